@@ -1,0 +1,149 @@
+//! What the data path counts. The numbers are stable: one that is retired is never used again, so
+//! that graphs and alerts survive an upgrade.
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $label:literal;)+) => {
+        /// A counter, and for a dropped packet the reason. The value is its index in the per-CPU
+        /// array `COUNTERS`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Counter {
+            $($(#[doc = $doc])+ $name = $number,)+
+        }
+
+        impl Counter {
+            /// Every counter, by number.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The stable name, as printed and exported.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+
+            /// What it means, for a person.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc,)+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Not ours: handed to the kernel's stack.
+    Passed = 0, "passed";
+    /// Not configured yet: handed to the kernel's stack.
+    NotConfigured = 1, "not_configured";
+    /// An ARP request answered in place.
+    ArpAnswered = 2, "arp_answered";
+    /// A neighbour solicitation answered in place.
+    NdAnswered = 3, "nd_answered";
+    /// A packet put into a tunnel.
+    Encapsulated = 4, "encapsulated";
+    /// A packet taken out of a tunnel and sent to its host.
+    Decapsulated = 5, "decapsulated";
+    /// A packet for a host of the same network, sent to us by a stale neighbour cache, forwarded.
+    Hairpinned = 6, "hairpinned";
+    /// A TCP SYN whose MSS was lowered to what the tunnel carries.
+    MssClamped = 7, "mss_clamped";
+    /// An ICMP "fragmentation needed" sent to the source of a packet with DF.
+    FragNeededSent = 8, "frag_needed_sent";
+    /// An ICMPv6 "packet too big" sent to the source.
+    PacketTooBigSent = 9, "packet_too_big_sent";
+    /// A packet over the tunnel's MTU and without DF, handed to user space to be split.
+    SlowSplit = 10, "slow_split";
+    /// A packet whose host is not resolved yet, handed to user space to wait.
+    SlowUnresolved = 11, "slow_unresolved";
+    /// A neighbour seen on a tenant network, reported to user space.
+    NeighbourSeen = 12, "neighbour_seen";
+    /// A neighbour seen on a tenant network that could not be reported: the ring was full.
+    NeighbourSeenLost = 13, "neighbour_seen_lost";
+    /// An address probe (ARP probe, duplicate address detection) left unanswered, because only the
+    /// prefix and not the address itself is known to be in use.
+    ProbeIgnored = 14, "probe_ignored";
+    /// ARP or neighbour discovery for an address that is not ours to answer, on a tenant-only port.
+    ControlIgnored = 15, "control_ignored";
+
+    /// Dropped: truncated, or its lengths contradict each other.
+    DropMalformed = 32, "drop_malformed";
+    /// Dropped: no network is attached to this interface and VLAN.
+    DropUnknownVlan = 33, "drop_unknown_vlan";
+    /// Dropped: more VLAN tags than outer and inner.
+    DropTooManyTags = 34, "drop_too_many_tags";
+    /// Dropped: the tenant is idle.
+    DropIdle = 35, "drop_idle";
+    /// Dropped: the source address is not one this port may speak for.
+    DropSourceGuard = 36, "drop_source_guard";
+    /// Dropped: broadcast, multicast or not IP, which a stretched network in proxy mode doesn't carry.
+    DropNotCarried = 37, "drop_not_carried";
+    /// Dropped: our own traffic came back to us.
+    DropLoop = 38, "drop_loop";
+    /// Dropped: a tunnel datagram for a network that does not exist here.
+    DropUnknownVni = 39, "drop_unknown_vni";
+    /// Dropped: a tunnel datagram from an address that is not the network's peer.
+    DropStranger = 40, "drop_stranger";
+    /// Dropped: a fragment of a tunnel datagram; RFC 7348 section 4.3 has none.
+    DropOuterFragment = 41, "drop_outer_fragment";
+    /// Dropped: the inner destination is not on this side, so it would go straight back.
+    DropSplitHorizon = 42, "drop_split_horizon";
+    /// Dropped: the inner source is an address of this side.
+    DropInnerSource = 43, "drop_inner_source";
+    /// Dropped: the tunnel's peer has no resolved next hop.
+    DropNoPeer = 44, "drop_no_peer";
+    /// Dropped: the ring to the slow path is full.
+    DropSlowRingFull = 45, "drop_slow_ring_full";
+    /// Dropped: the kernel could not grow or shrink the packet.
+    DropAdjust = 46, "drop_adjust";
+    /// Dropped: addressed to somebody else's MAC.
+    DropForeignMac = 47, "drop_foreign_mac";
+    /// Dropped: a network, tenant or peer that the maps name is missing.
+    DropInconsistent = 48, "drop_inconsistent";
+    /// Dropped: larger than the slow path takes.
+    DropTooLarge = 49, "drop_too_large";
+    /// Dropped: a link-local or otherwise unroutable unicast address, which is not stretched.
+    DropLinkLocal = 50, "drop_link_local";
+    /// Dropped: a tunnel datagram whose VXLAN header has no valid VNI.
+    DropBadVxlan = 51, "drop_bad_vxlan";
+    /// Dropped: over the MTU with IPv6 and itself an ICMPv6 error, about which no error may be sent
+    /// (RFC 4443 section 2.4).
+    DropNoErrorAboutError = 52, "drop_no_error_about_error";
+}
+
+impl Counter {
+    /// Entries of the per-CPU array: room to add without a new layout.
+    pub const SLOTS: u32 = 96;
+
+    /// Whether a packet ended here.
+    #[must_use]
+    pub const fn is_drop(self) -> bool {
+        self as u32 >= 32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn numbers_and_names_are_unique_and_fit() {
+        let numbers: BTreeSet<_> = Counter::ALL.iter().map(|c| *c as u32).collect();
+        let names: BTreeSet<_> = Counter::ALL.iter().map(|c| c.name()).collect();
+        assert_eq!(numbers.len(), Counter::ALL.len());
+        assert_eq!(names.len(), Counter::ALL.len());
+        assert!(numbers.last().is_some_and(|n| *n < Counter::SLOTS));
+        for counter in Counter::ALL {
+            assert_eq!(
+                counter.is_drop(),
+                counter.name().starts_with("drop_"),
+                "{counter:?}"
+            );
+            assert_eq!(
+                counter.is_drop(),
+                counter.help().starts_with("Dropped"),
+                "{counter:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Bounds of the data path. A table's size is also its memory bound; ARCHITECTURE.md lists both.
+
+/// Networks one appliance carries: every VLAN of a trunk, and room for tests beside them.
+pub const MAX_NETWORKS: u32 = 4096;
+/// `(interface, VLAN)` pairs attached to a network.
+pub const MAX_ATTACHMENTS: u32 = 8192;
+/// Tenants whose mode is kept apart in one appliance.
+pub const MAX_TENANTS: u32 = 1024;
+/// Tunnel ends an appliance may have.
+pub const MAX_PEERS: u32 = 1024;
+/// `(VNI, peer address)` pairs from which tunnel datagrams are accepted.
+pub const MAX_TUNNELS: u32 = 8192;
+/// Failed-over addresses.
+pub const MAX_ENDPOINTS: u32 = 131_072;
+/// Resolved hosts on tenant networks.
+pub const MAX_NEIGHBOURS: u32 = 131_072;
+/// Prefixes of one network.
+pub const MAX_PREFIXES: usize = 8;
+/// VLAN tags parsed in front of the payload: none, 802.1Q, or outer and inner (QinQ).
+pub const MAX_VLAN_TAGS: usize = 2;
+/// IPv6 extension headers walked when looking for TCP to clamp its MSS.
+pub const MAX_EXTENSION_HEADERS: usize = 4;
+/// TCP options walked when looking for the MSS option; 40 bytes of options hold at most this many
+/// that anybody sends before it.
+pub const MAX_TCP_OPTIONS: usize = 8;
+/// Bytes of the ring buffer that carries [`crate::events::NeighbourEvent`]; a power of two of pages.
+pub const NEIGHBOUR_RING_BYTES: u32 = 256 * 1024;
+/// Bytes of the ring buffer that carries [`crate::events::SlowPacket`]; a power of two of pages.
+pub const SLOW_RING_BYTES: u32 = 4 * 1024 * 1024;
+/// Largest frame the slow path takes, bytes from the Ethernet header on. Native XDP on the NICs we
+/// run on ends near 3.5 kB, so no larger linear frame can arrive.
+pub const SLOW_PACKET_BYTES: usize = 3584;
+/// Smallest inner MTU a network may be given, bytes: IPv6 needs 1280 (RFC 8200 section 5), and an
+/// ICMP error made in XDP quotes 512 bytes of what it reports.
+pub const MIN_INNER_MTU: u16 = 1280;
+/// Bytes of the offending packet that an ICMP error quotes. Within the 576 bytes of RFC 1812
+/// section 4.3.2.3 and the 1280 of RFC 4443 section 2.4, and a constant the verifier can follow.
+pub const ICMP_QUOTE_BYTES: usize = 512;

@@ -1,0 +1,116 @@
+//! Wire constants and the outer header of a plain tunnel.
+//!
+//! Constants that are compared with bytes loaded from a packet are given as `u16` values in host
+//! byte order; the programs convert them at compile time.
+
+/// Ethernet header, bytes.
+pub const ETH_LEN: usize = 14;
+/// One 802.1Q tag, bytes.
+pub const VLAN_TAG_LEN: usize = 4;
+/// IPv4 header without options, bytes.
+pub const IPV4_LEN: usize = 20;
+/// IPv6 header, bytes.
+pub const IPV6_LEN: usize = 40;
+/// UDP header, bytes.
+pub const UDP_LEN: usize = 8;
+/// VXLAN header, bytes (RFC 7348 section 5).
+pub const VXLAN_LEN: usize = 8;
+/// ARP for Ethernet and IPv4, bytes (RFC 826).
+pub const ARP_LEN: usize = 28;
+
+/// IPv4.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// ARP.
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// 802.1Q customer tag.
+pub const ETHERTYPE_8021Q: u16 = 0x8100;
+/// 802.1ad service tag.
+pub const ETHERTYPE_8021AD: u16 = 0x88a8;
+/// IPv6.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+/// ICMP (RFC 792).
+pub const IPPROTO_ICMP: u8 = 1;
+/// TCP (RFC 9293).
+pub const IPPROTO_TCP: u8 = 6;
+/// UDP (RFC 768).
+pub const IPPROTO_UDP: u8 = 17;
+/// ICMPv6 (RFC 4443).
+pub const IPPROTO_ICMPV6: u8 = 58;
+
+/// The port IANA gave VXLAN (RFC 7348 section 8).
+pub const VXLAN_PORT: u16 = 4789;
+/// The `I` flag: the VNI is valid (RFC 7348 section 5).
+pub const VXLAN_FLAG_VNI: u8 = 0x08;
+/// Largest VXLAN network identifier: 24 bits.
+pub const VNI_MAX: u32 = 0x00ff_ffff;
+
+/// Lowest source port of a tunnel datagram; the range is 49152 to 65535 (RFC 7348 section 5).
+pub const SOURCE_PORT_MIN: u16 = 49152;
+
+/// Outer Ethernet, IPv4, UDP and VXLAN headers, bytes.
+pub const OUTER_V4_LEN: usize = ETH_LEN + IPV4_LEN + UDP_LEN + VXLAN_LEN;
+/// Outer Ethernet, IPv6, UDP and VXLAN headers, bytes.
+pub const OUTER_V6_LEN: usize = ETH_LEN + IPV6_LEN + UDP_LEN + VXLAN_LEN;
+/// What a plain tunnel over IPv4 takes from the path MTU, bytes: inner Ethernet included.
+pub const OVERHEAD_V4: u16 = (IPV4_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN) as u16;
+/// What a plain tunnel over IPv6 takes from the path MTU, bytes: inner Ethernet included.
+pub const OVERHEAD_V6: u16 = (IPV6_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN) as u16;
+
+/// A tunnel datagram's source port, host byte order, from a hash of the inner flow: the entropy that
+/// spreads flows over the paths and queues between the appliances (RFC 7348 section 5).
+#[inline(always)]
+#[must_use]
+pub const fn source_port(hash: u32) -> u16 {
+    let mixed = hash.wrapping_mul(0x9e37_79b1);
+    SOURCE_PORT_MIN | ((mixed >> 18) as u16 & 0x3fff)
+}
+
+/// The MAC address of the inner Ethernet header of network `vni`. The receiving appliance routes by
+/// inner address and writes its own Ethernet header, so this is for a reader of captures: a locally
+/// administered unicast address that spells the VNI.
+#[inline(always)]
+#[must_use]
+pub const fn inner_mac(vni: u32) -> [u8; 6] {
+    [
+        0x02,
+        0x43,
+        0x57,
+        (vni >> 16) as u8,
+        (vni >> 8) as u8,
+        vni as u8,
+    ]
+}
+
+/// The MSS that fits an inner MTU: MTU less the IP and TCP headers without options (RFC 9293 section
+/// 3.7.1, RFC 6691). Host byte order.
+#[inline(always)]
+#[must_use]
+pub const fn mss_for(inner_mtu: u16, ipv6: bool) -> u16 {
+    let headers = if ipv6 { 60 } else { 40 };
+    inner_mtu.saturating_sub(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overheads_are_those_of_rfc_7348() {
+        assert_eq!(OVERHEAD_V4, 50);
+        assert_eq!(OVERHEAD_V6, 70);
+        assert_eq!(mss_for(1450, false), 1410);
+        assert_eq!(mss_for(1450, true), 1390);
+    }
+
+    #[test]
+    fn source_ports_stay_in_the_dynamic_range_and_spread() {
+        let mut seen = std::collections::BTreeSet::new();
+        for hash in 0..10_000u32 {
+            let port = source_port(hash);
+            assert!(port >= SOURCE_PORT_MIN);
+            seen.insert(port);
+        }
+        assert!(seen.len() > 6_000, "only {} ports", seen.len());
+    }
+}
