@@ -1,1 +1,97 @@
-fn main(){}
+//! The XDP programs of the appliance.
+//!
+//! For: classifying frames, answering ARP and neighbour discovery, and carrying packets between a
+//! tenant's network and a VXLAN tunnel, wholly in the driver. Never: policy, resolution, timers,
+//! or a log line per packet; user space writes the maps, and these programs follow them.
+//!
+//! ```text
+//!   access    a tenant-only port ........ ARP/ND, encapsulate, hairpin, or drop with a reason
+//!   uplink    the tunnels' port ......... decapsulate, or pass
+//!   combined  one NIC is both ........... a tunnel datagram? uplink : access
+//! ```
+//!
+//! What is not provably ours is passed. From the first byte written on, any failure is a counted
+//! drop. Packet life and map table: ARCHITECTURE.md.
+#![no_std]
+#![cfg_attr(target_arch = "bpf", no_main)]
+#![expect(
+    missing_docs,
+    reason = "the #[xdp] macro makes an entry point without documentation"
+)]
+#![cfg_attr(
+    not(target_arch = "bpf"),
+    expect(dead_code, reason = "on the host the programs are linted, not run")
+)]
+
+mod access;
+mod addr;
+mod arp;
+mod count;
+mod decap;
+mod encap;
+mod icmp;
+mod maps;
+mod mss;
+mod nd;
+mod packet;
+mod report;
+mod slow;
+mod tables;
+
+use appliance_common::counters::Counter;
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+
+use crate::{count::count, packet::Outcome};
+
+/// A port that only tenants are on.
+#[xdp]
+pub fn access(ctx: XdpContext) -> u32 {
+    if !tables::configured() {
+        return finish(Outcome::Pass(Counter::NotConfigured));
+    }
+    finish(access::process(&ctx, access::Port::TenantOnly))
+}
+
+/// The port the tunnels are on.
+#[xdp]
+pub fn uplink(ctx: XdpContext) -> u32 {
+    if !tables::configured() {
+        return finish(Outcome::Pass(Counter::NotConfigured));
+    }
+    finish(decap::process(&ctx).unwrap_or(Outcome::Pass(Counter::Passed)))
+}
+
+/// A port that is both, as the tenant appliance's first interface is.
+#[xdp]
+pub fn combined(ctx: XdpContext) -> u32 {
+    if !tables::configured() {
+        return finish(Outcome::Pass(Counter::NotConfigured));
+    }
+    match decap::process(&ctx) {
+        Some(outcome) => finish(outcome),
+        None => finish(access::process(&ctx, access::Port::Shared)),
+    }
+}
+
+/// The one table from what was decided to what the driver does, and the one place that counts it.
+#[inline(always)]
+fn finish(outcome: Outcome) -> u32 {
+    let (counter, action) = match outcome {
+        Outcome::Pass(counter) => (counter, xdp_action::XDP_PASS),
+        Outcome::Drop(counter) => (counter, xdp_action::XDP_DROP),
+        Outcome::Send(counter, action) => (counter, action),
+    };
+    count(counter);
+    action
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program in which this could be reached.
+    loop {}
+}
+
+/// On the host these programs are only linted; they run where `cargo xtask build-ebpf` puts them.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,0 +1,341 @@
+//! The tenant's port: what to do with a frame that a host sent.
+
+use appliance_common::{
+    counters::Counter,
+    events::SlowReason,
+    maps::{AttachmentKey, Network, attachment_flags},
+    wire::{
+        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
+        IPV4_LEN, IPV6_LEN, mss_for,
+    },
+};
+use aya_ebpf::programs::XdpContext;
+
+use crate::{
+    addr::{Words, is_link_local, v4, v4_is_host, v6_is_host},
+    arp,
+    encap::{self, Inner},
+    icmp,
+    maps::ATTACHMENTS,
+    mss, nd,
+    packet::{L2, L2Error, Mac, Outcome, Window, frame_len, ingress},
+    slow,
+    tables::{
+        gateway, is_endpoint, is_here, is_partial, is_provider, neighbour, network, prefix_of,
+    },
+};
+
+/// Who else is on the port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Only a tenant: what is not carried is dropped.
+    TenantOnly,
+    /// The appliance's own stack too: what is not for the data path is passed.
+    Shared,
+}
+
+/// What is not for the data path: to the kernel where it shares the port, else dropped for `reason`.
+#[inline(always)]
+pub fn leave(port: Port, reason: Counter) -> Outcome {
+    match port {
+        Port::Shared => Outcome::Pass(Counter::Passed),
+        Port::TenantOnly => Outcome::Drop(reason),
+    }
+}
+
+/// A frame, classified.
+pub struct Arrival {
+    /// Its Ethernet header.
+    pub l2: L2,
+    /// Its network.
+    pub network: &'static Network,
+    /// The network's slot.
+    pub slot: u32,
+    /// Our MAC on the port.
+    pub mac: Mac,
+    /// Who else is on the port.
+    pub port: Port,
+    /// Whether the tenant is in partial failover.
+    pub partial: bool,
+}
+
+/// A frame on a port; `program` says what a frame without an attachment is.
+#[inline(always)]
+pub fn process(ctx: &XdpContext, program: Port) -> Outcome {
+    let l2 = match L2::parse(ctx) {
+        Ok(l2) => l2,
+        Err(L2Error::Truncated) => return leave(program, Counter::DropMalformed),
+        Err(L2Error::TooManyTags) => return leave(program, Counter::DropTooManyTags),
+    };
+    // SAFETY: the fields are read at once; preallocated entries are never unmapped.
+    let attachment = unsafe {
+        ATTACHMENTS.get(AttachmentKey {
+            ifindex: ingress(ctx),
+            outer: l2.outer,
+            inner: l2.inner,
+        })
+    };
+    let Some(attachment) = attachment else {
+        return leave(program, Counter::DropUnknownVlan);
+    };
+    let port = if attachment.flags & attachment_flags::HOST != 0 {
+        Port::Shared
+    } else {
+        Port::TenantOnly
+    };
+    let mac = Mac::new(attachment.mac);
+    if l2.source == mac {
+        return Outcome::Drop(Counter::DropLoop);
+    }
+    let slot = attachment.network;
+    let Some(network) = network(slot) else {
+        return leave(port, Counter::DropInconsistent);
+    };
+    let arrival = Arrival {
+        l2,
+        network,
+        slot,
+        mac,
+        port,
+        partial: is_partial(network),
+    };
+    match l2.tags {
+        0 => by_type::<14>(ctx, &arrival),
+        1 => by_type::<18>(ctx, &arrival),
+        _ => by_type::<22>(ctx, &arrival),
+    }
+}
+
+/// `L3` is where the payload begins: a constant for the verifier's and the packet's speed's sake.
+#[inline(always)]
+fn by_type<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
+    match arrival.l2.ethertype {
+        ETHERTYPE_IPV4 => ipv4::<L3>(ctx, arrival),
+        ETHERTYPE_IPV6 => ipv6::<L3>(ctx, arrival),
+        ETHERTYPE_ARP => arp::process::<L3>(ctx, arrival),
+        // A stretched network in proxy mode carries IP.
+        _ => leave(arrival.port, Counter::DropNotCarried),
+    }
+}
+
+/// What is the same for every IP packet before its addresses are looked at.
+#[inline(always)]
+fn refuse(arrival: &Arrival) -> Option<Outcome> {
+    if arrival.l2.destination.is_group() {
+        return Some(leave(arrival.port, Counter::DropNotCarried));
+    }
+    if arrival.l2.destination != arrival.mac {
+        return Some(leave(arrival.port, Counter::DropForeignMac));
+    }
+    if !arrival.partial {
+        return Some(leave(arrival.port, Counter::DropIdle));
+    }
+    None
+}
+
+/// Whether this port may speak for `source`: at the provider a replica, by its address; at the
+/// production site anybody of the network, or the router for hosts behind it, but never a machine
+/// that is failed over.
+#[inline(always)]
+fn may_speak(network: &Network, source: Words, ipv6: bool) -> bool {
+    let endpoint = is_endpoint(network, source);
+    if is_provider(network) {
+        return endpoint;
+    }
+    !endpoint && (prefix_of(network, source).is_some() || gateway(network, ipv6).is_some())
+}
+
+#[inline(never)]
+fn ipv4<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
+    let Some(w) = Window::<IPV4_LEN>::at(ctx, L3) else {
+        return leave(arrival.port, Counter::DropMalformed);
+    };
+    let first = w.get::<u8, 0>();
+    let header = ((first & 0x0f) as usize) * 4;
+    let total = u16::from_be(w.get::<u16, 2>()) as usize;
+    if first >> 4 != 4 || header < IPV4_LEN || total < header || L3 + total > frame_len(ctx) {
+        return leave(arrival.port, Counter::DropMalformed);
+    }
+    if let Some(outcome) = refuse(arrival) {
+        return outcome;
+    }
+    let fragment = u16::from_be(w.get::<u16, 6>());
+    let protocol = w.get::<u8, 9>();
+    let source_word = w.get::<u32, 12>();
+    let destination_word = w.get::<u32, 16>();
+    if !v4_is_host(destination_word) {
+        return leave(arrival.port, Counter::DropNotCarried);
+    }
+    let (source, destination) = (v4(source_word), v4(destination_word));
+    let network = arrival.network;
+    let speaks = v4_is_host(source_word) && may_speak(network, source, false);
+    if is_here(network, destination) {
+        return stays::<L3>(ctx, arrival, &destination, ETHERTYPE_IPV4, speaks);
+    }
+    if !speaks {
+        return Outcome::Drop(Counter::DropSourceGuard);
+    }
+
+    let unfragmented = fragment & 0x3fff == 0;
+    if total > network.mtu as usize {
+        const DF: u16 = 0x4000;
+        if fragment & DF == 0 {
+            return slow::hand_over(ctx, network, L3 as u16, SlowReason::Split, &destination);
+        }
+        if fragment & 0x1fff != 0 || is_icmp_error(ctx, L3 + header, protocol) {
+            return Outcome::Drop(Counter::DropNoErrorAboutError);
+        }
+        return icmp::frag_needed::<L3>(ctx, arrival, source_word, destination_word);
+    }
+
+    let mut hash = source_word ^ destination_word.rotate_left(13) ^ ((protocol as u32) << 16);
+    if unfragmented && (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP) {
+        if header == IPV4_LEN
+            && let Some(w) = Window::<8>::at(ctx, L3 + IPV4_LEN)
+        {
+            hash ^= w.get::<u32, 0>();
+        }
+        if protocol == IPPROTO_TCP {
+            clamp_tcp::<L3>(ctx, header, network.mtu);
+        }
+    }
+    let inner = Inner {
+        ethertype: ETHERTYPE_IPV4,
+        hash,
+        len: total,
+        slot: arrival.slot,
+    };
+    encap::into_tunnel::<L3>(ctx, network, &inner)
+}
+
+/// Clamps the MSS of a SYN; `header` is the IPv4 header's length. Without IP options, anything but a
+/// SYN costs a load and a compare.
+#[inline(always)]
+fn clamp_tcp<const L3: usize>(ctx: &XdpContext, header: usize, mtu: u16) {
+    if header == IPV4_LEN {
+        let Some(w) = Window::<20>::at(ctx, L3 + IPV4_LEN) else {
+            return;
+        };
+        if w.get::<u8, 13>() & mss::SYN == 0 {
+            return;
+        }
+    }
+    mss::clamp(ctx, (L3 + header) as u32, mss_for(mtu, false));
+}
+
+/// Whether the packet is itself an ICMP error, about which none may be sent (RFC 1122 section
+/// 3.2.2): unreachable, source quench, redirect, time exceeded, parameter problem.
+#[inline(always)]
+fn is_icmp_error(ctx: &XdpContext, l4: usize, protocol: u8) -> bool {
+    if protocol != appliance_common::wire::IPPROTO_ICMP {
+        return false;
+    }
+    match mss::byte(ctx, l4 as u32) {
+        Some(kind) => matches!(kind, 3 | 4 | 5 | 11 | 12),
+        None => true,
+    }
+}
+
+#[inline(never)]
+fn ipv6<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
+    let Some(w) = Window::<IPV6_LEN>::at(ctx, L3) else {
+        return leave(arrival.port, Counter::DropMalformed);
+    };
+    let total = IPV6_LEN + u16::from_be(w.get::<u16, 4>()) as usize;
+    if w.get::<u8, 0>() >> 4 != 6 || L3 + total > frame_len(ctx) {
+        return leave(arrival.port, Counter::DropMalformed);
+    }
+    let next = w.get::<u8, 6>();
+    let source = w.get::<Words, 8>();
+    let destination = w.get::<Words, 24>();
+    let mut kind = 0;
+    if next == IPPROTO_ICMPV6 {
+        let Some(w) = Window::<8>::at(ctx, L3 + IPV6_LEN) else {
+            return leave(arrival.port, Counter::DropMalformed);
+        };
+        kind = w.get::<u8, 0>();
+        if nd::is_link_scoped(kind) {
+            return nd::process::<L3>(ctx, arrival, kind, total);
+        }
+    }
+    if let Some(outcome) = refuse(arrival) {
+        return outcome;
+    }
+    if is_link_local(source) || is_link_local(destination) {
+        return leave(arrival.port, Counter::DropLinkLocal);
+    }
+    if !v6_is_host(destination) {
+        return leave(arrival.port, Counter::DropNotCarried);
+    }
+    let network = arrival.network;
+    let speaks = v6_is_host(source) && may_speak(network, source, true);
+    if is_here(network, destination) {
+        return stays::<L3>(ctx, arrival, &destination, ETHERTYPE_IPV6, speaks);
+    }
+    if !speaks {
+        return Outcome::Drop(Counter::DropSourceGuard);
+    }
+    if total > network.mtu as usize {
+        // Types below 128 are errors (RFC 4443 section 2.1).
+        if next == IPPROTO_ICMPV6 && kind < 128 {
+            return Outcome::Drop(Counter::DropNoErrorAboutError);
+        }
+        return icmp::packet_too_big::<L3>(ctx, arrival, &source, &destination);
+    }
+
+    let mut hash = source[0]
+        ^ source[1]
+        ^ source[2]
+        ^ source[3].rotate_left(5)
+        ^ (destination[0] ^ destination[1] ^ destination[2] ^ destination[3]).rotate_left(13)
+        ^ ((next as u32) << 16);
+    let mut tcp = 0;
+    if next == IPPROTO_TCP || next == IPPROTO_UDP {
+        if let Some(w) = Window::<8>::at(ctx, L3 + IPV6_LEN) {
+            hash ^= w.get::<u32, 0>();
+        }
+        if next == IPPROTO_TCP {
+            let syn = Window::<20>::at(ctx, L3 + IPV6_LEN)
+                .is_some_and(|w| w.get::<u8, 13>() & mss::SYN != 0);
+            if syn {
+                tcp = L3 + IPV6_LEN;
+            }
+        }
+    } else if mss::is_extension(next) {
+        tcp = mss::tcp_behind_extensions(ctx, (L3 + IPV6_LEN) as u32, next) as usize;
+    }
+    if tcp != 0 {
+        mss::clamp(ctx, tcp as u32, mss_for(network.mtu, true));
+    }
+    let inner = Inner {
+        ethertype: ETHERTYPE_IPV6,
+        hash,
+        len: total,
+        slot: arrival.slot,
+    };
+    encap::into_tunnel::<L3>(ctx, network, &inner)
+}
+
+/// A packet to our MAC for a host on this same side: sent by a neighbour cache that is not corrected
+/// yet. It is forwarded, so that a failback loses nothing.
+#[inline(always)]
+fn stays<const L3: usize>(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    destination: &Words,
+    ethertype: u16,
+    speaks: bool,
+) -> Outcome {
+    let network = arrival.network;
+    match neighbour(network, *destination) {
+        Some(_) if !speaks => Outcome::Drop(Counter::DropSourceGuard),
+        Some(neighbour) => encap::deliver::<L3>(ctx, neighbour, ethertype, Counter::Hairpinned),
+        // Our own address is never in the table: this is how the kernel gets its packets.
+        None if arrival.port == Port::Shared => Outcome::Pass(Counter::Passed),
+        None if !speaks => Outcome::Drop(Counter::DropSourceGuard),
+        None if prefix_of(network, *destination).is_none() => {
+            Outcome::Drop(Counter::DropSplitHorizon)
+        }
+        None => slow::hand_over(ctx, network, L3 as u16, SlowReason::Unresolved, destination),
+    }
+}

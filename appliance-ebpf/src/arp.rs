@@ -1,0 +1,114 @@
+//! ARP (RFC 826), answered in place for exactly the addresses the mode says.
+
+use appliance_common::{counters::Counter, events::Heard, maps::Network, wire::ARP_LEN};
+use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
+
+use crate::{
+    access::{Arrival, leave},
+    addr::{Words, v4, v4_is_host},
+    packet::{Mac, Outcome, Window, turn_round},
+    report::heard,
+    tables::{gateway, is_endpoint, is_here, is_provider, prefix_of},
+};
+
+/// Ethernet and IPv4, six and four bytes.
+const ETHERNET_IPV4: u64 = u64::from_ne_bytes([0, 1, 8, 0, 6, 4, 0, 0]);
+/// The bytes of that, without the operation.
+const KIND_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+const REQUEST: u16 = 1;
+const REPLY: u16 = 2;
+
+/// An ARP packet on a tenant port; `L3` is where it begins.
+#[inline(never)]
+pub fn process<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
+    let &Arrival {
+        ref l2,
+        network,
+        mac: our_mac,
+        port,
+        partial,
+        ..
+    } = arrival;
+    let Some(w) = Window::<ARP_LEN>::at(ctx, L3) else {
+        return leave(port, Counter::DropMalformed);
+    };
+    let kind = w.get::<u64, 0>();
+    if kind & KIND_MASK != ETHERNET_IPV4 {
+        return leave(port, Counter::DropMalformed);
+    }
+    let operation = u16::from_be(w.get::<u16, 6>());
+    let sender_mac = Mac(w.get::<u32, 8>(), w.get::<u16, 12>());
+    let sender_word = w.get::<u32, 14>();
+    let target_word = w.get::<u32, 24>();
+    let sender = v4(sender_word);
+    let target = v4(target_word);
+    let announcement = sender_word == target_word;
+    let probe = sender_word == 0;
+
+    let answer = partial
+        && operation == REQUEST
+        && !sender_mac.is_group()
+        && !sender_mac.is_zero()
+        && is_ours(network, target, target_word, announcement);
+    let known_sender = v4_is_host(sender_word)
+        && if partial {
+            is_here(network, sender)
+        } else {
+            !is_provider(network)
+        };
+    if known_sender {
+        let kind = match operation {
+            REQUEST if announcement => Heard::Announced,
+            REQUEST if answer => Heard::AskedUs,
+            REQUEST => Heard::AskedOther,
+            REPLY if announcement || l2.destination.is_group() => Heard::Announced,
+            _ => Heard::Answered,
+        };
+        heard(ctx, l2, network, sender, sender_mac, kind);
+    }
+    if !answer {
+        return leave(port, Counter::ControlIgnored);
+    }
+    if probe && is_provider(network) && !is_gateway(network, target) {
+        // Only the prefix says that the address is at the other site. A replica that boots before
+        // it is made an endpoint must not be told that its address is taken (RFC 5227).
+        crate::count::count(Counter::ProbeIgnored);
+        return leave(port, Counter::ControlIgnored);
+    }
+
+    let Some(head) = Window::<12>::at(ctx, 0) else {
+        return Outcome::Drop(Counter::DropMalformed);
+    };
+    turn_round(head, sender_mac, our_mac);
+    w.set::<u16, 6>(REPLY.to_be());
+    w.set::<u32, 8>(our_mac.0);
+    w.set::<u16, 12>(our_mac.1);
+    w.set::<u32, 14>(target_word);
+    w.set::<u32, 18>(sender_mac.0);
+    w.set::<u16, 22>(sender_mac.1);
+    w.set::<u32, 24>(sender_word);
+    Outcome::Send(Counter::ArpAnswered, xdp_action::XDP_TX)
+}
+
+/// Whether requests for `target` are ours to answer.
+#[inline(always)]
+fn is_ours(network: &Network, target: Words, target_word: u32, announcement: bool) -> bool {
+    if !v4_is_host(target_word) {
+        return false;
+    }
+    let endpoint = is_endpoint(network, target);
+    if !is_provider(network) {
+        // A machine that announces a failed-over address is answered too: the address is in use.
+        return endpoint;
+    }
+    if endpoint || announcement {
+        return false;
+    }
+    is_gateway(network, target)
+        || prefix_of(network, target).is_some_and(|p| !p.is_v4_edge(&crate::addr::bytes(target)))
+}
+
+#[inline(always)]
+fn is_gateway(network: &Network, target: Words) -> bool {
+    gateway(network, false) == Some(target)
+}

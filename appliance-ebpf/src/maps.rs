@@ -1,0 +1,67 @@
+//! All maps: key, value, writer, size. Memory: ARCHITECTURE.md, measured by a test.
+
+use appliance_common::{
+    counters::Counter,
+    limits::{
+        MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_PEERS, MAX_TENANTS,
+        MAX_TUNNELS, NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES,
+    },
+    maps::{
+        Attachment, AttachmentKey, Config, Endpoint, HostKey, Neighbour, Network, NetworkStats,
+        Peer, Tenant, Tunnel, TunnelKey,
+    },
+};
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+
+/// One entry. Written by user space.
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// `(interface, VLAN tags)` to network. Written by user space.
+#[map]
+pub static ATTACHMENTS: HashMap<AttachmentKey, Attachment> =
+    HashMap::with_max_entries(MAX_ATTACHMENTS, 0);
+
+/// Networks by slot. Written by user space.
+#[map]
+pub static NETWORKS: Array<Network> = Array::with_max_entries(MAX_NETWORKS, 0);
+
+/// Modes by tenant slot. Written by user space; a switch is one 8-byte store.
+#[map]
+pub static TENANTS: Array<Tenant> = Array::with_max_entries(MAX_TENANTS, 0);
+
+/// Outer headers by peer slot. Written by user space.
+#[map]
+pub static PEERS: Array<Peer> = Array::with_max_entries(MAX_PEERS, 0);
+
+/// `(VNI, peer address)` to network. Written by user space.
+#[map]
+pub static TUNNELS: HashMap<TunnelKey, Tunnel> = HashMap::with_max_entries(MAX_TUNNELS, 0);
+
+/// Failed-over addresses. Written by user space.
+#[map]
+pub static ENDPOINTS: HashMap<HostKey, Endpoint> = HashMap::with_max_entries(MAX_ENDPOINTS, 0);
+
+/// Resolved hosts. Written by user space; the programs set two flag bits.
+#[map]
+pub static NEIGHBOURS: HashMap<HostKey, Neighbour> = HashMap::with_max_entries(MAX_NEIGHBOURS, 0);
+
+/// Per-CPU counters by [`Counter`]. Written by the programs.
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::SLOTS, 0);
+
+/// Per-CPU traffic by network slot. Written by the programs.
+#[map]
+pub static NETWORK_STATS: PerCpuArray<NetworkStats> =
+    PerCpuArray::with_max_entries(MAX_NETWORKS, 0);
+
+/// Hosts heard, for the neighbour engine. Written by the programs.
+#[map]
+pub static NEIGHBOUR_EVENTS: RingBuf = RingBuf::with_byte_size(NEIGHBOUR_RING_BYTES, 0);
+
+/// Packets for the slow path. Written by the programs.
+#[map]
+pub static SLOW_PACKETS: RingBuf = RingBuf::with_byte_size(SLOW_RING_BYTES, 0);

@@ -1,0 +1,225 @@
+//! Neighbour discovery (RFC 4861), answered in place for exactly the addresses the mode says.
+
+use appliance_common::{counters::Counter, events::Heard, wire::IPV6_LEN};
+use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
+
+use crate::{
+    access::{Arrival, leave},
+    addr::{NONE, Words, is_link_local, v6_is_host},
+    count::count,
+    packet::{Mac, Outcome, Window, frame_len, turn_round},
+    report::heard,
+    tables::{gateway, is_endpoint, is_here, is_provider, prefix_of},
+};
+
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+/// A neighbour message without options, bytes.
+const MESSAGE_LEN: usize = 24;
+/// A neighbour advertisement with the target's link-layer address, bytes.
+const ANSWER_LEN: usize = 32;
+
+const ROUTER: u32 = 0x8000_0000;
+const SOLICITED: u32 = 0x4000_0000;
+const OVERRIDE: u32 = 0x2000_0000;
+
+/// Router and neighbour discovery and redirect: types 133 to 137, which never leave their link
+/// (RFC 4861 section 4), so a tunnel that keeps the hop limit must not carry them.
+#[inline(always)]
+pub const fn is_link_scoped(kind: u8) -> bool {
+    matches!(kind, 133..=137)
+}
+
+/// A discovery message of type `kind` on a tenant port; the IPv6 header is at `L3` and counts `total`
+/// bytes with its own.
+#[inline(always)]
+pub fn process<const L3: usize>(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    kind: u8,
+    total: usize,
+) -> Outcome {
+    let network = arrival.network;
+    if kind != SOLICITATION && kind != ADVERTISEMENT {
+        return leave(arrival.port, Counter::DropNotCarried);
+    }
+    let (Some(ip), Some(w)) = (
+        Window::<IPV6_LEN>::at(ctx, L3),
+        Window::<MESSAGE_LEN>::at(ctx, L3 + IPV6_LEN),
+    ) else {
+        return leave(arrival.port, Counter::DropMalformed);
+    };
+    // RFC 4861 section 7.1: hop limit 255, code 0, at least 24 bytes, a unicast target.
+    let target = w.get::<Words, 8>();
+    let multicast = target[0].to_ne_bytes()[0] == 0xff;
+    if ip.get::<u8, 7>() != 255
+        || w.get::<u8, 1>() != 0
+        || total < IPV6_LEN + MESSAGE_LEN
+        || multicast
+    {
+        return leave(arrival.port, Counter::DropMalformed);
+    }
+    let source = ip.get::<Words, 8>();
+
+    if kind == ADVERTISEMENT {
+        let solicited = u32::from_be(w.get::<u32, 4>()) & SOLICITED != 0;
+        let mac = target_mac::<L3>(ctx, arrival, total);
+        let kind = if solicited {
+            Heard::Answered
+        } else {
+            Heard::Announced
+        };
+        tell(ctx, arrival, target, mac, kind);
+        return leave(arrival.port, Counter::ControlIgnored);
+    }
+
+    let probe = source == NONE;
+    let answer = arrival.partial && is_ours(arrival, target);
+    if !probe {
+        let kind = if answer {
+            Heard::AskedUs
+        } else {
+            Heard::AskedOther
+        };
+        tell(ctx, arrival, source, arrival.l2.source, kind);
+    }
+    if !answer {
+        return leave(arrival.port, Counter::ControlIgnored);
+    }
+    let is_gateway = gateway(network, true) == Some(target);
+    if probe && is_provider(network) && !is_gateway {
+        // As for ARP probes: only the prefix says that the address is at the other site.
+        count(Counter::ProbeIgnored);
+        return leave(arrival.port, Counter::ControlIgnored);
+    }
+
+    let asker = arrival.l2.source;
+    if asker.is_group() || asker.is_zero() {
+        return leave(arrival.port, Counter::DropMalformed);
+    }
+    let delta = (L3 + IPV6_LEN + ANSWER_LEN) as i32 - frame_len(ctx) as i32;
+    // SAFETY: no pointer into the packet outlives this call; the verifier sees to it.
+    if delta != 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, delta) } != 0 {
+        return Outcome::Drop(Counter::DropAdjust);
+    }
+    let (Some(head), Some(ip), Some(w)) = (
+        Window::<12>::at(ctx, 0),
+        Window::<IPV6_LEN>::at(ctx, L3),
+        Window::<ANSWER_LEN>::at(ctx, L3 + IPV6_LEN),
+    ) else {
+        return Outcome::Drop(Counter::DropAdjust);
+    };
+    // RFC 4861 section 7.2.4: to the asker; to all nodes where the asker has no address yet.
+    let all_nodes: Words = [
+        u32::from_ne_bytes([0xff, 2, 0, 0]),
+        0,
+        0,
+        u32::from_ne_bytes([0, 0, 0, 1]),
+    ];
+    let all_nodes_mac = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
+    let (to, to_mac, mut flags) = if probe {
+        (all_nodes, all_nodes_mac, OVERRIDE)
+    } else {
+        (source, asker, SOLICITED | OVERRIDE)
+    };
+    // Override, though section 7.2.8 asks proxies to leave it out: the machine is really elsewhere,
+    // and a cache that still holds its old MAC must let go of it. Router for the router's address,
+    // or hosts would strike it off their list of default routers (section 7.2.5).
+    if is_gateway {
+        flags |= ROUTER;
+    }
+    turn_round(head, to_mac, arrival.mac);
+    ip.set::<u32, 0>(u32::from_be(0x6000_0000));
+    ip.set::<u16, 4>((ANSWER_LEN as u16).to_be());
+    ip.set::<Words, 8>(target);
+    ip.set::<Words, 24>(to);
+    let mac = arrival.mac;
+    let fields = [
+        u32::from_ne_bytes([ADVERTISEMENT, 0, 0, 0]),
+        flags.to_be(),
+        target[0],
+        target[1],
+        target[2],
+        target[3],
+        // Target link-layer address, one unit of 8 bytes.
+        u32::from_ne_bytes([2, 1, mac.bytes()[0], mac.bytes()[1]]),
+        u32::from_ne_bytes([
+            mac.bytes()[2],
+            mac.bytes()[3],
+            mac.bytes()[4],
+            mac.bytes()[5],
+        ]),
+    ];
+    // The pseudo-header (RFC 8200 section 8.1): addresses, length, next header.
+    let mut sum = u64::from((ANSWER_LEN as u32).to_be());
+    sum += u64::from(u32::from_ne_bytes([0, 0, 0, 58]));
+    sum += add(target) + add(to);
+    sum += u64::from(fields[0]) + u64::from(fields[1]) + add(target);
+    sum += u64::from(fields[6]) + u64::from(fields[7]);
+    w.set::<u32, 0>(fields[0]);
+    w.set::<u16, 2>(!fold(sum));
+    w.set::<u32, 4>(fields[1]);
+    w.set::<Words, 8>(target);
+    w.set::<u32, 24>(fields[6]);
+    w.set::<u32, 28>(fields[7]);
+    Outcome::Send(Counter::NdAnswered, xdp_action::XDP_TX)
+}
+
+/// The sum of an address's words.
+#[inline(always)]
+fn add(words: Words) -> u64 {
+    u64::from(words[0]) + u64::from(words[1]) + u64::from(words[2]) + u64::from(words[3])
+}
+
+/// A sum of 32-bit words, folded to 16 bits: 2^16 is 1 in this arithmetic (RFC 1071 section 2(C)).
+#[inline(always)]
+pub fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+    appliance_common::checksum::fold(sum as u32)
+}
+
+/// Reports a host of this side.
+#[inline(always)]
+fn tell(ctx: &XdpContext, arrival: &Arrival, address: Words, mac: Mac, kind: Heard) {
+    let network = arrival.network;
+    // The router may speak from a link-local address; nobody else's is of use to us.
+    let known = v6_is_host(address) || gateway(network, true) == Some(address);
+    let here = if arrival.partial {
+        is_here(network, address)
+    } else {
+        !is_provider(network)
+    };
+    if known && here {
+        heard(ctx, &arrival.l2, network, address, mac, kind);
+    }
+}
+
+/// The MAC that an advertisement gives: its target link-layer address option, where that comes
+/// first (as every stack sends it), else the frame's source.
+#[inline(always)]
+fn target_mac<const L3: usize>(ctx: &XdpContext, arrival: &Arrival, total: usize) -> Mac {
+    if total >= IPV6_LEN + ANSWER_LEN
+        && let Some(w) = Window::<8>::at(ctx, L3 + IPV6_LEN + MESSAGE_LEN)
+        && w.get::<u8, 0>() == 2
+        && w.get::<u8, 1>() == 1
+    {
+        return Mac(w.get::<u32, 2>(), w.get::<u16, 6>());
+    }
+    arrival.l2.source
+}
+
+/// Whether solicitations for `target` are ours to answer.
+#[inline(always)]
+fn is_ours(arrival: &Arrival, target: Words) -> bool {
+    let network = arrival.network;
+    let endpoint = is_endpoint(network, target);
+    if !is_provider(network) {
+        return endpoint;
+    }
+    if endpoint {
+        return false;
+    }
+    gateway(network, true) == Some(target)
+        || (v6_is_host(target) && !is_link_local(target) && prefix_of(network, target).is_some())
+}

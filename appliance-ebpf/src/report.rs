@@ -1,0 +1,66 @@
+//! Tells user space of a host that was heard.
+
+use appliance_common::{
+    counters::Counter,
+    events::{Heard, NeighbourEvent},
+    maps::{Neighbour, Network, neighbour_flags},
+    wire::{ETH_LEN, VLAN_TAG_LEN},
+};
+use aya_ebpf::programs::XdpContext;
+
+use crate::{
+    addr::{Words, bytes, key},
+    count::count,
+    maps::{NEIGHBOUR_EVENTS, NEIGHBOURS},
+    packet::{L2, Mac, ingress},
+};
+
+/// Reports `address` at `mac`, unless the neighbour table says the same already; then it only marks
+/// the entry as heard. Bounded by the ring: a report that does not fit is counted.
+#[inline(always)]
+pub fn heard(ctx: &XdpContext, l2: &L2, network: &Network, address: Words, mac: Mac, kind: Heard) {
+    if mac.is_group() || mac.is_zero() {
+        return;
+    }
+    let ifindex = ingress(ctx);
+    match NEIGHBOURS.get_ptr_mut(key(network.vni, address)) {
+        Some(neighbour) => {
+            // SAFETY: the map returned a value; racing writers are answered in `tables::neighbour`.
+            let known = unsafe { &mut *neighbour };
+            if known.ifindex == ifindex && same_host(known, l2, mac) {
+                if known.flags & neighbour_flags::HEARD == 0 {
+                    known.flags |= neighbour_flags::HEARD;
+                }
+                return;
+            }
+        }
+        None => {
+            if matches!(kind, Heard::AskedOther) {
+                return;
+            }
+        }
+    }
+    let Some(mut record) = NEIGHBOUR_EVENTS.reserve::<NeighbourEvent>(0) else {
+        count(Counter::NeighbourSeenLost);
+        return;
+    };
+    record.write(NeighbourEvent {
+        vni: network.vni,
+        ifindex,
+        address: bytes(address),
+        mac: mac.bytes(),
+        outer: l2.outer,
+        inner: l2.inner,
+        kind: kind as u16,
+        reserved: 0,
+    });
+    record.submit(0);
+    count(Counter::NeighbourSeen);
+}
+
+/// Whether the entry names this MAC behind as many tags as the frame has.
+#[inline(always)]
+fn same_host(known: &Neighbour, l2: &L2, mac: Mac) -> bool {
+    let tags = (l2.outer != 0) as usize + (l2.inner != 0) as usize;
+    known.mac() == mac.bytes() && known.l2_len as usize == ETH_LEN + tags * VLAN_TAG_LEN
+}
