@@ -62,7 +62,7 @@ pub fn is_here(network: &Network, address: Words) -> bool {
 
 /// The prefix of the network that holds `address`.
 #[inline(always)]
-pub fn prefix_of<'n>(network: &'n Network, address: Words) -> Option<&'n Prefix> {
+pub fn prefix_of(network: &Network, address: Words) -> Option<&Prefix> {
     let address = bytes(address);
     let mut i = 0;
     while i < MAX_PREFIXES {

@@ -1,1 +1,47 @@
-//! (being written)
+//! What the tests of the data path and of the lab stand on.
+//!
+//! For: loading the XDP programs unpinned into a network namespace of their own, filling their maps,
+//! running packets through them with `BPF_PROG_TEST_RUN`, judging what comes out by a reference
+//! written independently of the programs, and driving labs. Never: part of the product, pinned maps,
+//! or an interface of the machine's own namespace.
+//!
+//! ```text
+//!   World ──fill──▶ maps ┐
+//!   packet::… ──bytes──▶ ├─ Harness::run ──▶ action, packet out ──▶ table::run  (exact fixtures)
+//!   Rng, mutate ──bytes─▶┘        │                              └▶ oracle::check (any packet)
+//!                                 └──▶ counters, ring-buffer records
+//! ```
+//!
+//! Tests need root, BPF and the built object. Where one is missing they print
+//! `SKIPPED: <test>: <why>` and return; `CAUSEWAY_REQUIRE_PRIVILEGED=1` makes that a failure.
+
+pub mod dump;
+pub mod harness;
+pub mod oracle;
+pub mod packet;
+pub mod rng;
+pub mod site;
+pub mod table;
+pub mod world;
+
+/// The name of the running test, as the test runner names its thread.
+#[must_use]
+pub fn test_name() -> String {
+    std::thread::current().name().unwrap_or("test").to_owned()
+}
+
+/// Says aloud that the running test did not run, or fails if `CAUSEWAY_REQUIRE_PRIVILEGED` is `1`.
+///
+/// # Panics
+///
+/// When the environment demands that nothing is skipped.
+pub fn skip(why: &str) {
+    let line = format!("SKIPPED: {}: {why}\n", test_name());
+    assert!(
+        std::env::var_os("CAUSEWAY_REQUIRE_PRIVILEGED").is_none_or(|v| v != "1"),
+        "{line}CAUSEWAY_REQUIRE_PRIVILEGED=1 lets nothing be skipped"
+    );
+    // Past the test runner's capture, so that a passing run shows it too.
+    use std::io::Write as _;
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
