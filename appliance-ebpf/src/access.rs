@@ -12,7 +12,9 @@ use appliance_common::{
 use aya_ebpf::programs::XdpContext;
 
 use crate::{
-    addr::{Words, is_link_local, v4, v4_is_host, v6_is_host},
+    addr::{
+        Words, bytes, is_link_local, v4, v4_is_host, v4_is_link_local, v4_may_be_edge, v6_is_host,
+    },
     arp,
     encap::{self, Inner},
     icmp,
@@ -163,11 +165,14 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
     let protocol = w.get::<u8, 9>();
     let source_word = w.get::<u32, 12>();
     let destination_word = w.get::<u32, 16>();
-    if !v4_is_host(destination_word) {
-        return leave(arrival.port, Counter::DropNotCarried);
+    if v4_is_link_local(source_word) || v4_is_link_local(destination_word) {
+        return leave(arrival.port, Counter::DropLinkLocal);
     }
     let (source, destination) = (v4(source_word), v4(destination_word));
     let network = arrival.network;
+    if !v4_is_host(destination_word) || is_directed_broadcast(network, destination_word) {
+        return leave(arrival.port, Counter::DropNotCarried);
+    }
     let speaks = v4_is_host(source_word) && may_speak(network, source, false);
     if is_here(network, destination) {
         return stays::<L3>(ctx, arrival, &destination, ETHERTYPE_IPV4, speaks);
@@ -196,7 +201,7 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
             hash ^= w.get::<u32, 0>();
         }
         if protocol == IPPROTO_TCP {
-            clamp_tcp::<L3>(ctx, header, network.mtu);
+            clamp_tcp::<L3>(ctx, header, total, network.mtu);
         }
     }
     let inner = Inner {
@@ -208,10 +213,10 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
     encap::into_tunnel::<L3>(ctx, network, &inner)
 }
 
-/// Clamps the MSS of a SYN; `header` is the IPv4 header's length. Without IP options, anything but a
+/// Clamps the MSS of a SYN; `header` and `total` are the IPv4 header's and packet's lengths. Without IP options, anything but a
 /// SYN costs a load and a compare.
 #[inline(always)]
-fn clamp_tcp<const L3: usize>(ctx: &XdpContext, header: usize, mtu: u16) {
+fn clamp_tcp<const L3: usize>(ctx: &XdpContext, header: usize, total: usize, mtu: u16) {
     if header == IPV4_LEN {
         let Some(w) = Window::<20>::at(ctx, L3 + IPV4_LEN) else {
             return;
@@ -220,7 +225,20 @@ fn clamp_tcp<const L3: usize>(ctx: &XdpContext, header: usize, mtu: u16) {
             return;
         }
     }
-    mss::clamp(ctx, (L3 + header) as u32, mss_for(mtu, false));
+    mss::clamp(
+        ctx,
+        (L3 + header) as u32,
+        (L3 + total) as u32,
+        mss_for(mtu, false),
+    );
+}
+
+/// Whether `word` is the network or broadcast address of one of the network's prefixes, so that it
+/// isn't one host's.
+#[inline(always)]
+pub fn is_directed_broadcast(network: &Network, word: u32) -> bool {
+    v4_may_be_edge(word)
+        && prefix_of(network, v4(word)).is_some_and(|p| p.is_v4_edge(&bytes(v4(word))))
 }
 
 /// Whether the packet is itself an ICMP error, about which none may be sent (RFC 1122 section
@@ -256,6 +274,17 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
         kind = w.get::<u8, 0>();
         if nd::is_link_scoped(kind) {
             return nd::process::<L3>(ctx, arrival, kind, total);
+        }
+    }
+    let mut behind = (next, 0usize);
+    if mss::is_extension(next) {
+        let found = mss::behind_extensions(ctx, (L3 + IPV6_LEN) as u32, next, (L3 + total) as u32);
+        behind = ((found >> 32) as u8, found as u32 as usize);
+        // Discovery is not answered behind extension headers (no stack sends it so), nor carried.
+        if behind.0 == IPPROTO_ICMPV6
+            && mss::byte(ctx, behind.1 as u32).is_none_or(nd::is_link_scoped)
+        {
+            return leave(arrival.port, Counter::DropNotCarried);
         }
     }
     if let Some(outcome) = refuse(arrival) {
@@ -301,11 +330,16 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
                 tcp = L3 + IPV6_LEN;
             }
         }
-    } else if mss::is_extension(next) {
-        tcp = mss::tcp_behind_extensions(ctx, (L3 + IPV6_LEN) as u32, next) as usize;
+    } else if mss::is_extension(next) && behind.0 == IPPROTO_TCP {
+        tcp = behind.1;
     }
     if tcp != 0 {
-        mss::clamp(ctx, tcp as u32, mss_for(network.mtu, true));
+        mss::clamp(
+            ctx,
+            tcp as u32,
+            (L3 + total) as u32,
+            mss_for(network.mtu, true),
+        );
     }
     let inner = Inner {
         ethertype: ETHERTYPE_IPV6,

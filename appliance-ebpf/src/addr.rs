@@ -45,6 +45,21 @@ pub const fn v4_is_host(word: u32) -> bool {
     first != 0 && first != 127 && first < 224
 }
 
+/// Whether an IPv4 address is link-local, 169.254.0.0/16 (RFC 3927 section 2.7: never forwarded).
+#[inline(always)]
+pub const fn v4_is_link_local(word: u32) -> bool {
+    let [a, b, ..] = word.to_ne_bytes();
+    a == 169 && b == 254
+}
+
+/// Whether the last byte of an IPv4 address lets it be the network or broadcast address of a prefix
+/// of at most 30 bits: spares most packets the look at the prefixes.
+#[inline(always)]
+pub const fn v4_may_be_edge(word: u32) -> bool {
+    let low = word.to_ne_bytes()[3] & 3;
+    low == 0 || low == 3
+}
+
 /// Whether an IPv6 address may be a host's and leave its link: not unspecified, loopback, mapped,
 /// multicast or link-local (RFC 4291 section 2.4).
 #[inline(always)]

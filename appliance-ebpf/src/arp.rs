@@ -5,7 +5,7 @@ use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 
 use crate::{
     access::{Arrival, leave},
-    addr::{Words, v4, v4_is_host},
+    addr::{Words, v4, v4_is_host, v4_is_link_local},
     packet::{Mac, Outcome, Window, turn_round},
     report::heard,
     tables::{gateway, is_endpoint, is_here, is_provider, prefix_of},
@@ -93,7 +93,7 @@ pub fn process<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome 
 /// Whether requests for `target` are ours to answer.
 #[inline(always)]
 fn is_ours(network: &Network, target: Words, target_word: u32, announcement: bool) -> bool {
-    if !v4_is_host(target_word) {
+    if !v4_is_host(target_word) || v4_is_link_local(target_word) {
         return false;
     }
     let endpoint = is_endpoint(network, target);

@@ -13,7 +13,8 @@ use appliance_common::{
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 
 use crate::{
-    addr::{NONE, Words, is_link_local, v4, v4_is_host, v6_is_host, words},
+    access::is_directed_broadcast,
+    addr::{NONE, Words, is_link_local, v4, v4_is_host, v4_is_link_local, v6_is_host, words},
     count::received,
     encap::{deliver, trim},
     mss, nd,
@@ -199,7 +200,10 @@ fn inner_ipv4<const FROM: usize>(ctx: &XdpContext, opened: &Opened) -> Outcome {
     let protocol = w.get::<u8, 9>();
     let source_word = w.get::<u32, 12>();
     let destination_word = w.get::<u32, 16>();
-    if !v4_is_host(destination_word) {
+    if v4_is_link_local(source_word) || v4_is_link_local(destination_word) {
+        return Outcome::Drop(Counter::DropLinkLocal);
+    }
+    if !v4_is_host(destination_word) || is_directed_broadcast(network, destination_word) {
         return Outcome::Drop(Counter::DropNotCarried);
     }
     let (source, destination) = (v4(source_word), v4(destination_word));
@@ -214,7 +218,12 @@ fn inner_ipv4<const FROM: usize>(ctx: &XdpContext, opened: &Opened) -> Outcome {
             || Window::<20>::at(ctx, FROM + IPV4_LEN)
                 .is_some_and(|w| w.get::<u8, 13>() & mss::SYN != 0);
         if syn {
-            mss::clamp(ctx, (FROM + header) as u32, mss_for(network.mtu, false));
+            mss::clamp(
+                ctx,
+                (FROM + header) as u32,
+                (FROM + total) as u32,
+                mss_for(network.mtu, false),
+            );
         }
     }
     to_host::<FROM>(ctx, opened, &destination, ETHERTYPE_IPV4, total)
@@ -262,10 +271,23 @@ fn inner_ipv6<const FROM: usize>(ctx: &XdpContext, opened: &Opened) -> Outcome {
             tcp = FROM + IPV6_LEN;
         }
     } else if mss::is_extension(next) {
-        tcp = mss::tcp_behind_extensions(ctx, (FROM + IPV6_LEN) as u32, next) as usize;
+        let found =
+            mss::behind_extensions(ctx, (FROM + IPV6_LEN) as u32, next, (FROM + total) as u32);
+        let (protocol, at) = ((found >> 32) as u8, found as u32);
+        if protocol == IPPROTO_ICMPV6 && mss::byte(ctx, at).is_none_or(nd::is_link_scoped) {
+            return Outcome::Drop(Counter::DropNotCarried);
+        }
+        if protocol == IPPROTO_TCP {
+            tcp = at as usize;
+        }
     }
     if tcp != 0 {
-        mss::clamp(ctx, tcp as u32, mss_for(network.mtu, true));
+        mss::clamp(
+            ctx,
+            tcp as u32,
+            (FROM + total) as u32,
+            mss_for(network.mtu, true),
+        );
     }
     to_host::<FROM>(ctx, opened, &destination, ETHERTYPE_IPV6, total)
 }

@@ -7,7 +7,6 @@ use appliance_common::{
     checksum,
     counters::Counter,
     limits::{MAX_EXTENSION_HEADERS, MAX_TCP_OPTIONS},
-    wire::IPPROTO_TCP,
 };
 use aya_ebpf::{
     helpers::generated::{bpf_xdp_load_bytes, bpf_xdp_store_bytes},
@@ -50,15 +49,19 @@ pub const fn is_extension(next: u8) -> bool {
     matches!(next, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS)
 }
 
-/// The offset of a TCP header behind at most [`MAX_EXTENSION_HEADERS`] extension headers that begin
-/// at `offset` with type `next`; 0 if there is none.
+/// What at most [`MAX_EXTENSION_HEADERS`] extension headers, the first at `offset` with type `next`,
+/// lead to in a packet that ends at `end`: the protocol in the upper and its offset in the lower 32
+/// bits. 0 (hop-by-hop, which nothing may follow with) where the packet ends or the walk does.
 #[inline(never)]
-pub fn tcp_behind_extensions(ctx: &XdpContext, offset: u32, next: u8) -> u32 {
+pub fn behind_extensions(ctx: &XdpContext, offset: u32, next: u8, end: u32) -> u64 {
     let mut offset = offset;
     let mut next = next;
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(next) {
             break;
+        }
+        if offset + 8 > end {
+            return 0;
         }
         let Some([following, words]) = load::<2>(ctx, offset) else {
             return 0;
@@ -66,24 +69,33 @@ pub fn tcp_behind_extensions(ctx: &XdpContext, offset: u32, next: u8) -> u32 {
         next = following;
         offset += (u32::from(words) + 1) * 8;
     }
-    if next == IPPROTO_TCP { offset } else { 0 }
+    if is_extension(next) || offset >= end {
+        return 0;
+    }
+    u64::from(next) << 32 | u64::from(offset)
 }
 
-/// Lowers the MSS option of the SYN whose TCP header is at `offset` to `limit` bytes, if it is higher,
-/// and mends the checksum (RFC 1624). Without the option the peer assumes 536 (RFC 9293 section
+/// Lowers the MSS option of the SYN whose TCP header is at `offset`, in a packet that ends at `end`, to
+/// `limit` bytes, if it is higher, and mends the checksum (RFC 1624). Without the option the peer assumes 536 (RFC 9293 section
 /// 3.7.1), which always fits. Malformed options are left as they are: the receiver refuses them.
 #[inline(never)]
-pub fn clamp(ctx: &XdpContext, offset: u32, limit: u16) {
+pub fn clamp(ctx: &XdpContext, offset: u32, end: u32, limit: u16) {
+    if offset + 20 > end {
+        return;
+    }
     let Some([length, flags]) = load::<2>(ctx, offset + 12) else {
         return;
     };
     if flags & SYN == 0 {
         return;
     }
-    let end = offset + u32::from(length >> 4) * 4;
+    let options_end = offset + u32::from(length >> 4) * 4;
+    if options_end > end {
+        return;
+    }
     let mut at = offset + 20;
     for _ in 0..MAX_TCP_OPTIONS {
-        if at >= end {
+        if at >= options_end {
             return;
         }
         match byte(ctx, at) {
@@ -96,7 +108,7 @@ pub fn clamp(ctx: &XdpContext, offset: u32, limit: u16) {
                 let Some([_, 4, high, low]) = load::<4>(ctx, at) else {
                     return;
                 };
-                if at + 4 > end {
+                if at + 4 > options_end {
                     return;
                 }
                 lower(ctx, offset, at + 2, u16::from_be_bytes([high, low]), limit);

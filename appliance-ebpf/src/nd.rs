@@ -19,6 +19,11 @@ const MESSAGE_LEN: usize = 24;
 /// A neighbour advertisement with the target's link-layer address, bytes.
 const ANSWER_LEN: usize = 32;
 
+/// Options come in units of 8 bytes (RFC 4861 section 4.6).
+const UNIT: usize = 8;
+/// Units of options that a message may have and be believed.
+const MAX_OPTIONS: usize = 8;
+
 const ROUTER: u32 = 0x8000_0000;
 const SOLICITED: u32 = 0x4000_0000;
 const OVERRIDE: u32 = 0x2000_0000;
@@ -60,6 +65,9 @@ pub fn process<const L3: usize>(
         return leave(arrival.port, Counter::DropMalformed);
     }
     let source = ip.get::<Words, 8>();
+    if !has_right_checksum::<L3>(ctx, ip, total) {
+        return leave(arrival.port, Counter::DropMalformed);
+    }
 
     if kind == ADVERTISEMENT {
         let solicited = u32::from_be(w.get::<u32, 4>()) & SOLICITED != 0;
@@ -163,6 +171,32 @@ pub fn process<const L3: usize>(
     w.set::<u32, 24>(fields[6]);
     w.set::<u32, 28>(fields[7]);
     Outcome::Send(Counter::NdAnswered, xdp_action::XDP_TX)
+}
+
+/// Whether the message's checksum is right (RFC 4861 section 7.1), for at most [`MAX_OPTIONS`] units of
+/// options; longer ones, which no stack sends, are not believed.
+#[inline(always)]
+fn has_right_checksum<const L3: usize>(
+    ctx: &XdpContext,
+    ip: Window<IPV6_LEN>,
+    total: usize,
+) -> bool {
+    let length = total - IPV6_LEN;
+    if length % UNIT != 0 || length / UNIT > MESSAGE_LEN / UNIT + MAX_OPTIONS {
+        return false;
+    }
+    let mut sum = u64::from((length as u32).to_be()) + u64::from(u32::from_ne_bytes([0, 0, 0, 58]));
+    sum += add(ip.get::<Words, 8>()) + add(ip.get::<Words, 24>());
+    for unit in 0..MESSAGE_LEN / UNIT + MAX_OPTIONS {
+        if unit >= length / UNIT {
+            break;
+        }
+        let Some(w) = Window::<UNIT>::at(ctx, L3 + IPV6_LEN + unit * UNIT) else {
+            return false;
+        };
+        sum += u64::from(w.get::<u32, 0>()) + u64::from(w.get::<u32, 4>());
+    }
+    fold(sum) == 0xffff
 }
 
 /// The sum of an address's words.

@@ -1,0 +1,535 @@
+//! Checks a whole file and collects everything that is wrong with it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+};
+
+use appliance_common::{
+    addr::from_ip,
+    limits::{MAX_ATTACHMENTS, MAX_NETWORKS, MAX_PEERS, MAX_PREFIXES, MAX_TENANTS, MIN_INNER_MTU},
+    wire::{ETHERTYPE_8021AD, ETHERTYPE_8021Q, OVERHEAD_V4, OVERHEAD_V6, VNI_MAX, VXLAN_PORT},
+};
+
+use super::{Config, Net, Network, Peer, Problem, Role, Uplink, Vlan, Xdp, file};
+
+/// Largest MTU that XDP takes on any NIC we know, bytes: a page less headroom and tail.
+const MAX_MTU: u16 = 3498;
+
+struct Checker {
+    problems: Vec<Problem>,
+}
+
+impl Checker {
+    fn problem(&mut self, at: impl Into<String>, what: impl Into<String>) {
+        self.problems.push(Problem {
+            at: at.into(),
+            what: what.into(),
+        });
+    }
+
+    fn name(&mut self, at: &str, name: &str) {
+        let fits = (1..=32).contains(&name.len())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if !fits {
+            self.problem(
+                at,
+                format!("{name:?} is not a name: use 1 to 32 of a-z, 0-9 and -"),
+            );
+        }
+    }
+
+    fn interface(&mut self, at: &str, name: &str) {
+        // dev_valid_name(), net/core/dev.c
+        let fits = (1..=15).contains(&name.len())
+            && name != "."
+            && name != ".."
+            && !name
+                .bytes()
+                .any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace() || b == 0);
+        if !fits {
+            self.problem(
+                at,
+                format!("{name:?} is not an interface name: 1 to 15 characters, no /, : or space"),
+            );
+        }
+    }
+
+    fn xdp(&mut self, at: &str, value: Option<&str>) -> Xdp {
+        match value {
+            None | Some("native") => Xdp::Native,
+            Some("generic") => Xdp::Generic,
+            Some("auto") => Xdp::Auto,
+            Some(other) => {
+                self.problem(
+                    at,
+                    format!("{other:?}: write \"native\", \"generic\" or \"auto\""),
+                );
+                Xdp::Native
+            }
+        }
+    }
+
+    fn address(&mut self, at: &str, text: &str) -> Option<IpAddr> {
+        match text.parse::<IpAddr>() {
+            Ok(address) => Some(address),
+            Err(_) => {
+                self.problem(at, format!("{text:?} is not an IPv4 or IPv6 address"));
+                None
+            }
+        }
+    }
+
+    fn mtu(&mut self, at: &str, value: Option<i64>) -> Option<u16> {
+        let value = value?;
+        match u16::try_from(value) {
+            Ok(mtu) if (MIN_INNER_MTU..=MAX_MTU).contains(&mtu) => Some(mtu),
+            _ => {
+                self.problem(
+                    at,
+                    format!("{value}: an MTU here is {MIN_INNER_MTU} (IPv6's least) to {MAX_MTU} (what XDP takes)"),
+                );
+                None
+            }
+        }
+    }
+
+    fn unique<'a>(&mut self, what: &str, names: impl Iterator<Item = &'a str>) {
+        let mut seen = BTreeSet::new();
+        for name in names {
+            if !seen.insert(name) {
+                self.problem(
+                    format!("{what} {name:?}"),
+                    "the name is used twice; give each its own",
+                );
+            }
+        }
+    }
+}
+
+/// Whether a host may have the address and send from it.
+pub(super) fn is_host(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let first = v4.octets()[0];
+            first != 0 && first != 127 && first < 224
+        }
+        IpAddr::V6(v6) => {
+            !v6.is_unspecified()
+                && !v6.is_loopback()
+                && !v6.is_multicast()
+                && v6.to_ipv4_mapped().is_none()
+        }
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+/// The file as a configuration, or all that is wrong with it.
+pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
+    let mut c = Checker {
+        problems: Vec::new(),
+    };
+    let a = file.appliance;
+    c.name("appliance: name", &a.name);
+    let role = match a.role.as_str() {
+        "tenant" => Role::Tenant,
+        "provider" => Role::Provider,
+        other => {
+            c.problem(
+                "appliance: role",
+                format!("{other:?}: write \"tenant\" or \"provider\""),
+            );
+            Role::Tenant
+        }
+    };
+    let mut dir = |key: &str, value: Option<PathBuf>, default: &str| {
+        let path = value.unwrap_or_else(|| PathBuf::from(default));
+        if !path.is_absolute() {
+            c.problem(
+                format!("appliance: {key}"),
+                format!("{}: write an absolute path", path.display()),
+            );
+        }
+        path
+    };
+    let state_dir = dir("state_dir", a.state_dir, "/var/lib/causeway");
+    let pin_dir = dir("pin_dir", a.pin_dir, "/sys/fs/bpf/causeway");
+    let control_socket = dir(
+        "control_socket",
+        a.control_socket,
+        "/run/causeway/appliance.sock",
+    );
+    // sun_path, unix(7)
+    if control_socket.as_os_str().len() > 107 {
+        c.problem(
+            "appliance: control_socket",
+            "longer than the 107 bytes that a socket's path may have",
+        );
+    }
+
+    let uplink = uplink(&mut c, file.uplink);
+    let mut interfaces = BTreeMap::new();
+    c.unique("interface", file.interface.iter().map(|i| i.name.as_str()));
+    for interface in &file.interface {
+        let at = format!("interface {:?}", interface.name);
+        c.interface(&at, &interface.name);
+        if interface.name == uplink.interface {
+            c.problem(&at, "is the uplink; its settings belong in [uplink]");
+        }
+        if !file.network.iter().any(|n| n.interface == interface.name) {
+            c.problem(
+                &at,
+                "no network names it; remove it or name it in a [[network]]",
+            );
+        }
+        let xdp = c.xdp(&format!("{at}: xdp"), interface.xdp.as_deref());
+        interfaces.insert(interface.name.clone(), xdp);
+    }
+
+    c.unique("tenant", file.tenant.iter().map(|t| t.name.as_str()));
+    for tenant in &file.tenant {
+        c.name("tenant: name", &tenant.name);
+    }
+    let peers = peers(&mut c, &file.peer, &uplink);
+    let networks = networks(&mut c, &file.network, &uplink, &peers, role);
+    for network in &file.network {
+        if !file.tenant.iter().any(|t| t.name == network.tenant) {
+            c.problem(
+                format!("network {:?}: tenant", network.name),
+                format!("there is no [[tenant]] named {:?}", network.tenant),
+            );
+        }
+    }
+    for (what, count, most) in [
+        ("tenant", file.tenant.len(), MAX_TENANTS),
+        ("peer", file.peer.len(), MAX_PEERS),
+        (
+            "network",
+            file.network.len(),
+            MAX_NETWORKS.min(MAX_ATTACHMENTS),
+        ),
+    ] {
+        if count > most as usize {
+            c.problem(what, format!("{count} of them; an appliance takes {most}"));
+        }
+    }
+    if !c.problems.is_empty() {
+        return Err(c.problems);
+    }
+    Ok(Config {
+        name: a.name,
+        role,
+        state_dir,
+        pin_dir,
+        control_socket,
+        bpf_object: a.bpf_object,
+        uplink,
+        interfaces,
+        tenants: file.tenant.into_iter().map(|t| t.name).collect(),
+        peers,
+        networks,
+    })
+}
+
+fn uplink(c: &mut Checker, uplink: file::Uplink) -> Uplink {
+    c.interface("uplink: interface", &uplink.interface);
+    let xdp = c.xdp("uplink: xdp", uplink.xdp.as_deref());
+    let local: Vec<IpAddr> = uplink
+        .local
+        .iter()
+        .filter_map(|text| c.address("uplink: local", text))
+        .collect();
+    for address in &local {
+        if !is_host(*address) {
+            c.problem("uplink: local", format!("{address} is no host's address"));
+        }
+    }
+    for v4 in [true, false] {
+        if local.iter().filter(|a| a.is_ipv4() == v4).count() > 1 {
+            c.problem("uplink: local", "at most one address of a family");
+        }
+    }
+    let port = match uplink.port {
+        None => VXLAN_PORT,
+        Some(value) => match u16::try_from(value) {
+            Ok(port) if port != 0 => port,
+            _ => {
+                c.problem("uplink: port", format!("{value}: a UDP port is 1 to 65535"));
+                VXLAN_PORT
+            }
+        },
+    };
+    let mtu = c.mtu("uplink: mtu", uplink.mtu);
+    Uplink {
+        interface: uplink.interface,
+        xdp,
+        local,
+        port,
+        mtu,
+    }
+}
+
+fn peers(c: &mut Checker, peers: &[file::Peer], uplink: &Uplink) -> Vec<Peer> {
+    c.unique("peer", peers.iter().map(|p| p.name.as_str()));
+    let mut out: Vec<Peer> = Vec::new();
+    for peer in peers {
+        let at = format!("peer {:?}: address", peer.name);
+        c.name("peer: name", &peer.name);
+        let Some(address) = c.address(&at, &peer.address) else {
+            continue;
+        };
+        if !is_host(address) || is_link_local(address) {
+            c.problem(&at, format!("{address} cannot be a tunnel's end"));
+        }
+        if uplink.local.contains(&address) {
+            c.problem(&at, format!("{address} is this appliance's own"));
+        }
+        if !uplink.local.is_empty()
+            && !uplink
+                .local
+                .iter()
+                .any(|l| l.is_ipv4() == address.is_ipv4())
+        {
+            c.problem(
+                &at,
+                format!("{address} is of a family that uplink.local has no address of"),
+            );
+        }
+        if let Some(other) = out.iter().find(|p| p.address == address) {
+            c.problem(&at, format!("{address} is also peer {:?}'s", other.name));
+        }
+        out.push(Peer {
+            name: peer.name.clone(),
+            address,
+        });
+    }
+    out
+}
+
+fn networks(
+    c: &mut Checker,
+    networks: &[file::Network],
+    uplink: &Uplink,
+    peers: &[Peer],
+    role: Role,
+) -> Vec<Network> {
+    c.unique("network", networks.iter().map(|n| n.name.as_str()));
+    let mut out: Vec<Network> = Vec::new();
+    for n in networks {
+        let at = |key: &str| format!("network {:?}: {key}", n.name);
+        c.name("network: name", &n.name);
+        c.interface(&at("interface"), &n.interface);
+        let vni = match u32::try_from(n.vni) {
+            Ok(vni) if (1..=VNI_MAX).contains(&vni) => vni,
+            _ => {
+                c.problem(at("vni"), format!("{}: a VNI is 1 to {VNI_MAX}", n.vni));
+                0
+            }
+        };
+        let vlan = vlan(c, &at("vlan"), n.vlan.as_deref(), n.outer_ethertype);
+        if n.interface == uplink.interface && role == Role::Provider {
+            c.problem(
+                at("interface"),
+                "is the uplink; on a provider appliance tenants' networks need an interface of their own",
+            );
+        }
+        let prefixes = prefixes(c, &at("prefixes"), &n.prefixes);
+        let (gateway_v4, gateway_v6) = gateways(c, &at("gateway"), &n.gateway, &prefixes);
+        let mtu = c.mtu(&at("mtu"), n.mtu);
+        let peer = peers.iter().find(|p| p.name == n.peer);
+        if peer.is_none() {
+            c.problem(
+                at("peer"),
+                format!("there is no [[peer]] named {:?} with an address", n.peer),
+            );
+        }
+        if let (Some(path), Some(peer)) = (uplink.mtu, peer) {
+            let overhead = if peer.address.is_ipv4() {
+                OVERHEAD_V4
+            } else {
+                OVERHEAD_V6
+            };
+            let room = path - overhead;
+            if room < MIN_INNER_MTU {
+                c.problem(
+                    at("mtu"),
+                    format!(
+                        "uplink.mtu {path} less {overhead} leaves {room}, below {MIN_INNER_MTU}"
+                    ),
+                );
+            } else if mtu.is_some_and(|m| m > room) {
+                c.problem(
+                    at("mtu"),
+                    format!("does not fit uplink.mtu {path} less {overhead}: at most {room}"),
+                );
+            }
+        }
+        for other in &out {
+            if other.vni == vni && vni != 0 {
+                c.problem(
+                    at("vni"),
+                    format!("{vni} is also network {:?}'s", other.name),
+                );
+            }
+            let same_port = (other.vlan.outer, other.vlan.inner) == (vlan.outer, vlan.inner);
+            if other.interface == n.interface && same_port {
+                c.problem(
+                    at("vlan"),
+                    format!(
+                        "{vlan} on {} is also network {:?}'s",
+                        n.interface, other.name
+                    ),
+                );
+            }
+            if other.tenant != n.tenant {
+                continue;
+            }
+            for (mine, theirs) in prefixes
+                .iter()
+                .flat_map(|m| other.prefixes.iter().map(move |t| (m, t)))
+            {
+                if mine.overlaps(theirs) {
+                    c.problem(
+                        at("prefixes"),
+                        format!(
+                            "{mine} overlaps {theirs} of network {:?}, the same tenant's",
+                            other.name
+                        ),
+                    );
+                }
+            }
+        }
+        out.push(Network {
+            name: n.name.clone(),
+            tenant: n.tenant.clone(),
+            peer: n.peer.clone(),
+            vni,
+            interface: n.interface.clone(),
+            vlan,
+            prefixes,
+            gateway_v4,
+            gateway_v6,
+            mtu,
+        });
+    }
+    out
+}
+
+fn vlan(c: &mut Checker, at: &str, text: Option<&str>, ethertype: Option<i64>) -> Vlan {
+    let mut vlan = Vlan::default();
+    if let Some(text) = text {
+        let ids: Option<Vec<u16>> = text
+            .split('.')
+            .map(|id| id.parse::<u16>().ok().filter(|id| (1..=4094).contains(id)))
+            .collect();
+        match ids.as_deref() {
+            Some([outer]) => vlan.outer = *outer,
+            Some([outer, inner]) => (vlan.outer, vlan.inner) = (*outer, *inner),
+            _ => c.problem(
+                at,
+                format!(
+                    "{text:?}: write \"101\", or \"200.101\" for outer and inner; each 1 to 4094"
+                ),
+            ),
+        }
+    }
+    vlan.outer_ethertype = if vlan.inner != 0 {
+        ETHERTYPE_8021AD
+    } else {
+        ETHERTYPE_8021Q
+    };
+    if let Some(value) = ethertype {
+        match u16::try_from(value) {
+            Ok(v) if v == ETHERTYPE_8021Q || v == ETHERTYPE_8021AD => vlan.outer_ethertype = v,
+            _ => c.problem(
+                at,
+                format!("outer_ethertype {value:#x}: write 0x8100 or 0x88a8"),
+            ),
+        }
+        if vlan.outer == 0 {
+            c.problem(
+                at,
+                "outer_ethertype without a vlan has no meaning; remove it",
+            );
+        }
+    }
+    vlan
+}
+
+fn prefixes(c: &mut Checker, at: &str, texts: &[String]) -> Vec<Net> {
+    if texts.is_empty() || texts.len() > MAX_PREFIXES {
+        c.problem(
+            at,
+            format!("{} of them: write 1 to {MAX_PREFIXES}", texts.len()),
+        );
+    }
+    let mut out: Vec<Net> = Vec::new();
+    for text in texts {
+        let parsed = text.split_once('/').and_then(|(address, length)| {
+            Some((address.parse::<IpAddr>().ok()?, length.parse::<u8>().ok()?))
+        });
+        let Some((address, length)) = parsed else {
+            c.problem(
+                at,
+                format!("{text:?} is not a prefix: write \"10.1.0.0/24\""),
+            );
+            continue;
+        };
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        if length == 0 || length > most {
+            c.problem(at, format!("{text:?}: the length is 1 to {most}"));
+            continue;
+        }
+        let net = Net { address, length };
+        let network = net.prefix().network;
+        let bytes: Vec<u8> = network.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        if bytes != from_ip(address) {
+            c.problem(
+                at,
+                format!("{text:?} has host bits; write the first address of the prefix"),
+            );
+            continue;
+        }
+        if !is_host(address) || is_link_local(address) {
+            c.problem(at, format!("{text:?} cannot be a production network"));
+            continue;
+        }
+        if let Some(other) = out.iter().find(|o| o.overlaps(&net)) {
+            c.problem(at, format!("{net} overlaps {other}"));
+        }
+        out.push(net);
+    }
+    out
+}
+
+fn gateways(
+    c: &mut Checker,
+    at: &str,
+    texts: &[String],
+    prefixes: &[Net],
+) -> (Option<IpAddr>, Option<IpAddr>) {
+    let (mut v4, mut v6) = (None, None);
+    for text in texts {
+        let Some(address) = c.address(at, text) else {
+            continue;
+        };
+        let inside = prefixes.iter().any(|p| p.contains(address));
+        if !is_host(address) || !(inside || is_link_local(address)) {
+            c.problem(
+                at,
+                format!("{address} is neither inside the network's prefixes nor link-local"),
+            );
+        }
+        let slot = if address.is_ipv4() { &mut v4 } else { &mut v6 };
+        if slot.replace(address).is_some() {
+            c.problem(at, "at most one gateway of a family");
+        }
+    }
+    (v4, v6)
+}

@@ -1,0 +1,79 @@
+//! The file as written. Unknown keys are refused: a misspelt one must not be silently without effect.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub appliance: Appliance,
+    pub uplink: Uplink,
+    #[serde(default)]
+    pub interface: Vec<Interface>,
+    #[serde(default)]
+    pub tenant: Vec<Tenant>,
+    #[serde(default)]
+    pub peer: Vec<Peer>,
+    #[serde(default)]
+    pub network: Vec<Network>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Appliance {
+    pub name: String,
+    pub role: String,
+    pub state_dir: Option<PathBuf>,
+    pub pin_dir: Option<PathBuf>,
+    pub control_socket: Option<PathBuf>,
+    pub bpf_object: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Uplink {
+    pub interface: String,
+    pub xdp: Option<String>,
+    #[serde(default)]
+    pub local: Vec<String>,
+    pub port: Option<i64>,
+    pub mtu: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Interface {
+    pub name: String,
+    pub xdp: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tenant {
+    pub name: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Peer {
+    pub name: String,
+    pub address: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Network {
+    pub name: String,
+    pub tenant: String,
+    pub peer: String,
+    pub vni: i64,
+    pub interface: String,
+    pub vlan: Option<String>,
+    pub outer_ethertype: Option<i64>,
+    #[serde(default)]
+    pub prefixes: Vec<String>,
+    #[serde(default)]
+    pub gateway: Vec<String>,
+    pub mtu: Option<i64>,
+}

@@ -1,0 +1,333 @@
+//! The configuration file: read, checked whole, and only then believed.
+
+mod check;
+mod file;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use appliance_common::addr::{Address, Prefix, from_ip};
+
+/// Which side of the tunnel the appliance is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The production site.
+    Tenant,
+    /// The site of the replicas.
+    Provider,
+}
+
+impl Role {
+    /// As written in the file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tenant => "tenant",
+            Self::Provider => "provider",
+        }
+    }
+}
+
+/// How XDP is to be attached. Nothing degrades by itself: `auto` is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Xdp {
+    /// In the driver, or not at all.
+    Native,
+    /// In the kernel's generic hook.
+    Generic,
+    /// In the driver where it can, else generic, which is then logged and shown.
+    Auto,
+}
+
+impl Xdp {
+    /// As written in the file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// An IP prefix as configured; host bits are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Net {
+    /// The first address.
+    pub address: IpAddr,
+    /// Prefix length, bits: 0 to 32 or 128.
+    pub length: u8,
+}
+
+impl Net {
+    /// As the data path holds it.
+    #[must_use]
+    pub fn prefix(&self) -> Prefix {
+        let offset = if self.address.is_ipv4() { 96 } else { 0 };
+        Prefix::new(&from_ip(self.address), self.length + offset).unwrap_or_default()
+    }
+
+    /// Whether `address` is inside; false for the other family.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.address.is_ipv4() == address.is_ipv4() && self.prefix().contains(&from_ip(address))
+    }
+
+    /// Whether the two share an address.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.contains(other.address) || other.contains(self.address)
+    }
+}
+
+impl fmt::Display for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+/// VLAN tags of a port, as XDP sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Vlan {
+    /// Outer identifier, 1 to 4094; 0 when untagged.
+    pub outer: u16,
+    /// Inner identifier (QinQ); 0 when at most one tag.
+    pub inner: u16,
+    /// Ethertype of the outer tag on what we send.
+    pub outer_ethertype: u16,
+}
+
+impl fmt::Display for Vlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.outer, self.inner) {
+            (0, _) => write!(f, "untagged"),
+            (outer, 0) => write!(f, "{outer}"),
+            (outer, inner) => write!(f, "{outer}.{inner}"),
+        }
+    }
+}
+
+/// The tunnels' side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its interface.
+    pub interface: String,
+    /// How XDP is attached there.
+    pub xdp: Xdp,
+    /// Our tunnel addresses, at most one of a family; empty: the interface's first ones.
+    pub local: Vec<IpAddr>,
+    /// UDP port of the tunnels at both ends.
+    pub port: u16,
+    /// Path MTU to the peers, bytes; `None`: the interface's.
+    pub mtu: Option<u16>,
+}
+
+/// The other end of tunnels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Its tunnel address.
+    pub address: IpAddr,
+}
+
+/// A stretched network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Its name.
+    pub name: String,
+    /// Its tenant's name.
+    pub tenant: String,
+    /// Its peer's name.
+    pub peer: String,
+    /// Its VNI.
+    pub vni: u32,
+    /// The interface its port is on.
+    pub interface: String,
+    /// The port's tags.
+    pub vlan: Vlan,
+    /// Its prefixes.
+    pub prefixes: Vec<Net>,
+    /// Its IPv4 router.
+    pub gateway_v4: Option<IpAddr>,
+    /// Its IPv6 router.
+    pub gateway_v6: Option<IpAddr>,
+    /// Largest IP packet, bytes; `None`: what the path leaves.
+    pub mtu: Option<u16>,
+}
+
+impl Network {
+    /// The routers, for both families.
+    pub fn gateways(&self) -> impl Iterator<Item = Address> + '_ {
+        [self.gateway_v4, self.gateway_v6]
+            .into_iter()
+            .flatten()
+            .map(from_ip)
+    }
+}
+
+/// A configuration that holds together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The appliance's name.
+    pub name: String,
+    /// Its side.
+    pub role: Role,
+    /// Where `state.json` is kept.
+    pub state_dir: PathBuf,
+    /// Where maps and links are pinned, a bpffs directory.
+    pub pin_dir: PathBuf,
+    /// The control socket.
+    pub control_socket: PathBuf,
+    /// The programs; `None`: the environment's or the packaged ones.
+    pub bpf_object: Option<PathBuf>,
+    /// The tunnels' side.
+    pub uplink: Uplink,
+    /// How XDP is attached on further interfaces.
+    pub interfaces: BTreeMap<String, Xdp>,
+    /// Tenants by name.
+    pub tenants: Vec<String>,
+    /// Peers.
+    pub peers: Vec<Peer>,
+    /// Networks.
+    pub networks: Vec<Network>,
+}
+
+/// One thing wrong in a file: where and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key, as `network "net1": vni`.
+    pub at: String,
+    /// What is wrong and what to write instead.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.at, self.what)
+    }
+}
+
+/// Why a configuration was refused. Nothing of it is in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has a key or a type that nobody asked for.
+    #[error("{}: {source}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// The file does not hold together; every problem is listed.
+    #[error("{}: {} problem{}:\n{}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" }, list(problems))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// All of them.
+        problems: Vec<Problem>,
+    },
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems
+        .iter()
+        .map(|p| format!("  - {p}"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or anything in it is wrong.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a file; `path` is for messages.
+    ///
+    /// # Errors
+    /// When anything in it is wrong.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        let file: file::File = toml::from_str(text).map_err(|source| Error::Syntax {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        check::check(file).map_err(|problems| Error::Invalid {
+            path: path.to_owned(),
+            problems,
+        })
+    }
+
+    /// The network of that name.
+    #[must_use]
+    pub fn network(&self, name: &str) -> Option<&Network> {
+        self.networks.iter().find(|n| n.name == name)
+    }
+
+    /// Every interface that XDP is attached to, and how.
+    #[must_use]
+    pub fn ports(&self) -> BTreeMap<String, (Xdp, Kind)> {
+        let on: BTreeSet<&str> = self.networks.iter().map(|n| n.interface.as_str()).collect();
+        let mut ports = BTreeMap::new();
+        for name in &on {
+            if *name == self.uplink.interface {
+                continue;
+            }
+            let xdp = self.interfaces.get(*name).copied().unwrap_or(Xdp::Native);
+            ports.insert((*name).to_owned(), (xdp, Kind::Access));
+        }
+        let kind = if on.contains(self.uplink.interface.as_str()) {
+            Kind::Combined
+        } else {
+            Kind::Uplink
+        };
+        ports.insert(self.uplink.interface.clone(), (self.uplink.xdp, kind));
+        ports
+    }
+}
+
+/// Which program an interface runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A tenant-only port.
+    Access,
+    /// The tunnels' port.
+    Uplink,
+    /// Both.
+    Combined,
+}
+
+impl Kind {
+    /// The program's name in the object.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Access => "access",
+            Self::Uplink => "uplink",
+            Self::Combined => "combined",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

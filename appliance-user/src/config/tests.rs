@@ -1,0 +1,198 @@
+use std::path::Path;
+
+use super::*;
+
+const GOOD: &str = r#"
+[appliance]
+name = "tenant"
+role = "tenant"
+[uplink]
+interface = "eth0"
+local = ["10.1.0.5"]
+mtu = 1500
+[[interface]]
+name = "eth1"
+xdp = "auto"
+[[tenant]]
+name = "acme"
+[[peer]]
+name = "provider"
+address = "203.0.113.5"
+[[network]]
+name = "net1"
+tenant = "acme"
+peer = "provider"
+vni = 1001
+interface = "eth0"
+prefixes = ["10.1.0.0/24", "2001:db8:1::/64"]
+gateway = ["10.1.0.1", "fe80::1"]
+[[network]]
+name = "net2"
+tenant = "acme"
+peer = "provider"
+vni = 1002
+interface = "eth1"
+vlan = "200.101"
+prefixes = ["10.2.0.0/24"]
+"#;
+
+fn problems(text: &str) -> String {
+    match Config::parse(text, Path::new("test.toml")) {
+        Ok(_) => String::new(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn a_good_file_is_taken_with_its_defaults() {
+    let config = Config::parse(GOOD, Path::new("test.toml")).expect("good");
+    assert_eq!(config.uplink.port, 4789);
+    assert_eq!(config.networks[1].vlan.outer_ethertype, 0x88a8);
+    assert_eq!(
+        config.ports(),
+        BTreeMap::from([
+            ("eth0".to_owned(), (Xdp::Native, Kind::Combined)),
+            ("eth1".to_owned(), (Xdp::Auto, Kind::Access)),
+        ])
+    );
+}
+
+#[test]
+fn each_mistake_is_named_with_its_place() {
+    let cases = [
+        ("name = \"tenant\"", "name = \"Tenant!\"", "is not a name"),
+        (
+            "role = \"tenant\"",
+            "role = \"both\"",
+            "write \"tenant\" or \"provider\"",
+        ),
+        (
+            "interface = \"eth0\"\nlocal",
+            "interface = \"much-too-long-name\"\nlocal",
+            "not an interface name",
+        ),
+        (
+            "local = [\"10.1.0.5\"]",
+            "local = [\"10.1.0.5\", \"10.1.0.6\"]",
+            "at most one address of a family",
+        ),
+        (
+            "local = [\"10.1.0.5\"]",
+            "local = [\"203.0.113.5\"]",
+            "this appliance's own",
+        ),
+        (
+            "local = [\"10.1.0.5\"]",
+            "local = [\"2001:db8::5\"]",
+            "of a family that uplink.local has no address of",
+        ),
+        ("mtu = 1500", "mtu = 1300", "leaves 1250, below 1280"),
+        ("mtu = 1500", "mtu = 9000", "an MTU here is"),
+        (
+            "xdp = \"auto\"",
+            "xdp = \"fast\"",
+            "write \"native\", \"generic\" or \"auto\"",
+        ),
+        ("name = \"eth1\"", "name = \"eth7\"", "no network names it"),
+        (
+            "tenant = \"acme\"",
+            "tenant = \"acne\"",
+            "there is no [[tenant]] named \"acne\"",
+        ),
+        (
+            "peer = \"provider\"",
+            "peer = \"nobody\"",
+            "there is no [[peer]] named \"nobody\"",
+        ),
+        (
+            "address = \"203.0.113.5\"",
+            "address = \"203.0.113\"",
+            "not an IPv4 or IPv6 address",
+        ),
+        (
+            "address = \"203.0.113.5\"",
+            "address = \"224.0.0.5\"",
+            "cannot be a tunnel's end",
+        ),
+        ("vni = 1001", "vni = 16777216", "a VNI is 1 to 16777215"),
+        ("vni = 1001", "vni = 1002", "is also network \"net1\"'s"),
+        ("vlan = \"200.101\"", "vlan = \"4095\"", "each 1 to 4094"),
+        (
+            "interface = \"eth1\"\nvlan = \"200.101\"",
+            "interface = \"eth0\"",
+            "is also network \"net1\"'s",
+        ),
+        (
+            "\"10.2.0.0/24\"",
+            "\"10.1.0.0/16\"",
+            "overlaps 10.1.0.0/24 of network \"net1\"",
+        ),
+        ("\"10.2.0.0/24\"", "\"10.2.0.1/24\"", "has host bits"),
+        (
+            "\"10.2.0.0/24\"",
+            "\"10.2.0.0/33\"",
+            "the length is 1 to 32",
+        ),
+        ("\"10.2.0.0/24\"", "", "write 1 to 8"),
+        (
+            "\"10.1.0.1\", ",
+            "\"10.9.0.1\", ",
+            "neither inside the network's prefixes nor link-local",
+        ),
+        (
+            "\"fe80::1\"",
+            "\"10.1.0.2\"",
+            "at most one gateway of a family",
+        ),
+        ("vni = 1001", "vni = 1001\nvnii = 3", "unknown field"),
+        ("vni = 1001", "vni = 1001\nmtu = 1460", "at most 1450"),
+        (
+            "[uplink]",
+            "state_dir = \"here\"\n[uplink]",
+            "write an absolute path",
+        ),
+    ];
+    for (from, to, expected) in cases {
+        assert!(GOOD.contains(from), "the test itself: {from}");
+        let message = problems(&GOOD.replacen(from, to, 1));
+        assert!(
+            message.contains(expected),
+            "{to}\nsaid: {message}\nnot: {expected}"
+        );
+    }
+}
+
+#[test]
+fn all_mistakes_are_listed_at_once() {
+    let text = GOOD
+        .replacen("vni = 1001", "vni = 0", 1)
+        .replacen("role = \"tenant\"", "role = \"x\"", 1)
+        .replacen("203.0.113.5", "x", 1);
+    let message = problems(&text);
+    assert!(
+        message.contains("vni") && message.contains("role") && message.contains("address"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_provider_keeps_tenants_off_its_uplink() {
+    let message = problems(&GOOD.replacen("role = \"tenant\"", "role = \"provider\"", 1));
+    assert!(
+        message.contains("need an interface of their own"),
+        "{message}"
+    );
+}
+
+#[test]
+fn two_tenants_may_have_the_same_prefixes() {
+    let text = GOOD
+        .replacen("[[peer]]", "[[tenant]]\nname = \"globex\"\n[[peer]]", 1)
+        .replacen(
+            "name = \"net2\"\ntenant = \"acme\"",
+            "name = \"net2\"\ntenant = \"globex\"",
+            1,
+        )
+        .replacen("\"10.2.0.0/24\"", "\"10.1.0.0/24\"", 1);
+    assert_eq!(problems(&text), "");
+}

@@ -1,0 +1,256 @@
+//! The control socket: one JSON request a line, one JSON reply a line, for root only.
+
+pub mod client;
+pub mod render;
+pub mod server;
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest request or reply, bytes.
+pub const MAX_LINE: usize = 16 << 20;
+
+/// What may be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Everything the appliance knows of itself.
+    Status,
+    /// Packets by counter.
+    Counters,
+    /// The mode of tenants, or a switch.
+    Mode {
+        /// The tenant; may be left out where there is only one.
+        tenant: Option<String>,
+        /// The mode to switch to; left out: only tell.
+        mode: Option<String>,
+    },
+    /// Addresses fail over.
+    EndpointAdd {
+        /// The network.
+        network: String,
+        /// The addresses; all or none.
+        addresses: Vec<IpAddr>,
+    },
+    /// Addresses go back.
+    EndpointRemove {
+        /// The network.
+        network: String,
+        /// The addresses; all or none.
+        addresses: Vec<IpAddr>,
+    },
+    /// Failed-over addresses.
+    EndpointList {
+        /// Of one network only.
+        network: Option<String>,
+    },
+    /// Read the configuration file again.
+    Reload,
+}
+
+/// Why a request was refused. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Stable, for programs: `bad-request`, `not-found`, `conflict`, `invalid`, `unsupported`, `internal`.
+    pub code: String,
+    /// For people: what is wrong and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal.
+    #[must_use]
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self {
+            code: code.to_owned(),
+            message: message.into(),
+        }
+    }
+}
+
+/// A reply.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// It was done; what it says depends on the request.
+    Ok(serde_json::Value),
+    /// It was refused.
+    Error(Refusal),
+}
+
+/// Reply to [`Request::Status`]. Field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The appliance's name.
+    pub name: String,
+    /// `tenant` or `provider`.
+    pub role: String,
+    /// This program's version.
+    pub version: String,
+    /// Whether everything that the configuration asks for is in force.
+    pub ready: bool,
+    /// What is missing, when not.
+    pub not_ready: Vec<String>,
+    /// Seconds since the process started.
+    pub uptime_seconds: u64,
+    /// Whether the maps of an earlier process were adopted.
+    pub adopted: bool,
+    /// Where maps and links are pinned.
+    pub pins: String,
+    /// UDP port of the tunnels.
+    pub tunnel_port: u16,
+    /// Our tunnel addresses.
+    pub local: Vec<IpAddr>,
+    /// Interfaces with XDP.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Tenants.
+    pub tenants: Vec<TenantStatus>,
+    /// Networks.
+    pub networks: Vec<NetworkStatus>,
+    /// Peers.
+    pub peers: Vec<PeerStatus>,
+    /// Resolved hosts.
+    pub neighbours: Vec<NeighbourStatus>,
+    /// What user space counted, by stable name.
+    pub user_counters: Vec<CounterStatus>,
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: Option<u32>,
+    /// Its driver.
+    pub driver: String,
+    /// Its MAC address.
+    pub mac: String,
+    /// Its MTU, bytes.
+    pub mtu: u32,
+    /// Whether it is up and has carrier.
+    pub up: bool,
+    /// The program on it.
+    pub program: Option<String>,
+    /// The XDP mode asked for.
+    pub xdp_asked: String,
+    /// The XDP mode it got.
+    pub xdp: Option<String>,
+    /// Whether its link was adopted from an earlier process.
+    pub adopted: bool,
+    /// What stands in its way.
+    pub problems: Vec<String>,
+}
+
+/// A tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantStatus {
+    /// Its name.
+    pub name: String,
+    /// Its mode.
+    pub mode: String,
+    /// Raised at each switch.
+    pub epoch: u32,
+}
+
+/// A network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// Its name.
+    pub name: String,
+    /// Its tenant.
+    pub tenant: String,
+    /// Its VNI.
+    pub vni: u32,
+    /// Its peer.
+    pub peer: String,
+    /// The interface of its port.
+    pub interface: String,
+    /// The port's tags, as text.
+    pub vlan: String,
+    /// Largest IP packet, bytes.
+    pub mtu: u16,
+    /// Failed-over addresses.
+    pub endpoints: Vec<IpAddr>,
+    /// Packets into the tunnel.
+    pub tx_packets: u64,
+    /// Bytes of IP into the tunnel.
+    pub tx_bytes: u64,
+    /// Packets out of the tunnel.
+    pub rx_packets: u64,
+    /// Bytes of IP out of the tunnel.
+    pub rx_bytes: u64,
+}
+
+/// A peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its tunnel address.
+    pub address: IpAddr,
+    /// Whether packets can be sent to it.
+    pub resolved: bool,
+    /// Why not, or the next hop's MAC address.
+    pub detail: String,
+}
+
+/// A host of a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeighbourStatus {
+    /// Its network.
+    pub network: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its MAC address, once known.
+    pub mac: Option<String>,
+    /// The state of its entry.
+    pub state: String,
+    /// Seconds in that state.
+    pub age_seconds: u64,
+}
+
+/// A counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterStatus {
+    /// Its stable name.
+    pub name: String,
+    /// Its value since it was made.
+    pub value: u64,
+    /// What it means.
+    #[serde(default)]
+    pub help: String,
+}
+
+/// A MAC address as text.
+#[must_use]
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_as_documented() {
+        let add: Request = serde_json::from_str(
+            r#"{"request":"endpoint-add","network":"net1","addresses":["10.1.0.10","2001:db8:1::10"]}"#,
+        )
+        .expect("documented form");
+        assert!(matches!(add, Request::EndpointAdd { addresses, .. } if addresses.len() == 2));
+        assert!(serde_json::from_str::<Request>(r#"{"request":"reboot"}"#).is_err());
+        assert!(
+            serde_json::from_str::<Request>(
+                r#"{"request":"endpoint-add","network":"n","addresses":["x"]}"#
+            )
+            .is_err()
+        );
+        assert_eq!(
+            serde_json::to_string(&Reply::Error(Refusal::new("conflict", "no"))).expect("plain"),
+            r#"{"error":{"code":"conflict","message":"no"}}"#
+        );
+    }
+}

@@ -1,0 +1,186 @@
+//! Replies as a person reads them.
+
+use std::fmt::Write as _;
+
+use super::{CounterStatus, Status};
+
+/// Rows in aligned columns, two spaces apart.
+fn table(out: &mut String, heads: &[&str], rows: &[Vec<String>]) {
+    let mut widths: Vec<usize> = heads.iter().map(|h| h.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut text = String::from(" ");
+        for (cell, width) in cells.zip(&widths) {
+            let _ = write!(text, " {cell:<width$} ");
+        }
+        let _ = writeln!(out, "{}", text.trim_end());
+    };
+    line(&mut heads.iter().copied());
+    for row in rows {
+        line(&mut row.iter().map(String::as_str));
+    }
+}
+
+/// The whole status.
+#[must_use]
+pub fn status(s: &Status) -> String {
+    let mut out = String::new();
+    let ready = if s.ready { "ready" } else { "NOT READY" };
+    let _ = writeln!(
+        out,
+        "{} ({} side, {}): {ready}, up {} s{}",
+        s.name,
+        s.role,
+        s.version,
+        s.uptime_seconds,
+        if s.adopted {
+            ", adopted the running data path"
+        } else {
+            ""
+        }
+    );
+    for reason in &s.not_ready {
+        let _ = writeln!(out, "  ! {reason}");
+    }
+    let local: Vec<String> = s.local.iter().map(ToString::to_string).collect();
+    let _ = writeln!(
+        out,
+        "tunnels: UDP {} on {}",
+        s.tunnel_port,
+        local.join(", ")
+    );
+    let _ = writeln!(out, "pins: {}", s.pins);
+
+    out.push_str("\ninterfaces\n");
+    let rows: Vec<Vec<String>> = s
+        .interfaces
+        .iter()
+        .map(|i| {
+            let xdp = match &i.xdp {
+                Some(got) if *got == i.xdp_asked => got.clone(),
+                Some(got) => format!("{got} ({} asked)", i.xdp_asked),
+                None => format!("none ({} asked)", i.xdp_asked),
+            };
+            vec![
+                i.name.clone(),
+                if i.up { "up" } else { "down" }.to_owned(),
+                i.program.clone().unwrap_or_else(|| "-".to_owned()),
+                xdp,
+                i.driver.clone(),
+                i.mac.clone(),
+                i.mtu.to_string(),
+            ]
+        })
+        .collect();
+    table(
+        &mut out,
+        &["name", "link", "program", "xdp", "driver", "mac", "mtu"],
+        &rows,
+    );
+
+    out.push_str("\ntenants\n");
+    let rows: Vec<Vec<String>> = s
+        .tenants
+        .iter()
+        .map(|t| vec![t.name.clone(), t.mode.clone(), t.epoch.to_string()])
+        .collect();
+    table(&mut out, &["name", "mode", "epoch"], &rows);
+
+    out.push_str("\npeers\n");
+    let rows: Vec<Vec<String>> = s
+        .peers
+        .iter()
+        .map(|p| {
+            vec![
+                p.name.clone(),
+                p.address.to_string(),
+                if p.resolved { "resolved" } else { "UNRESOLVED" }.to_owned(),
+                p.detail.clone(),
+            ]
+        })
+        .collect();
+    table(&mut out, &["name", "address", "path", "next hop"], &rows);
+
+    out.push_str("\nnetworks\n");
+    let rows: Vec<Vec<String>> = s
+        .networks
+        .iter()
+        .map(|n| {
+            vec![
+                n.name.clone(),
+                n.tenant.clone(),
+                n.vni.to_string(),
+                format!("{} {}", n.interface, n.vlan),
+                n.peer.clone(),
+                n.mtu.to_string(),
+                n.endpoints.len().to_string(),
+                format!("{} / {}", n.tx_packets, n.rx_packets),
+                format!("{} / {}", n.tx_bytes, n.rx_bytes),
+            ]
+        })
+        .collect();
+    table(
+        &mut out,
+        &[
+            "name",
+            "tenant",
+            "vni",
+            "port",
+            "peer",
+            "mtu",
+            "failed over",
+            "packets in / out of tunnel",
+            "bytes",
+        ],
+        &rows,
+    );
+
+    let _ = writeln!(out, "\nneighbours ({})", s.neighbours.len());
+    let rows: Vec<Vec<String>> = s
+        .neighbours
+        .iter()
+        .take(50)
+        .map(|n| {
+            vec![
+                n.network.clone(),
+                n.address.to_string(),
+                n.mac.clone().unwrap_or_else(|| "-".to_owned()),
+                n.state.clone(),
+                format!("{} s", n.age_seconds),
+            ]
+        })
+        .collect();
+    table(
+        &mut out,
+        &["network", "address", "mac", "state", "for"],
+        &rows,
+    );
+    if s.neighbours.len() > 50 {
+        let _ = writeln!(
+            out,
+            "  and {} more (--json lists all)",
+            s.neighbours.len() - 50
+        );
+    }
+    out
+}
+
+/// Counters that are not zero, drops after the rest.
+#[must_use]
+pub fn counters(counters: &[CounterStatus]) -> String {
+    let mut out = String::new();
+    let rows: Vec<Vec<String>> = counters
+        .iter()
+        .filter(|c| c.value != 0)
+        .map(|c| vec![c.name.clone(), c.value.to_string(), c.help.clone()])
+        .collect();
+    if rows.is_empty() {
+        return "nothing counted yet\n".to_owned();
+    }
+    table(&mut out, &["counter", "packets", "meaning"], &rows);
+    out
+}

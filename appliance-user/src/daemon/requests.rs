@@ -1,0 +1,332 @@
+//! What the operator asks, and the refusals.
+
+use std::net::IpAddr;
+
+use appliance_common::{
+    addr::{Address, from_ip},
+    limits::MAX_ENDPOINTS,
+    maps::Mode,
+};
+use serde_json::{Value, json};
+
+use super::{Daemon, give_slots, interfaces};
+use crate::{
+    config::{Config, Network},
+    control::{Refusal, Reply, Request},
+    reconcile::{endpoint_fits, mode_of},
+    state::State,
+};
+
+type Answer = Result<Value, Refusal>;
+
+impl Daemon {
+    pub(super) fn answer(&mut self, request: Request) -> Reply {
+        let answer = match request {
+            Request::Status => self.status().and_then(|s| to_value(&s)),
+            Request::Counters => self.counters().and_then(|c| to_value(&c)),
+            Request::Mode { tenant, mode } => self.mode(tenant.as_deref(), mode.as_deref()),
+            Request::EndpointAdd { network, addresses } => self.endpoint_add(&network, &addresses),
+            Request::EndpointRemove { network, addresses } => {
+                self.endpoint_remove(&network, &addresses)
+            }
+            Request::EndpointList { network } => self.endpoint_list(network.as_deref()),
+            Request::Reload => self.reload().map(|()| json!("reloaded")),
+        };
+        match answer {
+            Ok(value) => Reply::Ok(value),
+            Err(refusal) => {
+                tracing::info!(
+                    code = refusal.code,
+                    reason = refusal.message,
+                    "request refused"
+                );
+                Reply::Error(refusal)
+            }
+        }
+    }
+
+    fn mode(&mut self, tenant: Option<&str>, mode: Option<&str>) -> Answer {
+        let tenants: Vec<String> = match tenant {
+            Some(name) if self.config.tenants.iter().any(|t| t == name) => vec![name.to_owned()],
+            Some(name) => {
+                return Err(Refusal::new(
+                    "not-found",
+                    format!(
+                        "there is no tenant {name:?}; there are: {}",
+                        self.config.tenants.join(", ")
+                    ),
+                ));
+            }
+            None => self.config.tenants.clone(),
+        };
+        if let Some(mode) = mode {
+            let [tenant] = tenants.as_slice() else {
+                return Err(Refusal::new(
+                    "bad-request",
+                    format!(
+                        "say which tenant with --tenant; there are: {}",
+                        tenants.join(", ")
+                    ),
+                ));
+            };
+            let partial = match mode {
+                "idle" => false,
+                "partial" => true,
+                "full" => {
+                    return Err(Refusal::new(
+                        "unsupported",
+                        "full site failover is not in this version: it has idle and partial",
+                    ));
+                }
+                other => {
+                    return Err(Refusal::new(
+                        "bad-request",
+                        format!("{other:?} is not a mode: idle or partial"),
+                    ));
+                }
+            };
+            self.switch(tenant, partial)?;
+        }
+        Ok(tenants
+            .iter()
+            .map(|tenant| {
+                json!({
+                    "name": tenant,
+                    "mode": mode_of(&self.state, tenant).name(),
+                    "epoch": self.state.modes.get(tenant).map_or(0, |m| m.epoch),
+                })
+            })
+            .collect())
+    }
+
+    fn switch(&mut self, tenant: &str, partial: bool) -> Result<(), Refusal> {
+        if (mode_of(&self.state, tenant) == Mode::Partial) == partial {
+            return Ok(());
+        }
+        if partial {
+            for network in self.config.networks.iter().filter(|n| n.tenant == tenant) {
+                self.must_forward(network)?;
+            }
+        }
+        let mut new = self.state.clone();
+        let mode = new.modes.entry(tenant.to_owned()).or_default();
+        mode.partial = partial;
+        mode.epoch = mode.epoch.wrapping_add(1);
+        self.put(new)?;
+        tracing::info!(
+            tenant,
+            mode = if partial { "partial" } else { "idle" },
+            "mode switched"
+        );
+        Ok(())
+    }
+
+    /// A failover onto a data path that cannot carry it is refused.
+    fn must_forward(&self, network: &Network) -> Result<(), Refusal> {
+        let uplink = &self.config.uplink.interface;
+        for interface in [&network.interface, uplink] {
+            let reason = match self.attach_errors.get(interface) {
+                Some(reason) => Some(reason.clone()),
+                None => self
+                    .nics
+                    .get(interface)
+                    .and_then(|n| n.problems.first())
+                    .map(|p| format!("{interface}: {p}")),
+            };
+            if let Some(reason) = reason {
+                return Err(Refusal::new(
+                    "conflict",
+                    format!(
+                        "appliance {:?} cannot carry network {:?}: {reason}",
+                        self.config.name, network.name
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn named(&self, name: &str) -> Result<&Network, Refusal> {
+        self.config.network(name).ok_or_else(|| {
+            let names: Vec<&str> = self
+                .config
+                .networks
+                .iter()
+                .map(|n| n.name.as_str())
+                .collect();
+            Refusal::new(
+                "not-found",
+                format!(
+                    "there is no network {name:?}; there are: {}",
+                    names.join(", ")
+                ),
+            )
+        })
+    }
+
+    fn endpoint_add(&mut self, name: &str, addresses: &[IpAddr]) -> Answer {
+        let network = self.named(name)?;
+        self.must_forward(network)?;
+        let own = self.own_addresses();
+        let mut new = self.state.clone();
+        let set = new.endpoints.entry(name.to_owned()).or_default();
+        for address in addresses {
+            endpoint_fits(network, &own, *address).map_err(|m| Refusal::new("invalid", m))?;
+            if !set.insert(*address) {
+                return Err(Refusal::new(
+                    "conflict",
+                    format!(
+                        "{address} is failed over already in network {name:?}; nothing was changed"
+                    ),
+                ));
+            }
+        }
+        let total: usize = new.endpoints.values().map(|s| s.len()).sum();
+        // The map keeps a few entries in reserve on each CPU, so it is never filled to the brim.
+        let most = MAX_ENDPOINTS as usize - 1024;
+        if total > most {
+            return Err(Refusal::new(
+                "conflict",
+                format!("that would be {total} failed-over addresses; an appliance takes {most}"),
+            ));
+        }
+        self.put(new)?;
+        tracing::info!(network = name, count = addresses.len(), "failed over");
+        Ok(json!({ "network": name, "added": addresses }))
+    }
+
+    fn endpoint_remove(&mut self, name: &str, addresses: &[IpAddr]) -> Answer {
+        self.named(name)?;
+        let mut new = self.state.clone();
+        let set = new.endpoints.entry(name.to_owned()).or_default();
+        for address in addresses {
+            if !set.remove(address) {
+                return Err(Refusal::new(
+                    "not-found",
+                    format!(
+                        "{address} is not failed over in network {name:?}; nothing was changed"
+                    ),
+                ));
+            }
+        }
+        if set.is_empty() {
+            new.endpoints.remove(name);
+        }
+        self.put(new)?;
+        tracing::info!(
+            network = name,
+            count = addresses.len(),
+            "back in production"
+        );
+        Ok(json!({ "network": name, "removed": addresses }))
+    }
+
+    fn endpoint_list(&self, network: Option<&str>) -> Answer {
+        if let Some(name) = network {
+            self.named(name)?;
+        }
+        let endpoints: serde_json::Map<String, Value> = self
+            .config
+            .networks
+            .iter()
+            .filter(|n| network.is_none_or(|name| name == n.name))
+            .map(|n| {
+                let addresses: Vec<&IpAddr> = self
+                    .state
+                    .endpoints
+                    .get(&n.name)
+                    .into_iter()
+                    .flatten()
+                    .collect();
+                (n.name.clone(), json!(addresses))
+            })
+            .collect();
+        Ok(Value::Object(endpoints))
+    }
+
+    fn put(&mut self, new: State) -> Result<(), Refusal> {
+        self.change(new)
+            .map_err(|error| Refusal::new("internal", format!("{error:#}")))
+    }
+
+    fn own_addresses(&self) -> Vec<Address> {
+        self.snapshot
+            .links
+            .values()
+            .flat_map(|l| l.addresses.iter().map(|(a, _)| from_ip(*a)))
+            .chain(self.config.uplink.local.iter().map(|a| from_ip(*a)))
+            .collect()
+    }
+
+    /// Failed-over addresses that have no place in `config`.
+    pub(super) fn misfits(&self, config: &Config) -> Vec<String> {
+        let own = self.own_addresses();
+        let mut problems = Vec::new();
+        for (name, addresses) in &self.state.endpoints {
+            let Some(network) = config.network(name) else {
+                problems.push(format!(
+                    "network {name:?} has {} failed-over addresses and is not configured",
+                    addresses.len()
+                ));
+                continue;
+            };
+            problems.extend(
+                addresses
+                    .iter()
+                    .filter_map(|a| endpoint_fits(network, &own, *a).err()),
+            );
+        }
+        problems
+    }
+
+    /// Reads the file again and puts it in force, whole or not at all.
+    pub(super) fn reload(&mut self) -> Result<(), Refusal> {
+        let invalid = |message: String| Refusal::new("invalid", message);
+        let config = Config::load(&self.config_path).map_err(|e| invalid(e.to_string()))?;
+        let now = &self.config;
+        for (what, differs) in [
+            ("name", config.name != now.name),
+            ("role", config.role != now.role),
+            ("state_dir", config.state_dir != now.state_dir),
+            ("pin_dir", config.pin_dir != now.pin_dir),
+            (
+                "control_socket",
+                config.control_socket != now.control_socket,
+            ),
+            ("bpf_object", config.bpf_object != now.bpf_object),
+        ] {
+            if differs {
+                return Err(invalid(format!(
+                    "appliance.{what} takes effect at a restart (`systemctl restart causeway-appliance`; traffic goes on); the running configuration stays in force"
+                )));
+            }
+        }
+        let problems = self.misfits(&config);
+        if !problems.is_empty() {
+            return Err(invalid(format!(
+                "failed-over addresses would lose their network; take them back first: {}",
+                problems.join("; ")
+            )));
+        }
+        let mut state = self.state.clone();
+        state
+            .modes
+            .retain(|tenant, _| config.tenants.contains(tenant));
+        give_slots(&config, &mut state);
+        self.store
+            .save(&state)
+            .map_err(|e| Refusal::new("internal", e.to_string()))?;
+        self.watcher.update(
+            config.peers.iter().map(|p| p.address).collect(),
+            interfaces(&config),
+        );
+        self.config = config;
+        self.state = state;
+        self.apply_snapshot()
+            .map_err(|e| Refusal::new("internal", format!("{e:#}")))
+    }
+}
+
+fn to_value(value: &impl serde::Serialize) -> Answer {
+    serde_json::to_value(value).map_err(|e| Refusal::new("internal", e.to_string()))
+}

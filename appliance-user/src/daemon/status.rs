@@ -1,0 +1,203 @@
+//! What the appliance says of itself.
+
+use std::time::Instant;
+
+use appliance_common::addr::to_ip;
+
+use super::Daemon;
+use crate::{
+    control::{
+        CounterStatus, InterfaceStatus, NeighbourStatus, NetworkStatus, PeerStatus, Refusal,
+        Status, TenantStatus, mac_text,
+    },
+    reconcile::{local_addresses, mode_of, network_mtu},
+    underlay::Path as Route,
+};
+
+impl Daemon {
+    pub(super) fn status(&self) -> Result<Status, Refusal> {
+        let mut not_ready: Vec<String> = self.attach_errors.values().cloned().collect();
+        for (name, nic) in &self.nics {
+            not_ready.extend(nic.problems.iter().map(|p| format!("{name}: {p}")));
+        }
+        let local = local_addresses(&self.config, &self.snapshot);
+        if local.is_empty() {
+            not_ready.push(format!(
+                "no tunnel address: {} has none; give it one, or set uplink.local",
+                self.config.uplink.interface
+            ));
+        }
+        let peers: Vec<PeerStatus> = self
+            .config
+            .peers
+            .iter()
+            .map(|peer| {
+                let (resolved, detail) = match self.snapshot.paths.get(&peer.address) {
+                    Some(Route::Resolved { next_hop_mac, .. }) => (true, mac_text(*next_hop_mac)),
+                    Some(Route::Unresolved { why }) => (false, why.to_string()),
+                    None => (false, "not looked up yet".to_owned()),
+                };
+                PeerStatus {
+                    name: peer.name.clone(),
+                    address: peer.address,
+                    resolved,
+                    detail,
+                }
+            })
+            .collect();
+        not_ready.extend(
+            peers
+                .iter()
+                .filter(|p| !p.resolved)
+                .map(|p| format!("peer {:?} ({}): {}", p.name, p.address, p.detail)),
+        );
+        let mut networks = Vec::new();
+        for network in &self.config.networks {
+            let slot = self.state.slots.networks.get(&network.name).copied();
+            let stats = match slot {
+                Some(slot) => self
+                    .datapath
+                    .network_stats(slot)
+                    .map_err(|e| Refusal::new("internal", e.to_string()))?,
+                None => appliance_common::maps::NetworkStats::default(),
+            };
+            networks.push(NetworkStatus {
+                name: network.name.clone(),
+                tenant: network.tenant.clone(),
+                vni: network.vni,
+                peer: network.peer.clone(),
+                interface: network.interface.clone(),
+                vlan: network.vlan.to_string(),
+                mtu: network_mtu(&self.config, &self.snapshot, network),
+                endpoints: self
+                    .state
+                    .endpoints
+                    .get(&network.name)
+                    .into_iter()
+                    .flatten()
+                    .copied()
+                    .collect(),
+                tx_packets: stats.tx_packets,
+                tx_bytes: stats.tx_bytes,
+                rx_packets: stats.rx_packets,
+                rx_bytes: stats.rx_bytes,
+            });
+        }
+        Ok(Status {
+            name: self.config.name.clone(),
+            role: self.config.role.name().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: not_ready.is_empty(),
+            not_ready,
+            uptime_seconds: self.started.elapsed().as_secs(),
+            adopted: self.datapath.adopted(),
+            pins: self.datapath.root().display().to_string(),
+            tunnel_port: self.config.uplink.port,
+            local,
+            interfaces: self.interfaces_status(),
+            tenants: self
+                .config
+                .tenants
+                .iter()
+                .map(|name| TenantStatus {
+                    name: name.clone(),
+                    mode: mode_of(&self.state, name).name().to_owned(),
+                    epoch: self.state.modes.get(name).map_or(0, |m| m.epoch),
+                })
+                .collect(),
+            networks,
+            peers,
+            neighbours: self.neighbours_status(),
+            user_counters: self.user_counters(),
+        })
+    }
+
+    fn interfaces_status(&self) -> Vec<InterfaceStatus> {
+        self.config
+            .ports()
+            .into_iter()
+            .map(|(name, (asked, _))| {
+                let link = self.snapshot.links.get(&name);
+                let attached = self.datapath.attached().get(&name);
+                let nic = self.nics.get(&name);
+                let mut problems: Vec<String> =
+                    self.attach_errors.get(&name).cloned().into_iter().collect();
+                problems.extend(nic.into_iter().flat_map(|n| n.problems.iter().cloned()));
+                InterfaceStatus {
+                    ifindex: link.map(|l| l.ifindex),
+                    driver: nic.map(|n| n.driver.clone()).unwrap_or_default(),
+                    mac: link.map(|l| mac_text(l.mac)).unwrap_or_default(),
+                    mtu: link.map_or(0, |l| l.mtu),
+                    up: link.is_some_and(|l| l.up),
+                    program: attached.map(|a| a.kind.program().to_owned()),
+                    xdp_asked: asked.name().to_owned(),
+                    xdp: attached.map(|a| a.mode.name().to_owned()),
+                    adopted: attached.is_some_and(|a| a.adopted),
+                    problems,
+                    name,
+                }
+            })
+            .collect()
+    }
+
+    fn neighbours_status(&self) -> Vec<NeighbourStatus> {
+        self.engine
+            .entries(Instant::now())
+            .map(|entry| NeighbourStatus {
+                network: self
+                    .config
+                    .networks
+                    .iter()
+                    .find(|n| n.vni == entry.key.vni)
+                    .map(|n| n.name.clone())
+                    .unwrap_or_default(),
+                address: to_ip(&entry.key.address),
+                mac: entry.mac.map(mac_text),
+                state: entry.state.name().to_owned(),
+                age_seconds: entry.age.as_secs(),
+            })
+            .collect()
+    }
+
+    fn user_counters(&self) -> Vec<CounterStatus> {
+        let n = self.engine.counters();
+        let engine = [
+            ("neighbour_probes_sent", n.probes_sent),
+            ("neighbour_failed", n.failed),
+            ("neighbour_mac_changed", n.mac_changed),
+            ("neighbour_conflicts", n.conflicts),
+            ("neighbour_flaps_damped", n.flaps_damped),
+            ("neighbour_evicted", n.evicted),
+            ("neighbour_refused_full", n.refused_full),
+            ("neighbour_throttled", n.throttled),
+            ("neighbour_ignored_invalid", n.ignored_invalid),
+            ("neighbour_ignored_own", n.ignored_own),
+            ("neighbour_ignored_port", n.ignored_port),
+            ("send_errors", self.send_errors),
+        ];
+        engine
+            .into_iter()
+            .chain(self.slow.counters())
+            .map(|(name, value)| CounterStatus {
+                name: name.to_owned(),
+                value,
+                help: String::new(),
+            })
+            .collect()
+    }
+
+    pub(super) fn counters(&self) -> Result<Vec<CounterStatus>, Refusal> {
+        let counters = self
+            .datapath
+            .counters()
+            .map_err(|e| Refusal::new("internal", e.to_string()))?;
+        Ok(counters
+            .into_iter()
+            .map(|(counter, value)| CounterStatus {
+                name: counter.name().to_owned(),
+                value,
+                help: counter.help().to_owned(),
+            })
+            .collect())
+    }
+}

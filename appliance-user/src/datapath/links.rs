@@ -1,0 +1,316 @@
+//! Programs on interfaces.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    ProgramError, Xdp, XdpMode,
+    links::{FdLink, PinnedLink},
+    xdp::XdpLink,
+};
+
+use super::{Datapath, Error, io_error, program};
+use crate::config::{self, Kind};
+
+/// How XDP is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the kernel's generic hook.
+    Generic,
+}
+
+impl Mode {
+    /// As printed, and as part of a pin's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    const fn aya(self) -> XdpMode {
+        match self {
+            Self::Native => XdpMode::Driver,
+            Self::Generic => XdpMode::Skb,
+        }
+    }
+
+    const fn suits(self, asked: config::Xdp) -> bool {
+        match asked {
+            config::Xdp::Native => matches!(self, Self::Native),
+            config::Xdp::Generic => matches!(self, Self::Generic),
+            config::Xdp::Auto => true,
+        }
+    }
+}
+
+/// An interface with a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Its index.
+    pub ifindex: u32,
+    /// Which program.
+    pub kind: Kind,
+    /// How.
+    pub mode: Mode,
+    /// Whether the link is an earlier process's, its program replaced in one step.
+    pub adopted: bool,
+    pin: PathBuf,
+}
+
+/// A link's pin.
+struct Pin {
+    interface: String,
+    ifindex: u32,
+    mode: Mode,
+    path: PathBuf,
+}
+
+impl Pin {
+    /// Reads `<ifname>-<ifindex>-<mode>`; interface names may hold dashes.
+    fn parse(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        let (rest, mode) = name.rsplit_once('-')?;
+        let (interface, ifindex) = rest.rsplit_once('-')?;
+        Some(Self {
+            // bpffs refuses names with a dot (kernel/bpf/inode.c, bpf_lookup).
+            interface: interface.replace('%', "."),
+            ifindex: ifindex.parse().ok()?,
+            mode: match mode {
+                "native" => Mode::Native,
+                "generic" => Mode::Generic,
+                _ => return None,
+            },
+            path: path.to_owned(),
+        })
+    }
+
+    fn path(dir: &Path, interface: &str, ifindex: u32, mode: Mode) -> PathBuf {
+        let interface = interface.replace('.', "%");
+        dir.join(format!("{interface}-{ifindex}-{}", mode.name()))
+    }
+}
+
+impl Datapath {
+    /// Sees that `interface` runs `kind`: replaces the program of a pinned link in one step where it can,
+    /// else attaches anew. Does nothing where that is so already.
+    ///
+    /// # Errors
+    /// [`Error::Attach`] with the cause; another mode is never taken unless `auto` asks for it.
+    pub fn attach(
+        &mut self,
+        interface: &str,
+        ifindex: u32,
+        kind: Kind,
+        asked: config::Xdp,
+    ) -> Result<(), Error> {
+        if let Some(now) = self.attached.get(interface)
+            && now.ifindex == ifindex
+            && now.kind == kind
+            && now.mode.suits(asked)
+        {
+            return Ok(());
+        }
+        let dir = self.root.join("links");
+        for pin in pins(&dir)? {
+            if pin.interface != interface {
+                continue;
+            }
+            if pin.ifindex == ifindex
+                && pin.mode.suits(asked)
+                && replace(program(&mut self.object, kind)?, &pin).is_ok()
+            {
+                self.attached.insert(
+                    interface.to_owned(),
+                    Attached {
+                        ifindex,
+                        kind,
+                        mode: pin.mode,
+                        adopted: true,
+                        pin: pin.path,
+                    },
+                );
+                return Ok(());
+            }
+            // Another index, another mode, or a link whose interface has gone.
+            remove(&pin.path)?;
+        }
+        self.attached.remove(interface);
+        let modes: &[Mode] = match asked {
+            config::Xdp::Native => &[Mode::Native],
+            config::Xdp::Generic => &[Mode::Generic],
+            config::Xdp::Auto => &[Mode::Native, Mode::Generic],
+        };
+        let mut refused = None;
+        for mode in modes {
+            match attach_new(
+                program(&mut self.object, kind)?,
+                &dir,
+                interface,
+                ifindex,
+                *mode,
+            ) {
+                Ok(pin) => {
+                    if let Some(error) = refused {
+                        tracing::warn!(interface, error = %error, "native XDP refused; running generic, as xdp = \"auto\" allows");
+                    }
+                    self.attached.insert(
+                        interface.to_owned(),
+                        Attached {
+                            ifindex,
+                            kind,
+                            mode: *mode,
+                            adopted: false,
+                            pin,
+                        },
+                    );
+                    return Ok(());
+                }
+                Err(error) => refused = Some(error),
+            }
+        }
+        Err(refused.unwrap_or(Error::Missing { what: "XDP mode" }))
+    }
+
+    /// Takes the program off interfaces that `keep` refuses.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn detach_others(&mut self, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
+        for pin in pins(&self.root.join("links"))? {
+            if !keep(&pin.interface) {
+                tracing::info!(interface = pin.interface, "XDP detached");
+                remove(&pin.path)?;
+                self.attached.remove(&pin.interface);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets an interface that is gone, with its pin.
+    ///
+    /// # Errors
+    /// When the pin cannot be removed.
+    pub fn forget(&mut self, interface: &str) -> Result<(), Error> {
+        if let Some(attached) = self.attached.remove(interface) {
+            remove(&attached.pin)?;
+        }
+        Ok(())
+    }
+}
+
+fn pins(dir: &Path) -> Result<Vec<Pin>, Error> {
+    let entries = fs::read_dir(dir).map_err(|source| io_error("list", dir, source))?;
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| Pin::parse(&entry.path()))
+        .collect())
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(io_error("remove", path, source)),
+    }
+}
+
+/// Puts the program on a pinned link, in one step.
+fn replace(program: &mut Xdp, pin: &Pin) -> Result<(), Error> {
+    let failed = |source| Error::Link {
+        operation: "adopt the link",
+        interface: pin.interface.clone(),
+        source: Box::new(source),
+    };
+    let pinned = PinnedLink::from_pin(&pin.path).map_err(failed)?;
+    let link = XdpLink::try_from(FdLink::from(pinned)).map_err(failed)?;
+    let id = program
+        .attach_to_link(link)
+        .map_err(|source| attach_error(&pin.interface, pin.mode, source))?;
+    // The pin holds the link; the program need not.
+    program
+        .take_link(id)
+        .map(drop)
+        .map_err(|source| attach_error(&pin.interface, pin.mode, source))
+}
+
+/// Attaches the program and pins the link.
+fn attach_new(
+    program: &mut Xdp,
+    dir: &Path,
+    interface: &str,
+    ifindex: u32,
+    mode: Mode,
+) -> Result<PathBuf, Error> {
+    let refused = |source| attach_error(interface, mode, source);
+    let id = program
+        .attach_to_if_index(ifindex, mode.aya())
+        .map_err(refused)?;
+    let link = program.take_link(id).map_err(refused)?;
+    let link = FdLink::try_from(link).map_err(|source| Error::Link {
+        operation: "own the link",
+        interface: interface.to_owned(),
+        source: Box::new(source),
+    })?;
+    let path = Pin::path(dir, interface, ifindex, mode);
+    link.pin(&path)
+        .map_err(|source| io_error("pin the link at", &path, io::Error::other(source)))?;
+    Ok(path)
+}
+
+fn attach_error(interface: &str, mode: Mode, source: ProgramError) -> Error {
+    let code = os_code(&source);
+    let remedy = match code {
+        Some(libc::EOPNOTSUPP) => {
+            "The driver has no native XDP here (on Hyper-V: `ethtool -K IFACE lro off`); use another NIC type, or set xdp = \"generic\" knowingly."
+        }
+        Some(libc::EBUSY) => {
+            "Another program is attached; find it with `ip link show` and take it off."
+        }
+        Some(libc::ERANGE | libc::EINVAL) => {
+            "The driver refused, most often for the MTU (native XDP takes about 3500 at most) or too few spare queues; the kernel log names it."
+        }
+        Some(libc::EPERM | libc::EACCES) => "Run as root, or with CAP_NET_ADMIN and CAP_BPF.",
+        _ => "The kernel log may name the cause (`dmesg`).",
+    };
+    Error::Attach {
+        interface: interface.to_owned(),
+        mode: mode.name(),
+        source: Box::new(source),
+        remedy,
+    }
+}
+
+/// The error number at the bottom of an error.
+fn os_code(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut error = Some(error);
+    while let Some(e) = error {
+        if let Some(io) = e.downcast_ref::<io::Error>() {
+            return io.raw_os_error();
+        }
+        error = e.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_name_is_read_as_it_was_written() {
+        let path = Pin::path(Path::new("/p"), "lan-0.7", 12, Mode::Generic);
+        assert_eq!(path, Path::new("/p/lan-0%7-12-generic"));
+        let pin = Pin::parse(&path).expect("ours");
+        assert_eq!(
+            (pin.interface.as_str(), pin.ifindex, pin.mode),
+            ("lan-0.7", 12, Mode::Generic)
+        );
+        assert!(Pin::parse(Path::new("/p/other")).is_none());
+    }
+}

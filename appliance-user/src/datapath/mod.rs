@@ -1,0 +1,390 @@
+//! The programs, their links and their maps, pinned so that they outlive this process.
+//!
+//! ```text
+//!   <pin_dir>/v<schema>/maps/<MAP>                     every map
+//!   <pin_dir>/v<schema>/links/<ifname>-<ifindex>-<mode>   a link per interface
+//! ```
+//!
+//! A daemon that finds pins adopts the maps, loads its own programs over them, and replaces the program
+//! on each link in one step (BPF_LINK_UPDATE): no packet goes without a program.
+
+mod links;
+mod tables;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use appliance_common::{
+    counters::Counter,
+    maps::{HostKey, Neighbour, NetworkStats, SCHEMA_VERSION},
+};
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{ProgramError, Xdp, links::LinkError},
+};
+
+use crate::{
+    config::Kind,
+    reconcile::{Tables, Write},
+};
+
+pub use links::{Attached, Mode};
+
+/// Every map, by its name in the object.
+const MAPS: [&str; 12] = [
+    "CONFIG",
+    "ATTACHMENTS",
+    "NETWORKS",
+    "TENANTS",
+    "PEERS",
+    "TUNNELS",
+    "ENDPOINTS",
+    "NEIGHBOURS",
+    "COUNTERS",
+    "NETWORK_STATS",
+    "NEIGHBOUR_EVENTS",
+    "SLOW_PACKETS",
+];
+
+/// What failed, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no object file.
+    #[error("no BPF object at {}: build it with `cargo xtask build-ebpf`, or name it in appliance.bpf_object", path.display())]
+    NoObject {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The pin directory is not on a BPF file system.
+    #[error("{} is not on a BPF file system: mount one with `mount -t bpf bpf /sys/fs/bpf`, or set appliance.pin_dir below it", path.display())]
+    NotBpffs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file operation failed.
+    #[error("{operation} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The object could not be loaded.
+    #[error("load {}: {source}; if the kernel says EPERM, run as root or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON", path.display())]
+    Load {
+        /// The object.
+        path: PathBuf,
+        /// Why.
+        source: Box<EbpfError>,
+    },
+    /// A program of the object is missing or was refused.
+    #[error("program {program}: {source}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+    /// The object is not ours.
+    #[error("the BPF object has no {what}: it is not this version's; build it again")]
+    Missing {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A map could not be read or written.
+    #[error("{operation} map {map}: {source}")]
+    Map {
+        /// What was tried.
+        operation: &'static str,
+        /// Its name.
+        map: &'static str,
+        /// Why it failed.
+        source: Box<MapError>,
+    },
+    /// A map that was found pinned has another shape.
+    #[error(
+        "the pinned map {map} is of another shape than this version's: stop traffic and remove it with `causeway-appliance detach --config FILE`"
+    )]
+    Shape {
+        /// Its name.
+        map: &'static str,
+    },
+    /// A link operation failed.
+    #[error("{operation} on {interface}: {source}")]
+    Link {
+        /// What was tried.
+        operation: &'static str,
+        /// On which interface.
+        interface: String,
+        /// Why it failed.
+        source: Box<LinkError>,
+    },
+    /// XDP could not be attached.
+    #[error("attach XDP to {interface} in {mode} mode: {source}. {remedy}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// The mode asked for.
+        mode: &'static str,
+        /// What the kernel said.
+        source: Box<ProgramError>,
+        /// What to do.
+        remedy: &'static str,
+    },
+}
+
+/// The data path of this appliance.
+pub struct Datapath {
+    root: PathBuf,
+    object: Ebpf,
+    adopted: bool,
+    config: Array<MapData, appliance_common::maps::Config>,
+    attachments:
+        HashMap<MapData, appliance_common::maps::AttachmentKey, appliance_common::maps::Attachment>,
+    networks: Array<MapData, appliance_common::maps::Network>,
+    tenants: Array<MapData, appliance_common::maps::Tenant>,
+    peers: Array<MapData, appliance_common::maps::Peer>,
+    tunnels: HashMap<MapData, appliance_common::maps::TunnelKey, appliance_common::maps::Tunnel>,
+    endpoints: HashMap<MapData, HostKey, appliance_common::maps::Endpoint>,
+    neighbours: HashMap<MapData, HostKey, Neighbour>,
+    counters: PerCpuArray<MapData, u64>,
+    network_stats: PerCpuArray<MapData, NetworkStats>,
+    attached: BTreeMap<String, Attached>,
+}
+
+/// The rings, for the loop that waits on them.
+pub struct Rings {
+    /// Hosts heard.
+    pub neighbours: RingBuf<MapData>,
+    /// Packets of the slow path.
+    pub slow: RingBuf<MapData>,
+}
+
+/// Where this layout's pins are.
+#[must_use]
+pub fn root(pin_dir: &Path) -> PathBuf {
+    pin_dir.join(format!("v{SCHEMA_VERSION}"))
+}
+
+impl Datapath {
+    /// Loads the programs over the maps pinned below `pin_dir`, which are made where they are
+    /// missing. Attaches nothing yet.
+    ///
+    /// # Errors
+    /// [`Error`]; what was pinned before is as it was.
+    pub fn open(pin_dir: &Path, object: &Path) -> Result<(Self, Rings), Error> {
+        if !object.is_file() {
+            return Err(Error::NoObject {
+                path: object.to_owned(),
+            });
+        }
+        let root = root(pin_dir);
+        let maps = root.join("maps");
+        let links = root.join("links");
+        for dir in [&maps, &links] {
+            make_dir(dir)?;
+        }
+        let adopted = maps.join("CONFIG").exists();
+        let paths: Vec<PathBuf> = MAPS.iter().map(|name| maps.join(name)).collect();
+        let mut loader = EbpfLoader::new();
+        for (name, path) in MAPS.iter().zip(&paths) {
+            loader.map_pin_path(name, path.as_path());
+        }
+        let mut object_loaded = loader.load_file(object).map_err(|source| Error::Load {
+            path: object.to_owned(),
+            source: Box::new(source),
+        })?;
+        for kind in [Kind::Access, Kind::Uplink, Kind::Combined] {
+            program(&mut object_loaded, kind)?
+                .load()
+                .map_err(|source| Error::Program {
+                    program: kind.program(),
+                    source: Box::new(source),
+                })?;
+        }
+        let o = &mut object_loaded;
+        let rings = Rings {
+            neighbours: typed(o, "NEIGHBOUR_EVENTS")?,
+            slow: typed(o, "SLOW_PACKETS")?,
+        };
+        let this = Self {
+            config: typed(o, "CONFIG")?,
+            attachments: typed(o, "ATTACHMENTS")?,
+            networks: typed(o, "NETWORKS")?,
+            tenants: typed(o, "TENANTS")?,
+            peers: typed(o, "PEERS")?,
+            tunnels: typed(o, "TUNNELS")?,
+            endpoints: typed(o, "ENDPOINTS")?,
+            neighbours: typed(o, "NEIGHBOURS")?,
+            counters: typed(o, "COUNTERS")?,
+            network_stats: typed(o, "NETWORK_STATS")?,
+            root,
+            object: object_loaded,
+            adopted,
+            attached: BTreeMap::new(),
+        };
+        this.check_shape()?;
+        Ok((this, rings))
+    }
+
+    /// Whether maps of an earlier process were found.
+    #[must_use]
+    pub const fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Where the pins are.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Interfaces with a program, by name.
+    #[must_use]
+    pub const fn attached(&self) -> &BTreeMap<String, Attached> {
+        &self.attached
+    }
+
+    /// Packets by counter, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counters(&self) -> Result<Vec<(Counter, u64)>, Error> {
+        Counter::ALL
+            .iter()
+            .map(|counter| {
+                let values = self
+                    .counters
+                    .get(&(*counter as u32), 0)
+                    .map_err(|e| map_error("read", "COUNTERS", e))?;
+                Ok((*counter, values.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// Traffic of the network in a slot, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn network_stats(&self, slot: u32) -> Result<NetworkStats, Error> {
+        let values = self
+            .network_stats
+            .get(&slot, 0)
+            .map_err(|e| map_error("read", "NETWORK_STATS", e))?;
+        Ok(values
+            .iter()
+            .fold(NetworkStats::default(), |a, b| NetworkStats {
+                tx_packets: a.tx_packets + b.tx_packets,
+                tx_bytes: a.tx_bytes + b.tx_bytes,
+                rx_packets: a.rx_packets + b.rx_packets,
+                rx_bytes: a.rx_bytes + b.rx_bytes,
+            }))
+    }
+}
+
+/// The bits that the maps and links of an appliance were pinned as are removed: forwarding ends.
+///
+/// # Errors
+/// When a pin cannot be removed; what is left can be removed by calling again.
+pub fn detach(pin_dir: &Path) -> Result<usize, Error> {
+    let root = root(pin_dir);
+    let mut removed = 0;
+    for dir in ["links", "maps"] {
+        let dir = root.join(dir);
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(io_error("list", &dir, source)),
+        };
+        for entry in entries.flatten() {
+            fs::remove_file(entry.path())
+                .map_err(|source| io_error("remove", &entry.path(), source))?;
+            removed += 1;
+        }
+        fs::remove_dir(&dir).map_err(|source| io_error("remove", &dir, source))?;
+    }
+    if root.exists() {
+        fs::remove_dir(&root).map_err(|source| io_error("remove", &root, source))?;
+    }
+    Ok(removed)
+}
+
+fn io_error(operation: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn map_error(operation: &'static str, map: &'static str, source: MapError) -> Error {
+    Error::Map {
+        operation,
+        map,
+        source: Box::new(source),
+    }
+}
+
+/// Makes a directory of pins and sees that it is on a BPF file system.
+fn make_dir(dir: &Path) -> Result<(), Error> {
+    fs::create_dir_all(dir).map_err(|source| {
+        // On sysfs, where no bpffs is mounted, mkdir says EPERM.
+        if source.kind() == io::ErrorKind::PermissionDenied {
+            Error::NotBpffs {
+                path: dir.to_owned(),
+            }
+        } else {
+            io_error("make", dir, source)
+        }
+    })?;
+    let stat =
+        nix::sys::statfs::statfs(dir).map_err(|source| io_error("look at", dir, source.into()))?;
+    if stat.filesystem_type() != nix::sys::statfs::BPF_FS_MAGIC {
+        return Err(Error::NotBpffs {
+            path: dir.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// A program of the object.
+fn program(object: &mut Ebpf, kind: Kind) -> Result<&mut Xdp, Error> {
+    let name = kind.program();
+    object
+        .program_mut(name)
+        .ok_or(Error::Missing { what: name })?
+        .try_into()
+        .map_err(|source| Error::Program {
+            program: name,
+            source: Box::new(source),
+        })
+}
+
+/// A map of the object, as what it holds.
+fn typed<T: TryFrom<Map, Error = MapError>>(
+    object: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, Error> {
+    let map = object.take_map(name).ok_or(Error::Missing { what: name })?;
+    T::try_from(map).map_err(|source| map_error("open", name, source))
+}
+
+impl Datapath {
+    /// Does writes of the reconciler, in order; the first that fails ends it.
+    ///
+    /// # Errors
+    /// Which map refused. `tables` then says what the maps hold.
+    pub fn write(&mut self, tables: &mut Tables, writes: &[Write]) -> Result<(), Error> {
+        for write in writes {
+            self.write_one(write)?;
+            tables.apply(write);
+        }
+        Ok(())
+    }
+}

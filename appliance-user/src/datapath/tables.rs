@@ -1,0 +1,173 @@
+//! Reading and writing the maps, one function an operation.
+
+use appliance_common::{
+    limits::{MAX_ENDPOINTS, MAX_NEIGHBOURS, MAX_NETWORKS},
+    maps::{HostKey, Neighbour, Network, Peer, Tenant},
+};
+use aya::maps::MapError;
+
+use super::{Datapath, Error, map_error};
+use crate::reconcile::{Tables, Write};
+
+/// BPF_EXIST, <linux/bpf.h>: only replace.
+const EXIST: u64 = 2;
+
+impl Datapath {
+    /// Sees that maps found pinned have the sizes this version makes. (aya opens what is pinned without
+    /// comparing.) Key and value sizes were compared when the maps were typed.
+    pub(super) fn check_shape(&self) -> Result<(), Error> {
+        let wrong = |map| Error::Shape { map };
+        if self.networks.len() != MAX_NETWORKS {
+            return Err(wrong("NETWORKS"));
+        }
+        for (map, name, entries) in [
+            (self.root.join("maps/ENDPOINTS"), "ENDPOINTS", MAX_ENDPOINTS),
+            (
+                self.root.join("maps/NEIGHBOURS"),
+                "NEIGHBOURS",
+                MAX_NEIGHBOURS,
+            ),
+        ] {
+            let info =
+                aya::maps::MapInfo::from_pin(&map).map_err(|e| map_error("open", name, e))?;
+            if info.max_entries() != entries {
+                return Err(wrong(name));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the maps hold, for a daemon that adopts them.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn read(&self) -> Result<Tables, Error> {
+        let mut tables = Tables {
+            config: self
+                .config
+                .get(&0, 0)
+                .map_err(|e| map_error("read", "CONFIG", e))?,
+            ..Tables::default()
+        };
+        for entry in self.attachments.iter() {
+            let (k, v) = entry.map_err(|e| map_error("read", "ATTACHMENTS", e))?;
+            tables.attachments.insert(k, v);
+        }
+        for entry in self.tunnels.iter() {
+            let (k, v) = entry.map_err(|e| map_error("read", "TUNNELS", e))?;
+            tables.tunnels.insert(k, v);
+        }
+        for entry in self.endpoints.iter() {
+            let (k, v) = entry.map_err(|e| map_error("read", "ENDPOINTS", e))?;
+            tables.endpoints.insert(k, v);
+        }
+        for (slot, value) in (0u32..).zip(self.networks.iter()) {
+            let value = value.map_err(|e| map_error("read", "NETWORKS", e))?;
+            if value != Network::default() {
+                tables.networks.insert(slot, value);
+            }
+        }
+        for (slot, value) in (0u32..).zip(self.tenants.iter()) {
+            let value = value.map_err(|e| map_error("read", "TENANTS", e))?;
+            if value != Tenant::default() {
+                tables.tenants.insert(slot, value);
+            }
+        }
+        for (slot, value) in (0u32..).zip(self.peers.iter()) {
+            let value = value.map_err(|e| map_error("read", "PEERS", e))?;
+            if value != Peer::default() {
+                tables.peers.insert(slot, value);
+            }
+        }
+        Ok(tables)
+    }
+
+    /// Every entry of `NEIGHBOURS`.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn neighbours(&self) -> Result<Vec<(HostKey, Neighbour)>, Error> {
+        self.neighbours
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(|e| map_error("read", "NEIGHBOURS", e))
+    }
+
+    /// One entry of `NEIGHBOURS`, if there is one.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn neighbour(&self, key: &HostKey) -> Result<Option<Neighbour>, Error> {
+        match self.neighbours.get(key, 0) {
+            Ok(neighbour) => Ok(Some(neighbour)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(map_error("read", "NEIGHBOURS", error)),
+        }
+    }
+
+    /// Writes an entry of `NEIGHBOURS`.
+    ///
+    /// # Errors
+    /// When the map refuses, as when it is full.
+    pub fn set_neighbour(&mut self, key: &HostKey, neighbour: &Neighbour) -> Result<(), Error> {
+        self.neighbours
+            .insert(key, neighbour, 0)
+            .map_err(|e| map_error("write", "NEIGHBOURS", e))
+    }
+
+    /// Writes an entry of `NEIGHBOURS` if it is still there, as when its flags are cleared.
+    ///
+    /// # Errors
+    /// When the map refuses for another reason.
+    pub fn refresh_neighbour(&mut self, key: &HostKey, neighbour: &Neighbour) -> Result<(), Error> {
+        match self.neighbours.insert(key, neighbour, EXIST) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(map_error("write", "NEIGHBOURS", error)),
+        }
+    }
+
+    /// Deletes an entry of `NEIGHBOURS`; one that is not there is as good as deleted.
+    ///
+    /// # Errors
+    /// When the map refuses.
+    pub fn remove_neighbour(&mut self, key: &HostKey) -> Result<(), Error> {
+        gone(self.neighbours.remove(key), "NEIGHBOURS")
+    }
+
+    pub(super) fn write_one(&mut self, write: &Write) -> Result<(), Error> {
+        let put =
+            |result: Result<(), MapError>, map| result.map_err(|e| map_error("write", map, e));
+        match write {
+            Write::Config(v) => put(self.config.set(0, *v, 0), "CONFIG"),
+            Write::Attachment(k, Some(v)) => put(self.attachments.insert(k, v, 0), "ATTACHMENTS"),
+            Write::Attachment(k, None) => gone(self.attachments.remove(k), "ATTACHMENTS"),
+            Write::Network(k, v) => put(
+                self.networks
+                    .set(*k, v.as_deref().copied().unwrap_or_default(), 0),
+                "NETWORKS",
+            ),
+            Write::Tenant(k, v) => put(self.tenants.set(*k, v.unwrap_or_default(), 0), "TENANTS"),
+            Write::Peer(k, v) => put(
+                self.peers
+                    .set(*k, v.as_deref().copied().unwrap_or_default(), 0),
+                "PEERS",
+            ),
+            Write::Tunnel(k, Some(v)) => put(self.tunnels.insert(k, v, 0), "TUNNELS"),
+            Write::Tunnel(k, None) => gone(self.tunnels.remove(k), "TUNNELS"),
+            Write::Endpoint(k, Some(v)) => put(self.endpoints.insert(k, v, 0), "ENDPOINTS"),
+            Write::Endpoint(k, None) => gone(self.endpoints.remove(k), "ENDPOINTS"),
+        }
+    }
+}
+
+fn gone(result: Result<(), MapError>, map: &'static str) -> Result<(), Error> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(map_error("delete from", map, error)),
+    }
+}

@@ -1,0 +1,144 @@
+//! A socket that sends Ethernet frames on one interface and receives nothing.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// What went wrong with a raw socket.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The process may not open raw sockets.
+    #[error(
+        "{operation} on interface index {ifindex}: not permitted; run as root or with CAP_NET_RAW"
+    )]
+    NotPermitted {
+        /// The system call.
+        operation: &'static str,
+        /// The interface.
+        ifindex: u32,
+    },
+    /// There is no such interface (any more).
+    #[error(
+        "{operation}: no interface with index {ifindex}; check that the configured interface exists"
+    )]
+    NoInterface {
+        /// The system call.
+        operation: &'static str,
+        /// The interface.
+        ifindex: u32,
+    },
+    /// Anything else.
+    #[error("{operation} on interface index {ifindex}: {source}")]
+    System {
+        /// The system call.
+        operation: &'static str,
+        /// The interface.
+        ifindex: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// An `AF_PACKET` socket bound to one interface.
+///
+/// Protocol 0: the kernel delivers nothing to it, so it costs the receive path nothing (packet(7)).
+/// Frames pass the interface's queueing discipline (`PACKET_QDISC_BYPASS` stays off), so they wait
+/// their turn behind the kernel's own.
+#[derive(Debug)]
+pub struct RawSocket {
+    fd: OwnedFd,
+    ifindex: u32,
+}
+
+impl RawSocket {
+    /// Opens a non-blocking socket that sends on the interface `ifindex` of the current network
+    /// namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`], naming the system call that failed.
+    pub fn open(ifindex: u32) -> Result<Self, Error> {
+        // SAFETY: socket(2) takes no pointers.
+        let fd = unsafe {
+            libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+                0,
+            )
+        };
+        if fd < 0 {
+            return Err(Error::last("socket(AF_PACKET)", ifindex));
+        }
+        // SAFETY: `fd` was just returned by socket(2) and nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: all-zero is a valid `sockaddr_ll`: integers and a byte array.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = 0;
+        address.sll_ifindex = i32::try_from(ifindex).map_err(|_| Error::NoInterface {
+            operation: "bind",
+            ifindex,
+        })?;
+        // SAFETY: `address` is a live `sockaddr_ll` and its size is given.
+        let bound = unsafe {
+            libc::bind(
+                fd.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        if bound < 0 {
+            return Err(Error::last("bind", ifindex));
+        }
+        Ok(Self { fd, ifindex })
+    }
+
+    /// The interface it sends on.
+    #[must_use]
+    pub const fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// Sends one frame, from the Ethernet header on, without FCS. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// What send(2) says: [`WouldBlock`](io::ErrorKind::WouldBlock) or `ENOBUFS` when the queue is
+    /// full, `ENETDOWN` when the link is down, `EMSGSIZE` when the frame is over the interface's MTU
+    /// (one 802.1Q tag is allowed on top), `ENXIO` when the interface is gone.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        loop {
+            // SAFETY: the pointer and the length are those of a live slice.
+            let sent = unsafe {
+                libc::send(
+                    self.fd.as_raw_fd(),
+                    frame.as_ptr().cast(),
+                    frame.len(),
+                    libc::MSG_DONTWAIT,
+                )
+            };
+            if sent >= 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+}
+
+impl Error {
+    /// The error of the system call that just failed.
+    fn last(operation: &'static str, ifindex: u32) -> Self {
+        let source = io::Error::last_os_error();
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { operation, ifindex },
+            Some(libc::ENODEV | libc::ENXIO) => Self::NoInterface { operation, ifindex },
+            _ => Self::System {
+                operation,
+                ifindex,
+                source,
+            },
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! What the maps should hold, and the writes that get them there. Pure: a function of configuration,
+//! state and what the underlay says.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use appliance_common::{
+    addr::{Address, UNSPECIFIED, from_ip},
+    limits::{MAX_PREFIXES, MIN_INNER_MTU},
+    maps::{
+        self, Attachment, AttachmentKey, Endpoint, HostKey, Mode, Network, SCHEMA_VERSION, Tenant,
+        Tunnel, TunnelKey, attachment_flags, network_flags,
+    },
+    wire::{OVERHEAD_V4, OVERHEAD_V6},
+};
+
+use crate::{
+    config::{Config, Role},
+    state::State,
+    underlay::{Path, Snapshot},
+};
+
+/// The contents of every map that user space writes from configuration and state. `NEIGHBOURS` is the
+/// neighbour engine's.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tables {
+    /// `CONFIG`.
+    pub config: maps::Config,
+    /// `ATTACHMENTS`.
+    pub attachments: BTreeMap<AttachmentKey, Attachment>,
+    /// `NETWORKS`; a slot that is missing is all zero.
+    pub networks: BTreeMap<u32, Network>,
+    /// `TENANTS`, likewise.
+    pub tenants: BTreeMap<u32, Tenant>,
+    /// `PEERS`, likewise.
+    pub peers: BTreeMap<u32, maps::Peer>,
+    /// `TUNNELS`.
+    pub tunnels: BTreeMap<TunnelKey, Tunnel>,
+    /// `ENDPOINTS`.
+    pub endpoints: BTreeMap<HostKey, Endpoint>,
+}
+
+/// One write. `None` deletes, or zeroes a slot.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// To `CONFIG`.
+    Config(maps::Config),
+    /// To `ATTACHMENTS`.
+    Attachment(AttachmentKey, Option<Attachment>),
+    /// To `NETWORKS`.
+    Network(u32, Option<Box<Network>>),
+    /// To `TENANTS`.
+    Tenant(u32, Option<Tenant>),
+    /// To `PEERS`.
+    Peer(u32, Option<Box<maps::Peer>>),
+    /// To `TUNNELS`.
+    Tunnel(TunnelKey, Option<Tunnel>),
+    /// To `ENDPOINTS`.
+    Endpoint(HostKey, Option<Endpoint>),
+}
+
+/// The addresses the tunnels use: configured ones, else the interface's first of a family that is not
+/// link-local.
+#[must_use]
+pub fn local_addresses(config: &Config, snapshot: &Snapshot) -> Vec<IpAddr> {
+    if !config.uplink.local.is_empty() {
+        return config.uplink.local.clone();
+    }
+    let Some(link) = snapshot.links.get(&config.uplink.interface) else {
+        return Vec::new();
+    };
+    let usable = |a: &IpAddr| match a {
+        IpAddr::V4(v4) => !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    };
+    [true, false]
+        .into_iter()
+        .filter_map(|v4| {
+            link.addresses
+                .iter()
+                .map(|(a, _)| *a)
+                .find(|a| a.is_ipv4() == v4 && usable(a))
+        })
+        .collect()
+}
+
+/// Largest IP packet of a network, bytes: what is configured, else what the path leaves.
+#[must_use]
+pub fn network_mtu(config: &Config, snapshot: &Snapshot, network: &crate::config::Network) -> u16 {
+    if let Some(mtu) = network.mtu {
+        return mtu;
+    }
+    let peer = config.peers.iter().find(|p| p.name == network.peer);
+    let v4 = peer.is_none_or(|p| p.address.is_ipv4());
+    let path = config.uplink.mtu.or_else(|| {
+        let path = peer.and_then(|p| snapshot.paths.get(&p.address));
+        match path {
+            Some(Path::Resolved { mtu, .. }) => u16::try_from(*mtu).ok(),
+            _ => snapshot
+                .links
+                .get(&config.uplink.interface)
+                .and_then(|l| u16::try_from(l.mtu).ok()),
+        }
+    });
+    let overhead = if v4 { OVERHEAD_V4 } else { OVERHEAD_V6 };
+    path.unwrap_or(1500)
+        .saturating_sub(overhead)
+        .max(MIN_INNER_MTU)
+}
+
+/// The mode a tenant has.
+#[must_use]
+pub fn mode_of(state: &State, tenant: &str) -> Mode {
+    match state.modes.get(tenant) {
+        Some(mode) if mode.partial => Mode::Partial,
+        _ => Mode::Idle,
+    }
+}
+
+/// What the maps should hold.
+#[must_use]
+pub fn desired(config: &Config, state: &State, snapshot: &Snapshot) -> Tables {
+    let local = local_addresses(config, snapshot);
+    let of_family = |v4: bool| local.iter().find(|a| a.is_ipv4() == v4).copied();
+    let mut tables = Tables {
+        config: maps::Config {
+            version: SCHEMA_VERSION,
+            tunnel_port: config.uplink.port,
+            reserved: 0,
+            local_v4: of_family(true).map_or(UNSPECIFIED, from_ip),
+            local_v6: of_family(false).map_or(UNSPECIFIED, from_ip),
+        },
+        ..Tables::default()
+    };
+    for tenant in &config.tenants {
+        let Some(slot) = state.slots.tenants.get(tenant) else {
+            continue;
+        };
+        let value = Tenant {
+            mode: mode_of(state, tenant) as u32,
+            epoch: state.modes.get(tenant).map_or(0, |m| m.epoch),
+        };
+        tables.tenants.insert(*slot, value);
+    }
+    for peer in &config.peers {
+        let Some(slot) = state.slots.peers.get(&peer.name) else {
+            continue;
+        };
+        let header = match snapshot.paths.get(&peer.address) {
+            Some(Path::Resolved {
+                ifindex,
+                source_mac,
+                next_hop_mac,
+                ..
+            }) => of_family(peer.address.is_ipv4()).and_then(|local| {
+                maps::Peer::new(
+                    *ifindex,
+                    *next_hop_mac,
+                    *source_mac,
+                    &from_ip(local),
+                    &from_ip(peer.address),
+                    config.uplink.port,
+                )
+            }),
+            _ => None,
+        };
+        if let Some(header) = header {
+            tables.peers.insert(*slot, header);
+        }
+    }
+    for network in &config.networks {
+        add_network(&mut tables, config, state, snapshot, network);
+    }
+    tables
+}
+
+fn add_network(
+    tables: &mut Tables,
+    config: &Config,
+    state: &State,
+    snapshot: &Snapshot,
+    network: &crate::config::Network,
+) {
+    let (Some(slot), Some(tenant), Some(peer_slot), Some(peer)) = (
+        state.slots.networks.get(&network.name),
+        state.slots.tenants.get(&network.tenant),
+        state.slots.peers.get(&network.peer),
+        config.peers.iter().find(|p| p.name == network.peer),
+    ) else {
+        return;
+    };
+    let mut prefixes = [appliance_common::addr::Prefix::default(); MAX_PREFIXES];
+    for (to, from) in prefixes.iter_mut().zip(&network.prefixes) {
+        *to = from.prefix();
+    }
+    let provider = match config.role {
+        Role::Provider => network_flags::PROVIDER,
+        Role::Tenant => 0,
+    };
+    tables.networks.insert(
+        *slot,
+        Network {
+            vni: network.vni,
+            tenant: *tenant,
+            peer: *peer_slot,
+            flags: network_flags::ACTIVE | provider,
+            mtu: network_mtu(config, snapshot, network),
+            prefix_count: network.prefixes.len() as u16,
+            reserved: 0,
+            gateway_v4: network.gateway_v4.map_or(UNSPECIFIED, from_ip),
+            gateway_v6: network.gateway_v6.map_or(UNSPECIFIED, from_ip),
+            prefixes,
+        },
+    );
+    let tunnel = Tunnel {
+        network: *slot,
+        flags: 1,
+    };
+    for peer in [from_ip(peer.address), UNSPECIFIED] {
+        tables.tunnels.insert(
+            TunnelKey {
+                vni: network.vni,
+                peer,
+            },
+            tunnel,
+        );
+    }
+    if let Some(link) = snapshot.links.get(&network.interface) {
+        let shared = network.interface == config.uplink.interface && network.vlan.outer == 0;
+        tables.attachments.insert(
+            AttachmentKey {
+                ifindex: link.ifindex,
+                outer: network.vlan.outer,
+                inner: network.vlan.inner,
+            },
+            Attachment {
+                network: *slot,
+                flags: attachment_flags::ACTIVE | if shared { attachment_flags::HOST } else { 0 },
+                mac: link.mac,
+                reserved: [0; 2],
+            },
+        );
+    }
+    for address in state.endpoints.get(&network.name).into_iter().flatten() {
+        tables
+            .endpoints
+            .insert(host(network.vni, *address), Endpoint { flags: 1 });
+    }
+}
+
+/// The key of an address in a network.
+#[must_use]
+pub fn host(vni: u32, address: IpAddr) -> HostKey {
+    HostKey {
+        vni,
+        address: from_ip(address),
+    }
+}
+
+/// The writes that turn `from` into `to`, in an order in which every step forwards right or not at
+/// all: what leads to an entry is removed before it and added after it, and a mode is switched when
+/// everything it needs is there.
+#[must_use]
+pub fn diff(from: &Tables, to: &Tables) -> Vec<Write> {
+    let mut writes = Vec::new();
+    removed(&from.attachments, &to.attachments, |k| {
+        writes.push(Write::Attachment(k, None));
+    });
+    removed(&from.tunnels, &to.tunnels, |k| {
+        writes.push(Write::Tunnel(k, None));
+    });
+    removed(&from.endpoints, &to.endpoints, |k| {
+        writes.push(Write::Endpoint(k, None));
+    });
+    changed(&from.peers, &to.peers, |k, v| {
+        writes.push(Write::Peer(k, Some(Box::new(v))));
+    });
+    changed(&from.networks, &to.networks, |k, v| {
+        writes.push(Write::Network(k, Some(Box::new(v))));
+    });
+    changed(&from.endpoints, &to.endpoints, |k, v| {
+        writes.push(Write::Endpoint(k, Some(v)));
+    });
+    changed(&from.tunnels, &to.tunnels, |k, v| {
+        writes.push(Write::Tunnel(k, Some(v)));
+    });
+    changed(&from.attachments, &to.attachments, |k, v| {
+        writes.push(Write::Attachment(k, Some(v)));
+    });
+    removed(&from.networks, &to.networks, |k| {
+        writes.push(Write::Network(k, None));
+    });
+    removed(&from.peers, &to.peers, |k| {
+        writes.push(Write::Peer(k, None));
+    });
+    removed(&from.tenants, &to.tenants, |k| {
+        writes.push(Write::Tenant(k, None));
+    });
+    changed(&from.tenants, &to.tenants, |k, v| {
+        writes.push(Write::Tenant(k, Some(v)));
+    });
+    if from.config != to.config {
+        writes.push(Write::Config(to.config));
+    }
+    writes
+}
+
+fn removed<K: Ord + Copy, V>(from: &BTreeMap<K, V>, to: &BTreeMap<K, V>, mut f: impl FnMut(K)) {
+    for key in from.keys().filter(|k| !to.contains_key(k)) {
+        f(*key);
+    }
+}
+
+fn changed<K: Ord + Copy, V: PartialEq + Copy>(
+    from: &BTreeMap<K, V>,
+    to: &BTreeMap<K, V>,
+    mut f: impl FnMut(K, V),
+) {
+    for (key, value) in to {
+        if from.get(key) != Some(value) {
+            f(*key, *value);
+        }
+    }
+}
+
+impl Tables {
+    /// Does one write on this copy, as the map does.
+    pub fn apply(&mut self, write: &Write) {
+        match write {
+            Write::Config(v) => self.config = *v,
+            Write::Attachment(k, v) => put(&mut self.attachments, *k, *v),
+            Write::Network(k, v) => put(&mut self.networks, *k, v.as_deref().copied()),
+            Write::Tenant(k, v) => put(&mut self.tenants, *k, *v),
+            Write::Peer(k, v) => put(&mut self.peers, *k, v.as_deref().copied()),
+            Write::Tunnel(k, v) => put(&mut self.tunnels, *k, *v),
+            Write::Endpoint(k, v) => put(&mut self.endpoints, *k, *v),
+        }
+    }
+
+    /// The network of a VNI.
+    #[must_use]
+    pub fn network(&self, vni: u32) -> Option<&Network> {
+        self.networks.values().find(|n| n.vni == vni)
+    }
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => drop(map.insert(key, value)),
+        None => drop(map.remove(&key)),
+    }
+}
+
+/// Whether a host of the network may have this address, so that it can be failed over; else why not.
+///
+/// # Errors
+/// A sentence that says what to give instead.
+pub fn endpoint_fits(
+    network: &crate::config::Network,
+    own: &[Address],
+    address: IpAddr,
+) -> Result<(), String> {
+    let name = &network.name;
+    let bytes = from_ip(address);
+    let Some(prefix) = network.prefixes.iter().find(|p| p.contains(address)) else {
+        let prefixes: Vec<String> = network.prefixes.iter().map(ToString::to_string).collect();
+        return Err(format!(
+            "{address} is not in network {name:?} ({}); give an address of that network",
+            prefixes.join(", ")
+        ));
+    };
+    if prefix.prefix().is_v4_edge(&bytes) {
+        return Err(format!(
+            "{address} is the network or broadcast address of {prefix}; no machine has it"
+        ));
+    }
+    if network.gateways().any(|g| g == bytes) {
+        return Err(format!(
+            "{address} is the router of network {name:?}; a partial failover leaves it at the production site"
+        ));
+    }
+    if own.contains(&bytes) {
+        return Err(format!("{address} is this appliance's own address"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

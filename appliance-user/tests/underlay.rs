@@ -1,0 +1,455 @@
+//! The underlay watcher, the raw socket and the frames we make, against a real kernel.
+//!
+//! ```text
+//!   namespace A (the test's thread)            namespace B (a second thread that only holds it)
+//!   va 10.9.9.1/24, fd00:9::1/64 ── veth ── vb 10.9.9.2/24, 10.9.9.3/24, fd00:9::2/64
+//! ```
+//!
+//! Both namespaces are private to the test and vanish with its threads.
+
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use appliance_common::addr::from_ip;
+use appliance_user::frames;
+use appliance_user::neighbour::Port;
+use appliance_user::rawsock::{self, RawSocket};
+use appliance_user::underlay::{Path, Snapshot, Watcher, Why};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::gettid;
+use tokio::sync::watch;
+
+const MAC_A: [u8; 6] = [2, 0, 0, 0, 9, 1];
+const MAC_B: [u8; 6] = [2, 0, 0, 0, 9, 2];
+
+/// Two namespaces; the current thread is in A.
+struct Pair {
+    b: std::fs::File,
+    a: std::fs::File,
+    _hold: mpsc::Sender<()>,
+    va: u32,
+    vb: u32,
+}
+
+fn own_namespace() -> std::fs::File {
+    std::fs::File::open(format!("/proc/self/task/{}/ns/net", gettid())).expect("namespace")
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .expect("ip runs");
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn ip_show(arguments: &str) -> String {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .expect("ip runs");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn sysctl(path: &str, value: &str) {
+    std::fs::write(format!("/proc/sys/net/{path}"), value).expect(path);
+}
+
+impl Pair {
+    fn new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).expect("unshare");
+        let (hold, held) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("unshare");
+            tell.send((own_namespace(), gettid())).expect("main thread");
+            let _ = held.recv();
+        });
+        let (b, b_tid) = told.recv().expect("namespace B");
+        ip("link set lo up");
+        ip("link add va type veth peer name vb");
+        ip("link set va address 02:00:00:00:09:01");
+        ip("link set vb address 02:00:00:00:09:02");
+        ip(&format!("link set vb netns {b_tid}"));
+        ip("addr add 10.9.9.1/24 dev va");
+        ip("addr add fd00:9::1/64 dev va nodad");
+        ip("link set va up");
+        let mut pair = Self {
+            b,
+            a: own_namespace(),
+            _hold: hold,
+            va: 0,
+            vb: 0,
+        };
+        pair.in_b(|| {
+            ip("link set lo up");
+            ip("addr add 10.9.9.2/24 dev vb");
+            ip("addr add 10.9.9.3/24 dev vb");
+            ip("addr add fd00:9::2/64 dev vb nodad");
+            ip("link set vb up");
+        });
+        pair.va = nix::net::if_::if_nametoindex("va").expect("va");
+        pair.vb = pair.in_b(|| nix::net::if_::if_nametoindex("vb").expect("vb"));
+        pair
+    }
+
+    fn in_b<T>(&self, body: impl FnOnce() -> T) -> T {
+        setns(&self.b, CloneFlags::CLONE_NEWNET).expect("enter B");
+        let result = body();
+        setns(&self.a, CloneFlags::CLONE_NEWNET).expect("back to A");
+        result
+    }
+}
+
+/// Runs a test in a thread of its own, so that its namespace is nobody else's; or says it was skipped.
+fn isolated(test: &'static str, body: impl FnOnce(Pair) + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: {test}: needs root");
+        return;
+    }
+    std::thread::spawn(move || body(Pair::new()))
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("address")
+}
+
+/// Waits for a snapshot; returns it and how long it took.
+async fn until(
+    snapshots: &mut watch::Receiver<Snapshot>,
+    what: &str,
+    holds: impl FnMut(&Snapshot) -> bool,
+) -> (Snapshot, Duration) {
+    let began = Instant::now();
+    let found = tokio::time::timeout(Duration::from_secs(10), snapshots.wait_for(holds))
+        .await
+        .map(|found| found.expect("watcher lives").clone());
+    let took = began.elapsed();
+    match found {
+        Ok(snapshot) => {
+            println!("{what}: {} ms", took.as_millis());
+            (snapshot, took)
+        }
+        Err(_) => panic!("{what}: not within 10 s; have {:#?}", snapshots.borrow()),
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime")
+}
+
+#[test]
+fn paths_and_links_follow_the_kernel() {
+    isolated("paths_and_links_follow_the_kernel", |pair| {
+        runtime().block_on(async {
+            ip("route add 203.0.113.0/24 via 10.9.9.2");
+            ip("route add unreachable 203.0.114.0/24");
+            let far = address("203.0.113.5");
+            let near_v6 = address("fd00:9::2");
+            let (watcher, mut snapshots) = Watcher::spawn(
+                vec![
+                    far,
+                    near_v6,
+                    address("192.0.2.1"),
+                    address("203.0.114.1"),
+                    address("10.9.9.1"),
+                    address("10.9.9.77"),
+                ],
+                vec!["va".into(), "absent".into()],
+            )
+            .expect("watcher");
+
+            let resolved = |s: &Snapshot, peer, mac: [u8; 6]| {
+                matches!(s.paths.get(&peer), Some(Path::Resolved { next_hop_mac, .. }) if *next_hop_mac == mac)
+            };
+            let (s, _) = until(&mut snapshots, "both peers resolve", |s| {
+                resolved(s, far, MAC_B) && resolved(s, near_v6, MAC_B)
+            })
+            .await;
+            assert_eq!(
+                s.paths[&far],
+                Path::Resolved {
+                    ifindex: pair.va,
+                    local: address("10.9.9.1"),
+                    source_mac: MAC_A,
+                    next_hop_mac: MAC_B,
+                    mtu: 1500
+                }
+            );
+            assert_eq!(
+                s.paths[&near_v6],
+                Path::Resolved {
+                    ifindex: pair.va,
+                    local: address("fd00:9::1"),
+                    source_mac: MAC_A,
+                    next_hop_mac: MAC_B,
+                    mtu: 1500
+                }
+            );
+            let why = |s: &Snapshot, peer: &str| match &s.paths[&address(peer)] {
+                Path::Unresolved { why } => why.clone(),
+                other => panic!("{peer}: {other:?}"),
+            };
+            assert_eq!(why(&s, "192.0.2.1"), Why::NoRoute);
+            assert_eq!(why(&s, "203.0.114.1"), Why::RouteRefuses);
+            assert_eq!(why(&s, "10.9.9.1"), Why::OwnAddress);
+            assert!(matches!(why(&s, "10.9.9.77"), Why::NextHopUnresolved { .. }));
+            let link = &s.links["va"];
+            assert!(link.up);
+            assert_eq!((link.ifindex, link.mac, link.mtu), (pair.va, MAC_A, 1500));
+            assert!(link.addresses.contains(&(address("10.9.9.1"), 24)));
+            assert!(!s.links.contains_key("absent"));
+
+            // The MAC address of the next hop changes in the kernel's table.
+            ip("neigh replace 10.9.9.2 lladdr 02:00:00:00:09:aa dev va nud reachable");
+            let (_, took) = until(&mut snapshots, "new next-hop MAC", |s| {
+                resolved(s, far, [2, 0, 0, 0, 9, 0xaa])
+            })
+            .await;
+            assert!(took < Duration::from_millis(500), "{took:?}");
+
+            // Another next hop, with an MTU.
+            ip("route replace 203.0.113.0/24 via 10.9.9.3 mtu 1400");
+            let (_, took) = until(&mut snapshots, "new route", |s| {
+                matches!(s.paths[&far], Path::Resolved { mtu: 1400, next_hop_mac: MAC_B, .. })
+            })
+            .await;
+            assert!(took < Duration::from_millis(500), "{took:?}");
+
+            // The link goes and comes back.
+            ip("link set va down");
+            until(&mut snapshots, "link down", |s| {
+                !s.links["va"].up && matches!(s.paths[&far], Path::Unresolved { .. })
+            })
+            .await;
+            ip("link set va up");
+            ip("addr replace fd00:9::1/64 dev va nodad");
+            ip("route replace 203.0.113.0/24 via 10.9.9.2");
+            until(&mut snapshots, "link up", |s| {
+                s.links["va"].up && resolved(s, far, MAC_B) && resolved(s, near_v6, MAC_B)
+            })
+            .await;
+
+            // What is watched changes.
+            watcher.update(vec![address("10.9.9.3")], vec!["lo".into()]);
+            let (s, _) = until(&mut snapshots, "other peers", |s| {
+                resolved(s, address("10.9.9.3"), MAC_B)
+            })
+            .await;
+            assert_eq!(s.paths.len(), 1);
+            assert_eq!(s.links.keys().collect::<Vec<_>>(), ["lo"]);
+        });
+    });
+}
+
+#[test]
+fn next_hop_is_confirmed_without_traffic_of_the_kernels_own() {
+    isolated(
+        "next_hop_is_confirmed_without_traffic_of_the_kernels_own",
+        |pair| {
+            for family in ["ipv4", "ipv6"] {
+                sysctl(&format!("{family}/neigh/va/base_reachable_time_ms"), "500");
+                sysctl(&format!("{family}/neigh/va/retrans_time_ms"), "50");
+                sysctl(&format!("{family}/neigh/va/delay_first_probe_time"), "1");
+            }
+            runtime().block_on(async {
+            let peers = vec![address("10.9.9.2"), address("fd00:9::2")];
+            let (_watcher, mut snapshots) = Watcher::spawn(peers.clone(), vec![]).expect("watcher");
+            let all_at = |s: &Snapshot, mac: [u8; 6]| {
+                peers.iter().all(|peer| {
+                    matches!(s.paths.get(peer), Some(Path::Resolved { next_hop_mac, .. }) if *next_hop_mac == mac)
+                })
+            };
+            until(&mut snapshots, "resolved", |s| all_at(s, MAC_B)).await;
+            // The machine behind the address is replaced, and nobody says so.
+            pair.in_b(|| {
+                ip("link set vb down");
+                ip("link set vb address 02:00:00:00:09:bb");
+                ip("link set vb up");
+                ip("addr replace fd00:9::2/64 dev vb nodad");
+            });
+            until(&mut snapshots, "replaced next hop found", |s| {
+                all_at(s, [2, 0, 0, 0, 9, 0xbb])
+            })
+            .await;
+        });
+        },
+    );
+}
+
+#[test]
+fn lost_events_do_not_leave_a_stale_snapshot() {
+    isolated("lost_events_do_not_leave_a_stale_snapshot", |_pair| {
+        runtime().block_on(async {
+            let peer = address("10.9.9.2");
+            let (_watcher, mut snapshots) =
+                Watcher::spawn(vec![peer], vec!["va".into()]).expect("watcher");
+            until(&mut snapshots, "resolved", |s| {
+                matches!(s.paths.get(&peer), Some(Path::Resolved { .. }))
+            })
+            .await;
+            // The runtime has one thread and it is here: nobody reads events meanwhile.
+            let mut batch = String::new();
+            for n in 0..20_000u32 {
+                let [_, _, high, low] = n.to_be_bytes();
+                batch.push_str(&format!("route add 100.64.{high}.{low}/32 via 10.9.9.2\n"));
+            }
+            let file = std::env::temp_dir().join(format!("causeway-underlay-{}", gettid()));
+            std::fs::write(&file, batch).expect("batch");
+            ip(&format!("-batch {}", file.display()));
+            std::fs::remove_file(&file).expect("batch");
+            ip("link set va mtu 1300");
+            until(&mut snapshots, "converged after the flood", |s| {
+                s.links["va"].mtu == 1300
+                    && matches!(s.paths[&peer], Path::Resolved { mtu: 1300, .. })
+            })
+            .await;
+        });
+    });
+}
+
+/// A socket that receives every frame of an interface of the current namespace, for half a second at most.
+fn tap(ifindex: u32) -> OwnedFd {
+    let all = (libc::ETH_P_ALL as u16).to_be();
+    // SAFETY: socket(2) takes no pointers; the result is checked and owned once.
+    let fd = unsafe {
+        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, i32::from(all));
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        OwnedFd::from_raw_fd(fd)
+    };
+    // SAFETY: all-zero is a valid `sockaddr_ll`, and the pointers are to live values of the sizes given.
+    unsafe {
+        let mut to: libc::sockaddr_ll = std::mem::zeroed();
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_protocol = all;
+        to.sll_ifindex = ifindex as i32;
+        let bound = libc::bind(
+            fd.as_raw_fd(),
+            (&raw const to).cast(),
+            size_of::<libc::sockaddr_ll>() as u32,
+        );
+        assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
+        let wait = libc::timeval {
+            tv_sec: 0,
+            tv_usec: 500_000,
+        };
+        let set = libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const wait).cast(),
+            size_of::<libc::timeval>() as u32,
+        );
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    }
+    fd
+}
+
+/// The first frame that fits, within two seconds.
+fn receive(tap: &OwnedFd, mut fits: impl FnMut(&[u8]) -> bool) -> Option<Vec<u8>> {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        let mut frame = vec![0u8; 4096];
+        // SAFETY: pointer and length are those of a live buffer.
+        let n = unsafe { libc::recv(tap.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
+        if n > 0 {
+            frame.truncate(n as usize);
+            if fits(&frame) {
+                return Some(frame);
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn a_real_stack_answers_our_questions_and_heeds_our_announcements() {
+    isolated(
+        "a_real_stack_answers_our_questions_and_heeds_our_announcements",
+        |pair| {
+            let port = Port {
+                ifindex: pair.va,
+                outer: 0,
+                inner: 0,
+                outer_ethertype: 0x8100,
+                mac: MAC_A,
+            };
+            let socket = RawSocket::open(pair.va).expect("raw socket");
+            let tap = tap(pair.va);
+            for destination in [None, Some(MAC_B)] {
+                socket
+                    .send(&frames::arp_request(&port, [10, 9, 9, 3], destination))
+                    .expect("send");
+                let reply = receive(&tap, |f| {
+                    f[..14] == [&MAC_A[..], &MAC_B, &[8, 6]].concat() && f[21] == 2
+                });
+                let reply = reply.expect("ARP reply");
+                assert_eq!(&reply[22..32], [&MAC_B[..], &[10, 9, 9, 3]].concat());
+
+                let target = from_ip(address("fd00:9::2"));
+                socket
+                    .send(&frames::neighbour_solicitation(&port, &target, destination))
+                    .expect("send");
+                let advertisement = receive(&tap, |f| {
+                    f[..6] == MAC_A && f[12..14] == [0x86, 0xdd] && f[54] == 136
+                });
+                assert_eq!(advertisement.expect("advertisement")[62..78], target);
+            }
+
+            pair.in_b(|| {
+                ip("neigh add 10.9.9.50 lladdr 02:00:00:00:00:01 dev vb nud stale");
+                ip("neigh add 10.9.9.51 lladdr 02:00:00:00:00:01 dev vb nud stale");
+                ip("neigh add fd00:9::50 lladdr 02:00:00:00:00:01 dev vb nud stale");
+            });
+            // Linux heeds an announcement only when the entry is older than its lock time.
+            std::thread::sleep(Duration::from_millis(1100));
+            let moved = [2, 0, 0, 0, 0, 0x77];
+            for frame in [
+                frames::arp_announcement(&port, [10, 9, 9, 50], moved, false),
+                frames::arp_announcement(&port, [10, 9, 9, 51], moved, true),
+                frames::unsolicited_advertisement(
+                    &port,
+                    &from_ip(address("fd00:9::50")),
+                    moved,
+                    true,
+                ),
+            ] {
+                socket.send(&frame).expect("send");
+            }
+            std::thread::sleep(Duration::from_millis(100));
+            let (table, gone) =
+                pair.in_b(|| (ip_show("neigh show dev vb"), RawSocket::open(pair.vb)));
+            for host in ["10.9.9.50", "10.9.9.51", "fd00:9::50"] {
+                let line = table.lines().find(|l| l.starts_with(&format!("{host} ")));
+                assert!(
+                    line.is_some_and(|l| l.contains("02:00:00:00:00:77")),
+                    "{host} not moved:\n{table}"
+                );
+            }
+            assert!(
+                table
+                    .lines()
+                    .any(|l| l.starts_with("fd00:9::50") && l.contains("router"))
+            );
+            gone.expect("vb is in B");
+            assert!(matches!(
+                RawSocket::open(99_999),
+                Err(rawsock::Error::NoInterface { .. })
+            ));
+            let oversized = socket.send(&[0u8; 9000]).expect_err("over the MTU");
+            assert_eq!(oversized.raw_os_error(), Some(libc::EMSGSIZE));
+        },
+    );
+}
