@@ -1,0 +1,59 @@
+//! Builds the BPF programs.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, ensure};
+
+use crate::{
+    bpf::{Route, cargo},
+    step::{run, step},
+    target, workspace,
+};
+
+/// Package and file of each object.
+const OBJECTS: [(&str, &str, &str); 3] = [
+    ("appliance-ebpf", "appliance-ebpf", "appliance.bpf.o"),
+    ("lab-ebpf", "lab/ebpf", "lab.bpf.o"),
+    ("bench-ebpf", "bench/ebpf", "bench.bpf.o"),
+];
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Where the objects are.
+pub fn objects() -> PathBuf {
+    target().join("bpf")
+}
+
+/// Builds every object that the workspace has a package for.
+pub fn build(route: Route) -> anyhow::Result<()> {
+    let packages: Vec<_> = OBJECTS
+        .iter()
+        .filter(|(_, dir, _)| workspace().join(dir).join("Cargo.toml").exists())
+        .collect();
+    let build_dir = target().join("bpf-build");
+    step(&format!("BPF programs, by {}", route.name()), || {
+        let mut command = cargo(route);
+        command.args(["build", "--release", "--locked", "--target", TARGET]);
+        if route == Route::Nightly {
+            command.args(["-Z", "build-std=core"]);
+        }
+        command.arg("--target-dir").arg(&build_dir);
+        for (package, _, _) in &packages {
+            command.args(["--package", package]);
+        }
+        run(&mut command)?;
+        fs::create_dir_all(objects()).context("make target/bpf")?;
+        for (package, _, object) in &packages {
+            let from = build_dir.join(TARGET).join("release").join(package);
+            let to = objects().join(object);
+            let new = to.with_extension("new");
+            let size = fs::copy(&from, &new)
+                .with_context(|| format!("copy {} to {}", from.display(), new.display()))?;
+            ensure!(size > 0, "{} is empty", from.display());
+            // In one step: a daemon that starts meanwhile loads the old one or the new one.
+            fs::rename(&new, &to).with_context(|| format!("put {} in place", to.display()))?;
+            eprintln!("    {object}: {} kB", size / 1024);
+        }
+        Ok(())
+    })
+}

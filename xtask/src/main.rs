@@ -1,0 +1,125 @@
+//! `cargo xtask`: everything a person does with this workspace.
+//!
+//! For: installing what is missing, building in the right order, running. Never: a feature of its own;
+//! what it runs lives in the other crates, none of which it depends on, so that it builds in seconds.
+//!
+//! ```text
+//!   setup ─▶ build-ebpf ─▶ build programs ─▶ demo | test | lab | bench
+//!     └─ doctor says what is missing, and what mends it
+//! ```
+
+mod bpf;
+mod build_ebpf;
+mod doctor;
+mod libtest;
+mod run;
+mod setup;
+mod step;
+mod test;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Everything a person does with this workspace.
+#[derive(Parser)]
+struct Cli {
+    /// How to build the BPF programs.
+    #[arg(long, global = true, value_enum, default_value_t = bpf::Asked::Auto)]
+    bpf_toolchain: bpf::Asked,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Tier {
+    /// Unit and property tests; no privilege.
+    Unit,
+    /// Packet fixtures and the verifier; needs BPF.
+    Packets,
+    /// Sites in network namespaces; needs root.
+    Lab,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing. Does nothing where nothing is.
+    Setup,
+    /// Say what is there, what is missing, and what mends it.
+    Doctor {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build the BPF programs to target/bpf.
+    BuildEbpf,
+    /// Raise two sites, fail a machine over and back, and show it.
+    Demo {
+        /// Passed on: --scenario partial, --json FILE.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run every test, and say what was skipped and why.
+    Test {
+        /// Only these tiers.
+        #[arg(long, value_enum)]
+        tier: Vec<Tier>,
+        /// Only tests whose name contains this.
+        #[arg(long)]
+        filter: Option<String>,
+        /// A test that cannot run here for want of privilege fails instead of being skipped.
+        #[arg(long)]
+        require_privileged: bool,
+    },
+    /// Raise, explore and take down sites: up, down, list, exec, capture.
+    Lab {
+        /// Passed on to causeway-lab.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Measure, as ratios against peers in the same run.
+    Bench {
+        /// Passed on to causeway-bench: NAME, --json FILE.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+/// The root of the workspace.
+fn workspace() -> PathBuf {
+    let mut path = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    path.pop();
+    path
+}
+
+/// Where cargo builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let asked = cli.bpf_toolchain;
+    let result = match cli.command {
+        Command::Setup => setup::setup(asked).map(|()| ExitCode::SUCCESS),
+        Command::Doctor { json } => doctor::doctor(asked, json),
+        Command::BuildEbpf => setup::toolchain(asked)
+            .and_then(build_ebpf::build)
+            .map(|()| ExitCode::SUCCESS),
+        Command::Demo { args } => run::lab(asked, "demo", &args),
+        Command::Lab { args } => match args.split_first() {
+            Some((verb, rest)) => run::lab(asked, verb, rest),
+            None => run::lab(asked, "--help", &[]),
+        },
+        Command::Bench { args } => run::bench(asked, &args),
+        Command::Test {
+            tier,
+            filter,
+            require_privileged,
+        } => test::test(asked, &tier, filter.as_deref(), require_privileged),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

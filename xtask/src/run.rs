@@ -1,0 +1,92 @@
+//! Builds and runs the lab's and the benchmarks' programs.
+
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::Context as _;
+
+use crate::{
+    bpf::Asked,
+    build_ebpf::{self, objects},
+    setup,
+    step::{run, step},
+    target, workspace,
+};
+
+/// A cargo of the toolchain that runs us.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
+/// Tells a program where the built files are.
+pub fn with_paths(command: &mut Command) -> &mut Command {
+    command
+        .env(
+            "CAUSEWAY_APPLIANCE",
+            target().join("release/causeway-appliance"),
+        )
+        .env("CAUSEWAY_BPF_OBJECT", objects().join("appliance.bpf.o"))
+        .env("CAUSEWAY_LAB_BPF_OBJECT", objects().join("lab.bpf.o"))
+        .env("CAUSEWAY_BENCH_BPF_OBJECT", objects().join("bench.bpf.o"))
+}
+
+/// Builds everything that a run needs, after installing what is missing.
+pub fn prepare(asked: Asked, packages: &[&str]) -> anyhow::Result<()> {
+    let route = setup::toolchain(asked)?;
+    setup::mount_bpffs()?;
+    build_ebpf::build(route)?;
+    step(&format!("programs: {}", packages.join(" ")), || {
+        let mut command = cargo();
+        command.args(["build", "--release", "--locked"]);
+        for package in packages {
+            command.args(["--package", package]);
+        }
+        run(&mut command)
+    })
+}
+
+/// Runs `causeway-lab VERB ARGS…`.
+pub fn lab(asked: Asked, verb: &str, args: &[String]) -> anyhow::Result<ExitCode> {
+    // Looking at a lab that stands, or taking it down, must not wait for a build.
+    let built = target().join("release/causeway-lab").exists();
+    if !(built && matches!(verb, "exec" | "list" | "down" | "capture")) {
+        prepare(asked, &["appliance-user", "lab"])?;
+    }
+    let mut command = Command::new(target().join("release/causeway-lab"));
+    command.arg(verb).args(args);
+    attended(&mut command)
+}
+
+/// Runs `causeway-bench ARGS…`.
+pub fn bench(asked: Asked, args: &[String]) -> anyhow::Result<ExitCode> {
+    prepare(asked, &["appliance-user", "lab", "causeway-bench"])?;
+    let mut command = Command::new(target().join("release/causeway-bench"));
+    command.args(args);
+    attended(&mut command)
+}
+
+/// Runs a program to its end with our terminal. Ctrl-C reaches it directly, being of the same process
+/// group; we only wait, so that it can clean up.
+fn attended(command: &mut Command) -> anyhow::Result<ExitCode> {
+    // SAFETY: SIG_IGN is a valid disposition, and nothing else here handles SIGINT.
+    unsafe {
+        libc::signal(libc::SIGINT, libc::SIG_IGN);
+    }
+    use std::os::unix::process::CommandExt as _;
+    // SAFETY: signal(2) is async-signal-safe; an ignored signal would otherwise stay ignored.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            Ok(())
+        });
+    }
+    let status = with_paths(command)
+        .stdin(Stdio::inherit())
+        .status()
+        .with_context(|| format!("start {}", command.get_program().display()))?;
+    Ok(match status.code() {
+        Some(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        None => ExitCode::FAILURE,
+    })
+}

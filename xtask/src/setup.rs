@@ -1,0 +1,213 @@
+//! Installs what is missing.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    bpf::{self, Asked, LINKER_VERSION, LLVM_PREFIX, Route},
+    step::{output, run, step},
+};
+
+/// A Debian package and the file that shows it is there.
+type Package = (&'static str, &'static str);
+
+/// What any build here needs: a C compiler and linker for build scripts.
+const BASE: [Package; 2] = [
+    ("gcc", "/usr/bin/cc"),
+    ("libc6-dev", "/usr/include/stdio.h"),
+];
+
+/// What the lab, its tests and the demo use.
+const LAB: [Package; 7] = [
+    ("iproute2", "/usr/share/doc/iproute2"),
+    ("ethtool", "/usr/share/doc/ethtool"),
+    ("iperf3", "/usr/bin/iperf3"),
+    ("iputils-ping", "/usr/share/doc/iputils-ping"),
+    ("curl", "/usr/bin/curl"),
+    ("procps", "/usr/share/doc/procps"),
+    ("ca-certificates", "/usr/share/doc/ca-certificates"),
+];
+
+/// What Debian's route to BPF needs.
+const BPF: [Package; 9] = [
+    ("rustc-web", "/usr/share/doc/rustc-web"),
+    ("cargo-web", "/usr/share/doc/cargo-web"),
+    (
+        "libstd-rust-web-dev-bpf",
+        "/usr/share/doc/libstd-rust-web-dev-bpf",
+    ),
+    ("llvm-22-dev", "/usr/lib/llvm-22/bin/llvm-config"),
+    ("g++", "/usr/bin/c++"),
+    ("zlib1g-dev", "/usr/share/doc/zlib1g-dev"),
+    ("libzstd-dev", "/usr/share/doc/libzstd-dev"),
+    ("libxml2-dev", "/usr/share/doc/libxml2-dev"),
+    ("libffi-dev", "/usr/share/doc/libffi-dev"),
+];
+
+/// The Debian packages that are missing for the route.
+pub fn missing(route: Route) -> Vec<&'static str> {
+    let bpf: &[Package] = match route {
+        Route::Debian => &BPF,
+        Route::Nightly => &[],
+    };
+    plan(BASE.iter().chain(&LAB).chain(bpf), |path| {
+        Path::new(path).exists()
+    })
+}
+
+fn plan<'p>(
+    packages: impl Iterator<Item = &'p Package>,
+    exists: impl Fn(&str) -> bool,
+) -> Vec<&'static str> {
+    packages
+        .filter(|(_, file)| !exists(file))
+        .map(|(name, _)| *name)
+        .collect()
+}
+
+/// The command that installs bpf-linker for a route.
+pub fn linker_command(route: Route) -> String {
+    let root = bpf::tools();
+    let root = root.display();
+    match route {
+        Route::Debian => format!(
+            "LLVM_PREFIX={LLVM_PREFIX} cargo install bpf-linker --version {LINKER_VERSION} --no-default-features --features llvm-22 --locked --root {root}"
+        ),
+        Route::Nightly => {
+            format!("cargo install bpf-linker --version {LINKER_VERSION} --locked --root {root}")
+        }
+    }
+}
+
+/// Installs everything: packages, bpf-linker, lints.
+pub fn setup(asked: Asked) -> anyhow::Result<()> {
+    let route = toolchain(asked)?;
+    mount_bpffs()?;
+    eprintln!("    everything is there (BPF by {})", route.name());
+    Ok(())
+}
+
+/// Sees that the BPF programs can be built, and how.
+pub fn toolchain(asked: Asked) -> anyhow::Result<Route> {
+    let route = Route::choose(asked);
+    let packages = missing(route);
+    if !packages.is_empty() {
+        install(&packages)?;
+    }
+    if route == Route::Nightly {
+        nightly()?;
+    }
+    if bpf::linker().is_none() {
+        step("bpf-linker, about a minute", || {
+            let mut command = Command::new("cargo");
+            command.args([
+                "install",
+                "bpf-linker",
+                "--version",
+                LINKER_VERSION,
+                "--locked",
+            ]);
+            if route == Route::Debian {
+                command.args(["--no-default-features", "--features", "llvm-22"]);
+                command.env("LLVM_PREFIX", LLVM_PREFIX);
+            }
+            command.arg("--root").arg(bpf::tools());
+            command.env_remove("CARGO_TARGET_DIR");
+            run(&mut command)
+        })
+        .with_context(|| format!("install it by hand: {}", linker_command(route)))?;
+    }
+    Ok(route)
+}
+
+fn install(packages: &[&str]) -> anyhow::Result<()> {
+    let by_hand = format!(
+        "apt-get update && apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if !bpf::is_debian() {
+        bail!(
+            "this is not Debian: install what these Debian packages hold, then try again: {}",
+            packages.join(" ")
+        );
+    }
+    if !is_root() {
+        bail!("missing packages; as root: {by_hand}");
+    }
+    step(&format!("packages: {}", packages.join(" ")), || {
+        let apt = || {
+            let mut command = Command::new("apt-get");
+            command.env("DEBIAN_FRONTEND", "noninteractive");
+            command.args(["-q", "-y", "-o", "Dpkg::Use-Pty=0"]);
+            command
+        };
+        let install = || {
+            let mut command = apt();
+            command.args(["install", "--no-install-recommends"]);
+            command.args(packages);
+            run(&mut command)
+        };
+        // Always with fresh lists: a new machine has none, an old one names packages that are gone.
+        run(apt().arg("update"))?;
+        install()
+    })
+    .with_context(|| format!("as root: {by_hand}"))
+}
+
+fn nightly() -> anyhow::Result<()> {
+    let components = output(
+        "rustup",
+        &["component", "list", "--toolchain", "nightly", "--installed"],
+    );
+    let Some(components) = components else {
+        bail!(
+            "the nightly route needs rustup's nightly: rustup toolchain install nightly --component rust-src"
+        );
+    };
+    if !components.lines().any(|line| line.starts_with("rust-src")) {
+        step("rust-src for the nightly toolchain", || {
+            run(Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", "nightly"]))
+        })
+        .context("rustup component add rust-src --toolchain nightly; or, on Debian, use --bpf-toolchain debian")?;
+    }
+    Ok(())
+}
+
+/// Whether we are root.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid(2) takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Mounts the BPF file system where it is missing and we may.
+pub fn mount_bpffs() -> anyhow::Result<()> {
+    if has_bpffs() || !is_root() {
+        return Ok(());
+    }
+    step("the BPF file system at /sys/fs/bpf", || {
+        run(Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]))
+    })
+}
+
+/// Whether the BPF file system is mounted where it belongs.
+pub fn has_bpffs() -> bool {
+    std::fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| {
+        mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1).zip(line.split(' ').nth(2)))
+            .any(|mount| mount == ("/sys/fs/bpf", "bpf"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_missing_is_installed() {
+        let names = plan(BASE.iter(), |file| file == "/usr/bin/cc");
+        assert_eq!(names, ["libc6-dev"]);
+        assert!(plan(BPF.iter(), |_| true).is_empty());
+    }
+}
