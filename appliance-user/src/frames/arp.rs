@@ -48,7 +48,9 @@ fn arp(
     target_mac: [u8; 6],
     target: [u8; 4],
 ) -> Vec<u8> {
-    let mut frame = begin(port, destination, sender_mac, ETHERTYPE_ARP, ARP_LEN);
+    // Never the sender's MAC address as the frame's source: a switch would learn that somebody else's
+    // machine is behind this port, and virtual switches refuse forged sources.
+    let mut frame = begin(port, destination, port.mac, ETHERTYPE_ARP, ARP_LEN);
     frame.extend_from_slice(&1u16.to_be_bytes()); // Ethernet
     frame.extend_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
     frame.extend_from_slice(&[6, 4]);

@@ -131,7 +131,8 @@ fn nd(
     let mut frame = begin(
         port,
         destination_mac,
-        mac,
+        // Never `mac`: a switch would learn that somebody else's machine is behind this port.
+        port.mac,
         ETHERTYPE_IPV6,
         IPV6_LEN + ND_LEN,
     );

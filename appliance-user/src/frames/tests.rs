@@ -38,7 +38,7 @@ fn arp_announcement_names_the_address_twice_in_both_forms() {
         let frame = arp_announcement(&untagged, [10, 1, 0, 7], [6; 6], reply);
         assert_eq!(frame.len(), 14 + 28);
         assert_eq!(&frame[..6], &[0xff; 6]);
-        assert_eq!(&frame[6..12], &[6; 6]);
+        assert_eq!(&frame[6..12], &PORT.mac);
         assert_eq!(frame[21], if reply { 2 } else { 1 });
         assert_eq!(&frame[22..28], &[6; 6]);
         assert_eq!(&frame[28..32], &[10, 1, 0, 7]);
@@ -221,4 +221,26 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn an_announcement_of_somebody_elses_mac_is_sent_from_our_own() {
+    let port = Port {
+        ifindex: 3,
+        outer: 0,
+        inner: 0,
+        outer_ethertype: 0x8100,
+        mac: [2, 0, 0, 0, 0, 1],
+    };
+    let theirs = [2, 0, 0, 0, 0, 9];
+    let arp = arp_announcement(&port, [10, 1, 0, 10], theirs, false);
+    assert_eq!(arp[6..12], port.mac, "Ethernet source");
+    assert_eq!(arp[22..28], theirs, "sender hardware address");
+    let nd = unsolicited_advertisement(&port, &[0x20; 16], theirs, false);
+    assert_eq!(nd[6..12], port.mac, "Ethernet source");
+    assert_eq!(
+        nd[14 + 40 + 26..14 + 40 + 32],
+        theirs,
+        "target link-layer address"
+    );
 }

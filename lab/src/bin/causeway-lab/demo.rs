@@ -1,0 +1,367 @@
+//! The demo: one failover and its way back, shown and measured on real hosts.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use lab::{Error, Lab, Options, Paths, Pinger, Probe, Switchover, interrupt, sites};
+use serde::Serialize;
+
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 10));
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10));
+const HTTP_PORT: u16 = 8080;
+const HTTP_BYTES: u64 = 20_000_000;
+const IPERF_PORT: u16 = 5201;
+const IPERF_SECONDS: u32 = 2;
+/// The pace of the series that runs across the switch-over.
+const PACE: Duration = Duration::from_millis(10);
+/// Pings per short check.
+const PINGS: u32 = 20;
+
+/// What `--json` writes; stable (DESIGN, "Commands a newcomer types").
+#[derive(Default, Serialize)]
+struct Outcome {
+    scenario: &'static str,
+    steps: Vec<Step>,
+    measured: BTreeMap<String, f64>,
+}
+
+#[derive(Serialize)]
+struct Step {
+    name: String,
+    ok: bool,
+    ms: u64,
+    detail: String,
+}
+
+impl Outcome {
+    /// Runs one step, prints its line, keeps its result. `None`: it failed.
+    fn step<T>(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&mut BTreeMap<String, f64>) -> anyhow::Result<(T, String)>,
+    ) -> anyhow::Result<Option<T>> {
+        let began = Instant::now();
+        let result = interrupt::check()
+            .map_err(anyhow::Error::from)
+            .and_then(|()| work(&mut self.measured));
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if let Err(error) = &result
+            && matches!(error.downcast_ref::<Error>(), Some(Error::Interrupted))
+        {
+            anyhow::bail!("interrupted");
+        }
+        let (ok, value, detail) = match result {
+            Ok((value, detail)) => (true, Some(value), detail),
+            Err(error) => (false, None, format!("{error:#}")),
+        };
+        let word = if ok { "ok    " } else { "FAILED" };
+        println!("  {word} {ms:>6} ms  {name:<44} {detail}");
+        self.steps.push(Step {
+            name: name.to_owned(),
+            ok,
+            ms,
+            detail,
+        });
+        Ok(value)
+    }
+}
+
+/// Raises `partial`, shows it before, during and after a failover of `prod-a`, and back.
+pub(crate) fn partial(
+    options: Options,
+    name: &str,
+    paths: Paths,
+    json: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let began = Instant::now();
+    let topology = sites::partial(options);
+    println!("{}", topology.picture);
+    let mut outcome = Outcome {
+        scenario: "partial",
+        ..Outcome::default()
+    };
+    // Kept until it is taken down: its name is ours that long.
+    let mut raised_lab = None;
+    let result = (|| {
+        let raised = outcome.step("raise both sites", |_| {
+            let lab = Lab::up(topology, name, paths)?;
+            let detail = format!("{} namespaces", lab.topology().hosts.len());
+            Ok((lab, detail))
+        })?;
+        let Some(lab) = raised else {
+            return Ok(());
+        };
+        scenes(raised_lab.insert(lab), &mut outcome)
+    })();
+    // From here on a signal would only leave things behind.
+    let interrupted = interrupt::clear();
+    let down = if raised_lab.is_some() {
+        outcome.step("take everything down", |_| {
+            Lab::down(name)?;
+            let left: Vec<_> = lab::list_namespaces()?
+                .into_iter()
+                .filter(|n| n.starts_with(&lab::namespace_name(name, "")))
+                .collect();
+            anyhow::ensure!(left.is_empty(), "left: {}", left.join(", "));
+            Ok(((), "nothing left".to_owned()))
+        })
+    } else {
+        Ok(None)
+    };
+    drop(raised_lab);
+    result.and(down.map(drop))?;
+    if interrupted {
+        anyhow::bail!("interrupted");
+    }
+
+    table(&outcome);
+    let ok = outcome.steps.iter().all(|s| s.ok);
+    println!(
+        "\n{} of {} steps held, {:.0} s",
+        outcome.steps.iter().filter(|s| s.ok).count(),
+        outcome.steps.len(),
+        began.elapsed().as_secs_f64()
+    );
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&outcome).context("writing the result")?;
+        std::fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
+    let ready = outcome.step("start both appliances", |_| {
+        lab.start_appliances()?;
+        Ok(((), "ready".to_owned()))
+    })?;
+    if ready.is_none() {
+        return Ok(());
+    }
+
+    println!("\nbefore: prod-a runs at the tenant's site");
+    look(lab, outcome, "before", "prod-a")?;
+    let neighbours = unaffected_neighbours(lab);
+
+    println!("\nfailing prod-a over to replica-a while prod-b pings it every 10 ms");
+    let over = outcome.step("fail over under ping", |measured| {
+        across(lab, "failover", measured, || lab.fail_over("prod-a"))
+    })?;
+    if over.is_none() {
+        return Ok(());
+    }
+
+    println!("\nafter: prod-a runs as replica-a at the provider, same addresses, same gateway");
+    look(lab, outcome, "after", "replica-a")?;
+    outcome.step("unaffected machines keep their neighbours", |_| {
+        let before = neighbours?;
+        let now = unaffected_neighbours(lab)?;
+        anyhow::ensure!(before == now, "were {before:?}, are {now:?}");
+        Ok(((), "same MAC addresses as before".to_owned()))
+    })?;
+
+    println!("\nfailing back while prod-b pings");
+    let back = outcome.step("fail back under ping", |measured| {
+        across(lab, "failback", measured, || lab.fail_back("prod-a"))
+    })?;
+    if back.is_some() {
+        for (from, to) in [
+            ("prod-b", V4),
+            ("prod-b", V6),
+            ("remote", V4),
+            ("remote", V6),
+        ] {
+            ping(lab, outcome, "back", from, to)?;
+        }
+    }
+    Ok(())
+}
+
+/// Ping, download and iperf3 with prod-a, wherever it runs.
+fn look(lab: &Lab, outcome: &mut Outcome, when: &str, server: &str) -> anyhow::Result<()> {
+    for (from, to) in [
+        ("prod-b", V4),
+        ("prod-b", V6),
+        ("remote", V4),
+        ("remote", V6),
+    ] {
+        ping(lab, outcome, when, from, to)?;
+    }
+    for (from, to) in [("prod-b", V4), ("prod-b", V6), ("remote", V4)] {
+        let name = format!("{when}: HTTP download {} by {from}", family(to));
+        outcome.step(&name, |measured| {
+            let _server = lab.http_server(server, HTTP_PORT, 7)?;
+            let within = Duration::from_secs(15);
+            let got = lab.download(from, to, HTTP_PORT, 7, HTTP_BYTES, within)?;
+            let rate = got.bytes as f64 / got.took.as_secs_f64() / 1e6;
+            measured.insert(format!("{when}_http_{from}_{}_mb_per_s", key(to)), rate);
+            let detail = format!("{} MB whole, {rate:.0} MB/s", got.bytes / 1_000_000);
+            Ok(((), detail))
+        })?;
+    }
+    for to in [V4, V6] {
+        let name = format!("{when}: iperf3 {} from prod-b", family(to));
+        outcome.step(&name, |measured| {
+            let iperf = lab.iperf_server(server, IPERF_PORT)?;
+            let result = lab.iperf("prod-b", to, IPERF_PORT, IPERF_SECONDS, &[]);
+            iperf.stop()?;
+            let got = result?;
+            let rate = got.bits_per_second / 1e9;
+            anyhow::ensure!(got.bytes > 0, "nothing arrived");
+            measured.insert(format!("{when}_iperf3_{}_gbit_per_s", key(to)), rate);
+            let detail = format!("{rate:.2} Gbit/s, {} retransmits", got.retransmits);
+            Ok(((), detail))
+        })?;
+    }
+    Ok(())
+}
+
+fn ping(
+    lab: &Lab,
+    outcome: &mut Outcome,
+    when: &str,
+    from: &str,
+    to: IpAddr,
+) -> anyhow::Result<()> {
+    let name = format!("{when}: ping {} from {from}", family(to));
+    outcome.step(&name, |measured| {
+        // Two first, for resolution on the way; the series is to be whole.
+        lab.ping_count(from, to, Probe::Echo, PACE * 20, 2)?;
+        let report = lab.ping_count(from, to, Probe::Echo, PACE, PINGS)?;
+        let lost = report.lost();
+        anyhow::ensure!(lost.is_empty(), "{}", report.summary());
+        let rtt = report.median_rtt().unwrap_or_default().as_secs_f64() * 1e6;
+        measured.insert(format!("{when}_ping_{from}_{}_us", key(to)), rtt);
+        Ok(((), format!("{PINGS}/{PINGS}, {rtt:.0} µs")))
+    })?;
+    Ok(())
+}
+
+/// Pings in both families across `switch`. Holds if at most one ping of each series is lost from
+/// the moment on at which both appliances know and the machine's address is usable.
+fn across(
+    lab: &Lab,
+    what: &str,
+    measured: &mut BTreeMap<String, f64>,
+    switch: impl FnOnce() -> lab::Result<Switchover>,
+) -> anyhow::Result<((), String)> {
+    let start = |to| lab.ping("prod-b", to, Probe::Echo, PACE);
+    let (v4, v6): (Pinger, Pinger) = (start(V4)?, start(V6)?);
+    std::thread::sleep(Duration::from_millis(500));
+    let done = switch()?;
+    std::thread::sleep(Duration::from_millis(1000));
+    let (v4, v6) = (v4.stop()?, v6.stop()?);
+    let here = done.switched.max(done.on);
+    let mut parts = vec![format!(
+        "switched in {:.0} ms",
+        (here - done.began).as_secs_f64() * 1e3
+    )];
+    let mut bad = Vec::new();
+    for (report, to, usable) in [(v4, V4, here), (v6, V6, here.max(done.settled))] {
+        let gap = report
+            .longest_gap()
+            .with_context(|| format!("{}: no reply at all", family(to)))?;
+        let lost = report.lost_since(usable);
+        let gap = gap.length().as_secs_f64() * 1e3;
+        measured.insert(format!("{what}_gap_{}_ms", key(to)), gap);
+        measured.insert(
+            format!("{what}_lost_{}", key(to)),
+            report.lost().len() as f64,
+        );
+        measured.insert(
+            format!("{what}_lost_{}_once_usable", key(to)),
+            lost.len() as f64,
+        );
+        parts.push(format!(
+            "{} gap {gap:.0} ms, {} lost once usable",
+            family(to),
+            lost.len()
+        ));
+        if lost.len() > 1 {
+            bad.push(format!("{}: {}", family(to), report.summary()));
+        }
+    }
+    let detail = parts.join("; ");
+    anyhow::ensure!(bad.is_empty(), "{detail} ({})", bad.join("; "));
+    Ok(((), detail))
+}
+
+/// MAC addresses that prod-b and the router have of each other, and prod-d of its router.
+fn unaffected_neighbours(lab: &Lab) -> anyhow::Result<Vec<String>> {
+    let mut all = Vec::new();
+    for (host, of) in [
+        ("prod-b", "10.1.0.1"),
+        ("router", "10.1.0.11"),
+        ("prod-d", "10.2.0.10"),
+    ] {
+        lab.ping_count(host, of.parse()?, Probe::Echo, PACE, 2)?;
+        let text = lab.must(
+            host,
+            &["ip", "-j", "neigh", "show", "to", of],
+            Duration::from_secs(5),
+        )?;
+        let json: serde_json::Value = serde_json::from_str(&text)?;
+        let mac = json[0]["lladdr"].as_str().unwrap_or("unknown");
+        all.push(format!("{host}: {of} at {mac}"));
+    }
+    Ok(all)
+}
+
+/// What was measured before and after, side by side.
+fn table(outcome: &Outcome) {
+    let get = |name: &str| {
+        outcome
+            .measured
+            .get(name)
+            .map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"))
+    };
+    println!("\n  {:<34} {:>12} {:>12}  unit", "", "before", "after");
+    for (label, name, unit) in [
+        ("ping, prod-b to prod-a, IPv4", "ping_prod-b_v4_us", "µs"),
+        ("ping, prod-b to prod-a, IPv6", "ping_prod-b_v6_us", "µs"),
+        ("ping, remote to prod-a, IPv4", "ping_remote_v4_us", "µs"),
+        ("ping, remote to prod-a, IPv6", "ping_remote_v6_us", "µs"),
+        ("HTTP, prod-b, IPv4", "http_prod-b_v4_mb_per_s", "MB/s"),
+        ("HTTP, prod-b, IPv6", "http_prod-b_v6_mb_per_s", "MB/s"),
+        ("HTTP, remote, IPv4", "http_remote_v4_mb_per_s", "MB/s"),
+        ("iperf3, prod-b, IPv4", "iperf3_v4_gbit_per_s", "Gbit/s"),
+        ("iperf3, prod-b, IPv6", "iperf3_v6_gbit_per_s", "Gbit/s"),
+    ] {
+        let (before, after) = (
+            get(&format!("before_{name}")),
+            get(&format!("after_{name}")),
+        );
+        println!("  {label:<34} {before:>12} {after:>12}  {unit}");
+    }
+    println!("\n  {:<34} {:>12} {:>12}  unit", "", "failover", "failback");
+    for (label, name, unit) in [
+        ("longest gap, 10 ms series, IPv4", "gap_v4_ms", "ms"),
+        ("longest gap, 10 ms series, IPv6", "gap_v6_ms", "ms"),
+        ("lost once usable, IPv4", "lost_v4_once_usable", "pings"),
+        ("lost once usable, IPv6", "lost_v6_once_usable", "pings"),
+    ] {
+        let (over, back) = (
+            get(&format!("failover_{name}")),
+            get(&format!("failback_{name}")),
+        );
+        println!("  {label:<34} {over:>12} {back:>12}  {unit}");
+    }
+    println!("  (IPv6 waits for duplicate address detection, as a machine that boots does.)");
+}
+
+fn family(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+fn key(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "v4" } else { "v6" }
+}

@@ -1,0 +1,394 @@
+//! `causeway-lab`: sites to explore, and the demo.
+//!
+//! ```text
+//!   up TOPOLOGY ─▶ a standing lab ─▶ exec HOST -- CMD…, capture, list ─▶ down
+//!   demo        ─▶ raises its own, shows, measures, takes it down
+//! ```
+
+use std::{
+    io::Write as _,
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lab::{Lab, Options, Paths, Switchover, Topology, interrupt, sites};
+
+mod demo;
+
+/// Whole sites in network namespaces on this machine. Needs root.
+#[derive(Parser)]
+#[command(name = "causeway-lab", version)]
+struct Cli {
+    #[command(flatten)]
+    files: Files,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Built files; by default those beside this program.
+#[derive(Args)]
+struct Files {
+    /// The daemon; else CAUSEWAY_APPLIANCE.
+    #[arg(long, global = true, value_name = "FILE")]
+    appliance: Option<PathBuf>,
+    /// The appliance's BPF object; else CAUSEWAY_BPF_OBJECT.
+    #[arg(long, global = true, value_name = "FILE")]
+    bpf_object: Option<PathBuf>,
+    /// The virtual switch's BPF object; else CAUSEWAY_LAB_BPF_OBJECT.
+    #[arg(long, global = true, value_name = "FILE")]
+    lab_bpf_object: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Raise a site pair and leave it standing.
+    Up {
+        /// What to raise.
+        topology: Which,
+        /// Name of the lab; the topology's by default. A lab of that name is taken down first.
+        #[arg(long)]
+        name: Option<String>,
+        /// Leave the first machine failed over.
+        #[arg(long)]
+        failed_over: bool,
+        /// Do not start the appliances.
+        #[arg(long, conflicts_with = "failed_over")]
+        no_appliances: bool,
+        #[command(flatten)]
+        links: Links,
+    },
+    /// Take a lab down. Nothing there is no error.
+    Down {
+        /// Its name; may be left out if only one stands.
+        name: Option<String>,
+        /// All of them, and namespaces of ours that no record knows.
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
+    },
+    /// Show what stands.
+    List,
+    /// Run a command in a host, with this terminal; its exit status is passed on.
+    Exec {
+        /// A host or switch.
+        host: String,
+        /// The lab; may be left out if only one stands.
+        #[arg(long)]
+        lab: Option<String>,
+        /// The command.
+        #[arg(last = true, required = true, value_name = "CMD")]
+        words: Vec<std::ffi::OsString>,
+    },
+    /// Fail a machine over to its replica.
+    FailOver {
+        /// The production host.
+        #[arg(default_value = "prod-a")]
+        machine: String,
+        /// The lab; may be left out if only one stands.
+        #[arg(long)]
+        lab: Option<String>,
+    },
+    /// Bring a machine back to its production host.
+    FailBack {
+        /// The production host.
+        #[arg(default_value = "prod-a")]
+        machine: String,
+        /// The lab; may be left out if only one stands.
+        #[arg(long)]
+        lab: Option<String>,
+    },
+    /// Capture on a link into a pcap file, until Ctrl-C or for some seconds.
+    Capture {
+        /// A host or switch.
+        host: String,
+        /// Its link.
+        link: String,
+        /// The lab; may be left out if only one stands.
+        #[arg(long)]
+        lab: Option<String>,
+        /// At the switch port that the link's cable ends in: what XDP takes or sends is seen
+        /// there, and only there.
+        #[arg(long)]
+        far_end: bool,
+        /// Stop after so many seconds.
+        #[arg(long)]
+        seconds: Option<u64>,
+        /// Where to copy the file when done.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Raise a site pair, fail a machine over under load, show and measure it, take all down.
+    Demo {
+        /// What to show.
+        #[arg(long, default_value = "partial")]
+        scenario: Scenario,
+        /// Name of its lab; one named `partial` that a person explores is left alone.
+        #[arg(long, default_value = "demo")]
+        name: String,
+        /// Write the result there.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        #[command(flatten)]
+        links: Links,
+    },
+}
+
+#[derive(Args, Clone, Copy)]
+struct Links {
+    /// MTU of the WAN links, bytes.
+    #[arg(long, default_value_t = 1500, value_name = "BYTES")]
+    wan_mtu: u16,
+    /// Wire-like: TSO, GSO and GRO off on hosts and switch ports.
+    #[arg(long)]
+    wire_like: bool,
+    /// No duplicate address detection: IPv6 addresses are usable at once.
+    #[arg(long)]
+    no_dad: bool,
+}
+
+impl Links {
+    fn options(self) -> Options {
+        Options {
+            wan_mtu: self.wan_mtu,
+            offloads: !self.wire_like,
+            dad: !self.no_dad,
+            ..Options::default()
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Which {
+    /// One tenant with two networks, a provider, a remote host.
+    Partial,
+    /// Two tenants with the same addresses.
+    TwoTenants,
+}
+
+impl Which {
+    fn topology(self, options: Options) -> Topology {
+        match self {
+            Self::Partial => sites::partial(options),
+            Self::TwoTenants => sites::two_tenants(options),
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Scenario {
+    /// Partial site failover.
+    Partial,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("causeway-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let found = Paths::find();
+    let paths = Paths {
+        appliance: cli.files.appliance.unwrap_or(found.appliance),
+        bpf_object: cli.files.bpf_object.unwrap_or(found.bpf_object),
+        lab_bpf_object: cli.files.lab_bpf_object.unwrap_or(found.lab_bpf_object),
+    };
+    match cli.command {
+        Command::Up {
+            topology,
+            name,
+            failed_over,
+            no_appliances,
+            links,
+        } => {
+            let topology = topology.topology(links.options());
+            let name = name.unwrap_or_else(|| topology.name.clone());
+            up(topology, &name, paths, !no_appliances, failed_over)?;
+        }
+        Command::Down { all: true, .. } => {
+            for lab in Lab::down_all()? {
+                println!("{lab}: down");
+            }
+        }
+        Command::Down { name, .. } => {
+            let name = match name {
+                Some(name) => name,
+                None => only_lab()?,
+            };
+            Lab::down(&name)?;
+            println!("{name}: down");
+        }
+        Command::List => list()?,
+        Command::Exec { host, lab, words } => {
+            let lab = open(lab, paths)?;
+            // Becomes the command: its terminal, signals and exit status are all its own.
+            let error = lab.command_in(&host, &words, true)?.exec();
+            return Err(error).with_context(|| format!("running {}", words[0].display()));
+        }
+        Command::FailOver { machine, lab } => {
+            let done = open(lab, paths)?.fail_over(&machine)?;
+            println!("{machine}: failed over in {} ms", ms(&done));
+        }
+        Command::FailBack { machine, lab } => {
+            let done = open(lab, paths)?.fail_back(&machine)?;
+            println!("{machine}: back in {} ms", ms(&done));
+        }
+        Command::Capture {
+            host,
+            link,
+            lab,
+            far_end,
+            seconds,
+            out,
+        } => {
+            let lab = open(lab, paths)?;
+            capture(&lab, &host, &link, far_end, seconds, out)?;
+        }
+        Command::Demo {
+            scenario: Scenario::Partial,
+            name,
+            json,
+            links,
+        } => {
+            interrupt::install()?;
+            return demo::partial(links.options(), &name, paths, json.as_deref());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(
+    topology: Topology,
+    name: &str,
+    paths: Paths,
+    appliances: bool,
+    failed_over: bool,
+) -> anyhow::Result<()> {
+    interrupt::install()?;
+    let began = Instant::now();
+    println!("{}", topology.picture);
+    let lab = Lab::up(topology, name, paths)?;
+    let rest = || -> anyhow::Result<()> {
+        if appliances {
+            lab.start_appliances()?;
+        }
+        if failed_over {
+            let machine = lab
+                .topology()
+                .machines
+                .first()
+                .context("the topology has no machine that can fail over")?;
+            lab.fail_over(&machine.production)?;
+            println!("{} runs as {}", machine.production, machine.replica);
+        }
+        Ok(())
+    };
+    if let Err(error) = rest() {
+        interrupt::clear();
+        Lab::down(name).context("taking it down after a failure")?;
+        return Err(error);
+    }
+    let first = lab
+        .topology()
+        .hosts
+        .first()
+        .map_or("HOST", |h| h.name.as_str());
+    println!(
+        "{name} is up after {:.1} s; hosts: {}",
+        began.elapsed().as_secs_f64(),
+        lab.topology()
+            .hosts
+            .iter()
+            .map(|h| h.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
+    println!("  causeway-lab exec {first} --lab {name} -- bash    look around");
+    println!("  causeway-lab down {name}");
+    for appliance in lab.topology().appliances.iter().filter(|_| appliances) {
+        println!(
+            "  causeway-appliance --socket {} status",
+            lab.appliance(&appliance.host)?.socket_path().display()
+        );
+    }
+    Ok(())
+}
+
+/// From the first step until both appliances know and the machine is up.
+fn ms(done: &Switchover) -> u128 {
+    (done.switched.max(done.on) - done.began).as_millis()
+}
+
+fn only_lab() -> anyhow::Result<String> {
+    let mut labs: Vec<_> = Lab::list()?.into_iter().map(|l| l.name).collect();
+    match labs.len() {
+        0 => bail!("no lab stands; `causeway-lab up partial` raises one"),
+        1 => Ok(labs.remove(0)),
+        _ => bail!("several labs stand; name one of: {}", labs.join(", ")),
+    }
+}
+
+fn open(name: Option<String>, paths: Paths) -> anyhow::Result<Lab> {
+    let name = match name {
+        Some(name) => name,
+        None => only_lab()?,
+    };
+    Ok(Lab::open(&name, paths)?)
+}
+
+fn list() -> anyhow::Result<()> {
+    for lab in Lab::list()? {
+        println!("{} ({})", lab.name, lab.topology);
+        println!("  hosts        {}", lab.hosts.join(", "));
+        println!("  appliances   {}", or_none(&lab.appliances));
+        println!("  failed over  {}", or_none(&lab.failed_over));
+    }
+    Ok(())
+}
+
+fn or_none(names: &[String]) -> String {
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
+}
+
+fn capture(
+    lab: &Lab,
+    host: &str,
+    link: &str,
+    far_end: bool,
+    seconds: Option<u64>,
+    out: Option<PathBuf>,
+) -> anyhow::Result<()> {
+    interrupt::install()?;
+    let (host, link) = if far_end {
+        lab.topology()
+            .port_of(host, link)
+            .with_context(|| format!("{link} of {host} does not end in a switch"))?
+    } else {
+        (host.to_owned(), link.to_owned())
+    };
+    let capture = lab.capture(&host, &link, None)?;
+    let path = capture.path().to_owned();
+    eprintln!("capturing on {link} of {host} into {}", path.display());
+    let until = seconds.map(|s| Instant::now() + Duration::from_secs(s));
+    while interrupt::check().is_ok() && until.is_none_or(|u| Instant::now() < u) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let frames = capture.stop()?;
+    if let Some(out) = out {
+        std::fs::copy(&path, &out).with_context(|| format!("copying to {}", out.display()))?;
+    }
+    println!("{} frames", frames.len());
+    std::io::stdout().flush()?;
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! Where the built files are.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// Files that a lab needs besides itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// The daemon, `causeway-appliance`.
+    pub appliance: PathBuf,
+    /// Its BPF object.
+    pub bpf_object: PathBuf,
+    /// The virtual switch's BPF object.
+    pub lab_bpf_object: PathBuf,
+}
+
+impl Paths {
+    /// From `CAUSEWAY_APPLIANCE`, `CAUSEWAY_BPF_OBJECT` and `CAUSEWAY_LAB_BPF_OBJECT`; what is not
+    /// set is looked for beside the running program: `target/<profile>/causeway-appliance`,
+    /// `target/bpf/*.o`.
+    #[must_use]
+    pub fn find() -> Self {
+        let exe = env::current_exe().unwrap_or_default();
+        let default = Self::beside(&exe);
+        let or = |name, default| env::var_os(name).map_or(default, PathBuf::from);
+        Self {
+            appliance: or("CAUSEWAY_APPLIANCE", default.appliance),
+            bpf_object: or("CAUSEWAY_BPF_OBJECT", default.bpf_object),
+            lab_bpf_object: or("CAUSEWAY_LAB_BPF_OBJECT", default.lab_bpf_object),
+        }
+    }
+
+    fn beside(exe: &Path) -> Self {
+        let mut profile = exe.parent().unwrap_or(Path::new("")).to_owned();
+        // Test programs are one directory further down.
+        if profile.ends_with("deps") {
+            profile.pop();
+        }
+        let bpf = profile.parent().unwrap_or(Path::new("")).join("bpf");
+        Self {
+            appliance: profile.join("causeway-appliance"),
+            bpf_object: bpf.join("appliance.bpf.o"),
+            lab_bpf_object: bpf.join("lab.bpf.o"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_tests_find_the_same_files() {
+        let a = Paths::beside(Path::new("/w/target/debug/causeway-lab"));
+        let b = Paths::beside(Path::new("/w/target/debug/deps/raise-0123"));
+        assert_eq!(a, b);
+        assert_eq!(a.appliance, Path::new("/w/target/debug/causeway-appliance"));
+        assert_eq!(a.lab_bpf_object, Path::new("/w/target/bpf/lab.bpf.o"));
+    }
+}
