@@ -1,0 +1,43 @@
+//! Bytes and maps for a person.
+
+use std::fmt::Write as _;
+
+/// Bytes shown of a packet; what follows is payload.
+const SHOWN: usize = 256;
+
+/// `bytes` sixteen to a line, the first of them.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for (line, chunk) in bytes[..bytes.len().min(SHOWN)].chunks(16).enumerate() {
+        let _ = write!(out, "  {:04x} ", line * 16);
+        for byte in chunk {
+            let _ = write!(out, " {byte:02x}");
+        }
+        out.push('\n');
+    }
+    if bytes.len() > SHOWN {
+        let _ = writeln!(out, "  ({} more)", bytes.len() - SHOWN);
+    }
+    if bytes.is_empty() {
+        out.push_str("  (no bytes)\n");
+    }
+    out
+}
+
+/// Where two packets differ first, and both around there.
+#[must_use]
+pub fn difference(expected: &[u8], got: &[u8]) -> String {
+    let at = expected
+        .iter()
+        .zip(got)
+        .position(|(a, b)| a != b)
+        .unwrap_or(expected.len().min(got.len()));
+    format!(
+        "first difference at offset {at} (0x{at:x}); expected {} bytes, got {}\nexpected:\n{}got:\n{}",
+        expected.len(),
+        got.len(),
+        hex(expected),
+        hex(got)
+    )
+}

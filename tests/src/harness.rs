@@ -1,0 +1,636 @@
+//! The programs, loaded and fed.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use appliance_common::{
+    addr::{to_ip},
+    counters::Counter,
+    events::{NeighbourEvent, SlowHeader},
+    limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
+    maps::{
+        Attachment, AttachmentKey, Config, Endpoint, HostKey, Neighbour, Network, NetworkStats,
+        Peer, Tenant, Tunnel, TunnelKey,
+    },
+};
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
+    programs::{ProgramError, TestRun as _, TestRunOptions, Xdp},
+};
+
+use crate::{
+    dump, skip,
+    world::{ACCESS, STRAY, TRUNK, UPLINK, World},
+};
+
+/// Largest packet a program without fragments can be given: a page less the headroom for XDP and the
+/// tail the kernel keeps for its own structure (net/bpf/test_run.c, Linux 6.18).
+pub const MAX_PACKET: usize = 3520;
+
+/// One of the three programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// A tenant-only port.
+    Access,
+    /// The tunnels' port.
+    Uplink,
+    /// One interface that is both.
+    Combined,
+}
+
+impl Program {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Access, Self::Uplink, Self::Combined];
+
+    /// As the object names it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Access => "access",
+            Self::Uplink => "uplink",
+            Self::Combined => "combined",
+        }
+    }
+}
+
+/// What a program said to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The program failed.
+    Aborted,
+    /// Gone.
+    Drop,
+    /// To the kernel's stack.
+    Pass,
+    /// Back out of the interface.
+    Tx,
+    /// Out of another interface.
+    Redirect,
+    /// No XDP action.
+    Unknown(u32),
+}
+
+impl From<u32> for Action {
+    fn from(value: u32) -> Self {
+        match value {
+            0 => Self::Aborted,
+            1 => Self::Drop,
+            2 => Self::Pass,
+            3 => Self::Tx,
+            4 => Self::Redirect,
+            other => Self::Unknown(other),
+        }
+    }
+}
+
+impl Action {
+    /// Whether the packet leaves the appliance.
+    #[must_use]
+    pub const fn sends(self) -> bool {
+        matches!(self, Self::Tx | Self::Redirect)
+    }
+}
+
+/// A ring-buffer record, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// Of `NEIGHBOUR_EVENTS`.
+    Neighbour(NeighbourEvent),
+    /// Of `SLOW_PACKETS`: the head and the frame.
+    Slow(SlowHeader, Vec<u8>),
+    /// Not decodable: the ring's name and the bytes.
+    Garbage(&'static str, Vec<u8>),
+}
+
+/// Why the programs could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum HarnessError {
+    #[error("cannot make a network namespace: {0}; run the tests as root")]
+    Namespace(#[source] nix::Error),
+    #[error("`ip -batch` to make the interfaces: {0}; install iproute2")]
+    Interfaces(String),
+    #[error("loading {path}: {source}")]
+    Load {
+        path: PathBuf,
+        #[source]
+        source: Box<aya::EbpfError>,
+    },
+    #[error("the object has no map {0}, or it is of another type")]
+    Map(&'static str),
+    #[error("the object has no XDP program {0}")]
+    Program(&'static str),
+    #[error("loading program {name}: {source}")]
+    ProgramLoad {
+        name: &'static str,
+        #[source]
+        source: Box<ProgramError>,
+    },
+    #[error("BPF_PROG_TEST_RUN of {name} with {len} bytes: {source}")]
+    Run {
+        name: &'static str,
+        len: usize,
+        #[source]
+        source: Box<ProgramError>,
+    },
+    #[error("map {name}: {source}")]
+    Access {
+        name: &'static str,
+        #[source]
+        source: Box<aya::maps::MapError>,
+    },
+}
+
+/// Where the built object is: `CAUSEWAY_BPF_OBJECT`, or `target/bpf/appliance.bpf.o` of the workspace.
+#[must_use]
+pub fn object_path() -> PathBuf {
+    if let Some(path) = std::env::var_os("CAUSEWAY_BPF_OBJECT") {
+        return path.into();
+    }
+    workspace_root().join("target/bpf/appliance.bpf.o")
+}
+
+/// The root of the workspace, from what cargo tells a running test.
+#[must_use]
+pub fn workspace_root() -> PathBuf {
+    let tests = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from);
+    tests.join("..")
+}
+
+/// Why privileged tests cannot run here, if they cannot.
+#[must_use]
+pub fn missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("needs root".to_owned());
+    }
+    let path = object_path();
+    if !path.exists() {
+        return Some(format!(
+            "{} is missing; run `cargo xtask build-ebpf`",
+            path.display()
+        ));
+    }
+    None
+}
+
+/// The loaded programs, their maps filled with a [`World`], in a network namespace of this thread.
+pub struct Harness {
+    ebpf: Ebpf,
+    counters: PerCpuArray<MapData, u64>,
+    events: RingBuf<MapData>,
+    slow: RingBuf<MapData>,
+    out: Vec<u8>,
+    /// What the maps were filled with.
+    pub world: World,
+}
+
+impl fmt::Debug for Harness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Harness").finish_non_exhaustive()
+    }
+}
+
+impl Harness {
+    /// Loads the programs with `world`; `None` after saying why, where that is impossible.
+    ///
+    /// # Panics
+    ///
+    /// When loading fails although everything needed is there: that is a failure of the test.
+    #[must_use]
+    pub fn new(world: World) -> Option<Self> {
+        if let Some(why) = missing() {
+            skip(&why);
+            return None;
+        }
+        match Self::load(world) {
+            Ok(harness) => Some(harness),
+            Err(e) => panic!("{}", describe(&e)),
+        }
+    }
+
+    /// Loads the programs with `world`.
+    ///
+    /// The calling thread moves to a fresh network namespace, where interfaces exist with the
+    /// indices that [`crate::world`] names.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel refuses.
+    pub fn load(world: World) -> Result<Self, HarnessError> {
+        namespace()?;
+        let path = object_path();
+        let mut ebpf = EbpfLoader::new()
+            .load_file(&path)
+            .map_err(|source| HarnessError::Load {
+                path,
+                source: Box::new(source),
+            })?;
+        for program in Program::ALL {
+            let name = program.name();
+            let xdp: &mut Xdp = ebpf
+                .program_mut(name)
+                .and_then(|p| p.try_into().ok())
+                .ok_or(HarnessError::Program(name))?;
+            xdp.load().map_err(|source| HarnessError::ProgramLoad {
+                name,
+                source: Box::new(source),
+            })?;
+        }
+        let counters = take(&mut ebpf, "COUNTERS")?;
+        let events = take(&mut ebpf, "NEIGHBOUR_EVENTS")?;
+        let slow = take(&mut ebpf, "SLOW_PACKETS")?;
+        let mut harness = Self {
+            ebpf,
+            counters,
+            events,
+            slow,
+            out: vec![0; 4096],
+            world: World::default(),
+        };
+        harness.fill(world)?;
+        Ok(harness)
+    }
+
+    /// The loaded object, for what this type does not wrap.
+    pub const fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Makes the maps hold `world`, and nothing of what they held before.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a map operation.
+    pub fn fill(&mut self, world: World) -> Result<(), HarnessError> {
+        let old = std::mem::take(&mut self.world);
+        self.array("CONFIG", &[world.config], 1)?;
+        self.array("NETWORKS", &world.networks, old.networks.len())?;
+        self.array("TENANTS", &world.tenants, old.tenants.len())?;
+        self.array("PEERS", &world.peers, old.peers.len())?;
+        self.hash("ATTACHMENTS", &world.attachments)?;
+        self.hash("TUNNELS", &world.tunnels)?;
+        let endpoints: Vec<_> = world
+            .endpoints
+            .iter()
+            .map(|k| (*k, Endpoint { flags: 1 }))
+            .collect();
+        self.hash("ENDPOINTS", &endpoints)?;
+        self.hash("NEIGHBOURS", &world.neighbours)?;
+        self.world = world;
+        Ok(())
+    }
+
+    fn array<V: Pod + Default>(
+        &mut self,
+        name: &'static str,
+        values: &[V],
+        used: usize,
+    ) -> Result<(), HarnessError> {
+        let mut map: Array<_, V> = self
+            .ebpf
+            .map_mut(name)
+            .and_then(|m| m.try_into().ok())
+            .ok_or(HarnessError::Map(name))?;
+        for i in 0..values.len().max(used) {
+            let value = values.get(i).copied().unwrap_or_default();
+            map.set(i as u32, value, 0).map_err(|e| access(name, e))?;
+        }
+        Ok(())
+    }
+
+    fn hash<K: Pod, V: Pod>(
+        &mut self,
+        name: &'static str,
+        entries: &[(K, V)],
+    ) -> Result<(), HarnessError> {
+        let mut map: HashMap<_, K, V> = self
+            .ebpf
+            .map_mut(name)
+            .and_then(|m| m.try_into().ok())
+            .ok_or(HarnessError::Map(name))?;
+        let keys: Vec<K> = map.keys().flatten().collect();
+        for key in keys {
+            map.remove(&key).map_err(|e| access(name, e))?;
+        }
+        for (key, value) in entries {
+            map.insert(key, value, 0).map_err(|e| access(name, e))?;
+        }
+        Ok(())
+    }
+
+    /// Runs a packet that arrives on `ifindex` through a program once. The packet out is that of the
+    /// harness's buffer until the next run.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to run it, as it does for fewer than 14 bytes.
+    pub fn run(
+        &mut self,
+        program: Program,
+        ifindex: u32,
+        packet: &[u8],
+    ) -> Result<(Action, &[u8]), HarnessError> {
+        let name = program.name();
+        let xdp: &Xdp = self
+            .ebpf
+            .program(name)
+            .and_then(|p| p.try_into().ok())
+            .ok_or(HarnessError::Program(name))?;
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let mut context = [0u8; 24];
+        context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+        let result = xdp
+            .test_run(TestRunOptions {
+                data_in: Some(packet),
+                data_out: Some(&mut self.out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::default()
+            })
+            .map_err(|source| HarnessError::Run {
+                name,
+                len: packet.len(),
+                source: Box::new(source),
+            })?;
+        Ok((
+            result.return_value.into(),
+            &self.out[..result.data_size_out as usize],
+        ))
+    }
+
+    /// All counters that are not zero, over all CPUs.
+    ///
+    /// # Panics
+    ///
+    /// When the map cannot be read.
+    #[must_use]
+    pub fn counters(&self) -> BTreeMap<u32, u64> {
+        (0..Counter::SLOTS)
+            .filter_map(|i| {
+                let values = self.counters.get(&i, 0).expect("COUNTERS has all slots");
+                let sum: u64 = values.iter().sum();
+                (sum != 0).then_some((i, sum))
+            })
+            .collect()
+    }
+
+    /// Takes all records out of both rings.
+    pub fn records(&mut self) -> Vec<Record> {
+        let mut out = Vec::new();
+        self.each_record(|record| out.push(record));
+        out
+    }
+
+    /// Takes all records out of both rings, one by one.
+    pub fn each_record(&mut self, mut each: impl FnMut(Record)) {
+        while let Some(item) = self.events.next() {
+            each(match NeighbourEvent::from_bytes(&item) {
+                Some(event) if item.len() == size_of::<NeighbourEvent>() => Record::Neighbour(event),
+                _ => Record::Garbage("NEIGHBOUR_EVENTS", item.to_vec()),
+            });
+        }
+        while let Some(item) = self.slow.next() {
+            each(match SlowHeader::from_bytes(&item) {
+                Some((header, frame)) => Record::Slow(header, frame.to_vec()),
+                None => Record::Garbage("SLOW_PACKETS", item.to_vec()),
+            });
+        }
+    }
+
+    /// Every map that user space writes, in bytes, so that two states can be compared.
+    ///
+    /// # Panics
+    ///
+    /// When a map cannot be read.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            config: self.read_array::<Config>("CONFIG", 1),
+            networks: self.read_array::<Network>("NETWORKS", MAX_NETWORKS),
+            tenants: self.read_array::<Tenant>("TENANTS", MAX_TENANTS),
+            peers: self.read_array::<Peer>("PEERS", MAX_PEERS),
+            attachments: self.read_hash::<AttachmentKey, Attachment>("ATTACHMENTS"),
+            tunnels: self.read_hash::<TunnelKey, Tunnel>("TUNNELS"),
+            endpoints: self.read_hash::<HostKey, Endpoint>("ENDPOINTS"),
+            neighbours: self.read_hash::<HostKey, Neighbour>("NEIGHBOURS"),
+        }
+    }
+
+    fn read_array<V: Pod>(&self, name: &'static str, len: u32) -> Vec<V> {
+        let map: Array<_, V> = self
+            .ebpf
+            .map(name)
+            .and_then(|m| m.try_into().ok())
+            .expect("the harness filled it");
+        (0..len)
+            .map(|i| map.get(&i, 0).expect("an array has all its slots"))
+            .collect()
+    }
+
+    fn read_hash<K: Pod + Ord, V: Pod>(&self, name: &'static str) -> Vec<(K, V)> {
+        let map: HashMap<_, K, V> = self
+            .ebpf
+            .map(name)
+            .and_then(|m| m.try_into().ok())
+            .expect("the harness filled it");
+        let mut all: Vec<_> = map.iter().map(|e| e.expect("nobody deletes")).collect();
+        all.sort_by_key(|e| e.0);
+        all
+    }
+
+    /// Traffic counts of network `slot`, over all CPUs.
+    ///
+    /// # Panics
+    ///
+    /// When the map cannot be read.
+    #[must_use]
+    pub fn stats(&self, slot: u32) -> NetworkStats {
+        let map: PerCpuArray<_, NetworkStats> = self
+            .ebpf
+            .map("NETWORK_STATS")
+            .and_then(|m| m.try_into().ok())
+            .expect("the object has NETWORK_STATS");
+        let mut sum = NetworkStats::default();
+        for value in map.get(&slot, 0).expect("slot").iter() {
+            sum.tx_packets += value.tx_packets;
+            sum.tx_bytes += value.tx_bytes;
+            sum.rx_packets += value.rx_packets;
+            sum.rx_bytes += value.rx_bytes;
+        }
+        sum
+    }
+
+    /// All maps for a person.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let s = self.snapshot();
+        let mut out = String::new();
+        let _ = writeln!(out, "CONFIG {:?}", s.config[0]);
+        for (k, v) in &s.attachments {
+            let _ = writeln!(
+                out,
+                "ATTACHMENTS if {} vlan {}.{} -> slot {} flags {} mac {:02x?}",
+                k.ifindex, k.outer, k.inner, v.network, v.flags, v.mac
+            );
+        }
+        for (i, n) in s.networks.iter().enumerate().filter(|(_, n)| n.flags != 0) {
+            let _ = writeln!(
+                out,
+                "NETWORKS[{i}] vni {} tenant {} peer {} flags {} mtu {} gateways {} {}",
+                n.vni,
+                n.tenant,
+                n.peer,
+                n.flags,
+                n.mtu,
+                to_ip(&n.gateway_v4),
+                to_ip(&n.gateway_v6)
+            );
+        }
+        for (i, t) in s.tenants.iter().enumerate().filter(|(_, t)| t.epoch != 0) {
+            let _ = writeln!(out, "TENANTS[{i}] mode {} epoch {}", t.mode, t.epoch);
+        }
+        for (i, p) in s.peers.iter().enumerate().filter(|(_, p)| p.flags != 0) {
+            let _ = writeln!(
+                out,
+                "PEERS[{i}] if {} flags {} header {:02x?}",
+                p.ifindex,
+                p.flags,
+                &p.header[..usize::from(p.header_len).min(70)]
+            );
+        }
+        for (k, v) in &s.tunnels {
+            let _ = writeln!(
+                out,
+                "TUNNELS vni {} from {} -> slot {}",
+                k.vni,
+                to_ip(&k.peer),
+                v.network
+            );
+        }
+        for (k, _) in &s.endpoints {
+            let _ = writeln!(out, "ENDPOINTS vni {} {}", k.vni, to_ip(&k.address));
+        }
+        for (k, v) in &s.neighbours {
+            let _ = writeln!(
+                out,
+                "NEIGHBOURS vni {} {} -> if {} flags {} {:02x?}",
+                k.vni,
+                to_ip(&k.address),
+                v.ifindex,
+                v.flags,
+                &v.l2[..usize::from(v.l2_len).min(22)]
+            );
+        }
+        for (i, n) in self.counters() {
+            let _ = writeln!(out, "COUNTERS {} = {n}", counter_name(i));
+        }
+        out
+    }
+
+    /// A failure's whole story.
+    #[must_use]
+    pub fn story(&self, program: Program, ifindex: u32, packet: &[u8]) -> String {
+        format!(
+            "program {} on interface {ifindex}\npacket in, {} bytes:\n{}maps:\n{}",
+            program.name(),
+            packet.len(),
+            dump::hex(packet),
+            self.describe()
+        )
+    }
+}
+
+/// The maps that user space writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as the maps are")]
+pub struct Snapshot {
+    pub config: Vec<Config>,
+    pub networks: Vec<Network>,
+    pub tenants: Vec<Tenant>,
+    pub peers: Vec<Peer>,
+    pub attachments: Vec<(AttachmentKey, Attachment)>,
+    pub tunnels: Vec<(TunnelKey, Tunnel)>,
+    pub endpoints: Vec<(HostKey, Endpoint)>,
+    pub neighbours: Vec<(HostKey, Neighbour)>,
+}
+
+impl Snapshot {
+    /// The same without the neighbours' bits that programs set.
+    #[must_use]
+    pub fn without_marks(mut self) -> Self {
+        use appliance_common::maps::neighbour_flags::{HEARD, USED};
+        for (_, neighbour) in &mut self.neighbours {
+            neighbour.flags &= !(HEARD | USED);
+        }
+        self
+    }
+}
+
+/// The stable name of counter `number`.
+#[must_use]
+pub fn counter_name(number: u32) -> String {
+    Counter::ALL
+        .iter()
+        .find(|c| **c as u32 == number)
+        .map_or_else(|| format!("#{number}"), |c| c.name().to_owned())
+}
+
+/// An error and what caused it.
+#[must_use]
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        let _ = write!(out, "\n  because: {e}");
+        source = e.source();
+    }
+    out
+}
+
+fn access(name: &'static str, source: aya::maps::MapError) -> HarnessError {
+    HarnessError::Access {
+        name,
+        source: Box::new(source),
+    }
+}
+
+fn take<T: TryFrom<aya::maps::Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, HarnessError> {
+    ebpf.take_map(name)
+        .and_then(|m| T::try_from(m).ok())
+        .ok_or(HarnessError::Map(name))
+}
+
+/// Moves this thread to a network namespace with the interfaces that fixtures name. Bridges without
+/// ports serve: a test run only needs an index that exists and a receive queue.
+fn namespace() -> Result<(), HarnessError> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).map_err(HarnessError::Namespace)?;
+    let mut batch = String::new();
+    for index in [UPLINK, TRUNK, ACCESS, STRAY] {
+        let _ = writeln!(batch, "link add name t{index} index {index} type bridge");
+    }
+    let run = || -> std::io::Result<std::process::Output> {
+        use std::io::Write as _;
+        let mut child = Command::new("ip")
+            .args(["-batch", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(batch.as_bytes())?;
+        }
+        child.wait_with_output()
+    };
+    let output = run().map_err(|e| HarnessError::Interfaces(e.to_string()))?;
+    if !output.status.success() {
+        return Err(HarnessError::Interfaces(
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,467 @@
+//! Appliances as fixtures: what their maps hold.
+//!
+//! ```text
+//!   provider                                       tenant
+//!   ┌──────────┐ TRUNK 11  101 → net1 (acme)       ┌──────────┐ UPLINK 10  untagged → net1, shared
+//!   │          ├──────────  201 → net2 (globex)    │          ├───────────  with the tunnels
+//!   │          │        200.102 → net3 (IPv6       │          │
+//!   │          │                  underlay)        │          │ ACCESS 12  untagged → net2
+//!   │          │ ACCESS 12 untagged → net4         │          ├───────────
+//!   │          ├──────────                         └──────────┘
+//!   │          │ UPLINK 10 tunnels only
+//!   └──────────┘
+//! ```
+//!
+//! At the provider, net1 and net2 have the same prefixes, endpoints and gateway.
+
+use std::net::IpAddr;
+
+use appliance_common::{
+    addr::{Address, Prefix, UNSPECIFIED, from_ip},
+    maps::{
+        Attachment, AttachmentKey, Config, HostKey, Mode, Neighbour, Network, Peer, SCHEMA_VERSION,
+        Tenant, Tunnel, TunnelKey, attachment_flags, network_flags,
+    },
+};
+
+use crate::packet::{Mac, ip};
+
+/// The tunnels' interface.
+pub const UPLINK: u32 = 10;
+/// The provider's trunk.
+pub const TRUNK: u32 = 11;
+/// An access port without tags.
+pub const ACCESS: u32 = 12;
+/// An interface that nothing is attached to.
+pub const STRAY: u32 = 13;
+
+/// Our MAC on [`UPLINK`].
+pub const UPLINK_MAC: Mac = [0x02, 0, 0, 0, 0x10, 0x0a];
+/// Our MAC on [`TRUNK`].
+pub const TRUNK_MAC: Mac = [0x02, 0, 0, 0, 0x11, 0x0a];
+/// Our MAC on [`ACCESS`].
+pub const ACCESS_MAC: Mac = [0x02, 0, 0, 0, 0x12, 0x0a];
+/// The next hop towards the peers.
+pub const NEXT_HOP_MAC: Mac = [0x02, 0, 0, 0, 0x10, 0x01];
+/// The machine (or replica) with host part 10, on any network.
+pub const A_MAC: Mac = [0x02, 0, 0, 0xaa, 0, 0x0a];
+/// The machine (or replica) with host part 11.
+pub const B_MAC: Mac = [0x02, 0, 0, 0xaa, 0, 0x0b];
+/// The replica with host part 10 of net2.
+pub const G_MAC: Mac = [0x02, 0, 0, 0xbb, 0, 0x0a];
+/// The router of the production network.
+pub const ROUTER_MAC: Mac = [0x02, 0, 0, 0xaa, 0, 0x01];
+
+/// VNI of net1, on both sides.
+pub const NET1: u32 = 1001;
+/// VNI of net2 at the provider: another tenant, the same addresses.
+pub const NET2: u32 = 2001;
+/// VNI of net3: QinQ, IPv6 underlay.
+pub const NET3: u32 = 1003;
+/// VNI of net4: an untagged port.
+pub const NET4: u32 = 1004;
+/// VNI of the tenant appliance's second network.
+pub const NET2T: u32 = 1002;
+
+/// UDP port of the tunnels.
+pub const PORT: u16 = 4789;
+/// Largest packet of the networks over IPv4.
+pub const MTU: u16 = 1450;
+
+/// The provider's tunnel addresses.
+pub const PROVIDER: &str = "203.0.113.5";
+/// The provider's IPv6 tunnel address.
+pub const PROVIDER6: &str = "2001:db8:f::5";
+/// The first tenant's tunnel address.
+pub const TENANT: &str = "10.1.0.5";
+/// The second tenant's tunnel address.
+pub const TENANT2: &str = "198.51.100.77";
+/// The IPv6 tunnel address of the peer of net3.
+pub const TENANT6: &str = "2001:db8:e::5";
+
+/// What the maps hold.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// `CONFIG`.
+    pub config: Config,
+    /// `ATTACHMENTS`.
+    pub attachments: Vec<(AttachmentKey, Attachment)>,
+    /// `NETWORKS`, by slot.
+    pub networks: Vec<Network>,
+    /// `TENANTS`, by slot.
+    pub tenants: Vec<Tenant>,
+    /// `PEERS`, by slot.
+    pub peers: Vec<Peer>,
+    /// `TUNNELS`.
+    pub tunnels: Vec<(TunnelKey, Tunnel)>,
+    /// `ENDPOINTS`.
+    pub endpoints: Vec<HostKey>,
+    /// `NEIGHBOURS`.
+    pub neighbours: Vec<(HostKey, Neighbour)>,
+}
+
+/// A network to add to a world.
+struct NetworkSpec<'a> {
+    vni: u32,
+    tenant: u32,
+    peer: u32,
+    provider: bool,
+    mtu: u16,
+    prefixes: &'a [(&'a str, u8)],
+    gateways: [&'a str; 2],
+}
+
+/// The address in map form.
+#[must_use]
+pub fn address(text: &str) -> Address {
+    from_ip(ip(text))
+}
+
+/// A key of `ENDPOINTS` and `NEIGHBOURS`.
+#[must_use]
+pub fn host(vni: u32, text: &str) -> HostKey {
+    HostKey {
+        vni,
+        address: address(text),
+    }
+}
+
+impl World {
+    /// An appliance with a tunnel end, and nothing else.
+    #[must_use]
+    pub fn bare(local_v4: &str, local_v6: &str) -> Self {
+        Self {
+            config: Config {
+                version: SCHEMA_VERSION,
+                tunnel_port: PORT,
+                reserved: 0,
+                local_v4: address(local_v4),
+                local_v6: if local_v6.is_empty() {
+                    UNSPECIFIED
+                } else {
+                    address(local_v6)
+                },
+            },
+            ..Self::default()
+        }
+    }
+
+    fn peer(&mut self, local: &str, remote: &str) -> u32 {
+        let peer = Peer::new(
+            UPLINK,
+            NEXT_HOP_MAC,
+            UPLINK_MAC,
+            &address(local),
+            &address(remote),
+            PORT,
+        );
+        self.peers.push(peer.expect("one family"));
+        (self.peers.len() - 1) as u32
+    }
+
+    fn network(&mut self, spec: &NetworkSpec<'_>, remote: &str) -> u32 {
+        let slot = self.networks.len() as u32;
+        let mut network = Network {
+            vni: spec.vni,
+            tenant: spec.tenant,
+            peer: spec.peer,
+            flags: network_flags::ACTIVE
+                | if spec.provider {
+                    network_flags::PROVIDER
+                } else {
+                    0
+                },
+            mtu: spec.mtu,
+            prefix_count: spec.prefixes.len() as u16,
+            ..Network::default()
+        };
+        for gateway in spec.gateways {
+            if gateway.is_empty() {
+                continue;
+            }
+            if ip(gateway).is_ipv4() {
+                network.gateway_v4 = address(gateway);
+            } else {
+                network.gateway_v6 = address(gateway);
+            }
+        }
+        for (i, (prefix, length)) in spec.prefixes.iter().enumerate() {
+            let length = if ip(prefix).is_ipv4() {
+                96 + length
+            } else {
+                *length
+            };
+            network.prefixes[i] = Prefix::new(&address(prefix), length).expect("length");
+        }
+        self.networks.push(network);
+        for peer in [address(remote), UNSPECIFIED] {
+            self.tunnels.push((
+                TunnelKey {
+                    vni: spec.vni,
+                    peer,
+                },
+                Tunnel {
+                    network: slot,
+                    flags: 1,
+                },
+            ));
+        }
+        slot
+    }
+
+    fn attach(&mut self, ifindex: u32, outer: u16, inner: u16, network: u32, mac: Mac, host: bool) {
+        self.attachments.push((
+            AttachmentKey {
+                ifindex,
+                outer,
+                inner,
+            },
+            Attachment {
+                network,
+                flags: attachment_flags::ACTIVE | if host { attachment_flags::HOST } else { 0 },
+                mac,
+                reserved: [0; 2],
+            },
+        ));
+    }
+
+    /// Adds a resolved host.
+    #[expect(clippy::too_many_arguments, reason = "a line of a table, read as one")]
+    pub fn neighbour(
+        &mut self,
+        vni: u32,
+        text: &str,
+        ifindex: u32,
+        mac: Mac,
+        ours: Mac,
+        outer: u16,
+        inner: u16,
+    ) {
+        let outer_type = if inner == 0 { 0x8100 } else { 0x88a8 };
+        self.neighbours.push((
+            host(vni, text),
+            Neighbour::new(ifindex, mac, ours, outer, inner, outer_type),
+        ));
+    }
+
+    fn set_modes(&mut self, count: usize) {
+        self.tenants = vec![
+            Tenant {
+                mode: Mode::Partial as u32,
+                epoch: 1
+            };
+            count
+        ];
+    }
+
+    /// The same world with every tenant idle.
+    #[must_use]
+    pub fn idle(mut self) -> Self {
+        for tenant in &mut self.tenants {
+            tenant.mode = Mode::Idle as u32;
+        }
+        self
+    }
+
+    /// The provider's appliance of the picture above, both tenants in partial failover.
+    #[must_use]
+    pub fn provider() -> Self {
+        let mut w = Self::bare(PROVIDER, PROVIDER6);
+        let peers = [
+            w.peer(PROVIDER, TENANT),
+            w.peer(PROVIDER, TENANT2),
+            w.peer(PROVIDER6, TENANT6),
+        ];
+        let equal: &[(&str, u8)] = &[("10.1.0.0", 24), ("2001:db8:1::", 64)];
+        let spec = |vni, tenant, peer, mtu, prefixes, gateways| NetworkSpec {
+            vni,
+            tenant,
+            peer,
+            provider: true,
+            mtu,
+            prefixes,
+            gateways,
+        };
+        let gateways = ["10.1.0.1", "2001:db8:1::1"];
+        let net1 = w.network(&spec(NET1, 0, peers[0], MTU, equal, gateways), TENANT);
+        let net2 = w.network(&spec(NET2, 1, peers[1], MTU, equal, gateways), TENANT2);
+        let net3 = w.network(
+            &spec(
+                NET3,
+                0,
+                peers[2],
+                1430,
+                &[("10.3.0.0", 24), ("2001:db8:3::", 64)],
+                ["10.3.0.1", "fe80::1"],
+            ),
+            TENANT6,
+        );
+        let net4 = w.network(
+            &spec(
+                NET4,
+                0,
+                peers[0],
+                MTU,
+                &[("10.4.0.0", 24), ("2001:db8:4::", 64)],
+                ["10.4.0.1", "2001:db8:4::1"],
+            ),
+            TENANT,
+        );
+        w.attach(TRUNK, 101, 0, net1, TRUNK_MAC, false);
+        w.attach(TRUNK, 201, 0, net2, TRUNK_MAC, false);
+        w.attach(TRUNK, 200, 102, net3, TRUNK_MAC, false);
+        w.attach(ACCESS, 0, 0, net4, ACCESS_MAC, false);
+        w.set_modes(2);
+        for (vni, net, port, ours, mac, outer, inner) in [
+            (NET1, 1, TRUNK, TRUNK_MAC, A_MAC, 101, 0),
+            (NET2, 1, TRUNK, TRUNK_MAC, G_MAC, 201, 0),
+            (NET3, 3, TRUNK, TRUNK_MAC, A_MAC, 200, 102),
+            (NET4, 4, ACCESS, ACCESS_MAC, A_MAC, 0, 0),
+        ] {
+            for text in [
+                format!("10.{net}.0.10"),
+                format!("2001:db8:{net}::10"),
+            ] {
+                w.endpoints.push(host(vni, &text));
+                w.neighbour(vni, &text, port, mac, ours, outer, inner);
+            }
+            // Failed over too, but not resolved yet.
+            w.endpoints.push(host(vni, &format!("10.{net}.0.12")));
+            w.endpoints.push(host(vni, &format!("2001:db8:{net}::12")));
+        }
+        w
+    }
+
+    /// The tenant's appliance of the picture above, in partial failover.
+    #[must_use]
+    pub fn tenant() -> Self {
+        let mut w = Self::bare(TENANT, "");
+        let peer = w.peer(TENANT, PROVIDER);
+        let spec = |vni, prefixes, gateways| NetworkSpec {
+            vni,
+            tenant: 0,
+            peer,
+            provider: false,
+            mtu: MTU,
+            prefixes,
+            gateways,
+        };
+        let net1 = w.network(
+            &spec(
+                NET1,
+                &[("10.1.0.0", 24), ("2001:db8:1::", 64)],
+                ["10.1.0.1", "2001:db8:1::1"],
+            ),
+            PROVIDER,
+        );
+        let net2 = w.network(
+            &spec(
+                NET2T,
+                &[("10.2.0.0", 24), ("2001:db8:2::", 64)],
+                ["10.2.0.1", "2001:db8:2::1"],
+            ),
+            PROVIDER,
+        );
+        w.attach(UPLINK, 0, 0, net1, UPLINK_MAC, true);
+        w.attach(ACCESS, 0, 0, net2, ACCESS_MAC, false);
+        w.set_modes(1);
+        for (vni, net, port, ours) in [
+            (NET1, 1, UPLINK, UPLINK_MAC),
+            (NET2T, 2, ACCESS, ACCESS_MAC),
+        ] {
+            for part in ["10", "12"] {
+                w.endpoints.push(host(vni, &format!("10.{net}.0.{part}")));
+                w.endpoints.push(host(vni, &format!("2001:db8:{net}::{part}")));
+            }
+            for (part, mac) in [("11", B_MAC), ("1", ROUTER_MAC)] {
+                w.neighbour(vni, &format!("10.{net}.0.{part}"), port, mac, ours, 0, 0);
+                w.neighbour(vni, &format!("2001:db8:{net}::{part}"), port, mac, ours, 0, 0);
+            }
+        }
+        w
+    }
+
+    /// The slot of network `vni`.
+    #[must_use]
+    pub fn slot(&self, vni: u32) -> Option<usize> {
+        self.networks.iter().position(|n| n.vni == vni)
+    }
+
+    /// The attachment of a port and tags.
+    #[must_use]
+    pub fn attachment(&self, ifindex: u32, outer: u16, inner: u16) -> Option<&Attachment> {
+        let key = AttachmentKey {
+            ifindex,
+            outer,
+            inner,
+        };
+        self.attachments
+            .iter()
+            .find_map(|(k, v)| (*k == key).then_some(v))
+    }
+
+    /// Whether `address` is failed over in `vni`.
+    #[must_use]
+    pub fn is_endpoint(&self, vni: u32, address: IpAddr) -> bool {
+        let key = HostKey {
+            vni,
+            address: from_ip(address),
+        };
+        self.endpoints.contains(&key)
+    }
+
+    /// The neighbour entry of `address` in `vni`.
+    #[must_use]
+    pub fn neighbour_of(&self, vni: u32, address: &Address) -> Option<&Neighbour> {
+        self.neighbours
+            .iter()
+            .find_map(|(k, v)| (k.vni == vni && k.address == *address).then_some(v))
+    }
+}
+
+/// The 802.1Q tag of VLAN `vid`.
+#[must_use]
+pub const fn tag(vid: u16) -> (u16, u16) {
+    (0x8100, vid)
+}
+
+/// The 802.1ad tag of VLAN `vid`.
+#[must_use]
+pub const fn service_tag(vid: u16) -> (u16, u16) {
+    (0x88a8, vid)
+}
+
+/// A frame from replica `A` on the provider's VLAN 101 to our MAC.
+#[must_use]
+pub fn replica(l3: &[u8]) -> Vec<u8> {
+    crate::packet::frame(TRUNK_MAC, A_MAC, &[tag(101)], l3)
+}
+
+/// A frame from production machine `B` on the tenant's net1 to our MAC.
+#[must_use]
+pub fn production(l3: &[u8]) -> Vec<u8> {
+    crate::packet::frame(UPLINK_MAC, B_MAC, &[], l3)
+}
+
+/// A tunnel datagram as a peer sends it to our uplink: `l3` in network `vni`.
+#[must_use]
+pub fn tunnelled(from: &str, to: &str, vni: u32, l3: &[u8]) -> Vec<u8> {
+    let mac = appliance_common::wire::inner_mac(vni);
+    let inner = crate::packet::frame(mac, mac, &[], l3);
+    let vxlan = crate::packet::vxlan(8, vni, &inner);
+    let outer = crate::packet::udp_no_checksum(ip(from), ip(to), 50_000, PORT, &vxlan);
+    crate::packet::frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &outer)
+}
+
+/// What an encapsulated packet must be, byte for byte, but for the source port, which is taken from
+/// `got`.
+#[must_use]
+pub fn expect_tunnelled(got: &[u8], from: &str, to: &str, vni: u32, l3: &[u8]) -> Vec<u8> {
+    let mac = appliance_common::wire::inner_mac(vni);
+    let inner = crate::packet::frame(mac, mac, &[], l3);
+    let vxlan = crate::packet::vxlan(8, vni, &inner);
+    let udp = if ip(from).is_ipv4() { 34 } else { 54 };
+    let port = crate::packet::be16(got, udp).unwrap_or(0);
+    let outer = crate::packet::udp_no_checksum(ip(from), ip(to), port, PORT, &vxlan);
+    crate::packet::frame(NEXT_HOP_MAC, UPLINK_MAC, &[], &outer)
+}

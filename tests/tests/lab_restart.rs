@@ -1,0 +1,243 @@
+//! The daemon dies, comes back, and is given good and bad configurations; packets go on.
+
+use std::{thread, time::Duration};
+
+use causeway_tests::{
+    packet::ip,
+    site::{SHORT, Site, Transfer, text},
+};
+use lab::Probe;
+
+const A: &str = "10.1.0.10";
+const A6: &str = "2001:db8:1::10";
+const BOTH: [&str; 2] = ["tenant-appliance", "provider-appliance"];
+
+#[test]
+fn sigkill_under_load_loses_nothing_and_a_restart_adopts() {
+    let Some(site) = Site::partial() else { return };
+    site.over("prod-a");
+    for to in [A, A6] {
+        site.reach("prod-b", to);
+        site.reach("remote", to);
+    }
+    let _echo = site
+        .udp_echo("replica-a", 7000)
+        .unwrap_or_else(|e| panic!("{e}"));
+    let series: Vec<_> = [("prod-b", A), ("prod-b", A6), ("remote", A)]
+        .into_iter()
+        .map(|(from, to)| {
+            let pinger = site
+                .ping(from, ip(to), Probe::Udp(7000), Duration::from_millis(2))
+                .unwrap_or_else(|e| panic!("{from}: {e}"));
+            (from, to, pinger)
+        })
+        .collect();
+    let transfers = [
+        Transfer::start(&site, "prod-b", "replica-a", A, 128 << 20),
+        Transfer::start(&site, "replica-a", "prod-b", "10.1.0.11", 128 << 20),
+    ];
+    thread::sleep(Duration::from_millis(500));
+    let before = site.counter("tenant-appliance", "encapsulated");
+    for host in BOTH {
+        let handle = site.appliance(host).unwrap_or_else(|e| panic!("{e}"));
+        handle.kill().unwrap_or_else(|e| panic!("{host}: {e}"));
+    }
+    thread::sleep(Duration::from_secs(2));
+    for host in BOTH {
+        let handle = site.appliance(host).unwrap_or_else(|e| panic!("{e}"));
+        assert!(
+            handle.process().unwrap_or_else(|e| panic!("{e}")).is_none(),
+            "{host} is dead"
+        );
+        handle.start().unwrap_or_else(|e| panic!("{host}: {e}"));
+    }
+    thread::sleep(Duration::from_millis(1500));
+    for (from, to, pinger) in series {
+        let report = pinger.stop().unwrap_or_else(|e| panic!("{from}: {e}"));
+        println!("{from} → {to}: {}", report.summary());
+        assert!(
+            report.lost().is_empty(),
+            "{from} → {to} lost packets: {}",
+            report.summary()
+        );
+    }
+    for transfer in transfers {
+        let took = transfer.finish();
+        println!("128 MiB in {} ms", took.as_millis());
+    }
+    for host in BOTH {
+        let status = site.status(host);
+        assert_eq!(status["adopted"], true, "{host}: {status}");
+        assert_eq!(status["tenants"][0]["mode"], "partial", "{host}: {status}");
+        let endpoints = status["networks"][0]["endpoints"].to_string();
+        assert!(endpoints.contains(A) && endpoints.contains(A6), "{host}: {endpoints}");
+    }
+    assert!(
+        site.counter("tenant-appliance", "encapsulated") > before,
+        "the counters were adopted too"
+    );
+    // It converges: new things work.
+    site.over("prod-c");
+    site.reach("prod-d", "10.2.0.10");
+    site.back("prod-a");
+    site.reach("prod-b", A);
+    site.reach("remote", A6);
+}
+
+#[test]
+fn a_bad_configuration_leaves_the_running_one_in_force() {
+    let Some(site) = Site::partial() else { return };
+    site.over("prod-a");
+    site.reach("prod-b", A);
+    let handle = site
+        .appliance("tenant-appliance")
+        .unwrap_or_else(|e| panic!("{e}"));
+    let good = text(&handle.config_path());
+    let networks = site.status("tenant-appliance")["networks"].clone();
+    let slim = |networks: &serde_json::Value| {
+        networks
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|n| format!("{} {} {} {}", n["name"], n["vni"], n["mtu"], n["endpoints"]))
+            .collect::<Vec<_>>()
+    };
+    let bad: Vec<(&str, String)> = vec![
+        ("no TOML", format!("{good}\n[[")),
+        ("an unknown key", format!("{good}\nwhatever = 1\n")),
+        ("VNI 0", good.replace("vni = 1001", "vni = 0")),
+        ("two networks of one VNI", good.replace("vni = 1002", "vni = 1001")),
+        ("a peer that is not there", good.replace("peer = \"provider\"", "peer = \"nobody\"")),
+        ("a tenant that is not there", good.replace("tenant = \"acme\"", "tenant = \"nobody\"")),
+        ("a prefix with nonsense", good.replace("10.1.0.0/24", "10.1.0.0/99")),
+        ("nothing", String::new()),
+    ];
+    for (what, config) in bad {
+        assert_ne!(config, good, "{what} is a change");
+        std::fs::write(handle.config_path(), &config).expect("the lab's own file");
+        let out = handle.cli(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
+        assert!(!out.ok(), "{what} was accepted: {}{}", out.stdout, out.stderr);
+        assert!(!out.stderr.trim().is_empty(), "{what}: refused without a word");
+        println!("{what}: {}", out.stderr.trim());
+        let path = handle.config_path();
+        let check = handle
+            .cli(&["check", path.to_str().expect("a plain path")])
+            .unwrap_or_else(|e| panic!("{e}"));
+        assert!(!check.ok(), "`check` accepts {what}");
+        let process = handle
+            .process()
+            .unwrap_or_else(|e| panic!("{e}"))
+            .unwrap_or_else(|| panic!("{what} ended the daemon"));
+        process
+            .signal(nix::sys::signal::Signal::SIGHUP)
+            .unwrap_or_else(|e| panic!("{e}"));
+        thread::sleep(Duration::from_millis(100));
+        assert!(process.is_alive(), "SIGHUP with {what} ended the daemon");
+        let status = site.status("tenant-appliance");
+        assert_eq!(slim(&status["networks"]), slim(&networks), "{what}");
+        assert_eq!(status["tenants"][0]["mode"], "partial", "{what}");
+    }
+    site.reach("prod-b", A);
+    site.reach("remote", A6);
+    std::fs::write(handle.config_path(), &good).expect("the lab's own file");
+    handle.must(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
+    site.reach("prod-b", A);
+}
+
+#[test]
+fn a_daemon_restarted_with_a_changed_configuration_converges() {
+    let Some(site) = Site::partial() else { return };
+    site.over("prod-a");
+    site.over("prod-c");
+    site.reach("prod-b", A);
+    site.reach("prod-d", "10.2.0.10");
+    for host in BOTH {
+        let handle = site.appliance(host).unwrap_or_else(|e| panic!("{e}"));
+        handle.stop().unwrap_or_else(|e| panic!("{host}: {e}"));
+        site.configure(host, |good| {
+            // Net1 gets another MTU; net2, the last, goes.
+            let changed = good.replace("name = \"net1\"\n", "name = \"net1\"\nmtu = 1300\n");
+            assert_ne!(changed, good, "{good}");
+            let cut = changed.rfind("[[network]]").expect("two networks");
+            changed[..cut].to_owned()
+        });
+        handle.start().unwrap_or_else(|e| panic!("{host}: {e}"));
+        let status = site.status(host);
+        let networks = status["networks"].as_array().expect("networks");
+        assert_eq!(networks.len(), 1, "{host}: {status}");
+        assert_eq!(networks[0]["mtu"], 1300, "{host}: {status}");
+    }
+    site.reach("prod-b", A);
+    let out = site.sh(
+        "prod-b",
+        &["ping", "-n", "-M", "do", "-s", "1400", "-c", "2", "-W", "1", A],
+    );
+    assert!(
+        format!("{}{}", out.stdout, out.stderr).contains("1300"),
+        "{}{}",
+        out.stdout,
+        out.stderr
+    );
+    // Nobody answers for net2's endpoint any more.
+    site.ok("prod-d", &["ip", "neighbour", "flush", "all"]);
+    site.unreachable("prod-d", "10.2.0.10");
+    // And back, by reload.
+    for host in BOTH {
+        let handle = site.appliance(host).unwrap_or_else(|e| panic!("{e}"));
+        handle.write_config().unwrap_or_else(|e| panic!("{host}: {e}"));
+        handle.must(&["reload"]).unwrap_or_else(|e| panic!("{host}: {e}"));
+        let status = site.status(host);
+        assert_eq!(
+            status["networks"].as_array().map(Vec::len),
+            Some(2),
+            "{host}: {status}"
+        );
+    }
+    site.reach("prod-b", A);
+}
+
+#[test]
+fn generic_mode_works_where_it_is_asked_for() {
+    let options = lab::Options {
+        offloads: false,
+        ..lab::Options::default()
+    };
+    let Some(site) = Site::bare(lab::sites::partial, options) else {
+        return;
+    };
+    for host in BOTH {
+        site.configure(host, |config| {
+            let generic = config.replace("xdp = \"native\"", "xdp = \"generic\"");
+            assert_ne!(generic, config, "{config}");
+            generic
+        });
+    }
+    site.start_appliances().unwrap_or_else(|e| panic!("{e}"));
+    for host in BOTH {
+        let status = site.status(host);
+        for interface in status["interfaces"].as_array().expect("interfaces") {
+            assert_eq!(interface["xdp"], "generic", "{host}: {interface}");
+        }
+        let links = site
+            .exec(host, &["ip", "-d", "link"], SHORT)
+            .unwrap_or_else(|e| panic!("{e}"));
+        assert!(
+            links.stdout.contains("xdpgeneric"),
+            "{host}: the kernel says otherwise:\n{}",
+            links.stdout
+        );
+    }
+    site.over("prod-a");
+    for (from, to) in [
+        ("prod-b", A),
+        ("prod-b", A6),
+        ("remote", A),
+        ("replica-a", "10.1.0.11"),
+    ] {
+        site.reach(from, to);
+    }
+    site.tcp("prod-b", "replica-a", A, 8 << 20);
+    site.tcp("replica-a", "prod-b", "10.1.0.11", 8 << 20);
+    site.back("prod-a");
+    site.reach("prod-b", A);
+}

@@ -1,0 +1,83 @@
+//! How long a switch-over and a failback are felt.
+
+use std::{
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use causeway_tests::{packet::ip, site::Site};
+use lab::{Pinger, Probe};
+
+const TICK: Duration = Duration::from_millis(10);
+
+/// Pings through a switch, from hosts of both kinds and in both families; from the first answer of the
+/// machine that takes over, at most one of each series may be lost.
+fn through(site: &Site, what: &str, switch: impl FnOnce() -> lab::Switchover) {
+    let mut series: Vec<(&str, IpAddr, Pinger)> = Vec::new();
+    for (from, to) in [
+        ("prod-b", "10.1.0.10"),
+        ("prod-b", "2001:db8:1::10"),
+        ("remote", "10.1.0.10"),
+        ("remote", "2001:db8:1::10"),
+    ] {
+        site.reach(from, to);
+        let pinger = site
+            .ping(from, ip(to), Probe::Echo, TICK)
+            .unwrap_or_else(|e| panic!("{from}: {e}"));
+        series.push((from, ip(to), pinger));
+    }
+    // The pairs that are not concerned lose nothing at all.
+    let bystander = site
+        .ping("prod-b", ip("10.1.0.1"), Probe::Echo, TICK)
+        .unwrap_or_else(|e| panic!("prod-b: {e}"));
+    thread::sleep(Duration::from_millis(500));
+    let times = switch();
+    thread::sleep(Duration::from_millis(1500));
+    let mut wrong = String::new();
+    for (from, to, pinger) in series {
+        let report = pinger.stop().unwrap_or_else(|e| panic!("{from}: {e}"));
+        // The answers that follow the silence are those of the machine that takes over.
+        let silence = report
+            .longest_gap()
+            .unwrap_or_else(|| panic!("{from} → {to}: {}", report.summary()));
+        let since = |moment: Instant| {
+            silence
+                .to
+                .saturating_duration_since(moment)
+                .as_secs_f64()
+                * 1e3
+        };
+        let lost = report.lost_since(silence.to);
+        println!(
+            "{what}, {from} → {to}: silent {:.1} ms; answered {:.1} ms after the machine was on, {:.1} ms after \
+             the appliances knew; lost since: {}; {}",
+            silence.length().as_secs_f64() * 1e3,
+            since(times.on),
+            since(times.switched),
+            lost.len(),
+            report.summary()
+        );
+        if lost.len() > 1 {
+            wrong.push_str(&format!("{from} → {to}: lost {lost:?}\n"));
+        }
+        if silence.length() > Duration::from_secs(5) {
+            wrong.push_str(&format!("{from} → {to}: silent {:?}\n", silence.length()));
+        }
+    }
+    let report = bystander.stop().unwrap_or_else(|e| panic!("{e}"));
+    assert!(
+        report.lost().is_empty(),
+        "{what}: prod-b → router: {}",
+        report.summary()
+    );
+    assert!(wrong.is_empty(), "{what}:\n{wrong}");
+}
+
+#[test]
+fn switch_over_and_failback_lose_at_most_one_ping() {
+    let Some(site) = Site::partial() else { return };
+    through(&site, "failover", || site.over("prod-a"));
+    through(&site, "failback", || site.back("prod-a"));
+    through(&site, "second failover", || site.over("prod-a"));
+}

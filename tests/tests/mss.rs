@@ -1,0 +1,218 @@
+//! The MSS of a SYN is lowered to what the tunnel carries, both ways, and nothing else is touched.
+
+use appliance_common::counters::Counter;
+use causeway_tests::{
+    harness::{Action, Harness, Program},
+    packet::{tcp_flags::*, *},
+    table::{Case, Out, run},
+    world::*,
+};
+
+/// The packet with another MSS, its TCP checksum made anew.
+fn remade(src: &str, dst: &str, flags: u8, options: &[u8]) -> Vec<u8> {
+    tcp(ip(src), ip(dst), 40_000, 443, flags, options, &[])
+}
+
+#[test]
+fn syns_are_clamped_into_the_tunnel() {
+    let Some(mut h) = Harness::new(World::provider()) else {
+        return;
+    };
+    let v4 = ("10.1.0.10", "10.1.0.11");
+    let v6 = ("2001:db8:1::10", "2001:db8:1::11");
+    let odd = |mss: u16| {
+        let [high, low] = mss.to_be_bytes();
+        vec![1, 2, 4, high, low, 1, 1, 1]
+    };
+    let late = |mss: u16| {
+        let mut o = vec![4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2, 3, 3, 7, 1];
+        o.extend_from_slice(&[2, 4, mss.to_be_bytes()[0], mss.to_be_bytes()[1]]);
+        o
+    };
+    let mut cases = Vec::new();
+    for (name, (src, dst), limit) in [("v4", v4, 1410u16), ("v6", v6, 1390)] {
+        let mut clamped = |what: &str, flags: u8, options: &dyn Fn(u16) -> Vec<u8>, mss: u16| {
+            let out = remade(src, dst, flags, &options(limit));
+            cases.push(
+                Case::new(
+                    format!("{name}, {what}, {mss}"),
+                    Program::Access,
+                    TRUNK,
+                    replica(&remade(src, dst, flags, &options(mss))),
+                )
+                .gives(
+                    Action::Redirect,
+                    causeway_tests::table::tunnelled(PROVIDER, TENANT, NET1, out),
+                )
+                .counts(Counter::Encapsulated)
+                .counts(Counter::MssClamped),
+            );
+        };
+        clamped("SYN", SYN, &syn_options, 1460);
+        clamped("SYN, jumbo", SYN, &syn_options, 8960);
+        clamped("SYN, largest", SYN, &syn_options, 65535);
+        clamped("SYN, one too many", SYN, &syn_options, limit + 1);
+        clamped("SYN and ACK", SYN | ACK, &syn_options, 1460);
+        clamped("MSS at an odd offset", SYN, &odd, 1460);
+        clamped("MSS behind other options", SYN, &late, 1460);
+
+        let untouched: Vec<(&str, u8, Vec<u8>)> = vec![
+            ("MSS that fits", SYN, syn_options(limit)),
+            ("small MSS", SYN, syn_options(536)),
+            ("no options", SYN, vec![]),
+            ("no MSS", SYN, vec![1, 1, 4, 2]),
+            ("ACK with an MSS option", ACK, syn_options(1460)),
+            ("RST", RST, syn_options(1460)),
+            ("FIN", FIN | ACK, syn_options(1460)),
+            ("MSS of length 3", SYN, vec![2, 3, 0xff, 0]),
+            ("MSS cut by the header's end", SYN, vec![1, 1, 2, 4]),
+            ("option of length 0", SYN, vec![8, 0, 0, 0, 2, 4, 0xff, 0xff]),
+            ("option of length 1", SYN, vec![8, 1, 0, 0, 2, 4, 0xff, 0xff]),
+            ("option beyond the header", SYN, vec![8, 40, 0, 0, 2, 4, 0xff, 0xff]),
+            ("MSS after the end of the list", SYN, vec![0, 0, 0, 0, 2, 4, 0xff, 0xff]),
+        ];
+        for (what, flags, options) in untouched {
+            let l3 = remade(src, dst, flags, &options);
+            cases.push(
+                Case::new(
+                    format!("{name}, {what}"),
+                    Program::Access,
+                    TRUNK,
+                    replica(&l3),
+                )
+                .gives(
+                    Action::Redirect,
+                    causeway_tests::table::tunnelled(PROVIDER, TENANT, NET1, l3),
+                )
+                .counts(Counter::Encapsulated),
+            );
+        }
+    }
+    run(&mut h, cases);
+}
+
+#[test]
+fn syns_are_clamped_out_of_the_tunnel() {
+    let Some(mut h) = Harness::new(World::provider()) else {
+        return;
+    };
+    let mut cases = Vec::new();
+    for (src, dst, limit) in [
+        ("10.1.0.11", "10.1.0.10", 1410),
+        ("2001:db8:1::11", "2001:db8:1::10", 1390),
+    ] {
+        for flags in [SYN, SYN | ACK] {
+            let out = remade(src, dst, flags, &syn_options(limit));
+            cases.push(
+                Case::new(
+                    format!("from {src}, flags {flags}"),
+                    Program::Uplink,
+                    UPLINK,
+                    tunnelled(
+                        TENANT,
+                        PROVIDER,
+                        NET1,
+                        &remade(src, dst, flags, &syn_options(1460)),
+                    ),
+                )
+                .gives(
+                    Action::Redirect,
+                    Out::Is(frame(A_MAC, TRUNK_MAC, &[tag(101)], &out)),
+                )
+                .counts(Counter::Decapsulated)
+                .counts(Counter::MssClamped),
+            );
+        }
+        let data = remade(src, dst, ACK, &syn_options(1460));
+        cases.push(
+            Case::new(
+                format!("from {src}, no SYN"),
+                Program::Uplink,
+                UPLINK,
+                tunnelled(TENANT, PROVIDER, NET1, &data),
+            )
+            .gives(
+                Action::Redirect,
+                Out::Is(frame(A_MAC, TRUNK_MAC, &[tag(101)], &data)),
+            )
+            .counts(Counter::Decapsulated),
+        );
+    }
+    run(&mut h, cases);
+}
+
+#[test]
+fn tcp_is_found_behind_ip_options_and_extension_headers() {
+    let Some(mut h) = Harness::new(World::provider()) else {
+        return;
+    };
+    let (a4, b4) = ([10, 1, 0, 10].into(), [10, 1, 0, 11].into());
+    let with_options = |mss: u16| {
+        let mut header = V4::new(a4, b4, 6);
+        header.options = vec![0x94, 4, 0, 0]; // router alert
+        header.build(&tcp_segment(
+            a4.into(),
+            b4.into(),
+            1,
+            2,
+            SYN,
+            &syn_options(mss),
+            &[],
+        ))
+    };
+    let (a6, b6) = (ip("2001:db8:1::10"), ip("2001:db8:1::11"));
+    let extended = |headers: &[u8], mss: u16| {
+        // Each 8 bytes: next header, length 0, a PadN of 4.
+        let mut payload = Vec::new();
+        for i in 0..headers.len() {
+            let next = headers.get(i + 1).copied().unwrap_or(6);
+            payload.extend_from_slice(&[next, 0, 1, 4, 0, 0, 0, 0]);
+        }
+        payload.extend(tcp_segment(a6, b6, 1, 2, SYN, &syn_options(mss), &[]));
+        ip_packet(a6, b6, headers[0], &payload)
+    };
+    let fragment = |offset: u16| {
+        let mut header = V4::new(a4, b4, 6);
+        header.frag = offset;
+        header.build(&tcp_segment(
+            a4.into(),
+            b4.into(),
+            1,
+            2,
+            SYN,
+            &syn_options(1460),
+            &[],
+        ))
+    };
+    let clamped = |what: &str, l3: Vec<u8>, out: Vec<u8>| {
+        Case::new(what, Program::Access, TRUNK, replica(&l3))
+            .gives(
+                Action::Redirect,
+                causeway_tests::table::tunnelled(PROVIDER, TENANT, NET1, out),
+            )
+            .counts(Counter::Encapsulated)
+            .counts(Counter::MssClamped)
+    };
+    let untouched = |what: &str, l3: Vec<u8>| {
+        Case::new(what, Program::Access, TRUNK, replica(&l3))
+            .gives(
+                Action::Redirect,
+                causeway_tests::table::tunnelled(PROVIDER, TENANT, NET1, l3),
+            )
+            .counts(Counter::Encapsulated)
+    };
+    run(
+        &mut h,
+        vec![
+            clamped("IP options", with_options(1460), with_options(1410)),
+            clamped("hop-by-hop", extended(&[0], 1440), extended(&[0], 1390)),
+            clamped(
+                "four headers",
+                extended(&[0, 60, 43, 60], 1440),
+                extended(&[0, 60, 43, 60], 1390),
+            ),
+            untouched("five headers", extended(&[0, 60, 43, 60, 60], 1440)),
+            untouched("a later fragment's bytes are not TCP", fragment(100)),
+        ],
+    );
+}

@@ -1,0 +1,287 @@
+//! Neighbour discovery is answered for exactly the addresses the mode says (RFC 4861).
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use appliance_common::{counters::Counter, events::Heard};
+use causeway_tests::{
+    harness::{Action, Harness, Program, Record},
+    packet::{Mac, frame, ip, multicast_mac, na, ns, solicited_node},
+    table::{Case, Out, run},
+    world::*,
+};
+
+fn v6(text: &str) -> Ipv6Addr {
+    match ip(text) {
+        IpAddr::V6(a) => a,
+        IpAddr::V4(_) => panic!("{text} is not IPv6"),
+    }
+}
+
+/// A multicast solicitation.
+fn solicit(tags: &[(u16, u16)], mac: Mac, src: &str, target: &str) -> Vec<u8> {
+    let group = solicited_node(v6(target));
+    let source_ll = (src != "::").then_some(mac);
+    frame(
+        multicast_mac(group),
+        mac,
+        tags,
+        &ns(v6(src), group, v6(target), source_ll),
+    )
+}
+
+fn advertised(
+    tags: &[(u16, u16)],
+    ours: Mac,
+    asker: Mac,
+    src: &str,
+    target: &str,
+    flags: u8,
+) -> Out<'static> {
+    let (dst, mac) = if src == "::" {
+        (v6("ff02::1"), [0x33, 0x33, 0, 0, 0, 1])
+    } else {
+        (v6(src), asker)
+    };
+    Out::Is(frame(
+        mac,
+        ours,
+        tags,
+        &na(v6(target), dst, v6(target), flags, Some(ours)),
+    ))
+}
+
+#[test]
+fn the_tenant_side_answers_for_endpoints_only() {
+    let Some(mut h) = Harness::new(World::tenant()) else {
+        return;
+    };
+    let c = Program::Combined;
+    let (b, e, r) = ("2001:db8:1::11", "2001:db8:1::10", "2001:db8:1::1");
+    run(
+        &mut h,
+        vec![
+            Case::new("an endpoint", c, UPLINK, solicit(&[], B_MAC, b, e))
+                .gives(
+                    Action::Tx,
+                    advertised(&[], UPLINK_MAC, B_MAC, b, e, 0x60),
+                )
+                .counts(Counter::NdAnswered),
+            Case::new(
+                "an endpoint, asked by unicast",
+                c,
+                UPLINK,
+                frame(UPLINK_MAC, B_MAC, &[], &ns(v6(b), v6(e), v6(e), Some(B_MAC))),
+            )
+            .gives(
+                Action::Tx,
+                advertised(&[], UPLINK_MAC, B_MAC, b, e, 0x60),
+            )
+            .counts(Counter::NdAnswered),
+            Case::new(
+                "an endpoint, asked without the asker's MAC in an option",
+                c,
+                UPLINK,
+                frame(UPLINK_MAC, B_MAC, &[], &ns(v6(b), v6(e), v6(e), None)),
+            )
+            .gives(
+                Action::Tx,
+                advertised(&[], UPLINK_MAC, B_MAC, b, e, 0x60),
+            )
+            .counts(Counter::NdAnswered),
+            Case::new(
+                "an endpoint, asked from a link-local address",
+                c,
+                UPLINK,
+                solicit(&[], B_MAC, "fe80::b", e),
+            )
+            .gives(
+                Action::Tx,
+                advertised(&[], UPLINK_MAC, B_MAC, "fe80::b", e, 0x60),
+            )
+            .counts(Counter::NdAnswered),
+            Case::new(
+                "duplicate address detection of an endpoint: it is in use",
+                c,
+                UPLINK,
+                solicit(&[], B_MAC, "::", e),
+            )
+            .gives(
+                Action::Tx,
+                advertised(&[], UPLINK_MAC, B_MAC, "::", e, 0x20),
+            )
+            .counts(Counter::NdAnswered),
+            Case::new(
+                "the router on the shared port",
+                c,
+                UPLINK,
+                solicit(&[], B_MAC, b, r),
+            )
+            .passed(),
+            Case::new(
+                "the router on a tenant-only port",
+                Program::Access,
+                ACCESS,
+                solicit(&[], B_MAC, "2001:db8:2::11", "2001:db8:2::1"),
+            )
+            .dropped(Counter::ControlIgnored),
+            Case::new(
+                "an advertisement to us is heard, and the kernel's",
+                c,
+                UPLINK,
+                frame(
+                    UPLINK_MAC,
+                    [2, 9, 9, 9, 9, 1],
+                    &[],
+                    &na(
+                        v6("2001:db8:1::99"),
+                        v6(b),
+                        v6("2001:db8:1::99"),
+                        0x60,
+                        Some([2, 9, 9, 9, 9, 1]),
+                    ),
+                ),
+            )
+            .passed()
+            .counts(Counter::NeighbourSeen)
+            .records(|records| match records {
+                [Record::Neighbour(event)]
+                    if event.kind == Heard::Answered as u16
+                        && event.address == address("2001:db8:1::99") =>
+                {
+                    Ok(())
+                }
+                _ => Err("expected one answer heard".to_owned()),
+            }),
+        ],
+    );
+}
+
+#[test]
+fn the_provider_side_answers_for_all_others() {
+    let Some(mut h) = Harness::new(World::provider()) else {
+        return;
+    };
+    let a = Program::Access;
+    let vlan = [tag(101)];
+    let qinq = [service_tag(200), tag(102)];
+    let (me, gw) = ("2001:db8:1::10", "2001:db8:1::1");
+    let ignored = |what: &str, src: &str, target: &str| {
+        Case::new(what, a, TRUNK, solicit(&vlan, A_MAC, src, target))
+            .dropped(Counter::ControlIgnored)
+    };
+    run(
+        &mut h,
+        vec![
+            Case::new(
+                "a production machine",
+                a,
+                TRUNK,
+                solicit(&vlan, A_MAC, me, "2001:db8:1::11"),
+            )
+            .gives(
+                Action::Tx,
+                advertised(&vlan, TRUNK_MAC, A_MAC, me, "2001:db8:1::11", 0x60),
+            )
+            .counts(Counter::NdAnswered),
+            Case::new("the router says it is one", a, TRUNK, solicit(&vlan, A_MAC, me, gw))
+                .gives(
+                    Action::Tx,
+                    advertised(&vlan, TRUNK_MAC, A_MAC, me, gw, 0xe0),
+                )
+                .counts(Counter::NdAnswered),
+            Case::new(
+                "a link-local router, through two tags",
+                a,
+                TRUNK,
+                solicit(&qinq, A_MAC, "fe80::a", "fe80::1"),
+            )
+            .gives(
+                Action::Tx,
+                advertised(&qinq, TRUNK_MAC, A_MAC, "fe80::a", "fe80::1", 0xe0),
+            )
+            .counts(Counter::NdAnswered),
+            ignored("another replica", me, "2001:db8:1::12"),
+            ignored("outside the prefixes", me, "2001:db8:9::2"),
+            ignored("a link-local address that is not the router", me, "fe80::77"),
+            Case::new(
+                "duplicate address detection",
+                a,
+                TRUNK,
+                solicit(&vlan, A_MAC, "::", "2001:db8:1::50"),
+            )
+            .dropped(Counter::ControlIgnored)
+            .counts(Counter::ProbeIgnored),
+            Case::new(
+                "a router solicitation",
+                a,
+                TRUNK,
+                frame(
+                    [0x33, 0x33, 0, 0, 0, 2],
+                    A_MAC,
+                    &vlan,
+                    &causeway_tests::packet::icmp(
+                        ip("fe80::a"),
+                        ip("ff02::2"),
+                        133,
+                        0,
+                        &[0; 4],
+                    ),
+                ),
+            )
+            .dropped(Counter::DropNotCarried),
+        ],
+    );
+}
+
+#[test]
+fn solicitations_that_rfc_4861_calls_invalid_are_not_answered() {
+    let Some(mut h) = Harness::new(World::provider()) else {
+        return;
+    };
+    let a = Program::Access;
+    let (me, target) = ("2001:db8:1::10", "2001:db8:1::11");
+    let vlan = [tag(101)];
+    let good = ns(
+        v6(me),
+        solicited_node(v6(target)),
+        v6(target),
+        Some(A_MAC),
+    );
+    let case = |what: &str, l3: Vec<u8>| {
+        Case::new(
+            what,
+            a,
+            TRUNK,
+            frame(multicast_mac(solicited_node(v6(target))), A_MAC, &vlan, &l3),
+        )
+        .dropped(Counter::DropMalformed)
+    };
+    let with = |at: usize, value: u8| {
+        let mut l3 = good.clone();
+        l3[at] = value;
+        // Keep the checksum right, so that only the field under test is wrong.
+        l3[42..44].fill(0);
+        let check = causeway_tests::packet::transport_checksum(
+            ip(me),
+            solicited_node(v6(target)).into(),
+            58,
+            &l3[40..],
+        );
+        l3[42..44].copy_from_slice(&check.to_be_bytes());
+        l3
+    };
+    let mut wrong_sum = good.clone();
+    wrong_sum[42] ^= 0x55;
+    run(
+        &mut h,
+        vec![
+            case("hop limit 254", with(7, 254)),
+            case("code 1", with(41, 1)),
+            case("a multicast target", with(48, 0xff)),
+            case("payload length 16", with(5, 16)),
+            case("payload length beyond the frame", with(5, 200)),
+            case("cut", good[..60].to_vec()),
+            case("a wrong checksum", wrong_sum),
+        ],
+    );
+}

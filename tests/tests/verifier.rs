@@ -1,0 +1,248 @@
+//! What the kernel says of each program: instructions, stack, and memory of the maps. Printed, and held
+//! to budgets, so that a change that doubles one is seen in review.
+
+use std::{collections::BTreeMap, os::fd::AsRawFd as _};
+
+use aya::programs::Xdp;
+use causeway_tests::{
+    harness::{Harness, Program},
+    world::World,
+};
+
+/// Most instructions of a program after the verifier, and most it may walk through in checking it.
+/// The kernel's own limit for the second is one million.
+const XLATED_BUDGET: usize = 24_000;
+const VERIFIED_BUDGET: u32 = 400_000;
+/// Most bytes of stack along any chain of calls; the kernel's limit is 512.
+const STACK_BUDGET: u32 = 512;
+/// Most memory of all maps, bytes, on a machine of up to 64 CPUs: the per-CPU maps take 128 KiB for each.
+const MEMORY_BUDGET: u64 = 64 << 20;
+
+#[test]
+fn programs_stay_within_their_budgets() {
+    let Some(mut h) = Harness::new(World::provider()) else {
+        return;
+    };
+    println!(
+        "{:<10} {:>12} {:>10} {:>10} {:>11} {:>6} functions (bytes of stack)",
+        "program", "instructions", "jited, B", "verified", "subprograms", "stack"
+    );
+    for program in Program::ALL {
+        let name = program.name();
+        let xdp: &mut Xdp = h
+            .ebpf()
+            .program_mut(name)
+            .expect("the harness loaded it")
+            .try_into()
+            .expect("an XDP program");
+        let info = xdp.info().expect("program info");
+        let code = translated(xdp.fd().expect("loaded").as_fd_number(), info.size_translated());
+        let functions = functions(&code);
+        let stack = deepest(&functions, 0, 0);
+        let verified = info.verified_instruction_count().expect("Linux 5.16");
+        println!(
+            "{name:<10} {:>12} {:>10} {verified:>10} {:>11} {stack:>6} {:?}",
+            code.len(),
+            info.size_jitted(),
+            functions.len(),
+            functions.values().map(|f| f.stack).collect::<Vec<_>>(),
+        );
+        assert!(
+            code.len() <= XLATED_BUDGET,
+            "{name} has {} instructions, over {XLATED_BUDGET}",
+            code.len()
+        );
+        assert!(
+            verified <= VERIFIED_BUDGET,
+            "{name} costs the verifier {verified} instructions, over {VERIFIED_BUDGET}"
+        );
+        assert!(
+            stack <= STACK_BUDGET,
+            "{name} uses {stack} bytes of stack, over {STACK_BUDGET}"
+        );
+    }
+}
+
+#[test]
+fn maps_stay_within_their_memory_budget() {
+    let Some(_h) = Harness::new(World::provider()) else {
+        return;
+    };
+    // Of this process only: the ids of the maps it has open, by the kernel's own account.
+    let mut open: BTreeMap<u32, u64> = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc/self/fdinfo").expect("procfs").flatten() {
+        let Ok(text) = std::fs::read_to_string(entry.path()) else {
+            continue;
+        };
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|l| l.strip_prefix(name))
+                .and_then(|v| v.trim().parse::<u64>().ok())
+        };
+        if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
+            open.insert(id as u32, bytes);
+        }
+    }
+    let mut total = 0;
+    let mut seen = 0;
+    println!("{:<18} {:>10} {:>12}", "map", "entries", "bytes");
+    for info in aya::maps::loaded_maps().flatten() {
+        let Some(bytes) = open.get(&info.id()) else {
+            continue;
+        };
+        let name = info.name_as_str().unwrap_or("?").to_owned();
+        println!("{name:<18} {:>10} {bytes:>12}", info.max_entries());
+        total += bytes;
+        seen += 1;
+    }
+    println!("{:<18} {:>10} {total:>12}", "all", "");
+    assert!(seen >= 12, "only {seen} maps were found");
+    assert!(
+        total <= MEMORY_BUDGET,
+        "the maps take {total} bytes, over {MEMORY_BUDGET}"
+    );
+}
+
+trait FdNumber {
+    fn as_fd_number(&self) -> i32;
+}
+
+impl FdNumber for aya::programs::ProgramFd {
+    fn as_fd_number(&self) -> i32 {
+        use std::os::fd::AsFd as _;
+        self.as_fd().as_raw_fd()
+    }
+}
+
+/// One instruction, as the kernel gives it back (struct bpf_insn).
+#[derive(Clone, Copy, Debug)]
+struct Insn {
+    code: u8,
+    dst: u8,
+    src: u8,
+    off: i16,
+    imm: i32,
+}
+
+/// The program after the verifier, by BPF_OBJ_GET_INFO_BY_FD. aya gives its size but not its text.
+fn translated(fd: i32, size: Option<u32>) -> Vec<Insn> {
+    let size = size.expect("the kernel gives the program's text to root");
+    let mut bytes = vec![0u8; size as usize];
+    // struct bpf_prog_info up to xlated_prog_insns (include/uapi/linux/bpf.h): type, id, tag[8],
+    // jited_prog_len, xlated_prog_len, jited_prog_insns, xlated_prog_insns.
+    let mut info = [0u8; 40];
+    info[20..24].copy_from_slice(&size.to_ne_bytes());
+    info[32..40].copy_from_slice(&(bytes.as_mut_ptr() as u64).to_ne_bytes());
+    // union bpf_attr, `info`: bpf_fd, info_len, info.
+    let mut attr = [0u8; 16];
+    attr[..4].copy_from_slice(&fd.to_ne_bytes());
+    attr[4..8].copy_from_slice(&(info.len() as u32).to_ne_bytes());
+    attr[8..].copy_from_slice(&(info.as_mut_ptr() as u64).to_ne_bytes());
+    const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
+    // SAFETY: `attr`, `info` and `bytes` live through the call and have the sizes it is told.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            attr.as_mut_ptr(),
+            attr.len(),
+        )
+    };
+    assert_eq!(
+        result,
+        0,
+        "BPF_OBJ_GET_INFO_BY_FD: {}",
+        std::io::Error::last_os_error()
+    );
+    bytes
+        .chunks_exact(8)
+        .map(|b| Insn {
+            code: b[0],
+            dst: b[1] & 0xf,
+            src: b[1] >> 4,
+            off: i16::from_le_bytes([b[2], b[3]]),
+            imm: i32::from_le_bytes([b[4], b[5], b[6], b[7]]),
+        })
+        .collect()
+}
+
+/// A function of a program: its stack in bytes and where the functions it calls begin.
+#[derive(Debug, Default)]
+struct Function {
+    stack: u32,
+    calls: Vec<usize>,
+}
+
+/// The functions by where they begin. Stack is the lowest address below the frame pointer that is
+/// loaded, stored or taken, rounded up to 32 as the verifier does (kernel/bpf/verifier.c,
+/// check_max_stack_depth_subprog, Linux 6.18).
+fn functions(code: &[Insn]) -> BTreeMap<usize, Function> {
+    const CALL: u8 = 0x85;
+    const PSEUDO_CALL: u8 = 1;
+    const MOV_X: u8 = 0xbf;
+    const ADD_K: u8 = 0x07;
+    let target = |at: usize, insn: &Insn| (at as i64 + 1 + i64::from(insn.off)) as usize;
+    let is_call = |insn: &Insn| insn.code == CALL && insn.src == PSEUDO_CALL;
+    let mut all: BTreeMap<usize, Function> = BTreeMap::from([(0, Function::default())]);
+    for (at, insn) in code.iter().enumerate() {
+        if is_call(insn) {
+            all.entry(target(at, insn)).or_default();
+        }
+    }
+    let starts: Vec<usize> = all.keys().copied().collect();
+    for (i, start) in starts.iter().enumerate() {
+        let end = starts.get(i + 1).copied().unwrap_or(code.len());
+        let mut lowest = 0i32;
+        let mut calls = Vec::new();
+        // Registers that hold the frame pointer plus a constant.
+        let mut frame: [Option<i32>; 16] = [None; 16];
+        let mut at = *start;
+        while at < end {
+            let insn = &code[at];
+            frame[10] = Some(0);
+            let class = insn.code & 7;
+            let (base, offset) = match class {
+                1 => (insn.src, i32::from(insn.off)),
+                2 | 3 => (insn.dst, i32::from(insn.off)),
+                _ => (0, 0),
+            };
+            if matches!(class, 1..=3)
+                && let Some(known) = frame[usize::from(base)]
+            {
+                lowest = lowest.min(known + offset);
+            }
+            match insn.code {
+                MOV_X if insn.off == 0 => frame[usize::from(insn.dst)] = frame[usize::from(insn.src)],
+                ADD_K => {
+                    let moved = frame[usize::from(insn.dst)].map(|known| known + insn.imm);
+                    frame[usize::from(insn.dst)] = moved;
+                    lowest = lowest.min(moved.unwrap_or(0));
+                }
+                _ if matches!(class, 0 | 1 | 4 | 7) => frame[usize::from(insn.dst)] = None,
+                _ => {}
+            }
+            if is_call(insn) {
+                calls.push(target(at, insn));
+            }
+            // A 64-bit constant takes two instructions.
+            at += if insn.code == 0x18 { 2 } else { 1 };
+        }
+        let function = all.get_mut(start).expect("a key of the map");
+        function.stack = lowest.unsigned_abs().max(1).next_multiple_of(32);
+        function.calls = calls;
+    }
+    all
+}
+
+/// Stack along the deepest chain of calls from the function at `start`.
+fn deepest(functions: &BTreeMap<usize, Function>, start: usize, depth: usize) -> u32 {
+    assert!(depth < 16, "BPF has no recursion");
+    let function = &functions[&start];
+    let below = function
+        .calls
+        .iter()
+        .map(|c| deepest(functions, *c, depth + 1))
+        .max()
+        .unwrap_or(0);
+    function.stack + below
+}
