@@ -787,7 +787,11 @@ fn unmount_if_unused(path: &Path) -> Result<()> {
     if path != Path::new(BPFFS) || !is_bpffs(path) {
         return Ok(());
     }
-    let empty = fs::read_dir(path).is_ok_and(|mut d| d.next().is_none());
+    // The kernel's own `maps.debug` and `progs.debug` are in every bpffs.
+    let empty = fs::read_dir(path).is_ok_and(|dir| {
+        dir.flatten()
+            .all(|e| e.file_name().as_encoded_bytes().ends_with(b".debug"))
+    });
     if empty {
         // Busy means in use, which is the other reason to leave it.
         let _ = umount(path);

@@ -9,28 +9,30 @@ use crate::{
     },
 };
 
-const PARTIAL: &str = "\
-        tenant site                                  │      provider site
-                                                     │
- prod-a .10 ─┐                                       │                    ┌─ VLAN 101 ─ replica-a .10
- prod-b .11 ─┤ net1 10.1.0.0/24, 2001:db8:1::/64     │                    │
-     router ─┤ .1                ┌─────┐   ┌─────┐   │   ┌──────────┐  ┌──┴──────┐
-             └── eth0 .5 ────────┤tenant   │ wan │ ──────┤ provider ├──┤ provider│
-     router ─┐ .1                │applia-  └──┬──┘   │   │ appliance│  │ vswitch │
- prod-c .10 ─┤ net2 10.2.0.0/24  │nce  │      │      │   └──────────┘  └──┬──────┘
- prod-d .11 ─┴── eth1 ───────────┴─────┘      │      │   203.0.113.5      │ trunk
-                                              │      │                    └─ VLAN 102 ─ replica-c .10
- remote 10.9.0.2 ── router ── 198.51.100.0/30 ┘      │
+const PARTIAL: &str = "
+ tenant site                                          │  provider site
+                                                      │
+ prod-a .10 ──────────────┐                           │
+ prod-b .11 ──────────────┤ net1 10.1.0.0/24          │
+                          │      2001:db8:1::/64      │
+ tenant-appliance eth0 .5 ┴───────────┐               │                         ┌─ VLAN 101 ─ replica-a .10
+                                   router .1 ─── wan ─┼─ provider-appliance ────┤ virtual switch
+ tenant-appliance eth1 ───┬───────────┤               │  203.0.113.5     trunk  └─ VLAN 102 ─ replica-c .10
+ prod-c .10 ──────────────┤ net2 10.2.0.0/24          │
+ prod-d .11 ──────────────┘           │               │
+                                      └─ remote 10.9.0.2, 2001:db8:9::2
 ";
 
-const TWO_TENANTS: &str = "\
- acme site 10.1.0.0/24                     │      provider site
- acme-prod-a .10, acme-prod-b .11          │
- acme-router .1, acme-appliance .5 ──┐     │                              ┌─ VLAN 101 ─ acme-replica-a .10
-                                     ├─ wan ─ provider-appliance ─ trunk ─┤
- globex-router .1, globex-appliance .6 ┘   │   203.0.113.5                └─ VLAN 201 ─ globex-replica-a .10
- globex-prod-a .10, globex-prod-b .11      │
- globex site 10.1.0.0/24 (the same)        │
+const TWO_TENANTS: &str = "
+ acme site, 10.1.0.0/24                               │  provider site
+ acme-prod-a .10 ────────┐                            │
+ acme-prod-b .11 ────────┤                            │
+ acme-appliance .5 ──────┴── acme-router .1 ───┐      │                         ┌─ VLAN 101 ─ acme-replica-a .10
+                                               ├─ wan ┼─ provider-appliance ────┤ virtual switch
+ globex-appliance .6 ────┬── globex-router .1 ─┘      │  203.0.113.5     trunk  └─ VLAN 201 ─ globex-replica-a .10
+ globex-prod-a .10 ──────┤                            │
+ globex-prod-b .11 ──────┘                            │
+ globex site, the same 10.1.0.0/24                    │
 ";
 
 /// One tenant, two networks, a provider, a remote host: what issue 2 asks for.

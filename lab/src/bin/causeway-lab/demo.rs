@@ -277,6 +277,12 @@ fn across(
             format!("{what}_lost_{}", key(to)),
             report.lost().len() as f64,
         );
+        // Stricter, and not what decides: counted from when the machine is up and has announced
+        // itself, though its appliances may not know yet.
+        measured.insert(
+            format!("{what}_lost_{}_since_up", key(to)),
+            report.lost_since(done.on).len() as f64,
+        );
         measured.insert(
             format!("{what}_lost_{}_once_usable", key(to)),
             lost.len() as f64,
