@@ -296,7 +296,10 @@ mod tests {
         announcer.announce(later, announcement(7, 8));
         let out = run(&mut announcer, later);
         assert_eq!(out.len(), 10);
-        assert!(out.iter().all(|(_, frame)| frame[frame.len() - 20..frame.len() - 14] == [8; 6]));
+        assert!(
+            out.iter()
+                .all(|(_, frame)| frame[frame.len() - 20..frame.len() - 14] == [8; 6])
+        );
     }
 
     #[test]
@@ -309,7 +312,10 @@ mod tests {
         announcer.cancel(&PORT, &mapped([10, 1, 0, 7]));
         let out = run(&mut announcer, start);
         assert_eq!(out.len(), 10);
-        assert!(out.iter().all(|(_, frame)| frame[frame.len() - 20..frame.len() - 14] == [8; 6]));
+        assert!(
+            out.iter()
+                .all(|(_, frame)| frame[frame.len() - 20..frame.len() - 14] == [8; 6])
+        );
         announcer.announce(start, announcement(7, 6));
         announcer.cancel_port(&PORT);
         assert_eq!(announcer.poll(start), None);

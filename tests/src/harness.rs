@@ -8,7 +8,7 @@ use std::{
 };
 
 use appliance_common::{
-    addr::{to_ip},
+    addr::to_ip,
     counters::Counter,
     events::{NeighbourEvent, SlowHeader},
     limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
@@ -158,7 +158,8 @@ pub fn object_path() -> PathBuf {
 /// The root of the workspace, from what cargo tells a running test.
 #[must_use]
 pub fn workspace_root() -> PathBuf {
-    let tests = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from);
+    let tests =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from);
     tests.join("..")
 }
 
@@ -390,7 +391,9 @@ impl Harness {
     pub fn each_record(&mut self, mut each: impl FnMut(Record)) {
         while let Some(item) = self.events.next() {
             each(match NeighbourEvent::from_bytes(&item) {
-                Some(event) if item.len() == size_of::<NeighbourEvent>() => Record::Neighbour(event),
+                Some(event) if item.len() == size_of::<NeighbourEvent>() => {
+                    Record::Neighbour(event)
+                }
                 _ => Record::Garbage("NEIGHBOUR_EVENTS", item.to_vec()),
             });
         }
@@ -599,7 +602,10 @@ fn access(name: &'static str, source: aya::maps::MapError) -> HarnessError {
     }
 }
 
-fn take<T: TryFrom<aya::maps::Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, HarnessError> {
+fn take<T: TryFrom<aya::maps::Map>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, HarnessError> {
     ebpf.take_map(name)
         .and_then(|m| T::try_from(m).ok())
         .ok_or(HarnessError::Map(name))

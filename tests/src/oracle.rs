@@ -225,19 +225,23 @@ fn sent(
     match (o.proto, output.get(lo.l3 + o.header).copied()) {
         (1, Some(3)) => frag_needed(world, network, &li, input, &i, output, &lo, &o, attachment),
         (58, Some(2)) => too_big(world, network, &li, input, &i, output, &lo, &o, attachment),
-        (58, Some(136)) => {
-            advertisement(world, network, &li, input, &i, output, &lo, &o, attachment.mac)
-        }
+        (58, Some(136)) => advertisement(
+            world,
+            network,
+            &li,
+            input,
+            &i,
+            output,
+            &lo,
+            &o,
+            attachment.mac,
+        ),
         _ => Err("sent something that is no answer, no tunnel datagram and no delivery".to_owned()),
     }
 }
 
 /// The attachment and network of a frame.
-fn arrival<'w>(
-    world: &'w World,
-    ifindex: u32,
-    l2: &L2,
-) -> Option<(&'w Attachment, &'w Network)> {
+fn arrival<'w>(world: &'w World, ifindex: u32, l2: &L2) -> Option<(&'w Attachment, &'w Network)> {
     if l2.tags > 2 {
         return None;
     }
@@ -317,7 +321,11 @@ fn peer_of<'w>(world: &'w World, output: &[u8], lo: &L2, o: &Ip) -> Option<&'w P
         return None;
     }
     world.peers.iter().find(|peer| {
-        let addresses = if peer.header_len == 50 { 26..34 } else { 22..54 };
+        let addresses = if peer.header_len == 50 {
+            26..34
+        } else {
+            22..54
+        };
         output.len() >= usize::from(peer.header_len)
             && output[..14] == peer.header[..14]
             && output[addresses.clone()] == peer.header[addresses]
@@ -547,7 +555,12 @@ fn carried(body: &[u8], out: &[u8], network: &Network) -> Result<(), String> {
         return Ok(());
     }
     ensure!(body.len() == out.len(), "carried another length");
-    let Some((mss, check)) = mss_of(body) else { if std::env::var_os("KNOWN").is_some() { return Ok(()); } return Err("carried bytes were changed, and there is no MSS".into()); };
+    let Some((mss, check)) = mss_of(body) else {
+        if std::env::var_os("KNOWN").is_some() {
+            return Ok(());
+        }
+        return Err("carried bytes were changed, and there is no MSS".into());
+    };
     let v6 = body[0] >> 4 == 6;
     let limit = network.mtu - if v6 { 60 } else { 40 };
     let old = be16(body, mss).unwrap_or(0);
@@ -644,7 +657,11 @@ pub fn mss_of(body: &[u8]) -> Option<(usize, usize)> {
 /// Whether an ICMP error about this packet is allowed (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
 fn may_answer(i: &Ip, l3: &[u8]) -> Result<(), String> {
     ensure!(!unroutable(i.src), "an ICMP error to {}", i.src);
-    ensure!(!unroutable(i.dst), "an ICMP error about a packet to {}", i.dst);
+    ensure!(
+        !unroutable(i.dst),
+        "an ICMP error about a packet to {}",
+        i.dst
+    );
     ensure!(
         i.frag & 0x1fff == 0,
         "an ICMP error about a fragment that is not the first"
@@ -681,9 +698,17 @@ fn frag_needed(
         i.len
     );
     ensure!(i.frag & 0x4000 != 0, "frag needed without DF");
-    ensure!(mac_at(input, 0) == attachment.mac, "about somebody else's frame");
+    ensure!(
+        mac_at(input, 0) == attachment.mac,
+        "about somebody else's frame"
+    );
     ensure!(output[..6] == input[6..12], "frag needed to another MAC");
-    ensure!(o.src == i.dst && o.dst == i.src, "frag needed from {} to {}", o.src, o.dst);
+    ensure!(
+        o.src == i.dst && o.dst == i.src,
+        "frag needed from {} to {}",
+        o.src,
+        o.dst
+    );
     ensure!(o.header == 20 && o.frag & 0x3fff == 0, "odd IPv4 header");
     let ip = &output[lo.l3..];
     ensure!(ip[8] >= 32, "frag needed with TTL {}", ip[8]);
@@ -721,9 +746,17 @@ fn too_big(
         "packet too big about {} bytes",
         i.len
     );
-    ensure!(mac_at(input, 0) == attachment.mac, "about somebody else's frame");
+    ensure!(
+        mac_at(input, 0) == attachment.mac,
+        "about somebody else's frame"
+    );
     ensure!(output[..6] == input[6..12], "packet too big to another MAC");
-    ensure!(o.src == i.dst && o.dst == i.src, "packet too big from {} to {}", o.src, o.dst);
+    ensure!(
+        o.src == i.dst && o.dst == i.src,
+        "packet too big from {} to {}",
+        o.src,
+        o.dst
+    );
     let ip = &output[lo.l3..];
     ensure!(ip[7] >= 32, "packet too big with hop limit {}", ip[7]);
     let icmp = &ip[40..o.len];
@@ -753,7 +786,12 @@ fn quoted(l3: &[u8], i: &Ip, quote: &[u8]) -> Result<(), String> {
 }
 
 /// Whether requests for `target` are ours to answer.
-fn answers_for(world: &World, network: &Network, target: IpAddr, probe: bool) -> Result<(), String> {
+fn answers_for(
+    world: &World,
+    network: &Network,
+    target: IpAddr,
+    probe: bool,
+) -> Result<(), String> {
     let endpoint = world.is_endpoint(network.vni, target);
     if !provider(network) {
         ensure!(endpoint, "answered for {target}, which is not failed over");
@@ -792,13 +830,19 @@ fn arp_reply(
         "answered what is no ARP request"
     );
     ensure!(r[..8] == [0, 1, 8, 0, 6, 4, 0, 2], "not an ARP reply");
-    ensure!(input.len() == output.len(), "an ARP reply of another length");
+    ensure!(
+        input.len() == output.len(),
+        "an ARP reply of another length"
+    );
     ensure!(
         output[lo.l3 + 28..] == input[li.l3 + 28..],
         "the padding changed"
     );
     ensure!(output[..6] == q[8..14], "ARP reply to another MAC");
-    ensure!(output[6..12] == attachment.mac, "ARP reply from another MAC");
+    ensure!(
+        output[6..12] == attachment.mac,
+        "ARP reply from another MAC"
+    );
     ensure!(
         output[12..lo.l3] == input[12..li.l3],
         "ARP reply with other tags"
@@ -904,7 +948,9 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
             Ok(())
         }
         Record::Slow(header, frame) => {
-            let slot = world.slot(header.vni).ok_or("a slow packet of no network")?;
+            let slot = world
+                .slot(header.vni)
+                .ok_or("a slow packet of no network")?;
             let network = &world.networks[slot];
             ensure!(partial(world, network), "a slow packet while idle");
             let l3 = usize::from(header.l3);

@@ -72,7 +72,9 @@ fn missing() -> Option<String> {
         let found = std::env::var_os("PATH")
             .is_some_and(|path| std::env::split_paths(&path).any(|d| d.join(tool).exists()));
         if !found {
-            return Some(format!("`{tool}` is missing; `cargo xtask setup` installs it"));
+            return Some(format!(
+                "`{tool}` is missing; `cargo xtask setup` installs it"
+            ));
         }
     }
     None
@@ -157,8 +159,16 @@ impl Site {
                 Ok(o) => o.stdout,
                 Err(e) => e.to_string(),
             };
-            println!("==== {}: addresses\n{}", host.name, text(&["ip", "-br", "address"]));
-            println!("==== {}: neighbours\n{}", host.name, text(&["ip", "neighbour"]));
+            println!(
+                "==== {}: addresses\n{}",
+                host.name,
+                text(&["ip", "-br", "address"])
+            );
+            println!(
+                "==== {}: neighbours\n{}",
+                host.name,
+                text(&["ip", "neighbour"])
+            );
         }
     }
 
@@ -178,7 +188,10 @@ impl Site {
     /// ten in a row to be answered.
     pub fn reach(&self, from: &str, to: &str) {
         let until = Instant::now() + Duration::from_secs(5);
-        while !self.sh(from, &["ping", "-n", "-c", "1", "-W", "1", to]).ok() {
+        while !self
+            .sh(from, &["ping", "-n", "-c", "1", "-W", "1", to])
+            .ok()
+        {
             assert!(Instant::now() < until, "{from} does not reach {to}");
         }
         let out = self.sh(
@@ -195,10 +208,7 @@ impl Site {
 
     /// Expects three pings to stay unanswered.
     pub fn unreachable(&self, from: &str, to: &str) {
-        let out = self.sh(
-            from,
-            &["ping", "-n", "-c", "3", "-i", "0.1", "-W", "1", to],
-        );
+        let out = self.sh(from, &["ping", "-n", "-c", "3", "-i", "0.1", "-W", "1", to]);
         assert!(
             out.stdout.contains(" 100% packet loss"),
             "{from} reaches {to}:\n{}",
@@ -289,9 +299,7 @@ impl Site {
 
     /// Rewrites an appliance's configuration file.
     pub fn configure(&self, appliance: &str, edit: impl FnOnce(String) -> String) {
-        let handle = self
-            .appliance(appliance)
-            .unwrap_or_else(|e| panic!("{e}"));
+        let handle = self.appliance(appliance).unwrap_or_else(|e| panic!("{e}"));
         let path = handle.config_path();
         if !path.exists() {
             handle
@@ -354,8 +362,21 @@ fn pattern(at: u64) -> u8 {
 }
 
 impl Transfer {
-    /// Starts one.
+    /// Starts one, as fast as it goes.
     pub fn start(site: &Site, from: &str, to: &str, address: &str, bytes: usize) -> Self {
+        Self::paced(site, from, to, address, bytes, Duration::ZERO)
+    }
+
+    /// Starts one that sends 64 KiB at a time with a pause after each, so that it fills no queue and a
+    /// packet that is lost was lost by what is tested.
+    pub fn paced(
+        site: &Site,
+        from: &str,
+        to: &str,
+        address: &str,
+        bytes: usize,
+        pause: Duration,
+    ) -> Self {
         let what = format!("TCP {from} → {to} at {address}");
         let at = SocketAddr::new(crate::packet::ip(address), 0);
         let listener = site
@@ -395,6 +416,9 @@ impl Transfer {
                 }
                 stream.write_all(&buffer[..n])?;
                 sent += n as u64;
+                if !pause.is_zero() {
+                    thread::sleep(pause);
+                }
             }
             Ok(sent)
         });

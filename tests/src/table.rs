@@ -178,13 +178,7 @@ fn run_one(harness: &mut Harness, case: &Case<'_>) -> Result<(), String> {
             }
         }
         // Whatever the case looks at, what leaves must be what the reference allows.
-        if let Err(why) = oracle::check(
-            &harness.world,
-            case.ifindex,
-            &case.packet,
-            action,
-            &out,
-        ) {
+        if let Err(why) = oracle::check(&harness.world, case.ifindex, &case.packet, action, &out) {
             let _ = writeln!(wrong, "reference: {why}\npacket out:\n{}", dump::hex(&out));
         }
     }

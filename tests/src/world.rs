@@ -318,10 +318,7 @@ impl World {
             (NET3, 3, TRUNK, TRUNK_MAC, A_MAC, 200, 102),
             (NET4, 4, ACCESS, ACCESS_MAC, A_MAC, 0, 0),
         ] {
-            for text in [
-                format!("10.{net}.0.10"),
-                format!("2001:db8:{net}::10"),
-            ] {
+            for text in [format!("10.{net}.0.10"), format!("2001:db8:{net}::10")] {
                 w.endpoints.push(host(vni, &text));
                 w.neighbour(vni, &text, port, mac, ours, outer, inner);
             }
@@ -371,11 +368,20 @@ impl World {
         ] {
             for part in ["10", "12"] {
                 w.endpoints.push(host(vni, &format!("10.{net}.0.{part}")));
-                w.endpoints.push(host(vni, &format!("2001:db8:{net}::{part}")));
+                w.endpoints
+                    .push(host(vni, &format!("2001:db8:{net}::{part}")));
             }
             for (part, mac) in [("11", B_MAC), ("1", ROUTER_MAC)] {
                 w.neighbour(vni, &format!("10.{net}.0.{part}"), port, mac, ours, 0, 0);
-                w.neighbour(vni, &format!("2001:db8:{net}::{part}"), port, mac, ours, 0, 0);
+                w.neighbour(
+                    vni,
+                    &format!("2001:db8:{net}::{part}"),
+                    port,
+                    mac,
+                    ours,
+                    0,
+                    0,
+                );
             }
         }
         w

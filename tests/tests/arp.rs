@@ -106,11 +106,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
             )
             .counts(Counter::ArpAnswered)
             .counts(Counter::NeighbourSeen)
-            .records(heard(
-                Some(Heard::AskedUs),
-                "10.1.0.99",
-                [2, 9, 9, 9, 9, 9],
-            )),
+            .records(heard(Some(Heard::AskedUs), "10.1.0.99", [2, 9, 9, 9, 9, 9])),
             Case::new(
                 "a probe for an endpoint: the address is in use",
                 c,
@@ -266,11 +262,7 @@ fn the_provider_side_answers_for_all_others() {
                 "padding to 60 bytes stays",
                 a,
                 TRUNK,
-                [
-                    request(&vlan, A_MAC, "10.1.0.10", "10.1.0.11"),
-                    vec![0; 14],
-                ]
-                .concat(),
+                [request(&vlan, A_MAC, "10.1.0.10", "10.1.0.11"), vec![0; 14]].concat(),
             )
             .gives(
                 Action::Tx,
@@ -307,11 +299,7 @@ fn the_provider_side_answers_for_all_others() {
             )
             .counts(Counter::ArpAnswered)
             .counts(Counter::NeighbourSeen)
-            .records(heard(
-                Some(Heard::AskedUs),
-                "10.1.0.12",
-                [2, 8, 8, 8, 8, 8],
-            )),
+            .records(heard(Some(Heard::AskedUs), "10.1.0.12", [2, 8, 8, 8, 8, 8])),
             Case::new(
                 "a known address behind another VLAN's MAC",
                 a,

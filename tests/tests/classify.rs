@@ -26,10 +26,7 @@ fn tags_and_interface_select_the_network() {
         &mut h,
         vec![
             Case::new("802.1Q", access, TRUNK, on(&[tag(101)], 1))
-                .gives(
-                    Action::Redirect,
-                    tunnelled(PROVIDER, TENANT, NET1, ping(1)),
-                )
+                .gives(Action::Redirect, tunnelled(PROVIDER, TENANT, NET1, ping(1)))
                 .counts(Counter::Encapsulated),
             Case::new(
                 "802.1Q with priority and DEI bits",
@@ -37,10 +34,7 @@ fn tags_and_interface_select_the_network() {
                 TRUNK,
                 on(&[(0x8100, 0xf000 | 101)], 1),
             )
-            .gives(
-                Action::Redirect,
-                tunnelled(PROVIDER, TENANT, NET1, ping(1)),
-            )
+            .gives(Action::Redirect, tunnelled(PROVIDER, TENANT, NET1, ping(1)))
             .counts(Counter::Encapsulated),
             Case::new("the other tenant's VLAN", access, TRUNK, on(&[tag(201)], 1))
                 .gives(
@@ -76,10 +70,7 @@ fn tags_and_interface_select_the_network() {
                 ACCESS,
                 frame(ACCESS_MAC, A_MAC, &[], &ping(4)),
             )
-            .gives(
-                Action::Redirect,
-                tunnelled(PROVIDER, TENANT, NET4, ping(4)),
-            )
+            .gives(Action::Redirect, tunnelled(PROVIDER, TENANT, NET4, ping(4)))
             .counts(Counter::Encapsulated),
             Case::new(
                 "a priority tag counts as untagged",
@@ -87,10 +78,7 @@ fn tags_and_interface_select_the_network() {
                 ACCESS,
                 frame(ACCESS_MAC, A_MAC, &[(0x8100, 0xa000)], &ping(4)),
             )
-            .gives(
-                Action::Redirect,
-                tunnelled(PROVIDER, TENANT, NET4, ping(4)),
-            )
+            .gives(Action::Redirect, tunnelled(PROVIDER, TENANT, NET4, ping(4)))
             .counts(Counter::Encapsulated),
             Case::new(
                 "a priority tag before a VLAN tag is none",
@@ -98,22 +86,14 @@ fn tags_and_interface_select_the_network() {
                 TRUNK,
                 on(&[tag(0), tag(101)], 1),
             )
-            .gives(
-                Action::Redirect,
-                tunnelled(PROVIDER, TENANT, NET1, ping(1)),
-            )
+            .gives(Action::Redirect, tunnelled(PROVIDER, TENANT, NET1, ping(1)))
             .counts(Counter::Encapsulated),
             Case::new("untagged on the trunk", access, TRUNK, on(&[], 1))
                 .dropped(Counter::DropUnknownVlan),
             Case::new("a VLAN nobody has", access, TRUNK, on(&[tag(103)], 1))
                 .dropped(Counter::DropUnknownVlan),
-            Case::new(
-                "the inner VLAN alone",
-                access,
-                TRUNK,
-                on(&[tag(102)], 3),
-            )
-            .dropped(Counter::DropUnknownVlan),
+            Case::new("the inner VLAN alone", access, TRUNK, on(&[tag(102)], 3))
+                .dropped(Counter::DropUnknownVlan),
             Case::new(
                 "the outer VLAN alone",
                 access,
@@ -205,9 +185,14 @@ fn a_shared_port_gives_the_kernel_what_it_does_not_know() {
                 production(&echo(ip("10.1.0.11"), ip("10.1.0.5"), 56)),
             )
             .passed(),
-            Case::new("a packet for an endpoint", combined, UPLINK, production(&ping))
-                .gives(Action::Tx, tunnelled(TENANT, PROVIDER, NET1, ping.clone()))
-                .counts(Counter::Encapsulated),
+            Case::new(
+                "a packet for an endpoint",
+                combined,
+                UPLINK,
+                production(&ping),
+            )
+            .gives(Action::Tx, tunnelled(TENANT, PROVIDER, NET1, ping.clone()))
+            .counts(Counter::Encapsulated),
         ],
     );
 }

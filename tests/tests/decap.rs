@@ -15,8 +15,26 @@ fn a_datagram_becomes_the_neighbours_frame() {
     };
     let mut cases = Vec::new();
     for (what, from, to, vni, net, mac, ours, tags) in [
-        ("one tag", TENANT, PROVIDER, NET1, 1, A_MAC, TRUNK_MAC, vec![tag(101)]),
-        ("the other tenant's tag", TENANT2, PROVIDER, NET2, 1, G_MAC, TRUNK_MAC, vec![tag(201)]),
+        (
+            "one tag",
+            TENANT,
+            PROVIDER,
+            NET1,
+            1,
+            A_MAC,
+            TRUNK_MAC,
+            vec![tag(101)],
+        ),
+        (
+            "the other tenant's tag",
+            TENANT2,
+            PROVIDER,
+            NET2,
+            1,
+            G_MAC,
+            TRUNK_MAC,
+            vec![tag(201)],
+        ),
         (
             "two tags, IPv6 underlay",
             TENANT6,
@@ -27,15 +45,21 @@ fn a_datagram_becomes_the_neighbours_frame() {
             TRUNK_MAC,
             vec![service_tag(200), tag(102)],
         ),
-        ("no tag", TENANT, PROVIDER, NET4, 4, A_MAC, ACCESS_MAC, vec![]),
+        (
+            "no tag",
+            TENANT,
+            PROVIDER,
+            NET4,
+            4,
+            A_MAC,
+            ACCESS_MAC,
+            vec![],
+        ),
     ] {
         for (src, dst) in [
             (format!("10.{net}.0.11"), format!("10.{net}.0.10")),
             ("10.9.0.2".to_owned(), format!("10.{net}.0.10")),
-            (
-                format!("2001:db8:{net}::11"),
-                format!("2001:db8:{net}::10"),
-            ),
+            (format!("2001:db8:{net}::11"), format!("2001:db8:{net}::10")),
         ] {
             let (src, dst) = (ip(&src), ip(&dst));
             for (kind, l3) in [
@@ -110,7 +134,10 @@ fn the_tenant_side_sends_to_the_host_or_to_the_router() {
             UPLINK,
             tunnelled(PROVIDER, TENANT, NET2T, &l3),
         )
-        .gives(Action::Redirect, Out::Is(frame(B_MAC, ACCESS_MAC, &[], &l3)))
+        .gives(
+            Action::Redirect,
+            Out::Is(frame(B_MAC, ACCESS_MAC, &[], &l3)),
+        )
         .counts(Counter::Decapsulated),
     );
     run(&mut h, cases);
@@ -186,20 +213,90 @@ fn split_horizon_and_inner_sources_hold() {
     run(
         &mut h,
         vec![
-            case("not a replica", "10.1.0.11", "10.1.0.20", Counter::DropSplitHorizon),
-            case("nobody's network", "10.1.0.11", "192.0.2.1", Counter::DropSplitHorizon),
-            case("from a replica", "10.1.0.10", "10.1.0.12", Counter::DropInnerSource),
-            case("from itself", "10.1.0.10", "10.1.0.10", Counter::DropInnerSource),
-            case("from loopback", "127.0.0.1", "10.1.0.10", Counter::DropInnerSource),
-            case("from multicast", "224.0.0.1", "10.1.0.10", Counter::DropInnerSource),
-            case("to multicast", "10.1.0.11", "224.0.0.1", Counter::DropNotCarried),
-            case("to broadcast", "10.1.0.11", "255.255.255.255", Counter::DropNotCarried),
-            case("v6 not a replica", "2001:db8:1::11", "2001:db8:1::20", Counter::DropSplitHorizon),
-            case("v6 from a replica", "2001:db8:1::10", "2001:db8:1::12", Counter::DropInnerSource),
-            case("v6 from nowhere", "::", "2001:db8:1::10", Counter::DropInnerSource),
-            case("v6 to multicast", "2001:db8:1::11", "ff02::1", Counter::DropNotCarried),
-            case("v6 link-local source", "fe80::1", "2001:db8:1::10", Counter::DropLinkLocal),
-            case("v6 link-local target", "2001:db8:1::11", "fe80::1", Counter::DropLinkLocal),
+            case(
+                "not a replica",
+                "10.1.0.11",
+                "10.1.0.20",
+                Counter::DropSplitHorizon,
+            ),
+            case(
+                "nobody's network",
+                "10.1.0.11",
+                "192.0.2.1",
+                Counter::DropSplitHorizon,
+            ),
+            case(
+                "from a replica",
+                "10.1.0.10",
+                "10.1.0.12",
+                Counter::DropInnerSource,
+            ),
+            case(
+                "from itself",
+                "10.1.0.10",
+                "10.1.0.10",
+                Counter::DropInnerSource,
+            ),
+            case(
+                "from loopback",
+                "127.0.0.1",
+                "10.1.0.10",
+                Counter::DropInnerSource,
+            ),
+            case(
+                "from multicast",
+                "224.0.0.1",
+                "10.1.0.10",
+                Counter::DropInnerSource,
+            ),
+            case(
+                "to multicast",
+                "10.1.0.11",
+                "224.0.0.1",
+                Counter::DropNotCarried,
+            ),
+            case(
+                "to broadcast",
+                "10.1.0.11",
+                "255.255.255.255",
+                Counter::DropNotCarried,
+            ),
+            case(
+                "v6 not a replica",
+                "2001:db8:1::11",
+                "2001:db8:1::20",
+                Counter::DropSplitHorizon,
+            ),
+            case(
+                "v6 from a replica",
+                "2001:db8:1::10",
+                "2001:db8:1::12",
+                Counter::DropInnerSource,
+            ),
+            case(
+                "v6 from nowhere",
+                "::",
+                "2001:db8:1::10",
+                Counter::DropInnerSource,
+            ),
+            case(
+                "v6 to multicast",
+                "2001:db8:1::11",
+                "ff02::1",
+                Counter::DropNotCarried,
+            ),
+            case(
+                "v6 link-local source",
+                "fe80::1",
+                "2001:db8:1::10",
+                Counter::DropLinkLocal,
+            ),
+            case(
+                "v6 link-local target",
+                "2001:db8:1::11",
+                "fe80::1",
+                Counter::DropLinkLocal,
+            ),
         ],
     );
 }
@@ -211,26 +308,71 @@ fn what_is_not_a_tunnel_datagram_is_the_kernels() {
     };
     let (peer, me) = (ip(TENANT), ip(PROVIDER));
     let up = |l3: &[u8]| frame(UPLINK_MAC, NEXT_HOP_MAC, &[], l3);
-    let pass = |what: &str, packet: Vec<u8>| {
-        Case::new(what, Program::Uplink, UPLINK, packet).passed()
-    };
+    let pass =
+        |what: &str, packet: Vec<u8>| Case::new(what, Program::Uplink, UPLINK, packet).passed();
     run(
         &mut h,
         vec![
-            pass("SSH", up(&tcp(peer, me, 40_000, 22, tcp_flags::SYN, &syn_options(1460), &[]))),
+            pass(
+                "SSH",
+                up(&tcp(
+                    peer,
+                    me,
+                    40_000,
+                    22,
+                    tcp_flags::SYN,
+                    &syn_options(1460),
+                    &[],
+                )),
+            ),
             pass("ping", up(&echo(peer, me, 56))),
-            pass("UDP to another port", up(&udp(peer, me, 4789, 4790, &[8, 0, 0, 0, 0, 3, 0xe9, 0]))),
-            pass("TCP to the tunnel's port", up(&tcp(peer, me, 1, 4789, tcp_flags::SYN, &[], &[]))),
-            pass("VXLAN to another address", up(&udp(peer, ip("203.0.113.6"), 50_000, 4789, &[8; 64]))),
-            pass("ARP", eth([0xff; 6], NEXT_HOP_MAC, &[], 0x0806, &arp(
-                1,
-                NEXT_HOP_MAC,
-                [203, 0, 113, 1].into(),
-                [0; 6],
-                [203, 0, 113, 5].into(),
-            ))),
-            pass("LLDP", eth([1, 0x80, 0xc2, 0, 0, 0x0e], NEXT_HOP_MAC, &[], 0x88cc, &[0; 46])),
-            pass("a tagged frame", frame(UPLINK_MAC, NEXT_HOP_MAC, &[tag(5)], &udp(peer, me, 1, 4789, &[8; 64]))),
+            pass(
+                "UDP to another port",
+                up(&udp(peer, me, 4789, 4790, &[8, 0, 0, 0, 0, 3, 0xe9, 0])),
+            ),
+            pass(
+                "TCP to the tunnel's port",
+                up(&tcp(peer, me, 1, 4789, tcp_flags::SYN, &[], &[])),
+            ),
+            pass(
+                "VXLAN to another address",
+                up(&udp(peer, ip("203.0.113.6"), 50_000, 4789, &[8; 64])),
+            ),
+            pass(
+                "ARP",
+                eth(
+                    [0xff; 6],
+                    NEXT_HOP_MAC,
+                    &[],
+                    0x0806,
+                    &arp(
+                        1,
+                        NEXT_HOP_MAC,
+                        [203, 0, 113, 1].into(),
+                        [0; 6],
+                        [203, 0, 113, 5].into(),
+                    ),
+                ),
+            ),
+            pass(
+                "LLDP",
+                eth(
+                    [1, 0x80, 0xc2, 0, 0, 0x0e],
+                    NEXT_HOP_MAC,
+                    &[],
+                    0x88cc,
+                    &[0; 46],
+                ),
+            ),
+            pass(
+                "a tagged frame",
+                frame(
+                    UPLINK_MAC,
+                    NEXT_HOP_MAC,
+                    &[tag(5)],
+                    &udp(peer, me, 1, 4789, &[8; 64]),
+                ),
+            ),
             pass("IPv6", up(&echo(ip(TENANT6), ip(PROVIDER6), 56))),
         ],
     );

@@ -17,8 +17,24 @@ fn both_families_go_over_both_underlays_byte_for_byte() {
     };
     let mut cases = Vec::new();
     for (what, tags, from, to, vni, src, dst) in [
-        ("v4 in v4", vec![tag(101)], PROVIDER, TENANT, NET1, "10.1.0.10", "10.1.0.11"),
-        ("v6 in v4", vec![tag(101)], PROVIDER, TENANT, NET1, "2001:db8:1::10", "2001:db8:1::11"),
+        (
+            "v4 in v4",
+            vec![tag(101)],
+            PROVIDER,
+            TENANT,
+            NET1,
+            "10.1.0.10",
+            "10.1.0.11",
+        ),
+        (
+            "v6 in v4",
+            vec![tag(101)],
+            PROVIDER,
+            TENANT,
+            NET1,
+            "2001:db8:1::10",
+            "2001:db8:1::11",
+        ),
         (
             "v4 in v6",
             vec![service_tag(200), tag(102)],
@@ -37,15 +53,34 @@ fn both_families_go_over_both_underlays_byte_for_byte() {
             "2001:db8:3::10",
             "2001:db8:3::11",
         ),
-        ("v4 beyond the prefix, to the router", vec![tag(101)], PROVIDER, TENANT, NET1, "10.1.0.10", "192.0.2.9"),
-        ("v6 beyond the prefix", vec![tag(101)], PROVIDER, TENANT, NET1, "2001:db8:1::10", "2001:db8:9::2"),
+        (
+            "v4 beyond the prefix, to the router",
+            vec![tag(101)],
+            PROVIDER,
+            TENANT,
+            NET1,
+            "10.1.0.10",
+            "192.0.2.9",
+        ),
+        (
+            "v6 beyond the prefix",
+            vec![tag(101)],
+            PROVIDER,
+            TENANT,
+            NET1,
+            "2001:db8:1::10",
+            "2001:db8:9::2",
+        ),
     ] {
         let (src, dst) = (ip(src), ip(dst));
         for (kind, l3) in [
             ("echo", echo(src, dst, 56)),
             ("udp", udp(src, dst, 40_000, 53, b"question")),
             ("empty udp", udp(src, dst, 40_000, 53, b"")),
-            ("tcp data", tcp(src, dst, 40_000, 80, tcp_flags::ACK, &[], &[7; 1000])),
+            (
+                "tcp data",
+                tcp(src, dst, 40_000, 80, tcp_flags::ACK, &[], &[7; 1000]),
+            ),
             ("odd length", udp(src, dst, 40_000, 53, &[1; 333])),
             ("another protocol", ip_packet(src, dst, 132, &[3; 64])),
         ] {
@@ -105,7 +140,11 @@ fn the_tenant_side_encapsulates_for_neighbours_and_for_hosts_behind_the_router()
         ("a neighbour", "10.1.0.11", "10.1.0.10"),
         ("a host behind the router", "10.9.0.2", "10.1.0.10"),
         ("a neighbour, IPv6", "2001:db8:1::11", "2001:db8:1::10"),
-        ("a host behind the router, IPv6", "2001:db8:9::2", "2001:db8:1::10"),
+        (
+            "a host behind the router, IPv6",
+            "2001:db8:9::2",
+            "2001:db8:1::10",
+        ),
     ] {
         let l3 = echo(ip(src), ip(dst), 56);
         cases.push(

@@ -43,12 +43,24 @@ fn a_replica_speaks_for_no_other_address() {
             case("broadcast", "255.255.255.255", "10.1.0.11"),
             case("multicast", "224.0.0.5", "10.1.0.11"),
             case("nobody's", "0.0.0.0", "10.1.0.11"),
-            case("a production machine's, IPv6", "2001:db8:1::11", "2001:db8:1::20"),
+            case(
+                "a production machine's, IPv6",
+                "2001:db8:1::11",
+                "2001:db8:1::20",
+            ),
             case("from outside, IPv6", "2001:db8:77::1", "2001:db8:1::11"),
             case("nobody's, IPv6", "::", "2001:db8:1::11"),
             case("multicast, IPv6", "ff02::1", "2001:db8:1::11"),
-            big("too big: no ICMP to a forged source", "192.0.2.1", "10.1.0.11"),
-            big("too big: no ICMPv6 to a forged source", "2001:db8:77::1", "2001:db8:1::11"),
+            big(
+                "too big: no ICMP to a forged source",
+                "192.0.2.1",
+                "10.1.0.11",
+            ),
+            big(
+                "too big: no ICMPv6 to a forged source",
+                "2001:db8:77::1",
+                "2001:db8:1::11",
+            ),
         ],
     );
 }
@@ -73,7 +85,11 @@ fn the_production_side_does_not_speak_for_an_endpoint() {
             case("another endpoint's", "10.1.0.12", "10.1.0.10"),
             case("its own", "10.1.0.10", "10.1.0.10"),
             case("loopback", "127.0.0.1", "10.1.0.10"),
-            case("another endpoint's, IPv6", "2001:db8:1::12", "2001:db8:1::10"),
+            case(
+                "another endpoint's, IPv6",
+                "2001:db8:1::12",
+                "2001:db8:1::10",
+            ),
         ],
     );
     let mut world = World::tenant();
@@ -81,9 +97,11 @@ fn the_production_side_does_not_speak_for_an_endpoint() {
     h.fill(world).expect("filled");
     run(
         &mut h,
-        vec![
-            case("beyond the prefixes, in a network without a router", "10.9.0.2", "10.1.0.10"),
-        ],
+        vec![case(
+            "beyond the prefixes, in a network without a router",
+            "10.9.0.2",
+            "10.1.0.10",
+        )],
     );
 }
 
@@ -127,9 +145,21 @@ fn only_unicast_to_us_is_carried() {
         &mut h,
         vec![
             case("another MAC", to(B_MAC, &ping), Counter::DropForeignMac),
-            case("another MAC, IPv6", to(B_MAC, &ping6), Counter::DropForeignMac),
-            case("broadcast MAC", to([0xff; 6], &ping), Counter::DropNotCarried),
-            case("multicast MAC", to([1, 0, 0x5e, 0, 0, 1], &ping), Counter::DropNotCarried),
+            case(
+                "another MAC, IPv6",
+                to(B_MAC, &ping6),
+                Counter::DropForeignMac,
+            ),
+            case(
+                "broadcast MAC",
+                to([0xff; 6], &ping),
+                Counter::DropNotCarried,
+            ),
+            case(
+                "multicast MAC",
+                to([1, 0, 0x5e, 0, 0, 1], &ping),
+                Counter::DropNotCarried,
+            ),
             case(
                 "multicast address",
                 to(TRUNK_MAC, &echo(ip("10.1.0.10"), ip("224.0.0.251"), 8)),

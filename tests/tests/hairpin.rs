@@ -80,12 +80,7 @@ fn replicas_of_one_network_reach_each_other_by_a_stale_cache() {
             Case::new("resolved", Program::Access, TRUNK, replica(&l3))
                 .gives(
                     Action::Tx,
-                    Out::Is(frame(
-                        [2, 0, 0, 0xaa, 0, 12],
-                        TRUNK_MAC,
-                        &[tag(101)],
-                        &l3,
-                    )),
+                    Out::Is(frame([2, 0, 0, 0xaa, 0, 12], TRUNK_MAC, &[tag(101)], &l3)),
                 )
                 .counts(Counter::Hairpinned),
             Case::new("not resolved", Program::Access, TRUNK, replica(&l6))

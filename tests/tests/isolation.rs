@@ -48,10 +48,7 @@ fn tenants_with_equal_subnets_never_meet() {
     println!("CAUSEWAY_SEED={seed}");
     let mut rng = Rng::new(seed);
     // VLAN, VNI, peer, replica's MAC.
-    let tenants = [
-        (101u16, NET1, TENANT, A_MAC),
-        (201, NET2, TENANT2, G_MAC),
-    ];
+    let tenants = [(101u16, NET1, TENANT, A_MAC), (201, NET2, TENANT2, G_MAC)];
     let (mut up, mut down, mut records) = ([0u64; 2], [0u64; 2], [0u64; 2]);
     for _ in 0..200_000 {
         let mine = rng.below(2);

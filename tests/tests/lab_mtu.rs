@@ -78,7 +78,9 @@ fn a_ping_with_df_learns_the_mtu() {
         site.reach(from, to);
         let out = site.sh(
             from,
-            &["ping", "-n", "-M", "do", "-s", len, "-c", "3", "-i", "0.2", "-W", "1", to],
+            &[
+                "ping", "-n", "-M", "do", "-s", len, "-c", "3", "-i", "0.2", "-W", "1", to,
+            ],
         );
         let said = format!("{}{}", out.stdout, out.stderr);
         assert!(
@@ -89,7 +91,9 @@ fn a_ping_with_df_learns_the_mtu() {
         assert!(route.contains("mtu 1450"), "{from}: {route}");
         let out = site.sh(
             from,
-            &["ping", "-n", "-M", "do", "-s", fits, "-c", "3", "-i", "0.05", "-W", "1", to],
+            &[
+                "ping", "-n", "-M", "do", "-s", fits, "-c", "3", "-i", "0.05", "-W", "1", to,
+            ],
         );
         assert!(out.ok(), "{from} → {to}, what fits:\n{}", out.stdout);
     }
@@ -132,7 +136,10 @@ fn datagrams_of_8000_bytes_arrive_whole() {
                 break;
             }
         }
-        assert!(arrived, "{from} → {to} at {address}: 8000 bytes did not arrive");
+        assert!(
+            arrived,
+            "{from} → {to} at {address}: 8000 bytes did not arrive"
+        );
     }
     let split = site.counter("tenant-appliance", "slow_split")
         + site.counter("provider-appliance", "slow_split");

@@ -32,9 +32,12 @@ fn sigkill_under_load_loses_nothing_and_a_restart_adopts() {
             (from, to, pinger)
         })
         .collect();
+    // 16 MB/s each way, for longer than all that follows: a load, and no queue overflows from it.
+    let pause = Duration::from_millis(4);
+    let paced = |from, to, at| Transfer::paced(&site, from, to, at, 80 << 20, pause);
     let transfers = [
-        Transfer::start(&site, "prod-b", "replica-a", A, 128 << 20),
-        Transfer::start(&site, "replica-a", "prod-b", "10.1.0.11", 128 << 20),
+        paced("prod-b", "replica-a", A),
+        paced("replica-a", "prod-b", "10.1.0.11"),
     ];
     thread::sleep(Duration::from_millis(500));
     let before = site.counter("tenant-appliance", "encapsulated");
@@ -63,14 +66,17 @@ fn sigkill_under_load_loses_nothing_and_a_restart_adopts() {
     }
     for transfer in transfers {
         let took = transfer.finish();
-        println!("128 MiB in {} ms", took.as_millis());
+        println!("80 MiB in {} ms", took.as_millis());
     }
     for host in BOTH {
         let status = site.status(host);
         assert_eq!(status["adopted"], true, "{host}: {status}");
         assert_eq!(status["tenants"][0]["mode"], "partial", "{host}: {status}");
         let endpoints = status["networks"][0]["endpoints"].to_string();
-        assert!(endpoints.contains(A) && endpoints.contains(A6), "{host}: {endpoints}");
+        assert!(
+            endpoints.contains(A) && endpoints.contains(A6),
+            "{host}: {endpoints}"
+        );
     }
     assert!(
         site.counter("tenant-appliance", "encapsulated") > before,
@@ -106,18 +112,38 @@ fn a_bad_configuration_leaves_the_running_one_in_force() {
         ("no TOML", format!("{good}\n[[")),
         ("an unknown key", format!("{good}\nwhatever = 1\n")),
         ("VNI 0", good.replace("vni = 1001", "vni = 0")),
-        ("two networks of one VNI", good.replace("vni = 1002", "vni = 1001")),
-        ("a peer that is not there", good.replace("peer = \"provider\"", "peer = \"nobody\"")),
-        ("a tenant that is not there", good.replace("tenant = \"acme\"", "tenant = \"nobody\"")),
-        ("a prefix with nonsense", good.replace("10.1.0.0/24", "10.1.0.0/99")),
+        (
+            "two networks of one VNI",
+            good.replace("vni = 1002", "vni = 1001"),
+        ),
+        (
+            "a peer that is not there",
+            good.replace("peer = \"provider\"", "peer = \"nobody\""),
+        ),
+        (
+            "a tenant that is not there",
+            good.replace("tenant = \"acme\"", "tenant = \"nobody\""),
+        ),
+        (
+            "a prefix with nonsense",
+            good.replace("10.1.0.0/24", "10.1.0.0/99"),
+        ),
         ("nothing", String::new()),
     ];
     for (what, config) in bad {
         assert_ne!(config, good, "{what} is a change");
         std::fs::write(handle.config_path(), &config).expect("the lab's own file");
         let out = handle.cli(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
-        assert!(!out.ok(), "{what} was accepted: {}{}", out.stdout, out.stderr);
-        assert!(!out.stderr.trim().is_empty(), "{what}: refused without a word");
+        assert!(
+            !out.ok(),
+            "{what} was accepted: {}{}",
+            out.stdout,
+            out.stderr
+        );
+        assert!(
+            !out.stderr.trim().is_empty(),
+            "{what}: refused without a word"
+        );
         println!("{what}: {}", out.stderr.trim());
         let path = handle.config_path();
         let check = handle
@@ -159,7 +185,14 @@ fn a_daemon_restarted_with_a_changed_configuration_converges() {
             let changed = good.replace("name = \"net1\"\n", "name = \"net1\"\nmtu = 1300\n");
             assert_ne!(changed, good, "{good}");
             let cut = changed.rfind("[[network]]").expect("two networks");
-            changed[..cut].to_owned()
+            let mut changed = changed[..cut].to_owned();
+            if host == "tenant-appliance" {
+                // Its second interface served net2 only.
+                let from = changed.find("[[interface]]").expect("eth1");
+                let to = from + 2 + changed[from + 2..].find("[[").expect("more follows");
+                changed.replace_range(from..to, "");
+            }
+            changed
         });
         handle.start().unwrap_or_else(|e| panic!("{host}: {e}"));
         let status = site.status(host);
@@ -170,7 +203,9 @@ fn a_daemon_restarted_with_a_changed_configuration_converges() {
     site.reach("prod-b", A);
     let out = site.sh(
         "prod-b",
-        &["ping", "-n", "-M", "do", "-s", "1400", "-c", "2", "-W", "1", A],
+        &[
+            "ping", "-n", "-M", "do", "-s", "1400", "-c", "2", "-W", "1", A,
+        ],
     );
     assert!(
         format!("{}{}", out.stdout, out.stderr).contains("1300"),
@@ -184,8 +219,12 @@ fn a_daemon_restarted_with_a_changed_configuration_converges() {
     // And back, by reload.
     for host in BOTH {
         let handle = site.appliance(host).unwrap_or_else(|e| panic!("{e}"));
-        handle.write_config().unwrap_or_else(|e| panic!("{host}: {e}"));
-        handle.must(&["reload"]).unwrap_or_else(|e| panic!("{host}: {e}"));
+        handle
+            .write_config()
+            .unwrap_or_else(|e| panic!("{host}: {e}"));
+        handle
+            .must(&["reload"])
+            .unwrap_or_else(|e| panic!("{host}: {e}"));
         let status = site.status(host);
         assert_eq!(
             status["networks"].as_array().map(Vec::len),
@@ -207,7 +246,10 @@ fn generic_mode_works_where_it_is_asked_for() {
     };
     for host in BOTH {
         site.configure(host, |config| {
-            let generic = config.replace("xdp = \"native\"", "xdp = \"generic\"");
+            // The trunk stays native: generic XDP leaves out what a TC program redirected, which is
+            // how the lab's switch tags (net/core/dev.c, netif_receive_generic_xdp).
+            let times = if host == "tenant-appliance" { 2 } else { 1 };
+            let generic = config.replacen("xdp = \"native\"", "xdp = \"generic\"", times);
             assert_ne!(generic, config, "{config}");
             generic
         });
@@ -216,7 +258,10 @@ fn generic_mode_works_where_it_is_asked_for() {
     for host in BOTH {
         let status = site.status(host);
         for interface in status["interfaces"].as_array().expect("interfaces") {
-            assert_eq!(interface["xdp"], "generic", "{host}: {interface}");
+            let trunk = host == "provider-appliance" && interface["name"] == "eth1";
+            let expected = if trunk { "native" } else { "generic" };
+            assert_eq!(interface["xdp"], expected, "{host}: {interface}");
+            assert_eq!(interface["xdp_asked"], expected, "{host}: {interface}");
         }
         let links = site
             .exec(host, &["ip", "-d", "link"], SHORT)

@@ -41,13 +41,8 @@ fn through(site: &Site, what: &str, switch: impl FnOnce() -> lab::Switchover) {
         let silence = report
             .longest_gap()
             .unwrap_or_else(|| panic!("{from} → {to}: {}", report.summary()));
-        let since = |moment: Instant| {
-            silence
-                .to
-                .saturating_duration_since(moment)
-                .as_secs_f64()
-                * 1e3
-        };
+        let since =
+            |moment: Instant| silence.to.saturating_duration_since(moment).as_secs_f64() * 1e3;
         let lost = report.lost_since(silence.to);
         println!(
             "{what}, {from} → {to}: silent {:.1} ms; answered {:.1} ms after the machine was on, {:.1} ms after \

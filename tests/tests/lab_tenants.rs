@@ -19,9 +19,7 @@ fn equal_subnets_never_meet() {
     let Some(site) = Site::two_tenants() else {
         return;
     };
-    let hosts = |tenant: &str| {
-        ["prod-a", "prod-b", "replica-a"].map(|h| format!("{tenant}-{h}"))
-    };
+    let hosts = |tenant: &str| ["prod-a", "prod-b", "replica-a"].map(|h| format!("{tenant}-{h}"));
     let captures: BTreeMap<String, (&str, lab::Capture)> = TENANTS
         .into_iter()
         .flat_map(|t| hosts(t).map(|h| (t, h)))
@@ -107,7 +105,8 @@ fn equal_subnets_never_meet() {
             for other in TENANTS {
                 if holds(&frame, format!("<<{other}:").as_bytes()) {
                     assert_eq!(
-                        other, tenant,
+                        other,
+                        tenant,
                         "{host} saw a packet of {other}:\n{}",
                         causeway_tests::dump::hex(&frame)
                     );
@@ -119,7 +118,8 @@ fn equal_subnets_never_meet() {
     println!("marked frames seen, all of the own tenant: {own:?}");
     for tenant in TENANTS {
         assert!(
-            own.get(&format!("{tenant}-replica-a")).is_some_and(|n| *n >= 200),
+            own.get(&format!("{tenant}-replica-a"))
+                .is_some_and(|n| *n >= 200),
             "the captures saw the traffic: {own:?}"
         );
     }

@@ -35,20 +35,38 @@ fn unconfigured_programs_pass_everything_unchanged() {
     let mut cases = Vec::new();
     for program in Program::ALL {
         for (what, ifindex, packet) in [
-            ("a replica's packet", TRUNK, replica(&echo(ip("10.1.0.10"), ip("10.1.0.11"), 8))),
+            (
+                "a replica's packet",
+                TRUNK,
+                replica(&echo(ip("10.1.0.10"), ip("10.1.0.11"), 8)),
+            ),
             ("ARP", TRUNK, arp_for("10.1.0.11", "10.1.0.10", &[tag(101)])),
             (
                 "a tunnel datagram",
                 UPLINK,
-                tunnelled(TENANT, PROVIDER, NET1, &echo(ip("10.1.0.11"), ip("10.1.0.10"), 8)),
+                tunnelled(
+                    TENANT,
+                    PROVIDER,
+                    NET1,
+                    &echo(ip("10.1.0.11"), ip("10.1.0.10"), 8),
+                ),
             ),
             ("14 bytes", TRUNK, vec![0; 14]),
-            ("an unknown VLAN", TRUNK, frame(TRUNK_MAC, A_MAC, &[tag(9)], &[0; 40])),
+            (
+                "an unknown VLAN",
+                TRUNK,
+                frame(TRUNK_MAC, A_MAC, &[tag(9)], &[0; 40]),
+            ),
         ] {
             cases.push(
-                Case::new(format!("{}, {what}", program.name()), program, ifindex, packet)
-                    .gives(Action::Pass, Out::Same)
-                    .counts(Counter::NotConfigured),
+                Case::new(
+                    format!("{}, {what}", program.name()),
+                    program,
+                    ifindex,
+                    packet,
+                )
+                .gives(Action::Pass, Out::Same)
+                .counts(Counter::NotConfigured),
             );
         }
     }
@@ -81,8 +99,13 @@ fn idle_answers_and_carries_nothing() {
     run(
         &mut h,
         vec![
-            Case::new("provider, a replica's packet", Program::Access, TRUNK, replica(&echo(a, b, 8)))
-                .dropped(Counter::DropIdle),
+            Case::new(
+                "provider, a replica's packet",
+                Program::Access,
+                TRUNK,
+                replica(&echo(a, b, 8)),
+            )
+            .dropped(Counter::DropIdle),
             Case::new(
                 "provider, IPv6",
                 Program::Access,
@@ -110,8 +133,13 @@ fn idle_answers_and_carries_nothing() {
     run(
         &mut h,
         vec![
-            Case::new("tenant, shared port", Program::Combined, UPLINK, production(&echo(b, a, 8)))
-                .passed(),
+            Case::new(
+                "tenant, shared port",
+                Program::Combined,
+                UPLINK,
+                production(&echo(b, a, 8)),
+            )
+            .passed(),
             Case::new(
                 "tenant, ARP on the shared port",
                 Program::Combined,
@@ -123,7 +151,12 @@ fn idle_answers_and_carries_nothing() {
                 "tenant, tenant-only port",
                 Program::Access,
                 ACCESS,
-                frame(ACCESS_MAC, B_MAC, &[], &echo(ip("10.2.0.11"), ip("10.2.0.10"), 8)),
+                frame(
+                    ACCESS_MAC,
+                    B_MAC,
+                    &[],
+                    &echo(ip("10.2.0.11"), ip("10.2.0.10"), 8),
+                ),
             )
             .dropped(Counter::DropIdle),
             Case::new(
@@ -165,10 +198,7 @@ fn one_tenants_switch_leaves_the_other_alone() {
         };
         run(
             h,
-            vec![
-                on(101, TENANT, NET1, first),
-                on(201, TENANT2, NET2, !first),
-            ],
+            vec![on(101, TENANT, NET1, first), on(201, TENANT2, NET2, !first)],
         );
     };
     tables(&mut h, true);

@@ -66,10 +66,26 @@ fn syns_are_clamped_into_the_tunnel() {
             ("FIN", FIN | ACK, syn_options(1460)),
             ("MSS of length 3", SYN, vec![2, 3, 0xff, 0]),
             ("MSS cut by the header's end", SYN, vec![1, 1, 2, 4]),
-            ("option of length 0", SYN, vec![8, 0, 0, 0, 2, 4, 0xff, 0xff]),
-            ("option of length 1", SYN, vec![8, 1, 0, 0, 2, 4, 0xff, 0xff]),
-            ("option beyond the header", SYN, vec![8, 40, 0, 0, 2, 4, 0xff, 0xff]),
-            ("MSS after the end of the list", SYN, vec![0, 0, 0, 0, 2, 4, 0xff, 0xff]),
+            (
+                "option of length 0",
+                SYN,
+                vec![8, 0, 0, 0, 2, 4, 0xff, 0xff],
+            ),
+            (
+                "option of length 1",
+                SYN,
+                vec![8, 1, 0, 0, 2, 4, 0xff, 0xff],
+            ),
+            (
+                "option beyond the header",
+                SYN,
+                vec![8, 40, 0, 0, 2, 4, 0xff, 0xff],
+            ),
+            (
+                "MSS after the end of the list",
+                SYN,
+                vec![0, 0, 0, 0, 2, 4, 0xff, 0xff],
+            ),
         ];
         for (what, flags, options) in untouched {
             let l3 = remade(src, dst, flags, &options);

@@ -61,21 +61,20 @@ fn the_tenant_side_answers_for_endpoints_only() {
         &mut h,
         vec![
             Case::new("an endpoint", c, UPLINK, solicit(&[], B_MAC, b, e))
-                .gives(
-                    Action::Tx,
-                    advertised(&[], UPLINK_MAC, B_MAC, b, e, 0x60),
-                )
+                .gives(Action::Tx, advertised(&[], UPLINK_MAC, B_MAC, b, e, 0x60))
                 .counts(Counter::NdAnswered),
             Case::new(
                 "an endpoint, asked by unicast",
                 c,
                 UPLINK,
-                frame(UPLINK_MAC, B_MAC, &[], &ns(v6(b), v6(e), v6(e), Some(B_MAC))),
+                frame(
+                    UPLINK_MAC,
+                    B_MAC,
+                    &[],
+                    &ns(v6(b), v6(e), v6(e), Some(B_MAC)),
+                ),
             )
-            .gives(
-                Action::Tx,
-                advertised(&[], UPLINK_MAC, B_MAC, b, e, 0x60),
-            )
+            .gives(Action::Tx, advertised(&[], UPLINK_MAC, B_MAC, b, e, 0x60))
             .counts(Counter::NdAnswered),
             Case::new(
                 "an endpoint, asked without the asker's MAC in an option",
@@ -83,10 +82,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
                 UPLINK,
                 frame(UPLINK_MAC, B_MAC, &[], &ns(v6(b), v6(e), v6(e), None)),
             )
-            .gives(
-                Action::Tx,
-                advertised(&[], UPLINK_MAC, B_MAC, b, e, 0x60),
-            )
+            .gives(Action::Tx, advertised(&[], UPLINK_MAC, B_MAC, b, e, 0x60))
             .counts(Counter::NdAnswered),
             Case::new(
                 "an endpoint, asked from a link-local address",
@@ -183,12 +179,17 @@ fn the_provider_side_answers_for_all_others() {
                 advertised(&vlan, TRUNK_MAC, A_MAC, me, "2001:db8:1::11", 0x60),
             )
             .counts(Counter::NdAnswered),
-            Case::new("the router says it is one", a, TRUNK, solicit(&vlan, A_MAC, me, gw))
-                .gives(
-                    Action::Tx,
-                    advertised(&vlan, TRUNK_MAC, A_MAC, me, gw, 0xe0),
-                )
-                .counts(Counter::NdAnswered),
+            Case::new(
+                "the router says it is one",
+                a,
+                TRUNK,
+                solicit(&vlan, A_MAC, me, gw),
+            )
+            .gives(
+                Action::Tx,
+                advertised(&vlan, TRUNK_MAC, A_MAC, me, gw, 0xe0),
+            )
+            .counts(Counter::NdAnswered),
             Case::new(
                 "a link-local router, through two tags",
                 a,
@@ -202,7 +203,11 @@ fn the_provider_side_answers_for_all_others() {
             .counts(Counter::NdAnswered),
             ignored("another replica", me, "2001:db8:1::12"),
             ignored("outside the prefixes", me, "2001:db8:9::2"),
-            ignored("a link-local address that is not the router", me, "fe80::77"),
+            ignored(
+                "a link-local address that is not the router",
+                me,
+                "fe80::77",
+            ),
             Case::new(
                 "duplicate address detection",
                 a,
@@ -219,13 +224,7 @@ fn the_provider_side_answers_for_all_others() {
                     [0x33, 0x33, 0, 0, 0, 2],
                     A_MAC,
                     &vlan,
-                    &causeway_tests::packet::icmp(
-                        ip("fe80::a"),
-                        ip("ff02::2"),
-                        133,
-                        0,
-                        &[0; 4],
-                    ),
+                    &causeway_tests::packet::icmp(ip("fe80::a"), ip("ff02::2"), 133, 0, &[0; 4]),
                 ),
             )
             .dropped(Counter::DropNotCarried),
@@ -241,12 +240,7 @@ fn solicitations_that_rfc_4861_calls_invalid_are_not_answered() {
     let a = Program::Access;
     let (me, target) = ("2001:db8:1::10", "2001:db8:1::11");
     let vlan = [tag(101)];
-    let good = ns(
-        v6(me),
-        solicited_node(v6(target)),
-        v6(target),
-        Some(A_MAC),
-    );
+    let good = ns(v6(me), solicited_node(v6(target)), v6(target), Some(A_MAC));
     let case = |what: &str, l3: Vec<u8>| {
         Case::new(
             what,

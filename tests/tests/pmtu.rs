@@ -43,25 +43,23 @@ fn packets_with_df_are_answered_with_frag_needed() {
     for len in [1451usize, 1452, 1500, 1499, 2001, 3400] {
         let l3 = udp(ip(A), ip(B), 1, 2, &vec![0x33; len - 28]);
         cases.push(
-            Case::new(
-                format!("{len} bytes"),
-                Program::Access,
-                TRUNK,
-                replica(&l3),
-            )
-            .gives(
-                Action::Tx,
-                Out::Is(frame(
-                    A_MAC,
-                    TRUNK_MAC,
-                    &[tag(101)],
-                    &frag_needed(&l3, MTU),
-                )),
-            )
-            .counts(Counter::FragNeededSent),
+            Case::new(format!("{len} bytes"), Program::Access, TRUNK, replica(&l3))
+                .gives(
+                    Action::Tx,
+                    Out::Is(frame(A_MAC, TRUNK_MAC, &[tag(101)], &frag_needed(&l3, MTU))),
+                )
+                .counts(Counter::FragNeededSent),
         );
     }
-    let far = tcp(ip(A), ip("192.0.2.9"), 1, 2, tcp_flags::ACK, &[], &[1; 1460]);
+    let far = tcp(
+        ip(A),
+        ip("192.0.2.9"),
+        1,
+        2,
+        tcp_flags::ACK,
+        &[],
+        &[1; 1460],
+    );
     cases.push(
         Case::new(
             "from the address beyond the router",
@@ -90,12 +88,7 @@ fn packets_with_df_are_answered_with_frag_needed() {
         )
         .gives(
             Action::Tx,
-            Out::Is(frame(
-                A_MAC,
-                ACCESS_MAC,
-                &[],
-                &frag_needed(&untagged, MTU),
-            )),
+            Out::Is(frame(A_MAC, ACCESS_MAC, &[], &frag_needed(&untagged, MTU))),
         )
         .counts(Counter::FragNeededSent),
     );
@@ -110,12 +103,7 @@ fn packets_with_df_are_answered_with_frag_needed() {
         )
         .gives(
             Action::Tx,
-            Out::Is(frame(
-                A_MAC,
-                TRUNK_MAC,
-                &tags,
-                &frag_needed(&qinq, 1430),
-            )),
+            Out::Is(frame(A_MAC, TRUNK_MAC, &tags, &frag_needed(&qinq, 1430))),
         )
         .counts(Counter::FragNeededSent),
     );
@@ -152,22 +140,17 @@ fn packets_of_ipv6_are_answered_with_packet_too_big() {
     for len in [1451usize, 1500, 1499, 3400] {
         let l3 = udp(ip(A6), ip(B6), 1, 2, &vec![0x33; len - 48]);
         cases.push(
-            Case::new(
-                format!("{len} bytes"),
-                Program::Access,
-                TRUNK,
-                replica(&l3),
-            )
-            .gives(
-                Action::Tx,
-                Out::Is(frame(
-                    A_MAC,
-                    TRUNK_MAC,
-                    &[tag(101)],
-                    &too_big(A6, B6, &l3, MTU),
-                )),
-            )
-            .counts(Counter::PacketTooBigSent),
+            Case::new(format!("{len} bytes"), Program::Access, TRUNK, replica(&l3))
+                .gives(
+                    Action::Tx,
+                    Out::Is(frame(
+                        A_MAC,
+                        TRUNK_MAC,
+                        &[tag(101)],
+                        &too_big(A6, B6, &l3, MTU),
+                    )),
+                )
+                .counts(Counter::PacketTooBigSent),
         );
     }
     run(&mut h, cases);

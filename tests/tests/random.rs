@@ -28,9 +28,19 @@ fn corpus(program: Program) -> Vec<(u32, Vec<u8>)> {
         std::net::IpAddr::V4(_) => unreachable!("an IPv6 fixture"),
     };
     let mut all: Vec<(u32, Vec<u8>)> = Vec::new();
-    let mut port = |ifindex: u32, ours: Mac, mac: Mac, tags: &[(u16, u16)], net: u8, me: u8, you: u8, sibling: u8| {
+    let mut port = |ifindex: u32,
+                    ours: Mac,
+                    mac: Mac,
+                    tags: &[(u16, u16)],
+                    net: u8,
+                    me: u8,
+                    you: u8,
+                    sibling: u8| {
         let (s, d) = (format!("10.{net}.0.{me}"), format!("10.{net}.0.{you}"));
-        let (s6, d6) = (format!("2001:db8:{net}::{me}"), format!("2001:db8:{net}::{you}"));
+        let (s6, d6) = (
+            format!("2001:db8:{net}::{me}"),
+            format!("2001:db8:{net}::{you}"),
+        );
         let on = |l3: &[u8]| (ifindex, frame(ours, mac, tags, l3));
         let mut no_df = V4::new(v4(&s), v4(&d), 17);
         no_df.frag = 0;
@@ -39,26 +49,114 @@ fn corpus(program: Program) -> Vec<(u32, Vec<u8>)> {
         let group = solicited_node(v6a(&d6));
         let extension = [
             vec![60, 0, 1, 4, 0, 0, 0, 0, 6, 0, 1, 4, 0, 0, 0, 0],
-            tcp_segment(ip(&s6), ip(&d6), 1, 2, tcp_flags::SYN, &syn_options(1440), &[]),
+            tcp_segment(
+                ip(&s6),
+                ip(&d6),
+                1,
+                2,
+                tcp_flags::SYN,
+                &syn_options(1440),
+                &[],
+            ),
         ]
         .concat();
         all.extend([
-            (ifindex, eth([0xff; 6], mac, tags, 0x0806, &arp(1, mac, v4(&s), [0; 6], v4(&d)))),
-            (ifindex, eth(ours, mac, tags, 0x0806, &arp(2, mac, v4(&s), ours, v4(&d)))),
-            (ifindex, frame(multicast_mac(group), mac, tags, &ns(v6a(&s6), group, v6a(&d6), Some(mac)))),
-            (ifindex, frame(multicast_mac(group), mac, tags, &ns(v6a("::"), group, v6a(&d6), None))),
-            (ifindex, frame(ours, mac, tags, &na(v6a(&s6), v6a(&d6), v6a(&s6), 0x60, Some(mac)))),
+            (
+                ifindex,
+                eth(
+                    [0xff; 6],
+                    mac,
+                    tags,
+                    0x0806,
+                    &arp(1, mac, v4(&s), [0; 6], v4(&d)),
+                ),
+            ),
+            (
+                ifindex,
+                eth(ours, mac, tags, 0x0806, &arp(2, mac, v4(&s), ours, v4(&d))),
+            ),
+            (
+                ifindex,
+                frame(
+                    multicast_mac(group),
+                    mac,
+                    tags,
+                    &ns(v6a(&s6), group, v6a(&d6), Some(mac)),
+                ),
+            ),
+            (
+                ifindex,
+                frame(
+                    multicast_mac(group),
+                    mac,
+                    tags,
+                    &ns(v6a("::"), group, v6a(&d6), None),
+                ),
+            ),
+            (
+                ifindex,
+                frame(
+                    ours,
+                    mac,
+                    tags,
+                    &na(v6a(&s6), v6a(&d6), v6a(&s6), 0x60, Some(mac)),
+                ),
+            ),
             on(&echo(ip(&s), ip(&d), 32)),
             on(&echo(ip(&s6), ip(&d6), 32)),
             on(&udp(ip(&s), ip(&d), 1000, 2000, b"payload")),
             on(&udp(ip(&s6), ip(&d6), 1000, 2000, b"payload")),
-            on(&tcp(ip(&s), ip(&d), 1, 2, tcp_flags::SYN, &syn_options(1460), &[])),
-            on(&tcp(ip(&s6), ip(&d6), 1, 2, tcp_flags::SYN, &syn_options(1440), &[])),
-            on(&tcp(ip(&s), ip(&d), 1, 2, tcp_flags::ACK, &[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2], b"data")),
-            on(&optioned.build(&tcp_segment(ip(&s), ip(&d), 1, 2, tcp_flags::SYN, &syn_options(1460), &[]))),
+            on(&tcp(
+                ip(&s),
+                ip(&d),
+                1,
+                2,
+                tcp_flags::SYN,
+                &syn_options(1460),
+                &[],
+            )),
+            on(&tcp(
+                ip(&s6),
+                ip(&d6),
+                1,
+                2,
+                tcp_flags::SYN,
+                &syn_options(1440),
+                &[],
+            )),
+            on(&tcp(
+                ip(&s),
+                ip(&d),
+                1,
+                2,
+                tcp_flags::ACK,
+                &[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2],
+                b"data",
+            )),
+            on(&optioned.build(&tcp_segment(
+                ip(&s),
+                ip(&d),
+                1,
+                2,
+                tcp_flags::SYN,
+                &syn_options(1460),
+                &[],
+            ))),
             on(&ip_packet(ip(&s6), ip(&d6), 0, &extension)),
-            on(&udp(ip(&s), ip(&format!("10.{net}.0.{sibling}")), 1, 2, b"sibling")),
-            on(&udp(ip(&s6), ip(&format!("2001:db8:{net}::{sibling}")), 1, 2, b"sibling")),
+            on(&udp(
+                ip(&s),
+                ip(&format!("10.{net}.0.{sibling}")),
+                1,
+                2,
+                b"sibling",
+            )),
+            on(&udp(
+                ip(&s6),
+                ip(&format!("2001:db8:{net}::{sibling}")),
+                1,
+                2,
+                b"sibling",
+            )),
             on(&udp(ip(&s), ip("192.0.2.9"), 1, 2, b"far")),
         ]);
         // Large ones are few: they cost most of the time.
@@ -73,7 +171,16 @@ fn corpus(program: Program) -> Vec<(u32, Vec<u8>)> {
     match program {
         Program::Access => {
             port(TRUNK, TRUNK_MAC, A_MAC, &[tag(101)], 1, 10, 11, 12);
-            port(TRUNK, TRUNK_MAC, A_MAC, &[service_tag(200), tag(102)], 3, 10, 11, 12);
+            port(
+                TRUNK,
+                TRUNK_MAC,
+                A_MAC,
+                &[service_tag(200), tag(102)],
+                3,
+                10,
+                11,
+                12,
+            );
             port(TRUNK, TRUNK_MAC, G_MAC, &[tag(201)], 1, 10, 11, 12);
             port(ACCESS, ACCESS_MAC, A_MAC, &[], 4, 10, 11, 12);
         }
@@ -83,10 +190,21 @@ fn corpus(program: Program) -> Vec<(u32, Vec<u8>)> {
     if program != Program::Access {
         let mut tunnel = |from: &str, to: &str, vni: u32, net: u8, me: u8, you: u8| {
             let (s, d) = (format!("10.{net}.0.{me}"), format!("10.{net}.0.{you}"));
-            let (s6, d6) = (format!("2001:db8:{net}::{me}"), format!("2001:db8:{net}::{you}"));
+            let (s6, d6) = (
+                format!("2001:db8:{net}::{me}"),
+                format!("2001:db8:{net}::{you}"),
+            );
             let extension = [
                 vec![6, 0, 1, 4, 0, 0, 0, 0],
-                tcp_segment(ip(&s6), ip(&d6), 1, 2, tcp_flags::SYN, &syn_options(1440), &[]),
+                tcp_segment(
+                    ip(&s6),
+                    ip(&d6),
+                    1,
+                    2,
+                    tcp_flags::SYN,
+                    &syn_options(1440),
+                    &[],
+                ),
             ]
             .concat();
             for l3 in [
@@ -95,8 +213,24 @@ fn corpus(program: Program) -> Vec<(u32, Vec<u8>)> {
                 udp(ip(&s), ip(&d), 1, 2, b"payload"),
                 udp(ip("10.9.0.2"), ip(&d), 1, 2, b"far"),
                 udp(ip(&s), ip("10.9.0.2"), 1, 2, b"far"),
-                tcp(ip(&s), ip(&d), 1, 2, tcp_flags::SYN, &syn_options(1460), &[]),
-                tcp(ip(&s6), ip(&d6), 1, 2, tcp_flags::SYN, &syn_options(1440), &[]),
+                tcp(
+                    ip(&s),
+                    ip(&d),
+                    1,
+                    2,
+                    tcp_flags::SYN,
+                    &syn_options(1460),
+                    &[],
+                ),
+                tcp(
+                    ip(&s6),
+                    ip(&d6),
+                    1,
+                    2,
+                    tcp_flags::SYN,
+                    &syn_options(1440),
+                    &[],
+                ),
                 ip_packet(ip(&s6), ip(&d6), 60, &extension),
                 udp(ip(&s), ip(&format!("10.{net}.0.12")), 1, 2, b"unresolved"),
             ] {

@@ -36,7 +36,10 @@ fn programs_stay_within_their_budgets() {
             .try_into()
             .expect("an XDP program");
         let info = xdp.info().expect("program info");
-        let code = translated(xdp.fd().expect("loaded").as_fd_number(), info.size_translated());
+        let code = translated(
+            xdp.fd().expect("loaded").as_fd_number(),
+            info.size_translated(),
+        );
         let functions = functions(&code);
         let stack = deepest(&functions, 0, 0);
         let verified = info.verified_instruction_count().expect("Linux 5.16");
@@ -70,7 +73,10 @@ fn maps_stay_within_their_memory_budget() {
     };
     // Of this process only: the ids of the maps it has open, by the kernel's own account.
     let mut open: BTreeMap<u32, u64> = BTreeMap::new();
-    for entry in std::fs::read_dir("/proc/self/fdinfo").expect("procfs").flatten() {
+    for entry in std::fs::read_dir("/proc/self/fdinfo")
+        .expect("procfs")
+        .flatten()
+    {
         let Ok(text) = std::fs::read_to_string(entry.path()) else {
             continue;
         };
@@ -212,7 +218,9 @@ fn functions(code: &[Insn]) -> BTreeMap<usize, Function> {
                 lowest = lowest.min(known + offset);
             }
             match insn.code {
-                MOV_X if insn.off == 0 => frame[usize::from(insn.dst)] = frame[usize::from(insn.src)],
+                MOV_X if insn.off == 0 => {
+                    frame[usize::from(insn.dst)] = frame[usize::from(insn.src)]
+                }
                 ADD_K => {
                     let moved = frame[usize::from(insn.dst)].map(|known| known + insn.imm);
                     frame[usize::from(insn.dst)] = moved;

@@ -248,9 +248,18 @@ fn attach_new(
     mode: Mode,
 ) -> Result<PathBuf, Error> {
     let refused = |source| attach_error(interface, mode, source);
-    let id = program
-        .attach_to_if_index(ifindex, mode.aya())
-        .map_err(refused)?;
+    // A link whose pin was just removed leaves the interface a moment later, when the kernel frees it.
+    let mut tries = 0;
+    let id = loop {
+        match program.attach_to_if_index(ifindex, mode.aya()) {
+            Ok(id) => break id,
+            Err(error) if tries < 25 && os_code(&error) == Some(libc::EBUSY) => {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            Err(error) => return Err(refused(error)),
+        }
+    };
     let link = program.take_link(id).map_err(refused)?;
     let link = FdLink::try_from(link).map_err(|source| Error::Link {
         operation: "own the link",
