@@ -182,7 +182,7 @@ fn has_right_checksum<const L3: usize>(
     total: usize,
 ) -> bool {
     let length = total - IPV6_LEN;
-    if length % UNIT != 0 || length / UNIT > MESSAGE_LEN / UNIT + MAX_OPTIONS {
+    if !length.is_multiple_of(UNIT) || length / UNIT > MESSAGE_LEN / UNIT + MAX_OPTIONS {
         return false;
     }
     let mut sum = u64::from((length as u32).to_be()) + u64::from(u32::from_ne_bytes([0, 0, 0, 58]));
