@@ -1,0 +1,165 @@
+//! What the benchmarks run around the programs under test.
+//!
+//! For: making one BPF_PROG_TEST_RUN call with many repeats measure a program that edits its packet
+//! (`restore`, then a tail call), making frames (`generate`) and counting them (`sink`). Never: a part of
+//! the appliance.
+//!
+//! ```text
+//!   BPF_PROG_TEST_RUN ─▶ restore ── tail call ─▶ access | uplink | nothing | mac_swap
+//!        ▲                                              │
+//!        └────────────── repeat ◀───────────────────────┘
+//! ```
+#![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", no_main)]
+#![expect(
+    missing_docs,
+    reason = "the #[xdp] macro makes an entry point without documentation"
+)]
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::{bpf_xdp_adjust_head, generated::bpf_xdp_store_bytes},
+    macros::{map, xdp},
+    maps::{Array, PerCpuArray, ProgramArray},
+    programs::XdpContext,
+};
+
+/// Bytes of a packet that are put back before each run: as many as a program writes.
+const HEAD: usize = 128;
+/// Packets that take turns; a power of two.
+const TEMPLATES: u32 = 256;
+
+/// A packet's first bytes and its length.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Template {
+    /// Bytes of the packet.
+    pub len: u32,
+    /// Bytes of `head` that are put back: `HEAD`, or `len` for a shorter packet.
+    pub head_len: u32,
+    /// The first bytes.
+    pub head: [u8; HEAD],
+}
+
+#[map]
+static TEMPLATE: Array<Template> = Array::with_max_entries(TEMPLATES, 0);
+
+/// Whose turn it is.
+#[map]
+static TURN: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+/// The program under test.
+#[map]
+static NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Packets counted by `sink`.
+#[map]
+static SUNK: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Puts the next packet back to what it was and runs the program under test on it.
+#[xdp]
+pub fn restore(ctx: XdpContext) -> u32 {
+    match put_back(&ctx) {
+        Some(()) => {
+            // SAFETY: the entry is a program of this type, or the call fails and we go on.
+            unsafe { NEXT.tail_call(&ctx, 0) };
+            xdp_action::XDP_ABORTED
+        }
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+#[inline(always)]
+fn put_back(ctx: &XdpContext) -> Option<()> {
+    let turn = TURN.get_ptr_mut(0)?;
+    // SAFETY: this CPU's slot, and one run at a time.
+    let index = unsafe {
+        *turn = turn.read().wrapping_add(1);
+        *turn & (TEMPLATES - 1)
+    };
+    let template = TEMPLATE.get_ptr(index)?;
+    // SAFETY: array values are always there.
+    let (len, head_len) = unsafe { ((*template).len, (*template).head_len) };
+    let now = core::hint::black_box(ctx.data_end() - ctx.data()) as u32;
+    let surplus = now as i32 - len as i32;
+    if surplus != 0 {
+        // SAFETY: no pointer into the packet is held.
+        if unsafe { bpf_xdp_adjust_head(ctx.ctx, surplus) } != 0 {
+            return None;
+        }
+    }
+    if head_len == 0 || head_len > HEAD as u32 {
+        return None;
+    }
+    // SAFETY: the value holds `HEAD` bytes, and `head_len` is at most that.
+    let stored = unsafe {
+        bpf_xdp_store_bytes(
+            ctx.ctx,
+            0,
+            (&raw const (*template).head).cast_mut().cast(),
+            head_len,
+        )
+    };
+    (stored == 0).then_some(())
+}
+
+/// Nothing: what is left is the cost of `restore`.
+#[xdp]
+pub fn nothing(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
+}
+
+/// The floor: swaps the MAC addresses and sends the frame back.
+#[xdp]
+pub fn mac_swap(ctx: XdpContext) -> u32 {
+    let start = ctx.data();
+    if start + 12 > ctx.data_end() {
+        return xdp_action::XDP_ABORTED;
+    }
+    let p = start as *mut u16;
+    // SAFETY: twelve bytes were checked above.
+    unsafe {
+        for i in 0..3 {
+            let (a, b) = (p.add(i).read(), p.add(3 + i).read());
+            p.add(i).write(b);
+            p.add(3 + i).write(a);
+        }
+    }
+    xdp_action::XDP_TX
+}
+
+/// Sends the next packet out of the interface that it is said to have come in on. Live frames are
+/// recycled with what was last written to them (net/bpf/test_run.c), so the head is put back.
+#[xdp]
+pub fn generate(ctx: XdpContext) -> u32 {
+    match put_back(&ctx) {
+        Some(()) => xdp_action::XDP_TX,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// Lets everything through; veth wakes a receiver of XDP_TX frames only if it has a program.
+#[xdp]
+pub fn pass(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// Counts and drops.
+#[xdp]
+pub fn sink(_ctx: XdpContext) -> u32 {
+    if let Some(count) = SUNK.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot.
+        unsafe { *count += 1 }
+    }
+    xdp_action::XDP_DROP
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// On the host these programs are only linted.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,0 +1,149 @@
+//! The programs that the benchmarks run around those under test.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, PerCpuArray, ProgramArray},
+    programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
+};
+
+/// Packets that take turns.
+pub const TEMPLATES: usize = 256;
+const HEAD: usize = 128;
+
+/// As in `bench-ebpf`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Template {
+    len: u32,
+    head_len: u32,
+    head: [u8; HEAD],
+}
+
+// SAFETY: `repr(C)`, integers and bytes only, no padding.
+unsafe impl Pod for Template {}
+
+/// The loaded programs.
+pub struct Around {
+    object: Ebpf,
+}
+
+impl Around {
+    /// Loads them.
+    pub fn load() -> anyhow::Result<Self> {
+        let path = std::env::var_os("CAUSEWAY_BENCH_BPF_OBJECT")
+            .map_or_else(|| PathBuf::from("target/bpf/bench.bpf.o"), PathBuf::from);
+        let mut object = EbpfLoader::new().load_file(&path).with_context(|| {
+            format!("load {}; `cargo xtask build-ebpf` makes it", path.display())
+        })?;
+        for name in ["restore", "nothing", "mac_swap", "generate", "pass", "sink"] {
+            program_mut(&mut object, name)?.load()?;
+        }
+        Ok(Self { object })
+    }
+
+    /// A program, to attach it.
+    pub fn program(&mut self, name: &str) -> anyhow::Result<&mut Xdp> {
+        program_mut(&mut self.object, name)
+    }
+
+    /// The descriptor of one of these programs.
+    pub fn fd(&mut self, name: &str) -> anyhow::Result<ProgramFd> {
+        Ok(self.program(name)?.fd()?.try_clone()?)
+    }
+
+    /// Sets the packets that take turns; fewer than [`TEMPLATES`] are repeated.
+    pub fn templates(&mut self, packets: &[Vec<u8>]) -> anyhow::Result<()> {
+        let mut map: Array<_, Template> = self
+            .object
+            .map_mut("TEMPLATE")
+            .context("TEMPLATE")?
+            .try_into()?;
+        for (i, packet) in packets.iter().cycle().take(TEMPLATES).enumerate() {
+            let head_len = packet.len().min(HEAD);
+            let mut head = [0; HEAD];
+            head[..head_len].copy_from_slice(&packet[..head_len]);
+            let template = Template {
+                len: packet.len() as u32,
+                head_len: head_len as u32,
+                head,
+            };
+            map.set(i as u32, template, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Nanoseconds a packet that `restore` and then `next` take, over `repeat` packets that arrive on
+    /// `ifindex`; and the action that the last one ended with.
+    pub fn cost(
+        &mut self,
+        next: &ProgramFd,
+        packet: &[u8],
+        ifindex: u32,
+        repeat: u32,
+    ) -> anyhow::Result<(f64, u32)> {
+        let mut map: ProgramArray<_> = self.object.map_mut("NEXT").context("NEXT")?.try_into()?;
+        map.set(0, next, 0)?;
+        let mut context = [0u8; 24];
+        context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+        let program: &Xdp = self
+            .object
+            .program("restore")
+            .context("restore")?
+            .try_into()?;
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(packet),
+            ctx_in: Some(&context),
+            repeat,
+            ..TestRunOptions::default()
+        })?;
+        Ok((result.duration.as_nanos() as f64, result.return_value))
+    }
+
+    /// Nanoseconds a packet of one of these programs alone.
+    pub fn bare(&self, name: &str, packet: &[u8], repeat: u32) -> anyhow::Result<f64> {
+        let program: &Xdp = self.object.program(name).context("program")?.try_into()?;
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(packet),
+            repeat,
+            ..TestRunOptions::default()
+        })?;
+        Ok(result.duration.as_nanos() as f64)
+    }
+
+    /// Packets that `sink` counted so far.
+    pub fn sunk(&self) -> anyhow::Result<u64> {
+        let map: PerCpuArray<_, u64> = self.object.map("SUNK").context("SUNK")?.try_into()?;
+        Ok(map.get(&0, 0)?.iter().sum())
+    }
+
+    /// Sends `packet` out of `ifindex` `repeat` times, in one call.
+    pub fn generate(&mut self, packet: &[u8], ifindex: u32, repeat: u32) -> anyhow::Result<()> {
+        let mut context = [0u8; 24];
+        context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+        let program: &Xdp = self
+            .object
+            .program("generate")
+            .context("generate")?
+            .try_into()?;
+        program.test_run(TestRunOptions {
+            data_in: Some(packet),
+            ctx_in: Some(&context),
+            repeat,
+            attrs: TestRunAttrs::new().xdp_live_frames(64),
+            ..TestRunOptions::default()
+        })?;
+        Ok(())
+    }
+}
+
+fn program_mut<'o>(object: &'o mut Ebpf, name: &str) -> anyhow::Result<&'o mut Xdp> {
+    Ok(object
+        .program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))?
+        .try_into()?)
+}

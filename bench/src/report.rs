@@ -1,0 +1,173 @@
+//! Figures, and what they are beside.
+
+use serde::Serialize;
+
+/// A benchmark's result; the JSON form is stable.
+#[derive(Serialize)]
+pub struct Report {
+    bench: &'static str,
+    machine: String,
+    kernel: String,
+    rows: Vec<Row>,
+    ratios: Vec<Ratio>,
+    skipped: Vec<Skipped>,
+}
+
+/// One case of one contender.
+#[derive(Serialize)]
+struct Row {
+    case: String,
+    contender: String,
+    unit: &'static str,
+    median: f64,
+    min: f64,
+    max: f64,
+    runs: usize,
+}
+
+/// A ratio of medians, and what it is to be.
+#[derive(Serialize)]
+struct Ratio {
+    name: String,
+    value: f64,
+    /// As `<= 8` or `>= 5`; empty where there is none.
+    aim: String,
+    met: bool,
+}
+
+/// A contender that could not take part.
+#[derive(Serialize)]
+struct Skipped {
+    contender: String,
+    why: String,
+}
+
+/// What a ratio is to be.
+#[derive(Clone, Copy)]
+pub enum Aim {
+    /// At most.
+    Most(f64),
+    /// At least.
+    Least(f64),
+}
+
+impl Report {
+    /// An empty one, for this machine.
+    pub fn new(bench: &'static str) -> Self {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let cpu = read("/proc/cpuinfo");
+        let model = cpu
+            .lines()
+            .find_map(|l| l.strip_prefix("model name"))
+            .map_or("unknown CPU", |m| m.trim_start_matches(['\t', ' ', ':']));
+        let cores = cpu.lines().filter(|l| l.starts_with("processor")).count();
+        Self {
+            bench,
+            machine: format!("{model}, {cores} cores"),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            rows: Vec::new(),
+            ratios: Vec::new(),
+            skipped: Vec::new(),
+        }
+    }
+
+    /// Adds a case; returns its median.
+    pub fn row(
+        &mut self,
+        case: impl Into<String>,
+        contender: impl Into<String>,
+        unit: &'static str,
+        mut values: Vec<f64>,
+    ) -> f64 {
+        values.sort_by(f64::total_cmp);
+        let median = values.get(values.len() / 2).copied().unwrap_or(f64::NAN);
+        self.rows.push(Row {
+            case: case.into(),
+            contender: contender.into(),
+            unit,
+            median,
+            min: values.first().copied().unwrap_or(f64::NAN),
+            max: values.last().copied().unwrap_or(f64::NAN),
+            runs: values.len(),
+        });
+        median
+    }
+
+    /// Adds a ratio.
+    pub fn ratio(&mut self, name: impl Into<String>, value: f64, aim: Option<Aim>) {
+        let (aim, met) = match aim {
+            Some(Aim::Most(most)) => (format!("<= {most}"), value <= most),
+            Some(Aim::Least(least)) => (format!(">= {least}"), value >= least),
+            None => (String::new(), true),
+        };
+        self.ratios.push(Ratio {
+            name: name.into(),
+            value,
+            aim,
+            met,
+        });
+    }
+
+    /// Says who did not take part.
+    pub fn skip(&mut self, contender: impl Into<String>, why: impl Into<String>) {
+        self.skipped.push(Skipped {
+            contender: contender.into(),
+            why: why.into(),
+        });
+    }
+
+    /// Prints it for people.
+    pub fn print(&self) {
+        println!(
+            "{} on {}, Linux {}\n",
+            self.bench, self.machine, self.kernel
+        );
+        println!(
+            "{:<44} {:<24} {:>12} {:>12} {:>12}  unit, of runs",
+            "case", "contender", "median", "min", "max"
+        );
+        for r in &self.rows {
+            println!(
+                "{:<44} {:<24} {:>12.2} {:>12.2} {:>12.2}  {}, {}",
+                r.case, r.contender, r.median, r.min, r.max, r.unit, r.runs
+            );
+        }
+        println!();
+        for r in &self.ratios {
+            let verdict = match (r.aim.is_empty(), r.met) {
+                (true, _) => String::new(),
+                (false, true) => format!("aim {}: met", r.aim),
+                (false, false) => format!("aim {}: NOT MET", r.aim),
+            };
+            println!("{:<60} {:>8.2}  {verdict}", r.name, r.value);
+        }
+        for s in &self.skipped {
+            println!("skipped: {}: {}", s.contender, s.why);
+        }
+    }
+
+    /// The ratios as bars.
+    pub fn svg(&self) -> String {
+        let height = 40 + 24 * self.ratios.len();
+        let most = self.ratios.iter().map(|r| r.value).fold(1.0, f64::max);
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"900\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"13\">\n<text x=\"10\" y=\"20\">{}: {}, Linux {}</text>\n",
+            self.bench, self.machine, self.kernel
+        );
+        for (i, r) in self.ratios.iter().enumerate() {
+            let y = 36 + 24 * i;
+            let width = r.value / most * 330.0;
+            let colour = if r.met { "#3a7" } else { "#c63" };
+            out += &format!(
+                "<text x=\"10\" y=\"{}\">{}</text><rect x=\"460\" y=\"{y}\" width=\"{width:.0}\" height=\"16\" fill=\"{colour}\"/><text x=\"{:.0}\" y=\"{}\">{:.2} {}</text>\n",
+                y + 13,
+                r.name.replace('<', "&lt;"),
+                466.0 + width,
+                y + 13,
+                r.value,
+                r.aim.replace('<', "&lt;").replace('>', "&gt;"),
+            );
+        }
+        out + "</svg>\n"
+    }
+}
