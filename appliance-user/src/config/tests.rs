@@ -196,3 +196,13 @@ fn two_tenants_may_have_the_same_prefixes() {
         .replacen("\"10.2.0.0/24\"", "\"10.1.0.0/24\"", 1);
     assert_eq!(problems(&text), "");
 }
+
+#[test]
+fn the_examples_are_good() {
+    for text in [
+        include_str!("../../examples/tenant.toml"),
+        include_str!("../../examples/provider.toml"),
+    ] {
+        assert_eq!(problems(text), "");
+    }
+}
