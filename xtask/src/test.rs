@@ -47,6 +47,12 @@ const PARTS: &[Part] = &[
         args: &[],
     },
     Part {
+        tier: Tier::Unit,
+        name: "tunnel: unit, interoperation, model",
+        cargo: &["--release", "--package", "tunnel"],
+        args: &[],
+    },
+    Part {
         tier: Tier::Packets,
         name: "packet fixtures",
         cargo: &[

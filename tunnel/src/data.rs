@@ -1,0 +1,718 @@
+//! The data path: what a packet worker owns. No allocation, no lock, no clock.
+//!
+//! ```text
+//!   packet ─▶ Sender::seal_packet / pieces ─▶ datagram          one Sender per peer and lane
+//!   datagram ─▶ Receiver::open ─▶ packet | piece kept | word     one Receiver per peer and lane
+//!                   │
+//!                   └ first_of_session: tell TunnelControl::confirmed
+//! ```
+//!
+//! The control half hands sessions over by value ([`Sender::install`], [`Receiver::install`]) and
+//! learns what happened from plain snapshots ([`Sender::activity`], [`Receiver::activity`]), so the
+//! two may live in different threads with any channel in between.
+
+use std::net::SocketAddr;
+
+use crate::error::{BadContent, OpenError, SealError};
+use crate::replay::Refused;
+use crate::segment::{
+    self, HEADER_BYTES, Header, Kind, MAX_NETWORK, MAX_PIECES, Plan, Rejoin, RejoinLimits,
+    RejoinStats, Word,
+};
+use crate::session::{RxSession, TxSession};
+use crate::time::Instant;
+use crate::wire::{DATA_HEADER_BYTES, DATA_OVERHEAD, Data, TAG_BYTES};
+
+/// What a peer puts inside data messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// Segments (another appliance).
+    Segments,
+    /// Bare IP packets, padded with zeros to a multiple of 16 bytes (any WireGuard).
+    WireGuard,
+}
+
+/// Smallest datagram (UDP payload) every path is taken to carry: 1280 bytes of IPv6 (RFC 8200
+/// section 5) less its 40-byte header and UDP's 8.
+pub const MIN_DATAGRAM: usize = 1232;
+
+/// What a sender did, for the control half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TxActivity {
+    /// Name of the session in use.
+    pub session: Option<u32>,
+    /// Packets sealed since the sender was made, every kind.
+    pub packets: u64,
+    /// Bytes of datagrams sealed.
+    pub bytes: u64,
+    /// When anything was last sealed.
+    pub last_sent: Option<Instant>,
+    /// When something that wants an answer (all but keep-alives and replies) was last sealed.
+    pub last_wanting: Option<Instant>,
+    /// When a packet last found no session to go by.
+    pub starved: Option<Instant>,
+    /// The session's counter passed the point where a new handshake is due.
+    pub rekey_due: bool,
+}
+
+/// What a receiver did, for the control half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RxActivity {
+    /// When an authentic message last came.
+    pub last_received: Option<Instant>,
+    /// When an authentic message with content (not a keep-alive or a control word) last came.
+    pub last_content: Option<Instant>,
+    /// Where the newest authentic message came from.
+    pub address: Option<SocketAddr>,
+}
+
+/// Counters of a receiver. Every refused datagram is in exactly one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RxStats {
+    /// Authentic messages, keep-alives included.
+    pub opened: u64,
+    /// Bytes of their datagrams.
+    pub bytes: u64,
+    /// Seen before.
+    pub duplicates: u64,
+    /// Behind the replay window.
+    pub too_old: u64,
+    /// Not authentic.
+    pub forged: u64,
+    /// Of no session, or of one that is over.
+    pub no_session: u64,
+    /// Not a data message, or with a cipher the session does not take.
+    pub malformed: u64,
+    /// Authentic, but with content that makes no sense.
+    pub bad_content: u64,
+    /// Rejoining.
+    pub rejoin: RejoinStats,
+}
+
+/// The sending half of a peer's lane.
+#[derive(Debug)]
+pub struct Sender {
+    session: Option<TxSession>,
+    framing: Framing,
+    max_datagram: usize,
+    activity: TxActivity,
+}
+
+impl Sender {
+    /// A sender that has no session yet and takes the path to carry [`MIN_DATAGRAM`].
+    #[must_use]
+    pub const fn new(framing: Framing) -> Self {
+        Self {
+            session: None,
+            framing,
+            max_datagram: MIN_DATAGRAM,
+            activity: TxActivity {
+                session: None,
+                packets: 0,
+                bytes: 0,
+                last_sent: None,
+                last_wanting: None,
+                starved: None,
+                rekey_due: false,
+            },
+        }
+    }
+
+    /// Sends by this session from now on. The one before is wiped.
+    pub fn install(&mut self, session: TxSession) {
+        self.activity.session = Some(session.index);
+        self.activity.rekey_due = false;
+        self.session = Some(session);
+    }
+
+    /// Stops sending by the session of this name, if it is the one in use, and wipes it.
+    pub fn retire(&mut self, index: u32) {
+        if self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.index == index)
+        {
+            self.session = None;
+            self.activity.session = None;
+        }
+    }
+
+    /// Sets how long a datagram (UDP payload) may be; at least [`MIN_DATAGRAM`].
+    pub fn set_max_datagram(&mut self, bytes: usize) {
+        self.max_datagram = bytes.max(MIN_DATAGRAM);
+    }
+
+    /// How long a datagram may be, bytes of UDP payload.
+    #[must_use]
+    pub const fn max_datagram(&self) -> usize {
+        self.max_datagram
+    }
+
+    /// Longest packet that goes whole, bytes.
+    #[must_use]
+    pub const fn room(&self) -> usize {
+        match self.framing {
+            Framing::Segments => self.max_datagram - DATA_OVERHEAD - HEADER_BYTES,
+            Framing::WireGuard => (self.max_datagram - DATA_OVERHEAD) & !15,
+        }
+    }
+
+    /// Name of the session in use.
+    #[must_use]
+    pub fn session(&self) -> Option<u32> {
+        self.activity.session
+    }
+
+    /// What this sender did so far.
+    #[must_use]
+    pub const fn activity(&self) -> TxActivity {
+        self.activity
+    }
+
+    /// Seals the concatenation of `parts` as one message into `out`: the message's plaintext is
+    /// exactly these bytes. Returns the bytes of the datagram. The lowest level; packets go by
+    /// [`Sender::seal_packet`] or [`Sender::pieces`].
+    ///
+    /// # Errors
+    /// [`SealError`]; a counter may be skipped, none is used twice.
+    #[inline]
+    pub fn seal_into(
+        &mut self,
+        now: Instant,
+        parts: &[&[u8]],
+        out: &mut [u8],
+    ) -> Result<usize, SealError> {
+        self.seal(now, parts, out, true)
+    }
+
+    /// Seals an empty message: shows the peer that this end lives.
+    ///
+    /// # Errors
+    /// As [`Sender::seal_into`].
+    pub fn seal_keepalive(&mut self, now: Instant, out: &mut [u8]) -> Result<usize, SealError> {
+        self.seal(now, &[], out, false)
+    }
+
+    /// Seals a control word, padded so that the datagram has `pad_to` bytes if that is more.
+    ///
+    /// # Errors
+    /// As [`Sender::seal_into`]; [`SealError::WrongKind`] for a WireGuard peer.
+    pub fn seal_control(
+        &mut self,
+        now: Instant,
+        word: Word,
+        pad_to: usize,
+        out: &mut [u8],
+    ) -> Result<usize, SealError> {
+        if self.framing != Framing::Segments {
+            return Err(SealError::WrongKind);
+        }
+        let header = Header::whole(Kind::Control, 0).to_bytes();
+        let word_bytes = word.to_bytes();
+        let bare = DATA_OVERHEAD + HEADER_BYTES + word_bytes.len();
+        let mut padding = pad_to.saturating_sub(bare);
+        let have = out.len();
+        if have < bare + padding {
+            return Err(SealError::Short {
+                need: bare + padding,
+                have,
+            });
+        }
+        // Zeros from a static block, as often as needed: no allocation, whatever the size.
+        const ZEROS: [u8; 2048] = [0; 2048];
+        let mut parts: [&[u8]; 34] = [&[]; 34];
+        parts[0] = &header;
+        parts[1] = &word_bytes;
+        for part in &mut parts[2..] {
+            let take = padding.min(ZEROS.len());
+            *part = &ZEROS[..take];
+            padding -= take;
+        }
+        self.seal(now, &parts, out, matches!(word, Word::Echo { .. }))
+    }
+
+    /// Seals one packet as one message. To a WireGuard peer the packet must be an IP packet, and
+    /// `network` is not carried.
+    ///
+    /// # Errors
+    /// [`SealError::TooLong`] if it exceeds [`Sender::room`]; otherwise as [`Sender::seal_into`].
+    #[inline]
+    pub fn seal_packet(
+        &mut self,
+        now: Instant,
+        kind: Kind,
+        network: u32,
+        packet: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, SealError> {
+        let limit = self.room();
+        if packet.len() > limit {
+            return Err(SealError::TooLong {
+                len: packet.len(),
+                limit,
+            });
+        }
+        self.check_kind(kind, network, packet)?;
+        match self.framing {
+            Framing::Segments => {
+                let header = Header::whole(kind, network).to_bytes();
+                self.seal(now, &[&header, packet], out, true)
+            }
+            Framing::WireGuard => self.seal_padded(now, packet, out),
+        }
+    }
+
+    /// Cuts a packet to fit the path. Seal every piece: their counters are set aside here.
+    ///
+    /// # Errors
+    /// [`SealError::TooLong`] if more than [`MAX_PIECES`] would be needed, or a WireGuard peer would
+    /// need more than one; otherwise as [`Sender::seal_into`].
+    pub fn pieces<'a>(
+        &'a mut self,
+        now: Instant,
+        kind: Kind,
+        network: u32,
+        packet: &'a [u8],
+    ) -> Result<Pieces<'a>, SealError> {
+        self.check_kind(kind, network, packet)?;
+        let room = self.room();
+        let most = if self.framing == Framing::Segments {
+            MAX_PIECES
+        } else {
+            1
+        };
+        let plan = Plan::new(packet.len(), room).filter(|plan| plan.pieces() <= most);
+        let Some(plan) = plan else {
+            return Err(SealError::TooLong {
+                len: packet.len(),
+                limit: room * most,
+            });
+        };
+        // Refused here rather than halfway, and the pieces' counters must be consecutive.
+        self.ready(now, plan.pieces() as u64)?;
+        Ok(Pieces {
+            sender: self,
+            now,
+            kind,
+            network,
+            packet,
+            plan,
+            index: 0,
+        })
+    }
+
+    fn check_kind(&self, kind: Kind, network: u32, packet: &[u8]) -> Result<(), SealError> {
+        let right = match self.framing {
+            Framing::Segments => kind != Kind::Control && network <= MAX_NETWORK,
+            Framing::WireGuard => kind == Kind::Ip,
+        };
+        if right && !packet.is_empty() {
+            Ok(())
+        } else {
+            Err(SealError::WrongKind)
+        }
+    }
+
+    fn seal_padded(
+        &mut self,
+        now: Instant,
+        packet: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, SealError> {
+        let padding = packet.len().next_multiple_of(16) - packet.len();
+        if padding == 0 {
+            self.seal(now, &[packet], out, true)
+        } else {
+            self.seal(now, &[packet, &[0; 16][..padding]], out, true)
+        }
+    }
+
+    /// The session, if it may seal `messages` more.
+    #[inline]
+    fn ready(&mut self, now: Instant, messages: u64) -> Result<&mut TxSession, SealError> {
+        let refused = match &self.session {
+            None => SealError::NoSession,
+            Some(session) if now >= session.ends => SealError::Expired,
+            Some(session)
+                if session.reject_after_messages.saturating_sub(session.next) < messages =>
+            {
+                SealError::Exhausted
+            }
+            Some(_) => return self.session.as_mut().ok_or(SealError::NoSession),
+        };
+        self.activity.starved = Some(now);
+        Err(refused)
+    }
+
+    #[inline]
+    fn seal(
+        &mut self,
+        now: Instant,
+        parts: &[&[u8]],
+        out: &mut [u8],
+        wanting: bool,
+    ) -> Result<usize, SealError> {
+        let have = out.len();
+        let session = self.ready(now, 1)?;
+        let need = DATA_OVERHEAD + parts.iter().map(|part| part.len()).sum::<usize>();
+        if have < need {
+            return Err(SealError::Short { need, have });
+        }
+        let Some((head, sealed)) = out.split_first_chunk_mut::<DATA_HEADER_BYTES>() else {
+            return Err(SealError::Short { need, have });
+        };
+        // Counted before it is used: whatever happens below, this counter does not come again.
+        let counter = session.next;
+        session.next += 1;
+        let rekey_due = session.next >= session.rekey_after_messages;
+        Data::write_header(
+            head,
+            session.key.cipher().wire_id(),
+            session.receiver,
+            counter,
+        );
+        let written = session
+            .key
+            .seal_into(counter, parts, sealed)
+            .map_err(|_| SealError::Short { need, have })?;
+        let bytes = DATA_HEADER_BYTES + written;
+        self.activity.packets += 1;
+        self.activity.bytes += bytes as u64;
+        self.activity.rekey_due |= rekey_due;
+        self.activity.last_sent = Some(now);
+        if wanting {
+            self.activity.last_wanting = Some(now);
+        }
+        Ok(bytes)
+    }
+}
+
+/// A packet on its way out, piece by piece. Borrowing the sender keeps the counters consecutive.
+#[derive(Debug)]
+pub struct Pieces<'a> {
+    sender: &'a mut Sender,
+    now: Instant,
+    kind: Kind,
+    network: u32,
+    packet: &'a [u8],
+    plan: Plan,
+    index: u8,
+}
+
+impl Pieces<'_> {
+    /// Pieces not yet sealed.
+    #[must_use]
+    pub fn remaining(&self) -> usize {
+        self.plan.pieces() - usize::from(self.index)
+    }
+
+    /// Bytes of the longest datagram to come.
+    #[must_use]
+    pub fn datagram_bytes(&self) -> usize {
+        match self.sender.framing {
+            Framing::Segments => {
+                DATA_OVERHEAD + HEADER_BYTES + self.plan.piece(self.packet, 0).len()
+            }
+            Framing::WireGuard => DATA_OVERHEAD + self.packet.len().next_multiple_of(16),
+        }
+    }
+
+    /// Seals the next piece into `out`; `None` when all are done. A piece that failed is skipped,
+    /// and the packet will not rejoin.
+    pub fn next_into(&mut self, out: &mut [u8]) -> Option<Result<usize, SealError>> {
+        if self.remaining() == 0 {
+            return None;
+        }
+        let body = self.plan.piece(self.packet, self.index);
+        let header = Header {
+            kind: self.kind,
+            network: self.network,
+            stride: self.plan.stride,
+            index: self.index,
+            last: self.plan.last,
+        };
+        self.index += 1;
+        Some(match self.sender.framing {
+            Framing::Segments => self
+                .sender
+                .seal(self.now, &[&header.to_bytes(), body], out, true),
+            Framing::WireGuard => self.sender.seal_padded(self.now, body, out),
+        })
+    }
+}
+
+/// What an authentic message held.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Payload<'a> {
+    /// Nothing: the peer lives.
+    Keepalive,
+    /// A packet or frame of a network, whole or rejoined.
+    Packet {
+        /// Packet or frame.
+        kind: Kind,
+        /// Its network.
+        network: u32,
+        /// Its bytes.
+        bytes: &'a [u8],
+    },
+    /// An IP packet of a WireGuard peer. Check its source against what the peer may send.
+    Ip(&'a [u8]),
+    /// A piece; the rest is still to come.
+    Piece,
+    /// A word for [`crate::TunnelControl::control_word`].
+    Control(Word),
+    /// Authentic, but senseless.
+    Bad(BadContent),
+}
+
+/// An authentic message.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Opened<'a> {
+    /// What it held.
+    pub payload: Payload<'a>,
+    /// Set by the first message of a session: tell [`crate::TunnelControl::confirmed`] this name.
+    pub first_of_session: Option<u32>,
+    /// Set if the peer is heard from another address than before.
+    pub moved_to: Option<SocketAddr>,
+}
+
+/// Sessions a receiver holds: the one in use, the next, and three that fade.
+const SESSIONS: usize = 5;
+
+/// The receiving half of a peer's lane.
+#[derive(Debug)]
+pub struct Receiver {
+    /// Newest first.
+    sessions: [Option<Box<RxSession>>; SESSIONS],
+    framing: Framing,
+    rejoin: Rejoin,
+    activity: RxActivity,
+    /// Session and counter of the newest message: only a newer one moves the peer's address, so
+    /// that one held back on the way does not.
+    newest: Option<(u32, u64)>,
+    stats: RxStats,
+}
+
+impl Receiver {
+    /// A receiver that has no session yet. Takes the memory `limits` allow, here and never again.
+    #[must_use]
+    pub fn new(framing: Framing, limits: RejoinLimits) -> Self {
+        Self {
+            sessions: [const { None }; SESSIONS],
+            framing,
+            rejoin: Rejoin::new(limits),
+            activity: RxActivity::default(),
+            newest: None,
+            stats: RxStats::default(),
+        }
+    }
+
+    /// Opens messages of this session from now on, besides those it opens already. If it holds
+    /// too many the oldest is wiped.
+    pub fn install(&mut self, session: Box<RxSession>) {
+        self.sessions.rotate_right(1);
+        self.sessions[0] = Some(session);
+    }
+
+    /// Opens no more messages of the session of this name, and wipes it.
+    pub fn retire(&mut self, index: u32) {
+        for slot in &mut self.sessions {
+            if slot.as_ref().is_some_and(|session| session.index == index) {
+                *slot = None;
+            }
+        }
+        // Free slots at the end, so that `install` drops those first.
+        let mut at = 0;
+        for from in 0..SESSIONS {
+            if self.sessions[from].is_some() {
+                self.sessions.swap(at, from);
+                at += 1;
+            }
+        }
+    }
+
+    /// What this receiver did so far.
+    #[must_use]
+    pub const fn activity(&self) -> RxActivity {
+        self.activity
+    }
+
+    /// Counters so far.
+    #[must_use]
+    pub fn stats(&self) -> RxStats {
+        RxStats {
+            rejoin: self.rejoin.stats(),
+            ..self.stats
+        }
+    }
+
+    /// Gives up packets that miss pieces for too long. Call it now and then; nothing depends on when.
+    pub fn expire(&mut self, now: Instant) {
+        self.rejoin.expire(now);
+    }
+
+    /// Opens a data message where it lies. The order is: known session, window, authenticity, mark;
+    /// a forged message changes nothing but a counter.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the datagram is to be dropped, and its content is undefined.
+    #[inline]
+    pub fn open<'a>(
+        &'a mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &'a mut [u8],
+    ) -> Result<Opened<'a>, OpenError> {
+        let bytes = datagram.len() as u64;
+        let (head, slot) = match self.admit(now, datagram) {
+            Ok(admitted) => admitted,
+            Err(refused) => {
+                *match refused {
+                    OpenError::Malformed(_) | OpenError::Cipher => &mut self.stats.malformed,
+                    OpenError::UnknownSession { .. } | OpenError::Expired { .. } => {
+                        &mut self.stats.no_session
+                    }
+                    OpenError::Duplicate { .. } => &mut self.stats.duplicates,
+                    OpenError::TooOld { .. } => &mut self.stats.too_old,
+                    OpenError::Forged => &mut self.stats.forged,
+                } += 1;
+                return Err(refused);
+            }
+        };
+        // From here on the message is authentic and marked.
+        let plaintext = &datagram[DATA_HEADER_BYTES..datagram.len() - TAG_BYTES];
+        self.stats.opened += 1;
+        self.stats.bytes += bytes;
+        self.activity.last_received = Some(now);
+        let Some(session) = self.sessions[slot].as_mut() else {
+            return Err(OpenError::UnknownSession { index: head.index });
+        };
+        let first_of_session = (!session.used).then_some(session.index);
+        session.used = true;
+        let newer = match self.newest {
+            Some((index, counter)) if index == session.index => head.counter > counter,
+            // A session first heard of is newer than those before it.
+            _ => first_of_session.is_some() || self.newest.is_none(),
+        };
+        let mut moved_to = None;
+        if newer {
+            self.newest = Some((session.index, head.counter));
+            if self.activity.address != Some(from) {
+                self.activity.address = Some(from);
+                moved_to = Some(from);
+            }
+        }
+        let name = session.index;
+        let payload = match self.framing {
+            _ if plaintext.is_empty() => Payload::Keepalive,
+            Framing::WireGuard => match ip_packet(plaintext) {
+                Some(packet) => {
+                    self.activity.last_content = Some(now);
+                    Payload::Ip(packet)
+                }
+                None => Payload::Bad(BadContent::NotIp),
+            },
+            Framing::Segments => match segment::Header::parse(plaintext) {
+                Err(bad) => Payload::Bad(bad.into()),
+                Ok((
+                    Header {
+                        kind: Kind::Control,
+                        ..
+                    },
+                    body,
+                )) => match Word::parse(body) {
+                    Ok(word) => Payload::Control(word),
+                    Err(bad) => Payload::Bad(bad.into()),
+                },
+                Ok((header, body)) if header.is_whole() => {
+                    self.activity.last_content = Some(now);
+                    Payload::Packet {
+                        kind: header.kind,
+                        network: header.network,
+                        bytes: body,
+                    }
+                }
+                Ok((header, body)) => {
+                    self.activity.last_content = Some(now);
+                    match self.rejoin.offer(now, name, head.counter, header, body) {
+                        Ok(Some(bytes)) => Payload::Packet {
+                            kind: header.kind,
+                            network: header.network,
+                            bytes,
+                        },
+                        Ok(None) => Payload::Piece,
+                        Err(bad) => Payload::Bad(bad.into()),
+                    }
+                }
+            },
+        };
+        if matches!(payload, Payload::Bad(_)) {
+            self.stats.bad_content += 1;
+        }
+        Ok(Opened {
+            payload,
+            first_of_session,
+            moved_to,
+        })
+    }
+
+    #[inline]
+    fn admit(&mut self, now: Instant, datagram: &mut [u8]) -> Result<(Head, usize), OpenError> {
+        let data = Data::parse(datagram)?;
+        let (index, counter, cipher) = (data.receiver, data.counter, data.cipher);
+        let slot = self.sessions.iter().position(|session| {
+            session
+                .as_ref()
+                .is_some_and(|session| session.wire_index == index)
+        });
+        let Some((slot, session)) =
+            slot.and_then(|slot| Some((slot, self.sessions[slot].as_mut()?)))
+        else {
+            return Err(OpenError::UnknownSession { index });
+        };
+        let key = match (cipher, &session.aes) {
+            (0, _) => &session.chacha,
+            (1, Some(aes)) => aes,
+            _ => return Err(OpenError::Cipher),
+        };
+        if now >= session.ends || counter >= key.cipher().reject_after_messages() {
+            return Err(OpenError::Expired { index });
+        }
+        session
+            .window
+            .check(counter)
+            .map_err(|refused| refusal(refused, counter))?;
+        key.open_in_place(counter, &mut datagram[DATA_HEADER_BYTES..])
+            .map_err(|_| OpenError::Forged)?;
+        session
+            .window
+            .mark(counter)
+            .map_err(|refused| refusal(refused, counter))?;
+        Ok((Head { index, counter }, slot))
+    }
+}
+
+struct Head {
+    index: u32,
+    counter: u64,
+}
+
+const fn refusal(refused: Refused, counter: u64) -> OpenError {
+    match refused {
+        Refused::Duplicate => OpenError::Duplicate { counter },
+        Refused::TooOld => OpenError::TooOld { counter },
+    }
+}
+
+/// The IP packet at the head of a padded plaintext, by its own length field.
+fn ip_packet(plaintext: &[u8]) -> Option<&[u8]> {
+    let len = match plaintext.first()? >> 4 {
+        4 => {
+            let len = usize::from(u16::from_be_bytes([*plaintext.get(2)?, *plaintext.get(3)?]));
+            (len >= 20).then_some(len)?
+        }
+        6 => 40 + usize::from(u16::from_be_bytes([*plaintext.get(4)?, *plaintext.get(5)?])),
+        _ => return None,
+    };
+    plaintext.get(..len)
+}

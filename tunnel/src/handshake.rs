@@ -1,0 +1,411 @@
+//! WireGuard's handshake, Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, by `snow`.
+//!
+//! ```text
+//!   initiator                                    responder
+//!   Initiator::start ── type 1: e, es, s, ss, {timestamp} ──▶ Responder::read
+//!                                                             who is it? timestamp newer? psk?
+//!   Initiator::finish ◀── type 2: e, ee, se, psk, {} ──────── Responder::answer
+//!   Secrets                                                   Secrets
+//! ```
+//!
+//! Two limits of `snow` are mended here. Its X25519 accepts points of small order; ours refuses
+//! them, as WireGuard does. Its states are not wiped when dropped; [`Wiped`] does that for the
+//! memory a state lives in. (Copies the compiler leaves on the stack while a state is built are
+//! beyond reach.) Its randomness comes from the caller: exactly one ephemeral key per handshake.
+
+use std::mem::MaybeUninit;
+use std::sync::LazyLock;
+
+use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
+use snow::resolvers::{CryptoResolver, DefaultResolver};
+use snow::{Builder, HandshakeState};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::error::HandshakeError;
+use crate::keys::{KEY_BYTES, PresharedKey, PublicKey, SecretKey, Secrets};
+use crate::random::Random;
+use crate::time::Tai64n;
+use crate::wire::{
+    INITIATION_BYTES, Initiation, RESPONSE_BYTES, Response, TYPE_INITIATION, TYPE_RESPONSE,
+};
+
+/// WireGuard's identifier, mixed in as the prologue.
+const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
+
+/// `None` if `snow` were built without the primitives, which the tests rule out.
+static PARAMS: LazyLock<Option<NoiseParams>> =
+    LazyLock::new(|| "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s".parse().ok());
+
+/// Hands `snow` its primitives: our X25519, our randomness, its own hash and cipher.
+struct Resolver {
+    ephemeral: Zeroizing<[u8; KEY_BYTES]>,
+}
+
+impl CryptoResolver for Resolver {
+    fn resolve_rng(&self) -> Option<Box<dyn snow::types::Random>> {
+        Some(Box::new(Once(Some(self.ephemeral.clone()))))
+    }
+
+    fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn snow::types::Dh>> {
+        matches!(choice, DHChoice::Curve25519)
+            .then(|| -> Box<dyn snow::types::Dh> { Box::new(Dh::empty()) })
+    }
+
+    fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn snow::types::Hash>> {
+        DefaultResolver.resolve_hash(choice)
+    }
+
+    fn resolve_cipher(&self, choice: &CipherChoice) -> Option<Box<dyn snow::types::Cipher>> {
+        DefaultResolver.resolve_cipher(choice)
+    }
+}
+
+/// Randomness for one ephemeral key, and an error for whoever asks for more.
+struct Once(Option<Zeroizing<[u8; KEY_BYTES]>>);
+
+impl snow::types::Random for Once {
+    fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), snow::Error> {
+        let bytes = self.0.take().ok_or(snow::Error::Rng)?;
+        if out.len() != bytes.len() {
+            return Err(snow::Error::Rng);
+        }
+        out.copy_from_slice(bytes.as_ref());
+        Ok(())
+    }
+}
+
+/// X25519 that refuses a zero result.
+struct Dh {
+    secret: SecretKey,
+    public: [u8; KEY_BYTES],
+}
+
+impl Dh {
+    fn empty() -> Self {
+        Self {
+            secret: SecretKey::from_bytes(&[0; KEY_BYTES]),
+            public: [0; KEY_BYTES],
+        }
+    }
+}
+
+impl snow::types::Dh for Dh {
+    fn name(&self) -> &'static str {
+        "25519"
+    }
+
+    fn pub_len(&self) -> usize {
+        KEY_BYTES
+    }
+
+    fn priv_len(&self) -> usize {
+        KEY_BYTES
+    }
+
+    fn set(&mut self, privkey: &[u8]) {
+        let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+        bytes.copy_from_slice(privkey);
+        self.secret = SecretKey::from_bytes(&bytes);
+        self.public = *self.secret.public().as_bytes();
+    }
+
+    fn generate(&mut self, random: &mut dyn snow::types::Random) -> Result<(), snow::Error> {
+        let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+        random.try_fill_bytes(bytes.as_mut())?;
+        self.set(bytes.as_ref());
+        Ok(())
+    }
+
+    fn pubkey(&self) -> &[u8] {
+        &self.public
+    }
+
+    fn privkey(&self) -> &[u8] {
+        self.secret.expose()
+    }
+
+    fn dh(&self, pubkey: &[u8], out: &mut [u8]) -> Result<(), snow::Error> {
+        let public = pubkey.first_chunk().ok_or(snow::Error::Dh)?;
+        let shared = self.secret.agree(public).ok_or(snow::Error::Dh)?;
+        out.get_mut(..KEY_BYTES)
+            .ok_or(snow::Error::Dh)?
+            .copy_from_slice(shared.as_ref());
+        Ok(())
+    }
+}
+
+/// A handshake state on the heap whose memory is overwritten when it goes.
+struct Wiped(Box<MaybeUninit<HandshakeState>>);
+
+impl Wiped {
+    fn new(state: HandshakeState) -> Self {
+        Self(Box::new(MaybeUninit::new(state)))
+    }
+
+    fn state(&mut self) -> &mut HandshakeState {
+        // SAFETY: `new` initialised it, and only `drop` takes it away.
+        unsafe { self.0.assume_init_mut() }
+    }
+}
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        // SAFETY: initialised by `new`, dropped once, here, and never touched as a state again.
+        unsafe { self.0.assume_init_drop() };
+        self.0.as_bytes_mut_compat().zeroize();
+    }
+}
+
+/// The bytes of possibly uninitialised memory.
+trait Bytes {
+    fn as_bytes_mut_compat(&mut self) -> &mut [MaybeUninit<u8>];
+}
+
+impl<T> Bytes for MaybeUninit<T> {
+    fn as_bytes_mut_compat(&mut self) -> &mut [MaybeUninit<u8>] {
+        let bytes = size_of::<T>();
+        // SAFETY: the memory is exactly `bytes` long, borrowed for as long as the result lives, and
+        // `MaybeUninit<u8>` asks nothing of its content.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), bytes) }
+    }
+}
+
+fn builder<'a>(own: &'a SecretKey, random: &mut dyn Random) -> Result<Builder<'a>, HandshakeError> {
+    let mut ephemeral = Zeroizing::new([0; KEY_BYTES]);
+    random.fill(ephemeral.as_mut());
+    let params = PARAMS.clone().ok_or(HandshakeError::Unsupported)?;
+    Builder::with_resolver(params, Box::new(Resolver { ephemeral }))
+        .prologue(PROLOGUE)
+        .and_then(|builder| builder.local_private_key(own.expose()))
+        .map_err(|_| HandshakeError::Unsupported)
+}
+
+fn secrets(state: &mut HandshakeState) -> Secrets {
+    let (mut one, mut two) = state.dangerously_get_raw_split();
+    let secrets = Secrets {
+        from_initiator: one,
+        from_responder: two,
+    };
+    one.zeroize();
+    two.zeroize();
+    secrets
+}
+
+/// The initiator between its message and the answer.
+pub(crate) struct Initiator(Wiped);
+
+impl Initiator {
+    /// Composes an initiation; the last 32 bytes, the macs, are left zero.
+    pub(crate) fn start(
+        own: &SecretKey,
+        peer: &PublicKey,
+        shared: &PresharedKey,
+        index: u32,
+        timestamp: Tai64n,
+        random: &mut dyn Random,
+    ) -> Result<(Self, [u8; INITIATION_BYTES]), HandshakeError> {
+        let state = builder(own, random)?
+            .remote_public_key(peer.as_bytes())
+            .and_then(|builder| builder.psk(2, shared.expose()))
+            .and_then(Builder::build_initiator)
+            .map_err(|_| HandshakeError::Unsupported)?;
+        let mut state = Wiped::new(state);
+        let mut message = [0; INITIATION_BYTES];
+        message[0] = TYPE_INITIATION;
+        message[4..8].copy_from_slice(&index.to_le_bytes());
+        let written = state
+            .state()
+            .write_message(timestamp.as_bytes(), &mut message[8..INITIATION_BYTES - 32])
+            .map_err(|_| HandshakeError::WeakKey)?;
+        debug_assert_eq!(written, INITIATION_BYTES - 40);
+        Ok((Self(state), message))
+    }
+
+    /// Takes the response. After an error another response may still be the right one.
+    pub(crate) fn finish(&mut self, response: &Response<'_>) -> Result<Secrets, HandshakeError> {
+        let mut nothing = [0; 16];
+        let state = self.0.state();
+        match state.read_message(response.noise(), &mut nothing) {
+            Ok(0) => Ok(secrets(state)),
+            _ => Err(HandshakeError::Forged),
+        }
+    }
+}
+
+/// The responder between an initiation and its answer.
+pub(crate) struct Responder {
+    state: Wiped,
+    /// Who sent it; proven, unless it is a replay.
+    pub(crate) peer: PublicKey,
+    /// When, by the sender's clock.
+    pub(crate) timestamp: Tai64n,
+    /// The index it chose.
+    pub(crate) sender: u32,
+}
+
+impl Responder {
+    /// Reads an initiation.
+    pub(crate) fn read(
+        own: &SecretKey,
+        initiation: &Initiation<'_>,
+        random: &mut dyn Random,
+    ) -> Result<Self, HandshakeError> {
+        let state = builder(own, random)?
+            .build_responder()
+            .map_err(|_| HandshakeError::Unsupported)?;
+        let mut state = Wiped::new(state);
+        // Room for the tag as well: snow wants it for some ciphers.
+        let mut payload = [0; 28];
+        let read = state.state().read_message(initiation.noise(), &mut payload);
+        let (Ok(12), Some(timestamp)) = (read, payload.first_chunk::<12>()) else {
+            return Err(HandshakeError::Forged);
+        };
+        let timestamp = Tai64n::from_bytes(*timestamp);
+        let peer = state
+            .state()
+            .get_remote_static()
+            .and_then(|key| key.first_chunk::<KEY_BYTES>());
+        let peer = PublicKey::from_bytes(*peer.ok_or(HandshakeError::Forged)?);
+        Ok(Self {
+            state,
+            peer,
+            timestamp,
+            sender: initiation.sender(),
+        })
+    }
+
+    /// Composes the response; the last 32 bytes, the macs, are left zero.
+    pub(crate) fn answer(
+        mut self,
+        shared: &PresharedKey,
+        index: u32,
+    ) -> Result<([u8; RESPONSE_BYTES], Secrets), HandshakeError> {
+        let state = self.state.state();
+        let mut message = [0; RESPONSE_BYTES];
+        message[0] = TYPE_RESPONSE;
+        message[4..8].copy_from_slice(&index.to_le_bytes());
+        message[8..12].copy_from_slice(&self.sender.to_le_bytes());
+        state
+            .set_psk(2, shared.expose())
+            .and_then(|()| state.write_message(&[], &mut message[12..RESPONSE_BYTES - 32]))
+            .map_err(|_| HandshakeError::WeakKey)?;
+        Ok((message, secrets(state)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Seeded;
+    use crate::wire::Message;
+
+    fn parse_initiation(message: &[u8]) -> Initiation<'_> {
+        let Ok(Message::Initiation(initiation)) = Message::parse(message) else {
+            panic!("no initiation")
+        };
+        initiation
+    }
+
+    fn parse_response(message: &[u8]) -> Response<'_> {
+        let Ok(Message::Response(response)) = Message::parse(message) else {
+            panic!("no response")
+        };
+        response
+    }
+
+    #[test]
+    fn both_ends_arrive_at_the_same_secrets() {
+        let mut random = Seeded::new(1);
+        let (a, b) = (
+            SecretKey::generate(&mut random),
+            SecretKey::generate(&mut random),
+        );
+        let shared = PresharedKey::generate(&mut random);
+        let stamp = Tai64n::from_bytes([9; 12]);
+        let (mut initiator, first) =
+            Initiator::start(&a, &b.public(), &shared, 5, stamp, &mut random).unwrap();
+        let responder = Responder::read(&b, &parse_initiation(&first), &mut random).unwrap();
+        assert_eq!(
+            (responder.peer, responder.timestamp, responder.sender),
+            (a.public(), stamp, 5)
+        );
+        let (second, theirs) = responder.answer(&shared, 6).unwrap();
+        let response = parse_response(&second);
+        assert_eq!((response.receiver(), response.sender()), (5, 6));
+
+        let mut bent = second;
+        bent[20] ^= 1;
+        assert!(initiator.finish(&parse_response(&bent)).is_err());
+        let ours = initiator
+            .finish(&response)
+            .expect("a forged response does no harm");
+        assert_eq!(ours.from_initiator, theirs.from_initiator);
+        assert_eq!(ours.from_responder, theirs.from_responder);
+        assert_ne!(ours.from_initiator, ours.from_responder);
+    }
+
+    #[test]
+    fn another_shared_key_fails_at_the_initiator() {
+        let mut random = Seeded::new(2);
+        let (a, b) = (
+            SecretKey::generate(&mut random),
+            SecretKey::generate(&mut random),
+        );
+        let (mut initiator, first) = Initiator::start(
+            &a,
+            &b.public(),
+            &PresharedKey::none(),
+            5,
+            Tai64n::default(),
+            &mut random,
+        )
+        .unwrap();
+        let responder = Responder::read(&b, &parse_initiation(&first), &mut random).unwrap();
+        let (second, _) = responder
+            .answer(&PresharedKey::from_bytes([1; 32]), 6)
+            .unwrap();
+        assert!(initiator.finish(&parse_response(&second)).is_err());
+    }
+
+    #[test]
+    fn every_bent_bit_of_an_initiation_is_noticed() {
+        let mut random = Seeded::new(3);
+        let (a, b) = (
+            SecretKey::generate(&mut random),
+            SecretKey::generate(&mut random),
+        );
+        let (_, first) = Initiator::start(
+            &a,
+            &b.public(),
+            &PresharedKey::none(),
+            5,
+            Tai64n::default(),
+            &mut random,
+        )
+        .unwrap();
+        for byte in 8..INITIATION_BYTES - 32 {
+            let mut bent = first;
+            bent[byte] ^= 0x40;
+            assert!(
+                Responder::read(&b, &parse_initiation(&bent), &mut random).is_err(),
+                "byte {byte}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_peer_key_of_small_order_is_refused() {
+        let mut random = Seeded::new(4);
+        let a = SecretKey::generate(&mut random);
+        let weak = PublicKey::from_bytes([0; 32]);
+        let started = Initiator::start(
+            &a,
+            &weak,
+            &PresharedKey::none(),
+            5,
+            Tai64n::default(),
+            &mut random,
+        );
+        assert_eq!(started.err(), Some(HandshakeError::WeakKey));
+    }
+}

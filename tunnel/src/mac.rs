@@ -1,0 +1,291 @@
+//! mac1, mac2 and cookies (WireGuard white paper, sections 5.4.4 to 5.4.7).
+//!
+//! mac1 shows that a sender knows the responder's public key; it costs one hash to check. Under
+//! load a responder also asks for mac2: proof that the sender receives at the address it claims,
+//! given by a cookie sealed to that address. No state is kept for who has not proven that.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use blake2::digest::{FixedOutput, KeyInit, Update};
+use blake2::{Blake2s256, Blake2sMac, Digest};
+use chacha20poly1305::XChaCha20Poly1305;
+use chacha20poly1305::aead::AeadInOut;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::keys::PublicKey;
+use crate::random::Random;
+use crate::time::Instant;
+use crate::wire::{COOKIE_REPLY_BYTES, CookieReply};
+
+/// How long a cookie is good, and how long its secret is kept.
+pub const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
+
+const MAC_BYTES: usize = 16;
+type Mac128 = [u8; MAC_BYTES];
+
+/// BLAKE2s-256 of the concatenated parts (RFC 7693).
+pub(crate) fn hash(parts: &[&[u8]]) -> [u8; 32] {
+    let mut state = Blake2s256::new();
+    for part in parts {
+        Digest::update(&mut state, part);
+    }
+    state.finalize().into()
+}
+
+/// BLAKE2s-128 with a key of up to 32 bytes over the concatenated parts.
+fn mac(key: &[u8], parts: &[&[u8]]) -> Mac128 {
+    let mut state = <Blake2sMac<blake2::digest::consts::U16> as KeyInit>::new_from_slice(key)
+        .expect("BLAKE2s takes keys of up to 32 bytes");
+    for part in parts {
+        Update::update(&mut state, part);
+    }
+    state.finalize_fixed().into()
+}
+
+/// BLAKE2s-256 with a 32-byte key over the concatenated parts: the derivation of data keys.
+pub(crate) fn derive(key: &[u8; 32], parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
+    let mut state = <Blake2sMac<blake2::digest::consts::U32> as KeyInit>::new_from_slice(key)
+        .expect("BLAKE2s takes keys of up to 32 bytes");
+    for part in parts {
+        Update::update(&mut state, part);
+    }
+    let mut output = state.finalize_fixed();
+    let mut out = Zeroizing::new([0; 32]);
+    out.copy_from_slice(&output);
+    output.as_mut_slice().zeroize();
+    out
+}
+
+/// Compares without telling by its duration where the difference is.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len()
+        && std::hint::black_box(a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y))) == 0
+}
+
+/// The keys that come from a responder's public key.
+#[derive(Clone)]
+pub(crate) struct MacKeys {
+    mac1: [u8; 32],
+    cookie: [u8; 32],
+}
+
+impl MacKeys {
+    pub(crate) fn new(public: &PublicKey) -> Self {
+        Self {
+            mac1: hash(&[b"mac1----", public.as_bytes()]),
+            cookie: hash(&[b"cookie--", public.as_bytes()]),
+        }
+    }
+}
+
+/// The initiator's side: stamps messages to one peer and keeps the cookie it was given.
+pub(crate) struct Stamper {
+    keys: MacKeys,
+    last_mac1: Option<Mac128>,
+    cookie: Option<(Zeroizing<Mac128>, Instant)>,
+}
+
+impl Stamper {
+    pub(crate) fn new(peer: &PublicKey) -> Self {
+        Self {
+            keys: MacKeys::new(peer),
+            last_mac1: None,
+            cookie: None,
+        }
+    }
+
+    /// Fills in the last 32 bytes of a handshake message: mac1, and mac2 if there is a cookie.
+    pub(crate) fn stamp(&mut self, now: Instant, message: &mut [u8]) {
+        let (body, macs) = message.split_at_mut(message.len() - 2 * MAC_BYTES);
+        let (mac1, mac2) = macs.split_at_mut(MAC_BYTES);
+        let value = mac(&self.keys.mac1, &[body]);
+        mac1.copy_from_slice(&value);
+        self.last_mac1 = Some(value);
+        match &self.cookie {
+            Some((cookie, since)) if now.since(*since) < COOKIE_LIFETIME => {
+                mac2.copy_from_slice(&mac(cookie.as_ref(), &[body, mac1]));
+            }
+            _ => mac2.fill(0),
+        }
+    }
+
+    /// Takes the cookie out of a reply to the last stamped message. False if it is none.
+    pub(crate) fn take_cookie(&mut self, now: Instant, reply: &CookieReply<'_>) -> bool {
+        let Some(mac1) = self.last_mac1 else {
+            return false;
+        };
+        let mut cookie = Zeroizing::new([0; MAC_BYTES]);
+        let (sealed, tag) = reply.cookie().split_at(MAC_BYTES);
+        cookie.copy_from_slice(sealed);
+        let cipher = XChaCha20Poly1305::new(&self.keys.cookie.into());
+        let Ok(tag) = tag.try_into() else {
+            return false;
+        };
+        let opened = cipher.decrypt_inout_detached(
+            &(*reply.nonce()).into(),
+            &mac1,
+            cookie.as_mut_slice().into(),
+            tag,
+        );
+        if opened.is_err() {
+            return false;
+        }
+        // One reply for one message: a second one would be a replay.
+        self.last_mac1 = None;
+        self.cookie = Some((cookie, now));
+        true
+    }
+}
+
+/// What the macs of a handshake message prove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// Nothing: not from anyone who knows our public key.
+    None,
+    /// mac1: the sender knows our public key.
+    KnowsUs,
+    /// mac1 and mac2: and it receives at the address it sends from.
+    Reachable,
+}
+
+/// The responder's side: checks stamps and bakes cookies.
+pub(crate) struct Checker {
+    keys: MacKeys,
+    secret: Zeroizing<[u8; 32]>,
+    drawn: Option<Instant>,
+}
+
+impl Checker {
+    pub(crate) fn new(own: &PublicKey) -> Self {
+        Self {
+            keys: MacKeys::new(own),
+            secret: Zeroizing::new([0; 32]),
+            drawn: None,
+        }
+    }
+
+    /// mac1 alone: one hash, and all that is done for a stranger.
+    pub(crate) fn knows_us(&self, message: &[u8]) -> bool {
+        let (body, macs) = message.split_at(message.len() - 2 * MAC_BYTES);
+        same(&mac(&self.keys.mac1, &[body]), &macs[..MAC_BYTES])
+    }
+
+    /// Checks mac1 and mac2 of a handshake message from `source`.
+    pub(crate) fn check(&self, now: Instant, source: SocketAddr, message: &[u8]) -> Proof {
+        if !self.knows_us(message) {
+            return Proof::None;
+        }
+        let fresh = self.drawn.is_some_and(|at| now.since(at) < COOKIE_LIFETIME);
+        let (signed, mac2) = message.split_at(message.len() - MAC_BYTES);
+        if fresh && same(&mac(self.bake(source).as_ref(), &[signed]), mac2) {
+            Proof::Reachable
+        } else {
+            Proof::KnowsUs
+        }
+    }
+
+    /// The reply that gives `source` its cookie, sealed under the mac1 of its `message`.
+    pub(crate) fn reply(
+        &mut self,
+        now: Instant,
+        random: &mut dyn Random,
+        source: SocketAddr,
+        sender: u32,
+        message: &[u8],
+    ) -> [u8; COOKIE_REPLY_BYTES] {
+        if self.drawn.is_none_or(|at| now.since(at) >= COOKIE_LIFETIME) {
+            random.fill(self.secret.as_mut());
+            self.drawn = Some(now);
+        }
+        let mac1 = &message[message.len() - 2 * MAC_BYTES..message.len() - MAC_BYTES];
+        let mut nonce = [0; 24];
+        random.fill(&mut nonce);
+        let mut sealed = [0; 32];
+        let (cookie, tag_out) = sealed.split_at_mut(MAC_BYTES);
+        cookie.copy_from_slice(self.bake(source).as_ref());
+        let tag = XChaCha20Poly1305::new(&self.keys.cookie.into())
+            .encrypt_inout_detached(&nonce.into(), mac1, cookie.into())
+            .expect("sixteen bytes are within XChaCha20's limit");
+        tag_out.copy_from_slice(&tag);
+        CookieReply::compose(sender, &nonce, &sealed)
+    }
+
+    /// The cookie of a source: address and port under the secret of the moment.
+    fn bake(&self, source: SocketAddr) -> Zeroizing<Mac128> {
+        let port = source.port().to_be_bytes();
+        Zeroizing::new(match source.ip() {
+            IpAddr::V4(ip) => mac(self.secret.as_ref(), &[&ip.octets(), &port]),
+            IpAddr::V6(ip) => mac(self.secret.as_ref(), &[&ip.octets(), &port]),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::SecretKey;
+    use crate::testing::Seeded;
+    use crate::wire::Message;
+
+    const NOW: Instant = Instant::from_nanos(1_000_000_000);
+
+    fn source(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    #[test]
+    fn a_cookie_proves_the_address_it_was_sent_to() {
+        let mut random = Seeded::new(1);
+        let own = SecretKey::generate(&mut random).public();
+        let (mut stamper, mut checker) = (Stamper::new(&own), Checker::new(&own));
+
+        let mut message = [0; 148];
+        message[0] = 1;
+        random.fill(&mut message[4..116]);
+        assert_eq!(checker.check(NOW, source(1), &message), Proof::None);
+        stamper.stamp(NOW, &mut message);
+        assert_eq!(checker.check(NOW, source(1), &message), Proof::KnowsUs);
+
+        let reply = checker.reply(NOW, &mut random, source(1), 7, &message);
+        let Ok(Message::CookieReply(parsed)) = Message::parse(&reply) else {
+            panic!("no cookie reply")
+        };
+        assert_eq!(parsed.receiver(), 7);
+        let mut bent = reply;
+        bent[40] ^= 1;
+        let Ok(Message::CookieReply(bent)) = Message::parse(&bent) else {
+            panic!("no cookie reply")
+        };
+        assert!(!stamper.take_cookie(NOW, &bent));
+        assert!(stamper.take_cookie(NOW, &parsed));
+        assert!(
+            !stamper.take_cookie(NOW, &parsed),
+            "a replayed reply is refused"
+        );
+
+        stamper.stamp(NOW, &mut message);
+        assert_eq!(checker.check(NOW, source(1), &message), Proof::Reachable);
+        assert_eq!(
+            checker.check(NOW, source(2), &message),
+            Proof::KnowsUs,
+            "another port"
+        );
+        assert_eq!(
+            checker.check(NOW + COOKIE_LIFETIME, source(1), &message),
+            Proof::KnowsUs,
+            "too late"
+        );
+        stamper.stamp(NOW + COOKIE_LIFETIME, &mut message);
+        assert_eq!(message[132..], [0; 16], "an old cookie is not used");
+    }
+
+    /// RFC 7693 appendix B.
+    #[test]
+    fn blake2s_agrees_with_rfc_7693() {
+        assert_eq!(
+            hash(&[b"a", b"bc"]).to_vec(),
+            crate::testing::hex("508c5e8c327c14e2e1a72ba34eeb452f37458b209ed63a294d999b4c86675982")
+        );
+    }
+}

@@ -1,0 +1,293 @@
+//! Path-MTU probing: padded echoes find the longest datagram the path carries (after RFC 8899).
+//!
+//! ```text
+//!            ┌────────── nothing left to try ─────────┐
+//!            │                                        ▼
+//!   ┌─────────────┐   echo of the size found      ┌───────┐
+//!   │  Searching  │◀── lost three times, or ──────│ Found │──▶ confirmed every 10 s
+//!   └─────────────┘    600 s passed               └───────┘
+//! ```
+//!
+//! Sizes are bytes of UDP payload. Probes must leave with "don't fragment" set, or they prove
+//! nothing. No probe carries traffic, so a lost one costs nobody anything, and ICMP is not needed:
+//! it only serves as a hint to look again at once.
+
+use std::time::Duration;
+
+use crate::data::MIN_DATAGRAM;
+use crate::time::Instant;
+
+/// UDP payloads worth trying: what IP MTUs of 9000, 1500, PPPoE, common tunnels and 1400 leave
+/// behind a 28-byte (IPv4) or 48-byte (IPv6) header.
+const LIKELY: [usize; 12] = [
+    8972, 8952, 4442, 1472, 1464, 1452, 1444, 1432, 1422, 1402, 1372, 1352,
+];
+/// The search ends when it is this close, bytes.
+const GRAIN: usize = 8;
+/// A size counts as too long after this many lost probes.
+const TRIES: u8 = 3;
+
+/// Bounds and times of probing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PmtuConfig {
+    /// Longest datagram to try, bytes of UDP payload: the uplink's MTU less 28 (IPv4) or 48 (IPv6).
+    pub ceiling: usize,
+    /// How long a probe may take.
+    pub probe_timeout: Duration,
+    /// How often a found size is confirmed.
+    pub confirm_every: Duration,
+    /// How often a longer one is looked for.
+    pub raise_every: Duration,
+}
+
+impl Default for PmtuConfig {
+    fn default() -> Self {
+        Self {
+            ceiling: 1472,
+            probe_timeout: Duration::from_secs(1),
+            confirm_every: Duration::from_secs(10),
+            raise_every: Duration::from_secs(600),
+        }
+    }
+}
+
+/// The search for one path.
+#[derive(Debug, Clone)]
+pub struct PathMtu {
+    config: PmtuConfig,
+    /// Longest size that got through.
+    good: usize,
+    /// Shortest size known not to.
+    bad: usize,
+    probe: Option<Probe>,
+    next: Instant,
+    raise: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Probe {
+    size: usize,
+    tries: u8,
+    sent: Instant,
+}
+
+impl PathMtu {
+    /// A search that starts at once.
+    #[must_use]
+    pub fn new(config: PmtuConfig, now: Instant) -> Self {
+        let config = PmtuConfig {
+            ceiling: config.ceiling.clamp(MIN_DATAGRAM, usize::from(u16::MAX)),
+            ..config
+        };
+        Self {
+            config,
+            good: MIN_DATAGRAM,
+            bad: config.ceiling + 1,
+            probe: None,
+            next: now,
+            raise: now + config.raise_every,
+        }
+    }
+
+    /// Longest datagram known to get through, bytes of UDP payload; at least [`MIN_DATAGRAM`].
+    #[must_use]
+    pub const fn current(&self) -> usize {
+        self.good
+    }
+
+    /// Whether the search goes on.
+    #[must_use]
+    pub const fn searching(&self) -> bool {
+        self.bad > self.good + GRAIN
+    }
+
+    /// When [`PathMtu::poll`] wants to be called.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.probe
+            .map_or(self.next, |probe| probe.sent + self.config.probe_timeout)
+    }
+
+    /// The size to probe now, if any. `alive`: plain echoes are being answered; only then does a
+    /// lost probe say anything about its size.
+    pub fn poll(&mut self, now: Instant, alive: bool) -> Option<usize> {
+        if let Some(probe) = self.probe {
+            if now.since(probe.sent) < self.config.probe_timeout {
+                return None;
+            }
+            if !alive {
+                // The path is down: try the same again later.
+                self.probe = Some(Probe { sent: now, ..probe });
+                return None;
+            }
+            if probe.tries < TRIES {
+                self.probe = Some(Probe {
+                    tries: probe.tries + 1,
+                    sent: now,
+                    ..probe
+                });
+                return Some(probe.size);
+            }
+            self.lost(now, probe.size);
+        }
+        if now < self.next {
+            return None;
+        }
+        if !alive {
+            self.next = now + self.config.probe_timeout;
+            return None;
+        }
+        if !self.searching() && now >= self.raise {
+            self.bad = self.config.ceiling + 1;
+            self.raise = now + self.config.raise_every;
+        }
+        let size = self.candidate();
+        if size == MIN_DATAGRAM {
+            // Nothing to confirm: that much is taken for granted.
+            self.next = now + self.config.confirm_every;
+            return None;
+        }
+        self.probe = Some(Probe {
+            size,
+            tries: 1,
+            sent: now,
+        });
+        Some(size)
+    }
+
+    /// A probe of `size` was answered. True if [`PathMtu::current`] changed.
+    pub fn answered(&mut self, now: Instant, size: usize) -> bool {
+        if size > self.config.ceiling {
+            return false;
+        }
+        if self.probe.is_some_and(|probe| probe.size == size) {
+            self.probe = None;
+        }
+        let before = self.good;
+        if size > self.good {
+            self.good = size;
+            self.bad = self.bad.max(size + 1);
+        }
+        self.next = if self.searching() {
+            now
+        } else {
+            now + self.config.confirm_every
+        };
+        self.good != before
+    }
+
+    /// The network says (ICMP) that `size` is the longest that passes. Only a hint: nobody is
+    /// believed who could shrink the path; the size in use is confirmed at once.
+    pub fn hint(&mut self, now: Instant, size: usize) {
+        if size < self.good && self.probe.is_none() {
+            self.next = now;
+        }
+    }
+
+    /// The path is another one (the peer moved, another gateway): start over.
+    pub fn restart(&mut self, now: Instant) {
+        *self = Self::new(self.config, now);
+    }
+
+    fn lost(&mut self, now: Instant, size: usize) {
+        self.probe = None;
+        self.next = now;
+        self.bad = size;
+        if size <= self.good {
+            // What worked does not any more: a black hole. Fall back, and search below it.
+            self.good = MIN_DATAGRAM;
+        }
+        if !self.searching() {
+            self.next = now + self.config.confirm_every;
+        }
+    }
+
+    fn candidate(&self) -> usize {
+        if !self.searching() {
+            return self.good;
+        }
+        let longest = self.bad - 1;
+        if longest == self.config.ceiling {
+            return longest;
+        }
+        LIKELY
+            .into_iter()
+            .find(|&size| size > self.good && size <= longest)
+            .unwrap_or(self.good + (longest - self.good).div_ceil(2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Runs the search over a path that carries `path` bytes, for `seconds`.
+    fn run(search: &mut PathMtu, now: &mut Instant, path: usize, seconds: u64, alive: bool) -> u32 {
+        let end = *now + SECOND * seconds as u32;
+        let mut probes = 0;
+        while *now < end {
+            if let Some(size) = search.poll(*now, alive) {
+                probes += 1;
+                if size <= path && alive {
+                    search.answered(*now, size);
+                    continue;
+                }
+            }
+            *now = *now + Duration::from_millis(100);
+        }
+        probes
+    }
+
+    #[test]
+    fn a_common_path_takes_one_probe() {
+        let mut now = Instant::ORIGIN;
+        let mut search = PathMtu::new(PmtuConfig::default(), now);
+        assert_eq!(run(&mut search, &mut now, 1472, 1, true), 1);
+        assert_eq!(search.current(), 1472);
+    }
+
+    #[test]
+    fn a_black_hole_is_noticed_and_the_longer_path_found_again() {
+        let mut now = Instant::ORIGIN;
+        let mut search = PathMtu::new(PmtuConfig::default(), now);
+        run(&mut search, &mut now, 1472, 5, true);
+        run(&mut search, &mut now, 1410, 60, true);
+        assert!((1402..=1410).contains(&search.current()), "{search:?}");
+        run(&mut search, &mut now, 1472, 700, true);
+        assert_eq!(search.current(), 1472);
+    }
+
+    #[test]
+    fn a_dead_path_says_nothing_about_sizes() {
+        let mut now = Instant::ORIGIN;
+        let mut search = PathMtu::new(PmtuConfig::default(), now);
+        run(&mut search, &mut now, 1472, 5, true);
+        run(&mut search, &mut now, 0, 300, false);
+        assert_eq!(search.current(), 1472);
+    }
+
+    #[test]
+    fn a_hint_makes_it_look_at_once() {
+        let mut now = Instant::ORIGIN;
+        let mut search = PathMtu::new(PmtuConfig::default(), now);
+        run(&mut search, &mut now, 1472, 2, true);
+        assert_eq!(search.poll(now, true), None);
+        search.hint(now, 1400);
+        assert_eq!(search.poll(now, true), Some(1472));
+        assert_eq!(search.current(), 1472, "a hint alone changes nothing");
+    }
+
+    proptest! {
+        #[test]
+        fn any_path_is_found_to_within_the_grain(path in MIN_DATAGRAM..9000, ceiling in 1300_usize..9000) {
+            let mut now = Instant::ORIGIN;
+            let mut search = PathMtu::new(PmtuConfig { ceiling, ..PmtuConfig::default() }, now);
+            run(&mut search, &mut now, path, 120, true);
+            let most = path.min(ceiling);
+            prop_assert!(search.current() <= most && search.current() + GRAIN >= most, "{} of {most}", search.current());
+        }
+    }
+}

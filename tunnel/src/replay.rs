@@ -1,0 +1,199 @@
+//! The replay window: which counters of a session were seen already (RFC 6479).
+
+/// Packets a counter may lie behind the greatest one seen and still be accepted.
+pub const WINDOW: u64 = 8192;
+
+const WORD_BITS: u64 = 64;
+/// One word more than the window holds would do; a power of two makes the ring index a mask.
+const WORDS: usize = 256;
+
+/// Why a counter is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Seen before.
+    Duplicate,
+    /// More than [`WINDOW`] behind the greatest counter seen.
+    TooOld,
+}
+
+/// Which of the last [`WINDOW`] counters were seen. 2 KiB, no allocation.
+///
+/// [`ReplayWindow::check`] comes before a packet is opened (cheap, so that replays cost no
+/// cryptography) and [`ReplayWindow::mark`] after (so that a forged counter moves nothing).
+#[derive(Clone)]
+pub struct ReplayWindow {
+    /// One past the greatest counter marked; zero if none was.
+    next: u64,
+    ring: [u64; WORDS],
+}
+
+impl Default for ReplayWindow {
+    fn default() -> Self {
+        Self {
+            next: 0,
+            ring: [0; WORDS],
+        }
+    }
+}
+
+impl std::fmt::Debug for ReplayWindow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReplayWindow")
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ReplayWindow {
+    /// A window that has seen nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One past the greatest counter marked; zero if none was.
+    #[must_use]
+    pub const fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Whether `counter` would be news. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Refused`] if it was marked before or is too far behind to tell.
+    #[inline]
+    pub fn check(&self, counter: u64) -> Result<(), Refused> {
+        if counter == u64::MAX {
+            // There is no counter past it, so it could not be marked. No session gets near it.
+            return Err(Refused::TooOld);
+        }
+        if counter >= self.next {
+            return Ok(());
+        }
+        if self.next - counter > WINDOW {
+            return Err(Refused::TooOld);
+        }
+        let (word, bit) = Self::place(counter);
+        if self.ring[word] & bit == 0 {
+            Ok(())
+        } else {
+            Err(Refused::Duplicate)
+        }
+    }
+
+    /// Marks `counter` as seen, after the packet proved authentic.
+    ///
+    /// # Errors
+    /// As [`ReplayWindow::check`], and then nothing is changed.
+    #[inline]
+    pub fn mark(&mut self, counter: u64) -> Result<(), Refused> {
+        self.check(counter)?;
+        if counter >= self.next {
+            // Words between the greatest counter's and the new one's are entered anew.
+            let from = if self.next == 0 {
+                0
+            } else {
+                (self.next - 1) / WORD_BITS + 1
+            };
+            let to = counter / WORD_BITS;
+            let fresh = if from > to {
+                0
+            } else {
+                (to - from + 1).min(WORDS as u64)
+            };
+            for step in 0..fresh {
+                self.ring[((to - step) % WORDS as u64) as usize] = 0;
+            }
+            self.next = counter + 1;
+        }
+        let (word, bit) = Self::place(counter);
+        self.ring[word] |= bit;
+        Ok(())
+    }
+
+    fn place(counter: u64) -> (usize, u64) {
+        let word = (counter / WORD_BITS) % WORDS as u64;
+        (word as usize, 1 << (counter % WORD_BITS))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    /// The plainest thing that could be right.
+    #[derive(Default)]
+    struct Naive(BTreeSet<u64>);
+
+    impl Naive {
+        fn check(&self, counter: u64) -> Result<(), Refused> {
+            if self.0.contains(&counter)
+                && self
+                    .0
+                    .last()
+                    .is_some_and(|&top| top + 1 - counter <= WINDOW)
+            {
+                return Err(Refused::Duplicate);
+            }
+            match self.0.last() {
+                Some(&top) if counter <= top && top + 1 - counter > WINDOW => Err(Refused::TooOld),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    fn compare(counters: impl IntoIterator<Item = u64>) {
+        let (mut window, mut naive) = (ReplayWindow::new(), Naive::default());
+        for counter in counters {
+            assert_eq!(
+                window.check(counter),
+                naive.check(counter),
+                "counter {counter}"
+            );
+            let marked = window.mark(counter);
+            assert_eq!(marked, naive.check(counter), "counter {counter}");
+            if marked.is_ok() {
+                naive.0.insert(counter);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn window_equals_the_naive_model(
+            start in prop_oneof![Just(0_u64), 0..100_000_u64, Just(1 << 40)],
+            moves in proptest::collection::vec(
+                prop_oneof![
+                    8 => -70_i64..70,
+                    4 => -9000_i64..3,
+                    2 => -8300_i64..-8100,
+                    2 => 0_i64..9000,
+                    1 => 16_000_i64..17_000,
+                    1 => 0_i64..1_000_000,
+                ],
+                1..600,
+            ),
+        ) {
+            let mut top = start;
+            compare(moves.into_iter().map(|step| {
+                let counter = top.saturating_add_signed(step);
+                top = top.max(counter);
+                counter
+            }));
+        }
+    }
+
+    #[test]
+    fn edges_of_the_window() {
+        let mut window = ReplayWindow::new();
+        window.mark(WINDOW).unwrap();
+        assert_eq!(window.check(0), Err(Refused::TooOld));
+        assert_eq!(window.check(1), Ok(()));
+        assert_eq!(window.check(WINDOW), Err(Refused::Duplicate));
+        assert_eq!(window.mark(u64::MAX - 1), Ok(()));
+        assert_eq!(window.mark(u64::MAX - 1), Err(Refused::Duplicate));
+        assert_eq!(window.mark(u64::MAX), Err(Refused::TooOld));
+    }
+}

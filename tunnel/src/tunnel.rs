@@ -1,0 +1,311 @@
+//! Both halves in one thread: the whole tunnel for tests, tools and appliances without workers.
+//!
+//! It is also the example of how the halves are wired. It allocates per call where that is simpler;
+//! a packet worker holds [`Sender`]s and [`Receiver`]s itself.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use crate::control::{Event, Output, PeerConfig, PeerId, PeerStatus, TunnelControl};
+use crate::data::{Framing, Payload, Receiver, RxStats, Sender, TxActivity};
+use crate::error::{OpenError, Rejected, SealError};
+use crate::keys::SecretKey;
+use crate::load::LoadLimits;
+use crate::random::Random;
+use crate::segment::{Kind, RejoinLimits};
+use crate::time::{Instant, Now};
+use crate::wire::{Message, TYPE_DATA};
+
+/// Why a datagram was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// A handshake message.
+    #[error(transparent)]
+    Handshake(#[from] Rejected),
+    /// A data message.
+    #[error(transparent)]
+    Data(#[from] OpenError),
+}
+
+/// A tunnel end with both halves.
+#[derive(Debug)]
+pub struct Tunnel {
+    control: TunnelControl,
+    rejoin: RejoinLimits,
+    peers: HashMap<PeerId, Lanes>,
+    /// Wire index of every receiving half.
+    table: HashMap<u32, (PeerId, usize)>,
+    scratch: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Lanes {
+    address: Option<SocketAddr>,
+    lanes: Vec<(Sender, Receiver)>,
+}
+
+impl Tunnel {
+    /// An end with no peers.
+    #[must_use]
+    pub fn new(secret: SecretKey, load: LoadLimits, rejoin: RejoinLimits) -> Self {
+        Self {
+            control: TunnelControl::new(secret, load),
+            rejoin,
+            peers: HashMap::new(),
+            table: HashMap::new(),
+            scratch: vec![0; crate::wire::MAX_DATAGRAM],
+        }
+    }
+
+    /// The control half.
+    #[must_use]
+    pub const fn control(&self) -> &TunnelControl {
+        &self.control
+    }
+
+    /// Adds a peer; call [`Tunnel::poll`] afterwards.
+    pub fn add_peer(&mut self, now: Instant, config: PeerConfig) -> PeerId {
+        let framing = config.framing;
+        let lanes = if framing == Framing::Segments {
+            config.lanes.clamp(1, crate::session::MAX_LANES)
+        } else {
+            1
+        };
+        let id = self.control.add_peer(now, config);
+        let lanes = (0..lanes)
+            .map(|_| (Sender::new(framing), Receiver::new(framing, self.rejoin)))
+            .collect();
+        self.peers.insert(
+            id,
+            Lanes {
+                address: None,
+                lanes,
+            },
+        );
+        id
+    }
+
+    /// How a peer is.
+    #[must_use]
+    pub fn status(&self, now: Instant, peer: PeerId) -> Option<PeerStatus> {
+        self.control.status(now, peer)
+    }
+
+    /// Counters of a peer's receiver, by lane.
+    pub fn received(&self, peer: PeerId) -> impl Iterator<Item = RxStats> + '_ {
+        self.peers
+            .get(&peer)
+            .into_iter()
+            .flat_map(|peer| peer.lanes.iter().map(|(_, receiver)| receiver.stats()))
+    }
+
+    /// What a peer's sender did, by lane.
+    pub fn sent(&self, peer: PeerId) -> impl Iterator<Item = TxActivity> + '_ {
+        self.peers
+            .get(&peer)
+            .into_iter()
+            .flat_map(|peer| peer.lanes.iter().map(|(sender, _)| sender.activity()))
+    }
+
+    /// Sends a packet, in pieces if need be, on `lane`; datagrams go to `transmit`.
+    ///
+    /// # Errors
+    /// [`SealError`]; without a session a handshake is started where [`crate::Dial`] allows, and the
+    /// packet is the caller's to keep or drop. Call [`Tunnel::poll`] afterwards in any case.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a different thing, and a struct for one call names none better"
+    )]
+    pub fn send(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        lane: usize,
+        kind: Kind,
+        network: u32,
+        packet: &[u8],
+        transmit: &mut dyn FnMut(SocketAddr, &[u8]),
+    ) -> Result<(), SealError> {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Err(SealError::NoSession);
+        };
+        let Some((sender, _)) = peer.lanes.get_mut(lane) else {
+            return Err(SealError::NoSession);
+        };
+        let sent = match (sender.pieces(now, kind, network, packet), peer.address) {
+            (Ok(mut pieces), Some(address)) => loop {
+                match pieces.next_into(&mut self.scratch) {
+                    None => break Ok(()),
+                    Some(Ok(bytes)) => transmit(address, &self.scratch[..bytes]),
+                    Some(Err(error)) => break Err(error),
+                }
+            },
+            (Ok(_), None) => Err(SealError::NoSession),
+            (Err(error), _) => Err(error),
+        };
+        let activity = sender.activity();
+        self.control.report_sent(now, id, activity);
+        sent
+    }
+
+    /// Takes a datagram; what it held goes to `deliver`. Call [`Tunnel::poll`] afterwards.
+    ///
+    /// # Errors
+    /// [`Refused`]; the datagram is to be dropped.
+    pub fn receive(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        random: &mut dyn Random,
+        deliver: &mut dyn FnMut(PeerId, Payload<'_>),
+    ) -> Result<PeerId, Refused> {
+        if datagram.first() != Some(&TYPE_DATA) {
+            return Ok(self.control.handle_datagram(now, from, datagram, random)?);
+        }
+        let index = match Message::parse(datagram) {
+            Ok(Message::Data(data)) => data.receiver,
+            Ok(_) => return Err(OpenError::Cipher.into()),
+            Err(malformed) => return Err(OpenError::Malformed(malformed).into()),
+        };
+        let unknown = OpenError::UnknownSession { index };
+        let &(id, lane) = self.table.get(&index).ok_or(unknown)?;
+        let peer = self.peers.get_mut(&id).ok_or(unknown)?;
+        let (_, receiver) = peer.lanes.get_mut(lane).ok_or(unknown)?;
+        let opened = receiver.open(now.mono, from, datagram)?;
+        let (first, moved) = (opened.first_of_session, opened.moved_to);
+        if let Some(index) = first {
+            self.control.confirmed(now.mono, id, index);
+        }
+        if let Some(address) = moved {
+            self.control.moved(now.mono, id, address);
+        }
+        match opened.payload {
+            Payload::Control(word) => self.control.control_word(now.mono, id, word),
+            payload => deliver(id, payload),
+        }
+        let activity = receiver.activity();
+        self.control.report_received(now.mono, id, activity);
+        Ok(id)
+    }
+
+    /// When [`Tunnel::poll`] wants to be called, if nothing else happens.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.control.next_deadline()
+    }
+
+    /// Does what is due; datagrams go to `transmit`, what happened to `event`.
+    pub fn poll(
+        &mut self,
+        now: Now,
+        random: &mut dyn Random,
+        transmit: &mut dyn FnMut(SocketAddr, &[u8]),
+        event: &mut dyn FnMut(PeerId, Event),
+    ) {
+        self.drain(now.mono, transmit, event);
+        // What is done may make more due at once (an echo is the packet after which to rekey), but
+        // not without end.
+        for _ in 0..4 {
+            if self.control.next_deadline().is_none_or(|at| at > now.mono) {
+                break;
+            }
+            self.control.handle_timeout(now, random);
+            self.drain(now.mono, transmit, event);
+        }
+    }
+
+    fn drain(
+        &mut self,
+        now: Instant,
+        transmit: &mut dyn FnMut(SocketAddr, &[u8]),
+        event: &mut dyn FnMut(PeerId, Event),
+    ) {
+        while let Some(output) = self.control.poll_output() {
+            match output {
+                Output::Transmit { to, datagram } => transmit(to, datagram.as_bytes()),
+                Output::Receive {
+                    peer,
+                    lane,
+                    session,
+                } => {
+                    let Some(half) = self.lane(peer, lane) else {
+                        continue;
+                    };
+                    let index = session.wire_index();
+                    half.1.install(session);
+                    self.table.insert(index, (peer, lane as usize));
+                }
+                Output::Send {
+                    peer,
+                    lane,
+                    session,
+                } => {
+                    if let Some((sender, _)) = self.lane(peer, lane) {
+                        sender.install(session);
+                    }
+                }
+                Output::Retire { peer, index } => {
+                    let Some(lanes) = self.peers.get_mut(&peer) else {
+                        continue;
+                    };
+                    for (sender, receiver) in &mut lanes.lanes {
+                        sender.retire(index);
+                        receiver.retire(index);
+                    }
+                    for lane in 0..lanes.lanes.len() {
+                        self.table.remove(&index.wrapping_add(lane as u32));
+                    }
+                }
+                Output::Address { peer, address } => {
+                    if let Some(lanes) = self.peers.get_mut(&peer) {
+                        lanes.address = Some(address);
+                    }
+                }
+                Output::MaxDatagram { peer, bytes } => {
+                    if let Some(lanes) = self.peers.get_mut(&peer) {
+                        for (sender, _) in &mut lanes.lanes {
+                            sender.set_max_datagram(bytes);
+                        }
+                    }
+                }
+                Output::Keepalive { peer } => {
+                    self.seal(now, peer, transmit, |sender, out| {
+                        sender.seal_keepalive(now, out)
+                    });
+                }
+                Output::Word { peer, word, pad_to } => {
+                    self.seal(now, peer, transmit, |sender, out| {
+                        sender.seal_control(now, word, pad_to, out)
+                    });
+                }
+                Output::Event { peer, event: what } => event(peer, what),
+            }
+        }
+    }
+
+    fn lane(&mut self, peer: PeerId, lane: u32) -> Option<&mut (Sender, Receiver)> {
+        self.peers.get_mut(&peer)?.lanes.get_mut(lane as usize)
+    }
+
+    fn seal(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        transmit: &mut dyn FnMut(SocketAddr, &[u8]),
+        seal: impl FnOnce(&mut Sender, &mut [u8]) -> Result<usize, SealError>,
+    ) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let (Some((sender, _)), Some(address)) = (peer.lanes.first_mut(), peer.address) else {
+            return;
+        };
+        // Without a session there is nobody to tell; the control half knows already.
+        if let Ok(bytes) = seal(sender, &mut self.scratch) {
+            transmit(address, &self.scratch[..bytes]);
+            let activity = sender.activity();
+            self.control.report_sent(now, id, activity);
+        }
+    }
+}
