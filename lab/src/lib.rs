@@ -30,11 +30,6 @@
 //! # }
 //! ```
 
-#![cfg_attr(
-    test,
-    expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")
-)]
-
 mod addr;
 mod appliance;
 mod capture;
