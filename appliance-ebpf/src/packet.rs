@@ -29,8 +29,8 @@ impl<const N: usize> Window<N> {
     /// The window at `offset` from the frame's start, if the frame reaches so far.
     #[inline(always)]
     pub fn at(ctx: &XdpContext, offset: usize) -> Option<Self> {
-        let start = ctx.data() + offset;
-        if start + N > ctx.data_end() {
+        let start = data(ctx) + offset;
+        if start + N > data_end(ctx) {
             return None;
         }
         Some(Self(start as *mut u8))
@@ -64,6 +64,46 @@ impl<const N: usize> Window<N> {
     pub fn as_ptr(self) -> *mut u8 {
         self.0
     }
+}
+
+/// Where the packet begins.
+///
+/// The context holds it as 32 bits that the verifier makes a pointer of. Read as such, newer LLVM joins
+/// two reads and widens the result afterwards, by shifts, which the verifier refuses on a pointer; an
+/// instruction of our own gives all 64 bits at once.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub fn data(ctx: &XdpContext) -> usize {
+    let start: u64;
+    // SAFETY: the context is valid while the program runs; byte 0 is `data` (struct xdp_md).
+    unsafe {
+        core::arch::asm!("{0} = *(u32 *)({1} + 0)", out(reg) start, in(reg) ctx.ctx, options(readonly, nostack));
+    }
+    start as usize
+}
+
+/// Where the packet ends; as [`data`].
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub fn data_end(ctx: &XdpContext) -> usize {
+    let end: u64;
+    // SAFETY: as in `data`; byte 4 is `data_end`.
+    unsafe {
+        core::arch::asm!("{0} = *(u32 *)({1} + 4)", out(reg) end, in(reg) ctx.ctx, options(readonly, nostack));
+    }
+    end as usize
+}
+
+/// Where the packet begins.
+#[cfg(not(target_arch = "bpf"))]
+pub fn data(ctx: &XdpContext) -> usize {
+    ctx.data()
+}
+
+/// Where the packet ends.
+#[cfg(not(target_arch = "bpf"))]
+pub fn data_end(ctx: &XdpContext) -> usize {
+    ctx.data_end()
 }
 
 /// Integers and byte arrays: any bits are a value.
@@ -223,5 +263,5 @@ pub fn ingress(ctx: &XdpContext) -> u32 {
 /// truncated to 32 bits, which shifts a packet pointer and is refused by the verifier.
 #[inline(always)]
 pub fn frame_len(ctx: &XdpContext) -> usize {
-    core::hint::black_box(ctx.data_end() - ctx.data())
+    core::hint::black_box(data_end(ctx) - data(ctx))
 }
