@@ -112,10 +112,23 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("causeway-appliance: {error:#}");
+            eprintln!("causeway-appliance: {}", said(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, each said once: many of ours name their cause themselves.
+fn said(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

@@ -279,10 +279,7 @@ fn in_prefixes(network: &Network, address: IpAddr) -> bool {
 fn unroutable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(a) => {
-            a.octets()[0] == 0
-                || a.octets()[0] >= 224
-                || a.is_loopback()
-                || (a.is_link_local() && std::env::var_os("KNOWN").is_none())
+            a.octets()[0] == 0 || a.octets()[0] >= 224 || a.is_loopback() || a.is_link_local()
         }
         IpAddr::V6(a) => {
             a.is_unspecified()
@@ -555,12 +552,7 @@ fn carried(body: &[u8], out: &[u8], network: &Network) -> Result<(), String> {
         return Ok(());
     }
     ensure!(body.len() == out.len(), "carried another length");
-    let Some((mss, check)) = mss_of(body) else {
-        if std::env::var_os("KNOWN").is_some() {
-            return Ok(());
-        }
-        return Err("carried bytes were changed, and there is no MSS".into());
-    };
+    let (mss, check) = mss_of(body).ok_or("carried bytes were changed, and there is no MSS")?;
     let v6 = body[0] >> 4 == 6;
     let limit = network.mtu - if v6 { 60 } else { 40 };
     let old = be16(body, mss).unwrap_or(0);
@@ -880,7 +872,7 @@ fn advertisement(
     let probe = to_ip(&UNSPECIFIED) == i.src;
     answers_for(world, network, target, probe)?;
     ensure!(
-        std::env::var_os("KNOWN").is_some() || transport_checksum(i.src, i.dst, 58, &q[40..]) == 0,
+        transport_checksum(i.src, i.dst, 58, &q[40..]) == 0,
         "answered a solicitation with a wrong checksum"
     );
     let r = &output[lo.l3..];
