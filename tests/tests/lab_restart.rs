@@ -27,13 +27,22 @@ fn sigkill_under_load_loses_nothing_and_a_restart_adopts() {
         .udp_echo("replica-a", 7000)
         .unwrap_or_else(|e| panic!("{e}"));
     // A virtual machine that is held up for a tenth of a second overflows veth's rings of 256 frames,
-    // daemon or no daemon. What the daemon's death loses, it loses every time.
-    let clean = (1..=3).any(|round| {
-        let lost = kill_both_under_load(&site);
-        println!("round {round}: {lost} lost");
-        lost == 0
-    });
-    assert!(clean, "packets were lost in each of three rounds");
+    // daemon or no daemon, so one round of three may lose. What a daemon's death or adoption loses
+    // shows in most rounds, or in the drop counters, which may not move in any.
+    let rounds: Vec<usize> = (1..=3)
+        .map(|round| {
+            let before = BOTH.map(|host| unexplained(&site, host));
+            let lost = kill_both_under_load(&site);
+            println!("round {round}: {lost} lost");
+            for (host, before) in BOTH.into_iter().zip(before) {
+                let after = unexplained(&site, host);
+                assert_eq!(after, before, "{host}: drops in round {round}");
+            }
+            lost
+        })
+        .collect();
+    let clean = rounds.iter().filter(|lost| **lost == 0).count();
+    assert!(clean >= 2, "lost in the three rounds: {rounds:?}");
     for host in BOTH {
         let status = site.status(host);
         assert_eq!(status["adopted"], true, "{host}: {status}");
@@ -50,6 +59,25 @@ fn sigkill_under_load_loses_nothing_and_a_restart_adopts() {
     site.back("prod-a");
     site.reach("prod-b", A);
     site.reach("remote", A6);
+}
+
+/// Drops that maps in disorder would cause, by reason.
+fn unexplained(site: &Site, appliance: &str) -> Vec<(&'static str, u64)> {
+    [
+        "drop_idle",
+        "drop_unknown_vlan",
+        "drop_source_guard",
+        "drop_unknown_vni",
+        "drop_stranger",
+        "drop_split_horizon",
+        "drop_inner_source",
+        "drop_no_peer",
+        "drop_inconsistent",
+        "drop_adjust",
+        "not_configured",
+    ]
+    .map(|name| (name, site.counter(appliance, name)))
+    .to_vec()
 }
 
 /// Kills both daemons while UDP series and TCP transfers run, starts them again, and returns how many

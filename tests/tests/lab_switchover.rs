@@ -37,17 +37,25 @@ fn through(site: &Site, what: &str, switch: impl FnOnce() -> lab::Switchover) {
     let mut wrong = String::new();
     for (from, to, pinger) in series {
         let report = pinger.stop().unwrap_or_else(|e| panic!("{from}: {e}"));
-        // The answers that follow the silence are those of the machine that takes over.
-        let silence = report
-            .longest_gap()
-            .unwrap_or_else(|| panic!("{from} → {to}: {}", report.summary()));
-        let since =
-            |moment: Instant| silence.to.saturating_duration_since(moment).as_secs_f64() * 1e3;
-        let lost = report.lost_since(silence.to);
+        // The machine that is left was off by then, so whatever was asked later and answered, was
+        // answered by the one that takes over.
+        let first = report
+            .sent
+            .iter()
+            .zip(&report.received)
+            .filter(|(sent, _)| sent.is_some_and(|sent| sent >= times.off))
+            .filter_map(|(_, received)| *received)
+            .min();
+        let Some(first) = first else {
+            wrong.push_str(&format!("{from} → {to}: never answered again\n"));
+            continue;
+        };
+        let since = |moment: Instant| first.saturating_duration_since(moment).as_secs_f64() * 1e3;
+        let lost = report.lost_since(first);
         println!(
-            "{what}, {from} → {to}: silent {:.1} ms; answered {:.1} ms after the machine was on, {:.1} ms after \
-             the appliances knew; lost since: {}; {}",
-            silence.length().as_secs_f64() * 1e3,
+            "{what}, {from} → {to}: answered {:.1} ms after the machine was off, {:.1} ms after the other was on, \
+             {:.1} ms after the appliances knew; lost since: {}; {}",
+            since(times.off),
             since(times.on),
             since(times.switched),
             lost.len(),
@@ -56,8 +64,11 @@ fn through(site: &Site, what: &str, switch: impl FnOnce() -> lab::Switchover) {
         if lost.len() > 1 {
             wrong.push_str(&format!("{from} → {to}: lost {lost:?}\n"));
         }
-        if silence.length() > Duration::from_secs(5) {
-            wrong.push_str(&format!("{from} → {to}: silent {:?}\n", silence.length()));
+        if first.saturating_duration_since(times.off) > Duration::from_secs(5) {
+            wrong.push_str(&format!(
+                "{from} → {to}: silent for {:.0} ms\n",
+                since(times.off)
+            ));
         }
     }
     let report = bystander.stop().unwrap_or_else(|e| panic!("{e}"));
