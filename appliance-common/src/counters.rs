@@ -64,6 +64,18 @@ counters! {
     ProbeIgnored = 14, "probe_ignored";
     /// ARP or neighbour discovery for an address that is not ours to answer, on a tenant-only port.
     ControlIgnored = 15, "control_ignored";
+    /// A packet handed to a worker to be sealed.
+    ToSeal = 16, "to_seal";
+    /// A datagram of a known session handed to a worker to be opened.
+    ToOpen = 17, "to_open";
+    /// A handshake message handed to the kernel's stack for the daemon.
+    HandshakePassed = 18, "handshake_passed";
+    /// A packet sealed in several pieces, because it is longer than the path takes.
+    SplitInTunnel = 19, "split_in_tunnel";
+    /// A packet put together again from its pieces.
+    Rejoined = 20, "rejoined";
+    /// A keep-alive or a word between the tunnel's ends.
+    TunnelControl = 21, "tunnel_control";
 
     /// Dropped: truncated, or its lengths contradict each other.
     DropMalformed = 32, "drop_malformed";
@@ -108,6 +120,30 @@ counters! {
     /// Dropped: over the MTU with IPv6 and itself an ICMPv6 error, about which no error may be sent
     /// (RFC 4443 section 2.4).
     DropNoErrorAboutError = 52, "drop_no_error_about_error";
+    /// Dropped: no worker has a socket on this interface and queue; the daemon is not running, or starting.
+    DropNoWorker = 53, "drop_no_worker";
+    /// Dropped: an encrypted datagram that names no session known here.
+    DropUnknownSession = 54, "drop_unknown_session";
+    /// Dropped: handshake messages over the share of their source, or of all strangers.
+    DropHandshakeRate = 55, "drop_handshake_rate";
+    /// Dropped: a datagram to the encrypted tunnels' port that is none of their messages.
+    DropBadDatagram = 56, "drop_bad_datagram";
+    /// Dropped: an encrypted datagram that is not authentic.
+    DropForged = 57, "drop_forged";
+    /// Dropped: an encrypted datagram seen before, or too old to tell.
+    DropReplayed = 58, "drop_replayed";
+    /// Dropped: a packet for a tunnel that has no session.
+    DropNoSession = 59, "drop_no_session";
+    /// Dropped: an interface did not take the packets as fast as they came.
+    DropTxFull = 60, "drop_tx_full";
+    /// Dropped: an address that the WireGuard peer is not allowed.
+    DropNotAllowed = 61, "drop_not_allowed";
+    /// Dropped: a packet of a network that the peer it came from has no part in.
+    DropWrongPeer = 62, "drop_wrong_peer";
+    /// Dropped: authentic, but its segment contradicts itself or others.
+    DropBadSegment = 63, "drop_bad_segment";
+    /// Dropped: longer than the tunnel carries even in pieces.
+    DropTooLong = 64, "drop_too_long";
 }
 
 impl Counter {

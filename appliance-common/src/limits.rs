@@ -36,3 +36,15 @@ pub const MIN_INNER_MTU: u16 = 1280;
 /// Bytes of the offending packet that an ICMP error quotes. Within the 576 bytes of RFC 1812
 /// section 4.3.2.3 and the 1280 of RFC 4443 section 2.4, and a constant the verifier can follow.
 pub const ICMP_QUOTE_BYTES: usize = 512;
+/// Queues of one interface that can have a socket of a worker.
+pub const MAX_QUEUES: u32 = 64;
+/// Sockets of the workers: slot 0 stays empty, then [`MAX_QUEUES`] for each of 15 interfaces, and room.
+pub const MAX_XSKS: u32 = 1024;
+/// Session indices of encrypted tunnels: each peer has at most five sessions of 64 lanes, few of either.
+pub const MAX_SESSIONS: u32 = 65_536;
+/// Sources of handshakes whose rate is kept apart; the one not heard for longest gives way.
+pub const MAX_HANDSHAKE_SOURCES: u32 = 16_384;
+/// Handshake messages one source may send in a second, and at once.
+pub const HANDSHAKES_PER_SOURCE: u64 = 20;
+/// Handshake messages that all sources nobody knows may send in a second on one CPU, and at once.
+pub const HANDSHAKES_FROM_STRANGERS: u64 = 1000;

@@ -7,11 +7,14 @@ use crate::limits::MAX_PREFIXES;
 
 /// Version of everything in this file. It is part of the pin path, so that a daemon with another
 /// layout never adopts maps it would misread.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// No VLAN tag at this level. VLAN identifier 0 means "priority only" on the wire (IEEE 802.1Q
 /// section 9.6), so it can stand for none.
 pub const NO_VLAN: u16 = 0;
+
+/// No sockets: slot 0 of `XSKS` is nobody's.
+pub const NO_XSK: u16 = 0;
 
 /// Key of `ATTACHMENTS`: an interface and the VLAN tags a frame carries when XDP sees it.
 ///
@@ -38,8 +41,9 @@ pub struct Attachment {
     pub flags: u32,
     /// Our MAC address on this port: the one hosts send to and we answer with.
     pub mac: [u8; 6],
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// Where the interface's sockets are in `XSKS`: queue `q` at `xsk + q`, host byte order; [`NO_XSK`]
+    /// for none.
+    pub xsk: u16,
 }
 
 /// Bits of [`Attachment::flags`].
@@ -85,6 +89,8 @@ pub mod network_flags {
     /// This appliance is on the side of the replicas: an endpoint is **here** and every other address
     /// is at the production site. Without it an endpoint is **there** and every other address is here.
     pub const PROVIDER: u32 = 2;
+    /// The network's tunnel is encrypted: what goes into it goes to a worker.
+    pub const SECURE: u32 = 4;
 }
 
 /// Value of `TENANTS`: what one tenant's networks do. Eight bytes, so that a switch is one store.
@@ -271,14 +277,63 @@ pub mod peer_flags {
     pub const IPV6: u32 = 2;
 }
 
+/// Key of `SESSIONS`: the index by which an encrypted datagram names its session, host byte order (it is
+/// little-endian on the wire). The value, [`Session`], says that a worker knows it.
+pub type SessionKey = u32;
+
+/// Value of `SESSIONS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Session {
+    /// 1.
+    pub flags: u32,
+}
+
+/// Value of `HANDSHAKE_SOURCES`, by source address, and of `HANDSHAKE_BUDGET`: a bucket of whole
+/// handshakes (the generic cell rate algorithm, ITU-T I.371).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bucket {
+    /// When the bucket is full again, nanoseconds of the kernel's monotonic clock.
+    pub full_at: u64,
+}
+
+impl Bucket {
+    /// Takes one handshake out at `now`, nanoseconds, if there is one in it: `per_second` come back, up
+    /// to `burst`. Both at least 1.
+    #[inline(always)]
+    pub const fn take(&mut self, now: u64, per_second: u64, burst: u64) -> bool {
+        let cost = 1_000_000_000 / per_second;
+        let from = if self.full_at > now { self.full_at } else { now };
+        if from - now > cost * (burst - 1) {
+            return false;
+        }
+        self.full_at = from + cost;
+        true
+    }
+}
+
+/// Value of `PEER_ADDRESSES`, by address: where a peer of an encrypted tunnel is. A handshake from there
+/// doesn't share the budget of strangers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// 1.
+    pub flags: u32,
+}
+
 /// Value of `CONFIG`, the one entry of an array. All zero: not configured.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// [`SCHEMA_VERSION`] once configured, host byte order.
     pub version: u32,
-    /// UDP port of the tunnels, host byte order.
+    /// UDP port of the plain tunnels, host byte order; zero: there are none.
     pub tunnel_port: u16,
+    /// UDP port of the encrypted tunnels, host byte order; zero: there are none.
+    pub secure_port: u16,
+    /// Where the uplink's sockets are in `XSKS`, as [`Attachment::xsk`].
+    pub uplink_xsk: u16,
     /// Zero.
     pub reserved: u16,
     /// Our IPv4 tunnel address, or unspecified.
@@ -442,7 +497,10 @@ const _: () = {
     assert!(size_of::<TunnelKey>() == 20);
     assert!(size_of::<Tunnel>() == 8);
     assert!(size_of::<Peer>() == 80);
-    assert!(size_of::<Config>() == 40);
+    assert!(size_of::<Config>() == 44);
+    assert!(size_of::<Session>() == 4);
+    assert!(size_of::<Bucket>() == 8);
+    assert!(size_of::<PeerAddress>() == 4);
     assert!(size_of::<NetworkStats>() == 32);
 };
 
@@ -472,6 +530,9 @@ mod pod {
         Tunnel,
         Peer,
         Config,
+        Session,
+        Bucket,
+        PeerAddress,
         NetworkStats
     );
 }
@@ -525,6 +586,19 @@ mod tests {
             peer.write_header(&mut out, 1, 50_000, 0x86dd, 100),
             Some(84)
         );
+    }
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let mut bucket = Bucket::default();
+        let start = 5_000_000_000;
+        let at_once = (0..100).filter(|_| bucket.take(start, 20, 10)).count();
+        assert_eq!(at_once, 10);
+        let later = (1..=1000)
+            .filter(|ms| bucket.take(start + ms * 1_000_000, 20, 10))
+            .count();
+        assert_eq!(later, 20);
+        assert!(bucket.take(start + 60_000_000_000, 20, 10));
     }
 
     #[test]

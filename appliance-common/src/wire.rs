@@ -66,6 +66,25 @@ pub const fn source_port(hash: u32) -> u16 {
     SOURCE_PORT_MIN | ((mixed >> 18) as u16 & 0x3fff)
 }
 
+/// The port of the encrypted tunnels, and of everything a tenant sends to its provider.
+pub const SECURE_PORT: u16 = 6180;
+/// A data message (type 4) without content, bytes: header and tag.
+pub const SECURE_DATA_MIN: usize = 32;
+/// What the programs put in front of an IP packet they hand to a worker to be sealed, bytes: the slot of
+/// its network and a hash of its flow (both 32 bits, host byte order), and the header of a segment, which is
+/// sealed with the packet.
+pub const WORKER_HEADER_LEN: usize = 16;
+/// Of those, the segment header, bytes.
+pub const SEGMENT_HEADER_LEN: usize = 8;
+/// First byte of the segment header in front of an IP packet.
+pub const SEGMENT_IP: u8 = 1;
+/// What an encrypted tunnel over IPv4 takes from the path MTU, bytes: outer headers, message and segment.
+pub const SECURE_OVERHEAD_V4: u16 =
+    (IPV4_LEN + UDP_LEN + SECURE_DATA_MIN + SEGMENT_HEADER_LEN) as u16;
+/// What an encrypted tunnel over IPv6 takes from the path MTU, bytes.
+pub const SECURE_OVERHEAD_V6: u16 =
+    (IPV6_LEN + UDP_LEN + SECURE_DATA_MIN + SEGMENT_HEADER_LEN) as u16;
+
 /// The MAC address of the inner Ethernet header of network `vni`. The receiving appliance routes by
 /// inner address and writes its own Ethernet header, so this is for a reader of captures: a locally
 /// administered unicast address that spells the VNI.

@@ -23,7 +23,8 @@ use crate::{
     packet::{L2, L2Error, Mac, Outcome, Window, frame_len, ingress},
     slow,
     tables::{
-        gateway, is_endpoint, is_here, is_partial, is_provider, neighbour, network, prefix_of,
+        gateway, is_endpoint, is_here, is_partial, is_provider, is_secure, neighbour, network,
+        prefix_of,
     },
 };
 
@@ -55,6 +56,8 @@ pub struct Arrival {
     pub slot: u32,
     /// Our MAC on the port.
     pub mac: Mac,
+    /// Where the interface's sockets are.
+    pub xsk: u16,
     /// Who else is on the port.
     pub port: Port,
     /// Whether the tenant is in partial failover.
@@ -98,6 +101,7 @@ pub fn process(ctx: &XdpContext, program: Port) -> Outcome {
         network,
         slot,
         mac,
+        xsk: attachment.xsk,
         port,
         partial: is_partial(network),
     };
@@ -184,13 +188,16 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
     let unfragmented = fragment & 0x3fff == 0;
     if total > network.mtu as usize {
         const DF: u16 = 0x4000;
-        if fragment & DF == 0 {
+        if fragment & DF != 0 {
+            if fragment & 0x1fff != 0 || is_icmp_error(ctx, L3 + header, protocol) {
+                return Outcome::Drop(Counter::DropNoErrorAboutError);
+            }
+            return icmp::frag_needed::<L3>(ctx, arrival, source_word, destination_word);
+        }
+        if !is_secure(network) {
             return slow::hand_over(ctx, network, L3 as u16, SlowReason::Split, &destination);
         }
-        if fragment & 0x1fff != 0 || is_icmp_error(ctx, L3 + header, protocol) {
-            return Outcome::Drop(Counter::DropNoErrorAboutError);
-        }
-        return icmp::frag_needed::<L3>(ctx, arrival, source_word, destination_word);
+        // An encrypted tunnel splits and rejoins by itself.
     }
 
     let mut hash = source_word ^ destination_word.rotate_left(13) ^ ((protocol as u32) << 16);
@@ -209,6 +216,7 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
         hash,
         len: total,
         slot: arrival.slot,
+        xsk: arrival.xsk,
     };
     encap::into_tunnel::<L3>(ctx, network, &inner)
 }
@@ -346,6 +354,7 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
         hash,
         len: total,
         slot: arrival.slot,
+        xsk: arrival.xsk,
     };
     encap::into_tunnel::<L3>(ctx, network, &inner)
 }

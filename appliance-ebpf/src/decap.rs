@@ -19,7 +19,7 @@ use crate::{
     encap::{deliver, trim},
     mss, nd,
     packet::{Outcome, Window, frame_len},
-    slow,
+    secure, slow,
     tables::{
         config, gateway, is_here, is_partial, is_provider, neighbour, network, prefix_of, tunnel,
     },
@@ -60,14 +60,27 @@ fn outer_ipv4(ctx: &XdpContext, config: &Config) -> Option<Outcome> {
     }
     let udp = Window::<UDP_VXLAN>::at(ctx, ETH_LEN + IPV4_LEN);
     let port = Window::<UDP_LEN>::at(ctx, ETH_LEN + IPV4_LEN)?;
-    if u16::from_be(port.get::<u16, 2>()) != config.tunnel_port {
-        return None;
-    }
+    let kind = kind(config, u16::from_be(port.get::<u16, 2>()))?;
     if fragment & 0x2000 != 0 {
         return Some(Outcome::Drop(Counter::DropOuterFragment));
     }
     let total = u16::from_be(ip.get::<u16, 2>()) as usize;
     let source = v4(ip.get::<u32, 12>());
+    if kind == Kind::Secure {
+        const AT: usize = ETH_LEN + IPV4_LEN + UDP_LEN;
+        if ETH_LEN + total > frame_len(ctx)
+            || total < IPV4_LEN + UDP_LEN
+            || u16::from_be(port.get::<u16, 4>()) as usize != total - IPV4_LEN
+        {
+            return Some(Outcome::Drop(Counter::DropMalformed));
+        }
+        return Some(secure::steer::<AT>(
+            ctx,
+            config.uplink_xsk,
+            total - IPV4_LEN - UDP_LEN,
+            &source,
+        ));
+    }
     let Some(udp) = udp else {
         return Some(Outcome::Drop(Counter::DropMalformed));
     };
@@ -98,11 +111,24 @@ fn outer_ipv6(ctx: &XdpContext, config: &Config) -> Option<Outcome> {
         return None;
     }
     let port = Window::<UDP_LEN>::at(ctx, ETH_LEN + IPV6_LEN)?;
-    if u16::from_be(port.get::<u16, 2>()) != config.tunnel_port {
-        return None;
-    }
+    let kind = kind(config, u16::from_be(port.get::<u16, 2>()))?;
     let payload = u16::from_be(ip.get::<u16, 4>()) as usize;
     let source = ip.get::<Words, 8>();
+    if kind == Kind::Secure {
+        const AT: usize = ETH_LEN + IPV6_LEN + UDP_LEN;
+        if ETH_LEN + IPV6_LEN + payload > frame_len(ctx)
+            || payload < UDP_LEN
+            || u16::from_be(port.get::<u16, 4>()) as usize != payload
+        {
+            return Some(Outcome::Drop(Counter::DropMalformed));
+        }
+        return Some(secure::steer::<AT>(
+            ctx,
+            config.uplink_xsk,
+            payload - UDP_LEN,
+            &source,
+        ));
+    }
     let Some(udp) = Window::<UDP_VXLAN>::at(ctx, ETH_LEN + IPV6_LEN) else {
         return Some(Outcome::Drop(Counter::DropMalformed));
     };
@@ -119,6 +145,27 @@ fn outer_ipv6(ctx: &XdpContext, config: &Config) -> Option<Outcome> {
         destination,
         ETH_LEN + IPV6_LEN + payload,
     ))
+}
+
+/// What kind of tunnel a datagram is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Secure,
+}
+
+/// By its destination port, host byte order; `None` when it is somebody else's. Zero is no port.
+#[inline(always)]
+fn kind(config: &Config, port: u16) -> Option<Kind> {
+    if port == 0 {
+        None
+    } else if port == config.tunnel_port {
+        Some(Kind::Plain)
+    } else if port == config.secure_port {
+        Some(Kind::Secure)
+    } else {
+        None
+    }
 }
 
 /// What goes on from an opened datagram.

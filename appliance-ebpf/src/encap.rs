@@ -18,6 +18,8 @@ use crate::{
     count::sent,
     maps::PEERS,
     packet::{Mac, Outcome, Window, frame_len, send},
+    secure,
+    tables::is_secure,
 };
 
 /// The packet that goes into the tunnel.
@@ -30,6 +32,8 @@ pub struct Inner {
     pub len: usize,
     /// Its network's slot.
     pub slot: u32,
+    /// Where the sockets of the interface it came in on are.
+    pub xsk: u16,
 }
 
 /// Bytes behind the outer IP header that are not the inner packet.
@@ -50,6 +54,9 @@ pub fn trim(ctx: &XdpContext, len: usize) -> bool {
 /// Puts the packet whose IP header is at `L3` into the tunnel of its network.
 #[inline(always)]
 pub fn into_tunnel<const L3: usize>(ctx: &XdpContext, network: &Network, inner: &Inner) -> Outcome {
+    if is_secure(network) {
+        return secure::to_seal::<L3>(ctx, network.vni, inner);
+    }
     let Some(peer) = PEERS.get(network.peer) else {
         return Outcome::Drop(Counter::DropInconsistent);
     };

@@ -1,12 +1,13 @@
 //! The XDP programs of the appliance.
 //!
 //! For: classifying frames, answering ARP and neighbour discovery, and carrying packets between a
-//! tenant's network and a VXLAN tunnel, wholly in the driver. Never: policy, resolution, timers,
-//! or a log line per packet; user space writes the maps, and these programs follow them.
+//! tenant's network and a VXLAN tunnel, wholly in the driver; for encrypted tunnels, steering packets and
+//! datagrams to the workers and bounding handshakes. Never: policy, resolution, timers, or a log line per
+//! packet; user space writes the maps, and these programs follow them.
 //!
 //! ```text
-//!   access    a tenant-only port ........ ARP/ND, encapsulate, hairpin, or drop with a reason
-//!   uplink    the tunnels' port ......... decapsulate, or pass
+//!   access    a tenant-only port ........ ARP/ND, encapsulate or to a worker, hairpin, or drop with a reason
+//!   uplink    the tunnels' port ......... decapsulate or to a worker, or pass
 //!   combined  one NIC is both ........... a tunnel datagram? uplink : access
 //! ```
 //!
@@ -32,6 +33,7 @@ mod mss;
 mod nd;
 mod packet;
 mod report;
+mod secure;
 mod slow;
 mod tables;
 

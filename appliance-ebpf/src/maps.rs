@@ -3,17 +3,19 @@
 use appliance_common::{
     counters::Counter,
     limits::{
-        MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_PEERS, MAX_TENANTS,
-        MAX_TUNNELS, NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES,
+        MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_HANDSHAKE_SOURCES, MAX_NEIGHBOURS, MAX_NETWORKS,
+        MAX_PEERS, MAX_SESSIONS, MAX_TENANTS, MAX_TUNNELS, MAX_XSKS, NEIGHBOUR_RING_BYTES,
+        SLOW_RING_BYTES,
     },
+    addr::Address,
     maps::{
-        Attachment, AttachmentKey, Config, Endpoint, HostKey, Neighbour, Network, NetworkStats,
-        Peer, Tenant, Tunnel, TunnelKey,
+        Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Neighbour, Network,
+        NetworkStats, Peer, PeerAddress, Session, SessionKey, Tenant, Tunnel, TunnelKey,
     },
 };
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, XskMap},
 };
 
 /// One entry. Written by user space.
@@ -65,3 +67,24 @@ pub static NEIGHBOUR_EVENTS: RingBuf = RingBuf::with_byte_size(NEIGHBOUR_RING_BY
 /// Packets for the slow path. Written by the programs.
 #[map]
 pub static SLOW_PACKETS: RingBuf = RingBuf::with_byte_size(SLOW_RING_BYTES, 0);
+
+/// Sockets of the workers. Written by user space; the kernel takes out those that close.
+#[map]
+pub static XSKS: XskMap = XskMap::with_max_entries(MAX_XSKS, 0);
+
+/// Session indices that a worker knows. Written by user space.
+#[map]
+pub static SESSIONS: HashMap<SessionKey, Session> = HashMap::with_max_entries(MAX_SESSIONS, 0);
+
+/// Handshakes by source address. Written by the programs.
+#[map]
+pub static HANDSHAKE_SOURCES: LruHashMap<Address, Bucket> =
+    LruHashMap::with_max_entries(MAX_HANDSHAKE_SOURCES, 0);
+
+/// One entry: handshakes of all sources that are no peer's address, per CPU. Written by the programs.
+#[map]
+pub static HANDSHAKE_BUDGET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where the peers of encrypted tunnels are. Written by user space.
+#[map]
+pub static PEER_ADDRESSES: HashMap<Address, PeerAddress> = HashMap::with_max_entries(MAX_PEERS, 0);

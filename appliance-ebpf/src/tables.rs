@@ -48,6 +48,12 @@ pub fn is_provider(network: &Network) -> bool {
     network.flags & network_flags::PROVIDER != 0
 }
 
+/// Whether the network's tunnel is encrypted.
+#[inline(always)]
+pub fn is_secure(network: &Network) -> bool {
+    network.flags & network_flags::SECURE != 0
+}
+
 /// Whether the address is failed over.
 #[inline(always)]
 pub fn is_endpoint(network: &Network, address: Words) -> bool {

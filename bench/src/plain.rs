@@ -239,7 +239,7 @@ fn world(provider: bool) -> anyhow::Result<World> {
             network: 0,
             flags: attachment_flags::ACTIVE,
             mac: port_mac,
-            reserved: [0; 2],
+            xsk: appliance_common::maps::NO_XSK,
         },
     )];
     let key = |text: &str| HostKey {

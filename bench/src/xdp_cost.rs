@@ -149,7 +149,7 @@ fn world(size: Size) -> anyhow::Result<World> {
                 network: n,
                 flags: attachment_flags::ACTIVE,
                 mac: TRUNK_MAC,
-                reserved: [0; 2],
+                xsk: appliance_common::maps::NO_XSK,
             },
         ));
         for e in 0..size.endpoints {

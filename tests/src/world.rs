@@ -134,6 +134,8 @@ impl World {
             config: Config {
                 version: SCHEMA_VERSION,
                 tunnel_port: PORT,
+                secure_port: 0,
+                uplink_xsk: 0,
                 reserved: 0,
                 local_v4: address(local_v4),
                 local_v6: if local_v6.is_empty() {
@@ -220,7 +222,7 @@ impl World {
                 network,
                 flags: attachment_flags::ACTIVE | if host { attachment_flags::HOST } else { 0 },
                 mac,
-                reserved: [0; 2],
+                xsk: appliance_common::maps::NO_XSK,
             },
         ));
     }

@@ -125,6 +125,8 @@ pub fn desired(config: &Config, state: &State, snapshot: &Snapshot) -> Tables {
         config: maps::Config {
             version: SCHEMA_VERSION,
             tunnel_port: config.uplink.port,
+            secure_port: 0,
+            uplink_xsk: 0,
             reserved: 0,
             local_v4: of_family(true).map_or(UNSPECIFIED, from_ip),
             local_v6: of_family(false).map_or(UNSPECIFIED, from_ip),
@@ -236,7 +238,7 @@ fn add_network(
                 network: *slot,
                 flags: attachment_flags::ACTIVE | if shared { attachment_flags::HOST } else { 0 },
                 mac: link.mac,
-                reserved: [0; 2],
+                xsk: appliance_common::maps::NO_XSK,
             },
         );
     }

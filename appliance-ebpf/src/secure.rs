@@ -1,0 +1,143 @@
+//! Encrypted tunnels: what goes to a worker, and which handshakes reach the daemon.
+//!
+//! ```text
+//!   access:  IP packet ─▶ [slot, hash | segment header | IP packet] ─▶ XSKS ─▶ worker seals
+//!   uplink:  type 4, index in SESSIONS ................................ XSKS ─▶ worker opens
+//!            types 1 to 3, within the source's share .................. PASS ─▶ the daemon's socket
+//!            else ..................................................... DROP, counted
+//! ```
+//!
+//! No curve arithmetic and no authentication is done for a datagram that is dropped here.
+
+use appliance_common::{
+    counters::Counter,
+    limits::{HANDSHAKES_FROM_STRANGERS, HANDSHAKES_PER_SOURCE, MAX_QUEUES},
+    maps::{Bucket, NO_XSK},
+    wire::{SECURE_DATA_MIN, SEGMENT_IP, WORKER_HEADER_LEN},
+};
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::{bpf_ktime_get_ns, bpf_xdp_adjust_head},
+    programs::XdpContext,
+};
+
+use crate::{
+    addr::{Words, bytes},
+    encap::{Inner, trim},
+    maps::{HANDSHAKE_BUDGET, HANDSHAKE_SOURCES, PEER_ADDRESSES, SESSIONS, XSKS},
+    packet::{Outcome, Window},
+};
+
+/// Hands the packet whose IP header is at `L3` to the worker of its queue, to be sealed.
+#[inline(always)]
+pub fn to_seal<const L3: usize>(ctx: &XdpContext, vni: u32, inner: &Inner) -> Outcome {
+    if !trim(ctx, L3 + inner.len) {
+        return Outcome::Drop(Counter::DropAdjust);
+    }
+    // SAFETY: no pointer into the packet outlives the call; the verifier sees to it.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, L3 as i32 - WORKER_HEADER_LEN as i32) } != 0 {
+        return Outcome::Drop(Counter::DropAdjust);
+    }
+    let Some(w) = Window::<WORKER_HEADER_LEN>::at(ctx, 0) else {
+        return Outcome::Drop(Counter::DropAdjust);
+    };
+    w.set::<u32, 0>(inner.slot);
+    w.set::<u32, 4>(inner.hash);
+    w.set::<u32, 8>((((SEGMENT_IP as u32) << 24) | vni).to_be());
+    w.set::<u32, 12>(0);
+    redirect(ctx, inner.xsk, Counter::ToSeal)
+}
+
+/// To the socket of the queue that the frame came in on; a frame cannot go to another's.
+#[inline(always)]
+fn redirect(ctx: &XdpContext, xsk: u16, counter: Counter) -> Outcome {
+    // SAFETY: the context is valid while the program runs.
+    let queue = unsafe { (*ctx.ctx).rx_queue_index };
+    if xsk == NO_XSK || queue >= MAX_QUEUES {
+        return Outcome::Drop(Counter::DropNoWorker);
+    }
+    match XSKS.redirect(xsk as u32 + queue, xdp_action::XDP_DROP as u64) {
+        Ok(action) => Outcome::Send(counter, action),
+        Err(_) => Outcome::Drop(Counter::DropNoWorker),
+    }
+}
+
+/// Bytes of a message of type 1, 2 or 3; zero for any other.
+#[inline(always)]
+const fn handshake_len(kind: u8) -> usize {
+    match kind {
+        1 => 148,
+        2 => 92,
+        3 => 64,
+        _ => 0,
+    }
+}
+
+/// A datagram of `len` bytes at `AT` to the encrypted tunnels' port, from `source`. Layouts: the crate
+/// `tunnel`, `wire`.
+#[inline(never)]
+pub fn steer<const AT: usize>(ctx: &XdpContext, xsk: u16, len: usize, source: &Words) -> Outcome {
+    let Some(w) = Window::<8>::at(ctx, AT) else {
+        return Outcome::Drop(Counter::DropBadDatagram);
+    };
+    let [kind, cipher, r1, r2] = w.get::<u32, 0>().to_ne_bytes();
+    if kind == 4 {
+        if len < SECURE_DATA_MIN || cipher > 1 || r1 != 0 || r2 != 0 {
+            return Outcome::Drop(Counter::DropBadDatagram);
+        }
+        let index = u32::from_le(w.get::<u32, 4>());
+        if SESSIONS.get_ptr(index).is_none() {
+            return Outcome::Drop(Counter::DropUnknownSession);
+        }
+        return redirect(ctx, xsk, Counter::ToOpen);
+    }
+    let expected = handshake_len(kind);
+    if expected == 0 || len != expected || cipher != 0 || r1 != 0 || r2 != 0 {
+        return Outcome::Drop(Counter::DropBadDatagram);
+    }
+    if within_share(source) {
+        Outcome::Pass(Counter::HandshakePassed)
+    } else {
+        Outcome::Drop(Counter::DropHandshakeRate)
+    }
+}
+
+/// Whether a handshake message from `source` is within its share, and strangers together within theirs.
+/// An IPv6 source is its /64: within one, addresses are free.
+#[inline(always)]
+fn within_share(source: &Words) -> bool {
+    // SAFETY: the helper takes nothing and only reads a clock.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let address = bytes(*source);
+    let known = PEER_ADDRESSES.get_ptr(address).is_some();
+    let mapped = source[0] == 0 && source[1] == 0 && source[2] == u32::from_be(0xffff);
+    let share = if mapped {
+        address
+    } else {
+        bytes([source[0], source[1], 0, 0])
+    };
+    match HANDSHAKE_SOURCES.get_ptr_mut(share) {
+        Some(bucket) => {
+            // SAFETY: the map returned the value; when two CPUs race, one handshake more gets through.
+            if !unsafe { (*bucket).take(now, HANDSHAKES_PER_SOURCE, HANDSHAKES_PER_SOURCE) } {
+                return false;
+            }
+        }
+        None => {
+            let mut bucket = Bucket::default();
+            bucket.take(now, HANDSHAKES_PER_SOURCE, HANDSHAKES_PER_SOURCE);
+            // A least-recently-used map makes room; when it cannot, strangers' budget still bounds.
+            let _ = HANDSHAKE_SOURCES.insert(share, bucket, 0);
+        }
+    }
+    if known {
+        return true;
+    }
+    match HANDSHAKE_BUDGET.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot.
+        Some(bucket) => unsafe {
+            (*bucket).take(now, HANDSHAKES_FROM_STRANGERS, HANDSHAKES_FROM_STRANGERS)
+        },
+        None => false,
+    }
+}
