@@ -304,7 +304,11 @@ impl Bucket {
     #[inline(always)]
     pub const fn take(&mut self, now: u64, per_second: u64, burst: u64) -> bool {
         let cost = 1_000_000_000 / per_second;
-        let from = if self.full_at > now { self.full_at } else { now };
+        let from = if self.full_at > now {
+            self.full_at
+        } else {
+            now
+        };
         if from - now > cost * (burst - 1) {
             return false;
         }

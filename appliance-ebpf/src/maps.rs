@@ -1,13 +1,13 @@
 //! All maps: key, value, writer, size. Memory: ARCHITECTURE.md, measured by a test.
 
 use appliance_common::{
+    addr::Address,
     counters::Counter,
     limits::{
         MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_HANDSHAKE_SOURCES, MAX_NEIGHBOURS, MAX_NETWORKS,
         MAX_PEERS, MAX_SESSIONS, MAX_TENANTS, MAX_TUNNELS, MAX_XSKS, NEIGHBOUR_RING_BYTES,
         SLOW_RING_BYTES,
     },
-    addr::Address,
     maps::{
         Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Neighbour, Network,
         NetworkStats, Peer, PeerAddress, Session, SessionKey, Tenant, Tunnel, TunnelKey,

@@ -9,6 +9,7 @@
 //!   state ──┼─▶ reconcile ─diff──▶┘
 //!   underlay┘      ▲                 rings ─▶ neighbour, slowpath ─▶ rawsock
 //!   control ───────┘                          announce ────────────▶ rawsock
+//!                                     encrypted packets ◀─AF_XDP─▶ secure (workers, handshakes)
 //! ```
 //!
 //! `neighbour`, `announce`, `slowpath`, `reconcile`, `config` and `frames` touch no socket, map or clock;
@@ -25,6 +26,7 @@ pub mod nic;
 pub mod notify;
 pub mod rawsock;
 pub mod reconcile;
+pub mod secure;
 pub mod slowpath;
 pub mod state;
 pub mod underlay;

@@ -7,8 +7,10 @@ use appliance_user::{
     config::Config,
     control::{CounterStatus, Request, Status, client, render},
     daemon, datapath,
+    secure::keys::{self, OsRandom},
 };
 use clap::{Parser, Subcommand};
+use tunnel::{PresharedKey, SecretKey};
 
 /// The data plane of Causeway: stretches a tenant's networks to the replicas of its machines.
 #[derive(Parser)]
@@ -66,6 +68,21 @@ enum Command {
     Endpoint {
         #[command(subcommand)]
         command: EndpointCommand,
+    },
+    /// Make a key of this appliance and print its public half.
+    Keygen {
+        /// Where to write the private key; never overwritten.
+        #[arg(long)]
+        private_key: PathBuf,
+        /// Make a preshared key instead, for both ends; nothing is printed.
+        #[arg(long)]
+        preshared: bool,
+    },
+    /// Print the public half of a private key.
+    Pubkey {
+        /// The private key's file.
+        #[arg(long)]
+        private_key: PathBuf,
     },
     /// Read the configuration file again; a bad one leaves the running one in force.
     Reload,
@@ -151,6 +168,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Check { file } => {
             let config = Config::load(&file)?;
+            daemon::check_keys(&config)?;
             println!(
                 "{}: good: {} side, {} tenants, {} peers, {} networks",
                 file.display(),
@@ -193,6 +211,20 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 }
             }
         }
+        Command::Keygen {
+            private_key,
+            preshared,
+        } => {
+            if preshared {
+                let key = PresharedKey::generate(&mut OsRandom);
+                keys::write(&private_key, &key.expose_base64())?;
+            } else {
+                let key = SecretKey::generate(&mut OsRandom);
+                keys::write(&private_key, &key.expose_base64())?;
+                println!("{}", key.public());
+            }
+        }
+        Command::Pubkey { private_key } => println!("{}", keys::private(&private_key)?.public()),
         Command::Endpoint { command } => endpoint(&ask, command)?,
         Command::Reload => {
             ask(&Request::Reload)?;

@@ -38,6 +38,7 @@ pub fn max_mtu(driver: &str) -> u32 {
 }
 
 const GDRVINFO: u32 = 0x3;
+const GCHANNELS: u32 = 0x3c;
 const GFLAGS: u32 = 0x25;
 const SFLAGS: u32 = 0x26;
 const FLAG_TXVLAN: u32 = 1 << 7;
@@ -93,6 +94,13 @@ pub fn prepare(interface: &str, wants: Wants) -> io::Result<Nic> {
     Ok(nic)
 }
 
+/// Receive queues of an interface; 1 where the driver does not say.
+#[must_use]
+pub fn queues(interface: &str) -> u32 {
+    let channels = Ethtool::open(interface).and_then(|socket| socket.channels());
+    channels.map_or(1, |c| (c.rx + c.combined).max(1))
+}
+
 /// A socket to ask about one interface.
 struct Ethtool {
     socket: OwnedFd,
@@ -103,6 +111,18 @@ struct Ethtool {
 struct Value {
     command: u32,
     data: u32,
+}
+
+/// `struct ethtool_channels`.
+#[repr(C)]
+#[derive(Default)]
+struct Channels {
+    command: u32,
+    most: [u32; 4],
+    rx: u32,
+    tx: u32,
+    other: u32,
+    combined: u32,
 }
 
 /// `struct ethtool_drvinfo`.
@@ -140,7 +160,7 @@ impl Ethtool {
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         request.ifr_name = self.name;
         request.ifr_ifru.ifru_data = (&raw mut *data).cast();
-        // SAFETY: `data` outlives the call, and both callers pass the structure that the kernel reads
+        // SAFETY: `data` outlives the call, and all callers pass the structure that the kernel reads
         // and writes for the command in its first field.
         let result = unsafe {
             libc::ioctl(
@@ -166,6 +186,17 @@ impl Ethtool {
         // `rest` is what the kernel fills besides; nothing of it is of use here.
         let _ = info.rest;
         Ok(String::from_utf8_lossy(&info.driver[..end]).into_owned())
+    }
+
+    fn channels(&self) -> io::Result<Channels> {
+        let mut channels = Channels {
+            command: GCHANNELS,
+            ..Channels::default()
+        };
+        self.call(&mut channels)?;
+        // What the kernel fills besides.
+        let _ = (channels.most, channels.tx, channels.other);
+        Ok(channels)
     }
 
     fn flags(&self) -> io::Result<u32> {

@@ -1,6 +1,7 @@
 //! The appliance daemon inside a host: started, killed, asked by its own command line.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs,
     path::PathBuf,
@@ -126,11 +127,56 @@ impl Handle<'_> {
         self.lab.daemon(self.host())
     }
 
-    /// Writes the configuration file that the topology says.
+    /// Its private key.
+    #[must_use]
+    pub fn key_path(&self) -> PathBuf {
+        let file = format!("{}.key", self.host());
+        self.lab.run_dir().join("etc").join(file)
+    }
+
+    /// Its public key; a private one is made first where there is none.
+    ///
+    /// # Errors
+    /// If `causeway-appliance keygen` fails.
+    pub fn public_key(&self) -> Result<String> {
+        let path = self.key_path();
+        let verb = if path.exists() { "pubkey" } else { "keygen" };
+        let mut command = Command::new(&self.lab.paths().appliance);
+        command.args([verb, "--private-key"]).arg(&path);
+        process::must(&mut command, None, CLI, interrupt::check)
+            .map(|output| output.stdout.trim().to_owned())
+    }
+
+    /// Public keys of its peers, by their names in its configuration.
+    fn peer_keys(&self) -> Result<BTreeMap<String, String>> {
+        let topology = self.lab.topology();
+        let mut keys = BTreeMap::new();
+        for (name, address) in &self.appliance.peers {
+            let other = topology.appliances.iter().find(|other| {
+                topology
+                    .find_host(&other.host)
+                    .and_then(|h| h.links.iter().find(|l| l.name == other.uplink))
+                    .is_some_and(|l| l.addresses.iter().any(|c| c.addr == *address))
+            });
+            if let Some(other) = other {
+                keys.insert(name.clone(), self.lab.appliance(&other.host)?.public_key()?);
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Writes the configuration file that the topology says, and keys where its tunnels are encrypted.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn write_config(&self) -> Result<()> {
+        let key = self.key_path();
+        let keys = if self.lab.topology().options.encrypted {
+            self.public_key()?;
+            Some(self.peer_keys()?)
+        } else {
+            None
+        };
         let pins = self.lab.pin_dir(self.host());
         let text = render(
             self.lab.topology(),
@@ -140,6 +186,7 @@ impl Handle<'_> {
                 pin_dir: &pins,
                 control_socket: &self.socket_path(),
                 bpf_object: &self.lab.paths().bpf_object,
+                keys: keys.as_ref().map(|public| (key.as_path(), public)),
             },
         )
         .map_err(|e| Error::Output {

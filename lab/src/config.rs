@@ -1,6 +1,6 @@
 //! The appliances' configuration files, from the topology.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use serde::Serialize;
 
@@ -13,12 +13,16 @@ pub(crate) struct Places<'a> {
     pub pin_dir: &'a Path,
     pub control_socket: &'a Path,
     pub bpf_object: &'a Path,
+    /// The private key, and the public keys by peer name; `None` for plain tunnels.
+    pub keys: Option<(&'a Path, &'a BTreeMap<String, String>)>,
 }
 
 #[derive(Serialize)]
 struct File<'a> {
     appliance: Section<'a>,
     uplink: Uplink<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tunnel: Option<Tunnel<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     interface: Vec<Interface<'a>>,
     tenant: Vec<Named<'a>>,
@@ -46,6 +50,12 @@ struct Uplink<'a> {
 }
 
 #[derive(Serialize)]
+struct Tunnel<'a> {
+    private_key_file: &'a Path,
+    cpus: Vec<usize>,
+}
+
+#[derive(Serialize)]
 struct Interface<'a> {
     name: &'a str,
     xdp: &'static str,
@@ -59,7 +69,11 @@ struct Named<'a> {
 #[derive(Serialize)]
 struct Peer<'a> {
     name: &'a str,
-    address: String,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public_key: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -120,6 +134,10 @@ pub(crate) fn render(
             port: 4789,
             mtu,
         },
+        tunnel: places.keys.map(|(private_key_file, _)| Tunnel {
+            private_key_file,
+            cpus: vec![cpu(topology, appliance)],
+        }),
         interface: further
             .into_iter()
             .map(|name| Interface {
@@ -135,9 +153,20 @@ pub(crate) fn render(
         peer: appliance
             .peers
             .iter()
-            .map(|(name, address)| Peer {
-                name,
-                address: address.to_string(),
+            .map(|(name, address)| match places.keys {
+                None => Peer {
+                    name,
+                    kind: "vxlan",
+                    address: Some(address.to_string()),
+                    public_key: None,
+                },
+                Some((_, public)) => Peer {
+                    name,
+                    kind: "appliance",
+                    // The tenant's end dials; the provider's learns where from.
+                    address: (appliance.role == Role::Tenant).then(|| address.to_string()),
+                    public_key: public.get(name).map(String::as_str),
+                },
             })
             .collect(),
         network: appliance
@@ -157,16 +186,36 @@ pub(crate) fn render(
     })
 }
 
+/// The CPU of an appliance's worker: the two ends of a tunnel get one each where there are two.
+fn cpu(topology: &Topology, appliance: &Appliance) -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let place = topology
+        .appliances
+        .iter()
+        .filter(|other| other.role == appliance.role)
+        .position(|other| other.host == appliance.host);
+    let side = match appliance.role {
+        Role::Tenant => 0,
+        Role::Provider => 1,
+    };
+    (place.unwrap_or(0) * 2 + side) % cpus
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{sites, topology::Options};
 
-    fn rendered(host: &str, wan_mtu: u16) -> toml::Table {
+    fn rendered(host: &str, wan_mtu: u16, encrypted: bool) -> toml::Table {
         let t = sites::partial(Options {
             wan_mtu,
+            encrypted,
             ..Options::default()
         });
+        let public = BTreeMap::from([
+            ("tenant".to_owned(), "key-of-tenant".to_owned()),
+            ("provider".to_owned(), "key-of-provider".to_owned()),
+        ]);
         let appliance = t.appliances.iter().find(|a| a.host == host).unwrap();
         let text = render(
             &t,
@@ -176,6 +225,7 @@ mod tests {
                 pin_dir: Path::new("/sys/fs/bpf/x"),
                 control_socket: Path::new("/run/x/sock"),
                 bpf_object: Path::new("/x/appliance.bpf.o"),
+                keys: encrypted.then_some((Path::new("/run/x/key"), &public)),
             },
         )
         .unwrap();
@@ -184,7 +234,7 @@ mod tests {
 
     #[test]
     fn the_provider_has_its_networks_on_vlans_of_the_trunk() {
-        let c = rendered("provider-appliance", 1500);
+        let c = rendered("provider-appliance", 1500, false);
         assert_eq!(c["appliance"]["role"].as_str(), Some("provider"));
         assert_eq!(c["uplink"]["local"][0].as_str(), Some("203.0.113.5"));
         assert_eq!(c["interface"][0]["name"].as_str(), Some("eth1"));
@@ -197,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_tenant_side_is_untagged_and_its_uplink_is_a_network_too() {
-        let c = rendered("tenant-appliance", 1500);
+        let c = rendered("tenant-appliance", 1500, false);
         assert!(c["network"][0].get("vlan").is_none());
         assert_eq!(c["network"][0]["interface"].as_str(), Some("eth0"));
         assert_eq!(c["network"][1]["interface"].as_str(), Some("eth1"));
@@ -206,7 +256,25 @@ mod tests {
 
     #[test]
     fn the_path_mtu_is_the_smallest_on_the_way() {
-        let c = rendered("tenant-appliance", 1400);
+        let c = rendered("tenant-appliance", 1400, false);
         assert_eq!(c["uplink"]["mtu"].as_integer(), Some(1400));
+    }
+
+    #[test]
+    fn the_tenant_dials_and_the_provider_listens() {
+        let (tenant, provider) = (
+            rendered("tenant-appliance", 1500, true),
+            rendered("provider-appliance", 1500, true),
+        );
+        assert_eq!(tenant["peer"][0]["address"].as_str(), Some("203.0.113.5"));
+        assert_eq!(
+            tenant["peer"][0]["public_key"].as_str(),
+            Some("key-of-provider")
+        );
+        assert!(provider["peer"][0].get("address").is_none());
+        assert_eq!(
+            provider["tunnel"]["private_key_file"].as_str(),
+            Some("/run/x/key")
+        );
     }
 }

@@ -48,6 +48,8 @@ pub struct Options {
     pub offloads: bool,
     /// `false`: no duplicate address detection, addresses are usable at once.
     pub dad: bool,
+    /// Whether the appliances' tunnels are encrypted; else they are VXLAN.
+    pub encrypted: bool,
 }
 
 impl Default for Options {
@@ -57,6 +59,7 @@ impl Default for Options {
             lan_mtu: 1500,
             offloads: true,
             dad: true,
+            encrypted: true,
         }
     }
 }

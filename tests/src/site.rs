@@ -21,6 +21,15 @@ use crate::skip;
 /// Time for a command that should be quick.
 pub const SHORT: Duration = Duration::from_secs(20);
 
+/// Links as they come, tunnels by VXLAN.
+pub const PLAIN: Options = Options {
+    wan_mtu: 1500,
+    lan_mtu: 1500,
+    offloads: true,
+    dad: true,
+    encrypted: false,
+};
+
 /// Where tests take turns.
 const TURN: &str = "/run/causeway-tests.lock";
 
@@ -81,16 +90,23 @@ fn missing() -> Option<String> {
 }
 
 impl Site {
-    /// The lab `partial` with both appliances ready; `None` after saying why, where that is impossible.
+    /// The lab `partial` with plain tunnels and both appliances ready; `None` after saying why, where that
+    /// is impossible.
     #[must_use]
     pub fn partial() -> Option<Self> {
-        Self::raise(lab::sites::partial, Options::default())
+        Self::raise(lab::sites::partial, PLAIN)
     }
 
-    /// The lab `two-tenants` with its appliances ready.
+    /// The lab `two-tenants` with plain tunnels and its appliances ready.
     #[must_use]
     pub fn two_tenants() -> Option<Self> {
-        Self::raise(lab::sites::two_tenants, Options::default())
+        Self::raise(lab::sites::two_tenants, PLAIN)
+    }
+
+    /// The lab `partial` with encrypted tunnels, both appliances ready.
+    #[must_use]
+    pub fn encrypted() -> Option<Self> {
+        Self::raise(lab::sites::partial, Options::default())
     }
 
     /// A topology, its appliances ready.

@@ -287,7 +287,7 @@ fn a_daemon_restarted_with_a_changed_configuration_converges() {
 fn generic_mode_works_where_it_is_asked_for() {
     let options = lab::Options {
         offloads: false,
-        ..lab::Options::default()
+        ..causeway_tests::site::PLAIN
     };
     let Some(site) = Site::bare(lab::sites::partial, options) else {
         return;

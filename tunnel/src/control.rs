@@ -280,6 +280,8 @@ pub struct PeerStatus {
     pub cipher: Cipher,
     /// Longest datagram, bytes of UDP payload.
     pub max_datagram: usize,
+    /// Whether a longer one is being looked for, so that this may soon change.
+    pub searching: bool,
     /// Round-trip time, smoothed.
     pub round_trip: Option<Duration>,
     /// Of the last 32 echoes, how many were lost, per cent.
@@ -822,6 +824,7 @@ impl TunnelControl {
                 .pmtu
                 .as_ref()
                 .map_or(crate::data::MIN_DATAGRAM, PathMtu::current),
+            searching: peer.pmtu.as_ref().is_some_and(PathMtu::searching),
             round_trip: peer.round_trip,
             loss_percent: (peer.echo_lost.count_ones() * 100)
                 .checked_div(counted)

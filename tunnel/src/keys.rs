@@ -146,6 +146,12 @@ impl PresharedKey {
         Self(bytes)
     }
 
+    /// The shared secret as base64, for storing it. Handle with care.
+    #[must_use]
+    pub fn expose_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(encode(&self.0))
+    }
+
     /// The shared secret's bytes, for storing them. Handle with care.
     #[must_use]
     pub const fn expose(&self) -> &[u8; KEY_BYTES] {

@@ -2,17 +2,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use appliance_common::{
     addr::from_ip,
     limits::{MAX_ATTACHMENTS, MAX_NETWORKS, MAX_PEERS, MAX_PREFIXES, MAX_TENANTS, MIN_INNER_MTU},
-    wire::{ETHERTYPE_8021AD, ETHERTYPE_8021Q, OVERHEAD_V4, OVERHEAD_V6, VNI_MAX, VXLAN_PORT},
+    wire::{
+        ETHERTYPE_8021AD, ETHERTYPE_8021Q, OVERHEAD_V4, OVERHEAD_V6, SECURE_OVERHEAD_V4,
+        SECURE_PORT, VNI_MAX, VXLAN_PORT,
+    },
 };
+use tunnel::CipherChoice;
 
-use super::{Config, Net, Network, Peer, Problem, Role, Uplink, Vlan, Xdp, file};
+use super::{
+    Config, Identity, Memory, Net, Network, Peer, PeerKind, Problem, Role, Tunnel, Uplink, Vlan,
+    Xdp, file,
+};
+use crate::secure::Waiting;
 
 /// Largest MTU that XDP takes on any NIC we know, bytes: a page less headroom and tail.
 const MAX_MTU: u16 = 3498;
@@ -196,8 +205,10 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     for tenant in &file.tenant {
         c.name("tenant: name", &tenant.name);
     }
-    let peers = peers(&mut c, &file.peer, &uplink);
-    let networks = networks(&mut c, &file.network, &uplink, &peers, role);
+    let tunnel = file.tunnel.map(|t| tunnel(&mut c, t, &uplink));
+    let peers = peers(&mut c, &file.peer, &uplink, tunnel.as_ref(), role);
+    let networks = networks(&mut c, &file.network, &uplink, (&file.peer, &peers), role);
+    members(&mut c, &peers, &networks);
     for network in &file.network {
         if !file.tenant.iter().any(|t| t.name == network.tenant) {
             c.problem(
@@ -230,6 +241,7 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
         control_socket,
         bpf_object: a.bpf_object,
         uplink,
+        tunnel,
         interfaces,
         tenants: file.tenant.into_iter().map(|t| t.name).collect(),
         peers,
@@ -255,16 +267,7 @@ fn uplink(c: &mut Checker, uplink: file::Uplink) -> Uplink {
             c.problem("uplink: local", "at most one address of a family");
         }
     }
-    let port = match uplink.port {
-        None => VXLAN_PORT,
-        Some(value) => match u16::try_from(value) {
-            Ok(port) if port != 0 => port,
-            _ => {
-                c.problem("uplink: port", format!("{value}: a UDP port is 1 to 65535"));
-                VXLAN_PORT
-            }
-        },
-    };
+    let port = port(c, "uplink: port", uplink.port, VXLAN_PORT);
     let mtu = c.mtu("uplink: mtu", uplink.mtu);
     Uplink {
         interface: uplink.interface,
@@ -275,48 +278,395 @@ fn uplink(c: &mut Checker, uplink: file::Uplink) -> Uplink {
     }
 }
 
-fn peers(c: &mut Checker, peers: &[file::Peer], uplink: &Uplink) -> Vec<Peer> {
+fn port(c: &mut Checker, at: &str, value: Option<i64>, default: u16) -> u16 {
+    match value {
+        None => default,
+        Some(value) => match u16::try_from(value) {
+            Ok(port) if port != 0 => port,
+            _ => {
+                c.problem(at, format!("{value}: a UDP port is 1 to 65535"));
+                default
+            }
+        },
+    }
+}
+
+fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
+    absolute(c, "tunnel: private_key_file", &tunnel.private_key_file);
+    let port = port(c, "tunnel: port", tunnel.port, SECURE_PORT);
+    if port == uplink.port {
+        c.problem(
+            "tunnel: port",
+            format!("{port} is uplink.port, the plain tunnels'; give the encrypted ones another"),
+        );
+    }
+    let cipher = tunnel.cipher.as_deref().unwrap_or("auto");
+    let cipher = cipher.parse::<CipherChoice>().unwrap_or_else(|_| {
+        c.problem(
+            "tunnel: cipher",
+            format!("{cipher:?}: write \"auto\", \"aes-256-gcm\" or \"chacha20-poly1305\""),
+        );
+        CipherChoice::Auto
+    });
+    let workers = match u32::try_from(tunnel.workers.unwrap_or(1)) {
+        // More would need datagrams to be passed between workers: the kernel's choice of a queue does
+        // not follow sessions.
+        Ok(1) => 1,
+        _ => {
+            c.problem(
+                "tunnel: workers",
+                "this version carries all queues with 1 worker; write 1, or leave it out",
+            );
+            1
+        }
+    };
+    let cpus: Vec<usize> = tunnel
+        .cpus
+        .iter()
+        .filter_map(|cpu| match usize::try_from(*cpu) {
+            Ok(cpu) if cpu < 1024 => Some(cpu),
+            _ => {
+                c.problem(
+                    "tunnel: cpus",
+                    format!("{cpu}: a CPU's number is 0 to 1023"),
+                );
+                None
+            }
+        })
+        .collect();
+    let waiting = match tunnel.waiting.as_deref() {
+        None | Some("wake") => Waiting::Wake,
+        Some("busy") => Waiting::Busy,
+        Some(other) => {
+            c.problem(
+                "tunnel: waiting",
+                format!("{other:?}: write \"wake\" or \"busy\""),
+            );
+            Waiting::Wake
+        }
+    };
+    let memory = match tunnel.memory.as_deref() {
+        None | Some("copy") => Memory::Copy,
+        Some("zero-copy") => Memory::ZeroCopy,
+        Some(other) => {
+            c.problem(
+                "tunnel: memory",
+                format!("{other:?}: write \"copy\" or \"zero-copy\""),
+            );
+            Memory::Copy
+        }
+    };
+    Tunnel {
+        private_key_file: tunnel.private_key_file,
+        port,
+        cipher,
+        workers,
+        cpus,
+        waiting,
+        memory,
+    }
+}
+
+fn absolute(c: &mut Checker, at: &str, path: &std::path::Path) {
+    if !path.is_absolute() {
+        c.problem(at, format!("{}: write an absolute path", path.display()));
+    }
+}
+
+fn peers(
+    c: &mut Checker,
+    peers: &[file::Peer],
+    uplink: &Uplink,
+    tunnel: Option<&Tunnel>,
+    role: Role,
+) -> Vec<Peer> {
     c.unique("peer", peers.iter().map(|p| p.name.as_str()));
     let mut out: Vec<Peer> = Vec::new();
     for peer in peers {
-        let at = format!("peer {:?}: address", peer.name);
         c.name("peer: name", &peer.name);
-        let Some(address) = c.address(&at, &peer.address) else {
-            continue;
+        let kind = match peer.kind.as_deref() {
+            Some("vxlan") => vxlan(c, peer, uplink, &out),
+            None | Some("appliance") => identity(c, peer, uplink, tunnel, &out).map(|identity| {
+                if role == Role::Tenant && identity.addresses.is_empty() {
+                    c.problem(
+                        format!("peer {:?}: address", peer.name),
+                        "the tenant's end dials: give the address of the provider",
+                    );
+                }
+                without(c, peer, &["network", "allowed", "keepalive"]);
+                PeerKind::Appliance(identity)
+            }),
+            Some("wireguard") => wireguard(c, peer, uplink, tunnel, &out),
+            Some(other) => {
+                c.problem(
+                    format!("peer {:?}: kind", peer.name),
+                    format!("{other:?}: write \"appliance\", \"wireguard\" or \"vxlan\""),
+                );
+                None
+            }
         };
-        if !is_host(address) || is_link_local(address) {
-            c.problem(&at, format!("{address} cannot be a tunnel's end"));
+        if let Some(kind) = kind {
+            out.push(Peer {
+                name: peer.name.clone(),
+                kind,
+            });
         }
-        if uplink.local.contains(&address) {
-            c.problem(&at, format!("{address} is this appliance's own"));
-        }
-        if !uplink.local.is_empty()
-            && !uplink
-                .local
-                .iter()
-                .any(|l| l.is_ipv4() == address.is_ipv4())
-        {
-            c.problem(
-                &at,
-                format!("{address} is of a family that uplink.local has no address of"),
-            );
-        }
-        if let Some(other) = out.iter().find(|p| p.address == address) {
-            c.problem(&at, format!("{address} is also peer {:?}'s", other.name));
-        }
-        out.push(Peer {
-            name: peer.name.clone(),
-            address,
-        });
     }
     out
+}
+
+/// Keys that have no meaning for this kind of peer.
+fn without(c: &mut Checker, peer: &file::Peer, keys: &[&str]) {
+    for (key, there) in [
+        ("addresses", !peer.addresses.is_empty()),
+        ("public_key", peer.public_key.is_some()),
+        ("preshared_key_file", peer.preshared_key_file.is_some()),
+        ("network", peer.network.is_some()),
+        ("allowed", !peer.allowed.is_empty()),
+        ("keepalive", peer.keepalive.is_some()),
+    ] {
+        if there && keys.contains(&key) {
+            c.problem(
+                format!("peer {:?}: {key}", peer.name),
+                format!(
+                    "has no meaning for kind = {:?}; remove it",
+                    peer.kind.as_deref().unwrap_or("appliance")
+                ),
+            );
+        }
+    }
+}
+
+/// Whether the address may be a peer's.
+fn remote(c: &mut Checker, at: &str, address: IpAddr, uplink: &Uplink) {
+    if !is_host(address) || is_link_local(address) {
+        c.problem(at, format!("{address} cannot be a tunnel's end"));
+    }
+    if uplink.local.contains(&address) {
+        c.problem(at, format!("{address} is this appliance's own"));
+    }
+    if !uplink.local.is_empty()
+        && !uplink
+            .local
+            .iter()
+            .any(|l| l.is_ipv4() == address.is_ipv4())
+    {
+        c.problem(
+            at,
+            format!("{address} is of a family that uplink.local has no address of"),
+        );
+    }
+}
+
+fn vxlan(c: &mut Checker, peer: &file::Peer, uplink: &Uplink, others: &[Peer]) -> Option<PeerKind> {
+    let at = format!("peer {:?}: address", peer.name);
+    without(
+        c,
+        peer,
+        &[
+            "addresses",
+            "public_key",
+            "preshared_key_file",
+            "network",
+            "allowed",
+            "keepalive",
+        ],
+    );
+    let Some(text) = &peer.address else {
+        c.problem(&at, "a plain tunnel needs the address of its other end");
+        return None;
+    };
+    let address = c.address(&at, text)?;
+    remote(c, &at, address, uplink);
+    if let Some(other) = others.iter().find(|o| o.plain() == Some(address)) {
+        c.problem(&at, format!("{address} is also peer {:?}'s", other.name));
+    }
+    Some(PeerKind::Vxlan(address))
+}
+
+fn identity(
+    c: &mut Checker,
+    peer: &file::Peer,
+    uplink: &Uplink,
+    tunnel: Option<&Tunnel>,
+    others: &[Peer],
+) -> Option<Identity> {
+    let at = |key: &str| format!("peer {:?}: {key}", peer.name);
+    if tunnel.is_none() {
+        c.problem(
+            at("kind"),
+            "an encrypted peer needs a [tunnel] section with our private_key_file (`causeway-appliance keygen`); for a plain tunnel write kind = \"vxlan\"",
+        );
+    }
+    let default = tunnel.map_or(SECURE_PORT, |t| t.port);
+    let mut addresses = Vec::new();
+    for (key, text) in peer
+        .address
+        .iter()
+        .map(|text| ("address", text))
+        .chain(peer.addresses.iter().map(|text| ("addresses", text)))
+    {
+        let address = text
+            .parse::<SocketAddr>()
+            .or_else(|_| text.parse().map(|ip| SocketAddr::new(ip, default)));
+        let Ok(address) = address else {
+            c.problem(
+                at(key),
+                format!("{text:?} is neither an address nor address:port"),
+            );
+            continue;
+        };
+        if address.port() == 0 {
+            c.problem(at(key), format!("{text:?}: a UDP port is 1 to 65535"));
+        }
+        remote(c, &at(key), address.ip(), uplink);
+        if addresses.contains(&address) {
+            c.problem(at(key), format!("{address} is there twice"));
+        }
+        addresses.push(address);
+    }
+    if let Some(path) = &peer.preshared_key_file {
+        absolute(c, &at("preshared_key_file"), path);
+    }
+    let Some(text) = &peer.public_key else {
+        c.problem(
+            at("public_key"),
+            "is missing: `causeway-appliance pubkey` prints it on the other end; for a plain tunnel write kind = \"vxlan\"",
+        );
+        return None;
+    };
+    let public_key = match text.parse() {
+        Ok(key) => key,
+        Err(error) => {
+            c.problem(at("public_key"), format!("{text:?}: {error}"));
+            return None;
+        }
+    };
+    if let Some(other) = others
+        .iter()
+        .find(|o| o.identity().is_some_and(|i| i.public_key == public_key))
+    {
+        c.problem(
+            at("public_key"),
+            format!("is also peer {:?}'s; each has its own", other.name),
+        );
+    }
+    Some(Identity {
+        public_key,
+        preshared_key_file: peer.preshared_key_file.clone(),
+        addresses,
+    })
+}
+
+fn wireguard(
+    c: &mut Checker,
+    peer: &file::Peer,
+    uplink: &Uplink,
+    tunnel: Option<&Tunnel>,
+    others: &[Peer],
+) -> Option<PeerKind> {
+    let at = |key: &str| format!("peer {:?}: {key}", peer.name);
+    let identity = identity(c, peer, uplink, tunnel, others);
+    let Some(network) = &peer.network else {
+        c.problem(at("network"), "is missing: the network that it joins");
+        return None;
+    };
+    // A bare address is one host.
+    let allowed: Vec<String> = peer
+        .allowed
+        .iter()
+        .map(|text| match text.parse::<IpAddr>() {
+            Ok(IpAddr::V4(_)) => format!("{text}/32"),
+            Ok(IpAddr::V6(_)) => format!("{text}/128"),
+            Err(_) => text.clone(),
+        })
+        .collect();
+    let allowed = prefixes(c, &at("allowed"), &allowed);
+    let keepalive = peer.keepalive.and_then(|seconds| match seconds {
+        1..=65_535 => Some(Duration::from_secs(seconds.unsigned_abs())),
+        _ => {
+            c.problem(at("keepalive"), format!("{seconds}: 1 to 65535 seconds"));
+            None
+        }
+    });
+    Some(PeerKind::WireGuard {
+        identity: identity?,
+        network: network.clone(),
+        allowed,
+        keepalive,
+    })
+}
+
+/// WireGuard peers against the networks they join, and networks against such peers.
+fn members(c: &mut Checker, peers: &[Peer], networks: &[Network]) {
+    let mut taken: Vec<(&str, Net, &str)> = Vec::new();
+    for peer in peers {
+        let PeerKind::WireGuard {
+            network: name,
+            allowed,
+            ..
+        } = &peer.kind
+        else {
+            continue;
+        };
+        let at = |key: &str| format!("peer {:?}: {key}", peer.name);
+        let Some(network) = networks.iter().find(|n| n.name == *name) else {
+            c.problem(at("network"), format!("there is no network {name:?}"));
+            continue;
+        };
+        let main = peers.iter().find(|p| p.name == network.peer);
+        if main.is_some_and(|main| main.plain().is_some()) {
+            c.problem(
+                at("network"),
+                format!(
+                    "network {name:?} has a plain peer; a WireGuard peer joins a network whose own peer is encrypted"
+                ),
+            );
+        }
+        for net in allowed {
+            let inside = network
+                .prefixes
+                .iter()
+                .any(|p| p.contains(net.address) && p.length <= net.length);
+            if !inside {
+                c.problem(
+                    at("allowed"),
+                    format!("{net} is not inside the prefixes of network {name:?}"),
+                );
+            }
+            if let Some((_, theirs, other)) = taken
+                .iter()
+                .find(|(n, theirs, _)| n == name && theirs.overlaps(net))
+            {
+                c.problem(
+                    at("allowed"),
+                    format!("{net} overlaps {theirs} of peer {other:?}"),
+                );
+            }
+            taken.push((name, *net, &peer.name));
+        }
+    }
+    for network in networks {
+        let main = peers.iter().find(|p| p.name == network.peer);
+        if let Some(PeerKind::WireGuard { network: of, .. }) = main.map(|p| &p.kind)
+            && *of != network.name
+        {
+            c.problem(
+                format!("network {:?}: peer", network.name),
+                format!(
+                    "WireGuard peer {:?} is in network {of:?} only",
+                    network.peer
+                ),
+            );
+        }
+    }
 }
 
 fn networks(
     c: &mut Checker,
     networks: &[file::Network],
     uplink: &Uplink,
-    peers: &[Peer],
+    (written, peers): (&[file::Peer], &[Peer]),
     role: Role,
 ) -> Vec<Network> {
     c.unique("network", networks.iter().map(|n| n.name.as_str()));
@@ -343,17 +693,18 @@ fn networks(
         let (gateway_v4, gateway_v6) = gateways(c, &at("gateway"), &n.gateway, &prefixes);
         let mtu = c.mtu(&at("mtu"), n.mtu);
         let peer = peers.iter().find(|p| p.name == n.peer);
-        if peer.is_none() {
+        if !written.iter().any(|p| p.name == n.peer) {
             c.problem(
                 at("peer"),
-                format!("there is no [[peer]] named {:?} with an address", n.peer),
+                format!("there is no [[peer]] named {:?}", n.peer),
             );
         }
         if let (Some(path), Some(peer)) = (uplink.mtu, peer) {
-            let overhead = if peer.address.is_ipv4() {
-                OVERHEAD_V4
-            } else {
-                OVERHEAD_V6
+            let overhead = match peer.plain() {
+                Some(address) if address.is_ipv4() => OVERHEAD_V4,
+                Some(_) => OVERHEAD_V6,
+                // The least it takes; where the path is IPv6, what does not fit goes in pieces.
+                None => SECURE_OVERHEAD_V4,
             };
             let room = path - overhead;
             if room < MIN_INNER_MTU {

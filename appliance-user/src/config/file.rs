@@ -9,6 +9,7 @@ use serde::Deserialize;
 pub(super) struct File {
     pub appliance: Appliance,
     pub uplink: Uplink,
+    pub tunnel: Option<Tunnel>,
     #[serde(default)]
     pub interface: Vec<Interface>,
     #[serde(default)]
@@ -43,6 +44,19 @@ pub(super) struct Uplink {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct Tunnel {
+    pub private_key_file: PathBuf,
+    pub port: Option<i64>,
+    pub cipher: Option<String>,
+    pub workers: Option<i64>,
+    #[serde(default)]
+    pub cpus: Vec<i64>,
+    pub waiting: Option<String>,
+    pub memory: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Interface {
     pub name: String,
     pub xdp: Option<String>,
@@ -58,7 +72,16 @@ pub(super) struct Tenant {
 #[serde(deny_unknown_fields)]
 pub(super) struct Peer {
     pub name: String,
-    pub address: String,
+    pub kind: Option<String>,
+    pub address: Option<String>,
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    pub public_key: Option<String>,
+    pub preshared_key_file: Option<PathBuf>,
+    pub network: Option<String>,
+    #[serde(default)]
+    pub allowed: Vec<String>,
+    pub keepalive: Option<i64>,
 }
 
 #[derive(Debug, Deserialize)]

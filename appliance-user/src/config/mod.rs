@@ -6,11 +6,15 @@ mod file;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use appliance_common::addr::{Address, Prefix, from_ip};
+use tunnel::{CipherChoice, PublicKey};
+
+use crate::secure::Waiting;
 
 /// Which side of the tunnel the appliance is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,10 +125,58 @@ pub struct Uplink {
     pub xdp: Xdp,
     /// Our tunnel addresses, at most one of a family; empty: the interface's first ones.
     pub local: Vec<IpAddr>,
-    /// UDP port of the tunnels at both ends.
+    /// UDP port of the plain tunnels at both ends.
     pub port: u16,
     /// Path MTU to the peers, bytes; `None`: the interface's.
     pub mtu: Option<u16>,
+}
+
+/// This end of the encrypted tunnels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The file that holds our private key.
+    pub private_key_file: PathBuf,
+    /// UDP port of the encrypted tunnels, all of them.
+    pub port: u16,
+    /// Cipher for sending.
+    pub cipher: CipherChoice,
+    /// Threads that carry packets, at least 1.
+    pub workers: u32,
+    /// The CPU of each worker, in turn; empty: the kernel's choice.
+    pub cpus: Vec<usize>,
+    /// How workers wait.
+    pub waiting: Waiting,
+    /// How AF_XDP shares memory with the driver.
+    pub memory: Memory,
+}
+
+/// How AF_XDP shares memory with the driver. Nothing degrades by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// The kernel copies each frame; every driver can.
+    Copy,
+    /// The driver writes into our memory, or it is an error.
+    ZeroCopy,
+}
+
+impl Memory {
+    /// As written in the file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::ZeroCopy => "zero-copy",
+        }
+    }
+
+    /// As the sockets want it.
+    #[must_use]
+    pub const fn xsk(self) -> xsk::Memory {
+        match self {
+            Self::Copy => xsk::Memory::Copy,
+            Self::ZeroCopy => xsk::Memory::ZeroCopy,
+        }
+    }
 }
 
 /// The other end of tunnels.
@@ -132,8 +184,69 @@ pub struct Uplink {
 pub struct Peer {
     /// Its name.
     pub name: String,
-    /// Its tunnel address.
-    pub address: IpAddr,
+    /// What it is.
+    pub kind: PeerKind,
+}
+
+/// What a peer is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerKind {
+    /// A plain VXLAN end at this address.
+    Vxlan(IpAddr),
+    /// Another appliance, encrypted.
+    Appliance(Identity),
+    /// Any WireGuard, in one network, with the addresses that it may have there.
+    WireGuard {
+        /// Who it is.
+        identity: Identity,
+        /// The network's name.
+        network: String,
+        /// Its addresses.
+        allowed: Vec<Net>,
+        /// A keep-alive this often, if at all.
+        keepalive: Option<Duration>,
+    },
+}
+
+/// Who a peer of an encrypted tunnel is, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its public key.
+    pub public_key: PublicKey,
+    /// The file of a secret shared beside the keys.
+    pub preshared_key_file: Option<PathBuf>,
+    /// Where to dial, in order; empty: it dials us.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl Peer {
+    /// The address of a plain peer.
+    #[must_use]
+    pub const fn plain(&self) -> Option<IpAddr> {
+        match &self.kind {
+            PeerKind::Vxlan(address) => Some(*address),
+            _ => None,
+        }
+    }
+
+    /// The identity of an encrypted peer.
+    #[must_use]
+    pub const fn identity(&self) -> Option<&Identity> {
+        match &self.kind {
+            PeerKind::Vxlan(_) => None,
+            PeerKind::Appliance(identity) | PeerKind::WireGuard { identity, .. } => Some(identity),
+        }
+    }
+
+    /// As written in the file.
+    #[must_use]
+    pub const fn kind_name(&self) -> &'static str {
+        match &self.kind {
+            PeerKind::Vxlan(_) => "vxlan",
+            PeerKind::Appliance(_) => "appliance",
+            PeerKind::WireGuard { .. } => "wireguard",
+        }
+    }
 }
 
 /// A stretched network.
@@ -188,6 +301,8 @@ pub struct Config {
     pub bpf_object: Option<PathBuf>,
     /// The tunnels' side.
     pub uplink: Uplink,
+    /// The encrypted tunnels' end; there is one where there are encrypted peers.
+    pub tunnel: Option<Tunnel>,
     /// How XDP is attached on further interfaces.
     pub interfaces: BTreeMap<String, Xdp>,
     /// Tenants by name.
@@ -282,6 +397,17 @@ impl Config {
     #[must_use]
     pub fn network(&self, name: &str) -> Option<&Network> {
         self.networks.iter().find(|n| n.name == name)
+    }
+
+    /// The peer of that name.
+    #[must_use]
+    pub fn peer(&self, name: &str) -> Option<&Peer> {
+        self.peers.iter().find(|p| p.name == name)
+    }
+
+    /// Addresses of the plain peers.
+    pub fn plain_peers(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.peers.iter().filter_map(Peer::plain)
     }
 
     /// Every interface that XDP is attached to, and how.

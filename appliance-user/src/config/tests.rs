@@ -17,6 +17,7 @@ xdp = "auto"
 name = "acme"
 [[peer]]
 name = "provider"
+kind = "vxlan"
 address = "203.0.113.5"
 [[network]]
 name = "net1"
@@ -204,5 +205,148 @@ fn the_examples_are_good() {
         include_str!("../../examples/provider.toml"),
     ] {
         assert_eq!(problems(text), "");
+    }
+}
+
+const ENCRYPTED: &str = r#"
+[appliance]
+name = "provider"
+role = "provider"
+[uplink]
+interface = "eth0"
+[tunnel]
+private_key_file = "/etc/causeway/tunnel.key"
+[[tenant]]
+name = "acme"
+[[peer]]
+name = "site"
+public_key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+[[peer]]
+name = "laptop"
+kind = "wireguard"
+public_key = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="
+network = "net1"
+allowed = ["10.1.0.77"]
+keepalive = 25
+[[network]]
+name = "net1"
+tenant = "acme"
+peer = "site"
+vni = 1001
+interface = "eth1"
+prefixes = ["10.1.0.0/24"]
+"#;
+
+#[test]
+fn encrypted_peers_have_their_defaults() {
+    let config = Config::parse(ENCRYPTED, Path::new("test.toml")).expect("good");
+    let tunnel = config.tunnel.as_ref().expect("a tunnel");
+    assert_eq!((tunnel.port, tunnel.workers), (6180, 1));
+    assert_eq!(tunnel.cipher, CipherChoice::Auto);
+    assert_eq!(config.plain_peers().count(), 0);
+    let PeerKind::WireGuard {
+        allowed, keepalive, ..
+    } = &config.peers[1].kind
+    else {
+        panic!("{:?}", config.peers[1]);
+    };
+    assert_eq!(allowed[0].to_string(), "10.1.0.77/32");
+    assert_eq!(*keepalive, Some(Duration::from_secs(25)));
+}
+
+#[test]
+fn each_mistake_about_encryption_is_named_with_its_place() {
+    let tunnel = "[tunnel]\nprivate_key_file = \"/etc/causeway/tunnel.key\"\n";
+    let site = "public_key = \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\"\n";
+    let cases = [
+        (tunnel, "", "needs a [tunnel] section"),
+        (
+            "\"/etc/causeway/tunnel.key\"",
+            "\"tunnel.key\"",
+            "write an absolute path",
+        ),
+        (
+            tunnel,
+            &format!("{tunnel}port = 4789\n"),
+            "the plain tunnels'",
+        ),
+        (
+            tunnel,
+            &format!("{tunnel}port = 0\n"),
+            "a UDP port is 1 to 65535",
+        ),
+        (
+            tunnel,
+            &format!("{tunnel}cipher = \"rot13\"\n"),
+            "write \"auto\"",
+        ),
+        (tunnel, &format!("{tunnel}workers = 2\n"), "1 worker"),
+        (tunnel, &format!("{tunnel}cpus = [-1]\n"), "a CPU's number"),
+        (
+            tunnel,
+            &format!("{tunnel}waiting = \"patiently\"\n"),
+            "\"wake\" or \"busy\"",
+        ),
+        (
+            tunnel,
+            &format!("{tunnel}memory = \"zero\"\n"),
+            "\"copy\" or \"zero-copy\"",
+        ),
+        (site, "", "public_key: is missing"),
+        (site, "public_key = \"AQEB\"\n", "44 characters of base64"),
+        (
+            "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
+            "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
+            "is also peer \"site\"'s",
+        ),
+        (
+            "role = \"provider\"",
+            "role = \"tenant\"",
+            "the tenant's end dials",
+        ),
+        (
+            "kind = \"wireguard\"",
+            "kind = \"openvpn\"",
+            "\"wireguard\" or \"vxlan\"",
+        ),
+        ("network = \"net1\"\n", "", "the network that it joins"),
+        (
+            "network = \"net1\"",
+            "network = \"net9\"",
+            "there is no network \"net9\"",
+        ),
+        (
+            "[\"10.1.0.77\"]",
+            "[\"10.2.0.77\"]",
+            "not inside the prefixes",
+        ),
+        ("[\"10.1.0.77\"]", "[]", "write 1 to"),
+        ("keepalive = 25", "keepalive = 0", "1 to 65535 seconds"),
+        (
+            "peer = \"site\"",
+            "peer = \"sight\"",
+            "there is no [[peer]] named \"sight\"",
+        ),
+        (
+            site,
+            &format!("{site}allowed = [\"10.1.0.1\"]\n"),
+            "has no meaning for kind",
+        ),
+        (
+            site,
+            &format!("{site}address = \"203.0.113\"\n"),
+            "neither an address nor address:port",
+        ),
+        (
+            site,
+            &format!("{site}preshared_key_file = \"psk\"\n"),
+            "write an absolute path",
+        ),
+    ];
+    for (from, to, wanted) in cases {
+        let text = ENCRYPTED.replace(from, to);
+        assert_ne!(text, ENCRYPTED, "{from} is not in the file");
+        let said = problems(&text);
+        assert!(said.contains(wanted), "{to}\nsaid: {said}\nnot: {wanted}");
     }
 }

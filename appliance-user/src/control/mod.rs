@@ -4,7 +4,7 @@ pub mod client;
 pub mod render;
 pub mod server;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -99,8 +99,12 @@ pub struct Status {
     pub adopted: bool,
     /// Where maps and links are pinned.
     pub pins: String,
-    /// UDP port of the tunnels.
+    /// UDP port of the plain tunnels; 0: there are none.
     pub tunnel_port: u16,
+    /// UDP port of the encrypted tunnels; 0: there are none.
+    pub secure_port: u16,
+    /// Our identity in encrypted tunnels, base64.
+    pub public_key: Option<String>,
     /// Our tunnel addresses.
     pub local: Vec<IpAddr>,
     /// Interfaces with XDP.
@@ -189,12 +193,53 @@ pub struct NetworkStatus {
 pub struct PeerStatus {
     /// Its name.
     pub name: String,
-    /// Its tunnel address.
-    pub address: IpAddr,
-    /// Whether packets can be sent to it.
-    pub resolved: bool,
-    /// Why not, or the next hop's MAC address.
+    /// `appliance`, `wireguard` or `vxlan`.
+    pub kind: String,
+    /// Where its tunnel goes, once known.
+    pub address: Option<SocketAddr>,
+    /// Whether packets can be sent to it; a WireGuard peer, which comes and goes, always is.
+    pub ready: bool,
+    /// Why it is down, or how it is up.
     pub detail: String,
+    /// Of an encrypted tunnel.
+    pub tunnel: Option<TunnelStatus>,
+}
+
+/// An encrypted tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelStatus {
+    /// Whether there is a session and the peer answers.
+    pub up: bool,
+    /// The peer's identity, base64.
+    pub public_key: String,
+    /// Cipher for sending.
+    pub cipher: String,
+    /// Seconds since the last handshake.
+    pub handshake_age_seconds: Option<u64>,
+    /// Handshakes completed.
+    pub handshakes: u64,
+    /// Longest IP packet on the path, bytes.
+    pub path_mtu: usize,
+    /// Round-trip time, smoothed, microseconds.
+    pub round_trip_micros: Option<u64>,
+    /// Of the last 32 echoes, how many were lost, per cent.
+    pub loss_percent: u32,
+    /// Datagrams sent.
+    pub tx_packets: u64,
+    /// Their bytes, of UDP payload.
+    pub tx_bytes: u64,
+    /// Authentic datagrams received.
+    pub rx_packets: u64,
+    /// Their bytes, of UDP payload.
+    pub rx_bytes: u64,
+    /// Datagrams and handshakes refused because they were seen before, or too old to tell.
+    pub replays: u64,
+    /// Datagrams refused because they were not authentic.
+    pub forged: u64,
+    /// Packets put together again from pieces.
+    pub rejoined: u64,
+    /// Packets given up because pieces were missing.
+    pub rejoin_lost: u64,
 }
 
 /// A host of a network.

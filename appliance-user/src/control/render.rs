@@ -47,12 +47,14 @@ pub fn status(s: &Status) -> String {
         let _ = writeln!(out, "  ! {reason}");
     }
     let local: Vec<String> = s.local.iter().map(ToString::to_string).collect();
-    let _ = writeln!(
-        out,
-        "tunnels: UDP {} on {}",
-        s.tunnel_port,
-        local.join(", ")
-    );
+    for (port, what) in [(s.secure_port, "encrypted"), (s.tunnel_port, "plain")] {
+        if port != 0 {
+            let _ = writeln!(out, "{what} tunnels: UDP {port} on {}", local.join(", "));
+        }
+    }
+    if let Some(key) = &s.public_key {
+        let _ = writeln!(out, "public key: {key}");
+    }
     let _ = writeln!(out, "pins: {}", s.pins);
 
     out.push_str("\ninterfaces\n");
@@ -97,13 +99,14 @@ pub fn status(s: &Status) -> String {
         .map(|p| {
             vec![
                 p.name.clone(),
-                p.address.to_string(),
-                if p.resolved { "resolved" } else { "UNRESOLVED" }.to_owned(),
+                p.kind.clone(),
+                p.address.map_or_else(|| "-".to_owned(), |a| a.to_string()),
                 p.detail.clone(),
             ]
         })
         .collect();
-    table(&mut out, &["name", "address", "path", "next hop"], &rows);
+    table(&mut out, &["name", "kind", "address", "state"], &rows);
+    tunnels(&mut out, s);
 
     out.push_str("\nnetworks\n");
     let rows: Vec<Vec<String>> = s
@@ -167,6 +170,55 @@ pub fn status(s: &Status) -> String {
         );
     }
     out
+}
+
+/// The encrypted tunnels, if there are any.
+fn tunnels(out: &mut String, s: &Status) {
+    let rows: Vec<Vec<String>> = s
+        .peers
+        .iter()
+        .filter_map(|p| Some((p, p.tunnel.as_ref()?)))
+        .map(|(p, t)| {
+            vec![
+                p.name.clone(),
+                if t.up { "up" } else { "down" }.to_owned(),
+                t.cipher.clone(),
+                t.handshake_age_seconds
+                    .map_or_else(|| "-".to_owned(), |age| format!("{age} s ago")),
+                t.path_mtu.to_string(),
+                t.round_trip_micros.map_or_else(
+                    || "-".to_owned(),
+                    |us| format!("{}.{:02} ms", us / 1000, us % 1000 / 10),
+                ),
+                format!("{} %", t.loss_percent),
+                format!("{} / {}", t.tx_packets, t.rx_packets),
+                format!("{} / {}", t.tx_bytes, t.rx_bytes),
+                t.replays.to_string(),
+                t.forged.to_string(),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return;
+    }
+    out.push_str("\nencrypted tunnels\n");
+    table(
+        out,
+        &[
+            "peer",
+            "state",
+            "cipher",
+            "handshake",
+            "path mtu",
+            "round trip",
+            "loss",
+            "datagrams out / in",
+            "bytes",
+            "replays",
+            "forged",
+        ],
+        &rows,
+    );
 }
 
 /// Counters that are not zero, drops after the rest.

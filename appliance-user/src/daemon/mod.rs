@@ -1,10 +1,11 @@
 //! The process: where configuration, operator, kernel and wire meet the engines.
 //!
 //! One thread, one loop. Nothing on it is on the packet path: while it waits, restarts or is gone, the
-//! programs forward by the maps as they are.
+//! programs forward by the maps as they are. Workers of encrypted tunnels are threads of their own.
 
 mod requests;
 mod status;
+mod tunnels;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,7 +34,8 @@ use crate::{
     nic::{self, Nic},
     notify::Notifier,
     rawsock::RawSocket,
-    reconcile::{self, Tables, host, mode_of},
+    reconcile::{self, Secured, Tables, host, mode_of},
+    secure::{Ends, clock},
     slowpath::{self, SlowPath},
     state::{self, State, Store, assign},
     underlay::{Path as Route, Snapshot, Watcher, Why},
@@ -56,14 +58,13 @@ const CORRECTION_PATIENCE: Duration = Duration::from_secs(600);
 /// When it cannot start. What an earlier process left running is then as it was.
 pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let config = Config::load(config_path)?;
+    let keys = tunnels::Keys::load(&config)?;
     let store = Store::new(&config.state_dir);
     let mut state = store.load()?;
     let listener = server::bind(&config.control_socket)?;
-    let (watcher, mut snapshots) = Watcher::spawn(
-        config.peers.iter().map(|p| p.address).collect(),
-        interfaces(&config),
-    )
-    .context("watch links and routes")?;
+    let (watcher, mut snapshots) =
+        Watcher::spawn(config.plain_peers().collect(), interfaces(&config))
+            .context("watch links and routes")?;
     if give_slots(&config, &mut state) {
         store.save(&state)?;
     }
@@ -81,7 +82,12 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let seed = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(1, |d| d.as_nanos() as u64);
+    let ends = tunnels::start(&config, &keys)?;
     let mut daemon = Daemon {
+        ends,
+        keys,
+        secured: Secured::default(),
+        watched: BTreeSet::new(),
         config_path: config_path.to_owned(),
         config,
         state,
@@ -118,6 +124,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         }
     }
     snapshots.mark_unchanged();
+    daemon.begin_tunnels();
     daemon.apply_snapshot()?;
     for problem in daemon.misfits(&daemon.config) {
         tracing::warn!(problem, "failed-over address without effect");
@@ -131,6 +138,18 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         tracing::debug!(%error, "the control socket was gone already");
     }
     result
+}
+
+/// Sees that every key file a configuration names can be used.
+///
+/// # Errors
+/// The first that cannot.
+pub fn check_keys(config: &Config) -> anyhow::Result<()> {
+    let keys = tunnels::Keys::load(config)?;
+    match keys.own_peer(config) {
+        Some(problem) => Err(anyhow::anyhow!(problem)),
+        None => Ok(()),
+    }
 }
 
 fn interfaces(config: &Config) -> Vec<String> {
@@ -163,6 +182,13 @@ struct Daemon {
     state: State,
     store: Store,
     datapath: Datapath,
+    /// The encrypted tunnels, where there are any.
+    ends: Option<Ends>,
+    keys: tunnels::Keys,
+    /// What the encrypted tunnels last said of themselves.
+    secured: Secured,
+    /// Addresses whose way is watched.
+    watched: BTreeSet<std::net::IpAddr>,
     /// What the maps hold.
     tables: Tables,
     engine: Engine,
@@ -225,6 +251,7 @@ impl Daemon {
         tracing::info!("ready");
         loop {
             self.pump();
+            self.tunnels();
             let deadline = self.next_deadline();
             tokio::select! {
                 guard = neighbours.readable_mut() => {
@@ -271,6 +298,7 @@ impl Daemon {
                     // A client that went away does not want the answer.
                     let _ = reply.send(answer);
                 }
+                () = tunnels::ready(self.ends.as_ref()) => {}
                 () = sleep_until(deadline) => {}
                 _ = second.tick() => self.each_second(),
                 _ = watchdog.tick() => notifier.send("WATCHDOG=1"),
@@ -294,6 +322,10 @@ impl Daemon {
             self.engine.next_deadline(),
             self.announcer.next_deadline(),
             self.slow.next_deadline(),
+            self.ends
+                .as_ref()
+                .and_then(Ends::next_deadline)
+                .map(|at| Instant::now() + clock::until(at)),
         ]
         .into_iter()
         .flatten()
@@ -330,11 +362,17 @@ impl Daemon {
         match action {
             Action::Send { ifindex, frame } => self.send(ifindex, &frame),
             Action::Install { key, neighbour } => {
+                if let Some(ends) = &mut self.ends {
+                    ends.neighbour(key, Some(neighbour));
+                }
                 if let Err(error) = self.datapath.set_neighbour(&key, &neighbour) {
                     tracing::error!(%error, "a neighbour could not be written");
                 }
             }
             Action::Remove { key } => {
+                if let Some(ends) = &mut self.ends {
+                    ends.neighbour(key, None);
+                }
                 if let Err(error) = self.datapath.remove_neighbour(&key) {
                     tracing::error!(%error, "a neighbour could not be removed");
                 }
@@ -448,8 +486,10 @@ impl Daemon {
     fn apply_snapshot(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         self.attach_ports()?;
+        self.set_sockets();
         self.set_ports(now);
         self.reconcile()?;
+        self.underlay_changed();
         if !self.adopted_neighbours {
             self.adopt_neighbours(now)?;
             self.adopted_neighbours = true;
@@ -564,11 +604,16 @@ impl Daemon {
 
     /// Writes the difference between what the maps hold and what they should.
     fn reconcile(&mut self) -> Result<(), crate::datapath::Error> {
-        let mut wanted = reconcile::desired(&self.config, &self.state, &self.snapshot);
+        let mut wanted =
+            reconcile::desired(&self.config, &self.state, &self.snapshot, &self.secured);
         self.keep_last_paths(&mut wanted);
         let writes = reconcile::diff(&self.tables, &wanted);
         if !writes.is_empty() {
             tracing::debug!(writes = writes.len(), "reconciled");
+        }
+        // To the workers as well: where a map refuses, the next round writes both again.
+        if let Some(ends) = &mut self.ends {
+            ends.write(&writes);
         }
         self.datapath.write(&mut self.tables, &writes)
     }
@@ -581,8 +626,11 @@ impl Daemon {
             let Some(slot) = self.state.slots.peers.get(&peer.name) else {
                 continue;
             };
+            let Some(address) = peer.plain() else {
+                continue;
+            };
             let passing = matches!(
-                self.snapshot.paths.get(&peer.address),
+                self.snapshot.paths.get(&address),
                 None | Some(Route::Unresolved {
                     why: Why::Pending | Why::NextHopUnresolved { .. }
                 })
@@ -597,14 +645,14 @@ impl Daemon {
             };
             let same = local
                 .iter()
-                .filter(|l| l.is_ipv4() == peer.address.is_ipv4())
+                .filter(|l| l.is_ipv4() == address.is_ipv4())
                 .filter_map(|l| {
                     maps::Peer::new(
                         old.ifindex,
                         mac(0),
                         mac(6),
                         &appliance_common::addr::from_ip(*l),
-                        &appliance_common::addr::from_ip(peer.address),
+                        &appliance_common::addr::from_ip(address),
                         self.config.uplink.port,
                     )
                 })
@@ -622,6 +670,9 @@ impl Daemon {
             match self.ports.get(&key.vni) {
                 Some(port) if port.ifindex == neighbour.ifindex => {
                     self.engine.adopt(now, key, neighbour);
+                    if let Some(ends) = &mut self.ends {
+                        ends.neighbour(key, Some(neighbour));
+                    }
                 }
                 _ => self.datapath.remove_neighbour(&key)?,
             }

@@ -9,7 +9,7 @@ use appliance_common::{
 };
 use serde_json::{Value, json};
 
-use super::{Daemon, give_slots, interfaces};
+use super::{Daemon, give_slots, tunnels::Keys};
 use crate::{
     config::{Config, Network},
     control::{Refusal, Reply, Request},
@@ -131,7 +131,8 @@ impl Daemon {
                     .nics
                     .get(interface)
                     .and_then(|n| n.problems.first())
-                    .map(|p| format!("{interface}: {p}")),
+                    .map(|p| format!("{interface}: {p}"))
+                    .or_else(|| self.no_workers(network, interface)),
             };
             if let Some(reason) = reason {
                 return Err(Refusal::new(
@@ -144,6 +145,17 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// Why an encrypted network cannot use an interface, if it can't.
+    fn no_workers(&self, network: &Network, interface: &str) -> Option<String> {
+        let secure = self
+            .config
+            .peer(&network.peer)
+            .is_some_and(|p| p.identity().is_some());
+        let ends = self.ends.as_ref().filter(|_| secure)?;
+        let ifindex = self.snapshot.links.get(interface)?.ifindex;
+        ends.port_error(ifindex).map(ToOwned::to_owned)
     }
 
     fn named(&self, name: &str) -> Result<&Network, Refusal> {
@@ -283,7 +295,16 @@ impl Daemon {
     pub(super) fn reload(&mut self) -> Result<(), Refusal> {
         let invalid = |message: String| Refusal::new("invalid", message);
         let config = Config::load(&self.config_path).map_err(|e| invalid(e.to_string()))?;
+        let keys = Keys::load(&config).map_err(|e| invalid(e.to_string()))?;
+        if let Some(problem) = keys.own_peer(&config) {
+            return Err(invalid(problem));
+        }
         let now = &self.config;
+        if config.tunnel != now.tunnel || !keys.same_identity(&self.keys) {
+            return Err(invalid(
+                "[tunnel] and our private key take effect at a restart (`systemctl restart causeway-appliance`; encrypted traffic pauses for a second); the running configuration stays in force".to_owned(),
+            ));
+        }
         for (what, differs) in [
             ("name", config.name != now.name),
             ("role", config.role != now.role),
@@ -316,12 +337,14 @@ impl Daemon {
         self.store
             .save(&state)
             .map_err(|e| Refusal::new("internal", e.to_string()))?;
-        self.watcher.update(
-            config.peers.iter().map(|p| p.address).collect(),
-            interfaces(&config),
-        );
         self.config = config;
+        self.keys = keys;
         self.state = state;
+        self.set_peers();
+        self.watcher.update(
+            self.watched.iter().copied().collect(),
+            super::interfaces(&self.config),
+        );
         self.apply_snapshot()
             .map_err(|e| Refusal::new("internal", format!("{e:#}")))
     }

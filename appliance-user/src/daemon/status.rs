@@ -1,6 +1,6 @@
 //! What the appliance says of itself.
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
 use appliance_common::addr::to_ip;
 
@@ -8,9 +8,10 @@ use super::Daemon;
 use crate::{
     control::{
         CounterStatus, InterfaceStatus, NeighbourStatus, NetworkStatus, PeerStatus, Refusal,
-        Status, TenantStatus, mac_text,
+        Status, TenantStatus, TunnelStatus, mac_text,
     },
     reconcile::{local_addresses, mode_of, network_mtu},
+    secure::Ends,
     underlay::Path as Route,
 };
 
@@ -31,34 +32,34 @@ impl Daemon {
             .config
             .peers
             .iter()
-            .map(|peer| {
-                let (resolved, detail) = match self.snapshot.paths.get(&peer.address) {
-                    Some(Route::Resolved { next_hop_mac, .. }) => (true, mac_text(*next_hop_mac)),
-                    Some(Route::Unresolved { why }) => (false, why.to_string()),
-                    None => (false, "not looked up yet".to_owned()),
-                };
-                PeerStatus {
-                    name: peer.name.clone(),
-                    address: peer.address,
-                    resolved,
-                    detail,
-                }
-            })
+            .map(|peer| self.peer_status(peer))
             .collect();
-        not_ready.extend(
-            peers
-                .iter()
-                .filter(|p| !p.resolved)
-                .map(|p| format!("peer {:?} ({}): {}", p.name, p.address, p.detail)),
-        );
+        not_ready.extend(peers.iter().filter(|p| !p.ready).map(|p| match p.address {
+            Some(address) => format!("peer {:?} ({address}): {}", p.name, p.detail),
+            None => format!("peer {:?}: {}", p.name, p.detail),
+        }));
+        not_ready.extend(self.ends.iter().flat_map(Ends::problems));
         let mut networks = Vec::new();
         for network in &self.config.networks {
             let slot = self.state.slots.networks.get(&network.name).copied();
             let stats = match slot {
-                Some(slot) => self
-                    .datapath
-                    .network_stats(slot)
-                    .map_err(|e| Refusal::new("internal", e.to_string()))?,
+                Some(slot) => {
+                    let plain = self
+                        .datapath
+                        .network_stats(slot)
+                        .map_err(|e| Refusal::new("internal", e.to_string()))?;
+                    let secure = self
+                        .ends
+                        .as_ref()
+                        .map(|e| e.network(slot))
+                        .unwrap_or_default();
+                    appliance_common::maps::NetworkStats {
+                        tx_packets: plain.tx_packets + secure.tx_packets,
+                        tx_bytes: plain.tx_bytes + secure.tx_bytes,
+                        rx_packets: plain.rx_packets + secure.rx_packets,
+                        rx_bytes: plain.rx_bytes + secure.rx_bytes,
+                    }
+                }
                 None => appliance_common::maps::NetworkStats::default(),
             };
             networks.push(NetworkStatus {
@@ -68,7 +69,7 @@ impl Daemon {
                 peer: network.peer.clone(),
                 interface: network.interface.clone(),
                 vlan: network.vlan.to_string(),
-                mtu: network_mtu(&self.config, &self.snapshot, network),
+                mtu: network_mtu(&self.config, &self.snapshot, &self.secured, network),
                 endpoints: self
                     .state
                     .endpoints
@@ -92,7 +93,9 @@ impl Daemon {
             uptime_seconds: self.started.elapsed().as_secs(),
             adopted: self.datapath.adopted(),
             pins: self.datapath.root().display().to_string(),
-            tunnel_port: self.config.uplink.port,
+            tunnel_port: self.tables.config.tunnel_port,
+            secure_port: self.tables.config.secure_port,
+            public_key: self.ends.as_ref().map(|e| e.public_key().to_string()),
             local,
             interfaces: self.interfaces_status(),
             tenants: self
@@ -110,6 +113,78 @@ impl Daemon {
             neighbours: self.neighbours_status(),
             user_counters: self.user_counters(),
         })
+    }
+
+    fn peer_status(&self, peer: &crate::config::Peer) -> PeerStatus {
+        let kind = peer.kind_name().to_owned();
+        let name = peer.name.clone();
+        if let Some(address) = peer.plain() {
+            let (ready, detail) = match self.snapshot.paths.get(&address) {
+                Some(Route::Resolved { next_hop_mac, .. }) => {
+                    (true, format!("next hop {}", mac_text(*next_hop_mac)))
+                }
+                Some(Route::Unresolved { why }) => (false, why.to_string()),
+                None => (false, "not looked up yet".to_owned()),
+            };
+            return PeerStatus {
+                name,
+                kind,
+                address: Some(SocketAddr::new(address, self.config.uplink.port)),
+                ready,
+                detail,
+                tunnel: None,
+            };
+        }
+        let end = self
+            .state
+            .slots
+            .peers
+            .get(&peer.name)
+            .and_then(|slot| self.ends.as_ref()?.status(*slot));
+        let Some(end) = end else {
+            return PeerStatus {
+                name,
+                kind,
+                address: None,
+                ready: false,
+                detail: "not set up yet".to_owned(),
+                tunnel: None,
+            };
+        };
+        // A WireGuard peer comes and goes as it likes.
+        let comes_and_goes = matches!(peer.kind, crate::config::PeerKind::WireGuard { .. });
+        let detail = if end.up {
+            "up".to_owned()
+        } else {
+            end.why_down.clone()
+        };
+        PeerStatus {
+            name,
+            kind,
+            address: end.address,
+            ready: end.up || comes_and_goes,
+            detail,
+            tunnel: Some(TunnelStatus {
+                up: end.up,
+                public_key: end.public_key.to_string(),
+                cipher: end.cipher.name().to_owned(),
+                handshake_age_seconds: end.handshake_age.map(|age| age.as_secs()),
+                handshakes: end.handshakes,
+                path_mtu: end.path_mtu,
+                round_trip_micros: end
+                    .round_trip
+                    .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+                loss_percent: end.loss_percent,
+                tx_packets: end.tx_packets,
+                tx_bytes: end.tx_bytes,
+                rx_packets: end.rx.opened,
+                rx_bytes: end.rx.bytes,
+                replays: end.rx.duplicates + end.rx.too_old + end.replayed_handshakes,
+                forged: end.rx.forged,
+                rejoined: end.rx.rejoin.completed,
+                rejoin_lost: end.rx.rejoin.timed_out + end.rx.rejoin.evicted,
+            }),
+        }
     }
 
     fn interfaces_status(&self) -> Vec<InterfaceStatus> {
@@ -175,8 +250,30 @@ impl Daemon {
             ("neighbour_ignored_port", n.ignored_port),
             ("send_errors", self.send_errors),
         ];
+        let h = self.ends.as_ref().map(Ends::handshakes).unwrap_or_default();
+        let ends = [
+            ("handshake_answered", h.answered),
+            ("handshake_completed", h.completed),
+            ("handshake_malformed", h.malformed),
+            ("handshake_strangers", h.strangers),
+            ("handshake_cookies_sent", h.cookies_sent),
+            ("handshake_rate_limited", h.rate_limited),
+            ("handshake_unauthentic", h.unauthentic),
+            ("handshake_replayed", h.replayed),
+            ("handshake_unexpected", h.unexpected),
+            (
+                "handshake_send_errors",
+                self.ends.as_ref().map_or(0, Ends::send_errors),
+            ),
+            (
+                "socket_rx_dropped",
+                self.ends.as_ref().map_or(0, Ends::rx_dropped),
+            ),
+        ];
+        let ends = ends.into_iter().filter(|_| self.ends.is_some());
         engine
             .into_iter()
+            .chain(ends)
             .chain(self.slow.counters())
             .map(|(name, value)| CounterStatus {
                 name: name.to_owned(),
@@ -195,7 +292,7 @@ impl Daemon {
             .into_iter()
             .map(|(counter, value)| CounterStatus {
                 name: counter.name().to_owned(),
-                value,
+                value: value + self.ends.as_ref().map_or(0, |e| e.counter(counter)),
                 help: counter.help().to_owned(),
             })
             .collect())

@@ -23,7 +23,7 @@ use appliance_common::{
 };
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap},
     programs::{ProgramError, Xdp, links::LinkError},
 };
 
@@ -35,7 +35,7 @@ use crate::{
 pub use links::{Attached, Mode};
 
 /// Every map, by its name in the object.
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 17] = [
     "CONFIG",
     "ATTACHMENTS",
     "NETWORKS",
@@ -48,6 +48,11 @@ const MAPS: [&str; 12] = [
     "NETWORK_STATS",
     "NEIGHBOUR_EVENTS",
     "SLOW_PACKETS",
+    "XSKS",
+    "SESSIONS",
+    "HANDSHAKE_SOURCES",
+    "HANDSHAKE_BUDGET",
+    "PEER_ADDRESSES",
 ];
 
 /// What failed, and what to do.
@@ -155,6 +160,10 @@ pub struct Datapath {
     neighbours: HashMap<MapData, HostKey, Neighbour>,
     counters: PerCpuArray<MapData, u64>,
     network_stats: PerCpuArray<MapData, NetworkStats>,
+    sockets: XskMap<MapData>,
+    sessions: HashMap<MapData, appliance_common::maps::SessionKey, appliance_common::maps::Session>,
+    peer_addresses:
+        HashMap<MapData, appliance_common::addr::Address, appliance_common::maps::PeerAddress>,
     attached: BTreeMap<String, Attached>,
 }
 
@@ -213,7 +222,10 @@ impl Datapath {
             neighbours: typed(o, "NEIGHBOUR_EVENTS")?,
             slow: typed(o, "SLOW_PACKETS")?,
         };
-        let this = Self {
+        let mut this = Self {
+            sockets: typed(o, "XSKS")?,
+            sessions: typed(o, "SESSIONS")?,
+            peer_addresses: typed(o, "PEER_ADDRESSES")?,
             config: typed(o, "CONFIG")?,
             attachments: typed(o, "ATTACHMENTS")?,
             networks: typed(o, "NETWORKS")?,
@@ -230,6 +242,8 @@ impl Datapath {
             attached: BTreeMap::new(),
         };
         this.check_shape()?;
+        // Sessions end with the process that made them: their keys are nowhere else.
+        this.forget_sessions()?;
         Ok((this, rings))
     }
 

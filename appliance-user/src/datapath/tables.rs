@@ -1,8 +1,9 @@
 //! Reading and writing the maps, one function an operation.
 
 use appliance_common::{
+    addr::Address,
     limits::{MAX_ENDPOINTS, MAX_NEIGHBOURS, MAX_NETWORKS},
-    maps::{HostKey, Neighbour, Network, Peer, Tenant},
+    maps::{HostKey, Neighbour, Network, Peer, PeerAddress, Session, Tenant},
 };
 use aya::maps::MapError;
 
@@ -132,6 +133,57 @@ impl Datapath {
     /// When the map refuses.
     pub fn remove_neighbour(&mut self, key: &HostKey) -> Result<(), Error> {
         gone(self.neighbours.remove(key), "NEIGHBOURS")
+    }
+
+    /// Puts a socket into a slot of `XSKS`.
+    ///
+    /// # Errors
+    /// When the map refuses, as for a socket that is bound to another interface.
+    pub fn set_socket(&mut self, slot: u32, socket: i32) -> Result<(), Error> {
+        self.sockets
+            .set(slot, socket, 0)
+            .map_err(|e| map_error("write", "XSKS", e))
+    }
+
+    /// Lets the programs know the index of a session, or forget it.
+    ///
+    /// # Errors
+    /// When the map refuses, as when it is full.
+    pub fn set_session(&mut self, index: u32, known: bool) -> Result<(), Error> {
+        if known {
+            self.sessions
+                .insert(index, Session { flags: 1 }, 0)
+                .map_err(|e| map_error("write", "SESSIONS", e))
+        } else {
+            gone(self.sessions.remove(&index), "SESSIONS")
+        }
+    }
+
+    /// Removes the sessions and peers' addresses of an earlier process.
+    pub(super) fn forget_sessions(&mut self) -> Result<(), Error> {
+        let indices: Result<Vec<u32>, MapError> = self.sessions.keys().collect();
+        for index in indices.map_err(|e| map_error("read", "SESSIONS", e))? {
+            self.set_session(index, false)?;
+        }
+        let addresses: Result<Vec<Address>, MapError> = self.peer_addresses.keys().collect();
+        for address in addresses.map_err(|e| map_error("read", "PEER_ADDRESSES", e))? {
+            self.set_peer_address(&address, false)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the programs know the address of a peer, or forget it.
+    ///
+    /// # Errors
+    /// When the map refuses, as when it is full.
+    pub fn set_peer_address(&mut self, address: &Address, known: bool) -> Result<(), Error> {
+        if known {
+            self.peer_addresses
+                .insert(address, PeerAddress { flags: 1 }, 0)
+                .map_err(|e| map_error("write", "PEER_ADDRESSES", e))
+        } else {
+            gone(self.peer_addresses.remove(address), "PEER_ADDRESSES")
+        }
     }
 
     pub(super) fn write_one(&mut self, write: &Write) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use appliance_common::{
         self, Attachment, AttachmentKey, Endpoint, HostKey, Mode, Network, SCHEMA_VERSION, Tenant,
         Tunnel, TunnelKey, attachment_flags, network_flags,
     },
-    wire::{OVERHEAD_V4, OVERHEAD_V6},
+    wire::{OVERHEAD_V4, OVERHEAD_V6, SECURE_OVERHEAD_V4, SECURE_OVERHEAD_V6},
 };
 
 use crate::{
@@ -37,6 +37,15 @@ pub struct Tables {
     pub tunnels: BTreeMap<TunnelKey, Tunnel>,
     /// `ENDPOINTS`.
     pub endpoints: BTreeMap<HostKey, Endpoint>,
+}
+
+/// What the encrypted tunnels' end says: nothing where there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Secured {
+    /// Where the sockets of each interface are in `XSKS`, by index.
+    pub xsks: BTreeMap<u32, u16>,
+    /// Longest IP packet that goes whole to each encrypted peer, by name, where it is known, bytes.
+    pub rooms: BTreeMap<String, u16>,
 }
 
 /// One write. `None` deletes, or zeroes a slot.
@@ -85,14 +94,28 @@ pub fn local_addresses(config: &Config, snapshot: &Snapshot) -> Vec<IpAddr> {
 
 /// Largest IP packet of a network, bytes: what is configured, else what the path leaves.
 #[must_use]
-pub fn network_mtu(config: &Config, snapshot: &Snapshot, network: &crate::config::Network) -> u16 {
+pub fn network_mtu(
+    config: &Config,
+    snapshot: &Snapshot,
+    secured: &Secured,
+    network: &crate::config::Network,
+) -> u16 {
     if let Some(mtu) = network.mtu {
         return mtu;
     }
-    let peer = config.peers.iter().find(|p| p.name == network.peer);
-    let v4 = peer.is_none_or(|p| p.address.is_ipv4());
+    let peer = config.peer(&network.peer);
+    if let Some(room) = secured.rooms.get(&network.peer) {
+        return (*room).max(MIN_INNER_MTU);
+    }
+    let plain = peer.and_then(crate::config::Peer::plain);
+    let dialed = peer
+        .and_then(crate::config::Peer::identity)
+        .and_then(|identity| identity.addresses.first())
+        .map(|address| address.ip());
+    let address = plain.or(dialed);
+    let v4 = address.is_none_or(|a| a.is_ipv4());
     let path = config.uplink.mtu.or_else(|| {
-        let path = peer.and_then(|p| snapshot.paths.get(&p.address));
+        let path = address.and_then(|a| snapshot.paths.get(&a));
         match path {
             Some(Path::Resolved { mtu, .. }) => u16::try_from(*mtu).ok(),
             _ => snapshot
@@ -101,7 +124,12 @@ pub fn network_mtu(config: &Config, snapshot: &Snapshot, network: &crate::config
                 .and_then(|l| u16::try_from(l.mtu).ok()),
         }
     });
-    let overhead = if v4 { OVERHEAD_V4 } else { OVERHEAD_V6 };
+    let overhead = match (plain.is_some(), v4) {
+        (true, true) => OVERHEAD_V4,
+        (true, false) => OVERHEAD_V6,
+        (false, true) => SECURE_OVERHEAD_V4,
+        (false, false) => SECURE_OVERHEAD_V6,
+    };
     path.unwrap_or(1500)
         .saturating_sub(overhead)
         .max(MIN_INNER_MTU)
@@ -118,15 +146,21 @@ pub fn mode_of(state: &State, tenant: &str) -> Mode {
 
 /// What the maps should hold.
 #[must_use]
-pub fn desired(config: &Config, state: &State, snapshot: &Snapshot) -> Tables {
+pub fn desired(config: &Config, state: &State, snapshot: &Snapshot, secured: &Secured) -> Tables {
+    let plain = config.plain_peers().next().is_some();
+    let uplink = snapshot
+        .links
+        .get(&config.uplink.interface)
+        .map(|link| link.ifindex);
     let local = local_addresses(config, snapshot);
     let of_family = |v4: bool| local.iter().find(|a| a.is_ipv4() == v4).copied();
     let mut tables = Tables {
         config: maps::Config {
             version: SCHEMA_VERSION,
-            tunnel_port: config.uplink.port,
-            secure_port: 0,
-            uplink_xsk: 0,
+            // Nothing listens where nothing is configured.
+            tunnel_port: if plain { config.uplink.port } else { 0 },
+            secure_port: config.tunnel.as_ref().map_or(0, |t| t.port),
+            uplink_xsk: uplink.map_or(maps::NO_XSK, |ifindex| xsk_of(secured, ifindex)),
             reserved: 0,
             local_v4: of_family(true).map_or(UNSPECIFIED, from_ip),
             local_v6: of_family(false).map_or(UNSPECIFIED, from_ip),
@@ -147,19 +181,22 @@ pub fn desired(config: &Config, state: &State, snapshot: &Snapshot) -> Tables {
         let Some(slot) = state.slots.peers.get(&peer.name) else {
             continue;
         };
-        let header = match snapshot.paths.get(&peer.address) {
+        let Some(address) = peer.plain() else {
+            continue;
+        };
+        let header = match snapshot.paths.get(&address) {
             Some(Path::Resolved {
                 ifindex,
                 source_mac,
                 next_hop_mac,
                 ..
-            }) => of_family(peer.address.is_ipv4()).and_then(|local| {
+            }) => of_family(address.is_ipv4()).and_then(|local| {
                 maps::Peer::new(
                     *ifindex,
                     *next_hop_mac,
                     *source_mac,
                     &from_ip(local),
-                    &from_ip(peer.address),
+                    &from_ip(address),
                     config.uplink.port,
                 )
             }),
@@ -170,7 +207,7 @@ pub fn desired(config: &Config, state: &State, snapshot: &Snapshot) -> Tables {
         }
     }
     for network in &config.networks {
-        add_network(&mut tables, config, state, snapshot, network);
+        add_network(&mut tables, config, state, snapshot, secured, network);
     }
     tables
 }
@@ -180,6 +217,7 @@ fn add_network(
     config: &Config,
     state: &State,
     snapshot: &Snapshot,
+    secured: &Secured,
     network: &crate::config::Network,
 ) {
     let (Some(slot), Some(tenant), Some(peer_slot), Some(peer)) = (
@@ -198,14 +236,18 @@ fn add_network(
         Role::Provider => network_flags::PROVIDER,
         Role::Tenant => 0,
     };
+    let secure = match peer.plain() {
+        Some(_) => 0,
+        None => network_flags::SECURE,
+    };
     tables.networks.insert(
         *slot,
         Network {
             vni: network.vni,
             tenant: *tenant,
             peer: *peer_slot,
-            flags: network_flags::ACTIVE | provider,
-            mtu: network_mtu(config, snapshot, network),
+            flags: network_flags::ACTIVE | provider | secure,
+            mtu: network_mtu(config, snapshot, secured, network),
             prefix_count: network.prefixes.len() as u16,
             reserved: 0,
             gateway_v4: network.gateway_v4.map_or(UNSPECIFIED, from_ip),
@@ -217,7 +259,11 @@ fn add_network(
         network: *slot,
         flags: 1,
     };
-    for peer in [from_ip(peer.address), UNSPECIFIED] {
+    let accepted = peer
+        .plain()
+        .into_iter()
+        .flat_map(|address| [from_ip(address), UNSPECIFIED]);
+    for peer in accepted {
         tables.tunnels.insert(
             TunnelKey {
                 vni: network.vni,
@@ -238,7 +284,7 @@ fn add_network(
                 network: *slot,
                 flags: attachment_flags::ACTIVE | if shared { attachment_flags::HOST } else { 0 },
                 mac: link.mac,
-                xsk: appliance_common::maps::NO_XSK,
+                xsk: xsk_of(secured, link.ifindex),
             },
         );
     }
@@ -247,6 +293,10 @@ fn add_network(
             .endpoints
             .insert(host(network.vni, *address), Endpoint { flags: 1 });
     }
+}
+
+fn xsk_of(secured: &Secured, ifindex: u32) -> u16 {
+    secured.xsks.get(&ifindex).copied().unwrap_or(maps::NO_XSK)
 }
 
 /// The key of an address in a network.

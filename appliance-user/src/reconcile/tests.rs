@@ -20,9 +20,11 @@ name = "acme"
 name = "globex"
 [[peer]]
 name = "a"
+kind = "vxlan"
 address = "198.51.100.5"
 [[peer]]
 name = "g"
+kind = "vxlan"
 address = "198.51.100.6"
 [[network]]
 name = "net1"
@@ -105,7 +107,7 @@ fn tenants_with_equal_subnets_get_keys_of_their_own() {
             .or_default()
             .insert("10.1.0.10".parse().expect("address"));
     }
-    let tables = desired(&config, &state, &snapshot());
+    let tables = desired(&config, &state, &snapshot(), &Secured::default());
     let vnis: Vec<u32> = tables.endpoints.keys().map(|k| k.vni).collect();
     assert_eq!(vnis, [1001, 2001]);
     assert_eq!(tables.attachments.len(), 2);
@@ -117,7 +119,7 @@ fn tenants_with_equal_subnets_get_keys_of_their_own() {
 fn a_peer_without_a_next_hop_has_no_header() {
     let config = config();
     let state = state(&config);
-    let tables = desired(&config, &state, &snapshot());
+    let tables = desired(&config, &state, &snapshot(), &Secured::default());
     assert_eq!(tables.peers.len(), 1);
     assert_eq!(tables.networks.len(), 2);
 }
@@ -131,8 +133,8 @@ fn a_mode_switch_is_one_write() {
     mode.partial = true;
     mode.epoch = 1;
     let writes = diff(
-        &desired(&config, &before, &snapshot()),
-        &desired(&config, &after, &snapshot()),
+        &desired(&config, &before, &snapshot(), &Secured::default()),
+        &desired(&config, &after, &snapshot(), &Secured::default()),
     );
     assert_eq!(
         writes,
@@ -144,7 +146,10 @@ fn a_mode_switch_is_one_write() {
 fn the_first_write_that_configures_comes_last() {
     let config = config();
     let state = state(&config);
-    let writes = diff(&Tables::default(), &desired(&config, &state, &snapshot()));
+    let writes = diff(
+        &Tables::default(),
+        &desired(&config, &state, &snapshot(), &Secured::default()),
+    );
     assert!(matches!(writes.last(), Some(Write::Config(_))));
 }
 

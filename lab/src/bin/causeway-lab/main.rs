@@ -147,6 +147,9 @@ struct Links {
     /// No duplicate address detection: IPv6 addresses are usable at once.
     #[arg(long)]
     no_dad: bool,
+    /// Plain tunnels (VXLAN, wholly in XDP) instead of encrypted ones.
+    #[arg(long)]
+    plain: bool,
 }
 
 impl Links {
@@ -155,6 +158,7 @@ impl Links {
             wan_mtu: self.wan_mtu,
             offloads: !self.wire_like,
             dad: !self.no_dad,
+            encrypted: !self.plain,
             ..Options::default()
         }
     }

@@ -1,0 +1,247 @@
+//! The encrypted tunnels within the daemon.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use anyhow::Context as _;
+use appliance_common::maps::neighbour_flags;
+use tunnel::{Dial, PresharedKey, SecretKey};
+
+use super::{Daemon, Instant, Maps, interfaces};
+use crate::{
+    config::{Config, PeerKind, Role},
+    nic,
+    reconcile::{self, Tables, local_addresses},
+    secure::{Ends, PeerSpec, PortSpec, What, ceiling, keys},
+    state::State,
+};
+
+/// The keys that a configuration names.
+#[derive(Default)]
+pub(super) struct Keys {
+    private: Option<SecretKey>,
+    /// By peer name.
+    preshared: BTreeMap<String, PresharedKey>,
+}
+
+impl Keys {
+    /// Reads every key file.
+    ///
+    /// # Errors
+    /// The first that is missing, readable by others or no key.
+    pub fn load(config: &Config) -> Result<Self, keys::Error> {
+        let private = match &config.tunnel {
+            Some(tunnel) => Some(keys::private(&tunnel.private_key_file)?),
+            None => None,
+        };
+        let mut preshared = BTreeMap::new();
+        for peer in &config.peers {
+            if let Some(path) = peer
+                .identity()
+                .and_then(|identity| identity.preshared_key_file.as_ref())
+            {
+                preshared.insert(peer.name.clone(), keys::preshared(path)?);
+            }
+        }
+        Ok(Self { private, preshared })
+    }
+
+    /// Whether our own identity is the same.
+    pub fn same_identity(&self, other: &Self) -> bool {
+        let public = |keys: &Self| keys.private.as_ref().map(SecretKey::public);
+        public(self) == public(other)
+    }
+
+    /// What is wrong with using these keys for these peers, if anything.
+    pub fn own_peer(&self, config: &Config) -> Option<String> {
+        let own = self.private.as_ref()?.public();
+        config
+            .peers
+            .iter()
+            .find(|p| p.identity().is_some_and(|i| i.public_key == own))
+            .map(|p| {
+                format!(
+                    "peer {:?}: public_key is this appliance's own; write the other end's",
+                    p.name
+                )
+            })
+    }
+}
+
+/// Starts the workers where the configuration has encrypted tunnels.
+pub(super) fn start(config: &Config, keys: &Keys) -> anyhow::Result<Option<Ends>> {
+    if let Some(problem) = keys.own_peer(config) {
+        anyhow::bail!(problem);
+    }
+    let (Some(tunnel), Some(private)) = (&config.tunnel, &keys.private) else {
+        return Ok(None);
+    };
+    let ends = Ends::start(
+        private.clone(),
+        tunnel.port,
+        tunnel.cipher,
+        tunnel.memory.xsk(),
+        (tunnel.workers, &tunnel.cpus, tunnel.waiting),
+    )
+    .context("encrypted tunnels")?;
+    tracing::info!(public_key = %ends.public_key(), port = tunnel.port, "encrypted tunnels");
+    Ok(Some(ends))
+}
+
+/// Waits until the encrypted tunnels have something to do.
+pub(super) async fn ready(ends: Option<&Ends>) {
+    match ends {
+        Some(ends) => ends.ready().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The encrypted peers of a configuration, as the tunnels want them.
+fn specs(config: &Config, keys: &Keys, state: &State) -> Vec<PeerSpec> {
+    config
+        .peers
+        .iter()
+        .filter_map(|peer| {
+            let identity = peer.identity()?;
+            let slot = *state.slots.peers.get(&peer.name)?;
+            let (what, dial) = match &peer.kind {
+                PeerKind::WireGuard {
+                    network,
+                    allowed,
+                    keepalive,
+                    ..
+                } => (
+                    What::WireGuard {
+                        vni: config.network(network)?.vni,
+                        allowed: allowed.iter().map(crate::config::Net::prefix).collect(),
+                        keepalive: *keepalive,
+                    },
+                    Dial::OnDemand,
+                ),
+                _ => (
+                    What::Appliance,
+                    match config.role {
+                        Role::Tenant => Dial::Always,
+                        Role::Provider => Dial::Never,
+                    },
+                ),
+            };
+            Some(PeerSpec {
+                name: peer.name.clone(),
+                slot,
+                public_key: identity.public_key,
+                preshared_key: keys.preshared.get(&peer.name).cloned().unwrap_or_default(),
+                addresses: identity.addresses.clone(),
+                dial,
+                what,
+            })
+        })
+        .collect()
+}
+
+impl Daemon {
+    /// Gives the workers what the maps hold already, and the peers.
+    pub(super) fn begin_tunnels(&mut self) {
+        if let Some(ends) = &mut self.ends {
+            ends.write(&reconcile::diff(&Tables::default(), &self.tables));
+        }
+        self.set_peers();
+    }
+
+    /// Puts the configured peers in force.
+    pub(super) fn set_peers(&mut self) {
+        let Some(ends) = &mut self.ends else { return };
+        let link = self.snapshot.links.get(&self.config.uplink.interface);
+        let mtu = self
+            .config
+            .uplink
+            .mtu
+            .or_else(|| link.and_then(|l| u16::try_from(l.mtu).ok()))
+            .unwrap_or(1500);
+        let v6 = local_addresses(&self.config, &self.snapshot)
+            .iter()
+            .all(IpAddr::is_ipv6);
+        ends.set_peers(
+            specs(&self.config, &self.keys, &self.state),
+            ceiling(mtu, v6),
+            &mut self.datapath,
+        );
+    }
+
+    /// Sees that workers have a socket on every queue of every interface that has a program.
+    pub(super) fn set_sockets(&mut self) {
+        let Some(ends) = &mut self.ends else { return };
+        let wanted: BTreeMap<String, PortSpec> = self
+            .datapath
+            .attached()
+            .iter()
+            .filter_map(|(name, attached)| {
+                let link = self.snapshot.links.get(name)?;
+                Some((
+                    name.clone(),
+                    PortSpec {
+                        ifindex: attached.ifindex,
+                        queues: nic::queues(name),
+                        mtu: link.mtu,
+                    },
+                ))
+            })
+            .collect();
+        ends.set_ports(&wanted, &mut self.datapath);
+        self.secured.xsks = ends.xsks();
+    }
+
+    /// Tells the tunnels of links, routes and addresses.
+    pub(super) fn underlay_changed(&mut self) {
+        let locals = local_addresses(&self.config, &self.snapshot);
+        if let Some(ends) = &mut self.ends {
+            ends.underlay(&self.snapshot, &locals, &mut self.datapath);
+        }
+        self.watch();
+    }
+
+    /// Has the way to every address watched that a tunnel goes to.
+    pub(super) fn watch(&mut self) {
+        let wanted: BTreeSet<IpAddr> = self
+            .config
+            .plain_peers()
+            .chain(self.ends.iter().flat_map(Ends::watched))
+            .collect();
+        if wanted != self.watched {
+            self.watcher
+                .update(wanted.iter().copied().collect(), interfaces(&self.config));
+            self.watched = wanted;
+        }
+    }
+
+    /// Lets the tunnels do what there is to do.
+    pub(super) fn tunnels(&mut self) {
+        let Some(ends) = &mut self.ends else { return };
+        let happened = ends.work(&mut self.datapath);
+        let rooms = ends.rooms();
+        let now = Instant::now();
+        for key in happened.used {
+            self.engine.observed(now, key, neighbour_flags::USED);
+        }
+        for waits in &happened.waits {
+            self.slow
+                .packet(now, &waits.header, waits.packet(), &Maps(&self.tables));
+        }
+        self.watch();
+        if rooms != self.secured.rooms {
+            // What was settled stays while a search or an outage lasts: hosts remember a smaller MTU for
+            // minutes.
+            let mut kept = self.secured.rooms.clone();
+            kept.extend(rooms);
+            kept.retain(|name, _| self.config.peer(name).is_some());
+            if kept != self.secured.rooms {
+                self.secured.rooms = kept;
+                if let Err(error) = self.reconcile() {
+                    tracing::error!(%error, "the path MTU changed, and the data path could not follow");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,1182 @@
+//! The control half of the encrypted tunnels: what the crate `tunnel` decides, done.
+//!
+//! ```text
+//!   UDP socket ─ handshakes ─▶ TunnelControl ─ outputs ─▶ sessions ─▶ worker, then SESSIONS (so that
+//!   workers ─── events ──────▶      ▲                     datagrams   the programs steer only what a
+//!   time ───────────────────────────┘                     addresses   worker knows)
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use appliance_common::{
+    addr::{Address, Prefix, from_ip},
+    counters::Counter,
+    limits::MAX_QUEUES,
+    maps::{HostKey, NO_XSK, Neighbour, NetworkStats},
+};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::{io::unix::AsyncFd, net::UdpSocket};
+use tunnel::{
+    Cipher, CipherChoice, Dial, Framing, Instant, LoadLimits, Measured, Output, PeerConfig, PeerId,
+    PmtuConfig, PresharedKey, PublicKey, RxActivity, RxStats, SecretKey, Timers, TunnelControl,
+    TxActivity, WhyDown, bench_cipher, control::ControlStats,
+};
+
+use super::{
+    clock,
+    keys::OsRandom,
+    pipeline::{Command, Event, Lane, Member, Outer},
+    worker::{self, Order, Settings, Waiting, Waits, Worker},
+};
+use crate::{
+    datapath::Datapath,
+    reconcile::Write,
+    underlay::{Path, Snapshot, Why},
+};
+
+/// Datagrams taken from a socket before the other work gets its turn.
+const BATCH: usize = 256;
+/// Frames of each direction of a socket.
+const FRAMES: u32 = 4096;
+/// A worker that has not looked for so long hangs.
+const HANGS_AFTER: Duration = Duration::from_secs(5);
+/// Packets sealed with each cipher to see which is faster: some milliseconds.
+const MEASURED: u32 = 4000;
+/// Rounds of outputs in a row before other work gets its turn.
+const ROUNDS: usize = 4;
+
+/// What stands in the way of encrypted tunnels.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A worker could not be started.
+    #[error("start worker {index}: {source}")]
+    Worker {
+        /// Its number.
+        index: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The socket for handshakes could not be had.
+    #[error("bind UDP {address} for handshakes: {source}; is another program on this port?")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// An AF_XDP socket could not be had.
+    #[error("AF_XDP on {interface}: {source}")]
+    Socket {
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: xsk::Error,
+    },
+}
+
+/// A peer as configured.
+#[derive(Debug, Clone)]
+pub struct PeerSpec {
+    /// Its name.
+    pub name: String,
+    /// Its slot.
+    pub slot: u32,
+    /// Its identity.
+    pub public_key: PublicKey,
+    /// A secret shared beside the keys.
+    pub preshared_key: PresharedKey,
+    /// Where to dial.
+    pub addresses: Vec<SocketAddr>,
+    /// Who dials.
+    pub dial: Dial,
+    /// What it is.
+    pub what: What,
+}
+
+/// What a peer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// Another appliance.
+    Appliance,
+    /// Any WireGuard.
+    WireGuard {
+        /// VNI of the network it is in.
+        vni: u32,
+        /// The addresses it may have there.
+        allowed: Vec<Prefix>,
+        /// A keep-alive this often, if at all.
+        keepalive: Option<Duration>,
+    },
+}
+
+impl PartialEq for PeerSpec {
+    fn eq(&self, other: &Self) -> bool {
+        self.same_but_addresses(other) && self.addresses == other.addresses
+    }
+}
+
+impl PeerSpec {
+    fn same_but_addresses(&self, other: &Self) -> bool {
+        (
+            &self.name,
+            self.slot,
+            self.public_key,
+            self.dial,
+            &self.what,
+        ) == (
+            &other.name,
+            other.slot,
+            other.public_key,
+            other.dial,
+            &other.what,
+        ) && self.preshared_key.expose() == other.preshared_key.expose()
+    }
+}
+
+/// An interface that workers need sockets on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortSpec {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its receive queues.
+    pub queues: u32,
+    /// Its MTU, bytes.
+    pub mtu: u32,
+}
+
+/// How a peer's tunnel is.
+#[derive(Debug, Clone)]
+pub struct EndStatus {
+    /// Its identity.
+    pub public_key: PublicKey,
+    /// Where data goes.
+    pub address: Option<SocketAddr>,
+    /// Whether there is a session and the peer answers.
+    pub up: bool,
+    /// Why not, for a person; empty when it is up.
+    pub why_down: String,
+    /// Time since the last handshake.
+    pub handshake_age: Option<Duration>,
+    /// Handshakes completed.
+    pub handshakes: u64,
+    /// Longest IP packet on the path, bytes.
+    pub path_mtu: usize,
+    /// Round-trip time, smoothed.
+    pub round_trip: Option<Duration>,
+    /// Of the last 32 echoes, how many were lost, per cent.
+    pub loss_percent: u32,
+    /// Cipher for sending.
+    pub cipher: Cipher,
+    /// Datagrams sent.
+    pub tx_packets: u64,
+    /// Their bytes, of UDP payload.
+    pub tx_bytes: u64,
+    /// Received.
+    pub rx: RxStats,
+    /// Replayed handshakes refused.
+    pub replayed_handshakes: u64,
+}
+
+/// What the workers told that is for somebody else.
+#[derive(Default)]
+pub struct Happened {
+    /// Hosts that packets went to.
+    pub used: Vec<HostKey>,
+    /// Packets whose host is not resolved.
+    pub waits: Vec<Waits>,
+}
+
+struct End {
+    spec: PeerSpec,
+    id: PeerId,
+    address: Option<SocketAddr>,
+    /// Where a handshake came from that may become its address.
+    seen: Option<IpAddr>,
+    outer: Option<Outer>,
+    max_datagram: usize,
+    /// By lane.
+    tx: Vec<TxActivity>,
+    rx: Vec<RxActivity>,
+    stats: Vec<RxStats>,
+    /// Indices on the wire, with the session's name.
+    indices: BTreeMap<u32, u32>,
+}
+
+/// The encrypted tunnels of this appliance.
+pub struct Ends {
+    control: TunnelControl,
+    random: OsRandom,
+    port: u16,
+    memory: xsk::Memory,
+    cipher: Cipher,
+    workers: Vec<Worker>,
+    notify: AsyncFd<OwnedFd>,
+    event: Arc<EventFd>,
+    sockets: BTreeMap<IpAddr, UdpSocket>,
+    bind_errors: BTreeMap<IpAddr, String>,
+    /// By slot.
+    ends: BTreeMap<u32, End>,
+    by_id: BTreeMap<PeerId, u32>,
+    members: BTreeMap<u32, Vec<Member>>,
+    /// By interface index: what its sockets are for, and where they are in `XSKS`.
+    ports: BTreeMap<u32, (PortSpec, u16)>,
+    port_errors: BTreeMap<u32, String>,
+    known: BTreeSet<Address>,
+    snapshot: Snapshot,
+    locals: Vec<IpAddr>,
+    ceiling: usize,
+    send_errors: u64,
+}
+
+/// Seals with both ciphers and takes the time.
+fn measure() -> Measured {
+    let time = |cipher| {
+        // The first round warms up.
+        std::hint::black_box(bench_cipher(cipher, MEASURED / 8));
+        let begun = clock::nanos();
+        std::hint::black_box(bench_cipher(cipher, MEASURED));
+        clock::nanos() - begun
+    };
+    Measured {
+        chacha20_poly1305: time(Cipher::ChaCha20Poly1305),
+        aes_256_gcm: time(Cipher::Aes256Gcm),
+    }
+}
+
+impl Ends {
+    /// Starts the workers. There are no peers, sockets or ports yet.
+    ///
+    /// # Errors
+    /// When a thread or descriptor cannot be had.
+    pub fn start(
+        secret: SecretKey,
+        port: u16,
+        choice: CipherChoice,
+        memory: xsk::Memory,
+        (workers, cpus, waiting): (u32, &[usize], Waiting),
+    ) -> Result<Self, Error> {
+        let failed = |index| move |source| Error::Worker { index, source };
+        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+            .map_err(|source| failed(0)(source.into()))?;
+        let event = Arc::new(event);
+        let notify = worker::duplicate(&event)
+            // SAFETY: the descriptor is owned, always the same one, and dropped with the AsyncFd.
+            .and_then(|fd| unsafe { AsyncFd::register(fd) }.map_err(io::Error::from))
+            .map_err(failed(0))?;
+        let measured = measure();
+        let cipher = choice.resolve(measured);
+        tracing::info!(
+            cipher = cipher.name(),
+            chosen = if choice == CipherChoice::Auto {
+                "measured"
+            } else {
+                "configured"
+            },
+            chacha20_poly1305_ns = measured.chacha20_poly1305 / u64::from(MEASURED),
+            aes_256_gcm_ns = measured.aes_256_gcm / u64::from(MEASURED),
+            "cipher for sending, time for 1420 bytes"
+        );
+        let mut random = OsRandom;
+        let workers = (0..workers.max(1))
+            .map(|index| {
+                let settings = Settings {
+                    index,
+                    cpu: cpus.get(index as usize % cpus.len().max(1)).copied(),
+                    waiting,
+                    seed: tunnel::Random::u64(&mut random),
+                };
+                Worker::start(settings, Arc::clone(&event)).map_err(failed(index))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            control: TunnelControl::new(secret, LoadLimits::default()),
+            random,
+            port,
+            memory,
+            cipher,
+            workers,
+            notify,
+            event,
+            sockets: BTreeMap::new(),
+            bind_errors: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            by_id: BTreeMap::new(),
+            members: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            port_errors: BTreeMap::new(),
+            known: BTreeSet::new(),
+            snapshot: Snapshot::default(),
+            locals: Vec::new(),
+            ceiling: 1472,
+            send_errors: 0,
+        })
+    }
+
+    /// This end's identity.
+    #[must_use]
+    pub const fn public_key(&self) -> &PublicKey {
+        self.control.public_key()
+    }
+
+    /// Counters of handshakes.
+    #[must_use]
+    pub const fn handshakes(&self) -> ControlStats {
+        self.control.stats()
+    }
+
+    /// Puts the peers in force: new ones are added, others go, and those that only have other addresses keep
+    /// their sessions. `ceiling` is the longest datagram that the uplink takes, bytes.
+    pub fn set_peers(&mut self, specs: Vec<PeerSpec>, ceiling: usize, datapath: &mut Datapath) {
+        let now = clock::mono();
+        self.ceiling = ceiling;
+        let gone: Vec<u32> = self
+            .ends
+            .iter()
+            .filter(|(slot, end)| {
+                !specs
+                    .iter()
+                    .any(|spec| spec.slot == **slot && spec.same_but_addresses(&end.spec))
+            })
+            .map(|(slot, _)| *slot)
+            .collect();
+        for slot in gone {
+            self.remove(slot, datapath);
+        }
+        let mut members: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
+        for spec in specs {
+            if let What::WireGuard { vni, allowed, .. } = &spec.what {
+                members
+                    .entry(*vni)
+                    .or_default()
+                    .extend(allowed.iter().map(|prefix| Member {
+                        prefix: *prefix,
+                        peer: spec.slot,
+                    }));
+            }
+            match self.ends.get_mut(&spec.slot) {
+                Some(end) if end.spec.addresses == spec.addresses => {}
+                Some(end) => {
+                    self.control
+                        .set_addresses(now, end.id, spec.addresses.clone());
+                    end.spec = spec;
+                }
+                None => self.add(now, spec),
+            }
+        }
+        for (vni, of_network) in &members {
+            if self.members.get(vni) != Some(of_network) {
+                for worker in &mut self.workers {
+                    worker.command(Command::Members(*vni, of_network.clone().into()));
+                }
+            }
+        }
+        for vni in self.members.keys().filter(|vni| !members.contains_key(vni)) {
+            for worker in &mut self.workers {
+                worker.command(Command::Members(*vni, Box::default()));
+            }
+        }
+        self.members = members;
+        self.drive(datapath);
+    }
+
+    fn add(&mut self, now: Instant, spec: PeerSpec) {
+        let lanes = self.workers.len();
+        let mut config = match &spec.what {
+            What::Appliance => PeerConfig {
+                lanes: lanes as u32,
+                cipher: self.cipher,
+                pmtu: Some(PmtuConfig {
+                    ceiling: self.ceiling,
+                    ..PmtuConfig::default()
+                }),
+                ..PeerConfig::causeway(spec.public_key, spec.dial)
+            },
+            What::WireGuard { keepalive, .. } => PeerConfig {
+                timers: Timers {
+                    persistent_keepalive: *keepalive,
+                    ..Timers::wireguard()
+                },
+                ..PeerConfig::wireguard(spec.public_key)
+            },
+        };
+        config.preshared_key = spec.preshared_key.clone();
+        config.addresses = spec.addresses.clone();
+        let framing = config.framing;
+        let id = self.control.add_peer(now, config);
+        for worker in &mut self.workers {
+            let lane = match &spec.what {
+                What::Appliance => Lane::appliance(),
+                What::WireGuard { vni, allowed, .. } => {
+                    Lane::wireguard(*vni, allowed.clone().into())
+                }
+            };
+            worker.command(Command::Peer(spec.slot, Some(Box::new(lane))));
+            if framing == Framing::WireGuard {
+                worker.command(Command::MaxDatagram(spec.slot, self.ceiling));
+            }
+        }
+        self.by_id.insert(id, spec.slot);
+        self.ends.insert(
+            spec.slot,
+            End {
+                id,
+                address: None,
+                seen: None,
+                outer: None,
+                max_datagram: if framing == Framing::WireGuard {
+                    self.ceiling
+                } else {
+                    tunnel::MIN_DATAGRAM
+                },
+                tx: vec![TxActivity::default(); lanes],
+                rx: vec![RxActivity::default(); lanes],
+                stats: vec![RxStats::default(); lanes],
+                indices: BTreeMap::new(),
+                spec,
+            },
+        );
+    }
+
+    fn remove(&mut self, slot: u32, datapath: &mut Datapath) {
+        let Some(end) = self.ends.remove(&slot) else {
+            return;
+        };
+        self.by_id.remove(&end.id);
+        self.control.remove_peer(end.id);
+        for index in end.indices.keys() {
+            forget(datapath, *index);
+        }
+        for worker in &mut self.workers {
+            worker.command(Command::Peer(slot, None));
+        }
+    }
+
+    /// Sees that the workers have sockets on these interfaces and no others, and that the programs find
+    /// them. `interfaces` are for messages.
+    pub fn set_ports(&mut self, wanted: &BTreeMap<String, PortSpec>, datapath: &mut Datapath) {
+        let stale: Vec<u32> = self
+            .ports
+            .iter()
+            .filter(|(_, (spec, _))| !wanted.values().any(|w| w == spec))
+            .map(|(ifindex, _)| *ifindex)
+            .collect();
+        for ifindex in stale {
+            self.ports.remove(&ifindex);
+            for worker in &mut self.workers {
+                worker.order(Order::Unport(ifindex));
+                worker.wake();
+            }
+        }
+        self.port_errors
+            .retain(|ifindex, _| wanted.values().any(|w| w.ifindex == *ifindex));
+        for (interface, spec) in wanted {
+            if self.ports.contains_key(&spec.ifindex) {
+                continue;
+            }
+            match self.open(interface, spec, datapath) {
+                Ok(base) => {
+                    self.port_errors.remove(&spec.ifindex);
+                    self.ports.insert(spec.ifindex, (spec.clone(), base));
+                    tracing::info!(interface, queues = spec.queues, "AF_XDP sockets are open");
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if self.port_errors.get(&spec.ifindex) != Some(&text) {
+                        tracing::warn!(interface, reason = text, "interface without workers");
+                    }
+                    self.port_errors.insert(spec.ifindex, text);
+                }
+            }
+        }
+        self.wake();
+    }
+
+    fn open(
+        &mut self,
+        interface: &str,
+        spec: &PortSpec,
+        datapath: &mut Datapath,
+    ) -> Result<u16, Error> {
+        let failed = |source| Error::Socket {
+            interface: interface.to_owned(),
+            source,
+        };
+        let taken: BTreeSet<u16> = self.ports.values().map(|(_, base)| *base).collect();
+        let step = MAX_QUEUES as u16;
+        let base = (0..15)
+            .map(|n| 1 + n * step)
+            .find(|base| !taken.contains(base))
+            .ok_or_else(|| {
+                failed(xsk::Error::Os {
+                    operation: "find a slot for the socket",
+                    source: io::Error::other("15 interfaces have sockets, which is the most"),
+                })
+            })?;
+        let mut halves = Vec::new();
+        for queue in 0..spec.queues.clamp(1, MAX_QUEUES) {
+            let config = xsk::Config {
+                ifindex: spec.ifindex,
+                queue,
+                rx_frames: FRAMES,
+                tx_frames: FRAMES,
+                // The kernel keeps 256 bytes before each frame for the programs.
+                frame_size: if spec.mtu <= 1700 { 2048 } else { 4096 },
+                memory: self.memory,
+                busy_poll: None,
+            };
+            halves.push(bind(&config).map_err(failed)?);
+        }
+        for (queue, (rx, tx)) in (0u32..).zip(halves) {
+            datapath
+                .set_socket(u32::from(base) + queue, worker::descriptor(&rx))
+                .map_err(|error| {
+                    failed(xsk::Error::Os {
+                        operation: "tell the programs of the socket",
+                        source: io::Error::other(error),
+                    })
+                })?;
+            let index = queue as usize % self.workers.len();
+            self.workers[index].order(Order::Port(Box::new((rx, tx))));
+        }
+        Ok(base)
+    }
+
+    /// Where the sockets of each interface are in `XSKS`, by index.
+    #[must_use]
+    pub fn xsks(&self) -> BTreeMap<u32, u16> {
+        self.ports
+            .iter()
+            .map(|(ifindex, (_, base))| (*ifindex, *base))
+            .collect()
+    }
+
+    /// Longest IP packet that goes whole to each peer, by name, where it is settled, bytes.
+    #[must_use]
+    pub fn rooms(&self) -> BTreeMap<String, u16> {
+        let now = clock::mono();
+        self.ends
+            .values()
+            .filter_map(|end| {
+                let status = self.control.status(now, end.id)?;
+                let datagram = match end.spec.what {
+                    What::WireGuard { .. } => self.ceiling,
+                    What::Appliance if status.searching || status.down.is_some() => return None,
+                    What::Appliance => status.max_datagram,
+                };
+                let room = match end.spec.what {
+                    What::WireGuard { .. } => (datagram - tunnel::wire::DATA_OVERHEAD) & !15,
+                    What::Appliance => {
+                        datagram - tunnel::wire::DATA_OVERHEAD - tunnel::segment::HEADER_BYTES
+                    }
+                };
+                Some((
+                    end.spec.name.clone(),
+                    u16::try_from(room).unwrap_or(u16::MAX),
+                ))
+            })
+            .collect()
+    }
+
+    /// Tells the workers of writes to the maps.
+    pub fn write(&mut self, writes: &[Write]) {
+        for worker in &mut self.workers {
+            for write in writes {
+                let command = match write {
+                    Write::Network(slot, network) => Command::Network(*slot, network.clone()),
+                    Write::Tenant(slot, tenant) => {
+                        Command::Tenant(*slot, tenant.unwrap_or_default())
+                    }
+                    Write::Endpoint(key, endpoint) => Command::Endpoint(*key, endpoint.is_some()),
+                    Write::Config(_)
+                    | Write::Attachment(..)
+                    | Write::Peer(..)
+                    | Write::Tunnel(..) => continue,
+                };
+                worker.command(command);
+            }
+            worker.wake();
+        }
+    }
+
+    /// Tells the workers of a neighbour.
+    pub fn neighbour(&mut self, key: HostKey, neighbour: Option<Neighbour>) {
+        for worker in &mut self.workers {
+            worker.command(Command::Neighbour(key, neighbour.map(Box::new)));
+            worker.wake();
+        }
+    }
+
+    /// Addresses whose way is to be watched.
+    #[must_use]
+    pub fn watched(&self) -> Vec<IpAddr> {
+        self.ends
+            .values()
+            .flat_map(|end| {
+                end.spec
+                    .addresses
+                    .iter()
+                    .map(SocketAddr::ip)
+                    .chain(end.address.map(|address| address.ip()))
+                    .chain(end.seen)
+            })
+            .collect()
+    }
+
+    /// Follows links, routes and our own addresses.
+    pub fn underlay(&mut self, snapshot: &Snapshot, locals: &[IpAddr], datapath: &mut Datapath) {
+        self.snapshot = snapshot.clone();
+        if self.locals != locals {
+            self.locals = locals.to_vec();
+            self.sockets.retain(|local, _| locals.contains(local));
+            self.bind_errors.retain(|local, _| locals.contains(local));
+        }
+        for local in locals {
+            if self.sockets.contains_key(local) {
+                continue;
+            }
+            match bind_udp(SocketAddr::new(*local, self.port)) {
+                Ok(socket) => {
+                    self.bind_errors.remove(local);
+                    self.sockets.insert(*local, socket);
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if self.bind_errors.get(local) != Some(&text) {
+                        tracing::warn!(reason = text, "no handshakes on this address");
+                    }
+                    self.bind_errors.insert(*local, text);
+                }
+            }
+        }
+        let slots: Vec<u32> = self.ends.keys().copied().collect();
+        for slot in slots {
+            self.route(slot);
+        }
+        self.tell_addresses(datapath);
+        self.wake();
+    }
+
+    /// Finds the way to a peer and tells the workers if it changed.
+    fn route(&mut self, slot: u32) {
+        let Some(end) = self.ends.get_mut(&slot) else {
+            return;
+        };
+        let outer = end.address.and_then(|remote| {
+            let local = self
+                .locals
+                .iter()
+                .find(|local| local.is_ipv4() == remote.is_ipv4())?;
+            match self.snapshot.paths.get(&remote.ip()) {
+                Some(Path::Resolved {
+                    ifindex,
+                    source_mac,
+                    next_hop_mac,
+                    ..
+                }) => Outer::new(
+                    *ifindex,
+                    *next_hop_mac,
+                    *source_mac,
+                    SocketAddr::new(*local, self.port),
+                    remote,
+                ),
+                // Being looked up, or silent just now: the way it had is right far more often than none.
+                None
+                | Some(Path::Unresolved {
+                    why: Why::Pending | Why::NextHopUnresolved { .. },
+                }) => end.outer.filter(|outer| outer.remote == remote),
+                Some(Path::Unresolved { .. }) => None,
+            }
+        });
+        if outer != end.outer {
+            end.outer = outer;
+            for worker in &mut self.workers {
+                worker.command(Command::Outer(slot, outer.map(Box::new)));
+            }
+        }
+    }
+
+    /// Tells the programs where peers are, so that their handshakes do not share strangers' budget.
+    fn tell_addresses(&mut self, datapath: &mut Datapath) {
+        let wanted: BTreeSet<Address> = self
+            .ends
+            .values()
+            .flat_map(|end| {
+                let dialed = end.spec.addresses.iter().map(SocketAddr::ip);
+                dialed.chain(end.address.map(|address| address.ip()))
+            })
+            .map(from_ip)
+            .collect();
+        for address in self.known.difference(&wanted) {
+            if let Err(error) = datapath.set_peer_address(address, false) {
+                tracing::error!(%error, "a peer's old address could not be removed");
+            }
+        }
+        for address in wanted.difference(&self.known) {
+            if let Err(error) = datapath.set_peer_address(address, true) {
+                tracing::error!(%error, "a peer's address could not be written");
+            }
+        }
+        self.known = wanted;
+    }
+
+    /// Waits until a handshake message or an event is there.
+    pub async fn ready(&self) {
+        let sockets = async {
+            let mut waiting: Vec<_> = self
+                .sockets
+                .values()
+                .map(|socket| Box::pin(socket.readable()))
+                .collect();
+            if waiting.is_empty() {
+                std::future::pending::<()>().await;
+            }
+            std::future::poll_fn(|context| {
+                for one in &mut waiting {
+                    if one.as_mut().poll(context).is_ready() {
+                        return std::task::Poll::Ready(());
+                    }
+                }
+                std::task::Poll::Pending
+            })
+            .await;
+        };
+        tokio::select! {
+            () = sockets => {}
+            guard = self.notify.readable() => {
+                if let Ok(mut guard) = guard {
+                    let _ = self.event.read();
+                    guard.clear_ready();
+                }
+            }
+        }
+    }
+
+    /// Takes handshake messages and the workers' events, and does what follows from them and from the time.
+    pub fn work(&mut self, datapath: &mut Datapath) -> Happened {
+        self.handshake_messages();
+        let happened = self.events();
+        self.drive(datapath);
+        happened
+    }
+
+    fn handshake_messages(&mut self) {
+        let mut buffer = [0; 2048];
+        for socket in self.sockets.values() {
+            for _ in 0..BATCH {
+                let Ok((bytes, from)) = socket.try_recv_from(&mut buffer) else {
+                    break;
+                };
+                let handled = self.control.handle_datagram(
+                    clock::now(),
+                    from,
+                    &buffer[..bytes],
+                    &mut self.random,
+                );
+                match handled {
+                    Ok(id) => {
+                        let end = self.by_id.get(&id).and_then(|slot| self.ends.get_mut(slot));
+                        if let Some(end) = end {
+                            end.seen = Some(from.ip());
+                        }
+                    }
+                    Err(error) => tracing::debug!(%from, %error, "handshake message refused"),
+                }
+            }
+        }
+    }
+
+    fn events(&mut self) -> Happened {
+        let mut happened = Happened::default();
+        let now = clock::mono();
+        for (lane, worker) in self.workers.iter_mut().enumerate() {
+            while let Ok(event) = worker.events.pop() {
+                let slot = match &event {
+                    Event::Used { key } => {
+                        happened.used.push(*key);
+                        continue;
+                    }
+                    Event::Confirmed { peer, .. }
+                    | Event::Moved { peer, .. }
+                    | Event::Word { peer, .. }
+                    | Event::Report { peer, .. } => *peer,
+                };
+                let Some(end) = self.ends.get_mut(&slot) else {
+                    continue;
+                };
+                match event {
+                    Event::Confirmed { index, .. } => self.control.confirmed(now, end.id, index),
+                    Event::Moved { address, .. } => self.control.moved(now, end.id, address),
+                    Event::Word { word, .. } => self.control.control_word(now, end.id, word),
+                    Event::Report { tx, rx, stats, .. } => {
+                        end.tx[lane] = tx;
+                        end.rx[lane] = rx;
+                        end.stats[lane] = stats;
+                        self.control.report_sent(now, end.id, sent(&end.tx));
+                        self.control.report_received(now, end.id, received(&end.rx));
+                    }
+                    Event::Used { .. } => {}
+                }
+            }
+            while let Ok(waits) = worker.waits.pop() {
+                happened.waits.push(waits);
+            }
+        }
+        happened
+    }
+
+    /// When there is something to do if nothing else happens.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.control.next_deadline()
+    }
+
+    /// Does what the control half says.
+    fn drive(&mut self, datapath: &mut Datapath) {
+        let mut moved = self.outputs(datapath);
+        for _ in 0..ROUNDS {
+            let now = clock::now();
+            if self.control.next_deadline().is_none_or(|at| at > now.mono) {
+                break;
+            }
+            self.control.handle_timeout(now, &mut self.random);
+            moved |= self.outputs(datapath);
+        }
+        if moved {
+            self.tell_addresses(datapath);
+        }
+        self.wake();
+    }
+
+    /// Whether a peer has another address now.
+    fn outputs(&mut self, datapath: &mut Datapath) -> bool {
+        let mut moved = false;
+        while let Some(output) = self.control.poll_output() {
+            match output {
+                Output::Transmit { to, datagram } => self.transmit(to, datagram.as_bytes()),
+                Output::Receive {
+                    peer,
+                    lane,
+                    session,
+                } => {
+                    let Some((slot, end)) = end(&self.by_id, &mut self.ends, peer) else {
+                        continue;
+                    };
+                    let index = session.wire_index();
+                    end.indices.insert(index, session.index());
+                    if let Some(worker) = self.workers.get_mut(lane as usize) {
+                        worker.command(Command::Receive(slot, session));
+                        worker.wake();
+                    }
+                    if let Err(error) = datapath.set_session(index, true) {
+                        tracing::error!(%error, "a session could not be written: its datagrams will be dropped");
+                    }
+                }
+                Output::Send {
+                    peer,
+                    lane,
+                    session,
+                } => {
+                    if let Some((slot, _)) = end(&self.by_id, &mut self.ends, peer)
+                        && let Some(worker) = self.workers.get_mut(lane as usize)
+                    {
+                        worker.command(Command::Send(slot, Box::new(session)));
+                    }
+                }
+                Output::Retire { peer, index } => {
+                    let Some((slot, end)) = end(&self.by_id, &mut self.ends, peer) else {
+                        continue;
+                    };
+                    end.indices.retain(|wire, name| {
+                        let keep = *name != index;
+                        if !keep {
+                            forget(datapath, *wire);
+                        }
+                        keep
+                    });
+                    for worker in &mut self.workers {
+                        worker.command(Command::Retire(slot, index));
+                    }
+                }
+                Output::Address { peer, address } => {
+                    if let Some((slot, end)) = end(&self.by_id, &mut self.ends, peer) {
+                        end.address = Some(address);
+                        moved = true;
+                        self.route(slot);
+                    }
+                }
+                Output::MaxDatagram { peer, bytes } => {
+                    if let Some((slot, end)) = end(&self.by_id, &mut self.ends, peer) {
+                        end.max_datagram = bytes;
+                        for worker in &mut self.workers {
+                            worker.command(Command::MaxDatagram(slot, bytes));
+                        }
+                    }
+                }
+                Output::Keepalive { peer } => {
+                    if let Some(slot) = self.by_id.get(&peer) {
+                        self.workers[0].command(Command::Keepalive(*slot));
+                    }
+                }
+                Output::Word { peer, word, pad_to } => {
+                    if let Some(slot) = self.by_id.get(&peer) {
+                        self.workers[0].command(Command::Word(*slot, word, pad_to));
+                    }
+                }
+                Output::Event { peer, event } => {
+                    if let Some((_, end)) = end(&self.by_id, &mut self.ends, peer) {
+                        tracing::info!(peer = end.spec.name, event = ?event, "tunnel");
+                    }
+                }
+            }
+        }
+        moved
+    }
+
+    fn transmit(&mut self, to: SocketAddr, datagram: &[u8]) {
+        let socket = self
+            .sockets
+            .iter()
+            .find(|(local, _)| local.is_ipv4() == to.is_ipv4());
+        let sent = match socket {
+            Some((_, socket)) => socket.try_send_to(datagram, to),
+            None => Err(io::Error::from(io::ErrorKind::AddrNotAvailable)),
+        };
+        // The attempt is repeated, with back-off, whatever the reason.
+        if let Err(error) = sent {
+            self.send_errors += 1;
+            tracing::debug!(%to, %error, "a handshake message could not be sent");
+        }
+    }
+
+    fn wake(&mut self) {
+        for worker in &mut self.workers {
+            worker.wake();
+        }
+    }
+
+    /// What keeps encrypted tunnels from working, whatever the peer; for a person.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let now = clock::nanos();
+        let hanging = self
+            .workers
+            .iter()
+            .enumerate()
+            .filter_map(|(index, worker)| {
+                let beat = worker.counted.sockets().beat.load(Relaxed);
+                let silent = Duration::from_nanos(now.saturating_sub(beat));
+                (beat != 0 && silent > HANGS_AFTER).then(|| {
+                    format!(
+                        "worker {index} has not looked at its sockets for {} s",
+                        silent.as_secs()
+                    )
+                })
+            });
+        self.bind_errors
+            .values()
+            .chain(self.port_errors.values())
+            .cloned()
+            .chain(hanging)
+            .collect()
+    }
+
+    /// Why an interface has no sockets, if it should have.
+    #[must_use]
+    pub fn port_error(&self, ifindex: u32) -> Option<&str> {
+        self.port_errors.get(&ifindex).map(String::as_str)
+    }
+
+    /// How a peer's tunnel is.
+    #[must_use]
+    pub fn status(&self, slot: u32) -> Option<EndStatus> {
+        let end = self.ends.get(&slot)?;
+        let now = clock::mono();
+        let status = self.control.status(now, end.id)?;
+        let v6 = end.address.is_some_and(|address| address.is_ipv6());
+        let why = match (&status.down, status.alive) {
+            (None, true) => String::new(),
+            (None, false) if matches!(end.spec.what, What::WireGuard { .. }) => String::new(),
+            (None, false) => "the peer does not answer; it is dialed again".to_owned(),
+            (Some(why), _) => self.why_down(end, why),
+        };
+        Some(EndStatus {
+            public_key: end.spec.public_key,
+            address: status.address,
+            up: why.is_empty(),
+            why_down: why,
+            handshake_age: status.session_since.map(|since| now.since(since)),
+            handshakes: status.handshakes,
+            path_mtu: end.max_datagram + if v6 { 48 } else { 28 },
+            round_trip: status.round_trip,
+            loss_percent: status.loss_percent,
+            cipher: status.cipher,
+            tx_packets: end.tx.iter().map(|tx| tx.packets).sum(),
+            tx_bytes: end.tx.iter().map(|tx| tx.bytes).sum(),
+            rx: end
+                .stats
+                .iter()
+                .fold(RxStats::default(), |a, b| plus(a, *b)),
+            replayed_handshakes: status.replayed,
+        })
+    }
+
+    fn why_down(&self, end: &End, why: &WhyDown) -> String {
+        let way = end.spec.addresses.iter().find_map(|address| {
+            match self.snapshot.paths.get(&address.ip()) {
+                Some(Path::Unresolved { why }) => Some(format!("{}: {why}", address.ip())),
+                _ => None,
+            }
+        });
+        match (why, way) {
+            (WhyDown::NoAnswer { .. }, Some(way)) => format!("no way to {way}"),
+            (WhyDown::NoAnswer { attempts }, None) => format!(
+                "no answer to {attempts} attempts: look at the path, the peer's address and port, and whether the peer knows our key {}",
+                self.public_key()
+            ),
+            (WhyDown::BadAnswers { .. }, _) => {
+                "the answers are not authentic: the two ends' keys or preshared keys differ"
+                    .to_owned()
+            }
+            (WhyDown::NoAddress, _) => "there is no address to dial; give the peer one".to_owned(),
+            (WhyDown::Waiting, _) => "waiting for the peer to dial".to_owned(),
+        }
+    }
+
+    /// Packets counted by the workers.
+    #[must_use]
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.workers
+            .iter()
+            .map(|worker| worker.counted.counter(counter))
+            .sum()
+    }
+
+    /// Frames that found no room in the workers' sockets.
+    #[must_use]
+    pub fn rx_dropped(&self) -> u64 {
+        self.workers
+            .iter()
+            .map(|worker| worker.counted.sockets().rx_dropped.load(Relaxed))
+            .sum()
+    }
+
+    /// Handshake messages that could not be sent.
+    #[must_use]
+    pub const fn send_errors(&self) -> u64 {
+        self.send_errors
+    }
+
+    /// Traffic of the network in a slot that workers carried.
+    #[must_use]
+    pub fn network(&self, slot: u32) -> NetworkStats {
+        self.workers
+            .iter()
+            .map(|worker| worker.counted.network(slot))
+            .fold(NetworkStats::default(), |a, b| NetworkStats {
+                tx_packets: a.tx_packets + b.tx_packets,
+                tx_bytes: a.tx_bytes + b.tx_bytes,
+                rx_packets: a.rx_packets + b.rx_packets,
+                rx_bytes: a.rx_bytes + b.rx_bytes,
+            })
+    }
+
+    /// Where the sockets of an interface are in `XSKS`; [`NO_XSK`] for none.
+    #[must_use]
+    pub fn xsk(&self, ifindex: u32) -> u16 {
+        self.ports.get(&ifindex).map_or(NO_XSK, |(_, base)| *base)
+    }
+}
+
+fn end<'e>(
+    by_id: &BTreeMap<PeerId, u32>,
+    ends: &'e mut BTreeMap<u32, End>,
+    id: PeerId,
+) -> Option<(u32, &'e mut End)> {
+    let slot = *by_id.get(&id)?;
+    Some((slot, ends.get_mut(&slot)?))
+}
+
+fn forget(datapath: &mut Datapath, index: u32) {
+    if let Err(error) = datapath.set_session(index, false) {
+        tracing::error!(%error, "a session that is over could not be removed");
+    }
+}
+
+/// Binds a socket. The kernel lets go of a closed one's queue a moment later, so a restart tries again.
+fn bind(config: &xsk::Config) -> Result<(xsk::Rx, xsk::Tx), xsk::Error> {
+    let mut tries = 0;
+    loop {
+        match xsk::bind(config) {
+            Err(xsk::Error::Busy { .. }) if tries < 50 => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn bind_udp(address: SocketAddr) -> Result<UdpSocket, Error> {
+    let failed = |source| Error::Bind { address, source };
+    let socket = std::net::UdpSocket::bind(address).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    UdpSocket::from_std(socket).map_err(failed)
+}
+
+/// The lanes' sending as one.
+fn sent(lanes: &[TxActivity]) -> TxActivity {
+    lanes.iter().fold(TxActivity::default(), |a, b| TxActivity {
+        session: a.session.or(b.session),
+        packets: a.packets + b.packets,
+        bytes: a.bytes + b.bytes,
+        last_sent: a.last_sent.max(b.last_sent),
+        last_wanting: a.last_wanting.max(b.last_wanting),
+        starved: a.starved.max(b.starved),
+        rekey_due: a.rekey_due || b.rekey_due,
+    })
+}
+
+/// The lanes' receiving as one.
+fn received(lanes: &[RxActivity]) -> RxActivity {
+    lanes.iter().fold(RxActivity::default(), |a, b| RxActivity {
+        last_received: a.last_received.max(b.last_received),
+        last_content: a.last_content.max(b.last_content),
+        address: if b.last_received >= a.last_received {
+            b.address
+        } else {
+            a.address
+        },
+    })
+}
+
+fn plus(a: RxStats, b: RxStats) -> RxStats {
+    RxStats {
+        opened: a.opened + b.opened,
+        bytes: a.bytes + b.bytes,
+        duplicates: a.duplicates + b.duplicates,
+        too_old: a.too_old + b.too_old,
+        forged: a.forged + b.forged,
+        no_session: a.no_session + b.no_session,
+        malformed: a.malformed + b.malformed,
+        bad_content: a.bad_content + b.bad_content,
+        rejoin: tunnel::segment::RejoinStats {
+            completed: a.rejoin.completed + b.rejoin.completed,
+            timed_out: a.rejoin.timed_out + b.rejoin.timed_out,
+            evicted: a.rejoin.evicted + b.rejoin.evicted,
+            refused: a.rejoin.refused + b.rejoin.refused,
+        },
+    }
+}
+
+/// The longest datagram an interface takes, bytes of UDP payload.
+#[must_use]
+pub const fn ceiling(mtu: u16, ipv6: bool) -> usize {
+    (mtu as usize).saturating_sub(if ipv6 { 48 } else { 28 })
+}

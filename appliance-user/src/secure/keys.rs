@@ -1,0 +1,176 @@
+//! Key files: base64 in a line, readable by their owner only.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use tunnel::{BadKey, PresharedKey, Random, SecretKey};
+use zeroize::Zeroizing;
+
+/// What is wrong with a key file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file operation failed.
+    #[error("{operation} {}: {source}; make a key with `causeway-appliance keygen --private-key {}`", path.display(), path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// There is a file already.
+    #[error("{} is there already and is not overwritten: whoever knows its public key would lose the tunnel; give another name, or move it away", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Others can read it.
+    #[error("{} can be read by others (mode {mode:03o}): `chmod 600 {}`", path.display(), path.display())]
+    Readable {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Its text is no key.
+    #[error("{}: {source}", path.display())]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: BadKey,
+    },
+}
+
+/// The operating system's generator.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OsRandom;
+
+impl Random for OsRandom {
+    /// Ends the process if the generator fails (a kernel without one, before 3.17): nothing safe can be
+    /// done without it.
+    fn fill(&mut self, out: &mut [u8]) {
+        if let Err(error) = getrandom::fill(out) {
+            tracing::error!(%error, "the operating system gives no random numbers");
+            std::process::abort();
+        }
+    }
+}
+
+/// Reads a private key.
+///
+/// # Errors
+/// [`Error`], naming the file.
+pub fn private(path: &Path) -> Result<SecretKey, Error> {
+    read(path)
+}
+
+/// Reads a preshared key.
+///
+/// # Errors
+/// [`Error`], naming the file.
+pub fn preshared(path: &Path) -> Result<PresharedKey, Error> {
+    read(path)
+}
+
+fn read<K: FromStr<Err = BadKey>>(path: &Path) -> Result<K, Error> {
+    let failed = |operation| {
+        move |source| Error::Io {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let mode = fs::metadata(path).map_err(failed("look at"))?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(Error::Readable {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    let text = Zeroizing::new(fs::read_to_string(path).map_err(failed("read"))?);
+    text.trim().parse().map_err(|source| Error::Text {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Writes a new key file, mode 0600. Never overwrites one.
+///
+/// # Errors
+/// [`Error`]; nothing is left behind that was not there.
+pub fn write(path: &Path, base64: &str) -> Result<(), Error> {
+    let failed = |operation| {
+        move |source: io::Error| Error::Io {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| {
+            if source.kind() == io::ErrorKind::AlreadyExists {
+                Error::Exists {
+                    path: path.to_owned(),
+                }
+            } else {
+                failed("make")(source)
+            }
+        })?;
+    let text = Zeroizing::new(format!("{base64}\n"));
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(|source| {
+            let _ = fs::remove_file(path);
+            failed("write")(source)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_key_is_read_as_written_and_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let key = SecretKey::generate(&mut OsRandom);
+        write(&path, &key.expose_base64()).unwrap();
+        assert_eq!(private(&path).unwrap().public(), key.public());
+        assert!(matches!(write(&path, "x"), Err(Error::Exists { .. })));
+        assert_eq!(private(&path).unwrap().public(), key.public());
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        write(&path, &SecretKey::generate(&mut OsRandom).expose_base64()).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = private(&path).unwrap_err().to_string();
+        assert!(error.contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn other_text_is_refused_without_showing_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        write(&path, "hunter2").unwrap();
+        let error = private(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("44 characters") && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,26 @@
+//! Encrypted tunnels: the workers that carry packets, and the end that makes sessions for them.
+//!
+//! For: sealing what the programs hand over and opening what comes back, at the speed of the CPU; keeping
+//! every peer's tunnel up without a person. Never: a packet through tokio, or a handshake on a worker.
+//!
+//! ```text
+//!        programs ──AF_XDP──▶ worker ──AF_XDP──▶ wire         one thread per worker, pinned
+//!                               ▲ │
+//!         sessions, tables      │ │ reports, words, packets that wait
+//!                               │ ▼
+//!        kernel ───UDP────▶ ends ───UDP──▶ wire               handshakes only, in the daemon's loop
+//! ```
+//!
+//! - `pipeline`: what happens to a frame; pure.
+//! - `worker`: the thread around it.
+//! - `ends`: peers, handshakes, sessions, addresses; around the crate `tunnel`.
+//! - `keys`: key files.
+
+pub mod clock;
+mod ends;
+pub mod keys;
+pub mod pipeline;
+mod worker;
+
+pub use ends::{EndStatus, Ends, Error, Happened, PeerSpec, PortSpec, What, ceiling};
+pub use worker::{Settings, Waiting};

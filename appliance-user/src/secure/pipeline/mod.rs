@@ -1,0 +1,614 @@
+//! What a worker does with a frame: a function of the frame, the time and its tables.
+//!
+//! No socket, thread, lock, clock, allocation or log: a [`Wire`] takes what is to be sent and said, so
+//! that tests and fuzzers call the same code as a worker does.
+//!
+//! ```text
+//!   to seal:  [slot, hash | segment header | packet] ─▶ network ─▶ peer ─▶ seal, whole or in pieces
+//!             ─▶ outer headers ─▶ the uplink
+//!   to open:  [outer headers | datagram] ─▶ index ─▶ peer ─▶ open ─▶ rejoin ─▶ network of that peer?
+//!             ─▶ source there? destination here? ─▶ host ─▶ Ethernet header ─▶ the tenant's port
+//! ```
+//!
+//! The rules for a packet that comes out are those of `appliance-ebpf/src/decap.rs`; a test holds the two
+//! side by side.
+
+mod counted;
+mod inner;
+mod outer;
+mod tables;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use ahash::{AHashMap, RandomState};
+use appliance_common::{
+    addr::{Address, Prefix},
+    counters::Counter,
+    events::{SlowHeader, SlowReason},
+    limits::{MAX_PEERS, SLOW_PACKET_BYTES},
+    maps::{HostKey, Neighbour, Network, Tenant},
+    wire::{ETH_LEN, ETHERTYPE_IPV6, WORKER_HEADER_LEN},
+};
+use tunnel::{
+    Framing, Instant, Kind, OpenError, Payload, Receiver, RejoinLimits, RxActivity, RxSession,
+    RxStats, SealError, Sender, TxActivity, TxSession, segment::Word,
+};
+pub use xsk::Sent;
+
+pub use counted::Counted;
+pub use outer::{Outer, datagram};
+pub use tables::Member;
+use tables::{Tables, gateway, is_provider, prefix_of};
+
+/// Between two tellings that a host is in use.
+const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+/// Session indices a worker knows at most.
+const SESSIONS: usize = MAX_PEERS as usize * 8;
+
+/// What a worker does its work with.
+pub trait Wire {
+    /// Lets `write` fill a frame to be sent on an interface: it gets the whole buffer and says how many
+    /// bytes it used, or `None` to send nothing.
+    fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent;
+    /// Tells the control half.
+    fn event(&mut self, event: Event);
+    /// Hands over a packet whose host is not resolved. Returns whether there was room.
+    fn unresolved(&mut self, header: &SlowHeader, packet: &[u8]) -> bool;
+}
+
+/// What a worker tells the control half.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it goes into a ring of slots of one size; a box would be an allocation for it"
+)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The first message of a session came.
+    Confirmed {
+        /// The peer's slot.
+        peer: u32,
+        /// The session's name.
+        index: u32,
+    },
+    /// The peer is heard from another address.
+    Moved {
+        /// The peer's slot.
+        peer: u32,
+        /// Where it is now.
+        address: SocketAddr,
+    },
+    /// A word of the peer's.
+    Word {
+        /// The peer's slot.
+        peer: u32,
+        /// The word.
+        word: Word,
+    },
+    /// What happened on a lane since the last report.
+    Report {
+        /// The peer's slot.
+        peer: u32,
+        /// Sent.
+        tx: TxActivity,
+        /// Received.
+        rx: RxActivity,
+        /// Counters.
+        stats: RxStats,
+    },
+    /// Packets went to a host.
+    Used {
+        /// The host.
+        key: HostKey,
+    },
+}
+
+/// What the control half tells a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// A slot of `NETWORKS` was written.
+    Network(u32, Option<Box<Network>>),
+    /// A slot of `TENANTS` was written.
+    Tenant(u32, Tenant),
+    /// An entry of `ENDPOINTS` was added or removed.
+    Endpoint(HostKey, bool),
+    /// An entry of `NEIGHBOURS` was written or removed.
+    Neighbour(HostKey, Option<Box<Neighbour>>),
+    /// The WireGuard peers that have a part of a network, by VNI.
+    Members(u32, Box<[Member]>),
+    /// A peer in a slot, new; one that was there is gone with its sessions. `None` removes.
+    Peer(u32, Option<Box<Lane>>),
+    /// Receive by this session from now on.
+    Receive(u32, Box<RxSession>),
+    /// Send by this session from now on.
+    Send(u32, Box<TxSession>),
+    /// Forget the session of this name.
+    Retire(u32, u32),
+    /// Send to a peer by these headers; `None` while there is no way.
+    Outer(u32, Option<Box<Outer>>),
+    /// Datagrams to a peer may be this long, bytes.
+    MaxDatagram(u32, usize),
+    /// Send a keep-alive.
+    Keepalive(u32),
+    /// Send a word, padded to this many bytes of datagram.
+    Word(u32, Word, usize),
+}
+
+/// A peer, as one worker has it.
+#[derive(Debug)]
+pub struct Lane {
+    sender: Sender,
+    receiver: Receiver,
+    framing: Framing,
+    outer: Option<Outer>,
+    /// Of a WireGuard peer: the network it is in, and the addresses it may have there.
+    member: Option<(u32, Box<[Prefix]>)>,
+    /// Changed since the last report.
+    dirty: bool,
+    rejoined: u64,
+}
+
+impl Lane {
+    /// Another appliance.
+    #[must_use]
+    pub fn appliance() -> Self {
+        Self::new(Framing::Segments, None)
+    }
+
+    /// A WireGuard peer in network `vni` with the addresses it may have there.
+    #[must_use]
+    pub fn wireguard(vni: u32, allowed: Box<[Prefix]>) -> Self {
+        Self::new(Framing::WireGuard, Some((vni, allowed)))
+    }
+
+    fn new(framing: Framing, member: Option<(u32, Box<[Prefix]>)>) -> Self {
+        Self {
+            sender: Sender::new(framing),
+            receiver: Receiver::new(framing, RejoinLimits::default()),
+            framing,
+            outer: None,
+            member,
+            dirty: false,
+            rejoined: 0,
+        }
+    }
+}
+
+/// A worker's state.
+pub struct Pipeline {
+    tables: Tables,
+    /// By slot.
+    peers: Box<[Option<Box<Lane>>]>,
+    /// Peer slot and session name by the index on the wire.
+    sessions: AHashMap<u32, (u32, u32)>,
+    counted: Arc<Counted>,
+    dirty: bool,
+}
+
+impl Pipeline {
+    /// Takes all its memory now. `seed` keys its hash tables; `counted` is its alone to write.
+    #[must_use]
+    pub fn new(seed: u64, counted: Arc<Counted>) -> Self {
+        Self {
+            tables: Tables::new(seed),
+            peers: (0..MAX_PEERS).map(|_| None).collect(),
+            sessions: AHashMap::with_capacity_and_hasher(
+                SESSIONS,
+                RandomState::with_seeds(seed, 1, 2, 3),
+            ),
+            counted,
+            dirty: false,
+        }
+    }
+
+    /// Whether there is something for [`Pipeline::report`].
+    #[must_use]
+    pub const fn dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// A frame of the programs: a packet to seal or a datagram to open. A datagram's Ethernet type is
+    /// never zero, and in a packet to seal those two bytes are the segment's stride, which is.
+    #[inline]
+    pub fn frame(&mut self, now: Instant, frame: &mut [u8], wire: &mut impl Wire) {
+        let done = match frame.get(12..14) {
+            Some([0, 0]) => self.seal(now, frame, wire),
+            Some(_) => self.open(now, frame, wire),
+            None => Err(Counter::DropMalformed),
+        };
+        if let Err(reason) = done {
+            self.counted.count(reason, 1);
+        }
+    }
+
+    fn seal(&mut self, now: Instant, frame: &[u8], wire: &mut impl Wire) -> Result<(), Counter> {
+        let Some((head, segment)) = frame.split_first_chunk::<8>() else {
+            return Err(Counter::DropMalformed);
+        };
+        let packet = segment
+            .get(WORKER_HEADER_LEN - 8..)
+            .filter(|packet| !packet.is_empty())
+            .ok_or(Counter::DropMalformed)?;
+        let slot = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]);
+        let network = self.tables.network(slot).ok_or(Counter::DropInconsistent)?;
+        if !self.tables.is_partial(network) {
+            return Err(Counter::DropIdle);
+        }
+        let destination = inner::destination(packet).ok_or(Counter::DropMalformed)?;
+        let peer = self.tables.peer_of(network, &destination);
+        let lane = lane(&mut self.peers, peer).ok_or(Counter::DropInconsistent)?;
+        let outer = lane.outer.ok_or(Counter::DropNoPeer)?;
+        let sender = &mut lane.sender;
+        if let Some((_, allowed)) = &lane.member
+            && !allowed.iter().any(|prefix| prefix.contains(&destination))
+        {
+            return Err(Counter::DropNotAllowed);
+        }
+        lane.dirty = true;
+        self.dirty = true;
+        if packet.len() > sender.room() && lane.framing == Framing::Segments {
+            // The segment header that the program wrote says "whole"; each piece gets its own.
+            let mut pieces = sender
+                .pieces(now, Kind::Ip, network.vni, packet)
+                .map_err(|error| sealing(&error))?;
+            while pieces.remaining() > 0 {
+                put(wire, &outer, |out| {
+                    pieces.next_into(out).unwrap_or(Err(SealError::NoSession))
+                })?;
+            }
+            self.counted.count(Counter::SplitInTunnel, 1);
+        } else if lane.framing == Framing::Segments {
+            put(wire, &outer, |out| sender.seal_into(now, &[segment], out))?;
+        } else {
+            put(wire, &outer, |out| {
+                sender.seal_packet(now, Kind::Ip, 0, packet, out)
+            })?;
+        }
+        self.counted.sent(slot, packet.len() as u64);
+        self.counted.count(Counter::Encapsulated, 1);
+        Ok(())
+    }
+
+    fn open(
+        &mut self,
+        now: Instant,
+        frame: &mut [u8],
+        wire: &mut impl Wire,
+    ) -> Result<(), Counter> {
+        let (from, at) = datagram(frame).ok_or(Counter::DropBadDatagram)?;
+        let datagram = &mut frame[at];
+        let Some(&[i0, i1, i2, i3]) = datagram.get(4..8).and_then(<[u8]>::first_chunk) else {
+            return Err(Counter::DropBadDatagram);
+        };
+        let index = u32::from_le_bytes([i0, i1, i2, i3]);
+        let &(peer, _) = self
+            .sessions
+            .get(&index)
+            .ok_or(Counter::DropUnknownSession)?;
+        let lane = lane(&mut self.peers, peer).ok_or(Counter::DropUnknownSession)?;
+        lane.dirty = true;
+        self.dirty = true;
+        let opened = lane
+            .receiver
+            .open(now, from, datagram)
+            .map_err(|error| opening(&error))?;
+        if let Some(index) = opened.first_of_session {
+            wire.event(Event::Confirmed { peer, index });
+        }
+        if let Some(address) = opened.moved_to {
+            wire.event(Event::Moved { peer, address });
+        }
+        match opened.payload {
+            Payload::Keepalive => self.counted.count(Counter::TunnelControl, 1),
+            Payload::Control(word) => {
+                wire.event(Event::Word { peer, word });
+                self.counted.count(Counter::TunnelControl, 1);
+            }
+            Payload::Piece => {}
+            Payload::Packet {
+                kind: Kind::Ip,
+                network,
+                bytes,
+            } => {
+                deliver(
+                    now,
+                    &mut self.tables,
+                    &self.counted,
+                    (peer, None),
+                    network,
+                    bytes,
+                    wire,
+                )?;
+            }
+            Payload::Packet { .. } => return Err(Counter::DropNotCarried),
+            Payload::Ip(bytes) => {
+                let (vni, allowed) = lane.member.as_ref().ok_or(Counter::DropWrongPeer)?;
+                deliver(
+                    now,
+                    &mut self.tables,
+                    &self.counted,
+                    (peer, Some(allowed)),
+                    *vni,
+                    bytes,
+                    wire,
+                )?;
+            }
+            Payload::Bad(_) => return Err(Counter::DropBadSegment),
+        }
+        Ok(())
+    }
+
+    /// Does what the control half says.
+    pub fn command(&mut self, now: Instant, command: Command, wire: &mut impl Wire) {
+        match command {
+            Command::Network(slot, network) => self.tables.set_network(slot, network.as_deref()),
+            Command::Tenant(slot, tenant) => self.tables.set_tenant(slot, tenant),
+            Command::Endpoint(key, there) => self.tables.set_endpoint(key, there),
+            Command::Neighbour(key, neighbour) => {
+                self.tables.set_neighbour(key, neighbour.map(|n| *n));
+            }
+            Command::Members(vni, members) => self.tables.set_members(vni, members),
+            Command::Peer(slot, lane) => {
+                self.sessions.retain(|_, (peer, _)| *peer != slot);
+                if let Some(place) = self.peers.get_mut(slot as usize) {
+                    *place = lane;
+                }
+            }
+            Command::Receive(slot, session) => {
+                if let Some(lane) = lane(&mut self.peers, slot) {
+                    self.sessions
+                        .insert(session.wire_index(), (slot, session.index()));
+                    lane.receiver.install(session);
+                }
+            }
+            Command::Send(slot, session) => {
+                if let Some(lane) = lane(&mut self.peers, slot) {
+                    lane.sender.install(*session);
+                }
+            }
+            Command::Retire(slot, index) => {
+                self.sessions
+                    .retain(|_, (peer, name)| *peer != slot || *name != index);
+                if let Some(lane) = lane(&mut self.peers, slot) {
+                    lane.sender.retire(index);
+                    lane.receiver.retire(index);
+                }
+            }
+            Command::Outer(slot, outer) => {
+                if let Some(lane) = lane(&mut self.peers, slot) {
+                    lane.outer = outer.map(|outer| *outer);
+                }
+            }
+            Command::MaxDatagram(slot, bytes) => {
+                if let Some(lane) = lane(&mut self.peers, slot) {
+                    lane.sender.set_max_datagram(bytes);
+                }
+            }
+            Command::Keepalive(slot) => {
+                self.own(slot, wire, |sender, out| sender.seal_keepalive(now, out));
+            }
+            Command::Word(slot, word, pad_to) => {
+                self.own(slot, wire, |sender, out| {
+                    sender.seal_control(now, word, pad_to, out)
+                });
+            }
+        }
+    }
+
+    /// Sends a message of our own. Without a session or a way there is nobody to tell; the control half
+    /// knows already.
+    fn own(
+        &mut self,
+        slot: u32,
+        wire: &mut impl Wire,
+        seal: impl FnOnce(&mut Sender, &mut [u8]) -> Result<usize, SealError>,
+    ) {
+        let Some(lane) = lane(&mut self.peers, slot) else {
+            return;
+        };
+        let Some(outer) = lane.outer else { return };
+        lane.dirty = true;
+        self.dirty = true;
+        let sender = &mut lane.sender;
+        match put(wire, &outer, |out| seal(sender, out)) {
+            Ok(()) => self.counted.count(Counter::TunnelControl, 1),
+            Err(reason) => self.counted.count(reason, 1),
+        }
+    }
+
+    /// The last report did not get through: the next tells of every lane.
+    pub fn report_again(&mut self) {
+        for lane in self.peers.iter_mut().flatten() {
+            lane.dirty = true;
+        }
+        self.dirty = true;
+    }
+
+    /// Tells what happened on every lane since the last report.
+    pub fn report(&mut self, now: Instant, wire: &mut impl Wire) {
+        if !self.dirty {
+            return;
+        }
+        self.dirty = false;
+        for (slot, lane) in (0..).zip(&mut self.peers) {
+            let Some(lane) = lane.as_mut().filter(|lane| lane.dirty) else {
+                continue;
+            };
+            lane.dirty = false;
+            lane.receiver.expire(now);
+            let stats = lane.receiver.stats();
+            self.counted
+                .count(Counter::Rejoined, stats.rejoin.completed - lane.rejoined);
+            lane.rejoined = stats.rejoin.completed;
+            wire.event(Event::Report {
+                peer: slot,
+                tx: lane.sender.activity(),
+                rx: lane.receiver.activity(),
+                stats,
+            });
+        }
+    }
+}
+
+#[inline]
+fn lane(peers: &mut [Option<Box<Lane>>], slot: u32) -> Option<&mut Lane> {
+    peers.get_mut(slot as usize)?.as_deref_mut()
+}
+
+/// Why a packet was not sealed.
+fn sealing(error: &SealError) -> Counter {
+    match error {
+        SealError::NoSession | SealError::Expired | SealError::Exhausted => Counter::DropNoSession,
+        SealError::Short { .. } | SealError::TooLong { .. } => Counter::DropTooLong,
+        SealError::WrongKind => Counter::DropNotCarried,
+    }
+}
+
+/// Why a datagram was not opened.
+fn opening(error: &OpenError) -> Counter {
+    match error {
+        OpenError::Malformed(_) | OpenError::Cipher => Counter::DropBadDatagram,
+        OpenError::UnknownSession { .. } | OpenError::Expired { .. } => Counter::DropUnknownSession,
+        OpenError::Duplicate { .. } | OpenError::TooOld { .. } => Counter::DropReplayed,
+        OpenError::Forged => Counter::DropForged,
+    }
+}
+
+/// Seals into a frame behind room for the outer headers, writes those, and sends it.
+#[inline]
+fn put(
+    wire: &mut impl Wire,
+    outer: &Outer,
+    seal: impl FnOnce(&mut [u8]) -> Result<usize, SealError>,
+) -> Result<(), Counter> {
+    let mut failed = None;
+    let sent = wire.transmit(outer.ifindex, |frame| {
+        let sealed = match frame.get_mut(outer.bytes()..) {
+            Some(out) => seal(out),
+            None => Err(SealError::Short {
+                need: outer.bytes(),
+                have: 0,
+            }),
+        };
+        match sealed {
+            Ok(bytes) => outer.finish(frame, bytes),
+            Err(error) => {
+                failed = Some(sealing(&error));
+                None
+            }
+        }
+    });
+    match sent {
+        Sent::Queued => Ok(()),
+        Sent::Abandoned => Err(failed.unwrap_or(Counter::DropTooLong)),
+        Sent::Full => Err(Counter::DropTxFull),
+    }
+}
+
+/// Sends a packet that came out of the tunnel of `peer` to its host. A WireGuard peer comes with the
+/// addresses it may have.
+fn deliver(
+    now: Instant,
+    tables: &mut Tables,
+    counted: &Counted,
+    (peer, allowed): (u32, Option<&[Prefix]>),
+    vni: u32,
+    packet: &[u8],
+    wire: &mut impl Wire,
+) -> Result<(), Counter> {
+    let slot = tables.slot(vni).ok_or(Counter::DropUnknownVni)?;
+    let network = *tables.network(slot).ok_or(Counter::DropUnknownVni)?;
+    if allowed.is_none() && network.peer != peer {
+        return Err(Counter::DropWrongPeer);
+    }
+    if !tables.is_partial(&network) {
+        return Err(Counter::DropIdle);
+    }
+    let inner = inner::parse(packet)?;
+    let prefix = prefix_of(&network, &inner.destination);
+    if prefix.is_some_and(|prefix| prefix.is_v4_edge(&inner.destination)) {
+        return Err(Counter::DropNotCarried);
+    }
+    if let Some(allowed) = allowed
+        && !allowed.iter().any(|prefix| prefix.contains(&inner.source))
+    {
+        return Err(Counter::DropNotAllowed);
+    }
+    if tables.is_here(&network, inner.source) {
+        return Err(Counter::DropInnerSource);
+    }
+    if !tables.is_here(&network, inner.destination) {
+        return Err(Counter::DropSplitHorizon);
+    }
+    let ipv6 = inner.ethertype == ETHERTYPE_IPV6;
+    let mut next_hop = inner.destination;
+    if !is_provider(&network) && prefix.is_none() {
+        next_hop = gateway(&network, ipv6).ok_or(Counter::DropSplitHorizon)?;
+    }
+    let packet = &packet[..inner.len];
+    let key = HostKey {
+        vni,
+        address: next_hop,
+    };
+    let Some(host) = tables.host(&key) else {
+        return waits(&network, next_hop, packet, wire, counted);
+    };
+    if host.told.is_none_or(|told| now.since(told) >= TELL_EVERY) {
+        host.told = Some(now);
+        wire.event(Event::Used { key });
+    }
+    let neighbour = &host.neighbour;
+    let l2_len = usize::from(neighbour.l2_len).clamp(ETH_LEN, neighbour.l2.len());
+    let mut clamped = false;
+    let sent = wire.transmit(neighbour.ifindex, |frame| {
+        let frame = frame.get_mut(..l2_len + packet.len())?;
+        let (head, body) = frame.split_at_mut(l2_len);
+        head.copy_from_slice(&neighbour.l2[..l2_len]);
+        head[l2_len - 2..].copy_from_slice(&inner.ethertype.to_be_bytes());
+        body.copy_from_slice(packet);
+        if let Some(at) = inner.syn {
+            clamped = inner::clamp(body, at, network.mtu, ipv6);
+        }
+        Some(l2_len + packet.len())
+    });
+    match sent {
+        Sent::Queued => {}
+        Sent::Abandoned => return Err(Counter::DropTooLarge),
+        Sent::Full => return Err(Counter::DropTxFull),
+    }
+    counted.received(slot, packet.len() as u64);
+    counted.count(Counter::Decapsulated, 1);
+    if clamped {
+        counted.count(Counter::MssClamped, 1);
+    }
+    Ok(())
+}
+
+/// The packet waits in user space while its host is resolved.
+#[cold]
+fn waits(
+    network: &Network,
+    next_hop: Address,
+    packet: &[u8],
+    wire: &mut impl Wire,
+    counted: &Counted,
+) -> Result<(), Counter> {
+    if packet.len() > SLOW_PACKET_BYTES {
+        return Err(Counter::DropTooLarge);
+    }
+    let header = SlowHeader {
+        vni: network.vni,
+        ifindex: 0,
+        len: packet.len() as u32,
+        reason: SlowReason::Unresolved as u16,
+        l3: 0,
+        next_hop,
+    };
+    if !wire.unresolved(&header, packet) {
+        return Err(Counter::DropSlowRingFull);
+    }
+    counted.count(Counter::SlowUnresolved, 1);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! The headers around a datagram: written from a template, read without trust.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::Range,
+};
+
+use appliance_common::{
+    checksum,
+    wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_UDP, IPV4_LEN, IPV6_LEN, UDP_LEN},
+};
+
+/// Ethernet, IPv4 and UDP headers, bytes.
+const V4: usize = ETH_LEN + IPV4_LEN + UDP_LEN;
+/// Ethernet, IPv6 and UDP headers, bytes.
+const V6: usize = ETH_LEN + IPV6_LEN + UDP_LEN;
+
+/// The headers in front of every datagram to a peer, ready but for lengths and checksums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outer {
+    /// Interface to send on.
+    pub ifindex: u32,
+    /// Where to.
+    pub remote: SocketAddr,
+    header: [u8; V6],
+    len: usize,
+}
+
+impl Outer {
+    /// From `local` to `remote`, by the next hop's MAC address. DF is set, hop limit is 64. `None` when
+    /// the two are not of one family.
+    #[must_use]
+    pub fn new(
+        ifindex: u32,
+        next_hop: [u8; 6],
+        source: [u8; 6],
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Option<Self> {
+        let mut header = [0; V6];
+        header[..6].copy_from_slice(&next_hop);
+        header[6..12].copy_from_slice(&source);
+        let ip = ETH_LEN;
+        let len = match (local.ip(), remote.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                header[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+                header[ip] = 0x45;
+                header[ip + 6] = 0x40; // DF
+                header[ip + 8] = 64;
+                header[ip + 9] = IPPROTO_UDP;
+                header[ip + 12..ip + 16].copy_from_slice(&from.octets());
+                header[ip + 16..ip + 20].copy_from_slice(&to.octets());
+                let check = checksum::checksum(&header[ip..ip + IPV4_LEN]);
+                header[ip + 10..ip + 12].copy_from_slice(&check.to_ne_bytes());
+                V4
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                header[12..14].copy_from_slice(&ETHERTYPE_IPV6.to_be_bytes());
+                header[ip] = 0x60;
+                header[ip + 6] = IPPROTO_UDP;
+                header[ip + 7] = 64;
+                header[ip + 8..ip + 24].copy_from_slice(&from.octets());
+                header[ip + 24..ip + 40].copy_from_slice(&to.octets());
+                V6
+            }
+            _ => return None,
+        };
+        let udp = len - UDP_LEN;
+        header[udp..udp + 2].copy_from_slice(&local.port().to_be_bytes());
+        header[udp + 2..udp + 4].copy_from_slice(&remote.port().to_be_bytes());
+        Some(Self {
+            ifindex,
+            remote,
+            header,
+            len,
+        })
+    }
+
+    /// Bytes in front of the datagram.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.len
+    }
+
+    /// Writes the headers in front of the `payload` bytes that stand behind them in `frame`; returns
+    /// the bytes of the frame. `None` when a length field would not hold it.
+    pub fn finish(&self, frame: &mut [u8], payload: usize) -> Option<usize> {
+        let total = self.len + payload;
+        let udp_len = u16::try_from(UDP_LEN + payload).ok()?;
+        let (head, rest) = frame.get_mut(..total)?.split_at_mut(self.len);
+        head.copy_from_slice(&self.header[..self.len]);
+        let udp = self.len - UDP_LEN;
+        head[udp + 4..udp + 6].copy_from_slice(&udp_len.to_be_bytes());
+        if self.len == V4 {
+            let ip_len = udp_len.checked_add(IPV4_LEN as u16)?.to_be();
+            head[ETH_LEN + 2..ETH_LEN + 4].copy_from_slice(&ip_len.to_ne_bytes());
+            let check = u16::from_ne_bytes([head[ETH_LEN + 10], head[ETH_LEN + 11]]);
+            let check = checksum::update(check, 0, ip_len);
+            head[ETH_LEN + 10..ETH_LEN + 12].copy_from_slice(&check.to_ne_bytes());
+            // The UDP checksum stays zero, "not computed" (RFC 768): the datagram is authenticated.
+        } else {
+            head[ETH_LEN + 4..ETH_LEN + 6].copy_from_slice(&udp_len.to_be_bytes());
+            // Over IPv6 every receiver but a tunnel's wants one (RFC 8200 section 8.1).
+            let pseudo = checksum::sum(&head[ETH_LEN + 8..ETH_LEN + 40])
+                + u32::from(u16::from(IPPROTO_UDP).to_be())
+                + u32::from(udp_len.to_be())
+                + checksum::sum(&head[udp..])
+                + checksum::sum(rest);
+            let check = match !checksum::fold(pseudo) {
+                0 => 0xffff,
+                check => check,
+            };
+            head[udp + 6..udp + 8].copy_from_slice(&check.to_ne_bytes());
+        }
+        Some(total)
+    }
+}
+
+/// Source and place of the UDP payload in an Ethernet frame that the programs steered here: no tags, no
+/// IP options. `None` for anything else.
+#[must_use]
+pub fn datagram(frame: &[u8]) -> Option<(SocketAddr, Range<usize>)> {
+    let ethertype = u16::from_be_bytes([*frame.get(12)?, *frame.get(13)?]);
+    let (ip, udp): (IpAddr, usize) = match ethertype {
+        ETHERTYPE_IPV4 => {
+            let head: &[u8; IPV4_LEN] = frame.get(ETH_LEN..)?.first_chunk()?;
+            if head[0] != 0x45 || head[9] != IPPROTO_UDP {
+                return None;
+            }
+            let ip = Ipv4Addr::new(head[12], head[13], head[14], head[15]);
+            (ip.into(), ETH_LEN + IPV4_LEN)
+        }
+        ETHERTYPE_IPV6 => {
+            let head: &[u8; IPV6_LEN] = frame.get(ETH_LEN..)?.first_chunk()?;
+            if head[0] >> 4 != 6 || head[6] != IPPROTO_UDP {
+                return None;
+            }
+            let mut octets = [0; 16];
+            octets.copy_from_slice(&head[8..24]);
+            (Ipv6Addr::from(octets).into(), ETH_LEN + IPV6_LEN)
+        }
+        _ => return None,
+    };
+    let head: &[u8; UDP_LEN] = frame.get(udp..)?.first_chunk()?;
+    let port = u16::from_be_bytes([head[0], head[1]]);
+    let len = usize::from(u16::from_be_bytes([head[4], head[5]]));
+    if len < UDP_LEN || udp + len > frame.len() {
+        return None;
+    }
+    Some((SocketAddr::new(ip, port), udp + UDP_LEN..udp + len))
+}
