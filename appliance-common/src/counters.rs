@@ -76,6 +76,10 @@ counters! {
     Rejoined = 20, "rejoined";
     /// A keep-alive or a word between the tunnel's ends.
     TunnelControl = 21, "tunnel_control";
+    /// A TCP segment kept because its tunnel is down: the newest of its flow, for when it is back.
+    Parked = 22, "parked";
+    /// A TCP segment that was kept, sent when its tunnel came back.
+    Released = 23, "released";
 
     /// Dropped: truncated, or its lengths contradict each other.
     DropMalformed = 32, "drop_malformed";

@@ -930,8 +930,13 @@ impl Ends {
                     }
                 }
                 Output::Event { peer, event } => {
-                    if let Some((_, end)) = end(&self.by_id, &mut self.ends, peer) {
+                    if let Some((slot, end)) = end(&self.by_id, &mut self.ends, peer) {
                         tracing::info!(peer = end.spec.name, event = ?event, "tunnel");
+                        if matches!(event, tunnel::Event::Silent | tunnel::Event::Down) {
+                            for worker in &mut self.workers {
+                                worker.command(Command::Silent(slot));
+                            }
+                        }
                     }
                 }
             }

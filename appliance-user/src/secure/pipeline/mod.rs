@@ -16,6 +16,7 @@
 mod counted;
 mod inner;
 mod outer;
+mod parked;
 mod tables;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -37,6 +38,7 @@ pub use xsk::Sent;
 
 pub use counted::Counted;
 pub use outer::{Outer, datagram};
+use parked::Parked;
 pub use tables::Member;
 use tables::{Tables, gateway, is_provider, prefix_of};
 
@@ -123,6 +125,8 @@ pub enum Command {
     Send(u32, Box<TxSession>),
     /// Forget the session of this name.
     Retire(u32, u32),
+    /// A peer has fallen silent, or has no session any more.
+    Silent(u32),
     /// Send to a peer by these headers; `None` while there is no way.
     Outer(u32, Option<Box<Outer>>),
     /// Datagrams to a peer may be this long, bytes.
@@ -145,6 +149,10 @@ pub struct Lane {
     /// Changed since the last report.
     dirty: bool,
     rejoined: u64,
+    /// Nothing is heard: segments are kept besides being sent.
+    silent: bool,
+    /// Segments are kept for when the tunnel is back.
+    keeps: bool,
 }
 
 impl Lane {
@@ -169,6 +177,8 @@ impl Lane {
             member,
             dirty: false,
             rejoined: 0,
+            silent: false,
+            keeps: false,
         }
     }
 }
@@ -181,6 +191,7 @@ pub struct Pipeline {
     /// Peer slot and session name by the index on the wire.
     sessions: AHashMap<u32, (u32, u32)>,
     counted: Arc<Counted>,
+    parked: Parked,
     dirty: bool,
 }
 
@@ -196,6 +207,7 @@ impl Pipeline {
                 RandomState::with_seeds(seed, 1, 2, 3),
             ),
             counted,
+            parked: Parked::new(),
             dirty: false,
         }
     }
@@ -221,6 +233,64 @@ impl Pipeline {
     }
 
     fn seal(&mut self, now: Instant, frame: &[u8], wire: &mut impl Wire) -> Result<(), Counter> {
+        let mut to = None;
+        let sealed = self.seal_for(now, frame, &mut to, wire);
+        let Some(peer) = to else { return sealed };
+        let silent = lane(&mut self.peers, peer).is_some_and(|lane| lane.silent);
+        match sealed {
+            Ok(()) if silent => drop(self.park(now, peer, frame)),
+            Err(Counter::DropNoSession) if self.park(now, peer, frame) => {
+                self.counted.count(Counter::Parked, 1);
+                return Ok(());
+            }
+            _ => {}
+        }
+        sealed
+    }
+
+    #[cold]
+    fn park(&mut self, now: Instant, peer: u32, frame: &[u8]) -> bool {
+        let hash = frame.get(4..8).and_then(<[u8]>::first_chunk);
+        let hash = u32::from_ne_bytes(hash.copied().unwrap_or_default());
+        let kept = self.parked.keep(now, peer, hash, frame, WORKER_HEADER_LEN);
+        if kept && let Some(lane) = lane(&mut self.peers, peer) {
+            lane.keeps = true;
+        }
+        kept
+    }
+
+    /// Sends what was kept for a peer whose tunnel is back.
+    #[cold]
+    fn release(&mut self, now: Instant, peer: u32, wire: &mut impl Wire) {
+        let Some(lane) = lane(&mut self.peers, peer) else {
+            return;
+        };
+        if !lane.keeps || lane.silent || lane.sender.session().is_none() {
+            return;
+        }
+        lane.keeps = false;
+        let mut buffer = [0; parked::BYTES];
+        let mut from = 0;
+        while let Some((at, frame)) = self.parked.take(now, peer, from) {
+            from = at + 1;
+            let Some(frame) = frame else { continue };
+            let len = frame.len();
+            buffer[..len].copy_from_slice(frame);
+            match self.seal_for(now, &buffer[..len], &mut None, wire) {
+                Ok(()) => self.counted.count(Counter::Released, 1),
+                Err(reason) => self.counted.count(reason, 1),
+            }
+        }
+    }
+
+    /// Seals what the programs handed over; says for which peer, once that is known.
+    fn seal_for(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        to: &mut Option<u32>,
+        wire: &mut impl Wire,
+    ) -> Result<(), Counter> {
         let Some((head, segment)) = frame.split_first_chunk::<8>() else {
             return Err(Counter::DropMalformed);
         };
@@ -235,6 +305,7 @@ impl Pipeline {
         }
         let destination = inner::destination(packet).ok_or(Counter::DropMalformed)?;
         let peer = self.tables.peer_of(network, &destination);
+        *to = Some(peer);
         let lane = lane(&mut self.peers, peer).ok_or(Counter::DropInconsistent)?;
         let outer = lane.outer.ok_or(Counter::DropNoPeer)?;
         let sender = &mut lane.sender;
@@ -297,6 +368,7 @@ impl Pipeline {
         if let Some(address) = opened.moved_to {
             wire.event(Event::Moved { peer, address });
         }
+        let back = std::mem::take(&mut lane.silent) || lane.keeps;
         match opened.payload {
             Payload::Keepalive => self.counted.count(Counter::TunnelControl, 1),
             Payload::Control(word) => {
@@ -334,6 +406,9 @@ impl Pipeline {
             }
             Payload::Bad(_) => return Err(Counter::DropBadSegment),
         }
+        if back {
+            self.release(now, peer, wire);
+        }
         Ok(())
     }
 
@@ -349,6 +424,7 @@ impl Pipeline {
             Command::Members(vni, members) => self.tables.set_members(vni, members),
             Command::Peer(slot, lane) => {
                 self.sessions.retain(|_, (peer, _)| *peer != slot);
+                self.parked.forget(slot);
                 if let Some(place) = self.peers.get_mut(slot as usize) {
                     *place = lane;
                 }
@@ -363,6 +439,14 @@ impl Pipeline {
             Command::Send(slot, session) => {
                 if let Some(lane) = lane(&mut self.peers, slot) {
                     lane.sender.install(*session);
+                    // The handshake says that the path is there.
+                    lane.silent = false;
+                }
+                self.release(now, slot, wire);
+            }
+            Command::Silent(slot) => {
+                if let Some(lane) = lane(&mut self.peers, slot) {
+                    lane.silent = true;
                 }
             }
             Command::Retire(slot, index) => {

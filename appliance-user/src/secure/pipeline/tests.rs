@@ -244,10 +244,17 @@ fn joined(addresses: [&str; 2]) -> (Side, Side) {
         [addresses[1], addresses[0]],
     );
     for step in 0..4 {
-        let now = at(step);
+        join(&mut tenant, &mut provider, at(step));
+    }
+    (tenant, provider)
+}
+
+/// Carries handshakes and frames between the two until there are no more.
+fn join(tenant: &mut Side, provider: &mut Side, now: Now) {
+    for step in 0..4 {
         tenant.drive(now);
         provider.drive(now);
-        let mut random = Seeded(step);
+        let mut random = Seeded(step + now.mono.as_nanos());
         for message in std::mem::take(&mut tenant.handshakes) {
             let handled =
                 provider
@@ -264,10 +271,13 @@ fn joined(addresses: [&str; 2]) -> (Side, Side) {
         }
         let frames = tenant.take();
         provider.open(now, frames);
-        let frames = provider.take();
-        tenant.open(now, frames);
+        let (out, delivered) = provider
+            .take()
+            .into_iter()
+            .partition(|(ifindex, _)| *ifindex == UPLINK);
+        tenant.open(now, out);
+        provider.wire.frames = delivered;
     }
-    (tenant, provider)
 }
 
 fn packet(from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
@@ -420,4 +430,67 @@ fn a_packet_without_a_resolved_host_waits() {
     };
     assert_eq!(header.next_hop, address("10.1.0.77"));
     assert_eq!(*waiting, sent);
+}
+
+fn segment(payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    etherparse::PacketBuilder::ipv4([10, 1, 0, 11], [10, 1, 0, 10], 64)
+        .tcp(1, 2, 3, 4)
+        .write(&mut out, payload)
+        .expect("a packet");
+    out
+}
+
+#[test]
+fn after_a_silence_the_newest_segment_of_a_flow_is_sent_again() {
+    let (mut tenant, mut provider) = pair();
+    tenant
+        .pipeline
+        .command(at(10).mono, Command::Silent(0), &mut tenant.wire);
+    for payload in [&b"old"[..], b"new", b""] {
+        tenant.seal(at(20), &segment(payload));
+    }
+    tenant.seal(
+        at(21),
+        &packet("10.1.0.11", "10.1.0.10", b"datagrams are not kept"),
+    );
+    // All of it was sent, into the void.
+    assert_eq!(tenant.take().len(), 4);
+    provider.seal(at(30), &packet("10.1.0.10", "10.1.0.11", b"here again"));
+    let frames = provider.take();
+    tenant.open(at(31), frames);
+    let frames: Vec<_> = tenant
+        .take()
+        .into_iter()
+        .filter(|(ifindex, _)| *ifindex == UPLINK)
+        .collect();
+    assert_eq!(frames.len(), 1);
+    provider.open(at(32), frames);
+    assert_eq!(provider.take()[0].1[18..], segment(b"new"));
+    assert_eq!(tenant.count(Counter::Released), 1);
+    // Once, and not again.
+    provider.seal(at(40), &packet("10.1.0.10", "10.1.0.11", b"and again"));
+    let frames = provider.take();
+    tenant.open(at(41), frames);
+    assert_eq!(tenant.count(Counter::Released), 1);
+}
+
+#[test]
+fn without_a_session_a_segment_waits_for_the_next_for_two_minutes_at_most() {
+    for (wait, wanted) in [(119_000, 1), (121_000, 0)] {
+        let (mut tenant, mut provider) = pair();
+        // Sessions end after three minutes.
+        tenant.seal(at(200_000), &segment(b"kept"));
+        assert_eq!(tenant.count(Counter::Parked), 1);
+        assert_eq!(tenant.count(Counter::DropNoSession), 0);
+        assert!(tenant.take().is_empty());
+        let now = at(200_000 + wait);
+        join(&mut tenant, &mut provider, now);
+        assert_eq!(tenant.count(Counter::Released), wanted);
+        let frames = provider.take();
+        assert_eq!(
+            frames.iter().filter(|(at, _)| *at == ACCESS).count() as u64,
+            wanted
+        );
+    }
 }

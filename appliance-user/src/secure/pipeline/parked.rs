@@ -1,0 +1,104 @@
+//! The newest TCP segment of each flow, kept while its tunnel is silent or down.
+//!
+//! After an outage of minutes a sender's next retransmission is up to two minutes away (RFC 6298 section
+//! 2.5 lets the timer grow to 60 s and more; Linux to 120 s, `TCP_RTO_MAX`). What it sent last, sent again
+//! the moment the tunnel is back, brings an acknowledgement, and the connection goes on at once. A copy more
+//! of a segment is what TCP expects of a network (RFC 9293 section 3.4).
+
+use std::time::Duration;
+
+use appliance_common::wire::{IPPROTO_TCP, IPV4_LEN, IPV6_LEN};
+use tunnel::Instant;
+
+/// Flows kept; two that meet in a slot share it, and the newer stays.
+const SLOTS: usize = 1024;
+/// Bytes of a slot.
+pub(super) const BYTES: usize = 2048;
+/// How long a segment is kept: the maximum segment lifetime (RFC 9293 section 3.4.2).
+const LIFETIME: Duration = Duration::from_secs(120);
+
+/// What is kept. 2 MiB, of which pages never used take no memory.
+pub(super) struct Parked {
+    slots: Box<[Slot]>,
+    bytes: Box<[u8]>,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    /// Bytes kept; zero: free.
+    len: usize,
+    peer: u32,
+    since: Instant,
+}
+
+impl Parked {
+    pub fn new() -> Self {
+        let free = Slot {
+            len: 0,
+            peer: 0,
+            since: Instant::ORIGIN,
+        };
+        Self {
+            slots: vec![free; SLOTS].into(),
+            bytes: vec![0; SLOTS * BYTES].into(),
+        }
+    }
+
+    /// Keeps `frame`, as the programs handed it over, if the packet at `at` in it is a TCP segment that
+    /// its sender would send again. `hash` is of its flow. Returns whether it is kept.
+    pub fn keep(&mut self, now: Instant, peer: u32, hash: u32, frame: &[u8], at: usize) -> bool {
+        if frame.len() > BYTES || !frame.get(at..).is_some_and(is_sent_again) {
+            return false;
+        }
+        let place = hash as usize % SLOTS;
+        self.slots[place] = Slot {
+            len: frame.len(),
+            peer,
+            since: now,
+        };
+        self.bytes[place * BYTES..][..frame.len()].copy_from_slice(frame);
+        true
+    }
+
+    /// Takes what is kept for a peer, one after the other from slot `from` on: the slot, and the frame if
+    /// it is not too old. `None` when there is no more.
+    pub fn take(&mut self, now: Instant, peer: u32, from: usize) -> Option<(usize, Option<&[u8]>)> {
+        let place =
+            (from..SLOTS).find(|at| self.slots[*at].len > 0 && self.slots[*at].peer == peer)?;
+        let slot = &mut self.slots[place];
+        let len = std::mem::take(&mut slot.len);
+        let fresh = now.since(slot.since) < LIFETIME;
+        Some((place, fresh.then(|| &self.bytes[place * BYTES..][..len])))
+    }
+
+    /// Forgets what is kept for a peer.
+    pub fn forget(&mut self, peer: u32) {
+        for slot in &mut self.slots {
+            if slot.peer == peer {
+                slot.len = 0;
+            }
+        }
+    }
+}
+
+/// Whether a packet is a TCP segment with data, SYN or FIN: those are sent again until acknowledged.
+fn is_sent_again(packet: &[u8]) -> bool {
+    let (at, end, protocol) = match packet.first().map(|first| first >> 4) {
+        Some(4) if packet.len() >= IPV4_LEN => {
+            let fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff;
+            let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+            let protocol = if fragment == 0 { packet[9] } else { 0 };
+            (usize::from(packet[0] & 0x0f) * 4, total, protocol)
+        }
+        Some(6) if packet.len() >= IPV6_LEN => {
+            let total = IPV6_LEN + usize::from(u16::from_be_bytes([packet[4], packet[5]]));
+            (IPV6_LEN, total, packet[6])
+        }
+        _ => return false,
+    };
+    let Some(&[offset, flags]) = packet.get(at + 12..).and_then(<[u8]>::first_chunk) else {
+        return false;
+    };
+    const FIN_OR_SYN: u8 = 0x03;
+    protocol == IPPROTO_TCP && (flags & FIN_OR_SYN != 0 || at + usize::from(offset >> 4) * 4 < end)
+}
