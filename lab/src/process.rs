@@ -56,13 +56,21 @@ pub struct Process {
     pub start: u64,
 }
 
+/// Threads of a process, those that are ending included.
+fn threads(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
 impl Process {
-    /// Whether it still runs. A zombie does not.
+    /// Whether it still runs. A zombie does not, unless it has threads that have not ended yet: until then
+    /// its files are open.
     #[must_use]
     pub fn is_alive(self) -> bool {
         // Reaps it if it is a child of this process; otherwise an error that means nothing here.
         let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
-        stat(self.pid).is_some_and(|(state, start)| start == self.start && state != b'Z')
+        stat(self.pid).is_some_and(|(state, start)| {
+            start == self.start && (state != b'Z' || threads(self.pid) > 1)
+        })
     }
 
     /// Sends a signal, if it is still the same process.

@@ -19,6 +19,23 @@ fn equal_subnets_never_meet() {
     let Some(site) = Site::two_tenants() else {
         return;
     };
+    never_meet(&site);
+}
+
+#[test]
+fn equal_subnets_never_meet_on_one_encrypted_port() {
+    let Some(site) = Site::raise(lab::sites::two_tenants, lab::Options::default()) else {
+        return;
+    };
+    never_meet(&site);
+    let provider = site.status("provider-appliance");
+    assert_eq!(provider["secure_port"], 6180, "{provider}");
+    for peer in provider["peers"].as_array().into_iter().flatten() {
+        assert_eq!(peer["tunnel"]["up"], true, "{peer}");
+    }
+}
+
+fn never_meet(site: &Site) {
     let hosts = |tenant: &str| ["prod-a", "prod-b", "replica-a"].map(|h| format!("{tenant}-{h}"));
     let captures: BTreeMap<String, (&str, lab::Capture)> = TENANTS
         .into_iter()

@@ -239,7 +239,7 @@ impl Pipeline {
         let silent = lane(&mut self.peers, peer).is_some_and(|lane| lane.silent);
         match sealed {
             Ok(()) if silent => drop(self.park(now, peer, frame)),
-            Err(Counter::DropNoSession) if self.park(now, peer, frame) => {
+            Err(Counter::DropNoSession | Counter::DropNoPeer) if self.park(now, peer, frame) => {
                 self.counted.count(Counter::Parked, 1);
                 return Ok(());
             }
@@ -265,7 +265,7 @@ impl Pipeline {
         let Some(lane) = lane(&mut self.peers, peer) else {
             return;
         };
-        if !lane.keeps || lane.silent || lane.sender.session().is_none() {
+        if !lane.keeps || lane.silent || lane.outer.is_none() || lane.sender.session().is_none() {
             return;
         }
         lane.keeps = false;
@@ -461,6 +461,7 @@ impl Pipeline {
                 if let Some(lane) = lane(&mut self.peers, slot) {
                     lane.outer = outer.map(|outer| *outer);
                 }
+                self.release(now, slot, wire);
             }
             Command::MaxDatagram(slot, bytes) => {
                 if let Some(lane) = lane(&mut self.peers, slot) {
