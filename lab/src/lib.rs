@@ -56,7 +56,10 @@ pub use capture::{Capture, Filter};
 pub use error::{Error, Result};
 pub use http::{Download, Server};
 pub use iperf::{IperfServer, Throughput};
-pub use netns::{PREFIX as NAMESPACE_PREFIX, list as list_namespaces, name as namespace_name};
+pub use netns::{
+    PREFIX as NAMESPACE_PREFIX, list as list_namespaces, name as namespace_name,
+    within as within_namespace,
+};
 pub use paths::Paths;
 pub use pcap::Frame;
 pub use ping::{Gap, Pinger, Probe, Report, UdpEcho};

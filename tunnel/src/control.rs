@@ -25,7 +25,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::cipher::Cipher;
-use crate::data::{Framing, RxActivity, TxActivity};
+use crate::data::{Framing, MIN_DATAGRAM, RxActivity, TxActivity};
 use crate::error::Rejected;
 use crate::handshake::{Initiator, Responder};
 use crate::keys::{PresharedKey, PublicKey, SecretKey, Secrets};
@@ -37,7 +37,7 @@ use crate::segment::Word;
 use crate::session::{self, MAX_LANES, RxSession, SessionPlan, TxSession};
 use crate::time::{Instant, Now, Tai64n};
 use crate::timers::Timers;
-use crate::wire::{CookieReply, Initiation, Message, Response};
+use crate::wire::{CookieReply, DATA_OVERHEAD, Initiation, Message, Response};
 
 /// Initiations under way to one peer at a time. More than one, so that an answer slower than the
 /// pause between attempts still counts.
@@ -46,6 +46,8 @@ const PENDING: usize = 8;
 const PENDING_LIFETIME: Duration = Duration::from_secs(5);
 /// Sessions a peer keeps for what is still on its way by them, besides the one in use and the next.
 const FADING: usize = 3;
+/// What WireGuard's tools set as the MTU inside: 1500 less the headers of IPv6, UDP and a data message.
+const WIREGUARD_MTU: usize = 1420;
 /// Echoes that count for the loss shown.
 const LOSS_WINDOW: u32 = 32;
 
@@ -87,6 +89,9 @@ pub struct PeerConfig {
     pub timers: Timers,
     /// Path-MTU probing; only appliances answer it.
     pub pmtu: Option<PmtuConfig>,
+    /// Longest datagram where the path is not probed, bytes of UDP payload; at least
+    /// [`MIN_DATAGRAM`].
+    pub max_datagram: usize,
     /// Timestamps of initiations sent before, from storage: [`TunnelControl::timestamp`]. Matters
     /// only where the wall clock may come up behind what it was.
     pub timestamp: Tai64n,
@@ -106,11 +111,12 @@ impl PeerConfig {
             dial,
             timers: Timers::causeway(),
             pmtu: Some(PmtuConfig::default()),
+            max_datagram: MIN_DATAGRAM,
             timestamp: Tai64n::default(),
         }
     }
 
-    /// Any WireGuard, with the defaults.
+    /// Any WireGuard, with the defaults: 1420 bytes inside, which fits 1500 over IPv6 too.
     #[must_use]
     pub fn wireguard(public_key: PublicKey) -> Self {
         Self {
@@ -118,6 +124,7 @@ impl PeerConfig {
             dial: Dial::OnDemand,
             timers: Timers::wireguard(),
             pmtu: None,
+            max_datagram: WIREGUARD_MTU + DATA_OVERHEAD,
             ..Self::causeway(public_key, Dial::OnDemand)
         }
     }
@@ -526,12 +533,17 @@ impl TunnelControl {
             }
         };
         let address = peer.address;
+        let unprobed = peer.pmtu.is_none().then_some(peer.config.max_datagram);
         self.peers[id] = Some(peer);
         let id = PeerId(id as u32);
         self.by_key.insert(key, id);
         if let Some(address) = address {
             self.outputs
                 .push_back(Output::Address { peer: id, address });
+        }
+        if let Some(bytes) = unprobed {
+            self.outputs
+                .push_back(Output::MaxDatagram { peer: id, bytes });
         }
         id
     }
@@ -823,7 +835,7 @@ impl TunnelControl {
             max_datagram: peer
                 .pmtu
                 .as_ref()
-                .map_or(crate::data::MIN_DATAGRAM, PathMtu::current),
+                .map_or(peer.config.max_datagram.max(MIN_DATAGRAM), PathMtu::current),
             searching: peer.pmtu.as_ref().is_some_and(PathMtu::searching),
             round_trip: peer.round_trip,
             loss_percent: (peer.echo_lost.count_ones() * 100)

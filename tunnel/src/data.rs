@@ -28,7 +28,8 @@ use crate::wire::{DATA_HEADER_BYTES, DATA_OVERHEAD, Data, TAG_BYTES};
 pub enum Framing {
     /// Segments (another appliance).
     Segments,
-    /// Bare IP packets, padded with zeros to a multiple of 16 bytes (any WireGuard).
+    /// Bare IP packets, padded with zeros to a multiple of 16 bytes, but not past the longest
+    /// datagram (any WireGuard).
     WireGuard,
 }
 
@@ -153,7 +154,7 @@ impl Sender {
     pub const fn room(&self) -> usize {
         match self.framing {
             Framing::Segments => self.max_datagram - DATA_OVERHEAD - HEADER_BYTES,
-            Framing::WireGuard => (self.max_datagram - DATA_OVERHEAD) & !15,
+            Framing::WireGuard => self.max_datagram - DATA_OVERHEAD,
         }
     }
 
@@ -319,7 +320,7 @@ impl Sender {
         packet: &[u8],
         out: &mut [u8],
     ) -> Result<usize, SealError> {
-        let padding = packet.len().next_multiple_of(16) - packet.len();
+        let padding = padded(packet.len(), self.room()).saturating_sub(packet.len());
         if padding == 0 {
             self.seal(now, &[packet], out, true)
         } else {
@@ -387,6 +388,14 @@ impl Sender {
     }
 }
 
+/// Length of a WireGuard peer's packet with its padding: to a multiple of 16 bytes (white paper,
+/// section 5.4.6) while that fits `room`, so that the padding never makes a datagram that the path
+/// does not carry, as Linux does it (drivers/net/wireguard/send.c, `calculate_skb_padding`, 6.12).
+const fn padded(len: usize, room: usize) -> usize {
+    let whole = len.next_multiple_of(16);
+    if whole < room { whole } else { room }
+}
+
 /// A packet on its way out, piece by piece. Borrowing the sender keeps the counters consecutive.
 #[derive(Debug)]
 pub struct Pieces<'a> {
@@ -413,7 +422,7 @@ impl Pieces<'_> {
             Framing::Segments => {
                 DATA_OVERHEAD + HEADER_BYTES + self.plan.piece(self.packet, 0).len()
             }
-            Framing::WireGuard => DATA_OVERHEAD + self.packet.len().next_multiple_of(16),
+            Framing::WireGuard => DATA_OVERHEAD + padded(self.packet.len(), self.sender.room()),
         }
     }
 

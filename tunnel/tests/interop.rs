@@ -184,9 +184,9 @@ impl Pair {
         packets
     }
 
-    /// Packets of every residue modulo the padding, both ways.
+    /// Packets of many residues modulo the padding, and up to WireGuard's usual MTU, both ways.
     fn exchange(&mut self) {
-        for len in [20, 21, 31, 32, 33, 100, 576, 1180] {
+        for len in [20, 21, 31, 32, 33, 100, 576, 1180, 1408, 1409, 1420] {
             let packet = ip_packet(len, len as u8);
             self.we_send(&packet).unwrap();
             assert_eq!(
@@ -216,6 +216,42 @@ fn we_initiate_and_boringtun_answers() {
         assert_eq!(status.address, Some(pair.their_address));
         pair.exchange();
     }
+}
+
+#[test]
+fn padding_never_makes_a_datagram_longer_than_the_path() {
+    let mut pair = Pair::new(4, None);
+    assert_eq!(pair.we_send(&ip_packet(60, 1)), Err(SealError::NoSession));
+    assert!(pair.they_receive().is_empty());
+    assert!(pair.we_receive().is_empty());
+    let status = pair.ours.status(pair.now().mono, pair.peer).unwrap();
+    assert_eq!(
+        status.max_datagram, 1452,
+        "1500 less the headers of IPv6 and UDP"
+    );
+    for (packet, datagram) in [(1408, 1440), (1409, 1452), (1419, 1452), (1420, 1452)] {
+        let now = pair.now();
+        let mut seen = Vec::new();
+        pair.ours
+            .send(
+                now.mono,
+                pair.peer,
+                0,
+                Kind::Ip,
+                0,
+                &ip_packet(packet, 1),
+                &mut |_, bytes| seen.push(bytes.len()),
+            )
+            .unwrap();
+        assert_eq!(seen, [datagram], "{packet} bytes inside");
+    }
+    assert_eq!(
+        pair.we_send(&ip_packet(1421, 1)),
+        Err(SealError::TooLong {
+            len: 1421,
+            limit: 1420
+        })
+    );
 }
 
 #[test]
