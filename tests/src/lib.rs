@@ -2,7 +2,8 @@
 //!
 //! For: loading the XDP programs unpinned into a network namespace of their own, filling their maps,
 //! running packets through them with `BPF_PROG_TEST_RUN`, judging what comes out by a reference
-//! written independently of the programs, and driving labs. Never: part of the product, pinned maps,
+//! written independently of the programs, driving labs, and setting our tunnel against another
+//! WireGuard. Never: part of the product, pinned maps,
 //! or an interface of the machine's own namespace.
 //!
 //! ```text
@@ -22,6 +23,7 @@ pub mod packet;
 pub mod rng;
 pub mod site;
 pub mod table;
+pub mod wireguard;
 pub mod world;
 
 /// The name of the running test, as the test runner names its thread.
