@@ -4,7 +4,10 @@ use std::{path::Path, process::ExitCode};
 
 use crate::{
     bpf::{self, Asked, Route},
-    setup::{has_bpffs, is_root, linker_command, missing},
+    setup::{
+        BORINGTUN_VERSION, boringtun, boringtun_command, has_bpffs, is_root, linker_command,
+        missing,
+    },
     step::output,
 };
 
@@ -112,6 +115,18 @@ fn checks(route: Route) -> Vec<Check> {
             found: "not there, or of another version".to_owned(),
             mend: linker_command(route),
             required: true,
+        },
+    });
+    checks.push(match boringtun() {
+        Some(path) => good(
+            "boringtun-cli",
+            format!("{BORINGTUN_VERSION} {}", path.display()),
+        ),
+        None => Check {
+            what: "boringtun-cli",
+            found: "not there, or of another version; needed only by tests".to_owned(),
+            mend: boringtun_command(),
+            required: false,
         },
     });
     checks.push(kernel());

@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::Context as _;
 
 use crate::{
-    bpf::Asked,
+    bpf::{Asked, tools},
     build_ebpf::{self, objects},
     setup,
     step::{run, step},
@@ -29,6 +29,7 @@ pub fn with_paths(command: &mut Command) -> &mut Command {
         .env("CAUSEWAY_BPF_OBJECT", objects().join("appliance.bpf.o"))
         .env("CAUSEWAY_LAB_BPF_OBJECT", objects().join("lab.bpf.o"))
         .env("CAUSEWAY_BENCH_BPF_OBJECT", objects().join("bench.bpf.o"))
+        .env("CAUSEWAY_BORINGTUN", tools().join("bin/boringtun-cli"))
 }
 
 /// Builds everything that a run needs, after installing what is missing.

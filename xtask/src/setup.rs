@@ -1,6 +1,9 @@
 //! Installs what is missing.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, bail};
 
@@ -19,7 +22,7 @@ const BASE: [Package; 2] = [
 ];
 
 /// What the lab, its tests and the demo use.
-const LAB: [Package; 7] = [
+const LAB: [Package; 9] = [
     ("iproute2", "/usr/share/doc/iproute2"),
     ("ethtool", "/usr/share/doc/ethtool"),
     ("iperf3", "/usr/bin/iperf3"),
@@ -27,7 +30,12 @@ const LAB: [Package; 7] = [
     ("curl", "/usr/bin/curl"),
     ("procps", "/usr/share/doc/procps"),
     ("ca-certificates", "/usr/share/doc/ca-certificates"),
+    ("wireguard-go", "/usr/bin/wireguard-go"),
+    ("wireguard-tools", "/usr/bin/wg"),
 ];
+
+/// Release of boringtun-cli, another WireGuard that our tunnel is tested against.
+pub const BORINGTUN_VERSION: &str = "0.7.1";
 
 /// What Debian's route to BPF needs.
 const BPF: [Package; 9] = [
@@ -80,9 +88,40 @@ pub fn linker_command(route: Route) -> String {
     }
 }
 
-/// Installs everything: packages, bpf-linker, lints.
+/// Our boringtun-cli, if it is there in the right version.
+pub fn boringtun() -> Option<PathBuf> {
+    let path = bpf::tools().join("bin/boringtun-cli");
+    let version = output(&path, &["--version"])?;
+    version.contains(BORINGTUN_VERSION).then_some(path)
+}
+
+/// The command that installs boringtun-cli.
+pub fn boringtun_command() -> String {
+    format!(
+        "cargo install boringtun-cli --version {BORINGTUN_VERSION} --locked --root {}",
+        bpf::tools().display()
+    )
+}
+
+/// Installs boringtun-cli where it is missing.
+pub fn peers() -> anyhow::Result<()> {
+    if boringtun().is_some() {
+        return Ok(());
+    }
+    step("boringtun-cli, about a minute", || {
+        let mut command = Command::new("cargo");
+        command.args(["install", "boringtun-cli", "--version", BORINGTUN_VERSION]);
+        command.args(["--locked", "--root"]).arg(bpf::tools());
+        command.env_remove("CARGO_TARGET_DIR");
+        run(&mut command)
+    })
+    .with_context(|| format!("install it by hand: {}", boringtun_command()))
+}
+
+/// Installs everything: packages, bpf-linker, other WireGuards.
 pub fn setup(asked: Asked) -> anyhow::Result<()> {
     let route = toolchain(asked)?;
+    peers()?;
     mount_bpffs()?;
     eprintln!("    everything is there (BPF by {})", route.name());
     Ok(())

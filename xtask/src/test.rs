@@ -13,6 +13,7 @@ use crate::{
     bpf::Asked,
     libtest::{Counts, total},
     run::{self, cargo, with_paths},
+    setup,
     step::step,
     target,
 };
@@ -61,7 +62,7 @@ const PARTS: &[Part] = &[
             "causeway-tests",
             "--lib",
             "--test",
-            "[a-km-z]*",
+            "[a-km-vx-z]*",
         ],
         args: &["--nocapture", "--test-threads=1"],
     },
@@ -85,6 +86,18 @@ const PARTS: &[Part] = &[
         cargo: &["--release", "--package", "causeway-tests", "--test", "lab*"],
         args: &["--nocapture", "--test-threads=1"],
     },
+    Part {
+        tier: Tier::Lab,
+        name: "tunnel against other WireGuards",
+        cargo: &[
+            "--release",
+            "--package",
+            "causeway-tests",
+            "--test",
+            "wireguard*",
+        ],
+        args: &["--nocapture", "--test-threads=1"],
+    },
 ];
 
 /// Runs the tiers (all when none are named); fails when any test does.
@@ -99,6 +112,13 @@ pub fn test(
     if wanted(Tier::Packets) || wanted(Tier::Lab) {
         run::prepare(asked, &["appliance-user", "lab"])?;
         clean_up()?;
+    }
+    if wanted(Tier::Lab)
+        && setup::is_root()
+        && let Err(error) = setup::peers()
+    {
+        // No reason to test nothing: the tests that need it say so.
+        eprintln!("xtask: {error:#}; the tests against it are skipped");
     }
     let mut rows = Vec::new();
     let mut sum = Counts::default();
@@ -178,7 +198,7 @@ fn one(
 
 /// Takes down labs that an earlier run left behind.
 fn clean_up() -> anyhow::Result<()> {
-    if !crate::setup::is_root() {
+    if !setup::is_root() {
         return Ok(());
     }
     step("no lab stands", || {
