@@ -103,9 +103,30 @@ pub fn network_mtu(
     if let Some(mtu) = network.mtu {
         return mtu;
     }
+    // What is too long for one of those who share the network is learned before it is lost.
+    let members = config.peers.iter().filter(|p| {
+        matches!(&p.kind, crate::config::PeerKind::WireGuard { network: of, .. } if *of == network.name)
+    });
+    let least = members
+        .filter_map(|p| secured.rooms.get(&p.name))
+        .min()
+        .copied()
+        .unwrap_or(u16::MAX);
+    own_mtu(config, snapshot, secured, network)
+        .min(least)
+        .max(MIN_INNER_MTU)
+}
+
+/// Largest IP packet that goes whole to a network's own peer.
+fn own_mtu(
+    config: &Config,
+    snapshot: &Snapshot,
+    secured: &Secured,
+    network: &crate::config::Network,
+) -> u16 {
     let peer = config.peer(&network.peer);
     if let Some(room) = secured.rooms.get(&network.peer) {
-        return (*room).max(MIN_INNER_MTU);
+        return *room;
     }
     let plain = peer.and_then(crate::config::Peer::plain);
     let dialed = peer

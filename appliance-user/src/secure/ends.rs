@@ -24,7 +24,7 @@ use appliance_common::{
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::{io::unix::AsyncFd, net::UdpSocket};
 use tunnel::{
-    Cipher, CipherChoice, Dial, Framing, Instant, LoadLimits, Measured, Output, PeerConfig, PeerId,
+    Cipher, CipherChoice, Dial, Instant, LoadLimits, Measured, Output, PeerConfig, PeerId,
     PmtuConfig, PresharedKey, PublicKey, RxActivity, RxStats, SecretKey, Timers, TunnelControl,
     TxActivity, WhyDown, bench_cipher, control::ControlStats,
 };
@@ -414,9 +414,9 @@ impl Ends {
                 ..PeerConfig::wireguard(spec.public_key)
             },
         };
+        config.max_datagram = config.max_datagram.min(self.ceiling);
         config.preshared_key = spec.preshared_key.clone();
         config.addresses = spec.addresses.clone();
-        let framing = config.framing;
         let id = self.control.add_peer(now, config);
         for worker in &mut self.workers {
             let lane = match &spec.what {
@@ -426,9 +426,6 @@ impl Ends {
                 }
             };
             worker.command(Command::Peer(spec.slot, Some(Box::new(lane))));
-            if framing == Framing::WireGuard {
-                worker.command(Command::MaxDatagram(spec.slot, self.ceiling));
-            }
         }
         self.by_id.insert(id, spec.slot);
         self.ends.insert(
@@ -439,11 +436,7 @@ impl Ends {
                 seen: None,
                 outer: None,
                 owed: Vec::new(),
-                max_datagram: if framing == Framing::WireGuard {
-                    self.ceiling
-                } else {
-                    tunnel::MIN_DATAGRAM
-                },
+                max_datagram: tunnel::MIN_DATAGRAM,
                 tx: vec![TxActivity::default(); lanes],
                 rx: vec![RxActivity::default(); lanes],
                 stats: vec![RxStats::default(); lanes],
@@ -574,17 +567,12 @@ impl Ends {
             .values()
             .filter_map(|end| {
                 let status = self.control.status(now, end.id)?;
-                let datagram = match end.spec.what {
-                    What::WireGuard { .. } => self.ceiling,
+                let header = match end.spec.what {
+                    What::WireGuard { .. } => 0,
                     What::Appliance if status.searching || status.down.is_some() => return None,
-                    What::Appliance => status.max_datagram,
+                    What::Appliance => tunnel::segment::HEADER_BYTES,
                 };
-                let room = match end.spec.what {
-                    What::WireGuard { .. } => (datagram - tunnel::wire::DATA_OVERHEAD) & !15,
-                    What::Appliance => {
-                        datagram - tunnel::wire::DATA_OVERHEAD - tunnel::segment::HEADER_BYTES
-                    }
-                };
+                let room = status.max_datagram - tunnel::wire::DATA_OVERHEAD - header;
                 Some((
                     end.spec.name.clone(),
                     u16::try_from(room).unwrap_or(u16::MAX),
