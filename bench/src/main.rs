@@ -7,9 +7,11 @@
 //! ```text
 //!   xdp-cost   ns a packet of each program, by BPF_PROG_TEST_RUN, beside a MAC swap
 //!   plain      packets a second and TCP through a pair of appliances, beside kernel VXLAN and a bridge
+//!   encrypted  TCP, small packets, round trips and CPU time, beside other encrypted tunnels
 //! ```
 
 mod around;
+mod encrypted;
 mod plain;
 mod report;
 mod xdp_cost;
@@ -32,6 +34,9 @@ struct Cli {
     /// Runs of each case; the median counts.
     #[arg(long, default_value_t = 7)]
     runs: usize,
+    /// Only contenders whose name has this in it (`encrypted` only).
+    #[arg(long)]
+    only: Option<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -40,6 +45,8 @@ enum Name {
     XdpCost,
     /// Through a pair of appliances, unencrypted.
     Plain,
+    /// Through a pair of machines that encrypt.
+    Encrypted,
 }
 
 fn main() -> ExitCode {
@@ -61,6 +68,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let report = match cli.name {
         Name::XdpCost => xdp_cost::run(cli.runs)?,
         Name::Plain => plain::run(cli.runs)?,
+        Name::Encrypted => encrypted::run(cli.runs, cli.only.as_deref())?,
     };
     report.print();
     if let Some(path) = &cli.json {

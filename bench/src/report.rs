@@ -108,6 +108,13 @@ impl Report {
         });
     }
 
+    /// Names and values of the ratios.
+    #[cfg(test)]
+    pub fn ratios(&self) -> Vec<(&str, f64)> {
+        let named = self.ratios.iter().map(|r| (r.name.as_str(), r.value));
+        named.collect()
+    }
+
     /// Says who did not take part.
     pub fn skip(&mut self, contender: impl Into<String>, why: impl Into<String>) {
         self.skipped.push(Skipped {
