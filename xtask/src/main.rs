@@ -12,6 +12,7 @@ mod bpf;
 mod build_ebpf;
 mod doctor;
 mod libtest;
+mod peers;
 mod run;
 mod setup;
 mod step;
@@ -77,7 +78,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Measure, as ratios against peers in the same run.
+    /// Measure, as ratios against peers in the same run. `encrypted` installs its peers.
     Bench {
         /// Passed on to causeway-bench: NAME, --json FILE.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

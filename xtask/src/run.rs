@@ -5,9 +5,9 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::Context as _;
 
 use crate::{
-    bpf::{Asked, tools},
+    bpf::{self, Asked},
     build_ebpf::{self, objects},
-    setup,
+    peers, setup,
     step::{run, step},
     target, workspace,
 };
@@ -29,7 +29,8 @@ pub fn with_paths(command: &mut Command) -> &mut Command {
         .env("CAUSEWAY_BPF_OBJECT", objects().join("appliance.bpf.o"))
         .env("CAUSEWAY_LAB_BPF_OBJECT", objects().join("lab.bpf.o"))
         .env("CAUSEWAY_BENCH_BPF_OBJECT", objects().join("bench.bpf.o"))
-        .env("CAUSEWAY_BORINGTUN", tools().join("bin/boringtun-cli"))
+        .env("CAUSEWAY_BORINGTUN", bpf::tools().join("bin/boringtun-cli"))
+        .env("CAUSEWAY_BENCH_TOOLS", bpf::tools().join("bin"))
 }
 
 /// Builds everything that a run needs, after installing what is missing.
@@ -61,6 +62,10 @@ pub fn lab(asked: Asked, verb: &str, args: &[String]) -> anyhow::Result<ExitCode
 
 /// Runs `causeway-bench ARGS…`.
 pub fn bench(asked: Asked, args: &[String]) -> anyhow::Result<ExitCode> {
+    // Before the name there may be options; the peers of `encrypted` are wanted for nothing else.
+    if args.iter().any(|arg| arg == "encrypted") {
+        peers::install();
+    }
     prepare(asked, &["appliance-user", "lab", "causeway-bench"])?;
     let mut command = Command::new(target().join("release/causeway-bench"));
     command.args(args);

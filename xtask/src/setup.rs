@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A Debian package and the file that shows it is there.
-type Package = (&'static str, &'static str);
+pub type Package = (&'static str, &'static str);
 
 /// What any build here needs: a C compiler and linker for build scripts.
 const BASE: [Package; 2] = [
@@ -64,7 +64,8 @@ pub fn missing(route: Route) -> Vec<&'static str> {
     })
 }
 
-fn plan<'p>(
+/// Those of `packages` whose file is not there.
+pub fn plan<'p>(
     packages: impl Iterator<Item = &'p Package>,
     exists: impl Fn(&str) -> bool,
 ) -> Vec<&'static str> {
@@ -160,7 +161,8 @@ pub fn toolchain(asked: Asked) -> anyhow::Result<Route> {
     Ok(route)
 }
 
-fn install(packages: &[&str]) -> anyhow::Result<()> {
+/// Installs Debian packages, as root.
+pub fn install(packages: &[&str]) -> anyhow::Result<()> {
     let by_hand = format!(
         "apt-get update && apt-get install -y --no-install-recommends {}",
         packages.join(" ")

@@ -1,10 +1,13 @@
 //! UDP packets at a fixed rate, and how many of them arrive: `sendmmsg` and `recvmmsg` on two threads.
+//!
+//! They are sent ready made as frames, by a packet socket: a UDP socket spends more of the two cores, which
+//! contenders would then lack. They are received by a UDP socket.
 
 use std::{
     fs::File,
     io,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
@@ -13,9 +16,12 @@ use std::{
 use anyhow::Context as _;
 use nix::{
     libc,
+    net::if_::if_nametoindex,
     sched::{CloneFlags, setns},
-    sys::socket::{setsockopt, sockopt},
+    sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt},
 };
+
+use causeway_tests::packet;
 
 use super::sites::{LEFT, RIGHT, Sites};
 
@@ -31,6 +37,8 @@ pub struct Rates {
 const PORT: u16 = 9009;
 /// Packets a system call.
 const BATCH: usize = 64;
+/// Socket buffers, bytes.
+const BUFFER: usize = 8 << 20;
 /// Before counting begins.
 const WARM_UP: Duration = Duration::from_millis(300);
 /// While counting.
@@ -40,17 +48,19 @@ const COUNTED: Duration = Duration::from_millis(1500);
 pub fn flood(sites: &Sites, bytes: usize, rate: f64) -> anyhow::Result<Rates> {
     let right: Ipv4Addr = sites.right().parse()?;
     let left: Ipv4Addr = sites.left().parse()?;
-    let to = SocketAddrV4::new(right, PORT);
-    let receiver = socket_in(RIGHT, to)?;
-    setsockopt(&receiver, sockopt::RcvBufForce, &(8 << 20)).context("SO_RCVBUFFORCE")?;
+    let receiver = within(RIGHT, || UdpSocket::bind(SocketAddrV4::new(right, PORT)))?;
+    setsockopt(&receiver, sockopt::RcvBufForce, &BUFFER).context("SO_RCVBUFFORCE")?;
     receiver.set_read_timeout(Some(Duration::from_millis(50)))?;
-    let sender = socket_in(LEFT, SocketAddrV4::new(left, 0))?;
-    sender.connect(to)?;
+    let sender = within(LEFT, || packet_socket("h0"))?;
+    setsockopt(&sender, sockopt::SndBufForce, &BUFFER).context("SO_SNDBUFFORCE")?;
+    let datagram = packet::udp(left.into(), right.into(), PORT, PORT, &vec![0x5a; bytes]);
+    let (from, to) = sites.macs();
+    let frame = packet::frame(to, from, &[], &datagram);
 
     let (sent, received, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| count(&receiver, &received, &stop));
-        scope.spawn(|| send(&sender, bytes, rate, &sent, &stop));
+        scope.spawn(|| send(&sender, &frame, rate, &sent, &stop));
         let read = || {
             (
                 sent.load(Ordering::Relaxed),
@@ -69,20 +79,46 @@ pub fn flood(sites: &Sites, bytes: usize, rate: f64) -> anyhow::Result<Rates> {
     })
 }
 
-/// A UDP socket of a namespace; it stays there whatever thread uses it.
-fn socket_in(namespace: &str, bind: SocketAddrV4) -> anyhow::Result<UdpSocket> {
+/// Makes a socket in a namespace; it stays there whatever thread uses it.
+fn within<T: Send>(
+    namespace: &str,
+    make: impl FnOnce() -> io::Result<T> + Send,
+) -> anyhow::Result<T> {
     let path = format!("/run/netns/{namespace}");
     let there = File::open(&path).with_context(|| format!("open {path}"))?;
     thread::scope(|scope| {
         let made = scope.spawn(|| {
             setns(&there, CloneFlags::CLONE_NEWNET)?;
-            UdpSocket::bind(bind)
+            make()
         });
         match made.join() {
-            Ok(made) => made.with_context(|| format!("bind {bind} in {namespace}")),
+            Ok(made) => made.with_context(|| format!("make a socket in {namespace}")),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
+}
+
+/// A socket that sends frames out of a link, and receives none (packet(7): protocol 0).
+fn packet_socket(link: &str) -> io::Result<OwnedFd> {
+    let (family, kind) = (AddressFamily::Packet, SockType::Raw);
+    let made = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: a sockaddr_ll of zeros is valid.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = if_nametoindex(link)? as i32;
+    // SAFETY: the address is a sockaddr_ll of the length given, and is only read.
+    let status = unsafe {
+        libc::bind(
+            made.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as u32,
+        )
+    };
+    if status == 0 {
+        Ok(made)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Buffers for a batch, all of one size, and the headers that point to them.
@@ -94,8 +130,10 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(size: usize) -> Self {
-        let mut bytes = vec![0x5a_u8; size * BATCH];
+    /// All alike.
+    fn of(packet: &[u8]) -> Self {
+        let size = packet.len();
+        let mut bytes = packet.repeat(BATCH);
         let mut vectors: Vec<_> = bytes
             .chunks_exact_mut(size)
             .map(|chunk| libc::iovec {
@@ -121,21 +159,27 @@ impl Batch {
     }
 
     /// Sends the first `packets`; how many were taken.
-    fn send(&mut self, socket: &UdpSocket, packets: usize) -> io::Result<usize> {
+    fn send(&mut self, socket: impl AsFd, packets: usize) -> io::Result<usize> {
         let packets = packets.min(BATCH) as u32;
         // SAFETY: there are at least `packets` headers; they point to vectors and buffers that live as
         // long as `self` and are not moved, as neither Vec is changed.
-        let n =
-            unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), packets, 0) };
+        let n = unsafe {
+            libc::sendmmsg(
+                socket.as_fd().as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                packets,
+                0,
+            )
+        };
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 
     /// Waits for a packet, and takes what is there; how many.
-    fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+    fn receive(&mut self, socket: impl AsFd) -> io::Result<usize> {
         // SAFETY: as in `send`; the kernel writes only within the buffers' lengths.
         let n = unsafe {
             libc::recvmmsg(
-                socket.as_raw_fd(),
+                socket.as_fd().as_raw_fd(),
                 self.headers.as_mut_ptr(),
                 BATCH as u32,
                 libc::MSG_WAITFORONE,
@@ -148,7 +192,7 @@ impl Batch {
 
 /// Counts until told to stop.
 fn count(socket: &UdpSocket, received: &AtomicU64, stop: &AtomicBool) {
-    let mut batch = Batch::new(2048);
+    let mut batch = Batch::of(&[0; 2048]);
     while !stop.load(Ordering::Relaxed) {
         // A timeout is no packets.
         let n = batch.receive(socket).unwrap_or(0);
@@ -157,8 +201,8 @@ fn count(socket: &UdpSocket, received: &AtomicU64, stop: &AtomicBool) {
 }
 
 /// Sends at `rate` until told to stop; what could not be sent in its time is left out, not caught up.
-fn send(socket: &UdpSocket, bytes: usize, rate: f64, sent: &AtomicU64, stop: &AtomicBool) {
-    let mut batch = Batch::new(bytes);
+fn send(socket: &OwnedFd, frame: &[u8], rate: f64, sent: &AtomicU64, stop: &AtomicBool) {
+    let mut batch = Batch::of(frame);
     let mut pace = Pace::new(rate);
     let begun = Instant::now();
     while !stop.load(Ordering::Relaxed) {
@@ -167,7 +211,7 @@ fn send(socket: &UdpSocket, bytes: usize, rate: f64, sent: &AtomicU64, stop: &At
             thread::sleep(Duration::from_micros(20));
             continue;
         }
-        // Full queues and unreachable ports are what a flood is there for.
+        // Full queues are what a flood is there for.
         let n = batch.send(socket, due).unwrap_or(0);
         sent.fetch_add(n as u64, Ordering::Relaxed);
     }
@@ -226,8 +270,8 @@ mod tests {
         let from = UdpSocket::bind("127.0.0.1:0").unwrap();
         from.connect(to.local_addr().unwrap()).unwrap();
         to.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        assert_eq!(Batch::new(18).send(&from, 7).unwrap(), 7);
-        let mut batch = Batch::new(2048);
+        assert_eq!(Batch::of(&[0x5a; 18]).send(&from, 7).unwrap(), 7);
+        let mut batch = Batch::of(&[0; 2048]);
         let mut arrived = 0;
         while arrived < 7 {
             arrived += batch.receive(&to).unwrap();

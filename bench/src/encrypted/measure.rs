@@ -15,8 +15,10 @@ use super::{
 /// Seconds of each TCP run.
 const TCP_SECONDS: u32 = 3;
 const PORT: u16 = 5201;
-/// How long the machine is watched without traffic, for the baseline.
+/// How long the machine is watched, for the baseline.
 const QUIET: Duration = Duration::from_millis(500);
+/// How long to wait until the machine does nothing else.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Pings of a run.
 const PINGS: usize = 100;
 
@@ -25,7 +27,7 @@ const PINGS: usize = 100;
 pub struct Tcp {
     /// Gbit/s that the receiver got.
     pub gigabits: f64,
-    /// CPU seconds of the machine a gigabyte (10⁹ bytes), less what it uses without traffic.
+    /// CPU seconds of the machine a gigabyte (10⁹ bytes), less what it uses before the contender is up.
     pub cpu: f64,
     /// CPU seconds of the contender's processes a gigabyte.
     pub own_cpu: f64,
@@ -62,7 +64,7 @@ impl Server {
 }
 
 /// Runs `streams` TCP streams from the left host to the right one.
-pub fn tcp(sites: &Sites, running: &Running, streams: u32, idle: f64) -> anyhow::Result<Tcp> {
+pub fn tcp(sites: &Sites, running: &Running, streams: u32, others: f64) -> anyhow::Result<Tcp> {
     let words = format!(
         "iperf3 -J --connect-timeout 5000 -c {} -p {PORT} -t {TCP_SECONDS} -P {streams}",
         sites.right()
@@ -77,7 +79,7 @@ pub fn tcp(sites: &Sites, running: &Running, streams: u32, idle: f64) -> anyhow:
         Duration::from_secs(u64::from(TCP_SECONDS) + 20),
     )?;
     let took = begun.elapsed().as_secs_f64();
-    let busy = busy_seconds()? - busy - idle * took;
+    let busy = busy_seconds()? - busy - others * took;
     let own = running.cpu_seconds() - own;
     let json: serde_json::Value = serde_json::from_str(&output.stdout).context("iperf3's JSON")?;
     let received = &json["end"]["sum_received"];
@@ -95,11 +97,19 @@ pub fn tcp(sites: &Sites, running: &Running, streams: u32, idle: f64) -> anyhow:
     })
 }
 
-/// CPU seconds a second that the machine uses now, with the contender up and no traffic.
-pub fn idle() -> anyhow::Result<f64> {
-    let (busy, begun) = (busy_seconds()?, Instant::now());
-    std::thread::sleep(QUIET);
-    Ok((busy_seconds()? - busy) / begun.elapsed().as_secs_f64())
+/// CPU seconds a second that the machine uses before a contender is up: what others do. Waits a while
+/// for them to be done.
+pub fn others() -> anyhow::Result<f64> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let (busy, begun) = (busy_seconds()?, Instant::now());
+        std::thread::sleep(QUIET);
+        let others = (busy_seconds()? - busy) / begun.elapsed().as_secs_f64();
+        if others < 0.1 || Instant::now() > until {
+            return Ok(others);
+        }
+        lab::interrupt::check()?;
+    }
 }
 
 /// Median round-trip time, milliseconds.

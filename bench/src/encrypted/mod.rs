@@ -39,7 +39,7 @@ pub const FORWARD: &str = "AF_XDP forward, no crypto";
 const BARE: &str = "bare AEAD, one core";
 
 /// Payload of UDP packets, and how many are sent a second: more than any contender carries.
-const LOADS: [(usize, f64); 2] = [(18, 600e3), (1300, 400e3)];
+const LOADS: [(usize, f64); 2] = [(18, 1e6), (1300, 500e3)];
 /// TCP streams.
 const STREAMS: [u32; 2] = [1, 8];
 /// Bytes of the packets that are sealed: large, and with 18 bytes of UDP payload in a frame.
@@ -115,9 +115,16 @@ fn one(
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let sites = Sites::raise(contender.layer(), sending, contender.needs_checksums())?;
+    let others = measure::others()?;
     let running = contender.up(&sites).context("it does not come up")?;
-    let result = measured(contender, &sites, &running, iperf, figures)
-        .map_err(|error| error.context(format!("its logs: {}", running.logs())));
+    let result = measured(
+        contender,
+        &sites,
+        &running,
+        iperf.then_some(others),
+        figures,
+    )
+    .map_err(|error| error.context(format!("its logs: {}", running.logs())));
     let down = contender
         .down(&sites, running)
         .context("it does not go down");
@@ -128,7 +135,7 @@ fn measured(
     contender: &dyn Contender,
     sites: &Sites,
     running: &Running,
-    iperf: bool,
+    others: Option<f64>,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let mode = sites.sending().name();
@@ -143,12 +150,12 @@ fn measured(
     };
     sites.await_path()?;
     add(ROUND_TRIP.to_owned(), "ms", measure::round_trip(sites)?);
-    if iperf {
-        let idle = measure::idle()?;
+    if let Some(others) = others {
+        add("busy before".to_owned(), "CPUs", others);
         let _server = measure::Server::start(running)?;
         for streams in STREAMS {
             let case = tcp_case(streams);
-            let tcp = measure::tcp(sites, running, streams, idle)?;
+            let tcp = measure::tcp(sites, running, streams, others)?;
             add(case.clone(), "Gbit/s", tcp.gigabits);
             add(format!("{case}, CPU"), "s/GB", tcp.cpu);
             if running.has_processes() {

@@ -18,12 +18,13 @@ pub enum Layer {
     Three,
 }
 
-/// How the hosts send.
+/// What crosses the links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sending {
-    /// Packets as a wire carries them: TSO, GSO, GRO and checksum offload are off. The main figure.
+    /// Packets as a wire carries them: TSO, GSO and GRO are off at the hosts and between the machines,
+    /// checksum offload at the hosts. The main figure.
     WireLike,
-    /// As Linux does by itself: super-frames of up to 64 KB cross the veths.
+    /// What Linux sends by itself: super-frames of up to 64 KB cross the veths.
     Offloads,
 }
 
@@ -172,6 +173,7 @@ impl Sites {
             }
             if sending == Sending::WireLike {
                 exec(host, "ethtool -K h0 tso off gso off gro off")?;
+                exec(ns, &format!("ethtool -K {WAN} tso off gso off gro off"))?;
             }
         }
         Ok(this)
@@ -196,6 +198,15 @@ impl Sites {
             Layer::Two => "10.60.0.20",
             Layer::Three => "10.60.2.20",
         }
+    }
+
+    /// Where the left host's frames for the right one are from and to.
+    pub const fn macs(&self) -> ([u8; 6], [u8; 6]) {
+        let to = match self.layer {
+            Layer::Two => [2, 0, 0, 0, 0x60, 0x02],
+            Layer::Three => [2, 0, 0, 0, 0x60, 0xa1],
+        };
+        ([2, 0, 0, 0, 0x60, 0x01], to)
     }
 
     /// Joins a machine's [`LAN`] and another of its links in a bridge; the link is set up.

@@ -36,9 +36,10 @@ impl Contender for Tinc {
                 ),
             )?;
             let file = format!("hosts/{name}");
+            // The link takes whole frames; while tinc finds that out, for seconds, they go by TCP.
             running.write(
                 &format!("{name}/{file}"),
-                &format!("Address = {}\n", machine.address),
+                &format!("Address = {}\nPMTUDiscovery = no\n", machine.address),
             )?;
             // Adds the public key to our host file.
             output(
