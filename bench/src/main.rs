@@ -34,6 +34,9 @@ struct Cli {
     /// Runs of each case; the median counts.
     #[arg(long, default_value_t = 7)]
     runs: usize,
+    /// The CPU to stay on (`forward` only).
+    #[arg(long, hide = true, default_value_t = 0)]
+    cpu: usize,
     /// Only contenders whose name has this in it (`encrypted` only).
     #[arg(long)]
     only: Option<String>,
@@ -47,6 +50,9 @@ enum Name {
     Plain,
     /// Through a pair of machines that encrypt.
     Encrypted,
+    /// A part of `encrypted`: forwards between two links until it is ended.
+    #[value(hide = true)]
+    Forward,
 }
 
 fn main() -> ExitCode {
@@ -69,6 +75,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Name::XdpCost => xdp_cost::run(cli.runs)?,
         Name::Plain => plain::run(cli.runs)?,
         Name::Encrypted => encrypted::run(cli.runs, cli.only.as_deref())?,
+        Name::Forward => return encrypted::causeway::forward(cli.cpu),
     };
     report.print();
     if let Some(path) = &cli.json {

@@ -314,7 +314,9 @@ impl Wire {
             .map_err(|(_, e)| e)
             .expect("a lock on a file of our own");
         remove_namespaces();
-        let dir = PathBuf::from(format!("/run/cwi-{}", std::process::id()));
+        let dir = PathBuf::from("/run/cwi");
+        // What a killed run left.
+        let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         let wire = Self { dir, _turn: turn };
         for namespace in [OURS, THEIRS] {
@@ -357,7 +359,7 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         remove_namespaces();
-        // Nothing depends on it: the next run has another name.
+        // The next run tries again.
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }

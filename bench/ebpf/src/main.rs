@@ -20,7 +20,7 @@ use aya_ebpf::{
     bindings::xdp_action,
     helpers::{bpf_xdp_adjust_head, generated::bpf_xdp_store_bytes},
     macros::{map, xdp},
-    maps::{Array, PerCpuArray, ProgramArray},
+    maps::{Array, PerCpuArray, ProgramArray, XskMap},
     programs::XdpContext,
 };
 
@@ -55,6 +55,18 @@ static NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// Packets counted by `sink`.
 #[map]
 static SUNK: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// The socket of `to_socket`.
+#[map]
+static SOCKETS: XskMap = XskMap::with_max_entries(1, 0);
+
+/// Everything into the socket.
+#[xdp]
+pub fn to_socket(_ctx: XdpContext) -> u32 {
+    SOCKETS
+        .redirect(0, xdp_action::XDP_DROP as u64)
+        .unwrap_or(xdp_action::XDP_DROP)
+}
 
 /// Puts the next packet back to what it was and runs the program under test on it.
 #[xdp]

@@ -66,7 +66,7 @@ pub trait Contender {
     /// Joins the sites. The caller waits until the hosts reach each other.
     ///
     /// What it starts goes through [`Running::start`], so that it ends with the run and its CPU time is
-    /// found; processes that something else started are named by [`Running::watch`].
+    /// found.
     fn up(&self, sites: &Sites) -> anyhow::Result<Running>;
 
     /// Takes apart what [`Contender::up`] made, beyond what ends with `running` and the namespaces.
@@ -87,7 +87,6 @@ pub trait Contender {
 pub struct Running {
     // Dropped in this order: processes, what they use, their files.
     daemons: Vec<Daemon>,
-    watched: Vec<u32>,
     kept: Vec<Box<dyn Any>>,
     directory: TempDir,
 }
@@ -101,7 +100,6 @@ impl Running {
             .context("make a directory for a contender's files")?;
         Ok(Self {
             daemons: Vec::new(),
-            watched: Vec::new(),
             kept: Vec::new(),
             directory,
         })
@@ -120,21 +118,21 @@ impl Running {
     }
 
     /// Keeps something until the end, as loaded programs.
-    #[expect(dead_code, reason = "for the contender `causeway`")]
     pub fn keep(&mut self, thing: impl Any) {
         self.kept.push(Box::new(thing));
     }
 
-    /// Counts the CPU time of a process that something else started and ends.
-    #[expect(dead_code, reason = "for the contender `causeway`")]
-    pub fn watch(&mut self, pid: u32) {
-        self.watched.push(pid);
+    /// The process that was started under this name.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.daemons
+            .iter()
+            .find(|d| d.log.file_stem().is_some_and(|stem| stem == name))
+            .map(Daemon::pid)
     }
 
     /// CPU seconds of its processes and their descendants so far: user and system, all threads.
     pub fn cpu_seconds(&self) -> f64 {
-        let mut pids = self.watched.clone();
-        pids.extend(self.daemons.iter().map(|d| d.child.id()));
+        let mut pids: Vec<u32> = self.daemons.iter().map(|d| d.child.id()).collect();
         let mut seconds = 0.0;
         while let Some(pid) = pids.pop() {
             seconds += cpu_seconds_of(pid).unwrap_or(0.0);
@@ -145,7 +143,7 @@ impl Running {
 
     /// Whether it has processes whose CPU time counts.
     pub fn has_processes(&self) -> bool {
-        !(self.daemons.is_empty() && self.watched.is_empty())
+        !self.daemons.is_empty()
     }
 
     /// The last lines of the logs, for a message.

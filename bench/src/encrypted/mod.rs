@@ -11,6 +11,7 @@
 
 mod aead;
 mod bridge;
+pub mod causeway;
 mod contender;
 mod datagrams;
 mod measure;
@@ -34,7 +35,7 @@ use self::{
 /// The floor of the topology, by its name in the report.
 const BRIDGE: &str = "kernel bridge";
 /// The floor of a worker, by its name in the report: what its contender is to be called.
-pub const FORWARD: &str = "AF_XDP forward, no crypto";
+const FORWARD: &str = "AF_XDP forward, no crypto";
 /// The floor of encryption, by its name in the report.
 const BARE: &str = "bare AEAD, one core";
 
@@ -45,10 +46,12 @@ const STREAMS: [u32; 2] = [1, 8];
 /// Bytes of the packets that are sealed: large, and with 18 bytes of UDP payload in a frame.
 const SEALED: [usize; 2] = [1420, 66];
 
-/// Who takes part, in this order. `causeway` and [`FORWARD`] belong here as well.
+/// Who takes part, in this order.
 fn contenders() -> Vec<Box<dyn Contender>> {
     vec![
         Box::new(bridge::KernelBridge),
+        Box::new(causeway::Forward),
+        Box::new(causeway::Causeway),
         Box::new(openvpn::OpenVpn),
         Box::new(tinc::Tinc),
         Box::new(softether::SoftEther),

@@ -14,6 +14,8 @@ use anyhow::{Context as _, bail};
 pub enum Layer {
     /// Frames: the hosts are in one network.
     Two,
+    /// IP packets of hosts in one network: each machine answers for what is at the other's side.
+    Proxy,
     /// IP packets: the hosts are in two networks, and each machine is its host's gateway.
     Three,
 }
@@ -187,7 +189,7 @@ impl Sites {
     /// The sending host's address.
     pub const fn left(&self) -> &'static str {
         match self.layer {
-            Layer::Two => "10.60.0.10",
+            Layer::Two | Layer::Proxy => "10.60.0.10",
             Layer::Three => "10.60.1.10",
         }
     }
@@ -195,7 +197,7 @@ impl Sites {
     /// The receiving host's address.
     pub const fn right(&self) -> &'static str {
         match self.layer {
-            Layer::Two => "10.60.0.20",
+            Layer::Two | Layer::Proxy => "10.60.0.20",
             Layer::Three => "10.60.2.20",
         }
     }
@@ -204,7 +206,7 @@ impl Sites {
     pub const fn macs(&self) -> ([u8; 6], [u8; 6]) {
         let to = match self.layer {
             Layer::Two => [2, 0, 0, 0, 0x60, 0x02],
-            Layer::Three => [2, 0, 0, 0, 0x60, 0xa1],
+            Layer::Proxy | Layer::Three => [2, 0, 0, 0, 0x60, 0xa1],
         };
         ([2, 0, 0, 0, 0x60, 0x01], to)
     }
