@@ -169,6 +169,10 @@ fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
         Ok(((), "same MAC addresses as before".to_owned()))
     })?;
 
+    if lab.topology().options.encrypted {
+        outcome.step("after: the WAN carries nothing readable", |_| secrecy(lab))?;
+    }
+
     println!("\nfailing back while prod-b pings");
     let back = outcome.step("fail back under ping", |measured| {
         across(lab, "failback", measured, || lab.fail_back("prod-a"))
@@ -299,6 +303,41 @@ fn across(
     let detail = parts.join("; ");
     anyhow::ensure!(bad.is_empty(), "{detail} ({})", bad.join("; "));
     Ok(((), detail))
+}
+
+/// Pings with a text inside, and looks for it on the replica's network, where it is to be seen, and on the
+/// WAN, where it is not.
+fn secrecy(lab: &Lab) -> anyhow::Result<((), String)> {
+    const TEXT: &[u8] = b"as-plain-as-day!";
+    let holds = |frame: &lab::Frame| frame.bytes.windows(TEXT.len()).any(|w| w == TEXT);
+    let wan = lab.capture("wan", "provider", None)?;
+    let lan = lab.capture("replica-a", "eth0", None)?;
+    let pattern: String = TEXT.iter().map(|b| format!("{b:02x}")).collect();
+    let to = V4.to_string();
+    lab.must(
+        "prod-b",
+        &[
+            "ping", "-c", "20", "-i", "0.02", "-s", "200", "-p", &pattern, &to,
+        ],
+        Duration::from_secs(10),
+    )?;
+    std::thread::sleep(Duration::from_millis(200));
+    let (wan, lan) = (wan.stop()?, lan.stop()?);
+    let seen = lan.iter().filter(|f| holds(f)).count();
+    let leaked = wan.iter().filter(|f| holds(f)).count();
+    anyhow::ensure!(
+        seen >= 40,
+        "the text was seen {seen} times on the replica's network"
+    );
+    anyhow::ensure!(wan.len() >= 40, "{} frames on the WAN", wan.len());
+    anyhow::ensure!(leaked == 0, "{leaked} frames on the WAN hold the text");
+    Ok((
+        (),
+        format!(
+            "a text in 20 pings: {seen} times on the replica's network, 0 times in {} frames on the WAN",
+            wan.len()
+        ),
+    ))
 }
 
 /// MAC addresses that prod-b and the router have of each other, and prod-d of its router.
