@@ -9,8 +9,7 @@ use crate::{
 };
 
 /// From Debian.
-const PACKAGES: [Package; 9] = [
-    ("iperf3", "/usr/bin/iperf3"),
+const PACKAGES: [Package; 8] = [
     ("openssl", "/usr/bin/openssl"),
     ("openvpn", "/usr/sbin/openvpn"),
     ("tinc", "/usr/sbin/tincd"),
