@@ -924,7 +924,11 @@ impl TunnelControl {
         peer.answered_at = Some(now);
         peer.stamper.stamp(now, &mut message);
         let replaced = peer.next.take();
-        let retired = peer.fade(replaced);
+        // Before the new halves go out: a receiver that is full would drop the session in use for them.
+        if let Some(index) = peer.fade(replaced) {
+            self.indices.remove(&index);
+            self.outputs.push_back(Output::Retire { peer: id, index });
+        }
         let lanes = session::make(&peer.plan, &secrets, false, index, theirs, now);
         let mut slot = Slot {
             index,
@@ -943,9 +947,6 @@ impl TunnelControl {
         }
         peer.next = Some(slot);
         self.indices.insert(index, id);
-        if let Some(retired) = retired {
-            self.retire(id, retired);
-        }
         // Data stays where it goes until the initiator proves, by a first message, that this was no
         // replay from a time before our memory of timestamps.
         self.outputs.push_back(Output::Transmit {

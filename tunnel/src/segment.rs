@@ -131,6 +131,21 @@ impl Header {
         [self.kind.wire(), n2, n1, n0, s1, s0, self.index, self.last]
     }
 
+    /// Whether this header can stand in front of this body.
+    const fn fits(&self, body: &[u8]) -> bool {
+        let (stride, len) = (self.stride as usize, body.len());
+        if self.is_whole() {
+            return self.index == 0 && stride == 0 && len > 0;
+        }
+        (self.last as usize) < MAX_PIECES
+            && !matches!(self.kind, Kind::Control)
+            && if self.index < self.last {
+                len == stride && len > 0
+            } else {
+                self.index == self.last && len > 0 && len <= stride
+            }
+    }
+
     /// Reads header and body of a plaintext, and checks that they fit each other.
     ///
     /// # Errors
@@ -154,19 +169,7 @@ impl Header {
             index,
             last,
         };
-        let stride = usize::from(header.stride);
-        let fits = if last == 0 {
-            index == 0 && stride == 0
-        } else {
-            usize::from(last) < MAX_PIECES
-                && kind != Kind::Control
-                && match index.cmp(&last) {
-                    std::cmp::Ordering::Less => body.len() == stride,
-                    std::cmp::Ordering::Equal => body.len() <= stride,
-                    std::cmp::Ordering::Greater => false,
-                }
-        };
-        if fits {
+        if header.fits(body) {
             Ok((header, body))
         } else {
             Err(BadSegment::Fragment)
@@ -366,8 +369,7 @@ impl Rejoin {
         let stride = usize::from(header.stride);
         let offset = usize::from(header.index) * stride;
         let limit = self.limits.max_packet;
-        if header.last == 0 || header.index > header.last || usize::from(header.last) >= MAX_PIECES
-        {
+        if header.is_whole() || !header.fits(body) {
             return Err(BadSegment::Fragment);
         }
         // The shortest packet these fields can mean: all pieces but the last, and one byte.

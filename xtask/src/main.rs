@@ -5,12 +5,14 @@
 //!
 //! ```text
 //!   setup ─▶ build-ebpf ─▶ build programs ─▶ demo | test | lab | bench
+//!     │                                            fuzz (tunnel alone)
 //!     └─ doctor says what is missing, and what mends it
 //! ```
 
 mod bpf;
 mod build_ebpf;
 mod doctor;
+mod fuzz;
 mod libtest;
 mod peers;
 mod run;
@@ -72,6 +74,14 @@ enum Command {
         #[arg(long)]
         require_privileged: bool,
     },
+    /// Fuzz what the tunnel reads from the wire; fails on a finding.
+    Fuzz {
+        /// Only this target: message, keys, segment, receiver, handshake, control.
+        target: Option<String>,
+        /// How long for each target.
+        #[arg(long, default_value_t = 900)]
+        seconds: u64,
+    },
     /// Raise, explore and take down sites: up, down, list, exec, capture.
     Lab {
         /// Passed on to causeway-lab.
@@ -112,6 +122,7 @@ fn main() -> ExitCode {
             Some((verb, rest)) => run::lab(asked, verb, rest),
             None => run::lab(asked, "--help", &[]),
         },
+        Command::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),
         Command::Bench { args } => run::bench(asked, &args),
         Command::Test {
             tier,

@@ -1,0 +1,189 @@
+//! What the targets share: reading the input, randomness, two ends and the way between them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use blake2::digest::{FixedOutput, KeyInit, Update};
+use blake2::{Blake2s256, Blake2sMac, Digest};
+use tunnel::{Instant, Now, Output, PublicKey, Random, SecretKey, TunnelControl};
+
+/// The input, read from the front. Past its end everything is zero.
+pub(crate) struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    pub(crate) fn new(data: &'a [u8]) -> Self {
+        Self(data)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> [u8; N] {
+        let mut out = [0; N];
+        let bytes = self.bytes(N);
+        out[..bytes.len()].copy_from_slice(bytes);
+        out
+    }
+
+    pub(crate) fn u8(&mut self) -> u8 {
+        self.array::<1>()[0]
+    }
+
+    pub(crate) fn u16(&mut self) -> u16 {
+        u16::from_be_bytes(self.array())
+    }
+
+    pub(crate) fn u32(&mut self) -> u32 {
+        u32::from_be_bytes(self.array())
+    }
+
+    pub(crate) fn u64(&mut self) -> u64 {
+        u64::from_be_bytes(self.array())
+    }
+
+    pub(crate) fn flag(&mut self) -> bool {
+        self.u8() & 1 == 1
+    }
+
+    /// A number below `bound`, which is at most 256 and not zero.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        usize::from(self.u8()) % bound.max(1)
+    }
+
+    /// At most `count` bytes.
+    pub(crate) fn bytes(&mut self, count: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(count.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+}
+
+/// SplitMix64. Nothing it yields is secret.
+pub(crate) struct Seeded(pub(crate) u64);
+
+impl Random for Seeded {
+    fn fill(&mut self, out: &mut [u8]) {
+        for chunk in out.chunks_mut(8) {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            let bytes = (z ^ (z >> 31)).to_le_bytes();
+            chunk.copy_from_slice(&bytes[..chunk.len()]);
+        }
+    }
+}
+
+/// Secrets of the two ends.
+pub(crate) fn secrets() -> [SecretKey; 2] {
+    [
+        SecretKey::from_bytes(&[0x11; 32]),
+        SecretKey::from_bytes(&[0x22; 32]),
+    ]
+}
+
+/// Where the ends are, and two places where they are not.
+pub(crate) fn addresses() -> [SocketAddr; 4] {
+    [
+        SocketAddr::from(([198, 51, 100, 2], 40_000)),
+        SocketAddr::from(([203, 0, 113, 5], 6180)),
+        SocketAddr::from(([192, 0, 2, 9], 1)),
+        SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9], 6180)),
+    ]
+}
+
+/// Both clocks. The monotonic one never gets to [`Instant::NEVER`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    pub(crate) mono: u64,
+    pub(crate) unix: u64,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        Self {
+            mono: 1_000_000_000,
+            unix: 1_700_000_000_000_000_000,
+        }
+    }
+
+    pub(crate) fn set(&mut self, mono: u64) {
+        self.mono = mono.min(u64::MAX - 1);
+    }
+
+    /// Both clocks go on.
+    pub(crate) fn advance(&mut self, nanos: u64) {
+        self.set(self.mono.saturating_add(nanos));
+        self.unix = self.unix.saturating_add(nanos);
+    }
+
+    pub(crate) fn instant(self) -> Instant {
+        Instant::from_nanos(self.mono)
+    }
+
+    pub(crate) fn now(self) -> Now {
+        Now {
+            mono: self.instant(),
+            unix: Duration::from_nanos(self.unix),
+        }
+    }
+}
+
+/// Gives a handshake message the mac1 that its receiver asks for (white paper, section 5.4.4).
+pub(crate) fn stamp(receiver: &PublicKey, message: &mut [u8]) {
+    let Some(at) = message.len().checked_sub(32) else {
+        return;
+    };
+    let mut key = Blake2s256::new();
+    Digest::update(&mut key, b"mac1----");
+    Digest::update(&mut key, receiver.as_bytes());
+    let key = key.finalize();
+    let mut mac = <Blake2sMac<blake2::digest::consts::U16> as KeyInit>::new_from_slice(&key)
+        .expect("BLAKE2s takes 32 bytes of key");
+    Update::update(&mut mac, &message[..at]);
+    message[at..at + 16].copy_from_slice(&mac.finalize_fixed());
+}
+
+/// Everything an end wants done. Fails if that does not come to an end.
+pub(crate) fn outputs(control: &mut TunnelControl, most: usize) -> Vec<Output> {
+    let mut all = Vec::new();
+    while let Some(output) = control.poll_output() {
+        all.push(output);
+        assert!(all.len() <= most, "outputs without end: {all:?}");
+    }
+    all
+}
+
+/// Little-endian number at `at` of a datagram.
+pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
+    let mut number = [0; 4];
+    number.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(number)
+}
+
+/// One mutation, as the input says: a byte changed, cut off, added, or the header rewritten.
+pub(crate) fn mutate(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
+    let at = usize::from(input.u16()) % bytes.len().max(1);
+    match input.below(5) {
+        0 => {
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= input.u8();
+            }
+        }
+        1 => bytes.truncate(at),
+        2 => bytes.insert(at, input.u8()),
+        3 => {
+            let count = input.below(32);
+            let with = input.bytes(count);
+            for (byte, &new) in bytes[at..].iter_mut().zip(with) {
+                *byte = new;
+            }
+        }
+        _ => {
+            if let Some(byte) = bytes.get_mut(at % 16) {
+                *byte = input.u8();
+            }
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Handshakes between two ends over a way on which everything is read, kept, changed and made up.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use tunnel::wire::Message;
+use tunnel::{
+    Dial, Instant, Kind, LoadLimits, OpenError, Output, Payload, PeerConfig, PeerId, PresharedKey,
+    PublicKey, Receiver, RejoinLimits, Sender, TunnelControl,
+};
+
+use super::common::{Clock, Input, Seeded, addresses, le32, mutate, outputs, secrets, stamp};
+
+const ACTS: usize = 48;
+/// Messages an attacker keeps.
+const KEPT: usize = 64;
+
+/// Acts on two ends, one dialing the other: time, genuine messages in any order, changed ones with a
+/// right mac1 or not, made-up ones; under load or not.
+pub fn handshake(data: &[u8]) {
+    let mut input = Input::new(data);
+    let mut world = World::new(&mut input);
+    for _ in 0..ACTS {
+        if input.is_empty() {
+            break;
+        }
+        world.act(&mut input);
+    }
+}
+
+struct End {
+    control: TunnelControl,
+    key: PublicKey,
+    peer: PeerId,
+    sender: Sender,
+    receiver: Receiver,
+    /// Sessions the receiver was given, by name; and from when.
+    held: Vec<(u32, Instant)>,
+    handled: u64,
+    /// Cookies taken; there is no counter for them.
+    cookies: u64,
+}
+
+struct World {
+    clock: Clock,
+    random: Seeded,
+    ends: [End; 2],
+    /// What the ends sent, and which of them.
+    wire: Vec<(usize, Vec<u8>)>,
+    /// Noise parts of handshake messages that were accepted.
+    accepted: BTreeSet<(usize, Vec<u8>)>,
+    /// Sessions completed from a response that was changed on the way: the index for sending is wrong.
+    spoiled: bool,
+}
+
+/// The part of a message that only its sender can have made.
+fn proven(message: &[u8]) -> &[u8] {
+    match message[0] {
+        1 => &message[8..116],
+        2 => &message[12..60],
+        _ => &message[8..64],
+    }
+}
+
+impl World {
+    fn new(input: &mut Input<'_>) -> Self {
+        let flags = input.u8();
+        let load = LoadLimits {
+            calm_per_second: [200, 2, 0, 5][usize::from(flags % 4)],
+            per_source: 4,
+            burst: 2,
+        };
+        let clock = Clock::new();
+        let shared = PresharedKey::from_bytes([flags & 4; 32]);
+        let keys = secrets();
+        let end = |own: usize| {
+            let mut control = TunnelControl::new(keys[own].clone(), load);
+            let dial = if own == 0 { Dial::Always } else { Dial::Never };
+            let peer = control.add_peer(
+                clock.instant(),
+                PeerConfig {
+                    preshared_key: shared.clone(),
+                    addresses: vec![addresses()[1 - own]],
+                    lanes: 1 + u32::from(flags >> 3 & 1),
+                    ..PeerConfig::causeway(keys[1 - own].public(), dial)
+                },
+            );
+            let limits = RejoinLimits {
+                slots: 1,
+                max_packet: 64,
+                ..RejoinLimits::default()
+            };
+            End {
+                key: keys[own].public(),
+                control,
+                peer,
+                sender: Sender::new(tunnel::Framing::Segments),
+                receiver: Receiver::new(tunnel::Framing::Segments, limits),
+                held: Vec::new(),
+                handled: 0,
+                cookies: 0,
+            }
+        };
+        let ends = [end(0), end(1)];
+        Self {
+            clock,
+            random: Seeded(u64::from(flags)),
+            ends,
+            wire: Vec::new(),
+            accepted: BTreeSet::new(),
+            spoiled: false,
+        }
+    }
+
+    fn act(&mut self, input: &mut Input<'_>) {
+        match input.below(8) {
+            0 => self.clock.advance(u64::from(input.u16()) * 1_000_000),
+            1 => {
+                let end = input.below(2);
+                let (now, random) = (self.clock.now(), &mut self.random);
+                self.ends[end].control.handle_timeout(now, random);
+                self.settle(end, &[]);
+            }
+            2 | 3 => {
+                if let Some((sender, bytes)) = self.pick(input) {
+                    self.deliver(1 - sender, addresses()[sender], &bytes);
+                }
+            }
+            4 | 5 => {
+                if let Some((sender, mut bytes)) = self.pick(input) {
+                    let to = if input.u8() < 240 { 1 - sender } else { sender };
+                    mutate(input, &mut bytes);
+                    if input.flag() {
+                        stamp(&self.ends[to].key, &mut bytes);
+                    }
+                    self.deliver(to, addresses()[input.below(4)], &bytes);
+                }
+            }
+            6 => {
+                let to = input.below(2);
+                let shape = input.below(5);
+                let len = [input.below(256), 148, 92, 64, 32][shape];
+                let mut bytes = input.bytes(len).to_vec();
+                if shape > 0 {
+                    bytes.resize(len, 0);
+                    bytes[..4].copy_from_slice(&[shape as u8, 0, 0, 0]);
+                }
+                if input.flag() {
+                    stamp(&self.ends[to].key, &mut bytes);
+                }
+                self.deliver(to, addresses()[input.below(4)], &bytes);
+            }
+            _ => {
+                let end = input.below(2);
+                self.data(end);
+            }
+        }
+    }
+
+    fn pick(&self, input: &mut Input<'_>) -> Option<(usize, Vec<u8>)> {
+        let back = input.below(self.wire.len());
+        let at = self.wire.len().checked_sub(back + 1)?;
+        Some(self.wire[at].clone())
+    }
+
+    fn deliver(&mut self, to: usize, from: SocketAddr, bytes: &[u8]) {
+        let (now, random) = (self.clock.now(), &mut self.random);
+        let end = &mut self.ends[to];
+        end.handled += 1;
+        let before = end.control.stats();
+        let result = end.control.handle_datagram(now, from, bytes, random);
+        let after = end.control.stats();
+        if result.is_ok() {
+            let genuine = self.wire.iter().any(|(sender, sent)| {
+                *sender != to && sent[0] == bytes[0] && proven(sent) == proven(bytes)
+            });
+            assert!(genuine, "a forged message of type {}", bytes[0]);
+            if bytes[0] == 3 {
+                self.ends[to].cookies += 1;
+            }
+            assert!(
+                self.accepted.insert((to, proven(bytes).to_vec())),
+                "a message of type {} was accepted twice",
+                bytes[0]
+            );
+            if bytes[0] == 2 {
+                self.spoiled |= !self.wire.iter().any(|(_, sent)| sent[..60] == bytes[..60]);
+            }
+        }
+        assert_eq!(
+            after.answered - before.answered,
+            u64::from(result.is_ok() && bytes[0] == 1)
+        );
+        self.settle(to, bytes);
+        let end = &self.ends[to];
+        let stats = end.control.stats();
+        let counted = stats.malformed
+            + stats.strangers
+            + stats.cookies_sent
+            + stats.rate_limited
+            + stats.unauthentic
+            + stats.replayed
+            + stats.unexpected
+            + stats.answered
+            + stats.completed
+            + end.cookies;
+        assert_eq!(counted, end.handled, "every message is counted once");
+    }
+
+    /// Does what an end wants done after it took `cause`, nothing being a timeout.
+    fn settle(&mut self, at: usize, cause: &[u8]) {
+        let now = self.clock.instant();
+        let end = &mut self.ends[at];
+        let mut sent = 0;
+        for output in outputs(&mut end.control, 40) {
+            match output {
+                Output::Transmit { datagram, .. } => {
+                    let bytes = datagram.as_bytes();
+                    assert!(matches!(
+                        Message::parse(bytes),
+                        Ok(Message::Initiation(_) | Message::Response(_) | Message::CookieReply(_))
+                    ));
+                    sent += bytes.len();
+                    if self.wire.len() == KEPT {
+                        self.wire.remove(0);
+                    }
+                    self.wire.push((at, bytes.to_vec()));
+                }
+                Output::Receive {
+                    lane: 0, session, ..
+                } => {
+                    end.held.push((session.index(), now));
+                    end.receiver.install(session);
+                }
+                Output::Send {
+                    lane: 0, session, ..
+                } => end.sender.install(session),
+                Output::Retire { index, .. } => {
+                    end.held.retain(|&(name, _)| name != index);
+                    end.sender.retire(index);
+                    end.receiver.retire(index);
+                }
+                _ => {}
+            }
+        }
+        // Nobody can have more sent to a third than he sends himself.
+        assert!(cause.is_empty() || sent <= cause.len(), "amplified");
+    }
+
+    /// Seals a packet at one end and opens it at the other, if that still holds the session.
+    fn data(&mut self, from: usize) {
+        let now = self.clock.instant();
+        let mut out = [0; 128];
+        let [one, two] = &mut self.ends;
+        let (sender, receiver) = if from == 0 { (one, two) } else { (two, one) };
+        let packet = b"a packet that goes whole";
+        let Ok(len) = sender
+            .sender
+            .seal_packet(now, Kind::Ip, 3, packet, &mut out)
+        else {
+            return;
+        };
+        let index = le32(&out, 4);
+        let held = receiver.held.iter().find(|&&(name, _)| name == index);
+        let reject = tunnel::Timers::causeway().reject_after;
+        let over = held.is_none_or(|&(_, made)| now.since(made) >= reject);
+        let opened = receiver
+            .receiver
+            .open(now, addresses()[from], &mut out[..len]);
+        match opened {
+            Ok(opened) => {
+                let expected = Payload::Packet {
+                    kind: Kind::Ip,
+                    network: 3,
+                    bytes: packet,
+                };
+                assert_eq!(opened.payload, expected);
+                assert!(!over);
+                if let Some(index) = opened.first_of_session {
+                    receiver.control.confirmed(now, receiver.peer, index);
+                    self.settle(1 - from, &[]);
+                }
+            }
+            Err(error) => {
+                let gone = matches!(
+                    error,
+                    OpenError::UnknownSession { .. } | OpenError::Expired { .. }
+                );
+                assert!(
+                    self.spoiled || (gone && over),
+                    "two ends of one session differ: {error}, held {held:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! A real session: what comes by it is what its sender sealed, once, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tunnel::segment::{Header, Word};
+use tunnel::{
+    Cipher, Dial, Framing, Kind, LoadLimits, OpenError, Output, Payload, PeerConfig, Receiver,
+    RejoinLimits, RxStats, Sender, TunnelControl,
+};
+
+use super::common::{Clock, Input, Seeded, addresses, mutate, outputs, secrets};
+
+const ACTS: usize = 64;
+const LANES: usize = 2;
+/// What one end of the session lives, nanoseconds.
+const LIFE: u64 = 180_000_000_000;
+const LIMITS: RejoinLimits = RejoinLimits {
+    slots: 2,
+    max_packet: 700,
+    timeout: Duration::from_millis(500),
+};
+
+/// Makes a session by a handshake, then acts on it: seals what the input says, authentic nonsense
+/// included, and delivers that in any order, changed or not, to the right lane or the wrong one.
+pub fn receiver(data: &[u8]) {
+    let mut input = Input::new(data);
+    let mut world = World::new(&mut input);
+    for _ in 0..ACTS {
+        if input.is_empty() {
+            break;
+        }
+        world.act(&mut input);
+    }
+}
+
+/// Sending halves of one end and receiving halves of the other.
+pub(crate) fn session(
+    clock: Clock,
+    framing: Framing,
+    cipher: Cipher,
+) -> (Vec<Sender>, Vec<Receiver>) {
+    let ([ours, theirs], [here, there, ..]) = (secrets(), addresses());
+    let mut random = Seeded(1);
+    let config = |secret: &tunnel::SecretKey, dial, address| PeerConfig {
+        framing,
+        cipher,
+        lanes: LANES as u32,
+        addresses: vec![address],
+        ..PeerConfig::causeway(secret.public(), dial)
+    };
+    let mut one = TunnelControl::new(ours.clone(), LoadLimits::default());
+    let mut two = TunnelControl::new(theirs.clone(), LoadLimits::default());
+    one.add_peer(clock.instant(), config(&theirs, Dial::Always, there));
+    two.add_peer(clock.instant(), config(&ours, Dial::Never, here));
+    let (mut sending, mut receiving) = (Vec::new(), Vec::new());
+    one.handle_timeout(clock.now(), &mut random);
+    for output in outputs(&mut one, 16) {
+        if let Output::Transmit { datagram, .. } = output {
+            let taken = two.handle_datagram(clock.now(), here, datagram.as_bytes(), &mut random);
+            taken.expect("an honest initiation is taken");
+        }
+    }
+    for output in outputs(&mut two, 16) {
+        match output {
+            Output::Transmit { datagram, .. } => {
+                let taken =
+                    one.handle_datagram(clock.now(), there, datagram.as_bytes(), &mut random);
+                taken.expect("an honest response is taken");
+            }
+            Output::Receive { session, .. } => {
+                let mut receiver = Receiver::new(framing, LIMITS);
+                receiver.install(session);
+                receiving.push(receiver);
+            }
+            _ => {}
+        }
+    }
+    for output in outputs(&mut one, 16) {
+        if let Output::Send { session, .. } = output {
+            let mut sender = Sender::new(framing);
+            sender.install(session);
+            sending.push(sender);
+        }
+    }
+    (sending, receiving)
+}
+
+struct Sealed {
+    lane: usize,
+    bytes: Vec<u8>,
+}
+
+struct World {
+    clock: Clock,
+    made: u64,
+    framing: Framing,
+    senders: Vec<Sender>,
+    receivers: Vec<Receiver>,
+    wire: Vec<Sealed>,
+    /// Plaintexts by lane and counter.
+    plain: BTreeMap<(usize, u64), Vec<u8>>,
+    /// Accepted, by lane and counter.
+    taken: BTreeSet<(usize, u64)>,
+    /// Delivered after rejoining, by lane and counter of the first piece.
+    rejoined: BTreeSet<(usize, u64)>,
+    opens: u64,
+}
+
+impl World {
+    fn new(input: &mut Input<'_>) -> Self {
+        let framing = if input.flag() {
+            Framing::WireGuard
+        } else {
+            Framing::Segments
+        };
+        let cipher = Cipher::ALL[input.below(2)];
+        let clock = Clock::new();
+        let (senders, receivers) = session(clock, framing, cipher);
+        Self {
+            clock,
+            made: clock.mono,
+            framing,
+            senders,
+            receivers,
+            wire: Vec::new(),
+            plain: BTreeMap::new(),
+            taken: BTreeSet::new(),
+            rejoined: BTreeSet::new(),
+            opens: 0,
+        }
+    }
+
+    /// Keeps a sealed message. `plain`: what was asked to be sealed.
+    fn sealed(&mut self, lane: usize, plain: &[u8], bytes: &[u8]) {
+        let mut counter = [0; 8];
+        counter.copy_from_slice(&bytes[8..16]);
+        let before = self
+            .plain
+            .insert((lane, u64::from_le_bytes(counter)), plain.to_vec());
+        assert!(before.is_none(), "a counter was used twice");
+        self.wire.push(Sealed {
+            lane,
+            bytes: bytes.to_vec(),
+        });
+    }
+
+    fn act(&mut self, input: &mut Input<'_>) {
+        let lane = input.below(self.senders.len());
+        let mut out = [0; 2048];
+        let now = self.clock.instant();
+        match input.below(10) {
+            // Any plaintext at all.
+            0 => {
+                let len = input.below(256);
+                let plain = input.bytes(len).to_vec();
+                if let Ok(bytes) = self.senders[lane].seal_into(now, &[&plain], &mut out) {
+                    self.sealed(lane, &plain, &out[..bytes]);
+                }
+            }
+            // A piece with a header of the input's making, and a body that is long enough to be one.
+            1 => {
+                let last = input.u8() % 17;
+                let stride = input.u8();
+                let header = Header {
+                    kind: Kind::Ip,
+                    network: 5,
+                    stride: u16::from(stride),
+                    index: input.u8() % 17,
+                    last,
+                };
+                let mut plain = header.to_bytes().to_vec();
+                plain.resize(8 + usize::from(stride), input.u8());
+                if let Ok(bytes) = self.senders[lane].seal_into(now, &[&plain], &mut out) {
+                    self.sealed(lane, &plain, &out[..bytes]);
+                }
+            }
+            // What an honest end sends, in pieces if it must.
+            2 => {
+                let mut packet = vec![input.u8(); 20 + usize::from(input.u16() % 3000)];
+                if self.framing == Framing::WireGuard {
+                    let len = packet.len() as u16;
+                    packet[0] = 0x45;
+                    packet[2..4].copy_from_slice(&len.to_be_bytes());
+                }
+                let mut all = Vec::new();
+                if let Ok(mut pieces) = self.senders[lane].pieces(now, Kind::Ip, 5, &packet) {
+                    while let Some(Ok(bytes)) = pieces.next_into(&mut out) {
+                        all.push(out[..bytes].to_vec());
+                    }
+                }
+                let many = all.len();
+                let stride = packet.len().div_ceil(many.max(1));
+                for (index, bytes) in all.iter().enumerate() {
+                    let mut plain = Vec::new();
+                    if self.framing == Framing::Segments {
+                        let header = Header {
+                            kind: Kind::Ip,
+                            network: 5,
+                            stride: if many == 1 { 0 } else { stride as u16 },
+                            index: index as u8,
+                            last: many as u8 - 1,
+                        };
+                        plain.extend(header.to_bytes());
+                    }
+                    plain.extend(packet.chunks(stride).nth(index).unwrap_or_default());
+                    self.sealed(lane, &plain, bytes);
+                }
+            }
+            3 => {
+                let (token, size) = (input.u64(), input.u16());
+                let word = Word::Echo { token, size };
+                let pad_to = usize::from(input.u16() % 2000);
+                if let Ok(bytes) = self.senders[lane].seal_control(now, word, pad_to, &mut out) {
+                    let mut plain = Header::whole(Kind::Control, 0).to_bytes().to_vec();
+                    plain.extend(word.to_bytes());
+                    plain.resize(plain.len().max(pad_to.saturating_sub(32)), 0);
+                    self.sealed(lane, &plain, &out[..bytes]);
+                }
+            }
+            4 => {
+                let nanos = u64::from(input.u16()) * 1_000_000;
+                match input.below(4) {
+                    0 => self.clock.advance(nanos * 100),
+                    1 => self.clock.set(self.clock.mono.saturating_sub(nanos)),
+                    _ => self.clock.advance(nanos),
+                }
+                self.receivers[lane].expire(self.clock.instant());
+            }
+            5 => {
+                let len = input.below(256);
+                let bytes = input.bytes(len).to_vec();
+                self.open(lane, bytes);
+            }
+            6 | 7 => {
+                if let Some(at) = self.pick(input) {
+                    let (lane, mut bytes) = (self.wire[at].lane, self.wire[at].bytes.clone());
+                    mutate(input, &mut bytes);
+                    self.open(lane, bytes);
+                }
+            }
+            8 => {
+                // To the lane it is not for.
+                if let Some(at) = self.pick(input) {
+                    self.open(lane, self.wire[at].bytes.clone());
+                }
+            }
+            _ => {
+                if let Some(at) = self.pick(input) {
+                    self.open(self.wire[at].lane, self.wire[at].bytes.clone());
+                }
+            }
+        }
+    }
+
+    /// A message on the wire, counted from the newest.
+    fn pick(&self, input: &mut Input<'_>) -> Option<usize> {
+        let back = input.below(self.wire.len());
+        self.wire.len().checked_sub(back + 1)
+    }
+
+    fn open(&mut self, lane: usize, mut datagram: Vec<u8>) {
+        let original = datagram.clone();
+        let genuine = self
+            .wire
+            .iter()
+            .any(|sealed| sealed.lane == lane && sealed.bytes == original);
+        let counter = original
+            .get(8..16)
+            .and_then(|bytes| bytes.first_chunk())
+            .map(|bytes| u64::from_le_bytes(*bytes));
+        let over = self.clock.mono >= self.made + LIFE;
+        let from = addresses()[usize::from(original.last().copied().unwrap_or(0)) % 4];
+        self.opens += 1;
+        let receiver = &mut self.receivers[lane];
+        let opened = receiver.open(self.clock.instant(), from, &mut datagram);
+        match opened {
+            Ok(opened) => {
+                assert!(genuine, "a forged message was accepted");
+                let counter = counter.expect("longer than a header");
+                assert!(
+                    self.taken.insert((lane, counter)),
+                    "counter {counter} was accepted twice"
+                );
+                assert!(!over, "a session outlived its keys");
+                judge(
+                    self.framing,
+                    &self.plain,
+                    &self.taken,
+                    &mut self.rejoined,
+                    (lane, counter),
+                    opened.payload,
+                );
+            }
+            Err(error) if genuine => {
+                let counter = counter.expect("longer than a header");
+                let seen = self.taken.contains(&(lane, counter));
+                let expected = match error {
+                    OpenError::Expired { .. } => over,
+                    OpenError::Duplicate { .. } => seen,
+                    _ => false,
+                };
+                assert!(expected, "genuine counter {counter} refused: {error}");
+            }
+            Err(_) => {}
+        }
+        let counted: u64 = self
+            .receivers
+            .iter()
+            .map(|receiver| refusals(&receiver.stats()) + receiver.stats().opened)
+            .sum();
+        assert_eq!(counted, self.opens, "every datagram is counted once");
+    }
+}
+
+fn refusals(stats: &RxStats) -> u64 {
+    stats.duplicates + stats.too_old + stats.forged + stats.no_session + stats.malformed
+}
+
+/// Whether an authentic message was read as what it says.
+fn judge(
+    framing: Framing,
+    plain: &BTreeMap<(usize, u64), Vec<u8>>,
+    taken: &BTreeSet<(usize, u64)>,
+    rejoined: &mut BTreeSet<(usize, u64)>,
+    (lane, counter): (usize, u64),
+    payload: Payload<'_>,
+) {
+    let own = &plain[&(lane, counter)];
+    if own.is_empty() {
+        assert_eq!(payload, Payload::Keepalive);
+        return;
+    }
+    if framing == Framing::WireGuard {
+        match payload {
+            Payload::Ip(packet) => {
+                // A sealed packet is padded with zeros behind what was asked for.
+                let mut padded = own.clone();
+                padded.resize(padded.len().next_multiple_of(16), 0);
+                assert!(padded.starts_with(packet) && packet.len() >= 20);
+                let long = match packet[0] >> 4 {
+                    4 => usize::from(packet[2]) << 8 | usize::from(packet[3]),
+                    _ => 40 + (usize::from(packet[4]) << 8 | usize::from(packet[5])),
+                };
+                assert_eq!(packet.len(), long);
+            }
+            Payload::Bad(_) => {}
+            other => panic!("{other:?} from a WireGuard peer"),
+        }
+        return;
+    }
+    let read = Header::parse(own);
+    match (payload, read) {
+        (Payload::Bad(_), _) => {}
+        (Payload::Control(word), Ok((header, body))) => {
+            assert_eq!(header.kind, Kind::Control);
+            assert_eq!(Word::parse(body), Ok(word));
+        }
+        (Payload::Piece, Ok((header, _))) => assert!(!header.is_whole()),
+        (
+            Payload::Packet {
+                kind,
+                network,
+                bytes,
+            },
+            Ok((header, body)),
+        ) => {
+            assert_eq!((kind, network), (header.kind, header.network));
+            if header.is_whole() {
+                assert_eq!(bytes, body);
+                return;
+            }
+            let base = counter - u64::from(header.index);
+            assert!(rejoined.insert((lane, base)), "a packet came out twice");
+            let mut joined = Vec::new();
+            for index in 0..=header.last {
+                let at = (lane, base + u64::from(index));
+                assert!(taken.contains(&at), "a piece that never came was used");
+                let (piece, body) = Header::parse(&plain[&at]).expect("only pieces are rejoined");
+                assert_eq!(piece, Header { index, ..header });
+                joined.extend_from_slice(body);
+            }
+            assert_eq!(bytes, joined);
+        }
+        (payload, read) => panic!("{payload:?} from {read:?}"),
+    }
+}

@@ -1,0 +1,270 @@
+//! Runs the tunnel's fuzz targets under libFuzzer, each for a while.
+//!
+//! The same functions, bounded, are `tunnel/tests/corpus.rs`, which any `cargo test` runs.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    bpf::{self, Route},
+    step::{output, run, step},
+    target, workspace,
+};
+
+/// Longest input, bytes; `tunnel_fuzz::MAX_LEN`.
+const MAX_LEN: u32 = 768;
+/// An input that takes longer is a finding, seconds.
+const SLOW: u32 = 20;
+/// How often a line of progress is shown.
+const EVERY: Duration = Duration::from_secs(10);
+/// Lines of libFuzzer's output shown with a finding.
+const LAST: usize = 60;
+
+/// What a target did.
+struct Row {
+    name: String,
+    executions: Option<u64>,
+    seconds: f64,
+    /// Whether it ended well.
+    ok: bool,
+}
+
+/// Fuzzes one target or all; fails on a finding.
+pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
+    let names: Vec<_> = targets()?
+        .into_iter()
+        .filter(|name| only.is_none_or(|only| only == name))
+        .collect();
+    if names.is_empty() {
+        bail!("no such target; there are: {}", targets()?.join(" "));
+    }
+    install()?;
+    step("fuzz targets", || {
+        let mut command = cargo_fuzz("build");
+        // Without a name it builds every one.
+        command.args(only);
+        run(&mut command)
+    })
+    .context("libFuzzer needs a C++ compiler: apt-get install -y g++")?;
+    let mut rows = Vec::new();
+    for name in names {
+        let row = step(&format!("{name} for {seconds} s"), || one(&name, seconds))?;
+        if !row.ok {
+            say(&row.name);
+        }
+        rows.push(row);
+    }
+    println!();
+    for row in &rows {
+        let executions = row
+            .executions
+            .map_or_else(|| "?".to_owned(), |n| n.to_string());
+        println!(
+            "{:<12} {executions:>12} runs  {:>7.1} s{}",
+            row.name,
+            row.seconds,
+            if row.ok { "" } else { "  FINDING" }
+        );
+    }
+    Ok(if rows.iter().all(|row| row.ok) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn folder() -> PathBuf {
+    workspace().join("tunnel/fuzz")
+}
+
+/// Targets, by the names of their files.
+fn targets() -> anyhow::Result<Vec<String>> {
+    let folder = folder().join("fuzz_targets");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+        let path = entry?.path();
+        if let (Some("rs"), Some(stem)) = (
+            path.extension().and_then(|part| part.to_str()),
+            path.file_stem().and_then(|part| part.to_str()),
+        ) {
+            names.push(stem.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Installs cargo-fuzz and nightly where they are missing.
+fn install() -> anyhow::Result<()> {
+    let tools = bpf::tools();
+    if output(tools.join("bin/cargo-fuzz"), &["--version"]).is_none() {
+        step("cargo-fuzz, about a minute", || {
+            let mut command = Command::new("cargo");
+            command.args(["install", "cargo-fuzz", "--locked", "--root"]);
+            command.arg(&tools);
+            command.env_remove("CARGO_TARGET_DIR");
+            run(&mut command)
+        })
+        .with_context(|| {
+            format!(
+                "install it by hand: cargo install cargo-fuzz --locked --root {}",
+                tools.display()
+            )
+        })?;
+    }
+    if output("rustup", &["run", "nightly", "rustc", "--version"]).is_none() {
+        step("the nightly toolchain", || {
+            run(Command::new("rustup").args([
+                "toolchain",
+                "install",
+                "nightly",
+                "--profile",
+                "minimal",
+            ]))
+        })
+        .context(
+            "libFuzzer needs rustup's nightly: rustup toolchain install nightly --profile minimal; \
+             without it `cargo test -p tunnel --test corpus` runs the same targets, bounded",
+        )?;
+    }
+    Ok(())
+}
+
+fn cargo_fuzz(verb: &str) -> Command {
+    let mut command = bpf::cargo(Route::Nightly);
+    command
+        .args(["fuzz", verb, "--fuzz-dir"])
+        .arg(folder())
+        .arg("--target-dir")
+        .arg(target().join("fuzz"));
+    command
+}
+
+fn one(name: &str, seconds: u64) -> anyhow::Result<Row> {
+    let corpus = folder().join("corpus").join(name);
+    fs::create_dir_all(&corpus).with_context(|| format!("make {}", corpus.display()))?;
+    let mut command = cargo_fuzz("run");
+    command.arg(name).arg(corpus);
+    for kind in ["seeds", "regressions"] {
+        let inputs = folder().join(kind).join(name);
+        if inputs.exists() {
+            command.arg(inputs);
+        }
+    }
+    command.arg("--").args([
+        format!("-max_total_time={seconds}"),
+        format!("-max_len={MAX_LEN}"),
+        format!("-timeout={SLOW}"),
+        "-print_final_stats=1".to_owned(),
+    ]);
+    let begun = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start cargo fuzz run")?;
+    let mut last = VecDeque::new();
+    let mut executions = None;
+    let mut shown = Instant::now();
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).split(b'\n') {
+            let line = line.context("read libFuzzer's output")?;
+            let line = String::from_utf8_lossy(&line).into_owned();
+            executions = executed(&line).or(executions);
+            if line.starts_with('#') && shown.elapsed() >= EVERY {
+                eprintln!("    {line}");
+                shown = Instant::now();
+            }
+            if last.len() == LAST {
+                last.pop_front();
+            }
+            last.push_back(line);
+        }
+    }
+    let ok = child.wait().context("wait for cargo fuzz run")?.success();
+    if !ok {
+        for line in last {
+            eprintln!("{line}");
+        }
+    }
+    Ok(Row {
+        name: name.to_owned(),
+        executions,
+        seconds: begun.elapsed().as_secs_f64(),
+        ok,
+    })
+}
+
+/// Runs so far: from a line of progress (`#123 …`), or from the last statistics.
+fn executed(line: &str) -> Option<u64> {
+    let number = line
+        .strip_prefix("stat::number_of_executed_units:")
+        .or_else(|| line.strip_prefix('#'))?;
+    number.split_whitespace().next()?.parse().ok()
+}
+
+/// What to do about a finding.
+fn say(name: &str) {
+    let artifacts = folder().join("artifacts").join(name);
+    let input = newest(&artifacts).map_or_else(
+        || format!("an input in {}", artifacts.display()),
+        |path| path.display().to_string(),
+    );
+    eprintln!("\nxtask: {name} fails on {input}");
+    eprintln!(
+        "  again: cargo test -p tunnel --test corpus, once the input is moved to {}",
+        folder().join("regressions").join(name).display()
+    );
+    eprintln!("  then mend the tunnel, name the file for what was wrong, and commit both");
+}
+
+/// The file written last.
+fn newest(folder: &Path) -> Option<PathBuf> {
+    fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .max_by_key(|entry| {
+            entry
+                .metadata()
+                .and_then(|data| data.modified())
+                .unwrap_or(SystemTime::UNIX_EPOCH)
+        })
+        .map(|entry| entry.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_has_seeds_and_an_entry() {
+        let names = targets().unwrap();
+        assert!(!names.is_empty());
+        let manifest = fs::read_to_string(folder().join("Cargo.toml")).unwrap();
+        for name in names {
+            assert!(folder().join("seeds").join(&name).is_dir(), "{name}");
+            assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_longest_input_is_the_targets_own() {
+        let lib = fs::read_to_string(folder().join("src/lib.rs")).unwrap();
+        assert!(lib.contains(&format!("MAX_LEN: usize = {MAX_LEN};")));
+    }
+
+    #[test]
+    fn runs_are_read_from_progress_and_statistics() {
+        assert_eq!(executed("#4096\tpulse  cov: 12 ft: 13"), Some(4096));
+        assert_eq!(executed("stat::number_of_executed_units: 77"), Some(77));
+        assert_eq!(executed("INFO: seed corpus"), None);
+    }
+}
