@@ -706,12 +706,20 @@ impl TunnelControl {
         }
     }
 
-    /// Takes a sender's snapshot; often, or at least as often as the shortest timer.
+    /// Takes the snapshot of a sender, whichever lane's; often, or at least as often as the shortest timer.
     pub fn report_sent(&mut self, now: Instant, id: PeerId, activity: TxActivity) {
         let Some(peer) = self.peer_mut(id) else {
             return;
         };
-        let before = std::mem::replace(&mut peer.tx, activity);
+        let before = peer.tx;
+        // Snapshots come from several lanes: what one did does not become undone by another's.
+        let activity = TxActivity {
+            last_sent: newest(now, before.last_sent, activity.last_sent),
+            last_wanting: newest(now, before.last_wanting, activity.last_wanting),
+            starved: newest(now, before.starved, activity.starved),
+            ..activity
+        };
+        peer.tx = activity;
         let timers = peer.config.timers;
         if activity.last_sent > before.last_sent {
             peer.persistent_at = timers.persistent_keepalive.map(|every| now + every);
@@ -729,12 +737,18 @@ impl TunnelControl {
         }
     }
 
-    /// Takes a receiver's snapshot; often, or at least as often as the shortest timer.
+    /// Takes the snapshot of a receiver, whichever lane's; often, or at least as often as the shortest timer.
     pub fn report_received(&mut self, now: Instant, id: PeerId, activity: RxActivity) {
         let Some(peer) = self.peer_mut(id) else {
             return;
         };
-        let before = std::mem::replace(&mut peer.rx, activity);
+        let before = peer.rx;
+        let activity = RxActivity {
+            last_received: newest(now, before.last_received, activity.last_received),
+            last_content: newest(now, before.last_content, activity.last_content),
+            ..activity
+        };
+        peer.rx = activity;
         let timers = peer.config.timers;
         if activity.last_received > before.last_received {
             peer.silent = false;
@@ -1267,6 +1281,11 @@ impl TunnelControl {
             });
         }
     }
+}
+
+/// The later of two points; the known one does not count if the clock stepped back behind it.
+fn newest(now: Instant, known: Option<Instant>, new: Option<Instant>) -> Option<Instant> {
+    known.filter(|&at| at <= now).max(new)
 }
 
 impl Peer {

@@ -242,7 +242,7 @@ pub struct RejoinLimits {
 }
 
 impl Default for RejoinLimits {
-    /// 32 packets of 9216 bytes, 500 ms: 297 KiB.
+    /// 32 packets of 9216 bytes, 500 ms: 290 KiB.
     fn default() -> Self {
         Self {
             slots: 32,

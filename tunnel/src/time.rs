@@ -8,8 +8,9 @@ use std::time::Duration;
 
 /// A point on a monotonic clock, in nanoseconds since an origin of the caller's choosing.
 ///
-/// All points given to one tunnel must come from the same clock. A clock that steps back does no
-/// harm: differences saturate at zero.
+/// All points given to one tunnel must come from the same clock. A clock that steps back breaks
+/// nothing: differences saturate at zero. But whatever is due, the end of a session and the next
+/// attempt included, is due that much later.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Instant(u64);
 

@@ -1,6 +1,7 @@
 //! What the targets share: reading the input, randomness, two ends and the way between them.
 
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use blake2::digest::{FixedOutput, KeyInit, Update};
@@ -81,6 +82,13 @@ pub(crate) fn secrets() -> [SecretKey; 2] {
         SecretKey::from_bytes(&[0x11; 32]),
         SecretKey::from_bytes(&[0x22; 32]),
     ]
+}
+
+/// What the two ends are known by. Made once: it is curve arithmetic.
+pub(crate) fn publics() -> [PublicKey; 2] {
+    static PUBLICS: LazyLock<[PublicKey; 2]> =
+        LazyLock::new(|| secrets().map(|secret| secret.public()));
+    *PUBLICS
 }
 
 /// Where the ends are, and two places where they are not.

@@ -11,7 +11,7 @@ use tunnel::{
     TunnelControl, TxActivity,
 };
 
-use super::common::{Clock, Input, Seeded, addresses, le32, outputs, secrets};
+use super::common::{Clock, Input, Seeded, addresses, le32, outputs, publics, secrets};
 
 const ACTS: usize = 96;
 /// Datagrams on their way; what does not fit is lost.
@@ -51,12 +51,14 @@ struct World {
     random: Seeded,
     ends: [End; 2],
     flying: VecDeque<(usize, Vec<u8>)>,
+    /// Where datagrams are sealed; longer than any.
+    scratch: Vec<u8>,
 }
 
 fn configuration(input: &mut Input<'_>, dial: Dial, own: usize) -> PeerConfig {
     let flags = input.u8();
     let shape = input.u8();
-    let key = secrets()[1 - own].public();
+    let key = publics()[1 - own];
     let dial = if flags & 1 == 0 {
         dial
     } else {
@@ -165,6 +167,7 @@ impl World {
             random: Seeded(7),
             ends,
             flying: VecDeque::new(),
+            scratch: vec![0; 65_600],
         };
         world.settle(0);
         world.settle(1);
@@ -319,7 +322,7 @@ impl World {
     fn settle(&mut self, at: usize) {
         let now = self.clock.instant();
         let end = &mut self.ends[at];
-        let mut scratch = vec![0; 65_600];
+        let scratch = &mut self.scratch;
         // Sealing makes reports, and reports may make outputs, but not without end.
         for round in 0..ROUNDS {
             let all = outputs(&mut end.control, OUTPUTS);
@@ -367,7 +370,7 @@ impl World {
                     }
                     Output::Keepalive { peer } => {
                         let sender = &mut end.lanes[0].0;
-                        if let Ok(len) = sender.seal_keepalive(now, &mut scratch) {
+                        if let Ok(len) = sender.seal_keepalive(now, scratch) {
                             Self::fly(&mut self.flying, 1 - at, &scratch[..len]);
                             end.control.report_sent(now, peer, sender.activity());
                         }
@@ -375,7 +378,7 @@ impl World {
                     Output::Word { peer, word, pad_to } => {
                         assert!(pad_to <= end.ceiling);
                         let sender = &mut end.lanes[0].0;
-                        if let Ok(len) = sender.seal_control(now, word, pad_to, &mut scratch) {
+                        if let Ok(len) = sender.seal_control(now, word, pad_to, scratch) {
                             assert!(pad_to == 0 || len == pad_to);
                             Self::fly(&mut self.flying, 1 - at, &scratch[..len]);
                             end.control.report_sent(now, peer, sender.activity());

@@ -9,7 +9,9 @@ use tunnel::{
     PublicKey, Receiver, RejoinLimits, Sender, TunnelControl,
 };
 
-use super::common::{Clock, Input, Seeded, addresses, le32, mutate, outputs, secrets, stamp};
+use super::common::{
+    Clock, Input, Seeded, addresses, le32, mutate, outputs, publics, secrets, stamp,
+};
 
 const ACTS: usize = 48;
 /// Messages an attacker keeps.
@@ -82,7 +84,7 @@ impl World {
                     preshared_key: shared.clone(),
                     addresses: vec![addresses()[1 - own]],
                     lanes: 1 + u32::from(flags >> 3 & 1),
-                    ..PeerConfig::causeway(keys[1 - own].public(), dial)
+                    ..PeerConfig::causeway(publics()[1 - own], dial)
                 },
             );
             let limits = RejoinLimits {
@@ -91,7 +93,7 @@ impl World {
                 ..RejoinLimits::default()
             };
             End {
-                key: keys[own].public(),
+                key: publics()[own],
                 control,
                 peer,
                 sender: Sender::new(tunnel::Framing::Segments),

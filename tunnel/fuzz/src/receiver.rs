@@ -9,7 +9,7 @@ use tunnel::{
     RejoinLimits, RxStats, Sender, TunnelControl,
 };
 
-use super::common::{Clock, Input, Seeded, addresses, mutate, outputs, secrets};
+use super::common::{Clock, Input, Seeded, addresses, mutate, outputs, publics, secrets};
 
 const ACTS: usize = 64;
 const LANES: usize = 2;
@@ -42,17 +42,17 @@ pub(crate) fn session(
 ) -> (Vec<Sender>, Vec<Receiver>) {
     let ([ours, theirs], [here, there, ..]) = (secrets(), addresses());
     let mut random = Seeded(1);
-    let config = |secret: &tunnel::SecretKey, dial, address| PeerConfig {
+    let config = |key, dial, address| PeerConfig {
         framing,
         cipher,
         lanes: LANES as u32,
         addresses: vec![address],
-        ..PeerConfig::causeway(secret.public(), dial)
+        ..PeerConfig::causeway(key, dial)
     };
-    let mut one = TunnelControl::new(ours.clone(), LoadLimits::default());
-    let mut two = TunnelControl::new(theirs.clone(), LoadLimits::default());
-    one.add_peer(clock.instant(), config(&theirs, Dial::Always, there));
-    two.add_peer(clock.instant(), config(&ours, Dial::Never, here));
+    let mut one = TunnelControl::new(ours, LoadLimits::default());
+    let mut two = TunnelControl::new(theirs, LoadLimits::default());
+    one.add_peer(clock.instant(), config(publics()[1], Dial::Always, there));
+    two.add_peer(clock.instant(), config(publics()[0], Dial::Never, here));
     let (mut sending, mut receiving) = (Vec::new(), Vec::new());
     one.handle_timeout(clock.now(), &mut random);
     for output in outputs(&mut one, 16) {

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use tunnel::segment::{Header, Word};
 use tunnel::{Cipher, Dial, Framing, Kind, LoadLimits, Output, PeerConfig, TunnelControl};
 
-use super::common::{Clock, Seeded, addresses, outputs, secrets};
+use super::common::{Clock, Seeded, addresses, outputs, publics, secrets};
 use super::receiver::session;
 
 /// A seed: its target, its name, its bytes.
@@ -34,17 +34,14 @@ fn messages() -> Vec<Seed> {
         calm_per_second: 1,
         ..LoadLimits::default()
     };
-    let mut one = TunnelControl::new(ours.clone(), LoadLimits::default());
-    let mut two = TunnelControl::new(theirs.clone(), load);
+    let mut one = TunnelControl::new(ours, LoadLimits::default());
+    let mut two = TunnelControl::new(theirs, load);
     let config = |key, dial, address: SocketAddr| PeerConfig {
         addresses: vec![address],
         ..PeerConfig::causeway(key, dial)
     };
-    one.add_peer(
-        clock.instant(),
-        config(theirs.public(), Dial::Always, there),
-    );
-    two.add_peer(clock.instant(), config(ours.public(), Dial::Never, here));
+    one.add_peer(clock.instant(), config(publics()[1], Dial::Always, there));
+    two.add_peer(clock.instant(), config(publics()[0], Dial::Never, here));
     let mut all = Vec::new();
     for (own, answer) in [("initiation", "response"), ("initiation-2", "cookie-reply")] {
         one.handle_timeout(clock.now(), &mut random);
@@ -85,7 +82,7 @@ fn sent(control: &mut TunnelControl) -> Vec<Vec<u8>> {
 }
 
 fn keys() -> Vec<Seed> {
-    let key = secrets()[0].public().to_string();
+    let key = publics()[0].to_string();
     vec![
         ("keys", "key", key.clone().into_bytes()),
         ("keys", "key-and-space", format!(" {key}\n").into_bytes()),

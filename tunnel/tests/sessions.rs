@@ -1,0 +1,151 @@
+//! Sessions and lanes of two tunnels over a path that does one thing wrong at a time.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tunnel::{
+    Dial, Instant, Kind, LoadLimits, Now, Payload, PeerConfig, PeerId, Random, RejoinLimits,
+    SecretKey, Tunnel,
+};
+
+const MS: u64 = 1_000_000;
+
+/// SplitMix64.
+struct Seeded(u64);
+
+impl Random for Seeded {
+    fn fill(&mut self, out: &mut [u8]) {
+        for chunk in out.chunks_mut(8) {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            let bytes = (z ^ (z >> 31)).to_le_bytes();
+            chunk.copy_from_slice(&bytes[..chunk.len()]);
+        }
+    }
+}
+
+struct Pair {
+    random: Seeded,
+    now: u64,
+    /// The end that dials, and the one that answers.
+    ends: [(Tunnel, PeerId, SocketAddr); 2],
+    /// Whether responses get through.
+    answers: bool,
+    delivered: u32,
+    initiations: u32,
+}
+
+impl Pair {
+    fn new(lanes: u32) -> Self {
+        let mut random = Seeded(5);
+        let secrets = [
+            SecretKey::generate(&mut random),
+            SecretKey::generate(&mut random),
+        ];
+        let addresses = [
+            SocketAddr::from(([198, 51, 100, 2], 40_000)),
+            SocketAddr::from(([203, 0, 113, 5], 6180)),
+        ];
+        let end = |own: usize| {
+            let mut tunnel = Tunnel::new(
+                secrets[own].clone(),
+                LoadLimits::default(),
+                RejoinLimits::default(),
+            );
+            let dial = if own == 0 { Dial::Always } else { Dial::Never };
+            let config = PeerConfig {
+                lanes,
+                addresses: vec![addresses[1 - own]],
+                ..PeerConfig::causeway(secrets[1 - own].public(), dial)
+            };
+            let peer = tunnel.add_peer(Instant::ORIGIN, config);
+            (tunnel, peer, addresses[own])
+        };
+        Self {
+            ends: [end(0), end(1)],
+            random,
+            now: 0,
+            answers: true,
+            delivered: 0,
+            initiations: 0,
+        }
+    }
+
+    fn clock(&self) -> Now {
+        Now {
+            mono: Instant::from_nanos(self.now),
+            unix: Duration::from_secs(1_700_000_000) + Duration::from_nanos(self.now),
+        }
+    }
+
+    /// Carries datagrams at once until there are none, timers of this moment included.
+    fn carry(&mut self, mut flying: Vec<(usize, Vec<u8>)>) {
+        let clock = self.clock();
+        loop {
+            for (at, (tunnel, ..)) in self.ends.iter_mut().enumerate() {
+                let transmit = &mut |_: SocketAddr, bytes: &[u8]| {
+                    flying.push((1 - at, bytes.to_vec()));
+                };
+                tunnel.poll(clock, &mut self.random, transmit, &mut |_, _| {});
+            }
+            if flying.is_empty() {
+                return;
+            }
+            for (to, mut bytes) in std::mem::take(&mut flying) {
+                self.initiations += u32::from(bytes[0] == 1);
+                if bytes[0] == 2 && !self.answers {
+                    continue;
+                }
+                let from = self.ends[1 - to].2;
+                let delivered = &mut self.delivered;
+                let deliver = &mut |_: PeerId, payload: Payload<'_>| {
+                    *delivered += u32::from(matches!(payload, Payload::Packet { .. }));
+                };
+                let _ = self.ends[to]
+                    .0
+                    .receive(clock, from, &mut bytes, &mut self.random, deliver);
+            }
+        }
+    }
+
+    fn send(&mut self, from: usize, lane: usize) -> bool {
+        let mut flying = Vec::new();
+        let clock = self.clock();
+        let (tunnel, peer, _) = &mut self.ends[from];
+        let transmit = &mut |_: SocketAddr, bytes: &[u8]| flying.push((1 - from, bytes.to_vec()));
+        let sent = tunnel.send(clock.mono, *peer, lane, Kind::Ip, 7, &[9; 100], transmit);
+        self.carry(flying);
+        sent.is_ok()
+    }
+}
+
+/// Found by fuzzing: the receivers of the end that answers held five sessions, the sixth took the place
+/// of the one in use, which is the oldest while answers are lost.
+#[test]
+fn lost_answers_do_not_cost_the_session_in_use() {
+    let mut pair = Pair::new(1);
+    pair.carry(Vec::new());
+    // Past the age at which the next session is asked for.
+    for round in 0..1_300 {
+        pair.answers = round < 1_000;
+        pair.now += 100 * MS;
+        assert!(pair.send(0, 0) && pair.send(1, 0), "round {round}");
+    }
+    assert!(pair.initiations > 10, "{}", pair.initiations);
+    assert_eq!(pair.delivered, 2 * 1_300);
+}
+
+#[test]
+fn a_lane_that_once_starved_asks_for_no_more_handshakes() {
+    let mut pair = Pair::new(2);
+    // There is no session yet.
+    assert!(!pair.send(0, 1));
+    for _ in 0..300 {
+        pair.now += 50 * MS;
+        assert!(pair.send(0, 0) && pair.send(0, 1));
+    }
+    assert_eq!(pair.initiations, 1);
+    assert_eq!(pair.delivered, 600);
+}
