@@ -50,6 +50,8 @@ const FADING: usize = 3;
 const WIREGUARD_MTU: usize = 1420;
 /// Echoes that count for the loss shown.
 const LOSS_WINDOW: u32 = 32;
+/// Path-MTU probes whose answers count, newest: as many as one size gets, and one that was slow.
+const PROBES: usize = 4;
 
 /// Names a peer of one [`TunnelControl`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -377,6 +379,8 @@ struct Peer {
     echo_count: u32,
     round_trip: Option<Duration>,
     pmtu: Option<PathMtu>,
+    /// Tokens of the newest probes on the path there is now.
+    probes: VecDeque<u64>,
     handshakes: u64,
     replayed: u64,
     was_up: bool,
@@ -519,6 +523,7 @@ impl TunnelControl {
                 .pmtu
                 .filter(|_| segments)
                 .map(|pmtu| PathMtu::new(pmtu, now)),
+            probes: VecDeque::with_capacity(PROBES),
             handshakes: 0,
             replayed: 0,
             was_up: false,
@@ -584,14 +589,25 @@ impl TunnelControl {
         peer.config.addresses = addresses;
         peer.candidate = 0;
         if peer.current.is_none() {
+            let before = peer.address;
             peer.address = peer.config.addresses.first().copied();
             if let Some(dialing) = &mut peer.dialing {
                 dialing.at = now;
                 dialing.attempts = 0;
             }
-            if let Some(address) = peer.address {
+            let address = peer.address;
+            let restarted = if address == before {
+                None
+            } else {
+                peer.restart_path(now)
+            };
+            if let Some(address) = address {
                 self.outputs
                     .push_back(Output::Address { peer: id, address });
+            }
+            if let Some(bytes) = restarted {
+                self.outputs
+                    .push_back(Output::MaxDatagram { peer: id, bytes });
             }
         }
     }
@@ -690,10 +706,7 @@ impl TunnelControl {
             return;
         }
         peer.address = Some(address);
-        if let Some(pmtu) = &mut peer.pmtu {
-            pmtu.restart(now);
-        }
-        let restarted = peer.pmtu.as_ref().map(PathMtu::current);
+        let restarted = peer.restart_path(now);
         self.outputs
             .push_back(Output::Address { peer: id, address });
         self.outputs.push_back(Output::Event {
@@ -792,8 +805,10 @@ impl TunnelControl {
                     );
                     peer.count_echo(false);
                 }
+                // An answer to a probe of the path before says nothing about this one.
                 if let Some(pmtu) = &mut peer.pmtu
                     && size > 0
+                    && peer.probes.contains(&token)
                     && pmtu.answered(now, usize::from(size))
                 {
                     let bytes = pmtu.current();
@@ -1397,6 +1412,15 @@ impl Peer {
         }
     }
 
+    /// The path is another one: what is known of the one before does not count. Yields the longest
+    /// datagram to begin with.
+    fn restart_path(&mut self, now: Instant) -> Option<usize> {
+        self.probes.clear();
+        let pmtu = self.pmtu.as_mut()?;
+        pmtu.restart(now);
+        Some(pmtu.current())
+    }
+
     fn alive(&self, now: Instant) -> bool {
         let silence = self.config.timers.silence + self.config.timers.echo.unwrap_or_default();
         self.rx
@@ -1434,13 +1458,12 @@ impl Peer {
             if let Some(size) = pmtu.poll(now, alive)
                 && let Ok(wire) = u16::try_from(size)
             {
-                words.push((
-                    Word::Echo {
-                        token: random.u64(),
-                        size: wire,
-                    },
-                    size,
-                ));
+                let token = random.u64();
+                if self.probes.len() == PROBES {
+                    self.probes.pop_front();
+                }
+                self.probes.push_back(token);
+                words.push((Word::Echo { token, size: wire }, size));
             }
             changed = pmtu.current() != before;
         }

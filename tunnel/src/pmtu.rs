@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::data::MIN_DATAGRAM;
 use crate::time::Instant;
+use crate::wire::MAX_DATAGRAM;
 
 /// UDP payloads worth trying: what IP MTUs of 9000, 1500, PPPoE, common tunnels and 1400 leave
 /// behind a 28-byte (IPv4) or 48-byte (IPv6) header.
@@ -76,7 +77,7 @@ impl PathMtu {
     #[must_use]
     pub fn new(config: PmtuConfig, now: Instant) -> Self {
         let config = PmtuConfig {
-            ceiling: config.ceiling.clamp(MIN_DATAGRAM, usize::from(u16::MAX)),
+            ceiling: config.ceiling.clamp(MIN_DATAGRAM, MAX_DATAGRAM),
             ..config
         };
         Self {

@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tunnel::control::Datagram;
+use tunnel::segment::Word;
 use tunnel::{
-    Dial, Instant, Kind, LoadLimits, Now, Payload, PeerConfig, PeerId, Random, RejoinLimits,
-    SecretKey, Tunnel,
+    Dial, Instant, Kind, LoadLimits, MIN_DATAGRAM, Now, Output, Payload, PeerConfig, PeerId,
+    Random, RejoinLimits, RxActivity, SecretKey, Tunnel, TunnelControl,
 };
 
 const MS: u64 = 1_000_000;
@@ -148,4 +150,68 @@ fn a_lane_that_once_starved_asks_for_no_more_handshakes() {
     }
     assert_eq!(pair.initiations, 1);
     assert_eq!(pair.delivered, 600);
+}
+
+fn handshake_messages(control: &mut TunnelControl) -> Vec<Datagram> {
+    std::iter::from_fn(|| control.poll_output())
+        .filter_map(|output| match output {
+            Output::Transmit { datagram, .. } => Some(datagram),
+            _ => None,
+        })
+        .collect()
+}
+
+/// An answer that was on its way while the path changed says nothing about the new one.
+#[test]
+fn a_late_answer_does_not_raise_the_new_paths_mtu() {
+    let mut random = Seeded(6);
+    let [here, there, elsewhere] =
+        [2, 5, 9].map(|host| SocketAddr::from(([192, 0, 2, host], 6180)));
+    let now = Now {
+        mono: Instant::ORIGIN,
+        unix: Duration::from_secs(1_700_000_000),
+    };
+    let secrets = [
+        SecretKey::generate(&mut random),
+        SecretKey::generate(&mut random),
+    ];
+    let [mut one, mut two] = secrets
+        .clone()
+        .map(|secret| TunnelControl::new(secret, LoadLimits::default()));
+    let config = PeerConfig {
+        addresses: vec![there],
+        ..PeerConfig::causeway(secrets[1].public(), Dial::Always)
+    };
+    let peer = one.add_peer(now.mono, config);
+    let config = PeerConfig::causeway(secrets[0].public(), Dial::Never);
+    two.add_peer(now.mono, config);
+    one.handle_timeout(now, &mut random);
+    for datagram in handshake_messages(&mut one) {
+        two.handle_datagram(now, here, datagram.as_bytes(), &mut random)
+            .unwrap();
+    }
+    for datagram in handshake_messages(&mut two) {
+        one.handle_datagram(now, there, datagram.as_bytes(), &mut random)
+            .unwrap();
+    }
+    // Something comes, so the path is alive, and the first size is tried.
+    let heard = RxActivity {
+        last_received: Some(now.mono),
+        ..RxActivity::default()
+    };
+    one.report_received(now.mono, peer, heard);
+    one.handle_timeout(now, &mut random);
+    let probe = std::iter::from_fn(|| one.poll_output()).find_map(|output| match output {
+        Output::Word {
+            word: Word::Echo { token, size },
+            ..
+        } if size > 0 => Some((token, size)),
+        _ => None,
+    });
+    let (token, size) = probe.expect("the first size is tried");
+    let reply = Word::EchoReply { token, size };
+    let max = |control: &TunnelControl| control.status(now.mono, peer).unwrap().max_datagram;
+    one.moved(now.mono, peer, elsewhere);
+    one.control_word(now.mono, peer, reply);
+    assert_eq!(max(&one), MIN_DATAGRAM);
 }

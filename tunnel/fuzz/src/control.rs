@@ -2,6 +2,7 @@
 //! takes from a receiver a session that it still counts on.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tunnel::segment::Word;
@@ -44,6 +45,10 @@ struct End {
     /// Sessions the receivers were given and must not lose: name, when they end.
     held: Vec<(u32, Instant)>,
     ceiling: usize,
+    /// Where data goes.
+    address: Option<SocketAddr>,
+    /// Sizes probed since it goes there.
+    probed: Vec<usize>,
 }
 
 struct World {
@@ -159,6 +164,8 @@ impl World {
                 config,
                 peer,
                 held: Vec::new(),
+                address: None,
+                probed: Vec::new(),
             }
         };
         let ends = [end(0), end(1)];
@@ -364,6 +371,10 @@ impl World {
                     }
                     Output::MaxDatagram { bytes, .. } => {
                         assert!((MIN_DATAGRAM..=end.ceiling).contains(&bytes), "{bytes}");
+                        assert!(
+                            bytes == MIN_DATAGRAM || end.probed.contains(&bytes),
+                            "{bytes} were never tried on this path"
+                        );
                         for (sender, _) in &mut end.lanes {
                             sender.set_max_datagram(bytes);
                         }
@@ -377,6 +388,9 @@ impl World {
                     }
                     Output::Word { peer, word, pad_to } => {
                         assert!(pad_to <= end.ceiling);
+                        if pad_to > 0 {
+                            end.probed.push(pad_to);
+                        }
                         let sender = &mut end.lanes[0].0;
                         if let Ok(len) = sender.seal_control(now, word, pad_to, scratch) {
                             assert!(pad_to == 0 || len == pad_to);
@@ -384,7 +398,12 @@ impl World {
                             end.control.report_sent(now, peer, sender.activity());
                         }
                     }
-                    Output::Address { .. } | Output::Event { .. } => {}
+                    Output::Address { address, .. } => {
+                        if end.address.replace(address) != Some(address) {
+                            end.probed.clear();
+                        }
+                    }
+                    Output::Event { .. } => {}
                 }
             }
         }
@@ -458,6 +477,6 @@ impl World {
 
 fn ceiling(config: &PeerConfig) -> usize {
     config.pmtu.map_or(MIN_DATAGRAM, |pmtu| {
-        pmtu.ceiling.clamp(MIN_DATAGRAM, 65_535)
+        pmtu.ceiling.clamp(MIN_DATAGRAM, 65_507)
     })
 }
