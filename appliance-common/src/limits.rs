@@ -20,6 +20,8 @@ pub const MAX_PREFIXES: usize = 8;
 pub const MAX_VLAN_TAGS: usize = 2;
 /// IPv6 extension headers walked when looking for TCP to clamp its MSS.
 pub const MAX_EXTENSION_HEADERS: usize = 4;
+/// IPv6 extension headers that a datagram to the kernel's stack may have while there are encrypted tunnels.
+pub const MAX_STACK_HEADERS: usize = 8;
 /// TCP options walked when looking for the MSS option; 40 bytes of options hold at most this many
 /// that anybody sends before it.
 pub const MAX_TCP_OPTIONS: usize = 8;

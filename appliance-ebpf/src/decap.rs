@@ -21,7 +21,8 @@ use crate::{
     packet::{Outcome, Window, frame_len},
     secure, slow,
     tables::{
-        config, gateway, is_here, is_partial, is_provider, neighbour, network, prefix_of, tunnel,
+        config, gateway, is_here, is_partial, is_provider, is_secure, neighbour, network,
+        prefix_of, tunnel,
     },
 };
 
@@ -47,9 +48,11 @@ pub fn process(ctx: &XdpContext) -> Option<Outcome> {
 fn outer_ipv4(ctx: &XdpContext, config: &Config) -> Option<Outcome> {
     let ip = Window::<IPV4_LEN>::at(ctx, ETH_LEN)?;
     let destination = v4(ip.get::<u32, 16>());
+    let first = ip.get::<u8, 0>();
     if destination != words(config.local_v4)
         || ip.get::<u8, 9>() != IPPROTO_UDP
-        || ip.get::<u8, 0>() != 0x45
+        || first >> 4 != 4
+        || first < 0x45
     {
         return None;
     }
@@ -57,6 +60,11 @@ fn outer_ipv4(ctx: &XdpContext, config: &Config) -> Option<Outcome> {
     if fragment & 0x1fff != 0 {
         // Not the first: it has no ports, so it isn't provably ours.
         return None;
+    }
+    if first != 0x45 {
+        let udp = ETH_LEN as u32 + u32::from(first & 0x0f) * 4;
+        return (config.secure_port != 0 && secure::is_to(ctx, udp, config.secure_port.into()))
+            .then_some(Outcome::Drop(Counter::DropBadDatagram));
     }
     let udp = Window::<UDP_VXLAN>::at(ctx, ETH_LEN + IPV4_LEN);
     let port = Window::<UDP_LEN>::at(ctx, ETH_LEN + IPV4_LEN)?;
@@ -103,12 +111,15 @@ fn outer_ipv4(ctx: &XdpContext, config: &Config) -> Option<Outcome> {
 fn outer_ipv6(ctx: &XdpContext, config: &Config) -> Option<Outcome> {
     let ip = Window::<IPV6_LEN>::at(ctx, ETH_LEN)?;
     let destination = ip.get::<Words, 24>();
-    if destination != words(config.local_v6)
-        || destination == NONE
-        || ip.get::<u8, 0>() >> 4 != 6
-        || ip.get::<u8, 6>() != IPPROTO_UDP
-    {
+    if destination != words(config.local_v6) || destination == NONE || ip.get::<u8, 0>() >> 4 != 6 {
         return None;
+    }
+    let next = ip.get::<u8, 6>();
+    if next != IPPROTO_UDP {
+        const AT: u32 = (ETH_LEN + IPV6_LEN) as u32;
+        return (config.secure_port != 0
+            && secure::leads_to(ctx, AT, next.into(), config.secure_port.into()))
+        .then_some(Outcome::Drop(Counter::DropBadDatagram));
     }
     let port = Window::<UDP_LEN>::at(ctx, ETH_LEN + IPV6_LEN)?;
     let kind = kind(config, u16::from_be(port.get::<u16, 2>()))?;
@@ -200,6 +211,10 @@ fn open<const FROM: usize>(
     let Some(network) = network(slot) else {
         return Outcome::Drop(Counter::DropInconsistent);
     };
+    if is_secure(network) {
+        // Nothing in the clear: user space is about to take the entry away.
+        return Outcome::Drop(Counter::DropInconsistent);
+    }
     if !is_partial(network) {
         return Outcome::Drop(Counter::DropIdle);
     }

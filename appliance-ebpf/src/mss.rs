@@ -24,7 +24,7 @@ const DESTINATION_OPTIONS: u8 = 60;
 
 /// `N` bytes of the packet at `offset`, if they are there.
 #[inline(always)]
-fn load<const N: usize>(ctx: &XdpContext, offset: u32) -> Option<[u8; N]> {
+pub fn load<const N: usize>(ctx: &XdpContext, offset: u32) -> Option<[u8; N]> {
     let mut bytes = [0u8; N];
     // SAFETY: `bytes` has room for `N`.
     let failed = unsafe { bpf_xdp_load_bytes(ctx.ctx, offset, (&raw mut bytes).cast(), N as u32) };

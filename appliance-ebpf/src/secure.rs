@@ -7,13 +7,16 @@
 //!            else ..................................................... DROP, counted
 //! ```
 //!
+//! A datagram behind IP options, extension headers or a fragment header is "else": the kernel's stack
+//! would hand it to the daemon, past the limits.
+//!
 //! No curve arithmetic and no authentication is done for a datagram that is dropped here.
 
 use appliance_common::{
     counters::Counter,
-    limits::{HANDSHAKES_FROM_STRANGERS, HANDSHAKES_PER_SOURCE, MAX_QUEUES},
+    limits::{HANDSHAKES_FROM_STRANGERS, HANDSHAKES_PER_SOURCE, MAX_QUEUES, MAX_STACK_HEADERS},
     maps::{Bucket, NO_XSK},
-    wire::{SECURE_DATA_MIN, SEGMENT_IP, WORKER_HEADER_LEN},
+    wire::{IPPROTO_UDP, SECURE_DATA_MIN, SEGMENT_IP, WORKER_HEADER_LEN},
 };
 use aya_ebpf::{
     bindings::xdp_action,
@@ -25,6 +28,7 @@ use crate::{
     addr::{Words, bytes},
     encap::{Inner, trim},
     maps::{HANDSHAKE_BUDGET, HANDSHAKE_SOURCES, PEER_ADDRESSES, SESSIONS, XSKS},
+    mss::{is_extension, load},
     packet::{Outcome, Window},
 };
 
@@ -100,6 +104,46 @@ pub fn steer<const AT: usize>(ctx: &XdpContext, xsk: u16, len: usize, source: &W
     } else {
         Outcome::Drop(Counter::DropHandshakeRate)
     }
+}
+
+/// Whether the UDP header at `at` is to `port`, host byte order.
+///
+/// For a header behind IP options: the peers send none, but the kernel's stack would hand such a
+/// datagram to the daemon, past the limits here.
+#[inline(never)]
+pub fn is_to(ctx: &XdpContext, at: u32, port: u32) -> bool {
+    load::<2>(ctx, at + 2).is_some_and(|bytes| u32::from(u16::from_be_bytes(bytes)) == port)
+}
+
+/// Whether the IPv6 header at `at`, of type `next`, leads to a datagram to `port`, host byte order, that
+/// the kernel's stack would hand to the daemon, if need be with later fragments, past the limits here. So
+/// do more than [`MAX_STACK_HEADERS`] headers, which nobody sends. A later fragment does not: without the
+/// first it leads nowhere.
+#[inline(never)]
+pub fn leads_to(ctx: &XdpContext, at: u32, next: u32, port: u32) -> bool {
+    const FRAGMENT: u8 = 44;
+    let mut at = at;
+    let mut next = next as u8;
+    for _ in 0..MAX_STACK_HEADERS {
+        if next == IPPROTO_UDP {
+            return is_to(ctx, at, port);
+        }
+        if next != FRAGMENT && !is_extension(next) {
+            return false;
+        }
+        let Some([following, words, high, low]) = load::<4>(ctx, at) else {
+            return false;
+        };
+        if next != FRAGMENT {
+            at += (u32::from(words) + 1) * 8;
+        } else if u16::from_be_bytes([high, low]) & 0xfff8 == 0 {
+            at += 8;
+        } else {
+            return false;
+        }
+        next = following;
+    }
+    true
 }
 
 /// Whether a handshake message from `source` is within its share, and strangers together within theirs.
