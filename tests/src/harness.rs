@@ -8,24 +8,24 @@ use std::{
 };
 
 use appliance_common::{
-    addr::to_ip,
+    addr::{Address, to_ip},
     counters::Counter,
     events::{NeighbourEvent, SlowHeader},
     limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
     maps::{
-        Attachment, AttachmentKey, Config, Endpoint, HostKey, Neighbour, Network, NetworkStats,
-        Peer, Tenant, Tunnel, TunnelKey,
+        Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Neighbour, Network,
+        NetworkStats, Peer, PeerAddress, Session, SessionKey, Tenant, Tunnel, TunnelKey,
     },
 };
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{ProgramError, TestRun as _, TestRunOptions, Xdp},
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf, XskMap},
+    programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 
 use crate::{
     dump, skip,
-    world::{ACCESS, STRAY, TRUNK, UPLINK, World},
+    world::{ACCESS, STRAY, TRUNK, UPLINK, World, xsk_of},
 };
 
 /// Largest packet a program without fragments can be given: a page less the headroom for XDP and the
@@ -138,6 +138,12 @@ pub enum HarnessError {
         #[source]
         source: Box<ProgramError>,
     },
+    #[error("a socket for interface {ifindex}: {source}")]
+    Socket {
+        ifindex: u32,
+        #[source]
+        source: Box<xsk::Error>,
+    },
     #[error("map {name}: {source}")]
     Access {
         name: &'static str,
@@ -186,6 +192,7 @@ pub struct Harness {
     events: RingBuf<MapData>,
     slow: RingBuf<MapData>,
     out: Vec<u8>,
+    sockets: Vec<(xsk::Rx, xsk::Tx)>,
     /// What the maps were filled with.
     pub world: World,
 }
@@ -251,6 +258,7 @@ impl Harness {
             events,
             slow,
             out: vec![0; 4096],
+            sockets: Vec::new(),
             world: World::default(),
         };
         harness.fill(world)?;
@@ -282,8 +290,120 @@ impl Harness {
             .collect();
         self.hash("ENDPOINTS", &endpoints)?;
         self.hash("NEIGHBOURS", &world.neighbours)?;
+        let sessions: Vec<(SessionKey, _)> = world
+            .sessions
+            .iter()
+            .map(|k| (*k, Session { flags: 1 }))
+            .collect();
+        self.hash("SESSIONS", &sessions)?;
+        let peers: Vec<_> = world
+            .peer_addresses
+            .iter()
+            .map(|k| (*k, PeerAddress { flags: 1 }))
+            .collect();
+        self.hash("PEER_ADDRESSES", &peers)?;
         self.world = world;
         Ok(())
+    }
+
+    /// Binds an AF_XDP socket to each interface that has a place in `XSKS` and puts it there, as workers
+    /// do. They stay until [`Harness::close_sockets`].
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel refuses.
+    pub fn bind_sockets(&mut self) -> Result<(), HarnessError> {
+        for ifindex in [UPLINK, TRUNK, ACCESS] {
+            let bound = xsk::bind(&xsk::Config {
+                ifindex,
+                queue: 0,
+                rx_frames: 64,
+                tx_frames: 64,
+                frame_size: 4096,
+                memory: xsk::Memory::Copy,
+                busy_poll: None,
+            });
+            let (rx, tx) = bound.map_err(|source| HarnessError::Socket {
+                ifindex,
+                source: Box::new(source),
+            })?;
+            let mut map: XskMap<_> = self
+                .ebpf
+                .map_mut("XSKS")
+                .and_then(|m| m.try_into().ok())
+                .ok_or(HarnessError::Map("XSKS"))?;
+            map.set(u32::from(xsk_of(ifindex)), rx.fd(), 0)
+                .map_err(|e| access("XSKS", e))?;
+            self.sockets.push((rx, tx));
+        }
+        Ok(())
+    }
+
+    /// Closes the sockets; the kernel takes them out of `XSKS`.
+    pub fn close_sockets(&mut self) {
+        self.sockets.clear();
+    }
+
+    /// Runs a packet through a program once and does what the program says, as a driver would
+    /// (BPF_F_TEST_XDP_LIVE_FRAMES). Returns what the sockets received: interface and frame.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to run it.
+    pub fn live(
+        &mut self,
+        program: Program,
+        ifindex: u32,
+        packet: &[u8],
+    ) -> Result<Vec<(u32, Vec<u8>)>, HarnessError> {
+        let context = context(ifindex, 0, packet);
+        self.xdp(program)?
+            .test_run(TestRunOptions {
+                data_in: Some(packet),
+                ctx_in: Some(&context),
+                attrs: TestRunAttrs::new().xdp_live_frames(1),
+                ..TestRunOptions::default()
+            })
+            .map_err(|source| run_error(program, packet, source))?;
+        let mut received = Vec::new();
+        for (rx, _) in &mut self.sockets {
+            let from = rx.ifindex();
+            rx.receive(64, |frame| received.push((from, frame.to_vec())));
+        }
+        Ok(received)
+    }
+
+    fn xdp(&self, program: Program) -> Result<&Xdp, HarnessError> {
+        let name = program.name();
+        self.ebpf
+            .program(name)
+            .and_then(|p| p.try_into().ok())
+            .ok_or(HarnessError::Program(name))
+    }
+
+    /// Forgets the handshakes of all sources, and fills strangers' budget of every CPU.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a map operation.
+    pub fn forget_handshakes(&mut self) -> Result<(), HarnessError> {
+        self.hash::<Address, Bucket>("HANDSHAKE_SOURCES", &[])?;
+        let mut budget: PerCpuArray<_, Bucket> = self
+            .ebpf
+            .map_mut("HANDSHAKE_BUDGET")
+            .and_then(|m| m.try_into().ok())
+            .ok_or(HarnessError::Map("HANDSHAKE_BUDGET"))?;
+        let cpus = budget
+            .get(&0, 0)
+            .map_err(|e| access("HANDSHAKE_BUDGET", e))?
+            .len();
+        PerCpuValues::try_from(vec![Bucket::default(); cpus])
+            .map_err(|e| access("HANDSHAKE_BUDGET", e.into()))
+            .and_then(|full| {
+                budget
+                    .set(0, full, 0)
+                    .map_err(|e| access("HANDSHAKE_BUDGET", e))
+            })
     }
 
     fn array<V: Pod + Default>(
@@ -336,16 +456,27 @@ impl Harness {
         ifindex: u32,
         packet: &[u8],
     ) -> Result<(Action, &[u8]), HarnessError> {
-        let name = program.name();
+        self.run_on(program, ifindex, 0, packet)
+    }
+
+    /// As [`Harness::run`], on the receive queue `queue`; the interface must have it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to run it.
+    pub fn run_on(
+        &mut self,
+        program: Program,
+        ifindex: u32,
+        queue: u32,
+        packet: &[u8],
+    ) -> Result<(Action, &[u8]), HarnessError> {
+        let context = context(ifindex, queue, packet);
         let xdp: &Xdp = self
             .ebpf
-            .program(name)
+            .program(program.name())
             .and_then(|p| p.try_into().ok())
-            .ok_or(HarnessError::Program(name))?;
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let mut context = [0u8; 24];
-        context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
-        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+            .ok_or(HarnessError::Program(program.name()))?;
         let result = xdp
             .test_run(TestRunOptions {
                 data_in: Some(packet),
@@ -353,11 +484,7 @@ impl Harness {
                 ctx_in: Some(&context),
                 ..TestRunOptions::default()
             })
-            .map_err(|source| HarnessError::Run {
-                name,
-                len: packet.len(),
-                source: Box::new(source),
-            })?;
+            .map_err(|source| run_error(program, packet, source))?;
         Ok((
             result.return_value.into(),
             &self.out[..result.data_size_out as usize],
@@ -421,6 +548,8 @@ impl Harness {
             tunnels: self.read_hash::<TunnelKey, Tunnel>("TUNNELS"),
             endpoints: self.read_hash::<HostKey, Endpoint>("ENDPOINTS"),
             neighbours: self.read_hash::<HostKey, Neighbour>("NEIGHBOURS"),
+            sessions: self.read_hash::<SessionKey, Session>("SESSIONS"),
+            peer_addresses: self.read_hash::<Address, PeerAddress>("PEER_ADDRESSES"),
         }
     }
 
@@ -477,8 +606,8 @@ impl Harness {
         for (k, v) in &s.attachments {
             let _ = writeln!(
                 out,
-                "ATTACHMENTS if {} vlan {}.{} -> slot {} flags {} mac {:02x?}",
-                k.ifindex, k.outer, k.inner, v.network, v.flags, v.mac
+                "ATTACHMENTS if {} vlan {}.{} -> slot {} flags {} mac {:02x?} xsk {}",
+                k.ifindex, k.outer, k.inner, v.network, v.flags, v.mac, v.xsk
             );
         }
         for (i, n) in s.networks.iter().enumerate().filter(|(_, n)| n.flags != 0) {
@@ -529,6 +658,12 @@ impl Harness {
                 &v.l2[..usize::from(v.l2_len).min(22)]
             );
         }
+        for (k, _) in &s.sessions {
+            let _ = writeln!(out, "SESSIONS {k:#010x}");
+        }
+        for (k, _) in &s.peer_addresses {
+            let _ = writeln!(out, "PEER_ADDRESSES {}", to_ip(k));
+        }
         for (i, n) in self.counters() {
             let _ = writeln!(out, "COUNTERS {} = {n}", counter_name(i));
         }
@@ -560,6 +695,8 @@ pub struct Snapshot {
     pub tunnels: Vec<(TunnelKey, Tunnel)>,
     pub endpoints: Vec<(HostKey, Endpoint)>,
     pub neighbours: Vec<(HostKey, Neighbour)>,
+    pub sessions: Vec<(SessionKey, Session)>,
+    pub peer_addresses: Vec<(Address, PeerAddress)>,
 }
 
 impl Snapshot {
@@ -595,6 +732,23 @@ pub fn describe(error: &dyn std::error::Error) -> String {
     out
 }
 
+/// struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+fn context(ifindex: u32, queue: u32, packet: &[u8]) -> [u8; 24] {
+    let mut context = [0u8; 24];
+    context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+    context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+    context[16..20].copy_from_slice(&queue.to_ne_bytes());
+    context
+}
+
+fn run_error(program: Program, packet: &[u8], source: ProgramError) -> HarnessError {
+    HarnessError::Run {
+        name: program.name(),
+        len: packet.len(),
+        source: Box::new(source),
+    }
+}
+
 fn access(name: &'static str, source: aya::maps::MapError) -> HarnessError {
     HarnessError::Access {
         name,
@@ -612,12 +766,16 @@ fn take<T: TryFrom<aya::maps::Map>>(
 }
 
 /// Moves this thread to a network namespace with the interfaces that fixtures name. Bridges without
-/// ports serve: a test run only needs an index that exists and a receive queue.
+/// ports serve: a test run only needs an index that exists and a receive queue, and a socket one that
+/// is up.
 fn namespace() -> Result<(), HarnessError> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).map_err(HarnessError::Namespace)?;
     let mut batch = String::new();
     for index in [UPLINK, TRUNK, ACCESS, STRAY] {
-        let _ = writeln!(batch, "link add name t{index} index {index} type bridge");
+        let _ = writeln!(
+            batch,
+            "link add name t{index} index {index} up numrxqueues 70 type bridge"
+        );
     }
     let run = || -> std::io::Result<std::process::Output> {
         use std::io::Write as _;

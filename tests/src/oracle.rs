@@ -43,11 +43,17 @@ pub enum Kind {
     Decapsulated,
     /// To a host of the same network.
     Hairpinned,
+    /// To a worker, to be sealed.
+    ToSeal,
+    /// To a worker, to be opened.
+    ToOpen,
+    /// A handshake message, to the kernel.
+    Handshake,
 }
 
 impl Kind {
     /// All, in order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Passed,
         Self::Dropped,
         Self::ArpReply,
@@ -57,6 +63,9 @@ impl Kind {
         Self::Encapsulated,
         Self::Decapsulated,
         Self::Hairpinned,
+        Self::ToSeal,
+        Self::ToOpen,
+        Self::Handshake,
     ];
 }
 
@@ -146,11 +155,195 @@ pub fn check(
         Action::Drop => Ok(Kind::Dropped),
         Action::Pass => {
             ensure!(input == output, "passed, but changed");
-            Ok(Kind::Passed)
+            passed(world, input)
         }
-        Action::Tx | Action::Redirect => sent(world, ifindex, input, action, output),
+        Action::Tx | Action::Redirect => match worker(world, ifindex, input, action, output)? {
+            Some(kind) => Ok(kind),
+            None => sent(world, ifindex, input, action, output),
+        },
         Action::Aborted | Action::Unknown(_) => Err(format!("action {action:?}")),
     }
+}
+
+/// What the kernel gets: of what it would give to the daemon's socket, only handshake messages.
+fn passed(world: &World, input: &[u8]) -> Result<Kind, String> {
+    let Some(li) = l2(input) else {
+        return Ok(Kind::Passed);
+    };
+    let Some(udp) = secure_datagram(world, input, &li) else {
+        return Ok(Kind::Passed);
+    };
+    let message = udp.get(8..).unwrap_or(&[]);
+    let expected = match message.first() {
+        Some(1) => 148,
+        Some(2) => 92,
+        Some(3) => 64,
+        kind => return Err(format!("a datagram of type {kind:?} reaches the daemon")),
+    };
+    ensure!(
+        message.len() == expected && be16(udp, 4) == Some(udp.len() as u16),
+        "a handshake message of {} bytes reaches the daemon",
+        message.len()
+    );
+    ensure!(
+        message[1..4] == [0; 3],
+        "a handshake message with reserved bytes reaches the daemon"
+    );
+    ensure!(
+        input.get(li.l3) == Some(&0x45) || input.get(li.l3 + 6) == Some(&17),
+        "a handshake message behind options or extension headers reaches the daemon"
+    );
+    Ok(Kind::Handshake)
+}
+
+/// The UDP datagram, header included, if the kernel's stack would give it to the daemon's socket, now or
+/// with the fragments that follow it. UDP's checksum is not looked at.
+fn secure_datagram<'p>(world: &World, input: &'p [u8], li: &L2) -> Option<&'p [u8]> {
+    let config = &world.config;
+    let i = Ip::parse(li.ethertype, &input[li.l3..])?;
+    let local = if i.dst.is_ipv4() {
+        config.local_v4
+    } else {
+        config.local_v6
+    };
+    if li.tags != 0 || config.secure_port == 0 || local == UNSPECIFIED || from_ip(i.dst) != local {
+        return None;
+    }
+    if i.dst.is_ipv4() && i.frag & 0x1fff != 0 {
+        return None;
+    }
+    let body = &input[li.l3..li.l3 + i.len];
+    let (mut at, mut next) = (i.header, i.proto);
+    while i.dst.is_ipv6() && next != 17 {
+        match next {
+            0 | 43 | 60 => {
+                next = *body.get(at)?;
+                at += 8 + 8 * usize::from(*body.get(at + 1)?);
+            }
+            44 => {
+                if be16(body, at + 2)? & 0xfff8 != 0 {
+                    return None;
+                }
+                next = *body.get(at)?;
+                at += 8;
+            }
+            _ => return None,
+        }
+    }
+    (next == 17 && be16(body, at + 2)? == config.secure_port).then_some(body.get(at..)?)
+}
+
+/// Judges what goes to a worker; `None` is something else.
+fn worker(
+    world: &World,
+    ifindex: u32,
+    input: &[u8],
+    action: Action,
+    output: &[u8],
+) -> Result<Option<Kind>, String> {
+    let Some(li) = l2(input) else {
+        return Ok(None);
+    };
+    if let Some(udp) = secure_datagram(world, input, &li) {
+        return to_open(world, input, &li, udp, action, output).map(Some);
+    }
+    let Some((attachment, network)) = arrival(world, ifindex, &li) else {
+        return Ok(None);
+    };
+    let Some(i) = Ip::parse(li.ethertype, &input[li.l3..]) else {
+        return Ok(None);
+    };
+    // What stays on this side, and what is answered, is as in any other network.
+    if !secure(network) || action != Action::Redirect || here(world, network, i.dst) {
+        return Ok(None);
+    }
+    ensure!(
+        attachment.xsk != 0,
+        "redirected, and the port has no socket"
+    );
+    ensure!(partial(world, network), "to be sealed while idle");
+    ensure!(
+        mac_at(input, 0) == attachment.mac,
+        "to be sealed, and was not for us"
+    );
+    guard(world, network, i.src, i.dst, true)?;
+    ensure!(
+        i.len <= usize::from(network.mtu) || (i.dst.is_ipv4() && i.frag & 0x4000 == 0),
+        "{} bytes to be sealed, over the MTU {}, which its source must be told",
+        i.len,
+        network.mtu
+    );
+    ensure!(
+        output.len() == 16 + i.len,
+        "{} bytes to be sealed, not {}",
+        output.len(),
+        16 + i.len
+    );
+    ensure!(
+        output[..4] == attachment.network.to_ne_bytes(),
+        "to be sealed for slot {:02x?}",
+        &output[..4]
+    );
+    ensure!(
+        be32(output, 8) == Some(1 << 24 | network.vni) && output[12..16] == [0; 4],
+        "segment header {:02x?}",
+        &output[8..16]
+    );
+    carried(&input[li.l3..li.l3 + i.len], &output[16..], network)?;
+    Ok(Some(Kind::ToSeal))
+}
+
+/// A datagram to the encrypted tunnels' port, sent somewhere: to a worker, if it is a data message of a
+/// session that it knows.
+fn to_open(
+    world: &World,
+    input: &[u8],
+    li: &L2,
+    udp: &[u8],
+    action: Action,
+    output: &[u8],
+) -> Result<Kind, String> {
+    ensure!(action == Action::Redirect, "to be opened by {action:?}");
+    ensure!(
+        world.config.uplink_xsk != 0,
+        "to be opened, and the uplink has no socket"
+    );
+    ensure!(input == output, "to be opened, but changed");
+    // Else a worker could not tell it from a packet to be sealed.
+    ensure!(
+        matches!(li.ethertype, 0x0800 | 0x86dd) && li.l3 == 14,
+        "to be opened, of type {:04x}",
+        li.ethertype
+    );
+    let at = if li.ethertype == 0x0800 {
+        ensure!(input[14] == 0x45, "to be opened, with IP options");
+        ensure!(
+            be16(input, 20).unwrap_or(0) & 0x3fff == 0,
+            "a fragment to be opened"
+        );
+        34
+    } else {
+        ensure!(input[20] == 17, "to be opened, with extension headers");
+        54
+    };
+    ensure!(input[at..].starts_with(udp), "another datagram");
+    ensure!(
+        be16(udp, 4) == Some(udp.len() as u16),
+        "to be opened, with a UDP length that lies"
+    );
+    let message = &udp[8..];
+    ensure!(message.len() >= 32, "{} bytes to be opened", message.len());
+    ensure!(
+        message[0] == 4 && message[1] < 2 && message[2..4] == [0, 0],
+        "to be opened: {:02x?}",
+        &message[..4]
+    );
+    let index = be32(message, 4).unwrap_or(0).swap_bytes();
+    ensure!(
+        world.sessions.contains(&index),
+        "to be opened, of session {index:#x}"
+    );
+    Ok(Kind::ToOpen)
 }
 
 fn sent(
@@ -257,6 +450,10 @@ fn provider(network: &Network) -> bool {
     network.flags & network_flags::PROVIDER != 0
 }
 
+fn secure(network: &Network) -> bool {
+    network.flags & network_flags::SECURE != 0
+}
+
 fn partial(world: &World, network: &Network) -> bool {
     world
         .tenants
@@ -340,6 +537,10 @@ fn encapsulated(
 ) -> Result<Kind, String> {
     let i = Ip::parse(li.ethertype, &input[li.l3..]).ok_or("encapsulated a malformed packet")?;
     let body = &input[li.l3..li.l3 + i.len];
+    ensure!(
+        !secure(network),
+        "encapsulated in the clear, for an encrypted network"
+    );
     ensure!(partial(world, network), "encapsulated while idle");
     ensure!(
         mac_at(input, 0) == attachment.mac,
@@ -472,6 +673,10 @@ fn decapsulated(
         .ok_or("decapsulated a stranger's datagram")?;
     let network = &world.networks[tunnel.network as usize];
     ensure!(network.vni == vni, "the tunnel leads to another network");
+    ensure!(
+        !secure(network),
+        "decapsulated in the clear, for an encrypted network"
+    );
     ensure!(partial(world, network), "decapsulated while idle");
     let inner = &input[udp + 16..udp + udp_len];
     let ethertype = be16(inner, 12).ok_or("truncated inner frame")?;
@@ -953,7 +1158,7 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
             match SlowReason::from_u16(header.reason) {
                 Some(SlowReason::Split) => {
                     ensure!(
-                        i.dst.is_ipv4() && i.frag & 0x4000 == 0,
+                        !secure(network) && i.dst.is_ipv4() && i.frag & 0x4000 == 0,
                         "to be split, and must not be"
                     );
                     ensure!(

@@ -13,14 +13,17 @@
 //! ```
 //!
 //! At the provider, net1 and net2 have the same prefixes, endpoints and gateway.
+//!
+//! [`World::encrypted`] is either of them with all networks encrypted but net2, and sockets' places for
+//! every interface.
 
 use std::net::IpAddr;
 
 use appliance_common::{
     addr::{Address, Prefix, UNSPECIFIED, from_ip},
     maps::{
-        Attachment, AttachmentKey, Config, HostKey, Mode, Neighbour, Network, Peer, SCHEMA_VERSION,
-        Tenant, Tunnel, TunnelKey, attachment_flags, network_flags,
+        Attachment, AttachmentKey, Config, HostKey, Mode, NO_XSK, Neighbour, Network, Peer,
+        SCHEMA_VERSION, Tenant, Tunnel, TunnelKey, attachment_flags, network_flags,
     },
 };
 
@@ -65,6 +68,10 @@ pub const NET2T: u32 = 1002;
 
 /// UDP port of the tunnels.
 pub const PORT: u16 = 4789;
+/// UDP port of the encrypted tunnels.
+pub const SECURE_PORT: u16 = 6180;
+/// The session indices that workers know, in [`World::encrypted`].
+pub const SESSIONS: [u32; 3] = [1, 0x0102_0304, 0xffff_fff0];
 /// Largest packet of the networks over IPv4.
 pub const MTU: u16 = 1450;
 
@@ -98,6 +105,21 @@ pub struct World {
     pub endpoints: Vec<HostKey>,
     /// `NEIGHBOURS`.
     pub neighbours: Vec<(HostKey, Neighbour)>,
+    /// `SESSIONS`.
+    pub sessions: Vec<u32>,
+    /// `PEER_ADDRESSES`.
+    pub peer_addresses: Vec<Address>,
+}
+
+/// Where the sockets of an interface are in `XSKS`.
+#[must_use]
+pub const fn xsk_of(ifindex: u32) -> u16 {
+    match ifindex {
+        UPLINK => 1,
+        TRUNK => 65,
+        ACCESS => 129,
+        _ => NO_XSK,
+    }
 }
 
 /// A network to add to a world.
@@ -222,7 +244,7 @@ impl World {
                 network,
                 flags: attachment_flags::ACTIVE | if host { attachment_flags::HOST } else { 0 },
                 mac,
-                xsk: appliance_common::maps::NO_XSK,
+                xsk: NO_XSK,
             },
         ));
     }
@@ -262,6 +284,33 @@ impl World {
         for tenant in &mut self.tenants {
             tenant.mode = Mode::Idle as u32;
         }
+        self
+    }
+
+    /// The same world with encrypted tunnels beside the plain one of net2: as the daemon writes it, an
+    /// encrypted network has no entry in `TUNNELS`. The peers' addresses are known but for [`TENANT2`].
+    #[must_use]
+    pub fn encrypted(mut self) -> Self {
+        self.config.secure_port = SECURE_PORT;
+        self.config.uplink_xsk = xsk_of(UPLINK);
+        for (key, attachment) in &mut self.attachments {
+            attachment.xsk = xsk_of(key.ifindex);
+        }
+        for network in &mut self.networks {
+            if ![NET2, NET2T].contains(&network.vni) {
+                network.flags |= network_flags::SECURE;
+            }
+        }
+        let networks = &self.networks;
+        self.tunnels
+            .retain(|(_, t)| networks[t.network as usize].flags & network_flags::SECURE == 0);
+        self.sessions = SESSIONS.to_vec();
+        let peers = if self.networks.iter().any(|n| n.vni == NET2T) {
+            &[PROVIDER, PROVIDER6][..]
+        } else {
+            &[TENANT, TENANT6]
+        };
+        self.peer_addresses = peers.iter().map(|text| address(text)).collect();
         self
     }
 
@@ -472,4 +521,48 @@ pub fn expect_tunnelled(got: &[u8], from: &str, to: &str, vni: u32, l3: &[u8]) -
     let port = crate::packet::be16(got, udp).unwrap_or(0);
     let outer = crate::packet::udp_no_checksum(ip(from), ip(to), port, PORT, &vxlan);
     crate::packet::frame(NEXT_HOP_MAC, UPLINK_MAC, &[], &outer)
+}
+
+/// What a packet handed to a worker to be sealed must be, byte for byte, but for the hash of its flow,
+/// which is taken from `got`.
+#[must_use]
+pub fn expect_to_seal(got: &[u8], slot: u32, vni: u32, l3: &[u8]) -> Vec<u8> {
+    let mut out = slot.to_ne_bytes().to_vec();
+    out.extend_from_slice(got.get(4..8).unwrap_or(&[0; 4]));
+    out.push(1);
+    out.extend_from_slice(&vni.to_be_bytes()[1..]);
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(l3);
+    out
+}
+
+/// A datagram as a peer sends it to the port of our encrypted tunnels.
+#[must_use]
+pub fn datagram(from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
+    let l3 = crate::packet::udp(ip(from), ip(to), SECURE_PORT, SECURE_PORT, payload);
+    crate::packet::frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &l3)
+}
+
+/// A message of `kind` (WireGuard white paper, sections 5.4.2 to 5.4.7): of a handshake with its one
+/// length; else with 64 bytes of content, and the index 1 of a session.
+#[must_use]
+pub fn message(kind: u8) -> Vec<u8> {
+    let mut out = match kind {
+        1 => vec![0x5a; 148],
+        2 => vec![0x5a; 92],
+        3 => vec![0x5a; 64],
+        _ => data(1, 64),
+    };
+    out[..4].copy_from_slice(&[kind, 0, 0, 0]);
+    out
+}
+
+/// A data message (type 4) of session `index` with `len` bytes of content, cipher 0, counter 7.
+#[must_use]
+pub fn data(index: u32, len: usize) -> Vec<u8> {
+    let mut out = vec![4, 0, 0, 0];
+    out.extend_from_slice(&index.to_le_bytes());
+    out.extend_from_slice(&7u64.to_le_bytes());
+    out.resize(16 + len + 16, 0xc3);
+    out
 }
