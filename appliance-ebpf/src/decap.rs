@@ -117,8 +117,9 @@ fn outer_ipv6(ctx: &XdpContext, config: &Config) -> Option<Outcome> {
     let next = ip.get::<u8, 6>();
     if next != IPPROTO_UDP {
         const AT: u32 = (ETH_LEN + IPV6_LEN) as u32;
+        let end = AT + u32::from(u16::from_be(ip.get::<u16, 4>()));
         return (config.secure_port != 0
-            && secure::leads_to(ctx, AT, next.into(), config.secure_port.into()))
+            && secure::leads_to::<AT>(ctx, next.into(), config.secure_port.into(), end))
         .then_some(Outcome::Drop(Counter::DropBadDatagram));
     }
     let port = Window::<UDP_LEN>::at(ctx, ETH_LEN + IPV6_LEN)?;

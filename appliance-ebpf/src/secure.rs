@@ -115,24 +115,29 @@ pub fn is_to(ctx: &XdpContext, at: u32, port: u32) -> bool {
     load::<2>(ctx, at + 2).is_some_and(|bytes| u32::from(u16::from_be_bytes(bytes)) == port)
 }
 
-/// Whether the IPv6 header at `at`, of type `next`, leads to a datagram to `port`, host byte order, that
-/// the kernel's stack would hand to the daemon, if need be with later fragments, past the limits here. So
-/// do more than [`MAX_STACK_HEADERS`] headers, which nobody sends. A later fragment does not: without the
-/// first it leads nowhere.
+/// Whether the IPv6 header at `AT`, of type `next`, leads to a datagram to `port`, host byte order, that
+/// the kernel's stack might hand to the daemon, if need be with later fragments, past the limits here. So
+/// might a packet that ends, at `end`, before its headers do, and one with more than
+/// [`MAX_STACK_HEADERS`], which nobody sends. A later fragment might not: without the first it leads
+/// nowhere.
 #[inline(never)]
-pub fn leads_to(ctx: &XdpContext, at: u32, next: u32, port: u32) -> bool {
+pub fn leads_to<const AT: u32>(ctx: &XdpContext, next: u32, port: u32, end: u32) -> bool {
     const FRAGMENT: u8 = 44;
-    let mut at = at;
+    let mut at = AT;
     let mut next = next as u8;
     for _ in 0..MAX_STACK_HEADERS {
+        if next != IPPROTO_UDP && next != FRAGMENT && !is_extension(next) {
+            return false;
+        }
+        // Each of them, and UDP's, has at least eight bytes.
+        if at + 8 > end {
+            return true;
+        }
         if next == IPPROTO_UDP {
             return is_to(ctx, at, port);
         }
-        if next != FRAGMENT && !is_extension(next) {
-            return false;
-        }
         let Some([following, words, high, low]) = load::<4>(ctx, at) else {
-            return false;
+            return true;
         };
         if next != FRAGMENT {
             at += (u32::from(words) + 1) * 8;

@@ -230,7 +230,8 @@ fn secure_datagram<'p>(world: &World, input: &'p [u8], li: &L2) -> Option<&'p [u
             _ => return None,
         }
     }
-    (next == 17 && be16(body, at + 2)? == config.secure_port).then_some(body.get(at..)?)
+    let udp = body.get(at..).filter(|udp| udp.len() >= 8)?;
+    (next == 17 && be16(udp, 2)? == config.secure_port).then_some(udp)
 }
 
 /// Judges what goes to a worker; `None` is something else.
@@ -244,13 +245,22 @@ fn worker(
     let Some(li) = l2(input) else {
         return Ok(None);
     };
-    if let Some(udp) = secure_datagram(world, input, &li) {
-        return to_open(world, input, &li, udp, action, output).map(Some);
+    let arrival = arrival(world, ifindex, &li);
+    let i = Ip::parse(li.ethertype, &input[li.l3..]);
+    // A host may send to our tunnels' ports through its tunnel, so the frame out says what it was taken for.
+    let sealed = arrival.is_some_and(|(_, network)| {
+        be32(output, 8) == Some(1 << 24 | network.vni)
+            && i.is_some_and(|i| output.len() == 16 + i.len)
+    });
+    if !sealed {
+        if let Some(udp) = secure_datagram(world, input, &li) {
+            return to_open(world, input, &li, udp, action, output).map(Some);
+        }
+        if is_tunnel_datagram(world, input, &li) {
+            return Ok(None);
+        }
     }
-    let Some((attachment, network)) = arrival(world, ifindex, &li) else {
-        return Ok(None);
-    };
-    let Some(i) = Ip::parse(li.ethertype, &input[li.l3..]) else {
+    let (Some((attachment, network)), Some(i)) = (arrival, i) else {
         return Ok(None);
     };
     // What stays on this side, and what is answered, is as in any other network.

@@ -735,6 +735,42 @@ fn datagrams(from: &str, to: &str) -> Vec<(String, Vec<u8>, Fate)> {
                     behind(0, &[&[44, 0, 1, 4, 0, 0, 0, 0], &fragment(17, 1)]),
                     bad,
                 );
+                let hop = [44, 0, 1, 4, 0, 0, 0, 0];
+                let ends_early = on(&ip_packet(
+                    source,
+                    target,
+                    0,
+                    &[hop, fragment(60, 1), udp_next].concat(),
+                ));
+                also(
+                    "a first fragment that ends before UDP begins",
+                    ends_early.clone(),
+                    bad,
+                );
+                also(
+                    "the same, and a trailer that looks like UDP to elsewhere",
+                    [&ends_early[..], &[0, 9, 0, 9, 0, 8, 0, 0]].concat(),
+                    bad,
+                );
+                also(
+                    "cut in its options",
+                    on(&ip_packet(source, target, 60, &[17, 1, 1, 4, 0, 0, 0, 0])),
+                    bad,
+                );
+                also(
+                    "options, and to the next port",
+                    on(&ip_packet(
+                        source,
+                        target,
+                        60,
+                        &[
+                            &udp_next[..],
+                            &udp_segment(source, target, 1, SECURE_PORT + 1, &[]),
+                        ]
+                        .concat(),
+                    )),
+                    Passed,
+                );
                 also(
                     "no next header",
                     on(&ip_packet(source, target, 59, &segment)),
