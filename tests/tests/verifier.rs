@@ -38,8 +38,14 @@ const MAPS: [&str; 17] = [
 /// Most memory of all maps, bytes, on a machine of up to 64 CPUs: the per-CPU maps take 128 KiB for each.
 const MEMORY_BUDGET: u64 = 64 << 20;
 
+/// Held by each test: the maps are found by the process's descriptors, so only one set may be open.
+static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[test]
 fn programs_stay_within_their_budgets() {
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };
@@ -88,6 +94,9 @@ fn programs_stay_within_their_budgets() {
 
 #[test]
 fn maps_stay_within_their_memory_budget() {
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some(_h) = Harness::new(World::provider()) else {
         return;
     };
