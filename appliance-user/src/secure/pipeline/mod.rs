@@ -696,4 +696,6 @@ fn waits(
 }
 
 #[cfg(test)]
+mod pair;
+#[cfg(test)]
 mod tests;

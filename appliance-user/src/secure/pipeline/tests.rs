@@ -1,305 +1,11 @@
-//! Two pipelines and two control halves, joined by lists of frames.
+//! What the pipeline does with frames, one behaviour a test.
 
-use std::net::{IpAddr, SocketAddr};
+use appliance_common::{maps::Mode, wire::mss_for};
 
-use appliance_common::{
-    addr::from_ip,
-    maps::{Endpoint, Mode, network_flags},
-    wire::{SEGMENT_IP, mss_for},
+use super::{
+    pair::{ACCESS, UPLINK, VNI, address, at, join, joined, packet, pair},
+    *,
 };
-use tunnel::{Dial, LoadLimits, Now, Output, PeerConfig, PeerId, Random, SecretKey, TunnelControl};
-
-use super::*;
-use crate::config::Net;
-
-const UPLINK: u32 = 2;
-const ACCESS: u32 = 3;
-const VNI: u32 = 1001;
-
-/// A seeded generator (SplitMix64).
-struct Seeded(u64);
-
-impl Random for Seeded {
-    fn fill(&mut self, out: &mut [u8]) {
-        for chunk in out.chunks_mut(8) {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            let bytes = (z ^ (z >> 31)).to_le_bytes();
-            chunk.copy_from_slice(&bytes[..chunk.len()]);
-        }
-    }
-}
-
-#[derive(Default)]
-struct Memory {
-    frames: Vec<(u32, Vec<u8>)>,
-    events: Vec<Event>,
-    waiting: Vec<(SlowHeader, Vec<u8>)>,
-    full: bool,
-}
-
-impl Wire for Memory {
-    fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent {
-        if self.full {
-            return Sent::Full;
-        }
-        let mut frame = vec![0xee; 2048];
-        match write(&mut frame) {
-            Some(len) => {
-                frame.truncate(len);
-                self.frames.push((ifindex, frame));
-                Sent::Queued
-            }
-            None => Sent::Abandoned,
-        }
-    }
-
-    fn event(&mut self, event: Event) {
-        self.events.push(event);
-    }
-
-    fn unresolved(&mut self, header: &SlowHeader, packet: &[u8]) -> bool {
-        self.waiting.push((*header, packet.to_vec()));
-        true
-    }
-}
-
-/// One appliance.
-struct Side {
-    control: TunnelControl,
-    id: PeerId,
-    pipeline: Pipeline,
-    counted: Arc<Counted>,
-    wire: Memory,
-    address: SocketAddr,
-    handshakes: Vec<Vec<u8>>,
-}
-
-fn address(text: &str) -> Address {
-    from_ip(text.parse().expect("an address"))
-}
-
-fn at(ms: u64) -> Now {
-    let mono = Instant::from_nanos(1_000_000_000 + ms * 1_000_000);
-    Now {
-        mono,
-        unix: std::time::Duration::from_millis(1_700_000_000_000 + ms),
-    }
-}
-
-impl Side {
-    fn new(provider: bool, secret: SecretKey, peer: PeerConfig, addresses: [&str; 2]) -> Self {
-        let counted = Arc::new(Counted::default());
-        let mut pipeline = Pipeline::new(7, Arc::clone(&counted));
-        let mut wire = Memory::default();
-        let mut network = Network {
-            vni: VNI,
-            tenant: 0,
-            peer: 0,
-            flags: network_flags::ACTIVE
-                | network_flags::SECURE
-                | if provider { network_flags::PROVIDER } else { 0 },
-            mtu: 1432,
-            prefix_count: 2,
-            gateway_v4: address("10.1.0.1"),
-            ..Network::default()
-        };
-        for (place, (net, length)) in network
-            .prefixes
-            .iter_mut()
-            .zip([("10.1.0.0", 24), ("2001:db8:1::", 64)])
-        {
-            let net = Net {
-                address: net.parse().expect("an address"),
-                length,
-            };
-            *place = net.prefix();
-        }
-        let local: SocketAddr = addresses[0].parse().expect("an address");
-        let remote = addresses[1].parse().expect("an address");
-        let outer = Outer::new(UPLINK, [9; 6], [8; 6], local, remote).expect("one family");
-        let host = |text: &str| HostKey {
-            vni: VNI,
-            address: address(text),
-        };
-        let mut commands = vec![
-            Command::Network(4, Some(Box::new(network))),
-            Command::Tenant(
-                0,
-                Tenant {
-                    mode: Mode::Partial as u32,
-                    epoch: 1,
-                },
-            ),
-            Command::Peer(0, Some(Box::new(Lane::appliance()))),
-            Command::Outer(0, Some(Box::new(outer))),
-            Command::MaxDatagram(0, 1472),
-        ];
-        let _ = Endpoint::default();
-        for endpoint in ["10.1.0.10", "2001:db8:1::10"] {
-            commands.push(Command::Endpoint(host(endpoint), true));
-        }
-        let here = if provider {
-            ["10.1.0.10", "2001:db8:1::10"]
-        } else {
-            ["10.1.0.11", "2001:db8:1::11"]
-        };
-        for (last, text) in (1..).zip(here) {
-            let vlan = if provider { 101 } else { 0 };
-            let neighbour = Neighbour::new(ACCESS, [2, 0, 0, 0, 0, last], [4; 6], vlan, 0, 0x8100);
-            commands.push(Command::Neighbour(host(text), Some(Box::new(neighbour))));
-        }
-        for command in commands {
-            pipeline.command(at(0).mono, command, &mut wire);
-        }
-        let mut control = TunnelControl::new(secret, LoadLimits::default());
-        let id = control.add_peer(at(0).mono, peer);
-        Self {
-            control,
-            id,
-            pipeline,
-            counted,
-            wire,
-            address: local,
-            handshakes: Vec::new(),
-        }
-    }
-
-    fn drive(&mut self, now: Now) {
-        let mut random = Seeded(u64::from(self.address.port()) + now.mono.as_nanos());
-        self.control.handle_timeout(now, &mut random);
-        for event in std::mem::take(&mut self.wire.events) {
-            match event {
-                Event::Confirmed { index, .. } => {
-                    self.control.confirmed(now.mono, self.id, index);
-                }
-                Event::Moved { address, .. } => self.control.moved(now.mono, self.id, address),
-                Event::Word { word, .. } => self.control.control_word(now.mono, self.id, word),
-                Event::Report { .. } | Event::Used { .. } => {}
-            }
-        }
-        while let Some(output) = self.control.poll_output() {
-            let command = match output {
-                Output::Transmit { datagram, .. } => {
-                    self.handshakes.push(datagram.as_bytes().to_vec());
-                    continue;
-                }
-                Output::Receive { session, .. } => Command::Receive(0, session),
-                Output::Send { session, .. } => Command::Send(0, Box::new(session)),
-                Output::Keepalive { .. } => Command::Keepalive(0),
-                _ => continue,
-            };
-            self.pipeline.command(now.mono, command, &mut self.wire);
-        }
-    }
-
-    fn take(&mut self) -> Vec<(u32, Vec<u8>)> {
-        std::mem::take(&mut self.wire.frames)
-    }
-
-    fn open(&mut self, now: Now, frames: Vec<(u32, Vec<u8>)>) {
-        for (_, mut frame) in frames {
-            self.pipeline.frame(now.mono, &mut frame, &mut self.wire);
-        }
-    }
-
-    /// What the programs hand over for a packet of the network.
-    fn seal(&mut self, now: Now, packet: &[u8]) {
-        let mut frame = Vec::new();
-        frame.extend_from_slice(&4_u32.to_ne_bytes());
-        frame.extend_from_slice(&[0; 4]);
-        frame.extend_from_slice(&((u32::from(SEGMENT_IP) << 24) | VNI).to_be_bytes());
-        frame.extend_from_slice(&[0; 4]);
-        frame.extend_from_slice(packet);
-        self.pipeline.frame(now.mono, &mut frame, &mut self.wire);
-    }
-
-    fn count(&self, counter: Counter) -> u64 {
-        self.counted.counter(counter)
-    }
-}
-
-/// A tenant's and a provider's side with a session between them.
-fn pair() -> (Side, Side) {
-    joined(["198.51.100.5:6180", "203.0.113.5:6180"])
-}
-
-fn joined(addresses: [&str; 2]) -> (Side, Side) {
-    let (a, b) = (
-        SecretKey::from_bytes(&[1; 32]),
-        SecretKey::from_bytes(&[2; 32]),
-    );
-    let (of_a, of_b) = (a.public(), b.public());
-    let to_provider = PeerConfig {
-        addresses: vec![addresses[1].parse().expect("an address")],
-        ..PeerConfig::causeway(of_b, Dial::Always)
-    };
-    let mut tenant = Side::new(false, a, to_provider, addresses);
-    let mut provider = Side::new(
-        true,
-        b,
-        PeerConfig::causeway(of_a, Dial::Never),
-        [addresses[1], addresses[0]],
-    );
-    for step in 0..4 {
-        join(&mut tenant, &mut provider, at(step));
-    }
-    (tenant, provider)
-}
-
-/// Carries handshakes and frames between the two until there are no more.
-fn join(tenant: &mut Side, provider: &mut Side, now: Now) {
-    for step in 0..4 {
-        tenant.drive(now);
-        provider.drive(now);
-        let mut random = Seeded(step + now.mono.as_nanos());
-        for message in std::mem::take(&mut tenant.handshakes) {
-            let handled =
-                provider
-                    .control
-                    .handle_datagram(now, tenant.address, &message, &mut random);
-            handled.expect("an honest handshake");
-        }
-        for message in std::mem::take(&mut provider.handshakes) {
-            let handled =
-                tenant
-                    .control
-                    .handle_datagram(now, provider.address, &message, &mut random);
-            handled.expect("an honest handshake");
-        }
-        let frames = tenant.take();
-        provider.open(now, frames);
-        let (out, delivered) = provider
-            .take()
-            .into_iter()
-            .partition(|(ifindex, _)| *ifindex == UPLINK);
-        tenant.open(now, out);
-        provider.wire.frames = delivered;
-    }
-}
-
-fn packet(from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
-    let builder = match (
-        from.parse::<IpAddr>().expect("an address"),
-        to.parse::<IpAddr>().expect("an address"),
-    ) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            etherparse::PacketBuilder::ipv4(from.octets(), to.octets(), 64)
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            etherparse::PacketBuilder::ipv6(from.octets(), to.octets(), 64)
-        }
-        _ => panic!("two families"),
-    };
-    let mut out = Vec::new();
-    builder
-        .udp(1000, 2000)
-        .write(&mut out, payload)
-        .expect("a packet");
-    out
-}
 
 #[test]
 fn a_packet_crosses_byte_for_byte() {
@@ -493,4 +199,279 @@ fn without_a_session_a_segment_waits_for_the_next_for_two_minutes_at_most() {
             wanted
         );
     }
+}
+
+/// What a tenant's machine sends, sealed; nothing of it may come out at the provider.
+fn refused(packet: &[u8], reason: Counter) {
+    let (mut tenant, mut provider) = pair();
+    tenant.seal(at(10), packet);
+    let frames = tenant.take();
+    assert_eq!(frames.len(), 1, "{reason:?}: the sender carries it");
+    provider.open(at(11), frames);
+    assert!(provider.take().is_empty(), "{reason:?}: came out");
+    assert_eq!(provider.count(reason), 1, "{reason:?}");
+}
+
+#[test]
+fn what_comes_out_is_checked_as_in_the_programs() {
+    let from = "10.1.0.11";
+    for (packet, reason) in [
+        // From an address of this side.
+        (
+            packet("10.1.0.10", "10.1.0.10", b"x"),
+            Counter::DropInnerSource,
+        ),
+        // To an address of the other side.
+        (packet(from, "10.1.0.12", b"x"), Counter::DropSplitHorizon),
+        (packet(from, "10.1.0.255", b"x"), Counter::DropNotCarried),
+        (packet(from, "10.1.0.0", b"x"), Counter::DropNotCarried),
+        (packet(from, "224.0.0.1", b"x"), Counter::DropNotCarried),
+        (
+            packet("127.0.0.1", "10.1.0.10", b"x"),
+            Counter::DropInnerSource,
+        ),
+        (
+            packet("169.254.1.1", "10.1.0.10", b"x"),
+            Counter::DropLinkLocal,
+        ),
+        (
+            packet("fe80::1", "2001:db8:1::10", b"x"),
+            Counter::DropLinkLocal,
+        ),
+        (
+            packet("2001:db8:1::11", "ff02::1", b"x"),
+            Counter::DropNotCarried,
+        ),
+        (
+            packet("::1", "2001:db8:1::10", b"x"),
+            Counter::DropInnerSource,
+        ),
+    ] {
+        refused(&packet, reason);
+    }
+    let mut short = packet(from, "10.1.0.10", b"shorter than it says");
+    short.truncate(30);
+    refused(&short, Counter::DropMalformed);
+    // Neighbour discovery, bare and behind an extension header.
+    let mut discovery = packet("2001:db8:1::11", "2001:db8:1::10", &[0; 24]);
+    discovery[6] = 58;
+    discovery[40] = 135;
+    refused(&discovery, Counter::DropNotCarried);
+    let mut behind = packet("2001:db8:1::11", "2001:db8:1::10", &[0; 24]);
+    behind[6] = 60;
+    behind[40..42].copy_from_slice(&[58, 0]);
+    behind[48] = 136;
+    refused(&behind, Counter::DropNotCarried);
+}
+
+#[test]
+fn an_idle_tenant_s_packets_go_nowhere() {
+    let idle = |side: &mut super::pair::Side| {
+        let tenant = Tenant {
+            mode: Mode::Idle as u32,
+            epoch: 2,
+        };
+        side.pipeline
+            .command(at(5).mono, Command::Tenant(0, tenant), &mut side.wire);
+    };
+    let (mut tenant, mut provider) = pair();
+    idle(&mut provider);
+    tenant.seal(at(10), &packet("10.1.0.11", "10.1.0.10", b"x"));
+    let frames = tenant.take();
+    provider.open(at(11), frames);
+    assert_eq!(provider.count(Counter::DropIdle), 1);
+    idle(&mut tenant);
+    tenant.seal(at(12), &packet("10.1.0.11", "10.1.0.10", b"x"));
+    assert_eq!(tenant.count(Counter::DropIdle), 1);
+    assert!(tenant.take().is_empty() && provider.take().is_empty());
+}
+
+#[test]
+fn a_peer_has_no_part_in_another_peer_s_network() {
+    let (mut tenant, mut provider) = pair();
+    // A second tenant's network at the provider, of another peer, with the same subnet.
+    let mut network = Network {
+        vni: 2001,
+        tenant: 1,
+        peer: 7,
+        flags: appliance_common::maps::network_flags::ACTIVE
+            | appliance_common::maps::network_flags::SECURE
+            | appliance_common::maps::network_flags::PROVIDER,
+        mtu: 1432,
+        ..Network::default()
+    };
+    network.prefix_count = 0;
+    let partial = Tenant {
+        mode: Mode::Partial as u32,
+        epoch: 1,
+    };
+    let host = HostKey {
+        vni: 2001,
+        address: address("10.1.0.10"),
+    };
+    for command in [
+        Command::Network(9, Some(Box::new(network))),
+        Command::Tenant(1, partial),
+        Command::Endpoint(host, true),
+    ] {
+        provider
+            .pipeline
+            .command(at(5).mono, command, &mut provider.wire);
+    }
+    // The tenant's appliance has gone bad: it seals for that network, and for one that nobody has.
+    for (vni, reason) in [
+        (2001, Counter::DropWrongPeer),
+        (3001, Counter::DropUnknownVni),
+    ] {
+        let mut theirs = network;
+        theirs.vni = vni;
+        theirs.peer = 0;
+        theirs.tenant = 0;
+        theirs.flags &= !appliance_common::maps::network_flags::PROVIDER;
+        let command = Command::Network(4, Some(Box::new(theirs)));
+        tenant
+            .pipeline
+            .command(at(6).mono, command, &mut tenant.wire);
+        let mut frame = Vec::new();
+        frame.extend_from_slice(&4_u32.to_ne_bytes());
+        frame.extend_from_slice(&[0; 4]);
+        frame.extend_from_slice(&((1 << 24) | vni).to_be_bytes());
+        frame.extend_from_slice(&[0; 4]);
+        frame.extend_from_slice(&packet("10.1.0.11", "10.1.0.10", b"x"));
+        tenant
+            .pipeline
+            .frame(at(10).mono, &mut frame, &mut tenant.wire);
+        let frames = tenant.take();
+        assert_eq!(frames.len(), 1);
+        provider.open(at(11), frames);
+        assert!(provider.take().is_empty());
+        assert_eq!(provider.count(reason), 1);
+    }
+}
+
+#[test]
+fn a_wireguard_member_has_its_own_addresses_and_no_others() {
+    let (mut tenant, mut provider) = pair();
+    let prefix = |text: &str| {
+        crate::config::Net {
+            address: text.parse().expect("an address"),
+            length: 32,
+        }
+        .prefix()
+    };
+    let member = Member {
+        prefix: prefix("10.1.0.77"),
+        peer: 3,
+    };
+    for command in [
+        Command::Peer(
+            3,
+            Some(Box::new(Lane::wireguard(
+                VNI,
+                Box::new([prefix("10.1.0.77")]),
+            ))),
+        ),
+        Command::Members(VNI, Box::new([member])),
+    ] {
+        provider
+            .pipeline
+            .command(at(5).mono, command, &mut provider.wire);
+    }
+    // What is for the member goes to it (it has no way yet), the rest to the network's own peer.
+    provider.seal(at(10), &packet("10.1.0.10", "10.1.0.77", b"x"));
+    assert_eq!(provider.count(Counter::DropNoPeer), 1);
+    provider.seal(at(10), &packet("10.1.0.10", "10.1.0.78", b"x"));
+    let frames = provider.take();
+    assert_eq!(frames.len(), 1);
+    tenant.open(at(11), frames);
+    assert_eq!(tenant.wire.waiting.len(), 1);
+}
+
+#[test]
+fn a_full_ring_drops_and_no_counter_is_used_twice() {
+    let (mut tenant, mut provider) = pair();
+    let sent = packet("10.1.0.11", "10.1.0.10", b"x");
+    tenant.wire.full = true;
+    tenant.seal(at(10), &sent);
+    assert_eq!(tenant.count(Counter::DropTxFull), 1);
+    tenant.wire.full = false;
+    for _ in 0..3 {
+        tenant.seal(at(11), &sent);
+    }
+    let frames = tenant.take();
+    let mut counters: Vec<_> = frames
+        .iter()
+        .map(|(_, frame)| frame[50..58].to_vec())
+        .collect();
+    counters.dedup();
+    assert_eq!(counters.len(), 3);
+    provider.wire.full = true;
+    provider.open(at(12), frames.clone());
+    assert_eq!(provider.count(Counter::DropTxFull), 3);
+    // Opened is opened: a second try is a replay.
+    provider.wire.full = false;
+    provider.open(at(13), frames);
+    assert_eq!(provider.count(Counter::DropReplayed), 3);
+}
+
+#[test]
+fn a_retired_session_opens_nothing() {
+    let (mut tenant, mut provider) = pair();
+    tenant.seal(at(10), &packet("10.1.0.11", "10.1.0.10", b"x"));
+    let frames = tenant.take();
+    provider
+        .pipeline
+        .command(at(11).mono, Command::Peer(0, None), &mut provider.wire);
+    provider.open(at(12), frames);
+    assert_eq!(provider.count(Counter::DropUnknownSession), 1);
+    assert!(provider.take().is_empty());
+}
+
+#[test]
+fn use_of_a_host_is_told_once_a_second() {
+    let (mut tenant, mut provider) = pair();
+    for ms in [10, 20, 900, 1200, 1300] {
+        tenant.seal(at(ms), &packet("10.1.0.11", "10.1.0.10", b"x"));
+        let frames = tenant.take();
+        provider.open(at(ms), frames);
+    }
+    let told = |event: &&Event| matches!(event, Event::Used { .. });
+    assert_eq!(provider.wire.events.iter().filter(told).count(), 2);
+}
+
+#[test]
+fn garbage_is_counted_and_goes_nowhere() {
+    use tunnel::Random as _;
+    let (_, mut provider) = pair();
+    let mut random = super::pair::Seeded(3);
+    let before: u64 = Counter::ALL.iter().map(|c| provider.count(*c)).sum();
+    for round in 0..20_000_u64 {
+        let mut frame = vec![0; (random.u32() % 300) as usize];
+        random.fill(&mut frame);
+        // Often enough something that begins well.
+        if frame.len() > 50 && round % 2 == 0 {
+            frame[12..14].copy_from_slice(&[8, 0]);
+            frame[14] = 0x45;
+            frame[23] = 17;
+            let udp = (frame.len() - 34) as u16;
+            frame[38..40].copy_from_slice(&udp.to_be_bytes());
+        } else if frame.len() > 20 && round % 4 == 1 {
+            frame[..4].copy_from_slice(&4_u32.to_ne_bytes());
+            frame[12..14].copy_from_slice(&[0, 0]);
+        }
+        provider
+            .pipeline
+            .frame(at(20).mono, &mut frame, &mut provider.wire);
+    }
+    let after: u64 = Counter::ALL.iter().map(|c| provider.count(*c)).sum();
+    assert_eq!(
+        after - before,
+        20_000 + provider.count(Counter::SplitInTunnel)
+    );
+    let out = provider.take();
+    assert!(out.iter().all(|(ifindex, _)| *ifindex == UPLINK));
+    assert_eq!(
+        out.iter().filter(|(ifindex, _)| *ifindex == ACCESS).count(),
+        0
+    );
 }
