@@ -1,6 +1,7 @@
 //! The packet path takes no memory: ten thousand packets each way, whole and in pieces, and not one allocation.
 
 #[path = "../src/secure/pipeline/pair.rs"]
+#[expect(dead_code, reason = "shared with tests that use more of it")]
 mod pair;
 
 use std::{

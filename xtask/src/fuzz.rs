@@ -1,6 +1,7 @@
-//! Runs the tunnel's fuzz targets under libFuzzer, each for a while.
+//! Runs the fuzz targets of the tunnel and of the worker pipeline under libFuzzer, each for a while.
 //!
-//! The same functions, bounded, are `tunnel/tests/corpus.rs`, which any `cargo test` runs.
+//! The same functions, bounded, are `tunnel/tests/corpus.rs` and `appliance-user/tests/corpus.rs`, which any
+//! `cargo test` runs.
 
 use std::{
     collections::VecDeque,
@@ -48,10 +49,11 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
     }
     install()?;
     step("fuzz targets", || {
-        let mut command = cargo_fuzz("build");
-        // Without a name it builds every one.
-        command.args(only);
-        run(&mut command)
+        names.iter().try_for_each(|name| {
+            let mut command = cargo_fuzz("build", name);
+            command.arg(name);
+            run(&mut command)
+        })
     })
     .context("libFuzzer needs a C++ compiler: apt-get install -y g++")?;
     let mut rows = Vec::new();
@@ -81,16 +83,35 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn folder() -> PathBuf {
-    workspace().join("tunnel/fuzz")
+/// Where targets are.
+const FOLDERS: [&str; 2] = ["tunnel/fuzz", "appliance-user/fuzz"];
+
+/// The folder of a target.
+fn folder(name: &str) -> PathBuf {
+    FOLDERS
+        .map(|folder| workspace().join(folder))
+        .into_iter()
+        .find(|folder| {
+            folder
+                .join("fuzz_targets")
+                .join(name)
+                .with_extension("rs")
+                .exists()
+        })
+        .unwrap_or_else(|| workspace().join(FOLDERS[0]))
 }
 
 /// Targets, by the names of their files.
 fn targets() -> anyhow::Result<Vec<String>> {
-    let folder = folder().join("fuzz_targets");
+    let mut paths = Vec::new();
+    for folder in FOLDERS {
+        let folder = workspace().join(folder).join("fuzz_targets");
+        for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+            paths.push(entry?.path());
+        }
+    }
     let mut names = Vec::new();
-    for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
-        let path = entry?.path();
+    for path in paths {
         if let (Some("rs"), Some(stem)) = (
             path.extension().and_then(|part| part.to_str()),
             path.file_stem().and_then(|part| part.to_str()),
@@ -138,23 +159,23 @@ fn install() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn cargo_fuzz(verb: &str) -> Command {
+fn cargo_fuzz(verb: &str, name: &str) -> Command {
     let mut command = bpf::cargo(Route::Nightly);
     command
         .args(["fuzz", verb, "--fuzz-dir"])
-        .arg(folder())
+        .arg(folder(name))
         .arg("--target-dir")
         .arg(target().join("fuzz"));
     command
 }
 
 fn one(name: &str, seconds: u64) -> anyhow::Result<Row> {
-    let corpus = folder().join("corpus").join(name);
+    let corpus = folder(name).join("corpus").join(name);
     fs::create_dir_all(&corpus).with_context(|| format!("make {}", corpus.display()))?;
-    let mut command = cargo_fuzz("run");
+    let mut command = cargo_fuzz("run", name);
     command.arg(name).arg(corpus);
     for kind in ["seeds", "regressions"] {
-        let inputs = folder().join(kind).join(name);
+        let inputs = folder(name).join(kind).join(name);
         if inputs.exists() {
             command.arg(inputs);
         }
@@ -213,17 +234,17 @@ fn executed(line: &str) -> Option<u64> {
 
 /// What to do about a finding.
 fn say(name: &str) {
-    let artifacts = folder().join("artifacts").join(name);
+    let artifacts = folder(name).join("artifacts").join(name);
     let input = newest(&artifacts).map_or_else(
         || format!("an input in {}", artifacts.display()),
         |path| path.display().to_string(),
     );
     eprintln!("\nxtask: {name} fails on {input}");
     eprintln!(
-        "  again: cargo test -p tunnel --test corpus, once the input is moved to {}",
-        folder().join("regressions").join(name).display()
+        "  again: cargo test -p tunnel -p appliance-user --test corpus, once the input is moved to {}",
+        folder(name).join("regressions").join(name).display()
     );
-    eprintln!("  then mend the tunnel, name the file for what was wrong, and commit both");
+    eprintln!("  then mend what is wrong, name the file for what was wrong, and commit both");
 }
 
 /// The file written last.
@@ -248,17 +269,19 @@ mod tests {
     fn every_target_has_seeds_and_an_entry() {
         let names = targets().unwrap();
         assert!(!names.is_empty());
-        let manifest = fs::read_to_string(folder().join("Cargo.toml")).unwrap();
         for name in names {
-            assert!(folder().join("seeds").join(&name).is_dir(), "{name}");
+            let manifest = fs::read_to_string(folder(&name).join("Cargo.toml")).unwrap();
+            assert!(folder(&name).join("seeds").join(&name).is_dir(), "{name}");
             assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
         }
     }
 
     #[test]
     fn the_longest_input_is_the_targets_own() {
-        let lib = fs::read_to_string(folder().join("src/lib.rs")).unwrap();
-        assert!(lib.contains(&format!("MAX_LEN: usize = {MAX_LEN};")));
+        for folder in FOLDERS {
+            let lib = fs::read_to_string(workspace().join(folder).join("src/lib.rs")).unwrap();
+            assert!(lib.contains(&format!("MAX_LEN: usize = {MAX_LEN};")));
+        }
     }
 
     #[test]
