@@ -91,12 +91,12 @@ pub(crate) fn publics() -> [PublicKey; 2] {
     *PUBLICS
 }
 
-/// Where the ends are, and two places where they are not.
+/// Where the ends are, and two places where they are not, by the ports that they use.
 pub(crate) fn addresses() -> [SocketAddr; 4] {
     [
         SocketAddr::from(([198, 51, 100, 2], 40_000)),
         SocketAddr::from(([203, 0, 113, 5], 6180)),
-        SocketAddr::from(([192, 0, 2, 9], 1)),
+        SocketAddr::from(([192, 0, 2, 9], 40_000)),
         SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9], 6180)),
     ]
 }

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use tunnel::wire::Message;
 use tunnel::{
-    Dial, Instant, Kind, LoadLimits, OpenError, Output, Payload, PeerConfig, PeerId, PresharedKey,
-    PublicKey, Receiver, RejoinLimits, Sender, TunnelControl,
+    COOKIE_LIFETIME, Dial, Instant, Kind, LoadLimits, OpenError, Output, Payload, PeerConfig,
+    PeerId, PresharedKey, PublicKey, Receiver, Rejected, RejoinLimits, Sender, TunnelControl,
 };
 
 use super::common::{
@@ -41,14 +41,31 @@ struct End {
     handled: u64,
     /// Cookies taken; there is no counter for them.
     cookies: u64,
+    /// The last one taken, and when.
+    cookie: Option<(Cookie, u64)>,
+    /// When the secret of the cookies given was drawn.
+    drawn: Option<u64>,
+}
+
+/// A cookie: for which address, and when the secret it is baked with was drawn.
+type Cookie = (SocketAddr, u64);
+
+struct Sent {
+    by: usize,
+    bytes: Vec<u8>,
+    /// The cookie its mac2 was made with.
+    cookie: Option<Cookie>,
 }
 
 struct World {
     clock: Clock,
     random: Seeded,
+    /// No handshake is free of cookies.
+    loaded: bool,
     ends: [End; 2],
-    /// What the ends sent, and which of them.
-    wire: Vec<(usize, Vec<u8>)>,
+    wire: Vec<Sent>,
+    /// Cookie replies, and what is in them.
+    replies: Vec<(Vec<u8>, Cookie)>,
     /// Noise parts of handshake messages that were accepted.
     accepted: BTreeSet<(usize, Vec<u8>)>,
     /// Sessions completed from a response that was changed on the way: the index for sending is wrong.
@@ -62,6 +79,11 @@ fn proven(message: &[u8]) -> &[u8] {
         2 => &message[12..60],
         _ => &message[8..64],
     }
+}
+
+/// Whether a cookie or its secret of that moment is still good.
+fn fresh(clock: Clock, at: u64) -> bool {
+    clock.instant().since(Instant::from_nanos(at)) < COOKIE_LIFETIME
 }
 
 impl World {
@@ -101,14 +123,18 @@ impl World {
                 held: Vec::new(),
                 handled: 0,
                 cookies: 0,
+                cookie: None,
+                drawn: None,
             }
         };
         let ends = [end(0), end(1)];
         Self {
             clock,
             random: Seeded(u64::from(flags)),
+            loaded: load.calm_per_second == 0,
             ends,
             wire: Vec::new(),
+            replies: Vec::new(),
             accepted: BTreeSet::new(),
             spoiled: false,
         }
@@ -123,9 +149,15 @@ impl World {
                 self.ends[end].control.handle_timeout(now, random);
                 self.settle(end, &[]);
             }
-            2 | 3 => {
+            2 => {
                 if let Some((sender, bytes)) = self.pick(input) {
                     self.deliver(1 - sender, addresses()[sender], &bytes);
+                }
+            }
+            // By somebody else who saw it.
+            3 => {
+                if let Some((sender, bytes)) = self.pick(input) {
+                    self.deliver(1 - sender, addresses()[input.below(4)], &bytes);
                 }
             }
             4 | 5 => {
@@ -162,7 +194,8 @@ impl World {
     fn pick(&self, input: &mut Input<'_>) -> Option<(usize, Vec<u8>)> {
         let back = input.below(self.wire.len());
         let at = self.wire.len().checked_sub(back + 1)?;
-        Some(self.wire[at].clone())
+        let sent = &self.wire[at];
+        Some((sent.by, sent.bytes.clone()))
     }
 
     fn deliver(&mut self, to: usize, from: SocketAddr, bytes: &[u8]) {
@@ -172,13 +205,46 @@ impl World {
         let before = end.control.stats();
         let result = end.control.handle_datagram(now, from, bytes, random);
         let after = end.control.stats();
+        let drawn = end.drawn.filter(|&at| fresh(self.clock, at));
+        let reachable = self.wire.iter().any(|sent| {
+            sent.by != to
+                && sent.bytes == bytes
+                && drawn.is_some_and(|drawn| sent.cookie == Some((from, drawn)))
+        });
+        if matches!(
+            Message::parse(bytes),
+            Ok(Message::Initiation(_) | Message::Response(_))
+        ) {
+            let mut right = bytes.to_vec();
+            stamp(&end.key, &mut right);
+            if right != bytes {
+                let silent = matches!(
+                    result,
+                    Err(Rejected::Stranger | Rejected::NotExpected { .. })
+                );
+                assert!(silent, "a wrong mac1 got further: {result:?}");
+                assert!(bytes[0] != 1 || result == Err(Rejected::Stranger));
+            }
+            let cookie_sent = result == Err(Rejected::CookieSent);
+            assert!(!(cookie_sent && reachable), "a cookie was not honoured");
+            assert!(
+                !(self.loaded && result.is_ok()) || reachable,
+                "a handshake under load without a cookie"
+            );
+        }
         if result.is_ok() {
-            let genuine = self.wire.iter().any(|(sender, sent)| {
-                *sender != to && sent[0] == bytes[0] && proven(sent) == proven(bytes)
+            let genuine = self.wire.iter().any(|sent| {
+                sent.by != to && sent.bytes[0] == bytes[0] && proven(&sent.bytes) == proven(bytes)
             });
             assert!(genuine, "a forged message of type {}", bytes[0]);
             if bytes[0] == 3 {
+                let (_, cookie) = self
+                    .replies
+                    .iter()
+                    .find(|(reply, _)| reply[8..] == bytes[8..])
+                    .expect("a genuine reply was recorded");
                 self.ends[to].cookies += 1;
+                self.ends[to].cookie = Some((*cookie, self.clock.mono));
             }
             assert!(
                 self.accepted.insert((to, proven(bytes).to_vec())),
@@ -186,7 +252,7 @@ impl World {
                 bytes[0]
             );
             if bytes[0] == 2 {
-                self.spoiled |= !self.wire.iter().any(|(_, sent)| sent[..60] == bytes[..60]);
+                self.spoiled |= !self.wire.iter().any(|sent| sent.bytes[..60] == bytes[..60]);
             }
         }
         assert_eq!(
@@ -216,8 +282,13 @@ impl World {
         let mut sent = 0;
         for output in outputs(&mut end.control, 40) {
             match output {
-                Output::Transmit { datagram, .. } => {
+                Output::Transmit { to, datagram } => {
                     let bytes = datagram.as_bytes();
+                    if bytes[0] == 3 {
+                        let drawn = end.drawn.filter(|&at| fresh(self.clock, at));
+                        let drawn = *end.drawn.insert(drawn.unwrap_or(self.clock.mono));
+                        self.replies.push((bytes.to_vec(), (to, drawn)));
+                    }
                     assert!(matches!(
                         Message::parse(bytes),
                         Ok(Message::Initiation(_) | Message::Response(_) | Message::CookieReply(_))
@@ -226,7 +297,12 @@ impl World {
                     if self.wire.len() == KEPT {
                         self.wire.remove(0);
                     }
-                    self.wire.push((at, bytes.to_vec()));
+                    let cookie = end.cookie.filter(|&(_, at)| fresh(self.clock, at));
+                    self.wire.push(Sent {
+                        by: at,
+                        bytes: bytes.to_vec(),
+                        cookie: cookie.map(|(cookie, _)| cookie),
+                    });
                 }
                 Output::Receive {
                     lane: 0, session, ..

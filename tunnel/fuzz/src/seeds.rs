@@ -150,11 +150,18 @@ fn receivers() -> Vec<Seed> {
     nonsense.extend([1, 2, 3, 4]);
     nonsense.extend([1, 1, 1, 4, 1, 0x77, 1, 9, 0, 1, 9, 1, 1, 9, 1]);
     nonsense.extend([0, 8, 0, 1, 6, 0, 0, 20, 0, 1]);
+    // A packet before the session ends, by a clock that then goes 200 s on, and back again.
+    let mut over = begin(0, 0);
+    over.extend([
+        0, 2, 7, 0, 80, 0, 9, 0, 0, 2, 8, 0, 90, 0, 4, 7, 208, 0, 0, 9, 0,
+    ]);
+    over.extend([0, 4, 255, 255, 1, 0, 9, 0, 0, 9, 0]);
     let mut wireguard = begin(1, 0);
     wireguard.extend([0, 2, 0, 0, 80, 0, 9, 0, 0, 0, 3, 0x45, 1, 2, 0, 9, 0]);
     vec![
         ("receiver", "honest", honest),
         ("receiver", "nonsense", nonsense),
+        ("receiver", "over", over),
         ("receiver", "wireguard", wireguard),
     ]
 }
