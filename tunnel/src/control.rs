@@ -201,7 +201,8 @@ pub enum Output {
         /// The session's name.
         index: u32,
     },
-    /// Send data to this address from now on.
+    /// Send data to this address from now on, and tell every lane's receiver
+    /// ([`crate::Receiver::set_address`]).
     Address {
         /// Whose.
         peer: PeerId,

@@ -481,7 +481,7 @@ pub struct Opened<'a> {
     pub payload: Payload<'a>,
     /// Set by the first message of a session: tell [`crate::TunnelControl::confirmed`] this name.
     pub first_of_session: Option<u32>,
-    /// Set if the peer is heard from another address than before.
+    /// Set if the peer is heard from another address than it was taken to be at.
     pub moved_to: Option<SocketAddr>,
 }
 
@@ -499,6 +499,8 @@ pub struct Receiver {
     /// Session and counter of the newest message: only a newer one moves the peer's address, so
     /// that one held back on the way does not.
     newest: Option<(u32, u64)>,
+    /// Where the control half takes the peer to be.
+    peer_at: Option<SocketAddr>,
     stats: RxStats,
 }
 
@@ -512,6 +514,7 @@ impl Receiver {
             rejoin: Rejoin::new(limits),
             activity: RxActivity::default(),
             newest: None,
+            peer_at: None,
             stats: RxStats::default(),
         }
     }
@@ -538,6 +541,12 @@ impl Receiver {
                 at += 1;
             }
         }
+    }
+
+    /// Takes note of where the peer is, as [`crate::Output::Address`] says. A peer has several lanes:
+    /// another one may have moved it, and whoever hears it elsewhere must say so again.
+    pub const fn set_address(&mut self, address: SocketAddr) {
+        self.peer_at = Some(address);
     }
 
     /// What this receiver did so far.
@@ -606,8 +615,8 @@ impl Receiver {
         let mut moved_to = None;
         if newer {
             self.newest = Some((session.index, head.counter));
-            if self.activity.address != Some(from) {
-                self.activity.address = Some(from);
+            self.activity.address = Some(from);
+            if self.peer_at.replace(from) != Some(from) {
                 moved_to = Some(from);
             }
         }

@@ -260,6 +260,9 @@ impl Tunnel {
                 Output::Address { peer, address } => {
                     if let Some(lanes) = self.peers.get_mut(&peer) {
                         lanes.address = Some(address);
+                        for (_, receiver) in &mut lanes.lanes {
+                            receiver.set_address(address);
+                        }
                     }
                 }
                 Output::MaxDatagram { peer, bytes } => {

@@ -215,3 +215,35 @@ fn a_late_answer_does_not_raise_the_new_paths_mtu() {
     one.control_word(now.mono, peer, reply);
     assert_eq!(max(&one), MIN_DATAGRAM);
 }
+
+/// A datagram of another lane that was held up must not fix the address the peer left.
+#[test]
+fn a_late_datagram_of_another_lane_does_not_keep_the_old_address() {
+    let mut pair = Pair::new(2);
+    pair.carry(Vec::new());
+    let (clock, old) = (pair.clock(), pair.ends[0].2);
+    let new = SocketAddr::from(([198, 51, 100, 2], 50_000));
+    let seal = |pair: &mut Pair, from: usize, lane: usize| {
+        let (tunnel, peer, _) = &mut pair.ends[from];
+        let mut sent = None;
+        let transmit = &mut |to: SocketAddr, bytes: &[u8]| sent = Some((to, bytes.to_vec()));
+        let taken = tunnel.send(clock.mono, *peer, lane, Kind::Ip, 7, &[9; 100], transmit);
+        assert!(taken.is_ok());
+        sent.expect("a datagram")
+    };
+    let arrive = |pair: &mut Pair, from: SocketAddr, mut bytes: Vec<u8>| {
+        let Pair { ends, random, .. } = pair;
+        let provider = &mut ends[1].0;
+        let taken = provider.receive(clock, from, &mut bytes, random, &mut |_, _| {});
+        assert!(taken.is_ok());
+        provider.poll(clock, random, &mut |_, _| {}, &mut |_, _| {});
+    };
+    let (_, late) = seal(&mut pair, 0, 1);
+    let (_, first) = seal(&mut pair, 0, 0);
+    arrive(&mut pair, new, first);
+    assert_eq!(seal(&mut pair, 1, 0).0, new);
+    arrive(&mut pair, old, late);
+    let (_, second) = seal(&mut pair, 0, 0);
+    arrive(&mut pair, new, second);
+    assert_eq!(seal(&mut pair, 1, 0).0, new);
+}

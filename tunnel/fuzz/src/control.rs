@@ -399,6 +399,9 @@ impl World {
                         }
                     }
                     Output::Address { address, .. } => {
+                        for (_, receiver) in &mut end.lanes {
+                            receiver.set_address(address);
+                        }
                         if end.address.replace(address) != Some(address) {
                             end.probed.clear();
                         }
