@@ -30,6 +30,10 @@ pub struct State {
     pub slots: Slots,
 }
 
+/// Handshake timestamps (TAI64N) by the peer's public key. A peer refuses one that is not newer than the
+/// last, so a clock that was set back while we were off must not lock us out.
+pub type Timestamps = BTreeMap<String, [u8; 12]>;
+
 /// A tenant's mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -156,6 +160,39 @@ impl Store {
         write().map_err(|e| self.io("write", e))
     }
 
+    /// The newest handshake timestamps sent, by peer. A file that is missing or damaged counts for none:
+    /// they matter only where the clock comes up behind what it was.
+    #[must_use]
+    pub fn timestamps(&self) -> Timestamps {
+        fs::read_to_string(self.timestamps_path())
+            .ok()
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or_default()
+    }
+
+    /// Keeps them. Whole or not at all, but not waiting for the disk: what is lost with a power failure is the
+    /// last few.
+    ///
+    /// # Errors
+    /// When they could not be written.
+    pub fn save_timestamps(&self, timestamps: &Timestamps) -> Result<(), Error> {
+        let path = self.timestamps_path();
+        let temporary = path.with_extension("json.new");
+        let text =
+            serde_json::to_vec(timestamps).map_err(|e| self.io("encode", io::Error::other(e)))?;
+        fs::write(&temporary, text)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(|source| Error::Io {
+                operation: "write",
+                path,
+                source,
+            })
+    }
+
+    fn timestamps_path(&self) -> PathBuf {
+        self.path.with_file_name("timestamps.json")
+    }
+
     fn io(&self, operation: &'static str, source: io::Error) -> Error {
         Error::Io {
             operation,
@@ -200,6 +237,18 @@ mod tests {
             .insert("10.1.0.10".parse().expect("address"));
         store.save(&state).expect("saved");
         assert_eq!(store.load().expect("read"), state);
+    }
+
+    #[test]
+    fn timestamps_are_read_back_and_damaged_ones_are_none() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = Store::new(dir.path());
+        assert!(store.timestamps().is_empty());
+        let kept = Timestamps::from([("key".to_owned(), [7; 12])]);
+        store.save_timestamps(&kept).expect("saved");
+        assert_eq!(store.timestamps(), kept);
+        fs::write(dir.path().join("timestamps.json"), "{\"key\":[1,2").expect("written");
+        assert!(store.timestamps().is_empty());
     }
 
     #[test]

@@ -88,6 +88,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         keys,
         secured: Secured::default(),
         watched: BTreeSet::new(),
+        timestamps: store.timestamps(),
         config_path: config_path.to_owned(),
         config,
         state,
@@ -189,6 +190,8 @@ struct Daemon {
     secured: Secured,
     /// Addresses whose way is watched.
     watched: BTreeSet<std::net::IpAddr>,
+    /// Handshake timestamps, as kept.
+    timestamps: state::Timestamps,
     /// What the maps hold.
     tables: Tables,
     engine: Engine,

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use appliance_common::maps::neighbour_flags;
-use tunnel::{Dial, PresharedKey, SecretKey};
+use tunnel::{Dial, PresharedKey, SecretKey, Tai64n};
 
 use super::{Daemon, Instant, Maps, interfaces};
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     nic,
     reconcile::{self, Tables, local_addresses},
     secure::{Ends, PeerSpec, PortSpec, What, ceiling, keys},
-    state::State,
+    state::{State, Timestamps},
 };
 
 /// The keys that a configuration names.
@@ -99,7 +99,7 @@ pub(super) async fn ready(ends: Option<&Ends>) {
 }
 
 /// The encrypted peers of a configuration, as the tunnels want them.
-fn specs(config: &Config, keys: &Keys, state: &State) -> Vec<PeerSpec> {
+fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -> Vec<PeerSpec> {
     config
         .peers
         .iter()
@@ -136,6 +136,9 @@ fn specs(config: &Config, keys: &Keys, state: &State) -> Vec<PeerSpec> {
                 addresses: identity.addresses.clone(),
                 dial,
                 what,
+                timestamp: timestamps
+                    .get(&identity.public_key.to_string())
+                    .map_or_else(Tai64n::default, |bytes| Tai64n::from_bytes(*bytes)),
             })
         })
         .collect()
@@ -164,7 +167,7 @@ impl Daemon {
             .iter()
             .all(IpAddr::is_ipv6);
         ends.set_peers(
-            specs(&self.config, &self.keys, &self.state),
+            specs(&self.config, &self.keys, &self.state, &self.timestamps),
             ceiling(mtu, v6),
             &mut self.datapath,
         );
@@ -221,6 +224,15 @@ impl Daemon {
         let Some(ends) = &mut self.ends else { return };
         let happened = ends.work(&mut self.datapath);
         let rooms = ends.rooms();
+        let timestamps = ends.timestamps();
+        let news = |(key, timestamp)| self.timestamps.get(key) != Some(timestamp);
+        if timestamps.iter().any(news) {
+            // Those of peers that are gone for now are kept.
+            self.timestamps.extend(timestamps);
+            if let Err(error) = self.store.save_timestamps(&self.timestamps) {
+                tracing::warn!(%error, "handshake timestamps could not be kept");
+            }
+        }
         let now = Instant::now();
         for key in happened.used {
             self.engine.observed(now, key, neighbour_flags::USED);

@@ -25,8 +25,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::{io::unix::AsyncFd, net::UdpSocket};
 use tunnel::{
     Cipher, CipherChoice, Dial, Instant, LoadLimits, Measured, Output, PeerConfig, PeerId,
-    PmtuConfig, PresharedKey, PublicKey, RxActivity, RxStats, SecretKey, Timers, TunnelControl,
-    TxActivity, WhyDown, bench_cipher, control::ControlStats,
+    PmtuConfig, PresharedKey, PublicKey, RxActivity, RxStats, SecretKey, Tai64n, Timers,
+    TunnelControl, TxActivity, WhyDown, bench_cipher, control::ControlStats,
 };
 
 use super::{
@@ -38,6 +38,7 @@ use super::{
 use crate::{
     datapath::Datapath,
     reconcile::Write,
+    state::Timestamps,
     underlay::{Path, Snapshot, Why},
 };
 
@@ -100,6 +101,8 @@ pub struct PeerSpec {
     pub dial: Dial,
     /// What it is.
     pub what: What,
+    /// Timestamp of the newest handshake sent to it, from storage.
+    pub timestamp: Tai64n,
 }
 
 /// What a peer is.
@@ -417,6 +420,7 @@ impl Ends {
         config.max_datagram = config.max_datagram.min(self.ceiling);
         config.preshared_key = spec.preshared_key.clone();
         config.addresses = spec.addresses.clone();
+        config.timestamp = spec.timestamp;
         let id = self.control.add_peer(now, config);
         for worker in &mut self.workers {
             let lane = match &spec.what {
@@ -577,6 +581,19 @@ impl Ends {
                     end.spec.name.clone(),
                     u16::try_from(room).unwrap_or(u16::MAX),
                 ))
+            })
+            .collect()
+    }
+
+    /// Timestamps of the newest handshakes sent, by the peers' public keys.
+    #[must_use]
+    pub fn timestamps(&self) -> Timestamps {
+        self.ends
+            .values()
+            .filter_map(|end| {
+                let timestamp = self.control.timestamp(end.id)?;
+                (timestamp != Tai64n::default())
+                    .then(|| (end.spec.public_key.to_string(), *timestamp.as_bytes()))
             })
             .collect()
     }
@@ -924,6 +941,9 @@ impl Ends {
                     if let Some((slot, end)) = end(&self.by_id, &mut self.ends, peer) {
                         end.address = Some(address);
                         moved = true;
+                        for worker in &mut self.workers {
+                            worker.command(Command::Address(slot, address));
+                        }
                         self.route(slot);
                     }
                 }

@@ -127,6 +127,8 @@ pub enum Command {
     Retire(u32, u32),
     /// A peer has fallen silent, or has no session any more.
     Silent(u32),
+    /// A peer is taken to be here.
+    Address(u32, SocketAddr),
     /// Send to a peer by these headers; `None` while there is no way.
     Outer(u32, Option<Box<Outer>>),
     /// Datagrams to a peer may be this long, bytes.
@@ -455,6 +457,11 @@ impl Pipeline {
                 if let Some(lane) = lane(&mut self.peers, slot) {
                     lane.sender.retire(index);
                     lane.receiver.retire(index);
+                }
+            }
+            Command::Address(slot, address) => {
+                if let Some(lane) = lane(&mut self.peers, slot) {
+                    lane.receiver.set_address(address);
                 }
             }
             Command::Outer(slot, outer) => {

@@ -198,6 +198,7 @@ impl Side {
                 Output::Receive { session, .. } => Command::Receive(0, session),
                 Output::Send { session, .. } => Command::Send(0, Box::new(session)),
                 Output::Keepalive { .. } => Command::Keepalive(0),
+                Output::Address { address, .. } => Command::Address(0, address),
                 _ => continue,
             };
             self.pipeline.command(now.mono, command, &mut self.wire);
