@@ -10,6 +10,8 @@ use appliance_common::{
     },
 };
 
+/// An ICMPv6 header with what every message has behind it, bytes.
+const ICMPV6_LEN: usize = 8;
 /// The SYN bit in byte 13 of a TCP header.
 const SYN: u8 = 0x02;
 
@@ -22,14 +24,19 @@ pub(crate) struct Inner {
     pub ethertype: u16,
     /// Its source.
     pub source: Address,
+    /// Whether its source can be a host's.
+    pub from_host: bool,
     /// Its destination.
     pub destination: Address,
     /// Offset of its TCP header, if it is a SYN.
     pub syn: Option<usize>,
+    /// Whether it is neighbour discovery behind extension headers.
+    pub discovery: bool,
 }
 
-/// Reads an IP packet, and refuses what is never carried: no unicast host at either end, link-local
-/// addresses, neighbour discovery. The counter says why.
+/// Reads an IP packet, and refuses what is never carried: to no unicast host, link-local addresses,
+/// neighbour discovery. The counter says why. What is left to see is checked by the caller, in the order
+/// that the programs have: source, sides, and discovery behind extension headers.
 pub(crate) fn parse(packet: &[u8]) -> Result<Inner, Counter> {
     match packet.first().map(|first| first >> 4) {
         Some(4) => ipv4(packet),
@@ -53,9 +60,6 @@ fn ipv4(packet: &[u8]) -> Result<Inner, Counter> {
     if !is_v4_host(destination) {
         return Err(Counter::DropNotCarried);
     }
-    if !is_v4_host(source) {
-        return Err(Counter::DropInnerSource);
-    }
     let first = u16::from_be_bytes([head[6], head[7]]) & 0x1fff == 0;
     let syn = (first && head[9] == IPPROTO_TCP)
         .then_some(header)
@@ -64,8 +68,10 @@ fn ipv4(packet: &[u8]) -> Result<Inner, Counter> {
         len: total,
         ethertype: ETHERTYPE_IPV4,
         source: mapped(source),
+        from_host: is_v4_host(source),
         destination: mapped(destination),
         syn,
+        discovery: false,
     })
 }
 
@@ -84,18 +90,16 @@ fn ipv6(packet: &[u8]) -> Result<Inner, Counter> {
     if !is_v6_host(&destination) {
         return Err(Counter::DropNotCarried);
     }
-    let (protocol, at) = behind_extensions(&packet[..total], head[6]);
+    let packet = &packet[..total];
     // The other side never sends discovery; with the hop limit kept, it would pass for on-link.
-    if protocol == IPPROTO_ICMPV6
-        && packet[..total]
-            .get(at)
-            .is_none_or(|kind| matches!(kind, 133..=137))
-    {
-        return Err(Counter::DropNotCarried);
+    if head[6] == IPPROTO_ICMPV6 {
+        let message = packet.get(IPV6_LEN..IPV6_LEN + ICMPV6_LEN);
+        if is_discovery(message.ok_or(Counter::DropMalformed)?[0]) {
+            return Err(Counter::DropNotCarried);
+        }
     }
-    if !is_v6_host(&source) {
-        return Err(Counter::DropInnerSource);
-    }
+    let (protocol, at) = behind_extensions(packet, head[6]);
+    let discovery = protocol == IPPROTO_ICMPV6 && packet.get(at).copied().is_some_and(is_discovery);
     let syn = (protocol == IPPROTO_TCP)
         .then_some(at)
         .filter(|at| is_syn(packet, *at, total));
@@ -103,8 +107,10 @@ fn ipv6(packet: &[u8]) -> Result<Inner, Counter> {
         len: total,
         ethertype: ETHERTYPE_IPV6,
         source,
+        from_host: is_v6_host(&source),
         destination,
         syn,
+        discovery,
     })
 }
 
@@ -117,22 +123,35 @@ pub(crate) fn destination(packet: &[u8]) -> Option<Address> {
     }
 }
 
-/// Protocol and offset behind at most [`MAX_EXTENSION_HEADERS`] extension headers that TCP may follow;
-/// what cannot be followed ends as the extension header's own number.
+/// Protocol and offset behind at most [`MAX_EXTENSION_HEADERS`] extension headers that TCP may follow. What
+/// cannot be followed to its end is hop-by-hop options, which nothing is done about.
 fn behind_extensions(packet: &[u8], next: u8) -> (u8, usize) {
     let (mut next, mut at) = (next, IPV6_LEN);
     for _ in 0..MAX_EXTENSION_HEADERS {
-        // Hop-by-hop, routing, destination options (RFC 8200 section 4).
-        if !matches!(next, 0 | 43 | 60) {
+        if !is_extension(next) {
             break;
         }
-        let Some([following, words]) = packet.get(at..).and_then(<[u8]>::first_chunk) else {
-            break;
+        // Each has at least eight bytes.
+        let Some([following, words, ..]) = packet.get(at..at + 8) else {
+            return (0, at);
         };
         next = *following;
         at += (usize::from(*words) + 1) * 8;
     }
+    if is_extension(next) || at >= packet.len() {
+        return (0, at);
+    }
     (next, at)
+}
+
+/// Hop-by-hop options, routing, destination options (RFC 8200 section 4).
+const fn is_extension(next: u8) -> bool {
+    matches!(next, 0 | 43 | 60)
+}
+
+/// Router and neighbour discovery and redirect (RFC 4861 section 4).
+const fn is_discovery(kind: u8) -> bool {
+    matches!(kind, 133..=137)
 }
 
 fn is_syn(packet: &[u8], at: usize, end: usize) -> bool {
@@ -186,7 +205,7 @@ pub(crate) fn clamp(packet: &mut [u8], at: usize, mtu: u16, ipv6: bool) -> bool 
                 tcp[16..18].copy_from_slice(&check);
                 return true;
             }
-            Some([kind, size, ..]) if *kind > 1 && *size >= 2 => option += usize::from(*size),
+            Some([kind, size, ..]) if *kind > 2 && *size >= 2 => option += usize::from(*size),
             _ => return false,
         }
     }

@@ -28,15 +28,17 @@ use appliance_common::{
     events::{SlowHeader, SlowReason},
     limits::{MAX_PEERS, SLOW_PACKET_BYTES},
     maps::{HostKey, Neighbour, Network, Tenant},
-    wire::{ETH_LEN, ETHERTYPE_IPV6, WORKER_HEADER_LEN},
+    wire::{ETHERTYPE_IPV6, WORKER_HEADER_LEN},
 };
 use tunnel::{
     Framing, Instant, Kind, OpenError, Payload, Receiver, RejoinLimits, RxActivity, RxSession,
-    RxStats, SealError, Sender, TxActivity, TxSession, segment::Word,
+    RxStats, SealError, Sender, TxActivity, TxSession,
+    segment::{Header, Word},
 };
 pub use xsk::Sent;
 
 pub use counted::Counted;
+use inner::Inner;
 pub use outer::{Outer, datagram};
 use parked::Parked;
 pub use tables::Member;
@@ -302,6 +304,11 @@ impl Pipeline {
             .ok_or(Counter::DropMalformed)?;
         let slot = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]);
         let network = self.tables.network(slot).ok_or(Counter::DropInconsistent)?;
+        // A slot may have changed hands since the program looked, or the frame was kept: no tenant's packet
+        // goes to another's peer.
+        if !segment.starts_with(&Header::whole(Kind::Ip, network.vni).to_bytes()) {
+            return Err(Counter::DropInconsistent);
+        }
         if !self.tables.is_partial(network) {
             return Err(Counter::DropIdle);
         }
@@ -311,8 +318,8 @@ impl Pipeline {
         let lane = lane(&mut self.peers, peer).ok_or(Counter::DropInconsistent)?;
         let outer = lane.outer.ok_or(Counter::DropNoPeer)?;
         let sender = &mut lane.sender;
-        if let Some((_, allowed)) = &lane.member
-            && !allowed.iter().any(|prefix| prefix.contains(&destination))
+        if let Some((vni, allowed)) = &lane.member
+            && (*vni != network.vni || !allowed.iter().any(|prefix| prefix.contains(&destination)))
         {
             return Err(Counter::DropNotAllowed);
         }
@@ -620,16 +627,21 @@ fn deliver(
     if prefix.is_some_and(|prefix| prefix.is_v4_edge(&inner.destination)) {
         return Err(Counter::DropNotCarried);
     }
+    // Its own, and what goes there would go to it.
     if let Some(allowed) = allowed
-        && !allowed.iter().any(|prefix| prefix.contains(&inner.source))
+        && (!allowed.iter().any(|prefix| prefix.contains(&inner.source))
+            || tables.peer_of(&network, &inner.source) != peer)
     {
         return Err(Counter::DropNotAllowed);
     }
-    if tables.is_here(&network, inner.source) {
+    if !inner.from_host || tables.is_here(&network, inner.source) {
         return Err(Counter::DropInnerSource);
     }
     if !tables.is_here(&network, inner.destination) {
         return Err(Counter::DropSplitHorizon);
+    }
+    if inner.discovery {
+        return Err(Counter::DropNotCarried);
     }
     let ipv6 = inner.ethertype == ETHERTYPE_IPV6;
     let mut next_hop = inner.destination;
@@ -642,14 +654,18 @@ fn deliver(
         address: next_hop,
     };
     let Some(host) = tables.host(&key) else {
-        return waits(&network, next_hop, packet, wire, counted);
+        return waits(&network, next_hop, packet, &inner, wire, counted);
     };
     if host.told.is_none_or(|told| now.since(told) >= TELL_EVERY) {
         host.told = Some(now);
         wire.event(Event::Used { key });
     }
     let neighbour = &host.neighbour;
-    let l2_len = usize::from(neighbour.l2_len).clamp(ETH_LEN, neighbour.l2.len());
+    let l2_len = usize::from(neighbour.l2_len);
+    // User space writes no other length.
+    if !matches!(l2_len, 14 | 18 | 22) {
+        return Err(Counter::DropInconsistent);
+    }
     let mut clamped = false;
     let sent = wire.transmit(neighbour.ifindex, |frame| {
         let frame = frame.get_mut(..l2_len + packet.len())?;
@@ -681,12 +697,18 @@ fn waits(
     network: &Network,
     next_hop: Address,
     packet: &[u8],
+    inner: &Inner,
     wire: &mut impl Wire,
     counted: &Counted,
 ) -> Result<(), Counter> {
-    if packet.len() > SLOW_PACKET_BYTES {
-        return Err(Counter::DropTooLarge);
-    }
+    // Clamped here: nobody does it later.
+    let mut copy = [0; SLOW_PACKET_BYTES];
+    let waiting = copy.get_mut(..packet.len()).ok_or(Counter::DropTooLarge)?;
+    waiting.copy_from_slice(packet);
+    let clamped = inner.syn.is_some_and(|at| {
+        let ipv6 = inner.ethertype == ETHERTYPE_IPV6;
+        inner::clamp(waiting, at, network.mtu, ipv6)
+    });
     let header = SlowHeader {
         vni: network.vni,
         ifindex: 0,
@@ -695,10 +717,13 @@ fn waits(
         l3: 0,
         next_hop,
     };
-    if !wire.unresolved(&header, packet) {
+    if !wire.unresolved(&header, waiting) {
         return Err(Counter::DropSlowRingFull);
     }
     counted.count(Counter::SlowUnresolved, 1);
+    if clamped {
+        counted.count(Counter::MssClamped, 1);
+    }
     Ok(())
 }
 

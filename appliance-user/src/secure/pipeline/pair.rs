@@ -19,7 +19,8 @@ use appliance_user::{
     secure::pipeline::{Command, Counted, Event, Lane, Outer, Pipeline, Sent, Wire},
 };
 use tunnel::{
-    Dial, Instant, LoadLimits, Now, Output, PeerConfig, PeerId, Random, SecretKey, TunnelControl,
+    Cipher, Dial, Framing, Instant, LoadLimits, Now, Output, PeerConfig, PeerId, Random, Receiver,
+    RejoinLimits, RxSession, SecretKey, Sender, TunnelControl, TxSession,
 };
 
 pub const UPLINK: u32 = 2;
@@ -48,11 +49,13 @@ pub struct Memory {
     pub events: Vec<Event>,
     pub waiting: Vec<(SlowHeader, Vec<u8>)>,
     pub full: bool,
+    /// How many more are taken before it is full, if not all are.
+    pub room: Option<usize>,
 }
 
 impl Wire for Memory {
     fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent {
-        if self.full {
+        if self.full || self.room == Some(0) {
             return Sent::Full;
         }
         let mut frame = vec![0xee; 2048];
@@ -60,6 +63,7 @@ impl Wire for Memory {
             Some(len) => {
                 frame.truncate(len);
                 self.frames.push((ifindex, frame));
+                self.room = self.room.map(|room| room - 1);
                 Sent::Queued
             }
             None => Sent::Abandoned,
@@ -217,18 +221,153 @@ impl Side {
 
     /// What the programs hand over for a packet of the network.
     pub fn seal(&mut self, now: Now, packet: &[u8]) {
-        let mut frame = Vec::new();
-        frame.extend_from_slice(&4_u32.to_ne_bytes());
-        frame.extend_from_slice(&[0; 4]);
-        frame.extend_from_slice(&((u32::from(SEGMENT_IP) << 24) | VNI).to_be_bytes());
-        frame.extend_from_slice(&[0; 4]);
-        frame.extend_from_slice(packet);
+        let mut frame = to_seal(4, VNI, packet);
         self.pipeline.frame(now.mono, &mut frame, &mut self.wire);
+    }
+
+    /// Gives an order.
+    pub fn order(&mut self, now: Now, command: Command) {
+        self.pipeline.command(now.mono, command, &mut self.wire);
     }
 
     pub fn count(&self, counter: Counter) -> u64 {
         self.counted.counter(counter)
     }
+}
+
+/// A packet as the programs hand it over: of the network in `slot`, called `vni`.
+pub fn to_seal(slot: u32, vni: u32, packet: &[u8]) -> Vec<u8> {
+    let mut frame = slot.to_ne_bytes().to_vec();
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(&((u32::from(SEGMENT_IP) << 24) | vni).to_be_bytes());
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(packet);
+    frame
+}
+
+/// A peer whose messages are made by hand, so that it may say anything.
+pub struct Hand {
+    pub sender: Sender,
+    pub receiver: Receiver,
+    /// From where to where its datagrams go.
+    pub way: [SocketAddr; 2],
+}
+
+impl Hand {
+    /// A peer at an address, with a session; and the halves of that for the other end. `seed` tells it from
+    /// others.
+    pub fn new(framing: Framing, seed: u64, way: [&str; 2]) -> (Self, TxSession, Box<RxSession>) {
+        let way = way.map(|text| text.parse().expect("an address"));
+        let secret = |last: u8| {
+            let mut bytes = [last; 32];
+            bytes[..8].copy_from_slice(&seed.to_le_bytes());
+            SecretKey::from_bytes(&bytes)
+        };
+        let config = |key, dial, address| PeerConfig {
+            framing,
+            cipher: Cipher::ChaCha20Poly1305,
+            addresses: vec![address],
+            ..PeerConfig::causeway(key, dial)
+        };
+        let mut random = Seeded(seed);
+        let mut ours = TunnelControl::new(secret(1), LoadLimits::default());
+        let mut theirs = TunnelControl::new(secret(2), LoadLimits::default());
+        ours.add_peer(at(0).mono, config(secret(2).public(), Dial::Always, way[0]));
+        let id = theirs.add_peer(at(0).mono, config(secret(1).public(), Dial::Never, way[1]));
+        let mut hand = Self {
+            sender: Sender::new(framing),
+            receiver: Receiver::new(framing, RejoinLimits::default()),
+            way,
+        };
+        let (mut tx, mut rx) = (None, None);
+        ours.handle_timeout(at(0), &mut random);
+        for _ in 0..2 {
+            while let Some(output) = ours.poll_output() {
+                match output {
+                    Output::Transmit { datagram, .. } => {
+                        XX(theirs.handle_datagram(at(0), way[1], datagram.as_bytes(), &mut random))
+                    }
+                    Output::Send { session, .. } => tx = Some(session),
+                    Output::Receive { session, .. } => rx = Some(session),
+                    _ => {}
+                }
+            }
+            while let Some(output) = theirs.poll_output() {
+                match output {
+                    Output::Transmit { datagram, .. } => {
+                        drop(ours.handle_datagram(at(0), way[0], datagram.as_bytes(), &mut random))
+                    }
+                    Output::Receive { session, .. } => {
+                        theirs.confirmed(at(0).mono, id, session.index());
+                        hand.receiver.install(session);
+                    }
+                    Output::Send { session, .. } => hand.sender.install(session),
+                    _ => {}
+                }
+            }
+        }
+        assert!(hand.sender.session().is_some(), "a session");
+        (hand, tx.expect("a session"), rx.expect("a session"))
+    }
+
+    /// The headers by which the other end sends to it.
+    pub fn outer(&self) -> Outer {
+        Outer::new(UPLINK, [9; 6], [8; 6], self.way[1], self.way[0]).expect("one family")
+    }
+
+    /// Commands that make it the peer in a slot.
+    pub fn commands(
+        &self,
+        slot: u32,
+        lane: Lane,
+        (tx, rx): (TxSession, Box<RxSession>),
+    ) -> [Command; 5] {
+        [
+            Command::Peer(slot, Some(Box::new(lane))),
+            Command::Outer(slot, Some(Box::new(self.outer()))),
+            Command::MaxDatagram(slot, 1472),
+            Command::Receive(slot, rx),
+            Command::Send(slot, Box::new(tx)),
+        ]
+    }
+
+    /// A frame with `plaintext` sealed, as it arrives.
+    pub fn say(&mut self, now: Now, plaintext: &[u8]) -> Vec<u8> {
+        let mut datagram = vec![0; plaintext.len() + 32];
+        let len = self
+            .sender
+            .seal_into(now.mono, &[plaintext], &mut datagram)
+            .expect("a session");
+        around(self.way, &datagram[..len])
+    }
+
+    /// What it is told in a frame: the plaintext's payload, if it is authentic.
+    pub fn hear(&mut self, now: Now, frame: &[u8]) -> Option<Vec<u8>> {
+        let (from, place) = appliance_user::secure::pipeline::datagram(frame)?;
+        let mut datagram = frame[place].to_vec();
+        let opened = self.receiver.open(now.mono, from, &mut datagram).ok()?;
+        match opened.payload {
+            tunnel::Payload::Packet { network, bytes, .. } => {
+                let mut out = network.to_be_bytes().to_vec();
+                out.extend_from_slice(bytes);
+                Some(out)
+            }
+            tunnel::Payload::Ip(bytes) => Some(bytes.to_vec()),
+            _ => Some(Vec::new()),
+        }
+    }
+}
+
+/// A frame with a datagram on its way.
+pub fn around([from, to]: [SocketAddr; 2], datagram: &[u8]) -> Vec<u8> {
+    let outer = Outer::new(UPLINK, [8; 6], [9; 6], from, to).expect("one family");
+    let mut frame = vec![0; outer.bytes() + datagram.len()];
+    frame[outer.bytes()..].copy_from_slice(datagram);
+    let len = outer
+        .finish(&mut frame, datagram.len())
+        .expect("not too long");
+    frame.truncate(len);
+    frame
 }
 
 /// A tenant's and a provider's side with a session between them.

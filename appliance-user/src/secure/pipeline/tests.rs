@@ -1,9 +1,12 @@
 //! What the pipeline does with frames, one behaviour a test.
 
-use appliance_common::{maps::Mode, wire::mss_for};
+use appliance_common::{
+    maps::{Mode, network_flags},
+    wire::mss_for,
+};
 
 use super::{
-    pair::{ACCESS, UPLINK, VNI, address, at, join, joined, packet, pair},
+    pair::{ACCESS, Hand, Side, UPLINK, VNI, address, at, join, joined, packet, pair},
     *,
 };
 
@@ -474,4 +477,610 @@ fn garbage_is_counted_and_goes_nowhere() {
         out.iter().filter(|(ifindex, _)| *ifindex == ACCESS).count(),
         0
     );
+}
+
+fn host(vni: u32, text: &str) -> HostKey {
+    HostKey {
+        vni,
+        address: address(text),
+    }
+}
+
+fn prefix(text: &str, length: u8) -> Prefix {
+    let net = crate::config::Net {
+        address: text.parse().expect("an address"),
+        length,
+    };
+    net.prefix()
+}
+
+const OTHER: u32 = 2001;
+
+/// At the provider, a second tenant's network in slot 9, of the peer in slot 1, with the addresses of the
+/// first; its replica is behind VLAN 201.
+fn second_tenant(provider: &mut Side) -> Hand {
+    let way = ["192.0.2.9:6180", "203.0.113.5:6180"];
+    let (hand, tx, rx) = Hand::new(Framing::Segments, 5, way);
+    let mut network = Network {
+        vni: OTHER,
+        tenant: 1,
+        peer: 1,
+        flags: network_flags::ACTIVE | network_flags::SECURE | network_flags::PROVIDER,
+        mtu: 1432,
+        prefix_count: 1,
+        ..Network::default()
+    };
+    network.prefixes[0] = prefix("10.1.0.0", 24);
+    let partial = Tenant {
+        mode: Mode::Partial as u32,
+        epoch: 1,
+    };
+    let neighbour = Neighbour::new(ACCESS, [2, 0, 0, 0, 0, 9], [4; 6], 201, 0, 0x8100);
+    for command in hand.commands(1, Lane::appliance(), (tx, rx)) {
+        provider.order(at(5), command);
+    }
+    for command in [
+        Command::Network(9, Some(Box::new(network))),
+        Command::Tenant(1, partial),
+        Command::Endpoint(host(OTHER, "10.1.0.10"), true),
+        Command::Neighbour(host(OTHER, "10.1.0.10"), Some(Box::new(neighbour))),
+    ] {
+        provider.order(at(5), command);
+    }
+    hand
+}
+
+fn whole(vni: u32, packet: &[u8]) -> Vec<u8> {
+    let mut plaintext = Header::whole(Kind::Ip, vni).to_bytes().to_vec();
+    plaintext.extend_from_slice(packet);
+    plaintext
+}
+
+/// The VLANs that frames went out on at the provider.
+fn vlans(side: &mut Side) -> Vec<u16> {
+    let vlan = |frame: &[u8]| u16::from_be_bytes([frame[14], frame[15]]);
+    let frames = side.take();
+    assert!(frames.iter().all(|(ifindex, _)| *ifindex == ACCESS));
+    frames.iter().map(|(_, frame)| vlan(frame)).collect()
+}
+
+fn counter_on_wire(frame: &[u8]) -> u64 {
+    frame[50..58]
+        .first_chunk()
+        .map(|bytes| u64::from_le_bytes(*bytes))
+        .expect("eight bytes")
+}
+
+#[test]
+fn two_tenants_with_equal_subnets_never_meet() {
+    let (mut tenant, mut provider) = pair();
+    let mut hand = second_tenant(&mut provider);
+    let sent = packet("10.1.0.11", "10.1.0.10", b"x");
+    tenant.seal(at(10), &sent);
+    let frames = tenant.take();
+    provider.open(at(10), frames);
+    assert_eq!(vlans(&mut provider), [101]);
+    let own = hand.say(at(11), &whole(OTHER, &sent));
+    provider.open(at(11), vec![(UPLINK, own)]);
+    assert_eq!(vlans(&mut provider), [201]);
+    // Authentic, but of the other tenant's network: whole, and as the last of two pieces.
+    let foreign = hand.say(at(12), &whole(VNI, &sent));
+    provider.open(at(12), vec![(UPLINK, foreign)]);
+    assert_eq!(provider.count(Counter::DropWrongPeer), 1);
+    for index in 0..2 {
+        let header = Header {
+            kind: Kind::Ip,
+            network: VNI,
+            stride: 20,
+            index,
+            last: 1,
+        };
+        let half = if index == 0 { &sent[..20] } else { &sent[20..] };
+        let piece = hand.say(at(13), &[&header.to_bytes()[..], half].concat());
+        provider.open(at(13), vec![(UPLINK, piece)]);
+    }
+    assert_eq!(provider.count(Counter::DropWrongPeer), 2);
+    assert!(provider.take().is_empty());
+    // And out: each network's packets go to its peer, by that one's keys.
+    let sent = packet("10.1.0.10", "10.1.0.11", b"y");
+    let mut frame = super::pair::to_seal(9, OTHER, &sent);
+    provider
+        .pipeline
+        .frame(at(14).mono, &mut frame, &mut provider.wire);
+    let frames = provider.take();
+    assert_eq!(frames[0].1[30..34], [192, 0, 2, 9]);
+    let heard = hand.hear(at(14), &frames[0].1).expect("authentic");
+    assert_eq!(heard, [&OTHER.to_be_bytes()[..], &sent].concat());
+    tenant.open(at(14), frames);
+    assert_eq!(tenant.count(Counter::DropUnknownSession), 1);
+    provider.seal(at(15), &sent);
+    let frames = provider.take();
+    assert_eq!(hand.hear(at(15), &frames[0].1), None);
+    tenant.open(at(15), frames);
+    assert_eq!(tenant.count(Counter::Decapsulated), 1);
+}
+
+#[test]
+fn a_slot_that_changed_hands_sends_nothing_of_the_old_tenant_to_the_new_one_s_peer() {
+    let (_, mut provider) = pair();
+    let mut hand = second_tenant(&mut provider);
+    // Kept while the first tenant's tunnel is silent.
+    provider.order(at(6), Command::Silent(0));
+    let mut kept = Vec::new();
+    etherparse::PacketBuilder::ipv4([10, 1, 0, 10], [10, 1, 0, 11], 64)
+        .tcp(1, 2, 3, 4)
+        .write(&mut kept, b"kept")
+        .expect("a packet");
+    provider.seal(at(6), &kept);
+    provider.take();
+    // The network of slot 4 goes, and the second tenant gets the slot for one more network.
+    let network = Network {
+        vni: OTHER + 1,
+        tenant: 1,
+        peer: 1,
+        flags: network_flags::ACTIVE | network_flags::SECURE | network_flags::PROVIDER,
+        mtu: 1432,
+        ..Network::default()
+    };
+    provider.order(at(7), Command::Network(4, Some(Box::new(network))));
+    // Frames that the programs handed over before that, whole and longer than the path.
+    for len in [1, 1472] {
+        provider.seal(at(8), &packet("10.1.0.10", "10.1.0.11", &vec![7; len]));
+    }
+    assert_eq!(provider.count(Counter::DropInconsistent), 2);
+    // The first tenant's tunnel is back.
+    let outer = Outer::new(UPLINK, [9; 6], [8; 6], hand.way[1], hand.way[0]);
+    let (_, tx, _) = Hand::new(Framing::Segments, 6, ["192.0.2.8:1", "203.0.113.5:1"]);
+    provider.order(at(9), Command::Outer(0, outer.map(Box::new)));
+    provider.order(at(9), Command::Send(0, Box::new(tx)));
+    assert_eq!(provider.count(Counter::DropInconsistent), 3);
+    assert!(provider.take().is_empty());
+    assert_eq!(hand.receiver.stats().opened, 0);
+    let _ = &mut hand;
+}
+
+#[test]
+fn without_a_session_or_a_way_a_datagram_is_dropped_and_the_control_half_hears_of_the_first() {
+    let (mut tenant, _) = pair();
+    tenant.pipeline.report(at(5).mono, &mut tenant.wire);
+    let sent = packet("10.1.0.11", "10.1.0.10", b"x");
+    tenant.order(at(6), Command::Outer(0, None));
+    tenant.seal(at(6), &sent);
+    assert_eq!(tenant.count(Counter::DropNoPeer), 1);
+    assert!(!tenant.pipeline.dirty());
+    let lane = Box::new(Lane::appliance());
+    let outer = Outer::new(UPLINK, [9; 6], [8; 6], tenant.address, tenant.address);
+    tenant.order(at(7), Command::Peer(0, Some(lane)));
+    tenant.order(at(7), Command::Outer(0, outer.map(Box::new)));
+    tenant.seal(at(7), &sent);
+    assert_eq!(tenant.count(Counter::DropNoSession), 1);
+    assert!(tenant.take().is_empty());
+    tenant.wire.events.clear();
+    tenant.pipeline.report(at(8).mono, &mut tenant.wire);
+    let [Event::Report { tx, .. }] = tenant.wire.events.as_slice() else {
+        panic!("{:?}", tenant.wire.events);
+    };
+    assert_eq!(tx.starved, Some(at(7).mono));
+    // A peer that is gone, and a network that was never there.
+    tenant.order(at(9), Command::Peer(0, None));
+    tenant.seal(at(9), &sent);
+    tenant.pipeline.frame(
+        at(9).mono,
+        &mut super::pair::to_seal(5, VNI, &sent),
+        &mut tenant.wire,
+    );
+    assert_eq!(tenant.count(Counter::DropInconsistent), 2);
+}
+
+#[test]
+fn a_ring_that_fills_between_two_pieces_costs_the_packet_and_no_counter() {
+    let (mut tenant, mut provider) = pair();
+    let before = tenant.count(Counter::Encapsulated);
+    let long = packet("10.1.0.11", "10.1.0.10", &[3; 1472]);
+    tenant.wire.room = Some(1);
+    tenant.seal(at(10), &long);
+    assert_eq!(tenant.count(Counter::DropTxFull), 1);
+    assert_eq!(tenant.count(Counter::Encapsulated), before);
+    assert_eq!(tenant.count(Counter::SplitInTunnel), 0);
+    let mut frames = tenant.take();
+    tenant.wire.room = Some(0);
+    tenant.seal(at(11), &long);
+    tenant.wire.room = None;
+    tenant.seal(at(12), &long);
+    frames.extend(tenant.take());
+    let counters: Vec<u64> = frames.iter().map(|(_, f)| counter_on_wire(f)).collect();
+    let first = counters[0];
+    assert_eq!(counters, [first, first + 1, first + 2]);
+    provider.open(at(13), frames);
+    let out = provider.take();
+    assert_eq!(out.len(), 1);
+    assert_eq!(out[0].1[18..], long);
+}
+
+#[test]
+fn a_datagram_of_no_session_known_is_dropped() {
+    let (mut tenant, mut provider) = pair();
+    tenant.seal(at(10), &packet("10.1.0.11", "10.1.0.10", b"x"));
+    let mut frames = tenant.take();
+    frames[0].1[46] ^= 1;
+    provider.pipeline.report(at(10).mono, &mut provider.wire);
+    provider.open(at(11), frames);
+    assert_eq!(provider.count(Counter::DropUnknownSession), 1);
+    assert!(!provider.pipeline.dirty());
+}
+
+#[test]
+fn outer_headers_that_do_not_hold_together_are_refused() {
+    type Spoil = fn(&mut Vec<u8>);
+    let cases: [(&str, Spoil); 13] = [
+        ("an ARP packet", |f| f[12..14].copy_from_slice(&[8, 6])),
+        ("a tag", |f| f[12..14].copy_from_slice(&[0x81, 0])),
+        ("version 6", |f| f[14] = 0x65),
+        ("IP options", |f| f[14] = 0x46),
+        ("TCP", |f| f[23] = 6),
+        ("a UDP length under its header", |f| {
+            f[38..40].copy_from_slice(&[0, 7])
+        }),
+        ("no payload", |f| f[38..40].copy_from_slice(&[0, 8])),
+        ("a UDP length past the frame", |f| f[39] += 1),
+        ("seven bytes of message", |f| {
+            f[38..40].copy_from_slice(&[0, 15])
+        }),
+        ("a message under its tag", |f| {
+            f[38..40].copy_from_slice(&[0, 39])
+        }),
+        ("cut in the UDP header", |f| f.truncate(40)),
+        ("cut in the IP header", |f| f.truncate(30)),
+        ("not of type 4", |f| f[42] = 1),
+    ];
+    for (what, spoil) in cases {
+        let (mut tenant, mut provider) = pair();
+        tenant.seal(at(10), &packet("10.1.0.11", "10.1.0.10", b"x"));
+        let mut frames = tenant.take();
+        spoil(&mut frames[0].1);
+        provider.open(at(11), frames);
+        assert_eq!(provider.count(Counter::DropBadDatagram), 1, "{what}");
+        assert!(provider.take().is_empty(), "{what}");
+    }
+    let (_, mut provider) = pair();
+    for len in 0..14 {
+        provider.open(at(11), vec![(UPLINK, vec![8; len])]);
+    }
+    assert_eq!(provider.count(Counter::DropMalformed), 14);
+    // A packet to seal that is none.
+    for len in 14..17 {
+        provider.open(at(11), vec![(UPLINK, vec![0; len])]);
+    }
+    assert_eq!(
+        provider.count(Counter::DropMalformed) + provider.count(Counter::DropInconsistent),
+        17
+    );
+}
+
+/// A member of the provider's network with the addresses of `nets`, in `slot`.
+fn member(provider: &mut Side, slot: u32, nets: &[(&str, u8)]) -> Hand {
+    let nets: Box<[Prefix]> = nets.iter().map(|(n, l)| prefix(n, *l)).collect();
+    let from = format!("192.0.2.{slot}:51820");
+    let way = [from.as_str(), "203.0.113.5:6180"];
+    let (hand, tx, rx) = Hand::new(Framing::WireGuard, u64::from(slot), way);
+    for command in hand.commands(slot, Lane::wireguard(VNI, nets), (tx, rx)) {
+        provider.order(at(5), command);
+    }
+    hand
+}
+
+#[test]
+fn a_wireguard_peer_s_addresses_are_its_own_both_ways() {
+    let (mut tenant, mut provider) = pair();
+    let mut hand = member(&mut provider, 3, &[("10.1.0.77", 32)]);
+    let members = [("10.1.0.77", 32, 3), ("10.1.0.78", 32, 3)].map(|(n, l, peer)| Member {
+        prefix: prefix(n, l),
+        peer,
+    });
+    provider.order(at(5), Command::Members(VNI, Box::new(members)));
+    // In: bare IP packets, padded; the padding is cut.
+    let mut sent = packet("10.1.0.77", "10.1.0.10", b"in");
+    let len = sent.len();
+    sent.resize(len.next_multiple_of(16), 0);
+    let frame = hand.say(at(10), &sent);
+    provider.open(at(10), vec![(UPLINK, frame)]);
+    let out = provider.take();
+    assert_eq!(out[0].1[18..], sent[..len]);
+    for (source, reason) in [
+        ("10.1.0.78", Counter::DropNotAllowed),
+        ("10.1.0.11", Counter::DropNotAllowed),
+        ("10.1.0.10", Counter::DropNotAllowed),
+        ("169.254.0.1", Counter::DropLinkLocal),
+    ] {
+        let before = provider.count(reason);
+        let frame = hand.say(at(11), &packet(source, "10.1.0.10", b"not mine"));
+        provider.open(at(11), vec![(UPLINK, frame)]);
+        assert_eq!(provider.count(reason), before + 1, "{source}");
+    }
+    // To another member or the network's own peer it does not go through here.
+    let frame = hand.say(at(12), &packet("10.1.0.77", "10.1.0.11", b"across"));
+    provider.open(at(12), vec![(UPLINK, frame)]);
+    assert_eq!(provider.count(Counter::DropSplitHorizon), 1);
+    let frame = hand.say(at(12), b"no packet");
+    provider.open(at(12), vec![(UPLINK, frame)]);
+    assert_eq!(provider.count(Counter::DropBadSegment), 1);
+    assert!(provider.take().is_empty());
+    // Out: what is its own; what the list gives it beyond that is refused.
+    let reply = packet("10.1.0.10", "10.1.0.77", b"out");
+    provider.seal(at(13), &reply);
+    let frames = provider.take();
+    assert_eq!(hand.hear(at(13), &frames[0].1).as_ref(), Some(&reply));
+    let before = provider.count(Counter::DropNotAllowed);
+    provider.seal(at(14), &packet("10.1.0.10", "10.1.0.78", b"out"));
+    assert_eq!(provider.count(Counter::DropNotAllowed), before + 1);
+    assert!(provider.take().is_empty());
+    // The rest is the network's own peer's.
+    provider.seal(at(15), &packet("10.1.0.10", "10.1.0.11", b"out"));
+    let frames = provider.take();
+    tenant.open(at(15), frames);
+    assert_eq!(tenant.count(Counter::Decapsulated), 1);
+    // Longer than the path: a WireGuard peer rejoins nothing.
+    provider.seal(at(16), &packet("10.1.0.10", "10.1.0.77", &[0; 1500]));
+    assert_eq!(provider.count(Counter::DropTooLong), 1);
+}
+
+#[test]
+fn of_two_members_the_longer_prefix_wins_both_ways() {
+    let (_, mut provider) = pair();
+    let mut wide = member(&mut provider, 3, &[("10.1.0.64", 26)]);
+    let mut narrow = member(&mut provider, 2, &[("10.1.0.96", 28)]);
+    let members = [("10.1.0.64", 26, 3), ("10.1.0.96", 28, 2)].map(|(n, l, peer)| Member {
+        prefix: prefix(n, l),
+        peer,
+    });
+    for members in [members, [members[1], members[0]]] {
+        provider.order(at(6), Command::Members(VNI, Box::new(members)));
+        for (to, narrowly) in [
+            ("10.1.0.65", false),
+            ("10.1.0.95", false),
+            ("10.1.0.96", true),
+            ("10.1.0.111", true),
+            ("10.1.0.112", false),
+        ] {
+            provider.seal(at(10), &packet("10.1.0.10", to, b"x"));
+            let frames = provider.take();
+            assert_eq!(
+                narrow.hear(at(10), &frames[0].1).is_some(),
+                narrowly,
+                "{to}"
+            );
+            assert_eq!(wide.hear(at(10), &frames[0].1).is_some(), !narrowly, "{to}");
+            let before = provider.count(Counter::DropNotAllowed);
+            for hand in [&mut narrow, &mut wide] {
+                let frame = hand.say(at(11), &packet(to, "10.1.0.10", b"x"));
+                provider.open(at(11), vec![(UPLINK, frame)]);
+            }
+            assert_eq!(vlans(&mut provider), [101], "{to}: from one of them");
+            assert_eq!(provider.count(Counter::DropNotAllowed), before + 1, "{to}");
+        }
+    }
+    // Without the list all goes to the network's own peer, and nothing comes from members.
+    provider.order(at(12), Command::Members(VNI, Box::default()));
+    provider.seal(at(12), &packet("10.1.0.10", "10.1.0.96", b"x"));
+    let frames = provider.take();
+    assert_eq!(frames[0].1[30..34], [198, 51, 100, 5]);
+}
+
+#[test]
+fn a_retired_session_is_over_and_another_peer_s_is_not() {
+    let (mut tenant, mut provider) = pair();
+    let mut hand = second_tenant(&mut provider);
+    let sent = packet("10.1.0.11", "10.1.0.10", b"x");
+    let name = |side: &mut Side| {
+        side.pipeline.report_again();
+        side.wire.events.clear();
+        side.pipeline.report(at(6).mono, &mut side.wire);
+        side.wire
+            .events
+            .iter()
+            .find_map(|event| match event {
+                Event::Report { peer: 0, tx, .. } => tx.session,
+                _ => None,
+            })
+            .expect("a session")
+    };
+    let index = name(&mut provider);
+    // The same name in another slot is another session.
+    provider.order(at(7), Command::Retire(1, index));
+    tenant.seal(at(8), &sent);
+    let frames = tenant.take();
+    provider.open(at(8), frames);
+    assert_eq!(vlans(&mut provider), [101]);
+    provider.order(at(9), Command::Retire(0, index));
+    tenant.seal(at(10), &sent);
+    let frames = tenant.take();
+    provider.open(at(10), frames);
+    assert_eq!(provider.count(Counter::DropUnknownSession), 1);
+    provider.seal(at(10), &packet("10.1.0.10", "10.1.0.11", b"y"));
+    assert_eq!(provider.count(Counter::DropNoSession), 1);
+    let frame = hand.say(at(11), &whole(OTHER, &sent));
+    provider.open(at(11), vec![(UPLINK, frame)]);
+    assert_eq!(vlans(&mut provider), [201]);
+}
+
+#[test]
+fn a_packet_goes_in_sixteen_pieces_at_most() {
+    let (mut tenant, mut provider) = pair();
+    tenant.order(at(5), Command::MaxDatagram(0, 1232));
+    let most = 16 * (1232 - 32 - 8);
+    // IPv4 and UDP headers are 28 bytes. The other end rejoins 9216 bytes.
+    for (len, pieces, over) in [(most, 16, 0), (most + 1, 0, 1), (9216, 8, 1)] {
+        tenant.seal(
+            at(10),
+            &packet("10.1.0.11", "10.1.0.10", &vec![1; len - 28]),
+        );
+        let frames = tenant.take();
+        assert_eq!(frames.len(), pieces);
+        assert_eq!(tenant.count(Counter::DropTooLong), over);
+        if len == 9216 {
+            // Longer than any frame of the access port.
+            provider.open(at(11), frames);
+            assert_eq!(provider.count(Counter::DropTooLarge), 1);
+        }
+    }
+}
+
+/// An IPv6 SYN behind `chain`: extension headers with their types, of eight bytes each.
+fn syn6(chain: &[u8], to: &str) -> Vec<u8> {
+    let mut tcp = vec![
+        0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x60, 2, 0, 0, 0, 0, 0, 0,
+    ];
+    tcp.extend_from_slice(&[2, 4, 0x05, 0xa0]);
+    let mut payload = Vec::new();
+    for at in 0..chain.len() {
+        let next = chain.get(at + 1).copied().unwrap_or(6);
+        payload.extend_from_slice(&[next, 0, 1, 4, 0, 0, 0, 0]);
+    }
+    payload.extend_from_slice(&tcp);
+    let mut out = packet("2001:db8:1::11", to, &payload[8..]);
+    out[6] = chain.first().copied().unwrap_or(6);
+    out[40..].copy_from_slice(&payload);
+    out
+}
+
+#[test]
+fn a_syn_is_found_behind_four_extension_headers_and_no_more() {
+    for (chain, clamped) in [
+        (&[][..], 1),
+        (&[0], 1),
+        (&[60, 43], 1),
+        (&[0, 43, 60, 60], 1),
+        (&[0, 43, 60, 60, 60], 0),
+        (&[44], 0),
+    ] {
+        let (mut tenant, mut provider) = pair();
+        let sent = syn6(chain, "2001:db8:1::10");
+        tenant.seal(at(10), &sent);
+        let frames = tenant.take();
+        provider.open(at(11), frames);
+        let out = provider.take();
+        let mss = &out[0].1[out[0].1.len() - 2..];
+        let wanted = if clamped == 1 {
+            mss_for(1432, true)
+        } else {
+            0x05a0
+        };
+        assert_eq!(mss, wanted.to_be_bytes(), "{chain:?}");
+        assert_eq!(provider.count(Counter::MssClamped), clamped, "{chain:?}");
+    }
+}
+
+#[test]
+fn a_syn_that_waits_for_its_host_is_clamped_too() {
+    let (mut tenant, mut provider) = pair();
+    let unresolved = "2001:db8:1::12";
+    provider.order(at(5), Command::Endpoint(host(VNI, unresolved), true));
+    let sent = syn6(&[], unresolved);
+    tenant.seal(at(10), &sent);
+    let frames = tenant.take();
+    provider.open(at(11), frames);
+    let [(header, waiting)] = provider.wire.waiting.as_slice() else {
+        panic!("nothing waits");
+    };
+    assert_eq!(header.len as usize, sent.len());
+    assert_eq!(waiting[62..64], mss_for(1432, true).to_be_bytes());
+    assert_eq!(provider.count(Counter::MssClamped), 1);
+    assert_eq!(provider.count(Counter::SlowUnresolved), 1);
+}
+
+#[test]
+fn hosts_behind_the_tenant_s_router_are_sent_to_it() {
+    let (mut tenant, mut provider) = pair();
+    let far = packet("10.1.0.10", "10.9.9.9", b"far");
+    provider.seal(at(10), &far);
+    let frames = provider.take();
+    tenant.open(at(10), frames);
+    assert_eq!(tenant.wire.waiting[0].0.next_hop, address("10.1.0.1"));
+    let router = Neighbour::new(ACCESS, [2, 0, 0, 0, 0, 0x77], [4; 6], 0, 0, 0x8100);
+    let key = host(VNI, "10.1.0.1");
+    tenant.order(at(11), Command::Neighbour(key, Some(Box::new(router))));
+    provider.seal(at(12), &far);
+    let frames = provider.take();
+    tenant.open(at(12), frames);
+    let out = tenant.take();
+    assert_eq!(out[0].1[..6], [2, 0, 0, 0, 0, 0x77]);
+    assert_eq!(out[0].1[14..], far);
+    assert!(tenant.wire.events.contains(&Event::Used { key }));
+    // There is no router for IPv6.
+    provider.seal(at(13), &packet("2001:db8:1::10", "2001:db8:9::9", b"far"));
+    let frames = provider.take();
+    tenant.open(at(13), frames);
+    assert_eq!(tenant.count(Counter::DropSplitHorizon), 1);
+    // The provider has no hosts but replicas.
+    tenant.seal(at(14), &packet("10.1.0.11", "10.9.9.9", b"far"));
+    let frames = tenant.take();
+    provider.open(at(14), frames);
+    assert_eq!(provider.count(Counter::DropSplitHorizon), 1);
+}
+
+#[test]
+fn bytes_behind_the_packet_are_cut() {
+    for (from, to) in [
+        ("10.1.0.11", "10.1.0.10"),
+        ("2001:db8:1::11", "2001:db8:1::10"),
+    ] {
+        let (mut tenant, mut provider) = pair();
+        let sent = packet(from, to, b"all of it");
+        let longer = [&sent[..], b"and more"].concat();
+        tenant.seal(at(10), &longer);
+        let frames = tenant.take();
+        provider.open(at(11), frames);
+        assert_eq!(provider.take()[0].1[18..], sent);
+        assert_eq!(provider.counted.network(4).rx_bytes, sent.len() as u64);
+    }
+}
+
+#[test]
+fn a_report_is_made_when_something_happened_and_again_when_it_was_lost() {
+    let (mut tenant, mut provider) = pair();
+    let reports = |side: &mut Side| {
+        side.wire.events.clear();
+        side.pipeline.report(at(50).mono, &mut side.wire);
+        let report = |event: &&Event| matches!(event, Event::Report { .. });
+        side.wire.events.iter().filter(report).count()
+    };
+    assert_eq!(reports(&mut provider), 1, "of the handshake");
+    assert!(!provider.pipeline.dirty());
+    assert_eq!(reports(&mut provider), 0);
+    // None of these is anything that the control half has to hear of.
+    let commands = [
+        Command::Tenant(
+            0,
+            Tenant {
+                mode: Mode::Partial as u32,
+                epoch: 2,
+            },
+        ),
+        Command::MaxDatagram(0, 1400),
+        Command::Retire(0, 0),
+    ];
+    for command in commands {
+        provider.order(at(10), command);
+    }
+    provider.open(at(10), vec![(UPLINK, vec![8; 60]), (UPLINK, vec![0; 60])]);
+    assert!(!provider.pipeline.dirty());
+    // A packet each way is, and so is a forged one.
+    provider.seal(at(11), &packet("10.1.0.10", "10.1.0.11", b"x"));
+    assert_eq!(reports(&mut provider), 1);
+    provider.take();
+    tenant.seal(at(12), &packet("10.1.0.11", "10.1.0.10", b"x"));
+    let mut frames = tenant.take();
+    provider.open(at(12), frames.clone());
+    assert_eq!(reports(&mut provider), 1);
+    tenant.seal(at(13), &packet("10.1.0.11", "10.1.0.10", b"x"));
+    frames = tenant.take();
+    frames[0].1[60] ^= 1;
+    provider.open(at(13), frames);
+    assert_eq!(reports(&mut provider), 1);
+    // Lost: told again, once, of every lane.
+    second_tenant(&mut provider);
+    provider.pipeline.report_again();
+    assert!(provider.pipeline.dirty());
+    assert_eq!(reports(&mut provider), 2);
+    assert_eq!(reports(&mut provider), 0);
 }
