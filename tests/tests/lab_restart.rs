@@ -334,3 +334,36 @@ fn generic_mode_works_where_it_is_asked_for() {
     site.back("prod-a");
     site.reach("prod-b", A);
 }
+
+#[test]
+fn a_version_with_other_maps_is_taken_over_and_cleared_away() {
+    let Some(site) = Site::partial() else { return };
+    site.over("prod-a");
+    site.reach("prod-b", A);
+    let handle = site
+        .appliance("tenant-appliance")
+        .unwrap_or_else(|e| panic!("{e}"));
+    handle.kill().unwrap_or_else(|e| panic!("{e}"));
+    let pins = site.pin_dir("tenant-appliance");
+    let now = std::fs::read_dir(&pins)
+        .expect("a directory of pins")
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.join("maps").exists())
+        .expect("a version's pins");
+    // As if another version had left them: its links hold the interfaces, its maps are not ours to read.
+    std::fs::rename(&now, pins.join("v999")).expect("a rename in bpffs");
+    handle.start().unwrap_or_else(|e| panic!("{e}"));
+    assert!(now.join("maps/CONFIG").exists());
+    assert!(
+        !pins.join("v999").exists(),
+        "the other version's pins are left"
+    );
+    let status = site.status("tenant-appliance");
+    for interface in status["interfaces"].as_array().into_iter().flatten() {
+        assert_eq!(interface["adopted"], true, "{interface}");
+    }
+    site.reach("prod-b", A);
+    site.back("prod-a");
+    site.reach("prod-b", A);
+}

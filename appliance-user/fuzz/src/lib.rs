@@ -7,6 +7,7 @@
 //! read zeros, and there is a bound on acts.
 
 #[path = "../../src/secure/pipeline/pair.rs"]
+#[expect(dead_code, reason = "shared with tests that use more of it")]
 mod pair;
 
 use appliance_common::{counters::Counter, maps::Tenant};

@@ -568,6 +568,9 @@ impl Daemon {
                 );
             }
         }
+        if errors.is_empty() {
+            self.datapath.retire_other_versions()?;
+        }
         self.attach_errors = errors;
         Ok(())
     }

@@ -140,6 +140,20 @@ impl Datapath {
             // Another index, another mode, or a link whose interface has gone.
             remove(&pin.path)?;
         }
+        if let Some(mode) = self.take_over(interface, ifindex, kind, asked)? {
+            let pin = Pin::path(&dir, interface, ifindex, mode);
+            self.attached.insert(
+                interface.to_owned(),
+                Attached {
+                    ifindex,
+                    kind,
+                    mode,
+                    adopted: true,
+                    pin,
+                },
+            );
+            return Ok(());
+        }
         self.attached.remove(interface);
         let modes: &[Mode] = match asked {
             config::Xdp::Native => &[Mode::Native],
@@ -175,6 +189,47 @@ impl Datapath {
             }
         }
         Err(refused.unwrap_or(Error::Missing { what: "XDP mode" }))
+    }
+
+    /// Puts the program on a link that a version with other maps left on the interface, in one step, and
+    /// takes its pin over; or takes such a link off, where another mode is asked for.
+    fn take_over(
+        &mut self,
+        interface: &str,
+        ifindex: u32,
+        kind: Kind,
+        asked: config::Xdp,
+    ) -> Result<Option<Mode>, Error> {
+        for root in super::other_roots(&self.root) {
+            let Ok(old) = pins(&root.join("links")) else {
+                continue;
+            };
+            for pin in old.iter().filter(|pin| pin.interface == interface) {
+                if pin.ifindex == ifindex
+                    && pin.mode.suits(asked)
+                    && replace(program(&mut self.object, kind)?, pin).is_ok()
+                {
+                    let path = Pin::path(&self.root.join("links"), interface, ifindex, pin.mode);
+                    fs::rename(&pin.path, &path)
+                        .map_err(|source| io_error("take over the pin", &pin.path, source))?;
+                    return Ok(Some(pin.mode));
+                }
+                remove(&pin.path)?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes what a version with other maps left, once every interface runs this one's programs.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn retire_other_versions(&self) -> Result<(), Error> {
+        for root in super::other_roots(&self.root) {
+            super::remove_root(&root)?;
+            tracing::info!(pins = %root.display(), "another version's maps removed");
+        }
+        Ok(())
     }
 
     /// Takes the program off interfaces that `keep` refuses.

@@ -309,6 +309,32 @@ impl Datapath {
 pub fn detach(pin_dir: &Path) -> Result<usize, Error> {
     let root = root(pin_dir);
     let mut removed = 0;
+    for root in other_roots(&root).into_iter().chain([root]) {
+        removed += remove_root(&root)?;
+    }
+    Ok(removed)
+}
+
+/// Where versions with other layouts keep theirs, beside `root`.
+fn other_roots(root: &Path) -> Vec<PathBuf> {
+    let is_version = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.and_then(|name| name.strip_prefix('v'))
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    root.parent()
+        .and_then(|dir| fs::read_dir(dir).ok())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path != root && is_version(path))
+        .collect()
+}
+
+/// Removes one version's pins; how many there were.
+fn remove_root(root: &Path) -> Result<usize, Error> {
+    let mut removed = 0;
     for dir in ["links", "maps"] {
         let dir = root.join(dir);
         let entries = match fs::read_dir(&dir) {
@@ -324,7 +350,7 @@ pub fn detach(pin_dir: &Path) -> Result<usize, Error> {
         fs::remove_dir(&dir).map_err(|source| io_error("remove", &dir, source))?;
     }
     if root.exists() {
-        fs::remove_dir(&root).map_err(|source| io_error("remove", &root, source))?;
+        fs::remove_dir(root).map_err(|source| io_error("remove", root, source))?;
     }
     Ok(removed)
 }
