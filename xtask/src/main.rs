@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   setup ─▶ build-ebpf ─▶ build programs ─▶ demo | test | lab | bench
-//!     │                                            fuzz (tunnel alone)
+//!     │                                            fuzz (by itself)
 //!     └─ doctor says what is missing, and what mends it
 //! ```
 
