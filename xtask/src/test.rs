@@ -63,6 +63,8 @@ const PARTS: &[Part] = &[
             "--lib",
             "--test",
             "[a-km-vx-z]*",
+            "--test",
+            "workers",
         ],
         args: &["--nocapture", "--test-threads=1"],
     },

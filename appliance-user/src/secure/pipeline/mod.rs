@@ -10,8 +10,8 @@
 //!             ─▶ source there? destination here? ─▶ host ─▶ Ethernet header ─▶ the tenant's port
 //! ```
 //!
-//! The rules for a packet that comes out are those of `appliance-ebpf/src/decap.rs`; a test holds the two
-//! side by side.
+//! The rules for a packet that comes out are those of `appliance-ebpf/src/decap.rs`; `tests/tests/workers.rs`
+//! holds the two side by side.
 
 mod counted;
 mod inner;

@@ -286,8 +286,8 @@ impl Hand {
                 match output {
                     Output::Transmit { datagram, .. } => {
                         let message = datagram.as_bytes();
-                        // What is refused shows: there is no session then.
-                        let _ = theirs.handle_datagram(at(0), way[1], message, &mut random);
+                        let handled = theirs.handle_datagram(at(0), way[1], message, &mut random);
+                        handled.expect("an honest handshake");
                     }
                     Output::Send { session, .. } => tx = Some(session),
                     Output::Receive { session, .. } => rx = Some(session),
@@ -298,7 +298,8 @@ impl Hand {
                 match output {
                     Output::Transmit { datagram, .. } => {
                         let message = datagram.as_bytes();
-                        let _ = ours.handle_datagram(at(0), way[0], message, &mut random);
+                        let handled = ours.handle_datagram(at(0), way[0], message, &mut random);
+                        handled.expect("an honest handshake");
                     }
                     Output::Receive { session, .. } => {
                         theirs.confirmed(at(0).mono, id, session.index());
