@@ -44,13 +44,20 @@ impl Parked {
         }
     }
 
-    /// Keeps `frame`, as the programs handed it over, if the packet at `at` in it is a TCP segment that
-    /// its sender would send again. `hash` is of its flow. Returns whether it is kept.
+    /// Keeps `frame`, as the programs handed it over, if the packet at `at` in it is a TCP segment: one that
+    /// its sender would send again in place of what was kept, a mere acknowledgement only where nothing is
+    /// (the other end's segment may have come through before the way back was there). `hash` is of its flow.
+    /// Returns whether it is kept.
     pub fn keep(&mut self, now: Instant, peer: u32, hash: u32, frame: &[u8], at: usize) -> bool {
-        if frame.len() > BYTES || !frame.get(at..).is_some_and(is_sent_again) {
+        let place = hash as usize % SLOTS;
+        let fits = match frame.get(at..).map(kind) {
+            Some(Kind::SentAgain) => true,
+            Some(Kind::Acknowledgement) => self.slots[place].len == 0,
+            Some(Kind::Other) | None => false,
+        };
+        if frame.len() > BYTES || !fits {
             return false;
         }
-        let place = hash as usize % SLOTS;
         self.slots[place] = Slot {
             len: frame.len(),
             peer,
@@ -81,8 +88,18 @@ impl Parked {
     }
 }
 
-/// Whether a packet is a TCP segment with data, SYN or FIN: those are sent again until acknowledged.
-fn is_sent_again(packet: &[u8]) -> bool {
+/// What a packet is to its sender.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A TCP segment with data, SYN or FIN: sent again until acknowledged.
+    SentAgain,
+    /// Another TCP segment: sent once.
+    Acknowledgement,
+    /// No TCP segment, or a part of one.
+    Other,
+}
+
+fn kind(packet: &[u8]) -> Kind {
     let (at, end, protocol) = match packet.first().map(|first| first >> 4) {
         Some(4) if packet.len() >= IPV4_LEN => {
             let fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff;
@@ -94,11 +111,17 @@ fn is_sent_again(packet: &[u8]) -> bool {
             let total = IPV6_LEN + usize::from(u16::from_be_bytes([packet[4], packet[5]]));
             (IPV6_LEN, total, packet[6])
         }
-        _ => return false,
+        _ => return Kind::Other,
     };
     let Some(&[offset, flags]) = packet.get(at + 12..).and_then(<[u8]>::first_chunk) else {
-        return false;
+        return Kind::Other;
     };
     const FIN_OR_SYN: u8 = 0x03;
-    protocol == IPPROTO_TCP && (flags & FIN_OR_SYN != 0 || at + usize::from(offset >> 4) * 4 < end)
+    if protocol != IPPROTO_TCP {
+        Kind::Other
+    } else if flags & FIN_OR_SYN != 0 || at + usize::from(offset >> 4) * 4 < end {
+        Kind::SentAgain
+    } else {
+        Kind::Acknowledgement
+    }
 }

@@ -1084,3 +1084,30 @@ fn a_report_is_made_when_something_happened_and_again_when_it_was_lost() {
     assert_eq!(reports(&mut provider), 2);
     assert_eq!(reports(&mut provider), 0);
 }
+
+/// After an outage the first segment comes through a moment before the way back is there; its
+/// acknowledgement must not be lost, or the sender waits for its next retransmission, minutes away.
+#[test]
+fn an_acknowledgement_waits_for_the_way_back_and_displaces_nothing() {
+    for (kept, wanted) in [
+        (&[b"".as_slice()][..], &b""[..]),
+        (&[b"data".as_slice(), b""][..], &b"data"[..]),
+        (&[b"".as_slice(), b"data"][..], &b"data"[..]),
+    ] {
+        let (mut tenant, mut provider) = pair();
+        // Sessions end after three minutes.
+        for payload in kept {
+            tenant.seal(at(200_000), &segment(payload));
+        }
+        assert!(tenant.take().is_empty());
+        join(&mut tenant, &mut provider, at(200_500));
+        assert_eq!(tenant.count(Counter::Released), 1);
+        let delivered: Vec<_> = provider
+            .take()
+            .into_iter()
+            .filter(|(ifindex, _)| *ifindex == ACCESS)
+            .collect();
+        assert_eq!(delivered.len(), 1);
+        assert_eq!(delivered[0].1[18..], segment(wanted));
+    }
+}
