@@ -82,7 +82,7 @@ fn the_pipeline_keeps_its_rules() {
         fuzz::pipeline(input);
     }
     let seed = setting("CAUSEWAY_SEED").unwrap_or(1);
-    let runs = setting("CAUSEWAY_FUZZ_RUNS").unwrap_or(200);
+    let runs = setting("CAUSEWAY_FUZZ_RUNS").unwrap_or(60);
     eprintln!(
         "corpus: pipeline, seed {seed}, {} files, {runs} mutations",
         all.len()

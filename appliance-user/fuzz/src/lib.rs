@@ -3,16 +3,37 @@
 //! For: finding inputs that make a worker panic, deliver what its rules forbid, deliver twice, or lose count.
 //! Never: randomness, a clock or a file; an input always does the same.
 //!
+//! Besides the tenant's worker three peers talk to the provider's, all of them hostile: whatever plaintext the
+//! input says is sealed with their keys. One has stolen the tenant's, one is another tenant with the same
+//! subnet, one a WireGuard client of the first.
+//!
+//! ```text
+//!   tenant's worker ──┐ VNI 1001            VLAN 101
+//!   hand 0, its keys ─┼──────▶ provider's ──────────▶ 10.1.0.10, 2001:db8:1::10 of net 1001
+//!   hand 2, WireGuard ┘         worker
+//!   hand 1 ────── VNI 2001 ─────▶    ──────────▶ 10.1.0.10 of net 2001
+//!                                       VLAN 201
+//! ```
+//!
 //! The input is a program: a byte that names an act, then what the act needs. Acts past the end of the input
 //! read zeros, and there is a bound on acts.
 
 #[path = "../../src/secure/pipeline/pair.rs"]
-#[expect(dead_code, reason = "shared with tests that use more of it")]
 mod pair;
 
-use appliance_common::{counters::Counter, maps::Tenant};
-use appliance_user::secure::pipeline::Command;
-use pair::{ACCESS, Side, UPLINK};
+use appliance_common::{
+    counters::Counter,
+    maps::{HostKey, Mode, Neighbour, Network, Tenant, network_flags},
+};
+use appliance_user::{
+    config::Net,
+    secure::pipeline::{Command, Lane, Member},
+};
+use pair::{ACCESS, Hand, Side, UPLINK, VNI, address};
+use tunnel::{
+    Framing, Kind,
+    segment::{Header, Word},
+};
 
 /// Longest input worth trying, bytes.
 pub const MAX_LEN: usize = 768;
@@ -34,6 +55,98 @@ impl Input<'_> {
         let (bytes, rest) = self.0.split_at(len);
         self.0 = rest;
         bytes.to_vec()
+    }
+}
+
+/// The other tenant's network.
+const OTHER: u32 = 2001;
+/// The WireGuard client's address.
+const CLIENT: [u8; 4] = [10, 1, 0, 77];
+
+/// Makes the three hostile peers.
+fn hands(provider: &mut Side) -> [Hand; 3] {
+    let to = "203.0.113.5:6180";
+    let now = pair::at(4);
+    let (stolen, _, rx) = Hand::new(Framing::Segments, 10, ["198.51.100.5:6180", to]);
+    provider.order(now, Command::Receive(0, rx));
+    let (other, tx, rx) = Hand::new(Framing::Segments, 11, ["192.0.2.1:6180", to]);
+    for command in other.commands(1, Lane::appliance(), (tx, rx)) {
+        provider.order(now, command);
+    }
+    let net = |net: &str, length| {
+        let address = net.parse().expect("an address");
+        Net { address, length }.prefix()
+    };
+    let prefix = net("10.1.0.77", 32);
+    let lane = Lane::wireguard(VNI, Box::new([prefix]));
+    let (client, tx, rx) = Hand::new(Framing::WireGuard, 12, ["192.0.2.2:51820", to]);
+    for command in client.commands(2, lane, (tx, rx)) {
+        provider.order(now, command);
+    }
+    let member = Member { prefix, peer: 2 };
+    provider.order(now, Command::Members(VNI, Box::new([member])));
+    let mut network = Network {
+        vni: OTHER,
+        tenant: 1,
+        peer: 1,
+        flags: network_flags::ACTIVE | network_flags::SECURE | network_flags::PROVIDER,
+        mtu: 1432,
+        prefix_count: 1,
+        ..Network::default()
+    };
+    network.prefixes[0] = net("10.1.0.0", 24);
+    let key = HostKey {
+        vni: OTHER,
+        address: address("10.1.0.10"),
+    };
+    let partial = Tenant {
+        mode: Mode::Partial as u32,
+        epoch: 1,
+    };
+    let neighbour = Neighbour::new(ACCESS, [2, 0, 0, 0, 0, 9], [4; 6], 201, 0, 0x8100);
+    for command in [
+        Command::Network(9, Some(Box::new(network))),
+        Command::Tenant(1, partial),
+        Command::Endpoint(key, true),
+        Command::Neighbour(key, Some(Box::new(neighbour))),
+    ] {
+        provider.order(now, command);
+    }
+    [stolen, other, client]
+}
+
+/// What a hostile peer may have out of the provider's worker: frames to hosts of its own network, and as a
+/// client only from its own address.
+fn allowed(hand: usize, frame: &[u8]) {
+    let vlan = u16::from_be_bytes([frame[14], frame[15]]);
+    assert_eq!(
+        vlan,
+        [101, 201, 101][hand],
+        "hand {hand} in another's network"
+    );
+    if hand == 2 {
+        assert_eq!(frame[18] >> 4, 4);
+        assert_eq!(frame[30..34], CLIENT, "the client speaks for another");
+    }
+}
+
+/// What a hostile peer can read of what is sent to it: packets of its own network, and as a client only those
+/// to its own address.
+fn heard(hands: &mut [Hand; 3], now: tunnel::Now, frame: &[u8]) {
+    for (at, hand) in hands.iter_mut().enumerate() {
+        match (at, hand.hear(now, frame)) {
+            (_, None) => {}
+            (1, Some(heard)) => assert!(
+                heard.is_empty() || heard.starts_with(&OTHER.to_be_bytes()),
+                "another tenant's packet"
+            ),
+            (2, Some(heard)) => assert!(
+                heard.is_empty() || heard[16..20] == CLIENT,
+                "another client's packet"
+            ),
+            // Nobody sends by the stolen keys' session.
+            _ => panic!("hand {at} hears what is not for it"),
+        }
     }
 }
 
@@ -91,10 +204,101 @@ fn outcomes(side: &Side) -> u64 {
         .sum()
 }
 
+/// A plaintext: as the input has it, or an IP packet with its lengths put right, behind a segment header or
+/// not; the packet's bytes are the input's.
+fn content(input: &mut Input<'_>) -> Vec<u8> {
+    let form = input.byte();
+    let body = input.bytes();
+    if form < 0x80 {
+        return body;
+    }
+    let v6 = form & 1 == 1;
+    let mut packet = if v6 { vec![0; 40] } else { vec![0; 20] };
+    if v6 {
+        packet[0] = 0x60;
+        packet[4..6].copy_from_slice(&(body.len() as u16).to_be_bytes());
+        packet[6] = [6, 17, 58, 0, 60, 43, 44, 59][usize::from(form >> 1) % 8];
+        packet[8..24].copy_from_slice(&address("2001:db8:1::11"));
+        packet[24..40].copy_from_slice(&address("2001:db8:1::10"));
+    } else {
+        packet[0] = 0x45;
+        packet[2..4].copy_from_slice(&(20 + body.len() as u16).to_be_bytes());
+        packet[9] = [6, 17, 1, 0][usize::from(form >> 1) % 4];
+        let source = if form & 8 == 0 {
+            [10, 1, 0, 11]
+        } else {
+            CLIENT
+        };
+        packet[12..16].copy_from_slice(&source);
+        packet[16..20].copy_from_slice(&[10, 1, 0, 10]);
+    }
+    packet.extend_from_slice(&body);
+    // One of the headers' bytes is the input's too.
+    let (at, value) = (usize::from(input.byte()), input.byte());
+    if let Some(byte) = packet.get_mut(at) {
+        *byte = value;
+    }
+    match form >> 4 & 3 {
+        0 => packet,
+        1 => [&Header::whole(Kind::Ip, OTHER).to_bytes()[..], &packet].concat(),
+        _ => [&Header::whole(Kind::Ip, VNI).to_bytes()[..], &packet].concat(),
+    }
+}
+
+/// What the control half orders.
+fn order(
+    which: u8,
+    input: &mut Input<'_>,
+    now: tunnel::Now,
+    tenant: &mut Side,
+    provider: &mut Side,
+) {
+    let value = u32::from(input.byte());
+    let slot = value & 3;
+    match which % 12 {
+        0 => tenant.order(
+            now,
+            Command::Tenant(
+                0,
+                Tenant {
+                    mode: 1,
+                    epoch: value,
+                },
+            ),
+        ),
+        1 => tenant.order(now, Command::Silent(0)),
+        2 => tenant.order(now, Command::MaxDatagram(0, 1232 + value.min(240) as usize)),
+        3 => tenant.order(now, Command::Keepalive(0)),
+        4 => provider.order(now, Command::Silent(slot)),
+        5 => {
+            let mode = value >> 2 & 1;
+            provider.order(now, Command::Tenant(slot, Tenant { mode, epoch: 1 }));
+        }
+        6 => provider.order(now, Command::Outer(slot, None)),
+        7 => provider.order(now, Command::Members(VNI, Box::default())),
+        8 => provider.order(now, Command::Network(if slot < 2 { 4 } else { 9 }, None)),
+        9 => provider.order(now, Command::Peer(slot, None)),
+        10 => {
+            let vni = if slot < 2 { VNI } else { OTHER };
+            let address = address("10.1.0.10");
+            provider.order(now, Command::Neighbour(HostKey { vni, address }, None));
+        }
+        _ => {
+            let word = Word::Echo {
+                token: u64::from(value),
+                size: 0,
+            };
+            tenant.order(now, Command::Word(0, word, (value as usize * 6).min(1472)));
+        }
+    }
+}
+
 /// Frames from the programs and the wire, and orders, in any order.
 pub fn pipeline(data: &[u8]) {
     let mut input = Input(data);
     let (mut tenant, mut provider) = pair::pair();
+    let mut hands = hands(&mut provider);
+    let mut said = 0;
     let mut wire: Vec<Vec<u8>> = Vec::new();
     let (mut at_tenant, mut at_provider) = (Vec::new(), Vec::new());
     let mut ms = 10_u64;
@@ -121,17 +325,21 @@ pub fn pipeline(data: &[u8]) {
                     .pipeline
                     .frame(now.mono, &mut frame, &mut tenant.wire);
             }
-            // An authentic message of any content: the peer is hostile.
+            // An authentic message of any content: a peer is hostile.
             2 => {
-                let mut frame = 4_u32.to_ne_bytes().to_vec();
-                frame.extend_from_slice(&[0; 4]);
-                let mut segment = input.bytes();
-                segment.resize(segment.len().max(9), 0);
-                segment[4..6].copy_from_slice(&[0, 0]);
-                frame.extend_from_slice(&segment);
-                tenant
+                let hand = usize::from(act / 9) % 3;
+                let plaintext = content(&mut input);
+                said += 1;
+                let mut frame = hands[hand].say(now, &plaintext);
+                provider
                     .pipeline
-                    .frame(now.mono, &mut frame, &mut tenant.wire);
+                    .frame(now.mono, &mut frame, &mut provider.wire);
+                assert!(outcomes(&provider) - before_p <= 1, "counted twice");
+                for (ifindex, frame) in &provider.wire.frames {
+                    if *ifindex == ACCESS {
+                        allowed(hand, frame);
+                    }
+                }
             }
             // Packets of hosts, of any length.
             3 => {
@@ -142,7 +350,14 @@ pub fn pipeline(data: &[u8]) {
             4 => {
                 let len = usize::from(input.byte()) * 8;
                 let to = ["10.1.0.11", "10.1.0.77", "10.9.9.9"][usize::from(act / 9) % 3];
-                provider.seal(now, &pair::packet("10.1.0.10", to, &vec![act; len]));
+                let packet = pair::packet("10.1.0.10", to, &vec![act; len]);
+                // Of either tenant; or a slot that has changed hands since.
+                let (slot, vni) =
+                    [(4, VNI), (9, OTHER), (4, OTHER), (9, VNI)][usize::from(act / 27) % 4];
+                let mut frame = pair::to_seal(slot, vni, &packet);
+                provider
+                    .pipeline
+                    .frame(now.mono, &mut frame, &mut provider.wire);
             }
             // Something on the wire arrives, again, or touched.
             5 | 6 if !wire.is_empty() => {
@@ -162,16 +377,7 @@ pub fn pipeline(data: &[u8]) {
                 };
                 side.pipeline.frame(now.mono, &mut frame, &mut side.wire);
             }
-            7 => {
-                let epoch = u32::from(input.byte());
-                let command = match act / 9 % 4 {
-                    0 => Command::Tenant(0, Tenant { mode: 1, epoch }),
-                    1 => Command::Silent(0),
-                    2 => Command::MaxDatagram(0, 1232 + epoch as usize),
-                    _ => Command::Keepalive(0),
-                };
-                tenant.pipeline.command(now.mono, command, &mut tenant.wire);
-            }
+            7 => order(act / 9, &mut input, now, &mut tenant, &mut provider),
             _ => {
                 tenant.pipeline.report(now.mono, &mut tenant.wire);
                 provider.pipeline.report(now.mono, &mut provider.wire);
@@ -181,6 +387,7 @@ pub fn pipeline(data: &[u8]) {
             .into_iter()
             .chain(judge(&mut provider, true, &mut at_provider))
         {
+            heard(&mut hands, now, &frame);
             wire.push(frame);
         }
         assert!(outcomes(&tenant) >= before_t && outcomes(&provider) >= before_p);
@@ -191,7 +398,7 @@ pub fn pipeline(data: &[u8]) {
     }
     let sealed = tenant.count(Counter::Encapsulated) + tenant.count(Counter::TunnelControl);
     assert!(
-        provider.count(Counter::Decapsulated) <= sealed,
+        provider.count(Counter::Decapsulated) <= sealed + said,
         "delivered twice"
     );
 }

@@ -728,6 +728,8 @@ fn waits(
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod pair;
 #[cfg(test)]
 mod tests;
