@@ -80,6 +80,8 @@ counters! {
     Parked = 22, "parked";
     /// A TCP segment that was kept, sent when its tunnel came back.
     Released = 23, "released";
+    /// A packet of a lane that another worker has, handed over to it.
+    HandedOver = 24, "handed_over";
 
     /// Dropped: truncated, or its lengths contradict each other.
     DropMalformed = 32, "drop_malformed";
@@ -148,6 +150,8 @@ counters! {
     DropBadSegment = 63, "drop_bad_segment";
     /// Dropped: longer than the tunnel carries even in pieces.
     DropTooLong = 64, "drop_too_long";
+    /// Dropped: the worker that has the packet's lane does not take packets as fast as another hands them over.
+    DropWorkerFull = 65, "drop_worker_full";
 }
 
 impl Counter {

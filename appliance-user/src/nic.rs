@@ -94,11 +94,13 @@ pub fn prepare(interface: &str, wants: Wants) -> io::Result<Nic> {
     Ok(nic)
 }
 
-/// Receive queues of an interface; 1 where the driver does not say.
+/// Receive and transmit queues of an interface; 1 and 1 where the driver does not say.
 #[must_use]
-pub fn queues(interface: &str) -> u32 {
+pub fn queues(interface: &str) -> (u32, u32) {
     let channels = Ethtool::open(interface).and_then(|socket| socket.channels());
-    channels.map_or(1, |c| (c.rx + c.combined).max(1))
+    channels.map_or((1, 1), |c| {
+        ((c.rx + c.combined).max(1), (c.tx + c.combined).max(1))
+    })
 }
 
 /// A socket to ask about one interface.

@@ -59,6 +59,10 @@ impl Wire for Slot {
     fn unresolved(&mut self, _: &SlowHeader, _: &[u8]) -> bool {
         false
     }
+
+    fn hand(&mut self, _: u32, _: &[u8]) -> bool {
+        false
+    }
 }
 
 #[test]

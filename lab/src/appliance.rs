@@ -207,7 +207,11 @@ impl Handle<'_> {
         self.await_ready()
     }
 
-    fn launch(&self) -> Result<()> {
+    /// Starts the daemon, and does not wait until it is ready.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn launch(&self) -> Result<()> {
         let paths = self.lab.paths();
         for (path, hint) in [
             (

@@ -52,6 +52,7 @@ struct Uplink<'a> {
 #[derive(Serialize)]
 struct Tunnel<'a> {
     private_key_file: &'a Path,
+    workers: u8,
     cpus: Vec<usize>,
 }
 
@@ -136,7 +137,8 @@ pub(crate) fn render(
         },
         tunnel: places.keys.map(|(private_key_file, _)| Tunnel {
             private_key_file,
-            cpus: vec![cpu(topology, appliance)],
+            workers: topology.options.workers,
+            cpus: cpus(topology, appliance),
         }),
         interface: further
             .into_iter()
@@ -186,8 +188,9 @@ pub(crate) fn render(
     })
 }
 
-/// The CPU of an appliance's worker: the two ends of a tunnel get one each where there are two.
-fn cpu(topology: &Topology, appliance: &Appliance) -> usize {
+/// The CPUs of an appliance's workers, each with one of its own as far as they go: with one worker each, the
+/// two ends of a tunnel have different ones.
+fn cpus(topology: &Topology, appliance: &Appliance) -> Vec<usize> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let place = topology
         .appliances
@@ -198,7 +201,9 @@ fn cpu(topology: &Topology, appliance: &Appliance) -> usize {
         Role::Tenant => 0,
         Role::Provider => 1,
     };
-    (place.unwrap_or(0) * 2 + side) % cpus
+    let workers = usize::from(topology.options.workers);
+    let first = (place.unwrap_or(0) * 2 + side) * workers;
+    (first..first + workers).map(|cpu| cpu % cpus).collect()
 }
 
 #[cfg(test)]

@@ -128,7 +128,16 @@ pub(crate) fn power_off(host: &Host) -> Vec<String> {
         .collect()
 }
 
+/// As many queues as workers, as `ip link` has it. Both ends: a veth sends on one end's by the other's.
+fn queues(topology: &Topology) -> String {
+    match topology.options.workers {
+        0 | 1 => String::new(),
+        n => format!(" numtxqueues {n} numrxqueues {n}"),
+    }
+}
+
 fn cables(topology: &Topology, lab: &str, plan: &mut Plan) {
+    let queues = queues(topology);
     let mut wans: BTreeMap<&str, Vec<(&Host, &Link)>> = BTreeMap::new();
     for (host, link) in topology.links() {
         match &link.to {
@@ -139,8 +148,8 @@ fn cables(topology: &Topology, lab: &str, plan: &mut Plan) {
                 };
                 let mtu = topology.mtu(link);
                 plan.cables.push(format!(
-                    "link add {} address {} mtu {mtu} netns {} type veth peer name {port} address {} \
-                     mtu {mtu} netns {}",
+                    "link add {} address {} mtu {mtu}{queues} netns {} type veth peer name {port} address {} \
+                     mtu {mtu}{queues} netns {}",
                     link.name,
                     mac_text(fixed_mac(&host.name, &link.name)),
                     netns::name(lab, &host.name),
@@ -172,8 +181,8 @@ fn cables(topology: &Topology, lab: &str, plan: &mut Plan) {
         };
         let mtu = topology.mtu(link_a);
         plan.cables.push(format!(
-            "link add {} address {} mtu {mtu} netns {} type veth peer name {} address {} mtu {mtu} \
-             netns {}",
+            "link add {} address {} mtu {mtu}{queues} netns {} type veth peer name {} address {} mtu \
+             {mtu}{queues} netns {}",
             link_a.name,
             mac_text(fixed_mac(&host_a.name, &link_a.name)),
             netns::name(lab, &host_a.name),

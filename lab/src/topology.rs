@@ -50,6 +50,8 @@ pub struct Options {
     pub dad: bool,
     /// Whether the appliances' tunnels are encrypted; else they are VXLAN.
     pub encrypted: bool,
+    /// Workers of each appliance, and queues of its links.
+    pub workers: u8,
 }
 
 impl Default for Options {
@@ -60,6 +62,7 @@ impl Default for Options {
             offloads: true,
             dad: true,
             encrypted: true,
+            workers: 1,
         }
     }
 }

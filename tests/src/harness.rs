@@ -5,6 +5,7 @@ use std::{
     fmt::{self, Write as _},
     path::PathBuf,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use appliance_common::{
@@ -314,15 +315,19 @@ impl Harness {
     /// Whatever the kernel refuses.
     pub fn bind_sockets(&mut self) -> Result<(), HarnessError> {
         for ifindex in [UPLINK, TRUNK, ACCESS] {
-            let bound = xsk::bind(&xsk::Config {
-                ifindex,
-                queue: 0,
-                rx_frames: 64,
-                tx_frames: 64,
-                frame_size: 4096,
-                memory: xsk::Memory::Copy,
-                busy_poll: None,
-            });
+            let bound = xsk::bind_within(
+                &xsk::Config {
+                    ifindex,
+                    queue: 0,
+                    rx_frames: 64,
+                    tx_frames: 64,
+                    frame_size: 4096,
+                    memory: xsk::Memory::Copy,
+                    busy_poll: None,
+                },
+                // Of `close_sockets` a moment ago.
+                Duration::from_secs(10),
+            );
             let (rx, tx) = bound.map_err(|source| HarnessError::Socket {
                 ifindex,
                 source: Box::new(source),

@@ -28,6 +28,7 @@ pub const PLAIN: Options = Options {
     offloads: true,
     dad: true,
     encrypted: false,
+    workers: 1,
 };
 
 /// Where tests take turns.

@@ -26,7 +26,9 @@ use appliance_common::{
     events::{SlowHeader, SlowReason},
     maps::network_flags,
 };
-use appliance_user::secure::pipeline::{Command, Counted, Event, Lane, Pipeline, Sent, Wire};
+use appliance_user::secure::pipeline::{
+    Command, Counted, Event, Lanes, Pipeline, Sent, Share, Wire,
+};
 use causeway_tests::{
     dump,
     harness::{Action, Harness, Program, Record, describe},
@@ -130,6 +132,10 @@ impl Wire for Socket {
         assert!(self.waits.replace(record).is_none(), "waits twice");
         true
     }
+
+    fn hand(&mut self, _: u32, _: &[u8]) -> bool {
+        panic!("it is the only worker");
+    }
 }
 
 /// A worker with the tables of a world, and its peers.
@@ -144,7 +150,7 @@ struct Worker {
 impl Worker {
     fn new(world: &World, ways: &[[&str; 2]]) -> Self {
         let counted = Arc::new(Counted::default());
-        let mut pipeline = Pipeline::new(1, Arc::clone(&counted));
+        let mut pipeline = Pipeline::new(Share::WHOLE, 1, Arc::clone(&counted));
         let mut commands = Vec::new();
         let mut peers = Vec::new();
         for (slot, [from, to]) in (0..).zip(ways) {
@@ -152,7 +158,7 @@ impl Worker {
                 |text: &str| std::net::SocketAddr::new(ip(text), SECURE_PORT).to_string();
             let (from, to) = (with_port(from), with_port(to));
             let (hand, tx, rx) = Hand::new(Framing::Segments, u64::from(slot), [&from, &to]);
-            commands.extend(hand.commands(slot, Lane::appliance(), (tx, rx)));
+            commands.extend(hand.commands(slot, Lanes::appliance(Share::WHOLE), (tx, rx)));
             peers.push(hand);
         }
         for (slot, network) in (0..).zip(&world.networks) {

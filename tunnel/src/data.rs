@@ -56,6 +56,22 @@ pub struct TxActivity {
     pub rekey_due: bool,
 }
 
+impl TxActivity {
+    /// Two lanes' sending as one.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        Self {
+            session: self.session.or(other.session),
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            last_sent: self.last_sent.max(other.last_sent),
+            last_wanting: self.last_wanting.max(other.last_wanting),
+            starved: self.starved.max(other.starved),
+            rekey_due: self.rekey_due || other.rekey_due,
+        }
+    }
+}
+
 /// What a receiver did, for the control half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RxActivity {
@@ -65,6 +81,23 @@ pub struct RxActivity {
     pub last_content: Option<Instant>,
     /// Where the newest authentic message came from.
     pub address: Option<SocketAddr>,
+}
+
+impl RxActivity {
+    /// Two lanes' receiving as one. The address is of the one that heard last, of `other` if both did.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        let newest = if other.last_received >= self.last_received {
+            other
+        } else {
+            self
+        };
+        Self {
+            last_received: newest.last_received,
+            last_content: self.last_content.max(other.last_content),
+            address: newest.address,
+        }
+    }
 }
 
 /// Counters of a receiver. Every refused datagram is in exactly one of them.
@@ -88,6 +121,29 @@ pub struct RxStats {
     pub bad_content: u64,
     /// Rejoining.
     pub rejoin: RejoinStats,
+}
+
+impl RxStats {
+    /// Two lanes' counters as one.
+    #[must_use]
+    pub const fn merge(self, other: Self) -> Self {
+        Self {
+            opened: self.opened + other.opened,
+            bytes: self.bytes + other.bytes,
+            duplicates: self.duplicates + other.duplicates,
+            too_old: self.too_old + other.too_old,
+            forged: self.forged + other.forged,
+            no_session: self.no_session + other.no_session,
+            malformed: self.malformed + other.malformed,
+            bad_content: self.bad_content + other.bad_content,
+            rejoin: RejoinStats {
+                completed: self.rejoin.completed + other.rejoin.completed,
+                timed_out: self.rejoin.timed_out + other.rejoin.timed_out,
+                evicted: self.rejoin.evicted + other.rejoin.evicted,
+                refused: self.rejoin.refused + other.rejoin.refused,
+            },
+        }
+    }
 }
 
 /// The sending half of a peer's lane.

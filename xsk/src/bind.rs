@@ -1,6 +1,12 @@
 //! From a configuration to two halves.
 
-use std::{io, os::fd::OwnedFd, sync::Arc};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     Error, Rx, Tx,
@@ -47,6 +53,23 @@ pub struct BusyPoll {
     pub micros: u32,
     /// How many packets a poll may take (`SO_BUSY_POLL_BUDGET`), at most 65535.
     pub budget: u32,
+}
+
+/// Binds a socket to a queue of an interface, which may still be another's for up to `patience`: the kernel
+/// lets go of a closed socket's queue in a work item of its own (`xdp_umem_release_deferred`), after the
+/// close and after the end of the process.
+///
+/// # Errors
+/// See [`Error`]: each says what to do. [`Error::Busy`] once `patience` is over.
+pub fn bind_within(config: &Config, patience: Duration) -> Result<(Rx, Tx), Error> {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let asked = Instant::now();
+    loop {
+        match bind(config) {
+            Err(Error::Busy { .. }) if asked.elapsed() < patience => thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
 }
 
 /// Binds a socket to a queue of an interface.

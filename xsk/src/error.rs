@@ -56,7 +56,7 @@ pub enum Error {
         reason: String,
     },
     /// The queue is taken. The kernel lets go of a closed socket's queue a little later, so a
-    /// bind right after closing may see this too.
+    /// bind right after closing may see this too: [`bind_within`](crate::bind_within) waits for it.
     #[error(
         "another AF_XDP socket is bound to this interface and queue \
          (interface {ifindex}, queue {queue})"

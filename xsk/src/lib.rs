@@ -38,7 +38,7 @@ mod rx;
 mod sys;
 mod tx;
 
-pub use bind::{BusyPoll, Config, Memory, bind};
+pub use bind::{BusyPoll, Config, Memory, bind, bind_within};
 pub use error::Error;
 pub use rx::{Rx, Statistics};
 pub use tx::{Sent, Tx};

@@ -26,7 +26,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns},
 };
-use xsk::{BusyPoll, Config, Error, Memory, Rx, Sent, Tx, bind};
+use xsk::{BusyPoll, Config, Error, Memory, Rx, Sent, Tx, bind, bind_within};
 
 const FRAMES: u32 = 4096;
 
@@ -423,15 +423,8 @@ impl End {
     /// Binds; waits for the kernel to let go of the socket before.
     fn socket(&self) -> (Rx, Tx) {
         let config = self.config();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            match self.within(|| bind(&config)) {
-                Err(Error::Busy { .. }) if Instant::now() < deadline => {
-                    thread::sleep(Duration::from_millis(5));
-                }
-                result => return result.unwrap(),
-            }
-        }
+        self.within(|| bind_within(&config, Duration::from_secs(10)))
+            .unwrap()
     }
 
     /// Redirects everything that arrives to `rx`, by native XDP, until the links are dropped.

@@ -27,7 +27,7 @@ use appliance_common::{
 };
 use appliance_user::{
     config::Net,
-    secure::pipeline::{Command, Lane, Member},
+    secure::pipeline::{Command, Lanes, Member, Share},
 };
 use pair::{ACCESS, Hand, Side, UPLINK, VNI, address};
 use tunnel::{
@@ -70,7 +70,7 @@ fn hands(provider: &mut Side) -> [Hand; 3] {
     let (stolen, _, rx) = Hand::new(Framing::Segments, 10, ["198.51.100.5:6180", to]);
     provider.order(now, Command::Receive(0, rx));
     let (other, tx, rx) = Hand::new(Framing::Segments, 11, ["192.0.2.1:6180", to]);
-    for command in other.commands(1, Lane::appliance(), (tx, rx)) {
+    for command in other.commands(1, Lanes::appliance(Share::WHOLE), (tx, rx)) {
         provider.order(now, command);
     }
     let net = |net: &str, length| {
@@ -78,7 +78,7 @@ fn hands(provider: &mut Side) -> [Hand; 3] {
         Net { address, length }.prefix()
     };
     let prefix = net("10.1.0.77", 32);
-    let lane = Lane::wireguard(VNI, Box::new([prefix]));
+    let lane = Lanes::wireguard(Share::WHOLE, VNI, Box::new([prefix]));
     let (client, tx, rx) = Hand::new(Framing::WireGuard, 12, ["192.0.2.2:51820", to]);
     for command in client.commands(2, lane, (tx, rx)) {
         provider.order(now, command);

@@ -21,7 +21,7 @@ use super::{
     Config, Identity, Memory, Net, Network, Peer, PeerKind, Problem, Role, Tunnel, Uplink, Vlan,
     Xdp, file,
 };
-use crate::secure::Waiting;
+use crate::secure::{Waiting, pipeline::LANES};
 
 /// Largest MTU that XDP takes on any NIC we know, bytes: a page less headroom and tail.
 const MAX_MTU: u16 = 3498;
@@ -309,13 +309,14 @@ fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
         CipherChoice::Auto
     });
     let workers = match u32::try_from(tunnel.workers.unwrap_or(1)) {
-        // More would need datagrams to be passed between workers: the kernel's choice of a queue does
-        // not follow sessions.
-        Ok(1) => 1,
+        Ok(workers) if (1..=LANES).contains(&workers) => workers,
         _ => {
             c.problem(
                 "tunnel: workers",
-                "this version carries all queues with 1 worker; write 1, or leave it out",
+                format!(
+                    "write 1 to {LANES}, and not more than the machine has CPUs to spare: each \
+                     worker has a queue of every interface"
+                ),
             );
             1
         }

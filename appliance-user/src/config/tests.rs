@@ -280,7 +280,9 @@ fn each_mistake_about_encryption_is_named_with_its_place() {
             &format!("{tunnel}cipher = \"rot13\"\n"),
             "write \"auto\"",
         ),
-        (tunnel, &format!("{tunnel}workers = 2\n"), "1 worker"),
+        (tunnel, &format!("{tunnel}workers = 0\n"), "write 1 to 8"),
+        (tunnel, &format!("{tunnel}workers = 9\n"), "write 1 to 8"),
+        (tunnel, &format!("{tunnel}workers = -1\n"), "write 1 to 8"),
         (tunnel, &format!("{tunnel}cpus = [-1]\n"), "a CPU's number"),
         (
             tunnel,

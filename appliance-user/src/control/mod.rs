@@ -115,6 +115,9 @@ pub struct Status {
     pub networks: Vec<NetworkStatus>,
     /// Peers.
     pub peers: Vec<PeerStatus>,
+    /// Workers of the encrypted tunnels.
+    #[serde(default)]
+    pub workers: Vec<WorkerStatus>,
     /// Resolved hosts.
     pub neighbours: Vec<NeighbourStatus>,
     /// What user space counted, by stable name.
@@ -240,6 +243,23 @@ pub struct TunnelStatus {
     pub rejoined: u64,
     /// Packets given up because pieces were missing.
     pub rejoin_lost: u64,
+}
+
+/// A thread that seals and opens packets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Its number: it has this queue of every interface.
+    pub index: u32,
+    /// The CPU it stays on; `null`: the kernel's choice.
+    pub cpu: Option<usize>,
+    /// Packets that it sealed.
+    pub sealed: u64,
+    /// Packets that it opened and sent to their hosts.
+    pub delivered: u64,
+    /// Packets of other workers' lanes that came to its queues.
+    pub handed_over: u64,
+    /// Packets that it dropped.
+    pub dropped: u64,
 }
 
 /// A host of a network.

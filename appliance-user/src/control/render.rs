@@ -219,6 +219,35 @@ fn tunnels(out: &mut String, s: &Status) {
         ],
         &rows,
     );
+
+    out.push_str("\nworkers\n");
+    let rows: Vec<Vec<String>> = s
+        .workers
+        .iter()
+        .map(|w| {
+            vec![
+                w.index.to_string(),
+                w.cpu
+                    .map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()),
+                w.sealed.to_string(),
+                w.delivered.to_string(),
+                w.handed_over.to_string(),
+                w.dropped.to_string(),
+            ]
+        })
+        .collect();
+    table(
+        out,
+        &[
+            "worker",
+            "cpu",
+            "sealed",
+            "delivered",
+            "handed over",
+            "dropped",
+        ],
+        &rows,
+    );
 }
 
 /// Counters that are not zero, drops after the rest.

@@ -110,6 +110,7 @@ impl Daemon {
                 .collect(),
             networks,
             peers,
+            workers: self.ends.as_ref().map_or_else(Vec::new, |e| e.workers()),
             neighbours: self.neighbours_status(),
             user_counters: self.user_counters(),
         })

@@ -182,11 +182,13 @@ impl Daemon {
             .iter()
             .filter_map(|(name, attached)| {
                 let link = self.snapshot.links.get(name)?;
+                let (queues, tx_queues) = nic::queues(name);
                 Some((
                     name.clone(),
                     PortSpec {
                         ifindex: attached.ifindex,
-                        queues: nic::queues(name),
+                        queues,
+                        tx_queues,
                         mtu: link.mtu,
                     },
                 ))

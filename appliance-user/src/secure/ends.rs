@@ -32,10 +32,11 @@ use tunnel::{
 use super::{
     clock,
     keys::OsRandom,
-    pipeline::{Command, Event, Lane, Member, Outer},
+    pipeline::{Command, Event, LANES, Lanes, Member, Outer, Share},
     worker::{self, Order, Settings, Waiting, Waits, Worker},
 };
 use crate::{
+    control::WorkerStatus,
     datapath::Datapath,
     reconcile::Write,
     state::Timestamps,
@@ -73,6 +74,19 @@ pub enum Error {
         address: SocketAddr,
         /// Why.
         source: io::Error,
+    },
+    /// A worker sends by a queue of its own.
+    #[error(
+        "{interface} has {queues} receive and transmit queues for {workers} workers, and each needs one: run `ethtool -L {interface} \
+         combined {workers}` (virtual links: rx {workers} tx {workers}), or write fewer in tunnel.workers"
+    )]
+    Queues {
+        /// The interface.
+        interface: String,
+        /// What it has.
+        queues: u32,
+        /// What is configured.
+        workers: u32,
     },
     /// An AF_XDP socket could not be had.
     #[error("AF_XDP on {interface}: {source}")]
@@ -152,6 +166,8 @@ pub struct PortSpec {
     pub ifindex: u32,
     /// Its receive queues.
     pub queues: u32,
+    /// Its transmit queues.
+    pub tx_queues: u32,
     /// Its MTU, bytes.
     pub mtu: u32,
 }
@@ -208,7 +224,9 @@ struct End {
     /// Messages of our own that wait for the way to be known, at most [`OWED`].
     owed: Vec<Command>,
     max_datagram: usize,
-    /// By lane.
+    /// The workers were told that it is silent.
+    silent: bool,
+    /// By worker.
     tx: Vec<TxActivity>,
     rx: Vec<RxActivity>,
     stats: Vec<RxStats>,
@@ -295,24 +313,27 @@ impl Ends {
             "cipher for sending, time for 1420 bytes"
         );
         let mut random = OsRandom;
-        let workers = (0..workers.max(1))
-            .map(|index| {
-                let settings = Settings {
-                    index,
-                    cpu: cpus.get(index as usize % cpus.len().max(1)).copied(),
-                    waiting,
-                    seed: tunnel::Random::u64(&mut random),
-                };
-                Worker::start(settings, Arc::clone(&event)).map_err(failed(index))
+        let workers = workers.clamp(1, LANES);
+        let settings: Vec<Settings> = (0..workers)
+            .filter_map(|index| Share::new(index, workers))
+            .map(|share| Settings {
+                share,
+                cpu: cpus
+                    .get(share.index() as usize % cpus.len().max(1))
+                    .copied(),
+                waiting,
+                seed: tunnel::Random::u64(&mut random),
             })
-            .collect::<Result<_, _>>()?;
+            .collect();
+        let started = Worker::start(&settings, &event)
+            .map_err(|(index, source)| Error::Worker { index, source })?;
         Ok(Self {
             control: TunnelControl::new(secret, LoadLimits::default()),
             random,
             port,
             memory,
             cipher,
-            workers,
+            workers: started,
             notify,
             event,
             sockets: BTreeMap::new(),
@@ -398,10 +419,10 @@ impl Ends {
     }
 
     fn add(&mut self, now: Instant, spec: PeerSpec) {
-        let lanes = self.workers.len();
+        let workers = self.workers.len();
         let mut config = match &spec.what {
             What::Appliance => PeerConfig {
-                lanes: lanes as u32,
+                lanes: LANES,
                 cipher: self.cipher,
                 pmtu: Some(PmtuConfig {
                     ceiling: self.ceiling,
@@ -423,13 +444,14 @@ impl Ends {
         config.timestamp = spec.timestamp;
         let id = self.control.add_peer(now, config);
         for worker in &mut self.workers {
-            let lane = match &spec.what {
-                What::Appliance => Lane::appliance(),
+            let share = worker.settings.share;
+            let lanes = match &spec.what {
+                What::Appliance => Lanes::appliance(share),
                 What::WireGuard { vni, allowed, .. } => {
-                    Lane::wireguard(*vni, allowed.clone().into())
+                    Lanes::wireguard(share, *vni, allowed.clone().into())
                 }
             };
-            worker.command(Command::Peer(spec.slot, Some(Box::new(lane))));
+            worker.command(Command::Peer(spec.slot, Some(Box::new(lanes))));
         }
         self.by_id.insert(id, spec.slot);
         self.ends.insert(
@@ -441,9 +463,10 @@ impl Ends {
                 outer: None,
                 owed: Vec::new(),
                 max_datagram: tunnel::MIN_DATAGRAM,
-                tx: vec![TxActivity::default(); lanes],
-                rx: vec![RxActivity::default(); lanes],
-                stats: vec![RxStats::default(); lanes],
+                silent: false,
+                tx: vec![TxActivity::default(); workers],
+                rx: vec![RxActivity::default(); workers],
+                stats: vec![RxStats::default(); workers],
                 indices: BTreeMap::new(),
                 spec,
             },
@@ -525,6 +548,15 @@ impl Ends {
                     source: io::Error::other("15 interfaces have sockets, which is the most"),
                 })
             })?;
+        let workers = self.workers.len() as u32;
+        let queues = spec.queues.min(spec.tx_queues);
+        if queues < workers {
+            return Err(Error::Queues {
+                interface: interface.to_owned(),
+                queues,
+                workers,
+            });
+        }
         let mut halves = Vec::new();
         for queue in 0..spec.queues.clamp(1, MAX_QUEUES) {
             let config = xsk::Config {
@@ -537,7 +569,8 @@ impl Ends {
                 memory: self.memory,
                 busy_poll: None,
             };
-            halves.push(bind(&config).map_err(failed)?);
+            // The process before this one may have had the queue until a moment ago.
+            halves.push(xsk::bind_within(&config, Duration::from_millis(500)).map_err(failed)?);
         }
         for (queue, (rx, tx)) in (0u32..).zip(halves) {
             datapath
@@ -828,7 +861,8 @@ impl Ends {
     fn events(&mut self) -> Happened {
         let mut happened = Happened::default();
         let now = clock::mono();
-        for (lane, worker) in self.workers.iter_mut().enumerate() {
+        let mut heard = Vec::new();
+        for (number, worker) in self.workers.iter_mut().enumerate() {
             while let Ok(event) = worker.events.pop() {
                 let slot = match &event {
                     Event::Used { key } => {
@@ -848,17 +882,31 @@ impl Ends {
                     Event::Moved { address, .. } => self.control.moved(now, end.id, address),
                     Event::Word { word, .. } => self.control.control_word(now, end.id, word),
                     Event::Report { tx, rx, stats, .. } => {
-                        end.tx[lane] = tx;
-                        end.rx[lane] = rx;
-                        end.stats[lane] = stats;
-                        self.control.report_sent(now, end.id, sent(&end.tx));
-                        self.control.report_received(now, end.id, received(&end.rx));
+                        if end.silent && rx.last_received > end.rx[number].last_received {
+                            end.silent = false;
+                            heard.push(slot);
+                        }
+                        end.tx[number] = tx;
+                        end.rx[number] = rx;
+                        end.stats[number] = stats;
+                        let tx = end.tx.iter().copied().reduce(TxActivity::merge);
+                        let rx = end.rx.iter().copied().reduce(RxActivity::merge);
+                        self.control
+                            .report_sent(now, end.id, tx.unwrap_or_default());
+                        self.control
+                            .report_received(now, end.id, rx.unwrap_or_default());
                     }
                     Event::Used { .. } => {}
                 }
             }
             while let Ok(waits) = worker.waits.pop() {
                 happened.waits.push(waits);
+            }
+        }
+        // One worker heard it; each keeps what it has of its own flows.
+        for slot in heard {
+            for worker in &mut self.workers {
+                worker.command(Command::Heard(slot));
             }
         }
         happened
@@ -903,7 +951,8 @@ impl Ends {
                     };
                     let index = session.wire_index();
                     end.indices.insert(index, session.index());
-                    if let Some(worker) = self.workers.get_mut(lane as usize) {
+                    let opener = self.workers[0].settings.share.opener(lane);
+                    if let Some(worker) = self.workers.get_mut(opener as usize) {
                         worker.command(Command::Receive(slot, session));
                         worker.wake();
                     }
@@ -916,6 +965,7 @@ impl Ends {
                     lane,
                     session,
                 } => {
+                    // Lanes past the number of workers are not sent on.
                     if let Some((slot, _)) = end(&self.by_id, &mut self.ends, peer)
                         && let Some(worker) = self.workers.get_mut(lane as usize)
                     {
@@ -963,6 +1013,7 @@ impl Ends {
                     if let Some((slot, end)) = end(&self.by_id, &mut self.ends, peer) {
                         tracing::info!(peer = end.spec.name, event = ?event, "tunnel");
                         if matches!(event, tunnel::Event::Silent | tunnel::Event::Down) {
+                            end.silent = true;
                             for worker in &mut self.workers {
                                 worker.command(Command::Silent(slot));
                             }
@@ -1057,7 +1108,8 @@ impl Ends {
             rx: end
                 .stats
                 .iter()
-                .fold(RxStats::default(), |a, b| plus(a, *b)),
+                .copied()
+                .fold(RxStats::default(), RxStats::merge),
             replayed_handshakes: status.replayed,
         })
     }
@@ -1082,6 +1134,26 @@ impl Ends {
             (WhyDown::NoAddress, _) => "there is no address to dial; give the peer one".to_owned(),
             (WhyDown::Waiting, _) => "waiting for the peer to dial".to_owned(),
         }
+    }
+
+    /// What each worker did.
+    #[must_use]
+    pub fn workers(&self) -> Vec<WorkerStatus> {
+        self.workers
+            .iter()
+            .map(|worker| {
+                let counter = |counter| worker.counted.counter(counter);
+                let drops = Counter::ALL.iter().filter(|counter| counter.is_drop());
+                WorkerStatus {
+                    index: worker.settings.share.index(),
+                    cpu: worker.settings.cpu,
+                    sealed: counter(Counter::Encapsulated),
+                    delivered: counter(Counter::Decapsulated),
+                    handed_over: counter(Counter::HandedOver),
+                    dropped: drops.map(|drop| counter(*drop)).sum(),
+                }
+            })
+            .collect()
     }
 
     /// Packets counted by the workers.
@@ -1144,70 +1216,11 @@ fn forget(datapath: &mut Datapath, index: u32) {
     }
 }
 
-/// Binds a socket. The kernel lets go of a closed one's queue a moment later, so a restart tries again.
-fn bind(config: &xsk::Config) -> Result<(xsk::Rx, xsk::Tx), xsk::Error> {
-    let mut tries = 0;
-    loop {
-        match xsk::bind(config) {
-            Err(xsk::Error::Busy { .. }) if tries < 50 => {
-                tries += 1;
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            result => return result,
-        }
-    }
-}
-
 fn bind_udp(address: SocketAddr) -> Result<UdpSocket, Error> {
     let failed = |source| Error::Bind { address, source };
     let socket = std::net::UdpSocket::bind(address).map_err(failed)?;
     socket.set_nonblocking(true).map_err(failed)?;
     UdpSocket::from_std(socket).map_err(failed)
-}
-
-/// The lanes' sending as one.
-fn sent(lanes: &[TxActivity]) -> TxActivity {
-    lanes.iter().fold(TxActivity::default(), |a, b| TxActivity {
-        session: a.session.or(b.session),
-        packets: a.packets + b.packets,
-        bytes: a.bytes + b.bytes,
-        last_sent: a.last_sent.max(b.last_sent),
-        last_wanting: a.last_wanting.max(b.last_wanting),
-        starved: a.starved.max(b.starved),
-        rekey_due: a.rekey_due || b.rekey_due,
-    })
-}
-
-/// The lanes' receiving as one.
-fn received(lanes: &[RxActivity]) -> RxActivity {
-    lanes.iter().fold(RxActivity::default(), |a, b| RxActivity {
-        last_received: a.last_received.max(b.last_received),
-        last_content: a.last_content.max(b.last_content),
-        address: if b.last_received >= a.last_received {
-            b.address
-        } else {
-            a.address
-        },
-    })
-}
-
-fn plus(a: RxStats, b: RxStats) -> RxStats {
-    RxStats {
-        opened: a.opened + b.opened,
-        bytes: a.bytes + b.bytes,
-        duplicates: a.duplicates + b.duplicates,
-        too_old: a.too_old + b.too_old,
-        forged: a.forged + b.forged,
-        no_session: a.no_session + b.no_session,
-        malformed: a.malformed + b.malformed,
-        bad_content: a.bad_content + b.bad_content,
-        rejoin: tunnel::segment::RejoinStats {
-            completed: a.rejoin.completed + b.rejoin.completed,
-            timed_out: a.rejoin.timed_out + b.rejoin.timed_out,
-            evicted: a.rejoin.evicted + b.rejoin.evicted,
-            refused: a.rejoin.refused + b.rejoin.refused,
-        },
-    }
 }
 
 /// The longest datagram an interface takes, bytes of UDP payload.

@@ -5,17 +5,25 @@
 //!   daemon ─────────────────────────▶ worker ─────────────────────────────────▶ daemon
 //!            wake: eventfd                       notify: eventfd
 //!
-//!   loop:  orders ─ receive a batch of every socket ─ flush what is to be sent ─ report ─ wait
+//!   worker ─── frames of its lanes (bounded ring, wake) ───▶ worker
+//!
+//!   loop:  orders ─ a batch of every socket ─ a batch of every worker ─ flush what is to be sent ─ report ─ wait
 //! ```
 //!
-//! One thread has the sockets of its queues on every interface. Waiting is by poll(2), or not at all
-//! (`Poll::Busy`). Nothing here allocates once the sockets are there; what the daemon hands over and the
+//! One thread has the sockets of its queues on every interface. What it receives for a lane of another worker
+//! ([`Share`]) goes over by a ring between the two, one for each pair and direction, sealed as it is.
+//! Waiting is by poll(2), or not at all (`Waiting::Busy`). Nothing here allocates once the sockets are there; what the daemon hands over and the
 //! worker lets go of (a session, every two minutes) is freed.
 
 use std::{
     io,
+    mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst, fence},
+        mpsc,
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -31,7 +39,7 @@ use tunnel::Instant;
 
 use super::{
     clock,
-    pipeline::{Command, Counted, Event, Pipeline, Sent, Wire},
+    pipeline::{Command, Counted, Event, Pipeline, Sent, Share, Wire},
 };
 
 /// Frames taken from a socket before the others get their turn.
@@ -49,6 +57,11 @@ const RESERVED: usize = EVENTS / 2;
 /// Packets that wait for the daemon at most; a power of two.
 const SLOW: usize = 128;
 
+/// Frames that wait from one worker to another at most.
+const HANDED: usize = 512;
+/// The longest frame of a socket: 4096 bytes less XDP's headroom.
+const FRAME_BYTES: usize = 4096 - 256;
+
 /// How a worker waits for packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
@@ -61,8 +74,8 @@ pub enum Waiting {
 /// What a worker is started with.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Its number.
-    pub index: u32,
+    /// Which lanes are its.
+    pub share: Share,
     /// The CPU it stays on; `None`: the kernel's choice.
     pub cpu: Option<usize>,
     /// How it waits.
@@ -104,24 +117,144 @@ pub(super) struct Worker {
     pub events: rtrb::Consumer<Event>,
     pub waits: rtrb::Consumer<Waits>,
     pub counted: Arc<Counted>,
+    pub settings: Settings,
     thread: Option<JoinHandle<()>>,
     woken: bool,
 }
 
+/// A frame on its way from one worker to another.
+struct Handed {
+    len: u16,
+    /// The first `len` bytes are written.
+    data: [MaybeUninit<u8>; FRAME_BYTES],
+}
+
+impl Handed {
+    fn frame(&mut self) -> &mut [u8] {
+        let len = usize::from(self.len).min(FRAME_BYTES);
+        // SAFETY: `Outbox::hand`, which makes every record, wrote `len` bytes, and that many are in `data`.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), len) }
+    }
+}
+
+/// The way to another worker.
+struct Outbox {
+    frames: rtrb::Producer<Handed>,
+    wake: Arc<EventFd>,
+    sleeps: Arc<AtomicBool>,
+    /// Frames went in since it was last woken.
+    told: bool,
+}
+
+impl Outbox {
+    /// Copies a frame into the ring; whether there was room.
+    fn hand(&mut self, frame: &[u8]) -> bool {
+        let (Ok(len), Ok(mut chunk)) = (
+            u16::try_from(frame.len()),
+            self.frames.write_chunk_uninit(1),
+        ) else {
+            return false;
+        };
+        let (first, _) = chunk.as_mut_slices();
+        let Some(place) = first.first_mut().filter(|_| frame.len() <= FRAME_BYTES) else {
+            return false;
+        };
+        let place = place.as_mut_ptr();
+        // SAFETY: `place` is one record of the ring that is ours to write, and `frame` fits. What is behind it
+        // stays uninitialized, as the type has it.
+        unsafe {
+            (&raw mut (*place).len).write(len);
+            let data = (&raw mut (*place).data).cast::<u8>();
+            data.copy_from_nonoverlapping(frame.as_ptr(), frame.len());
+            chunk.commit_all();
+        }
+        self.told = true;
+        true
+    }
+
+    /// Wakes the other worker if it sleeps and has frames to look at.
+    fn wake(&mut self) {
+        if std::mem::take(&mut self.told) {
+            // The frames, then the look at `sleeps`; the other: `sleeps`, then the look at the frames. So one of
+            // the two sees the other's.
+            fence(SeqCst);
+            if self.sleeps.load(Relaxed) {
+                let _ = self.wake.write(1);
+            }
+        }
+    }
+}
+
+/// What a worker has of the others.
+#[derive(Default)]
+struct Others {
+    /// By number; `None` at its own.
+    to: Vec<Option<Outbox>>,
+    from: Vec<rtrb::Consumer<Handed>>,
+    sleeps: Arc<AtomicBool>,
+}
+
+/// Rings from every worker to every other.
+fn mesh(wakes: &[Arc<EventFd>]) -> Vec<Others> {
+    let mut all: Vec<Others> = wakes.iter().map(|_| Others::default()).collect();
+    for from in 0..wakes.len() {
+        for to in 0..wakes.len() {
+            let outbox = (from != to).then(|| {
+                let (frames, received) = rtrb::RingBuffer::new(HANDED);
+                all[to].from.push(received);
+                Outbox {
+                    frames,
+                    wake: Arc::clone(&wakes[to]),
+                    sleeps: Arc::clone(&all[to].sleeps),
+                    told: false,
+                }
+            });
+            all[from].to.push(outbox);
+        }
+    }
+    all
+}
+
 impl Worker {
-    /// Starts a worker without sockets. It tells of its events by `notify`.
+    /// Starts workers without sockets. They tell of their events by `notify`.
     ///
     /// # Errors
-    /// When there are no threads or descriptors left.
-    pub fn start(settings: Settings, notify: Arc<EventFd>) -> io::Result<Self> {
-        let wake = Arc::new(EventFd::from_flags(
-            EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
-        )?);
+    /// Number of the worker, and what failed: there are no threads or descriptors left.
+    pub fn start(
+        settings: &[Settings],
+        notify: &Arc<EventFd>,
+    ) -> Result<Vec<Self>, (u32, io::Error)> {
+        let wakes = settings
+            .iter()
+            .map(|settings| {
+                EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+                    .map(Arc::new)
+                    .map_err(|source| (settings.share.index(), source.into()))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let others = mesh(&wakes);
+        settings
+            .iter()
+            .zip(wakes)
+            .zip(others)
+            .map(|((settings, wake), others)| {
+                Self::start_one(*settings, Arc::clone(notify), wake, others)
+                    .map_err(|source| (settings.share.index(), source))
+            })
+            .collect()
+    }
+
+    fn start_one(
+        settings: Settings,
+        notify: Arc<EventFd>,
+        wake: Arc<EventFd>,
+        others: Others,
+    ) -> io::Result<Self> {
         let (orders, receiver) = mpsc::channel();
         let (events_in, events) = rtrb::RingBuffer::new(EVENTS);
         let (waits_in, waits) = rtrb::RingBuffer::new(SLOW);
         let counted = Arc::new(Counted::default());
-        let pipeline = Pipeline::new(settings.seed, Arc::clone(&counted));
+        let pipeline = Pipeline::new(settings.share, settings.seed, Arc::clone(&counted));
         let mut body = Body {
             settings,
             orders: receiver,
@@ -133,15 +266,18 @@ impl Worker {
                 senders: Vec::with_capacity(64),
                 events: events_in,
                 waits: waits_in,
+                others: others.to,
                 told: false,
                 lost: false,
             },
+            handed: others.from,
+            sleeps: others.sleeps,
             notify,
             reported: Instant::ORIGIN,
             beat: Instant::ORIGIN,
         };
         let thread = std::thread::Builder::new()
-            .name(format!("worker-{}", settings.index))
+            .name(format!("worker-{}", settings.share.index()))
             .spawn(move || body.run())?;
         Ok(Self {
             orders,
@@ -149,6 +285,7 @@ impl Worker {
             events,
             waits,
             counted,
+            settings,
             thread: Some(thread),
             woken: true,
         })
@@ -190,6 +327,8 @@ struct Ports {
     senders: Vec<xsk::Tx>,
     events: rtrb::Producer<Event>,
     waits: rtrb::Producer<Waits>,
+    /// By number; `None` at its own.
+    others: Vec<Option<Outbox>>,
     /// Something is there for the daemon.
     told: bool,
     /// A report found no room.
@@ -243,6 +382,14 @@ impl Wire for Ports {
         self.told = true;
         true
     }
+
+    #[inline]
+    fn hand(&mut self, worker: u32, frame: &[u8]) -> bool {
+        match self.others.get_mut(worker as usize) {
+            Some(Some(other)) => other.hand(frame),
+            Some(None) | None => false,
+        }
+    }
 }
 
 struct Body {
@@ -253,6 +400,10 @@ struct Body {
     counted: Arc<Counted>,
     receivers: Vec<xsk::Rx>,
     ports: Ports,
+    /// Frames of the other workers.
+    handed: Vec<rtrb::Consumer<Handed>>,
+    /// Told to them: a frame needs a wake.
+    sleeps: Arc<AtomicBool>,
     notify: Arc<EventFd>,
     reported: Instant,
     beat: Instant,
@@ -270,6 +421,10 @@ impl Body {
             for rx in &mut self.receivers {
                 let (pipeline, ports) = (&mut self.pipeline, &mut self.ports);
                 frames += rx.receive(BATCH, |frame| pipeline.frame(now, frame, ports));
+            }
+            frames += self.handed(now);
+            for other in self.ports.others.iter_mut().flatten() {
+                other.wake();
             }
             let owed = self.flush();
             if self.pipeline.dirty() && now.since(self.reported) >= REPORT_EVERY {
@@ -293,6 +448,24 @@ impl Body {
         }
     }
 
+    /// Takes what other workers handed over; how many frames.
+    fn handed(&mut self, now: Instant) -> usize {
+        let mut frames = 0;
+        for from in &mut self.handed {
+            let batch = from.slots().min(BATCH);
+            let Ok(mut chunk) = from.read_chunk(batch) else {
+                continue;
+            };
+            let (first, second) = chunk.as_mut_slices();
+            for frame in first.iter_mut().chain(second) {
+                self.pipeline.frame(now, frame.frame(), &mut self.ports);
+            }
+            chunk.commit_all();
+            frames += batch;
+        }
+        frames
+    }
+
     fn pin(&self) {
         let Some(cpu) = self.settings.cpu else { return };
         let mut set = CpuSet::new();
@@ -301,7 +474,7 @@ impl Body {
             .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
         if let Err(error) = pinned {
             tracing::warn!(
-                worker = self.settings.index,
+                worker = self.settings.share.index(),
                 cpu,
                 %error,
                 "the worker could not be pinned; it runs on any CPU"
@@ -383,9 +556,16 @@ impl Body {
         let used = 1 + self.receivers.len().min(MOST);
         // Rounded up: a sleep of no time would be a spin.
         let timeout = u16::try_from(until.as_millis() + 1).unwrap_or(u16::MAX);
-        let Ok(ready) = poll(&mut fds[..used], PollTimeout::from(timeout)) else {
-            return;
+        self.sleeps.store(true, Relaxed);
+        fence(SeqCst);
+        // What was handed over before is not told by a wake.
+        let ready = if self.handed.iter().any(|from| !from.is_empty()) {
+            Ok(0)
+        } else {
+            poll(&mut fds[..used], PollTimeout::from(timeout))
         };
+        self.sleeps.store(false, Relaxed);
+        let Ok(ready) = ready else { return };
         if ready > 0 && fds[0].any().unwrap_or(false) {
             let _ = self.wake.read();
         }

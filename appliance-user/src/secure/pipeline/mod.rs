@@ -17,6 +17,7 @@ mod counted;
 mod inner;
 mod outer;
 mod parked;
+mod share;
 mod tables;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -41,6 +42,7 @@ pub use counted::Counted;
 use inner::Inner;
 pub use outer::{Outer, datagram};
 use parked::Parked;
+pub use share::{LANES, Share};
 pub use tables::Member;
 use tables::{Tables, gateway, is_provider, prefix_of};
 
@@ -58,6 +60,8 @@ pub trait Wire {
     fn event(&mut self, event: Event);
     /// Hands over a packet whose host is not resolved. Returns whether there was room.
     fn unresolved(&mut self, header: &SlowHeader, packet: &[u8]) -> bool;
+    /// Hands a frame of the programs, as it came, to another worker. Returns whether there was room.
+    fn hand(&mut self, worker: u32, frame: &[u8]) -> bool;
 }
 
 /// What a worker tells the control half.
@@ -88,7 +92,7 @@ pub enum Event {
         /// The word.
         word: Word,
     },
-    /// What happened on a lane since the last report.
+    /// What happened on a worker's lanes of a peer since the last report.
     Report {
         /// The peer's slot.
         peer: u32,
@@ -120,7 +124,7 @@ pub enum Command {
     /// The WireGuard peers that have a part of a network, by VNI.
     Members(u32, Box<[Member]>),
     /// A peer in a slot, new; one that was there is gone with its sessions. `None` removes.
-    Peer(u32, Option<Box<Lane>>),
+    Peer(u32, Option<Box<Lanes>>),
     /// Receive by this session from now on.
     Receive(u32, Box<RxSession>),
     /// Send by this session from now on.
@@ -129,6 +133,8 @@ pub enum Command {
     Retire(u32, u32),
     /// A peer has fallen silent, or has no session any more.
     Silent(u32),
+    /// A peer that had fallen silent is heard, by whichever worker.
+    Heard(u32),
     /// A peer is taken to be here.
     Address(u32, SocketAddr),
     /// Send to a peer by these headers; `None` while there is no way.
@@ -141,11 +147,12 @@ pub enum Command {
     Word(u32, Word, usize),
 }
 
-/// A peer, as one worker has it.
+/// A peer, with the lanes of it that one worker has.
 #[derive(Debug)]
-pub struct Lane {
+pub struct Lanes {
     sender: Sender,
-    receiver: Receiver,
+    /// Of every lane that the worker opens, by [`Share::place`].
+    receivers: Box<[Receiver]>,
     framing: Framing,
     outer: Option<Outer>,
     /// Of a WireGuard peer: the network it is in, and the addresses it may have there.
@@ -159,23 +166,27 @@ pub struct Lane {
     keeps: bool,
 }
 
-impl Lane {
+impl Lanes {
     /// Another appliance.
     #[must_use]
-    pub fn appliance() -> Self {
-        Self::new(Framing::Segments, None)
+    pub fn appliance(share: Share) -> Self {
+        Self::new(share.lanes().count(), Framing::Segments, None)
     }
 
-    /// A WireGuard peer in network `vni` with the addresses it may have there.
+    /// A WireGuard peer in network `vni` with the addresses it may have there. It has one lane, which is the
+    /// first worker's.
     #[must_use]
-    pub fn wireguard(vni: u32, allowed: Box<[Prefix]>) -> Self {
-        Self::new(Framing::WireGuard, Some((vni, allowed)))
+    pub fn wireguard(share: Share, vni: u32, allowed: Box<[Prefix]>) -> Self {
+        let receivers = share.lanes().filter(|lane| *lane == 0).count();
+        Self::new(receivers, Framing::WireGuard, Some((vni, allowed)))
     }
 
-    fn new(framing: Framing, member: Option<(u32, Box<[Prefix]>)>) -> Self {
+    fn new(receivers: usize, framing: Framing, member: Option<(u32, Box<[Prefix]>)>) -> Self {
         Self {
             sender: Sender::new(framing),
-            receiver: Receiver::new(framing, RejoinLimits::default()),
+            receivers: (0..receivers)
+                .map(|_| Receiver::new(framing, RejoinLimits::default()))
+                .collect(),
             framing,
             outer: None,
             member,
@@ -189,9 +200,10 @@ impl Lane {
 
 /// A worker's state.
 pub struct Pipeline {
+    share: Share,
     tables: Tables,
     /// By slot.
-    peers: Box<[Option<Box<Lane>>]>,
+    peers: Box<[Option<Box<Lanes>>]>,
     /// Peer slot and session name by the index on the wire.
     sessions: AHashMap<u32, (u32, u32)>,
     counted: Arc<Counted>,
@@ -200,10 +212,12 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Takes all its memory now. `seed` keys its hash tables; `counted` is its alone to write.
+    /// Takes all its memory now. `share` says which lanes are its; `seed` keys its hash tables; `counted` is
+    /// its alone to write.
     #[must_use]
-    pub fn new(seed: u64, counted: Arc<Counted>) -> Self {
+    pub fn new(share: Share, seed: u64, counted: Arc<Counted>) -> Self {
         Self {
+            share,
             tables: Tables::new(seed),
             peers: (0..MAX_PEERS).map(|_| None).collect(),
             sessions: AHashMap::with_capacity_and_hasher(
@@ -240,7 +254,7 @@ impl Pipeline {
         let mut to = None;
         let sealed = self.seal_for(now, frame, &mut to, wire);
         let Some(peer) = to else { return sealed };
-        let silent = lane(&mut self.peers, peer).is_some_and(|lane| lane.silent);
+        let silent = lanes(&mut self.peers, peer).is_some_and(|lanes| lanes.silent);
         match sealed {
             Ok(()) if silent => drop(self.park(now, peer, frame)),
             Err(Counter::DropNoSession | Counter::DropNoPeer) if self.park(now, peer, frame) => {
@@ -257,8 +271,8 @@ impl Pipeline {
         let hash = frame.get(4..8).and_then(<[u8]>::first_chunk);
         let hash = u32::from_ne_bytes(hash.copied().unwrap_or_default());
         let kept = self.parked.keep(now, peer, hash, frame, WORKER_HEADER_LEN);
-        if kept && let Some(lane) = lane(&mut self.peers, peer) {
-            lane.keeps = true;
+        if kept && let Some(lanes) = lanes(&mut self.peers, peer) {
+            lanes.keeps = true;
         }
         kept
     }
@@ -266,13 +280,14 @@ impl Pipeline {
     /// Sends what was kept for a peer whose tunnel is back.
     #[cold]
     fn release(&mut self, now: Instant, peer: u32, wire: &mut impl Wire) {
-        let Some(lane) = lane(&mut self.peers, peer) else {
+        let Some(lanes) = lanes(&mut self.peers, peer) else {
             return;
         };
-        if !lane.keeps || lane.silent || lane.outer.is_none() || lane.sender.session().is_none() {
+        if !lanes.keeps || lanes.silent || lanes.outer.is_none() || lanes.sender.session().is_none()
+        {
             return;
         }
-        lane.keeps = false;
+        lanes.keeps = false;
         let mut buffer = [0; parked::BYTES];
         let mut from = 0;
         while let Some((at, frame)) = self.parked.take(now, peer, from) {
@@ -314,18 +329,21 @@ impl Pipeline {
         }
         let destination = inner::destination(packet).ok_or(Counter::DropMalformed)?;
         let peer = self.tables.peer_of(network, &destination);
+        let lanes = lanes(&mut self.peers, peer).ok_or(Counter::DropInconsistent)?;
+        if lanes.framing == Framing::WireGuard && !self.share.is_first() {
+            return self.hand(0, frame, wire);
+        }
         *to = Some(peer);
-        let lane = lane(&mut self.peers, peer).ok_or(Counter::DropInconsistent)?;
-        let outer = lane.outer.ok_or(Counter::DropNoPeer)?;
-        let sender = &mut lane.sender;
-        if let Some((vni, allowed)) = &lane.member
+        let outer = lanes.outer.ok_or(Counter::DropNoPeer)?;
+        let sender = &mut lanes.sender;
+        if let Some((vni, allowed)) = &lanes.member
             && (*vni != network.vni || !allowed.iter().any(|prefix| prefix.contains(&destination)))
         {
             return Err(Counter::DropNotAllowed);
         }
-        lane.dirty = true;
+        lanes.dirty = true;
         self.dirty = true;
-        if packet.len() > sender.room() && lane.framing == Framing::Segments {
+        if packet.len() > sender.room() && lanes.framing == Framing::Segments {
             // The segment header that the program wrote says "whole"; each piece gets its own.
             let mut pieces = sender
                 .pieces(now, Kind::Ip, network.vni, packet)
@@ -336,7 +354,7 @@ impl Pipeline {
                 })?;
             }
             self.counted.count(Counter::SplitInTunnel, 1);
-        } else if lane.framing == Framing::Segments {
+        } else if lanes.framing == Framing::Segments {
             put(wire, &outer, |out| sender.seal_into(now, &[segment], out))?;
         } else {
             put(wire, &outer, |out| {
@@ -345,6 +363,15 @@ impl Pipeline {
         }
         self.counted.sent(slot, packet.len() as u64);
         self.counted.count(Counter::Encapsulated, 1);
+        Ok(())
+    }
+
+    /// Hands a frame to another worker, which does with it what is to be done.
+    fn hand(&self, worker: u32, frame: &[u8], wire: &mut impl Wire) -> Result<(), Counter> {
+        if !wire.hand(worker, frame) {
+            return Err(Counter::DropWorkerFull);
+        }
+        self.counted.count(Counter::HandedOver, 1);
         Ok(())
     }
 
@@ -360,15 +387,20 @@ impl Pipeline {
             return Err(Counter::DropBadDatagram);
         };
         let index = u32::from_le_bytes([i0, i1, i2, i3]);
+        if let Some(other) = self.share.other(index) {
+            return self.hand(other, frame, wire);
+        }
         let &(peer, _) = self
             .sessions
             .get(&index)
             .ok_or(Counter::DropUnknownSession)?;
-        let lane = lane(&mut self.peers, peer).ok_or(Counter::DropUnknownSession)?;
-        lane.dirty = true;
+        let lanes = lanes(&mut self.peers, peer).ok_or(Counter::DropUnknownSession)?;
+        lanes.dirty = true;
         self.dirty = true;
-        let opened = lane
-            .receiver
+        let opened = lanes
+            .receivers
+            .get_mut(self.share.place(index))
+            .ok_or(Counter::DropUnknownSession)?
             .open(now, from, datagram)
             .map_err(|error| opening(&error))?;
         if let Some(index) = opened.first_of_session {
@@ -377,7 +409,7 @@ impl Pipeline {
         if let Some(address) = opened.moved_to {
             wire.event(Event::Moved { peer, address });
         }
-        let back = std::mem::take(&mut lane.silent) || lane.keeps;
+        let back = std::mem::take(&mut lanes.silent) || lanes.keeps;
         match opened.payload {
             Payload::Keepalive => self.counted.count(Counter::TunnelControl, 1),
             Payload::Control(word) => {
@@ -402,7 +434,7 @@ impl Pipeline {
             }
             Payload::Packet { .. } => return Err(Counter::DropNotCarried),
             Payload::Ip(bytes) => {
-                let (vni, allowed) = lane.member.as_ref().ok_or(Counter::DropWrongPeer)?;
+                let (vni, allowed) = lanes.member.as_ref().ok_or(Counter::DropWrongPeer)?;
                 deliver(
                     now,
                     &mut self.tables,
@@ -431,55 +463,69 @@ impl Pipeline {
                 self.tables.set_neighbour(key, neighbour.map(|n| *n));
             }
             Command::Members(vni, members) => self.tables.set_members(vni, members),
-            Command::Peer(slot, lane) => {
+            Command::Peer(slot, lanes) => {
                 self.sessions.retain(|_, (peer, _)| *peer != slot);
                 self.parked.forget(slot);
                 if let Some(place) = self.peers.get_mut(slot as usize) {
-                    *place = lane;
+                    *place = lanes;
                 }
             }
             Command::Receive(slot, session) => {
-                if let Some(lane) = lane(&mut self.peers, slot) {
-                    self.sessions
-                        .insert(session.wire_index(), (slot, session.index()));
-                    lane.receiver.install(session);
+                let (wire, name) = (session.wire_index(), session.index());
+                let place = self.share.place(wire);
+                let receiver = lanes(&mut self.peers, slot)
+                    .filter(|_| self.share.other(wire).is_none())
+                    .and_then(|lanes| lanes.receivers.get_mut(place));
+                if let Some(receiver) = receiver {
+                    receiver.install(session);
+                    self.sessions.insert(wire, (slot, name));
                 }
             }
             Command::Send(slot, session) => {
-                if let Some(lane) = lane(&mut self.peers, slot) {
-                    lane.sender.install(*session);
+                if let Some(lanes) = lanes(&mut self.peers, slot) {
+                    lanes.sender.install(*session);
                     // The handshake says that the path is there.
-                    lane.silent = false;
+                    lanes.silent = false;
                 }
                 self.release(now, slot, wire);
             }
             Command::Silent(slot) => {
-                if let Some(lane) = lane(&mut self.peers, slot) {
-                    lane.silent = true;
+                if let Some(lanes) = lanes(&mut self.peers, slot) {
+                    lanes.silent = true;
                 }
+            }
+            Command::Heard(slot) => {
+                if let Some(lanes) = lanes(&mut self.peers, slot) {
+                    lanes.silent = false;
+                }
+                self.release(now, slot, wire);
             }
             Command::Retire(slot, index) => {
                 self.sessions
                     .retain(|_, (peer, name)| *peer != slot || *name != index);
-                if let Some(lane) = lane(&mut self.peers, slot) {
-                    lane.sender.retire(index);
-                    lane.receiver.retire(index);
+                if let Some(lanes) = lanes(&mut self.peers, slot) {
+                    lanes.sender.retire(index);
+                    for receiver in &mut lanes.receivers {
+                        receiver.retire(index);
+                    }
                 }
             }
             Command::Address(slot, address) => {
-                if let Some(lane) = lane(&mut self.peers, slot) {
-                    lane.receiver.set_address(address);
+                if let Some(lanes) = lanes(&mut self.peers, slot) {
+                    for receiver in &mut lanes.receivers {
+                        receiver.set_address(address);
+                    }
                 }
             }
             Command::Outer(slot, outer) => {
-                if let Some(lane) = lane(&mut self.peers, slot) {
-                    lane.outer = outer.map(|outer| *outer);
+                if let Some(lanes) = lanes(&mut self.peers, slot) {
+                    lanes.outer = outer.map(|outer| *outer);
                 }
                 self.release(now, slot, wire);
             }
             Command::MaxDatagram(slot, bytes) => {
-                if let Some(lane) = lane(&mut self.peers, slot) {
-                    lane.sender.set_max_datagram(bytes);
+                if let Some(lanes) = lanes(&mut self.peers, slot) {
+                    lanes.sender.set_max_datagram(bytes);
                 }
             }
             Command::Keepalive(slot) => {
@@ -501,23 +547,23 @@ impl Pipeline {
         wire: &mut impl Wire,
         seal: impl FnOnce(&mut Sender, &mut [u8]) -> Result<usize, SealError>,
     ) {
-        let Some(lane) = lane(&mut self.peers, slot) else {
+        let Some(lanes) = lanes(&mut self.peers, slot) else {
             return;
         };
-        let Some(outer) = lane.outer else { return };
-        lane.dirty = true;
+        let Some(outer) = lanes.outer else { return };
+        lanes.dirty = true;
         self.dirty = true;
-        let sender = &mut lane.sender;
+        let sender = &mut lanes.sender;
         match put(wire, &outer, |out| seal(sender, out)) {
             Ok(()) => self.counted.count(Counter::TunnelControl, 1),
             Err(reason) => self.counted.count(reason, 1),
         }
     }
 
-    /// The last report did not get through: the next tells of every lane.
+    /// The last report did not get through: the next tells of every peer.
     pub fn report_again(&mut self) {
-        for lane in self.peers.iter_mut().flatten() {
-            lane.dirty = true;
+        for lanes in self.peers.iter_mut().flatten() {
+            lanes.dirty = true;
         }
         self.dirty = true;
     }
@@ -528,20 +574,24 @@ impl Pipeline {
             return;
         }
         self.dirty = false;
-        for (slot, lane) in (0..).zip(&mut self.peers) {
-            let Some(lane) = lane.as_mut().filter(|lane| lane.dirty) else {
+        for (slot, lanes) in (0..).zip(&mut self.peers) {
+            let Some(lanes) = lanes.as_mut().filter(|lanes| lanes.dirty) else {
                 continue;
             };
-            lane.dirty = false;
-            lane.receiver.expire(now);
-            let stats = lane.receiver.stats();
+            lanes.dirty = false;
+            let (mut rx, mut stats) = (RxActivity::default(), RxStats::default());
+            for receiver in &mut lanes.receivers {
+                receiver.expire(now);
+                rx = rx.merge(receiver.activity());
+                stats = stats.merge(receiver.stats());
+            }
             self.counted
-                .count(Counter::Rejoined, stats.rejoin.completed - lane.rejoined);
-            lane.rejoined = stats.rejoin.completed;
+                .count(Counter::Rejoined, stats.rejoin.completed - lanes.rejoined);
+            lanes.rejoined = stats.rejoin.completed;
             wire.event(Event::Report {
                 peer: slot,
-                tx: lane.sender.activity(),
-                rx: lane.receiver.activity(),
+                tx: lanes.sender.activity(),
+                rx,
                 stats,
             });
         }
@@ -549,7 +599,7 @@ impl Pipeline {
 }
 
 #[inline]
-fn lane(peers: &mut [Option<Box<Lane>>], slot: u32) -> Option<&mut Lane> {
+fn lanes(peers: &mut [Option<Box<Lanes>>], slot: u32) -> Option<&mut Lanes> {
     peers.get_mut(slot as usize)?.as_deref_mut()
 }
 
@@ -731,5 +781,7 @@ fn waits(
 mod model;
 #[cfg(test)]
 mod pair;
+#[cfg(test)]
+mod team;
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,7 @@ use appliance_common::{
 };
 use appliance_user::{
     config::Net,
-    secure::pipeline::{Command, Counted, Event, Lane, Outer, Pipeline, Sent, Wire},
+    secure::pipeline::{Command, Counted, Event, LANES, Lanes, Outer, Pipeline, Sent, Share, Wire},
 };
 use tunnel::{
     Cipher, Dial, Framing, Instant, LoadLimits, Now, Output, PeerConfig, PeerId, Random, Receiver,
@@ -48,6 +48,8 @@ pub struct Memory {
     pub frames: Vec<(u32, Vec<u8>)>,
     pub events: Vec<Event>,
     pub waiting: Vec<(SlowHeader, Vec<u8>)>,
+    /// For other workers.
+    pub handed: Vec<(u32, Vec<u8>)>,
     pub full: bool,
     /// How many more are taken before it is full, if not all are.
     pub room: Option<usize>,
@@ -78,14 +80,25 @@ impl Wire for Memory {
         self.waiting.push((*header, packet.to_vec()));
         true
     }
+
+    fn hand(&mut self, worker: u32, frame: &[u8]) -> bool {
+        let room = !self.full;
+        if room {
+            self.handed.push((worker, frame.to_vec()));
+        }
+        room
+    }
 }
 
 /// One appliance.
 pub struct Side {
     pub control: TunnelControl,
     pub id: PeerId,
+    /// Of its first worker.
     pub pipeline: Pipeline,
     pub counted: Arc<Counted>,
+    /// Of its others.
+    pub others: Vec<(Pipeline, Arc<Counted>)>,
     pub wire: Memory,
     pub address: SocketAddr,
     pub handshakes: Vec<Vec<u8>>,
@@ -104,9 +117,13 @@ pub fn at(ms: u64) -> Now {
 }
 
 impl Side {
-    pub fn new(provider: bool, secret: SecretKey, peer: PeerConfig, addresses: [&str; 2]) -> Self {
-        let counted = Arc::new(Counted::default());
-        let mut pipeline = Pipeline::new(7, Arc::clone(&counted));
+    pub fn new(
+        provider: bool,
+        workers: u32,
+        secret: SecretKey,
+        peer: PeerConfig,
+        addresses: [&str; 2],
+    ) -> Self {
         let mut wire = Memory::default();
         let mut network = Network {
             vni: VNI,
@@ -138,35 +155,43 @@ impl Side {
             vni: VNI,
             address: address(text),
         };
-        let mut commands = vec![
-            Command::Network(4, Some(Box::new(network))),
-            Command::Tenant(
-                0,
-                Tenant {
-                    mode: Mode::Partial as u32,
-                    epoch: 1,
-                },
-            ),
-            Command::Peer(0, Some(Box::new(Lane::appliance()))),
-            Command::Outer(0, Some(Box::new(outer))),
-            Command::MaxDatagram(0, 1472),
-        ];
-        for endpoint in ["10.1.0.10", "2001:db8:1::10"] {
-            commands.push(Command::Endpoint(host(endpoint), true));
-        }
         let here = if provider {
             ["10.1.0.10", "2001:db8:1::10"]
         } else {
             ["10.1.0.11", "2001:db8:1::11"]
         };
-        for (last, text) in (1..).zip(here) {
-            let vlan = if provider { 101 } else { 0 };
-            let neighbour = Neighbour::new(ACCESS, [2, 0, 0, 0, 0, last], [4; 6], vlan, 0, 0x8100);
-            commands.push(Command::Neighbour(host(text), Some(Box::new(neighbour))));
+        let mut all = Vec::new();
+        for share in (0..workers).filter_map(|index| Share::new(index, workers)) {
+            let counted = Arc::new(Counted::default());
+            let mut pipeline = Pipeline::new(share, 7, Arc::clone(&counted));
+            let mut commands = vec![
+                Command::Network(4, Some(Box::new(network))),
+                Command::Tenant(
+                    0,
+                    Tenant {
+                        mode: Mode::Partial as u32,
+                        epoch: 1,
+                    },
+                ),
+                Command::Peer(0, Some(Box::new(Lanes::appliance(share)))),
+                Command::Outer(0, Some(Box::new(outer))),
+                Command::MaxDatagram(0, 1472),
+            ];
+            for endpoint in ["10.1.0.10", "2001:db8:1::10"] {
+                commands.push(Command::Endpoint(host(endpoint), true));
+            }
+            for (last, text) in (1..).zip(here) {
+                let vlan = if provider { 101 } else { 0 };
+                let neighbour =
+                    Neighbour::new(ACCESS, [2, 0, 0, 0, 0, last], [4; 6], vlan, 0, 0x8100);
+                commands.push(Command::Neighbour(host(text), Some(Box::new(neighbour))));
+            }
+            for command in commands {
+                pipeline.command(at(0).mono, command, &mut wire);
+            }
+            all.push((pipeline, counted));
         }
-        for command in commands {
-            pipeline.command(at(0).mono, command, &mut wire);
-        }
+        let (pipeline, counted) = all.remove(0);
         let mut control = TunnelControl::new(secret, LoadLimits::default());
         let id = control.add_peer(at(0).mono, peer);
         Self {
@@ -174,6 +199,7 @@ impl Side {
             id,
             pipeline,
             counted,
+            others: all,
             wire,
             address: local,
             handshakes: Vec::new(),
@@ -199,14 +225,43 @@ impl Side {
                     self.handshakes.push(datagram.as_bytes().to_vec());
                     continue;
                 }
-                Output::Receive { session, .. } => Command::Receive(0, session),
-                Output::Send { session, .. } => Command::Send(0, Box::new(session)),
+                Output::Receive { session, lane, .. } => {
+                    let opener = lane as usize % (1 + self.others.len());
+                    self.tell(now, opener, Command::Receive(0, session));
+                    continue;
+                }
+                Output::Send { session, lane, .. } => {
+                    if lane as usize <= self.others.len() {
+                        self.tell(now, lane as usize, Command::Send(0, Box::new(session)));
+                    }
+                    continue;
+                }
+                Output::Address { address, .. } => {
+                    for worker in 1..=self.others.len() {
+                        self.tell(now, worker, Command::Address(0, address));
+                    }
+                    Command::Address(0, address)
+                }
+                Output::Retire { index, .. } => {
+                    for worker in 1..=self.others.len() {
+                        self.tell(now, worker, Command::Retire(0, index));
+                    }
+                    Command::Retire(0, index)
+                }
                 Output::Keepalive { .. } => Command::Keepalive(0),
-                Output::Address { address, .. } => Command::Address(0, address),
                 _ => continue,
             };
-            self.pipeline.command(now.mono, command, &mut self.wire);
+            self.tell(now, 0, command);
         }
+    }
+
+    /// Gives one worker an order.
+    pub fn tell(&mut self, now: Now, worker: usize, command: Command) {
+        let pipeline = match worker.checked_sub(1) {
+            None => &mut self.pipeline,
+            Some(other) => &mut self.others[other].0,
+        };
+        pipeline.command(now.mono, command, &mut self.wire);
     }
 
     pub fn take(&mut self) -> Vec<(u32, Vec<u8>)> {
@@ -214,8 +269,8 @@ impl Side {
     }
 
     pub fn open(&mut self, now: Now, frames: Vec<(u32, Vec<u8>)>) {
-        for (_, mut frame) in frames {
-            self.pipeline.frame(now.mono, &mut frame, &mut self.wire);
+        for (_, frame) in frames {
+            self.frame(now, 0, frame);
         }
     }
 
@@ -225,13 +280,36 @@ impl Side {
         self.pipeline.frame(now.mono, &mut frame, &mut self.wire);
     }
 
+    /// One worker's socket has a frame. Others get what it hands over; returns how many frames that is.
+    pub fn frame(&mut self, now: Now, worker: usize, mut frame: Vec<u8>) -> usize {
+        let mut handed = 0;
+        let mut worker = worker;
+        loop {
+            let pipeline = match worker.checked_sub(1) {
+                None => &mut self.pipeline,
+                Some(other) => &mut self.others[other].0,
+            };
+            pipeline.frame(now.mono, &mut frame, &mut self.wire);
+            let Some((to, next)) = self.wire.handed.pop() else {
+                return handed;
+            };
+            assert!(self.wire.handed.is_empty(), "handed over twice");
+            (worker, frame) = (to as usize, next);
+            handed += 1;
+        }
+    }
+
     /// Gives an order.
     pub fn order(&mut self, now: Now, command: Command) {
         self.pipeline.command(now.mono, command, &mut self.wire);
     }
 
     pub fn count(&self, counter: Counter) -> u64 {
-        self.counted.counter(counter)
+        let others = self.others.iter().map(|(_, counted)| counted);
+        others
+            .chain([&self.counted])
+            .map(|counted| counted.counter(counter))
+            .sum()
     }
 }
 
@@ -323,7 +401,7 @@ impl Hand {
     pub fn commands(
         &self,
         slot: u32,
-        lane: Lane,
+        lane: Lanes,
         (tx, rx): (TxSession, Box<RxSession>),
     ) -> [Command; 5] {
         [
@@ -380,20 +458,30 @@ pub fn pair() -> (Side, Side) {
 }
 
 pub fn joined(addresses: [&str; 2]) -> (Side, Side) {
+    team(addresses, [1, 1])
+}
+
+/// With so many workers each.
+pub fn team(addresses: [&str; 2], workers: [u32; 2]) -> (Side, Side) {
     let (a, b) = (
         SecretKey::from_bytes(&[1; 32]),
         SecretKey::from_bytes(&[2; 32]),
     );
     let (of_a, of_b) = (a.public(), b.public());
     let to_provider = PeerConfig {
+        lanes: LANES,
         addresses: vec![addresses[1].parse().expect("an address")],
         ..PeerConfig::causeway(of_b, Dial::Always)
     };
-    let mut tenant = Side::new(false, a, to_provider, addresses);
+    let mut tenant = Side::new(false, workers[0], a, to_provider, addresses);
     let mut provider = Side::new(
         true,
+        workers[1],
         b,
-        PeerConfig::causeway(of_a, Dial::Never),
+        PeerConfig {
+            lanes: LANES,
+            ..PeerConfig::causeway(of_a, Dial::Never)
+        },
         [addresses[1], addresses[0]],
     );
     for step in 0..4 {

@@ -369,7 +369,8 @@ fn a_wireguard_member_has_its_own_addresses_and_no_others() {
     for command in [
         Command::Peer(
             3,
-            Some(Box::new(Lane::wireguard(
+            Some(Box::new(Lanes::wireguard(
+                Share::WHOLE,
                 VNI,
                 Box::new([prefix("10.1.0.77")]),
             ))),
@@ -516,7 +517,7 @@ fn second_tenant(provider: &mut Side) -> Hand {
         epoch: 1,
     };
     let neighbour = Neighbour::new(ACCESS, [2, 0, 0, 0, 0, 9], [4; 6], 201, 0, 0x8100);
-    for command in hand.commands(1, Lane::appliance(), (tx, rx)) {
+    for command in hand.commands(1, Lanes::appliance(Share::WHOLE), (tx, rx)) {
         provider.order(at(5), command);
     }
     for command in [
@@ -648,7 +649,7 @@ fn without_a_session_or_a_way_a_datagram_is_dropped_and_the_control_half_hears_o
     tenant.seal(at(6), &sent);
     assert_eq!(tenant.count(Counter::DropNoPeer), 1);
     assert!(!tenant.pipeline.dirty());
-    let lane = Box::new(Lane::appliance());
+    let lane = Box::new(Lanes::appliance(Share::WHOLE));
     let outer = Outer::new(UPLINK, [9; 6], [8; 6], tenant.address, tenant.address);
     tenant.order(at(7), Command::Peer(0, Some(lane)));
     tenant.order(at(7), Command::Outer(0, outer.map(Box::new)));
@@ -702,7 +703,8 @@ fn a_datagram_of_no_session_known_is_dropped() {
     let (mut tenant, mut provider) = pair();
     tenant.seal(at(10), &packet("10.1.0.11", "10.1.0.10", b"x"));
     let mut frames = tenant.take();
-    frames[0].1[46] ^= 1;
+    // Past the lanes of the session.
+    frames[0].1[46] ^= 1 << 6;
     provider.pipeline.report(at(10).mono, &mut provider.wire);
     provider.open(at(11), frames);
     assert_eq!(provider.count(Counter::DropUnknownSession), 1);
@@ -763,7 +765,7 @@ fn member(provider: &mut Side, slot: u32, nets: &[(&str, u8)]) -> Hand {
     let from = format!("192.0.2.{slot}:51820");
     let way = [from.as_str(), "203.0.113.5:6180"];
     let (hand, tx, rx) = Hand::new(Framing::WireGuard, u64::from(slot), way);
-    for command in hand.commands(slot, Lane::wireguard(VNI, nets), (tx, rx)) {
+    for command in hand.commands(slot, Lanes::wireguard(Share::WHOLE, VNI, nets), (tx, rx)) {
         provider.order(at(5), command);
     }
     hand

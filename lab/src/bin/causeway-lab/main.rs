@@ -150,6 +150,9 @@ struct Links {
     /// Plain tunnels (VXLAN, wholly in XDP) instead of encrypted ones.
     #[arg(long)]
     plain: bool,
+    /// Workers of each appliance, and queues of its links: 1 to 8.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    workers: u8,
 }
 
 impl Links {
@@ -159,6 +162,7 @@ impl Links {
             offloads: !self.wire_like,
             dad: !self.no_dad,
             encrypted: !self.plain,
+            workers: self.workers,
             ..Options::default()
         }
     }

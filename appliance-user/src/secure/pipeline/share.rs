@@ -1,0 +1,105 @@
+//! Which worker has which lane of a peer.
+//!
+//! A tunnel between appliances has [`LANES`] lanes, whatever the number of workers at either end: what one
+//! end sends on lane *n* (its worker *n*'s), worker *n* modulo the workers of the other end opens. So no
+//! two workers ever share a key, a counter or a replay window, and neither end needs to know how many
+//! workers the other has. What comes to another worker's socket (the NIC chooses the queue by addresses and
+//! ports, which are those of one UDP flow for a whole peer) is handed over, sealed as it is.
+
+use tunnel::MAX_LANES;
+
+/// Lanes of a tunnel between appliances, and workers at most.
+pub const LANES: u32 = 8;
+
+/// A worker's part of the lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    index: u32,
+    workers: u32,
+}
+
+impl Share {
+    /// Of a worker that is the only one.
+    pub const WHOLE: Self = Self {
+        index: 0,
+        workers: 1,
+    };
+
+    /// Of worker `index`, from 0, of `workers`. `None` unless `index < workers <= LANES`.
+    #[must_use]
+    pub const fn new(index: u32, workers: u32) -> Option<Self> {
+        if index < workers && workers <= LANES {
+            Some(Self { index, workers })
+        } else {
+            None
+        }
+    }
+
+    /// The worker's number.
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self.index
+    }
+
+    /// The lanes that the worker opens, by [`Share::place`].
+    pub fn lanes(self) -> impl Iterator<Item = u32> {
+        (self.index..LANES).step_by(self.workers as usize)
+    }
+
+    /// The worker that opens a lane.
+    #[must_use]
+    pub const fn opener(self, lane: u32) -> u32 {
+        lane % self.workers
+    }
+
+    /// Whether it is the worker of lane 0: of the control words, and of WireGuard peers.
+    pub(super) const fn is_first(self) -> bool {
+        self.index == 0
+    }
+
+    /// The worker that opens messages of this index on the wire, if it is another.
+    #[inline]
+    pub(super) const fn other(self, wire_index: u32) -> Option<u32> {
+        let opener = self.opener(wire_index % MAX_LANES);
+        if opener == self.index {
+            None
+        } else {
+            Some(opener)
+        }
+    }
+
+    /// Where the receiver for messages of this index is among the worker's own.
+    #[inline]
+    pub(super) const fn place(self, wire_index: u32) -> usize {
+        (wire_index % MAX_LANES / self.workers) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_lane_has_one_opener_and_one_place() {
+        for workers in 1..=LANES {
+            let mut lanes: Vec<u32> = Vec::new();
+            for index in 0..workers {
+                let share = Share::new(index, workers).expect("a share");
+                for (place, lane) in share.lanes().enumerate() {
+                    let wire_index = 64 * 77 + lane;
+                    assert_eq!(share.other(wire_index), None);
+                    assert_eq!(share.place(wire_index), place);
+                    for other in (0..workers).filter(|other| *other != index) {
+                        let other = Share::new(other, workers).expect("a share");
+                        assert_eq!(other.other(wire_index), Some(index));
+                    }
+                    lanes.push(lane);
+                }
+            }
+            lanes.sort_unstable();
+            assert_eq!(lanes, (0..LANES).collect::<Vec<_>>());
+        }
+        assert_eq!(Share::new(0, LANES + 1), None);
+        assert_eq!(Share::new(2, 2), None);
+    }
+}

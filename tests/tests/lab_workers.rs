@@ -1,0 +1,158 @@
+//! Several workers: flows spread over them, each in order, whichever worker's socket its frames come to.
+
+use std::{
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use causeway_tests::{packet::ip, site::Site};
+use lab::Options;
+
+const A: &str = "10.1.0.10";
+const B: &str = "10.1.0.11";
+const A6: &str = "2001:db8:1::10";
+const TENANT: &str = "tenant-appliance";
+const PROVIDER: &str = "provider-appliance";
+
+/// So many that the kernel, which gives each flow a queue by its hash, does not choose one queue for all.
+const FLOWS: u16 = 48;
+
+/// Datagrams on many flows at once; each arrives once, in the order of its flow.
+fn flows(site: &Site, from: (&str, &str), to: (&str, &str)) {
+    const EACH: u32 = 50;
+    let there = site.udp(to.0, to.1, 7000);
+    let sockets: Vec<_> = (0..FLOWS)
+        .map(|flow| site.udp(from.0, from.1, 7100 + flow))
+        .collect();
+    let target = SocketAddr::new(ip(to.1), 7000);
+    let mut next = vec![0; usize::from(FLOWS)];
+    for number in 0..EACH {
+        for socket in &sockets {
+            socket
+                .send_to(&number.to_be_bytes(), target)
+                .unwrap_or_else(|e| panic!("{}: {e}", from.0));
+        }
+        let mut buffer = [0; 64];
+        for _ in 0..FLOWS {
+            let (n, sender) = there
+                .recv_from(&mut buffer)
+                .unwrap_or_else(|e| panic!("{} → {}, number {number}: {e}", from.0, to.0));
+            let flow = usize::from(sender.port() - 7100);
+            assert_eq!(buffer[..n], u32::to_be_bytes(next[flow]), "flow {flow}");
+            next[flow] += 1;
+        }
+    }
+    assert!(next.iter().all(|n| *n == EACH));
+}
+
+/// A worker's numbers.
+fn workers(site: &Site, appliance: &str, what: &str) -> Vec<u64> {
+    let status = site.status(appliance);
+    let all = status["workers"].as_array().expect("a list");
+    all.iter()
+        .map(|worker| worker[what].as_u64().expect("a number"))
+        .collect()
+}
+
+/// More than one worker has a good part.
+fn spread(packets: &[u64]) {
+    let busy = packets.iter().filter(|n| **n >= 100).count();
+    assert!(busy > 1, "{packets:?}");
+}
+
+#[test]
+fn flows_spread_over_the_workers_and_stay_in_order() {
+    let options = Options {
+        workers: 4,
+        ..Options::default()
+    };
+    let Some(site) = Site::bare(lab::sites::partial, options) else {
+        return;
+    };
+    // The two ends need not have as many.
+    site.configure(PROVIDER, |text| text.replace("workers = 4", "workers = 3"));
+    site.start_appliances().unwrap_or_else(|e| panic!("{e}"));
+    site.over("prod-a");
+    for to in [A, A6] {
+        site.reach("prod-b", to);
+    }
+    flows(&site, ("prod-b", B), ("replica-a", A));
+    flows(&site, ("replica-a", A), ("prod-b", B));
+    site.tcp("prod-b", "replica-a", A, 64 << 20);
+    for (from, ours, to, theirs) in [(TENANT, 4, PROVIDER, 3), (PROVIDER, 3, TENANT, 4)] {
+        let sealed = workers(&site, from, "sealed");
+        let delivered = workers(&site, to, "delivered");
+        assert_eq!((sealed.len(), delivered.len()), (ours, theirs));
+        spread(&sealed);
+        // What a worker seals is of its lane, and each lane has one that opens it.
+        let mut expected = vec![0; theirs];
+        for (lane, packets) in sealed.iter().enumerate() {
+            expected[lane % theirs] += packets;
+        }
+        assert_eq!(delivered, expected, "{from} sealed {sealed:?}");
+        assert_eq!(site.counter(from, "drop_worker_full"), 0, "{from}");
+    }
+}
+
+/// A NIC gives one queue to all datagrams of one peer: they are one UDP flow. Then workers hand over.
+#[test]
+fn what_comes_to_one_queue_is_opened_by_all_workers() {
+    let options = Options {
+        workers: 4,
+        ..Options::default()
+    };
+    let Some(site) = Site::raise(lab::sites::partial, options) else {
+        return;
+    };
+    // The router sends all by one queue, which is one queue at the provider's end.
+    site.ok("wan", &["ethtool", "-L", "provider", "tx", "1"]);
+    site.over("prod-a");
+    site.reach("prod-b", A);
+    flows(&site, ("prod-b", B), ("replica-a", A));
+    let delivered = workers(&site, PROVIDER, "delivered");
+    spread(&delivered);
+    assert_eq!(delivered, workers(&site, TENANT, "sealed"));
+    let others = delivered[1..].iter().sum();
+    assert_eq!(workers(&site, PROVIDER, "handed_over"), [others, 0, 0, 0]);
+    assert_eq!(site.counter(PROVIDER, "drop_worker_full"), 0);
+
+    // A killed daemon comes back with all its workers.
+    let provider = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
+    provider.kill().unwrap_or_else(|e| panic!("{e}"));
+    provider.start().unwrap_or_else(|e| panic!("{e}"));
+    site.reach("prod-b", A);
+    flows(&site, ("prod-b", B), ("replica-a", A));
+}
+
+#[test]
+fn an_interface_with_fewer_queues_than_workers_is_named() {
+    let Some(site) = Site::bare(lab::sites::partial, Options::default()) else {
+        return;
+    };
+    site.configure(PROVIDER, |text| text.replace("workers = 1", "workers = 2"));
+    let provider = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
+    provider.launch().unwrap_or_else(|e| panic!("{e}"));
+    let begun = Instant::now();
+    loop {
+        // Its control socket comes a moment after it.
+        let status = provider.cli(&["status"]).unwrap_or_else(|e| panic!("{e}"));
+        if status
+            .stdout
+            .contains("has 1 receive and transmit queues for 2 workers")
+        {
+            assert!(
+                status.stdout.contains("ethtool -L eth0 combined 2"),
+                "{}",
+                status.stdout
+            );
+            break;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "{}",
+            status.stdout
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+}
