@@ -183,6 +183,8 @@ fn one(name: &str, seconds: u64) -> anyhow::Result<Row> {
     command.arg("--").args([
         format!("-max_total_time={seconds}"),
         format!("-max_len={MAX_LEN}"),
+        // Long programs of acts at once: the slow targets would not come to them in hours.
+        "-len_control=0".to_owned(),
         format!("-timeout={SLOW}"),
         "-print_final_stats=1".to_owned(),
     ]);
@@ -240,11 +242,11 @@ fn say(name: &str) {
         |path| path.display().to_string(),
     );
     eprintln!("\nxtask: {name} fails on {input}");
-    eprintln!(
-        "  again: cargo test -p tunnel -p appliance-user --test corpus, once the input is moved to {}",
-        folder(name).join("regressions").join(name).display()
-    );
-    eprintln!("  then mend what is wrong, name the file for what was wrong, and commit both");
+    let regressions = folder(name).join("regressions").join(name);
+    let regressions = regressions.display();
+    eprintln!("  keep it: mkdir -p {regressions} && mv {input} {regressions}/WHAT-WAS-WRONG");
+    eprintln!("  see it again: cargo test -p tunnel -p appliance-user --test corpus");
+    eprintln!("  then mend what is wrong, and commit both");
 }
 
 /// The file written last.
