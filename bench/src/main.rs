@@ -37,7 +37,7 @@ struct Cli {
     /// The CPU to stay on (`forward` only).
     #[arg(long, hide = true, default_value_t = 0)]
     cpu: usize,
-    /// Only contenders whose name has this in it (`encrypted` only).
+    /// Only contenders whose name has this in it, or one of these, between commas (`encrypted` only).
     #[arg(long)]
     only: Option<String>,
 }

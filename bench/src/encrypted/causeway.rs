@@ -36,14 +36,32 @@ const BYTES: usize = 1420;
 const PACKETS: u32 = 3_000_000;
 
 /// Two appliances, encrypted.
-pub struct Causeway;
+#[derive(Clone, Copy)]
+pub struct Causeway {
+    /// Its name in the report.
+    name: &'static str,
+    /// `tunnel.waiting`.
+    waiting: &'static str,
+}
+
+/// As it is configured where nothing is said.
+pub const WAKE: Causeway = Causeway {
+    name: "causeway",
+    waiting: "wake",
+};
+
+/// Workers that never sleep: for less delay.
+pub const BUSY: Causeway = Causeway {
+    name: "causeway, busy",
+    waiting: "busy",
+};
 
 /// A worker's sockets without a cipher: `causeway-bench forward` on each machine.
 pub struct Forward;
 
 impl Contender for Causeway {
     fn name(&self) -> &'static str {
-        "causeway"
+        self.name
     }
 
     fn role(&self) -> Role {
@@ -87,7 +105,7 @@ impl Contender for Causeway {
         }
         keys.reverse();
         for (at, ((machine, other), key)) in PAIR.into_iter().zip(keys).enumerate() {
-            let config = config(&running, machine, other, &key, at);
+            let config = config(&running, machine, other, &key, at, self.waiting);
             running.write(&format!("{}.toml", machine.namespace), &config)?;
             let mut command = within(machine, "nsenter");
             command
@@ -184,7 +202,14 @@ fn within(machine: Machine, program: &str) -> Command {
     command
 }
 
-fn config(running: &Running, machine: Machine, other: Machine, key: &str, at: usize) -> String {
+fn config(
+    running: &Running,
+    machine: Machine,
+    other: Machine,
+    key: &str,
+    at: usize,
+    waiting: &str,
+) -> String {
     let ns = machine.namespace;
     let dir = running.directory().display();
     let tenant = ns == WEST.namespace;
@@ -197,7 +222,7 @@ fn config(running: &Running, machine: Machine, other: Machine, key: &str, at: us
     format!(
         "[appliance]\nname = \"{ns}\"\nrole = \"{role}\"\nstate_dir = \"{dir}/{ns}-state\"\npin_dir = \"{PINS}/{ns}\"\n\
          control_socket = \"{dir}/{ns}.sock\"\n[uplink]\ninterface = \"{WAN}\"\n[tunnel]\nprivate_key_file = \"{dir}/{ns}.key\"\n\
-         cpus = [{}]\ncipher = \"aes-256-gcm\"\n[[tenant]]\nname = \"bench\"\n[[peer]]\nname = \"other\"\npublic_key = \"{key}\"\n{dials}\
+         cpus = [{}]\nwaiting = \"{waiting}\"\ncipher = \"aes-256-gcm\"\n[[tenant]]\nname = \"bench\"\n[[peer]]\nname = \"other\"\npublic_key = \"{key}\"\n{dials}\
          [[network]]\nname = \"bench\"\ntenant = \"bench\"\npeer = \"other\"\nvni = 6001\ninterface = \"{LAN}\"\nprefixes = [\"10.60.0.0/24\"]\n",
         cpu(at)
     )
