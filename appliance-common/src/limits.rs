@@ -48,5 +48,9 @@ pub const MAX_SESSIONS: u32 = 65_536;
 pub const MAX_HANDSHAKE_SOURCES: u32 = 16_384;
 /// Handshake messages one source may send in a second, and at once.
 pub const HANDSHAKES_PER_SOURCE: u64 = 20;
+/// Handshake messages that may come in a second from the addresses where peers are, on one CPU; a tenth of it
+/// at once. Far more than peers send: a stranger may send in their name, and theirs must have a chance beside
+/// his. What he can't do is answer a cookie (`tunnel`, `load`), and so he costs two hashes a message.
+pub const HANDSHAKES_FROM_PEERS: u64 = 20_000;
 /// Handshake messages that all sources nobody knows may send in a second on one CPU, and at once.
 pub const HANDSHAKES_FROM_STRANGERS: u64 = 1000;

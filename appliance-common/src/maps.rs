@@ -7,7 +7,7 @@ use crate::limits::MAX_PREFIXES;
 
 /// Version of everything in this file. It is part of the pin path, so that a daemon with another
 /// layout never adopts maps it would misread.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// No VLAN tag at this level. VLAN identifier 0 means "priority only" on the wire (IEEE 802.1Q
 /// section 9.6), so it can stand for none.

@@ -81,9 +81,10 @@ pub static SESSIONS: HashMap<SessionKey, Session> = HashMap::with_max_entries(MA
 pub static HANDSHAKE_SOURCES: LruHashMap<Address, Bucket> =
     LruHashMap::with_max_entries(MAX_HANDSHAKE_SOURCES, 0);
 
-/// One entry: handshakes of all sources that are no peer's address, per CPU. Written by the programs.
+/// Handshakes per CPU: 0, of all sources that are no peer's address; 1, of those that are. Written by the
+/// programs.
 #[map]
-pub static HANDSHAKE_BUDGET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+pub static HANDSHAKE_BUDGET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(2, 0);
 
 /// Where the peers of encrypted tunnels are. Written by user space.
 #[map]

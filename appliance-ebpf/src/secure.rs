@@ -14,7 +14,10 @@
 
 use appliance_common::{
     counters::Counter,
-    limits::{HANDSHAKES_FROM_STRANGERS, HANDSHAKES_PER_SOURCE, MAX_QUEUES, MAX_STACK_HEADERS},
+    limits::{
+        HANDSHAKES_FROM_PEERS, HANDSHAKES_FROM_STRANGERS, HANDSHAKES_PER_SOURCE, MAX_QUEUES,
+        MAX_STACK_HEADERS,
+    },
     maps::{Bucket, NO_XSK},
     wire::{IPPROTO_UDP, SECURE_DATA_MIN, SEGMENT_IP, WORKER_HEADER_LEN},
 };
@@ -152,13 +155,16 @@ pub fn leads_to<const AT: u32>(ctx: &XdpContext, next: u32, port: u32, end: u32)
 }
 
 /// Whether a handshake message from `source` is within its share, and strangers together within theirs.
-/// An IPv6 source is its /64: within one, addresses are free.
+/// An IPv6 source is its /64: within one, addresses are free. Where a peer is, the share is that of all peers:
+/// its own would be whoever's sends in its name.
 #[inline(always)]
 fn within_share(source: &Words) -> bool {
     // SAFETY: the helper takes nothing and only reads a clock.
     let now = unsafe { bpf_ktime_get_ns() };
     let address = bytes(*source);
-    let known = PEER_ADDRESSES.get_ptr(address).is_some();
+    if PEER_ADDRESSES.get_ptr(address).is_some() {
+        return take(1, now, HANDSHAKES_FROM_PEERS, HANDSHAKES_FROM_PEERS / 10);
+    }
     let mapped = source[0] == 0 && source[1] == 0 && source[2] == u32::from_be(0xffff);
     let share = if mapped {
         address
@@ -179,14 +185,15 @@ fn within_share(source: &Words) -> bool {
             let _ = HANDSHAKE_SOURCES.insert(share, bucket, 0);
         }
     }
-    if known {
-        return true;
-    }
-    match HANDSHAKE_BUDGET.get_ptr_mut(0) {
+    take(0, now, HANDSHAKES_FROM_STRANGERS, HANDSHAKES_FROM_STRANGERS)
+}
+
+/// Takes a handshake out of one of this CPU's budgets.
+#[inline(always)]
+fn take(budget: u32, now: u64, per_second: u64, burst: u64) -> bool {
+    match HANDSHAKE_BUDGET.get_ptr_mut(budget) {
         // SAFETY: this CPU's slot.
-        Some(bucket) => unsafe {
-            (*bucket).take(now, HANDSHAKES_FROM_STRANGERS, HANDSHAKES_FROM_STRANGERS)
-        },
+        Some(bucket) => unsafe { (*bucket).take(now, per_second, burst) },
         None => false,
     }
 }

@@ -402,13 +402,14 @@ impl Harness {
             .get(&0, 0)
             .map_err(|e| access("HANDSHAKE_BUDGET", e))?
             .len();
-        PerCpuValues::try_from(vec![Bucket::default(); cpus])
-            .map_err(|e| access("HANDSHAKE_BUDGET", e.into()))
-            .and_then(|full| {
-                budget
-                    .set(0, full, 0)
-                    .map_err(|e| access("HANDSHAKE_BUDGET", e))
-            })
+        for slot in 0..budget.len() {
+            let full = PerCpuValues::try_from(vec![Bucket::default(); cpus])
+                .map_err(|e| access("HANDSHAKE_BUDGET", e.into()))?;
+            budget
+                .set(slot, full, 0)
+                .map_err(|e| access("HANDSHAKE_BUDGET", e))?;
+        }
+        Ok(())
     }
 
     fn array<V: Pod + Default>(

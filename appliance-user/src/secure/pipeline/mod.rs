@@ -48,8 +48,8 @@ use tables::{Tables, gateway, is_provider, prefix_of};
 
 /// Between two tellings that a host is in use.
 const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
-/// Session indices a worker knows at most.
-const SESSIONS: usize = MAX_PEERS as usize * 8;
+/// Session indices a worker knows at most: five sessions of every lane of every peer.
+const SESSIONS: usize = MAX_PEERS as usize * 5 * LANES as usize;
 
 /// What a worker does its work with.
 pub trait Wire {
