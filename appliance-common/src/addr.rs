@@ -73,6 +73,20 @@ impl Prefix {
         })
     }
 
+    /// Its address, with the host bits zero.
+    #[must_use]
+    pub const fn address(&self) -> Address {
+        let [a, b, c, d, e, f, g, h] = self.network[0].to_ne_bytes();
+        let [i, j, k, l, m, n, o, p] = self.network[1].to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+
+    /// Its bits, of the 16-byte form.
+    #[must_use]
+    pub const fn length(&self) -> u32 {
+        self.mask[0].count_ones() + self.mask[1].count_ones()
+    }
+
     /// Whether `address` is inside.
     #[inline(always)]
     #[must_use]
@@ -136,6 +150,17 @@ mod tests {
     fn mapped_addresses_round_trip() {
         assert_eq!(as_v4(&mapped([10, 1, 0, 7])), Some([10, 1, 0, 7]));
         assert_eq!(as_v4(&[0; 16]), None);
+    }
+
+    #[test]
+    fn a_prefix_gives_its_address_and_length_back() {
+        for length in [0, 1, 63, 64, 65, 96, 120, 127, 128] {
+            let prefix = Prefix::new(&[0xff; 16], length).expect("length");
+            assert_eq!(prefix.length(), u32::from(length));
+            assert_eq!(Prefix::new(&prefix.address(), length), Some(prefix));
+        }
+        let p = Prefix::new(&mapped([10, 1, 0, 77]), 96 + 24).expect("length");
+        assert_eq!(p.address(), mapped([10, 1, 0, 0]));
     }
 
     #[test]

@@ -82,6 +82,14 @@ counters! {
     Released = 23, "released";
     /// A packet of a lane that another worker has, handed over to it.
     HandedOver = 24, "handed_over";
+    /// Full failover: a packet routed to a host of one of the tenant's networks.
+    Routed = 25, "routed";
+    /// Full failover: a ping to the gateway answered.
+    EchoAnswered = 26, "echo_answered";
+    /// Full failover: "time exceeded" sent to the source of a packet that had come too far.
+    TimeExceededSent = 27, "time_exceeded_sent";
+    /// Full failover: "unreachable" sent to the source: no route, or not allowed.
+    UnreachableSent = 28, "unreachable_sent";
 
     /// Dropped: truncated, or its lengths contradict each other.
     DropMalformed = 32, "drop_malformed";
@@ -152,6 +160,16 @@ counters! {
     DropTooLong = 64, "drop_too_long";
     /// Dropped: the worker that has the packet's lane does not take packets as fast as another hands them over.
     DropWorkerFull = 65, "drop_worker_full";
+    /// Dropped: the tenant's policy does not allow the one network to send to the other.
+    DropPolicy = 66, "drop_policy";
+    /// Dropped: no network of the tenant has the address, and it has no way out.
+    DropNoRoute = 67, "drop_no_route";
+    /// Dropped: the packet's hops are used up.
+    DropHopLimit = 68, "drop_hop_limit";
+    /// Dropped: for the gateway itself, which answers pings and nothing else.
+    DropToGateway = 69, "drop_to_gateway";
+    /// Dropped: the program that goes on with it is not loaded; the daemon is starting or of another version.
+    DropNoProgram = 70, "drop_no_program";
 }
 
 impl Counter {

@@ -38,6 +38,12 @@ pub const MIN_INNER_MTU: u16 = 1280;
 /// Bytes of the offending packet that an ICMP error quotes. Within the 576 bytes of RFC 1812
 /// section 4.3.2.3 and the 1280 of RFC 4443 section 2.4, and a constant the verifier can follow.
 pub const ICMP_QUOTE_BYTES: usize = 512;
+/// Prefixes that full failover routes to, of all tenants: [`MAX_PREFIXES`] of every second network.
+pub const MAX_ROUTES: u32 = 16_384;
+/// Ordered pairs of networks between which full failover routes.
+pub const MAX_POLICIES: u32 = 65_536;
+/// ICMP errors that one CPU sends in a second, path MTU errors aside, and at once.
+pub const ICMP_ERRORS: (u64, u64) = (1000, 50);
 /// Queues of one interface that can have a socket of a worker.
 pub const MAX_QUEUES: u32 = 64;
 /// Sockets of the workers: slot 0 stays empty, then [`MAX_QUEUES`] for each of 15 interfaces, and room.

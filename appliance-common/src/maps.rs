@@ -71,10 +71,13 @@ pub struct Network {
     pub mtu: u16,
     /// Used entries of `prefixes`.
     pub prefix_count: u16,
+    /// Largest IP packet that the network's port takes, bytes, host byte order.
+    pub lan_mtu: u16,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: u16,
     /// The IPv4 router of the network, or [`crate::addr::UNSPECIFIED`]: next hop of what leaves the
-    /// prefixes, on the tenant side; an address answered for, on the provider side.
+    /// prefixes, on the tenant side; an address answered for, on the provider side; ourselves, in full
+    /// failover.
     pub gateway_v4: Address,
     /// The IPv6 router of the network, likewise; may be link-local.
     pub gateway_v6: Address,
@@ -112,6 +115,8 @@ pub enum Mode {
     Idle = 0,
     /// Partial site failover: endpoints are reached through the tunnel.
     Partial = 1,
+    /// Full site failover: every address is here, and we are the networks' router.
+    Full = 2,
 }
 
 impl Mode {
@@ -121,6 +126,7 @@ impl Mode {
         match value {
             0 => Some(Self::Idle),
             1 => Some(Self::Partial),
+            2 => Some(Self::Full),
             _ => None,
         }
     }
@@ -131,6 +137,7 @@ impl Mode {
         match self {
             Self::Idle => "idle",
             Self::Partial => "partial",
+            Self::Full => "full",
         }
     }
 }
@@ -326,6 +333,62 @@ pub struct PeerAddress {
     pub flags: u32,
 }
 
+/// Key of `ROUTES`, behind the prefix length that a longest-prefix match has in front: bits of the tenant
+/// (always all 32) and of the address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteKey {
+    /// Slot in `TENANTS`, host byte order: any order will do where all bits count.
+    pub tenant: u32,
+    /// The address, IPv4 in mapped form.
+    pub address: Address,
+}
+
+/// Bits of [`RouteKey`] in front of the address.
+pub const ROUTE_KEY_BITS: u32 = 32;
+
+/// Value of `ROUTES`: the network of a tenant that a prefix is of.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// Slot in `NETWORKS`, host byte order.
+    pub network: u32,
+    /// 1.
+    pub flags: u32,
+}
+
+/// Key of `POLICIES`: two networks by VNI, host byte order. From the one to the other is allowed, and what
+/// belongs to it comes back only if that is allowed, too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyKey {
+    /// Where a packet is from.
+    pub from: u32,
+    /// Where it is to.
+    pub to: u32,
+}
+
+/// Value of `POLICIES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// 1.
+    pub flags: u32,
+}
+
+/// Slots of `JUMPS`: programs that others go on in.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Jump {
+    /// An IP packet on the port of a tenant in full failover.
+    Full = 0,
+}
+
+impl Jump {
+    /// How many there are.
+    pub const COUNT: u32 = 1;
+}
+
 /// Value of `CONFIG`, the one entry of an array. All zero: not configured.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -506,6 +569,10 @@ const _: () = {
     assert!(size_of::<Bucket>() == 8);
     assert!(size_of::<PeerAddress>() == 4);
     assert!(size_of::<NetworkStats>() == 32);
+    assert!(size_of::<RouteKey>() == 20);
+    assert!(size_of::<Route>() == 8);
+    assert!(size_of::<PolicyKey>() == 8);
+    assert!(size_of::<Policy>() == 4);
 };
 
 #[cfg(feature = "user")]
@@ -537,7 +604,11 @@ mod pod {
         Session,
         Bucket,
         PeerAddress,
-        NetworkStats
+        NetworkStats,
+        RouteKey,
+        Route,
+        PolicyKey,
+        Policy
     );
 }
 

@@ -3,7 +3,7 @@
 use appliance_common::{
     counters::Counter,
     events::SlowReason,
-    maps::{AttachmentKey, Network, attachment_flags},
+    maps::{AttachmentKey, Jump, Mode, Network, attachment_flags},
     wire::{
         ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
         IPV4_LEN, IPV6_LEN, mss_for,
@@ -17,14 +17,13 @@ use crate::{
     },
     arp,
     encap::{self, Inner},
-    icmp,
+    full, icmp,
     maps::ATTACHMENTS,
     mss, nd,
-    packet::{L2, L2Error, Mac, Outcome, Window, frame_len, ingress},
+    packet::{L2, L2Error, Mac, Outcome, Window, frame_len, ingress, jump},
     slow,
     tables::{
-        gateway, is_endpoint, is_here, is_partial, is_provider, is_secure, neighbour, network,
-        prefix_of,
+        gateway, is_endpoint, is_here, is_provider, is_secure, mode, neighbour, network, prefix_of,
     },
 };
 
@@ -60,17 +59,50 @@ pub struct Arrival {
     pub xsk: u16,
     /// Who else is on the port.
     pub port: Port,
+    /// The tenant's [`Mode`]. A byte: another one would cost the longest chain of calls its last 32 of stack.
+    mode: u8,
+}
+
+impl Arrival {
     /// Whether the tenant is in partial failover.
-    pub partial: bool,
+    #[inline(always)]
+    pub const fn partial(&self) -> bool {
+        self.mode == Mode::Partial as u8
+    }
+
+    /// Whether the tenant is in full failover.
+    #[inline(always)]
+    pub const fn full(&self) -> bool {
+        self.mode == Mode::Full as u8
+    }
 }
 
 /// A frame on a port; `program` says what a frame without an attachment is.
 #[inline(always)]
 pub fn process(ctx: &XdpContext, program: Port) -> Outcome {
+    let arrival = match arrive(ctx, program) {
+        Ok(arrival) => arrival,
+        Err(outcome) => return outcome,
+    };
+    if arrival.full() && full::is_routed(ctx, &arrival) {
+        // Does not come back.
+        jump(ctx, Jump::Full);
+        return Outcome::Drop(Counter::DropNoProgram);
+    }
+    match arrival.l2.tags {
+        0 => by_type::<14>(ctx, &arrival),
+        1 => by_type::<18>(ctx, &arrival),
+        _ => by_type::<22>(ctx, &arrival),
+    }
+}
+
+/// Classifies a frame, or says what becomes of it because that cannot be done.
+#[inline(always)]
+pub fn arrive(ctx: &XdpContext, program: Port) -> Result<Arrival, Outcome> {
     let l2 = match L2::parse(ctx) {
         Ok(l2) => l2,
-        Err(L2Error::Truncated) => return leave(program, Counter::DropMalformed),
-        Err(L2Error::TooManyTags) => return leave(program, Counter::DropTooManyTags),
+        Err(L2Error::Truncated) => return Err(leave(program, Counter::DropMalformed)),
+        Err(L2Error::TooManyTags) => return Err(leave(program, Counter::DropTooManyTags)),
     };
     // SAFETY: the fields are read at once; preallocated entries are never unmapped.
     let attachment = unsafe {
@@ -81,7 +113,7 @@ pub fn process(ctx: &XdpContext, program: Port) -> Outcome {
         })
     };
     let Some(attachment) = attachment else {
-        return leave(program, Counter::DropUnknownVlan);
+        return Err(leave(program, Counter::DropUnknownVlan));
     };
     let port = if attachment.flags & attachment_flags::HOST != 0 {
         Port::Shared
@@ -90,26 +122,21 @@ pub fn process(ctx: &XdpContext, program: Port) -> Outcome {
     };
     let mac = Mac::new(attachment.mac);
     if l2.source == mac {
-        return Outcome::Drop(Counter::DropLoop);
+        return Err(Outcome::Drop(Counter::DropLoop));
     }
     let slot = attachment.network;
     let Some(network) = network(slot) else {
-        return leave(port, Counter::DropInconsistent);
+        return Err(leave(port, Counter::DropInconsistent));
     };
-    let arrival = Arrival {
+    Ok(Arrival {
         l2,
         network,
         slot,
         mac,
         xsk: attachment.xsk,
         port,
-        partial: is_partial(network),
-    };
-    match l2.tags {
-        0 => by_type::<14>(ctx, &arrival),
-        1 => by_type::<18>(ctx, &arrival),
-        _ => by_type::<22>(ctx, &arrival),
-    }
+        mode: mode(network) as u8,
+    })
 }
 
 /// `L3` is where the payload begins: a constant for the verifier's and the packet's speed's sake.
@@ -133,7 +160,7 @@ fn refuse(arrival: &Arrival) -> Option<Outcome> {
     if arrival.l2.destination != arrival.mac {
         return Some(leave(arrival.port, Counter::DropForeignMac));
     }
-    if !arrival.partial {
+    if !arrival.partial() {
         return Some(leave(arrival.port, Counter::DropIdle));
     }
     None
@@ -192,7 +219,13 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
             if fragment & 0x1fff != 0 || is_icmp_error(ctx, L3 + header, protocol) {
                 return Outcome::Drop(Counter::DropNoErrorAboutError);
             }
-            return icmp::frag_needed::<L3>(ctx, arrival, source_word, destination_word);
+            return icmp::frag_needed::<L3>(
+                ctx,
+                arrival,
+                source_word,
+                destination_word,
+                network.mtu,
+            );
         }
         if !is_secure(network) {
             return slow::hand_over(ctx, network, L3 as u16, SlowReason::Split, &destination);
@@ -317,7 +350,7 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
         if next == IPPROTO_ICMPV6 && kind < 128 {
             return Outcome::Drop(Counter::DropNoErrorAboutError);
         }
-        return icmp::packet_too_big::<L3>(ctx, arrival, &source, &destination);
+        return icmp::packet_too_big::<L3>(ctx, arrival, &source, &destination, network.mtu);
     }
 
     let mut hash = source[0]

@@ -8,7 +8,7 @@ use crate::{
     addr::{Words, v4, v4_is_host, v4_is_link_local},
     packet::{Mac, Outcome, Window, turn_round},
     report::heard,
-    tables::{gateway, is_endpoint, is_here, is_provider, prefix_of},
+    tables::{gateway, is_endpoint, is_here, is_host_of, is_provider, prefix_of},
 };
 
 /// Ethernet and IPv4, six and four bytes.
@@ -26,9 +26,9 @@ pub fn process<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome 
         network,
         mac: our_mac,
         port,
-        partial,
         ..
     } = arrival;
+    let (partial, full) = (arrival.partial(), arrival.full());
     let Some(w) = Window::<ARP_LEN>::at(ctx, L3) else {
         return leave(port, Counter::DropMalformed);
     };
@@ -45,14 +45,16 @@ pub fn process<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome 
     let announcement = sender_word == target_word;
     let probe = sender_word == 0;
 
-    let answer = partial
+    let answer = (partial || full)
         && operation == REQUEST
         && !sender_mac.is_group()
         && !sender_mac.is_zero()
-        && is_ours(network, target, target_word, announcement);
+        && is_ours(network, full, target, target_word, announcement);
     let known_sender = v4_is_host(sender_word)
         && if partial {
             is_here(network, sender)
+        } else if full {
+            is_host_of(network, sender)
         } else {
             !is_provider(network)
         };
@@ -92,9 +94,19 @@ pub fn process<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome 
 
 /// Whether requests for `target` are ours to answer.
 #[inline(always)]
-fn is_ours(network: &Network, target: Words, target_word: u32, announcement: bool) -> bool {
+fn is_ours(
+    network: &Network,
+    full: bool,
+    target: Words,
+    target_word: u32,
+    announcement: bool,
+) -> bool {
     if !v4_is_host(target_word) || v4_is_link_local(target_word) {
         return false;
+    }
+    if full {
+        // Whoever announces the gateway's address as its own is told that it is in use (RFC 5227 section 2.4).
+        return is_gateway(network, target);
     }
     let endpoint = is_endpoint(network, target);
     if !is_provider(network) {

@@ -1,21 +1,26 @@
-//! Path MTU errors, made from the packet that was too big.
+//! ICMP and ICMPv6 errors, made from the packet that they are about.
 
 use appliance_common::{
     counters::Counter,
-    limits::ICMP_QUOTE_BYTES,
+    limits::{ICMP_ERRORS, ICMP_QUOTE_BYTES},
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPV4_LEN, IPV6_LEN},
 };
 use aya_ebpf::{
     bindings::xdp_action,
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, generated::bpf_csum_diff},
+    helpers::{
+        bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, generated::bpf_csum_diff,
+    },
     programs::XdpContext,
 };
 
 use crate::{
     access::Arrival,
     addr::Words,
+    count::count,
+    maps::ICMP_BUDGET,
     nd::fold,
     packet::{Outcome, Window, frame_len, turn_round},
+    tables::gateway,
 };
 
 /// An ICMP or ICMPv6 error header, bytes.
@@ -24,12 +29,15 @@ const ICMP_LEN: usize = 8;
 /// Moves the Ethernet header `BY` bytes forward and turns it round, cuts the frame behind the quoted
 /// bytes, and returns whether all that worked. `head` is `L3 + BY`.
 #[inline(always)]
-fn make_room<const L3: usize, const BY: usize>(ctx: &XdpContext, arrival: &Arrival) -> bool {
+fn make_room<const L3: usize, const BY: usize, const QUOTE: usize>(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+) -> bool {
     // SAFETY: no pointer into the packet outlives the calls; the verifier sees to it.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(BY as i32)) } != 0 {
         return false;
     }
-    let delta = (L3 + BY + ICMP_QUOTE_BYTES) as i32 - frame_len(ctx) as i32;
+    let delta = (L3 + BY + QUOTE) as i32 - frame_len(ctx) as i32;
     // SAFETY: as above.
     if unsafe { bpf_xdp_adjust_tail(ctx.ctx, delta) } != 0 {
         return false;
@@ -52,23 +60,23 @@ fn make_room<const L3: usize, const BY: usize>(ctx: &XdpContext, arrival: &Arriv
 /// The Internet checksum's 32-bit sum of the quoted bytes at `offset`, or `None` where the frame does
 /// not reach.
 #[inline(always)]
-fn quote_sum(ctx: &XdpContext, offset: usize) -> Option<u64> {
-    let quote = Window::<ICMP_QUOTE_BYTES>::at(ctx, offset)?;
+fn quote_sum<const QUOTE: usize>(ctx: &XdpContext, offset: usize) -> Option<u64> {
+    let quote = Window::<QUOTE>::at(ctx, offset)?;
     // SAFETY: the window covers the bytes; `from` is empty.
     let sum = unsafe {
         bpf_csum_diff(
             core::ptr::null_mut(),
             0,
             quote.as_ptr().cast(),
-            ICMP_QUOTE_BYTES as u32,
+            QUOTE as u32,
             0,
         )
     };
     (sum >= 0).then_some(sum as u64)
 }
 
-/// "Fragmentation needed and DF set" with the tunnel's MTU (RFC 792, RFC 1191 section 4), from the
-/// address that could not be reached, to the packet's source. Not rate-limited, as in Linux
+/// "Fragmentation needed and DF set" with the MTU that was passed (RFC 792, RFC 1191 section 4), from `from` (into a
+/// tunnel, the address that could not be reached) to the packet's source. Not rate-limited, as in Linux
 /// (net/ipv4/icmp.c, icmpv4_mask_allow): it is smaller than what it answers, and a sender that
 /// does not hear it stalls.
 #[inline(never)]
@@ -76,79 +84,217 @@ pub fn frag_needed<const L3: usize>(
     ctx: &XdpContext,
     arrival: &Arrival,
     source: u32,
-    destination: u32,
+    from: u32,
+    mtu: u16,
 ) -> Outcome {
-    const BY: usize = IPV4_LEN + ICMP_LEN;
-    if !make_room::<L3, BY>(ctx, arrival) {
+    let kind = u32::from_ne_bytes([3, 4, 0, 0]);
+    let sent = error_v4::<L3, ICMP_QUOTE_BYTES>(ctx, arrival, [from, source], kind, mtu);
+    if !sent {
         return Outcome::Drop(Counter::DropAdjust);
     }
-    let Some(sum) = quote_sum(ctx, L3 + BY) else {
-        return Outcome::Drop(Counter::DropAdjust);
-    };
-    let Some(w) = Window::<BY>::at(ctx, L3) else {
-        return Outcome::Drop(Counter::DropAdjust);
-    };
-    let length = ((BY + ICMP_QUOTE_BYTES) as u16).to_be();
-    // Version and header length, DSCP CS6 as routers use (RFC 1812 section 4.3.2.5).
-    let first = u16::from_ne_bytes([0x45, 0xc0]);
-    let ttl = u16::from_ne_bytes([64, IPPROTO_ICMP]);
-    let header = u64::from(first)
-        + u64::from(length)
-        + u64::from(ttl)
-        + u64::from(source)
-        + u64::from(destination);
-    w.set::<u16, 0>(first);
-    w.set::<u16, 2>(length);
-    w.set::<u32, 4>(0);
-    w.set::<u16, 8>(ttl);
-    w.set::<u16, 10>(!fold(header));
-    w.set::<u32, 12>(destination);
-    w.set::<u32, 16>(source);
-    let kind = u32::from_ne_bytes([3, 4, 0, 0]);
-    let mtu = u32::from(arrival.network.mtu).to_be();
-    let check = !fold(sum + u64::from(kind) + u64::from(mtu));
-    w.set::<u32, 20>(kind);
-    w.set::<u16, 22>(check);
-    w.set::<u32, 24>(mtu);
     Outcome::Send(Counter::FragNeededSent, xdp_action::XDP_TX)
 }
 
-/// "Packet too big" with the tunnel's MTU (RFC 4443 section 3.2), from the address that could not be
-/// reached, to the packet's source. Not rate-limited, as in Linux, whose default
+/// "Packet too big" with the MTU that was passed (RFC 4443 section 3.2), from `from` (into a tunnel, the
+/// address that could not be reached) to the packet's source. Not rate-limited, as in Linux, whose default
 /// net.ipv6.icmp.ratemask leaves this type out.
 #[inline(never)]
 pub fn packet_too_big<const L3: usize>(
     ctx: &XdpContext,
     arrival: &Arrival,
     source: &Words,
-    destination: &Words,
+    from: &Words,
+    mtu: u16,
 ) -> Outcome {
-    const BY: usize = IPV6_LEN + ICMP_LEN;
-    if !make_room::<L3, BY>(ctx, arrival) {
+    let kind = u32::from_ne_bytes([2, 0, 0, 0]);
+    let sent = error_v6::<L3, ICMP_QUOTE_BYTES>(ctx, arrival, from, source, kind, mtu);
+    if !sent {
         return Outcome::Drop(Counter::DropAdjust);
     }
-    let Some(sum) = quote_sum(ctx, L3 + BY) else {
-        return Outcome::Drop(Counter::DropAdjust);
+    Outcome::Send(Counter::PacketTooBigSent, xdp_action::XDP_TX)
+}
+
+/// A packet that cannot go on.
+pub struct Problem {
+    /// Its family.
+    pub ipv6: bool,
+    /// No error may be sent about it.
+    pub silent: bool,
+    /// Its source.
+    pub source: Words,
+    /// Bytes of its IP header.
+    pub header: usize,
+}
+
+/// "Unreachable" from the network's gateway, at a bounded rate, else dropped for `reason`: no route (RFC 1812
+/// section 5.2.7.1, RFC 4443 section 3.1) or prohibited.
+#[inline(never)]
+pub fn unreachable<const L3: usize>(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    problem: &Problem,
+    reason: Counter,
+) -> Outcome {
+    let prohibited = reason as u32 == Counter::DropPolicy as u32;
+    let kind = match (problem.ipv6, prohibited) {
+        (false, false) => [3, 0, 0, 0],
+        (false, true) => [3, 13, 0, 0],
+        (true, false) => [1, 0, 0, 0],
+        (true, true) => [1, 1, 0, 0],
+    };
+    count(reason);
+    tell::<L3>(ctx, arrival, problem, kind, Counter::UnreachableSent)
+}
+
+/// "Time exceeded" from the network's gateway, at a bounded rate (RFC 792, RFC 4443 section 3.3).
+#[inline(never)]
+pub fn time_exceeded<const L3: usize>(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    problem: &Problem,
+) -> Outcome {
+    let kind = if problem.ipv6 {
+        [3, 0, 0, 0]
+    } else {
+        [11, 0, 0, 0]
+    };
+    count(Counter::DropHopLimit);
+    tell::<L3>(ctx, arrival, problem, kind, Counter::TimeExceededSent)
+}
+
+/// Sends the error about a packet that is counted already, or nothing. It quotes 512 bytes where there are so
+/// many, else the least that tells its sender which packet it was: header and eight bytes.
+#[inline(always)]
+fn tell<const L3: usize>(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    problem: &Problem,
+    kind: [u8; 4],
+    counter: Counter,
+) -> Outcome {
+    let router = gateway(arrival.network, problem.ipv6);
+    let (Some(router), false) = (router, problem.silent) else {
+        return Outcome::Gone;
+    };
+    if !may_complain() {
+        return Outcome::Gone;
+    }
+    let kind = u32::from_ne_bytes(kind);
+    let long = frame_len(ctx) >= L3 + ICMP_QUOTE_BYTES;
+    let sent = if problem.ipv6 {
+        const LEAST: usize = IPV6_LEN + 8;
+        if long {
+            error_v6::<L3, ICMP_QUOTE_BYTES>(ctx, arrival, &router, &problem.source, kind, 0)
+        } else {
+            error_v6::<L3, LEAST>(ctx, arrival, &router, &problem.source, kind, 0)
+        }
+    } else {
+        const LEAST: usize = IPV4_LEN + 8;
+        let addresses = [router[3], problem.source[3]];
+        if long {
+            error_v4::<L3, ICMP_QUOTE_BYTES>(ctx, arrival, addresses, kind, 0)
+        } else if problem.header == IPV4_LEN {
+            error_v4::<L3, LEAST>(ctx, arrival, addresses, kind, 0)
+        } else {
+            // Options: rare, and not worth a third length.
+            return Outcome::Gone;
+        }
+    };
+    if sent {
+        Outcome::Send(counter, xdp_action::XDP_TX)
+    } else {
+        Outcome::Gone
+    }
+}
+
+/// Whether this CPU has not sent too many errors already (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4(f)).
+#[inline(always)]
+fn may_complain() -> bool {
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    match ICMP_BUDGET.get_ptr_mut(0) {
+        // SAFETY: this CPU's slot.
+        Some(bucket) => unsafe { (*bucket).take(now, ICMP_ERRORS.0, ICMP_ERRORS.1) },
+        None => false,
+    }
+}
+
+/// Makes an ICMP error of the frame, quoting `QUOTE` bytes; `addresses` are its own and the asker's.
+/// Whether that worked; if not, the frame is fit for nothing.
+#[inline(always)]
+fn error_v4<const L3: usize, const QUOTE: usize>(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    [from, to]: [u32; 2],
+    kind: u32,
+    mtu: u16,
+) -> bool {
+    const BY: usize = IPV4_LEN + ICMP_LEN;
+    if frame_len(ctx) < L3 + QUOTE || !make_room::<L3, BY, QUOTE>(ctx, arrival) {
+        return false;
+    }
+    let Some(sum) = quote_sum::<QUOTE>(ctx, L3 + BY) else {
+        return false;
     };
     let Some(w) = Window::<BY>::at(ctx, L3) else {
-        return Outcome::Drop(Counter::DropAdjust);
+        return false;
     };
-    let length = (ICMP_LEN + ICMP_QUOTE_BYTES) as u16;
+    let length = ((BY + QUOTE) as u16).to_be();
+    // Version and header length, DSCP CS6 as routers use (RFC 1812 section 4.3.2.5).
+    let first = u16::from_ne_bytes([0x45, 0xc0]);
+    let ttl = u16::from_ne_bytes([64, IPPROTO_ICMP]);
+    let header =
+        u64::from(first) + u64::from(length) + u64::from(ttl) + u64::from(from) + u64::from(to);
+    w.set::<u16, 0>(first);
+    w.set::<u16, 2>(length);
+    w.set::<u32, 4>(0);
+    w.set::<u16, 8>(ttl);
+    w.set::<u16, 10>(!fold(header));
+    w.set::<u32, 12>(from);
+    w.set::<u32, 16>(to);
+    let mtu = u32::from(mtu).to_be();
+    let check = !fold(sum + u64::from(kind) + u64::from(mtu));
+    w.set::<u32, 20>(kind);
+    w.set::<u16, 22>(check);
+    w.set::<u32, 24>(mtu);
+    true
+}
+
+/// Makes an ICMPv6 error of the frame, as [`error_v4`].
+#[inline(always)]
+fn error_v6<const L3: usize, const QUOTE: usize>(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    from: &Words,
+    to: &Words,
+    kind: u32,
+    mtu: u16,
+) -> bool {
+    const BY: usize = IPV6_LEN + ICMP_LEN;
+    if frame_len(ctx) < L3 + QUOTE || !make_room::<L3, BY, QUOTE>(ctx, arrival) {
+        return false;
+    }
+    let Some(sum) = quote_sum::<QUOTE>(ctx, L3 + BY) else {
+        return false;
+    };
+    let Some(w) = Window::<BY>::at(ctx, L3) else {
+        return false;
+    };
+    let length = (ICMP_LEN + QUOTE) as u16;
     w.set::<u32, 0>(u32::from_be(0x6000_0000));
     w.set::<u16, 4>(length.to_be());
     w.set::<u16, 6>(u16::from_ne_bytes([IPPROTO_ICMPV6, 64]));
-    w.set::<Words, 8>(*destination);
-    w.set::<Words, 24>(*source);
-    let kind = u32::from_ne_bytes([2, 0, 0, 0]);
-    let mtu = u32::from(arrival.network.mtu).to_be();
+    w.set::<Words, 8>(*from);
+    w.set::<Words, 24>(*to);
+    let mtu = u32::from(mtu).to_be();
     let mut total = sum + u64::from(kind) + u64::from(mtu);
     total += u64::from(u32::from(length).to_be());
     total += u64::from(u32::from_ne_bytes([0, 0, 0, IPPROTO_ICMPV6]));
     for i in 0..4 {
-        total += u64::from(source[i]) + u64::from(destination[i]);
+        total += u64::from(to[i]) + u64::from(from[i]);
     }
     w.set::<u32, 40>(kind);
     w.set::<u16, 42>(!fold(total));
     w.set::<u32, 44>(mtu);
-    Outcome::Send(Counter::PacketTooBigSent, xdp_action::XDP_TX)
+    true
 }

@@ -9,6 +9,7 @@
 //!   access    a tenant-only port ........ ARP/ND, encapsulate or to a worker, hairpin, or drop with a reason
 //!   uplink    the tunnels' port ......... decapsulate or to a worker, or pass
 //!   combined  one NIC is both ........... a tunnel datagram? uplink : access
+//!   full      ... a tenant in full failover: the gateway's answers, routes between its networks
 //! ```
 //!
 //! What is not provably ours is passed. From the first byte written on, any failure is a counted
@@ -27,6 +28,7 @@ mod arp;
 mod count;
 mod decap;
 mod encap;
+mod full;
 mod icmp;
 mod maps;
 mod mss;
@@ -72,12 +74,19 @@ pub fn combined(ctx: XdpContext) -> u32 {
     }
 }
 
+/// An IP packet on the port of a tenant in full failover: the other programs go on here.
+#[xdp]
+pub fn full(ctx: XdpContext) -> u32 {
+    finish(full::process(&ctx))
+}
+
 /// The one table from what was decided to what the driver does, and the one place that counts it.
 #[inline(always)]
 fn finish(outcome: Outcome) -> u32 {
     let (counter, action) = match outcome {
         Outcome::Pass(counter) => (counter, xdp_action::XDP_PASS),
         Outcome::Drop(counter) => (counter, xdp_action::XDP_DROP),
+        Outcome::Gone => return xdp_action::XDP_DROP,
         Outcome::Send(counter, action) => (counter, action),
     };
     count(counter);

@@ -5,17 +5,19 @@ use appliance_common::{
     counters::Counter,
     limits::{
         MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_HANDSHAKE_SOURCES, MAX_NEIGHBOURS, MAX_NETWORKS,
-        MAX_PEERS, MAX_SESSIONS, MAX_TENANTS, MAX_TUNNELS, MAX_XSKS, NEIGHBOUR_RING_BYTES,
-        SLOW_RING_BYTES,
+        MAX_PEERS, MAX_POLICIES, MAX_ROUTES, MAX_SESSIONS, MAX_TENANTS, MAX_TUNNELS, MAX_XSKS,
+        NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES,
     },
     maps::{
-        Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Neighbour, Network,
-        NetworkStats, Peer, PeerAddress, Session, SessionKey, Tenant, Tunnel, TunnelKey,
+        Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Jump, Neighbour, Network,
+        NetworkStats, Peer, PeerAddress, Policy, PolicyKey, Route, RouteKey, Session, SessionKey,
+        Tenant, Tunnel, TunnelKey,
     },
 };
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, XskMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, XskMap},
 };
 
 /// One entry. Written by user space.
@@ -89,3 +91,20 @@ pub static HANDSHAKE_BUDGET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries
 /// Where the peers of encrypted tunnels are. Written by user space.
 #[map]
 pub static PEER_ADDRESSES: HashMap<Address, PeerAddress> = HashMap::with_max_entries(MAX_PEERS, 0);
+
+/// Programs that others go on in, by [`Jump`]. Written by user space.
+#[map]
+pub static JUMPS: ProgramArray = ProgramArray::with_max_entries(Jump::COUNT, 0);
+
+/// `(tenant, prefix)` to network, for full failover. Written by user space.
+#[map]
+pub static ROUTES: LpmTrie<RouteKey, Route> =
+    LpmTrie::with_max_entries(MAX_ROUTES, BPF_F_NO_PREALLOC);
+
+/// Pairs of networks that full failover routes between. Written by user space.
+#[map]
+pub static POLICIES: HashMap<PolicyKey, Policy> = HashMap::with_max_entries(MAX_POLICIES, 0);
+
+/// One entry: ICMP errors sent, per CPU. Written by the programs.
+#[map]
+pub static ICMP_BUDGET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);

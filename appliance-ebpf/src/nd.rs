@@ -9,7 +9,7 @@ use crate::{
     count::count,
     packet::{Mac, Outcome, Window, frame_len, turn_round},
     report::heard,
-    tables::{gateway, is_endpoint, is_here, is_provider, prefix_of},
+    tables::{gateway, is_endpoint, is_here, is_host_of, is_provider, prefix_of},
 };
 
 const SOLICITATION: u8 = 135;
@@ -82,7 +82,7 @@ pub fn process<const L3: usize>(
     }
 
     let probe = source == NONE;
-    let answer = arrival.partial && is_ours(arrival, target);
+    let answer = (arrival.partial() || arrival.full()) && is_ours(arrival, target);
     if !probe {
         let kind = if answer {
             Heard::AskedUs
@@ -219,8 +219,10 @@ fn tell(ctx: &XdpContext, arrival: &Arrival, address: Words, mac: Mac, kind: Hea
     let network = arrival.network;
     // The router may speak from a link-local address; nobody else's is of use to us.
     let known = v6_is_host(address) || gateway(network, true) == Some(address);
-    let here = if arrival.partial {
+    let here = if arrival.partial() {
         is_here(network, address)
+    } else if arrival.full() {
+        is_host_of(network, address)
     } else {
         !is_provider(network)
     };
@@ -247,6 +249,9 @@ fn target_mac<const L3: usize>(ctx: &XdpContext, arrival: &Arrival, total: usize
 #[inline(always)]
 fn is_ours(arrival: &Arrival, target: Words) -> bool {
     let network = arrival.network;
+    if arrival.full() {
+        return gateway(network, true) == Some(target);
+    }
     let endpoint = is_endpoint(network, target);
     if !is_provider(network) {
         return endpoint;

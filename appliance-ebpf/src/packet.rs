@@ -2,10 +2,12 @@
 
 use appliance_common::{
     counters::Counter,
-    maps::NO_VLAN,
+    maps::{Jump, NO_VLAN},
     wire::{ETHERTYPE_8021AD, ETHERTYPE_8021Q},
 };
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
+
+use crate::maps::JUMPS;
 
 /// What becomes of a packet, and the counter that says so.
 #[derive(Clone, Copy)]
@@ -14,6 +16,8 @@ pub enum Outcome {
     Pass(Counter),
     /// Nowhere.
     Drop(Counter),
+    /// Nowhere, and it is counted already.
+    Gone,
     /// Out of an interface: the XDP action that does it.
     Send(Counter, u32),
 }
@@ -249,6 +253,13 @@ pub fn send(ctx: &XdpContext, ifindex: u32, counter: Counter) -> Outcome {
     // kernel reports by the tracepoint xdp:xdp_redirect_err and by dropping the packet.
     let action = unsafe { bpf_redirect(ifindex, 0) };
     Outcome::Send(counter, action as u32)
+}
+
+/// Goes on in another program, with the packet as it is and nothing else; comes back only if it is not loaded.
+#[inline(always)]
+pub fn jump(ctx: &XdpContext, to: Jump) {
+    // SAFETY: the map holds XDP programs of this object only, which the kernel checks when one is put there.
+    unsafe { JUMPS.tail_call(ctx, to as u32) };
 }
 
 /// The interface the frame came in on.

@@ -4,14 +4,16 @@ use appliance_common::{
     addr::Prefix,
     limits::MAX_PREFIXES,
     maps::{
-        Config, Mode, Neighbour, Network, SCHEMA_VERSION, Tunnel, TunnelKey, neighbour_flags,
-        network_flags,
+        Config, Mode, Neighbour, Network, PolicyKey, ROUTE_KEY_BITS, RouteKey, SCHEMA_VERSION,
+        Tunnel, TunnelKey, neighbour_flags, network_flags,
     },
 };
 
+use aya_ebpf::maps::lpm_trie::Key;
+
 use crate::{
     addr::{Words, bytes, key, words},
-    maps::{CONFIG, ENDPOINTS, NEIGHBOURS, NETWORKS, TENANTS, TUNNELS},
+    maps::{CONFIG, ENDPOINTS, NEIGHBOURS, NETWORKS, POLICIES, ROUTES, TENANTS, TUNNELS},
 };
 
 /// The configuration.
@@ -26,6 +28,12 @@ pub fn configured() -> bool {
     config().is_some_and(|c| c.version == SCHEMA_VERSION)
 }
 
+/// Whether the address is one of our own on the tunnels' port.
+#[inline(always)]
+pub fn is_local(address: Words) -> bool {
+    config().is_some_and(|c| words(c.local_v4) == address || words(c.local_v6) == address)
+}
+
 /// The network in `slot`, if it is in force.
 #[inline(always)]
 pub fn network(slot: u32) -> Option<&'static Network> {
@@ -34,12 +42,19 @@ pub fn network(slot: u32) -> Option<&'static Network> {
         .filter(|n| n.flags & network_flags::ACTIVE != 0)
 }
 
+/// A [`Mode`] of the network's tenant. A packet asks once: a switch is one store, and between two looks it
+/// would be treated by both.
+#[inline(always)]
+pub fn mode(network: &Network) -> u32 {
+    TENANTS
+        .get(network.tenant)
+        .map_or(Mode::Idle as u32, |t| t.mode)
+}
+
 /// Whether the network's tenant is in partial failover.
 #[inline(always)]
 pub fn is_partial(network: &Network) -> bool {
-    TENANTS
-        .get(network.tenant)
-        .is_some_and(|t| t.mode == Mode::Partial as u32)
+    mode(network) == Mode::Partial as u32
 }
 
 /// Whether this is the side of the replicas.
@@ -64,6 +79,39 @@ pub fn is_endpoint(network: &Network, address: Words) -> bool {
 #[inline(always)]
 pub fn is_here(network: &Network, address: Words) -> bool {
     is_endpoint(network, address) == is_provider(network)
+}
+
+/// Whether the address can be that of a host of the network, in full failover: of its prefixes, and not the
+/// gateway's, which is ours.
+#[inline(always)]
+pub fn is_host_of(network: &Network, address: Words) -> bool {
+    gateway(network, false) != Some(address)
+        && gateway(network, true) != Some(address)
+        && prefix_of(network, address).is_some()
+}
+
+/// The network of a tenant that `address` is of, by the longest prefix: its slot.
+#[inline(always)]
+pub fn route(tenant: u32, address: Words) -> Option<u32> {
+    let key = Key::new(
+        ROUTE_KEY_BITS + 128,
+        RouteKey {
+            tenant,
+            address: bytes(address),
+        },
+    );
+    ROUTES.get(&key).map(|route| route.network)
+}
+
+/// Whether the one network may send to the other.
+#[inline(always)]
+pub fn may_send(from: &Network, to: &Network) -> bool {
+    POLICIES
+        .get_ptr(PolicyKey {
+            from: from.vni,
+            to: to.vni,
+        })
+        .is_some()
 }
 
 /// The prefix of the network that holds `address`.

@@ -14,13 +14,17 @@ use appliance_common::{
     events::{NeighbourEvent, SlowHeader},
     limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
     maps::{
-        Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Neighbour, Network,
-        NetworkStats, Peer, PeerAddress, Session, SessionKey, Tenant, Tunnel, TunnelKey,
+        Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Jump, Neighbour, Network,
+        NetworkStats, Peer, PeerAddress, Policy, ROUTE_KEY_BITS, Route, RouteKey, Session,
+        SessionKey, Tenant, Tunnel, TunnelKey,
     },
 };
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf, XskMap},
+    maps::{
+        Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, ProgramArray, RingBuf, XskMap,
+        lpm_trie::Key,
+    },
     programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 
@@ -33,7 +37,7 @@ use crate::{
 /// tail the kernel keeps for its own structure (net/bpf/test_run.c, Linux 6.18).
 pub const MAX_PACKET: usize = 3520;
 
-/// One of the three programs.
+/// One of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// A tenant-only port.
@@ -42,11 +46,15 @@ pub enum Program {
     Uplink,
     /// One interface that is both.
     Combined,
+    /// Where the others go on with a tenant in full failover.
+    Full,
 }
 
 impl Program {
-    /// All three.
+    /// Those that are attached to interfaces.
     pub const ALL: [Self; 3] = [Self::Access, Self::Uplink, Self::Combined];
+    /// And those that they go on in.
+    pub const EVERY: [Self; 4] = [Self::Access, Self::Uplink, Self::Combined, Self::Full];
 
     /// As the object names it.
     #[must_use]
@@ -55,6 +63,7 @@ impl Program {
             Self::Access => "access",
             Self::Uplink => "uplink",
             Self::Combined => "combined",
+            Self::Full => "full",
         }
     }
 }
@@ -189,6 +198,8 @@ pub fn missing() -> Option<String> {
 /// The loaded programs, their maps filled with a [`World`], in a network namespace of this thread.
 pub struct Harness {
     ebpf: Ebpf,
+    /// The kernel empties it when nobody has it open.
+    _jumps: ProgramArray<MapData>,
     counters: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
     slow: RingBuf<MapData>,
@@ -239,7 +250,7 @@ impl Harness {
                 path,
                 source: Box::new(source),
             })?;
-        for program in Program::ALL {
+        for program in Program::EVERY {
             let name = program.name();
             let xdp: &mut Xdp = ebpf
                 .program_mut(name)
@@ -250,11 +261,23 @@ impl Harness {
                 source: Box::new(source),
             })?;
         }
+        let mut jumps: ProgramArray<_> = take(&mut ebpf, "JUMPS")?;
+        let full: &Xdp = ebpf
+            .program(Program::Full.name())
+            .and_then(|p| p.try_into().ok())
+            .ok_or(HarnessError::Program("full"))?;
+        full.fd()
+            .and_then(|fd| Ok(jumps.set(Jump::Full as u32, fd, 0)?))
+            .map_err(|source| HarnessError::ProgramLoad {
+                name: "full",
+                source: Box::new(source),
+            })?;
         let counters = take(&mut ebpf, "COUNTERS")?;
         let events = take(&mut ebpf, "NEIGHBOUR_EVENTS")?;
         let slow = take(&mut ebpf, "SLOW_PACKETS")?;
         let mut harness = Self {
             ebpf,
+            _jumps: jumps,
             counters,
             events,
             slow,
@@ -303,7 +326,35 @@ impl Harness {
             .map(|k| (*k, PeerAddress { flags: 1 }))
             .collect();
         self.hash("PEER_ADDRESSES", &peers)?;
+        let policies: Vec<_> = world
+            .policies
+            .iter()
+            .map(|k| (*k, Policy { flags: 1 }))
+            .collect();
+        self.hash("POLICIES", &policies)?;
+        self.routes(&world)?;
         self.world = world;
+        Ok(())
+    }
+
+    fn routes(&mut self, world: &World) -> Result<(), HarnessError> {
+        let mut map: LpmTrie<_, RouteKey, Route> = self
+            .ebpf
+            .map_mut("ROUTES")
+            .and_then(|m| m.try_into().ok())
+            .ok_or(HarnessError::Map("ROUTES"))?;
+        let keys: Vec<_> = map.keys().flatten().collect();
+        for key in keys {
+            map.remove(&key).map_err(|e| access("ROUTES", e))?;
+        }
+        for (length, key, network) in &world.routes {
+            let route = Route {
+                network: *network,
+                flags: 1,
+            };
+            map.insert(&Key::new(ROUTE_KEY_BITS + length, *key), route, 0)
+                .map_err(|e| access("ROUTES", e))?;
+        }
         Ok(())
     }
 

@@ -23,7 +23,8 @@ use appliance_common::{
     addr::{Address, Prefix, UNSPECIFIED, from_ip},
     maps::{
         Attachment, AttachmentKey, Config, HostKey, Mode, NO_XSK, Neighbour, Network, Peer,
-        SCHEMA_VERSION, Tenant, Tunnel, TunnelKey, attachment_flags, network_flags,
+        PolicyKey, RouteKey, SCHEMA_VERSION, Tenant, Tunnel, TunnelKey, attachment_flags,
+        network_flags,
     },
 };
 
@@ -109,6 +110,10 @@ pub struct World {
     pub sessions: Vec<u32>,
     /// `PEER_ADDRESSES`.
     pub peer_addresses: Vec<Address>,
+    /// `ROUTES`: bits of the prefix, key, slot of the network.
+    pub routes: Vec<(u32, RouteKey, u32)>,
+    /// `POLICIES`.
+    pub policies: Vec<PolicyKey>,
 }
 
 /// Where the sockets of an interface are in `XSKS`.
@@ -377,6 +382,30 @@ impl World {
             w.endpoints.push(host(vni, &format!("10.{net}.0.12")));
             w.endpoints.push(host(vni, &format!("2001:db8:{net}::12")));
         }
+        w
+    }
+
+    /// The provider's appliance, both tenants in full failover. Of the first tenant's networks, net1 and net4
+    /// may send to each other, net3 to net1; net4's port takes 1400 bytes, the others 1500.
+    #[must_use]
+    pub fn full() -> Self {
+        let mut w = Self::provider();
+        for tenant in &mut w.tenants {
+            tenant.mode = Mode::Full as u32;
+        }
+        for (slot, network) in (0..).zip(&mut w.networks) {
+            network.lan_mtu = if network.vni == NET4 { 1400 } else { 1500 };
+            for prefix in &network.prefixes[..usize::from(network.prefix_count)] {
+                let key = RouteKey {
+                    tenant: network.tenant,
+                    address: prefix.address(),
+                };
+                w.routes.push((prefix.length(), key, slot));
+            }
+        }
+        w.policies = [(NET1, NET4), (NET4, NET1), (NET3, NET1)]
+            .map(|(from, to)| PolicyKey { from, to })
+            .to_vec();
         w
     }
 

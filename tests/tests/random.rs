@@ -1,4 +1,5 @@
-//! Ten million mutated and random packets through each program, with plain tunnels and with encrypted ones.
+//! Ten million mutated and random packets through each program, with plain tunnels and with encrypted ones, and
+//! of tenants in full failover.
 //!
 //! Each is judged by the reference: the action is one of those allowed, a passed packet is unchanged, a
 //! sent one is well-formed and goes where it may. At the end no map that user space writes has changed
@@ -6,7 +7,7 @@
 //!
 //! `CAUSEWAY_SEED` replays a run; `CAUSEWAY_RANDOM_PACKETS` sets the count for each program.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 use causeway_tests::{
     dump,
@@ -185,7 +186,8 @@ fn corpus(program: Program) -> Vec<(u32, Vec<u8>)> {
             port(ACCESS, ACCESS_MAC, A_MAC, &[], 4, 10, 11, 12);
         }
         Program::Combined => port(UPLINK, UPLINK_MAC, B_MAC, &[], 1, 11, 10, 1),
-        Program::Uplink => {}
+        // Comes behind the first.
+        Program::Uplink | Program::Full => {}
     }
     if program != Program::Access {
         let mut tunnel = |from: &str, to: &str, vni: u32, net: u8, me: u8, you: u8| {
@@ -253,7 +255,7 @@ fn corpus(program: Program) -> Vec<(u32, Vec<u8>)> {
 /// Datagrams to the port of the encrypted tunnels, to start from.
 fn datagrams(program: Program) -> Vec<(u32, Vec<u8>)> {
     let ends: &[(&str, &str)] = match program {
-        Program::Access => return Vec::new(),
+        Program::Access | Program::Full => return Vec::new(),
         Program::Uplink => &[(TENANT, PROVIDER), (TENANT6, PROVIDER6)],
         Program::Combined => &[(PROVIDER, TENANT)],
     };
@@ -288,6 +290,72 @@ fn datagrams(program: Program) -> Vec<(u32, Vec<u8>)> {
                 }
             }
         }
+    }
+    all
+}
+
+/// Packets between the networks of a tenant in full failover, and to its gateways, to start from.
+fn routed() -> Vec<(u32, Vec<u8>)> {
+    let mut all = Vec::new();
+    for (ifindex, ours, tags, from) in [
+        (TRUNK, TRUNK_MAC, vec![tag(101)], 1),
+        (TRUNK, TRUNK_MAC, vec![service_tag(200), tag(102)], 3),
+        (ACCESS, ACCESS_MAC, vec![], 4),
+    ] {
+        let mut add = |l3: &[u8]| all.push((ifindex, frame(ours, A_MAC, &tags, l3)));
+        let (s, s6) = (format!("10.{from}.0.10"), format!("2001:db8:{from}::10"));
+        for to in [1, 3, 4] {
+            for (s, d) in [
+                (&s, format!("10.{to}.0.10")),
+                (&s, format!("10.{to}.0.12")),
+                (&s6, format!("2001:db8:{to}::10")),
+                (&s6, format!("2001:db8:{to}::12")),
+            ] {
+                let l3 = udp(ip(s), ip(&d), 1, 2, b"payload");
+                add(&l3);
+                add(&udp(ip(s), ip(&d), 1, 2, &[5; 600]));
+                let mut last = l3;
+                let v4 = last[0] >> 4 == 4;
+                last[if v4 { 8 } else { 7 }] = 1;
+                if v4 {
+                    last[10..12].fill(0);
+                    let sum = checksum(&last[..20]);
+                    last[10..12].copy_from_slice(&sum.to_be_bytes());
+                }
+                add(&last);
+            }
+        }
+        for (s, gateway) in [
+            (&s, format!("10.{from}.0.1")),
+            (&s6, format!("2001:db8:{from}::1")),
+        ] {
+            add(&echo(ip(s), ip(&gateway), 32));
+            add(&udp(ip(s), ip(&gateway), 1, 2, b"for the gateway"));
+        }
+        let (gateway, gateway6) = (
+            std::net::Ipv4Addr::new(10, from, 0, 1),
+            std::net::Ipv6Addr::new(0x2001, 0xdb8, from.into(), 0, 0, 0, 0, 1),
+        );
+        let me = std::net::Ipv4Addr::new(10, from, 0, 10);
+        let group = solicited_node(gateway6);
+        let IpAddr::V6(me6) = ip(&s6) else {
+            unreachable!("an IPv6 fixture");
+        };
+        let ask = arp(1, A_MAC, me, [0; 6], gateway);
+        let solicit = ns(me6, group, gateway6, Some(A_MAC));
+        let solicitation = frame(multicast_mac(group), A_MAC, &tags, &solicit);
+        add(&udp(ip(&s), ip("198.51.100.9"), 1, 2, &[6; 80]));
+        add(&udp(ip(&s6), ip("2001:db8:ffff::9"), 1, 2, &[6; 80]));
+        all.push((ifindex, eth([0xff; 6], A_MAC, &tags, 0x0806, &ask)));
+        all.push((ifindex, solicitation));
+    }
+    // Longer than net4's port takes.
+    for (s, d) in [
+        ("10.1.0.10", "10.4.0.10"),
+        ("2001:db8:1::10", "2001:db8:4::10"),
+    ] {
+        let l3 = udp(ip(s), ip(d), 1, 2, &[7; 1400]);
+        all.push((TRUNK, replica(&l3)));
     }
     all
 }
@@ -368,11 +436,23 @@ fn packets() -> u64 {
         .unwrap_or(10_000_000)
 }
 
-fn storm(program: Program, encrypted: bool, must_see: &[Kind]) {
-    let mut world = if program == Program::Combined {
-        World::tenant()
-    } else {
-        World::provider()
+/// What the packets come to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Setting {
+    /// Partial failover by plain tunnels.
+    Plain,
+    /// By encrypted ones.
+    Encrypted,
+    /// Full failover.
+    Full,
+}
+
+fn storm(program: Program, setting: Setting, must_see: &[Kind]) {
+    let encrypted = setting == Setting::Encrypted;
+    let mut world = match (setting, program) {
+        (Setting::Full, _) => World::full(),
+        (_, Program::Combined) => World::tenant(),
+        (_, _) => World::provider(),
     };
     if encrypted {
         world = world.encrypted();
@@ -390,13 +470,15 @@ fn storm(program: Program, encrypted: bool, must_see: &[Kind]) {
     let mut tally: BTreeMap<Kind, u64> = BTreeMap::new();
     let mut records = 0u64;
     let mut corpus = corpus(program);
-    if encrypted {
-        corpus.extend(datagrams(program));
+    match setting {
+        Setting::Plain => {}
+        Setting::Encrypted => corpus.extend(datagrams(program)),
+        Setting::Full => corpus.extend(routed()),
     }
     let ports: &[u32] = &[UPLINK, TRUNK, ACCESS, STRAY];
-    // Nine tenths in partial failover, one tenth idle.
+    // Nine tenths in failover, one tenth idle.
     for (phase, world, share) in [
-        ("partial", world.clone(), count - count / 10),
+        ("failover", world.clone(), count - count / 10),
         ("idle", world.idle(), count / 10),
     ] {
         h.fill(world.clone()).expect("filled");
@@ -481,7 +563,7 @@ fn storm(program: Program, encrypted: bool, must_see: &[Kind]) {
 fn access_survives_random_packets() {
     storm(
         Program::Access,
-        false,
+        Setting::Plain,
         &[
             Kind::ArpReply,
             Kind::Advertisement,
@@ -496,7 +578,7 @@ fn access_survives_random_packets() {
 fn access_of_encrypted_networks_survives_random_packets() {
     storm(
         Program::Access,
-        true,
+        Setting::Encrypted,
         &[
             Kind::ArpReply,
             Kind::Advertisement,
@@ -509,15 +591,37 @@ fn access_of_encrypted_networks_survives_random_packets() {
 }
 
 #[test]
+fn full_failover_survives_random_packets() {
+    storm(
+        Program::Access,
+        Setting::Full,
+        &[
+            Kind::ArpReply,
+            Kind::Advertisement,
+            Kind::FragNeeded,
+            Kind::PacketTooBig,
+            Kind::Routed,
+            Kind::EchoReply,
+            Kind::TimeExceeded,
+            Kind::Unreachable,
+        ],
+    );
+}
+
+#[test]
 fn uplink_survives_random_packets() {
-    storm(Program::Uplink, false, &[Kind::Decapsulated, Kind::Passed]);
+    storm(
+        Program::Uplink,
+        Setting::Plain,
+        &[Kind::Decapsulated, Kind::Passed],
+    );
 }
 
 #[test]
 fn uplink_with_encrypted_tunnels_survives_random_packets() {
     storm(
         Program::Uplink,
-        true,
+        Setting::Encrypted,
         &[
             Kind::Decapsulated,
             Kind::Passed,
@@ -531,7 +635,7 @@ fn uplink_with_encrypted_tunnels_survives_random_packets() {
 fn combined_survives_random_packets() {
     storm(
         Program::Combined,
-        false,
+        Setting::Plain,
         &[
             Kind::ArpReply,
             Kind::Advertisement,
@@ -548,7 +652,7 @@ fn combined_survives_random_packets() {
 fn combined_with_encrypted_tunnels_survives_random_packets() {
     storm(
         Program::Combined,
-        true,
+        Setting::Encrypted,
         &[
             Kind::ArpReply,
             Kind::Advertisement,

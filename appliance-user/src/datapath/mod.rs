@@ -19,11 +19,13 @@ use std::{
 
 use appliance_common::{
     counters::Counter,
-    maps::{HostKey, Neighbour, NetworkStats, SCHEMA_VERSION},
+    maps::{HostKey, Jump, Neighbour, NetworkStats, SCHEMA_VERSION},
 };
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf, XskMap},
+    maps::{
+        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf, XskMap,
+    },
     programs::{ProgramError, Xdp, links::LinkError},
 };
 
@@ -35,7 +37,7 @@ use crate::{
 pub use links::{Attached, Mode};
 
 /// Every map, by its name in the object.
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 21] = [
     "CONFIG",
     "ATTACHMENTS",
     "NETWORKS",
@@ -53,6 +55,10 @@ const MAPS: [&str; 17] = [
     "HANDSHAKE_SOURCES",
     "HANDSHAKE_BUDGET",
     "PEER_ADDRESSES",
+    "JUMPS",
+    "ROUTES",
+    "POLICIES",
+    "ICMP_BUDGET",
 ];
 
 /// What failed, and what to do.
@@ -164,6 +170,10 @@ pub struct Datapath {
     sessions: HashMap<MapData, appliance_common::maps::SessionKey, appliance_common::maps::Session>,
     peer_addresses:
         HashMap<MapData, appliance_common::addr::Address, appliance_common::maps::PeerAddress>,
+    routes: LpmTrie<MapData, appliance_common::maps::RouteKey, appliance_common::maps::Route>,
+    policies: HashMap<MapData, appliance_common::maps::PolicyKey, appliance_common::maps::Policy>,
+    /// The kernel empties it when it is neither open nor pinned.
+    _jumps: ProgramArray<MapData>,
     attached: BTreeMap<String, Attached>,
 }
 
@@ -217,6 +227,7 @@ impl Datapath {
                     source: Box::new(source),
                 })?;
         }
+        let jumps = jumps(&mut object_loaded)?;
         let o = &mut object_loaded;
         let rings = Rings {
             neighbours: typed(o, "NEIGHBOUR_EVENTS")?,
@@ -236,6 +247,9 @@ impl Datapath {
             neighbours: typed(o, "NEIGHBOURS")?,
             counters: typed(o, "COUNTERS")?,
             network_stats: typed(o, "NETWORK_STATS")?,
+            routes: typed(o, "ROUTES")?,
+            policies: typed(o, "POLICIES")?,
+            _jumps: jumps,
             root,
             object: object_loaded,
             adopted,
@@ -404,6 +418,28 @@ fn program(object: &mut Ebpf, kind: Kind) -> Result<&mut Xdp, Error> {
             program: name,
             source: Box::new(source),
         })
+}
+
+/// Loads the programs that others go on in, and puts them where those find them. The programs of an earlier
+/// process go on in them as well, from here on: both are of one layout.
+fn jumps(object: &mut Ebpf) -> Result<ProgramArray<MapData>, Error> {
+    let failed = |program, source| Error::Program {
+        program,
+        source: Box::new(source),
+    };
+    let mut jumps: ProgramArray<MapData> = typed(object, "JUMPS")?;
+    let name = "full";
+    let program: &mut Xdp = object
+        .program_mut(name)
+        .ok_or(Error::Missing { what: name })?
+        .try_into()
+        .map_err(|source| failed(name, source))?;
+    program.load().map_err(|source| failed(name, source))?;
+    let fd = program.fd().map_err(|source| failed(name, source))?;
+    jumps
+        .set(Jump::Full as u32, fd, 0)
+        .map_err(|e| map_error("write", "JUMPS", e))?;
+    Ok(jumps)
 }
 
 /// A map of the object, as what it holds.

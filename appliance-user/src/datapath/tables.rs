@@ -3,9 +3,9 @@
 use appliance_common::{
     addr::Address,
     limits::{MAX_ENDPOINTS, MAX_NEIGHBOURS, MAX_NETWORKS},
-    maps::{HostKey, Neighbour, Network, Peer, PeerAddress, Session, Tenant},
+    maps::{HostKey, Neighbour, Network, Peer, PeerAddress, ROUTE_KEY_BITS, Session, Tenant},
 };
-use aya::maps::MapError;
+use aya::maps::{MapError, lpm_trie::Key};
 
 use super::{Datapath, Error, map_error};
 use crate::reconcile::{Tables, Write};
@@ -61,6 +61,15 @@ impl Datapath {
         for entry in self.endpoints.iter() {
             let (k, v) = entry.map_err(|e| map_error("read", "ENDPOINTS", e))?;
             tables.endpoints.insert(k, v);
+        }
+        for entry in self.routes.iter() {
+            let (k, v) = entry.map_err(|e| map_error("read", "ROUTES", e))?;
+            let bits = k.prefix_len().saturating_sub(ROUTE_KEY_BITS);
+            tables.routes.insert((bits, k.data()), v);
+        }
+        for entry in self.policies.iter() {
+            let (k, v) = entry.map_err(|e| map_error("read", "POLICIES", e))?;
+            tables.policies.insert(k, v);
         }
         for (slot, value) in (0u32..).zip(self.networks.iter()) {
             let value = value.map_err(|e| map_error("read", "NETWORKS", e))?;
@@ -208,6 +217,15 @@ impl Datapath {
             Write::Tunnel(k, None) => gone(self.tunnels.remove(k), "TUNNELS"),
             Write::Endpoint(k, Some(v)) => put(self.endpoints.insert(k, v, 0), "ENDPOINTS"),
             Write::Endpoint(k, None) => gone(self.endpoints.remove(k), "ENDPOINTS"),
+            Write::Route((bits, k), v) => {
+                let key = Key::new(ROUTE_KEY_BITS + bits, *k);
+                match v {
+                    Some(v) => put(self.routes.insert(&key, v, 0), "ROUTES"),
+                    None => gone(self.routes.remove(&key), "ROUTES"),
+                }
+            }
+            Write::Policy(k, Some(v)) => put(self.policies.insert(k, v, 0), "POLICIES"),
+            Write::Policy(k, None) => gone(self.policies.remove(k), "POLICIES"),
         }
     }
 }

@@ -7,8 +7,9 @@ use appliance_common::{
     addr::{Address, UNSPECIFIED, from_ip},
     limits::{MAX_PREFIXES, MIN_INNER_MTU},
     maps::{
-        self, Attachment, AttachmentKey, Endpoint, HostKey, Mode, Network, SCHEMA_VERSION, Tenant,
-        Tunnel, TunnelKey, attachment_flags, network_flags,
+        self, Attachment, AttachmentKey, Endpoint, HostKey, Mode, Network, Policy, PolicyKey,
+        Route, RouteKey, SCHEMA_VERSION, Tenant, Tunnel, TunnelKey, attachment_flags,
+        network_flags,
     },
     wire::{OVERHEAD_V4, OVERHEAD_V6, SECURE_OVERHEAD_V4, SECURE_OVERHEAD_V6},
 };
@@ -37,6 +38,10 @@ pub struct Tables {
     pub tunnels: BTreeMap<TunnelKey, Tunnel>,
     /// `ENDPOINTS`.
     pub endpoints: BTreeMap<HostKey, Endpoint>,
+    /// `ROUTES`, by bits of the prefix and key.
+    pub routes: BTreeMap<(u32, RouteKey), Route>,
+    /// `POLICIES`.
+    pub policies: BTreeMap<PolicyKey, Policy>,
 }
 
 /// What the encrypted tunnels' end says: nothing where there are none.
@@ -65,6 +70,10 @@ pub enum Write {
     Tunnel(TunnelKey, Option<Tunnel>),
     /// To `ENDPOINTS`.
     Endpoint(HostKey, Option<Endpoint>),
+    /// To `ROUTES`.
+    Route((u32, RouteKey), Option<Route>),
+    /// To `POLICIES`.
+    Policy(PolicyKey, Option<Policy>),
 }
 
 /// The addresses the tunnels use: configured ones, else the interface's first of a family that is not
@@ -269,6 +278,11 @@ fn add_network(
             peer: *peer_slot,
             flags: network_flags::ACTIVE | provider | secure,
             mtu: network_mtu(config, snapshot, secured, network),
+            lan_mtu: snapshot
+                .links
+                .get(&network.interface)
+                .and_then(|link| u16::try_from(link.mtu).ok())
+                .unwrap_or(1500),
             prefix_count: network.prefixes.len() as u16,
             reserved: 0,
             gateway_v4: network.gateway_v4.map_or(UNSPECIFIED, from_ip),
@@ -344,11 +358,23 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Write> {
     removed(&from.endpoints, &to.endpoints, |k| {
         writes.push(Write::Endpoint(k, None));
     });
+    removed(&from.policies, &to.policies, |k| {
+        writes.push(Write::Policy(k, None));
+    });
+    removed(&from.routes, &to.routes, |k| {
+        writes.push(Write::Route(k, None));
+    });
     changed(&from.peers, &to.peers, |k, v| {
         writes.push(Write::Peer(k, Some(Box::new(v))));
     });
     changed(&from.networks, &to.networks, |k, v| {
         writes.push(Write::Network(k, Some(Box::new(v))));
+    });
+    changed(&from.routes, &to.routes, |k, v| {
+        writes.push(Write::Route(k, Some(v)));
+    });
+    changed(&from.policies, &to.policies, |k, v| {
+        writes.push(Write::Policy(k, Some(v)));
     });
     changed(&from.endpoints, &to.endpoints, |k, v| {
         writes.push(Write::Endpoint(k, Some(v)));
@@ -406,6 +432,8 @@ impl Tables {
             Write::Peer(k, v) => put(&mut self.peers, *k, v.as_deref().copied()),
             Write::Tunnel(k, v) => put(&mut self.tunnels, *k, *v),
             Write::Endpoint(k, v) => put(&mut self.endpoints, *k, *v),
+            Write::Route(k, v) => put(&mut self.routes, *k, *v),
+            Write::Policy(k, v) => put(&mut self.policies, *k, *v),
         }
     }
 

@@ -644,7 +644,9 @@ impl Ends {
                     Write::Config(_)
                     | Write::Attachment(..)
                     | Write::Peer(..)
-                    | Write::Tunnel(..) => continue,
+                    | Write::Tunnel(..)
+                    | Write::Route(..)
+                    | Write::Policy(..) => continue,
                 };
                 worker.command(command);
             }

@@ -49,11 +49,19 @@ pub enum Kind {
     ToOpen,
     /// A handshake message, to the kernel.
     Handshake,
+    /// Full failover: to a host of one of the tenant's networks.
+    Routed,
+    /// Full failover: an answer to a ping.
+    EchoReply,
+    /// Full failover: "time exceeded".
+    TimeExceeded,
+    /// Full failover: "unreachable".
+    Unreachable,
 }
 
 impl Kind {
     /// All, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Passed,
         Self::Dropped,
         Self::ArpReply,
@@ -66,6 +74,10 @@ impl Kind {
         Self::ToSeal,
         Self::ToOpen,
         Self::Handshake,
+        Self::Routed,
+        Self::EchoReply,
+        Self::TimeExceeded,
+        Self::Unreachable,
     ];
 }
 
@@ -138,6 +150,8 @@ macro_rules! ensure {
         }
     };
 }
+
+mod full;
 
 /// Judges one run: `Err` says what must not be.
 ///
@@ -391,6 +405,23 @@ fn sent(
     }
     let (attachment, network) = arrival.ok_or("sent from a port without a network")?;
     let i = Ip::parse(li.ethertype, &input[li.l3..]).ok_or("answered a malformed packet")?;
+    let solicited = (i.proto, input.get(li.l3 + 40)) == (58, Some(&135));
+    if full::full(world, network) && !solicited {
+        return full::Routed {
+            world,
+            attachment,
+            network,
+            ifindex,
+            input,
+            li: &li,
+            i: &i,
+            action,
+            output,
+            lo: &lo,
+            o: &o,
+        }
+        .check();
+    }
     if let Some(neighbour) = world.neighbour_of(network.vni, &from_ip(i.dst))
         && output.starts_with(&neighbour.l2[..12])
         && o.src == i.src
@@ -416,7 +447,10 @@ fn sent(
     }
     ensure!(surplus == 0, "an answer with {surplus} bytes of padding");
     ensure!(action == Action::Tx, "an answer leaves by {action:?}");
-    ensure!(partial(world, network), "answered while idle");
+    ensure!(
+        partial(world, network) || full::full(world, network),
+        "answered while idle"
+    );
     ensure!(
         output[6..12] == attachment.mac,
         "an answer is not from our MAC"
@@ -1000,6 +1034,12 @@ fn answers_for(
     probe: bool,
 ) -> Result<(), String> {
     let endpoint = world.is_endpoint(network.vni, target);
+    if full::full(world, network) {
+        let gateway =
+            from_ip(target) == network.gateway_v4 || from_ip(target) == network.gateway_v6;
+        ensure!(gateway, "answered for {target}, which is not the gateway");
+        return Ok(());
+    }
     if !provider(network) {
         ensure!(endpoint, "answered for {target}, which is not failed over");
         return Ok(());
@@ -1028,7 +1068,10 @@ fn arp_reply(
     network: &Network,
 ) -> Result<Kind, String> {
     ensure!(li.ethertype == 0x0806, "ARP in answer to something else");
-    ensure!(partial(world, network), "answered ARP while idle");
+    ensure!(
+        partial(world, network) || full::full(world, network),
+        "answered ARP while idle"
+    );
     let (Some(q), Some(r)) = (input.get(li.l3..li.l3 + 28), output.get(lo.l3..lo.l3 + 28)) else {
         return Err("truncated ARP".to_owned());
     };
@@ -1159,7 +1202,8 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                 .slot(header.vni)
                 .ok_or("a slow packet of no network")?;
             let network = &world.networks[slot];
-            ensure!(partial(world, network), "a slow packet while idle");
+            let full = full::full(world, network);
+            ensure!(partial(world, network) || full, "a slow packet while idle");
             let l3 = usize::from(header.l3);
             let ethertype = if l3 >= 2 { be16(frame, l3 - 2) } else { None };
             let i = ethertype
@@ -1180,6 +1224,15 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                 }
                 Some(SlowReason::Unresolved) => {
                     ensure!(!unroutable(i.src) && !unroutable(i.dst), "unroutable");
+                    if full {
+                        ensure!(
+                            header.next_hop == from_ip(i.dst)
+                                && full::may_come(world, network, i.src, i.dst),
+                            "waits for {}, where it may not go",
+                            i.dst
+                        );
+                        return Ok(());
+                    }
                     ensure!(
                         here(world, network, i.dst),
                         "waits for {}, which is not on this side",

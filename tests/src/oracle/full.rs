@@ -1,0 +1,300 @@
+//! Full failover: what a router of a tenant's networks may send.
+
+use std::net::IpAddr;
+
+use appliance_common::{
+    addr::from_ip,
+    maps::{Attachment, Mode, Network, PolicyKey},
+};
+
+use super::{Ip, Kind, QUOTE, delivered, in_prefixes, may_answer, unroutable};
+use crate::{
+    harness::Action,
+    packet::{self, L2, be32, mac_at, transport_checksum},
+    world::World,
+};
+
+/// A frame from a port of a tenant in full failover, and what was sent for it.
+pub(super) struct Routed<'a> {
+    pub world: &'a World,
+    pub attachment: &'a Attachment,
+    pub network: &'a Network,
+    pub ifindex: u32,
+    pub input: &'a [u8],
+    pub li: &'a L2,
+    pub i: &'a Ip,
+    pub action: Action,
+    pub output: &'a [u8],
+    pub lo: &'a L2,
+    pub o: &'a Ip,
+}
+
+/// Whether the network's tenant is in full failover.
+pub(super) fn full(world: &World, network: &Network) -> bool {
+    world
+        .tenants
+        .get(network.tenant as usize)
+        .is_some_and(|t| t.mode == Mode::Full as u32)
+}
+
+fn is_gateway(network: &Network, address: IpAddr) -> bool {
+    from_ip(address) == network.gateway_v4 || from_ip(address) == network.gateway_v6
+}
+
+/// Whether the address can be a host's of the network.
+pub(super) fn is_host(network: &Network, address: IpAddr) -> bool {
+    let edge = network.prefixes[..usize::from(network.prefix_count)]
+        .iter()
+        .any(|p| p.is_v4_edge(&from_ip(address)));
+    !unroutable(address) && in_prefixes(network, address) && !is_gateway(network, address) && !edge
+}
+
+/// The networks of the tenant that have the address, and that `from` may send to.
+fn reached<'w>(world: &'w World, from: &Network, address: IpAddr) -> Option<&'w Network> {
+    world.networks.iter().find(|to| {
+        let policy = PolicyKey {
+            from: from.vni,
+            to: to.vni,
+        };
+        to.tenant == from.tenant
+            && is_host(to, address)
+            && (to.vni == from.vni || world.policies.contains(&policy))
+    })
+}
+
+/// Whether a packet of one of the tenant's networks may come to this one.
+pub(super) fn may_come(world: &World, to: &Network, src: IpAddr, dst: IpAddr) -> bool {
+    is_host(to, dst)
+        && world.networks.iter().any(|from| {
+            is_host(from, src) && reached(world, from, dst).is_some_and(|n| n.vni == to.vni)
+        })
+}
+
+/// The longest route of the tenant that has the address.
+fn routed<'w>(world: &'w World, from: &Network, address: IpAddr) -> Option<&'w Network> {
+    let slot = world
+        .routes
+        .iter()
+        .filter(|(length, key, _)| {
+            key.tenant == from.tenant
+                && u8::try_from(*length)
+                    .ok()
+                    .and_then(|bits| appliance_common::addr::Prefix::new(&key.address, bits))
+                    .is_some_and(|prefix| prefix.contains(&from_ip(address)))
+        })
+        .max_by_key(|(length, ..)| *length)?
+        .2;
+    world.networks.get(slot as usize)
+}
+
+impl Routed<'_> {
+    /// Judges it.
+    pub fn check(&self) -> Result<Kind, String> {
+        ensure!(
+            mac_at(self.input, 0) == self.attachment.mac,
+            "acted on a frame that was not for us"
+        );
+        if self.o.src == self.i.src && self.o.dst == self.i.dst {
+            return self.forwarded();
+        }
+        self.answered()
+    }
+
+    /// One hop further, to a host of a network that may be sent to.
+    fn forwarded(&self) -> Result<Kind, String> {
+        let (i, world) = (self.i, self.world);
+        ensure!(
+            is_host(self.network, i.src),
+            "routed from {}, which is no host of the network",
+            i.src
+        );
+        let Some(to) = reached(world, self.network, i.dst) else {
+            return Err(format!("routed to {}, which it may not send to", i.dst));
+        };
+        let neighbour = world
+            .neighbour_of(to.vni, &from_ip(i.dst))
+            .ok_or("routed to a host that is not resolved")?;
+        ensure!(
+            i.len <= usize::from(to.lan_mtu),
+            "{} bytes to a port of {}",
+            i.len,
+            to.lan_mtu
+        );
+        let mut expected = self.input[self.li.l3..].to_vec();
+        let hops = if i.dst.is_ipv4() { 8 } else { 7 };
+        ensure!(
+            expected[hops] > 1,
+            "routed with {} hops left",
+            expected[hops]
+        );
+        expected[hops] -= 1;
+        if i.dst.is_ipv4() {
+            // RFC 1624 equation 3; what was wrong before stays as wrong.
+            let old = u16::from_be_bytes([expected[8] + 1, expected[9]]);
+            let new = u16::from_be_bytes([expected[8], expected[9]]);
+            let sum = u16::from_be_bytes([expected[10], expected[11]]);
+            let mut total = u32::from(!sum) + u32::from(!old) + u32::from(new);
+            total = (total & 0xffff) + (total >> 16);
+            total = (total & 0xffff) + (total >> 16);
+            expected[10..12].copy_from_slice(&(!(total as u16)).to_be_bytes());
+        }
+        delivered(
+            neighbour,
+            self.ifindex,
+            self.action,
+            self.li.ethertype,
+            &expected,
+            self.output,
+            None,
+        )?;
+        Ok(Kind::Routed)
+    }
+
+    /// From the gateway to the asker.
+    fn answered(&self) -> Result<Kind, String> {
+        let (i, o, network) = (self.i, self.o, self.network);
+        ensure!(
+            self.action == Action::Tx,
+            "an answer leaves by {:?}",
+            self.action
+        );
+        ensure!(
+            self.output[6..12] == self.attachment.mac,
+            "an answer is not from our MAC"
+        );
+        ensure!(
+            self.output[..6] == self.input[6..12],
+            "an answer to another MAC"
+        );
+        ensure!(
+            self.output[12..self.lo.l3] == self.input[12..self.li.l3],
+            "an answer has other tags than the question"
+        );
+        ensure!(
+            is_gateway(network, o.src) && o.dst == i.src,
+            "an answer from {} to {}",
+            o.src,
+            o.dst
+        );
+        let ip = &self.output[self.lo.l3..];
+        if o.src.is_ipv4() {
+            ensure!(ip[8] >= 32, "an answer with TTL {}", ip[8]);
+        } else {
+            ensure!(ip[7] >= 32, "an answer with hop limit {}", ip[7]);
+        }
+        let message = &ip[o.header..o.len];
+        match (o.proto, message.first()) {
+            (1, Some(0)) | (58, Some(129)) => self.echo(message),
+            (1, Some(3 | 11)) | (58, Some(1..=3)) => {
+                let surplus = self.output.len() - self.lo.l3 - o.len;
+                ensure!(surplus == 0, "an error with {surplus} bytes of padding");
+                self.error(message)
+            }
+            _ => Err("answered with something that a gateway does not say".to_owned()),
+        }
+    }
+
+    fn echo(&self, message: &[u8]) -> Result<Kind, String> {
+        let i = self.i;
+        let asked = &self.input[self.li.l3 + i.header..self.li.l3 + i.len];
+        let request = if i.dst.is_ipv4() { 8 } else { 128 };
+        ensure!(
+            matches!(i.proto, 1 | 58) && asked[..2] == [request, 0] && i.frag & 0x3fff == 0,
+            "an echo reply to no echo request"
+        );
+        ensure!(is_gateway(self.network, i.dst), "an echo for {}", i.dst);
+        ensure!(
+            message.len() == asked.len() && message[4..] == asked[4..],
+            "an echo reply with other data"
+        );
+        let right = |kind: &[u8], src, dst| match i.dst.is_ipv4() {
+            true => packet::checksum(kind) == 0,
+            false => transport_checksum(src, dst, 58, kind) == 0,
+        };
+        // A wrong checksum stays wrong, for the asker to see.
+        ensure!(
+            right(message, self.o.src, self.o.dst) == right(asked, i.src, i.dst),
+            "the echo reply's checksum"
+        );
+        Ok(Kind::EchoReply)
+    }
+
+    fn error(&self, message: &[u8]) -> Result<Kind, String> {
+        let (i, o, world, network) = (self.i, self.o, self.world, self.network);
+        let l3 = &self.input[self.li.l3..];
+        may_answer(i, l3)?;
+        ensure!(
+            is_host(network, i.src),
+            "an error to {}, which is no host of the network",
+            i.src
+        );
+        if o.src.is_ipv4() {
+            let ip = &self.output[self.lo.l3..];
+            ensure!(o.header == 20 && o.frag & 0x3fff == 0, "odd IPv4 header");
+            ensure!(packet::checksum(&ip[..20]) == 0, "IPv4 checksum is wrong");
+            ensure!(packet::checksum(message) == 0, "ICMP checksum is wrong");
+        } else {
+            ensure!(
+                transport_checksum(o.src, o.dst, 58, message) == 0,
+                "ICMPv6 checksum is wrong"
+            );
+        }
+        let quote = &message[8..];
+        ensure!(
+            quote.len() == QUOTE || quote.len() == i.header + 8,
+            "quotes {} bytes",
+            quote.len()
+        );
+        ensure!(l3.starts_with(quote), "quotes other bytes than it was sent");
+        let rest = be32(message, 4);
+        let hops = if i.dst.is_ipv4() { l3[8] } else { l3[7] };
+        let to = routed(world, network, i.dst);
+        let allowed = to.is_some_and(|to| {
+            to.vni == network.vni
+                || world.policies.contains(&PolicyKey {
+                    from: network.vni,
+                    to: to.vni,
+                })
+        });
+        let v4 = i.dst.is_ipv4();
+        match (v4, message[0], message[1]) {
+            (true, 11, 0) | (false, 3, 0) => {
+                ensure!(allowed && hops <= 1, "time exceeded with {hops} hops left");
+                ensure!(rest == Some(0), "unused field");
+                Ok(Kind::TimeExceeded)
+            }
+            (true, 3, 0) | (false, 1, 0) => {
+                ensure!(to.is_none(), "no route to {}, to which there is one", i.dst);
+                ensure!(rest == Some(0), "unused field");
+                Ok(Kind::Unreachable)
+            }
+            (true, 3, 13) | (false, 1, 1) => {
+                ensure!(
+                    to.is_some() && !allowed,
+                    "prohibited to send to {}, which is allowed",
+                    i.dst
+                );
+                ensure!(rest == Some(0), "unused field");
+                Ok(Kind::Unreachable)
+            }
+            (true, 3, 4) | (false, 2, 0) => {
+                let mtu = to.filter(|_| allowed).map(|to| to.lan_mtu);
+                ensure!(
+                    mtu.is_some_and(|mtu| i.len > usize::from(mtu)) && rest == mtu.map(u32::from),
+                    "too big about {} bytes, MTU {rest:?}",
+                    i.len
+                );
+                ensure!(
+                    !v4 || i.frag & 0x4000 != 0,
+                    "fragmentation needed without DF"
+                );
+                Ok(if v4 {
+                    Kind::FragNeeded
+                } else {
+                    Kind::PacketTooBig
+                })
+            }
+            (_, kind, code) => Err(format!("an error of type {kind}, code {code}")),
+        }
+    }
+}
