@@ -39,6 +39,8 @@ const PARTS: &[Part] = &[
             "--package",
             "appliance-user",
             "--package",
+            "failover",
+            "--package",
             "lab",
             "--package",
             "xtask",

@@ -1,0 +1,472 @@
+//! The rules of one tenant, as a whole.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use crate::{Net, Rule};
+
+/// What a tenant has, as far as rules ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TenantOf {
+    /// Its name.
+    pub name: String,
+    /// Its public addresses.
+    pub allocation: Vec<Net>,
+    /// Its networks.
+    pub networks: Vec<NetworkOf>,
+}
+
+/// A network of a tenant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkOf {
+    /// Its name.
+    pub name: String,
+    /// Its prefixes.
+    pub prefixes: Vec<Net>,
+    /// The addresses of its gateway, which are the appliance's in full failover.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// One step of a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A rule more.
+    Add(Rule),
+    /// The rule of this name is another.
+    Replace(Rule),
+    /// The rule of this name is gone.
+    Remove(String),
+}
+
+/// What is wrong with a rule beside the others, or of this tenant.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The rule.
+    pub rule: String,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rule {:?}: {}", self.rule, self.message)
+    }
+}
+
+/// The rules of one tenant: no two claim the same, and each is the tenant's to make.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuleSet {
+    rules: BTreeMap<String, Rule>,
+}
+
+impl RuleSet {
+    /// A set of rules, checked whole.
+    ///
+    /// # Errors
+    /// Every problem, by rule.
+    pub fn new(tenant: &TenantOf, rules: Vec<Rule>) -> Result<Self, Vec<Problem>> {
+        let changes = rules.into_iter().map(Change::Add).collect();
+        Self::default().change(tenant, changes)
+    }
+
+    /// The set after a change, all of it. This one stays as it is.
+    ///
+    /// # Errors
+    /// Every problem of the change, by rule: then none of it is done.
+    pub fn change(&self, tenant: &TenantOf, changes: Vec<Change>) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut problem = |rule: &str, message: String| {
+            problems.push(Problem {
+                rule: rule.to_owned(),
+                message,
+            });
+        };
+        let mut rules = self.rules.clone();
+        let mut touched = Vec::new();
+        // First what goes, so that its place can be taken in the same change.
+        for change in &changes {
+            match change {
+                Change::Remove(name) => {
+                    if rules.remove(name).is_none() {
+                        problem(name, there_is_none(&self.rules));
+                    }
+                }
+                Change::Replace(rule) => {
+                    if rules.remove(rule.name()).is_none() {
+                        problem(rule.name(), there_is_none(&self.rules));
+                    }
+                }
+                Change::Add(_) => {}
+            }
+        }
+        for change in changes {
+            let (Change::Add(rule) | Change::Replace(rule)) = change else {
+                continue;
+            };
+            let name = rule.name().to_owned();
+            if let Some(there) = rules.get(&name) {
+                problem(
+                    &name,
+                    format!(
+                        "there is a rule of this name already: {there}; remove it first, or give another name"
+                    ),
+                );
+                continue;
+            }
+            touched.push(name.clone());
+            rules.insert(name, rule);
+        }
+        for name in &touched {
+            let Some(rule) = rules.get(name) else {
+                continue;
+            };
+            for message in of_tenant(rule, tenant) {
+                problem(name, message);
+            }
+            for other in rules.values().filter(|other| other.name() != name) {
+                // Of two that are both new, the later by name is told.
+                if touched.iter().any(|new| new == other.name()) && other.name() > name.as_str() {
+                    continue;
+                }
+                if let Some(what) = rule.overlap(other) {
+                    problem(
+                        name,
+                        format!("{what} is rule {:?}'s already ({other})", other.name()),
+                    );
+                }
+            }
+        }
+        if problems.is_empty() {
+            return Ok(Self { rules });
+        }
+        problems.sort();
+        Err(problems)
+    }
+
+    /// The rules, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.values()
+    }
+
+    /// A rule by its name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Rule> {
+        self.rules.get(name)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+}
+
+fn there_is_none(rules: &BTreeMap<String, Rule>) -> String {
+    const SHOWN: usize = 10;
+    if rules.is_empty() {
+        return "there is no such rule; there are none".to_owned();
+    }
+    let names: Vec<&str> = rules.keys().take(SHOWN).map(String::as_str).collect();
+    let more = match rules.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "there is no such rule; there are: {}{more}",
+        names.join(", ")
+    )
+}
+
+/// What of a rule is not this tenant's to make.
+fn of_tenant(rule: &Rule, tenant: &TenantOf) -> Vec<String> {
+    let mut problems = Vec::new();
+    let list = |nets: &[Net]| match nets {
+        [] => "none".to_owned(),
+        nets => nets
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
+    };
+    let public = rule.public_ip();
+    if !tenant.allocation.iter().any(|net| net.contains(public)) {
+        problems.push(format!(
+            "public_ip: {public} is not one of tenant {:?}'s public addresses: {}",
+            tenant.name,
+            list(&tenant.allocation)
+        ));
+    }
+    let internal = rule.internal_ip();
+    let network = tenant.networks.iter().find_map(|network| {
+        let prefix = network.prefixes.iter().find(|p| p.contains(internal))?;
+        Some((network, prefix))
+    });
+    match network {
+        None => {
+            let networks: Vec<String> = tenant
+                .networks
+                .iter()
+                .map(|network| format!("{} ({})", network.name, list(&network.prefixes)))
+                .collect();
+            problems.push(format!(
+                "internal_ip: {internal} is in no network of tenant {:?}; its networks are: {}",
+                tenant.name,
+                networks.join(", ")
+            ));
+        }
+        Some((network, _)) if network.gateways.contains(&internal) => problems.push(format!(
+            "internal_ip: {internal} is the gateway of network {:?}, which the appliance is in a full failover",
+            network.name
+        )),
+        Some((network, prefix)) if prefix.is_edge(internal) => problems.push(format!(
+            "internal_ip: {internal} is the network or broadcast address of {prefix} in network {:?}, which no machine has",
+            network.name
+        )),
+        Some(_) => {}
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MANAGEMENT_PORT, PortRange, Protocol, Target};
+    use proptest::prelude::*;
+
+    fn acme() -> TenantOf {
+        let net = |text: &str| text.parse().expect("a prefix");
+        TenantOf {
+            name: "acme".to_owned(),
+            allocation: vec![net("203.0.113.16/28"), net("2001:db8:f::/64")],
+            networks: vec![
+                NetworkOf {
+                    name: "net1".to_owned(),
+                    prefixes: vec![net("10.1.0.0/24"), net("2001:db8:1::/64")],
+                    gateways: vec!["10.1.0.1".parse().expect("an address")],
+                },
+                NetworkOf {
+                    name: "net2".to_owned(),
+                    prefixes: vec![net("10.2.0.0/24")],
+                    gateways: Vec::new(),
+                },
+            ],
+        }
+    }
+
+    fn rule(name: &str, line: &str) -> Rule {
+        Rule::from_line(name, line).expect("a rule")
+    }
+
+    fn set(rules: &[(&str, &str)]) -> Result<RuleSet, Vec<Problem>> {
+        RuleSet::new(
+            &acme(),
+            rules.iter().map(|(name, line)| rule(name, line)).collect(),
+        )
+    }
+
+    fn messages(result: Result<RuleSet, Vec<Problem>>) -> Vec<String> {
+        result
+            .expect_err("to be refused")
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn what_is_not_the_tenant_s_is_refused_and_everything_is_told() {
+        assert_eq!(
+            messages(set(&[
+                ("a", "198.51.100.9:80/tcp -> 10.9.0.1"),
+                ("b", "203.0.113.20:80/tcp -> 10.1.0.1"),
+                ("c", "203.0.113.21:80/tcp -> 10.1.0.255"),
+                ("d", "203.0.113.22:80/tcp -> 10.2.0.0"),
+            ])),
+            [
+                "rule \"a\": internal_ip: 10.9.0.1 is in no network of tenant \"acme\"; its networks are: net1 (10.1.0.0/24, 2001:db8:1::/64), net2 (10.2.0.0/24)",
+                "rule \"a\": public_ip: 198.51.100.9 is not one of tenant \"acme\"'s public addresses: 203.0.113.16/28, 2001:db8:f::/64",
+                "rule \"b\": internal_ip: 10.1.0.1 is the gateway of network \"net1\", which the appliance is in a full failover",
+                "rule \"c\": internal_ip: 10.1.0.255 is the network or broadcast address of 10.1.0.0/24 in network \"net1\", which no machine has",
+                "rule \"d\": internal_ip: 10.2.0.0 is the network or broadcast address of 10.2.0.0/24 in network \"net2\", which no machine has",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_overlap_names_the_other_rule_and_what_both_claim() {
+        for (a, b, what) in [
+            (
+                "203.0.113.20:443/tcp -> 10.1.0.10",
+                "203.0.113.20:443/tcp -> 10.1.0.11",
+                "203.0.113.20 tcp 443",
+            ),
+            (
+                "203.0.113.20:80-90/tcp -> 10.1.0.10",
+                "203.0.113.20:85-99/both -> 10.1.0.11",
+                "203.0.113.20 tcp 85-90",
+            ),
+            (
+                "203.0.113.20:53/both -> 10.1.0.10",
+                "203.0.113.20:50-60/both -> 10.1.0.11",
+                "203.0.113.20 tcp and udp 53",
+            ),
+            (
+                "203.0.113.20 -> 10.1.0.10",
+                "203.0.113.20:443/udp -> 10.1.0.11",
+                "203.0.113.20 udp 443",
+            ),
+            (
+                "203.0.113.20 -> 10.1.0.10",
+                "203.0.113.20 -> 10.1.0.11",
+                "203.0.113.20",
+            ),
+            (
+                "[2001:db8:f::1]:443/tcp -> 2001:db8:1::10",
+                "[2001:db8:f::1]:1-21/tcp -> 2001:db8:1::11",
+                "",
+            ),
+        ] {
+            let result = set(&[("a", a), ("b", b)]);
+            if what.is_empty() {
+                assert!(result.is_ok());
+                continue;
+            }
+            let a = rule("a", a);
+            assert_eq!(
+                messages(result),
+                [format!("rule \"b\": {what} is rule \"a\"'s already ({a})")]
+            );
+        }
+        let apart = [
+            ("a", "203.0.113.20:443/tcp -> 10.1.0.10"),
+            ("b", "203.0.113.20:443/udp -> 10.1.0.10"),
+            ("c", "203.0.113.21:443/tcp -> 10.1.0.10"),
+            ("d", "203.0.113.20:444/tcp -> 10.1.0.10:443"),
+        ];
+        assert_eq!(set(&apart).map(|set| set.len()), Ok(4));
+    }
+
+    #[test]
+    fn a_change_is_done_whole_or_not_at_all() {
+        let before = set(&[
+            ("web", "203.0.113.20:443/tcp -> 10.1.0.10"),
+            ("mail", "203.0.113.20:25/tcp -> 10.1.0.11"),
+        ])
+        .expect("a set");
+        let kept = before.clone();
+        let refused = before.change(
+            &acme(),
+            vec![
+                Change::Add(rule("good", "203.0.113.20:80/tcp -> 10.1.0.10")),
+                Change::Add(rule("web", "203.0.113.21:443/tcp -> 10.1.0.10")),
+                Change::Remove("wbe".to_owned()),
+                Change::Replace(rule("nail", "203.0.113.20:26/tcp -> 10.1.0.10")),
+            ],
+        );
+        assert_eq!(
+            messages(refused),
+            [
+                "rule \"nail\": there is no such rule; there are: mail, web",
+                "rule \"wbe\": there is no such rule; there are: mail, web",
+                "rule \"web\": there is a rule of this name already: 203.0.113.20:443/tcp -> 10.1.0.10:443; remove it first, or give another name",
+            ]
+        );
+        assert_eq!(before, kept);
+        // What one step leaves, another may take.
+        let after = before
+            .change(
+                &acme(),
+                vec![
+                    Change::Add(rule("shop", "203.0.113.20:443/tcp -> 10.1.0.12")),
+                    Change::Remove("web".to_owned()),
+                    Change::Replace(rule("mail", "203.0.113.20:25/tcp -> 10.1.0.13")),
+                ],
+            )
+            .expect("a change");
+        let names: Vec<&str> = after.iter().map(Rule::name).collect();
+        assert_eq!(names, ["mail", "shop"]);
+        assert!(after.get("web").is_none() && !after.is_empty());
+        assert_eq!(
+            messages(RuleSet::default().change(&acme(), vec![Change::Remove("x".to_owned())])),
+            ["rule \"x\": there is no such rule; there are none"]
+        );
+    }
+
+    prop_compose! {
+        fn some_rules()(
+            specs in proptest::collection::vec((0u8..3, 1u16..40, 0u16..6, 0usize..4), 1..8)
+        ) -> Vec<Option<Rule>> {
+            specs
+                .into_iter()
+                .enumerate()
+                .map(|(at, (ip, first, more, what))| {
+                    let target = match what {
+                        0..=2 => Target::Ports {
+                            public: PortRange::new(first, first + more).expect("a range"),
+                            internal: first,
+                            protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Both][what],
+                        },
+                        _ => Target::OneToOne,
+                    };
+                    let public = IpAddr::from([203, 0, 113, 20 + ip]);
+                    let internal = IpAddr::from([10, 1, 0, 10]);
+                    Rule::new(&format!("r{at}"), public, internal, target, Vec::new(), "").ok()
+                })
+                .collect()
+        }
+    }
+
+    /// Every (address, protocol, port) that a rule claims, one by one.
+    fn claims(rule: &Rule) -> Vec<(IpAddr, u8, u16)> {
+        let protocols: &[u8] = match rule.target() {
+            Target::Ports {
+                protocol: Protocol::Tcp,
+                ..
+            } => &[6],
+            Target::Ports {
+                protocol: Protocol::Udp,
+                ..
+            } => &[17],
+            Target::Ports {
+                protocol: Protocol::Both,
+                ..
+            }
+            | Target::OneToOne => &[6, 17],
+        };
+        let ports: Vec<u16> = match rule.target() {
+            Target::Ports { public, .. } => (public.first()..=public.last()).collect(),
+            Target::OneToOne => (1..60).filter(|port| *port != MANAGEMENT_PORT).collect(),
+        };
+        protocols
+            .iter()
+            .flat_map(|protocol| {
+                ports
+                    .iter()
+                    .map(|port| (rule.public_ip(), *protocol, *port))
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_is_taken_exactly_if_nothing_is_claimed_twice(rules in some_rules()) {
+            for rule in rules.iter().flatten() {
+                prop_assert!(claims(rule).iter().all(|(.., port)| *port != MANAGEMENT_PORT));
+            }
+            let rules: Vec<Rule> = rules.into_iter().flatten().collect();
+            let mut all: Vec<_> = rules.iter().flat_map(claims).collect();
+            let claimed = all.len();
+            all.sort();
+            all.dedup();
+            let result = RuleSet::new(&acme(), rules.clone());
+            prop_assert_eq!(result.is_ok(), all.len() == claimed, "{:?}", rules);
+            if let Ok(set) = result {
+                prop_assert_eq!(set.len(), rules.len());
+            }
+        }
+    }
+}
