@@ -20,4 +20,5 @@ pub mod counters;
 pub mod events;
 pub mod limits;
 pub mod maps;
+pub mod nat;
 pub mod wire;
