@@ -635,9 +635,10 @@ fn members(c: &mut Checker, peers: &[Peer], networks: &[Network]) {
                     format!("{net} is not inside the prefixes of network {name:?}"),
                 );
             }
+            // Its own were compared when they were read.
             if let Some((_, theirs, other)) = taken
                 .iter()
-                .find(|(n, theirs, _)| n == name && theirs.overlaps(net))
+                .find(|(n, theirs, other)| n == name && *other != peer.name && theirs.overlaps(net))
             {
                 c.problem(
                     at("allowed"),

@@ -352,3 +352,26 @@ fn each_mistake_about_encryption_is_named_with_its_place() {
         assert!(said.contains(wanted), "{to}\nsaid: {said}\nnot: {wanted}");
     }
 }
+
+#[test]
+fn an_address_of_two_wireguard_peers_is_named_once_with_whose_it_is() {
+    let another = |allowed: &str| {
+        ENCRYPTED.replace(
+            "[[network]]",
+            &format!(
+                "[[peer]]\nname = \"phone\"\nkind = \"wireguard\"\n\
+                 public_key = \"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=\"\n\
+                 network = \"net1\"\nallowed = {allowed}\n[[network]]"
+            ),
+        )
+    };
+    let fine = another("[\"10.1.0.78\"]");
+    Config::parse(&fine, Path::new("test.toml")).expect("good");
+    let said = problems(&another("[\"10.1.0.76/30\"]"));
+    assert!(
+        said.contains("10.1.0.76/30 overlaps 10.1.0.77/32 of peer \"laptop\""),
+        "{said}"
+    );
+    let own = problems(&another("[\"10.1.0.78\", \"10.1.0.78/32\"]"));
+    assert_eq!(own.matches("overlaps").count(), 1, "{own}");
+}
