@@ -91,6 +91,8 @@ pub enum SlowReason {
     Split = 1,
     /// Its host has no neighbour entry: resolve `next_hop`, then send it there.
     Unresolved = 2,
+    /// Translated, and the next hop out of the uplink is not resolved: the kernel resolves it and sends it there.
+    Outside = 3,
 }
 
 impl SlowReason {
@@ -100,6 +102,7 @@ impl SlowReason {
         match value {
             1 => Some(Self::Split),
             2 => Some(Self::Unresolved),
+            3 => Some(Self::Outside),
             _ => None,
         }
     }

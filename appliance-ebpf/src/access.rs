@@ -64,6 +64,21 @@ pub struct Arrival {
 }
 
 impl Arrival {
+    /// A frame on the uplink for the network `to`, for the errors about it.
+    #[inline(always)]
+    pub fn outside(l2: L2, to: &'static Network, slot: u32) -> Self {
+        let mac = l2.destination;
+        Self {
+            l2,
+            network: to,
+            slot,
+            mac,
+            xsk: 0,
+            port: Port::Shared,
+            mode: Mode::Full as u8,
+        }
+    }
+
     /// Whether the tenant is in partial failover.
     #[inline(always)]
     pub const fn partial(&self) -> bool {

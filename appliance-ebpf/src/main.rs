@@ -10,6 +10,8 @@
 //!   uplink    the tunnels' port ......... decapsulate or to a worker, or pass
 //!   combined  one NIC is both ........... a tunnel datagram? uplink : access
 //!   full      ... a tenant in full failover: the gateway's answers, routes between its networks
+//!   nat_out   ... what of that leaves its networks: translated, out of the uplink or to another's machine
+//!   nat_in    ... on the uplink, to a public address: by rule or as an answer, to a tenant's machine
 //! ```
 //!
 //! What is not provably ours is passed. From the first byte written on, any failure is a counted
@@ -32,6 +34,7 @@ mod full;
 mod icmp;
 mod maps;
 mod mss;
+mod nat;
 mod nd;
 mod packet;
 mod report;
@@ -42,7 +45,10 @@ mod tables;
 use appliance_common::counters::Counter;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
-use crate::{count::count, packet::Outcome};
+use crate::{
+    count::count,
+    packet::{Outcome, jump},
+};
 
 /// A port that only tenants are on.
 #[xdp]
@@ -59,7 +65,16 @@ pub fn uplink(ctx: XdpContext) -> u32 {
     if !tables::configured() {
         return finish(Outcome::Pass(Counter::NotConfigured));
     }
-    finish(decap::process(&ctx).unwrap_or(Outcome::Pass(Counter::Passed)))
+    if let Some(outcome) = decap::process(&ctx) {
+        return finish(outcome);
+    }
+    match nat::arrival(&ctx) {
+        Outcome::Jump(to) => {
+            jump(&ctx, to);
+            finish(Outcome::Drop(Counter::DropNoProgram))
+        }
+        outcome => finish(outcome),
+    }
 }
 
 /// A port that is both, as the tenant appliance's first interface is.
@@ -77,7 +92,25 @@ pub fn combined(ctx: XdpContext) -> u32 {
 /// An IP packet on the port of a tenant in full failover: the other programs go on here.
 #[xdp]
 pub fn full(ctx: XdpContext) -> u32 {
-    finish(full::process(&ctx))
+    match full::process(&ctx) {
+        Outcome::Jump(to) => {
+            jump(&ctx, to);
+            finish(Outcome::Drop(Counter::DropNoProgram))
+        }
+        outcome => finish(outcome),
+    }
+}
+
+/// What of a tenant in full failover leaves its networks.
+#[xdp]
+pub fn nat_out(ctx: XdpContext) -> u32 {
+    finish(nat::outbound(&ctx))
+}
+
+/// A packet on the uplink to a public address.
+#[xdp]
+pub fn nat_in(ctx: XdpContext) -> u32 {
+    finish(nat::inbound(&ctx))
 }
 
 /// The one table from what was decided to what the driver does, and the one place that counts it.
@@ -88,6 +121,7 @@ fn finish(outcome: Outcome) -> u32 {
         Outcome::Drop(counter) => (counter, xdp_action::XDP_DROP),
         Outcome::Gone => return xdp_action::XDP_DROP,
         Outcome::Send(counter, action) => (counter, action),
+        Outcome::Jump(_) => (Counter::DropNoProgram, xdp_action::XDP_DROP),
     };
     count(counter);
     action

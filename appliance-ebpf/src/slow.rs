@@ -58,7 +58,7 @@ pub fn hand_over(
     record.submit(0);
     let counter = match reason {
         SlowReason::Split => Counter::SlowSplit,
-        SlowReason::Unresolved => Counter::SlowUnresolved,
+        SlowReason::Unresolved | SlowReason::Outside => Counter::SlowUnresolved,
     };
     Outcome::Drop(counter)
 }
