@@ -1,7 +1,8 @@
 //! What a failover asks for, checked whole before any of it is applied.
 //!
-//! For: failover plans and public IP rules, of the appliance's command line and control socket today and of the
-//! director's API later, with one set of refusals and one wording. Never: input or output, a clock, a map.
+//! For: failover plans, public IP rules and the order of modes, of the appliance's command line and control socket
+//! today and of the director's API later, with one set of refusals and one wording. Never: input or output, a clock, a
+//! map.
 //!
 //! ```text
 //!   text of a plan ────────────────────┬─▶ Plan::parse ─▶ a plan, or everything that is wrong in it
@@ -9,8 +10,11 @@
 //!   allocation, networks of a tenant ──┤                    ▼
 //!                                      ├─▶ RuleSet::change ─▶ a new set, or every problem of the change
 //!   file, command line, API ─▶ Rule ───┘                      and the old set as it was
+//!
+//!   mode now, request, circumstances ────▶ mode::decide ─▶ what to do, or why not
 //! ```
 
+pub mod mode;
 mod net;
 mod plan;
 mod port;

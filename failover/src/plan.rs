@@ -1218,6 +1218,21 @@ internal_ip = "10.1.0.10"
     }
 
     #[test]
+    fn what_is_quoted_stays_on_its_line() {
+        assert_eq!(
+            told(plan(&[
+                "\"a\\nb\\u0007\" = 1\n",
+                WEB,
+                "[[network]]\nname = \"x\\ny\"\n"
+            ])),
+            [
+                "line 3: unknown field `a b?`, expected one of `name`, `tenant`, `description`, `network`, `allow`, `rule`",
+                "network \"x\\ny\": there is none of this name; tenant \"acme\"'s networks are: web, db, lab",
+            ]
+        );
+    }
+
+    #[test]
     fn rules_change_under_the_plan_s_gateways_and_networks() {
         let before = plan(&[
             WEB,
