@@ -169,6 +169,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check { file } => {
             let config = Config::load(&file)?;
             daemon::check_keys(&config)?;
+            config.check_ports()?;
             println!(
                 "{}: good: {} side, {} tenants, {} peers, {} networks",
                 file.display(),

@@ -33,7 +33,7 @@ use crate::{
     neighbour::{Action, Engine, Port},
     nic::{self, Nic},
     notify::Notifier,
-    rawsock::RawSocket,
+    rawsock::{RawIp, RawSocket},
     reconcile::{self, Secured, Tables, host, mode_of},
     secure::{Ends, clock},
     slowpath::{self, SlowPath},
@@ -59,6 +59,7 @@ const CORRECTION_PATIENCE: Duration = Duration::from_secs(600);
 pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let config = Config::load(config_path)?;
     let keys = tunnels::Keys::load(&config)?;
+    config.check_ports()?;
     let store = Store::new(&config.state_dir);
     let mut state = store.load()?;
     let listener = server::bind(&config.control_socket)?;
@@ -99,6 +100,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         announcer: Announcer::new(crate::announce::Settings::default()),
         slow: SlowPath::new(slowpath::Limits::default()),
         sockets: BTreeMap::new(),
+        outside: None,
         ports: BTreeMap::new(),
         nics: BTreeMap::new(),
         snapshot: Snapshot::default(),
@@ -168,7 +170,7 @@ fn object_path(config: &Config) -> PathBuf {
 /// Gives tenants, peers and networks their slots; returns whether any changed.
 fn give_slots(config: &Config, state: &mut State) -> bool {
     let before = state.slots.clone();
-    let tenants: Vec<&str> = config.tenants.iter().map(String::as_str).collect();
+    let tenants: Vec<&str> = config.tenants.iter().map(|t| t.name.as_str()).collect();
     let peers: Vec<&str> = config.peers.iter().map(|p| p.name.as_str()).collect();
     let networks: Vec<&str> = config.networks.iter().map(|n| n.name.as_str()).collect();
     assign(&mut state.slots.tenants, &tenants, MAX_TENANTS);
@@ -199,6 +201,8 @@ struct Daemon {
     slow: SlowPath,
     /// By interface index.
     sockets: BTreeMap<u32, RawSocket>,
+    /// For packets whose next hop the kernel resolves.
+    outside: Option<RawIp>,
     /// By VNI.
     ports: BTreeMap<u32, Port>,
     /// By interface name.
@@ -348,6 +352,7 @@ impl Daemon {
                 idle = false;
                 match output {
                     slowpath::Output::Send { ifindex, frame } => self.send(ifindex, &frame),
+                    slowpath::Output::Outside { packet } => self.send_outside(&packet),
                     slowpath::Output::Resolve { key } => self.engine.want(now, key, false),
                 }
             }
@@ -415,6 +420,34 @@ impl Daemon {
             if error.raw_os_error() == Some(libc::ENXIO) {
                 self.sockets.remove(&ifindex);
             }
+        }
+    }
+
+    /// Has the kernel send a translated packet out of the uplink.
+    fn send_outside(&mut self, packet: &[u8]) {
+        let Some(link) = self.snapshot.links.get(&self.config.uplink.interface) else {
+            self.send_errors += 1;
+            return;
+        };
+        if self
+            .outside
+            .as_ref()
+            .is_none_or(|o| o.ifindex() != link.ifindex)
+        {
+            match RawIp::open(&link.name, link.ifindex) {
+                Ok(socket) => self.outside = Some(socket),
+                Err(error) => {
+                    self.send_errors += 1;
+                    tracing::debug!(%error, "no socket for a translated packet");
+                    return;
+                }
+            }
+        }
+        if let Some(socket) = &self.outside
+            && let Err(error) = socket.send(packet)
+        {
+            self.send_errors += 1;
+            tracing::debug!(%error, "a translated packet could not be sent");
         }
     }
 

@@ -47,17 +47,17 @@ impl Daemon {
 
     fn mode(&mut self, tenant: Option<&str>, mode: Option<&str>) -> Answer {
         let tenants: Vec<String> = match tenant {
-            Some(name) if self.config.tenants.iter().any(|t| t == name) => vec![name.to_owned()],
+            Some(name) if self.config.tenant(name).is_some() => vec![name.to_owned()],
             Some(name) => {
                 return Err(Refusal::new(
                     "not-found",
                     format!(
                         "there is no tenant {name:?}; there are: {}",
-                        self.config.tenants.join(", ")
+                        self.tenants().join(", ")
                     ),
                 ));
             }
-            None => self.config.tenants.clone(),
+            None => self.tenants(),
         };
         if let Some(mode) = mode {
             let [tenant] = tenants.as_slice() else {
@@ -97,6 +97,10 @@ impl Daemon {
                 })
             })
             .collect())
+    }
+
+    fn tenants(&self) -> Vec<String> {
+        self.config.tenants.iter().map(|t| t.name.clone()).collect()
     }
 
     fn switch(&mut self, tenant: &str, partial: bool) -> Result<(), Refusal> {
@@ -299,6 +303,7 @@ impl Daemon {
         if let Some(problem) = keys.own_peer(&config) {
             return Err(invalid(problem));
         }
+        config.check_ports().map_err(|e| invalid(e.to_string()))?;
         let now = &self.config;
         if config.tunnel != now.tunnel || !keys.same_identity(&self.keys) {
             return Err(invalid(
@@ -332,7 +337,7 @@ impl Daemon {
         let mut state = self.state.clone();
         state
             .modes
-            .retain(|tenant, _| config.tenants.contains(tenant));
+            .retain(|tenant, _| config.tenant(tenant).is_some());
         give_slots(&config, &mut state);
         self.store
             .save(&state)

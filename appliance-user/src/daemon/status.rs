@@ -102,6 +102,7 @@ impl Daemon {
                 .config
                 .tenants
                 .iter()
+                .map(|tenant| &tenant.name)
                 .map(|name| TenantStatus {
                     name: name.clone(),
                     mode: mode_of(&self.state, name).name().to_owned(),

@@ -198,12 +198,12 @@ pub fn desired(config: &Config, state: &State, snapshot: &Snapshot, secured: &Se
         ..Tables::default()
     };
     for tenant in &config.tenants {
-        let Some(slot) = state.slots.tenants.get(tenant) else {
+        let Some(slot) = state.slots.tenants.get(&tenant.name) else {
             continue;
         };
         let value = Tenant {
-            mode: mode_of(state, tenant) as u32,
-            epoch: state.modes.get(tenant).map_or(0, |m| m.epoch),
+            mode: mode_of(state, &tenant.name) as u32,
+            epoch: state.modes.get(&tenant.name).map_or(0, |m| m.epoch),
         };
         tables.tenants.insert(*slot, value);
     }

@@ -51,7 +51,7 @@ fn config() -> Config {
 
 fn state(config: &Config) -> State {
     let mut state = State::default();
-    let tenants: Vec<&str> = config.tenants.iter().map(String::as_str).collect();
+    let tenants: Vec<&str> = config.tenants.iter().map(|t| t.name.as_str()).collect();
     let peers: Vec<&str> = config.peers.iter().map(|p| p.name.as_str()).collect();
     let networks: Vec<&str> = config.networks.iter().map(|n| n.name.as_str()).collect();
     assign(&mut state.slots.tenants, &tenants, 16);
