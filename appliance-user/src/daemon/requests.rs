@@ -14,7 +14,7 @@ use crate::{
     config::{Config, Network},
     control::{Refusal, Reply, Request},
     reconcile::{endpoint_fits, mode_of},
-    state::State,
+    state::{Doing, State},
 };
 
 type Answer = Result<Value, Refusal>;
@@ -114,7 +114,7 @@ impl Daemon {
         }
         let mut new = self.state.clone();
         let mode = new.modes.entry(tenant.to_owned()).or_default();
-        mode.partial = partial;
+        mode.doing = if partial { Doing::Partial } else { Doing::Idle };
         mode.epoch = mode.epoch.wrapping_add(1);
         self.put(new)?;
         tracing::info!(

@@ -16,7 +16,7 @@ use appliance_common::{
 
 use crate::{
     config::{Config, Role},
-    state::State,
+    state::{Doing, State},
     underlay::{Path, Snapshot},
 };
 
@@ -168,9 +168,10 @@ fn own_mtu(
 /// The mode a tenant has.
 #[must_use]
 pub fn mode_of(state: &State, tenant: &str) -> Mode {
-    match state.modes.get(tenant) {
-        Some(mode) if mode.partial => Mode::Partial,
-        _ => Mode::Idle,
+    match state.modes.get(tenant).map(|mode| &mode.doing) {
+        None | Some(Doing::Idle) => Mode::Idle,
+        Some(Doing::Partial) => Mode::Partial,
+        Some(Doing::Full(_)) => Mode::Full,
     }
 }
 

@@ -130,7 +130,7 @@ fn a_mode_switch_is_one_write() {
     let before = state(&config);
     let mut after = before.clone();
     let mode = after.modes.entry("acme".to_owned()).or_default();
-    mode.partial = true;
+    mode.doing = crate::state::Doing::Partial;
     mode.epoch = 1;
     let writes = diff(
         &desired(&config, &before, &snapshot(), &Secured::default()),
