@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use appliance_common::limits::MAX_RULES;
 use failover::{Plan, mode};
 use serde::{Deserialize, Serialize};
 
@@ -143,6 +144,23 @@ pub struct Slots {
     /// By [`rule_key`].
     #[serde(default)]
     pub rules: BTreeMap<String, u32>,
+}
+
+impl State {
+    /// Gives the rules of all plans in force their slots in `RULES`.
+    pub fn give_rule_slots(&mut self) {
+        let keys: Vec<String> = self
+            .modes
+            .iter()
+            .filter_map(|(tenant, mode)| Some((tenant, mode.doing.plan()?)))
+            .flat_map(|(tenant, plan)| {
+                let rules = plan.rules().iter();
+                rules.map(move |rule| rule_key(tenant, rule.name()))
+            })
+            .collect();
+        let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+        assign(&mut self.slots.rules, &names, MAX_RULES);
+    }
 }
 
 /// What a public IP rule's slot is kept by. Neither name has a `/`.

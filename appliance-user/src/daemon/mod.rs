@@ -66,11 +66,17 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let (watcher, mut snapshots) =
         Watcher::spawn(config.plain_peers().collect(), interfaces(&config))
             .context("watch links and routes")?;
-    if give_slots(&config, &mut state) {
+    let seeded = state.nat_seed.is_some();
+    if !seeded {
+        let mut seed = [0; 4];
+        getrandom::fill(&mut seed).context("a seed for the ports of NAT")?;
+        state.nat_seed = Some(u32::from_ne_bytes(seed));
+    }
+    if give_slots(&config, &mut state) || !seeded {
         store.save(&state)?;
     }
     let object = object_path(&config);
-    let (datapath, rings) = Datapath::open(&config.pin_dir, &object)?;
+    let (datapath, rings) = Datapath::open(&config.pin_dir, &object, config.nat.connections)?;
     let tables = datapath.read()?;
     tracing::info!(
         name = config.name,
@@ -176,6 +182,7 @@ fn give_slots(config: &Config, state: &mut State) -> bool {
     assign(&mut state.slots.tenants, &tenants, MAX_TENANTS);
     assign(&mut state.slots.peers, &peers, MAX_PEERS);
     assign(&mut state.slots.networks, &networks, MAX_NETWORKS);
+    state.give_rule_slots();
     state.slots != before
 }
 
@@ -646,6 +653,7 @@ impl Daemon {
         let mut wanted =
             reconcile::desired(&self.config, &self.state, &self.snapshot, &self.secured);
         self.keep_last_paths(&mut wanted);
+        let wanted = reconcile::with_epochs(&self.tables, wanted);
         let writes = reconcile::diff(&self.tables, &wanted);
         if !writes.is_empty() {
             tracing::debug!(writes = writes.len(), "reconciled");
