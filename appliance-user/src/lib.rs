@@ -24,6 +24,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod fib;
 pub mod frames;
 pub mod neighbour;
 pub mod nic;

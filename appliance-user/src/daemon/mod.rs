@@ -3,6 +3,7 @@
 //! One thread, one loop. Nothing on it is on the packet path: while it waits, restarts or is gone, the
 //! programs forward by the maps as they are. Workers of encrypted tunnels are threads of their own.
 
+mod failover;
 mod requests;
 mod status;
 mod tunnels;
@@ -30,6 +31,7 @@ use crate::{
     config::{Config, Role},
     control::server,
     datapath::{Datapath, Rings},
+    fib,
     neighbour::{Action, Engine, Port},
     nic::{self, Nic},
     notify::Notifier,
@@ -134,9 +136,17 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     }
     snapshots.mark_unchanged();
     daemon.begin_tunnels();
+    if daemon.any_full()
+        && let Err(error) = fib::allow()
+    {
+        tracing::warn!(%error, "full failover: nothing can be sent out of the uplink");
+    }
     daemon.apply_snapshot()?;
     for problem in daemon.misfits(&daemon.config) {
         tracing::warn!(problem, "failed-over address without effect");
+    }
+    for problem in daemon.misfit_plans(&daemon.config) {
+        tracing::warn!(problem, "full failover that does not fit the configuration");
     }
     let (calls, requests) = mpsc::channel(16);
     let server = tokio::spawn(server::serve(listener, calls));
