@@ -12,13 +12,14 @@
 //!                                     encrypted packets ◀─AF_XDP─▶ secure (workers, handshakes)
 //! ```
 //!
-//! `neighbour`, `announce`, `slowpath`, `reconcile`, `config` and `frames` touch no socket, map or clock;
+//! `neighbour`, `announce`, `advertise`, `slowpath`, `reconcile`, `config` and `frames` touch no socket, map or clock;
 //! `daemon` is where they meet the world.
 
 // So that what tests share with `tests/` has one name for this crate.
 #[cfg(test)]
 extern crate self as appliance_user;
 
+pub mod advertise;
 pub mod announce;
 pub mod config;
 pub mod control;

@@ -5,6 +5,7 @@
 
 mod failover;
 mod requests;
+mod router;
 mod status;
 mod tunnels;
 
@@ -27,6 +28,7 @@ use tokio::{
 };
 
 use crate::{
+    advertise::Advertiser,
     announce::{Announcement, Announcer},
     config::{Config, Role},
     control::server,
@@ -106,6 +108,9 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         tables,
         engine: Engine::new(crate::neighbour::Settings::default(), seed),
         announcer: Announcer::new(crate::announce::Settings::default()),
+        advertiser: Advertiser::default(),
+        claims: BTreeMap::new(),
+        groups: BTreeSet::new(),
         slow: SlowPath::new(slowpath::Limits::default()),
         sockets: BTreeMap::new(),
         outside: None,
@@ -215,6 +220,10 @@ struct Daemon {
     tables: Tables,
     engine: Engine,
     announcer: Announcer,
+    advertiser: Advertiser,
+    /// What is ours on the wire in full failover.
+    claims: router::Claims,
+    groups: router::Groups,
     slow: SlowPath,
     /// By interface index.
     sockets: BTreeMap<u32, RawSocket>,
@@ -345,6 +354,7 @@ impl Daemon {
         [
             self.engine.next_deadline(),
             self.announcer.next_deadline(),
+            self.advertiser.next_deadline(),
             self.slow.next_deadline(),
             self.ends
                 .as_ref()
@@ -374,6 +384,10 @@ impl Daemon {
                 }
             }
             if let Some((ifindex, frame)) = self.announcer.poll(now) {
+                idle = false;
+                self.send(ifindex, &frame);
+            }
+            if let Some((ifindex, frame)) = self.advertiser.poll(now) {
                 idle = false;
                 self.send(ifindex, &frame);
             }
@@ -543,6 +557,7 @@ impl Daemon {
         self.set_ports(now);
         self.reconcile()?;
         self.underlay_changed();
+        self.claim(now);
         if !self.adopted_neighbours {
             self.adopt_neighbours(now)?;
             self.adopted_neighbours = true;
@@ -737,8 +752,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// Hosts that are to be resolved whatever the traffic: routers at the production site, replicas at
-    /// the provider.
+    /// Hosts that are to be resolved whatever the traffic: routers at the production site; at the provider replicas,
+    /// of a full failover those that rules lead to.
     fn keep_resolved(&mut self, now: Instant) {
         let keys: Vec<HostKey> = match self.config.role {
             Role::Tenant => self
@@ -752,7 +767,10 @@ impl Daemon {
                     })
                 })
                 .collect(),
-            Role::Provider => self.active(&self.state).into_iter().collect(),
+            Role::Provider => {
+                let hosts = reconcile::rule_hosts(&self.config, &self.state);
+                self.active(&self.state).into_iter().chain(hosts).collect()
+            }
         };
         for key in keys {
             if self.ports.contains_key(&key.vni) {
@@ -770,6 +788,7 @@ impl Daemon {
     fn change(&mut self, new: State) -> anyhow::Result<()> {
         let before = self.active(&self.state);
         let after = self.active(&new);
+        let led_to = reconcile::rule_hosts(&self.config, &self.state);
         self.store.save(&new).map_err(|error: state::Error| error)?;
         self.state = new;
         self.reconcile()?;
@@ -780,6 +799,14 @@ impl Daemon {
         for key in after.difference(&before) {
             self.failed_over(now, *key);
         }
+        let leads_to = reconcile::rule_hosts(&self.config, &self.state);
+        for key in led_to.difference(&leads_to).filter(|k| !after.contains(k)) {
+            self.engine.unwant(now, *key);
+        }
+        for key in &leads_to {
+            self.engine.want(now, *key, true);
+        }
+        self.claim(now);
         Ok(())
     }
 
