@@ -1,6 +1,10 @@
 //! Neighbour discovery (RFC 4861), answered in place for exactly the addresses the mode says.
 
-use appliance_common::{counters::Counter, events::Heard, wire::{ETH_LEN, IPPROTO_ICMPV6, IPV6_LEN}};
+use appliance_common::{
+    counters::Counter,
+    events::Heard,
+    wire::{ETH_LEN, IPPROTO_ICMPV6, IPV6_LEN},
+};
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
 
 use crate::{
@@ -101,7 +105,14 @@ pub fn process<const L3: usize>(
         return leave(arrival.port, Counter::ControlIgnored);
     }
 
-    advertise::<L3>(ctx, arrival.l2.source, arrival.mac, source, target, is_gateway)
+    advertise::<L3>(
+        ctx,
+        arrival.l2.source,
+        arrival.mac,
+        source,
+        target,
+        is_gateway,
+    )
 }
 
 /// A solicitation from `source` turned into the advertisement of `target` as `mac`'s, with or without a router's

@@ -191,7 +191,7 @@ impl SlowPath {
         let outcome = match SlowReason::from_u16(header.reason) {
             Some(SlowReason::Split) => self.split(header, frame, lookup),
             Some(SlowReason::Unresolved) => self.wait(now, header, frame, lookup),
-            None => Err(Refusal::UnknownReason),
+            Some(SlowReason::Outside) | None => Err(Refusal::UnknownReason),
         };
         if let Err(refusal) = outcome {
             self.refuse(refusal, 1);

@@ -135,10 +135,7 @@ pub fn turn(s: &mut Scratch) {
 
 #[inline(always)]
 fn gone_silent(nat: &Nat, s: &mut Scratch) -> bool {
-    if !s
-        .flow
-        .is_silent(s.key.protocol, s.side.now, &nat.timeouts)
-    {
+    if !s.flow.is_silent(s.key.protocol, s.side.now, &nat.timeouts) {
         return false;
     }
     turn(s);

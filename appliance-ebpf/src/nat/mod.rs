@@ -10,6 +10,10 @@
 //! ```
 //!
 //! A packet is written to only when all is decided; what cannot be translated is dropped and counted.
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key that is lent stays in the scratch entry; one that is given takes its bytes of stack"
+)]
 
 mod answer;
 mod flow;
@@ -23,7 +27,9 @@ use appliance_common::{
     counters::Counter,
     events::SlowReason,
     maps::{Jump, Network, Tenant, network_flags},
-    nat::{Flow, FlowKey, MappingKey, Mapping, Nat, Public, UPLINK, flow_flags, public_flags, ticks},
+    nat::{
+        Flow, FlowKey, Mapping, MappingKey, Nat, Public, UPLINK, flow_flags, public_flags, ticks,
+    },
     wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPV4_LEN, IPV6_LEN},
 };
 use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, programs::XdpContext};
@@ -265,7 +271,13 @@ fn go_on<const L3: usize>(
                 return Outcome::Drop(reason);
             }
             let destination = s.flow.destination;
-            return slow::hand_over(ctx, arrival.network, L3 as u16, SlowReason::Outside, &destination);
+            return slow::hand_over(
+                ctx,
+                arrival.network,
+                L3 as u16,
+                SlowReason::Outside,
+                &destination,
+            );
         }
         outside::Way::TooLarge(mtu) => return too_large::<L3>(ctx, arrival, s, mtu),
         outside::Way::None => {

@@ -2,6 +2,7 @@
 
 use appliance_common::{
     counters::Counter,
+    maps::Mode,
     nat::{
         Flow, MachineKey, Nat, OUTSIDE, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS, SourceKey,
         UPLINK, flow_flags, public_flags, rule_flags,
@@ -96,7 +97,7 @@ fn by_rule(s: &mut Scratch) -> Option<&'static Rule> {
     let rule = RULES
         .get(slot)
         .filter(|rule| rule.flags & rule_flags::ACTIVE != 0)?;
-    let tenant = tenant(rule.zone.into())?;
+    let tenant = tenant(rule.zone.into()).filter(|t| t.mode == Mode::Full as u32)?;
     s.flow.destination = rule.internal;
     if rule.flags & rule_flags::ONE_TO_ONE == 0 {
         let offset = u16::from_be(s.key.destination_port).wrapping_sub(rule.public_first);

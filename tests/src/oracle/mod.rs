@@ -1251,7 +1251,7 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                     );
                     Ok(())
                 }
-                None => Err(format!("reason {}", header.reason)),
+                Some(SlowReason::Outside) | None => Err(format!("reason {}", header.reason)),
             }
         }
     }
