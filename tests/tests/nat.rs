@@ -201,6 +201,11 @@ fn a_rule_leads_to_its_machine_and_the_answers_back() {
             );
         }
     }
+    // Who says that it is one of the tenant's own, out there.
+    for (inner, public) in [("10.4.0.10", PUBLIC4), ("2001:db8:1::77", PUBLIC6)] {
+        let l3 = packet(Says::Tcp(SYN), end(inner, 1), end(public, 443));
+        assert_eq!(outside(&mut h, &l3), dropped(Counter::DropSourceGuard));
+    }
     // A network without internet has its rules all the same, and no more.
     let (client, outer, inner) = (end(REMOTE, 5353), end(PUBLIC4, 53), end(D, 53));
     assert_eq!(

@@ -12,7 +12,10 @@ use appliance_common::{
 use aya_ebpf::maps::lpm_trie::Key;
 
 use super::{MANAGEMENT, Scratch, flow, mapping, public, tenant};
-use crate::maps::{ONE_TO_ONE, RULE_PORTS, RULE_SOURCES, RULES};
+use crate::{
+    maps::{ONE_TO_ONE, RULE_PORTS, RULE_SOURCES, RULES},
+    tables::route,
+};
 
 /// Begins the packet's connection, in `s.flow`; `None` if that is done.
 #[inline(never)]
@@ -46,6 +49,10 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         let Some(found) = by_rule(s) else {
             return Some(Counter::DropNoRule);
         };
+        // Who says out there that it is one of the tenant's own is not believed (RFC 2827).
+        if route((found.zone - 1).into(), s.key.source).is_some() {
+            return Some(Counter::DropSourceGuard);
+        }
         rule = Some(found);
     } else {
         let target = s.key.destination;
