@@ -7,11 +7,13 @@
 //! ```text
 //!   xdp-cost   ns a packet of each program, by BPF_PROG_TEST_RUN, beside a MAC swap
 //!   plain      packets a second and TCP through a pair of appliances, beside kernel VXLAN and a bridge
+//!   nat        packets and new connections a second through translation, beside nftables
 //!   encrypted  TCP, small packets, round trips and CPU time, beside other encrypted tunnels
 //! ```
 
 mod around;
 mod encrypted;
+mod nat;
 mod plain;
 mod report;
 mod xdp_cost;
@@ -50,6 +52,8 @@ enum Name {
     Plain,
     /// Through a pair of machines that encrypt.
     Encrypted,
+    /// Translation, beside nftables.
+    Nat,
     /// A part of `encrypted`: forwards between two links until it is ended.
     #[value(hide = true)]
     Forward,
@@ -75,6 +79,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Name::XdpCost => xdp_cost::run(cli.runs)?,
         Name::Plain => plain::run(cli.runs)?,
         Name::Encrypted => encrypted::run(cli.runs, cli.only.as_deref())?,
+        Name::Nat => nat::run(cli.runs)?,
         Name::Forward => return encrypted::causeway::forward(cli.cpu),
     };
     report.print();

@@ -12,7 +12,7 @@ use appliance_common::{
     addr::{Address, to_ip},
     counters::Counter,
     events::{NeighbourEvent, SlowHeader},
-    limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
+    limits::{DEFAULT_CONNECTIONS, MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
     maps::{
         Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Jump, Neighbour, Network,
         NetworkStats, Peer, PeerAddress, Policy, ROUTE_KEY_BITS, Route, RouteKey, Session,
@@ -260,9 +260,19 @@ impl Harness {
     ///
     /// Whatever the kernel refuses.
     pub fn load(world: World) -> Result<Self, HarnessError> {
+        Self::load_sized(world, DEFAULT_CONNECTIONS)
+    }
+
+    /// As [`Harness::load`], with room for so many connections.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel refuses.
+    pub fn load_sized(world: World, connections: u32) -> Result<Self, HarnessError> {
         namespace()?;
         let path = object_path();
         let mut ebpf = EbpfLoader::new()
+            .map_max_entries("FLOWS", 2 * connections)
             .load_file(&path)
             .map_err(|source| HarnessError::Load {
                 path,
