@@ -1,6 +1,6 @@
 //! All maps: key, value, writer, size. Memory: ARCHITECTURE.md, measured by a test.
 
-use crate::nat::Scratch;
+use crate::{access::Passed, nat::Scratch};
 use appliance_common::{
     addr::Address,
     counters::Counter,
@@ -166,3 +166,7 @@ pub static FRAGMENTS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(M
 /// One entry per CPU: what does not fit the stack. Written by the programs.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// One entry per CPU: what a program tells the one that goes on. Written by the programs.
+#[map]
+pub static PASSED: PerCpuArray<Passed> = PerCpuArray::with_max_entries(1, 0);

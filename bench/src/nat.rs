@@ -220,6 +220,7 @@ fn world(rules: u32) -> anyhow::Result<World> {
         uplink: UPLINK,
         seed: 1,
         timeouts: Timeouts::default(),
+        changes: 0,
         mac: A1,
         reserved: [0; 2],
     };
@@ -411,9 +412,8 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
             establish(&mut harness, count)?;
         }
         within("cwn-gw", || {
-            for path in ["/proc/sys/net/ipv4/conf/lo/forwarding"] {
-                std::fs::write(path, "1")?;
-            }
+            // As the daemon does it: the FIB is asked as if from the loopback.
+            std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1")?;
             for (program, interface) in [("access", "a0"), ("uplink", "a1")] {
                 let program: &mut Xdp = harness
                     .ebpf()

@@ -16,7 +16,7 @@ const VERIFIED_BUDGET: u32 = 400_000;
 /// Most bytes of stack along any chain of calls; the kernel's limit is 512.
 const STACK_BUDGET: u32 = 512;
 /// All maps (`appliance-ebpf/src/maps.rs`), as far as the kernel keeps names: 15 bytes.
-const MAPS: [&str; 33] = [
+const MAPS: [&str; 34] = [
     "ATTACHMENTS",
     "CONFIG",
     "COUNTERS",
@@ -36,6 +36,7 @@ const MAPS: [&str; 33] = [
     "NETWORK_STATS",
     "ONE_TO_ONE",
     "OPENING",
+    "PASSED",
     "PEERS",
     "PEER_ADDRESSES",
     "POLICIES",

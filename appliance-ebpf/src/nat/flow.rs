@@ -291,3 +291,23 @@ pub fn remember_fragments(s: &mut Scratch) {
     s.back.tag = s.back_key.tag();
     let _ = FRAGMENTS.insert(&s.back_key, &s.back, 0);
 }
+
+/// Keeps in the connection's entry what the kernel said about its way out.
+#[inline(always)]
+pub fn keep_way(s: &Scratch) {
+    let entry = match FLOWS.get_ptr_mut(&s.key) {
+        Some(entry) => Some(entry),
+        None => OPENING.get_ptr_mut(&s.key),
+    };
+    if let Some(entry) = entry {
+        // SAFETY: the map returned a value. One that is given to another flow meanwhile asks again, or sends one
+        // packet to a next hop that was right a moment ago.
+        unsafe {
+            if (*entry).tag == s.flow.tag {
+                (*entry).way = s.flow.way;
+                (*entry).way_total = s.flow.way_total;
+                (*entry).way_mark = s.flow.way_mark;
+            }
+        }
+    }
+}

@@ -35,7 +35,7 @@ use appliance_common::{
 use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, programs::XdpContext};
 
 use crate::{
-    access::{Arrival, Port, arrive, leave},
+    access::{Arrival, resume},
     addr::{Words, bytes, v4},
     count::count,
     encap::deliver,
@@ -161,13 +161,10 @@ pub fn arrival(ctx: &XdpContext) -> Outcome {
 /// A packet of a tenant in full failover to no network of the tenant, on the port it came in on.
 #[inline(always)]
 pub fn outbound(ctx: &XdpContext) -> Outcome {
-    let arrival = match arrive(ctx, Port::TenantOnly) {
+    let arrival = match resume(ctx) {
         Ok(arrival) => arrival,
         Err(outcome) => return outcome,
     };
-    if !arrival.full() {
-        return leave(arrival.port, Counter::DropIdle);
-    }
     let (Some(s), Some(nat)) = (scratch(), nat()) else {
         return Outcome::Drop(Counter::DropInconsistent);
     };

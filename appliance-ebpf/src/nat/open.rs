@@ -41,6 +41,9 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         tag: s.key.tag(),
         packets: 1,
         bytes: s.packet.total.into(),
+        way: [0; 12],
+        way_mark: 0,
+        way_total: 0,
     };
     s.flow.state = s.flow.next(s.key.protocol, s.packet.flags);
     let outside = s.side.zone == 0;
