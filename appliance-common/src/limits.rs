@@ -76,3 +76,6 @@ pub const MAX_MAPPED: u32 = 65_536;
 pub const MAX_OPENING: u32 = 65_536;
 /// Datagrams of which fragments are being translated; the oldest give way to new ones.
 pub const MAX_FRAGMENTED: u32 = 8192;
+/// Bytes of the ring buffer that carries [`crate::events::TraceEvent`]; a power of two of pages. Packets that come
+/// faster than the reader reads are followed with gaps.
+pub const TRACE_RING_BYTES: u32 = 1024 * 1024;

@@ -20,7 +20,7 @@ use crate::{
     full, icmp,
     maps::{ATTACHMENTS, PASSED},
     mss, nd,
-    packet::{L2, L2Error, Mac, Outcome, Window, frame_len, ingress, jump},
+    packet::{L2, L2Error, Mac, Outcome, Window, frame_len, ingress},
     slow,
     tables::{
         gateway, is_endpoint, is_here, is_provider, is_secure, mode, neighbour, network, prefix_of,
@@ -154,9 +154,7 @@ pub fn process(ctx: &XdpContext, program: Port) -> Outcome {
     };
     if arrival.full() && full::is_routed(ctx, &arrival) {
         pass_on(&arrival);
-        // Does not come back.
-        jump(ctx, Jump::Full);
-        return Outcome::Drop(Counter::DropNoProgram);
+        return Outcome::Jump(Jump::Full);
     }
     match arrival.l2.tags {
         0 => by_type::<14>(ctx, &arrival),

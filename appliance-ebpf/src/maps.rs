@@ -1,14 +1,15 @@
 //! All maps: key, value, writer, size. Memory: ARCHITECTURE.md, measured by a test.
 
-use crate::{access::Passed, nat::Scratch};
+use crate::{access::Passed, nat::Scratch, trace::Traced};
 use appliance_common::{
     addr::Address,
     counters::Counter,
+    events::TraceFilter,
     limits::{
         DEFAULT_CONNECTIONS, MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_FRAGMENTED, MAX_HANDSHAKE_SOURCES,
         MAX_MAPPED, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_OPENING, MAX_PEERS, MAX_POLICIES, MAX_PUBLIC,
         MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES, MAX_RULES, MAX_SESSIONS, MAX_TENANTS,
-        MAX_TUNNELS, MAX_XSKS, NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES,
+        MAX_TUNNELS, MAX_XSKS, NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES, TRACE_RING_BYTES,
     },
     maps::{
         Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Jump, Neighbour, Network,
@@ -170,3 +171,15 @@ pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 /// One entry per CPU: what a program tells the one that goes on. Written by the programs.
 #[map]
 pub static PASSED: PerCpuArray<Passed> = PerCpuArray::with_max_entries(1, 0);
+
+/// One entry: which packets are followed. Written by user space.
+#[map]
+pub static TRACE: Array<TraceFilter> = Array::with_max_entries(1, 0);
+
+/// One entry per CPU: whether the packet in hand is followed. Written by the programs.
+#[map]
+pub static TRACED: PerCpuArray<Traced> = PerCpuArray::with_max_entries(1, 0);
+
+/// Steps of packets that are followed. Written by the programs.
+#[map]
+pub static TRACE_EVENTS: RingBuf = RingBuf::with_byte_size(TRACE_RING_BYTES, 0);

@@ -11,7 +11,7 @@ use std::{
 use appliance_common::{
     addr::{Address, to_ip},
     counters::Counter,
-    events::{NeighbourEvent, SlowHeader},
+    events::{NeighbourEvent, SlowHeader, TraceEvent, TraceFilter},
     limits::{DEFAULT_CONNECTIONS, MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
     maps::{
         Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Jump, Neighbour, Network,
@@ -263,16 +263,67 @@ impl Harness {
         Self::load_sized(world, DEFAULT_CONNECTIONS)
     }
 
+    /// As [`Harness::new`], of programs that follow packets: those that `filter` wants.
+    ///
+    /// # Panics
+    ///
+    /// As [`Harness::new`].
+    #[must_use]
+    pub fn following(world: World, filter: TraceFilter) -> Option<Self> {
+        if let Some(why) = missing() {
+            skip(&why);
+            return None;
+        }
+        let load = || {
+            let mut harness = Self::load_as(world, DEFAULT_CONNECTIONS, true)?;
+            harness.follow(filter)?;
+            Ok(harness)
+        };
+        load().map_or_else(
+            |e: HarnessError| panic!("{}", describe(&e)),
+            |harness| Some(harness),
+        )
+    }
+
+    /// Says which packets are to be followed.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a map operation.
+    pub fn follow(&mut self, filter: TraceFilter) -> Result<(), HarnessError> {
+        self.array("TRACE", &[filter], 1)
+    }
+
+    /// The steps of packets that were followed since the last call.
+    ///
+    /// # Panics
+    ///
+    /// When the ring is not there, or holds something else.
+    pub fn followed(&mut self) -> Vec<TraceEvent> {
+        let map = self.ebpf.map_mut("TRACE_EVENTS").expect("TRACE_EVENTS");
+        let mut ring = RingBuf::try_from(map).expect("a ring");
+        let mut events = Vec::new();
+        while let Some(record) = ring.next() {
+            events.push(TraceEvent::from_bytes(&record).expect("a whole record"));
+        }
+        events
+    }
+
     /// As [`Harness::load`], with room for so many connections.
     ///
     /// # Errors
     ///
     /// Whatever the kernel refuses.
     pub fn load_sized(world: World, connections: u32) -> Result<Self, HarnessError> {
+        Self::load_as(world, connections, false)
+    }
+
+    fn load_as(world: World, connections: u32, follow: bool) -> Result<Self, HarnessError> {
         namespace()?;
         let path = object_path();
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("FLOWS", 2 * connections)
+            .override_global("TRACING", &u8::from(follow), true)
             .load_file(&path)
             .map_err(|source| HarnessError::Load {
                 path,

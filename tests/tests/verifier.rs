@@ -16,7 +16,8 @@ const VERIFIED_BUDGET: u32 = 400_000;
 /// Most bytes of stack along any chain of calls; the kernel's limit is 512.
 const STACK_BUDGET: u32 = 512;
 /// All maps (`appliance-ebpf/src/maps.rs`), as far as the kernel keeps names: 15 bytes.
-const MAPS: [&str; 34] = [
+const MAPS: [&str; 38] = [
+    ".rodata",
     "ATTACHMENTS",
     "CONFIG",
     "COUNTERS",
@@ -49,6 +50,9 @@ const MAPS: [&str; 34] = [
     "SESSIONS",
     "SLOW_PACKETS",
     "TENANTS",
+    "TRACE",
+    "TRACED",
+    "TRACE_EVENTS",
     "TUNNELS",
     "XSKS",
 ];
