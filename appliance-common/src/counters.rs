@@ -205,6 +205,8 @@ counters! {
     ErrorTranslated = 98, "error_translated";
     /// A fragment translated as its first one was.
     FragmentTranslated = 99, "fragment_translated";
+    /// Full failover: a router solicitation handed to the slow path, which advertises.
+    SlowSolicited = 100, "slow_solicited";
 }
 
 impl Counter {

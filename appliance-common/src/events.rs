@@ -93,6 +93,9 @@ pub enum SlowReason {
     Unresolved = 2,
     /// Translated, and the next hop out of the uplink is not resolved: the kernel resolves it and sends it there.
     Outside = 3,
+    /// A router solicitation, in full failover: to be answered with an advertisement (RFC 4861 section 6.2.6).
+    /// `next_hop` is its source.
+    RouterWanted = 4,
 }
 
 impl SlowReason {
@@ -103,6 +106,7 @@ impl SlowReason {
             1 => Some(Self::Split),
             2 => Some(Self::Unresolved),
             3 => Some(Self::Outside),
+            4 => Some(Self::RouterWanted),
             _ => None,
         }
     }

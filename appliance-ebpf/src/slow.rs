@@ -59,6 +59,7 @@ pub fn hand_over(
     let counter = match reason {
         SlowReason::Split => Counter::SlowSplit,
         SlowReason::Unresolved | SlowReason::Outside => Counter::SlowUnresolved,
+        SlowReason::RouterWanted => Counter::SlowSolicited,
     };
     Outcome::Drop(counter)
 }

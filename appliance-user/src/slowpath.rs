@@ -191,7 +191,9 @@ impl SlowPath {
         let outcome = match SlowReason::from_u16(header.reason) {
             Some(SlowReason::Split) => self.split(header, frame, lookup),
             Some(SlowReason::Unresolved) => self.wait(now, header, frame, lookup),
-            Some(SlowReason::Outside) | None => Err(Refusal::UnknownReason),
+            Some(SlowReason::Outside | SlowReason::RouterWanted) | None => {
+                Err(Refusal::UnknownReason)
+            }
         };
         if let Err(refusal) = outcome {
             self.refuse(refusal, 1);

@@ -274,15 +274,15 @@ impl Harness {
             skip(&why);
             return None;
         }
-        let load = || {
+        let load = || -> Result<Self, HarnessError> {
             let mut harness = Self::load_as(world, DEFAULT_CONNECTIONS, true)?;
             harness.follow(filter)?;
             Ok(harness)
         };
-        load().map_or_else(
-            |e: HarnessError| panic!("{}", describe(&e)),
-            |harness| Some(harness),
-        )
+        match load() {
+            Ok(harness) => Some(harness),
+            Err(e) => panic!("{}", describe(&e)),
+        }
     }
 
     /// Says which packets are to be followed.
