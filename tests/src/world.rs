@@ -114,6 +114,18 @@ pub const REMOTE: &str = "203.0.114.9";
 /// Likewise.
 pub const REMOTE6: &str = "2001:db8:dd::9";
 
+/// The replica in network `n` of [`World::many`]: each has a /24 of its own.
+#[must_use]
+pub fn many_host(n: u32) -> IpAddr {
+    std::net::Ipv4Addr::from(0x0b00_000a + (n << 8)).into()
+}
+
+/// The network after `n` of [`World::many`].
+#[must_use]
+pub const fn many_next(n: u32, networks: u32) -> u32 {
+    n % networks + 1
+}
+
 /// The four words of an address.
 #[must_use]
 pub fn words(text: &str) -> Words {
@@ -524,6 +536,49 @@ impl World {
             w.neighbour(NET1, internal, TRUNK, B_MAC, TRUNK_MAC, 101, 0);
         }
         w.rule(1, NET2, PUBLIC2, "10.1.0.10", (443, 443, 443), &[6]);
+        w
+    }
+
+    /// The provider's appliance with networks 1 to `networks`, at most 4094, each a VLAN of the trunk, of one
+    /// tenant, in partial failover. What is from [`many_host`] to that of the next network goes into the tunnel;
+    /// in full failover it is routed there.
+    #[must_use]
+    pub fn many(networks: u32) -> Self {
+        const FIRST_VNI: u32 = 10_000;
+        let mut w = Self::bare(PROVIDER, PROVIDER6);
+        let peer = w.peer(PROVIDER, TENANT);
+        w.set_modes(1);
+        for n in 1..=networks {
+            let (slot, vni) = (n - 1, FIRST_VNI + n);
+            let address = from_ip(many_host(n));
+            let prefix = Prefix::new(&address, 96 + 24).expect("a length");
+            let mut network = Network {
+                vni,
+                tenant: 0,
+                peer,
+                flags: network_flags::ACTIVE | network_flags::PROVIDER,
+                mtu: MTU,
+                lan_mtu: 1500,
+                prefix_count: 1,
+                ..Network::default()
+            };
+            network.prefixes[0] = prefix;
+            w.networks.push(network);
+            w.attach(TRUNK, n as u16, 0, slot, TRUNK_MAC, false);
+            let key = HostKey { vni, address };
+            w.endpoints.push(key);
+            let neighbour = Neighbour::new(TRUNK, A_MAC, TRUNK_MAC, n as u16, 0, 0x8100);
+            w.neighbours.push((key, neighbour));
+            let route = RouteKey {
+                tenant: 0,
+                address: prefix.address(),
+            };
+            w.routes.push((prefix.length(), route, slot));
+            w.policies.push(PolicyKey {
+                from: vni,
+                to: FIRST_VNI + many_next(n, networks),
+            });
+        }
         w
     }
 

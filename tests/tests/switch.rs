@@ -10,13 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use appliance_common::{
-    addr::{Prefix, from_ip},
-    maps::{
-        Attachment, AttachmentKey, HostKey, Mode, Neighbour, Network, PolicyKey, RouteKey, Tenant,
-        attachment_flags, network_flags,
-    },
-};
+use appliance_common::maps::{Mode, Tenant};
 use aya::maps::Array;
 use causeway_tests::{
     harness::{Action, Harness, Program},
@@ -27,79 +21,11 @@ use causeway_tests::{
 
 /// Every VLAN of a trunk.
 const NETWORKS: u32 = 4094;
-const FIRST_VNI: u32 = 10_000;
 const ROUNDS: u32 = 400;
-
-/// The replica of network `n`, 1 to 4094: each has a /24 of its own.
-fn replica_of(n: u32) -> std::net::IpAddr {
-    std::net::Ipv4Addr::from(0x0b00_000a + (n << 8)).into()
-}
-
-/// All VLANs of the trunk, of one tenant; in partial failover what is to the next network's replica goes into
-/// the tunnel, in full failover it is routed there.
-fn world() -> World {
-    let mut w = World::provider();
-    let peer = 0;
-    w.networks.clear();
-    w.attachments.clear();
-    w.tunnels.clear();
-    w.endpoints.clear();
-    w.neighbours.clear();
-    for n in 1..=NETWORKS {
-        let (slot, vni) = (n - 1, FIRST_VNI + n);
-        let address = from_ip(replica_of(n));
-        let prefix = Prefix::new(&address, 96 + 24).expect("a length");
-        let mut network = Network {
-            vni,
-            tenant: 0,
-            peer,
-            flags: network_flags::ACTIVE | network_flags::PROVIDER,
-            mtu: MTU,
-            lan_mtu: 1500,
-            prefix_count: 1,
-            ..Network::default()
-        };
-        network.prefixes[0] = prefix;
-        w.networks.push(network);
-        w.attachments.push((
-            AttachmentKey {
-                ifindex: TRUNK,
-                outer: n as u16,
-                inner: 0,
-            },
-            Attachment {
-                network: slot,
-                flags: attachment_flags::ACTIVE,
-                mac: TRUNK_MAC,
-                xsk: 0,
-            },
-        ));
-        let key = HostKey { vni, address };
-        w.endpoints.push(key);
-        w.neighbours.push((
-            key,
-            Neighbour::new(TRUNK, A_MAC, TRUNK_MAC, n as u16, 0, 0x8100),
-        ));
-        let route = RouteKey {
-            tenant: 0,
-            address: prefix.address(),
-        };
-        w.routes.push((prefix.length(), route, slot));
-        w.policies.push(PolicyKey {
-            from: vni,
-            to: FIRST_VNI + next(n),
-        });
-    }
-    w
-}
-
-const fn next(n: u32) -> u32 {
-    n % NETWORKS + 1
-}
 
 #[test]
 fn a_packet_is_treated_by_one_mode_or_by_the_other() {
-    let Some(mut h) = Harness::new(world()) else {
+    let Some(mut h) = Harness::new(World::many(NETWORKS)) else {
         return;
     };
     let map = h.ebpf().take_map("TENANTS").expect("TENANTS");
@@ -116,7 +42,13 @@ fn a_packet_is_treated_by_one_mode_or_by_the_other() {
     // What each mode makes of a packet of each network, byte for byte.
     let packets: Vec<Vec<u8>> = (1..=NETWORKS)
         .map(|n| {
-            let l3 = udp(replica_of(n), replica_of(next(n)), 1, 2, b"which way?");
+            let l3 = udp(
+                many_host(n),
+                many_host(many_next(n, NETWORKS)),
+                1,
+                2,
+                b"which way?",
+            );
             frame(TRUNK_MAC, A_MAC, &[tag(n as u16)], &l3)
         })
         .collect();
@@ -124,9 +56,20 @@ fn a_packet_is_treated_by_one_mode_or_by_the_other() {
     for (n, packet) in (1..=NETWORKS).zip(&packets) {
         let (action, out) = h.run(Program::Access, TRUNK, packet).expect("it runs");
         assert_eq!(action, Action::Redirect, "network {n} in partial failover");
-        let l3 = udp(replica_of(n), replica_of(next(n)), 1, 2, b"which way?");
+        let l3 = udp(
+            many_host(n),
+            many_host(many_next(n, NETWORKS)),
+            1,
+            2,
+            b"which way?",
+        );
         assert_eq!(out[64..], l3, "as it was, in the tunnel");
-        let routed = frame(A_MAC, TRUNK_MAC, &[tag(next(n) as u16)], &hop(&l3));
+        let routed = frame(
+            A_MAC,
+            TRUNK_MAC,
+            &[tag(many_next(n, NETWORKS) as u16)],
+            &hop(&l3),
+        );
         wanted.push((out.to_vec(), routed));
     }
 
