@@ -4,8 +4,8 @@ use appliance_common::{
     counters::Counter,
     maps::Mode,
     nat::{
-        Flow, MachineKey, Nat, OUTSIDE, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS, SourceKey,
-        UPLINK, flow_flags, public_flags, rule_flags,
+        Flow, MachineKey, MappingKey, Nat, OUTSIDE, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS,
+        SourceKey, UPLINK, flow_flags, public_flags, rule_flags,
     },
     wire::{IPPROTO_TCP, IPPROTO_UDP},
 };
@@ -13,8 +13,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 
 use super::{MANAGEMENT, Scratch, flow, mapping, public, tenant};
 use crate::{
-    maps::{ONE_TO_ONE, RULE_PORTS, RULE_SOURCES, RULES},
-    tables::route,
+    maps::{MAPPINGS, ONE_TO_ONE, RULE_PORTS, RULE_SOURCES, RULES},
+    tables::{may_send, network, route},
 };
 
 /// Begins the packet's connection, in `s.flow`; `None` if that is done.
@@ -69,10 +69,10 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
                     // The appliance itself is not there for tenants.
                     return Some(Counter::DropNoRule);
                 }
-                let Some(found) = by_rule(s) else {
+                rule = by_rule(s);
+                if rule.is_none() && !by_mapping(s) {
                     return Some(Counter::DropNoRule);
-                };
-                rule = Some(found);
+                }
             }
             None if s.side.internet == 0 => return Some(Counter::DropNoRoute),
             None => s.flow.flags |= flow_flags::INTERNET,
@@ -119,6 +119,50 @@ fn by_rule(s: &mut Scratch) -> Option<&'static Rule> {
     s.flow.rule = slot + 1;
     s.flow.rule_epoch = rule.epoch;
     Some(rule)
+}
+
+/// The sibling that is seen as the packet's destination, taken into `s.flow`: what it is by its mapping (RFC 4787
+/// REQ-9), of a network that this one may send to as it is.
+#[inline(always)]
+fn by_mapping(s: &mut Scratch) -> bool {
+    s.outer = MappingKey {
+        address: s.key.destination,
+        port: s.key.destination_port,
+        zone: OUTSIDE,
+        protocol: s.key.protocol,
+        reserved: [0; 3],
+    };
+    // SAFETY: read at once; preallocated entries are never unmapped.
+    let Some(there) = unsafe { MAPPINGS.get(&s.outer) }.copied() else {
+        return false;
+    };
+    if u32::from(there.zone) != s.side.zone || there.epoch != s.side.epoch {
+        return false;
+    }
+    let Some(slot) = route(s.side.zone - 1, there.address) else {
+        return false;
+    };
+    if slot != s.side.slot && !may_reach(s.side.slot, slot) {
+        return false;
+    }
+    s.flow.destination = there.address;
+    s.flow.destination_port = there.port;
+    s.flow.to = slot;
+    s.flow.to_zone = there.zone;
+    s.flow.to_epoch = there.epoch;
+    true
+}
+
+/// Whether the network in the one slot may send to that in the other.
+#[inline(never)]
+fn may_reach(from: u32, to: u32) -> bool {
+    let Some(from) = network(from) else {
+        return false;
+    };
+    match network(to) {
+        Some(to) => may_send(from, to),
+        None => false,
+    }
 }
 
 /// Whether the source, as it is seen, is one that the rule of `s.flow` lists.
