@@ -96,6 +96,9 @@ pub enum SlowReason {
     /// A router solicitation, in full failover: to be answered with an advertisement (RFC 4861 section 6.2.6).
     /// `next_hop` is its source.
     RouterWanted = 4,
+    /// A fragment that came before its first one, to be translated: run it again once that one is known (RFC 4787
+    /// REQ-14). The VNI is zero on the uplink.
+    Fragment = 5,
 }
 
 impl SlowReason {
@@ -107,6 +110,7 @@ impl SlowReason {
             2 => Some(Self::Unresolved),
             3 => Some(Self::Outside),
             4 => Some(Self::RouterWanted),
+            5 => Some(Self::Fragment),
             _ => None,
         }
     }

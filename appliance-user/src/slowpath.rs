@@ -191,7 +191,7 @@ impl SlowPath {
         let outcome = match SlowReason::from_u16(header.reason) {
             Some(SlowReason::Split) => self.split(header, frame, lookup),
             Some(SlowReason::Unresolved) => self.wait(now, header, frame, lookup),
-            Some(SlowReason::Outside | SlowReason::RouterWanted) | None => {
+            Some(SlowReason::Outside | SlowReason::RouterWanted | SlowReason::Fragment) | None => {
                 Err(Refusal::UnknownReason)
             }
         };

@@ -210,7 +210,8 @@ pub fn send(h: &mut Harness, program: Program, ifindex: u32, packet: &[u8]) -> F
                 .copied()
                 .filter(|c| {
                     risen.contains(&(*c as u32))
-                        && (c.is_drop() || *c as u32 == Counter::SlowUnresolved as u32)
+                        && (c.is_drop()
+                            || [Counter::SlowUnresolved, Counter::SlowFragment].contains(c))
                 })
                 .collect();
             match drops.as_slice() {

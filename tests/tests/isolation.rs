@@ -385,7 +385,7 @@ fn nothing_crosses_and_nothing_leaves_untranslated() {
         Counter::FragmentTranslated,
         Counter::DropManagementPort,
         Counter::DropNoFlow,
-        Counter::DropFragment,
+        Counter::SlowFragment,
     ] {
         let n = counters.get(&(counter as u32)).copied().unwrap_or(0);
         assert!(n > packets / 10_000, "only {n} of {}", counter.name());

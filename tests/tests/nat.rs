@@ -2,10 +2,11 @@
 
 use appliance_common::{
     counters::Counter,
+    events::SlowReason,
     nat::{Flow, FlowKey, Mapping, MappingKey},
 };
 use causeway_tests::{
-    harness::{Harness, Program},
+    harness::{Harness, Program, Record},
     nat::{Fate, Place, Says, end, ends, fragments, hop, inside, outside, packet, send},
     packet::*,
     world::*,
@@ -523,6 +524,20 @@ fn errors_are_translated_with_what_they_quote() {
     }
 }
 
+/// User space has the frame, to be run again.
+fn held(h: &mut Harness, vni: u32, frame: &[u8]) {
+    match h.records().as_slice() {
+        [Record::Slow(header, bytes)] => {
+            assert_eq!(
+                (header.vni, header.reason),
+                (vni, SlowReason::Fragment as u16)
+            );
+            assert_eq!(bytes, frame);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn fragments_go_as_their_first_did() {
     let Some(mut h) = nat() else { return };
@@ -532,11 +547,13 @@ fn fragments_go_as_their_first_did() {
             let cut = if says == Says::Udp { 16 } else { 24 };
             let whole = fragments(&packet(says, from, far), cut, id);
             let want = fragments(&packet(says, outer, far), cut, id);
-            // A later one before the first is not known.
+            // A later one before the first waits in user space.
+            h.records();
             assert_eq!(
                 inside(&mut h, PA, &whole[1]),
-                dropped(Counter::DropFragment)
+                dropped(Counter::SlowFragment)
             );
+            held(&mut h, NET1, &PA.sends(&whole[1]));
             for (piece, want) in whole.iter().zip(&want) {
                 assert_eq!(inside(&mut h, PA, piece), Fate::Outside(hop(want)));
             }
@@ -550,7 +567,14 @@ fn fragments_go_as_their_first_did() {
         }
         // Of another datagram.
         let other = fragments(&packet(Says::Udp, client, outer), 8, 10);
-        assert_eq!(outside(&mut h, &other[1]), dropped(Counter::DropFragment));
+        h.records();
+        assert_eq!(outside(&mut h, &other[1]), dropped(Counter::SlowFragment));
+        held(&mut h, 0, &frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &other[1]));
+        // To our own address the kernel has it, too.
+        let own = if a == A { PROVIDER } else { PROVIDER6 };
+        let own = fragments(&packet(Says::Udp, client, end(own, 1)), 8, 12);
+        assert_eq!(outside(&mut h, &own[1]), Fate::Passed);
+        held(&mut h, 0, &frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &own[1]));
     }
     // A first fragment too short for its ports (RFC 1858).
     let tiny = fragments(&packet(Says::Tcp(SYN), end(A, 1), end(REMOTE, 2)), 8, 11);

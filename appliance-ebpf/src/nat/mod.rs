@@ -185,6 +185,10 @@ pub fn outbound(ctx: &XdpContext) -> Outcome {
         return Outcome::Drop(reason);
     }
     if let Some(reason) = find(nat, s) {
+        if reason as u32 == Counter::DropFragment as u32 {
+            let destination = s.key.destination;
+            return slow::hand_over(ctx, from, l3 as u16, SlowReason::Fragment, &destination);
+        }
         return match arrival.l2.tags {
             0 => refuse::<14>(ctx, &arrival, s, reason),
             1 => refuse::<18>(ctx, &arrival, s, reason),
@@ -408,6 +412,17 @@ pub fn inbound(ctx: &XdpContext) -> Outcome {
         return others(Counter::DropManagementPort);
     }
     if let Some(reason) = find(nat, s) {
+        if reason as u32 == Counter::DropFragment as u32 {
+            // Of our own address it may be the kernel's, and may be a connection's: both have it.
+            let handed = slow::copy(
+                ctx,
+                0,
+                ETH_LEN as u16,
+                SlowReason::Fragment,
+                &s.key.destination,
+            );
+            return if own { others(reason) } else { handed };
+        }
         return others(reason);
     }
     let Some(to) = network_of(s) else {

@@ -1260,7 +1260,9 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                     );
                     Ok(())
                 }
-                Some(SlowReason::Outside) | None => Err(format!("reason {}", header.reason)),
+                Some(SlowReason::Outside | SlowReason::Fragment) | None => {
+                    Err(format!("reason {}", header.reason))
+                }
             }
         }
     }
