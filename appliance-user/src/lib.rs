@@ -21,10 +21,12 @@ extern crate self as appliance_user;
 
 pub mod announce;
 pub mod config;
+pub mod connections;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod frames;
+pub mod held;
 pub mod neighbour;
 pub mod nic;
 pub mod notify;
