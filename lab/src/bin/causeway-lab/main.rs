@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lab::{Lab, Options, Paths, Switchover, Topology, interrupt, sites};
+use lab::{Lab, Options, Paths, Switchover, Topology, interrupt, sites, topology::Failover};
 
 mod demo;
 
@@ -52,7 +52,7 @@ enum Command {
         /// Name of the lab; the topology's by default. A lab of that name is taken down first.
         #[arg(long)]
         name: Option<String>,
-        /// Leave the first machine failed over.
+        /// Leave it failed over: the first machine, or of `full` both tenants' whole sites.
         #[arg(long)]
         failed_over: bool,
         /// Do not start the appliances.
@@ -174,6 +174,8 @@ enum Which {
     Partial,
     /// Two tenants with the same addresses.
     TwoTenants,
+    /// Two tenants that fail over whole, a provider's router, the internet.
+    Full,
 }
 
 impl Which {
@@ -181,6 +183,7 @@ impl Which {
         match self {
             Self::Partial => sites::partial(options),
             Self::TwoTenants => sites::two_tenants(options),
+            Self::Full => sites::full(options),
         }
     }
 }
@@ -287,7 +290,16 @@ fn up(
         if appliances {
             lab.start_appliances()?;
         }
-        if failed_over {
+        for failover in &lab.topology().failovers {
+            lab.write_plan(&failover.tenant)?;
+        }
+        if failed_over && !lab.topology().failovers.is_empty() {
+            for Failover { tenant, .. } in &lab.topology().failovers {
+                let done = lab.fail_over_site(tenant)?;
+                let took = (done.switched - done.booted).as_millis();
+                println!("{tenant}: the whole site runs at the provider, switched in {took} ms");
+            }
+        } else if failed_over {
             let machine = lab
                 .topology()
                 .machines
@@ -324,6 +336,14 @@ fn up(
         println!(
             "  causeway-appliance --socket {} status",
             lab.appliance(&appliance.host)?.socket_path().display()
+        );
+    }
+    for failover in lab.topology().failovers.iter().filter(|_| appliances) {
+        println!(
+            "  causeway-appliance --socket {} mode --tenant {} full --plan {}",
+            lab.appliance(&failover.appliance)?.socket_path().display(),
+            failover.tenant,
+            lab.plan_path(&failover.tenant).display()
         );
     }
     Ok(())
