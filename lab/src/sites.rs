@@ -37,19 +37,23 @@ const TWO_TENANTS: &str = "
 ";
 
 const FULL: &str = "
- provider site                                               │  internet 198.51.100.0/24, 2001:db8:99::/64
-                                                             │
- replica-a .10 ┬ VLAN 101 web ┐                              │  client .10
- replica-b .11 ┘              │                              │  stranger .66
- replica-c .10 ─ VLAN 102 db ─┤ virtual switch   uplink-net  │  server .80
- replica-d .10 ─ VLAN 103 ops ┤ trunk            203.0.113.0 │    │
-                              ├─ provider-appliance .5 ── edge .1 ┘
- globex-replica-a             │                           │  │
-               .10 ─ VLAN 201 ┘                           │  │
-                                                          ├─ acme-wan (cut) ─ router .1 ── prod-a, prod-b: web, prod-c: db,
- web 10.1.0.0/24, 2001:db8:1::/64                         │                                prod-d: ops, tenant-appliance
- db  10.2.0.0/24, 2001:db8:2::/64    ops 10.3.0.0/24      └─ globex-wan (cut) ─ globex-appliance ── globex-prod-a
- VLAN 201: globex's, the same as web                      public: acme 203.0.113.16/28, 2001:db8:f::/64; globex 203.0.113.32/28
+ provider site                                                            │  internet
+                                                                          │  198.51.100.0/24, 2001:db8:99::/64
+ replica-a .10, replica-b .11 ── VLAN 101 web ─┐                          │
+ replica-c .10 ───────────────── VLAN 102 db ──┤ trunk                    │   ┌─ client .10
+ replica-d .10 ───────────────── VLAN 103 ops ─┼─ provider-appliance      │   ├─ stranger .66
+ globex-replica-a .10 ────────── VLAN 201 ─────┘     │ .5                 │   ├─ server .80
+                                                     │                    │   │
+ uplink-net 203.0.113.0/24, 2001:db8:e::/64 ─────────┴─────────────────── edge .1
+                                                                           │ │
+ production sites, cut off by a failover                                   │ │
+ prod-a .10, prod-b .11, tenant-appliance .5 ── web ─┐                     │ │
+ prod-c .10 ─────────────────────────────────── db ──┼─ router .1 ─────────┘ │
+ prod-d .10 ─────────────────────────────────── ops ─┘           acme-wan    │
+ globex-prod-a .10 ──────────────────────────────────── globex-appliance ────┘ globex-wan
+
+ web 10.1.0.0/24, 2001:db8:1::/64, globex's network the same; db 10.2.0.0/24, 2001:db8:2::/64; ops 10.3.0.0/24
+ public: acme 203.0.113.16/28, 2001:db8:f::/64; globex 203.0.113.32/28
 ";
 
 /// Acme's failover plan in [`full`]: web has the internet, web and db reach each other, ops may send to web and hears

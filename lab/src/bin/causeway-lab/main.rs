@@ -45,7 +45,7 @@ struct Files {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Raise a site pair and leave it standing.
+    /// Raise sites and leave them standing.
     Up {
         /// What to raise.
         topology: Which,
@@ -120,11 +120,11 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Raise a site pair, fail a machine over under load, show and measure it, take all down.
+    /// Raise sites, fail a machine or whole sites over, show and measure it, take all down.
     Demo {
         /// What to show.
         #[arg(long, default_value = "partial")]
-        scenario: Scenario,
+        scenario: demo::Scenario,
         /// Name of its lab; one named `partial` that a person explores is left alone.
         #[arg(long, default_value = "demo")]
         name: String,
@@ -186,12 +186,6 @@ impl Which {
             Self::Full => sites::full(options),
         }
     }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Scenario {
-    /// Partial site failover.
-    Partial,
 }
 
 fn main() -> ExitCode {
@@ -263,13 +257,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             capture(&lab, &host, &link, far_end, seconds, out)?;
         }
         Command::Demo {
-            scenario: Scenario::Partial,
+            scenario,
             name,
             json,
             links,
         } => {
             interrupt::install()?;
-            return demo::partial(links.options(), &name, paths, json.as_deref());
+            return demo::demo(scenario, links.options(), &name, paths, json.as_deref());
         }
     }
     Ok(ExitCode::SUCCESS)
