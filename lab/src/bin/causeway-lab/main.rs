@@ -82,20 +82,26 @@ enum Command {
         #[arg(last = true, required = true, value_name = "CMD")]
         words: Vec<std::ffi::OsString>,
     },
-    /// Fail a machine over to its replica.
+    /// Fail a machine over to its replica, or a whole site.
     FailOver {
         /// The production host.
         #[arg(default_value = "prod-a")]
         machine: String,
+        /// This tenant's whole site instead: cut off, its replicas on, mode full.
+        #[arg(long, conflicts_with = "machine")]
+        tenant: Option<String>,
         /// The lab; may be left out if only one stands.
         #[arg(long)]
         lab: Option<String>,
     },
-    /// Bring a machine back to its production host.
+    /// Bring a machine back to its production host, or undo a whole site's failover.
     FailBack {
         /// The production host.
         #[arg(default_value = "prod-a")]
         machine: String,
+        /// This tenant's whole site instead: mode idle, its replicas off, reachable again.
+        #[arg(long, conflicts_with = "machine")]
+        tenant: Option<String>,
         /// The lab; may be left out if only one stands.
         #[arg(long)]
         lab: Option<String>,
@@ -237,13 +243,34 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let error = lab.command_in(&host, &words, true)?.exec();
             return Err(error).with_context(|| format!("running {}", words[0].display()));
         }
-        Command::FailOver { machine, lab } => {
+        Command::FailOver {
+            machine,
+            tenant: None,
+            lab,
+        } => {
             let done = open(lab, paths)?.fail_over(&machine)?;
             println!("{machine}: failed over in {} ms", ms(&done));
         }
-        Command::FailBack { machine, lab } => {
+        Command::FailOver {
+            tenant: Some(tenant),
+            lab,
+            ..
+        } => fail_over_site(&open(lab, paths)?, &tenant)?,
+        Command::FailBack {
+            machine,
+            tenant: None,
+            lab,
+        } => {
             let done = open(lab, paths)?.fail_back(&machine)?;
             println!("{machine}: back in {} ms", ms(&done));
+        }
+        Command::FailBack {
+            tenant: Some(tenant),
+            lab,
+            ..
+        } => {
+            open(lab, paths)?.undo_site(&tenant)?;
+            println!("{tenant}: the site is back");
         }
         Command::Capture {
             host,
@@ -289,9 +316,7 @@ fn up(
         }
         if failed_over && !lab.topology().failovers.is_empty() {
             for Failover { tenant, .. } in &lab.topology().failovers {
-                let done = lab.fail_over_site(tenant)?;
-                let took = (done.switched - done.booted).as_millis();
-                println!("{tenant}: the whole site runs at the provider, switched in {took} ms");
+                fail_over_site(&lab, tenant)?;
             }
         } else if failed_over {
             let machine = lab
@@ -333,13 +358,20 @@ fn up(
         );
     }
     for failover in lab.topology().failovers.iter().filter(|_| appliances) {
+        let tenant = &failover.tenant;
+        let plan = lab.plan_path(tenant);
         println!(
-            "  causeway-appliance --socket {} mode --tenant {} full --plan {}",
-            lab.appliance(&failover.appliance)?.socket_path().display(),
-            failover.tenant,
-            lab.plan_path(&failover.tenant).display()
+            "  causeway-lab fail-over --tenant {tenant} --lab {name}    by {}",
+            plan.display()
         );
     }
+    Ok(())
+}
+
+fn fail_over_site(lab: &Lab, tenant: &str) -> anyhow::Result<()> {
+    let done = lab.fail_over_site(tenant)?;
+    let took = (done.switched - done.booted).as_millis();
+    println!("{tenant}: the whole site runs at the provider, switched in {took} ms");
     Ok(())
 }
 
