@@ -25,6 +25,7 @@ pub mod connections;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod fib;
 pub mod frames;
 pub mod held;
 pub mod neighbour;

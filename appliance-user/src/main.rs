@@ -1,15 +1,20 @@
 //! `causeway-appliance`: the daemon, and what an operator says to it.
 
-use std::{net::IpAddr, path::PathBuf, process::ExitCode};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use appliance_user::{
     config::Config,
-    control::{CounterStatus, Request, Status, client, render},
+    control::{CounterStatus, Request, Status, client, render, rules},
     daemon, datapath,
     secure::keys::{self, OsRandom},
 };
 use clap::{Parser, Subcommand};
+use failover::{Net, Rule};
 use tunnel::{PresharedKey, SecretKey};
 
 /// The data plane of Causeway: stretches a tenant's networks to the replicas of its machines.
@@ -58,11 +63,31 @@ enum Command {
         /// The tenant; may be left out where there is only one.
         #[arg(long)]
         tenant: Option<String>,
-        /// `idle` or `partial`; left out: only show.
+        /// `idle`, `partial` or `full`; left out: only show.
         mode: Option<String>,
+        /// The plan of a full failover; that in force again: its rules change.
+        #[arg(long)]
+        plan: Option<PathBuf>,
+        /// A full failover may end a partial one.
+        #[arg(long)]
+        force: bool,
+        /// The partial failover becomes the full one, its addresses stay.
+        #[arg(long, conflicts_with = "force")]
+        promote: bool,
         /// For programs.
         #[arg(long)]
         json: bool,
+    },
+    /// Show or switch maintenance: new failovers are refused, running ones can be undone.
+    Maintenance {
+        /// `on` or `off`; left out: only show.
+        #[arg(value_parser = ["on", "off"])]
+        switch: Option<String>,
+    },
+    /// Public IP rules of a full failover.
+    Rule {
+        #[command(subcommand)]
+        command: RuleCommand,
     },
     /// Failed-over addresses.
     Endpoint {
@@ -125,6 +150,56 @@ enum EndpointCommand {
     },
 }
 
+#[derive(Subcommand)]
+enum RuleCommand {
+    /// One rule, or those of a file, all or none.
+    Add {
+        /// The tenant; may be left out where there is only one.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Its name.
+        #[arg(required_unless_present = "file", requires = "line")]
+        name: Option<String>,
+        /// `203.0.113.20:443/tcp -> 10.1.0.10:8443`, or `203.0.113.20 -> 10.1.0.10` for all but port 22.
+        line: Option<String>,
+        /// A source that may come, address or prefix; left out: everybody.
+        #[arg(long)]
+        allow: Vec<Net>,
+        /// For people.
+        #[arg(long)]
+        description: Option<String>,
+        /// A file with a `[[rule]]` for each.
+        #[arg(long, conflicts_with_all = ["name", "line", "allow", "description"])]
+        file: Option<PathBuf>,
+    },
+    /// Rules go, all or none.
+    Remove {
+        /// The tenant; may be left out where there is only one.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Their names.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Show them.
+    List {
+        /// Of one tenant only.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what adding a file's rules would be refused for, and change nothing.
+    Check {
+        /// The tenant; may be left out where there is only one.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// A file with a `[[rule]]` for each.
+        file: PathBuf,
+    },
+}
+
 fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -169,6 +244,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check { file } => {
             let config = Config::load(&file)?;
             daemon::check_keys(&config)?;
+            config.check_ports()?;
             println!(
                 "{}: good: {} side, {} tenants, {} peers, {} networks",
                 file.display(),
@@ -197,16 +273,32 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 print!("{}", render::counters(&counters));
             }
         }
-        Command::Mode { tenant, mode, json } => {
-            let value = ask(&Request::Mode { tenant, mode })?;
+        Command::Mode {
+            tenant,
+            mode,
+            plan,
+            force,
+            promote,
+            json,
+        } => {
+            let plan = plan.as_deref().map(read).transpose()?;
+            let value = ask(&Request::Mode {
+                tenant,
+                mode,
+                plan,
+                force,
+                promote,
+            })?;
             if json {
                 println!("{value}");
             } else {
                 for tenant in value.as_array().into_iter().flatten() {
+                    let plan = tenant["plan"].as_str().map(|plan| format!(" ({plan})"));
                     println!(
-                        "{}: {}",
+                        "{}: {}{}",
                         tenant["name"].as_str().unwrap_or_default(),
-                        tenant["mode"].as_str().unwrap_or_default()
+                        tenant["mode"].as_str().unwrap_or_default(),
+                        plan.unwrap_or_default()
                     );
                 }
             }
@@ -225,6 +317,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
         }
         Command::Pubkey { private_key } => println!("{}", keys::private(&private_key)?.public()),
+        Command::Maintenance { switch } => {
+            let on = switch.map(|switch| switch == "on");
+            let value = ask(&Request::Maintenance { on })?;
+            let on = value["maintenance"].as_bool().unwrap_or_default();
+            println!("maintenance: {}", if on { "on" } else { "off" });
+        }
+        Command::Rule { command } => rule(&ask, command)?,
         Command::Endpoint { command } => endpoint(&ask, command)?,
         Command::Reload => {
             ask(&Request::Reload)?;
@@ -239,6 +338,76 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             );
             let removed = datapath::detach(&config.pin_dir)?;
             println!("removed {removed} pins; nothing is forwarded any more");
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn rule(
+    ask: &dyn Fn(&Request) -> Result<serde_json::Value, client::Error>,
+    command: RuleCommand,
+) -> anyhow::Result<()> {
+    match command {
+        RuleCommand::Add {
+            tenant,
+            name,
+            line,
+            allow,
+            description,
+            file,
+        } => {
+            let rules = match (file, name, line) {
+                (Some(file), _, _) => {
+                    let (rules, problems) = rules::read(&read(&file)?);
+                    anyhow::ensure!(
+                        problems.is_empty(),
+                        "{}: nothing was changed:\n{}",
+                        file.display(),
+                        problems.join("\n")
+                    );
+                    rules
+                }
+                (None, Some(name), Some(line)) => vec![
+                    Rule::from_line(&name, &line)?
+                        .allowing(allow)?
+                        .described(&description.unwrap_or_default())?,
+                ],
+                (None, _, _) => anyhow::bail!("give a name and a line, or --file FILE"),
+            };
+            let count = rules.len();
+            ask(&Request::RuleAdd { tenant, rules })?;
+            println!("{count} added");
+        }
+        RuleCommand::Remove { tenant, names } => {
+            let count = names.len();
+            ask(&Request::RuleRemove { tenant, names })?;
+            println!("{count} removed");
+        }
+        RuleCommand::List { tenant, json } => {
+            let value = ask(&Request::RuleList { tenant })?;
+            if json {
+                println!("{value}");
+            } else {
+                print!("{}", render::rules(&value));
+            }
+        }
+        RuleCommand::Check { tenant, file } => {
+            let (rules, mut problems) = rules::read(&read(&file)?);
+            let count = rules.len();
+            let value = ask(&Request::RuleCheck { tenant, rules })?;
+            let refused = value["refused"].as_array().into_iter().flatten();
+            problems.extend(refused.filter_map(|p| p.as_str().map(ToOwned::to_owned)));
+            anyhow::ensure!(
+                problems.is_empty(),
+                "{} would be refused:\n{}",
+                file.display(),
+                problems.join("\n")
+            );
+            println!("{}: good: {count} rules", file.display());
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 //! One thread, one loop. Nothing on it is on the packet path: while it waits, restarts or is gone, the
 //! programs forward by the maps as they are. Workers of encrypted tunnels are threads of their own.
 
+mod failover;
 mod requests;
 mod status;
 mod tunnels;
@@ -30,10 +31,11 @@ use crate::{
     config::{Config, Role},
     control::server,
     datapath::{Datapath, Rings},
+    fib,
     neighbour::{Action, Engine, Port},
     nic::{self, Nic},
     notify::Notifier,
-    rawsock::RawSocket,
+    rawsock::{RawIp, RawSocket},
     reconcile::{self, Secured, Tables, host, mode_of},
     secure::{Ends, clock},
     slowpath::{self, SlowPath},
@@ -59,17 +61,24 @@ const CORRECTION_PATIENCE: Duration = Duration::from_secs(600);
 pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let config = Config::load(config_path)?;
     let keys = tunnels::Keys::load(&config)?;
+    config.check_ports()?;
     let store = Store::new(&config.state_dir);
     let mut state = store.load()?;
     let listener = server::bind(&config.control_socket)?;
     let (watcher, mut snapshots) =
         Watcher::spawn(config.plain_peers().collect(), interfaces(&config))
             .context("watch links and routes")?;
-    if give_slots(&config, &mut state) {
+    let seeded = state.nat_seed.is_some();
+    if !seeded {
+        let mut seed = [0; 4];
+        getrandom::fill(&mut seed).context("a seed for the ports of NAT")?;
+        state.nat_seed = Some(u32::from_ne_bytes(seed));
+    }
+    if give_slots(&config, &mut state) || !seeded {
         store.save(&state)?;
     }
     let object = object_path(&config);
-    let (datapath, rings) = Datapath::open(&config.pin_dir, &object)?;
+    let (datapath, rings) = Datapath::open(&config.pin_dir, &object, config.nat.connections)?;
     let tables = datapath.read()?;
     tracing::info!(
         name = config.name,
@@ -99,6 +108,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         announcer: Announcer::new(crate::announce::Settings::default()),
         slow: SlowPath::new(slowpath::Limits::default()),
         sockets: BTreeMap::new(),
+        outside: None,
         ports: BTreeMap::new(),
         nics: BTreeMap::new(),
         snapshot: Snapshot::default(),
@@ -126,9 +136,17 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     }
     snapshots.mark_unchanged();
     daemon.begin_tunnels();
+    if daemon.any_full()
+        && let Err(error) = fib::allow()
+    {
+        tracing::warn!(%error, "full failover: nothing can be sent out of the uplink");
+    }
     daemon.apply_snapshot()?;
     for problem in daemon.misfits(&daemon.config) {
         tracing::warn!(problem, "failed-over address without effect");
+    }
+    for problem in daemon.misfit_plans(&daemon.config) {
+        tracing::warn!(problem, "full failover that does not fit the configuration");
     }
     let (calls, requests) = mpsc::channel(16);
     let server = tokio::spawn(server::serve(listener, calls));
@@ -168,12 +186,13 @@ fn object_path(config: &Config) -> PathBuf {
 /// Gives tenants, peers and networks their slots; returns whether any changed.
 fn give_slots(config: &Config, state: &mut State) -> bool {
     let before = state.slots.clone();
-    let tenants: Vec<&str> = config.tenants.iter().map(String::as_str).collect();
+    let tenants: Vec<&str> = config.tenants.iter().map(|t| t.name.as_str()).collect();
     let peers: Vec<&str> = config.peers.iter().map(|p| p.name.as_str()).collect();
     let networks: Vec<&str> = config.networks.iter().map(|n| n.name.as_str()).collect();
     assign(&mut state.slots.tenants, &tenants, MAX_TENANTS);
     assign(&mut state.slots.peers, &peers, MAX_PEERS);
     assign(&mut state.slots.networks, &networks, MAX_NETWORKS);
+    state.give_rule_slots();
     state.slots != before
 }
 
@@ -199,6 +218,8 @@ struct Daemon {
     slow: SlowPath,
     /// By interface index.
     sockets: BTreeMap<u32, RawSocket>,
+    /// For packets whose next hop the kernel resolves.
+    outside: Option<RawIp>,
     /// By VNI.
     ports: BTreeMap<u32, Port>,
     /// By interface name.
@@ -348,6 +369,7 @@ impl Daemon {
                 idle = false;
                 match output {
                     slowpath::Output::Send { ifindex, frame } => self.send(ifindex, &frame),
+                    slowpath::Output::Outside { packet } => self.send_outside(&packet),
                     slowpath::Output::Resolve { key } => self.engine.want(now, key, false),
                 }
             }
@@ -415,6 +437,34 @@ impl Daemon {
             if error.raw_os_error() == Some(libc::ENXIO) {
                 self.sockets.remove(&ifindex);
             }
+        }
+    }
+
+    /// Has the kernel send a translated packet out of the uplink.
+    fn send_outside(&mut self, packet: &[u8]) {
+        let Some(link) = self.snapshot.links.get(&self.config.uplink.interface) else {
+            self.send_errors += 1;
+            return;
+        };
+        if self
+            .outside
+            .as_ref()
+            .is_none_or(|o| o.ifindex() != link.ifindex)
+        {
+            match RawIp::open(&link.name, link.ifindex) {
+                Ok(socket) => self.outside = Some(socket),
+                Err(error) => {
+                    self.send_errors += 1;
+                    tracing::debug!(%error, "no socket for a translated packet");
+                    return;
+                }
+            }
+        }
+        if let Some(socket) = &self.outside
+            && let Err(error) = socket.send(packet)
+        {
+            self.send_errors += 1;
+            tracing::debug!(%error, "a translated packet could not be sent");
         }
     }
 
@@ -613,6 +663,7 @@ impl Daemon {
         let mut wanted =
             reconcile::desired(&self.config, &self.state, &self.snapshot, &self.secured);
         self.keep_last_paths(&mut wanted);
+        let wanted = reconcile::with_epochs(&self.tables, wanted);
         let writes = reconcile::diff(&self.tables, &wanted);
         if !writes.is_empty() {
             tracing::debug!(writes = writes.len(), "reconciled");

@@ -20,6 +20,7 @@ use std::{
 use appliance_common::{
     counters::Counter,
     maps::{HostKey, Jump, Neighbour, NetworkStats, SCHEMA_VERSION},
+    nat,
 };
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -36,8 +37,8 @@ use crate::{
 
 pub use links::{Attached, Mode};
 
-/// Every map, by its name in the object.
-const MAPS: [&str; 21] = [
+/// Every map, by its name in the object, but for `SCRATCH`: that is a program's own, of the same version.
+const MAPS: [&str; 37] = [
     "CONFIG",
     "ATTACHMENTS",
     "NETWORKS",
@@ -59,6 +60,24 @@ const MAPS: [&str; 21] = [
     "ROUTES",
     "POLICIES",
     "ICMP_BUDGET",
+    "NAT",
+    "NAT_ADDRESSES",
+    "PUBLIC",
+    "RULES",
+    "RULE_PORTS",
+    "RULE_SOURCES",
+    "ONE_TO_ONE",
+    "FLOWS",
+    "OPENING",
+    "MAPPINGS",
+    "FRAGMENTS",
+    // Of no use to anybody else, and shared all the same: while programs are replaced, those of before go on in
+    // those of after.
+    "SCRATCH",
+    "PASSED",
+    "TRACE",
+    "TRACED",
+    "TRACE_EVENTS",
 ];
 
 /// What failed, and what to do.
@@ -172,6 +191,13 @@ pub struct Datapath {
         HashMap<MapData, appliance_common::addr::Address, appliance_common::maps::PeerAddress>,
     routes: LpmTrie<MapData, appliance_common::maps::RouteKey, appliance_common::maps::Route>,
     policies: HashMap<MapData, appliance_common::maps::PolicyKey, appliance_common::maps::Policy>,
+    nat: Array<MapData, nat::Nat>,
+    nat_addresses: Array<MapData, nat::NatAddress>,
+    public: HashMap<MapData, appliance_common::addr::Address, nat::Public>,
+    rules: Array<MapData, nat::Rule>,
+    rule_ports: LpmTrie<MapData, nat::RuleKey, nat::RuleSlot>,
+    rule_sources: LpmTrie<MapData, nat::SourceKey, nat::RuleSlot>,
+    one_to_one: HashMap<MapData, nat::MachineKey, nat::RuleSlot>,
     /// The kernel empties it when it is neither open nor pinned.
     _jumps: ProgramArray<MapData>,
     attached: BTreeMap<String, Attached>,
@@ -193,11 +219,11 @@ pub fn root(pin_dir: &Path) -> PathBuf {
 
 impl Datapath {
     /// Loads the programs over the maps pinned below `pin_dir`, which are made where they are
-    /// missing. Attaches nothing yet.
+    /// missing, with room for that many connections. Attaches nothing yet.
     ///
     /// # Errors
     /// [`Error`]; what was pinned before is as it was.
-    pub fn open(pin_dir: &Path, object: &Path) -> Result<(Self, Rings), Error> {
+    pub fn open(pin_dir: &Path, object: &Path, connections: u32) -> Result<(Self, Rings), Error> {
         if !object.is_file() {
             return Err(Error::NoObject {
                 path: object.to_owned(),
@@ -215,6 +241,7 @@ impl Datapath {
         for (name, path) in MAPS.iter().zip(&paths) {
             loader.map_pin_path(name, path.as_path());
         }
+        loader.map_max_entries(tables::CONNECTIONS, 2 * connections);
         let mut object_loaded = loader.load_file(object).map_err(|source| Error::Load {
             path: object.to_owned(),
             source: Box::new(source),
@@ -249,13 +276,20 @@ impl Datapath {
             network_stats: typed(o, "NETWORK_STATS")?,
             routes: typed(o, "ROUTES")?,
             policies: typed(o, "POLICIES")?,
+            nat: typed(o, "NAT")?,
+            nat_addresses: typed(o, "NAT_ADDRESSES")?,
+            public: typed(o, "PUBLIC")?,
+            rules: typed(o, "RULES")?,
+            rule_ports: typed(o, "RULE_PORTS")?,
+            rule_sources: typed(o, "RULE_SOURCES")?,
+            one_to_one: typed(o, "ONE_TO_ONE")?,
             _jumps: jumps,
             root,
             object: object_loaded,
             adopted,
             attached: BTreeMap::new(),
         };
-        this.check_shape()?;
+        this.check_shape(connections)?;
         // Sessions end with the process that made them: their keys are nowhere else.
         this.forget_sessions()?;
         Ok((this, rings))
@@ -428,17 +462,18 @@ fn jumps(object: &mut Ebpf) -> Result<ProgramArray<MapData>, Error> {
         source: Box::new(source),
     };
     let mut jumps: ProgramArray<MapData> = typed(object, "JUMPS")?;
-    let name = "full";
-    let program: &mut Xdp = object
-        .program_mut(name)
-        .ok_or(Error::Missing { what: name })?
-        .try_into()
-        .map_err(|source| failed(name, source))?;
-    program.load().map_err(|source| failed(name, source))?;
-    let fd = program.fd().map_err(|source| failed(name, source))?;
-    jumps
-        .set(Jump::Full as u32, fd, 0)
-        .map_err(|e| map_error("write", "JUMPS", e))?;
+    for (jump, name) in Jump::ALL {
+        let program: &mut Xdp = object
+            .program_mut(name)
+            .ok_or(Error::Missing { what: name })?
+            .try_into()
+            .map_err(|source| failed(name, source))?;
+        program.load().map_err(|source| failed(name, source))?;
+        let fd = program.fd().map_err(|source| failed(name, source))?;
+        jumps
+            .set(jump as u32, fd, 0)
+            .map_err(|e| map_error("write", "JUMPS", e))?;
+    }
     Ok(jumps)
 }
 
