@@ -194,7 +194,7 @@ counters! {
     DropNatProtocol = 78, "drop_nat_protocol";
     /// Dropped: the kernel has no way to the destination out of the uplink.
     DropNoNextHop = 79, "drop_no_next_hop";
-    /// Dropped: a fragment whose first one is not known.
+    /// Dropped: a fragment whose first one was not translated.
     DropFragment = 80, "drop_fragment";
 
     /// A connection was begun, by rule or by mapping.
@@ -205,6 +205,10 @@ counters! {
     ErrorTranslated = 98, "error_translated";
     /// A fragment translated as its first one was.
     FragmentTranslated = 99, "fragment_translated";
+    /// Full failover: a router solicitation handed to the slow path, which advertises.
+    SlowSolicited = 100, "slow_solicited";
+    /// A fragment that came before its first one, handed to the slow path, which waits for that one.
+    SlowFragment = 101, "slow_fragment";
 }
 
 impl Counter {

@@ -68,10 +68,14 @@ pub const MAX_RULES: u32 = 16_384;
 pub const MAX_RULE_PORTS: u32 = 65_536;
 /// Sources that the rules list.
 pub const MAX_RULE_SOURCES: u32 = 65_536;
-/// Connections, unless the configuration says otherwise. Each has two entries in `FLOWS` and may have two in
-/// `MAPPINGS`.
+/// Connections, unless the configuration says otherwise. Each has two entries in `FLOWS`.
 pub const DEFAULT_CONNECTIONS: u32 = 65_536;
-/// Connections that are being opened, and ICMP queries: the oldest give way to new ones.
+/// Endpoints of tenants that are seen outside by a port of their own. Each has two entries in `MAPPINGS`.
+pub const MAX_MAPPED: u32 = 65_536;
+/// Entries for connections that are being opened, and ICMP queries: the oldest give way to new ones.
 pub const MAX_OPENING: u32 = 65_536;
 /// Datagrams of which fragments are being translated; the oldest give way to new ones.
 pub const MAX_FRAGMENTED: u32 = 8192;
+/// Bytes of the ring buffer that carries [`crate::events::TraceEvent`]; a power of two of pages. Packets that come
+/// faster than the reader reads are followed with gaps.
+pub const TRACE_RING_BYTES: u32 = 1024 * 1024;

@@ -1,6 +1,11 @@
 //! ARP (RFC 826), answered in place for exactly the addresses the mode says.
 
-use appliance_common::{counters::Counter, events::Heard, maps::Network, wire::{ARP_LEN, ETH_LEN}};
+use appliance_common::{
+    counters::Counter,
+    events::Heard,
+    maps::Network,
+    wire::{ARP_LEN, ETH_LEN},
+};
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 
 use crate::{

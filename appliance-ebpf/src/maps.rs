@@ -1,25 +1,26 @@
 //! All maps: key, value, writer, size. Memory: ARCHITECTURE.md, measured by a test.
 
+use crate::{access::Passed, nat::Scratch, trace::Traced};
 use appliance_common::{
     addr::Address,
     counters::Counter,
+    events::TraceFilter,
     limits::{
         DEFAULT_CONNECTIONS, MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_FRAGMENTED, MAX_HANDSHAKE_SOURCES,
-        MAX_NEIGHBOURS, MAX_NETWORKS, MAX_OPENING, MAX_PEERS, MAX_POLICIES, MAX_PUBLIC, MAX_ROUTES,
-        MAX_RULE_PORTS, MAX_RULE_SOURCES, MAX_RULES, MAX_SESSIONS, MAX_TENANTS, MAX_TUNNELS,
-        MAX_XSKS, NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES,
-    },
-    nat::{
-        Flow, FlowKey, MachineKey, Mapping, MappingKey, Nat, NatAddress, Public, Rule, RuleKey,
-        RuleSlot, SourceKey,
+        MAX_MAPPED, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_OPENING, MAX_PEERS, MAX_POLICIES, MAX_PUBLIC,
+        MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES, MAX_RULES, MAX_SESSIONS, MAX_TENANTS,
+        MAX_TUNNELS, MAX_XSKS, NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES, TRACE_RING_BYTES,
     },
     maps::{
         Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Jump, Neighbour, Network,
         NetworkStats, Peer, PeerAddress, Policy, PolicyKey, Route, RouteKey, Session, SessionKey,
         Tenant, Tunnel, TunnelKey,
     },
+    nat::{
+        Flow, FlowKey, MachineKey, Mapping, MappingKey, Nat, NatAddress, Public, Rule, RuleKey,
+        RuleSlot, SourceKey,
+    },
 };
-use crate::nat::Scratch;
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
@@ -155,10 +156,9 @@ pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(2 * DEFAULT
 pub static OPENING: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(MAX_OPENING, 0);
 
 /// Endpoints of tenants and what they are seen as, both ways. Written by the programs; user space takes out
-/// what no connection has any more. The size is the configuration's.
+/// what no connection has any more.
 #[map]
-pub static MAPPINGS: HashMap<MappingKey, Mapping> =
-    HashMap::with_max_entries(2 * DEFAULT_CONNECTIONS, 0);
+pub static MAPPINGS: HashMap<MappingKey, Mapping> = HashMap::with_max_entries(2 * MAX_MAPPED, 0);
 
 /// Fragmented datagrams whose first fragment was translated. Written by the programs.
 #[map]
@@ -167,3 +167,19 @@ pub static FRAGMENTS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(M
 /// One entry per CPU: what does not fit the stack. Written by the programs.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// One entry per CPU: what a program tells the one that goes on. Written by the programs.
+#[map]
+pub static PASSED: PerCpuArray<Passed> = PerCpuArray::with_max_entries(1, 0);
+
+/// One entry: which packets are followed. Written by user space.
+#[map]
+pub static TRACE: Array<TraceFilter> = Array::with_max_entries(1, 0);
+
+/// One entry per CPU: whether the packet in hand is followed. Written by the programs.
+#[map]
+pub static TRACED: PerCpuArray<Traced> = PerCpuArray::with_max_entries(1, 0);
+
+/// Steps of packets that are followed. Written by the programs.
+#[map]
+pub static TRACE_EVENTS: RingBuf = RingBuf::with_byte_size(TRACE_RING_BYTES, 0);

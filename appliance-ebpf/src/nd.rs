@@ -1,6 +1,10 @@
 //! Neighbour discovery (RFC 4861), answered in place for exactly the addresses the mode says.
 
-use appliance_common::{counters::Counter, events::Heard, wire::{ETH_LEN, IPPROTO_ICMPV6, IPV6_LEN}};
+use appliance_common::{
+    counters::Counter,
+    events::{Heard, SlowReason},
+    wire::{ETH_LEN, IPPROTO_ICMPV6, IPV6_LEN},
+};
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
 
 use crate::{
@@ -9,9 +13,11 @@ use crate::{
     count::count,
     packet::{Mac, Outcome, Window, frame_len, turn_round},
     report::heard,
+    slow,
     tables::{gateway, is_endpoint, is_here, is_host_of, is_provider, prefix_of},
 };
 
+const ROUTER_SOLICITATION: u8 = 133;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 /// A neighbour message without options, bytes.
@@ -45,6 +51,9 @@ pub fn process<const L3: usize>(
     total: usize,
 ) -> Outcome {
     let network = arrival.network;
+    if kind == ROUTER_SOLICITATION && arrival.full() && gateway(network, true).is_some() {
+        return router_wanted::<L3>(ctx, arrival, total);
+    }
     if kind != SOLICITATION && kind != ADVERTISEMENT {
         return leave(arrival.port, Counter::DropNotCarried);
     }
@@ -101,7 +110,14 @@ pub fn process<const L3: usize>(
         return leave(arrival.port, Counter::ControlIgnored);
     }
 
-    advertise::<L3>(ctx, arrival.l2.source, arrival.mac, source, target, is_gateway)
+    advertise::<L3>(
+        ctx,
+        arrival.l2.source,
+        arrival.mac,
+        source,
+        target,
+        is_gateway,
+    )
 }
 
 /// A solicitation from `source` turned into the advertisement of `target` as `mac`'s, with or without a router's
@@ -184,6 +200,28 @@ fn advertise<const L3: usize>(
     w.set::<u32, 24>(fields[6]);
     w.set::<u32, 28>(fields[7]);
     Outcome::Send(Counter::NdAnswered, xdp_action::XDP_TX)
+}
+
+/// A router solicitation in full failover (RFC 4861 section 6.1.1): user space advertises.
+#[inline(always)]
+fn router_wanted<const L3: usize>(ctx: &XdpContext, arrival: &Arrival, total: usize) -> Outcome {
+    let (Some(ip), Some(w)) = (
+        Window::<IPV6_LEN>::at(ctx, L3),
+        Window::<8>::at(ctx, L3 + IPV6_LEN),
+    ) else {
+        return leave(arrival.port, Counter::DropMalformed);
+    };
+    if ip.get::<u8, 7>() != 255 || w.get::<u8, 1>() != 0 || total < IPV6_LEN + 8 {
+        return leave(arrival.port, Counter::DropMalformed);
+    }
+    let source = ip.get::<Words, 8>();
+    slow::hand_over(
+        ctx,
+        arrival.network,
+        L3 as u16,
+        SlowReason::RouterWanted,
+        &source,
+    )
 }
 
 /// A solicitation on the uplink for an address that `is_ours`, answered; `None` for everything else.

@@ -199,7 +199,10 @@ impl SlowPath {
             Some(SlowReason::Split) => self.split(header, frame, lookup),
             Some(SlowReason::Unresolved) => self.wait(now, header, frame, lookup),
             Some(SlowReason::Outside) => self.outside(header, frame, lookup),
-            None => Err(Refusal::UnknownReason),
+            // The daemon has others of its own for these.
+            Some(SlowReason::RouterWanted | SlowReason::Fragment) | None => {
+                Err(Refusal::UnknownReason)
+            }
         };
         if let Err(refusal) = outcome {
             self.refuse(refusal, 1);

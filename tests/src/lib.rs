@@ -18,6 +18,7 @@
 
 pub mod dump;
 pub mod harness;
+pub mod nat;
 pub mod oracle;
 pub mod packet;
 pub mod rng;

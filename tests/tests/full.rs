@@ -513,3 +513,37 @@ fn where_the_port_is_the_appliance_s_too_its_own_packets_are_the_kernel_s() {
         ],
     );
 }
+
+#[test]
+fn who_wants_a_router_is_handed_over() {
+    let Some(mut h) = Harness::new(World::full()) else {
+        return;
+    };
+    let (from, all) = (
+        "fe80::a".parse().expect("an address"),
+        "ff02::2".parse().expect("an address"),
+    );
+    let message = |hops, code| {
+        let message = icmp_message(ip("fe80::a"), ip("ff02::2"), 133, code, &[0; 4]);
+        let l3 = v6(from, all, 58, hops, &message);
+        frame([0x33, 0x33, 0, 0, 0, 2], A_MAC, &[tag(101)], &l3)
+    };
+    let case = |what: &str, packet| Case::new(what, Program::Access, TRUNK, packet);
+    let l3 = message(255, 0)[18..].to_vec();
+    run(
+        &mut h,
+        vec![
+            case("a solicitation", message(255, 0))
+                .dropped(Counter::SlowSolicited)
+                .records(slow(SlowReason::RouterWanted, NET1, "fe80::a", l3)),
+            case("from afar", message(254, 0)).dropped(Counter::DropMalformed),
+            case("of another code", message(255, 1)).dropped(Counter::DropMalformed),
+        ],
+    );
+    // In partial failover the production site's router is asked, not ours.
+    h.fill(World::provider()).expect("filled");
+    run(
+        &mut h,
+        vec![case("in partial failover", message(255, 0)).dropped(Counter::DropNotCarried)],
+    );
+}

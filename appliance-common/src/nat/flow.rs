@@ -64,11 +64,17 @@ pub struct Flow {
     pub packets: u64,
     /// Their bytes, IP headers included.
     pub bytes: u64,
+    /// Out of the uplink: the next hop's MAC address, then ours.
+    pub way: [u8; 12],
+    /// [`way_mark`] of when the kernel was asked for that.
+    pub way_mark: u16,
+    /// The longest packet that the kernel has said may go that way, bytes; zero: it was not asked yet.
+    pub way_total: u16,
 }
 
 const _: () = {
     assert!(size_of::<FlowKey>() == 40);
-    assert!(size_of::<Flow>() == 88);
+    assert!(size_of::<Flow>() == 104);
     assert!(size_of::<Timeouts>() == 20);
 };
 
@@ -112,6 +118,14 @@ pub const fn ticks(nanoseconds: u64) -> u32 {
     (nanoseconds >> 30) as u32
 }
 
+/// For how long the kernel's word about a way out is taken: as long as this stays the same. That is four ticks at
+/// most, and until user space, which hears of changes, raises `changes`.
+#[inline(always)]
+#[must_use]
+pub const fn way_mark(changes: u32, now: u32) -> u16 {
+    ((changes << 8) as u16) | ((now >> 2) & 0xff) as u16
+}
+
 impl Flow {
     /// The direction of its packets.
     #[inline(always)]
@@ -151,6 +165,9 @@ impl Flow {
         back.tag = back_key.tag();
         back.packets = 0;
         back.bytes = 0;
+        back.way = [0; 12];
+        back.way_mark = 0;
+        back.way_total = 0;
     }
 
     /// Whether two make the same of a packet.
@@ -306,6 +323,9 @@ mod tests {
             tag: 0,
             packets: 0,
             bytes: 0,
+            way: [0; 12],
+            way_mark: 0,
+            way_total: 0,
         })
     }
 

@@ -16,7 +16,7 @@
 mod flow;
 mod tcp;
 
-pub use flow::{Flow, FlowKey, Timeouts, ticks};
+pub use flow::{Flow, FlowKey, Timeouts, ticks, way_mark};
 pub use tcp::{ACK, FIN, RST, SYN, TcpState};
 
 /// An address as four words in memory order, IPv4 in mapped form.
@@ -91,6 +91,9 @@ pub struct Nat {
     pub seed: u32,
     /// How long connections may be silent.
     pub timeouts: Timeouts,
+    /// Raised whenever routes or neighbours of the uplink change: what the programs keep of ways out is then asked
+    /// for again.
+    pub changes: u32,
     /// The interface's MAC address.
     pub mac: [u8; 6],
     /// Zero.
@@ -212,7 +215,7 @@ pub struct MachineKey {
 const _: () = {
     assert!(size_of::<MappingKey>() == 24);
     assert!(size_of::<Mapping>() == 24);
-    assert!(size_of::<Nat>() == 36);
+    assert!(size_of::<Nat>() == 40);
     assert!(size_of::<NatAddress>() == 20);
     assert!(size_of::<Public>() == 4);
     assert!(size_of::<RuleKey>() == 20);

@@ -20,7 +20,7 @@ use appliance_common::{
 use aya_ebpf::programs::XdpContext;
 
 use crate::{
-    access::{Arrival, Port, arrive, is_directed_broadcast, leave},
+    access::{Arrival, Port, is_directed_broadcast, leave, resume},
     addr::{Words, is_link_local, v4, v4_is_host, v4_is_link_local, v6_is_host},
     encap::deliver,
     icmp::{self, Problem},
@@ -53,14 +53,10 @@ fn is_discovery<const L3: usize>(ctx: &XdpContext) -> bool {
 /// A packet that [`is_routed`].
 #[inline(always)]
 pub fn process(ctx: &XdpContext) -> Outcome {
-    let arrival = match arrive(ctx, Port::TenantOnly) {
+    let arrival = match resume(ctx) {
         Ok(arrival) => arrival,
         Err(outcome) => return outcome,
     };
-    // Undone since the first look. Whatever else the mode is now, this packet comes a moment too late for it.
-    if !arrival.full() {
-        return leave(arrival.port, Counter::DropIdle);
-    }
     if arrival.l2.destination.is_group() {
         return leave(arrival.port, Counter::DropNotCarried);
     }

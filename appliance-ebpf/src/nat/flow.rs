@@ -49,6 +49,31 @@ fn stands(flow: &Flow, side: &Side) -> bool {
     true
 }
 
+/// Whether an entry found by `key` is one of now: made under what still stands, and heard not too long ago.
+#[inline(always)]
+fn is_of_now(key: &FlowKey, flow: &Flow, now: u32, nat: &Nat) -> bool {
+    if flow.is_silent(key.protocol, now, &nat.timeouts) {
+        return false;
+    }
+    let zone = u32::from(key.zone);
+    let epoch = if zone == 0 {
+        0
+    } else {
+        match tenant(zone) {
+            Some(tenant) => tenant.epoch,
+            None => return false,
+        }
+    };
+    let side = Side {
+        slot: flow.from,
+        zone,
+        epoch,
+        internet: network_flags::INTERNET,
+        now,
+    };
+    stands(flow, &side)
+}
+
 /// Whether neither direction was heard for too long. `s.back_key` is the other one's.
 #[inline(always)]
 fn is_silent(flow: &Flow, s: &Scratch, nat: &Nat) -> bool {
@@ -135,10 +160,7 @@ pub fn turn(s: &mut Scratch) {
 
 #[inline(always)]
 fn gone_silent(nat: &Nat, s: &mut Scratch) -> bool {
-    if !s
-        .flow
-        .is_silent(s.key.protocol, s.side.now, &nat.timeouts)
-    {
+    if !s.flow.is_silent(s.key.protocol, s.side.now, &nat.timeouts) {
         return false;
     }
     turn(s);
@@ -220,21 +242,17 @@ fn is_same(key: &FlowKey, flow: &Flow) -> bool {
 pub fn begin(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
     turn(s);
     if let Some(there) = FLOWS.get_ptr(&s.back_key) {
-        // SAFETY: the map returned a value.
-        if unsafe { !(*there).is_silent(s.key.protocol, s.side.now, &nat.timeouts) } {
+        // SAFETY: the map returned a value; one that is being given away is not of now for long.
+        if unsafe { is_of_now(&s.back_key, &*there, s.side.now, nat) } {
             return Some(Counter::DropFlowTaken);
         }
         let _ = FLOWS.remove(&s.back_key);
     }
     if let Some(there) = OPENING.get_ptr(&s.back_key) {
         // SAFETY: as above.
-        let (same, silent) = unsafe {
-            (
-                (*there).same(&s.back),
-                (*there).is_silent(s.key.protocol, s.side.now, &nat.timeouts),
-            )
-        };
-        if !same && !silent {
+        let taken =
+            unsafe { !(*there).same(&s.back) && is_of_now(&s.back_key, &*there, s.side.now, nat) };
+        if taken {
             return Some(Counter::DropFlowTaken);
         }
     }
@@ -293,4 +311,24 @@ pub fn remember_fragments(s: &mut Scratch) {
     s.back.seen = s.side.now;
     s.back.tag = s.back_key.tag();
     let _ = FRAGMENTS.insert(&s.back_key, &s.back, 0);
+}
+
+/// Keeps in the connection's entry what the kernel said about its way out.
+#[inline(always)]
+pub fn keep_way(s: &Scratch) {
+    let entry = match FLOWS.get_ptr_mut(&s.key) {
+        Some(entry) => Some(entry),
+        None => OPENING.get_ptr_mut(&s.key),
+    };
+    if let Some(entry) = entry {
+        // SAFETY: the map returned a value. One that is given to another flow meanwhile asks again, or sends one
+        // packet to a next hop that was right a moment ago.
+        unsafe {
+            if (*entry).tag == s.flow.tag {
+                (*entry).way = s.flow.way;
+                (*entry).way_total = s.flow.way_total;
+                (*entry).way_mark = s.flow.way_mark;
+            }
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! What a tenant's endpoint is seen as: one port, whatever it speaks to (RFC 4787 REQ-1, RFC 5382 REQ-1).
 
 use appliance_common::{
-    addr::Address,
     counters::Counter,
     nat::{Mapping, MappingKey, Nat, NatAddress, OUTSIDE, PORT_PROBES},
 };
@@ -12,8 +11,6 @@ use crate::maps::{MAPPINGS, NAT_ADDRESSES};
 
 /// EEXIST.
 const EXISTS: i32 = -17;
-
-const _: () = assert!(size_of::<Address>() == 16);
 
 /// What the tenant of `zone` is seen as; `None` if it isn't.
 #[inline(always)]

@@ -10,6 +10,10 @@
 //! ```
 //!
 //! A packet is written to only when all is decided; what cannot be translated is dropped and counted.
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key that is lent stays in the scratch entry; one that is given takes its bytes of stack"
+)]
 
 mod answer;
 mod flow;
@@ -23,13 +27,15 @@ use appliance_common::{
     counters::Counter,
     events::SlowReason,
     maps::{Jump, Network, Tenant, network_flags},
-    nat::{Flow, FlowKey, MappingKey, Mapping, Nat, Public, UPLINK, flow_flags, public_flags, ticks},
+    nat::{
+        Flow, FlowKey, Mapping, MappingKey, Nat, Public, UPLINK, flow_flags, public_flags, ticks,
+    },
     wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPV4_LEN, IPV6_LEN},
 };
 use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, programs::XdpContext};
 
 use crate::{
-    access::{Arrival, Port, arrive, leave},
+    access::{Arrival, resume},
     addr::{Words, bytes, v4},
     count::count,
     encap::deliver,
@@ -155,13 +161,10 @@ pub fn arrival(ctx: &XdpContext) -> Outcome {
 /// A packet of a tenant in full failover to no network of the tenant, on the port it came in on.
 #[inline(always)]
 pub fn outbound(ctx: &XdpContext) -> Outcome {
-    let arrival = match arrive(ctx, Port::TenantOnly) {
+    let arrival = match resume(ctx) {
         Ok(arrival) => arrival,
         Err(outcome) => return outcome,
     };
-    if !arrival.full() {
-        return leave(arrival.port, Counter::DropIdle);
-    }
     let (Some(s), Some(nat)) = (scratch(), nat()) else {
         return Outcome::Drop(Counter::DropInconsistent);
     };
@@ -182,6 +185,10 @@ pub fn outbound(ctx: &XdpContext) -> Outcome {
         return Outcome::Drop(reason);
     }
     if let Some(reason) = find(nat, s) {
+        if reason as u32 == Counter::DropFragment as u32 {
+            let destination = s.key.destination;
+            return slow::hand_over(ctx, from, l3 as u16, SlowReason::Fragment, &destination);
+        }
         return match arrival.l2.tags {
             0 => refuse::<14>(ctx, &arrival, s, reason),
             1 => refuse::<18>(ctx, &arrival, s, reason),
@@ -265,7 +272,13 @@ fn go_on<const L3: usize>(
                 return Outcome::Drop(reason);
             }
             let destination = s.flow.destination;
-            return slow::hand_over(ctx, arrival.network, L3 as u16, SlowReason::Outside, &destination);
+            return slow::hand_over(
+                ctx,
+                arrival.network,
+                L3 as u16,
+                SlowReason::Outside,
+                &destination,
+            );
         }
         outside::Way::TooLarge(mtu) => return too_large::<L3>(ctx, arrival, s, mtu),
         outside::Way::None => {
@@ -399,6 +412,17 @@ pub fn inbound(ctx: &XdpContext) -> Outcome {
         return others(Counter::DropManagementPort);
     }
     if let Some(reason) = find(nat, s) {
+        if reason as u32 == Counter::DropFragment as u32 {
+            // Of our own address it may be the kernel's, and may be a connection's: both have it.
+            let handed = slow::copy(
+                ctx,
+                0,
+                ETH_LEN as u16,
+                SlowReason::Fragment,
+                &s.key.destination,
+            );
+            return if own { others(reason) } else { handed };
+        }
         return others(reason);
     }
     let Some(to) = network_of(s) else {

@@ -2,16 +2,20 @@
 
 use appliance_common::{
     counters::Counter,
+    maps::Mode,
     nat::{
-        Flow, MachineKey, Nat, OUTSIDE, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS, SourceKey,
-        UPLINK, flow_flags, public_flags, rule_flags,
+        Flow, MachineKey, MappingKey, Nat, OUTSIDE, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS,
+        SourceKey, UPLINK, flow_flags, public_flags, rule_flags,
     },
     wire::{IPPROTO_TCP, IPPROTO_UDP},
 };
 use aya_ebpf::maps::lpm_trie::Key;
 
 use super::{MANAGEMENT, Scratch, flow, mapping, public, tenant};
-use crate::maps::{ONE_TO_ONE, RULE_PORTS, RULE_SOURCES, RULES};
+use crate::{
+    maps::{MAPPINGS, ONE_TO_ONE, RULE_PORTS, RULE_SOURCES, RULES},
+    tables::{may_send, network, route},
+};
 
 /// Begins the packet's connection, in `s.flow`; `None` if that is done.
 #[inline(never)]
@@ -37,6 +41,9 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         tag: s.key.tag(),
         packets: 1,
         bytes: s.packet.total.into(),
+        way: [0; 12],
+        way_mark: 0,
+        way_total: 0,
     };
     s.flow.state = s.flow.next(s.key.protocol, s.packet.flags);
     let outside = s.side.zone == 0;
@@ -45,6 +52,10 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         let Some(found) = by_rule(s) else {
             return Some(Counter::DropNoRule);
         };
+        // Who says out there that it is one of the tenant's own is not believed (RFC 2827).
+        if route((found.zone - 1).into(), s.key.source).is_some() {
+            return Some(Counter::DropSourceGuard);
+        }
         rule = Some(found);
     } else {
         let target = s.key.destination;
@@ -58,10 +69,10 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
                     // The appliance itself is not there for tenants.
                     return Some(Counter::DropNoRule);
                 }
-                let Some(found) = by_rule(s) else {
+                rule = by_rule(s);
+                if rule.is_none() && !by_mapping(s) {
                     return Some(Counter::DropNoRule);
-                };
-                rule = Some(found);
+                }
             }
             None if s.side.internet == 0 => return Some(Counter::DropNoRoute),
             None => s.flow.flags |= flow_flags::INTERNET,
@@ -96,7 +107,7 @@ fn by_rule(s: &mut Scratch) -> Option<&'static Rule> {
     let rule = RULES
         .get(slot)
         .filter(|rule| rule.flags & rule_flags::ACTIVE != 0)?;
-    let tenant = tenant(rule.zone.into())?;
+    let tenant = tenant(rule.zone.into()).filter(|t| t.mode == Mode::Full as u32)?;
     s.flow.destination = rule.internal;
     if rule.flags & rule_flags::ONE_TO_ONE == 0 {
         let offset = u16::from_be(s.key.destination_port).wrapping_sub(rule.public_first);
@@ -108,6 +119,50 @@ fn by_rule(s: &mut Scratch) -> Option<&'static Rule> {
     s.flow.rule = slot + 1;
     s.flow.rule_epoch = rule.epoch;
     Some(rule)
+}
+
+/// The sibling that is seen as the packet's destination, taken into `s.flow`: what it is by its mapping (RFC 4787
+/// REQ-9), of a network that this one may send to as it is.
+#[inline(always)]
+fn by_mapping(s: &mut Scratch) -> bool {
+    s.outer = MappingKey {
+        address: s.key.destination,
+        port: s.key.destination_port,
+        zone: OUTSIDE,
+        protocol: s.key.protocol,
+        reserved: [0; 3],
+    };
+    // SAFETY: read at once; preallocated entries are never unmapped.
+    let Some(there) = unsafe { MAPPINGS.get(&s.outer) }.copied() else {
+        return false;
+    };
+    if u32::from(there.zone) != s.side.zone || there.epoch != s.side.epoch {
+        return false;
+    }
+    let Some(slot) = route(s.side.zone - 1, there.address) else {
+        return false;
+    };
+    if slot != s.side.slot && !may_reach(s.side.slot, slot) {
+        return false;
+    }
+    s.flow.destination = there.address;
+    s.flow.destination_port = there.port;
+    s.flow.to = slot;
+    s.flow.to_zone = there.zone;
+    s.flow.to_epoch = there.epoch;
+    true
+}
+
+/// Whether the network in the one slot may send to that in the other.
+#[inline(never)]
+fn may_reach(from: u32, to: u32) -> bool {
+    let Some(from) = network(from) else {
+        return false;
+    };
+    match network(to) {
+        Some(to) => may_send(from, to),
+        None => false,
+    }
 }
 
 /// Whether the source, as it is seen, is one that the rule of `s.flow` lists.

@@ -2,7 +2,7 @@
 
 use appliance_common::{
     counters::Counter,
-    nat::Nat,
+    nat::{Nat, way_mark},
     wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6},
 };
 use aya_ebpf::{
@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
-use super::Scratch;
+use super::{Scratch, flow, parse::Kind};
 use crate::{
     addr::Words,
     packet::{self, Outcome, Window},
@@ -28,7 +28,7 @@ pub struct Fib {
     total: u16,
     ifindex: u32,
     /// Type of service, or flow information.
-    flow: u32,
+    flow_info: u32,
     /// IPv4 in the first word.
     source: Words,
     destination: Words,
@@ -48,7 +48,7 @@ const LOOPBACK: u32 = 1;
 
 /// How a packet gets out.
 pub enum Way {
-    /// `s.fib` has the next hop.
+    /// `s.flow` has the next hop.
     Known,
     /// There is a next hop, and its link-layer address is not known yet.
     Unresolved,
@@ -61,6 +61,10 @@ pub enum Way {
 /// The way of `s.flow` out of the uplink.
 #[inline(always)]
 pub fn way(ctx: &XdpContext, s: &mut Scratch, nat: &Nat) -> Way {
+    let mark = way_mark(nat.changes, s.side.now);
+    if s.flow.way_mark == mark && s.packet.total <= u32::from(s.flow.way_total) {
+        return Way::Known;
+    }
     let ipv6 = s.packet.ipv6 != 0;
     let (source, destination) = if ipv6 {
         (s.flow.source, s.flow.destination)
@@ -77,7 +81,7 @@ pub fn way(ctx: &XdpContext, s: &mut Scratch, nat: &Nat) -> Way {
         destination_port: s.flow.destination_port,
         total: s.packet.total as u16,
         ifindex: LOOPBACK,
-        flow: 0,
+        flow_info: 0,
         source,
         destination,
         vlan: 0,
@@ -94,14 +98,25 @@ pub fn way(ctx: &XdpContext, s: &mut Scratch, nat: &Nat) -> Way {
         )
     };
     match answer {
-        0 if s.fib.ifindex == nat.uplink => Way::Known,
+        0 if s.fib.ifindex == nat.uplink => {
+            let (d, m) = (s.fib.next_hop_mac, s.fib.source_mac);
+            s.flow.way = [
+                d[0], d[1], d[2], d[3], d[4], d[5], m[0], m[1], m[2], m[3], m[4], m[5],
+            ];
+            s.flow.way_mark = mark;
+            s.flow.way_total = s.packet.total as u16;
+            if matches!(s.packet.kind, Kind::Query) {
+                flow::keep_way(s);
+            }
+            Way::Known
+        }
         7 if s.fib.ifindex == nat.uplink => Way::Unresolved,
         8 => Way::TooLarge(s.fib.total),
         _ => Way::None,
     }
 }
 
-/// Sends the packet at `L3` to the next hop in `s.fib`.
+/// Sends the packet at `L3` to the next hop in `s.flow`.
 #[inline(always)]
 pub fn send<const L3: usize>(ctx: &XdpContext, s: &Scratch, nat: &Nat) -> Outcome {
     // SAFETY: no pointer into the packet outlives the call; the verifier sees to it.
@@ -116,11 +131,10 @@ pub fn send<const L3: usize>(ctx: &XdpContext, s: &Scratch, nat: &Nat) -> Outcom
     } else {
         ETHERTYPE_IPV4
     };
-    let (d, m) = (&s.fib.next_hop_mac, &s.fib.source_mac);
-    w.set::<u32, 0>(u32::from_ne_bytes([d[0], d[1], d[2], d[3]]));
-    w.set::<u16, 4>(u16::from_ne_bytes([d[4], d[5]]));
-    w.set::<u32, 6>(u32::from_ne_bytes([m[0], m[1], m[2], m[3]]));
-    w.set::<u16, 10>(u16::from_ne_bytes([m[4], m[5]]));
+    let way = &s.flow.way;
+    w.set::<u32, 0>(u32::from_ne_bytes([way[0], way[1], way[2], way[3]]));
+    w.set::<u32, 4>(u32::from_ne_bytes([way[4], way[5], way[6], way[7]]));
+    w.set::<u32, 8>(u32::from_ne_bytes([way[8], way[9], way[10], way[11]]));
     w.set::<u16, 12>(ethertype.to_be());
     packet::send(ctx, nat.uplink, Counter::TranslatedOut)
 }

@@ -53,8 +53,8 @@ fn whole(ctx: &XdpContext, s: &Scratch) -> Option<Counter> {
     let Some(w) = Window::<8>::within(ctx, p.l4) else {
         return Some(Counter::DropMalformed);
     };
-    let ports = word(key.source_port, flow.source_port)
-        + word(key.destination_port, flow.destination_port);
+    let ports =
+        word(key.source_port, flow.source_port) + word(key.destination_port, flow.destination_port);
     match p.protocol {
         IPPROTO_TCP => {
             let Some(t) = Window::<20>::within(ctx, p.l4) else {
@@ -141,8 +141,8 @@ fn error(ctx: &XdpContext, s: &Scratch) -> Option<Counter> {
     let (p, key, flow) = (&s.packet, &s.key, &s.flow);
     // The quoted packet went the other way.
     let quoted = words(&key.source, &flow.source) + words(&key.destination, &flow.destination);
-    let ports = word(key.source_port, flow.source_port)
-        + word(key.destination_port, flow.destination_port);
+    let ports =
+        word(key.source_port, flow.source_port) + word(key.destination_port, flow.destination_port);
     // What the error's own checksum has to take in: all that changes within the quote.
     let mut within = quoted + ports;
     if p.ipv6 != 0 {

@@ -38,7 +38,7 @@ use crate::{
 pub use links::{Attached, Mode};
 
 /// Every map, by its name in the object, but for `SCRATCH`: that is a program's own, of the same version.
-const MAPS: [&str; 32] = [
+const MAPS: [&str; 37] = [
     "CONFIG",
     "ATTACHMENTS",
     "NETWORKS",
@@ -71,6 +71,13 @@ const MAPS: [&str; 32] = [
     "OPENING",
     "MAPPINGS",
     "FRAGMENTS",
+    // Of no use to anybody else, and shared all the same: while programs are replaced, those of before go on in
+    // those of after.
+    "SCRATCH",
+    "PASSED",
+    "TRACE",
+    "TRACED",
+    "TRACE_EVENTS",
 ];
 
 /// What failed, and what to do.
@@ -234,9 +241,7 @@ impl Datapath {
         for (name, path) in MAPS.iter().zip(&paths) {
             loader.map_pin_path(name, path.as_path());
         }
-        for name in tables::CONNECTION_MAPS {
-            loader.map_max_entries(name, 2 * connections);
-        }
+        loader.map_max_entries(tables::CONNECTIONS, 2 * connections);
         let mut object_loaded = loader.load_file(object).map_err(|source| Error::Load {
             path: object.to_owned(),
             source: Box::new(source),

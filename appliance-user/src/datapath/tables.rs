@@ -14,8 +14,8 @@ use crate::reconcile::{Tables, Write, port_bits, source_bits};
 /// BPF_EXIST, <linux/bpf.h>: only replace.
 const EXIST: u64 = 2;
 
-/// Maps whose size is the configuration's: two entries for a connection.
-pub(super) const CONNECTION_MAPS: [&str; 2] = ["FLOWS", "MAPPINGS"];
+/// The map whose size is the configuration's: two entries for a connection.
+pub(super) const CONNECTIONS: &str = "FLOWS";
 
 /// How many entries a pinned map has room for.
 fn entries(path: &std::path::Path, name: &'static str) -> Result<u32, Error> {
@@ -45,17 +45,15 @@ impl Datapath {
             }
         }
         // Of another size, that of an earlier configuration: the connections in it count for more.
-        for name in CONNECTION_MAPS {
-            let now = self::entries(&self.root.join("maps").join(name), name)?;
-            let wanted = 2 * connections;
-            if now != wanted {
-                tracing::warn!(
-                    map = name,
-                    entries = now,
-                    wanted,
-                    "nat.connections has another size than the map, which keeps its connections: it changes when the data path is made anew, after a `detach`"
-                );
-            }
+        let now = self::entries(&self.root.join("maps").join(CONNECTIONS), CONNECTIONS)?;
+        let wanted = 2 * connections;
+        if now != wanted {
+            tracing::warn!(
+                map = CONNECTIONS,
+                entries = now,
+                wanted,
+                "nat.connections has another size than the map, which keeps its connections: it changes when the data path is made anew, after a `detach`"
+            );
         }
         Ok(())
     }

@@ -117,6 +117,8 @@ pub(super) fn add(tables: &mut Tables, config: &Config, state: &State, snapshot:
             uplink: link.ifindex,
             seed: state.nat_seed.unwrap_or_default(),
             timeouts: config.nat.timeouts,
+            // It is raised whenever links, routes or neighbours change.
+            changes: snapshot.generation as u32,
             mac: link.mac,
             reserved: [0; 2],
         };
