@@ -37,4 +37,5 @@ pub mod reconcile;
 pub mod secure;
 pub mod slowpath;
 pub mod state;
+pub mod trace;
 pub mod underlay;

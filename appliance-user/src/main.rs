@@ -4,6 +4,8 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -12,6 +14,7 @@ use appliance_user::{
     control::{CounterStatus, Request, Status, client, render, rules},
     daemon, datapath,
     secure::keys::{self, OsRandom},
+    trace::{Step, Wanted},
 };
 use clap::{Parser, Subcommand};
 use failover::{Net, Rule};
@@ -93,6 +96,35 @@ enum Command {
     Endpoint {
         #[command(subcommand)]
         command: EndpointCommand,
+    },
+    /// Follow packets through the programs, with what is decided at each step, until interrupted.
+    ///
+    /// Programs that do so take the place of the usual ones for that time, without a gap.
+    Trace {
+        /// Only what comes in on this interface.
+        #[arg(long)]
+        interface: Option<String>,
+        /// Only with this outer VLAN identifier.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4094))]
+        vlan: Option<u16>,
+        /// Only this IP protocol: tcp, udp, icmp, icmpv6, or a number.
+        #[arg(long, value_parser = protocol)]
+        protocol: Option<u8>,
+        /// Only from or to this address, as it comes in.
+        #[arg(long)]
+        address: Option<IpAddr>,
+        /// Only from or to this port of TCP or UDP, as it comes in.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+        port: Option<u16>,
+        /// End after so many packets.
+        #[arg(long)]
+        count: Option<usize>,
+        /// End after so many seconds.
+        #[arg(long)]
+        seconds: Option<u64>,
+        /// For programs: a JSON object a line.
+        #[arg(long)]
+        json: bool,
     },
     /// Make a key of this appliance and print its public half.
     Keygen {
@@ -325,6 +357,25 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Rule { command } => rule(&ask, command)?,
         Command::Endpoint { command } => endpoint(&ask, command)?,
+        Command::Trace {
+            interface,
+            vlan,
+            protocol,
+            address,
+            port,
+            count,
+            seconds,
+            json,
+        } => {
+            let wanted = Wanted {
+                interface,
+                vlan,
+                protocol,
+                address,
+                port,
+            };
+            trace(&ask, wanted, count, seconds, json)?;
+        }
         Command::Reload => {
             ask(&Request::Reload)?;
             println!("reloaded");
@@ -448,4 +499,71 @@ fn endpoint(
         }
     }
     Ok(())
+}
+
+/// An IP protocol, by name or number.
+fn protocol(text: &str) -> Result<u8, String> {
+    match text {
+        "icmp" => Ok(1),
+        "tcp" => Ok(6),
+        "udp" => Ok(17),
+        "icmpv6" => Ok(58),
+        number => number
+            .parse()
+            .ok()
+            .filter(|number| *number > 0)
+            .ok_or_else(|| {
+                format!(
+                    "{text:?} is no protocol: write tcp, udp, icmp, icmpv6 or a number of 1 to 255"
+                )
+            }),
+    }
+}
+
+/// Set by the interrupt of [`trace`].
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+fn trace(
+    ask: &dyn Fn(&Request) -> Result<serde_json::Value, client::Error>,
+    wanted: Wanted,
+    count: Option<usize>,
+    seconds: Option<u64>,
+    json: bool,
+) -> anyhow::Result<()> {
+    extern "C" fn stop(_signal: i32) {
+        STOPPED.store(true, Ordering::SeqCst);
+    }
+    use nix::sys::signal::{SigHandler, Signal, signal};
+
+    for end in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: the handler does nothing but store to an atomic.
+        unsafe { signal(end, SigHandler::Handler(stop)) }.context("listen for the interrupt")?;
+    }
+    ask(&Request::TraceStart(wanted))?;
+    let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let mut packets = 0;
+    let followed = (|| {
+        while !STOPPED.load(Ordering::SeqCst) && until.is_none_or(|until| Instant::now() < until) {
+            let steps: Vec<Step> =
+                serde_json::from_value(ask(&Request::TraceNext)?).context("read the steps")?;
+            let idle = steps.is_empty();
+            for step in steps {
+                if json {
+                    println!("{}", serde_json::to_string(&step)?);
+                } else {
+                    println!("{}", step.render());
+                }
+                packets += usize::from(step.step == "decided");
+                if count.is_some_and(|count| packets >= count) {
+                    return Ok(());
+                }
+            }
+            if idle {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        anyhow::Ok(())
+    })();
+    ask(&Request::TraceStop)?;
+    followed
 }

@@ -87,6 +87,12 @@ pub enum Request {
         /// Of one network only.
         network: Option<String>,
     },
+    /// Follow packets.
+    TraceStart(crate::trace::Wanted),
+    /// Steps of packets that are followed, since the last time; it ends where nobody asks for 5 s.
+    TraceNext,
+    /// Follow no packets any more.
+    TraceStop,
     /// Read the configuration file again.
     Reload,
 }

@@ -7,6 +7,7 @@ mod failover;
 mod requests;
 mod router;
 mod status;
+mod trace;
 mod tunnels;
 
 use std::{
@@ -125,6 +126,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         attach_errors: BTreeMap::new(),
         send_errors: 0,
         started: Instant::now(),
+        traced: None,
     };
     let patience =
         tokio::time::timeout(SNAPSHOT_PATIENCE, snapshots.wait_for(|s| s.generation > 0));
@@ -244,6 +246,8 @@ struct Daemon {
     attach_errors: BTreeMap<String, String>,
     send_errors: u64,
     started: Instant,
+    /// When whoever follows packets last asked.
+    traced: Option<Instant>,
 }
 
 /// What the slow path looks up.
@@ -500,6 +504,7 @@ impl Daemon {
 
     fn each_second(&mut self) {
         let now = Instant::now();
+        self.end_stale_trace();
         self.corrections.retain(|key, until| {
             let keep = now < *until;
             if !keep {

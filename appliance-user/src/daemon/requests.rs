@@ -47,6 +47,9 @@ impl Daemon {
                 self.endpoint_remove(&network, &addresses)
             }
             Request::EndpointList { network } => self.endpoint_list(network.as_deref()),
+            Request::TraceStart(wanted) => self.trace_start(&wanted),
+            Request::TraceNext => self.trace_next(),
+            Request::TraceStop => self.trace_stop(),
             Request::Reload => self.reload().map(|()| json!("reloaded")),
         };
         match answer {

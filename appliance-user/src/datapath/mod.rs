@@ -19,6 +19,7 @@ use std::{
 
 use appliance_common::{
     counters::Counter,
+    events::{TraceEvent, TraceFilter},
     maps::{HostKey, Jump, Neighbour, NetworkStats, SCHEMA_VERSION},
     nat,
 };
@@ -172,8 +173,12 @@ pub enum Error {
 /// The data path of this appliance.
 pub struct Datapath {
     root: PathBuf,
+    path: PathBuf,
+    connections: u32,
     object: Ebpf,
     adopted: bool,
+    trace: Array<MapData, TraceFilter>,
+    trace_events: RingBuf<MapData>,
     config: Array<MapData, appliance_common::maps::Config>,
     attachments:
         HashMap<MapData, appliance_common::maps::AttachmentKey, appliance_common::maps::Attachment>,
@@ -236,24 +241,7 @@ impl Datapath {
             make_dir(dir)?;
         }
         let adopted = maps.join("CONFIG").exists();
-        let paths: Vec<PathBuf> = MAPS.iter().map(|name| maps.join(name)).collect();
-        let mut loader = EbpfLoader::new();
-        for (name, path) in MAPS.iter().zip(&paths) {
-            loader.map_pin_path(name, path.as_path());
-        }
-        loader.map_max_entries(tables::CONNECTIONS, 2 * connections);
-        let mut object_loaded = loader.load_file(object).map_err(|source| Error::Load {
-            path: object.to_owned(),
-            source: Box::new(source),
-        })?;
-        for kind in [Kind::Access, Kind::Uplink, Kind::Combined] {
-            program(&mut object_loaded, kind)?
-                .load()
-                .map_err(|source| Error::Program {
-                    program: kind.program(),
-                    source: Box::new(source),
-                })?;
-        }
+        let mut object_loaded = load(&root, object, connections, false)?;
         let jumps = jumps(&mut object_loaded)?;
         let o = &mut object_loaded;
         let rings = Rings {
@@ -284,12 +272,18 @@ impl Datapath {
             rule_sources: typed(o, "RULE_SOURCES")?,
             one_to_one: typed(o, "ONE_TO_ONE")?,
             _jumps: jumps,
+            trace: typed(o, "TRACE")?,
+            trace_events: typed(o, "TRACE_EVENTS")?,
             root,
+            path: object.to_owned(),
+            connections,
             object: object_loaded,
             adopted,
             attached: BTreeMap::new(),
         };
         this.check_shape(connections)?;
+        // Whoever followed packets through the programs of before is gone.
+        this.set_trace(&TraceFilter::default())?;
         // Sessions end with the process that made them: their keys are nowhere else.
         this.forget_sessions()?;
         Ok((this, rings))
@@ -311,6 +305,42 @@ impl Datapath {
     #[must_use]
     pub const fn attached(&self) -> &BTreeMap<String, Attached> {
         &self.attached
+    }
+
+    /// Puts programs that follow packets in the place of those that do not, or these back: each in one step, and no
+    /// packet goes without a program.
+    ///
+    /// # Errors
+    /// When they cannot be loaded or put in place; those of before are then put back where they were not replaced.
+    pub fn follow(&mut self, following: bool) -> Result<(), Error> {
+        let mut object = load(&self.root, &self.path, self.connections, following)?;
+        let jumps = jumps(&mut object)?;
+        if let Err(error) = self.put_in_place(&mut object) {
+            let mut before = load(&self.root, &self.path, self.connections, !following)?;
+            self._jumps = self::jumps(&mut before)?;
+            self.put_in_place(&mut before)?;
+            self.object = before;
+            return Err(error);
+        }
+        self._jumps = jumps;
+        self.object = object;
+        Ok(())
+    }
+
+    /// Says which packets are followed.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_trace(&mut self, filter: &TraceFilter) -> Result<(), Error> {
+        self.trace
+            .set(0, *filter, 0)
+            .map_err(|e| map_error("write", "TRACE", e))
+    }
+
+    /// The next step of a packet that is followed, if there is one.
+    pub fn next_step(&mut self) -> Option<TraceEvent> {
+        let record = self.trace_events.next()?;
+        TraceEvent::from_bytes(&record)
     }
 
     /// Packets by counter, summed over the CPUs.
@@ -439,6 +469,33 @@ fn make_dir(dir: &Path) -> Result<(), Error> {
         });
     }
     Ok(())
+}
+
+/// Loads the programs over the maps of `root`, ready to be put in place; those that follow packets, or those that
+/// do not.
+fn load(root: &Path, object: &Path, connections: u32, following: bool) -> Result<Ebpf, Error> {
+    let maps = root.join("maps");
+    let paths: Vec<PathBuf> = MAPS.iter().map(|name| maps.join(name)).collect();
+    let following = u8::from(following);
+    let mut loader = EbpfLoader::new();
+    for (name, path) in MAPS.iter().zip(&paths) {
+        loader.map_pin_path(name, path.as_path());
+    }
+    loader.map_max_entries(tables::CONNECTIONS, 2 * connections);
+    loader.override_global("TRACING", &following, true);
+    let mut loaded = loader.load_file(object).map_err(|source| Error::Load {
+        path: object.to_owned(),
+        source: Box::new(source),
+    })?;
+    for kind in [Kind::Access, Kind::Uplink, Kind::Combined] {
+        program(&mut loaded, kind)?
+            .load()
+            .map_err(|source| Error::Program {
+                program: kind.program(),
+                source: Box::new(source),
+            })?;
+    }
+    Ok(loaded)
 }
 
 /// A program of the object.
