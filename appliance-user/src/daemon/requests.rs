@@ -47,6 +47,7 @@ impl Daemon {
                 self.endpoint_remove(&network, &addresses)
             }
             Request::EndpointList { network } => self.endpoint_list(network.as_deref()),
+            Request::Flows { .. } => Err(Refusal::new("internal", "it is answered elsewhere")),
             Request::Reload => self.reload().map(|()| json!("reloaded")),
         };
         match answer {
