@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!   set ─▶ now ─▶ 16 s ─▶ 16 s ─▶ every 200 s ─ no longer there ─▶ one more, of lifetime 0
+//!                  solicited ─▶ soon, at most every 3 s
 //! ```
 
 use std::{
@@ -24,6 +25,8 @@ const LIFETIME: u16 = 1800;
 const INITIAL: (u32, Duration) = (3, Duration::from_secs(16));
 /// Time between the others.
 const INTERVAL: Duration = Duration::from_secs(200);
+/// Shortest time between two (RFC 4861 section 10, MIN_DELAY_BETWEEN_RAS).
+const SHORTEST: Duration = Duration::from_secs(3);
 
 /// A network's router.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,11 +39,20 @@ pub struct Router {
     pub prefixes: Vec<(Address, u8)>,
 }
 
+#[derive(Debug)]
+struct Sending {
+    router: Router,
+    /// Advertisements so far.
+    sent: u32,
+    last: Option<Instant>,
+    next: Instant,
+}
+
 /// Advertises routers. See the [module](self).
 #[derive(Debug, Default)]
 pub struct Advertiser {
-    /// By VNI: the router, advertisements sent, and when the next is due.
-    routers: BTreeMap<u32, (Router, u32, Instant)>,
+    /// By VNI.
+    routers: BTreeMap<u32, Sending>,
     ready: VecDeque<(u32, Vec<u8>)>,
 }
 
@@ -53,14 +65,30 @@ impl Advertiser {
             .filter(|vni| !routers.contains_key(vni))
             .copied()
             .collect();
-        for (router, ..) in gone.iter().filter_map(|vni| self.routers.remove(vni)) {
+        for Sending { router, .. } in gone.iter().filter_map(|vni| self.routers.remove(vni)) {
             self.ready
                 .push_back((router.port.ifindex, frame(&router, 0)));
         }
         for (vni, router) in routers {
-            if self.routers.get(&vni).is_none_or(|(is, ..)| *is != router) {
-                self.routers.insert(vni, (router, 0, now));
+            let there = self.routers.get(&vni);
+            if there.is_none_or(|there| there.router != router) {
+                let sending = Sending {
+                    router,
+                    sent: 0,
+                    last: None,
+                    next: now,
+                };
+                self.routers.insert(vni, sending);
             }
+        }
+    }
+
+    /// A host asks for the router of a network: it is told after `delay`, as all are, and not more often than is
+    /// right.
+    pub fn solicited(&mut self, now: Instant, vni: u32, delay: Duration) {
+        if let Some(sending) = self.routers.get_mut(&vni) {
+            let soonest = sending.last.map_or(now, |last| last + SHORTEST);
+            sending.next = sending.next.min(soonest.max(now + delay));
         }
     }
 
@@ -70,22 +98,23 @@ impl Advertiser {
         if let Some(ready) = self.ready.pop_front() {
             return Some(ready);
         }
-        let due = self.routers.values_mut().find(|(_, _, at)| *at <= now);
-        let (router, sent, at) = due?;
-        *sent = sent.saturating_add(1);
-        *at = now
-            + if *sent < INITIAL.0 {
+        let sending = self.routers.values_mut().find(|s| s.next <= now)?;
+        sending.sent = sending.sent.saturating_add(1);
+        sending.last = Some(now);
+        sending.next = now
+            + if sending.sent < INITIAL.0 {
                 INITIAL.1
             } else {
                 INTERVAL
             };
+        let router = &sending.router;
         Some((router.port.ifindex, frame(router, LIFETIME)))
     }
 
     /// When [`poll`](Self::poll), once it has returned `None`, next has a frame.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.routers.values().map(|(_, _, at)| *at).min()
+        self.routers.values().map(|s| s.next).min()
     }
 }
 
@@ -152,6 +181,25 @@ mod tests {
         advertiser.set(start, BTreeMap::new());
         assert_eq!(run(&mut advertiser, start, 5000), [(0, 0)]);
         assert_eq!(advertiser.next_deadline(), None);
+    }
+
+    #[test]
+    fn who_asks_is_answered_soon_and_a_flood_of_questions_every_three_seconds() {
+        let start = Instant::now();
+        let mut advertiser = Advertiser::default();
+        advertiser.set(start, routers(1));
+        run(&mut advertiser, start, 240);
+        // The last was at 232 s.
+        let mut times = Vec::new();
+        for ms in (234_000..241_000).step_by(10) {
+            let now = start + Duration::from_millis(ms);
+            advertiser.solicited(now, 1001, Duration::from_millis(200));
+            advertiser.solicited(now, 9999, Duration::ZERO);
+            if advertiser.poll(now).is_some() {
+                times.push(ms);
+            }
+        }
+        assert_eq!(times, [235_000, 238_000]);
     }
 
     #[test]

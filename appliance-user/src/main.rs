@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use appliance_common::wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP};
 use appliance_user::{
     config::Config,
     control::{CounterStatus, Request, Status, client, render, rules},
@@ -91,6 +92,27 @@ enum Command {
     Rule {
         #[command(subcommand)]
         command: RuleCommand,
+    },
+    /// Connections of full failover, those that move most bytes first.
+    Flows {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+        /// Of this tenant only.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// `tcp`, `udp`, `icmp`, `icmpv6`, or a number.
+        #[arg(long, value_parser = protocol)]
+        protocol: Option<u8>,
+        /// With this address only, before or after translation.
+        #[arg(long)]
+        address: Option<IpAddr>,
+        /// With this port only, likewise.
+        #[arg(long)]
+        port: Option<u16>,
+        /// How many at most, up to 10000.
+        #[arg(long, default_value_t = 100)]
+        top: usize,
     },
     /// Failed-over addresses.
     Endpoint {
@@ -349,6 +371,27 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
         }
         Command::Pubkey { private_key } => println!("{}", keys::private(&private_key)?.public()),
+        Command::Flows {
+            json,
+            tenant,
+            protocol,
+            address,
+            port,
+            top,
+        } => {
+            let value = ask(&Request::Flows {
+                tenant,
+                protocol,
+                address,
+                port,
+                top,
+                text: !json,
+            })?;
+            match value.as_str() {
+                Some(text) if !json => print!("{text}"),
+                _ => println!("{value}"),
+            }
+        }
         Command::Maintenance { switch } => {
             let on = switch.map(|switch| switch == "on");
             let value = ask(&Request::Maintenance { on })?;
@@ -392,6 +435,18 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn protocol(text: &str) -> Result<u8, String> {
+    match text {
+        "tcp" => Ok(IPPROTO_TCP),
+        "udp" => Ok(IPPROTO_UDP),
+        "icmp" => Ok(IPPROTO_ICMP),
+        "icmpv6" => Ok(IPPROTO_ICMPV6),
+        _ => text
+            .parse()
+            .map_err(|_| "write tcp, udp, icmp, icmpv6, or a number of 0 to 255".to_owned()),
+    }
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
@@ -499,25 +554,6 @@ fn endpoint(
         }
     }
     Ok(())
-}
-
-/// An IP protocol, by name or number.
-fn protocol(text: &str) -> Result<u8, String> {
-    match text {
-        "icmp" => Ok(1),
-        "tcp" => Ok(6),
-        "udp" => Ok(17),
-        "icmpv6" => Ok(58),
-        number => number
-            .parse()
-            .ok()
-            .filter(|number| *number > 0)
-            .ok_or_else(|| {
-                format!(
-                    "{text:?} is no protocol: write tcp, udp, icmp, icmpv6 or a number of 1 to 255"
-                )
-            }),
-    }
 }
 
 /// Set by the interrupt of [`trace`].

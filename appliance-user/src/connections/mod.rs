@@ -11,14 +11,16 @@
 //! ```
 //!
 //! `sweep` and `list` decide, and touch no map or clock; `batch` reads whole maps; `collector` is the thread that
-//! brings them together. Nothing here is on the packet path or on the daemon's loop.
+//! brings them together, `query` what an operator asks. Nothing here is on the packet path or on the daemon's loop.
 
 mod batch;
 mod collector;
 mod list;
+mod query;
 mod sweep;
 
 pub use batch::{Table, read_one};
 pub use collector::Collector;
 pub use list::{Filter, Names, Row, Top, render};
+pub use query::{MOST, list};
 pub use sweep::{Sweep, Swept};

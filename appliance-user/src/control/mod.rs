@@ -93,6 +93,22 @@ pub enum Request {
     TraceNext,
     /// Follow no packets any more.
     TraceStop,
+    /// Connections of full failover, those that move most bytes first.
+    Flows {
+        /// Of this tenant only.
+        tenant: Option<String>,
+        /// Of this protocol only, IP's number.
+        protocol: Option<u8>,
+        /// With this address only, before or after translation.
+        address: Option<IpAddr>,
+        /// With this port only, likewise.
+        port: Option<u16>,
+        /// How many at most.
+        top: usize,
+        /// As text for a person.
+        #[serde(default)]
+        text: bool,
+    },
     /// Read the configuration file again.
     Reload,
 }

@@ -59,7 +59,7 @@ impl Daemon {
     }
 
     /// The tenant that is meant.
-    fn one_tenant(&self, name: Option<&str>) -> Result<String, Refusal> {
+    pub(super) fn one_tenant(&self, name: Option<&str>) -> Result<String, Refusal> {
         let all = || self.tenants().join(", ");
         match (name, self.config.tenants.as_slice()) {
             (Some(name), _) if self.config.tenant(name).is_some() => Ok(name.to_owned()),

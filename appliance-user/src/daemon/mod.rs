@@ -4,6 +4,7 @@
 //! programs forward by the maps as they are. Workers of encrypted tunnels are threads of their own.
 
 mod failover;
+mod flows;
 mod requests;
 mod router;
 mod status;
@@ -18,7 +19,7 @@ use std::{
 
 use anyhow::Context as _;
 use appliance_common::{
-    events::{NeighbourEvent, SlowHeader},
+    events::{NeighbourEvent, SlowHeader, SlowReason},
     limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
     maps::{self, HostKey, Mode, neighbour_flags},
 };
@@ -32,7 +33,8 @@ use crate::{
     advertise::Advertiser,
     announce::{Announcement, Announcer},
     config::{Config, Role},
-    control::server,
+    connections::Collector,
+    control::{Request, server},
     datapath::{Datapath, Rings},
     fib,
     neighbour::{Action, Engine, Port},
@@ -94,6 +96,12 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let seed = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(1, |d| d.as_nanos() as u64);
+    let collector = match config.role {
+        Role::Provider => {
+            Some(Collector::spawn(datapath.root()).context("clear connections away")?)
+        }
+        Role::Tenant => None,
+    };
     let ends = tunnels::start(&config, &keys)?;
     let mut daemon = Daemon {
         ends,
@@ -105,6 +113,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         config,
         state,
         store,
+        _collector: collector,
         datapath,
         tables,
         engine: Engine::new(crate::neighbour::Settings::default(), seed),
@@ -209,6 +218,8 @@ struct Daemon {
     state: State,
     store: Store,
     datapath: Datapath,
+    /// Clears connections away that are over.
+    _collector: Option<Collector>,
     /// The encrypted tunnels, where there are any.
     ends: Option<Ends>,
     keys: tunnels::Keys,
@@ -316,7 +327,7 @@ impl Daemon {
                         let Some(record) = ring.next() else { break };
                         taken += 1;
                         if let Some((header, frame)) = SlowHeader::from_bytes(&record) {
-                            self.slow.packet(now, &header, frame, &Maps(&self.tables));
+                            self.slow_packet(now, &header, frame);
                         }
                     }
                     if taken < BATCH {
@@ -331,9 +342,13 @@ impl Daemon {
                     }
                 }
                 Some((request, reply)) = requests.recv() => {
-                    let answer = self.answer(request);
-                    // A client that went away does not want the answer.
-                    let _ = reply.send(answer);
+                    if matches!(request, Request::Flows { .. }) {
+                        self.flows(request, reply);
+                    } else {
+                        let answer = self.answer(request);
+                        // A client that went away does not want the answer.
+                        let _ = reply.send(answer);
+                    }
                 }
                 () = tunnels::ready(self.ends.as_ref()) => {}
                 () = sleep_until(deadline) => {}
@@ -352,6 +367,18 @@ impl Daemon {
         notifier.send("STOPPING=1");
         tracing::info!("stopping; the data path goes on");
         Ok(())
+    }
+
+    fn slow_packet(&mut self, now: Instant, header: &SlowHeader, frame: &[u8]) {
+        if SlowReason::from_u16(header.reason) == Some(SlowReason::RouterWanted) {
+            // RFC 4861 section 6.2.6: after a random delay of at most half a second.
+            let mut random = [0; 1];
+            let delay = getrandom::fill(&mut random).map_or(0, |()| u64::from(random[0]) * 2);
+            let delay = Duration::from_millis(delay.min(500));
+            self.advertiser.solicited(now, header.vni, delay);
+            return;
+        }
+        self.slow.packet(now, header, frame, &Maps(&self.tables));
     }
 
     fn next_deadline(&self) -> Option<Instant> {

@@ -50,6 +50,7 @@ impl Daemon {
             Request::TraceStart(wanted) => self.trace_start(&wanted),
             Request::TraceNext => self.trace_next(),
             Request::TraceStop => self.trace_stop(),
+            Request::Flows { .. } => Err(Refusal::new("internal", "it is answered elsewhere")),
             Request::Reload => self.reload().map(|()| json!("reloaded")),
         };
         match answer {
