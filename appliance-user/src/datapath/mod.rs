@@ -22,13 +22,14 @@ use appliance_common::{
     events::{TraceEvent, TraceFilter},
     maps::{HostKey, Jump, Neighbour, NetworkStats, SCHEMA_VERSION},
     nat,
+    nat::{Flow, FlowKey},
 };
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{
         Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf, XskMap,
     },
-    programs::{ProgramError, Xdp, links::LinkError},
+    programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, links::LinkError},
 };
 
 use crate::{
@@ -177,6 +178,7 @@ pub struct Datapath {
     connections: u32,
     object: Ebpf,
     adopted: bool,
+    fragments: HashMap<MapData, FlowKey, Flow>,
     trace: Array<MapData, TraceFilter>,
     trace_events: RingBuf<MapData>,
     config: Array<MapData, appliance_common::maps::Config>,
@@ -272,6 +274,7 @@ impl Datapath {
             rule_sources: typed(o, "RULE_SOURCES")?,
             one_to_one: typed(o, "ONE_TO_ONE")?,
             _jumps: jumps,
+            fragments: typed(o, "FRAGMENTS")?,
             trace: typed(o, "TRACE")?,
             trace_events: typed(o, "TRACE_EVENTS")?,
             root,
@@ -325,6 +328,45 @@ impl Datapath {
         self._jumps = jumps;
         self.object = object;
         Ok(())
+    }
+
+    /// Whether the first fragment of a datagram was translated, so that the others can be.
+    #[must_use]
+    pub fn knows_fragments(&self, key: &FlowKey) -> bool {
+        self.fragments.get(key, 0).is_ok()
+    }
+
+    /// Runs a frame through the program of the interface it came in on, as if it came just now, and does with it what
+    /// the program says (BPF_F_TEST_XDP_LIVE_FRAMES, Linux 5.18).
+    ///
+    /// # Errors
+    /// When no program is there, or the kernel refuses.
+    pub fn run_again(&mut self, ifindex: u32, frame: &[u8]) -> Result<(), Error> {
+        let kind = self
+            .attached
+            .values()
+            .find(|attached| attached.ifindex == ifindex)
+            .map(|attached| attached.kind)
+            .ok_or(Error::Missing {
+                what: "program on the interface",
+            })?;
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let mut context = [0; 24];
+        context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..TestRunOptions::default()
+        };
+        program(&mut self.object, kind)?
+            .test_run(options)
+            .map(drop)
+            .map_err(|source| Error::Program {
+                program: kind.program(),
+                source: Box::new(source),
+            })
     }
 
     /// Says which packets are followed.
