@@ -136,6 +136,12 @@ impl Daemon {
         if step.kind == Kind::Stay {
             return Ok(());
         }
+        if plan.is_some() {
+            fib::allow().map_err(|error| {
+                let appliance = &self.config.name;
+                Refusal::new("conflict", format!("appliance {appliance:?}: {error}"))
+            })?;
+        }
         let was_partial = mode.doing == Doing::Partial;
         mode.doing = match (step.mode, plan) {
             (failover::mode::State::Full { .. }, Some(plan)) => Doing::Full(Box::new(plan)),
@@ -224,11 +230,6 @@ impl Daemon {
                 network.name(),
                 self.config.uplink.interface
             ));
-        }
-        if reasons.is_empty()
-            && let Err(error) = fib::allow()
-        {
-            reasons.push(error.to_string());
         }
         self.unfit(reasons)
     }

@@ -821,10 +821,23 @@ impl Daemon {
         let before = self.active(&self.state);
         let after = self.active(&new);
         let led_to = reconcile::rule_hosts(&self.config, &self.state);
+        let switched: Vec<u32> = self
+            .config
+            .networks
+            .iter()
+            .filter(|n| mode_of(&self.state, &n.tenant) != mode_of(&new, &n.tenant))
+            .map(|n| n.vni)
+            .collect();
         self.store.save(&new).map_err(|error: state::Error| error)?;
         self.state = new;
         self.reconcile()?;
         let now = Instant::now();
+        if self.config.role == Role::Provider {
+            // Where addresses were in the mode before: a replica that boots in this one must not be told so.
+            for port in switched.iter().filter_map(|vni| self.ports.get(vni)) {
+                self.announcer.cancel_port(port);
+            }
+        }
         for key in before.difference(&after) {
             self.went_back(now, *key);
         }

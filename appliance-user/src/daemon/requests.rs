@@ -245,6 +245,12 @@ impl Daemon {
                 problems.join("; ")
             )));
         }
+        if config.nat.connections != now.nat.connections {
+            tracing::warn!(
+                connections = config.nat.connections,
+                "nat.connections takes effect when the data path is made anew: stop, `detach`, start"
+            );
+        }
         let mut state = self.state.clone();
         state
             .modes
