@@ -22,6 +22,7 @@ use appliance_common::{
     events::{NeighbourEvent, SlowHeader, SlowReason},
     limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
     maps::{self, HostKey, Mode, neighbour_flags},
+    nat::OUTSIDE,
 };
 use tokio::{
     io::unix::AsyncFd,
@@ -37,6 +38,7 @@ use crate::{
     control::{Request, server},
     datapath::{Datapath, Rings},
     fib,
+    held::{self, Fragments},
     neighbour::{Action, Engine, Port},
     nic::{self, Nic},
     notify::Notifier,
@@ -136,6 +138,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         send_errors: 0,
         started: Instant::now(),
         traced: None,
+        fragments: Fragments::default(),
     };
     let patience =
         tokio::time::timeout(SNAPSHOT_PATIENCE, snapshots.wait_for(|s| s.generation > 0));
@@ -259,6 +262,8 @@ struct Daemon {
     started: Instant,
     /// When whoever follows packets last asked.
     traced: Option<Instant>,
+    /// Fragments that wait for their first.
+    fragments: Fragments,
 }
 
 /// What the slow path looks up.
@@ -378,6 +383,18 @@ impl Daemon {
             self.advertiser.solicited(now, header.vni, delay);
             return;
         }
+        if SlowReason::from_u16(header.reason) == Some(SlowReason::Fragment) {
+            // VNI zero: it came in on the uplink.
+            let zone = self
+                .tables
+                .network(header.vni)
+                .map_or(OUTSIDE, |network| reconcile::zone_of(network.tenant));
+            let packet = frame.get(usize::from(header.l3)..).unwrap_or_default();
+            if let Some(key) = held::key(packet, zone) {
+                self.fragments.hold(now, key, header.ifindex, frame);
+            }
+            return;
+        }
         self.slow.packet(now, header, frame, &Maps(&self.tables));
     }
 
@@ -387,6 +404,7 @@ impl Daemon {
             self.announcer.next_deadline(),
             self.advertiser.next_deadline(),
             self.slow.next_deadline(),
+            self.fragments.next_deadline(),
             self.ends
                 .as_ref()
                 .and_then(Ends::next_deadline)
@@ -400,6 +418,16 @@ impl Daemon {
     /// Lets the engines do what is due.
     fn pump(&mut self) {
         let now = Instant::now();
+        let datapath = &self.datapath;
+        for (ifindex, frame) in self
+            .fragments
+            .poll(now, |key| datapath.knows_fragments(key))
+        {
+            if let Err(error) = self.datapath.run_again(ifindex, &frame) {
+                self.send_errors += 1;
+                tracing::debug!(%error, ifindex, "a fragment that waited could not go on");
+            }
+        }
         for _ in 0..ROUNDS {
             let mut idle = true;
             if let Some(action) = self.engine.poll(now) {
