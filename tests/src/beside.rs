@@ -127,8 +127,12 @@ impl Out {
     #[must_use]
     pub fn text(&self) -> String {
         match self {
-            Self::Packet(who, bytes) => format!("to {who:?}, {} bytes\n{}", bytes.len(), dump::hex(bytes)),
-            Self::OwnError(who, bytes) => format!("an error of its own to {who:?}\n{}", dump::hex(bytes)),
+            Self::Packet(who, bytes) => {
+                format!("to {who:?}, {} bytes\n{}", bytes.len(), dump::hex(bytes))
+            }
+            Self::OwnError(who, bytes) => {
+                format!("an error of its own to {who:?}\n{}", dump::hex(bytes))
+            }
             Self::Clash(what) => format!("{what}\n"),
         }
     }
@@ -168,6 +172,16 @@ impl Difference {
 pub struct Beside {
     ours: Harness,
     kernel: Router,
+    patience: Patience,
+}
+
+/// How long the router is waited for. Mostly it is done before the packet counts as sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// To find what may differ: a machine that was held up looks like a difference.
+    Little,
+    /// To be sure.
+    Much,
 }
 
 impl Beside {
@@ -195,7 +209,11 @@ impl Beside {
             .flat_map(|who| who.addresses().map(|a| (a, who.mac())))
             .collect();
         let kernel = Router::new(&hosts).unwrap_or_else(|e| panic!("the router: {e}"));
-        Some(Self { ours, kernel })
+        Some(Self {
+            ours,
+            kernel,
+            patience: Patience::Much,
+        })
     }
 
     /// Runs a sequence through both, from nothing.
@@ -207,19 +225,27 @@ impl Beside {
     /// # Panics
     ///
     /// When the kernel refuses.
-    pub fn run(&mut self, sequence: &Sequence) -> Result<(), Box<Difference>> {
+    pub fn run(&mut self, sequence: &Sequence, patience: Patience) -> Result<(), Box<Difference>> {
+        self.patience = patience;
+        // What came late to the one before.
+        let zero = Duration::ZERO;
+        let _ = self.kernel.receive(0, zero, zero).expect("the router");
         self.ours.forget_flows().expect("maps");
         self.kernel.forget().expect("conntrack");
         let shortened = sequence.timeouts.iter().map(|name| {
             let path = format!("netfilter/nf_conntrack_{name}");
             let was = self.kernel.get(&path).unwrap_or_else(|e| panic!("{e}"));
-            self.kernel.set(&path, "1").unwrap_or_else(|e| panic!("{e}"));
+            self.kernel
+                .set(&path, "1")
+                .unwrap_or_else(|e| panic!("{e}"));
             (path, was)
         });
         let shortened: Vec<_> = shortened.collect();
         let result = self.steps(sequence);
         for (path, was) in shortened {
-            self.kernel.set(&path, was.trim()).unwrap_or_else(|e| panic!("{e}"));
+            self.kernel
+                .set(&path, was.trim())
+                .unwrap_or_else(|e| panic!("{e}"));
         }
         result
     }
@@ -238,11 +264,15 @@ impl Beside {
                 }
                 Step::Send(who, packets) => (*who, packets),
             };
-            let symbol = (who != Who::Remote).then(|| symbols.of(&packets[0])).flatten();
+            let symbol = (who != Who::Remote)
+                .then(|| symbols.of(&packets[0]))
+                .flatten();
             let (raw, dropped) = self.through_ours(who, packets, &names);
             let expected = raw.len().min(1);
             let ours = names.canonical(packets, raw, symbol);
-            let raw = self.through_kernel(who, packets, &kernel_names, expected).expect("the router");
+            let raw = self
+                .through_kernel(who, packets, &kernel_names, expected)
+                .expect("the router");
             let kernel = kernel_names.canonical(packets, raw, symbol);
             if ours != kernel {
                 return Err(Box::new(Difference {
@@ -311,9 +341,12 @@ impl Beside {
                     .send(Port::Inside, &frame(TRUNK_MAC, who.mac(), &[], &packet))?;
             }
         }
-        // Where nothing is expected, a little longer: what comes late would be taken for the next step's.
-        let quiet = Duration::from_millis(if expected == 0 { 10 } else { 3 });
-        let frames = self.kernel.receive(expected, Duration::from_millis(100), quiet)?;
+        let (patience, quiet) = match self.patience {
+            Patience::Little => (20, 1),
+            Patience::Much => (150, 15),
+        };
+        let [patience, quiet] = [patience, quiet].map(Duration::from_millis);
+        let frames = self.kernel.receive(expected, patience, quiet)?;
         Ok(frames
             .into_iter()
             .map(|(_, frame)| (receiver(&frame), trimmed(&frame[14..])))
@@ -382,7 +415,12 @@ struct Names {
 
 impl Names {
     /// What came out of `sent`, with the sequence's names and in order; `symbol` is that of the sender's endpoint.
-    fn canonical(&mut self, sent: &[Vec<u8>], out: Vec<(Who, Vec<u8>)>, symbol: Option<u16>) -> Vec<Out> {
+    fn canonical(
+        &mut self,
+        sent: &[Vec<u8>],
+        out: Vec<(Who, Vec<u8>)>,
+        symbol: Option<u16>,
+    ) -> Vec<Out> {
         let mut all = Vec::new();
         let about_error = View::of(&sent[0]).is_some_and(|v| v.quoted.is_some());
         for (who, packet) in reassembled(out) {
@@ -535,7 +573,8 @@ fn rename(l3: &mut [u8], names: &BTreeMap<Endpoint, u16>) -> Vec<(u16, u16)> {
     if let Some(quoted) = view.quoted {
         changed.extend(rename(&mut l3[quoted..], names));
     }
-    let has_check = l3.len() >= view.check + 2 && (view.protocol != 17 || be16(l3, view.check) != 0);
+    let has_check =
+        l3.len() >= view.check + 2 && (view.protocol != 17 || be16(l3, view.check) != 0);
     if !changed.is_empty() && has_check {
         let old = be16(l3, view.check);
         let mut sum = u32::from(!old);
@@ -572,7 +611,10 @@ fn reassembled(packets: Vec<(Who, Vec<u8>)>) -> Vec<(Who, Vec<u8>)> {
             out.push((who, l3));
             continue;
         };
-        pieces.entry((who, key)).or_default().push((offset, more, l3));
+        pieces
+            .entry((who, key))
+            .or_default()
+            .push((offset, more, l3));
     }
     for ((who, _), mut pieces) in pieces {
         pieces.sort();
@@ -587,7 +629,11 @@ fn reassembled(packets: Vec<(Who, Vec<u8>)>) -> Vec<(Who, Vec<u8>)> {
 fn joined(pieces: &[(usize, bool, Vec<u8>)]) -> Option<Vec<u8>> {
     let (_, _, first) = pieces.first()?;
     let v4 = first[0] >> 4 == 4;
-    let header = if v4 { usize::from(first[0] & 15) * 4 } else { 48 };
+    let header = if v4 {
+        usize::from(first[0] & 15) * 4
+    } else {
+        48
+    };
     let mut body = Vec::new();
     for (i, (offset, more, l3)) in pieces.iter().enumerate() {
         if *offset != body.len() || *more == (i + 1 == pieces.len()) {

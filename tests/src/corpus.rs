@@ -116,10 +116,22 @@ pub fn ways(carrier: Carrier) -> Vec<Way> {
         let icmp = carrier == Carrier::Icmp;
         // The port that the left end speaks to, and the rule's.
         let asked = if icmp { 0 } else { 80 };
-        let (rule, internal) = if carrier == Carrier::Tcp { (443, 8443) } else { (5000, 6000) };
+        let (rule, internal) = if carrier == Carrier::Tcp {
+            (443, 8443)
+        } else {
+            (5000, 6000)
+        };
         let mut way = |name: &str, left, l: End, l_peer: End, right, r: End, r_peer: End| {
             let name = format!("{name}{}", if family == 0 { 4 } else { 6 });
-            all.push(Way { name, left, l, l_peer, right, r, r_peer });
+            all.push(Way {
+                name,
+                left,
+                l,
+                l_peer,
+                right,
+                r,
+                r_peer,
+            });
         };
         let (c1, b1) = (end(c, 40_000), end(b, 40_000));
         let (seen_c, seen_b) = (end(seen, 40_000), end(own, 40_000));
@@ -128,8 +140,24 @@ pub fn ways(carrier: Carrier) -> Vec<Way> {
         way("out", C, c1, far, Remote, far, seen_c);
         way("own-out", B, b1, far, Remote, far, seen_b);
         let asked = if icmp { 0 } else { 3389 };
-        way("own-in", Remote, client, end(own, asked), B, end(b, asked), client);
-        way("hairpin-own", C, c1, end(own, asked), B, end(b, asked), seen_c);
+        way(
+            "own-in",
+            Remote,
+            client,
+            end(own, asked),
+            B,
+            end(b, asked),
+            client,
+        );
+        way(
+            "hairpin-own",
+            C,
+            c1,
+            end(own, asked),
+            B,
+            end(b, asked),
+            seen_c,
+        );
         if icmp {
             continue;
         }
@@ -142,8 +170,24 @@ pub fn ways(carrier: Carrier) -> Vec<Way> {
         way("range", Remote, client, to, A, inner, client);
         if carrier == Carrier::Tcp {
             let client = end(listed, 50_000);
-            way("listed", Remote, client, end(public, 8080), A, end(a, 80), client);
-            way("to-22", Remote, client, end(public, 2222), A, end(a, 22), client);
+            way(
+                "listed",
+                Remote,
+                client,
+                end(public, 8080),
+                A,
+                end(a, 80),
+                client,
+            );
+            way(
+                "to-22",
+                Remote,
+                client,
+                end(public, 2222),
+                A,
+                end(a, 22),
+                client,
+            );
         }
     }
     all
@@ -151,7 +195,15 @@ pub fn ways(carrier: Carrier) -> Vec<Way> {
 
 /// A segment of TCP with its numbers.
 #[expect(clippy::too_many_arguments, reason = "a TCP header's fields")]
-fn segment(from: End, to: End, flags: u8, seq: u32, ack: u32, options: &[u8], data: usize) -> Vec<u8> {
+fn segment(
+    from: End,
+    to: End,
+    flags: u8,
+    seq: u32,
+    ack: u32,
+    options: &[u8],
+    data: usize,
+) -> Vec<u8> {
     let data: Vec<u8> = (0..data).map(|i| i as u8).collect();
     let mut out = tcp_segment(from.0, to.0, from.1, to.1, flags, options, &data);
     out[4..8].copy_from_slice(&seq.to_be_bytes());
@@ -171,14 +223,19 @@ struct Tcp<'w> {
 
 impl<'w> Tcp<'w> {
     const fn new(way: &'w Way) -> Self {
-        Self { way, next: [1_000_000, 3_000_000_000], steps: Vec::new() }
+        Self {
+            way,
+            next: [1_000_000, 3_000_000_000],
+            steps: Vec::new(),
+        }
     }
 
     /// A segment with numbers of its own.
     fn raw(&mut self, side: Side, flags: u8, seq: u32, ack: u32, options: &[u8], data: usize) {
         let (from, to) = self.way.sends(side);
         let packet = segment(from, to, flags, seq, ack, options, data);
-        self.steps.push(Step::Send(self.way.who(side), vec![packet]));
+        self.steps
+            .push(Step::Send(self.way.who(side), vec![packet]));
     }
 
     /// The next segment of a side.
@@ -188,7 +245,11 @@ impl<'w> Tcp<'w> {
 
     fn send_with(&mut self, side: Side, flags: u8, options: &[u8], data: usize) -> &mut Self {
         let (own, other) = (side as usize, side.other() as usize);
-        let ack = if flags & ACK == 0 { 0 } else { self.next[other] };
+        let ack = if flags & ACK == 0 {
+            0
+        } else {
+            self.next[other]
+        };
         self.raw(side, flags, self.next[own], ack, options, data);
         let taken = data as u32 + u32::from(flags & (SYN | FIN) != 0);
         self.next[own] = self.next[own].wrapping_add(taken);
@@ -203,7 +264,9 @@ impl<'w> Tcp<'w> {
     }
 
     fn open(&mut self) -> &mut Self {
-        self.send(Left, SYN, 0).send(Right, SYN | ACK, 0).send(Left, ACK, 0)
+        self.send(Left, SYN, 0)
+            .send(Right, SYN | ACK, 0)
+            .send(Left, ACK, 0)
     }
 
     fn data(&mut self) -> &mut Self {
@@ -273,7 +336,11 @@ struct Corpus(Vec<Sequence>);
 
 impl Corpus {
     fn add(&mut self, what: &str, way: &str, timeouts: &'static [&'static str], steps: Vec<Step>) {
-        self.0.push(Sequence { name: format!("{what}/{way}"), steps, timeouts });
+        self.0.push(Sequence {
+            name: format!("{what}/{way}"),
+            steps,
+            timeouts,
+        });
     }
 
     fn tcp(&mut self, way: &Way) {
@@ -300,7 +367,11 @@ impl Corpus {
             t.send(Left, ACK, 0).send(Right, ACK, 0);
         });
         for side in [Left, Right] {
-            let name = if side == Left { "who opened" } else { "the other" };
+            let name = if side == Left {
+                "who opened"
+            } else {
+                "the other"
+            };
             add(&format!("tcp reset by {name}"), &|t| {
                 t.open().data().send(side, RST | ACK, 0);
             });
@@ -327,7 +398,9 @@ impl Corpus {
             t.send(Left, ACK, 0).data();
         });
         add("tcp half-open, given up", &|t| {
-            t.send(Left, SYN, 0).send(Right, SYN | ACK, 0).send(Left, RST, 0);
+            t.send(Left, SYN, 0)
+                .send(Right, SYN | ACK, 0)
+                .send(Left, RST, 0);
         });
         add("tcp simultaneous open", &|t| {
             let [l, r] = t.next;
@@ -352,14 +425,18 @@ impl Corpus {
         });
         add("tcp with usual options", &|t| {
             let options = syn_options(1400);
-            t.send_with(Left, SYN, &options, 0).send_with(Right, SYN | ACK, &options, 0);
+            t.send_with(Left, SYN, &options, 0)
+                .send_with(Right, SYN | ACK, &options, 0);
             t.send(Left, ACK, 0).data();
         });
         add("tcp with congestion notification", &|t| {
-            t.send(Left, SYN | 0xc0, 0).send(Right, SYN | ACK | 0x40, 0).send(Left, ACK, 0).data();
+            t.send(Left, SYN | 0xc0, 0)
+                .send(Right, SYN | ACK | 0x40, 0)
+                .send(Left, ACK, 0)
+                .data();
         });
         add("tcp with data in the first segment", &|t| {
-            t.send(Left, SYN, 10).next[0] += 1;
+            t.send(Left, SYN, 10);
             t.send(Right, SYN | ACK, 0).send(Left, ACK, 0).data();
         });
         add("tcp probes whether the other is there", &|t| {
@@ -460,7 +537,7 @@ impl Corpus {
 
     fn tcp_timeouts(&mut self, way: &Way) {
         // One way of each kind: the kernel's second passes in each.
-        if !["out", "in", "hairpin"].contains(&&way.name[..way.name.len() - 1]) {
+        if !["out4", "in6", "hairpin4"].contains(&&way.name[..]) {
             return;
         }
         let mut add = |what: &str, timeouts, write: &dyn Fn(&mut Tcp<'_>)| {
@@ -468,17 +545,39 @@ impl Corpus {
             write(&mut tcp);
             self.add(what, &way.name, timeouts, tcp.steps);
         };
-        add("tcp established, silent for too long", TCP_ESTABLISHED, &|t| {
-            t.open().data().silence(7500, true).send(Left, ACK | 8, 10).send(Right, ACK, 0);
-        });
+        add(
+            "tcp established, silent for too long",
+            TCP_ESTABLISHED,
+            &|t| {
+                t.open()
+                    .data()
+                    .silence(7500, true)
+                    .send(Left, ACK | 8, 10)
+                    .send(Right, ACK, 0);
+            },
+        );
         add("tcp established, silent for hours", NONE, &|t| {
-            t.open().data().silence(7400, false).send(Right, ACK | 8, 10).send(Left, ACK, 0);
+            t.open()
+                .data()
+                .silence(7400, false)
+                .send(Right, ACK | 8, 10)
+                .send(Left, ACK, 0);
         });
-        add("tcp established, not as short-lived as others", TCP_SHORT, &|t| {
-            t.open().data().silence(1000, true).send(Right, ACK | 8, 10).send(Left, ACK, 0);
-        });
+        add(
+            "tcp established, not as short-lived as others",
+            TCP_SHORT,
+            &|t| {
+                t.open()
+                    .data()
+                    .silence(1000, true)
+                    .send(Right, ACK | 8, 10)
+                    .send(Left, ACK, 0);
+            },
+        );
         add("tcp never answered in time", TCP_SHORT, &|t| {
-            t.send(Left, SYN, 0).silence(250, true).send(Right, SYN | ACK, 0);
+            t.send(Left, SYN, 0)
+                .silence(250, true)
+                .send(Right, SYN | ACK, 0);
         });
         add("tcp reset, its port used again later", TCP_SHORT, &|t| {
             t.open().send(Right, RST | ACK, 0).silence(250, true);
@@ -502,16 +601,38 @@ impl Corpus {
         if carrier == Carrier::Tcp {
             return;
         }
-        let name = if carrier == Carrier::Udp { "udp" } else { "icmp" };
+        let name = if carrier == Carrier::Udp {
+            "udp"
+        } else {
+            "icmp"
+        };
         let say = |side, len| said(carrier, way, side, len);
-        let short = if carrier == Carrier::Udp { UDP_SHORT } else { ICMP_SHORT };
+        let short = if carrier == Carrier::Udp {
+            UDP_SHORT
+        } else {
+            ICMP_SHORT
+        };
         let mut add = |what: &str, timeouts, steps: Vec<Step>| {
             self.add(&format!("{name} {what}"), &way.name, timeouts, steps);
         };
         add("asked", NONE, vec![say(Left, 30), say(Left, 30)]);
-        add("asked and answered", NONE, vec![say(Left, 30), say(Right, 60), say(Left, 31), say(Right, 1)]);
-        add("answered often", NONE, vec![say(Left, 1), say(Right, 2), say(Right, 3), say(Right, 4)]);
-        add("of many lengths", NONE, (0..8).map(|i| say(if i % 2 == 0 { Left } else { Right }, 40 * i + 1)).collect());
+        add(
+            "asked and answered",
+            NONE,
+            vec![say(Left, 30), say(Right, 60), say(Left, 31), say(Right, 1)],
+        );
+        add(
+            "answered often",
+            NONE,
+            vec![say(Left, 1), say(Right, 2), say(Right, 3), say(Right, 4)],
+        );
+        add(
+            "of many lengths",
+            NONE,
+            (0..8)
+                .map(|i| say(if i % 2 == 0 { Left } else { Right }, 40 * i + 1))
+                .collect(),
+        );
         add("answered without a question", NONE, vec![say(Right, 30)]);
         add("full-sized", NONE, vec![say(Left, 1400), say(Right, 1400)]);
         add("without data", NONE, vec![say(Left, 0), say(Right, 0)]);
@@ -524,20 +645,50 @@ impl Corpus {
             }
             steps
         });
-        if !["out", "in", "own-in", "hairpin"].contains(&&way.name[..way.name.len() - 1]) {
+        if !["out", "in", "own-in"].contains(&&way.name[..way.name.len() - 1]) {
             return;
         }
         let silence = |seconds, expires| Step::Silence { seconds, expires };
         let long = if carrier == Carrier::Udp { 310 } else { 70 };
-        add("answered too late", short, vec![say(Left, 1), silence(long, true), say(Right, 1)]);
-        add("silent for too long", short, vec![
-            say(Left, 1), say(Right, 1), silence(long, true), say(Right, 1), say(Left, 1), say(Right, 1),
-        ]);
-        add("silent for less", NONE, vec![say(Left, 1), say(Right, 1), silence(long - 20, false), say(Right, 1)]);
-        add("kept by who asks", NONE, vec![
-            say(Left, 1), say(Right, 1), silence(long - 20, false), say(Left, 1), silence(long - 20, false),
-            say(Right, 1),
-        ]);
+        add(
+            "answered too late",
+            short,
+            vec![say(Left, 1), silence(long, true), say(Right, 1)],
+        );
+        add(
+            "silent for too long",
+            short,
+            vec![
+                say(Left, 1),
+                say(Right, 1),
+                silence(long, true),
+                say(Right, 1),
+                say(Left, 1),
+                say(Right, 1),
+            ],
+        );
+        add(
+            "silent for less",
+            NONE,
+            vec![
+                say(Left, 1),
+                say(Right, 1),
+                silence(long - 20, false),
+                say(Right, 1),
+            ],
+        );
+        add(
+            "kept by who asks",
+            NONE,
+            vec![
+                say(Left, 1),
+                say(Right, 1),
+                silence(long - 20, false),
+                say(Left, 1),
+                silence(long - 20, false),
+                say(Right, 1),
+            ],
+        );
     }
 
     fn udp(&mut self, way: &Way) {
@@ -548,20 +699,41 @@ impl Corpus {
             body[6..8].fill(0);
             Step::Send(way.who(side), vec![ip_packet(from.0, to.0, 17, &body)])
         };
-        self.add("udp without checksum", &way.name, NONE, vec![bare(Left), bare(Right)]);
+        self.add(
+            "udp without checksum",
+            &way.name,
+            NONE,
+            vec![bare(Left), bare(Right)],
+        );
         let from = |side, by: u16, address: Option<&str>| {
             let (from, to) = way.sends(side);
             let from = (address.map_or(from.0, ip), from.1 + by);
-            Step::Send(way.who(side), vec![udp(from.0, to.0, from.1, to.1, b"another")])
+            Step::Send(
+                way.who(side),
+                vec![udp(from.0, to.0, from.1, to.1, b"another")],
+            )
         };
-        self.add("udp answered by another port", &way.name, NONE, vec![say(Left, 9), from(Right, 1, None), say(Right, 9)]);
+        self.add(
+            "udp answered by another port",
+            &way.name,
+            NONE,
+            vec![say(Left, 9), from(Right, 1, None), say(Right, 9)],
+        );
         if way.right == Who::Remote {
             let stranger = if way.is_v4() { LISTED } else { LISTED6 };
-            self.add("udp answered by another address", &way.name, NONE, vec![
-                say(Left, 9), from(Right, 0, Some(stranger)), say(Right, 9),
-            ]);
+            self.add(
+                "udp answered by another address",
+                &way.name,
+                NONE,
+                vec![say(Left, 9), from(Right, 0, Some(stranger)), say(Right, 9)],
+            );
         }
-        self.add("udp of two ports", &way.name, NONE, vec![say(Left, 9), from(Left, 1, None), say(Right, 9)]);
+        self.add(
+            "udp of two ports",
+            &way.name,
+            NONE,
+            vec![say(Left, 9), from(Left, 1, None), say(Right, 9)],
+        );
         let mut wrong = said(Carrier::Udp, way, Left, 9);
         if let Step::Send(_, packets) = &mut wrong {
             let last = packets[0].len() - 1;
@@ -581,20 +753,60 @@ impl Corpus {
         };
         if way.is_v4() {
             let times = [0; 12];
-            self.add("icmp timestamp", &way.name, NONE, vec![of(Left, 13, &times), of(Right, 14, &times)]);
-            self.add("icmp timestamp reply without a question", &way.name, NONE, vec![of(Right, 14, &times)]);
-            self.add("icmp information request", &way.name, NONE, vec![of(Left, 15, &[]), of(Right, 16, &[])]);
-            self.add("icmp address mask request", &way.name, NONE, vec![of(Left, 17, &[0; 4]), of(Right, 18, &[0; 4])]);
-            self.add("icmp router solicitation", &way.name, NONE, vec![of(Left, 10, &[])]);
+            self.add(
+                "icmp timestamp",
+                &way.name,
+                NONE,
+                vec![of(Left, 13, &times), of(Right, 14, &times)],
+            );
+            self.add(
+                "icmp timestamp reply without a question",
+                &way.name,
+                NONE,
+                vec![of(Right, 14, &times)],
+            );
+            self.add(
+                "icmp information request",
+                &way.name,
+                NONE,
+                vec![of(Left, 15, &[]), of(Right, 16, &[])],
+            );
+            self.add(
+                "icmp address mask request",
+                &way.name,
+                NONE,
+                vec![of(Left, 17, &[0; 4]), of(Right, 18, &[0; 4])],
+            );
+            self.add(
+                "icmp router solicitation",
+                &way.name,
+                NONE,
+                vec![of(Left, 10, &[])],
+            );
         } else {
-            self.add("icmp node information", &way.name, NONE, vec![of(Left, 139, &[0; 8])]);
+            self.add(
+                "icmp node information",
+                &way.name,
+                NONE,
+                vec![of(Left, 139, &[0; 8])],
+            );
         }
-        self.add("icmp of an unknown type", &way.name, NONE, vec![of(Left, 200, &[])]);
-        self.add("icmp asked again by the same identifier", &way.name, NONE, {
-            let ask = |_| said(Carrier::Icmp, way, Left, 5);
-            let answer = |_| said(Carrier::Icmp, way, Right, 5);
-            vec![ask(0), ask(1), answer(0), answer(1), answer(2)]
-        });
+        self.add(
+            "icmp of an unknown type",
+            &way.name,
+            NONE,
+            vec![of(Left, 200, &[])],
+        );
+        self.add(
+            "icmp asked again by the same identifier",
+            &way.name,
+            NONE,
+            {
+                let ask = |_| said(Carrier::Icmp, way, Left, 5);
+                let answer = |_| said(Carrier::Icmp, way, Right, 5);
+                vec![ask(0), ask(1), answer(0), answer(1), answer(2)]
+            },
+        );
     }
 
     /// ICMP errors of every kind about what either side hears, by it or by a router before it.
@@ -612,9 +824,33 @@ impl Corpus {
             begin = tcp.steps;
         }
         let kinds: &[(u8, u8)] = if v4 {
-            &[(3, 0), (3, 1), (3, 2), (3, 3), (3, 4), (3, 9), (3, 10), (3, 13), (11, 0), (11, 1), (12, 0)]
+            &[
+                (3, 0),
+                (3, 1),
+                (3, 2),
+                (3, 3),
+                (3, 4),
+                (3, 9),
+                (3, 10),
+                (3, 13),
+                (11, 0),
+                (11, 1),
+                (12, 0),
+            ]
         } else {
-            &[(1, 0), (1, 1), (1, 3), (1, 4), (1, 5), (2, 0), (3, 0), (3, 1), (4, 0), (4, 1), (4, 2)]
+            &[
+                (1, 0),
+                (1, 1),
+                (1, 3),
+                (1, 4),
+                (1, 5),
+                (2, 0),
+                (3, 0),
+                (3, 1),
+                (4, 0),
+                (4, 1),
+                (4, 2),
+            ]
         };
         for side in [Left, Right] {
             let about = if side == Left { "answers" } else { "questions" };
@@ -624,9 +860,8 @@ impl Corpus {
                 ("their receiver", way.who(side), way.sends(side).0.0),
                 ("a router", way.router(side).0, way.router(side).1),
             ] {
-                let error = |kind: (u8, u8), quote: &[u8]| {
-                    error(from, way.sends(side).1.0, kind, quote)
-                };
+                let error =
+                    |kind: (u8, u8), quote: &[u8]| error(from, way.sends(side).1.0, kind, quote);
                 for (length, bytes) in [("little", header + 8), ("all", heard.len())] {
                     let mut steps = begin.clone();
                     for kind in kinds {
@@ -694,7 +929,12 @@ impl Corpus {
         let some = if v4 { (3, 3) } else { (1, 4) };
         let (from, to) = (way.sends(Right).0.0, way.sends(Right).1.0);
         let step = Step::Send(way.right, vec![error(from, to, some, &heard)]);
-        self.add(&format!("an error about no {carried} at all"), &way.name, NONE, vec![step]);
+        self.add(
+            &format!("an error about no {carried} at all"),
+            &way.name,
+            NONE,
+            vec![step],
+        );
     }
 
     fn fragments(&mut self, carrier: Carrier, way: &Way) {
@@ -708,7 +948,15 @@ impl Corpus {
             id += 1;
             let packet = if carrier == Carrier::Tcp {
                 let (from, to) = way.sends(side);
-                segment(from, to, SYN | if side == Right { ACK } else { 0 }, 5000, if side == Right { 5001 } else { 0 }, &[], len)
+                segment(
+                    from,
+                    to,
+                    SYN | if side == Right { ACK } else { 0 },
+                    5000,
+                    if side == Right { 5001 } else { 0 },
+                    &[],
+                    len,
+                )
             } else {
                 packet(carrier, way, side, len)
             };
@@ -717,23 +965,52 @@ impl Corpus {
         let step = |side: Side, pieces: Vec<Vec<u8>>| Step::Send(way.who(side), pieces);
         let name = |what: &str| format!("{carried} {what}");
         if carrier != Carrier::Tcp {
-            let steps = vec![step(Left, pieces(Left, 3000, 1400)), step(Right, pieces(Right, 4000, 1400))];
+            let steps = vec![
+                step(Left, pieces(Left, 3000, 1400)),
+                step(Right, pieces(Right, 4000, 1400)),
+            ];
             self.add(&name("fragments in order"), &way.name, NONE, steps);
-            let steps = vec![step(Left, pieces(Left, 1800, 1280)), step(Right, pieces(Right, 1500, 1280))];
+            let steps = vec![
+                step(Left, pieces(Left, 1800, 1280)),
+                step(Right, pieces(Right, 1500, 1280)),
+            ];
             self.add(&name("two fragments"), &way.name, NONE, steps);
         }
-        let steps = vec![step(Left, pieces(Left, 200, 64)), step(Right, pieces(Right, 120, 24))];
+        let steps = vec![
+            step(Left, pieces(Left, 200, 64)),
+            step(Right, pieces(Right, 120, 24)),
+        ];
         self.add(&name("small fragments"), &way.name, NONE, steps);
         let mut backwards = pieces(Left, 3000, 1400);
         backwards.reverse();
-        self.add(&name("fragments backwards"), &way.name, NONE, vec![step(Left, backwards)]);
+        self.add(
+            &name("fragments backwards"),
+            &way.name,
+            NONE,
+            vec![step(Left, backwards)],
+        );
         let mut swapped = pieces(Left, 3000, 1400);
         swapped.swap(1, 2);
-        self.add(&name("later fragments out of order"), &way.name, NONE, vec![step(Left, swapped)]);
+        self.add(
+            &name("later fragments out of order"),
+            &way.name,
+            NONE,
+            vec![step(Left, swapped)],
+        );
         let first = pieces(Left, 3000, 1400);
-        self.add(&name("first fragment alone"), &way.name, NONE, vec![step(Left, first[..1].to_vec())]);
+        self.add(
+            &name("first fragment alone"),
+            &way.name,
+            NONE,
+            vec![step(Left, first[..1].to_vec())],
+        );
         let later = pieces(Left, 3000, 1400);
-        self.add(&name("later fragments alone"), &way.name, NONE, vec![step(Left, later[1..].to_vec())]);
+        self.add(
+            &name("later fragments alone"),
+            &way.name,
+            NONE,
+            vec![step(Left, later[1..].to_vec())],
+        );
     }
 
     fn routing(&mut self, carrier: Carrier, way: &Way) {
@@ -749,14 +1026,22 @@ impl Corpus {
             set_hops(&mut l3, hops);
             vec![Step::Send(way.left, vec![l3])]
         };
-        self.add(&name("with the last hop but one"), &way.name, NONE, with_hops(2));
+        self.add(
+            &name("with the last hop but one"),
+            &way.name,
+            NONE,
+            with_hops(2),
+        );
         let mut steps = vec![said(carrier, way, Left, 20)];
         steps.extend(with_hops(1));
         self.add(&name("without hops left"), &way.name, NONE, steps);
         if carrier != Carrier::Tcp {
             let mut l3 = packet(carrier, way, Right, 20);
             set_hops(&mut l3, 1);
-            let steps = vec![said(carrier, way, Left, 20), Step::Send(way.right, vec![l3])];
+            let steps = vec![
+                said(carrier, way, Left, 20),
+                Step::Send(way.right, vec![l3]),
+            ];
             self.add(&name("answered without hops left"), &way.name, NONE, steps);
         }
         if way.left != Who::Remote && way.right == Who::Remote && carrier != Carrier::Tcp {
@@ -767,7 +1052,12 @@ impl Corpus {
                 l3[6] = 0;
                 mend(&mut l3);
                 let steps = vec![Step::Send(way.left, vec![l3])];
-                self.add(&name("too long for the way out, to be split"), &way.name, NONE, steps);
+                self.add(
+                    &name("too long for the way out, to be split"),
+                    &way.name,
+                    NONE,
+                    steps,
+                );
             }
         }
         if way.is_v4() {
@@ -784,7 +1074,12 @@ impl Corpus {
                 let mut header = V4::new(a, b, first[9]);
                 header.options = options;
                 let step = Step::Send(way.left, vec![header.build(body)]);
-                self.add(&name(&format!("with IP option {what}")), &way.name, NONE, vec![step]);
+                self.add(
+                    &name(&format!("with IP option {what}")),
+                    &way.name,
+                    NONE,
+                    vec![step],
+                );
             }
             let mut wrong = first.clone();
             wrong[10] ^= 1;
@@ -793,7 +1088,12 @@ impl Corpus {
             let mut marked = first;
             marked[1] = 0xb9;
             mend(&mut marked);
-            self.add(&name("with a class of service"), &way.name, NONE, vec![Step::Send(way.left, vec![marked])]);
+            self.add(
+                &name("with a class of service"),
+                &way.name,
+                NONE,
+                vec![Step::Send(way.left, vec![marked])],
+            );
         } else {
             for (what, header) in [("destination options", 60), ("hop-by-hop options", 0)] {
                 let (IpAddr::V6(a), IpAddr::V6(b)) = (way.l.0, way.l_peer.0) else {
@@ -806,7 +1106,12 @@ impl Corpus {
             }
             let mut marked = first;
             marked[0..4].copy_from_slice(&[0x6b, 0x91, 0x23, 0x45]);
-            self.add(&name("with a class of service"), &way.name, NONE, vec![Step::Send(way.left, vec![marked])]);
+            self.add(
+                &name("with a class of service"),
+                &way.name,
+                NONE,
+                vec![Step::Send(way.left, vec![marked])],
+            );
         }
     }
 
@@ -823,37 +1128,86 @@ impl Corpus {
             let datagram = |who, from: End, to: End| {
                 Step::Send(who, vec![udp(from.0, to.0, from.1, to.1, b"a datagram")])
             };
-            let syn = |who, from: End, to: End| Step::Send(who, vec![segment(from, to, SYN, 9, 0, &[], 0)]);
+            let syn = |who, from: End, to: End| {
+                Step::Send(who, vec![segment(from, to, SYN, 9, 0, &[], 0)])
+            };
             let (c, d) = (at(Who::C, 40_000), at(Who::D, 40_000));
             let (one, two) = (end(seen, 40_000), end(seen, SECOND));
             let mut add = |what: &str, timeouts, steps| self.add(what, version, timeouts, steps);
-            add("udp two want one port for one far end", NONE, vec![
-                datagram(Who::C, c, far), datagram(Who::D, d, far), datagram(Who::Remote, far, one),
-                datagram(Who::Remote, far, two), datagram(Who::C, c, far), datagram(Who::D, d, far),
-            ]);
-            add("udp two want one port for two far ends", NONE, vec![
-                datagram(Who::C, c, far), datagram(Who::D, d, end(other, 53)), datagram(Who::Remote, far, one),
-                datagram(Who::Remote, end(other, 53), two),
-            ]);
-            add("tcp two want one port for one far end", NONE, vec![
-                syn(Who::C, c, far), syn(Who::D, d, far),
-                Step::Send(Who::Remote, vec![segment(far, two, SYN | ACK, 77, 10, &[], 0)]),
-                Step::Send(Who::Remote, vec![segment(far, one, SYN | ACK, 77, 10, &[], 0)]),
-            ]);
-            add("tcp two want one port for two far ends", NONE, vec![
-                syn(Who::C, c, far), syn(Who::D, d, end(other, 53)),
-            ]);
+            add(
+                "udp two want one port for one far end",
+                NONE,
+                vec![
+                    datagram(Who::C, c, far),
+                    datagram(Who::D, d, far),
+                    datagram(Who::Remote, far, one),
+                    datagram(Who::Remote, far, two),
+                    datagram(Who::C, c, far),
+                    datagram(Who::D, d, far),
+                ],
+            );
+            add(
+                "udp two want one port for two far ends",
+                NONE,
+                vec![
+                    datagram(Who::C, c, far),
+                    datagram(Who::D, d, end(other, 53)),
+                    datagram(Who::Remote, far, one),
+                    datagram(Who::Remote, end(other, 53), two),
+                ],
+            );
+            add(
+                "tcp two want one port for one far end",
+                NONE,
+                vec![
+                    syn(Who::C, c, far),
+                    syn(Who::D, d, far),
+                    Step::Send(
+                        Who::Remote,
+                        vec![segment(far, two, SYN | ACK, 77, 10, &[], 0)],
+                    ),
+                    Step::Send(
+                        Who::Remote,
+                        vec![segment(far, one, SYN | ACK, 77, 10, &[], 0)],
+                    ),
+                ],
+            );
+            add(
+                "tcp two want one port for two far ends",
+                NONE,
+                vec![syn(Who::C, c, far), syn(Who::D, d, end(other, 53))],
+            );
             let ask = |who, from: End| {
                 let rest = [&from.1.to_be_bytes()[..], &[0, 1, 2, 3]].concat();
-                Step::Send(who, vec![icmp(from.0, ip(remote), if family == 0 { 8 } else { 128 }, 0, &rest)])
+                Step::Send(
+                    who,
+                    vec![icmp(
+                        from.0,
+                        ip(remote),
+                        if family == 0 { 8 } else { 128 },
+                        0,
+                        &rest,
+                    )],
+                )
             };
             let answer = |to: End| {
                 let rest = [&to.1.to_be_bytes()[..], &[0, 1, 2, 3]].concat();
-                Step::Send(Who::Remote, vec![icmp(ip(remote), to.0, if family == 0 { 0 } else { 129 }, 0, &rest)])
+                Step::Send(
+                    Who::Remote,
+                    vec![icmp(
+                        ip(remote),
+                        to.0,
+                        if family == 0 { 0 } else { 129 },
+                        0,
+                        &rest,
+                    )],
+                )
             };
-            add("icmp two want one identifier", NONE, vec![
-                ask(Who::C, c), ask(Who::D, d), answer(one), answer(two),
-            ]);
+            add(
+                "icmp two want one identifier",
+                NONE,
+                vec![ask(Who::C, c), ask(Who::D, d), answer(one), answer(two)],
+            );
             add("icmp identifier below the range", NONE, {
                 let low = at(Who::C, 7);
                 vec![ask(Who::C, low), answer(end(seen, 7))]
@@ -870,22 +1224,44 @@ impl Corpus {
                 steps
             });
             for port in [1, 53, 700, 1023] {
-                add(&format!("udp from port {port}"), NONE, vec![
-                    datagram(Who::C, at(Who::C, port), far), datagram(Who::Remote, far, end(seen, port)),
-                    datagram(Who::C, at(Who::C, port), far),
-                ]);
+                add(
+                    &format!("udp from port {port}"),
+                    NONE,
+                    vec![
+                        datagram(Who::C, at(Who::C, port), far),
+                        datagram(Who::Remote, far, end(seen, port)),
+                        datagram(Who::C, at(Who::C, port), far),
+                    ],
+                );
             }
             for port in [1024, 65_535] {
-                add(&format!("tcp from port {port}"), NONE, vec![
-                    syn(Who::C, at(Who::C, port), far),
-                    Step::Send(Who::Remote, vec![segment(far, end(seen, port), SYN | ACK, 77, 10, &[], 0)]),
-                ]);
+                add(
+                    &format!("tcp from port {port}"),
+                    NONE,
+                    vec![
+                        syn(Who::C, at(Who::C, port), far),
+                        Step::Send(
+                            Who::Remote,
+                            vec![segment(far, end(seen, port), SYN | ACK, 77, 10, &[], 0)],
+                        ),
+                    ],
+                );
             }
-            add("udp port of one who expired", UDP_SHORT, vec![
-                datagram(Who::C, c, far), datagram(Who::Remote, far, one),
-                Step::Silence { seconds: 310, expires: true },
-                datagram(Who::Remote, far, one), datagram(Who::C, c, far), datagram(Who::Remote, far, one),
-            ]);
+            add(
+                "udp port of one who expired",
+                UDP_SHORT,
+                vec![
+                    datagram(Who::C, c, far),
+                    datagram(Who::Remote, far, one),
+                    Step::Silence {
+                        seconds: 310,
+                        expires: true,
+                    },
+                    datagram(Who::Remote, far, one),
+                    datagram(Who::C, c, far),
+                    datagram(Who::Remote, far, one),
+                ],
+            );
             let client = end(remote, 50_000);
             for (what, to) in [
                 ("port 22 of an address with rules", end(public, 22)),
@@ -896,34 +1272,70 @@ impl Corpus {
                 ("a port of the tenant's address", end(seen, 40_000)),
                 ("a port whose rule lists others", end(public, 8080)),
             ] {
-                add(&format!("tcp to {what}"), NONE, vec![syn(Who::Remote, client, to)]);
-                add(&format!("udp to {what}"), NONE, vec![datagram(Who::Remote, client, to)]);
-                add(&format!("tcp from inside to {what}"), NONE, vec![syn(Who::C, c, to)]);
-                add(&format!("udp from inside to {what}"), NONE, vec![datagram(Who::C, c, to)]);
+                add(
+                    &format!("tcp to {what}"),
+                    NONE,
+                    vec![syn(Who::Remote, client, to)],
+                );
+                add(
+                    &format!("udp to {what}"),
+                    NONE,
+                    vec![datagram(Who::Remote, client, to)],
+                );
+                add(
+                    &format!("tcp from inside to {what}"),
+                    NONE,
+                    vec![syn(Who::C, c, to)],
+                );
+                add(
+                    &format!("udp from inside to {what}"),
+                    NONE,
+                    vec![datagram(Who::C, c, to)],
+                );
             }
             for port in 5000..=5009 {
                 let l = end(public, port);
-                add(&format!("udp port {port} of a range"), NONE, vec![
-                    datagram(Who::Remote, client, l),
-                    datagram(Who::A, at(Who::A, port + 1000), client),
-                ]);
+                add(
+                    &format!("udp port {port} of a range"),
+                    NONE,
+                    vec![
+                        datagram(Who::Remote, client, l),
+                        datagram(Who::A, at(Who::A, port + 1000), client),
+                    ],
+                );
             }
-            add("tcp from 22 of a machine with its own address", NONE, vec![syn(Who::B, at(Who::B, 22), far)]);
-            add("tcp from inside's addresses, outside", NONE, vec![syn(Who::Remote, at(Who::D, 9), end(public, 443))]);
-            add("udp between two by their external ends", NONE, vec![
-                datagram(Who::C, c, far),
-                datagram(Who::D, at(Who::D, 41_000), far),
-                datagram(Who::C, c, end(seen, 41_000)),
-                datagram(Who::D, at(Who::D, 41_000), one),
-                datagram(Who::C, c, end(seen, 41_000)),
-            ]);
-            add("udp by rule and by mapping at once", NONE, vec![
-                datagram(Who::Remote, client, end(public, 5000)),
-                datagram(Who::A, at(Who::A, 6000), client),
-                datagram(Who::A, at(Who::A, 6000), far),
-                datagram(Who::Remote, far, end(seen, 6000)),
-                datagram(Who::Remote, client, end(public, 5000)),
-            ]);
+            add(
+                "tcp from 22 of a machine with its own address",
+                NONE,
+                vec![syn(Who::B, at(Who::B, 22), far)],
+            );
+            add(
+                "tcp from inside's addresses, outside",
+                NONE,
+                vec![syn(Who::Remote, at(Who::D, 9), end(public, 443))],
+            );
+            add(
+                "udp between two by their external ends",
+                NONE,
+                vec![
+                    datagram(Who::C, c, far),
+                    datagram(Who::D, at(Who::D, 41_000), far),
+                    datagram(Who::C, c, end(seen, 41_000)),
+                    datagram(Who::D, at(Who::D, 41_000), one),
+                    datagram(Who::C, c, end(seen, 41_000)),
+                ],
+            );
+            add(
+                "udp by rule and by mapping at once",
+                NONE,
+                vec![
+                    datagram(Who::Remote, client, end(public, 5000)),
+                    datagram(Who::A, at(Who::A, 6000), client),
+                    datagram(Who::A, at(Who::A, 6000), far),
+                    datagram(Who::Remote, far, end(seen, 6000)),
+                    datagram(Who::Remote, client, end(public, 5000)),
+                ],
+            );
         }
     }
 
@@ -931,8 +1343,18 @@ impl Corpus {
     fn others(&mut self) {
         for way in ways(Carrier::Icmp) {
             for (name, protocol, body) in [
-                ("sctp", 132, &[0x9c, 0x40, 0, 80, 0, 0, 0, 0, 1, 2, 3, 4, 1, 0, 0, 20, 0, 0, 0, 1][..]),
-                ("udp-lite", 136, &[0x9c, 0x40, 0, 80, 0, 8, 0, 0, 1, 2, 3, 4]),
+                (
+                    "sctp",
+                    132,
+                    &[
+                        0x9c, 0x40, 0, 80, 0, 0, 0, 0, 1, 2, 3, 4, 1, 0, 0, 20, 0, 0, 0, 1,
+                    ][..],
+                ),
+                (
+                    "udp-lite",
+                    136,
+                    &[0x9c, 0x40, 0, 80, 0, 8, 0, 0, 1, 2, 3, 4],
+                ),
                 ("gre", 47, &[0, 0, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8]),
                 ("esp", 50, &[0, 0, 1, 0, 0, 0, 0, 1, 5, 6, 7, 8]),
             ] {
@@ -959,7 +1381,15 @@ fn between(carrier: Carrier, side: Side, from: End, to: End, len: usize) -> Vec<
     let data: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
     match carrier {
         Carrier::Udp => udp(from.0, to.0, from.1, to.1, &data),
-        Carrier::Tcp => segment(from, to, SYN | if side == Right { ACK } else { 0 }, 1, 0, &[], 0),
+        Carrier::Tcp => segment(
+            from,
+            to,
+            SYN | if side == Right { ACK } else { 0 },
+            1,
+            0,
+            &[],
+            0,
+        ),
         Carrier::Icmp => {
             let kind = match (side, from.0.is_ipv4()) {
                 (Left, true) => 8,

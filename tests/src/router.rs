@@ -85,6 +85,9 @@ impl Router {
             ("ipv4/conf/default/send_redirects", "0"),
             ("ipv4/icmp_ratelimit", "0"),
             ("ipv6/icmp/ratelimit", "0"),
+            // Longer than the test: that a datagram was never whole is said to its source only then.
+            ("ipv4/ipfrag_time", "3600"),
+            ("netfilter/nf_conntrack_frag6_timeout", "3600"),
             // As the programs: what comes in the middle of a connection that nobody knows begins none.
             ("netfilter/nf_conntrack_tcp_loose", "0"),
         ] {
@@ -190,7 +193,11 @@ impl Router {
                     }
                 }
             }
-            let limit = if out.len() < expected { patience } else { quiet };
+            let limit = if out.len() < expected {
+                patience
+            } else {
+                quiet
+            };
             let Some(left) = limit.checked_sub(begun.elapsed()).filter(|l| !l.is_zero()) else {
                 return Ok(out);
             };
@@ -230,7 +237,10 @@ fn interfaces() -> String {
         ("outside", "remotes", UPLINK_MAC),
     ] {
         let mac = text_of(mac);
-        let _ = writeln!(batch, "link add name {name} address {mac} type veth peer name {peer}");
+        let _ = writeln!(
+            batch,
+            "link add name {name} address {mac} type veth peer name {peer}"
+        );
         // No link-local address: with one, the kernel would redirect hairpinned IPv6 packets.
         let _ = writeln!(batch, "link set dev {name} addrgenmode none");
     }
@@ -239,7 +249,12 @@ fn interfaces() -> String {
 
 fn addresses(hosts: &[(&str, Mac)]) -> String {
     let mut batch = String::new();
-    for (name, mtu) in [("inside", 9000), ("hosts", 9000), ("outside", 1500), ("remotes", 1500)] {
+    for (name, mtu) in [
+        ("inside", 9000),
+        ("hosts", 9000),
+        ("outside", 1500),
+        ("remotes", 1500),
+    ] {
         let _ = writeln!(batch, "link set dev {name} mtu {mtu} up");
     }
     let _ = writeln!(batch, "addr add 10.1.0.1/24 dev inside");
@@ -248,11 +263,17 @@ fn addresses(hosts: &[(&str, Mac)]) -> String {
     let _ = writeln!(batch, "addr add {PROVIDER6}/64 dev outside nodad");
     for (host, mac) in hosts {
         let mac = text_of(*mac);
-        let _ = writeln!(batch, "neigh add {host} dev inside lladdr {mac} nud permanent");
+        let _ = writeln!(
+            batch,
+            "neigh add {host} dev inside lladdr {mac} nud permanent"
+        );
     }
     let mac = text_of(NEXT_HOP_MAC);
     for (gateway, all) in [("203.0.113.1", "0.0.0.0/0"), ("2001:db8:f::1", "::/0")] {
-        let _ = writeln!(batch, "neigh add {gateway} dev outside lladdr {mac} nud permanent");
+        let _ = writeln!(
+            batch,
+            "neigh add {gateway} dev outside lladdr {mac} nud permanent"
+        );
         let _ = writeln!(batch, "route add {all} via {gateway} dev outside");
     }
     batch
@@ -265,12 +286,26 @@ pub fn ruleset() -> String {
     let mut snat = String::new();
     for (v, a, b, net, seen, public, own, listed, icmp) in [
         (
-            "ip", "10.1.0.10", "10.1.0.11", "10.1.0.0/24", NAT4, PUBLIC4, ONE_TO_ONE4,
-            format!("{LISTED}/24"), "icmp",
+            "ip",
+            "10.1.0.10",
+            "10.1.0.11",
+            "10.1.0.0/24",
+            NAT4,
+            PUBLIC4,
+            ONE_TO_ONE4,
+            format!("{LISTED}/24"),
+            "icmp",
         ),
         (
-            "ip6", "[2001:db8:1::10]", "2001:db8:1::11", "2001:db8:1::/64", NAT6, PUBLIC6, ONE_TO_ONE6,
-            format!("{LISTED6}/64"), "ipv6-icmp",
+            "ip6",
+            "[2001:db8:1::10]",
+            "2001:db8:1::11",
+            "2001:db8:1::/64",
+            NAT6,
+            PUBLIC6,
+            ONE_TO_ONE6,
+            format!("{LISTED6}/64"),
+            "ipv6-icmp",
         ),
     ] {
         let mut rule = |from: &str, protocol: &str, port: u16, internal: u16| {

@@ -663,7 +663,8 @@ fn what_has_no_hops_left_or_is_too_long_is_told_to_its_source() {
         other => panic!("{other:?}"),
     };
     let mut l3 = packet(Says::Udp, end(A, 1), end(REMOTE, 2));
-    l3[8] = 2;
+    l3[8] = 3;
+    let l3 = hop(&l3);
     let last = hop(&l3);
     assert!(matches!(inside(&mut h, PA, &l3), Fate::Outside(_)));
     assert_eq!(
@@ -673,7 +674,8 @@ fn what_has_no_hops_left_or_is_too_long_is_told_to_its_source() {
     );
     // From outside, as the address that was asked; net4 takes 1400 bytes.
     let mut l3 = packet(Says::Udp, end(REMOTE, 1), end(PUBLIC4, 53));
-    l3[8] = 2;
+    l3[8] = 3;
+    let l3 = hop(&l3);
     let last = hop(&l3);
     assert!(matches!(outside(&mut h, &l3), Fate::Host(_)));
     match outside(&mut h, &last) {

@@ -116,6 +116,9 @@ pub fn of_packet(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
     if lasting && Flow::is_agreed(s.key.protocol, s.flow.state) {
         return settle(s).map(|()| true);
     }
+    if !s.flow.is_let_in() {
+        return Err(Counter::DropNoRule);
+    }
     // The other direction may have given way to another connection: the next packet brings it back.
     match OPENING.get_ptr_mut(&s.back_key) {
         // SAFETY: as above.
@@ -212,27 +215,49 @@ fn is_same(key: &FlowKey, flow: &Flow) -> bool {
     }
 }
 
+/// Whether the direction `s.other_key` of a connection in `FLOWS` was not heard for too long either.
+#[inline(always)]
+fn is_other_silent(s: &Scratch, nat: &Nat) -> bool {
+    match FLOWS.get_ptr(&s.other_key) {
+        // SAFETY: the map returned a value; what is read of one that is being given away is a time.
+        Some(other) => unsafe { (*other).is_silent(s.key.protocol, s.side.now, &nat.timeouts) },
+        None => true,
+    }
+}
+
 /// Puts the connection `s.flow` among those that are being opened: both directions or none.
 #[inline(never)]
 pub fn begin(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
     turn(s);
     if let Some(there) = FLOWS.get_ptr(&s.back_key) {
         // SAFETY: the map returned a value.
-        if unsafe { !(*there).is_silent(s.key.protocol, s.side.now, &nat.timeouts) } {
+        let silent = unsafe {
+            (*there).other_key(s.key.protocol, &mut s.other_key);
+            (*there).is_silent(s.key.protocol, s.side.now, &nat.timeouts)
+        };
+        if !silent || !is_other_silent(s, nat) {
             return Some(Counter::DropFlowTaken);
         }
+        let _ = FLOWS.remove(&s.other_key);
         let _ = FLOWS.remove(&s.back_key);
     }
     if let Some(there) = OPENING.get_ptr(&s.back_key) {
         // SAFETY: as above.
-        let (same, silent) = unsafe {
+        let (same, silent, unanswered) = unsafe {
+            (*there).other_key(s.key.protocol, &mut s.other_key);
             (
                 (*there).same(&s.back),
                 (*there).is_silent(s.key.protocol, s.side.now, &nat.timeouts),
+                (*there).rule == 0 && !Flow::is_agreed(s.key.protocol, (*there).state),
             )
         };
         if !same && !silent {
-            return Some(Counter::DropFlowTaken);
+            // A machine that speaks first from the end that a rule leads to is seen as another end than the rule's.
+            // Unanswered, that must not keep those out who come by the rule.
+            if s.flow.rule == 0 || !unanswered {
+                return Some(Counter::DropFlowTaken);
+            }
+            let _ = OPENING.remove(&s.other_key);
         }
     }
     if OPENING.insert(&s.back_key, &s.back, 0).is_err() {

@@ -2,10 +2,10 @@
 
 use appliance_common::{
     counters::Counter,
-    maps::Mode,
+    maps::{Mode, network_flags},
     nat::{
-        Flow, MachineKey, Nat, OUTSIDE, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS, SourceKey,
-        UPLINK, flow_flags, public_flags, rule_flags,
+        Flow, MachineKey, MappingKey, Nat, OUTSIDE, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS,
+        SourceKey, UPLINK, flow_flags, public_flags, rule_flags,
     },
     wire::{IPPROTO_TCP, IPPROTO_UDP},
 };
@@ -13,8 +13,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 
 use super::{MANAGEMENT, Scratch, flow, mapping, public, tenant};
 use crate::{
-    maps::{ONE_TO_ONE, RULE_PORTS, RULE_SOURCES, RULES},
-    tables::route,
+    maps::{MAPPINGS, ONE_TO_ONE, RULE_PORTS, RULE_SOURCES, RULES},
+    tables::{network, route},
 };
 
 /// Begins the packet's connection, in `s.flow`; `None` if that is done.
@@ -62,14 +62,13 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
                 if ports && s.key.destination_port == MANAGEMENT {
                     return Some(Counter::DropManagementPort);
                 }
-                if public.flags & public_flags::OWN != 0 {
-                    // The appliance itself is not there for tenants.
+                // The appliance itself is not there for tenants; who is seen as its address is.
+                if public.flags & public_flags::OWN == 0 {
+                    rule = by_rule(s);
+                }
+                if rule.is_none() && !by_mapping(s) {
                     return Some(Counter::DropNoRule);
                 }
-                let Some(found) = by_rule(s) else {
-                    return Some(Counter::DropNoRule);
-                };
-                rule = Some(found);
             }
             None if s.side.internet == 0 => return Some(Counter::DropNoRoute),
             None => s.flow.flags |= flow_flags::INTERNET,
@@ -84,7 +83,49 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
     {
         return Some(Counter::DropNotListed);
     }
-    flow::begin(nat, s)
+    let refused = flow::begin(nat, s);
+    if refused.is_none() && !s.flow.is_let_in() {
+        return Some(Counter::DropNoRule);
+    }
+    refused
+}
+
+/// The endpoint that is seen as the packet's destination, taken into `s.flow`: a hairpin without a rule (RFC 4787
+/// REQ-9, RFC 5382 REQ-8). Whether there is one. From outside it would be by a connection or not at all, and so it
+/// is here: it stays [`flow_flags::MUTUAL`] until that endpoint has sent to what the sender is seen as.
+#[inline(never)]
+fn by_mapping(s: &mut Scratch) -> bool {
+    let ports = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
+    if !ports || s.side.internet == 0 {
+        return false;
+    }
+    s.outer = MappingKey {
+        address: s.key.destination,
+        port: s.key.destination_port,
+        zone: OUTSIDE,
+        protocol: s.key.protocol,
+        reserved: [0; 3],
+    };
+    // SAFETY: read at once; preallocated entries are never unmapped.
+    let Some(seen) = unsafe { MAPPINGS.get(&s.outer) }.copied() else {
+        return false;
+    };
+    let full = tenant(seen.zone.into())
+        .is_some_and(|t| t.mode == Mode::Full as u32 && t.epoch == seen.epoch);
+    let Some(to) = route(u32::from(seen.zone).wrapping_sub(1), seen.address).filter(|_| full)
+    else {
+        return false;
+    };
+    if network(to).is_none_or(|n| n.flags & network_flags::INTERNET == 0) {
+        return false;
+    }
+    s.flow.destination = seen.address;
+    s.flow.destination_port = seen.port;
+    s.flow.to = to;
+    s.flow.to_zone = seen.zone;
+    s.flow.to_epoch = seen.epoch;
+    s.flow.flags |= flow_flags::INTERNET | flow_flags::MUTUAL;
+    true
 }
 
 /// The rule that the packet's destination is of, taken into `s.flow`.
