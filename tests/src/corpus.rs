@@ -194,7 +194,6 @@ pub fn ways(carrier: Carrier) -> Vec<Way> {
 }
 
 /// A segment of TCP with its numbers.
-#[expect(clippy::too_many_arguments, reason = "a TCP header's fields")]
 fn segment(
     from: End,
     to: End,
