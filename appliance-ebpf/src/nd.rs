@@ -103,7 +103,8 @@ pub fn process<const L3: usize>(
     if !answer {
         return leave(arrival.port, Counter::ControlIgnored);
     }
-    let is_gateway = gateway(network, true) == Some(target);
+    let is_gateway = gateway(network, true) == Some(target)
+        || (arrival.full() && target == link_local_of(arrival.mac));
     if probe && is_provider(network) && !is_gateway {
         // As for ARP probes: only the prefix says that the address is at the other site.
         count(Counter::ProbeIgnored);
@@ -324,12 +325,25 @@ fn target_mac<const L3: usize>(ctx: &XdpContext, arrival: &Arrival, total: usize
     arrival.l2.source
 }
 
+/// The link-local address of a MAC address (RFC 4291 appendix A).
+#[inline(always)]
+pub const fn link_local_of(mac: Mac) -> Words {
+    let [a, b, c, d, e, f] = mac.bytes();
+    [
+        u32::from_ne_bytes([0xfe, 0x80, 0, 0]),
+        0,
+        u32::from_ne_bytes([a ^ 2, b, c, 0xff]),
+        u32::from_ne_bytes([0xfe, d, e, f]),
+    ]
+}
+
 /// Whether solicitations for `target` are ours to answer.
 #[inline(always)]
 fn is_ours(arrival: &Arrival, target: Words) -> bool {
     let network = arrival.network;
     if arrival.full() {
-        return gateway(network, true) == Some(target);
+        // Router advertisements are from the address of our MAC where the gateway's is none of the link's own.
+        return gateway(network, true) == Some(target) || target == link_local_of(arrival.mac);
     }
     let endpoint = is_endpoint(network, target);
     if !is_provider(network) {

@@ -547,3 +547,30 @@ fn who_wants_a_router_is_handed_over() {
         vec![case("in partial failover", message(255, 0)).dropped(Counter::DropNotCarried)],
     );
 }
+
+#[test]
+fn the_link_local_address_of_our_mac_is_answered_for_as_a_routers() {
+    let Some(mut h) = Harness::new(World::full()) else {
+        return;
+    };
+    // RFC 4291 appendix A, of the trunk's 02:00:00:00:11:0a: the advertisements' source.
+    let target = "fe80::ff:fe00:110a".parse().expect("an address");
+    let from = "fe80::a".parse().expect("an address");
+    let group = solicited_node(target);
+    let ask = |target| {
+        let l3 = ns(from, group, target, Some(A_MAC));
+        frame(multicast_mac(group), A_MAC, &[tag(101)], &l3)
+    };
+    let answer = na(target, from, target, 0xe0, Some(TRUNK_MAC));
+    let other = "fe80::1:110a".parse().expect("an address");
+    run(
+        &mut h,
+        vec![
+            Case::new("ours", Program::Access, TRUNK, ask(target))
+                .gives(Action::Tx, Out::Is(to_a(&answer)))
+                .counts(Counter::NdAnswered),
+            Case::new("another's", Program::Access, TRUNK, ask(other))
+                .dropped(Counter::ControlIgnored),
+        ],
+    );
+}

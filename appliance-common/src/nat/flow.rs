@@ -141,13 +141,7 @@ impl Flow {
     /// The other direction, of the flow that is found by `key`, with nothing counted.
     #[inline(always)]
     pub const fn inverse(&self, key: &FlowKey, back_key: &mut FlowKey, back: &mut Self) {
-        back_key.source = self.destination;
-        back_key.destination = self.source;
-        back_key.source_port = self.destination_port;
-        back_key.destination_port = self.source_port;
-        back_key.zone = self.to_zone;
-        back_key.protocol = key.protocol;
-        back_key.reserved = 0;
+        self.other_key(key.protocol, back_key);
         back.source = key.destination;
         back.destination = key.source;
         back.source_port = key.destination_port;
@@ -208,6 +202,27 @@ impl Flow {
             return !state.is_opening() && !state.is_refused();
         }
         state & (SEEN_ORIGINAL | SEEN_REPLY) == SEEN_ORIGINAL | SEEN_REPLY
+    }
+
+    /// The key of the other direction, of a flow of this protocol.
+    #[inline(always)]
+    pub const fn other_key(&self, protocol: u8, key: &mut FlowKey) {
+        key.source = self.destination;
+        key.destination = self.source;
+        key.source_port = self.destination_port;
+        key.destination_port = self.source_port;
+        key.zone = self.to_zone;
+        key.protocol = protocol;
+        key.reserved = 0;
+    }
+
+    /// Whether a packet of it may be delivered: one to another's external end may once that one has spoken to this
+    /// one's (RFC 4787 REQ-9, with the filtering of section 5).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_let_in(&self) -> bool {
+        // Of TCP, the bit says that the other's SYN was seen.
+        self.flags & flow_flags::MUTUAL == 0 || self.state & SEEN_REPLY != 0
     }
 
     /// Whether it has been silent for too long at `now`, [`ticks`].

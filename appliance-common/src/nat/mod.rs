@@ -48,6 +48,8 @@ pub mod flow_flags {
     pub const INTERNET: u8 = 2;
     /// The one that opened it has a mapping.
     pub const MAPPED: u8 = 4;
+    /// Opened to what another endpoint is seen as: nothing of it is delivered before that one has spoken, too.
+    pub const MUTUAL: u8 = 8;
 }
 
 /// Key of `MAPPINGS`: an endpoint, inside or outside.

@@ -49,12 +49,9 @@ fn stands(flow: &Flow, side: &Side) -> bool {
     true
 }
 
-/// Whether an entry found by `key` is one of now: made under what still stands, and heard not too long ago.
+/// Whether an entry found by `key` is one of now: made under what still stands.
 #[inline(always)]
-fn is_of_now(key: &FlowKey, flow: &Flow, now: u32, nat: &Nat) -> bool {
-    if flow.is_silent(key.protocol, now, &nat.timeouts) {
-        return false;
-    }
+fn is_of_now(key: &FlowKey, flow: &Flow, now: u32) -> bool {
     let zone = u32::from(key.zone);
     let epoch = if zone == 0 {
         0
@@ -140,6 +137,9 @@ pub fn of_packet(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
     let lasting = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
     if lasting && Flow::is_agreed(s.key.protocol, s.flow.state) {
         return settle(s).map(|()| true);
+    }
+    if !s.flow.is_let_in() {
+        return Err(Counter::DropNoRule);
     }
     // The other direction may have given way to another connection: the next packet brings it back.
     match OPENING.get_ptr_mut(&s.back_key) {
@@ -237,23 +237,52 @@ fn is_same(key: &FlowKey, flow: &Flow) -> bool {
     }
 }
 
+/// Whether the direction `s.other_key` of a connection in `FLOWS` was not heard for too long either.
+#[inline(always)]
+fn is_other_silent(s: &Scratch, nat: &Nat) -> bool {
+    match FLOWS.get_ptr(&s.other_key) {
+        // SAFETY: the map returned a value; what is read of one that is being given away is a time.
+        Some(other) => unsafe { (*other).is_silent(s.key.protocol, s.side.now, &nat.timeouts) },
+        None => true,
+    }
+}
+
 /// Puts the connection `s.flow` among those that are being opened: both directions or none.
 #[inline(never)]
 pub fn begin(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
     turn(s);
     if let Some(there) = FLOWS.get_ptr(&s.back_key) {
         // SAFETY: the map returned a value; one that is being given away is not of now for long.
-        if unsafe { is_of_now(&s.back_key, &*there, s.side.now, nat) } {
+        let taken = unsafe {
+            (*there).other_key(s.key.protocol, &mut s.other_key);
+            is_of_now(&s.back_key, &*there, s.side.now)
+                && !((*there).is_silent(s.key.protocol, s.side.now, &nat.timeouts)
+                    && is_other_silent(s, nat))
+        };
+        if taken {
             return Some(Counter::DropFlowTaken);
         }
+        let _ = FLOWS.remove(&s.other_key);
         let _ = FLOWS.remove(&s.back_key);
     }
     if let Some(there) = OPENING.get_ptr(&s.back_key) {
         // SAFETY: as above.
-        let taken =
-            unsafe { !(*there).same(&s.back) && is_of_now(&s.back_key, &*there, s.side.now, nat) };
-        if taken {
-            return Some(Counter::DropFlowTaken);
+        let (same, taken, unanswered) = unsafe {
+            (*there).other_key(s.key.protocol, &mut s.other_key);
+            (
+                (*there).same(&s.back),
+                is_of_now(&s.back_key, &*there, s.side.now)
+                    && !(*there).is_silent(s.key.protocol, s.side.now, &nat.timeouts),
+                (*there).rule == 0 && !Flow::is_agreed(s.key.protocol, (*there).state),
+            )
+        };
+        if !same && taken {
+            // A machine that speaks first from the end that a rule leads to is seen as another end than the rule's.
+            // Unanswered, that must not keep those out who come by the rule.
+            if s.flow.rule == 0 || !unanswered {
+                return Some(Counter::DropFlowTaken);
+            }
+            let _ = OPENING.remove(&s.other_key);
         }
     }
     if OPENING.insert(&s.back_key, &s.back, 0).is_err() {

@@ -66,6 +66,8 @@ pub struct Scratch {
     back_key: FlowKey,
     /// Likewise.
     back: Flow,
+    /// The other direction of a connection that is in the way.
+    other_key: FlowKey,
     /// An endpoint of a mapping.
     endpoint: MappingKey,
     /// The other.

@@ -2,7 +2,7 @@
 
 use appliance_common::{
     counters::Counter,
-    maps::Mode,
+    maps::{Mode, network_flags},
     nat::{
         Flow, MachineKey, MappingKey, Nat, OUTSIDE, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS,
         SourceKey, UPLINK, flow_flags, public_flags, rule_flags,
@@ -14,7 +14,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use super::{MANAGEMENT, Scratch, flow, mapping, public, tenant};
 use crate::{
     maps::{MAPPINGS, ONE_TO_ONE, RULE_PORTS, RULE_SOURCES, RULES},
-    tables::{may_send, network, route},
+    tables::{network, route},
 };
 
 /// Begins the packet's connection, in `s.flow`; `None` if that is done.
@@ -65,11 +65,10 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
                 if ports && s.key.destination_port == MANAGEMENT {
                     return Some(Counter::DropManagementPort);
                 }
-                if public.flags & public_flags::OWN != 0 {
-                    // The appliance itself is not there for tenants.
-                    return Some(Counter::DropNoRule);
+                // The appliance itself is not there for tenants; who is seen as its address is.
+                if public.flags & public_flags::OWN == 0 {
+                    rule = by_rule(s);
                 }
-                rule = by_rule(s);
                 if rule.is_none() && !by_mapping(s) {
                     return Some(Counter::DropNoRule);
                 }
@@ -87,7 +86,49 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
     {
         return Some(Counter::DropNotListed);
     }
-    flow::begin(nat, s)
+    let refused = flow::begin(nat, s);
+    if refused.is_none() && !s.flow.is_let_in() {
+        return Some(Counter::DropNoRule);
+    }
+    refused
+}
+
+/// The endpoint that is seen as the packet's destination, taken into `s.flow`: a hairpin without a rule (RFC 4787
+/// REQ-9, RFC 5382 REQ-8). Whether there is one. From outside it would be by a connection or not at all, and so it
+/// is here: it stays [`flow_flags::MUTUAL`] until that endpoint has sent to what the sender is seen as.
+#[inline(never)]
+fn by_mapping(s: &mut Scratch) -> bool {
+    let ports = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
+    if !ports || s.side.internet == 0 {
+        return false;
+    }
+    s.outer = MappingKey {
+        address: s.key.destination,
+        port: s.key.destination_port,
+        zone: OUTSIDE,
+        protocol: s.key.protocol,
+        reserved: [0; 3],
+    };
+    // SAFETY: read at once; preallocated entries are never unmapped.
+    let Some(seen) = unsafe { MAPPINGS.get(&s.outer) }.copied() else {
+        return false;
+    };
+    let full = tenant(seen.zone.into())
+        .is_some_and(|t| t.mode == Mode::Full as u32 && t.epoch == seen.epoch);
+    let Some(to) = route(u32::from(seen.zone).wrapping_sub(1), seen.address).filter(|_| full)
+    else {
+        return false;
+    };
+    if network(to).is_none_or(|n| n.flags & network_flags::INTERNET == 0) {
+        return false;
+    }
+    s.flow.destination = seen.address;
+    s.flow.destination_port = seen.port;
+    s.flow.to = to;
+    s.flow.to_zone = seen.zone;
+    s.flow.to_epoch = seen.epoch;
+    s.flow.flags |= flow_flags::INTERNET | flow_flags::MUTUAL;
+    true
 }
 
 /// The rule that the packet's destination is of, taken into `s.flow`.
@@ -119,50 +160,6 @@ fn by_rule(s: &mut Scratch) -> Option<&'static Rule> {
     s.flow.rule = slot + 1;
     s.flow.rule_epoch = rule.epoch;
     Some(rule)
-}
-
-/// The sibling that is seen as the packet's destination, taken into `s.flow`: what it is by its mapping (RFC 4787
-/// REQ-9), of a network that this one may send to as it is.
-#[inline(always)]
-fn by_mapping(s: &mut Scratch) -> bool {
-    s.outer = MappingKey {
-        address: s.key.destination,
-        port: s.key.destination_port,
-        zone: OUTSIDE,
-        protocol: s.key.protocol,
-        reserved: [0; 3],
-    };
-    // SAFETY: read at once; preallocated entries are never unmapped.
-    let Some(there) = unsafe { MAPPINGS.get(&s.outer) }.copied() else {
-        return false;
-    };
-    if u32::from(there.zone) != s.side.zone || there.epoch != s.side.epoch {
-        return false;
-    }
-    let Some(slot) = route(s.side.zone - 1, there.address) else {
-        return false;
-    };
-    if slot != s.side.slot && !may_reach(s.side.slot, slot) {
-        return false;
-    }
-    s.flow.destination = there.address;
-    s.flow.destination_port = there.port;
-    s.flow.to = slot;
-    s.flow.to_zone = there.zone;
-    s.flow.to_epoch = there.epoch;
-    true
-}
-
-/// Whether the network in the one slot may send to that in the other.
-#[inline(never)]
-fn may_reach(from: u32, to: u32) -> bool {
-    let Some(from) = network(from) else {
-        return false;
-    };
-    match network(to) {
-        Some(to) => may_send(from, to),
-        None => false,
-    }
 }
 
 /// Whether the source, as it is seen, is one that the rule of `s.flow` lists.

@@ -10,6 +10,7 @@ use aya_ebpf::programs::XdpContext;
 use crate::{
     addr::{Words, v4, v4_is_host, v4_is_link_local, v6_is_host},
     mss,
+    nd::fold,
     packet::{Window, frame_len},
 };
 
@@ -94,6 +95,22 @@ pub fn parse(
         if header < IPV4_LEN as u32 || total < header || l3 + total > frame_len(ctx) as u32 {
             return MALFORMED;
         }
+        let mut sum = u64::from(w.get::<u32, 0>())
+            + u64::from(w.get::<u32, 4>())
+            + u64::from(w.get::<u32, 8>())
+            + u64::from(w.get::<u32, 12>())
+            + u64::from(w.get::<u32, 16>());
+        if header > IPV4_LEN as u32 {
+            sum += match options(ctx, l3 + IPV4_LEN as u32, l3 + header) {
+                Options::Sum(sum) => u64::from(sum),
+                Options::Malformed => return MALFORMED,
+                Options::Route => return Some(Counter::DropNatProtocol),
+            };
+        }
+        // RFC 1812 section 5.2.2.
+        if fold(sum) != 0xffff {
+            return MALFORMED;
+        }
         let (source, destination) = (w.get::<u32, 12>(), w.get::<u32, 16>());
         if !v4_is_host(source) || v4_is_link_local(source) || v4_is_link_local(destination) {
             return Some(Counter::DropLinkLocal);
@@ -170,6 +187,69 @@ pub fn parse(
     payload(ctx, p, key)
 }
 
+/// What the options of an IPv4 header are.
+enum Options {
+    /// They may be passed on: their sum, as of one's-complement 16-bit words in memory order.
+    Sum(u32),
+    /// They end behind the header.
+    Malformed,
+    /// They name a route: what is translated is then not where the packet goes (RFC 7126 sections 4.3 and 4.4).
+    Route,
+}
+
+/// Reads the options of an IPv4 header between two offsets, whole words.
+#[inline(always)]
+fn options(ctx: &XdpContext, at: u32, end: u32) -> Options {
+    match walk_options(ctx, at, end) {
+        MALFORMED_OPTIONS => Options::Malformed,
+        SOURCE_ROUTE => Options::Route,
+        sum => Options::Sum(sum as u32),
+    }
+}
+
+const MALFORMED_OPTIONS: u64 = 1 << 32;
+const SOURCE_ROUTE: u64 = 2 << 32;
+/// Most bytes of options (RFC 791 section 3.1).
+const MAX_OPTIONS: u32 = 40;
+
+/// The sum, or one of the two constants above it.
+#[inline(never)]
+fn walk_options(ctx: &XdpContext, at: u32, end: u32) -> u64 {
+    let mut sum = 0u32;
+    let mut next = at;
+    for i in 0..MAX_OPTIONS {
+        let here = at + i;
+        if here >= end {
+            break;
+        }
+        let Some(byte) = mss::byte(ctx, here) else {
+            return MALFORMED_OPTIONS;
+        };
+        // A word in memory order: as it is loaded on a little-endian machine.
+        sum += if i & 1 == 0 {
+            u32::from(u16::from_ne_bytes([byte, 0]))
+        } else {
+            u32::from(u16::from_ne_bytes([0, byte]))
+        };
+        if here != next {
+            continue;
+        }
+        next = match byte {
+            // End of the list: what follows is padding.
+            0 => end,
+            1 => here + 1,
+            131 | 137 => return SOURCE_ROUTE,
+            _ => match mss::byte(ctx, here + 1) {
+                Some(length) if length >= 2 && here + u32::from(length) <= end => {
+                    here + u32::from(length)
+                }
+                _ => return MALFORMED_OPTIONS,
+            },
+        };
+    }
+    u64::from(sum)
+}
+
 /// Bytes that a header of the protocol has at least.
 #[inline(always)]
 const fn least(protocol: u8) -> u32 {
@@ -200,8 +280,9 @@ fn payload(ctx: &XdpContext, p: &mut Packet, key: &mut FlowKey) -> Option<Counte
             None
         }
         IPPROTO_ICMP if p.ipv6 == 0 => match w.get::<u8, 0>() {
-            8 => query(p, key, w),
-            0 => reply(key, w),
+            // Echo and timestamp (RFC 5508 REQ-1). The other queries of RFC 792 and RFC 950 are deprecated (RFC 6918).
+            8 | 13 => query(p, key, w),
+            0 | 14 => reply(key, w),
             // Unreachable, time exceeded, parameter problem (RFC 792). Source quench is no longer used (RFC 6633),
             // redirects are for the link they were sent on.
             3 | 11 | 12 if p.more == 0 => quoted_v4(ctx, p, key),
@@ -268,11 +349,27 @@ fn quoted_v6(ctx: &XdpContext, p: &mut Packet, key: &mut FlowKey) -> Option<Coun
     if w.get::<u8, 0>() >> 4 != 6 {
         return Some(Counter::DropMalformed);
     }
-    let protocol = w.get::<u8, 6>();
+    let mut protocol = w.get::<u8, 6>();
     p.quoted_l4 = p.quoted_l3 + IPV6_LEN as u32;
     let source = w.get::<Words, 24>();
     if w.get::<Words, 8>() != key.destination {
         return Some(Counter::DropNoFlow);
+    }
+    if mss::is_extension(protocol) {
+        let found = mss::behind_extensions(ctx, p.quoted_l4, protocol, p.l3 + p.total);
+        protocol = (found >> 32) as u8;
+        p.quoted_l4 = found as u32;
+    }
+    if protocol == FRAGMENT_HEADER {
+        // "Packet too big" about a first fragment, above all: with the others it would be lost for good.
+        let Some(w) = Window::<8>::within(ctx, p.quoted_l4) else {
+            return Some(Counter::DropMalformed);
+        };
+        if u16::from_be(w.get::<u16, 2>()) & 0xfff8 != 0 {
+            return Some(Counter::DropNoFlow);
+        }
+        protocol = w.get::<u8, 0>();
+        p.quoted_l4 += 8;
     }
     quoted(ctx, p, key, protocol, source)
 }
@@ -300,11 +397,11 @@ fn quoted(
             key.source_port = w.get::<u16, 2>();
             key.destination_port = w.get::<u16, 0>();
         }
-        (IPPROTO_ICMP, 8, 0) | (IPPROTO_ICMPV6, 128, 1) => {
+        (IPPROTO_ICMP, 8 | 13, 0) | (IPPROTO_ICMPV6, 128, 1) => {
             key.source_port = 0;
             key.destination_port = w.get::<u16, 4>();
         }
-        (IPPROTO_ICMP, 0, 0) | (IPPROTO_ICMPV6, 129, 1) => {
+        (IPPROTO_ICMP, 0 | 14, 0) | (IPPROTO_ICMPV6, 129, 1) => {
             key.source_port = w.get::<u16, 4>();
             key.destination_port = 0;
         }

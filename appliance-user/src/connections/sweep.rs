@@ -65,18 +65,26 @@ impl<'a> Sweep<'a> {
             self.silent.push(*key);
             return;
         }
-        if flow.flags & flow_flags::MAPPED != 0 {
-            let (address, port, zone) = match flow.direction() {
-                Direction::Original => (key.source, key.source_port, key.zone),
-                Direction::Reply => (flow.destination, flow.destination_port, flow.to_zone),
-            };
-            self.in_use.insert(MappingKey {
-                address,
-                port,
-                zone,
-                protocol: key.protocol,
-                reserved: [0; 3],
-            });
+        let (there, back) = (
+            (key.source, key.source_port, key.zone),
+            (flow.destination, flow.destination_port, flow.to_zone),
+        );
+        let (from, to) = match flow.direction() {
+            Direction::Original => (there, back),
+            Direction::Reply => (back, there),
+        };
+        // Two that met by what they are seen as have a mapping each.
+        for (flag, (address, port, zone)) in [(flow_flags::MAPPED, from), (flow_flags::MUTUAL, to)]
+        {
+            if flow.flags & flag != 0 {
+                self.in_use.insert(MappingKey {
+                    address,
+                    port,
+                    zone,
+                    protocol: key.protocol,
+                    reserved: [0; 3],
+                });
+            }
         }
     }
 
