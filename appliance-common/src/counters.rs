@@ -178,7 +178,8 @@ counters! {
     DropNoProgram = 70, "drop_no_program";
     /// Dropped: to port 22 of a public address, over which nothing but the appliance is managed.
     DropManagementPort = 71, "drop_management_port";
-    /// Dropped: to a public address, and no rule of it leads anywhere.
+    /// Dropped: to a public address, and no rule of it leads anywhere; or from inside to what another endpoint is seen as,
+    /// before that one has sent here.
     DropNoRule = 72, "drop_no_rule";
     /// Dropped: from a source that the rule does not list.
     DropNotListed = 73, "drop_not_listed";
@@ -190,7 +191,7 @@ counters! {
     DropNoPort = 76, "drop_no_port";
     /// Dropped: another connection has the same addresses and ports on the other side.
     DropFlowTaken = 77, "drop_flow_taken";
-    /// Dropped: a protocol that is not translated.
+    /// Dropped: a protocol that is not translated, or a source route.
     DropNatProtocol = 78, "drop_nat_protocol";
     /// Dropped: the kernel has no way to the destination out of the uplink.
     DropNoNextHop = 79, "drop_no_next_hop";

@@ -343,7 +343,7 @@ impl Beside {
         }
         let (patience, quiet) = match self.patience {
             Patience::Little => (20, 1),
-            Patience::Much => (150, 15),
+            Patience::Much => (1000, 20),
         };
         let [patience, quiet] = [patience, quiet].map(Duration::from_millis);
         let frames = self.kernel.receive(expected, patience, quiet)?;
