@@ -39,6 +39,8 @@ const PARTS: &[Part] = &[
             "--package",
             "appliance-user",
             "--package",
+            "causeway-gateway",
+            "--package",
             "failover",
             "--package",
             "lab",

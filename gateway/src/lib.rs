@@ -1,0 +1,12 @@
+//! The cloud gateway: the only address that tenants know.
+//!
+//! For: relaying what comes to its one port to the backend that the client's own TLS hello names. Never: a
+//! tenant's key, a byte of plaintext, a word to somebody who has not said whom he wants.
+//!
+//! ```text
+//!   client ──TCP──▶ hello ─▶ name, ALPN ─▶ ...
+//! ```
+//!
+//! `hello` touches no socket and no clock.
+
+pub mod hello;
