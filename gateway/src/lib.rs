@@ -7,6 +7,7 @@
 //!   client ──TCP──▶ hello ─▶ name, ALPN ─▶ ...
 //! ```
 //!
-//! `hello` touches no socket and no clock.
+//! `hello` and `pool` touch no socket and no clock.
 
 pub mod hello;
+pub mod pool;
