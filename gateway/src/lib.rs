@@ -4,10 +4,13 @@
 //! tenant's key, a byte of plaintext, a word to somebody who has not said whom he wants.
 //!
 //! ```text
-//!   client ──TCP──▶ hello ─▶ name, ALPN ─▶ ...
+//!   client ──TCP──▶ relay: hello ─▶ name, ALPN ─▶ route ─▶ backend, its own TLS end
+//!
+//!   a tenant's end ─▶ pool: which gateway, and when another
 //! ```
 //!
-//! `hello` and `pool` touch no socket and no clock.
+//! `hello`, `pool` and `relay::route` touch no socket and no clock.
 
 pub mod hello;
 pub mod pool;
+pub mod relay;

@@ -58,6 +58,12 @@ const PARTS: &[Part] = &[
         args: &[],
     },
     Part {
+        tier: Tier::Unit,
+        name: "gateway on loopback",
+        cargo: &["--release", "--package", "causeway-gateway", "--test", "*"],
+        args: &[],
+    },
+    Part {
         tier: Tier::Packets,
         name: "packet fixtures",
         cargo: &[

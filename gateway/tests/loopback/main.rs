@@ -1,0 +1,4 @@
+//! The gateway on loopback: no privilege, no port of its own.
+
+mod common;
+mod relay;
