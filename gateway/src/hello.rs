@@ -355,7 +355,7 @@ fn server_name(mut content: Fields<'_>) -> Result<String, Refusal> {
 }
 
 /// A DNS name in lower case. An underscore is none of a host's letters, yet in use.
-fn dns_name(bytes: &[u8]) -> Result<String, Refusal> {
+pub(crate) fn dns_name(bytes: &[u8]) -> Result<String, Refusal> {
     if bytes.len() > MAX_NAME {
         return Err(Refusal::Name);
     }

@@ -11,6 +11,11 @@
 //!
 //! `hello`, `pool` and `relay::route` touch no socket and no clock.
 
+pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod hello;
+pub mod metrics;
+pub mod notify;
 pub mod pool;
 pub mod relay;

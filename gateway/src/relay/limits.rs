@@ -42,6 +42,8 @@ impl Source {
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
+    /// Those who may still take places.
+    takers: usize,
     sources: HashMap<Source, u32>,
     tenants: HashMap<Arc<str>, u32>,
 }
@@ -61,7 +63,22 @@ pub struct Place {
     tenant: Option<Arc<str>>,
 }
 
+/// Keeps places from being empty for good: more may be taken. Until it is dropped.
+#[derive(Debug)]
+pub struct Taker {
+    places: Arc<Places>,
+}
+
 impl Places {
+    /// One more who takes places.
+    #[must_use]
+    pub fn taker(self: &Arc<Self>) -> Taker {
+        self.lock().takers += 1;
+        Taker {
+            places: Arc::clone(self),
+        }
+    }
+
     /// A place for a connection from `source`, if it is among the first `all`, and the first `per_source` of its
     /// source.
     ///
@@ -102,11 +119,11 @@ impl Places {
         self.lock().tenants.get(tenant).copied().unwrap_or(0)
     }
 
-    /// Waits until there are none.
+    /// Waits until there are none, and nobody is left to take one.
     pub async fn empty(&self) {
         loop {
             let empty = self.empty.notified();
-            if self.all() == 0 {
+            if self.lock().are_empty() {
                 return;
             }
             empty.await;
@@ -144,9 +161,25 @@ impl Drop for Place {
         if let Some(tenant) = &self.tenant {
             give_back(&mut taken.tenants, tenant);
         }
-        if taken.all == 0 {
+        if taken.are_empty() {
             self.places.empty.notify_waiters();
         }
+    }
+}
+
+impl Drop for Taker {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        taken.takers -= 1;
+        if taken.are_empty() {
+            self.places.empty.notify_waiters();
+        }
+    }
+}
+
+impl Taken {
+    const fn are_empty(&self) -> bool {
+        self.all == 0 && self.takers == 0
     }
 }
 
@@ -211,15 +244,28 @@ mod tests {
     async fn who_waits_for_the_last_is_told() {
         let places = Arc::new(Places::default());
         places.empty().await;
+        let taker = places.taker();
         let place = places.take(ip("::1"), 1, 1).expect("a place");
-        let waiting = tokio::spawn({
+        let waiting = || {
             let places = Arc::clone(&places);
-            async move { places.empty().await }
-        });
+            tokio::spawn(async move { places.empty().await })
+        };
+        let first = waiting();
         tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
         drop(place);
-        waiting.await.expect("told");
+        tokio::task::yield_now().await;
+        assert!(!first.is_finished(), "more may come");
+        let place = places.take(ip("::1"), 1, 1).expect("a place");
+        drop(taker);
+        tokio::task::yield_now().await;
+        assert!(!first.is_finished(), "one is there");
+        drop(place);
+        first.await.expect("told");
+        let taker = places.taker();
+        let second = waiting();
+        tokio::task::yield_now().await;
+        drop(taker);
+        second.await.expect("told");
     }
 
     proptest! {

@@ -225,7 +225,12 @@ impl Relay {
         open.retain(|l| wanted.contains(&l.wanted));
         for (wanted, address, socket) in new {
             let (stop, stopped) = watch::channel(());
-            tokio::spawn(accept(socket, address, stopped, Arc::clone(&self.shared)));
+            let taker = self.shared.places.taker();
+            let shared = Arc::clone(&self.shared);
+            tokio::spawn(async move {
+                accept(socket, address, stopped, shared).await;
+                drop(taker);
+            });
             open.push(Listening {
                 wanted,
                 address,
@@ -255,7 +260,7 @@ impl Relay {
         matches!(*self.listening(), Listeners::Draining)
     }
 
-    /// Waits until there is no connection.
+    /// Waits until there is no connection and it listens no more.
     pub async fn empty(&self) {
         self.shared.places.empty().await;
     }

@@ -707,6 +707,11 @@ fn who_came_before_the_drain_is_served() {
     let mut clients: Vec<TcpStream> = (0..100).map(|_| connect(at)).collect();
     gateway.relay.drain();
     let hello = hello("d.example", &[]);
+    let empty = gateway.relay.empty();
+    gateway
+        .runtime
+        .block_on(async { tokio::time::timeout(Duration::from_millis(200), empty).await })
+        .expect_err("they are waited for");
     for client in &mut clients {
         client.write_all(&hello).expect("say");
         echoed(client, b"well");
