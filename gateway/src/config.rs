@@ -130,9 +130,9 @@ impl Config {
         })
     }
 
-    /// What the relay is to do, with so many connections in all.
+    /// What the relay is to do, with so many connections in all, and so many pipes.
     #[must_use]
-    pub fn plan(&self, connections: usize) -> Plan {
+    pub fn plan(&self, connections: usize, pipes: usize) -> Plan {
         let backends = self.backends.iter().map(|target| {
             let backend = Backend::new(target.addresses.clone(), target.proxy);
             (Arc::clone(&target.name), backend)
@@ -142,6 +142,7 @@ impl Config {
             limits: Limits {
                 connections,
                 per_source: self.per_source,
+                pipes,
             },
             times: self.times,
             tenants: self.tenants.iter().cloned().collect(),

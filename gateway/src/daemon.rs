@@ -38,8 +38,10 @@ use crate::{
 
 /// Open files beside connections: listeners, control, the runtime's own.
 const OTHER_FILES: usize = 128;
-/// Open files of pipes that may be kept, and of some in use.
-const PIPE_FILES: usize = 512;
+/// Pipes that there is always room for, two open files each.
+const PIPES: usize = 64;
+/// Pipes at most: more bytes than in so many are not on the way at once.
+const MAX_PIPES: usize = 1 << 14;
 
 /// Why the gateway does not run, or a new configuration is not in force.
 #[derive(Debug, thiserror::Error)]
@@ -90,12 +92,14 @@ pub enum Error {
     },
 }
 
+/// What so many connections need at least.
 const fn files_of(connections: usize) -> usize {
-    connections * 2 + OTHER_FILES + PIPE_FILES
+    (connections + PIPES) * 2 + OTHER_FILES
 }
 
+/// What so many files are enough for at most.
 const fn connections_of(files: usize) -> usize {
-    files.saturating_sub(OTHER_FILES + PIPE_FILES) / 2
+    files.saturating_sub(PIPES * 2 + OTHER_FILES) / 2
 }
 
 /// Metrics that are served.
@@ -131,13 +135,13 @@ struct Daemon {
 pub async fn run(path: &Path) -> Result<(), Error> {
     let config = Config::load(path)?;
     let files = open_files()?;
-    let connections = connections(&config, files)?;
+    let (connections, pipes) = shares(&config, files)?;
     let system = |operation| move |source| Error::System { operation, source };
     let mut hangup = signal(SignalKind::hangup()).map_err(system("wait for SIGHUP"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("wait for SIGINT"))?;
     let socket = server::bind(&config.control_socket)?;
-    let relay = Relay::start(config.plan(connections), config.spliced)?;
+    let relay = Relay::start(config.plan(connections, pipes))?;
     let mut registry = Registry::default();
     relay.counters().register(&mut registry);
     let mut daemon = Daemon {
@@ -196,14 +200,22 @@ fn open_files() -> Result<usize, Error> {
     Ok(usize::try_from(hard).unwrap_or(usize::MAX))
 }
 
-/// How many connections there may be with so many open files.
-fn connections(config: &Config, files: usize) -> Result<usize, Error> {
+/// How many connections and how many pipes there may be with so many open files.
+fn shares(config: &Config, files: usize) -> Result<(usize, usize), Error> {
     let most = connections_of(files);
-    match config.connections {
-        None => Ok(most.max(1)),
-        Some(wanted) if wanted <= most => Ok(wanted),
-        Some(wanted) => Err(Error::Files { wanted, files }),
-    }
+    let connections = match config.connections {
+        // A quarter of what is left for pipes, as both ways of a busy connection have one.
+        None => (most - most / 4).max(1),
+        Some(wanted) if wanted <= most => wanted,
+        Some(wanted) => return Err(Error::Files { wanted, files }),
+    };
+    let left = files.saturating_sub(OTHER_FILES + connections * 2) / 2;
+    let pipes = if config.spliced {
+        left.min(MAX_PIPES)
+    } else {
+        0
+    };
+    Ok((connections, pipes))
 }
 
 impl Daemon {
@@ -240,25 +252,14 @@ impl Daemon {
                 running: self.config.control_socket.display().to_string(),
             });
         }
-        if config.spliced != self.config.spliced {
-            let running = if self.config.spliced {
-                "splice"
-            } else {
-                "copy"
-            };
-            return Err(Error::Fixed {
-                key: "relay.way",
-                running: running.to_owned(),
-            });
-        }
-        let connections = connections(&config, self.files)?;
+        let (connections, pipes) = shares(&config, self.files)?;
         let kept = self.served.as_ref().map(|s| s.wanted) == config.metrics;
         let served = if kept {
             None
         } else {
             self.serve(config.metrics).await?
         };
-        self.relay.replan(config.plan(connections))?;
+        self.relay.replan(config.plan(connections, pipes))?;
         if !kept {
             self.served = served;
         }
@@ -333,7 +334,7 @@ impl Daemon {
             metrics: self.served.as_ref().map(|s| s.address),
             draining: self.relay.is_draining(),
             connections: self.relay.connections(),
-            limit: connections(&self.config, self.files).unwrap_or(0),
+            limit: shares(&self.config, self.files).map_or(0, |(connections, _)| connections),
             accepted: counters.accepted.get(),
             refused: Refused::REASONS
                 .into_iter()

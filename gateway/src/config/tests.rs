@@ -43,7 +43,7 @@ fn a_good_file_is_taken_with_its_defaults() {
     );
     assert_eq!((config.connections, config.per_source), (None, 256));
     assert!(config.spliced);
-    let plan = config.plan(77);
+    let plan = config.plan(77, 8);
     assert_eq!(plan.limits.connections, 77);
     assert_eq!(plan.tenants["acme"], 100);
     assert!(plan.backends["director"].proxy);

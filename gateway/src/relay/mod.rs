@@ -68,6 +68,8 @@ pub struct Limits {
     pub connections: usize,
     /// Of one IPv4 address, or of one IPv6 /64.
     pub per_source: u32,
+    /// Pipes that the kernel moves bytes through, two open files each; beyond them, bytes are copied.
+    pub pipes: usize,
 }
 
 /// Where connections go.
@@ -172,12 +174,12 @@ enum Listeners {
 }
 
 impl Relay {
-    /// Listens. `spliced`: bytes are moved by the kernel through pipes; else they are copied.
+    /// Listens.
     ///
     /// # Errors
     /// When an address cannot be had; none is listened on then.
-    pub fn start(plan: Plan, spliced: bool) -> Result<Self, Error> {
-        let pipes = Pipes::new(spliced);
+    pub fn start(plan: Plan) -> Result<Self, Error> {
+        let pipes = Pipes::new(plan.limits.pipes);
         let shared = Arc::new(Shared {
             places: Arc::default(),
             counters: Counters::new(pipes.short.clone()),
@@ -198,6 +200,7 @@ impl Relay {
     /// When a new address cannot be had, or it drains; the old plan stays whole.
     pub fn replan(&self, plan: Plan) -> Result<(), Error> {
         self.listen(&plan.listen)?;
+        self.shared.pipes.limit(plan.limits.pipes);
         let mut current = self
             .shared
             .plan
@@ -347,6 +350,7 @@ fn begin(client: TcpStream, from: SocketAddr, local: SocketAddr, shared: &Arc<Sh
     let Limits {
         connections,
         per_source,
+        ..
     } = plan.limits;
     match shared.places.take(from.ip(), connections, per_source) {
         Ok(place) => {

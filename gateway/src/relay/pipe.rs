@@ -6,7 +6,10 @@ use std::{
     io,
     ops::Range,
     os::fd::OwnedFd,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
@@ -25,7 +28,10 @@ const KEPT: usize = 64;
 /// Lends pipes.
 #[derive(Debug)]
 pub struct Pipes {
-    spliced: bool,
+    /// How many there may be: each is two open files.
+    most: AtomicUsize,
+    /// How many there are, lent or not.
+    made: AtomicUsize,
     free: Mutex<Vec<Between>>,
     /// How often there was no pipe to be had and a buffer was taken.
     pub short: Counter,
@@ -53,19 +59,31 @@ pub struct Lent<'a> {
 }
 
 impl Pipes {
-    /// Pipes, or buffers only.
+    /// At most so many pipes, and then buffers; of 0 there are only buffers.
     #[must_use]
-    pub fn new(spliced: bool) -> Self {
+    pub fn new(most: usize) -> Self {
         Self {
-            spliced,
+            most: AtomicUsize::new(most),
+            made: AtomicUsize::new(0),
             free: Mutex::default(),
             short: Counter::default(),
         }
     }
 
+    /// From now on at most so many. Those that are lent are used to their end.
+    pub fn limit(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+        for between in self.free().drain(..) {
+            if matches!(between, Between::Pipe { .. }) {
+                self.made.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// An empty one.
     pub fn lend(&self) -> Lent<'_> {
-        let between = self.free().pop().unwrap_or_else(|| self.make());
+        let unused = self.free().pop();
+        let between = unused.unwrap_or_else(|| self.make());
         Lent {
             pipes: self,
             between: Some(between),
@@ -83,7 +101,12 @@ impl Pipes {
     }
 
     fn make(&self) -> Between {
-        if self.spliced {
+        let most = self.most.load(Ordering::Relaxed);
+        let one_more = |made| (made < most).then_some(made + 1);
+        let may = self
+            .made
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        if may.is_ok() {
             match nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK) {
                 Ok((read, write)) => {
                     // Refused beyond what a user may have in all: a small one does as well, slower.
@@ -95,10 +118,13 @@ impl Pipes {
                     };
                 }
                 Err(error) => {
-                    self.short.inc();
+                    self.made.fetch_sub(1, Ordering::Relaxed);
                     tracing::debug!(%error, "no pipe; copying");
                 }
             }
+        }
+        if most > 0 {
+            self.short.inc();
         }
         Between::Buffer {
             bytes: vec![0; BUFFER].into_boxed_slice(),
@@ -161,14 +187,20 @@ impl Lent<'_> {
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
-        // With bytes in it, it is of no use to anybody.
-        if self.held() == 0
-            && let Some(between) = self.between.take()
-        {
-            let mut free = self.pipes.free();
-            if free.len() < KEPT {
-                free.push(between);
-            }
+        let pipes = self.pipes;
+        let held = self.held();
+        let Some(between) = self.between.take() else {
+            return;
+        };
+        let is_pipe = matches!(between, Between::Pipe { .. });
+        let most = pipes.most.load(Ordering::Relaxed);
+        let fits = pipes.made.load(Ordering::Relaxed) <= most;
+        let mut free = pipes.free();
+        // With bytes in it, it is of no use to anybody; nor is a buffer where there are pipes.
+        if held == 0 && fits && is_pipe == (most > 0) && free.len() < KEPT {
+            free.push(between);
+        } else if is_pipe {
+            pipes.made.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -182,4 +214,38 @@ fn moved(from: impl std::os::fd::AsFd, to: impl std::os::fd::AsFd) -> io::Result
         MOST,
         SpliceFFlags::SPLICE_F_NONBLOCK,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_pipe(lent: &Lent<'_>) -> bool {
+        matches!(lent.between, Some(Between::Pipe { .. }))
+    }
+
+    #[test]
+    fn there_are_no_more_pipes_than_allowed_and_buffers_beyond() {
+        let pipes = Pipes::new(2);
+        let three = [pipes.lend(), pipes.lend(), pipes.lend()];
+        assert_eq!(three.each_ref().map(is_pipe), [true, true, false]);
+        assert_eq!(pipes.short.get(), 1);
+        drop(three);
+        assert_eq!(pipes.unused(), 2);
+        let two = [pipes.lend(), pipes.lend()];
+        assert_eq!(
+            (two.each_ref().map(is_pipe), pipes.unused()),
+            ([true; 2], 0)
+        );
+        pipes.limit(1);
+        drop(two);
+        assert_eq!(pipes.made.load(Ordering::Relaxed), 1);
+        pipes.limit(0);
+        assert_eq!(pipes.unused(), 0);
+        assert!(!is_pipe(&pipes.lend()));
+        assert_eq!((pipes.made.load(Ordering::Relaxed), pipes.unused()), (0, 1));
+        assert_eq!(pipes.short.get(), 1, "nobody asked for a pipe");
+        pipes.limit(1);
+        assert!(is_pipe(&pipes.lend()));
+    }
 }

@@ -287,22 +287,12 @@ fn a_new_file_takes_effect_and_connections_stay() {
     assert_eq!(gateway.status().name, "gw1");
 
     // What cannot change while it runs.
-    for (from, to, key) in [
-        (
-            "gw.sock",
-            "other.sock",
-            "gateway.control_socket cannot be changed",
-        ),
-        (
-            "[[tenant]]",
-            "[relay]\nway = \"copy\"\n[[tenant]]",
-            "relay.way cannot be changed",
-        ),
-    ] {
-        gateway.write(&new.replacen(from, to, 1));
-        let said = text(&gateway.say(&["reload"]).stderr);
-        assert!(said.contains(key), "{said}");
-    }
+    gateway.write(&new.replacen("gw.sock", "other.sock", 1));
+    let said = text(&gateway.say(&["reload"]).stderr);
+    assert!(
+        said.contains("gateway.control_socket cannot be changed"),
+        "{said}"
+    );
     // What can: a tenant more, metrics and another address.
     let (held, taken) = listener();
     let more = new
@@ -463,7 +453,7 @@ fn what_stands_in_the_way_is_said() {
     let said = start(ANYWHERE, "[limits]\nconnections = 500", 1000);
     assert!(
         said.contains(
-            "limits.connections: 500 need 1640 open files, and 1000 are allowed: write 180 at most, or raise the limit"
+            "limits.connections: 500 need 1256 open files, and 1000 are allowed: write 372 at most, or raise the limit"
         ),
         "{said}"
     );

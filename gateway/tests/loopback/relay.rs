@@ -34,7 +34,6 @@ struct Draft {
     tenant: u32,
     backend: Vec<SocketAddr>,
     proxy: bool,
-    spliced: bool,
 }
 
 impl Draft {
@@ -44,6 +43,7 @@ impl Draft {
             limits: Limits {
                 connections: 1000,
                 per_source: 1000,
+                pipes: 1000,
             },
             times: Times {
                 hello: PATIENCE,
@@ -53,7 +53,6 @@ impl Draft {
             tenant: 1000,
             backend: vec![backend],
             proxy: false,
-            spliced: true,
         }
     }
 
@@ -86,7 +85,7 @@ impl Draft {
             .expect("a runtime");
         let relay = {
             let _in = runtime.enter();
-            Relay::start(self.plan(), self.spliced).expect("listen")
+            Relay::start(self.plan()).expect("listen")
         };
         Gateway { relay, runtime }
     }
@@ -151,7 +150,7 @@ fn tls_goes_through_to_whom_the_hello_names() {
             let (to, serving) = tls_echo(tls.server);
             let mut draft = Draft::to(to);
             draft.listen = vec![SocketAddr::new(listen, 0)];
-            draft.spliced = spliced;
+            draft.limits.pipes = if spliced { 10 } else { 0 };
             let gateway = draft.start();
 
             let mut client = tls_client(&tls.client, gateway.at(), name);
@@ -204,7 +203,7 @@ fn bulk(spliced: bool) {
         send_noise(&mut stream, 2, LENGTH);
     });
     let mut draft = Draft::to(to);
-    draft.spliced = spliced;
+    draft.limits.pipes = if spliced { 10 } else { 0 };
     let gateway = draft.start();
     let mut client = greet(gateway.at(), "d.example");
     send_noise(&mut client, 1, LENGTH);
@@ -734,7 +733,7 @@ fn two_families_share_a_port() {
         let runtime = Runtime::new().expect("a runtime");
         let started = {
             let _in = runtime.enter();
-            Relay::start(draft.plan(), true)
+            Relay::start(draft.plan())
         };
         if let Ok(relay) = started {
             break (Gateway { relay, runtime }, port);
