@@ -302,3 +302,22 @@ fn a_file_that_is_not_there_is_named() {
             .starts_with("cannot read /nowhere/gw.toml: ")
     );
 }
+
+#[test]
+fn the_documented_file_is_good() {
+    let page = include_str!("../../../docs/gateway.md");
+    let file = page
+        .split("```")
+        .nth(1)
+        .and_then(|f| f.strip_prefix("toml"));
+    let file = file.expect("a file");
+    let config = parse(file).expect("good");
+    assert_eq!((config.tenants.len(), config.backends.len()), (1, 2));
+    // What is said to be the default is it.
+    let bare = parse(&GOOD.replace("hello_timeout = 0.5", "")).expect("good");
+    assert_eq!((config.times, config.drain), (bare.times, bare.drain));
+    assert_eq!(config.per_source, bare.per_source);
+    let spelled = parse(&file.replace("\n# ", "\n")).expect("good");
+    assert_eq!(spelled.listen, config.listen);
+    assert_eq!(spelled.control_socket, config.control_socket);
+}
