@@ -252,6 +252,49 @@ fn both_ways_at_once_with_a_slow_reader_lose_nothing() {
 }
 
 #[test]
+fn nobody_hears_what_was_said_to_another() {
+    // More connections than pipes, so that pipes and buffers change hands all the time; some are cut with bytes in them.
+    const CLIENTS: u64 = 30;
+    const ROUNDS: u64 = 12;
+    let mut draft = Draft::to(echo());
+    draft.limits.pipes = 1;
+    let gateway = draft.start();
+    let at = gateway.at();
+    let clients: Vec<_> = (1..=CLIENTS)
+        .map(|n| {
+            spawn(move || {
+                let mut noise = Noise::new(n);
+                let mut open = greet(at, "d.example");
+                for round in 0..ROUNDS {
+                    let mut said = vec![0; (n * 79_193 + round * 104_729) as usize % 1_000_000 + 1];
+                    noise.fill(&mut said);
+                    if (n + round) % 11 == 0 {
+                        let _ = open.write_all(&said);
+                        if n % 2 == 0 {
+                            reset(open);
+                        }
+                        open = greet(at, "d.example");
+                    }
+                    let mut write = open.try_clone().expect("a clone");
+                    let saying = said.clone();
+                    let saying = spawn(move || write.write_all(&saying).expect("say"));
+                    let mut heard = vec![0; said.len()];
+                    open.read_exact(&mut heard).expect("hear");
+                    saying.join().expect("said");
+                    assert!(heard == said, "client {n}, round {round}");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().expect("heard what it said");
+    }
+    until("gone", || gateway.relay.connections() == 0);
+    assert!(gateway.relay.unused_pipes() <= 1);
+    assert!(gateway.relay.counters().short_of_pipes.get() > 0);
+}
+
+#[test]
 fn each_way_ends_by_itself() {
     let (to, connections) = handing_over();
     let gateway = Draft::to(to).start();
