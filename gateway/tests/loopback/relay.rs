@@ -26,7 +26,8 @@ struct Gateway {
     runtime: Runtime,
 }
 
-/// One tenant, `acme`, with all below `acme.example`; and `d.example`, nobody's. All to one backend.
+/// One tenant, `acme`, with all below `acme.example`; and `d.example` and, for protocol `x/1`, `p.example`, nobody's. All to one
+/// backend.
 struct Draft {
     listen: Vec<SocketAddr>,
     limits: Limits,
@@ -72,6 +73,10 @@ impl Draft {
             table: Table::new(vec![
                 route(Names::Below("acme.example".to_owned()), Some("acme")),
                 route(Names::Exact("d.example".to_owned()), None),
+                Route {
+                    protocols: vec![b"x/1".to_vec()],
+                    ..route(Names::Exact("p.example".to_owned()), None)
+                },
             ])
             .expect("routes"),
         }
@@ -497,6 +502,7 @@ fn a_client_that_speaks_tls_is_told_why() {
     let long = [&[22, 3, 1, 63, 0, 1, 0, 0x3e, 0xfc][..], &[0; 200]].concat();
     for (wire, number, reason) in [
         (hello("nobody.example", &[]), 112, "no-route"),
+        (hello("p.example", &["h2"]), 120, "no-protocol"),
         (hello("127.0.0.1", &[]), 112, "no-server-name"),
         (hello("x.acme.example", &[]), 80, "limit-tenant"),
         (hello("d.example", &[]), 80, "backend-unreachable"),
@@ -800,4 +806,8 @@ fn names_stand_for_all_their_connections() {
     }
     until("gone", || gateway.relay.connections() == 0);
     assert_eq!(gateway.bytes("acme", "down"), 8);
+    let mut client = connect(gateway.at());
+    let hello = hello("p.example", &["h2", "x/1"]);
+    client.write_all(&hello).expect("say");
+    echoed(&mut client, b"well");
 }
