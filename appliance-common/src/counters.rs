@@ -90,6 +90,12 @@ counters! {
     TimeExceededSent = 27, "time_exceeded_sent";
     /// Full failover: "unreachable" sent to the source: no route, or not allowed.
     UnreachableSent = 28, "unreachable_sent";
+    /// Translated and sent out of the uplink.
+    TranslatedOut = 29, "translated_out";
+    /// Translated and sent to a host of a tenant's network.
+    TranslatedIn = 30, "translated_in";
+    /// From a tenant's host to a public address that leads to another, translated both ways (RFC 4787 section 6).
+    TranslatedHairpin = 31, "translated_hairpin";
 
     /// Dropped: truncated, or its lengths contradict each other.
     DropMalformed = 32, "drop_malformed";
@@ -170,16 +176,50 @@ counters! {
     DropToGateway = 69, "drop_to_gateway";
     /// Dropped: the program that goes on with it is not loaded; the daemon is starting or of another version.
     DropNoProgram = 70, "drop_no_program";
+    /// Dropped: to port 22 of a public address, over which nothing but the appliance is managed.
+    DropManagementPort = 71, "drop_management_port";
+    /// Dropped: to a public address, and no rule of it leads anywhere; or from inside to what another endpoint is seen as,
+    /// before that one has sent here.
+    DropNoRule = 72, "drop_no_rule";
+    /// Dropped: from a source that the rule does not list.
+    DropNotListed = 73, "drop_not_listed";
+    /// Dropped: of no connection that is known, and it does not open one.
+    DropNoFlow = 74, "drop_no_flow";
+    /// Dropped: the table of connections is full.
+    DropFlowsFull = 75, "drop_flows_full";
+    /// Dropped: no port is free for another endpoint behind the address.
+    DropNoPort = 76, "drop_no_port";
+    /// Dropped: another connection has the same addresses and ports on the other side.
+    DropFlowTaken = 77, "drop_flow_taken";
+    /// Dropped: a protocol that is not translated, or a source route.
+    DropNatProtocol = 78, "drop_nat_protocol";
+    /// Dropped: the kernel has no way to the destination out of the uplink.
+    DropNoNextHop = 79, "drop_no_next_hop";
+    /// Dropped: a fragment whose first one was not translated.
+    DropFragment = 80, "drop_fragment";
+
+    /// A connection was begun, by rule or by mapping.
+    FlowOpened = 96, "flow_opened";
+    /// A connection that both ends want was given its place.
+    FlowEstablished = 97, "flow_established";
+    /// An error message translated, with what it quotes.
+    ErrorTranslated = 98, "error_translated";
+    /// A fragment translated as its first one was.
+    FragmentTranslated = 99, "fragment_translated";
+    /// Full failover: a router solicitation handed to the slow path, which advertises.
+    SlowSolicited = 100, "slow_solicited";
+    /// A fragment that came before its first one, handed to the slow path, which waits for that one.
+    SlowFragment = 101, "slow_fragment";
 }
 
 impl Counter {
     /// Entries of the per-CPU array: room to add without a new layout.
-    pub const SLOTS: u32 = 96;
+    pub const SLOTS: u32 = 128;
 
     /// Whether a packet ended here.
     #[must_use]
     pub const fn is_drop(self) -> bool {
-        self as u32 >= 32
+        self as u32 >= 32 && (self as u32) < 96
     }
 }
 

@@ -91,6 +91,14 @@ pub enum SlowReason {
     Split = 1,
     /// Its host has no neighbour entry: resolve `next_hop`, then send it there.
     Unresolved = 2,
+    /// Translated, and the next hop out of the uplink is not resolved: the kernel resolves it and sends it there.
+    Outside = 3,
+    /// A router solicitation, in full failover: to be answered with an advertisement (RFC 4861 section 6.2.6).
+    /// `next_hop` is its source.
+    RouterWanted = 4,
+    /// A fragment that came before its first one, to be translated: run it again once that one is known (RFC 4787
+    /// REQ-14). The VNI is zero on the uplink.
+    Fragment = 5,
 }
 
 impl SlowReason {
@@ -100,9 +108,127 @@ impl SlowReason {
         match value {
             1 => Some(Self::Split),
             2 => Some(Self::Unresolved),
+            3 => Some(Self::Outside),
+            4 => Some(Self::RouterWanted),
+            5 => Some(Self::Fragment),
             _ => None,
         }
     }
+}
+
+/// Bytes of a packet's head that a [`TraceEvent`] holds.
+pub const TRACE_HEAD: usize = 128;
+/// Counters that a [`TraceEvent`] names at most, besides the one that says what became of the packet.
+pub const TRACE_NOTES: usize = 6;
+
+/// A step of a packet that is followed. Record of the ring `TRACE_EVENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceEvent {
+    /// The kernel's monotonic clock, nanoseconds, host byte order.
+    pub at: u64,
+    /// Which packet of its CPU, host byte order.
+    pub packet: u32,
+    /// The CPU, host byte order.
+    pub cpu: u32,
+    /// Interface it came in on, host byte order.
+    pub ifindex: u32,
+    /// Bytes of the frame, host byte order.
+    pub len: u32,
+    /// A [`TraceProgram`], host byte order.
+    pub program: u16,
+    /// A [`TraceStep`], host byte order.
+    pub step: u16,
+    /// [`TraceStep::Decided`]: the counter that says what became of it, by number and one; zero: it is among the
+    /// notes. Host byte order.
+    pub counter: u16,
+    /// [`TraceStep::Decided`]: the XDP action; else zero. Host byte order.
+    pub action: u16,
+    /// What was counted on the way, by number and one; zero: nothing more. Host byte order.
+    pub notes: [u16; TRACE_NOTES],
+    /// Zero.
+    pub reserved: u32,
+    /// The first bytes of the frame as it is at that step.
+    pub head: [u8; TRACE_HEAD],
+}
+
+/// Which program a packet is in.
+#[repr(u16)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceProgram {
+    /// A tenant-only port.
+    Access = 1,
+    /// The tunnels' port.
+    Uplink = 2,
+    /// One interface that is both.
+    Combined = 3,
+    /// A tenant in full failover.
+    Full = 4,
+    /// What leaves its networks.
+    NatOut = 5,
+    /// What comes to a public address.
+    NatIn = 6,
+}
+
+impl TraceProgram {
+    /// As printed; `None` for a number this version does not know.
+    #[must_use]
+    pub const fn name_of(value: u16) -> Option<&'static str> {
+        match value {
+            1 => Some("access"),
+            2 => Some("uplink"),
+            3 => Some("combined"),
+            4 => Some("full"),
+            5 => Some("nat_out"),
+            6 => Some("nat_in"),
+            _ => None,
+        }
+    }
+}
+
+/// What a packet does in a program.
+#[repr(u16)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceStep {
+    /// It comes in.
+    Enters = 1,
+    /// It goes on here, from another program.
+    GoesOn = 2,
+    /// It is decided what becomes of it.
+    Decided = 3,
+}
+
+impl TraceStep {
+    /// The step a record holds; `None` for a number this version does not know.
+    #[must_use]
+    pub const fn from_u16(value: u16) -> Option<Self> {
+        match value {
+            1 => Some(Self::Enters),
+            2 => Some(Self::GoesOn),
+            3 => Some(Self::Decided),
+            _ => None,
+        }
+    }
+}
+
+/// Value of `TRACE`, the one entry of an array: which packets are followed. All zero: none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TraceFilter {
+    /// 1: follow.
+    pub active: u32,
+    /// Only on this interface; zero: on any. Host byte order.
+    pub ifindex: u32,
+    /// Only with this outer VLAN identifier; zero: with any or none. Host byte order.
+    pub vlan: u16,
+    /// Only from or to this port, of TCP or UDP, network byte order; zero: any.
+    pub port: u16,
+    /// Only this IP protocol, behind no extension headers; zero: any, and what is not IP.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+    /// Only from or to this address; [`crate::addr::UNSPECIFIED`]: any.
+    pub address: Address,
 }
 
 const _: () = {
@@ -110,6 +236,8 @@ const _: () = {
     assert!(size_of::<SlowHeader>() == 32);
     assert!(size_of::<SlowPacket>() == 32 + SLOW_PACKET_BYTES);
     assert!(SLOW_PACKET_BYTES.is_multiple_of(8));
+    assert!(size_of::<TraceEvent>() == 48 + TRACE_HEAD);
+    assert!(size_of::<TraceFilter>() == 32);
 };
 
 /// Reads a record of plain data from ring-buffer bytes; `None` when they are too few.
@@ -142,3 +270,17 @@ impl SlowHeader {
         Some((header, frame))
     }
 }
+
+#[cfg(feature = "user")]
+impl TraceEvent {
+    /// The record in `bytes`; `None` when they are too few.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        read(bytes)
+    }
+}
+
+#[cfg(feature = "user")]
+// SAFETY: `repr(C)`, `Copy`, integers and bytes only, and the size asserted above is the sum of the fields' sizes, so
+// there is no padding and every bit pattern is valid.
+unsafe impl aya::Pod for TraceFilter {}

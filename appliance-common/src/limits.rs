@@ -60,3 +60,22 @@ pub const HANDSHAKES_PER_SOURCE: u64 = 20;
 pub const HANDSHAKES_FROM_PEERS: u64 = 20_000;
 /// Handshake messages that all sources nobody knows may send in a second on one CPU, and at once.
 pub const HANDSHAKES_FROM_STRANGERS: u64 = 1000;
+/// Addresses that are translated on the uplink, of all tenants.
+pub const MAX_PUBLIC: u32 = 16_384;
+/// Public IP rules, of all tenants.
+pub const MAX_RULES: u32 = 16_384;
+/// Aligned blocks of ports that the rules' ranges are made of: 30 at most for one range, mostly one.
+pub const MAX_RULE_PORTS: u32 = 65_536;
+/// Sources that the rules list.
+pub const MAX_RULE_SOURCES: u32 = 65_536;
+/// Connections, unless the configuration says otherwise. Each has two entries in `FLOWS`.
+pub const DEFAULT_CONNECTIONS: u32 = 65_536;
+/// Endpoints of tenants that are seen outside by a port of their own. Each has two entries in `MAPPINGS`.
+pub const MAX_MAPPED: u32 = 65_536;
+/// Entries for connections that are being opened, and ICMP queries: the oldest give way to new ones.
+pub const MAX_OPENING: u32 = 65_536;
+/// Datagrams of which fragments are being translated; the oldest give way to new ones.
+pub const MAX_FRAGMENTED: u32 = 8192;
+/// Bytes of the ring buffer that carries [`crate::events::TraceEvent`]; a power of two of pages. Packets that come
+/// faster than the reader reads are followed with gaps.
+pub const TRACE_RING_BYTES: u32 = 1024 * 1024;

@@ -7,7 +7,7 @@ use crate::limits::MAX_PREFIXES;
 
 /// Version of everything in this file. It is part of the pin path, so that a daemon with another
 /// layout never adopts maps it would misread.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// No VLAN tag at this level. VLAN identifier 0 means "priority only" on the wire (IEEE 802.1Q
 /// section 9.6), so it can stand for none.
@@ -94,6 +94,8 @@ pub mod network_flags {
     pub const PROVIDER: u32 = 2;
     /// The network's tunnel is encrypted: what goes into it goes to a worker.
     pub const SECURE: u32 = 4;
+    /// In full failover its hosts reach the outside.
+    pub const INTERNET: u32 = 8;
 }
 
 /// Value of `TENANTS`: what one tenant's networks do. Eight bytes, so that a switch is one store.
@@ -382,11 +384,22 @@ pub struct Policy {
 pub enum Jump {
     /// An IP packet on the port of a tenant in full failover.
     Full = 0,
+    /// What of that leaves the tenant's networks.
+    NatOut = 1,
+    /// An IP packet on the uplink to a public address.
+    NatIn = 2,
 }
 
 impl Jump {
     /// How many there are.
-    pub const COUNT: u32 = 1;
+    pub const COUNT: u32 = 3;
+
+    /// All, with the names of their programs.
+    pub const ALL: [(Self, &'static str); 3] = [
+        (Self::Full, "full"),
+        (Self::NatOut, "nat_out"),
+        (Self::NatIn, "nat_in"),
+    ];
 }
 
 /// Value of `CONFIG`, the one entry of an array. All zero: not configured.

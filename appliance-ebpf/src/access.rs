@@ -18,9 +18,9 @@ use crate::{
     arp,
     encap::{self, Inner},
     full, icmp,
-    maps::ATTACHMENTS,
+    maps::{ATTACHMENTS, PASSED},
     mss, nd,
-    packet::{L2, L2Error, Mac, Outcome, Window, frame_len, ingress, jump},
+    packet::{L2, L2Error, Mac, Outcome, Window, frame_len, ingress},
     slow,
     tables::{
         gateway, is_endpoint, is_here, is_provider, is_secure, mode, neighbour, network, prefix_of,
@@ -63,7 +63,75 @@ pub struct Arrival {
     mode: u8,
 }
 
+/// What one program tells the next of an [`Arrival`], on the same CPU and about the same packet: what was looked
+/// up, and the mode that was read once.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Passed {
+    slot: u32,
+    mac: Mac,
+    xsk: u16,
+    shared: bool,
+    mode: u8,
+}
+
+/// Tells the next program.
+#[inline(always)]
+fn pass_on(arrival: &Arrival) {
+    let Some(passed) = PASSED.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's entry; an XDP program is not interrupted by another on its CPU. Field by field, as a whole
+    // one would be made on the stack first.
+    unsafe {
+        (*passed).slot = arrival.slot;
+        (*passed).mac = arrival.mac;
+        (*passed).xsk = arrival.xsk;
+        (*passed).shared = arrival.port == Port::Shared;
+        (*passed).mode = arrival.mode;
+    }
+}
+
+/// The frame as the program before this one classified it.
+#[inline(always)]
+pub fn resume(ctx: &XdpContext) -> Result<Arrival, Outcome> {
+    let (Some(passed), Ok(l2)) = (PASSED.get(0), L2::parse(ctx)) else {
+        return Err(Outcome::Drop(Counter::DropInconsistent));
+    };
+    let Some(network) = network(passed.slot) else {
+        return Err(Outcome::Drop(Counter::DropInconsistent));
+    };
+    Ok(Arrival {
+        l2,
+        network,
+        slot: passed.slot,
+        mac: passed.mac,
+        xsk: passed.xsk,
+        port: if passed.shared {
+            Port::Shared
+        } else {
+            Port::TenantOnly
+        },
+        mode: passed.mode,
+    })
+}
+
 impl Arrival {
+    /// A frame on the uplink for the network `to`, for the errors about it.
+    #[inline(always)]
+    pub fn outside(l2: L2, to: &'static Network, slot: u32) -> Self {
+        let mac = l2.destination;
+        Self {
+            l2,
+            network: to,
+            slot,
+            mac,
+            xsk: 0,
+            port: Port::Shared,
+            mode: Mode::Full as u8,
+        }
+    }
+
     /// Whether the tenant is in partial failover.
     #[inline(always)]
     pub const fn partial(&self) -> bool {
@@ -85,9 +153,8 @@ pub fn process(ctx: &XdpContext, program: Port) -> Outcome {
         Err(outcome) => return outcome,
     };
     if arrival.full() && full::is_routed(ctx, &arrival) {
-        // Does not come back.
-        jump(ctx, Jump::Full);
-        return Outcome::Drop(Counter::DropNoProgram);
+        pass_on(&arrival);
+        return Outcome::Jump(Jump::Full);
     }
     match arrival.l2.tags {
         0 => by_type::<14>(ctx, &arrival),

@@ -1,6 +1,11 @@
 //! ARP (RFC 826), answered in place for exactly the addresses the mode says.
 
-use appliance_common::{counters::Counter, events::Heard, maps::Network, wire::ARP_LEN};
+use appliance_common::{
+    counters::Counter,
+    events::Heard,
+    maps::Network,
+    wire::{ARP_LEN, ETH_LEN},
+};
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 
 use crate::{
@@ -78,6 +83,14 @@ pub fn process<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome 
         return leave(port, Counter::ControlIgnored);
     }
 
+    reply(ctx, w, our_mac)
+}
+
+/// A request turned into its answer, from `our_mac`; to a group or to nobody it goes not.
+#[inline(always)]
+fn reply(ctx: &XdpContext, w: Window<ARP_LEN>, our_mac: Mac) -> Outcome {
+    let sender_mac = Mac(w.get::<u32, 8>(), w.get::<u16, 12>());
+    let (sender_word, target_word) = (w.get::<u32, 14>(), w.get::<u32, 24>());
     let Some(head) = Window::<12>::at(ctx, 0) else {
         return Outcome::Drop(Counter::DropMalformed);
     };
@@ -90,6 +103,25 @@ pub fn process<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome 
     w.set::<u16, 22>(sender_mac.1);
     w.set::<u32, 24>(sender_word);
     Outcome::Send(Counter::ArpAnswered, xdp_action::XDP_TX)
+}
+
+/// A request on the uplink for an address that `is_ours`, answered; `None` for everything else.
+#[inline(always)]
+pub fn on_uplink(
+    ctx: &XdpContext,
+    our_mac: Mac,
+    is_ours: impl FnOnce(&Words) -> bool,
+) -> Option<Outcome> {
+    let w = Window::<ARP_LEN>::at(ctx, ETH_LEN)?;
+    let sender_mac = Mac(w.get::<u32, 8>(), w.get::<u16, 12>());
+    let target = w.get::<u32, 24>();
+    let asked = w.get::<u64, 0>() & KIND_MASK == ETHERNET_IPV4
+        && w.get::<u16, 6>() == REQUEST.to_be()
+        && !sender_mac.is_group()
+        && !sender_mac.is_zero()
+        && v4_is_host(target)
+        && is_ours(&v4(target));
+    asked.then(|| reply(ctx, w, our_mac))
 }
 
 /// Whether requests for `target` are ours to answer.

@@ -2,11 +2,15 @@
 
 use appliance_common::counters::Counter;
 
-use crate::maps::{COUNTERS, NETWORK_STATS};
+use crate::{
+    maps::{COUNTERS, NETWORK_STATS},
+    trace,
+};
 
 /// Adds one.
 #[inline(always)]
 pub fn count(counter: Counter) {
+    trace::note(counter);
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: the helper returned this CPU's slot; XDP is not preempted by another XDP program
         // on the same CPU, so nobody else writes it now.

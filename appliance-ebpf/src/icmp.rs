@@ -15,12 +15,11 @@ use aya_ebpf::{
 
 use crate::{
     access::Arrival,
-    addr::Words,
+    addr::{NONE, Words},
     count::count,
     maps::ICMP_BUDGET,
     nd::fold,
     packet::{Outcome, Window, frame_len, turn_round},
-    tables::gateway,
 };
 
 /// An ICMP or ICMPv6 error header, bytes.
@@ -124,6 +123,8 @@ pub struct Problem {
     pub source: Words,
     /// Bytes of its IP header.
     pub header: usize,
+    /// Whom the error is from: none, and none is sent.
+    pub router: Words,
 }
 
 /// "Unreachable" from the network's gateway, at a bounded rate, else dropped for `reason`: no route (RFC 1812
@@ -172,10 +173,10 @@ fn tell<const L3: usize>(
     kind: [u8; 4],
     counter: Counter,
 ) -> Outcome {
-    let router = gateway(arrival.network, problem.ipv6);
-    let (Some(router), false) = (router, problem.silent) else {
+    let router = problem.router;
+    if problem.silent || router == NONE {
         return Outcome::Gone;
-    };
+    }
     if !may_complain() {
         return Outcome::Gone;
     }

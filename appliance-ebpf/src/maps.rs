@@ -1,17 +1,24 @@
 //! All maps: key, value, writer, size. Memory: ARCHITECTURE.md, measured by a test.
 
+use crate::{access::Passed, nat::Scratch, trace::Traced};
 use appliance_common::{
     addr::Address,
     counters::Counter,
+    events::TraceFilter,
     limits::{
-        MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_HANDSHAKE_SOURCES, MAX_NEIGHBOURS, MAX_NETWORKS,
-        MAX_PEERS, MAX_POLICIES, MAX_ROUTES, MAX_SESSIONS, MAX_TENANTS, MAX_TUNNELS, MAX_XSKS,
-        NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES,
+        DEFAULT_CONNECTIONS, MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_FRAGMENTED, MAX_HANDSHAKE_SOURCES,
+        MAX_MAPPED, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_OPENING, MAX_PEERS, MAX_POLICIES, MAX_PUBLIC,
+        MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES, MAX_RULES, MAX_SESSIONS, MAX_TENANTS,
+        MAX_TUNNELS, MAX_XSKS, NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES, TRACE_RING_BYTES,
     },
     maps::{
         Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Jump, Neighbour, Network,
         NetworkStats, Peer, PeerAddress, Policy, PolicyKey, Route, RouteKey, Session, SessionKey,
         Tenant, Tunnel, TunnelKey,
+    },
+    nat::{
+        Flow, FlowKey, MachineKey, Mapping, MappingKey, Nat, NatAddress, Public, Rule, RuleKey,
+        RuleSlot, SourceKey,
     },
 };
 use aya_ebpf::{
@@ -108,3 +115,71 @@ pub static POLICIES: HashMap<PolicyKey, Policy> = HashMap::with_max_entries(MAX_
 /// One entry: ICMP errors sent, per CPU. Written by the programs.
 #[map]
 pub static ICMP_BUDGET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+
+/// One entry. Written by user space.
+#[map]
+pub static NAT: Array<Nat> = Array::with_max_entries(1, 0);
+
+/// What tenants are seen as outside: IPv4 and IPv6 by turns. Written by user space.
+#[map]
+pub static NAT_ADDRESSES: Array<NatAddress> = Array::with_max_entries(2 * MAX_TENANTS, 0);
+
+/// Addresses that are translated on the uplink. Written by user space.
+#[map]
+pub static PUBLIC: HashMap<Address, Public> = HashMap::with_max_entries(MAX_PUBLIC, 0);
+
+/// `(public address, protocol, ports)` to rule. Written by user space.
+#[map]
+pub static RULE_PORTS: LpmTrie<RuleKey, RuleSlot> =
+    LpmTrie::with_max_entries(MAX_RULE_PORTS, BPF_F_NO_PREALLOC);
+
+/// Rules by slot. Written by user space.
+#[map]
+pub static RULES: Array<Rule> = Array::with_max_entries(MAX_RULES, 0);
+
+/// `(rule, source prefix)`: who may come. Written by user space.
+#[map]
+pub static RULE_SOURCES: LpmTrie<SourceKey, RuleSlot> =
+    LpmTrie::with_max_entries(MAX_RULE_SOURCES, BPF_F_NO_PREALLOC);
+
+/// Machines with a public address to themselves, to rule. Written by user space.
+#[map]
+pub static ONE_TO_ONE: HashMap<MachineKey, RuleSlot> = HashMap::with_max_entries(MAX_RULES, 0);
+
+/// Connections, each direction. Written by the programs; user space takes out what is silent. The size is
+/// the configuration's.
+#[map]
+pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(2 * DEFAULT_CONNECTIONS, 0);
+
+/// Connections that are being opened, each direction. Written by the programs.
+#[map]
+pub static OPENING: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(MAX_OPENING, 0);
+
+/// Endpoints of tenants and what they are seen as, both ways. Written by the programs; user space takes out
+/// what no connection has any more.
+#[map]
+pub static MAPPINGS: HashMap<MappingKey, Mapping> = HashMap::with_max_entries(2 * MAX_MAPPED, 0);
+
+/// Fragmented datagrams whose first fragment was translated. Written by the programs.
+#[map]
+pub static FRAGMENTS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(MAX_FRAGMENTED, 0);
+
+/// One entry per CPU: what does not fit the stack. Written by the programs.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// One entry per CPU: what a program tells the one that goes on. Written by the programs.
+#[map]
+pub static PASSED: PerCpuArray<Passed> = PerCpuArray::with_max_entries(1, 0);
+
+/// One entry: which packets are followed. Written by user space.
+#[map]
+pub static TRACE: Array<TraceFilter> = Array::with_max_entries(1, 0);
+
+/// One entry per CPU: whether the packet in hand is followed. Written by the programs.
+#[map]
+pub static TRACED: PerCpuArray<Traced> = PerCpuArray::with_max_entries(1, 0);
+
+/// Steps of packets that are followed. Written by the programs.
+#[map]
+pub static TRACE_EVENTS: RingBuf = RingBuf::with_byte_size(TRACE_RING_BYTES, 0);

@@ -1,6 +1,10 @@
 //! Neighbour discovery (RFC 4861), answered in place for exactly the addresses the mode says.
 
-use appliance_common::{counters::Counter, events::Heard, wire::IPV6_LEN};
+use appliance_common::{
+    counters::Counter,
+    events::{Heard, SlowReason},
+    wire::{ETH_LEN, IPPROTO_ICMPV6, IPV6_LEN},
+};
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
 
 use crate::{
@@ -9,9 +13,11 @@ use crate::{
     count::count,
     packet::{Mac, Outcome, Window, frame_len, turn_round},
     report::heard,
+    slow,
     tables::{gateway, is_endpoint, is_here, is_host_of, is_provider, prefix_of},
 };
 
+const ROUTER_SOLICITATION: u8 = 133;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 /// A neighbour message without options, bytes.
@@ -45,6 +51,9 @@ pub fn process<const L3: usize>(
     total: usize,
 ) -> Outcome {
     let network = arrival.network;
+    if kind == ROUTER_SOLICITATION && arrival.full() && gateway(network, true).is_some() {
+        return router_wanted::<L3>(ctx, arrival, total);
+    }
     if kind != SOLICITATION && kind != ADVERTISEMENT {
         return leave(arrival.port, Counter::DropNotCarried);
     }
@@ -94,16 +103,38 @@ pub fn process<const L3: usize>(
     if !answer {
         return leave(arrival.port, Counter::ControlIgnored);
     }
-    let is_gateway = gateway(network, true) == Some(target);
+    let is_gateway = gateway(network, true) == Some(target)
+        || (arrival.full() && target == link_local_of(arrival.mac));
     if probe && is_provider(network) && !is_gateway {
         // As for ARP probes: only the prefix says that the address is at the other site.
         count(Counter::ProbeIgnored);
         return leave(arrival.port, Counter::ControlIgnored);
     }
 
-    let asker = arrival.l2.source;
+    advertise::<L3>(
+        ctx,
+        arrival.l2.source,
+        arrival.mac,
+        source,
+        target,
+        is_gateway,
+    )
+}
+
+/// A solicitation from `source` turned into the advertisement of `target` as `mac`'s, with or without a router's
+/// flag; to all nodes where the asker, `asker` by its MAC, has no address yet.
+#[inline(always)]
+fn advertise<const L3: usize>(
+    ctx: &XdpContext,
+    asker: Mac,
+    mac: Mac,
+    source: Words,
+    target: Words,
+    router: bool,
+) -> Outcome {
+    let probe = source == NONE;
     if asker.is_group() || asker.is_zero() {
-        return leave(arrival.port, Counter::DropMalformed);
+        return Outcome::Drop(Counter::DropMalformed);
     }
     let delta = (L3 + IPV6_LEN + ANSWER_LEN) as i32 - frame_len(ctx) as i32;
     // SAFETY: no pointer into the packet outlives this call; the verifier sees to it.
@@ -133,15 +164,14 @@ pub fn process<const L3: usize>(
     // Override, though section 7.2.8 asks proxies to leave it out: the machine is really elsewhere,
     // and a cache that still holds its old MAC must let go of it. Router for the router's address,
     // or hosts would strike it off their list of default routers (section 7.2.5).
-    if is_gateway {
+    if router {
         flags |= ROUTER;
     }
-    turn_round(head, to_mac, arrival.mac);
+    turn_round(head, to_mac, mac);
     ip.set::<u32, 0>(u32::from_be(0x6000_0000));
     ip.set::<u16, 4>((ANSWER_LEN as u16).to_be());
     ip.set::<Words, 8>(target);
     ip.set::<Words, 24>(to);
-    let mac = arrival.mac;
     let fields = [
         u32::from_ne_bytes([ADVERTISEMENT, 0, 0, 0]),
         flags.to_be(),
@@ -171,6 +201,56 @@ pub fn process<const L3: usize>(
     w.set::<u32, 24>(fields[6]);
     w.set::<u32, 28>(fields[7]);
     Outcome::Send(Counter::NdAnswered, xdp_action::XDP_TX)
+}
+
+/// A router solicitation in full failover (RFC 4861 section 6.1.1): user space advertises.
+#[inline(always)]
+fn router_wanted<const L3: usize>(ctx: &XdpContext, arrival: &Arrival, total: usize) -> Outcome {
+    let (Some(ip), Some(w)) = (
+        Window::<IPV6_LEN>::at(ctx, L3),
+        Window::<8>::at(ctx, L3 + IPV6_LEN),
+    ) else {
+        return leave(arrival.port, Counter::DropMalformed);
+    };
+    if ip.get::<u8, 7>() != 255 || w.get::<u8, 1>() != 0 || total < IPV6_LEN + 8 {
+        return leave(arrival.port, Counter::DropMalformed);
+    }
+    let source = ip.get::<Words, 8>();
+    slow::hand_over(
+        ctx,
+        arrival.network,
+        L3 as u16,
+        SlowReason::RouterWanted,
+        &source,
+    )
+}
+
+/// A solicitation on the uplink for an address that `is_ours`, answered; `None` for everything else.
+#[inline(always)]
+pub fn on_uplink(
+    ctx: &XdpContext,
+    mac: Mac,
+    is_ours: impl FnOnce(&Words) -> bool,
+) -> Option<Outcome> {
+    const L3: usize = ETH_LEN;
+    let ip = Window::<IPV6_LEN>::at(ctx, L3)?;
+    let w = Window::<MESSAGE_LEN>::at(ctx, L3 + IPV6_LEN)?;
+    let head = Window::<12>::at(ctx, 0)?;
+    let total = IPV6_LEN + u16::from_be(ip.get::<u16, 4>()) as usize;
+    let (source, target) = (ip.get::<Words, 8>(), w.get::<Words, 8>());
+    let asked = ip.get::<u8, 6>() == IPPROTO_ICMPV6
+        && w.get::<u8, 0>() == SOLICITATION
+        && w.get::<u8, 1>() == 0
+        && ip.get::<u8, 7>() == 255
+        && total >= IPV6_LEN + MESSAGE_LEN
+        && L3 + total <= frame_len(ctx)
+        && v6_is_host(target)
+        && is_ours(&target);
+    if !asked || !has_right_checksum::<L3>(ctx, ip, total) {
+        return None;
+    }
+    let asker = Mac(head.get::<u32, 6>(), head.get::<u16, 10>());
+    Some(advertise::<L3>(ctx, asker, mac, source, target, false))
 }
 
 /// Whether the message's checksum is right (RFC 4861 section 7.1), for at most [`MAX_OPTIONS`] units of
@@ -245,12 +325,25 @@ fn target_mac<const L3: usize>(ctx: &XdpContext, arrival: &Arrival, total: usize
     arrival.l2.source
 }
 
+/// The link-local address of a MAC address (RFC 4291 appendix A).
+#[inline(always)]
+pub const fn link_local_of(mac: Mac) -> Words {
+    let [a, b, c, d, e, f] = mac.bytes();
+    [
+        u32::from_ne_bytes([0xfe, 0x80, 0, 0]),
+        0,
+        u32::from_ne_bytes([a ^ 2, b, c, 0xff]),
+        u32::from_ne_bytes([0xfe, d, e, f]),
+    ]
+}
+
 /// Whether solicitations for `target` are ours to answer.
 #[inline(always)]
 fn is_ours(arrival: &Arrival, target: Words) -> bool {
     let network = arrival.network;
     if arrival.full() {
-        return gateway(network, true) == Some(target);
+        // Router advertisements are from the address of our MAC where the gateway's is none of the link's own.
+        return gateway(network, true) == Some(target) || target == link_local_of(arrival.mac);
     }
     let endpoint = is_endpoint(network, target);
     if !is_provider(network) {

@@ -20,7 +20,12 @@ pub enum Outcome {
     Gone,
     /// Out of an interface: the XDP action that does it.
     Send(Counter, u32),
+    /// To be gone on with in another program, as it is: only a program's own frame may jump there.
+    Jump(Jump),
 }
+
+/// Where a frame ends at the latest: native XDP has none longer without fragments.
+pub const FRAME: u32 = 4096;
 
 /// `N` bytes of packet that are there.
 ///
@@ -38,6 +43,16 @@ impl<const N: usize> Window<N> {
             return None;
         }
         Some(Self(start as *mut u8))
+    }
+
+    /// The window at an offset that is known only as the packet is read, below [`FRAME`]; `None` behind that, too.
+    #[inline(always)]
+    pub fn within(ctx: &XdpContext, offset: u32) -> Option<Self> {
+        if offset >= FRAME {
+            return None;
+        }
+        // Again, where the verifier looks: behind the barrier this is a number it must bound anew.
+        Self::at(ctx, (core::hint::black_box(offset) & (FRAME - 1)) as usize)
     }
 
     /// The value at byte `O`, as it is in memory.

@@ -24,6 +24,12 @@ pub fn hand_over(
     reason: SlowReason,
     next_hop: &Words,
 ) -> Outcome {
+    copy(ctx, network.vni, l3, reason, next_hop)
+}
+
+/// As [`hand_over`], of the network `vni`; zero for none.
+#[inline(always)]
+pub fn copy(ctx: &XdpContext, vni: u32, l3: u16, reason: SlowReason, next_hop: &Words) -> Outcome {
     let len = frame_len(ctx) as u32;
     if len == 0 || len > SLOW_PACKET_BYTES as u32 {
         return Outcome::Drop(Counter::DropTooLarge);
@@ -42,7 +48,7 @@ pub fn hand_over(
     // and by the verifier.
     let copied = unsafe {
         (*packet).header = SlowHeader {
-            vni: network.vni,
+            vni,
             ifindex: ingress(ctx),
             len,
             reason: reason as u16,
@@ -58,7 +64,9 @@ pub fn hand_over(
     record.submit(0);
     let counter = match reason {
         SlowReason::Split => Counter::SlowSplit,
-        SlowReason::Unresolved => Counter::SlowUnresolved,
+        SlowReason::Unresolved | SlowReason::Outside => Counter::SlowUnresolved,
+        SlowReason::RouterWanted => Counter::SlowSolicited,
+        SlowReason::Fragment => Counter::SlowFragment,
     };
     Outcome::Drop(counter)
 }

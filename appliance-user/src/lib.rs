@@ -12,19 +12,23 @@
 //!                                     encrypted packets ◀─AF_XDP─▶ secure (workers, handshakes)
 //! ```
 //!
-//! `neighbour`, `announce`, `slowpath`, `reconcile`, `config` and `frames` touch no socket, map or clock;
+//! `neighbour`, `announce`, `advertise`, `slowpath`, `reconcile`, `config` and `frames` touch no socket, map or clock;
 //! `daemon` is where they meet the world.
 
 // So that what tests share with `tests/` has one name for this crate.
 #[cfg(test)]
 extern crate self as appliance_user;
 
+pub mod advertise;
 pub mod announce;
 pub mod config;
+pub mod connections;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod fib;
 pub mod frames;
+pub mod held;
 pub mod neighbour;
 pub mod nic;
 pub mod notify;
@@ -33,4 +37,5 @@ pub mod reconcile;
 pub mod secure;
 pub mod slowpath;
 pub mod state;
+pub mod trace;
 pub mod underlay;

@@ -1,15 +1,24 @@
 //! `causeway-appliance`: the daemon, and what an operator says to it.
 
-use std::{net::IpAddr, path::PathBuf, process::ExitCode};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
+use appliance_common::wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP};
 use appliance_user::{
     config::Config,
-    control::{CounterStatus, Request, Status, client, render},
+    control::{CounterStatus, Request, Status, client, render, rules},
     daemon, datapath,
     secure::keys::{self, OsRandom},
+    trace::{Step, Wanted},
 };
 use clap::{Parser, Subcommand};
+use failover::{Net, Rule};
 use tunnel::{PresharedKey, SecretKey};
 
 /// The data plane of Causeway: stretches a tenant's networks to the replicas of its machines.
@@ -58,16 +67,86 @@ enum Command {
         /// The tenant; may be left out where there is only one.
         #[arg(long)]
         tenant: Option<String>,
-        /// `idle` or `partial`; left out: only show.
+        /// `idle`, `partial` or `full`; left out: only show.
         mode: Option<String>,
+        /// The plan of a full failover; that in force again: its rules change.
+        #[arg(long)]
+        plan: Option<PathBuf>,
+        /// A full failover may end a partial one.
+        #[arg(long)]
+        force: bool,
+        /// The partial failover becomes the full one, its addresses stay.
+        #[arg(long, conflicts_with = "force")]
+        promote: bool,
         /// For programs.
         #[arg(long)]
         json: bool,
+    },
+    /// Show or switch maintenance: new failovers are refused, running ones can be undone.
+    Maintenance {
+        /// `on` or `off`; left out: only show.
+        #[arg(value_parser = ["on", "off"])]
+        switch: Option<String>,
+    },
+    /// Public IP rules of a full failover.
+    Rule {
+        #[command(subcommand)]
+        command: RuleCommand,
+    },
+    /// Connections of full failover, those that move most bytes first.
+    Flows {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+        /// Of this tenant only.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// `tcp`, `udp`, `icmp`, `icmpv6`, or a number.
+        #[arg(long, value_parser = protocol)]
+        protocol: Option<u8>,
+        /// With this address only, before or after translation.
+        #[arg(long)]
+        address: Option<IpAddr>,
+        /// With this port only, likewise.
+        #[arg(long)]
+        port: Option<u16>,
+        /// How many at most, up to 10000.
+        #[arg(long, default_value_t = 100)]
+        top: usize,
     },
     /// Failed-over addresses.
     Endpoint {
         #[command(subcommand)]
         command: EndpointCommand,
+    },
+    /// Follow packets through the programs, with what is decided at each step, until interrupted.
+    ///
+    /// Programs that do so take the place of the usual ones for that time, without a gap.
+    Trace {
+        /// Only what comes in on this interface.
+        #[arg(long)]
+        interface: Option<String>,
+        /// Only with this outer VLAN identifier.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4094))]
+        vlan: Option<u16>,
+        /// Only this IP protocol: tcp, udp, icmp, icmpv6, or a number.
+        #[arg(long, value_parser = protocol)]
+        protocol: Option<u8>,
+        /// Only from or to this address, as it comes in.
+        #[arg(long)]
+        address: Option<IpAddr>,
+        /// Only from or to this port of TCP or UDP, as it comes in.
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+        port: Option<u16>,
+        /// End after so many packets.
+        #[arg(long)]
+        count: Option<usize>,
+        /// End after so many seconds.
+        #[arg(long)]
+        seconds: Option<u64>,
+        /// For programs: a JSON object a line.
+        #[arg(long)]
+        json: bool,
     },
     /// Make a key of this appliance and print its public half.
     Keygen {
@@ -125,6 +204,56 @@ enum EndpointCommand {
     },
 }
 
+#[derive(Subcommand)]
+enum RuleCommand {
+    /// One rule, or those of a file, all or none.
+    Add {
+        /// The tenant; may be left out where there is only one.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Its name.
+        #[arg(required_unless_present = "file", requires = "line")]
+        name: Option<String>,
+        /// `203.0.113.20:443/tcp -> 10.1.0.10:8443`, or `203.0.113.20 -> 10.1.0.10` for all but port 22.
+        line: Option<String>,
+        /// A source that may come, address or prefix; left out: everybody.
+        #[arg(long)]
+        allow: Vec<Net>,
+        /// For people.
+        #[arg(long)]
+        description: Option<String>,
+        /// A file with a `[[rule]]` for each.
+        #[arg(long, conflicts_with_all = ["name", "line", "allow", "description"])]
+        file: Option<PathBuf>,
+    },
+    /// Rules go, all or none.
+    Remove {
+        /// The tenant; may be left out where there is only one.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Their names.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Show them.
+    List {
+        /// Of one tenant only.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what adding a file's rules would be refused for, and change nothing.
+    Check {
+        /// The tenant; may be left out where there is only one.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// A file with a `[[rule]]` for each.
+        file: PathBuf,
+    },
+}
+
 fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -169,6 +298,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check { file } => {
             let config = Config::load(&file)?;
             daemon::check_keys(&config)?;
+            config.check_ports()?;
             println!(
                 "{}: good: {} side, {} tenants, {} peers, {} networks",
                 file.display(),
@@ -197,16 +327,32 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 print!("{}", render::counters(&counters));
             }
         }
-        Command::Mode { tenant, mode, json } => {
-            let value = ask(&Request::Mode { tenant, mode })?;
+        Command::Mode {
+            tenant,
+            mode,
+            plan,
+            force,
+            promote,
+            json,
+        } => {
+            let plan = plan.as_deref().map(read).transpose()?;
+            let value = ask(&Request::Mode {
+                tenant,
+                mode,
+                plan,
+                force,
+                promote,
+            })?;
             if json {
                 println!("{value}");
             } else {
                 for tenant in value.as_array().into_iter().flatten() {
+                    let plan = tenant["plan"].as_str().map(|plan| format!(" ({plan})"));
                     println!(
-                        "{}: {}",
+                        "{}: {}{}",
                         tenant["name"].as_str().unwrap_or_default(),
-                        tenant["mode"].as_str().unwrap_or_default()
+                        tenant["mode"].as_str().unwrap_or_default(),
+                        plan.unwrap_or_default()
                     );
                 }
             }
@@ -225,7 +371,54 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
         }
         Command::Pubkey { private_key } => println!("{}", keys::private(&private_key)?.public()),
+        Command::Flows {
+            json,
+            tenant,
+            protocol,
+            address,
+            port,
+            top,
+        } => {
+            let value = ask(&Request::Flows {
+                tenant,
+                protocol,
+                address,
+                port,
+                top,
+                text: !json,
+            })?;
+            match value.as_str() {
+                Some(text) if !json => print!("{text}"),
+                _ => println!("{value}"),
+            }
+        }
+        Command::Maintenance { switch } => {
+            let on = switch.map(|switch| switch == "on");
+            let value = ask(&Request::Maintenance { on })?;
+            let on = value["maintenance"].as_bool().unwrap_or_default();
+            println!("maintenance: {}", if on { "on" } else { "off" });
+        }
+        Command::Rule { command } => rule(&ask, command)?,
         Command::Endpoint { command } => endpoint(&ask, command)?,
+        Command::Trace {
+            interface,
+            vlan,
+            protocol,
+            address,
+            port,
+            count,
+            seconds,
+            json,
+        } => {
+            let wanted = Wanted {
+                interface,
+                vlan,
+                protocol,
+                address,
+                port,
+            };
+            trace(&ask, wanted, count, seconds, json)?;
+        }
         Command::Reload => {
             ask(&Request::Reload)?;
             println!("reloaded");
@@ -239,6 +432,88 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             );
             let removed = datapath::detach(&config.pin_dir)?;
             println!("removed {removed} pins; nothing is forwarded any more");
+        }
+    }
+    Ok(())
+}
+
+fn protocol(text: &str) -> Result<u8, String> {
+    match text {
+        "tcp" => Ok(IPPROTO_TCP),
+        "udp" => Ok(IPPROTO_UDP),
+        "icmp" => Ok(IPPROTO_ICMP),
+        "icmpv6" => Ok(IPPROTO_ICMPV6),
+        _ => text
+            .parse()
+            .map_err(|_| "write tcp, udp, icmp, icmpv6, or a number of 0 to 255".to_owned()),
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn rule(
+    ask: &dyn Fn(&Request) -> Result<serde_json::Value, client::Error>,
+    command: RuleCommand,
+) -> anyhow::Result<()> {
+    match command {
+        RuleCommand::Add {
+            tenant,
+            name,
+            line,
+            allow,
+            description,
+            file,
+        } => {
+            let rules = match (file, name, line) {
+                (Some(file), _, _) => {
+                    let (rules, problems) = rules::read(&read(&file)?);
+                    anyhow::ensure!(
+                        problems.is_empty(),
+                        "{}: nothing was changed:\n{}",
+                        file.display(),
+                        problems.join("\n")
+                    );
+                    rules
+                }
+                (None, Some(name), Some(line)) => vec![
+                    Rule::from_line(&name, &line)?
+                        .allowing(allow)?
+                        .described(&description.unwrap_or_default())?,
+                ],
+                (None, _, _) => anyhow::bail!("give a name and a line, or --file FILE"),
+            };
+            let count = rules.len();
+            ask(&Request::RuleAdd { tenant, rules })?;
+            println!("{count} added");
+        }
+        RuleCommand::Remove { tenant, names } => {
+            let count = names.len();
+            ask(&Request::RuleRemove { tenant, names })?;
+            println!("{count} removed");
+        }
+        RuleCommand::List { tenant, json } => {
+            let value = ask(&Request::RuleList { tenant })?;
+            if json {
+                println!("{value}");
+            } else {
+                print!("{}", render::rules(&value));
+            }
+        }
+        RuleCommand::Check { tenant, file } => {
+            let (rules, mut problems) = rules::read(&read(&file)?);
+            let count = rules.len();
+            let value = ask(&Request::RuleCheck { tenant, rules })?;
+            let refused = value["refused"].as_array().into_iter().flatten();
+            problems.extend(refused.filter_map(|p| p.as_str().map(ToOwned::to_owned)));
+            anyhow::ensure!(
+                problems.is_empty(),
+                "{} would be refused:\n{}",
+                file.display(),
+                problems.join("\n")
+            );
+            println!("{}: good: {count} rules", file.display());
         }
     }
     Ok(())
@@ -279,4 +554,52 @@ fn endpoint(
         }
     }
     Ok(())
+}
+
+/// Set by the interrupt of [`trace`].
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+fn trace(
+    ask: &dyn Fn(&Request) -> Result<serde_json::Value, client::Error>,
+    wanted: Wanted,
+    count: Option<usize>,
+    seconds: Option<u64>,
+    json: bool,
+) -> anyhow::Result<()> {
+    extern "C" fn stop(_signal: i32) {
+        STOPPED.store(true, Ordering::SeqCst);
+    }
+    use nix::sys::signal::{SigHandler, Signal, signal};
+
+    for end in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: the handler does nothing but store to an atomic.
+        unsafe { signal(end, SigHandler::Handler(stop)) }.context("listen for the interrupt")?;
+    }
+    ask(&Request::TraceStart(wanted))?;
+    let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let mut packets = 0;
+    let followed = (|| {
+        while !STOPPED.load(Ordering::SeqCst) && until.is_none_or(|until| Instant::now() < until) {
+            let steps: Vec<Step> =
+                serde_json::from_value(ask(&Request::TraceNext)?).context("read the steps")?;
+            let idle = steps.is_empty();
+            for step in steps {
+                if json {
+                    println!("{}", serde_json::to_string(&step)?);
+                } else {
+                    println!("{}", step.render());
+                }
+                packets += usize::from(step.step == "decided");
+                if count.is_some_and(|count| packets >= count) {
+                    return Ok(());
+                }
+            }
+            if idle {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        anyhow::Ok(())
+    })();
+    ask(&Request::TraceStop)?;
+    followed
 }

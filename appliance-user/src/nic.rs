@@ -103,6 +103,40 @@ pub fn queues(interface: &str) -> (u32, u32) {
     })
 }
 
+/// Has an interface take frames to an Ethernet group, or no longer. It goes on without this process.
+///
+/// # Errors
+/// When the kernel refuses, as for an interface that is gone. What is so already is none.
+pub fn group(interface: &str, group: [u8; 6], join: bool) -> io::Result<()> {
+    let socket = Ethtool::open(interface)?;
+    // SAFETY: all-zero is a valid ifreq: integers, arrays and a null pointer.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name = socket.name;
+    // The family stays AF_UNSPEC (dev_ifsioc, net/core/dev_ioctl.c).
+    // SAFETY: a sockaddr of zeroes is one.
+    let mut address: libc::sockaddr = unsafe { std::mem::zeroed() };
+    for (to, from) in address.sa_data.iter_mut().zip(group) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = address;
+    let operation = if join {
+        libc::SIOCADDMULTI
+    } else {
+        libc::SIOCDELMULTI
+    };
+    // SAFETY: `request` is a live ifreq, which is what both operations read.
+    let result =
+        unsafe { libc::ioctl(socket.socket.as_raw_fd(), operation as _, &raw mut request) };
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        let so_already = if join { libc::EEXIST } else { libc::ENOENT };
+        if error.raw_os_error() != Some(so_already) {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 /// A socket to ask about one interface.
 struct Ethtool {
     socket: OwnedFd,

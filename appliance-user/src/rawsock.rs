@@ -1,4 +1,4 @@
-//! A socket that sends Ethernet frames on one interface and receives nothing.
+//! Sockets that send on one interface and receive nothing: Ethernet frames, and IP packets as they are.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -124,6 +124,101 @@ impl RawSocket {
                 return Err(error);
             }
         }
+    }
+}
+
+/// Raw sockets for whole IP packets, which the kernel routes out of one interface: it finds the next hop and
+/// resolves it.
+#[derive(Debug)]
+pub struct RawIp {
+    v4: OwnedFd,
+    v6: OwnedFd,
+    ifindex: u32,
+}
+
+impl RawIp {
+    /// Opens non-blocking sockets that send out of the interface `name`, of index `ifindex`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`], naming the system call that failed.
+    pub fn open(name: &str, ifindex: u32) -> Result<Self, Error> {
+        Ok(Self {
+            v4: Self::socket(libc::AF_INET, name, ifindex)?,
+            v6: Self::socket(libc::AF_INET6, name, ifindex)?,
+            ifindex,
+        })
+    }
+
+    /// The interface it sends out of.
+    #[must_use]
+    pub const fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// Sends one packet, from the IP header on. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// What sendto(2) says: [`WouldBlock`](io::ErrorKind::WouldBlock) or `ENOBUFS` when the queue is full,
+    /// `EMSGSIZE` when the packet is over the way's MTU, `ENETUNREACH` without a route;
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for what is no IP packet.
+    pub fn send(&self, packet: &[u8]) -> io::Result<()> {
+        let to: nix::sys::socket::SockaddrStorage = match packet.first().map(|first| first >> 4) {
+            Some(4) if packet.len() >= 20 => {
+                let to = [packet[16], packet[17], packet[18], packet[19]];
+                std::net::SocketAddr::from((to, 0)).into()
+            }
+            Some(6) if packet.len() >= 40 => {
+                let mut to = [0u8; 16];
+                to.copy_from_slice(&packet[24..40]);
+                std::net::SocketAddr::from((to, 0)).into()
+            }
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        let fd = if packet[0] >> 4 == 4 {
+            &self.v4
+        } else {
+            &self.v6
+        };
+        nix::sys::socket::sendto(
+            fd.as_raw_fd(),
+            packet,
+            &to,
+            nix::sys::socket::MsgFlags::MSG_DONTWAIT,
+        )?;
+        Ok(())
+    }
+
+    fn socket(family: i32, name: &str, ifindex: u32) -> Result<OwnedFd, Error> {
+        // SAFETY: socket(2) takes no pointers. With protocol IPPROTO_RAW the packet has its own header, in both
+        // families, and nothing is received (raw(7), rawv6_init_sk).
+        let fd = unsafe {
+            libc::socket(
+                family,
+                libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+                libc::IPPROTO_RAW,
+            )
+        };
+        if fd < 0 {
+            return Err(Error::last("socket(SOCK_RAW)", ifindex));
+        }
+        // SAFETY: `fd` was just returned by socket(2) and nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: the pointer and the length are those of a live string.
+        let bound = unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_BINDTODEVICE,
+                name.as_ptr().cast(),
+                name.len() as libc::socklen_t,
+            )
+        };
+        if bound < 0 {
+            return Err(Error::last("setsockopt(SO_BINDTODEVICE)", ifindex));
+        }
+        Ok(fd)
     }
 }
 

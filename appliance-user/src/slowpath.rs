@@ -1,4 +1,4 @@
-//! Packets the programs can't finish: too large for the tunnel, or for a host not resolved yet.
+//! Packets the programs can't finish: too large for the tunnel, or for a host or a next hop not resolved yet.
 //!
 //! For: splitting IPv4 packets into pieces that fit the tunnel, and holding packets until the
 //! neighbour engine has an answer. Never: input, output, a clock or a map of its own; records go in,
@@ -7,6 +7,7 @@
 //!
 //! ```text
 //!   SLOW_PACKETS ─▶ packet ─┬─ Split ──────▶ pieces, each encapsulated ───────────▶ Send
+//!                           ├─ Outside ────▶ translated: the kernel knows the way ▶ Outside
 //!                           └─ Unresolved ─▶ queue per host ─┬─ resolved ─────────▶ Send, in order
 //!                                 │                          ├─ failed, 3 s over ─▶ dropped, counted
 //!                                 └─ first of its host ─────▶ Resolve
@@ -70,6 +71,11 @@ pub enum Output {
         ifindex: u32,
         /// The frame, from the Ethernet header on, without FCS.
         frame: Vec<u8>,
+    },
+    /// Have the kernel send an IP packet out of the uplink; it resolves the next hop.
+    Outside {
+        /// The packet, from the IP header on.
+        packet: Vec<u8>,
     },
     /// Resolve a host: [`Engine::want`](crate::neighbour::Engine::want) with `keep` false.
     Resolve {
@@ -135,6 +141,7 @@ struct Done {
     pieces: u64,
     waited: u64,
     released: u64,
+    outside: u64,
 }
 
 /// The slow path. See the [module](self).
@@ -191,7 +198,11 @@ impl SlowPath {
         let outcome = match SlowReason::from_u16(header.reason) {
             Some(SlowReason::Split) => self.split(header, frame, lookup),
             Some(SlowReason::Unresolved) => self.wait(now, header, frame, lookup),
-            None => Err(Refusal::UnknownReason),
+            Some(SlowReason::Outside) => self.outside(header, frame, lookup),
+            // The daemon has others of its own for these.
+            Some(SlowReason::RouterWanted | SlowReason::Fragment) | None => {
+                Err(Refusal::UnknownReason)
+            }
         };
         if let Err(refusal) = outcome {
             self.refuse(refusal, 1);
@@ -242,7 +253,7 @@ impl SlowPath {
     }
 
     /// Everything counted since [`new`](Self::new), by stable name: `slow_split_packets`,
-    /// `slow_split_pieces`, `slow_waited`, `slow_released`, then one per [`Refusal`].
+    /// `slow_split_pieces`, `slow_waited`, `slow_released`, `slow_outside`, then one per [`Refusal`].
     #[must_use]
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let done = [
@@ -250,6 +261,7 @@ impl SlowPath {
             ("slow_split_pieces", self.done.pieces),
             ("slow_waited", self.done.waited),
             ("slow_released", self.done.released),
+            ("slow_outside", self.done.outside),
         ];
         let refused = Refusal::ALL.iter().map(|r| (r.name(), self.refused(*r)));
         done.into_iter().chain(refused).collect()
@@ -301,6 +313,22 @@ impl SlowPath {
             self.done.pieces += 1;
         }
         self.done.split += 1;
+        Ok(())
+    }
+
+    /// Gives a translated packet to the kernel.
+    fn outside(
+        &mut self,
+        header: &SlowHeader,
+        frame: &[u8],
+        lookup: &dyn Lookup,
+    ) -> Result<(), Refusal> {
+        let packet = ip_packet(header, frame)?;
+        network(header.vni, lookup)?;
+        self.output(Output::Outside {
+            packet: packet.to_vec(),
+        })?;
+        self.done.outside += 1;
         Ok(())
     }
 

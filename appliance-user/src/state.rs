@@ -1,4 +1,4 @@
-//! What an operator decided at run time and must survive the process: modes, endpoints, slots.
+//! What an operator decided at run time and must survive the process: modes, plans, endpoints, slots.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,10 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use appliance_common::limits::MAX_RULES;
+use failover::{Plan, mode};
 use serde::{Deserialize, Serialize};
 
 /// Version of the file's layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The oldest that is read: before full failover.
+const OLDEST: u32 = 1;
 
 /// The state, and the file's contents.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +32,12 @@ pub struct State {
     /// Slots in the maps by name, so that a restart finds its entries.
     #[serde(default)]
     pub slots: Slots,
+    /// Whether new failovers are refused.
+    #[serde(default)]
+    pub maintenance: bool,
+    /// Where the search for free ports begins is a function of this: of this appliance, and secret.
+    #[serde(default)]
+    pub nat_seed: Option<u32>,
 }
 
 /// Handshake timestamps (TAI64N) by the peer's public key. A peer refuses one that is not newer than the
@@ -36,12 +46,86 @@ pub type Timestamps = BTreeMap<String, [u8; 12]>;
 
 /// A tenant's mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "FileMode", into = "FileMode")]
 pub struct TenantMode {
-    /// Whether it is in partial failover.
-    pub partial: bool,
+    /// What its networks do.
+    pub doing: Doing,
     /// Raised at each switch.
     pub epoch: u32,
+}
+
+/// What a tenant's networks do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Doing {
+    /// Nothing has failed over.
+    #[default]
+    Idle,
+    /// Partial failover.
+    Partial,
+    /// Full failover, by a plan.
+    Full(Box<Plan>),
+}
+
+impl Doing {
+    /// The plan of a full failover.
+    #[must_use]
+    pub fn plan(&self) -> Option<&Plan> {
+        match self {
+            Self::Full(plan) => Some(plan),
+            Self::Idle | Self::Partial => None,
+        }
+    }
+
+    /// As the order of modes knows it.
+    #[must_use]
+    pub fn state(&self) -> mode::State {
+        match self {
+            Self::Idle => mode::State::Idle,
+            Self::Partial => mode::State::Partial,
+            Self::Full(plan) => mode::State::Full {
+                plan: plan.name().to_owned(),
+            },
+        }
+    }
+}
+
+/// A tenant's mode as it is kept: `partial` and `epoch` alone before full failover.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileMode {
+    partial: bool,
+    epoch: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    full: Option<Box<Plan>>,
+}
+
+impl From<TenantMode> for FileMode {
+    fn from(mode: TenantMode) -> Self {
+        Self {
+            partial: mode.doing == Doing::Partial,
+            epoch: mode.epoch,
+            full: match mode.doing {
+                Doing::Full(plan) => Some(plan),
+                Doing::Idle | Doing::Partial => None,
+            },
+        }
+    }
+}
+
+impl TryFrom<FileMode> for TenantMode {
+    type Error = &'static str;
+
+    fn try_from(file: FileMode) -> Result<Self, Self::Error> {
+        Ok(Self {
+            doing: match (file.partial, file.full) {
+                (false, None) => Doing::Idle,
+                (true, None) => Doing::Partial,
+                (false, Some(plan)) => Doing::Full(plan),
+                (true, Some(_)) => return Err("a tenant is in partial failover and in full"),
+            },
+            epoch: file.epoch,
+        })
+    }
 }
 
 /// Slots in the array maps.
@@ -57,6 +141,32 @@ pub struct Slots {
     /// By network name.
     #[serde(default)]
     pub networks: BTreeMap<String, u32>,
+    /// By [`rule_key`].
+    #[serde(default)]
+    pub rules: BTreeMap<String, u32>,
+}
+
+impl State {
+    /// Gives the rules of all plans in force their slots in `RULES`.
+    pub fn give_rule_slots(&mut self) {
+        let keys: Vec<String> = self
+            .modes
+            .iter()
+            .filter_map(|(tenant, mode)| Some((tenant, mode.doing.plan()?)))
+            .flat_map(|(tenant, plan)| {
+                let rules = plan.rules().iter();
+                rules.map(move |rule| rule_key(tenant, rule.name()))
+            })
+            .collect();
+        let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+        assign(&mut self.slots.rules, &names, MAX_RULES);
+    }
+}
+
+/// What a public IP rule's slot is kept by. Neither name has a `/`.
+#[must_use]
+pub fn rule_key(tenant: &str, rule: &str) -> String {
+    format!("{tenant}/{rule}")
 }
 
 impl Default for State {
@@ -66,6 +176,8 @@ impl Default for State {
             modes: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             slots: Slots::default(),
+            maintenance: false,
+            nat_seed: None,
         }
     }
 }
@@ -92,7 +204,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// The file is of another version.
-    #[error("{} is of version {found}, this program reads {VERSION}; run the version that wrote it, or move it away to start idle", path.display())]
+    #[error("{} is of version {found}, this program reads {OLDEST} to {VERSION}; run the version that wrote it, or move it away to start idle", path.display())]
     Version {
         /// The file.
         path: PathBuf,
@@ -126,16 +238,17 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::default()),
             Err(source) => return Err(self.io("read", source)),
         };
-        let state: State = serde_json::from_str(&text).map_err(|source| Error::Corrupt {
+        let mut state: State = serde_json::from_str(&text).map_err(|source| Error::Corrupt {
             path: self.path.clone(),
             source,
         })?;
-        if state.version != VERSION {
+        if !(OLDEST..=VERSION).contains(&state.version) {
             return Err(Error::Version {
                 path: self.path.clone(),
                 found: state.version,
             });
         }
+        state.version = VERSION;
         Ok(state)
     }
 
@@ -205,7 +318,8 @@ impl Store {
 /// Gives each of `names` a slot below `limit`: the one it has, else the lowest free one; names that
 /// are gone lose theirs.
 pub fn assign(slots: &mut BTreeMap<String, u32>, names: &[&str], limit: u32) {
-    slots.retain(|name, slot| names.contains(&name.as_str()) && *slot < limit);
+    let wanted: BTreeSet<&str> = names.iter().copied().collect();
+    slots.retain(|name, slot| wanted.contains(name.as_str()) && *slot < limit);
     let mut used: BTreeSet<u32> = slots.values().copied().collect();
     let mut free = 0..limit;
     for name in names {
@@ -237,6 +351,67 @@ mod tests {
             .insert("10.1.0.10".parse().expect("address"));
         store.save(&state).expect("saved");
         assert_eq!(store.load().expect("read"), state);
+    }
+
+    #[test]
+    fn the_form_before_full_failover_is_read() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = Store::new(dir.path());
+        let text = r#"{"version":1,"modes":{"a":{"partial":true,"epoch":3},"b":{"partial":false,"epoch":4}},
+            "endpoints":{},"slots":{"tenants":{"a":0},"peers":{},"networks":{}}}"#;
+        fs::write(dir.path().join("state.json"), text).expect("written");
+        let state = store.load().expect("read");
+        assert_eq!(state.modes["a"].doing, Doing::Partial);
+        assert_eq!(
+            (&state.modes["b"].doing, state.modes["b"].epoch),
+            (&Doing::Idle, 4)
+        );
+        assert!(!state.maintenance && state.slots.rules.is_empty());
+        store.save(&state).expect("saved");
+        assert_eq!(store.load().expect("read"), state);
+    }
+
+    #[test]
+    fn a_full_failover_is_kept_with_its_plan() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = Store::new(dir.path());
+        let net = |text: &str| text.parse().expect("a prefix");
+        let tenant = failover::TenantOf {
+            name: "acme".to_owned(),
+            allocation: vec![net("203.0.113.16/28")],
+            networks: vec![failover::NetworkOf {
+                name: "net1".to_owned(),
+                prefixes: vec![net("10.1.0.0/24")],
+                gateways: vec!["10.1.0.1".parse().expect("address")],
+                outside: false,
+            }],
+            others: Vec::new(),
+        };
+        let text = "name = \"dr\"\ntenant = \"acme\"\n[[network]]\nname = \"net1\"\ninternet = true\n[[rule]]\n\
+            name = \"web\"\npublic_ip = \"203.0.113.20\"\npublic_port = 443\ninternal_ip = \"10.1.0.10\"\n";
+        let plan = Plan::parse(text, &tenant).expect("a plan");
+        let mut state = State {
+            maintenance: true,
+            nat_seed: Some(7),
+            ..State::default()
+        };
+        let mode = TenantMode {
+            doing: Doing::Full(Box::new(plan)),
+            epoch: 9,
+        };
+        state.modes.insert("acme".to_owned(), mode);
+        assign(&mut state.slots.rules, &[&rule_key("acme", "web")], 4);
+        store.save(&state).expect("saved");
+        assert_eq!(store.load().expect("read"), state);
+        let both = fs::read_to_string(dir.path().join("state.json"))
+            .expect("read")
+            .replace("\"partial\": false", "\"partial\": true");
+        fs::write(dir.path().join("state.json"), both).expect("written");
+        let message = store.load().expect_err("both").to_string();
+        assert!(
+            message.contains("in partial failover and in full"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -25,6 +25,23 @@ struct Template {
 // SAFETY: `repr(C)`, integers and bytes only, no padding.
 unsafe impl Pod for Template {}
 
+/// As in `bench-ebpf`: what each packet of the program `flows` is of.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Flows {
+    /// How many take turns.
+    pub count: u32,
+    /// Destination ports that take turns.
+    pub ports: u32,
+    /// Source ports that take turns with each address.
+    pub per_address: u32,
+    /// 0: the destination address goes on; 1: the source address.
+    pub which: u32,
+}
+
+// SAFETY: `repr(C)`, integers only, no padding.
+unsafe impl Pod for Flows {}
+
 /// The loaded programs.
 pub struct Around {
     object: Ebpf,
@@ -38,7 +55,9 @@ impl Around {
         let mut object = EbpfLoader::new().load_file(&path).with_context(|| {
             format!("load {}; `cargo xtask build-ebpf` makes it", path.display())
         })?;
-        for name in ["restore", "nothing", "mac_swap", "generate", "pass", "sink"] {
+        for name in [
+            "restore", "nothing", "mac_swap", "generate", "flows", "pass", "sink",
+        ] {
             program_mut(&mut object, name)?.load()?;
         }
         Ok(Self { object })
@@ -122,13 +141,31 @@ impl Around {
 
     /// Sends `packet` out of `ifindex` `repeat` times, in one call.
     pub fn generate(&mut self, packet: &[u8], ifindex: u32, repeat: u32) -> anyhow::Result<()> {
+        self.emit("generate", packet, ifindex, repeat)
+    }
+
+    /// Sends `repeat` packets of many flows, made of `packet`, out of `ifindex`, in one call.
+    pub fn flows(
+        &mut self,
+        packet: &[u8],
+        flows: Flows,
+        ifindex: u32,
+        repeat: u32,
+    ) -> anyhow::Result<()> {
+        self.templates(&[packet.to_vec()])?;
+        let mut map: Array<_, Flows> = self.object.map_mut("FLOWS").context("FLOWS")?.try_into()?;
+        map.set(0, flows, 0)?;
+        self.emit("flows", packet, ifindex, repeat)
+    }
+
+    fn emit(&mut self, name: &str, packet: &[u8], ifindex: u32, repeat: u32) -> anyhow::Result<()> {
         let mut context = [0u8; 24];
         context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
         context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
         let program: &Xdp = self
             .object
-            .program("generate")
-            .context("generate")?
+            .program(name)
+            .with_context(|| name.to_owned())?
             .try_into()?;
         program.test_run(TestRunOptions {
             data_in: Some(packet),

@@ -7,13 +7,17 @@
 //! ```text
 //!   xdp-cost   ns a packet of each program, by BPF_PROG_TEST_RUN, beside a MAC swap
 //!   plain      packets a second and TCP through a pair of appliances, beside kernel VXLAN and a bridge
+//!   nat        packets and new connections a second through translation, beside nftables
+//!   switch     the store of a switch of modes, and packets lost
 //!   encrypted  TCP, small packets, round trips and CPU time, beside other encrypted tunnels
 //! ```
 
 mod around;
 mod encrypted;
+mod nat;
 mod plain;
 mod report;
+mod switch;
 mod xdp_cost;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -50,6 +54,10 @@ enum Name {
     Plain,
     /// Through a pair of machines that encrypt.
     Encrypted,
+    /// Translation, beside nftables.
+    Nat,
+    /// A switch of modes under traffic.
+    Switch,
     /// A part of `encrypted`: forwards between two links until it is ended.
     #[value(hide = true)]
     Forward,
@@ -75,6 +83,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Name::XdpCost => xdp_cost::run(cli.runs)?,
         Name::Plain => plain::run(cli.runs)?,
         Name::Encrypted => encrypted::run(cli.runs, cli.only.as_deref())?,
+        Name::Nat => nat::run(cli.runs)?,
+        Name::Switch => switch::run(cli.runs)?,
         Name::Forward => return encrypted::causeway::forward(cli.cpu),
     };
     report.print();

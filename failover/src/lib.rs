@@ -1,20 +1,28 @@
-//! What a full failover asks for, checked whole before any of it is applied.
+//! What a failover asks for, checked whole before any of it is applied.
 //!
-//! For: public IP rules, of the appliance's command line and control socket today and of the director's API
-//! later, with one set of refusals and one wording. Never: input or output, a clock, a map.
+//! For: failover plans, public IP rules and the order of modes, of the appliance's command line and control socket
+//! today and of the director's API later, with one set of refusals and one wording. Never: input or output, a clock, a
+//! map.
 //!
 //! ```text
-//!   file, command line, API ─▶ Rule ─┐
-//!                                    ├─▶ RuleSet::change ─▶ a new set, or every problem of the change
-//!   Allocation, networks of a tenant ┘                      and the old set as it was
+//!   text of a plan ────────────────────┬─▶ Plan::parse ─▶ a plan, or everything that is wrong in it
+//!                                      │                    │ its networks and gateways
+//!   allocation, networks of a tenant ──┤                    ▼
+//!                                      ├─▶ RuleSet::change ─▶ a new set, or every problem of the change
+//!   file, command line, API ─▶ Rule ───┘                      and the old set as it was
+//!
+//!   mode now, request, circumstances ────▶ mode::decide ─▶ what to do, or why not
 //! ```
 
+pub mod mode;
 mod net;
+mod plan;
 mod port;
 mod rule;
 mod rules;
 
 pub use net::{Net, NetError};
+pub use plan::{Allow, Plan, PlanErrors, PlanNetwork, PlanProblem};
 pub use port::{PortError, PortRange};
 pub use rule::{Protocol, Rule, RuleError, Target};
 pub use rules::{Change, NetworkOf, Problem, RuleSet, TenantOf};

@@ -5,14 +5,14 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{MANAGEMENT_PORT, Net, PortRange};
 
 /// Characters of a name at most.
-const NAME: usize = 64;
+pub(crate) const NAME: usize = 64;
 /// Characters of a description at most.
-const DESCRIPTION: usize = 256;
+pub(crate) const DESCRIPTION: usize = 256;
 
 /// Which protocols a rule is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -85,12 +85,14 @@ pub struct Rule {
 
 /// A rule as it is written down.
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    name: String,
+#[serde(deny_unknown_fields, expecting = "a table, such as [[rule]]")]
+pub(crate) struct File {
+    pub(crate) name: String,
+    #[serde(deserialize_with = "address")]
     public_ip: IpAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     public_port: Option<PortRange>,
+    #[serde(deserialize_with = "address")]
     internal_ip: IpAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     internal_port: Option<u16>,
@@ -375,8 +377,7 @@ impl Rule {
 
     fn check(&self) -> Result<(), RuleError> {
         let name = || self.name.clone();
-        let plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '.' | '_' | '-');
-        if self.name.is_empty() || self.name.len() > NAME || !self.name.chars().all(plain) {
+        if !is_name(&self.name) {
             return Err(RuleError::Name { name: name() });
         }
         for (field, address) in [
@@ -408,8 +409,7 @@ impl Rule {
                 public,
             });
         }
-        let description = &self.description;
-        if description.chars().count() > DESCRIPTION || description.chars().any(char::is_control) {
+        if !is_description(&self.description) {
             return Err(RuleError::Description { name: name() });
         }
         Ok(())
@@ -478,8 +478,28 @@ fn address_and(text: &str) -> Option<(IpAddr, Option<&str>)> {
     Some((address.into(), Some(rest)))
 }
 
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        de::Error::custom(format!(
+            "{text:?} is not an address: write one such as 203.0.113.20 or 2001:db8::1"
+        ))
+    })
+}
+
+/// Whether a rule or a plan may be called this.
+pub(crate) fn is_name(name: &str) -> bool {
+    let plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '.' | '_' | '-');
+    !name.is_empty() && name.len() <= NAME && name.chars().all(plain)
+}
+
+/// Whether a description is short enough, and text on one line.
+pub(crate) fn is_description(text: &str) -> bool {
+    text.chars().count() <= DESCRIPTION && !text.chars().any(char::is_control)
+}
+
 /// Whether an address may be a host's, off its own machine and link.
-fn is_host(address: IpAddr) -> bool {
+pub(crate) fn is_host(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
             let first = v4.octets()[0];
@@ -740,6 +760,13 @@ mod tests {
         assert!(
             read(&format!("{head}public_port = 22\n"))
                 .is_err_and(|why| why.contains("22 is refused"))
+        );
+        assert_eq!(
+            read(&head.replace("203.0.113.20", "203.0.113.20/32")),
+            Err(
+                "\"203.0.113.20/32\" is not an address: write one such as 203.0.113.20 or 2001:db8::1"
+                    .to_owned()
+            )
         );
         assert!(
             read(&format!("{head}public_prot = 80\n"))

@@ -13,6 +13,9 @@ pub struct TenantOf {
     pub allocation: Vec<Net>,
     /// Its networks.
     pub networks: Vec<NetworkOf>,
+    /// Names of other tenants' networks, so that they are told from misspelt ones; empty where this tenant is not
+    /// to learn of them.
+    pub others: Vec<String>,
 }
 
 /// A network of a tenant.
@@ -24,6 +27,8 @@ pub struct NetworkOf {
     pub prefixes: Vec<Net>,
     /// The addresses of its gateway, which are the appliance's in full failover.
     pub gateways: Vec<IpAddr>,
+    /// Whether the failover plan leaves it out: then no rule leads there.
+    pub outside: bool,
 }
 
 /// One step of a change.
@@ -73,6 +78,20 @@ impl RuleSet {
     /// # Errors
     /// Every problem of the change, by rule: then none of it is done.
     pub fn change(&self, tenant: &TenantOf, changes: Vec<Change>) -> Result<Self, Vec<Problem>> {
+        self.change_of(Some(tenant), changes)
+    }
+
+    /// A set of rules, whoever's they are.
+    pub(crate) fn of_any_tenant(rules: Vec<Rule>) -> Result<Self, Vec<Problem>> {
+        let changes = rules.into_iter().map(Change::Add).collect();
+        Self::default().change_of(None, changes)
+    }
+
+    fn change_of(
+        &self,
+        tenant: Option<&TenantOf>,
+        changes: Vec<Change>,
+    ) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
         let mut problem = |rule: &str, message: String| {
             problems.push(Problem {
@@ -119,7 +138,7 @@ impl RuleSet {
             let Some(rule) = rules.get(name) else {
                 continue;
             };
-            for message in of_tenant(rule, tenant) {
+            for message in tenant.map_or_else(Vec::new, |tenant| of_tenant(rule, tenant)) {
                 problem(name, message);
             }
             for other in rules.values().filter(|other| other.name() != name) {
@@ -167,32 +186,42 @@ impl RuleSet {
 }
 
 fn there_is_none(rules: &BTreeMap<String, Rule>) -> String {
-    const SHOWN: usize = 10;
     if rules.is_empty() {
         return "there is no such rule; there are none".to_owned();
     }
-    let names: Vec<&str> = rules.keys().take(SHOWN).map(String::as_str).collect();
-    let more = match rules.len().saturating_sub(SHOWN) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    format!(
-        "there is no such rule; there are: {}{more}",
-        names.join(", ")
-    )
+    let names: Vec<&str> = rules.keys().map(String::as_str).collect();
+    format!("there is no such rule; there are: {}", shown(&names))
 }
 
-/// What of a rule is not this tenant's to make.
-fn of_tenant(rule: &Rule, tenant: &TenantOf) -> Vec<String> {
-    let mut problems = Vec::new();
-    let list = |nets: &[Net]| match nets {
+/// The first names of a list, and how many more there are.
+pub(crate) fn shown(names: &[&str]) -> String {
+    const SHOWN: usize = 10;
+    match names {
+        [] => "none".to_owned(),
+        names if names.len() <= SHOWN => names.join(", "),
+        names => format!(
+            "{} and {} more",
+            names[..SHOWN].join(", "),
+            names.len() - SHOWN
+        ),
+    }
+}
+
+/// A list of prefixes.
+pub(crate) fn list(nets: &[Net]) -> String {
+    match nets {
         [] => "none".to_owned(),
         nets => nets
             .iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join(", "),
-    };
+    }
+}
+
+/// What of a rule is not this tenant's to make.
+fn of_tenant(rule: &Rule, tenant: &TenantOf) -> Vec<String> {
+    let mut problems = Vec::new();
     let public = rule.public_ip();
     if !tenant.allocation.iter().any(|net| net.contains(public)) {
         problems.push(format!(
@@ -219,6 +248,11 @@ fn of_tenant(rule: &Rule, tenant: &TenantOf) -> Vec<String> {
                 networks.join(", ")
             ));
         }
+        Some((network, _)) if network.outside => problems.push(format!(
+            "internal_ip: {internal} is in network {0:?}, which the plan leaves out: add a [[network]] with name = \
+             {0:?} to the plan, or lead the rule to a machine of one that is in it",
+            network.name
+        )),
         Some((network, _)) if network.gateways.contains(&internal) => problems.push(format!(
             "internal_ip: {internal} is the gateway of network {:?}, which the appliance is in a full failover",
             network.name
@@ -248,13 +282,15 @@ mod tests {
                     name: "net1".to_owned(),
                     prefixes: vec![net("10.1.0.0/24"), net("2001:db8:1::/64")],
                     gateways: vec!["10.1.0.1".parse().expect("an address")],
+                    outside: false,
                 },
                 NetworkOf {
                     name: "net2".to_owned(),
                     prefixes: vec![net("10.2.0.0/24")],
-                    gateways: Vec::new(),
+                    ..NetworkOf::default()
                 },
             ],
+            others: Vec::new(),
         }
     }
 
@@ -292,6 +328,20 @@ mod tests {
                 "rule \"b\": internal_ip: 10.1.0.1 is the gateway of network \"net1\", which the appliance is in a full failover",
                 "rule \"c\": internal_ip: 10.1.0.255 is the network or broadcast address of 10.1.0.0/24 in network \"net1\", which no machine has",
                 "rule \"d\": internal_ip: 10.2.0.0 is the network or broadcast address of 10.2.0.0/24 in network \"net2\", which no machine has",
+            ]
+        );
+    }
+
+    #[test]
+    fn no_rule_leads_to_a_network_that_the_plan_leaves_out() {
+        let mut tenant = acme();
+        tenant.networks[1].outside = true;
+        let inside = rule("a", "203.0.113.20:80/tcp -> 10.1.0.10");
+        let outside = rule("b", "203.0.113.21:80/tcp -> 10.2.0.10");
+        assert_eq!(
+            messages(RuleSet::new(&tenant, vec![inside, outside])),
+            [
+                "rule \"b\": internal_ip: 10.2.0.10 is in network \"net2\", which the plan leaves out: add a [[network]] with name = \"net2\" to the plan, or lead the rule to a machine of one that is in it"
             ]
         );
     }

@@ -391,7 +391,7 @@ impl Lab {
         }
     }
 
-    fn note_failed_over(&self, machine: &str, is: bool) -> Result<()> {
+    pub(crate) fn note_failed_over(&self, machine: &str, is: bool) -> Result<()> {
         let mut all = self.failed_over()?;
         all.retain(|m| m != machine);
         if is {

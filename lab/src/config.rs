@@ -25,7 +25,7 @@ struct File<'a> {
     tunnel: Option<Tunnel<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     interface: Vec<Interface<'a>>,
-    tenant: Vec<Named<'a>>,
+    tenant: Vec<Tenant<'a>>,
     peer: Vec<Peer<'a>>,
     network: Vec<Network<'a>>,
 }
@@ -63,8 +63,12 @@ struct Interface<'a> {
 }
 
 #[derive(Serialize)]
-struct Named<'a> {
+struct Tenant<'a> {
     name: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    public: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nat: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -150,7 +154,11 @@ pub(crate) fn render(
         tenant: appliance
             .tenants
             .iter()
-            .map(|name| Named { name })
+            .map(|t| Tenant {
+                name: &t.name,
+                public: t.public.iter().map(ToString::to_string).collect(),
+                nat: t.nat.iter().map(ToString::to_string).collect(),
+            })
             .collect(),
         peer: appliance
             .peers
@@ -212,18 +220,23 @@ mod tests {
     use crate::{sites, topology::Options};
 
     fn rendered(host: &str, wan_mtu: u16, encrypted: bool) -> toml::Table {
-        let t = sites::partial(Options {
+        let options = Options {
             wan_mtu,
             encrypted,
             ..Options::default()
-        });
+        };
+        rendered_of(&sites::partial(options), host)
+    }
+
+    fn rendered_of(t: &Topology, host: &str) -> toml::Table {
+        let encrypted = t.options.encrypted;
         let public = BTreeMap::from([
             ("tenant".to_owned(), "key-of-tenant".to_owned()),
             ("provider".to_owned(), "key-of-provider".to_owned()),
         ]);
         let appliance = t.appliances.iter().find(|a| a.host == host).unwrap();
         let text = render(
-            &t,
+            t,
             appliance,
             &Places {
                 state_dir: Path::new("/run/x/state"),
@@ -257,6 +270,21 @@ mod tests {
         assert_eq!(c["network"][0]["interface"].as_str(), Some("eth0"));
         assert_eq!(c["network"][1]["interface"].as_str(), Some("eth1"));
         assert_eq!(c["interface"].as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn public_addresses_are_the_providers_and_only_where_there_are_any() {
+        let t = sites::full(Options::default());
+        let c = rendered_of(&t, "provider-appliance");
+        let acme = &c["tenant"][0];
+        assert_eq!(acme["public"][0].as_str(), Some("203.0.113.16/28"));
+        assert_eq!(acme["public"][1].as_str(), Some("2001:db8:f::/64"));
+        assert_eq!(acme["nat"][1].as_str(), Some("2001:db8:f::16"));
+        let globex = &c["tenant"][1];
+        assert_eq!(globex["public"][0].as_str(), Some("203.0.113.32/28"));
+        assert!(globex.get("nat").is_none());
+        let tenant = rendered_of(&t, "tenant-appliance");
+        assert!(tenant["tenant"][0].get("public").is_none());
     }
 
     #[test]

@@ -4,17 +4,13 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
+    net::{IpAddr, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
 use crate::{
     error::{During as _, Error, Result},
+    listener::Listener,
     netns,
     site::Lab,
 };
@@ -23,17 +19,13 @@ const CHUNK: usize = 64 * 1024;
 
 /// A server at work on a host. Dropping it ends it.
 #[derive(Debug)]
-pub struct Server {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct Server(Listener);
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+impl Server {
+    /// Who has connected, in order.
+    #[must_use]
+    pub fn clients(&self) -> Vec<IpAddr> {
+        self.0.clients()
     }
 }
 
@@ -59,33 +51,7 @@ impl Lab {
     /// # Errors
     /// If there is no such host, or the port is taken.
     pub fn http_server(&self, host: &str, port: u16, seed: u64) -> Result<Server> {
-        let listener = netns::within(&self.namespace(host)?, || {
-            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
-                .during(|| format!("listening on port {port} of {host}"))?;
-            listener
-                .set_nonblocking(true)
-                .during(|| "setting a listener up".to_owned())?;
-            Ok(listener)
-        })?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopping = Arc::clone(&stop);
-        let thread = std::thread::Builder::new()
-            .name("http".to_owned())
-            .spawn(move || {
-                while !stopping.load(Ordering::Relaxed) {
-                    let Ok((stream, _)) = listener.accept() else {
-                        std::thread::sleep(Duration::from_millis(5));
-                        continue;
-                    };
-                    // A client that goes away notices itself.
-                    std::thread::spawn(move || serve(&stream, seed));
-                }
-            })
-            .during(|| "starting a thread".to_owned())?;
-        Ok(Server {
-            stop,
-            thread: Some(thread),
-        })
+        Listener::open(self, host, port, move |stream| serve(stream, seed)).map(Server)
     }
 
     /// Downloads `bytes` from a [`Lab::http_server`] with the same seed, from `host`, and checks
@@ -125,7 +91,6 @@ impl Lab {
 }
 
 fn serve(stream: &TcpStream, seed: u64) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.set_write_timeout(Some(Duration::from_secs(10)))?;
     let mut lines = BufReader::new(stream);
@@ -208,6 +173,8 @@ fn fetch(stream: TcpStream, seed: u64, bytes: u64, within: Duration) -> io::Resu
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     fn over_loopback(seed: u64, expected: u64, asked: u64) -> io::Result<()> {

@@ -11,7 +11,7 @@ use crate::{
     addr::{Vlan, fixed_mac, mac_text},
     netns,
     switch::TrunkVlan,
-    topology::{Attach, Host, Kind, Link, Topology},
+    topology::{Attach, Hop, Host, Kind, Link, Topology},
 };
 
 /// A namespace with the lines of an `ip -batch` run inside it.
@@ -115,7 +115,10 @@ pub(crate) fn power_on(topology: &Topology, host: &Host) -> Vec<String> {
         }
     }
     for route in &host.routes {
-        lines.push(format!("route replace {} via {}", route.to, route.via));
+        lines.push(match &route.hop {
+            Hop::Via(via) => format!("route replace {} via {via}", route.to),
+            Hop::OnLink(link) => format!("route replace {} dev {link}", route.to),
+        });
     }
     lines
 }
@@ -431,6 +434,20 @@ mod tests {
         assert!(lines("cw-x-prod-a").contains("link set eth0 up"));
         let on = power_on(&t, t.find_host("replica-a").unwrap()).join("\n");
         assert!(on.contains("10.1.0.10/24") && on.contains("route replace ::/0 via 2001:db8:1::1"));
+    }
+
+    #[test]
+    fn public_addresses_are_asked_for_on_the_uplink() {
+        let t = sites::full(Options::default());
+        let on = power_on(&t, t.find_host("edge").unwrap()).join("\n");
+        assert!(
+            on.contains("address replace 203.0.113.1/24 dev uplink"),
+            "{on}"
+        );
+        assert!(
+            on.contains("route replace 2001:db8:f::/64 dev uplink"),
+            "{on}"
+        );
     }
 
     #[test]

@@ -478,6 +478,17 @@ impl Lab {
         self.ip(&namespace, &again)
     }
 
+    /// `ip -batch` lines for a host's links.
+    pub(crate) fn link(&self, host: &str, lines: &[String]) -> Result<()> {
+        self.ip(&self.namespace(host)?, lines)
+    }
+
+    /// Gives a host the addresses and routes again that it lost with a link.
+    pub(crate) fn restore(&self, host: &str) -> Result<()> {
+        let lines = plan::power_on(&self.topology, self.host(host)?);
+        self.link(host, &lines)
+    }
+
     /// Waits until the switch ports of a host forward.
     fn await_ports(&self, host: &Host) -> Result<()> {
         for link in &host.links {

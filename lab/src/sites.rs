@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use crate::{
     addr::{Cidr, Vlan},
     topology::{
-        Appliance, Attach, Host, Kind, Link, Machine, Network, Options, Role, Route, Topology,
+        Appliance, Attach, Failover, Hop, Host, Kind, Link, Machine, Network, Options, Role, Route,
+        Tenant, Topology,
     },
 };
 
@@ -34,6 +35,122 @@ const TWO_TENANTS: &str = "
  globex-prod-b .11 ──────┘                            │
  globex site, the same 10.1.0.0/24                    │
 ";
+
+const FULL: &str = "
+ provider site                                                            │  internet
+                                                                          │  198.51.100.0/24, 2001:db8:99::/64
+ replica-a .10, replica-b .11 ── VLAN 101 web ─┐                          │
+ replica-c .10 ───────────────── VLAN 102 db ──┤ trunk                    │   ┌─ client .10
+ replica-d .10 ───────────────── VLAN 103 ops ─┼─ provider-appliance      │   ├─ stranger .66
+ globex-replica-a .10 ────────── VLAN 201 ─────┘     │ .5                 │   ├─ server .80
+                                                     │                    │   │
+ uplink-net 203.0.113.0/24, 2001:db8:e::/64 ─────────┴─────────────────── edge .1
+                                                                           │ │
+ production sites, cut off by a failover                                   │ │
+ prod-a .10, prod-b .11, tenant-appliance .5 ── web ─┐                     │ │
+ prod-c .10 ─────────────────────────────────── db ──┼─ router .1 ─────────┘ │
+ prod-d .10 ─────────────────────────────────── ops ─┘           acme-wan    │
+ globex-prod-a .10 ──────────────────────────────────── globex-appliance ────┘ globex-wan
+
+ web 10.1.0.0/24, 2001:db8:1::/64, globex's network the same; db 10.2.0.0/24, 2001:db8:2::/64; ops 10.3.0.0/24
+ public: acme 203.0.113.16/28, 2001:db8:f::/64; globex 203.0.113.32/28
+";
+
+/// Acme's failover plan in [`full`]: web has the internet, web and db reach each other, ops may send to web and hears
+/// nothing back. Gateways are the configuration's.
+const ACME_PLAN: &str = r#"name = "acme-dr"
+tenant = "acme"
+description = "the whole site"
+
+[[network]]
+name = "web"
+internet = true
+
+[[network]]
+name = "db"
+
+[[network]]
+name = "ops"
+
+[[allow]]
+from = "web"
+to = "db"
+
+[[allow]]
+from = "ops"
+to = "web"
+both = false
+
+[[rule]]
+name = "web"
+public_ip = "203.0.113.20"
+public_port = 80
+internal_ip = "10.1.0.10"
+internal_port = 8080
+
+[[rule]]
+name = "web-v6"
+public_ip = "2001:db8:f::20"
+public_port = 80
+internal_ip = "2001:db8:1::10"
+internal_port = 8080
+
+[[rule]]
+name = "sibling"
+public_ip = "203.0.113.21"
+public_port = 80
+internal_ip = "10.1.0.11"
+internal_port = 8080
+
+[[rule]]
+name = "sibling-v6"
+public_ip = "2001:db8:f::21"
+public_port = 80
+internal_ip = "2001:db8:1::11"
+internal_port = 8080
+
+[[rule]]
+name = "ssh"
+public_ip = "203.0.113.20"
+public_port = 2222
+internal_ip = "10.1.0.10"
+internal_port = 22
+allow = ["198.51.100.0/26"]
+
+[[rule]]
+name = "iperf3"
+public_ip = "203.0.113.20"
+public_port = 5201
+internal_ip = "10.1.0.10"
+
+[[rule]]
+name = "iperf3-v6"
+public_ip = "2001:db8:f::20"
+public_port = 5201
+internal_ip = "2001:db8:1::10"
+
+[[rule]]
+name = "db"
+public_ip = "203.0.113.22"
+public_port = 8080
+internal_ip = "10.2.0.10"
+"#;
+
+/// Globex's: the same addresses inside, others outside.
+const GLOBEX_PLAN: &str = r#"name = "globex-dr"
+tenant = "globex"
+
+[[network]]
+name = "globex-web"
+internet = true
+
+[[rule]]
+name = "web"
+public_ip = "203.0.113.36"
+public_port = 80
+internal_ip = "10.1.0.10"
+internal_port = 8080
+"#;
 
 /// One tenant, two networks, a provider, a remote host: what issue 2 asks for.
 ///
@@ -164,7 +281,7 @@ pub fn partial(options: Options) -> Topology {
             host: "tenant-appliance".to_owned(),
             role: Role::Tenant,
             uplink: "eth0".to_owned(),
-            tenants: vec!["acme".to_owned()],
+            tenants: vec![Tenant::named("acme")],
             peers: vec![("provider".to_owned(), ip("203.0.113.5"))],
             networks: networks(false),
         },
@@ -172,7 +289,7 @@ pub fn partial(options: Options) -> Topology {
             host: "provider-appliance".to_owned(),
             role: Role::Provider,
             uplink: "eth0".to_owned(),
-            tenants: vec!["acme".to_owned()],
+            tenants: vec![Tenant::named("acme")],
             peers: vec![("tenant".to_owned(), ip("10.1.0.5"))],
             networks: networks(true),
         },
@@ -257,7 +374,7 @@ pub fn two_tenants(options: Options) -> Topology {
         ));
         wan_host.routes.push(Route {
             to: cidr(&format!("{tunnel}/32")),
-            via: near,
+            hop: Hop::Via(near),
         });
         t = t
             .host(machine(format!("{tenant}-prod-a"), 10, lan(), true))
@@ -297,7 +414,7 @@ pub fn two_tenants(options: Options) -> Topology {
             prefixes: vec![cidr("10.1.0.0/24"), cidr("2001:db8:1::/64")],
             gateway: vec![ip("10.1.0.1"), ip("2001:db8:1::1")],
         };
-        provider.tenants.push(tenant.to_owned());
+        provider.tenants.push(Tenant::named(tenant));
         provider.peers.push((tenant.to_owned(), ip(&tunnel)));
         provider
             .networks
@@ -306,7 +423,7 @@ pub fn two_tenants(options: Options) -> Topology {
             host: format!("{tenant}-appliance"),
             role: Role::Tenant,
             uplink: "eth0".to_owned(),
-            tenants: vec![tenant.to_owned()],
+            tenants: vec![Tenant::named(tenant)],
             peers: vec![("provider".to_owned(), ip("203.0.113.5"))],
             networks: vec![network("provider", "eth0", None)],
         });
@@ -323,6 +440,275 @@ pub fn two_tenants(options: Options) -> Topology {
     t.appliances.push(provider);
     t.picture = TWO_TENANTS.to_owned();
     t.host(wan_host).host(provider_appliance())
+}
+
+/// Two tenants that fail over whole: a provider with an uplink on its production network, its router, and the internet
+/// behind that.
+///
+/// ```text
+///   client, stranger, server ── internet ── edge ── uplink-net ── provider-appliance ── trunk
+///   VLAN 101 web ── replica-a, replica-b     102 db ── replica-c     103 ops ── replica-d     201 ── globex-replica-a
+///   edge ── acme-wan ── router ── prod-a, prod-b, prod-c, prod-d, tenant-appliance
+///   edge ── globex-wan ── globex-appliance ── globex-prod-a
+/// ```
+///
+/// The listed source of acme's rule `ssh` is `client`; `stranger` is not. `edge` asks for public addresses on the
+/// uplink network, and knows no way to any address of a tenant's but the tunnel's ends. Globex's network has the
+/// prefixes of acme's web.
+#[must_use]
+pub fn full(options: Options) -> Topology {
+    // Beginnings of addresses: hosts are numbered alike in both families.
+    const WEB: [&str; 2] = ["10.1.0.", "2001:db8:1::"];
+    const DB: [&str; 2] = ["10.2.0.", "2001:db8:2::"];
+    const OPS: [&str; 1] = ["10.3.0."];
+    let length = |start: &str| if start.contains(':') { 64 } else { 24 };
+    let addresses = |starts: &[&str], last: u8| -> Vec<String> {
+        let one = |start: &&str| format!("{start}{last}/{}", length(start));
+        starts.iter().map(one).collect()
+    };
+    let nic = |name: &str, to: Attach, starts: &[&str], last: u8| {
+        let all = addresses(starts, last);
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        link(name, to, &all)
+    };
+    let machine = |name: &str, starts: &[&str], last: u8, to: Attach, powered| {
+        let default = |start: &&str| Route {
+            to: cidr(if start.contains(':') {
+                "::/0"
+            } else {
+                "0.0.0.0/0"
+            }),
+            hop: Hop::Via(ip(&format!("{start}1"))),
+        };
+        Host {
+            powered,
+            routes: starts.iter().map(default).collect(),
+            ..host(
+                name,
+                Kind::Machine,
+                vec![nic("eth0", to, starts, last)],
+                &[],
+            )
+        }
+    };
+    let outside = |name: &str, last: u8| {
+        let starts = ["198.51.100.", "2001:db8:99::"];
+        machine(name, &starts, last, access("internet", None), true)
+    };
+    let production = |name: &str, starts: &[&str], last, switch: &str| {
+        machine(name, starts, last, access(switch, None), true)
+    };
+    let replica = |name: &str, starts: &[&str], last, vlan| {
+        let to = access("provider-net", Some(Vlan::single(vlan)));
+        machine(name, starts, last, to, false)
+    };
+    let mut t = Topology::new("full", options)
+        .switch("internet")
+        .switch("uplink-net")
+        .switch("provider-net")
+        .switch("acme-web")
+        .switch("acme-db")
+        .switch("acme-ops")
+        .switch("globex-lan")
+        .wan("acme-wan")
+        .wan("globex-wan")
+        .host(outside("client", 10))
+        .host(outside("stranger", 66))
+        .host(outside("server", 80))
+        .host(host(
+            "edge",
+            Kind::Router,
+            vec![
+                link(
+                    "internet",
+                    access("internet", None),
+                    &["198.51.100.1/24", "2001:db8:99::1/64"],
+                ),
+                link(
+                    "uplink",
+                    access("uplink-net", None),
+                    &["203.0.113.1/24", "2001:db8:e::1/64"],
+                ),
+                link("acme", wan("acme-wan"), &["192.0.2.1/30"]),
+                link("globex", wan("globex-wan"), &["192.0.2.5/30"]),
+            ],
+            &[("2001:db8:f::/64", "uplink"), ("10.1.0.5/32", "192.0.2.2")],
+        ))
+        .host(host(
+            "provider-appliance",
+            Kind::Appliance,
+            vec![
+                link(
+                    "eth0",
+                    access("uplink-net", None),
+                    &["203.0.113.5/24", "2001:db8:e::5/64"],
+                ),
+                link(
+                    "eth1",
+                    Attach::Trunk {
+                        switch: "provider-net".to_owned(),
+                    },
+                    &[],
+                ),
+            ],
+            &[("0.0.0.0/0", "203.0.113.1"), ("::/0", "2001:db8:e::1")],
+        ))
+        .host(replica("replica-a", &WEB, 10, 101))
+        .host(replica("replica-b", &WEB, 11, 101))
+        .host(replica("replica-c", &DB, 10, 102))
+        .host(replica("replica-d", &OPS, 10, 103))
+        .host(replica("globex-replica-a", &WEB, 10, 201))
+        .host(host(
+            "router",
+            Kind::Router,
+            vec![
+                nic("web", access("acme-web", None), &WEB, 1),
+                nic("db", access("acme-db", None), &DB, 1),
+                nic("ops", access("acme-ops", None), &OPS, 1),
+                link("wan", wan("acme-wan"), &["192.0.2.2/30"]),
+            ],
+            &[("0.0.0.0/0", "192.0.2.1")],
+        ))
+        .host(production("prod-a", &WEB, 10, "acme-web"))
+        .host(production("prod-b", &WEB, 11, "acme-web"))
+        .host(production("prod-c", &DB, 10, "acme-db"))
+        .host(production("prod-d", &OPS, 10, "acme-ops"))
+        .host(host(
+            "tenant-appliance",
+            Kind::Appliance,
+            vec![
+                link("eth0", access("acme-web", None), &["10.1.0.5/24"]),
+                link("eth1", access("acme-db", None), &[]),
+                link("eth2", access("acme-ops", None), &[]),
+            ],
+            &[("0.0.0.0/0", "10.1.0.1")],
+        ))
+        .host(production("globex-prod-a", &WEB, 10, "globex-lan"))
+        .host(host(
+            "globex-appliance",
+            Kind::Appliance,
+            vec![
+                link("eth0", access("globex-lan", None), &[]),
+                link("eth1", wan("globex-wan"), &["192.0.2.6/30"]),
+            ],
+            &[("0.0.0.0/0", "192.0.2.5")],
+        ));
+    t.picture = FULL.to_owned();
+
+    let network = |name: &str, tenant: &str, vni, interface: &str, starts: &[&str]| Network {
+        name: name.to_owned(),
+        tenant: tenant.to_owned(),
+        peer: "provider".to_owned(),
+        vni,
+        interface: interface.to_owned(),
+        vlan: None,
+        prefixes: starts
+            .iter()
+            .map(|s| cidr(&format!("{s}0/{}", length(s))))
+            .collect(),
+        gateway: starts.iter().map(|s| ip(&format!("{s}1"))).collect(),
+    };
+    let acme = [
+        network("web", "acme", 1001, "eth0", &WEB),
+        network("db", "acme", 1002, "eth1", &DB),
+        network("ops", "acme", 1003, "eth2", &OPS),
+    ];
+    let globex = [network("globex-web", "globex", 2001, "eth0", &WEB)];
+    let at_provider = |n: &Network, vlan| Network {
+        peer: n.tenant.clone(),
+        interface: "eth1".to_owned(),
+        vlan: Some(Vlan::single(vlan)),
+        ..n.clone()
+    };
+    let with_public = |name: &str, public: &[&str], nat: &[&str]| Tenant {
+        name: name.to_owned(),
+        public: public.iter().map(|p| cidr(p)).collect(),
+        nat: nat.iter().map(|a| ip(a)).collect(),
+    };
+    let production_end = |host: &str, uplink: &str, tenant: &str, networks: &[Network]| Appliance {
+        host: host.to_owned(),
+        role: Role::Tenant,
+        uplink: uplink.to_owned(),
+        tenants: vec![Tenant::named(tenant)],
+        peers: vec![("provider".to_owned(), ip("203.0.113.5"))],
+        networks: networks.to_vec(),
+    };
+    t.appliances = vec![
+        production_end("tenant-appliance", "eth0", "acme", &acme),
+        production_end("globex-appliance", "eth1", "globex", &globex),
+        Appliance {
+            host: "provider-appliance".to_owned(),
+            role: Role::Provider,
+            uplink: "eth0".to_owned(),
+            tenants: vec![
+                with_public(
+                    "acme",
+                    &["203.0.113.16/28", "2001:db8:f::/64"],
+                    &["203.0.113.16", "2001:db8:f::16"],
+                ),
+                with_public("globex", &["203.0.113.32/28"], &[]),
+            ],
+            peers: vec![
+                ("acme".to_owned(), ip("10.1.0.5")),
+                ("globex".to_owned(), ip("192.0.2.6")),
+            ],
+            networks: acme
+                .iter()
+                .chain(&globex)
+                .zip([101, 102, 103, 201])
+                .map(|(n, vlan)| at_provider(n, vlan))
+                .collect(),
+        },
+    ];
+    let moves = |production: &str,
+                 replica: &str,
+                 tenant: &str,
+                 network: &str,
+                 starts: &[&str],
+                 last: u8,
+                 own: &str| Machine {
+        production: production.to_owned(),
+        replica: replica.to_owned(),
+        tenant: tenant.to_owned(),
+        network: network.to_owned(),
+        addresses: starts.iter().map(|s| ip(&format!("{s}{last}"))).collect(),
+        tenant_appliance: own.to_owned(),
+        provider_appliance: "provider-appliance".to_owned(),
+    };
+    let acmes = |production: &str, replica: &str, network: &str, starts: &[&str], last| {
+        moves(
+            production,
+            replica,
+            "acme",
+            network,
+            starts,
+            last,
+            "tenant-appliance",
+        )
+    };
+    t.machines = vec![
+        acmes("prod-a", "replica-a", "web", &WEB, 10),
+        acmes("prod-b", "replica-b", "web", &WEB, 11),
+        acmes("prod-c", "replica-c", "db", &DB, 10),
+        acmes("prod-d", "replica-d", "ops", &OPS, 10),
+        moves(
+            "globex-prod-a",
+            "globex-replica-a",
+            "globex",
+            "globex-web",
+            &WEB,
+            10,
+            "globex-appliance",
+        ),
+    ];
+    let failover = |tenant: &str, plan: &str| Failover {
+        tenant: tenant.to_owned(),
+        appliance: "provider-appliance".to_owned(),
+        wan: format!("{tenant}-wan"),
+        plan: plan.to_owned(),
+    };
+    t.failovers = vec![failover("acme", ACME_PLAN), failover("globex", GLOBEX_PLAN)];
+    t
 }
 
 fn provider_appliance() -> Host {
@@ -343,7 +729,8 @@ fn provider_appliance() -> Host {
     )
 }
 
-/// A powered host. Texts are `ADDRESS/LENGTH` and addresses.
+/// A powered host. Texts are `ADDRESS/LENGTH` and addresses; a route leads to an address, or to the destination
+/// itself on the link of that name.
 ///
 /// # Panics
 /// If a text is no address: this is for topologies written down in source code.
@@ -355,9 +742,11 @@ pub fn host(name: &str, kind: Kind, links: Vec<Link>, routes: &[(&str, &str)]) -
         links,
         routes: routes
             .iter()
-            .map(|(to, via)| Route {
+            .map(|(to, hop)| Route {
                 to: cidr(to),
-                via: ip(via),
+                hop: hop
+                    .parse()
+                    .map_or_else(|_| Hop::OnLink((*hop).to_owned()), Hop::Via),
             })
             .collect(),
         powered: true,
@@ -402,4 +791,79 @@ fn cidr(text: &str) -> Cidr {
 fn ip(text: &str) -> IpAddr {
     text.parse()
         .expect("addresses in a declared topology are valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use failover::{Net, NetworkOf, Plan, Target, TenantOf};
+
+    use super::*;
+
+    /// A tenant of `full` as its provider's appliance has it.
+    fn tenant_of(t: &Topology, failover: &Failover) -> TenantOf {
+        let net = |c: &Cidr| c.to_string().parse::<Net>().unwrap();
+        let mut appliances = t.appliances.iter();
+        let appliance = appliances.find(|a| a.host == failover.appliance).unwrap();
+        let mut tenants = appliance.tenants.iter();
+        let tenant = tenants.find(|n| n.name == failover.tenant).unwrap();
+        let (own, others): (Vec<&Network>, Vec<&Network>) = appliance
+            .networks
+            .iter()
+            .partition(|n| n.tenant == failover.tenant);
+        TenantOf {
+            name: tenant.name.clone(),
+            allocation: tenant.public.iter().map(net).collect(),
+            networks: own
+                .into_iter()
+                .map(|n| NetworkOf {
+                    name: n.name.clone(),
+                    prefixes: n.prefixes.iter().map(net).collect(),
+                    gateways: n.gateway.clone(),
+                    outside: false,
+                })
+                .collect(),
+            others: others.iter().map(|n| n.name.clone()).collect(),
+        }
+    }
+
+    #[test]
+    fn the_failover_plans_are_right_for_their_tenants() {
+        let t = full(Options::default());
+        for failover in &t.failovers {
+            let tenant = tenant_of(&t, failover);
+            let plan = Plan::parse(&failover.plan, &tenant)
+                .unwrap_or_else(|e| panic!("{}:\n{e}", failover.tenant));
+            assert_eq!(plan.networks().len(), tenant.networks.len());
+            for rule in plan.rules().iter() {
+                let replicas = t.machines.iter().filter(|m| m.tenant == tenant.name);
+                let mut addresses = replicas.flat_map(|m| &m.addresses);
+                assert!(addresses.any(|a| *a == rule.internal_ip()), "{rule}");
+                assert!(matches!(rule.target(), Target::Ports { .. }));
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_client_is_listed() {
+        let t = full(Options::default());
+        let plan = Plan::parse(&t.failovers[0].plan, &tenant_of(&t, &t.failovers[0])).unwrap();
+        let rule = plan.rules().iter().find(|r| r.name() == "ssh").unwrap();
+        let listed = |host: &str| {
+            let address = t.find_host(host).unwrap().links[0].addresses[0].addr;
+            rule.allow().iter().any(|net| net.contains(address))
+        };
+        assert!(listed("client") && !listed("stranger"));
+    }
+
+    #[test]
+    fn no_router_of_the_provider_knows_a_way_to_the_tenants_machines() {
+        let t = full(Options::default());
+        let edge = t.find_host("edge").unwrap();
+        let ends: Vec<IpAddr> = ["10.1.0.5", "192.0.2.6"].map(ip).to_vec();
+        for address in t.machines.iter().flat_map(|m| &m.addresses) {
+            let mut routes = edge.routes.iter();
+            assert!(!routes.any(|r| r.to.contains(*address)), "{address}");
+            assert!(!ends.contains(address));
+        }
+    }
 }

@@ -18,7 +18,7 @@ pub const MAX_INTERFACE_NAME: usize = 15;
 /// Everything that a lab raises.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
-    /// `partial`, `two-tenants`, or a test's own; `[a-z0-9-]`, 24 at most.
+    /// `partial`, `two-tenants`, `full`, or a test's own; `[a-z0-9-]`, 24 at most.
     pub name: String,
     /// Machines with a stack of their own, routers and appliances included.
     pub hosts: Vec<Host>,
@@ -30,6 +30,8 @@ pub struct Topology {
     pub appliances: Vec<Appliance>,
     /// Machines that have a replica.
     pub machines: Vec<Machine>,
+    /// Sites that can fail over whole, a tenant each.
+    pub failovers: Vec<Failover>,
     /// How links and stacks behave.
     pub options: Options,
     /// A drawing for people; may be empty.
@@ -131,12 +133,22 @@ pub enum Attach {
 }
 
 /// A route of a host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Destination, `0.0.0.0/0` for the default.
     pub to: Cidr,
-    /// The next hop, on one of the host's links.
-    pub via: IpAddr,
+    /// Where packets go.
+    pub hop: Hop,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hop {
+    /// To this router, on one of the host's links.
+    Via(IpAddr),
+    /// To the destination itself, which is asked for on this link.
+    OnLink(String),
 }
 
 /// A virtual switch: one kernel bridge per VLAN, and trunks.
@@ -166,12 +178,35 @@ pub struct Appliance {
     pub role: Role,
     /// The link that tunnels use.
     pub uplink: String,
-    /// Names of its tenants.
-    pub tenants: Vec<String>,
+    /// Its tenants.
+    pub tenants: Vec<Tenant>,
     /// Name and tunnel address of each peer.
     pub peers: Vec<(String, IpAddr)>,
     /// The networks that it stretches.
     pub networks: Vec<Network>,
+}
+
+/// A tenant, as one appliance sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// Its name.
+    pub name: String,
+    /// The public addresses allocated to it; at the provider, and only where it may fail over whole.
+    pub public: Vec<Cidr>,
+    /// Those of them that its networks with internet are seen as, one per family at most; empty: the appliance's
+    /// choice.
+    pub nat: Vec<IpAddr>,
+}
+
+impl Tenant {
+    /// A tenant without public addresses.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ..Self::default()
+        }
+    }
 }
 
 /// The two roles.
@@ -224,6 +259,19 @@ pub struct Machine {
     pub provider_appliance: String,
 }
 
+/// A site that can fail over whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failover {
+    /// The tenant whose site it is; its machines are those of [`Topology::machines`].
+    pub tenant: String,
+    /// Host of the appliance at the provider.
+    pub appliance: String,
+    /// The WAN link that cuts the production site off when it is cut.
+    pub wan: String,
+    /// The failover plan, TOML.
+    pub plan: String,
+}
+
 impl Topology {
     /// An empty one.
     #[must_use]
@@ -235,6 +283,7 @@ impl Topology {
             wans: Vec::new(),
             appliances: Vec::new(),
             machines: Vec::new(),
+            failovers: Vec::new(),
             options,
             picture: String::new(),
         }
@@ -420,6 +469,11 @@ impl Topology {
                 return fail(format!("machine {:?}: {reason}", machine.production));
             }
         }
+        for failover in &self.failovers {
+            if let Err(reason) = self.check_failover(failover) {
+                return fail(format!("failover of {:?}: {reason}", failover.tenant));
+            }
+        }
         Ok(())
     }
 
@@ -480,22 +534,34 @@ impl Topology {
             }
         }
         for route in &host.routes {
-            if route.to.addr.is_ipv4() != route.via.is_ipv4() {
-                return Err(format!(
-                    "route to {} via {}: not of one family",
-                    route.to, route.via
-                ));
-            }
-            let on_link = host
-                .links
-                .iter()
-                .flat_map(|l| &l.addresses)
-                .any(|c| c.contains(route.via));
-            if !on_link {
-                return Err(format!(
-                    "route to {} via {}: that is on none of its links",
-                    route.to, route.via
-                ));
+            match &route.hop {
+                Hop::Via(via) => {
+                    if route.to.addr.is_ipv4() != via.is_ipv4() {
+                        return Err(format!(
+                            "route to {} via {via}: not of one family",
+                            route.to
+                        ));
+                    }
+                    let on_link = host
+                        .links
+                        .iter()
+                        .flat_map(|l| &l.addresses)
+                        .any(|c| c.contains(*via));
+                    if !on_link {
+                        return Err(format!(
+                            "route to {} via {via}: that is on none of its links",
+                            route.to
+                        ));
+                    }
+                }
+                Hop::OnLink(name) => {
+                    if !host.links.iter().any(|l| &l.name == name) {
+                        return Err(format!(
+                            "route to {} on {name:?}: there is no such link",
+                            route.to
+                        ));
+                    }
+                }
             }
         }
         Ok(())
@@ -531,7 +597,7 @@ impl Topology {
                     network.interface
                 ));
             }
-            if !appliance.tenants.contains(&network.tenant) {
+            if !appliance.tenants.iter().any(|t| t.name == network.tenant) {
                 return Err(format!(
                     "network {name:?}: there is no tenant {:?}",
                     network.tenant
@@ -545,6 +611,15 @@ impl Topology {
             }
             if network.vlan.is_some_and(|v| !v.is_valid()) {
                 return Err(format!("network {name:?}: a VLAN id is 1 to 4094"));
+            }
+        }
+        for tenant in &appliance.tenants {
+            let public = |a: &IpAddr| tenant.public.iter().any(|p| p.contains(*a));
+            if let Some(address) = tenant.nat.iter().find(|a| !public(a)) {
+                return Err(format!(
+                    "tenant {:?}: NAT address {address} is none of its public addresses",
+                    tenant.name
+                ));
             }
         }
         Ok(())
@@ -572,6 +647,21 @@ impl Topology {
                     machine.network, machine.tenant
                 ));
             }
+        }
+        Ok(())
+    }
+
+    fn check_failover(&self, failover: &Failover) -> Result<(), String> {
+        let appliance = self
+            .appliances
+            .iter()
+            .find(|a| a.host == failover.appliance && a.role == Role::Provider)
+            .ok_or_else(|| format!("there is no provider's appliance {:?}", failover.appliance))?;
+        if !appliance.tenants.iter().any(|t| t.name == failover.tenant) {
+            return Err(format!("appliance {:?} has no such tenant", appliance.host));
+        }
+        if !self.wans.iter().any(|w| w.name == failover.wan) {
+            return Err(format!("there is no WAN link {:?}", failover.wan));
         }
         Ok(())
     }
@@ -610,6 +700,7 @@ mod tests {
     fn the_built_in_topologies_are_valid() {
         partial().validate().unwrap();
         sites::two_tenants(Options::default()).validate().unwrap();
+        sites::full(Options::default()).validate().unwrap();
     }
 
     #[test]
@@ -682,8 +773,10 @@ mod tests {
     #[test]
     fn a_route_needs_a_next_hop_on_a_link() {
         let mut t = partial();
-        t.hosts[0].routes[0].via = "192.0.2.1".parse().unwrap();
+        t.hosts[0].routes[0].hop = Hop::Via("192.0.2.1".parse().unwrap());
         assert!(reason(&t).contains("none of its links"));
+        t.hosts[0].routes[0].hop = Hop::OnLink("eth9".to_owned());
+        assert!(reason(&t).contains("no such link"));
     }
 
     #[test]
@@ -694,6 +787,31 @@ mod tests {
         let mut t = partial();
         t.machines[0].network = "net9".to_owned();
         assert!(reason(&t).contains("no network \"net9\""));
+    }
+
+    #[test]
+    fn a_failover_needs_its_appliance_tenant_and_wan() {
+        let with = |change: fn(&mut Failover)| {
+            let mut t = sites::full(Options::default());
+            change(&mut t.failovers[0]);
+            reason(&t)
+        };
+        let no_provider = with(|f| f.appliance = "tenant-appliance".to_owned());
+        assert!(no_provider.contains("no provider's appliance"));
+        assert!(with(|f| f.tenant = "nobody".to_owned()).contains("no such tenant"));
+        assert!(with(|f| f.wan = "nowhere".to_owned()).contains("no WAN link \"nowhere\""));
+    }
+
+    #[test]
+    fn a_nat_address_is_a_public_one_of_its_tenant() {
+        let mut t = sites::full(Options::default());
+        let provider = t
+            .appliances
+            .iter_mut()
+            .find(|a| a.role == Role::Provider)
+            .unwrap();
+        provider.tenants[0].nat = vec!["203.0.113.99".parse().unwrap()];
+        assert!(reason(&t).contains("203.0.113.99 is none of its public addresses"));
     }
 
     #[test]
@@ -714,8 +832,12 @@ mod tests {
 
     #[test]
     fn topologies_survive_a_round_trip_through_json() {
-        let t = sites::two_tenants(Options::default());
-        let text = serde_json::to_string(&t).unwrap();
-        assert_eq!(serde_json::from_str::<Topology>(&text).unwrap(), t);
+        for t in [
+            sites::two_tenants(Options::default()),
+            sites::full(Options::default()),
+        ] {
+            let text = serde_json::to_string(&t).unwrap();
+            assert_eq!(serde_json::from_str::<Topology>(&text).unwrap(), t);
+        }
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use lab::{
     Entry, Lab, Options, Paths, Probe, Record, Scoped, Topology, Vlan, fixed_mac,
-    sites::{access, host, link, partial},
+    sites::{access, full, host, link, partial},
     topology::{Attach, Kind},
 };
 
@@ -267,6 +267,67 @@ fn hosts_reach_each_other_through_switch_and_router() {
         .ping_count("provider-appliance", a[0], Probe::Echo, 10 * MS, 10)
         .unwrap();
     assert_eq!(report.answered(), 0);
+}
+
+#[test]
+fn the_internet_asks_for_public_addresses_on_the_providers_uplink() {
+    let Some(paths) = able("the_internet_asks_for_public_addresses_on_the_providers_uplink") else {
+        return;
+    };
+    let lab = Scoped::new(Lab::up(full(Options::default()), "t-full", paths).unwrap());
+    let answers = |from: &str, to: &str| {
+        let to = to.parse().unwrap();
+        let report = lab.ping_count(from, to, Probe::Echo, 20 * MS, 10);
+        report.is_ok_and(|r| r.answered() >= 9)
+    };
+    for (from, to) in [
+        ("client", "198.51.100.80"),
+        ("client", "2001:db8:99::80"),
+        ("client", "203.0.113.5"),
+        ("stranger", "2001:db8:e::5"),
+        ("provider-appliance", "10.1.0.5"),
+        ("provider-appliance", "192.0.2.6"),
+        ("prod-b", "10.2.0.10"),
+        ("prod-b", "2001:db8:2::10"),
+        ("prod-c", "10.3.0.10"),
+    ] {
+        assert!(answers(from, to), "{from} does not reach {to}");
+    }
+
+    // Nobody has the public addresses yet: they are asked for where the appliance hears it.
+    let uplink = lab.capture("provider-appliance", "eth0", None).unwrap();
+    for to in ["203.0.113.20", "203.0.113.36", "2001:db8:f::20"] {
+        assert!(!answers("client", to), "somebody answers on {to}");
+    }
+    thread::sleep(100 * MS);
+    let frames = uplink.stop().unwrap();
+    let seen = |at: usize, bytes: &[u8]| {
+        let mut frames = frames.iter();
+        frames.any(|f| f.bytes.get(at..).is_some_and(|b| b.starts_with(bytes)))
+    };
+    for last in [20, 36] {
+        assert!(
+            seen(38, &[203, 0, 113, last]),
+            "no ARP for 203.0.113.{last}"
+        );
+    }
+    let target = "2001:db8:f::20".parse::<Ipv6Addr>().unwrap().octets();
+    let solicits =
+        |f: &lab::Frame| f.bytes.get(54) == Some(&135) && f.bytes[62..].starts_with(&target);
+    assert!(
+        frames.iter().any(solicits),
+        "no solicitation for 2001:db8:f::20"
+    );
+
+    // Cut, and mended with its addresses and routes.
+    lab.cut("acme-wan").unwrap();
+    assert!(!answers("edge", "10.1.0.5"));
+    assert!(answers("edge", "192.0.2.6"), "the other site is cut, too");
+    lab.mend("acme-wan").unwrap();
+    assert!(answers("edge", "10.1.0.5"));
+    assert!(answers("tenant-appliance", "203.0.113.5"));
+    let error = lab.cut("nowhere").unwrap_err().to_string();
+    assert!(error.contains("acme-wan"), "{error}");
 }
 
 /// Asserts that nothing of lab `name` is there: namespaces, run directory, pins, processes.

@@ -11,13 +11,14 @@ use std::{
 use appliance_common::{
     addr::{Address, to_ip},
     counters::Counter,
-    events::{NeighbourEvent, SlowHeader},
-    limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
+    events::{NeighbourEvent, SlowHeader, TraceEvent, TraceFilter},
+    limits::{DEFAULT_CONNECTIONS, MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
     maps::{
         Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Jump, Neighbour, Network,
         NetworkStats, Peer, PeerAddress, Policy, ROUTE_KEY_BITS, Route, RouteKey, Session,
         SessionKey, Tenant, Tunnel, TunnelKey,
     },
+    nat::{Flow, FlowKey, Mapping, MappingKey, RuleSlot},
 };
 use aya::{
     Ebpf, EbpfLoader, Pod,
@@ -29,8 +30,12 @@ use aya::{
 };
 
 use crate::{
-    dump, skip,
-    world::{ACCESS, STRAY, TRUNK, UPLINK, World, xsk_of},
+    dump,
+    packet::Mac,
+    skip,
+    world::{
+        ACCESS, NEXT_HOP_MAC, PROVIDER, PROVIDER6, STRAY, TRUNK, UPLINK, UPLINK_MAC, World, xsk_of,
+    },
 };
 
 /// Largest packet a program without fragments can be given: a page less the headroom for XDP and the
@@ -48,13 +53,24 @@ pub enum Program {
     Combined,
     /// Where the others go on with a tenant in full failover.
     Full,
+    /// Where that goes on with what leaves the tenant's networks.
+    NatOut,
+    /// Where [`Program::Uplink`] goes on with what is to a public address.
+    NatIn,
 }
 
 impl Program {
     /// Those that are attached to interfaces.
     pub const ALL: [Self; 3] = [Self::Access, Self::Uplink, Self::Combined];
     /// And those that they go on in.
-    pub const EVERY: [Self; 4] = [Self::Access, Self::Uplink, Self::Combined, Self::Full];
+    pub const EVERY: [Self; 6] = [
+        Self::Access,
+        Self::Uplink,
+        Self::Combined,
+        Self::Full,
+        Self::NatOut,
+        Self::NatIn,
+    ];
 
     /// As the object names it.
     #[must_use]
@@ -64,6 +80,8 @@ impl Program {
             Self::Uplink => "uplink",
             Self::Combined => "combined",
             Self::Full => "full",
+            Self::NatOut => "nat_out",
+            Self::NatIn => "nat_in",
         }
     }
 }
@@ -242,9 +260,70 @@ impl Harness {
     ///
     /// Whatever the kernel refuses.
     pub fn load(world: World) -> Result<Self, HarnessError> {
+        Self::load_sized(world, DEFAULT_CONNECTIONS)
+    }
+
+    /// As [`Harness::new`], of programs that follow packets: those that `filter` wants.
+    ///
+    /// # Panics
+    ///
+    /// As [`Harness::new`].
+    #[must_use]
+    pub fn following(world: World, filter: TraceFilter) -> Option<Self> {
+        if let Some(why) = missing() {
+            skip(&why);
+            return None;
+        }
+        let load = || -> Result<Self, HarnessError> {
+            let mut harness = Self::load_as(world, DEFAULT_CONNECTIONS, true)?;
+            harness.follow(filter)?;
+            Ok(harness)
+        };
+        match load() {
+            Ok(harness) => Some(harness),
+            Err(e) => panic!("{}", describe(&e)),
+        }
+    }
+
+    /// Says which packets are to be followed.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a map operation.
+    pub fn follow(&mut self, filter: TraceFilter) -> Result<(), HarnessError> {
+        self.array("TRACE", &[filter], 1)
+    }
+
+    /// The steps of packets that were followed since the last call.
+    ///
+    /// # Panics
+    ///
+    /// When the ring is not there, or holds something else.
+    pub fn followed(&mut self) -> Vec<TraceEvent> {
+        let map = self.ebpf.map_mut("TRACE_EVENTS").expect("TRACE_EVENTS");
+        let mut ring = RingBuf::try_from(map).expect("a ring");
+        let mut events = Vec::new();
+        while let Some(record) = ring.next() {
+            events.push(TraceEvent::from_bytes(&record).expect("a whole record"));
+        }
+        events
+    }
+
+    /// As [`Harness::load`], with room for so many connections.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel refuses.
+    pub fn load_sized(world: World, connections: u32) -> Result<Self, HarnessError> {
+        Self::load_as(world, connections, false)
+    }
+
+    fn load_as(world: World, connections: u32, follow: bool) -> Result<Self, HarnessError> {
         namespace()?;
         let path = object_path();
         let mut ebpf = EbpfLoader::new()
+            .map_max_entries("FLOWS", 2 * connections)
+            .override_global("TRACING", &u8::from(follow), true)
             .load_file(&path)
             .map_err(|source| HarnessError::Load {
                 path,
@@ -262,16 +341,19 @@ impl Harness {
             })?;
         }
         let mut jumps: ProgramArray<_> = take(&mut ebpf, "JUMPS")?;
-        let full: &Xdp = ebpf
-            .program(Program::Full.name())
-            .and_then(|p| p.try_into().ok())
-            .ok_or(HarnessError::Program("full"))?;
-        full.fd()
-            .and_then(|fd| Ok(jumps.set(Jump::Full as u32, fd, 0)?))
-            .map_err(|source| HarnessError::ProgramLoad {
-                name: "full",
-                source: Box::new(source),
-            })?;
+        for (jump, name) in Jump::ALL {
+            let program: &Xdp = ebpf
+                .program(name)
+                .and_then(|p| p.try_into().ok())
+                .ok_or(HarnessError::Program(name))?;
+            program
+                .fd()
+                .and_then(|fd| Ok(jumps.set(jump as u32, fd, 0)?))
+                .map_err(|source| HarnessError::ProgramLoad {
+                    name,
+                    source: Box::new(source),
+                })?;
+        }
         let counters = take(&mut ebpf, "COUNTERS")?;
         let events = take(&mut ebpf, "NEIGHBOUR_EVENTS")?;
         let slow = take(&mut ebpf, "SLOW_PACKETS")?;
@@ -333,7 +415,127 @@ impl Harness {
             .collect();
         self.hash("POLICIES", &policies)?;
         self.routes(&world)?;
+        self.translation(&world, &old)?;
         self.world = world;
+        Ok(())
+    }
+
+    fn translation(&mut self, world: &World, old: &World) -> Result<(), HarnessError> {
+        self.array("NAT", &[world.nat], 1)?;
+        self.array(
+            "NAT_ADDRESSES",
+            &world.nat_addresses,
+            old.nat_addresses.len(),
+        )?;
+        self.hash("PUBLIC", &world.public)?;
+        self.rules(world, old)?;
+        self.forget_flows()
+    }
+
+    fn rules(&mut self, world: &World, old: &World) -> Result<(), HarnessError> {
+        self.array("RULES", &world.rules, old.rules.len())?;
+        let machines: Vec<_> = world
+            .one_to_one
+            .iter()
+            .map(|(k, slot)| (*k, RuleSlot { slot: *slot }))
+            .collect();
+        self.hash("ONE_TO_ONE", &machines)?;
+        let ports: Vec<_> = world
+            .rule_ports
+            .iter()
+            .map(|(bits, key, slot)| (*bits, *key, *slot))
+            .collect();
+        self.trie("RULE_PORTS", &ports)?;
+        let sources: Vec<_> = world
+            .rule_sources
+            .iter()
+            .map(|(bits, key)| (*bits, *key, key.slot))
+            .collect();
+        self.trie("RULE_SOURCES", &sources)
+    }
+
+    /// Makes tenants, networks and rules those of `world`; connections stay.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a map operation.
+    pub fn refill_rules(&mut self, world: &World) -> Result<(), HarnessError> {
+        let old = self.world.clone();
+        self.array("NETWORKS", &world.networks, old.networks.len())?;
+        self.array("TENANTS", &world.tenants, old.tenants.len())?;
+        self.rules(world, &old)?;
+        self.world = world.clone();
+        Ok(())
+    }
+
+    /// Forgets every connection and mapping.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a map operation.
+    pub fn forget_flows(&mut self) -> Result<(), HarnessError> {
+        self.hash::<FlowKey, Flow>("FLOWS", &[])?;
+        self.hash::<FlowKey, Flow>("OPENING", &[])?;
+        self.hash::<FlowKey, Flow>("FRAGMENTS", &[])?;
+        self.hash::<MappingKey, Mapping>("MAPPINGS", &[])
+    }
+
+    /// All entries of a hash map.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a map operation.
+    pub fn entries<K: Pod, V: Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Vec<(K, V)>, HarnessError> {
+        let map: HashMap<_, K, V> = self
+            .ebpf
+            .map_mut(name)
+            .and_then(|m| m.try_into().ok())
+            .ok_or(HarnessError::Map(name))?;
+        map.iter()
+            .collect::<Result<_, _>>()
+            .map_err(|e| access(name, e))
+    }
+
+    /// Writes an entry of a hash map.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a map operation.
+    pub fn put<K: Pod, V: Pod>(
+        &mut self,
+        name: &'static str,
+        key: K,
+        value: V,
+    ) -> Result<(), HarnessError> {
+        let mut map: HashMap<_, K, V> = self
+            .ebpf
+            .map_mut(name)
+            .and_then(|m| m.try_into().ok())
+            .ok_or(HarnessError::Map(name))?;
+        map.insert(key, value, 0).map_err(|e| access(name, e))
+    }
+
+    fn trie<K: Pod>(
+        &mut self,
+        name: &'static str,
+        entries: &[(u32, K, u32)],
+    ) -> Result<(), HarnessError> {
+        let mut map: LpmTrie<_, K, RuleSlot> = self
+            .ebpf
+            .map_mut(name)
+            .and_then(|m| m.try_into().ok())
+            .ok_or(HarnessError::Map(name))?;
+        let keys: Vec<_> = map.keys().flatten().collect();
+        for key in keys {
+            map.remove(&key).map_err(|e| access(name, e))?;
+        }
+        for (bits, key, slot) in entries {
+            map.insert(&Key::new(*bits, *key), RuleSlot { slot: *slot }, 0)
+                .map_err(|e| access(name, e))?;
+        }
         Ok(())
     }
 
@@ -834,6 +1036,20 @@ fn namespace() -> Result<(), HarnessError> {
             "link add name t{index} index {index} up numrxqueues 70 type bridge"
         );
     }
+    // The way out, and the far end of it: what the kernel's FIB says to a program that asks.
+    let _ = writeln!(batch, "link set lo up");
+    let _ = writeln!(batch, "link set t{UPLINK} address {}", text_of(UPLINK_MAC));
+    let _ = writeln!(batch, "addr add {PROVIDER}/24 dev t{UPLINK}");
+    let _ = writeln!(batch, "addr add {PROVIDER6}/64 dev t{UPLINK} nodad");
+    for router in ["203.0.113.1", "2001:db8:f::1"] {
+        let _ = writeln!(
+            batch,
+            "neigh add {router} dev t{UPLINK} lladdr {} nud permanent",
+            text_of(NEXT_HOP_MAC)
+        );
+    }
+    let _ = writeln!(batch, "route add default via 203.0.113.1");
+    let _ = writeln!(batch, "route add ::/0 via 2001:db8:f::1");
     let run = || -> std::io::Result<std::process::Output> {
         use std::io::Write as _;
         let mut child = Command::new("ip")
@@ -853,5 +1069,14 @@ fn namespace() -> Result<(), HarnessError> {
             String::from_utf8_lossy(&output.stderr).into_owned(),
         ));
     }
+    for family in ["ipv4", "ipv6"] {
+        // As the daemon does it: questions to the FIB are asked as if from the loopback.
+        let path = format!("/proc/sys/net/{family}/conf/lo/forwarding");
+        std::fs::write(&path, "1").map_err(|e| HarnessError::Interfaces(format!("{path}: {e}")))?;
+    }
     Ok(())
+}
+
+fn text_of(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }

@@ -16,11 +16,15 @@
 //! Tests need root, BPF and the built object. Where one is missing they print
 //! `SKIPPED: <test>: <why>` and return; `CAUSEWAY_REQUIRE_PRIVILEGED=1` makes that a failure.
 
+pub mod beside;
+pub mod corpus;
 pub mod dump;
 pub mod harness;
+pub mod nat;
 pub mod oracle;
 pub mod packet;
 pub mod rng;
+pub mod router;
 pub mod site;
 pub mod table;
 pub mod wireguard;

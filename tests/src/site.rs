@@ -6,9 +6,13 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -104,6 +108,18 @@ impl Site {
         Self::raise(lab::sites::two_tenants, PLAIN)
     }
 
+    /// The lab `full` with plain tunnels, its appliances ready and both sites failed over whole.
+    #[must_use]
+    pub fn full() -> Option<Self> {
+        let site = Self::raise(lab::sites::full, PLAIN)?;
+        for failover in &site.topology().failovers {
+            if let Err(e) = site.fail_over_site(&failover.tenant) {
+                panic!("failing {} over: {e}", failover.tenant);
+            }
+        }
+        Some(site)
+    }
+
     /// The lab `partial` with encrypted tunnels, both appliances ready.
     #[must_use]
     pub fn encrypted() -> Option<Self> {
@@ -163,7 +179,11 @@ impl Site {
             };
             println!("==== {}: log", appliance.host);
             println!("{}", handle.log_tail(60));
-            for words in [&["status"][..], &["counters"], &["endpoint", "list"]] {
+            let mut questions = vec![&["status"][..], &["counters"], &["endpoint", "list"]];
+            if !self.topology().failovers.is_empty() {
+                questions.extend([&["rule", "list"][..], &["flows"]]);
+            }
+            for words in questions {
                 println!("==== {}: {}", appliance.host, words.join(" "));
                 match handle.cli(words) {
                     Ok(o) => println!("{}{}", o.stdout, o.stderr),
@@ -349,6 +369,72 @@ impl Site {
     pub fn back(&self, machine: &str) -> lab::Switchover {
         self.fail_back(machine)
             .unwrap_or_else(|e| panic!("failing {machine} back: {e}"))
+    }
+}
+
+/// A TCP connection to a [`lab::Greeter`] on which something is said, and heard back, all the time.
+#[derive(Debug)]
+pub struct Conversation {
+    what: String,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<std::io::Result<(u64, Duration)>>,
+}
+
+impl Conversation {
+    /// Connects, waits for the greeting, and says a number every 20 ms, each once the one before came back. The
+    /// connection is given up after 15 s of silence.
+    pub fn start(site: &Site, from: &str, to: &str, port: u16) -> Self {
+        let at = SocketAddr::new(crate::packet::ip(to), port);
+        let what = format!("conversation {from} → {at}");
+        let stream = site
+            .connect(from, at, Duration::from_secs(5))
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            stream.set_read_timeout(Some(Duration::from_secs(15)))?;
+            stream.set_nodelay(true)?;
+            let mut lines = BufReader::new(&stream);
+            let mut line = String::new();
+            lines.read_line(&mut line)?;
+            let (mut said, mut longest) = (0u64, Duration::ZERO);
+            while !stopping.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                (&stream).write_all(format!("{said}\n").as_bytes())?;
+                line.clear();
+                if lines.read_line(&mut line)? == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+                if line.trim_end() != said.to_string() {
+                    return Err(std::io::Error::other(format!(
+                        "{said} came back as {line:?}"
+                    )));
+                }
+                said += 1;
+                longest = longest.max(began.elapsed());
+                thread::sleep(Duration::from_millis(20));
+            }
+            Ok((said, longest))
+        });
+        Self { what, stop, thread }
+    }
+
+    /// Whether it still goes on.
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        !self.thread.is_finished()
+    }
+
+    /// Ends it: how many numbers came back, and the longest that one took.
+    ///
+    /// # Errors
+    ///
+    /// If the connection ended before.
+    pub fn finish(self) -> std::io::Result<(u64, Duration)> {
+        self.stop.store(true, Ordering::Relaxed);
+        let result = self.thread.join().expect("no panic in a conversation");
+        println!("{}: {result:?}", self.what);
+        result
     }
 }
 

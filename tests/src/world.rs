@@ -26,6 +26,10 @@ use appliance_common::{
         PolicyKey, RouteKey, SCHEMA_VERSION, Tenant, Tunnel, TunnelKey, attachment_flags,
         network_flags,
     },
+    nat::{
+        MachineKey, Nat, NatAddress, Public, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS,
+        SourceKey, Words, public_flags, rule_flags,
+    },
 };
 
 use crate::packet::{Mac, ip};
@@ -87,6 +91,48 @@ pub const TENANT2: &str = "198.51.100.77";
 /// The IPv6 tunnel address of the peer of net3.
 pub const TENANT6: &str = "2001:db8:e::5";
 
+/// What the first tenant is seen as.
+pub const NAT4: &str = "192.0.2.10";
+/// Likewise.
+pub const NAT6: &str = "2001:db8:aa::10";
+/// A public address of the first tenant, with rules.
+pub const PUBLIC4: &str = "192.0.2.11";
+/// Likewise.
+pub const PUBLIC6: &str = "2001:db8:aa::11";
+/// A public address of the first tenant, of one machine.
+pub const ONE_TO_ONE4: &str = "192.0.2.12";
+/// Likewise.
+pub const ONE_TO_ONE6: &str = "2001:db8:aa::12";
+/// A public address of the second tenant.
+pub const PUBLIC2: &str = "192.0.2.20";
+/// A host outside that the rule for port 8080 lists.
+pub const LISTED: &str = "198.51.100.7";
+/// Likewise.
+pub const LISTED6: &str = "2001:db8:cc::7";
+/// A host outside that no rule lists.
+pub const REMOTE: &str = "203.0.114.9";
+/// Likewise.
+pub const REMOTE6: &str = "2001:db8:dd::9";
+
+/// The replica in network `n` of [`World::many`]: each has a /24 of its own.
+#[must_use]
+pub fn many_host(n: u32) -> IpAddr {
+    std::net::Ipv4Addr::from(0x0b00_000a + (n << 8)).into()
+}
+
+/// The network after `n` of [`World::many`].
+#[must_use]
+pub const fn many_next(n: u32, networks: u32) -> u32 {
+    n % networks + 1
+}
+
+/// The four words of an address.
+#[must_use]
+pub fn words(text: &str) -> Words {
+    let address = address(text);
+    std::array::from_fn(|i| u32::from_ne_bytes(std::array::from_fn(|j| address[4 * i + j])))
+}
+
 /// What the maps hold.
 #[derive(Clone, Debug, Default)]
 pub struct World {
@@ -114,6 +160,20 @@ pub struct World {
     pub routes: Vec<(u32, RouteKey, u32)>,
     /// `POLICIES`.
     pub policies: Vec<PolicyKey>,
+    /// `NAT`.
+    pub nat: Nat,
+    /// `NAT_ADDRESSES`, by slot.
+    pub nat_addresses: Vec<NatAddress>,
+    /// `PUBLIC`.
+    pub public: Vec<(Address, Public)>,
+    /// `RULES`, by slot.
+    pub rules: Vec<Rule>,
+    /// `RULE_PORTS`: bits of the prefix, key, slot of the rule.
+    pub rule_ports: Vec<(u32, RuleKey, u32)>,
+    /// `RULE_SOURCES`: bits of the prefix, key.
+    pub rule_sources: Vec<(u32, SourceKey)>,
+    /// `ONE_TO_ONE`, to slot of the rule.
+    pub one_to_one: Vec<(MachineKey, u32)>,
 }
 
 /// Where the sockets of an interface are in `XSKS`.
@@ -407,6 +467,197 @@ impl World {
             .map(|(from, to)| PolicyKey { from, to })
             .to_vec();
         w
+    }
+
+    /// As [`World::full`], with the internet for net1 and net2, and public addresses: [`PUBLIC`] of the first
+    /// tenant with rules, [`ONE_TO_ONE`] for the replica 11 of net1, [`PUBLIC2`] of the second. The first is
+    /// seen as [`NAT`], the second as the uplink's own address.
+    #[must_use]
+    pub fn nat() -> Self {
+        let mut w = Self::full();
+        w.nat = Nat {
+            uplink: UPLINK,
+            seed: 0x5eed,
+            mac: UPLINK_MAC,
+            ..Nat::default()
+        };
+        for network in &mut w.networks {
+            if [NET1, NET2].contains(&network.vni) {
+                network.flags |= network_flags::INTERNET;
+            }
+        }
+        for text in [
+            NAT4,
+            NAT6,
+            PUBLIC4,
+            PUBLIC6,
+            ONE_TO_ONE4,
+            ONE_TO_ONE6,
+            PUBLIC2,
+        ] {
+            w.public(text, 0);
+        }
+        w.public(PROVIDER, public_flags::OWN);
+        w.public(PROVIDER6, public_flags::OWN);
+        for (text, first, last) in [
+            (NAT4, 1024, 65_535),
+            (NAT6, 1024, 65_535),
+            (PROVIDER, 10_000, 32_767),
+            (PROVIDER6, 10_000, 32_767),
+        ] {
+            w.nat_addresses.push(NatAddress {
+                address: words(text),
+                first,
+                last,
+            });
+        }
+        for (public, internal) in [(PUBLIC4, "10.1.0.10"), (PUBLIC6, "2001:db8:1::10")] {
+            w.rule(0, NET1, public, internal, (443, 443, 8443), &[6]);
+            // 2222 leads to the machine's 22.
+            w.rule(0, NET1, public, internal, (2222, 2222, 22), &[6]);
+            w.rule(0, NET1, public, internal, (5000, 5009, 6000), &[6, 17]);
+            let listed = w.rule(0, NET1, public, internal, (8080, 8080, 80), &[6]);
+            let from = if ip(public).is_ipv4() {
+                (LISTED, 96 + 24)
+            } else {
+                (LISTED6, 64)
+            };
+            w.list(listed, from.0, from.1);
+            // Net4 has no internet, and a rule all the same.
+            let machine = if ip(public).is_ipv4() {
+                "10.4.0.10"
+            } else {
+                "2001:db8:4::10"
+            };
+            w.rule(0, NET4, public, machine, (53, 53, 53), &[17]);
+        }
+        for (public, internal) in [(ONE_TO_ONE4, "10.1.0.11"), (ONE_TO_ONE6, "2001:db8:1::11")] {
+            w.one_to_one(0, NET1, public, internal);
+            w.neighbour(NET1, internal, TRUNK, B_MAC, TRUNK_MAC, 101, 0);
+        }
+        w.rule(1, NET2, PUBLIC2, "10.1.0.10", (443, 443, 443), &[6]);
+        w
+    }
+
+    /// The provider's appliance with networks 1 to `networks`, at most 4094, each a VLAN of the trunk, of one
+    /// tenant, in partial failover. What is from [`many_host`] to that of the next network goes into the tunnel;
+    /// in full failover it is routed there.
+    #[must_use]
+    pub fn many(networks: u32) -> Self {
+        const FIRST_VNI: u32 = 10_000;
+        let mut w = Self::bare(PROVIDER, PROVIDER6);
+        let peer = w.peer(PROVIDER, TENANT);
+        w.set_modes(1);
+        for n in 1..=networks {
+            let (slot, vni) = (n - 1, FIRST_VNI + n);
+            let address = from_ip(many_host(n));
+            let prefix = Prefix::new(&address, 96 + 24).expect("a length");
+            let mut network = Network {
+                vni,
+                tenant: 0,
+                peer,
+                flags: network_flags::ACTIVE | network_flags::PROVIDER,
+                mtu: MTU,
+                lan_mtu: 1500,
+                prefix_count: 1,
+                ..Network::default()
+            };
+            network.prefixes[0] = prefix;
+            w.networks.push(network);
+            w.attach(TRUNK, n as u16, 0, slot, TRUNK_MAC, false);
+            let key = HostKey { vni, address };
+            w.endpoints.push(key);
+            let neighbour = Neighbour::new(TRUNK, A_MAC, TRUNK_MAC, n as u16, 0, 0x8100);
+            w.neighbours.push((key, neighbour));
+            let route = RouteKey {
+                tenant: 0,
+                address: prefix.address(),
+            };
+            w.routes.push((prefix.length(), route, slot));
+            w.policies.push(PolicyKey {
+                from: vni,
+                to: FIRST_VNI + many_next(n, networks),
+            });
+        }
+        w
+    }
+
+    /// An address that is translated on the uplink.
+    pub fn public(&mut self, text: &str, flags: u32) {
+        let public = Public {
+            flags: public_flags::ACTIVE | flags,
+        };
+        self.public.push((address(text), public));
+    }
+
+    /// A rule of a tenant: public ports from a first to a last, and the machine's first. Returns its slot.
+    pub fn rule(
+        &mut self,
+        tenant: u16,
+        vni: u32,
+        public: &str,
+        internal: &str,
+        (first, last, to): (u16, u16, u16),
+        protocols: &[u8],
+    ) -> u32 {
+        let slot = self.push_rule(tenant, vni, public, internal);
+        self.rules[slot as usize].public_first = first;
+        self.rules[slot as usize].internal_first = to;
+        for protocol in protocols {
+            for port in first..=last {
+                self.rule_port(slot, public, *protocol, port, 16);
+            }
+        }
+        slot
+    }
+
+    /// A 1:1 rule of a tenant. Returns its slot.
+    pub fn one_to_one(&mut self, tenant: u16, vni: u32, public: &str, internal: &str) -> u32 {
+        let slot = self.push_rule(tenant, vni, public, internal);
+        self.rules[slot as usize].flags |= rule_flags::ONE_TO_ONE;
+        for protocol in [6, 17, if ip(public).is_ipv4() { 1 } else { 58 }] {
+            self.rule_port(slot, public, protocol, 0, 0);
+        }
+        let machine = MachineKey {
+            zone: u32::from(tenant) + 1,
+            address: words(internal),
+        };
+        self.one_to_one.push((machine, slot));
+        slot
+    }
+
+    /// Lists a source for a rule, by bits of its 16-byte form.
+    pub fn list(&mut self, slot: u32, from: &str, bits: u32) {
+        self.rules[slot as usize].flags |= rule_flags::LISTED;
+        let key = SourceKey {
+            slot,
+            address: words(from),
+        };
+        self.rule_sources.push((SOURCE_KEY_BITS + bits, key));
+    }
+
+    fn push_rule(&mut self, tenant: u16, vni: u32, public: &str, internal: &str) -> u32 {
+        let network = self.slot(vni).expect("a network of this world") as u32;
+        self.rules.push(Rule {
+            epoch: 1,
+            flags: rule_flags::ACTIVE,
+            network,
+            zone: tenant + 1,
+            public: words(public),
+            internal: words(internal),
+            ..Rule::default()
+        });
+        (self.rules.len() - 1) as u32
+    }
+
+    fn rule_port(&mut self, slot: u32, public: &str, protocol: u8, port: u16, bits: u32) {
+        let key = RuleKey {
+            address: words(public),
+            protocol,
+            reserved: 0,
+            port: port.to_be_bytes(),
+        };
+        self.rule_ports.push((RULE_KEY_BITS + bits, key, slot));
     }
 
     /// The tenant's appliance of the picture above, in partial failover.

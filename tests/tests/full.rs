@@ -513,3 +513,64 @@ fn where_the_port_is_the_appliance_s_too_its_own_packets_are_the_kernel_s() {
         ],
     );
 }
+
+#[test]
+fn who_wants_a_router_is_handed_over() {
+    let Some(mut h) = Harness::new(World::full()) else {
+        return;
+    };
+    let (from, all) = (
+        "fe80::a".parse().expect("an address"),
+        "ff02::2".parse().expect("an address"),
+    );
+    let message = |hops, code| {
+        let message = icmp_message(ip("fe80::a"), ip("ff02::2"), 133, code, &[0; 4]);
+        let l3 = v6(from, all, 58, hops, &message);
+        frame([0x33, 0x33, 0, 0, 0, 2], A_MAC, &[tag(101)], &l3)
+    };
+    let case = |what: &str, packet| Case::new(what, Program::Access, TRUNK, packet);
+    let l3 = message(255, 0)[18..].to_vec();
+    run(
+        &mut h,
+        vec![
+            case("a solicitation", message(255, 0))
+                .dropped(Counter::SlowSolicited)
+                .records(slow(SlowReason::RouterWanted, NET1, "fe80::a", l3)),
+            case("from afar", message(254, 0)).dropped(Counter::DropMalformed),
+            case("of another code", message(255, 1)).dropped(Counter::DropMalformed),
+        ],
+    );
+    // In partial failover the production site's router is asked, not ours.
+    h.fill(World::provider()).expect("filled");
+    run(
+        &mut h,
+        vec![case("in partial failover", message(255, 0)).dropped(Counter::DropNotCarried)],
+    );
+}
+
+#[test]
+fn the_link_local_address_of_our_mac_is_answered_for_as_a_routers() {
+    let Some(mut h) = Harness::new(World::full()) else {
+        return;
+    };
+    // RFC 4291 appendix A, of the trunk's 02:00:00:00:11:0a: the advertisements' source.
+    let target = "fe80::ff:fe00:110a".parse().expect("an address");
+    let from = "fe80::a".parse().expect("an address");
+    let group = solicited_node(target);
+    let ask = |target| {
+        let l3 = ns(from, group, target, Some(A_MAC));
+        frame(multicast_mac(group), A_MAC, &[tag(101)], &l3)
+    };
+    let answer = na(target, from, target, 0xe0, Some(TRUNK_MAC));
+    let other = "fe80::1:110a".parse().expect("an address");
+    run(
+        &mut h,
+        vec![
+            Case::new("ours", Program::Access, TRUNK, ask(target))
+                .gives(Action::Tx, Out::Is(to_a(&answer)))
+                .counts(Counter::NdAnswered),
+            Case::new("another's", Program::Access, TRUNK, ask(other))
+                .dropped(Counter::ControlIgnored),
+        ],
+    );
+}

@@ -187,7 +187,7 @@ fn corpus(program: Program) -> Vec<(u32, Vec<u8>)> {
         }
         Program::Combined => port(UPLINK, UPLINK_MAC, B_MAC, &[], 1, 11, 10, 1),
         // Comes behind the first.
-        Program::Uplink | Program::Full => {}
+        Program::Uplink | Program::Full | Program::NatOut | Program::NatIn => {}
     }
     if program != Program::Access {
         let mut tunnel = |from: &str, to: &str, vni: u32, net: u8, me: u8, you: u8| {
@@ -255,7 +255,7 @@ fn corpus(program: Program) -> Vec<(u32, Vec<u8>)> {
 /// Datagrams to the port of the encrypted tunnels, to start from.
 fn datagrams(program: Program) -> Vec<(u32, Vec<u8>)> {
     let ends: &[(&str, &str)] = match program {
-        Program::Access | Program::Full => return Vec::new(),
+        Program::Access | Program::Full | Program::NatOut | Program::NatIn => return Vec::new(),
         Program::Uplink => &[(TENANT, PROVIDER), (TENANT6, PROVIDER6)],
         Program::Combined => &[(PROVIDER, TENANT)],
     };

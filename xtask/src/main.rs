@@ -56,9 +56,9 @@ enum Command {
     },
     /// Build the BPF programs to target/bpf.
     BuildEbpf,
-    /// Raise two sites, fail a machine over and back, and show it.
+    /// Raise sites, fail a machine or whole sites over and back, and show it.
     Demo {
-        /// Passed on: --scenario partial, --json FILE.
+        /// Passed on: --scenario partial|full|all, --json FILE.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

@@ -22,13 +22,14 @@ const BASE: [Package; 2] = [
 ];
 
 /// What the lab, its tests and the demo use.
-const LAB: [Package; 9] = [
+const LAB: [Package; 10] = [
     ("iproute2", "/usr/share/doc/iproute2"),
     ("ethtool", "/usr/share/doc/ethtool"),
     ("iperf3", "/usr/bin/iperf3"),
     ("iputils-ping", "/usr/share/doc/iputils-ping"),
     ("curl", "/usr/bin/curl"),
     ("procps", "/usr/share/doc/procps"),
+    ("nftables", "/usr/sbin/nft"),
     ("ca-certificates", "/usr/share/doc/ca-certificates"),
     ("wireguard-go", "/usr/bin/wireguard-go"),
     ("wireguard-tools", "/usr/bin/wg"),

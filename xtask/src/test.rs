@@ -39,6 +39,8 @@ const PARTS: &[Part] = &[
             "--package",
             "appliance-user",
             "--package",
+            "causeway-gateway",
+            "--package",
             "failover",
             "--package",
             "lab",
@@ -53,6 +55,12 @@ const PARTS: &[Part] = &[
         tier: Tier::Unit,
         name: "tunnel: unit, interoperation, model",
         cargo: &["--release", "--package", "tunnel"],
+        args: &[],
+    },
+    Part {
+        tier: Tier::Unit,
+        name: "gateway on loopback",
+        cargo: &["--release", "--package", "causeway-gateway", "--test", "*"],
         args: &[],
     },
     Part {

@@ -14,16 +14,17 @@ use appliance_common::{
     checksum,
     counters::Counter,
     events::SlowReason,
+    maps::Jump,
     wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMP, IPPROTO_ICMPV6, IPV4_LEN, IPV6_LEN},
 };
 use aya_ebpf::programs::XdpContext;
 
 use crate::{
-    access::{Arrival, Port, arrive, is_directed_broadcast, leave},
+    access::{Arrival, Port, is_directed_broadcast, leave, resume},
     addr::{Words, is_link_local, v4, v4_is_host, v4_is_link_local, v6_is_host},
     encap::deliver,
     icmp::{self, Problem},
-    mss, nd,
+    mss, nat, nd,
     packet::{Outcome, Window, frame_len},
     slow,
     tables::{self, is_host_of, may_send, neighbour, network, route},
@@ -52,14 +53,10 @@ fn is_discovery<const L3: usize>(ctx: &XdpContext) -> bool {
 /// A packet that [`is_routed`].
 #[inline(always)]
 pub fn process(ctx: &XdpContext) -> Outcome {
-    let arrival = match arrive(ctx, Port::TenantOnly) {
+    let arrival = match resume(ctx) {
         Ok(arrival) => arrival,
         Err(outcome) => return outcome,
     };
-    // Undone since the first look. Whatever else the mode is now, this packet comes a moment too late for it.
-    if !arrival.full() {
-        return leave(arrival.port, Counter::DropIdle);
-    }
     if arrival.l2.destination.is_group() {
         return leave(arrival.port, Counter::DropNotCarried);
     }
@@ -116,8 +113,12 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
             || is_icmp_error(ctx, L3 + header, w.get::<u8, 9>()),
         source,
         header,
+        router: tables::gateway(from, false).unwrap_or_default(),
     };
     let Some(slot) = route(from.tenant, destination) else {
+        if nat::is_on() {
+            return Outcome::Jump(Jump::NatOut);
+        }
         return icmp::unreachable::<L3>(ctx, arrival, &error, Counter::DropNoRoute);
     };
     let Some(to) = network(slot) else {
@@ -218,8 +219,12 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome {
         silent,
         source,
         header: IPV6_LEN,
+        router: tables::gateway(from, true).unwrap_or_default(),
     };
     let Some(slot) = route(from.tenant, destination) else {
+        if nat::is_on() {
+            return Outcome::Jump(Jump::NatOut);
+        }
         return icmp::unreachable::<L3>(ctx, arrival, &error, Counter::DropNoRoute);
     };
     let Some(to) = network(slot) else {

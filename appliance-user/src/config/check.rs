@@ -19,19 +19,19 @@ use tunnel::CipherChoice;
 
 use super::{
     Config, Identity, Memory, Net, Network, Peer, PeerKind, Problem, Role, Tunnel, Uplink, Vlan,
-    Xdp, file,
+    Xdp, file, nat,
 };
 use crate::secure::{Waiting, pipeline::LANES};
 
 /// Largest MTU that XDP takes on any NIC we know, bytes: a page less headroom and tail.
 const MAX_MTU: u16 = 3498;
 
-struct Checker {
+pub(super) struct Checker {
     problems: Vec<Problem>,
 }
 
 impl Checker {
-    fn problem(&mut self, at: impl Into<String>, what: impl Into<String>) {
+    pub(super) fn problem(&mut self, at: impl Into<String>, what: impl Into<String>) {
         self.problems.push(Problem {
             at: at.into(),
             what: what.into(),
@@ -82,7 +82,7 @@ impl Checker {
         }
     }
 
-    fn address(&mut self, at: &str, text: &str) -> Option<IpAddr> {
+    pub(super) fn address(&mut self, at: &str, text: &str) -> Option<IpAddr> {
         match text.parse::<IpAddr>() {
             Ok(address) => Some(address),
             Err(_) => {
@@ -135,7 +135,7 @@ pub(super) fn is_host(address: IpAddr) -> bool {
     }
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+pub(super) fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
@@ -209,6 +209,8 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     let peers = peers(&mut c, &file.peer, &uplink, tunnel.as_ref(), role);
     let networks = networks(&mut c, &file.network, &uplink, (&file.peer, &peers), role);
     members(&mut c, &peers, &networks);
+    let nat = nat::check(&mut c, &file.nat, &uplink, tunnel.as_ref(), &peers);
+    let tenants = nat::tenants(&mut c, &file.tenant, role, (&uplink, &peers, &networks));
     for network in &file.network {
         if !file.tenant.iter().any(|t| t.name == network.tenant) {
             c.problem(
@@ -243,7 +245,8 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
         uplink,
         tunnel,
         interfaces,
-        tenants: file.tenant.into_iter().map(|t| t.name).collect(),
+        nat,
+        tenants,
         peers,
         networks,
     })

@@ -11,6 +11,8 @@ pub(super) struct File {
     pub uplink: Uplink,
     pub tunnel: Option<Tunnel>,
     #[serde(default)]
+    pub nat: Nat,
+    #[serde(default)]
     pub interface: Vec<Interface>,
     #[serde(default)]
     pub tenant: Vec<Tenant>,
@@ -66,6 +68,22 @@ pub(super) struct Interface {
 #[serde(deny_unknown_fields)]
 pub(super) struct Tenant {
     pub name: String,
+    #[serde(default)]
+    pub public: Vec<String>,
+    #[serde(default)]
+    pub nat: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nat {
+    pub connections: Option<i64>,
+    pub own_ports: Option<String>,
+    pub established_seconds: Option<i64>,
+    pub transitory_seconds: Option<i64>,
+    pub opening_seconds: Option<i64>,
+    pub udp_seconds: Option<i64>,
+    pub icmp_seconds: Option<i64>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,6 +2,7 @@
 
 mod check;
 mod file;
+mod nat;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,6 +16,8 @@ use appliance_common::addr::{Address, Prefix, from_ip};
 use tunnel::{CipherChoice, PublicKey};
 
 use crate::secure::Waiting;
+
+pub use nat::{Nat, PortsInUse};
 
 /// Which side of the tunnel the appliance is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +89,14 @@ impl Net {
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.contains(other.address) || other.contains(self.address)
+    }
+
+    /// As failover plans have it.
+    #[must_use]
+    pub fn failover(&self) -> failover::Net {
+        // The length is one of the family's.
+        failover::Net::around(self.address, self.length)
+            .unwrap_or_else(|| failover::Net::host(self.address))
     }
 }
 
@@ -284,6 +295,18 @@ impl Network {
     }
 }
 
+/// A tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    /// Its name.
+    pub name: String,
+    /// Its public addresses.
+    pub public: Vec<failover::Net>,
+    /// What its networks with internet are seen as, at most one of a family; of a family without: as the uplink's
+    /// own address.
+    pub nat: Vec<IpAddr>,
+}
+
 /// A configuration that holds together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -305,8 +328,10 @@ pub struct Config {
     pub tunnel: Option<Tunnel>,
     /// How XDP is attached on further interfaces.
     pub interfaces: BTreeMap<String, Xdp>,
-    /// Tenants by name.
-    pub tenants: Vec<String>,
+    /// Address translation of full failover.
+    pub nat: Nat,
+    /// Tenants.
+    pub tenants: Vec<Tenant>,
     /// Peers.
     pub peers: Vec<Peer>,
     /// Networks.
@@ -397,6 +422,34 @@ impl Config {
     #[must_use]
     pub fn network(&self, name: &str) -> Option<&Network> {
         self.networks.iter().find(|n| n.name == name)
+    }
+
+    /// The tenant of that name.
+    #[must_use]
+    pub fn tenant(&self, name: &str) -> Option<&Tenant> {
+        self.tenants.iter().find(|t| t.name == name)
+    }
+
+    /// The tenant of that name as failover plans are checked against it.
+    #[must_use]
+    pub fn tenant_of(&self, name: &str) -> Option<failover::TenantOf> {
+        let tenant = self.tenant(name)?;
+        let (own, others): (Vec<&Network>, Vec<&Network>) =
+            self.networks.iter().partition(|n| n.tenant == name);
+        Some(failover::TenantOf {
+            name: name.to_owned(),
+            allocation: tenant.public.clone(),
+            networks: own
+                .into_iter()
+                .map(|n| failover::NetworkOf {
+                    name: n.name.clone(),
+                    prefixes: n.prefixes.iter().map(Net::failover).collect(),
+                    gateways: [n.gateway_v4, n.gateway_v6].into_iter().flatten().collect(),
+                    outside: false,
+                })
+                .collect(),
+            others: others.into_iter().map(|n| n.name.clone()).collect(),
+        })
     }
 
     /// The peer of that name.

@@ -2,10 +2,12 @@
 
 pub mod client;
 pub mod render;
+pub mod rules;
 pub mod server;
 
 use std::net::{IpAddr, SocketAddr};
 
+use failover::Rule;
 use serde::{Deserialize, Serialize};
 
 /// Longest request or reply, bytes.
@@ -25,6 +27,46 @@ pub enum Request {
         tenant: Option<String>,
         /// The mode to switch to; left out: only tell.
         mode: Option<String>,
+        /// The text of the plan of a full failover.
+        #[serde(default)]
+        plan: Option<String>,
+        /// A full failover may end a partial one.
+        #[serde(default)]
+        force: bool,
+        /// A partial failover becomes the full one.
+        #[serde(default)]
+        promote: bool,
+    },
+    /// Whether new failovers are refused, or a switch of it.
+    Maintenance {
+        /// Left out: only tell.
+        on: Option<bool>,
+    },
+    /// Public IP rules come.
+    RuleAdd {
+        /// The tenant; may be left out where there is only one.
+        tenant: Option<String>,
+        /// The rules; all or none.
+        rules: Vec<Rule>,
+    },
+    /// Public IP rules go.
+    RuleRemove {
+        /// The tenant; may be left out where there is only one.
+        tenant: Option<String>,
+        /// Their names; all or none.
+        names: Vec<String>,
+    },
+    /// Public IP rules in force.
+    RuleList {
+        /// Of one tenant only.
+        tenant: Option<String>,
+    },
+    /// What adding public IP rules would be refused for; nothing changes.
+    RuleCheck {
+        /// The tenant; may be left out where there is only one.
+        tenant: Option<String>,
+        /// The rules.
+        rules: Vec<Rule>,
     },
     /// Addresses fail over.
     EndpointAdd {
@@ -44,6 +86,28 @@ pub enum Request {
     EndpointList {
         /// Of one network only.
         network: Option<String>,
+    },
+    /// Follow packets.
+    TraceStart(crate::trace::Wanted),
+    /// Steps of packets that are followed, since the last time; it ends where nobody asks for 5 s.
+    TraceNext,
+    /// Follow no packets any more.
+    TraceStop,
+    /// Connections of full failover, those that move most bytes first.
+    Flows {
+        /// Of this tenant only.
+        tenant: Option<String>,
+        /// Of this protocol only, IP's number.
+        protocol: Option<u8>,
+        /// With this address only, before or after translation.
+        address: Option<IpAddr>,
+        /// With this port only, likewise.
+        port: Option<u16>,
+        /// How many at most.
+        top: usize,
+        /// As text for a person.
+        #[serde(default)]
+        text: bool,
     },
     /// Read the configuration file again.
     Reload,
@@ -93,6 +157,9 @@ pub struct Status {
     pub ready: bool,
     /// What is missing, when not.
     pub not_ready: Vec<String>,
+    /// Whether new failovers are refused.
+    #[serde(default)]
+    pub maintenance: bool,
     /// Seconds since the process started.
     pub uptime_seconds: u64,
     /// Whether the maps of an earlier process were adopted.
@@ -160,6 +227,12 @@ pub struct TenantStatus {
     pub mode: String,
     /// Raised at each switch.
     pub epoch: u32,
+    /// The plan of a full failover.
+    #[serde(default)]
+    pub plan: Option<String>,
+    /// How many public IP rules are in force.
+    #[serde(default)]
+    pub rules: usize,
 }
 
 /// A network.
@@ -313,6 +386,23 @@ mod tests {
             )
             .is_err()
         );
+        let mode: Request =
+            serde_json::from_str(r#"{"request":"mode","tenant":null,"mode":"idle"}"#)
+                .expect("the form before full failover");
+        assert!(matches!(
+            mode,
+            Request::Mode {
+                plan: None,
+                force: false,
+                ..
+            }
+        ));
+        let rules: Request = serde_json::from_str(
+            r#"{"request":"rule-add","tenant":"acme","rules":[{"name":"web","public_ip":"203.0.113.20","public_port":443,
+                "internal_ip":"10.1.0.10"}]}"#,
+        )
+        .expect("documented form");
+        assert!(matches!(rules, Request::RuleAdd { rules, .. } if rules.len() == 1));
         assert_eq!(
             serde_json::to_string(&Reply::Error(Refusal::new("conflict", "no"))).expect("plain"),
             r#"{"error":{"code":"conflict","message":"no"}}"#

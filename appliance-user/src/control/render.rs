@@ -46,6 +46,9 @@ pub fn status(s: &Status) -> String {
     for reason in &s.not_ready {
         let _ = writeln!(out, "  ! {reason}");
     }
+    if s.maintenance {
+        out.push_str("  in maintenance: new failovers are refused\n");
+    }
     let local: Vec<String> = s.local.iter().map(ToString::to_string).collect();
     for (port, what) in [(s.secure_port, "encrypted"), (s.tunnel_port, "plain")] {
         if port != 0 {
@@ -88,9 +91,17 @@ pub fn status(s: &Status) -> String {
     let rows: Vec<Vec<String>> = s
         .tenants
         .iter()
-        .map(|t| vec![t.name.clone(), t.mode.clone(), t.epoch.to_string()])
+        .map(|t| {
+            vec![
+                t.name.clone(),
+                t.mode.clone(),
+                t.epoch.to_string(),
+                t.plan.clone().unwrap_or_else(|| "-".to_owned()),
+                t.rules.to_string(),
+            ]
+        })
         .collect();
-    table(&mut out, &["name", "mode", "epoch"], &rows);
+    table(&mut out, &["name", "mode", "epoch", "plan", "rules"], &rows);
 
     out.push_str("\npeers\n");
     let rows: Vec<Vec<String>> = s
@@ -248,6 +259,37 @@ fn tunnels(out: &mut String, s: &Status) {
         ],
         &rows,
     );
+}
+
+/// Public IP rules.
+#[must_use]
+pub fn rules(value: &serde_json::Value) -> String {
+    let rows: Vec<Vec<String>> = value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|row| {
+            let rule: failover::Rule = serde_json::from_value(row["rule"].clone()).ok()?;
+            let allow: Vec<String> = rule.allow().iter().map(ToString::to_string).collect();
+            Some(vec![
+                row["tenant"].as_str()?.to_owned(),
+                rule.name().to_owned(),
+                rule.to_string(),
+                if allow.is_empty() {
+                    "everybody".to_owned()
+                } else {
+                    allow.join(", ")
+                },
+                rule.description().to_owned(),
+            ])
+        })
+        .collect();
+    let mut out = String::new();
+    if !rows.is_empty() {
+        let heads = ["tenant", "name", "rule", "who may come", "description"];
+        table(&mut out, &heads, &rows);
+    }
+    out
 }
 
 /// Counters that are not zero, drops after the rest.

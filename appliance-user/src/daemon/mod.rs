@@ -3,8 +3,12 @@
 //! One thread, one loop. Nothing on it is on the packet path: while it waits, restarts or is gone, the
 //! programs forward by the maps as they are. Workers of encrypted tunnels are threads of their own.
 
+mod failover;
+mod flows;
 mod requests;
+mod router;
 mod status;
+mod trace;
 mod tunnels;
 
 use std::{
@@ -15,9 +19,10 @@ use std::{
 
 use anyhow::Context as _;
 use appliance_common::{
-    events::{NeighbourEvent, SlowHeader},
+    events::{NeighbourEvent, SlowHeader, SlowReason},
     limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
     maps::{self, HostKey, Mode, neighbour_flags},
+    nat::OUTSIDE,
 };
 use tokio::{
     io::unix::AsyncFd,
@@ -26,14 +31,18 @@ use tokio::{
 };
 
 use crate::{
+    advertise::Advertiser,
     announce::{Announcement, Announcer},
     config::{Config, Role},
-    control::server,
+    connections::Collector,
+    control::{Request, server},
     datapath::{Datapath, Rings},
+    fib,
+    held::{self, Fragments},
     neighbour::{Action, Engine, Port},
     nic::{self, Nic},
     notify::Notifier,
-    rawsock::RawSocket,
+    rawsock::{RawIp, RawSocket},
     reconcile::{self, Secured, Tables, host, mode_of},
     secure::{Ends, clock},
     slowpath::{self, SlowPath},
@@ -59,17 +68,24 @@ const CORRECTION_PATIENCE: Duration = Duration::from_secs(600);
 pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let config = Config::load(config_path)?;
     let keys = tunnels::Keys::load(&config)?;
+    config.check_ports()?;
     let store = Store::new(&config.state_dir);
     let mut state = store.load()?;
     let listener = server::bind(&config.control_socket)?;
     let (watcher, mut snapshots) =
         Watcher::spawn(config.plain_peers().collect(), interfaces(&config))
             .context("watch links and routes")?;
-    if give_slots(&config, &mut state) {
+    let seeded = state.nat_seed.is_some();
+    if !seeded {
+        let mut seed = [0; 4];
+        getrandom::fill(&mut seed).context("a seed for the ports of NAT")?;
+        state.nat_seed = Some(u32::from_ne_bytes(seed));
+    }
+    if give_slots(&config, &mut state) || !seeded {
         store.save(&state)?;
     }
     let object = object_path(&config);
-    let (datapath, rings) = Datapath::open(&config.pin_dir, &object)?;
+    let (datapath, rings) = Datapath::open(&config.pin_dir, &object, config.nat.connections)?;
     let tables = datapath.read()?;
     tracing::info!(
         name = config.name,
@@ -82,6 +98,12 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let seed = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(1, |d| d.as_nanos() as u64);
+    let collector = match config.role {
+        Role::Provider => {
+            Some(Collector::spawn(datapath.root()).context("clear connections away")?)
+        }
+        Role::Tenant => None,
+    };
     let ends = tunnels::start(&config, &keys)?;
     let mut daemon = Daemon {
         ends,
@@ -93,12 +115,17 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         config,
         state,
         store,
+        _collector: collector,
         datapath,
         tables,
         engine: Engine::new(crate::neighbour::Settings::default(), seed),
         announcer: Announcer::new(crate::announce::Settings::default()),
+        advertiser: Advertiser::default(),
+        claims: BTreeMap::new(),
+        groups: BTreeSet::new(),
         slow: SlowPath::new(slowpath::Limits::default()),
         sockets: BTreeMap::new(),
+        outside: None,
         ports: BTreeMap::new(),
         nics: BTreeMap::new(),
         snapshot: Snapshot::default(),
@@ -110,6 +137,8 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         attach_errors: BTreeMap::new(),
         send_errors: 0,
         started: Instant::now(),
+        traced: None,
+        fragments: Fragments::default(),
     };
     let patience =
         tokio::time::timeout(SNAPSHOT_PATIENCE, snapshots.wait_for(|s| s.generation > 0));
@@ -126,9 +155,17 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     }
     snapshots.mark_unchanged();
     daemon.begin_tunnels();
+    if daemon.any_full()
+        && let Err(error) = fib::allow()
+    {
+        tracing::warn!(%error, "full failover: nothing can be sent out of the uplink");
+    }
     daemon.apply_snapshot()?;
     for problem in daemon.misfits(&daemon.config) {
         tracing::warn!(problem, "failed-over address without effect");
+    }
+    for problem in daemon.misfit_plans(&daemon.config) {
+        tracing::warn!(problem, "full failover that does not fit the configuration");
     }
     let (calls, requests) = mpsc::channel(16);
     let server = tokio::spawn(server::serve(listener, calls));
@@ -168,12 +205,13 @@ fn object_path(config: &Config) -> PathBuf {
 /// Gives tenants, peers and networks their slots; returns whether any changed.
 fn give_slots(config: &Config, state: &mut State) -> bool {
     let before = state.slots.clone();
-    let tenants: Vec<&str> = config.tenants.iter().map(String::as_str).collect();
+    let tenants: Vec<&str> = config.tenants.iter().map(|t| t.name.as_str()).collect();
     let peers: Vec<&str> = config.peers.iter().map(|p| p.name.as_str()).collect();
     let networks: Vec<&str> = config.networks.iter().map(|n| n.name.as_str()).collect();
     assign(&mut state.slots.tenants, &tenants, MAX_TENANTS);
     assign(&mut state.slots.peers, &peers, MAX_PEERS);
     assign(&mut state.slots.networks, &networks, MAX_NETWORKS);
+    state.give_rule_slots();
     state.slots != before
 }
 
@@ -183,6 +221,8 @@ struct Daemon {
     state: State,
     store: Store,
     datapath: Datapath,
+    /// Clears connections away that are over.
+    _collector: Option<Collector>,
     /// The encrypted tunnels, where there are any.
     ends: Option<Ends>,
     keys: tunnels::Keys,
@@ -196,9 +236,15 @@ struct Daemon {
     tables: Tables,
     engine: Engine,
     announcer: Announcer,
+    advertiser: Advertiser,
+    /// What is ours on the wire in full failover.
+    claims: router::Claims,
+    groups: router::Groups,
     slow: SlowPath,
     /// By interface index.
     sockets: BTreeMap<u32, RawSocket>,
+    /// For packets whose next hop the kernel resolves.
+    outside: Option<RawIp>,
     /// By VNI.
     ports: BTreeMap<u32, Port>,
     /// By interface name.
@@ -214,6 +260,10 @@ struct Daemon {
     attach_errors: BTreeMap<String, String>,
     send_errors: u64,
     started: Instant,
+    /// When whoever follows packets last asked.
+    traced: Option<Instant>,
+    /// Fragments that wait for their first.
+    fragments: Fragments,
 }
 
 /// What the slow path looks up.
@@ -282,7 +332,7 @@ impl Daemon {
                         let Some(record) = ring.next() else { break };
                         taken += 1;
                         if let Some((header, frame)) = SlowHeader::from_bytes(&record) {
-                            self.slow.packet(now, &header, frame, &Maps(&self.tables));
+                            self.slow_packet(now, &header, frame);
                         }
                     }
                     if taken < BATCH {
@@ -297,9 +347,13 @@ impl Daemon {
                     }
                 }
                 Some((request, reply)) = requests.recv() => {
-                    let answer = self.answer(request);
-                    // A client that went away does not want the answer.
-                    let _ = reply.send(answer);
+                    if matches!(request, Request::Flows { .. }) {
+                        self.flows(request, reply);
+                    } else {
+                        let answer = self.answer(request);
+                        // A client that went away does not want the answer.
+                        let _ = reply.send(answer);
+                    }
                 }
                 () = tunnels::ready(self.ends.as_ref()) => {}
                 () = sleep_until(deadline) => {}
@@ -320,11 +374,37 @@ impl Daemon {
         Ok(())
     }
 
+    fn slow_packet(&mut self, now: Instant, header: &SlowHeader, frame: &[u8]) {
+        if SlowReason::from_u16(header.reason) == Some(SlowReason::RouterWanted) {
+            // RFC 4861 section 6.2.6: after a random delay of at most half a second.
+            let mut random = [0; 1];
+            let delay = getrandom::fill(&mut random).map_or(0, |()| u64::from(random[0]) * 2);
+            let delay = Duration::from_millis(delay.min(500));
+            self.advertiser.solicited(now, header.vni, delay);
+            return;
+        }
+        if SlowReason::from_u16(header.reason) == Some(SlowReason::Fragment) {
+            // VNI zero: it came in on the uplink.
+            let zone = self
+                .tables
+                .network(header.vni)
+                .map_or(OUTSIDE, |network| reconcile::zone_of(network.tenant));
+            let packet = frame.get(usize::from(header.l3)..).unwrap_or_default();
+            if let Some(key) = held::key(packet, zone) {
+                self.fragments.hold(now, key, header.ifindex, frame);
+            }
+            return;
+        }
+        self.slow.packet(now, header, frame, &Maps(&self.tables));
+    }
+
     fn next_deadline(&self) -> Option<Instant> {
         [
             self.engine.next_deadline(),
             self.announcer.next_deadline(),
+            self.advertiser.next_deadline(),
             self.slow.next_deadline(),
+            self.fragments.next_deadline(),
             self.ends
                 .as_ref()
                 .and_then(Ends::next_deadline)
@@ -338,6 +418,16 @@ impl Daemon {
     /// Lets the engines do what is due.
     fn pump(&mut self) {
         let now = Instant::now();
+        let datapath = &self.datapath;
+        for (ifindex, frame) in self
+            .fragments
+            .poll(now, |key| datapath.knows_fragments(key))
+        {
+            if let Err(error) = self.datapath.run_again(ifindex, &frame) {
+                self.send_errors += 1;
+                tracing::debug!(%error, ifindex, "a fragment that waited could not go on");
+            }
+        }
         for _ in 0..ROUNDS {
             let mut idle = true;
             if let Some(action) = self.engine.poll(now) {
@@ -348,10 +438,15 @@ impl Daemon {
                 idle = false;
                 match output {
                     slowpath::Output::Send { ifindex, frame } => self.send(ifindex, &frame),
+                    slowpath::Output::Outside { packet } => self.send_outside(&packet),
                     slowpath::Output::Resolve { key } => self.engine.want(now, key, false),
                 }
             }
             if let Some((ifindex, frame)) = self.announcer.poll(now) {
+                idle = false;
+                self.send(ifindex, &frame);
+            }
+            if let Some((ifindex, frame)) = self.advertiser.poll(now) {
                 idle = false;
                 self.send(ifindex, &frame);
             }
@@ -418,6 +513,34 @@ impl Daemon {
         }
     }
 
+    /// Has the kernel send a translated packet out of the uplink.
+    fn send_outside(&mut self, packet: &[u8]) {
+        let Some(link) = self.snapshot.links.get(&self.config.uplink.interface) else {
+            self.send_errors += 1;
+            return;
+        };
+        if self
+            .outside
+            .as_ref()
+            .is_none_or(|o| o.ifindex() != link.ifindex)
+        {
+            match RawIp::open(&link.name, link.ifindex) {
+                Ok(socket) => self.outside = Some(socket),
+                Err(error) => {
+                    self.send_errors += 1;
+                    tracing::debug!(%error, "no socket for a translated packet");
+                    return;
+                }
+            }
+        }
+        if let Some(socket) = &self.outside
+            && let Err(error) = socket.send(packet)
+        {
+            self.send_errors += 1;
+            tracing::debug!(%error, "a translated packet could not be sent");
+        }
+    }
+
     /// Tells the hosts of a network where an address is: at `mac`, or with us.
     fn announce(&mut self, now: Instant, key: HostKey, mac: Option<[u8; 6]>) {
         let Some(port) = self.ports.get(&key.vni).copied() else {
@@ -436,6 +559,7 @@ impl Daemon {
 
     fn each_second(&mut self) {
         let now = Instant::now();
+        self.end_stale_trace();
         self.corrections.retain(|key, until| {
             let keep = now < *until;
             if !keep {
@@ -493,6 +617,7 @@ impl Daemon {
         self.set_ports(now);
         self.reconcile()?;
         self.underlay_changed();
+        self.claim(now);
         if !self.adopted_neighbours {
             self.adopt_neighbours(now)?;
             self.adopted_neighbours = true;
@@ -613,6 +738,7 @@ impl Daemon {
         let mut wanted =
             reconcile::desired(&self.config, &self.state, &self.snapshot, &self.secured);
         self.keep_last_paths(&mut wanted);
+        let wanted = reconcile::with_epochs(&self.tables, wanted);
         let writes = reconcile::diff(&self.tables, &wanted);
         if !writes.is_empty() {
             tracing::debug!(writes = writes.len(), "reconciled");
@@ -686,8 +812,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// Hosts that are to be resolved whatever the traffic: routers at the production site, replicas at
-    /// the provider.
+    /// Hosts that are to be resolved whatever the traffic: routers at the production site; at the provider replicas,
+    /// of a full failover those that rules lead to.
     fn keep_resolved(&mut self, now: Instant) {
         let keys: Vec<HostKey> = match self.config.role {
             Role::Tenant => self
@@ -701,7 +827,10 @@ impl Daemon {
                     })
                 })
                 .collect(),
-            Role::Provider => self.active(&self.state).into_iter().collect(),
+            Role::Provider => {
+                let hosts = reconcile::rule_hosts(&self.config, &self.state);
+                self.active(&self.state).into_iter().chain(hosts).collect()
+            }
         };
         for key in keys {
             if self.ports.contains_key(&key.vni) {
@@ -719,16 +848,38 @@ impl Daemon {
     fn change(&mut self, new: State) -> anyhow::Result<()> {
         let before = self.active(&self.state);
         let after = self.active(&new);
+        let led_to = reconcile::rule_hosts(&self.config, &self.state);
+        let switched: Vec<u32> = self
+            .config
+            .networks
+            .iter()
+            .filter(|n| mode_of(&self.state, &n.tenant) != mode_of(&new, &n.tenant))
+            .map(|n| n.vni)
+            .collect();
         self.store.save(&new).map_err(|error: state::Error| error)?;
         self.state = new;
         self.reconcile()?;
         let now = Instant::now();
+        if self.config.role == Role::Provider {
+            // Where addresses were in the mode before: a replica that boots in this one must not be told so.
+            for port in switched.iter().filter_map(|vni| self.ports.get(vni)) {
+                self.announcer.cancel_port(port);
+            }
+        }
         for key in before.difference(&after) {
             self.went_back(now, *key);
         }
         for key in after.difference(&before) {
             self.failed_over(now, *key);
         }
+        let leads_to = reconcile::rule_hosts(&self.config, &self.state);
+        for key in led_to.difference(&leads_to).filter(|k| !after.contains(k)) {
+            self.engine.unwant(now, *key);
+        }
+        for key in &leads_to {
+            self.engine.want(now, *key, true);
+        }
+        self.claim(now);
         Ok(())
     }
 

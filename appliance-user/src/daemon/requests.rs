@@ -5,31 +5,52 @@ use std::net::IpAddr;
 use appliance_common::{
     addr::{Address, from_ip},
     limits::MAX_ENDPOINTS,
-    maps::Mode,
 };
 use serde_json::{Value, json};
 
-use super::{Daemon, give_slots, tunnels::Keys};
+use super::{Daemon, failover::How, give_slots, tunnels::Keys};
 use crate::{
     config::{Config, Network},
     control::{Refusal, Reply, Request},
-    reconcile::{endpoint_fits, mode_of},
+    reconcile::endpoint_fits,
     state::State,
 };
 
-type Answer = Result<Value, Refusal>;
+pub(super) type Answer = Result<Value, Refusal>;
 
 impl Daemon {
     pub(super) fn answer(&mut self, request: Request) -> Reply {
         let answer = match request {
             Request::Status => self.status().and_then(|s| to_value(&s)),
             Request::Counters => self.counters().and_then(|c| to_value(&c)),
-            Request::Mode { tenant, mode } => self.mode(tenant.as_deref(), mode.as_deref()),
+            Request::Mode {
+                tenant,
+                mode,
+                plan,
+                force,
+                promote,
+            } => {
+                let how = How {
+                    plan,
+                    force,
+                    promote,
+                };
+                self.mode(tenant.as_deref(), mode.as_deref(), &how)
+            }
+            Request::Maintenance { on } => self.maintenance(on),
+            Request::RuleAdd { tenant, rules } => self.rule_add(tenant.as_deref(), rules),
+            Request::RuleRemove { tenant, names } => self.rule_remove(tenant.as_deref(), names),
+            Request::RuleList { tenant } => self.rule_list(tenant.as_deref()),
+            Request::RuleCheck { tenant, rules } => self.rule_check(tenant.as_deref(), rules),
             Request::EndpointAdd { network, addresses } => self.endpoint_add(&network, &addresses),
             Request::EndpointRemove { network, addresses } => {
                 self.endpoint_remove(&network, &addresses)
             }
             Request::EndpointList { network } => self.endpoint_list(network.as_deref()),
+            Request::TraceStart(wanted) => self.trace_start(&wanted),
+            Request::TraceNext => self.trace_next(),
+            Request::TraceStop => self.trace_stop(),
+            Request::Flows { .. } => Err(Refusal::new("internal", "it is answered elsewhere")),
             Request::Reload => self.reload().map(|()| json!("reloaded")),
         };
         match answer {
@@ -43,119 +64,6 @@ impl Daemon {
                 Reply::Error(refusal)
             }
         }
-    }
-
-    fn mode(&mut self, tenant: Option<&str>, mode: Option<&str>) -> Answer {
-        let tenants: Vec<String> = match tenant {
-            Some(name) if self.config.tenants.iter().any(|t| t == name) => vec![name.to_owned()],
-            Some(name) => {
-                return Err(Refusal::new(
-                    "not-found",
-                    format!(
-                        "there is no tenant {name:?}; there are: {}",
-                        self.config.tenants.join(", ")
-                    ),
-                ));
-            }
-            None => self.config.tenants.clone(),
-        };
-        if let Some(mode) = mode {
-            let [tenant] = tenants.as_slice() else {
-                return Err(Refusal::new(
-                    "bad-request",
-                    format!(
-                        "say which tenant with --tenant; there are: {}",
-                        tenants.join(", ")
-                    ),
-                ));
-            };
-            let partial = match mode {
-                "idle" => false,
-                "partial" => true,
-                "full" => {
-                    return Err(Refusal::new(
-                        "unsupported",
-                        "full site failover is not in this version: it has idle and partial",
-                    ));
-                }
-                other => {
-                    return Err(Refusal::new(
-                        "bad-request",
-                        format!("{other:?} is not a mode: idle or partial"),
-                    ));
-                }
-            };
-            self.switch(tenant, partial)?;
-        }
-        Ok(tenants
-            .iter()
-            .map(|tenant| {
-                json!({
-                    "name": tenant,
-                    "mode": mode_of(&self.state, tenant).name(),
-                    "epoch": self.state.modes.get(tenant).map_or(0, |m| m.epoch),
-                })
-            })
-            .collect())
-    }
-
-    fn switch(&mut self, tenant: &str, partial: bool) -> Result<(), Refusal> {
-        if (mode_of(&self.state, tenant) == Mode::Partial) == partial {
-            return Ok(());
-        }
-        if partial {
-            for network in self.config.networks.iter().filter(|n| n.tenant == tenant) {
-                self.must_forward(network)?;
-            }
-        }
-        let mut new = self.state.clone();
-        let mode = new.modes.entry(tenant.to_owned()).or_default();
-        mode.partial = partial;
-        mode.epoch = mode.epoch.wrapping_add(1);
-        self.put(new)?;
-        tracing::info!(
-            tenant,
-            mode = if partial { "partial" } else { "idle" },
-            "mode switched"
-        );
-        Ok(())
-    }
-
-    /// A failover onto a data path that cannot carry it is refused.
-    fn must_forward(&self, network: &Network) -> Result<(), Refusal> {
-        let uplink = &self.config.uplink.interface;
-        for interface in [&network.interface, uplink] {
-            let reason = match self.attach_errors.get(interface) {
-                Some(reason) => Some(reason.clone()),
-                None => self
-                    .nics
-                    .get(interface)
-                    .and_then(|n| n.problems.first())
-                    .map(|p| format!("{interface}: {p}"))
-                    .or_else(|| self.no_workers(network, interface)),
-            };
-            if let Some(reason) = reason {
-                return Err(Refusal::new(
-                    "conflict",
-                    format!(
-                        "appliance {:?} cannot carry network {:?}: {reason}",
-                        self.config.name, network.name
-                    ),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Why an encrypted network cannot use an interface, if it can't.
-    fn no_workers(&self, network: &Network, interface: &str) -> Option<String> {
-        let secure = self
-            .config
-            .peer(&network.peer)
-            .is_some_and(|p| p.identity().is_some());
-        let ends = self.ends.as_ref().filter(|_| secure)?;
-        let ifindex = self.snapshot.links.get(interface)?.ifindex;
-        ends.port_error(ifindex).map(ToOwned::to_owned)
     }
 
     fn named(&self, name: &str) -> Result<&Network, Refusal> {
@@ -256,7 +164,7 @@ impl Daemon {
         Ok(Value::Object(endpoints))
     }
 
-    fn put(&mut self, new: State) -> Result<(), Refusal> {
+    pub(super) fn put(&mut self, new: State) -> Result<(), Refusal> {
         self.change(new)
             .map_err(|error| Refusal::new("internal", format!("{error:#}")))
     }
@@ -299,6 +207,7 @@ impl Daemon {
         if let Some(problem) = keys.own_peer(&config) {
             return Err(invalid(problem));
         }
+        config.check_ports().map_err(|e| invalid(e.to_string()))?;
         let now = &self.config;
         if config.tunnel != now.tunnel || !keys.same_identity(&self.keys) {
             return Err(invalid(
@@ -329,10 +238,23 @@ impl Daemon {
                 problems.join("; ")
             )));
         }
+        let problems = self.misfit_plans(&config);
+        if !problems.is_empty() {
+            return Err(invalid(format!(
+                "a full failover would lose what it is made of; undo it first (`mode idle`): {}",
+                problems.join("; ")
+            )));
+        }
+        if config.nat.connections != now.nat.connections {
+            tracing::warn!(
+                connections = config.nat.connections,
+                "nat.connections takes effect when the data path is made anew: stop, `detach`, start"
+            );
+        }
         let mut state = self.state.clone();
         state
             .modes
-            .retain(|tenant, _| config.tenants.contains(tenant));
+            .retain(|tenant, _| config.tenant(tenant).is_some());
         give_slots(&config, &mut state);
         self.store
             .save(&state)

@@ -90,6 +90,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: not_ready.is_empty(),
             not_ready,
+            maintenance: self.state.maintenance,
             uptime_seconds: self.started.elapsed().as_secs(),
             adopted: self.datapath.adopted(),
             pins: self.datapath.root().display().to_string(),
@@ -102,10 +103,17 @@ impl Daemon {
                 .config
                 .tenants
                 .iter()
-                .map(|name| TenantStatus {
-                    name: name.clone(),
-                    mode: mode_of(&self.state, name).name().to_owned(),
-                    epoch: self.state.modes.get(name).map_or(0, |m| m.epoch),
+                .map(|tenant| &tenant.name)
+                .map(|name| {
+                    let mode = self.state.modes.get(name);
+                    let plan = mode.and_then(|m| m.doing.plan());
+                    TenantStatus {
+                        name: name.clone(),
+                        mode: mode_of(&self.state, name).name().to_owned(),
+                        epoch: mode.map_or(0, |m| m.epoch),
+                        plan: plan.map(|plan| plan.name().to_owned()),
+                        rules: plan.map_or(0, |plan| plan.rules().len()),
+                    }
                 })
                 .collect(),
             networks,

@@ -207,12 +207,13 @@ impl Daemon {
         self.watch();
     }
 
-    /// Has the way to every address watched that a tunnel goes to.
+    /// Has the way to every address watched that a tunnel goes to, and that to the outside where there is NAT.
     pub(super) fn watch(&mut self) {
         let wanted: BTreeSet<IpAddr> = self
             .config
             .plain_peers()
             .chain(self.ends.iter().flat_map(Ends::watched))
+            .chain(self.watched_outside())
             .collect();
         if wanted != self.watched {
             self.watcher

@@ -191,6 +191,20 @@ impl Datapath {
         Err(refused.unwrap_or(Error::Missing { what: "XDP mode" }))
     }
 
+    /// Replaces the program on every interface by that of another object.
+    pub(super) fn put_in_place(&self, object: &mut aya::Ebpf) -> Result<(), Error> {
+        for (interface, attached) in &self.attached {
+            let pin = Pin {
+                interface: interface.clone(),
+                ifindex: attached.ifindex,
+                mode: attached.mode,
+                path: attached.pin.clone(),
+            };
+            replace(program(object, attached.kind)?, &pin)?;
+        }
+        Ok(())
+    }
+
     /// Puts the program on a link that a version with other maps left on the interface, in one step, and
     /// takes its pin over; or takes such a link off, where another mode is asked for.
     fn take_over(

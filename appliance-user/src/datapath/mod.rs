@@ -19,14 +19,17 @@ use std::{
 
 use appliance_common::{
     counters::Counter,
+    events::{TraceEvent, TraceFilter},
     maps::{HostKey, Jump, Neighbour, NetworkStats, SCHEMA_VERSION},
+    nat,
+    nat::{Flow, FlowKey},
 };
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{
         Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf, XskMap,
     },
-    programs::{ProgramError, Xdp, links::LinkError},
+    programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, links::LinkError},
 };
 
 use crate::{
@@ -36,8 +39,8 @@ use crate::{
 
 pub use links::{Attached, Mode};
 
-/// Every map, by its name in the object.
-const MAPS: [&str; 21] = [
+/// Every map, by its name in the object, but for `SCRATCH`: that is a program's own, of the same version.
+const MAPS: [&str; 37] = [
     "CONFIG",
     "ATTACHMENTS",
     "NETWORKS",
@@ -59,6 +62,24 @@ const MAPS: [&str; 21] = [
     "ROUTES",
     "POLICIES",
     "ICMP_BUDGET",
+    "NAT",
+    "NAT_ADDRESSES",
+    "PUBLIC",
+    "RULES",
+    "RULE_PORTS",
+    "RULE_SOURCES",
+    "ONE_TO_ONE",
+    "FLOWS",
+    "OPENING",
+    "MAPPINGS",
+    "FRAGMENTS",
+    // Of no use to anybody else, and shared all the same: while programs are replaced, those of before go on in
+    // those of after.
+    "SCRATCH",
+    "PASSED",
+    "TRACE",
+    "TRACED",
+    "TRACE_EVENTS",
 ];
 
 /// What failed, and what to do.
@@ -153,8 +174,13 @@ pub enum Error {
 /// The data path of this appliance.
 pub struct Datapath {
     root: PathBuf,
+    path: PathBuf,
+    connections: u32,
     object: Ebpf,
     adopted: bool,
+    fragments: HashMap<MapData, FlowKey, Flow>,
+    trace: Array<MapData, TraceFilter>,
+    trace_events: RingBuf<MapData>,
     config: Array<MapData, appliance_common::maps::Config>,
     attachments:
         HashMap<MapData, appliance_common::maps::AttachmentKey, appliance_common::maps::Attachment>,
@@ -172,6 +198,13 @@ pub struct Datapath {
         HashMap<MapData, appliance_common::addr::Address, appliance_common::maps::PeerAddress>,
     routes: LpmTrie<MapData, appliance_common::maps::RouteKey, appliance_common::maps::Route>,
     policies: HashMap<MapData, appliance_common::maps::PolicyKey, appliance_common::maps::Policy>,
+    nat: Array<MapData, nat::Nat>,
+    nat_addresses: Array<MapData, nat::NatAddress>,
+    public: HashMap<MapData, appliance_common::addr::Address, nat::Public>,
+    rules: Array<MapData, nat::Rule>,
+    rule_ports: LpmTrie<MapData, nat::RuleKey, nat::RuleSlot>,
+    rule_sources: LpmTrie<MapData, nat::SourceKey, nat::RuleSlot>,
+    one_to_one: HashMap<MapData, nat::MachineKey, nat::RuleSlot>,
     /// The kernel empties it when it is neither open nor pinned.
     _jumps: ProgramArray<MapData>,
     attached: BTreeMap<String, Attached>,
@@ -193,11 +226,11 @@ pub fn root(pin_dir: &Path) -> PathBuf {
 
 impl Datapath {
     /// Loads the programs over the maps pinned below `pin_dir`, which are made where they are
-    /// missing. Attaches nothing yet.
+    /// missing, with room for that many connections. Attaches nothing yet.
     ///
     /// # Errors
     /// [`Error`]; what was pinned before is as it was.
-    pub fn open(pin_dir: &Path, object: &Path) -> Result<(Self, Rings), Error> {
+    pub fn open(pin_dir: &Path, object: &Path, connections: u32) -> Result<(Self, Rings), Error> {
         if !object.is_file() {
             return Err(Error::NoObject {
                 path: object.to_owned(),
@@ -210,23 +243,7 @@ impl Datapath {
             make_dir(dir)?;
         }
         let adopted = maps.join("CONFIG").exists();
-        let paths: Vec<PathBuf> = MAPS.iter().map(|name| maps.join(name)).collect();
-        let mut loader = EbpfLoader::new();
-        for (name, path) in MAPS.iter().zip(&paths) {
-            loader.map_pin_path(name, path.as_path());
-        }
-        let mut object_loaded = loader.load_file(object).map_err(|source| Error::Load {
-            path: object.to_owned(),
-            source: Box::new(source),
-        })?;
-        for kind in [Kind::Access, Kind::Uplink, Kind::Combined] {
-            program(&mut object_loaded, kind)?
-                .load()
-                .map_err(|source| Error::Program {
-                    program: kind.program(),
-                    source: Box::new(source),
-                })?;
-        }
+        let mut object_loaded = load(&root, object, connections, false)?;
         let jumps = jumps(&mut object_loaded)?;
         let o = &mut object_loaded;
         let rings = Rings {
@@ -249,13 +266,27 @@ impl Datapath {
             network_stats: typed(o, "NETWORK_STATS")?,
             routes: typed(o, "ROUTES")?,
             policies: typed(o, "POLICIES")?,
+            nat: typed(o, "NAT")?,
+            nat_addresses: typed(o, "NAT_ADDRESSES")?,
+            public: typed(o, "PUBLIC")?,
+            rules: typed(o, "RULES")?,
+            rule_ports: typed(o, "RULE_PORTS")?,
+            rule_sources: typed(o, "RULE_SOURCES")?,
+            one_to_one: typed(o, "ONE_TO_ONE")?,
             _jumps: jumps,
+            fragments: typed(o, "FRAGMENTS")?,
+            trace: typed(o, "TRACE")?,
+            trace_events: typed(o, "TRACE_EVENTS")?,
             root,
+            path: object.to_owned(),
+            connections,
             object: object_loaded,
             adopted,
             attached: BTreeMap::new(),
         };
-        this.check_shape()?;
+        this.check_shape(connections)?;
+        // Whoever followed packets through the programs of before is gone.
+        this.set_trace(&TraceFilter::default())?;
         // Sessions end with the process that made them: their keys are nowhere else.
         this.forget_sessions()?;
         Ok((this, rings))
@@ -277,6 +308,81 @@ impl Datapath {
     #[must_use]
     pub const fn attached(&self) -> &BTreeMap<String, Attached> {
         &self.attached
+    }
+
+    /// Puts programs that follow packets in the place of those that do not, or these back: each in one step, and no
+    /// packet goes without a program.
+    ///
+    /// # Errors
+    /// When they cannot be loaded or put in place; those of before are then put back where they were not replaced.
+    pub fn follow(&mut self, following: bool) -> Result<(), Error> {
+        let mut object = load(&self.root, &self.path, self.connections, following)?;
+        let jumps = jumps(&mut object)?;
+        if let Err(error) = self.put_in_place(&mut object) {
+            let mut before = load(&self.root, &self.path, self.connections, !following)?;
+            self._jumps = self::jumps(&mut before)?;
+            self.put_in_place(&mut before)?;
+            self.object = before;
+            return Err(error);
+        }
+        self._jumps = jumps;
+        self.object = object;
+        Ok(())
+    }
+
+    /// Whether the first fragment of a datagram was translated, so that the others can be.
+    #[must_use]
+    pub fn knows_fragments(&self, key: &FlowKey) -> bool {
+        self.fragments.get(key, 0).is_ok()
+    }
+
+    /// Runs a frame through the program of the interface it came in on, as if it came just now, and does with it what
+    /// the program says (BPF_F_TEST_XDP_LIVE_FRAMES, Linux 5.18).
+    ///
+    /// # Errors
+    /// When no program is there, or the kernel refuses.
+    pub fn run_again(&mut self, ifindex: u32, frame: &[u8]) -> Result<(), Error> {
+        let kind = self
+            .attached
+            .values()
+            .find(|attached| attached.ifindex == ifindex)
+            .map(|attached| attached.kind)
+            .ok_or(Error::Missing {
+                what: "program on the interface",
+            })?;
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let mut context = [0; 24];
+        context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..TestRunOptions::default()
+        };
+        program(&mut self.object, kind)?
+            .test_run(options)
+            .map(drop)
+            .map_err(|source| Error::Program {
+                program: kind.program(),
+                source: Box::new(source),
+            })
+    }
+
+    /// Says which packets are followed.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_trace(&mut self, filter: &TraceFilter) -> Result<(), Error> {
+        self.trace
+            .set(0, *filter, 0)
+            .map_err(|e| map_error("write", "TRACE", e))
+    }
+
+    /// The next step of a packet that is followed, if there is one.
+    pub fn next_step(&mut self) -> Option<TraceEvent> {
+        let record = self.trace_events.next()?;
+        TraceEvent::from_bytes(&record)
     }
 
     /// Packets by counter, summed over the CPUs.
@@ -407,6 +513,33 @@ fn make_dir(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Loads the programs over the maps of `root`, ready to be put in place; those that follow packets, or those that
+/// do not.
+fn load(root: &Path, object: &Path, connections: u32, following: bool) -> Result<Ebpf, Error> {
+    let maps = root.join("maps");
+    let paths: Vec<PathBuf> = MAPS.iter().map(|name| maps.join(name)).collect();
+    let following = u8::from(following);
+    let mut loader = EbpfLoader::new();
+    for (name, path) in MAPS.iter().zip(&paths) {
+        loader.map_pin_path(name, path.as_path());
+    }
+    loader.map_max_entries(tables::CONNECTIONS, 2 * connections);
+    loader.override_global("TRACING", &following, true);
+    let mut loaded = loader.load_file(object).map_err(|source| Error::Load {
+        path: object.to_owned(),
+        source: Box::new(source),
+    })?;
+    for kind in [Kind::Access, Kind::Uplink, Kind::Combined] {
+        program(&mut loaded, kind)?
+            .load()
+            .map_err(|source| Error::Program {
+                program: kind.program(),
+                source: Box::new(source),
+            })?;
+    }
+    Ok(loaded)
+}
+
 /// A program of the object.
 fn program(object: &mut Ebpf, kind: Kind) -> Result<&mut Xdp, Error> {
     let name = kind.program();
@@ -428,17 +561,18 @@ fn jumps(object: &mut Ebpf) -> Result<ProgramArray<MapData>, Error> {
         source: Box::new(source),
     };
     let mut jumps: ProgramArray<MapData> = typed(object, "JUMPS")?;
-    let name = "full";
-    let program: &mut Xdp = object
-        .program_mut(name)
-        .ok_or(Error::Missing { what: name })?
-        .try_into()
-        .map_err(|source| failed(name, source))?;
-    program.load().map_err(|source| failed(name, source))?;
-    let fd = program.fd().map_err(|source| failed(name, source))?;
-    jumps
-        .set(Jump::Full as u32, fd, 0)
-        .map_err(|e| map_error("write", "JUMPS", e))?;
+    for (jump, name) in Jump::ALL {
+        let program: &mut Xdp = object
+            .program_mut(name)
+            .ok_or(Error::Missing { what: name })?
+            .try_into()
+            .map_err(|source| failed(name, source))?;
+        program.load().map_err(|source| failed(name, source))?;
+        let fd = program.fd().map_err(|source| failed(name, source))?;
+        jumps
+            .set(jump as u32, fd, 0)
+            .map_err(|e| map_error("write", "JUMPS", e))?;
+    }
     Ok(jumps)
 }
 

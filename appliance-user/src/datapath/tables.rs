@@ -4,19 +4,30 @@ use appliance_common::{
     addr::Address,
     limits::{MAX_ENDPOINTS, MAX_NEIGHBOURS, MAX_NETWORKS},
     maps::{HostKey, Neighbour, Network, Peer, PeerAddress, ROUTE_KEY_BITS, Session, Tenant},
+    nat::{NatAddress, RULE_KEY_BITS, Rule, SOURCE_KEY_BITS},
 };
 use aya::maps::{MapError, lpm_trie::Key};
 
 use super::{Datapath, Error, map_error};
-use crate::reconcile::{Tables, Write};
+use crate::reconcile::{Tables, Write, port_bits, source_bits};
 
 /// BPF_EXIST, <linux/bpf.h>: only replace.
 const EXIST: u64 = 2;
 
+/// The map whose size is the configuration's: two entries for a connection.
+pub(super) const CONNECTIONS: &str = "FLOWS";
+
+/// How many entries a pinned map has room for.
+fn entries(path: &std::path::Path, name: &'static str) -> Result<u32, Error> {
+    aya::maps::MapInfo::from_pin(path)
+        .map(|info| info.max_entries())
+        .map_err(|e| map_error("open", name, e))
+}
+
 impl Datapath {
     /// Sees that maps found pinned have the sizes this version makes. (aya opens what is pinned without
     /// comparing.) Key and value sizes were compared when the maps were typed.
-    pub(super) fn check_shape(&self) -> Result<(), Error> {
+    pub(super) fn check_shape(&self, connections: u32) -> Result<(), Error> {
         let wrong = |map| Error::Shape { map };
         if self.networks.len() != MAX_NETWORKS {
             return Err(wrong("NETWORKS"));
@@ -29,11 +40,20 @@ impl Datapath {
                 MAX_NEIGHBOURS,
             ),
         ] {
-            let info =
-                aya::maps::MapInfo::from_pin(&map).map_err(|e| map_error("open", name, e))?;
-            if info.max_entries() != entries {
+            if self::entries(&map, name)? != entries {
                 return Err(wrong(name));
             }
+        }
+        // Of another size, that of an earlier configuration: the connections in it count for more.
+        let now = self::entries(&self.root.join("maps").join(CONNECTIONS), CONNECTIONS)?;
+        let wanted = 2 * connections;
+        if now != wanted {
+            tracing::warn!(
+                map = CONNECTIONS,
+                entries = now,
+                wanted,
+                "nat.connections has another size than the map, which keeps its connections: it changes when the data path is made anew, after a `detach`"
+            );
         }
         Ok(())
     }
@@ -71,6 +91,7 @@ impl Datapath {
             let (k, v) = entry.map_err(|e| map_error("read", "POLICIES", e))?;
             tables.policies.insert(k, v);
         }
+        self.read_full(&mut tables)?;
         for (slot, value) in (0u32..).zip(self.networks.iter()) {
             let value = value.map_err(|e| map_error("read", "NETWORKS", e))?;
             if value != Network::default() {
@@ -90,6 +111,45 @@ impl Datapath {
             }
         }
         Ok(tables)
+    }
+
+    /// What of it is of full failover.
+    fn read_full(&self, tables: &mut Tables) -> Result<(), Error> {
+        tables.nat = self
+            .nat
+            .get(&0, 0)
+            .map_err(|e| map_error("read", "NAT", e))?;
+        for (slot, value) in (0u32..).zip(self.nat_addresses.iter()) {
+            let value = value.map_err(|e| map_error("read", "NAT_ADDRESSES", e))?;
+            if value != NatAddress::default() {
+                tables.nat_addresses.insert(slot, value);
+            }
+        }
+        for entry in self.public.iter() {
+            let (k, v) = entry.map_err(|e| map_error("read", "PUBLIC", e))?;
+            tables.public.insert(k, v);
+        }
+        for (slot, value) in (0u32..).zip(self.rules.iter()) {
+            let value = value.map_err(|e| map_error("read", "RULES", e))?;
+            if value != Rule::default() {
+                tables.rules.insert(slot, value);
+            }
+        }
+        for entry in self.rule_ports.iter() {
+            let (k, v) = entry.map_err(|e| map_error("read", "RULE_PORTS", e))?;
+            let bits = k.prefix_len().saturating_sub(RULE_KEY_BITS);
+            tables.rule_ports.insert((bits, k.data()), v);
+        }
+        for entry in self.rule_sources.iter() {
+            let (k, v) = entry.map_err(|e| map_error("read", "RULE_SOURCES", e))?;
+            let bits = k.prefix_len().saturating_sub(SOURCE_KEY_BITS);
+            tables.rule_sources.insert((bits, k.data()), v);
+        }
+        for entry in self.one_to_one.iter() {
+            let (k, v) = entry.map_err(|e| map_error("read", "ONE_TO_ONE", e))?;
+            tables.one_to_one.insert(k, v);
+        }
+        Ok(())
     }
 
     /// Every entry of `NEIGHBOURS`.
@@ -226,6 +286,30 @@ impl Datapath {
             }
             Write::Policy(k, Some(v)) => put(self.policies.insert(k, v, 0), "POLICIES"),
             Write::Policy(k, None) => gone(self.policies.remove(k), "POLICIES"),
+            Write::Nat(v) => put(self.nat.set(0, *v, 0), "NAT"),
+            Write::NatAddress(k, v) => put(
+                self.nat_addresses.set(*k, v.unwrap_or_default(), 0),
+                "NAT_ADDRESSES",
+            ),
+            Write::Public(k, Some(v)) => put(self.public.insert(k, v, 0), "PUBLIC"),
+            Write::Public(k, None) => gone(self.public.remove(k), "PUBLIC"),
+            Write::Rule(k, v) => put(self.rules.set(*k, *v, 0), "RULES"),
+            Write::RulePorts((bits, k), v) => {
+                let key = Key::new(port_bits(*bits), *k);
+                match v {
+                    Some(v) => put(self.rule_ports.insert(&key, v, 0), "RULE_PORTS"),
+                    None => gone(self.rule_ports.remove(&key), "RULE_PORTS"),
+                }
+            }
+            Write::RuleSource((bits, k), v) => {
+                let key = Key::new(source_bits(*bits), *k);
+                match v {
+                    Some(v) => put(self.rule_sources.insert(&key, v, 0), "RULE_SOURCES"),
+                    None => gone(self.rule_sources.remove(&key), "RULE_SOURCES"),
+                }
+            }
+            Write::OneToOne(k, Some(v)) => put(self.one_to_one.insert(k, v, 0), "ONE_TO_ONE"),
+            Write::OneToOne(k, None) => gone(self.one_to_one.remove(k), "ONE_TO_ONE"),
         }
     }
 }

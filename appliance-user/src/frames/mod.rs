@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   arp:       request (probe form) ─ announcement (request and reply form)
-//!   nd:        neighbour solicitation ─ unsolicited neighbour advertisement
+//!   nd:        neighbour solicitation ─ unsolicited neighbour advertisement ─ router advertisement
 //!   fragment:  one IPv4 packet ─▶ pieces that fit an MTU
 //! ```
 
@@ -15,7 +15,7 @@ use appliance_common::wire::ETH_LEN;
 
 pub use arp::{arp_announcement, arp_request};
 pub use fragment::{SplitError, ipv4_header_len, split_v4};
-pub use nd::{link_local, neighbour_solicitation, unsolicited_advertisement};
+pub use nd::{link_local, neighbour_solicitation, router_advertisement, unsolicited_advertisement};
 
 use crate::neighbour::Port;
 

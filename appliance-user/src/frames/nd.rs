@@ -11,8 +11,14 @@ use crate::neighbour::Port;
 const ND_LEN: usize = 32;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
+const ROUTER_ADVERTISEMENT: u8 = 134;
 const OPTION_SOURCE: u8 = 1;
 const OPTION_TARGET: u8 = 2;
+const OPTION_PREFIX: u8 = 3;
+/// RFC 4861 section 4.6.2: the L bit.
+const FLAG_ON_LINK: u8 = 0x80;
+/// Hops that packets of hosts may go (RFC 1700).
+const HOPS: u8 = 64;
 /// RFC 4861 section 4.4: the R and O bits.
 const FLAG_ROUTER: u8 = 0x80;
 const FLAG_OVERRIDE: u8 = 0x20;
@@ -119,8 +125,20 @@ fn nd(
     message[24] = option;
     message[25] = 1; // in units of 8 bytes
     message[26..32].copy_from_slice(&mac);
+    whole(port, destination_mac, source, destination, &mut message)
+}
+
+/// The frame of an ICMPv6 message whose checksum is still zero; of at most 65 535 bytes.
+fn whole(
+    port: &Port,
+    destination_mac: [u8; 6],
+    source: &Address,
+    destination: &Address,
+    message: &mut [u8],
+) -> Vec<u8> {
     // RFC 8200 section 8.1: the pseudo-header's addresses, length and next header.
-    let pseudo = [0, 0, 0, ND_LEN as u8, 0, 0, 0, IPPROTO_ICMPV6];
+    let len = (message.len() as u16).to_be_bytes();
+    let pseudo = [0, 0, len[0], len[1], 0, 0, 0, IPPROTO_ICMPV6];
     let sum = [&source[..], &destination[..], &pseudo[..], &message[..]]
         .iter()
         .map(|part| u32::from(checksum::fold(checksum::sum(part))))
@@ -131,14 +149,42 @@ fn nd(
     let mut frame = begin(
         port,
         destination_mac,
-        // Never `mac`: a switch would learn that somebody else's machine is behind this port.
+        // Never another's: a switch would learn that somebody else's machine is behind this port.
         port.mac,
         ETHERTYPE_IPV6,
-        IPV6_LEN + ND_LEN,
+        IPV6_LEN + message.len(),
     );
-    frame.extend_from_slice(&[0x60, 0, 0, 0, 0, ND_LEN as u8, IPPROTO_ICMPV6, 255]);
+    frame.extend_from_slice(&[0x60, 0, 0, 0, len[0], len[1], IPPROTO_ICMPV6, 255]);
     frame.extend_from_slice(source);
     frame.extend_from_slice(destination);
-    frame.extend_from_slice(&message);
+    frame.extend_from_slice(message);
     frame
+}
+
+/// A router advertisement (RFC 4861 section 4.2) from the link-local address `source` to all nodes, with our MAC
+/// address and the prefixes that are on the link, of which no host is to make addresses. `lifetime`, seconds, is the
+/// router's; 0 when it is one no longer.
+#[must_use]
+pub fn router_advertisement(
+    port: &Port,
+    source: &Address,
+    lifetime: u16,
+    prefixes: &[(Address, u8)],
+) -> Vec<u8> {
+    let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, HOPS, 0];
+    message.extend_from_slice(&lifetime.to_be_bytes());
+    // Reachable and retransmission time: unspecified.
+    message.extend_from_slice(&[0; 8]);
+    message.extend_from_slice(&[OPTION_SOURCE, 1]);
+    message.extend_from_slice(&port.mac);
+    for (prefix, length) in prefixes {
+        message.extend_from_slice(&[OPTION_PREFIX, 4, *length, FLAG_ON_LINK]);
+        for _valid_and_preferred in 0..2 {
+            message.extend_from_slice(&u32::from(lifetime).to_be_bytes());
+        }
+        message.extend_from_slice(&[0; 4]);
+        message.extend_from_slice(prefix);
+    }
+    let mac = multicast_mac_v6(&ALL_NODES);
+    whole(port, mac, source, &ALL_NODES, &mut message)
 }

@@ -90,6 +90,33 @@ fn advertisement_overrides_and_says_router_when_told() {
 }
 
 #[test]
+fn router_advertisement_names_router_and_prefixes_and_makes_no_addresses() {
+    let port = Port {
+        ifindex: 3,
+        outer: 0,
+        inner: 0,
+        outer_ethertype: 0x8100,
+        mac: [2, 0, 0, 0, 0, 9],
+    };
+    let source = link_local(&port.mac);
+    let prefixes = [([0x20; 16], 64), ([0x21; 16], 48)];
+    let frame = router_advertisement(&port, &source, 1800, &prefixes);
+    let (ip, message) = icmpv6(&frame);
+    assert_eq!((ip.source, ip.hop_limit), (source, 255));
+    assert_eq!(message.len(), 16 + 8 + 2 * 32);
+    assert_eq!(
+        (message[0], message[1], message[4], message[5]),
+        (134, 0, 64, 0)
+    );
+    assert_eq!(message[6..8], 1800u16.to_be_bytes());
+    assert_eq!(message[16..24], [1, 1, 2, 0, 0, 0, 0, 9]);
+    assert_eq!(message[24..28], [3, 4, 64, 0x80]);
+    assert_eq!(message[28..36], [0, 0, 7, 8, 0, 0, 7, 8]);
+    assert_eq!(message[40..56], [0x20; 16]);
+    assert_eq!(message[58], 48);
+}
+
+#[test]
 fn link_local_matches_rfc_4291_appendix_a() {
     assert_eq!(
         link_local(&[0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde])[8..],

@@ -1,7 +1,12 @@
 //! What the maps should hold, and the writes that get them there. Pure: a function of configuration,
 //! state and what the underlay says.
 
-use std::{collections::BTreeMap, net::IpAddr};
+mod full;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use appliance_common::{
     addr::{Address, UNSPECIFIED, from_ip},
@@ -11,14 +16,17 @@ use appliance_common::{
         Route, RouteKey, SCHEMA_VERSION, Tenant, Tunnel, TunnelKey, attachment_flags,
         network_flags,
     },
+    nat::{MachineKey, Nat, NatAddress, Public, Rule, RuleKey, RuleSlot, SourceKey},
     wire::{OVERHEAD_V4, OVERHEAD_V6, SECURE_OVERHEAD_V4, SECURE_OVERHEAD_V6},
 };
 
 use crate::{
     config::{Config, Role},
-    state::State,
+    state::{Doing, State},
     underlay::{Path, Snapshot},
 };
+
+pub use full::{nat_addresses, port_bits, rule_hosts, source_bits, with_epochs, words, zone_of};
 
 /// The contents of every map that user space writes from configuration and state. `NEIGHBOURS` is the
 /// neighbour engine's.
@@ -42,6 +50,20 @@ pub struct Tables {
     pub routes: BTreeMap<(u32, RouteKey), Route>,
     /// `POLICIES`.
     pub policies: BTreeMap<PolicyKey, Policy>,
+    /// `NAT`.
+    pub nat: Nat,
+    /// `NAT_ADDRESSES`; a slot that is missing is all zero.
+    pub nat_addresses: BTreeMap<u32, NatAddress>,
+    /// `PUBLIC`.
+    pub public: BTreeMap<Address, Public>,
+    /// `RULES`; a slot that is missing is all zero. One that nothing is in keeps its epoch.
+    pub rules: BTreeMap<u32, Rule>,
+    /// `RULE_PORTS`, by bits of the port and key.
+    pub rule_ports: BTreeMap<(u32, RuleKey), RuleSlot>,
+    /// `RULE_SOURCES`, by bits of the address and key.
+    pub rule_sources: BTreeMap<(u32, SourceKey), RuleSlot>,
+    /// `ONE_TO_ONE`.
+    pub one_to_one: BTreeMap<MachineKey, RuleSlot>,
 }
 
 /// What the encrypted tunnels' end says: nothing where there are none.
@@ -74,6 +96,20 @@ pub enum Write {
     Route((u32, RouteKey), Option<Route>),
     /// To `POLICIES`.
     Policy(PolicyKey, Option<Policy>),
+    /// To `NAT`.
+    Nat(Nat),
+    /// To `NAT_ADDRESSES`.
+    NatAddress(u32, Option<NatAddress>),
+    /// To `PUBLIC`.
+    Public(Address, Option<Public>),
+    /// To `RULES`.
+    Rule(u32, Rule),
+    /// To `RULE_PORTS`.
+    RulePorts((u32, RuleKey), Option<RuleSlot>),
+    /// To `RULE_SOURCES`.
+    RuleSource((u32, SourceKey), Option<RuleSlot>),
+    /// To `ONE_TO_ONE`.
+    OneToOne(MachineKey, Option<RuleSlot>),
 }
 
 /// The addresses the tunnels use: configured ones, else the interface's first of a family that is not
@@ -168,13 +204,14 @@ fn own_mtu(
 /// The mode a tenant has.
 #[must_use]
 pub fn mode_of(state: &State, tenant: &str) -> Mode {
-    match state.modes.get(tenant) {
-        Some(mode) if mode.partial => Mode::Partial,
-        _ => Mode::Idle,
+    match state.modes.get(tenant).map(|mode| &mode.doing) {
+        None | Some(Doing::Idle) => Mode::Idle,
+        Some(Doing::Partial) => Mode::Partial,
+        Some(Doing::Full(_)) => Mode::Full,
     }
 }
 
-/// What the maps should hold.
+/// What the maps should hold. Rules have no epochs yet: those are of what the maps held before ([`with_epochs`]).
 #[must_use]
 pub fn desired(config: &Config, state: &State, snapshot: &Snapshot, secured: &Secured) -> Tables {
     let plain = config.plain_peers().next().is_some();
@@ -198,12 +235,12 @@ pub fn desired(config: &Config, state: &State, snapshot: &Snapshot, secured: &Se
         ..Tables::default()
     };
     for tenant in &config.tenants {
-        let Some(slot) = state.slots.tenants.get(tenant) else {
+        let Some(slot) = state.slots.tenants.get(&tenant.name) else {
             continue;
         };
         let value = Tenant {
-            mode: mode_of(state, tenant) as u32,
-            epoch: state.modes.get(tenant).map_or(0, |m| m.epoch),
+            mode: mode_of(state, &tenant.name) as u32,
+            epoch: state.modes.get(&tenant.name).map_or(0, |m| m.epoch),
         };
         tables.tenants.insert(*slot, value);
     }
@@ -239,6 +276,7 @@ pub fn desired(config: &Config, state: &State, snapshot: &Snapshot, secured: &Se
     for network in &config.networks {
         add_network(&mut tables, config, state, snapshot, secured, network);
     }
+    full::add(&mut tables, config, state, snapshot);
     tables
 }
 
@@ -270,13 +308,26 @@ fn add_network(
         Some(_) => 0,
         None => network_flags::SECURE,
     };
+    // In full failover we are the router, of the networks of the plan only.
+    let plan = state.modes.get(&network.tenant);
+    let plan = plan.and_then(|mode| mode.doing.plan());
+    let (gateway_v4, gateway_v6, internet) = match plan.map(|plan| plan.network(&network.name)) {
+        None => (network.gateway_v4, network.gateway_v6, false),
+        Some(None) => (None, None, false),
+        Some(Some(n)) => (
+            n.gateway_v4().map(IpAddr::V4),
+            n.gateway_v6().map(IpAddr::V6),
+            n.internet(),
+        ),
+    };
+    let internet = if internet { network_flags::INTERNET } else { 0 };
     tables.networks.insert(
         *slot,
         Network {
             vni: network.vni,
             tenant: *tenant,
             peer: *peer_slot,
-            flags: network_flags::ACTIVE | provider | secure,
+            flags: network_flags::ACTIVE | provider | secure | internet,
             mtu: network_mtu(config, snapshot, secured, network),
             lan_mtu: snapshot
                 .links
@@ -285,8 +336,8 @@ fn add_network(
                 .unwrap_or(1500),
             prefix_count: network.prefixes.len() as u16,
             reserved: 0,
-            gateway_v4: network.gateway_v4.map_or(UNSPECIFIED, from_ip),
-            gateway_v6: network.gateway_v6.map_or(UNSPECIFIED, from_ip),
+            gateway_v4: gateway_v4.map_or(UNSPECIFIED, from_ip),
+            gateway_v6: gateway_v6.map_or(UNSPECIFIED, from_ip),
             prefixes,
         },
     );
@@ -345,10 +396,84 @@ pub fn host(vni: u32, address: IpAddr) -> HostKey {
 
 /// The writes that turn `from` into `to`, in an order in which every step forwards right or not at
 /// all: what leads to an entry is removed before it and added after it, and a mode is switched when
-/// everything it needs is there.
+/// everything it needs is there and before anything it needed goes.
+///
+/// ```text
+///   modes: idle ─▶ what goes, rules first ─▶ what changes and comes, rules last ─▶ modes: partial, full ─▶ the rest
+/// ```
 #[must_use]
 pub fn diff(from: &Tables, to: &Tables) -> Vec<Write> {
     let mut writes = Vec::new();
+    let stops = |tenant: &Tenant| tenant.mode == Mode::Idle as u32;
+    removed(&from.tenants, &to.tenants, |k| {
+        writes.push(Write::Tenant(k, None));
+    });
+    changed(&from.tenants, &to.tenants, |k, v| {
+        if stops(&v) {
+            writes.push(Write::Tenant(k, Some(v)));
+        }
+    });
+    // Addresses that were failed over one by one, up to the moment in which all are.
+    let late = late_endpoints(from, to);
+    without(from, to, &late, &mut writes);
+    with(from, to, &mut writes);
+    removed(&from.networks, &to.networks, |k| {
+        writes.push(Write::Network(k, None));
+    });
+    removed(&from.peers, &to.peers, |k| {
+        writes.push(Write::Peer(k, None));
+    });
+    changed(&from.tenants, &to.tenants, |k, v| {
+        if !stops(&v) {
+            writes.push(Write::Tenant(k, Some(v)));
+        }
+    });
+    for key in late {
+        writes.push(Write::Endpoint(key, None));
+    }
+    if to.nat.uplink == 0 && from.nat != to.nat {
+        writes.push(Write::Nat(to.nat));
+    }
+    if from.config != to.config {
+        writes.push(Write::Config(to.config));
+    }
+    writes
+}
+
+/// Endpoints that go because a full failover takes the partial one's place.
+fn late_endpoints(from: &Tables, to: &Tables) -> BTreeSet<HostKey> {
+    let mode = |tables: &Tables, slot| tables.tenants.get(&slot).map_or(0, |t| t.mode);
+    let networks = from.networks.values().filter(|n| {
+        mode(from, n.tenant) == Mode::Partial as u32 && mode(to, n.tenant) == Mode::Full as u32
+    });
+    let vnis: BTreeSet<u32> = networks.map(|n| n.vni).collect();
+    let gone = from
+        .endpoints
+        .keys()
+        .filter(|k| !to.endpoints.contains_key(k));
+    gone.filter(|k| vnis.contains(&k.vni)).copied().collect()
+}
+
+/// What goes.
+fn without(from: &Tables, to: &Tables, late: &BTreeSet<HostKey>, writes: &mut Vec<Write>) {
+    for (slot, off) in full::switched_off(from, to) {
+        writes.push(Write::Rule(slot, off));
+    }
+    removed(&from.one_to_one, &to.one_to_one, |k| {
+        writes.push(Write::OneToOne(k, None));
+    });
+    removed(&from.rule_ports, &to.rule_ports, |k| {
+        writes.push(Write::RulePorts(k, None));
+    });
+    removed(&from.rule_sources, &to.rule_sources, |k| {
+        writes.push(Write::RuleSource(k, None));
+    });
+    removed(&from.nat_addresses, &to.nat_addresses, |k| {
+        writes.push(Write::NatAddress(k, None));
+    });
+    removed(&from.public, &to.public, |k| {
+        writes.push(Write::Public(k, None));
+    });
     removed(&from.attachments, &to.attachments, |k| {
         writes.push(Write::Attachment(k, None));
     });
@@ -356,7 +481,9 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Write> {
         writes.push(Write::Tunnel(k, None));
     });
     removed(&from.endpoints, &to.endpoints, |k| {
-        writes.push(Write::Endpoint(k, None));
+        if !late.contains(&k) {
+            writes.push(Write::Endpoint(k, None));
+        }
     });
     removed(&from.policies, &to.policies, |k| {
         writes.push(Write::Policy(k, None));
@@ -364,6 +491,10 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Write> {
     removed(&from.routes, &to.routes, |k| {
         writes.push(Write::Route(k, None));
     });
+}
+
+/// What changes, and what comes.
+fn with(from: &Tables, to: &Tables, writes: &mut Vec<Write>) {
     changed(&from.peers, &to.peers, |k, v| {
         writes.push(Write::Peer(k, Some(Box::new(v))));
     });
@@ -379,28 +510,37 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Write> {
     changed(&from.endpoints, &to.endpoints, |k, v| {
         writes.push(Write::Endpoint(k, Some(v)));
     });
+    if to.nat.uplink != 0 && from.nat != to.nat {
+        writes.push(Write::Nat(to.nat));
+    }
+    changed(&from.nat_addresses, &to.nat_addresses, |k, v| {
+        writes.push(Write::NatAddress(k, Some(v)));
+    });
+    changed(&from.public, &to.public, |k, v| {
+        writes.push(Write::Public(k, Some(v)));
+    });
+    changed(&from.rule_sources, &to.rule_sources, |k, v| {
+        writes.push(Write::RuleSource(k, Some(v)));
+    });
+    let off = full::switched_off(from, to);
+    for (slot, rule) in &to.rules {
+        let now = off.get(slot).or_else(|| from.rules.get(slot));
+        if now.copied().unwrap_or_default() != *rule {
+            writes.push(Write::Rule(*slot, *rule));
+        }
+    }
+    changed(&from.rule_ports, &to.rule_ports, |k, v| {
+        writes.push(Write::RulePorts(k, Some(v)));
+    });
+    changed(&from.one_to_one, &to.one_to_one, |k, v| {
+        writes.push(Write::OneToOne(k, Some(v)));
+    });
     changed(&from.tunnels, &to.tunnels, |k, v| {
         writes.push(Write::Tunnel(k, Some(v)));
     });
     changed(&from.attachments, &to.attachments, |k, v| {
         writes.push(Write::Attachment(k, Some(v)));
     });
-    removed(&from.networks, &to.networks, |k| {
-        writes.push(Write::Network(k, None));
-    });
-    removed(&from.peers, &to.peers, |k| {
-        writes.push(Write::Peer(k, None));
-    });
-    removed(&from.tenants, &to.tenants, |k| {
-        writes.push(Write::Tenant(k, None));
-    });
-    changed(&from.tenants, &to.tenants, |k, v| {
-        writes.push(Write::Tenant(k, Some(v)));
-    });
-    if from.config != to.config {
-        writes.push(Write::Config(to.config));
-    }
-    writes
 }
 
 fn removed<K: Ord + Copy, V>(from: &BTreeMap<K, V>, to: &BTreeMap<K, V>, mut f: impl FnMut(K)) {
@@ -434,6 +574,16 @@ impl Tables {
             Write::Endpoint(k, v) => put(&mut self.endpoints, *k, *v),
             Write::Route(k, v) => put(&mut self.routes, *k, *v),
             Write::Policy(k, v) => put(&mut self.policies, *k, *v),
+            Write::Nat(v) => self.nat = *v,
+            Write::NatAddress(k, v) => put(&mut self.nat_addresses, *k, *v),
+            Write::Public(k, v) => put(&mut self.public, *k, *v),
+            Write::Rule(k, v) => {
+                let zero = *v == Rule::default();
+                put(&mut self.rules, *k, (!zero).then_some(*v));
+            }
+            Write::RulePorts(k, v) => put(&mut self.rule_ports, *k, *v),
+            Write::RuleSource(k, v) => put(&mut self.rule_sources, *k, *v),
+            Write::OneToOne(k, v) => put(&mut self.one_to_one, *k, *v),
         }
     }
 
@@ -485,5 +635,7 @@ pub fn endpoint_fits(
     Ok(())
 }
 
+#[cfg(test)]
+mod full_tests;
 #[cfg(test)]
 mod tests;

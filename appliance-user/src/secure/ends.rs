@@ -646,7 +646,14 @@ impl Ends {
                     | Write::Peer(..)
                     | Write::Tunnel(..)
                     | Write::Route(..)
-                    | Write::Policy(..) => continue,
+                    | Write::Policy(..)
+                    | Write::Nat(_)
+                    | Write::NatAddress(..)
+                    | Write::Public(..)
+                    | Write::Rule(..)
+                    | Write::RulePorts(..)
+                    | Write::RuleSource(..)
+                    | Write::OneToOne(..) => continue,
                 };
                 worker.command(command);
             }

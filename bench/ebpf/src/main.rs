@@ -150,6 +150,78 @@ pub fn generate(ctx: XdpContext) -> u32 {
     }
 }
 
+/// What `flows` makes of its template.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Flows {
+    /// How many take turns; at least 1.
+    pub count: u32,
+    /// Destination ports that take turns, from that of the template on; at least 1.
+    pub ports: u32,
+    /// Source ports that take turns, from that of the template on, at least 1: then the next address.
+    pub per_address: u32,
+    /// 0: the destination address goes on; 1: the source address.
+    pub which: u32,
+}
+
+#[map]
+static FLOWS: Array<Flows> = Array::with_max_entries(1, 0);
+
+/// As `generate`, each packet of UDP over IPv4 of another flow; checksums follow.
+#[xdp]
+pub fn flows(ctx: XdpContext) -> u32 {
+    match put_back(&ctx).and_then(|()| vary(&ctx)) {
+        Some(()) => xdp_action::XDP_TX,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+#[inline(always)]
+fn vary(ctx: &XdpContext) -> Option<()> {
+    let turn = TURN.get_ptr_mut(0)?;
+    let flows = FLOWS.get(0)?;
+    if flows.count == 0 || flows.ports == 0 || flows.per_address == 0 {
+        return None;
+    }
+    // SAFETY: this CPU's slot, and one run at a time.
+    let i = unsafe { *turn } % flows.count;
+    let start = ctx.data();
+    if start + 42 > ctx.data_end() {
+        return None;
+    }
+    let address = if flows.which == 0 { 30 } else { 26 };
+    // SAFETY: 42 bytes were checked above; these are words of the headers of IPv4 without options and UDP.
+    unsafe {
+        let word = |at: usize| (start + at) as *mut u16;
+        let mut delta = 0u32;
+        let old = (word(address).read(), word(address + 2).read());
+        let at = u32::from_be((u32::from(old.1) << 16) | u32::from(old.0)) + i / flows.per_address;
+        let at = at.to_be();
+        let new = (at as u16, (at >> 16) as u16);
+        word(address).write(new.0);
+        word(address + 2).write(new.1);
+        delta += u32::from(!old.0) + u32::from(new.0) + u32::from(!old.1) + u32::from(new.1);
+        word(24).write(updated(word(24).read(), delta));
+        for (at, more) in [(34, i % flows.per_address), (36, i % flows.ports)] {
+            let old = word(at).read();
+            let new = u16::from_be(old).wrapping_add(more as u16).to_be();
+            word(at).write(new);
+            delta += u32::from(!old) + u32::from(new);
+        }
+        word(40).write(updated(word(40).read(), delta));
+    }
+    Some(())
+}
+
+/// A checksum after a change (RFC 1624).
+#[inline(always)]
+fn updated(check: u16, delta: u32) -> u16 {
+    let mut sum = u32::from(!check) + delta;
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    !(sum as u16)
+}
+
 /// Lets everything through; veth wakes a receiver of XDP_TX frames only if it has a program.
 #[xdp]
 pub fn pass(_ctx: XdpContext) -> u32 {

@@ -1026,6 +1026,30 @@ fn quoted(l3: &[u8], i: &Ip, quote: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// The link-local address that a MAC address makes (RFC 4291 appendix A).
+fn link_local_of(mac: [u8; 6]) -> IpAddr {
+    let [a, b, c, d, e, f] = mac;
+    Ipv6Addr::from([
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a ^ 2,
+        b,
+        c,
+        0xff,
+        0xfe,
+        d,
+        e,
+        f,
+    ])
+    .into()
+}
+
 /// Whether requests for `target` are ours to answer.
 fn answers_for(
     world: &World,
@@ -1128,7 +1152,10 @@ fn advertisement(
     target.copy_from_slice(&q[48..64]);
     let target: IpAddr = Ipv6Addr::from(target).into();
     let probe = to_ip(&UNSPECIFIED) == i.src;
-    answers_for(world, network, target, probe)?;
+    let own = full::full(world, network) && target == link_local_of(mac);
+    if !own {
+        answers_for(world, network, target, probe)?;
+    }
     ensure!(
         transport_checksum(i.src, i.dst, 58, &q[40..]) == 0,
         "answered a solicitation with a wrong checksum"
@@ -1153,7 +1180,7 @@ fn advertisement(
         ensure!(output[0] & 1 == 0, "an advertisement to a group's MAC");
     }
     ensure!(r[41] == 0, "code {}", r[41]);
-    let router = provider(network) && from_ip(target) == network.gateway_v6;
+    let router = own || provider(network) && from_ip(target) == network.gateway_v6;
     let flags = 0x20 | if probe { 0 } else { 0x40 } | if router { 0x80 } else { 0 };
     ensure!(
         r[44] == flags && r[45..48] == [0, 0, 0],
@@ -1251,7 +1278,18 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                     );
                     Ok(())
                 }
-                None => Err(format!("reason {}", header.reason)),
+                Some(SlowReason::RouterWanted) => {
+                    ensure!(full, "a router is wanted, and there is none");
+                    let kind = frame.get(l3 + 40).copied();
+                    ensure!(
+                        frame.get(l3 + 7) == Some(&255) && kind == Some(133),
+                        "no router solicitation"
+                    );
+                    Ok(())
+                }
+                Some(SlowReason::Outside | SlowReason::Fragment) | None => {
+                    Err(format!("reason {}", header.reason))
+                }
             }
         }
     }

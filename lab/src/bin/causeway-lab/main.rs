@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lab::{Lab, Options, Paths, Switchover, Topology, interrupt, sites};
+use lab::{Lab, Options, Paths, Switchover, Topology, interrupt, sites, topology::Failover};
 
 mod demo;
 
@@ -45,14 +45,14 @@ struct Files {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Raise a site pair and leave it standing.
+    /// Raise sites and leave them standing.
     Up {
         /// What to raise.
         topology: Which,
         /// Name of the lab; the topology's by default. A lab of that name is taken down first.
         #[arg(long)]
         name: Option<String>,
-        /// Leave the first machine failed over.
+        /// Leave it failed over: the first machine, or of `full` both tenants' whole sites.
         #[arg(long)]
         failed_over: bool,
         /// Do not start the appliances.
@@ -82,20 +82,26 @@ enum Command {
         #[arg(last = true, required = true, value_name = "CMD")]
         words: Vec<std::ffi::OsString>,
     },
-    /// Fail a machine over to its replica.
+    /// Fail a machine over to its replica, or a whole site.
     FailOver {
         /// The production host.
         #[arg(default_value = "prod-a")]
         machine: String,
+        /// This tenant's whole site instead: cut off, its replicas on, mode full.
+        #[arg(long, conflicts_with = "machine")]
+        tenant: Option<String>,
         /// The lab; may be left out if only one stands.
         #[arg(long)]
         lab: Option<String>,
     },
-    /// Bring a machine back to its production host.
+    /// Bring a machine back to its production host, or undo a whole site's failover.
     FailBack {
         /// The production host.
         #[arg(default_value = "prod-a")]
         machine: String,
+        /// This tenant's whole site instead: mode idle, its replicas off, reachable again.
+        #[arg(long, conflicts_with = "machine")]
+        tenant: Option<String>,
         /// The lab; may be left out if only one stands.
         #[arg(long)]
         lab: Option<String>,
@@ -120,11 +126,11 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Raise a site pair, fail a machine over under load, show and measure it, take all down.
+    /// Raise sites, fail a machine or whole sites over, show and measure it, take all down.
     Demo {
         /// What to show.
         #[arg(long, default_value = "partial")]
-        scenario: Scenario,
+        scenario: demo::Scenario,
         /// Name of its lab; one named `partial` that a person explores is left alone.
         #[arg(long, default_value = "demo")]
         name: String,
@@ -174,6 +180,8 @@ enum Which {
     Partial,
     /// Two tenants with the same addresses.
     TwoTenants,
+    /// Two tenants that fail over whole, a provider's router, the internet.
+    Full,
 }
 
 impl Which {
@@ -181,14 +189,9 @@ impl Which {
         match self {
             Self::Partial => sites::partial(options),
             Self::TwoTenants => sites::two_tenants(options),
+            Self::Full => sites::full(options),
         }
     }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Scenario {
-    /// Partial site failover.
-    Partial,
 }
 
 fn main() -> ExitCode {
@@ -240,13 +243,34 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let error = lab.command_in(&host, &words, true)?.exec();
             return Err(error).with_context(|| format!("running {}", words[0].display()));
         }
-        Command::FailOver { machine, lab } => {
+        Command::FailOver {
+            machine,
+            tenant: None,
+            lab,
+        } => {
             let done = open(lab, paths)?.fail_over(&machine)?;
             println!("{machine}: failed over in {} ms", ms(&done));
         }
-        Command::FailBack { machine, lab } => {
+        Command::FailOver {
+            tenant: Some(tenant),
+            lab,
+            ..
+        } => fail_over_site(&open(lab, paths)?, &tenant)?,
+        Command::FailBack {
+            machine,
+            tenant: None,
+            lab,
+        } => {
             let done = open(lab, paths)?.fail_back(&machine)?;
             println!("{machine}: back in {} ms", ms(&done));
+        }
+        Command::FailBack {
+            tenant: Some(tenant),
+            lab,
+            ..
+        } => {
+            open(lab, paths)?.undo_site(&tenant)?;
+            println!("{tenant}: the site is back");
         }
         Command::Capture {
             host,
@@ -260,13 +284,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             capture(&lab, &host, &link, far_end, seconds, out)?;
         }
         Command::Demo {
-            scenario: Scenario::Partial,
+            scenario,
             name,
             json,
             links,
         } => {
             interrupt::install()?;
-            return demo::partial(links.options(), &name, paths, json.as_deref());
+            return demo::demo(scenario, links.options(), &name, paths, json.as_deref());
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -287,7 +311,14 @@ fn up(
         if appliances {
             lab.start_appliances()?;
         }
-        if failed_over {
+        for failover in &lab.topology().failovers {
+            lab.write_plan(&failover.tenant)?;
+        }
+        if failed_over && !lab.topology().failovers.is_empty() {
+            for Failover { tenant, .. } in &lab.topology().failovers {
+                fail_over_site(&lab, tenant)?;
+            }
+        } else if failed_over {
             let machine = lab
                 .topology()
                 .machines
@@ -326,6 +357,21 @@ fn up(
             lab.appliance(&appliance.host)?.socket_path().display()
         );
     }
+    for failover in lab.topology().failovers.iter().filter(|_| appliances) {
+        let tenant = &failover.tenant;
+        let plan = lab.plan_path(tenant);
+        println!(
+            "  causeway-lab fail-over --tenant {tenant} --lab {name}    by {}",
+            plan.display()
+        );
+    }
+    Ok(())
+}
+
+fn fail_over_site(lab: &Lab, tenant: &str) -> anyhow::Result<()> {
+    let done = lab.fail_over_site(tenant)?;
+    let took = (done.switched - done.booted).as_millis();
+    println!("{tenant}: the whole site runs at the provider, switched in {took} ms");
     Ok(())
 }
 

@@ -1,8 +1,6 @@
-//! A connection through NAT: what state it is in, and for how long it may be silent.
+//! A TCP connection through NAT: what state it is in.
 //!
-//! Pure and without a clock, so that the programs, user space and tests decide alike. The states follow both
-//! directions of a TCP connection as far as a middlebox can see them (RFC 5382 section 4); anything else is a
-//! flow of datagrams.
+//! The states follow both directions as far as a middlebox can see them (RFC 5382 section 4).
 //!
 //! ```text
 //!   SYN ─▶ Opening ─ SYN back, then ACK, or SYN+ACK ─▶ Established ─ FIN ─▶ HalfClosed ─ FIN of the other ─▶ Closed
@@ -10,6 +8,8 @@
 //!              └──────────────── RST of either ─────────────┴────────────────────┴──────────────────────▶ Closed
 //!   Closed ─ SYN of whoever opens again ─▶ Opening
 //! ```
+
+use super::Direction;
 
 /// The FIN bit of a TCP header's flags.
 pub const FIN: u8 = 0x01;
@@ -19,15 +19,6 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 /// The ACK bit.
 pub const ACK: u8 = 0x10;
-
-/// Which way a packet of a connection goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// As its first packet.
-    Original,
-    /// Back.
-    Reply,
-}
 
 /// The state of a connection: bits, so that a map value holds it in a byte.
 ///
@@ -116,54 +107,19 @@ impl TcpState {
         self.0 & Self::RESET != 0 || self.0 & FINS == FINS
     }
 
+    /// Whether it was reset before both ends had agreed to it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_refused(self) -> bool {
+        self.0 & Self::RESET != 0 && self.0 & Self::OPEN == 0
+    }
+
     /// Whether it is still being opened: such connections have a budget of their own, so that a flood of SYNs
     /// takes no place from others.
     #[inline(always)]
     #[must_use]
     pub const fn is_opening(self) -> bool {
         self.0 & (Self::OPEN | Self::RESET) == 0
-    }
-}
-
-/// How long connections may be silent, seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// Established TCP. At least 7440 (RFC 5382 REQ-5).
-    pub established: u32,
-    /// TCP that one end has closed, or both: at least 240 (RFC 5382 REQ-5).
-    pub transitory: u32,
-    /// TCP that is being opened. RFC 5382 counts it as transitory; under a flood it is cut short.
-    pub opening: u32,
-    /// UDP: at least 120, better 300 (RFC 4787 REQ-5).
-    pub udp: u32,
-    /// ICMP queries: at least 60 (RFC 5508 REQ-1).
-    pub icmp: u32,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            established: 7440,
-            transitory: 240,
-            opening: 240,
-            udp: 300,
-            icmp: 60,
-        }
-    }
-}
-
-impl Timeouts {
-    /// For a TCP connection in a state, seconds.
-    #[inline(always)]
-    #[must_use]
-    pub const fn tcp(&self, state: TcpState) -> u32 {
-        if state.is_established() {
-            self.established
-        } else if state.is_opening() {
-            self.opening
-        } else {
-            self.transitory
-        }
     }
 }
 
@@ -235,6 +191,7 @@ mod tests {
             assert!(after(&packets).is_closed());
             let refused = [(Original, SYN), (direction, RST | ACK)];
             assert!(after(&refused).is_closed() && !after(&refused).is_opening());
+            assert!(after(&refused).is_refused() && !after(&packets).is_refused());
         }
     }
 
@@ -291,17 +248,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn timeouts_are_at_least_those_of_the_standards() {
-        let timeouts = Timeouts::default();
-        assert!(timeouts.established >= 2 * 3600 + 4 * 60);
-        assert!(timeouts.transitory >= 240 && timeouts.opening >= 240);
-        assert!(timeouts.udp >= 300 && timeouts.icmp >= 60);
-        assert_eq!(timeouts.tcp(after(&OPEN)), timeouts.established);
-        assert_eq!(timeouts.tcp(after(&OPEN[..2])), timeouts.opening);
-        let closed = after(&OPEN).next(Reply, RST);
-        assert_eq!(timeouts.tcp(closed), timeouts.transitory);
     }
 }

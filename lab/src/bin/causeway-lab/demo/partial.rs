@@ -1,153 +1,26 @@
-//! The demo: one failover and its way back, shown and measured on real hosts.
+//! One machine fails over and comes back.
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
-    process::ExitCode,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context as _;
-use lab::{Error, Lab, Options, Paths, Pinger, Probe, Switchover, interrupt, sites};
-use serde::Serialize;
+use lab::{Lab, Pinger, Probe, Switchover};
+
+use super::{HTTP_BYTES, Outcome, PACE, family, key};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 10));
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10));
 const HTTP_PORT: u16 = 8080;
-const HTTP_BYTES: u64 = 20_000_000;
 const IPERF_PORT: u16 = 5201;
 const IPERF_SECONDS: u32 = 2;
-/// The pace of the series that runs across the switch-over.
-const PACE: Duration = Duration::from_millis(10);
 /// Pings per short check.
 const PINGS: u32 = 20;
 
-/// What `--json` writes; stable (DESIGN, "Commands a newcomer types").
-#[derive(Default, Serialize)]
-struct Outcome {
-    scenario: &'static str,
-    steps: Vec<Step>,
-    measured: BTreeMap<String, f64>,
-}
-
-#[derive(Serialize)]
-struct Step {
-    name: String,
-    ok: bool,
-    ms: u64,
-    detail: String,
-}
-
-impl Outcome {
-    /// Runs one step, prints its line, keeps its result. `None`: it failed.
-    fn step<T>(
-        &mut self,
-        name: &str,
-        work: impl FnOnce(&mut BTreeMap<String, f64>) -> anyhow::Result<(T, String)>,
-    ) -> anyhow::Result<Option<T>> {
-        let began = Instant::now();
-        let result = interrupt::check()
-            .map_err(anyhow::Error::from)
-            .and_then(|()| work(&mut self.measured));
-        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if let Err(error) = &result
-            && matches!(error.downcast_ref::<Error>(), Some(Error::Interrupted))
-        {
-            anyhow::bail!("interrupted");
-        }
-        let (ok, value, detail) = match result {
-            Ok((value, detail)) => (true, Some(value), detail),
-            Err(error) => (false, None, format!("{error:#}")),
-        };
-        let word = if ok { "ok    " } else { "FAILED" };
-        println!("  {word} {ms:>6} ms  {name:<44} {detail}");
-        self.steps.push(Step {
-            name: name.to_owned(),
-            ok,
-            ms,
-            detail,
-        });
-        Ok(value)
-    }
-}
-
-/// Raises `partial`, shows it before, during and after a failover of `prod-a`, and back.
-pub(crate) fn partial(
-    options: Options,
-    name: &str,
-    paths: Paths,
-    json: Option<&Path>,
-) -> anyhow::Result<ExitCode> {
-    let began = Instant::now();
-    let topology = sites::partial(options);
-    println!("{}", topology.picture);
-    let mut outcome = Outcome {
-        scenario: "partial",
-        ..Outcome::default()
-    };
-    // Kept until it is taken down: its name is ours that long.
-    let mut raised_lab = None;
-    let result = (|| {
-        let raised = outcome.step("raise both sites", |_| {
-            let lab = Lab::up(topology, name, paths)?;
-            let detail = format!("{} namespaces", lab.topology().hosts.len());
-            Ok((lab, detail))
-        })?;
-        let Some(lab) = raised else {
-            return Ok(());
-        };
-        scenes(raised_lab.insert(lab), &mut outcome)
-    })();
-    // From here on a signal would only leave things behind.
-    let interrupted = interrupt::clear();
-    let down = if raised_lab.is_some() {
-        outcome.step("take everything down", |_| {
-            Lab::down(name)?;
-            let left: Vec<_> = lab::list_namespaces()?
-                .into_iter()
-                .filter(|n| n.starts_with(&lab::namespace_name(name, "")))
-                .collect();
-            anyhow::ensure!(left.is_empty(), "left: {}", left.join(", "));
-            Ok(((), "nothing left".to_owned()))
-        })
-    } else {
-        Ok(None)
-    };
-    drop(raised_lab);
-    result.and(down.map(drop))?;
-    if interrupted {
-        anyhow::bail!("interrupted");
-    }
-
-    table(&outcome);
-    let ok = outcome.steps.iter().all(|s| s.ok);
-    println!(
-        "\n{} of {} steps held, {:.0} s",
-        outcome.steps.iter().filter(|s| s.ok).count(),
-        outcome.steps.len(),
-        began.elapsed().as_secs_f64()
-    );
-    if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&outcome).context("writing the result")?;
-        std::fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
-    }
-    Ok(if ok {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
-}
-
-fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
-    let ready = outcome.step("start both appliances", |_| {
-        lab.start_appliances()?;
-        Ok(((), "ready".to_owned()))
-    })?;
-    if ready.is_none() {
-        return Ok(());
-    }
-
+/// Before, during and after a failover of `prod-a`, and back.
+pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     println!("\nbefore: prod-a runs at the tenant's site");
     look(lab, outcome, "before", "prod-a")?;
     let neighbours = unaffected_neighbours(lab);
@@ -362,7 +235,7 @@ fn unaffected_neighbours(lab: &Lab) -> anyhow::Result<Vec<String>> {
 }
 
 /// What was measured before and after, side by side.
-fn table(outcome: &Outcome) {
+pub(super) fn table(outcome: &Outcome) {
     let get = |name: &str| {
         outcome
             .measured
@@ -401,12 +274,4 @@ fn table(outcome: &Outcome) {
         println!("  {label:<34} {over:>12} {back:>12}  {unit}");
     }
     println!("  (IPv6 waits for duplicate address detection, as a machine that boots does.)");
-}
-
-fn family(address: IpAddr) -> &'static str {
-    if address.is_ipv4() { "IPv4" } else { "IPv6" }
-}
-
-fn key(address: IpAddr) -> &'static str {
-    if address.is_ipv4() { "v4" } else { "v6" }
 }

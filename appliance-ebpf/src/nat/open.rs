@@ -1,0 +1,215 @@
+//! A connection begins: by a mapping to the outside, or by a rule to a machine.
+
+use appliance_common::{
+    counters::Counter,
+    maps::{Mode, network_flags},
+    nat::{
+        Flow, MachineKey, MappingKey, Nat, OUTSIDE, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS,
+        SourceKey, UPLINK, flow_flags, public_flags, rule_flags,
+    },
+    wire::{IPPROTO_TCP, IPPROTO_UDP},
+};
+use aya_ebpf::maps::lpm_trie::Key;
+
+use super::{MANAGEMENT, Scratch, flow, mapping, public, tenant};
+use crate::{
+    maps::{MAPPINGS, ONE_TO_ONE, RULE_PORTS, RULE_SOURCES, RULES},
+    tables::{network, route},
+};
+
+/// Begins the packet's connection, in `s.flow`; `None` if that is done.
+#[inline(never)]
+pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
+    if s.packet.opens == 0 {
+        return Some(Counter::DropNoFlow);
+    }
+    s.flow = Flow {
+        source: s.key.source,
+        destination: s.key.destination,
+        source_port: s.key.source_port,
+        destination_port: s.key.destination_port,
+        to_zone: OUTSIDE,
+        state: 0,
+        flags: 0,
+        to: UPLINK,
+        from: s.side.slot,
+        to_epoch: 0,
+        from_epoch: s.side.epoch,
+        rule: 0,
+        rule_epoch: 0,
+        seen: s.side.now,
+        tag: s.key.tag(),
+        packets: 1,
+        bytes: s.packet.total.into(),
+        way: [0; 12],
+        way_mark: 0,
+        way_total: 0,
+    };
+    s.flow.state = s.flow.next(s.key.protocol, s.packet.flags);
+    let outside = s.side.zone == 0;
+    let mut rule = None;
+    if outside {
+        let Some(found) = by_rule(s) else {
+            return Some(Counter::DropNoRule);
+        };
+        // Who says out there that it is one of the tenant's own is not believed (RFC 2827).
+        if route((found.zone - 1).into(), s.key.source).is_some() {
+            return Some(Counter::DropSourceGuard);
+        }
+        rule = Some(found);
+    } else {
+        let target = s.key.destination;
+        match public(&target) {
+            Some(public) => {
+                let ports = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
+                if ports && s.key.destination_port == MANAGEMENT {
+                    return Some(Counter::DropManagementPort);
+                }
+                // The appliance itself is not there for tenants; who is seen as its address is.
+                if public.flags & public_flags::OWN == 0 {
+                    rule = by_rule(s);
+                }
+                if rule.is_none() && !by_mapping(s) {
+                    return Some(Counter::DropNoRule);
+                }
+            }
+            None if s.side.internet == 0 => return Some(Counter::DropNoRoute),
+            None => s.flow.flags |= flow_flags::INTERNET,
+        }
+        if let Some(reason) = as_seen(nat, s) {
+            return Some(reason);
+        }
+    }
+    if let Some(rule) = rule
+        && rule.flags & rule_flags::LISTED != 0
+        && !is_listed(s)
+    {
+        return Some(Counter::DropNotListed);
+    }
+    let refused = flow::begin(nat, s);
+    if refused.is_none() && !s.flow.is_let_in() {
+        return Some(Counter::DropNoRule);
+    }
+    refused
+}
+
+/// The endpoint that is seen as the packet's destination, taken into `s.flow`: a hairpin without a rule (RFC 4787
+/// REQ-9, RFC 5382 REQ-8). Whether there is one. From outside it would be by a connection or not at all, and so it
+/// is here: it stays [`flow_flags::MUTUAL`] until that endpoint has sent to what the sender is seen as.
+#[inline(never)]
+fn by_mapping(s: &mut Scratch) -> bool {
+    let ports = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
+    if !ports || s.side.internet == 0 {
+        return false;
+    }
+    s.outer = MappingKey {
+        address: s.key.destination,
+        port: s.key.destination_port,
+        zone: OUTSIDE,
+        protocol: s.key.protocol,
+        reserved: [0; 3],
+    };
+    // SAFETY: read at once; preallocated entries are never unmapped.
+    let Some(seen) = unsafe { MAPPINGS.get(&s.outer) }.copied() else {
+        return false;
+    };
+    let full = tenant(seen.zone.into())
+        .is_some_and(|t| t.mode == Mode::Full as u32 && t.epoch == seen.epoch);
+    let Some(to) = route(u32::from(seen.zone).wrapping_sub(1), seen.address).filter(|_| full)
+    else {
+        return false;
+    };
+    if network(to).is_none_or(|n| n.flags & network_flags::INTERNET == 0) {
+        return false;
+    }
+    s.flow.destination = seen.address;
+    s.flow.destination_port = seen.port;
+    s.flow.to = to;
+    s.flow.to_zone = seen.zone;
+    s.flow.to_epoch = seen.epoch;
+    s.flow.flags |= flow_flags::INTERNET | flow_flags::MUTUAL;
+    true
+}
+
+/// The rule that the packet's destination is of, taken into `s.flow`.
+#[inline(always)]
+fn by_rule(s: &mut Scratch) -> Option<&'static Rule> {
+    let [high, low] = s.key.destination_port.to_ne_bytes();
+    let key = Key::new(
+        RULE_KEY_BITS + 16,
+        RuleKey {
+            address: s.key.destination,
+            protocol: s.key.protocol,
+            reserved: 0,
+            port: [high, low],
+        },
+    );
+    let slot = RULE_PORTS.get(&key)?.slot;
+    let rule = RULES
+        .get(slot)
+        .filter(|rule| rule.flags & rule_flags::ACTIVE != 0)?;
+    let tenant = tenant(rule.zone.into()).filter(|t| t.mode == Mode::Full as u32)?;
+    s.flow.destination = rule.internal;
+    if rule.flags & rule_flags::ONE_TO_ONE == 0 {
+        let offset = u16::from_be(s.key.destination_port).wrapping_sub(rule.public_first);
+        s.flow.destination_port = rule.internal_first.wrapping_add(offset).to_be();
+    }
+    s.flow.to = rule.network;
+    s.flow.to_zone = rule.zone;
+    s.flow.to_epoch = tenant.epoch;
+    s.flow.rule = slot + 1;
+    s.flow.rule_epoch = rule.epoch;
+    Some(rule)
+}
+
+/// Whether the source, as it is seen, is one that the rule of `s.flow` lists.
+#[inline(always)]
+fn is_listed(s: &Scratch) -> bool {
+    let key = Key::new(
+        SOURCE_KEY_BITS + 128,
+        SourceKey {
+            slot: s.flow.rule - 1,
+            address: s.flow.source,
+        },
+    );
+    RULE_SOURCES.get(&key).is_some()
+}
+
+/// What a tenant's host is seen as, into `s.flow`: its own public address, or a port of the tenant's.
+#[inline(always)]
+fn as_seen(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
+    let machine = MachineKey {
+        zone: s.side.zone,
+        address: s.key.source,
+    };
+    // SAFETY: read at once; preallocated entries are never unmapped.
+    if let Some(slot) = unsafe { ONE_TO_ONE.get(machine) }.copied()
+        && let Some(rule) = RULES
+            .get(slot.slot)
+            .filter(|rule| rule.flags & rule_flags::ACTIVE != 0)
+    {
+        let ports = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
+        if ports && s.key.source_port == MANAGEMENT {
+            // Nothing could come back.
+            return Some(Counter::DropManagementPort);
+        }
+        s.flow.source = rule.public;
+        if s.flow.rule == 0 {
+            s.flow.rule = slot.slot + 1;
+            s.flow.rule_epoch = rule.epoch;
+        }
+        return None;
+    }
+    let Some(address) = mapping::address(s.side.zone, s.packet.ipv6 != 0) else {
+        return Some(Counter::DropNoRoute);
+    };
+    match mapping::of_source(s, nat, address) {
+        Ok(port) => {
+            s.flow.source = address.address;
+            s.flow.source_port = port;
+            s.flow.flags |= flow_flags::MAPPED;
+            None
+        }
+        Err(reason) => Some(reason),
+    }
+}

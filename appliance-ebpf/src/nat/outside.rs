@@ -1,0 +1,140 @@
+//! Out of the uplink: the next hop is the kernel's, from its FIB and its neighbours.
+
+use appliance_common::{
+    counters::Counter,
+    nat::{Nat, way_mark},
+    wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6},
+};
+use aya_ebpf::{
+    bindings::bpf_fib_lookup,
+    helpers::{bpf_xdp_adjust_head, generated},
+    programs::XdpContext,
+};
+
+use super::{Scratch, flow, parse::Kind};
+use crate::{
+    addr::Words,
+    packet::{self, Outcome, Window},
+};
+
+/// `struct bpf_fib_lookup` of include/uapi/linux/bpf.h.
+#[repr(C)]
+pub struct Fib {
+    family: u8,
+    protocol: u8,
+    source_port: u16,
+    destination_port: u16,
+    /// Bytes of the packet; then the MTU, if they are more.
+    total: u16,
+    ifindex: u32,
+    /// Type of service, or flow information.
+    flow_info: u32,
+    /// IPv4 in the first word.
+    source: Words,
+    destination: Words,
+    vlan: u32,
+    source_mac: [u8; 6],
+    next_hop_mac: [u8; 6],
+}
+
+const _: () = assert!(size_of::<Fib>() == 64 && size_of::<Fib>() == size_of::<bpf_fib_lookup>());
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// The loopback device: where the kernel says that what it sends itself comes from (`LOOPBACK_IFINDEX`).
+/// A question about a packet of the uplink would want forwarding switched on there, and with it the kernel
+/// would forward what is none of ours.
+const LOOPBACK: u32 = 1;
+
+/// How a packet gets out.
+pub enum Way {
+    /// `s.flow` has the next hop.
+    Known,
+    /// There is a next hop, and its link-layer address is not known yet.
+    Unresolved,
+    /// It is longer than the way takes: the way's MTU, bytes.
+    TooLarge(u16),
+    /// Not at all.
+    None,
+}
+
+/// The way of `s.flow` out of the uplink.
+#[inline(always)]
+pub fn way(ctx: &XdpContext, s: &mut Scratch, nat: &Nat) -> Way {
+    let mark = way_mark(nat.changes, s.side.now);
+    if s.flow.way_mark == mark && s.packet.total <= u32::from(s.flow.way_total) {
+        return Way::Known;
+    }
+    let ipv6 = s.packet.ipv6 != 0;
+    let (source, destination) = if ipv6 {
+        (s.flow.source, s.flow.destination)
+    } else {
+        (
+            [s.flow.source[3], 0, 0, 0],
+            [s.flow.destination[3], 0, 0, 0],
+        )
+    };
+    s.fib = Fib {
+        family: if ipv6 { AF_INET6 } else { AF_INET },
+        protocol: s.packet.protocol,
+        source_port: s.flow.source_port,
+        destination_port: s.flow.destination_port,
+        total: s.packet.total as u16,
+        ifindex: LOOPBACK,
+        flow_info: 0,
+        source,
+        destination,
+        vlan: 0,
+        source_mac: [0; 6],
+        next_hop_mac: [0; 6],
+    };
+    // SAFETY: `fib` is 64 bytes of the kernel's layout, asserted above.
+    let answer = unsafe {
+        generated::bpf_fib_lookup(
+            ctx.ctx.cast(),
+            (&raw mut s.fib).cast(),
+            size_of::<Fib>() as i32,
+            0,
+        )
+    };
+    match answer {
+        0 if s.fib.ifindex == nat.uplink => {
+            let (d, m) = (s.fib.next_hop_mac, s.fib.source_mac);
+            s.flow.way = [
+                d[0], d[1], d[2], d[3], d[4], d[5], m[0], m[1], m[2], m[3], m[4], m[5],
+            ];
+            s.flow.way_mark = mark;
+            s.flow.way_total = s.packet.total as u16;
+            if matches!(s.packet.kind, Kind::Query) {
+                flow::keep_way(s);
+            }
+            Way::Known
+        }
+        7 if s.fib.ifindex == nat.uplink => Way::Unresolved,
+        8 => Way::TooLarge(s.fib.total),
+        _ => Way::None,
+    }
+}
+
+/// Sends the packet at `L3` to the next hop in `s.flow`.
+#[inline(always)]
+pub fn send<const L3: usize>(ctx: &XdpContext, s: &Scratch, nat: &Nat) -> Outcome {
+    // SAFETY: no pointer into the packet outlives the call; the verifier sees to it.
+    if L3 != ETH_LEN && unsafe { bpf_xdp_adjust_head(ctx.ctx, (L3 - ETH_LEN) as i32) } != 0 {
+        return Outcome::Drop(Counter::DropAdjust);
+    }
+    let Some(w) = Window::<ETH_LEN>::at(ctx, 0) else {
+        return Outcome::Drop(Counter::DropAdjust);
+    };
+    let ethertype = if s.packet.ipv6 != 0 {
+        ETHERTYPE_IPV6
+    } else {
+        ETHERTYPE_IPV4
+    };
+    let way = &s.flow.way;
+    w.set::<u32, 0>(u32::from_ne_bytes([way[0], way[1], way[2], way[3]]));
+    w.set::<u32, 4>(u32::from_ne_bytes([way[4], way[5], way[6], way[7]]));
+    w.set::<u32, 8>(u32::from_ne_bytes([way[8], way[9], way[10], way[11]]));
+    w.set::<u16, 12>(ethertype.to_be());
+    packet::send(ctx, nat.uplink, Counter::TranslatedOut)
+}

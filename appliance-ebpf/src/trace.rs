@@ -1,0 +1,224 @@
+//! Follows packets through the programs, for a person who wants to know where one went.
+//!
+//! [`TRACING`] is a constant that user space sets when it loads the programs: in those that usually run it is zero,
+//! and the kernel takes everything here out of them. Who traces has another set of the same programs put in their
+//! place, and these back afterwards, each in one step.
+
+use appliance_common::{
+    addr::UNSPECIFIED,
+    counters::Counter,
+    events::{TRACE_HEAD, TRACE_NOTES, TraceEvent, TraceFilter, TraceProgram, TraceStep},
+    wire::{ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, IPPROTO_UDP},
+};
+use aya_ebpf::{
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_xdp_load_bytes},
+    programs::XdpContext,
+};
+
+use crate::{
+    addr::{Words, v4, words},
+    maps::{TRACE, TRACE_EVENTS, TRACED},
+    packet::{L2, Window, frame_len, ingress},
+};
+
+/// Whether these programs follow packets: set when they are loaded.
+#[unsafe(no_mangle)]
+static TRACING: u8 = 0;
+
+/// What of the packet in hand is kept for its next step.
+#[repr(C)]
+pub struct Traced {
+    /// Which packet of this CPU.
+    packet: u32,
+    /// 1: it is followed.
+    followed: u32,
+    /// What was counted on the way, by number and one.
+    notes: [u16; TRACE_NOTES],
+    /// How many of those.
+    noted: u32,
+}
+
+/// Whether packets are followed.
+#[inline(always)]
+pub fn is_on() -> bool {
+    // SAFETY: a constant of this object; read so that the compiler does not take it for what it is now.
+    unsafe { core::ptr::read_volatile(&raw const TRACING) != 0 }
+}
+
+/// A packet comes in.
+#[inline(always)]
+pub fn enters(ctx: &XdpContext, program: TraceProgram) {
+    if is_on() {
+        begin(ctx, program as u16);
+    }
+}
+
+/// It goes on in another program.
+#[inline(always)]
+pub fn goes_on(ctx: &XdpContext, program: TraceProgram) {
+    if is_on() && is_followed() {
+        tell(ctx, program as u16, TraceStep::GoesOn as u16, 0, 0);
+    }
+}
+
+/// It is decided what becomes of it.
+#[inline(always)]
+pub fn decided(ctx: &XdpContext, program: TraceProgram, counter: u32, action: u32) {
+    if is_on() && is_followed() {
+        tell(
+            ctx,
+            program as u16,
+            TraceStep::Decided as u16,
+            counter,
+            action,
+        );
+    }
+}
+
+/// Something is counted on the way.
+#[inline(always)]
+pub fn note(counter: Counter) {
+    if !is_on() {
+        return;
+    }
+    let Some(traced) = TRACED.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's entry; an XDP program is not interrupted by another on its CPU.
+    unsafe {
+        let n = (*traced).noted as usize;
+        if (*traced).followed != 0 && n < TRACE_NOTES {
+            (*traced).notes[n] = counter as u16 + 1;
+            (*traced).noted = n as u32 + 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn is_followed() -> bool {
+    TRACED.get(0).is_some_and(|traced| traced.followed != 0)
+}
+
+/// Decides whether the packet is one to follow, and if so says that it came in.
+#[inline(never)]
+fn begin(ctx: &XdpContext, program: u16) {
+    let (Some(traced), Some(filter)) = (TRACED.get_ptr_mut(0), TRACE.get(0)) else {
+        return;
+    };
+    let follow = filter.active != 0 && matches(ctx, filter);
+    // SAFETY: this CPU's entry; an XDP program is not interrupted by another on its CPU.
+    unsafe {
+        (*traced).packet = (*traced).packet.wrapping_add(1);
+        (*traced).followed = u32::from(follow);
+        (*traced).noted = 0;
+        (*traced).notes = [0; TRACE_NOTES];
+    }
+    if follow {
+        tell(ctx, program, TraceStep::Enters as u16, 0, 0);
+    }
+}
+
+/// Whether the filter wants the packet.
+#[inline(always)]
+fn matches(ctx: &XdpContext, filter: &TraceFilter) -> bool {
+    if filter.ifindex != 0 && filter.ifindex != ingress(ctx) {
+        return false;
+    }
+    let Ok(l2) = L2::parse(ctx) else {
+        return filter.vlan == 0 && filter.protocol == 0 && filter.address == UNSPECIFIED;
+    };
+    if filter.vlan != 0 && filter.vlan != l2.outer {
+        return false;
+    }
+    let any = filter.protocol == 0 && filter.port == 0 && filter.address == UNSPECIFIED;
+    if any {
+        return true;
+    }
+    let l3 = ETH_LEN as u32 + u32::from(l2.tags) * 4;
+    let (source, destination, protocol, l4): (Words, Words, u8, u32) = match l2.ethertype {
+        ETHERTYPE_IPV4 => {
+            let Some(w) = Window::<20>::within(ctx, l3) else {
+                return false;
+            };
+            let header = u32::from(w.get::<u8, 0>() & 15) * 4;
+            (
+                v4(w.get::<u32, 12>()),
+                v4(w.get::<u32, 16>()),
+                w.get::<u8, 9>(),
+                l3 + header,
+            )
+        }
+        ETHERTYPE_IPV6 => {
+            let Some(w) = Window::<40>::within(ctx, l3) else {
+                return false;
+            };
+            (
+                w.get::<Words, 8>(),
+                w.get::<Words, 24>(),
+                w.get::<u8, 6>(),
+                l3 + 40,
+            )
+        }
+        ETHERTYPE_ARP => {
+            let Some(w) = Window::<28>::within(ctx, l3) else {
+                return false;
+            };
+            (v4(w.get::<u32, 14>()), v4(w.get::<u32, 24>()), 0, 0)
+        }
+        _ => return false,
+    };
+    if filter.protocol != 0 && filter.protocol != protocol {
+        return false;
+    }
+    let address = words(filter.address);
+    if filter.address != UNSPECIFIED && address != source && address != destination {
+        return false;
+    }
+    if filter.port == 0 {
+        return true;
+    }
+    if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
+        return false;
+    }
+    Window::<4>::within(ctx, l4)
+        .is_some_and(|w| w.get::<u16, 0>() == filter.port || w.get::<u16, 2>() == filter.port)
+}
+
+/// One step, into the ring; where that is full, the step is missing.
+#[inline(never)]
+fn tell(ctx: &XdpContext, program: u16, step: u16, counter: u32, action: u32) {
+    let Some(traced) = TRACED.get(0) else {
+        return;
+    };
+    let Some(mut record) = TRACE_EVENTS.reserve::<TraceEvent>(0) else {
+        return;
+    };
+    let len = frame_len(ctx) as u32;
+    let event = record.as_mut_ptr();
+    // SAFETY: the record is ours until submitted; the helpers take no memory but the head, of which at most
+    // `TRACE_HEAD` bytes are written.
+    unsafe {
+        (*event).at = bpf_ktime_get_ns();
+        (*event).packet = traced.packet;
+        (*event).cpu = bpf_get_smp_processor_id();
+        (*event).ifindex = ingress(ctx);
+        (*event).len = len;
+        (*event).program = program;
+        (*event).step = step;
+        (*event).counter = counter as u16;
+        (*event).action = action as u16;
+        (*event).notes = traced.notes;
+        (*event).reserved = 0;
+        (*event).head = [0; TRACE_HEAD];
+        // Again, where the verifier looks: behind the barrier this is a number it must bound anew.
+        let copy = core::hint::black_box(if len < TRACE_HEAD as u32 {
+            len
+        } else {
+            TRACE_HEAD as u32
+        }) & 0xff;
+        if copy > 0 && copy <= TRACE_HEAD as u32 {
+            bpf_xdp_load_bytes(ctx.ctx, 0, (&raw mut (*event).head).cast(), copy);
+        }
+    }
+    record.submit(0);
+}

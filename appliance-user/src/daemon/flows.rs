@@ -1,0 +1,70 @@
+//! Connections, for an operator: whole maps are read for it, by a thread of its own.
+
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::Daemon;
+use crate::{
+    connections::{self, Filter, Names},
+    control::{Refusal, Reply, Request},
+};
+
+impl Daemon {
+    /// Has a request for connections answered.
+    pub(super) fn flows(&self, request: Request, reply: oneshot::Sender<Reply>) {
+        let Request::Flows {
+            tenant,
+            protocol,
+            address,
+            port,
+            top,
+            text,
+        } = request
+        else {
+            return;
+        };
+        if let Some(tenant) = &tenant
+            && let Err(refusal) = self.one_tenant(Some(tenant))
+        {
+            let _ = reply.send(Reply::Error(refusal));
+            return;
+        }
+        let filter = Filter {
+            tenant,
+            protocol,
+            address,
+            port,
+        };
+        let (root, names) = (self.datapath.root().to_owned(), self.names());
+        let answer = move || match connections::list(&root, &filter, &names, top) {
+            Ok((rows, total)) if text => Reply::Ok(json!(connections::render(&rows, total))),
+            Ok((rows, total)) => Reply::Ok(json!({ "total": total, "connections": rows })),
+            Err(error) => Reply::Error(Refusal::new(
+                "internal",
+                format!("read the connections: {error}"),
+            )),
+        };
+        // At most as many at once as clients are served at once. A client that went away does not want the answer.
+        let thread = std::thread::Builder::new().name("flows".to_owned());
+        if let Err(error) = thread.spawn(move || drop(reply.send(answer()))) {
+            tracing::warn!(%error, "no thread to read the connections");
+        }
+    }
+
+    /// What slots are called.
+    fn names(&self) -> Names {
+        let slots = &self.state.slots;
+        let by_slot = |slots: &std::collections::BTreeMap<String, u32>| {
+            slots.iter().map(|(n, slot)| (*slot, n.clone())).collect()
+        };
+        let rule = |(key, slot): (&String, &u32)| {
+            let name = key.split_once('/').map_or(key.as_str(), |(_, rule)| rule);
+            (*slot, name.to_owned())
+        };
+        Names {
+            tenants: by_slot(&slots.tenants),
+            networks: by_slot(&slots.networks),
+            rules: slots.rules.iter().map(rule).collect(),
+        }
+    }
+}

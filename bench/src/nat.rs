@@ -1,0 +1,525 @@
+//! Translation, beside nftables that translates the same in the kernel.
+//!
+//! ```text
+//!   cwn-in           cwn-gw             cwn-out
+//!   ┌──────┐       ┌────────┐          ┌──────┐
+//!   │   g0 ├───────┤a0    a1├──────────┤s0    │
+//!   └──────┘       └────────┘          └──────┘
+//!  10.50.0.10     10.50.0.1 192.0.2.1   192.0.2.2, default route
+//! ```
+//!
+//! Contenders change only what is in `cwn-gw`. Packets are UDP of 64 bytes, each of another flow, made by the same
+//! generator and counted where they arrive. Connections are established, both ends having spoken, before they
+//! are measured, where that is not what is measured.
+
+use std::{
+    fs::File,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use appliance_common::{
+    addr::{Prefix, from_ip},
+    maps::{
+        Attachment, AttachmentKey, HostKey, Mode, Neighbour, Network, RouteKey, Tenant,
+        attachment_flags, network_flags,
+    },
+    nat::{Nat, NatAddress, Timeouts},
+};
+use aya::programs::{Xdp, XdpMode};
+use causeway_tests::{
+    harness::{Harness, Program, counter_name},
+    packet::{Mac, frame, ip, udp},
+    world::{ACCESS, UPLINK, World, words},
+};
+use nix::sched::{CloneFlags, setns};
+
+use crate::{
+    around::{Around, Flows},
+    report::{Aim, Report},
+};
+
+const NAMESPACES: [&str; 3] = ["cwn-in", "cwn-gw", "cwn-out"];
+const G0: Mac = [2, 0, 0, 0, 0x60, 0x10];
+const A0: Mac = [2, 0, 0, 0, 0x60, 0xa0];
+const A1: Mac = [2, 0, 0, 0, 0x60, 0xa1];
+const S0: Mac = [2, 0, 0, 0, 0x60, 0x20];
+const HOST: &str = "10.50.0.10";
+const SEEN: &str = "203.0.113.20";
+/// The first of the addresses that the host speaks to.
+const FAR: &str = "100.64.0.1";
+const VNI: u32 = 5002;
+const IN_INDEX: u32 = 20;
+const OUT_INDEX: u32 = 21;
+
+/// Packets for one figure.
+const PACKETS: u32 = 2_000_000;
+/// Source ports that the host uses: with each, it speaks to one address after the other.
+const PORTS: u32 = 20_000;
+/// The first of them, and the first public port.
+const FIRST_PORT: u16 = 20_000;
+/// Connections of the tables, of every contender.
+const TABLE: u32 = 1 << 21;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Contender {
+    Causeway,
+    Nftables,
+}
+
+impl Contender {
+    const BOTH: [Self; 2] = [Self::Causeway, Self::Nftables];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Causeway => "causeway",
+            Self::Nftables => "nftables",
+        }
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy)]
+enum Case {
+    /// Packets of so many established connections, outbound.
+    Flows(u32),
+    /// Connections begun from outside, with so many rules.
+    New(u32),
+}
+
+/// The namespaces, taken down when dropped and before they are made.
+struct Sites;
+
+impl Drop for Sites {
+    fn drop(&mut self) {
+        for name in NAMESPACES {
+            // One that is not there is as good as deleted.
+            let _ = Command::new("ip")
+                .args(["netns", "del", name])
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+}
+
+fn sh(words: &str) -> anyhow::Result<()> {
+    let mut parts = words.split_whitespace();
+    let program = parts.next().context("a command")?;
+    let output = Command::new(program)
+        .args(parts)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start `{words}`"))?;
+    ensure!(
+        output.status.success(),
+        "`{words}`: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+fn mac(m: Mac) -> String {
+    m.map(|b| format!("{b:02x}")).join(":")
+}
+
+impl Sites {
+    fn raise() -> anyhow::Result<Self> {
+        drop(Self);
+        let this = Self;
+        for name in NAMESPACES {
+            sh(&format!("ip netns add {name}"))?;
+            sh(&format!("ip -n {name} link set lo up"))?;
+        }
+        for (name, index, m, peer_ns, peer, peer_index, pm) in [
+            ("a0", ACCESS, A0, "cwn-in", "g0", IN_INDEX, G0),
+            ("a1", UPLINK, A1, "cwn-out", "s0", OUT_INDEX, S0),
+        ] {
+            sh(&format!(
+                "ip -n cwn-gw link add {name} index {index} address {} type veth peer name {peer} index {peer_index} address {} netns {peer_ns}",
+                mac(m),
+                mac(pm)
+            ))?;
+        }
+        for (ns, name, address) in [
+            ("cwn-in", "g0", "10.50.0.10/24"),
+            ("cwn-gw", "a0", "10.50.0.1/24"),
+            ("cwn-gw", "a1", "192.0.2.1/24"),
+            ("cwn-out", "s0", "192.0.2.2/24"),
+        ] {
+            sh(&format!(
+                "ip netns exec {ns} sysctl -qw net.ipv6.conf.{name}.disable_ipv6=1"
+            ))?;
+            sh(&format!("ip -n {ns} link set {name} up"))?;
+            sh(&format!("ip -n {ns} address add {address} dev {name}"))?;
+        }
+        for (address, name, m) in [(HOST, "a0", G0), ("192.0.2.2", "a1", S0)] {
+            sh(&format!(
+                "ip -n cwn-gw neigh add {address} dev {name} lladdr {} nud permanent",
+                mac(m)
+            ))?;
+        }
+        sh("ip -n cwn-gw route add default via 192.0.2.2")?;
+        Ok(this)
+    }
+}
+
+/// Runs `f` with this thread in a namespace, and comes back.
+fn within<T>(name: &str, f: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let here = File::open("/proc/thread-self/ns/net").context("our namespace")?;
+    let there = File::open(format!("/run/netns/{name}")).context("the namespace")?;
+    setns(&there, CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
+    let result = f();
+    setns(&here, CloneFlags::CLONE_NEWNET).context("come back")?;
+    result
+}
+
+/// What our maps hold: one network with internet, and so many rules.
+fn world(rules: u32) -> anyhow::Result<World> {
+    let mut w = World::bare("192.0.2.1", "");
+    w.tenants = vec![Tenant {
+        mode: Mode::Full as u32,
+        epoch: 1,
+    }];
+    let prefix = Prefix::new(&from_ip(ip("10.50.0.0")), 96 + 24).context("length")?;
+    let mut network = Network {
+        vni: VNI,
+        flags: network_flags::ACTIVE | network_flags::PROVIDER | network_flags::INTERNET,
+        mtu: 1450,
+        lan_mtu: 1500,
+        prefix_count: 1,
+        gateway_v4: from_ip(ip("10.50.0.1")),
+        ..Network::default()
+    };
+    network.prefixes[0] = prefix;
+    w.networks = vec![network];
+    w.attachments = vec![(
+        AttachmentKey {
+            ifindex: ACCESS,
+            outer: 0,
+            inner: 0,
+        },
+        Attachment {
+            network: 0,
+            flags: attachment_flags::ACTIVE,
+            mac: A0,
+            xsk: appliance_common::maps::NO_XSK,
+        },
+    )];
+    let key = HostKey {
+        vni: VNI,
+        address: from_ip(ip(HOST)),
+    };
+    w.neighbours = vec![(key, Neighbour::new(ACCESS, G0, A0, 0, 0, 0x8100))];
+    let route = RouteKey {
+        tenant: 0,
+        address: prefix.address(),
+    };
+    w.routes = vec![(prefix.length(), route, 0)];
+    w.nat = Nat {
+        uplink: UPLINK,
+        seed: 1,
+        timeouts: Timeouts::default(),
+        changes: 0,
+        mac: A1,
+        reserved: [0; 2],
+    };
+    w.nat_addresses = vec![NatAddress {
+        address: words(SEEN),
+        first: 1024,
+        last: 65_535,
+    }];
+    w.public(SEEN, 0);
+    for i in 0..rules {
+        let port = FIRST_PORT + u16::try_from(i).context("rules are few enough")?;
+        w.rule(0, VNI, SEEN, HOST, (port, port, port), &[17]);
+    }
+    Ok(w)
+}
+
+/// The gateway as nftables makes it. The rules are one map, as its manual says for many.
+fn nftables(rules: u32) -> anyhow::Result<()> {
+    use std::fmt::Write as _;
+    for setting in [
+        "net.ipv4.ip_forward=1".to_owned(),
+        "net.ipv4.conf.all.rp_filter=0".to_owned(),
+        "net.netfilter.nf_conntrack_udp_timeout=300".to_owned(),
+    ] {
+        sh(&format!("ip netns exec cwn-gw sysctl -qw {setting}"))?;
+    }
+    let mut text = format!(
+        "table ip nat {{\n chain post {{ type nat hook postrouting priority srcnat; oifname a1 snat to {SEEN}; }}\n"
+    );
+    if rules > 0 {
+        text.push_str(" map ports { type inet_service : ipv4_addr . inet_service; elements = {\n");
+        for i in 0..rules {
+            let port = u32::from(FIRST_PORT) + i;
+            let _ = writeln!(text, "  {port} : {HOST} . {port},");
+        }
+        let _ = writeln!(
+            text,
+            " }} }}\n chain pre {{ type nat hook prerouting priority dstnat; ip daddr {SEEN} dnat to udp dport map @ports; }}"
+        );
+    }
+    text.push_str("}\n");
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), text)?;
+    sh(&format!(
+        "ip netns exec cwn-gw nft -f {}",
+        file.path().display()
+    ))
+}
+
+/// Drops what arrives, as early as the kernel can, so that its own answers do not count.
+fn swallow(ns: &str, interface: &str) -> anyhow::Result<()> {
+    let text = format!(
+        "table netdev t {{ chain c {{ type filter hook ingress device {interface} priority 0; policy drop; }}; }}\n"
+    );
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), text)?;
+    sh(&format!(
+        "ip netns exec {ns} nft -f {}",
+        file.path().display()
+    ))
+}
+
+/// Packets that an interface received.
+fn received(ns: &str, interface: &str) -> anyhow::Result<u64> {
+    let output = Command::new("ip")
+        .args(["-n", ns, "-j", "-s", "link", "show", interface])
+        .output()?;
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    json[0]["stats64"]["rx"]["packets"]
+        .as_u64()
+        .context("rx packets")
+}
+
+/// Lets the kernel's table be as large as ours for the time of a run.
+struct Conntrack {
+    files: Vec<(&'static str, String)>,
+    /// The namespace that may set them; the runs leave it.
+    home: File,
+}
+
+impl Conntrack {
+    const FILES: [&str; 2] = [
+        "/sys/module/nf_conntrack/parameters/hashsize",
+        "/proc/sys/net/netfilter/nf_conntrack_max",
+    ];
+
+    fn enlarge() -> anyhow::Result<Self> {
+        let home = File::open("/proc/thread-self/ns/net").context("our namespace")?;
+        let mut files = Vec::new();
+        for path in Self::FILES {
+            let old = std::fs::read_to_string(path).with_context(|| path.to_owned())?;
+            files.push((path, old.trim().to_owned()));
+        }
+        let this = Self { files, home };
+        for path in Self::FILES {
+            std::fs::write(path, TABLE.to_string()).with_context(|| path.to_owned())?;
+        }
+        Ok(this)
+    }
+}
+
+impl Drop for Conntrack {
+    fn drop(&mut self) {
+        if let Err(error) = setns(&self.home, CloneFlags::CLONE_NEWNET) {
+            eprintln!("the namespace that we started in: {error}");
+        }
+        for (path, old) in &self.files {
+            if let Err(error) = std::fs::write(path, old) {
+                eprintln!("{path} could not be set back to {old}: {error}");
+            }
+        }
+    }
+}
+
+/// Speaks once in each direction of every connection, so that they are established.
+fn establish(harness: &mut Harness, flows: u32) -> anyhow::Result<()> {
+    let far = u32::from_be_bytes(match ip(FAR) {
+        std::net::IpAddr::V4(a) => a.octets(),
+        std::net::IpAddr::V6(_) => anyhow::bail!("an IPv4 address"),
+    });
+    for i in 0..flows {
+        let to = std::net::IpAddr::from(std::net::Ipv4Addr::from(far + i / PORTS));
+        let port = FIRST_PORT + (i % PORTS) as u16;
+        let there = udp(ip(HOST), to, port, FIRST_PORT, &[0; 22]);
+        let there = frame(A0, G0, &[], &there);
+        let (action, out) = harness.run(Program::Access, ACCESS, &there)?;
+        ensure!(action.sends(), "flow {i} does not leave: {action:?}");
+        let outer = u16::from_be_bytes([out[34], out[35]]);
+        let back = udp(to, ip(SEEN), FIRST_PORT, outer, &[0; 22]);
+        let back = frame(A1, S0, &[], &back);
+        let (action, _) = harness.run(Program::Uplink, UPLINK, &back)?;
+        ensure!(action.sends(), "flow {i} does not come back: {action:?}");
+    }
+    Ok(())
+}
+
+/// Packets, or connections, a second.
+fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
+    let _sites = Sites::raise()?;
+    let mut around = Around::load()?;
+    let rules = match case {
+        Case::Flows(_) => 1,
+        Case::New(rules) => rules,
+    };
+    // From inside: the host to many. From outside: many to the public address.
+    let (from_ns, from, to, interface, index, packet, flows) = match case {
+        Case::Flows(count) => (
+            "cwn-in",
+            "a0",
+            "cwn-out",
+            "s0",
+            IN_INDEX,
+            frame(
+                A0,
+                G0,
+                &[],
+                &udp(ip(HOST), ip(FAR), FIRST_PORT, FIRST_PORT, &[0; 22]),
+            ),
+            Flows {
+                count,
+                ports: 1,
+                per_address: PORTS.min(count),
+                which: 0,
+            },
+        ),
+        Case::New(rules) => (
+            "cwn-out",
+            "a1",
+            "cwn-in",
+            "g0",
+            OUT_INDEX,
+            frame(
+                A1,
+                S0,
+                &[],
+                &udp(ip("16.0.0.1"), ip(SEEN), 1024, FIRST_PORT, &[0; 22]),
+            ),
+            Flows {
+                count: u32::MAX,
+                ports: rules,
+                per_address: 1,
+                which: 1,
+            },
+        ),
+    };
+    let ours = if contender == Contender::Causeway {
+        let mut harness = Harness::load_sized(world(rules)?, TABLE)?;
+        if let Case::Flows(count) = case {
+            establish(&mut harness, count)?;
+        }
+        within("cwn-gw", || {
+            // As the daemon does it: the FIB is asked as if from the loopback.
+            std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1")?;
+            for (program, interface) in [("access", "a0"), ("uplink", "a1")] {
+                let program: &mut Xdp = harness
+                    .ebpf()
+                    .program_mut(program)
+                    .context("program")?
+                    .try_into()?;
+                program
+                    .attach(interface, XdpMode::Driver)
+                    .with_context(|| format!("attach to {interface}"))?;
+            }
+            Ok(())
+        })?;
+        within(to, || {
+            around.program("sink")?.attach(interface, XdpMode::Driver)?;
+            Ok(())
+        })?;
+        Some(harness)
+    } else {
+        nftables(rules)?;
+        swallow(to, interface)?;
+        // So that the generator's frames wake the receiver; the kernel's stack does the rest.
+        within("cwn-gw", || {
+            around.program("pass")?.attach(from, XdpMode::Driver)?;
+            Ok(())
+        })?;
+        None
+    };
+    within(from_ns, || {
+        let name = if from_ns == "cwn-in" { "g0" } else { "s0" };
+        around.program("pass")?.attach(name, XdpMode::Driver)?;
+        Ok(())
+    })?;
+    let arrived = |around: &Around| -> anyhow::Result<u64> {
+        if ours.is_some() {
+            around.sunk()
+        } else {
+            received(to, interface)
+        }
+    };
+    let run = |around: &mut Around, packets| {
+        let before = arrived(around)?;
+        let begun = Instant::now();
+        within(from_ns, || around.flows(&packet, flows, index, packets))?;
+        let took = begun.elapsed();
+        std::thread::sleep(Duration::from_millis(50));
+        Ok::<_, anyhow::Error>((arrived(around)? - before) as f64 / took.as_secs_f64())
+    };
+    if let Case::Flows(count) = case {
+        // Every connection once, so that the kernel has all of them, too.
+        run(&mut around, count.max(PACKETS / 20))?;
+    }
+    let rate = run(&mut around, PACKETS)?;
+    let counted: Option<Vec<_>> = ours.as_ref().map(|h| {
+        let counters = h.counters();
+        counters
+            .into_iter()
+            .map(|(number, value)| (counter_name(number), value))
+            .collect()
+    });
+    ensure!(
+        rate > 1.0,
+        "{}: nothing arrived; counted {counted:?}",
+        contender.name()
+    );
+    Ok(rate)
+}
+
+/// Measures everything `runs` times, in turn.
+pub fn run(runs: usize) -> anyhow::Result<Report> {
+    let mut report = Report::new("nat");
+    let _conntrack = Conntrack::enlarge()?;
+    let cases = [
+        (Case::Flows(1), "packets, 1 flow"),
+        (Case::Flows(10_000), "packets, 10 000 flows"),
+        (Case::Flows(1_000_000), "packets, 1 000 000 flows"),
+        (Case::New(1), "new connections, 1 rule"),
+        (Case::New(10_000), "new connections, 10 000 rules"),
+    ];
+    let mut medians = Vec::new();
+    for (case, name) in cases {
+        let mut rates = [Vec::new(), Vec::new()];
+        for turn in 0..runs {
+            eprintln!("{name}: run {} of {runs}", turn + 1);
+            for (rates, contender) in rates.iter_mut().zip(Contender::BOTH) {
+                rates.push(rate(contender, case)? / 1e6);
+            }
+        }
+        let [ours, theirs] = rates;
+        let unit = match case {
+            Case::Flows(_) => "Mpps",
+            Case::New(_) => "M/s",
+        };
+        let ours = report.row(name, Contender::Causeway.name(), unit, ours);
+        let theirs = report.row(name, Contender::Nftables.name(), unit, theirs);
+        medians.push((name, ours, theirs));
+    }
+    for (name, ours, theirs) in &medians {
+        let aim = name.starts_with("packets").then_some(Aim::Least(5.0));
+        report.ratio(format!("{name}: causeway / nftables"), ours / theirs, aim);
+    }
+    if let [(_, one, _), _, (_, million, _), ..] = medians.as_slice() {
+        report.ratio(
+            "causeway: 1 flow / 1 000 000 flows",
+            one / million,
+            Some(Aim::Most(1.2)),
+        );
+    }
+    Ok(report)
+}

@@ -1,0 +1,102 @@
+//! A switch of modes under traffic: how long its one store takes, and what is lost.
+//!
+//! One thread sends packets of every network in turn through the programs, as fast as they go; another switches a
+//! hundred times a second. A packet is lost that neither the one mode nor the other sends on.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use appliance_common::maps::{Mode, Tenant};
+use aya::maps::Array;
+use causeway_tests::{
+    harness::{Harness, Program},
+    packet::{frame, udp},
+    world::{A_MAC, TRUNK, TRUNK_MAC, World, many_host, many_next, tag},
+};
+
+use crate::report::{Aim, Report};
+
+/// Switches for one figure.
+const SWITCHES: u32 = 200;
+
+/// Microseconds of the store, and packets lost of so many.
+fn measure(networks: u32) -> anyhow::Result<(f64, u64, u64)> {
+    let mut harness = Harness::load(World::many(networks))?;
+    let map = harness.ebpf().take_map("TENANTS").context("TENANTS")?;
+    let mut tenants: Array<_, Tenant> = map.try_into()?;
+    let packets: Vec<Vec<u8>> = (1..=networks)
+        .map(|n| {
+            let (from, to) = (many_host(n), many_host(many_next(n, networks)));
+            let l3 = udp(from, to, 1, 2, b"which way?");
+            frame(TRUNK_MAC, A_MAC, &[tag(n as u16)], &l3)
+        })
+        .collect();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let switcher = scope.spawn(|| {
+            let mut stores = Vec::new();
+            for round in 0..SWITCHES {
+                let tenant = Tenant {
+                    mode: [Mode::Full, Mode::Partial][round as usize % 2] as u32,
+                    epoch: round + 2,
+                };
+                let at = Instant::now();
+                let stored = tenants.set(0, tenant, 0);
+                stores.push(at.elapsed());
+                if let Err(error) = stored {
+                    stop.store(true, Ordering::SeqCst);
+                    return Err(anyhow::Error::from(error));
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            stop.store(true, Ordering::SeqCst);
+            stores.sort();
+            Ok(stores[stores.len() / 2])
+        });
+        let (mut sent, mut lost) = (0, 0);
+        for packet in packets.iter().cycle() {
+            if stop.load(Ordering::SeqCst) {
+                break;
+            }
+            let (action, _) = harness.run(Program::Access, TRUNK, packet)?;
+            sent += 1;
+            lost += u64::from(!action.sends());
+        }
+        let store = switcher
+            .join()
+            .map_err(|_| anyhow::anyhow!("the switching thread panicked"))??;
+        Ok((store.as_secs_f64() * 1e6, lost, sent))
+    })
+}
+
+/// Measures everything `runs` times, in turn.
+pub fn run(runs: usize) -> anyhow::Result<Report> {
+    let mut report = Report::new("switch");
+    let sizes = [2, 4094];
+    let mut stores = [Vec::new(), Vec::new()];
+    let mut losses = [Vec::new(), Vec::new()];
+    for turn in 0..runs {
+        eprintln!("run {} of {runs}", turn + 1);
+        for (i, networks) in sizes.into_iter().enumerate() {
+            let (store, lost, sent) = measure(networks)?;
+            eprintln!("{networks} networks: {sent} packets, {lost} lost in {SWITCHES} switches");
+            stores[i].push(store);
+            losses[i].push(lost as f64 / f64::from(SWITCHES));
+        }
+    }
+    let mut medians = Vec::new();
+    for ((networks, store), lost) in sizes.into_iter().zip(stores).zip(losses) {
+        let case = format!("switch, {networks} networks");
+        medians.push(report.row(format!("{case}: the store"), "causeway", "us", store));
+        report.row(format!("{case}: packets lost"), "causeway", "each", lost);
+    }
+    report.ratio(
+        "the store: 4 094 networks / 2",
+        medians[1] / medians[0],
+        Some(Aim::Most(1.2)),
+    );
+    Ok(report)
+}

@@ -1,0 +1,156 @@
+//! The configuration file: read, checked whole, and only then believed.
+
+mod check;
+mod file;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::relay::{Backend, Limits, Plan, Times, route::Table};
+
+/// A configuration that holds together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The gateway's name.
+    pub name: String,
+    /// Where it listens for tenants; of port 0 the kernel chooses one.
+    pub listen: Vec<SocketAddr>,
+    /// The control socket.
+    pub control_socket: PathBuf,
+    /// Where metrics are served, a loopback address; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// How long connections may go on after it was asked to stop.
+    pub drain: Duration,
+    /// Deadlines of the relay.
+    pub times: Times,
+    /// Whether the kernel moves the bytes; else they are copied.
+    pub spliced: bool,
+    /// Connections in all; `None`: as many as open files allow.
+    pub connections: Option<usize>,
+    /// Connections of one source.
+    pub per_source: u32,
+    /// Tenants and the connections that each may have.
+    pub tenants: Vec<(Arc<str>, u32)>,
+    /// Backends.
+    pub backends: Vec<Target>,
+    /// Which hello is for which backend.
+    pub table: Table,
+}
+
+/// A backend as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Where it listens, in order of preference.
+    pub addresses: Vec<SocketAddr>,
+    /// Whether it is told who connected.
+    pub proxy: bool,
+}
+
+/// One thing wrong in a file: where and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key, as `backend "director": addresses`.
+    pub at: String,
+    /// What is wrong and what to write instead.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.at, self.what)
+    }
+}
+
+/// Why a configuration was refused. Nothing of it is in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has a key or a type that nobody asked for.
+    #[error("{}: {source}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// The file does not hold together; every problem is listed.
+    #[error("{}: {} problem{}:\n{}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" }, list(problems))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// All of them.
+        problems: Vec<Problem>,
+    },
+}
+
+fn list(problems: &[Problem]) -> String {
+    let lines: Vec<String> = problems.iter().map(|p| format!("  - {p}")).collect();
+    lines.join("\n")
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or anything in it is wrong.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a file; `path` is for messages.
+    ///
+    /// # Errors
+    /// When anything in it is wrong.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        let file: file::File = toml::from_str(text).map_err(|source| Error::Syntax {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        check::check(file).map_err(|problems| Error::Invalid {
+            path: path.to_owned(),
+            problems,
+        })
+    }
+
+    /// What the relay is to do, with so many connections in all, and so many pipes.
+    #[must_use]
+    pub fn plan(&self, connections: usize, pipes: usize) -> Plan {
+        let backends = self.backends.iter().map(|target| {
+            let backend = Backend::new(target.addresses.clone(), target.proxy);
+            (Arc::clone(&target.name), backend)
+        });
+        Plan {
+            listen: self.listen.clone(),
+            limits: Limits {
+                connections,
+                per_source: self.per_source,
+                pipes,
+            },
+            times: self.times,
+            tenants: self.tenants.iter().cloned().collect(),
+            backends: backends.collect(),
+            table: self.table.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,420 @@
+//! Checks a whole file and collects everything that is wrong with it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{Config, Problem, Target, file};
+use crate::{
+    hello,
+    relay::{
+        Times,
+        route::{Names, Route, Table},
+    },
+};
+
+/// The port of everything (SPEC section 8).
+const PORT: u16 = 6180;
+/// Bytes of a Unix socket's path at most (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+/// Addresses of a backend at most: each that does not answer takes a dial timeout.
+const MAX_ADDRESSES: usize = 16;
+/// Connections at most: two open files each.
+const MAX_CONNECTIONS: usize = 1 << 20;
+
+struct Checker {
+    problems: Vec<Problem>,
+}
+
+impl Checker {
+    fn problem(&mut self, at: impl Into<String>, what: impl Into<String>) {
+        self.problems.push(Problem {
+            at: at.into(),
+            what: what.into(),
+        });
+    }
+
+    fn name(&mut self, at: &str, name: &str) {
+        let fits = (1..=32).contains(&name.len())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if !fits {
+            self.problem(
+                at,
+                format!("{name:?} is not a name: use 1 to 32 of a-z, 0-9 and -"),
+            );
+        }
+    }
+
+    fn seconds(
+        &mut self,
+        at: &str,
+        value: Option<f64>,
+        default: u64,
+        (least, most): (f64, f64),
+    ) -> Duration {
+        let seconds = value.unwrap_or(default as f64);
+        if !(least..=most).contains(&seconds) {
+            self.problem(at, format!("{seconds} seconds: write {least} to {most}"));
+            return Duration::from_secs(default);
+        }
+        Duration::from_secs_f64(seconds)
+    }
+
+    fn count(&mut self, at: &str, value: i64, most: usize) -> usize {
+        match usize::try_from(value) {
+            Ok(count) if (1..=most).contains(&count) => count,
+            _ => {
+                self.problem(at, format!("{value}: write 1 to {most}"));
+                1
+            }
+        }
+    }
+
+    fn address(&mut self, at: &str, text: &str) -> Option<SocketAddr> {
+        let Ok(address) = text.parse::<SocketAddr>() else {
+            self.problem(
+                at,
+                format!(
+                    "{text:?} is not an address and a port: write such as \"192.0.2.1:{PORT}\" or \"[2001:db8::1]:{PORT}\""
+                ),
+            );
+            return None;
+        };
+        let canonical = address.ip().to_canonical();
+        if canonical != address.ip() {
+            self.problem(at, format!("{text:?}: write it as IPv4, {canonical}"));
+            return None;
+        }
+        if canonical.is_multicast() || canonical == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            self.problem(at, format!("{text:?} is not the address of a machine"));
+            return None;
+        }
+        Some(address)
+    }
+
+    fn dns_name(&mut self, at: &str, text: &str) -> Option<String> {
+        match hello::dns_name(text.as_bytes()) {
+            Ok(name) => Some(name),
+            Err(_) => {
+                self.problem(
+                    at,
+                    format!(
+                        "{text:?} is not a DNS name: labels of a-z, 0-9, - and _ between dots, none at the end, and no \
+                         address; names below one are written below = \"example.net\", without a star"
+                    ),
+                );
+                None
+            }
+        }
+    }
+}
+
+pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
+    let mut c = Checker {
+        problems: Vec::new(),
+    };
+    let gateway = file.gateway;
+    c.name("gateway.name", &gateway.name);
+    let listen = listen(&mut c, gateway.listen);
+    let control_socket = control_socket(&mut c, gateway.control_socket);
+    let metrics = metrics(&mut c, gateway.metrics.as_deref(), &listen);
+    let drain = c.seconds("gateway.drain", gateway.drain, 30, (0.0, 86_400.0));
+    let relay = file.relay;
+    let times = Times {
+        hello: c.seconds("relay.hello_timeout", relay.hello_timeout, 5, (0.1, 60.0)),
+        dial: c.seconds("relay.dial_timeout", relay.dial_timeout, 3, (0.1, 60.0)),
+        idle: c.seconds(
+            "relay.idle_timeout",
+            relay.idle_timeout,
+            600,
+            (1.0, 604_800.0),
+        ),
+    };
+    let spliced = match relay.way.as_deref() {
+        None | Some("splice") => true,
+        Some("copy") => false,
+        Some(other) => {
+            c.problem(
+                "relay.way",
+                format!("{other:?}: write \"splice\" or \"copy\""),
+            );
+            true
+        }
+    };
+    let limits = file.limits;
+    let connections = limits
+        .connections
+        .map(|value| c.count("limits.connections", value, MAX_CONNECTIONS));
+    let per_source = limits.per_source.unwrap_or(256);
+    let per_source = c.count("limits.per_source", per_source, MAX_CONNECTIONS) as u32;
+    let tenants = tenants(&mut c, &file.tenant);
+    let backends = backends(&mut c, &file.backend, &listen);
+    let table = routes(&mut c, file.route, &tenants, &backends);
+    if !c.problems.is_empty() {
+        return Err(c.problems);
+    }
+    Ok(Config {
+        name: gateway.name,
+        listen,
+        control_socket,
+        metrics,
+        drain,
+        times,
+        spliced,
+        connections,
+        per_source,
+        tenants,
+        backends,
+        table,
+    })
+}
+
+fn listen(c: &mut Checker, texts: Option<Vec<String>>) -> Vec<SocketAddr> {
+    let at = "gateway.listen";
+    let Some(texts) = texts else {
+        return vec![
+            (Ipv4Addr::UNSPECIFIED, PORT).into(),
+            (Ipv6Addr::UNSPECIFIED, PORT).into(),
+        ];
+    };
+    if texts.is_empty() {
+        c.problem(
+            at,
+            format!(
+                "an empty list: write an address, or leave it out for port {PORT} of every address"
+            ),
+        );
+    }
+    let mut out: Vec<SocketAddr> = Vec::new();
+    for text in texts {
+        let Some(address) = c.address(at, &text) else {
+            continue;
+        };
+        if let Some(other) = out.iter().find(|other| covers(**other, address)) {
+            c.problem(
+                at,
+                format!("{address} and {other} are for the same connections; leave one"),
+            );
+        }
+        out.push(address);
+    }
+    out
+}
+
+/// Whether both are for one connection.
+fn covers(a: SocketAddr, b: SocketAddr) -> bool {
+    let ips = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && ips
+}
+
+fn control_socket(c: &mut Checker, path: Option<PathBuf>) -> PathBuf {
+    let path = path.unwrap_or_else(|| "/run/causeway/gateway.sock".into());
+    let at = "gateway.control_socket";
+    if !path.is_absolute() {
+        c.problem(
+            at,
+            format!("{} is not absolute; begin it with /", path.display()),
+        );
+    }
+    if length(&path) > MAX_SOCKET_PATH {
+        c.problem(
+            at,
+            format!(
+                "{} bytes: a socket's path has {MAX_SOCKET_PATH} at most",
+                length(&path)
+            ),
+        );
+    }
+    path
+}
+
+fn length(path: &Path) -> usize {
+    path.as_os_str().len()
+}
+
+fn metrics(c: &mut Checker, text: Option<&str>, listen: &[SocketAddr]) -> Option<SocketAddr> {
+    let at = "gateway.metrics";
+    let address = c.address(at, text?)?;
+    if !address.ip().is_loopback() {
+        c.problem(
+            at,
+            format!(
+                "{address} is open to others, and metrics name tenants: write a loopback address"
+            ),
+        );
+    }
+    if listen.iter().any(|other| covers(*other, address)) {
+        c.problem(
+            at,
+            format!("{address} is listened on for tenants; write another port"),
+        );
+    }
+    Some(address)
+}
+
+fn tenants(c: &mut Checker, tenants: &[file::Tenant]) -> Vec<(Arc<str>, u32)> {
+    let mut out: Vec<(Arc<str>, u32)> = Vec::new();
+    for tenant in tenants {
+        let at = format!("tenant {:?}", tenant.name);
+        c.name(&format!("{at}: name"), &tenant.name);
+        if out.iter().any(|(name, _)| **name == *tenant.name) {
+            c.problem(&at, "it is there twice");
+        }
+        let connections = tenant.connections.unwrap_or(1000);
+        let limit = c.count(&format!("{at}: connections"), connections, MAX_CONNECTIONS);
+        out.push((tenant.name.as_str().into(), limit as u32));
+    }
+    out
+}
+
+fn backends(c: &mut Checker, backends: &[file::Backend], listen: &[SocketAddr]) -> Vec<Target> {
+    let mut out: Vec<Target> = Vec::new();
+    for backend in backends {
+        let at = format!("backend {:?}", backend.name);
+        c.name(&format!("{at}: name"), &backend.name);
+        if out.iter().any(|other| *other.name == *backend.name) {
+            c.problem(&at, "it is there twice; write its addresses in one list");
+        }
+        let at = format!("{at}: addresses");
+        if !(1..=MAX_ADDRESSES).contains(&backend.addresses.len()) {
+            c.problem(
+                &at,
+                format!(
+                    "{} of them: write 1 to {MAX_ADDRESSES}",
+                    backend.addresses.len()
+                ),
+            );
+        }
+        let mut addresses = Vec::new();
+        for text in &backend.addresses {
+            let Some(address) = c.address(&at, text) else {
+                continue;
+            };
+            if address.port() == 0 || address.ip().is_unspecified() {
+                c.problem(&at, format!("{address}: nobody can be reached there"));
+            }
+            let own = |l: &SocketAddr| {
+                *l == address || (address.ip().is_loopback() && covers(*l, address))
+            };
+            if listen.iter().any(own) {
+                c.problem(
+                    &at,
+                    format!("{address} is the gateway's own; connections would go round in it"),
+                );
+            }
+            if addresses.contains(&address) {
+                c.problem(&at, format!("{address} is there twice"));
+            }
+            addresses.push(address);
+        }
+        out.push(Target {
+            name: backend.name.as_str().into(),
+            addresses,
+            proxy: backend.proxy,
+        });
+    }
+    out
+}
+
+fn routes(
+    c: &mut Checker,
+    routes: Vec<file::Route>,
+    tenants: &[(Arc<str>, u32)],
+    backends: &[Target],
+) -> Table {
+    if routes.is_empty() {
+        c.problem(
+            "route",
+            "there is none, and every connection would be refused: write [[route]] with name or below, and backend",
+        );
+    }
+    let mut out = Vec::new();
+    for route in routes {
+        let written = match (route.name, route.below) {
+            (Some(name), None) => c
+                .dns_name(&format!("route {name:?}: name"), &name)
+                .map(Names::Exact),
+            (None, Some(name)) => c
+                .dns_name(&format!("route below {name:?}: below"), &name)
+                .map(Names::Below),
+            (name, _) => {
+                c.problem(
+                    format!("route {:?}", name.unwrap_or_default()),
+                    "write either name, for one server name, or below, for all that end in a dot and it",
+                );
+                None
+            }
+        };
+        // What else is wrong with it is told all the same.
+        let at = match &written {
+            Some(names) => format!("route {:?}", names.to_string()),
+            None => "route".to_owned(),
+        };
+        for (n, protocol) in route.protocols.iter().enumerate() {
+            if !(1..=255).contains(&protocol.len()) {
+                c.problem(
+                    format!("{at}: protocols"),
+                    format!("{protocol:?}: a protocol has 1 to 255 bytes (RFC 7301)"),
+                );
+            }
+            if route.protocols[..n].contains(protocol) {
+                c.problem(
+                    format!("{at}: protocols"),
+                    format!("{protocol:?} is there twice"),
+                );
+            }
+        }
+        let tenant = route.tenant.map(|tenant| {
+            let known = tenants.iter().find(|(name, _)| **name == *tenant);
+            if known.is_none() {
+                c.problem(
+                    format!("{at}: tenant"),
+                    format!("there is no tenant {tenant:?}; write [[tenant]] with that name"),
+                );
+            }
+            known.map_or_else(|| tenant.as_str().into(), |(name, _)| Arc::clone(name))
+        });
+        if !backends
+            .iter()
+            .any(|backend| *backend.name == *route.backend)
+        {
+            c.problem(
+                format!("{at}: backend"),
+                format!(
+                    "there is no backend {:?}; write [[backend]] with that name",
+                    route.backend
+                ),
+            );
+        }
+        if let Some(names) = written {
+            out.push(Route {
+                names,
+                protocols: route
+                    .protocols
+                    .into_iter()
+                    .map(String::into_bytes)
+                    .collect(),
+                tenant,
+                backend: route.backend.as_str().into(),
+            });
+        }
+    }
+    let named: Vec<Names> = out.iter().map(|route| route.names.clone()).collect();
+    Table::new(out).unwrap_or_else(|conflicts| {
+        for conflict in conflicts {
+            c.problem(
+                format!("route {:?}", named[conflict.second].to_string()),
+                format!(
+                    "route {} of the file is for the same hellos; leave one, or give them different protocols",
+                    conflict.first + 1
+                ),
+            );
+        }
+        Table::default()
+    })
+}

@@ -1,0 +1,74 @@
+//! The file as written. Unknown keys are refused: a misspelt one must not be silently without effect.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub gateway: Gateway,
+    #[serde(default)]
+    pub relay: Relay,
+    #[serde(default)]
+    pub limits: Limits,
+    #[serde(default)]
+    pub tenant: Vec<Tenant>,
+    #[serde(default)]
+    pub backend: Vec<Backend>,
+    #[serde(default)]
+    pub route: Vec<Route>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Gateway {
+    pub name: String,
+    pub listen: Option<Vec<String>>,
+    pub control_socket: Option<PathBuf>,
+    pub metrics: Option<String>,
+    pub drain: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Relay {
+    pub hello_timeout: Option<f64>,
+    pub dial_timeout: Option<f64>,
+    pub idle_timeout: Option<f64>,
+    pub way: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    pub connections: Option<i64>,
+    pub per_source: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tenant {
+    pub name: String,
+    pub connections: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Backend {
+    pub name: String,
+    pub addresses: Vec<String>,
+    #[serde(default)]
+    pub proxy: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Route {
+    pub name: Option<String>,
+    pub below: Option<String>,
+    #[serde(default)]
+    pub protocols: Vec<String>,
+    pub tenant: Option<String>,
+    pub backend: String,
+}

@@ -1,0 +1,323 @@
+use std::path::Path;
+
+use super::*;
+
+const GOOD: &str = r#"
+[gateway]
+name = "gw1"
+listen = ["192.0.2.1:6180", "[2001:db8::1]:6180"]
+metrics = "127.0.0.1:9180"
+[relay]
+hello_timeout = 0.5
+[[tenant]]
+name = "acme"
+connections = 100
+[[backend]]
+name = "director"
+addresses = ["198.51.100.5:443", "[2001:db8::5]:443"]
+proxy = true
+[[route]]
+name = "Director.example.net"
+backend = "director"
+[[route]]
+below = "acme.example.net"
+protocols = ["h2"]
+tenant = "acme"
+backend = "director"
+"#;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new("test.toml")).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_good_file_is_taken_with_its_defaults() {
+    let config = parse(GOOD).expect("good");
+    assert_eq!(config.times.hello, Duration::from_millis(500));
+    assert_eq!(config.times.dial, Duration::from_secs(3));
+    assert_eq!(config.times.idle, Duration::from_secs(600));
+    assert_eq!(config.drain, Duration::from_secs(30));
+    assert_eq!(
+        config.control_socket,
+        Path::new("/run/causeway/gateway.sock")
+    );
+    assert_eq!((config.connections, config.per_source), (None, 256));
+    assert!(config.spliced);
+    let plan = config.plan(77, 8);
+    assert_eq!(plan.limits.connections, 77);
+    assert_eq!(plan.tenants["acme"], 100);
+    assert!(plan.backends["director"].proxy);
+    let hello = |name: &str| hello_of(name);
+    let route = plan
+        .table
+        .find(&hello("director.example.net"))
+        .expect("a route");
+    assert_eq!(route.tenant, None);
+    let route = plan
+        .table
+        .find(&hello("x.acme.example.net"))
+        .expect("a route");
+    assert_eq!(route.tenant.as_deref(), Some("acme"));
+}
+
+fn hello_of(name: &str) -> crate::hello::Hello {
+    crate::hello::Hello {
+        name: Some(name.to_owned()),
+        protocols: vec![b"h2".to_vec()],
+        bytes: 0,
+    }
+}
+
+#[test]
+fn without_addresses_every_one_is_listened_on() {
+    let text = GOOD.replace(
+        "listen = [\"192.0.2.1:6180\", \"[2001:db8::1]:6180\"]\n",
+        "",
+    );
+    let config = parse(&text).expect("good");
+    let wanted: Vec<SocketAddr> = ["0.0.0.0:6180", "[::]:6180"]
+        .iter()
+        .map(|a| a.parse().expect("an address"))
+        .collect();
+    assert_eq!(config.listen, wanted);
+}
+
+#[test]
+fn each_mistake_is_named_with_its_place() {
+    for (from, to, message) in [
+        (
+            "name = \"gw1\"",
+            "name = \"GW 1\"",
+            "gateway.name: \"GW 1\" is not a name",
+        ),
+        (
+            "\"192.0.2.1:6180\"",
+            "\"192.0.2.1\"",
+            "gateway.listen: \"192.0.2.1\" is not an address and a port",
+        ),
+        (
+            "\"192.0.2.1:6180\"",
+            "\"[::ffff:192.0.2.1]:6180\"",
+            "write it as IPv4, 192.0.2.1",
+        ),
+        (
+            "\"192.0.2.1:6180\"",
+            "\"224.0.0.1:6180\"",
+            "is not the address of a machine",
+        ),
+        (
+            "\"192.0.2.1:6180\"",
+            "\"192.0.2.1:6180\", \"0.0.0.0:6180\"",
+            "0.0.0.0:6180 and 192.0.2.1:6180 are for the same connections",
+        ),
+        (
+            "listen = [\"192.0.2.1:6180\", \"[2001:db8::1]:6180\"]",
+            "listen = []",
+            "gateway.listen: an empty list",
+        ),
+        (
+            "127.0.0.1:9180",
+            "192.0.2.9:9180",
+            "gateway.metrics: 192.0.2.9:9180 is open to others",
+        ),
+        (
+            "\"192.0.2.1:6180\"",
+            "\"0.0.0.0:9180\"",
+            "gateway.metrics: 127.0.0.1:9180 is listened on for tenants",
+        ),
+        (
+            "[relay]",
+            "control_socket = \"gw.sock\"\n[relay]",
+            "gateway.control_socket: gw.sock is not absolute",
+        ),
+        (
+            "[relay]",
+            "drain = -1\n[relay]",
+            "gateway.drain: -1 seconds: write 0 to 86400",
+        ),
+        (
+            "hello_timeout = 0.5",
+            "hello_timeout = 0",
+            "relay.hello_timeout: 0 seconds: write 0.1 to 60",
+        ),
+        (
+            "hello_timeout = 0.5",
+            "hello_timeout = nan",
+            "relay.hello_timeout: NaN seconds",
+        ),
+        (
+            "hello_timeout = 0.5",
+            "way = \"teleport\"",
+            "relay.way: \"teleport\": write \"splice\" or \"copy\"",
+        ),
+        (
+            "[relay]",
+            "[limits]\nconnections = 0\n[relay]",
+            "limits.connections: 0: write 1 to 1048576",
+        ),
+        (
+            "[relay]",
+            "[limits]\nper_source = -3\n[relay]",
+            "limits.per_source: -3: write 1 to",
+        ),
+        (
+            "connections = 100",
+            "connections = 0",
+            "tenant \"acme\": connections: 0: write 1",
+        ),
+        (
+            "[[backend]]",
+            "[[tenant]]\nname = \"acme\"\n[[backend]]",
+            "tenant \"acme\": it is there twice",
+        ),
+        (
+            "name = \"director\"",
+            "name = \"\"",
+            "backend \"\": name: \"\" is not a name",
+        ),
+        (
+            "[[route]]\nname",
+            "[[backend]]\nname = \"director\"\naddresses = [\"192.0.2.7:1\"]\n[[route]]\nname",
+            "backend \"director\": it is there twice",
+        ),
+        (
+            "\"198.51.100.5:443\", \"[2001:db8::5]:443\"",
+            "",
+            "backend \"director\": addresses: 0 of them: write 1 to 16",
+        ),
+        (
+            "198.51.100.5:443",
+            "198.51.100.5:0",
+            "198.51.100.5:0: nobody can be reached there",
+        ),
+        (
+            "198.51.100.5:443",
+            "0.0.0.0:443",
+            "0.0.0.0:443: nobody can be reached there",
+        ),
+        (
+            "198.51.100.5:443",
+            "192.0.2.1:6180",
+            "192.0.2.1:6180 is the gateway's own",
+        ),
+        (
+            "[2001:db8::5]:443",
+            "198.51.100.5:443",
+            "198.51.100.5:443 is there twice",
+        ),
+        (
+            "Director.example.net",
+            "*.example.net",
+            "route \"*.example.net\": name: \"*.example.net\" is not a DNS name",
+        ),
+        ("Director.example.net", "192.0.2.1", "is not a DNS name"),
+        (
+            "name = \"Director.example.net\"",
+            "",
+            "route \"\": write either name",
+        ),
+        (
+            "below = ",
+            "name = \"x.example\"\nbelow = ",
+            "route \"x.example\": write either name",
+        ),
+        (
+            "protocols = [\"h2\"]",
+            "protocols = [\"\"]",
+            "route \"*.acme.example.net\": protocols: \"\": a protocol has 1",
+        ),
+        (
+            "protocols = [\"h2\"]",
+            "protocols = [\"a\", \"a\"]",
+            "protocols: \"a\" is there twice",
+        ),
+        (
+            "tenant = \"acme\"",
+            "tenant = \"acne\"",
+            "route \"*.acme.example.net\": tenant: there is no tenant \"acne\"",
+        ),
+        (
+            "tenant = \"acme\"\nbackend = \"director\"",
+            "backend = \"dire\"",
+            "route \"*.acme.example.net\": backend: there is no backend \"dire\"",
+        ),
+        (
+            "[[route]]\nbelow",
+            "[[route]]\nname = \"director.EXAMPLE.net\"\nbackend = \"director\"\n[[route]]\nbelow",
+            "route \"director.example.net\": route 1 of the file is for the same hellos",
+        ),
+        (
+            "hello_timeout",
+            "helo_timeout",
+            "unknown field `helo_timeout`",
+        ),
+    ] {
+        assert!(GOOD.contains(from), "{from}");
+        let error = parse(&GOOD.replacen(from, to, 1)).expect_err(to);
+        assert!(error.contains(message), "{to}: {error}");
+        assert!(error.starts_with("test.toml: "), "{error}");
+    }
+    let no_route = &GOOD[..GOOD.find("[[route]]").expect("a route")];
+    let error = parse(no_route).expect_err("no route");
+    assert!(error.contains("route: there is none"), "{error}");
+    let long = GOOD.replace(
+        "[relay]",
+        &format!("control_socket = \"/{}\"\n[relay]", "x".repeat(107)),
+    );
+    let error = parse(&long).expect_err("too long");
+    assert!(
+        error.contains("108 bytes: a socket's path has 107 at most"),
+        "{error}"
+    );
+    let wild = GOOD
+        .replace("192.0.2.1:6180", "0.0.0.0:6180")
+        .replace("198.51.100.5:443", "127.0.0.1:6180");
+    let error = parse(&wild).expect_err("round and round");
+    assert!(
+        error.contains("127.0.0.1:6180 is the gateway's own"),
+        "{error}"
+    );
+}
+
+#[test]
+fn every_problem_is_listed_at_once() {
+    let text = GOOD
+        .replace("name = \"gw1\"", "name = \"GW\"")
+        .replace("127.0.0.1:9180", "nowhere")
+        .replace("tenant = \"acme\"", "tenant = \"none\"");
+    let error = parse(&text).expect_err("three");
+    assert!(
+        error.starts_with("test.toml: 3 problems:\n  - gateway.name: "),
+        "{error}"
+    );
+    assert_eq!(error.lines().count(), 4, "{error}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = Config::load(Path::new("/nowhere/gw.toml")).expect_err("none");
+    assert!(
+        error
+            .to_string()
+            .starts_with("cannot read /nowhere/gw.toml: ")
+    );
+}
+
+#[test]
+fn the_documented_file_is_good() {
+    let page = include_str!("../../../docs/gateway.md");
+    let file = page
+        .split("```")
+        .nth(1)
+        .and_then(|f| f.strip_prefix("toml"));
+    let file = file.expect("a file");
+    let config = parse(file).expect("good");
+    assert_eq!((config.tenants.len(), config.backends.len()), (1, 2));
+    // What is said to be the default is it.
+    let bare = parse(&GOOD.replace("hello_timeout = 0.5", "")).expect("good");
+    assert_eq!((config.times, config.drain), (bare.times, bare.drain));
+    assert_eq!(config.per_source, bare.per_source);
+    let spelled = parse(&file.replace("\n# ", "\n")).expect("good");
+    assert_eq!(spelled.listen, config.listen);
+    assert_eq!(spelled.control_socket, config.control_socket);
+}

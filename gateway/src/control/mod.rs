@@ -1,0 +1,99 @@
+//! The control socket: one JSON request a line, one JSON reply a line, for root and whoever runs the gateway.
+
+pub mod client;
+pub mod render;
+pub mod server;
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// Longest request or reply, bytes.
+pub const MAX_LINE: u64 = 16 << 20;
+
+/// What may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Everything the gateway knows of itself.
+    Status,
+    /// Read the configuration file again.
+    Reload,
+    /// Take no more connections, and stop when those that are there have ended.
+    Drain,
+}
+
+/// Why a request was refused. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Stable, for programs: `bad-request`, `invalid`, `internal`.
+    pub code: String,
+    /// For people: what is wrong and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal.
+    #[must_use]
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self {
+            code: code.to_owned(),
+            message: message.into(),
+        }
+    }
+}
+
+/// A reply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// It was done; this is how the gateway is now.
+    Ok(Box<Status>),
+    /// It was refused.
+    Error(Refusal),
+}
+
+/// What a gateway says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Where it listens for tenants.
+    pub listen: Vec<SocketAddr>,
+    /// Where it serves metrics.
+    pub metrics: Option<SocketAddr>,
+    /// Whether it takes no more connections.
+    pub draining: bool,
+    /// Connections now, those that are being opened included.
+    pub connections: usize,
+    /// How many there may be.
+    pub limit: usize,
+    /// Connections that came since it runs.
+    pub accepted: u64,
+    /// Of them those that were not relayed, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Relayed connections that ended, by how.
+    pub ended: BTreeMap<String, u64>,
+    /// The configured tenants, in order; and last, without a name, what is nobody's in particular.
+    pub tenants: Vec<TenantStatus>,
+}
+
+/// What it says of a tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantStatus {
+    /// Its name.
+    pub name: String,
+    /// Connections that are relayed now.
+    pub connections: u64,
+    /// How many there may be; `None`: only the limits of all.
+    pub limit: Option<u32>,
+    /// Connections that were relayed since it runs.
+    pub relayed: u64,
+    /// Bytes from its clients.
+    pub bytes_up: u64,
+    /// Bytes to its clients.
+    pub bytes_down: u64,
+}

@@ -1,0 +1,350 @@
+//! The gateway as a process: its files, signals and sockets.
+//!
+//! ```text
+//!   SIGHUP, reload ─▶ file ─▶ checked whole ─▶ listeners ─▶ in force; else all stays as it is
+//!   SIGTERM, drain ─▶ no more connections ─▶ the last has ended, or gateway.drain has passed ─▶ stop
+//!                                            again SIGTERM ─▶ stop at once
+//! ```
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use prometheus_client::registry::Registry;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    config::{self, Config},
+    control::{Refusal, Reply, Request, Status, TenantStatus, server},
+    metrics,
+    notify::Notifier,
+    relay::{
+        self, Refused, Relay,
+        carry::End,
+        counters::{Reason, Tenant},
+    },
+};
+
+/// Open files beside connections: listeners, control, the runtime's own.
+const OTHER_FILES: usize = 128;
+/// Pipes that there is always room for, two open files each.
+const PIPES: usize = 64;
+/// Pipes at most: more bytes than in so many are not on the way at once.
+const MAX_PIPES: usize = 1 << 14;
+
+/// Why the gateway does not run, or a new configuration is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The addresses.
+    #[error(transparent)]
+    Relay(#[from] relay::Error),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] server::Error),
+    /// The metrics' address.
+    #[error("cannot serve metrics on {address}: {source}; write another gateway.metrics")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// More connections than files can be open.
+    #[error(
+        "limits.connections: {wanted} need {} open files, and {files} are allowed: write {} at most, or raise the limit \
+         (systemd: LimitNOFILE=)", files_of(*wanted), connections_of(*files)
+    )]
+    Files {
+        /// Connections.
+        wanted: usize,
+        /// Open files.
+        files: usize,
+    },
+    /// What is taken at the start only.
+    #[error("{key} cannot be changed while the gateway runs; restart it, or write {running} again")]
+    Fixed {
+        /// The key.
+        key: &'static str,
+        /// What runs.
+        running: String,
+    },
+    /// Signals could not be asked for, or the limit of open files.
+    #[error("{operation}: {source}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// What so many connections need at least.
+const fn files_of(connections: usize) -> usize {
+    (connections + PIPES) * 2 + OTHER_FILES
+}
+
+/// What so many files are enough for at most.
+const fn connections_of(files: usize) -> usize {
+    files.saturating_sub(PIPES * 2 + OTHER_FILES) / 2
+}
+
+/// Metrics that are served.
+struct Served {
+    wanted: SocketAddr,
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Daemon {
+    path: PathBuf,
+    config: Config,
+    relay: Relay,
+    registry: Arc<Registry>,
+    served: Option<Served>,
+    /// Open files that are allowed.
+    files: usize,
+    notifier: Notifier,
+    /// When it stops, if it drains.
+    stop: Option<Instant>,
+}
+
+/// Runs until it is told to stop and has drained.
+///
+/// # Errors
+/// When it cannot start.
+pub async fn run(path: &Path) -> Result<(), Error> {
+    let config = Config::load(path)?;
+    let files = open_files()?;
+    let (connections, pipes) = shares(&config, files)?;
+    let system = |operation| move |source| Error::System { operation, source };
+    let mut hangup = signal(SignalKind::hangup()).map_err(system("wait for SIGHUP"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("wait for SIGINT"))?;
+    let socket = server::bind(&config.control_socket)?;
+    let relay = Relay::start(config.plan(connections, pipes))?;
+    let mut registry = Registry::default();
+    relay.counters().register(&mut registry);
+    let mut daemon = Daemon {
+        path: path.to_owned(),
+        served: None,
+        config,
+        relay,
+        registry: Arc::new(registry),
+        files,
+        notifier: Notifier::from_env(),
+        stop: None,
+    };
+    daemon.served = daemon.serve(daemon.config.metrics).await?;
+    let (sender, mut calls) = mpsc::channel(16);
+    tokio::spawn(server::serve(socket, sender));
+    daemon.notifier.send("READY=1");
+    tracing::info!(name = daemon.config.name, connections, "running");
+    loop {
+        let stop = daemon.stop;
+        tokio::select! {
+            _ = hangup.recv() => daemon.reload_for_signal().await,
+            _ = terminate.recv() => if !daemon.drain() { break },
+            _ = interrupt.recv() => if !daemon.drain() { break },
+            Some((request, reply)) = calls.recv() => {
+                let answer = daemon.answer(request).await;
+                // Whoever asked may be gone.
+                let _ = reply.send(answer);
+            }
+            () = daemon.relay.empty(), if stop.is_some() => break,
+            () = sleep_until(stop.unwrap_or_else(Instant::now)), if stop.is_some() => break,
+        }
+    }
+    daemon.notifier.send("STOPPING=1");
+    tracing::info!(connections = daemon.relay.connections(), "stopped");
+    // Nobody answers there any more.
+    if let Err(error) = std::fs::remove_file(&daemon.config.control_socket) {
+        tracing::warn!(%error, "the control socket could not be removed");
+    }
+    Ok(())
+}
+
+/// Raises the limit of open files as far as it may be; how many are allowed.
+fn open_files() -> Result<usize, Error> {
+    let system = |operation| {
+        move |errno: nix::Error| Error::System {
+            operation,
+            source: errno.into(),
+        }
+    };
+    let (soft, hard) =
+        getrlimit(Resource::RLIMIT_NOFILE).map_err(system("ask how many files may be open"))?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+            .map_err(system("raise the limit of open files"))?;
+    }
+    Ok(usize::try_from(hard).unwrap_or(usize::MAX))
+}
+
+/// How many connections and how many pipes there may be with so many open files.
+fn shares(config: &Config, files: usize) -> Result<(usize, usize), Error> {
+    let most = connections_of(files);
+    let connections = match config.connections {
+        // A quarter of what is left for pipes, as both ways of a busy connection have one.
+        None => (most - most / 4).max(1),
+        Some(wanted) if wanted <= most => wanted,
+        Some(wanted) => return Err(Error::Files { wanted, files }),
+    };
+    let left = files.saturating_sub(OTHER_FILES + connections * 2) / 2;
+    let pipes = if config.spliced {
+        left.min(MAX_PIPES)
+    } else {
+        0
+    };
+    Ok((connections, pipes))
+}
+
+impl Daemon {
+    async fn answer(&mut self, request: Request) -> Reply {
+        match request {
+            Request::Status => {}
+            Request::Reload => {
+                if let Err(error) = self.reload().await {
+                    return Reply::Error(Refusal::new("invalid", error.to_string()));
+                }
+            }
+            Request::Drain => {
+                self.drain();
+            }
+        }
+        Reply::Ok(Box::new(self.status()))
+    }
+
+    async fn reload_for_signal(&mut self) {
+        if let Err(error) = self.reload().await {
+            tracing::error!(%error, "the new configuration is refused; the old one stays in force");
+        }
+    }
+
+    /// Takes the file again, whole or not at all.
+    async fn reload(&mut self) -> Result<(), Error> {
+        if self.relay.is_draining() {
+            return Err(relay::Error::Draining.into());
+        }
+        let config = Config::load(&self.path)?;
+        if config.control_socket != self.config.control_socket {
+            return Err(Error::Fixed {
+                key: "gateway.control_socket",
+                running: self.config.control_socket.display().to_string(),
+            });
+        }
+        let (connections, pipes) = shares(&config, self.files)?;
+        let kept = self.served.as_ref().map(|s| s.wanted) == config.metrics;
+        let served = if kept {
+            None
+        } else {
+            self.serve(config.metrics).await?
+        };
+        self.relay.replan(config.plan(connections, pipes))?;
+        if !kept {
+            self.served = served;
+        }
+        self.config = config;
+        tracing::info!(connections, "a new configuration is in force");
+        Ok(())
+    }
+
+    async fn serve(&self, address: Option<SocketAddr>) -> Result<Option<Served>, Error> {
+        let Some(wanted) = address else {
+            return Ok(None);
+        };
+        let failed = |source| Error::Metrics {
+            address: wanted,
+            source,
+        };
+        let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        tracing::info!(%address, "metrics");
+        let task = tokio::spawn(metrics::serve(listener, Arc::clone(&self.registry)));
+        Ok(Some(Served {
+            wanted,
+            address,
+            task,
+        }))
+    }
+
+    /// Takes no more connections; false when that was so already.
+    fn drain(&mut self) -> bool {
+        if self.stop.is_some() {
+            return false;
+        }
+        let patience: Duration = self.config.drain;
+        self.relay.drain();
+        self.stop = Some(Instant::now() + patience);
+        self.notifier.send("STATUS=draining");
+        tracing::info!(
+            connections = self.relay.connections(),
+            seconds = patience.as_secs_f64(),
+            "draining"
+        );
+        true
+    }
+
+    fn status(&self) -> Status {
+        let counters = self.relay.counters();
+        let count = |family: &prometheus_client::metrics::family::Family<Reason, _>, reason| {
+            let counter: prometheus_client::metrics::counter::Counter =
+                family.get_or_create_owned(&Reason { reason });
+            (reason.to_owned(), counter.get())
+        };
+        let named = self.config.tenants.iter().map(|(n, l)| (&**n, Some(*l)));
+        let tenants = named.chain([("", None)]).map(|(name, limit)| {
+            let label = Tenant {
+                tenant: name.to_owned(),
+            };
+            let traffic = counters.traffic(name);
+            let open = counters.open.get_or_create_owned(&label).get();
+            TenantStatus {
+                name: name.to_owned(),
+                connections: u64::try_from(open).unwrap_or(0),
+                limit,
+                relayed: counters.relayed.get_or_create_owned(&label).get(),
+                bytes_up: traffic.up.get(),
+                bytes_down: traffic.down.get(),
+            }
+        });
+        Status {
+            name: self.config.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            listen: self.relay.addresses(),
+            metrics: self.served.as_ref().map(|s| s.address),
+            draining: self.relay.is_draining(),
+            connections: self.relay.connections(),
+            limit: shares(&self.config, self.files).map_or(0, |(connections, _)| connections),
+            accepted: counters.accepted.get(),
+            refused: Refused::REASONS
+                .into_iter()
+                .map(|reason| count(&counters.refused, reason))
+                .collect(),
+            ended: End::ALL
+                .into_iter()
+                .map(|end| count(&counters.ended, end.name()))
+                .collect(),
+            tenants: tenants.collect(),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The cloud gateway: the only address that tenants know.
+//!
+//! For: relaying what comes to its one port to the backend that the client's own TLS hello names. Never: a
+//! tenant's key, a byte of plaintext, a word to somebody who has not said whom he wants.
+//!
+//! ```text
+//!   client ──TCP──▶ relay: hello ─▶ name, ALPN ─▶ route ─▶ backend, its own TLS end
+//!
+//!   a tenant's end ─▶ pool: which gateway, and when another
+//! ```
+//!
+//! `hello`, `pool` and `relay::route` touch no socket and no clock.
+
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod hello;
+pub mod metrics;
+pub mod notify;
+pub mod pool;
+pub mod relay;

@@ -1,0 +1,127 @@
+//! `causeway-gateway`: the daemon, and what an operator says to it.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use gateway::{
+    config::Config,
+    control::{Request, client, render},
+    daemon,
+};
+
+/// The cloud gateway of Causeway: one port for all that tenants send.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// Control socket of the gateway to talk to.
+    #[arg(
+        long,
+        global = true,
+        env = "CAUSEWAY_GATEWAY_SOCKET",
+        default_value = "/run/causeway/gateway.sock"
+    )]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway.
+    Run {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Check a configuration file and say everything that is wrong with it.
+    Check {
+        /// Configuration file.
+        file: PathBuf,
+    },
+    /// Show what the gateway is doing.
+    Status {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read the configuration file again; a bad one leaves the running one in force.
+    Reload,
+    /// Take no more connections, and stop when those that are there have ended.
+    Drain,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("causeway-gateway: {}", said(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its causes, each said once: many of ours name their cause themselves.
+fn said(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Run { config } => {
+            tracing_subscriber::fmt()
+                .with_env_filter(
+                    tracing_subscriber::EnvFilter::try_from_env("CAUSEWAY_LOG")
+                        .unwrap_or_else(|_| "info".into()),
+                )
+                .with_writer(std::io::stderr)
+                .with_ansi(false)
+                .init();
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .context("start the runtime")?
+                .block_on(daemon::run(&config))?;
+        }
+        Command::Check { file } => {
+            let config = Config::load(&file)?;
+            println!(
+                "{}: good: {} tenants, {} backends",
+                file.display(),
+                config.tenants.len(),
+                config.backends.len()
+            );
+        }
+        Command::Status { json } => {
+            let status = client::ask(&cli.socket, Request::Status)?;
+            if json {
+                println!(
+                    "{}",
+                    serde_json::to_string(&status).context("write the status")?
+                );
+            } else {
+                print!("{}", render::status(&status));
+            }
+        }
+        Command::Reload => {
+            client::ask(&cli.socket, Request::Reload)?;
+            println!("reloaded");
+        }
+        Command::Drain => {
+            let status = client::ask(&cli.socket, Request::Drain)?;
+            println!(
+                "{}: draining; {} connections are left",
+                status.name, status.connections
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! Opens a connection: from the first byte of a client to a backend that has its hello.
+
+use std::{io, net::SocketAddr, sync::atomic::Ordering, time::Duration};
+
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    Backend, Plan,
+    counters::{Backend as BackendLabel, Counters, label},
+    limits::{Full, Place},
+    proxy,
+    route::NoRoute,
+};
+use crate::hello::{self, Hello, Progress, Reader};
+
+/// Bytes of a hello that are read at once.
+const READ: usize = 4096;
+
+/// Why a connection is not relayed.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// A limit.
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// It ended before its first byte.
+    #[error("it ended before a byte came")]
+    NoHello,
+    /// It ended within its hello.
+    #[error("it ended within its hello")]
+    CutHello,
+    /// The hello did not come in time.
+    #[error("its hello was not whole in time")]
+    SlowHello,
+    /// The hello is none.
+    #[error(transparent)]
+    Hello(#[from] hello::Refusal),
+    /// Nobody is meant.
+    #[error(transparent)]
+    NoRoute(#[from] NoRoute),
+    /// The backend did not answer at any of its addresses, or took no hello.
+    #[error("backend {backend:?} is not reached: {source}")]
+    Unreachable {
+        /// Its name.
+        backend: String,
+        /// What the last address said.
+        source: io::Error,
+    },
+}
+
+impl Refused {
+    /// Every reason there is.
+    pub const REASONS: [&'static str; 19] = [
+        "limit-gateway",
+        "limit-source",
+        "limit-tenant",
+        "hello-none",
+        "hello-cut",
+        "hello-slow",
+        "not-tls",
+        "record-version",
+        "record-length",
+        "not-a-hello",
+        "hello-too-long",
+        "bytes-after-hello",
+        "hello-malformed",
+        "extension-twice",
+        "server-name-malformed",
+        "no-server-name",
+        "no-route",
+        "no-protocol",
+        "backend-unreachable",
+    ];
+
+    /// For counters and logs; never changes its meaning.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Full(Full::Gateway) => "limit-gateway",
+            Self::Full(Full::Source) => "limit-source",
+            Self::Full(Full::Tenant) => "limit-tenant",
+            Self::NoHello => "hello-none",
+            Self::CutHello => "hello-cut",
+            Self::SlowHello => "hello-slow",
+            Self::Hello(refusal) => refusal.reason(),
+            Self::NoRoute(NoRoute::NoName) => "no-server-name",
+            Self::NoRoute(NoRoute::Name) => "no-route",
+            Self::NoRoute(NoRoute::Protocol) => "no-protocol",
+            Self::Unreachable { .. } => "backend-unreachable",
+        }
+    }
+
+    /// What the client is told: a fatal alert (RFC 8446 section 6), so that it need not guess. Nothing, if it has
+    /// not shown that it speaks TLS.
+    const fn alert(&self) -> Option<u8> {
+        match self {
+            // internal_error
+            Self::Full(Full::Tenant) | Self::Unreachable { .. } => Some(80),
+            // unrecognized_name
+            Self::NoRoute(NoRoute::NoName | NoRoute::Name) => Some(112),
+            // no_application_protocol
+            Self::NoRoute(NoRoute::Protocol) => Some(120),
+            Self::Hello(refusal) => match refusal {
+                hello::Refusal::NotTls { .. }
+                | hello::Refusal::Version { .. }
+                | hello::Refusal::RecordLength { .. }
+                | hello::Refusal::NotHello { .. } => None,
+                // decode_error
+                hello::Refusal::TooLong
+                | hello::Refusal::Trailing { .. }
+                | hello::Refusal::Malformed { .. } => Some(50),
+                // illegal_parameter
+                hello::Refusal::Twice { .. } | hello::Refusal::Name => Some(47),
+            },
+            Self::Full(Full::Gateway | Full::Source)
+            | Self::NoHello
+            | Self::CutHello
+            | Self::SlowHello => None,
+        }
+    }
+}
+
+/// A backend that has a client's hello.
+pub(super) struct Opened {
+    pub backend: TcpStream,
+    /// Whose connection it is, for counters.
+    pub tenant: String,
+    /// Bytes from the client that the backend has.
+    pub bytes: usize,
+}
+
+/// Opens; a client that is refused is told why, where it speaks TLS.
+pub(super) async fn open(
+    client: &TcpStream,
+    (from, to): (SocketAddr, SocketAddr),
+    place: &mut Place,
+    plan: &Plan,
+    counters: &Counters,
+) -> Result<Opened, Refused> {
+    let opened = opened(client, (from, to), place, plan, counters).await;
+    if let Err(refused) = &opened
+        && let Some(number) = refused.alert()
+    {
+        // It fits into any socket that has not been written to; a client that is gone need not know.
+        let _ = client.try_write(&[21, 3, 3, 0, 2, 2, number]);
+    }
+    opened
+}
+
+async fn opened(
+    client: &TcpStream,
+    (from, to): (SocketAddr, SocketAddr),
+    place: &mut Place,
+    plan: &Plan,
+    counters: &Counters,
+) -> Result<Opened, Refused> {
+    let (hello, bytes) = read(client, plan.times.hello).await?;
+    let route = plan.table.find(&hello)?;
+    if let Some(tenant) = &route.tenant {
+        let limit = plan.tenants.get(tenant).copied().unwrap_or(u32::MAX);
+        place.give(tenant, limit)?;
+    }
+    let unreachable = |source| Refused::Unreachable {
+        backend: (*route.backend).to_owned(),
+        source,
+    };
+    let Some(backend) = plan.backends.get(&route.backend) else {
+        return Err(unreachable(io::ErrorKind::NotFound.into()));
+    };
+    let stream = dial(backend, plan.times.dial, || {
+        let backend = (*route.backend).to_owned();
+        counters
+            .dial_failures
+            .get_or_create(&BackendLabel { backend })
+            .inc();
+    })
+    .await
+    .map_err(unreachable)?;
+    let mut first = if backend.proxy {
+        proxy::header(from, to, hello.name.as_deref().unwrap_or_default())
+    } else {
+        Vec::new()
+    };
+    first.extend_from_slice(&bytes);
+    timeout(plan.times.dial, write(&stream, &first))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(unreachable)?;
+    Ok(Opened {
+        backend: stream,
+        tenant: label(route.tenant.as_ref()).to_owned(),
+        bytes: bytes.len(),
+    })
+}
+
+/// The hello, and all that came with it.
+async fn read(client: &TcpStream, patience: Duration) -> Result<(Hello, Vec<u8>), Refused> {
+    let end = Instant::now() + patience;
+    let mut reader = Reader::new();
+    loop {
+        match timeout_at(end, client.readable()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(cut(&reader)),
+            Err(_) => return Err(Refused::SlowHello),
+        }
+        if let Some(hello) = more(client, &mut reader)? {
+            return Ok((hello, reader.into_bytes()));
+        }
+    }
+}
+
+/// Reads what is there.
+fn more(client: &TcpStream, reader: &mut Reader) -> Result<Option<Hello>, Refused> {
+    let mut bytes = [0; READ];
+    // There is an answer before there is no more room.
+    let room = reader.room().clamp(1, READ);
+    match client.try_read(&mut bytes[..room]) {
+        Ok(0) => Err(cut(reader)),
+        Ok(read) => match reader.feed(&bytes[..read])? {
+            Progress::More => Ok(None),
+            Progress::Hello(hello) => Ok(Some(hello)),
+        },
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(_) => Err(cut(reader)),
+    }
+}
+
+fn cut(reader: &Reader) -> Refused {
+    if reader.is_empty() {
+        Refused::NoHello
+    } else {
+        Refused::CutHello
+    }
+}
+
+/// Connects to the first address that answers, beginning with the one that last did.
+async fn dial(backend: &Backend, patience: Duration, failed: impl Fn()) -> io::Result<TcpStream> {
+    let count = backend.addresses.len();
+    let first = backend.last.load(Ordering::Relaxed);
+    let mut error = io::ErrorKind::AddrNotAvailable.into();
+    for n in 0..count {
+        let at = (first + n) % count;
+        let address = backend.addresses[at];
+        let dialed = timeout(patience, TcpStream::connect(address))
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        match dialed {
+            Ok(stream) => {
+                backend.last.store(at, Ordering::Relaxed);
+                super::prepare(&stream);
+                return Ok(stream);
+            }
+            Err(source) => {
+                tracing::debug!(%address, error = %source, "a backend's address is not reached");
+                failed();
+                error = source;
+            }
+        }
+    }
+    Err(error)
+}
+
+async fn write(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        to.writable().await?;
+        match to.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,244 @@
+//! Which backend a hello is for.
+//!
+//! The most specific name that has a route for the hello wins: the name itself, then the nearest name above it that
+//! has routes for everything below. Of the routes of one name the one for the first of the client's protocols
+//! that has one, then the one for any protocol.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use crate::hello::Hello;
+
+/// Names that a route is for, in lower case.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Names {
+    /// This one.
+    Exact(String),
+    /// Every one that ends in a dot and this.
+    Below(String),
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Below(name) => write!(f, "*.{name}"),
+        }
+    }
+}
+
+/// Leads hellos to a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Of which names.
+    pub names: Names,
+    /// Of clients that offer one of these protocols (ALPN); empty: of all.
+    pub protocols: Vec<Vec<u8>>,
+    /// Whose connections they are; `None`: nobody's in particular.
+    pub tenant: Option<Arc<str>>,
+    /// The backend's name.
+    pub backend: Arc<str>,
+}
+
+/// Two routes for one hello; their places in what was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The first.
+    pub first: usize,
+    /// The second.
+    pub second: usize,
+}
+
+/// All routes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    exact: HashMap<String, Vec<Route>>,
+    below: HashMap<String, Vec<Route>>,
+}
+
+/// Why there is no backend for a hello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoRoute {
+    /// It names nobody.
+    #[error("the hello names no server; connect by a name, not by an address")]
+    NoName,
+    /// No route has its name.
+    #[error("no route has the hello's server name")]
+    Name,
+    /// Routes have its name, for other protocols.
+    #[error("no route of the hello's server name is for a protocol that it offers")]
+    Protocol,
+}
+
+impl Table {
+    /// Of these routes.
+    ///
+    /// # Errors
+    /// Every pair of them that one hello could be for without either being the more specific.
+    pub fn new(routes: Vec<Route>) -> Result<Self, Vec<Conflict>> {
+        let mut conflicts = Vec::new();
+        for (second, b) in routes.iter().enumerate() {
+            for (first, a) in routes[..second].iter().enumerate() {
+                let both = match (a.protocols.is_empty(), b.protocols.is_empty()) {
+                    (true, true) => true,
+                    (false, false) => a.protocols.iter().any(|p| b.protocols.contains(p)),
+                    (true, false) | (false, true) => false,
+                };
+                if both && a.names == b.names {
+                    conflicts.push(Conflict { first, second });
+                }
+            }
+        }
+        if !conflicts.is_empty() {
+            return Err(conflicts);
+        }
+        let mut table = Self::default();
+        for route in routes {
+            let (map, name) = match &route.names {
+                Names::Exact(name) => (&mut table.exact, name),
+                Names::Below(name) => (&mut table.below, name),
+            };
+            map.entry(name.clone()).or_default().push(route);
+        }
+        Ok(table)
+    }
+
+    /// The route of a hello.
+    ///
+    /// # Errors
+    /// [`NoRoute`].
+    pub fn find(&self, hello: &Hello) -> Result<&Route, NoRoute> {
+        let name = hello.name.as_deref().ok_or(NoRoute::NoName)?;
+        let mut refusal = NoRoute::Name;
+        let parents = name.match_indices('.').map(|(at, _)| &name[at + 1..]);
+        let below = parents.filter_map(|parent| self.below.get(parent));
+        for routes in self.exact.get(name).into_iter().chain(below) {
+            if let Some(route) = of_protocol(routes, &hello.protocols) {
+                return Ok(route);
+            }
+            refusal = NoRoute::Protocol;
+        }
+        Err(refusal)
+    }
+}
+
+fn of_protocol<'a>(routes: &'a [Route], offered: &[Vec<u8>]) -> Option<&'a Route> {
+    let named = offered
+        .iter()
+        .find_map(|protocol| routes.iter().find(|r| r.protocols.contains(protocol)));
+    named.or_else(|| routes.iter().find(|r| r.protocols.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::{collection::vec, prelude::*};
+
+    fn route(names: &str, protocols: &[&str], backend: &str) -> Route {
+        Route {
+            names: match names.strip_prefix("*.") {
+                Some(name) => Names::Below(name.to_owned()),
+                None => Names::Exact(names.to_owned()),
+            },
+            protocols: protocols.iter().map(|p| p.as_bytes().to_vec()).collect(),
+            tenant: None,
+            backend: backend.into(),
+        }
+    }
+
+    fn hello(name: Option<&str>, protocols: &[&str]) -> Hello {
+        Hello {
+            name: name.map(str::to_owned),
+            protocols: protocols.iter().map(|p| p.as_bytes().to_vec()).collect(),
+            bytes: 0,
+        }
+    }
+
+    #[test]
+    fn the_most_specific_route_wins() {
+        let table = Table::new(vec![
+            route("*.example", &[], "all"),
+            route("*.acme.example", &[], "acme"),
+            route("*.acme.example", &["h2", "x"], "acme-h2"),
+            route("d.acme.example", &[], "director"),
+            route("p.acme.example", &["x"], "x"),
+            route("p.acme.example", &["y"], "y"),
+        ])
+        .expect("no conflict");
+        for (name, protocols, wanted) in [
+            (Some("b.example"), &["h2"][..], Ok("all")),
+            (Some("a.b.c.example"), &[], Ok("all")),
+            (Some("acme.example"), &[], Ok("all")),
+            (Some("q.acme.example"), &[], Ok("acme")),
+            (Some("q.acme.example"), &["z"], Ok("acme")),
+            (Some("q.acme.example"), &["z", "h2"], Ok("acme-h2")),
+            (Some("r.q.acme.example"), &["x"], Ok("acme-h2")),
+            (Some("d.acme.example"), &["h2"], Ok("director")),
+            (Some("p.acme.example"), &["y", "x"], Ok("y")),
+            (Some("p.acme.example"), &["x", "y"], Ok("x")),
+            // No route of its own is for the protocol: one above it is.
+            (Some("p.acme.example"), &["h2"], Ok("acme-h2")),
+            (Some("p.acme.example"), &[], Ok("acme")),
+            (Some("example"), &[], Err(NoRoute::Name)),
+            (Some("notacme.exampl"), &[], Err(NoRoute::Name)),
+            (None, &["h2"], Err(NoRoute::NoName)),
+        ] {
+            let found = table.find(&hello(name, protocols));
+            assert_eq!(found.map(|r| &*r.backend), wanted, "{name:?} {protocols:?}");
+        }
+        let table = Table::new(vec![route("a", &["x"], "x")]).expect("no conflict");
+        assert_eq!(
+            table.find(&hello(Some("a"), &["y"])),
+            Err(NoRoute::Protocol)
+        );
+    }
+
+    #[test]
+    fn two_routes_for_one_hello_are_told() {
+        let conflicts = Table::new(vec![
+            route("a", &[], "1"),
+            route("a", &["x"], "2"),
+            route("*.a", &[], "3"),
+            route("a", &["y", "x"], "4"),
+            route("a", &[], "5"),
+        ])
+        .expect_err("conflicts");
+        let pair = |first, second| Conflict { first, second };
+        assert_eq!(conflicts, [pair(1, 3), pair(0, 4)]);
+    }
+
+    proptest! {
+        /// Against looking at every route.
+        #[test]
+        fn the_table_agrees_with_a_search(
+            routes in vec(("(\\*\\.)?[ab](\\.[ab]){0,2}", vec("[xy]", 0..2)), 0..12),
+            name in "[ab](\\.[ab]){0,3}",
+            offered in vec("[xyz]", 0..3),
+        ) {
+            let mut kept: Vec<Route> = Vec::new();
+            for (n, (names, protocols)) in routes.iter().enumerate() {
+                let protocols: Vec<&str> = protocols.iter().map(String::as_str).collect();
+                let mut with = kept.clone();
+                with.push(route(names, &protocols, &n.to_string()));
+                if Table::new(with.clone()).is_ok() {
+                    kept = with;
+                }
+            }
+            let table = Table::new(kept.clone()).expect("no conflict");
+            let offered: Vec<&str> = offered.iter().map(String::as_str).collect();
+            let hello = hello(Some(&name), &offered);
+            // Smaller is better: how much of the name is left open, then the place of the protocol.
+            let rank = |r: &Route| {
+                let open = match &r.names {
+                    Names::Exact(n) if *n == name => 0,
+                    Names::Below(n) if name.ends_with(&format!(".{n}")) => name.len() - n.len(),
+                    _ => return None,
+                };
+                let place = hello.protocols.iter().position(|p| r.protocols.contains(p));
+                let place = place.or(r.protocols.is_empty().then_some(usize::MAX))?;
+                Some((open, place))
+            };
+            let best = kept.iter().filter_map(|r| Some((rank(r)?, &r.backend))).min_by_key(|(rank, _)| *rank);
+            prop_assert_eq!(table.find(&hello).ok().map(|r| &r.backend), best.map(|(_, backend)| backend));
+        }
+    }
+}

@@ -1,0 +1,567 @@
+//! `causeway-gateway` as an operator has it: files, signals, commands.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixDatagram, UnixListener},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    thread::{sleep, spawn},
+    time::{Duration, Instant},
+};
+
+use gateway::control::Status;
+use nix::{
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{Signal, kill},
+    },
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+use crate::common::*;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_causeway-gateway");
+
+/// A gateway that runs; killed when it is dropped.
+struct Gateway {
+    dir: TempDir,
+    child: Child,
+}
+
+/// A configuration of one backend, for `d.example` and, tenant acme's, all below `acme.example`.
+fn config(dir: &Path, backend: SocketAddr, gateway: &str, rest: &str) -> String {
+    format!(
+        "[gateway]\nname = \"gw1\"\ncontrol_socket = \"{}\"\n{gateway}\n{rest}\n\
+         [[tenant]]\nname = \"acme\"\nconnections = 5\n\
+         [[backend]]\nname = \"b\"\naddresses = [\"{backend}\"]\n\
+         [[route]]\nname = \"d.example\"\nbackend = \"b\"\n\
+         [[route]]\nbelow = \"acme.example\"\ntenant = \"acme\"\nbackend = \"b\"\n",
+        dir.join("gw.sock").display()
+    )
+}
+
+const ANYWHERE: &str = "listen = [\"127.0.0.1:0\"]";
+
+fn command(dir: &Path) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(["run", "--config"])
+        .arg(dir.join("gw.toml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command
+}
+
+impl Gateway {
+    /// With its configuration, once it is ready.
+    fn start(backend: SocketAddr, gateway: &str, rest: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let text = config(dir.path(), backend, gateway, rest);
+        fs::write(dir.path().join("gw.toml"), text).expect("write");
+        let child = Self::ready(&dir);
+        Self { dir, child }
+    }
+
+    fn ready(dir: &TempDir) -> Child {
+        let told = dir.path().join("notify");
+        let _ = fs::remove_file(&told);
+        let manager = UnixDatagram::bind(&told).expect("a socket");
+        manager
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a deadline");
+        let log = fs::File::create(dir.path().join("log")).expect("a file");
+        let mut child = command(dir.path())
+            .env("NOTIFY_SOCKET", &told)
+            .stderr(log)
+            .spawn()
+            .expect("start");
+        let mut word = [0; 64];
+        let length = loop {
+            match manager.recv(&mut word) {
+                Ok(length) => break length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    let _ = child.kill();
+                    panic!("{error}: {}", log_in(dir));
+                }
+            }
+        };
+        assert_eq!(&word[..length], b"READY=1");
+        child
+    }
+
+    fn write(&self, text: &str) {
+        fs::write(self.dir.path().join("gw.toml"), text).expect("write");
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("gw.sock")
+    }
+
+    fn say(&self, words: &[&str]) -> Output {
+        Command::new(PROGRAM)
+            .args(words)
+            .arg("--socket")
+            .arg(self.socket())
+            .output()
+            .expect("run")
+    }
+
+    fn status(&self) -> Status {
+        let output = self.say(&["status", "--json"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("a status")
+    }
+
+    fn at(&self) -> SocketAddr {
+        self.status().listen[0]
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
+        kill(pid, signal).expect("a process");
+    }
+
+    fn log(&self) -> String {
+        log_in(&self.dir)
+    }
+
+    #[track_caller]
+    fn ends(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("it ends", || {
+            status = self.child.try_wait().expect("a child");
+            status.is_some()
+        });
+        status.expect("a status")
+    }
+
+    fn memory(&self) -> usize {
+        let file = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let file = file.expect("a process");
+        let line = file.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let kilobytes = line
+            .and_then(|l| l.split_whitespace().next())
+            .expect("a line");
+        kilobytes.parse::<usize>().expect("a number") << 10
+    }
+
+    fn pipes(&self) -> usize {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("a process");
+        let links = files.filter_map(|f| fs::read_link(f.ok()?.path()).ok());
+        links
+            .filter(|l| l.to_string_lossy().starts_with("pipe:"))
+            .count()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the gateway's log:\n{}", self.log());
+        }
+    }
+}
+
+fn log_in(dir: &TempDir) -> String {
+    fs::read_to_string(dir.path().join("log")).expect("a log")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What an HTTP server answers: the head and the body.
+fn get(from: SocketAddr, request: &str) -> (String, String) {
+    let mut stream = connect(from);
+    write!(stream, "{request} HTTP/1.1\r\nHost: x\r\n\r\n").expect("ask");
+    let answer = text(&rest(&mut stream).expect("an answer"));
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.to_owned(), body.to_owned())
+}
+
+#[test]
+fn it_says_what_it_does() {
+    let gateway = Gateway::start(
+        echo(),
+        &format!("{ANYWHERE}\nmetrics = \"127.0.0.1:0\""),
+        "",
+    );
+    let mode = fs::metadata(gateway.socket())
+        .expect("a socket")
+        .permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    let at = gateway.at();
+    let mut open = greet(at, "x.acme.example");
+    echoed(&mut open, b"12345");
+    let mut stranger = connect(at);
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("say");
+    let _ = rest(&mut stranger);
+    until("refused", || gateway.status().refused["not-tls"] == 1);
+
+    let status = gateway.status();
+    assert_eq!((status.name.as_str(), status.draining), ("gw1", false));
+    assert_eq!((status.accepted, status.connections), (2, 1));
+    assert_eq!(status.tenants.len(), 2);
+    let acme = &status.tenants[0];
+    assert_eq!(
+        (acme.name.as_str(), acme.connections, acme.limit),
+        ("acme", 1, Some(5))
+    );
+    assert_eq!((acme.relayed, acme.bytes_down), (1, 5));
+    let page = text(&gateway.say(&["status"]).stdout);
+    assert!(
+        page.contains("gw1: running") && page.contains("refused not-tls: 1"),
+        "{page}"
+    );
+
+    let metrics = status.metrics.expect("an address");
+    let (head, body) = get(metrics, "GET /metrics");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    for line in [
+        "causeway_gateway_connections_total 2",
+        "causeway_gateway_refused_total{reason=\"not-tls\"} 1",
+        "causeway_gateway_refused_total{reason=\"hello-slow\"} 0",
+        "causeway_gateway_open_connections{tenant=\"acme\"} 1",
+        "causeway_gateway_relayed_total{tenant=\"acme\"} 1",
+        "causeway_gateway_relayed_bytes_total{tenant=\"acme\",direction=\"down\"} 5",
+        "# EOF",
+    ] {
+        assert!(body.lines().any(|l| l == line), "{line} is not in\n{body}");
+    }
+    assert!(get(metrics, "GET /").0.starts_with("HTTP/1.1 404 "));
+    assert!(get(metrics, "POST /metrics").0.starts_with("HTTP/1.1 405 "));
+    drop(open);
+    until("closed", || gateway.status().ended["closed"] == 1);
+}
+
+#[test]
+fn a_new_file_takes_effect_and_connections_stay() {
+    let gateway = Gateway::start(echo(), ANYWHERE, "");
+    let at = gateway.at();
+    let mut open = greet(at, "d.example");
+    echoed(&mut open, b"before");
+    let other = backend(|mut stream| stream.write_all(b"other").expect("say"));
+    let new = config(gateway.dir.path(), other, ANYWHERE, "").replace("d.example", "e.example");
+    gateway.write(&new);
+    gateway.signal(Signal::SIGHUP);
+    until("the new route", || {
+        rest(&mut greet(at, "e.example")).is_ok_and(|heard| heard == b"other")
+    });
+    let mut gone = greet(at, "d.example");
+    assert_eq!(rest(&mut gone).expect("an alert"), [21, 3, 3, 0, 2, 2, 112]);
+    echoed(&mut open, b"after");
+
+    // A bad one, by both ways to say it.
+    let bad = new
+        .replace("backend = \"b\"", "backend = \"c\"")
+        .replace("gw1", "GW");
+    gateway.write(&bad);
+    gateway.signal(Signal::SIGHUP);
+    until("refused", || {
+        gateway.log().contains("the new configuration is refused")
+    });
+    let output = gateway.say(&["reload"]);
+    assert!(!output.status.success());
+    let said = text(&output.stderr);
+    assert!(said.contains("3 problems:"), "{said}");
+    assert_eq!(
+        said.matches("there is no backend \"c\"").count(),
+        2,
+        "{said}"
+    );
+    assert_eq!(
+        rest(&mut greet(at, "e.example")).expect("as before"),
+        b"other"
+    );
+    echoed(&mut open, b"and after that");
+    assert_eq!(gateway.status().name, "gw1");
+
+    // What cannot change while it runs.
+    gateway.write(&new.replacen("gw.sock", "other.sock", 1));
+    let said = text(&gateway.say(&["reload"]).stderr);
+    assert!(
+        said.contains("gateway.control_socket cannot be changed"),
+        "{said}"
+    );
+    // What can: a tenant more, metrics and another address.
+    let (held, taken) = listener();
+    let more = new
+        .replace(
+            "[[backend]]",
+            "[[tenant]]\nname = \"umbrella\"\n[[backend]]",
+        )
+        .replace(
+            ANYWHERE,
+            "listen = [\"127.0.0.1:0\", \"[::1]:0\"]\nmetrics = \"TAKEN\"",
+        );
+    gateway.write(&more.replace("TAKEN", &taken.to_string()));
+    let said = text(&gateway.say(&["reload"]).stderr);
+    assert!(
+        said.contains(&format!("cannot serve metrics on {taken}")),
+        "{said}"
+    );
+    assert_eq!(gateway.status().listen, [at]);
+    drop(held);
+    gateway.write(&more.replace("TAKEN", "127.0.0.1:0"));
+    assert!(gateway.say(&["reload"]).status.success());
+    let status = gateway.status();
+    assert_eq!(status.listen.len(), 2);
+    assert_eq!(status.listen[0], at);
+    assert_eq!(status.tenants[1].name, "umbrella");
+    let first = status.metrics.expect("an address");
+    assert!(get(first, "GET /metrics").1.contains("# EOF"));
+    gateway.write(&more.replace("metrics = \"TAKEN\"", ""));
+    assert!(gateway.say(&["reload"]).status.success());
+    assert_eq!(gateway.status().metrics, None);
+    until("closed", || TcpStream::connect(first).is_err());
+}
+
+#[test]
+fn told_to_stop_it_lets_connections_end() {
+    for word in ["a signal", "a command"] {
+        let mut gateway = Gateway::start(echo(), ANYWHERE, "");
+        let at = gateway.at();
+        let mut open = greet(at, "d.example");
+        echoed(&mut open, b"before");
+        if word == "a signal" {
+            gateway.signal(Signal::SIGTERM);
+        } else {
+            let output = gateway.say(&["drain"]);
+            assert_eq!(
+                text(&output.stdout),
+                "gw1: draining; 1 connections are left\n"
+            );
+        }
+        until("closed", || TcpStream::connect(at).is_err());
+        echoed(&mut open, b"after");
+        let status = gateway.status();
+        assert!(status.draining && status.listen.is_empty());
+        let said = text(&gateway.say(&["reload"]).stderr);
+        assert!(said.contains("the gateway is draining"), "{said}");
+        assert!(gateway.child.try_wait().expect("a child").is_none());
+        drop(open);
+        assert!(gateway.ends().success());
+        assert!(!gateway.socket().exists());
+    }
+}
+
+#[test]
+fn it_does_not_wait_for_ever() {
+    // Its patience ends.
+    let mut gateway = Gateway::start(echo(), &format!("{ANYWHERE}\ndrain = 0.4"), "");
+    let mut open = greet(gateway.at(), "d.example");
+    echoed(&mut open, b"before");
+    let begun = Instant::now();
+    gateway.signal(Signal::SIGTERM);
+    assert!(gateway.ends().success());
+    assert!(begun.elapsed() >= Duration::from_millis(390));
+    assert!(rest(&mut open).unwrap_or_default().is_empty());
+    // It is told twice.
+    let mut gateway = Gateway::start(echo(), &format!("{ANYWHERE}\ndrain = 3600"), "");
+    let mut open = greet(gateway.at(), "d.example");
+    echoed(&mut open, b"before");
+    gateway.signal(Signal::SIGTERM);
+    until("draining", || gateway.status().draining);
+    gateway.signal(Signal::SIGTERM);
+    assert!(gateway.ends().success());
+}
+
+#[test]
+fn killed_it_is_back_at_once_on_its_port() {
+    let mut gateway = Gateway::start(echo(), ANYWHERE, "");
+    let at = gateway.at();
+    let mut open: Vec<_> = (0..5).map(|_| greet(at, "d.example")).collect();
+    open.iter_mut().for_each(|c| echoed(c, b"before"));
+    // Its port, from now on.
+    let listen = format!("listen = [\"{at}\"]");
+    gateway.write(&config(gateway.dir.path(), echo(), &listen, ""));
+    gateway.signal(Signal::SIGKILL);
+    assert!(!gateway.ends().success());
+    let begun = Instant::now();
+    gateway.child = Gateway::ready(&gateway.dir);
+    echoed(&mut greet(at, "d.example"), b"after");
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    // And there is one only.
+    let output = command(gateway.dir.path()).output().expect("run");
+    assert!(!output.status.success());
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("a gateway is already running: it answers at "),
+        "{said}"
+    );
+    assert_eq!(gateway.status().listen, [at]);
+}
+
+#[test]
+fn a_file_is_checked_whole() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("gw.toml");
+    let good = config(dir.path(), ([192, 0, 2, 1], 443).into(), "", "");
+    fs::write(&file, &good).expect("write");
+    let check = || {
+        Command::new(PROGRAM)
+            .arg("check")
+            .arg(&file)
+            .output()
+            .expect("run")
+    };
+    let output = check();
+    assert!(output.status.success());
+    assert!(text(&output.stdout).ends_with("gw.toml: good: 1 tenants, 1 backends\n"));
+    fs::write(&file, good.replace("gw1", "GW").replace("443", "0")).expect("write");
+    let output = check();
+    assert!(!output.status.success());
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("2 problems:\n  - gateway.name: ") && said.contains("\n  - backend \"b\": "),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_stands_in_the_way_is_said() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let start = |gateway: &str, rest: &str, files: u32| {
+        let text = config(dir.path(), ([192, 0, 2, 1], 443).into(), gateway, rest);
+        fs::write(dir.path().join("gw.toml"), text).expect("write");
+        let output = Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "ulimit -n {files} && exec \"$0\" run --config \"$1\""
+            ))
+            .arg(PROGRAM)
+            .arg(dir.path().join("gw.toml"))
+            .output()
+            .expect("run");
+        assert!(!output.status.success());
+        self::text(&output.stderr)
+    };
+    let said = start(ANYWHERE, "[limits]\nconnections = 500", 1000);
+    assert!(
+        said.contains(
+            "limits.connections: 500 need 1256 open files, and 1000 are allowed: write 372 at most, or raise the limit"
+        ),
+        "{said}"
+    );
+    let (_held, taken) = listener();
+    let said = start(&format!("listen = [\"{taken}\"]"), "", 1000);
+    assert!(
+        said.contains(&format!("cannot listen on {taken}: ")),
+        "{said}"
+    );
+    fs::remove_file(dir.path().join("gw.sock")).expect("left by the last");
+    fs::write(dir.path().join("gw.sock"), "mine").expect("write");
+    let said = start(ANYWHERE, "", 1000);
+    assert!(
+        said.contains("is there and is not a socket; move it away"),
+        "{said}"
+    );
+    // Nobody answers.
+    let output = Command::new(PROGRAM)
+        .args(["status", "--socket", "/nowhere/gw.sock"])
+        .output()
+        .expect("run");
+    assert!(text(&output.stderr).contains("no gateway answers at /nowhere/gw.sock: "));
+}
+
+#[test]
+fn the_control_socket_takes_what_it_knows() {
+    let gateway = Gateway::start(echo(), ANYWHERE, "");
+    let ask = |line: &str| {
+        let mut stream =
+            std::os::unix::net::UnixStream::connect(gateway.socket()).expect("connect");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+        stream.write_all(line.as_bytes()).expect("ask");
+        stream.shutdown(std::net::Shutdown::Write).expect("an end");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    };
+    assert!(ask("{\"request\":\"status\"}\n").starts_with("{\"ok\":{\"name\":\"gw1\""));
+    for line in ["hello\n", "{\"request\":\"fly\"}\n", "{}\n"] {
+        assert!(
+            ask(line).starts_with("{\"error\":{\"code\":\"bad-request\""),
+            "{line}"
+        );
+    }
+    let long = ask(&"x".repeat(1 << 20));
+    assert!(long.is_empty() || long.contains("bad-request"), "{long}");
+    assert_eq!(
+        ask("{\"request\":\"status\"}\n{\"request\":\"status\"}\n")
+            .lines()
+            .count(),
+        2
+    );
+    // A live one is not replaced, a dead one is.
+    drop(UnixListener::bind(gateway.dir.path().join("dead")).expect("a socket"));
+    let dead = gateway.dir.path().join("dead");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let _in = runtime.enter();
+    gateway::control::server::bind(&dead).expect("a dead one");
+    gateway::control::server::bind(&gateway.socket()).expect_err("a live one");
+}
+
+#[test]
+fn idle_connections_are_small_and_hold_no_pipe() {
+    const WARM: usize = 100;
+    const IDLE: usize = 2000;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a limit");
+    assert!(
+        hard as usize > 3 * IDLE,
+        "raise the limit of open files, it is {hard}"
+    );
+    let (listener, to) = listener();
+    spawn(move || {
+        let mut open = Vec::new();
+        loop {
+            let mut stream = accept(&listener);
+            let answering = stream.write_all(&[7; 5000]);
+            answering.expect("answer");
+            open.push(stream);
+        }
+    });
+    let gateway = Gateway::start(to, ANYWHERE, "[limits]\nper_source = 5000");
+    let at = gateway.at();
+    let mut open = Vec::new();
+    let mut more = |count: usize| {
+        for _ in 0..count {
+            let mut client = greet(at, "d.example");
+            let mut heard = [0; 5000];
+            client.read_exact(&mut heard).expect("hear");
+            assert_eq!(heard, [7; 5000]);
+            open.push(client);
+        }
+    };
+    more(WARM);
+    let before = gateway.memory();
+    more(IDLE);
+    sleep(Duration::from_millis(200));
+    assert_eq!(gateway.status().connections, WARM + IDLE);
+    let each = gateway.memory().saturating_sub(before) / IDLE;
+    println!(
+        "{each} bytes a connection, {} pipe ends in all",
+        gateway.pipes()
+    );
+    // 10 000 in under 100 MB.
+    assert!(each < 10_000, "{each} bytes a connection");
+    assert!(
+        (2..=128).contains(&gateway.pipes()),
+        "{} pipe ends",
+        gateway.pipes()
+    );
+}

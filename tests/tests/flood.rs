@@ -1,0 +1,177 @@
+//! A flood of first packets: connections that are established go on, and nothing is let out untranslated.
+//!
+//! `CAUSEWAY_FLOOD` says how many packets, ten million if nothing.
+
+use std::time::{Duration, Instant};
+
+use appliance_common::{
+    counters::Counter,
+    nat::{Flow, FlowKey},
+};
+use causeway_tests::{
+    harness::{Harness, Program},
+    nat::{Fate, Place, Says, end, hop, inside, outside, packet},
+    packet::frame,
+    world::*,
+};
+
+const A: &str = "10.1.0.10";
+const PA: Place = Place::trunk(101, A_MAC);
+const SYN: Says = Says::Tcp(0x02);
+const SYN_ACK: Says = Says::Tcp(0x12);
+const ACK: Says = Says::Tcp(0x10);
+/// Connections that are there before.
+const ESTABLISHED: u16 = 500;
+/// Packets of the flood between two looks at those.
+const BETWEEN: u32 = 100_000;
+
+/// Opens a connection by the rule for port 443, from `port`.
+fn open(h: &mut Harness, port: u16) {
+    let (client, outer, inner) = (end(REMOTE, port), end(PUBLIC4, 443), end(A, 8443));
+    for (fate, what) in [
+        (outside(h, &packet(SYN, client, outer)), "SYN"),
+        (
+            inside(h, PA, &packet(SYN_ACK, inner, client)),
+            "SYN and ACK",
+        ),
+        (outside(h, &packet(ACK, client, outer)), "ACK"),
+    ] {
+        assert!(
+            matches!(fate, Fate::Host(_) | Fate::Outside(_)),
+            "{what}: {fate:?}"
+        );
+    }
+}
+
+/// Both directions of all of them, byte for byte.
+fn all_go_on(h: &mut Harness, when: &str) {
+    for port in 10_000..10_000 + ESTABLISHED {
+        let (client, outer, inner) = (end(REMOTE, port), end(PUBLIC4, 443), end(A, 8443));
+        assert_eq!(
+            outside(h, &packet(ACK, client, outer)),
+            Fate::Host(PA.hears(&hop(&packet(ACK, client, inner)))),
+            "{when}: {client:?}"
+        );
+        assert_eq!(
+            inside(h, PA, &packet(ACK, inner, client)),
+            Fate::Outside(hop(&packet(ACK, outer, client))),
+            "{when}: to {client:?}"
+        );
+    }
+}
+
+/// The packet `n` of a flood from outside: a SYN to the rule's port, each from another address and port.
+fn flood(template: &mut [u8], n: u32) {
+    // 16.0.0.0 on, and ports from 1024 on; with both checksums as they must be.
+    let source = (0x1000_0000 + n).to_be_bytes();
+    let port = (1024 + (n % 60_000) as u16).to_be_bytes();
+    template[14 + 12..14 + 16].copy_from_slice(&source);
+    template[34..36].copy_from_slice(&port);
+    template[24..26].fill(0);
+    let sum = causeway_tests::packet::checksum(&template[14..34]);
+    template[24..26].copy_from_slice(&sum.to_be_bytes());
+}
+
+#[test]
+fn a_flood_of_syns_takes_nothing_from_those_who_are_there() {
+    let packets = std::env::var("CAUSEWAY_FLOOD")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(10_000_000);
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    for port in 10_000..10_000 + ESTABLISHED {
+        open(&mut h, port);
+    }
+    // Outbound connections as well.
+    let (from, far) = (end(A, 20_000), end(REMOTE, 53));
+    inside(&mut h, PA, &packet(Says::Udp, from, far));
+    outside(&mut h, &packet(Says::Udp, far, end(NAT4, 20_000)));
+    all_go_on(&mut h, "before");
+    let places = || 2 * (usize::from(ESTABLISHED) + 1);
+    let settled = |h: &mut Harness| h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS").len();
+    assert_eq!(settled(&mut h), places());
+
+    let l3 = packet(SYN, end("16.0.0.0", 1024), end(PUBLIC4, 443));
+    let mut template = frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &l3);
+    let (began, mut spent) = (Instant::now(), Duration::ZERO);
+    let mut n = 0;
+    while n < packets {
+        let at = Instant::now();
+        for _ in 0..BETWEEN.min(packets - n) {
+            flood(&mut template, n);
+            let (action, out) = h.run(Program::Uplink, UPLINK, &template).expect("it runs");
+            assert!(action.sends(), "SYN {n}: {action:?}");
+            // To the machine, and to nobody else: 10.1.0.10.
+            assert_eq!(out[18 + 16..18 + 20], [10, 1, 0, 10], "SYN {n}");
+            n += 1;
+        }
+        spent += at.elapsed();
+        all_go_on(&mut h, "in the flood");
+        // A new one is opened in spite of it.
+        open(&mut h, 40_000 + (n / BETWEEN % 1000) as u16);
+    }
+    println!(
+        "{n} SYNs in {:.1} s, {:.0} ns each with the test's own work",
+        began.elapsed().as_secs_f64(),
+        spent.as_nanos() as f64 / f64::from(n)
+    );
+    let opened = (n.div_ceil(BETWEEN)).min(1000) as usize;
+    assert_eq!(settled(&mut h), places() + 2 * opened);
+    assert_eq!(
+        outside(&mut h, &packet(Says::Udp, far, end(NAT4, 20_000))),
+        Fate::Host(PA.hears(&hop(&packet(Says::Udp, far, from))))
+    );
+    let counters = h.counters();
+    assert!(counters[&(Counter::FlowOpened as u32)] >= u64::from(n));
+    assert_eq!(counters.get(&(Counter::DropFlowsFull as u32)), None);
+}
+
+#[test]
+fn a_full_table_refuses_new_connections_and_no_packet_of_the_old() {
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    for port in 10_000..10_000 + ESTABLISHED {
+        open(&mut h, port);
+    }
+    // Filled to the brim with what is nobody's.
+    let mut filled = 0u32;
+    let flow = Flow {
+        seen: u32::MAX / 2,
+        ..Flow::default()
+    };
+    loop {
+        let key = FlowKey {
+            source: [filled, 1, 2, 3],
+            zone: 999,
+            ..FlowKey::default()
+        };
+        match h.put("FLOWS", key, flow) {
+            Ok(()) => filled += 1,
+            Err(error) => {
+                println!("{filled} entries, then: {error}");
+                break;
+            }
+        }
+    }
+    assert!(filled > 100_000);
+    all_go_on(&mut h, "the table is full");
+    let mut refused = 0;
+    for port in 30_000..30_100 {
+        let (client, outer, inner) = (end(REMOTE, port), end(PUBLIC4, 443), end(A, 8443));
+        outside(&mut h, &packet(SYN, client, outer));
+        inside(&mut h, PA, &packet(SYN_ACK, inner, client));
+        match outside(&mut h, &packet(ACK, client, outer)) {
+            // The kernel keeps a few entries in reserve on each CPU.
+            Fate::Host(_) => {}
+            fate => {
+                assert_eq!(fate, Fate::Dropped(Counter::DropFlowsFull));
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
+    all_go_on(&mut h, "and new ones were refused");
+}

@@ -1,0 +1,790 @@
+//! Translation in full failover: to the outside, by rule, hairpin, errors, fragments, and what is refused.
+
+use appliance_common::{
+    counters::Counter,
+    events::SlowReason,
+    nat::{Flow, FlowKey, Mapping, MappingKey},
+};
+use causeway_tests::{
+    harness::{Harness, Program, Record},
+    nat::{Fate, Place, Says, end, ends, fragments, hop, inside, outside, packet, send},
+    packet::*,
+    world::*,
+};
+use tcp_flags::{ACK, FIN, RST, SYN};
+
+const A: &str = "10.1.0.10";
+const A6: &str = "2001:db8:1::10";
+const B: &str = "10.1.0.11";
+const B6: &str = "2001:db8:1::11";
+const PA: Place = Place::trunk(101, A_MAC);
+const PB: Place = Place::trunk(101, B_MAC);
+/// Globex's replica with the addresses of A.
+const PG: Place = Place::trunk(201, G_MAC);
+/// Of net4, which has no internet.
+const D: &str = "10.4.0.10";
+const PD: Place = Place {
+    ifindex: ACCESS,
+    ours: ACCESS_MAC,
+    mac: A_MAC,
+    vlan: 0,
+};
+
+/// Replica, what it is seen as, a public address with rules, somebody outside; of each family.
+const FAMILIES: [(&str, &str, &str, &str); 2] =
+    [(A, NAT4, PUBLIC4, REMOTE), (A6, NAT6, PUBLIC6, REMOTE6)];
+
+fn nat() -> Option<Harness> {
+    Harness::new(World::nat())
+}
+
+fn dropped(reason: Counter) -> Fate {
+    Fate::Dropped(reason)
+}
+
+fn to_a(l3: &[u8]) -> Fate {
+    Fate::Host(PA.hears(l3))
+}
+
+#[test]
+fn what_leaves_is_seen_as_the_tenants_address_and_what_belongs_to_it_comes_back() {
+    let Some(mut h) = nat() else { return };
+    for (a, seen, _, remote) in FAMILIES {
+        for (there, back, rport) in [
+            (Says::Udp, Says::Udp, 53),
+            (Says::Tcp(SYN), Says::Tcp(SYN | ACK), 443),
+            (Says::Ask, Says::Answer, 0),
+        ] {
+            let (from, far) = (end(a, 40_000), end(remote, rport));
+            // The port is kept where it is free.
+            let outer = end(seen, 40_000);
+            for _ in 0..3 {
+                assert_eq!(
+                    inside(&mut h, PA, &packet(there, from, far)),
+                    Fate::Outside(hop(&packet(there, outer, far))),
+                    "{there:?} from {a}"
+                );
+                assert_eq!(
+                    outside(&mut h, &packet(back, far, outer)),
+                    to_a(&hop(&packet(back, far, from))),
+                    "{back:?} to {a}"
+                );
+            }
+            // Nobody else may use it (RFC 4787 section 5, address and port dependent).
+            let stranger = end(LISTED, rport);
+            if a == A {
+                assert_eq!(
+                    outside(&mut h, &packet(back, stranger, outer)),
+                    dropped(match back {
+                        Says::Udp => Counter::DropNoRule,
+                        _ => Counter::DropNoFlow,
+                    })
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_is_seen_as_the_same_whomever_it_speaks_to() {
+    let Some(mut h) = nat() else { return };
+    // RFC 4787 REQ-1, RFC 5382 REQ-1, RFC 5508 REQ-3: endpoint-independent mapping.
+    for (a, seen, _, _) in FAMILIES {
+        let remotes = if a == A {
+            [REMOTE, LISTED, "198.51.100.99"]
+        } else {
+            [REMOTE6, LISTED6, "2001:db8:ee::9"]
+        };
+        for says in [Says::Udp, Says::Tcp(SYN), Says::Ask] {
+            // A port below the range is not kept.
+            let from = end(a, 700);
+            let mut outer = Vec::new();
+            for remote in remotes {
+                for port in [80, 81] {
+                    let port = if says == Says::Ask { 0 } else { port };
+                    match inside(&mut h, PA, &packet(says, from, end(remote, port))) {
+                        Fate::Outside(l3) => outer.push(ends(&l3).0),
+                        other => panic!("{says:?} to {remote}: {other:?}"),
+                    }
+                }
+            }
+            assert!(outer[0].1 >= 1024 && outer[0].0 == ip(seen), "{outer:?}");
+            assert!(outer.iter().all(|o| *o == outer[0]), "{outer:?}");
+        }
+    }
+}
+
+#[test]
+fn two_endpoints_are_never_seen_as_the_same() {
+    let Some(mut h) = nat() else { return };
+    h.world
+        .neighbour(NET1, "10.1.0.30", TRUNK, B_MAC, TRUNK_MAC, 101, 0);
+    let far = end(REMOTE, 53);
+    let mut seen = std::collections::BTreeMap::new();
+    for host in 30..=80u8 {
+        for port in [40_000, 40_001] {
+            let from = end(&format!("10.1.0.{host}"), port);
+            let Fate::Outside(l3) = inside(&mut h, PA, &packet(Says::Udp, from, far)) else {
+                panic!("{from:?} does not leave");
+            };
+            let outer = ends(&l3).0;
+            assert_eq!(outer.0, ip(NAT4));
+            if let Some(other) = seen.insert(outer, from) {
+                panic!("{from:?} and {other:?} are both seen as {outer:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tenants_with_equal_addresses_are_kept_apart() {
+    let Some(mut h) = nat() else { return };
+    let (from, far) = (end(A, 20_000), end(REMOTE, 53));
+    let acme = inside(&mut h, PA, &packet(Says::Udp, from, far));
+    let globex = inside(&mut h, PG, &packet(Says::Udp, from, far));
+    let (one, two) = (end(NAT4, 20_000), end(PROVIDER, 20_000));
+    assert_eq!(acme, Fate::Outside(hop(&packet(Says::Udp, one, far))));
+    assert_eq!(globex, Fate::Outside(hop(&packet(Says::Udp, two, far))));
+    assert_eq!(
+        outside(&mut h, &packet(Says::Udp, far, one)),
+        to_a(&hop(&packet(Says::Udp, far, from)))
+    );
+    assert_eq!(
+        outside(&mut h, &packet(Says::Udp, far, two)),
+        Fate::Host(PG.hears(&hop(&packet(Says::Udp, far, from))))
+    );
+}
+
+#[test]
+fn a_rule_leads_to_its_machine_and_the_answers_back() {
+    let Some(mut h) = nat() else { return };
+    for (a, _, public, remote) in FAMILIES {
+        for (says, answer, port, internal) in [
+            (Says::Tcp(SYN), Says::Tcp(SYN | ACK), 443, 8443),
+            // The machine's own 22 is reached by another public port.
+            (Says::Tcp(SYN), Says::Tcp(SYN | ACK), 2222, 22),
+            (Says::Tcp(SYN), Says::Tcp(SYN | ACK), 5000, 6000),
+            (Says::Udp, Says::Udp, 5009, 6009),
+        ] {
+            let (client, outer, inner) = (end(remote, 50_000), end(public, port), end(a, internal));
+            assert_eq!(
+                outside(&mut h, &packet(says, client, outer)),
+                to_a(&hop(&packet(says, client, inner))),
+                "{public} {port}"
+            );
+            assert_eq!(
+                inside(&mut h, PA, &packet(answer, inner, client)),
+                Fate::Outside(hop(&packet(answer, outer, client)))
+            );
+            assert_eq!(
+                outside(&mut h, &packet(Says::Tcp(ACK), client, outer)),
+                if says == Says::Udp {
+                    dropped(Counter::DropNoFlow)
+                } else {
+                    to_a(&hop(&packet(Says::Tcp(ACK), client, inner)))
+                }
+            );
+        }
+        for (says, port, reason) in [
+            (Says::Tcp(SYN), 444, Counter::DropNoRule),
+            (Says::Udp, 443, Counter::DropNoRule),
+            (Says::Tcp(SYN), 5010, Counter::DropNoRule),
+            (Says::Tcp(ACK), 443, Counter::DropNoFlow),
+            (Says::Tcp(RST), 443, Counter::DropNoFlow),
+            (Says::Tcp(FIN | ACK), 443, Counter::DropNoFlow),
+            (Says::Ask, 0, Counter::DropNoRule),
+        ] {
+            let client = end(remote, 50_001);
+            assert_eq!(
+                outside(&mut h, &packet(says, client, end(public, port))),
+                dropped(reason),
+                "{says:?} to {public} {port}"
+            );
+        }
+    }
+    // Who says that it is one of the tenant's own, out there.
+    for (inner, public) in [("10.4.0.10", PUBLIC4), ("2001:db8:1::77", PUBLIC6)] {
+        let l3 = packet(Says::Tcp(SYN), end(inner, 1), end(public, 443));
+        assert_eq!(outside(&mut h, &l3), dropped(Counter::DropSourceGuard));
+    }
+    // A network without internet has its rules all the same, and no more.
+    let (client, outer, inner) = (end(REMOTE, 5353), end(PUBLIC4, 53), end(D, 53));
+    assert_eq!(
+        outside(&mut h, &packet(Says::Udp, client, outer)),
+        Fate::Host(PD.hears(&hop(&packet(Says::Udp, client, inner))))
+    );
+    assert_eq!(
+        inside(&mut h, PD, &packet(Says::Udp, inner, client)),
+        Fate::Outside(hop(&packet(Says::Udp, outer, client)))
+    );
+    let other = end(REMOTE, 5354);
+    match inside(&mut h, PD, &packet(Says::Udp, inner, other)) {
+        Fate::Host(frame) => assert_eq!(frame[14 + 20], 3, "unreachable: {frame:02x?}"),
+        fate => panic!("net4 has no internet: {fate:?}"),
+    }
+}
+
+#[test]
+fn only_listed_sources_come_where_a_rule_lists_some() {
+    let Some(mut h) = nat() else { return };
+    for (a, listed, public, remote) in [
+        (A, LISTED, PUBLIC4, REMOTE),
+        (A6, LISTED6, PUBLIC6, REMOTE6),
+    ] {
+        let to = end(public, 8080);
+        let syn = |from: &str| packet(Says::Tcp(SYN), end(from, 1000), to);
+        assert_eq!(
+            outside(&mut h, &syn(remote)),
+            dropped(Counter::DropNotListed)
+        );
+        let inner = packet(Says::Tcp(SYN), end(listed, 1000), end(a, 80));
+        assert_eq!(outside(&mut h, &syn(listed)), to_a(&hop(&inner)));
+    }
+}
+
+#[test]
+fn port_22_is_dropped_even_if_a_map_holds_such_a_rule() {
+    let mut world = World::nat();
+    // What no controller writes.
+    world.rule(0, NET1, PUBLIC4, A, (22, 22, 22), &[6, 17]);
+    world.rule(0, NET1, PUBLIC6, A6, (22, 22, 22), &[6, 17]);
+    let Some(mut h) = Harness::new(world) else {
+        return;
+    };
+    for (public, remote) in [
+        (PUBLIC4, REMOTE),
+        (PUBLIC6, REMOTE6),
+        (ONE_TO_ONE4, REMOTE),
+        (ONE_TO_ONE6, REMOTE6),
+        (NAT4, REMOTE),
+    ] {
+        for says in [Says::Tcp(SYN), Says::Tcp(ACK), Says::Udp] {
+            assert_eq!(
+                outside(&mut h, &packet(says, end(remote, 1000), end(public, 22))),
+                dropped(Counter::DropManagementPort),
+                "{says:?} to {public}"
+            );
+        }
+    }
+    // Nor from inside.
+    for (place, a, public) in [(PA, A, PUBLIC4), (PA, A6, PUBLIC6), (PG, A, ONE_TO_ONE4)] {
+        assert_eq!(
+            inside(
+                &mut h,
+                place,
+                &packet(Says::Tcp(SYN), end(a, 1000), end(public, 22))
+            ),
+            dropped(Counter::DropManagementPort)
+        );
+    }
+    // The appliance's own address is managed over it, always.
+    for says in [Says::Tcp(SYN), Says::Tcp(ACK), Says::Udp] {
+        for (own, remote) in [(PROVIDER, REMOTE), (PROVIDER6, REMOTE6)] {
+            let l3 = packet(says, end(remote, 1000), end(own, 22));
+            assert_eq!(outside(&mut h, &l3), Fate::Passed);
+        }
+    }
+}
+
+#[test]
+fn what_of_our_own_address_is_no_connections_is_the_kernels() {
+    let Some(mut h) = nat() else { return };
+    for (own, remote) in [(PROVIDER, REMOTE), (PROVIDER6, REMOTE6)] {
+        for (says, port) in [
+            (Says::Udp, 20_000),
+            (Says::Tcp(SYN), 443),
+            (Says::Tcp(ACK), 20_000),
+            (Says::Ask, 0),
+            (Says::Answer, 20_000),
+        ] {
+            let l3 = packet(says, end(remote, 53), end(own, port));
+            assert_eq!(
+                outside(&mut h, &l3),
+                Fate::Passed,
+                "{says:?} to {own} {port}"
+            );
+        }
+        // Nor do tenants reach it.
+        let a = if own == PROVIDER { A } else { A6 };
+        for port in [22, 443] {
+            let l3 = packet(Says::Tcp(SYN), end(a, 1000), end(own, port));
+            let want = if port == 22 {
+                Counter::DropManagementPort
+            } else {
+                Counter::DropNoRule
+            };
+            assert_eq!(inside(&mut h, PA, &l3), dropped(want));
+        }
+    }
+}
+
+#[test]
+fn a_machine_with_an_address_of_its_own_is_seen_as_that() {
+    let Some(mut h) = nat() else { return };
+    for (b, public, remote) in [(B, ONE_TO_ONE4, REMOTE), (B6, ONE_TO_ONE6, REMOTE6)] {
+        let to_b = |l3: &[u8]| Fate::Host(PB.hears(l3));
+        for (says, answer, port) in [
+            (Says::Tcp(SYN), Says::Tcp(SYN | ACK), 443),
+            (Says::Udp, Says::Udp, 1),
+            (Says::Udp, Says::Udp, 65_535),
+            (Says::Ask, Says::Answer, 0),
+        ] {
+            // In.
+            let (client, outer, inner) = (end(remote, 777), end(public, port), end(b, port));
+            assert_eq!(
+                outside(&mut h, &packet(says, client, outer)),
+                to_b(&hop(&packet(says, client, inner)))
+            );
+            assert_eq!(
+                inside(&mut h, PB, &packet(answer, inner, client)),
+                Fate::Outside(hop(&packet(answer, outer, client)))
+            );
+            // And out, by the same port.
+            let (inner, outer, far) = (end(b, 900), end(public, 900), end(remote, port));
+            assert_eq!(
+                inside(&mut h, PB, &packet(says, inner, far)),
+                Fate::Outside(hop(&packet(says, outer, far)))
+            );
+            assert_eq!(
+                outside(&mut h, &packet(answer, far, outer)),
+                to_b(&hop(&packet(answer, far, inner)))
+            );
+        }
+        // From 22 nothing could come back.
+        assert_eq!(
+            inside(&mut h, PB, &packet(Says::Udp, end(b, 22), end(remote, 1))),
+            dropped(Counter::DropManagementPort)
+        );
+    }
+}
+
+#[test]
+fn a_siblings_public_address_is_reached_from_inside() {
+    let Some(mut h) = nat() else { return };
+    // RFC 4787 REQ-9: the source is seen as outside.
+    for (a, b, seen, public) in [(A, B, ONE_TO_ONE4, PUBLIC4), (A6, B6, ONE_TO_ONE6, PUBLIC6)] {
+        let (from, target, inner) = (end(b, 30_000), end(public, 443), end(a, 8443));
+        let outer = end(seen, 30_000);
+        assert_eq!(
+            inside(&mut h, PB, &packet(Says::Tcp(SYN), from, target)),
+            to_a(&hop(&packet(Says::Tcp(SYN), outer, inner)))
+        );
+        assert_eq!(
+            inside(&mut h, PA, &packet(Says::Tcp(SYN | ACK), inner, outer)),
+            Fate::Host(PB.hears(&hop(&packet(Says::Tcp(SYN | ACK), target, from))))
+        );
+        // Its own, too.
+        let own = end(a, 30_001);
+        let Fate::Host(frame) = inside(&mut h, PA, &packet(Says::Udp, own, end(public, 5000)))
+        else {
+            panic!("no way back in");
+        };
+        let (source, destination) = ends(&frame[18..]);
+        assert_eq!(destination, end(a, 6000));
+        assert_eq!(
+            inside(&mut h, PA, &packet(Says::Udp, destination, source)),
+            to_a(&hop(&packet(Says::Udp, end(public, 5000), own)))
+        );
+    }
+    // Another tenant comes as anybody from outside.
+    let (from, target) = (end(A, 25_000), end(PUBLIC4, 443));
+    assert_eq!(
+        inside(&mut h, PG, &packet(Says::Tcp(SYN), from, target)),
+        to_a(&hop(&packet(
+            Says::Tcp(SYN),
+            end(PROVIDER, 25_000),
+            end(A, 8443)
+        )))
+    );
+    assert_eq!(
+        inside(
+            &mut h,
+            PA,
+            &packet(Says::Tcp(SYN | ACK), end(A, 8443), end(PROVIDER, 25_000))
+        ),
+        Fate::Host(PG.hears(&hop(&packet(Says::Tcp(SYN | ACK), target, from))))
+    );
+}
+
+/// An ICMP error from `from` to `to` about the packet `quoted`, of which `bytes` are quoted.
+fn error(from: &str, to: &str, quoted: &[u8], bytes: usize) -> Vec<u8> {
+    let mut rest = vec![0; 4];
+    rest.extend_from_slice(&quoted[..bytes.min(quoted.len())]);
+    let (kind, code) = if ip(from).is_ipv4() { (3, 4) } else { (2, 0) };
+    icmp(ip(from), ip(to), kind, code, &rest)
+}
+
+#[test]
+fn errors_are_translated_with_what_they_quote() {
+    let Some(mut h) = nat() else { return };
+    for (a, seen, public, remote) in FAMILIES {
+        let router = if a == A {
+            "198.18.0.1"
+        } else {
+            "2001:db8:ab::1"
+        };
+        let header = if a == A { 20 } else { 40 };
+        for (says, rport) in [(Says::Udp, 33_434), (Says::Tcp(SYN), 80), (Says::Ask, 0)] {
+            let (from, outer, far) = (end(a, 41_000), end(seen, 41_000), end(remote, rport));
+            let there = packet(says, from, far);
+            let Fate::Outside(left) = inside(&mut h, PA, &there) else {
+                panic!("it does not leave");
+            };
+            assert_eq!(ends(&left).0, outer);
+            // What the sender hears quotes what it sent, one hop further, byte for byte.
+            let heard = hop(&there);
+            for bytes in [header + 8, header + 20, 4000] {
+                for who in [router, remote] {
+                    assert_eq!(
+                        outside(&mut h, &error(who, seen, &left, bytes)),
+                        to_a(&hop(&error(who, a, &heard, bytes))),
+                        "{bytes} bytes of {says:?} from {who}"
+                    );
+                }
+            }
+        }
+        // By rule, and the machine complains: as the public address, whoever of its side it is.
+        let (client, outer, inner) = (end(remote, 999), end(public, 5000), end(a, 6000));
+        let there = packet(Says::Udp, client, outer);
+        assert_eq!(
+            outside(&mut h, &there),
+            to_a(&hop(&packet(Says::Udp, client, inner)))
+        );
+        let got = hop(&packet(Says::Udp, client, inner));
+        for bytes in [header + 8, 4000] {
+            assert_eq!(
+                inside(&mut h, PA, &error(a, remote, &got, bytes)),
+                Fate::Outside(hop(&error(public, remote, &hop(&there), bytes)))
+            );
+        }
+        // About nothing that is known.
+        let unknown = packet(Says::Udp, end(seen, 41_999), end(remote, 1));
+        assert_eq!(
+            outside(&mut h, &error(router, seen, &unknown, 4000)),
+            dropped(Counter::DropNoFlow)
+        );
+        // What is said to be from another than it is sent to.
+        let forged = packet(Says::Udp, end(public, 41_000), end(remote, 33_434));
+        assert_eq!(
+            outside(&mut h, &error(router, seen, &forged, 4000)),
+            dropped(Counter::DropNoFlow)
+        );
+        let cut = error(router, seen, &unknown, header + 4);
+        assert_eq!(outside(&mut h, &cut), dropped(Counter::DropMalformed));
+    }
+}
+
+/// User space has the frame, to be run again.
+fn held(h: &mut Harness, vni: u32, frame: &[u8]) {
+    match h.records().as_slice() {
+        [Record::Slow(header, bytes)] => {
+            assert_eq!(
+                (header.vni, header.reason),
+                (vni, SlowReason::Fragment as u16)
+            );
+            assert_eq!(bytes, frame);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn fragments_go_as_their_first_did() {
+    let Some(mut h) = nat() else { return };
+    for (a, seen, public, remote) in FAMILIES {
+        let (from, outer, far) = (end(a, 42_000), end(seen, 42_000), end(remote, 53));
+        for (id, says) in [(7, Says::Udp), (8, Says::Tcp(SYN))] {
+            let cut = if says == Says::Udp { 16 } else { 24 };
+            let whole = fragments(&packet(says, from, far), cut, id);
+            let want = fragments(&packet(says, outer, far), cut, id);
+            // A later one before the first waits in user space.
+            h.records();
+            assert_eq!(
+                inside(&mut h, PA, &whole[1]),
+                dropped(Counter::SlowFragment)
+            );
+            held(&mut h, NET1, &PA.sends(&whole[1]));
+            for (piece, want) in whole.iter().zip(&want) {
+                assert_eq!(inside(&mut h, PA, piece), Fate::Outside(hop(want)));
+            }
+        }
+        // By rule.
+        let (client, outer, inner) = (end(remote, 998), end(public, 5001), end(a, 6001));
+        let whole = fragments(&packet(Says::Udp, client, outer), 8, 9);
+        let want = fragments(&packet(Says::Udp, client, inner), 8, 9);
+        for (piece, want) in whole.iter().zip(&want) {
+            assert_eq!(outside(&mut h, piece), to_a(&hop(want)));
+        }
+        // Of another datagram.
+        let other = fragments(&packet(Says::Udp, client, outer), 8, 10);
+        h.records();
+        assert_eq!(outside(&mut h, &other[1]), dropped(Counter::SlowFragment));
+        held(&mut h, 0, &frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &other[1]));
+        // To our own address the kernel has it, too.
+        let own = if a == A { PROVIDER } else { PROVIDER6 };
+        let own = fragments(&packet(Says::Udp, client, end(own, 1)), 8, 12);
+        assert_eq!(outside(&mut h, &own[1]), Fate::Passed);
+        held(&mut h, 0, &frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &own[1]));
+    }
+    // A first fragment too short for its ports (RFC 1858).
+    let tiny = fragments(&packet(Says::Tcp(SYN), end(A, 1), end(REMOTE, 2)), 8, 11);
+    assert_eq!(
+        inside(&mut h, PA, &tiny[0]),
+        dropped(Counter::DropMalformed)
+    );
+}
+
+#[test]
+fn a_connection_has_its_place_once_both_ends_want_it() {
+    let Some(mut h) = nat() else { return };
+    let (client, outer, inner) = (end(REMOTE, 50_000), end(PUBLIC4, 443), end(A, 8443));
+    let count = |h: &mut Harness| {
+        let flows = h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS").len();
+        let opening = h
+            .entries::<FlowKey, Flow>("OPENING")
+            .expect("OPENING")
+            .len();
+        (flows, opening)
+    };
+    assert_eq!(count(&mut h), (0, 0));
+    outside(&mut h, &packet(Says::Tcp(SYN), client, outer));
+    assert_eq!(count(&mut h), (0, 2));
+    // As often as the one end may say so.
+    outside(&mut h, &packet(Says::Tcp(SYN), client, outer));
+    outside(&mut h, &packet(Says::Tcp(ACK), client, outer));
+    assert_eq!(count(&mut h), (0, 2));
+    inside(&mut h, PA, &packet(Says::Tcp(SYN | ACK), inner, client));
+    assert_eq!(count(&mut h), (0, 2));
+    outside(&mut h, &packet(Says::Tcp(ACK), client, outer));
+    assert_eq!(count(&mut h), (2, 0));
+    for (key, flow) in h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS") {
+        assert_eq!(flow.tag, key.tag());
+        assert_eq!(flow.packets, if key.zone == 0 { 4 } else { 1 });
+        let (mut k, mut f) = (FlowKey::default(), Flow::default());
+        flow.inverse(&key, &mut k, &mut f);
+        let there: Vec<_> = h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS");
+        assert!(there.iter().any(|(key, flow)| *key == k && flow.same(&f)));
+    }
+    // UDP: once there is an answer.
+    let (from, far) = (end(A, 1234), end(REMOTE, 53));
+    inside(&mut h, PA, &packet(Says::Udp, from, far));
+    inside(&mut h, PA, &packet(Says::Udp, from, far));
+    assert_eq!(count(&mut h), (2, 2));
+    outside(&mut h, &packet(Says::Udp, far, end(NAT4, 1234)));
+    assert_eq!(count(&mut h), (4, 0));
+}
+
+#[test]
+fn a_rule_that_changed_ends_its_connections_and_no_others() {
+    let Some(mut h) = nat() else { return };
+    let rules = [(443, 8443), (2222, 22)];
+    let open = |h: &mut Harness, port, internal| {
+        let (client, outer, inner) = (end(REMOTE, 50_000), end(PUBLIC4, port), end(A, internal));
+        outside(h, &packet(Says::Tcp(SYN), client, outer));
+        inside(h, PA, &packet(Says::Tcp(SYN | ACK), inner, client));
+        outside(h, &packet(Says::Tcp(ACK), client, outer))
+    };
+    for (port, internal) in rules {
+        assert!(matches!(open(&mut h, port, internal), Fate::Host(_)));
+    }
+    let data = |h: &mut Harness, port| {
+        outside(
+            h,
+            &packet(Says::Tcp(ACK), end(REMOTE, 50_000), end(PUBLIC4, port)),
+        )
+    };
+    // Another one, elsewhere; then the first is of a later epoch.
+    let mut world = h.world.clone();
+    world.rule(0, NET1, PUBLIC4, A, (9000, 9000, 9000), &[6]);
+    h.refill_rules(&world).expect("refilled");
+    for (port, _) in rules {
+        assert!(matches!(data(&mut h, port), Fate::Host(_)), "{port}");
+    }
+    world.rules[0].epoch += 1;
+    h.refill_rules(&world).expect("refilled");
+    assert_eq!(data(&mut h, 443), dropped(Counter::DropNoFlow));
+    assert!(matches!(data(&mut h, 2222), Fate::Host(_)));
+    // And the machine's side of it.
+    let back = packet(Says::Tcp(ACK), end(A, 8443), end(REMOTE, 50_000));
+    assert_eq!(inside(&mut h, PA, &back), dropped(Counter::DropNoFlow));
+    assert!(
+        matches!(open(&mut h, 443, 8443), Fate::Host(_)),
+        "it is opened again"
+    );
+}
+
+#[test]
+fn a_switch_ends_every_connection_of_its_tenant() {
+    let Some(mut h) = nat() else { return };
+    let (from, far) = (end(A, 20_000), end(REMOTE, 53));
+    for place in [PA, PG] {
+        assert!(matches!(
+            inside(&mut h, place, &packet(Says::Udp, from, far)),
+            Fate::Outside(_)
+        ));
+    }
+    let mut world = h.world.clone();
+    world.tenants[0].epoch += 1;
+    h.refill_rules(&world).expect("refilled");
+    assert_eq!(
+        outside(&mut h, &packet(Says::Udp, far, end(NAT4, 20_000))),
+        dropped(Counter::DropNoRule)
+    );
+    assert!(matches!(
+        outside(&mut h, &packet(Says::Udp, far, end(PROVIDER, 20_000))),
+        Fate::Host(_)
+    ));
+    // What it had been seen as is not in the way of the next, nor what it had spoken to.
+    assert!(matches!(
+        inside(&mut h, PA, &packet(Says::Udp, from, far)),
+        Fate::Outside(_)
+    ));
+    world.tenants[0].mode = 0;
+    h.refill_rules(&world).expect("refilled");
+    assert_eq!(
+        outside(&mut h, &packet(Says::Tcp(SYN), far, end(PUBLIC4, 443))),
+        dropped(Counter::DropNoRule)
+    );
+}
+
+#[test]
+fn without_a_free_port_nothing_leaves() {
+    let mut world = World::nat();
+    world.nat_addresses[0].first = 2000;
+    world.nat_addresses[0].last = 2003;
+    let Some(mut h) = Harness::new(world) else {
+        return;
+    };
+    let far = end(REMOTE, 53);
+    let mut seen = std::collections::BTreeSet::new();
+    let mut refused = 0;
+    for port in 1000..1020 {
+        match inside(&mut h, PA, &packet(Says::Udp, end(A, port), far)) {
+            Fate::Outside(l3) => assert!(seen.insert(ends(&l3).0), "twice the same port"),
+            fate => {
+                assert_eq!(fate, dropped(Counter::DropNoPort));
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((seen.len(), refused), (4, 16));
+    // Who has one keeps it; and those of another protocol are others.
+    for _ in 0..2 {
+        let fate = inside(&mut h, PA, &packet(Says::Tcp(SYN), end(A, 1000), far));
+        assert!(matches!(fate, Fate::Outside(_)), "{fate:?}");
+    }
+    let mappings = h
+        .entries::<MappingKey, Mapping>("MAPPINGS")
+        .expect("MAPPINGS");
+    assert_eq!(mappings.len(), 2 * (4 + 1));
+}
+
+#[test]
+fn what_has_no_hops_left_or_is_too_long_is_told_to_its_source() {
+    let Some(mut h) = nat() else { return };
+    let kind = |fate: Fate, at: usize| match fate {
+        Fate::Host(frame) | Fate::Outside(frame) => frame[at],
+        other => panic!("{other:?}"),
+    };
+    let mut l3 = packet(Says::Udp, end(A, 1), end(REMOTE, 2));
+    l3[8] = 3;
+    let l3 = hop(&l3);
+    let last = hop(&l3);
+    assert!(matches!(inside(&mut h, PA, &l3), Fate::Outside(_)));
+    assert_eq!(
+        kind(inside(&mut h, PA, &last), 18 + 20),
+        11,
+        "time exceeded"
+    );
+    // From outside, as the address that was asked; net4 takes 1400 bytes.
+    let mut l3 = packet(Says::Udp, end(REMOTE, 1), end(PUBLIC4, 53));
+    l3[8] = 3;
+    let l3 = hop(&l3);
+    let last = hop(&l3);
+    assert!(matches!(outside(&mut h, &l3), Fate::Host(_)));
+    match outside(&mut h, &last) {
+        Fate::Outside(l3) => {
+            assert_eq!(l3[20], 11);
+            assert_eq!(l3[12..16], [192, 0, 2, 11]);
+        }
+        other => panic!("{other:?}"),
+    }
+    let long = udp(ip(REMOTE), ip(PUBLIC4), 1, 53, &[0; 1400]);
+    match outside(&mut h, &long) {
+        Fate::Outside(l3) => {
+            assert_eq!(l3[20..22], [3, 4]);
+            assert_eq!(l3[26..28], 1400u16.to_be_bytes());
+        }
+        other => panic!("{other:?}"),
+    }
+    // The way out takes 1500.
+    let long = udp(ip(A), ip(REMOTE), 1, 53, &[0; 1600]);
+    match inside(&mut h, PA, &long) {
+        Fate::Host(frame) => {
+            assert_eq!(frame[18 + 20..18 + 22], [3, 4]);
+            assert_eq!(frame[18 + 26..18 + 28], 1500u16.to_be_bytes());
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn arp_and_discovery_for_public_addresses_are_answered_on_the_uplink() {
+    let Some(mut h) = nat() else { return };
+    let asker = [2, 0, 0, 0, 0x99, 9];
+    for target in [PUBLIC4, ONE_TO_ONE4, NAT4, PUBLIC2] {
+        let std::net::IpAddr::V4(target) = ip(target) else {
+            unreachable!()
+        };
+        let from = [203, 0, 113, 1].into();
+        let question = eth(
+            [0xff; 6],
+            asker,
+            &[],
+            0x0806,
+            &arp(1, asker, from, [0; 6], target),
+        );
+        let (action, out) = h.run(Program::Uplink, UPLINK, &question).expect("it runs");
+        assert_eq!(action, causeway_tests::harness::Action::Tx);
+        let want = eth(
+            asker,
+            UPLINK_MAC,
+            &[],
+            0x0806,
+            &arp(2, UPLINK_MAC, target, asker, from),
+        );
+        assert_eq!(out, want);
+    }
+    // Our own is the kernel's to answer for; others are nobody's.
+    for target in [[203, 0, 113, 5], [192, 0, 2, 99]] {
+        let arp = arp(1, asker, [203, 0, 113, 1].into(), [0; 6], target.into());
+        let question = eth([0xff; 6], asker, &[], 0x0806, &arp);
+        assert_eq!(
+            send(&mut h, Program::Uplink, UPLINK, &question),
+            Fate::Passed
+        );
+    }
+    for (target, ours) in [(PUBLIC6, true), (NAT6, true), (PROVIDER6, false)] {
+        let std::net::IpAddr::V6(target) = ip(target) else {
+            unreachable!()
+        };
+        let from = "2001:db8:f::1".parse().expect("an address");
+        let group = solicited_node(target);
+        let question = eth(
+            multicast_mac(group),
+            asker,
+            &[],
+            0x86dd,
+            &ns(from, group, target, Some(asker)),
+        );
+        let (action, out) = h.run(Program::Uplink, UPLINK, &question).expect("it runs");
+        if !ours {
+            assert_eq!(action, causeway_tests::harness::Action::Pass);
+            continue;
+        }
+        assert_eq!(action, causeway_tests::harness::Action::Tx);
+        // Solicited and override, no router.
+        let answer = na(target, from, target, 0x60, Some(UPLINK_MAC));
+        assert_eq!(out, eth(asker, UPLINK_MAC, &[], 0x86dd, &answer));
+    }
+}

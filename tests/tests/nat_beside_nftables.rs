@@ -1,0 +1,269 @@
+//! Beside nftables doing the same translation in the same topology: both sides see the same packets, but for what is
+//! listed here, and what is listed does differ.
+//!
+//! How they are compared is in `src/beside.rs`, the sequences are in `src/corpus.rs`, the router and its rules in
+//! `src/router.rs`. `CAUSEWAY_SEQUENCE` runs those whose name contains it and shows every difference.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use causeway_tests::{
+    beside::{Beside, Patience},
+    corpus::{self, Carrier},
+};
+
+/// Which ways a listed sequence goes.
+#[derive(Clone, Copy)]
+enum Ways {
+    All,
+    V4,
+    V6,
+    Hairpin,
+    These(&'static [&'static str]),
+}
+use Ways::{All, Hairpin, These, V4, V6};
+
+/// Sequences in which what comes out differs, for a reason.
+struct Listed {
+    category: &'static str,
+    reason: &'static str,
+    /// What is before the `/` of a name; `{}` in it stands for tcp, udp and icmp.
+    sequences: &'static [(&'static str, Ways)],
+}
+
+const LISTED: &[Listed] = &[
+    Listed {
+        category: "fragment before its first",
+        reason: "dropped: the programs keep no packets. RFC 4787 REQ-14 wants it translated: to be done in user space",
+        sequences: &[("{} fragments backwards", All)],
+    },
+    Listed {
+        category: "first fragment alone",
+        reason: "translated as it comes; the kernel waits for the rest first. A receiver has no datagram of either \
+                 (RFC 791 section 3.2)",
+        sequences: &[("{} first fragment alone", All)],
+    },
+    Listed {
+        category: "too long, and may be split",
+        reason: "dropped. RFC 4787 REQ-13a wants it split: to be done in user space",
+        sequences: &[
+            (
+                "udp too long for the way out, to be split",
+                These(&["out4", "own-out4"]),
+            ),
+            (
+                "icmp too long for the way out, to be split",
+                These(&["out4", "own-out4"]),
+            ),
+        ],
+    },
+    Listed {
+        category: "one port for two endpoints",
+        reason: "nftables gives two endpoints one port while they speak to different far ends, which RFC 4787 REQ-1 \
+                 and REQ-3, RFC 5382 REQ-1 and REQ-7 forbid",
+        sequences: &[
+            ("udp two want one port for two far ends", These(&["4", "6"])),
+            ("tcp two want one port for two far ends", These(&["4", "6"])),
+        ],
+    },
+    Listed {
+        category: "hairpin to a mapping",
+        reason: "RFC 4787 REQ-9 and RFC 5382 REQ-8 want it; nftables has no such thing",
+        sequences: &[("udp between two by their external ends", These(&["4", "6"]))],
+    },
+    Listed {
+        category: "rule against an unanswered connection",
+        reason: "a machine spoke first, as another end than its rule's, and who comes by the rule takes the place over. \
+                 nftables changes the port that the machine sees; the client's own is right (RFC 4787 section 4)",
+        sequences: &[("udp silent for too long", These(&["in4", "in6"]))],
+    },
+    Listed {
+        category: "window of TCP",
+        reason: "not followed: whether a segment is in the window is its receiver's to judge (RFC 9293 section 3.10.7); \
+                 RFC 5382 REQ-2 wants all valid sequences to pass, and more may. A reset ends nothing that goes on \
+                 (RFC 7857 section 2.2)",
+        sequences: &[
+            ("tcp acknowledges what was not sent", All),
+            ("tcp data outside of the window", All),
+            ("tcp reset outside of the window", All),
+            ("tcp data before the answer", All),
+            ("tcp no flag within a connection", All),
+            ("tcp syn and fin within a connection", All),
+        ],
+    },
+    Listed {
+        category: "wrong checksum",
+        reason: "checksums of TCP, UDP and ICMP are brought up to date, not checked (RFC 3022 section 4.2): a wrong one stays \
+                 wrong, and the receiver drops it. RFC 5508 REQ-3 would rather have errors checked (SHOULD)",
+        sequences: &[
+            ("tcp with a wrong checksum", All),
+            ("udp with a wrong checksum", All),
+            (
+                "an error with a wrong checksum about {} answers by a router",
+                All,
+            ),
+            (
+                "an error with a wrong checksum about {} answers by their receiver",
+                All,
+            ),
+            (
+                "an error with a wrong checksum about {} questions by a router",
+                All,
+            ),
+            (
+                "an error with a wrong checksum about {} questions by their receiver",
+                All,
+            ),
+        ],
+    },
+    Listed {
+        category: "source quench",
+        reason: "dropped: it is no longer in use, and a way to slow others down (RFC 6633 section 5)",
+        sequences: &[
+            ("source quench about {} answers by a router", V4),
+            ("source quench about {} answers by their receiver", V4),
+            ("source quench about {} questions by a router", V4),
+            ("source quench about {} questions by their receiver", V4),
+        ],
+    },
+    Listed {
+        category: "old queries",
+        reason: "dropped: information and address mask requests are deprecated (RFC 6918), node information is an \
+                 experiment (RFC 4620)",
+        sequences: &[
+            ("icmp information request", V4),
+            ("icmp address mask request", V4),
+            ("icmp node information", V6),
+        ],
+    },
+    Listed {
+        category: "other protocols",
+        reason: "dropped: without ports one endpoint in all could have them, and answers could not be told apart \
+                 (RFC 3022 section 2.2 speaks of TCP, UDP and ICMP only)",
+        sequences: &[
+            ("esp", These(&["out4", "out6", "own-out4", "own-out6"])),
+            ("gre", These(&["out4", "out6", "own-out4", "own-out6"])),
+        ],
+    },
+    Listed {
+        category: "whom time exceeded is from",
+        reason: "from the gateway's address (RFC 1812 section 4.3.2.4); nftables translates its own error as if the \
+                 machine had sent it",
+        sequences: &[
+            ("{} without hops left", Hairpin),
+            ("udp answered without hops left", Hairpin),
+            ("icmp answered without hops left", Hairpin),
+        ],
+    },
+    Listed {
+        category: "record route",
+        reason: "passed on as it is: our address is not put in (RFC 7126 section 4.5)",
+        sequences: &[("{} with IP option record route", V4)],
+    },
+];
+
+/// The names of the listed sequences, with their category.
+fn listed() -> BTreeMap<String, &'static str> {
+    let mut out = BTreeMap::new();
+    let carriers = [
+        ("tcp", Carrier::Tcp),
+        ("udp", Carrier::Udp),
+        ("icmp", Carrier::Icmp),
+    ];
+    for entry in LISTED {
+        assert!(entry.reason.contains("RFC") || entry.reason.contains("SPEC"));
+        for (what, ways) in entry.sequences {
+            if let (false, These(these)) = (what.contains("{}"), ways) {
+                for way in *these {
+                    let old = out.insert(format!("{what}/{way}"), entry.category);
+                    assert!(old.is_none(), "{what}/{way} is listed twice");
+                }
+                continue;
+            }
+            for (name, carrier) in carriers {
+                // By its name it is of one carrier, or of each.
+                if !what.contains("{}") && !what.split(' ').any(|word| word == name) {
+                    continue;
+                }
+                let what = what.replace("{}", name);
+                for way in corpus::ways(carrier).into_iter().map(|way| way.name) {
+                    let is_one = match ways {
+                        All => true,
+                        V4 => way.ends_with('4'),
+                        V6 => way.ends_with('6'),
+                        Hairpin => way.starts_with("hairpin"),
+                        These(these) => these.contains(&&way[..]),
+                    };
+                    if !is_one {
+                        continue;
+                    }
+                    let name = format!("{what}/{way}");
+                    let old = out.insert(name.clone(), entry.category);
+                    assert!(old.is_none(), "{name} is listed twice");
+                }
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn both_sides_see_the_same_packets_but_for_what_is_listed() {
+    let Some(mut beside) = Beside::new() else {
+        return;
+    };
+    let all = corpus::all();
+    let mut listed = listed();
+    let only = std::env::var("CAUSEWAY_SEQUENCE").ok();
+    let (mut names, mut unlisted) = (BTreeSet::new(), Vec::new());
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut equal = 0;
+    for sequence in &all {
+        let name = &sequence.name[..];
+        assert!(names.insert(name), "{name} is there twice");
+        let category = listed.remove(name);
+        if only.as_ref().is_some_and(|only| !name.contains(&only[..])) {
+            continue;
+        }
+        let mut result = beside.run(sequence, Patience::Little);
+        if result.is_err() != category.is_some() {
+            // The machine may have been held up.
+            result = beside.run(sequence, Patience::Much);
+        }
+        if only.is_some()
+            && let Err(difference) = &result
+        {
+            println!("{name}: {}", difference.text());
+        }
+        match (result, category) {
+            (Ok(()), None) => equal += 1,
+            (Err(_), Some(category)) => *counts.entry(category).or_default() += 1,
+            (Err(difference), None) => unlisted.push((name, difference.text())),
+            (Ok(()), Some(_)) => {
+                unlisted.push((name, "it is listed, and does not differ\n".into()))
+            }
+        }
+    }
+    println!("{} sequences, {equal} without a difference", all.len());
+    for entry in LISTED {
+        let count = counts.get(entry.category).unwrap_or(&0);
+        println!("{count:>5} {}: {}", entry.category, entry.reason);
+    }
+    assert!(
+        listed.is_empty(),
+        "listed, and not in the corpus: {listed:?}"
+    );
+    for (name, text) in unlisted.iter().take(5) {
+        println!("{name}: {text}");
+    }
+    let mut by: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, _) in &unlisted {
+        let (what, way) = name.split_once('/').unwrap_or((name, ""));
+        by.entry(what).or_default().push(way);
+    }
+    assert!(
+        unlisted.is_empty(),
+        "{} not as listed: {by:#?}",
+        unlisted.len()
+    );
+    assert!(all.len() >= 200 || only.is_some());
+}

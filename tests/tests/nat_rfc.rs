@@ -1,0 +1,642 @@
+//! What RFC 4787 (UDP), RFC 5382 (TCP), RFC 5508 (ICMP) and RFC 7857 ask of a NAT, by name of the requirement; and what
+//! a client of RFC 5780 finds out. docs/nat.md has the table.
+
+use std::net::IpAddr;
+
+use appliance_common::{
+    counters::Counter,
+    nat::{Flow, FlowKey, Timeouts, ticks},
+};
+use causeway_tests::{
+    harness::Harness,
+    nat::{End, Fate, Place, Says, end, ends, fragments, hop, inside, outside, packet},
+    packet::*,
+    world::*,
+};
+use tcp_flags::{ACK, FIN, RST, SYN};
+
+const A: &str = "10.1.0.10";
+const A6: &str = "2001:db8:1::10";
+const PA: Place = Place::trunk(101, A_MAC);
+/// A second host of net1.
+const C: &str = "10.1.0.30";
+const C6: &str = "2001:db8:1::30";
+const C_MAC: Mac = [0x02, 0, 0, 0xaa, 0, 0x1e];
+const PC: Place = Place::trunk(101, C_MAC);
+/// Hosts, what they are seen as, somebody outside; of each family.
+const FAMILIES: [(&str, &str, &str, &str); 2] = [(A, C, NAT4, REMOTE), (A6, C6, NAT6, REMOTE6)];
+
+fn nat() -> Option<Harness> {
+    let mut world = World::nat();
+    for host in [C, C6] {
+        world.neighbour(NET1, host, TRUNK, C_MAC, TRUNK_MAC, 101, 0);
+    }
+    Harness::new(world)
+}
+
+fn dropped(reason: Counter) -> Fate {
+    Fate::Dropped(reason)
+}
+
+fn seen_as(fate: Fate) -> End {
+    match fate {
+        Fate::Outside(l3) => ends(&l3).0,
+        other => panic!("it does not leave: {other:?}"),
+    }
+}
+
+/// Makes every connection so many seconds older.
+fn silence(h: &mut Harness, seconds: u32) {
+    let by = ticks(u64::from(seconds) * 1_000_000_000);
+    for map in ["FLOWS", "OPENING", "FRAGMENTS"] {
+        for (key, mut flow) in h.entries::<FlowKey, Flow>(map).expect("a map") {
+            flow.seen = flow.seen.wrapping_sub(by);
+            h.put(map, key, flow).expect("a map");
+        }
+    }
+}
+
+/// Opens a connection of TCP from A; returns what it is seen as.
+fn connect(h: &mut Harness, from: End, far: End) -> End {
+    let outer = seen_as(inside(h, PA, &packet(Says::Tcp(SYN), from, far)));
+    let answer = outside(h, &packet(Says::Tcp(SYN | ACK), far, outer));
+    assert!(matches!(answer, Fate::Host(_)), "{answer:?}");
+    inside(h, PA, &packet(Says::Tcp(ACK), from, far));
+    outer
+}
+
+fn is_heard(h: &mut Harness, says: Says, far: End, outer: End) -> bool {
+    matches!(outside(h, &packet(says, far, outer)), Fate::Host(_))
+}
+
+#[test]
+fn rfc4787_req3_no_two_endpoints_have_one_port_whomever_they_speak_to() {
+    let Some(mut h) = nat() else { return };
+    for (a, c, _, remote) in FAMILIES {
+        for says in [Says::Udp, Says::Tcp(SYN), Says::Ask] {
+            let one = seen_as(inside(
+                &mut h,
+                PA,
+                &packet(says, end(a, 40_000), end(remote, 53)),
+            ));
+            let two = seen_as(inside(
+                &mut h,
+                PC,
+                &packet(says, end(c, 40_000), end(remote, 54)),
+            ));
+            assert_ne!(one, two, "{says:?}");
+            assert!(one.1 >= 1024 && two.1 >= 1024);
+        }
+    }
+}
+
+#[test]
+fn rfc4787_req2_all_endpoints_of_a_host_are_seen_as_one_address() {
+    let Some(mut h) = nat() else { return };
+    for (a, _, seen, remote) in FAMILIES {
+        for port in [1, 1023, 1024, 30_000, 65_535] {
+            for says in [Says::Udp, Says::Tcp(SYN), Says::Ask] {
+                let outer = seen_as(inside(
+                    &mut h,
+                    PA,
+                    &packet(says, end(a, port), end(remote, 9)),
+                ));
+                assert_eq!(outer.0, ip(seen));
+            }
+        }
+    }
+}
+
+#[test]
+fn rfc4787_req5_udp_is_kept_for_five_minutes_and_no_longer() {
+    let Some(mut h) = nat() else { return };
+    for (a, _, _, remote) in FAMILIES {
+        let (from, far) = (end(a, 41_000), end(remote, 53));
+        for answered in [false, true] {
+            h.forget_flows().expect("maps");
+            let outer = seen_as(inside(&mut h, PA, &packet(Says::Udp, from, far)));
+            if answered {
+                assert!(is_heard(&mut h, Says::Udp, far, outer));
+            }
+            silence(&mut h, 295);
+            assert!(
+                is_heard(&mut h, Says::Udp, far, outer),
+                "answered: {answered}"
+            );
+            silence(&mut h, 310);
+            assert_eq!(
+                outside(&mut h, &packet(Says::Udp, far, outer)),
+                dropped(Counter::DropNoRule)
+            );
+        }
+    }
+}
+
+#[test]
+fn rfc4787_req6_what_goes_out_keeps_a_connection() {
+    let Some(mut h) = nat() else { return };
+    let (from, far) = (end(A, 41_000), end(REMOTE, 53));
+    let outer = seen_as(inside(&mut h, PA, &packet(Says::Udp, from, far)));
+    assert!(is_heard(&mut h, Says::Udp, far, outer));
+    for _ in 0..5 {
+        silence(&mut h, 200);
+        assert_eq!(
+            seen_as(inside(&mut h, PA, &packet(Says::Udp, from, far))),
+            outer
+        );
+    }
+    silence(&mut h, 200);
+    assert!(is_heard(&mut h, Says::Udp, far, outer));
+}
+
+#[test]
+fn timeouts_are_those_of_the_map() {
+    let mut world = World::nat();
+    world.nat.timeouts = Timeouts {
+        established: 8,
+        transitory: 4,
+        opening: 4,
+        udp: 4,
+        icmp: 4,
+    };
+    let Some(mut h) = Harness::new(world) else {
+        return;
+    };
+    let far = end(REMOTE, 80);
+    for (says, answer) in [
+        (Says::Udp, Says::Udp),
+        (Says::Ask, Says::Answer),
+        (Says::Tcp(SYN), Says::Tcp(SYN | ACK)),
+    ] {
+        let far = if says == Says::Ask {
+            end(REMOTE, 0)
+        } else {
+            far
+        };
+        let outer = seen_as(inside(&mut h, PA, &packet(says, end(A, 42_000), far)));
+        silence(&mut h, 3);
+        assert!(is_heard(&mut h, answer, far, outer), "{says:?}");
+        silence(&mut h, 6);
+        assert!(!is_heard(&mut h, answer, far, outer), "{says:?}");
+    }
+    let outer = connect(&mut h, end(A, 42_001), far);
+    silence(&mut h, 6);
+    assert!(is_heard(&mut h, Says::Tcp(ACK), far, outer), "established");
+    silence(&mut h, 11);
+    assert!(!is_heard(&mut h, Says::Tcp(ACK), far, outer));
+}
+
+#[test]
+fn rfc5382_req5_tcp_is_kept_for_two_hours_and_four_minutes_and_four_minutes_once_it_ends() {
+    let Some(mut h) = nat() else { return };
+    for (a, _, _, remote) in FAMILIES {
+        let (from, far) = (end(a, 43_000), end(remote, 80));
+        let outer = connect(&mut h, from, far);
+        for _ in 0..2 {
+            silence(&mut h, 7435);
+            assert!(is_heard(&mut h, Says::Tcp(ACK), far, outer));
+        }
+        silence(&mut h, 7450);
+        assert_eq!(
+            outside(&mut h, &packet(Says::Tcp(ACK), far, outer)),
+            dropped(Counter::DropNoFlow)
+        );
+        // Ended by both, by one, by a reset, or never opened: four minutes.
+        for end_of_it in [FIN | ACK, RST | ACK] {
+            h.forget_flows().expect("maps");
+            let outer = connect(&mut h, from, far);
+            inside(&mut h, PA, &packet(Says::Tcp(end_of_it), from, far));
+            silence(&mut h, 235);
+            assert!(
+                is_heard(&mut h, Says::Tcp(FIN | ACK), far, outer),
+                "{end_of_it}"
+            );
+            silence(&mut h, 250);
+            assert!(!is_heard(&mut h, Says::Tcp(ACK), far, outer), "{end_of_it}");
+        }
+        h.forget_flows().expect("maps");
+        let outer = seen_as(inside(&mut h, PA, &packet(Says::Tcp(SYN), from, far)));
+        silence(&mut h, 235);
+        assert!(is_heard(&mut h, Says::Tcp(SYN | ACK), far, outer));
+        silence(&mut h, 250);
+        assert!(!is_heard(&mut h, Says::Tcp(SYN | ACK), far, outer));
+    }
+}
+
+#[test]
+fn rfc5382_req2_both_may_open_at_once() {
+    let Some(mut h) = nat() else { return };
+    for (a, _, _, remote) in FAMILIES {
+        let (from, far) = (end(a, 44_000), end(remote, 80));
+        let outer = seen_as(inside(&mut h, PA, &packet(Says::Tcp(SYN), from, far)));
+        for flags in [SYN, SYN | ACK, ACK] {
+            assert!(is_heard(&mut h, Says::Tcp(flags), far, outer));
+            inside(&mut h, PA, &packet(Says::Tcp(flags | ACK), from, far));
+        }
+        assert_eq!(h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS").len(), 2);
+        h.forget_flows().expect("maps");
+    }
+}
+
+#[test]
+fn rfc5382_req4_an_unsolicited_syn_has_no_answer_and_is_not_in_the_way() {
+    let Some(mut h) = nat() else { return };
+    for (a, _, seen, remote) in FAMILIES {
+        let (from, far) = (end(a, 45_000), end(remote, 80));
+        let outer = end(seen, 45_000);
+        for _ in 0..2 {
+            assert_eq!(
+                outside(&mut h, &packet(Says::Tcp(SYN), far, outer)),
+                dropped(Counter::DropNoRule)
+            );
+        }
+        assert_eq!(connect(&mut h, from, far), outer);
+    }
+}
+
+#[test]
+fn rfc7857_a_reset_ends_nothing_that_goes_on() {
+    let Some(mut h) = nat() else { return };
+    let (from, far) = (end(A, 46_000), end(REMOTE, 80));
+    let outer = connect(&mut h, from, far);
+    assert!(is_heard(&mut h, Says::Tcp(RST), far, outer));
+    silence(&mut h, 200);
+    inside(&mut h, PA, &packet(Says::Tcp(ACK), from, far));
+    silence(&mut h, 7000);
+    assert!(
+        is_heard(&mut h, Says::Tcp(ACK), far, outer),
+        "established again"
+    );
+}
+
+/// An ICMP error from `from` to `to` about `quoted`.
+fn error(from: IpAddr, to: IpAddr, kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
+    let mut rest = vec![0; 4];
+    rest.extend_from_slice(quoted);
+    icmp(from, to, kind, code, &rest)
+}
+
+#[test]
+fn rfc4787_req12_no_icmp_message_ends_or_keeps_a_connection() {
+    let Some(mut h) = nat() else { return };
+    for (a, _, _, remote) in FAMILIES {
+        let far = end(remote, 80);
+        let kinds: &[(u8, u8)] = if a == A {
+            &[
+                (3, 0),
+                (3, 1),
+                (3, 2),
+                (3, 3),
+                (3, 4),
+                (3, 13),
+                (11, 0),
+                (11, 1),
+                (12, 0),
+            ]
+        } else {
+            &[(1, 0), (1, 3), (1, 4), (2, 0), (3, 0), (3, 1), (4, 0)]
+        };
+        let outer = connect(&mut h, end(a, 47_000), far);
+        let sent = packet(Says::Tcp(ACK), outer, far);
+        for (kind, code) in kinds {
+            let fate = outside(&mut h, &error(far.0, outer.0, *kind, *code, &sent));
+            assert!(matches!(fate, Fate::Host(_)), "{kind} {code}: {fate:?}");
+            assert!(
+                is_heard(&mut h, Says::Tcp(ACK), far, outer),
+                "{kind} {code}"
+            );
+        }
+        // RFC 5508 REQ-6: nor does one keep it.
+        let from = end(a, 47_001);
+        let outer = seen_as(inside(&mut h, PA, &packet(Says::Udp, from, far)));
+        let sent = packet(Says::Udp, outer, far);
+        for _ in 0..2 {
+            silence(&mut h, 200);
+            outside(
+                &mut h,
+                &error(far.0, outer.0, kinds[0].0, kinds[0].1, &sent),
+            );
+        }
+        assert!(!is_heard(&mut h, Says::Udp, far, outer));
+    }
+}
+
+#[test]
+fn rfc5508_req1_echoes_and_timestamps_are_asked_and_answered() {
+    let Some(mut h) = nat() else { return };
+    let query = |from: &str, to: &str, kind: u8, id: u16| {
+        let rest = [&id.to_be_bytes()[..], &[0, 1], &[0; 12]].concat();
+        icmp(ip(from), ip(to), kind, 0, &rest)
+    };
+    for (a, seen, remote, kinds) in [
+        (A, NAT4, REMOTE, &[(8, 0), (13, 14)][..]),
+        (A6, NAT6, REMOTE6, &[(128, 129)]),
+    ] {
+        for (ask, answer) in kinds {
+            let out = inside(&mut h, PA, &query(a, remote, *ask, 2000));
+            assert_eq!(out, Fate::Outside(hop(&query(seen, remote, *ask, 2000))));
+            let back = outside(&mut h, &query(remote, seen, *answer, 2000));
+            assert_eq!(
+                back,
+                Fate::Host(PA.hears(&hop(&query(remote, a, *answer, 2000))))
+            );
+            // About the question itself.
+            let about = error(
+                ip(remote),
+                ip(seen),
+                if a == A { 3 } else { 1 },
+                1,
+                &query(seen, remote, *ask, 2000),
+            );
+            assert!(matches!(outside(&mut h, &about), Fate::Host(_)), "{ask}");
+        }
+    }
+}
+
+#[test]
+fn rfc5508_req2_queries_are_kept_for_a_minute() {
+    let Some(mut h) = nat() else { return };
+    for (a, _, _, remote) in FAMILIES {
+        let far = end(remote, 0);
+        let outer = seen_as(inside(&mut h, PA, &packet(Says::Ask, end(a, 2001), far)));
+        silence(&mut h, 58);
+        assert!(is_heard(&mut h, Says::Answer, far, outer));
+        silence(&mut h, 65);
+        assert!(!is_heard(&mut h, Says::Answer, far, outer));
+    }
+}
+
+#[test]
+fn rfc5508_req4_packet_too_big_about_a_fragment_reaches_its_sender() {
+    let Some(mut h) = nat() else { return };
+    let (from, outer, far) = (end(A6, 48_000), end(NAT6, 48_000), end(REMOTE6, 53));
+    let sent = fragments(&packet(Says::Udp, from, far), 16, 77);
+    let left = fragments(&packet(Says::Udp, outer, far), 16, 77);
+    assert_eq!(inside(&mut h, PA, &sent[0]), Fate::Outside(hop(&left[0])));
+    let router = ip("2001:db8:ab::1");
+    assert_eq!(
+        outside(&mut h, &error(router, outer.0, 2, 0, &hop(&left[0]))),
+        Fate::Host(PA.hears(&hop(&error(router, from.0, 2, 0, &hop(&sent[0])))))
+    );
+    // A later one does not say whose it is.
+    assert_eq!(
+        outside(&mut h, &error(router, outer.0, 2, 0, &hop(&left[1]))),
+        dropped(Counter::DropNoFlow)
+    );
+}
+
+#[test]
+fn rfc4787_req9_two_behind_it_reach_each_other_by_their_external_ends_once_both_have_sent() {
+    let Some(mut h) = nat() else { return };
+    for (a, c, _, remote) in FAMILIES {
+        for (first, answer) in [
+            (Says::Udp, Says::Udp),
+            (Says::Tcp(SYN), Says::Tcp(SYN | ACK)),
+        ] {
+            let (x, y, far) = (end(a, 49_000), end(c, 49_001), end(remote, 3478));
+            let x_seen = seen_as(inside(&mut h, PA, &packet(first, x, far)));
+            let y_seen = seen_as(inside(&mut h, PC, &packet(first, y, far)));
+            // As from outside: not before the other has sent, however often (section 5).
+            for _ in 0..3 {
+                assert_eq!(
+                    inside(&mut h, PA, &packet(first, x, y_seen)),
+                    dropped(Counter::DropNoRule)
+                );
+            }
+            assert_eq!(
+                inside(&mut h, PC, &packet(first, y, x_seen)),
+                Fate::Host(PA.hears(&hop(&packet(first, y_seen, x)))),
+                "the source is the external one"
+            );
+            assert_eq!(
+                inside(&mut h, PA, &packet(answer, x, y_seen)),
+                Fate::Host(PC.hears(&hop(&packet(answer, x_seen, y))))
+            );
+            assert_eq!(
+                inside(&mut h, PC, &packet(answer, y, x_seen)),
+                Fate::Host(PA.hears(&hop(&packet(answer, y_seen, x))))
+            );
+            // Another port of the same host is another.
+            let z = end(c, 49_002);
+            assert_eq!(
+                inside(&mut h, PC, &packet(first, z, x_seen)),
+                dropped(Counter::DropNoRule)
+            );
+        }
+        // A port that nobody is seen as.
+        let nobody = end(if a == A { NAT4 } else { NAT6 }, 50_999);
+        assert_eq!(
+            inside(&mut h, PA, &packet(Says::Udp, end(a, 49_000), nobody)),
+            dropped(Counter::DropNoRule)
+        );
+        // An endpoint's own: nobody else has sent to it.
+        let own = end(a, 49_005);
+        let seen = seen_as(inside(&mut h, PA, &packet(Says::Udp, own, end(remote, 9))));
+        assert_eq!(
+            inside(&mut h, PA, &packet(Says::Udp, own, seen)),
+            dropped(Counter::DropNoRule)
+        );
+    }
+}
+
+#[test]
+fn rfc5508_req7_errors_about_hairpins_are_translated() {
+    let Some(mut h) = nat() else { return };
+    for (a, c, seen, public) in [(A, C, NAT4, PUBLIC4), (A6, C6, NAT6, PUBLIC6)] {
+        let (from, to) = (end(c, 49_100), end(public, 5000));
+        let (outer, inner) = (end(seen, 49_100), end(a, 6000));
+        let heard = hop(&packet(Says::Udp, outer, inner));
+        assert_eq!(
+            inside(&mut h, PC, &packet(Says::Udp, from, to)),
+            Fate::Host(PA.hears(&heard))
+        );
+        let (kind, code) = if a == A { (3, 3) } else { (1, 4) };
+        let sent = hop(&packet(Says::Udp, from, to));
+        assert_eq!(
+            inside(&mut h, PA, &error(inner.0, outer.0, kind, code, &heard)),
+            Fate::Host(PC.hears(&hop(&error(to.0, from.0, kind, code, &sent))))
+        );
+    }
+}
+
+#[test]
+fn a_machine_that_spoke_first_does_not_keep_out_who_comes_by_its_rule() {
+    let Some(mut h) = nat() else { return };
+    for (a, public, remote) in [(A, PUBLIC4, REMOTE), (A6, PUBLIC6, REMOTE6)] {
+        let (client, to, inner) = (end(remote, 50_000), end(public, 5000), end(a, 6000));
+        for _ in 0..3 {
+            let seen = seen_as(inside(&mut h, PA, &packet(Says::Udp, inner, client)));
+            assert_ne!(seen, to);
+        }
+        assert_eq!(
+            outside(&mut h, &packet(Says::Udp, client, to)),
+            Fate::Host(PA.hears(&hop(&packet(Says::Udp, client, inner))))
+        );
+        assert_eq!(
+            inside(&mut h, PA, &packet(Says::Udp, inner, client)),
+            Fate::Outside(hop(&packet(Says::Udp, to, client)))
+        );
+        assert_eq!(
+            h.entries::<FlowKey, Flow>("OPENING")
+                .expect("OPENING")
+                .len(),
+            0,
+            "no half is left"
+        );
+        h.forget_flows().expect("maps");
+    }
+}
+
+#[test]
+fn a_connection_of_which_one_direction_speaks_is_not_given_away() {
+    let Some(mut h) = nat() else { return };
+    // Two rules that lead to one port of the machine: the client's same port by the other rule is the same way back.
+    let mut world = h.world.clone();
+    world.rule(0, NET1, PUBLIC4, A, (7000, 7000, 6000), &[17]);
+    h.fill(world).expect("filled");
+    let (client, inner) = (end(REMOTE, 50_000), end(A, 6000));
+    let by = |port| packet(Says::Udp, client, end(PUBLIC4, port));
+    assert!(matches!(outside(&mut h, &by(5000)), Fate::Host(_)));
+    inside(&mut h, PA, &packet(Says::Udp, inner, client));
+    // Only the client goes on.
+    for _ in 0..3 {
+        silence(&mut h, 200);
+        assert!(matches!(outside(&mut h, &by(5000)), Fate::Host(_)));
+    }
+    assert_eq!(outside(&mut h, &by(7000)), dropped(Counter::DropFlowTaken));
+    assert!(matches!(outside(&mut h, &by(5000)), Fate::Host(_)));
+    // Both silent: it is another's.
+    silence(&mut h, 310);
+    assert!(matches!(outside(&mut h, &by(7000)), Fate::Host(_)));
+}
+
+#[test]
+fn what_is_malformed_or_names_a_route_is_dropped() {
+    let Some(mut h) = nat() else { return };
+    let (from, far) = (end(A, 51_000), end(REMOTE, 53));
+    let good = packet(Says::Udp, from, far);
+    let mut wrong = good.clone();
+    wrong[10] ^= 1;
+    assert_eq!(inside(&mut h, PA, &wrong), dropped(Counter::DropMalformed));
+    let with = |options: &[u8]| {
+        let mut header = V4::new([10, 1, 0, 10].into(), [203, 0, 114, 9].into(), 17);
+        header.options = options.to_vec();
+        header.build(&good[20..])
+    };
+    for options in [
+        &[1, 1, 1, 1][..],
+        &[148, 4, 0, 0],
+        &[0, 131, 3, 4],
+        &[1; 40],
+    ] {
+        assert!(
+            matches!(inside(&mut h, PA, &with(options)), Fate::Outside(_)),
+            "{options:?}"
+        );
+    }
+    for options in [[131, 7, 4, 198, 18, 0, 1, 0], [1, 137, 7, 4, 198, 18, 0, 1]] {
+        assert_eq!(
+            inside(&mut h, PA, &with(&options)),
+            dropped(Counter::DropNatProtocol)
+        );
+    }
+    for options in [[7, 9, 4, 0], [7, 1, 0, 0], [1, 1, 1, 7]] {
+        assert_eq!(
+            inside(&mut h, PA, &with(&options)),
+            dropped(Counter::DropMalformed),
+            "{options:?}"
+        );
+    }
+}
+
+/// A STUN server of RFC 5780: two addresses, two ports, of one family.
+struct Stun {
+    addresses: [IpAddr; 2],
+    ports: [u16; 2],
+}
+
+impl Stun {
+    const fn at(&self, address: usize, port: usize) -> End {
+        (self.addresses[address], self.ports[port])
+    }
+
+    /// A binding request from `place` to one of its ends; whence it answers. What the client is told that it is
+    /// seen as, if the answer reaches it, and what it is seen as.
+    fn ask(&self, h: &mut Harness, from: End, to: End, answers: End) -> (Option<End>, End) {
+        let seen = seen_as(inside(h, PA, &packet(Says::Udp, from, to)));
+        let answer = packet(Says::Udp, answers, seen);
+        match outside(h, &answer) {
+            Fate::Host(frame) => {
+                assert_eq!(frame, PA.hears(&hop(&packet(Says::Udp, answers, from))));
+                (Some(seen), seen)
+            }
+            _ => (None, seen),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Behaviour {
+    EndpointIndependent,
+    AddressDependent,
+    AddressAndPortDependent,
+}
+
+/// RFC 5780 section 4.3.
+fn mapping(h: &mut Harness, stun: &Stun, from: End) -> Behaviour {
+    let test = |h: &mut Harness, to| stun.ask(h, from, to, to).0.expect("UDP gets through");
+    let one = test(h, stun.at(0, 0));
+    assert_ne!(one, from, "there is a NAT");
+    let two = test(h, stun.at(1, 0));
+    if one == two {
+        return Behaviour::EndpointIndependent;
+    }
+    let three = test(h, stun.at(1, 1));
+    if two == three {
+        Behaviour::AddressDependent
+    } else {
+        Behaviour::AddressAndPortDependent
+    }
+}
+
+/// RFC 5780 section 4.4: the server is asked to answer from elsewhere.
+fn filtering(h: &mut Harness, stun: &Stun, from: End) -> Behaviour {
+    let to = stun.at(0, 0);
+    assert!(stun.ask(h, from, to, to).0.is_some());
+    if stun.ask(h, from, to, stun.at(1, 1)).0.is_some() {
+        return Behaviour::EndpointIndependent;
+    }
+    if stun.ask(h, from, to, stun.at(0, 1)).0.is_some() {
+        Behaviour::AddressDependent
+    } else {
+        Behaviour::AddressAndPortDependent
+    }
+}
+
+#[test]
+fn rfc5780_finds_mapping_by_endpoint_and_filtering_by_address_and_port() {
+    let Some(mut h) = nat() else { return };
+    for (a, addresses) in [(A, [REMOTE, LISTED]), (A6, [REMOTE6, LISTED6])] {
+        let stun = Stun {
+            addresses: addresses.map(ip),
+            ports: [3478, 3479],
+        };
+        // One whose port is kept and one whose is not; each test from a port of its own (section 4.6).
+        for ports in [[52_000, 52_001], [700, 701]] {
+            let found = mapping(&mut h, &stun, end(a, ports[0]));
+            assert_eq!(
+                found,
+                Behaviour::EndpointIndependent,
+                "mapping, {a} {}",
+                ports[0]
+            );
+            let found = filtering(&mut h, &stun, end(a, ports[1]));
+            assert_eq!(
+                found,
+                Behaviour::AddressAndPortDependent,
+                "filtering, {a} {}",
+                ports[1]
+            );
+        }
+    }
+}
