@@ -1,0 +1,216 @@
+//! Full failover between real hosts, looked at closely: fragments out of order, and packets followed by `trace`.
+
+use std::{
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use causeway_tests::{
+    nat::{Says, fragments, packet},
+    packet::{Mac, frame, ip},
+    site::{Conversation, Site},
+};
+
+const PROVIDER: &str = "provider-appliance";
+const PUBLIC: [&str; 2] = ["203.0.113.23", "2001:db8:f::23"];
+const REPLICA: [&str; 2] = ["10.1.0.10", "2001:db8:1::10"];
+const CLIENT: [&str; 2] = ["198.51.100.10", "2001:db8:99::10"];
+const SERVER: [&str; 2] = ["198.51.100.80", "2001:db8:99::80"];
+const GATEWAY: [&str; 2] = ["10.1.0.1", "2001:db8:1::1"];
+
+fn ask(site: &Site, words: &[&str]) -> String {
+    let appliance = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
+    appliance.must(words).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn mac(text: &str) -> Mac {
+    let bytes: Vec<u8> = text
+        .split(':')
+        .map(|b| u8::from_str_radix(b, 16).unwrap_or_else(|e| panic!("{text}: {e}")))
+        .collect();
+    bytes
+        .try_into()
+        .unwrap_or_else(|_| panic!("{text} is no MAC address"))
+}
+
+/// The MAC that `host` has for a neighbour, once it has spoken to it.
+fn next_hop(site: &Site, host: &str, address: &str) -> Mac {
+    site.reach(host, address);
+    let neighbours = site.neighbours(host);
+    let text = neighbours.get(&ip(address));
+    mac(text.unwrap_or_else(|| panic!("{host} does not know {address}: {neighbours:?}")))
+}
+
+#[test]
+fn a_fragment_that_comes_before_its_first_is_not_lost() {
+    let Some(site) = Site::full() else { return };
+    for (i, edge) in ["198.51.100.1", "2001:db8:99::1"].into_iter().enumerate() {
+        let line = if i == 0 {
+            format!("{}:7000/udp -> {}:7000", PUBLIC[i], REPLICA[i])
+        } else {
+            format!("[{}]:7000/udp -> [{}]:7000", PUBLIC[i], REPLICA[i])
+        };
+        ask(
+            &site,
+            &[
+                "rule",
+                "add",
+                "--tenant",
+                "acme",
+                &format!("datagrams-{i}"),
+                &line,
+            ],
+        );
+        // In: the second piece first, then the first.
+        let replica = site.udp("replica-a", REPLICA[i], 7000);
+        replica
+            .set_read_timeout(Some(Duration::from_secs(3)))
+            .expect("a timeout");
+        let (hop, own) = (
+            next_hop(&site, "client", edge),
+            mac(&site.mac("client", "eth0")),
+        );
+        let whole = packet(Says::Udp, (ip(CLIENT[i]), 5000), (ip(PUBLIC[i]), 7000));
+        let [first, second] = fragments(&whole, 16, 77);
+        site.inject("client", "eth0", &[frame(hop, own, &[], &second)])
+            .unwrap_or_else(|e| panic!("{e}"));
+        thread::sleep(Duration::from_millis(50));
+        site.inject("client", "eth0", &[frame(hop, own, &[], &first)])
+            .unwrap_or_else(|e| panic!("{e}"));
+        let mut buffer = [0; 200];
+        let (length, from) = replica
+            .recv_from(&mut buffer)
+            .unwrap_or_else(|e| panic!("{}: the datagram is lost: {e}", PUBLIC[i]));
+        assert_eq!(&buffer[..length], &whole[whole.len() - length..]);
+        assert_eq!(from.ip(), ip(CLIENT[i]));
+
+        // And out, to the internet.
+        let server = site.udp("server", SERVER[i], 7001);
+        server
+            .set_read_timeout(Some(Duration::from_secs(3)))
+            .expect("a timeout");
+        let (hop, own) = (
+            next_hop(&site, "replica-a", GATEWAY[i]),
+            mac(&site.mac("replica-a", "eth0")),
+        );
+        let whole = packet(Says::Udp, (ip(REPLICA[i]), 5001), (ip(SERVER[i]), 7001));
+        let [first, second] = fragments(&whole, 16, 78);
+        for piece in [second, first] {
+            site.inject("replica-a", "eth0", &[frame(hop, own, &[], &piece)])
+                .unwrap_or_else(|e| panic!("{e}"));
+        }
+        let (length, from) = server
+            .recv_from(&mut buffer)
+            .unwrap_or_else(|e| panic!("{}: the datagram is lost: {e}", SERVER[i]));
+        assert_eq!(&buffer[..length], &whole[whole.len() - length..]);
+        assert!(from.ip() != ip(REPLICA[i]), "untranslated");
+    }
+    // Two families, two directions: each had one piece that waited, and was translated when it was run again.
+    assert_eq!(site.counter(PROVIDER, "slow_fragment"), 4);
+    assert_eq!(site.counter(PROVIDER, "fragment_translated"), 4);
+}
+
+/// The lines of a trace, as JSON.
+fn steps(text: &str) -> Vec<serde_json::Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}")))
+        .collect()
+}
+
+#[test]
+fn packets_are_followed_while_somebody_looks_and_connections_go_on() {
+    let Some(site) = Site::full() else { return };
+    let _ssh = site
+        .greeter("replica-a", 22, "SSH-2.0-causeway_replica-a")
+        .unwrap_or_else(|e| panic!("{e}"));
+    let conversation = Conversation::start(&site, "client", "203.0.113.20", 2222);
+    let text = thread::scope(|scope| {
+        let trace = scope.spawn(|| {
+            let filter = ["--protocol", "icmp", "--address", SERVER[0]];
+            let mut words = vec!["trace", "--seconds", "6", "--count", "1", "--json"];
+            words.extend(filter);
+            ask(&site, &words)
+        });
+        while !trace.is_finished() {
+            site.reach("replica-b", SERVER[0]);
+        }
+        trace.join().expect("no panic in the trace")
+    });
+    let steps = steps(&text);
+    let way: Vec<(&str, &str)> = steps
+        .iter()
+        .map(|s| {
+            (
+                s["program"].as_str().unwrap_or_default(),
+                s["step"].as_str().unwrap_or_default(),
+            )
+        })
+        .collect();
+    // Of the first packet, an echo request or its answer.
+    let out = [
+        ("access", "enters"),
+        ("full", "goes-on"),
+        ("nat_out", "goes-on"),
+        ("nat_out", "decided"),
+    ];
+    let back = [
+        ("uplink", "enters"),
+        ("nat_in", "goes-on"),
+        ("nat_in", "decided"),
+    ];
+    assert!(way == out || way == back, "{text}");
+    let last = steps.last().expect("a step");
+    let counted = last["counted"].as_array().expect("counters");
+    let name = counted.last().and_then(|c| c.as_str()).unwrap_or_default();
+    assert!(name.starts_with("translated_"), "{text}");
+    assert!(
+        last["frame"].as_str().unwrap_or_default().contains("ICMP "),
+        "{text}"
+    );
+
+    // One at a time; and who is killed leaves nothing behind.
+    let appliance = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
+    let mut looker = Command::new(&site.paths().appliance)
+        .arg("--socket")
+        .arg(appliance.socket_path())
+        .arg("trace")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("the client starts");
+    thread::sleep(Duration::from_secs(1));
+    let second = appliance
+        .cli(&["trace", "--seconds", "1"])
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert!(
+        !second.ok() && second.stderr.contains("somebody else"),
+        "{}",
+        second.stderr
+    );
+    looker.kill().expect("it was ours");
+    looker.wait().expect("it was ours");
+    thread::sleep(Duration::from_secs(7));
+    let filter = [
+        "trace",
+        "--seconds",
+        "1",
+        "--address",
+        "192.0.2.99",
+        "--json",
+    ];
+    assert_eq!(ask(&site, &filter), "");
+    let unknown = appliance
+        .cli(&["trace", "--interface", "nowhere"])
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert!(
+        !unknown.ok() && unknown.stderr.contains("no program on interface"),
+        "{}",
+        unknown.stderr
+    );
+    // Programs were replaced six times meanwhile.
+    let (said, longest) = conversation.finish().unwrap_or_else(|e| panic!("{e}"));
+    assert!(said > 100, "{said} numbers came back");
+    assert!(longest < Duration::from_secs(1), "silent for {longest:?}");
+}
