@@ -1,8 +1,12 @@
 //! The rules of one tenant, as a whole.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
-use crate::{Net, Rule};
+use crate::{Net, Rule, Target};
 
 /// What a tenant has, as far as rules ask.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,7 +104,7 @@ impl RuleSet {
             });
         };
         let mut rules = self.rules.clone();
-        let mut touched = Vec::new();
+        let mut touched = BTreeSet::new();
         // First what goes, so that its place can be taken in the same change.
         for change in &changes {
             match change {
@@ -131,28 +135,21 @@ impl RuleSet {
                 );
                 continue;
             }
-            touched.push(name.clone());
+            touched.insert(name.clone());
             rules.insert(name, rule);
         }
         for name in &touched {
-            let Some(rule) = rules.get(name) else {
-                continue;
-            };
-            for message in tenant.map_or_else(Vec::new, |tenant| of_tenant(rule, tenant)) {
-                problem(name, message);
-            }
-            for other in rules.values().filter(|other| other.name() != name) {
-                // Of two that are both new, the later by name is told.
-                if touched.iter().any(|new| new == other.name()) && other.name() > name.as_str() {
-                    continue;
-                }
-                if let Some(what) = rule.overlap(other) {
-                    problem(
-                        name,
-                        format!("{what} is rule {:?}'s already ({other})", other.name()),
-                    );
+            if let (Some(tenant), Some(rule)) = (tenant, rules.get(name)) {
+                for message in of_tenant(rule, tenant) {
+                    problem(name, message);
                 }
             }
+        }
+        for (rule, other, what) in overlaps(&rules, &touched) {
+            problem(
+                rule.name(),
+                format!("{what} is rule {:?}'s already ({other})", other.name()),
+            );
         }
         if problems.is_empty() {
             return Ok(Self { rules });
@@ -183,6 +180,54 @@ impl RuleSet {
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
+}
+
+/// Overlaps told at most: whoever has more has enough to mend.
+const OVERLAPS: usize = 1000;
+
+/// Rules of a change that claim what another has, and what that is; of two that are both new, the later by name is
+/// told. By one pass over the ports of each address: a tenant may have thousands of rules.
+fn overlaps<'r>(
+    rules: &'r BTreeMap<String, Rule>,
+    touched: &BTreeSet<String>,
+) -> Vec<(&'r Rule, &'r Rule, String)> {
+    let mut of_address: BTreeMap<IpAddr, Vec<&Rule>> = BTreeMap::new();
+    for rule in rules.values() {
+        of_address.entry(rule.public_ip()).or_default().push(rule);
+    }
+    let ports = |rule: &Rule| match rule.target() {
+        Target::Ports { public, .. } => (public.first(), public.last()),
+        Target::OneToOne => (0, u16::MAX),
+    };
+    let mut found = Vec::new();
+    for mut rules in of_address.into_values() {
+        rules.sort_by_key(|rule| ports(rule));
+        // Those that reach as far as where the next begins.
+        let mut open: Vec<&Rule> = Vec::new();
+        for rule in rules {
+            let (first, _) = ports(rule);
+            open.retain(|other| ports(other).1 >= first);
+            for other in &open {
+                let (told, beside) = match (
+                    touched.contains(rule.name()),
+                    touched.contains(other.name()),
+                ) {
+                    (true, true) if rule.name() > other.name() => (rule, *other),
+                    (true, false) => (rule, *other),
+                    (_, true) => (*other, rule),
+                    (false, false) => continue,
+                };
+                if let Some(what) = told.overlap(beside) {
+                    found.push((told, beside, what));
+                }
+                if found.len() >= OVERLAPS {
+                    return found;
+                }
+            }
+            open.push(rule);
+        }
+    }
+    found
 }
 
 fn there_is_none(rules: &BTreeMap<String, Rule>) -> String {
@@ -269,7 +314,7 @@ fn of_tenant(rule: &Rule, tenant: &TenantOf) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MANAGEMENT_PORT, PortRange, Protocol, Target};
+    use crate::{MANAGEMENT_PORT, PortRange, Protocol};
     use proptest::prelude::*;
 
     fn acme() -> TenantOf {
@@ -499,6 +544,35 @@ mod tests {
                     .map(|port| (rule.public_ip(), *protocol, *port))
             })
             .collect()
+    }
+
+    #[test]
+    fn thousands_of_rules_are_looked_at_once_each() {
+        // Quadratic or worse, this would not end today.
+        let rule = |n: u16, port: u16| {
+            let target = Target::Ports {
+                public: PortRange::one(port).expect("a port"),
+                internal: port,
+                protocol: Protocol::Tcp,
+            };
+            let (public, internal) = ("203.0.113.20", "10.1.0.10");
+            Rule::new(
+                &format!("r{n}"),
+                public.parse().expect("an address"),
+                internal.parse().expect("an address"),
+                target,
+                Vec::new(),
+                "",
+            )
+            .expect("a rule")
+        };
+        let all: Vec<Rule> = (0..16_000).map(|n| rule(n, 1000 + n)).collect();
+        let set = RuleSet::new(&acme(), all).expect("none overlaps");
+        assert_eq!(set.len(), 16_000);
+        // And as many that claim the same are told so, up to a bound.
+        let same: Vec<Rule> = (0..16_000).map(|n| rule(n, 443)).collect();
+        let problems = RuleSet::new(&acme(), same).expect_err("all overlap");
+        assert_eq!(problems.len(), OVERLAPS);
     }
 
     proptest! {
