@@ -41,7 +41,7 @@ struct Cli {
     /// The CPU to stay on (`forward` only).
     #[arg(long, hide = true, default_value_t = 0)]
     cpu: usize,
-    /// Only contenders whose name has this in it, or one of these, between commas (`encrypted` only).
+    /// Only contenders (`encrypted`) or cases (`nat`) whose name has this in it, or one of these, between commas.
     #[arg(long)]
     only: Option<String>,
 }
@@ -83,7 +83,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Name::XdpCost => xdp_cost::run(cli.runs)?,
         Name::Plain => plain::run(cli.runs)?,
         Name::Encrypted => encrypted::run(cli.runs, cli.only.as_deref())?,
-        Name::Nat => nat::run(cli.runs)?,
+        Name::Nat => nat::run(cli.runs, cli.only.as_deref())?,
         Name::Switch => switch::run(cli.runs)?,
         Name::Forward => return encrypted::causeway::forward(cli.cpu),
     };

@@ -481,8 +481,8 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
     Ok(rate)
 }
 
-/// Measures everything `runs` times, in turn.
-pub fn run(runs: usize) -> anyhow::Result<Report> {
+/// Measures everything, or the cases with one of `only` in their names, `runs` times, in turn.
+pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     let mut report = Report::new("nat");
     let _conntrack = Conntrack::enlarge()?;
     let cases = [
@@ -494,6 +494,9 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
     ];
     let mut medians = Vec::new();
     for (case, name) in cases {
+        if only.is_some_and(|only| !only.split(',').any(|part| name.contains(part.trim()))) {
+            continue;
+        }
         let mut rates = [Vec::new(), Vec::new()];
         for turn in 0..runs {
             eprintln!("{name}: run {} of {runs}", turn + 1);
