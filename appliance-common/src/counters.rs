@@ -197,6 +197,8 @@ counters! {
     DropNoNextHop = 79, "drop_no_next_hop";
     /// Dropped: a fragment whose first one was not translated.
     DropFragment = 80, "drop_fragment";
+    /// Dropped: the tenant has its share of connections, or of endpoints that are seen outside.
+    DropShare = 81, "drop_share";
 
     /// A connection was begun, by rule or by mapping.
     FlowOpened = 96, "flow_opened";

@@ -18,7 +18,7 @@ use appliance_common::{
     },
     nat::{
         Flow, FlowKey, MachineKey, Mapping, MappingKey, Nat, NatAddress, Public, Rule, RuleKey,
-        RuleSlot, SourceKey,
+        RuleSlot, Share, SourceKey, Tally,
     },
 };
 use aya_ebpf::{
@@ -183,3 +183,11 @@ pub static TRACED: PerCpuArray<Traced> = PerCpuArray::with_max_entries(1, 0);
 /// Steps of packets that are followed. Written by the programs.
 #[map]
 pub static TRACE_EVENTS: RingBuf = RingBuf::with_byte_size(TRACE_RING_BYTES, 0);
+
+/// What a tenant may have at most, by slot. Written by user space.
+#[map]
+pub static SHARES: Array<Share> = Array::with_max_entries(MAX_TENANTS, 0);
+
+/// What a tenant has, by slot. Written by the programs, which add; user space counts anew.
+#[map]
+pub static TALLIES: Array<Tally> = Array::with_max_entries(MAX_TENANTS, 0);

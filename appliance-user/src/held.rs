@@ -39,6 +39,8 @@ struct Held {
 #[derive(Debug, Default)]
 pub struct Fragments {
     held: VecDeque<Held>,
+    /// Frames that were run again, by a hash, and until when that is remembered: one that comes back is let go.
+    again: VecDeque<(u64, Instant)>,
     /// Held, so far.
     pub taken: u64,
     /// Run again.
@@ -109,9 +111,26 @@ fn fragment_header(packet: &[u8]) -> Option<(u8, usize)> {
     None
 }
 
+fn hash(ifindex: u32, frame: &[u8]) -> u64 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+
+    let mut hasher = ahash::RandomState::with_seeds(1, 2, 3, 4).build_hasher();
+    hasher.write_u32(ifindex);
+    hasher.write(frame);
+    hasher.finish()
+}
+
 impl Fragments {
     /// Holds a frame that came in on `ifindex`.
     pub fn hold(&mut self, now: Instant, key: FlowKey, ifindex: u32, frame: &[u8]) {
+        while self.again.front().is_some_and(|(_, until)| *until <= now) {
+            self.again.pop_front();
+        }
+        let hash = hash(ifindex, frame);
+        if self.again.iter().any(|(known, _)| *known == hash) {
+            self.given_up += 1;
+            return;
+        }
         let of_one = self.held.iter().filter(|held| held.key == key).count();
         if self.held.len() >= MOST || of_one >= MOST_OF_ONE {
             self.given_up += 1;
@@ -148,6 +167,8 @@ impl Fragments {
                 waiting.push_back(held);
             } else if is_known(&held.key) {
                 self.released += 1;
+                self.again
+                    .push_back((hash(held.ifindex, &held.frame), now + PATIENCE));
                 out.push((held.ifindex, held.frame));
             } else if held.until <= now {
                 self.given_up += 1;
@@ -218,6 +239,22 @@ mod tests {
         let out = fragments.poll(at, |key| *key == key_of(2));
         assert_eq!(out, [(7, b"two".to_vec())]);
         assert_eq!((fragments.taken, fragments.released), (2, 1));
+    }
+
+    #[test]
+    fn what_was_run_again_and_comes_back_is_let_go() {
+        // The programs may refuse what looked fit here: then it must not go round for ever.
+        let start = Instant::now();
+        let mut fragments = Fragments::default();
+        fragments.hold(start, key_of(1), 7, b"one");
+        let at = fragments.next_deadline().expect("a look");
+        assert_eq!(fragments.poll(at, |_| true).len(), 1);
+        fragments.hold(at, key_of(1), 7, b"one");
+        assert_eq!((fragments.next_deadline(), fragments.given_up), (None, 1));
+        // Another one of the datagram, or the same much later, is another matter.
+        fragments.hold(at, key_of(1), 7, b"two");
+        fragments.hold(at + PATIENCE, key_of(1), 7, b"one");
+        assert_eq!(fragments.taken, 3);
     }
 
     #[test]

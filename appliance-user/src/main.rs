@@ -449,8 +449,25 @@ fn protocol(text: &str) -> Result<u8, String> {
     }
 }
 
+/// Longest file that is read for the appliance, bytes: a plan of ten thousand rules has less than two million.
+const LONGEST: u64 = 6 << 20;
+
 fn read(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    use std::io::Read as _;
+
+    let cannot = || format!("cannot read {}", path.display());
+    let mut text = String::new();
+    let file = std::fs::File::open(path).with_context(cannot)?;
+    let length = file
+        .take(LONGEST + 1)
+        .read_to_string(&mut text)
+        .with_context(cannot)?;
+    anyhow::ensure!(
+        length as u64 <= LONGEST,
+        "{} is too large: a plan or a file of rules has at most {LONGEST} bytes",
+        path.display()
+    );
+    Ok(text)
 }
 
 fn rule(

@@ -220,6 +220,10 @@ pub fn tcp_segment(
     out[0..2].copy_from_slice(&sport.to_be_bytes());
     out[2..4].copy_from_slice(&dport.to_be_bytes());
     out[4..8].copy_from_slice(&0x0102_0304u32.to_be_bytes());
+    if flags & tcp_flags::ACK != 0 {
+        // What the other end has sent: as much as this one.
+        out[8..12].copy_from_slice(&0x0102_0305u32.to_be_bytes());
+    }
     out[12] = ((20 + options.len()) / 4) as u8 * 16;
     out[13] = flags;
     out[14..16].copy_from_slice(&0xfaf0u16.to_be_bytes());

@@ -27,7 +27,7 @@ use appliance_common::{
         network_flags,
     },
     nat::{
-        MachineKey, Nat, NatAddress, Public, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS,
+        MachineKey, Nat, NatAddress, Public, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS, Share,
         SourceKey, Words, public_flags, rule_flags,
     },
 };
@@ -172,6 +172,8 @@ pub struct World {
     pub rule_ports: Vec<(u32, RuleKey, u32)>,
     /// `RULE_SOURCES`: bits of the prefix, key.
     pub rule_sources: Vec<(u32, SourceKey)>,
+    /// `SHARES`, by tenant's slot.
+    pub shares: Vec<Share>,
     /// `ONE_TO_ONE`, to slot of the rule.
     pub one_to_one: Vec<(MachineKey, u32)>,
 }

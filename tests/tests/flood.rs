@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use appliance_common::{
     counters::Counter,
-    nat::{Flow, FlowKey},
+    nat::{Flow, FlowKey, Share},
 };
 use causeway_tests::{
     harness::{Harness, Program},
@@ -174,4 +174,94 @@ fn a_full_table_refuses_new_connections_and_no_packet_of_the_old() {
     }
     assert!(refused > 0);
     all_go_on(&mut h, "and new ones were refused");
+}
+
+#[test]
+fn who_has_not_heard_the_answer_establishes_nothing() {
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    // In another's name: a SYN, and later an acknowledgment of a number that was never heard.
+    let (client, outer, inner) = (end(REMOTE, 5000), end(PUBLIC4, 443), end(A, 8443));
+    let blind = |number: u32| {
+        let mut l3 = packet(ACK, client, outer);
+        l3[28..32].copy_from_slice(&number.to_be_bytes());
+        l3[36..38].fill(0);
+        let sum = causeway_tests::packet::transport_checksum(client.0, outer.0, 6, &l3[20..]);
+        l3[36..38].copy_from_slice(&sum.to_be_bytes());
+        l3
+    };
+    assert!(matches!(
+        outside(&mut h, &packet(SYN, client, outer)),
+        Fate::Host(_)
+    ));
+    let answer = packet(SYN_ACK, inner, client);
+    assert!(matches!(inside(&mut h, PA, &answer), Fate::Outside(_)));
+    // The machine's first number is 0x01020304 (tests/src/packet.rs).
+    for number in [0, 1, 0x0102_0304, 0x0102_0305 + 16_385, u32::MAX] {
+        assert_eq!(
+            outside(&mut h, &blind(number)),
+            Fate::Dropped(Counter::DropNoFlow),
+            "{number:#x}"
+        );
+    }
+    let settled = |h: &mut Harness| h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS").len();
+    assert_eq!(settled(&mut h), 0);
+    assert!(matches!(
+        outside(&mut h, &blind(0x0102_0305)),
+        Fate::Host(_)
+    ));
+    assert_eq!(settled(&mut h), 2);
+}
+
+#[test]
+fn a_tenant_has_its_share_and_the_others_theirs() {
+    let mut world = World::nat();
+    world.shares = vec![
+        Share {
+            connections: 10,
+            mapped: 5,
+        };
+        2
+    ];
+    let Some(mut h) = Harness::new(world) else {
+        return;
+    };
+    let (mut opened, mut refused) = (0, 0);
+    for port in 20_000..20_030 {
+        let (client, outer, inner) = (end(REMOTE, port), end(PUBLIC4, 443), end(A, 8443));
+        outside(&mut h, &packet(SYN, client, outer));
+        inside(&mut h, PA, &packet(SYN_ACK, inner, client));
+        match outside(&mut h, &packet(ACK, client, outer)) {
+            Fate::Host(_) => opened += 1,
+            fate => {
+                assert_eq!(fate, Fate::Dropped(Counter::DropShare));
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((opened, refused), (10, 20));
+    // Endpoints are counted by themselves.
+    let far = end(REMOTE, 53);
+    let leaves =
+        |h: &mut Harness, place, port| inside(h, place, &packet(Says::Udp, end(A, port), far));
+    for port in 3000..3005 {
+        assert!(
+            matches!(leaves(&mut h, PA, port), Fate::Outside(_)),
+            "{port}"
+        );
+    }
+    assert_eq!(leaves(&mut h, PA, 3005), Fate::Dropped(Counter::DropShare));
+    assert!(
+        matches!(leaves(&mut h, PA, 3000), Fate::Outside(_)),
+        "it has it already"
+    );
+    // And the other tenant has its own.
+    let globex = Place::trunk(201, G_MAC);
+    assert!(matches!(leaves(&mut h, globex, 12_000), Fate::Outside(_)));
+    let (client, outer, inner) = (end(REMOTE, 5), end(PUBLIC2, 443), end(A, 443));
+    outside(&mut h, &packet(SYN, client, outer));
+    inside(&mut h, globex, &packet(SYN_ACK, inner, client));
+    let fate = outside(&mut h, &packet(ACK, client, outer));
+    assert!(matches!(fate, Fate::Host(_)), "{fate:?}");
 }

@@ -16,7 +16,7 @@ const VERIFIED_BUDGET: u32 = 400_000;
 /// Most bytes of stack along any chain of calls; the kernel's limit is 512.
 const STACK_BUDGET: u32 = 512;
 /// All maps (`appliance-ebpf/src/maps.rs`), as far as the kernel keeps names: 15 bytes.
-const MAPS: [&str; 38] = [
+const MAPS: [&str; 40] = [
     ".rodata",
     "ATTACHMENTS",
     "CONFIG",
@@ -48,7 +48,9 @@ const MAPS: [&str; 38] = [
     "RULE_SOURCES",
     "SCRATCH",
     "SESSIONS",
+    "SHARES",
     "SLOW_PACKETS",
+    "TALLIES",
     "TENANTS",
     "TRACE",
     "TRACED",

@@ -37,6 +37,9 @@ pub const OUTSIDE: u16 = 0;
 /// In place of a network's slot: out of the uplink.
 pub const UPLINK: u32 = u32::MAX;
 
+/// Ticks for which the fragments of a datagram are awaited: 30 s, as in Linux (net.ipv4.ipfrag_time).
+pub const FRAGMENT_TICKS: u32 = 28;
+
 /// Ports tried for a new mapping, beyond which they count as exhausted.
 pub const PORT_PROBES: u32 = 32;
 
@@ -82,7 +85,7 @@ pub struct Mapping {
     pub epoch: u32,
 }
 
-/// Value of `NAT`, the one entry of an array. All zero: nothing is translated.
+/// Value of `NAT`, the one entry of an array. With `uplink` zero nothing is translated.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Nat {
@@ -214,7 +217,30 @@ pub struct MachineKey {
     pub address: Words,
 }
 
+/// Value of `SHARES`, by tenant's slot: what one tenant may have at most, so that none takes the places of others. All
+/// zero: as much as there is room for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Connections in `FLOWS`, host byte order.
+    pub connections: u32,
+    /// Endpoints in `MAPPINGS`, host byte order.
+    pub mapped: u32,
+}
+
+/// Value of `TALLIES`, by tenant's slot: what it has. The programs add, user space counts anew.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Connections, host byte order.
+    pub connections: u64,
+    /// Endpoints, host byte order.
+    pub mapped: u64,
+}
+
 const _: () = {
+    assert!(size_of::<Share>() == 8);
+    assert!(size_of::<Tally>() == 16);
     assert!(size_of::<MappingKey>() == 24);
     assert!(size_of::<Mapping>() == 24);
     assert!(size_of::<Nat>() == 40);
@@ -243,6 +269,6 @@ mod pod {
     }
     pod!(
         FlowKey, Flow, MappingKey, Mapping, Nat, NatAddress, Public, RuleKey, RuleSlot, Rule,
-        SourceKey, MachineKey
+        SourceKey, MachineKey, Share, Tally
     );
 }

@@ -3,20 +3,17 @@
 use appliance_common::{
     counters::Counter,
     maps::{Mode, network_flags},
-    nat::{Flow, FlowKey, Nat, rule_flags},
+    nat::{Direction, FRAGMENT_TICKS, Flow, FlowKey, Nat, OUTSIDE, SYN, UPLINK, rule_flags},
     wire::{IPPROTO_TCP, IPPROTO_UDP},
 };
 use aya_ebpf::bindings::BPF_NOEXIST;
 
-use super::{Scratch, Side, is_internet, tenant};
+use super::{Scratch, Side, is_internet, share, tenant};
 use crate::{
     count::count,
     maps::{FLOWS, FRAGMENTS, OPENING, RULES},
     tables::network,
 };
-
-/// Ticks for which the fragments of a datagram are awaited: 30 s, as in Linux (net.ipv4.ipfrag_time).
-const FRAGMENT_TICKS: u32 = 28;
 
 /// Whether what a connection was made under still stands: its tenants' failovers, its rule, its network's
 /// internet.
@@ -131,9 +128,24 @@ pub fn of_packet(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
     if !stands(&flow, &s.side) || gone_silent(nat, s) {
         return Ok(false);
     }
+    if !has_heard(s) {
+        return Err(Counter::DropNoFlow);
+    }
     // SAFETY: as above.
     unsafe { take_in(&mut *entry, s) };
     turn(s);
+    if s.key.protocol == IPPROTO_TCP
+        && s.flow.from != UPLINK
+        && s.packet.flags & SYN != 0
+        && matches!(s.flow.direction(), Direction::Reply)
+    {
+        // What only who hears this can acknowledge.
+        s.back.way = expectation(s.packet.sequence.wrapping_add(1));
+        if let Some(other) = OPENING.get_ptr_mut(&s.back_key) {
+            // SAFETY: as above.
+            unsafe { (*other).way = s.back.way };
+        }
+    }
     let lasting = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
     if lasting && Flow::is_agreed(s.key.protocol, s.flow.state) {
         return settle(s).map(|()| true);
@@ -150,6 +162,48 @@ pub fn of_packet(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
         }
     }
     Ok(true)
+}
+
+/// Bytes that may have been sent before the first acknowledgment: an initial window (RFC 6928), as with TCP Fast
+/// Open (RFC 7413).
+const EARLY: u32 = 16_384;
+
+/// An acknowledgment number in the place of a way out: a connection from outside has none.
+#[inline(always)]
+const fn expectation(number: u32) -> [u8; 12] {
+    let [a, b, c, d] = number.to_ne_bytes();
+    [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+/// Whether the one that opens a connection of TCP to a machine has heard its answer: what acknowledges another number
+/// is of somebody who speaks in another's name, and would fill the table with connections that nobody has.
+#[inline(always)]
+fn has_heard(s: &Scratch) -> bool {
+    if s.key.protocol != IPPROTO_TCP
+        || s.flow.to == UPLINK
+        || !matches!(s.flow.direction(), Direction::Original)
+        || !Flow::is_agreed(IPPROTO_TCP, s.flow.next(IPPROTO_TCP, s.packet.flags))
+    {
+        return true;
+    }
+    let way = &s.flow.way;
+    let expected = u32::from_ne_bytes([way[0], way[1], way[2], way[3]]);
+    s.packet.acknowledgment.wrapping_sub(expected) <= EARLY
+}
+
+/// Whose share a connection is of: the tenant's that opened it, or to whose machine it leads. `s.flow` is one of its
+/// directions.
+#[inline(always)]
+fn owner(s: &Scratch) -> u32 {
+    let (from, to) = match s.flow.direction() {
+        Direction::Original => (s.key.zone, s.flow.to_zone),
+        Direction::Reply => (s.flow.to_zone, s.key.zone),
+    };
+    if from == OUTSIDE {
+        to.into()
+    } else {
+        from.into()
+    }
 }
 
 /// The other direction of `s.flow` into `s.back_key` and `s.back`.
@@ -188,6 +242,10 @@ fn take_in(entry: &mut Flow, s: &mut Scratch) -> bool {
 /// Gives a connection that both ends want its place in `FLOWS`: both directions or none.
 #[inline(always)]
 fn settle(s: &mut Scratch) -> Result<(), Counter> {
+    let owner = owner(s);
+    if !share::has_connection(owner) {
+        return Err(Counter::DropShare);
+    }
     s.flow.packets += 1;
     s.flow.bytes += u64::from(s.packet.total);
     if let Some(other) = OPENING.get_ptr(&s.back_key) {
@@ -212,6 +270,7 @@ fn settle(s: &mut Scratch) -> Result<(), Counter> {
     }
     let _ = OPENING.remove(&s.key);
     let _ = OPENING.remove(&s.back_key);
+    share::took_connection(owner);
     count(Counter::FlowEstablished);
     Ok(())
 }

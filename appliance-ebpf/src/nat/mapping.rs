@@ -6,7 +6,7 @@ use appliance_common::{
 };
 use aya_ebpf::bindings::BPF_NOEXIST;
 
-use super::Scratch;
+use super::{Scratch, share};
 use crate::maps::{MAPPINGS, NAT_ADDRESSES};
 
 /// EEXIST.
@@ -56,6 +56,9 @@ pub fn of_source(s: &mut Scratch, nat: &Nat, address: &NatAddress) -> Result<u16
         zone: s.key.zone,
         epoch: s.side.epoch,
     };
+    if !share::has_endpoint(s.side.zone) {
+        return Err(Counter::DropShare);
+    }
     let span = u32::from(address.last - address.first) + 1;
     let mut hash = s.key.source[3]
         ^ s.key.source[2].rotate_left(11)
@@ -98,7 +101,10 @@ fn keep(s: &mut Scratch) -> Result<u16, Counter> {
     };
     s.mapping = there;
     match MAPPINGS.insert(&s.endpoint, &s.mapping, BPF_NOEXIST.into()) {
-        Ok(()) => Ok(s.outer.port),
+        Ok(()) => {
+            share::took_endpoint(s.side.zone);
+            Ok(s.outer.port)
+        }
         Err(error) => {
             let _ = MAPPINGS.remove(&s.outer);
             if error != EXISTS {

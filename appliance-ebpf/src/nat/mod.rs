@@ -22,6 +22,7 @@ mod open;
 mod outside;
 mod parse;
 mod rewrite;
+mod share;
 
 use appliance_common::{
     counters::Counter,

@@ -46,6 +46,10 @@ pub struct Packet {
     pub total: u32,
     /// Identification of the datagram that it is a fragment of, memory order.
     pub identification: u32,
+    /// Sequence number of TCP, host byte order.
+    pub sequence: u32,
+    /// Acknowledgment number of TCP, host byte order.
+    pub acknowledgment: u32,
     /// Hops left.
     pub hops: u8,
     /// Flags of TCP.
@@ -270,6 +274,8 @@ fn payload(ctx: &XdpContext, p: &mut Packet, key: &mut FlowKey) -> Option<Counte
                 return Some(Counter::DropMalformed);
             };
             p.flags = w.get::<u8, 13>();
+            p.sequence = u32::from_be(w.get::<u32, 4>());
+            p.acknowledgment = u32::from_be(w.get::<u32, 8>());
             p.opens = u8::from(TcpState::opens(p.flags));
             None
         }

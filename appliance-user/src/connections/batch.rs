@@ -19,6 +19,7 @@ const MOST: usize = 1 << 20;
 
 /// `bpf_cmd` and `union bpf_attr` of include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 
@@ -159,6 +160,21 @@ impl<K: Pod, V: Pod> Table<K, V> {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Writes an entry.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set(&self, key: &K, value: &V) -> io::Result<()> {
+        let mut element = Element {
+            map_fd: self.fd(),
+            reserved: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: std::ptr::from_ref(value) as u64,
+            flags: 0,
+        };
+        bpf(BPF_MAP_UPDATE_ELEM, &mut element)
     }
 
     /// Deletes an entry; whether there was one.

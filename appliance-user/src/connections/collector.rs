@@ -12,7 +12,7 @@ use std::{
 use appliance_common::{
     limits::MAX_TENANTS,
     maps::{Mode, Tenant},
-    nat::{Flow, FlowKey, Mapping, MappingKey, Nat, ticks},
+    nat::{Direction, Flow, FlowKey, Mapping, MappingKey, Nat, OUTSIDE, Tally, ticks},
 };
 
 use super::{Sweep, Table, read_one};
@@ -84,7 +84,8 @@ enum Done {
 }
 
 /// Now, in the programs' ticks.
-pub(super) fn now() -> u32 {
+#[must_use]
+pub fn now() -> u32 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -120,7 +121,19 @@ fn pass(root: &Path, unused: &mut HashSet<MappingKey>) -> io::Result<Done> {
     }
     let mut sweep = Sweep::new(now(), nat.timeouts, &tenants);
     let mut gone = 0;
-    flows.each(|key, flow| sweep.flow(key, flow))?;
+    let mut tallies: BTreeMap<u16, Tally> = BTreeMap::new();
+    flows.each(|key, flow| {
+        sweep.flow(key, flow);
+        // Whose share it is of, as the programs count it.
+        if flow.direction() == Direction::Original {
+            let owner = if key.zone == OUTSIDE {
+                flow.to_zone
+            } else {
+                key.zone
+            };
+            tallies.entry(owner).or_default().connections += 1;
+        }
+    })?;
     for key in sweep.take_stale() {
         gone += usize::from(flows.remove(&key)?);
     }
@@ -139,13 +152,24 @@ fn pass(root: &Path, unused: &mut HashSet<MappingKey>) -> io::Result<Done> {
     opening.each(|key, flow| sweep.flow(key, flow))?;
     // Of these, the oldest give way by themselves.
     drop((sweep.take_stale(), sweep.take_silent()));
-    mappings.each(|key, mapping| sweep.mapping(key, mapping))?;
+    mappings.each(|key, mapping| {
+        sweep.mapping(key, mapping);
+        if key.zone != OUTSIDE {
+            tallies.entry(key.zone).or_default().mapped += 1;
+        }
+    })?;
+    // The programs only add. What is deleted below is taken off at the next pass.
+    let counts = Table::<u32, Tally>::open(root, "TALLIES").map_err(open)?;
+    for zone in tenants.keys() {
+        let tally = tallies.get(zone).copied().unwrap_or_default();
+        counts.set(&(u32::from(*zone) - 1), &tally)?;
+    }
     let swept = sweep.finish();
     let mut freed = 0;
     let twice = swept.unused.intersection(unused);
     // Inner halves first: without one, nobody begins a connection by the outer.
     let mut all: Vec<_> = twice.chain(&swept.stale).collect();
-    all.sort_by_key(|key| key.zone == appliance_common::nat::OUTSIDE);
+    all.sort_by_key(|key| key.zone == OUTSIDE);
     for key in all {
         freed += usize::from(mappings.remove(key)?);
     }

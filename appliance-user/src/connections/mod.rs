@@ -20,7 +20,7 @@ mod query;
 mod sweep;
 
 pub use batch::{Table, read_one};
-pub use collector::Collector;
+pub use collector::{Collector, now};
 pub use list::{Filter, Names, Row, Top, render};
 pub use query::{MOST, list};
 pub use sweep::{Sweep, Swept};

@@ -418,11 +418,9 @@ impl Daemon {
     /// Lets the engines do what is due.
     fn pump(&mut self) {
         let now = Instant::now();
-        let datapath = &self.datapath;
-        for (ifindex, frame) in self
-            .fragments
-            .poll(now, |key| datapath.knows_fragments(key))
-        {
+        let (datapath, ticks) = (&self.datapath, crate::connections::now());
+        let known = |key: &_| datapath.knows_fragments(key, ticks);
+        for (ifindex, frame) in self.fragments.poll(now, known) {
             if let Err(error) = self.datapath.run_again(ifindex, &frame) {
                 self.send_errors += 1;
                 tracing::debug!(%error, ifindex, "a fragment that waited could not go on");

@@ -22,7 +22,7 @@ use appliance_common::{
     events::{TraceEvent, TraceFilter},
     maps::{HostKey, Jump, Neighbour, NetworkStats, SCHEMA_VERSION},
     nat,
-    nat::{Flow, FlowKey},
+    nat::{FRAGMENT_TICKS, Flow, FlowKey},
 };
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -40,7 +40,7 @@ use crate::{
 pub use links::{Attached, Mode};
 
 /// Every map, by its name in the object, but for `SCRATCH`: that is a program's own, of the same version.
-const MAPS: [&str; 37] = [
+const MAPS: [&str; 39] = [
     "CONFIG",
     "ATTACHMENTS",
     "NETWORKS",
@@ -64,6 +64,8 @@ const MAPS: [&str; 37] = [
     "ICMP_BUDGET",
     "NAT",
     "NAT_ADDRESSES",
+    "SHARES",
+    "TALLIES",
     "PUBLIC",
     "RULES",
     "RULE_PORTS",
@@ -200,6 +202,7 @@ pub struct Datapath {
     policies: HashMap<MapData, appliance_common::maps::PolicyKey, appliance_common::maps::Policy>,
     nat: Array<MapData, nat::Nat>,
     nat_addresses: Array<MapData, nat::NatAddress>,
+    shares: Array<MapData, nat::Share>,
     public: HashMap<MapData, appliance_common::addr::Address, nat::Public>,
     rules: Array<MapData, nat::Rule>,
     rule_ports: LpmTrie<MapData, nat::RuleKey, nat::RuleSlot>,
@@ -268,6 +271,7 @@ impl Datapath {
             policies: typed(o, "POLICIES")?,
             nat: typed(o, "NAT")?,
             nat_addresses: typed(o, "NAT_ADDRESSES")?,
+            shares: typed(o, "SHARES")?,
             public: typed(o, "PUBLIC")?,
             rules: typed(o, "RULES")?,
             rule_ports: typed(o, "RULE_PORTS")?,
@@ -330,10 +334,14 @@ impl Datapath {
         Ok(())
     }
 
-    /// Whether the first fragment of a datagram was translated, so that the others can be.
+    /// Whether the first fragment of a datagram was translated not long before `now`, in ticks, so that the others can
+    /// be.
     #[must_use]
-    pub fn knows_fragments(&self, key: &FlowKey) -> bool {
-        self.fragments.get(key, 0).is_ok()
+    pub fn knows_fragments(&self, key: &FlowKey, now: u32) -> bool {
+        self.fragments.get(key, 0).is_ok_and(|flow| {
+            let age = now.wrapping_sub(flow.seen) as i32;
+            flow.tag == key.tag() && age <= FRAGMENT_TICKS as i32
+        })
     }
 
     /// Runs a frame through the program of the interface it came in on, as if it came just now, and does with it what

@@ -4,7 +4,7 @@ use appliance_common::{
     addr::Address,
     limits::{MAX_ENDPOINTS, MAX_NEIGHBOURS, MAX_NETWORKS},
     maps::{HostKey, Neighbour, Network, Peer, PeerAddress, ROUTE_KEY_BITS, Session, Tenant},
-    nat::{NatAddress, RULE_KEY_BITS, Rule, SOURCE_KEY_BITS},
+    nat::{NatAddress, RULE_KEY_BITS, Rule, SOURCE_KEY_BITS, Share},
 };
 use aya::maps::{MapError, lpm_trie::Key};
 
@@ -119,6 +119,12 @@ impl Datapath {
             .nat
             .get(&0, 0)
             .map_err(|e| map_error("read", "NAT", e))?;
+        for (slot, value) in (0u32..).zip(self.shares.iter()) {
+            let value = value.map_err(|e| map_error("read", "SHARES", e))?;
+            if value != Share::default() {
+                tables.shares.insert(slot, value);
+            }
+        }
         for (slot, value) in (0u32..).zip(self.nat_addresses.iter()) {
             let value = value.map_err(|e| map_error("read", "NAT_ADDRESSES", e))?;
             if value != NatAddress::default() {
@@ -287,6 +293,7 @@ impl Datapath {
             Write::Policy(k, Some(v)) => put(self.policies.insert(k, v, 0), "POLICIES"),
             Write::Policy(k, None) => gone(self.policies.remove(k), "POLICIES"),
             Write::Nat(v) => put(self.nat.set(0, *v, 0), "NAT"),
+            Write::Share(k, v) => put(self.shares.set(*k, v.unwrap_or_default(), 0), "SHARES"),
             Write::NatAddress(k, v) => put(
                 self.nat_addresses.set(*k, v.unwrap_or_default(), 0),
                 "NAT_ADDRESSES",

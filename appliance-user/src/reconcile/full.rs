@@ -7,11 +7,14 @@ use std::{
 
 use appliance_common::{
     addr::{Address, from_ip},
-    limits::{MAX_POLICIES, MAX_PUBLIC, MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES, MAX_RULES},
+    limits::{
+        MAX_MAPPED, MAX_POLICIES, MAX_PUBLIC, MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES,
+        MAX_RULES,
+    },
     maps::{Policy, PolicyKey, Route, RouteKey},
     nat::{
         MachineKey, Nat, NatAddress, Public, RULE_KEY_BITS, Rule, RuleKey, RuleSlot,
-        SOURCE_KEY_BITS, SourceKey, Words, public_flags, rule_flags,
+        SOURCE_KEY_BITS, Share, SourceKey, Words, public_flags, rule_flags,
     },
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP},
 };
@@ -79,7 +82,14 @@ fn in_full<'a>(
 
 /// Adds what tenants in full failover need.
 pub(super) fn add(tables: &mut Tables, config: &Config, state: &State, snapshot: &Snapshot) {
+    // Equal shares, so that whatever happens to one tenant takes nothing from another.
+    let sharing = in_full(config, state).count().max(1) as u32;
     for (tenant, slot, plan) in in_full(config, state) {
+        let share = Share {
+            connections: config.nat.connections / sharing,
+            mapped: MAX_MAPPED / sharing,
+        };
+        tables.shares.insert(slot, share);
         add_routes(tables, config, state, tenant, slot);
         for (from, to) in plan.allow().iter().flat_map(failover::Allow::directions) {
             if let (Some(from), Some(to)) = (config.network(from), config.network(to)) {

@@ -16,7 +16,7 @@ use appliance_common::{
         Route, RouteKey, SCHEMA_VERSION, Tenant, Tunnel, TunnelKey, attachment_flags,
         network_flags,
     },
-    nat::{MachineKey, Nat, NatAddress, Public, Rule, RuleKey, RuleSlot, SourceKey},
+    nat::{MachineKey, Nat, NatAddress, Public, Rule, RuleKey, RuleSlot, Share, SourceKey},
     wire::{OVERHEAD_V4, OVERHEAD_V6, SECURE_OVERHEAD_V4, SECURE_OVERHEAD_V6},
 };
 
@@ -54,6 +54,8 @@ pub struct Tables {
     pub nat: Nat,
     /// `NAT_ADDRESSES`; a slot that is missing is all zero.
     pub nat_addresses: BTreeMap<u32, NatAddress>,
+    /// `SHARES`, by tenant's slot.
+    pub shares: BTreeMap<u32, Share>,
     /// `PUBLIC`.
     pub public: BTreeMap<Address, Public>,
     /// `RULES`; a slot that is missing is all zero. One that nothing is in keeps its epoch.
@@ -100,6 +102,8 @@ pub enum Write {
     Nat(Nat),
     /// To `NAT_ADDRESSES`.
     NatAddress(u32, Option<NatAddress>),
+    /// To `SHARES`.
+    Share(u32, Option<Share>),
     /// To `PUBLIC`.
     Public(Address, Option<Public>),
     /// To `RULES`.
@@ -468,6 +472,9 @@ fn without(from: &Tables, to: &Tables, late: &BTreeSet<HostKey>, writes: &mut Ve
     removed(&from.rule_sources, &to.rule_sources, |k| {
         writes.push(Write::RuleSource(k, None));
     });
+    removed(&from.shares, &to.shares, |k| {
+        writes.push(Write::Share(k, None));
+    });
     removed(&from.nat_addresses, &to.nat_addresses, |k| {
         writes.push(Write::NatAddress(k, None));
     });
@@ -513,6 +520,9 @@ fn with(from: &Tables, to: &Tables, writes: &mut Vec<Write>) {
     if to.nat.uplink != 0 && from.nat != to.nat {
         writes.push(Write::Nat(to.nat));
     }
+    changed(&from.shares, &to.shares, |k, v| {
+        writes.push(Write::Share(k, Some(v)));
+    });
     changed(&from.nat_addresses, &to.nat_addresses, |k, v| {
         writes.push(Write::NatAddress(k, Some(v)));
     });
@@ -576,6 +586,7 @@ impl Tables {
             Write::Policy(k, v) => put(&mut self.policies, *k, *v),
             Write::Nat(v) => self.nat = *v,
             Write::NatAddress(k, v) => put(&mut self.nat_addresses, *k, *v),
+            Write::Share(k, v) => put(&mut self.shares, *k, *v),
             Write::Public(k, v) => put(&mut self.public, *k, *v),
             Write::Rule(k, v) => {
                 let zero = *v == Rule::default();

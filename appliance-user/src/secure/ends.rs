@@ -653,6 +653,7 @@ impl Ends {
                     | Write::Rule(..)
                     | Write::RulePorts(..)
                     | Write::RuleSource(..)
+                    | Write::Share(..)
                     | Write::OneToOne(..) => continue,
                 };
                 worker.command(command);
