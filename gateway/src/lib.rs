@@ -11,6 +11,7 @@
 //!
 //! `hello`, `pool` and `relay::route` touch no socket and no clock.
 
+pub mod circuit;
 pub mod config;
 pub mod control;
 pub mod daemon;

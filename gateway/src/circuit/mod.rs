@@ -1,0 +1,2 @@
+//! UDP circuits.
+pub mod wire;
