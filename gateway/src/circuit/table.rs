@@ -184,6 +184,21 @@ pub struct Events {
     pub sent_away: u64,
 }
 
+impl Events {
+    /// Each with its name in status and metrics.
+    #[must_use]
+    pub const fn named(&self) -> [(&'static str, u64); 6] {
+        [
+            ("bound", self.bound),
+            ("moved", self.moved),
+            ("challenged", self.challenged),
+            ("expired", self.expired),
+            ("left", self.left),
+            ("sent-away", self.sent_away),
+        ]
+    }
+}
+
 /// What a table counted of a circuit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CircuitCounts {

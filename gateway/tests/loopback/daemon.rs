@@ -421,7 +421,7 @@ fn a_file_is_checked_whole() {
     };
     let output = check();
     assert!(output.status.success());
-    assert!(text(&output.stdout).ends_with("gw.toml: good: 1 tenants, 1 backends\n"));
+    assert!(text(&output.stdout).ends_with("gw.toml: good: 1 tenants, 1 backends, 0 circuits\n"));
     fs::write(&file, good.replace("gw1", "GW").replace("443", "0")).expect("write");
     let output = check();
     assert!(!output.status.success());
