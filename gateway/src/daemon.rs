@@ -383,6 +383,7 @@ impl Daemon {
             threads: threads(&self.config),
             bound: state.bound,
             received: state.totals.received,
+            overflowed: state.totals.overflowed,
             sent: state.totals.sent,
             dropped: dropped(&all),
             list: list.collect(),

@@ -59,6 +59,11 @@ impl Collector for Collected {
                 totals.received,
             ),
             (
+                "causeway_gateway_datagrams_overflowed",
+                "Datagrams that came when there was no room for them",
+                totals.overflowed,
+            ),
+            (
                 "causeway_gateway_datagrams_sent",
                 "Datagrams that were sent, answers too",
                 totals.sent,
@@ -74,12 +79,13 @@ impl Collector for Collected {
                 totals.refused,
             ),
         ] {
-            let one = std::iter::once((Vec::new(), value));
-            counters(encoder, (name, help, None), one)?;
+            let metric = encoder.encode_descriptor(name, help, None, COUNTER)?;
+            ConstCounter::new(value).encode(metric)?;
         }
         let name = "causeway_gateway_datagrams_dropped";
         let help = "Datagrams that went nowhere; without a circuit: nobody's";
         let nobodys = Reason::ALL.into_iter().zip(state.drops);
+        let nobodys = nobodys.filter(|(reason, _)| !reason.is_of_a_circuit());
         let nobodys = nobodys.map(|(reason, count)| {
             (
                 vec![("tenant", ""), ("circuit", ""), ("reason", reason.name())],
@@ -88,6 +94,7 @@ impl Collector for Collected {
         });
         let of_circuits = circuits().flat_map(|(circuit, id)| {
             let drops = Reason::ALL.into_iter().zip(circuit.counts.drops);
+            let drops = drops.filter(|(reason, _)| reason.is_of_a_circuit());
             drops.map(move |(reason, count)| {
                 let labels = vec![
                     ("tenant", &*circuit.tenant),

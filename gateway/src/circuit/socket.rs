@@ -74,6 +74,8 @@ pub struct Totals {
     pub refused: u64,
     /// Messages of the kernel that could not be read.
     pub unreadable: u64,
+    /// That came when the sockets of now had no room for them.
+    pub overflowed: u64,
 }
 
 /// How circuits are.
@@ -326,6 +328,7 @@ impl Observer {
             all.totals.full += state.totals.full;
             all.totals.refused += state.totals.refused;
             all.totals.unreadable += state.totals.unreadable;
+            all.totals.overflowed += state.totals.overflowed;
             all.bound += state.bound;
         }
         all.circuits.sort_by_key(|circuit| circuit.id);
@@ -514,10 +517,14 @@ impl Carrier {
     }
 
     fn observed(&self, now: Duration, share: Share) -> State {
+        let overflowed = self.sockets.iter().map(|s| u64::from(s.overflowed()));
         State {
             circuits: self.table.state(now, |id| share.has(id)).collect(),
             drops: *self.table.drops(),
-            totals: self.totals,
+            totals: Totals {
+                overflowed: overflowed.sum(),
+                ..self.totals
+            },
             bound: self.table.bound(now),
         }
     }

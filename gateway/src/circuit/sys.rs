@@ -17,7 +17,7 @@ const ROOM: usize = 1 << 16;
 const MAX_SEGMENTS: usize = 64;
 /// Bytes of one message: what an IPv4 packet has room for.
 const MAX_BYTES: usize = 65_507;
-/// Bytes that a socket may hold in each direction, as far as `net.core.rmem_max` and `wmem_max` allow.
+/// Bytes that a socket may hold in each direction; without CAP_NET_ADMIN as far as `net.core.rmem_max` and `wmem_max` allow.
 const SOCKET_BUFFER: i32 = 8 << 20;
 
 /// Room for the control messages of one message: a packet information of either family, and a segment size.
@@ -72,8 +72,15 @@ impl Socket {
             )?;
             set(&fd, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
         }
-        for option in [libc::SO_RCVBUF, libc::SO_SNDBUF] {
-            set(&fd, libc::SOL_SOCKET, option, SOCKET_BUFFER)?;
+        let buffers = [
+            (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
+            (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
+        ];
+        for (forced, asked) in buffers {
+            // Without CAP_NET_ADMIN, as much as everybody may have.
+            if set(&fd, libc::SOL_SOCKET, forced, SOCKET_BUFFER).is_err() {
+                set(&fd, libc::SOL_SOCKET, asked, SOCKET_BUFFER)?;
+            }
         }
         // Linux 5.0; before it, each datagram comes by itself.
         let gro = set(&fd, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
@@ -91,6 +98,25 @@ impl Socket {
         let address = from_sockaddr(&name).ok_or(io::ErrorKind::InvalidData)?;
         tracing::debug!(%address, gro, gso, "a socket for circuits");
         Ok(Self { fd, address, gso })
+    }
+
+    /// Datagrams that came and that it had no room for, since it was bound; modulo 2³².
+    #[must_use]
+    pub fn overflowed(&self) -> u32 {
+        // SK_MEMINFO_DROPS is the last one (include/uapi/linux/sock_diag.h, Linux 4.12).
+        let mut values = [0u32; 9];
+        let mut length = size_of_val(&values) as libc::socklen_t;
+        // SAFETY: there is room for `length` bytes.
+        let result = unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                values.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        if result < 0 { 0 } else { values[8] }
     }
 
     /// Has the kernel give each datagram to that one of the `members` sockets of the group, in the order in which they were bound,

@@ -97,6 +97,12 @@ impl Reason {
         Self::Rate,
     ];
 
+    /// Whether what it is about is of a known circuit.
+    #[must_use]
+    pub const fn is_of_a_circuit(self) -> bool {
+        !matches!(self, Self::Malformed | Self::NoCircuit)
+    }
+
     /// Its name in status and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -117,6 +117,8 @@ pub struct CircuitsStatus {
     pub bound: usize,
     /// Datagrams that came.
     pub received: u64,
+    /// Datagrams that came when there was no room for them.
+    pub overflowed: u64,
     /// Datagrams that were sent, answers too.
     pub sent: u64,
     /// Datagrams that went nowhere, by reason.
