@@ -6,7 +6,8 @@
 //!   daemon ──▶ a word to each thread: a plan, a question, drain
 //! ```
 //!
-//! A thread has a socket for each address, and a table of its own. What comes goes out of the buffer that it came into; an answer is
+//! A thread has a socket for each address, and a table of its own with its share of the circuits. What the kernel joins goes to one
+//! thread, so an end has a source port for each circuit. What comes goes out of the buffer that it came into; an answer is
 //! written over what it answers.
 
 use std::{
@@ -159,7 +160,7 @@ impl Circuits {
                 .map_err(system("make an eventfd for circuits"))?;
             let waker = Arc::new(waker);
             let (words, heard) = channel();
-            let table = Table::new(&circuits.plan, Key::new(secret));
+            let table = Table::new(Key::new(secret));
             let share = Share {
                 thread: n as u32,
                 threads: threads.max(1) as u32,
@@ -383,13 +384,13 @@ fn work(table: Table, share: Share, words: &Receiver<Word>, waker: &Arc<EventFd>
                 match word {
                     Word::Plan(plan, sockets, places) => {
                         state.table.rearrange(&places);
-                        state.table.replan(&plan);
+                        state.table.replan(&plan, |id| share.has(id));
                         state.rearrange(sockets, &places);
                         poll = Poll::new(&woken, state.sockets.iter());
                     }
                     Word::State(answer) => {
                         // Who asked may have lost patience.
-                        let _ = answer.try_send(state.observed(now, share));
+                        let _ = answer.try_send(state.observed(now));
                     }
                     Word::Drain => state.drain(now, batch.bytes()),
                     Word::Stop => return,
@@ -516,10 +517,10 @@ impl Carrier {
         self.flush(bytes);
     }
 
-    fn observed(&self, now: Duration, share: Share) -> State {
+    fn observed(&self, now: Duration) -> State {
         let overflowed = self.sockets.iter().map(|s| u64::from(s.overflowed()));
         State {
-            circuits: self.table.state(now, |id| share.has(id)).collect(),
+            circuits: self.table.state(now).collect(),
             drops: *self.table.drops(),
             totals: Totals {
                 overflowed: overflowed.sum(),

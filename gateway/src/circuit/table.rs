@@ -285,29 +285,27 @@ pub struct Table {
 }
 
 impl Table {
-    /// Nothing is bound.
+    /// Without a circuit.
     #[must_use]
-    pub fn new(plan: &Plan, secret: Key) -> Self {
-        let mut table = Self {
+    pub fn new(secret: Key) -> Self {
+        Self {
             places: HashMap::with_hasher(RandomState::with_seed(0)),
             circuits: Vec::new(),
             tenants: Vec::new(),
-            lifetime: plan.lifetime,
+            lifetime: Duration::ZERO,
             secret,
             draining: false,
             drops: Drops::default(),
-        };
-        table.replan(plan);
-        table
+        }
     }
 
-    /// Takes a new plan. A circuit that is in both, of the same tenant, keeps its counts, and each of its sides with the same key
+    /// Takes of a new plan the circuits that are `ours`. A circuit that is in both, of the same tenant, keeps its counts, and each of its sides with the same key
     /// stays bound.
-    pub fn replan(&mut self, plan: &Plan) {
+    pub fn replan(&mut self, plan: &Plan, ours: impl Fn(CircuitId) -> bool) {
         let before = std::mem::take(&mut self.circuits);
         let names = |place: usize| self.tenants.get(place).map(|tenant| &tenant.name);
         let mut kept: HashMap<CircuitId, Circuit> = before.into_iter().map(|c| (c.id, c)).collect();
-        for wanted in &plan.circuits {
+        for wanted in plan.circuits.iter().filter(|wanted| ours(wanted.id)) {
             let kept = kept.remove(&wanted.id).filter(|old| {
                 names(old.tenant) == plan.tenants.get(wanted.tenant).map(|tenant| &tenant.name)
             });
@@ -544,14 +542,9 @@ impl Table {
         }
     }
 
-    /// How the circuits are that `ours` names.
-    pub fn state(
-        &self,
-        now: Duration,
-        ours: impl Fn(CircuitId) -> bool,
-    ) -> impl Iterator<Item = CircuitState> {
-        let circuits = self.circuits.iter().filter(move |c| ours(c.id));
-        circuits.map(move |circuit| CircuitState {
+    /// How the circuits are.
+    pub fn state(&self, now: Duration) -> impl Iterator<Item = CircuitState> {
+        self.circuits.iter().map(move |circuit| CircuitState {
             id: circuit.id,
             tenant: Arc::clone(&self.tenants[circuit.tenant].name),
             bound: Side::BOTH

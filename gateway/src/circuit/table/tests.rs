@@ -43,7 +43,13 @@ fn plan() -> Plan {
 }
 
 fn table() -> Table {
-    Table::new(&plan(), Key::new([0xee; 32]))
+    with(&plan(), 0xee)
+}
+
+fn with(plan: &Plan, secret: u8) -> Table {
+    let mut table = Table::new(Key::new([secret; 32]));
+    table.replan(plan, |_| true);
+    table
 }
 
 fn at(n: u8) -> Path {
@@ -104,7 +110,7 @@ fn datagrams_go_from_side_to_side() {
         table.handle(now, &datagram(1), &at(3)),
         Action::Forward(at(2))
     );
-    let state: Vec<CircuitState> = table.state(now, |_| true).collect();
+    let state: Vec<CircuitState> = table.state(now).collect();
     assert_eq!(
         state[0].bound,
         [at(2), at(3)].map(|path| Some(path.remote)),
@@ -188,10 +194,7 @@ fn what_is_dropped_and_why() {
     }
     assert_eq!(table.bound(now), 2, "and nobody is the worse for it");
     let total: u64 = table.drops().iter().sum::<u64>();
-    let of_circuits = table
-        .state(now, |_| true)
-        .flat_map(|c| c.counts.drops)
-        .sum::<u64>();
+    let of_circuits = table.state(now).flat_map(|c| c.counts.drops).sum::<u64>();
     assert_eq!(total + of_circuits, 13, "each is counted once");
 }
 
@@ -225,7 +228,7 @@ fn an_address_is_used_once_it_has_answered_and_not_before() {
         table.handle(seconds(6), &datagram(1), &at(3)),
         Action::Forward(at(4))
     );
-    let state = table.state(now, |_| true).next().expect("a circuit");
+    let state = table.state(now).next().expect("a circuit");
     assert_eq!(state.counts.events.moved, 1);
     assert_eq!(
         table.handle(now, &datagram(1), &at(2)),
@@ -253,7 +256,7 @@ fn a_binding_ends_unless_it_is_made_again() {
     );
     table.sweep(LIFETIME);
     table.sweep(LIFETIME);
-    let state = table.state(LIFETIME, |_| true).next().expect("a circuit");
+    let state = table.state(LIFETIME).next().expect("a circuit");
     assert_eq!(state.counts.events.expired, 1);
     assert_eq!(state.bound, [Some(at(2).remote), None]);
     bind(&mut table, seconds(11), &mut b, 3);
@@ -285,7 +288,7 @@ fn cookies_end_and_are_renewed_by_each_bind() {
     let heard = answers(&mut table, seconds(700), &mut b, 3);
     assert!(matches!(heard, Some(Heard::Send(_))), "{heard:?}");
     // Those of a gateway that was started again are none.
-    let mut again = Table::new(&plan(), Key::new([0xdd; 32]));
+    let mut again = with(&plan(), 0xdd);
     let heard = answers(&mut again, seconds(0), &mut a, 2);
     assert!(matches!(heard, Some(Heard::Send(_))), "{heard:?}");
 }
@@ -323,7 +326,7 @@ fn a_tenant_sends_what_it_may_and_the_other_does_not_notice() {
     let mut plan = plan();
     plan.tenants[0].datagrams = Some(Arc::new(Bucket::new(100, Duration::from_millis(100))));
     plan.tenants[1].bytes = Some(Arc::new(Bucket::new(1400, Duration::from_millis(100))));
-    let mut table = Table::new(&plan, Key::new([1; 32]));
+    let mut table = with(&plan, 1);
     for (circuit, a, b) in [(1, 2, 3), (2, 4, 5), (3, 6, 7)] {
         bind(&mut table, seconds(0), &mut client(circuit, Side::A), a);
         bind(&mut table, seconds(0), &mut client(circuit, Side::B), b);
@@ -405,17 +408,17 @@ fn a_new_plan_keeps_what_is_in_both() {
     }
     new.circuits.reverse();
     new.circuits.remove(1);
-    table.replan(&new);
+    table.replan(&new, |_| true);
     assert_eq!(
         table.handle(now, &datagram(1), &at(2)),
         Action::Forward(at(3))
     );
     assert_eq!(table.bound(now), 3);
-    let state: Vec<_> = table.state(now, |_| true).collect();
+    let state: Vec<_> = table.state(now).collect();
     assert_eq!(&*state[1].tenant, "acme");
     assert_eq!(state[1].counts.events.bound, 2);
     new.circuits[1].keys[0] = Key::new([99; 32]);
-    table.replan(&new);
+    table.replan(&new, |_| true);
     assert_eq!(
         table.handle(now, &datagram(1), &at(3)),
         Action::Drop(Reason::NoPeer)
@@ -428,11 +431,24 @@ fn a_new_plan_keeps_what_is_in_both() {
     bind(&mut table, now, &mut b, 3);
     // Another tenant's now: nothing of the old one is left.
     new.circuits[1].tenant = 0;
-    table.replan(&new);
+    table.replan(&new, |_| true);
     assert_eq!(table.bound(now), 1);
     // A socket goes: who was bound there is not.
     table.rearrange(&[None, Some(0)]);
     assert_eq!(table.bound(now), 0);
+}
+
+#[test]
+fn a_table_has_its_share_only() {
+    let mut table = table();
+    table.replan(&plan(), |circuit| circuit != id(1));
+    let word = client(1, Side::A).bind(1);
+    assert_eq!(
+        table.handle(seconds(0), &word, &at(2)),
+        Action::Drop(Reason::NoCircuit)
+    );
+    bind(&mut table, seconds(0), &mut client(2, Side::A), 2);
+    assert_eq!(table.state(seconds(0)).count(), 2);
 }
 
 /// What somebody does in the model below.
@@ -499,7 +515,7 @@ impl World {
         });
         let end = |n: usize| (client(n as u64 / 2 + 1, Side::BOTH[n % 2]), n as u8);
         Self {
-            table: Table::new(&plan, Key::new([0xee; 32])),
+            table: with(&plan, 0xee),
             now: Duration::ZERO,
             ends: (0..6).map(end).collect(),
             proven: vec![Vec::new(); 6],
