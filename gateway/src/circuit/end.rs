@@ -106,3 +106,104 @@ impl End {
         message.seal(&self.key)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn circuit() -> CircuitId {
+        CircuitId::new(1 << 32).expect("an id")
+    }
+
+    fn key() -> Key {
+        Key::new([3; 32])
+    }
+
+    fn end() -> End {
+        End::new(circuit(), Side::A, key())
+    }
+
+    /// What a gateway answers.
+    fn answer(bind: &[u8], kind: Kind) -> [u8; MESSAGE_BYTES] {
+        let Ok(Datagram::Message(sealed)) = parse(bind) else {
+            panic!("not a message");
+        };
+        let message = Message {
+            kind,
+            cookie: Tag([kind as u8; 16]),
+            lifetime: if kind == Kind::Bound { 500 } else { 0 },
+            ..sealed.open(&key()).expect("of this key")
+        };
+        message.seal(&key())
+    }
+
+    #[test]
+    fn timestamps_grow_whatever_the_clock_does() {
+        let mut end = end();
+        let stamp = |bytes: [u8; MESSAGE_BYTES]| bytes[20..28].to_vec();
+        let stamps = [5, 5, 9, 2, 0, 100].map(|clock| stamp(end.bind(clock)));
+        assert!(stamps.is_sorted_by(|a, b| a < b), "{stamps:?}");
+    }
+
+    #[test]
+    fn a_late_answer_counts_and_an_old_one_does_not() {
+        let mut end = end();
+        let (first, second) = (end.bind(10), end.bind(20));
+        let late = answer(&first, Kind::Bound);
+        assert_eq!(end.hear(&late, 21), Some(Heard::Bound(500)));
+        assert_eq!(end.hear(&late, 21), None, "heard");
+        let move_of = |bind| answer(bind, Kind::Move);
+        assert_eq!(end.hear(&move_of(&first), 21), Some(Heard::Move));
+        let news = answer(&second, Kind::Bound);
+        assert_eq!(end.hear(&news, 21), Some(Heard::Bound(500)));
+        assert_eq!(end.hear(&move_of(&first), 21), None, "old");
+        // What was said to it in an earlier life is not of this one.
+        let mut again = super::tests::end();
+        again.bind(30);
+        assert_eq!(again.hear(&news, 31), None);
+    }
+
+    #[test]
+    fn challenges_do_not_go_on_for_ever() {
+        let mut end = end();
+        let mut word = end.bind(10);
+        let mut said = 0;
+        while let Some(Heard::Send(next)) = end.hear(&answer(&word, Kind::Challenge), 11) {
+            word = next;
+            said += 1;
+        }
+        assert_eq!(said, 1);
+        assert_eq!(word[28..44], [Kind::Challenge as u8; 16]);
+        end.bind(12);
+    }
+
+    #[test]
+    fn its_own_words_and_those_for_others_are_nothing_to_it() {
+        let mut end = end();
+        let bind = end.bind(10);
+        assert_eq!(end.hear(&bind, 11), None);
+        let mut other = End::new(circuit(), Side::B, key());
+        other.bind(10);
+        assert_eq!(other.hear(&answer(&bind, Kind::Bound), 11), None);
+        let mut stranger = End::new(circuit(), Side::A, Key::new([4; 32]));
+        stranger.bind(10);
+        assert_eq!(stranger.hear(&answer(&bind, Kind::Bound), 11), None);
+        assert_eq!(end.hear(&answer(&bind, Kind::Unbind), 11), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_no_trouble(bytes in vec(any::<u8>(), 0..100), head in any::<bool>()) {
+            let mut end = end();
+            end.bind(10);
+            let mut bytes = bytes;
+            if head && bytes.len() >= 20 {
+                bytes[..12].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 0, 0]);
+                bytes[12..20].copy_from_slice(&circuit().to_bytes());
+            }
+            prop_assert_eq!(end.hear(&bytes, 11), None);
+        }
+    }
+}
