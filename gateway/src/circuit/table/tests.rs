@@ -497,7 +497,9 @@ struct World {
     table: Table,
     now: Duration,
     ends: Vec<(Client, u8)>,
-    /// Where an end has been shown to receive, by circuit and side; with the time of its last bind from there.
+    /// Where an end has heard a challenge.
+    challenged: Vec<HashSet<SocketAddr>>,
+    /// Where it was said to be bound, and when.
     proven: Vec<Vec<(SocketAddr, Duration)>>,
     heard: Vec<Vec<u8>>,
     cookies: Vec<Tag>,
@@ -518,6 +520,7 @@ impl World {
             table: with(&plan, 0xee),
             now: Duration::ZERO,
             ends: (0..6).map(end).collect(),
+            challenged: vec![HashSet::new(); 6],
             proven: vec![Vec::new(); 6],
             heard: Vec::new(),
             cookies: vec![Tag::NONE],
@@ -538,10 +541,9 @@ impl World {
                 let circuit = number(&bytes[..4]) as usize;
                 if circuit < 4 {
                     let is_proven = |remote: SocketAddr, end: usize| {
-                        let since = self.now.saturating_sub(LIFETIME);
                         let mut proofs = self.proven[end].iter();
                         proofs.any(|(address, when)| {
-                            *address == remote && (*when > since || self.now < LIFETIME)
+                            *address == remote && self.now < *when + LIFETIME
                         })
                     };
                     let (a, b) = (circuit * 2 - 2, circuit * 2 - 1);
@@ -568,6 +570,14 @@ impl World {
                 let Ok(Datagram::Message(sealed)) = parse(&answer) else {
                     panic!("an answer is a message");
                 };
+                if sealed.kind() == Kind::Bound && sealed.circuit() != id(4) {
+                    let circuit = number(&sealed.circuit().to_bytes()[..4]) as usize;
+                    let end = circuit * 2 - 2 + sealed.side().index();
+                    let remote = at(from).remote;
+                    // Whoever carried the bind there: the end receives there.
+                    prop_assert!(self.challenged[end].contains(&remote), "{:#?}", self.table);
+                    self.proven[end].push((remote, self.now));
+                }
                 let mut cookie = Tag::NONE;
                 cookie.0.copy_from_slice(&answer[28..44]);
                 if from >= 6 && sealed.circuit() == id(4) {
@@ -589,12 +599,11 @@ impl World {
             }
             match self.ends[n].0.hear(answer, clock) {
                 Some(Heard::Send(word)) => {
-                    self.proven[n].push((at(address).remote, self.now));
+                    self.challenged[n].insert(at(address).remote);
                     self.arrives(&word, address)?;
                 }
-                Some(Heard::Bound(_)) => self.proven[n].push((at(address).remote, self.now)),
+                Some(Heard::Bound(_)) | None => {}
                 Some(Heard::Move) => return Err(TestCaseError::fail("it does not drain")),
-                None => {}
             }
         }
         Ok(())
@@ -609,8 +618,6 @@ impl World {
                 let clock = self.clock();
                 let word = self.ends[end].0.bind(clock);
                 let from = self.ends[end].1;
-                // It may have a good cookie for where it is, and the enemy may carry it there.
-                self.proven[end].push((at(from).remote, self.now));
                 if sent {
                     self.arrives(&word, from)?;
                 } else {
