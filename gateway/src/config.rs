@@ -6,12 +6,19 @@ mod file;
 use std::{
     fmt,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use crate::relay::{Backend, Limits, Plan, Times, route::Table};
+use crate::{
+    circuit::{
+        rate::Bucket,
+        table::{self, CircuitPlan, TenantPlan},
+    },
+    relay::{Backend, Limits, Plan, Times, route::Table},
+};
 
 /// A configuration that holds together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +47,25 @@ pub struct Config {
     pub backends: Vec<Target>,
     /// Which hello is for which backend.
     pub table: Table,
+    /// The UDP circuits.
+    pub circuits: Circuits,
 }
+
+/// Circuits as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Circuits {
+    /// How long an end stays bound without another bind.
+    pub lifetime: Duration,
+    /// Threads that carry datagrams; `None`: one for each processor, up to 8.
+    pub threads: Option<usize>,
+    /// Datagrams and bytes a second that a tenant may send, for each of the tenants; `None`: no limit.
+    pub rates: Vec<(Option<u64>, Option<u64>)>,
+    /// All of them; tenants by their places.
+    pub list: Vec<CircuitPlan>,
+}
+
+/// A tenant may send in one burst what it may send in this time.
+const BURST: Duration = Duration::from_millis(100);
 
 /// A backend as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +137,18 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        Self::parse(&text, path)
+        let config = Self::parse(&text, path)?;
+        let is_open = std::fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o007 != 0);
+        if is_open && !config.circuits.list.is_empty() {
+            return Err(Error::Invalid {
+                path: path.to_owned(),
+                problems: vec![Problem {
+                    at: "circuit".to_owned(),
+                    what: "the file has keys, and every user may read it: chmod o= it".to_owned(),
+                }],
+            });
+        }
+        Ok(config)
     }
 
     /// Checks the text of a file; `path` is for messages.
@@ -128,6 +164,23 @@ impl Config {
             path: path.to_owned(),
             problems,
         })
+    }
+
+    /// What circuits are to do.
+    #[must_use]
+    pub fn circuit_plan(&self) -> table::Plan {
+        let bucket = |rate: Option<u64>| rate.map(|rate| Arc::new(Bucket::new(rate, BURST)));
+        let tenants = self.tenants.iter().zip(&self.circuits.rates);
+        let tenants = tenants.map(|((name, _), (datagrams, bytes))| TenantPlan {
+            name: Arc::clone(name),
+            datagrams: bucket(*datagrams),
+            bytes: bucket(*bytes),
+        });
+        table::Plan {
+            lifetime: self.circuits.lifetime,
+            tenants: tenants.collect(),
+            circuits: self.circuits.list.clone(),
+        }
     }
 
     /// What the relay is to do, with so many connections in all, and so many pipes.

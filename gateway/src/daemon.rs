@@ -21,12 +21,20 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
+    circuit::{
+        self,
+        counters::Collected,
+        socket::{Circuits, State},
+        table::Reason as DropReason,
+    },
     config::{self, Config},
-    control::{Refusal, Reply, Request, Status, TenantStatus, server},
+    control::{
+        CircuitStatus, CircuitsStatus, Refusal, Reply, Request, Status, TenantStatus, server,
+    },
     metrics,
     notify::Notifier,
     relay::{
@@ -43,6 +51,11 @@ const PIPES: usize = 64;
 /// Pipes at most: more bytes than in so many are not on the way at once.
 const MAX_PIPES: usize = 1 << 14;
 
+/// Threads for circuits, unless more are asked for.
+const MAX_THREADS: usize = 8;
+/// How often it is looked whether all ends have left.
+const LEAVING: Duration = Duration::from_millis(100);
+
 /// Why the gateway does not run, or a new configuration is not in force.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -52,6 +65,9 @@ pub enum Error {
     /// The addresses.
     #[error(transparent)]
     Relay(#[from] relay::Error),
+    /// The addresses of circuits, or their threads.
+    #[error(transparent)]
+    Circuits(#[from] circuit::socket::Error),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] server::Error),
@@ -119,6 +135,7 @@ struct Daemon {
     path: PathBuf,
     config: Config,
     relay: Relay,
+    circuits: Circuits,
     registry: Arc<Registry>,
     served: Option<Served>,
     /// Open files that are allowed.
@@ -144,11 +161,15 @@ pub async fn run(path: &Path) -> Result<(), Error> {
     let relay = Relay::start(config.plan(connections, pipes))?;
     let mut registry = Registry::default();
     relay.counters().register(&mut registry);
+    let threads = threads(&config);
+    let circuits = Circuits::start(config.circuit_plan(), &config.listen, threads)?;
+    registry.register_collector(Box::new(Collected(circuits.observer())));
     let mut daemon = Daemon {
         path: path.to_owned(),
         served: None,
         config,
         relay,
+        circuits,
         registry: Arc::new(registry),
         files,
         notifier: Notifier::from_env(),
@@ -170,7 +191,7 @@ pub async fn run(path: &Path) -> Result<(), Error> {
                 // Whoever asked may be gone.
                 let _ = reply.send(answer);
             }
-            () = daemon.relay.empty(), if stop.is_some() => break,
+            () = daemon.empty(), if stop.is_some() => break,
             () = sleep_until(stop.unwrap_or_else(Instant::now)), if stop.is_some() => break,
         }
     }
@@ -198,6 +219,13 @@ fn open_files() -> Result<usize, Error> {
             .map_err(system("raise the limit of open files"))?;
     }
     Ok(usize::try_from(hard).unwrap_or(usize::MAX))
+}
+
+/// How many threads carry datagrams.
+fn threads(config: &Config) -> usize {
+    let processors =
+        || std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS));
+    config.circuits.threads.unwrap_or_else(processors)
 }
 
 /// How many connections and how many pipes there may be with so many open files.
@@ -252,6 +280,12 @@ impl Daemon {
                 running: self.config.control_socket.display().to_string(),
             });
         }
+        if threads(&config) != threads(&self.config) {
+            return Err(Error::Fixed {
+                key: "circuits.threads",
+                running: threads(&self.config).to_string(),
+            });
+        }
         let (connections, pipes) = shares(&config, self.files)?;
         let kept = self.served.as_ref().map(|s| s.wanted) == config.metrics;
         let served = if kept {
@@ -259,7 +293,11 @@ impl Daemon {
         } else {
             self.serve(config.metrics).await?
         };
+        let circuits = self
+            .circuits
+            .prepare(config.circuit_plan(), &config.listen)?;
         self.relay.replan(config.plan(connections, pipes))?;
+        self.circuits.take(circuits);
         if !kept {
             self.served = served;
         }
@@ -294,6 +332,7 @@ impl Daemon {
         }
         let patience: Duration = self.config.drain;
         self.relay.drain();
+        self.circuits.drain();
         self.stop = Some(Instant::now() + patience);
         self.notifier.send("STATUS=draining");
         tracing::info!(
@@ -304,7 +343,55 @@ impl Daemon {
         true
     }
 
+    /// Waits until there is neither a connection nor a bound end.
+    async fn empty(&self) {
+        self.relay.empty().await;
+        while self.circuits.state().bound > 0 {
+            sleep(LEAVING).await;
+        }
+    }
+
+    fn circuits_status(&self, state: &State) -> CircuitsStatus {
+        let dropped = |drops: &circuit::table::Drops| {
+            let counts = DropReason::ALL.into_iter().zip(drops);
+            counts
+                .map(|(reason, count)| (reason.name().to_owned(), *count))
+                .collect()
+        };
+        let mut all = state.drops;
+        let of_circuits = state.circuits.iter().map(|circuit| circuit.counts.drops);
+        for (sum, count) in of_circuits.flat_map(|drops| std::iter::zip(0.., drops)) {
+            let sum: usize = sum;
+            all[sum] += count;
+        }
+        let list = state.circuits.iter().map(|circuit| CircuitStatus {
+            id: circuit.id.to_string(),
+            tenant: circuit.tenant.to_string(),
+            bound: circuit.bound,
+            datagrams: circuit.counts.from.map(|traffic| traffic.datagrams),
+            bytes: circuit.counts.from.map(|traffic| traffic.bytes),
+            events: circuit
+                .counts
+                .events
+                .named()
+                .map(|(name, count)| (name.to_owned(), count))
+                .into(),
+            dropped: dropped(&circuit.counts.drops),
+        });
+        CircuitsStatus {
+            listen: self.circuits.addresses(),
+            threads: threads(&self.config),
+            bound: state.bound,
+            received: state.totals.received,
+            overflowed: state.totals.overflowed,
+            sent: state.totals.sent,
+            dropped: dropped(&all),
+            list: list.collect(),
+        }
+    }
+
     fn status(&self) -> Status {
+        let state = self.circuits.state();
         let counters = self.relay.counters();
         let count = |family: &prometheus_client::metrics::family::Family<Reason, _>, reason| {
             let counter: prometheus_client::metrics::counter::Counter =
@@ -318,6 +405,10 @@ impl Daemon {
             };
             let traffic = counters.traffic(name);
             let open = counters.open.get_or_create_owned(&label).get();
+            let circuits = state.circuits.iter().filter(|c| &*c.tenant == name);
+            let sum = |of: fn(&circuit::table::CircuitCounts) -> u64| {
+                circuits.clone().map(|c| of(&c.counts)).sum()
+            };
             TenantStatus {
                 name: name.to_owned(),
                 connections: u64::try_from(open).unwrap_or(0),
@@ -325,6 +416,9 @@ impl Daemon {
                 relayed: counters.relayed.get_or_create_owned(&label).get(),
                 bytes_up: traffic.up.get(),
                 bytes_down: traffic.down.get(),
+                datagrams: sum(|counts| counts.from.iter().map(|t| t.datagrams).sum()),
+                datagram_bytes: sum(|counts| counts.from.iter().map(|t| t.bytes).sum()),
+                datagrams_dropped: sum(|counts| counts.drops.iter().sum()),
             }
         });
         Status {
@@ -344,6 +438,7 @@ impl Daemon {
                 .into_iter()
                 .map(|end| count(&counters.ended, end.name()))
                 .collect(),
+            circuits: self.circuits_status(&state),
             tenants: tenants.collect(),
         }
     }

@@ -94,10 +94,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check { file } => {
             let config = Config::load(&file)?;
             println!(
-                "{}: good: {} tenants, {} backends",
+                "{}: good: {} tenants, {} backends, {} circuits",
                 file.display(),
                 config.tenants.len(),
-                config.backends.len()
+                config.backends.len(),
+                config.circuits.list.len()
             );
         }
         Command::Status { json } => {

@@ -1,14 +1,19 @@
 //! Checks a whole file and collects everything that is wrong with it.
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use super::{Config, Problem, Target, file};
+use super::{Circuits, Config, Problem, Target, file};
 use crate::{
+    circuit::{
+        table::CircuitPlan,
+        wire::{CircuitId, Key},
+    },
     hello,
     relay::{
         Times,
@@ -24,6 +29,13 @@ const MAX_SOCKET_PATH: usize = 107;
 const MAX_ADDRESSES: usize = 16;
 /// Connections at most: two open files each.
 const MAX_CONNECTIONS: usize = 1 << 20;
+
+/// Threads for circuits at most.
+const MAX_THREADS: usize = 64;
+/// Circuits at most: 300 bytes each in every thread.
+const MAX_CIRCUITS: usize = 100_000;
+/// Datagrams or bytes a second at most: 100 Gbit/s, and more than anything here sends.
+const MAX_RATE: usize = 12_500_000_000;
 
 struct Checker {
     problems: Vec<Problem>,
@@ -155,6 +167,7 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     let tenants = tenants(&mut c, &file.tenant);
     let backends = backends(&mut c, &file.backend, &listen);
     let table = routes(&mut c, file.route, &tenants, &backends);
+    let circuits = circuits(&mut c, &file.circuits, &file.tenant, &file.circuit);
     if !c.problems.is_empty() {
         return Err(c.problems);
     }
@@ -171,6 +184,7 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
         tenants,
         backends,
         table,
+        circuits,
     })
 }
 
@@ -417,4 +431,101 @@ fn routes(
         }
         Table::default()
     })
+}
+
+fn circuits(
+    c: &mut Checker,
+    settings: &file::Circuits,
+    tenants: &[file::Tenant],
+    circuits: &[file::Circuit],
+) -> Circuits {
+    let lifetime = c.seconds("circuits.lifetime", settings.lifetime, 30, (0.5, 3600.0));
+    let threads = settings
+        .threads
+        .map(|threads| c.count("circuits.threads", threads, MAX_THREADS));
+    let rates = tenants.iter().map(|tenant| {
+        let mut rate = |key, value: Option<i64>| {
+            let at = format!("tenant {:?}: {key}", tenant.name);
+            value.map(|value| c.count(&at, value, MAX_RATE) as u64)
+        };
+        (
+            rate("datagrams", tenant.datagrams),
+            rate("datagram_bytes", tenant.datagram_bytes),
+        )
+    });
+    let rates = rates.collect();
+    if circuits.len() > MAX_CIRCUITS {
+        c.problem(
+            "circuit",
+            format!("{} of them: write {MAX_CIRCUITS} at most", circuits.len()),
+        );
+    }
+    let mut list: Vec<CircuitPlan> = Vec::new();
+    let (mut ids, mut keys) = (HashSet::new(), HashSet::new());
+    for circuit in circuits {
+        let at = format!("circuit {:?}", circuit.id);
+        let digits = circuit.id.len() == 16 && circuit.id.bytes().all(|b| b.is_ascii_hexdigit());
+        let id = u64::from_str_radix(&circuit.id, 16).ok();
+        let id = id.filter(|_| digits).and_then(CircuitId::new);
+        if id.is_none() {
+            c.problem(
+                format!("{at}: id"),
+                "write 16 hexadecimal digits, of which the first 8 are not all 0",
+            );
+        }
+        if id.is_some_and(|id| !ids.insert(id)) {
+            c.problem(&at, "it is there twice");
+        }
+        let tenant = tenants.iter().position(|t| t.name == circuit.tenant);
+        if tenant.is_none() {
+            c.problem(
+                format!("{at}: tenant"),
+                format!(
+                    "there is no tenant {:?}; write [[tenant]] with that name",
+                    circuit.tenant
+                ),
+            );
+        }
+        let at = format!("{at}: keys");
+        if circuit.keys.len() != 2 {
+            c.problem(
+                &at,
+                format!("{} of them: write one for each side", circuit.keys.len()),
+            );
+        }
+        for (n, text) in circuit.keys.iter().enumerate() {
+            // A key is not repeated in a message.
+            if Key::from_base64(text).is_none() {
+                c.problem(
+                    &at,
+                    format!(
+                        "the one at place {} is not a key: write what `causeway-appliance keygen` or `wg genkey` prints",
+                        n + 1
+                    ),
+                );
+            } else if !keys.insert(text) {
+                c.problem(
+                    &at,
+                    format!(
+                        "the one at place {} is there twice: each side of each circuit has its own",
+                        n + 1
+                    ),
+                );
+            }
+        }
+        let read: Vec<Key> = circuit
+            .keys
+            .iter()
+            .filter_map(|k| Key::from_base64(k))
+            .collect();
+        if let (Some(id), Some(tenant), Ok(keys)) = (id, tenant, read.try_into()) {
+            list.push(CircuitPlan { id, tenant, keys });
+        }
+    }
+    Circuits {
+        lifetime,
+        threads,
+        rates,
+        list,
+    }
 }

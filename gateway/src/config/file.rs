@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
     pub gateway: Gateway,
     #[serde(default)]
     pub relay: Relay,
+    #[serde(default)]
+    pub circuits: Circuits,
     #[serde(default)]
     pub limits: Limits,
     #[serde(default)]
@@ -18,6 +20,8 @@ pub(super) struct File {
     pub backend: Vec<Backend>,
     #[serde(default)]
     pub route: Vec<Route>,
+    #[serde(default)]
+    pub circuit: Vec<Circuit>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,6 +55,8 @@ pub(super) struct Limits {
 pub(super) struct Tenant {
     pub name: String,
     pub connections: Option<i64>,
+    pub datagrams: Option<i64>,
+    pub datagram_bytes: Option<i64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,4 +77,20 @@ pub(super) struct Route {
     pub protocols: Vec<String>,
     pub tenant: Option<String>,
     pub backend: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Circuits {
+    pub lifetime: Option<f64>,
+    pub threads: Option<i64>,
+}
+
+// Without Debug: it has keys.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Circuit {
+    pub id: String,
+    pub tenant: String,
+    pub keys: Vec<String>,
 }

@@ -24,6 +24,10 @@ below = "acme.example.net"
 protocols = ["h2"]
 tenant = "acme"
 backend = "director"
+[[circuit]]
+id = "0123456789abcdef"
+tenant = "acme"
+keys = ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "//ECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="]
 "#;
 
 fn parse(text: &str) -> Result<Config, String> {
@@ -42,6 +46,14 @@ fn a_good_file_is_taken_with_its_defaults() {
         Path::new("/run/causeway/gateway.sock")
     );
     assert_eq!((config.connections, config.per_source), (None, 256));
+    let circuits = &config.circuits;
+    assert_eq!(
+        (circuits.lifetime, circuits.threads),
+        (Duration::from_secs(30), None)
+    );
+    assert_eq!(circuits.rates, [(None, None)]);
+    assert_eq!(circuits.list[0].id.get(), 0x0123_4567_89ab_cdef);
+    assert!(!format!("{config:?}").contains("AAEC"), "keys are not said");
     assert!(config.spliced);
     let plan = config.plan(77, 8);
     assert_eq!(plan.limits.connections, 77);
@@ -247,6 +259,61 @@ fn each_mistake_is_named_with_its_place() {
             "route \"director.example.net\": route 1 of the file is for the same hellos",
         ),
         (
+            "0123456789abcdef",
+            "00000000ffffffff",
+            "circuit \"00000000ffffffff\": id: write 16 hexadecimal digits, of which the first 8 are not all 0",
+        ),
+        (
+            "0123456789abcdef",
+            "+123456789abcdef",
+            "circuit \"+123456789abcdef\": id: write 16",
+        ),
+        (
+            "tenant = \"acme\"\nkeys",
+            "tenant = \"acne\"\nkeys",
+            "circuit \"0123456789abcdef\": tenant: there is no tenant \"acne\"",
+        ),
+        (
+            "\"//ECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"",
+            "",
+            "circuit \"0123456789abcdef\": keys: 1 of them: write one for each side",
+        ),
+        (
+            "//ECAwQF",
+            "//ECAwQ",
+            "keys: the one at place 2 is not a key",
+        ),
+        (
+            "//ECAwQF",
+            "AAECAwQF",
+            "keys: the one at place 2 is there twice",
+        ),
+        (
+            "[[circuit]]",
+            "[[circuit]]\nid = \"0123456789ABCDEF\"\ntenant = \"acme\"\nkeys = []\n[[circuit]]",
+            "circuit \"0123456789abcdef\": it is there twice",
+        ),
+        (
+            "[relay]",
+            "[circuits]\nlifetime = 0\n[relay]",
+            "circuits.lifetime: 0 seconds: write 0.5 to 3600",
+        ),
+        (
+            "[relay]",
+            "[circuits]\nthreads = 0\n[relay]",
+            "circuits.threads: 0: write 1 to 64",
+        ),
+        (
+            "connections = 100",
+            "datagrams = 0",
+            "tenant \"acme\": datagrams: 0: write 1",
+        ),
+        (
+            "connections = 100",
+            "datagram_bytes = -5",
+            "tenant \"acme\": datagram_bytes: -5: write 1",
+        ),
+        (
             "hello_timeout",
             "helo_timeout",
             "unknown field `helo_timeout`",
@@ -284,7 +351,7 @@ fn every_problem_is_listed_at_once() {
     let text = GOOD
         .replace("name = \"gw1\"", "name = \"GW\"")
         .replace("127.0.0.1:9180", "nowhere")
-        .replace("tenant = \"acme\"", "tenant = \"none\"");
+        .replacen("tenant = \"acme\"", "tenant = \"none\"", 1);
     let error = parse(&text).expect_err("three");
     assert!(
         error.starts_with("test.toml: 3 problems:\n  - gateway.name: "),
@@ -313,11 +380,29 @@ fn the_documented_file_is_good() {
     let file = file.expect("a file");
     let config = parse(file).expect("good");
     assert_eq!((config.tenants.len(), config.backends.len()), (1, 2));
+    assert_eq!(config.circuits.list.len(), 1);
+    assert_eq!(config.circuits.rates, [(Some(100_000), Some(125_000_000))]);
     // What is said to be the default is it.
     let bare = parse(&GOOD.replace("hello_timeout = 0.5", "")).expect("good");
     assert_eq!((config.times, config.drain), (bare.times, bare.drain));
     assert_eq!(config.per_source, bare.per_source);
+    assert_eq!(config.circuits.lifetime, bare.circuits.lifetime);
     let spelled = parse(&file.replace("\n# ", "\n")).expect("good");
     assert_eq!(spelled.listen, config.listen);
     assert_eq!(spelled.control_socket, config.control_socket);
+}
+
+#[test]
+fn a_file_with_keys_is_nobody_elses_to_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("gw.toml");
+    std::fs::write(&path, GOOD).expect("write");
+    let mode = |mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&path, mode).expect("a file");
+        Config::load(&path)
+    };
+    mode(0o640).expect("good");
+    let error = mode(0o644).expect_err("open").to_string();
+    assert!(error.contains("circuit: the file has keys"), "{error}");
 }

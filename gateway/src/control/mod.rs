@@ -77,6 +77,8 @@ pub struct Status {
     pub refused: BTreeMap<String, u64>,
     /// Relayed connections that ended, by how.
     pub ended: BTreeMap<String, u64>,
+    /// UDP circuits.
+    pub circuits: CircuitsStatus,
     /// The configured tenants, in order; and last, without a name, what is nobody's in particular.
     pub tenants: Vec<TenantStatus>,
 }
@@ -96,4 +98,50 @@ pub struct TenantStatus {
     pub bytes_up: u64,
     /// Bytes to its clients.
     pub bytes_down: u64,
+    /// Datagrams that its circuits carried.
+    pub datagrams: u64,
+    /// Their bytes.
+    pub datagram_bytes: u64,
+    /// Datagrams of its circuits that went nowhere.
+    pub datagrams_dropped: u64,
+}
+
+/// What it says of circuits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CircuitsStatus {
+    /// Where it listens for them.
+    pub listen: Vec<SocketAddr>,
+    /// Threads that carry datagrams.
+    pub threads: usize,
+    /// Ends that are bound.
+    pub bound: usize,
+    /// Datagrams that came.
+    pub received: u64,
+    /// Datagrams that came when there was no room for them.
+    pub overflowed: u64,
+    /// Datagrams that were sent, answers too.
+    pub sent: u64,
+    /// Datagrams that went nowhere, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Each of them, by id.
+    pub list: Vec<CircuitStatus>,
+}
+
+/// What it says of a circuit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CircuitStatus {
+    /// Its id.
+    pub id: String,
+    /// Whose it is.
+    pub tenant: String,
+    /// Where its sides are bound.
+    pub bound: [Option<SocketAddr>; 2],
+    /// Datagrams that each side sent and that were carried.
+    pub datagrams: [u64; 2],
+    /// Their bytes.
+    pub bytes: [u64; 2],
+    /// What happened to its sides.
+    pub events: BTreeMap<String, u64>,
+    /// Datagrams that went nowhere, by reason.
+    pub dropped: BTreeMap<String, u64>,
 }

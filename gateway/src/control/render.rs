@@ -33,6 +33,16 @@ pub fn status(status: &Status) -> String {
             status.connections, status.limit, status.accepted
         ),
     );
+    line(
+        &mut out,
+        format_args!(
+            "{} circuits, {} ends bound; {} datagrams came, {} were sent",
+            status.circuits.list.len(),
+            status.circuits.bound,
+            status.circuits.received,
+            status.circuits.sent
+        ),
+    );
     line(&mut out, format_args!(""));
     line(
         &mut out,
@@ -57,6 +67,33 @@ pub fn status(status: &Status) -> String {
                 tenant.connections, tenant.relayed, tenant.bytes_up, tenant.bytes_down
             ),
         );
+    }
+    let circuits = &status.circuits;
+    if !circuits.list.is_empty() {
+        line(
+            &mut out,
+            format_args!(
+                "\n{:<16} {:<32} {:<28} {:<28} {:>12} {:>12} {:>9}",
+                "CIRCUIT", "TENANT", "SIDE A", "SIDE B", "FROM A", "FROM B", "DROPPED"
+            ),
+        );
+    }
+    for circuit in &circuits.list {
+        let [a, b] = circuit
+            .bound
+            .map(|at| at.map_or_else(|| "-".to_owned(), |at| at.to_string()));
+        let [from_a, from_b] = circuit.datagrams;
+        let dropped: u64 = circuit.dropped.values().sum();
+        line(
+            &mut out,
+            format_args!(
+                "{} {:<32} {a:<28} {b:<28} {from_a:>12} {from_b:>12} {dropped:>9}",
+                circuit.id, circuit.tenant
+            ),
+        );
+    }
+    for (reason, count) in circuits.dropped.iter().filter(|(_, count)| **count > 0) {
+        line(&mut out, format_args!("dropped {reason}: {count}"));
     }
     for (title, counts) in [("refused", &status.refused), ("ended", &status.ended)] {
         for (reason, count) in counts.iter().filter(|(_, count)| **count > 0) {

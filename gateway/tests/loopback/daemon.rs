@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gateway::control::Status;
+use gateway::{
+    circuit::{end::Heard, wire::Side},
+    control::Status,
+};
 use nix::{
     sys::{
         resource::{Resource, getrlimit, setrlimit},
@@ -24,7 +27,10 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use crate::common::*;
+use crate::{
+    circuits::{Peer, clock, id, key_bytes},
+    common::*,
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_causeway-gateway");
 
@@ -46,6 +52,30 @@ fn config(dir: &Path, backend: SocketAddr, gateway: &str, rest: &str) -> String 
     )
 }
 
+/// As a file with keys is to be.
+fn write_secret(dir: &Path, text: &str) {
+    let path = dir.join("gw.toml");
+    fs::write(&path, text).expect("write");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a file");
+}
+
+/// Circuit `n` of tenant acme, as it is written.
+fn circuit(n: u64) -> String {
+    let keys = Side::BOTH.map(|side| base64(&key_bytes(n, side)));
+    format!(
+        "[[circuit]]\nid = \"{}\"\ntenant = \"acme\"\nkeys = {keys:?}\n",
+        id(n)
+    )
+}
+
+fn base64(bytes: &[u8; 32]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bit = |n: usize| n < 256 && bytes[n / 8] & (0x80 >> (n % 8)) != 0;
+    let digit = |n: usize| (0..6).fold(0, |value, m| value << 1 | usize::from(bit(n * 6 + m)));
+    let digits: String = (0..43).map(|n| char::from(DIGITS[digit(n)])).collect();
+    digits + "="
+}
+
 const ANYWHERE: &str = "listen = [\"127.0.0.1:0\"]";
 
 fn command(dir: &Path) -> Command {
@@ -63,7 +93,7 @@ impl Gateway {
     fn start(backend: SocketAddr, gateway: &str, rest: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let text = config(dir.path(), backend, gateway, rest);
-        fs::write(dir.path().join("gw.toml"), text).expect("write");
+        write_secret(dir.path(), &text);
         let child = Self::ready(&dir);
         Self { dir, child }
     }
@@ -97,7 +127,7 @@ impl Gateway {
     }
 
     fn write(&self, text: &str) {
-        fs::write(self.dir.path().join("gw.toml"), text).expect("write");
+        write_secret(self.dir.path(), text);
     }
 
     fn socket(&self) -> PathBuf {
@@ -421,7 +451,7 @@ fn a_file_is_checked_whole() {
     };
     let output = check();
     assert!(output.status.success());
-    assert!(text(&output.stdout).ends_with("gw.toml: good: 1 tenants, 1 backends\n"));
+    assert!(text(&output.stdout).ends_with("gw.toml: good: 1 tenants, 1 backends, 0 circuits\n"));
     fs::write(&file, good.replace("gw1", "GW").replace("443", "0")).expect("write");
     let output = check();
     assert!(!output.status.success());
@@ -564,4 +594,119 @@ fn idle_connections_are_small_and_hold_no_pipe() {
         "{} pipe ends",
         gateway.pipes()
     );
+}
+
+#[test]
+fn circuits_are_in_the_same_file_and_said_of() {
+    let anywhere = format!("{ANYWHERE}\nmetrics = \"127.0.0.1:0\"");
+    let mut gateway = Gateway::start(echo(), &anywhere, &circuit(1));
+    let status = gateway.status();
+    let at = status.circuits.listen[0];
+    let mut a = Peer::new(1, Side::A, at);
+    let mut b = Peer::new(1, Side::B, at);
+    assert_eq!(
+        (a.bind(), b.bind()),
+        (Heard::Bound(30_000), Heard::Bound(30_000))
+    );
+    a.send(b"12345");
+    b.hears(b"12345");
+    a.socket.send(b"no datagram of ours").expect("send");
+    let status = gateway.status();
+    let circuits = &status.circuits;
+    assert_eq!((circuits.bound, circuits.dropped["no-circuit"]), (2, 1));
+    let one = &circuits.list[0];
+    assert_eq!(
+        (one.id.as_str(), one.tenant.as_str()),
+        ("0000000100000001", "acme")
+    );
+    assert_eq!((one.datagrams, one.bytes), ([1, 0], [13, 0]));
+    assert_eq!(one.bound[0], a.socket.local_addr().ok());
+    assert_eq!((one.events["bound"], one.events["challenged"]), (2, 2));
+    let acme = &status.tenants[0];
+    assert_eq!(
+        (acme.datagrams, acme.datagram_bytes, acme.datagrams_dropped),
+        (1, 13, 0)
+    );
+    let page = text(&gateway.say(&["status"]).stdout);
+    assert!(
+        page.contains("1 circuits, 2 ends bound; 6 datagrams came, 5 were sent"),
+        "{page}"
+    );
+    let (_, body) = get(status.metrics.expect("an address"), "GET /metrics");
+    for line in [
+        "causeway_gateway_datagrams_received_total 6",
+        "causeway_gateway_datagrams_dropped_total{tenant=\"\",circuit=\"\",reason=\"no-circuit\"} 1",
+        "causeway_gateway_circuit_datagrams_total{tenant=\"acme\",circuit=\"0000000100000001\",from=\"a\"} 1",
+        "causeway_gateway_circuit_bytes_total{tenant=\"acme\",circuit=\"0000000100000001\",from=\"a\"} 13",
+        "causeway_gateway_circuit_events_total{tenant=\"acme\",circuit=\"0000000100000001\",event=\"bound\"} 2",
+        "causeway_gateway_circuit_bound{tenant=\"acme\",circuit=\"0000000100000001\"} 2",
+        "# EOF",
+    ] {
+        assert!(body.lines().any(|l| l == line), "{line}:\n{body}");
+    }
+
+    // Another one; those that are there go on.
+    let dir = gateway.dir.path();
+    let more = config(dir, echo(), &anywhere, &(circuit(1) + &circuit(2)));
+    gateway.write(&more);
+    assert!(gateway.say(&["reload"]).status.success());
+    b.send(b"on");
+    a.hears(b"on");
+    let mut c = Peer::new(2, Side::A, at);
+    assert_eq!(c.bind(), Heard::Bound(30_000));
+    gateway.write(&more.replace("[[tenant]]", "[circuits]\nthreads = 63\n[[tenant]]"));
+    let said = text(&gateway.say(&["reload"]).stderr);
+    assert!(
+        said.contains("circuits.threads cannot be changed"),
+        "{said}"
+    );
+    assert!(!gateway.log().contains(&base64(&key_bytes(1, Side::A))));
+
+    // It drains until the last has left.
+    gateway.signal(Signal::SIGTERM);
+    let mut room = [0; 2048];
+    let length = a.socket.recv(&mut room).expect("a word");
+    assert_eq!(a.end.hear(&room[..length], clock()), Some(Heard::Move));
+    a.send(b"still");
+    b.hears(b"still");
+    assert_eq!(Peer::new(2, Side::B, at).bind(), Heard::Move);
+    for peer in [&mut a, &mut b, &mut c] {
+        assert!(gateway.child.try_wait().expect("a child").is_none());
+        let word = peer.end.unbind(clock());
+        peer.socket.send(&word).expect("send");
+    }
+    assert!(gateway.ends().success());
+}
+
+#[test]
+fn killed_and_started_again_it_has_its_circuits_within_a_second() {
+    let mut gateway = Gateway::start(echo(), ANYWHERE, &circuit(1));
+    // Of both protocols, from now on.
+    let (_held, free) = listener();
+    drop(_held);
+    let listen = format!("listen = [\"{free}\"]");
+    gateway.write(&config(gateway.dir.path(), echo(), &listen, &circuit(1)));
+    assert!(gateway.say(&["reload"]).status.success());
+    let (mut a, mut b) = (Peer::new(1, Side::A, free), Peer::new(1, Side::B, free));
+    a.bind();
+    b.bind();
+    gateway.signal(Signal::SIGKILL);
+    assert!(!gateway.ends().success());
+    let begun = Instant::now();
+    let binding = spawn(move || {
+        a.bind();
+        b.bind();
+        (a, b, Instant::now())
+    });
+    gateway.child = Gateway::ready(&gateway.dir);
+    let ready = Instant::now();
+    let (a, b, bound) = binding.join().expect("bound");
+    println!(
+        "ready after {:?}, bound {:?} later",
+        ready - begun,
+        bound.saturating_duration_since(ready)
+    );
+    assert!(bound.saturating_duration_since(ready) < Duration::from_secs(1));
+    a.send(b"again");
+    b.hears(b"again");
 }

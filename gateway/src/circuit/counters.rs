@@ -1,0 +1,161 @@
+//! What circuits count, as metrics: asked of their threads when somebody asks for it.
+
+use std::fmt;
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Unit,
+};
+
+use super::{socket::Observer, table::Reason, wire::Side};
+
+/// The circuits' metrics.
+#[derive(Debug)]
+pub struct Collected(pub Observer);
+
+const COUNTER: MetricType = MetricType::Counter;
+const SIDES: [&str; 2] = ["a", "b"];
+
+/// One sample: its labels and its value.
+type Sample<'a> = (Vec<(&'static str, &'a str)>, u64);
+
+fn counters<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, unit): (&str, &str, Option<&Unit>),
+    samples: impl Iterator<Item = Sample<'a>>,
+) -> Result<(), fmt::Error> {
+    let mut metric = encoder.encode_descriptor(name, help, unit, COUNTER)?;
+    for (labels, value) in samples {
+        ConstCounter::new(value).encode(metric.encode_family(&Labels(labels))?)?;
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Labels<'a>(Vec<(&'static str, &'a str)>);
+
+impl EncodeLabelSet for Labels<'_> {
+    fn encode(
+        &self,
+        encoder: &mut prometheus_client::encoding::LabelSetEncoder<'_>,
+    ) -> Result<(), fmt::Error> {
+        self.0.as_slice().encode(encoder)
+    }
+}
+
+impl Collector for Collected {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let state = self.0.state();
+        let ids: Vec<String> = state.circuits.iter().map(|c| c.id.to_string()).collect();
+        let circuits = || state.circuits.iter().zip(&ids);
+        let encoder = &mut encoder;
+        let totals = state.totals;
+        for (name, help, value) in [
+            (
+                "causeway_gateway_datagrams_received",
+                "Datagrams that came to the circuits' port",
+                totals.received,
+            ),
+            (
+                "causeway_gateway_datagrams_overflowed",
+                "Datagrams that came when there was no room for them",
+                totals.overflowed,
+            ),
+            (
+                "causeway_gateway_datagrams_sent",
+                "Datagrams that were sent, answers too",
+                totals.sent,
+            ),
+            (
+                "causeway_gateway_datagrams_no_room",
+                "Datagrams that the kernel had no room for",
+                totals.full,
+            ),
+            (
+                "causeway_gateway_datagrams_not_sent",
+                "Datagrams that the kernel refused to send",
+                totals.refused,
+            ),
+        ] {
+            let metric = encoder.encode_descriptor(name, help, None, COUNTER)?;
+            ConstCounter::new(value).encode(metric)?;
+        }
+        let name = "causeway_gateway_datagrams_dropped";
+        let help = "Datagrams that went nowhere; without a circuit: nobody's";
+        let nobodys = Reason::ALL.into_iter().zip(state.drops);
+        let nobodys = nobodys.filter(|(reason, _)| !reason.is_of_a_circuit());
+        let nobodys = nobodys.map(|(reason, count)| {
+            (
+                vec![("tenant", ""), ("circuit", ""), ("reason", reason.name())],
+                count,
+            )
+        });
+        let of_circuits = circuits().flat_map(|(circuit, id)| {
+            let drops = Reason::ALL.into_iter().zip(circuit.counts.drops);
+            let drops = drops.filter(|(reason, _)| reason.is_of_a_circuit());
+            drops.map(move |(reason, count)| {
+                let labels = vec![
+                    ("tenant", &*circuit.tenant),
+                    ("circuit", id.as_str()),
+                    ("reason", reason.name()),
+                ];
+                (labels, count)
+            })
+        });
+        counters(encoder, (name, help, None), nobodys.chain(of_circuits))?;
+        let by_side = |value: fn(&super::table::Traffic) -> u64| {
+            circuits().flat_map(move |(circuit, id)| {
+                Side::BOTH.into_iter().map(move |side| {
+                    let labels = vec![
+                        ("tenant", &*circuit.tenant),
+                        ("circuit", id.as_str()),
+                        ("from", SIDES[side.index()]),
+                    ];
+                    (labels, value(&circuit.counts.from[side.index()]))
+                })
+            })
+        };
+        let name = "causeway_gateway_circuit_datagrams";
+        let help = "Datagrams that were carried, by the side that sent them";
+        counters(encoder, (name, help, None), by_side(|t| t.datagrams))?;
+        let name = "causeway_gateway_circuit";
+        let help = "Bytes that were carried, with the ids";
+        counters(
+            encoder,
+            (name, help, Some(&Unit::Bytes)),
+            by_side(|t| t.bytes),
+        )?;
+        let events = circuits().flat_map(|(circuit, id)| {
+            circuit
+                .counts
+                .events
+                .named()
+                .into_iter()
+                .map(move |(event, count)| {
+                    let labels = vec![
+                        ("tenant", &*circuit.tenant),
+                        ("circuit", id.as_str()),
+                        ("event", event),
+                    ];
+                    (labels, count)
+                })
+        });
+        let name = "causeway_gateway_circuit_events";
+        let help = "What happened to circuits' ends";
+        counters(encoder, (name, help, None), events)?;
+        let mut metric = encoder.encode_descriptor(
+            "causeway_gateway_circuit_bound",
+            "Ends that are bound now",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (circuit, id) in circuits() {
+            let bound = circuit.bound.iter().flatten().count() as u64;
+            let labels = vec![("tenant", &*circuit.tenant), ("circuit", id.as_str())];
+            ConstGauge::new(bound).encode(metric.encode_family(&Labels(labels))?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! How much a tenant may send: token buckets that several threads draw from without a lock.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// A token bucket, kept as the moment at which it is full again (GCRA, ITU-T I.371 annex A). Time is counted from an origin that
+/// all who draw have in common.
+#[derive(Debug)]
+pub struct Bucket {
+    /// Tokens a second.
+    rate: u64,
+    /// How long an empty one takes to be full: nanoseconds.
+    depth: u64,
+    /// When it is full again: nanoseconds since the origin.
+    full_at: AtomicU64,
+}
+
+impl Bucket {
+    /// A full one: so many tokens a second, at least one, and those of `depth` at once.
+    #[must_use]
+    pub fn new(rate: u64, depth: Duration) -> Self {
+        Self {
+            rate: rate.max(1),
+            depth: nanos(depth),
+            full_at: AtomicU64::new(0),
+        }
+    }
+
+    /// Tokens a second.
+    #[must_use]
+    pub const fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    /// Takes `tokens`, all or none. A bucket that holds any gives even more than it holds, and then nothing until that is made up
+    /// for: what is larger than the whole bucket passes at its rate too.
+    pub fn take(&self, now: Duration, tokens: u64) -> bool {
+        let now = nanos(now);
+        let cost = tokens.saturating_mul(SECOND) / self.rate;
+        let taken = self
+            .full_at
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
+                let full_at = full_at.max(now);
+                (full_at - now < self.depth).then(|| full_at.saturating_add(cost))
+            });
+        taken.is_ok()
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    #[test]
+    fn a_flood_gets_the_rate_and_the_depth_once() {
+        let bucket = Bucket::new(1000, Duration::from_millis(100));
+        let given = (0..1_000_000u64).filter(|n| bucket.take(Duration::from_micros(*n), 1));
+        let given = given.count();
+        assert!((1099..=1101).contains(&given), "{given}");
+    }
+
+    #[test]
+    fn what_is_larger_than_the_bucket_passes_at_the_rate() {
+        let bucket = Bucket::new(1000, Duration::from_millis(100));
+        let given = (0..60u64).filter(|n| bucket.take(Duration::from_secs(*n), 10_000));
+        assert_eq!(given.count(), 6);
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_its_share(
+            rate in 1u64..2_000_000,
+            depth in 1u64..1000,
+            draws in vec((0u64..50_000_000, 1u64..2000), 1..300),
+        ) {
+            let bucket = Bucket::new(rate, Duration::from_millis(depth));
+            let (mut now, mut given, mut largest) = (0, 0, 0);
+            for (step, tokens) in draws {
+                now += step;
+                if bucket.take(Duration::from_nanos(now), tokens) {
+                    given += tokens;
+                }
+                largest = largest.max(tokens);
+                let share = rate as f64 * (now as f64 / 1e9 + depth as f64 / 1e3);
+                // Each cost is rounded down by under a nanosecond.
+                let slack = largest as f64 + 1.0 + given as f64 * rate as f64 / 1e9;
+                prop_assert!(given as f64 <= share + slack, "{given} of {share}");
+            }
+        }
+    }
+}

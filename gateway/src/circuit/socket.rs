@@ -1,0 +1,532 @@
+//! The way through userspace: threads that do nothing else, each with the circuits of its share.
+//!
+//! ```text
+//!   UDP 6180 ─▶ by circuit id, in the kernel ─┬▶ thread: recvmmsg, GRO ─▶ table ─▶ sendmmsg, GSO
+//!                                             └▶ thread: ...             no lock, no allocation, no copy
+//!   daemon ──▶ a word to each thread: a plan, a question, drain
+//! ```
+//!
+//! A thread has a socket for each address, and a table of its own with its share of the circuits. What the kernel joins goes to one
+//! thread, so an end has a source port for each circuit. What comes goes out of the buffer that it came into; an answer is
+//! written over what it answers.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::{
+    sys::{BATCH, Batch, Outbox, Poll, Sent, Socket},
+    table::{Action, CircuitState, Drops, Path, Plan, Table},
+    wire::{CircuitId, KEY_BYTES, Key, MESSAGE_BYTES},
+};
+
+/// How often ends are swept: milliseconds.
+const TICK: u16 = 250;
+/// Batches of one socket before the others have their turn.
+const TURN: usize = 4;
+/// Datagrams that are collected before they are sent.
+const COLLECTED: usize = BATCH * 64;
+/// How long a thread may take to answer the daemon.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why circuits do not run, or a new plan is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address cannot be had.
+    #[error(
+        "cannot listen on {address} (UDP): {source}; is another gateway running, and is the address this machine's?"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The system refused something else.
+    #[error("{operation}: {source}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// What a thread counted of datagrams whatever they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// That came.
+    pub received: u64,
+    /// That were sent, answers too.
+    pub sent: u64,
+    /// Not sent, as there was no room in the kernel.
+    pub full: u64,
+    /// Not sent, as the kernel refused them.
+    pub refused: u64,
+    /// Messages of the kernel that could not be read.
+    pub unreadable: u64,
+    /// That came when the sockets of now had no room for them.
+    pub overflowed: u64,
+}
+
+/// How circuits are.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// In the order of the plan.
+    pub circuits: Vec<CircuitState>,
+    /// Datagrams that were no circuit's.
+    pub drops: Drops,
+    /// All datagrams.
+    pub totals: Totals,
+    /// Sides that are bound.
+    pub bound: usize,
+}
+
+/// A word to a thread.
+enum Word {
+    Plan(Arc<Plan>, Vec<Socket>, Vec<Option<u16>>),
+    State(SyncSender<State>),
+    Drain,
+    Stop,
+}
+
+struct Worker {
+    words: Sender<Word>,
+    waker: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    fn say(&self, word: Word) {
+        // A thread ends when it is told to, and is not spoken to then.
+        let _ = self.words.send(word);
+        let _ = self.waker.write(1);
+    }
+}
+
+/// Circuits that run. Dropped, they stop.
+pub struct Circuits {
+    workers: Vec<Worker>,
+    plan: Arc<Plan>,
+    /// What is listened on: as wanted, and with the port that the kernel chose.
+    listening: Vec<(SocketAddr, SocketAddr)>,
+}
+
+/// A new plan with all that it needs; in force once it is taken.
+pub struct Prepared {
+    plan: Arc<Plan>,
+    listening: Vec<(SocketAddr, SocketAddr)>,
+    /// For each worker, its new sockets.
+    sockets: Vec<Vec<Socket>>,
+    /// For each old socket its new place.
+    places: Vec<Option<u16>>,
+}
+
+impl Circuits {
+    /// Starts so many threads.
+    ///
+    /// # Errors
+    /// When an address cannot be had, or a thread.
+    pub fn start(plan: Plan, listen: &[SocketAddr], threads: usize) -> Result<Self, Error> {
+        let system = |operation| move |source| Error::System { operation, source };
+        let mut circuits = Self {
+            workers: Vec::new(),
+            plan: Arc::new(Plan {
+                lifetime: plan.lifetime,
+                tenants: Vec::new(),
+                circuits: Vec::new(),
+            }),
+            listening: Vec::new(),
+        };
+        let origin = Instant::now();
+        for n in 0..threads.max(1) {
+            let mut secret = [0; KEY_BYTES];
+            getrandom::fill(&mut secret)
+                .map_err(io::Error::from)
+                .map_err(system("draw a secret for circuits"))?;
+            let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+            let waker = EventFd::from_value_and_flags(0, flags)
+                .map_err(io::Error::from)
+                .map_err(system("make an eventfd for circuits"))?;
+            let waker = Arc::new(waker);
+            let (words, heard) = channel();
+            let table = Table::new(Key::new(secret));
+            let share = Share {
+                thread: n as u32,
+                threads: threads.max(1) as u32,
+            };
+            let woken = Arc::clone(&waker);
+            let thread = std::thread::Builder::new()
+                .name(format!("circuits-{n}"))
+                .spawn(move || work(table, share, &heard, &woken, origin))
+                .map_err(system("start a thread for circuits"))?;
+            circuits.workers.push(Worker {
+                words,
+                waker,
+                thread: Some(thread),
+            });
+        }
+        let prepared = circuits.prepare(plan, listen)?;
+        circuits.take(prepared);
+        Ok(circuits)
+    }
+
+    /// Has all that a new plan needs, and changes nothing yet.
+    ///
+    /// # Errors
+    /// When a new address cannot be had.
+    pub fn prepare(&self, mut plan: Plan, listen: &[SocketAddr]) -> Result<Prepared, Error> {
+        // A reload is no way to send more.
+        for tenant in &mut plan.tenants {
+            let old = self.plan.tenants.iter().find(|old| old.name == tenant.name);
+            let Some(old) = old else { continue };
+            for (new, old) in [
+                (&mut tenant.datagrams, &old.datagrams),
+                (&mut tenant.bytes, &old.bytes),
+            ] {
+                if new.as_ref().map(|b| b.rate()) == old.as_ref().map(|b| b.rate()) {
+                    new.clone_from(old);
+                }
+            }
+        }
+        let mut prepared = Prepared {
+            plan: Arc::new(plan),
+            listening: Vec::new(),
+            sockets: self.workers.iter().map(|_| Vec::new()).collect(),
+            places: Vec::new(),
+        };
+        for known in &self.listening {
+            let is_kept = listen.contains(&known.0);
+            let place = prepared.listening.len() as u16;
+            prepared.places.push(is_kept.then_some(place));
+            if is_kept {
+                prepared.listening.push(*known);
+            }
+        }
+        for &wanted in listen {
+            if prepared.listening.iter().any(|(known, _)| *known == wanted) {
+                continue;
+            }
+            let failed = |source| Error::Listen {
+                address: wanted,
+                source,
+            };
+            let shared = self.workers.len() > 1;
+            let mut address = wanted;
+            for (n, sockets) in prepared.sockets.iter_mut().enumerate() {
+                let socket = Socket::bind(address, shared).map_err(failed)?;
+                // The others have the port that the kernel chose for the first.
+                address = socket.address;
+                if shared && n == 0 {
+                    let members = self.workers.len() as u32;
+                    socket.steer(members).map_err(failed)?;
+                }
+                sockets.push(socket);
+            }
+            prepared.listening.push((wanted, address));
+        }
+        Ok(prepared)
+    }
+
+    /// Takes a new plan. No circuit that is in both is dropped.
+    pub fn take(&mut self, prepared: Prepared) {
+        for (worker, sockets) in self.workers.iter().zip(prepared.sockets) {
+            let plan = Arc::clone(&prepared.plan);
+            worker.say(Word::Plan(plan, sockets, prepared.places.clone()));
+        }
+        self.plan = prepared.plan;
+        self.listening = prepared.listening;
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listening.iter().map(|(_, address)| *address).collect()
+    }
+
+    /// Tells each bound end to take another gateway; binds no more.
+    pub fn drain(&self) {
+        self.workers
+            .iter()
+            .for_each(|worker| worker.say(Word::Drain));
+    }
+
+    /// Who to ask how circuits are.
+    #[must_use]
+    pub fn observer(&self) -> Observer {
+        let workers = self.workers.iter();
+        Observer {
+            workers: workers
+                .map(|w| (w.words.clone(), Arc::clone(&w.waker)))
+                .collect(),
+        }
+    }
+
+    /// How circuits are now.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.observer().state()
+    }
+}
+
+impl Drop for Circuits {
+    fn drop(&mut self) {
+        self.workers
+            .iter()
+            .for_each(|worker| worker.say(Word::Stop));
+        for worker in &mut self.workers {
+            if let Some(Err(_)) = worker.thread.take().map(JoinHandle::join) {
+                tracing::error!("a thread for circuits ended by a panic");
+            }
+        }
+    }
+}
+
+/// Asks threads how circuits are.
+#[derive(Clone, Debug)]
+pub struct Observer {
+    workers: Vec<(Sender<Word>, Arc<EventFd>)>,
+}
+
+impl std::fmt::Debug for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Word(..)")
+    }
+}
+
+impl Observer {
+    /// How circuits are now. A thread that has ended is left out.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let asked = self.workers.iter().map(|(words, waker)| {
+            let (answer, answered) = sync_channel(1);
+            let _ = words.send(Word::State(answer));
+            let _ = waker.write(1);
+            answered
+        });
+        let asked: Vec<Receiver<State>> = asked.collect();
+        let mut all = State::default();
+        for answered in asked {
+            let Ok(state) = answered.recv_timeout(PATIENCE) else {
+                continue;
+            };
+            all.circuits.extend(state.circuits);
+            for (sum, count) in all.drops.iter_mut().zip(state.drops) {
+                *sum += count;
+            }
+            all.totals.received += state.totals.received;
+            all.totals.sent += state.totals.sent;
+            all.totals.full += state.totals.full;
+            all.totals.refused += state.totals.refused;
+            all.totals.unreadable += state.totals.unreadable;
+            all.totals.overflowed += state.totals.overflowed;
+            all.bound += state.bound;
+        }
+        all.circuits.sort_by_key(|circuit| circuit.id);
+        all
+    }
+}
+
+/// Which circuits are a thread's.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    thread: u32,
+    threads: u32,
+}
+
+impl Share {
+    /// As the kernel steers them.
+    const fn has(self, id: CircuitId) -> bool {
+        id.get() as u32 % self.threads == self.thread
+    }
+}
+
+/// What a thread carries datagrams with.
+struct Carrier {
+    table: Table,
+    sockets: Vec<Socket>,
+    outboxes: Vec<Outbox>,
+    totals: Totals,
+}
+
+fn work(table: Table, share: Share, words: &Receiver<Word>, waker: &Arc<EventFd>, origin: Instant) {
+    let Ok(woken) = std::os::fd::AsFd::as_fd(&**waker).try_clone_to_owned() else {
+        tracing::error!("a thread for circuits has no file left");
+        return;
+    };
+    let woken: OwnedFd = woken;
+    let mut state = Carrier {
+        table,
+        sockets: Vec::new(),
+        outboxes: Vec::new(),
+        totals: Totals::default(),
+    };
+    let mut batch = Batch::new();
+    let mut poll = Poll::new(&woken, state.sockets.iter());
+    let mut swept = origin;
+    loop {
+        poll.wait(i32::from(TICK));
+        if poll.is_woken() {
+            // What is heard below was said before or after this; nothing is left unheard.
+            let _ = waker.read();
+            while let Ok(word) = words.try_recv() {
+                let now = origin.elapsed();
+                match word {
+                    Word::Plan(plan, sockets, places) => {
+                        state.table.rearrange(&places);
+                        state.table.replan(&plan, |id| share.has(id));
+                        state.rearrange(sockets, &places);
+                        poll = Poll::new(&woken, state.sockets.iter());
+                    }
+                    Word::State(answer) => {
+                        // Who asked may have lost patience.
+                        let _ = answer.try_send(state.observed(now));
+                    }
+                    Word::Drain => state.drain(now, batch.bytes()),
+                    Word::Stop => return,
+                }
+            }
+            // The sockets may be others.
+            continue;
+        }
+        for place in 0..state.sockets.len() {
+            if poll.is_ready(place) {
+                state.turn(place, &mut batch, origin);
+            }
+        }
+        if swept.elapsed() >= Duration::from_millis(TICK.into()) {
+            swept = Instant::now();
+            state.table.sweep(origin.elapsed());
+        }
+    }
+}
+
+impl Carrier {
+    fn rearrange(&mut self, new: Vec<Socket>, places: &[Option<u16>]) {
+        let mut kept = places.iter();
+        self.sockets
+            .retain(|_| kept.next().is_none_or(Option::is_some));
+        self.sockets.extend(new);
+        self.outboxes
+            .resize_with(self.sockets.len(), || Outbox::new(COLLECTED));
+    }
+
+    /// Some batches of one socket.
+    fn turn(&mut self, place: usize, batch: &mut Batch, origin: Instant) {
+        for _ in 0..TURN {
+            let count = match batch.receive(&self.sockets[place]) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // An error that others' ICMP messages left; the next call has datagrams.
+                    tracing::trace!(%error, "receive");
+                    return;
+                }
+            };
+            let now = origin.elapsed();
+            for n in 0..count {
+                self.message(place, n, batch, now);
+            }
+            self.flush(batch.bytes());
+            if count < BATCH {
+                return;
+            }
+        }
+    }
+
+    fn message(&mut self, place: usize, n: usize, batch: &mut Batch, now: Duration) {
+        let Some(received) = batch.received(n) else {
+            self.totals.unreadable += 1;
+            return;
+        };
+        // Where the socket is of one address, that is what datagrams are from.
+        let is_any = self.sockets[place].address.ip().is_unspecified();
+        let from = Path {
+            socket: place as u16,
+            local: received.local.filter(|_| is_any),
+            remote: received.from,
+        };
+        let end = received.offset + received.length;
+        let mut offset = received.offset;
+        loop {
+            let length = (end - offset).min(received.segment.max(1));
+            self.totals.received += 1;
+            let datagram = &batch.bytes()[offset..offset + length];
+            let (to, length) = match self.table.handle(now, datagram, &from) {
+                Action::Forward(to) => (to, length),
+                Action::Answer(answer) => {
+                    batch.bytes()[offset..offset + MESSAGE_BYTES].copy_from_slice(&answer);
+                    (from, MESSAGE_BYTES)
+                }
+                Action::Done | Action::Drop(_) => {
+                    offset += length;
+                    if offset >= end {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            let place = usize::from(to.socket);
+            if self.outboxes[place].is_full() {
+                self.flush(batch.bytes());
+            }
+            self.outboxes[place].push(&self.sockets[place], &to, offset, length);
+            offset += length;
+            if offset >= end {
+                return;
+            }
+        }
+    }
+
+    fn flush(&mut self, bytes: &[u8]) {
+        for (outbox, socket) in self.outboxes.iter_mut().zip(&mut self.sockets) {
+            let Sent {
+                sent,
+                full,
+                refused,
+            } = outbox.flush(socket, bytes);
+            self.totals.sent += sent;
+            self.totals.full += full;
+            self.totals.refused += refused;
+        }
+    }
+
+    fn drain(&mut self, now: Duration, bytes: &mut [u8]) {
+        self.table.drain();
+        for (n, (to, message)) in self.table.moves(now).enumerate() {
+            let offset = n % COLLECTED * MESSAGE_BYTES;
+            let place = usize::from(to.socket);
+            if offset == 0 && n > 0 {
+                for (outbox, socket) in self.outboxes.iter_mut().zip(&mut self.sockets) {
+                    self.totals.sent += outbox.flush(socket, bytes).sent;
+                }
+            }
+            bytes[offset..offset + MESSAGE_BYTES].copy_from_slice(&message);
+            self.outboxes[place].push(&self.sockets[place], &to, offset, MESSAGE_BYTES);
+        }
+        self.flush(bytes);
+    }
+
+    fn observed(&self, now: Duration) -> State {
+        let overflowed = self.sockets.iter().map(|s| u64::from(s.overflowed()));
+        State {
+            circuits: self.table.state(now).collect(),
+            drops: *self.table.drops(),
+            totals: Totals {
+                overflowed: overflowed.sum(),
+                ..self.totals
+            },
+            bound: self.table.bound(now),
+        }
+    }
+}

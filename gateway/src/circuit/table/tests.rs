@@ -1,0 +1,708 @@
+use std::collections::HashSet;
+
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+use crate::circuit::end::{End as Client, Heard};
+
+const LIFETIME: Duration = Duration::from_secs(10);
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn id(n: u64) -> CircuitId {
+    CircuitId::new(n << 32 | 5).expect("an id")
+}
+
+fn key(circuit: u64, side: Side) -> Key {
+    Key::new([circuit as u8 * 2 + side as u8 + 1; 32])
+}
+
+fn client(circuit: u64, side: Side) -> Client {
+    Client::new(id(circuit), side, key(circuit, side))
+}
+
+/// Circuits 1 and 2 of tenant acme, circuit 3 of tenant evil.
+fn plan() -> Plan {
+    let tenant = |name: &str| TenantPlan {
+        name: name.into(),
+        datagrams: None,
+        bytes: None,
+    };
+    let circuit = |n, tenant| CircuitPlan {
+        id: id(n),
+        tenant,
+        keys: Side::BOTH.map(|side| key(n, side)),
+    };
+    Plan {
+        lifetime: LIFETIME,
+        tenants: vec![tenant("acme"), tenant("evil")],
+        circuits: vec![circuit(1, 0), circuit(2, 0), circuit(3, 1)],
+    }
+}
+
+fn table() -> Table {
+    with(&plan(), 0xee)
+}
+
+fn with(plan: &Plan, secret: u8) -> Table {
+    let mut table = Table::new(Key::new([secret; 32]));
+    table.replan(plan, |_| true);
+    table
+}
+
+fn at(n: u8) -> Path {
+    let remote = match n % 2 {
+        0 => ([192, 0, 2, n], 1000 + u16::from(n)).into(),
+        _ => (
+            [0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)],
+            1000 + u16::from(n),
+        )
+            .into(),
+    };
+    Path {
+        socket: u16::from(n % 2),
+        local: None,
+        remote,
+    }
+}
+
+fn datagram(circuit: u64) -> Vec<u8> {
+    [&id(circuit).to_bytes()[..], b"opaque"].concat()
+}
+
+/// Binds in two round trips, or in one.
+#[track_caller]
+fn bind(table: &mut Table, now: Duration, client: &mut Client, from: u8) {
+    let clock = now.as_nanos() as u64 + 1;
+    let mut word = client.bind(clock);
+    for _ in 0..2 {
+        let Action::Answer(answer) = table.handle(now, &word, &at(from)) else {
+            panic!("no answer: {table:#?}");
+        };
+        match client.hear(&answer, clock) {
+            Some(Heard::Send(next)) => word = next,
+            Some(Heard::Bound(10_000)) => return,
+            other => panic!("{other:?}: {table:#?}"),
+        }
+    }
+    panic!("challenged twice: {table:#?}");
+}
+
+/// Circuit 1 with its sides at 2 and 3.
+fn joined() -> (Table, Client, Client) {
+    let (mut table, mut a, mut b) = (table(), client(1, Side::A), client(1, Side::B));
+    bind(&mut table, seconds(0), &mut a, 2);
+    bind(&mut table, seconds(0), &mut b, 3);
+    (table, a, b)
+}
+
+#[test]
+fn datagrams_go_from_side_to_side() {
+    let (mut table, ..) = joined();
+    let now = seconds(1);
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(2)),
+        Action::Forward(at(3))
+    );
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(3)),
+        Action::Forward(at(2))
+    );
+    let state: Vec<CircuitState> = table.state(now).collect();
+    assert_eq!(
+        state[0].bound,
+        [at(2), at(3)].map(|path| Some(path.remote)),
+        "{state:#?}"
+    );
+    let one = Traffic {
+        datagrams: 1,
+        bytes: 14,
+    };
+    assert_eq!(state[0].counts.from, [one, one]);
+    assert_eq!((state[0].counts.events.bound, table.bound(now)), (2, 2));
+}
+
+#[test]
+fn what_is_dropped_and_why() {
+    let (mut table, mut a, _) = joined();
+    let now = seconds(1);
+    let signed = |kind, side, timestamp| {
+        let message = Message {
+            kind,
+            side,
+            circuit: id(1),
+            timestamp,
+            cookie: Tag::NONE,
+            lifetime: 0,
+        };
+        message.seal(&key(1, side)).to_vec()
+    };
+    let later = 10_000_000_000;
+    let other_key = Client::new(id(1), Side::A, key(3, Side::A)).bind(later);
+    let other_side = Client::new(id(1), Side::A, key(1, Side::B)).bind(later);
+    let old = a.bind(1);
+    assert!(matches!(table.handle(now, &old, &at(2)), Action::Answer(_)));
+    for (what, bytes, from, reason) in [
+        ("nothing", vec![], 2, Reason::Malformed),
+        (
+            "an id alone",
+            id(1).to_bytes().to_vec(),
+            2,
+            Reason::Malformed,
+        ),
+        ("no message", vec![0; 64], 2, Reason::Malformed),
+        ("a guessed id", datagram(77), 2, Reason::NoCircuit),
+        (
+            "a guessed circuit",
+            client(77, Side::A).bind(9).to_vec(),
+            2,
+            Reason::NoCircuit,
+        ),
+        (
+            "another tenant's key",
+            other_key.to_vec(),
+            2,
+            Reason::Forged,
+        ),
+        (
+            "the other side's key",
+            other_side.to_vec(),
+            2,
+            Reason::Forged,
+        ),
+        ("the same again", old.to_vec(), 2, Reason::Replayed),
+        ("the same from elsewhere", old.to_vec(), 4, Reason::Replayed),
+        (
+            "a gateway's word",
+            signed(Kind::Move, Side::A, later),
+            2,
+            Reason::NotForUs,
+        ),
+        (
+            "an unbind from elsewhere",
+            signed(Kind::Unbind, Side::A, later),
+            4,
+            Reason::NotBound,
+        ),
+        ("a stranger's", datagram(1), 4, Reason::NotBound),
+        ("of an unbound circuit", datagram(2), 2, Reason::NotBound),
+    ] {
+        let action = table.handle(now, &bytes, &at(from));
+        assert_eq!(action, Action::Drop(reason), "{what}: {table:#?}");
+    }
+    assert_eq!(table.bound(now), 2, "and nobody is the worse for it");
+    let total: u64 = table.drops().iter().sum::<u64>();
+    let of_circuits = table.state(now).flat_map(|c| c.counts.drops).sum::<u64>();
+    assert_eq!(total + of_circuits, 13, "each is counted once");
+}
+
+#[test]
+fn an_address_is_used_once_it_has_answered_and_not_before() {
+    let (mut table, mut a, _) = joined();
+    let now = seconds(1);
+    // It roams: its word from 4 moves nothing yet.
+    let clock = 5_000_000_000;
+    let word = a.bind(clock);
+    let Action::Answer(challenge) = table.handle(now, &word, &at(4)) else {
+        panic!("{table:#?}");
+    };
+    let to_a = |table: &mut Table| table.handle(now, &datagram(1), &at(3));
+    assert_eq!(to_a(&mut table), Action::Forward(at(2)));
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(4)),
+        Action::Drop(Reason::NotBound)
+    );
+    let Some(Heard::Send(word)) = a.hear(&challenge, clock) else {
+        panic!("not a challenge");
+    };
+    // The cookie is of 4 and for 4.
+    let Action::Answer(again) = table.handle(now, &word, &at(6)) else {
+        panic!("{table:#?}");
+    };
+    assert_eq!(to_a(&mut table), Action::Forward(at(2)));
+    assert_eq!(a.hear(&again, clock), None, "one challenge a bind");
+    bind(&mut table, seconds(6), &mut a, 4);
+    assert_eq!(
+        table.handle(seconds(6), &datagram(1), &at(3)),
+        Action::Forward(at(4))
+    );
+    let state = table.state(now).next().expect("a circuit");
+    assert_eq!(state.counts.events.moved, 1);
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(2)),
+        Action::Drop(Reason::NotBound)
+    );
+}
+
+#[test]
+fn a_binding_ends_unless_it_is_made_again() {
+    let (mut table, mut a, mut b) = joined();
+    bind(&mut table, seconds(8), &mut a, 2);
+    let just_before = LIFETIME - Duration::from_nanos(1);
+    assert_eq!(
+        table.handle(just_before, &datagram(1), &at(2)),
+        Action::Forward(at(3))
+    );
+    // Datagrams of B do not keep it: they prove nothing.
+    assert_eq!(
+        table.handle(LIFETIME, &datagram(1), &at(3)),
+        Action::Drop(Reason::NotBound)
+    );
+    assert_eq!(
+        table.handle(LIFETIME, &datagram(1), &at(2)),
+        Action::Drop(Reason::NoPeer)
+    );
+    table.sweep(LIFETIME);
+    table.sweep(LIFETIME);
+    let state = table.state(LIFETIME).next().expect("a circuit");
+    assert_eq!(state.counts.events.expired, 1);
+    assert_eq!(state.bound, [Some(at(2).remote), None]);
+    bind(&mut table, seconds(11), &mut b, 3);
+    // And who leaves is gone at once.
+    assert_eq!(
+        table.handle(seconds(12), &a.unbind(0), &at(2)),
+        Action::Done
+    );
+    assert_eq!(
+        table.handle(seconds(12), &datagram(1), &at(3)),
+        Action::Drop(Reason::NoPeer)
+    );
+    assert_eq!(table.bound(seconds(12)), 1);
+}
+
+#[test]
+fn cookies_end_and_are_renewed_by_each_bind() {
+    let (mut table, mut a, mut b) = joined();
+    let answers = |table: &mut Table, now, client: &mut Client, from| {
+        let Action::Answer(answer) = table.handle(now, &client.bind(0), &at(from)) else {
+            panic!("{table:#?}");
+        };
+        client.hear(&answer, 0)
+    };
+    for n in 1..100 {
+        let heard = answers(&mut table, seconds(n * 7), &mut a, 2);
+        assert_eq!(heard, Some(Heard::Bound(10_000)));
+    }
+    let heard = answers(&mut table, seconds(700), &mut b, 3);
+    assert!(matches!(heard, Some(Heard::Send(_))), "{heard:?}");
+    // Those of a gateway that was started again are none.
+    let mut again = with(&plan(), 0xdd);
+    let heard = answers(&mut again, seconds(0), &mut a, 2);
+    assert!(matches!(heard, Some(Heard::Send(_))), "{heard:?}");
+}
+
+#[test]
+fn two_sides_are_two_addresses() {
+    let (mut table, _, mut b) = joined();
+    let Action::Answer(challenge) = table.handle(seconds(1), &b.bind(0), &at(2)) else {
+        panic!("{table:#?}");
+    };
+    let Some(Heard::Send(word)) = b.hear(&challenge, 0) else {
+        panic!("not a challenge");
+    };
+    assert_eq!(
+        table.handle(seconds(1), &word, &at(2)),
+        Action::Drop(Reason::SameAddress)
+    );
+}
+
+#[test]
+fn a_flood_of_true_messages_is_bounded() {
+    let (mut table, mut a, _) = joined();
+    let answered = (0..1000).filter(|_| {
+        let word = a.bind(0);
+        matches!(table.handle(seconds(5), &word, &at(4)), Action::Answer(_))
+    });
+    assert_eq!(answered.count(), BINDS as usize);
+    // The other side's are its own.
+    let mut b = client(1, Side::B);
+    bind(&mut table, seconds(5), &mut b, 3);
+}
+
+#[test]
+fn a_tenant_sends_what_it_may_and_the_other_does_not_notice() {
+    let mut plan = plan();
+    plan.tenants[0].datagrams = Some(Arc::new(Bucket::new(100, Duration::from_millis(100))));
+    plan.tenants[1].bytes = Some(Arc::new(Bucket::new(1400, Duration::from_millis(100))));
+    let mut table = with(&plan, 1);
+    for (circuit, a, b) in [(1, 2, 3), (2, 4, 5), (3, 6, 7)] {
+        bind(&mut table, seconds(0), &mut client(circuit, Side::A), a);
+        bind(&mut table, seconds(0), &mut client(circuit, Side::B), b);
+    }
+    let mut passed = [0; 4];
+    for n in 0..2000 {
+        let now = seconds(1) + Duration::from_millis(n);
+        for (circuit, from) in [(1, 2), (2, 5), (3, 6)] {
+            match table.handle(now, &datagram(circuit), &at(from)) {
+                Action::Forward(_) => passed[circuit as usize] += 1,
+                other => assert_eq!(other, Action::Drop(Reason::Rate)),
+            }
+        }
+        let now = now.min(seconds(9));
+        if n % 500 == 0 {
+            assert_eq!(table.bound(now), 6);
+        }
+    }
+    // Two circuits share 100 a second; 14 bytes each of 1400 are 100 a second too.
+    assert!((205..=215).contains(&(passed[1] + passed[2])), "{passed:?}");
+    assert!((205..=215).contains(&passed[3]), "{passed:?}");
+}
+
+#[test]
+fn draining_sends_away_and_drops_nobody() {
+    let (mut table, mut a, mut b) = joined();
+    let now = seconds(1);
+    table.drain();
+    let told: Vec<_> = table.moves(now).collect();
+    assert_eq!(told.len(), 2);
+    assert_eq!((told[0].0, told[1].0), (at(2), at(3)));
+    assert_eq!(a.hear(&told[0].1, 0), Some(Heard::Move));
+    assert_eq!(b.hear(&told[0].1, 0), None, "it is A's");
+    assert_eq!(b.hear(&told[1].1, 0), Some(Heard::Move));
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(2)),
+        Action::Forward(at(3))
+    );
+    // It may ask, and roam, and goes on.
+    let mut word = a.bind(0);
+    for heard in [None, Some(Heard::Move)] {
+        let Action::Answer(answer) = table.handle(now, &word, &at(4)) else {
+            panic!("{table:#?}");
+        };
+        match a.hear(&answer, 0) {
+            Some(Heard::Send(next)) => word = next,
+            other => assert_eq!(other, heard),
+        }
+    }
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(3)),
+        Action::Forward(at(4))
+    );
+    // Who is not bound is told and not bound.
+    let mut late = client(2, Side::A);
+    let Action::Answer(challenge) = table.handle(now, &late.bind(0), &at(6)) else {
+        panic!("{table:#?}");
+    };
+    let Some(Heard::Send(word)) = late.hear(&challenge, 0) else {
+        panic!("not a challenge");
+    };
+    let Action::Answer(away) = table.handle(now, &word, &at(6)) else {
+        panic!("{table:#?}");
+    };
+    assert_eq!(late.hear(&away, 0), Some(Heard::Move));
+    assert_eq!(table.bound(now), 2);
+}
+
+#[test]
+fn a_new_plan_keeps_what_is_in_both() {
+    let (mut table, _, mut b) = joined();
+    let now = seconds(1);
+    bind(&mut table, now, &mut client(3, Side::A), 6);
+    // Circuits in another order, tenants too; one goes, one comes; one key is another.
+    let mut new = plan();
+    new.tenants.reverse();
+    for circuit in &mut new.circuits {
+        circuit.tenant = 1 - circuit.tenant;
+    }
+    new.circuits.reverse();
+    new.circuits.remove(1);
+    table.replan(&new, |_| true);
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(2)),
+        Action::Forward(at(3))
+    );
+    assert_eq!(table.bound(now), 3);
+    let state: Vec<_> = table.state(now).collect();
+    assert_eq!(&*state[1].tenant, "acme");
+    assert_eq!(state[1].counts.events.bound, 2);
+    new.circuits[1].keys[0] = Key::new([99; 32]);
+    table.replan(&new, |_| true);
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(3)),
+        Action::Drop(Reason::NoPeer)
+    );
+    let old = client(1, Side::A).bind(u64::MAX / 2);
+    assert_eq!(
+        table.handle(now, &old, &at(2)),
+        Action::Drop(Reason::Forged)
+    );
+    bind(&mut table, now, &mut b, 3);
+    // Another tenant's now: nothing of the old one is left.
+    new.circuits[1].tenant = 0;
+    table.replan(&new, |_| true);
+    assert_eq!(table.bound(now), 1);
+    // A socket goes: who was bound there is not.
+    table.rearrange(&[None, Some(0)]);
+    assert_eq!(table.bound(now), 0);
+}
+
+#[test]
+fn a_table_has_its_share_only() {
+    let mut table = table();
+    table.replan(&plan(), |circuit| circuit != id(1));
+    let word = client(1, Side::A).bind(1);
+    assert_eq!(
+        table.handle(seconds(0), &word, &at(2)),
+        Action::Drop(Reason::NoCircuit)
+    );
+    bind(&mut table, seconds(0), &mut client(2, Side::A), 2);
+    assert_eq!(table.state(seconds(0)).count(), 2);
+}
+
+/// What somebody does in the model below.
+#[derive(Clone, Debug)]
+enum Act {
+    /// Time passes, milliseconds.
+    Wait(u64),
+    /// An end goes to another address.
+    Roam(usize, u8),
+    /// An end binds; the network carries it, or the enemy keeps it.
+    Bind(usize, bool),
+    /// An end sends a datagram.
+    Send(usize),
+    /// The enemy sends what he has kept or heard, from an address of his or a spoofed one.
+    Replay(prop::sample::Index, u8),
+    /// And with a bit changed.
+    Change(prop::sample::Index, prop::sample::Index, u8),
+    /// Datagrams on circuits, of his and others and none.
+    Inject(u64, u8),
+    /// Messages for any circuit, with the keys of his own, and with the cookies that he heard.
+    Forge(u64, bool, bool, prop::sample::Index, u64, u8),
+    /// The table is swept.
+    Sweep,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let address = 0u8..10;
+    prop_oneof![
+        1 => (0u64..6000).prop_map(Act::Wait),
+        2 => (0usize..6, 0u8..6).prop_map(|(end, to)| Act::Roam(end, to)),
+        6 => (0usize..6, prop::bool::weighted(0.8)).prop_map(|(end, sent)| Act::Bind(end, sent)),
+        6 => (0usize..6).prop_map(Act::Send),
+        4 => (any::<prop::sample::Index>(), address.clone()).prop_map(|(n, from)| Act::Replay(n, from)),
+        2 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), address.clone())
+            .prop_map(|(n, bit, from)| Act::Change(n, bit, from)),
+        4 => (0u64..5, address.clone()).prop_map(|(circuit, from)| Act::Inject(circuit, from)),
+        4 => (0u64..5, any::<bool>(), any::<bool>(), any::<prop::sample::Index>(), 0u64..1 << 50, address)
+            .prop_map(|(c, b, key, cookie, time, from)| Act::Forge(c, b, key, cookie, time, from)),
+        1 => Just(Act::Sweep),
+    ]
+}
+
+/// The world: addresses 0 to 5 are honest ends' (end n of circuit n / 2 + 1), 6 to 9 the enemy's, who is tenant evil, has the
+/// keys of circuit 4, hears all that is sent, and sends from wherever he likes.
+struct World {
+    table: Table,
+    now: Duration,
+    ends: Vec<(Client, u8)>,
+    /// Where an end has heard a challenge.
+    challenged: Vec<HashSet<SocketAddr>>,
+    /// Where it was said to be bound, and when.
+    proven: Vec<Vec<(SocketAddr, Duration)>>,
+    heard: Vec<Vec<u8>>,
+    cookies: Vec<Tag>,
+    answered: HashSet<Vec<u8>>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut plan = plan();
+        plan.circuits[2].tenant = 0;
+        plan.circuits.push(CircuitPlan {
+            id: id(4),
+            tenant: 1,
+            keys: Side::BOTH.map(|side| key(4, side)),
+        });
+        let end = |n: usize| (client(n as u64 / 2 + 1, Side::BOTH[n % 2]), n as u8);
+        Self {
+            table: with(&plan, 0xee),
+            now: Duration::ZERO,
+            ends: (0..6).map(end).collect(),
+            challenged: vec![HashSet::new(); 6],
+            proven: vec![Vec::new(); 6],
+            heard: Vec::new(),
+            cookies: vec![Tag::NONE],
+            answered: HashSet::new(),
+        }
+    }
+
+    fn clock(&self) -> u64 {
+        self.now.as_nanos() as u64 + 1
+    }
+
+    /// What comes to the gateway; what must never be is not.
+    fn arrives(&mut self, bytes: &[u8], from: u8) -> Result<(), TestCaseError> {
+        self.heard.push(bytes.to_vec());
+        let action = self.table.handle(self.now, bytes, &at(from));
+        match action {
+            Action::Forward(to) => {
+                let circuit = number(&bytes[..4]) as usize;
+                if circuit < 4 {
+                    let is_proven = |remote: SocketAddr, end: usize| {
+                        let mut proofs = self.proven[end].iter();
+                        proofs.any(|(address, when)| {
+                            *address == remote && self.now < *when + LIFETIME
+                        })
+                    };
+                    let (a, b) = (circuit * 2 - 2, circuit * 2 - 1);
+                    let ways = [(a, b), (b, a)];
+                    let fits = ways.iter().any(|(source, target)| {
+                        is_proven(at(from).remote, *source) && is_proven(to.remote, *target)
+                    });
+                    prop_assert!(fits, "{:?} to {:?}: {:#?}", at(from), to, self.table);
+                } else {
+                    prop_assert!(circuit == 4, "there is none");
+                    prop_assert!(
+                        to.remote.port() >= 1006,
+                        "the enemy's circuit leads to him only"
+                    );
+                }
+            }
+            Action::Answer(answer) => {
+                prop_assert!(answer.len() <= bytes.len());
+                prop_assert!(
+                    self.answered.insert(bytes.to_vec()),
+                    "answered twice: {bytes:?}"
+                );
+                self.heard.push(answer.to_vec());
+                let Ok(Datagram::Message(sealed)) = parse(&answer) else {
+                    panic!("an answer is a message");
+                };
+                if sealed.kind() == Kind::Bound && sealed.circuit() != id(4) {
+                    let circuit = number(&sealed.circuit().to_bytes()[..4]) as usize;
+                    let end = circuit * 2 - 2 + sealed.side().index();
+                    let remote = at(from).remote;
+                    // Whoever carried the bind there: the end receives there.
+                    prop_assert!(self.challenged[end].contains(&remote), "{:#?}", self.table);
+                    self.proven[end].push((remote, self.now));
+                }
+                let mut cookie = Tag::NONE;
+                cookie.0.copy_from_slice(&answer[28..44]);
+                if from >= 6 && sealed.circuit() == id(4) {
+                    self.cookies.push(cookie);
+                }
+                self.hears(from, &answer)?;
+            }
+            Action::Done | Action::Drop(_) => {}
+        }
+        Ok(())
+    }
+
+    /// An answer comes to whoever is at its address.
+    fn hears(&mut self, address: u8, answer: &[u8]) -> Result<(), TestCaseError> {
+        let clock = self.clock();
+        for n in 0..self.ends.len() {
+            if self.ends[n].1 != address {
+                continue;
+            }
+            match self.ends[n].0.hear(answer, clock) {
+                Some(Heard::Send(word)) => {
+                    self.challenged[n].insert(at(address).remote);
+                    self.arrives(&word, address)?;
+                }
+                Some(Heard::Bound(_)) | None => {}
+                Some(Heard::Move) => return Err(TestCaseError::fail("it does not drain")),
+            }
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, act: Act) -> Result<(), TestCaseError> {
+        match act {
+            Act::Wait(time) => self.now += Duration::from_millis(time),
+            Act::Sweep => self.table.sweep(self.now),
+            Act::Roam(end, to) => self.ends[end].1 = to,
+            Act::Bind(end, sent) => {
+                let clock = self.clock();
+                let word = self.ends[end].0.bind(clock);
+                let from = self.ends[end].1;
+                if sent {
+                    self.arrives(&word, from)?;
+                } else {
+                    self.heard.push(word.to_vec());
+                }
+            }
+            Act::Send(end) => self.arrives(&datagram(end as u64 / 2 + 1), self.ends[end].1)?,
+            Act::Replay(which, from) if !self.heard.is_empty() => {
+                let bytes = which.get(&self.heard).clone();
+                self.arrives(&bytes, from)?;
+            }
+            Act::Change(which, bit, from) if !self.heard.is_empty() => {
+                let mut bytes = which.get(&self.heard).clone();
+                let bit = bit.index(bytes.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                self.arrives(&bytes, from)?;
+            }
+            Act::Replay(..) | Act::Change(..) => {}
+            Act::Inject(circuit, from) => {
+                self.arrives(&datagram(circuit.max(1)), from)?;
+            }
+            Act::Forge(circuit, b, key_b, cookie, timestamp, from) => {
+                let message = Message {
+                    kind: Kind::Bind,
+                    side: Side::BOTH[usize::from(b)],
+                    circuit: id(circuit.max(1)),
+                    timestamp,
+                    cookie: *cookie.get(&self.cookies),
+                    lifetime: 0,
+                };
+                let word = message.seal(&key(4, Side::BOTH[usize::from(key_b)]));
+                self.arrives(&word, from)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    #[test]
+    fn an_enemy_who_tries_everything_gets_nowhere(acts in vec(act(), 0..120)) {
+        let mut world = World::new();
+        for act in acts {
+            world.act(act)?;
+        }
+        // And the others are bound as ever, at addresses of their own.
+        world.now += LIFETIME + seconds(2);
+        for n in 0..6 {
+            world.ends[n].1 = n as u8;
+            bind(&mut world.table, world.now, &mut world.ends[n].0, n as u8);
+        }
+        for n in 0..6u8 {
+            let sent = world.table.handle(world.now, &datagram(u64::from(n) / 2 + 1), &at(n));
+            prop_assert_eq!(sent, Action::Forward(at(n ^ 1)));
+        }
+    }
+
+    #[test]
+    fn any_bytes_from_anywhere_change_nothing(
+        floods in vec((vec(any::<u8>(), 0..100), 0u8..3, 0u8..10), 0..100),
+    ) {
+        let (mut table, ..) = joined();
+        for (mut bytes, form, from) in floods {
+            let start: &[u8] = match form {
+                0 => &[0; 8],
+                1 => &id(1).to_bytes(),
+                _ => &[],
+            };
+            let length = start.len().min(bytes.len());
+            bytes[..length].copy_from_slice(&start[..length]);
+            match table.handle(seconds(1), &bytes, &at(from)) {
+                Action::Drop(_) => {}
+                Action::Forward(to) => {
+                    prop_assert!(form != 0 && (from == 2 || from == 3));
+                    prop_assert_eq!(to, at(5 - from));
+                }
+                Action::Answer(_) | Action::Done => prop_assert!(false, "nobody has a key"),
+            }
+        }
+        prop_assert_eq!(table.bound(seconds(1)), 2);
+    }
+}

@@ -1,0 +1,335 @@
+//! What is on the wire: tunnel datagrams behind a circuit's id, and the messages that bind its ends.
+//!
+//! The layout is specified in `docs/gateway.md`. Nothing here has a socket, a clock or a state.
+
+use std::fmt;
+
+use blake2::{
+    Blake2sMac,
+    digest::{FixedOutput as _, KeyInit as _, Update as _, consts::U16},
+};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Bytes of a circuit's id, in front of every tunnel datagram.
+pub const ID_BYTES: usize = 8;
+/// Bytes of every message, of both directions: no answer is longer than what it answers.
+pub const MESSAGE_BYTES: usize = 64;
+/// Bytes of a key.
+pub const KEY_BYTES: usize = 32;
+/// The version of the messages.
+pub const VERSION: u8 = 1;
+
+/// Bytes that the tag covers.
+const COVERED: usize = 48;
+/// Bytes of the tag, and of a cookie.
+const TAG_BYTES: usize = 16;
+
+/// A circuit's id. Its first four bytes are never all zero: eight zero bytes say that a message follows, and four are enough for
+/// a filter in the kernel to see it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CircuitId(u64);
+
+impl CircuitId {
+    /// The id whose bytes are these, in network byte order; `None` when its first four are zero.
+    #[must_use]
+    pub const fn new(id: u64) -> Option<Self> {
+        if id >> 32 == 0 { None } else { Some(Self(id)) }
+    }
+
+    /// Its bytes as a number, the first one the highest.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// Its bytes on the wire.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; ID_BYTES] {
+        self.0.to_be_bytes()
+    }
+}
+
+impl fmt::Display for CircuitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for CircuitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One of the two ends of a circuit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The first: that of the first key.
+    A,
+    /// The second.
+    B,
+}
+
+impl Side {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::A, Self::B];
+
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+
+    /// 0 or 1.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// What an end and the gateway share: 32 random bytes for one side of one circuit. Wiped when dropped.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Key([u8; KEY_BYTES]);
+
+impl Key {
+    /// A key from its bytes.
+    #[must_use]
+    pub const fn new(bytes: [u8; KEY_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// A key from 44 characters of base64 (RFC 4648 section 4), as `causeway-appliance keygen` and `wg genkey` print it;
+    /// `None` for anything else, be it another way to write the same bytes.
+    #[must_use]
+    pub fn from_base64(text: &str) -> Option<Self> {
+        let digits: &[u8; 43] = text.strip_suffix('=')?.as_bytes().try_into().ok()?;
+        let mut key = Self([0; KEY_BYTES]);
+        let (mut bits, mut held, mut at) = (0u32, 0, 0);
+        for digit in digits {
+            let value = match digit {
+                b'A'..=b'Z' => digit - b'A',
+                b'a'..=b'z' => digit - b'a' + 26,
+                b'0'..=b'9' => digit - b'0' + 52,
+                b'+' => 62,
+                b'/' => 63,
+                _ => return None,
+            };
+            bits = bits << 6 | u32::from(value);
+            held += 6;
+            if held >= 8 {
+                held -= 8;
+                key.0[at] = (bits >> held) as u8;
+                at += 1;
+                bits &= (1 << held) - 1;
+            }
+        }
+        (bits == 0).then_some(key)
+    }
+
+    /// BLAKE2s-128 of the concatenated parts with this key (RFC 7693).
+    #[must_use]
+    pub fn tag(&self, parts: &[&[u8]]) -> Tag {
+        let mut state = Blake2sMac::<U16>::new(&self.0.into());
+        for part in parts {
+            state.update(part);
+        }
+        Tag(state.finalize_fixed().into())
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        same(&self.0, &other.0)
+    }
+}
+
+impl Eq for Key {}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(..)")
+    }
+}
+
+/// 16 bytes that only who has a key can make. Compared without telling by its duration where the difference is.
+#[derive(Clone, Copy, Debug, Eq)]
+pub struct Tag(pub [u8; TAG_BYTES]);
+
+impl Tag {
+    /// None was had.
+    pub const NONE: Self = Self([0; TAG_BYTES]);
+}
+
+impl PartialEq for Tag {
+    fn eq(&self, other: &Self) -> bool {
+        same(&self.0, &other.0)
+    }
+}
+
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len()
+        && std::hint::black_box(a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y))) == 0
+}
+
+/// What a message is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// End to gateway: I am this side, at this message's source.
+    Bind = 1,
+    /// Gateway to end: show that you receive there; bind again with this cookie.
+    Challenge = 2,
+    /// Gateway to end: you are bound, for the lifetime.
+    Bound = 3,
+    /// Gateway to end: I am about to stop, take another gateway; what is bound goes on for now.
+    Move = 4,
+    /// End to gateway: I am this side and am leaving.
+    Unbind = 5,
+}
+
+impl Kind {
+    const fn of(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::Bind),
+            2 => Some(Self::Challenge),
+            3 => Some(Self::Bound),
+            4 => Some(Self::Move),
+            5 => Some(Self::Unbind),
+            _ => None,
+        }
+    }
+}
+
+/// A message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// What for.
+    pub kind: Kind,
+    /// Whose side, in both directions.
+    pub side: Side,
+    /// The circuit; with the side it names the key.
+    pub circuit: CircuitId,
+    /// Of the end that binds: nanoseconds since 1970 by its clock, and more than in any message before. An answer repeats it.
+    pub timestamp: u64,
+    /// Proof that the end receives at its address: given by the gateway, repeated by the end.
+    pub cookie: Tag,
+    /// How long the binding lasts without another, milliseconds; in a message that is not `Bound` zero.
+    pub lifetime: u32,
+}
+
+impl Message {
+    /// The message on the wire, with its tag.
+    #[must_use]
+    pub fn seal(&self, key: &Key) -> [u8; MESSAGE_BYTES] {
+        let mut out = [0; MESSAGE_BYTES];
+        out[8] = VERSION;
+        out[9] = self.kind as u8;
+        out[10] = self.side as u8;
+        out[12..20].copy_from_slice(&self.circuit.to_bytes());
+        out[20..28].copy_from_slice(&self.timestamp.to_be_bytes());
+        out[28..44].copy_from_slice(&self.cookie.0);
+        out[44..48].copy_from_slice(&self.lifetime.to_be_bytes());
+        let tag = key.tag(&[&out[..COVERED]]);
+        out[COVERED..].copy_from_slice(&tag.0);
+        out
+    }
+}
+
+/// A message that nobody has vouched for.
+#[derive(Clone, Copy, Debug)]
+pub struct Sealed<'a> {
+    bytes: &'a [u8; MESSAGE_BYTES],
+    claimed: Message,
+}
+
+impl Sealed<'_> {
+    /// The circuit that it claims to be about.
+    #[must_use]
+    pub const fn circuit(&self) -> CircuitId {
+        self.claimed.circuit
+    }
+
+    /// The side that it claims to be about.
+    #[must_use]
+    pub const fn side(&self) -> Side {
+        self.claimed.side
+    }
+
+    /// What it claims to be.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.claimed.kind
+    }
+
+    /// The message, if who made it has this key.
+    #[must_use]
+    pub fn open(&self, key: &Key) -> Option<Message> {
+        let (covered, tag) = self.bytes.split_at(COVERED);
+        let made = key.tag(&[covered]);
+        same(&made.0, tag).then_some(self.claimed)
+    }
+}
+
+/// A datagram's form.
+#[derive(Clone, Copy, Debug)]
+pub enum Datagram<'a> {
+    /// A tunnel datagram of this circuit, with at least a byte.
+    Tunnel(CircuitId),
+    /// A message.
+    Message(Sealed<'a>),
+}
+
+/// It has no form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("neither a tunnel datagram behind a circuit's id nor a message")]
+pub struct Malformed;
+
+/// Reads a datagram: at most its first 64 bytes.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Malformed> {
+    let id = number(bytes.get(..ID_BYTES).ok_or(Malformed)?);
+    if let Some(circuit) = CircuitId::new(id) {
+        return if bytes.len() > ID_BYTES {
+            Ok(Datagram::Tunnel(circuit))
+        } else {
+            Err(Malformed)
+        };
+    }
+    let bytes: &[u8; MESSAGE_BYTES] = bytes.try_into().map_err(|_| Malformed)?;
+    if id != 0 || bytes[8] != VERSION || bytes[11] != 0 {
+        return Err(Malformed);
+    }
+    let mut cookie = Tag::NONE;
+    cookie.0.copy_from_slice(&bytes[28..44]);
+    let claimed = Message {
+        kind: Kind::of(bytes[9]).ok_or(Malformed)?,
+        side: match bytes[10] {
+            0 => Side::A,
+            1 => Side::B,
+            _ => return Err(Malformed),
+        },
+        circuit: CircuitId::new(number(&bytes[12..20])).ok_or(Malformed)?,
+        timestamp: number(&bytes[20..28]),
+        cookie,
+        lifetime: number(&bytes[44..48]) as u32,
+    };
+    if claimed.kind != Kind::Bound && claimed.lifetime != 0 {
+        return Err(Malformed);
+    }
+    Ok(Datagram::Message(Sealed { bytes, claimed }))
+}
+
+/// At most eight bytes, the first one the highest.
+fn number(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+#[cfg(test)]
+mod tests;

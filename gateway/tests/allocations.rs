@@ -1,0 +1,109 @@
+//! What circuits carry costs no allocation: counted for the whole process, so alone in its own.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    net::{Ipv4Addr, UdpSocket},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use gateway::circuit::{
+    end::{End, Heard},
+    socket::Circuits,
+    table::{CircuitPlan, Plan, TenantPlan},
+    wire::{CircuitId, Key, Side},
+};
+
+struct Counting;
+
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: everything is done by the system's allocator, as it was asked for.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps what the trait asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_datagram_costs_no_allocation() {
+    const DATAGRAMS: u64 = 20_000;
+    let id = CircuitId::new(7 << 32).expect("an id");
+    let keys = [1, 2].map(|byte| Key::new([byte; 32]));
+    let plan = Plan {
+        lifetime: Duration::from_secs(60),
+        tenants: vec![TenantPlan {
+            name: "acme".into(),
+            datagrams: None,
+            bytes: None,
+        }],
+        circuits: vec![CircuitPlan {
+            id,
+            tenant: 0,
+            keys: keys.clone(),
+        }],
+    };
+    let listen = [(Ipv4Addr::LOCALHOST, 0).into()];
+    let gateway = Circuits::start(plan, &listen, 1).expect("listen");
+    let ends = std::iter::zip(Side::BOTH, keys).map(|(side, key)| {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+        let patience = Some(Duration::from_secs(5));
+        socket.set_read_timeout(patience).expect("a deadline");
+        socket.connect(gateway.addresses()[0]).expect("an address");
+        let mut end = End::new(id, side, key);
+        let mut room = [0; 64];
+        let mut word = end.bind(1);
+        loop {
+            socket.send(&word).expect("send");
+            let length = socket.recv(&mut room).expect("an answer");
+            match end.hear(&room[..length], 1) {
+                Some(Heard::Send(next)) => word = next,
+                Some(Heard::Bound(_)) => return (socket, end),
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    let [(a, mut end), (b, _)]: [(UdpSocket, End); 2] =
+        ends.collect::<Vec<_>>().try_into().expect("two");
+    let mut datagram = [9; 500];
+    datagram[..8].copy_from_slice(&id.to_bytes());
+    let mut room = [0; 500];
+    let mut carry = |count: u64| {
+        let before = COUNT.load(Ordering::Relaxed);
+        for n in 0..count {
+            // Now and then what is forged, or nobody's.
+            let forged = [0; 64];
+            match n % 10 {
+                7 => a.send(&forged).expect("send"),
+                8 => a.send(&room[1..20]).expect("send"),
+                _ => 0,
+            };
+            a.send(&datagram).expect("send");
+            b.recv(&mut room).expect("hear");
+            assert!(room == datagram);
+        }
+        COUNT.load(Ordering::Relaxed) - before
+    };
+    carry(100);
+    let allocated = carry(DATAGRAMS);
+    // The test's own harness may make some.
+    assert!(allocated < 20, "{allocated} for {DATAGRAMS} datagrams");
+    let before = COUNT.load(Ordering::Relaxed);
+    let mut answer = [0; 64];
+    for _ in 0..20 {
+        a.send(&end.bind(1)).expect("send");
+        assert_eq!(a.recv(&mut answer).expect("an answer"), 64);
+    }
+    let allocated = COUNT.load(Ordering::Relaxed) - before;
+    assert!(allocated < 10, "{allocated} for 20 binds");
+}

@@ -1,0 +1,612 @@
+//! Circuits on loopback: ends that bind, roam and leave, and those who would like to be one.
+
+use std::{
+    io::{self, IoSlice},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    os::fd::AsRawFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{sleep, spawn},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use gateway::circuit::{
+    end::{End, Heard},
+    rate::Bucket,
+    socket::{Circuits, Error, State},
+    table::{CircuitPlan, Plan, Reason, TenantPlan},
+    wire::{CircuitId, Key, Side},
+};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
+
+use crate::common::*;
+
+/// How often an end binds.
+const INTERVAL: Duration = Duration::from_millis(200);
+const V4: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+
+pub fn v6() -> SocketAddr {
+    (Ipv6Addr::LOCALHOST, 0).into()
+}
+
+pub fn id(n: u64) -> CircuitId {
+    CircuitId::new(n << 32 | n).expect("an id")
+}
+
+pub fn key_bytes(circuit: u64, side: Side) -> [u8; 32] {
+    [circuit as u8 * 2 + side as u8 + 1; 32]
+}
+
+pub fn clock() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.expect("after 1970").as_nanos() as u64
+}
+
+/// Circuits 1 to 3, the last of tenant evil.
+fn plan(lifetime: Duration) -> Plan {
+    let tenant = |name: &str| TenantPlan {
+        name: name.into(),
+        datagrams: None,
+        bytes: None,
+    };
+    let circuits = [(1, 0), (2, 0), (3, 1)].map(|(n, tenant)| CircuitPlan {
+        id: id(n),
+        tenant,
+        keys: Side::BOTH.map(|side| Key::new(key_bytes(n, side))),
+    });
+    Plan {
+        lifetime,
+        tenants: vec![tenant("acme"), tenant("evil")],
+        circuits: circuits.to_vec(),
+    }
+}
+
+fn start(listen: &[SocketAddr], threads: usize) -> Circuits {
+    Circuits::start(plan(PATIENCE), listen, threads).expect("listen")
+}
+
+/// An end with a socket.
+pub struct Peer {
+    pub socket: UdpSocket,
+    pub end: End,
+    circuit: CircuitId,
+    to: SocketAddr,
+}
+
+impl Peer {
+    pub fn new(circuit: u64, side: Side, to: SocketAddr) -> Self {
+        Self {
+            socket: socket_to(to),
+            end: End::new(id(circuit), side, Key::new(key_bytes(circuit, side))),
+            circuit: id(circuit),
+            to,
+        }
+    }
+
+    /// Binds, as often as it takes; what it heard last.
+    pub fn bind(&mut self) -> Heard {
+        let begun = Instant::now();
+        let mut room = [0; 2048];
+        loop {
+            assert!(begun.elapsed() < PATIENCE, "never bound");
+            // A gateway that is not there is one that will be.
+            let _ = self.socket.send(&self.end.bind(clock()));
+            let until = Instant::now() + INTERVAL;
+            while Instant::now() < until {
+                let Ok(length) = self.socket.recv(&mut room) else {
+                    continue;
+                };
+                match self.end.hear(&room[..length], clock()) {
+                    Some(Heard::Send(word)) => {
+                        self.socket.send(&word).expect("send");
+                    }
+                    Some(heard) => return heard,
+                    None => {}
+                }
+            }
+        }
+    }
+
+    pub fn send(&self, payload: &[u8]) {
+        let datagram = [&self.circuit.to_bytes(), payload].concat();
+        self.socket.send(&datagram).expect("send");
+    }
+
+    /// The next tunnel datagram; messages pass by.
+    pub fn hear(&self) -> Option<Vec<u8>> {
+        let mut room = vec![0; 1 << 16];
+        loop {
+            let length = self.socket.recv(&mut room).ok()?;
+            if room[..8] == self.circuit.to_bytes() {
+                return Some(room[8..length].to_vec());
+            }
+        }
+    }
+
+    #[track_caller]
+    pub fn hears(&self, payload: &[u8]) {
+        assert_eq!(self.hear().as_deref(), Some(payload));
+    }
+
+    /// Another address; nothing is said of it yet.
+    fn roam(&mut self) {
+        self.socket = socket_to(self.to);
+    }
+}
+
+fn socket_to(to: SocketAddr) -> UdpSocket {
+    let from: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let socket = UdpSocket::bind((from, 0)).expect("a socket");
+    socket.set_read_timeout(Some(INTERVAL)).expect("a deadline");
+    // Only what comes from there is heard.
+    socket.connect(to).expect("an address");
+    socket
+}
+
+/// Both ends of a circuit, bound.
+fn joined(circuit: u64, a: SocketAddr, b: SocketAddr) -> [Peer; 2] {
+    let mut peers = [(Side::A, a), (Side::B, b)].map(|(side, to)| Peer::new(circuit, side, to));
+    for peer in &mut peers {
+        assert!(matches!(peer.bind(), Heard::Bound(_)));
+    }
+    peers
+}
+
+fn dropped(state: &State, reason: Reason) -> u64 {
+    let of_circuits = state
+        .circuits
+        .iter()
+        .map(|c| c.counts.drops[reason as usize]);
+    of_circuits.sum::<u64>() + state.drops[reason as usize]
+}
+
+#[test]
+fn two_ends_talk_whatever_their_addresses() {
+    for threads in [1, 3] {
+        let gateway = start(&[V4, v6()], threads);
+        let at = gateway.addresses();
+        for circuit in 1..=3 {
+            for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let [a, b] = joined(circuit, at[a], at[b]);
+                a.send(b"from a");
+                b.hears(b"from a");
+                b.send(b"from b");
+                a.hears(b"from b");
+                let long = vec![7; 9000];
+                a.send(&long);
+                b.hears(&long);
+            }
+        }
+        let state = gateway.state();
+        assert_eq!((state.circuits.len(), state.bound), (3, 6));
+        for circuit in &state.circuits {
+            assert_eq!(circuit.counts.from.map(|t| t.datagrams), [8, 4]);
+            assert_eq!(circuit.counts.from[1].bytes, 4 * 14);
+            let events = circuit.counts.events;
+            assert_eq!((events.bound, events.moved), (2, 6));
+        }
+    }
+}
+
+#[test]
+fn an_answer_comes_from_where_it_was_asked() {
+    let gateway = start(&[(Ipv4Addr::UNSPECIFIED, 0).into()], 1);
+    let port = gateway.addresses()[0].port();
+    // The sockets of the ends hear these only.
+    let [a, b] = joined(
+        1,
+        (Ipv4Addr::new(127, 0, 0, 2), port).into(),
+        (Ipv4Addr::new(127, 0, 0, 3), port).into(),
+    );
+    a.send(b"to 2");
+    b.hears(b"to 2");
+    b.send(b"to 3");
+    a.hears(b"to 3");
+}
+
+#[test]
+fn an_end_that_roams_is_found_once_it_has_bound() {
+    let gateway = start(&[V4], 1);
+    let at = gateway.addresses()[0];
+    let [mut a, b] = joined(1, at, at);
+    a.roam();
+    a.send(b"from nowhere");
+    b.send(b"to nobody");
+    assert_eq!(b.hear(), None);
+    assert_eq!(a.hear(), None);
+    a.bind();
+    b.send(b"to somebody");
+    a.hears(b"to somebody");
+    a.send(b"from somewhere");
+    b.hears(b"from somewhere");
+    let state = gateway.state();
+    assert_eq!(state.circuits[0].counts.events.moved, 1);
+    assert_eq!(dropped(&state, Reason::NotBound), 1);
+    assert_eq!(
+        state.circuits[0].bound[0],
+        Some(a.socket.local_addr().expect("an address"))
+    );
+}
+
+#[test]
+fn who_is_silent_is_bound_no_more() {
+    let plan = plan(Duration::from_millis(600));
+    let gateway = Circuits::start(plan, &[V4], 1).expect("listen");
+    let at = gateway.addresses()[0];
+    let [mut a, mut b] = joined(1, at, at);
+    for _ in 0..8 {
+        sleep(Duration::from_millis(150));
+        assert_eq!(a.bind(), Heard::Bound(600));
+        // Datagrams alone do not keep it.
+        b.send(b"still here");
+    }
+    let state = gateway.state();
+    assert_eq!(state.circuits[0].bound[1], None);
+    assert_eq!(state.circuits[0].counts.events.expired, 1);
+    assert!(dropped(&state, Reason::NotBound) >= 1);
+    while a.hear().is_some() {}
+    a.send(b"to nobody");
+    assert_eq!(b.hear(), None);
+    a.bind();
+    b.bind();
+    a.send(b"to somebody");
+    b.hears(b"to somebody");
+    // Who leaves need not be waited for.
+    b.socket.send(&b.end.unbind(clock())).expect("send");
+    until("gone", || gateway.state().bound == 1);
+}
+
+#[test]
+fn a_gateway_that_is_started_again_has_its_ends_back_within_a_second() {
+    let gateway = start(&[V4], 2);
+    let at = gateway.addresses()[0];
+    let [mut a, mut b] = joined(1, at, at);
+    let old = a.end.bind(clock());
+    drop(gateway);
+    let gateway = start(&[at], 2);
+    let begun = Instant::now();
+    a.bind();
+    b.bind();
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    a.send(b"again");
+    b.hears(b"again");
+    // What was said before it was stopped is old, and was it.
+    let thief = socket_to(at);
+    thief.send(&old).expect("send");
+    until("refused", || {
+        dropped(&gateway.state(), Reason::Replayed) == 1
+    });
+    b.send(b"to a");
+    a.hears(b"to a");
+}
+
+#[test]
+fn attackers_get_nowhere_and_no_answer() {
+    let gateway = start(&[V4], 2);
+    let at = gateway.addresses()[0];
+    let [mut a, b] = joined(1, at, at);
+    let attacker = socket_to(at);
+    let sent_before = gateway.state().totals.sent;
+    let mut tried = 0;
+    let mut attempt = |bytes: &[u8]| {
+        attacker.send(bytes).expect("send");
+        tried += 1;
+        // So that none is lost for want of room.
+        if tried % 32 == 0 {
+            until("seen", || gateway.state().totals.received >= tried);
+        }
+    };
+    let captured = a.end.bind(clock());
+    a.socket.send(&captured).expect("send");
+    let mut noise = Noise::new(7);
+    for n in 0..2000u64 {
+        let mut bytes = vec![0; (n % 100) as usize];
+        noise.fill(&mut bytes);
+        match n % 8 {
+            // Noise; on guessed circuits; on a known one.
+            0 => {}
+            1 => bytes.splice(0..0, id(n).to_bytes()).for_each(drop),
+            2 => bytes.splice(0..0, id(1).to_bytes()).for_each(drop),
+            3 => bytes.splice(0..0, [0; 8]).for_each(drop),
+            // Heard on the way; and with a bit changed.
+            4 => bytes = captured.to_vec(),
+            5 => {
+                bytes = captured.to_vec();
+                bytes[(n / 8 % 64) as usize] ^= 1 << (n / 512 % 8);
+            }
+            // With keys of its own circuit, for another; for one that is none.
+            6 => {
+                let key = Key::new(key_bytes(3, Side::A));
+                bytes = End::new(id(1), Side::A, key).bind(clock()).to_vec();
+            }
+            _ => {
+                let key = Key::new(key_bytes(3, Side::A));
+                bytes = End::new(id(n), Side::A, key).bind(clock()).to_vec();
+            }
+        }
+        attempt(&bytes);
+    }
+    let mut room = [0; 2048];
+    assert!(attacker.recv(&mut room).is_err(), "not a word");
+    let state = gateway.state();
+    let answered = state.totals.sent - sent_before;
+    // A's own bind, unless a copy was first: that one was challenged and moved nothing.
+    assert_eq!(answered, 1, "{state:#?}");
+    for reason in [
+        Reason::Malformed,
+        Reason::NoCircuit,
+        Reason::Forged,
+        Reason::Replayed,
+        Reason::NotBound,
+    ] {
+        assert!(dropped(&state, reason) >= 200, "{reason:?}: {state:#?}");
+    }
+    a.send(b"as ever");
+    b.hears(b"as ever");
+    a.bind();
+    b.send(b"as ever");
+    a.hears(b"as ever");
+}
+
+#[test]
+fn a_first_bind_is_worth_one_short_answer_to_its_source() {
+    let gateway = start(&[V4], 1);
+    let at = gateway.addresses()[0];
+    let mut end = End::new(id(1), Side::A, Key::new(key_bytes(1, Side::A)));
+    let bind = end.bind(clock());
+    let (first, second) = (socket_to(at), socket_to(at));
+    let mut room = [0; 2048];
+    first.send(&bind).expect("send");
+    assert_eq!(first.recv(&mut room).expect("a challenge"), bind.len());
+    for socket in [&first, &second] {
+        socket.send(&bind).expect("send");
+        assert!(socket.recv(&mut room).is_err(), "said once");
+    }
+    // The cookie is of the first address.
+    let Some(Heard::Send(word)) = end.hear(&room[..bind.len()], clock()) else {
+        panic!("not a challenge");
+    };
+    second.send(&word).expect("send");
+    second.recv(&mut room).expect("a challenge of its own");
+    assert_eq!(gateway.state().bound, 0);
+    assert_eq!(gateway.state().circuits[0].counts.events.challenged, 2);
+}
+
+#[test]
+fn a_tenant_has_its_rate_and_others_theirs() {
+    let mut limited = plan(PATIENCE);
+    limited.tenants[0].datagrams = Some(Arc::new(Bucket::new(1000, Duration::from_millis(100))));
+    let gateway = Circuits::start(limited, &[V4], 2).expect("listen");
+    let at = gateway.addresses()[0];
+    let [a, b] = joined(1, at, at);
+    let [c, d] = joined(2, at, at);
+    let [e, f] = joined(3, at, at);
+    let begun = Instant::now();
+    let mut rounds = 0u64;
+    while begun.elapsed() < Duration::from_millis(500) {
+        for peer in [&a, &c, &e] {
+            peer.send(b"x");
+        }
+        f.hears(b"x");
+        rounds += 1;
+    }
+    let state = gateway.state();
+    let elapsed = begun.elapsed().as_secs_f64();
+    let carried: Vec<u64> = state
+        .circuits
+        .iter()
+        .map(|c| c.counts.from[0].datagrams)
+        .collect();
+    assert_eq!(carried[2], rounds);
+    let share = (elapsed + 0.1) * 1000.0 + 2.0;
+    let both = (carried[0] + carried[1]) as f64;
+    assert!(both <= share, "{carried:?} in {elapsed} s");
+    if rounds > 1500 {
+        assert!(both >= 400.0, "{carried:?} in {elapsed} s");
+    }
+    // What is dropped is dropped: nothing waits.
+    assert!(dropped(&state, Reason::Rate) + carried[0] + carried[1] <= rounds * 2);
+    drop((b, d));
+}
+
+#[test]
+fn a_new_plan_drops_no_circuit() -> Result<(), Error> {
+    let mut gateway = start(&[V4], 2);
+    let at = gateway.addresses()[0];
+    let [a, b] = joined(1, at, at);
+    let [c, d] = joined(2, at, at);
+    let stop = Arc::new(AtomicBool::new(false));
+    let talking = spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            let mut n = 0u64;
+            while !stop.load(Ordering::Relaxed) {
+                a.send(&n.to_be_bytes());
+                b.hears(&n.to_be_bytes());
+                n += 1;
+            }
+            n
+        }
+    });
+    // Addresses come and go, circuits too.
+    for n in 0..20 {
+        let mut new = plan(PATIENCE);
+        if n % 2 == 0 {
+            new.circuits.remove(1);
+        }
+        let listen = [V4, v6()];
+        let prepared = gateway.prepare(new, &listen[..1 + n % 2])?;
+        gateway.take(prepared);
+        assert_eq!(gateway.addresses().len(), 1 + n % 2);
+        sleep(Duration::from_millis(10));
+    }
+    stop.store(true, Ordering::Relaxed);
+    let talked = talking.join().expect("not one is lost");
+    assert!(talked > 100, "{talked}");
+    // What was taken away is as new.
+    c.send(b"x");
+    assert_eq!(d.hear(), None);
+    // What cannot be had changes nothing.
+    let held = UdpSocket::bind(V4).expect("a socket");
+    let taken = held.local_addr().expect("an address");
+    let Err(error) = gateway.prepare(plan(PATIENCE), &[V4, taken]) else {
+        panic!("it is taken");
+    };
+    let wanted = format!("cannot listen on {taken} (UDP): ");
+    assert!(error.to_string().starts_with(&wanted), "{error}");
+    assert_eq!(gateway.state().circuits.len(), 3);
+    Ok(())
+}
+
+#[test]
+fn who_drains_says_so() {
+    let gateway = start(&[V4], 2);
+    let at = gateway.addresses()[0];
+    let [mut a, b] = joined(1, at, at);
+    gateway.drain();
+    let mut room = [0; 2048];
+    for peer in [&mut a, &mut { b }] {
+        let length = peer.socket.recv(&mut room).expect("a word");
+        assert_eq!(peer.end.hear(&room[..length], clock()), Some(Heard::Move));
+    }
+    let mut late = Peer::new(2, Side::A, at);
+    assert_eq!(late.bind(), Heard::Move);
+    assert_eq!(a.bind(), Heard::Move);
+    let state = gateway.state();
+    assert_eq!(state.bound, 2);
+    a.socket.send(&a.end.unbind(clock())).expect("send");
+    until("gone", || gateway.state().bound == 1);
+}
+
+/// Sends `count` datagrams of `size` bytes with numbers and noise, `window` of them on the way at most, one by one or joined by
+/// GSO; each must come as it was, in its turn.
+fn carry(a: &Peer, b: &Peer, count: u64, size: usize, joined: usize) -> Duration {
+    const WINDOW: u64 = 64;
+    let heard = AtomicU64::new(0);
+    let payload = |n: u64| {
+        let mut bytes = vec![0; size];
+        Noise::new(n + 1).fill(&mut bytes);
+        bytes[..8].copy_from_slice(&n.to_be_bytes());
+        bytes
+    };
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut n = 0;
+            while n < count {
+                let more = (count - n).min(joined as u64);
+                if n + more > heard.load(Ordering::Acquire) + WINDOW {
+                    std::thread::yield_now();
+                    assert!(begun.elapsed() < PATIENCE * 3, "lost");
+                    continue;
+                }
+                let mut bytes = Vec::new();
+                for n in n..n + more {
+                    bytes.extend_from_slice(&a.circuit.to_bytes());
+                    bytes.extend_from_slice(&payload(n));
+                }
+                send_joined(&a.socket, &bytes, size + 8).expect("send");
+                n += more;
+            }
+        });
+        let mut room = vec![0; 1 << 16];
+        for n in 0..count {
+            let length = loop {
+                match b.socket.recv(&mut room) {
+                    Ok(length) if room[..8] == b.circuit.to_bytes() => break length,
+                    Ok(_) => {}
+                    Err(error) => assert!(begun.elapsed() < PATIENCE * 3, "{n}: {error}"),
+                }
+            };
+            assert!(room[8..length] == payload(n), "datagram {n} differs");
+            heard.store(n + 1, Ordering::Release);
+        }
+    });
+    begun.elapsed()
+}
+
+fn send_joined(socket: &UdpSocket, bytes: &[u8], size: usize) -> io::Result<()> {
+    let size = size as u16;
+    let segments = [ControlMessage::UdpGsoSegments(&size)];
+    let control = if bytes.len() > usize::from(size) {
+        &segments[..]
+    } else {
+        &[]
+    };
+    sendmsg::<SockaddrStorage>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        control,
+        MsgFlags::empty(),
+        None,
+    )?;
+    Ok(())
+}
+
+#[test]
+fn under_load_each_byte_comes_in_its_turn() {
+    let gateway = start(&[V4, v6()], 2);
+    let at = gateway.addresses();
+    for (from, to) in [(at[0], at[0]), (at[0], at[1]), (at[1], at[1])] {
+        let [a, b] = joined(1, from, to);
+        for (size, joined, count) in [(56, 1, 10_000), (56, 32, 20_000), (1392, 32, 20_000)] {
+            let took = carry(&a, &b, count, size, joined);
+            println!(
+                "{from} to {to}, {size} bytes, {joined} at once, a window of 64: {:.0} datagrams a second",
+                count as f64 / took.as_secs_f64()
+            );
+        }
+    }
+    let state = gateway.state();
+    assert_eq!(state.circuits[0].counts.from[0].datagrams, 150_000);
+    let totals = state.totals;
+    assert_eq!((totals.full, totals.refused, totals.unreadable), (0, 0, 0));
+}
+
+#[test]
+fn how_fast_it_is() {
+    let gateway = start(&[V4], 1);
+    let at = gateway.addresses()[0];
+    for (size, joined_at) in [(64usize, 1usize), (64, 64), (1400, 1), (1400, 46)] {
+        let [a, b] = joined(1, at, at);
+        setsockopt(&b.socket, sockopt::RcvBuf, &(8 << 20)).expect("room");
+        setsockopt(&b.socket, sockopt::UdpGroSegment, &true).expect("GRO");
+        let before = gateway.state().totals;
+        let stop = AtomicBool::new(false);
+        let heard = AtomicU64::new(0);
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let datagram = [&a.circuit.to_bytes()[..], &vec![7; size - 8]].concat();
+                let bytes = datagram.repeat(joined_at);
+                while !stop.load(Ordering::Relaxed) {
+                    // A full queue is what a flood is there for.
+                    let _ = send_joined(&a.socket, &bytes, size);
+                }
+            });
+            scope.spawn(|| {
+                let mut room = vec![0; 1 << 16];
+                while !stop.load(Ordering::Relaxed) {
+                    let length = b.socket.recv(&mut room).unwrap_or(0);
+                    heard.fetch_add((length / size) as u64, Ordering::Relaxed);
+                }
+            });
+            sleep(Duration::from_millis(700));
+            stop.store(true, Ordering::Relaxed);
+        });
+        let elapsed = begun.elapsed().as_secs_f64();
+        let after = gateway.state().totals;
+        println!(
+            "{size} bytes, {joined_at} at once: {:.0} came a second, {:.0} were sent, {:.0} were heard",
+            (after.received - before.received) as f64 / elapsed,
+            (after.sent - before.sent) as f64 / elapsed,
+            heard.load(Ordering::Relaxed) as f64 / elapsed,
+        );
+        assert!(heard.load(Ordering::Relaxed) > 0);
+    }
+}
