@@ -365,6 +365,9 @@ impl Daemon {
                 continue;
             };
             match config.tenant_of(tenant) {
+                // Not in force already, and so in nobody's way.
+                None if self.config.tenant(tenant).is_none()
+                    && !std::ptr::eq(config, &raw const self.config) => {}
                 None => problems.push(format!(
                     "tenant {tenant:?} is in full failover and is not configured"
                 )),

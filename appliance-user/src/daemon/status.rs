@@ -34,11 +34,24 @@ impl Daemon {
             .iter()
             .map(|peer| self.peer_status(peer))
             .collect();
-        not_ready.extend(peers.iter().filter(|p| !p.ready).map(|p| match p.address {
+        // In full failover nobody is at the other end, and none is needed.
+        let needed = |name: &str| {
+            let mut of = self
+                .config
+                .networks
+                .iter()
+                .filter(|n| n.peer == name)
+                .peekable();
+            of.peek().is_none()
+                || of.any(|n| mode_of(&self.state, &n.tenant) != appliance_common::maps::Mode::Full)
+        };
+        let missed = peers.iter().filter(|p| !p.ready && needed(&p.name));
+        not_ready.extend(missed.map(|p| match p.address {
             Some(address) => format!("peer {:?} ({address}): {}", p.name, p.detail),
             None => format!("peer {:?}: {}", p.name, p.detail),
         }));
         not_ready.extend(self.ends.iter().flat_map(Ends::problems));
+        not_ready.extend(self.misfit_plans(&self.config));
         let mut networks = Vec::new();
         for network in &self.config.networks {
             let slot = self.state.slots.networks.get(&network.name).copied();

@@ -116,7 +116,14 @@ pub(super) fn add(tables: &mut Tables, config: &Config, state: &State, snapshot:
             );
             add_public(tables, config, snapshot, address);
         }
-        for rule in plan.rules().iter() {
+        // Of the tenant's own addresses only: the configuration may have changed while nobody looked.
+        let own = |rule: &&failover::Rule| {
+            tenant
+                .public
+                .iter()
+                .any(|net| net.contains(rule.public_ip()))
+        };
+        for rule in plan.rules().iter().filter(own) {
             add_rule(tables, config, state, tenant, slot, rule);
             add_public(tables, config, snapshot, rule.public_ip());
         }
