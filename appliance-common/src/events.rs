@@ -152,6 +152,20 @@ pub struct TraceEvent {
     pub head: [u8; TRACE_HEAD],
 }
 
+/// Value of `TRACED`, per CPU: what of the packet in hand is kept for its next step.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traced {
+    /// Which packet of this CPU, host byte order.
+    pub packet: u32,
+    /// 1: it is followed.
+    pub followed: u32,
+    /// What was counted on the way, by number and one; host byte order.
+    pub notes: [u16; TRACE_NOTES],
+    /// How many of those.
+    pub noted: u32,
+}
+
 /// Which program a packet is in.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,6 +252,7 @@ const _: () = {
     assert!(SLOW_PACKET_BYTES.is_multiple_of(8));
     assert!(size_of::<TraceEvent>() == 48 + TRACE_HEAD);
     assert!(size_of::<TraceFilter>() == 32);
+    assert!(size_of::<Traced>() == 24);
 };
 
 /// Reads a record of plain data from ring-buffer bytes; `None` when they are too few.
@@ -284,3 +299,6 @@ impl TraceEvent {
 // SAFETY: `repr(C)`, `Copy`, integers and bytes only, and the size asserted above is the sum of the fields' sizes, so
 // there is no padding and every bit pattern is valid.
 unsafe impl aya::Pod for TraceFilter {}
+#[cfg(feature = "user")]
+// SAFETY: as above.
+unsafe impl aya::Pod for Traced {}

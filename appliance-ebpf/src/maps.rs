@@ -1,10 +1,10 @@
 //! All maps: key, value, writer, size. Memory: ARCHITECTURE.md, measured by a test.
 
-use crate::{access::Passed, nat::Scratch, trace::Traced};
+use crate::{access::Passed, nat::Scratch};
 use appliance_common::{
     addr::Address,
     counters::Counter,
-    events::TraceFilter,
+    events::{TraceFilter, Traced},
     limits::{
         DEFAULT_CONNECTIONS, MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_FRAGMENTED, MAX_HANDSHAKE_SOURCES,
         MAX_MAPPED, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_OPENING, MAX_PEERS, MAX_POLICIES, MAX_PUBLIC,

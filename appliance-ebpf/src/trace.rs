@@ -25,19 +25,6 @@ use crate::{
 #[unsafe(no_mangle)]
 static TRACING: u8 = 0;
 
-/// What of the packet in hand is kept for its next step.
-#[repr(C)]
-pub struct Traced {
-    /// Which packet of this CPU.
-    packet: u32,
-    /// 1: it is followed.
-    followed: u32,
-    /// What was counted on the way, by number and one.
-    notes: [u16; TRACE_NOTES],
-    /// How many of those.
-    noted: u32,
-}
-
 /// Whether packets are followed.
 #[inline(always)]
 pub fn is_on() -> bool {

@@ -214,3 +214,61 @@ fn packets_are_followed_while_somebody_looks_and_connections_go_on() {
     assert!(said > 100, "{said} numbers came back");
     assert!(longest < Duration::from_secs(1), "silent for {longest:?}");
 }
+
+#[test]
+fn a_discovery_client_finds_what_the_docs_say() {
+    // RFC 5780 sections 4.3 and 4.4, by a client in a replica and a server with two addresses and two ports.
+    let Some(site) = Site::full() else { return };
+    let second = ["198.51.100.81", "2001:db8:99::81"];
+    for (address, length) in second.into_iter().zip(["24", "64"]) {
+        let with = format!("{address}/{length}");
+        let mut words = vec!["ip", "address", "add", with.as_str(), "dev", "eth0"];
+        if address.contains(':') {
+            words.push("nodad");
+        }
+        site.ok("server", &words);
+    }
+    for i in 0..2 {
+        let client = site.udp("replica-a", REPLICA[i], 6000);
+        let servers = [
+            site.udp("server", SERVER[i], 3478),
+            site.udp("server", SERVER[i], 3479),
+            site.udp("server", second[i], 3478),
+            site.udp("server", second[i], 3479),
+        ];
+        for server in &servers {
+            server
+                .set_read_timeout(Some(Duration::from_secs(3)))
+                .expect("a timeout");
+        }
+        let mut buffer = [0; 64];
+        // Test I, and whether an address is heard that was not spoken to: address- and port-dependent filtering.
+        client.send_to(b"one", (ip(SERVER[i]), 3478)).expect("sent");
+        let (_, seen) = servers[0]
+            .recv_from(&mut buffer)
+            .expect("the first is heard");
+        assert!(seen.ip() != ip(REPLICA[i]), "untranslated");
+        for (n, server) in servers.iter().enumerate().skip(1) {
+            server.send_to(b"unasked", seen).expect("sent");
+            let heard = client.recv_from(&mut buffer);
+            assert!(heard.is_err(), "{seen}: server {n} is heard: {heard:?}");
+        }
+        servers[0].send_to(b"asked", seen).expect("sent");
+        let (length, from) = client.recv_from(&mut buffer).expect("the answer is heard");
+        assert_eq!(
+            (&buffer[..length], from.ip()),
+            (&b"asked"[..], ip(SERVER[i]))
+        );
+        // Tests II and III: endpoint-independent mapping.
+        for (server, to) in servers.iter().zip([
+            (SERVER[i], 3478),
+            (SERVER[i], 3479),
+            (second[i], 3478),
+            (second[i], 3479),
+        ]) {
+            client.send_to(b"who am I", (ip(to.0), to.1)).expect("sent");
+            let (_, again) = server.recv_from(&mut buffer).expect("it is heard");
+            assert_eq!(again, seen, "seen as another by {to:?}");
+        }
+    }
+}

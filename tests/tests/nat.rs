@@ -203,7 +203,15 @@ fn a_rule_leads_to_its_machine_and_the_answers_back() {
         }
     }
     // Who says that it is one of the tenant's own, out there.
-    for (inner, public) in [("10.4.0.10", PUBLIC4), ("2001:db8:1::77", PUBLIC6)] {
+    for (inner, public) in [
+        ("10.4.0.10", PUBLIC4),
+        ("2001:db8:1::77", PUBLIC6),
+        // Or as one of our public addresses (LAND), its own included.
+        (PUBLIC4, PUBLIC4),
+        (NAT6, PUBLIC6),
+        (PROVIDER, PUBLIC4),
+        (PUBLIC2, PUBLIC4),
+    ] {
         let l3 = packet(Says::Tcp(SYN), end(inner, 1), end(public, 443));
         assert_eq!(outside(&mut h, &l3), dropped(Counter::DropSourceGuard));
     }

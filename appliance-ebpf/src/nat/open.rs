@@ -52,8 +52,9 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         let Some(found) = by_rule(s) else {
             return Some(Counter::DropNoRule);
         };
-        // Who says out there that it is one of the tenant's own is not believed (RFC 2827).
-        if route((found.zone - 1).into(), s.key.source).is_some() {
+        // Who says out there that it is one of the tenant's own, or one of ours, is not believed (RFC 2827).
+        let source = s.key.source;
+        if route((found.zone - 1).into(), source).is_some() || public(&source).is_some() {
             return Some(Counter::DropSourceGuard);
         }
         rule = Some(found);

@@ -19,7 +19,7 @@ use std::{
 
 use appliance_common::{
     counters::Counter,
-    events::{TraceEvent, TraceFilter},
+    events::{TraceEvent, TraceFilter, Traced},
     maps::{HostKey, Jump, Neighbour, NetworkStats, SCHEMA_VERSION},
     nat,
     nat::{FRAGMENT_TICKS, Flow, FlowKey},
@@ -27,7 +27,8 @@ use appliance_common::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{
-        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf, XskMap,
+        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, ProgramArray,
+        RingBuf, XskMap,
     },
     programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, links::LinkError},
 };
@@ -182,6 +183,7 @@ pub struct Datapath {
     adopted: bool,
     fragments: HashMap<MapData, FlowKey, Flow>,
     trace: Array<MapData, TraceFilter>,
+    traced: PerCpuArray<MapData, Traced>,
     trace_events: RingBuf<MapData>,
     config: Array<MapData, appliance_common::maps::Config>,
     attachments:
@@ -280,6 +282,7 @@ impl Datapath {
             _jumps: jumps,
             fragments: typed(o, "FRAGMENTS")?,
             trace: typed(o, "TRACE")?,
+            traced: typed(o, "TRACED")?,
             trace_events: typed(o, "TRACE_EVENTS")?,
             root,
             path: object.to_owned(),
@@ -321,6 +324,9 @@ impl Datapath {
     /// When they cannot be loaded or put in place; those of before are then put back where they were not replaced.
     pub fn follow(&mut self, following: bool) -> Result<(), Error> {
         let mut object = load(&self.root, &self.path, self.connections, following)?;
+        // What the last packet of an earlier time left: until every program is replaced, those that do not follow go
+        // on in those that do.
+        self.forget_traced()?;
         let jumps = jumps(&mut object)?;
         if let Err(error) = self.put_in_place(&mut object) {
             let mut before = load(&self.root, &self.path, self.connections, !following)?;
@@ -375,6 +381,14 @@ impl Datapath {
                 program: kind.program(),
                 source: Box::new(source),
             })
+    }
+
+    fn forget_traced(&mut self) -> Result<(), Error> {
+        let failed = |e: MapError| map_error("write", "TRACED", e);
+        let cpus = self.traced.get(&0, 0).map_err(failed)?.len();
+        let none = PerCpuValues::try_from(vec![Traced::default(); cpus])
+            .map_err(|e| failed(MapError::from(e)))?;
+        self.traced.set(0, none, 0).map_err(failed)
     }
 
     /// Says which packets are followed.
