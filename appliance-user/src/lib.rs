@@ -31,7 +31,6 @@ pub mod frames;
 pub mod held;
 pub mod neighbour;
 pub mod nic;
-pub mod notify;
 pub mod rawsock;
 pub mod reconcile;
 pub mod secure;

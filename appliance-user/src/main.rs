@@ -12,13 +12,14 @@ use anyhow::Context as _;
 use appliance_common::wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP};
 use appliance_user::{
     config::Config,
-    control::{CounterStatus, Request, Status, client, render, rules},
+    control::{self, CounterStatus, Request, Status, render, rules},
     daemon, datapath,
     secure::keys::{self, OsRandom},
     trace::{Step, Wanted},
 };
 use clap::{Parser, Subcommand};
 use failover::{Net, Rule};
+use service::socket;
 use tunnel::{PresharedKey, SecretKey};
 
 /// The data plane of Causeway: stretches a tenant's networks to the replicas of its machines.
@@ -258,27 +259,14 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("causeway-appliance: {}", said(&error));
+            eprintln!("causeway-appliance: {}", service::said(error.as_ref()));
             ExitCode::FAILURE
         }
     }
 }
 
-/// An error with its causes, each said once: many of ours name their cause themselves.
-fn said(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
-}
-
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let ask = |request: &Request| client::ask(&cli.socket, request);
+    let ask = |request: &Request| socket::ask(&control::SOCKET, &cli.socket, request);
     match cli.command {
         Command::Run { config } => {
             tracing_subscriber::fmt()
@@ -471,7 +459,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 }
 
 fn rule(
-    ask: &dyn Fn(&Request) -> Result<serde_json::Value, client::Error>,
+    ask: &dyn Fn(&Request) -> Result<serde_json::Value, socket::AskError>,
     command: RuleCommand,
 ) -> anyhow::Result<()> {
     match command {
@@ -537,7 +525,7 @@ fn rule(
 }
 
 fn endpoint(
-    ask: &dyn Fn(&Request) -> Result<serde_json::Value, client::Error>,
+    ask: &dyn Fn(&Request) -> Result<serde_json::Value, socket::AskError>,
     command: EndpointCommand,
 ) -> anyhow::Result<()> {
     match command {
@@ -577,7 +565,7 @@ fn endpoint(
 static STOPPED: AtomicBool = AtomicBool::new(false);
 
 fn trace(
-    ask: &dyn Fn(&Request) -> Result<serde_json::Value, client::Error>,
+    ask: &dyn Fn(&Request) -> Result<serde_json::Value, socket::AskError>,
     wanted: Wanted,
     count: Option<usize>,
     seconds: Option<u64>,

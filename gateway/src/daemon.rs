@@ -16,6 +16,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry;
+use service::{Notifier, socket};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -32,11 +33,8 @@ use crate::{
         table::Reason as DropReason,
     },
     config::{self, Config},
-    control::{
-        CircuitStatus, CircuitsStatus, Refusal, Reply, Request, Status, TenantStatus, server,
-    },
+    control::{self, CircuitStatus, CircuitsStatus, Refusal, Reply, Request, Status, TenantStatus},
     metrics,
-    notify::Notifier,
     relay::{
         self, Refused, Relay,
         carry::End,
@@ -70,7 +68,7 @@ pub enum Error {
     Circuits(#[from] circuit::socket::Error),
     /// The control socket.
     #[error(transparent)]
-    Control(#[from] server::Error),
+    Control(#[from] socket::BindError),
     /// The metrics' address.
     #[error("cannot serve metrics on {address}: {source}; write another gateway.metrics")]
     Metrics {
@@ -157,7 +155,7 @@ pub async fn run(path: &Path) -> Result<(), Error> {
     let mut hangup = signal(SignalKind::hangup()).map_err(system("wait for SIGHUP"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("wait for SIGINT"))?;
-    let socket = server::bind(&config.control_socket)?;
+    let listener = socket::bind(&control::SOCKET, &config.control_socket)?;
     let relay = Relay::start(config.plan(connections, pipes))?;
     let mut registry = Registry::default();
     relay.counters().register(&mut registry);
@@ -177,7 +175,7 @@ pub async fn run(path: &Path) -> Result<(), Error> {
     };
     daemon.served = daemon.serve(daemon.config.metrics).await?;
     let (sender, mut calls) = mpsc::channel(16);
-    tokio::spawn(server::serve(socket, sender));
+    tokio::spawn(socket::serve(&control::SOCKET, listener, sender));
     daemon.notifier.send("READY=1");
     tracing::info!(name = daemon.config.name, connections, "running");
     loop {

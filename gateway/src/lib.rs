@@ -19,6 +19,5 @@ pub mod control;
 pub mod daemon;
 pub mod hello;
 pub mod metrics;
-pub mod notify;
 pub mod pool;
 pub mod relay;

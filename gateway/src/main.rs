@@ -6,9 +6,10 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use gateway::{
     config::Config,
-    control::{Request, client, render},
+    control::{self, Request, Status, render},
     daemon,
 };
+use service::socket;
 
 /// The cloud gateway of Causeway: one port for all that tenants send.
 #[derive(Parser)]
@@ -55,26 +56,16 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("causeway-gateway: {}", said(&error));
+            eprintln!("causeway-gateway: {}", service::said(error.as_ref()));
             ExitCode::FAILURE
         }
     }
 }
 
-/// An error with its causes, each said once: many of ours name their cause themselves.
-fn said(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
-}
-
 fn run(cli: Cli) -> anyhow::Result<()> {
+    let ask = |request: &Request| -> Result<Status, socket::AskError> {
+        socket::ask(&control::SOCKET, &cli.socket, request)
+    };
     match cli.command {
         Command::Run { config } => {
             tracing_subscriber::fmt()
@@ -102,7 +93,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             );
         }
         Command::Status { json } => {
-            let status = client::ask(&cli.socket, Request::Status)?;
+            let status = ask(&Request::Status)?;
             if json {
                 println!(
                     "{}",
@@ -113,11 +104,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
         }
         Command::Reload => {
-            client::ask(&cli.socket, Request::Reload)?;
+            ask(&Request::Reload)?;
             println!("reloaded");
         }
         Command::Drain => {
-            let status = client::ask(&cli.socket, Request::Drain)?;
+            let status = ask(&Request::Drain)?;
             println!(
                 "{}: draining; {} connections are left",
                 status.name, status.connections

@@ -45,6 +45,8 @@ const PARTS: &[Part] = &[
             "--package",
             "lab",
             "--package",
+            "service",
+            "--package",
             "xtask",
             "--features",
             "appliance-common/user",

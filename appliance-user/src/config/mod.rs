@@ -13,11 +13,13 @@ use std::{
 };
 
 use appliance_common::addr::{Address, Prefix, from_ip};
+use service::config;
 use tunnel::{CipherChoice, PublicKey};
 
 use crate::secure::Waiting;
 
 pub use nat::{Nat, PortsInUse};
+pub use service::config::{Error, Problem};
 
 /// Which side of the tunnel the appliance is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,68 +340,13 @@ pub struct Config {
     pub networks: Vec<Network>,
 }
 
-/// One thing wrong in a file: where and what to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The key, as `network "net1": vni`.
-    pub at: String,
-    /// What is wrong and what to write instead.
-    pub what: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.at, self.what)
-    }
-}
-
-/// Why a configuration was refused. Nothing of it is in force.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is not TOML, or has a key or a type that nobody asked for.
-    #[error("{}: {source}", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-    },
-    /// The file does not hold together; every problem is listed.
-    #[error("{}: {} problem{}:\n{}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" }, list(problems))]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// All of them.
-        problems: Vec<Problem>,
-    },
-}
-
-fn list(problems: &[Problem]) -> String {
-    problems
-        .iter()
-        .map(|p| format!("  - {p}"))
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
 impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
     /// When it cannot be read, or anything in it is wrong.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = config::read(path)?;
         Self::parse(&text, path)
     }
 
@@ -408,14 +355,7 @@ impl Config {
     /// # Errors
     /// When anything in it is wrong.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
-        let file: file::File = toml::from_str(text).map_err(|source| Error::Syntax {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
-        check::check(file).map_err(|problems| Error::Invalid {
-            path: path.to_owned(),
-            problems,
-        })
+        config::parse(text, path, check::check)
     }
 
     /// The network of that name.

@@ -1,17 +1,27 @@
 //! The control socket: one JSON request a line, one JSON reply a line, for root only.
 
-pub mod client;
 pub mod render;
 pub mod rules;
-pub mod server;
 
 use std::net::{IpAddr, SocketAddr};
 
 use failover::Rule;
 use serde::{Deserialize, Serialize};
+pub use service::socket::Refusal;
+use service::socket::{Socket, Who};
 
-/// Longest request or reply, bytes.
-pub const MAX_LINE: usize = 16 << 20;
+/// The appliance's.
+pub static SOCKET: Socket = Socket {
+    name: "appliance",
+    one: "an appliance",
+    setting: "appliance.control_socket",
+    // Room for every endpoint of an appliance at once.
+    max_request: 8 << 20,
+    who: Who::Root,
+};
+
+/// What the appliance answers.
+pub type Reply = service::socket::Reply<serde_json::Value>;
 
 /// What may be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,37 +121,6 @@ pub enum Request {
     },
     /// Read the configuration file again.
     Reload,
-}
-
-/// Why a request was refused. Nothing changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
-pub struct Refusal {
-    /// Stable, for programs: `bad-request`, `not-found`, `conflict`, `invalid`, `unsupported`, `internal`.
-    pub code: String,
-    /// For people: what is wrong and what to do.
-    pub message: String,
-}
-
-impl Refusal {
-    /// A refusal.
-    #[must_use]
-    pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self {
-            code: code.to_owned(),
-            message: message.into(),
-        }
-    }
-}
-
-/// A reply.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reply {
-    /// It was done; what it says depends on the request.
-    Ok(serde_json::Value),
-    /// It was refused.
-    Error(Refusal),
 }
 
 /// Reply to [`Request::Status`]. Field names are stable.

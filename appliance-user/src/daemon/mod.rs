@@ -24,6 +24,7 @@ use appliance_common::{
     maps::{self, HostKey, Mode, neighbour_flags},
     nat::OUTSIDE,
 };
+use service::{Notifier, socket};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -35,13 +36,12 @@ use crate::{
     announce::{Announcement, Announcer},
     config::{Config, Role},
     connections::Collector,
-    control::{Request, server},
+    control::{self, Request},
     datapath::{Datapath, Rings},
     fib,
     held::{self, Fragments},
     neighbour::{Action, Engine, Port},
     nic::{self, Nic},
-    notify::Notifier,
     rawsock::{RawIp, RawSocket},
     reconcile::{self, Secured, Tables, host, mode_of},
     secure::{Ends, clock},
@@ -71,7 +71,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     config.check_ports()?;
     let store = Store::new(&config.state_dir);
     let mut state = store.load()?;
-    let listener = server::bind(&config.control_socket)?;
+    let listener = socket::bind(&control::SOCKET, &config.control_socket)?;
     let (watcher, mut snapshots) =
         Watcher::spawn(config.plain_peers().collect(), interfaces(&config))
             .context("watch links and routes")?;
@@ -168,7 +168,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         tracing::warn!(problem, "full failover that does not fit the configuration");
     }
     let (calls, requests) = mpsc::channel(16);
-    let server = tokio::spawn(server::serve(listener, calls));
+    let server = tokio::spawn(socket::serve(&control::SOCKET, listener, calls));
     let result = daemon.serve(rings, snapshots, requests).await;
     server.abort();
     // A stop is not a detach: links and maps stay pinned. Only the way to this process goes.
@@ -284,7 +284,7 @@ impl Daemon {
         &mut self,
         rings: Rings,
         mut snapshots: tokio::sync::watch::Receiver<Snapshot>,
-        mut requests: mpsc::Receiver<server::Call>,
+        mut requests: mpsc::Receiver<socket::Call<Request, serde_json::Value>>,
     ) -> anyhow::Result<()> {
         // SAFETY: a ring owns its descriptor, returns the same one always, and is dropped with the AsyncFd.
         let neighbours = unsafe { AsyncFd::register(rings.neighbours) };

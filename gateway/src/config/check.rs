@@ -50,15 +50,8 @@ impl Checker {
     }
 
     fn name(&mut self, at: &str, name: &str) {
-        let fits = (1..=32).contains(&name.len())
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        if !fits {
-            self.problem(
-                at,
-                format!("{name:?} is not a name: use 1 to 32 of a-z, 0-9 and -"),
-            );
+        if let Err(what) = service::config::name(name) {
+            self.problem(at, what);
         }
     }
 

@@ -1,15 +1,24 @@
 //! The control socket: one JSON request a line, one JSON reply a line, for root and whoever runs the gateway.
 
-pub mod client;
 pub mod render;
-pub mod server;
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
+pub use service::socket::Refusal;
+use service::socket::{Socket, Who};
 
-/// Longest request or reply, bytes.
-pub const MAX_LINE: u64 = 16 << 20;
+/// The gateway's.
+pub static SOCKET: Socket = Socket {
+    name: "gateway",
+    one: "a gateway",
+    setting: "gateway.control_socket",
+    max_request: 4096,
+    who: Who::RootAndOwner,
+};
+
+/// What the gateway answers: how it is now.
+pub type Reply = service::socket::Reply<Box<Status>>;
 
 /// What may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,37 +30,6 @@ pub enum Request {
     Reload,
     /// Take no more connections, and stop when those that are there have ended.
     Drain,
-}
-
-/// Why a request was refused. Nothing changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
-pub struct Refusal {
-    /// Stable, for programs: `bad-request`, `invalid`, `internal`.
-    pub code: String,
-    /// For people: what is wrong and what to do.
-    pub message: String,
-}
-
-impl Refusal {
-    /// A refusal.
-    #[must_use]
-    pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self {
-            code: code.to_owned(),
-            message: message.into(),
-        }
-    }
-}
-
-/// A reply.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reply {
-    /// It was done; this is how the gateway is now.
-    Ok(Box<Status>),
-    /// It was refused.
-    Error(Refusal),
 }
 
 /// What a gateway says of itself.

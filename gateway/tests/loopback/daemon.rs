@@ -541,8 +541,8 @@ fn the_control_socket_takes_what_it_knows() {
     let dead = gateway.dir.path().join("dead");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let _in = runtime.enter();
-    gateway::control::server::bind(&dead).expect("a dead one");
-    gateway::control::server::bind(&gateway.socket()).expect_err("a live one");
+    service::socket::bind(&gateway::control::SOCKET, &dead).expect("a dead one");
+    service::socket::bind(&gateway::control::SOCKET, &gateway.socket()).expect_err("a live one");
 }
 
 #[test]

@@ -15,24 +15,26 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Refusal, Reply, Request};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Refusal, Reply, Socket};
 
 /// Clients at once; more wait.
 const MAX_CLIENTS: usize = 16;
-/// Longest request, bytes: room for every endpoint of an appliance at once.
-const MAX_REQUEST: u64 = 8 << 20;
 /// How long a client may take to ask, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A request and where its reply goes.
-pub type Call = (Request, oneshot::Sender<Reply>);
+pub type Call<Q, T> = (Q, oneshot::Sender<Reply<T>>);
 
 /// Why the socket could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process answers there.
-    #[error("an appliance is already running: it answers at {}; stop it first, or give this one another appliance.control_socket", path.display())]
+    #[error("{} is already running: it answers at {}; stop it first, or give this one another {}", of.one, path.display(), of.setting)]
     Running {
+        /// Of which daemon.
+        of: &'static Socket,
         /// The socket.
         path: PathBuf,
     },
@@ -58,7 +60,7 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`].
-pub fn bind(path: &Path) -> Result<UnixListener, Error> {
+pub fn bind(of: &'static Socket, path: &Path) -> Result<UnixListener, Error> {
     let failed = |operation| {
         move |source| Error::Io {
             operation,
@@ -75,6 +77,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, Error> {
         Ok(_) => {
             if std::os::unix::net::UnixStream::connect(path).is_ok() {
                 return Err(Error::Running {
+                    of,
                     path: path.to_owned(),
                 });
             }
@@ -92,7 +95,14 @@ pub fn bind(path: &Path) -> Result<UnixListener, Error> {
 }
 
 /// Serves until the receiver of `calls` is gone.
-pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>) {
+pub async fn serve<Q, T>(
+    of: &'static Socket,
+    listener: UnixListener,
+    calls: mpsc::Sender<Call<Q, T>>,
+) where
+    Q: DeserializeOwned + Send + 'static,
+    T: Serialize + Send + 'static,
+{
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -102,7 +112,7 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>) {
             Ok((stream, _)) => {
                 let calls = calls.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = client(stream, calls).await {
+                    if let Err(error) = client(of, stream, calls).await {
                         tracing::debug!(%error, "a control client went away");
                     }
                     drop(place);
@@ -116,22 +126,26 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>) {
     }
 }
 
-async fn client(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
+async fn client<Q: DeserializeOwned, T: Serialize>(
+    of: &Socket,
+    stream: UnixStream,
+    calls: mpsc::Sender<Call<Q, T>>,
+) -> io::Result<()> {
     let uid = stream.peer_cred()?.uid();
-    if uid != 0 {
-        tracing::warn!(uid, "control socket: refused, not root");
+    if !of.who.includes(uid) {
+        tracing::warn!(uid, "control socket: refused, {}", of.who.others());
         return Ok(());
     }
     let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read.take(MAX_REQUEST));
+    let mut lines = BufReader::new(read.take(of.max_request));
     loop {
         let mut line = String::new();
         if timeout(PATIENCE, lines.read_line(&mut line)).await?? == 0 {
             return Ok(());
         }
-        lines.get_mut().set_limit(MAX_REQUEST);
+        lines.get_mut().set_limit(of.max_request);
         let reply = match serde_json::from_str(&line) {
-            Ok(request) => answer(&calls, request).await,
+            Ok(request) => answer(of, &calls, request).await,
             Err(error) => Reply::Error(Refusal::new(
                 "bad-request",
                 format!("not a request of this version: {error}"),
@@ -143,8 +157,11 @@ async fn client(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()>
     }
 }
 
-async fn answer(calls: &mpsc::Sender<Call>, request: Request) -> Reply {
-    let stopping = || Reply::Error(Refusal::new("internal", "the appliance is stopping"));
+async fn answer<Q, T>(of: &Socket, calls: &mpsc::Sender<Call<Q, T>>, request: Q) -> Reply<T> {
+    let stopping = || {
+        let what = format!("the {} is stopping", of.name);
+        Reply::Error(Refusal::new("internal", what))
+    };
     let (sender, receiver) = oneshot::channel();
     if calls.send((request, sender)).await.is_err() {
         return stopping();

@@ -1,0 +1,158 @@
+//! A configuration file: read, checked whole, and only then believed.
+
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::de::DeserializeOwned;
+
+/// One thing wrong in a file: where and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key, as `network "net1": vni`.
+    pub at: String,
+    /// What is wrong and what to write instead.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.at, self.what)
+    }
+}
+
+/// Why a configuration was refused. Nothing of it is in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not TOML, or has a key or a type that nobody asked for.
+    #[error("{}: {source}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// The file does not hold together; every problem is listed.
+    #[error("{}: {} problem{}:\n{}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" }, list(problems))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// All of them.
+        problems: Vec<Problem>,
+    },
+}
+
+fn list(problems: &[Problem]) -> String {
+    let lines: Vec<String> = problems.iter().map(|p| format!("  - {p}")).collect();
+    lines.join("\n")
+}
+
+/// Reads a file.
+///
+/// # Errors
+/// [`Error::Read`].
+pub fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Takes the text of a file apart and has it checked; `path` is for messages.
+///
+/// # Errors
+/// [`Error::Syntax`], or [`Error::Invalid`] with every problem that `check` finds.
+pub fn parse<File: DeserializeOwned, T>(
+    text: &str,
+    path: &Path,
+    check: impl FnOnce(File) -> Result<T, Vec<Problem>>,
+) -> Result<T, Error> {
+    let file = toml::from_str(text).map_err(|source| Error::Syntax {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })?;
+    check(file).map_err(|problems| Error::Invalid {
+        path: path.to_owned(),
+        problems,
+    })
+}
+
+/// Whether something may be called so; else what is wrong with the name.
+///
+/// # Errors
+/// What to write instead.
+pub fn name(name: &str) -> Result<(), String> {
+    let fits = (1..=32).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if fits {
+        return Ok(());
+    }
+    Err(format!(
+        "{name:?} is not a name: use 1 to 32 of a-z, 0-9 and -"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct File {
+        name: String,
+    }
+
+    fn load(text: &str) -> Result<String, Error> {
+        parse(text, Path::new("f.toml"), |file: File| {
+            let problem = |what| Problem {
+                at: "name".to_owned(),
+                what,
+            };
+            name(&file.name).map_err(|what| vec![problem(what)])?;
+            Ok(file.name)
+        })
+    }
+
+    #[test]
+    fn a_file_is_believed_whole_or_not_at_all() {
+        assert_eq!(load("name = \"edge-1\"").expect("good"), "edge-1");
+        for (text, error) in [
+            (
+                "name = \"Edge\"",
+                "f.toml: 1 problem:\n  - name: \"Edge\" is not a name: use 1 to 32 of a-z, 0-9 and -",
+            ),
+            ("name = 1", "f.toml: "),
+            ("name = \"a\"\nother = 1", "f.toml: "),
+        ] {
+            let said = load(text).expect_err("bad").to_string();
+            assert!(said.starts_with(error), "{text}: {said}");
+        }
+        let missing = read(Path::new("/nowhere/f.toml")).expect_err("it is not there");
+        assert!(
+            missing
+                .to_string()
+                .starts_with("cannot read /nowhere/f.toml: ")
+        );
+    }
+
+    #[test]
+    fn names_are_short_and_plain() {
+        for good in ["a", "edge-1", "0", &"x".repeat(32)] {
+            assert_eq!(name(good), Ok(()), "{good}");
+        }
+        for bad in ["", "Edge", "a b", "a_b", "ä", &"x".repeat(33)] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
+    }
+}

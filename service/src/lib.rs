@@ -1,0 +1,18 @@
+//! What every daemon of ours is towards its operator and its machine.
+//!
+//! For: the control socket with its requests and refusals, a configuration file that is checked whole, what the
+//! service manager is told, an error said once. Never: what a daemon does, or what its requests mean.
+//!
+//! ```text
+//!   operator ─▶ socket::ask ── one JSON line each way ──▶ socket::serve ─▶ the daemon's own requests
+//!   file ─────▶ config::parse ─ the daemon's own check ─▶ what it is to do, or every problem
+//!   daemon ───▶ Notifier ─▶ systemd
+//! ```
+
+pub mod config;
+mod notify;
+mod said;
+pub mod socket;
+
+pub use notify::Notifier;
+pub use said::said;
