@@ -7,11 +7,10 @@
 //!   client ──TCP──▶ relay: hello ─▶ name, ALPN ─▶ route ─▶ backend, its own TLS end
 //!
 //!   an end ──UDP──▶ circuit: id ─▶ table, bound by authenticated messages ─▶ the other end
-//!
-//!   a tenant's end ─▶ pool: which gateway, and when another
 //! ```
 //!
-//! `hello`, `pool`, `relay::route` and `circuit` but for its `socket` and `sys` touch no socket and no clock.
+//! What is on the wire of a circuit, and what an end does, is the crate `gateway-client`.
+//! `hello`, `relay::route` and `circuit` but for its `socket` and `sys` touch no socket and no clock.
 
 pub mod circuit;
 pub mod config;
@@ -19,5 +18,4 @@ pub mod control;
 pub mod daemon;
 pub mod hello;
 pub mod metrics;
-pub mod pool;
 pub mod relay;

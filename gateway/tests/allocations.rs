@@ -8,9 +8,11 @@ use std::{
 };
 
 use gateway::circuit::{
-    end::{End, Heard},
     socket::Circuits,
     table::{CircuitPlan, Plan, TenantPlan},
+};
+use gateway_client::{
+    end::{End, Heard},
     wire::{CircuitId, Key, Side},
 };
 

@@ -43,6 +43,8 @@ const PARTS: &[Part] = &[
             "--package",
             "failover",
             "--package",
+            "gateway-client",
+            "--package",
             "lab",
             "--package",
             "service",

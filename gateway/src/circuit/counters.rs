@@ -9,7 +9,9 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use super::{socket::Observer, table::Reason, wire::Side};
+use gateway_client::wire::Side;
+
+use super::{socket::Observer, table::Reason};
 
 /// The circuits' metrics.
 #[derive(Debug)]

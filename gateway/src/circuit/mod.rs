@@ -8,9 +8,7 @@
 //! The gateway has no key of a tunnel: what is behind the id is opaque to it.
 
 pub mod counters;
-pub mod end;
 pub mod rate;
 pub mod socket;
 mod sys;
 pub mod table;
-pub mod wire;

@@ -22,12 +22,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gateway_client::wire::{CircuitId, KEY_BYTES, Key, MESSAGE_BYTES};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
     sys::{BATCH, Batch, Outbox, Poll, Sent, Socket},
     table::{Action, CircuitState, Drops, Path, Plan, Table},
-    wire::{CircuitId, KEY_BYTES, Key, MESSAGE_BYTES},
 };
 
 /// How often ends are swept: milliseconds.

@@ -22,11 +22,11 @@ use std::{
 };
 
 use ahash::RandomState;
-
-use super::{
-    rate::Bucket,
-    wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse},
+use gateway_client::wire::{
+    CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse,
 };
+
+use super::rate::Bucket;
 
 /// How long a cookie is good at least; and at most twice that.
 const COOKIE_WINDOW: Duration = Duration::from_secs(120);

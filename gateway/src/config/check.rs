@@ -8,12 +8,11 @@ use std::{
     time::Duration,
 };
 
+use gateway_client::wire::{CircuitId, Key};
+
 use super::{Circuits, Config, Problem, Target, file};
 use crate::{
-    circuit::{
-        table::CircuitPlan,
-        wire::{CircuitId, Key},
-    },
+    circuit::table::CircuitPlan,
     hello,
     relay::{
         Times,

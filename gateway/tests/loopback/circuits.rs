@@ -13,10 +13,12 @@ use std::{
 };
 
 use gateway::circuit::{
-    end::{End, Heard},
     rate::Bucket,
     socket::{Circuits, Error, State},
     table::{CircuitPlan, Plan, Reason, TenantPlan},
+};
+use gateway_client::{
+    end::{End, Heard},
     wire::{CircuitId, Key, Side},
 };
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};

@@ -14,10 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gateway::{
-    circuit::{end::Heard, wire::Side},
-    control::Status,
-};
+use gateway::control::Status;
+use gateway_client::{end::Heard, wire::Side};
 use nix::{
     sys::{
         resource::{Resource, getrlimit, setrlimit},

@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::circuit::end::{End as Client, Heard};
+use gateway_client::end::{End as Client, Heard};
 
 const LIFETIME: Duration = Duration::from_secs(10);
 

@@ -3,7 +3,7 @@
 //! Pure: whoever has the socket asks for a bind every second or so, and at once when its network changed; hands in what comes
 //! with a message's id; and sends what it is given.
 
-use super::wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse};
+use crate::wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse};
 
 /// One side of a circuit at one gateway.
 #[derive(Debug)]
