@@ -3,6 +3,8 @@
 //! Pure: whoever has the socket asks for a bind every second or so, and at once when its network changed; hands in what comes
 //! with a message's id; and sends what it is given.
 
+use std::time::Duration;
+
 use crate::wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse};
 
 /// One side of a circuit at one gateway.
@@ -88,6 +90,12 @@ impl End {
             // What an end says, sent back to it.
             Kind::Bind | Kind::Unbind => None,
         }
+    }
+
+    /// How long the message took that was answered last, there and back; nothing where the clock was stepped.
+    #[must_use]
+    pub fn round_trip(&self, clock: u64) -> Duration {
+        Duration::from_nanos(clock.saturating_sub(self.heard))
     }
 
     fn say(&mut self, kind: Kind, clock: u64) -> [u8; MESSAGE_BYTES] {

@@ -5,11 +5,15 @@
 //!
 //! ```text
 //!   gateways, pools ─▶ pool: which one, and when another
-//!                        │
-//!                        ▼
-//!   end: bind ─▶ wire ─▶ gateway ─▶ wire ─▶ end: bound, or "move"
+//!                        ▲ │
+//!                        │ ▼
+//!                      reach: bound at them, and by which one datagrams go now
+//!                        │ ▲
+//!                        ▼ │
+//!                       end: bind ─▶ wire ─▶ gateway ─▶ wire ─▶ bound, or "move"
 //! ```
 
 pub mod end;
 pub mod pool;
+pub mod reach;
 pub mod wire;

@@ -462,7 +462,7 @@ fn circuits(
         if id.is_none() {
             c.problem(
                 format!("{at}: id"),
-                "write 16 hexadecimal digits, of which the first 8 are not all 0",
+                "write 16 hexadecimal digits, of which the 5th to the 8th are not all 0",
             );
         }
         if id.is_some_and(|id| !ids.insert(id)) {

@@ -261,7 +261,7 @@ fn each_mistake_is_named_with_its_place() {
         (
             "0123456789abcdef",
             "00000000ffffffff",
-            "circuit \"00000000ffffffff\": id: write 16 hexadecimal digits, of which the first 8 are not all 0",
+            "circuit \"00000000ffffffff\": id: write 16 hexadecimal digits, of which the 5th to the 8th are not all 0",
         ),
         (
             "0123456789abcdef",
