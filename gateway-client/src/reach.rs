@@ -471,11 +471,15 @@ impl Reach {
         self.used.as_ref()
     }
 
+    /// The gateways.
+    pub fn all(&self) -> impl Iterator<Item = &At> {
+        self.members.iter().map(|member| &member.at)
+    }
+
     /// The gateway at an address.
     #[must_use]
     pub fn at(&self, address: SocketAddr) -> Option<&At> {
-        let mut all = self.members.iter().map(|member| &member.at);
-        all.find(|at| at.address == address)
+        self.all().find(|at| at.address == address)
     }
 
     /// Why no gateway works, if none does.

@@ -19,7 +19,7 @@ use tunnel::CipherChoice;
 
 use super::{
     Config, Identity, Memory, Net, Network, Peer, PeerKind, Problem, Role, Tunnel, Uplink, Vlan,
-    Xdp, file, nat,
+    Xdp, file, gateways, nat,
 };
 use crate::secure::{Waiting, pipeline::LANES};
 
@@ -38,7 +38,7 @@ impl Checker {
         });
     }
 
-    fn name(&mut self, at: &str, name: &str) {
+    pub(super) fn name(&mut self, at: &str, name: &str) {
         if let Err(what) = service::config::name(name) {
             self.problem(at, what);
         }
@@ -99,7 +99,7 @@ impl Checker {
         }
     }
 
-    fn unique<'a>(&mut self, what: &str, names: impl Iterator<Item = &'a str>) {
+    pub(super) fn unique<'a>(&mut self, what: &str, names: impl Iterator<Item = &'a str>) {
         let mut seen = BTreeSet::new();
         for name in names {
             if !seen.insert(name) {
@@ -202,6 +202,9 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     let peers = peers(&mut c, &file.peer, &uplink, tunnel.as_ref(), role);
     let networks = networks(&mut c, &file.network, &uplink, (&file.peer, &peers), role);
     members(&mut c, &peers, &networks);
+    let gateways = gateways::gateways(&mut c, file.gateways, &file.gateway, &uplink, role);
+    gateways::together(&mut c, &gateways, &peers, role);
+    let tls = gateways::listen(&mut c, file.tls.as_ref(), role);
     let nat = nat::check(&mut c, &file.nat, &uplink, tunnel.as_ref(), &peers);
     let tenants = nat::tenants(&mut c, &file.tenant, role, (&uplink, &peers, &networks));
     for network in &file.network {
@@ -238,6 +241,8 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
         uplink,
         tunnel,
         interfaces,
+        gateways,
+        tls,
         nat,
         tenants,
         peers,
@@ -364,7 +369,7 @@ fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
     }
 }
 
-fn absolute(c: &mut Checker, at: &str, path: &std::path::Path) {
+pub(super) fn absolute(c: &mut Checker, at: &str, path: &std::path::Path) {
     if !path.is_absolute() {
         c.problem(at, format!("{}: write an absolute path", path.display()));
     }
@@ -383,17 +388,20 @@ fn peers(
         c.name("peer: name", &peer.name);
         let kind = match peer.kind.as_deref() {
             Some("vxlan") => vxlan(c, peer, uplink, &out),
-            None | Some("appliance") => identity(c, peer, uplink, tunnel, &out).map(|identity| {
-                if role == Role::Tenant && identity.addresses.is_empty() {
+            None | Some("appliance") => identity(c, peer, uplink, (tunnel, role), &out).map(|identity| {
+                if role == Role::Tenant
+                    && identity.addresses.is_empty()
+                    && peer.circuit.is_none()
+                {
                     c.problem(
                         format!("peer {:?}: address", peer.name),
-                        "the tenant's end dials: give the address of the provider",
+                        "the tenant's end dials: give the address of the provider, or the circuit by which gateways reach it",
                     );
                 }
                 without(c, peer, &["network", "allowed", "keepalive"]);
                 PeerKind::Appliance(identity)
             }),
-            Some("wireguard") => wireguard(c, peer, uplink, tunnel, &out),
+            Some("wireguard") => wireguard(c, peer, uplink, (tunnel, role), &out),
             Some(other) => {
                 c.problem(
                     format!("peer {:?}: kind", peer.name),
@@ -421,6 +429,8 @@ fn without(c: &mut Checker, peer: &file::Peer, keys: &[&str]) {
         ("network", peer.network.is_some()),
         ("allowed", !peer.allowed.is_empty()),
         ("keepalive", peer.keepalive.is_some()),
+        ("circuit", peer.circuit.is_some()),
+        ("tls", peer.tls.is_some()),
     ] {
         if there && keys.contains(&key) {
             c.problem(
@@ -467,6 +477,8 @@ fn vxlan(c: &mut Checker, peer: &file::Peer, uplink: &Uplink, others: &[Peer]) -
             "network",
             "allowed",
             "keepalive",
+            "circuit",
+            "tls",
         ],
     );
     let Some(text) = &peer.address else {
@@ -485,7 +497,7 @@ fn identity(
     c: &mut Checker,
     peer: &file::Peer,
     uplink: &Uplink,
-    tunnel: Option<&Tunnel>,
+    (tunnel, role): (Option<&Tunnel>, Role),
     others: &[Peer],
 ) -> Option<Identity> {
     let at = |key: &str| format!("peer {:?}: {key}", peer.name);
@@ -551,6 +563,7 @@ fn identity(
     Some(Identity {
         public_key,
         preshared_key_file: peer.preshared_key_file.clone(),
+        circuit: gateways::circuit(c, peer, &addresses, role, others),
         addresses,
     })
 }
@@ -559,11 +572,12 @@ fn wireguard(
     c: &mut Checker,
     peer: &file::Peer,
     uplink: &Uplink,
-    tunnel: Option<&Tunnel>,
+    (tunnel, role): (Option<&Tunnel>, Role),
     others: &[Peer],
 ) -> Option<PeerKind> {
     let at = |key: &str| format!("peer {:?}: {key}", peer.name);
-    let identity = identity(c, peer, uplink, tunnel, others);
+    without(c, peer, &["circuit", "tls"]);
+    let identity = identity(c, peer, uplink, (tunnel, role), others);
     let Some(network) = &peer.network else {
         c.problem(at("network"), "is missing: the network that it joins");
         return None;

@@ -2,6 +2,7 @@
 
 mod check;
 mod file;
+mod gateways;
 mod nat;
 
 use std::{
@@ -18,6 +19,7 @@ use tunnel::{CipherChoice, PublicKey};
 
 use crate::secure::Waiting;
 
+pub use gateways::{Circuit, Gateway, Gateways, Tls};
 pub use nat::{Nat, PortsInUse};
 pub use service::config::{Error, Problem};
 
@@ -228,8 +230,10 @@ pub struct Identity {
     pub public_key: PublicKey,
     /// The file of a secret shared beside the keys.
     pub preshared_key_file: Option<PathBuf>,
-    /// Where to dial, in order; empty: it dials us.
+    /// Where to dial, in order; empty: it dials us, or there is a circuit.
     pub addresses: Vec<SocketAddr>,
+    /// The circuit by which it is reached through gateways, instead.
+    pub circuit: Option<Circuit>,
 }
 
 impl Peer {
@@ -330,6 +334,10 @@ pub struct Config {
     pub tunnel: Option<Tunnel>,
     /// How XDP is attached on further interfaces.
     pub interfaces: BTreeMap<String, Xdp>,
+    /// The gateways, and which of them this appliance may use.
+    pub gateways: Gateways,
+    /// Where tunnels over TLS arrive; empty: nowhere. A provider's appliance has such.
+    pub tls: Vec<SocketAddr>,
     /// Address translation of full failover.
     pub nat: Nat,
     /// Tenants.

@@ -7,13 +7,27 @@ use appliance_common::addr::to_ip;
 use super::Daemon;
 use crate::{
     control::{
-        CounterStatus, InterfaceStatus, NeighbourStatus, NetworkStatus, PeerStatus, Refusal,
-        Status, TenantStatus, TunnelStatus, mac_text,
+        CounterStatus, GatewayStatus, InterfaceStatus, NeighbourStatus, NetworkStatus, PeerStatus,
+        Refusal, Status, TenantStatus, TunnelStatus, mac_text,
     },
     reconcile::{local_addresses, mode_of, network_mtu},
     secure::Ends,
     underlay::Path as Route,
 };
+
+fn gateway_status(gateway: gateway_client::reach::GatewayState) -> GatewayStatus {
+    GatewayStatus {
+        name: gateway.at.name,
+        address: gateway.at.address,
+        bound: gateway.bound,
+        used: gateway.used,
+        draining: gateway.draining,
+        down: gateway.down,
+        round_trip_micros: gateway
+            .round_trip
+            .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+    }
+}
 
 impl Daemon {
     pub(super) fn status(&self) -> Result<Status, Refusal> {
@@ -183,11 +197,24 @@ impl Daemon {
         PeerStatus {
             name,
             kind,
-            address: end.address,
+            address: end.way.and_then(|way| way.address()),
             ready: end.up || comes_and_goes,
             detail,
             tunnel: Some(TunnelStatus {
                 up: end.up,
+                carrier: match end.way {
+                    Some(tunnel::Way::Stream(_)) => "tls",
+                    Some(_) => "udp",
+                    None => "",
+                }
+                .to_owned(),
+                via: end
+                    .gateways
+                    .iter()
+                    .find(|gateway| gateway.used)
+                    .map(|gateway| gateway.at.name.clone())
+                    .unwrap_or_default(),
+                gateways: end.gateways.into_iter().map(gateway_status).collect(),
                 public_key: end.public_key.to_string(),
                 cipher: end.cipher.name().to_owned(),
                 handshake_age_seconds: end.handshake_age.map(|age| age.as_secs()),
