@@ -379,6 +379,8 @@ mod tests {
         let tenant = failover::TenantOf {
             name: "acme".to_owned(),
             allocation: vec![net("203.0.113.16/28")],
+            seen_as: Vec::new(),
+            taken: Vec::new(),
             networks: vec![failover::NetworkOf {
                 name: "net1".to_owned(),
                 prefixes: vec![net("10.1.0.0/24")],

@@ -370,7 +370,8 @@ impl Config {
         self.tenants.iter().find(|t| t.name == name)
     }
 
-    /// The tenant of that name as failover plans are checked against it.
+    /// The tenant of that name as failover plans are checked against it; what is taken by others is not known here: the daemon
+    /// adds it.
     #[must_use]
     pub fn tenant_of(&self, name: &str) -> Option<failover::TenantOf> {
         let tenant = self.tenant(name)?;
@@ -379,6 +380,8 @@ impl Config {
         Some(failover::TenantOf {
             name: name.to_owned(),
             allocation: tenant.public.clone(),
+            seen_as: tenant.nat.clone(),
+            taken: Vec::new(),
             networks: own
                 .into_iter()
                 .map(|n| failover::NetworkOf {
