@@ -111,11 +111,11 @@ impl Daemon {
                 } else {
                     frames::link_local(&port.mac)
                 };
-                let v6 = network.prefixes.iter().filter(|p| p.address.is_ipv6());
+                let v6 = network.prefixes.iter().filter(|p| p.address().is_ipv6());
                 let router = Router {
                     port,
                     source,
-                    prefixes: v6.map(|p| (from_ip(p.address), p.length)).collect(),
+                    prefixes: v6.map(|p| (from_ip(p.address()), p.length())).collect(),
                 };
                 Some((network.vni, router))
             })

@@ -152,13 +152,13 @@ fn add_routes(tables: &mut Tables, config: &Config, state: &State, tenant: &Tena
         for net in &network.prefixes {
             let key = RouteKey {
                 tenant: slot,
-                address: from_ip(net.address),
+                address: from_ip(net.address()),
             };
             let route = Route {
                 network: *to,
                 flags: 1,
             };
-            tables.routes.insert((net.prefix().length(), key), route);
+            tables.routes.insert((bits(net), key), route);
         }
     }
 }

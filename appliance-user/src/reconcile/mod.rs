@@ -21,7 +21,7 @@ use appliance_common::{
 };
 
 use crate::{
-    config::{Config, Role},
+    config::{Config, Role, prefix_of},
     state::{Doing, State},
     underlay::{Path, Snapshot},
 };
@@ -302,7 +302,7 @@ fn add_network(
     };
     let mut prefixes = [appliance_common::addr::Prefix::default(); MAX_PREFIXES];
     for (to, from) in prefixes.iter_mut().zip(&network.prefixes) {
-        *to = from.prefix();
+        *to = prefix_of(from);
     }
     let provider = match config.role {
         Role::Provider => network_flags::PROVIDER,
@@ -630,7 +630,7 @@ pub fn endpoint_fits(
             prefixes.join(", ")
         ));
     };
-    if prefix.prefix().is_v4_edge(&bytes) {
+    if prefix.is_edge(address) {
         return Err(format!(
             "{address} is the network or broadcast address of {prefix}; no machine has it"
         ));
