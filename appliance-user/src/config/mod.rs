@@ -335,20 +335,26 @@ impl Config {
         self.tenants.iter().find(|t| t.name == name)
     }
 
-    /// The tenant of that name as failover plans are checked against it; what is taken by others is not known here: the daemon
-    /// adds it.
+    /// The tenant of that name as failover plans are checked against it; what is taken by others is not known here:
+    /// [`reconcile::tenant_of`](crate::reconcile::tenant_of) adds it.
     #[must_use]
     pub fn tenant_of(&self, name: &str) -> Option<failover::TenantOf> {
+        let mut tenant = self.tenant_alone(name)?;
+        let others = self.networks.iter().filter(|n| n.tenant != name);
+        tenant.others = others.map(|n| n.name.clone()).collect();
+        Some(tenant)
+    }
+
+    /// The same without the names of others' networks.
+    pub(crate) fn tenant_alone(&self, name: &str) -> Option<failover::TenantOf> {
         let tenant = self.tenant(name)?;
-        let (own, others): (Vec<&Network>, Vec<&Network>) =
-            self.networks.iter().partition(|n| n.tenant == name);
+        let networks = self.networks.iter().filter(|n| n.tenant == name);
         Some(failover::TenantOf {
             name: name.to_owned(),
             allocation: tenant.public.clone(),
             seen_as: tenant.nat.clone(),
             taken: Vec::new(),
-            networks: own
-                .into_iter()
+            networks: networks
                 .map(|n| failover::NetworkOf {
                     name: n.name.clone(),
                     prefixes: n.prefixes.clone(),
@@ -356,7 +362,7 @@ impl Config {
                     outside: false,
                 })
                 .collect(),
-            others: others.into_iter().map(|n| n.name.clone()).collect(),
+            others: Vec::new(),
         })
     }
 

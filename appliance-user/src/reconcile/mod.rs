@@ -26,7 +26,10 @@ use crate::{
     underlay::{Path, Snapshot},
 };
 
-pub use full::{nat_addresses, port_bits, rule_hosts, source_bits, with_epochs, words, zone_of};
+pub use full::{
+    made_wrong, misfits, nat_addresses, nat_problems, port_bits, rule_hosts, source_bits,
+    tenant_of, with_epochs, words, zone_of,
+};
 
 /// The contents of every map that user space writes from configuration and state. `NEIGHBOURS` is the
 /// neighbour engine's.
