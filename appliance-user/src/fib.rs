@@ -32,6 +32,34 @@ pub fn allow() -> Result<(), Error> {
     allow_below(Path::new(ROOT))
 }
 
+/// Whether what leaves in full failover can be sent, as it was when last seen to: somebody may switch off what it
+/// takes.
+#[derive(Debug, Default)]
+pub struct Sending {
+    problem: Option<String>,
+}
+
+impl Sending {
+    /// Sees to it where it is `wanted`. Returns whether there is a problem that was not there before, or none any
+    /// more.
+    pub fn see_to(&mut self, wanted: bool) -> bool {
+        self.see_to_below(Path::new(ROOT), wanted)
+    }
+
+    /// What stands in the way, and what to do.
+    #[must_use]
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    fn see_to_below(&mut self, root: &Path, wanted: bool) -> bool {
+        let allowed = if wanted { allow_below(root) } else { Ok(()) };
+        let problem = allowed.err().map(|e| format!("full failover: {e}"));
+        let before = std::mem::replace(&mut self.problem, problem);
+        before != self.problem
+    }
+}
+
 fn allow_below(root: &Path) -> Result<(), Error> {
     for path in FILES.map(|file| root.join(file)) {
         match fs::read_to_string(&path) {
@@ -48,29 +76,52 @@ fn allow_below(root: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn it_is_switched_on_where_it_is_off_and_what_cannot_be_is_named() {
+    /// Where the two would be; nothing is there yet.
+    fn files() -> (tempfile::TempDir, [PathBuf; 2]) {
         let root = tempfile::tempdir().expect("a directory");
-        let [v4, v6] = FILES.map(|file| root.path().join(file));
-        for file in [&v4, &v6] {
+        let files = FILES.map(|file| root.path().join(file));
+        for file in &files {
             fs::create_dir_all(file.parent().expect("a parent")).expect("made");
         }
-        // A family that is not there is none.
+        (root, files)
+    }
+
+    #[test]
+    fn it_is_switched_on_where_it_is_off() {
+        let (root, [v4, v6]) = files();
         fs::write(&v4, "0\n").expect("written");
         allow_below(root.path()).expect("allowed");
         assert_eq!(fs::read_to_string(&v4).expect("read"), "1");
+        // A family that is not there is none.
         assert!(!v6.exists());
-        // Not to be written: a directory is in its place.
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_a_problem_until_it_is_gone() {
+        let (root, [v4, v6]) = files();
+        let mut sending = Sending::default();
+        assert!(!sending.see_to_below(root.path(), true));
+        // Not to be written, whoever asks: a directory is in its place.
         fs::create_dir(&v6).expect("made");
-        let said = allow_below(root.path()).expect_err("no file").to_string();
+        fs::write(&v4, "0\n").expect("written");
+        assert!(!sending.see_to_below(root.path(), false));
+        assert_eq!(
+            fs::read_to_string(&v4).expect("read"),
+            "0\n",
+            "nobody asked"
+        );
+        assert!(sending.see_to_below(root.path(), true));
+        assert!(!sending.see_to_below(root.path(), true), "as before");
+        let said = sending.problem().expect("a problem");
         let named = format!(
-            "nothing can be sent out of the uplink: write 1 to {}: ",
+            "full failover: nothing can be sent out of the uplink: write 1 to {}: ",
             v6.display()
         );
         assert!(said.starts_with(&named), "{said}");
-        assert!(
-            said.contains(&format!("`echo 1 > {}`", v6.display())),
-            "{said}"
-        );
+        let by_hand = format!("`echo 1 > {}`", v6.display());
+        assert!(said.contains(&by_hand), "{said}");
+        fs::remove_dir(&v6).expect("removed");
+        assert!(sending.see_to_below(root.path(), true));
+        assert_eq!(sending.problem(), None);
     }
 }

@@ -274,7 +274,9 @@ fn taken(
     for address in uplink.local.iter().filter(|a| net.contains(**a)) {
         c.problem(
             at,
-            format!("{net} contains {address}, the appliance's own (uplink.local)"),
+            format!(
+                "{net} contains {address}, the appliance's own (uplink.local): write the addresses around it"
+            ),
         );
     }
     for peer in peers {
@@ -287,7 +289,10 @@ fn taken(
         for address in addresses.into_iter().filter(|a| net.contains(*a)) {
             c.problem(
                 at,
-                format!("{net} contains {address}, where peer {:?} is", peer.name),
+                format!(
+                    "{net} contains {address}, where peer {:?} is: write the addresses around it",
+                    peer.name
+                ),
             );
         }
     }

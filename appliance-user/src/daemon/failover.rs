@@ -387,14 +387,8 @@ impl Daemon {
 
     /// Sees that what leaves in full failover can be sent; somebody may have switched off what it takes.
     pub(super) fn keep_sendable(&mut self) {
-        let sendable = if self.any_full() {
-            fib::allow()
-        } else {
-            Ok(())
-        };
-        let unsendable = sendable.err().map(|e| format!("full failover: {e}"));
-        if unsendable != self.unsendable {
-            self.unsendable = unsendable;
+        let wanted = self.any_full();
+        if self.sending.see_to(wanted) {
             self.tell_problems();
         }
     }
@@ -410,7 +404,7 @@ impl Daemon {
                 &self.state,
                 &self.snapshot,
             ))
-            .chain(self.unsendable.clone())
+            .chain(self.sending.problem().map(ToOwned::to_owned))
             .collect();
         for problem in problems.difference(&self.problems) {
             tracing::warn!(problem, "a failover is not in force as it was asked for");

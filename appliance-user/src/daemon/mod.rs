@@ -39,6 +39,7 @@ use crate::{
     connections::Collector,
     control::{self, Request},
     datapath::{Datapath, Rings},
+    fib,
     held::{self, Fragments},
     neighbour::{Action, Engine, Port},
     nic::{self, Nic},
@@ -142,7 +143,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         started: Instant::now(),
         traced: None,
         fragments: Fragments::default(),
-        unsendable: None,
+        sending: fib::Sending::default(),
         problems: BTreeSet::new(),
     };
     let patience =
@@ -259,8 +260,8 @@ struct Daemon {
     traced: Option<Instant>,
     /// Fragments that wait for their first.
     fragments: Fragments,
-    /// Why nothing can be sent out of the uplink in full failover, if nothing can.
-    unsendable: Option<String>,
+    /// Whether what leaves in full failover can be sent.
+    sending: fib::Sending,
     /// What was last said to be wrong with the failovers in force.
     problems: BTreeSet<String>,
 }

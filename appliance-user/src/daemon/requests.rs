@@ -219,8 +219,8 @@ impl Daemon {
         let problems = reconcile::made_wrong(now, &config, &self.state, &self.snapshot);
         if !problems.is_empty() {
             return Err(invalid(format!(
-                "a failover would lose what it is made of, and the running configuration stays in force; undo it first \
-                 (`mode idle`), or mend the file: {}",
+                "something of failovers would be without effect, and the running configuration stays in force; mend the \
+                 file, or undo the failover first (`mode idle`): {}",
                 problems.join("; ")
             )));
         }

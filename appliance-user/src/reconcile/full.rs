@@ -61,11 +61,12 @@ fn taken(config: &Config, snapshot: &Snapshot) -> BTreeMap<IpAddr, String> {
     let mut taken = BTreeMap::new();
     // Where the two are the same there is no router between.
     for (to, hop) in snapshot.next_hops.iter().filter(|(to, hop)| to != hop) {
-        let way = match OUTSIDE.contains(to) {
-            true => "to the outside".to_owned(),
-            false => format!("to {to}"),
-        };
-        taken.insert(*hop, format!("the router on the appliance's way {way}"));
+        if OUTSIDE.contains(to) {
+            taken.insert(*hop, "the router on the way to the outside".to_owned());
+        } else {
+            let whose = || format!("the router on the way to {to}");
+            taken.entry(*hop).or_insert_with(whose);
+        }
     }
     for address in local_addresses(config, snapshot) {
         taken.insert(address, "the appliance's own (uplink.local)".to_owned());

@@ -434,14 +434,14 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
     assert_eq!(active(&t, &state), ["web", "whole"]);
     assert_eq!(problems, Vec::<String>::new());
 
-    let (t, problems) = with(&[(outside, "203.0.113.20")], &[]);
+    let (t, problems) = with(&[(outside, "203.0.113.20"), (peer, "203.0.113.20")], &[]);
     assert_eq!(active(&t, &state), ["whole"]);
     assert!(!t.public.contains_key(&from_ip(ip("203.0.113.20"))));
     assert_eq!(
         problems,
         [cannot(
             "\"web\"",
-            "203.0.113.20 is the router on the appliance's way to the outside"
+            "203.0.113.20 is the router on the way to the outside"
         )]
     );
 
@@ -456,7 +456,7 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
             ),
             cannot(
                 "\"whole\"",
-                "203.0.113.21 is the router on the appliance's way to 198.51.100.5"
+                "203.0.113.21 is the router on the way to 198.51.100.5"
             ),
         ]
     );
@@ -469,7 +469,7 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
     assert_eq!(
         problems,
         [
-            "tenant \"acme\": nat: 203.0.113.16 is the router on the appliance's way to the outside, and cannot be used: write \
+            "tenant \"acme\": nat: 203.0.113.16 is the router on the way to the outside, and cannot be used: write \
              another of the tenant's public addresses"
         ]
     );
@@ -483,7 +483,7 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
         .to_string();
     assert_eq!(
         refused,
-        "plan: rule \"web\": public_ip: 203.0.113.20 is the router on the appliance's way to the outside, which the rule \
+        "plan: rule \"web\": public_ip: 203.0.113.20 is the router on the way to the outside, which the rule \
          would take over: give another of tenant \"acme\"'s public addresses"
     );
     let line = failover::Rule::from_line("more", "203.0.113.20:25/tcp -> 10.1.0.10");
