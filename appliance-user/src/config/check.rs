@@ -8,7 +8,6 @@ use std::{
 };
 
 use appliance_common::{
-    addr::from_ip,
     limits::{MAX_ATTACHMENTS, MAX_NETWORKS, MAX_PEERS, MAX_PREFIXES, MAX_TENANTS, MIN_INNER_MTU},
     wire::{
         ETHERTYPE_8021AD, ETHERTYPE_8021Q, OVERHEAD_V4, OVERHEAD_V6, SECURE_OVERHEAD_V4,
@@ -638,7 +637,7 @@ fn members(c: &mut Checker, peers: &[Peer], networks: &[Network]) {
             let inside = network
                 .prefixes
                 .iter()
-                .any(|p| p.contains(net.address) && p.length <= net.length);
+                .any(|p| p.contains(net.address()) && p.length() <= net.length());
             if !inside {
                 c.problem(
                     at("allowed"),
@@ -849,14 +848,11 @@ fn prefixes(c: &mut Checker, at: &str, texts: &[String]) -> Vec<Net> {
             c.problem(at, format!("{text:?}: the length is 1 to {most}"));
             continue;
         }
-        let net = Net { address, length };
-        let network = net.prefix().network;
-        let bytes: Vec<u8> = network.iter().flat_map(|w| w.to_ne_bytes()).collect();
-        if bytes != from_ip(address) {
-            c.problem(
-                at,
-                format!("{text:?} has host bits; write the first address of the prefix"),
-            );
+        let Some(net) = Net::around(address, length) else {
+            continue;
+        };
+        if net.address() != address {
+            c.problem(at, format!("{text:?} has host bits: write {net}"));
             continue;
         }
         if !is_host(address) || is_link_local(address) {

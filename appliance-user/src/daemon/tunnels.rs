@@ -127,7 +127,7 @@ fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -
                 } => (
                     What::WireGuard {
                         vni: config.network(network)?.vni,
-                        allowed: allowed.iter().map(crate::config::Net::prefix).collect(),
+                        allowed: allowed.iter().map(crate::config::prefix_of).collect(),
                         keepalive: *keepalive,
                     },
                     Dial::OnDemand,

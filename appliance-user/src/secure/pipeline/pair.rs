@@ -15,7 +15,7 @@ use appliance_common::{
     wire::SEGMENT_IP,
 };
 use appliance_user::{
-    config::Net,
+    config::prefix_of,
     secure::pipeline::{Command, Counted, Event, LANES, Lanes, Outer, Pipeline, Sent, Share, Wire},
 };
 use tunnel::{
@@ -137,16 +137,12 @@ impl Side {
             gateway_v4: address("10.1.0.1"),
             ..Network::default()
         };
-        for (place, (net, length)) in network
+        for (place, net) in network
             .prefixes
             .iter_mut()
-            .zip([("10.1.0.0", 24), ("2001:db8:1::", 64)])
+            .zip(["10.1.0.0/24", "2001:db8:1::/64"])
         {
-            let net = Net {
-                address: net.parse().expect("an address"),
-                length,
-            };
-            *place = net.prefix();
+            *place = prefix_of(&net.parse().expect("a prefix"));
         }
         let local: SocketAddr = addresses[0].parse().expect("an address");
         let remote: SocketAddr = addresses[1].parse().expect("an address");
