@@ -8,8 +8,11 @@
 //!                        │
 //!                        ▼
 //!   end: bind ─▶ wire ─▶ gateway ─▶ wire ─▶ end: bound, or "move"
+//!
+//!   stream: the same datagrams in a TLS connection, where UDP does not pass
 //! ```
 
 pub mod end;
 pub mod pool;
+pub mod stream;
 pub mod wire;
