@@ -440,7 +440,7 @@ fn hellos_said_before_or_elsewhere_open_nothing() {
 fn garbage_and_silence_are_closed_in_time_and_counted() {
     let provider = Owner::new();
     let limits = Limits {
-        prove: Duration::from_millis(700),
+        prove: Duration::from_secs(2),
         ..Limits::default()
     };
     let (listener, fingerprint) = provider.listen(limits, false);
@@ -674,12 +674,13 @@ fn a_way_that_takes_no_more_costs_datagrams_and_no_memory() {
         }
         place.to.wake();
     }
-    let counted = a.carrier.counted();
-    assert_eq!(counted.full_out, refused);
-    assert!(counted.datagrams_out <= 100 + taken);
+    assert_eq!(a.carrier.counted().full_out, refused);
     // What the kernels on the way hold is theirs; more than the ring is not with us.
     assert!(taken < 100_000, "{taken} taken");
-    assert!(taken - (counted.datagrams_out - 100) <= 256);
+    until("counted", || {
+        let out = a.carrier.counted().datagrams_out;
+        out <= 100 + taken && 100 + taken - out <= 256
+    });
     // It ends at once all the same.
     let before = Instant::now();
     a.carrier.close();
@@ -756,13 +757,12 @@ fn strangers_do_not_keep_out_who_has_a_key() {
     };
     let (listener, fingerprint) = provider.listen(limits, false);
     let at = listener.addresses()[0];
-    let mut strangers: Vec<_> = (0..12)
-        .map(|_| {
-            sleep(Duration::from_millis(20));
-            TcpStream::connect(at).expect("connect")
-        })
-        .collect();
-    until("bounded", || listener.connections().1 <= 4);
+    let mut strangers = Vec::new();
+    for n in 1..=12 {
+        strangers.push(TcpStream::connect(at).expect("connect"));
+        until("accepted", || listener.refusals().accepted == n);
+        until("bounded", || listener.connections().1 <= 4);
+    }
     let _one = tenant.dial(dialing(at, fingerprint, 1));
     let (_a, _b) = (tenant.established(), provider.established());
     let refused = |reason| listener.refusals().refused(reason);
@@ -803,7 +803,7 @@ fn a_dialer_says_what_is_wrong_with_each_address_and_takes_the_next() {
     let mut all = dialing(nobody, fingerprint, 1);
     all.addresses.push(silent.local_addr().expect("an address"));
     all.addresses.push(web.local_addr().expect("an address"));
-    all.times.handshake = Duration::from_millis(300);
+    all.times.handshake = Duration::from_secs(1);
     spawn(move || {
         let (mut socket, _) = web.accept().expect("accept");
         let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");

@@ -56,7 +56,18 @@ fn a_gateway_relays_it_by_its_name_and_says_who_it_is() {
         exchange(end, other, 5000, |n| payload(n, (n % 2000) as usize + 1));
         assert_eq!(relay.connections_of("acme"), 1);
         assert_eq!(a.peer, at);
-        assert_ne!(b.peer, at, "the client's own");
+        let (mut client, tag) = raw(at, fingerprint);
+        let hello = stream::hello(circuit(3), &key(3), 1, tag);
+        client.write_all(&hello).expect("send");
+        let from = client.sock.local_addr().expect("an address");
+        let third = provider.established();
+        assert_eq!(
+            third.peer == from,
+            proxy,
+            "the client's own, or the gateway's"
+        );
+        drop(third);
+        assert!(matches!(provider.closed().1, Closed::Ordered));
         if proxy {
             // The header is wanted, and a client that comes by itself has none.
             let direct = tenant.dial(dialing(listener.addresses()[0], fingerprint, 2));
