@@ -1,7 +1,7 @@
 //! An established connection and the thread that carries its datagrams.
 //!
 //! ```text
-//!   loop:  an order? ─ what came, frame by frame, to its place ─ what waits, joined into records, to the socket ─ wake ─ wait
+//!   loop:  an order? ─ what came, frame by frame, to its place, which is woken ─ what waits, joined into records, to the socket ─ wait
 //! ```
 //!
 //! While the socket has no room nothing is taken from the rings: they fill, and who pushes learns of it. What is in hand
@@ -208,7 +208,7 @@ impl Body {
                 Ok(()) => {}
                 Err(closed) => {
                     // What came before the end is still for the places.
-                    self.wake();
+                    wake(&mut self.to_places);
                     self.link.goodbye();
                     return closed;
                 }
@@ -225,7 +225,6 @@ impl Body {
         }
         let received = self.receive()?;
         let sent = self.send()?;
-        self.wake();
         if received == Filled::Dry && sent != Sent::More {
             self.wait(sent);
         }
@@ -252,6 +251,8 @@ impl Body {
                 };
                 dropped.fetch_add(1, Relaxed);
             }
+            // At once: a ring that fills while its reader sleeps would cost datagrams.
+            wake(&mut self.to_places);
             if self.link.fill()? == Filled::Dry {
                 return Ok(Filled::Dry);
             }
@@ -308,12 +309,6 @@ impl Body {
         datagrams > 0
     }
 
-    fn wake(&mut self) {
-        for place in &mut self.to_places {
-            place.wake();
-        }
-    }
-
     /// Sleeps until something comes, or the socket has room.
     fn wait(&self, sent: Sent) {
         if sent == Sent::Blocked {
@@ -330,6 +325,12 @@ impl Body {
                 .wait(&self.link.socket, PollFlags::POLLIN, None);
         }
         self.control.sleeps.store(false, Relaxed);
+    }
+}
+
+fn wake(places: &mut [Inlet]) {
+    for place in places {
+        place.wake();
     }
 }
 

@@ -100,7 +100,7 @@ pub enum Step {
     NoBackend,
     /// Another certificate than the pinned one.
     #[error(
-        "the certificate has the fingerprint {presented}, not {pinned} as configured: either something on the way answers in the provider's place, or the provider has a new certificate; ask for its fingerprint and compare"
+        "the certificate has the fingerprint {presented}, not {pinned} as `tls.fingerprint` has it: either something on the way answers in the provider's place, or the provider has a new certificate; ask for its fingerprint and compare"
     )]
     Fingerprint {
         /// What it has.

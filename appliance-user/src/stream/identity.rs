@@ -126,7 +126,13 @@ impl Identity {
         };
         let key = rcgen::KeyPair::generate().map_err(failed)?;
         let certificate = rcgen::CertificateParams::new([name.to_owned()])
-            .and_then(|params| params.self_signed(&key))
+            .and_then(|mut params| {
+                params.distinguished_name = rcgen::DistinguishedName::new();
+                params
+                    .distinguished_name
+                    .push(rcgen::DnType::CommonName, name);
+                params.self_signed(&key)
+            })
             .map_err(failed)?;
         Ok(Self {
             chain: vec![certificate.der().clone()],

@@ -25,7 +25,7 @@
 //!
 //! 1. **Landing.** One [`Wake`] for each place that datagrams come to: say place 0 for the daemon (handshakes; `Wake::new` of its eventfd,
 //!    without a flag) and place 1 + *n* for worker *n* (`Wake::of_sleeper` of the eventfd that `Worker` has and the `sleeps` flag that
-//!    [`mesh`](../secure/worker.rs) makes: the worker stores true before it sleeps, fences (SeqCst), looks at the rings once more, sleeps).
+//!    `mesh` in `secure/worker.rs` makes: the worker stores true before it sleeps, fences (SeqCst), looks at the rings once more, sleeps).
 //!    [`by_lane`] is the `steer` for just that order of places. A place that does not exist: the datagram is dropped, counted `nowhere`.
 //! 2. **Start** a [`Dialer`] (tenant) or a [`Listener`] (provider) with it and with [`Reports`]: the sending half of an mpsc channel and
 //!    an eventfd that is written after each report. Poll that eventfd, then `try_recv` until empty.
@@ -92,7 +92,7 @@ pub struct Landing {
     pub places: Vec<Wake>,
     /// Which place a datagram that came is for.
     pub steer: Steer,
-    /// Datagrams that wait at most, each way and place. 2 KiB each, taken when they are first used.
+    /// Datagrams that wait at most, each way and place; 512 is a good number. 2 KiB each, taken when they are first used.
     pub datagrams: usize,
 }
 
