@@ -11,9 +11,12 @@
 //!                        │ ▲
 //!                        ▼ │
 //!                       end: bind ─▶ wire ─▶ gateway ─▶ wire ─▶ bound, or "move"
+//!
+//!   stream: the same datagrams in a TLS connection, where UDP does not pass
 //! ```
 
 pub mod end;
 pub mod pool;
 pub mod reach;
+pub mod stream;
 pub mod wire;
