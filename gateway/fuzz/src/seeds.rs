@@ -83,6 +83,21 @@ fn hellos() -> Vec<Seed> {
         // One byte a record.
         (
             "hello",
+            "16-kib",
+            written(b"\x01\x03\x3f\xa6\x40\x00\x00\x00"),
+        ),
+        (
+            "hello",
+            "16-kib-and-a-byte",
+            written(b"\x01\x03\x3f\xa7\x40\x00\x00\x00"),
+        ),
+        (
+            "hello",
+            "an-address-for-a-name",
+            raw(&wire(b"192.0.2.1", 1 << 14)),
+        ),
+        (
+            "hello",
             "long-in-small-records",
             written(b"\x01\x03\x08\x00\x00\x01\x00\x00"),
         ),
@@ -142,6 +157,15 @@ fn circuits() -> Vec<Seed> {
                 wait, 3, 0, tunnel, 0, 0, 0, 9, 0, admin, 0, bind, 0, 0, unbind, 0, 0,
             ]),
         ),
+        (
+            "circuit",
+            "one-side-ends-before-the-other",
+            vec![
+                bind, 0, 0, wait, 2, 49, bind, 1, 0, wait, 2, 59, tunnel, 0, 1, 0, 9, 0, tunnel, 0,
+                0, 0, 9, 0,
+            ],
+        ),
+        ("circuit", "an-old-cookie", then(&[wait, 3, 25, bind, 0, 0])),
         (
             "circuit",
             "heard-late",

@@ -45,14 +45,14 @@ fn key(circuit: usize, side: Side, generation: u8) -> Key {
     Key::new([circuit as u8 * 2 + side as u8 + 1 + 16 * generation; 32])
 }
 
-/// The source of what comes from a place, as the gateway's sockets tell it at first.
+/// The source of what comes from a place, as the gateway's sockets tell it at first. The last two are other ports of the first two.
 fn at(place: usize) -> Path {
-    let last = place as u8 + 1;
-    let port = 1000 + u16::from(last);
+    let host = (place % 6) as u8 + 1;
+    let port = 1000 + place as u16;
     let remote = if place.is_multiple_of(2) {
-        SocketAddr::from(([192, 0, 2, last], port))
+        SocketAddr::from(([192, 0, 2, host], port))
     } else {
-        SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)], port))
+        SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(host)], port))
     };
     Path {
         socket: (place % 2) as u16,
