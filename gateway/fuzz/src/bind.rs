@@ -26,5 +26,5 @@ pub(crate) const KINDS: [Act; 12] = [
 
 /// Runs one input.
 pub fn bind(data: &[u8]) {
-    World::new(true).run(&mut Input::new(data), &KINDS, ACTS);
+    World::new(data, true).run(&mut Input::new(data), &KINDS, ACTS);
 }

@@ -26,5 +26,5 @@ pub(crate) const KINDS: [Act; 12] = [
 
 /// Runs one input.
 pub fn circuit(data: &[u8]) {
-    World::new(false).run(&mut Input::new(data), &KINDS, ACTS);
+    World::new(data, false).run(&mut Input::new(data), &KINDS, ACTS);
 }

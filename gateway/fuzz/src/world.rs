@@ -40,9 +40,34 @@ fn id(circuit: usize) -> CircuitId {
     CircuitId::new((circuit as u64 + 1) << 32 | 5).expect("its first bytes are not zero")
 }
 
-/// The key of a side; another one in each generation. That of a fourth circuit is nobody's.
-fn key(circuit: usize, side: Side, generation: u8) -> Key {
-    Key::new([circuit as u8 * 2 + side as u8 + 1 + 16 * generation; 32])
+/// The keys of one run.
+#[derive(Clone, Copy, Debug)]
+struct Keys(u64);
+
+impl Keys {
+    /// Keys that hang on the whole input (FNV-1a): a fuzzer sees what is compared, and could put a true word of one run into the
+    /// input of the next.
+    fn of(input: &[u8]) -> Self {
+        Self(input.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        }))
+    }
+
+    /// The key of a side; another one in each generation. That of a fourth circuit is nobody's.
+    fn key(self, circuit: usize, side: Side, generation: u8) -> Key {
+        self.numbered(circuit as u8 * 2 + side as u8 + 1 + 16 * generation)
+    }
+
+    /// What makes cookies.
+    fn secret(self) -> Key {
+        self.numbered(0xee)
+    }
+
+    fn numbered(self, number: u8) -> Key {
+        let mut bytes = [number; 32];
+        bytes[..8].copy_from_slice(&self.0.to_be_bytes());
+        Key::new(bytes)
+    }
 }
 
 /// The source of what comes from a place, as the gateway's sockets tell it at first. The last two are other ports of the first two.
@@ -158,6 +183,7 @@ struct KnownEnd {
 #[derive(Debug)]
 pub(crate) struct World {
     table: Table,
+    keys: Keys,
     buckets: [Arc<Bucket>; 2],
     now: Duration,
     draining: bool,
@@ -198,11 +224,12 @@ pub(crate) enum Act {
 
 impl World {
     /// Nobody is bound. With `is_keyed` the enemy may seal messages with every key.
-    pub(crate) fn new(is_keyed: bool) -> Self {
+    pub(crate) fn new(data: &[u8], is_keyed: bool) -> Self {
+        let keys = Keys::of(data);
         let ends = (0..2 * CIRCUITS).map(|n| {
             let (circuit, side) = (n / 2, Side::BOTH[n % 2]);
             KnownEnd {
-                end: End::new(id(circuit), side, key(circuit, side, 0)),
+                end: End::new(id(circuit), side, keys.key(circuit, side, 0)),
                 circuit,
                 side,
                 place: n,
@@ -212,7 +239,8 @@ impl World {
             }
         });
         let mut this = Self {
-            table: Table::new(Key::new([0xee; 32])),
+            table: Table::new(keys.secret()),
+            keys,
             buckets: [DATAGRAMS, BYTES].map(|rate| Arc::new(Bucket::new(rate, DEPTH))),
             now: Duration::from_secs(1),
             draining: false,
@@ -367,13 +395,13 @@ impl World {
         };
         let other = input.u8();
         let sealing = if other & 3 == 0 {
-            key(
+            self.keys.key(
                 usize::from(other >> 4) % 4,
                 Side::BOTH[usize::from(other >> 2 & 1)],
                 other >> 3 & 1,
             )
         } else {
-            key(circuit, side, 0)
+            self.keys.key(circuit, side, 0)
         };
         message.seal(&sealing).to_vec()
     }
@@ -566,7 +594,7 @@ impl World {
             }
             _ => None,
         };
-        let own = key(known.circuit, known.side, 0);
+        let own = self.keys.key(known.circuit, known.side, 0);
         let message = message.filter(|message| {
             let is_news = message.timestamp > known.heard
                 || message.kind == Kind::Move && message.timestamp == known.heard;
@@ -658,8 +686,9 @@ impl World {
             }
             _ => {}
         }
+        let own = self.keys;
         let keys = |circuit, generations: [u8; 2]| {
-            Side::BOTH.map(|side| key(circuit, side, generations[side.index()]))
+            Side::BOTH.map(|side| own.key(circuit, side, generations[side.index()]))
         };
         let [datagrams, bytes] = &self.buckets;
         let plan = Plan {
