@@ -68,6 +68,10 @@ impl End {
             return None;
         }
         let message = sealed.open(&self.key)?;
+        // What an end says, thrown back at it: not an answer, and no reason to be deaf to the true one.
+        if matches!(message.kind, Kind::Bind | Kind::Unbind) {
+            return None;
+        }
         // Unasked, a gateway says only that one is to move.
         let is_news = message.timestamp > self.heard
             || (message.kind == Kind::Move && message.timestamp == self.heard);
@@ -87,7 +91,6 @@ impl End {
                 Some(Heard::Bound(message.lifetime))
             }
             Kind::Move => Some(Heard::Move),
-            // What an end says, sent back to it.
             Kind::Bind | Kind::Unbind => None,
         }
     }
@@ -192,6 +195,8 @@ mod tests {
         let mut end = end();
         let bind = end.bind(10);
         assert_eq!(end.hear(&bind, 11), None);
+        let bound = answer(&bind, Kind::Bound);
+        assert_eq!(end.hear(&bound, 11), Some(Heard::Bound(500)), "not deaf");
         let mut other = End::new(circuit(), Side::B, key());
         other.bind(10);
         assert_eq!(other.hear(&answer(&bind, Kind::Bound), 11), None);
