@@ -498,4 +498,9 @@ fn namespace() {
         stdin.write_all(batch.as_bytes()).expect("written");
     }
     assert!(child.wait().expect("ip").success(), "{batch}");
+    for family in ["ipv4", "ipv6"] {
+        // As the gateway does it: questions to the FIB are asked as if from the loopback.
+        let path = format!("/proc/sys/net/{family}/conf/lo/forwarding");
+        std::fs::write(&path, "1").unwrap_or_else(|e| panic!("{path}: {e}"));
+    }
 }

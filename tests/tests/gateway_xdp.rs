@@ -634,7 +634,7 @@ fn whatever_is_carried_the_table_would_have_carried() {
     let count: u64 = std::env::var("CAUSEWAY_RANDOM_PACKETS")
         .ok()
         .and_then(|s| s.parse().ok())
-        .unwrap_or(2_000_000);
+        .unwrap_or(1_000_000);
     let Some(mut stand) = Stand::new(8, LONG, None, None) else {
         return;
     };
@@ -811,4 +811,57 @@ fn read_lax(bytes: &[u8]) -> Option<Read> {
         _ => {}
     }
     matches!(&packet.transport, Some(TransportSlice::Udp(_))).then(|| read(bytes))
+}
+
+/// Most instructions of the program after the verifier, and most that it may walk through in checking it.
+const XLATED_BUDGET: usize = 4_000;
+const VERIFIED_BUDGET: u32 = 40_000;
+/// Most memory of the maps for a thousand circuits, bytes, on a machine of up to 64 CPUs: 40 KiB for each CPU.
+const MEMORY_BUDGET: u64 = 6 << 20;
+
+#[test]
+fn the_program_and_its_maps_stay_within_their_budgets() {
+    let Some(stand) = Stand::new(500, LONG, Some(1), None) else {
+        return;
+    };
+    let info = stand.fast.with_program(|program| program.info());
+    let info = info.expect("a program").expect("its info");
+    let instructions = info.size_translated().expect("to root") as usize / 8;
+    let verified = info.verified_instruction_count().expect("Linux 5.16");
+    println!(
+        "circuits: {instructions} instructions, {} bytes of machine code, {verified} verified",
+        info.size_jitted()
+    );
+    assert!(instructions <= XLATED_BUDGET && verified <= VERIFIED_BUDGET);
+    // The maps of this program, by the kernel's own account.
+    let ids = info.map_ids().expect("to root").expect("Linux 4.15");
+    let mut total = 0;
+    let mut seen = Vec::new();
+    println!("{:<18} {:>10} {:>12}", "map", "entries", "bytes");
+    for map in aya::maps::loaded_maps().flatten() {
+        if !ids.contains(&map.id()) {
+            continue;
+        }
+        let bytes = memory_of(&map.fd().expect("a descriptor"));
+        let name = map.name_as_str().unwrap_or("?").to_owned();
+        println!("{name:<18} {:>10} {bytes:>12}", map.max_entries());
+        total += bytes;
+        seen.push(name);
+    }
+    println!("{:<18} {:>10} {total:>12}", "all", "");
+    seen.sort();
+    let all = ["BUCKETS", "CIRCUITS", "COUNTERS", "IDS", "PORTS", "STATS"];
+    assert_eq!(seen, all, "each map is there, once, and no other");
+    assert!(
+        total <= MEMORY_BUDGET,
+        "{total} bytes, over {MEMORY_BUDGET}"
+    );
+}
+
+fn memory_of(map: &aya::maps::MapFd) -> u64 {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(path).expect("procfs");
+    let line = text.lines().find_map(|l| l.strip_prefix("memlock:"));
+    line.and_then(|v| v.trim().parse().ok()).expect("memlock")
 }

@@ -2,7 +2,7 @@
 
 /// Circuits that there is always room for.
 pub const LEAST_CIRCUITS: u32 = 1024;
-/// Places in `CIRCUITS` for each circuit: one in force, and one that was in force and still rests.
+/// Places in `CIRCUITS` for each circuit: one in force, and some that were in force and still rest.
 pub const PLACES: u32 = 4;
 /// Places in `BUCKETS` at least.
 pub const LEAST_BUCKETS: u32 = 256;
@@ -10,6 +10,8 @@ pub const LEAST_BUCKETS: u32 = 256;
 pub const MAX_PORTS: u32 = 256;
 /// How long a place in a map rests before it is another's: nanoseconds. A program ends within microseconds; until then it may use what it found.
 pub const REST: u64 = 1_000_000_000;
+/// Likewise of a bucket: a thread of user space may take a while to take a new plan, and until then leads the program to the old one.
+pub const BUCKET_REST: u64 = 60 * 1_000_000_000;
 
 /// In [`Circuit::buckets`]: there is no limit.
 pub const NO_BUCKET: u32 = u32::MAX;

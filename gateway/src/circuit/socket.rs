@@ -220,13 +220,28 @@ impl Circuits {
             }
         }
         if let Some(fast) = &self.fast {
-            let tenants = plan.tenants.iter_mut();
-            let buckets = tenants.flat_map(|tenant| [&mut tenant.datagrams, &mut tenant.bytes]);
-            for bucket in buckets.flatten().filter(|b| b.place().is_none()) {
-                // Where there is no room, the tenant's circuits go through user space.
-                if let Some(shared) = fast.bucket(bucket.rate(), bucket.depth()) {
-                    *bucket = Arc::new(shared);
+            for tenant in &mut plan.tenants {
+                let buckets = [&mut tenant.datagrams, &mut tenant.bytes];
+                for bucket in buckets
+                    .into_iter()
+                    .flatten()
+                    .filter(|b| b.place().is_none())
+                {
+                    match fast.bucket(bucket.rate(), bucket.depth()) {
+                        Some(shared) => *bucket = Arc::new(shared),
+                        None => tracing::warn!(
+                            tenant = %tenant.name,
+                            "circuits go through user space: XDP has no room for the limits of so many tenants; restart the gateway"
+                        ),
+                    }
                 }
+            }
+            if plan.circuits.len() > fast.room() {
+                tracing::warn!(
+                    circuits = plan.circuits.len(),
+                    room = fast.room(),
+                    "some circuits go through user space: XDP has no room for them; restart the gateway"
+                );
             }
         }
         let mut prepared = Prepared {
@@ -549,6 +564,8 @@ impl Carrier {
             for n in 0..count {
                 self.message(place, n, batch, now);
             }
+            // Before the answers: what an end that is told so sends next may go through the driver.
+            self.publish();
             self.flush(batch.bytes());
             if count < BATCH {
                 return;

@@ -12,7 +12,7 @@ use aya::programs::{ProgramError, XdpMode, xdp::XdpLink};
 use gateway_common::maps::Port;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 
-use super::{Error, Fast, lock};
+use super::{Error, Fast, fib, lock};
 use crate::config::Xdp;
 
 /// How long an interface may still have the program of a process that was killed just before.
@@ -282,6 +282,7 @@ impl Fast {
     }
 
     fn attach_one(&self, name: &str, ifindex: u32, mode: Mode) -> Result<XdpLink, Error> {
+        fib::allow()?;
         if mode == Mode::Generic && joins(name)? {
             return Err(Error::Joins {
                 interface: name.to_owned(),

@@ -32,7 +32,7 @@ use aya::{
     programs::{ProgramError, Xdp},
 };
 use gateway_common::maps::{
-    Bucket, Circuit, LEAST_BUCKETS, LEAST_CIRCUITS, Outcome, PLACES, Port, Stats,
+    BUCKET_REST, Bucket, Circuit, LEAST_BUCKETS, LEAST_CIRCUITS, Outcome, PLACES, Port, REST, Stats,
 };
 
 pub use links::{Interface, Mode, wanted};
@@ -191,6 +191,8 @@ pub struct Fast {
     counters: PerCpuArray<MapData, u64>,
     ports: Mutex<HashMap<MapData, u32, Port>>,
     links: Mutex<Vec<links::Attached>>,
+    /// Circuits that there is room for.
+    room: usize,
 }
 
 impl std::fmt::Debug for Fast {
@@ -221,7 +223,6 @@ impl Fast {
                 path: object.to_owned(),
             });
         }
-        fib::allow()?;
         let twice = |count: usize, least| {
             let twice = u32::try_from(count.saturating_mul(2)).unwrap_or(u32::MAX / 8);
             twice.clamp(least, u32::MAX / 8)
@@ -244,19 +245,26 @@ impl Fast {
         let fast = Self {
             ids: Mutex::new(typed(&mut ebpf, "IDS")?),
             circuits: mapped(&mut ebpf, "CIRCUITS", circuits * PLACES)?,
-            places: Mutex::new(Places::new(circuits * PLACES)),
+            places: Mutex::new(Places::new(circuits * PLACES, REST)),
             buckets: Arc::new(Buckets {
                 memory: mapped(&mut ebpf, "BUCKETS", buckets)?,
-                places: Mutex::new(Places::new(buckets)),
+                places: Mutex::new(Places::new(buckets, BUCKET_REST)),
             }),
             stats: Mutex::new(typed(&mut ebpf, "STATS")?),
-            stats_places: Mutex::new(Places::new(circuits)),
+            stats_places: Mutex::new(Places::new(circuits, REST)),
             counters: typed(&mut ebpf, "COUNTERS")?,
             ports: Mutex::new(typed(&mut ebpf, "PORTS")?),
             links: Mutex::new(Vec::new()),
+            room: circuits as usize,
             object: Mutex::new(ebpf),
         };
         Ok(fast)
+    }
+
+    /// Circuits that there is room for.
+    #[must_use]
+    pub const fn room(&self) -> usize {
+        self.room
     }
 
     /// A full bucket that the program draws from, too; `None`: there is no room for one more.

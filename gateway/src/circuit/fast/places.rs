@@ -2,25 +2,26 @@
 
 use std::collections::VecDeque;
 
-use gateway_common::maps::REST;
-
 /// The places of a map. Times are nanoseconds of one clock.
 #[derive(Debug)]
 pub struct Places {
     /// From here on none was taken yet.
     fresh: u32,
     count: u32,
+    /// How long one rests.
+    rest: u64,
     /// Those that were given back, and when they may be taken again.
     resting: VecDeque<(u64, u32)>,
 }
 
 impl Places {
-    /// So many.
+    /// So many, and how long one rests that was given back.
     #[must_use]
-    pub const fn new(count: u32) -> Self {
+    pub const fn new(count: u32, rest: u64) -> Self {
         Self {
             fresh: 0,
             count,
+            rest,
             resting: VecDeque::new(),
         }
     }
@@ -42,7 +43,7 @@ impl Places {
 
     /// Gives one back.
     pub fn give(&mut self, now: u64, place: u32) {
-        self.resting.push_back((now + REST, place));
+        self.resting.push_back((now + self.rest, place));
     }
 }
 
@@ -52,7 +53,8 @@ mod tests {
 
     #[test]
     fn a_place_rests_before_it_is_anothers() {
-        let mut places = Places::new(2);
+        const REST: u64 = 1000;
+        let mut places = Places::new(2, REST);
         assert_eq!((places.take(0), places.take(0)), (Some(0), Some(1)));
         places.give(5, 1);
         assert_eq!(places.take(4 + REST), None);
