@@ -45,6 +45,8 @@ const PARTS: &[Part] = &[
             "--package",
             "gateway-client",
             "--package",
+            "gateway-common",
+            "--package",
             "lab",
             "--package",
             "service",
@@ -126,7 +128,7 @@ pub fn test(
     let wanted = |tier: Tier| tiers.is_empty() || tiers.contains(&tier);
     let begun = Instant::now();
     if wanted(Tier::Packets) || wanted(Tier::Lab) {
-        run::prepare(asked, &["appliance-user", "lab"])?;
+        run::prepare(asked, &["appliance-user", "causeway-gateway", "lab"])?;
         clean_up()?;
     }
     if wanted(Tier::Lab)
