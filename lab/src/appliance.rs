@@ -10,19 +10,14 @@ use std::{
 };
 
 use crate::{
-    config::{Places, render},
+    config::{Circuit, Places, render},
+    daemon::{CLI, Daemon},
     error::{During as _, Error, Result},
     interrupt,
     process::{self, Output, Process},
-    record::{Entry, Record},
-    site::{Lab, wait},
+    site::Lab,
     topology::Appliance,
 };
-
-/// Time for one command to an appliance.
-const CLI: Duration = Duration::from_secs(10);
-/// Time for a daemon to become ready.
-const READY: Duration = Duration::from_secs(15);
 
 /// One appliance of a lab.
 #[derive(Clone, Copy, Debug)]
@@ -47,47 +42,44 @@ impl Lab {
             .ok_or_else(|| self.unknown("appliance", host, all.iter().map(|a| &a.host)))
     }
 
-    /// Starts every appliance of the topology and waits until all are ready.
+    /// Starts what the topology has besides hosts: gateways and the director's server, then every appliance. Waits until
+    /// all are ready. Appliances whose circuits have a way over TLS start after the far end, whose certificate they know.
     ///
     /// # Errors
     /// As [`Handle::start`].
     pub fn start_appliances(&self) -> Result<()> {
-        let handles: Vec<_> = self
-            .topology()
-            .appliances
-            .iter()
-            .map(|appliance| Handle {
-                lab: self,
-                appliance,
-            })
-            .collect();
-        for handle in &handles {
-            handle.launch()?;
+        self.start_cloud()?;
+        let handles = |wanted: &dyn Fn(&str) -> bool| -> Vec<Handle<'_>> {
+            let all = self.topology().appliances.iter();
+            all.filter(|a| wanted(&a.host))
+                .map(|appliance| Handle {
+                    lab: self,
+                    appliance,
+                })
+                .collect()
+        };
+        let late = |host: &str| self.topology().cloud.has_tls(host, 0);
+        for part in [handles(&|host| !late(host)), handles(&late)] {
+            for handle in &part {
+                handle.launch()?;
+            }
+            part.iter().try_for_each(|h| h.await_ready())?;
         }
-        handles.iter().try_for_each(|h| h.await_ready())
-    }
-
-    /// The daemon on `host`, if it runs.
-    pub(crate) fn daemon(&self, host: &str) -> Result<Option<Process>> {
-        let wanted = process_name(host);
-        Ok(Record::read(self.run_dir())?
-            .into_iter()
-            .rev()
-            .filter_map(|e| match e {
-                Entry::Process { pid, start, name } if name == wanted => {
-                    Some(Process { pid, start })
-                }
-                _ => None,
-            })
-            .find(|p| p.is_alive()))
+        Ok(())
     }
 }
 
-fn process_name(host: &str) -> String {
-    format!("appliance:{host}")
-}
+impl<'a> Handle<'a> {
+    fn daemon(&self) -> Daemon<'a> {
+        Daemon {
+            lab: self.lab,
+            host: &self.appliance.host,
+            kind: "appliance",
+            program: &self.lab.paths().appliance,
+            hint: "build it with `cargo build -p appliance-user`, or name it in CAUSEWAY_APPLIANCE",
+        }
+    }
 
-impl Handle<'_> {
     /// Its host.
     #[must_use]
     pub fn host(&self) -> &str {
@@ -97,14 +89,13 @@ impl Handle<'_> {
     /// Its configuration file.
     #[must_use]
     pub fn config_path(&self) -> PathBuf {
-        let file = format!("{}.toml", self.host());
-        self.lab.run_dir().join("etc").join(file)
+        self.daemon().config_path()
     }
 
     /// Its control socket.
     #[must_use]
     pub fn socket_path(&self) -> PathBuf {
-        self.lab.run_dir().join(format!("{}.sock", self.host()))
+        self.daemon().socket_path()
     }
 
     /// Where it keeps its state.
@@ -116,7 +107,7 @@ impl Handle<'_> {
     /// Its log.
     #[must_use]
     pub fn log_path(&self) -> PathBuf {
-        self.lab.log_path(&process_name(self.host()))
+        self.daemon().log_path()
     }
 
     /// Its process, if it runs.
@@ -124,7 +115,7 @@ impl Handle<'_> {
     /// # Errors
     /// If the record cannot be read.
     pub fn process(&self) -> Result<Option<Process>> {
-        self.lab.daemon(self.host())
+        self.daemon().process()
     }
 
     /// Its private key.
@@ -147,22 +138,46 @@ impl Handle<'_> {
             .map(|output| output.stdout.trim().to_owned())
     }
 
-    /// Public keys of its peers, by their names in its configuration.
-    fn peer_keys(&self) -> Result<BTreeMap<String, String>> {
-        let topology = self.lab.topology();
-        let mut keys = BTreeMap::new();
-        for (name, address) in &self.appliance.peers {
-            let other = topology.appliances.iter().find(|other| {
-                topology
-                    .find_host(&other.host)
-                    .and_then(|h| h.links.iter().find(|l| l.name == other.uplink))
-                    .is_some_and(|l| l.addresses.iter().any(|c| c.addr == *address))
-            });
-            if let Some(other) = other {
-                keys.insert(name.clone(), self.lab.appliance(&other.host)?.public_key()?);
-            }
+    /// Its peers that are appliances of this lab, by their names in its configuration.
+    fn peers(&self) -> Result<BTreeMap<&'a str, Handle<'a>>> {
+        let lab: &'a Lab = self.lab;
+        let named = self.appliance.peers.iter();
+        named
+            .filter_map(|(name, address)| Some((name, lab.topology().appliance_at(*address)?)))
+            .map(|(name, other)| Ok((name.as_str(), lab.appliance(&other.host)?)))
+            .collect()
+    }
+
+    /// The circuits to its peers, by their names in its configuration.
+    fn circuits(&self) -> Result<BTreeMap<&'a str, Circuit>> {
+        let mut circuits = BTreeMap::new();
+        for (name, peer) in self.peers()? {
+            let cloud = &self.lab.topology().cloud;
+            let Some((circuit, side)) = cloud.between(self.host(), peer.host()) else {
+                continue;
+            };
+            let tls = circuit.tls.as_ref().filter(|_| side == 0);
+            let of_peer = Circuit {
+                id: self.lab.circuit(&circuit.tenant)?.id,
+                key_file: self.lab.circuit_key_path(&circuit.tenant, side),
+                tls: match tls {
+                    Some(name) => Some((name.clone(), peer.fingerprint()?)),
+                    None => None,
+                },
+            };
+            circuits.insert(name, of_peer);
         }
-        Ok(keys)
+        Ok(circuits)
+    }
+
+    /// The fingerprint of the certificate that it takes tunnels over TLS with. It must be running.
+    fn fingerprint(&self) -> Result<String> {
+        let status = self.json(&["status", "--json"])?;
+        let fingerprint = status["tls"]["fingerprint"].as_str();
+        fingerprint.map(str::to_owned).ok_or_else(|| Error::Output {
+            what: format!("the fingerprint of {}'s certificate", self.host()),
+            reason: format!("its status has none: {}", status["tls"]),
+        })
     }
 
     /// Writes the configuration file that the topology says, and keys where its tunnels are encrypted.
@@ -171,12 +186,13 @@ impl Handle<'_> {
     /// If it cannot be written.
     pub fn write_config(&self) -> Result<()> {
         let key = self.key_path();
-        let keys = if self.lab.topology().options.encrypted {
+        let mut keys = None;
+        if self.lab.topology().options.encrypted {
             self.public_key()?;
-            Some(self.peer_keys()?)
-        } else {
-            None
-        };
+            let peers = self.peers()?.into_iter();
+            let public = peers.map(|(name, peer)| Ok((name.to_owned(), peer.public_key()?)));
+            keys = Some(public.collect::<Result<BTreeMap<_, _>>>()?);
+        }
         let pins = self.lab.pin_dir(self.host());
         let text = render(
             self.lab.topology(),
@@ -187,6 +203,7 @@ impl Handle<'_> {
                 control_socket: &self.socket_path(),
                 bpf_object: &self.lab.paths().bpf_object,
                 keys: keys.as_ref().map(|public| (key.as_path(), public)),
+                circuits: &self.circuits()?,
             },
         )
         .map_err(|e| Error::Output {
@@ -212,23 +229,12 @@ impl Handle<'_> {
     /// # Errors
     /// If it cannot be started.
     pub fn launch(&self) -> Result<()> {
-        let paths = self.lab.paths();
-        for (path, hint) in [
-            (
-                &paths.appliance,
-                "build it with `cargo build -p appliance-user`, or name it in CAUSEWAY_APPLIANCE",
-            ),
-            (
-                &paths.bpf_object,
-                "build it with `cargo xtask build-ebpf`, or name it in CAUSEWAY_BPF_OBJECT",
-            ),
-        ] {
-            if !path.exists() {
-                return Err(Error::Missing {
-                    path: path.clone(),
-                    hint,
-                });
-            }
+        let object = &self.lab.paths().bpf_object;
+        if !object.exists() {
+            return Err(Error::Missing {
+                path: object.clone(),
+                hint: "build it with `cargo xtask build-ebpf`, or name it in CAUSEWAY_BPF_OBJECT",
+            });
         }
         if self.process()?.is_some() {
             return Ok(());
@@ -239,15 +245,7 @@ impl Handle<'_> {
         let state = self.state_dir();
         fs::create_dir_all(&state).during(|| format!("creating {}", state.display()))?;
         self.lab.make_pin_dir(self.host())?;
-        let mut command = Command::new(&paths.appliance);
-        command
-            .arg("run")
-            .arg("--config")
-            .arg(self.config_path())
-            .env("CAUSEWAY_BPF_OBJECT", &paths.bpf_object);
-        self.lab
-            .spawn_command(self.host(), &process_name(self.host()), &mut command)
-            .map(drop)
+        self.daemon().launch(&[("CAUSEWAY_BPF_OBJECT", object)])
     }
 
     /// Waits until the daemon says that it is ready.
@@ -255,46 +253,13 @@ impl Handle<'_> {
     /// # Errors
     /// If it ended, or after 15 s; the error ends with its log.
     pub fn await_ready(&self) -> Result<()> {
-        let mut seen = String::new();
-        let ready = wait(
-            &format!("readiness of {}", self.host()),
-            READY,
-            Duration::from_millis(20),
-            || {
-                if self.process()?.is_none() {
-                    return Err(Error::Command {
-                        command: format!("causeway-appliance on {}", self.host()),
-                        status: "it ended".to_owned(),
-                        stderr: String::new(),
-                    });
-                }
-                let output = self.cli(&["status", "--json"])?;
-                seen = format!("{}{}", output.stdout.trim(), output.stderr.trim());
-                let status: Option<serde_json::Value> = serde_json::from_str(&output.stdout).ok();
-                Ok(
-                    if output.ok() && status.is_some_and(|s| s["ready"] == true) {
-                        Ok(())
-                    } else {
-                        Err(seen.clone())
-                    },
-                )
-            },
-        );
-        ready.map_err(|e| match e {
-            Error::Interrupted => Error::Interrupted,
-            other => Error::Output {
-                what: format!("{other}; log of {}", self.host()),
-                reason: self.log_tail(20),
-            },
-        })
+        self.daemon().await_ready(|status| status["ready"] == true)
     }
 
     /// The last lines of its log.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {
-        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
-        let all: Vec<_> = text.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        self.daemon().log_tail(lines)
     }
 
     /// SIGTERM, and waits. Forwarding goes on by what is pinned.
@@ -302,8 +267,7 @@ impl Handle<'_> {
     /// # Errors
     /// If it does not end.
     pub fn stop(&self) -> Result<()> {
-        self.process()?
-            .map_or(Ok(()), |p| p.stop(Duration::from_secs(5)))
+        self.daemon().stop(Duration::from_secs(5))
     }
 
     /// SIGKILL, and waits.
@@ -311,7 +275,7 @@ impl Handle<'_> {
     /// # Errors
     /// If it does not end.
     pub fn kill(&self) -> Result<()> {
-        self.process()?.map_or(Ok(()), Process::kill)
+        self.daemon().kill()
     }
 
     /// Stops and starts it.
@@ -328,7 +292,7 @@ impl Handle<'_> {
     /// # Errors
     /// If it cannot be started or takes longer than 10 s. A status other than 0 is no error.
     pub fn cli<S: Into<OsString> + Clone>(&self, words: &[S]) -> Result<Output> {
-        process::run(&mut self.cli_command(words), CLI)
+        self.daemon().cli(words)
     }
 
     /// As [`Handle::cli`], but a status other than 0 is an error. Returns standard output.
@@ -336,7 +300,7 @@ impl Handle<'_> {
     /// # Errors
     /// As [`Handle::cli`], and [`Error::Command`] with what it said.
     pub fn must<S: Into<OsString> + Clone>(&self, words: &[S]) -> Result<String> {
-        process::must(&mut self.cli_command(words), None, CLI, interrupt::check).map(|o| o.stdout)
+        self.daemon().must(words)
     }
 
     /// As [`Handle::must`], read as JSON.
@@ -344,18 +308,7 @@ impl Handle<'_> {
     /// # Errors
     /// As [`Handle::must`], and if it is no JSON.
     pub fn json<S: Into<OsString> + Clone>(&self, words: &[S]) -> Result<serde_json::Value> {
-        let text = self.must(words)?;
-        serde_json::from_str(&text).map_err(|e| Error::Output {
-            what: process::text_of(&self.cli_command(words)),
-            reason: format!("{e}: {text}"),
-        })
-    }
-
-    fn cli_command<S: Into<OsString> + Clone>(&self, words: &[S]) -> Command {
-        let mut command = Command::new(&self.lab.paths().appliance);
-        command.arg("--socket").arg(self.socket_path());
-        command.args(words.iter().map(|w| w.clone().into()));
-        command
+        self.daemon().json(words)
     }
 }
 

@@ -1,10 +1,18 @@
-//! The appliances' configuration files, from the topology.
+//! The appliances' and gateways' configuration files, from the topology.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
-use crate::topology::{Appliance, Role, Topology};
+use crate::{
+    cloud::{Access, Gateway, TLS_PORT},
+    gateway::Drawn,
+    topology::{Appliance, Role, Topology},
+};
 
 /// Where one appliance keeps its things.
 #[derive(Clone, Debug)]
@@ -15,6 +23,18 @@ pub(crate) struct Places<'a> {
     pub bpf_object: &'a Path,
     /// The private key, and the public keys by peer name; `None` for plain tunnels.
     pub keys: Option<(&'a Path, &'a BTreeMap<String, String>)>,
+    /// The circuits to peers, by peer name.
+    pub circuits: &'a BTreeMap<&'a str, Circuit>,
+}
+
+/// The circuit to a peer, as one appliance has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Circuit {
+    pub id: String,
+    /// Where its side's key is.
+    pub key_file: PathBuf,
+    /// Server name and fingerprint of the way over TLS.
+    pub tls: Option<(String, String)>,
 }
 
 #[derive(Serialize)]
@@ -23,6 +43,12 @@ struct File<'a> {
     uplink: Uplink<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tunnel: Option<Tunnel<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateways: Option<&'a Access>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<Tls>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    gateway: Vec<GatewayEntry<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     interface: Vec<Interface<'a>>,
     tenant: Vec<Tenant<'a>>,
@@ -57,6 +83,20 @@ struct Tunnel<'a> {
 }
 
 #[derive(Serialize)]
+struct Tls {
+    listen: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct GatewayEntry<'a> {
+    name: &'a str,
+    addresses: Vec<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<&'a str>,
+    load: u16,
+}
+
+#[derive(Serialize)]
 struct Interface<'a> {
     name: &'a str,
     xdp: &'static str,
@@ -79,6 +119,22 @@ struct Peer<'a> {
     address: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     public_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    circuit: Option<PeerCircuit<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<PeerTls<'a>>,
+}
+
+#[derive(Serialize)]
+struct PeerCircuit<'a> {
+    id: &'a str,
+    key_file: &'a Path,
+}
+
+#[derive(Serialize)]
+struct PeerTls<'a> {
+    name: &'a str,
+    fingerprint: &'a str,
 }
 
 #[derive(Serialize)]
@@ -144,6 +200,26 @@ pub(crate) fn render(
             workers: topology.options.workers,
             cpus: cpus(topology, appliance),
         }),
+        gateways: topology
+            .cloud
+            .of(&appliance.host, 0)
+            .next()
+            .map(|circuit| &circuit.access),
+        tls: topology.cloud.has_tls(&appliance.host, 1).then(|| Tls {
+            listen: vec![format!("0.0.0.0:{TLS_PORT}")],
+        }),
+        gateway: topology
+            .cloud
+            .gateways
+            .iter()
+            .filter(|_| !places.circuits.is_empty())
+            .map(|g| GatewayEntry {
+                name: &g.host,
+                addresses: topology.gateway_addresses(&g.host),
+                pool: g.pool.as_deref(),
+                load: g.load,
+            })
+            .collect(),
         interface: further
             .into_iter()
             .map(|name| Interface {
@@ -169,13 +245,26 @@ pub(crate) fn render(
                     kind: "vxlan",
                     address: Some(address.to_string()),
                     public_key: None,
+                    circuit: None,
+                    tls: None,
                 },
                 Some((_, public)) => Peer {
                     name,
                     kind: "appliance",
-                    // The tenant's end dials; the provider's learns where from.
-                    address: (appliance.role == Role::Tenant).then(|| address.to_string()),
+                    // The tenant's end dials; the provider's learns where from. Through gateways neither does.
+                    address: (appliance.role == Role::Tenant
+                        && !places.circuits.contains_key(name.as_str()))
+                    .then(|| address.to_string()),
                     public_key: public.get(name).map(String::as_str),
+                    circuit: places.circuits.get(name.as_str()).map(|c| PeerCircuit {
+                        id: &c.id,
+                        key_file: &c.key_file,
+                    }),
+                    tls: places
+                        .circuits
+                        .get(name.as_str())
+                        .and_then(|c| c.tls.as_ref())
+                        .map(|(name, fingerprint)| PeerTls { name, fingerprint }),
                 },
             })
             .collect(),
@@ -193,6 +282,130 @@ pub(crate) fn render(
                 gateway: n.gateway.iter().map(ToString::to_string).collect(),
             })
             .collect(),
+    })
+}
+
+#[derive(Serialize)]
+struct GatewayFile<'a> {
+    gateway: GatewaySection<'a>,
+    tenant: Vec<GatewayTenant<'a>>,
+    circuit: Vec<GatewayCircuit<'a>>,
+    backend: Vec<Backend<'a>>,
+    route: Vec<Route<'a>>,
+}
+
+#[derive(Serialize)]
+struct GatewaySection<'a> {
+    name: &'a str,
+    control_socket: &'a Path,
+    metrics: &'static str,
+    drain: u64,
+}
+
+#[derive(Serialize)]
+struct GatewayTenant<'a> {
+    name: &'a str,
+}
+
+#[derive(Serialize)]
+struct GatewayCircuit<'a> {
+    id: &'a str,
+    tenant: &'a str,
+    keys: &'a [String; 2],
+}
+
+#[derive(Serialize)]
+struct Backend<'a> {
+    name: &'a str,
+    addresses: Vec<SocketAddr>,
+}
+
+#[derive(Serialize)]
+struct Route<'a> {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<&'a str>,
+    backend: &'a str,
+}
+
+/// The TOML text for `gateway`: every circuit, the director, and where circuits have a way over TLS, the appliance that is
+/// their side b. Everything else is as the gateway has it by default, but for the drain time, seconds.
+pub(crate) fn render_gateway(
+    topology: &Topology,
+    gateway: &Gateway,
+    circuits: &[Drawn],
+    control_socket: &Path,
+    drain: u64,
+) -> Result<String, toml::ser::Error> {
+    let tenants: BTreeSet<&str> = topology
+        .appliances
+        .iter()
+        .flat_map(|a| &a.tenants)
+        .map(|t| t.name.as_str())
+        .collect();
+    let at = |host: &str, port: u16| -> Vec<SocketAddr> {
+        let addresses = topology.addresses_of(host);
+        addresses.map(|a| SocketAddr::new(a, port)).collect()
+    };
+    let over_tls: Vec<_> = topology
+        .cloud
+        .circuits
+        .iter()
+        .filter_map(|c| Some((c, c.tls.as_deref()?)))
+        .collect();
+    let ends: BTreeSet<&str> = over_tls.iter().map(|(c, _)| c.ends[1].as_str()).collect();
+    let mut backend: Vec<_> = ends
+        .into_iter()
+        .map(|host| Backend {
+            name: host,
+            addresses: at(host, TLS_PORT)
+                .into_iter()
+                .filter(SocketAddr::is_ipv4)
+                .collect(),
+        })
+        .collect();
+    let mut route: Vec<_> = over_tls
+        .iter()
+        .map(|(circuit, name)| Route {
+            name: (*name).to_owned(),
+            tenant: Some(&circuit.tenant),
+            backend: &circuit.ends[1],
+        })
+        .collect();
+    if let Some(director) = &topology.cloud.director {
+        backend.push(Backend {
+            name: "director",
+            addresses: at(&director.host, director.port),
+        });
+        route.push(Route {
+            name: director.name.clone(),
+            tenant: None,
+            backend: "director",
+        });
+        route.extend(tenants.iter().map(|tenant| Route {
+            name: format!("{tenant}.{}", director.name),
+            tenant: Some(tenant),
+            backend: "director",
+        }));
+    }
+    toml::to_string(&GatewayFile {
+        gateway: GatewaySection {
+            name: &gateway.host,
+            control_socket,
+            metrics: "127.0.0.1:9180",
+            drain,
+        },
+        tenant: tenants.iter().map(|name| GatewayTenant { name }).collect(),
+        circuit: circuits
+            .iter()
+            .map(|c| GatewayCircuit {
+                id: &c.id,
+                tenant: &c.tenant,
+                keys: &c.keys,
+            })
+            .collect(),
+        backend,
+        route,
     })
 }
 
@@ -235,6 +448,17 @@ mod tests {
             ("provider".to_owned(), "key-of-provider".to_owned()),
         ]);
         let appliance = t.appliances.iter().find(|a| a.host == host).unwrap();
+        let circuits = appliance.peers.iter().filter_map(|(name, address)| {
+            let other = &t.appliance_at(*address)?.host;
+            let (circuit, side) = t.cloud.between(host, other)?;
+            let tls = circuit.tls.clone().filter(|_| side == 0);
+            let circuit = Circuit {
+                id: "0100000000000000".to_owned(),
+                key_file: "/run/x/circuit.key".into(),
+                tls: tls.map(|name| (name, "aa".to_owned())),
+            };
+            Some((name.as_str(), circuit))
+        });
         let text = render(
             t,
             appliance,
@@ -244,10 +468,81 @@ mod tests {
                 control_socket: Path::new("/run/x/sock"),
                 bpf_object: Path::new("/x/appliance.bpf.o"),
                 keys: encrypted.then_some((Path::new("/run/x/key"), &public)),
+                circuits: &circuits.collect(),
             },
         )
         .unwrap();
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_tenant_behind_gateways_has_a_circuit_and_no_address_to_dial() {
+        let t = sites::gateways(Options::default());
+        let tenant = rendered_of(&t, "acme-appliance");
+        assert_eq!(tenant["gateways"]["pools"][0].as_str(), Some("gold"));
+        assert_eq!(tenant["gateways"]["unpooled"].as_bool(), Some(true));
+        let names = |c: &toml::Table| -> Vec<String> {
+            let all = c["gateway"].as_array().unwrap().iter();
+            all.map(|g| g["name"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        assert_eq!(names(&tenant), ["gw1", "gw2", "gw3"]);
+        let gw1 = &tenant["gateway"][0];
+        assert_eq!(gw1["pool"].as_str(), Some("gold"));
+        assert_eq!(gw1["addresses"][0].as_str(), Some("192.0.2.10:6180"));
+        assert_eq!(
+            gw1["addresses"][1].as_str(),
+            Some("[2001:db8:a:1::10]:6180")
+        );
+        assert!(tenant["gateway"][2].get("pool").is_none());
+        let peer = &tenant["peer"][0];
+        assert!(peer.get("address").is_none());
+        assert_eq!(peer["circuit"]["id"].as_str(), Some("0100000000000000"));
+        assert_eq!(peer["tls"]["fingerprint"].as_str(), Some("aa"));
+        assert!(tenant.get("tls").is_none());
+
+        let provider = rendered_of(&t, "provider-appliance");
+        assert!(provider.get("gateways").is_none());
+        assert_eq!(names(&provider).len(), 3);
+        assert_eq!(provider["tls"]["listen"][0].as_str(), Some("0.0.0.0:6443"));
+        assert!(provider["peer"][0].get("tls").is_none());
+
+        let direct = rendered("tenant-appliance", 1500, true);
+        for absent in ["gateways", "gateway", "tls"] {
+            assert!(direct.get(absent).is_none(), "{absent}");
+        }
+    }
+
+    #[test]
+    fn a_gateway_has_every_circuit_and_a_route_for_each_server_name() {
+        let t = sites::gateways(Options::default());
+        let drawn = ["acme", "globex"].map(|tenant| Drawn {
+            tenant: tenant.to_owned(),
+            id: "0100000000000000".to_owned(),
+            keys: ["a", "b"].map(str::to_owned),
+        });
+        let socket = Path::new("/run/x/gw1.sock");
+        let text = render_gateway(&t, &t.cloud.gateways[0], &drawn, socket, 5).unwrap();
+        let c: toml::Table = text.parse().unwrap();
+        assert_eq!(c["gateway"]["name"].as_str(), Some("gw1"));
+        assert_eq!(c["circuit"].as_array().unwrap().len(), 2);
+        assert_eq!(c["circuit"][1]["keys"][1].as_str(), Some("b"));
+        let route = |name: &str| {
+            let all = c["route"].as_array().unwrap();
+            let found = all.iter().find(|r| r["name"].as_str() == Some(name));
+            found.map(|r| r["backend"].as_str().unwrap().to_owned())
+        };
+        assert_eq!(route("director.example.net").as_deref(), Some("director"));
+        assert_eq!(
+            route("acme.director.example.net").as_deref(),
+            Some("director")
+        );
+        assert_eq!(
+            route("globex.tunnel.example.net").as_deref(),
+            Some("provider-appliance")
+        );
+        let backend = &c["backend"][0];
+        assert_eq!(backend["addresses"][0].as_str(), Some("203.0.113.5:6443"));
     }
 
     #[test]

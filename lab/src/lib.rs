@@ -2,7 +2,7 @@
 //!
 //! For: raising hosts with real Linux stacks, virtual switches that tag and untag as a
 //! hypervisor's port groups do, routers and WAN links from a declared topology; running the
-//! appliances in it; failing machines over; capturing, pinging, downloading; and taking all of it
+//! appliances and gateways in it; failing machines over; capturing, pinging, downloading; and taking all of it
 //! down again after any crash. Used by the demo, the integration tests and the benchmarks.
 //!
 //! Never: part of a product installation, a touch on the machine's own network, or the end of a
@@ -12,7 +12,7 @@
 //!   Topology ──validate──▶ plan: text for ip, ethtool ──▶ namespaces cw-<lab>-<host>
 //!                                                        │
 //!   record.jsonl ◀── written before anything is made ────┤── virtual switch: bridges + TC programs
-//!        │                                               ├── causeway-appliance daemons
+//!        │                                               ├── causeway-gateway, causeway-appliance daemons
 //!        └──▶ Lab::down, after a crash too               └── captures, pingers, servers on threads
 //! ```
 //!
@@ -33,9 +33,12 @@
 mod addr;
 mod appliance;
 mod capture;
+pub mod cloud;
 mod config;
+mod daemon;
 mod error;
 mod full;
+mod gateway;
 mod http;
 pub mod interrupt;
 mod iperf;
@@ -52,12 +55,14 @@ pub mod sites;
 mod switch;
 mod tcp;
 pub mod topology;
+mod trouble;
 
 pub use addr::{Cidr, Vlan, fixed_mac, mac_text};
 pub use appliance::{Handle, Switchover};
 pub use capture::{Capture, Filter};
 pub use error::{Error, Result};
 pub use full::SiteSwitch;
+pub use gateway::{Drawn, GatewayHandle};
 pub use http::{Download, Server};
 pub use iperf::{IperfServer, Throughput};
 pub use netns::{

@@ -10,15 +10,17 @@ use std::{
 pub struct Paths {
     /// The daemon, `causeway-appliance`.
     pub appliance: PathBuf,
-    /// Its BPF object.
+    /// The gateways' daemon, `causeway-gateway`.
+    pub gateway: PathBuf,
+    /// The appliance's BPF object.
     pub bpf_object: PathBuf,
     /// The virtual switch's BPF object.
     pub lab_bpf_object: PathBuf,
 }
 
 impl Paths {
-    /// From `CAUSEWAY_APPLIANCE`, `CAUSEWAY_BPF_OBJECT` and `CAUSEWAY_LAB_BPF_OBJECT`; what is not
-    /// set is looked for beside the running program: `target/<profile>/causeway-appliance`,
+    /// From `CAUSEWAY_APPLIANCE`, `CAUSEWAY_GATEWAY`, `CAUSEWAY_BPF_OBJECT` and `CAUSEWAY_LAB_BPF_OBJECT`; what is
+    /// not set is looked for beside the running program: `target/<profile>/causeway-appliance`,
     /// `target/bpf/*.o`.
     #[must_use]
     pub fn find() -> Self {
@@ -27,6 +29,7 @@ impl Paths {
         let or = |name, default| env::var_os(name).map_or(default, PathBuf::from);
         Self {
             appliance: or("CAUSEWAY_APPLIANCE", default.appliance),
+            gateway: or("CAUSEWAY_GATEWAY", default.gateway),
             bpf_object: or("CAUSEWAY_BPF_OBJECT", default.bpf_object),
             lab_bpf_object: or("CAUSEWAY_LAB_BPF_OBJECT", default.lab_bpf_object),
         }
@@ -41,6 +44,7 @@ impl Paths {
         let bpf = profile.parent().unwrap_or(Path::new("")).join("bpf");
         Self {
             appliance: profile.join("causeway-appliance"),
+            gateway: profile.join("causeway-gateway"),
             bpf_object: bpf.join("appliance.bpf.o"),
             lab_bpf_object: bpf.join("lab.bpf.o"),
         }

@@ -31,7 +31,7 @@ pub enum Entry {
         pid: i32,
         /// Its start, clock ticks since boot: field 22 of `/proc/<pid>/stat`.
         start: u64,
-        /// What it is, for people; `appliance:<host>` for the daemons.
+        /// What it is, for people; `appliance:<host>` and `gateway:<host>` for the daemons.
         name: String,
     },
     /// A directory on a BPF file system.

@@ -26,6 +26,7 @@ use nix::{
 };
 
 use crate::{
+    daemon,
     error::{During as _, Error, Result},
     interrupt, netns,
     paths::Paths,
@@ -97,12 +98,14 @@ pub struct Listed {
     pub hosts: Vec<String>,
     /// Hosts whose appliance daemon runs.
     pub appliances: Vec<String>,
+    /// Hosts whose gateway daemon runs.
+    pub gateways: Vec<String>,
     /// Machines that are failed over.
     pub failed_over: Vec<String>,
 }
 
 impl Lab {
-    /// Raises `topology` as lab `name`, without appliances ([`Lab::start_appliances`]). A lab of
+    /// Raises `topology` as lab `name`, without appliances and gateways ([`Lab::start_appliances`]). A lab of
     /// that name, whole or half, is cleared first, unless the process that raised it still uses it.
     /// Returns when every address of a powered host is usable.
     ///
@@ -142,14 +145,16 @@ impl Lab {
             .during(|| "writing the topology down".to_owned())?;
         let path = run_dir.join("topology.json");
         fs::write(&path, text).during(|| format!("writing {}", path.display()))?;
-        Ok(Self {
+        let lab = Self {
             name: name.to_owned(),
             topology,
             run_dir,
             record: Mutex::new(record),
             paths,
             _owner: Some(owner),
-        })
+        };
+        lab.draw_circuits()?;
+        Ok(lab)
     }
 
     /// A lab that another process raised.
@@ -191,20 +196,23 @@ impl Lab {
                     topology: String::new(),
                     hosts: Vec::new(),
                     appliances: Vec::new(),
+                    gateways: Vec::new(),
                     failed_over: Vec::new(),
                 });
                 continue;
             };
+            let running = |kind: &str, hosts: &mut dyn Iterator<Item = &String>| -> Vec<String> {
+                let runs =
+                    |host: &&String| matches!(daemon::running(&lab, kind, host), Ok(Some(_)));
+                hosts.filter(runs).cloned().collect()
+            };
+            let appliances = lab.topology.appliances.iter();
+            let gateways = lab.topology.cloud.gateways.iter();
             labs.push(Listed {
                 topology: lab.topology.name.clone(),
                 hosts: lab.topology.hosts.iter().map(|h| h.name.clone()).collect(),
-                appliances: lab
-                    .topology
-                    .appliances
-                    .iter()
-                    .filter(|a| matches!(lab.daemon(&a.host), Ok(Some(_))))
-                    .map(|a| a.host.clone())
-                    .collect(),
+                appliances: running("appliance", &mut appliances.map(|a| &a.host)),
+                gateways: running("gateway", &mut gateways.map(|g| &g.host)),
                 failed_over: lab.failed_over()?,
                 name,
             });
@@ -573,6 +581,9 @@ impl Lab {
         }
         for inside in &plan.hosts {
             self.ip(&inside.namespace, &inside.lines)?;
+        }
+        for rules in &self.topology.rules {
+            self.nft(&rules.host, &rules.nft)?;
         }
         for host in self.topology.hosts.iter().filter(|h| h.powered) {
             self.await_ports(host)?;

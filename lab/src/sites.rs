@@ -4,10 +4,12 @@ use std::net::IpAddr;
 
 use crate::{
     addr::{Cidr, Vlan},
+    cloud::{Access, Circuit, Cloud, Director, Gateway},
     topology::{
         Appliance, Attach, Failover, Hop, Host, Kind, Link, Machine, Network, Options, Role, Route,
-        Tenant, Topology,
+        Rules, Tenant, Topology,
     },
+    trouble::{masquerade, no_udp},
 };
 
 const PARTIAL: &str = "
@@ -24,6 +26,20 @@ const PARTIAL: &str = "
                                       └─ remote 10.9.0.2, 2001:db8:9::2
 ";
 
+const PARTIAL_BY_GATEWAYS: &str = "
+ tenant site                                          │       gw1  gw2        │  provider site
+                                                      │   .10 │    │ .14      │
+ prod-a .10 ──────────────┐                           │       │    │          │
+ prod-b .11 ──────────────┤ net1 10.1.0.0/24          │       │    │ 192.0.2.0│
+                          │      2001:db8:1::/64      │       │    │          │
+ tenant-appliance eth0 .5 ┴───────────┐               │       │    │          │                         ┌─ VLAN 101 ─ replica-a .10
+                                   router .1 ─────────┼────── wan ────────────┼─ provider-appliance ────┤ virtual switch
+ tenant-appliance eth1 ───┬───────────┤               │                       │  203.0.113.5     trunk  └─ VLAN 102 ─ replica-c .10
+ prod-c .10 ──────────────┤ net2 10.2.0.0/24          │
+ prod-d .11 ──────────────┘           │               │   the tunnel goes through gw1 or gw2
+                                      └─ remote 10.9.0.2, 2001:db8:9::2
+";
+
 const TWO_TENANTS: &str = "
  acme site, 10.1.0.0/24                               │  provider site
  acme-prod-a .10 ────────┐                            │
@@ -34,6 +50,19 @@ const TWO_TENANTS: &str = "
  globex-prod-a .10 ──────┤                            │
  globex-prod-b .11 ──────┘                            │
  globex site, the same 10.1.0.0/24                    │
+";
+
+const GATEWAYS: &str = "
+ acme site, 10.1.0.0/24                       │  cloud                                 │  provider site
+                                              │                                        │
+ acme-prod-a .10, acme-prod-b .11 ─┐          │         ┌─ gw1 192.0.2.10  pool gold    │
+ acme-appliance .5 ────────────────┴ acme-router ────┐  │      2001:db8:a:1::10         │                     ┌─ VLAN 101 ─ acme-replica-a .10
+                                     translates      │  ├─ gw2 192.0.2.14  pool gold    │                     │
+                                                   cloud ── provider-appliance 203.0.113.5 ── trunk ───────────┤
+ globex site, the same 10.1.0.0/24                   │  ├─ gw3 192.0.2.18               │                     │
+ globex-prod-a .10, globex-prod-b .11 ─┐      │      │  ├─ outside 198.51.100.10        │                     └─ VLAN 201 ─ globex-replica-a .10
+ globex-appliance .6 ──────────────────┴ globex-router  └─ director 198.51.100.130      │
+                                         translates, lets no UDP through
 ";
 
 const FULL: &str = "
@@ -711,6 +740,206 @@ pub fn full(options: Options) -> Topology {
     t
 }
 
+/// The sites of [`two_tenants`], which reach their provider through gateways only.
+///
+/// ```text
+///   acme-appliance ── acme-router (translates) ────────┐       ┌─ gw1 192.0.2.10, 2001:db8:a:1::10  pool gold
+///   globex-appliance ── globex-router (and drops UDP) ─┤       ├─ gw2 192.0.2.14                    pool gold
+///   outside ───────────────────────────────────────────┼ cloud ┼─ gw3 192.0.2.18                    no pool
+///   provider-appliance, director ──────────────────────┘       └─
+/// ```
+///
+/// Each line to `cloud` is a WAN link `<host>-wan` of its own (`acme-wan` and `globex-wan` of the routers), so that one can be cut or
+/// made a black hole. `cloud` knows no way to a tenant's LAN. Acme may use pool gold and then what has no pool, globex pool gold only.
+#[must_use]
+pub fn gateways(options: Options) -> Topology {
+    let mut t = two_tenants(options);
+    t.name = "gateways".to_owned();
+    t.picture = GATEWAYS.to_owned();
+    t.hosts
+        .retain(|h| h.name != "wan" && h.name != "provider-appliance");
+    let behind = |name: &str, wan_name: &str, addresses: &[&str], routers: &[&str], kind| {
+        let default = |router: &str| {
+            if router.contains(':') {
+                "::/0"
+            } else {
+                "0.0.0.0/0"
+            }
+        };
+        let routes: Vec<_> = routers.iter().map(|r| (default(r), *r)).collect();
+        host(
+            name,
+            kind,
+            vec![link("eth0", wan(wan_name), addresses)],
+            &routes,
+        )
+    };
+    let mut provider = provider_appliance();
+    provider.links[0].addresses.push(cidr("2001:db8:e::5/64"));
+    provider.routes.push(Route {
+        to: cidr("::/0"),
+        hop: Hop::Via(ip("2001:db8:e::1")),
+    });
+    t = t
+        .wan("gw1-wan")
+        .wan("gw2-wan")
+        .wan("gw3-wan")
+        .wan("director-wan")
+        .wan("outside-wan")
+        .host(host(
+            "cloud",
+            Kind::Router,
+            vec![
+                link("acme", wan("acme-wan"), &["198.51.100.1/30"]),
+                link("globex", wan("globex-wan"), &["198.51.100.5/30"]),
+                link(
+                    "outside",
+                    wan("outside-wan"),
+                    &["198.51.100.9/30", "2001:db8:c::1/64"],
+                ),
+                link(
+                    "gw1",
+                    wan("gw1-wan"),
+                    &["192.0.2.9/30", "2001:db8:a:1::1/64"],
+                ),
+                link("gw2", wan("gw2-wan"), &["192.0.2.13/30"]),
+                link("gw3", wan("gw3-wan"), &["192.0.2.17/30"]),
+                link(
+                    "provider",
+                    wan("provider-wan"),
+                    &["203.0.113.1/24", "2001:db8:e::1/64"],
+                ),
+                link(
+                    "director",
+                    wan("director-wan"),
+                    &["198.51.100.129/30", "2001:db8:d::1/64"],
+                ),
+            ],
+            &[],
+        ))
+        .host(behind(
+            "gw1",
+            "gw1-wan",
+            &["192.0.2.10/30", "2001:db8:a:1::10/64"],
+            &["192.0.2.9", "2001:db8:a:1::1"],
+            Kind::Gateway,
+        ))
+        .host(behind(
+            "gw2",
+            "gw2-wan",
+            &["192.0.2.14/30"],
+            &["192.0.2.13"],
+            Kind::Gateway,
+        ))
+        .host(behind(
+            "gw3",
+            "gw3-wan",
+            &["192.0.2.18/30"],
+            &["192.0.2.17"],
+            Kind::Gateway,
+        ))
+        .host(behind(
+            "director",
+            "director-wan",
+            &["198.51.100.130/30", "2001:db8:d::130/64"],
+            &["198.51.100.129", "2001:db8:d::1"],
+            Kind::Machine,
+        ))
+        .host(behind(
+            "outside",
+            "outside-wan",
+            &["198.51.100.10/30", "2001:db8:c::10/64"],
+            &["198.51.100.9", "2001:db8:c::1"],
+            Kind::Machine,
+        ))
+        .host(provider);
+    t.rules = ["acme-router", "globex-router"]
+        .map(|router| Rules {
+            host: router.to_owned(),
+            nft: masquerade("wan", PORTS),
+        })
+        .into();
+    t.rules.push(Rules {
+        host: "globex-router".to_owned(),
+        nft: no_udp("wan"),
+    });
+    let circuit = |tenant: &str, unpooled| Circuit {
+        tenant: tenant.to_owned(),
+        ends: [
+            format!("{tenant}-appliance"),
+            "provider-appliance".to_owned(),
+        ],
+        access: Access {
+            pools: vec!["gold".to_owned()],
+            unpooled,
+        },
+        tls: Some(format!("{tenant}.tunnel.example.net")),
+    };
+    t.cloud = Cloud {
+        gateways: vec![
+            gateway("gw1", Some("gold")),
+            gateway("gw2", Some("gold")),
+            gateway("gw3", None),
+        ],
+        circuits: vec![circuit("acme", true), circuit("globex", false)],
+        director: Some(Director {
+            host: "director".to_owned(),
+            port: 443,
+            name: "director.example.net".to_owned(),
+        }),
+    };
+    t
+}
+
+/// Source ports that the routers of [`gateways`] translate to.
+pub const PORTS: (u16, u16) = (20_000, 39_999);
+
+/// [`partial`], but for encrypted tunnels: they pass through one of two gateways.
+///
+/// ```text
+///   tenant-appliance ── router ── wan ── provider-appliance
+///                                 ├─ gw1 192.0.2.10
+///                                 └─ gw2 192.0.2.14
+/// ```
+#[must_use]
+pub fn partial_by_gateways(options: Options) -> Topology {
+    let mut t = partial(options);
+    if !options.encrypted {
+        return t;
+    }
+    t.picture = PARTIAL_BY_GATEWAYS.to_owned();
+    for (name, near, far) in [
+        ("gw1", "192.0.2.9", "192.0.2.10/30"),
+        ("gw2", "192.0.2.13", "192.0.2.14/30"),
+    ] {
+        let way = format!("{name}-wan");
+        if let Some(router) = t.hosts.iter_mut().find(|h| h.name == "wan") {
+            let nic = link(name, wan(&way), &[&format!("{near}/30")]);
+            router.links.push(nic);
+        }
+        let nic = link("eth0", wan(&way), &[far]);
+        t = t
+            .wan(&way)
+            .host(host(name, Kind::Gateway, vec![nic], &[("0.0.0.0/0", near)]));
+        t.cloud.gateways.push(gateway(name, None));
+    }
+    t.cloud.circuits.push(Circuit {
+        tenant: "acme".to_owned(),
+        ends: ["tenant-appliance", "provider-appliance"].map(str::to_owned),
+        access: Access::default(),
+        tls: None,
+    });
+    t
+}
+
+fn gateway(host: &str, pool: Option<&str>) -> Gateway {
+    Gateway {
+        host: host.to_owned(),
+        pool: pool.map(str::to_owned),
+        load: 0,
+    }
+}
+
 fn provider_appliance() -> Host {
     host(
         "provider-appliance",
@@ -843,6 +1072,22 @@ mod tests {
                 assert!(matches!(rule.target(), Target::Ports { .. }));
             }
         }
+    }
+
+    #[test]
+    fn the_cloud_knows_no_way_to_a_tenant_behind_its_router() {
+        let t = gateways(Options::default());
+        let cloud = t.find_host("cloud").unwrap();
+        assert!(cloud.routes.is_empty());
+        let addresses = cloud.links.iter().flat_map(|l| &l.addresses);
+        assert!(!addresses.into_iter().any(|c| c.contains(ip("10.1.0.5"))));
+        for tenant in ["acme", "globex"] {
+            let router = format!("{tenant}-router");
+            let rules = t.rules.iter().filter(|r| r.host == router);
+            assert!(rules.into_iter().any(|r| r.nft.contains("masquerade")));
+        }
+        let wans = |name: &str| t.wans.iter().any(|w| w.name == name);
+        assert!(["gw1-wan", "gw2-wan", "gw3-wan"].into_iter().all(wans));
     }
 
     #[test]

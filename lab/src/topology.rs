@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     addr::{Cidr, Vlan, fixed_mac, mac_text},
+    cloud::Cloud,
     error::{Error, Result},
 };
 
@@ -18,7 +19,7 @@ pub const MAX_INTERFACE_NAME: usize = 15;
 /// Everything that a lab raises.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
-    /// `partial`, `two-tenants`, `full`, or a test's own; `[a-z0-9-]`, 24 at most.
+    /// `partial`, `two-tenants`, `full`, `gateways`, or a test's own; `[a-z0-9-]`, 24 at most.
     pub name: String,
     /// Machines with a stack of their own, routers and appliances included.
     pub hosts: Vec<Host>,
@@ -32,6 +33,10 @@ pub struct Topology {
     pub machines: Vec<Machine>,
     /// Sites that can fail over whole, a tenant each.
     pub failovers: Vec<Failover>,
+    /// Gateways, and the circuits by which appliances reach each other through them.
+    pub cloud: Cloud,
+    /// What routers do to packets besides forwarding them.
+    pub rules: Vec<Rules>,
     /// How links and stacks behave.
     pub options: Options,
     /// A drawing for people; may be empty.
@@ -80,6 +85,8 @@ pub enum Kind {
     /// Runs the appliance daemon: its links' far ends get an XDP program, which veth needs for
     /// what native XDP sends.
     Appliance,
+    /// Runs the gateway daemon.
+    Gateway,
 }
 
 /// One network namespace.
@@ -180,7 +187,7 @@ pub struct Appliance {
     pub uplink: String,
     /// Its tenants.
     pub tenants: Vec<Tenant>,
-    /// Name and tunnel address of each peer.
+    /// Name and tunnel address of each peer. Where a circuit joins the two, the address only says who it is.
     pub peers: Vec<(String, IpAddr)>,
     /// The networks that it stretches.
     pub networks: Vec<Network>,
@@ -272,6 +279,15 @@ pub struct Failover {
     pub plan: String,
 }
 
+/// Nftables rules of a host, loaded when the lab comes up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    /// The host.
+    pub host: String,
+    /// What `nft` is told.
+    pub nft: String,
+}
+
 impl Topology {
     /// An empty one.
     #[must_use]
@@ -284,6 +300,8 @@ impl Topology {
             appliances: Vec::new(),
             machines: Vec::new(),
             failovers: Vec::new(),
+            cloud: Cloud::default(),
+            rules: Vec::new(),
             options,
             picture: String::new(),
         }
@@ -320,6 +338,19 @@ impl Topology {
     #[must_use]
     pub fn find_host(&self, name: &str) -> Option<&Host> {
         self.hosts.iter().find(|h| h.name == name)
+    }
+
+    /// The appliance whose uplink has this address.
+    #[must_use]
+    pub fn appliance_at(&self, address: IpAddr) -> Option<&Appliance> {
+        self.appliances.iter().find(|appliance| {
+            let links = self
+                .find_host(&appliance.host)
+                .into_iter()
+                .flat_map(|h| &h.links);
+            let uplink = links.filter(|l| l.name == appliance.uplink);
+            uplink.flat_map(|l| &l.addresses).any(|c| c.addr == address)
+        })
     }
 
     /// MTU of a link, bytes. A trunk of a switch with QinQ VLANs has room for the second tag.
@@ -473,6 +504,9 @@ impl Topology {
             if let Err(reason) = self.check_failover(failover) {
                 return fail(format!("failover of {:?}: {reason}", failover.tenant));
             }
+        }
+        if let Err(reason) = self.check_cloud() {
+            return fail(reason);
         }
         Ok(())
     }
@@ -701,6 +735,10 @@ mod tests {
         partial().validate().unwrap();
         sites::two_tenants(Options::default()).validate().unwrap();
         sites::full(Options::default()).validate().unwrap();
+        sites::gateways(Options::default()).validate().unwrap();
+        sites::partial_by_gateways(Options::default())
+            .validate()
+            .unwrap();
     }
 
     #[test]
@@ -835,6 +873,7 @@ mod tests {
         for t in [
             sites::two_tenants(Options::default()),
             sites::full(Options::default()),
+            sites::gateways(Options::default()),
         ] {
             let text = serde_json::to_string(&t).unwrap();
             assert_eq!(serde_json::from_str::<Topology>(&text).unwrap(), t);

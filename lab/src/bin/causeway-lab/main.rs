@@ -32,9 +32,12 @@ struct Cli {
 /// Built files; by default those beside this program.
 #[derive(Args)]
 struct Files {
-    /// The daemon; else CAUSEWAY_APPLIANCE.
+    /// The appliance's daemon; else CAUSEWAY_APPLIANCE.
     #[arg(long, global = true, value_name = "FILE")]
     appliance: Option<PathBuf>,
+    /// The gateway's daemon; else CAUSEWAY_GATEWAY.
+    #[arg(long, global = true, value_name = "FILE")]
+    gateway: Option<PathBuf>,
     /// The appliance's BPF object; else CAUSEWAY_BPF_OBJECT.
     #[arg(long, global = true, value_name = "FILE")]
     bpf_object: Option<PathBuf>,
@@ -55,7 +58,7 @@ enum Command {
         /// Leave it failed over: the first machine, or of `full` both tenants' whole sites.
         #[arg(long)]
         failed_over: bool,
-        /// Do not start the appliances.
+        /// Do not start the appliances and gateways.
         #[arg(long, conflicts_with = "failed_over")]
         no_appliances: bool,
         #[command(flatten)]
@@ -81,6 +84,16 @@ enum Command {
         /// The command.
         #[arg(last = true, required = true, value_name = "CMD")]
         words: Vec<std::ffi::OsString>,
+    },
+    /// Make trouble for a gateway, or end it.
+    Gateway {
+        /// What to do.
+        trouble: Trouble,
+        /// The gateway.
+        gateway: String,
+        /// The lab; may be left out if only one stands.
+        #[arg(long)]
+        lab: Option<String>,
     },
     /// Fail a machine over to its replica, or a whole site.
     FailOver {
@@ -175,6 +188,40 @@ impl Links {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum Trouble {
+    /// SIGKILL.
+    Kill,
+    /// SIGTERM: it drains.
+    Drain,
+    /// Start it again.
+    Start,
+    /// Unplug its line.
+    Cut,
+    /// Plug it in again.
+    Mend,
+    /// Its line stays up and carries nothing.
+    Hole,
+    /// Its line carries again.
+    EndHole,
+}
+
+impl Trouble {
+    fn make(self, lab: &Lab, name: &str) -> lab::Result<()> {
+        let gateway = lab.gateway(name)?;
+        let wan = format!("{name}-wan");
+        match self {
+            Self::Kill => gateway.kill(),
+            Self::Drain => gateway.drain(),
+            Self::Start => gateway.start(),
+            Self::Cut => lab.cut(&wan),
+            Self::Mend => lab.mend(&wan),
+            Self::Hole => lab.blackhole(&wan),
+            Self::EndHole => lab.end_blackhole(&wan),
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum Which {
     /// One tenant with two networks, a provider, a remote host.
     Partial,
@@ -182,6 +229,8 @@ enum Which {
     TwoTenants,
     /// Two tenants that fail over whole, a provider's router, the internet.
     Full,
+    /// Two tenants that reach their provider through one of three gateways: one behind NAT, one without UDP.
+    Gateways,
 }
 
 impl Which {
@@ -190,6 +239,7 @@ impl Which {
             Self::Partial => sites::partial(options),
             Self::TwoTenants => sites::two_tenants(options),
             Self::Full => sites::full(options),
+            Self::Gateways => sites::gateways(options),
         }
     }
 }
@@ -208,6 +258,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let found = Paths::find();
     let paths = Paths {
         appliance: cli.files.appliance.unwrap_or(found.appliance),
+        gateway: cli.files.gateway.unwrap_or(found.gateway),
         bpf_object: cli.files.bpf_object.unwrap_or(found.bpf_object),
         lab_bpf_object: cli.files.lab_bpf_object.unwrap_or(found.lab_bpf_object),
     };
@@ -243,6 +294,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let error = lab.command_in(&host, &words, true)?.exec();
             return Err(error).with_context(|| format!("running {}", words[0].display()));
         }
+        Command::Gateway {
+            trouble,
+            gateway,
+            lab,
+        } => trouble.make(&open(lab, paths)?, &gateway)?,
         Command::FailOver {
             machine,
             tenant: None,
@@ -357,6 +413,12 @@ fn up(
             lab.appliance(&appliance.host)?.socket_path().display()
         );
     }
+    for gateway in lab.topology().cloud.gateways.iter().filter(|_| appliances) {
+        println!(
+            "  causeway-gateway --socket {} status",
+            lab.gateway(&gateway.host)?.socket_path().display()
+        );
+    }
     for failover in lab.topology().failovers.iter().filter(|_| appliances) {
         let tenant = &failover.tenant;
         let plan = lab.plan_path(tenant);
@@ -402,6 +464,7 @@ fn list() -> anyhow::Result<()> {
         println!("{} ({})", lab.name, lab.topology);
         println!("  hosts        {}", lab.hosts.join(", "));
         println!("  appliances   {}", or_none(&lab.appliances));
+        println!("  gateways     {}", or_none(&lab.gateways));
         println!("  failed over  {}", or_none(&lab.failed_over));
     }
     Ok(())
