@@ -13,6 +13,8 @@ use gateway_client::{
 };
 use tunnel::{Instant, Now, Way};
 
+use super::streams::TlsSpec;
+
 /// A circuit as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CircuitSpec {
@@ -26,12 +28,27 @@ pub struct CircuitSpec {
     pub gateways: Vec<(String, Vec<SocketAddr>)>,
     /// Those that may be chosen; `None` for an end that awaits the other at all of them.
     pub list: Option<List>,
+    /// What to do where UDP does not get through.
+    pub tls: Option<TlsSpec>,
 }
 
 impl CircuitSpec {
     /// What makes it this circuit and no other.
-    pub(super) const fn identity(&self) -> (CircuitId, Side, &Key, bool) {
-        (self.id, self.side, &self.key, self.list.is_some())
+    pub(super) const fn identity(&self) -> (CircuitId, Side, &Key, bool, Option<&TlsSpec>) {
+        let seeks = self.list.is_some();
+        (self.id, self.side, &self.key, seeks, self.tls.as_ref())
+    }
+
+    /// Where to open a tunnel over TLS: at the gateways that may be chosen, the preferred first.
+    pub(super) fn dialed(&self, locals: &[IpAddr]) -> Vec<SocketAddr> {
+        let at = self.at(locals);
+        let mut candidates = match &self.list {
+            Some(list) => list.candidates().to_vec(),
+            None => Vec::new(),
+        };
+        candidates.sort_by_key(|candidate| (candidate.tier, candidate.load));
+        let there = |name: &str| at.iter().find(|at| at.name == name).map(|at| at.address);
+        candidates.iter().filter_map(|c| there(&c.name)).collect()
     }
 
     /// Where the gateways are from here: at the first address of a family that we have.
@@ -46,16 +63,13 @@ impl CircuitSpec {
     }
 }
 
-/// What is to be done.
+/// A message to be sent.
 #[derive(Debug)]
-pub(super) enum Action {
-    /// Send a message to a gateway.
-    Send {
-        to: SocketAddr,
-        message: [u8; MESSAGE_BYTES],
-    },
-    /// The tunnel goes this way from now on.
-    Use(Way),
+pub(super) struct Send {
+    /// A gateway.
+    pub to: SocketAddr,
+    /// A message to it.
+    pub message: [u8; MESSAGE_BYTES],
 }
 
 /// A circuit to a peer.
@@ -92,6 +106,18 @@ impl Circuit {
         self.reach.update(spec.list.as_ref(), &at, since_boot(now));
     }
 
+    /// Its id.
+    pub const fn id(&self) -> CircuitId {
+        self.id
+    }
+
+    /// The way by the gateway that is chosen and works by UDP.
+    pub fn udp(&self) -> Option<Way> {
+        let gateway = self.reach.used().filter(|_| !self.awaits)?.address;
+        let id = NonZeroU64::new(self.id.get())?;
+        Some(Way::Circuit { gateway, id })
+    }
+
     /// Whether the other end says by which gateway.
     pub const fn awaits(&self) -> bool {
         self.awaits
@@ -123,18 +149,13 @@ impl Circuit {
         }
     }
 
-    pub fn poll(&mut self) -> Option<Action> {
+    pub fn poll(&mut self) -> Option<Send> {
         loop {
             match self.reach.poll()? {
-                reach::Action::Send { to, message } => return Some(Action::Send { to, message }),
+                reach::Action::Send { to, message } => return Some(Send { to, message }),
                 reach::Action::Use(at) => {
-                    if self.lost.take().is_some() {
-                        tracing::info!(circuit = %self.id, gateway = at.name, "a gateway works again");
-                    }
-                    // An id is never zero.
-                    let id = NonZeroU64::new(self.id.get())?;
-                    let gateway = at.address;
-                    return Some(Action::Use(Way::Circuit { gateway, id }));
+                    let again = self.lost.take().is_some();
+                    tracing::info!(circuit = %self.id, gateway = at.name, again, "bound by UDP");
                 }
                 reach::Action::Lost(why) => {
                     tracing::warn!(circuit = %self.id, reason = %why, "no gateway");
