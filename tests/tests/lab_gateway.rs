@@ -8,7 +8,8 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     os::{
         fd::OwnedFd,
         unix::{fs::PermissionsExt as _, net::UnixDatagram, process::CommandExt as _},
@@ -174,7 +175,7 @@ impl Site {
 
     fn write(&self, circuits: &[u64], settings: &str, tenant: &str) {
         let mut text = format!(
-            "[gateway]\nname = \"gw1\"\ncontrol_socket = {:?}\ndrain = 0\n\
+            "[gateway]\nname = \"gw1\"\ncontrol_socket = {:?}\ndrain = 0\nmetrics = \"127.0.0.1:9180\"\n\
              [circuits]\nthreads = 2\n{settings}\n[[tenant]]\nname = \"acme\"\n{tenant}\n\
              [[backend]]\nname = \"b\"\naddresses = [\"192.0.2.77:443\"]\n\
              [[route]]\nname = \"d.example\"\nbackend = \"b\"\n",
@@ -276,6 +277,19 @@ impl Site {
         let wrong = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{words:?}: {wrong}{}", self.log());
         said
+    }
+
+    fn metrics(&self) -> String {
+        self.within("gw", || {
+            let mut stream = TcpStream::connect("127.0.0.1:9180").expect("connected");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+            stream
+                .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                .expect("asked");
+            let mut page = String::new();
+            stream.read_to_string(&mut page).expect("answered");
+            page
+        })
     }
 
     fn circuits(&self) -> Value {
@@ -453,6 +467,17 @@ fn datagrams_go_through_the_driver_both_ways_and_families() {
         assert_eq!(circuits["xdp"]["interfaces"][n]["mode"], "native");
     }
     assert_eq!(circuits["xdp"]["frames"]["carried"], 400);
+    let page = site.metrics();
+    for line in [
+        "causeway_gateway_circuit_datagrams_total{tenant=\"acme\",circuit=\"0000000155550001\",from=\"a\"} 50",
+        "causeway_gateway_circuit_fast_datagrams_total{tenant=\"acme\",circuit=\"0000000155550001\",from=\"a\"} 50",
+        "causeway_gateway_circuit_fast_datagrams_total{tenant=\"acme\",circuit=\"0000000555550005\",from=\"b\"} 0",
+        "causeway_gateway_xdp_frames_total{outcome=\"carried\"} 400",
+        "causeway_gateway_xdp_interface{interface=\"ga\",mode=\"native\"} 1",
+        "# EOF",
+    ] {
+        assert!(page.lines().any(|l| l == line), "{line}:\n{page}");
+    }
     let page = site.say(&["status"]);
     assert!(
         page.contains("XDP on ga: native\nXDP on gb: native\n"),
