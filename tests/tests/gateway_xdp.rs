@@ -444,6 +444,39 @@ fn what_only_the_table_may_decide_is_left_to_it() {
 }
 
 #[test]
+fn nothing_is_sent_to_a_driver_that_would_drop_it() {
+    let Some(mut stand) = Stand::new(2, LONG, None, None) else {
+        return;
+    };
+    let (here, there) = (v4(), v4_out());
+    stand.join(1, &here);
+    stand.join(2, &there);
+    carried(
+        &stand,
+        &there[0].frame(&payload(2, 10)),
+        [&there[0], &there[1]],
+        OUT,
+    );
+    stand.fast.set_ports(&ports(0)).expect("PORTS");
+    passed(
+        &stand,
+        IN,
+        &there[0].frame(&payload(2, 10)),
+        Outcome::Elsewhere,
+    );
+    // Out by the interface that it came in by, it goes on.
+    carried(
+        &stand,
+        &here[0].frame(&payload(1, 10)),
+        [&here[0], &here[1]],
+        IN,
+    );
+    // An interface that is not told of any more.
+    stand.fast.set_ports(&Default::default()).expect("PORTS");
+    passed(&stand, IN, &here[0].frame(&payload(1, 10)), Outcome::Stray);
+}
+
+#[test]
 fn what_is_too_long_for_the_way_is_left_to_the_kernel() {
     let Some(mut stand) = Stand::new(2, LONG, None, None) else {
         return;
