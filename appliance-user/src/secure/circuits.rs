@@ -78,17 +78,20 @@ pub(super) struct Circuit {
     id: CircuitId,
     awaits: bool,
     reach: Reach,
+    /// None of our addresses is of a gateway's family: not yet, or not at all.
+    homeless: bool,
     /// What was said of being without a gateway.
     lost: Option<String>,
 }
 
 impl Circuit {
     pub fn new(spec: &CircuitSpec, locals: &[IpAddr], seed: u64, now: Instant) -> Self {
+        let at = spec.at(locals);
         let reach = Reach::new(
             (spec.id, spec.side, spec.key.clone()),
             Settings::default(),
             spec.list.as_ref(),
-            &spec.at(locals),
+            &at,
             seed,
             since_boot(now),
         );
@@ -96,6 +99,7 @@ impl Circuit {
             id: spec.id,
             awaits: spec.list.is_none(),
             reach,
+            homeless: at.is_empty(),
             lost: None,
         }
     }
@@ -103,6 +107,7 @@ impl Circuit {
     /// Takes other gateways, or addresses of our own of other families.
     pub fn update(&mut self, spec: &CircuitSpec, locals: &[IpAddr], now: Instant) {
         let at = spec.at(locals);
+        self.homeless = at.is_empty();
         self.reach.update(spec.list.as_ref(), &at, since_boot(now));
     }
 
@@ -157,6 +162,7 @@ impl Circuit {
                     let again = self.lost.take().is_some();
                     tracing::info!(circuit = %self.id, gateway = at.name, again, "bound by UDP");
                 }
+                reach::Action::Lost(_) if self.homeless => {}
                 reach::Action::Lost(why) => {
                     tracing::warn!(circuit = %self.id, reason = %why, "no gateway");
                     self.lost = Some(why.to_string());
@@ -179,6 +185,12 @@ impl Circuit {
 
     /// Why no gateway works, if none does.
     pub fn lost(&self) -> Option<String> {
+        if self.homeless {
+            return Some(
+                "the uplink has no address of a gateway's family yet: give it one, or the gateway one of another"
+                    .to_owned(),
+            );
+        }
         self.reach.lost().map(ToString::to_string)
     }
 
