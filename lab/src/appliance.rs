@@ -287,6 +287,22 @@ impl<'a> Handle<'a> {
         self.start()
     }
 
+    /// The gateway that a peer is reached through, and by what (`udp`, `tls`); no name: directly, or not at all.
+    ///
+    /// # Errors
+    /// If it does not answer, or has no such peer.
+    pub fn way(&self, peer: &str) -> Result<(String, String)> {
+        let status = self.json(&["status", "--json"])?;
+        let all = status["peers"].as_array();
+        let found = all.into_iter().flatten().find(|p| p["name"] == peer);
+        let found = found.ok_or_else(|| Error::Output {
+            what: format!("peer {peer} in the status of {}", self.host()),
+            reason: status["peers"].to_string(),
+        })?;
+        let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+        Ok((text("via"), text("carrier")))
+    }
+
     /// Runs its command line against its socket: `causeway-appliance --socket S WORDS…`.
     ///
     /// # Errors

@@ -126,7 +126,7 @@ pub fn test(
     let wanted = |tier: Tier| tiers.is_empty() || tiers.contains(&tier);
     let begun = Instant::now();
     if wanted(Tier::Packets) || wanted(Tier::Lab) {
-        run::prepare(asked, &["appliance-user", "lab"])?;
+        run::prepare(asked, &["appliance-user", "causeway-gateway", "lab"])?;
         clean_up()?;
     }
     if wanted(Tier::Lab)
