@@ -70,6 +70,10 @@ pub const fn source_port(hash: u32) -> u16 {
 pub const SECURE_PORT: u16 = 6180;
 /// A data message (type 4) without content, bytes: header and tag.
 pub const SECURE_DATA_MIN: usize = 32;
+/// A circuit's id, which may be in front of a message, bytes (`docs/gateway.md`).
+pub const CIRCUIT_ID_LEN: usize = 8;
+/// A message between an end of a circuit and its gateway, bytes.
+pub const CIRCUIT_MESSAGE_BYTES: usize = 64;
 /// What the programs put in front of an IP packet they hand to a worker to be sealed, bytes: the slot of
 /// its network and a hash of its flow (both 32 bits, host byte order), and the header of a segment, which is
 /// sealed with the packet.

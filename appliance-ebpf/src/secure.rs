@@ -4,8 +4,12 @@
 //!   access:  IP packet ─▶ [slot, hash | segment header | IP packet] ─▶ XSKS ─▶ worker seals
 //!   uplink:  type 4, index in SESSIONS ................................ XSKS ─▶ worker opens
 //!            types 1 to 3, within the source's share .................. PASS ─▶ the daemon's socket
+//!            a gateway's message, within the source's share ........... PASS ─▶ the daemon's socket
 //!            else ..................................................... DROP, counted
 //! ```
+//!
+//! Types may stand behind a circuit's id, eight bytes of which the third and fourth are not both zero, as a type's are
+//! (`docs/gateway.md`). Whose id it is nobody asks here: what is behind it is authenticated as always.
 //!
 //! A datagram behind IP options, extension headers or a fragment header is "else": the kernel's stack
 //! would hand it to the daemon, past the limits.
@@ -19,7 +23,7 @@ use appliance_common::{
         MAX_STACK_HEADERS,
     },
     maps::{Bucket, NO_XSK},
-    wire::{IPPROTO_UDP, SECURE_DATA_MIN, SEGMENT_IP, WORKER_HEADER_LEN},
+    wire::{CIRCUIT_MESSAGE_BYTES, IPPROTO_UDP, SECURE_DATA_MIN, SEGMENT_IP, WORKER_HEADER_LEN},
 };
 use aya_ebpf::{
     bindings::xdp_action,
@@ -87,19 +91,31 @@ pub fn steer<const AT: usize>(ctx: &XdpContext, xsk: u16, len: usize, source: &W
     let Some(w) = Window::<8>::at(ctx, AT) else {
         return Outcome::Drop(Counter::DropBadDatagram);
     };
-    let [kind, cipher, r1, r2] = w.get::<u32, 0>().to_ne_bytes();
+    let [_, _, r1, r2] = w.get::<u32, 0>().to_ne_bytes();
+    let (first, second, len) = if r1 | r2 == 0 {
+        (w.get::<u32, 0>(), w.get::<u32, 4>(), len)
+    } else {
+        // A circuit's id is in front.
+        let Some(behind) = behind::<AT>(ctx) else {
+            return Outcome::Drop(Counter::DropBadDatagram);
+        };
+        (behind as u32, (behind >> 32) as u32, len.saturating_sub(8))
+    };
+    let [kind, cipher, r1, r2] = first.to_ne_bytes();
     if kind == 4 {
         if len < SECURE_DATA_MIN || cipher > 1 || r1 != 0 || r2 != 0 {
             return Outcome::Drop(Counter::DropBadDatagram);
         }
-        let index = u32::from_le(w.get::<u32, 4>());
-        if SESSIONS.get_ptr(index).is_none() {
+        if SESSIONS.get_ptr(u32::from_le(second)).is_none() {
             return Outcome::Drop(Counter::DropUnknownSession);
         }
         return redirect(ctx, xsk, Counter::ToOpen);
     }
     let expected = handshake_len(kind);
-    if expected == 0 || len != expected || cipher != 0 || r1 != 0 || r2 != 0 {
+    let is_handshake = expected != 0 && len == expected && cipher == 0 && r1 == 0 && r2 == 0;
+    // A gateway's message to an end of a circuit begins with eight zero bytes.
+    let is_message = first | second == 0 && len == CIRCUIT_MESSAGE_BYTES;
+    if !is_handshake && !is_message {
         return Outcome::Drop(Counter::DropBadDatagram);
     }
     if within_share(source) {
@@ -107,6 +123,13 @@ pub fn steer<const AT: usize>(ctx: &XdpContext, xsk: u16, len: usize, source: &W
     } else {
         Outcome::Drop(Counter::DropHandshakeRate)
     }
+}
+
+/// The eight bytes behind a circuit's id at `AT`, the first one the lowest.
+#[inline(never)]
+fn behind<const AT: usize>(ctx: &XdpContext) -> Option<u64> {
+    let w = Window::<16>::at(ctx, AT)?;
+    Some(u64::from(w.get::<u32, 8>()) | u64::from(w.get::<u32, 12>()) << 32)
 }
 
 /// Whether the UDP header at `at` is to `port`, host byte order.

@@ -4,20 +4,23 @@
 //! answers only for a device on which forwarding is on. Nothing comes in by loopback that is not the kernel's own, so
 //! with this alone it forwards nothing of anybody's; on the uplink, forwarding stays as it is.
 
-use std::{fs, io};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-const FILES: [&str; 2] = [
-    "/proc/sys/net/ipv4/conf/lo/forwarding",
-    "/proc/sys/net/ipv6/conf/lo/forwarding",
-];
+const ROOT: &str = "/proc/sys/net";
+const FILES: [&str; 2] = ["ipv4/conf/lo/forwarding", "ipv6/conf/lo/forwarding"];
 
 /// It could not be allowed.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "write 1 to {path}: {source}; do it by hand (`echo 1 > {path}`), or make /proc/sys writable for the appliance"
+    "nothing can be sent out of the uplink: write 1 to {}: {source}; do it by hand (`echo 1 > {}`), or make /proc/sys \
+     writable for the appliance",
+    path.display(), path.display()
 )]
 pub struct Error {
-    path: &'static str,
+    path: PathBuf,
     source: io::Error,
 }
 
@@ -26,13 +29,99 @@ pub struct Error {
 /// # Errors
 /// [`Error`]. A family that the kernel has not is left out.
 pub fn allow() -> Result<(), Error> {
-    for path in FILES {
-        match fs::read_to_string(path) {
+    allow_below(Path::new(ROOT))
+}
+
+/// Whether what leaves in full failover can be sent, as it was when last seen to: somebody may switch off what it
+/// takes.
+#[derive(Debug, Default)]
+pub struct Sending {
+    problem: Option<String>,
+}
+
+impl Sending {
+    /// Sees to it where it is `wanted`. Returns whether there is a problem that was not there before, or none any
+    /// more.
+    pub fn see_to(&mut self, wanted: bool) -> bool {
+        self.see_to_below(Path::new(ROOT), wanted)
+    }
+
+    /// What stands in the way, and what to do.
+    #[must_use]
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    fn see_to_below(&mut self, root: &Path, wanted: bool) -> bool {
+        let allowed = if wanted { allow_below(root) } else { Ok(()) };
+        let problem = allowed.err().map(|e| format!("full failover: {e}"));
+        let before = std::mem::replace(&mut self.problem, problem);
+        before != self.problem
+    }
+}
+
+fn allow_below(root: &Path) -> Result<(), Error> {
+    for path in FILES.map(|file| root.join(file)) {
+        match fs::read_to_string(&path) {
             Ok(text) if text.trim() == "1" => continue,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Ok(_) | Err(_) => {}
         }
-        fs::write(path, "1").map_err(|source| Error { path, source })?;
+        fs::write(&path, "1").map_err(|source| Error { path, source })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the two would be; nothing is there yet.
+    fn files() -> (tempfile::TempDir, [PathBuf; 2]) {
+        let root = tempfile::tempdir().expect("a directory");
+        let files = FILES.map(|file| root.path().join(file));
+        for file in &files {
+            fs::create_dir_all(file.parent().expect("a parent")).expect("made");
+        }
+        (root, files)
+    }
+
+    #[test]
+    fn it_is_switched_on_where_it_is_off() {
+        let (root, [v4, v6]) = files();
+        fs::write(&v4, "0\n").expect("written");
+        allow_below(root.path()).expect("allowed");
+        assert_eq!(fs::read_to_string(&v4).expect("read"), "1");
+        // A family that is not there is none.
+        assert!(!v6.exists());
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_a_problem_until_it_is_gone() {
+        let (root, [v4, v6]) = files();
+        let mut sending = Sending::default();
+        assert!(!sending.see_to_below(root.path(), true));
+        // Not to be written, whoever asks: a directory is in its place.
+        fs::create_dir(&v6).expect("made");
+        fs::write(&v4, "0\n").expect("written");
+        assert!(!sending.see_to_below(root.path(), false));
+        assert_eq!(
+            fs::read_to_string(&v4).expect("read"),
+            "0\n",
+            "nobody asked"
+        );
+        assert!(sending.see_to_below(root.path(), true));
+        assert!(!sending.see_to_below(root.path(), true), "as before");
+        let said = sending.problem().expect("a problem");
+        let named = format!(
+            "full failover: nothing can be sent out of the uplink: write 1 to {}: ",
+            v6.display()
+        );
+        assert!(said.starts_with(&named), "{said}");
+        let by_hand = format!("`echo 1 > {}`", v6.display());
+        assert!(said.contains(&by_hand), "{said}");
+        fs::remove_dir(&v6).expect("removed");
+        assert!(sending.see_to_below(root.path(), true));
+        assert_eq!(sending.problem(), None);
+    }
 }

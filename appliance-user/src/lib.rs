@@ -10,6 +10,7 @@
 //!   underlay┘      ▲                 rings ─▶ neighbour, slowpath ─▶ rawsock
 //!   control ───────┘                          announce ────────────▶ rawsock
 //!                                     encrypted packets ◀─AF_XDP─▶ secure (workers, handshakes)
+//!                                                                    └─ rings ─▶ stream (TLS where UDP is blocked)
 //! ```
 //!
 //! `neighbour`, `announce`, `advertise`, `slowpath`, `reconcile`, `config` and `frames` touch no socket, map or clock;
@@ -36,5 +37,6 @@ pub mod reconcile;
 pub mod secure;
 pub mod slowpath;
 pub mod state;
+pub mod stream;
 pub mod trace;
 pub mod underlay;

@@ -70,7 +70,7 @@ enum Command {
         tenant: Option<String>,
         /// `idle`, `partial` or `full`; left out: only show.
         mode: Option<String>,
-        /// The plan of a full failover; that in force again: its rules change.
+        /// The plan of a full failover; that in force again: what is different in it changes, and is told.
         #[arg(long)]
         plan: Option<PathBuf>,
         /// A full failover may end a partial one.
@@ -342,6 +342,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                         tenant["mode"].as_str().unwrap_or_default(),
                         plan.unwrap_or_default()
                     );
+                    if let Some(changes) = tenant["changes"].as_array() {
+                        if changes.is_empty() {
+                            println!("  nothing changed: the plan is in force as it is");
+                        }
+                        for change in changes {
+                            println!("  {}", change.as_str().unwrap_or_default());
+                        }
+                    }
                 }
             }
         }

@@ -12,6 +12,8 @@ use appliance_common::limits::MAX_RULES;
 use failover::{Plan, mode};
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
+
 /// Version of the file's layout.
 const VERSION: u32 = 2;
 /// The oldest that is read: before full failover.
@@ -147,6 +149,16 @@ pub struct Slots {
 }
 
 impl State {
+    /// Tenants that a failover is in force of, by this state, and that the configuration does not have.
+    #[must_use]
+    pub fn left_over(&self, config: &Config) -> Vec<String> {
+        let left = |(name, mode): &(&String, &TenantMode)| {
+            mode.doing != Doing::Idle && config.tenant(name).is_none()
+        };
+        let left = self.modes.iter().filter(left);
+        left.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Gives the rules of all plans in force their slots in `RULES`.
     pub fn give_rule_slots(&mut self) {
         let keys: Vec<String> = self
@@ -379,6 +391,8 @@ mod tests {
         let tenant = failover::TenantOf {
             name: "acme".to_owned(),
             allocation: vec![net("203.0.113.16/28")],
+            seen_as: Vec::new(),
+            taken: Vec::new(),
             networks: vec![failover::NetworkOf {
                 name: "net1".to_owned(),
                 prefixes: vec![net("10.1.0.0/24")],

@@ -198,6 +198,9 @@ fn paths_and_links_follow_the_kernel() {
                     mtu: 1500
                 }
             );
+            let (gateway, v6) = (address("10.9.9.2"), address("fd00:9::2"));
+            assert_eq!((s.next_hops[&far], s.next_hops[&near_v6]), (gateway, v6));
+            assert!(!s.next_hops.contains_key(&address("192.0.2.1")));
             let why = |s: &Snapshot, peer: &str| match &s.paths[&address(peer)] {
                 Path::Unresolved { why } => why.clone(),
                 other => panic!("{peer}: {other:?}"),
@@ -228,12 +231,13 @@ fn paths_and_links_follow_the_kernel() {
             .await;
             assert!(took < Duration::from_millis(500), "{took:?}");
 
-            // The link goes and comes back.
+            // The link goes and comes back; the router is known meanwhile.
             ip("link set va down");
-            until(&mut snapshots, "link down", |s| {
+            let (s, _) = until(&mut snapshots, "link down", |s| {
                 !s.links["va"].up && matches!(s.paths[&far], Path::Unresolved { .. })
             })
             .await;
+            assert_eq!(s.next_hops[&far], address("10.9.9.3"));
             ip("link set va up");
             ip("addr replace fd00:9::1/64 dev va nodad");
             ip("route replace 203.0.113.0/24 via 10.9.9.2");

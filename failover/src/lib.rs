@@ -25,7 +25,7 @@ pub use net::{Net, NetError};
 pub use plan::{Allow, Plan, PlanErrors, PlanNetwork, PlanProblem};
 pub use port::{PortError, PortRange};
 pub use rule::{Protocol, Rule, RuleError, Target};
-pub use rules::{Change, NetworkOf, Problem, RuleSet, TenantOf};
+pub use rules::{Change, NetworkOf, Problem, RuleSet, Taken, TenantOf};
 
 /// The port over which the appliance is managed: never public (SPEC section 3).
 pub const MANAGEMENT_PORT: u16 = 22;

@@ -10,13 +10,13 @@
 //!       │ │                              endpoints kept │   │ endpoints cleared, flows flushed
 //!       │ │             full                            ▼   ▼
 //!       │ └─────────────────────────────────────────────▶ Full ──┐
-//!       │                      undo                        │ ▲   │ full, the same plan: rules changed
+//!       │                      undo                        │ ▲   │ full, the same plan: changed
 //!       └──────────────────────────────────────────────────┘ └───┘
 //! ```
 //!
 //! One kind of failover at a time: there is no arrow from Full to Partial, forced or not. Maintenance and an
 //! appliance that is not ready refuse what begins a failover (partial, full, promote), and nothing else: what runs can
-//! be undone, and its rules changed, whatever the state of the appliances.
+//! be undone, and its plan changed, whatever the state of the appliances.
 
 /// What a tenant's networks do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub enum Goal {
     Idle,
     /// Partial site failover.
     Partial,
-    /// Full site failover by a plan; by the plan in force: its rules are other ones.
+    /// Full site failover by a plan; by the plan in force: what is different in it is changed.
     Full {
         /// The plan's name.
         plan: String,
@@ -104,7 +104,7 @@ pub enum Kind {
     Stay,
     /// A failover begins.
     Begin,
-    /// The full failover goes on with other rules.
+    /// The full failover goes on by its plan as it is given now.
     Update,
     /// The partial failover becomes a full one.
     Promote,

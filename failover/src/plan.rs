@@ -1,6 +1,7 @@
 //! A failover plan: which networks of a tenant fail over whole, and what they get.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::Range,
@@ -116,6 +117,21 @@ impl PlanNetwork {
     #[must_use]
     pub const fn router_advertisements(&self) -> bool {
         self.router_advertisements
+    }
+}
+
+/// What of it is to be seen: `gateway 10.1.0.1, internet, no router advertisements`.
+impl fmt::Display for PlanNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gateways: Vec<String> = self.gateways().map(|g| g.to_string()).collect();
+        let no = |on: bool| if on { "" } else { "no " };
+        write!(f, "gateway {}", gateways.join(" and "))?;
+        write!(f, ", {}internet", no(self.internet))?;
+        write!(
+            f,
+            ", {}router advertisements",
+            no(self.router_advertisements)
+        )
     }
 }
 
@@ -238,6 +254,47 @@ impl Plan {
     pub fn change(&self, tenant: &TenantOf, changes: Vec<Change>) -> Result<Self, Vec<Problem>> {
         let rules = self.rules.change(&self.during(tenant), changes)?;
         Ok(self.clone().with_rules(rules))
+    }
+
+    /// The rules that are in force while the tenant is as it is now, and why others are not.
+    #[must_use]
+    pub fn in_force(&self, tenant: &TenantOf) -> (Vec<&Rule>, Vec<Problem>) {
+        self.rules.in_force(&self.during(tenant))
+    }
+
+    /// What is different in `new`, a line each for a person: description, networks, routing, rules. Empty exactly
+    /// if a failover by the one does what it does by the other: the order of tables does nothing.
+    #[must_use]
+    pub fn changes(&self, new: &Self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.description != new.description {
+            lines.push("description: changed".to_owned());
+        }
+        let network = |n: &PlanNetwork| (format!("network {:?}", n.name), n.clone());
+        changed(
+            self.networks.iter().map(network).collect(),
+            new.networks.iter().map(network).collect(),
+            ToString::to_string,
+            &mut lines,
+        );
+        let directions = |plan: &Self| -> BTreeMap<String, ()> {
+            let all = plan.allow.iter().flat_map(Allow::directions);
+            all.map(|(from, to)| (allow_at(from, to), ())).collect()
+        };
+        changed(
+            directions(self),
+            directions(new),
+            |()| String::new(),
+            &mut lines,
+        );
+        let rule = |rule: &Rule| (format!("rule {:?}", rule.name()), rule.clone());
+        changed(
+            self.rules.iter().map(rule).collect(),
+            new.rules.iter().map(rule).collect(),
+            whole,
+            &mut lines,
+        );
+        lines
     }
 
     /// The tenant as it is in a failover by this plan: with the plan's gateways, its other networks left out.
@@ -712,6 +769,43 @@ fn no_gateway(address: IpAddr, prefixes: Option<&[Net]>) -> Option<String> {
     }
 }
 
+/// What has gone, come and changed, a line each.
+fn changed<T: PartialEq>(
+    old: BTreeMap<String, T>,
+    new: BTreeMap<String, T>,
+    text: impl Fn(&T) -> String,
+    lines: &mut Vec<String>,
+) {
+    let mut line = |at: &str, what: &str, text: String| {
+        let colon = if text.is_empty() { "" } else { ": " };
+        lines.push(format!("{at}: {what}{colon}{text}"));
+    };
+    for (at, old) in old.iter().filter(|(at, _)| !new.contains_key(*at)) {
+        line(at, "removed", text(old));
+    }
+    for (at, new) in &new {
+        match old.get(at) {
+            None => line(at, "added", text(new)),
+            Some(old) if old != new => {
+                line(at, "changed", format!("{}, was {}", text(new), text(old)));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// Everything of a rule but its name.
+fn whole(rule: &Rule) -> String {
+    let mut text = rule.to_string();
+    if !rule.allow().is_empty() {
+        text += &format!(" for {}", list(rule.allow()));
+    }
+    if !rule.description().is_empty() {
+        text += &format!(" ({})", rule.description());
+    }
+    text
+}
+
 /// An address that could be the gateway.
 fn example(network: Option<&NetworkOf>) -> IpAddr {
     let prefixes = network.map_or(&[][..], |network| &network.prefixes);
@@ -795,6 +889,8 @@ mod tests {
         TenantOf {
             name: "acme".to_owned(),
             allocation: vec![net("203.0.113.16/28"), net("2001:db8:f::/64")],
+            seen_as: Vec::new(),
+            taken: Vec::new(),
             networks: vec![
                 network(
                     "web",
@@ -1263,6 +1359,62 @@ internal_ip = "10.1.0.10"
     }
 
     #[test]
+    fn every_change_of_a_plan_is_told_on_a_line() {
+        let old = plan(&[
+            "description = \"one\"\n",
+            WEB,
+            DB,
+            "[[allow]]\nfrom = \"db\"\nto = \"web\"\n",
+            &rule("a", 80, "10.1.0.10"),
+            &rule("b", 81, "10.1.0.10"),
+        ])
+        .expect("a plan");
+        let new = plan(&[
+            "description = \"two\"\n",
+            WEB,
+            "gateway = [\"10.1.0.7\"]\ninternet = true\n",
+            "[[network]]\nname = \"lab\"\ngateway = [\"2001:db8:3::1\"]\nrouter_advertisements = false\n",
+            DB,
+            "[[allow]]\nfrom = \"web\"\nto = \"db\"\nboth = false\n",
+            &rule("b", 81, "10.1.0.10"),
+            "allow = [\"198.51.100.0/24\"]\ndescription = \"the shop\"\n",
+            &rule("c", 82, "10.2.0.10"),
+        ])
+        .expect("a plan");
+        assert_eq!(
+            old.changes(&new),
+            [
+                "description: changed",
+                "network \"lab\": added: gateway 2001:db8:3::1, no internet, no router advertisements",
+                "network \"web\": changed: gateway 10.1.0.7, internet, router advertisements, was gateway 10.1.0.1 and \
+                 fe80::1, no internet, router advertisements",
+                "allow \"db\" to \"web\": removed",
+                "rule \"a\": removed: 203.0.113.20:80/tcp -> 10.1.0.10:80",
+                "rule \"b\": changed: 203.0.113.20:81/tcp -> 10.1.0.10:81 for 198.51.100.0/24 (the shop), was \
+                 203.0.113.20:81/tcp -> 10.1.0.10:81",
+                "rule \"c\": added: 203.0.113.20:82/tcp -> 10.2.0.10:82",
+            ]
+        );
+        let back = new.changes(&old);
+        assert_eq!(back.len(), 7);
+        assert!(
+            back.contains(&"allow \"db\" to \"web\": added".to_owned())
+                && back
+                    .contains(&"rule \"a\": added: 203.0.113.20:80/tcp -> 10.1.0.10:80".to_owned()),
+            "{back:?}"
+        );
+        // Written otherwise, and the same.
+        let allow = |from: &str, to: &str, both: bool| {
+            format!("[[allow]]\nfrom = \"{from}\"\nto = \"{to}\"\nboth = {both}\n")
+        };
+        let one = plan(&[WEB, DB, &allow("db", "web", true)]).expect("a plan");
+        let other = [allow("db", "web", false), allow("web", "db", false)].concat();
+        let other = plan(&[DB, WEB, &other]).expect("a plan");
+        assert_ne!(one, other);
+        assert_eq!(one.changes(&other), Vec::<String>::new());
+    }
+
+    #[test]
     fn a_plan_that_was_kept_is_checked_again() {
         let kept = plan(&[WEB, DB, &rule("a", 80, "10.1.0.10")]).expect("a plan");
         let mut tenant = acme();
@@ -1353,6 +1505,18 @@ internal_ip = "10.1.0.10"
                 let internal = rule.internal_ip();
                 prop_assert!(plan.networks().iter().all(|n| n.gateways().all(|g| g != internal)));
             }
+        }
+
+        #[test]
+        fn nothing_changes_exactly_between_a_plan_and_itself(one in texts(), other in texts()) {
+            let (Ok(one), Ok(other)) = (parse(&one), parse(&other)) else {
+                return Ok(());
+            };
+            let lines = one.changes(&other);
+            prop_assert_eq!(lines.is_empty(), one == other, "{:?}", lines);
+            prop_assert!(lines.iter().all(|line| !line.contains('\n')));
+            prop_assert_eq!(other.changes(&one).len(), lines.len());
+            prop_assert!(one.changes(&one).is_empty());
         }
 
         #[test]

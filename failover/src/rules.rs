@@ -15,11 +15,24 @@ pub struct TenantOf {
     pub name: String,
     /// Its public addresses.
     pub allocation: Vec<Net>,
+    /// Those of them that its networks with internet are seen as: no machine has one to itself.
+    pub seen_as: Vec<IpAddr>,
+    /// Addresses that are somebody's already, whatever the allocation says; empty where nobody knows.
+    pub taken: Vec<Taken>,
     /// Its networks.
     pub networks: Vec<NetworkOf>,
     /// Names of other tenants' networks, so that they are told from misspelt ones; empty where this tenant is not
     /// to learn of them.
     pub others: Vec<String>,
+}
+
+/// An address that no rule may take over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The address.
+    pub address: IpAddr,
+    /// Whose it is, as in "the appliance's own address on eth0".
+    pub whose: String,
 }
 
 /// A network of a tenant.
@@ -105,23 +118,24 @@ impl RuleSet {
         };
         let mut rules = self.rules.clone();
         let mut touched = BTreeSet::new();
+        let mut gone = BTreeSet::new();
         // First what goes, so that its place can be taken in the same change.
         for change in &changes {
-            match change {
-                Change::Remove(name) => {
-                    if rules.remove(name).is_none() {
-                        problem(name, there_is_none(&self.rules));
-                    }
-                }
-                Change::Replace(rule) => {
-                    if rules.remove(rule.name()).is_none() {
-                        problem(rule.name(), there_is_none(&self.rules));
-                    }
-                }
-                Change::Add(_) => {}
+            let name = match change {
+                Change::Remove(name) => name.as_str(),
+                Change::Replace(rule) => rule.name(),
+                Change::Add(_) => continue,
+            };
+            if !gone.insert(name) {
+                problem(
+                    name,
+                    "is named twice in one change: name it once".to_owned(),
+                );
+            } else if rules.remove(name).is_none() {
+                problem(name, there_is_none(&self.rules));
             }
         }
-        for change in changes {
+        for change in &changes {
             let (Change::Add(rule) | Change::Replace(rule)) = change else {
                 continue;
             };
@@ -136,7 +150,7 @@ impl RuleSet {
                 continue;
             }
             touched.insert(name.clone());
-            rules.insert(name, rule);
+            rules.insert(name, rule.clone());
         }
         for name in &touched {
             if let (Some(tenant), Some(rule)) = (tenant, rules.get(name)) {
@@ -151,11 +165,42 @@ impl RuleSet {
                 format!("{what} is rule {:?}'s already ({other})", other.name()),
             );
         }
+        // Of rules that were kept it is asked which are in force; they are read all the same.
+        if tenant.is_some() {
+            for (rule, other) in same_machine(&rules, &touched) {
+                problem(rule.name(), has_one_already(rule, other));
+            }
+        }
         if problems.is_empty() {
             return Ok(Self { rules });
         }
         problems.sort();
         Err(problems)
+    }
+
+    /// The rules that the tenant may have as it is now, and why others are not in force. What was the tenant's
+    /// when a rule was made may have become somebody else's since.
+    #[must_use]
+    pub fn in_force(&self, tenant: &TenantOf) -> (Vec<&Rule>, Vec<Problem>) {
+        let (mut rules, mut problems) = (Vec::new(), Vec::new());
+        let mut whole: BTreeMap<IpAddr, &Rule> = BTreeMap::new();
+        for rule in self.rules.values() {
+            let mut messages = of_tenant(rule, tenant);
+            if messages.is_empty() && rule.target() == Target::OneToOne {
+                match whole.get(&rule.internal_ip()) {
+                    Some(other) => messages.push(has_one_already(rule, other)),
+                    None => drop(whole.insert(rule.internal_ip(), rule)),
+                }
+            }
+            if messages.is_empty() {
+                rules.push(rule);
+            }
+            problems.extend(messages.into_iter().map(|message| Problem {
+                rule: rule.name().to_owned(),
+                message,
+            }));
+        }
+        (rules, problems)
     }
 
     /// The rules, by name.
@@ -230,6 +275,41 @@ fn overlaps<'r>(
     found
 }
 
+/// Rules of a change that give a machine a second address to itself, each with the one that it has; of those that
+/// are new, the first by name has it.
+fn same_machine<'r>(
+    rules: &'r BTreeMap<String, Rule>,
+    touched: &BTreeSet<String>,
+) -> Vec<(&'r Rule, &'r Rule)> {
+    let mut of_machine: BTreeMap<IpAddr, Vec<&Rule>> = BTreeMap::new();
+    let whole = |rule: &&Rule| rule.target() == Target::OneToOne;
+    for rule in rules.values().filter(whole) {
+        of_machine.entry(rule.internal_ip()).or_default().push(rule);
+    }
+    let mut found = Vec::new();
+    for mut rules in of_machine.into_values() {
+        // By name among themselves, as they came.
+        rules.sort_by_key(|rule| touched.contains(rule.name()));
+        let Some((first, others)) = rules.split_first() else {
+            continue;
+        };
+        let new = others.iter().filter(|rule| touched.contains(rule.name()));
+        found.extend(new.map(|rule| (*rule, *first)));
+    }
+    found.truncate(OVERLAPS);
+    found
+}
+
+fn has_one_already(rule: &Rule, other: &Rule) -> String {
+    format!(
+        "internal_ip: {} has {} to itself already, by rule {:?} ({other}), and a machine is seen as one address: lead \
+         this rule to another machine, or by ports, or remove the other",
+        rule.internal_ip(),
+        other.public_ip(),
+        other.name()
+    )
+}
+
 fn there_is_none(rules: &BTreeMap<String, Rule>) -> String {
     if rules.is_empty() {
         return "there is no such rule; there are none".to_owned();
@@ -273,6 +353,19 @@ fn of_tenant(rule: &Rule, tenant: &TenantOf) -> Vec<String> {
             "public_ip: {public} is not one of tenant {:?}'s public addresses: {}",
             tenant.name,
             list(&tenant.allocation)
+        ));
+    }
+    if let Some(taken) = tenant.taken.iter().find(|t| t.address == public) {
+        problems.push(format!(
+            "public_ip: {public} is {}, which the rule would take over: give another of tenant {:?}'s public addresses",
+            taken.whose, tenant.name
+        ));
+    }
+    if rule.target() == Target::OneToOne && tenant.seen_as.contains(&public) {
+        problems.push(format!(
+            "public_ip: {public} is what tenant {:?}'s networks with internet are seen as (nat), and no machine has it \
+             to itself: give another public address, or lead ports of this one",
+            tenant.name
         ));
     }
     let internal = rule.internal_ip();
@@ -322,6 +415,8 @@ mod tests {
         TenantOf {
             name: "acme".to_owned(),
             allocation: vec![net("203.0.113.16/28"), net("2001:db8:f::/64")],
+            seen_as: vec!["203.0.113.16".parse().expect("an address")],
+            taken: Vec::new(),
             networks: vec![
                 NetworkOf {
                     name: "net1".to_owned(),
@@ -446,6 +541,100 @@ mod tests {
     }
 
     #[test]
+    fn what_the_networks_are_seen_as_is_no_machines_own() {
+        assert_eq!(
+            messages(set(&[("whole", "203.0.113.16 -> 10.1.0.10")])),
+            [
+                "rule \"whole\": public_ip: 203.0.113.16 is what tenant \"acme\"'s networks with internet are seen as (nat), and no machine has it to itself: give another public address, or lead ports of this one"
+            ]
+        );
+        assert!(set(&[("web", "203.0.113.16:443/tcp -> 10.1.0.10")]).is_ok());
+    }
+
+    #[test]
+    fn a_machine_has_one_address_to_itself() {
+        let (one, two) = ("203.0.113.20 -> 10.1.0.10", "203.0.113.21 -> 10.1.0.10");
+        let said = |rule: &str, has: &str, other: &str, line: &str| {
+            format!(
+                "rule {rule:?}: internal_ip: 10.1.0.10 has {has} to itself already, by rule {other:?} ({line}), and a machine is seen as one address: lead this rule to another machine, or by ports, or remove the other"
+            )
+        };
+        assert_eq!(
+            messages(set(&[("a", one), ("b", two)])),
+            [said("b", "203.0.113.20", "a", one)]
+        );
+        // The one that is there has it, whatever the names.
+        let there = set(&[("m", one)]).expect("a set");
+        let more = |name: &str| there.change(&acme(), vec![Change::Add(rule(name, two))]);
+        assert_eq!(messages(more("a")), [said("a", "203.0.113.20", "m", one)]);
+        // Ports, another machine, and the same machine's other family are no second one.
+        assert!(
+            set(&[
+                ("a", one),
+                ("b", "203.0.113.21:443/tcp -> 10.1.0.10"),
+                ("c", "203.0.113.22 -> 10.1.0.11"),
+                ("d", "2001:db8:f::1 -> 2001:db8:1::10"),
+            ])
+            .is_ok()
+        );
+        let moved = vec![Change::Remove("m".to_owned()), Change::Add(rule("n", two))];
+        assert!(there.change(&acme(), moved).is_ok());
+    }
+
+    #[test]
+    fn no_rule_takes_over_what_is_somebodys() {
+        let mut tenant = acme();
+        tenant.taken = vec![Taken {
+            address: "203.0.113.17".parse().expect("an address"),
+            whose: "the router behind eth0".to_owned(),
+        }];
+        let web = rule("web", "203.0.113.17:443/tcp -> 10.1.0.10");
+        assert_eq!(
+            messages(RuleSet::new(&tenant, vec![web])),
+            [
+                "rule \"web\": public_ip: 203.0.113.17 is the router behind eth0, which the rule would take over: give another of tenant \"acme\"'s public addresses"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_the_tenant_s_any_more_is_not_in_force_and_the_rest_is() {
+        let lines = [
+            ("a", "203.0.113.17:443/tcp -> 10.1.0.10"),
+            ("b", "203.0.113.18:443/tcp -> 10.1.0.10"),
+            ("c", "203.0.113.19 -> 10.1.0.11"),
+            ("d", "203.0.113.30:443/tcp -> 10.1.0.10"),
+            ("e", "203.0.113.20 -> 10.1.0.11"),
+        ];
+        let rules: Vec<Rule> = lines.iter().map(|(n, line)| rule(n, line)).collect();
+        // As kept: nobody asked for the machine then.
+        let set = RuleSet::of_any_tenant(rules).expect("no overlap");
+        let mut tenant = acme();
+        tenant.allocation = vec!["203.0.113.16/29".parse().expect("a prefix")];
+        tenant.taken = vec![Taken {
+            address: "203.0.113.17".parse().expect("an address"),
+            whose: "the router behind eth0".to_owned(),
+        }];
+        let (there, not) = set.in_force(&tenant);
+        let names: Vec<&str> = there.iter().map(|r| r.name()).collect();
+        assert_eq!(names, ["b", "c"]);
+        let told: Vec<(&str, &str)> = not
+            .iter()
+            .map(|p| {
+                (
+                    p.rule.as_str(),
+                    &p.message[..p.message.find(':').expect("where")],
+                )
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [("a", "public_ip"), ("d", "public_ip"), ("e", "internal_ip")]
+        );
+        assert!(not[2].message.contains("by rule \"c\""), "{not:?}");
+    }
+
+    #[test]
     fn a_change_is_done_whole_or_not_at_all() {
         let before = set(&[
             ("web", "203.0.113.20:443/tcp -> 10.1.0.10"),
@@ -489,16 +678,24 @@ mod tests {
             messages(RuleSet::default().change(&acme(), vec![Change::Remove("x".to_owned())])),
             ["rule \"x\": there is no such rule; there are none"]
         );
+        let twice = vec![
+            Change::Remove("web".to_owned()),
+            Change::Remove("web".to_owned()),
+        ];
+        assert_eq!(
+            messages(before.change(&acme(), twice)),
+            ["rule \"web\": is named twice in one change: name it once"]
+        );
     }
 
     prop_compose! {
         fn some_rules()(
-            specs in proptest::collection::vec((0u8..3, 1u16..40, 0u16..6, 0usize..4), 1..8)
+            specs in proptest::collection::vec((0u8..3, 1u16..40, 0u16..6, 0usize..5, 0u8..2), 1..8)
         ) -> Vec<Option<Rule>> {
             specs
                 .into_iter()
                 .enumerate()
-                .map(|(at, (ip, first, more, what))| {
+                .map(|(at, (ip, first, more, what, machine))| {
                     let target = match what {
                         0..=2 => Target::Ports {
                             public: PortRange::new(first, first + more).expect("a range"),
@@ -507,15 +704,16 @@ mod tests {
                         },
                         _ => Target::OneToOne,
                     };
-                    let public = IpAddr::from([203, 0, 113, 20 + ip]);
-                    let internal = IpAddr::from([10, 1, 0, 10]);
+                    let public = IpAddr::from([203, 0, 113, [16, 20, 21][usize::from(ip)]]);
+                    let internal = IpAddr::from([10, 1, 0, 10 + machine]);
                     Rule::new(&format!("r{at}"), public, internal, target, Vec::new(), "").ok()
                 })
                 .collect()
         }
     }
 
-    /// Every (address, protocol, port) that a rule claims, one by one.
+    /// Every (address, protocol, port) that a rule claims, one by one; where it gives a machine an address to
+    /// itself both of them, too, as protocol and port zero.
     fn claims(rule: &Rule) -> Vec<(IpAddr, u8, u16)> {
         let protocols: &[u8] = match rule.target() {
             Target::Ports {
@@ -536,6 +734,10 @@ mod tests {
             Target::Ports { public, .. } => (public.first()..=public.last()).collect(),
             Target::OneToOne => (1..60).filter(|port| *port != MANAGEMENT_PORT).collect(),
         };
+        let whole = [(rule.public_ip(), 0, 0), (rule.internal_ip(), 0, 0)];
+        let whole = whole
+            .into_iter()
+            .filter(|_| rule.target() == Target::OneToOne);
         protocols
             .iter()
             .flat_map(|protocol| {
@@ -543,6 +745,7 @@ mod tests {
                     .iter()
                     .map(|port| (rule.public_ip(), *protocol, *port))
             })
+            .chain(whole)
             .collect()
     }
 
@@ -582,7 +785,9 @@ mod tests {
                 prop_assert!(claims(rule).iter().all(|(.., port)| *port != MANAGEMENT_PORT));
             }
             let rules: Vec<Rule> = rules.into_iter().flatten().collect();
-            let mut all: Vec<_> = rules.iter().flat_map(claims).collect();
+            // What the tenant's networks are seen as is claimed before any rule is there.
+            let seen_as = acme().seen_as.into_iter().map(|address| (address, 0, 0));
+            let mut all: Vec<_> = rules.iter().flat_map(claims).chain(seen_as).collect();
             let claimed = all.len();
             all.sort();
             all.dedup();

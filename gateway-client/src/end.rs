@@ -3,6 +3,8 @@
 //! Pure: whoever has the socket asks for a bind every second or so, and at once when its network changed; hands in what comes
 //! with a message's id; and sends what it is given.
 
+use std::time::Duration;
+
 use crate::wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse};
 
 /// One side of a circuit at one gateway.
@@ -66,6 +68,10 @@ impl End {
             return None;
         }
         let message = sealed.open(&self.key)?;
+        // What an end says, thrown back at it: not an answer, and no reason to be deaf to the true one.
+        if matches!(message.kind, Kind::Bind | Kind::Unbind) {
+            return None;
+        }
         // Unasked, a gateway says only that one is to move.
         let is_news = message.timestamp > self.heard
             || (message.kind == Kind::Move && message.timestamp == self.heard);
@@ -85,9 +91,14 @@ impl End {
                 Some(Heard::Bound(message.lifetime))
             }
             Kind::Move => Some(Heard::Move),
-            // What an end says, sent back to it.
             Kind::Bind | Kind::Unbind => None,
         }
+    }
+
+    /// How long the message took that was answered last, there and back; nothing where the clock was stepped.
+    #[must_use]
+    pub fn round_trip(&self, clock: u64) -> Duration {
+        Duration::from_nanos(clock.saturating_sub(self.heard))
     }
 
     fn say(&mut self, kind: Kind, clock: u64) -> [u8; MESSAGE_BYTES] {
@@ -184,6 +195,8 @@ mod tests {
         let mut end = end();
         let bind = end.bind(10);
         assert_eq!(end.hear(&bind, 11), None);
+        let bound = answer(&bind, Kind::Bound);
+        assert_eq!(end.hear(&bound, 11), Some(Heard::Bound(500)), "not deaf");
         let mut other = End::new(circuit(), Side::B, key());
         other.bind(10);
         assert_eq!(other.hear(&answer(&bind, Kind::Bound), 11), None);

@@ -5,11 +5,18 @@
 //!
 //! ```text
 //!   gateways, pools ─▶ pool: which one, and when another
-//!                        │
-//!                        ▼
-//!   end: bind ─▶ wire ─▶ gateway ─▶ wire ─▶ end: bound, or "move"
+//!                        ▲ │
+//!                        │ ▼
+//!                      reach: bound at them, and by which one datagrams go now
+//!                        │ ▲
+//!                        ▼ │
+//!                       end: bind ─▶ wire ─▶ gateway ─▶ wire ─▶ bound, or "move"
+//!
+//!   stream: the same datagrams in a TLS connection, where UDP does not pass
 //! ```
 
 pub mod end;
 pub mod pool;
+pub mod reach;
+pub mod stream;
 pub mod wire;

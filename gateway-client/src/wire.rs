@@ -24,16 +24,20 @@ const COVERED: usize = 48;
 /// Bytes of the tag, and of a cookie.
 const TAG_BYTES: usize = 16;
 
-/// A circuit's id. Its first four bytes are never all zero: eight zero bytes say that a message follows, and four are enough for
-/// a filter in the kernel to see it.
+/// A circuit's id. Its third and fourth bytes are never both zero: eight zero bytes say that a message follows, and a tunnel's own
+/// datagrams begin with a type and two reserved bytes that are zero, so an end tells the three apart by four bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CircuitId(u64);
 
 impl CircuitId {
-    /// The id whose bytes are these, in network byte order; `None` when its first four are zero.
+    /// The id whose bytes are these, in network byte order; `None` when its third and fourth are zero.
     #[must_use]
     pub const fn new(id: u64) -> Option<Self> {
-        if id >> 32 == 0 { None } else { Some(Self(id)) }
+        if id >> 32 & 0xffff == 0 {
+            None
+        } else {
+            Some(Self(id))
+        }
     }
 
     /// Its bytes as a number, the first one the highest.

@@ -60,10 +60,42 @@ pub struct Circuits {
     pub lifetime: Duration,
     /// Threads that carry datagrams; `None`: one for each processor, up to 8.
     pub threads: Option<usize>,
+    /// The way through the driver.
+    pub xdp: Xdp,
+    /// Where that is; `None`: on the interfaces of the addresses that are listened on.
+    pub interfaces: Option<Vec<String>>,
+    /// The program's file; `None`: where it is installed.
+    pub bpf_object: Option<PathBuf>,
     /// Datagrams and bytes a second that a tenant may send, for each of the tenants; `None`: no limit.
     pub rates: Vec<(Option<u64>, Option<u64>)>,
     /// All of them; tenants by their places.
     pub list: Vec<CircuitPlan>,
+}
+
+/// Whether circuits go through XDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Xdp {
+    /// In the driver, where it takes the program; elsewhere through user space.
+    Auto,
+    /// In the driver, or the gateway does not start.
+    Native,
+    /// In the kernel's generic hook, or the gateway does not start.
+    Generic,
+    /// Through user space.
+    Off,
+}
+
+impl Xdp {
+    /// As it is written.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Off => "off",
+        }
+    }
 }
 
 /// A tenant may send in one burst what it may send in this time.

@@ -29,11 +29,15 @@ use crate::{
     circuit::{
         self,
         counters::Collected,
+        fast::{self, Fast},
         socket::{Circuits, State},
         table::Reason as DropReason,
     },
-    config::{self, Config},
-    control::{self, CircuitStatus, CircuitsStatus, Refusal, Reply, Request, Status, TenantStatus},
+    config::{self, Config, Xdp},
+    control::{
+        self, CircuitStatus, CircuitsStatus, InterfaceStatus, Refusal, Reply, Request, Status,
+        TenantStatus, XdpStatus,
+    },
     metrics,
     relay::{
         self, Refused, Relay,
@@ -66,6 +70,9 @@ pub enum Error {
     /// The addresses of circuits, or their threads.
     #[error(transparent)]
     Circuits(#[from] circuit::socket::Error),
+    /// Circuits do not go through XDP as they are to.
+    #[error("circuits.xdp: {0}")]
+    Fast(#[from] fast::Error),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] socket::BindError),
@@ -134,6 +141,10 @@ struct Daemon {
     config: Config,
     relay: Relay,
     circuits: Circuits,
+    /// The way of circuits through the driver.
+    fast: Option<Arc<Fast>>,
+    /// Why there is none.
+    refused: Option<String>,
     registry: Arc<Registry>,
     served: Option<Served>,
     /// Open files that are allowed.
@@ -160,7 +171,12 @@ pub async fn run(path: &Path) -> Result<(), Error> {
     let mut registry = Registry::default();
     relay.counters().register(&mut registry);
     let threads = threads(&config);
-    let circuits = Circuits::start(config.circuit_plan(), &config.listen, threads)?;
+    let (fast, refused) = load(&config)?;
+    let circuits =
+        Circuits::start_with(config.circuit_plan(), &config.listen, threads, fast.clone())?;
+    if let Some(fast) = &fast {
+        attach(fast, &config)?;
+    }
     registry.register_collector(Box::new(Collected(circuits.observer())));
     let mut daemon = Daemon {
         path: path.to_owned(),
@@ -168,6 +184,8 @@ pub async fn run(path: &Path) -> Result<(), Error> {
         config,
         relay,
         circuits,
+        fast,
+        refused,
         registry: Arc::new(registry),
         files,
         notifier: Notifier::from_env(),
@@ -217,6 +235,49 @@ fn open_files() -> Result<usize, Error> {
             .map_err(system("raise the limit of open files"))?;
     }
     Ok(usize::try_from(hard).unwrap_or(usize::MAX))
+}
+
+/// Loads the program for circuits; or, where that may be, the reason why there is none.
+fn load(config: &Config) -> Result<(Option<Arc<Fast>>, Option<String>), fast::Error> {
+    let circuits = &config.circuits;
+    if circuits.xdp == Xdp::Off {
+        return Ok((None, None));
+    }
+    let object = circuits
+        .bpf_object
+        .clone()
+        .or_else(|| std::env::var_os("CAUSEWAY_GATEWAY_BPF_OBJECT").map(PathBuf::from))
+        .unwrap_or_else(|| PathBuf::from("/usr/lib/causeway/gateway.bpf.o"));
+    let limits = circuits.rates.iter().flat_map(|(a, b)| [a, b]).flatten();
+    let size = fast::Size {
+        circuits: circuits.list.len(),
+        buckets: limits.count(),
+    };
+    match Fast::load(&object, size) {
+        Ok(fast) => Ok((Some(Arc::new(fast)), None)),
+        Err(error) if circuits.xdp == Xdp::Auto => {
+            tracing::warn!(%error, "circuits go through user space, as xdp = \"auto\" allows");
+            Ok((None, Some(error.to_string())))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts the program where it belongs: nowhere, while there is no circuit.
+fn attach(fast: &Fast, config: &Config) -> Result<(), fast::Error> {
+    let circuits = &config.circuits;
+    if circuits.list.is_empty() {
+        return fast.attach(&[], circuits.xdp);
+    }
+    let wanted = fast::wanted(circuits.interfaces.as_deref(), &config.listen)?;
+    if wanted.is_empty() {
+        if circuits.xdp != Xdp::Auto {
+            return Err(fast::Error::NoInterface);
+        }
+        let error = fast::Error::NoInterface;
+        tracing::info!(%error, "circuits go through user space, as xdp = \"auto\" allows");
+    }
+    fast.attach(&wanted, circuits.xdp)
 }
 
 /// How many threads carry datagrams.
@@ -284,6 +345,34 @@ impl Daemon {
                 running: threads(&self.config).to_string(),
             });
         }
+        let (now, new) = (&self.config.circuits, &config.circuits);
+        for (key, is_same, running) in [
+            (
+                "circuits.xdp",
+                now.xdp == new.xdp,
+                format!("{:?}", now.xdp.name()),
+            ),
+            (
+                "circuits.interfaces",
+                now.interfaces == new.interfaces,
+                match &now.interfaces {
+                    Some(interfaces) => format!("{interfaces:?}"),
+                    None => "nothing".to_owned(),
+                },
+            ),
+            (
+                "circuits.bpf_object",
+                now.bpf_object == new.bpf_object,
+                match &now.bpf_object {
+                    Some(path) => format!("{path:?}"),
+                    None => "nothing".to_owned(),
+                },
+            ),
+        ] {
+            if !is_same {
+                return Err(Error::Fixed { key, running });
+            }
+        }
         let (connections, pipes) = shares(&config, self.files)?;
         let kept = self.served.as_ref().map(|s| s.wanted) == config.metrics;
         let served = if kept {
@@ -294,6 +383,9 @@ impl Daemon {
         let circuits = self
             .circuits
             .prepare(config.circuit_plan(), &config.listen)?;
+        if let Some(fast) = &self.fast {
+            attach(fast, &config)?;
+        }
         self.relay.replan(config.plan(connections, pipes))?;
         self.circuits.take(circuits);
         if !kept {
@@ -368,6 +460,7 @@ impl Daemon {
             bound: circuit.bound,
             datagrams: circuit.counts.from.map(|traffic| traffic.datagrams),
             bytes: circuit.counts.from.map(|traffic| traffic.bytes),
+            fast: circuit.fast.map(|traffic| traffic.datagrams),
             events: circuit
                 .counts
                 .events
@@ -384,7 +477,44 @@ impl Daemon {
             overflowed: state.totals.overflowed,
             sent: state.totals.sent,
             dropped: dropped(&all),
+            xdp: self.xdp_status(),
             list: list.collect(),
+        }
+    }
+
+    fn xdp_status(&self) -> XdpStatus {
+        let fast = self.fast.as_ref();
+        let interfaces = fast.map(|fast| fast.interfaces()).unwrap_or_default();
+        let interfaces = interfaces.into_iter().map(|interface| InterfaceStatus {
+            name: interface.name,
+            mode: interface
+                .mode
+                .as_ref()
+                .map_or("none", |m| m.name())
+                .to_owned(),
+            refused: interface.mode.err(),
+        });
+        let interfaces: Vec<InterfaceStatus> = interfaces.collect();
+        let has_circuits = !self.config.circuits.list.is_empty();
+        let refused = match fast {
+            None => self.refused.clone(),
+            Some(_) if interfaces.is_empty() && has_circuits => {
+                Some(fast::Error::NoInterface.to_string())
+            }
+            Some(_) => None,
+        };
+        // Where the map cannot be read, there is nothing to say.
+        let frames = fast
+            .and_then(|fast| fast.outcomes().ok())
+            .unwrap_or_default();
+        let frames = frames
+            .into_iter()
+            .map(|(outcome, count)| (outcome.name().to_owned(), count));
+        XdpStatus {
+            asked: self.config.circuits.xdp.name().to_owned(),
+            refused,
+            interfaces,
+            frames: frames.collect(),
         }
     }
 

@@ -299,7 +299,7 @@ impl<'a> Handle<'a> {
             what: format!("peer {peer} in the status of {}", self.host()),
             reason: status["peers"].to_string(),
         })?;
-        let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+        let text = |key: &str| found["tunnel"][key].as_str().unwrap_or_default().to_owned();
         Ok((text("via"), text("carrier")))
     }
 

@@ -298,7 +298,9 @@ impl<'a> GatewayHandle<'a> {
         if !self.config_path().exists() {
             self.write_config()?;
         }
-        self.daemon().launch(&[])
+        let object = &self.lab.paths().gateway_bpf_object;
+        self.daemon()
+            .launch(&[("CAUSEWAY_GATEWAY_BPF_OBJECT", object)])
     }
 
     /// Waits until the daemon answers.

@@ -1042,6 +1042,8 @@ mod tests {
         TenantOf {
             name: tenant.name.clone(),
             allocation: tenant.public.iter().map(net).collect(),
+            seen_as: tenant.nat.clone(),
+            taken: Vec::new(),
             networks: own
                 .into_iter()
                 .map(|n| NetworkOf {

@@ -19,7 +19,8 @@
 pub mod beside;
 pub mod corpus;
 pub mod dump;
-pub mod gateways;
+pub mod end;
+pub mod gateway;
 pub mod harness;
 pub mod nat;
 pub mod oracle;

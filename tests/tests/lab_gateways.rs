@@ -8,7 +8,7 @@ use std::{
 };
 
 use causeway_tests::{
-    gateways::{Peer, circuit, client_hello, clock, socket},
+    end::{Peer, circuit, client_hello, clock, socket},
     rng::Rng,
     site::Site,
 };

@@ -632,6 +632,46 @@ fn datagrams(from: &str, to: &str) -> Vec<(String, Vec<u8>, Fate)> {
             messages.push((format!("type {kind}, octet {at}"), message, bad));
         }
     }
+    let of_a_gateway = |len: usize| {
+        let mut message = vec![0; len];
+        message[8..].fill(0x44);
+        message
+    };
+    messages.push(("a gateway's message".into(), of_a_gateway(64), Handshake));
+    for len in [8, 32, 63, 65, 92, 148, 1400] {
+        messages.push((
+            format!("a gateway's message, {len}"),
+            of_a_gateway(len),
+            bad,
+        ));
+    }
+    for at in 0..8 {
+        let message = edit(of_a_gateway(64), &[(at, 0x5a)]);
+        messages.push((format!("a gateway's message, octet {at}"), message, bad));
+    }
+    // All of it again behind a circuit's id, or what is left of one.
+    for id in [
+        [0x3f, 0x9a, 0x1c, 2, 0x77, 0xd1, 0xe0, 0x5b],
+        [4, 0, 0, 1, 1, 0, 0, 0],
+    ] {
+        let behind: Vec<_> = messages[..messages.len()]
+            .iter()
+            .filter(|(what, ..)| !what.contains("circuit"))
+            .map(|(what, message, fate)| {
+                let message = [&id[..], message].concat();
+                (format!("circuit {id:02x?}, {what}"), message, *fate)
+            })
+            .collect();
+        messages.extend(behind);
+        for len in 1..8 {
+            messages.push((
+                format!("{len} octets of circuit {id:02x?}"),
+                id[..len].to_vec(),
+                bad,
+            ));
+        }
+        messages.push((format!("circuit {id:02x?} twice"), [id, id].concat(), bad));
+    }
     let on = |l3: &[u8]| frame(UPLINK_MAC, NEXT_HOP_MAC, &[], l3);
     let mut all: Vec<_> = messages
         .into_iter()

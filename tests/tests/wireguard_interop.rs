@@ -113,7 +113,7 @@ fn we_initiate(implementation: Implementation) {
         });
         exchange(&stand);
         let status = stand.ours.status();
-        assert_eq!(status.address, Some(underlay.theirs()));
+        assert_eq!(status.address, Some(underlay.theirs().into()));
         assert_eq!(status.down, None);
         let status = stand.theirs.status();
         assert_eq!(status.endpoint, underlay.ours().to_string());
@@ -143,7 +143,7 @@ fn they_initiate(implementation: Implementation) {
             assert_eq!(state.control().answered, state.received_of(INITIATION));
         });
         exchange(&stand);
-        assert_eq!(stand.ours.status().address, Some(underlay.theirs()));
+        assert_eq!(stand.ours.status().address, Some(underlay.theirs().into()));
     }
 }
 
@@ -370,7 +370,7 @@ fn a_replayed_datagram_is_refused_and_counted(implementation: Implementation) {
         });
         assert_eq!(
             stand.ours.status().address,
-            Some(Underlay::V4.theirs()),
+            Some(Underlay::V4.theirs().into()),
             "a replay from elsewhere moves nobody"
         );
 

@@ -21,7 +21,6 @@
 //! ```
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::cipher::Cipher;
@@ -37,6 +36,7 @@ use crate::segment::Word;
 use crate::session::{self, MAX_LANES, RxSession, SessionPlan, TxSession};
 use crate::time::{Instant, Now, Tai64n};
 use crate::timers::Timers;
+use crate::way::Way;
 use crate::wire::{CookieReply, DATA_OVERHEAD, Initiation, Message, Response};
 
 /// Initiations under way to one peer at a time. More than one, so that an answer slower than the
@@ -84,7 +84,7 @@ pub struct PeerConfig {
     /// WireGuard peer has one.
     pub lanes: u32,
     /// Addresses to dial, in order; a peer that dials us needs none.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Way>,
     /// Who starts handshakes.
     pub dial: Dial,
     /// Durations.
@@ -172,7 +172,7 @@ pub enum Output {
     /// Send a handshake message.
     Transmit {
         /// Where to.
-        to: SocketAddr,
+        to: Way,
         /// What.
         datagram: Datagram,
     },
@@ -207,7 +207,7 @@ pub enum Output {
         /// Whose.
         peer: PeerId,
         /// Where to.
-        address: SocketAddr,
+        address: Way,
     },
     /// Datagrams may be this long from now on.
     MaxDatagram {
@@ -251,7 +251,7 @@ pub enum Event {
     /// Nothing came back for too long; dialing starts, or is the peer's business.
     Silent,
     /// The peer moved.
-    Moved(SocketAddr),
+    Moved(Way),
     /// Attempts were given up until there is something to send.
     GaveUp,
 }
@@ -279,7 +279,7 @@ pub enum WhyDown {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStatus {
     /// Where data goes.
-    pub address: Option<SocketAddr>,
+    pub address: Option<Way>,
     /// When the session in use was made; `None`: there is none.
     pub session_since: Option<Instant>,
     /// Why there is none.
@@ -357,7 +357,7 @@ struct Peer {
     fading: VecDeque<Slot>,
     current: Option<Slot>,
     next: Option<Slot>,
-    address: Option<SocketAddr>,
+    address: Option<Way>,
     dialing: Option<Dialing>,
     /// Which of `config.addresses` is dialed.
     candidate: usize,
@@ -583,7 +583,7 @@ impl TunnelControl {
     }
 
     /// Replaces the addresses to dial (other gateways), and dials there from the next attempt on.
-    pub fn set_addresses(&mut self, now: Instant, id: PeerId, addresses: Vec<SocketAddr>) {
+    pub fn set_addresses(&mut self, now: Instant, id: PeerId, addresses: Vec<Way>) {
         let Some(peer) = self.peer_mut(id) else {
             return;
         };
@@ -634,10 +634,11 @@ impl TunnelControl {
     pub fn handle_datagram(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: impl Into<Way>,
         datagram: &[u8],
         random: &mut dyn Random,
     ) -> Result<PeerId, Rejected> {
+        let from = from.into();
         let handled = match Message::parse(datagram) {
             Ok(Message::Initiation(initiation)) => {
                 self.initiation(now.mono, from, &initiation, random)
@@ -699,7 +700,8 @@ impl TunnelControl {
     }
 
     /// Call with [`crate::Opened::moved_to`]: sends data there from now on.
-    pub fn moved(&mut self, now: Instant, id: PeerId, address: SocketAddr) {
+    pub fn moved(&mut self, now: Instant, id: PeerId, address: impl Into<Way>) {
+        let address = address.into();
         let Some(peer) = self.peer_mut(id) else {
             return;
         };
@@ -888,7 +890,7 @@ impl TunnelControl {
     fn admit(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Way,
         sender: u32,
         message: &[u8],
         random: &mut dyn Random,
@@ -908,7 +910,7 @@ impl TunnelControl {
             });
             return Err(Rejected::CookieSent);
         }
-        if self.load.allow(now, from.ip()) {
+        if self.load.allow(now, &from) {
             Ok(())
         } else {
             Err(Rejected::RateLimited)
@@ -918,7 +920,7 @@ impl TunnelControl {
     fn initiation(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Way,
         initiation: &Initiation<'_>,
         random: &mut dyn Random,
     ) -> Result<PeerId, Rejected> {
@@ -990,7 +992,7 @@ impl TunnelControl {
     fn response(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        from: Way,
         response: &Response<'_>,
         random: &mut dyn Random,
     ) -> Result<PeerId, Rejected> {

@@ -11,8 +11,6 @@
 //! learns what happened from plain snapshots ([`Sender::activity`], [`Receiver::activity`]), so the
 //! two may live in different threads with any channel in between.
 
-use std::net::SocketAddr;
-
 use crate::error::{BadContent, OpenError, SealError};
 use crate::replay::Refused;
 use crate::segment::{
@@ -21,6 +19,7 @@ use crate::segment::{
 };
 use crate::session::{RxSession, TxSession};
 use crate::time::Instant;
+use crate::way::Way;
 use crate::wire::{DATA_HEADER_BYTES, DATA_OVERHEAD, Data, TAG_BYTES};
 
 /// What a peer puts inside data messages.
@@ -80,7 +79,7 @@ pub struct RxActivity {
     /// When an authentic message with content (not a keep-alive or a control word) last came.
     pub last_content: Option<Instant>,
     /// Where the newest authentic message came from.
-    pub address: Option<SocketAddr>,
+    pub address: Option<Way>,
 }
 
 impl RxActivity {
@@ -538,7 +537,7 @@ pub struct Opened<'a> {
     /// Set by the first message of a session: tell [`crate::TunnelControl::confirmed`] this name.
     pub first_of_session: Option<u32>,
     /// Set if the peer is heard from another address than it was taken to be at.
-    pub moved_to: Option<SocketAddr>,
+    pub moved_to: Option<Way>,
 }
 
 /// Sessions a receiver holds: the one in use, the next, and three that fade.
@@ -556,7 +555,7 @@ pub struct Receiver {
     /// that one held back on the way does not.
     newest: Option<(u32, u64)>,
     /// Where the control half takes the peer to be.
-    peer_at: Option<SocketAddr>,
+    peer_at: Option<Way>,
     stats: RxStats,
 }
 
@@ -601,7 +600,7 @@ impl Receiver {
 
     /// Takes note of where the peer is, as [`crate::Output::Address`] says. A peer has several lanes:
     /// another one may have moved it, and whoever hears it elsewhere must say so again.
-    pub const fn set_address(&mut self, address: SocketAddr) {
+    pub const fn set_address(&mut self, address: Way) {
         self.peer_at = Some(address);
     }
 
@@ -634,9 +633,10 @@ impl Receiver {
     pub fn open<'a>(
         &'a mut self,
         now: Instant,
-        from: SocketAddr,
+        from: impl Into<Way>,
         datagram: &'a mut [u8],
     ) -> Result<Opened<'a>, OpenError> {
+        let from = from.into();
         let bytes = datagram.len() as u64;
         let (head, slot) = match self.admit(now, datagram) {
             Ok(admitted) => admitted,

@@ -46,6 +46,7 @@ mod testing;
 mod time;
 mod timers;
 mod tunnel;
+mod way;
 pub mod wire;
 
 pub use cipher::{AeadError, AeadKey, Cipher, CipherChoice, Measured, bench_cipher};
@@ -64,3 +65,4 @@ pub use session::{MAX_LANES, RxSession, TxSession};
 pub use time::{Instant, Now, Tai64n};
 pub use timers::{Backoff, Timers};
 pub use tunnel::{Refused, Tunnel};
+pub use way::Way;

@@ -1,10 +1,10 @@
 //! When this end is under load, and who still gets a handshake then. Bounded memory, whoever sends.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::mac::hash;
 use crate::time::Instant;
+use crate::way::Way;
 
 /// Bounds on handshakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,12 +79,8 @@ impl Load {
     }
 
     /// Whether `source`, which proved that it receives at its address, gets a handshake under load.
-    /// An IPv6 source is its /64: within one, addresses are free.
-    pub(crate) fn allow(&mut self, now: Instant, source: IpAddr) -> bool {
-        let place = match source {
-            IpAddr::V4(ip) => hash(&[&ip.octets()]),
-            IpAddr::V6(ip) => hash(&[&ip.octets()[..8]]),
-        };
+    pub(crate) fn allow(&mut self, now: Instant, source: &Way) -> bool {
+        let place = hash(&[&source.source()]);
         let place = usize::from(u16::from_le_bytes([place[0], place[1]])) % SOURCES;
         let bucket = &mut self.sources[place];
         let cost = SECOND / self.limits.per_source.max(1);
@@ -100,6 +96,10 @@ impl Load {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn source(last: u8) -> Way {
+        std::net::SocketAddr::from(([192, 0, 2, last], 51820)).into()
+    }
 
     #[test]
     fn load_begins_over_the_bound_and_lingers() {
@@ -119,14 +119,14 @@ mod tests {
     #[test]
     fn a_source_gets_its_share_and_no_more() {
         let mut load = Load::new(LoadLimits::default());
-        let (one, two) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let (one, two) = (source(1), source(2));
         let mut now = Instant::ORIGIN + Duration::from_secs(1);
         let mut allowed = 0;
         for _ in 0..1000 {
-            allowed += u32::from(load.allow(now, one));
+            allowed += u32::from(load.allow(now, &one));
             now = now + Duration::from_millis(1);
         }
         assert!((20..=26).contains(&allowed), "{allowed}");
-        assert!(load.allow(now, two));
+        assert!(load.allow(now, &two));
     }
 }

@@ -4,7 +4,6 @@
 //! load a responder also asks for mac2: proof that the sender receives at the address it claims,
 //! given by a cookie sealed to that address. No state is kept for who has not proven that.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use blake2::digest::{FixedOutput, KeyInit, Update};
@@ -16,6 +15,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::keys::PublicKey;
 use crate::random::Random;
 use crate::time::Instant;
+use crate::way::Way;
 use crate::wire::{COOKIE_REPLY_BYTES, CookieReply};
 
 /// How long a cookie is good, and how long its secret is kept.
@@ -172,7 +172,7 @@ impl Checker {
     }
 
     /// Checks mac1 and mac2 of a handshake message from `source`.
-    pub(crate) fn check(&self, now: Instant, source: SocketAddr, message: &[u8]) -> Proof {
+    pub(crate) fn check(&self, now: Instant, source: Way, message: &[u8]) -> Proof {
         if !self.knows_us(message) {
             return Proof::None;
         }
@@ -190,7 +190,7 @@ impl Checker {
         &mut self,
         now: Instant,
         random: &mut dyn Random,
-        source: SocketAddr,
+        source: Way,
         sender: u32,
         message: &[u8],
     ) -> [u8; COOKIE_REPLY_BYTES] {
@@ -211,13 +211,9 @@ impl Checker {
         CookieReply::compose(sender, &nonce, &sealed)
     }
 
-    /// The cookie of a source: address and port under the secret of the moment.
-    fn bake(&self, source: SocketAddr) -> Zeroizing<Mac128> {
-        let port = source.port().to_be_bytes();
-        Zeroizing::new(match source.ip() {
-            IpAddr::V4(ip) => mac(self.secret.as_ref(), &[&ip.octets(), &port]),
-            IpAddr::V6(ip) => mac(self.secret.as_ref(), &[&ip.octets(), &port]),
-        })
+    /// The cookie of a source: its way under the secret of the moment.
+    fn bake(&self, source: Way) -> Zeroizing<Mac128> {
+        Zeroizing::new(mac(self.secret.as_ref(), &[&source.proved()]))
     }
 }
 
@@ -230,8 +226,8 @@ mod tests {
 
     const NOW: Instant = Instant::from_nanos(1_000_000_000);
 
-    fn source(port: u16) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, 1], port))
+    fn source(port: u16) -> Way {
+        std::net::SocketAddr::from(([192, 0, 2, 1], port)).into()
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! a packet worker holds [`Sender`]s and [`Receiver`]s itself.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 
 use crate::control::{Event, Output, PeerConfig, PeerId, PeerStatus, TunnelControl};
 use crate::data::{Framing, Payload, Receiver, RxStats, Sender, TxActivity};
@@ -14,6 +13,7 @@ use crate::load::LoadLimits;
 use crate::random::Random;
 use crate::segment::{Kind, RejoinLimits};
 use crate::time::{Instant, Now};
+use crate::way::Way;
 use crate::wire::{Message, TYPE_DATA};
 
 /// Why a datagram was refused.
@@ -40,7 +40,7 @@ pub struct Tunnel {
 
 #[derive(Debug)]
 struct Lanes {
-    address: Option<SocketAddr>,
+    address: Option<Way>,
     lanes: Vec<(Sender, Receiver)>,
 }
 
@@ -124,7 +124,7 @@ impl Tunnel {
         kind: Kind,
         network: u32,
         packet: &[u8],
-        transmit: &mut dyn FnMut(SocketAddr, &[u8]),
+        transmit: &mut dyn FnMut(Way, &[u8]),
     ) -> Result<(), SealError> {
         let Some(peer) = self.peers.get_mut(&id) else {
             return Err(SealError::NoSession);
@@ -155,7 +155,7 @@ impl Tunnel {
     pub fn receive(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: Way,
         datagram: &mut [u8],
         random: &mut dyn Random,
         deliver: &mut dyn FnMut(PeerId, Payload<'_>),
@@ -200,7 +200,7 @@ impl Tunnel {
         &mut self,
         now: Now,
         random: &mut dyn Random,
-        transmit: &mut dyn FnMut(SocketAddr, &[u8]),
+        transmit: &mut dyn FnMut(Way, &[u8]),
         event: &mut dyn FnMut(PeerId, Event),
     ) {
         self.drain(now.mono, transmit, event);
@@ -218,7 +218,7 @@ impl Tunnel {
     fn drain(
         &mut self,
         now: Instant,
-        transmit: &mut dyn FnMut(SocketAddr, &[u8]),
+        transmit: &mut dyn FnMut(Way, &[u8]),
         event: &mut dyn FnMut(PeerId, Event),
     ) {
         while let Some(output) = self.control.poll_output() {
@@ -295,7 +295,7 @@ impl Tunnel {
         &mut self,
         now: Instant,
         id: PeerId,
-        transmit: &mut dyn FnMut(SocketAddr, &[u8]),
+        transmit: &mut dyn FnMut(Way, &[u8]),
         seal: impl FnOnce(&mut Sender, &mut [u8]) -> Result<usize, SealError>,
     ) {
         let Some(peer) = self.peers.get_mut(&id) else {

@@ -9,7 +9,7 @@ use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
 use tunnel::{
     Dial, Instant, Kind, LoadLimits, Now, Payload, PeerConfig, PeerId, PresharedKey, Random,
-    RejoinLimits, SealError, SecretKey, Tunnel,
+    RejoinLimits, SealError, SecretKey, Tunnel, Way,
 };
 
 /// Seeded, not secret: SplitMix64.
@@ -75,7 +75,7 @@ impl Pair {
         let peer = ours.add_peer(
             Instant::ORIGIN,
             PeerConfig {
-                addresses: vec![their_address],
+                addresses: vec![their_address.into()],
                 dial: Dial::OnDemand,
                 preshared_key: shared.map_or_else(PresharedKey::none, PresharedKey::from_bytes),
                 ..PeerConfig::wireguard(their_secret.public())
@@ -112,7 +112,7 @@ impl Pair {
             0,
             packet,
             &mut |to, bytes| {
-                socket.send_to(bytes, to).unwrap();
+                socket.send_to(bytes, to.address().unwrap()).unwrap();
             },
         );
         self.poll();
@@ -121,8 +121,8 @@ impl Pair {
 
     fn poll(&mut self) {
         let (now, socket) = (self.now(), &self.socket);
-        let transmit = &mut |to: SocketAddr, bytes: &[u8]| {
-            socket.send_to(bytes, to).unwrap();
+        let transmit = &mut |to: Way, bytes: &[u8]| {
+            socket.send_to(bytes, to.address().unwrap()).unwrap();
         };
         self.ours
             .poll(now, &mut self.random, transmit, &mut |_, _| {});
@@ -140,7 +140,13 @@ impl Pair {
                 }
             };
             self.ours
-                .receive(now, from, &mut buffer[..len], &mut self.random, deliver)
+                .receive(
+                    now,
+                    from.into(),
+                    &mut buffer[..len],
+                    &mut self.random,
+                    deliver,
+                )
                 .unwrap();
             self.poll();
         }
@@ -213,7 +219,7 @@ fn we_initiate_and_boringtun_answers() {
         );
         let status = pair.ours.status(pair.now().mono, pair.peer).unwrap();
         assert!(status.session_since.is_some(), "{status:?}");
-        assert_eq!(status.address, Some(pair.their_address));
+        assert_eq!(status.address, Some(pair.their_address.into()));
         pair.exchange();
     }
 }
@@ -282,7 +288,7 @@ fn a_wrong_shared_key_gives_no_session() {
     let stranger = other.add_peer(
         Instant::ORIGIN,
         PeerConfig {
-            addresses: vec![pair.our_address],
+            addresses: vec![pair.our_address.into()],
             ..PeerConfig::wireguard(*pair.ours.control().public_key())
         },
     );
@@ -310,7 +316,7 @@ fn a_wrong_shared_key_gives_no_session() {
     assert_eq!(first.len(), 1);
     let refused = pair.ours.receive(
         now,
-        pair.their_address,
+        pair.their_address.into(),
         &mut first[0],
         &mut random,
         &mut |_, _| {},

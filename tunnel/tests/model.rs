@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tunnel::{
     Cipher, Dial, Instant, Kind, LoadLimits, Now, Payload, PeerConfig, PeerId, PmtuConfig, Random,
-    RejoinLimits, SecretKey, Timers, Tunnel,
+    RejoinLimits, SecretKey, Timers, Tunnel, Way,
 };
 
 const MS: u64 = 1_000_000;
@@ -88,8 +88,8 @@ struct End {
 }
 
 struct Flight {
-    to: SocketAddr,
-    from: SocketAddr,
+    to: Way,
+    from: Way,
     bytes: Vec<u8>,
 }
 
@@ -101,8 +101,8 @@ struct World {
     cipher: Cipher,
     tenant: End,
     provider: End,
-    tenant_address: SocketAddr,
-    provider_addresses: [SocketAddr; 2],
+    tenant_address: Way,
+    provider_addresses: [Way; 2],
     /// Which of the provider's addresses (gateways) works.
     open_gateway: usize,
     weather: Weather,
@@ -165,8 +165,8 @@ impl World {
             SecretKey::generate(&mut random),
         ];
         let provider_addresses = [
-            SocketAddr::from(([203, 0, 113, 5], 6180)),
-            SocketAddr::from(([203, 0, 113, 6], 6180)),
+            Way::from(SocketAddr::from(([203, 0, 113, 5], 6180))),
+            Way::from(SocketAddr::from(([203, 0, 113, 6], 6180))),
         ];
         let tenant = Self::end(
             Side::Tenant,
@@ -190,7 +190,7 @@ impl World {
             cipher,
             tenant,
             provider,
-            tenant_address: SocketAddr::from(([198, 51, 100, 2], 40_000)),
+            tenant_address: tenant_at(40_000),
             provider_addresses,
             open_gateway: 0,
             weather: CALM,
@@ -209,7 +209,7 @@ impl World {
         side: Side,
         secrets: &[SecretKey; 2],
         cipher: Cipher,
-        gateways: &[SocketAddr; 2],
+        gateways: &[Way; 2],
         now: Instant,
     ) -> End {
         let (own, other) = match side {
@@ -266,7 +266,7 @@ impl World {
     }
 
     /// A datagram leaves `side`.
-    fn transmit(&mut self, side: Side, to: SocketAddr, bytes: &[u8]) {
+    fn transmit(&mut self, side: Side, to: Way, bytes: &[u8]) {
         let index = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         match bytes[0] {
             // Whoever names an index starts a new life of it: the other end's counters begin anew.
@@ -322,7 +322,7 @@ impl World {
             let at = self.random.below(self.recorded.len() as u64) as usize;
             let old = &self.recorded[at];
             // An attacker may send what it recorded from wherever it likes, to where the ends are now.
-            let to_tenant = old.to.port() != 6180;
+            let to_tenant = !self.provider_addresses.contains(&old.to);
             let to = if to_tenant {
                 self.tenant_address
             } else {
@@ -372,7 +372,7 @@ impl World {
             Side::Tenant => &mut self.tenant,
             Side::Provider => &mut self.provider,
         };
-        let transmit = &mut |to: SocketAddr, bytes: &[u8]| out.push((to, bytes.to_vec()));
+        let transmit = &mut |to: Way, bytes: &[u8]| out.push((to, bytes.to_vec()));
         end.tunnel
             .poll(clock, &mut self.random, transmit, &mut |_, _| {});
         for (to, bytes) in out {
@@ -391,7 +391,7 @@ impl World {
             Side::Tenant => &mut self.tenant,
             Side::Provider => &mut self.provider,
         };
-        let transmit = &mut |to: SocketAddr, bytes: &[u8]| out.push((to, bytes.to_vec()));
+        let transmit = &mut |to: Way, bytes: &[u8]| out.push((to, bytes.to_vec()));
         let sent = end
             .tunnel
             .send(clock.mono, end.peer, 0, Kind::Ip, 77, &body, transmit);
@@ -518,9 +518,7 @@ impl World {
             _ => 16 + self.random.below(200),
         } as usize;
         match self.random.below(1000) {
-            0 => self
-                .tenant_address
-                .set_port(40_000 + self.random.below(20_000) as u16),
+            0 => self.tenant_address = tenant_at(40_000 + self.random.below(20_000) as u16),
             1 => self.weather.down = !self.weather.down,
             2 if self.random.percent(20) => self.open_gateway = 1 - self.open_gateway,
             3 if self.random.percent(20) => self.restart(Side::Tenant),
@@ -671,4 +669,8 @@ fn a_path_that_comes_back_is_in_use_within_a_second() {
             );
         }
     }
+}
+
+fn tenant_at(port: u16) -> Way {
+    Way::from(SocketAddr::from(([198, 51, 100, 2], port)))
 }

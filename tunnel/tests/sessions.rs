@@ -7,7 +7,7 @@ use tunnel::control::Datagram;
 use tunnel::segment::Word;
 use tunnel::{
     Dial, Instant, Kind, LoadLimits, MIN_DATAGRAM, Now, Output, Payload, PeerConfig, PeerId,
-    Random, RejoinLimits, RxActivity, SecretKey, Tunnel, TunnelControl,
+    Random, RejoinLimits, RxActivity, SecretKey, Tunnel, TunnelControl, Way,
 };
 
 const MS: u64 = 1_000_000;
@@ -32,7 +32,7 @@ struct Pair {
     random: Seeded,
     now: u64,
     /// The end that dials, and the one that answers.
-    ends: [(Tunnel, PeerId, SocketAddr); 2],
+    ends: [(Tunnel, PeerId, Way); 2],
     /// Whether responses get through.
     answers: bool,
     delivered: u32,
@@ -47,8 +47,8 @@ impl Pair {
             SecretKey::generate(&mut random),
         ];
         let addresses = [
-            SocketAddr::from(([198, 51, 100, 2], 40_000)),
-            SocketAddr::from(([203, 0, 113, 5], 6180)),
+            Way::from(SocketAddr::from(([198, 51, 100, 2], 40_000))),
+            Way::from(SocketAddr::from(([203, 0, 113, 5], 6180))),
         ];
         let end = |own: usize| {
             let mut tunnel = Tunnel::new(
@@ -87,7 +87,7 @@ impl Pair {
         let clock = self.clock();
         loop {
             for (at, (tunnel, ..)) in self.ends.iter_mut().enumerate() {
-                let transmit = &mut |_: SocketAddr, bytes: &[u8]| {
+                let transmit = &mut |_: Way, bytes: &[u8]| {
                     flying.push((1 - at, bytes.to_vec()));
                 };
                 tunnel.poll(clock, &mut self.random, transmit, &mut |_, _| {});
@@ -116,7 +116,7 @@ impl Pair {
         let mut flying = Vec::new();
         let clock = self.clock();
         let (tunnel, peer, _) = &mut self.ends[from];
-        let transmit = &mut |_: SocketAddr, bytes: &[u8]| flying.push((1 - from, bytes.to_vec()));
+        let transmit = &mut |_: Way, bytes: &[u8]| flying.push((1 - from, bytes.to_vec()));
         let sent = tunnel.send(clock.mono, *peer, lane, Kind::Ip, 7, &[9; 100], transmit);
         self.carry(flying);
         sent.is_ok()
@@ -166,7 +166,7 @@ fn handshake_messages(control: &mut TunnelControl) -> Vec<Datagram> {
 fn a_late_answer_does_not_raise_the_new_paths_mtu() {
     let mut random = Seeded(6);
     let [here, there, elsewhere] =
-        [2, 5, 9].map(|host| SocketAddr::from(([192, 0, 2, host], 6180)));
+        [2, 5, 9].map(|host| Way::from(SocketAddr::from(([192, 0, 2, host], 6180))));
     let now = Now {
         mono: Instant::ORIGIN,
         unix: Duration::from_secs(1_700_000_000),
@@ -222,16 +222,16 @@ fn a_late_datagram_of_another_lane_does_not_keep_the_old_address() {
     let mut pair = Pair::new(2);
     pair.carry(Vec::new());
     let (clock, old) = (pair.clock(), pair.ends[0].2);
-    let new = SocketAddr::from(([198, 51, 100, 2], 50_000));
+    let new = Way::from(SocketAddr::from(([198, 51, 100, 2], 50_000)));
     let seal = |pair: &mut Pair, from: usize, lane: usize| {
         let (tunnel, peer, _) = &mut pair.ends[from];
         let mut sent = None;
-        let transmit = &mut |to: SocketAddr, bytes: &[u8]| sent = Some((to, bytes.to_vec()));
+        let transmit = &mut |to: Way, bytes: &[u8]| sent = Some((to, bytes.to_vec()));
         let taken = tunnel.send(clock.mono, *peer, lane, Kind::Ip, 7, &[9; 100], transmit);
         assert!(taken.is_ok());
         sent.expect("a datagram")
     };
-    let arrive = |pair: &mut Pair, from: SocketAddr, mut bytes: Vec<u8>| {
+    let arrive = |pair: &mut Pair, from: Way, mut bytes: Vec<u8>| {
         let Pair { ends, random, .. } = pair;
         let provider = &mut ends[1].0;
         let taken = provider.receive(clock, from, &mut bytes, random, &mut |_, _| {});

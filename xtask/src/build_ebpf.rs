@@ -11,8 +11,9 @@ use crate::{
 };
 
 /// Package and file of each object.
-const OBJECTS: [(&str, &str, &str); 3] = [
+const OBJECTS: [(&str, &str, &str); 4] = [
     ("appliance-ebpf", "appliance-ebpf", "appliance.bpf.o"),
+    ("gateway-ebpf", "gateway/ebpf", "gateway.bpf.o"),
     ("lab-ebpf", "lab/ebpf", "lab.bpf.o"),
     ("bench-ebpf", "bench/ebpf", "bench.bpf.o"),
 ];

@@ -1,6 +1,6 @@
-//! Runs the fuzz targets of the tunnel and of the worker pipeline under libFuzzer, each for a while.
+//! Runs the fuzz targets of the tunnel, of the worker pipeline and of the gateway under libFuzzer, each for a while.
 //!
-//! The same functions, bounded, are `tunnel/tests/corpus.rs` and `appliance-user/tests/corpus.rs`, which any
+//! The same functions, bounded, are `tests/corpus.rs` of `tunnel`, `appliance-user` and `gateway`, which any
 //! `cargo test` runs.
 
 use std::{
@@ -84,7 +84,7 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
 }
 
 /// Where targets are.
-const FOLDERS: [&str; 2] = ["tunnel/fuzz", "appliance-user/fuzz"];
+const FOLDERS: [&str; 3] = ["tunnel/fuzz", "appliance-user/fuzz", "gateway/fuzz"];
 
 /// The folder of a target.
 fn folder(name: &str) -> PathBuf {
@@ -245,7 +245,9 @@ fn say(name: &str) {
     let regressions = folder(name).join("regressions").join(name);
     let regressions = regressions.display();
     eprintln!("  keep it: mkdir -p {regressions} && mv {input} {regressions}/WHAT-WAS-WRONG");
-    eprintln!("  see it again: cargo test -p tunnel -p appliance-user --test corpus");
+    eprintln!(
+        "  see it again: cargo test -p tunnel -p appliance-user -p causeway-gateway --test corpus"
+    );
     eprintln!("  then mend what is wrong, and commit both");
 }
 

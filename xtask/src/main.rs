@@ -74,9 +74,9 @@ enum Command {
         #[arg(long)]
         require_privileged: bool,
     },
-    /// Fuzz what the tunnel reads from the wire; fails on a finding.
+    /// Fuzz what the tunnel, its workers and the gateway read from the wire; fails on a finding.
     Fuzz {
-        /// Only this target: message, keys, segment, receiver, handshake, control.
+        /// Only this target: message, keys, segment, receiver, handshake, control, pipeline, hello, circuit, bind.
         target: Option<String>,
         /// How long for each target.
         #[arg(long, default_value_t = 900)]

@@ -26,11 +26,15 @@ pub fn with_paths(command: &mut Command) -> &mut Command {
             "CAUSEWAY_APPLIANCE",
             target().join("release/causeway-appliance"),
         )
+        .env("CAUSEWAY_BPF_OBJECT", objects().join("appliance.bpf.o"))
         .env(
             "CAUSEWAY_GATEWAY",
             target().join("release/causeway-gateway"),
         )
-        .env("CAUSEWAY_BPF_OBJECT", objects().join("appliance.bpf.o"))
+        .env(
+            "CAUSEWAY_GATEWAY_BPF_OBJECT",
+            objects().join("gateway.bpf.o"),
+        )
         .env("CAUSEWAY_LAB_BPF_OBJECT", objects().join("lab.bpf.o"))
         .env("CAUSEWAY_BENCH_BPF_OBJECT", objects().join("bench.bpf.o"))
         .env("CAUSEWAY_BORINGTUN", bpf::tools().join("bin/boringtun-cli"))

@@ -45,6 +45,8 @@ const PARTS: &[Part] = &[
             "--package",
             "gateway-client",
             "--package",
+            "gateway-common",
+            "--package",
             "lab",
             "--package",
             "service",

@@ -26,7 +26,7 @@ use appliance_common::{
     maps::{HostKey, Mode, Neighbour, Network, Tenant, network_flags},
 };
 use appliance_user::{
-    config::Net,
+    config::prefix_of,
     secure::pipeline::{Command, Lanes, Member, Share},
 };
 use pair::{ACCESS, Hand, Side, UPLINK, VNI, address};
@@ -73,11 +73,8 @@ fn hands(provider: &mut Side) -> [Hand; 3] {
     for command in other.commands(1, Lanes::appliance(Share::WHOLE), (tx, rx)) {
         provider.order(now, command);
     }
-    let net = |net: &str, length| {
-        let address = net.parse().expect("an address");
-        Net { address, length }.prefix()
-    };
-    let prefix = net("10.1.0.77", 32);
+    let net = |net: &str| prefix_of(&net.parse().expect("a prefix"));
+    let prefix = net("10.1.0.77");
     let lane = Lanes::wireguard(Share::WHOLE, VNI, Box::new([prefix]));
     let (client, tx, rx) = Hand::new(Framing::WireGuard, 12, ["192.0.2.2:51820", to]);
     for command in client.commands(2, lane, (tx, rx)) {
@@ -94,7 +91,7 @@ fn hands(provider: &mut Side) -> [Hand; 3] {
         prefix_count: 1,
         ..Network::default()
     };
-    network.prefixes[0] = net("10.1.0.0", 24);
+    network.prefixes[0] = net("10.1.0.0/24");
     let key = HostKey {
         vni: OTHER,
         address: address("10.1.0.10"),

@@ -8,7 +8,6 @@ use std::{
 };
 
 use appliance_common::{
-    addr::from_ip,
     limits::{MAX_ATTACHMENTS, MAX_NETWORKS, MAX_PEERS, MAX_PREFIXES, MAX_TENANTS, MIN_INNER_MTU},
     wire::{
         ETHERTYPE_8021AD, ETHERTYPE_8021Q, OVERHEAD_V4, OVERHEAD_V6, SECURE_OVERHEAD_V4,
@@ -19,7 +18,7 @@ use tunnel::CipherChoice;
 
 use super::{
     Config, Identity, Memory, Net, Network, Peer, PeerKind, Problem, Role, Tunnel, Uplink, Vlan,
-    Xdp, file, nat,
+    Xdp, file, gateways, nat,
 };
 use crate::secure::{Waiting, pipeline::LANES};
 
@@ -38,7 +37,7 @@ impl Checker {
         });
     }
 
-    fn name(&mut self, at: &str, name: &str) {
+    pub(super) fn name(&mut self, at: &str, name: &str) {
         if let Err(what) = service::config::name(name) {
             self.problem(at, what);
         }
@@ -99,7 +98,7 @@ impl Checker {
         }
     }
 
-    fn unique<'a>(&mut self, what: &str, names: impl Iterator<Item = &'a str>) {
+    pub(super) fn unique<'a>(&mut self, what: &str, names: impl Iterator<Item = &'a str>) {
         let mut seen = BTreeSet::new();
         for name in names {
             if !seen.insert(name) {
@@ -202,6 +201,9 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     let peers = peers(&mut c, &file.peer, &uplink, tunnel.as_ref(), role);
     let networks = networks(&mut c, &file.network, &uplink, (&file.peer, &peers), role);
     members(&mut c, &peers, &networks);
+    let gateways = gateways::gateways(&mut c, file.gateways, &file.gateway, &uplink, role);
+    gateways::together(&mut c, &gateways, &peers, role);
+    let tls = gateways::listen(&mut c, file.tls.as_ref(), role);
     let nat = nat::check(&mut c, &file.nat, &uplink, tunnel.as_ref(), &peers);
     let tenants = nat::tenants(&mut c, &file.tenant, role, (&uplink, &peers, &networks));
     for network in &file.network {
@@ -238,6 +240,8 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
         uplink,
         tunnel,
         interfaces,
+        gateways,
+        tls,
         nat,
         tenants,
         peers,
@@ -364,7 +368,7 @@ fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
     }
 }
 
-fn absolute(c: &mut Checker, at: &str, path: &std::path::Path) {
+pub(super) fn absolute(c: &mut Checker, at: &str, path: &std::path::Path) {
     if !path.is_absolute() {
         c.problem(at, format!("{}: write an absolute path", path.display()));
     }
@@ -383,17 +387,20 @@ fn peers(
         c.name("peer: name", &peer.name);
         let kind = match peer.kind.as_deref() {
             Some("vxlan") => vxlan(c, peer, uplink, &out),
-            None | Some("appliance") => identity(c, peer, uplink, tunnel, &out).map(|identity| {
-                if role == Role::Tenant && identity.addresses.is_empty() {
+            None | Some("appliance") => identity(c, peer, uplink, (tunnel, role), &out).map(|identity| {
+                if role == Role::Tenant
+                    && identity.addresses.is_empty()
+                    && peer.circuit.is_none()
+                {
                     c.problem(
                         format!("peer {:?}: address", peer.name),
-                        "the tenant's end dials: give the address of the provider",
+                        "the tenant's end dials: give the address of the provider, or the circuit by which gateways reach it",
                     );
                 }
                 without(c, peer, &["network", "allowed", "keepalive"]);
                 PeerKind::Appliance(identity)
             }),
-            Some("wireguard") => wireguard(c, peer, uplink, tunnel, &out),
+            Some("wireguard") => wireguard(c, peer, uplink, (tunnel, role), &out),
             Some(other) => {
                 c.problem(
                     format!("peer {:?}: kind", peer.name),
@@ -421,6 +428,8 @@ fn without(c: &mut Checker, peer: &file::Peer, keys: &[&str]) {
         ("network", peer.network.is_some()),
         ("allowed", !peer.allowed.is_empty()),
         ("keepalive", peer.keepalive.is_some()),
+        ("circuit", peer.circuit.is_some()),
+        ("tls", peer.tls.is_some()),
     ] {
         if there && keys.contains(&key) {
             c.problem(
@@ -467,6 +476,8 @@ fn vxlan(c: &mut Checker, peer: &file::Peer, uplink: &Uplink, others: &[Peer]) -
             "network",
             "allowed",
             "keepalive",
+            "circuit",
+            "tls",
         ],
     );
     let Some(text) = &peer.address else {
@@ -485,7 +496,7 @@ fn identity(
     c: &mut Checker,
     peer: &file::Peer,
     uplink: &Uplink,
-    tunnel: Option<&Tunnel>,
+    (tunnel, role): (Option<&Tunnel>, Role),
     others: &[Peer],
 ) -> Option<Identity> {
     let at = |key: &str| format!("peer {:?}: {key}", peer.name);
@@ -551,6 +562,7 @@ fn identity(
     Some(Identity {
         public_key,
         preshared_key_file: peer.preshared_key_file.clone(),
+        circuit: gateways::circuit(c, peer, &addresses, role, others),
         addresses,
     })
 }
@@ -559,11 +571,12 @@ fn wireguard(
     c: &mut Checker,
     peer: &file::Peer,
     uplink: &Uplink,
-    tunnel: Option<&Tunnel>,
+    (tunnel, role): (Option<&Tunnel>, Role),
     others: &[Peer],
 ) -> Option<PeerKind> {
     let at = |key: &str| format!("peer {:?}: {key}", peer.name);
-    let identity = identity(c, peer, uplink, tunnel, others);
+    without(c, peer, &["circuit", "tls"]);
+    let identity = identity(c, peer, uplink, (tunnel, role), others);
     let Some(network) = &peer.network else {
         c.problem(at("network"), "is missing: the network that it joins");
         return None;
@@ -624,7 +637,7 @@ fn members(c: &mut Checker, peers: &[Peer], networks: &[Network]) {
             let inside = network
                 .prefixes
                 .iter()
-                .any(|p| p.contains(net.address) && p.length <= net.length);
+                .any(|p| p.contains(net.address()) && p.length() <= net.length());
             if !inside {
                 c.problem(
                     at("allowed"),
@@ -835,14 +848,11 @@ fn prefixes(c: &mut Checker, at: &str, texts: &[String]) -> Vec<Net> {
             c.problem(at, format!("{text:?}: the length is 1 to {most}"));
             continue;
         }
-        let net = Net { address, length };
-        let network = net.prefix().network;
-        let bytes: Vec<u8> = network.iter().flat_map(|w| w.to_ne_bytes()).collect();
-        if bytes != from_ip(address) {
-            c.problem(
-                at,
-                format!("{text:?} has host bits; write the first address of the prefix"),
-            );
+        let Some(net) = Net::around(address, length) else {
+            continue;
+        };
+        if net.address() != address {
+            c.problem(at, format!("{text:?} has host bits: write {net}"));
             continue;
         }
         if !is_host(address) || is_link_local(address) {

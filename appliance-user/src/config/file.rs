@@ -10,6 +10,10 @@ pub(super) struct File {
     pub appliance: Appliance,
     pub uplink: Uplink,
     pub tunnel: Option<Tunnel>,
+    pub gateways: Option<Gateways>,
+    #[serde(default)]
+    pub gateway: Vec<Gateway>,
+    pub tls: Option<Tls>,
     #[serde(default)]
     pub nat: Nat,
     #[serde(default)]
@@ -59,6 +63,45 @@ pub(super) struct Tunnel {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct Gateways {
+    #[serde(default)]
+    pub pools: Vec<String>,
+    #[serde(default)]
+    pub unpooled: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Gateway {
+    pub name: String,
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    pub pool: Option<String>,
+    pub load: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    pub listen: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Circuit {
+    pub id: String,
+    pub key_file: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PeerTls {
+    pub name: String,
+    pub fingerprint: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Interface {
     pub name: String,
     pub xdp: Option<String>,
@@ -100,6 +143,8 @@ pub(super) struct Peer {
     #[serde(default)]
     pub allowed: Vec<String>,
     pub keepalive: Option<i64>,
+    pub circuit: Option<Circuit>,
+    pub tls: Option<PeerTls>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,6 +2,7 @@
 
 mod check;
 mod file;
+mod gateways;
 mod nat;
 
 use std::{
@@ -18,6 +19,8 @@ use tunnel::{CipherChoice, PublicKey};
 
 use crate::secure::Waiting;
 
+pub use failover::Net;
+pub use gateways::{Circuit, Gateway, Gateways, Tls};
 pub use nat::{Nat, PortsInUse};
 pub use service::config::{Error, Problem};
 
@@ -64,48 +67,12 @@ impl Xdp {
     }
 }
 
-/// An IP prefix as configured; host bits are zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Net {
-    /// The first address.
-    pub address: IpAddr,
-    /// Prefix length, bits: 0 to 32 or 128.
-    pub length: u8,
-}
-
-impl Net {
-    /// As the data path holds it.
-    #[must_use]
-    pub fn prefix(&self) -> Prefix {
-        let offset = if self.address.is_ipv4() { 96 } else { 0 };
-        Prefix::new(&from_ip(self.address), self.length + offset).unwrap_or_default()
-    }
-
-    /// Whether `address` is inside; false for the other family.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        self.address.is_ipv4() == address.is_ipv4() && self.prefix().contains(&from_ip(address))
-    }
-
-    /// Whether the two share an address.
-    #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.contains(other.address) || other.contains(self.address)
-    }
-
-    /// As failover plans have it.
-    #[must_use]
-    pub fn failover(&self) -> failover::Net {
-        // The length is one of the family's.
-        failover::Net::around(self.address, self.length)
-            .unwrap_or_else(|| failover::Net::host(self.address))
-    }
-}
-
-impl fmt::Display for Net {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.length)
-    }
+/// A prefix as the data path holds it.
+#[must_use]
+pub fn prefix_of(net: &Net) -> Prefix {
+    let offset = if net.address().is_ipv4() { 96 } else { 0 };
+    // The length is one of the family's, and so at most 128.
+    Prefix::new(&from_ip(net.address()), net.length() + offset).unwrap_or_default()
 }
 
 /// VLAN tags of a port, as XDP sees them.
@@ -228,8 +195,10 @@ pub struct Identity {
     pub public_key: PublicKey,
     /// The file of a secret shared beside the keys.
     pub preshared_key_file: Option<PathBuf>,
-    /// Where to dial, in order; empty: it dials us.
+    /// Where to dial, in order; empty: it dials us, or there is a circuit.
     pub addresses: Vec<SocketAddr>,
+    /// The circuit by which it is reached through gateways, instead.
+    pub circuit: Option<Circuit>,
 }
 
 impl Peer {
@@ -303,7 +272,7 @@ pub struct Tenant {
     /// Its name.
     pub name: String,
     /// Its public addresses.
-    pub public: Vec<failover::Net>,
+    pub public: Vec<Net>,
     /// What its networks with internet are seen as, at most one of a family; of a family without: as the uplink's
     /// own address.
     pub nat: Vec<IpAddr>,
@@ -330,6 +299,10 @@ pub struct Config {
     pub tunnel: Option<Tunnel>,
     /// How XDP is attached on further interfaces.
     pub interfaces: BTreeMap<String, Xdp>,
+    /// The gateways, and which of them this appliance may use.
+    pub gateways: Gateways,
+    /// Where tunnels over TLS arrive; empty: nowhere. A provider's appliance has such.
+    pub tls: Vec<SocketAddr>,
     /// Address translation of full failover.
     pub nat: Nat,
     /// Tenants.
@@ -370,25 +343,34 @@ impl Config {
         self.tenants.iter().find(|t| t.name == name)
     }
 
-    /// The tenant of that name as failover plans are checked against it.
+    /// The tenant of that name as failover plans are checked against it; what is taken by others is not known here:
+    /// [`reconcile::tenant_of`](crate::reconcile::tenant_of) adds it.
     #[must_use]
     pub fn tenant_of(&self, name: &str) -> Option<failover::TenantOf> {
+        let mut tenant = self.tenant_alone(name)?;
+        let others = self.networks.iter().filter(|n| n.tenant != name);
+        tenant.others = others.map(|n| n.name.clone()).collect();
+        Some(tenant)
+    }
+
+    /// The same without the names of others' networks.
+    pub(crate) fn tenant_alone(&self, name: &str) -> Option<failover::TenantOf> {
         let tenant = self.tenant(name)?;
-        let (own, others): (Vec<&Network>, Vec<&Network>) =
-            self.networks.iter().partition(|n| n.tenant == name);
+        let networks = self.networks.iter().filter(|n| n.tenant == name);
         Some(failover::TenantOf {
             name: name.to_owned(),
             allocation: tenant.public.clone(),
-            networks: own
-                .into_iter()
+            seen_as: tenant.nat.clone(),
+            taken: Vec::new(),
+            networks: networks
                 .map(|n| failover::NetworkOf {
                     name: n.name.clone(),
-                    prefixes: n.prefixes.iter().map(Net::failover).collect(),
+                    prefixes: n.prefixes.clone(),
                     gateways: [n.gateway_v4, n.gateway_v6].into_iter().flatten().collect(),
                     outside: false,
                 })
                 .collect(),
-            others: others.into_iter().map(|n| n.name.clone()).collect(),
+            others: Vec::new(),
         })
     }
 

@@ -6,7 +6,7 @@ use appliance_common::{limits::DEFAULT_CONNECTIONS, nat::Timeouts};
 use failover::{MANAGEMENT_PORT, PortRange};
 
 use super::{
-    Config, Network, Peer, PeerKind, Role, Tenant, Tunnel, Uplink,
+    Config, Net, Network, Peer, PeerKind, Role, Tenant, Tunnel, Uplink,
     check::{Checker, is_host, is_link_local},
     file,
 };
@@ -210,9 +210,9 @@ pub(super) fn tenants(
                 "public addresses are the provider's appliance's: remove public and nat here",
             );
         }
-        let mut public: Vec<failover::Net> = Vec::new();
+        let mut public: Vec<Net> = Vec::new();
         for text in &tenant.public {
-            let net: failover::Net = match text.parse() {
+            let net: Net = match text.parse() {
                 Ok(net) => net,
                 Err(error) => {
                     c.problem(at("public"), failover::NetError::to_string(&error));
@@ -266,7 +266,7 @@ pub(super) fn tenants(
 fn taken(
     c: &mut Checker,
     at: &str,
-    net: failover::Net,
+    net: Net,
     uplink: &Uplink,
     peers: &[Peer],
     networks: &[Network],
@@ -274,7 +274,9 @@ fn taken(
     for address in uplink.local.iter().filter(|a| net.contains(**a)) {
         c.problem(
             at,
-            format!("{net} contains {address}, the appliance's own (uplink.local)"),
+            format!(
+                "{net} contains {address}, the appliance's own (uplink.local): write the addresses around it"
+            ),
         );
     }
     for peer in peers {
@@ -287,16 +289,15 @@ fn taken(
         for address in addresses.into_iter().filter(|a| net.contains(*a)) {
             c.problem(
                 at,
-                format!("{net} contains {address}, where peer {:?} is", peer.name),
+                format!(
+                    "{net} contains {address}, where peer {:?} is: write the addresses around it",
+                    peer.name
+                ),
             );
         }
     }
     for network in networks {
-        if let Some(prefix) = network
-            .prefixes
-            .iter()
-            .find(|p| p.failover().overlaps(&net))
-        {
+        if let Some(prefix) = network.prefixes.iter().find(|p| p.overlaps(&net)) {
             c.problem(
                 at,
                 format!("{net} overlaps {prefix} of network {:?}", network.name),

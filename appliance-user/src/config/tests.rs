@@ -128,7 +128,11 @@ fn each_mistake_is_named_with_its_place() {
             "\"10.1.0.0/16\"",
             "overlaps 10.1.0.0/24 of network \"net1\"",
         ),
-        ("\"10.2.0.0/24\"", "\"10.2.0.1/24\"", "has host bits"),
+        (
+            "\"10.2.0.0/24\"",
+            "\"10.2.0.1/24\"",
+            "has host bits: write 10.2.0.0/24",
+        ),
         (
             "\"10.2.0.0/24\"",
             "\"10.2.0.0/33\"",
@@ -250,7 +254,7 @@ fn encrypted_peers_have_their_defaults() {
     else {
         panic!("{:?}", config.peers[1]);
     };
-    assert_eq!(allowed[0].to_string(), "10.1.0.77/32");
+    assert_eq!(allowed[0].to_string(), "10.1.0.77");
     assert_eq!(*keepalive, Some(Duration::from_secs(25)));
 }
 
@@ -369,7 +373,7 @@ fn an_address_of_two_wireguard_peers_is_named_once_with_whose_it_is() {
     Config::parse(&fine, Path::new("test.toml")).expect("good");
     let said = problems(&another("[\"10.1.0.76/30\"]"));
     assert!(
-        said.contains("10.1.0.76/30 overlaps 10.1.0.77/32 of peer \"laptop\""),
+        said.contains("10.1.0.76/30 overlaps 10.1.0.77 of peer \"laptop\""),
         "{said}"
     );
     let own = problems(&another("[\"10.1.0.78\", \"10.1.0.78/32\"]"));

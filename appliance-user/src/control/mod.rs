@@ -265,6 +265,12 @@ pub struct PeerStatus {
 pub struct TunnelStatus {
     /// Whether there is a session and the peer answers.
     pub up: bool,
+    /// What carries it: `udp`, `tls`, or nothing while it has no way.
+    pub carrier: String,
+    /// The gateway by which it goes; empty for none.
+    pub via: String,
+    /// The gateways of its circuit.
+    pub gateways: Vec<GatewayStatus>,
     /// The peer's identity, base64.
     pub public_key: String,
     /// Cipher for sending.
@@ -295,6 +301,25 @@ pub struct TunnelStatus {
     pub rejoined: u64,
     /// Packets given up because pieces were missing.
     pub rejoin_lost: u64,
+}
+
+/// A gateway, for one peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayStatus {
+    /// Its name.
+    pub name: String,
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// Whether our end is bound there.
+    pub bound: bool,
+    /// Whether the tunnel goes by it.
+    pub used: bool,
+    /// Whether it is about to stop.
+    pub draining: bool,
+    /// Whether it is taken to be down, where our end chooses.
+    pub down: bool,
+    /// Time to it and back, newest, microseconds.
+    pub round_trip_micros: Option<u64>,
 }
 
 /// A thread that seals and opens packets.

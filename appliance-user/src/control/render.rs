@@ -193,6 +193,11 @@ fn tunnels(out: &mut String, s: &Status) {
             vec![
                 p.name.clone(),
                 if t.up { "up" } else { "down" }.to_owned(),
+                match (t.carrier.as_str(), t.via.as_str()) {
+                    ("", _) => "-".to_owned(),
+                    (carrier, "") => carrier.to_owned(),
+                    (carrier, via) => format!("{carrier}, {via}"),
+                },
                 t.cipher.clone(),
                 t.handshake_age_seconds
                     .map_or_else(|| "-".to_owned(), |age| format!("{age} s ago")),
@@ -218,6 +223,7 @@ fn tunnels(out: &mut String, s: &Status) {
         &[
             "peer",
             "state",
+            "by",
             "cipher",
             "handshake",
             "path mtu",
@@ -230,6 +236,8 @@ fn tunnels(out: &mut String, s: &Status) {
         ],
         &rows,
     );
+
+    gateways(out, s);
 
     out.push_str("\nworkers\n");
     let rows: Vec<Vec<String>> = s
@@ -259,6 +267,38 @@ fn tunnels(out: &mut String, s: &Status) {
         ],
         &rows,
     );
+}
+
+/// The gateways of the tunnels that go by such.
+fn gateways(out: &mut String, s: &Status) {
+    let mut rows = Vec::new();
+    for (peer, tunnel) in s.peers.iter().filter_map(|p| Some((p, p.tunnel.as_ref()?))) {
+        for gateway in &tunnel.gateways {
+            let state = match gateway {
+                g if g.used => "in use",
+                g if g.down => "down",
+                g if g.draining => "draining",
+                g if g.bound => "ready",
+                _ => "not bound",
+            };
+            rows.push(vec![
+                peer.name.clone(),
+                gateway.name.clone(),
+                gateway.address.to_string(),
+                state.to_owned(),
+                gateway.round_trip_micros.map_or_else(
+                    || "-".to_owned(),
+                    |us| format!("{}.{:02} ms", us / 1000, us % 1000 / 10),
+                ),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return;
+    }
+    out.push_str("\ngateways\n");
+    let heads = ["peer", "gateway", "address", "state", "round trip"];
+    table(out, &heads, &rows);
 }
 
 /// Public IP rules.

@@ -1,18 +1,25 @@
 //! Modes, maintenance and public IP rules: what the operator asks, decided by the crate `failover`.
 
+use std::collections::BTreeSet;
+
 use appliance_common::maps::Mode;
 use failover::{
     Change, Plan, Problem, Rule, RuleSet, TenantOf,
-    mode::{Circumstances, Endpoints, Goal, Kind, Request, Unfit, decide},
+    mode::{Circumstances, Goal, Kind, Unfit},
 };
 use serde_json::{Value, json};
 
-use super::{Daemon, requests::Answer};
+use super::{
+    Daemon,
+    requests::Answer,
+    switch::{Asked, switch},
+};
 use crate::{
     config::{Network, Role},
     control::Refusal,
     fib,
     reconcile::{self, mode_of},
+    secure::keys::OsRandom,
     state::{Doing, State},
 };
 
@@ -28,12 +35,19 @@ pub(super) struct How {
 
 impl Daemon {
     pub(super) fn mode(&mut self, tenant: Option<&str>, mode: Option<&str>, how: &How) -> Answer {
+        let left = self.state.left_over(&self.config);
         let tenants = match (tenant, mode) {
-            (None, None) => self.tenants(),
+            (None, None) => self.tenants().into_iter().chain(left).collect(),
+            // Of a tenant that is not configured any more the failover can be undone.
+            (Some(name), None | Some("idle")) if left.iter().any(|l| l == name) => {
+                vec![name.to_owned()]
+            }
             (tenant, _) => vec![self.one_tenant(tenant)?],
         };
+        let mut changes = None;
         if let (Some(mode), [tenant]) = (mode, tenants.as_slice()) {
-            self.switch(tenant, mode, how)?;
+            let (kind, lines) = self.switch(tenant, mode, how)?;
+            changes = (kind == Kind::Update).then_some(lines);
         } else if how.plan.is_some() || how.force || how.promote {
             return Err(Refusal::new(
                 "bad-request",
@@ -49,6 +63,8 @@ impl Daemon {
                     "mode": mode_of(&self.state, tenant).name(),
                     "epoch": mode.map_or(0, |m| m.epoch),
                     "plan": mode.and_then(|m| m.doing.plan()).map(Plan::name),
+                    // Of a plan that was in force already; null where none was.
+                    "changes": changes,
                 })
             })
             .collect())
@@ -63,6 +79,15 @@ impl Daemon {
         let all = || self.tenants().join(", ");
         match (name, self.config.tenants.as_slice()) {
             (Some(name), _) if self.config.tenant(name).is_some() => Ok(name.to_owned()),
+            (Some(name), _) if self.state.left_over(&self.config).iter().any(|l| l == name) => {
+                Err(Refusal::new(
+                    "not-found",
+                    format!(
+                        "tenant {name:?} is not configured any more, and what is left of its failover can only be undone \
+                         (`mode --tenant {name} idle`); or put it back into the configuration"
+                    ),
+                ))
+            }
             (Some(name), _) => Err(Refusal::new(
                 "not-found",
                 format!("there is no tenant {name:?}; there are: {}", all()),
@@ -76,12 +101,17 @@ impl Daemon {
     }
 
     fn tenant_of(&self, tenant: &str) -> Result<TenantOf, Refusal> {
-        self.config
-            .tenant_of(tenant)
+        reconcile::tenant_of(&self.config, &self.snapshot, tenant)
             .ok_or_else(|| Refusal::new("not-found", format!("there is no tenant {tenant:?}")))
     }
 
-    fn switch(&mut self, tenant: &str, mode: &str, how: &How) -> Result<(), Refusal> {
+    /// Switches a tenant's mode. What that was, and what of a plan in force is different now.
+    fn switch(
+        &mut self,
+        tenant: &str,
+        mode: &str,
+        how: &How,
+    ) -> Result<(Kind, Vec<String>), Refusal> {
         let bad = |message: &str| Err(Refusal::new("bad-request", message));
         let full = mode == "full";
         if !full && (how.plan.is_some() || how.promote) {
@@ -125,48 +155,40 @@ impl Daemon {
                 (_, Some(plan)) => self.unfit_for_full(tenant, plan),
             },
         };
-        let mut new = self.state.clone();
-        let mode = new.modes.entry(tenant.to_owned()).or_default();
-        let request = Request {
+        let planned = plan.is_some();
+        let asked = Asked {
             goal,
+            plan,
             force: how.force,
         };
-        let step = decide(mode.doing.state(), request, &circumstances)
-            .map_err(|refusal| Refusal::new("conflict", refusal.to_string()))?;
-        if step.kind == Kind::Stay {
-            return Ok(());
+        let switch = switch(
+            &self.config,
+            &self.state,
+            asked,
+            &circumstances,
+            &mut OsRandom,
+        )
+        .map_err(|refusal| Refusal::new("conflict", refusal.to_string()))?;
+        let (kind, changes) = (switch.kind, switch.changes.clone());
+        if switch.is_nothing() {
+            return Ok((kind, changes));
         }
-        if plan.is_some() {
+        if planned {
             fib::allow().map_err(|error| {
                 let appliance = &self.config.name;
                 Refusal::new("conflict", format!("appliance {appliance:?}: {error}"))
             })?;
         }
-        let was_partial = mode.doing == Doing::Partial;
-        mode.doing = match (step.mode, plan) {
-            (failover::mode::State::Full { .. }, Some(plan)) => Doing::Full(Box::new(plan)),
-            (failover::mode::State::Partial, _) => Doing::Partial,
-            (failover::mode::State::Idle | failover::mode::State::Full { .. }, _) => Doing::Idle,
-        };
-        // Connections of before are stale by it; those of a plan whose rules change go on.
-        if step.kind != Kind::Update {
-            mode.epoch = mode.epoch.wrapping_add(1);
-        }
-        // `mode idle` out of a partial failover leaves the addresses, which are taken back one by one.
-        if step.endpoints == Endpoints::Clear && !(step.kind == Kind::Undo && was_partial) {
-            for network in self.config.networks.iter().filter(|n| n.tenant == tenant) {
-                new.endpoints.remove(&network.name);
-            }
-        }
-        self.put_full(new)?;
+        self.put_full(switch.state)?;
         tracing::info!(
             tenant,
             mode = mode_of(&self.state, tenant).name(),
             plan = self.plan(tenant).map(Plan::name),
-            step = ?step.kind,
+            step = ?kind,
+            changes = changes.len(),
             "mode switched"
         );
-        Ok(())
+        Ok((kind, changes))
     }
 
     /// The plan in force of a tenant.
@@ -219,8 +241,14 @@ impl Daemon {
             }
             reasons.extend(self.cannot_carry(network, false));
         }
+        let configured = self.config.tenant(tenant);
+        reasons.extend(
+            configured
+                .iter()
+                .flat_map(|t| reconcile::nat_problems(&self.config, &self.snapshot, t)),
+        );
         let internet = plan.networks().iter().find(|n| n.internet());
-        let seen = self.config.tenant(tenant).is_some_and(|tenant| {
+        let seen = configured.is_some_and(|tenant| {
             !reconcile::nat_addresses(&self.config, &self.snapshot, tenant).is_empty()
         });
         if let (Some(network), false) = (internet, seen) {
@@ -357,24 +385,34 @@ impl Daemon {
         Ok(json!({ "tenant": tenant, "rules": count, "refused": refused }))
     }
 
-    /// Full failovers that have no place in `config`.
-    pub(super) fn misfit_plans(&self, config: &crate::config::Config) -> Vec<String> {
-        let mut problems = Vec::new();
-        for (tenant, mode) in &self.state.modes {
-            let Some(plan) = mode.doing.plan() else {
-                continue;
-            };
-            match config.tenant_of(tenant) {
-                // Not in force already, and so in nobody's way.
-                None if self.config.tenant(tenant).is_none()
-                    && !std::ptr::eq(config, &raw const self.config) => {}
-                None => problems.push(format!(
-                    "tenant {tenant:?} is in full failover and is not configured"
-                )),
-                Some(of) => problems.extend(plan.check(&of).err().map(|e| e.to_string())),
-            }
+    /// Sees that what leaves in full failover can be sent; somebody may have switched off what it takes.
+    pub(super) fn keep_sendable(&mut self) {
+        let wanted = self.any_full();
+        if self.sending.see_to(wanted) {
+            self.tell_problems();
         }
-        problems
+    }
+
+    /// Says what has become wrong with the failovers in force, and what is right again: they do not fit the
+    /// configuration or what the kernel says, or nothing can be sent.
+    pub(super) fn tell_problems(&mut self) {
+        let problems: BTreeSet<String> = self
+            .misplaced_endpoints(&self.config)
+            .into_iter()
+            .chain(reconcile::misfits(
+                &self.config,
+                &self.state,
+                &self.snapshot,
+            ))
+            .chain(self.sending.problem().map(ToOwned::to_owned))
+            .collect();
+        for problem in problems.difference(&self.problems) {
+            tracing::warn!(problem, "a failover is not in force as it was asked for");
+        }
+        for problem in self.problems.difference(&problems) {
+            tracing::info!(problem, "that is not so any more");
+        }
+        self.problems = problems;
     }
 
     /// Whether some tenant is in full failover.

@@ -8,6 +8,7 @@ mod flows;
 mod requests;
 mod router;
 mod status;
+mod switch;
 mod trace;
 mod tunnels;
 
@@ -72,9 +73,12 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let store = Store::new(&config.state_dir);
     let mut state = store.load()?;
     let listener = socket::bind(&control::SOCKET, &config.control_socket)?;
+    // The routers from the first: no public address of theirs is to be ours, however shortly.
+    let full = state.modes.values().any(|mode| mode.doing.plan().is_some());
+    let ways = config.plain_peers();
+    let ways = ways.chain(router::watched_outside(&config, full)).collect();
     let (watcher, mut snapshots) =
-        Watcher::spawn(config.plain_peers().collect(), interfaces(&config))
-            .context("watch links and routes")?;
+        Watcher::spawn(ways, interfaces(&config)).context("watch links and routes")?;
     let seeded = state.nat_seed.is_some();
     if !seeded {
         let mut seed = [0; 4];
@@ -139,6 +143,8 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         started: Instant::now(),
         traced: None,
         fragments: Fragments::default(),
+        sending: fib::Sending::default(),
+        problems: BTreeSet::new(),
     };
     let patience =
         tokio::time::timeout(SNAPSHOT_PATIENCE, snapshots.wait_for(|s| s.generation > 0));
@@ -155,18 +161,8 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     }
     snapshots.mark_unchanged();
     daemon.begin_tunnels();
-    if daemon.any_full()
-        && let Err(error) = fib::allow()
-    {
-        tracing::warn!(%error, "full failover: nothing can be sent out of the uplink");
-    }
+    daemon.keep_sendable();
     daemon.apply_snapshot()?;
-    for problem in daemon.misfits(&daemon.config) {
-        tracing::warn!(problem, "failed-over address without effect");
-    }
-    for problem in daemon.misfit_plans(&daemon.config) {
-        tracing::warn!(problem, "full failover that does not fit the configuration");
-    }
     let (calls, requests) = mpsc::channel(16);
     let server = tokio::spawn(socket::serve(&control::SOCKET, listener, calls));
     let result = daemon.serve(rings, snapshots, requests).await;
@@ -264,6 +260,10 @@ struct Daemon {
     traced: Option<Instant>,
     /// Fragments that wait for their first.
     fragments: Fragments,
+    /// Whether what leaves in full failover can be sent.
+    sending: fib::Sending,
+    /// What was last said to be wrong with the failovers in force.
+    problems: BTreeSet<String>,
 }
 
 /// What the slow path looks up.
@@ -558,6 +558,7 @@ impl Daemon {
     fn each_second(&mut self) {
         let now = Instant::now();
         self.end_stale_trace();
+        self.keep_sendable();
         self.corrections.retain(|key, until| {
             let keep = now < *until;
             if !keep {
@@ -616,6 +617,7 @@ impl Daemon {
         self.reconcile()?;
         self.underlay_changed();
         self.claim(now);
+        self.tell_problems();
         if !self.adopted_neighbours {
             self.adopt_neighbours(now)?;
             self.adopted_neighbours = true;
@@ -878,6 +880,7 @@ impl Daemon {
             self.engine.want(now, *key, true);
         }
         self.claim(now);
+        self.tell_problems();
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What the operator asks, and the refusals.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use appliance_common::{
     addr::{Address, from_ip},
@@ -12,8 +12,8 @@ use super::{Daemon, failover::How, give_slots, tunnels::Keys};
 use crate::{
     config::{Config, Network},
     control::{Refusal, Reply, Request},
-    reconcile::endpoint_fits,
-    state::State,
+    reconcile::{self, endpoint_fits},
+    state::{Doing, State},
 };
 
 pub(super) type Answer = Result<Value, Refusal>;
@@ -87,36 +87,17 @@ impl Daemon {
     fn endpoint_add(&mut self, name: &str, addresses: &[IpAddr]) -> Answer {
         let network = self.named(name)?;
         self.must_forward(network)?;
-        let own = self.own_addresses();
-        let mut new = self.state.clone();
-        let set = new.endpoints.entry(name.to_owned()).or_default();
-        for address in addresses {
-            endpoint_fits(network, &own, *address).map_err(|m| Refusal::new("invalid", m))?;
-            if !set.insert(*address) {
-                return Err(Refusal::new(
-                    "conflict",
-                    format!(
-                        "{address} is failed over already in network {name:?}; nothing was changed"
-                    ),
-                ));
-            }
-        }
-        let total: usize = new.endpoints.values().map(|s| s.len()).sum();
-        // The map keeps a few entries in reserve on each CPU, so it is never filled to the brim.
-        let most = MAX_ENDPOINTS as usize - 1024;
-        if total > most {
-            return Err(Refusal::new(
-                "conflict",
-                format!("that would be {total} failed-over addresses; an appliance takes {most}"),
-            ));
-        }
+        let new = with_endpoints(&self.state, network, &self.own_addresses(), addresses)?;
         self.put(new)?;
         tracing::info!(network = name, count = addresses.len(), "failed over");
         Ok(json!({ "network": name, "added": addresses }))
     }
 
     fn endpoint_remove(&mut self, name: &str, addresses: &[IpAddr]) -> Answer {
-        self.named(name)?;
+        // Those of a network that is not configured any more can be taken back as well.
+        if !self.state.endpoints.contains_key(name) {
+            self.named(name)?;
+        }
         let mut new = self.state.clone();
         let set = new.endpoints.entry(name.to_owned()).or_default();
         for address in addresses {
@@ -142,23 +123,19 @@ impl Daemon {
     }
 
     fn endpoint_list(&self, network: Option<&str>) -> Answer {
-        if let Some(name) = network {
+        let kept = &self.state.endpoints;
+        if let Some(name) = network.filter(|name| !kept.contains_key(*name)) {
             self.named(name)?;
         }
-        let endpoints: serde_json::Map<String, Value> = self
-            .config
-            .networks
-            .iter()
-            .filter(|n| network.is_none_or(|name| name == n.name))
-            .map(|n| {
-                let addresses: Vec<&IpAddr> = self
-                    .state
-                    .endpoints
-                    .get(&n.name)
-                    .into_iter()
-                    .flatten()
-                    .collect();
-                (n.name.clone(), json!(addresses))
+        let configured = self.config.networks.iter().map(|n| &n.name);
+        // Those of networks that are not configured any more as well.
+        let names: BTreeSet<&String> = configured.chain(kept.keys()).collect();
+        let endpoints: serde_json::Map<String, Value> = names
+            .into_iter()
+            .filter(|name| network.is_none_or(|n| n == *name))
+            .map(|name| {
+                let addresses: Vec<&IpAddr> = kept.get(name).into_iter().flatten().collect();
+                (name.clone(), json!(addresses))
             })
             .collect();
         Ok(Value::Object(endpoints))
@@ -179,13 +156,14 @@ impl Daemon {
     }
 
     /// Failed-over addresses that have no place in `config`.
-    pub(super) fn misfits(&self, config: &Config) -> Vec<String> {
+    pub(super) fn misplaced_endpoints(&self, config: &Config) -> Vec<String> {
         let own = self.own_addresses();
         let mut problems = Vec::new();
         for (name, addresses) in &self.state.endpoints {
             let Some(network) = config.network(name) else {
                 problems.push(format!(
-                    "network {name:?} has {} failed-over addresses and is not configured",
+                    "network {name:?} has {} failed-over addresses and is not configured: put it back into the \
+                     configuration, or take them back (`causeway-appliance endpoint remove --network {name}`)",
                     addresses.len()
                 ));
                 continue;
@@ -231,17 +209,18 @@ impl Daemon {
                 )));
             }
         }
-        let problems = self.misfits(&config);
+        let problems = self.misplaced_endpoints(&config);
         if !problems.is_empty() {
             return Err(invalid(format!(
                 "failed-over addresses would lose their network; take them back first: {}",
                 problems.join("; ")
             )));
         }
-        let problems = self.misfit_plans(&config);
+        let problems = reconcile::made_wrong(now, &config, &self.state, &self.snapshot);
         if !problems.is_empty() {
             return Err(invalid(format!(
-                "a full failover would lose what it is made of; undo it first (`mode idle`): {}",
+                "something of failovers would be without effect, and the running configuration stays in force; mend the \
+                 file, or undo the failover first (`mode idle`): {}",
                 problems.join("; ")
             )));
         }
@@ -252,9 +231,10 @@ impl Daemon {
             );
         }
         let mut state = self.state.clone();
+        // What is left of a failover stays until it is undone, or its tenant is back.
         state
             .modes
-            .retain(|tenant, _| config.tenant(tenant).is_some());
+            .retain(|tenant, mode| mode.doing != Doing::Idle || config.tenant(tenant).is_some());
         give_slots(&config, &mut state);
         self.store
             .save(&state)
@@ -272,6 +252,113 @@ impl Daemon {
     }
 }
 
+/// The state with these addresses of a network failed over; `own` are the appliance's.
+///
+/// # Errors
+/// Maintenance, as each address begins a failover of its own; an address that cannot be failed over.
+fn with_endpoints(
+    state: &State,
+    network: &Network,
+    own: &[Address],
+    addresses: &[IpAddr],
+) -> Result<State, Refusal> {
+    let name = &network.name;
+    if state.maintenance {
+        return Err(Refusal::new(
+            "conflict",
+            format!(
+                "network {name:?}: the appliance is in maintenance, which refuses new failovers, of a single address as \
+                 well, and lets running ones be undone: end maintenance (`maintenance off`), then ask again; nothing was \
+                 changed"
+            ),
+        ));
+    }
+    let mut new = state.clone();
+    let set = new.endpoints.entry(name.clone()).or_default();
+    for address in addresses {
+        endpoint_fits(network, own, *address).map_err(|m| Refusal::new("invalid", m))?;
+        if !set.insert(*address) {
+            return Err(Refusal::new(
+                "conflict",
+                format!(
+                    "{address} is failed over already in network {name:?}; nothing was changed"
+                ),
+            ));
+        }
+    }
+    let total: usize = new.endpoints.values().map(|s| s.len()).sum();
+    // The map keeps a few entries in reserve on each CPU, so it is never filled to the brim.
+    let most = MAX_ENDPOINTS as usize - 1024;
+    if total > most {
+        return Err(Refusal::new(
+            "conflict",
+            format!("that would be {total} failed-over addresses; an appliance takes {most}"),
+        ));
+    }
+    Ok(new)
+}
+
 fn to_value(value: &impl serde::Serialize) -> Answer {
     serde_json::to_value(value).map_err(|e| Refusal::new("internal", e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const CONFIG: &str = r#"
+[appliance]
+name = "tenant"
+role = "tenant"
+[uplink]
+interface = "eth0"
+[[tenant]]
+name = "acme"
+[[peer]]
+name = "a"
+kind = "vxlan"
+address = "198.51.100.5"
+[[network]]
+name = "net1"
+tenant = "acme"
+peer = "a"
+vni = 1001
+interface = "eth1"
+prefixes = ["10.1.0.0/24"]
+"#;
+
+    #[test]
+    fn no_address_fails_over_in_maintenance_or_twice() {
+        let config = Config::parse(CONFIG, Path::new("t")).expect("good");
+        let network = config.network("net1").expect("a network");
+        let address: IpAddr = "10.1.0.10".parse().expect("an address");
+        let own = [from_ip("10.1.0.5".parse().expect("an address"))];
+        let mut state = State::default();
+        let add = |state: &State, address: IpAddr| {
+            with_endpoints(state, network, &own, &[address]).map_err(|refusal| refusal.message)
+        };
+        let one = add(&state, address).expect("failed over");
+        assert!(one.endpoints["net1"].contains(&address));
+        assert_eq!(
+            add(&one, address),
+            Err(
+                "10.1.0.10 is failed over already in network \"net1\"; nothing was changed"
+                    .to_owned()
+            )
+        );
+        let ours = add(&state, "10.1.0.5".parse().expect("an address"));
+        assert!(ours.is_err_and(|m| m.contains("this appliance's own address")));
+        state.maintenance = true;
+        assert_eq!(
+            add(&state, address),
+            Err(
+                "network \"net1\": the appliance is in maintenance, which refuses new failovers, of a single address as \
+                 well, and lets running ones be undone: end maintenance (`maintenance off`), then ask again; nothing was \
+                 changed"
+                    .to_owned()
+            )
+        );
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     time::Instant,
 };
 
@@ -12,14 +12,10 @@ use appliance_common::{
 };
 
 use super::Daemon;
-use crate::{advertise::Router, announce::Announcement, frames, neighbour::Port, nic};
-
-/// Addresses that are nobody's, by the way to which the routers to the outside are found and kept resolved: the
-/// anycast address of 6to4, which is no more (RFC 7526), and one of a block that is not assigned.
-const OUTSIDE: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(192, 88, 99, 1)),
-    IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1)),
-];
+use crate::{
+    advertise::Router, announce::Announcement, config::Config, frames, neighbour::Port, nic,
+    underlay::OUTSIDE,
+};
 
 /// All routers, to whom solicitations go (RFC 4291 section 2.7.1).
 const ALL_ROUTERS: [u8; 6] = [0x33, 0x33, 0, 0, 0, 2];
@@ -111,11 +107,11 @@ impl Daemon {
                 } else {
                     frames::link_local(&port.mac)
                 };
-                let v6 = network.prefixes.iter().filter(|p| p.address.is_ipv6());
+                let v6 = network.prefixes.iter().filter(|p| p.address().is_ipv6());
                 let router = Router {
                     port,
                     source,
-                    prefixes: v6.map(|p| (from_ip(p.address), p.length)).collect(),
+                    prefixes: v6.map(|p| (from_ip(p.address()), p.length())).collect(),
                 };
                 Some((network.vni, router))
             })
@@ -156,9 +152,18 @@ impl Daemon {
         self.groups = joined;
     }
 
-    /// What is watched so that the routers to the outside stay resolved.
+    /// What is watched of the way to the outside.
     pub(super) fn watched_outside(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        let on = self.any_full();
-        OUTSIDE.into_iter().filter(move |_| on)
+        watched_outside(&self.config, self.any_full())
     }
+}
+
+/// In full failover the ways of both families, so that their routers stay resolved; before it those of families of
+/// which tenants have public addresses, so that it is known which of them are a router's.
+pub(super) fn watched_outside(config: &Config, full: bool) -> impl Iterator<Item = IpAddr> + use<> {
+    let public = config.tenants.iter().flat_map(|t| &t.public);
+    let families: Vec<bool> = public.map(|net| net.address().is_ipv4()).collect();
+    OUTSIDE
+        .into_iter()
+        .filter(move |a| full || families.contains(&a.is_ipv4()))
 }

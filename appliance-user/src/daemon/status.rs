@@ -6,14 +6,51 @@ use appliance_common::addr::to_ip;
 
 use super::Daemon;
 use crate::{
+    config::Config,
     control::{
-        CounterStatus, InterfaceStatus, NeighbourStatus, NetworkStatus, PeerStatus, Refusal,
-        Status, TenantStatus, TunnelStatus, mac_text,
+        CounterStatus, GatewayStatus, InterfaceStatus, NeighbourStatus, NetworkStatus, PeerStatus,
+        Refusal, Status, TenantStatus, TunnelStatus, mac_text,
     },
-    reconcile::{local_addresses, mode_of, network_mtu},
+    reconcile::{local_addresses, mode_of, network_mtu, tenant_of},
     secure::Ends,
-    underlay::Path as Route,
+    state::State,
+    underlay::{Path as Route, Snapshot},
 };
+
+fn gateway_status(gateway: gateway_client::reach::GatewayState) -> GatewayStatus {
+    GatewayStatus {
+        name: gateway.at.name,
+        address: gateway.at.address,
+        bound: gateway.bound,
+        used: gateway.used,
+        draining: gateway.draining,
+        down: gateway.down,
+        round_trip_micros: gateway
+            .round_trip
+            .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// The tenants, and whoever has left a failover behind.
+fn tenants(config: &Config, state: &State, snapshot: &Snapshot) -> Vec<TenantStatus> {
+    let configured = config.tenants.iter().map(|tenant| tenant.name.clone());
+    configured
+        .chain(state.left_over(config))
+        .map(|name| {
+            let mode = state.modes.get(&name);
+            let plan = mode.and_then(|m| m.doing.plan());
+            let of = tenant_of(config, snapshot, &name);
+            let rules = plan.zip(of).map(|(plan, of)| plan.in_force(&of).0.len());
+            TenantStatus {
+                mode: mode_of(state, &name).name().to_owned(),
+                epoch: mode.map_or(0, |m| m.epoch),
+                plan: plan.map(|plan| plan.name().to_owned()),
+                rules: rules.unwrap_or_default(),
+                name,
+            }
+        })
+        .collect()
+}
 
 impl Daemon {
     pub(super) fn status(&self) -> Result<Status, Refusal> {
@@ -51,7 +88,7 @@ impl Daemon {
             None => format!("peer {:?}: {}", p.name, p.detail),
         }));
         not_ready.extend(self.ends.iter().flat_map(Ends::problems));
-        not_ready.extend(self.misfit_plans(&self.config));
+        not_ready.extend(self.problems.iter().cloned());
         let mut networks = Vec::new();
         for network in &self.config.networks {
             let slot = self.state.slots.networks.get(&network.name).copied();
@@ -112,23 +149,7 @@ impl Daemon {
             public_key: self.ends.as_ref().map(|e| e.public_key().to_string()),
             local,
             interfaces: self.interfaces_status(),
-            tenants: self
-                .config
-                .tenants
-                .iter()
-                .map(|tenant| &tenant.name)
-                .map(|name| {
-                    let mode = self.state.modes.get(name);
-                    let plan = mode.and_then(|m| m.doing.plan());
-                    TenantStatus {
-                        name: name.clone(),
-                        mode: mode_of(&self.state, name).name().to_owned(),
-                        epoch: mode.map_or(0, |m| m.epoch),
-                        plan: plan.map(|plan| plan.name().to_owned()),
-                        rules: plan.map_or(0, |plan| plan.rules().len()),
-                    }
-                })
-                .collect(),
+            tenants: tenants(&self.config, &self.state, &self.snapshot),
             networks,
             peers,
             workers: self.ends.as_ref().map_or_else(Vec::new, |e| e.workers()),
@@ -183,11 +204,24 @@ impl Daemon {
         PeerStatus {
             name,
             kind,
-            address: end.address,
+            address: end.way.and_then(|way| way.address()),
             ready: end.up || comes_and_goes,
             detail,
             tunnel: Some(TunnelStatus {
                 up: end.up,
+                carrier: match end.way {
+                    Some(tunnel::Way::Stream(_)) => "tls",
+                    Some(_) => "udp",
+                    None => "",
+                }
+                .to_owned(),
+                via: end
+                    .gateways
+                    .iter()
+                    .find(|gateway| gateway.used)
+                    .map(|gateway| gateway.at.name.clone())
+                    .unwrap_or_default(),
+                gateways: end.gateways.into_iter().map(gateway_status).collect(),
                 public_key: end.public_key.to_string(),
                 cipher: end.cipher.name().to_owned(),
                 handshake_age_seconds: end.handshake_age.map(|age| age.as_secs()),

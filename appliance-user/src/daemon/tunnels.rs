@@ -7,14 +7,15 @@ use std::{
 
 use anyhow::Context as _;
 use appliance_common::maps::neighbour_flags;
+use gateway_client::wire::{Key, Side};
 use tunnel::{Dial, PresharedKey, SecretKey, Tai64n};
 
 use super::{Daemon, Instant, Maps, interfaces};
 use crate::{
-    config::{Config, PeerKind, Role},
+    config::{Config, Gateway, Identity, PeerKind, Role},
     nic,
     reconcile::{self, Tables, local_addresses},
-    secure::{Ends, PeerSpec, PortSpec, What, ceiling, keys},
+    secure::{CircuitSpec, Ends, PeerSpec, PortSpec, What, ceiling, keys},
     state::{State, Timestamps},
 };
 
@@ -24,6 +25,8 @@ pub(super) struct Keys {
     private: Option<SecretKey>,
     /// By peer name.
     preshared: BTreeMap<String, PresharedKey>,
+    /// By peer name: of our side of the circuit to it.
+    circuits: BTreeMap<String, Key>,
 }
 
 impl Keys {
@@ -36,7 +39,7 @@ impl Keys {
             Some(tunnel) => Some(keys::private(&tunnel.private_key_file)?),
             None => None,
         };
-        let mut preshared = BTreeMap::new();
+        let (mut preshared, mut circuits) = (BTreeMap::new(), BTreeMap::new());
         for peer in &config.peers {
             if let Some(path) = peer
                 .identity()
@@ -45,7 +48,16 @@ impl Keys {
                 preshared.insert(peer.name.clone(), keys::preshared(path)?);
             }
         }
-        Ok(Self { private, preshared })
+        for peer in &config.peers {
+            if let Some(circuit) = peer.identity().and_then(|i| i.circuit.as_ref()) {
+                circuits.insert(peer.name.clone(), keys::circuit(&circuit.key_file)?);
+            }
+        }
+        Ok(Self {
+            private,
+            preshared,
+            circuits,
+        })
     }
 
     /// Whether our own identity is the same.
@@ -115,7 +127,7 @@ fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -
                 } => (
                     What::WireGuard {
                         vni: config.network(network)?.vni,
-                        allowed: allowed.iter().map(crate::config::Net::prefix).collect(),
+                        allowed: allowed.iter().map(crate::config::prefix_of).collect(),
                         keepalive: *keepalive,
                     },
                     Dial::OnDemand,
@@ -134,6 +146,7 @@ fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -
                 public_key: identity.public_key,
                 preshared_key: keys.preshared.get(&peer.name).cloned().unwrap_or_default(),
                 addresses: identity.addresses.clone(),
+                circuit: circuit(config, keys, &peer.name, identity),
                 dial,
                 what,
                 timestamp: timestamps
@@ -142,6 +155,23 @@ fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -
             })
         })
         .collect()
+}
+
+/// The circuit to a peer, as the tunnels want it.
+fn circuit(config: &Config, keys: &Keys, peer: &str, identity: &Identity) -> Option<CircuitSpec> {
+    let circuit = identity.circuit.as_ref()?;
+    let (side, list) = match config.role {
+        Role::Tenant => (Side::A, Some(config.gateways.list())),
+        Role::Provider => (Side::B, None),
+    };
+    let at = |gateway: &Gateway| (gateway.name.clone(), gateway.addresses.clone());
+    Some(CircuitSpec {
+        id: circuit.id,
+        side,
+        key: keys.circuits.get(peer)?.clone(),
+        gateways: config.gateways.all.iter().map(at).collect(),
+        list,
+    })
 }
 
 impl Daemon {

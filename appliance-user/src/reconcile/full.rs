@@ -18,13 +18,13 @@ use appliance_common::{
     },
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP},
 };
-use failover::{Net, Plan, Protocol, Target};
+use failover::{Net, Plan, PlanErrors, Protocol, Taken, Target, TenantOf};
 
 use super::{Tables, local_addresses};
 use crate::{
     config::{Config, Tenant},
-    state::{State, rule_key},
-    underlay::Snapshot,
+    state::{Doing, State, rule_key},
+    underlay::{OUTSIDE, Snapshot},
 };
 
 /// The ports of a tenant's own address: all but the system's, of which 22 is never public (RFC 6335 section 6).
@@ -55,17 +55,128 @@ fn bits(net: &Net) -> u32 {
     u32::from(net.length()) + if net.address().is_ipv4() { 96 } else { 0 }
 }
 
-/// What a tenant is seen as, by family: its own address, or one of the uplink.
+/// Addresses that no tenant may have, whatever its allocation says, and whose they are: the appliance's own, and
+/// those of the routers on the ways that are watched. As far as the kernel has told.
+fn taken(config: &Config, snapshot: &Snapshot) -> BTreeMap<IpAddr, String> {
+    let mut taken = BTreeMap::new();
+    // Where the two are the same there is no router between.
+    for (to, hop) in snapshot.next_hops.iter().filter(|(to, hop)| to != hop) {
+        if OUTSIDE.contains(to) {
+            taken.insert(*hop, "the router on the way to the outside".to_owned());
+        } else {
+            let whose = || format!("the router on the way to {to}");
+            taken.entry(*hop).or_insert_with(whose);
+        }
+    }
+    for address in local_addresses(config, snapshot) {
+        taken.insert(address, "the appliance's own (uplink.local)".to_owned());
+    }
+    for (name, link) in &snapshot.links {
+        for (address, _) in &link.addresses {
+            taken.insert(*address, format!("the appliance's own address on {name}"));
+        }
+    }
+    taken
+}
+
+/// Those of a tenant's allocation.
+fn taken_of(taken: &BTreeMap<IpAddr, String>, allocation: &[Net]) -> Vec<Taken> {
+    let theirs = taken
+        .iter()
+        .filter(|(address, _)| allocation.iter().any(|net| net.contains(**address)));
+    theirs
+        .map(|(address, whose)| Taken {
+            address: *address,
+            whose: whose.clone(),
+        })
+        .collect()
+}
+
+/// The tenant of that name as failover plans are checked against it now.
+#[must_use]
+pub fn tenant_of(config: &Config, snapshot: &Snapshot, name: &str) -> Option<TenantOf> {
+    let mut tenant = config.tenant_of(name)?;
+    tenant.taken = taken_of(&taken(config, snapshot), &tenant.allocation);
+    Some(tenant)
+}
+
+/// What a tenant is seen as, by family: its own address, or one of the uplink. One of its own that is taken is not
+/// used, and no other in its place: the tenant would be seen as somebody else.
 #[must_use]
 pub fn nat_addresses(config: &Config, snapshot: &Snapshot, tenant: &Tenant) -> Vec<IpAddr> {
-    let local = local_addresses(config, snapshot);
+    seen_as(
+        &local_addresses(config, snapshot),
+        &taken(config, snapshot),
+        tenant,
+    )
+}
+
+fn seen_as(local: &[IpAddr], taken: &BTreeMap<IpAddr, String>, tenant: &Tenant) -> Vec<IpAddr> {
     [true, false]
         .into_iter()
         .filter_map(|v4| {
-            let mut addresses = tenant.nat.iter().chain(&local);
+            let mut addresses = tenant.nat.iter().chain(local);
             addresses.find(|a| a.is_ipv4() == v4).copied()
         })
+        .filter(|a| !(tenant.nat.contains(a) && taken.contains_key(a)))
         .collect()
+}
+
+/// What is wrong with the addresses that a tenant is to be seen as.
+#[must_use]
+pub fn nat_problems(config: &Config, snapshot: &Snapshot, tenant: &Tenant) -> Vec<String> {
+    wrong_nat(&taken(config, snapshot), tenant).collect()
+}
+
+fn wrong_nat(taken: &BTreeMap<IpAddr, String>, tenant: &Tenant) -> impl Iterator<Item = String> {
+    tenant.nat.iter().filter_map(|address| {
+        let whose = taken.get(address)?;
+        Some(format!(
+            "tenant {:?}: nat: {address} is {whose}, and cannot be used: write another of the tenant's public addresses",
+            tenant.name
+        ))
+    })
+}
+
+/// What a configuration would make wrong that is right by the one in force, or wrong otherwise.
+#[must_use]
+pub fn made_wrong(now: &Config, new: &Config, state: &State, snapshot: &Snapshot) -> Vec<String> {
+    let before = misfits(now, state, snapshot);
+    let mut after = misfits(new, state, snapshot);
+    after.retain(|problem| !before.contains(problem));
+    after
+}
+
+/// Everything of failovers, in force or to come, that does not fit the configuration or what the kernel says. What
+/// it names is not in force.
+#[must_use]
+pub fn misfits(config: &Config, state: &State, snapshot: &Snapshot) -> Vec<String> {
+    let taken = taken(config, snapshot);
+    let mut problems = Vec::new();
+    for (name, mode) in &state.modes {
+        let plan = mode.doing.plan();
+        match (config.tenant_alone(name), &mode.doing) {
+            (_, Doing::Idle) | (Some(_), Doing::Partial) => {}
+            (Some(mut tenant), Doing::Full(plan)) => {
+                tenant.taken = taken_of(&taken, &tenant.allocation);
+                let errors = plan.check(&tenant).err();
+                problems.extend(errors.iter().flat_map(PlanErrors::iter).map(|problem| {
+                    let rule = problem.at.starts_with("rule ");
+                    let but = if rule { "; the rule cannot be in force" } else { "" };
+                    format!("tenant {name:?}: {problem}{but}")
+                }));
+            }
+            (None, doing) => problems.push(format!(
+                "tenant {name:?} is in {} failover{} and is not configured: put it back into the configuration, or undo \
+                 the failover (`causeway-appliance mode --tenant {name} idle`)",
+                if *doing == Doing::Partial { "partial" } else { "full" },
+                plan.map_or_else(String::new, |p| format!(" by plan {:?}", p.name())),
+            )),
+        }
+    }
+    let tenants = config.tenants.iter();
+    problems.extend(tenants.flat_map(|tenant| wrong_nat(&taken, tenant)));
+    problems
 }
 
 /// The tenants in full failover, their slots and plans.
@@ -84,6 +195,8 @@ fn in_full<'a>(
 pub(super) fn add(tables: &mut Tables, config: &Config, state: &State, snapshot: &Snapshot) {
     // Equal shares, so that whatever happens to one tenant takes nothing from another.
     let sharing = in_full(config, state).count().max(1) as u32;
+    let taken = taken(config, snapshot);
+    let local = local_addresses(config, snapshot);
     for (tenant, slot, plan) in in_full(config, state) {
         let share = Share {
             connections: config.nat.connections / sharing,
@@ -100,7 +213,7 @@ pub(super) fn add(tables: &mut Tables, config: &Config, state: &State, snapshot:
                 tables.policies.insert(key, Policy { flags: 1 });
             }
         }
-        for address in nat_addresses(config, snapshot, tenant) {
+        for address in seen_as(&local, &taken, tenant) {
             let (first, last) = if tenant.nat.contains(&address) {
                 DEDICATED_PORTS
             } else {
@@ -116,14 +229,12 @@ pub(super) fn add(tables: &mut Tables, config: &Config, state: &State, snapshot:
             );
             add_public(tables, config, snapshot, address);
         }
-        // Of the tenant's own addresses only: the configuration may have changed while nobody looked.
-        let own = |rule: &&failover::Rule| {
-            tenant
-                .public
-                .iter()
-                .any(|net| net.contains(rule.public_ip()))
+        // Not those that nobody could add now: the configuration may have changed while nobody looked, or a router.
+        let Some(mut of) = config.tenant_alone(&tenant.name) else {
+            continue;
         };
-        for rule in plan.rules().iter().filter(own) {
+        of.taken = taken_of(&taken, &of.allocation);
+        for rule in plan.in_force(&of).0 {
             add_rule(tables, config, state, tenant, slot, rule);
             add_public(tables, config, snapshot, rule.public_ip());
         }
@@ -152,13 +263,13 @@ fn add_routes(tables: &mut Tables, config: &Config, state: &State, tenant: &Tena
         for net in &network.prefixes {
             let key = RouteKey {
                 tenant: slot,
-                address: from_ip(net.address),
+                address: from_ip(net.address()),
             };
             let route = Route {
                 network: *to,
                 flags: 1,
             };
-            tables.routes.insert((net.prefix().length(), key), route);
+            tables.routes.insert((bits(net), key), route);
         }
     }
 }

@@ -362,3 +362,182 @@ fn what_has_no_room_is_refused_with_the_count() {
         "that would be 16384 public IP rules; an appliance takes 15360"
     );
 }
+
+/// By rule name, which of the plan are in force.
+fn active(t: &Tables, state: &State) -> Vec<&'static str> {
+    let mut names = vec!["web", "whole"];
+    names.retain(|name| {
+        let slot = state.slots.rules[&rule_key("acme", name)];
+        t.rules.get(&slot).is_some_and(|r| r.flags != 0)
+    });
+    names
+}
+
+#[test]
+fn a_rule_that_no_longer_fits_the_allocation_is_not_in_force() {
+    let right = config();
+    let state = full(&right, plan(&right), 1);
+    assert_eq!(active(&wanted(&right, &state), &state), ["web", "whole"]);
+    assert_eq!(misfits(&right, &state, &snapshot()), Vec::<String>::new());
+    // The file has changed while nobody looked: .20 is not the tenant's any more.
+    let mut narrow = right.clone();
+    narrow.tenants[0].public = ["203.0.113.16/30", "203.0.113.21"]
+        .map(|net| net.parse().expect("a prefix"))
+        .to_vec();
+    let t = wanted(&narrow, &state);
+    assert_eq!(active(&t, &state), ["whole"]);
+    let gone = from_ip("203.0.113.20".parse().expect("address"));
+    assert!(!t.public.contains_key(&gone), "nobody answers for it");
+    assert!(
+        t.rule_ports
+            .keys()
+            .all(|(_, key)| key.address != words(&gone))
+    );
+    assert!(t.rule_sources.is_empty());
+    let told = "tenant \"acme\": plan: rule \"web\": public_ip: 203.0.113.20 is not one of tenant \"acme\"'s public \
+                addresses: 203.0.113.16/30, 203.0.113.21; the rule cannot be in force";
+    assert_eq!(misfits(&narrow, &state, &snapshot()), [told]);
+    // A reload that would make it so is refused; one that finds it so is not.
+    let made = |now, new| made_wrong(now, new, &state, &snapshot());
+    assert_eq!(made(&right, &narrow), [told]);
+    assert_eq!(made(&narrow, &narrow), Vec::<String>::new());
+    assert_eq!(made(&narrow, &right), Vec::<String>::new());
+}
+
+#[test]
+fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
+    let config = config();
+    let state = full(&config, plan(&config), 1);
+    let ip = |text: &str| text.parse().expect("address");
+    let with = |routers: &[(IpAddr, &str)], own: &[&str]| {
+        let mut snapshot = snapshot();
+        for (to, hop) in routers {
+            snapshot.next_hops.insert(*to, ip(hop));
+        }
+        let link = snapshot.links.get_mut("eth0").expect("a link");
+        link.addresses.extend(own.iter().map(|a| (ip(a), 24)));
+        let tables = desired(&config, &state, &snapshot, &Secured::default());
+        let problems = misfits(&config, &state, &snapshot);
+        (tables, problems)
+    };
+    let outside = crate::underlay::OUTSIDE[0];
+    let peer = ip("198.51.100.5");
+    let cannot = |what: &str, is: &str| {
+        format!(
+            "tenant \"acme\": plan: rule {what}: public_ip: {is}, which the rule would take over: give another of tenant \
+             \"acme\"'s public addresses; the rule cannot be in force"
+        )
+    };
+
+    // A router elsewhere, and a way without one.
+    let (t, problems) = with(&[(outside, "203.0.113.1"), (peer, "198.51.100.5")], &[]);
+    assert_eq!(active(&t, &state), ["web", "whole"]);
+    assert_eq!(problems, Vec::<String>::new());
+
+    let (t, problems) = with(&[(outside, "203.0.113.20"), (peer, "203.0.113.20")], &[]);
+    assert_eq!(active(&t, &state), ["whole"]);
+    assert!(!t.public.contains_key(&from_ip(ip("203.0.113.20"))));
+    assert_eq!(
+        problems,
+        [cannot(
+            "\"web\"",
+            "203.0.113.20 is the router on the way to the outside"
+        )]
+    );
+
+    let (t, problems) = with(&[(peer, "203.0.113.21")], &["203.0.113.20"]);
+    assert_eq!(active(&t, &state), Vec::<&str>::new());
+    assert_eq!(
+        problems,
+        [
+            cannot(
+                "\"web\"",
+                "203.0.113.20 is the appliance's own address on eth0"
+            ),
+            cannot(
+                "\"whole\"",
+                "203.0.113.21 is the router on the way to 198.51.100.5"
+            ),
+        ]
+    );
+
+    // What the networks are seen as: not this any more, and nobody else's instead.
+    let (t, problems) = with(&[(outside, "203.0.113.16")], &[]);
+    assert_eq!(active(&t, &state), ["web", "whole"]);
+    assert!(t.nat_addresses.is_empty(), "{:?}", t.nat_addresses);
+    assert!(!t.public.contains_key(&from_ip(ip("203.0.113.16"))));
+    assert_eq!(
+        problems,
+        [
+            "tenant \"acme\": nat: 203.0.113.16 is the router on the way to the outside, and cannot be used: write \
+             another of the tenant's public addresses"
+        ]
+    );
+
+    // Nor is it asked for in vain.
+    let mut snapshot = snapshot();
+    snapshot.next_hops.insert(outside, ip("203.0.113.20"));
+    let tenant = tenant_of(&config, &snapshot, "acme").expect("a tenant");
+    let refused = Plan::parse(PLAN, &tenant)
+        .expect_err("the router's")
+        .to_string();
+    assert_eq!(
+        refused,
+        "plan: rule \"web\": public_ip: 203.0.113.20 is the router on the way to the outside, which the rule \
+         would take over: give another of tenant \"acme\"'s public addresses"
+    );
+    let line = failover::Rule::from_line("more", "203.0.113.20:25/tcp -> 10.1.0.10");
+    let add = vec![Change::Add(line.expect("a rule"))];
+    assert!(plan(&config).change(&tenant, add).is_err());
+}
+
+#[test]
+fn a_machine_with_two_addresses_to_itself_keeps_the_first() {
+    let config = config();
+    let mut state = full(&config, plan(&config), 1);
+    // As an earlier version took it.
+    let json = serde_json::to_string(&state.modes["acme"]).expect("a value");
+    let more = "{\"name\":\"again\",\"public_ip\":\"203.0.113.22\",\"internal_ip\":\"10.3.0.11\",\"one_to_one\":true},";
+    let json = json.replace("\"rule\":[", &format!("\"rule\":[{more}"));
+    let mode: TenantMode = serde_json::from_str(&json).expect("it is read");
+    state.modes.insert("acme".to_owned(), mode);
+    state.give_rule_slots();
+    let t = wanted(&config, &state);
+    let slot = |name: &str| state.slots.rules[&rule_key("acme", name)];
+    assert!(t.rules.contains_key(&slot("again")) && !t.rules.contains_key(&slot("whole")));
+    let leads: Vec<u32> = t.one_to_one.values().map(|s| s.slot).collect();
+    assert_eq!(leads, [slot("again")]);
+    let problems = misfits(&config, &state, &snapshot());
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(
+        problems[0].starts_with("tenant \"acme\": plan: rule \"whole\": internal_ip: 10.3.0.11 has 203.0.113.22 to itself already, by rule \"again\""),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn a_tenant_that_goes_with_a_failover_in_force_is_named() {
+    let config = config();
+    let mut state = full(&config, plan(&config), 1);
+    let mut without = config.clone();
+    without.tenants.retain(|t| t.name != "acme");
+    without.networks.retain(|n| n.tenant != "acme");
+    let told = "tenant \"acme\" is in full failover by plan \"dr\" and is not configured: put it back into the configuration, \
+                or undo the failover (`causeway-appliance mode --tenant acme idle`)";
+    assert_eq!(made_wrong(&config, &without, &state, &snapshot()), [told]);
+    assert_eq!(misfits(&without, &state, &snapshot()), [told]);
+    assert_eq!(state.left_over(&without), ["acme"]);
+    assert_eq!(state.left_over(&config), Vec::<String>::new());
+    // Started without it: nothing of it is in force, and the file may change otherwise.
+    let t = wanted(&without, &state);
+    assert!(t.rules.is_empty() && t.public.is_empty() && t.nat_addresses.is_empty());
+    assert!(made_wrong(&without, &without, &state, &snapshot()).is_empty());
+    state.modes.get_mut("acme").expect("a mode").doing = Doing::Partial;
+    assert_eq!(
+        misfits(&without, &state, &snapshot()),
+        [told.replace("full failover by plan \"dr\"", "partial failover")]
+    );
+    state.modes.get_mut("acme").expect("a mode").doing = Doing::Idle;
+    assert!(misfits(&without, &state, &snapshot()).is_empty());
+    assert!(state.left_over(&without).is_empty());
+}

@@ -21,12 +21,15 @@ use appliance_common::{
 };
 
 use crate::{
-    config::{Config, Role},
+    config::{Config, Role, prefix_of},
     state::{Doing, State},
     underlay::{Path, Snapshot},
 };
 
-pub use full::{nat_addresses, port_bits, rule_hosts, source_bits, with_epochs, words, zone_of};
+pub use full::{
+    made_wrong, misfits, nat_addresses, nat_problems, port_bits, rule_hosts, source_bits,
+    tenant_of, with_epochs, words, zone_of,
+};
 
 /// The contents of every map that user space writes from configuration and state. `NEIGHBOURS` is the
 /// neighbour engine's.
@@ -302,7 +305,7 @@ fn add_network(
     };
     let mut prefixes = [appliance_common::addr::Prefix::default(); MAX_PREFIXES];
     for (to, from) in prefixes.iter_mut().zip(&network.prefixes) {
-        *to = from.prefix();
+        *to = prefix_of(from);
     }
     let provider = match config.role {
         Role::Provider => network_flags::PROVIDER,
@@ -630,7 +633,7 @@ pub fn endpoint_fits(
             prefixes.join(", ")
         ));
     };
-    if prefix.prefix().is_v4_edge(&bytes) {
+    if prefix.is_edge(address) {
         return Err(format!(
             "{address} is the network or broadcast address of {prefix}; no machine has it"
         ));

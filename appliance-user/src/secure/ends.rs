@@ -20,19 +20,22 @@ use appliance_common::{
     counters::Counter,
     limits::MAX_QUEUES,
     maps::{HostKey, NO_XSK, Neighbour, NetworkStats},
+    wire::CIRCUIT_ID_LEN,
 };
+use gateway_client::reach::GatewayState;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::{io::unix::AsyncFd, net::UdpSocket};
 use tunnel::{
     Cipher, CipherChoice, Dial, Instant, LoadLimits, Measured, Output, PeerConfig, PeerId,
     PmtuConfig, PresharedKey, PublicKey, RxActivity, RxStats, SecretKey, Tai64n, Timers,
-    TunnelControl, TxActivity, WhyDown, bench_cipher, control::ControlStats,
+    TunnelControl, TxActivity, Way, WhyDown, bench_cipher, control::ControlStats,
 };
 
 use super::{
+    circuits::{self, Circuit, CircuitSpec},
     clock,
     keys::OsRandom,
-    pipeline::{Command, Event, LANES, Lanes, Member, Outer, Share},
+    pipeline::{Command, Event, LANES, Lanes, Member, Outer, Share, circuit},
     worker::{self, Order, Settings, Waiting, Waits, Worker},
 };
 use crate::{
@@ -51,6 +54,8 @@ const FRAMES: u32 = 4096;
 const HANGS_AFTER: Duration = Duration::from_secs(5);
 /// Packets sealed in one round with each cipher to see which is faster: below a millisecond.
 const MEASURED: u32 = 500;
+/// Bytes of the longest message of a handshake.
+const LONGEST_HANDSHAKE: usize = 148;
 /// Messages of our own that wait for a peer's way to be known.
 const OWED: usize = 8;
 /// Rounds of outputs in a row before other work gets its turn.
@@ -111,6 +116,8 @@ pub struct PeerSpec {
     pub preshared_key: PresharedKey,
     /// Where to dial.
     pub addresses: Vec<SocketAddr>,
+    /// The circuit by which it is reached instead.
+    pub circuit: Option<CircuitSpec>,
     /// Who dials.
     pub dial: Dial,
     /// What it is.
@@ -137,7 +144,9 @@ pub enum What {
 
 impl PartialEq for PeerSpec {
     fn eq(&self, other: &Self) -> bool {
-        self.same_but_addresses(other) && self.addresses == other.addresses
+        self.same_but_addresses(other)
+            && self.addresses == other.addresses
+            && self.circuit == other.circuit
     }
 }
 
@@ -149,12 +158,14 @@ impl PeerSpec {
             self.public_key,
             self.dial,
             &self.what,
+            self.circuit.as_ref().map(CircuitSpec::identity),
         ) == (
             &other.name,
             other.slot,
             other.public_key,
             other.dial,
             &other.what,
+            other.circuit.as_ref().map(CircuitSpec::identity),
         ) && self.preshared_key.expose() == other.preshared_key.expose()
     }
 }
@@ -178,7 +189,9 @@ pub struct EndStatus {
     /// Its identity.
     pub public_key: PublicKey,
     /// Where data goes.
-    pub address: Option<SocketAddr>,
+    pub way: Option<Way>,
+    /// The gateways, if it is reached by such.
+    pub gateways: Vec<GatewayState>,
     /// Whether there is a session and the peer answers.
     pub up: bool,
     /// Why not, for a person; empty when it is up.
@@ -217,7 +230,8 @@ pub struct Happened {
 struct End {
     spec: PeerSpec,
     id: PeerId,
-    address: Option<SocketAddr>,
+    way: Option<Way>,
+    circuit: Option<Circuit>,
     /// Where a handshake came from that may become its address.
     seen: Option<IpAddr>,
     outer: Option<Outer>,
@@ -232,6 +246,25 @@ struct End {
     stats: Vec<RxStats>,
     /// Indices on the wire, with the session's name.
     indices: BTreeMap<u32, u32>,
+}
+
+impl End {
+    /// Where it, or a gateway to it, may be.
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let dialed = self.spec.addresses.iter().map(SocketAddr::ip);
+        let now = self.way.and_then(|way| way.address()).map(|a| a.ip());
+        let gateways = self.circuit.iter().flat_map(Circuit::addresses);
+        dialed.chain(now).chain(gateways)
+    }
+
+    /// Whether data is to go by the way that an authentic message came. An end that chooses its gateway says itself by
+    /// which; and what came by another's circuit, or past the gateways, was brought there by somebody else.
+    fn may_move_to(&self, way: Way) -> bool {
+        match &self.circuit {
+            None => matches!(way, Way::Direct(_)),
+            Some(circuit) => circuit.awaits() && circuit.is_by(way),
+        }
+    }
 }
 
 /// The encrypted tunnels of this appliance.
@@ -393,10 +426,15 @@ impl Ends {
                     }));
             }
             match self.ends.get_mut(&spec.slot) {
-                Some(end) if end.spec.addresses == spec.addresses => {}
+                Some(end) if end.spec == spec => {}
                 Some(end) => {
-                    self.control
-                        .set_addresses(now, end.id, spec.addresses.clone());
+                    match (&mut end.circuit, &spec.circuit) {
+                        (Some(circuit), Some(spec)) => circuit.update(spec, &self.locals, now),
+                        _ => {
+                            let ways = spec.addresses.iter().copied().map(Way::Direct).collect();
+                            self.control.set_addresses(now, end.id, ways);
+                        }
+                    }
                     end.spec = spec;
                 }
                 None => self.add(now, spec),
@@ -420,12 +458,24 @@ impl Ends {
 
     fn add(&mut self, now: Instant, spec: PeerSpec) {
         let workers = self.workers.len();
+        let circuit = spec.circuit.as_ref().map(|spec| {
+            Circuit::new(
+                spec,
+                &self.locals,
+                tunnel::Random::u64(&mut self.random),
+                now,
+            )
+        });
+        let ceiling = match circuit {
+            Some(_) => self.ceiling.saturating_sub(CIRCUIT_ID_LEN),
+            None => self.ceiling,
+        };
         let mut config = match &spec.what {
             What::Appliance => PeerConfig {
                 lanes: LANES,
                 cipher: self.cipher,
                 pmtu: Some(PmtuConfig {
-                    ceiling: self.ceiling,
+                    ceiling,
                     ..PmtuConfig::default()
                 }),
                 ..PeerConfig::causeway(spec.public_key, spec.dial)
@@ -438,9 +488,9 @@ impl Ends {
                 ..PeerConfig::wireguard(spec.public_key)
             },
         };
-        config.max_datagram = config.max_datagram.min(self.ceiling);
+        config.max_datagram = config.max_datagram.min(ceiling);
         config.preshared_key = spec.preshared_key.clone();
-        config.addresses = spec.addresses.clone();
+        config.addresses = spec.addresses.iter().copied().map(Way::Direct).collect();
         config.timestamp = spec.timestamp;
         let id = self.control.add_peer(now, config);
         for worker in &mut self.workers {
@@ -458,7 +508,8 @@ impl Ends {
             spec.slot,
             End {
                 id,
-                address: None,
+                way: None,
+                circuit,
                 seen: None,
                 outer: None,
                 owed: Vec::new(),
@@ -675,14 +726,7 @@ impl Ends {
     pub fn watched(&self) -> Vec<IpAddr> {
         self.ends
             .values()
-            .flat_map(|end| {
-                end.spec
-                    .addresses
-                    .iter()
-                    .map(SocketAddr::ip)
-                    .chain(end.address.map(|address| address.ip()))
-                    .chain(end.seen)
-            })
+            .flat_map(|end| end.addresses().chain(end.seen))
             .collect()
     }
 
@@ -712,12 +756,18 @@ impl Ends {
                 }
             }
         }
+        let now = clock::mono();
+        for end in self.ends.values_mut() {
+            if let (Some(circuit), Some(spec)) = (&mut end.circuit, &end.spec.circuit) {
+                circuit.update(spec, locals, now);
+            }
+        }
         let slots: Vec<u32> = self.ends.keys().copied().collect();
         for slot in slots {
             self.route(slot);
         }
         self.tell_addresses(datapath);
-        self.wake();
+        self.drive(datapath);
     }
 
     /// Finds the way to a peer and tells the workers if it changed.
@@ -725,7 +775,8 @@ impl Ends {
         let Some(end) = self.ends.get_mut(&slot) else {
             return;
         };
-        let outer = end.address.and_then(|remote| {
+        let outer = end.way.and_then(|way| {
+            let remote = way.address()?;
             let local = self
                 .locals
                 .iter()
@@ -741,13 +792,13 @@ impl Ends {
                     *next_hop_mac,
                     *source_mac,
                     SocketAddr::new(*local, self.port),
-                    remote,
+                    way,
                 ),
                 // Being looked up, or silent just now: the way it had is right far more often than none.
                 None
                 | Some(Path::Unresolved {
                     why: Why::Pending | Why::NextHopUnresolved { .. },
-                }) => end.outer.filter(|outer| outer.remote == remote),
+                }) => end.outer.filter(|outer| outer.way == way),
                 Some(Path::Unresolved { .. }) => None,
             }
         });
@@ -783,10 +834,7 @@ impl Ends {
         let wanted: BTreeSet<Address> = self
             .ends
             .values()
-            .flat_map(|end| {
-                let dialed = end.spec.addresses.iter().map(SocketAddr::ip);
-                dialed.chain(end.address.map(|address| address.ip()))
-            })
+            .flat_map(End::addresses)
             .map(from_ip)
             .collect();
         for address in self.known.difference(&wanted) {
@@ -836,25 +884,46 @@ impl Ends {
 
     /// Takes handshake messages and the workers' events, and does what follows from them and from the time.
     pub fn work(&mut self, datapath: &mut Datapath) -> Happened {
-        self.handshake_messages();
+        self.messages();
         let happened = self.events();
         self.drive(datapath);
         happened
     }
 
-    fn handshake_messages(&mut self) {
+    fn messages(&mut self) {
         let mut buffer = [0; 2048];
+        let now = clock::now();
         for socket in self.sockets.values() {
             for _ in 0..BATCH {
                 let Ok((bytes, from)) = socket.try_recv_from(&mut buffer) else {
                     break;
                 };
-                let handled = self.control.handle_datagram(
-                    clock::now(),
-                    from,
-                    &buffer[..bytes],
-                    &mut self.random,
-                );
+                let datagram = &buffer[..bytes];
+                if datagram.starts_with(&[0; 8]) {
+                    if !circuits::hear(
+                        self.ends.values_mut().filter_map(|e| e.circuit.as_mut()),
+                        from,
+                        datagram,
+                        now,
+                    ) {
+                        tracing::debug!(%from, "a gateway's message that is not for any circuit here");
+                    }
+                    continue;
+                }
+                let (way, message) = match circuit(datagram) {
+                    None => (Way::Direct(from), datagram),
+                    Some(id) => (
+                        Way::Circuit { gateway: from, id },
+                        &datagram[CIRCUIT_ID_LEN..],
+                    ),
+                };
+                if !circuits::is_known(self.ends.values().filter_map(|e| e.circuit.as_ref()), way) {
+                    tracing::debug!(%way, "a handshake message by a circuit that is not here");
+                    continue;
+                }
+                let handled = self
+                    .control
+                    .handle_datagram(now, way, message, &mut self.random);
                 match handled {
                     Ok(id) => {
                         let end = self.by_id.get(&id).and_then(|slot| self.ends.get_mut(slot));
@@ -889,11 +958,24 @@ impl Ends {
                 };
                 match event {
                     Event::Confirmed { index, .. } => self.control.confirmed(now, end.id, index),
-                    Event::Moved { address, .. } => self.control.moved(now, end.id, address),
+                    Event::Moved { way, .. } if end.may_move_to(way) => {
+                        if let (Some(circuit), Way::Circuit { gateway, .. }) =
+                            (&mut end.circuit, way)
+                        {
+                            circuit.heard_by(gateway);
+                        }
+                        self.control.moved(now, end.id, way);
+                    }
+                    Event::Moved { way, .. } => {
+                        tracing::debug!(peer = end.spec.name, %way, "heard by a way that is not taken");
+                    }
                     Event::Word { word, .. } => self.control.control_word(now, end.id, word),
                     Event::Report { tx, rx, stats, .. } => {
                         if end.silent && rx.last_received > end.rx[number].last_received {
                             end.silent = false;
+                            if let Some(circuit) = &mut end.circuit {
+                                circuit.heard();
+                            }
                             heard.push(slot);
                         }
                         end.tx[number] = tx;
@@ -925,12 +1007,17 @@ impl Ends {
     /// When there is something to do if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.control.next_deadline()
+        let circuits = self.ends.values().filter_map(|end| end.circuit.as_ref());
+        circuits
+            .filter_map(Circuit::next_deadline)
+            .chain(self.control.next_deadline())
+            .min()
     }
 
     /// Does what the control half says.
     fn drive(&mut self, datapath: &mut Datapath) {
-        let mut moved = self.outputs(datapath);
+        let mut moved = self.circuits(datapath);
+        moved |= self.outputs(datapath);
         for _ in 0..ROUNDS {
             let now = clock::now();
             if self.control.next_deadline().is_none_or(|at| at > now.mono) {
@@ -997,12 +1084,12 @@ impl Ends {
                         worker.command(Command::Retire(slot, index));
                     }
                 }
-                Output::Address { peer, address } => {
+                Output::Address { peer, address: way } => {
                     if let Some((slot, end)) = end(&self.by_id, &mut self.ends, peer) {
-                        end.address = Some(address);
+                        end.way = Some(way);
                         moved = true;
                         for worker in &mut self.workers {
-                            worker.command(Command::Address(slot, address));
+                            worker.command(Command::Way(slot, way));
                         }
                         self.route(slot);
                     }
@@ -1035,7 +1122,58 @@ impl Ends {
         moved
     }
 
-    fn transmit(&mut self, to: SocketAddr, datagram: &[u8]) {
+    /// Does what the circuits' ends say; whether a peer has another way now.
+    fn circuits(&mut self, datapath: &mut Datapath) -> bool {
+        let (now, mut moved) = (clock::now(), false);
+        let slots: Vec<u32> = self.ends.keys().copied().collect();
+        for slot in slots {
+            let Some(end) = self.ends.get_mut(&slot) else {
+                continue;
+            };
+            let (id, silent) = (end.id, end.silent);
+            let Some(circuit) = &mut end.circuit else {
+                continue;
+            };
+            circuit.drive(now, silent);
+            while let Some(action) = self
+                .ends
+                .get_mut(&slot)
+                .and_then(|e| e.circuit.as_mut()?.poll())
+            {
+                match action {
+                    circuits::Action::Send { to, message } => self.send(to, &message),
+                    circuits::Action::Use(way) => {
+                        tracing::info!(slot, %way, "the tunnel goes this way");
+                        self.control.set_addresses(now.mono, id, vec![way]);
+                        self.control.moved(now.mono, id, way);
+                        moved |= self.outputs(datapath);
+                        // So that the other end hears it there before there is anything to say.
+                        self.say(id, Command::Keepalive);
+                    }
+                }
+            }
+        }
+        moved
+    }
+
+    fn transmit(&mut self, way: Way, datagram: &[u8]) {
+        let mut buffer = [0; CIRCUIT_ID_LEN + LONGEST_HANDSHAKE];
+        match way {
+            Way::Direct(to) => self.send(to, datagram),
+            Way::Circuit { gateway, id } => {
+                let len = CIRCUIT_ID_LEN + datagram.len();
+                let Some(message) = buffer.get_mut(..len) else {
+                    return;
+                };
+                message[..CIRCUIT_ID_LEN].copy_from_slice(&id.get().to_be_bytes());
+                message[CIRCUIT_ID_LEN..].copy_from_slice(datagram);
+                self.send(gateway, message);
+            }
+            Way::Stream(_) => {}
+        }
+    }
+
+    fn send(&mut self, to: SocketAddr, datagram: &[u8]) {
         let socket = self
             .sockets
             .iter()
@@ -1095,7 +1233,8 @@ impl Ends {
         let end = self.ends.get(&slot)?;
         let now = clock::mono();
         let status = self.control.status(now, end.id)?;
-        let v6 = end.address.is_some_and(|address| address.is_ipv6());
+        let address = end.way.and_then(|way| way.address());
+        let v6 = address.is_some_and(|address| address.is_ipv6());
         let why = match (&status.down, status.alive) {
             (None, true) => String::new(),
             (None, false) if matches!(end.spec.what, What::WireGuard { .. }) => String::new(),
@@ -1104,12 +1243,19 @@ impl Ends {
         };
         Some(EndStatus {
             public_key: end.spec.public_key,
-            address: status.address,
+            way: status.address,
+            gateways: end
+                .circuit
+                .as_ref()
+                .map(|c| c.states(now))
+                .unwrap_or_default(),
             up: why.is_empty(),
             why_down: why,
             handshake_age: status.session_since.map(|since| now.since(since)),
             handshakes: status.handshakes,
-            path_mtu: end.max_datagram + if v6 { 48 } else { 28 },
+            path_mtu: end.max_datagram
+                + end.way.map_or(0, |way| way.overhead())
+                + if v6 { 48 } else { 28 },
             round_trip: status.round_trip,
             loss_percent: status.loss_percent,
             cipher: status.cipher,
@@ -1125,12 +1271,15 @@ impl Ends {
     }
 
     fn why_down(&self, end: &End, why: &WhyDown) -> String {
-        let way = end.spec.addresses.iter().find_map(|address| {
-            match self.snapshot.paths.get(&address.ip()) {
-                Some(Path::Unresolved { why }) => Some(format!("{}: {why}", address.ip())),
+        if let Some(lost) = end.circuit.as_ref().and_then(Circuit::lost) {
+            return lost;
+        }
+        let way = end
+            .addresses()
+            .find_map(|address| match self.snapshot.paths.get(&address) {
+                Some(Path::Unresolved { why }) => Some(format!("{address}: {why}")),
                 _ => None,
-            }
-        });
+            });
         match (why, way) {
             (WhyDown::NoAnswer { .. }, Some(way)) => format!("no way to {way}"),
             (WhyDown::NoAnswer { attempts }, None) => format!(
@@ -1140,6 +1289,9 @@ impl Ends {
             (WhyDown::BadAnswers { .. }, _) => {
                 "the answers are not authentic: the two ends' keys or preshared keys differ"
                     .to_owned()
+            }
+            (WhyDown::NoAddress, _) if end.circuit.is_some() => {
+                "no gateway has taken us yet".to_owned()
             }
             (WhyDown::NoAddress, _) => "there is no address to dial; give the peer one".to_owned(),
             (WhyDown::Waiting, _) => "waiting for the peer to dial".to_owned(),

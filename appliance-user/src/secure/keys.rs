@@ -79,6 +79,15 @@ pub fn preshared(path: &Path) -> Result<PresharedKey, Error> {
     read(path)
 }
 
+/// Reads the key of one side of a circuit.
+///
+/// # Errors
+/// [`Error`], naming the file.
+pub fn circuit(path: &Path) -> Result<gateway_client::wire::Key, Error> {
+    let key: PresharedKey = read(path)?;
+    Ok(gateway_client::wire::Key::new(*key.expose()))
+}
+
 fn read<K: FromStr<Err = BadKey>>(path: &Path) -> Result<K, Error> {
     let failed = |operation| {
         move |source| Error::Io {

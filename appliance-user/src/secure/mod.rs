@@ -14,13 +14,16 @@
 //! - `pipeline`: what happens to a frame; pure.
 //! - `worker`: the thread around it.
 //! - `ends`: peers, handshakes, sessions, addresses; around the crate `tunnel`.
+//! - `circuits`: the gateways by which a peer is reached; around the crate `gateway-client`.
 //! - `keys`: key files.
 
+mod circuits;
 pub mod clock;
 mod ends;
 pub mod keys;
 pub mod pipeline;
 mod worker;
 
+pub use circuits::CircuitSpec;
 pub use ends::{EndStatus, Ends, Error, Happened, PeerSpec, PortSpec, What, ceiling};
 pub use worker::{Settings, Waiting};

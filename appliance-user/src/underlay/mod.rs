@@ -37,7 +37,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use kernel::{Kernel, Lookup};
-pub use types::{LinkState, Path, Snapshot, Why};
+pub use types::{LinkState, OUTSIDE, Path, Snapshot, Why};
 
 /// From the first event to the look: what comes in bursts is looked at once.
 const DEBOUNCE: Duration = Duration::from_millis(10);
@@ -270,6 +270,10 @@ impl Task {
         for peer in &wanted.peers {
             let Lookup { path, hop } = self.kernel.path(*peer, &links).await;
             snapshot.paths.insert(*peer, path);
+            let before = || self.snapshots.borrow().next_hops.get(peer).copied();
+            if let Some(hop) = hop.as_ref().map(|h| h.address).or_else(before) {
+                snapshot.next_hops.insert(*peer, hop);
+            }
             let Some(hop) = hop else { continue };
             let key = (hop.ifindex, hop.address);
             let told = hops.get(&key).or_else(|| self.hops.get(&key)).copied();

@@ -1,13 +1,23 @@
 //! What the watcher reports.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Addresses that are nobody's, by the way to which the routers to the outside are found: the anycast address of
+/// 6to4, which is no more (RFC 7526), and one of a block that is not assigned.
+pub const OUTSIDE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 88, 99, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1)),
+];
 
 /// Everything the watcher knows, at one moment. Equal snapshots are not sent twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// The way to each peer asked for.
     pub paths: BTreeMap<IpAddr, Path>,
+    /// Of each peer asked for the next hop on the way to it, or where there is no way just now the last one that was
+    /// known; the peer's own address where it is on a link of ours.
+    pub next_hops: BTreeMap<IpAddr, IpAddr>,
     /// Each interface asked for, by name; missing while there is no such interface.
     pub links: BTreeMap<String, LinkState>,
     /// Raised by one with each snapshot sent; 0 before the first.

@@ -470,6 +470,19 @@ impl Chooser {
         member.health == Health::Down || self.current.as_deref() != Some(&member.name)
     }
 
+    /// Whether a gateway of the list is down; `None`: it is not in the list.
+    #[must_use]
+    pub fn is_down(&self, name: &str) -> Option<bool> {
+        let member = self.members.iter().find(|m| m.name == name)?;
+        Some(member.health == Health::Down)
+    }
+
+    /// How many failures in a row make a gateway down.
+    #[must_use]
+    pub fn down_after(&self) -> u32 {
+        self.settings.down_after.max(1)
+    }
+
     /// When to ask again if nothing is reported before: the earliest time at which [`Self::due`] or
     /// [`Self::choose`] has something else to say. May be in the past.
     #[must_use]

@@ -11,7 +11,7 @@ use prometheus_client::{
 
 use gateway_client::wire::Side;
 
-use super::{socket::Observer, table::Reason};
+use super::{fast::Fast, socket::Observer, table::Reason};
 
 /// The circuits' metrics.
 #[derive(Debug)]
@@ -45,6 +45,31 @@ impl EncodeLabelSet for Labels<'_> {
     ) -> Result<(), fmt::Error> {
         self.0.as_slice().encode(encoder)
     }
+}
+
+/// What the program counted, and where it is.
+fn of_program(encoder: &mut DescriptorEncoder<'_>, fast: &Fast) -> Result<(), fmt::Error> {
+    // Where the map cannot be read, there is nothing to say.
+    let outcomes = fast.outcomes().unwrap_or_default();
+    let outcomes = outcomes
+        .iter()
+        .map(|(outcome, count)| (vec![("outcome", outcome.name())], *count));
+    let name = "causeway_gateway_xdp_frames";
+    let help = "Frames that the XDP program saw, by what it did with them";
+    counters(encoder, (name, help, None), outcomes)?;
+    let mut metric = encoder.encode_descriptor(
+        "causeway_gateway_xdp_interface",
+        "Interfaces where circuits go through XDP, and where they were to; 1: they do",
+        None,
+        MetricType::Gauge,
+    )?;
+    for interface in fast.interfaces() {
+        let mode = interface.mode.as_ref().map_or("none", |mode| mode.name());
+        let labels = vec![("interface", interface.name.as_str()), ("mode", mode)];
+        ConstGauge::new(u64::from(interface.mode.is_ok()))
+            .encode(metric.encode_family(&Labels(labels))?)?;
+    }
+    Ok(())
 }
 
 impl Collector for Collected {
@@ -129,6 +154,22 @@ impl Collector for Collected {
             (name, help, Some(&Unit::Bytes)),
             by_side(|t| t.bytes),
         )?;
+        let of_fast = circuits().flat_map(|(circuit, id)| {
+            Side::BOTH.into_iter().map(move |side| {
+                let labels = vec![
+                    ("tenant", &*circuit.tenant),
+                    ("circuit", id.as_str()),
+                    ("from", SIDES[side.index()]),
+                ];
+                (labels, circuit.fast[side.index()].datagrams)
+            })
+        });
+        let name = "causeway_gateway_circuit_fast_datagrams";
+        let help = "Of the datagrams that were carried, those that XDP carried";
+        counters(encoder, (name, help, None), of_fast)?;
+        if let Some(fast) = self.0.fast() {
+            of_program(encoder, fast)?;
+        }
         let events = circuits().flat_map(|(circuit, id)| {
             circuit
                 .counts

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use super::fast::SharedBucket;
+
 const SECOND: u64 = 1_000_000_000;
 
 /// A token bucket, kept as the moment at which it is full again (GCRA, ITU-T I.371 annex A). Time is counted from an origin that
@@ -15,8 +17,25 @@ pub struct Bucket {
     rate: u64,
     /// How long an empty one takes to be full: nanoseconds.
     depth: u64,
-    /// When it is full again: nanoseconds since the origin.
-    full_at: AtomicU64,
+    full_at: FullAt,
+}
+
+/// When a bucket is full again: nanoseconds since the origin.
+#[derive(Debug)]
+enum FullAt {
+    /// In a number of its own.
+    Own(AtomicU64),
+    /// In one that an XDP program takes from, too.
+    Shared(SharedBucket),
+}
+
+impl FullAt {
+    fn get(&self) -> &AtomicU64 {
+        match self {
+            Self::Own(number) => number,
+            Self::Shared(shared) => shared.full_at(),
+        }
+    }
 }
 
 impl Bucket {
@@ -26,8 +45,32 @@ impl Bucket {
         Self {
             rate: rate.max(1),
             depth: nanos(depth),
-            full_at: AtomicU64::new(0),
+            full_at: FullAt::Own(AtomicU64::new(0)),
         }
+    }
+
+    /// One that an XDP program draws from, too.
+    pub(super) fn shared(rate: u64, depth: Duration, shared: SharedBucket) -> Self {
+        Self {
+            rate: rate.max(1),
+            depth: nanos(depth),
+            full_at: FullAt::Shared(shared),
+        }
+    }
+
+    /// Where the program finds it; `None`: it does not.
+    #[must_use]
+    pub const fn place(&self) -> Option<u32> {
+        match &self.full_at {
+            FullAt::Own(_) => None,
+            FullAt::Shared(shared) => Some(shared.place()),
+        }
+    }
+
+    /// How long an empty one takes to be full.
+    #[must_use]
+    pub const fn depth(&self) -> Duration {
+        Duration::from_nanos(self.depth)
     }
 
     /// Tokens a second.
@@ -41,12 +84,13 @@ impl Bucket {
     pub fn take(&self, now: Duration, tokens: u64) -> bool {
         let now = nanos(now);
         let cost = tokens.saturating_mul(SECOND) / self.rate;
-        let taken = self
-            .full_at
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
-                let full_at = full_at.max(now);
-                (full_at - now < self.depth).then(|| full_at.saturating_add(cost))
-            });
+        let taken =
+            self.full_at
+                .get()
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
+                    let full_at = full_at.max(now);
+                    (full_at - now < self.depth).then(|| full_at.saturating_add(cost))
+                });
         taken.is_ok()
     }
 }

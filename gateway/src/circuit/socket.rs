@@ -19,15 +19,17 @@ use std::{
         mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use gateway_client::wire::{CircuitId, KEY_BYTES, Key, MESSAGE_BYTES};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
+    clock,
+    fast::{Fast, Publisher},
     sys::{BATCH, Batch, Outbox, Poll, Sent, Socket},
-    table::{Action, CircuitState, Drops, Path, Plan, Table},
+    table::{Action, CircuitState, Drops, Path, Plan, Reason, Table, Traffic},
 };
 
 /// How often ends are swept: milliseconds.
@@ -90,6 +92,8 @@ pub struct State {
     pub totals: Totals,
     /// Sides that are bound.
     pub bound: usize,
+    /// Circuits that the program has counters of, and where.
+    stats: Vec<(CircuitId, u32)>,
 }
 
 /// A word to a thread.
@@ -120,6 +124,8 @@ pub struct Circuits {
     plan: Arc<Plan>,
     /// What is listened on: as wanted, and with the port that the kernel chose.
     listening: Vec<(SocketAddr, SocketAddr)>,
+    /// The way through the driver.
+    fast: Option<Arc<Fast>>,
 }
 
 /// A new plan with all that it needs; in force once it is taken.
@@ -133,11 +139,24 @@ pub struct Prepared {
 }
 
 impl Circuits {
-    /// Starts so many threads.
+    /// Starts so many threads, without a way through the driver.
+    ///
+    /// # Errors
+    /// As [`Circuits::start_with`].
+    pub fn start(plan: Plan, listen: &[SocketAddr], threads: usize) -> Result<Self, Error> {
+        Self::start_with(plan, listen, threads, None)
+    }
+
+    /// Starts so many threads, which tell the program of `fast` what it may carry.
     ///
     /// # Errors
     /// When an address cannot be had, or a thread.
-    pub fn start(plan: Plan, listen: &[SocketAddr], threads: usize) -> Result<Self, Error> {
+    pub fn start_with(
+        plan: Plan,
+        listen: &[SocketAddr],
+        threads: usize,
+        fast: Option<Arc<Fast>>,
+    ) -> Result<Self, Error> {
         let system = |operation| move |source| Error::System { operation, source };
         let mut circuits = Self {
             workers: Vec::new(),
@@ -147,8 +166,8 @@ impl Circuits {
                 circuits: Vec::new(),
             }),
             listening: Vec::new(),
+            fast,
         };
-        let origin = Instant::now();
         for n in 0..threads.max(1) {
             let mut secret = [0; KEY_BYTES];
             getrandom::fill(&mut secret)
@@ -166,9 +185,10 @@ impl Circuits {
                 threads: threads.max(1) as u32,
             };
             let woken = Arc::clone(&waker);
+            let publisher = circuits.fast.as_ref().map(Arc::clone).map(Publisher::new);
             let thread = std::thread::Builder::new()
                 .name(format!("circuits-{n}"))
-                .spawn(move || work(table, share, &heard, &woken, origin))
+                .spawn(move || work(table, publisher, share, &heard, &woken))
                 .map_err(system("start a thread for circuits"))?;
             circuits.workers.push(Worker {
                 words,
@@ -197,6 +217,31 @@ impl Circuits {
                 if new.as_ref().map(|b| b.rate()) == old.as_ref().map(|b| b.rate()) {
                     new.clone_from(old);
                 }
+            }
+        }
+        if let Some(fast) = &self.fast {
+            for tenant in &mut plan.tenants {
+                let buckets = [&mut tenant.datagrams, &mut tenant.bytes];
+                for bucket in buckets
+                    .into_iter()
+                    .flatten()
+                    .filter(|b| b.place().is_none())
+                {
+                    match fast.bucket(bucket.rate(), bucket.depth()) {
+                        Some(shared) => *bucket = Arc::new(shared),
+                        None => tracing::warn!(
+                            tenant = %tenant.name,
+                            "circuits go through user space: XDP has no room for the limits of so many tenants; restart the gateway"
+                        ),
+                    }
+                }
+            }
+            if plan.circuits.len() > fast.room() {
+                tracing::warn!(
+                    circuits = plan.circuits.len(),
+                    room = fast.room(),
+                    "some circuits go through user space: XDP has no room for them; restart the gateway"
+                );
             }
         }
         let mut prepared = Prepared {
@@ -269,6 +314,7 @@ impl Circuits {
             workers: workers
                 .map(|w| (w.words.clone(), Arc::clone(&w.waker)))
                 .collect(),
+            fast: self.fast.clone(),
         }
     }
 
@@ -281,6 +327,9 @@ impl Circuits {
 
 impl Drop for Circuits {
     fn drop(&mut self) {
+        if let Some(fast) = &self.fast {
+            fast.detach();
+        }
         self.workers
             .iter()
             .for_each(|worker| worker.say(Word::Stop));
@@ -296,6 +345,7 @@ impl Drop for Circuits {
 #[derive(Clone, Debug)]
 pub struct Observer {
     workers: Vec<(Sender<Word>, Arc<EventFd>)>,
+    fast: Option<Arc<Fast>>,
 }
 
 impl std::fmt::Debug for Word {
@@ -331,9 +381,53 @@ impl Observer {
             all.totals.unreadable += state.totals.unreadable;
             all.totals.overflowed += state.totals.overflowed;
             all.bound += state.bound;
+            all.stats.extend(state.stats);
         }
         all.circuits.sort_by_key(|circuit| circuit.id);
+        if let Some(fast) = &self.fast {
+            all.add(fast);
+        }
         all
+    }
+
+    /// The way through the driver.
+    #[must_use]
+    pub const fn fast(&self) -> Option<&Arc<Fast>> {
+        self.fast.as_ref()
+    }
+}
+
+impl State {
+    /// Adds what the program counted, here and not in the threads: they have better to do.
+    fn add(&mut self, fast: &Fast) {
+        for (id, place) in std::mem::take(&mut self.stats) {
+            let Ok(at) = self
+                .circuits
+                .binary_search_by_key(&id, |circuit| circuit.id)
+            else {
+                continue;
+            };
+            let stats = match fast.stats(place) {
+                Ok(stats) => stats,
+                Err(error) => {
+                    tracing::warn!(%error, "what went through XDP is not counted");
+                    return;
+                }
+            };
+            let circuit = &mut self.circuits[at];
+            for side in 0..2 {
+                circuit.fast[side] = Traffic {
+                    datagrams: stats.datagrams[side],
+                    bytes: stats.bytes[side],
+                };
+                circuit.counts.from[side].datagrams += stats.datagrams[side];
+                circuit.counts.from[side].bytes += stats.bytes[side];
+            }
+            circuit.counts.drops[Reason::Rate as usize] += stats.rate;
+            let carried = stats.datagrams[0] + stats.datagrams[1];
+            self.totals.sent += carried;
+            self.totals.received += carried + stats.rate;
+        }
     }
 }
 
@@ -354,12 +448,19 @@ impl Share {
 /// What a thread carries datagrams with.
 struct Carrier {
     table: Table,
+    publisher: Option<Publisher>,
     sockets: Vec<Socket>,
     outboxes: Vec<Outbox>,
     totals: Totals,
 }
 
-fn work(table: Table, share: Share, words: &Receiver<Word>, waker: &Arc<EventFd>, origin: Instant) {
+fn work(
+    table: Table,
+    publisher: Option<Publisher>,
+    share: Share,
+    words: &Receiver<Word>,
+    waker: &Arc<EventFd>,
+) {
     let Ok(woken) = std::os::fd::AsFd::as_fd(&**waker).try_clone_to_owned() else {
         tracing::error!("a thread for circuits has no file left");
         return;
@@ -367,25 +468,27 @@ fn work(table: Table, share: Share, words: &Receiver<Word>, waker: &Arc<EventFd>
     let woken: OwnedFd = woken;
     let mut state = Carrier {
         table,
+        publisher,
         sockets: Vec::new(),
         outboxes: Vec::new(),
         totals: Totals::default(),
     };
     let mut batch = Batch::new();
     let mut poll = Poll::new(&woken, state.sockets.iter());
-    let mut swept = origin;
+    let mut swept = clock();
     loop {
         poll.wait(i32::from(TICK));
         if poll.is_woken() {
             // What is heard below was said before or after this; nothing is left unheard.
             let _ = waker.read();
             while let Ok(word) = words.try_recv() {
-                let now = origin.elapsed();
+                let now = clock();
                 match word {
                     Word::Plan(plan, sockets, places) => {
                         state.table.rearrange(&places);
                         state.table.replan(&plan, |id| share.has(id));
                         state.rearrange(sockets, &places);
+                        state.publish_plan();
                         poll = Poll::new(&woken, state.sockets.iter());
                     }
                     Word::State(answer) => {
@@ -401,13 +504,15 @@ fn work(table: Table, share: Share, words: &Receiver<Word>, waker: &Arc<EventFd>
         }
         for place in 0..state.sockets.len() {
             if poll.is_ready(place) {
-                state.turn(place, &mut batch, origin);
+                state.turn(place, &mut batch);
             }
         }
-        if swept.elapsed() >= Duration::from_millis(TICK.into()) {
-            swept = Instant::now();
-            state.table.sweep(origin.elapsed());
+        let now = clock();
+        if now.saturating_sub(swept) >= Duration::from_millis(TICK.into()) {
+            swept = now;
+            state.table.sweep(now);
         }
+        state.publish();
     }
 }
 
@@ -421,8 +526,30 @@ impl Carrier {
             .resize_with(self.sockets.len(), || Outbox::new(COLLECTED));
     }
 
+    /// Tells the program what has changed.
+    fn publish(&mut self) {
+        let Some(publisher) = &mut self.publisher else {
+            return;
+        };
+        let sockets = &self.sockets;
+        self.table.tell_changes(|bound| {
+            publisher.say(bound, |path| {
+                let address = sockets[usize::from(path.socket)].address;
+                SocketAddr::new(path.local.unwrap_or(address.ip()), address.port())
+            });
+        });
+    }
+
+    /// As [`Carrier::publish`]; and of circuits that are no more.
+    fn publish_plan(&mut self) {
+        if let Some(publisher) = &mut self.publisher {
+            publisher.keep(|id| self.table.has(id));
+        }
+        self.publish();
+    }
+
     /// Some batches of one socket.
-    fn turn(&mut self, place: usize, batch: &mut Batch, origin: Instant) {
+    fn turn(&mut self, place: usize, batch: &mut Batch) {
         for _ in 0..TURN {
             let count = match batch.receive(&self.sockets[place]) {
                 Ok(count) => count,
@@ -433,10 +560,12 @@ impl Carrier {
                     return;
                 }
             };
-            let now = origin.elapsed();
+            let now = clock();
             for n in 0..count {
                 self.message(place, n, batch, now);
             }
+            // Before the answers: what an end that is told so sends next may go through the driver.
+            self.publish();
             self.flush(batch.bytes());
             if count < BATCH {
                 return;
@@ -527,6 +656,7 @@ impl Carrier {
                 ..self.totals
             },
             bound: self.table.bound(now),
+            stats: self.publisher.iter().flat_map(Publisher::stats).collect(),
         }
     }
 }

@@ -216,6 +216,17 @@ pub struct CircuitCounts {
     pub events: Events,
 }
 
+/// How the sides of a circuit are bound: what another way to carry its datagrams has to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound<'a> {
+    /// Its id.
+    pub id: CircuitId,
+    /// Whose it is.
+    pub tenant: &'a TenantPlan,
+    /// Where its sides are bound, and until when if they are not bound again.
+    pub ends: [Option<(Path, Duration)>; 2],
+}
+
 /// How a circuit is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CircuitState {
@@ -225,8 +236,10 @@ pub struct CircuitState {
     pub tenant: Arc<str>,
     /// Where its sides are bound.
     pub bound: [Option<SocketAddr>; 2],
-    /// What was counted.
+    /// What was counted, whatever way it went.
     pub counts: CircuitCounts,
+    /// Of what was forwarded: that which another way carried.
+    pub fast: [Traffic; 2],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -267,6 +280,8 @@ struct Circuit {
     tenant: usize,
     ends: [End; 2],
     counts: CircuitCounts,
+    /// Whether it is among those that have changed.
+    changed: bool,
 }
 
 /// The circuits of one thread.
@@ -282,6 +297,8 @@ pub struct Table {
     draining: bool,
     /// Of datagrams that are no circuit's.
     drops: Drops,
+    /// Circuits that were bound otherwise, or again, since somebody asked.
+    changed: Vec<usize>,
 }
 
 impl Table {
@@ -296,6 +313,7 @@ impl Table {
             secret,
             draining: false,
             drops: Drops::default(),
+            changed: Vec::new(),
         }
     }
 
@@ -327,8 +345,11 @@ impl Table {
                 tenant: wanted.tenant,
                 ends: [a, b],
                 counts,
+                changed: true,
             });
         }
+        self.changed.clear();
+        self.changed.extend(0..self.circuits.len());
         let circuits = self.circuits.iter().enumerate();
         self.places.clear();
         self.places.extend(circuits.map(|(place, c)| (c.id, place)));
@@ -441,6 +462,7 @@ impl Table {
             path: *from,
             until: now + lifetime,
         });
+        note(&mut circuit.changed, place, &mut self.changed);
         if draining {
             return Action::Answer(away);
         }
@@ -459,6 +481,7 @@ impl Table {
         }
         end.binding = None;
         circuit.counts.events.left += 1;
+        note(&mut circuit.changed, place, &mut self.changed);
         Action::Done
     }
 
@@ -488,14 +511,37 @@ impl Table {
 
     /// Ends what has had its time. For the counts only: what has ended is not used, swept or not.
     pub fn sweep(&mut self, now: Duration) {
-        for circuit in &mut self.circuits {
+        for (place, circuit) in self.circuits.iter_mut().enumerate() {
             for end in &mut circuit.ends {
                 if end.binding.is_some() && end.live(now).is_none() {
                     end.binding = None;
                     circuit.counts.events.expired += 1;
+                    note(&mut circuit.changed, place, &mut self.changed);
                 }
             }
         }
+    }
+
+    /// Tells of each circuit that was bound otherwise or again since the last call, or planned anew. Those that are no more are not told of.
+    pub fn tell_changes(&mut self, mut tell: impl FnMut(&Bound<'_>)) {
+        for place in self.changed.drain(..) {
+            let circuit = &mut self.circuits[place];
+            circuit.changed = false;
+            tell(&Bound {
+                id: circuit.id,
+                tenant: &self.tenants[circuit.tenant],
+                ends: Side::BOTH.map(|side| {
+                    let binding = circuit.ends[side.index()].binding.as_ref()?;
+                    Some((binding.path, binding.until))
+                }),
+            });
+        }
+    }
+
+    /// Whether there is such a circuit.
+    #[must_use]
+    pub fn has(&self, id: CircuitId) -> bool {
+        self.places.contains_key(&id)
     }
 
     /// From now on no side is bound that is not, and each that asks is sent away. Those that are bound stay so.
@@ -532,13 +578,16 @@ impl Table {
     /// Takes sockets away: what is bound through one of them is bound no more, and the others have new places.
     /// `places` has for each old place the new one.
     pub fn rearrange(&mut self, places: &[Option<u16>]) {
-        for end in self.circuits.iter_mut().flat_map(|c| &mut c.ends) {
-            if let Some(binding) = &mut end.binding {
-                match places.get(usize::from(binding.path.socket)) {
-                    Some(Some(place)) => binding.path.socket = *place,
-                    Some(None) | None => end.binding = None,
+        for (at, circuit) in self.circuits.iter_mut().enumerate() {
+            for end in &mut circuit.ends {
+                if let Some(binding) = &mut end.binding {
+                    match places.get(usize::from(binding.path.socket)) {
+                        Some(Some(place)) => binding.path.socket = *place,
+                        Some(None) | None => end.binding = None,
+                    }
                 }
             }
+            note(&mut circuit.changed, at, &mut self.changed);
         }
     }
 
@@ -550,6 +599,7 @@ impl Table {
             bound: Side::BOTH
                 .map(|side| circuit.ends[side.index()].live(now).map(|path| path.remote)),
             counts: circuit.counts,
+            fast: [Traffic::default(); 2],
         })
     }
 
@@ -579,6 +629,14 @@ impl Circuit {
         }
         end.newest = message.timestamp;
         Ok(())
+    }
+}
+
+/// Puts a circuit among those that have changed, once.
+fn note(changed: &mut bool, place: usize, all: &mut Vec<usize>) {
+    if !*changed {
+        *changed = true;
+        all.push(place);
     }
 }
 

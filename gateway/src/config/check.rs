@@ -10,7 +10,7 @@ use std::{
 
 use gateway_client::wire::{CircuitId, Key};
 
-use super::{Circuits, Config, Problem, Target, file};
+use super::{Circuits, Config, Problem, Target, Xdp, file};
 use crate::{
     circuit::table::CircuitPlan,
     hello,
@@ -33,6 +33,10 @@ const MAX_CONNECTIONS: usize = 1 << 20;
 const MAX_THREADS: usize = 64;
 /// Circuits at most: 300 bytes each in every thread.
 const MAX_CIRCUITS: usize = 100_000;
+/// Bytes of an interface's name at most (`IFNAMSIZ` of include/uapi/linux/if.h, less its end).
+const MAX_INTERFACE: usize = 15;
+/// Interfaces with the program at most: `MAX_PORTS`, with some VLANs on each.
+const MAX_INTERFACES: usize = 32;
 /// Datagrams or bytes a second at most: 100 Gbit/s, and more than anything here sends.
 const MAX_RATE: usize = 12_500_000_000;
 
@@ -435,6 +439,22 @@ fn circuits(
     let threads = settings
         .threads
         .map(|threads| c.count("circuits.threads", threads, MAX_THREADS));
+    let xdp = match settings.xdp.as_deref() {
+        None | Some("auto") => Xdp::Auto,
+        Some("native") => Xdp::Native,
+        Some("generic") => Xdp::Generic,
+        Some("off") => Xdp::Off,
+        Some(other) => {
+            c.problem(
+                "circuits.xdp",
+                format!("{other:?}: write \"auto\", \"native\", \"generic\" or \"off\""),
+            );
+            Xdp::Auto
+        }
+    };
+    if let Some(interfaces) = &settings.interfaces {
+        self::interfaces(c, interfaces, xdp);
+    }
     let rates = tenants.iter().map(|tenant| {
         let mut rate = |key, value: Option<i64>| {
             let at = format!("tenant {:?}: {key}", tenant.name);
@@ -462,7 +482,7 @@ fn circuits(
         if id.is_none() {
             c.problem(
                 format!("{at}: id"),
-                "write 16 hexadecimal digits, of which the first 8 are not all 0",
+                "write 16 hexadecimal digits, of which the 5th to the 8th are not all 0",
             );
         }
         if id.is_some_and(|id| !ids.insert(id)) {
@@ -517,7 +537,39 @@ fn circuits(
     Circuits {
         lifetime,
         threads,
+        xdp,
+        interfaces: settings.interfaces.clone(),
+        bpf_object: settings.bpf_object.clone(),
         rates,
         list,
+    }
+}
+
+fn interfaces(c: &mut Checker, interfaces: &[String], xdp: Xdp) {
+    let at = "circuits.interfaces";
+    if xdp == Xdp::Off {
+        c.problem(
+            at,
+            "circuits.xdp is \"off\", and nothing is on them: leave one out",
+        );
+    }
+    if !(1..=MAX_INTERFACES).contains(&interfaces.len()) {
+        c.problem(
+            at,
+            format!(
+                "{} of them: write 1 to {MAX_INTERFACES}, or leave the list out",
+                interfaces.len()
+            ),
+        );
+    }
+    for (n, name) in interfaces.iter().enumerate() {
+        let is_name = (1..=MAX_INTERFACE).contains(&name.len())
+            && !name.contains(|c: char| c == '/' || c.is_whitespace());
+        if !is_name {
+            c.problem(at, format!("{name:?} is not the name of an interface"));
+        }
+        if interfaces[..n].contains(name) {
+            c.problem(at, format!("{name:?} is there twice"));
+        }
     }
 }

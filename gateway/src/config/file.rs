@@ -84,6 +84,9 @@ pub(super) struct Route {
 pub(super) struct Circuits {
     pub lifetime: Option<f64>,
     pub threads: Option<i64>,
+    pub xdp: Option<String>,
+    pub interfaces: Option<Vec<String>>,
+    pub bpf_object: Option<PathBuf>,
 }
 
 // Without Debug: it has keys.

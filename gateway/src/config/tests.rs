@@ -51,6 +51,7 @@ fn a_good_file_is_taken_with_its_defaults() {
         (circuits.lifetime, circuits.threads),
         (Duration::from_secs(30), None)
     );
+    assert_eq!((circuits.xdp, &circuits.interfaces), (Xdp::Auto, &None));
     assert_eq!(circuits.rates, [(None, None)]);
     assert_eq!(circuits.list[0].id.get(), 0x0123_4567_89ab_cdef);
     assert!(!format!("{config:?}").contains("AAEC"), "keys are not said");
@@ -261,7 +262,7 @@ fn each_mistake_is_named_with_its_place() {
         (
             "0123456789abcdef",
             "00000000ffffffff",
-            "circuit \"00000000ffffffff\": id: write 16 hexadecimal digits, of which the first 8 are not all 0",
+            "circuit \"00000000ffffffff\": id: write 16 hexadecimal digits, of which the 5th to the 8th are not all 0",
         ),
         (
             "0123456789abcdef",
@@ -405,4 +406,41 @@ fn a_file_with_keys_is_nobody_elses_to_read() {
     mode(0o640).expect("good");
     let error = mode(0o644).expect_err("open").to_string();
     assert!(error.contains("circuit: the file has keys"), "{error}");
+}
+
+#[test]
+fn the_way_through_the_driver_is_as_it_is_written() {
+    let with = |circuits: &str| {
+        parse(&GOOD.replace("[[tenant]]", &format!("[circuits]\n{circuits}\n[[tenant]]")))
+    };
+    for xdp in [Xdp::Auto, Xdp::Native, Xdp::Generic, Xdp::Off] {
+        let config = with(&format!("xdp = {:?}", xdp.name())).expect("good");
+        assert_eq!(config.circuits.xdp, xdp);
+    }
+    let config = with("xdp = \"native\"\ninterfaces = [\"eth0\", \"eth1.5\"]").expect("good");
+    let names = ["eth0", "eth1.5"].map(str::to_owned).to_vec();
+    assert_eq!(config.circuits.interfaces, Some(names));
+    for (circuits, said) in [
+        ("xdp = \"fast\"", "circuits.xdp: \"fast\": write"),
+        (
+            "interfaces = []",
+            "circuits.interfaces: 0 of them: write 1 to 32",
+        ),
+        (
+            "interfaces = [\"a/b\"]",
+            "\"a/b\" is not the name of an interface",
+        ),
+        (
+            "interfaces = [\"0123456789abcdef\"]",
+            "is not the name of an interface",
+        ),
+        (
+            "interfaces = [\"eth0\", \"eth0\"]",
+            "\"eth0\" is there twice",
+        ),
+        ("xdp = \"off\"\ninterfaces = [\"eth0\"]", "leave one out"),
+    ] {
+        let error = with(circuits).expect_err("bad");
+        assert!(error.contains(said), "{circuits}: {error}");
+    }
 }

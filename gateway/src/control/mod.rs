@@ -101,8 +101,34 @@ pub struct CircuitsStatus {
     pub sent: u64,
     /// Datagrams that went nowhere, by reason.
     pub dropped: BTreeMap<String, u64>,
+    /// The way through the driver.
+    pub xdp: XdpStatus,
     /// Each of them, by id.
     pub list: Vec<CircuitStatus>,
+}
+
+/// What it says of the way through the driver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdpStatus {
+    /// As configured.
+    pub asked: String,
+    /// Why there is none; `None`: there is, or none was asked for.
+    pub refused: Option<String>,
+    /// Where it is, and where it is not though it was wanted.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// What the program did with frames.
+    pub frames: BTreeMap<String, u64>,
+}
+
+/// What it says of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// `native`, `generic`, or `none`: through user space.
+    pub mode: String,
+    /// Why none.
+    pub refused: Option<String>,
 }
 
 /// What it says of a circuit.
@@ -118,6 +144,8 @@ pub struct CircuitStatus {
     pub datagrams: [u64; 2],
     /// Their bytes.
     pub bytes: [u64; 2],
+    /// Of the datagrams, those that XDP carried.
+    pub fast: [u64; 2],
     /// What happened to its sides.
     pub events: BTreeMap<String, u64>,
     /// Datagrams that went nowhere, by reason.

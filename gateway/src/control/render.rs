@@ -43,6 +43,20 @@ pub fn status(status: &Status) -> String {
             status.circuits.sent
         ),
     );
+    let xdp = &status.circuits.xdp;
+    if let Some(refused) = &xdp.refused {
+        line(
+            &mut out,
+            format_args!("circuits go through user space: {refused}"),
+        );
+    }
+    for interface in &xdp.interfaces {
+        let mode = match &interface.refused {
+            Some(refused) => format!("none, circuits go through user space: {refused}"),
+            None => interface.mode.clone(),
+        };
+        line(&mut out, format_args!("XDP on {}: {mode}", interface.name));
+    }
     line(&mut out, format_args!(""));
     line(
         &mut out,
@@ -73,8 +87,8 @@ pub fn status(status: &Status) -> String {
         line(
             &mut out,
             format_args!(
-                "\n{:<16} {:<32} {:<28} {:<28} {:>12} {:>12} {:>9}",
-                "CIRCUIT", "TENANT", "SIDE A", "SIDE B", "FROM A", "FROM B", "DROPPED"
+                "\n{:<16} {:<32} {:<28} {:<28} {:>12} {:>12} {:>12} {:>9}",
+                "CIRCUIT", "TENANT", "SIDE A", "SIDE B", "FROM A", "FROM B", "BY XDP", "DROPPED"
             ),
         );
     }
@@ -84,10 +98,11 @@ pub fn status(status: &Status) -> String {
             .map(|at| at.map_or_else(|| "-".to_owned(), |at| at.to_string()));
         let [from_a, from_b] = circuit.datagrams;
         let dropped: u64 = circuit.dropped.values().sum();
+        let fast: u64 = circuit.fast.iter().sum();
         line(
             &mut out,
             format_args!(
-                "{} {:<32} {a:<28} {b:<28} {from_a:>12} {from_b:>12} {dropped:>9}",
+                "{} {:<32} {a:<28} {b:<28} {from_a:>12} {from_b:>12} {fast:>12} {dropped:>9}",
                 circuit.id, circuit.tenant
             ),
         );

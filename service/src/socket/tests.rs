@@ -1,9 +1,14 @@
-use std::path::Path;
+use std::{
+    io::Read as _,
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::*;
+use super::{client::ask_within, *};
 
 static LAMP: Socket = Socket {
     name: "lamp",
@@ -89,7 +94,7 @@ async fn a_request_is_answered_or_refused_in_words() {
 async fn a_live_socket_is_not_taken_and_a_dead_one_is() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("lamp.sock");
-    drop(std::os::unix::net::UnixListener::bind(&path).expect("a dead socket"));
+    drop(UnixListener::bind(&path).expect("a dead socket"));
     lit(&path).await;
     let error = bind(&LAMP, &path).expect_err("a live one").to_string();
     assert_eq!(
@@ -107,6 +112,66 @@ async fn a_live_socket_is_not_taken_and_a_dead_one_is() {
         "{error}"
     );
     assert_eq!(std::fs::read(&file).expect("a file"), b"kept");
+}
+
+/// Reads a request and says nothing.
+fn heard(mut stream: UnixStream) -> Option<UnixStream> {
+    let mut byte = [0];
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte).expect("a request");
+    }
+    Some(stream)
+}
+
+/// Asks who does with the connection what `answerer` does; what is said of it.
+fn said_by(answerer: fn(UnixStream) -> Option<UnixStream>, why: usize) -> String {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("lamp.sock");
+    let listener = UnixListener::bind(&path).expect("the place is free");
+    let other = std::thread::spawn(move || answerer(listener.accept().expect("a client").0));
+    let request = json!({ "request": "light", "why": "x".repeat(why) });
+    let asked: Result<Value, AskError> =
+        ask_within(&LAMP, &path, &request, Duration::from_millis(200));
+    // What it kept open was open until now.
+    drop(other.join().expect("no panic in the answerer"));
+    asked.expect_err("no answer").to_string()
+}
+
+#[test]
+fn without_an_answer_it_is_said_whether_it_may_be_done_all_the_same() {
+    let look = "look with `causeway-lamp status` before asking again";
+    assert_eq!(
+        said_by(heard, 0),
+        format!(
+            "the lamp has not answered for 0.2 s, and may still carry out what it was asked: {look}"
+        )
+    );
+    let closed = |stream: UnixStream| heard(stream).and(None);
+    assert_eq!(
+        said_by(closed, 0),
+        format!(
+            "the lamp closed the connection without an answer: only root and whoever runs it may ask; if it was being stopped it may have carried out what it was asked: {look}"
+        )
+    );
+    // Bytes that nobody has read: a reset.
+    let reset = |mut stream: UnixStream| {
+        stream.read_exact(&mut [0]).expect("a request");
+        None
+    };
+    let said = said_by(reset, 0);
+    assert!(
+        said.starts_with("waiting for the answer of the lamp: ") && said.ends_with(look),
+        "{said}"
+    );
+    // More than any buffer takes.
+    assert_eq!(
+        said_by(Some, 8 << 20),
+        "asking the lamp: it does not take the request; the request was not sent whole: ask again"
+    );
+    assert_eq!(
+        said_by(reset, 8 << 20),
+        "asking the lamp: it closed the connection: only root and whoever runs it may ask; the request was not sent whole: ask again"
+    );
 }
 
 #[test]

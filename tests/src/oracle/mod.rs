@@ -187,8 +187,10 @@ fn passed(world: &World, input: &[u8]) -> Result<Kind, String> {
     let Some(udp) = secure_datagram(world, input, &li) else {
         return Ok(Kind::Passed);
     };
-    let message = udp.get(8..).unwrap_or(&[]);
+    let message = behind_id(udp.get(8..).unwrap_or(&[]));
     let expected = match message.first() {
+        // A gateway's message begins with eight zero bytes.
+        Some(0) if message.get(..8) == Some(&[0; 8]) => 64,
         Some(1) => 148,
         Some(2) => 92,
         Some(3) => 64,
@@ -196,7 +198,7 @@ fn passed(world: &World, input: &[u8]) -> Result<Kind, String> {
     };
     ensure!(
         message.len() == expected && be16(udp, 4) == Some(udp.len() as u16),
-        "a handshake message of {} bytes reaches the daemon",
+        "a handshake or gateway's message of {} bytes reaches the daemon",
         message.len()
     );
     ensure!(
@@ -317,6 +319,14 @@ fn worker(
     Ok(Some(Kind::ToSeal))
 }
 
+/// A datagram without the circuit's id that may be in front: a type's third and fourth byte are zero, an id's are not.
+fn behind_id(datagram: &[u8]) -> &[u8] {
+    match datagram {
+        [_, _, 0, 0, ..] => datagram,
+        _ => datagram.get(8..).unwrap_or(&[]),
+    }
+}
+
 /// A datagram to the encrypted tunnels' port, sent somewhere: to a worker, if it is a data message of a
 /// session that it knows.
 fn to_open(
@@ -355,7 +365,7 @@ fn to_open(
         be16(udp, 4) == Some(udp.len() as u16),
         "to be opened, with a UDP length that lies"
     );
-    let message = &udp[8..];
+    let message = behind_id(&udp[8..]);
     ensure!(message.len() >= 32, "{} bytes to be opened", message.len());
     ensure!(
         message[0] == 4 && message[1] < 2 && message[2..4] == [0, 0],

@@ -13,7 +13,7 @@ use std::{
 
 use tunnel::{
     Event, Kind, Now, Payload, PeerConfig, PeerId, PeerStatus, PresharedKey, PublicKey,
-    RejoinLimits, RxStats, SecretKey, Tunnel,
+    RejoinLimits, RxStats, SecretKey, Tunnel, Way,
 };
 
 use super::{OUR_HOST, OURS, Os, Setup, bind, inside};
@@ -95,7 +95,7 @@ impl Ours {
                 preshared_key: psk(setup.our_psk),
                 addresses: setup
                     .we_know_them
-                    .then(|| setup.underlay.theirs())
+                    .then(|| Way::from(setup.underlay.theirs()))
                     .into_iter()
                     .collect(),
                 timers: setup.timers,
@@ -387,7 +387,9 @@ impl Shared {
         let _ = nix::poll::poll(&mut fds, within);
     }
 
-    fn transmit(&self, notes: &mut Vec<(SocketAddr, Vec<u8>)>, to: SocketAddr, bytes: &[u8]) {
+    fn transmit(&self, notes: &mut Vec<(SocketAddr, Vec<u8>)>, way: Way, bytes: &[u8]) {
+        // There are no gateways here.
+        let Way::Direct(to) = way else { return };
         if let Err(e) = self.socket.send_to(bytes, to) {
             println!("sending {} bytes to {to}: {e}", bytes.len());
         }
@@ -465,19 +467,18 @@ impl Shared {
         let mut packets = Vec::new();
         let mut bad = None;
         let State { tunnel, random, .. } = state;
-        let taken =
-            tunnel.receive(
-                self.now(),
-                from,
-                datagram,
-                random,
-                &mut |_, payload| match payload {
-                    Payload::Ip(packet) => packets.push(packet.to_vec()),
-                    Payload::Bad(content) => bad = Some(content),
-                    Payload::Keepalive | Payload::Packet { .. } | Payload::Piece => {}
-                    Payload::Control(_) => {}
-                },
-            );
+        let taken = tunnel.receive(
+            self.now(),
+            from.into(),
+            datagram,
+            random,
+            &mut |_, payload| match payload {
+                Payload::Ip(packet) => packets.push(packet.to_vec()),
+                Payload::Bad(content) => bad = Some(content),
+                Payload::Keepalive | Payload::Packet { .. } | Payload::Piece => {}
+                Payload::Control(_) => {}
+            },
+        );
         let told = match (&taken, bad) {
             (Ok(_), None) => "taken".to_owned(),
             (Ok(_), Some(content)) => content.to_string(),

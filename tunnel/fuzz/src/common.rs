@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
-use tunnel::{Instant, Now, Output, PublicKey, Random, SecretKey, TunnelControl};
+use tunnel::{Instant, Now, Output, PublicKey, Random, SecretKey, TunnelControl, Way};
 
 /// The input, read from the front. Past its end everything is zero.
 pub(crate) struct Input<'a>(&'a [u8]);
@@ -92,12 +92,12 @@ pub(crate) fn publics() -> [PublicKey; 2] {
 }
 
 /// Where the ends are, and two places where they are not, by the ports that they use.
-pub(crate) fn addresses() -> [SocketAddr; 4] {
+pub(crate) fn addresses() -> [Way; 4] {
     [
-        SocketAddr::from(([198, 51, 100, 2], 40_000)),
-        SocketAddr::from(([203, 0, 113, 5], 6180)),
-        SocketAddr::from(([192, 0, 2, 9], 40_000)),
-        SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9], 6180)),
+        Way::from(SocketAddr::from(([198, 51, 100, 2], 40_000))),
+        Way::from(SocketAddr::from(([203, 0, 113, 5], 6180))),
+        Way::from(SocketAddr::from(([192, 0, 2, 9], 40_000))),
+        Way::from(SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9], 6180))),
     ]
 }
 

@@ -2,14 +2,13 @@
 //! takes from a receiver a session that it still counts on.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tunnel::segment::Word;
 use tunnel::{
     Cipher, Dial, Framing, Instant, Kind, LoadLimits, MIN_DATAGRAM, OpenError, Output, Payload,
     PeerConfig, PeerId, PmtuConfig, Receiver, RejoinLimits, RxActivity, Sender, Timers,
-    TunnelControl, TxActivity,
+    TunnelControl, TxActivity, Way,
 };
 
 use super::common::{Clock, Input, Seeded, addresses, le32, outputs, publics, secrets};
@@ -46,7 +45,7 @@ struct End {
     held: Vec<(u32, Instant)>,
     ceiling: usize,
     /// Where data goes.
-    address: Option<SocketAddr>,
+    address: Option<Way>,
     /// Sizes probed since it goes there.
     probed: Vec<usize>,
 }

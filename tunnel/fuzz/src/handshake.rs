@@ -1,12 +1,11 @@
 //! Handshakes between two ends over a way on which everything is read, kept, changed and made up.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use tunnel::wire::Message;
 use tunnel::{
     COOKIE_LIFETIME, Dial, Instant, Kind, LoadLimits, OpenError, Output, Payload, PeerConfig,
-    PeerId, PresharedKey, PublicKey, Receiver, Rejected, RejoinLimits, Sender, TunnelControl,
+    PeerId, PresharedKey, PublicKey, Receiver, Rejected, RejoinLimits, Sender, TunnelControl, Way,
 };
 
 use super::common::{
@@ -48,7 +47,7 @@ struct End {
 }
 
 /// A cookie: for which address, and when the secret it is baked with was drawn.
-type Cookie = (SocketAddr, u64);
+type Cookie = (Way, u64);
 
 struct Sent {
     by: usize,
@@ -198,7 +197,7 @@ impl World {
         Some((sent.by, sent.bytes.clone()))
     }
 
-    fn deliver(&mut self, to: usize, from: SocketAddr, bytes: &[u8]) {
+    fn deliver(&mut self, to: usize, from: Way, bytes: &[u8]) {
         let (now, random) = (self.clock.now(), &mut self.random);
         let end = &mut self.ends[to];
         end.handled += 1;

@@ -2,10 +2,8 @@
 //!
 //! `tunnel/tests/corpus.rs` writes them to `seeds/` and sees that they stay what this makes.
 
-use std::net::SocketAddr;
-
 use tunnel::segment::{Header, Word};
-use tunnel::{Cipher, Dial, Framing, Kind, LoadLimits, Output, PeerConfig, TunnelControl};
+use tunnel::{Cipher, Dial, Framing, Kind, LoadLimits, Output, PeerConfig, TunnelControl, Way};
 
 use super::common::{Clock, Seeded, addresses, outputs, publics, secrets};
 use super::receiver::session;
@@ -36,7 +34,7 @@ fn messages() -> Vec<Seed> {
     };
     let mut one = TunnelControl::new(ours, LoadLimits::default());
     let mut two = TunnelControl::new(theirs, load);
-    let config = |key, dial, address: SocketAddr| PeerConfig {
+    let config = |key, dial, address: Way| PeerConfig {
         addresses: vec![address],
         ..PeerConfig::causeway(key, dial)
     };

@@ -20,7 +20,7 @@ mod parked;
 mod share;
 mod tables;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use ahash::{AHashMap, RandomState};
 use appliance_common::{
@@ -33,14 +33,14 @@ use appliance_common::{
 };
 use tunnel::{
     Framing, Instant, Kind, OpenError, Payload, Receiver, RejoinLimits, RxActivity, RxSession,
-    RxStats, SealError, Sender, TxActivity, TxSession,
+    RxStats, SealError, Sender, TxActivity, TxSession, Way,
     segment::{Header, Word},
 };
 pub use xsk::Sent;
 
 pub use counted::Counted;
 use inner::Inner;
-pub use outer::{Outer, datagram};
+pub use outer::{Outer, circuit, datagram};
 use parked::Parked;
 pub use share::{LANES, Share};
 pub use tables::Member;
@@ -83,7 +83,7 @@ pub enum Event {
         /// The peer's slot.
         peer: u32,
         /// Where it is now.
-        address: SocketAddr,
+        way: Way,
     },
     /// A word of the peer's.
     Word {
@@ -136,7 +136,7 @@ pub enum Command {
     /// A peer that had fallen silent is heard, by whichever worker.
     Heard(u32),
     /// A peer is taken to be here.
-    Address(u32, SocketAddr),
+    Way(u32, Way),
     /// Send to a peer by these headers; `None` while there is no way.
     Outer(u32, Option<Box<Outer>>),
     /// Datagrams to a peer may be this long, bytes.
@@ -406,8 +406,8 @@ impl Pipeline {
         if let Some(index) = opened.first_of_session {
             wire.event(Event::Confirmed { peer, index });
         }
-        if let Some(address) = opened.moved_to {
-            wire.event(Event::Moved { peer, address });
+        if let Some(way) = opened.moved_to {
+            wire.event(Event::Moved { peer, way });
         }
         let back = std::mem::take(&mut lanes.silent) || lanes.keeps;
         match opened.payload {
@@ -510,10 +510,10 @@ impl Pipeline {
                     }
                 }
             }
-            Command::Address(slot, address) => {
+            Command::Way(slot, way) => {
                 if let Some(lanes) = lanes(&mut self.peers, slot) {
                     for receiver in &mut lanes.receivers {
-                        receiver.set_address(address);
+                        receiver.set_address(way);
                     }
                 }
             }

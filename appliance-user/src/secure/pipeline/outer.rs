@@ -2,13 +2,18 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroU64,
     ops::Range,
 };
 
 use appliance_common::{
     checksum,
-    wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_UDP, IPV4_LEN, IPV6_LEN, UDP_LEN},
+    wire::{
+        CIRCUIT_ID_LEN, ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_UDP, IPV4_LEN, IPV6_LEN,
+        UDP_LEN,
+    },
 };
+use tunnel::Way;
 
 /// Ethernet, IPv4 and UDP headers, bytes.
 const V4: usize = ETH_LEN + IPV4_LEN + UDP_LEN;
@@ -21,27 +26,32 @@ pub struct Outer {
     /// Interface to send on.
     pub ifindex: u32,
     /// Where to.
-    pub remote: SocketAddr,
-    header: [u8; V6],
+    pub way: Way,
+    header: [u8; V6 + CIRCUIT_ID_LEN],
+    /// Up to and with UDP's.
+    headers: usize,
+    /// With the circuit's id behind them.
     len: usize,
 }
 
 impl Outer {
-    /// From `local` to `remote`, by the next hop's MAC address. DF is set, hop limit is 64. `None` when
-    /// the two are not of one family.
+    /// From `local` by a way that is datagrams, and the next hop's MAC address. DF is set, hop limit is 64. `None` when
+    /// the two are not of one family, or the way is a stream.
     #[must_use]
     pub fn new(
         ifindex: u32,
         next_hop: [u8; 6],
         source: [u8; 6],
         local: SocketAddr,
-        remote: SocketAddr,
+        way: impl Into<Way>,
     ) -> Option<Self> {
-        let mut header = [0; V6];
+        let way = way.into();
+        let remote = way.address()?;
+        let mut header = [0; V6 + CIRCUIT_ID_LEN];
         header[..6].copy_from_slice(&next_hop);
         header[6..12].copy_from_slice(&source);
         let ip = ETH_LEN;
-        let len = match (local.ip(), remote.ip()) {
+        let headers = match (local.ip(), remote.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 header[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
                 header[ip] = 0x45;
@@ -65,13 +75,19 @@ impl Outer {
             }
             _ => return None,
         };
-        let udp = len - UDP_LEN;
+        let udp = headers - UDP_LEN;
         header[udp..udp + 2].copy_from_slice(&local.port().to_be_bytes());
         header[udp + 2..udp + 4].copy_from_slice(&remote.port().to_be_bytes());
+        let mut len = headers;
+        if let Some(id) = way.circuit() {
+            len += CIRCUIT_ID_LEN;
+            header[headers..len].copy_from_slice(&id.get().to_be_bytes());
+        }
         Some(Self {
             ifindex,
-            remote,
+            way,
             header,
+            headers,
             len,
         })
     }
@@ -86,12 +102,12 @@ impl Outer {
     /// the bytes of the frame. `None` when a length field would not hold it.
     pub fn finish(&self, frame: &mut [u8], payload: usize) -> Option<usize> {
         let total = self.len + payload;
-        let udp_len = u16::try_from(UDP_LEN + payload).ok()?;
+        let udp = self.headers - UDP_LEN;
+        let udp_len = u16::try_from(total - udp).ok()?;
         let (head, rest) = frame.get_mut(..total)?.split_at_mut(self.len);
         head.copy_from_slice(&self.header[..self.len]);
-        let udp = self.len - UDP_LEN;
         head[udp + 4..udp + 6].copy_from_slice(&udp_len.to_be_bytes());
-        if self.len == V4 {
+        if self.headers == V4 {
             let ip_len = udp_len.checked_add(IPV4_LEN as u16)?.to_be();
             head[ETH_LEN + 2..ETH_LEN + 4].copy_from_slice(&ip_len.to_ne_bytes());
             let check = u16::from_ne_bytes([head[ETH_LEN + 10], head[ETH_LEN + 11]]);
@@ -116,10 +132,10 @@ impl Outer {
     }
 }
 
-/// Source and place of the UDP payload in an Ethernet frame that the programs steered here: no tags, no
+/// The way that a datagram came, and its place in an Ethernet frame that the programs steered here: no tags, no
 /// IP options. `None` for anything else.
 #[must_use]
-pub fn datagram(frame: &[u8]) -> Option<(SocketAddr, Range<usize>)> {
+pub fn datagram(frame: &[u8]) -> Option<(Way, Range<usize>)> {
     let ethertype = u16::from_be_bytes([*frame.get(12)?, *frame.get(13)?]);
     let (ip, udp): (IpAddr, usize) = match ethertype {
         ETHERTYPE_IPV4 => {
@@ -147,5 +163,22 @@ pub fn datagram(frame: &[u8]) -> Option<(SocketAddr, Range<usize>)> {
     if len < UDP_LEN || udp + len > frame.len() {
         return None;
     }
-    Some((SocketAddr::new(ip, port), udp + UDP_LEN..udp + len))
+    let (from, at) = (SocketAddr::new(ip, port), udp + UDP_LEN..udp + len);
+    Some(match circuit(&frame[at.clone()]) {
+        None => (Way::Direct(from), at),
+        Some(id) => (
+            Way::Circuit { gateway: from, id },
+            at.start + CIRCUIT_ID_LEN..at.end,
+        ),
+    })
+}
+
+/// The circuit's id in front of a message, if there is one: its third and fourth byte are not both zero, a message's are.
+#[must_use]
+pub fn circuit(datagram: &[u8]) -> Option<NonZeroU64> {
+    let id: &[u8; CIRCUIT_ID_LEN] = datagram.first_chunk()?;
+    if id[2] | id[3] == 0 {
+        return None;
+    }
+    NonZeroU64::new(u64::from_be_bytes(*id))
 }

@@ -15,7 +15,7 @@ use appliance_common::{
     wire::SEGMENT_IP,
 };
 use appliance_user::{
-    config::Net,
+    config::prefix_of,
     secure::pipeline::{Command, Counted, Event, LANES, Lanes, Outer, Pipeline, Sent, Share, Wire},
 };
 use tunnel::{
@@ -137,19 +137,15 @@ impl Side {
             gateway_v4: address("10.1.0.1"),
             ..Network::default()
         };
-        for (place, (net, length)) in network
+        for (place, net) in network
             .prefixes
             .iter_mut()
-            .zip([("10.1.0.0", 24), ("2001:db8:1::", 64)])
+            .zip(["10.1.0.0/24", "2001:db8:1::/64"])
         {
-            let net = Net {
-                address: net.parse().expect("an address"),
-                length,
-            };
-            *place = net.prefix();
+            *place = prefix_of(&net.parse().expect("a prefix"));
         }
         let local: SocketAddr = addresses[0].parse().expect("an address");
-        let remote = addresses[1].parse().expect("an address");
+        let remote: SocketAddr = addresses[1].parse().expect("an address");
         let outer = Outer::new(UPLINK, [9; 6], [8; 6], local, remote).expect("one family");
         let host = |text: &str| HostKey {
             vni: VNI,
@@ -214,7 +210,7 @@ impl Side {
                 Event::Confirmed { index, .. } => {
                     self.control.confirmed(now.mono, self.id, index);
                 }
-                Event::Moved { address, .. } => self.control.moved(now.mono, self.id, address),
+                Event::Moved { way, .. } => self.control.moved(now.mono, self.id, way),
                 Event::Word { word, .. } => self.control.control_word(now.mono, self.id, word),
                 Event::Report { .. } | Event::Used { .. } => {}
             }
@@ -238,9 +234,9 @@ impl Side {
                 }
                 Output::Address { address, .. } => {
                     for worker in 1..=self.others.len() {
-                        self.tell(now, worker, Command::Address(0, address));
+                        self.tell(now, worker, Command::Way(0, address));
                     }
-                    Command::Address(0, address)
+                    Command::Way(0, address)
                 }
                 Output::Retire { index, .. } => {
                     for worker in 1..=self.others.len() {
@@ -335,7 +331,7 @@ impl Hand {
     /// A peer at an address, with a session; and the halves of that for the other end. `seed` tells it from
     /// others.
     pub fn new(framing: Framing, seed: u64, way: [&str; 2]) -> (Self, TxSession, Box<RxSession>) {
-        let way = way.map(|text| text.parse().expect("an address"));
+        let way = way.map(|text| text.parse::<SocketAddr>().expect("an address"));
         let secret = |last: u8| {
             let mut bytes = [last; 32];
             bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -350,8 +346,14 @@ impl Hand {
         let mut random = Seeded(seed);
         let mut ours = TunnelControl::new(secret(1), LoadLimits::default());
         let mut theirs = TunnelControl::new(secret(2), LoadLimits::default());
-        ours.add_peer(at(0).mono, config(secret(2).public(), Dial::Always, way[0]));
-        let id = theirs.add_peer(at(0).mono, config(secret(1).public(), Dial::Never, way[1]));
+        ours.add_peer(
+            at(0).mono,
+            config(secret(2).public(), Dial::Always, way[0].into()),
+        );
+        let id = theirs.add_peer(
+            at(0).mono,
+            config(secret(1).public(), Dial::Never, way[1].into()),
+        );
         let mut hand = Self {
             sender: Sender::new(framing),
             receiver: Receiver::new(framing, RejoinLimits::default()),
@@ -470,7 +472,12 @@ pub fn team(addresses: [&str; 2], workers: [u32; 2]) -> (Side, Side) {
     let (of_a, of_b) = (a.public(), b.public());
     let to_provider = PeerConfig {
         lanes: LANES,
-        addresses: vec![addresses[1].parse().expect("an address")],
+        addresses: vec![
+            addresses[1]
+                .parse::<SocketAddr>()
+                .expect("an address")
+                .into(),
+        ],
         ..PeerConfig::causeway(of_b, Dial::Always)
     };
     let mut tenant = Side::new(false, workers[0], a, to_provider, addresses);

@@ -9,7 +9,7 @@ use super::{
     pair::{ACCESS, Hand, Seeded, UPLINK, VNI, at, join, packet, team, to_seal},
     *,
 };
-use crate::config::Net;
+use crate::config::prefix_of;
 
 const ADDRESSES: [&str; 2] = ["198.51.100.5:6180", "203.0.113.5:6180"];
 
@@ -98,21 +98,15 @@ fn what_finds_no_room_at_the_other_worker_is_counted() {
 #[test]
 fn a_wireguard_peer_belongs_to_the_first_worker() {
     let (_, mut provider) = team(ADDRESSES, [1, 3]);
-    let net = Net {
-        address: "10.1.0.77".parse().expect("an address"),
-        length: 32,
-    };
-    let member = || Member {
-        prefix: net.prefix(),
-        peer: 3,
-    };
+    let prefix = prefix_of(&"10.1.0.77".parse().expect("a prefix"));
+    let member = || Member { prefix, peer: 3 };
     let way = ["192.0.2.7:51820", ADDRESSES[1]];
     let (mut hand, tx, rx) = Hand::new(Framing::WireGuard, 5, way);
     let outer = hand.outer();
     let mut halves = Some((tx, rx));
     for index in 0..3 {
         let share = Share::new(index, 3).expect("a share");
-        let lanes = Lanes::wireguard(share, VNI, Box::new([net.prefix()]));
+        let lanes = Lanes::wireguard(share, VNI, Box::new([prefix]));
         let worker = index as usize;
         provider.tell(at(5), worker, Command::Peer(3, Some(Box::new(lanes))));
         provider.tell(at(5), worker, Command::Outer(3, Some(Box::new(outer))));

@@ -355,13 +355,7 @@ fn a_peer_has_no_part_in_another_peer_s_network() {
 #[test]
 fn a_wireguard_member_has_its_own_addresses_and_no_others() {
     let (mut tenant, mut provider) = pair();
-    let prefix = |text: &str| {
-        crate::config::Net {
-            address: text.parse().expect("an address"),
-            length: 32,
-        }
-        .prefix()
-    };
+    let prefix = |text: &str| prefix(text, 32);
     let member = Member {
         prefix: prefix("10.1.0.77"),
         peer: 3,
@@ -488,11 +482,8 @@ fn host(vni: u32, text: &str) -> HostKey {
 }
 
 fn prefix(text: &str, length: u8) -> Prefix {
-    let net = crate::config::Net {
-        address: text.parse().expect("an address"),
-        length,
-    };
-    net.prefix()
+    let net = crate::config::Net::around(text.parse().expect("an address"), length);
+    crate::config::prefix_of(&net.expect("a prefix"))
 }
 
 const OTHER: u32 = 2001;

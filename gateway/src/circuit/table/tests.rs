@@ -706,3 +706,78 @@ proptest! {
         prop_assert_eq!(table.bound(seconds(1)), 2);
     }
 }
+
+#[derive(Clone, Debug)]
+enum Event {
+    Bind(usize, Side, u8),
+    Unbind(usize, Side, u8),
+    Wait(u64),
+    Sweep,
+    Rearrange(bool, bool),
+    Replan(u8),
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let side = prop_oneof![Just(Side::A), Just(Side::B)];
+    let event = prop_oneof![
+        4 => (0usize..3, side.clone(), 2u8..6).prop_map(|(n, s, at)| Event::Bind(n, s, at)),
+        1 => (0usize..3, side, 2u8..6).prop_map(|(n, s, at)| Event::Unbind(n, s, at)),
+        2 => (1u64..6).prop_map(Event::Wait),
+        1 => Just(Event::Sweep),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(a, b)| Event::Rearrange(a, b)),
+        1 => (0u8..8).prop_map(Event::Replan),
+    ];
+    vec(event, 1..60)
+}
+
+proptest! {
+    /// Who hears of changes only knows at any time where each circuit is bound, and until when.
+    #[test]
+    fn who_is_told_of_changes_knows_what_the_table_knows(events in events()) {
+        let mut table = table();
+        let mut clients: Vec<[Client; 2]> = (1..=3).map(|n| Side::BOTH.map(|side| client(n, side))).collect();
+        let mut known: HashMap<CircuitId, [Option<(Path, Duration)>; 2]> = HashMap::new();
+        let mut now = seconds(1);
+        for event in events {
+            // So that no timestamp is an old one's.
+            now += Duration::from_millis(40);
+            let clock = now.as_nanos() as u64;
+            match event {
+                Event::Bind(n, side, from) => {
+                    let end = &mut clients[n][side.index()];
+                    let mut word = end.bind(clock);
+                    for _ in 0..2 {
+                        let Action::Answer(answer) = table.handle(now, &word, &at(from)) else { break };
+                        let Some(Heard::Send(next)) = end.hear(&answer, clock) else { break };
+                        word = next;
+                    }
+                }
+                Event::Unbind(n, side, from) => {
+                    let word = clients[n][side.index()].unbind(clock);
+                    table.handle(now, &word, &at(from));
+                }
+                Event::Wait(n) => now += seconds(n),
+                Event::Sweep => table.sweep(now),
+                Event::Rearrange(a, b) => {
+                    table.rearrange(&[a.then_some(0), b.then_some(u16::from(a))]);
+                }
+                Event::Replan(which) => {
+                    let mut plan = plan();
+                    plan.circuits.retain(|c| which & (1 << (c.id.get() >> 32 & 3)) == 0);
+                    table.replan(&plan, |_| true);
+                    known.retain(|id, _| table.has(*id));
+                }
+            }
+            let mut told = HashSet::new();
+            table.tell_changes(|bound| {
+                assert!(told.insert(bound.id), "told twice");
+                known.insert(bound.id, bound.ends);
+            });
+            for state in table.state(now) {
+                let known = known[&state.id].map(|end| end.filter(|(_, until)| now < *until));
+                prop_assert_eq!(known.map(|end| end.map(|(path, _)| path.remote)), state.bound);
+            }
+        }
+        prop_assert!(known.len() <= 3);
+    }
+}

@@ -1,0 +1,102 @@
+//! Through the gateway's relay.
+
+use gateway::relay::{
+    Backend, Limits as RelayLimits, Plan, Relay, Times as RelayTimes,
+    route::{Names, Route, Table},
+};
+
+use super::*;
+
+/// A gateway whose names below `acme.example` that offer the tunnel's protocol go to this listener.
+fn relay(to: SocketAddr, proxy: bool) -> (tokio::runtime::Runtime, Relay) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let plan = Plan {
+        listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+        limits: RelayLimits {
+            connections: 100,
+            per_source: 100,
+            pipes: 100,
+        },
+        times: RelayTimes {
+            hello: PATIENCE,
+            dial: PATIENCE,
+            idle: PATIENCE,
+        },
+        tenants: HashMap::from([("acme".into(), 10)]),
+        backends: HashMap::from([("appliance".into(), Backend::new(vec![to], proxy))]),
+        table: Table::new(vec![Route {
+            names: Names::Below("acme.example".to_owned()),
+            protocols: vec![ALPN.to_vec()],
+            tenant: Some("acme".into()),
+            backend: "appliance".into(),
+        }])
+        .expect("routes"),
+    };
+    let relay = {
+        let _in = runtime.enter();
+        Relay::start(plan).expect("listen")
+    };
+    (runtime, relay)
+}
+
+#[test]
+fn a_gateway_relays_it_by_its_name_and_says_who_it_is() {
+    for proxy in [false, true] {
+        let (tenant, provider) = (Owner::new(), Owner::new());
+        let (listener, fingerprint) = provider.listen(Limits::default(), proxy);
+        let (_runtime, relay) = relay(listener.addresses()[0], proxy);
+        let at = relay.addresses()[0];
+        let _dialer = tenant.dial(dialing(at, fingerprint, 1));
+        let (mut a, mut b) = (tenant.established(), provider.established());
+        let (end, other) = (&mut a.places[0], &mut b.places[0]);
+        exchange(end, other, 5000, |n| payload(n, (n % 2000) as usize + 1));
+        assert_eq!(relay.connections_of("acme"), 1);
+        assert_eq!(a.peer, at);
+        let (mut client, tag) = raw(at, fingerprint);
+        let hello = stream::hello(circuit(3), &key(3), 1, tag);
+        client.write_all(&hello).expect("send");
+        let from = client.sock.local_addr().expect("an address");
+        let third = provider.established();
+        assert_eq!(
+            third.peer == from,
+            proxy,
+            "the client's own, or the gateway's"
+        );
+        drop(third);
+        assert!(matches!(provider.closed().1, Closed::Ordered));
+        if proxy {
+            // The header is wanted, and a client that comes by itself has none.
+            let direct = tenant.dial(dialing(listener.addresses()[0], fingerprint, 2));
+            let step = tenant.failed();
+            assert!(matches!(step, Step::Ended(_)), "{step:?}");
+            until("counted", || {
+                listener.refusals().refused(Reason::NoProxy) == 1
+            });
+            drop(direct);
+        }
+        drop(a);
+        assert!(matches!(tenant.closed().1, Closed::Ordered));
+        assert!(matches!(provider.closed().1, Closed::ByPeer));
+    }
+}
+
+#[test]
+fn what_a_gateway_refuses_it_for_is_said() {
+    let (tenant, provider) = (Owner::new(), Owner::new());
+    let (listener, fingerprint) = provider.listen(Limits::default(), false);
+    let (_runtime, relay) = relay(listener.addresses()[0], false);
+    let at = relay.addresses()[0];
+    let mut unknown = dialing(at, fingerprint, 1);
+    unknown.name = "tunnel.evil.example".to_owned();
+    let _first = tenant.dial(unknown);
+    let step = tenant.failed();
+    assert!(matches!(step, Step::NoRoute(_)), "{step:?}");
+    drop(listener);
+    let _second = tenant.dial(dialing(at, fingerprint, 1));
+    let step = tenant.failed();
+    assert!(matches!(step, Step::NoBackend), "{step:?}");
+}

@@ -1,0 +1,430 @@
+//! An end among gateways of a model, which answer as `docs/gateway.md` says.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{
+    pool::Candidate,
+    wire::{Datagram, Kind, Message, Tag, parse},
+};
+
+const MS: Duration = Duration::from_millis(1);
+/// What was the time of day when the model began, nanoseconds since 1970.
+const EPOCH: u64 = 1_700_000_000_000_000_000;
+
+fn key() -> Key {
+    Key::new([7; 32])
+}
+
+fn circuit() -> CircuitId {
+    CircuitId::new(0x0102_0304_0506_0708).expect("an id")
+}
+
+fn at(n: u8) -> At {
+    At {
+        name: format!("gw{n}"),
+        address: SocketAddr::from(([192, 0, 2, n], 6180)),
+    }
+}
+
+/// A gateway: alive or not, with what it knows of the end.
+#[derive(Default)]
+struct Gateway {
+    dead: bool,
+    draining: bool,
+    bound: bool,
+    newest: u64,
+    /// Since it was last started; a cookie is of one life.
+    life: u8,
+    asked: u32,
+}
+
+impl Gateway {
+    fn restart(&mut self) {
+        *self = Self {
+            life: self.life + 1,
+            ..Self::default()
+        };
+    }
+
+    fn answer(&mut self, bytes: &[u8]) -> Option<[u8; MESSAGE_BYTES]> {
+        if self.dead {
+            return None;
+        }
+        let Ok(Datagram::Message(sealed)) = parse(bytes) else {
+            panic!("an end says messages only");
+        };
+        let message = sealed.open(&key()).expect("of this key");
+        assert!(message.timestamp > self.newest, "timestamps grow");
+        self.newest = message.timestamp;
+        self.asked += 1;
+        if message.kind == Kind::Unbind {
+            self.bound = false;
+            return None;
+        }
+        let cookie = Tag([self.life + 1; 16]);
+        let kind = if message.cookie != cookie {
+            Kind::Challenge
+        } else if self.draining {
+            Kind::Move
+        } else {
+            self.bound = true;
+            Kind::Bound
+        };
+        let lifetime = if kind == Kind::Bound { 30_000 } else { 0 };
+        let answer = Message {
+            kind,
+            cookie,
+            lifetime,
+            ..message
+        };
+        Some(answer.seal(&key()))
+    }
+}
+
+struct World {
+    reach: Reach,
+    gateways: Vec<Gateway>,
+    now: Duration,
+    /// One way.
+    delay: Duration,
+    /// Of a message, per cent.
+    loss: u64,
+    random: Random,
+    /// When, to which gateway or (`None`) from which address to the end.
+    flying: BTreeMap<(Duration, u64), (usize, bool, [u8; MESSAGE_BYTES])>,
+    sent: u64,
+    /// What the end said, and when.
+    said: Vec<(Duration, Action)>,
+}
+
+impl World {
+    fn new(count: u8, seeks: bool, seed: u64) -> Self {
+        let gateways: Vec<At> = (1..=count).map(at).collect();
+        let list = list(&gateways);
+        let now = Duration::from_secs(1000);
+        let reach = Reach::new(
+            (circuit(), Side::A, key()),
+            Settings::default(),
+            seeks.then_some(&list),
+            &gateways,
+            seed,
+            now,
+        );
+        Self {
+            reach,
+            gateways: gateways.iter().map(|_| Gateway::default()).collect(),
+            now,
+            delay: 5 * MS,
+            loss: 0,
+            random: Random::new(seed ^ 1),
+            flying: BTreeMap::new(),
+            sent: 0,
+            said: Vec::new(),
+        }
+    }
+
+    fn fly(&mut self, place: usize, up: bool, message: [u8; MESSAGE_BYTES]) {
+        self.sent += 1;
+        if self.random.below(100) >= self.loss {
+            let arrival = (self.now + self.delay, self.sent);
+            self.flying.insert(arrival, (place, up, message));
+        }
+    }
+
+    fn clock(&self) -> u64 {
+        EPOCH + self.now.as_nanos() as u64
+    }
+
+    fn actions(&mut self) {
+        while let Some(action) = self.reach.poll() {
+            match action {
+                Action::Send { to, message } => {
+                    let place = self.place(to);
+                    self.fly(place, true, message);
+                }
+                other => self.said.push((self.now, other)),
+            }
+        }
+    }
+
+    fn place(&self, address: SocketAddr) -> usize {
+        let all = 1..=self.gateways.len() as u8;
+        all.map(at)
+            .position(|at| at.address == address)
+            .expect("a gateway")
+    }
+
+    fn run(&mut self, time: Duration) {
+        let until = self.now + time;
+        for _ in 0..1_000_000 {
+            self.actions();
+            let arrival = self.flying.keys().next().copied();
+            let deadline = self.reach.next_deadline();
+            let next = arrival.map(|(at, _)| at).into_iter().chain(deadline).min();
+            let Some(next) = next.filter(|next| *next <= until) else {
+                self.now = until;
+                return;
+            };
+            self.now = self.now.max(next);
+            if let Some((place, up, message)) = arrival
+                .filter(|(at, _)| *at <= self.now)
+                .and_then(|arrival| self.flying.remove(&arrival))
+            {
+                if up {
+                    if let Some(answer) = self.gateways[place].answer(&message) {
+                        self.fly(place, false, answer);
+                    }
+                } else {
+                    let from = at(place as u8 + 1).address;
+                    let times = (self.now, self.clock());
+                    self.reach.hear(from, &message, times);
+                }
+            } else {
+                let clock = self.clock();
+                self.reach.timeout(self.now, clock);
+            }
+        }
+        panic!("it never rests: {:?}", self.reach);
+    }
+
+    fn used(&self) -> usize {
+        self.place(self.reach.used().expect("a gateway in use").address)
+    }
+
+    fn uses(&self) -> usize {
+        let is_use = |(_, action): &&(Duration, Action)| matches!(action, Action::Use(_));
+        self.said.iter().filter(is_use).count()
+    }
+}
+
+fn list(gateways: &[At]) -> List {
+    let candidate = |at: &At| Candidate {
+        name: at.name.clone(),
+        load: 0,
+        tier: 0,
+    };
+    List::received(gateways.iter().map(candidate).collect())
+}
+
+#[test]
+fn one_gateway_is_used_and_the_end_is_bound_at_all() {
+    for seed in 0..20 {
+        let mut world = World::new(3, true, seed);
+        world.run(100 * MS);
+        assert_eq!(world.uses(), 1, "{:?}", world.said);
+        world.run(3000 * MS);
+        assert_eq!(world.uses(), 1, "it stays: {:?}", world.said);
+        assert!(world.gateways.iter().all(|g| g.bound));
+        let states = world.reach.states(world.now);
+        assert_eq!(states.iter().filter(|s| s.used && s.bound).count(), 1);
+        for state in states {
+            let time = state.round_trip.expect("it answered");
+            assert!(time > 9 * MS && time <= 10 * MS, "{time:?}");
+        }
+    }
+}
+
+#[test]
+fn the_next_gateway_is_used_within_400_ms_when_one_dies() {
+    for seed in 0..200 {
+        let mut world = World::new(3, true, seed);
+        world.run(2000 * MS + MS * (seed as u32 % 80));
+        let (dead, died) = (world.used(), world.now);
+        world.gateways[dead].dead = true;
+        world.run(3000 * MS);
+        let (when, _) = world.said.last().expect("a move");
+        assert_ne!(world.used(), dead);
+        assert_eq!(world.uses(), 2, "{:?}", world.said);
+        assert!(*when - died <= 400 * MS, "seed {seed}: {:?}", *when - died);
+        // It comes back, and nobody runs to it.
+        world.gateways[dead].restart();
+        let used = world.used();
+        world.run(Duration::from_secs(60));
+        assert_eq!((world.used(), world.uses()), (used, 2), "seed {seed}");
+        assert!(world.gateways[dead].bound, "it is at hand again");
+    }
+}
+
+#[test]
+fn a_gateway_that_drains_is_left_and_told_so() {
+    for seed in 0..50 {
+        let mut world = World::new(2, true, seed);
+        world.run(2000 * MS);
+        let old = world.used();
+        world.gateways[old].draining = true;
+        world.run(1500 * MS);
+        assert_ne!(world.used(), old, "seed {seed}");
+        assert!(!world.gateways[old].bound, "seed {seed}: it was told");
+        assert!(world.gateways[1 - old].bound);
+        world.run(Duration::from_secs(10));
+        assert_eq!(world.uses(), 2, "{:?}", world.said);
+        assert!(!world.gateways[old].bound, "nobody binds there again");
+    }
+}
+
+#[test]
+fn the_only_gateway_drains_and_is_used_on() {
+    let mut world = World::new(1, true, 1);
+    world.run(2000 * MS);
+    world.gateways[0].draining = true;
+    world.run(Duration::from_secs(60));
+    assert_eq!((world.used(), world.uses()), (0, 1), "{:?}", world.said);
+    assert!(world.gateways[0].bound);
+}
+
+#[test]
+fn an_only_gateway_that_was_restarted_has_its_ends_within_a_second() {
+    for seeks in [true, false] {
+        for seed in 0..100 {
+            let mut world = World::new(1, seeks, seed);
+            world.run(2000 * MS);
+            world.gateways[0].dead = true;
+            world.run(MS * (300 + 137 * seed as u32));
+            world.gateways[0].restart();
+            world.run(1000 * MS);
+            assert!(world.gateways[0].bound, "seed {seed}, seeks: {seeks}");
+        }
+    }
+}
+
+#[test]
+fn without_a_gateway_the_reason_is_said_and_one_answer_ends_it() {
+    let mut world = World::new(2, true, 3);
+    world.run(2000 * MS);
+    for gateway in &mut world.gateways {
+        gateway.dead = true;
+    }
+    world.run(Duration::from_secs(20));
+    assert_eq!(world.reach.used(), None);
+    let why = world.reach.lost().expect("no service").to_string();
+    assert_eq!(
+        why,
+        "no gateway works: gw1 is silent, gw2 is silent; each is tried again by itself"
+    );
+    let lost = |(_, action): &&(Duration, Action)| matches!(action, Action::Lost(_));
+    assert_eq!(world.said.iter().filter(lost).count(), 1, "said once");
+    world.gateways[1].restart();
+    world.run(1000 * MS);
+    assert_eq!(world.used(), 1);
+    assert_eq!(world.reach.lost(), None);
+}
+
+#[test]
+fn an_empty_list_is_no_service_at_once() {
+    let world = World::new(0, true, 3);
+    assert_eq!(world.reach.lost(), Some(&NoService::Nothing));
+}
+
+#[test]
+fn a_gateway_that_carries_nothing_is_left_though_it_answers() {
+    let mut world = World::new(2, true, 5);
+    world.run(2000 * MS);
+    let first = world.used();
+    world.reach.unheard(world.now);
+    world.run(100 * MS);
+    assert_ne!(world.used(), first);
+    // If the other end is what is silent, they take turns ever more slowly.
+    for _ in 0..1200 {
+        world.reach.unheard(world.now);
+        world.run(100 * MS);
+    }
+    assert!((4..10).contains(&world.uses()), "{}", world.uses());
+    assert_eq!(
+        world.reach.lost(),
+        None,
+        "there is another to take turns with"
+    );
+}
+
+#[test]
+fn an_only_gateway_is_not_to_blame() {
+    let mut world = World::new(1, true, 5);
+    world.run(2000 * MS);
+    for _ in 0..100 {
+        world.reach.unheard(world.now);
+        world.run(100 * MS);
+    }
+    assert_eq!((world.used(), world.uses()), (0, 1));
+}
+
+#[test]
+fn a_long_way_is_no_failure() {
+    for delay in [1, 40, 100, 200, 400] {
+        let mut world = World::new(2, true, delay.into());
+        world.delay = MS * delay;
+        world.run(Duration::from_secs(60));
+        assert!(world.uses() <= 2, "{delay} ms: {:?}", world.said);
+        let settled = world.uses();
+        world.run(Duration::from_secs(600));
+        assert_eq!(world.uses(), settled, "{delay} ms: {:?}", world.said);
+    }
+}
+
+#[test]
+fn a_bad_way_moves_now_and_then_and_never_ends() {
+    let mut world = World::new(3, true, 9);
+    world.loss = 5;
+    world.run(Duration::from_secs(600));
+    assert!(world.uses() < 60, "{}", world.uses());
+    world.used();
+}
+
+#[test]
+fn an_end_that_awaits_is_bound_everywhere_and_sends_where_it_hears() {
+    let mut world = World::new(3, false, 2);
+    world.run(2000 * MS);
+    assert!(world.gateways.iter().all(|g| g.bound));
+    assert_eq!(world.said, []);
+    world.reach.heard_by(at(1).address);
+    world.gateways[0].draining = true;
+    world.run(2000 * MS);
+    assert!(world.gateways[0].bound, "the other end is there");
+    world.reach.heard_by(at(2).address);
+    world.run(2000 * MS);
+    assert!(!world.gateways[0].bound, "it has moved");
+    let asked: Vec<u32> = world.gateways.iter().map(|g| g.asked).collect();
+    world.run(Duration::from_secs(10));
+    for (gateway, before) in world.gateways.iter().zip(asked) {
+        let rate = (gateway.asked - before) / 10;
+        assert!((1..=4).contains(&rate), "asked {rate} times a second");
+    }
+}
+
+#[test]
+fn a_gateway_that_is_not_on_the_list_any_more_is_left() {
+    let mut world = World::new(3, true, 4);
+    world.run(2000 * MS);
+    let old = world.used();
+    let mut left: Vec<At> = (1..=3).map(at).collect();
+    left.remove(old);
+    let list = list(&left);
+    world.reach.update(Some(&list), &left, world.now);
+    world.run(200 * MS);
+    assert_ne!(world.used(), old);
+    assert_eq!(world.reach.states(world.now).len(), 2);
+}
+
+#[test]
+fn a_gateway_is_not_asked_more_often_than_it_answers() {
+    let mut world = World::new(2, true, 6);
+    world.run(2000 * MS);
+    let used = world.used();
+    let before = world.gateways[used].asked;
+    world.run(Duration::from_secs(10));
+    let rate = (world.gateways[used].asked - before) / 10;
+    assert!((10..=16).contains(&rate), "{rate} a second");
+}
+
+#[test]
+fn strangers_words_are_nothing() {
+    let mut world = World::new(1, true, 6);
+    world.run(2000 * MS);
+    let clock = world.clock();
+    let mut other = End::new(circuit(), Side::A, key());
+    let bind = other.bind(clock);
+    let stranger = SocketAddr::from(([192, 0, 2, 99], 6180));
+    assert!(!world.reach.hear(stranger, &bind, (world.now, clock)));
+    assert!(!world.reach.hear(at(1).address, &bind, (world.now, clock)));
+    assert!(!world.reach.hear(at(1).address, &[], (world.now, clock)));
+}

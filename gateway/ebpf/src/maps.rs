@@ -1,0 +1,35 @@
+//! All maps: key, value, writer, size. `CIRCUITS` and `BUCKETS` are mapped into the gateway's memory.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray},
+};
+use gateway_common::maps::{
+    Bucket, Circuit, LEAST_BUCKETS, LEAST_CIRCUITS, MAX_PORTS, Outcome, PLACES, Port, Stats,
+};
+
+/// Id, as on the wire, to place in [`CIRCUITS`]. Written by user space. The size is by the configuration.
+#[map]
+pub static IDS: HashMap<u64, u32> = HashMap::with_max_entries(LEAST_CIRCUITS, 0);
+
+/// Circuits with both sides bound. Written by user space. The size is by the configuration.
+#[map]
+pub static CIRCUITS: Array<Circuit> =
+    Array::with_max_entries(PLACES * LEAST_CIRCUITS, BPF_F_MMAPABLE);
+
+/// What tenants may send. Written by user space and by the program. The size is by the configuration.
+#[map]
+pub static BUCKETS: Array<Bucket> = Array::with_max_entries(LEAST_BUCKETS, BPF_F_MMAPABLE);
+
+/// What the program did with a circuit's datagrams. Written by the program. The size is by the configuration.
+#[map]
+pub static STATS: PerCpuArray<Stats> = PerCpuArray::with_max_entries(LEAST_CIRCUITS, 0);
+
+/// What it did with frames, by [`Outcome`]. Written by the program.
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::SLOTS, 0);
+
+/// Interfaces by index. Written by user space.
+#[map]
+pub static PORTS: HashMap<u32, Port> = HashMap::with_max_entries(MAX_PORTS, 0);

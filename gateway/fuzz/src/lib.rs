@@ -1,0 +1,57 @@
+//! One function per parser of bytes from the wire, for libFuzzer and for `gateway/tests/corpus.rs`.
+//!
+//! For: finding inputs that make the gateway panic, read a hello otherwise in other pieces, send to somebody who has not shown
+//! that he receives, answer with more than it was asked, or grow. Never: randomness, a clock or a file; an input always does
+//! the same.
+//!
+//! ```text
+//!   seeds/  regressions/                    corpus/ (grown, not committed)
+//!       │        │                             │
+//!       ▼        ▼                             ▼
+//!   gateway/tests/corpus.rs           fuzz_targets/*.rs (cargo xtask fuzz)
+//!       └───────────────┬──────────────────────┘
+//!                       ▼
+//!               hello  circuit  bind ─▶ world: table and ends, beside a model of docs/gateway.md
+//! ```
+//!
+//! The last two read their input as a program: a byte that names an act, then what the act needs. Acts past the
+//! end of the input read zeros, and there is a bound on acts.
+
+mod bind;
+mod circuit;
+mod common;
+mod hello;
+pub mod seeds;
+mod world;
+
+pub use bind::bind;
+pub use circuit::circuit;
+pub use hello::hello;
+
+/// Longest input worth trying, bytes.
+pub const MAX_LEN: usize = 768;
+
+/// A function and its name.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its name, and that of its folders.
+    pub name: &'static str,
+    /// What is run.
+    pub run: fn(&[u8]),
+}
+
+/// Every target. The framing of the tunnel over TCP (`gateway_client::stream`) is to be one more: `stream`.
+pub const TARGETS: [Target; 3] = [
+    Target {
+        name: "hello",
+        run: hello,
+    },
+    Target {
+        name: "circuit",
+        run: circuit,
+    },
+    Target {
+        name: "bind",
+        run: bind,
+    },
+];

@@ -1,0 +1,297 @@
+//! Inputs to begin with: hellos, and short programs of acts that get somewhere.
+//!
+//! `gateway/tests/corpus.rs` writes them to `seeds/` and sees that they stay what this makes.
+
+use super::hello::vector;
+
+/// A seed: its target, its name, its bytes.
+pub type Seed = (&'static str, &'static str, Vec<u8>);
+
+/// Every seed.
+#[must_use]
+pub fn all() -> Vec<Seed> {
+    let mut all = hellos();
+    all.extend(circuits());
+    all.extend(binds());
+    all
+}
+
+/// A hello of a name and a protocol, with a random, a session and extensions as clients send them.
+fn wire(name: &[u8], fragment: usize) -> Vec<u8> {
+    let entry = [&[0][..], &vector::<2>(name)].concat();
+    let extensions = [
+        [&[0, 43][..], &vector::<2>(&[2, 3, 4])].concat(),
+        [&[0, 0][..], &vector::<2>(&vector::<2>(&entry))].concat(),
+        [
+            &[0, 16][..],
+            &vector::<2>(&vector::<2>(&vector::<1>(b"h2"))),
+        ]
+        .concat(),
+    ];
+    let body = [
+        &[3, 3][..],
+        &[7; 32],
+        &vector::<1>(&[9; 32]),
+        &vector::<2>(&[0x13, 0x01, 0x13, 0x02]),
+        &vector::<1>(&[0]),
+        &vector::<2>(&extensions.concat()),
+    ]
+    .concat();
+    [&[1][..], &vector::<3>(&body)]
+        .concat()
+        .chunks(fragment)
+        .flat_map(|part| [&[22, 3, 1][..], &vector::<2>(part)].concat())
+        .collect()
+}
+
+fn hellos() -> Vec<Seed> {
+    // The sizes of the pieces, and that the bytes are those of the wire.
+    let raw = |bytes: &[u8]| [&[0, 4, 99, 255, 0][..], bytes].concat();
+    // And that a hello is to be written: a session, four bytes of suites, a compression method.
+    let written = |bytes: &[u8]| [&[2, 30, 200, 255, 1, 32, 4, 1][..], bytes].concat();
+    vec![
+        (
+            "hello",
+            "whole",
+            raw(&wire(b"acme.gateway.example.net", 1 << 14)),
+        ),
+        ("hello", "in-records", raw(&wire(b"a.example", 11))),
+        (
+            "hello",
+            "with-early-data",
+            raw(&[wire(b"a.example", 1 << 14), vec![20, 3, 3, 0, 1, 1]].concat()),
+        ),
+        ("hello", "not-tls", raw(b"GET / HTTP/1.1\r\n")),
+        // A name and a protocol; records of 512 bytes; nothing changed, nothing cut.
+        (
+            "hello",
+            "written",
+            written(b"\x02\x00\x09a.example\x02\x01\x02h2\x02\x00\x00\x00"),
+        ),
+        // Two names in one list of the third kind.
+        (
+            "hello",
+            "other-kinds-of-names",
+            written(b"\x01\x01\x03\x01\x02xx\x00\x02ab\x02\x03cde\x40\x00\x00\x00"),
+        ),
+        // 16 200 bytes of padding in records of 16 KiB: about as long as may be.
+        (
+            "hello",
+            "long",
+            written(b"\x01\x03\x3f\x00\x40\x00\x00\x00"),
+        ),
+        // One byte a record.
+        (
+            "hello",
+            "16-kib",
+            written(b"\x01\x03\x3f\xa6\x40\x00\x00\x00"),
+        ),
+        (
+            "hello",
+            "16-kib-and-a-byte",
+            written(b"\x01\x03\x3f\xa7\x40\x00\x00\x00"),
+        ),
+        (
+            "hello",
+            "an-address-for-a-name",
+            raw(&wire(b"192.0.2.1", 1 << 14)),
+        ),
+        (
+            "hello",
+            "long-in-small-records",
+            written(b"\x01\x03\x08\x00\x00\x01\x00\x00"),
+        ),
+        (
+            "hello",
+            "no-extensions",
+            written(b"\x00\x00\x40\x00\x00\x00"),
+        ),
+        (
+            "hello",
+            "a-byte-changed",
+            written(b"\x01\x00\x09a.example\x02\x00\x02\x00\x40\xff\x00\x02\x01\x00\x00"),
+        ),
+    ]
+}
+
+/// Acts of `circuit`, by their places in its list.
+fn circuits() -> Vec<Seed> {
+    let (raw, tunnel, nearly, bind, unbind, roam) = (0, 1, 2, 3, 4, 5);
+    let (wait, replay, change, admin, clock, hear) = (6, 7, 8, 9, 10, 11);
+    // Both sides of the first circuit, carried there and back.
+    let joined = [bind, 0, 0, bind, 1, 0];
+    let then = |acts: &[u8]| [&joined[..], acts].concat();
+    vec![
+        (
+            "circuit",
+            "from-side-to-side",
+            then(&[tunnel, 0, 0, 0, 9, 0, tunnel, 0, 1, 4, 0, 0]),
+        ),
+        (
+            "circuit",
+            "a-stranger",
+            then(&[
+                tunnel, 0, 6, 0, 9, 0, tunnel, 3, 0, 0, 9, 0, raw, 0, 3, 1, 2, 3, nearly, 0, 1, 1,
+                0, 0, 0, 0, 0, 1, 0, 0, 0, 5,
+            ]),
+        ),
+        (
+            "circuit",
+            "roams",
+            then(&[
+                roam, 0, 6, bind, 0, 0, tunnel, 0, 1, 0, 9, 0, tunnel, 0, 0, 0, 9, 0,
+            ]),
+        ),
+        (
+            "circuit",
+            "replayed-and-changed",
+            then(&[
+                replay, 0, 6, replay, 1, 0, change, 0, 0, 30, 0, 1, 0, 0, 0, change, 2, 0, 10, 0,
+                1, 0, 0, 1,
+            ]),
+        ),
+        (
+            "circuit",
+            "ends-and-leaves",
+            then(&[
+                wait, 3, 0, tunnel, 0, 0, 0, 9, 0, admin, 0, bind, 0, 0, unbind, 0, 0,
+            ]),
+        ),
+        (
+            "circuit",
+            "one-side-ends-before-the-other",
+            vec![
+                bind, 0, 0, wait, 2, 49, bind, 1, 0, wait, 2, 59, tunnel, 0, 1, 0, 9, 0, tunnel, 0,
+                0, 0, 9, 0,
+            ],
+        ),
+        ("circuit", "an-old-cookie", then(&[wait, 3, 25, bind, 0, 0])),
+        (
+            "circuit",
+            "heard-late",
+            [
+                &[bind, 0, 1, bind, 0, 2][..],
+                &[hear, 1, 0, hear, 0, 0, clock, 9, 9, 1, bind, 0, 0],
+            ]
+            .concat(),
+        ),
+        (
+            "circuit",
+            "drains",
+            then(&[
+                admin, 2, bind, 0, 0, bind, 2, 0, hear, 4, 0, tunnel, 0, 0, 0, 9, 0,
+            ]),
+        ),
+        (
+            "circuit",
+            "another-plan",
+            then(&[
+                admin, 6, tunnel, 0, 0, 0, 9, 0, admin, 7, bind, 1, 0, admin, 5, admin, 3, admin, 4,
+            ]),
+        ),
+        (
+            "circuit",
+            "more-than-its-share",
+            then(&[tunnel, 0, 0, 4, 0, 7, tunnel, 0, 1, 4, 0, 7]).repeat(6),
+        ),
+        ("circuit", "flood-of-binds", [bind, 0, 0].repeat(40)),
+    ]
+}
+
+/// Acts of `bind`, by their places in its list.
+fn binds() -> Vec<Seed> {
+    let (forge, forge_answer, bind, unbind, hear) = (0, 1, 2, 3, 4);
+    let (replay, change, roam, wait, tunnel, admin) = (5, 6, 7, 8, 9, 10);
+    let joined = [bind, 0, 0, bind, 1, 0];
+    let then = |acts: &[u8]| [&joined[..], acts].concat();
+    vec![
+        // Side, kind, timestamp, cookie, lifetime, key, place.
+        (
+            "bind",
+            "a-true-key-elsewhere",
+            then(&[
+                forge, 0, 0, 1, 5, 0, 1, 1, 6, forge, 0, 0, 1, 9, 2, 0, 1, 1, 6, tunnel, 0, 1, 0,
+                9, 0,
+            ]),
+        ),
+        (
+            "bind",
+            "anothers-cookie",
+            then(&[forge, 0, 0, 1, 5, 2, 1, 1, 1, 6]),
+        ),
+        (
+            "bind",
+            "a-wrong-key",
+            then(&[
+                forge, 0, 0, 1, 5, 0, 1, 0x40, 6, forge, 0, 4, 1, 5, 0, 1, 0x14, 0,
+            ]),
+        ),
+        (
+            "bind",
+            "unbound-by-a-true-key",
+            then(&[forge, 0, 4, 1, 9, 0, 1, 1, 0, unbind, 1, 0]),
+        ),
+        (
+            "bind",
+            "a-gateways-words",
+            then(&[
+                forge,
+                0,
+                2,
+                1,
+                5,
+                0,
+                0,
+                0,
+                9,
+                1,
+                0,
+                forge_answer,
+                0,
+                3,
+                1,
+                0,
+                0,
+                1,
+                1,
+                0,
+                forge_answer,
+                0,
+                2,
+                1,
+                0,
+                0,
+                0,
+                0,
+                9,
+                1,
+                0,
+            ]),
+        ),
+        (
+            "bind",
+            "heard-late-and-twice",
+            vec![bind, 0, 2, hear, 1, 0, hear, 1, 0, replay, 0, 6],
+        ),
+        (
+            "bind",
+            "at-the-others-address",
+            then(&[roam, 1, 0, bind, 1, 0]),
+        ),
+        (
+            "bind",
+            "all-timestamps-spent",
+            then(&[
+                forge, 2, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 0, 1, 1, 2,
+            ]),
+        ),
+        (
+            "bind",
+            "changed",
+            then(&[
+                change, 0, 0, 9, 4, 5, 0, 0, 0, wait, 3, 20, change, 1, 0, 30, 0, 1, 0, 1, 0,
+                admin, 2,
+            ]),
+        ),
+    ]
+}

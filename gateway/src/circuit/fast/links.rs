@@ -1,0 +1,406 @@
+//! The program on interfaces: which, how, and what else of the machine it is told.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsRawFd as _,
+    time::Duration,
+};
+
+use aya::programs::{ProgramError, XdpMode, xdp::XdpLink};
+use gateway_common::maps::Port;
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+
+use super::{Error, Fast, fib, lock};
+use crate::config::Xdp;
+
+/// How long an interface may still have the program of a process that was killed just before.
+const LEAVING: Duration = Duration::from_millis(500);
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How the program is on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the kernel's generic hook.
+    Generic,
+}
+
+impl Mode {
+    /// As it is said.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+
+    const fn aya(self) -> XdpMode {
+        match self {
+            Self::Native => XdpMode::Driver,
+            Self::Generic => XdpMode::Skb,
+        }
+    }
+}
+
+/// An interface, and whether the program is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// How; or why not.
+    pub mode: Result<Mode, String>,
+}
+
+/// The program on an interface, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Attached {
+    name: String,
+    ifindex: u32,
+    mode: Result<Mode, String>,
+    /// Its drop takes the program off.
+    link: Option<XdpLink>,
+}
+
+/// What is known of an interface of this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Device {
+    ifindex: u32,
+    mac: Option<[u8; 6]>,
+    addresses: Vec<IpAddr>,
+    is_loopback: bool,
+}
+
+fn devices() -> Result<BTreeMap<String, Device>, Error> {
+    let list = getifaddrs().map_err(|errno| Error::System {
+        operation: "list the interfaces",
+        source: errno.into(),
+    })?;
+    let mut devices: BTreeMap<String, Device> = BTreeMap::new();
+    for entry in list {
+        let device = devices.entry(entry.interface_name).or_default();
+        device.is_loopback |= entry.flags.contains(InterfaceFlags::IFF_LOOPBACK);
+        let Some(address) = entry.address else {
+            continue;
+        };
+        if let Some(link) = address.as_link_addr() {
+            device.ifindex = u32::try_from(link.ifindex()).unwrap_or(0);
+            device.mac = link.addr();
+        } else if let Some(v4) = address.as_sockaddr_in() {
+            device.addresses.push(v4.ip().into());
+        } else if let Some(v6) = address.as_sockaddr_in6() {
+            device.addresses.push(v6.ip().into());
+        }
+    }
+    Ok(devices)
+}
+
+/// VLANs by name: the interface below, and the identifier. Of 802.1Q and 802.1ad alike; what the program parses is the first.
+fn vlans() -> BTreeMap<String, (String, u16)> {
+    // Not there: nobody has made one.
+    let text = fs::read_to_string("/proc/net/vlan/config").unwrap_or_default();
+    parse_vlans(&text)
+}
+
+fn parse_vlans(text: &str) -> BTreeMap<String, (String, u16)> {
+    let lines = text.lines().filter_map(|line| {
+        let mut fields = line.split('|').map(str::trim);
+        let (name, vlan, device) = (fields.next()?, fields.next()?, fields.next()?);
+        Some((name.to_owned(), (device.to_owned(), vlan.parse().ok()?)))
+    });
+    lines.collect()
+}
+
+/// The interfaces of the default routes.
+fn default_routes() -> BTreeSet<String> {
+    let v4 = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let v6 = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    parse_routes(&v4, &v6)
+}
+
+fn parse_routes(v4: &str, v6: &str) -> BTreeSet<String> {
+    let v4 = v4.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // Interface, destination, gateway, flags, ..., mask.
+        let is_default = fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000");
+        is_default.then(|| fields[0].to_owned())
+    });
+    let v6 = v6.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // Destination, its length, ..., the interface last.
+        let is_default = fields.first()?.bytes().all(|b| b == b'0') && fields.get(1) == Some(&"00");
+        is_default.then(|| fields.last().copied().unwrap_or_default().to_owned())
+    });
+    v4.chain(v6).collect()
+}
+
+/// The interfaces that the program belongs on: those that are named; or else those with an address that is listened on, and, where all
+/// addresses are, those of the default routes. Of a VLAN the interface below it. Never the loopback, unless it is named.
+///
+/// # Errors
+/// When one that is named is not there, or the kernel does not list them.
+pub fn wanted(named: Option<&[String]>, listen: &[SocketAddr]) -> Result<Vec<String>, Error> {
+    let devices = devices()?;
+    let mut names: BTreeSet<String> = BTreeSet::new();
+    if let Some(named) = named {
+        for name in named {
+            if !devices.contains_key(name) {
+                return Err(Error::NotThere {
+                    interface: name.clone(),
+                });
+            }
+            names.insert(name.clone());
+        }
+    } else {
+        if listen.iter().any(|at| at.ip().is_unspecified()) {
+            names.extend(default_routes());
+        }
+        for (name, device) in &devices {
+            if listen.iter().any(|at| device.addresses.contains(&at.ip())) {
+                names.insert(name.clone());
+            }
+        }
+        names.retain(|name| devices.get(name).is_some_and(|device| !device.is_loopback));
+    }
+    let vlans = vlans();
+    let below = names.into_iter().map(|name| match vlans.get(&name) {
+        Some((device, _)) => device.clone(),
+        None => name,
+    });
+    let below: BTreeSet<String> = below.collect();
+    Ok(below.into_iter().collect())
+}
+
+impl Fast {
+    /// Puts the program on these interfaces and takes it off others; what is there as it should be stays. With [`Xdp::Auto`] one whose
+    /// driver does not take it is left to user space, and that is said.
+    ///
+    /// # Errors
+    /// When one does not take it in the mode that is asked for.
+    pub fn attach(&self, interfaces: &[String], asked: Xdp) -> Result<(), Error> {
+        let mode = match asked {
+            Xdp::Off => return Ok(()),
+            Xdp::Auto | Xdp::Native => Mode::Native,
+            Xdp::Generic => Mode::Generic,
+        };
+        let devices = devices()?;
+        let vlans = vlans();
+        let mut links = lock(&self.links);
+        let mut new = Vec::new();
+        for name in interfaces {
+            let Some(device) = devices.get(name) else {
+                return Err(Error::NotThere {
+                    interface: name.clone(),
+                });
+            };
+            let is_there = |link: &Attached| {
+                link.name == *name && link.ifindex == device.ifindex && link.mode.is_ok()
+            };
+            if links.iter().any(is_there) {
+                continue;
+            }
+            let link = match self.attach_one(name, device.ifindex, mode) {
+                Ok(link) => {
+                    tracing::info!(
+                        interface = name,
+                        mode = mode.name(),
+                        "circuits go through XDP"
+                    );
+                    Attached {
+                        name: name.clone(),
+                        ifindex: device.ifindex,
+                        mode: Ok(mode),
+                        link: Some(link),
+                    }
+                }
+                Err(error) if asked == Xdp::Auto => {
+                    tracing::warn!(interface = name, %error, "circuits go through user space here, as xdp = \"auto\" allows");
+                    Attached {
+                        name: name.clone(),
+                        ifindex: device.ifindex,
+                        mode: Err(error.to_string()),
+                        link: None,
+                    }
+                }
+                Err(error) => return Err(error),
+            };
+            new.push(link);
+        }
+        // Until here nothing has changed but for what is more.
+        links.retain(|link| {
+            interfaces.contains(&link.name) && new.iter().all(|new| new.name != link.name)
+        });
+        links.append(&mut new);
+        links.sort_by(|a, b| a.name.cmp(&b.name));
+        self.tell_ports(&links, &devices, &vlans)
+    }
+
+    /// Takes the program off all interfaces.
+    pub fn detach(&self) {
+        lock(&self.links).clear();
+    }
+
+    /// The interfaces, and how the program is there.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<Interface> {
+        let links = lock(&self.links);
+        let interfaces = links.iter().map(|link| Interface {
+            name: link.name.clone(),
+            mode: link.mode.clone(),
+        });
+        interfaces.collect()
+    }
+
+    /// Interfaces with the program, and VLANs on them: frames go out there and nowhere else.
+    fn tell_ports(
+        &self,
+        links: &[Attached],
+        devices: &BTreeMap<String, Device>,
+        vlans: &BTreeMap<String, (String, u16)>,
+    ) -> Result<(), Error> {
+        let mut ports = BTreeMap::new();
+        for (name, device) in devices {
+            let (below, vlan) = match vlans.get(name) {
+                Some((below, vlan)) => (below, *vlan),
+                None => (name, 0),
+            };
+            let link = links.iter().find(|l| l.name == *below && l.link.is_some());
+            if let (Some(link), Some(mac)) = (link, device.mac) {
+                let port = Port {
+                    device: link.ifindex,
+                    vlan,
+                    mac,
+                };
+                ports.insert(device.ifindex, port);
+            }
+        }
+        self.set_ports(&ports)
+    }
+
+    fn attach_one(&self, name: &str, ifindex: u32, mode: Mode) -> Result<XdpLink, Error> {
+        fib::allow()?;
+        if mode == Mode::Generic && joins(name)? {
+            return Err(Error::Joins {
+                interface: name.to_owned(),
+            });
+        }
+        let mut tries = LEAVING.as_millis() / PAUSE.as_millis();
+        loop {
+            let attached = self.with_program(|program| {
+                let id = program.attach_to_if_index(ifindex, mode.aya())?;
+                program.take_link(id)
+            })?;
+            match attached {
+                Ok(link) => return Ok(link),
+                // The kernel frees what a killed process held a moment later.
+                Err(error) if tries > 0 && os_code(&error) == Some(libc::EBUSY) => {
+                    tries -= 1;
+                    std::thread::sleep(PAUSE);
+                }
+                Err(error) => return Err(refused(name, mode, error)),
+            }
+        }
+    }
+}
+
+fn refused(interface: &str, mode: Mode, source: ProgramError) -> Error {
+    let remedy = match os_code(&source) {
+        Some(libc::EOPNOTSUPP) => {
+            "The driver has no native XDP here (on Hyper-V: `ethtool -K IFACE lro off`); use another NIC type, or set xdp = \"generic\" or \"off\" knowingly."
+        }
+        Some(libc::EBUSY) => {
+            "Another program is attached; find it with `ip link show` and take it off."
+        }
+        Some(libc::ERANGE | libc::EINVAL) => {
+            "The driver refused, most often for the MTU (native XDP takes about 3500 at most) or too few spare queues; the kernel log names it."
+        }
+        Some(libc::EPERM | libc::EACCES) => "Run as root, or with CAP_NET_ADMIN and CAP_BPF.",
+        _ => "The kernel log may name the cause (`dmesg`).",
+    };
+    Error::Attach {
+        interface: interface.to_owned(),
+        mode: mode.name(),
+        source: Box::new(source),
+        remedy,
+    }
+}
+
+/// The error number at the bottom of an error.
+fn os_code(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut error = Some(error);
+    while let Some(e) = error {
+        if let Some(io) = e.downcast_ref::<io::Error>() {
+            return io.raw_os_error();
+        }
+        error = e.source();
+    }
+    None
+}
+
+/// Whether the kernel joins what comes to an interface (GRO): generic XDP runs behind that and would take several datagrams for one.
+fn joins(interface: &str) -> Result<bool, Error> {
+    /// `ETHTOOL_GGRO` of include/uapi/linux/ethtool.h.
+    const ETHTOOL_GGRO: u32 = 0x2b;
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    let failed = |source| Error::System {
+        operation: "ask whether the interface joins datagrams",
+        source,
+    };
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).map_err(failed)?;
+    let mut value = Value {
+        command: ETHTOOL_GGRO,
+        data: 0,
+    };
+    // SAFETY: all of it may be zero.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // A byte stays for the end.
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..room].iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the request and what it leads to are there while the call lasts, and have the kernel's layout.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    if result < 0 {
+        return Err(failed(io::Error::last_os_error()));
+    }
+    Ok(value.data != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vlans_are_read_as_the_kernel_writes_them() {
+        let text = "VLAN Dev name\t | VLAN ID\nName-Type: VLAN_NAME_TYPE_RAW_PLUS_VID_NO_PAD\n\
+                    eth0.5         | 5  | eth0\nlan            | 101  | eth1\n";
+        let vlans = parse_vlans(text);
+        assert_eq!(vlans.len(), 2);
+        assert_eq!(vlans["lan"], ("eth1".to_owned(), 101));
+    }
+
+    #[test]
+    fn default_routes_are_found_in_both_families() {
+        let v4 = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+                  eth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+                  eth1\t0001A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+        let zero = "0".repeat(32);
+        let v6 = format!(
+            "{zero} 00 {zero} 00 20010db8000f00000000000000000001 00000400 00000001 00000000 00000003     wan\n\
+             fe80{} 40 {zero} 00 {zero} 00000100 00000001 00000000 00000001    eth1\n",
+            "0".repeat(28)
+        );
+        let routes = parse_routes(v4, &v6);
+        assert_eq!(routes, ["eth0", "wan"].map(str::to_owned).into());
+        assert_eq!(parse_routes("", ""), BTreeSet::new());
+    }
+}

@@ -1,0 +1,867 @@
+//! The gateway's XDP program: what it carries, byte for byte, and what it leaves to the table in user space.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use causeway_tests::{
+    gateway::*,
+    harness::Action,
+    packet::{V4, frame, transport_checksum, udp_no_checksum, udp_segment, v6},
+    rng::{Rng, seed_from_env},
+};
+use etherparse::{LaxNetSlice, LaxSlicedPacket, NetSlice, SlicedPacket, TransportSlice};
+use gateway::circuit::{
+    clock,
+    table::{self, Path, Reason},
+};
+use gateway_client::wire::Side;
+use gateway_common::maps::Outcome;
+
+const LONG: Duration = Duration::from_secs(3600);
+
+fn v4() -> [Seat; 2] {
+    [
+        Seat::new("192.0.2.10:1001", "192.0.2.1"),
+        Seat::new("192.0.2.11:1002", "192.0.2.1"),
+    ]
+}
+
+fn v6s() -> [Seat; 2] {
+    [
+        Seat::new("[2001:db8:1::10]:1001", "2001:db8:1::1"),
+        Seat::new("[2001:db8:1::11]:1002", "2001:db8:1::1"),
+    ]
+}
+
+/// The second end is behind the interface of the smaller MTU.
+fn v4_out() -> [Seat; 2] {
+    [v4()[0], Seat::new("198.51.100.20:1003", "198.51.100.1")]
+}
+
+fn v6_out() -> [Seat; 2] {
+    [
+        v6s()[0],
+        Seat::new("[2001:db8:2::20]:1003", "2001:db8:2::1"),
+    ]
+}
+
+/// Both are in the VLAN.
+fn v4_vlan() -> [Seat; 2] {
+    [
+        Seat::new("203.0.113.30:1001", "203.0.113.1"),
+        Seat::new("203.0.113.31:1002", "203.0.113.1"),
+    ]
+}
+
+fn v6_vlan() -> [Seat; 2] {
+    [
+        Seat::new("[2001:db8:3::30]:1001", "2001:db8:3::1"),
+        Seat::new("[2001:db8:3::31]:1002", "2001:db8:3::1"),
+    ]
+}
+
+/// What is in a frame, as somebody else reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Read {
+    source: SocketAddr,
+    destination: SocketAddr,
+    payload: Vec<u8>,
+    vlan: Option<u16>,
+    hops: u8,
+    /// Whether the checksum is right; `None`: there is none.
+    is_right: Option<bool>,
+}
+
+/// Reads a frame as a receiver does; panics where one would not take it.
+fn read(bytes: &[u8]) -> Read {
+    let packet = SlicedPacket::from_ethernet(bytes).expect("a packet");
+    let Some(TransportSlice::Udp(udp)) = &packet.transport else {
+        panic!("not UDP: {packet:?}");
+    };
+    let (from, to, hops): (IpAddr, IpAddr, u8) = match packet.net.as_ref().expect("IP") {
+        NetSlice::Ipv4(ip) => {
+            let h = ip.header().to_header();
+            assert_eq!(h.header_checksum, h.calc_header_checksum());
+            assert!(!h.more_fragments && h.fragment_offset.value() == 0);
+            (h.source.into(), h.destination.into(), h.time_to_live)
+        }
+        NetSlice::Ipv6(ip) => {
+            let h = ip.header();
+            assert!(ip.extensions().is_empty());
+            (
+                h.source_addr().into(),
+                h.destination_addr().into(),
+                h.hop_limit(),
+            )
+        }
+        NetSlice::Arp(_) => panic!("ARP"),
+    };
+    let segment = udp.slice();
+    let is_right = (udp.checksum() != 0).then(|| transport_checksum(from, to, 17, segment) == 0);
+    assert_eq!(usize::from(udp.length()), segment.len());
+    Read {
+        source: SocketAddr::new(from, udp.source_port()),
+        destination: SocketAddr::new(to, udp.destination_port()),
+        payload: udp.payload().to_vec(),
+        vlan: packet.vlan_ids().first().map(|id| id.value()),
+        hops,
+        is_right,
+    }
+}
+
+/// Checks that a frame is carried from one seat to the other.
+fn carried(stand: &Stand, sent: &[u8], seats: [&Seat; 2], device: u32) {
+    let (action, out, outcome) = stand.run(IN, sent);
+    assert_eq!(outcome, Outcome::Carried);
+    let expected = if device == IN {
+        Action::Tx
+    } else {
+        Action::Redirect
+    };
+    assert_eq!(action, expected);
+    assert_eq!(out.len(), sent.len());
+    let (before, after) = (read(sent), read(&out));
+    let to = seats[1];
+    let is_tagged = before.vlan.is_some();
+    let source = if is_tagged { VLAN } else { device };
+    assert_eq!(out[..6], neighbour_mac(to.remote.ip()));
+    assert_eq!(out[6..12], gateway_mac(source));
+    assert_eq!(
+        after,
+        Read {
+            source: to.local,
+            destination: to.remote,
+            hops: 64,
+            ..before
+        }
+    );
+    if to.remote.is_ipv4() {
+        let l3 = if is_tagged { 18 } else { 14 };
+        assert_eq!(out[l3 + 1], 0, "no service");
+        assert_eq!(out[l3 + 4..l3 + 8], [0, 0, 0x40, 0], "not to be fragmented");
+    }
+}
+
+/// Checks that a frame is left to user space as it is.
+fn passed(stand: &Stand, ifindex: u32, sent: &[u8], expected: Outcome) {
+    let (action, out, outcome) = stand.run(ifindex, sent);
+    assert_eq!((action, outcome), (Action::Pass, expected));
+    assert!(out == sent, "changed");
+}
+
+#[test]
+fn what_one_end_sends_the_other_gets_byte_for_byte() {
+    let Some(mut stand) = Stand::new(8, LONG, None, None) else {
+        return;
+    };
+    let circuits = [
+        (1, v4(), IN),
+        (2, v6s(), IN),
+        (3, v4_out(), OUT),
+        (4, v6_out(), OUT),
+    ];
+    for (circuit, seats, device) in circuits {
+        stand.join(circuit, &seats);
+        let [a, b] = &seats;
+        let mut bytes = [0; 2];
+        for length in [1, 2, 3, 17, 46, 500, 1301, 1302] {
+            let payload = payload(circuit, length);
+            carried(&stand, &a.frame(&payload), [a, b], device);
+            bytes[0] += payload.len() as u64;
+            if device == IN {
+                carried(&stand, &b.frame(&payload), [b, a], device);
+                bytes[1] += payload.len() as u64;
+            }
+        }
+        let stats = stand.stats(circuit);
+        let back = if device == IN { 8 } else { 0 };
+        assert_eq!((stats.datagrams, stats.bytes), ([8, back], bytes));
+        assert_eq!(stats.rate, 0);
+    }
+    for (circuit, seats) in [(5, v4_vlan()), (6, v6_vlan())] {
+        stand.join(circuit, &seats);
+        let [a, b] = &seats;
+        let payload = payload(circuit, 100);
+        // The priority stays, too.
+        let sent = a.tagged(&[(0x8100, 0x6000 | VID)], &payload);
+        carried(&stand, &sent, [a, b], IN);
+        let (_, out, _) = stand.run(IN, &sent);
+        assert_eq!(out[12..16], sent[12..16]);
+        // Not by another VLAN, and not by none.
+        for tags in [&[(0x8100, VID + 1)][..], &[]] {
+            passed(&stand, IN, &a.tagged(tags, &payload), Outcome::Elsewhere);
+        }
+    }
+}
+
+#[test]
+fn short_frames_are_padded_and_no_more() {
+    let Some(mut stand) = Stand::new(1, LONG, None, None) else {
+        return;
+    };
+    let seats @ [a, b] = &v4();
+    stand.join(1, seats);
+    let mut sent = a.frame(&payload(1, 1));
+    sent.resize(60, 0);
+    carried(&stand, &sent, [a, b], IN);
+    sent.resize(51 + 46, 7);
+    carried(&stand, &sent, [a, b], IN);
+    sent.push(7);
+    passed(&stand, IN, &sent, Outcome::Malformed);
+}
+
+#[test]
+fn no_checksum_stays_none_and_a_wrong_one_stays_wrong() {
+    let Some(mut stand) = Stand::new(2, LONG, None, None) else {
+        return;
+    };
+    let seats @ [a, b] = &v4();
+    stand.join(1, seats);
+    let none = |seat: &Seat, circuit| {
+        let l3 = udp_no_checksum(
+            seat.remote.ip(),
+            seat.local.ip(),
+            seat.remote.port(),
+            seat.local.port(),
+            &payload(circuit, 77),
+        );
+        frame(gateway_mac(IN), neighbour_mac(seat.remote.ip()), &[], &l3)
+    };
+    carried(&stand, &none(a, 1), [a, b], IN);
+    let mut wrong = a.frame(&payload(1, 77));
+    *wrong.last_mut().expect("a byte") ^= 1;
+    assert_eq!(read(&wrong).is_right, Some(false));
+    carried(&stand, &wrong, [a, b], IN);
+    // IPv6 has no such thing (RFC 8200 section 8.1).
+    let seats @ [a, b] = &v6s();
+    stand.join(2, seats);
+    passed(&stand, IN, &none(a, 2), Outcome::Malformed);
+    let mut wrong = a.frame(&payload(2, 77));
+    *wrong.last_mut().expect("a byte") ^= 1;
+    carried(&stand, &wrong, [a, b], IN);
+    // A checksum that comes to zero is written as its other form (RFC 768).
+    let mut seen = false;
+    for n in 0..=u16::MAX {
+        let mut bytes = payload(2, 2);
+        bytes[8..10].copy_from_slice(&n.to_be_bytes());
+        let sent = a.frame(&bytes);
+        let (_, out) = stand_run(&stand, &sent);
+        let check = &out[14 + 46..14 + 48];
+        assert_ne!(check, [0, 0]);
+        if check == [0xff, 0xff] {
+            assert_eq!(read(&out).is_right, Some(true));
+            seen = true;
+            break;
+        }
+    }
+    assert!(seen);
+}
+
+fn stand_run(stand: &Stand, sent: &[u8]) -> (Action, Vec<u8>) {
+    let mut runner = stand.runner();
+    let (action, out) = runner.run(IN, sent);
+    (action, out.to_vec())
+}
+
+#[test]
+fn what_is_no_plain_datagram_is_left_to_the_kernel() {
+    let Some(mut stand) = Stand::new(2, LONG, None, None) else {
+        return;
+    };
+    let four = v4();
+    let six = v6s();
+    stand.join(1, &four);
+    stand.join(2, &six);
+    let (IpAddr::V4(from), IpAddr::V4(to)) = (four[0].remote.ip(), four[0].local.ip()) else {
+        unreachable!("IPv4");
+    };
+    let segment = |seat: &Seat, payload: &[u8]| {
+        let (from, to) = (seat.remote, seat.local);
+        udp_segment(from.ip(), to.ip(), from.port(), to.port(), payload)
+    };
+    let whole = segment(&four[0], &payload(1, 30));
+    let mac = neighbour_mac(four[0].remote.ip());
+    let wrap = |l3: &[u8]| frame(gateway_mac(IN), mac, &[], l3);
+    let header = |change: fn(&mut V4)| {
+        let mut header = V4::new(from, to, 17);
+        change(&mut header);
+        wrap(&header.build(&whole))
+    };
+    passed(&stand, IN, &header(|h| h.frag = 0x2000), Outcome::Fragment);
+    passed(&stand, IN, &header(|h| h.frag = 0x4001), Outcome::Fragment);
+    passed(&stand, IN, &header(|h| h.frag = 0x8000), Outcome::Fragment);
+    passed(
+        &stand,
+        IN,
+        &header(|h| h.options = vec![1; 4]),
+        Outcome::Options,
+    );
+    passed(&stand, IN, &header(|h| h.proto = 6), Outcome::Other);
+    // Without "don't fragment", with another service and few hops it is still one.
+    for change in [
+        |h: &mut V4| h.frag = 0,
+        |h: &mut V4| h.tos = 0xb8,
+        |h: &mut V4| h.ttl = 1,
+    ] {
+        let [a, b] = &four;
+        carried(&stand, &header(change), [a, b], IN);
+    }
+    let mut broken = header(|_| {});
+    broken[14 + 10] ^= 1;
+    passed(&stand, IN, &broken, Outcome::Malformed);
+    // Lengths: of the datagram, one more and one less; of the packet, longer than the frame.
+    for change in [-1i16, 1] {
+        let mut segment = whole.clone();
+        let length = segment.len() as i16 + change;
+        segment[4..6].copy_from_slice(&length.to_be_bytes());
+        let sent = wrap(&V4::new(from, to, 17).build(&segment));
+        passed(&stand, IN, &sent, Outcome::Malformed);
+        let l3 = v6(six_of(&six[0]), six_of_local(&six[0]), 17, 64, &{
+            let mut segment = self::segment_of(&six[0], &payload(2, 30));
+            let length = segment.len() as i16 + change;
+            segment[4..6].copy_from_slice(&length.to_be_bytes());
+            segment
+        });
+        passed(&stand, IN, &wrap(&l3), Outcome::Malformed);
+    }
+    let sent = four[0].frame(&payload(1, 30));
+    passed(&stand, IN, &sent[..sent.len() - 1], Outcome::Malformed);
+    passed(&stand, IN, &sent[..14 + 36], Outcome::Other);
+    let sent = six[0].frame(&payload(2, 30));
+    passed(&stand, IN, &sent[..sent.len() - 1], Outcome::Malformed);
+    // Extension headers, a fragment's one of them.
+    let behind = |next: u8| {
+        let mut bytes = vec![17, 0, 0, 0, 0, 0, 0, 0];
+        bytes.extend(segment(&six[0], &payload(2, 30)));
+        wrap(&v6(
+            six_of(&six[0]),
+            six_of_local(&six[0]),
+            next,
+            64,
+            &bytes,
+        ))
+    };
+    passed(&stand, IN, &behind(0), Outcome::Other);
+    passed(&stand, IN, &behind(60), Outcome::Other);
+    passed(&stand, IN, &behind(44), Outcome::Fragment);
+    // Tags: two, one of a provider, one of no VLAN.
+    let bytes = payload(1, 30);
+    for tags in [
+        &[(0x8100, 5), (0x8100, 5)][..],
+        &[(0x88a8, 5)],
+        &[(0x8100, 0)],
+    ] {
+        passed(&stand, IN, &four[0].tagged(tags, &bytes), Outcome::Other);
+    }
+    // To somebody else's MAC address, to all, and where the program does not know the interface.
+    let mut sent = four[0].frame(&bytes);
+    passed(&stand, STRAY, &sent, Outcome::Stray);
+    sent[5] ^= 1;
+    passed(&stand, IN, &sent, Outcome::Stray);
+    sent[..6].fill(0xff);
+    passed(&stand, IN, &sent, Outcome::Stray);
+    // What is not IP.
+    sent = four[0].frame(&bytes);
+    sent[12..14].copy_from_slice(&[0x08, 0x06]);
+    passed(&stand, IN, &sent, Outcome::Other);
+}
+
+fn segment_of(seat: &Seat, payload: &[u8]) -> Vec<u8> {
+    let (from, to) = (seat.remote, seat.local);
+    udp_segment(from.ip(), to.ip(), from.port(), to.port(), payload)
+}
+
+fn six_of(seat: &Seat) -> std::net::Ipv6Addr {
+    match seat.remote.ip() {
+        IpAddr::V6(v6) => v6,
+        IpAddr::V4(_) => unreachable!("IPv6"),
+    }
+}
+
+fn six_of_local(seat: &Seat) -> std::net::Ipv6Addr {
+    match seat.local.ip() {
+        IpAddr::V6(v6) => v6,
+        IpAddr::V4(_) => unreachable!("IPv6"),
+    }
+}
+
+#[test]
+fn what_only_the_table_may_decide_is_left_to_it() {
+    let Some(mut stand) = Stand::new(8, LONG, None, None) else {
+        return;
+    };
+    let seats @ [a, b] = &v4();
+    stand.join(1, seats);
+    // Messages, and what is too short for an id.
+    passed(&stand, IN, &a.frame(&[0; 64]), Outcome::Message);
+    passed(
+        &stand,
+        IN,
+        &a.frame(&[0, 0, 0, 0, 1, 2, 3, 4, 5]),
+        Outcome::Message,
+    );
+    passed(&stand, IN, &a.frame(&id(1).to_bytes()), Outcome::Other);
+    let mut padded = a.frame(&id(1).to_bytes());
+    padded.resize(60, 0);
+    passed(&stand, IN, &padded, Outcome::Malformed);
+    // Circuits that are none, and one with a side that is not bound.
+    passed(&stand, IN, &a.frame(&payload(99, 10)), Outcome::Unknown);
+    stand.bind(2, Side::A, a);
+    passed(&stand, IN, &a.frame(&payload(2, 10)), Outcome::Unknown);
+    // Other sources: another port, another address, the other end's circuit; to another address or port of the gateway.
+    let bytes = &payload(1, 10);
+    for (remote, local) in [
+        ("192.0.2.10:1009", "192.0.2.1"),
+        ("192.0.2.12:1001", "192.0.2.1"),
+        ("192.0.2.10:1001", "198.51.100.1"),
+    ] {
+        let other = Seat::new(remote, local);
+        passed(&stand, IN, &other.frame(bytes), Outcome::Source);
+    }
+    let mut other = *a;
+    other.local.set_port(PORT + 1);
+    passed(&stand, IN, &other.frame(bytes), Outcome::Source);
+    passed(&stand, IN, &v6s()[0].frame(bytes), Outcome::Unknown);
+    // An IPv4 end and an IPv6 one.
+    stand.join(3, &[*a, v6s()[1]]);
+    passed(&stand, IN, &a.frame(&payload(3, 10)), Outcome::Unknown);
+    // No way: no route, a neighbour that is not known; or one by an interface without the program.
+    for (circuit, remote, local, outcome) in [
+        (4, "10.77.0.5:1002", "192.0.2.1", Outcome::NoWay),
+        (5, "192.0.2.99:1002", "192.0.2.1", Outcome::NoWay),
+        (6, "10.9.0.40:1002", "10.9.0.1", Outcome::Elsewhere),
+        (7, "192.0.2.1:7777", "192.0.2.1", Outcome::NoWay),
+        (8, "203.0.113.30:1002", "203.0.113.1", Outcome::Elsewhere),
+    ] {
+        stand.join(circuit, &[*a, Seat::new(remote, local)]);
+        passed(&stand, IN, &a.frame(&payload(circuit, 10)), outcome);
+    }
+    carried(&stand, &a.frame(bytes), [a, b], IN);
+}
+
+#[test]
+fn what_is_too_long_for_the_way_is_left_to_the_kernel() {
+    let Some(mut stand) = Stand::new(2, LONG, None, None) else {
+        return;
+    };
+    for (circuit, seats, headers) in [(1, v4_out(), 28), (2, v6_out(), 48)] {
+        stand.join(circuit, &seats);
+        let [a, b] = &seats;
+        let fits = SMALL_MTU - headers - 8;
+        carried(&stand, &a.frame(&payload(circuit, fits)), [a, b], OUT);
+        let longer = a.frame(&payload(circuit, fits + 1));
+        passed(&stand, IN, &longer, Outcome::TooLong);
+    }
+}
+
+#[test]
+fn the_program_follows_the_table() {
+    let lifetime = Duration::from_millis(600);
+    let Some(mut stand) = Stand::new(1, lifetime, None, None) else {
+        return;
+    };
+    let seats @ [a, b] = &v4();
+    stand.join(1, seats);
+    let bytes = &payload(1, 10);
+    // Renewed in time, again and again.
+    for _ in 0..4 {
+        sleep(Duration::from_millis(300));
+        stand.bind(1, Side::A, a);
+        stand.bind(1, Side::B, b);
+        carried(&stand, &a.frame(bytes), [a, b], IN);
+    }
+    // One side is silent: nothing is carried either way, swept or not.
+    sleep(Duration::from_millis(400));
+    stand.bind(1, Side::A, a);
+    sleep(Duration::from_millis(300));
+    passed(&stand, IN, &a.frame(bytes), Outcome::Expired);
+    passed(&stand, IN, &b.frame(bytes), Outcome::Expired);
+    stand.table.sweep(clock());
+    stand.publish();
+    passed(&stand, IN, &a.frame(bytes), Outcome::Unknown);
+    stand.join(1, seats);
+    carried(&stand, &a.frame(bytes), [a, b], IN);
+    // It moves: from where it was nothing comes, and nothing goes there.
+    let moved = Seat::new("192.0.2.11:2222", "192.0.2.1");
+    stand.bind(1, Side::B, &moved);
+    passed(&stand, IN, &b.frame(bytes), Outcome::Source);
+    carried(&stand, &moved.frame(bytes), [&moved, a], IN);
+    carried(&stand, &a.frame(bytes), [a, &moved], IN);
+    let counted = stand.stats(1);
+    assert_eq!(counted.datagrams, [6, 1]);
+    // It leaves.
+    stand.unbind(1, Side::B, &moved);
+    passed(&stand, IN, &a.frame(bytes), Outcome::Unknown);
+    stand.bind(1, Side::B, b);
+    carried(&stand, &a.frame(bytes), [a, b], IN);
+    // Another plan with the circuit; one without; and with it again, as a new one.
+    stand.replan(|plan| plan.lifetime = LONG);
+    carried(&stand, &a.frame(bytes), [a, b], IN);
+    assert_eq!(stand.stats(1).datagrams, [8, 1]);
+    stand.replan(|plan| plan.circuits.clear());
+    passed(&stand, IN, &a.frame(bytes), Outcome::Unknown);
+    stand.replan(|plan| plan.circuits.push(plan_of(1)));
+    passed(&stand, IN, &a.frame(bytes), Outcome::Unknown);
+    stand.join(1, seats);
+    carried(&stand, &a.frame(bytes), [a, b], IN);
+    assert_eq!(stand.stats(1).datagrams, [1, 0]);
+    // The socket that it is bound through is taken away.
+    stand.table.rearrange(&[None, Some(0)]);
+    stand.publish();
+    passed(&stand, IN, &a.frame(bytes), Outcome::Unknown);
+}
+
+#[test]
+fn moving_for_ever_costs_no_more_places() {
+    let Some(mut stand) = Stand::new(1, LONG, None, None) else {
+        return;
+    };
+    let seats @ [a, _] = &v4();
+    stand.join(1, seats);
+    let bytes = &payload(1, 10);
+    // As often as an end may, for longer than places rest.
+    let begun = Instant::now();
+    let mut moves = 0u16;
+    while begun.elapsed() < Duration::from_millis(2500) {
+        let b = Seat::new(&format!("192.0.2.11:{}", 3000 + moves), "192.0.2.1");
+        stand.bind(1, Side::B, &b);
+        carried(&stand, &a.frame(bytes), [a, &b], IN);
+        moves += 1;
+        sleep(Duration::from_millis(70));
+    }
+    assert_eq!(stand.stats(1).datagrams, [u64::from(moves), 0]);
+}
+
+#[test]
+fn a_tenant_has_its_rate_whoever_carries() {
+    // 1000 a second, and 100 at once.
+    let Some(mut stand) = Stand::new(2, LONG, Some(1000), None) else {
+        return;
+    };
+    let seats @ [a, b] = &v4();
+    stand.join(1, seats);
+    stand.join(2, &v6s());
+    let done = AtomicBool::new(false);
+    let (carried, dropped) = (AtomicU64::new(0), AtomicU64::new(0));
+    let begun = Instant::now();
+    // The program on several processors, and the table beside it.
+    let by_table = std::thread::scope(|scope| {
+        for sent in [
+            a.frame(&payload(1, 10)),
+            b.frame(&payload(1, 10)),
+            v6s()[0].frame(&payload(2, 10)),
+        ] {
+            let mut runner = stand.runner();
+            let (done, carried, dropped) = (&done, &carried, &dropped);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    match runner.run(IN, &sent).0 {
+                        Action::Tx => carried.fetch_add(1, Ordering::Relaxed),
+                        Action::Drop => dropped.fetch_add(1, Ordering::Relaxed),
+                        // All were faster, eight times.
+                        Action::Pass => 0,
+                        other => panic!("{other:?}"),
+                    };
+                }
+            });
+        }
+        let mut by_table = 0u64;
+        while begun.elapsed() < Duration::from_secs(1) {
+            let action = stand.table.handle(clock(), &payload(1, 10), &a.path());
+            match action {
+                table::Action::Forward(_) => by_table += 1,
+                table::Action::Drop(Reason::Rate) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        by_table
+    });
+    // The last of the threads may have ended a while later.
+    let seconds = begun.elapsed().as_secs_f64();
+    let by_program = carried.load(Ordering::Relaxed);
+    let all = by_program + by_table;
+    println!("{by_program} by the program, {by_table} by the table in {seconds:.2} s");
+    let share = 1000.0 * seconds + 100.0;
+    assert!((all as f64) <= share + 2.0, "{all} of {share}");
+    assert!(all >= 1000, "{all} of {share}");
+    let stats = [stand.stats(1), stand.stats(2)];
+    let counted: u64 = stats.iter().flat_map(|s| s.datagrams).sum();
+    assert_eq!(counted, by_program);
+    let counted: u64 = stats.iter().map(|s| s.rate).sum();
+    assert_eq!(counted, dropped.load(Ordering::Relaxed));
+}
+
+#[test]
+fn bytes_are_limited_too_and_what_is_passed_up_costs_nothing() {
+    let Some(mut stand) = Stand::new(1, LONG, Some(1_000_000), Some(10_000)) else {
+        return;
+    };
+    let seats @ [a, _] = &v4();
+    stand.join(1, seats);
+    // A tenth of a second: 1000 bytes. What is not carried takes nothing.
+    let other = Seat::new("192.0.2.10:1009", "192.0.2.1");
+    for _ in 0..1000 {
+        passed(&stand, IN, &other.frame(&payload(1, 500)), Outcome::Source);
+    }
+    let sent = a.frame(&payload(1, 492));
+    let begun = Instant::now();
+    let mut got = 0u64;
+    while begun.elapsed() < Duration::from_millis(1500) {
+        let (action, _, outcome) = stand.run(IN, &sent);
+        match outcome {
+            Outcome::Carried => got += 1,
+            Outcome::Rate => assert_eq!(action, Action::Drop),
+            other => panic!("{other:?}"),
+        }
+    }
+    let share = 20.0 * begun.elapsed().as_secs_f64() + 2.0;
+    assert!(
+        ((share - 2.0)..=(share + 1.0)).contains(&(got as f64)),
+        "{got} of {share}"
+    );
+    assert_eq!(stand.stats(1).bytes, [got * 500, 0]);
+    assert!(stand.stats(1).rate > 0);
+}
+
+/// Random changes to datagrams of circuits: whatever the program forwards, the table would have, to the same place and as it was.
+#[test]
+fn whatever_is_carried_the_table_would_have_carried() {
+    let count: u64 = std::env::var("CAUSEWAY_RANDOM_PACKETS")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(1_000_000);
+    let Some(mut stand) = Stand::new(8, LONG, None, None) else {
+        return;
+    };
+    let circuits = [
+        (1, v4()),
+        (2, v6s()),
+        (3, v4_out()),
+        (4, v6_out()),
+        (5, v4_vlan()),
+        (6, v6_vlan()),
+    ];
+    for (circuit, seats) in &circuits {
+        stand.join(*circuit, seats);
+    }
+    stand.bind(7, Side::A, &v4()[0]);
+    let seed = seed_from_env();
+    println!("CAUSEWAY_SEED={seed}");
+    let mut rng = Rng::new(seed);
+    let mut runner = stand.runner();
+    let begun = Instant::now();
+    let (mut forwarded, mut changed) = (0u64, 0u64);
+    for n in 0..count {
+        let (circuit, seats) = rng.pick(&circuits);
+        let seat = seats[rng.below(2)];
+        let most = if rng.below(4) == 0 { 1450 } else { 60 };
+        let length = 1 + rng.below(most);
+        let circuit = if rng.below(16) == 0 {
+            rng.below(9) as u64
+        } else {
+            *circuit
+        };
+        let mut bytes = payload(circuit.max(1), length);
+        rng.fill(&mut bytes[8..]);
+        let is_tagged = matches!(circuit, 5 | 6) != (rng.below(50) == 0);
+        let tags: &[(u16, u16)] = if is_tagged { &[(0x8100, VID)] } else { &[] };
+        let mut sent = seat.tagged(tags, &bytes);
+        let changes = rng.below(4);
+        for _ in 0..changes {
+            change(&mut rng, &mut sent);
+        }
+        if rng.below(2) == 0 {
+            mend(&mut sent);
+        }
+        if sent.len() < 14 {
+            continue;
+        }
+        let ifindex = *rng.pick(&[IN, IN, IN, IN, OUT, VLAN, STRAY]);
+        let (action, out) = runner.run(ifindex, &sent);
+        let fail = |what: &str| -> ! {
+            panic!("packet {n} of seed {seed}: {what}: {action:?}\n in {sent:02x?}\nout {out:02x?}")
+        };
+        match action {
+            Action::Pass => {
+                if out != sent {
+                    fail("changed");
+                }
+            }
+            Action::Tx | Action::Redirect => {
+                forwarded += 1;
+                changed += u64::from(changes > 0);
+                let before = read_lax(&sent).unwrap_or_else(|| fail("it was no datagram"));
+                let after = read(out);
+                let from = Path {
+                    socket: before.source.is_ipv6().into(),
+                    local: Some(before.destination.ip()),
+                    remote: before.source,
+                };
+                if before.destination.port() != PORT {
+                    fail("it was not to the gateway's port");
+                }
+                let to = match stand.table.handle(clock(), &before.payload, &from) {
+                    table::Action::Forward(to) => to,
+                    other => fail(&format!("the table says {other:?}")),
+                };
+                let expected = Read {
+                    source: SocketAddr::new(to.local.expect("ours"), PORT),
+                    destination: to.remote,
+                    hops: 64,
+                    ..before
+                };
+                if after != expected || out[..6] != neighbour_mac(to.remote.ip()) {
+                    fail(&format!("{after:?} and not {expected:?}"));
+                }
+                let is_out = to.remote.ip().to_string().contains("198.51.100.20")
+                    || to.remote.ip().to_string().contains("db8:2::20");
+                let device = if is_out { OUT } else { IN };
+                let there = if device == ifindex {
+                    Action::Tx
+                } else {
+                    Action::Redirect
+                };
+                if action != there {
+                    fail("by another interface");
+                }
+            }
+            _ => fail("not an action of it"),
+        }
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    println!(
+        "{count} frames in {seconds:.1} s: {forwarded} carried, {changed} of them changed before"
+    );
+    assert!(forwarded > count / 10 && changed > count / 1000);
+}
+
+fn change(rng: &mut Rng, sent: &mut Vec<u8>) {
+    if sent.is_empty() {
+        return;
+    }
+    let l3 = if sent.get(12..14) == Some(&[0x81, 0]) {
+        18
+    } else {
+        14
+    };
+    match rng.below(10) {
+        0 => {
+            let at = rng.below(sent.len());
+            sent[at] = rng.byte();
+        }
+        // Among the headers, a bit.
+        1..=3 => {
+            let at = rng.below(sent.len().min(80));
+            sent[at] ^= 1 << rng.below(8);
+        }
+        4 => sent.truncate(rng.below(sent.len())),
+        5 => sent.extend(std::iter::repeat_n(rng.byte(), rng.below(60))),
+        // A length, off by a little.
+        6 => {
+            let at = l3 + *rng.pick(&[2, 4, 24, 44]);
+            if let Some(byte) = sent.get_mut(at + 1) {
+                *byte = byte.wrapping_add(*rng.pick(&[1, 255, 8, 248]));
+            }
+        }
+        // Flags, fragments, hops, service, checksum.
+        7 => {
+            let at = l3 + *rng.pick(&[1, 6, 7, 8, 26, 46]);
+            if let Some(byte) = sent.get_mut(at) {
+                *byte = rng.byte();
+            }
+        }
+        // Behind the headers.
+        _ => {
+            let at = sent.len() - 1 - rng.below(sent.len().min(8));
+            sent[at] = rng.byte();
+        }
+    }
+}
+
+/// Makes the checksum of an IPv4 header right, so that what is wrong with it otherwise is found.
+fn mend(sent: &mut [u8]) {
+    let l3 = if sent.get(12..14) == Some(&[0x81, 0]) {
+        18
+    } else {
+        14
+    };
+    let Some(header) = sent.get_mut(l3..l3 + 20) else {
+        return;
+    };
+    if header[0] == 0x45 {
+        header[10..12].fill(0);
+        let check = causeway_tests::packet::checksum(header);
+        header[10..12].copy_from_slice(&check.to_be_bytes());
+    }
+}
+
+/// As [`read`], of what may be nothing at all.
+fn read_lax(bytes: &[u8]) -> Option<Read> {
+    let packet = LaxSlicedPacket::from_ethernet(bytes).ok()?;
+    if packet.stop_err.is_some() {
+        return None;
+    }
+    match &packet.net {
+        Some(LaxNetSlice::Ipv4(ip)) if !ip.header().options().is_empty() => return None,
+        _ => {}
+    }
+    matches!(&packet.transport, Some(TransportSlice::Udp(_))).then(|| read(bytes))
+}
+
+/// Most instructions of the program after the verifier, and most that it may walk through in checking it.
+const XLATED_BUDGET: usize = 4_000;
+const VERIFIED_BUDGET: u32 = 40_000;
+/// Most memory of the maps for a thousand circuits, bytes, on a machine of up to 64 CPUs: 40 KiB for each CPU.
+const MEMORY_BUDGET: u64 = 6 << 20;
+
+#[test]
+fn the_program_and_its_maps_stay_within_their_budgets() {
+    let Some(stand) = Stand::new(500, LONG, Some(1), None) else {
+        return;
+    };
+    let info = stand.fast.with_program(|program| program.info());
+    let info = info.expect("a program").expect("its info");
+    let instructions = info.size_translated().expect("to root") as usize / 8;
+    let verified = info.verified_instruction_count().expect("Linux 5.16");
+    println!(
+        "circuits: {instructions} instructions, {} bytes of machine code, {verified} verified",
+        info.size_jitted()
+    );
+    assert!(instructions <= XLATED_BUDGET && verified <= VERIFIED_BUDGET);
+    // The maps of this program, by the kernel's own account.
+    let ids = info.map_ids().expect("to root").expect("Linux 4.15");
+    let mut total = 0;
+    let mut seen = Vec::new();
+    println!("{:<18} {:>10} {:>12}", "map", "entries", "bytes");
+    for map in aya::maps::loaded_maps().flatten() {
+        if !ids.contains(&map.id()) {
+            continue;
+        }
+        let bytes = memory_of(&map.fd().expect("a descriptor"));
+        let name = map.name_as_str().unwrap_or("?").to_owned();
+        println!("{name:<18} {:>10} {bytes:>12}", map.max_entries());
+        total += bytes;
+        seen.push(name);
+    }
+    println!("{:<18} {:>10} {total:>12}", "all", "");
+    seen.sort();
+    let all = ["BUCKETS", "CIRCUITS", "COUNTERS", "IDS", "PORTS", "STATS"];
+    assert_eq!(seen, all, "each map is there, once, and no other");
+    assert!(
+        total <= MEMORY_BUDGET,
+        "{total} bytes, over {MEMORY_BUDGET}"
+    );
+}
+
+fn memory_of(map: &aya::maps::MapFd) -> u64 {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(path).expect("procfs");
+    let line = text.lines().find_map(|l| l.strip_prefix("memlock:"));
+    line.and_then(|v| v.trim().parse().ok()).expect("memlock")
+}

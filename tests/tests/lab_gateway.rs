@@ -1,0 +1,722 @@
+//! The gateway as a process, with XDP in its interfaces' driver, and ends of circuits on both sides of it.
+//!
+//! ```text
+//!   a  .10 ── 192.0.2.0/24, 2001:db8:1::/64 ── ga  gateway  gb ── 198.51.100.0/24, 2001:db8:2::/64 ── .20  b
+//! ```
+//!
+//! Both ends of a circuit in `a`: out by the interface that it came in by. In `a` and in `b`: redirected.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt as _, net::UnixDatagram, process::CommandExt as _},
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread::sleep,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use aya::{
+    Ebpf,
+    programs::{Xdp, XdpMode},
+};
+use causeway_tests::{gateway::missing, harness::workspace_root, skip};
+use gateway_client::{
+    end::{End, Heard},
+    wire::{CircuitId, Key, Side},
+};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often an end binds while it is not bound.
+const INTERVAL: Duration = Duration::from_millis(100);
+const A: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
+const B: [&str; 2] = ["198.51.100.20", "2001:db8:2::20"];
+/// What ends in `a` and in `b` know of the gateway.
+const AT_A: [&str; 2] = ["192.0.2.1:6180", "[2001:db8:1::1]:6180"];
+const AT_B: [&str; 2] = ["198.51.100.1:6180", "[2001:db8:2::1]:6180"];
+
+fn built(variable: &str, file: &str) -> PathBuf {
+    std::env::var_os(variable)
+        .map_or_else(|| workspace_root().join("target").join(file), PathBuf::from)
+}
+
+fn program() -> PathBuf {
+    built("CAUSEWAY_GATEWAY", "release/causeway-gateway")
+}
+
+/// Namespaces, their links, and a directory for the gateway's files; taken down when dropped.
+struct Site {
+    name: String,
+    dir: tempfile::TempDir,
+    /// The far ends' program: without one a veth does not wake whom XDP sends to.
+    _far: Ebpf,
+    child: Option<Child>,
+}
+
+fn run(words: &str) {
+    let mut parts = words.split_whitespace();
+    let output = Command::new(parts.next().expect("a command"))
+        .args(parts)
+        .output()
+        .expect("run");
+    assert!(
+        output.status.success(),
+        "{words}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+impl Site {
+    fn raise() -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        if let Some(why) = missing() {
+            skip(&why);
+            return None;
+        }
+        for path in [program(), built("CAUSEWAY_LAB_BPF_OBJECT", "bpf/lab.bpf.o")] {
+            if !path.exists() {
+                skip(&format!("{} is missing", path.display()));
+                return None;
+            }
+        }
+        let far = Ebpf::load_file(built("CAUSEWAY_LAB_BPF_OBJECT", "bpf/lab.bpf.o"));
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mut site = Self {
+            name: format!("cwxdp{}x{count}", std::process::id()),
+            dir: tempfile::tempdir().expect("a directory"),
+            _far: far.expect("the lab's object"),
+            child: None,
+        };
+        for host in ["gw", "a", "b"] {
+            run(&format!("ip netns add {}", site.namespace(host)));
+            site.ip("gw", "link set lo up");
+        }
+        let sides = [("a", "ga", A, AT_A), ("b", "gb", B, AT_B)];
+        for (host, ours, theirs, at) in sides {
+            let peer = site.namespace(host);
+            site.ip(
+                "gw",
+                &format!("link add {ours} type veth peer name eth0 netns {peer}"),
+            );
+            for n in 0..2 {
+                let at: SocketAddr = at[n].parse().expect("an address");
+                let (length, nodad) = if n == 0 { (24, "") } else { (64, "nodad") };
+                site.ip(
+                    "gw",
+                    &format!("addr add {}/{length} dev {ours} {nodad}", at.ip()),
+                );
+                site.ip(
+                    host,
+                    &format!("addr add {}/{length} dev eth0 {nodad}", theirs[n]),
+                );
+            }
+            site.ip("gw", &format!("link set {ours} up"));
+            site.ip(host, "link set eth0 up");
+            // XDP does not finish a checksum that the stack left to the NIC.
+            run(&format!("ip netns exec {peer} ethtool -K eth0 tx off"));
+            site.far_end(host);
+        }
+        Some(site)
+    }
+
+    fn namespace(&self, host: &str) -> String {
+        format!("{}-{host}", self.name)
+    }
+
+    fn ip(&self, host: &str, words: &str) {
+        run(&format!("ip -n {} {words}", self.namespace(host)));
+    }
+
+    fn open(&self, host: &str) -> OwnedFd {
+        let path = format!("/run/netns/{}", self.namespace(host));
+        fs::File::open(path).expect("a namespace").into()
+    }
+
+    /// Does something in a namespace.
+    fn within<T: Send>(&self, host: &str, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = self.open(host);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(namespace, CloneFlags::CLONE_NEWNET).expect("a namespace");
+                work()
+            });
+            thread.join().expect("done")
+        })
+    }
+
+    fn far_end(&mut self, host: &str) {
+        let namespace = self.open(host);
+        let far = &mut self._far;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                setns(namespace, CloneFlags::CLONE_NEWNET).expect("a namespace");
+                let program: &mut Xdp = far
+                    .program_mut("far_end")
+                    .and_then(|program| program.try_into().ok())
+                    .expect("a program");
+                if program.fd().is_err() {
+                    program.load().expect("loaded");
+                }
+                program.attach("eth0", XdpMode::Driver).expect("attached");
+            });
+        });
+    }
+
+    fn write(&self, circuits: &[u64], settings: &str, tenant: &str) {
+        let mut text = format!(
+            "[gateway]\nname = \"gw1\"\ncontrol_socket = {:?}\ndrain = 0\n\
+             [circuits]\nthreads = 2\n{settings}\n[[tenant]]\nname = \"acme\"\n{tenant}\n\
+             [[backend]]\nname = \"b\"\naddresses = [\"192.0.2.77:443\"]\n\
+             [[route]]\nname = \"d.example\"\nbackend = \"b\"\n",
+            self.socket()
+        );
+        for n in circuits {
+            let keys = Side::BOTH.map(|side| base64(&key(*n, side)));
+            text += &format!(
+                "[[circuit]]\nid = \"{}\"\ntenant = \"acme\"\nkeys = {keys:?}\n",
+                id(*n)
+            );
+        }
+        let path = self.dir.path().join("gw.toml");
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a file");
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("gw.sock")
+    }
+
+    fn spawn(&self) -> Child {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("log"))
+            .expect("a file");
+        let namespace = self.open("gw");
+        let mut command = Command::new(program());
+        command
+            .args(["run", "--config"])
+            .arg(self.dir.path().join("gw.toml"))
+            .env("CAUSEWAY_LOG", "info")
+            .env(
+                "CAUSEWAY_GATEWAY_BPF_OBJECT",
+                causeway_tests::gateway::object_path(),
+            )
+            .env("NOTIFY_SOCKET", self.dir.path().join("notify"))
+            .stdin(Stdio::null())
+            .stderr(log);
+        // SAFETY: setns(2) is one system call.
+        unsafe {
+            command
+                .pre_exec(move || setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(Into::into));
+        }
+        command.spawn().expect("started")
+    }
+
+    /// Starts the gateway and waits until it is ready.
+    fn start(&mut self) {
+        let told = self.dir.path().join("notify");
+        let _ = fs::remove_file(&told);
+        let manager = UnixDatagram::bind(&told).expect("a socket");
+        manager
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a deadline");
+        self.child = Some(self.spawn());
+        let mut word = [0; 64];
+        let length = manager
+            .recv(&mut word)
+            .unwrap_or_else(|e| panic!("{e}: {}", self.log()));
+        assert_eq!(&word[..length], b"READY=1", "{}", self.log());
+    }
+
+    /// Starts a gateway that does not run: what it says.
+    fn refused(&self) -> String {
+        let _ = fs::remove_file(self.dir.path().join("log"));
+        let mut child = self.spawn();
+        let begun = Instant::now();
+        while child.try_wait().expect("a child").is_none() {
+            if begun.elapsed() > PATIENCE {
+                let _ = child.kill();
+                panic!("it runs: {}", self.log());
+            }
+            sleep(Duration::from_millis(20));
+        }
+        assert!(!child.wait().expect("a child").success());
+        self.log()
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        let mut child = self.child.take().expect("a gateway");
+        kill(Pid::from_raw(child.id() as i32), signal).expect("a signal");
+        child.wait().expect("ended");
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    fn say(&self, words: &[&str]) -> String {
+        let output = Command::new(program())
+            .args(words)
+            .arg("--socket")
+            .arg(self.socket())
+            .output()
+            .expect("run");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let wrong = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{words:?}: {wrong}{}", self.log());
+        said
+    }
+
+    fn circuits(&self) -> Value {
+        let mut status: Value =
+            serde_json::from_str(&self.say(&["status", "--json"])).expect("JSON");
+        status["circuits"].take()
+    }
+
+    /// Of circuit `n`: what each side sent and was carried, and of it what XDP carried.
+    fn carried(&self, n: u64) -> ([u64; 2], [u64; 2]) {
+        let circuits = self.circuits();
+        let list = circuits["list"].as_array().expect("a list");
+        let circuit = list.iter().find(|c| c["id"] == id(n).to_string());
+        let circuit = circuit.expect("the circuit");
+        let two = |name: &str| [0, 1].map(|n| circuit[name][n].as_u64().expect("a number"));
+        (two("datagrams"), two("fast"))
+    }
+
+    fn end(&self, host: &str, circuit: u64, side: Side, to: &str) -> Peer {
+        Peer {
+            socket: self.end_socket(host, to),
+            end: End::new(id(circuit), side, Key::new(key(circuit, side))),
+            circuit: id(circuit),
+        }
+    }
+
+    fn end_socket(&self, host: &str, to: &str) -> UdpSocket {
+        let to: SocketAddr = to.parse().expect("an address");
+        let own = if host == "a" { A } else { B };
+        let own: IpAddr = own[usize::from(to.is_ipv6())].parse().expect("an address");
+        let socket = self.within(host, || UdpSocket::bind((own, 0)).expect("a socket"));
+        socket.set_read_timeout(Some(INTERVAL)).expect("a deadline");
+        socket.connect(to).expect("an address");
+        socket
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for host in ["gw", "a", "b"] {
+            let _ = Command::new("ip")
+                .args(["netns", "del", &self.namespace(host)])
+                .status();
+        }
+    }
+}
+
+fn id(n: u64) -> CircuitId {
+    CircuitId::new(n << 32 | 0x5555_0000 | n).expect("an id")
+}
+
+fn key(circuit: u64, side: Side) -> [u8; 32] {
+    [circuit as u8 * 2 + side as u8 + 1; 32]
+}
+
+fn base64(bytes: &[u8; 32]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bit = |n: usize| n < 256 && bytes[n / 8] & (0x80 >> (n % 8)) != 0;
+    let digit = |n: usize| (0..6).fold(0, |value, m| value << 1 | usize::from(bit(n * 6 + m)));
+    let digits: String = (0..43).map(|n| char::from(DIGITS[digit(n)])).collect();
+    digits + "="
+}
+
+fn clock() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.expect("after 1970").as_nanos() as u64
+}
+
+/// An end with a socket.
+struct Peer {
+    socket: UdpSocket,
+    end: End,
+    circuit: CircuitId,
+}
+
+impl Peer {
+    /// Binds, as often as it takes.
+    fn bind(&mut self) {
+        let begun = Instant::now();
+        let mut room = [0; 2048];
+        while begun.elapsed() < PATIENCE {
+            // A gateway that is not there is one that will be.
+            let _ = self.socket.send(&self.end.bind(clock()));
+            let until = Instant::now() + INTERVAL;
+            while Instant::now() < until {
+                let Ok(length) = self.socket.recv(&mut room) else {
+                    continue;
+                };
+                match self.end.hear(&room[..length], clock()) {
+                    Some(Heard::Send(word)) => {
+                        let _ = self.socket.send(&word);
+                    }
+                    Some(Heard::Bound(_)) => return,
+                    Some(Heard::Move) => panic!("it drains"),
+                    None => {}
+                }
+            }
+        }
+        panic!("never bound");
+    }
+
+    fn send(&self, payload: &[u8]) {
+        let datagram = [&self.circuit.to_bytes(), payload].concat();
+        self.socket.send(&datagram).expect("sent");
+    }
+
+    /// The next tunnel datagram; messages pass by.
+    fn hear(&self) -> Option<Vec<u8>> {
+        let mut room = vec![0; 1 << 16];
+        loop {
+            let length = self.socket.recv(&mut room).ok()?;
+            if room[..8] == self.circuit.to_bytes() {
+                return Some(room[8..length].to_vec());
+            }
+        }
+    }
+
+    #[track_caller]
+    fn hears(&self, payload: &[u8]) {
+        assert_eq!(self.hear().as_deref(), Some(payload));
+    }
+}
+
+/// So many datagrams each way.
+#[track_caller]
+fn talk(a: &Peer, b: &Peer, count: usize) {
+    for n in 0..count {
+        let bytes: Vec<u8> = (0..n % 1400 + 1).map(|m| (n + m) as u8).collect();
+        a.send(&bytes);
+        b.hears(&bytes);
+        b.send(&bytes);
+        a.hears(&bytes);
+    }
+}
+
+const NATIVE: &str = "xdp = \"native\"\ninterfaces = [\"ga\", \"gb\"]";
+
+#[test]
+fn datagrams_go_through_the_driver_both_ways_and_families() {
+    let Some(mut site) = Site::raise() else {
+        return;
+    };
+    site.write(&[1, 2, 3, 4, 5], NATIVE, "");
+    site.start();
+    let pairs = [
+        (1, ("a", AT_A[0]), ("b", AT_B[0])),
+        (2, ("a", AT_A[1]), ("b", AT_B[1])),
+        (3, ("a", AT_A[0]), ("a", AT_A[0])),
+        (4, ("a", AT_A[1]), ("a", AT_A[1])),
+        (5, ("a", AT_A[0]), ("b", AT_B[1])),
+    ];
+    for (circuit, (host_a, at_a), (host_b, at_b)) in pairs {
+        let mut a = site.end(host_a, circuit, Side::A, at_a);
+        let mut b = site.end(host_b, circuit, Side::B, at_b);
+        a.bind();
+        b.bind();
+        talk(&a, &b, 50);
+        let (all, fast) = site.carried(circuit);
+        assert_eq!(all, [50; 2]);
+        // An IPv4 end and an IPv6 one speak through user space.
+        let expected = if circuit == 5 { [0; 2] } else { [50; 2] };
+        assert_eq!(fast, expected, "circuit {circuit}");
+    }
+    let circuits = site.circuits();
+    assert_eq!(circuits["xdp"]["asked"], "native");
+    for (n, name) in ["ga", "gb"].into_iter().enumerate() {
+        assert_eq!(circuits["xdp"]["interfaces"][n]["name"], name);
+        assert_eq!(circuits["xdp"]["interfaces"][n]["mode"], "native");
+    }
+    assert_eq!(circuits["xdp"]["frames"]["carried"], 400);
+    let page = site.say(&["status"]);
+    assert!(
+        page.contains("XDP on ga: native\nXDP on gb: native\n"),
+        "{page}"
+    );
+    assert!(!site.log().contains("ERROR"), "{}", site.log());
+}
+
+#[test]
+fn ends_that_roam_leave_or_are_silent_are_followed() {
+    let Some(mut site) = Site::raise() else {
+        return;
+    };
+    site.write(&[1], &format!("{NATIVE}\nlifetime = 1.5"), "");
+    site.start();
+    let mut a = site.end("a", 1, Side::A, AT_A[0]);
+    let mut b = site.end("b", 1, Side::B, AT_B[0]);
+    let bind = |a: &mut Peer, b: &mut Peer| {
+        a.bind();
+        b.bind();
+    };
+    bind(&mut a, &mut b);
+    talk(&a, &b, 10);
+    // To another port, and to another network.
+    for (host, at) in [("a", AT_A[0]), ("b", AT_B[0]), ("a", AT_A[0])] {
+        a.socket = site.end_socket(host, at);
+        a.send(b"from nowhere");
+        assert_eq!(b.hear(), None);
+        bind(&mut a, &mut b);
+        talk(&a, &b, 10);
+    }
+    let (all, fast) = site.carried(1);
+    assert_eq!((all, fast), ([40; 2], [40; 2]));
+    // Longer than its lifetime, by binding again.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        bind(&mut a, &mut b);
+        talk(&a, &b, 1);
+        sleep(Duration::from_millis(200));
+    }
+    // It leaves: at once nothing goes on.
+    a.socket.send(&a.end.unbind(clock())).expect("sent");
+    sleep(Duration::from_millis(50));
+    b.send(b"to nobody");
+    assert_eq!(a.hear(), None);
+    bind(&mut a, &mut b);
+    talk(&a, &b, 1);
+    // It is silent: datagrams do not keep it.
+    let begun = Instant::now();
+    let mut last = Instant::now();
+    while begun.elapsed() < Duration::from_millis(2500) {
+        b.send(b"still here");
+        if a.hear().is_some() {
+            last = Instant::now();
+        }
+        sleep(Duration::from_millis(5));
+    }
+    let lasted = (last - begun).as_secs_f64();
+    assert!((1.0..1.7).contains(&lasted), "{lasted} s");
+    let circuits = site.circuits();
+    assert_eq!(circuits["bound"], 0);
+    assert_eq!(circuits["list"][0]["events"]["moved"], 3);
+    // User space said why.
+    let dropped = |reason: &str| {
+        site.circuits()["dropped"][reason]
+            .as_u64()
+            .expect("a number")
+    };
+    assert!(dropped("not-bound") + dropped("no-peer") > 10);
+}
+
+#[test]
+fn killed_it_has_its_circuits_back_within_a_second() {
+    let Some(mut site) = Site::raise() else {
+        return;
+    };
+    site.write(&[1], NATIVE, "");
+    site.start();
+    let mut a = site.end("a", 1, Side::A, AT_A[0]);
+    let mut b = site.end("b", 1, Side::B, AT_B[0]);
+    a.bind();
+    b.bind();
+    talk(&a, &b, 10);
+    site.signal(Signal::SIGKILL);
+    // The program went with it.
+    a.send(b"to nobody");
+    assert_eq!(b.hear(), None);
+    let begun = Instant::now();
+    site.start();
+    let ready = Instant::now();
+    a.bind();
+    b.bind();
+    talk(&a, &b, 1);
+    let (starting, binding) = (ready - begun, ready.elapsed());
+    println!("ready after {starting:?}, bound and talking {binding:?} later");
+    assert!(
+        binding < Duration::from_secs(1),
+        "{starting:?} and {binding:?}"
+    );
+    talk(&a, &b, 9);
+    assert_eq!(site.carried(1), ([10; 2], [10; 2]));
+}
+
+#[test]
+fn a_reload_keeps_circuits_and_their_counts() {
+    let Some(mut site) = Site::raise() else {
+        return;
+    };
+    site.write(&[1], NATIVE, "");
+    site.start();
+    let mut a = site.end("a", 1, Side::A, AT_A[0]);
+    let mut b = site.end("b", 1, Side::B, AT_B[0]);
+    a.bind();
+    b.bind();
+    talk(&a, &b, 10);
+    site.write(&[1, 2], NATIVE, "");
+    site.say(&["reload"]);
+    talk(&a, &b, 10);
+    let mut c = site.end("a", 2, Side::A, AT_A[0]);
+    let mut d = site.end("b", 2, Side::B, AT_B[0]);
+    c.bind();
+    d.bind();
+    talk(&c, &d, 10);
+    assert_eq!(site.carried(1), ([20; 2], [20; 2]));
+    assert_eq!(site.carried(2), ([10; 2], [10; 2]));
+    // A limit comes to be, and is the driver's: what is beyond it is counted as ever.
+    site.write(&[1, 2], NATIVE, "datagrams = 100");
+    site.say(&["reload"]);
+    sleep(Duration::from_millis(300));
+    (0..500).for_each(|_| a.send(b"x"));
+    let mut heard = 0;
+    while b.hear().is_some() {
+        heard += 1;
+    }
+    let circuits = site.circuits();
+    let dropped = circuits["dropped"]["rate"].as_u64().expect("a number");
+    assert_eq!(heard + dropped, 500);
+    assert_eq!(circuits["xdp"]["frames"]["rate"], dropped);
+    assert!((10..60).contains(&heard), "{heard}");
+    // Gone, the other stays.
+    site.write(&[2], NATIVE, "");
+    site.say(&["reload"]);
+    a.send(b"to nobody");
+    assert_eq!(b.hear(), None);
+    talk(&c, &d, 10);
+    // What cannot be changed.
+    site.write(&[2], "xdp = \"off\"", "");
+    let output = Command::new(program())
+        .args(["reload", "--socket"])
+        .arg(site.socket())
+        .output()
+        .expect("run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("circuits.xdp cannot be changed"), "{said}");
+    talk(&c, &d, 1);
+}
+
+#[test]
+fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
+    let Some(mut site) = Site::raise() else {
+        return;
+    };
+    // A bridge has no native XDP.
+    site.ip("gw", "link add br0 type bridge");
+    site.ip("gw", "addr add 203.0.113.1/24 dev br0");
+    site.ip("gw", "link set br0 up");
+    for (settings, said) in [
+        (
+            "xdp = \"native\"\ninterfaces = [\"ga\", \"br0\"]",
+            "attach XDP to br0 in native mode",
+        ),
+        (
+            "xdp = \"native\"\ninterfaces = [\"eth7\"]",
+            "there is no interface \"eth7\"",
+        ),
+        (
+            "xdp = \"auto\"\ninterfaces = [\"eth7\"]",
+            "there is no interface \"eth7\"",
+        ),
+        (
+            "xdp = \"native\"",
+            "no interface has an address that is listened on",
+        ),
+        (
+            "xdp = \"native\"\ninterfaces = [\"ga\"]\nbpf_object = \"/nowhere.o\"",
+            "no BPF object at /nowhere.o",
+        ),
+    ] {
+        site.write(&[1], settings, "");
+        let log = site.refused();
+        assert!(log.contains(said), "{settings}: {log}");
+    }
+    let gro = |site: &Site, word: &str| {
+        let namespace = site.namespace("gw");
+        for interface in ["ga", "gb"] {
+            run(&format!(
+                "ip netns exec {namespace} ethtool -K {interface} gro {word}"
+            ));
+        }
+    };
+    gro(&site, "on");
+    let generic = "xdp = \"generic\"\ninterfaces = [\"ga\", \"gb\"]";
+    site.write(&[1], generic, "");
+    let log = site.refused();
+    assert!(
+        log.contains("ga joins datagrams before generic XDP sees them"),
+        "{log}"
+    );
+    gro(&site, "off");
+    let modes = |site: &Site| {
+        let circuits = site.circuits();
+        let list = circuits["xdp"]["interfaces"].as_array().expect("a list");
+        let modes = list.iter().map(|i| {
+            let text = |name: &str| i[name].as_str().expect("text").to_owned();
+            (text("name"), text("mode"))
+        });
+        modes.collect::<Vec<_>>()
+    };
+    let named = |list: &[(&str, &str)]| {
+        let list = list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned()));
+        list.collect::<Vec<_>>()
+    };
+    let talks = |site: &Site, fast: u64| {
+        let mut a = site.end("a", 1, Side::A, AT_A[0]);
+        let mut b = site.end("b", 1, Side::B, AT_B[0]);
+        a.bind();
+        b.bind();
+        talk(&a, &b, 10);
+        assert_eq!(site.carried(1), ([10; 2], [fast; 2]));
+    };
+    site.start();
+    assert_eq!(modes(&site), named(&[("ga", "generic"), ("gb", "generic")]));
+    talks(&site, 10);
+    site.signal(Signal::SIGKILL);
+    // As many as take it; what goes in or out elsewhere, through user space.
+    site.write(&[1], "interfaces = [\"ga\", \"br0\"]", "");
+    site.start();
+    assert_eq!(modes(&site), named(&[("br0", "none"), ("ga", "native")]));
+    talks(&site, 0);
+    let page = site.say(&["status"]);
+    assert!(
+        page.contains("XDP on br0: none, circuits go through user space: attach XDP to br0"),
+        "{page}"
+    );
+    site.signal(Signal::SIGKILL);
+    // None is named: those of the default routes.
+    site.ip("gw", "route add default via 198.51.100.20");
+    site.ip("gw", "route add ::/0 via 2001:db8:1::10");
+    site.write(&[1], "", "");
+    site.start();
+    assert_eq!(modes(&site), named(&[("ga", "native"), ("gb", "native")]));
+    talks(&site, 10);
+    site.signal(Signal::SIGTERM);
+    // While there is no circuit, it is nowhere.
+    site.write(&[], "xdp = \"native\"", "");
+    site.start();
+    assert_eq!(modes(&site), []);
+    site.write(&[1], "xdp = \"native\"", "");
+    site.say(&["reload"]);
+    assert_eq!(modes(&site), named(&[("ga", "native"), ("gb", "native")]));
+    talks(&site, 10);
+    site.signal(Signal::SIGKILL);
+    site.write(&[1], "xdp = \"off\"", "");
+    site.start();
+    assert_eq!(modes(&site), []);
+    talks(&site, 0);
+}
