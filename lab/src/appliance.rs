@@ -15,7 +15,7 @@ use crate::{
     error::{During as _, Error, Result},
     interrupt,
     process::{self, Output, Process},
-    site::Lab,
+    site::{Lab, wait},
     topology::Appliance,
 };
 
@@ -58,14 +58,13 @@ impl Lab {
                 })
                 .collect()
         };
+        // Ready is who has a tunnel, so nobody is before the late ones are there.
         let late = |host: &str| self.topology().cloud.has_tls(host, 0);
-        for part in [handles(&|host| !late(host)), handles(&late)] {
-            for handle in &part {
-                handle.launch()?;
-            }
-            part.iter().try_for_each(|h| h.await_ready())?;
+        let all = [handles(&|host| !late(host)), handles(&late)].concat();
+        for handle in &all {
+            handle.launch()?;
         }
-        Ok(())
+        all.iter().try_for_each(|h| h.await_ready())
     }
 }
 
@@ -170,14 +169,22 @@ impl<'a> Handle<'a> {
         Ok(circuits)
     }
 
-    /// The fingerprint of the certificate that it takes tunnels over TLS with. It must be running.
+    /// The fingerprint of the certificate that it takes tunnels over TLS with, once it runs.
     fn fingerprint(&self) -> Result<String> {
-        let status = self.json(&["status", "--json"])?;
-        let fingerprint = status["tls"]["fingerprint"].as_str();
-        fingerprint.map(str::to_owned).ok_or_else(|| Error::Output {
-            what: format!("the fingerprint of {}'s certificate", self.host()),
-            reason: format!("its status has none: {}", status["tls"]),
-        })
+        wait(
+            &format!("the fingerprint of {}'s certificate", self.host()),
+            CLI,
+            Duration::from_millis(20),
+            || {
+                let said = self.cli(&["status", "--json"])?;
+                let status: Option<serde_json::Value> = serde_json::from_str(&said.stdout).ok();
+                let status = status.unwrap_or_default();
+                let fingerprint = status["tls"]["fingerprint"].as_str();
+                Ok(fingerprint
+                    .map(str::to_owned)
+                    .ok_or_else(|| format!("tls: {}; {}", status["tls"], said.stderr.trim())))
+            },
+        )
     }
 
     /// Writes the configuration file that the topology says, and keys where its tunnels are encrypted.
