@@ -15,7 +15,7 @@ use crate::{
     error::{During as _, Error, Result},
     interrupt,
     process::{self, Output, Process},
-    site::Lab,
+    site::{Lab, wait},
     topology::Appliance,
 };
 
@@ -58,14 +58,13 @@ impl Lab {
                 })
                 .collect()
         };
+        // Ready is who has a tunnel, so nobody is before the late ones are there.
         let late = |host: &str| self.topology().cloud.has_tls(host, 0);
-        for part in [handles(&|host| !late(host)), handles(&late)] {
-            for handle in &part {
-                handle.launch()?;
-            }
-            part.iter().try_for_each(|h| h.await_ready())?;
+        let all = [handles(&|host| !late(host)), handles(&late)].concat();
+        for handle in &all {
+            handle.launch()?;
         }
-        Ok(())
+        all.iter().try_for_each(|h| h.await_ready())
     }
 }
 
@@ -170,14 +169,22 @@ impl<'a> Handle<'a> {
         Ok(circuits)
     }
 
-    /// The fingerprint of the certificate that it takes tunnels over TLS with. It must be running.
+    /// The fingerprint of the certificate that it takes tunnels over TLS with, once it runs.
     fn fingerprint(&self) -> Result<String> {
-        let status = self.json(&["status", "--json"])?;
-        let fingerprint = status["tls"]["fingerprint"].as_str();
-        fingerprint.map(str::to_owned).ok_or_else(|| Error::Output {
-            what: format!("the fingerprint of {}'s certificate", self.host()),
-            reason: format!("its status has none: {}", status["tls"]),
-        })
+        wait(
+            &format!("the fingerprint of {}'s certificate", self.host()),
+            CLI,
+            Duration::from_millis(20),
+            || {
+                let said = self.cli(&["status", "--json"])?;
+                let status: Option<serde_json::Value> = serde_json::from_str(&said.stdout).ok();
+                let status = status.unwrap_or_default();
+                let fingerprint = status["tls"]["fingerprint"].as_str();
+                Ok(fingerprint
+                    .map(str::to_owned)
+                    .ok_or_else(|| format!("tls: {}; {}", status["tls"], said.stderr.trim())))
+            },
+        )
     }
 
     /// Writes the configuration file that the topology says, and keys where its tunnels are encrypted.
@@ -285,6 +292,22 @@ impl<'a> Handle<'a> {
     pub fn restart(&self) -> Result<()> {
         self.stop()?;
         self.start()
+    }
+
+    /// The gateway that a peer is reached through, and by what (`udp`, `tls`); no name: directly, or not at all.
+    ///
+    /// # Errors
+    /// If it does not answer, or has no such peer.
+    pub fn way(&self, peer: &str) -> Result<(String, String)> {
+        let status = self.json(&["status", "--json"])?;
+        let all = status["peers"].as_array();
+        let found = all.into_iter().flatten().find(|p| p["name"] == peer);
+        let found = found.ok_or_else(|| Error::Output {
+            what: format!("peer {peer} in the status of {}", self.host()),
+            reason: status["peers"].to_string(),
+        })?;
+        let text = |key: &str| found["tunnel"][key].as_str().unwrap_or_default().to_owned();
+        Ok((text("via"), text("carrier")))
     }
 
     /// Runs its command line against its socket: `causeway-appliance --socket S WORDS…`.

@@ -453,7 +453,7 @@ mod tests {
             let (circuit, side) = t.cloud.between(host, other)?;
             let tls = circuit.tls.clone().filter(|_| side == 0);
             let circuit = Circuit {
-                id: "0100000000000000".to_owned(),
+                id: "0100000100000000".to_owned(),
                 key_file: "/run/x/circuit.key".into(),
                 tls: tls.map(|name| (name, "aa".to_owned())),
             };
@@ -497,7 +497,7 @@ mod tests {
         assert!(tenant["gateway"][2].get("pool").is_none());
         let peer = &tenant["peer"][0];
         assert!(peer.get("address").is_none());
-        assert_eq!(peer["circuit"]["id"].as_str(), Some("0100000000000000"));
+        assert_eq!(peer["circuit"]["id"].as_str(), Some("0100000100000000"));
         assert_eq!(peer["tls"]["fingerprint"].as_str(), Some("aa"));
         assert!(tenant.get("tls").is_none());
 
@@ -518,7 +518,7 @@ mod tests {
         let t = sites::gateways(Options::default());
         let drawn = ["acme", "globex"].map(|tenant| Drawn {
             tenant: tenant.to_owned(),
-            id: "0100000000000000".to_owned(),
+            id: "0100000100000000".to_owned(),
             keys: ["a", "b"].map(str::to_owned),
         });
         let socket = Path::new("/run/x/gw1.sock");

@@ -28,7 +28,7 @@ use crate::{
 pub struct Drawn {
     /// Its tenant.
     pub tenant: String,
-    /// Its id: 16 hexadecimal digits, the first 8 not all zero.
+    /// Its id: 16 hexadecimal digits.
     pub id: String,
     /// Keys of side a and of side b, base64.
     pub keys: [String; 2],
@@ -115,8 +115,9 @@ impl Lab {
         let mut all = Vec::new();
         for circuit in &self.topology().cloud.circuits {
             let mut id: [u8; 8] = random()?;
-            // Four zero bytes in front would be a message.
+            // Neither a message nor a tunnel's own datagram begins so.
             id[0] |= 1;
+            id[3] |= 1;
             let drawn = Drawn {
                 tenant: circuit.tenant.clone(),
                 id: id.iter().map(|b| format!("{b:02x}")).collect(),
@@ -297,7 +298,9 @@ impl<'a> GatewayHandle<'a> {
         if !self.config_path().exists() {
             self.write_config()?;
         }
-        self.daemon().launch(&[])
+        let object = &self.lab.paths().gateway_bpf_object;
+        self.daemon()
+            .launch(&[("CAUSEWAY_GATEWAY_BPF_OBJECT", object)])
     }
 
     /// Waits until the daemon answers.

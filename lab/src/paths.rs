@@ -14,13 +14,15 @@ pub struct Paths {
     pub gateway: PathBuf,
     /// The appliance's BPF object.
     pub bpf_object: PathBuf,
+    /// The gateways' BPF object; without it circuits go through user space.
+    pub gateway_bpf_object: PathBuf,
     /// The virtual switch's BPF object.
     pub lab_bpf_object: PathBuf,
 }
 
 impl Paths {
-    /// From `CAUSEWAY_APPLIANCE`, `CAUSEWAY_GATEWAY`, `CAUSEWAY_BPF_OBJECT` and `CAUSEWAY_LAB_BPF_OBJECT`; what is
-    /// not set is looked for beside the running program: `target/<profile>/causeway-appliance`,
+    /// From `CAUSEWAY_APPLIANCE`, `CAUSEWAY_GATEWAY`, `CAUSEWAY_BPF_OBJECT`, `CAUSEWAY_GATEWAY_BPF_OBJECT` and
+    /// `CAUSEWAY_LAB_BPF_OBJECT`; what is not set is looked for beside the running program: `target/<profile>/causeway-appliance`,
     /// `target/bpf/*.o`.
     #[must_use]
     pub fn find() -> Self {
@@ -31,6 +33,7 @@ impl Paths {
             appliance: or("CAUSEWAY_APPLIANCE", default.appliance),
             gateway: or("CAUSEWAY_GATEWAY", default.gateway),
             bpf_object: or("CAUSEWAY_BPF_OBJECT", default.bpf_object),
+            gateway_bpf_object: or("CAUSEWAY_GATEWAY_BPF_OBJECT", default.gateway_bpf_object),
             lab_bpf_object: or("CAUSEWAY_LAB_BPF_OBJECT", default.lab_bpf_object),
         }
     }
@@ -46,6 +49,7 @@ impl Paths {
             appliance: profile.join("causeway-appliance"),
             gateway: profile.join("causeway-gateway"),
             bpf_object: bpf.join("appliance.bpf.o"),
+            gateway_bpf_object: bpf.join("gateway.bpf.o"),
             lab_bpf_object: bpf.join("lab.bpf.o"),
         }
     }

@@ -39,7 +39,7 @@ pub(crate) struct Trunk {
     pub outer_ethertype: u16,
 }
 
-/// The far end of an appliance's NIC, which gets an XDP program that passes everything.
+/// The far end of an appliance's or a gateway's NIC, which gets an XDP program that passes everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FarEnd {
     /// The host or switch it is in.
@@ -160,7 +160,7 @@ fn cables(topology: &Topology, lab: &str, plan: &mut Plan) {
                     netns::name(lab, switch),
                 ));
                 plan.features.push(host_features(topology, lab, host, link));
-                if host.kind == Kind::Appliance {
+                if host.kind.sends_by_xdp() {
                     plan.far_ends.push(FarEnd {
                         place: switch.clone(),
                         link: port.clone(),
@@ -171,7 +171,7 @@ fn cables(topology: &Topology, lab: &str, plan: &mut Plan) {
                     link: port,
                     set: far_end_features(
                         topology,
-                        host.kind == Kind::Appliance,
+                        host.kind.sends_by_xdp(),
                         matches!(link.to, Attach::Trunk { .. }),
                     ),
                 });
@@ -195,7 +195,7 @@ fn cables(topology: &Topology, lab: &str, plan: &mut Plan) {
         ));
         for (near, link, far) in [(host_a, link_a, host_b), (host_b, link_b, host_a)] {
             let mut features = host_features(topology, lab, near, link);
-            if far.kind == Kind::Appliance {
+            if far.kind.sends_by_xdp() {
                 features.set = far_end_features(topology, true, false);
                 plan.far_ends.push(FarEnd {
                     place: near.name.clone(),
@@ -224,7 +224,7 @@ fn host_features(topology: &Topology, lab: &str, host: &Host, link: &Link) -> Fe
     }
 }
 
-/// The other end of a NIC's cable. Of an appliance's: whole checksums towards it, and GRO as a
+/// The other end of a NIC's cable. Of an appliance's or a gateway's: whole checksums towards it, and GRO as a
 /// hypervisor's switch has it. Of a trunk: the tag goes into the packet, where XDP sees it.
 fn far_end_features(topology: &Topology, appliance: bool, trunk: bool) -> Vec<&'static str> {
     let mut set = Vec::new();

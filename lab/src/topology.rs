@@ -85,8 +85,15 @@ pub enum Kind {
     /// Runs the appliance daemon: its links' far ends get an XDP program, which veth needs for
     /// what native XDP sends.
     Appliance,
-    /// Runs the gateway daemon.
+    /// Runs the gateway daemon; far ends as an appliance's.
     Gateway,
+}
+
+impl Kind {
+    /// Whether its daemon sends by XDP, for which the far ends of its links need a program.
+    pub(crate) const fn sends_by_xdp(self) -> bool {
+        matches!(self, Self::Appliance | Self::Gateway)
+    }
 }
 
 /// One network namespace.

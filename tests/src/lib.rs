@@ -19,6 +19,7 @@
 pub mod beside;
 pub mod corpus;
 pub mod dump;
+pub mod end;
 pub mod gateway;
 pub mod harness;
 pub mod nat;

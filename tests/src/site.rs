@@ -75,6 +75,7 @@ fn missing() -> Option<String> {
     let paths = Paths::find();
     for (path, hint) in [
         (&paths.appliance, "cargo build -p appliance-user"),
+        (&paths.gateway, "cargo build -p causeway-gateway"),
         (&paths.bpf_object, "cargo xtask build-ebpf"),
         (&paths.lab_bpf_object, "cargo xtask build-ebpf"),
     ] {
@@ -147,7 +148,8 @@ impl Site {
         let turn = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, e)| e)
             .expect("a lock on a file of our own");
-        let lab = Lab::up(topology(options), "test", Paths::find())
+        let name = std::env::var("CAUSEWAY_TEST_LAB").unwrap_or_else(|_| "test".to_owned());
+        let lab = Lab::up(topology(options), &name, Paths::find())
             .unwrap_or_else(|e| panic!("raising the lab: {e}"));
         Some(Self {
             lab: Scoped::new(lab),
@@ -155,17 +157,20 @@ impl Site {
         })
     }
 
-    /// Lines of level ERROR, and panics, in the appliances' logs.
+    /// Lines of level ERROR, and panics, in the daemons' logs.
     fn errors(&self) -> Vec<String> {
-        self.topology()
-            .appliances
-            .iter()
-            .filter_map(|a| self.appliance(&a.host).ok())
-            .flat_map(|a| {
-                let log = std::fs::read_to_string(a.log_path()).unwrap_or_default();
+        let appliances = self.topology().appliances.iter();
+        let appliances = appliances.filter_map(|a| self.appliance(&a.host).ok());
+        let gateways = self.topology().cloud.gateways.iter();
+        let gateways = gateways.filter_map(|g| self.gateway(&g.host).ok());
+        appliances
+            .map(|a| (a.host().to_owned(), a.log_path()))
+            .chain(gateways.map(|g| (g.host().to_owned(), g.log_path())))
+            .flat_map(|(host, log)| {
+                let log = std::fs::read_to_string(log).unwrap_or_default();
                 log.lines()
                     .filter(|l| l.contains(" ERROR ") || l.contains("panicked at"))
-                    .map(|l| format!("{}: {l}", a.host()))
+                    .map(|l| format!("{host}: {l}"))
                     .collect::<Vec<_>>()
             })
             .collect()
@@ -189,6 +194,18 @@ impl Site {
                     Ok(o) => println!("{}{}", o.stdout, o.stderr),
                     Err(e) => println!("{e}"),
                 }
+            }
+        }
+        for gateway in &self.topology().cloud.gateways {
+            let Ok(handle) = self.gateway(&gateway.host) else {
+                continue;
+            };
+            println!("==== {}: log", gateway.host);
+            println!("{}", handle.log_tail(40));
+            println!("==== {}: status", gateway.host);
+            match handle.cli(&["status"]) {
+                Ok(o) => println!("{}{}", o.stdout, o.stderr),
+                Err(e) => println!("{e}"),
             }
         }
         for host in &self.topology().hosts {
@@ -348,6 +365,26 @@ impl Site {
             handle
                 .write_config()
                 .unwrap_or_else(|e| panic!("{appliance}: {e}"));
+        }
+        let edited = edit(text(&path));
+        std::fs::write(&path, edited).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
+
+    /// What a gateway says of itself.
+    pub fn gateway_status(&self, gateway: &str) -> serde_json::Value {
+        self.gateway(gateway)
+            .and_then(|g| g.status())
+            .unwrap_or_else(|e| panic!("{gateway}: status: {e}"))
+    }
+
+    /// Rewrites a gateway's configuration file; it stays its owner's.
+    pub fn configure_gateway(&self, gateway: &str, edit: impl FnOnce(String) -> String) {
+        let handle = self.gateway(gateway).unwrap_or_else(|e| panic!("{e}"));
+        let path = handle.config_path();
+        if !path.exists() {
+            handle
+                .write_config()
+                .unwrap_or_else(|e| panic!("{gateway}: {e}"));
         }
         let edited = edit(text(&path));
         std::fs::write(&path, edited).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

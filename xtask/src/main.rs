@@ -82,7 +82,7 @@ enum Command {
         #[arg(long, default_value_t = 900)]
         seconds: u64,
     },
-    /// Raise, explore and take down sites: up, down, list, exec, capture.
+    /// Raise, explore and take down sites: up, down, list, exec, capture, gateway.
     Lab {
         /// Passed on to causeway-lab.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

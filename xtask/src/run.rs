@@ -64,8 +64,8 @@ pub fn prepare(asked: Asked, packages: &[&str]) -> anyhow::Result<()> {
 pub fn lab(asked: Asked, verb: &str, args: &[String]) -> anyhow::Result<ExitCode> {
     // Looking at a lab that stands, or taking it down, must not wait for a build.
     let built = target().join("release/causeway-lab").exists();
-    if !(built && matches!(verb, "exec" | "list" | "down" | "capture")) {
-        prepare(asked, &["appliance-user", "lab"])?;
+    if !(built && matches!(verb, "exec" | "list" | "down" | "capture" | "gateway")) {
+        prepare(asked, &["appliance-user", "causeway-gateway", "lab"])?;
     }
     let mut command = Command::new(target().join("release/causeway-lab"));
     command.arg(verb).args(args);

@@ -22,12 +22,13 @@ const BASE: [Package; 2] = [
 ];
 
 /// What the lab, its tests and the demo use.
-const LAB: [Package; 10] = [
+const LAB: [Package; 11] = [
     ("iproute2", "/usr/share/doc/iproute2"),
     ("ethtool", "/usr/share/doc/ethtool"),
     ("iperf3", "/usr/bin/iperf3"),
     ("iputils-ping", "/usr/share/doc/iputils-ping"),
     ("curl", "/usr/bin/curl"),
+    ("openssl", "/usr/bin/openssl"),
     ("procps", "/usr/share/doc/procps"),
     ("nftables", "/usr/sbin/nft"),
     ("ca-certificates", "/usr/share/doc/ca-certificates"),

@@ -41,6 +41,9 @@ struct Files {
     /// The appliance's BPF object; else CAUSEWAY_BPF_OBJECT.
     #[arg(long, global = true, value_name = "FILE")]
     bpf_object: Option<PathBuf>,
+    /// The gateway's BPF object; else CAUSEWAY_GATEWAY_BPF_OBJECT.
+    #[arg(long, global = true, value_name = "FILE")]
+    gateway_bpf_object: Option<PathBuf>,
     /// The virtual switch's BPF object; else CAUSEWAY_LAB_BPF_OBJECT.
     #[arg(long, global = true, value_name = "FILE")]
     lab_bpf_object: Option<PathBuf>,
@@ -260,6 +263,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         appliance: cli.files.appliance.unwrap_or(found.appliance),
         gateway: cli.files.gateway.unwrap_or(found.gateway),
         bpf_object: cli.files.bpf_object.unwrap_or(found.bpf_object),
+        gateway_bpf_object: cli
+            .files
+            .gateway_bpf_object
+            .unwrap_or(found.gateway_bpf_object),
         lab_bpf_object: cli.files.lab_bpf_object.unwrap_or(found.lab_bpf_object),
     };
     match cli.command {

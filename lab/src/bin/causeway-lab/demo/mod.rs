@@ -105,7 +105,7 @@ pub(crate) fn demo(
     let partial = || Play {
         scenario: "partial",
         begin: ["raise both sites", "start both appliances"],
-        topology: sites::partial(options),
+        topology: sites::partial_by_gateways(options),
         scenes: partial::scenes,
         table: partial::table,
     };

@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -18,6 +19,8 @@ const IPERF_PORT: u16 = 5201;
 const IPERF_SECONDS: u32 = 2;
 /// Pings per short check.
 const PINGS: u32 = 20;
+/// Traffic goes on within this time when the gateway in use is gone.
+const MOVED: Duration = Duration::from_millis(500);
 
 /// Before, during and after a failover of `prod-a`, and back.
 pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
@@ -44,6 +47,15 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
 
     if lab.topology().options.encrypted {
         outcome.step("after: the WAN carries nothing readable", |_| secrecy(lab))?;
+    }
+
+    if !lab.topology().cloud.gateways.is_empty() {
+        outcome.step("gateway: the tunnel passes through it", |_| {
+            through_gateway(lab)
+        })?;
+        outcome.step("gateway: the one in use is killed under ping", |measured| {
+            kill_gateway(lab, measured)
+        })?;
     }
 
     println!("\nfailing back while prod-b pings");
@@ -213,6 +225,71 @@ fn secrecy(lab: &Lab) -> anyhow::Result<((), String)> {
     ))
 }
 
+/// The gateway in use, by what the tenant's appliance says.
+fn in_use(lab: &Lab) -> anyhow::Result<String> {
+    let (via, _) = lab.appliance("tenant-appliance")?.way("provider")?;
+    anyhow::ensure!(!via.is_empty(), "the tunnel passes through no gateway");
+    Ok(via)
+}
+
+/// Datagrams that a gateway has carried, both ways.
+fn carried(lab: &Lab, gateway: &str) -> anyhow::Result<u64> {
+    let status = lab.gateway(gateway)?.status()?;
+    let ways = status["circuits"]["list"][0]["datagrams"].as_array();
+    Ok(ways.into_iter().flatten().filter_map(|n| n.as_u64()).sum())
+}
+
+/// The tenant's appliance names a gateway, and that gateway has carried the pings.
+fn through_gateway(lab: &Lab) -> anyhow::Result<((), String)> {
+    let via = in_use(lab)?;
+    let before = carried(lab, &via)?;
+    let report = lab.ping_count("prod-b", V4, Probe::Echo, PACE, PINGS)?;
+    anyhow::ensure!(report.lost().is_empty(), "{}", report.summary());
+    let carried = carried(lab, &via)? - before;
+    anyhow::ensure!(
+        carried >= u64::from(2 * PINGS),
+        "{via} carried {carried} datagrams"
+    );
+    Ok(((), format!("{via}: {carried} datagrams for {PINGS} pings")))
+}
+
+/// SIGKILL to the gateway in use, while prod-b pings the replica.
+fn kill_gateway(lab: &Lab, measured: &mut BTreeMap<String, f64>) -> anyhow::Result<((), String)> {
+    let mut said = Vec::new();
+    // A machine that is held up makes one try late; a tunnel that is slow to move, both.
+    for _ in 0..2 {
+        let via = in_use(lab)?;
+        let pinger = lab.ping("prod-b", V4, Probe::Echo, PACE)?;
+        thread::sleep(Duration::from_millis(300));
+        lab.gateway(&via)?.kill()?;
+        let killed = Instant::now();
+        thread::sleep(Duration::from_millis(1500));
+        let report = pinger.stop()?;
+        lab.gateway(&via)?.start()?;
+        let gap = report.longest_gap().context("no reply at all")?;
+        anyhow::ensure!(
+            report
+                .received
+                .iter()
+                .flatten()
+                .any(|at| *at > killed + MOVED * 2),
+            "nothing comes any more: {}",
+            report.summary()
+        );
+        let next = in_use(lab)?;
+        anyhow::ensure!(next != via, "{via} was killed and is still in use");
+        let ms = gap.length().as_secs_f64() * 1e3;
+        said.push(format!("{via} is gone: on through {next} after {ms:.0} ms"));
+        if gap.length() <= MOVED {
+            measured.insert("gateway_killed_gap_ms".to_owned(), ms);
+            return Ok(((), said.join("; ")));
+        }
+        // The one that was killed is bound again before the other goes.
+        thread::sleep(Duration::from_secs(3));
+    }
+    anyhow::bail!("{}", said.join("; "))
+}
+
 /// MAC addresses that prod-b and the router have of each other, and prod-d of its router.
 fn unaffected_neighbours(lab: &Lab) -> anyhow::Result<Vec<String>> {
     let mut all = Vec::new();
@@ -272,6 +349,12 @@ pub(super) fn table(outcome: &Outcome) {
             get(&format!("failback_{name}")),
         );
         println!("  {label:<34} {over:>12} {back:>12}  {unit}");
+    }
+    if let Some(gap) = outcome.measured.get("gateway_killed_gap_ms") {
+        println!(
+            "  {:<34} {gap:>12.2} {:>12}  ms",
+            "gap, gateway in use killed", ""
+        );
     }
     println!("  (IPv6 waits for duplicate address detection, as a machine that boots does.)");
 }

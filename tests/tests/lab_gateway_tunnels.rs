@@ -1,0 +1,383 @@
+//! Tunnels through gateways: the one in use dies, is cut off, turns into a black hole, drains; a NAT forgets; UDP is blocked.
+//! Traffic goes on, and TCP inside survives.
+//!
+//! What is measured here is measured on a machine that may be held up for longer than what is asked: a bound on time is to hold
+//! in one try of three, everything else in all of them.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use causeway_tests::{
+    packet::ip,
+    site::{Conversation, Site, Transfer},
+};
+use lab::{Options, Probe, Report};
+
+const A: &str = "10.1.0.10";
+const PACE: Duration = Duration::from_millis(10);
+/// How long traffic may pause when the gateway in use fails.
+const GAP: Duration = Duration::from_millis(500);
+const SECOND: Duration = Duration::from_secs(1);
+const TRIES: usize = 3;
+const GREETER: u16 = 2222;
+
+/// The lab `gateways` with acme's first machine failed over, its tunnel up.
+fn tunnelled() -> Option<Site> {
+    let site = Site::raise(lab::sites::gateways, Options::default())?;
+    site.over("acme-prod-a");
+    site.reach("acme-prod-b", A);
+    Some(site)
+}
+
+/// The gateway that a tenant's tunnel passes through, and by what.
+fn way(site: &Site, tenant: &str) -> (String, String) {
+    let appliance = site.appliance(&format!("{tenant}-appliance"));
+    let way = appliance.and_then(|a| a.way("provider"));
+    way.unwrap_or_else(|e| panic!("{tenant}: {e}"))
+}
+
+/// Waits until `holds`; how long it took.
+#[track_caller]
+fn until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) -> Duration {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < patience, "never: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+    began.elapsed()
+}
+
+/// A series of pings, with something that happens meanwhile, and what came of it.
+fn across(site: &Site, tenant: &str, after: Duration, event: impl FnOnce()) -> (Report, Instant) {
+    let from = format!("{tenant}-prod-b");
+    let pinger = site
+        .ping(&from, ip(A), Probe::Echo, PACE)
+        .unwrap_or_else(|e| panic!("{e}"));
+    thread::sleep(Duration::from_millis(500));
+    let began = Instant::now();
+    event();
+    thread::sleep(after);
+    let report = pinger.stop().unwrap_or_else(|e| panic!("{e}"));
+    assert!(
+        report
+            .received
+            .iter()
+            .flatten()
+            .any(|at| *at > began + after * 3 / 4),
+        "nothing comes any more: {}",
+        report.summary()
+    );
+    (report, began)
+}
+
+/// The gateway in use fails in some way, up to three times, and is well again; what is said stays connected all the time.
+fn survives(trouble: impl Fn(&Site, &str), mend: impl Fn(&Site, &str)) {
+    let Some(site) = tunnelled() else { return };
+    let greeter = site.greeter("acme-replica-a", GREETER, "hello");
+    let _greeter = greeter.unwrap_or_else(|e| panic!("{e}"));
+    let talk = Conversation::start(&site, "acme-prod-b", A, GREETER);
+    let mut gaps = Vec::new();
+    for round in 1..=TRIES {
+        let (used, carrier) = way(&site, "acme");
+        assert_eq!(carrier, "udp");
+        let pause = Duration::from_millis(40);
+        let transfer = Transfer::paced(
+            &site,
+            "acme-replica-a",
+            "acme-prod-b",
+            "10.1.0.11",
+            4 << 20,
+            pause,
+        );
+        let (report, _) = across(&site, "acme", 3 * SECOND, || trouble(&site, &used));
+        transfer.finish();
+        let gap = report.longest_gap().expect("replies").length();
+        let (next, _) = way(&site, "acme");
+        println!(
+            "round {round}: {used} fails, on by {next}: {}",
+            report.summary()
+        );
+        assert_ne!(next, used, "it is used, and it is gone");
+        assert_ne!(next, "gw3", "the pool has another");
+        gaps.push(gap);
+        mend(&site, &used);
+        // Nobody moves back because it is there again.
+        let carried = |gateway: &str| {
+            let status = site.gateway_status(gateway);
+            let all = status["circuits"]["list"].as_array().cloned();
+            let ways = all.unwrap_or_default();
+            let ways = ways.iter().filter_map(|c| c["datagrams"].as_array());
+            ways.flatten()
+                .filter_map(serde_json::Value::as_u64)
+                .sum::<u64>()
+        };
+        let both_ends_bound = || {
+            let status = site.gateway_status(&used);
+            let mut all = status["circuits"]["list"].as_array().into_iter().flatten();
+            all.any(|c| {
+                c["tenant"] == "acme" && c["bound"][0].is_string() && c["bound"][1].is_string()
+            })
+        };
+        until("bound at it again", 20 * SECOND, both_ends_bound);
+        let before = carried(&used);
+        let report = site.ping_count("acme-prod-b", ip(A), Probe::Echo, PACE, 300);
+        let report = report.unwrap_or_else(|e| panic!("{e}"));
+        assert!(report.lost().len() <= 3, "{}", report.summary());
+        assert_eq!(way(&site, "acme").0, next, "back at once");
+        // But for what an end asks of a gateway, which is no datagram of the tunnel.
+        let moved = carried(&used) - before;
+        assert!(
+            moved < 30,
+            "{moved} datagrams came by the gateway that is back"
+        );
+        if gap <= GAP {
+            break;
+        }
+    }
+    let best = gaps.iter().min().expect("a try");
+    assert!(*best <= GAP, "without a reply for {gaps:?}");
+    let (said, longest) = talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
+    assert!(said > 50, "{said} numbers, the longest took {longest:?}");
+}
+
+#[test]
+fn a_killed_gateway_is_left_within_half_a_second() {
+    survives(
+        |site, gateway| {
+            let killed = site.gateway(gateway).and_then(|g| g.kill());
+            killed.unwrap_or_else(|e| panic!("{e}"));
+        },
+        |site, gateway| {
+            let started = site.gateway(gateway).and_then(|g| g.start());
+            started.unwrap_or_else(|e| panic!("{e}"));
+        },
+    );
+}
+
+#[test]
+fn a_gateway_that_is_cut_off_is_left_within_half_a_second() {
+    survives(
+        |site, gateway| {
+            let cut = site.cut(&format!("{gateway}-wan"));
+            cut.unwrap_or_else(|e| panic!("{e}"));
+        },
+        |site, gateway| {
+            let mended = site.mend(&format!("{gateway}-wan"));
+            mended.unwrap_or_else(|e| panic!("{e}"));
+        },
+    );
+}
+
+#[test]
+fn a_black_hole_is_left_within_half_a_second() {
+    survives(
+        |site, gateway| {
+            let hole = site.blackhole(&format!("{gateway}-wan"));
+            hole.unwrap_or_else(|e| panic!("{e}"));
+        },
+        |site, gateway| {
+            let end = site.end_blackhole(&format!("{gateway}-wan"));
+            end.unwrap_or_else(|e| panic!("{e}"));
+        },
+    );
+}
+
+/// Where acme's end is bound at a gateway.
+fn bound(site: &Site, gateway: &str, tenant: &str, side: usize) -> String {
+    let status = site.gateway_status(gateway);
+    let mut all = status["circuits"]["list"].as_array().into_iter().flatten();
+    let circuit = all.find(|c| c["tenant"] == tenant);
+    let at = circuit.and_then(|c| c["bound"][side].as_str());
+    at.unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_nat_that_forgets_is_followed() {
+    let Some(site) = tunnelled() else { return };
+    let greeter = site.greeter("acme-replica-a", GREETER, "hello");
+    let _greeter = greeter.unwrap_or_else(|e| panic!("{e}"));
+    let talk = Conversation::start(&site, "acme-prod-b", A, GREETER);
+    let mut gaps = Vec::new();
+    for round in 0..TRIES as u16 {
+        let (used, _) = way(&site, "acme");
+        let ports = (40_000 + 1000 * round, 40_999 + 1000 * round);
+        let before = bound(&site, &used, "acme", 0);
+        let (report, _) = across(&site, "acme", 2 * SECOND, || {
+            let rebound = site.rebind_nat("acme-router", "wan", ports);
+            rebound.unwrap_or_else(|e| panic!("{e}"));
+        });
+        let (now, _) = way(&site, "acme");
+        let after = bound(&site, &now, "acme", 0);
+        println!("at {before}, then at {after}: {}", report.summary());
+        let port = after.rsplit(':').next().and_then(|p| p.parse::<u16>().ok());
+        assert!(
+            port.is_some_and(|p| (ports.0..=ports.1).contains(&p)),
+            "{after} is not of {ports:?}"
+        );
+        gaps.push(report.longest_gap().expect("replies").length());
+        if gaps.last().is_some_and(|gap| *gap <= GAP) {
+            break;
+        }
+    }
+    assert!(gaps.iter().any(|gap| *gap <= GAP), "{gaps:?}");
+    talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
+}
+
+#[test]
+fn where_udp_is_blocked_the_tunnel_runs_over_tls_until_it_is_not() {
+    let Some(site) = Site::raise(lab::sites::gateways, Options::default()) else {
+        return;
+    };
+    let by = |wanted: &str, patience| {
+        until(&format!("globex by {wanted}"), patience, || {
+            way(&site, "globex").1 == wanted
+        })
+    };
+    println!(
+        "by TLS {} ms after the start",
+        by("tls", 30 * SECOND).as_millis()
+    );
+    site.over("globex-prod-a");
+    site.reach("globex-prod-b", A);
+    let greeter = site.greeter("globex-replica-a", GREETER, "hello");
+    let _greeter = greeter.unwrap_or_else(|e| panic!("{e}"));
+    let talk = Conversation::start(&site, "globex-prod-b", A, GREETER);
+    site.tcp("globex-prod-b", "globex-replica-a", A, 4 << 20);
+    // Acme, beside it, has UDP.
+    assert_eq!(way(&site, "acme").1, "udp");
+
+    let (report, _) = across(&site, "globex", SECOND, || {
+        site.unblock_udp("globex-router")
+            .unwrap_or_else(|e| panic!("{e}"));
+        println!(
+            "by UDP {} ms after it was let through",
+            by("udp", 60 * SECOND).as_millis()
+        );
+    });
+    println!("from TLS to UDP: {}", report.summary());
+    let gap = report.longest_gap().expect("replies").length();
+    assert!(gap < SECOND, "{}", report.summary());
+    site.reach("globex-prod-b", A);
+
+    let (report, _) = across(&site, "globex", 2 * SECOND, || {
+        site.block_udp("globex-router", "wan")
+            .unwrap_or_else(|e| panic!("{e}"));
+        println!(
+            "by TLS {} ms after UDP was blocked",
+            by("tls", 30 * SECOND).as_millis()
+        );
+    });
+    println!("from UDP to TLS: {}", report.summary());
+    site.reach("globex-prod-b", A);
+    talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
+}
+
+#[test]
+fn a_gateway_that_drains_is_left_without_loss() {
+    let Some(site) = tunnelled() else { return };
+    let mut lost = Vec::new();
+    for round in 1..=TRIES {
+        let (used, _) = way(&site, "acme");
+        let handle = site.gateway(&used).unwrap_or_else(|e| panic!("{e}"));
+        let process = handle.process().unwrap_or_else(|e| panic!("{e}"));
+        let process = process.expect("it runs");
+        let (report, began) = across(&site, "acme", 4 * SECOND, || {
+            handle.drain().unwrap_or_else(|e| panic!("{e}"));
+        });
+        println!("round {round}: {used} drains: {}", report.summary());
+        assert_ne!(way(&site, "acme").0, used);
+        until("its end", 10 * SECOND, || !process.is_alive());
+        lost.push(report.lost_since(began).len());
+        handle.start().unwrap_or_else(|e| panic!("{e}"));
+        if lost.last() == Some(&0) {
+            break;
+        }
+        thread::sleep(5 * SECOND);
+    }
+    assert!(lost.contains(&0), "lost in each round: {lost:?}");
+}
+
+#[test]
+fn the_last_gateway_comes_back_and_so_does_the_tunnel_within_a_second() {
+    let Some(site) = tunnelled() else { return };
+    let greeter = site.greeter("acme-replica-a", GREETER, "hello");
+    let _greeter = greeter.unwrap_or_else(|e| panic!("{e}"));
+    let talk = Conversation::start(&site, "acme-prod-b", A, GREETER);
+    let handle = |name: &str| site.gateway(name).unwrap_or_else(|e| panic!("{e}"));
+    for name in ["gw2", "gw3"] {
+        handle(name).kill().unwrap_or_else(|e| panic!("{e}"));
+    }
+    until("all by gw1", 20 * SECOND, || way(&site, "acme").0 == "gw1");
+    site.reach("acme-prod-b", A);
+    let mut took = Vec::new();
+    for round in 1..=TRIES {
+        let mut ready = Instant::now();
+        let (report, killed) = across(&site, "acme", 3 * SECOND, || {
+            handle("gw1").kill().unwrap_or_else(|e| panic!("{e}"));
+            // As a service manager does it.
+            thread::sleep(Duration::from_millis(500));
+            handle("gw1").start().unwrap_or_else(|e| panic!("{e}"));
+            ready = Instant::now();
+        });
+        let first = report
+            .received
+            .iter()
+            .flatten()
+            .filter(|at| **at > killed + GAP / 2)
+            .min();
+        let back = first.expect("replies").saturating_duration_since(ready);
+        println!(
+            "round {round}: back {} ms after gw1: {}",
+            back.as_millis(),
+            report.summary()
+        );
+        // It was away.
+        assert!(report.longest_gap().expect("replies").length() > GAP / 2);
+        took.push(back);
+        if back <= SECOND {
+            break;
+        }
+    }
+    assert!(took.iter().any(|t| *t <= SECOND), "{took:?}");
+    talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
+}
+
+#[test]
+fn pools_are_kept_to_and_families_may_differ() {
+    let Some(site) = Site::bare(lab::sites::gateways, Options::default()) else {
+        return;
+    };
+    // The provider reaches gw1 by IPv6 only, tenants by IPv4.
+    site.configure("provider-appliance", |config| {
+        let one = config.replace("\"192.0.2.10:6180\", ", "");
+        assert_ne!(one, config, "{config}");
+        one
+    });
+    site.start_appliances().unwrap_or_else(|e| panic!("{e}"));
+    for tenant in ["acme", "globex"] {
+        site.over(&format!("{tenant}-prod-a"));
+        site.reach(&format!("{tenant}-prod-b"), A);
+    }
+    let handle = |name: &str| site.gateway(name).unwrap_or_else(|e| panic!("{e}"));
+    handle("gw2").kill().unwrap_or_else(|e| panic!("{e}"));
+    for tenant in ["acme", "globex"] {
+        until("by gw1", 20 * SECOND, || way(&site, tenant).0 == "gw1");
+        site.reach(&format!("{tenant}-prod-b"), A);
+    }
+    assert!(bound(&site, "gw1", "acme", 1).starts_with("[2001:db8:e::5]"));
+    assert!(bound(&site, "gw1", "acme", 0).starts_with("198.51.100.2:"));
+    // The pool is empty: acme may use what is in none, globex may not.
+    handle("gw1").kill().unwrap_or_else(|e| panic!("{e}"));
+    until("acme by gw3", 20 * SECOND, || way(&site, "acme").0 == "gw3");
+    site.reach("acme-prod-b", A);
+    site.unreachable("globex-prod-b", A);
+    assert_eq!(bound(&site, "gw3", "globex", 0), "");
+    // And it comes back by itself.
+    handle("gw2").start().unwrap_or_else(|e| panic!("{e}"));
+    until("globex by gw2", 20 * SECOND, || {
+        way(&site, "globex").0 == "gw2"
+    });
+    site.reach("globex-prod-b", A);
+}

@@ -1,0 +1,555 @@
+//! Gateways: what they relay over TLS, and that tenants are fenced off from each other there.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use causeway_tests::{
+    end::{Peer, circuit, client_hello, clock, socket},
+    rng::Rng,
+    site::Site,
+};
+use gateway_client::{
+    end::{End, Heard},
+    wire::{CircuitId, Key, Kind, MESSAGE_BYTES, Message, Side, Tag},
+};
+use lab::Options;
+use nix::sys::resource::{Resource, setrlimit};
+
+const GW1: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10)), 6180);
+/// What no circuit's id is without.
+const ID_BITS: u64 = 0x0100_0001_0000_0000;
+const DIRECTOR: &str = "director.example.net";
+/// A server name behind which a test has a backend of its own, on the director's host.
+const RAW: &str = "raw.example.net";
+const RAW_PORT: u16 = 7000;
+
+/// A number from the environment: the issue's own, or less for an ordinary run.
+fn asked(variable: &str, ordinary: u64) -> u64 {
+    let text = std::env::var(variable).ok();
+    text.and_then(|t| t.parse().ok()).unwrap_or(ordinary)
+}
+
+/// The lab `gateways` with its gateways and the director's server running; no appliance.
+fn cloud(edit: impl Fn(String) -> String) -> Option<Site> {
+    let site = Site::bare(lab::sites::gateways, Options::default())?;
+    site.configure_gateway("gw1", edit);
+    site.start_cloud().unwrap_or_else(|e| panic!("{e}"));
+    Some(site)
+}
+
+fn with_raw_backend(config: String) -> String {
+    let more = config.replacen(
+        "name = \"acme\"\n",
+        "name = \"acme\"\nconnections = 20000\n",
+        1,
+    );
+    more + &format!(
+        "\n[limits]\nper_source = 20000\n\
+             [[backend]]\nname = \"raw\"\naddresses = [\"198.51.100.130:{RAW_PORT}\"]\n\
+             [[route]]\nname = \"{RAW}\"\ntenant = \"acme\"\nbackend = \"raw\"\n"
+    )
+}
+
+fn raw_backend(site: &Site) -> TcpListener {
+    let listener = site.inside("director", || {
+        TcpListener::bind((Ipv4Addr::UNSPECIFIED, RAW_PORT))
+    });
+    listener.unwrap_or_else(|e| panic!("director: {e}"))
+}
+
+/// Connections through gw1, their hellos sent.
+fn greet(site: &Site, host: &str, count: usize) -> Vec<TcpStream> {
+    let hello = client_hello(RAW);
+    let one = || {
+        let mut stream = TcpStream::connect_timeout(&GW1, Duration::from_secs(10))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+        stream.write_all(&hello)?;
+        Ok(stream)
+    };
+    let all = site.inside(host, || (0..count).map(|_| one()).collect());
+    all.unwrap_or_else(|e| panic!("{host}: {e}"))
+}
+
+/// Takes the hello off a backend's connection.
+fn take_hello(stream: &mut TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+    let expected = client_hello(RAW);
+    let mut got = vec![0; expected.len()];
+    stream.read_exact(&mut got)?;
+    if got == expected {
+        Ok(())
+    } else {
+        Err(io::Error::other("another hello came"))
+    }
+}
+
+#[test]
+fn curl_and_openssl_work_through_the_relay() {
+    let Some(site) = cloud(|config| config) else {
+        return;
+    };
+    let mut page = vec![0; 20_000_000];
+    let mut rng = Rng::new(1);
+    for chunk in page.chunks_mut(8) {
+        chunk.copy_from_slice(&rng.next_u64().to_le_bytes()[..chunk.len()]);
+    }
+    std::fs::write(site.www().join("page"), &page).expect("the lab's own directory");
+    let (key, certificate) = site.certificate(DIRECTOR).unwrap_or_else(|e| panic!("{e}"));
+    let (key, trusted) = (key.to_string_lossy(), certificate.to_string_lossy());
+
+    // From behind a NAT, from a site without UDP, and over IPv6; the last in a tenant's name.
+    let tenant = format!("acme.{DIRECTOR}");
+    for (host, name, at) in [
+        ("acme-prod-b", DIRECTOR, "192.0.2.10"),
+        ("globex-prod-b", DIRECTOR, "192.0.2.14"),
+        ("outside", tenant.as_str(), "[2001:db8:a:1::10]"),
+    ] {
+        let got = site.run_dir().join("got");
+        site.ok(
+            host,
+            &[
+                "curl",
+                "--silent",
+                "--show-error",
+                "--fail",
+                "--cacert",
+                &trusted,
+                "--resolve",
+                &format!("{name}:6180:{at}"),
+                "--output",
+                &got.to_string_lossy(),
+                &format!("https://{name}:6180/page"),
+            ],
+        );
+        let got = std::fs::read(got).expect("what curl wrote");
+        assert!(got == page, "{host}: {} bytes, or others", got.len());
+    }
+    let status = site.gateway_status("gw1");
+    let acme = &status["tenants"][0];
+    assert_eq!(
+        (&acme["name"], &acme["relayed"]),
+        (&"acme".into(), &1.into())
+    );
+
+    // openssl at both ends, with a certificate of the client's: the gateway is no party to it.
+    let words = [
+        "openssl",
+        "s_server",
+        "-accept",
+        "444",
+        "-rev",
+        "-key",
+        &key,
+        "-cert",
+        &trusted,
+        "-Verify",
+        "1",
+        "-CAfile",
+        &trusted,
+        "-verify_return_error",
+    ];
+    let server = site.spawn("director", "s_server", &words);
+    let server = server.unwrap_or_else(|e| panic!("{e}"));
+    site.await_listener("director", 444)
+        .unwrap_or_else(|e| panic!("{e}"));
+    site.configure_gateway("gw2", |config| {
+        config
+            + &format!(
+                "\n[[backend]]\nname = \"rev\"\naddresses = [\"[2001:db8:d::130]:444\"]\n\
+                 [[route]]\nname = \"rev.{DIRECTOR}\"\nbackend = \"rev\"\n"
+            )
+    });
+    let gw2 = site.gateway("gw2").unwrap_or_else(|e| panic!("{e}"));
+    // Gw2 has no IPv6: it says so, and goes on.
+    gw2.must(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
+    site.configure_gateway("gw2", |config| {
+        config.replace("[2001:db8:d::130]:444", "198.51.100.130:444")
+    });
+    gw2.must(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
+    let said = |name: &str| {
+        let script = format!(
+            "(echo causeway; sleep 1) | openssl s_client -connect 192.0.2.14:6180 -servername {name} \
+             -verify_hostname {name} -CAfile {trusted} -verify_return_error -cert {trusted} -key {key} -quiet -no_ign_eof"
+        );
+        site.sh("acme-prod-b", &["sh", "-c", &script])
+    };
+    let out = said(&format!("rev.{DIRECTOR}"));
+    assert!(
+        out.stdout.contains("yawesuac"),
+        "{}{}",
+        out.stdout,
+        out.stderr
+    );
+    // A name that nobody has: TLS's own alert 112.
+    let out = said("nobody.example.net");
+    assert!(
+        out.stderr.contains("unrecognized name"),
+        "{}{}",
+        out.stdout,
+        out.stderr
+    );
+    server.kill().unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// Bytes that say where they are, eight at a time.
+struct Pattern {
+    seed: u64,
+    at: u64,
+}
+
+const BLOCK: usize = 1 << 18;
+
+impl Pattern {
+    fn next(&mut self, block: &mut [u8]) {
+        for chunk in block.chunks_mut(8) {
+            let word = (self.at ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            chunk.copy_from_slice(&(word ^ (word >> 29)).to_le_bytes()[..chunk.len()]);
+            self.at += 1;
+        }
+    }
+}
+
+fn send_pattern(stream: &mut TcpStream, seed: u64, bytes: u64) -> io::Result<()> {
+    let mut pattern = Pattern { seed, at: 0 };
+    let mut block = vec![0; BLOCK];
+    for _ in 0..bytes / BLOCK as u64 {
+        pattern.next(&mut block);
+        stream.write_all(&block)?;
+    }
+    // And then its own half ends, and nothing else.
+    stream.shutdown(Shutdown::Write)
+}
+
+/// Reads to the end of the stream, which is to come exactly then.
+fn hear_pattern(stream: &mut TcpStream, seed: u64, bytes: u64) -> io::Result<()> {
+    let mut pattern = Pattern { seed, at: 0 };
+    let (mut block, mut wanted) = (vec![0; BLOCK], vec![0; BLOCK]);
+    for number in 0..bytes / BLOCK as u64 {
+        pattern.next(&mut wanted);
+        stream.read_exact(&mut block)?;
+        if block != wanted {
+            return Err(io::Error::other(format!("block {number} is another")));
+        }
+    }
+    match stream.read(&mut block)? {
+        0 => Ok(()),
+        more => Err(io::Error::other(format!("{more} bytes too many"))),
+    }
+}
+
+#[test]
+fn bulk_data_is_exact_and_half_closes_are_kept() {
+    let Some(site) = cloud(with_raw_backend) else {
+        return;
+    };
+    let bytes = asked("CAUSEWAY_RELAY_BYTES", 1_000_000_000).next_multiple_of(BLOCK as u64);
+    let listener = raw_backend(&site);
+    let began = Instant::now();
+    // All of one direction, its end, and only then all of the other, by who has heard that end.
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        take_hello(&mut stream)?;
+        hear_pattern(&mut stream, 1, bytes)?;
+        let heard = Instant::now();
+        send_pattern(&mut stream, 2, bytes)?;
+        io::Result::Ok(heard)
+    });
+    let mut client = greet(&site, "acme-prod-b", 1).remove(0);
+    send_pattern(&mut client, 1, bytes).unwrap_or_else(|e| panic!("up: {e}"));
+    let down = hear_pattern(&mut client, 2, bytes);
+    let ended = Instant::now();
+    let heard = server.join().expect("no panic");
+    let heard = heard.unwrap_or_else(|e| panic!("the server: {e}; the client: {down:?}"));
+    down.unwrap_or_else(|e| panic!("down: {e}"));
+    let rate = |time: Duration| bytes as f64 / time.as_secs_f64() / 1e6;
+    println!(
+        "{bytes} bytes each way: {:.0} MB/s up, {:.0} MB/s down",
+        rate(heard - began),
+        rate(ended - heard)
+    );
+    let acme = &site.gateway_status("gw1")["tenants"][0];
+    let hello = client_hello(RAW).len() as u64;
+    assert_eq!(acme["bytes_up"], bytes + hello, "{acme}");
+    assert_eq!(acme["bytes_down"], bytes, "{acme}");
+}
+
+/// Memory of a process that is in no file, bytes.
+fn memory(pid: i32) -> u64 {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(path).expect("a process");
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.expect("a number") << 10
+}
+
+#[test]
+fn idle_connections_cost_little() {
+    let count = usize::try_from(asked("CAUSEWAY_IDLE_CONNECTIONS", 3000)).expect("a number");
+    // Two for each connection here, and at the gateway, which inherits the limit, room for pipes beside them.
+    let files = (3 * count as u64 + 2000).max(20_000);
+    if let Err(e) = setrlimit(Resource::RLIMIT_NOFILE, files, files) {
+        causeway_tests::skip(&format!("{files} open files: {e}"));
+        return;
+    }
+    let Some(site) = cloud(with_raw_backend) else {
+        return;
+    };
+    let listener = raw_backend(&site);
+    let server = thread::spawn(move || -> io::Result<Vec<TcpStream>> {
+        let mut streams = Vec::new();
+        for stream in listener.incoming().take(count) {
+            let mut stream = stream?;
+            take_hello(&mut stream)?;
+            stream.write_all(b"hello")?;
+            streams.push(stream);
+        }
+        Ok(streams)
+    });
+    let process = site.gateway("gw1").and_then(|g| g.process());
+    let process = process.unwrap_or_else(|e| panic!("{e}"));
+    let pid = process.expect("gw1 runs").pid;
+    let empty = memory(pid);
+    // From several sources, as it would be.
+    let sources = [
+        "outside",
+        "acme-prod-b",
+        "globex-prod-b",
+        "provider-appliance",
+    ];
+    let share = |n: usize| count / sources.len() + usize::from(n < count % sources.len());
+    let mut clients: Vec<TcpStream> = Vec::new();
+    for (number, host) in sources.into_iter().enumerate() {
+        clients.extend(greet(&site, host, share(number)));
+    }
+    for client in &mut clients {
+        let mut word = [0; 5];
+        client.read_exact(&mut word).expect("a greeting");
+        assert_eq!(&word, b"hello", "refused");
+    }
+    let mut servers = server.join().expect("no panic").expect("connections");
+    let full = memory(pid);
+    println!(
+        "{count} idle connections: {:.1} MB in all, {:.1} MB before, {} bytes each",
+        full as f64 / 1e6,
+        empty as f64 / 1e6,
+        full.saturating_sub(empty) / count as u64
+    );
+    // 10 000 of them in under 100 MB, the program itself included.
+    let bound = empty + (100_000_000 - empty) * count as u64 / 10_000;
+    assert!(full < bound, "{full} bytes, at most {bound}");
+    assert_eq!(site.gateway_status("gw1")["connections"], count);
+    // They are alive, each to its own end.
+    for client in clients.iter_mut().step_by(97) {
+        client
+            .write_all(&client.local_addr().expect("one").port().to_be_bytes())
+            .expect("say");
+    }
+    let mut heard = 0;
+    for server in &mut servers {
+        server.set_nonblocking(true).expect("a socket");
+        heard += usize::from(server.read(&mut [0; 2]).is_ok_and(|n| n == 2));
+    }
+    assert_eq!(heard, count.div_ceil(97));
+}
+
+/// Drops by reason, of a circuit or of nobody's.
+fn dropped(site: &Site, reason: &str) -> u64 {
+    let status = site.gateway_status("gw1");
+    status["circuits"]["dropped"][reason].as_u64().unwrap_or(0)
+}
+
+fn bound(site: &Site, circuit: CircuitId) -> serde_json::Value {
+    let status = site.gateway_status("gw1");
+    let list = status["circuits"]["list"].as_array();
+    let found = list
+        .into_iter()
+        .flatten()
+        .find(|c| c["id"] == circuit.to_string());
+    found.map_or_else(|| panic!("{status}"), |c| c["bound"].clone())
+}
+
+/// What globex, from anywhere, can do about acme's circuit with all that it has of its own.
+#[test]
+fn a_tenant_that_tries_everything_gets_nowhere() {
+    let Some(site) = cloud(|config| config) else {
+        return;
+    };
+    let mut a = Peer::new(&site, "acme-prod-b", GW1, "acme", Side::A);
+    let mut b = Peer::new(&site, "provider-appliance", GW1, "acme", Side::B);
+    let captured = a.end.bind(clock());
+    a.bind();
+    b.bind();
+    a.send(b"from a");
+    assert_eq!(b.hear().as_deref(), Some(&b"from a"[..]));
+    let (acme, [key_a, _]) = circuit(&site, "acme");
+    let (globex, own) = circuit(&site, "globex");
+    let before = bound(&site, acme);
+    assert!(before[0].is_string() && before[1].is_string(), "{before}");
+
+    let evil = socket(&site, "outside", GW1);
+    let mut rng = Rng::new(99);
+    let attempts = 500_usize;
+    let send_all = |what: &str, reason: &str, datagrams: Vec<Vec<u8>>| {
+        let was = dropped(&site, reason);
+        for (number, datagram) in datagrams.iter().enumerate() {
+            evil.send(datagram)
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
+            if number % 50 == 49 {
+                // No more at once than a cable holds.
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        let until = Instant::now() + Duration::from_secs(5);
+        while dropped(&site, reason) - was < datagrams.len() as u64 && Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let counted = dropped(&site, reason) - was;
+        println!(
+            "{what}: {} sent, {counted} dropped as {reason}",
+            datagrams.len()
+        );
+        assert_eq!(counted, datagrams.len() as u64, "{what}");
+        assert_eq!(bound(&site, acme), before, "{what} moved an end");
+    };
+    let mut many = |make: &mut dyn FnMut(&mut Rng) -> Vec<u8>| -> Vec<Vec<u8>> {
+        (0..attempts).map(|_| make(&mut rng)).collect()
+    };
+    let message = |kind, side, circuit, key: &Key, timestamp| {
+        let message = Message {
+            kind,
+            side,
+            circuit,
+            timestamp,
+            cookie: Tag([9; 16]),
+            lifetime: 0,
+        };
+        message.seal(key).to_vec()
+    };
+
+    let guessed = many(&mut |rng| {
+        let id = (rng.next_u64() | ID_BITS).to_be_bytes();
+        [&id[..], b"is anybody there?"].concat()
+    });
+    send_all("guessed ids", "no-circuit", guessed);
+    let guessed = many(&mut |rng| {
+        let id = CircuitId::new(rng.next_u64() | ID_BITS).expect("an id");
+        message(Kind::Bind, Side::A, id, &own[0], clock())
+    });
+    send_all("binds to guessed ids", "no-circuit", guessed);
+    // An id is no secret: known, but from where nobody is bound.
+    let known = many(&mut |_| [&acme.to_bytes()[..], b"from b"].concat());
+    send_all("datagrams with acme's id", "not-bound", known);
+    for (what, key) in [
+        ("its own keys", own[0].clone()),
+        ("a key of zeros", Key::new([0; 32])),
+        ("the key of the other side", key_a.clone()),
+    ] {
+        // The last is one that only acme has; even it is good for its own side only.
+        let forged = many(&mut |_| message(Kind::Bind, Side::B, acme, &key, clock()));
+        send_all(
+            &format!("binds of acme's side b with {what}"),
+            "forged",
+            forged,
+        );
+    }
+    let guessed = many(&mut |rng| {
+        let mut bind = message(Kind::Bind, Side::A, acme, &own[0], u64::MAX);
+        for byte in &mut bind[MESSAGE_BYTES - 16..] {
+            *byte = rng.next_u64() as u8;
+        }
+        bind
+    });
+    send_all("guessed tags", "forged", guessed);
+    let forged = many(&mut |_| message(Kind::Unbind, Side::A, acme, &own[1], clock()));
+    send_all("unbinds of acme's side a", "forged", forged);
+    // Its own good bind, made acme's.
+    let moved = many(&mut |_| {
+        let mut bind = End::new(globex, Side::A, own[0].clone()).bind(clock());
+        bind[12..20].copy_from_slice(&acme.to_bytes());
+        bind.to_vec()
+    });
+    send_all("its own binds under acme's id", "forged", moved);
+    send_all(
+        "a bind of acme's, captured",
+        "replayed",
+        vec![captured.to_vec(); attempts],
+    );
+    for kind in [Kind::Challenge, Kind::Bound, Kind::Move] {
+        let posing = many(&mut |_| message(kind, Side::A, globex, &own[0], clock()));
+        send_all(
+            &format!("{kind:?}, as if it were a gateway"),
+            "not-for-us",
+            posing,
+        );
+    }
+    let rubbish = many(&mut |rng| {
+        let mut bytes = vec![0; 8 + (rng.next_u64() % 90) as usize];
+        for byte in bytes.iter_mut().skip(8) {
+            *byte = rng.next_u64() as u8 | 0x80;
+        }
+        bytes
+    });
+    send_all("rubbish", "malformed", rubbish);
+
+    // What it may do, it does to itself: both its ends are its own, and what it sends comes to it.
+    let mut own_a = Peer::new(&site, "outside", GW1, "globex", Side::A);
+    own_a.bind();
+    let mut own_b = Peer::new(&site, "outside", GW1, "globex", Side::B);
+    own_b.bind();
+    own_a.send(b"mine");
+    assert_eq!(own_b.hear().as_deref(), Some(&b"mine"[..]));
+    // From a bound address, with another's id.
+    let was = dropped(&site, "not-bound");
+    for _ in 0..100 {
+        let datagram = [&acme.to_bytes()[..], b"from b"].concat();
+        own_a.socket.send(&datagram).expect("send");
+    }
+    // A flood of good binds is its own affair.
+    let floods = dropped(&site, "bind-rate");
+    for _ in 0..200 {
+        own_a.socket.send(&own_a.end.bind(clock())).expect("send");
+    }
+    let until = Instant::now() + Duration::from_secs(5);
+    while dropped(&site, "not-bound") < was + 100 && Instant::now() < until {
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(dropped(&site, "not-bound"), was + 100);
+    assert!(dropped(&site, "bind-rate") > floods, "no limit of binds");
+
+    // A stranger that poses as the gateway towards an end is not believed: only the gateway's tag is.
+    let forged = message(Kind::Move, Side::A, acme, &own[0], clock());
+    assert_eq!(a.end.hear(&forged, clock()), None);
+
+    // Acme's ends heard nothing of all this, and go on.
+    assert_eq!(bound(&site, acme), before);
+    assert_eq!((a.hear(), b.hear()), (None, None), "something came through");
+    for n in 0..50_u8 {
+        a.send(&[n]);
+        assert_eq!(b.hear(), Some(vec![n]));
+        b.send(&[n]);
+        assert_eq!(a.hear(), Some(vec![n]));
+    }
+    let status = site.gateway_status("gw1");
+    let list = status["circuits"]["list"].as_array();
+    let of_acme = list
+        .into_iter()
+        .flatten()
+        .find(|c| c["id"] == acme.to_string())
+        .expect("acme's circuit");
+    assert_eq!(
+        of_acme["datagrams"],
+        serde_json::json!([51, 50]),
+        "{of_acme}"
+    );
+    assert_eq!(of_acme["events"]["bound"], 2, "{of_acme}");
+    assert!(matches!(
+        own_a.bind_within(Duration::from_secs(3)),
+        None | Some(Heard::Bound(_))
+    ));
+}
