@@ -139,6 +139,8 @@ pub struct Reach {
     blame_again: Duration,
     blame_pause: Duration,
     actions: VecDeque<Action>,
+    /// Gateways that are not ours any more, and have yet to be told.
+    leaving: Vec<Member>,
 }
 
 impl Reach {
@@ -174,6 +176,7 @@ impl Reach {
             blame_again: now,
             blame_pause: settings.blame,
             actions: VecDeque::new(),
+            leaving: Vec::new(),
         };
         reach.set_members(list, gateways, now);
         reach.choose(now);
@@ -212,6 +215,8 @@ impl Reach {
             };
             self.members.push(member);
         }
+        old.retain(|member| member.is_bound(now));
+        self.leaving.append(&mut old);
         if let Some(used) = &self.used
             && self.members.iter().all(|m| m.at != *used)
         {
@@ -412,8 +417,13 @@ impl Reach {
         }
     }
 
-    /// Tells a gateway that drains that it is left.
+    /// Tells a gateway that drains, or is not ours any more, that it is left.
     fn leave(&mut self, clock: u64) {
+        for mut member in std::mem::take(&mut self.leaving) {
+            let to = member.at.address;
+            let message = member.end.unbind(clock);
+            self.actions.push_back(Action::Send { to, message });
+        }
         if self.used.is_none() {
             return;
         }
@@ -432,7 +442,7 @@ impl Reach {
 
     /// Leaves every gateway: before the end goes.
     pub fn close(&mut self, now: Duration, clock: u64) {
-        for member in &mut self.members {
+        for member in self.members.iter_mut().chain(&mut self.leaving) {
             if member.is_bound(now) {
                 member.bound_until = None;
                 let to = member.at.address;

@@ -87,6 +87,9 @@ pub struct PeerConfig {
     pub addresses: Vec<Way>,
     /// Who starts handshakes.
     pub dial: Dial,
+    /// Whether it is taken to be where its answer to a handshake came from. Otherwise it moves by [`TunnelControl::moved`] alone: where the
+    /// caller chooses the way, a late answer by the last one says nothing.
+    pub roams: bool,
     /// Durations.
     pub timers: Timers,
     /// Path-MTU probing; only appliances answer it.
@@ -111,6 +114,7 @@ impl PeerConfig {
             lanes: 1,
             addresses: Vec::new(),
             dial,
+            roams: true,
             timers: Timers::causeway(),
             pmtu: Some(PmtuConfig::default()),
             max_datagram: MIN_DATAGRAM,
@@ -1044,6 +1048,7 @@ impl TunnelControl {
         };
         let replaced = peer.current.replace(slot);
         let retired = peer.fade(replaced);
+        let roams = peer.config.roams;
         peer.handshakes += 1;
         if peer.config.framing == Framing::Segments {
             // Until a message comes by this session another attempt may have overtaken it at the
@@ -1069,7 +1074,9 @@ impl TunnelControl {
             });
             halves.push(tx);
         }
-        self.moved(now, id, from);
+        if roams {
+            self.moved(now, id, from);
+        }
         self.hand_over(id, halves);
         // The responder waits for a first message before it sends.
         self.outputs.push_back(Output::Keepalive { peer: id });

@@ -3,7 +3,10 @@
 pub mod render;
 pub mod rules;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use failover::Rule;
 use serde::{Deserialize, Serialize};
@@ -314,6 +317,10 @@ pub struct TlsStatus {
     pub listen: Vec<SocketAddr>,
     /// SHA-256 of our certificate, hexadecimal: what tenants pin.
     pub fingerprint: String,
+    /// Tunnels that there are.
+    pub connections: usize,
+    /// Connections that were refused, by reason.
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// What a tunnel's TLS connection carried.

@@ -63,6 +63,9 @@ pub fn status(s: &Status) -> String {
             listen.join(", "),
             tls.fingerprint
         );
+        for (reason, count) in &tls.refused {
+            let _ = writeln!(out, "  refused, {reason}: {count}");
+        }
     }
     if let Some(key) = &s.public_key {
         let _ = writeln!(out, "public key: {key}");

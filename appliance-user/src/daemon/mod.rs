@@ -166,6 +166,9 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let (calls, requests) = mpsc::channel(16);
     let server = tokio::spawn(socket::serve(&control::SOCKET, listener, calls));
     let result = daemon.serve(rings, snapshots, requests).await;
+    if let Some(ends) = &mut daemon.ends {
+        ends.leave();
+    }
     server.abort();
     // A stop is not a detach: links and maps stay pinned. Only the way to this process goes.
     if let Err(error) = std::fs::remove_file(&daemon.config.control_socket) {

@@ -14,6 +14,7 @@ use crate::{
     reconcile::{local_addresses, mode_of, network_mtu, tenant_of},
     secure::Ends,
     state::State,
+    stream::Reason,
     underlay::{Path as Route, Snapshot},
 };
 
@@ -154,6 +155,21 @@ impl Daemon {
                 .map(|fingerprint| TlsStatus {
                     listen: self.config.tls.clone(),
                     fingerprint: fingerprint.to_string(),
+                    connections: self
+                        .ends
+                        .as_ref()
+                        .and_then(Ends::arrived)
+                        .map_or(0, |(_, connections)| connections),
+                    refused: self
+                        .ends
+                        .as_ref()
+                        .and_then(Ends::arrived)
+                        .into_iter()
+                        .flat_map(|(arrived, _)| {
+                            Reason::ALL.map(|why| (why.name().to_owned(), arrived.refused(why)))
+                        })
+                        .filter(|(_, count)| *count != 0)
+                        .collect(),
                 }),
             local,
             interfaces: self.interfaces_status(),
@@ -223,12 +239,7 @@ impl Daemon {
                     None => "",
                 }
                 .to_owned(),
-                via: end
-                    .gateways
-                    .iter()
-                    .find(|gateway| gateway.used)
-                    .map(|gateway| gateway.at.name.clone())
-                    .unwrap_or_default(),
+                via: end.via.unwrap_or_default(),
                 gateways: end.gateways.into_iter().map(gateway_status).collect(),
                 stream: end.stream.map(|counted| StreamStatus {
                     tx_packets: counted.datagrams_out,

@@ -9,11 +9,11 @@ use std::{
 use gateway_client::{
     pool::List,
     reach::{self, At, GatewayState, Reach, Settings},
-    wire::{CircuitId, Key, MESSAGE_BYTES, Side},
+    wire::{CircuitId, Datagram, Key, MESSAGE_BYTES, Side},
 };
 use tunnel::{Instant, Now, Way};
 
-use super::streams::TlsSpec;
+use super::{clock, streams::TlsSpec};
 
 /// A circuit as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,21 +34,28 @@ pub struct CircuitSpec {
 
 impl CircuitSpec {
     /// What makes it this circuit and no other.
-    pub(super) const fn identity(&self) -> (CircuitId, Side, &Key, bool, Option<&TlsSpec>) {
-        let seeks = self.list.is_some();
-        (self.id, self.side, &self.key, seeks, self.tls.as_ref())
+    pub(super) const fn identity(&self) -> (CircuitId, Side, &Key, bool) {
+        (self.id, self.side, &self.key, self.list.is_some())
     }
 
-    /// Where to open a tunnel over TLS: at the gateways that may be chosen, the preferred first.
-    pub(super) fn dialed(&self, locals: &[IpAddr]) -> Vec<SocketAddr> {
+    /// Where to open a tunnel over TLS: at the gateways that may be chosen, the preferred first, of equal ones any, and last of all the
+    /// one that failed last.
+    pub(super) fn dialed(
+        &self,
+        locals: &[IpAddr],
+        failed: Option<SocketAddr>,
+        mut random: impl FnMut() -> u64,
+    ) -> Vec<SocketAddr> {
         let at = self.at(locals);
         let mut candidates = match &self.list {
             Some(list) => list.candidates().to_vec(),
             None => Vec::new(),
         };
-        candidates.sort_by_key(|candidate| (candidate.tier, candidate.load));
+        candidates.sort_by_cached_key(|candidate| (candidate.tier, candidate.load, random()));
         let there = |name: &str| at.iter().find(|at| at.name == name).map(|at| at.address);
-        candidates.iter().filter_map(|c| there(&c.name)).collect()
+        let mut dialed: Vec<_> = candidates.iter().filter_map(|c| there(&c.name)).collect();
+        dialed.sort_by_key(|address| Some(*address) == failed);
+        dialed
     }
 
     /// Where the gateways are from here: at the first address of a family that we have.
@@ -87,7 +94,7 @@ pub(super) struct Circuit {
 impl Circuit {
     pub fn new(spec: &CircuitSpec, locals: &[IpAddr], seed: u64, now: Instant) -> Self {
         let at = spec.at(locals);
-        let reach = Reach::new(
+        let mut reach = Reach::new(
             (spec.id, spec.side, spec.key.clone()),
             Settings::default(),
             spec.list.as_ref(),
@@ -95,6 +102,8 @@ impl Circuit {
             seed,
             since_boot(now),
         );
+        // Without an address of our own there is nothing to say yet.
+        while at.is_empty() && reach.poll().is_some() {}
         Self {
             id: spec.id,
             awaits: spec.list.is_none(),
@@ -143,6 +152,22 @@ impl Circuit {
         self.reach.heard();
     }
 
+    /// Takes a message from a gateway; whether it was one to this end.
+    pub fn hear(&mut self, from: SocketAddr, message: &[u8], now: Now) -> bool {
+        let times = (since_boot(now.mono), clock::grown());
+        self.reach.hear(from, message, times)
+    }
+
+    /// Leaves every gateway.
+    pub fn close(&mut self, now: Instant) {
+        self.reach.close(since_boot(now), clock::grown());
+    }
+
+    /// Whether the gateway at an address is one of this circuit's; its name.
+    pub fn gateway(&self, address: SocketAddr) -> Option<&str> {
+        self.reach.at(address).map(|at| at.name.as_str())
+    }
+
     /// Does what is due; `silent`: whether the other end is not heard.
     pub fn drive(&mut self, now: Now, silent: bool) {
         let mono = since_boot(now.mono);
@@ -150,7 +175,7 @@ impl Circuit {
             self.reach.unheard(mono);
         }
         if self.reach.next_deadline().is_some_and(|at| at <= mono) {
-            self.reach.timeout(mono, nanos(now));
+            self.reach.timeout(mono, clock::grown());
         }
     }
 
@@ -199,15 +224,12 @@ impl Circuit {
     }
 }
 
-/// Gives a gateway's message to the circuit that it is for; whether there is one.
-pub(super) fn hear<'c>(
-    mut circuits: impl Iterator<Item = &'c mut Circuit>,
-    from: SocketAddr,
-    message: &[u8],
-    now: Now,
-) -> bool {
-    let times = (since_boot(now.mono), nanos(now));
-    circuits.any(|circuit| circuit.reach.hear(from, message, times))
+/// The circuit that a gateway's message is about.
+pub(super) fn of_message(message: &[u8]) -> Option<CircuitId> {
+    match gateway_client::wire::parse(message) {
+        Ok(Datagram::Message(sealed)) => Some(sealed.circuit()),
+        Ok(Datagram::Tunnel(_)) | Err(_) => None,
+    }
 }
 
 /// Whether a handshake message may come this way: directly, or from a gateway by a circuit that is here.
@@ -223,8 +245,4 @@ pub(super) fn is_known<'c>(mut circuits: impl Iterator<Item = &'c Circuit>, way:
 
 fn since_boot(now: Instant) -> Duration {
     Duration::from_nanos(now.as_nanos())
-}
-
-fn nanos(now: Now) -> u64 {
-    u64::try_from(now.unix.as_nanos()).unwrap_or(u64::MAX)
 }

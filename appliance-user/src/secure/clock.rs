@@ -1,6 +1,9 @@
 //! The monotonic clock, as the tunnel and the daemon's timers both see it.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, SystemTime},
+};
 
 use tunnel::{Instant, Now};
 
@@ -43,8 +46,43 @@ pub fn now() -> Now {
     }
 }
 
+/// Nanoseconds since 1970, more each time that it is asked, in whatever thread: a clock that is set back is waited for. What circuits' ends
+/// say is told from what they said before by it.
+#[must_use]
+pub fn grown() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let wall = u64::try_from(now().unix.as_nanos()).unwrap_or(u64::MAX / 2);
+    // Two apart: an end adds one.
+    let next = |last: u64| Some(wall.max(last + 2));
+    let last = LAST.fetch_update(Relaxed, Relaxed, next).unwrap_or(wall);
+    wall.max(last + 2)
+}
+
 /// How long until `at`; zero if it has passed.
 #[must_use]
 pub fn until(at: Instant) -> Duration {
     at.since(mono())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_moments_are_the_same() {
+        let all = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| (0..1000).map(|_| grown()).collect::<Vec<_>>()))
+                .collect();
+            let all = threads.into_iter().map(|t| t.join().expect("a thread"));
+            all.collect::<Vec<_>>()
+        });
+        for of_a_thread in &all {
+            assert!(of_a_thread.is_sorted_by(|a, b| a + 1 < *b));
+        }
+        let mut together = all.concat();
+        together.sort_unstable();
+        together.dedup();
+        assert_eq!(together.len(), 4000);
+    }
 }

@@ -22,7 +22,7 @@ use appliance_common::{
     maps::{HostKey, NO_XSK, Neighbour, NetworkStats},
     wire::CIRCUIT_ID_LEN,
 };
-use gateway_client::reach::GatewayState;
+use gateway_client::{reach::GatewayState, wire::CircuitId};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::{io::unix::AsyncFd, net::UdpSocket};
 use tunnel::{
@@ -45,7 +45,7 @@ use crate::{
     datapath::Datapath,
     reconcile::Write,
     state::Timestamps,
-    stream::{Counted, Fingerprint},
+    stream::{Counted, Fingerprint, Refusals},
     underlay::{Path, Snapshot, Why},
 };
 
@@ -195,6 +195,8 @@ pub struct EndStatus {
     pub public_key: PublicKey,
     /// Where data goes.
     pub way: Option<Way>,
+    /// The gateway by which it goes; `None`: by none.
+    pub via: Option<String>,
     /// The gateways, if it is reached by such.
     pub gateways: Vec<GatewayState>,
     /// What its TLS connection carried, if there is one.
@@ -241,8 +243,6 @@ struct End {
     circuit: Option<Circuit>,
     /// Where a tunnel over TLS may take the place of UDP.
     fallback: Option<Fallback>,
-    /// The way that was chosen, by an end that chooses.
-    chosen: Option<Way>,
     /// Where a handshake came from that may become its address.
     seen: Option<IpAddr>,
     outer: Option<Outer>,
@@ -295,6 +295,9 @@ pub struct Ends {
     /// By slot.
     ends: BTreeMap<u32, End>,
     by_id: BTreeMap<PeerId, u32>,
+    by_circuit: BTreeMap<CircuitId, u32>,
+    /// Handshake messages went out since [`Ends::timestamps`] was asked.
+    stamped: bool,
     members: BTreeMap<u32, Vec<Member>>,
     /// By interface index: what its sockets are for, and where they are in `XSKS`.
     ports: BTreeMap<u32, (PortSpec, u16)>,
@@ -389,6 +392,8 @@ impl Ends {
             bind_errors: BTreeMap::new(),
             ends: BTreeMap::new(),
             by_id: BTreeMap::new(),
+            by_circuit: BTreeMap::new(),
+            stamped: false,
             members: BTreeMap::new(),
             ports: BTreeMap::new(),
             port_errors: BTreeMap::new(),
@@ -452,7 +457,14 @@ impl Ends {
                 Some(end) if end.spec == spec => {}
                 Some(end) => {
                     match (&mut end.circuit, &spec.circuit) {
-                        (Some(circuit), Some(spec)) => circuit.update(spec, &self.locals, now),
+                        (Some(circuit), Some(new)) => {
+                            circuit.update(new, &self.locals, now);
+                            let tls = end.spec.circuit.as_ref().and_then(|old| old.tls.as_ref());
+                            if tls != new.tls.as_ref() {
+                                self.streams.close(new.id, &mut self.workers);
+                                end.fallback = new.tls.as_ref().map(|_| Fallback::new(now));
+                            }
+                        }
                         _ => {
                             let ways = spec.addresses.iter().copied().map(Way::Direct).collect();
                             self.control.set_addresses(now, end.id, ways);
@@ -522,6 +534,7 @@ impl Ends {
             },
         };
         config.max_datagram = config.max_datagram.min(ceiling);
+        config.roams = circuit.is_none();
         config.preshared_key = spec.preshared_key.clone();
         config.addresses = spec.addresses.iter().copied().map(Way::Direct).collect();
         config.timestamp = spec.timestamp;
@@ -537,6 +550,9 @@ impl Ends {
             worker.command(Command::Peer(spec.slot, Some(Box::new(lanes))));
         }
         self.by_id.insert(id, spec.slot);
+        if let Some(circuit) = &circuit {
+            self.by_circuit.insert(circuit.id(), spec.slot);
+        }
         self.ends.insert(
             spec.slot,
             End {
@@ -548,7 +564,6 @@ impl Ends {
                     .as_ref()
                     .and_then(|circuit| circuit.tls.as_ref())
                     .map(|_| Fallback::new(now)),
-                chosen: None,
                 seen: None,
                 outer: None,
                 owed: Vec::new(),
@@ -564,12 +579,17 @@ impl Ends {
     }
 
     fn remove(&mut self, slot: u32, datapath: &mut Datapath) {
-        let Some(end) = self.ends.remove(&slot) else {
+        let Some(mut end) = self.ends.remove(&slot) else {
             return;
         };
         self.by_id.remove(&end.id);
-        if let Some(circuit) = &end.circuit {
+        if let Some(circuit) = &mut end.circuit {
+            self.by_circuit.remove(&circuit.id());
             self.streams.close(circuit.id(), &mut self.workers);
+            circuit.close(clock::mono());
+            while let Some(say) = circuit.poll() {
+                self.send(say.to, &say.message);
+            }
         }
         self.control.remove_peer(end.id);
         for index in end.indices.keys() {
@@ -577,6 +597,23 @@ impl Ends {
         }
         for worker in &mut self.workers {
             worker.command(Command::Peer(slot, None));
+        }
+    }
+
+    /// Tells every gateway that this end leaves it: before the process ends.
+    pub fn leave(&mut self) {
+        let now = clock::mono();
+        let mut words = Vec::new();
+        for circuit in self
+            .ends
+            .values_mut()
+            .filter_map(|end| end.circuit.as_mut())
+        {
+            circuit.close(now);
+            words.extend(std::iter::from_fn(|| circuit.poll()));
+        }
+        for say in words {
+            self.send(say.to, &say.message);
         }
     }
 
@@ -711,9 +748,12 @@ impl Ends {
             .collect()
     }
 
-    /// Timestamps of the newest handshakes sent, by the peers' public keys.
+    /// Timestamps of the newest handshakes sent, by the peers' public keys, if any were sent since this was last asked.
     #[must_use]
-    pub fn timestamps(&self) -> Timestamps {
+    pub fn timestamps(&mut self) -> Timestamps {
+        if !std::mem::take(&mut self.stamped) {
+            return Timestamps::default();
+        }
         self.ends
             .values()
             .filter_map(|end| {
@@ -774,6 +814,7 @@ impl Ends {
 
     /// Follows links, routes and our own addresses.
     pub fn underlay(&mut self, snapshot: &Snapshot, locals: &[IpAddr], datapath: &mut Datapath) {
+        let changed = self.locals != locals;
         self.snapshot = snapshot.clone();
         if self.locals != locals {
             self.locals = locals.to_vec();
@@ -803,7 +844,11 @@ impl Ends {
             if let (Some(circuit), Some(spec)) = (&mut end.circuit, &end.spec.circuit) {
                 circuit.update(spec, locals, now);
             }
+            if let Some(fallback) = end.fallback.as_mut().filter(|_| changed) {
+                fallback.moved(now);
+            }
         }
+        self.streams.listen_again();
         let slots: Vec<u32> = self.ends.keys().copied().collect();
         for slot in slots {
             self.route(slot);
@@ -948,12 +993,11 @@ impl Ends {
                 };
                 let datagram = &buffer[..bytes];
                 if datagram.starts_with(&[0; 8]) {
-                    if !circuits::hear(
-                        self.ends.values_mut().filter_map(|e| e.circuit.as_mut()),
-                        from,
-                        datagram,
-                        now,
-                    ) {
+                    let heard = circuits::of_message(datagram)
+                        .and_then(|id| self.by_circuit.get(&id))
+                        .and_then(|slot| self.ends.get_mut(slot)?.circuit.as_mut())
+                        .is_some_and(|circuit| circuit.hear(from, datagram, now));
+                    if !heard {
                         tracing::debug!(%from, "a gateway's message that is not for any circuit here");
                     }
                     continue;
@@ -1187,22 +1231,19 @@ impl Ends {
         let (now, mut moved) = (clock::now(), false);
         for change in self.streams.work(&mut self.workers) {
             let (Change::Up(of) | Change::Down(of) | Change::Failed(of)) = change;
-            let is_it = |end: &End| {
-                end.circuit
-                    .as_ref()
-                    .is_some_and(|circuit| circuit.id() == of)
-            };
-            let Some((&slot, end)) = self.ends.iter_mut().find(|(_, end)| is_it(end)) else {
+            let Some(&slot) = self.by_circuit.get(&of) else {
                 continue;
             };
-            if let (Change::Down(_) | Change::Failed(_), Some(fallback)) =
-                (&change, &mut end.fallback)
-            {
-                fallback.failed(now.mono);
+            let chance = tunnel::Random::u64(&mut self.random);
+            let end = self.ends.get_mut(&slot);
+            match (&change, end.and_then(|end| end.fallback.as_mut())) {
+                (Change::Failed(_), Some(fallback)) => fallback.failed(now.mono, chance),
+                (Change::Down(_), Some(fallback)) => fallback.closed(now.mono, chance),
+                (Change::Up(_), _) | (_, None) => {}
             }
             self.route(slot);
         }
-        let slots: Vec<u32> = self.ends.keys().copied().collect();
+        let slots: Vec<u32> = self.by_circuit.values().copied().collect();
         for slot in slots {
             let chosen = self.choose(slot, now);
             while let Some(say) = self
@@ -1215,7 +1256,8 @@ impl Ends {
             let Some((way, end)) = chosen.zip(self.ends.get_mut(&slot)) else {
                 continue;
             };
-            if end.chosen.replace(way) == Some(way) {
+            // What the tunnel has is what counts, whatever made it so.
+            if end.way == Some(way) {
                 continue;
             }
             let id = end.id;
@@ -1241,28 +1283,29 @@ impl Ends {
         let down = self.control.status(now.mono, end.id).and_then(|s| s.down);
         let unanswered =
             matches!(down, Some(WhyDown::NoAnswer { attempts }) if attempts >= UNANSWERED);
-        let wanted = fallback.step(
-            now.mono,
-            Seen {
-                udp: udp.is_some(),
-                stream: self.streams.is_live(id),
-                dialing: self.streams.is_dialing(id),
-                silent: end.silent || unanswered,
-            },
-        );
+        let seen = Seen {
+            udp: udp.is_some(),
+            stream: self.streams.is_live(id),
+            dialing: self.streams.is_dialing(id),
+            silent: end.silent || unanswered,
+        };
+        let wanted = fallback.step(now.mono, seen);
         let by = fallback.by();
         if wanted.close {
             self.streams.close(id, &mut self.workers);
+            fallback.closed(now.mono, tunnel::Random::u64(&mut self.random));
         }
-        if wanted.dial {
-            let spec = end.spec.circuit.as_ref()?;
-            let key = streams::key(&self.secret, &end.spec.public_key, id)?;
-            let begun = spec
-                .tls
-                .as_ref()
-                .is_some_and(|tls| self.streams.dial(id, key, tls, spec.dialed(&self.locals)));
-            if !begun && let Some(fallback) = &mut end.fallback {
-                fallback.failed(now.mono);
+        if wanted.dial
+            && let Some(spec) = &end.spec.circuit
+            && let Some(tls) = &spec.tls
+            && let Some(key) = streams::key(&self.secret, &end.spec.public_key, id)
+        {
+            let failed = self.streams.failed_at(id);
+            let random = || tunnel::Random::u64(&mut self.random);
+            let dialed = spec.dialed(&self.locals, failed, random);
+            // Without an address there is nothing to try, and that is no failure.
+            if !dialed.is_empty() && !self.streams.dial(id, key, tls, dialed) {
+                fallback.failed(now.mono, tunnel::Random::u64(&mut self.random));
             }
         }
         match by? {
@@ -1272,6 +1315,7 @@ impl Ends {
     }
 
     fn transmit(&mut self, way: Way, datagram: &[u8]) {
+        self.stamped = true;
         let mut buffer = [0; CIRCUIT_ID_LEN + LONGEST_HANDSHAKE];
         match way {
             Way::Direct(to) => self.send(to, datagram),
@@ -1364,6 +1408,7 @@ impl Ends {
         Some(EndStatus {
             public_key: end.spec.public_key,
             way: status.address,
+            via: self.via(end),
             stream: end
                 .circuit
                 .as_ref()
@@ -1392,6 +1437,16 @@ impl Ends {
                 .fold(RxStats::default(), RxStats::merge),
             replayed_handshakes: status.replayed,
         })
+    }
+
+    fn via(&self, end: &End) -> Option<String> {
+        let circuit = end.circuit.as_ref()?;
+        let address = match end.way? {
+            Way::Direct(_) => return None,
+            Way::Circuit { gateway, .. } => gateway,
+            Way::Stream(_) => self.streams.peer(circuit.id())?,
+        };
+        circuit.gateway(address).map(str::to_owned)
     }
 
     fn why_down(&self, end: &End, why: &WhyDown) -> String {
@@ -1431,6 +1486,12 @@ impl Ends {
     #[must_use]
     pub fn fingerprint(&self) -> Option<Fingerprint> {
         self.streams.fingerprint()
+    }
+
+    /// What came of connections for tunnels over TLS, and how many there are.
+    #[must_use]
+    pub fn arrived(&self) -> Option<(Refusals, usize)> {
+        self.streams.arrived()
     }
 
     /// What each worker did.

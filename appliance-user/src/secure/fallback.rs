@@ -9,7 +9,7 @@
 //!     └───────────────── a gateway answers by UDP, and the pause of distrust is over
 //! ```
 //!
-//! The connection is kept for a while when UDP is back, should it not stay. Pure: taking the time.
+//! The connection is kept for a while when UDP is back, should it not stay. Pure: taking the time and chance.
 
 use std::time::Duration;
 
@@ -17,8 +17,12 @@ use tunnel::Instant;
 
 /// How long UDP may be without a gateway.
 const PATIENCE: Duration = Duration::from_millis(1500);
-/// How long nothing may be heard of the other end by UDP, or by TLS.
+/// How long the other end may be silent by UDP, from when the tunnel takes it to be.
 const SILENCE: Duration = Duration::from_secs(4);
+/// The same by TLS, where there is no other gateway to try first.
+const STREAM_SILENCE: Duration = Duration::from_millis(1100);
+/// Within what time ends dial again that lost a connection.
+const SPREAD: Duration = Duration::from_millis(250);
 /// First pause between two attempts; each further is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest.
@@ -63,6 +67,11 @@ pub(super) enum By {
     Stream,
 }
 
+/// Some part of `most`, by chance.
+fn spread(most: Duration, chance: u64) -> Duration {
+    most * (chance % 1000) as u32 / 1000
+}
+
 /// The choice for one circuit.
 #[derive(Clone, Debug)]
 pub(super) struct Fallback {
@@ -92,10 +101,23 @@ impl Fallback {
         }
     }
 
-    /// An attempt failed, or a connection was closed by others.
-    pub fn failed(&mut self, now: Instant) {
-        self.next_dial = now + self.pause;
+    /// An attempt failed. `chance`, any number, spreads ends that fail together.
+    pub fn failed(&mut self, now: Instant, chance: u64) {
+        self.next_dial = now + self.pause + spread(self.pause / 4, chance);
         self.pause = (self.pause * 2).min(LAST_PAUSE);
+    }
+
+    /// A connection that was there is closed.
+    pub fn closed(&mut self, now: Instant, chance: u64) {
+        self.next_dial = now + spread(SPREAD, chance);
+    }
+
+    /// Links, routes or addresses are others: what failed may work.
+    pub fn moved(&mut self, now: Instant) {
+        self.next_dial = now;
+        self.pause = FIRST_PAUSE;
+        self.distrusted_until = now;
+        self.distrust = FIRST_DISTRUST;
     }
 
     /// Takes what is; says what to do.
@@ -111,6 +133,9 @@ impl Fallback {
             self.distrusted_until = now + self.distrust;
             self.distrust = (self.distrust * 2).min(LAST_DISTRUST);
             self.silent = None;
+        } else if self.by == Some(By::Udp) && seen.udp && !seen.silent {
+            // It is heard by UDP after all: the other end was away, not the way.
+            self.distrusted_until = now;
         }
         let usable = seen.udp && now >= self.distrusted_until;
         self.without_udp = (!usable).then(|| self.without_udp.unwrap_or(now));
@@ -136,10 +161,9 @@ impl Fallback {
                     self.distrust = FIRST_DISTRUST;
                 }
             }
-            Some(By::Stream) if silent_for.is_some_and(|time| time >= SILENCE) => {
+            Some(By::Stream) if silent_for.is_some_and(|time| time >= STREAM_SILENCE) => {
                 wanted.close = true;
                 self.silent = None;
-                self.failed(now);
             }
             Some(By::Stream) if !seen.silent => self.pause = FIRST_PAUSE,
             _ => {}
@@ -254,7 +278,7 @@ mod tests {
         for ms in (0..300_000).step_by(100) {
             if fallback.step(at(ms), AWAY).dial {
                 dialed.push(ms);
-                fallback.failed(at(ms));
+                fallback.failed(at(ms), 0);
             }
         }
         let pauses: Vec<u64> = dialed.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -279,15 +303,17 @@ mod tests {
             stream: true,
             ..UDP
         };
-        assert_eq!(
-            steps(&mut fallback, 14_100, 44_100, stream),
-            [(14_100, by(By::Stream)), (44_000, by(By::Udp))]
-        );
-        // It is still no good: back, and for longer.
         let both = Seen {
             stream: true,
             ..silent
         };
+        // What is not heard by UDP is heard by TLS.
+        assert_eq!(fallback.step(at(14_100), both), by(By::Stream));
+        assert_eq!(
+            steps(&mut fallback, 14_200, 44_100, stream),
+            [(44_000, by(By::Udp))]
+        );
+        // It is still no good: back, and for longer.
         assert_eq!(
             steps(&mut fallback, 44_100, 48_200, both),
             [(48_100, by(By::Stream))]
@@ -308,9 +334,44 @@ mod tests {
             ..AWAY
         };
         assert_eq!(
-            steps(&mut fallback, 2000, 6200, stream),
-            [(2000, by(By::Stream)), (6100, CLOSE)]
+            steps(&mut fallback, 2000, 3300, stream),
+            [(2000, by(By::Stream)), (3200, CLOSE)]
         );
-        assert_eq!(steps(&mut fallback, 6200, 7200, AWAY), [(7100, DIAL)]);
+        fallback.closed(at(3300), 400);
+        assert_eq!(fallback.step(at(3300), AWAY), Wanted::default());
+        assert_eq!(steps(&mut fallback, 3400, 3500, AWAY), [(3400, DIAL)]);
+        // It fails: then there are pauses.
+        fallback.failed(at(3400), 0);
+        assert_eq!(steps(&mut fallback, 3500, 4500, AWAY), [(4400, DIAL)]);
+        // Another address, and it is tried at once.
+        fallback.failed(at(4400), 999);
+        fallback.moved(at(4500));
+        assert_eq!(steps(&mut fallback, 4500, 4600, AWAY), [(4500, DIAL)]);
+    }
+
+    #[test]
+    fn an_other_end_that_was_away_is_back_by_udp() {
+        let mut fallback = Fallback::new(at(0));
+        steps(&mut fallback, 0, 10_000, UDP);
+        let silent = Seen {
+            silent: true,
+            ..UDP
+        };
+        assert_eq!(
+            steps(&mut fallback, 10_000, 14_100, silent),
+            [(14_000, DIAL)]
+        );
+        fallback.failed(at(14_100), 0);
+        assert_eq!(steps(&mut fallback, 14_100, 60_000, UDP), []);
+        assert_eq!(fallback.next_deadline(), None);
+        // An attempt that succeeded all the same is closed.
+        let both = Seen {
+            stream: true,
+            ..UDP
+        };
+        assert_eq!(
+            steps(&mut fallback, 60_000, 60_100, both),
+            [(60_000, CLOSE)]
+        );
     }
 }

@@ -6,19 +6,25 @@ use std::{
     num::NonZeroU64,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
+    time::Duration,
 };
 
 use gateway_client::wire::{CircuitId, Key};
 use nix::sys::eventfd::EventFd;
 use tunnel::{PublicKey, SecretKey};
 
-use super::worker::{Order, Worker};
+use super::{
+    clock,
+    worker::{Order, Worker},
+};
 use crate::stream::{
     Carrier, ConnectionId, Counted, Dialer, Dialing, Event, Fingerprint, FromStream, Identity,
-    IdentityError, Landing, Limits, ListenError, Listener, Listening, Reports, ToStream, Wake,
-    by_lane, unix_nanos,
+    IdentityError, Landing, Limits, ListenError, Listener, Listening, Refusals, Reports, Times,
+    ToStream, Wake, by_lane,
 };
 
+/// How long TCP may take to connect to a gateway: others wait.
+const CONNECT: Duration = Duration::from_secs(1);
 /// Datagrams that wait in a ring at most.
 const WAITING: usize = 512;
 
@@ -56,6 +62,7 @@ pub enum Error {
 /// A connection that carries a circuit's tunnel.
 struct Live {
     id: ConnectionId,
+    peer: SocketAddr,
     /// Dropping it closes the connection.
     carrier: Carrier,
     to: ToStream,
@@ -85,6 +92,10 @@ pub(super) struct Streams {
     dialers: BTreeMap<CircuitId, Dialer>,
     /// Of attempts, why the last one failed.
     failures: BTreeMap<CircuitId, String>,
+    /// Where the last connection was that did not last.
+    failed_at: BTreeMap<CircuitId, SocketAddr>,
+    /// What is to be listened for, while it cannot be.
+    wanted: Option<(ListenSpec, HashMap<CircuitId, Key>)>,
 }
 
 impl Streams {
@@ -109,11 +120,14 @@ impl Streams {
             live: BTreeMap::new(),
             dialers: BTreeMap::new(),
             failures: BTreeMap::new(),
+            failed_at: BTreeMap::new(),
+            wanted: None,
         }
     }
 
-    /// Listens as asked, for these circuits. What fails is tried again at the next call.
+    /// Listens as asked, for these circuits. What fails is tried again by [`Streams::listen_again`].
     pub fn listen(&mut self, spec: Option<&ListenSpec>, circuits: HashMap<CircuitId, Key>) {
+        self.wanted = None;
         let Some(spec) = spec else {
             (self.listener, self.listen_error) = (None, None);
             return;
@@ -125,7 +139,7 @@ impl Streams {
             return;
         }
         self.listener = None;
-        match self.start(spec, circuits) {
+        match self.start(spec, circuits.clone()) {
             Ok((fingerprint, listener)) => {
                 tracing::info!(addresses = ?listener.addresses(), %fingerprint, "tunnels over TLS may arrive");
                 self.listener = Some((spec.clone(), fingerprint, listener));
@@ -137,7 +151,15 @@ impl Streams {
                     tracing::warn!(reason = text, "no tunnel over TLS can arrive");
                 }
                 self.listen_error = Some(text);
+                self.wanted = Some((spec.clone(), circuits));
             }
+        }
+    }
+
+    /// Listens if that failed before: addresses may be there now.
+    pub fn listen_again(&mut self) {
+        if let Some((spec, circuits)) = self.wanted.take() {
+            self.listen(Some(&spec), circuits);
         }
     }
 
@@ -159,6 +181,16 @@ impl Streams {
         Ok((fingerprint, listener))
     }
 
+    /// Where the last connection of a circuit was that did not last.
+    pub fn failed_at(&self, circuit: CircuitId) -> Option<SocketAddr> {
+        self.failed_at.get(&circuit).copied()
+    }
+
+    /// Where a circuit's connection is.
+    pub fn peer(&self, circuit: CircuitId) -> Option<SocketAddr> {
+        self.live.get(&circuit).map(|live| live.peer)
+    }
+
     /// Begins an attempt; whether it could.
     pub fn dial(
         &mut self,
@@ -173,8 +205,11 @@ impl Streams {
             fingerprint: tls.fingerprint,
             circuit,
             key,
-            clock: Box::new(unix_nanos),
-            times: crate::stream::Times::default(),
+            clock: Box::new(clock::grown),
+            times: Times {
+                connect: CONNECT,
+                ..Times::default()
+            },
         };
         match Dialer::start(dialing, self.landing.clone(), self.reports.clone()) {
             Ok(dialer) => {
@@ -215,7 +250,9 @@ impl Streams {
     pub fn close(&mut self, circuit: CircuitId, workers: &mut [Worker]) {
         self.dialers.remove(&circuit);
         self.failures.remove(&circuit);
-        if self.live.remove(&circuit).is_some() {
+        if let Some(live) = self.live.remove(&circuit) {
+            tracing::info!(%circuit, peer = %live.peer, "the tunnel over TLS is not wanted any more");
+            self.failed_at.insert(circuit, live.peer);
             unstream(circuit, workers);
         }
     }
@@ -243,6 +280,7 @@ impl Streams {
                     self.failures.remove(&circuit);
                     let live = Live {
                         id: new.id,
+                        peer: new.peer,
                         carrier: new.carrier,
                         to: ours.to,
                         from: ours.from,
@@ -259,7 +297,9 @@ impl Streams {
                 Event::Closed { circuit, id, why } => {
                     if self.live.get(&circuit).is_some_and(|live| live.id == id) {
                         tracing::info!(%circuit, reason = %why, "a tunnel over TLS is closed");
-                        self.live.remove(&circuit);
+                        if let Some(live) = self.live.remove(&circuit) {
+                            self.failed_at.insert(circuit, live.peer);
+                        }
                         unstream(circuit, workers);
                         changes.push(Change::Down(circuit));
                     }
@@ -295,6 +335,12 @@ impl Streams {
         self.listener
             .as_ref()
             .map(|(_, fingerprint, _)| *fingerprint)
+    }
+
+    /// What came of the connections that came, and how many there are.
+    pub fn arrived(&self) -> Option<(Refusals, usize)> {
+        let (_, _, listener) = self.listener.as_ref()?;
+        Some((listener.refusals(), listener.connections().0))
     }
 
     /// What keeps tunnels over TLS from arriving.

@@ -403,6 +403,20 @@ fn a_gateway_that_is_not_on_the_list_any_more_is_left() {
     world.run(200 * MS);
     assert_ne!(world.used(), old);
     assert_eq!(world.reach.states(world.now).len(), 2);
+    world.run(1000 * MS);
+    assert!(!world.gateways[old].bound, "it was told");
+}
+
+#[test]
+fn an_end_that_goes_tells_every_gateway() {
+    for seeks in [true, false] {
+        let mut world = World::new(3, seeks, 8);
+        world.run(2000 * MS);
+        let clock = world.clock();
+        world.reach.close(world.now, clock);
+        world.run(20 * MS);
+        assert!(world.gateways.iter().all(|gateway| !gateway.bound));
+    }
 }
 
 #[test]

@@ -587,18 +587,23 @@ impl Carrier {
         };
         let end = received.offset + received.length;
         let mut offset = received.offset;
-        if received.segment < received.length
-            && is_mixed(&batch.bytes()[offset..end], received.segment)
-            && self.sockets[place].separate()
-        {
-            tracing::info!(address = %self.sockets[place].address, source = %received.from, "a source has several circuits: what comes here is not joined any more");
-        }
+        let mixed = received.segment < received.length
+            && is_mixed(&batch.bytes()[offset..end], received.segment);
         loop {
             let length = (end - offset).min(received.segment.max(1));
             self.totals.received += 1;
             let datagram = &batch.bytes()[offset..offset + length];
             let (to, length) = match self.table.handle(now, datagram, &from) {
-                Action::Forward(to) => (to, length),
+                Action::Forward(to) => {
+                    // Of strangers' datagrams none goes anywhere, and so they change nothing here.
+                    if mixed && self.sockets[place].separate() {
+                        tracing::info!(
+                            address = %self.sockets[place].address, source = %from.remote,
+                            "an end has several circuits: what comes here is not joined any more"
+                        );
+                    }
+                    (to, length)
+                }
                 Action::Answer(answer) => {
                     batch.bytes()[offset..offset + MESSAGE_BYTES].copy_from_slice(&answer);
                     (from, MESSAGE_BYTES)

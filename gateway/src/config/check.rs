@@ -162,6 +162,12 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     let per_source = c.count("limits.per_source", per_source, MAX_CONNECTIONS) as u32;
     let tenants = tenants(&mut c, &file.tenant);
     let backends = backends(&mut c, &file.backend, &listen);
+    if file.route.is_empty() && file.circuit.is_empty() {
+        c.problem(
+            "route",
+            "there is none, and no circuit either, so everything would be refused: write [[route]] with name or below, and backend, or [[circuit]]",
+        );
+    }
     let table = routes(&mut c, file.route, &tenants, &backends);
     let circuits = circuits(&mut c, &file.circuits, &file.tenant, &file.circuit);
     if !c.problems.is_empty() {
@@ -337,12 +343,6 @@ fn routes(
     tenants: &[(Arc<str>, u32)],
     backends: &[Target],
 ) -> Table {
-    if routes.is_empty() {
-        c.problem(
-            "route",
-            "there is none, and every connection would be refused: write [[route]] with name or below, and backend",
-        );
-    }
     let mut out = Vec::new();
     for route in routes {
         let written = match (route.name, route.below) {
