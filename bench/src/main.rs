@@ -10,12 +10,14 @@
 //!   nat        packets and new connections a second through translation, beside nftables
 //!   switch     the store of a switch of modes, and packets lost
 //!   encrypted  TCP, small packets, round trips and CPU time, beside other encrypted tunnels
+//!   relay      datagrams and connections through the gateway, beside other relays
 //! ```
 
 mod around;
 mod encrypted;
 mod nat;
 mod plain;
+mod relay;
 mod report;
 mod switch;
 mod xdp_cost;
@@ -41,7 +43,7 @@ struct Cli {
     /// The CPU to stay on (`forward` only).
     #[arg(long, hide = true, default_value_t = 0)]
     cpu: usize,
-    /// Only contenders (`encrypted`) or cases (`nat`) whose name has this in it, or one of these, between commas.
+    /// Only contenders (`encrypted`, `relay`) or cases (`nat`) whose name has this in it, or one of these, between commas.
     #[arg(long)]
     only: Option<String>,
 }
@@ -56,6 +58,8 @@ enum Name {
     Encrypted,
     /// Translation, beside nftables.
     Nat,
+    /// Through the gateway.
+    Relay,
     /// A switch of modes under traffic.
     Switch,
     /// A part of `encrypted`: forwards between two links until it is ended.
@@ -84,6 +88,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Name::Plain => plain::run(cli.runs)?,
         Name::Encrypted => encrypted::run(cli.runs, cli.only.as_deref())?,
         Name::Nat => nat::run(cli.runs, cli.only.as_deref())?,
+        Name::Relay => relay::run(cli.runs, cli.only.as_deref())?,
         Name::Switch => switch::run(cli.runs)?,
         Name::Forward => return encrypted::causeway::forward(cli.cpu),
     };

@@ -493,6 +493,7 @@ impl Daemon {
                 .map_or("none", |m| m.name())
                 .to_owned(),
             refused: interface.mode.err(),
+            target: interface.target,
         });
         let interfaces: Vec<InterfaceStatus> = interfaces.collect();
         let has_circuits = !self.config.circuits.list.is_empty();

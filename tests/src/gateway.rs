@@ -184,6 +184,23 @@ pub struct Stand {
     program: OwnedFd,
 }
 
+/// What the program is told of interfaces: whether frames may be redirected to [`OUT`].
+#[must_use]
+pub fn ports(target: u32) -> BTreeMap<u32, Port> {
+    let ports = [(IN, IN, 0), (OUT, OUT, 0), (IN, VLAN, VID)];
+    let ports = ports.map(|(device, ifindex, vlan)| {
+        let mac = gateway_mac(ifindex);
+        let port = Port {
+            device,
+            vlan,
+            mac,
+            target,
+        };
+        (ifindex, port)
+    });
+    ports.into()
+}
+
 /// Where the built object is: `CAUSEWAY_GATEWAY_BPF_OBJECT`, or in `target` of the workspace.
 #[must_use]
 pub fn object_path() -> PathBuf {
@@ -233,12 +250,7 @@ impl Stand {
             Ok(fast) => Arc::new(fast),
             Err(error) => panic!("{error}: {error:?}"),
         };
-        let port = |device, ifindex, vlan| {
-            let mac = gateway_mac(ifindex);
-            (ifindex, Port { device, vlan, mac })
-        };
-        let ports = [port(IN, IN, 0), port(OUT, OUT, 0), port(IN, VLAN, VID)];
-        fast.set_ports(&ports.into()).expect("PORTS");
+        fast.set_ports(&ports(1)).expect("PORTS");
         let fd = fast.with_program(|program| {
             let fd = program.fd().expect("loaded");
             fd.as_fd().try_clone_to_owned().expect("a descriptor")

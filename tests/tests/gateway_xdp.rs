@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{HashMap, Map, MapData};
 use causeway_tests::{
     gateway::*,
     harness::Action,
@@ -444,6 +445,66 @@ fn what_only_the_table_may_decide_is_left_to_it() {
 }
 
 #[test]
+fn an_entry_that_leads_to_anothers_circuit_leads_nowhere() {
+    let Some(mut stand) = Stand::new(2, LONG, None, None) else {
+        return;
+    };
+    // The ends of both are the same: the id alone tells them apart.
+    let seats @ [a, b] = &v4();
+    stand.join(1, seats);
+    stand.join(2, seats);
+    let info = stand.fast.with_program(|program| program.info());
+    let of_program = info.expect("a program").expect("its info").map_ids();
+    let of_program = of_program.expect("to root").expect("Linux 4.15");
+    let ids = aya::maps::loaded_maps().flatten();
+    let ids = ids.filter(|map| map.name_as_str() == Some("IDS"));
+    let id_of_map = ids.map(|map| map.id()).find(|id| of_program.contains(id));
+    let map = MapData::from_id(id_of_map.expect("the map")).expect("opened");
+    let mut ids: HashMap<_, u64, u32> = Map::HashMap(map).try_into().expect("its kind");
+    let key = |n| u64::from_ne_bytes(id(n).to_bytes());
+    let place = ids.get(&key(2), 0).expect("an entry");
+    ids.insert(key(1), place, 0).expect("written");
+    passed(&stand, IN, &a.frame(&payload(1, 10)), Outcome::Unknown);
+    carried(&stand, &a.frame(&payload(2, 10)), [a, b], IN);
+    // And one that leads out of the map.
+    ids.insert(key(1), u32::MAX, 0).expect("written");
+    passed(&stand, IN, &a.frame(&payload(1, 10)), Outcome::Unknown);
+}
+
+#[test]
+fn nothing_is_sent_to_a_driver_that_would_drop_it() {
+    let Some(mut stand) = Stand::new(2, LONG, None, None) else {
+        return;
+    };
+    let (here, there) = (v4(), v4_out());
+    stand.join(1, &here);
+    stand.join(2, &there);
+    carried(
+        &stand,
+        &there[0].frame(&payload(2, 10)),
+        [&there[0], &there[1]],
+        OUT,
+    );
+    stand.fast.set_ports(&ports(0)).expect("PORTS");
+    passed(
+        &stand,
+        IN,
+        &there[0].frame(&payload(2, 10)),
+        Outcome::Elsewhere,
+    );
+    // Out by the interface that it came in by, it goes on.
+    carried(
+        &stand,
+        &here[0].frame(&payload(1, 10)),
+        [&here[0], &here[1]],
+        IN,
+    );
+    // An interface that is not told of any more.
+    stand.fast.set_ports(&Default::default()).expect("PORTS");
+    passed(&stand, IN, &here[0].frame(&payload(1, 10)), Outcome::Stray);
+}
+
+#[test]
 fn what_is_too_long_for_the_way_is_left_to_the_kernel() {
     let Some(mut stand) = Stand::new(2, LONG, None, None) else {
         return;
@@ -702,8 +763,8 @@ fn whatever_is_carried_the_table_would_have_carried() {
                     local: Some(before.destination.ip()),
                     remote: before.source,
                 };
-                if before.destination.port() != PORT {
-                    fail("it was not to the gateway's port");
+                if before.destination.port() != PORT || sent[..6] != gateway_mac(ifindex) {
+                    fail("it was not to the gateway");
                 }
                 let to = match stand.table.handle(clock(), &before.payload, &from) {
                     table::Action::Forward(to) => to,

@@ -7,8 +7,10 @@
 //! Both ends of a circuit in `a`: out by the interface that it came in by. In `a` and in `b`: redirected.
 
 use std::{
+    collections::BTreeMap,
     fs,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     os::{
         fd::OwnedFd,
         unix::{fs::PermissionsExt as _, net::UnixDatagram, process::CommandExt as _},
@@ -22,7 +24,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{Xdp, XdpMode},
+    programs::{Xdp, XdpMode, xdp::XdpLinkId},
 };
 use causeway_tests::{gateway::missing, harness::workspace_root, skip};
 use gateway_client::{
@@ -59,7 +61,8 @@ struct Site {
     name: String,
     dir: tempfile::TempDir,
     /// The far ends' program: without one a veth does not wake whom XDP sends to.
-    _far: Ebpf,
+    far: Ebpf,
+    far_links: BTreeMap<String, XdpLinkId>,
     child: Option<Child>,
 }
 
@@ -94,7 +97,8 @@ impl Site {
         let mut site = Self {
             name: format!("cwxdp{}x{count}", std::process::id()),
             dir: tempfile::tempdir().expect("a directory"),
-            _far: far.expect("the lab's object"),
+            far: far.expect("the lab's object"),
+            far_links: BTreeMap::new(),
             child: None,
         };
         for host in ["gw", "a", "b"] {
@@ -154,27 +158,39 @@ impl Site {
         })
     }
 
+    fn far_program(&mut self) -> &mut Xdp {
+        let program = self.far.program_mut("far_end");
+        program
+            .and_then(|program| program.try_into().ok())
+            .expect("a program")
+    }
+
+    /// Puts the far ends' program on one of them.
     fn far_end(&mut self, host: &str) {
         let namespace = self.open(host);
-        let far = &mut self._far;
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
+        let program = self.far_program();
+        let link = std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
                 setns(namespace, CloneFlags::CLONE_NEWNET).expect("a namespace");
-                let program: &mut Xdp = far
-                    .program_mut("far_end")
-                    .and_then(|program| program.try_into().ok())
-                    .expect("a program");
                 if program.fd().is_err() {
                     program.load().expect("loaded");
                 }
-                program.attach("eth0", XdpMode::Driver).expect("attached");
+                program.attach("eth0", XdpMode::Driver).expect("attached")
             });
+            thread.join().expect("done")
         });
+        self.far_links.insert(host.to_owned(), link);
+    }
+
+    /// Takes it off.
+    fn no_far_end(&mut self, host: &str) {
+        let link = self.far_links.remove(host).expect("it was there");
+        self.far_program().detach(link).expect("detached");
     }
 
     fn write(&self, circuits: &[u64], settings: &str, tenant: &str) {
         let mut text = format!(
-            "[gateway]\nname = \"gw1\"\ncontrol_socket = {:?}\ndrain = 0\n\
+            "[gateway]\nname = \"gw1\"\ncontrol_socket = {:?}\ndrain = 0\nmetrics = \"127.0.0.1:9180\"\n\
              [circuits]\nthreads = 2\n{settings}\n[[tenant]]\nname = \"acme\"\n{tenant}\n\
              [[backend]]\nname = \"b\"\naddresses = [\"192.0.2.77:443\"]\n\
              [[route]]\nname = \"d.example\"\nbackend = \"b\"\n",
@@ -276,6 +292,19 @@ impl Site {
         let wrong = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{words:?}: {wrong}{}", self.log());
         said
+    }
+
+    fn metrics(&self) -> String {
+        self.within("gw", || {
+            let mut stream = TcpStream::connect("127.0.0.1:9180").expect("connected");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+            stream
+                .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                .expect("asked");
+            let mut page = String::new();
+            stream.read_to_string(&mut page).expect("answered");
+            page
+        })
     }
 
     fn circuits(&self) -> Value {
@@ -451,8 +480,20 @@ fn datagrams_go_through_the_driver_both_ways_and_families() {
     for (n, name) in ["ga", "gb"].into_iter().enumerate() {
         assert_eq!(circuits["xdp"]["interfaces"][n]["name"], name);
         assert_eq!(circuits["xdp"]["interfaces"][n]["mode"], "native");
+        assert_eq!(circuits["xdp"]["interfaces"][n]["target"], true);
     }
     assert_eq!(circuits["xdp"]["frames"]["carried"], 400);
+    let page = site.metrics();
+    for line in [
+        "causeway_gateway_circuit_datagrams_total{tenant=\"acme\",circuit=\"0000000155550001\",from=\"a\"} 50",
+        "causeway_gateway_circuit_fast_datagrams_total{tenant=\"acme\",circuit=\"0000000155550001\",from=\"a\"} 50",
+        "causeway_gateway_circuit_fast_datagrams_total{tenant=\"acme\",circuit=\"0000000555550005\",from=\"b\"} 0",
+        "causeway_gateway_xdp_frames_total{outcome=\"carried\"} 400",
+        "causeway_gateway_xdp_interface{interface=\"ga\",mode=\"native\"} 1",
+        "# EOF",
+    ] {
+        assert!(page.lines().any(|l| l == line), "{line}:\n{page}");
+    }
     let page = site.say(&["status"]);
     assert!(
         page.contains("XDP on ga: native\nXDP on gb: native\n"),
@@ -705,6 +746,26 @@ fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
     site.start();
     assert_eq!(modes(&site), named(&[("ga", "native"), ("gb", "native")]));
     talks(&site, 10);
+    site.signal(Signal::SIGTERM);
+    // A far end without a program or GRO: its veth takes nothing that is redirected, and drops nothing for it.
+    site.no_far_end("b");
+    site.write(&[1], "", "");
+    site.start();
+    let page = site.say(&["status"]);
+    assert!(
+        page.contains("XDP on gb: native, but the driver takes nothing of other interfaces"),
+        "{page}"
+    );
+    let mut a = site.end("a", 1, Side::A, AT_A[0]);
+    let mut b = site.end("b", 1, Side::B, AT_B[0]);
+    a.bind();
+    b.bind();
+    talk(&a, &b, 10);
+    assert_eq!(site.carried(1), ([10; 2], [0, 10]));
+    site.far_end("b");
+    site.say(&["reload"]);
+    talk(&a, &b, 10);
+    assert_eq!(site.carried(1), ([20; 2], [10, 20]));
     site.signal(Signal::SIGTERM);
     // While there is no circuit, it is nowhere.
     site.write(&[], "xdp = \"native\"", "");

@@ -67,6 +67,14 @@ impl SecretKey {
         PublicKey(Point::from(&self.0).to_bytes())
     }
 
+    /// A key that this end and the holder of `public`'s secret alone can make, one for each `label`: BLAKE2s (RFC 7693) keyed with
+    /// what X25519 (RFC 7748) gives for the two, over the label. `None` for a point of small order, which nobody holds a secret of.
+    #[must_use]
+    pub fn shared(&self, public: &PublicKey, label: &[u8]) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
+        let agreed = self.agree(public.as_bytes())?;
+        Some(crate::mac::derive(&agreed, &[label]))
+    }
+
     /// X25519 (RFC 7748), or `None` for a point of small order, whose result would be zero.
     pub(crate) fn agree(&self, public: &[u8; KEY_BYTES]) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
         let shared = self.0.diffie_hellman(&Point::from(*public));

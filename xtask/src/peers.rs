@@ -1,4 +1,4 @@
-//! Installs what `bench encrypted` measures us beside. Nothing else needs it, so nothing else installs it.
+//! Installs what `bench encrypted` and `bench relay` measure us beside. Nothing else needs it, so nothing else installs it.
 
 use std::{path::Path, process::Command};
 
@@ -8,33 +8,64 @@ use crate::{
     step::{output, run, step},
 };
 
-/// From Debian.
-const PACKAGES: [Package; 8] = [
-    ("openssl", "/usr/bin/openssl"),
-    ("openvpn", "/usr/sbin/openvpn"),
-    ("tinc", "/usr/sbin/tincd"),
-    (
-        "softether-vpnserver",
-        "/usr/libexec/softether/vpnserver/vpnserver",
-    ),
-    ("softether-vpncmd", "/usr/libexec/softether/vpncmd/vpncmd"),
-    ("wireguard-go", "/usr/bin/wireguard-go"),
-    ("wireguard-tools", "/usr/bin/wg"),
-    ("nebula", "/usr/bin/nebula"),
-];
-/// A server that its package starts, and would at every boot. The benchmark runs it by itself.
-const SERVICE: &str = "softether-vpnserver.service";
+/// What a benchmark measures us beside.
+pub struct Peers {
+    /// From Debian.
+    packages: &'static [Package],
+    /// Servers that their packages start, and would at every boot. The benchmark runs them by itself.
+    services: &'static [(&'static str, &'static str)],
+    /// Whether [`BORINGTUN`] is one.
+    boringtun: bool,
+}
+
+/// Of `bench encrypted`.
+pub const TUNNELS: Peers = Peers {
+    packages: &[
+        ("openssl", "/usr/bin/openssl"),
+        ("openvpn", "/usr/sbin/openvpn"),
+        ("tinc", "/usr/sbin/tincd"),
+        (
+            "softether-vpnserver",
+            "/usr/libexec/softether/vpnserver/vpnserver",
+        ),
+        ("softether-vpncmd", "/usr/libexec/softether/vpncmd/vpncmd"),
+        ("wireguard-go", "/usr/bin/wireguard-go"),
+        ("wireguard-tools", "/usr/bin/wg"),
+        ("nebula", "/usr/bin/nebula"),
+    ],
+    services: &[("softether-vpnserver", "softether-vpnserver.service")],
+    boringtun: true,
+};
+/// Of `bench relay`.
+pub const RELAYS: Peers = Peers {
+    packages: &[
+        ("coturn", "/usr/bin/turnserver"),
+        ("haproxy", "/usr/sbin/haproxy"),
+        ("nginx", "/usr/sbin/nginx"),
+        (
+            "libnginx-mod-stream",
+            "/usr/lib/nginx/modules/ngx_stream_module.so",
+        ),
+        ("socat", "/usr/bin/socat"),
+    ],
+    services: &[
+        ("coturn", "coturn.service"),
+        ("haproxy", "haproxy.service"),
+        ("nginx", "nginx.service"),
+    ],
+    boringtun: false,
+};
 /// From the Rust crate registry.
 const BORINGTUN: &str = "boringtun-cli";
 const BORINGTUN_VERSION: &str = "0.7.1";
 
 /// Installs what is missing. What cannot be installed is said, and the benchmark leaves it out.
-pub fn install() {
-    let missing = setup::plan(PACKAGES.iter(), |path| Path::new(path).exists());
-    let results = [
-        ("peers from Debian", packages(&missing)),
-        (BORINGTUN, boringtun()),
-    ];
+pub fn install(peers: &Peers) {
+    let missing = setup::plan(peers.packages.iter(), |path| Path::new(path).exists());
+    let mut results = vec![("peers from Debian", packages(&missing, peers.services))];
+    if peers.boringtun {
+        results.push((BORINGTUN, boringtun()));
+    }
     for (what, result) in results {
         if let Err(error) = result {
             eprintln!("    {what}: {error:#}; the benchmark goes on without");
@@ -42,21 +73,24 @@ pub fn install() {
     }
 }
 
-fn packages(missing: &[&str]) -> anyhow::Result<()> {
+fn packages(missing: &[&str], services: &[(&str, &str)]) -> anyhow::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let quiet = missing.contains(&"softether-vpnserver")
-        && is_root()
-        && Path::new("/run/systemd/system").exists();
-    if quiet {
-        systemctl(&["mask", "--runtime", SERVICE])?;
+    let has_systemd = is_root() && Path::new("/run/systemd/system").exists();
+    let quiet: Vec<_> = services
+        .iter()
+        .filter(|(package, _)| has_systemd && missing.contains(package))
+        .map(|(_, service)| *service)
+        .collect();
+    for service in &quiet {
+        systemctl(&["mask", "--runtime", service])?;
     }
     let result = setup::install(missing);
-    if quiet {
-        systemctl(&["unmask", "--runtime", SERVICE])?;
+    for service in &quiet {
+        systemctl(&["unmask", "--runtime", service])?;
         if result.is_ok() {
-            systemctl(&["disable", SERVICE])?;
+            systemctl(&["disable", service])?;
         }
     }
     result

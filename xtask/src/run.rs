@@ -26,6 +26,10 @@ pub fn with_paths(command: &mut Command) -> &mut Command {
             "CAUSEWAY_APPLIANCE",
             target().join("release/causeway-appliance"),
         )
+        .env(
+            "CAUSEWAY_GATEWAY",
+            target().join("release/causeway-gateway"),
+        )
         .env("CAUSEWAY_BPF_OBJECT", objects().join("appliance.bpf.o"))
         .env(
             "CAUSEWAY_GATEWAY",
@@ -70,11 +74,19 @@ pub fn lab(asked: Asked, verb: &str, args: &[String]) -> anyhow::Result<ExitCode
 
 /// Runs `causeway-bench ARGS…`.
 pub fn bench(asked: Asked, args: &[String]) -> anyhow::Result<ExitCode> {
-    // Before the name there may be options; the peers of `encrypted` are wanted for nothing else.
-    if args.iter().any(|arg| arg == "encrypted") {
-        peers::install();
+    // Before the name there may be options; a benchmark's peers are wanted for nothing else.
+    for (bench, of) in [("encrypted", peers::TUNNELS), ("relay", peers::RELAYS)] {
+        if args.iter().any(|arg| arg == bench) {
+            peers::install(&of);
+        }
     }
-    prepare(asked, &["appliance-user", "lab", "causeway-bench"])?;
+    let packages = [
+        "appliance-user",
+        "causeway-gateway",
+        "lab",
+        "causeway-bench",
+    ];
+    prepare(asked, &packages)?;
     let mut command = Command::new(target().join("release/causeway-bench"));
     command.args(args);
     attended(&mut command)

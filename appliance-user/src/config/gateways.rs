@@ -12,6 +12,7 @@ use super::{
     check::{Checker, absolute, is_host},
     file,
 };
+use crate::stream::{BadFingerprint, Fingerprint};
 
 /// A gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +67,8 @@ pub struct Circuit {
 pub struct Tls {
     /// The server name by which a gateway knows where to bring it.
     pub name: String,
-    /// SHA-256 of the other end's certificate.
-    pub fingerprint: [u8; 32],
+    /// Of the other end's certificate.
+    pub fingerprint: Fingerprint,
 }
 
 pub(super) fn gateways(
@@ -252,21 +253,14 @@ fn peer_tls(
     if tls.name.len() > 253 || !tls.name.split('.').all(label) {
         c.problem(at("tls: name"), format!("{:?} is not a DNS name", tls.name));
     }
-    let digits: String = tls.fingerprint.chars().filter(|c| *c != ':').collect();
-    let mut fingerprint = [0; 32];
-    let pairs = digits.as_bytes().chunks_exact(2);
-    let whole = digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit());
-    if !whole {
-        c.problem(
-            at("tls: fingerprint"),
-            "write the 64 hexadecimal digits that `causeway-appliance status` prints at the other end",
-        );
-        return None;
-    }
-    for (byte, pair) in fingerprint.iter_mut().zip(pairs) {
-        let pair = std::str::from_utf8(pair).unwrap_or_default();
-        *byte = u8::from_str_radix(pair, 16).unwrap_or_default();
-    }
+    let fingerprint = match tls.fingerprint.parse() {
+        Ok(fingerprint) => fingerprint,
+        Err(error) => {
+            let error: BadFingerprint = error;
+            c.problem(at("tls: fingerprint"), error.to_string());
+            return None;
+        }
+    };
     Some(Tls {
         name: tls.name.to_ascii_lowercase(),
         fingerprint,

@@ -379,3 +379,248 @@ fn an_address_of_two_wireguard_peers_is_named_once_with_whose_it_is() {
     let own = problems(&another("[\"10.1.0.78\", \"10.1.0.78/32\"]"));
     assert_eq!(own.matches("overlaps").count(), 1, "{own}");
 }
+
+const GATEWAYS: &str = r#"
+[appliance]
+name = "tenant"
+role = "tenant"
+[uplink]
+interface = "eth0"
+local = ["10.1.0.5"]
+[tunnel]
+private_key_file = "/etc/causeway/tunnel.key"
+[gateways]
+pools = ["gold"]
+[[gateway]]
+name = "gw1"
+addresses = ["192.0.2.10:6180", "[2001:db8::10]:6180"]
+pool = "gold"
+load = 100
+[[gateway]]
+name = "gw2"
+addresses = ["192.0.2.14:6180"]
+[[tenant]]
+name = "acme"
+[[peer]]
+name = "provider"
+public_key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+circuit = { id = "3f9a1c0277d1e05b", key_file = "/etc/causeway/circuit.key" }
+tls = { name = "acme.gateway.example.net", fingerprint = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff" }
+[[network]]
+name = "net1"
+tenant = "acme"
+peer = "provider"
+vni = 1001
+interface = "eth0"
+prefixes = ["10.1.0.0/24"]
+"#;
+
+#[test]
+fn a_peer_is_reached_through_the_gateways_that_are_open() {
+    let config = Config::parse(GATEWAYS, Path::new("test.toml")).expect("good");
+    let identity = config.peers[0].identity().expect("an encrypted peer");
+    let circuit = identity.circuit.as_ref().expect("a circuit");
+    assert_eq!(circuit.id.to_string(), "3f9a1c0277d1e05b");
+    let tls = circuit.tls.as_ref().expect("TLS");
+    assert_eq!(tls.name, "acme.gateway.example.net");
+    let names = |config: &Config| {
+        let list = config.gateways.list();
+        let names = list.candidates().iter().map(|c| (c.name.clone(), c.tier));
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(names(&config), [("gw1".to_owned(), 0)]);
+    let text = GATEWAYS.replace("pools = [\"gold\"]", "pools = [\"gold\"]\nunpooled = true");
+    let config = Config::parse(&text, Path::new("test.toml")).expect("good");
+    assert_eq!(
+        names(&config),
+        [("gw1".to_owned(), 0), ("gw2".to_owned(), 1)]
+    );
+    let text = GATEWAYS.replace("[gateways]\npools = [\"gold\"]", "");
+    let config = Config::parse(&text, Path::new("test.toml")).expect("good");
+    assert_eq!(
+        names(&config),
+        [("gw2".to_owned(), 0)],
+        "no pool: unpooled ones only"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_gateways_is_named() {
+    let circuit = "circuit = { id = \"3f9a1c0277d1e05b\"";
+    let tls = "tls = { name = \"acme.gateway.example.net\"";
+    let gw2 = "addresses = [\"192.0.2.14:6180\"]";
+    for (from, to, wanted) in [
+        (
+            "name = \"gw2\"",
+            "name = \"gw1\"",
+            "gateway \"gw1\": the name is used twice",
+        ),
+        ("name = \"gw2\"", "name = \"GW\"", "\"GW\" is not a name"),
+        (
+            gw2,
+            "addresses = []",
+            "gateway \"gw2\": addresses: is missing",
+        ),
+        (
+            gw2,
+            "addresses = [\"192.0.2.14\"]",
+            "\"192.0.2.14\" is not address:port",
+        ),
+        (
+            gw2,
+            "addresses = [\"192.0.2.14:0\"]",
+            "a port is 1 to 65535",
+        ),
+        (
+            gw2,
+            "addresses = [\"224.0.0.1:6180\"]",
+            "224.0.0.1 cannot be a gateway's",
+        ),
+        (
+            gw2,
+            "addresses = [\"10.1.0.5:6180\"]",
+            "10.1.0.5 is this appliance's own",
+        ),
+        (
+            gw2,
+            "addresses = [\"192.0.2.10:6180\"]",
+            "192.0.2.10:6180 is also gateway \"gw1\"'s",
+        ),
+        (
+            gw2,
+            "addresses = [\"192.0.2.14:1\", \"192.0.2.15:1\"]",
+            "one address of each family is the most",
+        ),
+        (
+            gw2,
+            "addresses = [\"[2001:db8::1]:1\"]",
+            "none is of a family that uplink.local has an address of",
+        ),
+        (
+            "load = 100",
+            "load = 1001",
+            "gateway \"gw1\": load: 1001: 0 to 1000 thousandths",
+        ),
+        (
+            "pools = [\"gold\"]",
+            "pools = [\"silver\"]",
+            "no [[gateway]] is in pool \"silver\"",
+        ),
+        (
+            "pools = [\"gold\"]",
+            "pools = [\"gold\", \"gold\"]",
+            "\"gold\" is there twice",
+        ),
+        (
+            circuit,
+            "circuit = { id = \"3f9a\"",
+            "\"3f9a\": write 16 hexadecimal digits",
+        ),
+        (
+            circuit,
+            "circuit = { id = \"3f9a000077d1e05b\"",
+            "of which the 5th to the 8th are not all 0",
+        ),
+        (
+            "/etc/causeway/circuit.key",
+            "circuit.key",
+            "write an absolute path",
+        ),
+        (
+            "public_key",
+            "address = \"192.0.2.1\"\npublic_key",
+            "has addresses or a circuit, not both",
+        ),
+        (
+            tls,
+            "tls = { name = \"acme..net\"",
+            "\"acme..net\" is not a DNS name",
+        ),
+        (
+            "ccddeeff\"",
+            "ccddee\"",
+            "a fingerprint is 64 hexadecimal digits",
+        ),
+        (
+            "role = \"tenant\"",
+            "role = \"provider\"",
+            "gateways: a provider's appliance is at every gateway",
+        ),
+        (
+            "role = \"tenant\"",
+            "role = \"provider\"",
+            "the tenant's end opens tunnels over TLS; here write [tls] listen",
+        ),
+        (
+            "[gateways]",
+            "[tls]\nlisten = [\"0.0.0.0:6443\"]\n[gateways]",
+            "tunnels over TLS arrive at the provider's end",
+        ),
+        (
+            "name = \"gw2\"\n",
+            "name = \"gw2\"\nweight = 1\n",
+            "unknown field `weight`",
+        ),
+    ] {
+        let text = GATEWAYS.replace(from, to);
+        assert_ne!(text, GATEWAYS, "{from} is not in the file");
+        let said = problems(&text);
+        assert!(said.contains(wanted), "{to}\nsaid: {said}\nnot: {wanted}");
+    }
+    let without = |from: &str, to: &str| {
+        let (a, b) = (
+            GATEWAYS.find(from).expect("there"),
+            GATEWAYS.find(to).expect("there"),
+        );
+        format!("{}{}", &GATEWAYS[..a], &GATEWAYS[b..])
+    };
+    for (text, wanted) in [
+        (
+            without("[gateways]", "[[tenant]]"),
+            "there is no [[gateway]] to reach it by",
+        ),
+        (
+            without("[[gateway]]\nname = \"gw2\"", "[[tenant]]").replace("pools = [\"gold\"]", ""),
+            "none of the [[gateway]] is open to this appliance",
+        ),
+        (
+            without("circuit =", "tls ="),
+            "give the peer a circuit as well",
+        ),
+        (
+            GATEWAYS.replace(
+                "public_key",
+                "kind = \"vxlan\"\naddress = \"192.0.2.1\"\npublic_key",
+            ),
+            "circuit: has no meaning for kind",
+        ),
+    ] {
+        let said = problems(&text);
+        assert!(said.contains(wanted), "said: {said}\nnot: {wanted}");
+    }
+}
+
+#[test]
+fn tunnels_over_tls_arrive_where_a_provider_says() {
+    let listen = |listen: &str| {
+        ENCRYPTED.replace(
+            "[[tenant]]",
+            &format!("[tls]\nlisten = {listen}\n[[tenant]]"),
+        )
+    };
+    let config =
+        Config::parse(&listen("[\"0.0.0.0:6443\"]"), Path::new("test.toml")).expect("good");
+    assert_eq!(config.tls, ["0.0.0.0:6443".parse().expect("an address")]);
+    for (text, wanted) in [
+        ("[]", "is empty: write address:port, or remove [tls]"),
+        (
+            "[\"0.0.0.0:6443\", \"0.0.0.0:6443\"]",
+            "0.0.0.0:6443 is there twice",
+        ),
+        ("[\"6443\"]", "\"6443\" is not address:port"),
+        ("[\"0.0.0.0:0\"]", "\"0.0.0.0:0\" is not address:port"),
+    ] {
+        let said = problems(&listen(text));
+        assert!(said.contains(wanted), "said: {said}\nnot: {wanted}");
+    }
+}

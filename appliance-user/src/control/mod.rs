@@ -151,6 +151,8 @@ pub struct Status {
     pub secure_port: u16,
     /// Our identity in encrypted tunnels, base64.
     pub public_key: Option<String>,
+    /// Where tunnels over TLS may arrive.
+    pub tls: Option<TlsStatus>,
     /// Our tunnel addresses.
     pub local: Vec<IpAddr>,
     /// Interfaces with XDP.
@@ -271,6 +273,8 @@ pub struct TunnelStatus {
     pub via: String,
     /// The gateways of its circuit.
     pub gateways: Vec<GatewayStatus>,
+    /// Its TLS connection, if there is one.
+    pub stream: Option<StreamStatus>,
     /// The peer's identity, base64.
     pub public_key: String,
     /// Cipher for sending.
@@ -301,6 +305,30 @@ pub struct TunnelStatus {
     pub rejoined: u64,
     /// Packets given up because pieces were missing.
     pub rejoin_lost: u64,
+}
+
+/// Where tunnels over TLS may arrive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsStatus {
+    /// The addresses.
+    pub listen: Vec<SocketAddr>,
+    /// SHA-256 of our certificate, hexadecimal: what tenants pin.
+    pub fingerprint: String,
+}
+
+/// What a tunnel's TLS connection carried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamStatus {
+    /// Datagrams to the other end.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Datagrams from the other end.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Datagrams that found no room, both ways.
+    pub dropped: u64,
 }
 
 /// A gateway, for one peer.

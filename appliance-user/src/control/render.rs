@@ -55,6 +55,15 @@ pub fn status(s: &Status) -> String {
             let _ = writeln!(out, "{what} tunnels: UDP {port} on {}", local.join(", "));
         }
     }
+    if let Some(tls) = &s.tls {
+        let listen: Vec<String> = tls.listen.iter().map(ToString::to_string).collect();
+        let _ = writeln!(
+            out,
+            "tunnels over TLS: TCP {}, fingerprint {}",
+            listen.join(", "),
+            tls.fingerprint
+        );
+    }
     if let Some(key) = &s.public_key {
         let _ = writeln!(out, "public key: {key}");
     }

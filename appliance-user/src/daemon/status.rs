@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     control::{
         CounterStatus, GatewayStatus, InterfaceStatus, NeighbourStatus, NetworkStatus, PeerStatus,
-        Refusal, Status, TenantStatus, TunnelStatus, mac_text,
+        Refusal, Status, StreamStatus, TenantStatus, TlsStatus, TunnelStatus, mac_text,
     },
     reconcile::{local_addresses, mode_of, network_mtu, tenant_of},
     secure::Ends,
@@ -147,6 +147,14 @@ impl Daemon {
             tunnel_port: self.tables.config.tunnel_port,
             secure_port: self.tables.config.secure_port,
             public_key: self.ends.as_ref().map(|e| e.public_key().to_string()),
+            tls: self
+                .ends
+                .as_ref()
+                .and_then(Ends::fingerprint)
+                .map(|fingerprint| TlsStatus {
+                    listen: self.config.tls.clone(),
+                    fingerprint: fingerprint.to_string(),
+                }),
             local,
             interfaces: self.interfaces_status(),
             tenants: tenants(&self.config, &self.state, &self.snapshot),
@@ -222,6 +230,16 @@ impl Daemon {
                     .map(|gateway| gateway.at.name.clone())
                     .unwrap_or_default(),
                 gateways: end.gateways.into_iter().map(gateway_status).collect(),
+                stream: end.stream.map(|counted| StreamStatus {
+                    tx_packets: counted.datagrams_out,
+                    tx_bytes: counted.bytes_out,
+                    rx_packets: counted.datagrams_in,
+                    rx_bytes: counted.bytes_in,
+                    dropped: counted.full_in
+                        + counted.too_long_in
+                        + counted.nowhere_in
+                        + counted.full_out,
+                }),
                 public_key: end.public_key.to_string(),
                 cipher: end.cipher.name().to_owned(),
                 handshake_age_seconds: end.handshake_age.map(|age| age.as_secs()),

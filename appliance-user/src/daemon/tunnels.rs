@@ -15,7 +15,10 @@ use crate::{
     config::{Config, Gateway, Identity, PeerKind, Role},
     nic,
     reconcile::{self, Tables, local_addresses},
-    secure::{CircuitSpec, Ends, PeerSpec, PortSpec, What, ceiling, keys},
+    secure::{
+        CircuitSpec, Ends, ListenSpec, PeerSpec, PortSpec, TlsSpec, What, ceiling,
+        certificate_file, keys,
+    },
     state::{State, Timestamps},
 };
 
@@ -171,6 +174,10 @@ fn circuit(config: &Config, keys: &Keys, peer: &str, identity: &Identity) -> Opt
         key: keys.circuits.get(peer)?.clone(),
         gateways: config.gateways.all.iter().map(at).collect(),
         list,
+        tls: circuit.tls.as_ref().map(|tls| TlsSpec {
+            name: tls.name.clone(),
+            fingerprint: tls.fingerprint,
+        }),
     })
 }
 
@@ -196,9 +203,15 @@ impl Daemon {
         let v6 = local_addresses(&self.config, &self.snapshot)
             .iter()
             .all(IpAddr::is_ipv6);
+        let listen = (!self.config.tls.is_empty()).then(|| ListenSpec {
+            addresses: self.config.tls.clone(),
+            file: certificate_file(&self.config.state_dir),
+            name: self.config.name.clone(),
+        });
         ends.set_peers(
             specs(&self.config, &self.keys, &self.state, &self.timestamps),
             ceiling(mtu, v6),
+            listen.as_ref(),
             &mut self.datapath,
         );
     }

@@ -13,6 +13,8 @@ use gateway_client::{
 };
 use tunnel::{Instant, Now, Way};
 
+use super::streams::TlsSpec;
+
 /// A circuit as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CircuitSpec {
@@ -26,12 +28,27 @@ pub struct CircuitSpec {
     pub gateways: Vec<(String, Vec<SocketAddr>)>,
     /// Those that may be chosen; `None` for an end that awaits the other at all of them.
     pub list: Option<List>,
+    /// What to do where UDP does not get through.
+    pub tls: Option<TlsSpec>,
 }
 
 impl CircuitSpec {
     /// What makes it this circuit and no other.
-    pub(super) const fn identity(&self) -> (CircuitId, Side, &Key, bool) {
-        (self.id, self.side, &self.key, self.list.is_some())
+    pub(super) const fn identity(&self) -> (CircuitId, Side, &Key, bool, Option<&TlsSpec>) {
+        let seeks = self.list.is_some();
+        (self.id, self.side, &self.key, seeks, self.tls.as_ref())
+    }
+
+    /// Where to open a tunnel over TLS: at the gateways that may be chosen, the preferred first.
+    pub(super) fn dialed(&self, locals: &[IpAddr]) -> Vec<SocketAddr> {
+        let at = self.at(locals);
+        let mut candidates = match &self.list {
+            Some(list) => list.candidates().to_vec(),
+            None => Vec::new(),
+        };
+        candidates.sort_by_key(|candidate| (candidate.tier, candidate.load));
+        let there = |name: &str| at.iter().find(|at| at.name == name).map(|at| at.address);
+        candidates.iter().filter_map(|c| there(&c.name)).collect()
     }
 
     /// Where the gateways are from here: at the first address of a family that we have.
@@ -46,16 +63,13 @@ impl CircuitSpec {
     }
 }
 
-/// What is to be done.
+/// A message to be sent.
 #[derive(Debug)]
-pub(super) enum Action {
-    /// Send a message to a gateway.
-    Send {
-        to: SocketAddr,
-        message: [u8; MESSAGE_BYTES],
-    },
-    /// The tunnel goes this way from now on.
-    Use(Way),
+pub(super) struct Send {
+    /// A gateway.
+    pub to: SocketAddr,
+    /// A message to it.
+    pub message: [u8; MESSAGE_BYTES],
 }
 
 /// A circuit to a peer.
@@ -64,17 +78,20 @@ pub(super) struct Circuit {
     id: CircuitId,
     awaits: bool,
     reach: Reach,
+    /// None of our addresses is of a gateway's family: not yet, or not at all.
+    homeless: bool,
     /// What was said of being without a gateway.
     lost: Option<String>,
 }
 
 impl Circuit {
     pub fn new(spec: &CircuitSpec, locals: &[IpAddr], seed: u64, now: Instant) -> Self {
+        let at = spec.at(locals);
         let reach = Reach::new(
             (spec.id, spec.side, spec.key.clone()),
             Settings::default(),
             spec.list.as_ref(),
-            &spec.at(locals),
+            &at,
             seed,
             since_boot(now),
         );
@@ -82,6 +99,7 @@ impl Circuit {
             id: spec.id,
             awaits: spec.list.is_none(),
             reach,
+            homeless: at.is_empty(),
             lost: None,
         }
     }
@@ -89,7 +107,20 @@ impl Circuit {
     /// Takes other gateways, or addresses of our own of other families.
     pub fn update(&mut self, spec: &CircuitSpec, locals: &[IpAddr], now: Instant) {
         let at = spec.at(locals);
+        self.homeless = at.is_empty();
         self.reach.update(spec.list.as_ref(), &at, since_boot(now));
+    }
+
+    /// Its id.
+    pub const fn id(&self) -> CircuitId {
+        self.id
+    }
+
+    /// The way by the gateway that is chosen and works by UDP.
+    pub fn udp(&self) -> Option<Way> {
+        let gateway = self.reach.used().filter(|_| !self.awaits)?.address;
+        let id = NonZeroU64::new(self.id.get())?;
+        Some(Way::Circuit { gateway, id })
     }
 
     /// Whether the other end says by which gateway.
@@ -123,19 +154,15 @@ impl Circuit {
         }
     }
 
-    pub fn poll(&mut self) -> Option<Action> {
+    pub fn poll(&mut self) -> Option<Send> {
         loop {
             match self.reach.poll()? {
-                reach::Action::Send { to, message } => return Some(Action::Send { to, message }),
+                reach::Action::Send { to, message } => return Some(Send { to, message }),
                 reach::Action::Use(at) => {
-                    if self.lost.take().is_some() {
-                        tracing::info!(circuit = %self.id, gateway = at.name, "a gateway works again");
-                    }
-                    // An id is never zero.
-                    let id = NonZeroU64::new(self.id.get())?;
-                    let gateway = at.address;
-                    return Some(Action::Use(Way::Circuit { gateway, id }));
+                    let again = self.lost.take().is_some();
+                    tracing::info!(circuit = %self.id, gateway = at.name, again, "bound by UDP");
                 }
+                reach::Action::Lost(_) if self.homeless => {}
                 reach::Action::Lost(why) => {
                     tracing::warn!(circuit = %self.id, reason = %why, "no gateway");
                     self.lost = Some(why.to_string());
@@ -158,6 +185,12 @@ impl Circuit {
 
     /// Why no gateway works, if none does.
     pub fn lost(&self) -> Option<String> {
+        if self.homeless {
+            return Some(
+                "the uplink has no address of a gateway's family yet: give it one, or the gateway one of another"
+                    .to_owned(),
+            );
+        }
         self.reach.lost().map(ToString::to_string)
     }
 

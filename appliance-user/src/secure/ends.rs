@@ -26,7 +26,7 @@ use gateway_client::reach::GatewayState;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::{io::unix::AsyncFd, net::UdpSocket};
 use tunnel::{
-    Cipher, CipherChoice, Dial, Instant, LoadLimits, Measured, Output, PeerConfig, PeerId,
+    Cipher, CipherChoice, Dial, Instant, LoadLimits, Measured, Now, Output, PeerConfig, PeerId,
     PmtuConfig, PresharedKey, PublicKey, RxActivity, RxStats, SecretKey, Tai64n, Timers,
     TunnelControl, TxActivity, Way, WhyDown, bench_cipher, control::ControlStats,
 };
@@ -34,8 +34,10 @@ use tunnel::{
 use super::{
     circuits::{self, Circuit, CircuitSpec},
     clock,
+    fallback::{By, Fallback, Seen},
     keys::OsRandom,
     pipeline::{Command, Event, LANES, Lanes, Member, Outer, Share, circuit},
+    streams::{self, Change, ListenSpec, Streams},
     worker::{self, Order, Settings, Waiting, Waits, Worker},
 };
 use crate::{
@@ -43,6 +45,7 @@ use crate::{
     datapath::Datapath,
     reconcile::Write,
     state::Timestamps,
+    stream::{Counted, Fingerprint},
     underlay::{Path, Snapshot, Why},
 };
 
@@ -54,6 +57,8 @@ const FRAMES: u32 = 4096;
 const HANGS_AFTER: Duration = Duration::from_secs(5);
 /// Packets sealed in one round with each cipher to see which is faster: below a millisecond.
 const MEASURED: u32 = 500;
+/// Handshakes without an answer that make a way doubtful.
+const UNANSWERED: u32 = 3;
 /// Bytes of the longest message of a handshake.
 const LONGEST_HANDSHAKE: usize = 148;
 /// Messages of our own that wait for a peer's way to be known.
@@ -192,6 +197,8 @@ pub struct EndStatus {
     pub way: Option<Way>,
     /// The gateways, if it is reached by such.
     pub gateways: Vec<GatewayState>,
+    /// What its TLS connection carried, if there is one.
+    pub stream: Option<Counted>,
     /// Whether there is a session and the peer answers.
     pub up: bool,
     /// Why not, for a person; empty when it is up.
@@ -232,6 +239,10 @@ struct End {
     id: PeerId,
     way: Option<Way>,
     circuit: Option<Circuit>,
+    /// Where a tunnel over TLS may take the place of UDP.
+    fallback: Option<Fallback>,
+    /// The way that was chosen, by an end that chooses.
+    chosen: Option<Way>,
     /// Where a handshake came from that may become its address.
     seen: Option<IpAddr>,
     outer: Option<Outer>,
@@ -269,12 +280,14 @@ impl End {
 
 /// The encrypted tunnels of this appliance.
 pub struct Ends {
+    secret: SecretKey,
     control: TunnelControl,
     random: OsRandom,
     port: u16,
     memory: xsk::Memory,
     cipher: Cipher,
     workers: Vec<Worker>,
+    streams: Streams,
     notify: AsyncFd<OwnedFd>,
     event: Arc<EventFd>,
     sockets: BTreeMap<IpAddr, UdpSocket>,
@@ -360,13 +373,16 @@ impl Ends {
             .collect();
         let started = Worker::start(&settings, &event)
             .map_err(|(index, source)| Error::Worker { index, source })?;
+        let streams = Streams::new(&started, &event);
         Ok(Self {
-            control: TunnelControl::new(secret, LoadLimits::default()),
+            control: TunnelControl::new(secret.clone(), LoadLimits::default()),
+            secret,
             random,
             port,
             memory,
             cipher,
             workers: started,
+            streams,
             notify,
             event,
             sockets: BTreeMap::new(),
@@ -397,8 +413,15 @@ impl Ends {
     }
 
     /// Puts the peers in force: new ones are added, others go, and those that only have other addresses keep
-    /// their sessions. `ceiling` is the longest datagram that the uplink takes, bytes.
-    pub fn set_peers(&mut self, specs: Vec<PeerSpec>, ceiling: usize, datapath: &mut Datapath) {
+    /// their sessions. `ceiling` is the longest datagram that the uplink takes, bytes; `listen` is where tunnels
+    /// over TLS arrive.
+    pub fn set_peers(
+        &mut self,
+        specs: Vec<PeerSpec>,
+        ceiling: usize,
+        listen: Option<&ListenSpec>,
+        datapath: &mut Datapath,
+    ) {
         let now = clock::mono();
         self.ceiling = ceiling;
         let gone: Vec<u32> = self
@@ -453,6 +476,16 @@ impl Ends {
             }
         }
         self.members = members;
+        let keys = self.ends.values().filter_map(|end| {
+            let id = end
+                .circuit
+                .as_ref()
+                .filter(|circuit| circuit.awaits())?
+                .id();
+            Some((id, streams::key(&self.secret, &end.spec.public_key, id)?))
+        });
+        let keys = keys.collect();
+        self.streams.listen(listen, keys);
         self.drive(datapath);
     }
 
@@ -510,6 +543,12 @@ impl Ends {
                 id,
                 way: None,
                 circuit,
+                fallback: spec
+                    .circuit
+                    .as_ref()
+                    .and_then(|circuit| circuit.tls.as_ref())
+                    .map(|_| Fallback::new(now)),
+                chosen: None,
                 seen: None,
                 outer: None,
                 owed: Vec::new(),
@@ -529,6 +568,9 @@ impl Ends {
             return;
         };
         self.by_id.remove(&end.id);
+        if let Some(circuit) = &end.circuit {
+            self.streams.close(circuit.id(), &mut self.workers);
+        }
         self.control.remove_peer(end.id);
         for index in end.indices.keys() {
             forget(datapath, *index);
@@ -776,6 +818,12 @@ impl Ends {
             return;
         };
         let outer = end.way.and_then(|way| {
+            if let (Way::Stream(id), Some(circuit)) = (way, &end.circuit) {
+                return self
+                    .streams
+                    .is_live(circuit.id())
+                    .then(|| Outer::stream(id));
+            }
             let remote = way.address()?;
             let local = self
                 .locals
@@ -935,6 +983,16 @@ impl Ends {
                 }
             }
         }
+        let (control, random) = (&mut self.control, &mut self.random);
+        self.streams.messages(|circuit, message| {
+            let Some(id) = std::num::NonZeroU64::new(circuit.get()) else {
+                return;
+            };
+            let handled = control.handle_datagram(now, Way::Stream(id), message, random);
+            if let Err(error) = handled {
+                tracing::debug!(%circuit, %error, "handshake message over TLS refused");
+            }
+        });
     }
 
     fn events(&mut self) -> Happened {
@@ -1008,8 +1066,10 @@ impl Ends {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let circuits = self.ends.values().filter_map(|end| end.circuit.as_ref());
+        let fallbacks = self.ends.values().filter_map(|end| end.fallback.as_ref());
         circuits
             .filter_map(Circuit::next_deadline)
+            .chain(fallbacks.filter_map(Fallback::next_deadline))
             .chain(self.control.next_deadline())
             .min()
     }
@@ -1125,35 +1185,90 @@ impl Ends {
     /// Does what the circuits' ends say; whether a peer has another way now.
     fn circuits(&mut self, datapath: &mut Datapath) -> bool {
         let (now, mut moved) = (clock::now(), false);
+        for change in self.streams.work(&mut self.workers) {
+            let (Change::Up(of) | Change::Down(of) | Change::Failed(of)) = change;
+            let is_it = |end: &End| {
+                end.circuit
+                    .as_ref()
+                    .is_some_and(|circuit| circuit.id() == of)
+            };
+            let Some((&slot, end)) = self.ends.iter_mut().find(|(_, end)| is_it(end)) else {
+                continue;
+            };
+            if let (Change::Down(_) | Change::Failed(_), Some(fallback)) =
+                (&change, &mut end.fallback)
+            {
+                fallback.failed(now.mono);
+            }
+            self.route(slot);
+        }
         let slots: Vec<u32> = self.ends.keys().copied().collect();
         for slot in slots {
-            let Some(end) = self.ends.get_mut(&slot) else {
-                continue;
-            };
-            let (id, silent) = (end.id, end.silent);
-            let Some(circuit) = &mut end.circuit else {
-                continue;
-            };
-            circuit.drive(now, silent);
-            while let Some(action) = self
+            let chosen = self.choose(slot, now);
+            while let Some(say) = self
                 .ends
                 .get_mut(&slot)
-                .and_then(|e| e.circuit.as_mut()?.poll())
+                .and_then(|end| end.circuit.as_mut()?.poll())
             {
-                match action {
-                    circuits::Action::Send { to, message } => self.send(to, &message),
-                    circuits::Action::Use(way) => {
-                        tracing::info!(slot, %way, "the tunnel goes this way");
-                        self.control.set_addresses(now.mono, id, vec![way]);
-                        self.control.moved(now.mono, id, way);
-                        moved |= self.outputs(datapath);
-                        // So that the other end hears it there before there is anything to say.
-                        self.say(id, Command::Keepalive);
-                    }
-                }
+                self.send(say.to, &say.message);
             }
+            let Some((way, end)) = chosen.zip(self.ends.get_mut(&slot)) else {
+                continue;
+            };
+            if end.chosen.replace(way) == Some(way) {
+                continue;
+            }
+            let id = end.id;
+            tracing::info!(peer = end.spec.name, %way, "the tunnel goes this way");
+            self.control.set_addresses(now.mono, id, vec![way]);
+            self.control.moved(now.mono, id, way);
+            moved |= self.outputs(datapath);
+            // So that the other end hears it there before there is anything to say.
+            self.say(id, Command::Keepalive);
         }
         moved
+    }
+
+    /// Lets a circuit's end do what is due; the way that its tunnel is to go, if it is this end's choice and there is one.
+    fn choose(&mut self, slot: u32, now: Now) -> Option<Way> {
+        let end = self.ends.get_mut(&slot)?;
+        let circuit = end.circuit.as_mut()?;
+        circuit.drive(now, end.silent);
+        let (id, udp) = (circuit.id(), circuit.udp());
+        let Some(fallback) = &mut end.fallback else {
+            return udp;
+        };
+        let down = self.control.status(now.mono, end.id).and_then(|s| s.down);
+        let unanswered =
+            matches!(down, Some(WhyDown::NoAnswer { attempts }) if attempts >= UNANSWERED);
+        let wanted = fallback.step(
+            now.mono,
+            Seen {
+                udp: udp.is_some(),
+                stream: self.streams.is_live(id),
+                dialing: self.streams.is_dialing(id),
+                silent: end.silent || unanswered,
+            },
+        );
+        let by = fallback.by();
+        if wanted.close {
+            self.streams.close(id, &mut self.workers);
+        }
+        if wanted.dial {
+            let spec = end.spec.circuit.as_ref()?;
+            let key = streams::key(&self.secret, &end.spec.public_key, id)?;
+            let begun = spec
+                .tls
+                .as_ref()
+                .is_some_and(|tls| self.streams.dial(id, key, tls, spec.dialed(&self.locals)));
+            if !begun && let Some(fallback) = &mut end.fallback {
+                fallback.failed(now.mono);
+            }
+        }
+        match by? {
+            By::Udp => udp,
+            By::Stream => std::num::NonZeroU64::new(id.get()).map(Way::Stream),
+        }
     }
 
     fn transmit(&mut self, way: Way, datagram: &[u8]) {
@@ -1169,7 +1284,11 @@ impl Ends {
                 message[CIRCUIT_ID_LEN..].copy_from_slice(datagram);
                 self.send(gateway, message);
             }
-            Way::Stream(_) => {}
+            Way::Stream(id) => {
+                if !self.streams.send(id, datagram) {
+                    self.send_errors += 1;
+                }
+            }
         }
     }
 
@@ -1216,6 +1335,7 @@ impl Ends {
         self.bind_errors
             .values()
             .chain(self.port_errors.values())
+            .chain(self.streams.problem())
             .cloned()
             .chain(hanging)
             .collect()
@@ -1244,6 +1364,10 @@ impl Ends {
         Some(EndStatus {
             public_key: end.spec.public_key,
             way: status.address,
+            stream: end
+                .circuit
+                .as_ref()
+                .and_then(|circuit| self.streams.counted(circuit.id())),
             gateways: end
                 .circuit
                 .as_ref()
@@ -1271,8 +1395,13 @@ impl Ends {
     }
 
     fn why_down(&self, end: &End, why: &WhyDown) -> String {
-        if let Some(lost) = end.circuit.as_ref().and_then(Circuit::lost) {
-            return lost;
+        if let Some(circuit) = &end.circuit
+            && let Some(lost) = circuit.lost()
+        {
+            return match self.streams.failure(circuit.id()) {
+                Some(failure) => format!("{lost}; over TLS: {failure}"),
+                None => lost,
+            };
         }
         let way = end
             .addresses()
@@ -1296,6 +1425,12 @@ impl Ends {
             (WhyDown::NoAddress, _) => "there is no address to dial; give the peer one".to_owned(),
             (WhyDown::Waiting, _) => "waiting for the peer to dial".to_owned(),
         }
+    }
+
+    /// What tenants pin, where tunnels over TLS may arrive.
+    #[must_use]
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.streams.fingerprint()
     }
 
     /// What each worker did.

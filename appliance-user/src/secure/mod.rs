@@ -15,15 +15,19 @@
 //! - `worker`: the thread around it.
 //! - `ends`: peers, handshakes, sessions, addresses; around the crate `tunnel`.
 //! - `circuits`: the gateways by which a peer is reached; around the crate `gateway-client`.
+//! - `streams`, `fallback`: the same over TLS, where UDP does not get through; around `crate::stream`.
 //! - `keys`: key files.
 
 mod circuits;
 pub mod clock;
 mod ends;
+mod fallback;
 pub mod keys;
 pub mod pipeline;
+mod streams;
 mod worker;
 
 pub use circuits::CircuitSpec;
 pub use ends::{EndStatus, Ends, Error, Happened, PeerSpec, PortSpec, What, ceiling};
+pub use streams::{ListenSpec, TlsSpec, certificate_file};
 pub use worker::{Settings, Waiting};

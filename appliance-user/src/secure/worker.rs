@@ -12,12 +12,14 @@
 //!
 //! One thread has the sockets of its queues on every interface. What it receives for a lane of another worker
 //! ([`Share`]) goes over by a ring between the two, one for each pair and direction, sealed as it is.
+//! A circuit's stream (`crate::stream`) is two more rings.
 //! Waiting is by poll(2), or not at all (`Waiting::Busy`). Nothing here allocates once the sockets are there; what the daemon hands over and the
 //! worker lets go of (a session, every two minutes) is freed.
 
 use std::{
     io,
     mem::MaybeUninit,
+    num::NonZeroU64,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{
         Arc,
@@ -36,6 +38,8 @@ use nix::{
     unistd::Pid,
 };
 use tunnel::Instant;
+
+use crate::stream::{DATAGRAM_BYTES, FromStream, Place, ToStream, Wake};
 
 use super::{
     clock,
@@ -91,6 +95,10 @@ pub(super) enum Order {
     Port(Box<(xsk::Rx, xsk::Tx)>),
     /// Close the sockets of an interface.
     Unport(u32),
+    /// The stream of a circuit, instead of the one that it had.
+    Stream(NonZeroU64, Place),
+    /// The stream of a circuit is closed.
+    Unstream(NonZeroU64),
     Stop,
 }
 
@@ -118,6 +126,8 @@ pub(super) struct Worker {
     pub waits: rtrb::Consumer<Waits>,
     pub counted: Arc<Counted>,
     pub settings: Settings,
+    /// How it is told that a stream's datagrams came.
+    pub stream_wake: Wake,
     thread: Option<JoinHandle<()>>,
     woken: bool,
 }
@@ -255,6 +265,7 @@ impl Worker {
         let (waits_in, waits) = rtrb::RingBuffer::new(SLOW);
         let counted = Arc::new(Counted::default());
         let pipeline = Pipeline::new(settings.share, settings.seed, Arc::clone(&counted));
+        let stream_wake = Wake::of_sleeper(Arc::clone(&wake), Arc::clone(&others.sleeps));
         let mut body = Body {
             settings,
             orders: receiver,
@@ -264,6 +275,8 @@ impl Worker {
             receivers: Vec::with_capacity(64),
             ports: Ports {
                 senders: Vec::with_capacity(64),
+                streams: Vec::with_capacity(64),
+                datagram: Box::new([0; DATAGRAM_BYTES]),
                 events: events_in,
                 waits: waits_in,
                 others: others.to,
@@ -271,6 +284,7 @@ impl Worker {
                 lost: false,
             },
             handed: others.from,
+            streams: Vec::with_capacity(64),
             sleeps: others.sleeps,
             notify,
             reported: Instant::ORIGIN,
@@ -286,6 +300,7 @@ impl Worker {
             waits,
             counted,
             settings,
+            stream_wake,
             thread: Some(thread),
             woken: true,
         })
@@ -325,6 +340,10 @@ impl Drop for Worker {
 /// The sending halves, and the way to the daemon.
 struct Ports {
     senders: Vec<xsk::Tx>,
+    /// By circuit.
+    streams: Vec<(NonZeroU64, ToStream)>,
+    /// What goes to a stream is sealed here first.
+    datagram: Box<[u8; DATAGRAM_BYTES]>,
     events: rtrb::Producer<Event>,
     waits: rtrb::Producer<Waits>,
     /// By number; `None` at its own.
@@ -341,6 +360,23 @@ impl Wire for Ports {
         match self.senders.iter_mut().find(|tx| tx.ifindex() == ifindex) {
             Some(tx) => tx.transmit(write),
             None => Sent::Full,
+        }
+    }
+
+    fn stream(
+        &mut self,
+        circuit: NonZeroU64,
+        write: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Sent {
+        let stream = self.streams.iter_mut().find(|(of, _)| *of == circuit);
+        let Some((_, to)) = stream else {
+            return Sent::Full;
+        };
+        let datagram = &mut self.datagram[..];
+        match write(datagram).and_then(|len| datagram.get(..len)) {
+            None => Sent::Abandoned,
+            Some(datagram) if to.push(datagram) => Sent::Queued,
+            Some(_) => Sent::Full,
         }
     }
 
@@ -402,6 +438,8 @@ struct Body {
     ports: Ports,
     /// Frames of the other workers.
     handed: Vec<rtrb::Consumer<Handed>>,
+    /// Datagrams of streams, by circuit.
+    streams: Vec<(NonZeroU64, FromStream)>,
     /// Told to them: a frame needs a wake.
     sleeps: Arc<AtomicBool>,
     notify: Arc<EventFd>,
@@ -423,6 +461,15 @@ impl Body {
                 frames += rx.receive(BATCH, |frame| pipeline.frame(now, frame, ports));
             }
             frames += self.handed(now);
+            for (circuit, from) in &mut self.streams {
+                let (pipeline, ports) = (&mut self.pipeline, &mut self.ports);
+                frames += from.take(BATCH, |datagram| {
+                    pipeline.streamed(now, *circuit, datagram, ports);
+                });
+            }
+            for (_, to) in &mut self.ports.streams {
+                to.wake();
+            }
             for other in self.ports.others.iter_mut().flatten() {
                 other.wake();
             }
@@ -501,10 +548,21 @@ impl Body {
                     self.receivers.retain(|rx| rx.ifindex() != ifindex);
                     self.ports.senders.retain(|tx| tx.ifindex() != ifindex);
                 }
+                Ok(Order::Stream(circuit, place)) => {
+                    self.unstream(circuit);
+                    self.streams.push((circuit, place.from));
+                    self.ports.streams.push((circuit, place.to));
+                }
+                Ok(Order::Unstream(circuit)) => self.unstream(circuit),
             }
             any = true;
         }
         Some(any)
+    }
+
+    fn unstream(&mut self, circuit: NonZeroU64) {
+        self.streams.retain(|(of, _)| *of != circuit);
+        self.ports.streams.retain(|(of, _)| *of != circuit);
     }
 
     /// Kicks what is to be sent; whether some is still not handed over.
@@ -559,7 +617,9 @@ impl Body {
         self.sleeps.store(true, Relaxed);
         fence(SeqCst);
         // What was handed over before is not told by a wake.
-        let ready = if self.handed.iter().any(|from| !from.is_empty()) {
+        let is_there = self.handed.iter().any(|from| !from.is_empty())
+            || self.streams.iter().any(|(_, from)| !from.is_empty());
+        let ready = if is_there {
             Ok(0)
         } else {
             poll(&mut fds[..used], PollTimeout::from(timeout))

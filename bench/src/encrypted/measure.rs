@@ -136,7 +136,7 @@ fn round_trips(text: &str) -> Vec<f64> {
 }
 
 /// Seconds that all CPUs were busy since boot: user, nice, system, irq, softirq (proc(5)).
-fn busy_seconds() -> anyhow::Result<f64> {
+pub fn busy_seconds() -> anyhow::Result<f64> {
     let text = std::fs::read_to_string("/proc/stat")?;
     let fields: Vec<f64> = text
         .lines()

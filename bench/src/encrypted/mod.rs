@@ -12,12 +12,12 @@
 mod aead;
 mod bridge;
 pub mod causeway;
-mod contender;
+pub mod contender;
 mod datagrams;
-mod measure;
+pub mod measure;
 mod nebula;
 mod openvpn;
-mod sites;
+pub mod sites;
 mod softether;
 mod tinc;
 mod wireguard;
@@ -247,11 +247,13 @@ struct Figure {
     values: Vec<f64>,
 }
 
+/// What was measured, over the runs.
 #[derive(Default)]
-struct Figures(Vec<Figure>);
+pub struct Figures(Vec<Figure>);
 
 impl Figures {
-    fn add(
+    /// Adds what a run came to.
+    pub fn add(
         &mut self,
         case: String,
         contender: &'static str,
@@ -273,7 +275,7 @@ impl Figures {
     }
 
     /// Adds the rows, a case's contenders below one another, and gives the medians.
-    fn report(self, report: &mut Report) -> Vec<Median> {
+    pub fn report(self, report: &mut Report) -> Vec<Median> {
         let mut cases: Vec<(String, &'static str)> = Vec::new();
         for f in &self.0 {
             if !cases
@@ -300,12 +302,16 @@ impl Figures {
 }
 
 /// The median of one case of one contender.
-struct Median {
-    case: String,
-    contender: &'static str,
-    role: Role,
+pub struct Median {
+    /// Of what.
+    pub case: String,
+    /// Of whom.
+    pub contender: &'static str,
+    /// What the contender is there for.
+    pub role: Role,
     unit: &'static str,
-    value: f64,
+    /// Itself.
+    pub value: f64,
 }
 
 /// The ratios whose rows exist.

@@ -106,13 +106,15 @@ pub struct Port {
     pub vlan: u16,
     /// What frames to it are to.
     pub mac: [u8; 6],
+    /// Whether what came in by another interface may go out by this one: not 0.
+    pub target: u32,
 }
 
 const _: () = assert!(size_of::<End>() == 40);
 const _: () = assert!(size_of::<Circuit>() == 120);
 const _: () = assert!(size_of::<Bucket>() == 64);
 const _: () = assert!(size_of::<Stats>() == 40);
-const _: () = assert!(size_of::<Port>() == 12);
+const _: () = assert!(size_of::<Port>() == 16);
 
 /// What the program did with a frame: the place in the per-CPU array `COUNTERS`. Numbers are never reused.
 #[repr(u32)]
@@ -144,7 +146,7 @@ pub enum Outcome {
     TooLong = 11,
     /// The kernel has no next hop, or not yet.
     NoWay = 12,
-    /// The way is by an interface without the program, or another VLAN.
+    /// The way is by an interface without the program or that takes nothing of others, or another VLAN.
     Elsewhere = 13,
     /// Several processors drew from one bucket at once, time and again.
     Busy = 14,

@@ -58,7 +58,7 @@ pub fn carry<const L3: usize>(
     way::find(ctx, &mut fib)?;
     // SAFETY: as in `parse::frame`.
     let out = unsafe { PORTS.get(fib.ifindex) }.ok_or(Outcome::Elsewhere)?;
-    if out.vlan != d.vlan {
+    if out.vlan != d.vlan || (out.device != ingress && out.target == 0) {
         return Err(Outcome::Elsewhere);
     }
     let device = out.device;

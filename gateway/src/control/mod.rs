@@ -129,6 +129,8 @@ pub struct InterfaceStatus {
     pub mode: String,
     /// Why none.
     pub refused: Option<String>,
+    /// Whether what came in by another interface goes out here by XDP: the driver has to take it.
+    pub target: bool,
 }
 
 /// What it says of a circuit.

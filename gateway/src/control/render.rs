@@ -53,6 +53,10 @@ pub fn status(status: &Status) -> String {
     for interface in &xdp.interfaces {
         let mode = match &interface.refused {
             Some(refused) => format!("none, circuits go through user space: {refused}"),
+            None if !interface.target && xdp.interfaces.len() > 1 => format!(
+                "{}, but the driver takes nothing of other interfaces: that goes through user space",
+                interface.mode
+            ),
             None => interface.mode.clone(),
         };
         line(&mut out, format_args!("XDP on {}: {mode}", interface.name));

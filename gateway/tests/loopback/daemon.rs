@@ -612,6 +612,9 @@ fn circuits_are_in_the_same_file_and_said_of() {
     let status = gateway.status();
     let circuits = &status.circuits;
     assert_eq!((circuits.bound, circuits.dropped["no-circuit"]), (2, 1));
+    // Nothing is attached to the loopback, and that is said.
+    assert_eq!(circuits.xdp.asked, "auto");
+    assert!(circuits.xdp.refused.is_some() && circuits.xdp.interfaces.is_empty());
     let one = &circuits.list[0];
     assert_eq!(
         (one.id.as_str(), one.tenant.as_str()),
@@ -628,6 +631,10 @@ fn circuits_are_in_the_same_file_and_said_of() {
     let page = text(&gateway.say(&["status"]).stdout);
     assert!(
         page.contains("1 circuits, 2 ends bound; 6 datagrams came, 5 were sent"),
+        "{page}"
+    );
+    assert!(
+        page.contains("\ncircuits go through user space: "),
         "{page}"
     );
     let (_, body) = get(status.metrics.expect("an address"), "GET /metrics");

@@ -20,7 +20,7 @@ mod parked;
 mod share;
 mod tables;
 
-use std::sync::Arc;
+use std::{num::NonZeroU64, sync::Arc};
 
 use ahash::{AHashMap, RandomState};
 use appliance_common::{
@@ -56,6 +56,12 @@ pub trait Wire {
     /// Lets `write` fill a frame to be sent on an interface: it gets the whole buffer and says how many
     /// bytes it used, or `None` to send nothing.
     fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent;
+    /// As [`Wire::transmit`], for a datagram without headers, on the stream of a circuit. Full: there is none.
+    fn stream(
+        &mut self,
+        circuit: NonZeroU64,
+        write: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Sent;
     /// Tells the control half.
     fn event(&mut self, event: Event);
     /// Hands over a packet whose host is not resolved. Returns whether there was room.
@@ -382,14 +388,38 @@ impl Pipeline {
         wire: &mut impl Wire,
     ) -> Result<(), Counter> {
         let (from, at) = datagram(frame).ok_or(Counter::DropBadDatagram)?;
-        let datagram = &mut frame[at];
-        let Some(&[i0, i1, i2, i3]) = datagram.get(4..8).and_then(<[u8]>::first_chunk) else {
-            return Err(Counter::DropBadDatagram);
-        };
-        let index = u32::from_le_bytes([i0, i1, i2, i3]);
+        let index = index_of(&frame[at.clone()])?;
         if let Some(other) = self.share.other(index) {
             return self.hand(other, frame, wire);
         }
+        self.open_datagram(now, from, index, &mut frame[at], wire)
+    }
+
+    /// A datagram of a circuit's stream. Such are steered to the worker that opens them.
+    pub fn streamed(
+        &mut self,
+        now: Instant,
+        circuit: NonZeroU64,
+        datagram: &mut [u8],
+        wire: &mut impl Wire,
+    ) {
+        let opened = index_of(datagram).and_then(|index| match self.share.other(index) {
+            Some(_) => Err(Counter::DropUnknownSession),
+            None => self.open_datagram(now, Way::Stream(circuit), index, datagram, wire),
+        });
+        if let Err(reason) = opened {
+            self.counted.count(reason, 1);
+        }
+    }
+
+    fn open_datagram(
+        &mut self,
+        now: Instant,
+        from: Way,
+        index: u32,
+        datagram: &mut [u8],
+        wire: &mut impl Wire,
+    ) -> Result<(), Counter> {
         let &(peer, _) = self
             .sessions
             .get(&index)
@@ -603,6 +633,15 @@ fn lanes(peers: &mut [Option<Box<Lanes>>], slot: u32) -> Option<&mut Lanes> {
     peers.get_mut(slot as usize)?.as_deref_mut()
 }
 
+/// The session's index in a data message.
+#[inline]
+fn index_of(datagram: &[u8]) -> Result<u32, Counter> {
+    let index = datagram.get(4..8).and_then(<[u8]>::first_chunk);
+    index
+        .map(|index| u32::from_le_bytes(*index))
+        .ok_or(Counter::DropBadDatagram)
+}
+
 /// Why a packet was not sealed.
 fn sealing(error: &SealError) -> Counter {
     match error {
@@ -630,7 +669,7 @@ fn put(
     seal: impl FnOnce(&mut [u8]) -> Result<usize, SealError>,
 ) -> Result<(), Counter> {
     let mut failed = None;
-    let sent = wire.transmit(outer.ifindex, |frame| {
+    let write = |frame: &mut [u8]| {
         let sealed = match frame.get_mut(outer.bytes()..) {
             Some(out) => seal(out),
             None => Err(SealError::Short {
@@ -645,7 +684,11 @@ fn put(
                 None
             }
         }
-    });
+    };
+    let sent = match outer.way {
+        Way::Direct(_) | Way::Circuit { .. } => wire.transmit(outer.ifindex, write),
+        Way::Stream(id) => wire.stream(id, write),
+    };
     match sent {
         Sent::Queued => Ok(()),
         Sent::Abandoned => Err(failed.unwrap_or(Counter::DropTooLong)),

@@ -98,10 +98,25 @@ impl Outer {
         self.len
     }
 
+    /// Of a stream: there are no headers, and no interface.
+    #[must_use]
+    pub const fn stream(id: NonZeroU64) -> Self {
+        Self {
+            ifindex: 0,
+            way: Way::Stream(id),
+            header: [0; V6 + CIRCUIT_ID_LEN],
+            headers: 0,
+            len: 0,
+        }
+    }
+
     /// Writes the headers in front of the `payload` bytes that stand behind them in `frame`; returns
     /// the bytes of the frame. `None` when a length field would not hold it.
     pub fn finish(&self, frame: &mut [u8], payload: usize) -> Option<usize> {
         let total = self.len + payload;
+        if self.headers == 0 {
+            return (total <= frame.len()).then_some(total);
+        }
         let udp = self.headers - UDP_LEN;
         let udp_len = u16::try_from(total - udp).ok()?;
         let (head, rest) = frame.get_mut(..total)?.split_at_mut(self.len);

@@ -12,7 +12,7 @@ use aya::programs::{ProgramError, XdpMode, xdp::XdpLink};
 use gateway_common::maps::Port;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 
-use super::{Error, Fast, fib, lock};
+use super::{Error, Fast, features, fib, lock};
 use crate::config::Xdp;
 
 /// How long an interface may still have the program of a process that was killed just before.
@@ -54,6 +54,8 @@ pub struct Interface {
     pub name: String,
     /// How; or why not.
     pub mode: Result<Mode, String>,
+    /// Whether what came in by others goes out by it.
+    pub target: bool,
 }
 
 /// The program on an interface, until this is dropped.
@@ -62,6 +64,8 @@ pub(super) struct Attached {
     name: String,
     ifindex: u32,
     mode: Result<Mode, String>,
+    /// Whether its driver sends what is redirected to it.
+    target: bool,
     /// Its drop takes the program off.
     link: Option<XdpLink>,
 }
@@ -214,6 +218,7 @@ impl Fast {
                         name: name.clone(),
                         ifindex: device.ifindex,
                         mode: Ok(mode),
+                        target: false,
                         link: Some(link),
                     }
                 }
@@ -223,6 +228,7 @@ impl Fast {
                         name: name.clone(),
                         ifindex: device.ifindex,
                         mode: Err(error.to_string()),
+                        target: false,
                         link: None,
                     }
                 }
@@ -236,6 +242,17 @@ impl Fast {
         });
         links.append(&mut new);
         links.sort_by(|a, b| a.name.cmp(&b.name));
+        for link in links.iter_mut().filter(|link| link.link.is_some()) {
+            // The generic hook sends to every driver. Where the kernel does not say, before Linux 6.3, most do.
+            link.target = link.mode == Ok(Mode::Generic)
+                || features::takes_redirected(link.ifindex).unwrap_or(true);
+            if !link.target && interfaces.len() > 1 {
+                tracing::warn!(
+                    interface = link.name,
+                    "circuits go through user space out of here unless they came in here: the driver takes nothing of other interfaces"
+                );
+            }
+        }
         self.tell_ports(&links, &devices, &vlans)
     }
 
@@ -251,6 +268,7 @@ impl Fast {
         let interfaces = links.iter().map(|link| Interface {
             name: link.name.clone(),
             mode: link.mode.clone(),
+            target: link.target,
         });
         interfaces.collect()
     }
@@ -274,6 +292,7 @@ impl Fast {
                     device: link.ifindex,
                     vlan,
                     mac,
+                    target: link.target.into(),
                 };
                 ports.insert(device.ifindex, port);
             }

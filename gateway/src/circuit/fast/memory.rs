@@ -1,5 +1,5 @@
-//! Maps as memory: what the program reads and user space writes without a call. All unsafe code of the fast path, but for a
-//! question to the kernel in `links`.
+//! Maps as memory: what the program reads and user space writes without a call. The unsafe code of the fast path is
+//! here, but for questions to the kernel in `links` and `features`.
 
 use std::{
     io,

@@ -9,6 +9,7 @@
 //! The table stays the only one who decides: the program carries what it was told to and passes everything else up. The maps and the
 //! program end with the process: what comes then comes to nobody, and to the next process once ends have bound again.
 
+mod features;
 mod fib;
 mod links;
 mod memory;

@@ -1,0 +1,348 @@
+//! Tunnels over TLS: the connections that there are, and those that are wanted (`crate::stream`, `fallback`).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    num::NonZeroU64,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+};
+
+use gateway_client::wire::{CircuitId, Key};
+use nix::sys::eventfd::EventFd;
+use tunnel::{PublicKey, SecretKey};
+
+use super::worker::{Order, Worker};
+use crate::stream::{
+    Carrier, ConnectionId, Counted, Dialer, Dialing, Event, Fingerprint, FromStream, Identity,
+    IdentityError, Landing, Limits, ListenError, Listener, Listening, Reports, ToStream, Wake,
+    by_lane, unix_nanos,
+};
+
+/// Datagrams that wait in a ring at most.
+const WAITING: usize = 512;
+
+/// Where tunnels over TLS arrive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenSpec {
+    /// The addresses.
+    pub addresses: Vec<SocketAddr>,
+    /// The file with certificate and key.
+    pub file: PathBuf,
+    /// Whose the certificate is.
+    pub name: String,
+}
+
+/// Where to open a tunnel over TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsSpec {
+    /// The server name.
+    pub name: String,
+    /// Of the other end's certificate.
+    pub fingerprint: Fingerprint,
+}
+
+/// Why tunnels over TLS cannot arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// There is no socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+/// A connection that carries a circuit's tunnel.
+struct Live {
+    id: ConnectionId,
+    /// Dropping it closes the connection.
+    carrier: Carrier,
+    to: ToStream,
+    from: FromStream,
+}
+
+/// What became of connections.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// One is there for this circuit.
+    Up(CircuitId),
+    /// The one that was there is not any more.
+    Down(CircuitId),
+    /// An attempt failed.
+    Failed(CircuitId),
+}
+
+/// All connections of this appliance.
+pub(super) struct Streams {
+    events: mpsc::Receiver<Event>,
+    reports: Reports,
+    landing: Landing,
+    listener: Option<(ListenSpec, Fingerprint, Listener)>,
+    /// Why there is no listener that should be.
+    listen_error: Option<String>,
+    live: BTreeMap<CircuitId, Live>,
+    dialers: BTreeMap<CircuitId, Dialer>,
+    /// Of attempts, why the last one failed.
+    failures: BTreeMap<CircuitId, String>,
+}
+
+impl Streams {
+    /// None yet. `event` wakes the daemon.
+    pub fn new(workers: &[Worker], event: &Arc<EventFd>) -> Self {
+        let (sender, events) = mpsc::channel();
+        let daemon = Wake::new(Arc::clone(event));
+        let places = workers.iter().map(|worker| worker.stream_wake.clone());
+        Self {
+            events,
+            reports: Reports {
+                events: sender,
+                wake: Arc::clone(event),
+            },
+            landing: Landing {
+                places: std::iter::once(daemon).chain(places).collect(),
+                steer: by_lane(u32::try_from(workers.len()).unwrap_or(1)),
+                datagrams: WAITING,
+            },
+            listener: None,
+            listen_error: None,
+            live: BTreeMap::new(),
+            dialers: BTreeMap::new(),
+            failures: BTreeMap::new(),
+        }
+    }
+
+    /// Listens as asked, for these circuits. What fails is tried again at the next call.
+    pub fn listen(&mut self, spec: Option<&ListenSpec>, circuits: HashMap<CircuitId, Key>) {
+        let Some(spec) = spec else {
+            (self.listener, self.listen_error) = (None, None);
+            return;
+        };
+        if let Some((there, _, listener)) = &self.listener
+            && there == spec
+        {
+            listener.set_circuits(circuits);
+            return;
+        }
+        self.listener = None;
+        match self.start(spec, circuits) {
+            Ok((fingerprint, listener)) => {
+                tracing::info!(addresses = ?listener.addresses(), %fingerprint, "tunnels over TLS may arrive");
+                self.listener = Some((spec.clone(), fingerprint, listener));
+                self.listen_error = None;
+            }
+            Err(error) => {
+                let text = format!("tunnels over TLS: {error}");
+                if self.listen_error.as_ref() != Some(&text) {
+                    tracing::warn!(reason = text, "no tunnel over TLS can arrive");
+                }
+                self.listen_error = Some(text);
+            }
+        }
+    }
+
+    fn start(
+        &self,
+        spec: &ListenSpec,
+        circuits: HashMap<CircuitId, Key>,
+    ) -> Result<(Fingerprint, Listener), Error> {
+        let identity = Identity::load_or_generate(&spec.file, &spec.name)?;
+        let fingerprint = identity.fingerprint();
+        let listening = Listening {
+            addresses: spec.addresses.clone(),
+            identity,
+            circuits,
+            proxy: false,
+            limits: Limits::default(),
+        };
+        let listener = Listener::start(listening, self.landing.clone(), self.reports.clone())?;
+        Ok((fingerprint, listener))
+    }
+
+    /// Begins an attempt; whether it could.
+    pub fn dial(
+        &mut self,
+        circuit: CircuitId,
+        key: Key,
+        tls: &TlsSpec,
+        addresses: Vec<SocketAddr>,
+    ) -> bool {
+        let dialing = Dialing {
+            addresses,
+            name: tls.name.clone(),
+            fingerprint: tls.fingerprint,
+            circuit,
+            key,
+            clock: Box::new(unix_nanos),
+            times: crate::stream::Times::default(),
+        };
+        match Dialer::start(dialing, self.landing.clone(), self.reports.clone()) {
+            Ok(dialer) => {
+                self.dialers.insert(circuit, dialer);
+                true
+            }
+            Err(error) => {
+                self.failed(circuit, &error);
+                false
+            }
+        }
+    }
+
+    fn failed(&mut self, circuit: CircuitId, error: &dyn std::error::Error) {
+        let text = error.to_string();
+        if self.failures.get(&circuit) != Some(&text) {
+            tracing::warn!(%circuit, reason = text, "no tunnel over TLS");
+        }
+        self.failures.insert(circuit, text);
+    }
+
+    /// Whether an attempt is going on.
+    pub fn is_dialing(&self, circuit: CircuitId) -> bool {
+        self.dialers.contains_key(&circuit)
+    }
+
+    /// Whether a connection is there.
+    pub fn is_live(&self, circuit: CircuitId) -> bool {
+        self.live.contains_key(&circuit)
+    }
+
+    /// Why the last attempt failed.
+    pub fn failure(&self, circuit: CircuitId) -> Option<&str> {
+        self.failures.get(&circuit).map(String::as_str)
+    }
+
+    /// Ends what there is for a circuit.
+    pub fn close(&mut self, circuit: CircuitId, workers: &mut [Worker]) {
+        self.dialers.remove(&circuit);
+        self.failures.remove(&circuit);
+        if self.live.remove(&circuit).is_some() {
+            unstream(circuit, workers);
+        }
+    }
+
+    /// Takes what was reported.
+    pub fn work(&mut self, workers: &mut [Worker]) -> Vec<Change> {
+        let mut changes = Vec::new();
+        while let Ok(event) = self.events.try_recv() {
+            match event {
+                Event::Established(new) => {
+                    let circuit = new.circuit;
+                    // An attempt that was given up in the moment that it succeeded.
+                    if self.listener.is_none() && self.dialers.remove(&circuit).is_none() {
+                        continue;
+                    }
+                    let (Some(id), mut places) = (number(circuit), new.places.into_iter()) else {
+                        continue;
+                    };
+                    let Some(ours) = places.next() else { continue };
+                    tracing::info!(%circuit, peer = %new.peer, "a tunnel over TLS is open");
+                    for (worker, place) in workers.iter_mut().zip(places) {
+                        worker.order(Order::Stream(id, place));
+                        worker.wake();
+                    }
+                    self.failures.remove(&circuit);
+                    let live = Live {
+                        id: new.id,
+                        carrier: new.carrier,
+                        to: ours.to,
+                        from: ours.from,
+                    };
+                    self.live.insert(circuit, live);
+                    changes.push(Change::Up(circuit));
+                }
+                Event::Failed { circuit, why } => {
+                    if self.dialers.remove(&circuit).is_some() {
+                        self.failed(circuit, &why);
+                        changes.push(Change::Failed(circuit));
+                    }
+                }
+                Event::Closed { circuit, id, why } => {
+                    if self.live.get(&circuit).is_some_and(|live| live.id == id) {
+                        tracing::info!(%circuit, reason = %why, "a tunnel over TLS is closed");
+                        self.live.remove(&circuit);
+                        unstream(circuit, workers);
+                        changes.push(Change::Down(circuit));
+                    }
+                }
+            }
+        }
+        changes
+    }
+
+    /// Gives what came for the daemon, handshakes, to `take`.
+    pub fn messages(&mut self, mut take: impl FnMut(CircuitId, &[u8])) {
+        for (circuit, live) in &mut self.live {
+            live.from.take(WAITING, |message| take(*circuit, message));
+        }
+    }
+
+    /// Sends a message of the daemon's; whether there was room.
+    pub fn send(&mut self, circuit: NonZeroU64, message: &[u8]) -> bool {
+        let live = CircuitId::new(circuit.get()).and_then(|id| self.live.get_mut(&id));
+        let Some(live) = live else { return false };
+        let sent = live.to.push(message);
+        live.to.wake();
+        sent
+    }
+
+    /// What a connection carried.
+    pub fn counted(&self, circuit: CircuitId) -> Option<Counted> {
+        Some(self.live.get(&circuit)?.carrier.counted())
+    }
+
+    /// Of the certificate that tenants pin, where tunnels over TLS may arrive.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.listener
+            .as_ref()
+            .map(|(_, fingerprint, _)| *fingerprint)
+    }
+
+    /// What keeps tunnels over TLS from arriving.
+    pub fn problem(&self) -> Option<&String> {
+        self.listen_error.as_ref()
+    }
+}
+
+fn unstream(circuit: CircuitId, workers: &mut [Worker]) {
+    let Some(id) = number(circuit) else { return };
+    for worker in workers {
+        worker.order(Order::Unstream(id));
+        worker.wake();
+    }
+}
+
+/// An id is never zero.
+const fn number(circuit: CircuitId) -> Option<NonZeroU64> {
+    NonZeroU64::new(circuit.get())
+}
+
+/// The key by which two ends of a circuit know each other before the tunnel in a TLS connection is up: made of what makes them the
+/// tunnel's ends, so that there is nothing more to configure.
+#[must_use]
+pub(super) fn key(secret: &SecretKey, peer: &PublicKey, circuit: CircuitId) -> Option<Key> {
+    let label = [&b"causeway tunnel over tls 1"[..], &circuit.to_bytes()].concat();
+    Some(Key::new(*secret.shared(peer, &label)?))
+}
+
+/// The file of an appliance's certificate.
+#[must_use]
+pub fn certificate_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("tls.pem")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_ends_have_the_same_key_and_nobody_else() {
+        let secret = |n: u8| SecretKey::from_bytes(&[n; 32]);
+        let circuit = |n: u64| CircuitId::new(1 << 32 | n).expect("an id");
+        let of = |a: u8, b: u8, n| key(&secret(a), &secret(b).public(), circuit(n)).expect("a key");
+        assert!(of(1, 2, 1) == of(2, 1, 1));
+        assert!(of(1, 2, 1) != of(1, 3, 1));
+        assert!(of(1, 2, 1) != of(1, 2, 2), "one for each circuit");
+        let nobody = PublicKey::from_bytes([0; 32]);
+        assert!(key(&secret(1), &nobody, circuit(1)).is_none());
+    }
+}

@@ -1,0 +1,380 @@
+//! Who relays.
+
+use std::{
+    net::{SocketAddrV4, TcpStream, UdpSocket},
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use gateway_client::{
+    end::{End, Heard},
+    wire::{CircuitId, Key, Side},
+};
+
+use crate::encrypted::{
+    contender::{Role, Running, find},
+    sites::{command, exec},
+};
+
+use super::{
+    sites::{BACKEND, BACKEND_IP, CLIENT, CLIENT_IP, RELAY, RELAY_INNER_IP, RELAY_IP, within},
+    turn,
+};
+
+/// Where clients come to, TCP and UDP.
+const PORT: u16 = 6180;
+/// Where the client's datagrams are from.
+pub const CLIENT_PORT: u16 = 4000;
+/// Where they go.
+pub const END_PORT: u16 = 9000;
+/// The backend's, TCP.
+pub const BACKEND_PORT: u16 = 9443;
+/// The server that clients name.
+pub const NAME: &str = "gateway.example.net";
+/// How long a contender may take to come up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A circuit, and the keys of its sides.
+const CIRCUIT: u64 = 0x3f9a_1c02_77d1_e05b;
+const KEYS: [&str; 2] = [
+    "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
+    "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=",
+];
+/// Where nginx's package puts it.
+const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/// Something that relays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contender {
+    /// The kernel forwards packets: what the topology costs without a relay.
+    Forward,
+    /// `causeway-gateway`, all of it in userspace.
+    Gateway,
+    /// `causeway-gateway` with its circuits in XDP.
+    GatewayXdp,
+    /// TURN channels.
+    Coturn,
+    /// nginx's stream module.
+    Nginx,
+    /// socat.
+    Socat,
+    /// HAProxy.
+    Haproxy,
+}
+
+/// Datagrams that are relayed: what the client sends, and where.
+pub struct Relayed {
+    /// Before the payload.
+    pub head: fn(usize) -> Vec<u8>,
+    /// Bytes of it that do not arrive.
+    pub spent: usize,
+    /// To.
+    pub to: SocketAddrV4,
+    /// Of both ends, so that none is closed.
+    pub _sockets: [UdpSocket; 2],
+}
+
+impl Contender {
+    /// All, in the order in which they are measured.
+    pub const ALL: [Self; 7] = [
+        Self::Forward,
+        Self::Gateway,
+        Self::GatewayXdp,
+        Self::Coturn,
+        Self::Nginx,
+        Self::Socat,
+        Self::Haproxy,
+    ];
+
+    /// Its name in the report.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "kernel forwarding",
+            Self::Gateway => "causeway",
+            Self::GatewayXdp => "causeway, XDP",
+            Self::Coturn => "coturn",
+            Self::Nginx => "nginx stream",
+            Self::Socat => "socat",
+            Self::Haproxy => "haproxy",
+        }
+    }
+
+    /// What it is there for.
+    pub const fn role(self) -> Role {
+        match self {
+            Self::Forward => Role::Floor,
+            Self::Gateway | Self::GatewayXdp => Role::Causeway,
+            Self::Coturn | Self::Nginx | Self::Socat | Self::Haproxy => Role::Peer,
+        }
+    }
+
+    /// Whether it relays datagrams.
+    pub const fn has_udp(self) -> bool {
+        !matches!(self, Self::Haproxy)
+    }
+
+    /// Whether it relays connections by the server that they name.
+    pub const fn has_tcp(self) -> bool {
+        matches!(
+            self,
+            Self::Forward | Self::Gateway | Self::Nginx | Self::Haproxy
+        )
+    }
+
+    /// Whether what it sends leaves by XDP: then only XDP sees it arrive.
+    pub const fn sends_by_xdp(self) -> bool {
+        matches!(self, Self::GatewayXdp)
+    }
+
+    /// Why it cannot take part on this machine.
+    pub fn missing(self) -> Option<String> {
+        let needed: &[&str] = match self {
+            Self::Forward => &[],
+            Self::Gateway | Self::GatewayXdp => return self.gateway_refuses(),
+            Self::Coturn => &["turnserver"],
+            Self::Nginx => &["nginx", NGINX_STREAM],
+            Self::Socat => &["socat"],
+            Self::Haproxy => &["haproxy"],
+        };
+        let absent = needed.iter().find(|program| find(program).is_none())?;
+        Some(format!(
+            "{absent} is not installed; `cargo xtask bench relay` installs it as root on Debian"
+        ))
+    }
+
+    /// Why the gateway does not run with its configuration.
+    fn gateway_refuses(self) -> Option<String> {
+        let checked = || -> anyhow::Result<()> {
+            let running = Running::new()?;
+            self.write_gateway(&running)?;
+            let mut check = Command::new(gateway());
+            check.arg("check").arg(running.directory().join(CONFIG));
+            let output = check
+                .output()
+                .with_context(|| format!("start {}", gateway().display()))?;
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said).trim().replace('\n', " / ");
+            ensure!(output.status.success(), "not available: {said}");
+            Ok(())
+        };
+        checked().err().map(|error| format!("{error:#}"))
+    }
+
+    fn write_gateway(self, running: &Running) -> anyhow::Result<()> {
+        let circuits = match self {
+            Self::GatewayXdp => "xdp = \"native\"\ninterfaces = [\"g0\", \"g1\"]",
+            _ => "",
+        };
+        let text = format!(
+            "[gateway]\nname = \"bench\"\nlisten = [\"0.0.0.0:{PORT}\"]\ncontrol_socket = \"{}\"\n\
+             [limits]\nper_source = 100000\n\
+             [circuits]\nlifetime = 600\n{circuits}\n\
+             [[tenant]]\nname = \"acme\"\nconnections = 100000\n\
+             [[circuit]]\nid = \"{CIRCUIT:016x}\"\ntenant = \"acme\"\nkeys = {KEYS:?}\n\
+             [[backend]]\nname = \"b\"\naddresses = [\"{BACKEND_IP}:{BACKEND_PORT}\"]\n\
+             [[route]]\nname = \"{NAME}\"\ntenant = \"acme\"\nbackend = \"b\"\n",
+            running.directory().join("gateway.sock").display()
+        );
+        running.write(CONFIG, &text)?;
+        // It has keys.
+        let path = running.directory().join(CONFIG);
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(())
+    }
+
+    /// Starts it in its namespace.
+    pub fn up(self) -> anyhow::Result<Running> {
+        let mut running = Running::new()?;
+        let path = |name: &str| running.directory().join(name).display().to_string();
+        let start = match self {
+            Self::Forward => {
+                exec(RELAY, "sysctl -qw net.ipv4.ip_forward=1")?;
+                return Ok(running);
+            }
+            Self::Gateway | Self::GatewayXdp => {
+                self.write_gateway(&running)?;
+                let mut start = command(RELAY, gateway());
+                start.args(["run", "--config", &path(CONFIG)]);
+                start
+            }
+            Self::Coturn => {
+                let mut start = command(RELAY, "turnserver");
+                start.args(
+                    format!(
+                        "-n --no-auth --no-tls --no-dtls --no-cli --no-stdout-log --realm bench \
+                         --listening-ip {RELAY_IP} --listening-port {PORT} --relay-ip {RELAY_INNER_IP} \
+                         --log-file {} --pidfile {} --userdb {}",
+                        path("turn.log"), path("turn.pid"), path("turn.db"),
+                    )
+                    .split_whitespace(),
+                );
+                start
+            }
+            Self::Nginx => {
+                // As its manual has it, a worker for each processor, each with sockets of its own.
+                let text = format!(
+                    "load_module {NGINX_STREAM};\ndaemon off;\nuser root;\nworker_processes auto;\n\
+                     pid {};\nerror_log {} error;\n\
+                     events {{ worker_connections 20000; }}\n\
+                     stream {{\n\
+                     map $ssl_preread_server_name $to {{ {NAME} {BACKEND_IP}:{BACKEND_PORT}; }}\n\
+                     server {{ listen {PORT} reuseport backlog=4096; ssl_preread on; proxy_pass $to; proxy_timeout 600s; proxy_buffer_size 64k; }}\n\
+                     server {{ listen {PORT} udp reuseport; proxy_pass {BACKEND_IP}:{END_PORT}; proxy_timeout 600s; }}\n\
+                     }}\n",
+                    path("nginx.pid"),
+                    path("nginx-error.log"),
+                );
+                running.write(CONFIG, &text)?;
+                let mut start = command(RELAY, "nginx");
+                start.args(["-e", "stderr", "-c", &path(CONFIG)]);
+                start
+            }
+            Self::Socat => {
+                let mut start = command(RELAY, "socat");
+                start.args([
+                    "-T600".to_owned(),
+                    format!("UDP4-LISTEN:{PORT},bind={RELAY_IP},reuseaddr,fork"),
+                    format!("UDP4:{BACKEND_IP}:{END_PORT}"),
+                ]);
+                start
+            }
+            Self::Haproxy => {
+                let text = format!(
+                    "global\n maxconn 4000\n\
+                     defaults\n mode tcp\n timeout connect 3s\n timeout client 600s\n timeout server 600s\n option splice-auto\n\
+                     frontend f\n bind :{PORT} backlog 4096\n tcp-request inspect-delay 5s\n\
+                     \x20tcp-request content accept if {{ req.ssl_hello_type 1 }}\n\
+                     \x20use_backend b if {{ req.ssl_sni -i {NAME} }}\n\
+                     backend b\n server s {BACKEND_IP}:{BACKEND_PORT}\n",
+                );
+                running.write(CONFIG, &text)?;
+                let mut start = command(RELAY, "haproxy");
+                start.args(["-db", "-f", &path(CONFIG)]);
+                start
+            }
+        };
+        let mut start = start;
+        running.start("relay", &mut start)?;
+        Ok(running)
+    }
+
+    /// Where its clients connect to.
+    pub fn tcp(self) -> anyhow::Result<SocketAddrV4> {
+        Ok(match self {
+            Self::Forward => SocketAddrV4::new(BACKEND_IP.parse()?, BACKEND_PORT),
+            _ => SocketAddrV4::new(RELAY_IP.parse()?, PORT),
+        })
+    }
+
+    /// Waits until connections are taken.
+    pub fn await_tcp(self) -> anyhow::Result<()> {
+        let to = self.tcp()?;
+        until("takes connections", || {
+            Ok(within(CLIENT, || Ok(TcpStream::connect(to)?)).is_ok())
+        })
+    }
+
+    /// Makes the way for datagrams, and waits until one has come through.
+    pub fn relay(self) -> anyhow::Result<Relayed> {
+        let socket = |namespace, ip: &str, port| {
+            let address: SocketAddrV4 = format!("{ip}:{port}").parse()?;
+            within(namespace, || {
+                let socket = UdpSocket::bind(address)?;
+                socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+                Ok(socket)
+            })
+        };
+        let client = socket(CLIENT, CLIENT_IP, CLIENT_PORT)?;
+        let end = socket(BACKEND, BACKEND_IP, END_PORT)?;
+        let port: SocketAddrV4 = format!("{RELAY_IP}:{PORT}").parse()?;
+        let inner: SocketAddrV4 = format!("{RELAY_INNER_IP}:{PORT}").parse()?;
+        let there: SocketAddrV4 = format!("{BACKEND_IP}:{END_PORT}").parse()?;
+        let mut to = port;
+        let head: fn(usize) -> Vec<u8> = match self {
+            Self::Forward => {
+                to = there;
+                |_| Vec::new()
+            }
+            Self::Gateway | Self::GatewayXdp => {
+                bind(&client, port, Side::A)?;
+                bind(&end, inner, Side::B)?;
+                |_| CIRCUIT.to_be_bytes().to_vec()
+            }
+            Self::Coturn => {
+                turn::channel(&client, port, there)?;
+                |bytes| turn::header(bytes - 4)
+            }
+            Self::Nginx | Self::Socat => |_| Vec::new(),
+            Self::Haproxy => bail!("it relays no datagrams"),
+        };
+        let bytes = 64;
+        let mut datagram = head(bytes);
+        datagram.resize(bytes, 0x5a);
+        let mut heard = [0; 2048];
+        until("relays a datagram", || {
+            // Refused: it does not listen yet.
+            let _ = client.send_to(&datagram, to);
+            match end.recv(&mut heard) {
+                Ok(_) => Ok(true),
+                Err(error) if turn::is_patient(&error) => Ok(false),
+                Err(error) => Err(error.into()),
+            }
+        })?;
+        Ok(Relayed {
+            head,
+            spent: if self == Self::Coturn { 4 } else { 0 },
+            to,
+            _sockets: [client, end],
+        })
+    }
+}
+
+const CONFIG: &str = "relay.conf";
+
+/// The program under test.
+fn gateway() -> PathBuf {
+    std::env::var_os("CAUSEWAY_GATEWAY").map_or_else(
+        || PathBuf::from("target/release/causeway-gateway"),
+        PathBuf::from,
+    )
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while !holds()? {
+        lab::interrupt::check()?;
+        ensure!(begun.elapsed() < PATIENCE, "it never {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Binds a side of the circuit to a socket's address.
+fn bind(socket: &UdpSocket, to: SocketAddrV4, side: Side) -> anyhow::Result<()> {
+    let circuit = CircuitId::new(CIRCUIT).context("a circuit's id")?;
+    let key = Key::from_base64(KEYS[side.index()]).context("a key")?;
+    let mut end = End::new(circuit, side, key);
+    let clock = || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        now.map_or(1, |now| now.as_nanos() as u64)
+    };
+    let mut heard = [0; 2048];
+    until("binds an end", || {
+        let mut word = end.bind(clock());
+        loop {
+            // Refused: it does not listen yet.
+            let _ = socket.send_to(&word, to);
+            let Ok(bytes) = socket.recv(&mut heard) else {
+                return Ok(false);
+            };
+            match end.hear(&heard[..bytes], clock()) {
+                Some(Heard::Send(next)) => word = next,
+                Some(Heard::Bound(_)) => return Ok(true),
+                Some(Heard::Move) | None => return Ok(false),
+            }
+        }
+    })
+}

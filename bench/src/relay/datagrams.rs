@@ -1,0 +1,206 @@
+//! Datagrams through a relay: frames made in the client's kernel, counted where they arrive.
+//!
+//! The generator, an XDP program in one long call, makes more than any relay takes, so it is not the limit. A relay that is
+//! flooded may carry less than it can: rates that it is offered are tried as well, and the best counts.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use aya::programs::XdpMode;
+use causeway_tests::packet::{frame, ip, udp};
+
+use crate::{around::Around, encrypted::sites::exec};
+
+use super::{
+    contender::{CLIENT_PORT, Contender, END_PORT, Relayed},
+    sites::{BACKEND, C0, C0_INDEX, CLIENT, CLIENT_IP, G0, RELAY, enter, within},
+};
+
+/// Frames a second that are offered; `None`: as many as can be made.
+const OFFERED: [Option<f64>; 4] = [None, Some(1e6), Some(500e3), Some(250e3)];
+/// Frames of a flood, a call.
+const FLOOD: u32 = 100_000;
+/// Calls a second for what is offered at a rate.
+const CALLS: f64 = 5000.0;
+/// Frames of Ethernet, IPv4 and UDP before the payload, bytes.
+const HEADERS: usize = 42;
+/// Of IPv4 and UDP, bytes.
+const L3_HEADERS: u64 = 28;
+/// Before counting begins.
+const WARM_UP: Duration = Duration::from_millis(300);
+/// While counting.
+const COUNTED: Duration = Duration::from_millis(1000);
+
+/// What arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct Best {
+    /// Frames a second that arrived.
+    pub received: f64,
+    /// Of so many a second that were sent.
+    pub sent: f64,
+}
+
+/// Sends frames of so many bytes from the Ethernet header on, and gives for each the best that arrived of all rates that were offered.
+pub fn best<const N: usize>(contender: Contender, sizes: [usize; N]) -> anyhow::Result<[Best; N]> {
+    let relayed = contender.relay()?;
+    let mut sink = Around::load()?;
+    let mut generator = Around::load()?;
+    within(CLIENT, || {
+        generator.program("pass")?.attach("c0", XdpMode::Driver)?;
+        Ok(())
+    })?;
+    if contender.sends_by_xdp() {
+        within(BACKEND, || {
+            sink.program("sink")?.attach("b0", XdpMode::Driver)?;
+            Ok(())
+        })?;
+    } else {
+        // So that the generator's frames wake the receiver; the kernel's stack does the rest.
+        within(RELAY, || {
+            sink.program("pass")?.attach("g0", XdpMode::Driver)?;
+            Ok(())
+        })?;
+        swallow()?;
+    }
+    let mut all = [Best {
+        received: 0.0,
+        sent: 0.0,
+    }; N];
+    for (best, bytes) in all.iter_mut().zip(sizes) {
+        let packet = packet(&relayed, bytes)?;
+        let payload = (bytes - HEADERS - relayed.spent) as u64;
+        let arrived = || {
+            if contender.sends_by_xdp() {
+                sink.sunk()
+            } else {
+                received(payload)
+            }
+        };
+        generator.templates(std::slice::from_ref(&packet))?;
+        for rate in OFFERED {
+            // What cannot be made at that rate is no offer.
+            if rate.is_some_and(|rate| rate > best.sent) {
+                continue;
+            }
+            let found = offer(&mut generator, &packet, rate, &arrived)?;
+            if found.received > best.received {
+                *best = found;
+            }
+            lab::interrupt::check()?;
+        }
+        ensure!(best.received > 1.0, "of {bytes} B nothing arrived");
+    }
+    Ok(all)
+}
+
+/// The client's frame.
+fn packet(relayed: &Relayed, bytes: usize) -> anyhow::Result<Vec<u8>> {
+    let length = bytes.checked_sub(HEADERS).context("a longer frame")?;
+    let mut payload = (relayed.head)(length);
+    payload.resize(length, 0x5a);
+    let (from, to) = (ip(CLIENT_IP), (*relayed.to.ip()).into());
+    let datagram = udp(from, to, CLIENT_PORT, relayed.to.port(), &payload);
+    Ok(frame(G0, C0, &[], &datagram))
+}
+
+fn offer(
+    generator: &mut Around,
+    packet: &[u8],
+    rate: Option<f64>,
+    arrived: &dyn Fn() -> anyhow::Result<u64>,
+) -> anyhow::Result<Best> {
+    let (sent, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            enter(CLIENT)?;
+            send(generator, packet, rate, &sent, &stop)
+        });
+        let counted = || {
+            let read = || Ok::<_, anyhow::Error>((arrived()?, sent.load(Ordering::Relaxed)));
+            thread::sleep(WARM_UP);
+            let (before, begun) = (read()?, Instant::now());
+            thread::sleep(COUNTED);
+            let (after, took) = (read()?, begun.elapsed().as_secs_f64());
+            Ok::<_, anyhow::Error>(Best {
+                received: (after.0 - before.0) as f64 / took,
+                sent: (after.1 - before.1) as f64 / took,
+            })
+        };
+        let counted = counted();
+        stop.store(true, Ordering::Relaxed);
+        sender
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        counted
+    })
+}
+
+/// Sends until told to stop; what could not be sent in its time is left out, not caught up.
+fn send(
+    generator: &mut Around,
+    packet: &[u8],
+    rate: Option<f64>,
+    sent: &AtomicU64,
+    stop: &AtomicBool,
+) -> anyhow::Result<()> {
+    let call = rate.map_or(FLOOD, |rate| (rate / CALLS) as u32);
+    let every = rate.map_or(Duration::ZERO, |_| Duration::from_secs_f64(1.0 / CALLS));
+    let mut due = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        generator.generate(packet, C0_INDEX, call)?;
+        sent.fetch_add(call.into(), Ordering::Relaxed);
+        due = (due + every).max(Instant::now() - 10 * every);
+        // Sleeping is too coarse, and the core is the generator's anyway.
+        while Instant::now() < due {
+            thread::yield_now();
+        }
+    }
+    Ok(())
+}
+
+/// Drops what arrives at the backend, as early as the kernel can, and counts it.
+fn swallow() -> anyhow::Result<()> {
+    let text = format!(
+        "table netdev t {{ chain c {{ type filter hook ingress device b0 priority 0; policy drop; udp dport {END_PORT} counter drop; }}; }}\n"
+    );
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), text)?;
+    exec(BACKEND, &format!("nft -f {}", file.path().display())).map(drop)
+}
+
+/// Datagrams with so many bytes that the backend's link received.
+fn received(payload: u64) -> anyhow::Result<u64> {
+    let text = exec(BACKEND, "nft -j list table netdev t")?;
+    datagrams(&text, payload).context("the counter of nftables")
+}
+
+/// Datagrams that a counter counted. It counts packets and the bytes from the IP header on; one packet may be several
+/// datagrams that were not split yet.
+fn datagrams(text: &str, payload: u64) -> Option<u64> {
+    let json: serde_json::Value = serde_json::from_str(text).ok()?;
+    let rules = json["nftables"].as_array()?.iter();
+    let counter = rules
+        .filter_map(|one| one["rule"]["expr"].as_array())
+        .flatten()
+        .find_map(|expression| expression["counter"].as_object())?;
+    let (packets, bytes) = (counter["packets"].as_u64()?, counter["bytes"].as_u64()?);
+    Some((bytes - packets * L3_HEADERS) / payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_split_yet_counts_as_what_it_is() {
+        let text = r#"{"nftables": [{"metainfo": {}}, {"rule": {"expr": [
+            {"match": {}}, {"counter": {"packets": 3, "bytes": 1492}}, {"drop": null}]}}]}"#;
+        // One of 62, and two alone.
+        assert_eq!(datagrams(text, 22), Some(64));
+        assert_eq!(datagrams("{}", 22), None);
+    }
+}

@@ -1,0 +1,311 @@
+//! Connections through a relay that reads the server's name off the client's hello.
+//!
+//! The client sends the hello of a TLS client as `rustls` makes it, then plain bytes: a relay sees no difference, and no cipher is
+//! measured. The backend reads the hello off each connection, then the byte that says what is wanted:
+//!
+//! ```text
+//!   client ── hello, 'e' ─▶ relay ─▶ backend      answers a byte, then every byte with itself
+//!          ── hello, 'd' ─▶       ─▶              counts what comes until the end
+//! ```
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{SocketAddrV4, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+use crate::encrypted::{contender::Running, measure::busy_seconds};
+
+use super::{
+    contender::{BACKEND_PORT, Contender, NAME},
+    sites::{BACKEND, BACKEND_IP, CLIENT, enter, within},
+};
+
+/// Threads of the backend: more than connections at a time.
+const BACKENDS: usize = 40;
+/// Clients that connect again and again.
+const CLIENTS: usize = 16;
+/// How long they do.
+const CONNECTING: Duration = Duration::from_secs(2);
+/// Connections that are made one after the other.
+const ALONE: usize = 1000;
+/// Words on one connection.
+const WORDS: usize = 3000;
+/// How long streams run before they are counted, and while they are.
+const STREAMING: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(2500)];
+/// No wait is longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const ECHO: u8 = b'e';
+const DISCARD: u8 = b'd';
+
+/// The backend: ends when dropped.
+pub struct Backend {
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    address: SocketAddrV4,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+/// The hello that clients send.
+pub fn hello() -> anyhow::Result<Vec<u8>> {
+    let config = ClientConfig::builder()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let mut client = ClientConnection::new(Arc::new(config), NAME.try_into()?)?;
+    let mut wire = Vec::new();
+    client.write_tls(&mut wire)?;
+    Ok(wire)
+}
+
+impl Backend {
+    /// Listens in the backend's namespace.
+    pub fn start(hello: usize) -> anyhow::Result<Self> {
+        let address = SocketAddrV4::new(BACKEND_IP.parse()?, BACKEND_PORT);
+        let listener = Arc::new(within(BACKEND, || Ok(TcpListener::bind(address)?))?);
+        let (stop, received) = (Arc::default(), Arc::default());
+        let threads = (0..BACKENDS).map(|_| {
+            let (stop, received) = (Arc::clone(&stop), Arc::clone(&received));
+            let listener = Arc::clone(&listener);
+            thread::spawn(move || {
+                while !AtomicBool::load(&stop, Ordering::Relaxed) {
+                    if let Ok((stream, _)) = listener.accept() {
+                        // What goes wrong is the client's to tell.
+                        let _ = serve(stream, hello, &received);
+                    }
+                }
+            })
+        });
+        Ok(Self {
+            threads: threads.collect(),
+            stop,
+            received,
+            address,
+        })
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Each is woken by a connection that says nothing.
+        for _ in 0..self.threads.len() {
+            let address = self.address;
+            let _ = within(BACKEND, || Ok(TcpStream::connect(address)?));
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Serves one connection.
+fn serve(mut stream: TcpStream, hello: usize, received: &AtomicU64) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut head = vec![0; hello + 1];
+    stream.read_exact(&mut head)?;
+    match head[hello] {
+        ECHO => {
+            let mut byte = [ECHO];
+            loop {
+                stream.write_all(&byte)?;
+                if stream.read(&mut byte)? == 0 {
+                    return Ok(());
+                }
+            }
+        }
+        _ => {
+            let mut room = vec![0; 256 << 10];
+            loop {
+                let bytes = stream.read(&mut room)?;
+                if bytes == 0 {
+                    return Ok(());
+                }
+                received.fetch_add(bytes as u64, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// A connection that has sent its hello and what it wants.
+fn connect(to: SocketAddrV4, hello: &[u8], wish: u8) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(to)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(&[hello, &[wish]].concat())?;
+    Ok(stream)
+}
+
+/// A connection whose backend has answered, and how long that took.
+fn answered(to: SocketAddrV4, hello: &[u8]) -> io::Result<(TcpStream, Duration)> {
+    let begun = Instant::now();
+    let mut stream = connect(to, hello, ECHO)?;
+    stream.read_exact(&mut [0])?;
+    Ok((stream, begun.elapsed()))
+}
+
+/// What connections came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Connections {
+    /// Made in a second, by many clients at once.
+    pub rate: f64,
+    /// 99 of 100 were answered within: microseconds, with many at once.
+    pub crowded: f64,
+    /// And one after the other.
+    pub alone: f64,
+}
+
+/// Makes connections, each of which ends once its backend has answered.
+pub fn connections(contender: Contender, hello: &[u8]) -> anyhow::Result<Connections> {
+    let to = contender.tcp()?;
+    let alone = within(CLIENT, || {
+        let times = (0..ALONE).map(|_| Ok(answered(to, hello)?.1));
+        times.collect::<io::Result<Vec<_>>>().context("connect")
+    })?;
+    lab::interrupt::check()?;
+    let begun = Instant::now();
+    let crowded = thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                scope.spawn(|| {
+                    enter(CLIENT)?;
+                    let mut times = Vec::new();
+                    while begun.elapsed() < CONNECTING {
+                        let (_, took) = answered(to, hello).context("connect, many at once")?;
+                        times.push(took);
+                    }
+                    anyhow::Ok(times)
+                })
+            })
+            .collect();
+        let mut all = Vec::new();
+        for client in clients {
+            let times = client
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            all.extend(times?);
+        }
+        anyhow::Ok(all)
+    })?;
+    let took = begun.elapsed().as_secs_f64();
+    Ok(Connections {
+        rate: crowded.len() as f64 / took,
+        crowded: percentile(crowded, 0.99)?,
+        alone: percentile(alone, 0.99)?,
+    })
+}
+
+/// Microseconds that a byte takes to the backend and back on a connection that stands: the median and the 99th percentile.
+pub fn round_trip(contender: Contender, hello: &[u8]) -> anyhow::Result<[f64; 2]> {
+    let to = contender.tcp()?;
+    let times = within(CLIENT, || {
+        let (mut stream, _) = answered(to, hello)?;
+        let mut times = Vec::new();
+        for word in 0..WORDS {
+            let (begun, sent) = (Instant::now(), word as u8);
+            let mut heard = [0];
+            stream.write_all(&[sent])?;
+            stream.read_exact(&mut heard)?;
+            times.push(begun.elapsed());
+            ensure!(heard == [sent], "another byte came back");
+        }
+        Ok(times)
+    })?;
+    Ok([percentile(times.clone(), 0.5)?, percentile(times, 0.99)?])
+}
+
+/// What streams came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Streams {
+    /// Gbit/s that the backend got.
+    pub gigabits: f64,
+    /// CPU seconds of the machine a gigabyte (10⁹ bytes), less what it uses before the contender is up.
+    pub cpu: f64,
+    /// CPU seconds of the contender's processes a gigabyte.
+    pub own_cpu: f64,
+}
+
+/// Sends on `count` connections as fast as it goes.
+pub fn streams(
+    contender: Contender,
+    hello: &[u8],
+    count: usize,
+    backend: &Backend,
+    running: &Running,
+    others: f64,
+) -> anyhow::Result<Streams> {
+    let to = contender.tcp()?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let senders: Vec<_> = (0..count)
+            .map(|_| {
+                scope.spawn(|| {
+                    enter(CLIENT)?;
+                    let mut stream = connect(to, hello, DISCARD).context("connect")?;
+                    let bytes = vec![0x5a; 128 << 10];
+                    while !stop.load(Ordering::Relaxed) {
+                        stream.write_all(&bytes).context("send")?;
+                    }
+                    anyhow::Ok(())
+                })
+            })
+            .collect();
+        let counted = || {
+            let read = || {
+                let received = backend.received.load(Ordering::Relaxed);
+                anyhow::Ok((received, busy_seconds()?, running.cpu_seconds()))
+            };
+            thread::sleep(STREAMING[0]);
+            let (before, begun) = (read()?, Instant::now());
+            thread::sleep(STREAMING[1]);
+            let (after, took) = (read()?, begun.elapsed().as_secs_f64());
+            anyhow::Ok((after, before, took))
+        };
+        let counted = counted();
+        stop.store(true, Ordering::Relaxed);
+        for sender in senders {
+            sender
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        let (after, before, took) = counted?;
+        let bytes = (after.0 - before.0) as f64;
+        ensure!(bytes > 0.0, "nothing arrived");
+        Ok(Streams {
+            gigabits: bytes * 8e-9 / took,
+            cpu: (after.1 - before.1 - others * took).max(0.0) / (bytes / 1e9),
+            own_cpu: (after.2 - before.2) / (bytes / 1e9),
+        })
+    })
+}
+
+/// The time within which a share of them lies, microseconds.
+fn percentile(mut times: Vec<Duration>, share: f64) -> anyhow::Result<f64> {
+    times.sort();
+    let at = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
+    let time = times.get(at).context("no time was taken")?;
+    Ok(time.as_secs_f64() * 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_hundred_times_the_99th_percentile_is_the_longest() {
+        let times: Vec<_> = (1..=100).rev().map(Duration::from_millis).collect();
+        assert_eq!(percentile(times.clone(), 0.99).unwrap(), 100e3);
+        assert_eq!(percentile(times, 0.5).unwrap(), 51e3);
+        assert!(percentile(Vec::new(), 0.5).is_err());
+    }
+}
