@@ -207,6 +207,7 @@ fn the_examples_are_good() {
     for text in [
         include_str!("../../examples/tenant.toml"),
         include_str!("../../examples/provider.toml"),
+        include_str!("../../examples/tenant-through-gateways.toml"),
     ] {
         assert_eq!(problems(text), "");
     }

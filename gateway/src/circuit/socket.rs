@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use gateway_client::wire::{CircuitId, KEY_BYTES, Key, MESSAGE_BYTES};
+use gateway_client::wire::{CircuitId, ID_BYTES, KEY_BYTES, Key, MESSAGE_BYTES};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
@@ -587,6 +587,12 @@ impl Carrier {
         };
         let end = received.offset + received.length;
         let mut offset = received.offset;
+        if received.segment < received.length
+            && is_mixed(&batch.bytes()[offset..end], received.segment)
+            && self.sockets[place].separate()
+        {
+            tracing::info!(address = %self.sockets[place].address, source = %received.from, "a source has several circuits: what comes here is not joined any more");
+        }
         loop {
             let length = (end - offset).min(received.segment.max(1));
             self.totals.received += 1;
@@ -658,5 +664,43 @@ impl Carrier {
             bound: self.table.bound(now),
             stats: self.publisher.iter().flat_map(Publisher::stats).collect(),
         }
+    }
+}
+
+/// Whether datagrams that the kernel joined, all but the last of this length, are of several circuits.
+fn is_mixed(joined: &[u8], segment: usize) -> bool {
+    let first = joined.get(..ID_BYTES);
+    joined
+        .chunks(segment.max(1))
+        .any(|datagram| datagram.get(..ID_BYTES) != first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn joined_datagrams_are_mixed_if_one_is_of_another_circuit() {
+        let datagram = |circuit: u8, length: usize| [&[circuit; 8][..], &vec![9; length]].concat();
+        let joined = |circuits: &[u8]| -> Vec<u8> {
+            circuits
+                .iter()
+                .flat_map(|circuit| datagram(*circuit, 20))
+                .collect()
+        };
+        assert!(!is_mixed(&joined(&[1]), 28));
+        assert!(!is_mixed(&joined(&[1, 1, 1]), 28));
+        assert!(is_mixed(&joined(&[1, 1, 2]), 28));
+        let last = |circuit| [joined(&[1, 1]), datagram(circuit, 3)].concat();
+        assert!(!is_mixed(&last(1), 28), "the last one may be shorter");
+        assert!(is_mixed(&last(2), 28));
+        assert!(
+            is_mixed(&[joined(&[1]), vec![1; 5]].concat(), 28),
+            "and no datagram at all"
+        );
+        let mut socket =
+            Socket::bind("127.0.0.1:0".parse().expect("an address"), false).expect("a socket");
+        assert!(socket.separate());
+        assert!(!socket.separate(), "said once");
     }
 }

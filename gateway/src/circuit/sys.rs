@@ -33,6 +33,8 @@ pub struct Socket {
     pub address: SocketAddr,
     /// Whether the kernel splits what is sent; until it says that it cannot.
     gso: bool,
+    /// Whether the kernel joins what comes from one source.
+    gro: bool,
 }
 
 impl Socket {
@@ -97,7 +99,19 @@ impl Socket {
         })?;
         let address = from_sockaddr(&name).ok_or(io::ErrorKind::InvalidData)?;
         tracing::debug!(%address, gro, gso, "a socket for circuits");
-        Ok(Self { fd, address, gso })
+        Ok(Self {
+            fd,
+            address,
+            gso,
+            gro,
+        })
+    }
+
+    /// Has the kernel join no more of what comes: sources have several circuits, and what is joined is given to the thread of the
+    /// first one. Whether it did until now.
+    pub fn separate(&mut self) -> bool {
+        let did = std::mem::take(&mut self.gro);
+        did && set(&self.fd, libc::SOL_UDP, libc::UDP_GRO, 0).is_ok()
     }
 
     /// Datagrams that came and that it had no room for, since it was bound; modulo 2³².

@@ -394,6 +394,12 @@ fn the_documented_file_is_good() {
 }
 
 #[test]
+fn the_example_is_good() {
+    let config = parse(include_str!("../../examples/gateway.toml")).expect("good");
+    assert_eq!((config.tenants.len(), config.backends.len()), (1, 2));
+}
+
+#[test]
 fn a_file_with_keys_is_nobody_elses_to_read() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("gw.toml");

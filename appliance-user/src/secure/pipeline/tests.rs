@@ -1104,3 +1104,74 @@ fn an_acknowledgement_waits_for_the_way_back_and_displaces_nothing() {
         assert_eq!(delivered[0].1[18..], segment(wanted));
     }
 }
+
+#[test]
+fn behind_a_circuits_id_a_datagram_is_as_any() {
+    let id = std::num::NonZeroU64::new(0x3f9a_1c02_77d1_e05b).expect("an id");
+    for (local, gateway) in [
+        ("198.51.100.2:6180", "192.0.2.10:6181"),
+        ("[2001:db8::2]:6180", "[2001:db8:a::10]:6181"),
+    ] {
+        let [local, gateway] = [local, gateway].map(|text| text.parse().expect("an address"));
+        let message = |len: usize| [&[4, 1, 0, 0][..], &vec![0x5a; len - 4]].concat();
+        for (way, front) in [
+            (Way::Direct(gateway), &[][..]),
+            (Way::Circuit { gateway, id }, &id.get().to_be_bytes()[..]),
+        ] {
+            let outer = Outer::new(UPLINK, [9; 6], [8; 6], local, way).expect("one family");
+            for len in [32, 33, 1400] {
+                let mut frame = vec![0xee; 2048];
+                frame[outer.bytes()..outer.bytes() + len].copy_from_slice(&message(len));
+                let total = outer.finish(&mut frame, len).expect("it fits");
+                frame.truncate(total);
+                let sliced = etherparse::SlicedPacket::from_ethernet(&frame).expect("a frame");
+                let Some(etherparse::TransportSlice::Udp(udp)) = &sliced.transport else {
+                    panic!("{sliced:?}");
+                };
+                assert_eq!(udp.destination_port(), 6181);
+                assert_eq!(
+                    udp.payload(),
+                    [front, &message(len)].concat(),
+                    "{way}, {len}"
+                );
+                if let Some(etherparse::NetSlice::Ipv6(ip)) = &sliced.net {
+                    let (from, to) = (ip.header().source(), ip.header().destination());
+                    let header = udp.to_header();
+                    let sum = header.calc_checksum_ipv6_raw(from, to, udp.payload());
+                    assert_eq!(sum.expect("short"), udp.checksum(), "{way}, {len}");
+                }
+                // The other end sees where it came from.
+                let (from, at) = datagram(&frame).expect("a datagram");
+                let back = match way.circuit() {
+                    None => Way::Direct(local),
+                    Some(id) => Way::Circuit { gateway: local, id },
+                };
+                assert_eq!(from, back);
+                assert_eq!(frame[at], message(len));
+            }
+        }
+        assert_eq!(
+            Outer::new(UPLINK, [9; 6], [8; 6], local, Way::Stream(id)),
+            None
+        );
+    }
+    let stream = Outer::stream(id);
+    assert_eq!(
+        (stream.bytes(), stream.finish(&mut [0; 40], 32)),
+        (0, Some(32))
+    );
+    assert_eq!(stream.finish(&mut [0; 31], 32), None);
+}
+
+#[test]
+fn an_id_is_told_from_a_type_by_two_bytes() {
+    assert_eq!(circuit(&[4, 1, 0, 0, 1, 2, 3, 4, 5]), None, "a message");
+    assert_eq!(circuit(&[0; 64]), None, "a gateway's message");
+    for at in [2, 3] {
+        let mut id = [0; 8];
+        id[at] = 1;
+        let number = std::num::NonZeroU64::new(u64::from_be_bytes(id));
+        assert_eq!(circuit(&[&id[..], &[4, 0, 0, 0]].concat()), number);
+        assert_eq!(circuit(&id[..7]), None);
+    }
+}
