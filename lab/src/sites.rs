@@ -927,7 +927,7 @@ pub fn partial_by_gateways(options: Options) -> Topology {
         tenant: "acme".to_owned(),
         ends: ["tenant-appliance", "provider-appliance"].map(str::to_owned),
         access: Access::default(),
-        tls: None,
+        tls: Some("acme.tunnel.example.net".to_owned()),
     });
     t
 }

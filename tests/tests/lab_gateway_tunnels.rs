@@ -19,6 +19,8 @@ const A: &str = "10.1.0.10";
 const PACE: Duration = Duration::from_millis(10);
 /// How long traffic may pause when the gateway in use fails.
 const GAP: Duration = Duration::from_millis(500);
+/// The same where UDP is blocked: there is a pause before a connection that was closed is made anew.
+const OVER_TLS: Duration = Duration::from_secs(2);
 const SECOND: Duration = Duration::from_secs(1);
 const TRIES: usize = 3;
 const GREETER: u16 = 2222;
@@ -245,6 +247,14 @@ fn where_udp_is_blocked_the_tunnel_runs_over_tls_until_it_is_not() {
     let _greeter = greeter.unwrap_or_else(|e| panic!("{e}"));
     let talk = Conversation::start(&site, "globex-prod-b", A, GREETER);
     site.tcp("globex-prod-b", "globex-replica-a", A, 4 << 20);
+    // Anybody can write the server name; without the circuit's key it ends there.
+    let stranger = "head -c 200 /dev/zero | tr '\\0' x | timeout 10 openssl s_client -connect 192.0.2.10:6180 \
+                    -servername globex.tunnel.example.net -alpn causeway-tunnel/1 -quiet -ign_eof";
+    let out = site.sh("outside", &["sh", "-c", stranger]);
+    assert_ne!(out.status, 124, "left open: {}{}", out.stdout, out.stderr);
+    assert_eq!(out.stdout, "", "answered: {}", out.stderr);
+    assert_eq!(way(&site, "globex").1, "tls");
+    site.reach("globex-prod-b", A);
     // Acme, beside it, has UDP.
     assert_eq!(way(&site, "acme").1, "udp");
 
@@ -271,6 +281,51 @@ fn where_udp_is_blocked_the_tunnel_runs_over_tls_until_it_is_not() {
     });
     println!("from UDP to TLS: {}", report.summary());
     site.reach("globex-prod-b", A);
+    talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
+}
+
+#[test]
+fn a_tunnel_over_tls_goes_on_through_another_gateway() {
+    let Some(site) = Site::raise(lab::sites::gateways, Options::default()) else {
+        return;
+    };
+    site.over("globex-prod-a");
+    site.reach("globex-prod-b", A);
+    let greeter = site.greeter("globex-replica-a", GREETER, "hello");
+    let _greeter = greeter.unwrap_or_else(|e| panic!("{e}"));
+    let talk = Conversation::start(&site, "globex-prod-b", A, GREETER);
+    let relays = |gateway: &str| {
+        let running = site.gateway(gateway).and_then(|g| g.process());
+        if running.unwrap_or_else(|e| panic!("{e}")).is_none() {
+            return false;
+        }
+        let status = site.gateway_status(gateway);
+        let mut all = status["tenants"].as_array().into_iter().flatten();
+        all.any(|t| t["name"] == "globex" && t["connections"].as_u64() > Some(0))
+    };
+    let used = || ["gw1", "gw2", "gw3"].into_iter().find(|g| relays(g));
+    let mut gaps = Vec::new();
+    for round in 1..=TRIES {
+        assert_eq!(way(&site, "globex").1, "tls");
+        let gateway = used().expect("a gateway relays it");
+        let handle = site.gateway(gateway).unwrap_or_else(|e| panic!("{e}"));
+        let (report, _) = across(&site, "globex", 3 * SECOND, || {
+            handle.kill().unwrap_or_else(|e| panic!("{e}"));
+        });
+        let next = used().expect("another relays it");
+        assert!(next != gateway && next != "gw3", "{gateway}, then {next}");
+        println!(
+            "round {round}: {gateway} is killed, on by {next}: {}",
+            report.summary()
+        );
+        handle.start().unwrap_or_else(|e| panic!("{e}"));
+        gaps.push(report.longest_gap().expect("replies").length());
+        if gaps.last().is_some_and(|gap| *gap <= OVER_TLS) {
+            break;
+        }
+        thread::sleep(2 * SECOND);
+    }
+    assert!(gaps.iter().any(|gap| *gap <= OVER_TLS), "{gaps:?}");
     talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
 }
 
@@ -349,6 +404,8 @@ fn pools_are_kept_to_and_families_may_differ() {
     let Some(site) = Site::bare(lab::sites::gateways, Options::default()) else {
         return;
     };
+    site.unblock_udp("globex-router")
+        .unwrap_or_else(|e| panic!("{e}"));
     // The provider reaches gw1 by IPv6 only, tenants by IPv4.
     site.configure("provider-appliance", |config| {
         let one = config.replace("\"192.0.2.10:6180\", ", "");

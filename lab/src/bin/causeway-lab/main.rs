@@ -93,7 +93,8 @@ enum Command {
         /// What to do.
         trouble: Trouble,
         /// The gateway.
-        gateway: String,
+        #[arg(value_name = "GATEWAY")]
+        which: String,
         /// The lab; may be left out if only one stands.
         #[arg(long)]
         lab: Option<String>,
@@ -303,9 +304,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Gateway {
             trouble,
-            gateway,
+            which,
             lab,
-        } => trouble.make(&open(lab, paths)?, &gateway)?,
+        } => trouble.make(&open(lab, paths)?, &which)?,
         Command::FailOver {
             machine,
             tenant: None,
@@ -515,4 +516,21 @@ fn capture(
     println!("{} frames", frames.len());
     std::io::stdout().flush()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_line_can_be_read() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+        let words = ["causeway-lab", "gateway", "end-hole", "gw1", "--lab", "x"];
+        let Ok(Command::Gateway { which, .. }) = Cli::try_parse_from(words).map(|c| c.command)
+        else {
+            panic!("not read");
+        };
+        assert_eq!(which, "gw1");
+    }
 }
