@@ -126,6 +126,12 @@ pub fn best<const N: usize>(
                 continue;
             }
             let found = offer(&mut generator, &packet, rate, &arrived)?;
+            if let Some(rate) = rate.filter(|rate| found.sent < rate * 0.9) {
+                eprintln!(
+                    "  {bytes} B: {:.0} a second were sent where {rate:.0} were to be",
+                    found.sent
+                );
+            }
             if found.received > best.received {
                 *best = found;
             }
