@@ -124,6 +124,11 @@ fn hellos_read_the_same_in_any_pieces() {
 }
 
 #[test]
+fn streams_give_the_same_frames_in_any_pieces() {
+    corpus("stream", 1_000);
+}
+
+#[test]
 fn circuits_carry_what_is_theirs_and_answer_no_stranger() {
     corpus("circuit", 1_000);
 }

@@ -76,7 +76,7 @@ enum Command {
     },
     /// Fuzz what the tunnel, its workers and the gateway read from the wire; fails on a finding.
     Fuzz {
-        /// Only this target: message, keys, segment, receiver, handshake, control, pipeline, hello, circuit, bind.
+        /// Only this target: message, keys, segment, receiver, handshake, control, pipeline, hello, stream, circuit, bind.
         target: Option<String>,
         /// How long for each target.
         #[arg(long, default_value_t = 900)]

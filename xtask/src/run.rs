@@ -32,10 +32,6 @@ pub fn with_paths(command: &mut Command) -> &mut Command {
         )
         .env("CAUSEWAY_BPF_OBJECT", objects().join("appliance.bpf.o"))
         .env(
-            "CAUSEWAY_GATEWAY",
-            target().join("release/causeway-gateway"),
-        )
-        .env(
             "CAUSEWAY_GATEWAY_BPF_OBJECT",
             objects().join("gateway.bpf.o"),
         )

@@ -16,7 +16,7 @@ use gateway_client::{
 
 use crate::encrypted::{
     contender::{Role, Running, find},
-    sites::{command, exec},
+    sites::{command, exec, output},
 };
 
 use super::{
@@ -148,6 +148,12 @@ impl Contender {
     /// Why the gateway does not run with its configuration.
     fn gateway_refuses(self) -> Option<String> {
         let checked = || -> anyhow::Result<()> {
+            let object = object();
+            ensure!(
+                self == Self::Gateway || object.exists(),
+                "{} is missing; `cargo xtask build-ebpf` makes it",
+                object.display()
+            );
             let running = Running::new()?;
             self.write_gateway(&running)?;
             let mut check = Command::new(gateway());
@@ -165,8 +171,11 @@ impl Contender {
 
     fn write_gateway(self, running: &Running) -> anyhow::Result<()> {
         let circuits = match self {
-            Self::GatewayXdp => "xdp = \"native\"\ninterfaces = [\"g0\", \"g1\"]",
-            _ => "",
+            Self::GatewayXdp => format!(
+                "xdp = \"native\"\ninterfaces = [\"g0\", \"g1\"]\nbpf_object = {:?}",
+                object()
+            ),
+            _ => "xdp = \"off\"".to_owned(),
         };
         let text = format!(
             "[gateway]\nname = \"bench\"\nlisten = [\"0.0.0.0:{PORT}\"]\ncontrol_socket = \"{}\"\n\
@@ -176,7 +185,7 @@ impl Contender {
              [[circuit]]\nid = \"{CIRCUIT:016x}\"\ntenant = \"acme\"\nkeys = {KEYS:?}\n\
              [[backend]]\nname = \"b\"\naddresses = [\"{BACKEND_IP}:{BACKEND_PORT}\"]\n\
              [[route]]\nname = \"{NAME}\"\ntenant = \"acme\"\nbackend = \"b\"\n",
-            running.directory().join("gateway.sock").display()
+            socket(running).display()
         );
         running.write(CONFIG, &text)?;
         // It has keys.
@@ -340,6 +349,28 @@ fn gateway() -> PathBuf {
         || PathBuf::from("target/release/causeway-gateway"),
         PathBuf::from,
     )
+}
+
+/// Its program for circuits.
+fn object() -> PathBuf {
+    let path = lab::Paths::find().gateway_bpf_object;
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// Where it listens for commands.
+fn socket(running: &Running) -> PathBuf {
+    running.directory().join("gateway.sock")
+}
+
+/// Frames that its program for circuits carried.
+pub fn carried(running: &Running) -> anyhow::Result<u64> {
+    let mut status = Command::new(gateway());
+    status.args(["status", "--json", "--socket"]);
+    let text = output(status.arg(socket(running)))?;
+    let status: serde_json::Value = serde_json::from_str(&text)?;
+    let xdp = &status["circuits"]["xdp"];
+    let carried = xdp["frames"]["carried"].as_u64();
+    carried.with_context(|| format!("frames that XDP carried are not in {xdp}"))
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {

@@ -10,13 +10,16 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use aya::programs::XdpMode;
+use aya::programs::{XdpMode, xdp::XdpLinkId};
 use causeway_tests::packet::{frame, ip, udp};
 
-use crate::{around::Around, encrypted::sites::exec};
+use crate::{
+    around::Around,
+    encrypted::{contender::Running, sites::exec},
+};
 
 use super::{
-    contender::{CLIENT_PORT, Contender, END_PORT, Relayed},
+    contender::{CLIENT_PORT, Contender, END_PORT, Relayed, carried},
     sites::{BACKEND, C0, C0_INDEX, CLIENT, CLIENT_IP, G0, RELAY, enter, within},
 };
 
@@ -44,28 +47,64 @@ pub struct Best {
     pub sent: f64,
 }
 
-/// Sends frames of so many bytes from the Ethernet header on, and gives for each the best that arrived of all rates that were offered.
-pub fn best<const N: usize>(contender: Contender, sizes: [usize; N]) -> anyhow::Result<[Best; N]> {
-    let relayed = contender.relay()?;
-    let mut sink = Around::load()?;
-    let mut generator = Around::load()?;
-    within(CLIENT, || {
-        generator.program("pass")?.attach("c0", XdpMode::Driver)?;
-        Ok(())
-    })?;
-    if contender.sends_by_xdp() {
-        within(BACKEND, || {
-            sink.program("sink")?.attach("b0", XdpMode::Driver)?;
+/// The programs that see what arrives.
+pub struct Arrivals {
+    sink: Around,
+    /// On the backend's link, where the contender sends by XDP.
+    far: Option<XdpLinkId>,
+}
+
+impl Arrivals {
+    /// Makes the links ready for a contender that is not up yet: the gateway asks the kernel but once whether a veth takes what XDP
+    /// sends, and it does with a program at its peer. That one passes everything on, for what is established first.
+    pub fn prepare(contender: Contender) -> anyhow::Result<Self> {
+        let mut sink = Around::load()?;
+        let pass = sink.program("pass")?;
+        // The generator's, too.
+        within(CLIENT, || {
+            pass.attach("c0", XdpMode::Driver)?;
             Ok(())
         })?;
-    } else {
+        let mut far = None;
+        if contender.sends_by_xdp() {
+            for (namespace, link) in [(CLIENT, "c0"), (BACKEND, "b0")] {
+                // XDP does not finish a checksum that the stack left to the NIC.
+                exec(namespace, &format!("ethtool -K {link} tx off"))?;
+            }
+            let pass = sink.program("pass")?;
+            far = Some(within(BACKEND, || Ok(pass.attach("b0", XdpMode::Driver)?))?);
+        }
+        Ok(Self { sink, far })
+    }
+
+    /// From now on what arrives is counted and dropped.
+    fn count(&mut self) -> anyhow::Result<()> {
+        if let Some(far) = self.far.take() {
+            // In one step: never is there no program.
+            let link = self.sink.program("pass")?.take_link(far)?;
+            self.sink.program("sink")?.attach_to_link(link)?;
+            return Ok(());
+        }
         // So that the generator's frames wake the receiver; the kernel's stack does the rest.
         within(RELAY, || {
-            sink.program("pass")?.attach("g0", XdpMode::Driver)?;
+            let pass = self.sink.program("pass")?;
+            pass.attach("g0", XdpMode::Driver)?;
             Ok(())
         })?;
-        swallow()?;
+        swallow()
     }
+}
+
+/// Sends frames of so many bytes from the Ethernet header on, and gives for each the best that arrived of all rates that were offered.
+pub fn best<const N: usize>(
+    contender: Contender,
+    running: &Running,
+    mut arrivals: Arrivals,
+    sizes: [usize; N],
+) -> anyhow::Result<[Best; N]> {
+    let relayed = contender.relay()?;
+    let mut generator = Around::load()?;
+    arrivals.count()?;
     let mut all = [Best {
         received: 0.0,
         sent: 0.0,
@@ -75,7 +114,7 @@ pub fn best<const N: usize>(contender: Contender, sizes: [usize; N]) -> anyhow::
         let payload = (bytes - HEADERS - relayed.spent) as u64;
         let arrived = || {
             if contender.sends_by_xdp() {
-                sink.sunk()
+                arrivals.sink.sunk()
             } else {
                 received(payload)
             }
@@ -87,12 +126,26 @@ pub fn best<const N: usize>(contender: Contender, sizes: [usize; N]) -> anyhow::
                 continue;
             }
             let found = offer(&mut generator, &packet, rate, &arrived)?;
+            if let Some(rate) = rate.filter(|rate| found.sent < rate * 0.9) {
+                eprintln!(
+                    "  {bytes} B: {:.0} a second were sent where {rate:.0} were to be",
+                    found.sent
+                );
+            }
             if found.received > best.received {
                 *best = found;
             }
             lab::interrupt::check()?;
         }
         ensure!(best.received > 1.0, "of {bytes} B nothing arrived");
+    }
+    if contender.sends_by_xdp() {
+        let (sunk, carried) = (arrivals.sink.sunk()?, carried(running)?);
+        // User space sends as well, and slower: it would go unseen.
+        ensure!(
+            carried >= sunk / 100 * 99,
+            "XDP carried {carried} of the {sunk} that arrived"
+        );
     }
     Ok(all)
 }

@@ -27,7 +27,7 @@ use crate::{
     report::{Aim, Report},
 };
 
-use self::{contender::Contender, sites::Sites, streams::Backend};
+use self::{contender::Contender, datagrams::Arrivals, sites::Sites, streams::Backend};
 
 /// Bytes of the frames, from the Ethernet header on.
 const FRAMES: [usize; 2] = [64, 1400];
@@ -116,18 +116,29 @@ fn one(
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let sites = Sites::raise(sending)?;
-    let measured = |running: &Running, figures: &mut Figures| match load {
-        Load::Datagrams => datagrams(contender, &sites, figures),
-        Load::Connections => connections(contender, &sites, running, figures),
+    let arrivals = match load {
+        Load::Datagrams => Some(Arrivals::prepare(contender)?),
+        Load::Connections => None,
+    };
+    let measured = |running: &Running, figures: &mut Figures| match arrivals {
+        Some(arrivals) => datagrams(contender, &sites, running, arrivals, figures),
+        None => connections(contender, &sites, running, figures),
     };
     let running = contender.up().context("it does not come up")?;
     measured(&running, figures)
         .map_err(|error| error.context(format!("its logs: {}", running.logs())))
 }
 
-fn datagrams(contender: Contender, sites: &Sites, figures: &mut Figures) -> anyhow::Result<()> {
+fn datagrams(
+    contender: Contender,
+    sites: &Sites,
+    running: &Running,
+    arrivals: Arrivals,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
     let mode = sites.sending().name();
-    for (bytes, best) in FRAMES.into_iter().zip(datagrams::best(contender, FRAMES)?) {
+    let all = datagrams::best(contender, running, arrivals, FRAMES)?;
+    for (bytes, best) in FRAMES.into_iter().zip(all) {
         let mut add = |case: String, value: f64| {
             let case = format!("{case}, {mode}");
             figures.add(

@@ -1,6 +1,6 @@
 //! One function per parser of bytes from the wire, for libFuzzer and for `gateway/tests/corpus.rs`.
 //!
-//! For: finding inputs that make the gateway panic, read a hello otherwise in other pieces, send to somebody who has not shown
+//! For: finding inputs that make the gateway panic, read a hello or a tunnel's stream otherwise in other pieces, send to somebody who has not shown
 //! that he receives, answer with more than it was asked, or grow. Never: randomness, a clock or a file; an input always does
 //! the same.
 //!
@@ -11,7 +11,7 @@
 //!   gateway/tests/corpus.rs           fuzz_targets/*.rs (cargo xtask fuzz)
 //!       └───────────────┬──────────────────────┘
 //!                       ▼
-//!               hello  circuit  bind ─▶ world: table and ends, beside a model of docs/gateway.md
+//!       hello  stream  circuit  bind ─▶ world: table and ends, beside a model of docs/gateway.md
 //! ```
 //!
 //! The last two read their input as a program: a byte that names an act, then what the act needs. Acts past the
@@ -22,11 +22,13 @@ mod circuit;
 mod common;
 mod hello;
 pub mod seeds;
+mod stream;
 mod world;
 
 pub use bind::bind;
 pub use circuit::circuit;
 pub use hello::hello;
+pub use stream::stream;
 
 /// Longest input worth trying, bytes.
 pub const MAX_LEN: usize = 768;
@@ -40,11 +42,15 @@ pub struct Target {
     pub run: fn(&[u8]),
 }
 
-/// Every target. The framing of the tunnel over TCP (`gateway_client::stream`) is to be one more: `stream`.
-pub const TARGETS: [Target; 3] = [
+/// Every target.
+pub const TARGETS: [Target; 4] = [
     Target {
         name: "hello",
         run: hello,
+    },
+    Target {
+        name: "stream",
+        run: stream,
     },
     Target {
         name: "circuit",

@@ -2,6 +2,9 @@
 //!
 //! `gateway/tests/corpus.rs` writes them to `seeds/` and sees that they stay what this makes.
 
+use gateway_client::stream;
+use gateway_client::wire::{CircuitId, Key, Tag};
+
 use super::hello::vector;
 
 /// A seed: its target, its name, its bytes.
@@ -11,6 +14,7 @@ pub type Seed = (&'static str, &'static str, Vec<u8>);
 #[must_use]
 pub fn all() -> Vec<Seed> {
     let mut all = hellos();
+    all.extend(streams());
     all.extend(circuits());
     all.extend(binds());
     all
@@ -110,6 +114,91 @@ fn hellos() -> Vec<Seed> {
             "hello",
             "a-byte-changed",
             written(b"\x01\x00\x09a.example\x02\x00\x02\x00\x40\xff\x00\x02\x01\x00\x00"),
+        ),
+    ]
+}
+
+fn streams() -> Vec<Seed> {
+    // Not written: the sizes of the pieces and the longest frame, 255 times 256 and more; then the stream.
+    let raw = |cut: u8, bytes: &[u8]| [&[0, cut, 255][..], bytes].concat();
+    // Written: the same, bytes that are missing at the end, then a length and a first byte for each frame.
+    let written = |missing: u16, frames: &[(u16, u8)]| {
+        let mut seed = vec![1, 255, 255];
+        seed.extend(missing.to_be_bytes());
+        for (length, first) in frames {
+            seed.extend(length.to_be_bytes());
+            seed.push(*first);
+        }
+        seed
+    };
+    // The target tries keys of one byte 32 times: this is none that a mutation comes to.
+    let key = Key::new(std::array::from_fn(|n| n as u8));
+    let circuit = CircuitId::new(0x3f9a_1c02_77d1_e05b).expect("an id");
+    let hello = stream::hello(circuit, &key, 0x0102, Tag([9; 16]));
+    let opened = stream::read_hello(&hello[stream::LENGTH_BYTES..])
+        .ok()
+        .and_then(|sealed| stream::open_hello(&sealed, &key, Tag([9; 16]), 0).ok());
+    let answer = stream::answer(&opened.expect("a hello"), &key);
+    let frames = [
+        vector::<2>(b"a"),
+        vector::<2>(&[7; 300]),
+        vector::<2>(b"datagram"),
+    ]
+    .concat();
+    vec![
+        ("stream", "frames", raw(3, &frames)),
+        ("stream", "frames-byte-by-byte", raw(0, &frames)),
+        ("stream", "frames-in-one-piece", raw(180, &frames[309..])),
+        ("stream", "a-frame-cut", raw(9, &frames[..200])),
+        ("stream", "a-length-cut", raw(9, &frames[..4])),
+        ("stream", "length-0", raw(9, &[0, 1, 9, 0, 0, 0, 1, 9])),
+        // At most 201 bytes.
+        (
+            "stream",
+            "too-long-by-a-byte",
+            [
+                &[0, 200, 0][..],
+                &vector::<2>(&[7; 201]),
+                &vector::<2>(&[7; 202]),
+            ]
+            .concat(),
+        ),
+        (
+            "stream",
+            "a-hello-and-frames",
+            raw(5, &[&hello[..], &frames].concat()),
+        ),
+        ("stream", "a-hello-cut", raw(5, &hello[..40])),
+        (
+            "stream",
+            "a-hello-of-side-b",
+            raw(5, &{
+                let mut other = hello;
+                other[stream::LENGTH_BYTES + 10] = 1;
+                other
+            }),
+        ),
+        (
+            "stream",
+            "an-answer-and-frames",
+            raw(5, &[&answer[..], &frames].concat()),
+        ),
+        // Behind short frames, so that the decoder has to move what it holds of the long ones.
+        (
+            "stream",
+            "as-long-as-may-be",
+            written(0, &[(100, 1), (65535, 2), (3, 9), (65535, 3)]),
+        ),
+        (
+            "stream",
+            "as-long-as-may-be-and-cut",
+            written(1, &[(20, 1), (65535, 2)]),
+        ),
+        ("stream", "many-written", written(7, &[(1400, 1); 40])),
+        (
+            "stream",
+            "length-0-behind-a-long-one",
+            written(0, &[(30, 1), (65000, 2), (0, 0), (5, 1)]),
         ),
     ]
 }

@@ -3,9 +3,13 @@
 #[path = "../../../src/hello.rs"]
 pub mod hello;
 
-/// As in the gateway, without what has sockets.
+/// As in the gateway, without what has sockets or an XDP program.
 #[path = "../../../src/circuit"]
 pub mod circuit {
+    /// In the place of the gateway's: no program draws from any bucket.
+    #[path = "../../fuzz/pure/src/fast.rs"]
+    mod fast;
+    #[expect(dead_code, reason = "what makes a bucket that is shared")]
     pub mod rate;
     pub mod table;
 }
