@@ -247,3 +247,51 @@ fn a_late_datagram_of_another_lane_does_not_keep_the_old_address() {
     arrive(&mut pair, new, second);
     assert_eq!(seal(&mut pair, 1, 0).0, new);
 }
+
+/// An end that chooses its way itself hears the answer to a handshake by the way that it has left.
+#[test]
+fn a_late_answer_moves_only_an_end_that_roams() {
+    for roams in [true, false] {
+        let mut random = Seeded(11);
+        let secrets = [1, 2].map(|_| SecretKey::generate(&mut random));
+        let [old, new, there] =
+            [2, 3, 5].map(|host| Way::from(SocketAddr::from(([192, 0, 2, host], 6180))));
+        let at = |ms: u64| Now {
+            mono: Instant::from_nanos((1000 + ms) * MS),
+            unix: Duration::from_millis(1_700_000_000_000 + ms),
+        };
+        let control = |own: usize| TunnelControl::new(secrets[own].clone(), LoadLimits::default());
+        let (mut one, mut other) = (control(0), control(1));
+        let config = |of: usize, dial| PeerConfig::causeway(secrets[of].public(), dial);
+        let peer = one.add_peer(
+            at(0).mono,
+            PeerConfig {
+                addresses: vec![old],
+                roams,
+                ..config(1, Dial::Always)
+            },
+        );
+        other.add_peer(at(0).mono, config(0, Dial::Never));
+        let messages = |control: &mut TunnelControl| -> Vec<Datagram> {
+            std::iter::from_fn(|| control.poll_output())
+                .filter_map(|output| match output {
+                    Output::Transmit { datagram, .. } => Some(datagram),
+                    _ => None,
+                })
+                .collect()
+        };
+        one.handle_timeout(at(1), &mut random);
+        let initiation = messages(&mut one);
+        let answered = other.handle_datagram(at(2), there, initiation[0].as_bytes(), &mut random);
+        assert!(answered.is_ok());
+        let answer = messages(&mut other);
+        one.set_addresses(at(3).mono, peer, vec![new]);
+        one.moved(at(3).mono, peer, new);
+        messages(&mut one);
+        let taken = one.handle_datagram(at(4), old, answer[0].as_bytes(), &mut random);
+        assert_eq!(taken.expect("of a handshake that goes on"), peer);
+        let status = one.status(at(4).mono, peer).expect("a peer");
+        assert!(status.down.is_none(), "the session is made all the same");
+        assert_eq!(status.address, Some(if roams { old } else { new }));
+    }
+}

@@ -18,17 +18,22 @@ use crate::{
     encrypted::{contender::Running, sites::exec},
 };
 
+use appliance_user::rawsock::RawSocket;
+
 use super::{
     contender::{CLIENT_PORT, Contender, END_PORT, Relayed, carried},
     sites::{BACKEND, C0, C0_INDEX, CLIENT, CLIENT_IP, G0, RELAY, enter, within},
 };
 
 /// Frames a second that are offered; `None`: as many as can be made.
-const OFFERED: [Option<f64>; 4] = [None, Some(1e6), Some(500e3), Some(250e3)];
+///
+/// A flood comes from the driver, by XDP. A call of that takes milliseconds however few it sends, so what is offered at a rate is sent
+/// frame by frame by a raw socket.
+const OFFERED: [Option<f64>; 5] = [None, Some(400e3), Some(250e3), Some(150e3), Some(100e3)];
 /// Frames of a flood, a call.
 const FLOOD: u32 = 100_000;
-/// Calls a second for what is offered at a rate.
-const CALLS: f64 = 5000.0;
+/// Frames that a raw socket sends before it looks at the clock.
+const BURST: u32 = 16;
 /// Frames of Ethernet, IPv4 and UDP before the payload, bytes.
 const HEADERS: usize = 42;
 /// Of IPv4 and UDP, bytes.
@@ -200,12 +205,20 @@ fn send(
     sent: &AtomicU64,
     stop: &AtomicBool,
 ) -> anyhow::Result<()> {
-    let call = rate.map_or(FLOOD, |rate| (rate / CALLS) as u32);
-    let every = rate.map_or(Duration::ZERO, |_| Duration::from_secs_f64(1.0 / CALLS));
+    let Some(rate) = rate else {
+        while !stop.load(Ordering::Relaxed) {
+            generator.generate(packet, C0_INDEX, FLOOD)?;
+            sent.fetch_add(FLOOD.into(), Ordering::Relaxed);
+        }
+        return Ok(());
+    };
+    let socket = RawSocket::open(C0_INDEX).context("a raw socket on the client's link")?;
+    let every = Duration::from_secs_f64(f64::from(BURST) / rate);
     let mut due = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        generator.generate(packet, C0_INDEX, call)?;
-        sent.fetch_add(call.into(), Ordering::Relaxed);
+        // A full queue is what was offered and not taken.
+        let taken = (0..BURST).filter(|_| socket.send(packet).is_ok()).count();
+        sent.fetch_add(taken as u64, Ordering::Relaxed);
         due = (due + every).max(Instant::now() - 10 * every);
         // Sleeping is too coarse, and the core is the generator's anyway.
         while Instant::now() < due {
