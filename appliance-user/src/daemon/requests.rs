@@ -161,10 +161,14 @@ impl Daemon {
         let mut problems = Vec::new();
         for (name, addresses) in &self.state.endpoints {
             let Some(network) = config.network(name) else {
+                let count = addresses.len();
+                let addresses = addresses.iter().take(3).map(ToString::to_string);
+                let more = if count > 3 { " ..." } else { "" };
                 problems.push(format!(
-                    "network {name:?} has {} failed-over addresses and is not configured: put it back into the \
-                     configuration, or take them back (`causeway-appliance endpoint remove --network {name}`)",
-                    addresses.len()
+                    "network {name:?} has {count} failed-over address{} and is not configured: put it back into the \
+                     configuration, or take them back (`causeway-appliance endpoint remove --network {name} {}{more}`)",
+                    if count == 1 { "" } else { "es" },
+                    addresses.collect::<Vec<_>>().join(" "),
                 ));
                 continue;
             };

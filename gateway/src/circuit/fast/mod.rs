@@ -74,6 +74,16 @@ pub enum Error {
         /// What is missing.
         what: &'static str,
     },
+    /// The object is another version's.
+    #[error(
+        "the BPF object is of another version (map {map}: {source}): install the one that came with this program"
+    )]
+    Version {
+        /// The map that differs.
+        map: &'static str,
+        /// How.
+        source: Box<MapError>,
+    },
     /// A map could not be read or written.
     #[error("{operation} map {map}: {source}")]
     Map {
@@ -129,10 +139,21 @@ pub enum Error {
 }
 
 fn map_error(operation: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
-    move |source| Error::Map {
-        operation,
-        map,
-        source: Box::new(source),
+    move |source| {
+        let differs = matches!(
+            source,
+            MapError::InvalidValueSize { .. } | MapError::InvalidKeySize { .. }
+        );
+        let source = Box::new(source);
+        if differs {
+            Error::Version { map, source }
+        } else {
+            Error::Map {
+                operation,
+                map,
+                source,
+            }
+        }
     }
 }
 
