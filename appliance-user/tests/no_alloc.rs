@@ -40,14 +40,6 @@ struct Slot {
 }
 
 impl Wire for Slot {
-    fn stream(
-        &mut self,
-        _: std::num::NonZeroU64,
-        _: impl FnOnce(&mut [u8]) -> Option<usize>,
-    ) -> Sent {
-        Sent::Full
-    }
-
     fn transmit(&mut self, _: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent {
         let Some((frame, len)) = self.frames.get_mut(self.used) else {
             return Sent::Full;

@@ -230,6 +230,12 @@ impl Reach {
         self.circuit
     }
 
+    /// Whether the other end says by which gateway.
+    #[must_use]
+    pub const fn awaits(&self) -> bool {
+        self.chooser.is_none()
+    }
+
     /// Takes a message from a gateway; whether it was one to this end. `clock`: nanoseconds since 1970.
     pub fn hear(
         &mut self,

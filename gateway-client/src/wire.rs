@@ -2,7 +2,7 @@
 //!
 //! The layout is specified in `docs/gateway.md`. Nothing here has a socket, a clock or a state.
 
-use std::fmt;
+use std::{fmt, num::NonZeroU64};
 
 use blake2::{
     Blake2sMac,
@@ -27,29 +27,37 @@ const TAG_BYTES: usize = 16;
 /// A circuit's id. Its third and fourth bytes are never both zero: eight zero bytes say that a message follows, and a tunnel's own
 /// datagrams begin with a type and two reserved bytes that are zero, so an end tells the three apart by four bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CircuitId(u64);
+pub struct CircuitId(NonZeroU64);
 
 impl CircuitId {
     /// The id whose bytes are these, in network byte order; `None` when its third and fourth are zero.
     #[must_use]
     pub const fn new(id: u64) -> Option<Self> {
         if id >> 32 & 0xffff == 0 {
-            None
-        } else {
-            Some(Self(id))
+            return None;
+        }
+        match NonZeroU64::new(id) {
+            Some(id) => Some(Self(id)),
+            None => None,
         }
     }
 
     /// Its bytes as a number, the first one the highest.
     #[must_use]
     pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The same, for whoever knows circuits by a number that is never zero.
+    #[must_use]
+    pub const fn number(self) -> NonZeroU64 {
         self.0
     }
 
     /// Its bytes on the wire.
     #[must_use]
     pub const fn to_bytes(self) -> [u8; ID_BYTES] {
-        self.0.to_be_bytes()
+        self.get().to_be_bytes()
     }
 }
 

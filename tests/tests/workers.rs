@@ -115,14 +115,6 @@ struct Socket {
 }
 
 impl Wire for Socket {
-    fn stream(
-        &mut self,
-        _: std::num::NonZeroU64,
-        _: impl FnOnce(&mut [u8]) -> Option<usize>,
-    ) -> Sent {
-        Sent::Full
-    }
-
     fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent {
         let mut frame = vec![0xee; 4096];
         let Some(len) = write(&mut frame) else {

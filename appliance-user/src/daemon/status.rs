@@ -148,29 +148,18 @@ impl Daemon {
             tunnel_port: self.tables.config.tunnel_port,
             secure_port: self.tables.config.secure_port,
             public_key: self.ends.as_ref().map(|e| e.public_key().to_string()),
-            tls: self
-                .ends
-                .as_ref()
-                .and_then(Ends::fingerprint)
-                .map(|fingerprint| TlsStatus {
+            tls: self.ends.as_ref().and_then(Ends::arrived).map(
+                |(fingerprint, arrived, connections)| TlsStatus {
                     listen: self.config.tls.clone(),
                     fingerprint: fingerprint.to_string(),
-                    connections: self
-                        .ends
-                        .as_ref()
-                        .and_then(Ends::arrived)
-                        .map_or(0, |(_, connections)| connections),
-                    refused: self
-                        .ends
-                        .as_ref()
-                        .and_then(Ends::arrived)
+                    connections,
+                    refused: Reason::ALL
+                        .map(|why| (why.name().to_owned(), arrived.refused(why)))
                         .into_iter()
-                        .flat_map(|(arrived, _)| {
-                            Reason::ALL.map(|why| (why.name().to_owned(), arrived.refused(why)))
-                        })
                         .filter(|(_, count)| *count != 0)
                         .collect(),
-                }),
+                },
+            ),
             local,
             interfaces: self.interfaces_status(),
             tenants: tenants(&self.config, &self.state, &self.snapshot),

@@ -2,18 +2,21 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    num::NonZeroU64,
     time::Duration,
 };
 
+use appliance_common::wire::{CIRCUIT_ID_LEN, CIRCUIT_MESSAGE_BYTES};
 use gateway_client::{
     pool::List,
     reach::{self, At, GatewayState, Reach, Settings},
-    wire::{CircuitId, Datagram, Key, MESSAGE_BYTES, Side},
+    wire::{CircuitId, Datagram, ID_BYTES, Key, MESSAGE_BYTES, Side},
 };
 use tunnel::{Instant, Now, Way};
 
 use super::{clock, streams::TlsSpec};
+
+// What the programs know of circuits is what the crate says.
+const _: () = assert!(CIRCUIT_ID_LEN == ID_BYTES && CIRCUIT_MESSAGE_BYTES == MESSAGE_BYTES);
 
 /// A circuit as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,13 +85,11 @@ pub(super) struct Send {
 /// A circuit to a peer.
 #[derive(Debug)]
 pub(super) struct Circuit {
-    id: CircuitId,
-    awaits: bool,
     reach: Reach,
     /// None of our addresses is of a gateway's family: not yet, or not at all.
     homeless: bool,
-    /// What was said of being without a gateway.
-    lost: Option<String>,
+    /// It was said that there is no gateway.
+    lost: bool,
 }
 
 impl Circuit {
@@ -105,11 +106,9 @@ impl Circuit {
         // Without an address of our own there is nothing to say yet.
         while at.is_empty() && reach.poll().is_some() {}
         Self {
-            id: spec.id,
-            awaits: spec.list.is_none(),
             reach,
             homeless: at.is_empty(),
-            lost: None,
+            lost: false,
         }
     }
 
@@ -122,24 +121,24 @@ impl Circuit {
 
     /// Its id.
     pub const fn id(&self) -> CircuitId {
-        self.id
+        self.reach.circuit()
     }
 
     /// The way by the gateway that is chosen and works by UDP.
     pub fn udp(&self) -> Option<Way> {
-        let gateway = self.reach.used().filter(|_| !self.awaits)?.address;
-        let id = NonZeroU64::new(self.id.get())?;
+        let gateway = self.reach.used().filter(|_| !self.awaits())?.address;
+        let id = self.id().number();
         Some(Way::Circuit { gateway, id })
     }
 
     /// Whether the other end says by which gateway.
     pub const fn awaits(&self) -> bool {
-        self.awaits
+        self.reach.awaits()
     }
 
     /// Whether a way is one of this circuit.
     pub fn is_by(&self, way: Way) -> bool {
-        way.circuit() == NonZeroU64::new(self.id.get())
+        way.circuit() == Some(self.id().number())
     }
 
     /// The other end is heard by this gateway.
@@ -184,13 +183,13 @@ impl Circuit {
             match self.reach.poll()? {
                 reach::Action::Send { to, message } => return Some(Send { to, message }),
                 reach::Action::Use(at) => {
-                    let again = self.lost.take().is_some();
-                    tracing::info!(circuit = %self.id, gateway = at.name, again, "bound by UDP");
+                    let again = std::mem::take(&mut self.lost);
+                    tracing::info!(circuit = %self.id(), gateway = at.name, again, "bound by UDP");
                 }
                 reach::Action::Lost(_) if self.homeless => {}
                 reach::Action::Lost(why) => {
-                    tracing::warn!(circuit = %self.id, reason = %why, "no gateway");
-                    self.lost = Some(why.to_string());
+                    tracing::warn!(circuit = %self.id(), reason = %why, "no gateway");
+                    self.lost = true;
                 }
             }
         }
@@ -229,17 +228,6 @@ pub(super) fn of_message(message: &[u8]) -> Option<CircuitId> {
     match gateway_client::wire::parse(message) {
         Ok(Datagram::Message(sealed)) => Some(sealed.circuit()),
         Ok(Datagram::Tunnel(_)) | Err(_) => None,
-    }
-}
-
-/// Whether a handshake message may come this way: directly, or from a gateway by a circuit that is here.
-pub(super) fn is_known<'c>(mut circuits: impl Iterator<Item = &'c Circuit>, way: Way) -> bool {
-    match way {
-        Way::Direct(_) => true,
-        Way::Circuit { gateway, .. } => {
-            circuits.any(|circuit| circuit.is_by(way) && circuit.reach.at(gateway).is_some())
-        }
-        Way::Stream(_) => circuits.any(|circuit| circuit.is_by(way)),
     }
 }
 

@@ -1009,7 +1009,15 @@ impl Ends {
                         &datagram[CIRCUIT_ID_LEN..],
                     ),
                 };
-                if !circuits::is_known(self.ends.values().filter_map(|e| e.circuit.as_ref()), way) {
+                // Directly, or from a gateway by a circuit that is here.
+                let is_known = match way {
+                    Way::Circuit { gateway, id } => CircuitId::new(id.get())
+                        .and_then(|id| self.by_circuit.get(&id))
+                        .and_then(|slot| self.ends.get(slot)?.circuit.as_ref())
+                        .is_some_and(|circuit| circuit.gateway(gateway).is_some()),
+                    Way::Direct(_) | Way::Stream(_) => true,
+                };
+                if !is_known {
                     tracing::debug!(%way, "a handshake message by a circuit that is not here");
                     continue;
                 }
@@ -1029,10 +1037,8 @@ impl Ends {
         }
         let (control, random) = (&mut self.control, &mut self.random);
         self.streams.messages(|circuit, message| {
-            let Some(id) = std::num::NonZeroU64::new(circuit.get()) else {
-                return;
-            };
-            let handled = control.handle_datagram(now, Way::Stream(id), message, random);
+            let way = Way::Stream(circuit.number());
+            let handled = control.handle_datagram(now, way, message, random);
             if let Err(error) = handled {
                 tracing::debug!(%circuit, %error, "handshake message over TLS refused");
             }
@@ -1310,7 +1316,7 @@ impl Ends {
         }
         match by? {
             By::Udp => udp,
-            By::Stream => std::num::NonZeroU64::new(id.get()).map(Way::Stream),
+            By::Stream => Some(Way::Stream(id.number())),
         }
     }
 
@@ -1482,15 +1488,9 @@ impl Ends {
         }
     }
 
-    /// What tenants pin, where tunnels over TLS may arrive.
+    /// Where tunnels over TLS may arrive: what tenants pin, what came of connections, and how many there are.
     #[must_use]
-    pub fn fingerprint(&self) -> Option<Fingerprint> {
-        self.streams.fingerprint()
-    }
-
-    /// What came of connections for tunnels over TLS, and how many there are.
-    #[must_use]
-    pub fn arrived(&self) -> Option<(Refusals, usize)> {
+    pub fn arrived(&self) -> Option<(Fingerprint, Refusals, usize)> {
         self.streams.arrived()
     }
 

@@ -268,13 +268,11 @@ impl Streams {
                     if self.listener.is_none() && self.dialers.remove(&circuit).is_none() {
                         continue;
                     }
-                    let (Some(id), mut places) = (number(circuit), new.places.into_iter()) else {
-                        continue;
-                    };
+                    let mut places = new.places.into_iter();
                     let Some(ours) = places.next() else { continue };
                     tracing::info!(%circuit, peer = %new.peer, "a tunnel over TLS is open");
                     for (worker, place) in workers.iter_mut().zip(places) {
-                        worker.order(Order::Stream(id, place));
+                        worker.order(Order::Stream(circuit.number(), place));
                         worker.wake();
                     }
                     self.failures.remove(&circuit);
@@ -330,17 +328,10 @@ impl Streams {
         Some(self.live.get(&circuit)?.carrier.counted())
     }
 
-    /// Of the certificate that tenants pin, where tunnels over TLS may arrive.
-    pub fn fingerprint(&self) -> Option<Fingerprint> {
-        self.listener
-            .as_ref()
-            .map(|(_, fingerprint, _)| *fingerprint)
-    }
-
-    /// What came of the connections that came, and how many there are.
-    pub fn arrived(&self) -> Option<(Refusals, usize)> {
-        let (_, _, listener) = self.listener.as_ref()?;
-        Some((listener.refusals(), listener.connections().0))
+    /// Of the listener: what tenants pin, what came of the connections that came, and how many there are.
+    pub fn arrived(&self) -> Option<(Fingerprint, Refusals, usize)> {
+        let (_, fingerprint, listener) = self.listener.as_ref()?;
+        Some((*fingerprint, listener.refusals(), listener.connections().0))
     }
 
     /// What keeps tunnels over TLS from arriving.
@@ -350,16 +341,10 @@ impl Streams {
 }
 
 fn unstream(circuit: CircuitId, workers: &mut [Worker]) {
-    let Some(id) = number(circuit) else { return };
     for worker in workers {
-        worker.order(Order::Unstream(id));
+        worker.order(Order::Unstream(circuit.number()));
         worker.wake();
     }
-}
-
-/// An id is never zero.
-const fn number(circuit: CircuitId) -> Option<NonZeroU64> {
-    NonZeroU64::new(circuit.get())
 }
 
 /// The key by which two ends of a circuit know each other before the tunnel in a TLS connection is up: made of what makes them the

@@ -56,14 +56,6 @@ pub struct Memory {
 }
 
 impl Wire for Memory {
-    fn stream(
-        &mut self,
-        _: std::num::NonZeroU64,
-        _: impl FnOnce(&mut [u8]) -> Option<usize>,
-    ) -> Sent {
-        Sent::Full
-    }
-
     fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent {
         if self.full || self.room == Some(0) {
             return Sent::Full;
