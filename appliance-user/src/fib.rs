@@ -1,33 +1,19 @@
-//! Lets the programs ask the kernel which way a packet goes out of the uplink.
-//!
-//! They ask as if from the loopback device (`bpf_fib_lookup`, appliance-ebpf `nat/outside.rs`), and the kernel
-//! answers only for a device on which forwarding is on. Nothing comes in by loopback that is not the kernel's own, so
-//! with this alone it forwards nothing of anybody's; on the uplink, forwarding stays as it is.
+//! Whether what leaves in full failover can be sent: the programs ask the kernel which way a packet goes out of the uplink
+//! (appliance-ebpf `nat/outside.rs`), which it has to be let (`service::forwarding`).
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
-const ROOT: &str = "/proc/sys/net";
-const FILES: [&str; 2] = ["ipv4/conf/lo/forwarding", "ipv6/conf/lo/forwarding"];
+use service::forwarding::{self, ROOT};
 
 /// It could not be allowed.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "nothing can be sent out of the uplink: write 1 to {}: {source}; do it by hand (`echo 1 > {}`), or make /proc/sys \
-     writable for the appliance",
-    path.display(), path.display()
-)]
-pub struct Error {
-    path: PathBuf,
-    source: io::Error,
-}
+#[error("nothing can be sent out of the uplink: {0}")]
+pub struct Error(forwarding::Error);
 
-/// Switches forwarding on for the loopback device, where it is not on already.
+/// Lets the programs ask.
 ///
 /// # Errors
-/// [`Error`]. A family that the kernel has not is left out.
+/// [`Error`].
 pub fn allow() -> Result<(), Error> {
     allow_below(Path::new(ROOT))
 }
@@ -61,20 +47,16 @@ impl Sending {
 }
 
 fn allow_below(root: &Path) -> Result<(), Error> {
-    for path in FILES.map(|file| root.join(file)) {
-        match fs::read_to_string(&path) {
-            Ok(text) if text.trim() == "1" => continue,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Ok(_) | Err(_) => {}
-        }
-        fs::write(&path, "1").map_err(|source| Error { path, source })?;
-    }
-    Ok(())
+    forwarding::allow(root, "appliance").map_err(Error)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::PathBuf};
+
     use super::*;
+
+    const FILES: [&str; 2] = ["ipv4/conf/lo/forwarding", "ipv6/conf/lo/forwarding"];
 
     /// Where the two would be; nothing is there yet.
     fn files() -> (tempfile::TempDir, [PathBuf; 2]) {
@@ -84,16 +66,6 @@ mod tests {
             fs::create_dir_all(file.parent().expect("a parent")).expect("made");
         }
         (root, files)
-    }
-
-    #[test]
-    fn it_is_switched_on_where_it_is_off() {
-        let (root, [v4, v6]) = files();
-        fs::write(&v4, "0\n").expect("written");
-        allow_below(root.path()).expect("allowed");
-        assert_eq!(fs::read_to_string(&v4).expect("read"), "1");
-        // A family that is not there is none.
-        assert!(!v6.exists());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What every daemon of ours is towards its operator and its machine.
 //!
 //! For: the control socket with its requests and refusals, a configuration file that is checked whole, what the
-//! service manager is told, an error said once. Never: what a daemon does, or what its requests mean.
+//! service manager is told, an error said once, what XDP programs need of the kernel and why it refuses them. Never: what a
+//! daemon does, or what its requests mean.
 //!
 //! ```text
 //!   operator ─▶ socket::ask ── one JSON line each way ──▶ socket::serve ─▶ the daemon's own requests
@@ -10,9 +11,11 @@
 //! ```
 
 pub mod config;
+pub mod forwarding;
 mod notify;
 mod said;
 pub mod socket;
+pub mod xdp;
 
 pub use notify::Notifier;
 pub use said::said;

@@ -11,6 +11,8 @@ use aya::programs::{
     xdp::XdpLink,
 };
 
+use service::xdp;
+
 use super::{Datapath, Error, io_error, program};
 use crate::config::{self, Kind};
 
@@ -322,7 +324,7 @@ fn attach_new(
     let id = loop {
         match program.attach_to_if_index(ifindex, mode.aya()) {
             Ok(id) => break id,
-            Err(error) if tries < 25 && os_code(&error) == Some(libc::EBUSY) => {
+            Err(error) if tries < 25 && xdp::os_code(&error) == Some(libc::EBUSY) => {
                 tries += 1;
                 std::thread::sleep(std::time::Duration::from_millis(20));
             }
@@ -342,38 +344,16 @@ fn attach_new(
 }
 
 fn attach_error(interface: &str, mode: Mode, source: ProgramError) -> Error {
-    let code = os_code(&source);
-    let remedy = match code {
-        Some(libc::EOPNOTSUPP) => {
-            "The driver has no native XDP here (on Hyper-V: `ethtool -K IFACE lro off`); use another NIC type, or set xdp = \"generic\" knowingly."
-        }
-        Some(libc::EBUSY) => {
-            "Another program is attached; find it with `ip link show` and take it off."
-        }
-        Some(libc::ERANGE | libc::EINVAL) => {
-            "The driver refused, most often for the MTU (native XDP takes about 3500 at most) or too few spare queues; the kernel log names it."
-        }
-        Some(libc::EPERM | libc::EACCES) => "Run as root, or with CAP_NET_ADMIN and CAP_BPF.",
-        _ => "The kernel log may name the cause (`dmesg`).",
-    };
+    let remedy = xdp::remedy(
+        &source,
+        "The driver has no native XDP here (on Hyper-V: `ethtool -K IFACE lro off`); use another NIC type, or set xdp = \"generic\" knowingly.",
+    );
     Error::Attach {
         interface: interface.to_owned(),
         mode: mode.name(),
         source: Box::new(source),
         remedy,
     }
-}
-
-/// The error number at the bottom of an error.
-fn os_code(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
-    let mut error = Some(error);
-    while let Some(e) = error {
-        if let Some(io) = e.downcast_ref::<io::Error>() {
-            return io.raw_os_error();
-        }
-        error = e.source();
-    }
-    None
 }
 
 #[cfg(test)]

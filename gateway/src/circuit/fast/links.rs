@@ -12,7 +12,9 @@ use aya::programs::{ProgramError, XdpMode, xdp::XdpLink};
 use gateway_common::maps::Port;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 
-use super::{Error, Fast, features, fib, lock};
+use service::{forwarding, xdp};
+
+use super::{Error, Fast, features, lock};
 use crate::config::Xdp;
 
 /// How long an interface may still have the program of a process that was killed just before.
@@ -301,7 +303,7 @@ impl Fast {
     }
 
     fn attach_one(&self, name: &str, ifindex: u32, mode: Mode) -> Result<XdpLink, Error> {
-        fib::allow()?;
+        forwarding::allow(std::path::Path::new(forwarding::ROOT), "gateway")?;
         if mode == Mode::Generic && joins(name)? {
             return Err(Error::Joins {
                 interface: name.to_owned(),
@@ -316,7 +318,7 @@ impl Fast {
             match attached {
                 Ok(link) => return Ok(link),
                 // The kernel frees what a killed process held a moment later.
-                Err(error) if tries > 0 && os_code(&error) == Some(libc::EBUSY) => {
+                Err(error) if tries > 0 && xdp::os_code(&error) == Some(libc::EBUSY) => {
                     tries -= 1;
                     std::thread::sleep(PAUSE);
                 }
@@ -327,37 +329,16 @@ impl Fast {
 }
 
 fn refused(interface: &str, mode: Mode, source: ProgramError) -> Error {
-    let remedy = match os_code(&source) {
-        Some(libc::EOPNOTSUPP) => {
-            "The driver has no native XDP here (on Hyper-V: `ethtool -K IFACE lro off`); use another NIC type, or set xdp = \"generic\" or \"off\" knowingly."
-        }
-        Some(libc::EBUSY) => {
-            "Another program is attached; find it with `ip link show` and take it off."
-        }
-        Some(libc::ERANGE | libc::EINVAL) => {
-            "The driver refused, most often for the MTU (native XDP takes about 3500 at most) or too few spare queues; the kernel log names it."
-        }
-        Some(libc::EPERM | libc::EACCES) => "Run as root, or with CAP_NET_ADMIN and CAP_BPF.",
-        _ => "The kernel log may name the cause (`dmesg`).",
-    };
+    let remedy = xdp::remedy(
+        &source,
+        "The driver has no native XDP here (on Hyper-V: `ethtool -K IFACE lro off`); use another NIC type, or set xdp = \"generic\" or \"off\" knowingly.",
+    );
     Error::Attach {
         interface: interface.to_owned(),
         mode: mode.name(),
         source: Box::new(source),
         remedy,
     }
-}
-
-/// The error number at the bottom of an error.
-fn os_code(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
-    let mut error = Some(error);
-    while let Some(e) = error {
-        if let Some(io) = e.downcast_ref::<io::Error>() {
-            return io.raw_os_error();
-        }
-        error = e.source();
-    }
-    None
 }
 
 /// Whether the kernel joins what comes to an interface (GRO): generic XDP runs behind that and would take several datagrams for one.

@@ -10,7 +10,6 @@
 //! program end with the process: what comes then comes to nobody, and to the next process once ends have bound again.
 
 mod features;
-mod fib;
 mod links;
 mod memory;
 mod places;
@@ -37,6 +36,8 @@ use gateway_common::maps::{
 };
 
 pub use links::{Interface, Mode, wanted};
+use service::forwarding;
+
 use memory::Memory;
 use places::Places;
 pub use publish::Publisher;
@@ -104,7 +105,7 @@ pub enum Error {
     },
     /// The kernel may not be asked for ways.
     #[error(transparent)]
-    Fib(#[from] fib::Error),
+    Fib(#[from] forwarding::Error),
     /// No interface to put the program on.
     #[error(
         "no interface has an address that is listened on, or a default route: name them in circuits.interfaces"
