@@ -16,13 +16,20 @@ use std::{
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     net::TcpStream,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{pipe::Pipes, received::received};
+use super::{
+    ask_when_silent,
+    pipe::{Lent, Pipes, Read, read},
+    received::received,
+};
 
 /// How long a side may go on sending to one that takes no more, once it was sent all of that one's bytes.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// How old a connection is before the kernel is to ask whether its backend is still there. Most are never.
+const LASTING: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether the other way has ended.
 const LOOK: Duration = Duration::from_millis(500);
@@ -80,6 +87,11 @@ impl<'a> Side<'a> {
         }
     }
 
+    fn has_read(&self, bytes: usize, activity: &Activity) {
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+        activity.now();
+    }
+
     /// Whether the end that was read is the other end's word. The kernel tells of a reset once, and of an end ever
     /// after; whoever wrote may have been told, or nobody, in the middle of a splice.
     fn has_ended(&self) -> bool {
@@ -135,7 +147,7 @@ pub async fn carry(
     let (client, backend) = (Side::new(client, read as u64), Side::new(backend, 0));
     let end = tokio::select! {
         end = both(&client, &backend, traffic, &activity, pipes) => end,
-        () = activity.silent_for(idle) => End::Idle,
+        () = lasting(&activity, &backend, idle) => End::Idle,
     };
     match end {
         End::Closed => {}
@@ -146,6 +158,18 @@ pub async fn carry(
         }
     }
     end
+}
+
+/// Waits until nothing was sent for `idle`.
+async fn lasting(activity: &Activity, backend: &Side<'_>, idle: Duration) {
+    if idle > LASTING {
+        sleep(LASTING).await;
+        // A socket that refuses is one that is gone already.
+        if let Err(error) = ask_when_silent(backend.stream) {
+            tracing::debug!(%error, "a socket's options");
+        }
+    }
+    activity.silent_for(idle).await;
 }
 
 async fn both(
@@ -176,6 +200,8 @@ async fn both(
 
 /// One way, to the end of its stream. Where it cannot write any more, the rest of the stream is thrown away: a socket
 /// that is closed with bytes unread resets its other end, which then loses what it has not read yet.
+///
+/// Few bytes are read and written, which costs two calls; many are moved by the kernel.
 async fn way(
     from: &Side<'_>,
     to: &Side<'_>,
@@ -183,44 +209,73 @@ async fn way(
     activity: &Activity,
     pipes: &Pipes,
 ) -> Result<(), Lost> {
+    let mut many = false;
     loop {
         from.stream.readable().await.map_err(|_| Lost)?;
-        let mut between = pipes.lend();
-        loop {
-            // A stream that never pauses must not keep the others of its thread waiting.
-            tokio::task::coop::consume_budget().await;
+        // A stream that never pauses must not keep the others of its thread waiting.
+        tokio::task::coop::consume_budget().await;
+        let mut between;
+        if many {
+            between = pipes.lend();
             match between.fill(from.stream) {
-                Ok(0) if !from.has_ended() => return Err(Lost),
-                Ok(0) => {
-                    // An error here is the other way's to find.
-                    let _ = finish(to.stream);
-                    return Ok(());
+                Ok(0) => return ended(from, to),
+                Ok(moved) => from.has_read(moved, activity),
+                Err(error) if again(&error) => {
+                    many = false;
+                    continue;
                 }
-                Ok(moved) => {
-                    from.read.fetch_add(moved as u64, Ordering::Relaxed);
-                    activity.now();
-                }
-                Err(error) if again(&error) => break,
                 Err(_) => return Err(Lost),
             }
-            while between.held() > 0 {
-                match between.empty(to.stream) {
-                    Ok(moved) => {
-                        bytes.inc_by(moved as u64);
-                        activity.now();
-                    }
-                    Err(error) if again(&error) => {
-                        to.stream.writable().await.map_err(|_| Lost)?;
-                    }
-                    Err(_) => {
-                        drop(between);
-                        discard(from, to).await;
-                        return Ok(());
-                    }
+        } else {
+            let read = match read(from.stream, to.stream, pipes) {
+                Ok(Read { bytes: 0, .. }) => return ended(from, to),
+                Ok(read) => read,
+                Err(error) if again(&error) => continue,
+                Err(_) => return Err(Lost),
+            };
+            from.has_read(read.bytes, activity);
+            many = !read.all;
+            let Ok(rest) = read.rest else {
+                discard(from, to).await;
+                return Ok(());
+            };
+            let held = rest.as_ref().map_or(0, Lent::held);
+            bytes.inc_by((read.bytes - held) as u64);
+            match rest {
+                Some(rest) => between = rest,
+                None => continue,
+            }
+        }
+        while between.held() > 0 {
+            match between.empty(to.stream) {
+                Ok(moved) => {
+                    bytes.inc_by(moved as u64);
+                    activity.now();
+                }
+                Err(error) if again(&error) => {
+                    to.stream.writable().await.map_err(|_| Lost)?;
+                }
+                Err(_) => {
+                    drop(between);
+                    discard(from, to).await;
+                    return Ok(());
                 }
             }
         }
     }
+}
+
+/// The stream has ended, or so it was read.
+fn ended(from: &Side<'_>, to: &Side<'_>) -> Result<(), Lost> {
+    if !from.has_ended() {
+        return Err(Lost);
+    }
+    // Where both have ended, closing says it.
+    if !to.ended.load(Ordering::Relaxed) {
+        // An error here is the other way's to find.
+        let _ = finish(to.stream);
+    }
+    Ok(())
 }
 
 fn again(error: &io::Error) -> bool {

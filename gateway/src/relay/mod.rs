@@ -8,7 +8,7 @@
 //! ```
 //!
 //! TLS is never terminated: the gateway has no key that could. A connection that is idle has two sockets, a task and no
-//! buffer.
+//! buffer, and lives on one thread (`threads`).
 
 pub mod carry;
 pub mod counters;
@@ -18,11 +18,14 @@ mod pipe;
 mod proxy;
 mod received;
 pub mod route;
+mod threads;
 
 use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
+    num::NonZero,
+    os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicUsize},
     time::Duration,
 };
@@ -41,6 +44,7 @@ use self::{
     limits::Places,
     pipe::Pipes,
     route::Table,
+    threads::{Busy, Threads},
 };
 
 /// Connections that wait to be accepted, at most; the kernel's `net.core.somaxconn` may be less.
@@ -49,6 +53,8 @@ const BACKLOG: u32 = 4096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Silence after which a side is asked whether it is still there, how often, and how many answers may be missing.
 const KEEPALIVE: (u32, u32, u32) = (60, 10, 6);
+/// Threads are no more than this, how many processors there may be.
+const MOST_THREADS: usize = 64;
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +139,9 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// There are no threads.
+    #[error("the relay's threads cannot be started: {0}")]
+    Threads(#[source] io::Error),
     /// It drains.
     #[error("the gateway is draining and takes no new plan; start it again")]
     Draining,
@@ -144,6 +153,7 @@ struct Shared {
     places: Arc<Places>,
     pipes: Pipes,
     counters: Counters,
+    threads: Threads,
 }
 
 impl Shared {
@@ -162,6 +172,12 @@ struct Listening {
     _stop: watch::Sender<()>,
 }
 
+impl Drop for Listening {
+    fn drop(&mut self) {
+        tracing::info!(address = %self.address, "no longer listening");
+    }
+}
+
 /// A relay that runs. Dropped, it accepts no more; connections go on.
 pub struct Relay {
     shared: Arc<Shared>,
@@ -174,16 +190,18 @@ enum Listeners {
 }
 
 impl Relay {
-    /// Listens.
+    /// Listens, with a thread for each processor.
     ///
     /// # Errors
     /// When an address cannot be had; none is listened on then.
     pub fn start(plan: Plan) -> Result<Self, Error> {
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
         let pipes = Pipes::new(plan.limits.pipes);
         let shared = Arc::new(Shared {
             places: Arc::default(),
             counters: Counters::new(pipes.short.clone()),
             pipes,
+            threads: Threads::start(threads.min(MOST_THREADS)).map_err(Error::Threads)?,
             plan: RwLock::new(Arc::new(plan)),
         });
         let relay = Self {
@@ -220,20 +238,23 @@ impl Relay {
         for &address in wanted {
             if !open.iter().any(|l| l.wanted == address) {
                 let failed = |source| Error::Listen { address, source };
-                let socket = bind(address).map_err(failed)?;
-                let bound = socket.local_addr().map_err(failed)?;
-                new.push((address, bound, socket));
+                let (bound, sockets) = bind(address, &self.shared.threads).map_err(failed)?;
+                new.push((address, bound, sockets));
             }
         }
         open.retain(|l| wanted.contains(&l.wanted));
-        for (wanted, address, socket) in new {
+        for (wanted, address, sockets) in new {
             let (stop, stopped) = watch::channel(());
-            let taker = self.shared.places.taker();
-            let shared = Arc::clone(&self.shared);
-            tokio::spawn(async move {
-                accept(socket, address, stopped, shared).await;
-                drop(taker);
-            });
+            for (n, socket) in sockets.into_iter().enumerate() {
+                let taker = self.shared.places.taker();
+                let shared = Arc::clone(&self.shared);
+                let stopped = stopped.clone();
+                self.shared.threads.runtime(n).spawn(async move {
+                    accept(n, socket, address, stopped, shared).await;
+                    drop(taker);
+                });
+            }
+            tracing::info!(%address, "listening");
             open.push(Listening {
                 wanted,
                 address,
@@ -299,7 +320,28 @@ impl Relay {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// A listener for each thread, and the address that they have.
+fn bind(address: SocketAddr, threads: &Threads) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    let first = open(address)?;
+    // Bound before it shares: an address that another process has is refused, even if that one would share it.
+    first.bind(address)?;
+    first.set_reuseport(true)?;
+    let bound = first.local_addr()?;
+    let mut sockets = vec![first];
+    for _ in 1..threads.count() {
+        let socket = open(bound)?;
+        socket.set_reuseport(true)?;
+        socket.bind(bound)?;
+        sockets.push(socket);
+    }
+    let listening = sockets.into_iter().enumerate().map(|(n, socket)| {
+        let _in = threads.runtime(n).enter();
+        socket.listen(BACKLOG)
+    });
+    Ok((bound, listening.collect::<io::Result<_>>()?))
+}
+
+fn open(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => {
@@ -311,18 +353,30 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     };
     // A gateway that was killed is back at once, although connections of its time are not forgotten.
     socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
+    // What is accepted has them from its listener.
+    socket.set_nodelay(true)?;
+    ask_when_silent(&socket)?;
+    Ok(socket)
 }
 
-/// Accepts until it is stopped, and then what has come by then.
+/// Has the kernel ask the other side of a silent connection whether it is still there.
+fn ask_when_silent(socket: &impl AsFd) -> io::Result<()> {
+    let (idle, interval, count) = KEEPALIVE;
+    setsockopt(socket, sockopt::KeepAlive, &true)?;
+    setsockopt(socket, sockopt::TcpKeepIdle, &idle)?;
+    setsockopt(socket, sockopt::TcpKeepInterval, &interval)?;
+    setsockopt(socket, sockopt::TcpKeepCount, &count)?;
+    Ok(())
+}
+
+/// Accepts on thread `n` until it is stopped, and then what has come by then.
 async fn accept(
+    n: usize,
     socket: TcpListener,
     local: SocketAddr,
     mut stopped: watch::Receiver<()>,
     shared: Arc<Shared>,
 ) {
-    tracing::info!(address = %local, "listening");
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
@@ -330,21 +384,24 @@ async fn accept(
             _ = stopped.changed() => break,
         };
         match accepted {
-            Ok((client, from)) => begin(client, from, local, &shared),
+            Ok((client, from)) => begin(n, client, (from, local), &shared),
             Err(error) => {
-                shared.counters.accept_failures.inc();
-                tracing::warn!(%error, "a connection could not be accepted");
+                not_accepted(&error, &shared);
                 sleep(ACCEPT_PAUSE).await;
             }
         }
     }
     while let Ok(Ok((client, from))) = timeout(Duration::ZERO, socket.accept()).await {
-        begin(client, from, local, &shared);
+        begin(n, client, (from, local), &shared);
     }
-    tracing::info!(address = %local, "no longer listening");
 }
 
-fn begin(client: TcpStream, from: SocketAddr, local: SocketAddr, shared: &Arc<Shared>) {
+fn not_accepted(error: &io::Error, shared: &Shared) {
+    shared.counters.accept_failures.inc();
+    tracing::warn!(%error, "a connection could not be accepted");
+}
+
+fn begin(n: usize, client: TcpStream, ends: (SocketAddr, SocketAddr), shared: &Arc<Shared>) {
     shared.counters.accepted.inc();
     let plan = shared.plan();
     let Limits {
@@ -352,11 +409,28 @@ fn begin(client: TcpStream, from: SocketAddr, local: SocketAddr, shared: &Arc<Sh
         per_source,
         ..
     } = plan.limits;
-    match shared.places.take(from.ip(), connections, per_source) {
-        Ok(place) => {
-            tokio::spawn(serve(client, from, local, place, plan, Arc::clone(shared)));
+    let place = match shared.places.take(ends.0.ip(), connections, per_source) {
+        Ok(place) => place,
+        Err(full) => return refuse(ends.0, &full.into(), shared),
+    };
+    let (chosen, busy) = shared.threads.take(n);
+    let shared = Arc::clone(shared);
+    if chosen == n {
+        tokio::spawn(serve(client, ends, (place, busy), plan, shared));
+        return;
+    }
+    // Its socket leaves this thread's runtime for the other's.
+    match client.into_std() {
+        Ok(client) => {
+            let there = shared.threads.runtime(chosen).clone();
+            there.spawn(async move {
+                match TcpStream::from_std(client) {
+                    Ok(client) => serve(client, ends, (place, busy), plan, shared).await,
+                    Err(error) => not_accepted(&error, &shared),
+                }
+            });
         }
-        Err(full) => refuse(from, &full.into(), shared),
+        Err(error) => not_accepted(&error, &shared),
     }
 }
 
@@ -367,18 +441,21 @@ fn refuse(from: SocketAddr, refused: &Refused, shared: &Shared) {
 
 async fn serve(
     client: TcpStream,
-    from: SocketAddr,
-    local: SocketAddr,
-    mut place: limits::Place,
+    (from, local): (SocketAddr, SocketAddr),
+    (mut place, busy): (limits::Place, Busy),
     plan: Arc<Plan>,
     shared: Arc<Shared>,
 ) {
-    prepare(&client);
-    // With a wildcard address it says which one the client knows.
-    let to = client.local_addr().unwrap_or(local);
     let counters = &shared.counters;
     // Boxed, and gone when it is opened: what is needed to open is much more than what is kept while it is idle.
-    let opened = Box::pin(open::open(&client, (from, to), &mut place, &plan, counters)).await;
+    let opened = Box::pin(open::open(
+        &client,
+        (from, local),
+        &mut place,
+        &plan,
+        counters,
+    ))
+    .await;
     let open::Opened {
         backend,
         tenant,
@@ -403,21 +480,46 @@ async fn serve(
     tracing::debug!(%from, end = reason, "ended");
     // Closed before they are no longer counted: an empty relay has no socket.
     drop((client, backend, open));
-    drop(place);
+    drop((busy, place));
 }
 
-/// Sets what either side's socket is to do: nothing is held back for more, and a side that is gone is noticed.
-/// A socket that refuses is one that is gone already.
-fn prepare(stream: &TcpStream) {
-    let (idle, interval, count) = KEEPALIVE;
-    let set = [
-        stream.set_nodelay(true),
-        setsockopt(stream, sockopt::KeepAlive, &true).map_err(io::Error::from),
-        setsockopt(stream, sockopt::TcpKeepIdle, &idle).map_err(io::Error::from),
-        setsockopt(stream, sockopt::TcpKeepInterval, &interval).map_err(io::Error::from),
-        setsockopt(stream, sockopt::TcpKeepCount, &count).map_err(io::Error::from),
-    ];
-    for error in set.into_iter().filter_map(Result::err) {
-        tracing::debug!(%error, "a socket's options");
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::getsockopt;
+    use std::net::Ipv4Addr;
+
+    #[test]
+    fn what_is_accepted_sends_at_once_and_is_asked_when_silent() {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(async {
+            let threads = Threads::start(1).expect("a thread");
+            let (address, sockets) =
+                bind((Ipv4Addr::LOCALHOST, 0).into(), &threads).expect("bound");
+            let _client = std::net::TcpStream::connect(address).expect("connect");
+            let socket = sockets.into_iter().next().expect("one");
+            let accepted = threads
+                .runtime(0)
+                .spawn(async move { socket.accept().await });
+            let (stream, _) = accepted.await.expect("no panic").expect("accepted");
+            let kept = (
+                getsockopt(&stream, sockopt::TcpKeepIdle).expect("an option"),
+                getsockopt(&stream, sockopt::TcpKeepInterval).expect("an option"),
+                getsockopt(&stream, sockopt::TcpKeepCount).expect("an option"),
+            );
+            assert_eq!(kept, KEEPALIVE);
+            assert!(getsockopt(&stream, sockopt::KeepAlive).expect("an option"));
+            assert!(getsockopt(&stream, sockopt::TcpNoDelay).expect("an option"));
+        });
+    }
+
+    #[test]
+    fn threads_share_an_address_and_nobody_else_does() {
+        let threads = Threads::start(3).expect("threads");
+        let (address, sockets) = bind((Ipv4Addr::LOCALHOST, 0).into(), &threads).expect("bound");
+        let bound = sockets.iter().map(|s| s.local_addr().expect("an address"));
+        assert_eq!(bound.collect::<Vec<_>>(), [address; 3]);
+        let error = bind(address, &threads).expect_err("another gateway");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }

@@ -11,6 +11,7 @@ use super::{
     Backend, Plan,
     counters::{Backend as BackendLabel, Counters, label},
     limits::{Full, Place},
+    pipe::receive,
     proxy,
     route::NoRoute,
 };
@@ -134,12 +135,12 @@ pub(super) struct Opened {
 /// Opens; a client that is refused is told why, where it speaks TLS.
 pub(super) async fn open(
     client: &TcpStream,
-    (from, to): (SocketAddr, SocketAddr),
+    (from, local): (SocketAddr, SocketAddr),
     place: &mut Place,
     plan: &Plan,
     counters: &Counters,
 ) -> Result<Opened, Refused> {
-    let opened = opened(client, (from, to), place, plan, counters).await;
+    let opened = opened(client, (from, local), place, plan, counters).await;
     if let Err(refused) = &opened
         && let Some(number) = refused.alert()
     {
@@ -151,7 +152,7 @@ pub(super) async fn open(
 
 async fn opened(
     client: &TcpStream,
-    (from, to): (SocketAddr, SocketAddr),
+    (from, local): (SocketAddr, SocketAddr),
     place: &mut Place,
     plan: &Plan,
     counters: &Counters,
@@ -179,6 +180,8 @@ async fn opened(
     .await
     .map_err(unreachable)?;
     let mut first = if backend.proxy {
+        // With a wildcard address it says which one the client knows.
+        let to = client.local_addr().unwrap_or(local);
         proxy::header(from, to, hello.name.as_deref().unwrap_or_default())
     } else {
         Vec::new()
@@ -216,7 +219,7 @@ fn more(client: &TcpStream, reader: &mut Reader) -> Result<Option<Hello>, Refuse
     let mut bytes = [0; READ];
     // There is an answer before there is no more room.
     let room = reader.room().clamp(1, READ);
-    match client.try_read(&mut bytes[..room]) {
+    match receive(client, &mut bytes[..room]) {
         Ok(0) => Err(cut(reader)),
         Ok(read) => match reader.feed(&bytes[..read])? {
             Progress::More => Ok(None),
@@ -249,7 +252,10 @@ async fn dial(backend: &Backend, patience: Duration, failed: impl Fn()) -> io::R
         match dialed {
             Ok(stream) => {
                 backend.last.store(at, Ordering::Relaxed);
-                super::prepare(&stream);
+                // A socket that refuses is one that is gone already.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "a socket's options");
+                }
                 return Ok(stream);
             }
             Err(source) => {

@@ -1,18 +1,23 @@
-//! What bytes lie in between two sockets: a pipe that the kernel moves them through (splice(2)), or a buffer.
+//! What bytes lie in between two sockets: a pipe that the kernel moves them through (splice(2)), a buffer, or, where there are few
+//! of them and the other socket takes them, no more than the thread's own buffer.
 //!
-//! Lent for as long as there are bytes and taken back empty, so a connection that is idle holds neither.
+//! Lent for as long as there are bytes and taken back empty, so a connection that is idle holds none of them.
 
 use std::{
+    cell::RefCell,
     io,
     ops::Range,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
-use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::{
+    fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice},
+    sys::socket::MsgFlags,
+};
 use prometheus_client::metrics::counter::Counter;
 use tokio::{io::Interest, net::TcpStream};
 
@@ -24,6 +29,71 @@ const BUFFER: usize = 64 << 10;
 const MOST: usize = 1 << 20;
 /// Empty ones that are kept for the next.
 const KEPT: usize = 64;
+
+/// Bytes of a thread's own buffer: as many are few.
+const FEW: usize = 16 << 10;
+
+thread_local! {
+    static OWN: RefCell<Box<[u8]>> = RefCell::new(vec![0; FEW].into_boxed_slice());
+}
+
+/// What was read.
+#[derive(Debug)]
+pub struct Read<'a> {
+    /// So many bytes; 0 at the end of the stream.
+    pub bytes: usize,
+    /// There is no more for now.
+    pub all: bool,
+    /// Of them those that the other socket did not take; or why it takes none any more.
+    pub rest: io::Result<Option<Lent<'a>>>,
+}
+
+/// Reads what there is from a socket, if it is little, and writes it to the other.
+///
+/// # Errors
+/// `WouldBlock` when nothing is there; else what the socket that is read from has.
+pub fn read<'a>(from: &TcpStream, to: &TcpStream, pipes: &'a Pipes) -> io::Result<Read<'a>> {
+    OWN.with_borrow_mut(|own| {
+        let bytes = receive(from, own)?;
+        let held = |from| Some(pipes.hold(&own[from..bytes]));
+        let rest = if bytes == 0 {
+            Ok(None)
+        } else {
+            match to.try_write(&own[..bytes]) {
+                Ok(written) if written == bytes => Ok(None),
+                Ok(written) => Ok(held(written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(held(0)),
+                Err(error) => Err(error),
+            }
+        };
+        Ok(Read {
+            bytes,
+            all: bytes < FEW,
+            rest,
+        })
+    })
+}
+
+/// Reads what there is from a socket; 0 at the end of the stream. What leaves room is all that there is: epoll tells when more
+/// comes, so it need not be tried.
+///
+/// # Errors
+/// `WouldBlock` when nothing is there; else what the socket has.
+pub fn receive(from: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
+    let mut bytes = 0;
+    let tried = from.try_io(Interest::READABLE, || {
+        bytes = nix::sys::socket::recv(from.as_raw_fd(), room, MsgFlags::empty())?;
+        if 0 < bytes && bytes < room.len() {
+            // What tokio takes for "not readable any more".
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(())
+    });
+    match tried {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock || bytes == 0 => Err(error),
+        Ok(()) | Err(_) => Ok(bytes),
+    }
+}
 
 /// Lends pipes.
 #[derive(Debug)]
@@ -87,6 +157,17 @@ impl Pipes {
         Lent {
             pipes: self,
             between: Some(between),
+        }
+    }
+
+    /// A buffer with these bytes.
+    fn hold(&self, bytes: &[u8]) -> Lent<'_> {
+        Lent {
+            pipes: self,
+            between: Some(Between::Buffer {
+                held: 0..bytes.len(),
+                bytes: bytes.into(),
+            }),
         }
     }
 
@@ -192,7 +273,12 @@ impl Drop for Lent<'_> {
         let Some(between) = self.between.take() else {
             return;
         };
-        let is_pipe = matches!(between, Between::Pipe { .. });
+        let is_pipe = match &between {
+            Between::Pipe { .. } => true,
+            // One that was made to hold what it held.
+            Between::Buffer { bytes, .. } if bytes.len() != BUFFER => return,
+            Between::Buffer { .. } => false,
+        };
         let most = pipes.most.load(Ordering::Relaxed);
         let fits = pipes.made.load(Ordering::Relaxed) <= most;
         let mut free = pipes.free();

@@ -558,7 +558,8 @@ fn idle_connections_are_small_and_hold_no_pipe() {
         let mut open = Vec::new();
         loop {
             let mut stream = accept(&listener);
-            let answering = stream.write_all(&[7; 5000]);
+            // More than goes without a pipe.
+            let answering = stream.write_all(&[7; 50_000]);
             answering.expect("answer");
             open.push(stream);
         }
@@ -569,9 +570,9 @@ fn idle_connections_are_small_and_hold_no_pipe() {
     let mut more = |count: usize| {
         for _ in 0..count {
             let mut client = greet(at, "d.example");
-            let mut heard = [0; 5000];
+            let mut heard = [0; 50_000];
             client.read_exact(&mut heard).expect("hear");
-            assert_eq!(heard, [7; 5000]);
+            assert_eq!(heard, [7; 50_000]);
             open.push(client);
         }
     };
