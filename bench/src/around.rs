@@ -56,7 +56,7 @@ impl Around {
             format!("load {}; `cargo xtask build-ebpf` makes it", path.display())
         })?;
         for name in [
-            "restore", "nothing", "mac_swap", "generate", "flows", "pass", "sink",
+            "restore", "nothing", "mac_swap", "generate", "paced", "flows", "pass", "sink",
         ] {
             program_mut(&mut object, name)?.load()?;
         }
@@ -139,8 +139,29 @@ impl Around {
         Ok(map.get(&0, 0)?.iter().sum())
     }
 
+    /// Nanoseconds between two frames of [`Around::paced`] on each CPU; 0: as many as can be made.
+    pub fn interval(&mut self, nanoseconds: u64) -> anyhow::Result<()> {
+        let mut map: Array<_, u64> = self
+            .object
+            .map_mut("INTERVAL")
+            .context("INTERVAL")?
+            .try_into()?;
+        Ok(map.set(0, nanoseconds, 0)?)
+    }
+
+    /// Sends `packet` out of `ifindex` at the rate that is set, `repeat` times at most: what is not due counts as well.
+    pub fn paced(&self, packet: &[u8], ifindex: u32, repeat: u32) -> anyhow::Result<()> {
+        self.emit("paced", packet, ifindex, repeat)
+    }
+
+    /// Frames that `paced` sent so far.
+    pub fn sent(&self) -> anyhow::Result<u64> {
+        let map: PerCpuArray<_, u64> = self.object.map("SENT").context("SENT")?.try_into()?;
+        Ok(map.get(&0, 0)?.iter().sum())
+    }
+
     /// Sends `packet` out of `ifindex` `repeat` times, in one call.
-    pub fn generate(&mut self, packet: &[u8], ifindex: u32, repeat: u32) -> anyhow::Result<()> {
+    pub fn generate(&self, packet: &[u8], ifindex: u32, repeat: u32) -> anyhow::Result<()> {
         self.emit("generate", packet, ifindex, repeat)
     }
 
@@ -158,7 +179,7 @@ impl Around {
         self.emit("flows", packet, ifindex, repeat)
     }
 
-    fn emit(&mut self, name: &str, packet: &[u8], ifindex: u32, repeat: u32) -> anyhow::Result<()> {
+    fn emit(&self, name: &str, packet: &[u8], ifindex: u32, repeat: u32) -> anyhow::Result<()> {
         let mut context = [0u8; 24];
         context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
         context[12..16].copy_from_slice(&ifindex.to_ne_bytes());

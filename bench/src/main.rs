@@ -43,7 +43,8 @@ struct Cli {
     /// The CPU to stay on (`forward` only).
     #[arg(long, hide = true, default_value_t = 0)]
     cpu: usize,
-    /// Only contenders (`encrypted`, `relay`) or cases (`nat`) whose name has this in it, or one of these, between commas.
+    /// Only contenders (`encrypted`, `relay`) or cases (`nat`) whose name has this in it, or one of these, between commas; of
+    /// `relay` also only `datagrams`, or only `connections`.
     #[arg(long)]
     only: Option<String>,
 }

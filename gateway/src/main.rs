@@ -76,7 +76,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 .with_writer(std::io::stderr)
                 .with_ansi(false)
                 .init();
-            tokio::runtime::Builder::new_multi_thread()
+            // For what an operator says; connections and circuits have threads of their own.
+            tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .context("start the runtime")?

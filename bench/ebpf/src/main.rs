@@ -18,7 +18,7 @@
 
 use aya_ebpf::{
     bindings::xdp_action,
-    helpers::{bpf_xdp_adjust_head, generated::bpf_xdp_store_bytes},
+    helpers::{bpf_ktime_get_ns, bpf_xdp_adjust_head, generated::bpf_xdp_store_bytes},
     macros::{map, xdp},
     maps::{Array, PerCpuArray, ProgramArray, XskMap},
     programs::XdpContext,
@@ -148,6 +148,49 @@ pub fn generate(ctx: XdpContext) -> u32 {
         Some(()) => xdp_action::XDP_TX,
         None => xdp_action::XDP_ABORTED,
     }
+}
+
+/// Nanoseconds between two frames of `paced`.
+#[map]
+static INTERVAL: Array<u64> = Array::with_max_entries(1, 0);
+
+/// When the next frame of `paced` is due.
+#[map]
+static DUE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Frames that `paced` sent.
+#[map]
+static SENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// As `generate`, at a rate: what is not due is thrown away, what is late is caught up for as many frames as are in a batch.
+#[xdp]
+pub fn paced(ctx: XdpContext) -> u32 {
+    match pace(&ctx) {
+        Some(action) => action,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// Frames that are run at once (net/bpf/test_run.c).
+const BATCH: u64 = 64;
+
+#[inline(always)]
+fn pace(ctx: &XdpContext) -> Option<u32> {
+    let interval = *INTERVAL.get(0)?;
+    let (due, sent) = (DUE.get_ptr_mut(0)?, SENT.get_ptr_mut(0)?);
+    // SAFETY: this CPU's slots, and one run at a time.
+    unsafe {
+        if interval > 0 {
+            let now = bpf_ktime_get_ns();
+            if now < *due {
+                return Some(xdp_action::XDP_DROP);
+            }
+            *due = (*due).max(now.saturating_sub(BATCH * interval)) + interval;
+        }
+        *sent += 1;
+    }
+    put_back(ctx)?;
+    Some(xdp_action::XDP_TX)
 }
 
 /// What `flows` makes of its template.

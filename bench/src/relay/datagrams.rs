@@ -1,10 +1,10 @@
 //! Datagrams through a relay: frames made in the client's kernel, counted where they arrive.
 //!
-//! The generator, an XDP program in one long call, makes more than any relay takes, so it is not the limit. A relay that is
+//! The generator, an XDP program in long calls, makes more than any relay takes, so it is not the limit. A relay that is
 //! flooded may carry less than it can: rates that it is offered are tried as well, and the best counts.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -12,36 +12,44 @@ use std::{
 use anyhow::{Context as _, ensure};
 use aya::programs::{XdpMode, xdp::XdpLinkId};
 use causeway_tests::packet::{frame, ip, udp};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 
 use crate::{
     around::Around,
     encrypted::{contender::Running, sites::exec},
 };
 
-use appliance_user::rawsock::RawSocket;
-
 use super::{
     contender::{CLIENT_PORT, Contender, END_PORT, Relayed, carried},
     sites::{BACKEND, C0, C0_INDEX, CLIENT, CLIENT_IP, G0, RELAY, enter, within},
 };
 
-/// Frames a second that are offered; `None`: as many as can be made.
-///
-/// A flood comes from the driver, by XDP. A call of that takes milliseconds however few it sends, so what is offered at a rate is sent
-/// frame by frame by a raw socket.
-const OFFERED: [Option<f64>; 5] = [None, Some(400e3), Some(250e3), Some(150e3), Some(100e3)];
-/// Frames of a flood, a call.
-const FLOOD: u32 = 100_000;
-/// Frames that a raw socket sends before it looks at the clock.
-const BURST: u32 = 16;
+/// What is offered.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Offer {
+    /// As many frames as so many processors can make.
+    Flood(usize),
+    /// So many a second, made by one.
+    Rate(f64),
+}
+
+/// Rates that are tried first, frames a second; then what lies around the best of them.
+const RATES: [f64; 4] = [1600e3, 800e3, 400e3, 200e3];
+/// How far around.
+const AROUND: [f64; 4] = [0.7, 0.85, 1.2, 1.4];
+/// Frames of a call.
+const CALL: u32 = 1 << 20;
 /// Frames of Ethernet, IPv4 and UDP before the payload, bytes.
 const HEADERS: usize = 42;
 /// Of IPv4 and UDP, bytes.
 const L3_HEADERS: u64 = 28;
 /// Before counting begins.
-const WARM_UP: Duration = Duration::from_millis(300);
+const WARM_UP: Duration = Duration::from_millis(250);
 /// While counting.
-const COUNTED: Duration = Duration::from_millis(1000);
+const COUNTED: Duration = Duration::from_millis(750);
 
 /// What arrived.
 #[derive(Clone, Copy, Debug)]
@@ -125,13 +133,11 @@ pub fn best<const N: usize>(
             }
         };
         generator.templates(std::slice::from_ref(&packet))?;
-        for rate in OFFERED {
-            // What cannot be made at that rate is no offer.
-            if rate.is_some_and(|rate| rate > best.sent) {
-                continue;
-            }
-            let found = offer(&mut generator, &packet, rate, &arrived)?;
-            if let Some(rate) = rate.filter(|rate| found.sent < rate * 0.9) {
+        let mut try_it = |what: Offer, best: &mut Best| {
+            let found = offer(&mut generator, &packet, what, &arrived)?;
+            if let Offer::Rate(rate) = what
+                && found.sent < rate * 0.9
+            {
                 eprintln!(
                     "  {bytes} B: {:.0} a second were sent where {rate:.0} were to be",
                     found.sent
@@ -140,7 +146,22 @@ pub fn best<const N: usize>(
             if found.received > best.received {
                 *best = found;
             }
-            lab::interrupt::check()?;
+            anyhow::Ok(lab::interrupt::check()?)
+        };
+        for processors in (1..=processors()?).rev() {
+            try_it(Offer::Flood(processors), best)?;
+        }
+        // What cannot be made at that rate is no offer, and what is less than what was carried neither.
+        for rate in RATES {
+            if (best.received..best.sent).contains(&rate) {
+                try_it(Offer::Rate(rate), best)?;
+            }
+        }
+        let carried = best.received;
+        for rate in AROUND.map(|part| part * carried) {
+            if rate < best.sent && rate > best.received {
+                try_it(Offer::Rate(rate), best)?;
+            }
         }
         ensure!(best.received > 1.0, "of {bytes} B nothing arrived");
     }
@@ -168,17 +189,36 @@ fn packet(relayed: &Relayed, bytes: usize) -> anyhow::Result<Vec<u8>> {
 fn offer(
     generator: &mut Around,
     packet: &[u8],
-    rate: Option<f64>,
+    what: Offer,
     arrived: &dyn Fn() -> anyhow::Result<u64>,
 ) -> anyhow::Result<Best> {
-    let (sent, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (processors, interval) = match what {
+        Offer::Flood(processors) => (processors, 0),
+        Offer::Rate(rate) => (1, (1e9 / rate) as u64),
+    };
+    generator.interval(interval)?;
+    let (generator, stop) = (&*generator, &AtomicBool::new(false));
     thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            enter(CLIENT)?;
-            send(generator, packet, rate, &sent, &stop)
-        });
+        let senders: Vec<_> = (0..processors)
+            .map(|processor| {
+                scope.spawn(move || {
+                    enter(CLIENT)?;
+                    let mut this = CpuSet::new();
+                    this.set(processor)?;
+                    sched_setaffinity(Pid::from_raw(0), &this).context("stay on a processor")?;
+                    while !stop.load(Ordering::Relaxed) {
+                        match generator.paced(packet, C0_INDEX, CALL) {
+                            // A child of the process ended; what was sent is counted.
+                            Err(error) if is_interrupted(&error) => {}
+                            done => done?,
+                        }
+                    }
+                    anyhow::Ok(())
+                })
+            })
+            .collect();
         let counted = || {
-            let read = || Ok::<_, anyhow::Error>((arrived()?, sent.load(Ordering::Relaxed)));
+            let read = || Ok::<_, anyhow::Error>((arrived()?, generator.sent()?));
             thread::sleep(WARM_UP);
             let (before, begun) = (read()?, Instant::now());
             thread::sleep(COUNTED);
@@ -190,42 +230,26 @@ fn offer(
         };
         let counted = counted();
         stop.store(true, Ordering::Relaxed);
-        sender
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        for sender in senders {
+            sender
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
         counted
     })
 }
 
-/// Sends until told to stop; what could not be sent in its time is left out, not caught up.
-fn send(
-    generator: &mut Around,
-    packet: &[u8],
-    rate: Option<f64>,
-    sent: &AtomicU64,
-    stop: &AtomicBool,
-) -> anyhow::Result<()> {
-    let Some(rate) = rate else {
-        while !stop.load(Ordering::Relaxed) {
-            generator.generate(packet, C0_INDEX, FLOOD)?;
-            sent.fetch_add(FLOOD.into(), Ordering::Relaxed);
-        }
-        return Ok(());
-    };
-    let socket = RawSocket::open(C0_INDEX).context("a raw socket on the client's link")?;
-    let every = Duration::from_secs_f64(f64::from(BURST) / rate);
-    let mut due = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
-        // A full queue is what was offered and not taken.
-        let taken = (0..BURST).filter(|_| socket.send(packet).is_ok()).count();
-        sent.fetch_add(taken as u64, Ordering::Relaxed);
-        due = (due + every).max(Instant::now() - 10 * every);
-        // Sleeping is too coarse, and the core is the generator's anyway.
-        while Instant::now() < due {
-            thread::yield_now();
-        }
-    }
-    Ok(())
+fn is_interrupted(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::Interrupted)
+    })
+}
+
+/// How many there are.
+fn processors() -> anyhow::Result<usize> {
+    Ok(thread::available_parallelism()?.get())
 }
 
 /// Drops what arrives at the backend, as early as the kernel can, and counts it.

@@ -55,13 +55,33 @@ enum Load {
     Connections,
 }
 
+impl Load {
+    const ALL: [Self; 2] = [Self::Datagrams, Self::Connections];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Datagrams => "datagrams",
+            Self::Connections => "connections",
+        }
+    }
+}
+
 /// Measures everything `runs` times, in turn; only contenders whose name has one of the words of `only` in it, which stand
-/// between commas.
+/// between commas; and of a word that names a load, only that.
 pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     lab::interrupt::install()?;
     let mut report = Report::new("relay");
-    let named =
-        |name: &str| only.is_none_or(|only| only.split(',').any(|word| name.contains(word.trim())));
+    let words = || only.unwrap_or_default().split(',').map(str::trim);
+    let is_load = |word: &str| Load::ALL.iter().any(|load| load.name() == word);
+    // Where none is named, all are.
+    let named = |name: &str| {
+        let mut names = words().filter(|word| !is_load(word)).peekable();
+        names.peek().is_none() || names.any(|word| name.contains(word))
+    };
+    let loaded = |load: Load| {
+        let mut loads = words().filter(|word| is_load(word)).peekable();
+        loads.peek().is_none() || loads.any(|word| word == load.name())
+    };
     let mut taking_part: Vec<(Contender, Load)> = Vec::new();
     for contender in Contender::ALL {
         if !named(contender.name()) {
@@ -71,10 +91,10 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
             report.skip(contender.name(), why);
             continue;
         }
-        if contender.has_udp() {
+        if contender.has_udp() && loaded(Load::Datagrams) {
             taking_part.push((contender, Load::Datagrams));
         }
-        if contender.has_tcp() {
+        if contender.has_tcp() && loaded(Load::Connections) {
             taking_part.push((contender, Load::Connections));
         }
     }

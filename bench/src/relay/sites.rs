@@ -94,12 +94,15 @@ impl Sites {
                 })?;
             }
         }
+        // As a NIC has them: one for each processor.
+        let processors = thread::available_parallelism()?;
+        let queues = format!("numtxqueues {processors} numrxqueues {processors}");
         for (link, m, peer_ns, peer, index, pm) in [
             ("g0", G0, CLIENT, "c0", C0_INDEX, C0),
             ("g1", G1, BACKEND, "b0", C0_INDEX + 1, B0),
         ] {
             sh(&format!(
-                "ip -n {RELAY} link add {link} index {index} address {} type veth peer name {peer} index {index} address {} netns {peer_ns}",
+                "ip -n {RELAY} link add {link} index {index} address {} {queues} type veth peer name {peer} index {index} address {} {queues} netns {peer_ns}",
                 mac(m),
                 mac(pm)
             ))?;
