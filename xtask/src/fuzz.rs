@@ -20,7 +20,7 @@ use crate::{
     target, workspace,
 };
 
-/// Longest input, bytes; `tunnel_fuzz::MAX_LEN`.
+/// Longest input, bytes; `fuzzing::MAX_LEN`.
 const MAX_LEN: u32 = 768;
 /// An input that takes longer is a finding, seconds.
 const SLOW: u32 = 20;

@@ -34,6 +34,7 @@ use appliance_common::{
     wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPV4_LEN, IPV6_LEN},
 };
 use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, programs::XdpContext};
+use xdp_frame::fib::Fib;
 
 use crate::{
     access::{Arrival, resume},
@@ -42,10 +43,7 @@ use crate::{
     encap::deliver,
     icmp::{self, Problem},
     maps::{NAT, PUBLIC, SCRATCH, TENANTS},
-    nat::{
-        outside::Fib,
-        parse::{Kind, Packet},
-    },
+    nat::parse::{Kind, Packet},
     packet::{L2, Outcome, Window},
     slow,
     tables::{self, neighbour, network},

@@ -5,46 +5,11 @@ use appliance_common::{
     nat::{Nat, way_mark},
     wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6},
 };
-use aya_ebpf::{
-    bindings::bpf_fib_lookup,
-    helpers::{bpf_xdp_adjust_head, generated},
-    programs::XdpContext,
-};
+use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use xdp_frame::fib::{self, Answer, Fib};
 
 use super::{Scratch, flow, parse::Kind};
-use crate::{
-    addr::Words,
-    packet::{self, Outcome, Window},
-};
-
-/// `struct bpf_fib_lookup` of include/uapi/linux/bpf.h.
-#[repr(C)]
-pub struct Fib {
-    family: u8,
-    protocol: u8,
-    source_port: u16,
-    destination_port: u16,
-    /// Bytes of the packet; then the MTU, if they are more.
-    total: u16,
-    ifindex: u32,
-    /// Type of service, or flow information.
-    flow_info: u32,
-    /// IPv4 in the first word.
-    source: Words,
-    destination: Words,
-    vlan: u32,
-    source_mac: [u8; 6],
-    next_hop_mac: [u8; 6],
-}
-
-const _: () = assert!(size_of::<Fib>() == 64 && size_of::<Fib>() == size_of::<bpf_fib_lookup>());
-
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-/// The loopback device: where the kernel says that what it sends itself comes from (`LOOPBACK_IFINDEX`).
-/// A question about a packet of the uplink would want forwarding switched on there, and with it the kernel
-/// would forward what is none of ours.
-const LOOPBACK: u32 = 1;
+use crate::packet::{self, Outcome, Window};
 
 /// How a packet gets out.
 pub enum Way {
@@ -65,40 +30,17 @@ pub fn way(ctx: &XdpContext, s: &mut Scratch, nat: &Nat) -> Way {
     if s.flow.way_mark == mark && s.packet.total <= u32::from(s.flow.way_total) {
         return Way::Known;
     }
-    let ipv6 = s.packet.ipv6 != 0;
-    let (source, destination) = if ipv6 {
-        (s.flow.source, s.flow.destination)
-    } else {
-        (
-            [s.flow.source[3], 0, 0, 0],
-            [s.flow.destination[3], 0, 0, 0],
-        )
-    };
-    s.fib = Fib {
-        family: if ipv6 { AF_INET6 } else { AF_INET },
+    s.fib = Fib::new(&fib::Packet {
+        ipv6: s.packet.ipv6 != 0,
         protocol: s.packet.protocol,
-        source_port: s.flow.source_port,
-        destination_port: s.flow.destination_port,
         total: s.packet.total as u16,
-        ifindex: LOOPBACK,
-        flow_info: 0,
-        source,
-        destination,
-        vlan: 0,
-        source_mac: [0; 6],
-        next_hop_mac: [0; 6],
-    };
-    // SAFETY: `fib` is 64 bytes of the kernel's layout, asserted above.
-    let answer = unsafe {
-        generated::bpf_fib_lookup(
-            ctx.ctx.cast(),
-            (&raw mut s.fib).cast(),
-            size_of::<Fib>() as i32,
-            0,
-        )
-    };
-    match answer {
-        0 if s.fib.ifindex == nat.uplink => {
+        source: s.flow.source,
+        source_port: s.flow.source_port,
+        destination: s.flow.destination,
+        destination_port: s.flow.destination_port,
+    });
+    match s.fib.ask(ctx) {
+        Answer::Known if s.fib.ifindex == nat.uplink => {
             let (d, m) = (s.fib.next_hop_mac, s.fib.source_mac);
             s.flow.way = [
                 d[0], d[1], d[2], d[3], d[4], d[5], m[0], m[1], m[2], m[3], m[4], m[5],
@@ -110,8 +52,8 @@ pub fn way(ctx: &XdpContext, s: &mut Scratch, nat: &Nat) -> Way {
             }
             Way::Known
         }
-        7 if s.fib.ifindex == nat.uplink => Way::Unresolved,
-        8 => Way::TooLarge(s.fib.total),
+        Answer::Unresolved if s.fib.ifindex == nat.uplink => Way::Unresolved,
+        Answer::TooLong => Way::TooLarge(s.fib.total),
         _ => Way::None,
     }
 }

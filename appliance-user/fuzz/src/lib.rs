@@ -29,33 +29,25 @@ use appliance_user::{
     config::prefix_of,
     secure::pipeline::{Command, Lanes, Member, Share},
 };
+use fuzzing::{Input, Target};
 use pair::{ACCESS, Hand, Side, UPLINK, VNI, address};
 use tunnel::{
     Framing, Kind,
     segment::{Header, Word},
 };
 
-/// Longest input worth trying, bytes.
-pub const MAX_LEN: usize = 768;
+/// The target.
+pub const TARGET: Target = Target {
+    name: "pipeline",
+    run: pipeline,
+};
 /// Acts of one input.
 const ACTS: usize = 24;
 
-struct Input<'d>(&'d [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        *first
-    }
-
-    /// Bytes of a length that the input says.
-    fn bytes(&mut self) -> Vec<u8> {
-        let len = usize::from(self.byte()).min(self.0.len());
-        let (bytes, rest) = self.0.split_at(len);
-        self.0 = rest;
-        bytes.to_vec()
-    }
+/// Bytes of a length that the input says.
+fn bytes(input: &mut Input<'_>) -> Vec<u8> {
+    let length = usize::from(input.u8());
+    input.bytes(length).to_vec()
 }
 
 /// The other tenant's network.
@@ -204,8 +196,8 @@ fn outcomes(side: &Side) -> u64 {
 /// A plaintext: as the input has it, or an IP packet with its lengths put right, behind a segment header or
 /// not; the packet's bytes are the input's.
 fn content(input: &mut Input<'_>) -> Vec<u8> {
-    let form = input.byte();
-    let body = input.bytes();
+    let form = input.u8();
+    let body = bytes(input);
     if form < 0x80 {
         return body;
     }
@@ -231,7 +223,7 @@ fn content(input: &mut Input<'_>) -> Vec<u8> {
     }
     packet.extend_from_slice(&body);
     // One of the headers' bytes is the input's too.
-    let (at, value) = (usize::from(input.byte()), input.byte());
+    let (at, value) = (usize::from(input.u8()), input.u8());
     if let Some(byte) = packet.get_mut(at) {
         *byte = value;
     }
@@ -250,7 +242,7 @@ fn order(
     tenant: &mut Side,
     provider: &mut Side,
 ) {
-    let value = u32::from(input.byte());
+    let value = u32::from(input.u8());
     let slot = value & 3;
     match which % 12 {
         0 => tenant.order(
@@ -292,7 +284,7 @@ fn order(
 
 /// Frames from the programs and the wire, and orders, in any order.
 pub fn pipeline(data: &[u8]) {
-    let mut input = Input(data);
+    let mut input = Input::new(data);
     let (mut tenant, mut provider) = pair::pair();
     let mut hands = hands(&mut provider);
     let mut said = 0;
@@ -300,24 +292,24 @@ pub fn pipeline(data: &[u8]) {
     let (mut at_tenant, mut at_provider) = (Vec::new(), Vec::new());
     let mut ms = 10_u64;
     for _ in 0..ACTS {
-        if input.0.is_empty() {
+        if input.is_empty() {
             break;
         }
-        ms += u64::from(input.byte() & 0x0f);
+        ms += u64::from(input.u8() & 0x0f);
         let now = pair::at(ms);
-        let act = input.byte();
+        let act = input.u8();
         let (before_t, before_p) = (outcomes(&tenant), outcomes(&provider));
         match act % 9 {
             // Whatever a socket may hold.
             0 => {
-                let mut frame = input.bytes();
+                let mut frame = bytes(&mut input);
                 provider
                     .pipeline
                     .frame(now.mono, &mut frame, &mut provider.wire);
                 assert!(outcomes(&provider) - before_p <= 1, "counted twice");
             }
             1 => {
-                let mut frame = input.bytes();
+                let mut frame = bytes(&mut input);
                 tenant
                     .pipeline
                     .frame(now.mono, &mut frame, &mut tenant.wire);
@@ -340,12 +332,12 @@ pub fn pipeline(data: &[u8]) {
             }
             // Packets of hosts, of any length.
             3 => {
-                let len = usize::from(input.byte()) * 8;
+                let len = usize::from(input.u8()) * 8;
                 let to = ["10.1.0.10", "10.1.0.12", "10.9.9.9"][usize::from(act / 9) % 3];
                 tenant.seal(now, &pair::packet("10.1.0.11", to, &vec![act; len]));
             }
             4 => {
-                let len = usize::from(input.byte()) * 8;
+                let len = usize::from(input.u8()) * 8;
                 let to = ["10.1.0.11", "10.1.0.77", "10.9.9.9"][usize::from(act / 9) % 3];
                 let packet = pair::packet("10.1.0.10", to, &vec![act; len]);
                 // Of either tenant; or a slot that has changed hands since.
@@ -358,12 +350,12 @@ pub fn pipeline(data: &[u8]) {
             }
             // Something on the wire arrives, again, or touched.
             5 | 6 if !wire.is_empty() => {
-                let place = usize::from(input.byte()) % wire.len();
+                let place = usize::from(input.u8()) % wire.len();
                 let mut frame = wire[place].clone();
                 if act % 9 == 6 {
-                    let at = usize::from(input.byte()) + 42;
+                    let at = usize::from(input.u8()) + 42;
                     if let Some(byte) = frame.get_mut(at) {
-                        *byte ^= input.byte();
+                        *byte ^= input.u8();
                     }
                 }
                 // To the one whose address it bears.

@@ -10,12 +10,15 @@ use gateway_common::{
     maps::{Circuit, End, Outcome},
 };
 
+use xdp_frame::{
+    Window,
+    fib::{Answer, Fib, Packet},
+};
+
 use crate::{
     maps::{CIRCUITS, IDS, PORTS, STATS},
-    packet::Window,
-    parse::{Datagram, IPV4_LEN, IPV6_LEN, UDP_LEN},
-    rate, way,
-    way::Fib,
+    parse::{Datagram, IPV4_LEN, IPV6_LEN, UDP, UDP_LEN},
+    rate,
 };
 
 /// Hops that a datagram of the gateway's own has (`net.ipv4.ip_default_ttl`, `net.ipv6.conf.*.hop_limit` as they are by default).
@@ -54,8 +57,20 @@ pub fn carry<const L3: usize>(
     } else {
         &circuit.ends[0]
     };
-    let mut fib = Fib::new(d, to);
-    way::find(ctx, &mut fib)?;
+    let mut fib = Fib::new(&Packet {
+        ipv6: d.family == 6,
+        protocol: UDP,
+        total: d.total as u16,
+        source: to.local,
+        source_port: to.local_port,
+        destination: to.remote,
+        destination_port: to.remote_port,
+    });
+    match fib.ask(ctx) {
+        Answer::Known => {}
+        Answer::TooLong => return Err(Outcome::TooLong),
+        Answer::Unresolved | Answer::None => return Err(Outcome::NoWay),
+    }
     // SAFETY: as in `parse::frame`.
     let out = unsafe { PORTS.get(fib.ifindex) }.ok_or(Outcome::Elsewhere)?;
     if out.vlan != d.vlan || (out.device != ingress && out.target == 0) {

@@ -19,10 +19,8 @@
 
 mod carry;
 mod maps;
-mod packet;
 mod parse;
 mod rate;
-mod way;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use gateway_common::maps::Outcome;

@@ -6,16 +6,15 @@ use gateway_common::{
     maps::{Address, Outcome},
 };
 
-use crate::{
-    carry,
-    maps::PORTS,
-    packet::{Window, frame_len},
-};
+use xdp_frame::{Window, frame_len, ingress};
+
+use crate::{carry, maps::PORTS};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_8021Q: u16 = 0x8100;
-const UDP: u8 = 17;
+/// IP protocol (RFC 768).
+pub const UDP: u8 = 17;
 const IPV6_FRAGMENT: u8 = 44;
 /// Bytes of the headers.
 pub const IPV4_LEN: usize = 20;
@@ -57,7 +56,7 @@ impl Datagram {
 #[inline(always)]
 pub fn frame(ctx: &XdpContext) -> Result<u32, Outcome> {
     let w = Window::<14>::at(ctx, 0).ok_or(Outcome::Other)?;
-    let ingress = ctx.ingress_ifindex() as u32;
+    let ingress = ingress(ctx);
     // SAFETY: an entry is replaced whole, and only when the interface has changed.
     let port = unsafe { PORTS.get(ingress) }.ok_or(Outcome::Stray)?;
     let m = port.mac;

@@ -1,9 +1,8 @@
 //! Messages to the gateway and to ends, of any fields and under any key, the right ones too.
 
-use super::{
-    common::Input,
-    world::{Act, World},
-};
+use fuzzing::Input;
+
+use super::world::{Act, World};
 
 /// Acts of one input.
 const ACTS: usize = 64;

@@ -1,9 +1,8 @@
 //! Whatever comes to the gateway from anywhere at any time, while ends bind, roam and leave. The enemy has no key.
 
-use super::{
-    common::Input,
-    world::{Act, World},
-};
+use fuzzing::Input;
+
+use super::world::{Act, World};
 
 /// Acts of one input.
 const ACTS: usize = 64;

@@ -2,7 +2,7 @@
 
 use gateway::hello::{Hello, MAX_HELLO, Progress, Reader, Refusal};
 
-use super::common::Input;
+use fuzzing::Input;
 
 /// Pieces of the input's own sizes, before they are repeated.
 const SIZES: usize = 4;

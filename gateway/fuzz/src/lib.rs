@@ -19,7 +19,6 @@
 
 mod bind;
 mod circuit;
-mod common;
 mod hello;
 pub mod seeds;
 mod stream;
@@ -30,17 +29,7 @@ pub use circuit::circuit;
 pub use hello::hello;
 pub use stream::stream;
 
-/// Longest input worth trying, bytes.
-pub const MAX_LEN: usize = 768;
-
-/// A function and its name.
-#[derive(Clone, Copy, Debug)]
-pub struct Target {
-    /// Its name, and that of its folders.
-    pub name: &'static str,
-    /// What is run.
-    pub run: fn(&[u8]),
-}
+use fuzzing::Target;
 
 /// Every target.
 pub const TARGETS: [Target; 4] = [

@@ -1,6 +1,6 @@
 //! The tunnel's datagrams in a stream, in any pieces, against the frames that are found by hand.
 
-use super::common::Input;
+use fuzzing::Input;
 
 /// Longer than what a decoder holds, so that it moves what it has.
 const LONG: usize = 192 << 10;

@@ -14,7 +14,7 @@ use gateway_client::{
     wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse},
 };
 
-use super::common::{Input, mutate};
+use fuzzing::{Input, mutate};
 
 const SECOND: u64 = 1_000_000_000;
 const LIFETIME: Duration = Duration::from_secs(10);
@@ -320,7 +320,7 @@ impl World {
             Act::Change => {
                 let which = input.below(self.kept.len());
                 let mut bytes = self.kept[which].clone();
-                mutate(input, &mut bytes);
+                mutate(input, &mut bytes, 64);
                 let place = input.below(PLACES);
                 if input.flag() {
                     let n = input.below(self.ends.len());

@@ -1,4 +1,4 @@
-//! What the targets share: reading the input, randomness, two ends and the way between them.
+//! What the targets share: randomness, two ends and the way between them.
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -7,58 +7,6 @@ use std::time::Duration;
 use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
 use tunnel::{Instant, Now, Output, PublicKey, Random, SecretKey, TunnelControl, Way};
-
-/// The input, read from the front. Past its end everything is zero.
-pub(crate) struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    pub(crate) fn new(data: &'a [u8]) -> Self {
-        Self(data)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub(crate) fn array<const N: usize>(&mut self) -> [u8; N] {
-        let mut out = [0; N];
-        let bytes = self.bytes(N);
-        out[..bytes.len()].copy_from_slice(bytes);
-        out
-    }
-
-    pub(crate) fn u8(&mut self) -> u8 {
-        self.array::<1>()[0]
-    }
-
-    pub(crate) fn u16(&mut self) -> u16 {
-        u16::from_be_bytes(self.array())
-    }
-
-    pub(crate) fn u32(&mut self) -> u32 {
-        u32::from_be_bytes(self.array())
-    }
-
-    pub(crate) fn u64(&mut self) -> u64 {
-        u64::from_be_bytes(self.array())
-    }
-
-    pub(crate) fn flag(&mut self) -> bool {
-        self.u8() & 1 == 1
-    }
-
-    /// A number below `bound`, which is at most 256 and not zero.
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        usize::from(self.u8()) % bound.max(1)
-    }
-
-    /// At most `count` bytes.
-    pub(crate) fn bytes(&mut self, count: usize) -> &'a [u8] {
-        let (taken, rest) = self.0.split_at(count.min(self.0.len()));
-        self.0 = rest;
-        taken
-    }
-}
 
 /// SplitMix64. Nothing it yields is secret.
 pub(crate) struct Seeded(pub(crate) u64);
@@ -168,30 +116,4 @@ pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
     let mut number = [0; 4];
     number.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(number)
-}
-
-/// One mutation, as the input says: a byte changed, cut off, added, or the header rewritten.
-pub(crate) fn mutate(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
-    let at = usize::from(input.u16()) % bytes.len().max(1);
-    match input.below(5) {
-        0 => {
-            if let Some(byte) = bytes.get_mut(at) {
-                *byte ^= input.u8();
-            }
-        }
-        1 => bytes.truncate(at),
-        2 => bytes.insert(at, input.u8()),
-        3 => {
-            let count = input.below(32);
-            let with = input.bytes(count);
-            for (byte, &new) in bytes[at..].iter_mut().zip(with) {
-                *byte = new;
-            }
-        }
-        _ => {
-            if let Some(byte) = bytes.get_mut(at % 16) {
-                *byte = input.u8();
-            }
-        }
-    }
 }

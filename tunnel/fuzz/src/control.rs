@@ -11,7 +11,9 @@ use tunnel::{
     TunnelControl, TxActivity, Way,
 };
 
-use super::common::{Clock, Input, Seeded, addresses, le32, outputs, publics, secrets};
+use fuzzing::Input;
+
+use super::common::{Clock, Seeded, addresses, le32, outputs, publics, secrets};
 
 const ACTS: usize = 96;
 /// Datagrams on their way; what does not fit is lost.

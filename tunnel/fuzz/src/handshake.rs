@@ -8,9 +8,9 @@ use tunnel::{
     PeerId, PresharedKey, PublicKey, Receiver, Rejected, RejoinLimits, Sender, TunnelControl, Way,
 };
 
-use super::common::{
-    Clock, Input, Seeded, addresses, le32, mutate, outputs, publics, secrets, stamp,
-};
+use fuzzing::{Input, mutate};
+
+use super::common::{Clock, Seeded, addresses, le32, outputs, publics, secrets, stamp};
 
 const ACTS: usize = 48;
 /// Messages an attacker keeps.
@@ -162,7 +162,7 @@ impl World {
             4 | 5 => {
                 if let Some((sender, mut bytes)) = self.pick(input) {
                     let to = if input.u8() < 240 { 1 - sender } else { sender };
-                    mutate(input, &mut bytes);
+                    mutate(input, &mut bytes, 16);
                     if input.flag() {
                         stamp(&self.ends[to].key, &mut bytes);
                     }

@@ -32,17 +32,7 @@ pub use message::message;
 pub use receiver::receiver;
 pub use segment::segment;
 
-/// Longest input worth trying, bytes.
-pub const MAX_LEN: usize = 768;
-
-/// A function and its name.
-#[derive(Clone, Copy, Debug)]
-pub struct Target {
-    /// Its name, and that of its folders.
-    pub name: &'static str,
-    /// What is run.
-    pub run: fn(&[u8]),
-}
+use fuzzing::Target;
 
 /// Every target.
 pub const TARGETS: [Target; 6] = [

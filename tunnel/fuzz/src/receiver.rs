@@ -9,7 +9,9 @@ use tunnel::{
     RejoinLimits, RxStats, Sender, TunnelControl,
 };
 
-use super::common::{Clock, Input, Seeded, addresses, mutate, outputs, publics, secrets};
+use fuzzing::{Input, mutate};
+
+use super::common::{Clock, Seeded, addresses, outputs, publics, secrets};
 
 const ACTS: usize = 64;
 const LANES: usize = 2;
@@ -235,7 +237,7 @@ impl World {
             6 | 7 => {
                 if let Some(at) = self.pick(input) {
                     let (lane, mut bytes) = (self.wire[at].lane, self.wire[at].bytes.clone());
-                    mutate(input, &mut bytes);
+                    mutate(input, &mut bytes, 16);
                     self.open(lane, bytes);
                 }
             }

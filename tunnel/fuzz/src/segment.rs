@@ -8,7 +8,7 @@ use tunnel::segment::{
 };
 use tunnel::{Instant, Kind};
 
-use super::common::Input;
+use fuzzing::Input;
 
 const ACTS: usize = 200;
 const MS: u64 = 1_000_000;

@@ -1,60 +1,75 @@
-//! What the targets share: reading and changing an input.
+//! Reading an input, and changing bytes as it says.
 
-/// The input, read from the front. Past its end everything is zero.
-pub(crate) struct Input<'a>(&'a [u8]);
+/// An input, read from the front. Past its end everything is zero.
+#[derive(Debug)]
+pub struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
-    pub(crate) fn new(data: &'a [u8]) -> Self {
+    /// All of it.
+    #[must_use]
+    pub const fn new(data: &'a [u8]) -> Self {
         Self(data)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether all was read.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(crate) fn array<const N: usize>(&mut self) -> [u8; N] {
+    /// So many bytes.
+    pub fn array<const N: usize>(&mut self) -> [u8; N] {
         let mut out = [0; N];
         let bytes = self.bytes(N);
         out[..bytes.len()].copy_from_slice(bytes);
         out
     }
 
-    pub(crate) fn u8(&mut self) -> u8 {
+    /// A byte.
+    pub fn u8(&mut self) -> u8 {
         self.array::<1>()[0]
     }
 
-    pub(crate) fn u16(&mut self) -> u16 {
+    /// A number, network byte order.
+    pub fn u16(&mut self) -> u16 {
         u16::from_be_bytes(self.array())
     }
 
-    pub(crate) fn u64(&mut self) -> u64 {
+    /// A number, network byte order.
+    pub fn u32(&mut self) -> u32 {
+        u32::from_be_bytes(self.array())
+    }
+
+    /// A number, network byte order.
+    pub fn u64(&mut self) -> u64 {
         u64::from_be_bytes(self.array())
     }
 
-    pub(crate) fn flag(&mut self) -> bool {
+    /// Yes or no.
+    pub fn flag(&mut self) -> bool {
         self.u8() & 1 == 1
     }
 
     /// A number below `bound`, which is at most 256 and not zero.
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         usize::from(self.u8()) % bound.max(1)
     }
 
     /// At most `count` bytes.
-    pub(crate) fn bytes(&mut self, count: usize) -> &'a [u8] {
+    pub fn bytes(&mut self, count: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
     /// All that is left.
-    pub(crate) fn rest(&mut self) -> &'a [u8] {
+    pub fn rest(&mut self) -> &'a [u8] {
         self.bytes(usize::MAX)
     }
 }
 
-/// One mutation, as the input says: a byte changed, cut off, added, or several rewritten.
-pub(crate) fn mutate(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
+/// One mutation, as the input says: a byte changed, cut off, added, several rewritten, or one of the first `head`.
+pub fn mutate(input: &mut Input<'_>, bytes: &mut Vec<u8>, head: usize) {
     let at = usize::from(input.u16()) % bytes.len().max(1);
     match input.below(5) {
         0 => {
@@ -72,7 +87,7 @@ pub(crate) fn mutate(input: &mut Input<'_>, bytes: &mut Vec<u8>) {
             }
         }
         _ => {
-            if let Some(byte) = bytes.get_mut(at % 64) {
+            if let Some(byte) = bytes.get_mut(at % head.max(1)) {
                 *byte = input.u8();
             }
         }

@@ -1,6 +1,16 @@
-//! The one way to packet bytes.
+//! A frame as an XDP program has it.
+//!
+//! For: what every XDP program of ours does with a frame, whoever's it is: the one way to its bytes, bounds checked as the verifier wants
+//! it, and the question which way a packet goes on. Never: a map, a counter, a decision.
+#![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+pub mod fib;
 
 use aya_ebpf::programs::XdpContext;
+
+/// Where a frame ends at the latest: native XDP has none longer without fragments.
+pub const FRAME: u32 = 4096;
 
 /// `N` bytes of packet that are there.
 ///
@@ -18,6 +28,16 @@ impl<const N: usize> Window<N> {
             return None;
         }
         Some(Self(start as *mut u8))
+    }
+
+    /// The window at an offset that is known only as the packet is read, below [`FRAME`]; `None` behind that, too.
+    #[inline(always)]
+    pub fn within(ctx: &XdpContext, offset: u32) -> Option<Self> {
+        if offset >= FRAME {
+            return None;
+        }
+        // Again, where the verifier looks: behind the barrier this is a number it must bound anew.
+        Self::at(ctx, (core::hint::black_box(offset) & (FRAME - 1)) as usize)
     }
 
     /// The value at byte `O`, as it is in memory.
@@ -41,6 +61,12 @@ impl<const N: usize> Window<N> {
         }
         // SAFETY: as in `get`; XDP programs own the packet's bytes.
         unsafe { self.0.add(O).cast::<T>().write(value) }
+    }
+
+    /// The window's first byte, for helpers that take memory.
+    #[inline(always)]
+    pub fn as_ptr(self) -> *mut u8 {
+        self.0
     }
 }
 
@@ -99,6 +125,12 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for u64 {}
 // SAFETY: as above.
 unsafe impl Plain for [u32; 4] {}
+
+/// The interface the frame came in on.
+#[inline(always)]
+pub fn ingress(ctx: &XdpContext) -> u32 {
+    ctx.ingress_ifindex() as u32
+}
 
 /// Bytes of the frame.
 ///
