@@ -269,7 +269,7 @@ impl Daemon {
     pub(super) fn tunnels(&mut self) {
         let Some(ends) = &mut self.ends else { return };
         let happened = ends.work(&mut self.datapath);
-        let rooms = ends.rooms();
+        let rooms = ends.stirred().then(|| ends.rooms());
         let timestamps = ends.timestamps();
         let news = |(key, timestamp)| self.timestamps.get(key) != Some(timestamp);
         if timestamps.iter().any(news) {
@@ -287,6 +287,8 @@ impl Daemon {
             self.slow
                 .packet(now, &waits.header, waits.packet(), &Maps(&self.tables));
         }
+        // Of hundreds of tunnels, and as many times a second, only where something may be another.
+        let Some(rooms) = rooms else { return };
         self.watch();
         if rooms != self.secured.rooms {
             // What was settled stays while a search or an outage lasts: hosts remember a smaller MTU for

@@ -34,9 +34,11 @@ use tunnel::{
 use super::{
     circuits::{self, Circuit, CircuitSpec},
     clock,
+    control::Control,
     fallback::{By, Fallback, Seen},
     keys::OsRandom,
     pipeline::{Command, Event, LANES, Lanes, Member, Outer, Share, circuit},
+    schedule::Schedule,
     streams::{self, Change, ListenSpec, Streams},
     worker::{self, Order, Settings, Waiting, Waits, Worker},
 };
@@ -281,7 +283,7 @@ impl End {
 /// The encrypted tunnels of this appliance.
 pub struct Ends {
     secret: SecretKey,
-    control: TunnelControl,
+    control: Control,
     random: OsRandom,
     port: u16,
     memory: xsk::Memory,
@@ -296,6 +298,12 @@ pub struct Ends {
     ends: BTreeMap<u32, End>,
     by_id: BTreeMap<PeerId, u32>,
     by_circuit: BTreeMap<CircuitId, u32>,
+    /// Slots whose circuit's end chooses its gateway: looked at each time, being few.
+    choosing: BTreeSet<u32>,
+    /// Slots whose circuit's end awaits the other: as many as there are tenants.
+    awaiting: Schedule,
+    /// There are other peers, gateways or addresses since [`Ends::stirred`] was asked.
+    stirred: bool,
     /// Handshake messages went out since [`Ends::timestamps`] was asked.
     stamped: bool,
     members: BTreeMap<u32, Vec<Member>>,
@@ -378,7 +386,7 @@ impl Ends {
             .map_err(|(index, source)| Error::Worker { index, source })?;
         let streams = Streams::new(&started, &event);
         Ok(Self {
-            control: TunnelControl::new(secret.clone(), LoadLimits::default()),
+            control: Control::new(TunnelControl::new(secret.clone(), LoadLimits::default())),
             secret,
             random,
             port,
@@ -393,6 +401,9 @@ impl Ends {
             ends: BTreeMap::new(),
             by_id: BTreeMap::new(),
             by_circuit: BTreeMap::new(),
+            choosing: BTreeSet::new(),
+            awaiting: Schedule::default(),
+            stirred: true,
             stamped: false,
             members: BTreeMap::new(),
             ports: BTreeMap::new(),
@@ -407,13 +418,13 @@ impl Ends {
 
     /// This end's identity.
     #[must_use]
-    pub const fn public_key(&self) -> &PublicKey {
+    pub fn public_key(&self) -> &PublicKey {
         self.control.public_key()
     }
 
     /// Counters of handshakes.
     #[must_use]
-    pub const fn handshakes(&self) -> ControlStats {
+    pub fn handshakes(&self) -> ControlStats {
         self.control.stats()
     }
 
@@ -429,6 +440,7 @@ impl Ends {
     ) {
         let now = clock::mono();
         self.ceiling = ceiling;
+        self.stirred = true;
         let gone: Vec<u32> = self
             .ends
             .iter()
@@ -459,6 +471,9 @@ impl Ends {
                     match (&mut end.circuit, &spec.circuit) {
                         (Some(circuit), Some(new)) => {
                             circuit.update(new, &self.locals, now);
+                            if circuit.awaits() {
+                                self.awaiting.stir(spec.slot);
+                            }
                             let tls = end.spec.circuit.as_ref().and_then(|old| old.tls.as_ref());
                             if tls != new.tls.as_ref() {
                                 self.streams.close(new.id, &mut self.workers);
@@ -552,6 +567,11 @@ impl Ends {
         self.by_id.insert(id, spec.slot);
         if let Some(circuit) = &circuit {
             self.by_circuit.insert(circuit.id(), spec.slot);
+            if circuit.awaits() {
+                self.awaiting.stir(spec.slot);
+            } else {
+                self.choosing.insert(spec.slot);
+            }
         }
         self.ends.insert(
             spec.slot,
@@ -585,6 +605,8 @@ impl Ends {
         self.by_id.remove(&end.id);
         if let Some(circuit) = &mut end.circuit {
             self.by_circuit.remove(&circuit.id());
+            self.choosing.remove(&slot);
+            self.awaiting.set(slot, None);
             self.streams.close(circuit.id(), &mut self.workers);
             circuit.close(clock::mono());
             while let Some(say) = circuit.poll() {
@@ -748,6 +770,12 @@ impl Ends {
             .collect()
     }
 
+    /// Whether [`Ends::rooms`] and [`Ends::watched`] may say something else than when this was last asked.
+    #[must_use]
+    pub const fn stirred(&mut self) -> bool {
+        self.control.touched() | std::mem::replace(&mut self.stirred, false)
+    }
+
     /// Timestamps of the newest handshakes sent, by the peers' public keys, if any were sent since this was last asked.
     #[must_use]
     pub fn timestamps(&mut self) -> Timestamps {
@@ -840,9 +868,13 @@ impl Ends {
             }
         }
         let now = clock::mono();
-        for end in self.ends.values_mut() {
+        self.stirred = true;
+        for (slot, end) in &mut self.ends {
             if let (Some(circuit), Some(spec)) = (&mut end.circuit, &end.spec.circuit) {
                 circuit.update(spec, locals, now);
+                if circuit.awaits() {
+                    self.awaiting.stir(*slot);
+                }
             }
             if let Some(fallback) = end.fallback.as_mut().filter(|_| changed) {
                 fallback.moved(now);
@@ -993,10 +1025,17 @@ impl Ends {
                 };
                 let datagram = &buffer[..bytes];
                 if datagram.starts_with(&[0; 8]) {
-                    let heard = circuits::of_message(datagram)
+                    let known = circuits::of_message(datagram)
                         .and_then(|id| self.by_circuit.get(&id))
-                        .and_then(|slot| self.ends.get_mut(slot)?.circuit.as_mut())
-                        .is_some_and(|circuit| circuit.hear(from, datagram, now));
+                        .and_then(|slot| Some((*slot, self.ends.get_mut(slot)?.circuit.as_mut()?)));
+                    let heard = known.is_some_and(|(slot, circuit)| {
+                        let heard = circuit.hear(from, datagram, now);
+                        // What follows from it is done at once, and it may be due at another time now.
+                        if heard && circuit.awaits() {
+                            self.awaiting.stir(slot);
+                        }
+                        heard
+                    });
                     if !heard {
                         tracing::debug!(%from, "a gateway's message that is not for any circuit here");
                     }
@@ -1115,11 +1154,13 @@ impl Ends {
     /// When there is something to do if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let circuits = self.ends.values().filter_map(|end| end.circuit.as_ref());
-        let fallbacks = self.ends.values().filter_map(|end| end.fallback.as_ref());
+        let choosing = || self.choosing.iter().filter_map(|slot| self.ends.get(slot));
+        let circuits = choosing().filter_map(|end| end.circuit.as_ref());
+        let fallbacks = choosing().filter_map(|end| end.fallback.as_ref());
         circuits
             .filter_map(Circuit::next_deadline)
             .chain(fallbacks.filter_map(Fallback::next_deadline))
+            .chain(self.awaiting.next_deadline())
             .chain(self.control.next_deadline())
             .min()
     }
@@ -1129,6 +1170,7 @@ impl Ends {
         let mut moved = self.circuits(datapath);
         moved |= self.outputs(datapath);
         for _ in 0..ROUNDS {
+            self.control.settle();
             let now = clock::now();
             if self.control.next_deadline().is_none_or(|at| at > now.mono) {
                 break;
@@ -1136,6 +1178,7 @@ impl Ends {
             self.control.handle_timeout(now, &mut self.random);
             moved |= self.outputs(datapath);
         }
+        self.control.settle();
         if moved {
             self.tell_addresses(datapath);
         }
@@ -1249,7 +1292,8 @@ impl Ends {
             }
             self.route(slot);
         }
-        let slots: Vec<u32> = self.by_circuit.values().copied().collect();
+        let due = self.awaiting.take(now.mono);
+        let slots: Vec<u32> = self.choosing.iter().copied().chain(due).collect();
         for slot in slots {
             let chosen = self.choose(slot, now);
             while let Some(say) = self
@@ -1258,6 +1302,11 @@ impl Ends {
                 .and_then(|end| end.circuit.as_mut()?.poll())
             {
                 self.send(say.to, &say.message);
+            }
+            if !self.choosing.contains(&slot) {
+                let circuit = self.ends.get(&slot).and_then(|end| end.circuit.as_ref());
+                let next = circuit.and_then(Circuit::next_deadline);
+                self.awaiting.set(slot, next);
             }
             let Some((way, end)) = chosen.zip(self.ends.get_mut(&slot)) else {
                 continue;

@@ -13,17 +13,20 @@
 //!
 //! - `pipeline`: what happens to a frame; pure.
 //! - `worker`: the thread around it.
-//! - `ends`: peers, handshakes, sessions, addresses; around the crate `tunnel`.
+//! - `ends`: peers, handshakes, sessions, addresses; around the crate `tunnel`, whose control half `control` keeps.
 //! - `circuits`: the gateways by which a peer is reached; around the crate `gateway-client`.
+//! - `schedule`: which of them are due; pure.
 //! - `streams`, `fallback`: the same over TLS, where UDP does not get through; around `crate::stream`.
 //! - `keys`: key files.
 
 mod circuits;
 pub mod clock;
+mod control;
 mod ends;
 mod fallback;
 pub mod keys;
 pub mod pipeline;
+mod schedule;
 mod streams;
 mod worker;
 
