@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -85,6 +85,8 @@ struct Tunnel<'a> {
 #[derive(Serialize)]
 struct Tls {
     listen: Vec<String>,
+    from: Vec<IpAddr>,
+    proxy: bool,
 }
 
 #[derive(Serialize)]
@@ -207,6 +209,13 @@ pub(crate) fn render(
             .map(|circuit| &circuit.access),
         tls: topology.cloud.has_tls(&appliance.host, 1).then(|| Tls {
             listen: vec![format!("0.0.0.0:{TLS_PORT}")],
+            from: topology
+                .cloud
+                .gateways
+                .iter()
+                .flat_map(|g| topology.addresses_of(&g.host))
+                .collect(),
+            proxy: true,
         }),
         gateway: topology
             .cloud
@@ -318,6 +327,8 @@ struct GatewayCircuit<'a> {
 struct Backend<'a> {
     name: &'a str,
     addresses: Vec<SocketAddr>,
+    /// Whether it is told who connected.
+    proxy: bool,
 }
 
 #[derive(Serialize)]
@@ -362,6 +373,7 @@ pub(crate) fn render_gateway(
                 .into_iter()
                 .filter(SocketAddr::is_ipv4)
                 .collect(),
+            proxy: true,
         })
         .collect();
     let mut route: Vec<_> = over_tls
@@ -376,6 +388,7 @@ pub(crate) fn render_gateway(
         backend.push(Backend {
             name: "director",
             addresses: at(&director.host, director.port),
+            proxy: false,
         });
         route.push(Route {
             name: director.name.clone(),
@@ -505,6 +518,8 @@ mod tests {
         assert!(provider.get("gateways").is_none());
         assert_eq!(names(&provider).len(), 3);
         assert_eq!(provider["tls"]["listen"][0].as_str(), Some("0.0.0.0:6443"));
+        assert_eq!(provider["tls"]["from"][0].as_str(), Some("192.0.2.10"));
+        assert_eq!(provider["tls"]["proxy"].as_bool(), Some(true));
         assert!(provider["peer"][0].get("tls").is_none());
 
         let direct = rendered("tenant-appliance", 1500, true);
@@ -543,6 +558,9 @@ mod tests {
         );
         let backend = &c["backend"][0];
         assert_eq!(backend["addresses"][0].as_str(), Some("203.0.113.5:6443"));
+        assert_eq!(backend["proxy"].as_bool(), Some(true), "as it wants it");
+        let director = &c["backend"][1];
+        assert_eq!(director["proxy"].as_bool(), Some(false));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! in one try of three, everything else in all of them.
 
 use std::{
+    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
@@ -16,6 +17,8 @@ use causeway_tests::{
 use lab::{Options, Probe, Report};
 
 const A: &str = "10.1.0.10";
+/// What globex's router translates to.
+const GLOBEX: &str = "198.51.100.6";
 const PACE: Duration = Duration::from_millis(10);
 /// How long traffic may pause when the gateway in use fails.
 const GAP: Duration = Duration::from_millis(500);
@@ -239,6 +242,14 @@ fn where_udp_is_blocked_the_tunnel_runs_over_tls_until_it_is_not() {
         "by TLS {} ms after the start",
         by("tls", 30 * SECOND).as_millis()
     );
+    // The gateway said who connected: the tenant's router, which translates.
+    let status = site.status("provider-appliance");
+    let mut peers = status["peers"].as_array().into_iter().flatten();
+    let globex = peers.find_map(|p| p["tunnel"]["stream"]["peer"].as_str());
+    let globex: SocketAddr = globex
+        .and_then(|peer| peer.parse().ok())
+        .unwrap_or_else(|| panic!("{status}"));
+    assert_eq!(globex.ip(), ip(GLOBEX), "{status}");
     site.over("globex-prod-a");
     site.reach("globex-prod-b", A);
     let greeter = site.greeter("globex-replica-a", GREETER, "hello");
@@ -251,6 +262,17 @@ fn where_udp_is_blocked_the_tunnel_runs_over_tls_until_it_is_not() {
     let out = site.sh("outside", &["sh", "-c", stranger]);
     assert_ne!(out.status, 124, "left open: {}{}", out.stdout, out.stderr);
     assert_eq!(out.stdout, "", "answered: {}", out.stderr);
+    // Nor does anybody get in who goes past the gateways.
+    let past = "timeout 10 openssl s_client -connect 203.0.113.5:6443 -servername globex.tunnel.example.net \
+                -alpn causeway-tunnel/1 -quiet </dev/null";
+    let out = site.sh("outside", &["sh", "-c", past]);
+    assert!(out.status != 0 && out.status != 124, "{}", out.stderr);
+    let status = site.status("provider-appliance");
+    assert_eq!(
+        status["tls"]["refused"]["no-gateway"].as_u64(),
+        Some(1),
+        "{status}"
+    );
     assert_eq!(way(&site, "globex").1, "tls");
     site.reach("globex-prod-b", A);
     // Acme, beside it, has UDP.

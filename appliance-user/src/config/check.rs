@@ -203,7 +203,7 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     members(&mut c, &peers, &networks);
     let gateways = gateways::gateways(&mut c, file.gateways, &file.gateway, &uplink, role);
     gateways::together(&mut c, &gateways, &peers, role);
-    let tls = gateways::listen(&mut c, file.tls.as_ref(), role);
+    let tls = gateways::arrivals(&mut c, file.tls.as_ref(), role);
     let nat = nat::check(&mut c, &file.nat, &uplink, tunnel.as_ref(), &peers);
     let tenants = nat::tenants(&mut c, &file.tenant, role, (&uplink, &peers, &networks));
     for network in &file.network {

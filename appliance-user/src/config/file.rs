@@ -84,6 +84,10 @@ pub(super) struct Gateway {
 #[serde(deny_unknown_fields)]
 pub(super) struct Tls {
     pub listen: Vec<String>,
+    #[serde(default)]
+    pub from: Vec<String>,
+    #[serde(default)]
+    pub proxy: bool,
 }
 
 #[derive(Debug, Deserialize)]

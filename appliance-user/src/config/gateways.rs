@@ -8,7 +8,7 @@ use gateway_client::{
 };
 
 use super::{
-    Peer, PeerKind, Role, Uplink,
+    Net, Peer, PeerKind, Role, Uplink,
     check::{Checker, absolute, is_host},
     file,
 };
@@ -60,6 +60,17 @@ pub struct Circuit {
     pub key_file: PathBuf,
     /// What to do where UDP does not get through; `None`: nothing.
     pub tls: Option<Tls>,
+}
+
+/// Where tunnels over TLS arrive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrivals {
+    /// The addresses.
+    pub listen: Vec<SocketAddr>,
+    /// Who may connect; empty: anybody.
+    pub from: Vec<Net>,
+    /// Whether every connection begins with a gateway's word on who connected there.
+    pub proxy: bool,
 }
 
 /// A tunnel over TLS.
@@ -292,8 +303,8 @@ pub(super) fn together(c: &mut Checker, gateways: &Gateways, peers: &[Peer], rol
 }
 
 /// Where tunnels over TLS arrive.
-pub(super) fn listen(c: &mut Checker, tls: Option<&file::Tls>, role: Role) -> Vec<SocketAddr> {
-    let Some(tls) = tls else { return Vec::new() };
+pub(super) fn arrivals(c: &mut Checker, tls: Option<&file::Tls>, role: Role) -> Option<Arrivals> {
+    let tls = tls?;
     if role == Role::Tenant {
         c.problem(
             "tls",
@@ -306,18 +317,51 @@ pub(super) fn listen(c: &mut Checker, tls: Option<&file::Tls>, role: Role) -> Ve
             "is empty: write address:port, or remove [tls]",
         );
     }
-    let mut out = Vec::new();
+    let mut listen = Vec::new();
     for text in &tls.listen {
         match text.parse::<SocketAddr>() {
-            Ok(address) if out.contains(&address) => {
+            Ok(address) if listen.contains(&address) => {
                 c.problem("tls: listen", format!("{address} is there twice"));
             }
-            Ok(address) if address.port() != 0 => out.push(address),
+            Ok(address) if address.port() != 0 => listen.push(address),
             _ => c.problem(
                 "tls: listen",
                 format!("{text:?} is not address:port, as \"0.0.0.0:6443\""),
             ),
         }
     }
-    out
+    let mut from: Vec<Net> = Vec::new();
+    for text in &tls.from {
+        let Some(net) = source(c, text) else { continue };
+        match from.iter().find(|other| other.overlaps(&net)) {
+            Some(other) => c.problem(
+                "tls: from",
+                format!("{net} and {other} overlap; keep the larger one"),
+            ),
+            None => from.push(net),
+        }
+    }
+    Some(Arrivals {
+        listen,
+        from,
+        proxy: tls.proxy,
+    })
+}
+
+/// An address, or a prefix of such, that a gateway connects from.
+fn source(c: &mut Checker, text: &str) -> Option<Net> {
+    match text.parse::<Net>() {
+        Ok(net) if is_host(net.address()) || net.address().is_loopback() => Some(net),
+        Ok(net) => {
+            c.problem(
+                "tls: from",
+                format!("{net} cannot be a gateway's: leave from out to let anybody connect"),
+            );
+            None
+        }
+        Err(error) => {
+            c.problem("tls: from", error.to_string());
+            None
+        }
+    }
 }

@@ -20,7 +20,7 @@ use tunnel::{CipherChoice, PublicKey};
 use crate::secure::Waiting;
 
 pub use failover::Net;
-pub use gateways::{Circuit, Gateway, Gateways, Tls};
+pub use gateways::{Arrivals, Circuit, Gateway, Gateways, Tls};
 pub use nat::{Nat, PortsInUse};
 pub use service::config::{Error, Problem};
 
@@ -301,8 +301,8 @@ pub struct Config {
     pub interfaces: BTreeMap<String, Xdp>,
     /// The gateways, and which of them this appliance may use.
     pub gateways: Gateways,
-    /// Where tunnels over TLS arrive; empty: nowhere. A provider's appliance has such.
-    pub tls: Vec<SocketAddr>,
+    /// Where tunnels over TLS arrive, if they do. A provider's appliance has such.
+    pub tls: Option<Arrivals>,
     /// Address translation of full failover.
     pub nat: Nat,
     /// Tenants.

@@ -207,6 +207,7 @@ fn the_examples_are_good() {
     for text in [
         include_str!("../../examples/tenant.toml"),
         include_str!("../../examples/provider.toml"),
+        include_str!("../../examples/provider-through-gateways.toml"),
         include_str!("../../examples/tenant-through-gateways.toml"),
     ] {
         assert_eq!(problems(text), "");
@@ -611,7 +612,42 @@ fn tunnels_over_tls_arrive_where_a_provider_says() {
     };
     let config =
         Config::parse(&listen("[\"0.0.0.0:6443\"]"), Path::new("test.toml")).expect("good");
-    assert_eq!(config.tls, ["0.0.0.0:6443".parse().expect("an address")]);
+    let arrivals = |from: Vec<Net>, proxy| Arrivals {
+        listen: vec!["0.0.0.0:6443".parse().expect("an address")],
+        from,
+        proxy,
+    };
+    assert_eq!(config.tls, Some(arrivals(Vec::new(), false)));
+    let more = |more: &str| listen(&format!("[\"0.0.0.0:6443\"]\n{more}"));
+    let config = Config::parse(&more("proxy = true"), Path::new("test.toml")).expect("good");
+    assert_eq!(config.tls, Some(arrivals(Vec::new(), true)));
+    let text = more("from = [\"192.0.2.0/28\", \"2001:db8::10\"]\nproxy = true");
+    let config = Config::parse(&text, Path::new("test.toml")).expect("good");
+    let from = ["192.0.2.0/28", "2001:db8::10"].map(|net| net.parse().expect("a prefix"));
+    assert_eq!(config.tls, Some(arrivals(from.to_vec(), true)));
+    for (text, wanted) in [
+        (
+            "from = [\"192.0.2.1/28\"]",
+            "tls: from: \"192.0.2.1/28\" has bits behind its length: write 192.0.2.0/28",
+        ),
+        (
+            "from = [\"gw1\"]",
+            "tls: from: \"gw1\" is not a prefix: write an address",
+        ),
+        (
+            "from = [\"0.0.0.0/0\"]",
+            "tls: from: 0.0.0.0/0 cannot be a gateway's: leave from out",
+        ),
+        (
+            "from = [\"192.0.2.7\", \"192.0.2.0/28\"]",
+            "tls: from: 192.0.2.0/28 and 192.0.2.7 overlap; keep the larger one",
+        ),
+        ("proxy = \"v2\"", "expected a boolean"),
+        ("proxies = true", "unknown field `proxies`"),
+    ] {
+        let said = problems(&more(text));
+        assert!(said.contains(wanted), "said: {said}\nnot: {wanted}");
+    }
     for (text, wanted) in [
         ("[]", "is empty: write address:port, or remove [tls]"),
         (

@@ -323,9 +323,11 @@ pub struct TlsStatus {
     pub refused: BTreeMap<String, u64>,
 }
 
-/// What a tunnel's TLS connection carried.
+/// A tunnel's TLS connection, and what it carried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamStatus {
+    /// The other end: the gateway, or with `tls.proxy` who connected to it.
+    pub peer: SocketAddr,
     /// Datagrams to the other end.
     pub tx_packets: u64,
     /// Their bytes.

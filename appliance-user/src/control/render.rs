@@ -207,6 +207,10 @@ fn tunnels(out: &mut String, s: &Status) {
                 if t.up { "up" } else { "down" }.to_owned(),
                 match (t.carrier.as_str(), t.via.as_str()) {
                     ("", _) => "-".to_owned(),
+                    ("tls", "") => match &t.stream {
+                        Some(stream) => format!("tls, from {}", stream.peer),
+                        None => "tls".to_owned(),
+                    },
                     (carrier, "") => carrier.to_owned(),
                     (carrier, via) => format!("{carrier}, {via}"),
                 },

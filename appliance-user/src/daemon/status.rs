@@ -150,7 +150,12 @@ impl Daemon {
             public_key: self.ends.as_ref().map(|e| e.public_key().to_string()),
             tls: self.ends.as_ref().and_then(Ends::arrived).map(
                 |(fingerprint, arrived, connections)| TlsStatus {
-                    listen: self.config.tls.clone(),
+                    listen: self
+                        .config
+                        .tls
+                        .as_ref()
+                        .map(|tls| tls.listen.clone())
+                        .unwrap_or_default(),
                     fingerprint: fingerprint.to_string(),
                     connections,
                     refused: Reason::ALL
@@ -230,7 +235,8 @@ impl Daemon {
                 .to_owned(),
                 via: end.via.unwrap_or_default(),
                 gateways: end.gateways.into_iter().map(gateway_status).collect(),
-                stream: end.stream.map(|counted| StreamStatus {
+                stream: end.stream.map(|(peer, counted)| StreamStatus {
+                    peer,
                     tx_packets: counted.datagrams_out,
                     tx_bytes: counted.bytes_out,
                     rx_packets: counted.datagrams_in,

@@ -203,8 +203,10 @@ impl Daemon {
         let v6 = local_addresses(&self.config, &self.snapshot)
             .iter()
             .all(IpAddr::is_ipv6);
-        let listen = (!self.config.tls.is_empty()).then(|| ListenSpec {
-            addresses: self.config.tls.clone(),
+        let listen = self.config.tls.as_ref().map(|tls| ListenSpec {
+            addresses: tls.listen.clone(),
+            from: tls.from.clone(),
+            proxy: tls.proxy,
             file: certificate_file(&self.config.state_dir),
             name: self.config.name.clone(),
         });

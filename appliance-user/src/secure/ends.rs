@@ -201,8 +201,8 @@ pub struct EndStatus {
     pub via: Option<String>,
     /// The gateways, if it is reached by such.
     pub gateways: Vec<GatewayState>,
-    /// What its TLS connection carried, if there is one.
-    pub stream: Option<Counted>,
+    /// Who is at the other end of its TLS connection, and what that carried, if there is one.
+    pub stream: Option<(SocketAddr, Counted)>,
     /// Whether there is a session and the peer answers.
     pub up: bool,
     /// Why not, for a person; empty when it is up.
@@ -1467,7 +1467,8 @@ impl Ends {
             stream: end
                 .circuit
                 .as_ref()
-                .and_then(|circuit| self.streams.counted(circuit.id())),
+                .map(Circuit::id)
+                .and_then(|id| self.streams.peer(id).zip(self.streams.counted(id))),
             gateways: end
                 .circuit
                 .as_ref()
@@ -1499,6 +1500,8 @@ impl Ends {
         let address = match end.way? {
             Way::Direct(_) => return None,
             Way::Circuit { gateway, .. } => gateway,
+            // It came, and where from is what somebody says.
+            Way::Stream(_) if circuit.awaits() => return None,
             Way::Stream(_) => self.streams.peer(circuit.id())?,
         };
         circuit.gateway(address).map(str::to_owned)

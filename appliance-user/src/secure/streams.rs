@@ -22,6 +22,7 @@ use crate::stream::{
     IdentityError, Landing, Limits, ListenError, Listener, Listening, Refusals, Reports, Times,
     ToStream, Wake, by_lane,
 };
+use failover::Net;
 
 /// How long TCP may take to connect to a gateway: others wait.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -33,6 +34,10 @@ const WAITING: usize = 512;
 pub struct ListenSpec {
     /// The addresses.
     pub addresses: Vec<SocketAddr>,
+    /// Who may connect; empty: anybody.
+    pub from: Vec<Net>,
+    /// Whether a gateway says who connected there.
+    pub proxy: bool,
     /// The file with certificate and key.
     pub file: PathBuf,
     /// Whose the certificate is.
@@ -174,7 +179,8 @@ impl Streams {
             addresses: spec.addresses.clone(),
             identity,
             circuits,
-            proxy: false,
+            from: spec.from.clone(),
+            proxy: spec.proxy,
             limits: Limits::default(),
         };
         let listener = Listener::start(listening, self.landing.clone(), self.reports.clone())?;
@@ -186,7 +192,7 @@ impl Streams {
         self.failed_at.get(&circuit).copied()
     }
 
-    /// Where a circuit's connection is.
+    /// Where a circuit's connection comes from, or goes to.
     pub fn peer(&self, circuit: CircuitId) -> Option<SocketAddr> {
         self.live.get(&circuit).map(|live| live.peer)
     }
@@ -363,7 +369,90 @@ pub fn certificate_file(state_dir: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{
+        io::Write as _,
+        net::{Ipv4Addr, TcpListener, TcpStream},
+    };
+
+    use nix::sys::eventfd::EfdFlags;
+
+    use super::{
+        super::{
+            pipeline::Share,
+            worker::{Settings, Waiting},
+        },
+        *,
+    };
+    use crate::stream::Reason;
+
+    /// Where one connection got that says this first.
+    fn refused(streams: &Streams, to: SocketAddr, says: &[u8]) -> Reason {
+        let counts = || {
+            let (_, refusals, _) = streams.arrived().expect("a listener");
+            Reason::ALL.map(|why| (why, refusals.refused(why)))
+        };
+        let before = counts();
+        let mut client = TcpStream::connect(to).expect("connect");
+        // What comes late may find the connection closed.
+        let _ = client.write_all(says);
+        let begun = std::time::Instant::now();
+        loop {
+            let after = counts();
+            if let Some((why, _)) = after.into_iter().find(|count| !before.contains(count)) {
+                return why;
+            }
+            assert!(begun.elapsed().as_secs() < 20, "never refused");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn who_must_say_who_connected_follows_the_configuration() {
+        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
+        let event = Arc::new(event);
+        let settings = Settings {
+            share: Share::new(0, 1).expect("a worker's share"),
+            cpu: None,
+            waiting: Waiting::Wake,
+            seed: 1,
+        };
+        let workers = Worker::start(&[settings], &event).expect("a worker");
+        let mut streams = Streams::new(&workers, &event);
+        let directory = tempfile::tempdir().expect("a directory");
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let at = free.local_addr().expect("an address");
+        drop(free);
+        let spec = |from: &[&str], proxy| ListenSpec {
+            addresses: vec![at],
+            from: from
+                .iter()
+                .map(|net| net.parse().expect("a prefix"))
+                .collect(),
+            proxy,
+            file: certificate_file(directory.path()),
+            name: "provider".to_owned(),
+        };
+        const NO_HEADER: &[u8] = b"\x16\x03\x01\x00\x10 neither a header nor TLS";
+        const HEADER: &[u8] =
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc6\x33\x64\x07\xc3\x50\x18\x24";
+        let with_header = [HEADER, NO_HEADER].concat();
+        for (spec, without, with) in [
+            (spec(&[], false), Reason::Tls, Reason::Tls),
+            (spec(&[], true), Reason::NoProxy, Reason::Tls),
+            (spec(&["127.0.0.1"], true), Reason::NoProxy, Reason::Tls),
+            (
+                spec(&["192.0.2.1"], true),
+                Reason::NoGateway,
+                Reason::NoGateway,
+            ),
+            (spec(&[], false), Reason::Tls, Reason::Tls),
+        ] {
+            streams.listen(Some(&spec), HashMap::new());
+            assert_eq!(streams.problem(), None);
+            assert_eq!(refused(&streams, at, NO_HEADER), without, "{spec:?}");
+            assert_eq!(refused(&streams, at, &with_header), with, "{spec:?}");
+        }
+    }
 
     #[test]
     fn two_ends_have_the_same_key_and_nobody_else() {

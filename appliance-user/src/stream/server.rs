@@ -1,7 +1,7 @@
 //! The provider's part: connections that come, who they are, and the newest of each circuit.
 //!
 //! ```text
-//!   accept ─▶ a thread: (PROXY header ─▶) TLS ─▶ hello ─▶ key, connection, newer? ─▶ answer ─▶ Established, carry ─▶ Closed
+//!   accept ─▶ (from a gateway?) ─▶ a thread: (PROXY header ─▶) TLS ─▶ hello ─▶ key, connection, newer? ─▶ answer ─▶ Established, carry ─▶ Closed
 //!               └──────────── in 5 s all together ────────────┘      │
 //!               more than `pending` of them: the oldest is closed    └▶ the circuit's older connection is closed
 //! ```
@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use failover::Net;
 use gateway_client::{
     stream::{ALPN, BadHello, answer, open_hello, read_hello},
     wire::{CircuitId, Key, Message},
@@ -65,6 +66,8 @@ impl Default for Limits {
 pub struct Listening {
     /// Where; of port 0 the kernel chooses one.
     pub addresses: Vec<SocketAddr>,
+    /// Who may connect; empty: anybody.
+    pub from: Vec<Net>,
     /// Certificate and key.
     pub identity: Identity,
     /// Circuits and their keys of side a.
@@ -107,6 +110,8 @@ pub enum Reason {
     Slow,
     /// It left, or was lost.
     Gone,
+    /// It came from nowhere that a gateway is.
+    NoGateway,
     /// The gateway's header was missing.
     NoProxy,
     /// It did not speak TLS 1.3, or not to the end.
@@ -133,10 +138,11 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Crowded,
         Self::Slow,
         Self::Gone,
+        Self::NoGateway,
         Self::NoProxy,
         Self::Tls,
         Self::Protocol,
@@ -157,6 +163,7 @@ impl Reason {
             Self::Crowded => "crowded",
             Self::Slow => "slow",
             Self::Gone => "gone",
+            Self::NoGateway => "no-gateway",
             Self::NoProxy => "no-proxy",
             Self::Tls => "tls",
             Self::Protocol => "protocol",
@@ -234,6 +241,7 @@ struct Shared {
     /// Threads of connections that are not established.
     proving: AtomicUsize,
     config: Arc<ServerConfig>,
+    from: Vec<Net>,
     proxy: bool,
     limits: Limits,
     landing: Landing,
@@ -301,6 +309,7 @@ impl Listener {
             counts: Counts::default(),
             proving: AtomicUsize::new(0),
             config,
+            from: listening.from,
             proxy: listening.proxy,
             limits: listening.limits,
             landing,
@@ -415,6 +424,11 @@ fn begin(shared: &Arc<Shared>, socket: TcpStream, from: SocketAddr) {
     let refuse = |reason: Reason| {
         shared.counts.refused[reason as usize].fetch_add(1, Relaxed);
     };
+    let ip = from.ip().to_canonical();
+    if !shared.from.is_empty() && !shared.from.iter().any(|net| net.contains(ip)) {
+        tracing::debug!(%from, "a connection from nowhere that a gateway is was refused");
+        return refuse(Reason::NoGateway);
+    }
     // Those that were told to go are going; should they not, there is a bound yet.
     if shared.proving.load(SeqCst) >= 2 * shared.limits.pending {
         return refuse(Reason::Crowded);

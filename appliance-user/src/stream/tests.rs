@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use failover::Net;
 use gateway_client::{
     stream::{self, ALPN, EXPORTER_LABEL},
     wire::{Key, Tag},
@@ -106,10 +107,16 @@ impl Owner {
     }
 
     fn listen(&self, limits: Limits, proxy: bool) -> (Listener, Fingerprint) {
+        self.listen_to(Vec::new(), limits, proxy)
+    }
+
+    /// Likewise, for who comes from there.
+    fn listen_to(&self, from: Vec<Net>, limits: Limits, proxy: bool) -> (Listener, Fingerprint) {
         let identity = Identity::generate(NAME).expect("an identity");
         let fingerprint = identity.fingerprint();
         let listening = Listening {
             addresses: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+            from,
             identity,
             circuits: circuits(&[1, 2, 3]),
             proxy,

@@ -85,6 +85,41 @@ fn a_gateway_relays_it_by_its_name_and_says_who_it_is() {
 }
 
 #[test]
+fn who_comes_from_nowhere_that_a_gateway_is_is_refused_whatever_it_says() {
+    let nets = |all: &[&str]| {
+        all.iter()
+            .map(|net| net.parse().expect("a prefix"))
+            .collect()
+    };
+    let (tenant, provider) = (Owner::new(), Owner::new());
+    for proxy in [false, true] {
+        let elsewhere = nets(&["192.0.2.0/28", "2001:db8::10", "::1"]);
+        let (listener, fingerprint) = provider.listen_to(elsewhere, Limits::default(), proxy);
+        let (_runtime, relay) = relay(listener.addresses()[0], proxy);
+        let _dialer = tenant.dial(dialing(relay.addresses()[0], fingerprint, 1));
+        let step = tenant.failed();
+        assert!(matches!(step, Step::Ended(_)), "{step:?}");
+        let refusals = listener.refusals();
+        assert_eq!(
+            (refusals.refused(Reason::NoGateway), refusals.established),
+            (1, 0)
+        );
+        drop(listener);
+
+        let here = nets(&["192.0.2.0/28", "127.0.0.0/8"]);
+        let (listener, fingerprint) = provider.listen_to(here, Limits::default(), proxy);
+        let (_runtime, relay) = super::through::relay(listener.addresses()[0], proxy);
+        let _dialer = tenant.dial(dialing(relay.addresses()[0], fingerprint, 1));
+        let (mut a, mut b) = (tenant.established(), provider.established());
+        exchange(&mut a.places[0], &mut b.places[0], 10, |n| payload(n, 100));
+        assert_eq!(listener.refusals().refused(Reason::NoGateway), 0);
+        drop(a);
+        assert!(matches!(tenant.closed().1, Closed::Ordered));
+        assert!(matches!(provider.closed().1, Closed::ByPeer));
+    }
+}
+
+#[test]
 fn what_a_gateway_refuses_it_for_is_said() {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
