@@ -1,5 +1,11 @@
 //! `causeway-appliance`: the daemon, and what an operator says to it.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic where the reader has left: say!, complain!"
+)]
+
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
@@ -256,10 +262,12 @@ enum RuleCommand {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let done = run(Cli::parse())
+        .and_then(|()| service::stdout::finish().context("write to standard output"));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("causeway-appliance: {}", service::said(error.as_ref()));
+            service::complain!("causeway-appliance: {}", service::said(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -287,7 +295,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let config = Config::load(&file)?;
             daemon::check_keys(&config)?;
             config.check_ports()?;
-            println!(
+            service::say!(
                 "{}: good: {} side, {} tenants, {} peers, {} networks",
                 file.display(),
                 config.role.name(),
@@ -299,20 +307,20 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Status { json } => {
             let value = ask(&Request::Status)?;
             if json {
-                println!("{value}");
+                service::say!("{value}");
             } else {
                 let status: Status = serde_json::from_value(value).context("read the status")?;
-                print!("{}", render::status(&status));
+                service::stdout::print(render::status(&status));
             }
         }
         Command::Counters { json } => {
             let value = ask(&Request::Counters)?;
             if json {
-                println!("{value}");
+                service::say!("{value}");
             } else {
                 let counters: Vec<CounterStatus> =
                     serde_json::from_value(value).context("read the counters")?;
-                print!("{}", render::counters(&counters));
+                service::stdout::print(render::counters(&counters));
             }
         }
         Command::Mode {
@@ -332,11 +340,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 promote,
             })?;
             if json {
-                println!("{value}");
+                service::say!("{value}");
             } else {
                 for tenant in value.as_array().into_iter().flatten() {
                     let plan = tenant["plan"].as_str().map(|plan| format!(" ({plan})"));
-                    println!(
+                    service::say!(
                         "{}: {}{}",
                         tenant["name"].as_str().unwrap_or_default(),
                         tenant["mode"].as_str().unwrap_or_default(),
@@ -344,10 +352,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                     );
                     if let Some(changes) = tenant["changes"].as_array() {
                         if changes.is_empty() {
-                            println!("  nothing changed: the plan is in force as it is");
+                            service::say!("  nothing changed: the plan is in force as it is");
                         }
                         for change in changes {
-                            println!("  {}", change.as_str().unwrap_or_default());
+                            service::say!("  {}", change.as_str().unwrap_or_default());
                         }
                     }
                 }
@@ -363,10 +371,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             } else {
                 let key = SecretKey::generate(&mut OsRandom);
                 keys::write(&private_key, &key.expose_base64())?;
-                println!("{}", key.public());
+                service::say!("{}", key.public());
             }
         }
-        Command::Pubkey { private_key } => println!("{}", keys::private(&private_key)?.public()),
+        Command::Pubkey { private_key } => {
+            service::say!("{}", keys::private(&private_key)?.public());
+        }
         Command::Flows {
             json,
             tenant,
@@ -384,15 +394,15 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 text: !json,
             })?;
             match value.as_str() {
-                Some(text) if !json => print!("{text}"),
-                _ => println!("{value}"),
-            }
+                Some(text) if !json => service::stdout::print(text),
+                _ => service::say!("{value}"),
+            };
         }
         Command::Maintenance { switch } => {
             let on = switch.map(|switch| switch == "on");
             let value = ask(&Request::Maintenance { on })?;
             let on = value["maintenance"].as_bool().unwrap_or_default();
-            println!("maintenance: {}", if on { "on" } else { "off" });
+            service::say!("maintenance: {}", if on { "on" } else { "off" });
         }
         Command::Rule { command } => rule(&ask, command)?,
         Command::Endpoint { command } => endpoint(&ask, command)?,
@@ -417,7 +427,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Reload => {
             ask(&Request::Reload)?;
-            println!("reloaded");
+            service::say!("reloaded");
         }
         Command::Detach { config } => {
             let config = Config::load(&config)?;
@@ -427,7 +437,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 config.control_socket.display()
             );
             let removed = datapath::detach(&config.pin_dir)?;
-            println!("removed {removed} pins; nothing is forwarded any more");
+            service::say!("removed {removed} pins; nothing is forwarded any more");
         }
     }
     Ok(())
@@ -499,19 +509,19 @@ fn rule(
             };
             let count = rules.len();
             ask(&Request::RuleAdd { tenant, rules })?;
-            println!("{count} added");
+            service::say!("{count} added");
         }
         RuleCommand::Remove { tenant, names } => {
             let count = names.len();
             ask(&Request::RuleRemove { tenant, names })?;
-            println!("{count} removed");
+            service::say!("{count} removed");
         }
         RuleCommand::List { tenant, json } => {
             let value = ask(&Request::RuleList { tenant })?;
             if json {
-                println!("{value}");
+                service::say!("{value}");
             } else {
-                print!("{}", render::rules(&value));
+                service::stdout::print(render::rules(&value));
             }
         }
         RuleCommand::Check { tenant, file } => {
@@ -526,7 +536,7 @@ fn rule(
                 file.display(),
                 problems.join("\n")
             );
-            println!("{}: good: {count} rules", file.display());
+            service::say!("{}: good: {count} rules", file.display());
         }
     }
     Ok(())
@@ -543,7 +553,7 @@ fn endpoint(
                 network: network.clone(),
                 addresses,
             })?;
-            println!("{network}: {count} failed over");
+            service::say!("{network}: {count} failed over");
         }
         EndpointCommand::Remove { network, addresses } => {
             let count = addresses.len();
@@ -551,16 +561,16 @@ fn endpoint(
                 network: network.clone(),
                 addresses,
             })?;
-            println!("{network}: {count} back in production");
+            service::say!("{network}: {count} back in production");
         }
         EndpointCommand::List { network, json } => {
             let value = ask(&Request::EndpointList { network })?;
             if json {
-                println!("{value}");
+                service::say!("{value}");
             } else {
                 for (network, addresses) in value.as_object().into_iter().flatten() {
                     for address in addresses.as_array().into_iter().flatten() {
-                        println!("{network}  {}", address.as_str().unwrap_or_default());
+                        service::say!("{network}  {}", address.as_str().unwrap_or_default());
                     }
                 }
             }
@@ -597,10 +607,13 @@ fn trace(
                 serde_json::from_value(ask(&Request::TraceNext)?).context("read the steps")?;
             let idle = steps.is_empty();
             for step in steps {
-                if json {
-                    println!("{}", serde_json::to_string(&step)?);
+                let taken = if json {
+                    service::say!("{}", serde_json::to_string(&step)?)
                 } else {
-                    println!("{}", step.render());
+                    service::say!("{}", step.render())
+                };
+                if !taken {
+                    return Ok(());
                 }
                 packets += usize::from(step.step == "decided");
                 if count.is_some_and(|count| packets >= count) {

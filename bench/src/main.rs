@@ -69,10 +69,11 @@ enum Name {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let done = run(&Cli::parse()).and_then(|()| Ok(service::stdout::finish()?));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("causeway-bench: {error:#}");
+            service::complain!("causeway-bench: {error:#}");
             ExitCode::FAILURE
         }
     }

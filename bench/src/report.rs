@@ -125,31 +125,43 @@ impl Report {
 
     /// Prints it for people.
     pub fn print(&self) {
-        println!(
+        service::say!(
             "{} on {}, Linux {}\n",
-            self.bench, self.machine, self.kernel
+            self.bench,
+            self.machine,
+            self.kernel
         );
-        println!(
+        service::say!(
             "{:<44} {:<24} {:>12} {:>12} {:>12}  unit, of runs",
-            "case", "contender", "median", "min", "max"
+            "case",
+            "contender",
+            "median",
+            "min",
+            "max"
         );
         for r in &self.rows {
-            println!(
+            service::say!(
                 "{:<44} {:<24} {:>12.2} {:>12.2} {:>12.2}  {}, {}",
-                r.case, r.contender, r.median, r.min, r.max, r.unit, r.runs
+                r.case,
+                r.contender,
+                r.median,
+                r.min,
+                r.max,
+                r.unit,
+                r.runs
             );
         }
-        println!();
+        service::say!();
         for r in &self.ratios {
             let verdict = match (r.aim.is_empty(), r.met) {
                 (true, _) => String::new(),
                 (false, true) => format!("aim {}: met", r.aim),
                 (false, false) => format!("aim {}: NOT MET", r.aim),
             };
-            println!("{:<60} {:>8.2}  {verdict}", r.name, r.value);
+            service::say!("{:<60} {:>8.2}  {verdict}", r.name, r.value);
         }
         for s in &self.skipped {
-            println!("skipped: {}: {}", s.contender, s.why);
+            service::say!("skipped: {}: {}", s.contender, s.why);
         }
     }
 

@@ -1,5 +1,11 @@
 //! `causeway-gateway`: the daemon, and what an operator says to it.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic where the reader has left: say!, complain!"
+)]
+
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
@@ -53,10 +59,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let done = run(Cli::parse())
+        .and_then(|()| service::stdout::finish().context("write to standard output"));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("causeway-gateway: {}", service::said(error.as_ref()));
+            service::complain!("causeway-gateway: {}", service::said(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -85,7 +93,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Check { file } => {
             let config = Config::load(&file)?;
-            println!(
+            service::say!(
                 "{}: good: {} tenants, {} backends, {} circuits",
                 file.display(),
                 config.tenants.len(),
@@ -96,23 +104,24 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Status { json } => {
             let status = ask(&Request::Status)?;
             if json {
-                println!(
+                service::say!(
                     "{}",
                     serde_json::to_string(&status).context("write the status")?
                 );
             } else {
-                print!("{}", render::status(&status));
+                service::stdout::print(render::status(&status));
             }
         }
         Command::Reload => {
             ask(&Request::Reload)?;
-            println!("reloaded");
+            service::say!("reloaded");
         }
         Command::Drain => {
             let status = ask(&Request::Drain)?;
-            println!(
+            service::say!(
                 "{}: draining; {} connections are left",
-                status.name, status.connections
+                status.name,
+                status.connections
             );
         }
     }

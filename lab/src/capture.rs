@@ -66,7 +66,7 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         if let Err(e) = self.end() {
-            eprintln!("capture {}: {e}", self.path.display());
+            service::complain!("capture {}: {e}", self.path.display());
         }
     }
 }

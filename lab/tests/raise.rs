@@ -488,6 +488,15 @@ fn exec_passes_output_and_status_and_dies_with_its_time() {
         .status()
         .unwrap();
     assert_eq!(status.code(), Some(42));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let unread = Command::new(env!("CARGO_BIN_EXE_causeway-lab"))
+        .arg("list")
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&unread.stderr), "");
+    assert_eq!(unread.status.code(), Some(0));
     let error = lab.exec("nobody", &["true"], SECOND).unwrap_err();
     assert!(error.to_string().contains("a1, a2"), "{error}");
 }

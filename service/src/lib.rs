@@ -1,7 +1,7 @@
 //! What every daemon of ours is towards its operator and its machine.
 //!
 //! For: the control socket with its requests and refusals, a configuration file that is checked whole, what the
-//! service manager is told, an error said once, what XDP programs need of the kernel and why it refuses them. Never: what a
+//! service manager is told, an error said once, what a command prints, what XDP programs need of the kernel and why it refuses them. Never: what a
 //! daemon does, or what its requests mean.
 //!
 //! ```text
@@ -15,6 +15,7 @@ pub mod forwarding;
 mod notify;
 mod said;
 pub mod socket;
+pub mod stdout;
 pub mod xdp;
 
 pub use notify::Notifier;

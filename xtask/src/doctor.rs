@@ -36,7 +36,7 @@ pub fn doctor(asked: Asked, json: bool) -> anyhow::Result<ExitCode> {
                 })
             })
             .collect();
-        println!("{}", serde_json::json!({ "ok": !broken, "checks": rows }));
+        say!("{}", serde_json::json!({ "ok": !broken, "checks": rows }));
     } else {
         for c in &checks {
             let mark = match (c.mend.is_empty(), c.required) {
@@ -44,12 +44,12 @@ pub fn doctor(asked: Asked, json: bool) -> anyhow::Result<ExitCode> {
                 (false, true) => "MISS",
                 (false, false) => "note",
             };
-            println!("{mark}  {:<22} {}", c.what, c.found);
+            say!("{mark}  {:<22} {}", c.what, c.found);
             if !c.mend.is_empty() {
-                println!("      mend: {}", c.mend);
+                say!("      mend: {}", c.mend);
             }
         }
-        println!(
+        say!(
             "{}",
             if broken {
                 "something is missing: `cargo xtask setup` installs what apt and cargo can"

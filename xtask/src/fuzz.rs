@@ -64,12 +64,12 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
         }
         rows.push(row);
     }
-    println!();
+    say!();
     for row in &rows {
         let executions = row
             .executions
             .map_or_else(|| "?".to_owned(), |n| n.to_string());
-        println!(
+        say!(
             "{:<12} {executions:>12} runs  {:>7.1} s{}",
             row.name,
             row.seconds,
@@ -203,7 +203,7 @@ fn one(name: &str, seconds: u64) -> anyhow::Result<Row> {
             let line = String::from_utf8_lossy(&line).into_owned();
             executions = executed(&line).or(executions);
             if line.starts_with('#') && shown.elapsed() >= EVERY {
-                eprintln!("    {line}");
+                complain!("    {line}");
                 shown = Instant::now();
             }
             if last.len() == LAST {
@@ -215,7 +215,7 @@ fn one(name: &str, seconds: u64) -> anyhow::Result<Row> {
     let ok = child.wait().context("wait for cargo fuzz run")?.success();
     if !ok {
         for line in last {
-            eprintln!("{line}");
+            complain!("{line}");
         }
     }
     Ok(Row {
@@ -241,14 +241,14 @@ fn say(name: &str) {
         || format!("an input in {}", artifacts.display()),
         |path| path.display().to_string(),
     );
-    eprintln!("\nxtask: {name} fails on {input}");
+    complain!("\nxtask: {name} fails on {input}");
     let regressions = folder(name).join("regressions").join(name);
     let regressions = regressions.display();
-    eprintln!("  keep it: mkdir -p {regressions} && mv {input} {regressions}/WHAT-WAS-WRONG");
-    eprintln!(
+    complain!("  keep it: mkdir -p {regressions} && mv {input} {regressions}/WHAT-WAS-WRONG");
+    complain!(
         "  see it again: cargo test -p tunnel -p appliance-user -p causeway-gateway --test corpus"
     );
-    eprintln!("  then mend what is wrong, and commit both");
+    complain!("  then mend what is wrong, and commit both");
 }
 
 /// The file written last.

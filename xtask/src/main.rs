@@ -9,6 +9,16 @@
 //!     └─ doctor says what is missing, and what mends it
 //! ```
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic where the reader has left: say!, complain!"
+)]
+
+#[macro_use]
+#[path = "../../service/src/stdout.rs"]
+mod stdout;
+
 mod bpf;
 mod build_ebpf;
 mod doctor;
@@ -22,6 +32,7 @@ mod test;
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Everything a person does with this workspace.
@@ -130,8 +141,12 @@ fn main() -> ExitCode {
             require_privileged,
         } => test::test(asked, &tier, filter.as_deref(), require_privileged),
     };
-    result.unwrap_or_else(|error| {
-        eprintln!("xtask: {error:#}");
+    let done = result.and_then(|code| {
+        stdout::finish().context("write to standard output")?;
+        Ok(code)
+    });
+    done.unwrap_or_else(|error| {
+        complain!("xtask: {error:#}");
         ExitCode::FAILURE
     })
 }

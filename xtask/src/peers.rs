@@ -68,7 +68,7 @@ pub fn install(peers: &Peers) {
     }
     for (what, result) in results {
         if let Err(error) = result {
-            eprintln!("    {what}: {error:#}; the benchmark goes on without");
+            complain!("    {what}: {error:#}; the benchmark goes on without");
         }
     }
 }

@@ -126,7 +126,7 @@ pub fn setup(asked: Asked) -> anyhow::Result<()> {
     let route = toolchain(asked)?;
     peers()?;
     mount_bpffs()?;
-    eprintln!("    everything is there (BPF by {})", route.name());
+    complain!("    everything is there (BPF by {})", route.name());
     Ok(())
 }
 

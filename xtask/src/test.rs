@@ -136,7 +136,7 @@ pub fn test(
         && let Err(error) = setup::peers()
     {
         // No reason to test nothing: the tests that need it say so.
-        eprintln!("xtask: {error:#}; the tests against it are skipped");
+        complain!("xtask: {error:#}; the tests against it are skipped");
     }
     let mut rows = Vec::new();
     let mut sum = Counts::default();
@@ -151,9 +151,9 @@ pub fn test(
     if wanted(Tier::Packets) || wanted(Tier::Lab) {
         clean_up()?;
     }
-    println!();
+    say!();
     for (name, counts, ok, seconds) in &rows {
-        println!(
+        say!(
             "{:<32} {:>4} passed {:>3} failed {:>3} skipped  {seconds:>6.1} s{}",
             name,
             counts.passed,
@@ -162,18 +162,20 @@ pub fn test(
             if *ok { "" } else { "  FAILED" }
         );
     }
-    println!("in {:.0} s", begun.elapsed().as_secs_f64());
+    say!("in {:.0} s", begun.elapsed().as_secs_f64());
     if broken && sum.failed == 0 {
         // A test program that did not build, or died before it could count.
         sum.failed = 1;
     }
     let empty = sum.passed + sum.failed + sum.skipped == 0;
     if empty {
-        eprintln!("xtask: no test matched");
+        complain!("xtask: no test matched");
     }
-    println!(
+    say!(
         "{} passed, {} failed, {} skipped",
-        sum.passed, sum.failed, sum.skipped
+        sum.passed,
+        sum.failed,
+        sum.skipped
     );
     Ok(if broken || empty {
         ExitCode::FAILURE
@@ -206,7 +208,7 @@ fn one(
         for line in BufReader::new(stdout).split(b'\n') {
             let line =
                 String::from_utf8_lossy(&line.context("read the tests' output")?).into_owned();
-            println!("{line}");
+            say!("{line}");
             lines.push(line);
         }
     }

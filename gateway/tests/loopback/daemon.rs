@@ -461,6 +461,32 @@ fn a_file_is_checked_whole() {
 }
 
 #[test]
+fn a_command_whose_reader_leaves_ends_quietly_and_well() {
+    let gateway = Gateway::start(echo(), ANYWHERE, &circuit(1));
+    let file = gateway.dir.path().join("gw.toml");
+    let file = file.to_str().expect("a path");
+    for words in [
+        &["status"][..],
+        &["status", "--json"],
+        &["check", file],
+        &["reload"],
+        &["drain"],
+    ] {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        drop(reader);
+        let output = Command::new(PROGRAM)
+            .args(words)
+            .arg("--socket")
+            .arg(gateway.socket())
+            .stdout(writer)
+            .output()
+            .expect("run");
+        assert_eq!(text(&output.stderr), "", "{words:?}");
+        assert_eq!(output.status.code(), Some(0), "{words:?}");
+    }
+}
+
+#[test]
 fn what_stands_in_the_way_is_said() {
     let dir = tempfile::tempdir().expect("a directory");
     let start = |gateway: &str, rest: &str, files: u32| {

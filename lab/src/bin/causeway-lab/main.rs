@@ -5,8 +5,13 @@
 //!   demo        ─▶ raises its own, shows, measures, takes it down
 //! ```
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic where the reader has left: say!, complain!"
+)]
+
 use std::{
-    io::Write as _,
     os::unix::process::CommandExt as _,
     path::PathBuf,
     process::ExitCode,
@@ -249,10 +254,14 @@ impl Which {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let done = run(Cli::parse()).and_then(|code| {
+        service::stdout::finish().context("writing to standard output")?;
+        Ok(code)
+    });
+    match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("causeway-lab: {error:#}");
+            service::complain!("causeway-lab: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -284,7 +293,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Down { all: true, .. } => {
             for lab in Lab::down_all()? {
-                println!("{lab}: down");
+                service::say!("{lab}: down");
             }
         }
         Command::Down { name, .. } => {
@@ -293,7 +302,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 None => only_lab()?,
             };
             Lab::down(&name)?;
-            println!("{name}: down");
+            service::say!("{name}: down");
         }
         Command::List => list()?,
         Command::Exec { host, lab, words } => {
@@ -313,7 +322,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             lab,
         } => {
             let done = open(lab, paths)?.fail_over(&machine)?;
-            println!("{machine}: failed over in {} ms", ms(&done));
+            service::say!("{machine}: failed over in {} ms", ms(&done));
         }
         Command::FailOver {
             tenant: Some(tenant),
@@ -326,7 +335,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             lab,
         } => {
             let done = open(lab, paths)?.fail_back(&machine)?;
-            println!("{machine}: back in {} ms", ms(&done));
+            service::say!("{machine}: back in {} ms", ms(&done));
         }
         Command::FailBack {
             tenant: Some(tenant),
@@ -334,7 +343,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             ..
         } => {
             open(lab, paths)?.undo_site(&tenant)?;
-            println!("{tenant}: the site is back");
+            service::say!("{tenant}: the site is back");
         }
         Command::Capture {
             host,
@@ -369,7 +378,7 @@ fn up(
 ) -> anyhow::Result<()> {
     interrupt::install()?;
     let began = Instant::now();
-    println!("{}", topology.picture);
+    service::say!("{}", topology.picture);
     let lab = Lab::up(topology, name, paths)?;
     let rest = || -> anyhow::Result<()> {
         if appliances {
@@ -389,7 +398,7 @@ fn up(
                 .first()
                 .context("the topology has no machine that can fail over")?;
             lab.fail_over(&machine.production)?;
-            println!("{} runs as {}", machine.production, machine.replica);
+            service::say!("{} runs as {}", machine.production, machine.replica);
         }
         Ok(())
     };
@@ -403,7 +412,7 @@ fn up(
         .hosts
         .first()
         .map_or("HOST", |h| h.name.as_str());
-    println!(
+    service::say!(
         "{name} is up after {:.1} s; hosts: {}",
         began.elapsed().as_secs_f64(),
         lab.topology()
@@ -413,16 +422,16 @@ fn up(
             .collect::<Vec<_>>()
             .join(", ")
     );
-    println!("  causeway-lab exec {first} --lab {name} -- bash    look around");
-    println!("  causeway-lab down {name}");
+    service::say!("  causeway-lab exec {first} --lab {name} -- bash    look around");
+    service::say!("  causeway-lab down {name}");
     for appliance in lab.topology().appliances.iter().filter(|_| appliances) {
-        println!(
+        service::say!(
             "  causeway-appliance --socket {} status",
             lab.appliance(&appliance.host)?.socket_path().display()
         );
     }
     for gateway in lab.topology().cloud.gateways.iter().filter(|_| appliances) {
-        println!(
+        service::say!(
             "  causeway-gateway --socket {} status",
             lab.gateway(&gateway.host)?.socket_path().display()
         );
@@ -430,7 +439,7 @@ fn up(
     for failover in lab.topology().failovers.iter().filter(|_| appliances) {
         let tenant = &failover.tenant;
         let plan = lab.plan_path(tenant);
-        println!(
+        service::say!(
             "  causeway-lab fail-over --tenant {tenant} --lab {name}    by {}",
             plan.display()
         );
@@ -441,7 +450,7 @@ fn up(
 fn fail_over_site(lab: &Lab, tenant: &str) -> anyhow::Result<()> {
     let done = lab.fail_over_site(tenant)?;
     let took = (done.switched - done.booted).as_millis();
-    println!("{tenant}: the whole site runs at the provider, switched in {took} ms");
+    service::say!("{tenant}: the whole site runs at the provider, switched in {took} ms");
     Ok(())
 }
 
@@ -469,11 +478,11 @@ fn open(name: Option<String>, paths: Paths) -> anyhow::Result<Lab> {
 
 fn list() -> anyhow::Result<()> {
     for lab in Lab::list()? {
-        println!("{} ({})", lab.name, lab.topology);
-        println!("  hosts        {}", lab.hosts.join(", "));
-        println!("  appliances   {}", or_none(&lab.appliances));
-        println!("  gateways     {}", or_none(&lab.gateways));
-        println!("  failed over  {}", or_none(&lab.failed_over));
+        service::say!("{} ({})", lab.name, lab.topology);
+        service::say!("  hosts        {}", lab.hosts.join(", "));
+        service::say!("  appliances   {}", or_none(&lab.appliances));
+        service::say!("  gateways     {}", or_none(&lab.gateways));
+        service::say!("  failed over  {}", or_none(&lab.failed_over));
     }
     Ok(())
 }
@@ -504,7 +513,7 @@ fn capture(
     };
     let capture = lab.capture(&host, &link, None)?;
     let path = capture.path().to_owned();
-    eprintln!("capturing on {link} of {host} into {}", path.display());
+    service::complain!("capturing on {link} of {host} into {}", path.display());
     let until = seconds.map(|s| Instant::now() + Duration::from_secs(s));
     while interrupt::check().is_ok() && until.is_none_or(|u| Instant::now() < u) {
         std::thread::sleep(Duration::from_millis(20));
@@ -513,8 +522,7 @@ fn capture(
     if let Some(out) = out {
         std::fs::copy(&path, &out).with_context(|| format!("copying to {}", out.display()))?;
     }
-    println!("{} frames", frames.len());
-    std::io::stdout().flush()?;
+    service::say!("{} frames", frames.len());
     Ok(())
 }
 

@@ -24,11 +24,11 @@ const MOVED: Duration = Duration::from_millis(500);
 
 /// Before, during and after a failover of `prod-a`, and back.
 pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
-    println!("\nbefore: prod-a runs at the tenant's site");
+    service::say!("\nbefore: prod-a runs at the tenant's site");
     look(lab, outcome, "before", "prod-a")?;
     let neighbours = unaffected_neighbours(lab);
 
-    println!("\nfailing prod-a over to replica-a while prod-b pings it every 10 ms");
+    service::say!("\nfailing prod-a over to replica-a while prod-b pings it every 10 ms");
     let over = outcome.step("fail over under ping", |measured| {
         across(lab, "failover", measured, || lab.fail_over("prod-a"))
     })?;
@@ -36,7 +36,9 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
         return Ok(());
     }
 
-    println!("\nafter: prod-a runs as replica-a at the provider, same addresses, same gateway");
+    service::say!(
+        "\nafter: prod-a runs as replica-a at the provider, same addresses, same gateway"
+    );
     look(lab, outcome, "after", "replica-a")?;
     outcome.step("unaffected machines keep their neighbours", |_| {
         let before = neighbours?;
@@ -58,7 +60,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
         })?;
     }
 
-    println!("\nfailing back while prod-b pings");
+    service::say!("\nfailing back while prod-b pings");
     let back = outcome.step("fail back under ping", |measured| {
         across(lab, "failback", measured, || lab.fail_back("prod-a"))
     })?;
@@ -319,7 +321,7 @@ pub(super) fn table(outcome: &Outcome) {
             .get(name)
             .map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"))
     };
-    println!("\n  {:<34} {:>12} {:>12}  unit", "", "before", "after");
+    service::say!("\n  {:<34} {:>12} {:>12}  unit", "", "before", "after");
     for (label, name, unit) in [
         ("ping, prod-b to prod-a, IPv4", "ping_prod-b_v4_us", "µs"),
         ("ping, prod-b to prod-a, IPv6", "ping_prod-b_v6_us", "µs"),
@@ -335,9 +337,9 @@ pub(super) fn table(outcome: &Outcome) {
             get(&format!("before_{name}")),
             get(&format!("after_{name}")),
         );
-        println!("  {label:<34} {before:>12} {after:>12}  {unit}");
+        service::say!("  {label:<34} {before:>12} {after:>12}  {unit}");
     }
-    println!("\n  {:<34} {:>12} {:>12}  unit", "", "failover", "failback");
+    service::say!("\n  {:<34} {:>12} {:>12}  unit", "", "failover", "failback");
     for (label, name, unit) in [
         ("longest gap, 10 ms series, IPv4", "gap_v4_ms", "ms"),
         ("longest gap, 10 ms series, IPv6", "gap_v6_ms", "ms"),
@@ -348,13 +350,14 @@ pub(super) fn table(outcome: &Outcome) {
             get(&format!("failover_{name}")),
             get(&format!("failback_{name}")),
         );
-        println!("  {label:<34} {over:>12} {back:>12}  {unit}");
+        service::say!("  {label:<34} {over:>12} {back:>12}  {unit}");
     }
     if let Some(gap) = outcome.measured.get("gateway_killed_gap_ms") {
-        println!(
+        service::say!(
             "  {:<34} {gap:>12.2} {:>12}  ms",
-            "gap, gateway in use killed", ""
+            "gap, gateway in use killed",
+            ""
         );
     }
-    println!("  (IPv6 waits for duplicate address detection, as a machine that boots does.)");
+    service::say!("  (IPv6 waits for duplicate address detection, as a machine that boots does.)");
 }
