@@ -1,4 +1,5 @@
-//! Runs the fuzz targets of the tunnel, of the worker pipeline and of the gateway under libFuzzer, each for a while.
+//! Runs the fuzz targets of the tunnel, of the worker pipeline and of the gateway under libFuzzer, each for a while; or sees that they
+//! compile.
 //!
 //! The same functions, bounded, are `tests/corpus.rs` of `tunnel`, `appliance-user` and `gateway`, which any
 //! `cargo test` runs.
@@ -16,7 +17,9 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     bpf::{self, Route},
-    step::{output, run, step},
+    libtest::Counts,
+    run,
+    step::{output, show, step},
     target, workspace,
 };
 
@@ -52,7 +55,7 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
         names.iter().try_for_each(|name| {
             let mut command = cargo_fuzz("build", name);
             command.arg(name);
-            run(&mut command)
+            crate::step::run(&mut command)
         })
     })
     .context("libFuzzer needs a C++ compiler: apt-get install -y g++")?;
@@ -83,6 +86,56 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Type-checks the targets whose name contains `filter`, with the toolchain that runs us and their own lock files: nothing else compiles
+/// them before somebody fuzzes. A target that compiles has passed.
+pub fn check(filter: Option<&str>) -> anyhow::Result<(Counts, bool)> {
+    let mut counts = Counts::default();
+    for folder in FOLDERS {
+        let mut names = targets_of(folder)?;
+        names.retain(|name| filter.is_none_or(|part| name.contains(part)));
+        if names.is_empty() {
+            continue;
+        }
+        let mut command = check_command(folder);
+        let shown = show(&command);
+        let status = command
+            .stdin(Stdio::null())
+            .status()
+            .with_context(|| format!("start `{shown}`"))?;
+        let count = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        if status.success() {
+            counts.passed += count;
+        } else {
+            counts.failed += count;
+            complain!(
+                "xtask: the targets of {folder} do not compile: {}. Mend what is named above; where it is the lock file, \
+                 `cargo metadata --format-version 1 --manifest-path {folder}/Cargo.toml` writes it anew: commit that",
+                names.join(" ")
+            );
+        }
+    }
+    Ok((counts, counts.failed == 0))
+}
+
+fn check_command(folder: &str) -> Command {
+    let manifest = workspace().join(folder).join("Cargo.toml");
+    let mut command = run::cargo();
+    command
+        .args(["check", "--locked", "--lib", "--bins", "--manifest-path"])
+        .arg(&manifest)
+        .arg("--target-dir")
+        .arg(target())
+        // With a library of somebody's own libFuzzer's is not compiled, which takes a C++ compiler; any file will do, as nothing is linked.
+        .env("CUSTOM_LIBFUZZER_PATH", &manifest);
+    if folder == "tunnel/fuzz" {
+        // As the tunnel's tests are, with the same features and settings: what build scripts made for those is taken.
+        command
+            .arg("--release")
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "false");
+    }
+    command
+}
+
 /// Where targets are.
 const FOLDERS: [&str; 3] = ["tunnel/fuzz", "appliance-user/fuzz", "gateway/fuzz"];
 
@@ -101,17 +154,22 @@ fn folder(name: &str) -> PathBuf {
         .unwrap_or_else(|| workspace().join(FOLDERS[0]))
 }
 
-/// Targets, by the names of their files.
+/// Targets of all folders.
 fn targets() -> anyhow::Result<Vec<String>> {
-    let mut paths = Vec::new();
-    for folder in FOLDERS {
-        let folder = workspace().join(folder).join("fuzz_targets");
-        for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
-            paths.push(entry?.path());
-        }
-    }
     let mut names = Vec::new();
-    for path in paths {
+    for folder in FOLDERS {
+        names.append(&mut targets_of(folder)?);
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Targets, by the names of their files.
+fn targets_of(folder: &str) -> anyhow::Result<Vec<String>> {
+    let folder = workspace().join(folder).join("fuzz_targets");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+        let path = entry?.path();
         if let (Some("rs"), Some(stem)) = (
             path.extension().and_then(|part| part.to_str()),
             path.file_stem().and_then(|part| part.to_str()),
@@ -132,7 +190,7 @@ fn install() -> anyhow::Result<()> {
             command.args(["install", "cargo-fuzz", "--locked", "--root"]);
             command.arg(&tools);
             command.env_remove("CARGO_TARGET_DIR");
-            run(&mut command)
+            crate::step::run(&mut command)
         })
         .with_context(|| {
             format!(
@@ -143,7 +201,7 @@ fn install() -> anyhow::Result<()> {
     }
     if output("rustup", &["run", "nightly", "rustc", "--version"]).is_none() {
         step("the nightly toolchain", || {
-            run(Command::new("rustup").args([
+            crate::step::run(Command::new("rustup").args([
                 "toolchain",
                 "install",
                 "nightly",
@@ -277,6 +335,24 @@ mod tests {
             let manifest = fs::read_to_string(folder(&name).join("Cargo.toml")).unwrap();
             assert!(folder(&name).join("seeds").join(&name).is_dir(), "{name}");
             assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
+        }
+    }
+
+    #[test]
+    fn they_are_checked_as_locked_without_a_compiler_of_cpp() {
+        for folder in FOLDERS {
+            let command = check_command(folder);
+            assert!(show(&command).contains(&format!(
+                "check --locked --lib --bins --manifest-path {}",
+                workspace().join(folder).join("Cargo.toml").display()
+            )));
+            let custom = command
+                .get_envs()
+                .find(|(name, _)| *name == "CUSTOM_LIBFUZZER_PATH");
+            assert!(
+                custom.is_some_and(|(_, path)| path.is_some_and(|path| Path::new(path).exists()))
+            );
+            assert!(workspace().join(folder).join("Cargo.lock").exists());
         }
     }
 

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use crate::{
     Tier,
     bpf::Asked,
+    fuzz,
     libtest::{Counts, total},
     run::{self, cargo, with_paths},
     setup,
@@ -118,6 +119,9 @@ const PARTS: &[Part] = &[
     },
 ];
 
+/// What is no run of cargo test: fuzz targets compile.
+const FUZZ: &str = "fuzz targets compile";
+
 /// Runs the tiers (all when none are named); fails when any test does.
 pub fn test(
     asked: Asked,
@@ -147,6 +151,13 @@ pub fn test(
         broken |= !ok;
         sum += counts;
         rows.push((part.name, counts, ok, begun.elapsed().as_secs_f64()));
+    }
+    if wanted(Tier::Unit) {
+        let begun = Instant::now();
+        let (counts, ok) = step(FUZZ, || fuzz::check(filter))?;
+        broken |= !ok;
+        sum += counts;
+        rows.push((FUZZ, counts, ok, begun.elapsed().as_secs_f64()));
     }
     if wanted(Tier::Packets) || wanted(Tier::Lab) {
         clean_up()?;
