@@ -562,6 +562,8 @@ impl Daemon {
         let now = Instant::now();
         self.end_stale_trace();
         self.keep_sendable();
+        // Where a change of mode or configuration failed half way, what is watched may be of before.
+        self.watch();
         self.corrections.retain(|key, until| {
             let keep = now < *until;
             if !keep {

@@ -271,7 +271,9 @@ impl Daemon {
     pub(super) fn tunnels(&mut self) {
         let Some(ends) = &mut self.ends else { return };
         let happened = ends.work(&mut self.datapath);
+        // Worked out only where they may be others: there may be hundreds of tunnels, and we come by thousands of times a second.
         let rooms = ends.stirred().then(|| ends.rooms());
+        let moved = ends.moved();
         let timestamps = ends.timestamps();
         let news = |(key, timestamp)| self.timestamps.get(key) != Some(timestamp);
         if timestamps.iter().any(news) {
@@ -289,9 +291,10 @@ impl Daemon {
             self.slow
                 .packet(now, &waits.header, waits.packet(), &Maps(&self.tables));
         }
-        // Of hundreds of tunnels, and as many times a second, only where something may be another.
+        if moved {
+            self.watch();
+        }
         let Some(rooms) = rooms else { return };
-        self.watch();
         if rooms != self.secured.rooms {
             // What was settled stays while a search or an outage lasts: hosts remember a smaller MTU for
             // minutes.

@@ -302,8 +302,10 @@ pub struct Ends {
     choosing: BTreeSet<u32>,
     /// Slots whose circuit's end awaits the other: as many as there are tenants.
     awaiting: Schedule,
-    /// There are other peers, gateways or addresses since [`Ends::stirred`] was asked.
+    /// There are other peers since [`Ends::stirred`] was asked.
     stirred: bool,
+    /// There are other addresses of peers or gateways since [`Ends::moved`] was asked.
+    moved: bool,
     /// Handshake messages went out since [`Ends::timestamps`] was asked.
     stamped: bool,
     members: BTreeMap<u32, Vec<Member>>,
@@ -404,6 +406,7 @@ impl Ends {
             choosing: BTreeSet::new(),
             awaiting: Schedule::default(),
             stirred: true,
+            moved: true,
             stamped: false,
             members: BTreeMap::new(),
             ports: BTreeMap::new(),
@@ -440,7 +443,7 @@ impl Ends {
     ) {
         let now = clock::mono();
         self.ceiling = ceiling;
-        self.stirred = true;
+        (self.stirred, self.moved) = (true, true);
         let gone: Vec<u32> = self
             .ends
             .iter()
@@ -770,10 +773,16 @@ impl Ends {
             .collect()
     }
 
-    /// Whether [`Ends::rooms`] and [`Ends::watched`] may say something else than when this was last asked.
+    /// Whether [`Ends::rooms`] may say something else than when this was last asked.
     #[must_use]
     pub const fn stirred(&mut self) -> bool {
         self.control.touched() | std::mem::replace(&mut self.stirred, false)
+    }
+
+    /// Whether [`Ends::watched`] may say something else than when this was last asked.
+    #[must_use]
+    pub const fn moved(&mut self) -> bool {
+        std::mem::replace(&mut self.moved, false)
     }
 
     /// Timestamps of the newest handshakes sent, by the peers' public keys, if any were sent since this was last asked.
@@ -868,7 +877,7 @@ impl Ends {
             }
         }
         let now = clock::mono();
-        self.stirred = true;
+        self.moved = true;
         for (slot, end) in &mut self.ends {
             if let (Some(circuit), Some(spec)) = (&mut end.circuit, &end.spec.circuit) {
                 circuit.update(spec, locals, now);
@@ -1067,7 +1076,8 @@ impl Ends {
                     Ok(id) => {
                         let end = self.by_id.get(&id).and_then(|slot| self.ends.get_mut(slot));
                         if let Some(end) = end {
-                            end.seen = Some(from.ip());
+                            let seen = end.seen.replace(from.ip());
+                            self.moved |= seen != Some(from.ip());
                         }
                     }
                     Err(error) => tracing::debug!(%from, %error, "handshake message refused"),
@@ -1241,6 +1251,7 @@ impl Ends {
                     if let Some((slot, end)) = end(&self.by_id, &mut self.ends, peer) {
                         end.way = Some(way);
                         moved = true;
+                        self.moved = true;
                         for worker in &mut self.workers {
                             worker.command(Command::Way(slot, way));
                         }
