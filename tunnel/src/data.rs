@@ -45,9 +45,9 @@ pub struct TxActivity {
     pub packets: u64,
     /// Bytes of datagrams sealed.
     pub bytes: u64,
-    /// When anything was last sealed.
+    /// When anything but a probe of the path's MTU was last sealed.
     pub last_sent: Option<Instant>,
-    /// When something that wants an answer (all but keep-alives and replies) was last sealed.
+    /// When something that wants an answer (all but keep-alives, replies and probes) was last sealed.
     pub last_wanting: Option<Instant>,
     /// When a packet last found no session to go by.
     pub starved: Option<Instant>,
@@ -284,7 +284,13 @@ impl Sender {
             *part = &ZEROS[..take];
             padding -= take;
         }
-        self.seal(now, &parts, out, matches!(word, Word::Echo { .. }))
+        let last_sent = self.activity.last_sent;
+        let sealed = self.seal(now, &parts, out, matches!(word, Word::Echo { size: 0, .. }))?;
+        // A probe may be too long for the path: its loss is no silence, and it shows nobody that this end lives.
+        if matches!(word, Word::Echo { size: 1.., .. }) {
+            self.activity.last_sent = last_sent;
+        }
+        Ok(sealed)
     }
 
     /// Seals one packet as one message. To a WireGuard peer the packet must be an IP packet, and

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tunnel::control::Datagram;
 use tunnel::segment::Word;
 use tunnel::{
-    Dial, Instant, Kind, LoadLimits, MIN_DATAGRAM, Now, Output, Payload, PeerConfig, PeerId,
+    Dial, Event, Instant, Kind, LoadLimits, MIN_DATAGRAM, Now, Output, Payload, PeerConfig, PeerId,
     Random, RejoinLimits, RxActivity, SecretKey, Tunnel, TunnelControl, Way,
 };
 
@@ -35,6 +35,10 @@ struct Pair {
     ends: [(Tunnel, PeerId, Way); 2],
     /// Whether responses get through.
     answers: bool,
+    /// The longest datagram that gets through.
+    longest: usize,
+    /// How often an end took the other one to be silent.
+    silences: u32,
     delivered: u32,
     initiations: u32,
 }
@@ -70,6 +74,8 @@ impl Pair {
             random,
             now: 0,
             answers: true,
+            longest: usize::MAX,
+            silences: 0,
             delivered: 0,
             initiations: 0,
         }
@@ -90,14 +96,18 @@ impl Pair {
                 let transmit = &mut |_: Way, bytes: &[u8]| {
                     flying.push((1 - at, bytes.to_vec()));
                 };
-                tunnel.poll(clock, &mut self.random, transmit, &mut |_, _| {});
+                let silences = &mut self.silences;
+                let event = &mut |_: PeerId, event: Event| {
+                    *silences += u32::from(matches!(event, Event::Silent));
+                };
+                tunnel.poll(clock, &mut self.random, transmit, event);
             }
             if flying.is_empty() {
                 return;
             }
             for (to, mut bytes) in std::mem::take(&mut flying) {
                 self.initiations += u32::from(bytes[0] == 1);
-                if bytes[0] == 2 && !self.answers {
+                if bytes[0] == 2 && !self.answers || bytes.len() > self.longest {
                     continue;
                 }
                 let from = self.ends[1 - to].2;
@@ -150,6 +160,33 @@ fn a_lane_that_once_starved_asks_for_no_more_handshakes() {
     }
     assert_eq!(pair.initiations, 1);
     assert_eq!(pair.delivered, 600);
+}
+
+/// An idle end hears the other one once a second, and what a probe asks for would be missed sooner.
+#[test]
+fn a_probe_that_is_too_long_for_the_path_is_no_silence() {
+    for longest in [1240, 1300, 1452] {
+        // The search begins anew when the end that dials has another address, at any time after the last echo.
+        for phase in (0..1000).step_by(50) {
+            let mut pair = Pair::new(1);
+            pair.longest = longest;
+            let run = |pair: &mut Pair, ms: u64| {
+                for _ in 0..ms / 10 {
+                    pair.now += 10 * MS;
+                    pair.carry(Vec::new());
+                }
+            };
+            run(&mut pair, 30_000 + phase);
+            pair.ends[0].2 = Way::from(SocketAddr::from(([198, 51, 100, 2], 50_000)));
+            assert!(pair.send(0, 0));
+            run(&mut pair, 30_000);
+            let seen = (pair.silences, pair.initiations);
+            assert_eq!(seen, (0, 1), "{longest} bytes, {phase} ms");
+            pair.longest = 0;
+            run(&mut pair, 2000);
+            assert_eq!(pair.silences, 2, "{longest} bytes, {phase} ms");
+        }
+    }
 }
 
 fn handshake_messages(control: &mut TunnelControl) -> Vec<Datagram> {
