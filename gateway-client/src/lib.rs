@@ -12,11 +12,12 @@
 //!                        ▼ │
 //!                       end: bind ─▶ wire ─▶ gateway ─▶ wire ─▶ bound, or "move"
 //!
-//!   stream: the same datagrams in a TLS connection, where UDP does not pass
+//!   stream: the same datagrams in a TLS connection, where UDP does not pass; pulse: whether its other end is there
 //! ```
 
 pub mod end;
 pub mod pool;
+pub mod pulse;
 pub mod reach;
 pub mod stream;
 pub mod wire;

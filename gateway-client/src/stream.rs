@@ -9,6 +9,8 @@
 //!     is_answer ◀──────── one frame, bound ───────────── answer
 //!     Encoder ──── frames: length u16, datagram ───────▶ Decoder
 //!     Decoder ◀───────────────────────────────────────── Encoder
+//!     Word::Question ─────── a frame of one byte ──────▶ Decoder: at once
+//!     Decoder ◀───────────────────────────────────────── Word::Answer
 //! ```
 
 use crate::wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Sealed, Side, Tag};
@@ -20,6 +22,8 @@ pub const ALPN: &[u8] = b"causeway-tunnel/1";
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-causeway-tunnel";
 /// Bytes in front of every datagram: its length, network byte order.
 pub const LENGTH_BYTES: usize = 2;
+/// The shortest datagram, bytes: a frame of one byte is a [`Word`].
+pub const MIN_DATAGRAM: usize = 2;
 /// The longest datagram that a frame can hold, bytes.
 pub const MAX_DATAGRAM: usize = u16::MAX as usize;
 /// Bytes of the frames of a hello and its answer.
@@ -34,6 +38,9 @@ pub enum Malformed {
     /// A frame of no bytes.
     #[error("a frame of no bytes")]
     Empty,
+    /// A frame of one byte that is no [`Word`].
+    #[error("a frame of the one byte {0}, which means nothing")]
+    NoWord(u8),
     /// A frame longer than may come now.
     #[error("a frame of {length} bytes where {longest} are the most")]
     TooLong {
@@ -42,6 +49,44 @@ pub enum Malformed {
         /// The most.
         longest: u16,
     },
+}
+
+/// What the two ends of a connection say to each other, past the tunnel: a frame of one byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Word {
+    /// Are you there?
+    Question = 1,
+    /// To a question, at once.
+    Answer = 2,
+}
+
+impl Word {
+    /// Bytes of its frame.
+    pub const FRAME_BYTES: usize = LENGTH_BYTES + 1;
+
+    /// As it is sent.
+    #[must_use]
+    pub const fn frame(self) -> [u8; Self::FRAME_BYTES] {
+        [0, 1, self as u8]
+    }
+
+    const fn read(byte: u8) -> Result<Self, Malformed> {
+        match byte {
+            1 => Ok(Self::Question),
+            2 => Ok(Self::Answer),
+            other => Err(Malformed::NoWord(other)),
+        }
+    }
+}
+
+/// What came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// For the tunnel.
+    Datagram(&'a [u8]),
+    /// For this end of the connection.
+    Word(Word),
 }
 
 /// Finds frames in a stream. Its memory is taken once.
@@ -87,11 +132,11 @@ impl Decoder {
         self.end = self.end.saturating_add(bytes).min(self.buffer.len());
     }
 
-    /// The next datagram; `None` until more has come.
+    /// The next frame; `None` until more has come.
     ///
     /// # Errors
     /// [`Malformed`], from then on always.
-    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, Malformed> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, Malformed> {
         let Some(&[high, low]) = self.buffer[self.start..self.end].first_chunk() else {
             return Ok(None);
         };
@@ -108,11 +153,16 @@ impl Decoder {
         if end > self.end {
             return Ok(None);
         }
+        let word = match self.buffer[begin..end] {
+            [byte] => Some(Word::read(byte)?),
+            _ => None,
+        };
         self.start = end;
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }
-        Ok(Some(&self.buffer[begin..end]))
+        let datagram = Frame::Datagram(&self.buffer[begin..end]);
+        Ok(Some(word.map_or(datagram, Frame::Word)))
     }
 }
 
@@ -133,9 +183,9 @@ impl Encoder {
         }
     }
 
-    /// Adds a datagram. False, and nothing is added, when there is no room for it or it has not 1 to 65535 bytes.
+    /// Adds a datagram. False, and nothing is added, when there is no room for it or it has not 2 to 65535 bytes.
     pub fn push(&mut self, datagram: &[u8]) -> bool {
-        let Ok(length @ 1..) = u16::try_from(datagram.len()) else {
+        let Ok(length @ 2..) = u16::try_from(datagram.len()) else {
             return false;
         };
         let Some(place) = self.buffer[self.used..].get_mut(..LENGTH_BYTES + datagram.len()) else {
@@ -285,14 +335,26 @@ pub fn fuzz(data: &[u8]) {
     let (expected, end) = by_hand(stream, longest);
     let mut decoder = Decoder::new(longest);
     let mut encoder = Encoder::new(stream.len());
+    let mut again = Vec::with_capacity(stream.len());
     let (mut rest, mut found, mut turn) = (stream, 0, usize::from(cut));
     let last = loop {
         match decoder.next_frame() {
             Ok(Some(frame)) => {
-                assert_eq!(Some(&frame), expected.get(found), "frame {found}");
-                assert!(encoder.push(frame));
+                let bytes = match frame {
+                    Frame::Datagram(datagram) => {
+                        assert!(datagram.len() >= MIN_DATAGRAM && encoder.push(datagram));
+                        again.extend_from_slice(encoder.bytes());
+                        encoder.clear();
+                        datagram
+                    }
+                    Frame::Word(word) => {
+                        again.extend_from_slice(&word.frame());
+                        &[word as u8]
+                    }
+                };
+                assert_eq!(Some(&bytes), expected.get(found), "frame {found}");
                 found += 1;
-                if let Ok(sealed) = read_hello(frame) {
+                if let Ok(sealed) = read_hello(bytes) {
                     let key = Key::new([cut; 32]);
                     assert_eq!(
                         open_hello(&sealed, &key, Tag([most; 16]), 0),
@@ -314,7 +376,10 @@ pub fn fuzz(data: &[u8]) {
         rest = &rest[piece..];
     };
     assert_eq!((found, last), (expected.len(), end));
-    assert!(stream.starts_with(encoder.bytes()));
+    if let Some(malformed) = last {
+        assert_eq!(decoder.next_frame(), Err(malformed), "for ever");
+    }
+    assert!(stream.starts_with(&again));
 }
 
 /// The frames of a stream that is there as a whole.
@@ -331,6 +396,11 @@ fn by_hand(mut stream: &[u8], longest: u16) -> (Vec<&[u8]>, Option<Malformed>) {
         let Some((frame, behind)) = rest.split_at_checked(usize::from(length)) else {
             break;
         };
+        if let [byte] = frame
+            && !(1..=2).contains(byte)
+        {
+            return (frames, Some(Malformed::NoWord(*byte)));
+        }
         frames.push(frame);
         stream = behind;
     }

@@ -42,11 +42,11 @@ impl CircuitSpec {
     }
 
     /// Where to open a tunnel over TLS: at the gateways that may be chosen, the preferred first, of equal ones any, and last of all the
-    /// one that failed last.
+    /// one that failed last and the one that is used now.
     pub(super) fn dialed(
         &self,
         locals: &[IpAddr],
-        failed: Option<SocketAddr>,
+        (failed, used): (Option<SocketAddr>, Option<SocketAddr>),
         mut random: impl FnMut() -> u64,
     ) -> Vec<SocketAddr> {
         let at = self.at(locals);
@@ -57,7 +57,7 @@ impl CircuitSpec {
         candidates.sort_by_cached_key(|candidate| (candidate.tier, candidate.load, random()));
         let there = |name: &str| at.iter().find(|at| at.name == name).map(|at| at.address);
         let mut dialed: Vec<_> = candidates.iter().filter_map(|c| there(&c.name)).collect();
-        dialed.sort_by_key(|address| Some(*address) == failed);
+        dialed.sort_by_key(|address| (Some(*address) == used, Some(*address) == failed));
         dialed
     }
 
@@ -233,4 +233,57 @@ pub(super) fn of_message(message: &[u8]) -> Option<CircuitId> {
 
 fn since_boot(now: Instant) -> Duration {
     Duration::from_nanos(now.as_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use gateway_client::pool::{Access, Gateway};
+
+    use super::*;
+
+    #[test]
+    fn the_gateway_in_use_and_the_one_that_failed_are_dialed_last() {
+        let gateway = |name: &str, pool: Option<&str>| Gateway {
+            name: name.to_owned(),
+            pool: pool.map(str::to_owned),
+            load: 0,
+        };
+        let gateways = [
+            gateway("a", Some("gold")),
+            gateway("b", Some("gold")),
+            gateway("c", Some("gold")),
+            gateway("d", None),
+        ];
+        let access = Access {
+            pools: vec!["gold".to_owned()],
+            unpooled: true,
+        };
+        let at = |n: u8| SocketAddr::from(([192, 0, 2, n], 6180));
+        let spec = CircuitSpec {
+            id: CircuitId::new(1 << 32 | 1).expect("an id"),
+            side: Side::A,
+            key: Key::new([7; 32]),
+            gateways: (0u8..)
+                .zip(&gateways)
+                .map(|(n, gateway)| (gateway.name.clone(), vec![at(n)]))
+                .collect(),
+            list: Some(List::of(&gateways, &access).expect("a list")),
+            tls: None,
+        };
+        let locals = [IpAddr::from([198, 51, 100, 2])];
+        for seed in 0..20u64 {
+            let mut state = seed;
+            let mut random = || {
+                state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                state >> 33
+            };
+            let mut dialed = |failed, used| spec.dialed(&locals, (failed, used), &mut random);
+            assert_eq!(dialed(None, None)[3], at(3), "the next tier");
+            assert_eq!(dialed(Some(at(0)), None)[2..], [at(3), at(0)]);
+            let both = dialed(Some(at(0)), Some(at(1)));
+            assert_eq!(both, [at(2), at(3), at(0), at(1)]);
+            let same = dialed(Some(at(3)), Some(at(3)));
+            assert_eq!(same[3], at(3));
+        }
+    }
 }

@@ -1290,7 +1290,11 @@ impl Ends {
     fn circuits(&mut self, datapath: &mut Datapath) -> bool {
         let (now, mut moved) = (clock::now(), false);
         for change in self.streams.work(&mut self.workers) {
-            let (Change::Up(of) | Change::Down(of) | Change::Failed(of)) = change;
+            let (Change::Up(of)
+            | Change::Silent(of)
+            | Change::Heard(of)
+            | Change::Down(of)
+            | Change::Failed(of)) = change;
             let Some(&slot) = self.by_circuit.get(&of) else {
                 continue;
             };
@@ -1299,7 +1303,9 @@ impl Ends {
             match (&change, end.and_then(|end| end.fallback.as_mut())) {
                 (Change::Failed(_), Some(fallback)) => fallback.failed(now.mono, chance),
                 (Change::Down(_), Some(fallback)) => fallback.closed(now.mono, chance),
-                (Change::Up(_), _) | (_, None) => {}
+                (Change::Up(_), Some(fallback)) => fallback.established(),
+                (Change::Silent(_), Some(fallback)) => fallback.stalled(now.mono, chance),
+                (Change::Heard(_), _) | (_, None) => {}
             }
             self.route(slot);
         }
@@ -1352,6 +1358,7 @@ impl Ends {
         let seen = Seen {
             udp: udp.is_some(),
             stream: self.streams.is_live(id),
+            stalled: self.streams.is_silent(id),
             dialing: self.streams.is_dialing(id),
             silent: end.silent || unanswered,
         };
@@ -1361,14 +1368,17 @@ impl Ends {
             self.streams.close(id, &mut self.workers);
             fallback.closed(now.mono, tunnel::Random::u64(&mut self.random));
         }
+        if wanted.give_up {
+            self.streams.give_up(id);
+        }
         if wanted.dial
             && let Some(spec) = &end.spec.circuit
             && let Some(tls) = &spec.tls
             && let Some(key) = streams::key(&self.secret, &end.spec.public_key, id)
         {
-            let failed = self.streams.failed_at(id);
+            let last = (self.streams.failed_at(id), self.streams.peer(id));
             let random = || tunnel::Random::u64(&mut self.random);
-            let dialed = spec.dialed(&self.locals, failed, random);
+            let dialed = spec.dialed(&self.locals, last, random);
             // Without an address there is nothing to try, and that is no failure.
             if !dialed.is_empty() && !self.streams.dial(id, key, tls, dialed) {
                 fallback.failed(now.mono, tunnel::Random::u64(&mut self.random));

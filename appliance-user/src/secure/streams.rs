@@ -18,9 +18,9 @@ use super::{
     worker::{Order, Worker},
 };
 use crate::stream::{
-    Carrier, ConnectionId, Counted, Dialer, Dialing, Event, Fingerprint, FromStream, Identity,
-    IdentityError, Landing, Limits, ListenError, Listener, Listening, Refusals, Reports, Times,
-    ToStream, Wake, by_lane,
+    Carrier, ConnectionId, Counted, DialError, Dialer, Dialing, Event, Fingerprint, FromStream,
+    Identity, IdentityError, Landing, Limits, ListenError, Listener, Listening, Refusals, Reports,
+    Times, ToStream, Wake, by_lane,
 };
 use failover::Net;
 
@@ -72,13 +72,19 @@ struct Live {
     carrier: Carrier,
     to: ToStream,
     from: FromStream,
+    /// Nothing comes by it, not even answers.
+    silent: bool,
 }
 
 /// What became of connections.
 #[derive(Debug)]
 pub(super) enum Change {
-    /// One is there for this circuit.
+    /// One is there for this circuit, or another one instead.
     Up(CircuitId),
+    /// Nothing comes any more by the one that is there.
+    Silent(CircuitId),
+    /// Something comes by it again.
+    Heard(CircuitId),
     /// The one that was there is not any more.
     Down(CircuitId),
     /// An attempt failed.
@@ -205,6 +211,9 @@ impl Streams {
         tls: &TlsSpec,
         addresses: Vec<SocketAddr>,
     ) -> bool {
+        if let Some(live) = self.live.get(&circuit) {
+            tracing::info!(%circuit, peer = %live.peer, "a tunnel over TLS is silent: another one is dialed beside it");
+        }
         let dialing = Dialing {
             addresses,
             name: tls.name.clone(),
@@ -240,6 +249,18 @@ impl Streams {
     /// Whether an attempt is going on.
     pub fn is_dialing(&self, circuit: CircuitId) -> bool {
         self.dialers.contains_key(&circuit)
+    }
+
+    /// Whether nothing comes by the connection that is there.
+    pub fn is_silent(&self, circuit: CircuitId) -> bool {
+        self.live.get(&circuit).is_some_and(|live| live.silent)
+    }
+
+    /// Gives an attempt up, unless it is about to succeed.
+    pub fn give_up(&self, circuit: CircuitId) {
+        if let Some(dialer) = self.dialers.get(&circuit) {
+            dialer.give_up();
+        }
     }
 
     /// Whether a connection is there.
@@ -288,14 +309,40 @@ impl Streams {
                         carrier: new.carrier,
                         to: ours.to,
                         from: ours.from,
+                        silent: false,
                     };
-                    self.live.insert(circuit, live);
+                    if let Some(old) = self.live.insert(circuit, live) {
+                        self.failed_at.insert(circuit, old.peer);
+                    }
                     changes.push(Change::Up(circuit));
+                }
+                Event::Failed {
+                    circuit,
+                    why: DialError::Cancelled,
+                } => {
+                    // Of one that was dropped nothing is to be done; there may be another by now.
+                    if self.dialers.get(&circuit).is_some_and(Dialer::is_given_up) {
+                        self.dialers.remove(&circuit);
+                    }
                 }
                 Event::Failed { circuit, why } => {
                     if self.dialers.remove(&circuit).is_some() {
                         self.failed(circuit, &why);
                         changes.push(Change::Failed(circuit));
+                    }
+                }
+                Event::Silent { circuit, id } => {
+                    if let Some(live) = self.live.get_mut(&circuit).filter(|live| live.id == id) {
+                        tracing::debug!(%circuit, peer = %live.peer, "a tunnel over TLS is silent");
+                        live.silent = true;
+                        changes.push(Change::Silent(circuit));
+                    }
+                }
+                Event::Heard { circuit, id } => {
+                    if let Some(live) = self.live.get_mut(&circuit).filter(|live| live.id == id) {
+                        tracing::debug!(%circuit, peer = %live.peer, "a tunnel over TLS is heard again");
+                        live.silent = false;
+                        changes.push(Change::Heard(circuit));
                     }
                 }
                 Event::Closed { circuit, id, why } => {

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   loop:  an order? ─ what came, frame by frame, to its place, which is woken ─ what waits, joined into records, to the socket ─ wait
+//!                            └ a question: answered, in front of what waits
+//!          of a dialer: is the other end silent, or to be asked? (`gateway_client::pulse`)
 //! ```
 //!
 //! While the socket has no room nothing is taken from the rings: they fill, and who pushes learns of it. What is in hand
@@ -14,10 +16,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence},
     },
+    time::{Duration, Instant},
 };
 
 use gateway_client::{
-    stream::{Encoder, LENGTH_BYTES, Malformed},
+    pulse::{self, Due, Pulse},
+    stream::{Encoder, Frame, LENGTH_BYTES, Malformed, Word},
     wire::CircuitId,
 };
 use nix::poll::PollFlags;
@@ -36,6 +40,9 @@ const RECORDS: usize = 4;
 /// Steps of receiving before sending gets its turn, and turns of sending before receiving does.
 const STEPS: usize = 64;
 const TURNS: usize = 8;
+
+/// Answers that are owed at most: nobody who keeps to the protocol waits for more.
+const OWED: usize = pulse::MOST;
 
 const _: () = assert!(LENGTH_BYTES + DATAGRAM_BYTES <= RECORD);
 
@@ -140,9 +147,44 @@ impl Drop for Carrier {
     }
 }
 
+/// Who looks after a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// It asks, and answers.
+    Asks,
+    /// It answers.
+    Answers,
+}
+
+/// Of an end that asks: whether the other one is there.
+struct Heart {
+    pulse: Pulse,
+    begun: Instant,
+    /// Where the question that waits longest ends among the bytes that the socket took, once that is known.
+    ends: Option<u64>,
+    /// What was acknowledged when it was last looked at.
+    acknowledged: u64,
+}
+
+impl Heart {
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    fn deadline(&self) -> Instant {
+        self.begun + self.pulse.next_deadline()
+    }
+}
+
 /// The thread's half.
-struct Body {
+struct Body<'r> {
+    circuit: CircuitId,
+    id: ConnectionId,
+    reports: &'r Reports,
     link: Link,
+    heart: Option<Heart>,
+    /// Answers to questions that came.
+    owed: usize,
     control: Arc<Control>,
     counts: Arc<Counts>,
     steer: Steer,
@@ -160,11 +202,22 @@ pub(super) fn carry(
     control: &Arc<Control>,
     landing: &Landing,
     reports: &Reports,
+    part: Part,
 ) -> Closed {
     let counts = Arc::new(Counts::default());
     let own = Wake::of_sleeper(Arc::clone(&control.event), Arc::clone(&control.sleeps));
     let mut body = Body {
+        circuit,
+        id,
+        reports,
         link,
+        heart: (part == Part::Asks).then(|| Heart {
+            pulse: Pulse::new(Duration::ZERO),
+            begun: Instant::now(),
+            ends: None,
+            acknowledged: 0,
+        }),
+        owed: 0,
         control: Arc::clone(control),
         counts: Arc::clone(&counts),
         steer: Arc::clone(&landing.steer),
@@ -200,7 +253,7 @@ pub(super) fn carry(
     body.run()
 }
 
-impl Body {
+impl Body<'_> {
     /// Carries until something ends it.
     fn run(mut self) -> Closed {
         loop {
@@ -221,9 +274,12 @@ impl Body {
             None => {}
             Some(Order::Replaced) => return Err(Closed::Replaced),
             Some(Order::Removed) => return Err(Closed::Removed),
-            Some(Order::Close | Order::Crowded) => return Err(Closed::Ordered),
+            Some(Order::Close | Order::Crowded | Order::GiveUp) => return Err(Closed::Ordered),
         }
+        // What came before this moment is received below.
+        let now = self.heart.as_ref().map(Heart::now);
         let received = self.receive()?;
+        self.listen(now.filter(|_| received == Filled::Dry))?;
         let sent = self.send()?;
         if received == Filled::Dry && sent != Sent::More {
             self.wait(sent);
@@ -234,7 +290,21 @@ impl Body {
     /// What came goes to its places.
     fn receive(&mut self) -> Result<Filled, Closed> {
         for _ in 0..STEPS {
-            while let Some(datagram) = self.link.decoder.next_frame()? {
+            while let Some(frame) = self.link.decoder.next_frame()? {
+                let datagram = match frame {
+                    Frame::Datagram(datagram) => datagram,
+                    Frame::Word(Word::Question) => {
+                        self.owed = OWED.min(self.owed + 1);
+                        continue;
+                    }
+                    Frame::Word(Word::Answer) => {
+                        if let Some(heart) = &mut self.heart {
+                            let now = heart.now();
+                            heart.pulse.answered(now);
+                        }
+                        continue;
+                    }
+                };
                 let counts = &self.counts;
                 let dropped = match self.to_places.get_mut((self.steer)(datagram)) {
                     None => &counts.nowhere_in,
@@ -260,6 +330,44 @@ impl Body {
         Ok(Filled::More)
     }
 
+    /// Whether the other end is there. `now`: everything that came before it is received; then it is asked as well, if that is due.
+    fn listen(&mut self, now: Option<Duration>) -> Result<(), Closed> {
+        let Some(heart) = &mut self.heart else {
+            return Ok(());
+        };
+        let (circuit, id) = (self.circuit, self.id);
+        if std::mem::take(&mut self.link.came) && heart.pulse.received(heart.now()) {
+            self.reports.tell(Event::Heard { circuit, id });
+        }
+        let Some(now) = now.filter(|now| *now >= heart.pulse.next_deadline()) else {
+            return Ok(());
+        };
+        let acknowledged = self.link.acknowledged();
+        let is_here = heart.ends.is_none_or(|ends| acknowledged < ends);
+        if is_here && acknowledged > heart.acknowledged {
+            heart.pulse.held(now);
+        }
+        heart.acknowledged = acknowledged;
+        while let Some(due) = heart.pulse.step(now) {
+            match due {
+                Due::Silent => self.reports.tell(Event::Silent { circuit, id }),
+                Due::Ask => {
+                    let mut writer = self.link.tls.writer();
+                    writer
+                        .write_all(&Word::Question.frame())
+                        .map_err(Closed::Lost)?;
+                    if heart.pulse.waiting() == 1 {
+                        heart.ends = None;
+                    }
+                }
+            }
+        }
+        if !self.link.flush()? {
+            heart.ends.get_or_insert(self.link.written);
+        }
+        Ok(())
+    }
+
     /// What waits goes to the socket.
     fn send(&mut self) -> Result<Sent, Closed> {
         for _ in 0..TURNS {
@@ -267,6 +375,13 @@ impl Body {
                 return Ok(Sent::Blocked);
             }
             let mut records = 0;
+            for _ in 0..std::mem::take(&mut self.owed) {
+                let mut writer = self.link.tls.writer();
+                writer
+                    .write_all(&Word::Answer.frame())
+                    .map_err(Closed::Lost)?;
+                records += 1;
+            }
             while records < RECORDS && self.join() {
                 let mut writer = self.link.tls.writer();
                 writer
@@ -311,10 +426,11 @@ impl Body {
 
     /// Sleeps until something comes, or the socket has room.
     fn wait(&self, sent: Sent) {
+        let deadline = self.heart.as_ref().map(Heart::deadline);
         if sent == Sent::Blocked {
             // Datagrams can wait in their rings, and need not wake it.
             let events = PollFlags::POLLIN | PollFlags::POLLOUT;
-            self.control.wait(&self.link.socket, events, None);
+            self.control.wait(&self.link.socket, events, deadline);
             return;
         }
         self.control.sleeps.store(true, Relaxed);
@@ -322,7 +438,7 @@ impl Body {
         // What was put in before is not told by a wake.
         if self.from_places.iter().all(Outlet::is_empty) {
             self.control
-                .wait(&self.link.socket, PollFlags::POLLIN, None);
+                .wait(&self.link.socket, PollFlags::POLLIN, deadline);
         }
         self.control.sleeps.store(false, Relaxed);
     }

@@ -1,11 +1,13 @@
 //! The tenant's part: one attempt at a connection, in a thread that goes on as its carrier.
 //!
 //! ```text
-//!   for each address, until one will do:
-//!     connect ─▶ TLS: the pinned certificate, the protocol ─▶ hello ─▶ answer ─▶ Established, carry ─▶ Closed
-//!        └────────────── each in its time, cancelable ───────────┘
+//!   connect to the first address, 0.25 s later to the next as well, at once where one fails (RFC 8305 section 5); with the first that is there:
+//!     TLS: the pinned certificate, the protocol ─▶ hello ─▶ answer ─▶ Established, carry ─▶ Closed
+//!        └──────── each in its time, cancelable ────────┘ └ it fails: the next that is there
 //!   none will do ─▶ Failed, with each address and why
 //! ```
+//!
+//! The others stay as they are meanwhile: one address at a time is spoken to, and says hello.
 
 use std::{
     fmt,
@@ -13,7 +15,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     os::fd::{AsRawFd as _, OwnedFd},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use gateway_client::{
@@ -22,16 +24,19 @@ use gateway_client::{
 };
 use nix::{
     errno::Errno,
-    poll::PollFlags,
     sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket},
 };
 use rustls::{AlertDescription, ClientConfig, ClientConnection, pki_types::ServerName};
 
 use super::{
-    Closed, ConnectionId, Event, Fingerprint, Landing, Reports, carrier,
+    Closed, ConnectionId, Event, Fingerprint, Landing, Reports,
+    carrier::{self, Part},
     link::{Control, Link, Order, Unmade, prepare, within},
     tls::{self, OtherCertificate},
 };
+
+/// How long an address has for itself before the next one is connected to as well (RFC 8305 section 8).
+const STAGGER: Duration = Duration::from_millis(250);
 
 /// How long the steps of an attempt may take, for each address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +59,7 @@ impl Default for Times {
 
 /// What is dialled.
 pub struct Dialing {
-    /// Gateways, or the listener itself; tried in this order.
+    /// Gateways, or the listener itself; begun with in this order.
     pub addresses: Vec<SocketAddr>,
     /// The server name by which a gateway finds the listener.
     pub name: String,
@@ -149,7 +154,7 @@ pub struct Attempt {
 pub enum DialError {
     /// The owner cancelled it.
     Cancelled,
-    /// None of the addresses would do; in the order they were tried.
+    /// None of the addresses would do; in the order they failed.
     Exhausted(Vec<Attempt>),
 }
 
@@ -224,6 +229,18 @@ impl Dialer {
     pub fn cancel(&self) {
         self.control.order(Order::Close);
     }
+
+    /// Gives up, unless a connection may be established at the other end, where it takes the place of the one that there was:
+    /// then what comes of it is reported as if nobody had given up.
+    pub fn give_up(&self) {
+        self.control.order(Order::GiveUp);
+    }
+
+    /// Whether it was told to give up.
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        self.control.ordered() == Some(Order::GiveUp)
+    }
 }
 
 impl Drop for Dialer {
@@ -242,35 +259,42 @@ struct Thread {
 impl Thread {
     fn run(&mut self, landing: &Landing, reports: &Reports) {
         let circuit = self.dialing.circuit;
-        let mut attempts = Vec::new();
-        for address in self.dialing.addresses.clone() {
-            let made = self.dial(address).and_then(|link| {
+        let mut connects = Connects {
+            left: std::mem::take(&mut self.dialing.addresses).into_iter(),
+            under_way: Vec::new(),
+            failed: Vec::new(),
+            patience: self.dialing.times.connect,
+        };
+        let why = loop {
+            let (address, socket) = match connects.next(&self.control) {
+                Ok(Some(connected)) => connected,
+                Ok(None) => break DialError::Exhausted(connects.failed),
+                Err(Cancelled) => break DialError::Cancelled,
+            };
+            let made = self.greet(socket).and_then(|link| {
                 // One of its own: a dialer that is dropped now leaves what it made.
                 let control = Control::new().map_err(|error| Failed::Step(Step::Socket(error)))?;
                 Ok((link, control))
             });
             match made {
                 Ok((link, control)) => {
+                    drop(connects);
                     let id = ConnectionId::next();
                     let connection = (circuit, id, address);
-                    let why = carrier::carry(connection, link, &control, landing, reports);
+                    let why =
+                        carrier::carry(connection, link, &control, landing, reports, Part::Asks);
                     reports.tell(Event::Closed { circuit, id, why });
                     return;
                 }
-                Err(Failed::Cancelled) => {
-                    let why = DialError::Cancelled;
-                    reports.tell(Event::Failed { circuit, why });
-                    return;
-                }
-                Err(Failed::Step(why)) => attempts.push(Attempt { address, why }),
+                Err(Failed::Cancelled) => break DialError::Cancelled,
+                Err(Failed::Step(why)) => connects.failed.push(Attempt { address, why }),
             }
-        }
-        let why = DialError::Exhausted(attempts);
+        };
         reports.tell(Event::Failed { circuit, why });
     }
 
-    fn dial(&mut self, address: SocketAddr) -> Result<Link, Failed> {
-        let socket = self.connect(address)?;
+    /// TLS, the hello and its answer.
+    fn greet(&mut self, socket: TcpStream) -> Result<Link, Failed> {
         let Dialing {
             name,
             circuit,
@@ -299,6 +323,7 @@ impl Thread {
             .writer()
             .write_all(&hello(*circuit, key, timestamp, connection))
             .map_err(|error| failed(Closed::Lost(error).into()))?;
+        link.greeted = true;
         let answer = link
             .first(&self.control, deadline)
             .map_err(|unmade| match unmade {
@@ -315,43 +340,113 @@ impl Thread {
         }
         Ok(link)
     }
+}
 
-    fn connect(&self, address: SocketAddr) -> Result<TcpStream, Failed> {
-        let family = match address {
-            SocketAddr::V4(_) => AddressFamily::Inet,
-            SocketAddr::V6(_) => AddressFamily::Inet6,
-        };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let setup = |error| Failed::Step(Step::Socket(error));
-        let fd: OwnedFd =
-            socket(family, SockType::Stream, flags, None).map_err(|error| setup(error.into()))?;
-        let socket = TcpStream::from(fd);
-        prepare(&socket).map_err(setup)?;
-        let refused = |error| Failed::Step(Step::Connect(error));
-        match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
-            Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => {}
-            Err(error) => return Err(refused(error.into())),
-        }
-        let time = self.dialing.times.connect;
-        let deadline = within(time);
+/// It is not wanted any more.
+struct Cancelled;
+
+/// A connection that TCP has not answered yet.
+struct Connecting {
+    address: SocketAddr,
+    socket: TcpStream,
+    since: Instant,
+}
+
+/// Addresses that are connected to, one after the other and beside each other.
+struct Connects {
+    left: std::vec::IntoIter<SocketAddr>,
+    under_way: Vec<Connecting>,
+    failed: Vec<Attempt>,
+    /// How long each has.
+    patience: Duration,
+}
+
+impl Connects {
+    /// The next that is there; `None`: no other will do.
+    fn next(&mut self, control: &Control) -> Result<Option<(SocketAddr, TcpStream)>, Cancelled> {
         loop {
-            if self.control.ordered().is_some() {
-                return Err(Failed::Cancelled);
+            if control.ordered().is_some() {
+                return Err(Cancelled);
             }
-            if let Some(error) = socket.take_error().map_err(setup)? {
-                return Err(refused(error));
+            let now = Instant::now();
+            if let Some(connected) = self.look(now) {
+                return Ok(Some(connected));
             }
-            match socket.peer_addr() {
-                Ok(_) => return Ok(socket),
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-                Err(error) => return Err(refused(error)),
+            let next = self.under_way.last().map(|last| last.since + STAGGER);
+            if next.is_none_or(|at| now >= at)
+                && let Some(address) = self.left.next()
+            {
+                match begin(address) {
+                    Ok(socket) => self.under_way.push(Connecting {
+                        address,
+                        socket,
+                        since: now,
+                    }),
+                    Err(why) => self.failed.push(Attempt { address, why }),
+                }
+                continue;
             }
-            if std::time::Instant::now() >= deadline {
-                return Err(Failed::Step(Step::NoAnswer(time)));
-            }
-            self.control
-                .wait(&socket, PollFlags::POLLOUT, Some(deadline));
+            let Some(first) = self.under_way.first() else {
+                return Ok(None);
+            };
+            let end = first.since + self.patience;
+            let next = next.filter(|_| !self.left.as_slice().is_empty());
+            let deadline = next.map_or(end, |next| next.min(end));
+            control.wait_for_one(self.under_way.iter().map(|one| &one.socket), deadline);
         }
+    }
+
+    /// The first of those under way that is there. Those that are not, and will not be, have failed.
+    fn look(&mut self, now: Instant) -> Option<(SocketAddr, TcpStream)> {
+        let mut place = 0;
+        while let Some(one) = self.under_way.get(place) {
+            let came_of_it = match connected(&one.socket) {
+                Ok(false) if now < one.since + self.patience => {
+                    place += 1;
+                    continue;
+                }
+                Ok(false) => Err(Step::NoAnswer(self.patience)),
+                Ok(true) => Ok(()),
+                Err(why) => Err(why),
+            };
+            let Connecting {
+                address, socket, ..
+            } = self.under_way.remove(place);
+            match came_of_it {
+                Ok(()) => return Some((address, socket)),
+                Err(why) => self.failed.push(Attempt { address, why }),
+            }
+        }
+        None
+    }
+}
+
+/// Begins to connect.
+fn begin(address: SocketAddr) -> Result<TcpStream, Step> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd: OwnedFd = socket(family, SockType::Stream, flags, None)
+        .map_err(|error| Step::Socket(error.into()))?;
+    let socket = TcpStream::from(fd);
+    prepare(&socket).map_err(Step::Socket)?;
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
+        Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => Ok(socket),
+        Err(error) => Err(Step::Connect(error.into())),
+    }
+}
+
+/// Whether it is connected by now.
+fn connected(socket: &TcpStream) -> Result<bool, Step> {
+    if let Some(error) = socket.take_error().map_err(Step::Socket)? {
+        return Err(Step::Connect(error));
+    }
+    match socket.peer_addr() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+        Err(error) => Err(Step::Connect(error)),
     }
 }
 

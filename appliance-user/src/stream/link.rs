@@ -12,7 +12,7 @@ use std::{
 };
 
 use gateway_client::{
-    stream::{Decoder, EXPORTER_LABEL, Malformed},
+    stream::{Decoder, EXPORTER_LABEL, Frame, Malformed},
     wire::{MESSAGE_BYTES, Tag},
 };
 use nix::{
@@ -43,6 +43,8 @@ pub(super) enum Order {
     Replaced,
     Removed,
     Crowded,
+    /// Of an attempt: unless its hello was said.
+    GiveUp,
 }
 
 /// How a connection's thread is told to end, and woken.
@@ -76,6 +78,7 @@ impl Control {
             2 => Some(Order::Replaced),
             3 => Some(Order::Removed),
             4 => Some(Order::Crowded),
+            5 => Some(Order::GiveUp),
             _ => Some(Order::Close),
         }
     }
@@ -86,14 +89,30 @@ impl Control {
             PollFd::new(self.event.as_fd(), PollFlags::POLLIN),
             PollFd::new(socket.as_fd(), events),
         ];
+        self.poll(&mut fds, deadline);
+    }
+
+    /// Waits until one of the sockets may be written to or an order comes; no longer than until `deadline`.
+    pub fn wait_for_one<'s>(
+        &self,
+        sockets: impl Iterator<Item = &'s TcpStream>,
+        deadline: Instant,
+    ) {
+        let mut fds = vec![PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
+        fds.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLOUT)));
+        self.poll(&mut fds, Some(deadline));
+    }
+
+    /// The first of the descriptors is that of orders.
+    fn poll(&self, fds: &mut [PollFd<'_>], deadline: Option<Instant>) {
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             // Rounded up: a sleep of no time would be a spin.
             PollTimeout::from(u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX))
         });
         // EINTR and its like: the caller looks again anyway.
-        let _ = poll(&mut fds, timeout);
-        if fds[0].any().unwrap_or(false) {
+        let _ = poll(fds, timeout);
+        if fds.first().and_then(PollFd::any).unwrap_or(false) {
             let _ = self.event.read();
         }
     }
@@ -124,6 +143,12 @@ pub(super) struct Link {
     pub socket: TcpStream,
     pub tls: rustls::Connection,
     pub decoder: Decoder,
+    /// The hello was said: to give up now would leave the other end with a connection that is none.
+    pub greeted: bool,
+    /// Bytes came from the socket since this was last looked at.
+    pub came: bool,
+    /// Bytes that the socket took.
+    pub written: u64,
     /// What was read from the socket: `read.0..read.1` is still to be given to TLS.
     room: Box<[u8]>,
     read: (usize, usize),
@@ -138,6 +163,9 @@ impl Link {
             socket,
             tls,
             decoder: Decoder::new(MESSAGE_BYTES as u16),
+            greeted: false,
+            came: false,
+            written: 0,
             room: vec![0; READ].into_boxed_slice(),
             read: (0, 0),
         }
@@ -159,7 +187,10 @@ impl Link {
         if self.read.0 == self.read.1 {
             match self.socket.read(&mut self.room) {
                 Ok(0) => return Err(Closed::Cut),
-                Ok(bytes) => self.read = (0, bytes),
+                Ok(bytes) => {
+                    self.came = true;
+                    self.read = (0, bytes);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Filled::Dry),
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(Filled::More),
                 Err(error) => return Err(Closed::Lost(error)),
@@ -182,13 +213,24 @@ impl Link {
     pub fn flush(&mut self) -> Result<bool, Closed> {
         while self.tls.wants_write() {
             match self.tls.write_tls(&mut self.socket) {
-                Ok(_) => {}
+                Ok(bytes) => self.written += bytes as u64,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(Closed::Lost(error)),
             }
         }
         Ok(false)
+    }
+
+    /// Of the bytes that the socket took, how many TCP's next end has acknowledged: a gateway's, if one is on the way.
+    pub fn acknowledged(&self) -> u64 {
+        let mut queued: libc::c_int = 0;
+        // SAFETY: the request writes an int, and one is passed that lives long enough.
+        let asked =
+            unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
+        let queued = if asked == 0 { queued } else { 0 };
+        self.written
+            .saturating_sub(u64::try_from(queued).unwrap_or(0))
     }
 
     /// Goes on until `done` says something, in time.
@@ -203,8 +245,10 @@ impl Link {
             if let Some(done) = done(self)? {
                 return Ok(done);
             }
-            if control.ordered().is_some() {
-                return Err(Unmade::Ordered);
+            match control.ordered() {
+                None => {}
+                Some(Order::GiveUp) if self.greeted => {}
+                Some(_) => return Err(Unmade::Ordered),
             }
             if Instant::now() >= deadline {
                 return Err(Unmade::Slow);
@@ -236,12 +280,13 @@ impl Link {
         let frame = self.until(control, deadline, |link| {
             match link.decoder.next_frame()? {
                 None => Ok(None),
-                Some(frame) => frame.try_into().map(Some).map_err(|_| {
+                Some(Frame::Datagram(frame)) => frame.try_into().map(Some).map_err(|_| {
                     Closed::Malformed(Malformed::TooLong {
                         length: frame.len() as u16,
                         longest: MESSAGE_BYTES as u16,
                     })
                 }),
+                Some(Frame::Word(word)) => Err(Malformed::NoWord(word as u8).into()),
             }
         })?;
         self.decoder.allow(u16::MAX);

@@ -11,6 +11,7 @@
 //!    │ start(.., landing, reports) ──▶ connect | accept, TLS, hello ────────▶ the same thread goes on
 //!    │ ◀── reports: Established{circuit, id, peer, carrier, places} ◀──────────── │
 //!    │ ◀── reports: Failed{circuit, why} (Dialer only)                            │
+//!    │ ◀── reports: Silent, Heard{circuit, id} (Dialer's only) ◀───────────────── │ by questions that the other end answers
 //!    │ ◀── reports: Closed{circuit, id, why} ◀──────────────────────── its last word
 //!    │       each followed by reports.wake (eventfd)                              │
 //!    │                                                                            │
@@ -40,8 +41,8 @@
 //! 5. **Stop**: drop the `Carrier`s, the `Dialer`, the `Listener`. A dialer that is cancelled in the moment it succeeds may still report
 //!    Established: drop what comes with it.
 //!
-//! A connection whose other end vanished is noticed by TCP within half a minute; the tunnel's own echoes are faster, and then the owner
-//! closes. Nothing here retries.
+//! A connection whose other end does not answer any more is reported ([`Event::Silent`]) within 0.3 s or so by the end that dialled, and
+//! again when it is heard ([`Event::Heard`]); TCP itself ends it within half a minute. Nothing here closes for that, or retries.
 
 mod carrier;
 mod client;
@@ -116,6 +117,20 @@ pub enum Event {
         circuit: CircuitId,
         /// Why, for each address.
         why: DialError,
+    },
+    /// Nothing comes by a connection that was dialled, not even what was asked for.
+    Silent {
+        /// Its circuit.
+        circuit: CircuitId,
+        /// Which one.
+        id: ConnectionId,
+    },
+    /// Something comes by it again.
+    Heard {
+        /// Its circuit.
+        circuit: CircuitId,
+        /// Which one.
+        id: ConnectionId,
     },
     /// A connection that was established carries no more.
     Closed {

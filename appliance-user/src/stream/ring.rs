@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use gateway_client::stream::MIN_DATAGRAM;
 use nix::sys::eventfd::EventFd;
 
 use super::carrier::Counts;
@@ -59,7 +60,7 @@ impl Wake {
 }
 
 struct Record {
-    /// 1 to [`DATAGRAM_BYTES`].
+    /// [`MIN_DATAGRAM`] to [`DATAGRAM_BYTES`].
     len: u16,
     /// The first `len` bytes are written.
     data: [MaybeUninit<u8>; DATAGRAM_BYTES],
@@ -102,7 +103,7 @@ pub(super) fn ring(datagrams: usize, wake: Wake) -> (Inlet, Outlet) {
 impl Inlet {
     /// Copies a datagram in; whether there was room for one of its length.
     pub fn push(&mut self, datagram: &[u8]) -> bool {
-        let fits = (1..=DATAGRAM_BYTES).contains(&datagram.len());
+        let fits = (MIN_DATAGRAM..=DATAGRAM_BYTES).contains(&datagram.len());
         // Nobody would take it out.
         if !fits || self.records.is_abandoned() {
             return false;
@@ -166,8 +167,8 @@ pub struct ToStream {
 }
 
 impl ToStream {
-    /// Copies a datagram into the ring. False, counted: there was no room, it is longer than [`DATAGRAM_BYTES`] or empty, or the connection
-    /// is closed.
+    /// Copies a datagram into the ring. False, counted: there was no room, it is longer than [`DATAGRAM_BYTES`] or shorter than
+    /// [`MIN_DATAGRAM`], or the connection is closed.
     pub fn push(&mut self, datagram: &[u8]) -> bool {
         let pushed = self.inlet.push(datagram);
         if !pushed {

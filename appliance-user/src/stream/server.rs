@@ -32,7 +32,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::{ServerConfig, ServerConnection};
 
 use super::{
-    Closed, ConnectionId, Event, Identity, Landing, Reports, carrier,
+    Closed, ConnectionId, Event, Identity, Landing, Reports,
+    carrier::{self, Part},
     link::{Control, Link, Order, Unmade, prepare, within},
     proxy, tls,
 };
@@ -492,6 +493,7 @@ impl Thread {
             &self.control,
             &shared.landing,
             &shared.reports,
+            Part::Answers,
         );
         shared.leave(circuit, id);
         shared.reports.tell(Event::Closed { circuit, id, why });

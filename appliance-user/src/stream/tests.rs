@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsRawFd as _, OwnedFd},
     sync::atomic::{AtomicBool, Ordering::SeqCst},
     thread::{sleep, spawn, yield_now},
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use std::{
 
 use failover::Net;
 use gateway_client::{
-    stream::{self, ALPN, EXPORTER_LABEL},
+    stream::{self, ALPN, EXPORTER_LABEL, MIN_DATAGRAM, Word},
     wire::{Key, Tag},
 };
 use nix::{
@@ -222,15 +223,16 @@ fn exchange(a: &mut Place, b: &mut Place, count: u64, make: impl Fn(u64) -> Vec<
 #[test]
 fn datagrams_of_every_length_arrive_as_they_were() {
     let mut joined = joined();
-    let length = |n: u64| (n % DATAGRAM_BYTES as u64) as usize + 1;
+    const LENGTHS: u64 = (DATAGRAM_BYTES - MIN_DATAGRAM + 1) as u64;
+    let length = |n: u64| (n % LENGTHS) as usize + MIN_DATAGRAM;
     let (a, b) = (&mut joined.a.places[0], &mut joined.b.places[0]);
-    exchange(a, b, DATAGRAM_BYTES as u64, |n| payload(n, length(n)));
-    let sum: u64 = (1..=DATAGRAM_BYTES as u64).sum();
+    exchange(a, b, LENGTHS, |n| payload(n, length(n)));
+    let sum: u64 = (MIN_DATAGRAM as u64..=DATAGRAM_BYTES as u64).sum();
     for end in [&joined.a, &joined.b] {
         let all = Counted {
-            datagrams_in: DATAGRAM_BYTES as u64,
+            datagrams_in: LENGTHS,
             bytes_in: sum,
-            datagrams_out: DATAGRAM_BYTES as u64,
+            datagrams_out: LENGTHS,
             bytes_out: sum,
             ..Counted::default()
         };
@@ -238,9 +240,10 @@ fn datagrams_of_every_length_arrive_as_they_were() {
     }
     let (a, b) = (&mut joined.a.places[0], &mut joined.b.places[0]);
     assert!(!a.to.push(&[]));
+    assert!(!a.to.push(&[1]), "it would be a word");
     assert!(!a.to.push(&[0; DATAGRAM_BYTES + 1]));
-    exchange(a, b, 10, |n| payload(n, 1));
-    assert_eq!(joined.a.carrier.counted().full_out, 2);
+    exchange(a, b, 10, |n| payload(n, 2));
+    assert_eq!(joined.a.carrier.counted().full_out, 3);
     assert_eq!(joined.a.circuit, circuit(1));
     assert_eq!(joined.b.circuit, circuit(1));
     assert_eq!(joined.a.peer, joined.listener.addresses()[0]);
@@ -598,7 +601,7 @@ fn a_newer_connection_takes_the_place_of_the_older() {
     exchange(&mut c.places[0], &mut d.places[0], 1000, |n| payload(n, 90));
     // Halves of the old one do no harm.
     let place = &mut joined.a.places[0];
-    assert!(!place.to.push(b"x"));
+    assert!(!place.to.push(b"xy"));
     place.to.wake();
     assert_eq!(place.from.take(1, |_| ()), 0);
     assert_eq!(joined.a.carrier.counted().full_out, 1);
@@ -757,7 +760,7 @@ fn an_end_that_breaks_the_protocol_later_is_closed() {
     let hello = stream::hello(circuit(1), &key(1), 1, tag);
     let long = [&[0x10, 0][..], &[7; 4096]].concat();
     // All at once: what comes behind a hello is not lost.
-    let all = [&hello[..], b"\x00\x01x", &long, b"\x00\x01y\x00\x00"].concat();
+    let all = [&hello[..], b"\x00\x02xx", &long, b"\x00\x02yy\x00\x00"].concat();
     client.write_all(&all).expect("send");
     let mut established = provider.established();
     let (_, why) = provider.closed();
@@ -766,7 +769,7 @@ fn an_end_that_breaks_the_protocol_later_is_closed() {
     established.places[0]
         .from
         .take(10, |datagram| came.push(datagram.to_vec()));
-    assert_eq!(came, [b"x", b"y"]);
+    assert_eq!(came, [b"xx", b"yy"]);
     let counted = established.carrier.counted();
     assert_eq!((counted.datagrams_in, counted.too_long_in), (2, 1));
 }
@@ -904,7 +907,7 @@ fn datagrams_come_to_the_place_that_opens_them_and_wake_who_sleeps() {
         data(1),
         data(2),
         data(4),
-        vec![4],
+        vec![4, 4],
     ];
     for datagram in &datagrams {
         assert!(b.places[0].to.push(datagram));
@@ -922,21 +925,22 @@ fn datagrams_come_to_the_place_that_opens_them_and_wake_who_sleeps() {
     });
     let came: Vec<Vec<Vec<u8>>> = came.collect();
     assert_eq!(came[0], datagrams[..3]);
-    assert_eq!(came[1], [data(0), vec![4]]);
+    assert_eq!(came[1], [data(0), vec![4, 4]]);
     assert_eq!(came[2], [data(1), data(4)]);
     until("woken", || wakes[0].read().is_ok());
     until("woken", || wakes[2].read().is_ok());
     assert!(wakes[1].read().is_err(), "it was awake");
     // From any of them.
     for n in 0..3 {
-        assert!(a.places[n].to.push(&[n as u8]));
+        assert!(a.places[n].to.push(&[n as u8; 2]));
         a.places[n].to.wake();
         let mut came: Vec<u8> = Vec::new();
         until("come", || {
             b.places[0].from.take(1, |datagram| came.extend(&*datagram)) == 1
         });
-        assert_eq!(came, [n as u8]);
+        assert_eq!(came, [n as u8; 2]);
     }
 }
 
+mod silence;
 mod through;

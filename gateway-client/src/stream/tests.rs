@@ -20,7 +20,10 @@ fn decode(stream: &[u8], pieces: &[usize]) -> Result<Vec<Vec<u8>>, Malformed> {
     let mut rest = stream;
     loop {
         while let Some(frame) = decoder.next_frame()? {
-            frames.push(frame.to_vec());
+            frames.push(match frame {
+                Frame::Datagram(datagram) => datagram.to_vec(),
+                Frame::Word(word) => vec![word as u8],
+            });
         }
         if rest.is_empty() {
             return Ok(frames);
@@ -40,8 +43,10 @@ fn decode(stream: &[u8], pieces: &[usize]) -> Result<Vec<Vec<u8>>, Malformed> {
 fn frames_are_as_specified() {
     let mut encoder = Encoder::new(100);
     assert!(encoder.push(b"abc"));
-    assert!(encoder.push(b"d"));
-    assert_eq!(encoder.bytes(), b"\x00\x03abc\x00\x01d");
+    assert!(encoder.push(b"de"));
+    assert_eq!(encoder.bytes(), b"\x00\x03abc\x00\x02de");
+    assert_eq!(Word::Question.frame(), *b"\x00\x01\x01");
+    assert_eq!(Word::Answer.frame(), *b"\x00\x01\x02");
     encoder.clear();
     assert_eq!(encoder.bytes(), b"");
     let hello = hello(circuit(), &key(), 0x0102, HERE);
@@ -64,6 +69,8 @@ fn an_encoder_takes_what_it_has_room_for_and_nothing_of_what_it_has_not() {
     assert!(encoder.push(b"ab"));
     assert!(!encoder.push(b""));
     assert_eq!(encoder.bytes().len(), 10);
+    let mut encoder = Encoder::new(10);
+    assert!(!encoder.push(b"a"), "it would be a word");
     let mut encoder = Encoder::new(1 << 20);
     assert!(encoder.push(&[0; MAX_DATAGRAM]));
     assert!(!encoder.push(&[0; MAX_DATAGRAM + 1]));
@@ -87,7 +94,7 @@ fn the_longest_frames_go_through_however_they_are_cut() {
 
 #[test]
 fn a_frame_of_nothing_and_one_that_is_too_long_end_the_stream() {
-    assert_eq!(decode(b"\x00\x01x\x00\x00", &[1]), Err(Malformed::Empty));
+    assert_eq!(decode(b"\x00\x02xy\x00\x00", &[1]), Err(Malformed::Empty));
     let mut decoder = Decoder::new(64);
     decoder.space()[..2].copy_from_slice(&[0, 65]);
     decoder.filled(2);
@@ -99,6 +106,29 @@ fn a_frame_of_nothing_and_one_that_is_too_long_end_the_stream() {
     assert_eq!(decoder.next_frame(), too_long, "for ever");
     decoder.allow(65);
     assert_eq!(decoder.next_frame(), Ok(None), "not all of it is there");
+}
+
+#[test]
+fn a_frame_of_one_byte_is_a_word_or_ends_the_stream() {
+    let mut decoder = Decoder::new(u16::MAX);
+    let stream = b"\x00\x01\x01\x00\x02\x01\x01\x00\x01\x02\x00\x01\x03\x00\x01\x01";
+    decoder.space()[..stream.len()].copy_from_slice(stream);
+    decoder.filled(stream.len());
+    for expected in [
+        Ok(Some(Frame::Word(Word::Question))),
+        Ok(Some(Frame::Datagram(&[1, 1]))),
+        Ok(Some(Frame::Word(Word::Answer))),
+        Err(Malformed::NoWord(3)),
+        Err(Malformed::NoWord(3)),
+    ] {
+        assert_eq!(decoder.next_frame(), expected);
+    }
+    assert_eq!(decode(b"\x00\x01\x00", &[1]), Err(Malformed::NoWord(0)));
+    assert_eq!(
+        decode(b"\x00\x01", &[1]),
+        Ok(vec![]),
+        "not all of it is there"
+    );
 }
 
 #[test]
@@ -148,7 +178,7 @@ fn what_is_said_to_a_gateway_by_udp_opens_nothing() {
 proptest! {
     #[test]
     fn any_cut_gives_the_same_frames(
-        lengths in vec((any::<u8>(), 1usize..3000), 0..60),
+        lengths in vec((any::<u8>(), 2usize..3000), 0..60),
         pieces in vec(1usize..5000, 1..20),
     ) {
         let fill = |(byte, length): (u8, usize)| (0..length).map(|n| byte.wrapping_add(n as u8)).collect();
@@ -168,16 +198,14 @@ proptest! {
 
     #[test]
     fn short_frames_and_garbage_behind_them(
-        datagrams in vec(vec(any::<u8>(), 1..70), 0..40),
+        frames in vec(vec(1u8..=3, 1..70), 0..40),
         garbage in vec(any::<u8>(), 0..300),
         cut in any::<u8>(),
     ) {
-        let mut encoder = Encoder::new(4000);
-        for datagram in &datagrams {
-            prop_assert!(encoder.push(datagram));
-        }
-        fuzz(&[&[cut, 0], encoder.bytes(), &garbage].concat());
-        fuzz(&[&[cut, 200], encoder.bytes(), &garbage].concat());
+        let framed = |frame: &Vec<u8>| [&[0, frame.len() as u8][..], frame].concat();
+        let frames: Vec<u8> = frames.iter().flat_map(framed).collect();
+        fuzz(&[&[cut, 0], &frames[..], &garbage].concat());
+        fuzz(&[&[cut, 200], &frames[..], &garbage].concat());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! `gateway/tests/corpus.rs` writes them to `seeds/` and sees that they stay what this makes.
 
-use gateway_client::stream;
+use gateway_client::stream::{self, Word};
 use gateway_client::wire::{CircuitId, Key, Tag};
 
 use super::hello::vector;
@@ -139,8 +139,9 @@ fn streams() -> Vec<Seed> {
         .ok()
         .and_then(|sealed| stream::open_hello(&sealed, &key, Tag([9; 16]), 0).ok());
     let answer = stream::answer(&opened.expect("a hello"), &key);
+    let question = Word::Question.frame();
     let frames = [
-        vector::<2>(b"a"),
+        vector::<2>(b"ab"),
         vector::<2>(&[7; 300]),
         vector::<2>(b"datagram"),
     ]
@@ -148,10 +149,40 @@ fn streams() -> Vec<Seed> {
     vec![
         ("stream", "frames", raw(3, &frames)),
         ("stream", "frames-byte-by-byte", raw(0, &frames)),
-        ("stream", "frames-in-one-piece", raw(180, &frames[309..])),
+        ("stream", "frames-in-one-piece", raw(180, &frames[306..])),
         ("stream", "a-frame-cut", raw(9, &frames[..200])),
         ("stream", "a-length-cut", raw(9, &frames[..4])),
-        ("stream", "length-0", raw(9, &[0, 1, 9, 0, 0, 0, 1, 9])),
+        (
+            "stream",
+            "length-0",
+            raw(9, &[0, 2, 9, 9, 0, 0, 0, 2, 9, 9]),
+        ),
+        (
+            "stream",
+            "questions-and-answers-between-frames",
+            raw(
+                1,
+                &[
+                    &question[..],
+                    &frames,
+                    &question,
+                    &Word::Answer.frame(),
+                    &frames,
+                    &question,
+                ]
+                .concat(),
+            ),
+        ),
+        (
+            "stream",
+            "a-question-cut",
+            raw(1, &[&question[..], &question[..2]].concat()),
+        ),
+        (
+            "stream",
+            "a-byte-that-is-no-word",
+            raw(4, &[&question[..], &[0, 1, 3], &question].concat()),
+        ),
         // At most 201 bytes.
         (
             "stream",
@@ -198,7 +229,7 @@ fn streams() -> Vec<Seed> {
         (
             "stream",
             "length-0-behind-a-long-one",
-            written(0, &[(30, 1), (65000, 2), (0, 0), (5, 1)]),
+            written(0, &[(30, 1), (1, 2), (65000, 2), (0, 0), (5, 1)]),
         ),
     ]
 }

@@ -53,7 +53,7 @@ fn a_gateway_relays_it_by_its_name_and_says_who_it_is() {
         let _dialer = tenant.dial(dialing(at, fingerprint, 1));
         let (mut a, mut b) = (tenant.established(), provider.established());
         let (end, other) = (&mut a.places[0], &mut b.places[0]);
-        exchange(end, other, 5000, |n| payload(n, (n % 2000) as usize + 1));
+        exchange(end, other, 5000, |n| payload(n, (n % 2000) as usize + 2));
         assert_eq!(relay.connections_of("acme"), 1);
         assert_eq!(a.peer, at);
         let (mut client, tag) = raw(at, fingerprint);

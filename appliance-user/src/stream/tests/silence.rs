@@ -1,0 +1,309 @@
+//! Questions and answers, and what is told of an end that does not answer.
+
+use super::*;
+
+/// A way between the two that may be stopped and go on.
+struct Path {
+    at: SocketAddr,
+    stopped: Arc<AtomicBool>,
+    /// Bytes to the provider each millisecond.
+    pace: Arc<AtomicU64>,
+}
+
+/// What waits on it waits at the tenant's end, for it takes little.
+fn path(to: SocketAddr) -> Path {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+    setsockopt(&listener, sockopt::TcpMaxSeg, &1400).expect("short segments");
+    setsockopt(&listener, sockopt::RcvBuf, &(16 << 10)).expect("a small buffer");
+    let at = listener.local_addr().expect("an address");
+    let path = Path {
+        at,
+        stopped: Arc::default(),
+        pace: Arc::new(AtomicU64::new(u64::MAX)),
+    };
+    let (stopped, pace) = (Arc::clone(&path.stopped), Arc::clone(&path.pace));
+    spawn(move || {
+        for near in listener.incoming().map_while(Result::ok) {
+            let far = TcpStream::connect(to).expect("connect");
+            for (from, to, paced) in [(&near, &far, true), (&far, &near, false)] {
+                let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                let (stopped, pace) = (Arc::clone(&stopped), Arc::clone(&pace));
+                let pace = move || if paced { pace.load(SeqCst) } else { u64::MAX };
+                spawn(move || pass(&from, &to, &stopped, pace));
+            }
+        }
+    });
+    path
+}
+
+fn pass(mut from: &TcpStream, mut to: &TcpStream, stopped: &AtomicBool, pace: impl Fn() -> u64) {
+    let mut room = [0; 4096];
+    loop {
+        let most = pace().min(room.len() as u64) as usize;
+        let Ok(bytes @ 1..) = from.read(&mut room[..most]) else {
+            let _ = to.shutdown(Shutdown::Write);
+            return;
+        };
+        while stopped.load(SeqCst) {
+            sleep(Duration::from_millis(1));
+        }
+        if to.write_all(&room[..bytes]).is_err() {
+            return;
+        }
+        if most < room.len() {
+            sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn an_end_that_does_not_answer_is_silent_and_one_that_does_again_is_heard() {
+    let (tenant, provider) = (Owner::new(), Owner::new());
+    let (listener, fingerprint) = provider.listen(Limits::default(), false);
+    let path = path(listener.addresses()[0]);
+    let _dialer = tenant.dial(dialing(path.at, fingerprint, 1));
+    let (mut a, mut b) = (tenant.established(), provider.established());
+    // Idle, and with something to carry: nothing is told, and questions are no datagrams.
+    sleep(Duration::from_secs(1));
+    exchange(&mut a.places[0], &mut b.places[0], 2000, |n| {
+        payload(n, 900)
+    });
+    assert!(tenant.events.try_recv().is_err());
+    assert_eq!(b.carrier.counted().datagrams_in, 2000);
+    for _ in 0..3 {
+        path.stopped.store(true, SeqCst);
+        let stopped = Instant::now();
+        let silent = tenant.next();
+        assert!(
+            matches!(silent, Event::Silent { circuit: of, id } if of == circuit(1) && id == a.id),
+            "{silent:?}"
+        );
+        let took = stopped.elapsed();
+        println!("silent after {} ms", took.as_millis());
+        assert!(took < Duration::from_millis(1500), "{took:?}");
+        sleep(Duration::from_millis(300));
+        assert!(tenant.events.try_recv().is_err(), "said once");
+        path.stopped.store(false, SeqCst);
+        let heard = tenant.next();
+        assert!(
+            matches!(heard, Event::Heard { id, .. } if id == a.id),
+            "{heard:?}"
+        );
+        sleep(Duration::from_millis(500));
+    }
+    exchange(&mut a.places[0], &mut b.places[0], 100, |n| payload(n, 900));
+    // Who is asked asks nothing, and so tells nothing.
+    assert!(provider.events.try_recv().is_err());
+}
+
+/// Of a machine that is held up itself, once in three times is enough.
+#[test]
+fn a_slow_way_that_is_full_is_not_silence() {
+    let mut tries = (0..3).map(|_| {
+        let (came, told) = filled();
+        println!("{came} datagrams; {told:?}");
+        assert!(came > 100, "{came}");
+        told.is_empty()
+    });
+    assert!(tries.any(|quiet| quiet), "told each time");
+}
+
+/// A slow way that is full for four seconds: datagrams that came, and what was told. Then it is stopped.
+fn filled() -> (usize, Vec<Event>) {
+    let (tenant, provider) = (Owner::new(), Owner::new());
+    let (listener, fingerprint) = provider.listen(Limits::default(), false);
+    let path = path(listener.addresses()[0]);
+    let _dialer = tenant.dial(dialing(path.at, fingerprint, 1));
+    let (mut a, mut b) = (tenant.established(), provider.established());
+    sleep(Duration::from_millis(500));
+    // At some 500 kB/s what waits at our end is a third of a second and more, and nothing comes back but answers.
+    path.pace.store(500, SeqCst);
+    let begun = Instant::now();
+    let (mut came, mut told) = (0, Vec::new());
+    while begun.elapsed() < Duration::from_secs(4) {
+        while a.places[0].to.push(&[7; 1400]) {}
+        a.places[0].to.wake();
+        came += b.places[0].from.take(256, |_| ());
+        told.extend(tenant.events.try_recv());
+        sleep(Duration::from_millis(1));
+    }
+    // One that is stopped is silent, however much waits.
+    path.stopped.store(true, SeqCst);
+    let stopped = Instant::now();
+    while !matches!(tenant.next(), Event::Silent { .. }) {}
+    println!("silent after {} ms", stopped.elapsed().as_millis());
+    (came, told)
+}
+
+#[test]
+fn every_question_is_answered_at_once_and_a_flood_of_them_is_not_answered_one_by_one() {
+    let provider = Owner::new();
+    let (listener, fingerprint) = provider.listen(Limits::default(), false);
+    let (mut client, tag) = raw(listener.addresses()[0], fingerprint);
+    let hello = stream::hello(circuit(1), &key(1), 1, tag);
+    client.write_all(&hello).expect("send");
+    let mut answer = [0; stream::HELLO_BYTES];
+    client.read_exact(&mut answer).expect("an answer");
+    let established = provider.established();
+    let mut word = [0; Word::FRAME_BYTES];
+    for _ in 0..100 {
+        client.write_all(&Word::Question.frame()).expect("send");
+        client.read_exact(&mut word).expect("an answer");
+        assert_eq!(word, Word::Answer.frame());
+    }
+    // Answers that nobody asked for are nothing.
+    client.write_all(&Word::Answer.frame()).expect("send");
+    // At most three for what is read in one go, and three for each go: far fewer than came.
+    let flood = Word::Question.frame().repeat(5000);
+    for _ in 0..20 {
+        client.write_all(&flood).expect("send");
+    }
+    client.write_all(b"\x00\x02ok").expect("send");
+    let mut place = established.places.into_iter().next().expect("a place");
+    until("come", || place.from.take(1, |_| ()) == 1);
+    client
+        .sock
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .expect("a deadline");
+    let mut answers = 0;
+    while client.read_exact(&mut word).is_ok() {
+        assert_eq!(word, Word::Answer.frame());
+        answers += 1;
+    }
+    println!("{answers} answers to 100000 questions");
+    assert!((1..=20_000).contains(&answers), "{answers}");
+    assert!(provider.events.try_recv().is_err(), "it is still there");
+}
+
+#[test]
+fn a_frame_of_one_byte_that_is_no_word_ends_the_connection() {
+    for (behind_hello, frame) in [
+        (true, b"\x00\x01\x03"),
+        (true, b"\x00\x01\x00"),
+        (false, b"\x00\x01\x01"),
+    ] {
+        let provider = Owner::new();
+        let (listener, fingerprint) = provider.listen(Limits::default(), false);
+        let (mut client, tag) = raw(listener.addresses()[0], fingerprint);
+        if behind_hello {
+            let hello = stream::hello(circuit(1), &key(1), 1, tag);
+            client.write_all(&hello).expect("send");
+            let mut answer = [0; stream::HELLO_BYTES];
+            client.read_exact(&mut answer).expect("an answer");
+            let _there = provider.established();
+            client.write_all(frame).expect("send");
+            let (_, why) = provider.closed();
+            assert!(
+                matches!(why, Closed::Malformed(_) | Closed::Ordered),
+                "{why}"
+            );
+        } else {
+            client.write_all(frame).expect("send");
+            until("counted", || {
+                listener.refusals().refused(Reason::NotAHello) == 1
+            });
+        }
+        assert!(is_closed(&mut client));
+    }
+}
+
+#[test]
+fn an_address_that_does_not_answer_holds_up_no_other() {
+    let (tenant, provider) = (Owner::new(), Owner::new());
+    let (listener, fingerprint) = provider.listen(Limits::default(), false);
+    // Those wait in a queue that is full.
+    let full: Vec<_> = (0..2).map(|_| crowded()).collect();
+    let mut all = dialing(full[0].0, fingerprint, 1);
+    all.addresses = vec![full[0].0, full[1].0, listener.addresses()[0]];
+    let begun = Instant::now();
+    let _dialer = tenant.dial(all);
+    let established = tenant.established();
+    let took = begun.elapsed();
+    println!("the third after {} ms", took.as_millis());
+    assert_eq!(established.peer, listener.addresses()[0]);
+    assert!(took < Duration::from_millis(1500), "{took:?}");
+    // None of them: each in its time, beside each other.
+    let mut none = dialing(full[0].0, fingerprint, 2);
+    none.addresses = full.iter().map(|(at, _)| *at).collect();
+    none.times.connect = Duration::from_secs(1);
+    let begun = Instant::now();
+    let _dialer = tenant.dial(none);
+    let why = tenant.failed();
+    assert!(matches!(why, Step::NoAnswer(_)), "{why:?}");
+    assert!(begun.elapsed() < Duration::from_millis(1900));
+}
+
+/// An address that takes no connection and does not say so, and what makes it so.
+fn crowded() -> (SocketAddr, (OwnedFd, Vec<TcpStream>)) {
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, socket,
+    };
+    let fd = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::empty(),
+        None,
+    )
+    .expect("a socket");
+    bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("bind");
+    listen(&fd, Backlog::new(0).expect("none")).expect("listen");
+    let at: SockaddrIn = getsockname(fd.as_raw_fd()).expect("an address");
+    let at = SocketAddr::new(at.ip().into(), at.port());
+    let soon = Duration::from_millis(100);
+    let queued = std::iter::from_fn(|| TcpStream::connect_timeout(&at, soon).ok()).collect();
+    (at, (fd, queued))
+}
+
+#[test]
+fn an_attempt_that_is_given_up_ends_unless_its_hello_is_said() {
+    let tenant = Owner::new();
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+    let identity = Identity::generate(NAME).expect("one");
+    let at = silent.local_addr().expect("an address");
+    let dialer = tenant.dial(dialing(at, identity.fingerprint(), 1));
+    let (_accepted, _) = silent.accept().expect("accept");
+    assert!(!dialer.is_given_up());
+    dialer.give_up();
+    assert!(dialer.is_given_up());
+    let cancelled = tenant.next();
+    assert!(
+        matches!(
+            cancelled,
+            Event::Failed {
+                why: DialError::Cancelled,
+                ..
+            }
+        ),
+        "{cancelled:?}"
+    );
+
+    // The other end has taken the hello, and closed what there was before.
+    let (said, hears) = mpsc::channel();
+    let (go, goes) = mpsc::channel::<()>();
+    let server = tls::server(&identity).expect("a server");
+    let serving = spawn(move || {
+        let (socket, _) = silent.accept().expect("accept");
+        patient(&socket);
+        let server = rustls::ServerConnection::new(server).expect("a server");
+        let mut tls = StreamOwned::new(server, socket);
+        let mut hello = [0; stream::HELLO_BYTES];
+        tls.read_exact(&mut hello).expect("a hello");
+        said.send(()).expect("told");
+        goes.recv().expect("told");
+        let sealed = stream::read_hello(&hello[2..]).expect("a hello");
+        let message = sealed.open(&key(1)).expect("its key");
+        let answer = stream::answer(&message, &key(1));
+        tls.write_all(&answer).expect("an answer");
+        // Questions, until it is closed.
+        while tls.read(&mut hello).is_ok_and(|bytes| bytes > 0) {}
+    });
+    let dialer = tenant.dial(dialing(at, identity.fingerprint(), 1));
+    hears.recv_timeout(PATIENCE).expect("a hello");
+    dialer.give_up();
+    sleep(Duration::from_millis(50));
+    go.send(()).expect("told");
+    let established = tenant.established();
+    drop(established);
+    assert!(matches!(tenant.closed().1, Closed::Ordered));
+    serving.join().expect("served");
+}
