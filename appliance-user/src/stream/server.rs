@@ -53,11 +53,12 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 1024, 64 and 5 s.
+    /// 1024, 256 and 5 s.
     fn default() -> Self {
         Self {
             connections: 1024,
-            pending: 64,
+            // As many tenants as may lose the same gateway at once; each is a thread for some round trips.
+            pending: 256,
             prove: Duration::from_secs(5),
         }
     }
