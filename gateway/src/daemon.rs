@@ -46,7 +46,7 @@ use crate::{
     },
 };
 
-/// Open files beside connections: listeners, control, the runtime's own.
+/// Open files beside connections and what carries them: control, circuits, the runtime's own.
 const OTHER_FILES: usize = 128;
 /// Pipes that there is always room for, two open files each.
 const PIPES: usize = 64;
@@ -87,13 +87,15 @@ pub enum Error {
     /// More connections than files can be open.
     #[error(
         "limits.connections: {wanted} need {} open files, and {files} are allowed: write {} at most, or raise the limit \
-         (systemd: LimitNOFILE=)", files_of(*wanted), connections_of(*files)
+         (systemd: LimitNOFILE=)", files_of(*wanted, *others), connections_of(*files, *others)
     )]
     Files {
         /// Connections.
         wanted: usize,
         /// Open files.
         files: usize,
+        /// Of them, those beside connections.
+        others: usize,
     },
     /// What is taken at the start only.
     #[error("{key} cannot be changed while the gateway runs; restart it, or write {running} again")]
@@ -114,13 +116,13 @@ pub enum Error {
 }
 
 /// What so many connections need at least.
-const fn files_of(connections: usize) -> usize {
-    (connections + PIPES) * 2 + OTHER_FILES
+const fn files_of(connections: usize, others: usize) -> usize {
+    (connections + PIPES) * 2 + others
 }
 
 /// What so many files are enough for at most.
-const fn connections_of(files: usize) -> usize {
-    files.saturating_sub(PIPES * 2 + OTHER_FILES) / 2
+const fn connections_of(files: usize, others: usize) -> usize {
+    files.saturating_sub(PIPES * 2 + others) / 2
 }
 
 /// Metrics that are served.
@@ -289,14 +291,21 @@ fn threads(config: &Config) -> usize {
 
 /// How many connections and how many pipes there may be with so many open files.
 fn shares(config: &Config, files: usize) -> Result<(usize, usize), Error> {
-    let most = connections_of(files);
+    let others = OTHER_FILES + Relay::files(config.listen.len());
+    let most = connections_of(files, others);
     let connections = match config.connections {
         // A quarter of what is left for pipes, as both ways of a busy connection have one.
         None => (most - most / 4).max(1),
         Some(wanted) if wanted <= most => wanted,
-        Some(wanted) => return Err(Error::Files { wanted, files }),
+        Some(wanted) => {
+            return Err(Error::Files {
+                wanted,
+                files,
+                others,
+            });
+        }
     };
-    let left = files.saturating_sub(OTHER_FILES + connections * 2) / 2;
+    let left = files.saturating_sub(others + connections * 2) / 2;
     let pipes = if config.spliced {
         left.min(MAX_PIPES)
     } else {

@@ -341,6 +341,18 @@ pub(super) fn arrivals(c: &mut Checker, tls: Option<&file::Tls>, role: Role) -> 
             None => from.push(net),
         }
     }
+    // To [::] either family comes.
+    let comes = |net: &Net| {
+        let v4 = net.address().is_ipv4();
+        let takes = |to: &SocketAddr| to.is_ipv4() == v4 || (v4 && to.ip().is_unspecified());
+        listen.iter().any(takes)
+    };
+    for net in from.iter().filter(|net| !listen.is_empty() && !comes(net)) {
+        c.problem(
+            "tls: from",
+            format!("nobody of {net} comes to any address of listen: they are of the other family"),
+        );
+    }
     Some(Arrivals {
         listen,
         from,

@@ -621,10 +621,19 @@ fn tunnels_over_tls_arrive_where_a_provider_says() {
     let more = |more: &str| listen(&format!("[\"0.0.0.0:6443\"]\n{more}"));
     let config = Config::parse(&more("proxy = true"), Path::new("test.toml")).expect("good");
     assert_eq!(config.tls, Some(arrivals(Vec::new(), true)));
-    let text = more("from = [\"192.0.2.0/28\", \"2001:db8::10\"]\nproxy = true");
+    let text = more("from = [\"192.0.2.0/28\", \"198.51.100.10\"]\nproxy = true");
     let config = Config::parse(&text, Path::new("test.toml")).expect("good");
-    let from = ["192.0.2.0/28", "2001:db8::10"].map(|net| net.parse().expect("a prefix"));
+    let from = ["192.0.2.0/28", "198.51.100.10"].map(|net| net.parse().expect("a prefix"));
     assert_eq!(config.tls, Some(arrivals(from.to_vec(), true)));
+    // To [::] either family comes.
+    for (at, from) in [
+        ("[::]:6443", "192.0.2.0/28"),
+        ("[::]:6443", "2001:db8::10"),
+        ("192.0.2.9:6443\", \"[2001:db8::9]:6443", "2001:db8::10"),
+    ] {
+        let text = listen(&format!("[\"{at}\"]\nfrom = [\"{from}\"]"));
+        assert_eq!(problems(&text), "", "{at}, {from}");
+    }
     for (text, wanted) in [
         (
             "from = [\"192.0.2.1/28\"]",
@@ -641,6 +650,10 @@ fn tunnels_over_tls_arrive_where_a_provider_says() {
         (
             "from = [\"192.0.2.7\", \"192.0.2.0/28\"]",
             "tls: from: 192.0.2.0/28 and 192.0.2.7 overlap; keep the larger one",
+        ),
+        (
+            "from = [\"192.0.2.7\", \"2001:db8::10\"]",
+            "tls: from: nobody of 2001:db8::10 comes to any address of listen: they are of the other family",
         ),
         ("proxy = \"v2\"", "expected a boolean"),
         ("proxies = true", "unknown field `proxies`"),

@@ -42,7 +42,7 @@ impl CircuitSpec {
     }
 
     /// Where to open a tunnel over TLS: at the gateways that may be chosen, the preferred first, of equal ones any, and last of all the
-    /// one that failed last and the one that is used now.
+    /// one that failed just now and the one that is used.
     pub(super) fn dialed(
         &self,
         locals: &[IpAddr],

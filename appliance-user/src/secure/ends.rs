@@ -1365,7 +1365,11 @@ impl Ends {
         let wanted = fallback.step(now.mono, seen);
         let by = fallback.by();
         if wanted.close {
-            self.streams.close(id, &mut self.workers);
+            if by == Some(By::Stream) {
+                self.streams.abandon(id, &mut self.workers, now.mono);
+            } else {
+                self.streams.close(id, &mut self.workers);
+            }
             fallback.closed(now.mono, tunnel::Random::u64(&mut self.random));
         }
         if wanted.give_up {
@@ -1376,7 +1380,7 @@ impl Ends {
             && let Some(tls) = &spec.tls
             && let Some(key) = streams::key(&self.secret, &end.spec.public_key, id)
         {
-            let last = (self.streams.failed_at(id), self.streams.peer(id));
+            let last = (self.streams.failed_at(id, now.mono), self.streams.peer(id));
             let random = || tunnel::Random::u64(&mut self.random);
             let dialed = spec.dialed(&self.locals, last, random);
             // Without an address there is nothing to try, and that is no failure.

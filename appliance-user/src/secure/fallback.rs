@@ -35,7 +35,7 @@ const STREAM_SILENCE: Duration = Duration::from_millis(1100);
 const SPREAD: Duration = Duration::from_millis(250);
 /// Within what time ends dial another one whose connection stalls.
 const RACE_SPREAD: Duration = Duration::from_millis(50);
-/// Pause from one attempt beside a connection that stalls to the next, at first; twice as long each time that it was not needed.
+/// Pause from one attempt beside a connection that stalls to the next, at first; each time twice as long.
 const FIRST_RACE_PAUSE: Duration = Duration::from_secs(1);
 /// The longest.
 const LAST_RACE_PAUSE: Duration = Duration::from_secs(30);
@@ -149,12 +149,13 @@ impl Fallback {
         );
     }
 
-    /// A connection is established: if another one stalled beside it, that was not for nothing.
-    pub const fn established(&mut self) {
+    /// A connection is established. If another one stalled beside it, it may have been about to be heard again: the next time, too, comes
+    /// after a pause that grows.
+    pub fn established(&mut self) {
         // Silence was of the one before.
         self.silent = None;
-        if std::mem::replace(&mut self.racing, false) {
-            self.race_pause = FIRST_RACE_PAUSE;
+        if std::mem::take(&mut self.racing) {
+            self.race_pause = (self.race_pause * 2).min(LAST_RACE_PAUSE);
         }
     }
 

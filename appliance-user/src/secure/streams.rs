@@ -11,7 +11,7 @@ use std::{
 
 use gateway_client::wire::{CircuitId, Key};
 use nix::sys::eventfd::EventFd;
-use tunnel::{PublicKey, SecretKey};
+use tunnel::{Instant, PublicKey, SecretKey};
 
 use super::{
     clock,
@@ -26,6 +26,8 @@ use failover::Net;
 
 /// How long TCP may take to connect to a gateway: others wait.
 const CONNECT: Duration = Duration::from_secs(1);
+/// How long a gateway is tried last where a connection did not last: then it may be as good as before.
+const AVOIDED: Duration = Duration::from_secs(60);
 /// Datagrams that wait in a ring at most.
 const WAITING: usize = 512;
 
@@ -104,7 +106,7 @@ pub(super) struct Streams {
     /// Of attempts, why the last one failed.
     failures: BTreeMap<CircuitId, String>,
     /// Where the last connection was that did not last.
-    failed_at: BTreeMap<CircuitId, SocketAddr>,
+    failed_at: BTreeMap<CircuitId, (SocketAddr, Instant)>,
     /// What is to be listened for, while it cannot be.
     wanted: Option<(ListenSpec, HashMap<CircuitId, Key>)>,
 }
@@ -193,9 +195,10 @@ impl Streams {
         Ok((fingerprint, listener))
     }
 
-    /// Where the last connection of a circuit was that did not last.
-    pub fn failed_at(&self, circuit: CircuitId) -> Option<SocketAddr> {
-        self.failed_at.get(&circuit).copied()
+    /// Where the last connection of a circuit was that did not last, for some time.
+    pub fn failed_at(&self, circuit: CircuitId, now: Instant) -> Option<SocketAddr> {
+        let (address, at) = self.failed_at.get(&circuit)?;
+        (now.since(*at) < AVOIDED).then_some(*address)
     }
 
     /// Where a circuit's connection comes from, or goes to.
@@ -277,10 +280,19 @@ impl Streams {
     pub fn close(&mut self, circuit: CircuitId, workers: &mut [Worker]) {
         self.dialers.remove(&circuit);
         self.failures.remove(&circuit);
+        self.failed_at.remove(&circuit);
         if let Some(live) = self.live.remove(&circuit) {
             tracing::info!(%circuit, peer = %live.peer, "the tunnel over TLS is not wanted any more");
-            self.failed_at.insert(circuit, live.peer);
             unstream(circuit, workers);
+        }
+    }
+
+    /// The same, of a connection by which nothing is heard: the next one is not to be there, if it can be elsewhere.
+    pub fn abandon(&mut self, circuit: CircuitId, workers: &mut [Worker], now: Instant) {
+        let peer = self.peer(circuit);
+        self.close(circuit, workers);
+        if let Some(peer) = peer {
+            self.failed_at.insert(circuit, (peer, now));
         }
     }
 
@@ -291,6 +303,10 @@ impl Streams {
             match event {
                 Event::Established(new) => {
                     let circuit = new.circuit;
+                    // A newer one of the circuit has taken its place already.
+                    if new.carrier.is_over() {
+                        continue;
+                    }
                     // An attempt that was given up in the moment that it succeeded.
                     if self.listener.is_none() && self.dialers.remove(&circuit).is_none() {
                         continue;
@@ -311,22 +327,25 @@ impl Streams {
                         from: ours.from,
                         silent: false,
                     };
-                    if let Some(old) = self.live.insert(circuit, live) {
-                        self.failed_at.insert(circuit, old.peer);
+                    if let Some(old) = self.live.insert(circuit, live)
+                        && old.silent
+                    {
+                        self.failed_at.insert(circuit, (old.peer, clock::mono()));
                     }
                     changes.push(Change::Up(circuit));
                 }
                 Event::Failed {
                     circuit,
-                    why: DialError::Cancelled,
+                    attempt,
+                    why,
                 } => {
                     // Of one that was dropped nothing is to be done; there may be another by now.
-                    if self.dialers.get(&circuit).is_some_and(Dialer::is_given_up) {
-                        self.dialers.remove(&circuit);
+                    if self.dialers.get(&circuit).map(Dialer::attempt) != Some(attempt) {
+                        continue;
                     }
-                }
-                Event::Failed { circuit, why } => {
-                    if self.dialers.remove(&circuit).is_some() {
+                    self.dialers.remove(&circuit);
+                    // One that was given up was not needed.
+                    if !matches!(why, DialError::Cancelled) {
                         self.failed(circuit, &why);
                         changes.push(Change::Failed(circuit));
                     }
@@ -349,7 +368,7 @@ impl Streams {
                     if self.live.get(&circuit).is_some_and(|live| live.id == id) {
                         tracing::info!(%circuit, reason = %why, "a tunnel over TLS is closed");
                         if let Some(live) = self.live.remove(&circuit) {
-                            self.failed_at.insert(circuit, live.peer);
+                            self.failed_at.insert(circuit, (live.peer, clock::mono()));
                         }
                         unstream(circuit, workers);
                         changes.push(Change::Down(circuit));

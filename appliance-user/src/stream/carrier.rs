@@ -124,6 +124,12 @@ impl Carrier {
         self.control.order(Order::Close);
     }
 
+    /// Whether the thread was told to end: another connection has taken its place.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.control.ordered().is_some()
+    }
+
     /// What it carried until now, or in all once it is closed.
     #[must_use]
     pub fn counted(&self) -> Counted {
@@ -301,6 +307,10 @@ impl Body<'_> {
                         if let Some(heart) = &mut self.heart {
                             let now = heart.now();
                             heart.pulse.answered(now);
+                            // Of the next one it is not known yet.
+                            if heart.pulse.waiting() > 0 {
+                                heart.ends = None;
+                            }
                         }
                         continue;
                     }

@@ -37,6 +37,10 @@ use super::{
 
 /// How long an address has for itself before the next one is connected to as well (RFC 8305 section 8).
 const STAGGER: Duration = Duration::from_millis(250);
+/// How long TLS and the hello may take, at least, while there are other addresses: a gateway may be there and its way on not.
+const HURRY: Duration = Duration::from_secs(1);
+/// Or as many times what TCP took: TLS, the hello and what the gateway needs for its own connection.
+const HURRY_TIMES: u32 = 8;
 
 /// How long the steps of an attempt may take, for each address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,6 +202,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Dialer {
     control: Arc<Control>,
+    attempt: ConnectionId,
 }
 
 impl Dialer {
@@ -212,17 +217,25 @@ impl Dialer {
         };
         let config = tls::client(dialing.fingerprint).map_err(StartError::Tls)?;
         let control = Control::new().map_err(StartError::Thread)?;
-        let mut attempt = Thread {
+        let attempt = ConnectionId::next();
+        let mut thread = Thread {
             dialing,
             name,
             config,
             control: Arc::clone(&control),
+            attempt,
         };
         std::thread::Builder::new()
             .name("stream-dial".to_owned())
-            .spawn(move || attempt.run(&landing, &reports))
+            .spawn(move || thread.run(&landing, &reports))
             .map_err(StartError::Thread)?;
-        Ok(Self { control })
+        Ok(Self { control, attempt })
+    }
+
+    /// Its name in [`Event::Failed`].
+    #[must_use]
+    pub const fn attempt(&self) -> ConnectionId {
+        self.attempt
     }
 
     /// Gives up, unless a connection is established.
@@ -234,12 +247,6 @@ impl Dialer {
     /// then what comes of it is reported as if nobody had given up.
     pub fn give_up(&self) {
         self.control.order(Order::GiveUp);
-    }
-
-    /// Whether it was told to give up.
-    #[must_use]
-    pub fn is_given_up(&self) -> bool {
-        self.control.ordered() == Some(Order::GiveUp)
     }
 }
 
@@ -254,6 +261,7 @@ struct Thread {
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
     control: Arc<Control>,
+    attempt: ConnectionId,
 }
 
 impl Thread {
@@ -266,12 +274,16 @@ impl Thread {
             patience: self.dialing.times.connect,
         };
         let why = loop {
-            let (address, socket) = match connects.next(&self.control) {
+            let (address, socket, took) = match connects.next(&self.control) {
                 Ok(Some(connected)) => connected,
                 Ok(None) => break DialError::Exhausted(connects.failed),
                 Err(Cancelled) => break DialError::Cancelled,
             };
-            let made = self.greet(socket).and_then(|link| {
+            let mut patience = self.dialing.times.handshake;
+            if connects.has_more() {
+                patience = patience.min(HURRY.max(took * HURRY_TIMES));
+            }
+            let made = self.greet(socket, patience).and_then(|link| {
                 // One of its own: a dialer that is dropped now leaves what it made.
                 let control = Control::new().map_err(|error| Failed::Step(Step::Socket(error)))?;
                 Ok((link, control))
@@ -290,26 +302,30 @@ impl Thread {
                 Err(Failed::Step(why)) => connects.failed.push(Attempt { address, why }),
             }
         };
-        reports.tell(Event::Failed { circuit, why });
+        let attempt = self.attempt;
+        reports.tell(Event::Failed {
+            circuit,
+            attempt,
+            why,
+        });
     }
 
     /// TLS, the hello and its answer.
-    fn greet(&mut self, socket: TcpStream) -> Result<Link, Failed> {
+    fn greet(&mut self, socket: TcpStream, patience: Duration) -> Result<Link, Failed> {
         let Dialing {
             name,
             circuit,
             key,
             clock,
-            times,
             ..
         } = &mut self.dialing;
-        let deadline = within(times.handshake);
+        let deadline = within(patience);
         let tls = ClientConnection::new(Arc::clone(&self.config), self.name.clone())
             .map_err(|error| Failed::Step(Step::Tls(error)))?;
         let mut link = Link::new(socket, tls.into());
         let failed = |unmade| match unmade {
             Unmade::Ordered => Failed::Cancelled,
-            Unmade::Slow => Failed::Step(Step::Slow(times.handshake)),
+            Unmade::Slow => Failed::Step(Step::Slow(patience)),
             Unmade::Ended(Closed::Tls(error)) => Failed::Step(of_tls(error, name)),
             Unmade::Ended(closed) => Failed::Step(Step::Ended(closed)),
         };
@@ -352,6 +368,9 @@ struct Connecting {
     since: Instant,
 }
 
+/// One that it has, and how long that took.
+type Connected = (SocketAddr, TcpStream, Duration);
+
 /// Addresses that are connected to, one after the other and beside each other.
 struct Connects {
     left: std::vec::IntoIter<SocketAddr>,
@@ -362,8 +381,13 @@ struct Connects {
 }
 
 impl Connects {
-    /// The next that is there; `None`: no other will do.
-    fn next(&mut self, control: &Control) -> Result<Option<(SocketAddr, TcpStream)>, Cancelled> {
+    /// Whether there are others yet.
+    fn has_more(&self) -> bool {
+        !self.left.as_slice().is_empty() || !self.under_way.is_empty()
+    }
+
+    /// The next that is there, and how long that took; `None`: no other will do.
+    fn next(&mut self, control: &Control) -> Result<Option<Connected>, Cancelled> {
         loop {
             if control.ordered().is_some() {
                 return Err(Cancelled);
@@ -397,7 +421,7 @@ impl Connects {
     }
 
     /// The first of those under way that is there. Those that are not, and will not be, have failed.
-    fn look(&mut self, now: Instant) -> Option<(SocketAddr, TcpStream)> {
+    fn look(&mut self, now: Instant) -> Option<Connected> {
         let mut place = 0;
         while let Some(one) = self.under_way.get(place) {
             let came_of_it = match connected(&one.socket) {
@@ -410,10 +434,12 @@ impl Connects {
                 Err(why) => Err(why),
             };
             let Connecting {
-                address, socket, ..
+                address,
+                socket,
+                since,
             } = self.under_way.remove(place);
             match came_of_it {
-                Ok(()) => return Some((address, socket)),
+                Ok(()) => return Some((address, socket, now.saturating_duration_since(since))),
                 Err(why) => self.failed.push(Attempt { address, why }),
             }
         }

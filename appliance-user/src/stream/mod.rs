@@ -71,7 +71,7 @@ pub use identity::{BadFingerprint, Error as IdentityError, Fingerprint, Identity
 pub use ring::{DATAGRAM_BYTES, FromStream, ToStream, Wake};
 pub use server::{Limits, ListenError, Listener, Listening, Reason, Refusals};
 
-/// A connection among all that this process has had.
+/// A connection, or an attempt at one, among all that this process has had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(u64);
 
@@ -115,6 +115,8 @@ pub enum Event {
     Failed {
         /// The circuit it dialled for.
         circuit: CircuitId,
+        /// Which one, [`Dialer::attempt`].
+        attempt: ConnectionId,
         /// Why, for each address.
         why: DialError,
     },

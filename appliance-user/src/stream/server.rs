@@ -3,11 +3,12 @@
 //! ```text
 //!   accept ─▶ (from a gateway?) ─▶ a thread: (PROXY header ─▶) TLS ─▶ hello ─▶ key, connection, newer? ─▶ answer ─▶ Established, carry ─▶ Closed
 //!               └──────────── in 5 s all together ────────────┘      │
-//!               more than `pending` of them: the oldest is closed    └▶ the circuit's older connection is closed
+//!               more than `pending` of them: they wait              └▶ the circuit's older connection is closed
 //! ```
 //!
 //! Anybody who knows a gateway and the server name gets here: what has not proved itself is bounded in number and time, answers
-//! nothing but TLS, and is counted. When there are too many the oldest goes: who knows the key needs a few round trips only.
+//! nothing but TLS, and is counted. When there are too many the next ones wait in the kernel until one is done, or the oldest has had half
+//! a second and goes: who knows the key needs a few round trips only.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,7 +21,7 @@ use std::{
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use failover::Net;
@@ -28,7 +29,10 @@ use gateway_client::{
     stream::{ALPN, BadHello, answer, open_hello, read_hello},
     wire::{CircuitId, Key, Message},
 };
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{Backlog, listen},
+};
 use rustls::{ServerConfig, ServerConnection};
 
 use super::{
@@ -40,6 +44,11 @@ use super::{
 
 /// Pause after a connection could not be accepted: the reason, most often too many open files, stays for a while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Pause until it is looked again whether there is room for another one.
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
+/// How long one that proves itself is let alone, whoever else comes.
+const LET_ALONE: Duration = Duration::from_millis(500);
 
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,7 +241,7 @@ struct Slot {
 struct Table {
     circuits: HashMap<CircuitId, Slot>,
     /// Not yet proved, oldest first.
-    pending: BTreeMap<ConnectionId, Arc<Control>>,
+    pending: BTreeMap<ConnectionId, (Arc<Control>, Instant)>,
     established: usize,
 }
 
@@ -251,6 +260,14 @@ struct Shared {
 }
 
 impl Shared {
+    /// Whether another one may begin to prove itself: one of those that do has ended, or had its time.
+    fn has_room(&self) -> bool {
+        let pending = &self.table().pending;
+        let oldest = pending.first_key_value();
+        pending.len() < self.limits.pending
+            || oldest.is_none_or(|(_, (_, since))| since.elapsed() >= LET_ALONE)
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -301,6 +318,8 @@ impl Listener {
         for address in listening.addresses {
             let failed = |source| ListenError::Address { address, source };
             let socket = TcpListener::bind(address).map_err(failed)?;
+            // As many as may lose the same gateway at once; std asks for 128.
+            listen(&socket, Backlog::MAXCONN).map_err(|errno| failed(errno.into()))?;
             socket.set_nonblocking(true).map_err(failed)?;
             addresses.push(socket.local_addr().map_err(failed)?);
             sockets.push(socket);
@@ -392,7 +411,7 @@ impl Drop for Listener {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        for control in self.shared.table().pending.values() {
+        for (control, _) in self.shared.table().pending.values() {
             control.order(Order::Close);
         }
     }
@@ -408,6 +427,10 @@ fn accept(shared: &Arc<Shared>, sockets: &[TcpListener], control: &Control) {
         );
         let _ = poll(&mut fds, PollTimeout::NONE);
         for socket in sockets {
+            // They wait in the kernel meanwhile, which is no harm; to begin with ever more at once would be.
+            while !shared.has_room() && control.ordered().is_none() {
+                std::thread::sleep(ROOM_PAUSE);
+            }
             match socket.accept() {
                 Ok((socket, from)) => begin(shared, socket, from),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -442,11 +465,13 @@ fn begin(shared: &Arc<Shared>, socket: TcpStream, from: SocketAddr) {
     {
         let table = &mut *shared.table();
         if table.pending.len() >= shared.limits.pending
-            && let Some((_, oldest)) = table.pending.pop_first()
+            && let Some((_, (oldest, _))) = table.pending.pop_first()
         {
             oldest.order(Order::Crowded);
         }
-        table.pending.insert(id, Arc::clone(&control));
+        table
+            .pending
+            .insert(id, (Arc::clone(&control), Instant::now()));
     }
     shared.proving.fetch_add(1, SeqCst);
     let thread = Thread {

@@ -36,10 +36,10 @@ enum Offer {
     Rate(f64),
 }
 
-/// Rates that are tried first, frames a second; then what lies around the best of them.
+/// Rates that are tried first, frames a second; then what lies above the best of them.
 const RATES: [f64; 4] = [1600e3, 800e3, 400e3, 200e3];
-/// How far around.
-const AROUND: [f64; 4] = [0.7, 0.85, 1.2, 1.4];
+/// How far above: less than it carried it cannot carry more of.
+const ABOVE: [f64; 2] = [1.2, 1.4];
 /// Frames of a call.
 const CALL: u32 = 1 << 20;
 /// Frames of Ethernet, IPv4 and UDP before the payload, bytes.
@@ -158,7 +158,7 @@ pub fn best<const N: usize>(
             }
         }
         let carried = best.received;
-        for rate in AROUND.map(|part| part * carried) {
+        for rate in ABOVE.map(|part| part * carried) {
             if rate < best.sent && rate > best.received {
                 try_it(Offer::Rate(rate), best)?;
             }

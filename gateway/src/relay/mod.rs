@@ -190,18 +190,23 @@ enum Listeners {
 }
 
 impl Relay {
+    /// Open files beside those of connections, if it listens on so many addresses.
+    #[must_use]
+    pub fn files(addresses: usize) -> usize {
+        processors() * (threads::FILES + addresses)
+    }
+
     /// Listens, with a thread for each processor.
     ///
     /// # Errors
     /// When an address cannot be had; none is listened on then.
     pub fn start(plan: Plan) -> Result<Self, Error> {
-        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
         let pipes = Pipes::new(plan.limits.pipes);
         let shared = Arc::new(Shared {
             places: Arc::default(),
             counters: Counters::new(pipes.short.clone()),
             pipes,
-            threads: Threads::start(threads.min(MOST_THREADS)).map_err(Error::Threads)?,
+            threads: Threads::start(processors()).map_err(Error::Threads)?,
             plan: RwLock::new(Arc::new(plan)),
         });
         let relay = Self {
@@ -318,6 +323,12 @@ impl Relay {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many threads there are.
+fn processors() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    processors.min(MOST_THREADS)
 }
 
 /// A listener for each thread, and the address that they have.

@@ -75,7 +75,8 @@ pub fn read<'a>(from: &TcpStream, to: &TcpStream, pipes: &'a Pipes) -> io::Resul
 }
 
 /// Reads what there is from a socket; 0 at the end of the stream. What leaves room is all that there is: epoll tells when more
-/// comes, so it need not be tried.
+/// comes, so it need not be tried. (Not so in front of urgent data, RFC 9293 section 3.8.5, which TLS has not: who sends such waits until
+/// he sends more.)
 ///
 /// # Errors
 /// `WouldBlock` when nothing is there; else what the socket has.

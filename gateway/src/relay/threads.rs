@@ -6,7 +6,8 @@
 //!                                                  └─▶ ...                         └─▶ that one has the next
 //! ```
 //!
-//! A connection stays where it began: its bytes are read, written and counted by one thread, which nobody wakes but the kernel.
+//! A connection stays with the thread that opens it: its bytes are read, written and counted there, and nobody wakes that thread but the
+//! kernel.
 
 use std::{
     io,
@@ -19,6 +20,8 @@ use std::{
 
 use tokio::{runtime, sync::oneshot, time::timeout};
 
+/// Open files of a thread: tokio's epoll, its copy, what wakes it and what tells it of signals.
+pub(super) const FILES: usize = 4;
 /// How long a thread sleeps at most. Less than any deadline that connections usually have.
 const LOOK_UP: Duration = Duration::from_millis(250);
 
