@@ -347,10 +347,10 @@ pub(super) fn arrivals(c: &mut Checker, tls: Option<&file::Tls>, role: Role) -> 
         let takes = |to: &SocketAddr| to.is_ipv4() == v4 || (v4 && to.ip().is_unspecified());
         listen.iter().any(takes)
     };
-    for net in from.iter().filter(|net| !listen.is_empty() && !comes(net)) {
+    if !from.is_empty() && !listen.is_empty() && !from.iter().any(comes) {
         c.problem(
             "tls: from",
-            format!("nobody of {net} comes to any address of listen: they are of the other family"),
+            "nobody of these comes to any address of listen: they are of the other family",
         );
     }
     Some(Arrivals {

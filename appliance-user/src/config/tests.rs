@@ -629,6 +629,7 @@ fn tunnels_over_tls_arrive_where_a_provider_says() {
     for (at, from) in [
         ("[::]:6443", "192.0.2.0/28"),
         ("[::]:6443", "2001:db8::10"),
+        ("192.0.2.9:6443", "192.0.2.7\", \"2001:db8::10"),
         ("192.0.2.9:6443\", \"[2001:db8::9]:6443", "2001:db8::10"),
     ] {
         let text = listen(&format!("[\"{at}\"]\nfrom = [\"{from}\"]"));
@@ -652,8 +653,8 @@ fn tunnels_over_tls_arrive_where_a_provider_says() {
             "tls: from: 192.0.2.0/28 and 192.0.2.7 overlap; keep the larger one",
         ),
         (
-            "from = [\"192.0.2.7\", \"2001:db8::10\"]",
-            "tls: from: nobody of 2001:db8::10 comes to any address of listen: they are of the other family",
+            "from = [\"2001:db8::7\", \"2001:db8::10\"]",
+            "tls: from: nobody of these comes to any address of listen: they are of the other family",
         ),
         ("proxy = \"v2\"", "expected a boolean"),
         ("proxies = true", "unknown field `proxies`"),
