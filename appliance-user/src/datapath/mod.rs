@@ -551,15 +551,40 @@ fn load(root: &Path, object: &Path, connections: u32, following: bool) -> Result
         path: object.to_owned(),
         source: Box::new(source),
     })?;
-    for kind in [Kind::Access, Kind::Uplink, Kind::Combined] {
-        program(&mut loaded, kind)?
-            .load()
-            .map_err(|source| Error::Program {
-                program: kind.program(),
+    verify(&mut loaded)?;
+    Ok(loaded)
+}
+
+/// Has the kernel take all programs, beside each other: to verify one takes it some tenths of a second, and after a crash nothing encrypted
+/// goes on before.
+fn verify(object: &mut Ebpf) -> Result<(), Error> {
+    let entries = [Kind::Access, Kind::Uplink, Kind::Combined].map(Kind::program);
+    let wanted = entries.into_iter().chain(Jump::ALL.map(|(_, name)| name));
+    let mut missing: Vec<&'static str> = wanted.collect();
+    std::thread::scope(|scope| {
+        let mut loading = Vec::new();
+        for (name, program) in object.programs_mut() {
+            let Some(at) = missing.iter().position(|wanted| *wanted == name) else {
+                continue;
+            };
+            let load = move || <&mut Xdp>::try_from(program)?.load();
+            loading.push((missing.swap_remove(at), scope.spawn(load)));
+        }
+        for (program, thread) in loading {
+            let loaded = thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            loaded.map_err(|source| Error::Program {
+                program,
                 source: Box::new(source),
             })?;
+        }
+        Ok(())
+    })?;
+    match missing.first() {
+        Some(what) => Err(Error::Missing { what }),
+        None => Ok(()),
     }
-    Ok(loaded)
 }
 
 /// A program of the object.
@@ -575,7 +600,7 @@ fn program(object: &mut Ebpf, kind: Kind) -> Result<&mut Xdp, Error> {
         })
 }
 
-/// Loads the programs that others go on in, and puts them where those find them. The programs of an earlier
+/// Puts the programs that others go on in where those find them. The programs of an earlier
 /// process go on in them as well, from here on: both are of one layout.
 fn jumps(object: &mut Ebpf) -> Result<ProgramArray<MapData>, Error> {
     let failed = |program, source| Error::Program {
@@ -589,7 +614,6 @@ fn jumps(object: &mut Ebpf) -> Result<ProgramArray<MapData>, Error> {
             .ok_or(Error::Missing { what: name })?
             .try_into()
             .map_err(|source| failed(name, source))?;
-        program.load().map_err(|source| failed(name, source))?;
         let fd = program.fd().map_err(|source| failed(name, source))?;
         jumps
             .set(jump as u32, fd, 0)
