@@ -56,12 +56,10 @@ mod tests {
 
     use super::*;
 
-    const FILES: [&str; 2] = ["ipv4/conf/lo/forwarding", "ipv6/conf/lo/forwarding"];
-
     /// Where the two would be; nothing is there yet.
     fn files() -> (tempfile::TempDir, [PathBuf; 2]) {
         let root = tempfile::tempdir().expect("a directory");
-        let files = FILES.map(|file| root.path().join(file));
+        let files = forwarding::FILES.map(|file| root.path().join(file));
         for file in &files {
             fs::create_dir_all(file.parent().expect("a parent")).expect("made");
         }

@@ -11,7 +11,8 @@ use std::{
 
 /// Where the kernel has its settings of the network.
 pub const ROOT: &str = "/proc/sys/net";
-const FILES: [&str; 2] = ["ipv4/conf/lo/forwarding", "ipv6/conf/lo/forwarding"];
+/// The two of them below it, for IPv4 and for IPv6.
+pub const FILES: [&str; 2] = ["ipv4/conf/lo/forwarding", "ipv6/conf/lo/forwarding"];
 
 /// It could not be allowed.
 #[derive(Debug, thiserror::Error)]
