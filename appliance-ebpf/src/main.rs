@@ -18,10 +18,6 @@
 //! drop. Packet life and map table: ARCHITECTURE.md.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
-#![expect(
-    missing_docs,
-    reason = "the #[xdp] macro makes an entry point without documentation"
-)]
 
 mod access;
 mod addr;

@@ -76,6 +76,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     };
     match cli.command {
         Command::Run { config } => {
+            service::abort_on_panic();
             tracing_subscriber::fmt()
                 .with_env_filter(
                     tracing_subscriber::EnvFilter::try_from_env("CAUSEWAY_LOG")

@@ -137,7 +137,6 @@ pub enum Record {
 
 /// Why the programs could not be loaded or run.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
 pub enum HarnessError {
     #[error("cannot make a network namespace: {0}; run the tests as root")]
     Namespace(#[source] nix::Error),
@@ -946,7 +945,6 @@ impl Harness {
 
 /// The maps that user space writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "named as the maps are")]
 pub struct Snapshot {
     pub config: Vec<Config>,
     pub networks: Vec<Network>,

@@ -14,8 +14,8 @@ use crate::{
 const OBJECTS: [(&str, &str, &str); 4] = [
     ("appliance-ebpf", "appliance-ebpf", "appliance.bpf.o"),
     ("gateway-ebpf", "gateway/ebpf", "gateway.bpf.o"),
-    ("lab-ebpf", "lab/ebpf", "lab.bpf.o"),
-    ("bench-ebpf", "bench/ebpf", "bench.bpf.o"),
+    ("lab-ebpf", "tools/lab/ebpf", "lab.bpf.o"),
+    ("bench-ebpf", "tools/bench/ebpf", "bench.bpf.o"),
 ];
 
 const TARGET: &str = "bpfel-unknown-none";

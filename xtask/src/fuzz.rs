@@ -127,7 +127,7 @@ fn check_command(folder: &str) -> Command {
         .arg(target())
         // With a library of somebody's own libFuzzer's is not compiled, which takes a C++ compiler; any file will do, as nothing is linked.
         .env("CUSTOM_LIBFUZZER_PATH", &manifest);
-    if folder == "tunnel/fuzz" {
+    if folder == "libs/tunnel/fuzz" {
         // As the tunnel's tests are, with the same features and settings: what build scripts made for those is taken.
         command
             .arg("--release")
@@ -137,7 +137,7 @@ fn check_command(folder: &str) -> Command {
 }
 
 /// Where targets are.
-const FOLDERS: [&str; 3] = ["tunnel/fuzz", "appliance-user/fuzz", "gateway/fuzz"];
+const FOLDERS: [&str; 3] = ["libs/tunnel/fuzz", "appliance-user/fuzz", "gateway/fuzz"];
 
 /// The folder of a target.
 fn folder(name: &str) -> PathBuf {

@@ -16,7 +16,7 @@
 )]
 
 #[macro_use]
-#[path = "../../service/src/stdout.rs"]
+#[path = "../../libs/service/src/stdout.rs"]
 mod stdout;
 
 mod bpf;

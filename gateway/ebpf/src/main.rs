@@ -12,10 +12,6 @@
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
-#![expect(
-    missing_docs,
-    reason = "the #[xdp] macro makes an entry point without documentation"
-)]
 
 mod carry;
 mod maps;

@@ -1,6 +1,6 @@
 //! `gateway::hello` and `gateway::circuit::{rate, table}`, from their own files and under their own names.
 
-#[path = "../../../src/hello.rs"]
+#[path = "../../../src/hello/mod.rs"]
 pub mod hello;
 
 /// As in the gateway, without what has sockets or an XDP program.

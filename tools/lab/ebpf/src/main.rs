@@ -14,10 +14,6 @@
 //! access port, as port groups do.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
-#![expect(
-    missing_docs,
-    reason = "the program macros make functions that take no doc comment"
-)]
 
 use aya_ebpf::{
     EbpfContext as _,

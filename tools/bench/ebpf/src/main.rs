@@ -11,10 +11,6 @@
 //! ```
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
-#![expect(
-    missing_docs,
-    reason = "the #[xdp] macro makes an entry point without documentation"
-)]
 
 use aya_ebpf::{
     bindings::xdp_action,

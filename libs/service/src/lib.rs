@@ -13,10 +13,12 @@
 pub mod config;
 pub mod forwarding;
 mod notify;
+mod panic;
 mod said;
 pub mod socket;
 pub mod stdout;
 pub mod xdp;
 
 pub use notify::Notifier;
+pub use panic::abort_on_panic;
 pub use said::said;
