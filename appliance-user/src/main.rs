@@ -3,7 +3,7 @@
 #![deny(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "they panic where the reader has left: say!, complain!"
+    reason = "they panic when the reader has closed the pipe: use outln! and errln!"
 )]
 
 use std::{
@@ -267,7 +267,10 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            service::complain!("causeway-appliance: {}", service::said(error.as_ref()));
+            service::errln!(
+                "causeway-appliance: {}",
+                service::error_chain(error.as_ref())
+            );
             ExitCode::FAILURE
         }
     }
@@ -296,7 +299,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let config = Config::load(&file)?;
             daemon::check_keys(&config)?;
             config.check_ports()?;
-            service::say!(
+            service::outln!(
                 "{}: good: {} side, {} tenants, {} peers, {} networks",
                 file.display(),
                 config.role.name(),
@@ -308,7 +311,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Status { json } => {
             let value = ask(&Request::Status)?;
             if json {
-                service::say!("{value}");
+                service::outln!("{value}");
             } else {
                 let status: Status = serde_json::from_value(value).context("read the status")?;
                 service::stdout::print(render::status(&status));
@@ -317,7 +320,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Counters { json } => {
             let value = ask(&Request::Counters)?;
             if json {
-                service::say!("{value}");
+                service::outln!("{value}");
             } else {
                 let counters: Vec<CounterStatus> =
                     serde_json::from_value(value).context("read the counters")?;
@@ -341,11 +344,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 promote,
             })?;
             if json {
-                service::say!("{value}");
+                service::outln!("{value}");
             } else {
                 for tenant in value.as_array().into_iter().flatten() {
                     let plan = tenant["plan"].as_str().map(|plan| format!(" ({plan})"));
-                    service::say!(
+                    service::outln!(
                         "{}: {}{}",
                         tenant["name"].as_str().unwrap_or_default(),
                         tenant["mode"].as_str().unwrap_or_default(),
@@ -353,10 +356,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                     );
                     if let Some(changes) = tenant["changes"].as_array() {
                         if changes.is_empty() {
-                            service::say!("  nothing changed: the plan is in force as it is");
+                            service::outln!("  nothing changed: the plan is in force as it is");
                         }
                         for change in changes {
-                            service::say!("  {}", change.as_str().unwrap_or_default());
+                            service::outln!("  {}", change.as_str().unwrap_or_default());
                         }
                     }
                 }
@@ -372,11 +375,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             } else {
                 let key = SecretKey::generate(&mut OsRandom);
                 keys::write(&private_key, &key.expose_base64())?;
-                service::say!("{}", key.public());
+                service::outln!("{}", key.public());
             }
         }
         Command::Pubkey { private_key } => {
-            service::say!("{}", keys::private(&private_key)?.public());
+            service::outln!("{}", keys::private(&private_key)?.public());
         }
         Command::Flows {
             json,
@@ -396,14 +399,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             })?;
             match value.as_str() {
                 Some(text) if !json => service::stdout::print(text),
-                _ => service::say!("{value}"),
+                _ => service::outln!("{value}"),
             };
         }
         Command::Maintenance { switch } => {
             let on = switch.map(|switch| switch == "on");
             let value = ask(&Request::Maintenance { on })?;
             let on = value["maintenance"].as_bool().unwrap_or_default();
-            service::say!("maintenance: {}", if on { "on" } else { "off" });
+            service::outln!("maintenance: {}", if on { "on" } else { "off" });
         }
         Command::Rule { command } => rule(&ask, command)?,
         Command::Endpoint { command } => endpoint(&ask, command)?,
@@ -428,7 +431,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Reload => {
             ask(&Request::Reload)?;
-            service::say!("reloaded");
+            service::outln!("reloaded");
         }
         Command::Detach { config } => {
             let config = Config::load(&config)?;
@@ -438,7 +441,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 config.control_socket.display()
             );
             let removed = datapath::detach(&config.pin_dir)?;
-            service::say!("removed {removed} pins; nothing is forwarded any more");
+            service::outln!("removed {removed} pins; nothing is forwarded any more");
         }
     }
     Ok(())
@@ -510,17 +513,17 @@ fn rule(
             };
             let count = rules.len();
             ask(&Request::RuleAdd { tenant, rules })?;
-            service::say!("{count} added");
+            service::outln!("{count} added");
         }
         RuleCommand::Remove { tenant, names } => {
             let count = names.len();
             ask(&Request::RuleRemove { tenant, names })?;
-            service::say!("{count} removed");
+            service::outln!("{count} removed");
         }
         RuleCommand::List { tenant, json } => {
             let value = ask(&Request::RuleList { tenant })?;
             if json {
-                service::say!("{value}");
+                service::outln!("{value}");
             } else {
                 service::stdout::print(render::rules(&value));
             }
@@ -537,7 +540,7 @@ fn rule(
                 file.display(),
                 problems.join("\n")
             );
-            service::say!("{}: good: {count} rules", file.display());
+            service::outln!("{}: good: {count} rules", file.display());
         }
     }
     Ok(())
@@ -554,7 +557,7 @@ fn endpoint(
                 network: network.clone(),
                 addresses,
             })?;
-            service::say!("{network}: {count} failed over");
+            service::outln!("{network}: {count} failed over");
         }
         EndpointCommand::Remove { network, addresses } => {
             let count = addresses.len();
@@ -562,16 +565,16 @@ fn endpoint(
                 network: network.clone(),
                 addresses,
             })?;
-            service::say!("{network}: {count} back in production");
+            service::outln!("{network}: {count} back in production");
         }
         EndpointCommand::List { network, json } => {
             let value = ask(&Request::EndpointList { network })?;
             if json {
-                service::say!("{value}");
+                service::outln!("{value}");
             } else {
                 for (network, addresses) in value.as_object().into_iter().flatten() {
                     for address in addresses.as_array().into_iter().flatten() {
-                        service::say!("{network}  {}", address.as_str().unwrap_or_default());
+                        service::outln!("{network}  {}", address.as_str().unwrap_or_default());
                     }
                 }
             }
@@ -609,9 +612,9 @@ fn trace(
             let idle = steps.is_empty();
             for step in steps {
                 let taken = if json {
-                    service::say!("{}", serde_json::to_string(&step)?)
+                    service::outln!("{}", serde_json::to_string(&step)?)
                 } else {
-                    service::say!("{}", step.render())
+                    service::outln!("{}", step.render())
                 };
                 if !taken {
                     return Ok(());

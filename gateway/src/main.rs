@@ -3,7 +3,7 @@
 #![deny(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "they panic where the reader has left: say!, complain!"
+    reason = "they panic when the reader has closed the pipe: use outln! and errln!"
 )]
 
 use std::{path::PathBuf, process::ExitCode};
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            service::complain!("causeway-gateway: {}", service::said(error.as_ref()));
+            service::errln!("causeway-gateway: {}", service::error_chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -94,7 +94,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Check { file } => {
             let config = Config::load(&file)?;
-            service::say!(
+            service::outln!(
                 "{}: good: {} tenants, {} backends, {} circuits",
                 file.display(),
                 config.tenants.len(),
@@ -105,7 +105,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Status { json } => {
             let status = ask(&Request::Status)?;
             if json {
-                service::say!(
+                service::outln!(
                     "{}",
                     serde_json::to_string(&status).context("write the status")?
                 );
@@ -115,11 +115,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Reload => {
             ask(&Request::Reload)?;
-            service::say!("reloaded");
+            service::outln!("reloaded");
         }
         Command::Drain => {
             let status = ask(&Request::Drain)?;
-            service::say!(
+            service::outln!(
                 "{}: draining; {} connections are left",
                 status.name,
                 status.connections

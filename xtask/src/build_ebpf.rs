@@ -53,7 +53,7 @@ pub fn build(route: Route) -> anyhow::Result<()> {
             ensure!(size > 0, "{} is empty", from.display());
             // In one step: a daemon that starts meanwhile loads the old one or the new one.
             fs::rename(&new, &to).with_context(|| format!("put {} in place", to.display()))?;
-            complain!("    {object}: {} kB", size / 1024);
+            errln!("    {object}: {} kB", size / 1024);
         }
         Ok(())
     })

@@ -36,7 +36,7 @@ pub fn doctor(asked: Asked, json: bool) -> anyhow::Result<ExitCode> {
                 })
             })
             .collect();
-        say!("{}", serde_json::json!({ "ok": !broken, "checks": rows }));
+        outln!("{}", serde_json::json!({ "ok": !broken, "checks": rows }));
     } else {
         for c in &checks {
             let mark = match (c.mend.is_empty(), c.required) {
@@ -44,12 +44,12 @@ pub fn doctor(asked: Asked, json: bool) -> anyhow::Result<ExitCode> {
                 (false, true) => "MISS",
                 (false, false) => "note",
             };
-            say!("{mark}  {:<22} {}", c.what, c.found);
+            outln!("{mark}  {:<22} {}", c.what, c.found);
             if !c.mend.is_empty() {
-                say!("      mend: {}", c.mend);
+                outln!("      mend: {}", c.mend);
             }
         }
-        say!(
+        outln!(
             "{}",
             if broken {
                 "something is missing: `cargo xtask setup` installs what apt and cargo can"

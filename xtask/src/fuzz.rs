@@ -67,12 +67,12 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
         }
         rows.push(row);
     }
-    say!();
+    outln!();
     for row in &rows {
         let executions = row
             .executions
             .map_or_else(|| "?".to_owned(), |n| n.to_string());
-        say!(
+        outln!(
             "{:<12} {executions:>12} runs  {:>7.1} s{}",
             row.name,
             row.seconds,
@@ -107,7 +107,7 @@ pub fn check(filter: Option<&str>) -> anyhow::Result<(Counts, bool)> {
             counts.passed += count;
         } else {
             counts.failed += count;
-            complain!(
+            errln!(
                 "xtask: the targets of {folder} do not compile: {}. Mend what is named above; where it is the lock file, \
                  `cargo metadata --format-version 1 --manifest-path {folder}/Cargo.toml` writes it anew: commit that",
                 names.join(" ")
@@ -261,7 +261,7 @@ fn one(name: &str, seconds: u64) -> anyhow::Result<Row> {
             let line = String::from_utf8_lossy(&line).into_owned();
             executions = executed(&line).or(executions);
             if line.starts_with('#') && shown.elapsed() >= EVERY {
-                complain!("    {line}");
+                errln!("    {line}");
                 shown = Instant::now();
             }
             if last.len() == LAST {
@@ -273,7 +273,7 @@ fn one(name: &str, seconds: u64) -> anyhow::Result<Row> {
     let ok = child.wait().context("wait for cargo fuzz run")?.success();
     if !ok {
         for line in last {
-            complain!("{line}");
+            errln!("{line}");
         }
     }
     Ok(Row {
@@ -299,14 +299,14 @@ fn say(name: &str) {
         || format!("an input in {}", artifacts.display()),
         |path| path.display().to_string(),
     );
-    complain!("\nxtask: {name} fails on {input}");
+    errln!("\nxtask: {name} fails on {input}");
     let regressions = folder(name).join("regressions").join(name);
     let regressions = regressions.display();
-    complain!("  keep it: mkdir -p {regressions} && mv {input} {regressions}/WHAT-WAS-WRONG");
-    complain!(
+    errln!("  keep it: mkdir -p {regressions} && mv {input} {regressions}/WHAT-WAS-WRONG");
+    errln!(
         "  see it again: cargo test -p tunnel -p appliance-user -p causeway-gateway --test corpus"
     );
-    complain!("  then mend what is wrong, and commit both");
+    errln!("  then mend what is wrong, and commit both");
 }
 
 /// The file written last.

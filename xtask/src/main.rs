@@ -12,7 +12,7 @@
 #![deny(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "they panic where the reader has left: say!, complain!"
+    reason = "they panic when the reader has closed the pipe: use outln! and errln!"
 )]
 
 #[macro_use]
@@ -146,7 +146,7 @@ fn main() -> ExitCode {
         Ok(code)
     });
     done.unwrap_or_else(|error| {
-        complain!("xtask: {error:#}");
+        errln!("xtask: {error:#}");
         ExitCode::FAILURE
     })
 }

@@ -68,7 +68,7 @@ pub fn install(peers: &Peers) {
     }
     for (what, result) in results {
         if let Err(error) = result {
-            complain!("    {what}: {error:#}; the benchmark goes on without");
+            errln!("    {what}: {error:#}; the benchmark goes on without");
         }
     }
 }

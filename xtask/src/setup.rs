@@ -126,7 +126,7 @@ pub fn setup(asked: Asked) -> anyhow::Result<()> {
     let route = toolchain(asked)?;
     peers()?;
     mount_bpffs()?;
-    complain!("    everything is there (BPF by {})", route.name());
+    errln!("    everything is there (BPF by {})", route.name());
     Ok(())
 }
 

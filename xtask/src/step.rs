@@ -10,13 +10,13 @@ use anyhow::{Context as _, bail};
 
 /// Says what is being done, does it, says how long it took.
 pub fn step<T>(what: &str, run: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    complain!("==> {what}");
+    errln!("==> {what}");
     let begun = Instant::now();
     let result = run();
     let seconds = begun.elapsed().as_secs_f64();
     match &result {
-        Ok(_) => complain!("    done in {seconds:.1} s: {what}"),
-        Err(_) => complain!("    FAILED after {seconds:.1} s: {what}"),
+        Ok(_) => errln!("    done in {seconds:.1} s: {what}"),
+        Err(_) => errln!("    FAILED after {seconds:.1} s: {what}"),
     }
     result
 }

@@ -140,7 +140,7 @@ pub fn test(
         && let Err(error) = setup::peers()
     {
         // No reason to test nothing: the tests that need it say so.
-        complain!("xtask: {error:#}; the tests against it are skipped");
+        errln!("xtask: {error:#}; the tests against it are skipped");
     }
     let mut rows = Vec::new();
     let mut sum = Counts::default();
@@ -162,9 +162,9 @@ pub fn test(
     if wanted(Tier::Packets) || wanted(Tier::Lab) {
         clean_up()?;
     }
-    say!();
+    outln!();
     for (name, counts, ok, seconds) in &rows {
-        say!(
+        outln!(
             "{:<32} {:>4} passed {:>3} failed {:>3} skipped  {seconds:>6.1} s{}",
             name,
             counts.passed,
@@ -173,16 +173,16 @@ pub fn test(
             if *ok { "" } else { "  FAILED" }
         );
     }
-    say!("in {:.0} s", begun.elapsed().as_secs_f64());
+    outln!("in {:.0} s", begun.elapsed().as_secs_f64());
     if broken && sum.failed == 0 {
         // A test program that did not build, or died before it could count.
         sum.failed = 1;
     }
     let empty = sum.passed + sum.failed + sum.skipped == 0;
     if empty {
-        complain!("xtask: no test matched");
+        errln!("xtask: no test matched");
     }
-    say!(
+    outln!(
         "{} passed, {} failed, {} skipped",
         sum.passed,
         sum.failed,
@@ -219,7 +219,7 @@ fn one(
         for line in BufReader::new(stdout).split(b'\n') {
             let line =
                 String::from_utf8_lossy(&line.context("read the tests' output")?).into_owned();
-            say!("{line}");
+            outln!("{line}");
             lines.push(line);
         }
     }

@@ -11,14 +11,14 @@
 //! ```
 
 pub mod config;
+mod error_chain;
 pub mod forwarding;
 mod notify;
 mod panic;
-mod said;
 pub mod socket;
 pub mod stdout;
 pub mod xdp;
 
+pub use error_chain::error_chain;
 pub use notify::Notifier;
 pub use panic::abort_on_panic;
-pub use said::said;

@@ -1,7 +1,8 @@
-//! What a command prints, to a reader who may leave before the end, as that of `status | head -1` does.
+//! Printing of commands, safe against a reader that closes the pipe early, as `status | head -1` does.
 //!
-//! `println!` panics then. Here what nobody reads is dropped, and the command goes on to its end: what it was asked for is not left half
-//! done. SIGPIPE stays ignored, as Rust has it: it would end a daemon by any of its sockets.
+//! `println!` panics then. [`outln!`](crate::outln) drops the output instead, and the command continues to
+//! its end, so that its work is not left half done. SIGPIPE stays ignored, as Rust sets it: it would end a
+//! daemon through any of its sockets.
 
 use std::{
     fmt::Display,
@@ -9,22 +10,22 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// How printing went so far.
+/// State of standard output.
 #[derive(Debug)]
-enum Went {
-    /// All of it was taken.
-    Well,
-    /// The reader has left.
-    Unread,
-    /// It could not be written: a full disk, say.
+enum Output {
+    /// Every write succeeded.
+    Open,
+    /// The reader closed the pipe.
+    Closed,
+    /// A write failed, for example because the disk is full.
     Failed(io::Error),
 }
 
-static STDOUT: Mutex<Went> = Mutex::new(Went::Well);
+static STDOUT: Mutex<Output> = Mutex::new(Output::Open);
 
-/// Prints to standard output as `println!` does; whether it was taken.
+/// Prints a line to standard output as `println!` does; returns whether it was written.
 #[macro_export]
-macro_rules! say {
+macro_rules! outln {
     () => {
         $crate::stdout::print("\n")
     };
@@ -33,53 +34,54 @@ macro_rules! say {
     };
 }
 
-/// Prints to standard error as `eprintln!` does. Where that cannot be written there is nobody to tell.
+/// Prints a line to standard error as `eprintln!` does; ignores write errors.
 #[macro_export]
-macro_rules! complain {
+macro_rules! errln {
     ($($text:tt)*) => {
-        $crate::stdout::complain(::std::format_args!($($text)*))
+        $crate::stdout::print_error(::std::format_args!($($text)*))
     };
 }
 
-/// Prints to standard output, no line's end added; whether it was taken. Once something was not, nothing more is tried.
+/// Prints to standard output without a line end; returns whether the text was written.
+/// After the first failure nothing more is written.
 pub fn print(text: impl Display) -> bool {
-    let mut went = STDOUT.lock().unwrap_or_else(PoisonError::into_inner);
-    write(&mut went, &mut io::stdout().lock(), text)
+    let mut output = STDOUT.lock().unwrap_or_else(PoisonError::into_inner);
+    write(&mut output, &mut io::stdout().lock(), text)
 }
 
-/// What stands behind [`complain!`](crate::complain).
-pub fn complain(text: impl Display) {
+/// Implements [`errln!`](crate::errln).
+pub fn print_error(text: impl Display) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// To be asked at the end: whether all was written, or left unread.
+/// Reports the first failed write to standard output. Call it at the end of a command.
 ///
 /// # Errors
-/// The first failure of any other kind.
+/// The first write error other than a closed pipe.
 pub fn finish() -> io::Result<()> {
-    let mut went = STDOUT.lock().unwrap_or_else(PoisonError::into_inner);
-    match std::mem::replace(&mut *went, Went::Unread) {
-        Went::Well => {
-            *went = Went::Well;
+    let mut output = STDOUT.lock().unwrap_or_else(PoisonError::into_inner);
+    match std::mem::replace(&mut *output, Output::Closed) {
+        Output::Open => {
+            *output = Output::Open;
             Ok(())
         }
-        Went::Unread => Ok(()),
-        Went::Failed(error) => Err(error),
+        Output::Closed => Ok(()),
+        Output::Failed(error) => Err(error),
     }
 }
 
-fn write(went: &mut Went, out: &mut impl Write, text: impl Display) -> bool {
-    if !matches!(went, Went::Well) {
+fn write(output: &mut Output, out: &mut impl Write, text: impl Display) -> bool {
+    if !matches!(output, Output::Open) {
         return false;
     }
     match write!(out, "{text}").and_then(|()| out.flush()) {
         Ok(()) => true,
         Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-            *went = Went::Unread;
+            *output = Output::Closed;
             false
         }
         Err(error) => {
-            *went = Went::Failed(error);
+            *output = Output::Failed(error);
             false
         }
     }
@@ -90,28 +92,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_reader_who_left_does_not_take_is_dropped() {
+    fn output_to_a_closed_pipe_is_dropped() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let mut went = Went::Well;
-        assert!(write(&mut went, &mut writer, "one\n"));
+        let mut output = Output::Open;
+        assert!(write(&mut output, &mut writer, "one\n"));
         drop(reader);
-        assert!(!write(&mut went, &mut writer, "two\n"));
-        assert!(matches!(went, Went::Unread));
+        assert!(!write(&mut output, &mut writer, "two\n"));
+        assert!(matches!(output, Output::Closed));
         let mut other = Vec::new();
-        assert!(!write(&mut went, &mut other, "three\n"));
-        assert!(other.is_empty(), "nothing more is tried");
+        assert!(!write(&mut output, &mut other, "three\n"));
+        assert!(other.is_empty(), "nothing is written after a failure");
     }
 
     #[test]
-    fn a_full_disk_is_told() {
+    fn a_full_disk_is_reported() {
         let mut full = std::fs::OpenOptions::new()
             .write(true)
             .open("/dev/full")
             .unwrap();
-        let mut went = Went::Well;
-        assert!(!write(&mut went, &mut full, "one\n"));
-        let Went::Failed(error) = went else {
-            panic!("{went:?}")
+        let mut output = Output::Open;
+        assert!(!write(&mut output, &mut full, "one\n"));
+        let Output::Failed(error) = output else {
+            panic!("{output:?}")
         };
         assert_eq!(error.kind(), ErrorKind::StorageFull);
     }

@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            service::complain!("causeway-bench: {error:#}");
+            service::errln!("causeway-bench: {error:#}");
             ExitCode::FAILURE
         }
     }

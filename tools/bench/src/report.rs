@@ -125,13 +125,13 @@ impl Report {
 
     /// Prints it for people.
     pub fn print(&self) {
-        service::say!(
+        service::outln!(
             "{} on {}, Linux {}\n",
             self.bench,
             self.machine,
             self.kernel
         );
-        service::say!(
+        service::outln!(
             "{:<44} {:<24} {:>12} {:>12} {:>12}  unit, of runs",
             "case",
             "contender",
@@ -140,7 +140,7 @@ impl Report {
             "max"
         );
         for r in &self.rows {
-            service::say!(
+            service::outln!(
                 "{:<44} {:<24} {:>12.2} {:>12.2} {:>12.2}  {}, {}",
                 r.case,
                 r.contender,
@@ -151,17 +151,17 @@ impl Report {
                 r.runs
             );
         }
-        service::say!();
+        service::outln!();
         for r in &self.ratios {
             let verdict = match (r.aim.is_empty(), r.met) {
                 (true, _) => String::new(),
                 (false, true) => format!("aim {}: met", r.aim),
                 (false, false) => format!("aim {}: NOT MET", r.aim),
             };
-            service::say!("{:<60} {:>8.2}  {verdict}", r.name, r.value);
+            service::outln!("{:<60} {:>8.2}  {verdict}", r.name, r.value);
         }
         for s in &self.skipped {
-            service::say!("skipped: {}: {}", s.contender, s.why);
+            service::outln!("skipped: {}: {}", s.contender, s.why);
         }
     }
 

@@ -66,7 +66,7 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         if let Err(e) = self.end() {
-            service::complain!("capture {}: {e}", self.path.display());
+            service::errln!("capture {}: {e}", self.path.display());
         }
     }
 }

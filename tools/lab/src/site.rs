@@ -82,7 +82,7 @@ impl std::ops::Deref for Scoped {
 impl Drop for Scoped {
     fn drop(&mut self) {
         if let Err(e) = Lab::down(&self.0.name) {
-            service::complain!("lab {}: {e}", self.0.name);
+            service::errln!("lab {}: {e}", self.0.name);
         }
     }
 }
@@ -126,7 +126,7 @@ impl Lab {
             Ok(()) => Ok(lab),
             Err(error) => {
                 if let Err(e) = Self::down(name) {
-                    service::complain!("lab {name}: {e}");
+                    service::errln!("lab {name}: {e}");
                 }
                 Err(error)
             }

@@ -8,7 +8,7 @@
 #![deny(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "they panic where the reader has left: say!, complain!"
+    reason = "they panic when the reader has closed the pipe: use outln! and errln!"
 )]
 
 use std::{
@@ -261,7 +261,7 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            service::complain!("causeway-lab: {error:#}");
+            service::errln!("causeway-lab: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -293,7 +293,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Down { all: true, .. } => {
             for lab in Lab::down_all()? {
-                service::say!("{lab}: down");
+                service::outln!("{lab}: down");
             }
         }
         Command::Down { name, .. } => {
@@ -302,7 +302,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 None => only_lab()?,
             };
             Lab::down(&name)?;
-            service::say!("{name}: down");
+            service::outln!("{name}: down");
         }
         Command::List => list()?,
         Command::Exec { host, lab, words } => {
@@ -322,7 +322,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             lab,
         } => {
             let done = open(lab, paths)?.fail_over(&machine)?;
-            service::say!("{machine}: failed over in {} ms", ms(&done));
+            service::outln!("{machine}: failed over in {} ms", ms(&done));
         }
         Command::FailOver {
             tenant: Some(tenant),
@@ -335,7 +335,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             lab,
         } => {
             let done = open(lab, paths)?.fail_back(&machine)?;
-            service::say!("{machine}: back in {} ms", ms(&done));
+            service::outln!("{machine}: back in {} ms", ms(&done));
         }
         Command::FailBack {
             tenant: Some(tenant),
@@ -343,7 +343,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             ..
         } => {
             open(lab, paths)?.undo_site(&tenant)?;
-            service::say!("{tenant}: the site is back");
+            service::outln!("{tenant}: the site is back");
         }
         Command::Capture {
             host,
@@ -378,7 +378,7 @@ fn up(
 ) -> anyhow::Result<()> {
     interrupt::install()?;
     let began = Instant::now();
-    service::say!("{}", topology.picture);
+    service::outln!("{}", topology.picture);
     let lab = Lab::up(topology, name, paths)?;
     let rest = || -> anyhow::Result<()> {
         if appliances {
@@ -398,7 +398,7 @@ fn up(
                 .first()
                 .context("the topology has no machine that can fail over")?;
             lab.fail_over(&machine.production)?;
-            service::say!("{} runs as {}", machine.production, machine.replica);
+            service::outln!("{} runs as {}", machine.production, machine.replica);
         }
         Ok(())
     };
@@ -412,7 +412,7 @@ fn up(
         .hosts
         .first()
         .map_or("HOST", |h| h.name.as_str());
-    service::say!(
+    service::outln!(
         "{name} is up after {:.1} s; hosts: {}",
         began.elapsed().as_secs_f64(),
         lab.topology()
@@ -422,16 +422,16 @@ fn up(
             .collect::<Vec<_>>()
             .join(", ")
     );
-    service::say!("  causeway-lab exec {first} --lab {name} -- bash    look around");
-    service::say!("  causeway-lab down {name}");
+    service::outln!("  causeway-lab exec {first} --lab {name} -- bash    look around");
+    service::outln!("  causeway-lab down {name}");
     for appliance in lab.topology().appliances.iter().filter(|_| appliances) {
-        service::say!(
+        service::outln!(
             "  causeway-appliance --socket {} status",
             lab.appliance(&appliance.host)?.socket_path().display()
         );
     }
     for gateway in lab.topology().cloud.gateways.iter().filter(|_| appliances) {
-        service::say!(
+        service::outln!(
             "  causeway-gateway --socket {} status",
             lab.gateway(&gateway.host)?.socket_path().display()
         );
@@ -439,7 +439,7 @@ fn up(
     for failover in lab.topology().failovers.iter().filter(|_| appliances) {
         let tenant = &failover.tenant;
         let plan = lab.plan_path(tenant);
-        service::say!(
+        service::outln!(
             "  causeway-lab fail-over --tenant {tenant} --lab {name}    by {}",
             plan.display()
         );
@@ -450,7 +450,7 @@ fn up(
 fn fail_over_site(lab: &Lab, tenant: &str) -> anyhow::Result<()> {
     let done = lab.fail_over_site(tenant)?;
     let took = (done.switched - done.booted).as_millis();
-    service::say!("{tenant}: the whole site runs at the provider, switched in {took} ms");
+    service::outln!("{tenant}: the whole site runs at the provider, switched in {took} ms");
     Ok(())
 }
 
@@ -478,11 +478,11 @@ fn open(name: Option<String>, paths: Paths) -> anyhow::Result<Lab> {
 
 fn list() -> anyhow::Result<()> {
     for lab in Lab::list()? {
-        service::say!("{} ({})", lab.name, lab.topology);
-        service::say!("  hosts        {}", lab.hosts.join(", "));
-        service::say!("  appliances   {}", or_none(&lab.appliances));
-        service::say!("  gateways     {}", or_none(&lab.gateways));
-        service::say!("  failed over  {}", or_none(&lab.failed_over));
+        service::outln!("{} ({})", lab.name, lab.topology);
+        service::outln!("  hosts        {}", lab.hosts.join(", "));
+        service::outln!("  appliances   {}", or_none(&lab.appliances));
+        service::outln!("  gateways     {}", or_none(&lab.gateways));
+        service::outln!("  failed over  {}", or_none(&lab.failed_over));
     }
     Ok(())
 }
@@ -513,7 +513,7 @@ fn capture(
     };
     let capture = lab.capture(&host, &link, None)?;
     let path = capture.path().to_owned();
-    service::complain!("capturing on {link} of {host} into {}", path.display());
+    service::errln!("capturing on {link} of {host} into {}", path.display());
     let until = seconds.map(|s| Instant::now() + Duration::from_secs(s));
     while interrupt::check().is_ok() && until.is_none_or(|u| Instant::now() < u) {
         std::thread::sleep(Duration::from_millis(20));
@@ -522,7 +522,7 @@ fn capture(
     if let Some(out) = out {
         std::fs::copy(&path, &out).with_context(|| format!("copying to {}", out.display()))?;
     }
-    service::say!("{} frames", frames.len());
+    service::outln!("{} frames", frames.len());
     Ok(())
 }
 

@@ -70,7 +70,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
         return Ok(());
     };
 
-    service::say!("\nthe production sites are lost");
+    service::outln!("\nthe production sites are lost");
     outcome.step("cut the production sites off", |_| {
         for failover in &lab.topology().failovers {
             lab.cut(&failover.wan)?;
@@ -96,7 +96,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
         return Ok(());
     }
 
-    service::say!("\nfull failover, while replica-a pings its gateway every 10 ms");
+    service::outln!("\nfull failover, while replica-a pings its gateway every 10 ms");
     let over = outcome.step("acme: mode full", |measured| switch(lab, measured))?;
     outcome.step("globex: mode full, same addresses", |measured| {
         let began = Instant::now();
@@ -109,7 +109,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
         return Ok(());
     }
 
-    service::say!(
+    service::outln!(
         "\nafter: the appliance is the replicas' gateway, and public addresses lead to them"
     );
     gateways(lab, outcome)?;
@@ -121,7 +121,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     apart(lab, outcome)?;
     throughput(lab, outcome)?;
 
-    service::say!("\nundoing both");
+    service::outln!("\nundoing both");
     outcome.step("undo: mode idle", |measured| {
         let began = Instant::now();
         lab.mode_idle("acme")?;
@@ -449,7 +449,7 @@ pub(super) fn table(outcome: &Outcome) {
         let value = outcome.measured.get(&name);
         value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"))
     };
-    service::say!("\n  {:<34} {:>12} {:>12}  unit", "", "IPv4", "IPv6");
+    service::outln!("\n  {:<34} {:>12} {:>12}  unit", "", "IPv4", "IPv6");
     for (label, before, after, unit) in [
         ("gateway's first answer", "first_answer_", "_ms", "ms"),
         (
@@ -480,14 +480,14 @@ pub(super) fn table(outcome: &Outcome) {
         ),
     ] {
         let [v4, v6] = ["v4", "v6"].map(|family| get(format!("{before}{family}{after}")));
-        service::say!("  {label:<34} {v4:>12} {v6:>12}  {unit}");
+        service::outln!("  {label:<34} {v4:>12} {v6:>12}  {unit}");
     }
-    service::say!(
+    service::outln!(
         "\n  {:<34} {:>12} {:>12}  unit",
         "",
         "mode full",
         "mode idle"
     );
     let [over, back] = ["switch_ms", "undo_ms"].map(|name| get(name.to_owned()));
-    service::say!("  {:<34} {over:>12} {back:>12}  ms", "the command, acme");
+    service::outln!("  {:<34} {over:>12} {back:>12}  ms", "the command, acme");
 }

@@ -70,7 +70,7 @@ impl Outcome {
             Err(error) => (false, None, format!("{error:#}")),
         };
         let word = if ok { "ok    " } else { "FAILED" };
-        service::say!("  {word} {ms:>6} ms  {name:<44} {detail}");
+        service::outln!("  {word} {ms:>6} ms  {name:<44} {detail}");
         self.steps.push(Step {
             name: name.to_owned(),
             ok,
@@ -130,7 +130,7 @@ pub(crate) fn demo(
         }
     };
     let ok = outcome.steps.iter().all(|s| s.ok);
-    service::say!(
+    service::outln!(
         "\n{} of {} steps held, {:.0} s",
         outcome.steps.iter().filter(|s| s.ok).count(),
         outcome.steps.len(),
@@ -160,7 +160,7 @@ struct Play {
 impl Play {
     /// Raises it, shows it, takes it down.
     fn run(self, name: &str, paths: Paths) -> anyhow::Result<Outcome> {
-        service::say!("{}", self.topology.picture);
+        service::outln!("{}", self.topology.picture);
         let mut outcome = Outcome {
             scenario: self.scenario,
             ..Outcome::default()

@@ -24,11 +24,11 @@ const MOVED: Duration = Duration::from_millis(500);
 
 /// Before, during and after a failover of `prod-a`, and back.
 pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
-    service::say!("\nbefore: prod-a runs at the tenant's site");
+    service::outln!("\nbefore: prod-a runs at the tenant's site");
     look(lab, outcome, "before", "prod-a")?;
     let neighbours = unaffected_neighbours(lab);
 
-    service::say!("\nfailing prod-a over to replica-a while prod-b pings it every 10 ms");
+    service::outln!("\nfailing prod-a over to replica-a while prod-b pings it every 10 ms");
     let over = outcome.step("fail over under ping", |measured| {
         across(lab, "failover", measured, || lab.fail_over("prod-a"))
     })?;
@@ -36,7 +36,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
         return Ok(());
     }
 
-    service::say!(
+    service::outln!(
         "\nafter: prod-a runs as replica-a at the provider, same addresses, same gateway"
     );
     look(lab, outcome, "after", "replica-a")?;
@@ -60,7 +60,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
         })?;
     }
 
-    service::say!("\nfailing back while prod-b pings");
+    service::outln!("\nfailing back while prod-b pings");
     let back = outcome.step("fail back under ping", |measured| {
         across(lab, "failback", measured, || lab.fail_back("prod-a"))
     })?;
@@ -321,7 +321,7 @@ pub(super) fn table(outcome: &Outcome) {
             .get(name)
             .map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"))
     };
-    service::say!("\n  {:<34} {:>12} {:>12}  unit", "", "before", "after");
+    service::outln!("\n  {:<34} {:>12} {:>12}  unit", "", "before", "after");
     for (label, name, unit) in [
         ("ping, prod-b to prod-a, IPv4", "ping_prod-b_v4_us", "µs"),
         ("ping, prod-b to prod-a, IPv6", "ping_prod-b_v6_us", "µs"),
@@ -337,9 +337,9 @@ pub(super) fn table(outcome: &Outcome) {
             get(&format!("before_{name}")),
             get(&format!("after_{name}")),
         );
-        service::say!("  {label:<34} {before:>12} {after:>12}  {unit}");
+        service::outln!("  {label:<34} {before:>12} {after:>12}  {unit}");
     }
-    service::say!("\n  {:<34} {:>12} {:>12}  unit", "", "failover", "failback");
+    service::outln!("\n  {:<34} {:>12} {:>12}  unit", "", "failover", "failback");
     for (label, name, unit) in [
         ("longest gap, 10 ms series, IPv4", "gap_v4_ms", "ms"),
         ("longest gap, 10 ms series, IPv6", "gap_v6_ms", "ms"),
@@ -350,14 +350,16 @@ pub(super) fn table(outcome: &Outcome) {
             get(&format!("failover_{name}")),
             get(&format!("failback_{name}")),
         );
-        service::say!("  {label:<34} {over:>12} {back:>12}  {unit}");
+        service::outln!("  {label:<34} {over:>12} {back:>12}  {unit}");
     }
     if let Some(gap) = outcome.measured.get("gateway_killed_gap_ms") {
-        service::say!(
+        service::outln!(
             "  {:<34} {gap:>12.2} {:>12}  ms",
             "gap, gateway in use killed",
             ""
         );
     }
-    service::say!("  (IPv6 waits for duplicate address detection, as a machine that boots does.)");
+    service::outln!(
+        "  (IPv6 waits for duplicate address detection, as a machine that boots does.)"
+    );
 }

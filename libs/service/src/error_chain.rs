@@ -1,10 +1,13 @@
-//! Errors for a person.
+//! Error messages for a person.
 
 use std::error::Error;
 
-/// An error with its causes, each said once: many of ours name their cause themselves.
+/// The message of an error and of its causes, joined by `: `.
+///
+/// A cause whose text the message already contains is left out: many errors here format their source
+/// themselves.
 #[must_use]
-pub fn said(error: &(dyn Error + 'static)) -> String {
+pub fn error_chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut error = error.source();
     while let Some(cause) = error {
@@ -22,23 +25,23 @@ mod tests {
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
-    #[error("{says}")]
-    struct Says {
-        says: &'static str,
-        source: Option<Box<Says>>,
+    #[error("{message}")]
+    struct Link {
+        message: &'static str,
+        source: Option<Box<Link>>,
     }
 
-    fn chain(words: &[&'static str]) -> Says {
-        let (says, rest) = words.split_first().expect("something is said");
-        Says {
-            says,
+    fn chain(messages: &[&'static str]) -> Link {
+        let (message, rest) = messages.split_first().expect("at least one message");
+        Link {
+            message,
             source: (!rest.is_empty()).then(|| Box::new(chain(rest))),
         }
     }
 
     #[test]
-    fn a_cause_is_said_once() {
-        for (words, text) in [
+    fn each_cause_appears_once() {
+        for (messages, text) in [
             (&["open"][..], "open"),
             (&["open", "no such file"], "open: no such file"),
             (
@@ -47,7 +50,7 @@ mod tests {
             ),
             (&["start", "open", "denied"], "start: open: denied"),
         ] {
-            assert_eq!(said(&chain(words)), text);
+            assert_eq!(error_chain(&chain(messages)), text);
         }
     }
 }
