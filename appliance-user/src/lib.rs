@@ -9,16 +9,11 @@
 //!   state ──┼─▶ reconcile ─diff──▶┘
 //!   underlay┘      ▲                 rings ─▶ neighbour, slowpath ─▶ rawsock
 //!   control ───────┘                          announce ────────────▶ rawsock
-//!                                     encrypted packets ◀─AF_XDP─▶ secure (workers, handshakes)
-//!                                                                    └─ rings ─▶ stream (TLS where UDP is blocked)
+//!                                     encrypted packets ◀─AF_XDP─▶ crate `tunnel-worker`, by `daemon/tunnels.rs`
 //! ```
 //!
 //! `neighbour`, `announce`, `advertise`, `slowpath`, `reconcile`, `config` and `frames` touch no socket, map or clock;
 //! `daemon` is where they meet the world.
-
-// So that what tests share with `tests/` has one name for this crate.
-#[cfg(test)]
-extern crate self as appliance_user;
 
 pub mod advertise;
 pub mod announce;
@@ -34,9 +29,7 @@ pub mod neighbour;
 pub mod nic;
 pub mod rawsock;
 pub mod reconcile;
-pub mod secure;
 pub mod slowpath;
 pub mod state;
-pub mod stream;
 pub mod trace;
 pub mod underlay;

@@ -20,13 +20,13 @@ use appliance_user::{
     config::Config,
     control::{self, CounterStatus, Request, Status, render, rules},
     daemon, datapath,
-    secure::keys::{self, OsRandom},
     trace::{Step, Wanted},
 };
 use clap::{Parser, Subcommand};
 use failover::{Net, Rule};
 use service::socket;
 use tunnel::{PresharedKey, SecretKey};
+use tunnel_worker::keys::{self, OsRandom};
 
 /// The data plane of Causeway: stretches a tenant's networks to the replicas of its machines.
 #[derive(Parser)]

@@ -10,10 +10,6 @@
 //!
 //! `CAUSEWAY_SEED` replays a run; `CAUSEWAY_WORKER_PACKETS` sets the count for each world.
 
-#[path = "../../appliance-user/src/secure/pipeline/pair.rs"]
-#[expect(dead_code, reason = "shared with tests that use more of it")]
-mod pair;
-
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -26,9 +22,6 @@ use appliance_common::{
     events::{SlowHeader, SlowReason},
     maps::network_flags,
 };
-use appliance_user::secure::pipeline::{
-    Command, Counted, Event, Lanes, Pipeline, Sent, Share, Wire,
-};
 use causeway_tests::{
     dump,
     harness::{Action, Harness, Program, Record, describe},
@@ -36,10 +29,13 @@ use causeway_tests::{
     rng::{Rng, seed_from_env},
     world::*,
 };
-use pair::Hand;
 use tunnel::{
     Framing, Kind,
     segment::{HEADER_BYTES, Header},
+};
+use tunnel_worker::{
+    pipeline::{Command, Counted, Event, Lanes, Pipeline, Sent, Share, Wire},
+    testing::{self, Hand},
 };
 
 /// Longest inner packet, bytes: with VXLAN's headers over IPv6 no longer than a test run takes.
@@ -177,7 +173,7 @@ impl Worker {
         }
         let mut socket = Socket::default();
         for command in commands {
-            pipeline.command(pair::at(1).mono, command, &mut socket);
+            pipeline.command(testing::at(1).mono, command, &mut socket);
         }
         Self {
             pipeline,
@@ -199,7 +195,7 @@ impl Worker {
         let mut plaintext = Header::whole(Kind::Ip, vni).to_bytes().to_vec();
         plaintext.extend_from_slice(l3);
         assert_eq!(plaintext.len(), HEADER_BYTES + l3.len());
-        let now = pair::at(10);
+        let now = testing::at(10);
         let mut frame = self.peers[peer as usize].say(now, &plaintext);
         self.pipeline.frame(now.mono, &mut frame, &mut self.socket);
         let sent = self.socket.sent.take();

@@ -137,7 +137,11 @@ fn check_command(folder: &str) -> Command {
 }
 
 /// Where targets are.
-const FOLDERS: [&str; 3] = ["libs/tunnel/fuzz", "appliance-user/fuzz", "gateway/fuzz"];
+const FOLDERS: [&str; 3] = [
+    "libs/tunnel/fuzz",
+    "libs/tunnel-worker/fuzz",
+    "gateway/fuzz",
+];
 
 /// The folder of a target.
 fn folder(name: &str) -> PathBuf {
@@ -304,7 +308,7 @@ fn say(name: &str) {
     let regressions = regressions.display();
     errln!("  keep it: mkdir -p {regressions} && mv {input} {regressions}/WHAT-WAS-WRONG");
     errln!(
-        "  see it again: cargo test -p tunnel -p appliance-user -p causeway-gateway --test corpus"
+        "  see it again: cargo test -p tunnel -p tunnel-worker -p causeway-gateway --test corpus"
     );
     errln!("  then mend what is wrong, and commit both");
 }

@@ -15,12 +15,12 @@ use appliance_common::{
     },
 };
 use tunnel::CipherChoice;
+use tunnel_worker::{Waiting, pipeline::LANES};
 
 use super::{
     Config, Identity, Memory, Net, Network, Peer, PeerKind, Problem, Role, Tunnel, Uplink, Vlan,
     Xdp, file, gateways, nat,
 };
-use crate::secure::{Waiting, pipeline::LANES};
 
 /// Largest MTU that XDP takes on any NIC we know, bytes: a page less headroom and tail.
 const MAX_MTU: u16 = 3498;

@@ -6,13 +6,13 @@ use gateway_client::{
     pool::{Access, List},
     wire::CircuitId,
 };
+use tunnel_worker::tls::{BadFingerprint, Fingerprint};
 
 use super::{
     Net, Peer, PeerKind, Role, Uplink,
     check::{Checker, absolute, is_host},
     file,
 };
-use crate::stream::{BadFingerprint, Fingerprint};
 
 /// A gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]

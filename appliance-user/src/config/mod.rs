@@ -16,8 +16,7 @@ use std::{
 use appliance_common::addr::{Address, Prefix, from_ip};
 use service::config;
 use tunnel::{CipherChoice, PublicKey};
-
-use crate::secure::Waiting;
+use tunnel_worker::Waiting;
 
 pub use failover::Net;
 pub use gateways::{Arrivals, Circuit, Gateway, Gateways, Tls};

@@ -8,6 +8,7 @@ use failover::{
     mode::{Circumstances, Goal, Kind, Unfit},
 };
 use serde_json::{Value, json};
+use tunnel_worker::keys::OsRandom;
 
 use super::{
     Daemon,
@@ -19,7 +20,6 @@ use crate::{
     control::Refusal,
     fib,
     reconcile::{self, mode_of},
-    secure::keys::OsRandom,
     state::{Doing, State},
 };
 

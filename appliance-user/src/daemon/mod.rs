@@ -31,6 +31,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
+use tunnel_worker::{Ends, clock, host::TableWrite};
 
 use crate::{
     advertise::Advertiser,
@@ -45,7 +46,6 @@ use crate::{
     nic::{self, Nic},
     rawsock::{RawIp, RawSocket},
     reconcile::{self, Secured, Tables, host, mode_of},
-    secure::{Ends, clock},
     slowpath::{self, SlowPath},
     state::{self, State, Store, assign},
     underlay::{Path as Route, Snapshot, Watcher, Why},
@@ -462,7 +462,7 @@ impl Daemon {
             Action::Send { ifindex, frame } => self.send(ifindex, &frame),
             Action::Install { key, neighbour } => {
                 if let Some(ends) = &mut self.ends {
-                    ends.neighbour(key, Some(neighbour));
+                    ends.write(&[TableWrite::Neighbour(key, Some(neighbour))]);
                 }
                 if let Err(error) = self.datapath.set_neighbour(&key, &neighbour) {
                     tracing::error!(%error, "a neighbour could not be written");
@@ -470,7 +470,7 @@ impl Daemon {
             }
             Action::Remove { key } => {
                 if let Some(ends) = &mut self.ends {
-                    ends.neighbour(key, None);
+                    ends.write(&[TableWrite::Neighbour(key, None)]);
                 }
                 if let Err(error) = self.datapath.remove_neighbour(&key) {
                     tracing::error!(%error, "a neighbour could not be removed");
@@ -750,7 +750,7 @@ impl Daemon {
         }
         // To the workers as well: where a map refuses, the next round writes both again.
         if let Some(ends) = &mut self.ends {
-            ends.write(&writes);
+            ends.write(&tunnels::table_writes(&writes));
         }
         self.datapath.write(&mut self.tables, &writes)
     }
@@ -808,7 +808,7 @@ impl Daemon {
                 Some(port) if port.ifindex == neighbour.ifindex => {
                     self.engine.adopt(now, key, neighbour);
                     if let Some(ends) = &mut self.ends {
-                        ends.neighbour(key, Some(neighbour));
+                        ends.write(&[TableWrite::Neighbour(key, Some(neighbour))]);
                     }
                 }
                 _ => self.datapath.remove_neighbour(&key)?,

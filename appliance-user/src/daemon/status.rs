@@ -3,18 +3,18 @@
 use std::{net::SocketAddr, time::Instant};
 
 use appliance_common::addr::to_ip;
+use tunnel_worker::{Ends, tls::Reason};
 
 use super::Daemon;
 use crate::{
     config::Config,
     control::{
         CounterStatus, GatewayStatus, InterfaceStatus, NeighbourStatus, NetworkStatus, PeerStatus,
-        Refusal, Status, StreamStatus, TenantStatus, TlsStatus, TunnelStatus, mac_text,
+        Refusal, Status, StreamStatus, TenantStatus, TlsStatus, TunnelStatus, WorkerStatus,
+        mac_text,
     },
     reconcile::{local_addresses, mode_of, network_mtu, tenant_of},
-    secure::Ends,
     state::State,
-    stream::Reason,
     underlay::{Path as Route, Snapshot},
 };
 
@@ -29,6 +29,17 @@ fn gateway_status(gateway: gateway_client::reach::GatewayState) -> GatewayStatus
         round_trip_micros: gateway
             .round_trip
             .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn worker_status(worker: tunnel_worker::WorkerStatus) -> WorkerStatus {
+    WorkerStatus {
+        index: worker.index,
+        cpu: worker.cpu,
+        sealed: worker.sealed,
+        delivered: worker.delivered,
+        handed_over: worker.handed_over,
+        dropped: worker.dropped,
     }
 }
 
@@ -170,7 +181,12 @@ impl Daemon {
             tenants: tenants(&self.config, &self.state, &self.snapshot),
             networks,
             peers,
-            workers: self.ends.as_ref().map_or_else(Vec::new, |e| e.workers()),
+            workers: self
+                .ends
+                .iter()
+                .flat_map(Ends::workers)
+                .map(worker_status)
+                .collect(),
             neighbours: self.neighbours_status(),
             user_counters: self.user_counters(),
         })

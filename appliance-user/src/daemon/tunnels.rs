@@ -3,24 +3,97 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    os::fd::AsRawFd as _,
 };
 
 use anyhow::Context as _;
 use appliance_common::maps::neighbour_flags;
 use gateway_client::wire::{Key, Side};
 use tunnel::{Dial, PresharedKey, SecretKey, Tai64n};
+use tunnel_worker::{
+    CircuitSpec, Ends, ListenSpec, PeerSpec, PortSpec, TlsSpec, What, ceiling, certificate_file,
+    host::{MapWrite, NextHop, NextHops, ProgramMaps, TableWrite},
+    keys,
+};
 
 use super::{Daemon, Instant, Maps, interfaces};
 use crate::{
     config::{Config, Gateway, Identity, PeerKind, Role},
+    datapath::Datapath,
     nic,
-    reconcile::{self, Tables, local_addresses},
-    secure::{
-        CircuitSpec, Ends, ListenSpec, PeerSpec, PortSpec, TlsSpec, What, ceiling,
-        certificate_file, keys,
-    },
+    reconcile::{self, Tables, Write, local_addresses},
     state::{State, Timestamps},
+    underlay::{Path, Snapshot, Why},
 };
+
+/// The maps of the XDP programs, for the tunnels.
+struct Programs<'d>(&'d mut Datapath);
+
+impl ProgramMaps for Programs<'_> {
+    fn apply(
+        &mut self,
+        write: MapWrite<'_>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        match write {
+            MapWrite::Session { index, known } => self.0.set_session(index, known)?,
+            MapWrite::PeerAddress { address, known } => self.0.set_peer_address(&address, known)?,
+            MapWrite::Socket { slot, socket } => self.0.set_socket(slot, socket.as_raw_fd())?,
+        }
+        Ok(())
+    }
+}
+
+/// Those of the reconciler's writes that the workers have a copy of, in the same order.
+pub(super) fn table_writes(writes: &[Write]) -> Vec<TableWrite> {
+    writes
+        .iter()
+        .filter_map(|write| match write {
+            Write::Network(slot, network) => Some(TableWrite::Network(*slot, network.clone())),
+            Write::Tenant(slot, tenant) => {
+                Some(TableWrite::Tenant(*slot, tenant.unwrap_or_default()))
+            }
+            Write::Endpoint(key, endpoint) => Some(TableWrite::Endpoint(*key, endpoint.is_some())),
+            Write::Config(_)
+            | Write::Attachment(..)
+            | Write::Peer(..)
+            | Write::Tunnel(..)
+            | Write::Route(..)
+            | Write::Policy(..)
+            | Write::Nat(_)
+            | Write::NatAddress(..)
+            | Write::Public(..)
+            | Write::Rule(..)
+            | Write::RulePorts(..)
+            | Write::RuleSource(..)
+            | Write::Share(..)
+            | Write::OneToOne(..) => None,
+        })
+        .collect()
+}
+
+/// The next hops of a snapshot, as the tunnels want them.
+fn next_hops(snapshot: &Snapshot) -> NextHops {
+    let next_hop = |path: &Path| match path {
+        Path::Resolved {
+            ifindex,
+            source_mac,
+            next_hop_mac,
+            ..
+        } => NextHop::Resolved {
+            ifindex: *ifindex,
+            source_mac: *source_mac,
+            next_hop_mac: *next_hop_mac,
+        },
+        Path::Unresolved { why } => NextHop::Unresolved {
+            reason: why.to_string(),
+            transient: matches!(why, Why::Pending | Why::NextHopUnresolved { .. }),
+        },
+    };
+    let paths = snapshot.paths.iter();
+    paths
+        .map(|(address, path)| (*address, next_hop(path)))
+        .collect()
+}
 
 /// The keys that a configuration names.
 #[derive(Default)]
@@ -185,7 +258,10 @@ impl Daemon {
     /// Gives the workers what the maps hold already, and the peers.
     pub(super) fn begin_tunnels(&mut self) {
         if let Some(ends) = &mut self.ends {
-            ends.write(&reconcile::diff(&Tables::default(), &self.tables));
+            ends.write(&table_writes(&reconcile::diff(
+                &Tables::default(),
+                &self.tables,
+            )));
         }
         self.set_peers();
     }
@@ -214,7 +290,7 @@ impl Daemon {
             specs(&self.config, &self.keys, &self.state, &self.timestamps),
             ceiling(mtu, v6),
             listen.as_ref(),
-            &mut self.datapath,
+            &mut Programs(&mut self.datapath),
         );
     }
 
@@ -239,7 +315,7 @@ impl Daemon {
                 ))
             })
             .collect();
-        ends.set_ports(&wanted, &mut self.datapath);
+        ends.set_ports(&wanted, &mut Programs(&mut self.datapath));
         self.secured.xsks = ends.xsks();
     }
 
@@ -247,7 +323,11 @@ impl Daemon {
     pub(super) fn underlay_changed(&mut self) {
         let locals = local_addresses(&self.config, &self.snapshot);
         if let Some(ends) = &mut self.ends {
-            ends.underlay(&self.snapshot, &locals, &mut self.datapath);
+            ends.underlay(
+                next_hops(&self.snapshot),
+                &locals,
+                &mut Programs(&mut self.datapath),
+            );
         }
         self.watch();
     }
@@ -270,11 +350,15 @@ impl Daemon {
     /// Lets the tunnels do what there is to do.
     pub(super) fn tunnels(&mut self) {
         let Some(ends) = &mut self.ends else { return };
-        let happened = ends.work(&mut self.datapath);
+        let happened = ends.work(&mut Programs(&mut self.datapath));
         // Worked out only where they may be others: there may be hundreds of tunnels, and we come by thousands of times a second.
         let rooms = ends.stirred().then(|| ends.rooms());
         let moved = ends.moved();
-        let timestamps = ends.timestamps();
+        let timestamps: Timestamps = ends
+            .timestamps()
+            .into_iter()
+            .map(|(key, timestamp)| (key.to_string(), *timestamp.as_bytes()))
+            .collect();
         let news = |(key, timestamp)| self.timestamps.get(key) != Some(timestamp);
         if timestamps.iter().any(news) {
             // Those of peers that are gone for now are kept.

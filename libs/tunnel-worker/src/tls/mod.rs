@@ -46,12 +46,12 @@
 
 mod carrier;
 mod client;
+mod config;
 mod identity;
 mod link;
 mod proxy;
 mod ring;
 mod server;
-mod tls;
 
 use std::{
     net::SocketAddr,

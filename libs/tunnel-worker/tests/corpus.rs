@@ -1,4 +1,4 @@
-//! The fuzz targets of `appliance-user/fuzz` as an ordinary test (`fuzzing::Corpus`).
+//! The fuzz targets of `libs/tunnel-worker/fuzz` as an ordinary test (`fuzzing::Corpus`).
 
 #[path = "../fuzz/src/lib.rs"]
 mod fuzz;

@@ -13,7 +13,8 @@ use gateway_client::{
 };
 use tunnel::{Instant, Now, Way};
 
-use super::{clock, streams::TlsSpec};
+use super::streams::TlsSpec;
+use crate::clock;
 
 // What the programs know of circuits is what the crate says.
 const _: () = assert!(CIRCUIT_ID_LEN == ID_BYTES && CIRCUIT_MESSAGE_BYTES == MESSAGE_BYTES);

@@ -19,18 +19,18 @@
 //! - `streams`, `fallback`: the same over TLS, where UDP does not get through; around `crate::stream`.
 //! - `keys`: key files.
 
-mod circuits;
 pub mod clock;
-mod control;
-mod ends;
-mod fallback;
+pub mod host;
 pub mod keys;
+mod manager;
 pub mod pipeline;
-mod schedule;
-mod streams;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod tls;
 mod worker;
 
-pub use circuits::CircuitSpec;
-pub use ends::{EndStatus, Ends, Error, Happened, PeerSpec, PortSpec, What, ceiling};
-pub use streams::{ListenSpec, TlsSpec, certificate_file};
-pub use worker::{Settings, Waiting};
+pub use manager::{
+    CircuitSpec, EndStatus, Ends, Error, Happened, ListenSpec, PeerSpec, PortSpec, TlsSpec, What,
+    WorkerStatus, ceiling, certificate_file,
+};
+pub use worker::{Settings, Waiting, Waits};

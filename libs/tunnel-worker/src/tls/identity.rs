@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(made.fingerprint(), again.fingerprint());
         assert_eq!(made.key, again.key);
         assert_eq!(made.chain, again.chain);
-        super::super::tls::server(&again).expect("of use");
+        super::super::config::server(&again).expect("of use");
         let other = Identity::generate("tunnel.example").unwrap();
         assert_ne!(made.fingerprint(), other.fingerprint());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

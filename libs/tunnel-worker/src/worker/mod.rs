@@ -12,7 +12,7 @@
 //!
 //! One thread has the sockets of its queues on every interface. What it receives for a lane of another worker
 //! ([`Share`]) goes over by a ring between the two, one for each pair and direction, sealed as it is.
-//! A circuit's stream (`crate::stream`) is two more rings.
+//! A circuit's stream (`crate::tls`) is two more rings.
 //! Waiting is by poll(2), or not at all (`Waiting::Busy`). Nothing here allocates once the sockets are there; what the daemon hands over and the
 //! worker lets go of (a session, every two minutes) is freed.
 
@@ -20,7 +20,7 @@ use std::{
     io,
     mem::MaybeUninit,
     num::NonZeroU64,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst, fence},
@@ -39,11 +39,10 @@ use nix::{
 };
 use tunnel::Instant;
 
-use crate::stream::{DATAGRAM_BYTES, FromStream, Place, ToStream, Wake};
-
-use super::{
+use crate::{
     clock,
     pipeline::{Command, Counted, Event, Pipeline, Sent, Share, Wire},
+    tls::{DATAGRAM_BYTES, FromStream, Place, ToStream, Wake},
 };
 
 /// Frames taken from a socket before the others get their turn.
@@ -89,7 +88,7 @@ pub struct Settings {
 }
 
 /// What the daemon orders.
-pub(super) enum Order {
+pub(crate) enum Order {
     Command(Command),
     /// A socket more.
     Port(Box<(xsk::Rx, xsk::Tx)>),
@@ -119,7 +118,7 @@ impl Waits {
 }
 
 /// A worker, as the daemon has it. Dropping it ends the thread.
-pub(super) struct Worker {
+pub(crate) struct Worker {
     orders: mpsc::Sender<Order>,
     wake: Arc<EventFd>,
     pub events: rtrb::Consumer<Event>,
@@ -632,12 +631,7 @@ impl Body {
     }
 }
 
-/// The descriptor of a socket to be put into the programs' map.
-pub(super) fn descriptor(rx: &xsk::Rx) -> i32 {
-    rx.fd().as_raw_fd()
-}
-
 /// An eventfd that wakes an `AsyncFd`.
-pub(super) fn duplicate(event: &EventFd) -> io::Result<OwnedFd> {
+pub(crate) fn duplicate(event: &EventFd) -> io::Result<OwnedFd> {
     event.as_fd().try_clone_to_owned()
 }

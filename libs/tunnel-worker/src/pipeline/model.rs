@@ -16,10 +16,8 @@ use appliance_common::{
 use proptest::prelude::*;
 use tunnel::Random as _;
 
-use super::{
-    pair::{ACCESS, Hand, Memory, Seeded, UPLINK, around, at, packet, to_seal},
-    *,
-};
+use super::*;
+use crate::testing::{ACCESS, Hand, Memory, Seeded, UPLINK, around, at, packet, to_seal};
 
 const VNIS: [u32; 3] = [1001, 2001, 0x00ff_ffff];
 const SLOTS: [u32; 3] = [0, 7, 4095];

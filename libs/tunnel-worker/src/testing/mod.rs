@@ -8,19 +8,19 @@ use std::{
 };
 
 use appliance_common::{
-    addr::{Address, from_ip},
+    addr::{Address, Prefix, from_ip},
     counters::Counter,
     events::SlowHeader,
     maps::{HostKey, Mode, Neighbour, Network, Tenant, network_flags},
     wire::SEGMENT_IP,
 };
-use appliance_user::{
-    config::prefix_of,
-    secure::pipeline::{Command, Counted, Event, LANES, Lanes, Outer, Pipeline, Sent, Share, Wire},
-};
 use tunnel::{
     Cipher, Dial, Framing, Instant, LoadLimits, Now, Output, PeerConfig, PeerId, Random, Receiver,
     RejoinLimits, RxSession, SecretKey, Sender, TunnelControl, TxSession,
+};
+
+use crate::pipeline::{
+    Command, Counted, Event, LANES, Lanes, Outer, Pipeline, Sent, Share, Wire, datagram,
 };
 
 pub const UPLINK: u32 = 2;
@@ -108,6 +108,16 @@ pub fn address(text: &str) -> Address {
     from_ip(text.parse().expect("an address"))
 }
 
+/// A prefix as the maps have it; an address alone is a whole one.
+///
+/// # Panics
+/// When the text is none.
+pub fn prefix(text: &str) -> Prefix {
+    let net: failover::Net = text.parse().expect("a prefix");
+    let offset = if net.address().is_ipv4() { 96 } else { 0 };
+    Prefix::new(&from_ip(net.address()), net.length() + offset).expect("at most 128 bits")
+}
+
 pub fn at(ms: u64) -> Now {
     let mono = Instant::from_nanos(1_000_000_000 + ms * 1_000_000);
     Now {
@@ -142,7 +152,7 @@ impl Side {
             .iter_mut()
             .zip(["10.1.0.0/24", "2001:db8:1::/64"])
         {
-            *place = prefix_of(&net.parse().expect("a prefix"));
+            *place = prefix(net);
         }
         let local: SocketAddr = addresses[0].parse().expect("an address");
         let remote: SocketAddr = addresses[1].parse().expect("an address");
@@ -427,7 +437,7 @@ impl Hand {
 
     /// What it is told in a frame: the plaintext's payload, if it is authentic.
     pub fn hear(&mut self, now: Now, frame: &[u8]) -> Option<Vec<u8>> {
-        let (from, place) = appliance_user::secure::pipeline::datagram(frame)?;
+        let (from, place) = datagram(frame)?;
         let mut datagram = frame[place].to_vec();
         let opened = self.receiver.open(now.mono, from, &mut datagram).ok()?;
         match opened.payload {

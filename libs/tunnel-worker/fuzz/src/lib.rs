@@ -18,22 +18,18 @@
 //! The input is a program: a byte that names an act, then what the act needs. Acts past the end of the input
 //! read zeros, and there is a bound on acts.
 
-#[path = "../../src/secure/pipeline/pair.rs"]
-mod pair;
-
 use appliance_common::{
     counters::Counter,
     maps::{HostKey, Mode, Neighbour, Network, Tenant, network_flags},
 };
-use appliance_user::{
-    config::prefix_of,
-    secure::pipeline::{Command, Lanes, Member, Share},
-};
 use fuzzing::{Input, Target};
-use pair::{ACCESS, Hand, Side, UPLINK, VNI, address};
 use tunnel::{
     Framing, Kind,
     segment::{Header, Word},
+};
+use tunnel_worker::{
+    pipeline::{Command, Lanes, Member, Share},
+    testing::{self as pair, ACCESS, Hand, Side, UPLINK, VNI, address, prefix},
 };
 
 /// The target.
@@ -65,14 +61,16 @@ fn hands(provider: &mut Side) -> [Hand; 3] {
     for command in other.commands(1, Lanes::appliance(Share::WHOLE), (tx, rx)) {
         provider.order(now, command);
     }
-    let net = |net: &str| prefix_of(&net.parse().expect("a prefix"));
-    let prefix = net("10.1.0.77");
-    let lane = Lanes::wireguard(Share::WHOLE, VNI, Box::new([prefix]));
+    let client_prefix = prefix("10.1.0.77");
+    let lane = Lanes::wireguard(Share::WHOLE, VNI, Box::new([client_prefix]));
     let (client, tx, rx) = Hand::new(Framing::WireGuard, 12, ["192.0.2.2:51820", to]);
     for command in client.commands(2, lane, (tx, rx)) {
         provider.order(now, command);
     }
-    let member = Member { prefix, peer: 2 };
+    let member = Member {
+        prefix: client_prefix,
+        peer: 2,
+    };
     provider.order(now, Command::Members(VNI, Box::new([member])));
     let mut network = Network {
         vni: OTHER,
@@ -83,7 +81,7 @@ fn hands(provider: &mut Side) -> [Hand; 3] {
         prefix_count: 1,
         ..Network::default()
     };
-    network.prefixes[0] = net("10.1.0.0/24");
+    network.prefixes[0] = prefix("10.1.0.0/24");
     let key = HostKey {
         vni: OTHER,
         address: address("10.1.0.10"),

@@ -5,11 +5,8 @@ use std::collections::BTreeMap;
 use appliance_common::counters::Counter;
 use tunnel::{Framing, Random};
 
-use super::{
-    pair::{ACCESS, Hand, Seeded, UPLINK, VNI, at, join, packet, team, to_seal},
-    *,
-};
-use crate::config::prefix_of;
+use super::*;
+use crate::testing::{ACCESS, Hand, Seeded, UPLINK, VNI, at, join, packet, team, to_seal};
 
 const ADDRESSES: [&str; 2] = ["198.51.100.5:6180", "203.0.113.5:6180"];
 
@@ -98,7 +95,7 @@ fn what_finds_no_room_at_the_other_worker_is_counted() {
 #[test]
 fn a_wireguard_peer_belongs_to_the_first_worker() {
     let (_, mut provider) = team(ADDRESSES, [1, 3]);
-    let prefix = prefix_of(&"10.1.0.77".parse().expect("a prefix"));
+    let prefix = crate::testing::prefix("10.1.0.77");
     let member = || Member { prefix, peer: 3 };
     let way = ["192.0.2.7:51820", ADDRESSES[1]];
     let (mut hand, tx, rx) = Hand::new(Framing::WireGuard, 5, way);

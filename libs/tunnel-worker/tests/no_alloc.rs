@@ -1,16 +1,15 @@
 //! The packet path takes no memory: ten thousand packets each way, whole and in pieces, and not one allocation.
 
-#[path = "../src/secure/pipeline/pair.rs"]
-#[expect(dead_code, reason = "shared with tests that use more of it")]
-mod pair;
-
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use appliance_common::events::SlowHeader;
-use appliance_user::secure::pipeline::{Event, Sent, Wire};
+use tunnel_worker::{
+    pipeline::{Event, Sent, Wire},
+    testing as pair,
+};
 
 struct Counting;
 

@@ -313,7 +313,7 @@ impl Listener {
         landing: Landing,
         reports: Reports,
     ) -> Result<Self, ListenError> {
-        let config = tls::server(&listening.identity).map_err(ListenError::Tls)?;
+        let config = config::server(&listening.identity).map_err(ListenError::Tls)?;
         let (mut sockets, mut addresses) = (Vec::new(), Vec::new());
         for address in listening.addresses {
             let failed = |source| ListenError::Address { address, source };

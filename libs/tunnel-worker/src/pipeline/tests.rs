@@ -5,10 +5,8 @@ use appliance_common::{
     wire::mss_for,
 };
 
-use super::{
-    pair::{ACCESS, Hand, Side, UPLINK, VNI, address, at, join, joined, packet, pair},
-    *,
-};
+use super::*;
+use crate::testing::{ACCESS, Hand, Side, UPLINK, VNI, address, at, join, joined, packet, pair};
 
 #[test]
 fn a_packet_crosses_byte_for_byte() {
@@ -269,7 +267,7 @@ fn what_comes_out_is_checked_as_in_the_programs() {
 
 #[test]
 fn an_idle_tenant_s_packets_go_nowhere() {
-    let idle = |side: &mut super::pair::Side| {
+    let idle = |side: &mut crate::testing::Side| {
         let tenant = Tenant {
             mode: Mode::Idle as u32,
             epoch: 2,
@@ -441,7 +439,7 @@ fn use_of_a_host_is_told_once_a_second() {
 fn garbage_is_counted_and_goes_nowhere() {
     use tunnel::Random as _;
     let (_, mut provider) = pair();
-    let mut random = super::pair::Seeded(3);
+    let mut random = crate::testing::Seeded(3);
     let before: u64 = Counter::ALL.iter().map(|c| provider.count(*c)).sum();
     for round in 0..20_000_u64 {
         let mut frame = vec![0; (random.u32() % 300) as usize];
@@ -482,8 +480,7 @@ fn host(vni: u32, text: &str) -> HostKey {
 }
 
 fn prefix(text: &str, length: u8) -> Prefix {
-    let net = crate::config::Net::around(text.parse().expect("an address"), length);
-    crate::config::prefix_of(&net.expect("a prefix"))
+    crate::testing::prefix(&format!("{text}/{length}"))
 }
 
 const OTHER: u32 = 2001;
@@ -575,7 +572,7 @@ fn two_tenants_with_equal_subnets_never_meet() {
     assert!(provider.take().is_empty());
     // And out: each network's packets go to its peer, by that one's keys.
     let sent = packet("10.1.0.10", "10.1.0.11", b"y");
-    let mut frame = super::pair::to_seal(9, OTHER, &sent);
+    let mut frame = crate::testing::to_seal(9, OTHER, &sent);
     provider
         .pipeline
         .frame(at(14).mono, &mut frame, &mut provider.wire);
@@ -658,7 +655,7 @@ fn without_a_session_or_a_way_a_datagram_is_dropped_and_the_control_half_hears_o
     tenant.seal(at(9), &sent);
     tenant.pipeline.frame(
         at(9).mono,
-        &mut super::pair::to_seal(5, VNI, &sent),
+        &mut crate::testing::to_seal(5, VNI, &sent),
         &mut tenant.wire,
     );
     assert_eq!(tenant.count(Counter::DropInconsistent), 2);

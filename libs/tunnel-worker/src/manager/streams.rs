@@ -1,4 +1,4 @@
-//! Tunnels over TLS: the connections that there are, and those that are wanted (`crate::stream`, `fallback`).
+//! Tunnels over TLS: the connections that there are, and those that are wanted (`crate::tls`, `fallback`).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,14 +13,14 @@ use gateway_client::wire::{CircuitId, Key};
 use nix::sys::eventfd::EventFd;
 use tunnel::{Instant, PublicKey, SecretKey};
 
-use super::{
-    clock,
-    worker::{Order, Worker},
-};
-use crate::stream::{
+use crate::tls::{
     Carrier, ConnectionId, Counted, DialError, Dialer, Dialing, Event, Fingerprint, FromStream,
     Identity, IdentityError, Landing, Limits, ListenError, Listener, Listening, Refusals, Reports,
     Times, ToStream, Wake, by_lane,
+};
+use crate::{
+    clock,
+    worker::{Order, Worker},
 };
 use failover::Net;
 
@@ -442,14 +442,12 @@ mod tests {
 
     use nix::sys::eventfd::EfdFlags;
 
-    use super::{
-        super::{
-            pipeline::Share,
-            worker::{Settings, Waiting},
-        },
-        *,
+    use super::*;
+    use crate::{
+        pipeline::Share,
+        tls::Reason,
+        worker::{Settings, Waiting},
     };
-    use crate::stream::Reason;
 
     /// Where one connection got that says this first.
     fn refused(streams: &Streams, to: SocketAddr, says: &[u8]) -> Reason {

@@ -31,8 +31,8 @@ use rustls::{AlertDescription, ClientConfig, ClientConnection, pki_types::Server
 use super::{
     Closed, ConnectionId, Event, Fingerprint, Landing, Reports,
     carrier::{self, Part},
+    config::{self, OtherCertificate},
     link::{Control, Link, Order, Unmade, prepare, within},
-    tls::{self, OtherCertificate},
 };
 
 /// How long an address has for itself before the next one is connected to as well (RFC 8305 section 8).
@@ -215,7 +215,7 @@ impl Dialer {
             Ok(name @ ServerName::DnsName(_)) => name,
             Ok(_) | Err(_) => return Err(StartError::Name(dialing.name)),
         };
-        let config = tls::client(dialing.fingerprint).map_err(StartError::Tls)?;
+        let config = config::client(dialing.fingerprint).map_err(StartError::Tls)?;
         let control = Control::new().map_err(StartError::Thread)?;
         let attempt = ConnectionId::next();
         let mut thread = Thread {

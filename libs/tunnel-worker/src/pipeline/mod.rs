@@ -825,8 +825,6 @@ fn waits(
 #[cfg(test)]
 mod model;
 #[cfg(test)]
-mod pair;
-#[cfg(test)]
 mod team;
 #[cfg(test)]
 mod tests;

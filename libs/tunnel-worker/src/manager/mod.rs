@@ -31,24 +31,28 @@ use tunnel::{
     TunnelControl, TxActivity, Way, WhyDown, bench_cipher, control::ControlStats,
 };
 
-use super::{
-    circuits::{self, Circuit, CircuitSpec},
+mod circuits;
+mod control;
+mod fallback;
+mod schedule;
+mod streams;
+
+pub use circuits::CircuitSpec;
+pub use streams::{ListenSpec, TlsSpec, certificate_file};
+
+use circuits::Circuit;
+use control::Control;
+use fallback::{By, Fallback, Seen};
+use schedule::Schedule;
+use streams::{Change, Streams};
+
+use crate::{
     clock,
-    control::Control,
-    fallback::{By, Fallback, Seen},
+    host::{MapWrite, NextHop, NextHops, ProgramMaps, TableWrite},
     keys::OsRandom,
     pipeline::{Command, Event, LANES, Lanes, Member, Outer, Share, circuit},
-    schedule::Schedule,
-    streams::{self, Change, ListenSpec, Streams},
+    tls::{Counted, Fingerprint, Refusals},
     worker::{self, Order, Settings, Waiting, Waits, Worker},
-};
-use crate::{
-    control::WorkerStatus,
-    datapath::Datapath,
-    reconcile::Write,
-    state::Timestamps,
-    stream::{Counted, Fingerprint, Refusals},
-    underlay::{Path, Snapshot, Why},
 };
 
 /// Datagrams taken from a socket before the other work gets its turn.
@@ -280,6 +284,23 @@ impl End {
     }
 }
 
+/// Counters of one worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// Its number, from 0: it has this queue of every interface.
+    pub index: u32,
+    /// The CPU it is pinned to; `None`: the kernel's choice.
+    pub cpu: Option<usize>,
+    /// Packets sealed and sent.
+    pub sealed: u64,
+    /// Packets opened and sent to their hosts.
+    pub delivered: u64,
+    /// Packets of other workers' lanes that came to its queues.
+    pub handed_over: u64,
+    /// Packets dropped.
+    pub dropped: u64,
+}
+
 /// The encrypted tunnels of this appliance.
 pub struct Ends {
     secret: SecretKey,
@@ -313,7 +334,7 @@ pub struct Ends {
     ports: BTreeMap<u32, (PortSpec, u16)>,
     port_errors: BTreeMap<u32, String>,
     known: BTreeSet<Address>,
-    snapshot: Snapshot,
+    next_hops: NextHops,
     locals: Vec<IpAddr>,
     ceiling: usize,
     send_errors: u64,
@@ -412,7 +433,7 @@ impl Ends {
             ports: BTreeMap::new(),
             port_errors: BTreeMap::new(),
             known: BTreeSet::new(),
-            snapshot: Snapshot::default(),
+            next_hops: NextHops::new(),
             locals: Vec::new(),
             ceiling: 1472,
             send_errors: 0,
@@ -439,7 +460,7 @@ impl Ends {
         specs: Vec<PeerSpec>,
         ceiling: usize,
         listen: Option<&ListenSpec>,
-        datapath: &mut Datapath,
+        maps: &mut dyn ProgramMaps,
     ) {
         let now = clock::mono();
         self.ceiling = ceiling;
@@ -455,7 +476,7 @@ impl Ends {
             .map(|(slot, _)| *slot)
             .collect();
         for slot in gone {
-            self.remove(slot, datapath);
+            self.remove(slot, maps);
         }
         let mut members: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
         for spec in specs {
@@ -516,7 +537,7 @@ impl Ends {
         });
         let keys = keys.collect();
         self.streams.listen(listen, keys);
-        self.drive(datapath);
+        self.drive(maps);
     }
 
     fn add(&mut self, now: Instant, spec: PeerSpec) {
@@ -601,7 +622,7 @@ impl Ends {
         );
     }
 
-    fn remove(&mut self, slot: u32, datapath: &mut Datapath) {
+    fn remove(&mut self, slot: u32, maps: &mut dyn ProgramMaps) {
         let Some(mut end) = self.ends.remove(&slot) else {
             return;
         };
@@ -618,7 +639,7 @@ impl Ends {
         }
         self.control.remove_peer(end.id);
         for index in end.indices.keys() {
-            forget(datapath, *index);
+            forget(maps, *index);
         }
         for worker in &mut self.workers {
             worker.command(Command::Peer(slot, None));
@@ -644,7 +665,7 @@ impl Ends {
 
     /// Sees that the workers have sockets on these interfaces and no others, and that the programs find
     /// them. `interfaces` are for messages.
-    pub fn set_ports(&mut self, wanted: &BTreeMap<String, PortSpec>, datapath: &mut Datapath) {
+    pub fn set_ports(&mut self, wanted: &BTreeMap<String, PortSpec>, maps: &mut dyn ProgramMaps) {
         let stale: Vec<u32> = self
             .ports
             .iter()
@@ -664,7 +685,7 @@ impl Ends {
             if self.ports.contains_key(&spec.ifindex) {
                 continue;
             }
-            match self.open(interface, spec, datapath) {
+            match self.open(interface, spec, maps) {
                 Ok(base) => {
                     self.port_errors.remove(&spec.ifindex);
                     self.ports.insert(spec.ifindex, (spec.clone(), base));
@@ -686,7 +707,7 @@ impl Ends {
         &mut self,
         interface: &str,
         spec: &PortSpec,
-        datapath: &mut Datapath,
+        maps: &mut dyn ProgramMaps,
     ) -> Result<u16, Error> {
         let failed = |source| Error::Socket {
             interface: interface.to_owned(),
@@ -728,14 +749,16 @@ impl Ends {
             halves.push(xsk::bind_within(&config, Duration::from_millis(500)).map_err(failed)?);
         }
         for (queue, (rx, tx)) in (0u32..).zip(halves) {
-            datapath
-                .set_socket(u32::from(base) + queue, worker::descriptor(&rx))
-                .map_err(|error| {
-                    failed(xsk::Error::Os {
-                        operation: "tell the programs of the socket",
-                        source: io::Error::other(error),
-                    })
-                })?;
+            maps.apply(MapWrite::Socket {
+                slot: u32::from(base) + queue,
+                socket: rx.fd(),
+            })
+            .map_err(|error| {
+                failed(xsk::Error::Os {
+                    operation: "tell the programs of the socket",
+                    source: io::Error::other(error),
+                })
+            })?;
             let index = queue as usize % self.workers.len();
             self.workers[index].order(Order::Port(Box::new((rx, tx))));
         }
@@ -787,55 +810,32 @@ impl Ends {
 
     /// Timestamps of the newest handshakes sent, by the peers' public keys, if any were sent since this was last asked.
     #[must_use]
-    pub fn timestamps(&mut self) -> Timestamps {
+    pub fn timestamps(&mut self) -> Vec<(PublicKey, Tai64n)> {
         if !std::mem::take(&mut self.stamped) {
-            return Timestamps::default();
+            return Vec::new();
         }
         self.ends
             .values()
             .filter_map(|end| {
                 let timestamp = self.control.timestamp(end.id)?;
-                (timestamp != Tai64n::default())
-                    .then(|| (end.spec.public_key.to_string(), *timestamp.as_bytes()))
+                (timestamp != Tai64n::default()).then_some((end.spec.public_key, timestamp))
             })
             .collect()
     }
 
-    /// Tells the workers of writes to the maps.
-    pub fn write(&mut self, writes: &[Write]) {
+    /// Passes changes of the tables on to every worker, in this order.
+    pub fn write(&mut self, writes: &[TableWrite]) {
         for worker in &mut self.workers {
             for write in writes {
-                let command = match write {
-                    Write::Network(slot, network) => Command::Network(*slot, network.clone()),
-                    Write::Tenant(slot, tenant) => {
-                        Command::Tenant(*slot, tenant.unwrap_or_default())
+                worker.command(match write {
+                    TableWrite::Network(slot, network) => Command::Network(*slot, network.clone()),
+                    TableWrite::Tenant(slot, tenant) => Command::Tenant(*slot, *tenant),
+                    TableWrite::Endpoint(key, is_there) => Command::Endpoint(*key, *is_there),
+                    TableWrite::Neighbour(key, neighbour) => {
+                        Command::Neighbour(*key, neighbour.map(Box::new))
                     }
-                    Write::Endpoint(key, endpoint) => Command::Endpoint(*key, endpoint.is_some()),
-                    Write::Config(_)
-                    | Write::Attachment(..)
-                    | Write::Peer(..)
-                    | Write::Tunnel(..)
-                    | Write::Route(..)
-                    | Write::Policy(..)
-                    | Write::Nat(_)
-                    | Write::NatAddress(..)
-                    | Write::Public(..)
-                    | Write::Rule(..)
-                    | Write::RulePorts(..)
-                    | Write::RuleSource(..)
-                    | Write::Share(..)
-                    | Write::OneToOne(..) => continue,
-                };
-                worker.command(command);
+                });
             }
-            worker.wake();
-        }
-    }
-
-    /// Tells the workers of a neighbour.
-    pub fn neighbour(&mut self, key: HostKey, neighbour: Option<Neighbour>) {
-        for worker in &mut self.workers {
-            worker.command(Command::Neighbour(key, neighbour.map(Box::new)));
             worker.wake();
         }
     }
@@ -850,9 +850,9 @@ impl Ends {
     }
 
     /// Follows links, routes and our own addresses.
-    pub fn underlay(&mut self, snapshot: &Snapshot, locals: &[IpAddr], datapath: &mut Datapath) {
+    pub fn underlay(&mut self, next_hops: NextHops, locals: &[IpAddr], maps: &mut dyn ProgramMaps) {
         let changed = self.locals != locals;
-        self.snapshot = snapshot.clone();
+        self.next_hops = next_hops;
         if self.locals != locals {
             self.locals = locals.to_vec();
             self.sockets.retain(|local, _| locals.contains(local));
@@ -894,8 +894,8 @@ impl Ends {
         for slot in slots {
             self.route(slot);
         }
-        self.tell_addresses(datapath);
-        self.drive(datapath);
+        self.tell_addresses(maps);
+        self.drive(maps);
     }
 
     /// Finds the way to a peer and tells the workers if it changed.
@@ -915,12 +915,11 @@ impl Ends {
                 .locals
                 .iter()
                 .find(|local| local.is_ipv4() == remote.is_ipv4())?;
-            match self.snapshot.paths.get(&remote.ip()) {
-                Some(Path::Resolved {
+            match self.next_hops.get(&remote.ip()) {
+                Some(NextHop::Resolved {
                     ifindex,
                     source_mac,
                     next_hop_mac,
-                    ..
                 }) => Outer::new(
                     *ifindex,
                     *next_hop_mac,
@@ -930,10 +929,10 @@ impl Ends {
                 ),
                 // Being looked up, or silent just now: the way it had is right far more often than none.
                 None
-                | Some(Path::Unresolved {
-                    why: Why::Pending | Why::NextHopUnresolved { .. },
+                | Some(NextHop::Unresolved {
+                    transient: true, ..
                 }) => end.outer.filter(|outer| outer.way == way),
-                Some(Path::Unresolved { .. }) => None,
+                Some(NextHop::Unresolved { .. }) => None,
             }
         });
         if outer != end.outer {
@@ -964,7 +963,7 @@ impl Ends {
     }
 
     /// Tells the programs where peers are, so that their handshakes do not share strangers' budget.
-    fn tell_addresses(&mut self, datapath: &mut Datapath) {
+    fn tell_addresses(&mut self, maps: &mut dyn ProgramMaps) {
         let wanted: BTreeSet<Address> = self
             .ends
             .values()
@@ -972,12 +971,18 @@ impl Ends {
             .map(from_ip)
             .collect();
         for address in self.known.difference(&wanted) {
-            if let Err(error) = datapath.set_peer_address(address, false) {
+            if let Err(error) = maps.apply(MapWrite::PeerAddress {
+                address: *address,
+                known: false,
+            }) {
                 tracing::error!(%error, "a peer's old address could not be removed");
             }
         }
         for address in wanted.difference(&self.known) {
-            if let Err(error) = datapath.set_peer_address(address, true) {
+            if let Err(error) = maps.apply(MapWrite::PeerAddress {
+                address: *address,
+                known: true,
+            }) {
                 tracing::error!(%error, "a peer's address could not be written");
             }
         }
@@ -1017,10 +1022,10 @@ impl Ends {
     }
 
     /// Takes handshake messages and the workers' events, and does what follows from them and from the time.
-    pub fn work(&mut self, datapath: &mut Datapath) -> Happened {
+    pub fn work(&mut self, maps: &mut dyn ProgramMaps) -> Happened {
         self.messages();
         let happened = self.events();
-        self.drive(datapath);
+        self.drive(maps);
         happened
     }
 
@@ -1176,9 +1181,9 @@ impl Ends {
     }
 
     /// Does what the control half says.
-    fn drive(&mut self, datapath: &mut Datapath) {
-        let mut moved = self.circuits(datapath);
-        moved |= self.outputs(datapath);
+    fn drive(&mut self, maps: &mut dyn ProgramMaps) {
+        let mut moved = self.circuits(maps);
+        moved |= self.outputs(maps);
         for _ in 0..ROUNDS {
             self.control.settle();
             let now = clock::now();
@@ -1186,17 +1191,17 @@ impl Ends {
                 break;
             }
             self.control.handle_timeout(now, &mut self.random);
-            moved |= self.outputs(datapath);
+            moved |= self.outputs(maps);
         }
         self.control.settle();
         if moved {
-            self.tell_addresses(datapath);
+            self.tell_addresses(maps);
         }
         self.wake();
     }
 
     /// Whether a peer has another address now.
-    fn outputs(&mut self, datapath: &mut Datapath) -> bool {
+    fn outputs(&mut self, maps: &mut dyn ProgramMaps) -> bool {
         let mut moved = false;
         while let Some(output) = self.control.poll_output() {
             match output {
@@ -1216,7 +1221,7 @@ impl Ends {
                         worker.command(Command::Receive(slot, session));
                         worker.wake();
                     }
-                    if let Err(error) = datapath.set_session(index, true) {
+                    if let Err(error) = maps.apply(MapWrite::Session { index, known: true }) {
                         tracing::error!(%error, "a session could not be written: its datagrams will be dropped");
                     }
                 }
@@ -1239,7 +1244,7 @@ impl Ends {
                     end.indices.retain(|wire, name| {
                         let keep = *name != index;
                         if !keep {
-                            forget(datapath, *wire);
+                            forget(maps, *wire);
                         }
                         keep
                     });
@@ -1287,7 +1292,7 @@ impl Ends {
     }
 
     /// Does what the circuits' ends say; whether a peer has another way now.
-    fn circuits(&mut self, datapath: &mut Datapath) -> bool {
+    fn circuits(&mut self, maps: &mut dyn ProgramMaps) -> bool {
         let (now, mut moved) = (clock::now(), false);
         for change in self.streams.work(&mut self.workers) {
             let (Change::Up(of)
@@ -1336,7 +1341,7 @@ impl Ends {
             tracing::info!(peer = end.spec.name, %way, "the tunnel goes this way");
             self.control.set_addresses(now.mono, id, vec![way]);
             self.control.moved(now.mono, id, way);
-            moved |= self.outputs(datapath);
+            moved |= self.outputs(maps);
             // So that the other end hears it there before there is anything to say.
             self.say(id, Command::Keepalive);
         }
@@ -1543,8 +1548,8 @@ impl Ends {
         }
         let way = end
             .addresses()
-            .find_map(|address| match self.snapshot.paths.get(&address) {
-                Some(Path::Unresolved { why }) => Some(format!("{address}: {why}")),
+            .find_map(|address| match self.next_hops.get(&address) {
+                Some(NextHop::Unresolved { reason, .. }) => Some(format!("{address}: {reason}")),
                 _ => None,
             });
         match (why, way) {
@@ -1645,8 +1650,11 @@ fn end<'e>(
     Some((slot, ends.get_mut(&slot)?))
 }
 
-fn forget(datapath: &mut Datapath, index: u32) {
-    if let Err(error) = datapath.set_session(index, false) {
+fn forget(maps: &mut dyn ProgramMaps, index: u32) {
+    if let Err(error) = maps.apply(MapWrite::Session {
+        index,
+        known: false,
+    }) {
         tracing::error!(%error, "a session that is over could not be removed");
     }
 }
