@@ -34,7 +34,9 @@ use tunnel::{
     segment::{HEADER_BYTES, Header},
 };
 use tunnel_worker::{
-    pipeline::{Command, Counted, Event, Lanes, Pipeline, Sent, Share, Wire},
+    pipeline::{
+        Command, Event, LaneAssignment, PacketSink, PeerLanes, Pipeline, Sent, WorkerCounters,
+    },
     testing::{self, Hand},
 };
 
@@ -52,7 +54,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn counted(&self, counter: Counter) -> u64 {
+    fn counters(&self, counter: Counter) -> u64 {
         self.counters.get(&(counter as u32)).copied().unwrap_or(0)
     }
 
@@ -74,8 +76,9 @@ const DIFFERENCES: [Difference; 3] = [
         why: "nothing inside: no segment is empty, so a worker does not get as far as to miss the packet",
         is: |packet, program, worker| {
             packet.is_empty()
-                && program.counted(Counter::DropMalformed) + program.counted(Counter::DropIdle) == 1
-                && worker.counted(Counter::DropBadSegment) == 1
+                && program.counters(Counter::DropMalformed) + program.counters(Counter::DropIdle)
+                    == 1
+                && worker.counters(Counter::DropBadSegment) == 1
         },
     },
     Difference {
@@ -87,15 +90,15 @@ const DIFFERENCES: [Difference; 3] = [
                 && packet.get(6) == Some(&58)
                 && payload.is_some_and(|len| len < 8)
                 && packet.len() >= 48
-                && program.counted(Counter::DropMalformed) == 0
-                && worker.counted(Counter::DropMalformed) == 1
+                && program.counters(Counter::DropMalformed) == 0
+                && worker.counters(Counter::DropMalformed) == 1
         },
     },
     Difference {
-        why: "a SYN that is dropped or finds no room after it was clamped: a program has counted it then, \
+        why: "a SYN that is dropped or finds no room after it was clamped: a program has counters it then, \
               a worker counts those that went on",
         is: |_, program, worker| {
-            program.counted(Counter::MssClamped) == 1
+            program.counters(Counter::MssClamped) == 1
                 && program.sent.is_none()
                 && program.waits.is_none()
                 && program.clone().without(Counter::MssClamped) == *worker
@@ -110,7 +113,7 @@ struct Socket {
     waits: Option<(SlowHeader, Vec<u8>)>,
 }
 
-impl Wire for Socket {
+impl PacketSink for Socket {
     fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent {
         let mut frame = vec![0xee; 4096];
         let Some(len) = write(&mut frame) else {
@@ -129,7 +132,7 @@ impl Wire for Socket {
         true
     }
 
-    fn hand(&mut self, _: u32, _: &[u8]) -> bool {
+    fn hand_over(&mut self, _: u32, _: &[u8]) -> bool {
         panic!("it is the only worker");
     }
 }
@@ -137,7 +140,7 @@ impl Wire for Socket {
 /// A worker with the tables of a world, and its peers.
 struct Worker {
     pipeline: Pipeline,
-    counted: Arc<Counted>,
+    counters: Arc<WorkerCounters>,
     /// By slot.
     peers: Vec<Hand>,
     socket: Socket,
@@ -145,8 +148,8 @@ struct Worker {
 
 impl Worker {
     fn new(world: &World, ways: &[[&str; 2]]) -> Self {
-        let counted = Arc::new(Counted::default());
-        let mut pipeline = Pipeline::new(Share::WHOLE, 1, Arc::clone(&counted));
+        let counters = Arc::new(WorkerCounters::default());
+        let mut pipeline = Pipeline::new(LaneAssignment::WHOLE, 1, Arc::clone(&counters));
         let mut commands = Vec::new();
         let mut peers = Vec::new();
         for (slot, [from, to]) in (0..).zip(ways) {
@@ -154,7 +157,11 @@ impl Worker {
                 |text: &str| std::net::SocketAddr::new(ip(text), SECURE_PORT).to_string();
             let (from, to) = (with_port(from), with_port(to));
             let (hand, tx, rx) = Hand::new(Framing::Segments, u64::from(slot), [&from, &to]);
-            commands.extend(hand.commands(slot, Lanes::appliance(Share::WHOLE), (tx, rx)));
+            commands.extend(hand.commands(
+                slot,
+                PeerLanes::appliance(LaneAssignment::WHOLE),
+                (tx, rx),
+            ));
             peers.push(hand);
         }
         for (slot, network) in (0..).zip(&world.networks) {
@@ -177,7 +184,7 @@ impl Worker {
         }
         Self {
             pipeline,
-            counted,
+            counters,
             peers,
             socket,
         }
@@ -185,7 +192,7 @@ impl Worker {
 
     fn counters(&self) -> BTreeMap<u32, u64> {
         let all = Counter::ALL.iter();
-        all.map(|c| (*c as u32, self.counted.counter(*c)))
+        all.map(|c| (*c as u32, self.counters.counter(*c)))
             .filter(|(_, n)| *n != 0)
             .collect()
     }

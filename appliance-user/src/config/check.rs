@@ -15,7 +15,7 @@ use appliance_common::{
     },
 };
 use tunnel::CipherChoice;
-use tunnel_worker::{Waiting, pipeline::LANES};
+use tunnel_worker::{WaitMode, pipeline::LANES};
 
 use super::{
     Config, Identity, Memory, Net, Network, Peer, PeerKind, Problem, Role, Tunnel, Uplink, Vlan,
@@ -336,14 +336,14 @@ fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
         })
         .collect();
     let waiting = match tunnel.waiting.as_deref() {
-        None | Some("wake") => Waiting::Wake,
-        Some("busy") => Waiting::Busy,
+        None | Some("wake") => WaitMode::Wake,
+        Some("busy") => WaitMode::Busy,
         Some(other) => {
             c.problem(
                 "tunnel: waiting",
                 format!("{other:?}: write \"wake\" or \"busy\""),
             );
-            Waiting::Wake
+            WaitMode::Wake
         }
     };
     let memory = match tunnel.memory.as_deref() {

@@ -16,7 +16,7 @@ use std::{
 use appliance_common::addr::{Address, Prefix, from_ip};
 use service::config;
 use tunnel::{CipherChoice, PublicKey};
-use tunnel_worker::Waiting;
+use tunnel_worker::WaitMode;
 
 pub use failover::Net;
 pub use gateways::{Arrivals, Circuit, Gateway, Gateways, Tls};
@@ -124,7 +124,7 @@ pub struct Tunnel {
     /// The CPU of each worker, in turn; empty: the kernel's choice.
     pub cpus: Vec<usize>,
     /// How workers wait.
-    pub waiting: Waiting,
+    pub waiting: WaitMode,
     /// How AF_XDP shares memory with the driver.
     pub memory: Memory,
 }

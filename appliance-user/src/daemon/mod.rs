@@ -31,7 +31,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
-use tunnel_worker::{Ends, clock, host::TableWrite};
+use tunnel_worker::{TunnelManager, clock, host::TableWrite};
 
 use crate::{
     advertise::Advertiser,
@@ -223,7 +223,7 @@ struct Daemon {
     /// Clears connections away that are over.
     _collector: Option<Collector>,
     /// The encrypted tunnels, where there are any.
-    ends: Option<Ends>,
+    ends: Option<TunnelManager>,
     keys: tunnels::Keys,
     /// What the encrypted tunnels last said of themselves.
     secured: Secured,
@@ -410,7 +410,7 @@ impl Daemon {
             self.fragments.next_deadline(),
             self.ends
                 .as_ref()
-                .and_then(Ends::next_deadline)
+                .and_then(TunnelManager::next_deadline)
                 .map(|at| Instant::now() + clock::until(at)),
         ]
         .into_iter()

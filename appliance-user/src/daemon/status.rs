@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Instant};
 
 use appliance_common::addr::to_ip;
-use tunnel_worker::{Ends, tls::Reason};
+use tunnel_worker::{TunnelManager, tls::Reason};
 
 use super::Daemon;
 use crate::{
@@ -99,7 +99,7 @@ impl Daemon {
             Some(address) => format!("peer {:?} ({address}): {}", p.name, p.detail),
             None => format!("peer {:?}: {}", p.name, p.detail),
         }));
-        not_ready.extend(self.ends.iter().flat_map(Ends::problems));
+        not_ready.extend(self.ends.iter().flat_map(TunnelManager::problems));
         not_ready.extend(self.problems.iter().cloned());
         let mut networks = Vec::new();
         for network in &self.config.networks {
@@ -159,7 +159,7 @@ impl Daemon {
             tunnel_port: self.tables.config.tunnel_port,
             secure_port: self.tables.config.secure_port,
             public_key: self.ends.as_ref().map(|e| e.public_key().to_string()),
-            tls: self.ends.as_ref().and_then(Ends::arrived).map(
+            tls: self.ends.as_ref().and_then(TunnelManager::arrived).map(
                 |(fingerprint, arrived, connections)| TlsStatus {
                     listen: self
                         .config
@@ -184,7 +184,7 @@ impl Daemon {
             workers: self
                 .ends
                 .iter()
-                .flat_map(Ends::workers)
+                .flat_map(TunnelManager::workers)
                 .map(worker_status)
                 .collect(),
             neighbours: self.neighbours_status(),
@@ -346,7 +346,11 @@ impl Daemon {
             ("neighbour_ignored_port", n.ignored_port),
             ("send_errors", self.send_errors),
         ];
-        let h = self.ends.as_ref().map(Ends::handshakes).unwrap_or_default();
+        let h = self
+            .ends
+            .as_ref()
+            .map(TunnelManager::handshakes)
+            .unwrap_or_default();
         let ends = [
             ("handshake_answered", h.answered),
             ("handshake_completed", h.completed),
@@ -359,11 +363,11 @@ impl Daemon {
             ("handshake_unexpected", h.unexpected),
             (
                 "handshake_send_errors",
-                self.ends.as_ref().map_or(0, Ends::send_errors),
+                self.ends.as_ref().map_or(0, TunnelManager::send_errors),
             ),
             (
                 "socket_rx_dropped",
-                self.ends.as_ref().map_or(0, Ends::rx_dropped),
+                self.ends.as_ref().map_or(0, TunnelManager::rx_dropped),
             ),
         ];
         let ends = ends.into_iter().filter(|_| self.ends.is_some());

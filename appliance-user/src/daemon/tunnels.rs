@@ -11,9 +11,10 @@ use appliance_common::maps::neighbour_flags;
 use gateway_client::wire::{Key, Side};
 use tunnel::{Dial, PresharedKey, SecretKey, Tai64n};
 use tunnel_worker::{
-    CircuitSpec, Ends, ListenSpec, PeerSpec, PortSpec, TlsSpec, What, ceiling, certificate_file,
+    CircuitSpec, ListenSpec, PeerProtocol, PeerSpec, PortSpec, TlsSpec, TunnelManager,
+    certificate_file,
     host::{MapWrite, NextHop, NextHops, ProgramMaps, TableWrite},
-    keys,
+    keys, max_udp_payload,
 };
 
 use super::{Daemon, Instant, Maps, interfaces};
@@ -159,14 +160,14 @@ impl Keys {
 }
 
 /// Starts the workers where the configuration has encrypted tunnels.
-pub(super) fn start(config: &Config, keys: &Keys) -> anyhow::Result<Option<Ends>> {
+pub(super) fn start(config: &Config, keys: &Keys) -> anyhow::Result<Option<TunnelManager>> {
     if let Some(problem) = keys.own_peer(config) {
         anyhow::bail!(problem);
     }
     let (Some(tunnel), Some(private)) = (&config.tunnel, &keys.private) else {
         return Ok(None);
     };
-    let ends = Ends::start(
+    let ends = TunnelManager::start(
         private.clone(),
         tunnel.port,
         tunnel.cipher,
@@ -179,7 +180,7 @@ pub(super) fn start(config: &Config, keys: &Keys) -> anyhow::Result<Option<Ends>
 }
 
 /// Waits until the encrypted tunnels have something to do.
-pub(super) async fn ready(ends: Option<&Ends>) {
+pub(super) async fn ready(ends: Option<&TunnelManager>) {
     match ends {
         Some(ends) => ends.ready().await,
         None => std::future::pending().await,
@@ -194,14 +195,14 @@ fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -
         .filter_map(|peer| {
             let identity = peer.identity()?;
             let slot = *state.slots.peers.get(&peer.name)?;
-            let (what, dial) = match &peer.kind {
+            let (protocol, dial) = match &peer.kind {
                 PeerKind::WireGuard {
                     network,
                     allowed,
                     keepalive,
                     ..
                 } => (
-                    What::WireGuard {
+                    PeerProtocol::WireGuard {
                         vni: config.network(network)?.vni,
                         allowed: allowed.iter().map(crate::config::prefix_of).collect(),
                         keepalive: *keepalive,
@@ -209,7 +210,7 @@ fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -
                     Dial::OnDemand,
                 ),
                 _ => (
-                    What::Appliance,
+                    PeerProtocol::Appliance,
                     match config.role {
                         Role::Tenant => Dial::Always,
                         Role::Provider => Dial::Never,
@@ -224,7 +225,7 @@ fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -
                 addresses: identity.addresses.clone(),
                 circuit: circuit(config, keys, &peer.name, identity),
                 dial,
-                what,
+                protocol,
                 timestamp: timestamps
                     .get(&identity.public_key.to_string())
                     .map_or_else(Tai64n::default, |bytes| Tai64n::from_bytes(*bytes)),
@@ -288,7 +289,7 @@ impl Daemon {
         });
         ends.set_peers(
             specs(&self.config, &self.keys, &self.state, &self.timestamps),
-            ceiling(mtu, v6),
+            max_udp_payload(mtu, v6),
             listen.as_ref(),
             &mut Programs(&mut self.datapath),
         );
@@ -337,7 +338,7 @@ impl Daemon {
         let wanted: BTreeSet<IpAddr> = self
             .config
             .plain_peers()
-            .chain(self.ends.iter().flat_map(Ends::watched))
+            .chain(self.ends.iter().flat_map(TunnelManager::watched))
             .chain(self.watched_outside())
             .collect();
         if wanted != self.watched {
@@ -350,7 +351,7 @@ impl Daemon {
     /// Lets the tunnels do what there is to do.
     pub(super) fn tunnels(&mut self) {
         let Some(ends) = &mut self.ends else { return };
-        let happened = ends.work(&mut Programs(&mut self.datapath));
+        let hosts = ends.work(&mut Programs(&mut self.datapath));
         // Worked out only where they may be others: there may be hundreds of tunnels, and we come by thousands of times a second.
         let rooms = ends.stirred().then(|| ends.rooms());
         let moved = ends.moved();
@@ -368,12 +369,12 @@ impl Daemon {
             }
         }
         let now = Instant::now();
-        for key in happened.used {
+        for key in hosts.used {
             self.engine.observed(now, key, neighbour_flags::USED);
         }
-        for waits in &happened.waits {
+        for waiting in &hosts.unresolved {
             self.slow
-                .packet(now, &waits.header, waits.packet(), &Maps(&self.tables));
+                .packet(now, &waiting.header, waiting.packet(), &Maps(&self.tables));
         }
         if moved {
             self.watch();

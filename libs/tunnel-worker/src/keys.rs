@@ -53,7 +53,7 @@ pub enum Error {
 pub struct OsRandom;
 
 impl Random for OsRandom {
-    /// Ends the process if the generator fails (a kernel without one, before 3.17): nothing safe can be
+    /// TunnelManager the process if the generator fails (a kernel without one, before 3.17): nothing safe can be
     /// done without it.
     fn fill(&mut self, out: &mut [u8]) {
         if let Err(error) = getrandom::fill(out) {

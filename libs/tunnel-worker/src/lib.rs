@@ -30,7 +30,7 @@ pub mod tls;
 mod worker;
 
 pub use manager::{
-    CircuitSpec, EndStatus, Ends, Error, Happened, ListenSpec, PeerSpec, PortSpec, TlsSpec, What,
-    WorkerStatus, ceiling, certificate_file,
+    CircuitSpec, Error, HostActivity, ListenSpec, PeerProtocol, PeerSpec, PeerStatus, PortSpec,
+    TlsSpec, TunnelManager, WorkerStatus, certificate_file, max_udp_payload,
 };
-pub use worker::{Settings, Waiting, Waits};
+pub use worker::{Settings, UnresolvedPacket, WaitMode};

@@ -7,7 +7,7 @@ use std::{
 
 use appliance_common::events::SlowHeader;
 use tunnel_worker::{
-    pipeline::{Event, Sent, Wire},
+    pipeline::{Event, PacketSink, Sent},
     testing as pair,
 };
 
@@ -38,7 +38,7 @@ struct Slot {
     used: usize,
 }
 
-impl Wire for Slot {
+impl PacketSink for Slot {
     fn transmit(&mut self, _: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent {
         let Some((frame, len)) = self.frames.get_mut(self.used) else {
             return Sent::Full;
@@ -59,7 +59,7 @@ impl Wire for Slot {
         false
     }
 
-    fn hand(&mut self, _: u32, _: &[u8]) -> bool {
+    fn hand_over(&mut self, _: u32, _: &[u8]) -> bool {
         false
     }
 }

@@ -28,7 +28,7 @@ use tunnel::{
     segment::{Header, Word},
 };
 use tunnel_worker::{
-    pipeline::{Command, Lanes, Member, Share},
+    pipeline::{Command, LaneAssignment, PeerLanes, PeerRoute},
     testing::{self as pair, ACCESS, Hand, Side, UPLINK, VNI, address, prefix},
 };
 
@@ -58,20 +58,20 @@ fn hands(provider: &mut Side) -> [Hand; 3] {
     let (stolen, _, rx) = Hand::new(Framing::Segments, 10, ["198.51.100.5:6180", to]);
     provider.order(now, Command::Receive(0, rx));
     let (other, tx, rx) = Hand::new(Framing::Segments, 11, ["192.0.2.1:6180", to]);
-    for command in other.commands(1, Lanes::appliance(Share::WHOLE), (tx, rx)) {
+    for command in other.commands(1, PeerLanes::appliance(LaneAssignment::WHOLE), (tx, rx)) {
         provider.order(now, command);
     }
     let client_prefix = prefix("10.1.0.77");
-    let lane = Lanes::wireguard(Share::WHOLE, VNI, Box::new([client_prefix]));
+    let lane = PeerLanes::wireguard(LaneAssignment::WHOLE, VNI, Box::new([client_prefix]));
     let (client, tx, rx) = Hand::new(Framing::WireGuard, 12, ["192.0.2.2:51820", to]);
     for command in client.commands(2, lane, (tx, rx)) {
         provider.order(now, command);
     }
-    let member = Member {
+    let member = PeerRoute {
         prefix: client_prefix,
         peer: 2,
     };
-    provider.order(now, Command::Members(VNI, Box::new([member])));
+    provider.order(now, Command::PeerRoutes(VNI, Box::new([member])));
     let mut network = Network {
         vni: OTHER,
         tenant: 1,
@@ -253,16 +253,16 @@ fn order(
                 },
             ),
         ),
-        1 => tenant.order(now, Command::Silent(0)),
+        1 => tenant.order(now, Command::PeerSilent(0)),
         2 => tenant.order(now, Command::MaxDatagram(0, 1232 + value.min(240) as usize)),
         3 => tenant.order(now, Command::Keepalive(0)),
-        4 => provider.order(now, Command::Silent(slot)),
+        4 => provider.order(now, Command::PeerSilent(slot)),
         5 => {
             let mode = value >> 2 & 1;
             provider.order(now, Command::Tenant(slot, Tenant { mode, epoch: 1 }));
         }
-        6 => provider.order(now, Command::Outer(slot, None)),
-        7 => provider.order(now, Command::Members(VNI, Box::default())),
+        6 => provider.order(now, Command::OuterHeader(slot, None)),
+        7 => provider.order(now, Command::PeerRoutes(VNI, Box::default())),
         8 => provider.order(now, Command::Network(if slot < 2 { 4 } else { 9 }, None)),
         9 => provider.order(now, Command::Peer(slot, None)),
         10 => {
@@ -275,7 +275,10 @@ fn order(
                 token: u64::from(value),
                 size: 0,
             };
-            tenant.order(now, Command::Word(0, word, (value as usize * 6).min(1472)));
+            tenant.order(
+                now,
+                Command::ControlMessage(0, word, (value as usize * 6).min(1472)),
+            );
         }
     }
 }

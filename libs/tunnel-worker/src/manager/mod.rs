@@ -19,7 +19,7 @@ use appliance_common::{
     addr::{Address, Prefix, from_ip},
     counters::Counter,
     limits::MAX_QUEUES,
-    maps::{HostKey, NO_XSK, Neighbour, NetworkStats},
+    maps::{HostKey, NO_XSK, NetworkStats},
     wire::CIRCUIT_ID_LEN,
 };
 use gateway_client::{reach::GatewayState, wire::CircuitId};
@@ -50,9 +50,11 @@ use crate::{
     clock,
     host::{MapWrite, NextHop, NextHops, ProgramMaps, TableWrite},
     keys::OsRandom,
-    pipeline::{Command, Event, LANES, Lanes, Member, Outer, Share, circuit},
+    pipeline::{
+        Command, Event, LANES, LaneAssignment, OuterHeader, PeerLanes, PeerRoute, circuit_id,
+    },
     tls::{Counted, Fingerprint, Refusals},
-    worker::{self, Order, Settings, Waiting, Waits, Worker},
+    worker::{self, Order, Settings, UnresolvedPacket, WaitMode, Worker},
 };
 
 /// Datagrams taken from a socket before the other work gets its turn.
@@ -132,14 +134,14 @@ pub struct PeerSpec {
     /// Who dials.
     pub dial: Dial,
     /// What it is.
-    pub what: What,
+    pub protocol: PeerProtocol,
     /// Timestamp of the newest handshake sent to it, from storage.
     pub timestamp: Tai64n,
 }
 
 /// What a peer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub enum PeerProtocol {
     /// Another appliance.
     Appliance,
     /// Any WireGuard.
@@ -168,14 +170,14 @@ impl PeerSpec {
             self.slot,
             self.public_key,
             self.dial,
-            &self.what,
+            &self.protocol,
             self.circuit.as_ref().map(CircuitSpec::identity),
         ) == (
             &other.name,
             other.slot,
             other.public_key,
             other.dial,
-            &other.what,
+            &other.protocol,
             other.circuit.as_ref().map(CircuitSpec::identity),
         ) && self.preshared_key.expose() == other.preshared_key.expose()
     }
@@ -196,7 +198,7 @@ pub struct PortSpec {
 
 /// How a peer's tunnel is.
 #[derive(Debug, Clone)]
-pub struct EndStatus {
+pub struct PeerStatus {
     /// Its identity.
     pub public_key: PublicKey,
     /// Where data goes.
@@ -235,11 +237,11 @@ pub struct EndStatus {
 
 /// What the workers told that is for somebody else.
 #[derive(Default)]
-pub struct Happened {
+pub struct HostActivity {
     /// Hosts that packets went to.
     pub used: Vec<HostKey>,
     /// Packets whose host is not resolved.
-    pub waits: Vec<Waits>,
+    pub unresolved: Vec<UnresolvedPacket>,
 }
 
 struct End {
@@ -251,7 +253,7 @@ struct End {
     fallback: Option<Fallback>,
     /// Where a handshake came from that may become its address.
     seen: Option<IpAddr>,
-    outer: Option<Outer>,
+    outer: Option<OuterHeader>,
     /// Messages of our own that wait for the way to be known, at most [`OWED`].
     owed: Vec<Command>,
     max_datagram: usize,
@@ -302,7 +304,7 @@ pub struct WorkerStatus {
 }
 
 /// The encrypted tunnels of this appliance.
-pub struct Ends {
+pub struct TunnelManager {
     secret: SecretKey,
     control: Control,
     random: OsRandom,
@@ -323,13 +325,13 @@ pub struct Ends {
     choosing: BTreeSet<u32>,
     /// Slots whose circuit's end awaits the other: as many as there are tenants.
     awaiting: Schedule,
-    /// There are other peers since [`Ends::stirred`] was asked.
+    /// There are other peers since [`TunnelManager::stirred`] was asked.
     stirred: bool,
-    /// There are other addresses of peers or gateways since [`Ends::moved`] was asked.
+    /// There are other addresses of peers or gateways since [`TunnelManager::moved`] was asked.
     moved: bool,
-    /// Handshake messages went out since [`Ends::timestamps`] was asked.
+    /// Handshake messages went out since [`TunnelManager::timestamps`] was asked.
     stamped: bool,
-    members: BTreeMap<u32, Vec<Member>>,
+    members: BTreeMap<u32, Vec<PeerRoute>>,
     /// By interface index: what its sockets are for, and where they are in `XSKS`.
     ports: BTreeMap<u32, (PortSpec, u16)>,
     port_errors: BTreeMap<u32, String>,
@@ -359,7 +361,7 @@ fn measure() -> Measured {
     }
 }
 
-impl Ends {
+impl TunnelManager {
     /// Starts the workers. There are no peers, sockets or ports yet.
     ///
     /// # Errors
@@ -369,7 +371,7 @@ impl Ends {
         port: u16,
         choice: CipherChoice,
         memory: xsk::Memory,
-        (workers, cpus, waiting): (u32, &[usize], Waiting),
+        (workers, cpus, waiting): (u32, &[usize], WaitMode),
     ) -> Result<Self, Error> {
         let failed = |index| move |source| Error::Worker { index, source };
         let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
@@ -395,11 +397,11 @@ impl Ends {
         let mut random = OsRandom;
         let workers = workers.clamp(1, LANES);
         let settings: Vec<Settings> = (0..workers)
-            .filter_map(|index| Share::new(index, workers))
-            .map(|share| Settings {
-                share,
+            .filter_map(|index| LaneAssignment::new(index, workers))
+            .map(|assignment| Settings {
+                assignment,
                 cpu: cpus
-                    .get(share.index() as usize % cpus.len().max(1))
+                    .get(assignment.index() as usize % cpus.len().max(1))
                     .copied(),
                 waiting,
                 seed: tunnel::Random::u64(&mut random),
@@ -478,13 +480,13 @@ impl Ends {
         for slot in gone {
             self.remove(slot, maps);
         }
-        let mut members: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
+        let mut members: BTreeMap<u32, Vec<PeerRoute>> = BTreeMap::new();
         for spec in specs {
-            if let What::WireGuard { vni, allowed, .. } = &spec.what {
+            if let PeerProtocol::WireGuard { vni, allowed, .. } = &spec.protocol {
                 members
                     .entry(*vni)
                     .or_default()
-                    .extend(allowed.iter().map(|prefix| Member {
+                    .extend(allowed.iter().map(|prefix| PeerRoute {
                         prefix: *prefix,
                         peer: spec.slot,
                     }));
@@ -517,13 +519,13 @@ impl Ends {
         for (vni, of_network) in &members {
             if self.members.get(vni) != Some(of_network) {
                 for worker in &mut self.workers {
-                    worker.command(Command::Members(*vni, of_network.clone().into()));
+                    worker.command(Command::PeerRoutes(*vni, of_network.clone().into()));
                 }
             }
         }
         for vni in self.members.keys().filter(|vni| !members.contains_key(vni)) {
             for worker in &mut self.workers {
-                worker.command(Command::Members(*vni, Box::default()));
+                worker.command(Command::PeerRoutes(*vni, Box::default()));
             }
         }
         self.members = members;
@@ -554,8 +556,8 @@ impl Ends {
             Some(_) => self.ceiling.saturating_sub(CIRCUIT_ID_LEN),
             None => self.ceiling,
         };
-        let mut config = match &spec.what {
-            What::Appliance => PeerConfig {
+        let mut config = match &spec.protocol {
+            PeerProtocol::Appliance => PeerConfig {
                 lanes: LANES,
                 cipher: self.cipher,
                 pmtu: Some(PmtuConfig {
@@ -564,7 +566,7 @@ impl Ends {
                 }),
                 ..PeerConfig::causeway(spec.public_key, spec.dial)
             },
-            What::WireGuard { keepalive, .. } => PeerConfig {
+            PeerProtocol::WireGuard { keepalive, .. } => PeerConfig {
                 timers: Timers {
                     persistent_keepalive: *keepalive,
                     ..Timers::wireguard()
@@ -579,11 +581,11 @@ impl Ends {
         config.timestamp = spec.timestamp;
         let id = self.control.add_peer(now, config);
         for worker in &mut self.workers {
-            let share = worker.settings.share;
-            let lanes = match &spec.what {
-                What::Appliance => Lanes::appliance(share),
-                What::WireGuard { vni, allowed, .. } => {
-                    Lanes::wireguard(share, *vni, allowed.clone().into())
+            let assignment = worker.settings.assignment;
+            let lanes = match &spec.protocol {
+                PeerProtocol::Appliance => PeerLanes::appliance(assignment),
+                PeerProtocol::WireGuard { vni, allowed, .. } => {
+                    PeerLanes::wireguard(assignment, *vni, allowed.clone().into())
                 }
             };
             worker.command(Command::Peer(spec.slot, Some(Box::new(lanes))));
@@ -782,10 +784,12 @@ impl Ends {
             .values()
             .filter_map(|end| {
                 let status = self.control.status(now, end.id)?;
-                let header = match end.spec.what {
-                    What::WireGuard { .. } => 0,
-                    What::Appliance if status.searching || status.down.is_some() => return None,
-                    What::Appliance => tunnel::segment::HEADER_BYTES,
+                let header = match end.spec.protocol {
+                    PeerProtocol::WireGuard { .. } => 0,
+                    PeerProtocol::Appliance if status.searching || status.down.is_some() => {
+                        return None;
+                    }
+                    PeerProtocol::Appliance => tunnel::segment::HEADER_BYTES,
                 };
                 let room = status.max_datagram - tunnel::wire::DATA_OVERHEAD - header;
                 Some((
@@ -796,13 +800,13 @@ impl Ends {
             .collect()
     }
 
-    /// Whether [`Ends::rooms`] may say something else than when this was last asked.
+    /// Whether [`TunnelManager::rooms`] may say something else than when this was last asked.
     #[must_use]
     pub const fn stirred(&mut self) -> bool {
         self.control.touched() | std::mem::replace(&mut self.stirred, false)
     }
 
-    /// Whether [`Ends::watched`] may say something else than when this was last asked.
+    /// Whether [`TunnelManager::watched`] may say something else than when this was last asked.
     #[must_use]
     pub const fn moved(&mut self) -> bool {
         std::mem::replace(&mut self.moved, false)
@@ -908,7 +912,7 @@ impl Ends {
                 return self
                     .streams
                     .is_live(circuit.id())
-                    .then(|| Outer::stream(id));
+                    .then(|| OuterHeader::tls(id));
             }
             let remote = way.address()?;
             let local = self
@@ -920,7 +924,7 @@ impl Ends {
                     ifindex,
                     source_mac,
                     next_hop_mac,
-                }) => Outer::new(
+                }) => OuterHeader::new(
                     *ifindex,
                     *next_hop_mac,
                     *source_mac,
@@ -938,7 +942,7 @@ impl Ends {
         if outer != end.outer {
             end.outer = outer;
             for worker in &mut self.workers {
-                worker.command(Command::Outer(slot, outer.map(Box::new)));
+                worker.command(Command::OuterHeader(slot, outer.map(Box::new)));
             }
             if outer.is_some() {
                 for command in end.owed.drain(..) {
@@ -989,7 +993,7 @@ impl Ends {
         self.known = wanted;
     }
 
-    /// Waits until a handshake message or an event is there.
+    /// UnresolvedPacket until a handshake message or an event is there.
     pub async fn ready(&self) {
         let sockets = async {
             let mut waiting: Vec<_> = self
@@ -1022,7 +1026,7 @@ impl Ends {
     }
 
     /// Takes handshake messages and the workers' events, and does what follows from them and from the time.
-    pub fn work(&mut self, maps: &mut dyn ProgramMaps) -> Happened {
+    pub fn work(&mut self, maps: &mut dyn ProgramMaps) -> HostActivity {
         self.messages();
         let happened = self.events();
         self.drive(maps);
@@ -1055,7 +1059,7 @@ impl Ends {
                     }
                     continue;
                 }
-                let (way, message) = match circuit(datagram) {
+                let (way, message) = match circuit_id(datagram) {
                     None => (Way::Direct(from), datagram),
                     Some(id) => (
                         Way::Circuit { gateway: from, id },
@@ -1099,28 +1103,30 @@ impl Ends {
         });
     }
 
-    fn events(&mut self) -> Happened {
-        let mut happened = Happened::default();
+    fn events(&mut self) -> HostActivity {
+        let mut happened = HostActivity::default();
         let now = clock::mono();
         let mut heard = Vec::new();
         for (number, worker) in self.workers.iter_mut().enumerate() {
             while let Ok(event) = worker.events.pop() {
                 let slot = match &event {
-                    Event::Used { key } => {
+                    Event::HostUsed { key } => {
                         happened.used.push(*key);
                         continue;
                     }
-                    Event::Confirmed { peer, .. }
-                    | Event::Moved { peer, .. }
-                    | Event::Word { peer, .. }
-                    | Event::Report { peer, .. } => *peer,
+                    Event::SessionConfirmed { peer, .. }
+                    | Event::PeerMoved { peer, .. }
+                    | Event::ControlMessage { peer, .. }
+                    | Event::Activity { peer, .. } => *peer,
                 };
                 let Some(end) = self.ends.get_mut(&slot) else {
                     continue;
                 };
                 match event {
-                    Event::Confirmed { index, .. } => self.control.confirmed(now, end.id, index),
-                    Event::Moved { way, .. } if end.may_move_to(way) => {
+                    Event::SessionConfirmed { index, .. } => {
+                        self.control.confirmed(now, end.id, index)
+                    }
+                    Event::PeerMoved { way, .. } if end.may_move_to(way) => {
                         if let (Some(circuit), Way::Circuit { gateway, .. }) =
                             (&mut end.circuit, way)
                         {
@@ -1128,11 +1134,13 @@ impl Ends {
                         }
                         self.control.moved(now, end.id, way);
                     }
-                    Event::Moved { way, .. } => {
+                    Event::PeerMoved { way, .. } => {
                         tracing::debug!(peer = end.spec.name, %way, "heard by a way that is not taken");
                     }
-                    Event::Word { word, .. } => self.control.control_word(now, end.id, word),
-                    Event::Report { tx, rx, stats, .. } => {
+                    Event::ControlMessage { word, .. } => {
+                        self.control.control_word(now, end.id, word)
+                    }
+                    Event::Activity { tx, rx, stats, .. } => {
                         if end.silent && rx.last_received > end.rx[number].last_received {
                             end.silent = false;
                             if let Some(circuit) = &mut end.circuit {
@@ -1150,17 +1158,17 @@ impl Ends {
                         self.control
                             .report_received(now, end.id, rx.unwrap_or_default());
                     }
-                    Event::Used { .. } => {}
+                    Event::HostUsed { .. } => {}
                 }
             }
             while let Ok(waits) = worker.waits.pop() {
-                happened.waits.push(waits);
+                happened.unresolved.push(waits);
             }
         }
         // One worker heard it; each keeps what it has of its own flows.
         for slot in heard {
             for worker in &mut self.workers {
-                worker.command(Command::Heard(slot));
+                worker.command(Command::PeerHeard(slot));
             }
         }
         happened
@@ -1216,7 +1224,7 @@ impl Ends {
                     };
                     let index = session.wire_index();
                     end.indices.insert(index, session.index());
-                    let opener = self.workers[0].settings.share.opener(lane);
+                    let opener = self.workers[0].settings.assignment.opener(lane);
                     if let Some(worker) = self.workers.get_mut(opener as usize) {
                         worker.command(Command::Receive(slot, session));
                         worker.wake();
@@ -1230,7 +1238,7 @@ impl Ends {
                     lane,
                     session,
                 } => {
-                    // Lanes past the number of workers are not sent on.
+                    // PeerLanes past the number of workers are not sent on.
                     if let Some((slot, _)) = end(&self.by_id, &mut self.ends, peer)
                         && let Some(worker) = self.workers.get_mut(lane as usize)
                     {
@@ -1258,7 +1266,7 @@ impl Ends {
                         moved = true;
                         self.moved = true;
                         for worker in &mut self.workers {
-                            worker.command(Command::Way(slot, way));
+                            worker.command(Command::PeerPath(slot, way));
                         }
                         self.route(slot);
                     }
@@ -1273,7 +1281,7 @@ impl Ends {
                 }
                 Output::Keepalive { peer } => self.say(peer, Command::Keepalive),
                 Output::Word { peer, word, pad_to } => {
-                    self.say(peer, |slot| Command::Word(slot, word, pad_to));
+                    self.say(peer, |slot| Command::ControlMessage(slot, word, pad_to));
                 }
                 Output::Event { peer, event } => {
                     if let Some((slot, end)) = end(&self.by_id, &mut self.ends, peer) {
@@ -1281,7 +1289,7 @@ impl Ends {
                         if matches!(event, tunnel::Event::Silent | tunnel::Event::Down) {
                             end.silent = true;
                             for worker in &mut self.workers {
-                                worker.command(Command::Silent(slot));
+                                worker.command(Command::PeerSilent(slot));
                             }
                         }
                     }
@@ -1452,7 +1460,7 @@ impl Ends {
             .iter()
             .enumerate()
             .filter_map(|(index, worker)| {
-                let beat = worker.counted.sockets().beat.load(Relaxed);
+                let beat = worker.counters.sockets().beat.load(Relaxed);
                 let silent = Duration::from_nanos(now.saturating_sub(beat));
                 (beat != 0 && silent > HANGS_AFTER).then(|| {
                     format!(
@@ -1478,7 +1486,7 @@ impl Ends {
 
     /// How a peer's tunnel is.
     #[must_use]
-    pub fn status(&self, slot: u32) -> Option<EndStatus> {
+    pub fn status(&self, slot: u32) -> Option<PeerStatus> {
         let end = self.ends.get(&slot)?;
         let now = clock::mono();
         let status = self.control.status(now, end.id)?;
@@ -1486,11 +1494,13 @@ impl Ends {
         let v6 = address.is_some_and(|address| address.is_ipv6());
         let why = match (&status.down, status.alive) {
             (None, true) => String::new(),
-            (None, false) if matches!(end.spec.what, What::WireGuard { .. }) => String::new(),
+            (None, false) if matches!(end.spec.protocol, PeerProtocol::WireGuard { .. }) => {
+                String::new()
+            }
             (None, false) => "the peer does not answer; it is dialed again".to_owned(),
             (Some(why), _) => self.why_down(end, why),
         };
-        Some(EndStatus {
+        Some(PeerStatus {
             public_key: end.spec.public_key,
             way: status.address,
             via: self.via(end),
@@ -1582,10 +1592,10 @@ impl Ends {
         self.workers
             .iter()
             .map(|worker| {
-                let counter = |counter| worker.counted.counter(counter);
+                let counter = |counter| worker.counters.counter(counter);
                 let drops = Counter::ALL.iter().filter(|counter| counter.is_drop());
                 WorkerStatus {
-                    index: worker.settings.share.index(),
+                    index: worker.settings.assignment.index(),
                     cpu: worker.settings.cpu,
                     sealed: counter(Counter::Encapsulated),
                     delivered: counter(Counter::Decapsulated),
@@ -1601,7 +1611,7 @@ impl Ends {
     pub fn counter(&self, counter: Counter) -> u64 {
         self.workers
             .iter()
-            .map(|worker| worker.counted.counter(counter))
+            .map(|worker| worker.counters.counter(counter))
             .sum()
     }
 
@@ -1610,7 +1620,7 @@ impl Ends {
     pub fn rx_dropped(&self) -> u64 {
         self.workers
             .iter()
-            .map(|worker| worker.counted.sockets().rx_dropped.load(Relaxed))
+            .map(|worker| worker.counters.sockets().rx_dropped.load(Relaxed))
             .sum()
     }
 
@@ -1625,7 +1635,7 @@ impl Ends {
     pub fn network(&self, slot: u32) -> NetworkStats {
         self.workers
             .iter()
-            .map(|worker| worker.counted.network(slot))
+            .map(|worker| worker.counters.network(slot))
             .fold(NetworkStats::default(), |a, b| NetworkStats {
                 tx_packets: a.tx_packets + b.tx_packets,
                 tx_bytes: a.tx_bytes + b.tx_bytes,
@@ -1668,6 +1678,6 @@ fn bind_udp(address: SocketAddr) -> Result<UdpSocket, Error> {
 
 /// The longest datagram an interface takes, bytes of UDP payload.
 #[must_use]
-pub const fn ceiling(mtu: u16, ipv6: bool) -> usize {
+pub const fn max_udp_payload(mtu: u16, ipv6: bool) -> usize {
     (mtu as usize).saturating_sub(if ipv6 { 48 } else { 28 })
 }

@@ -276,7 +276,7 @@ impl Streams {
         self.failures.get(&circuit).map(String::as_str)
     }
 
-    /// Ends what there is for a circuit.
+    /// TunnelManager what there is for a circuit.
     pub fn close(&mut self, circuit: CircuitId, workers: &mut [Worker]) {
         self.dialers.remove(&circuit);
         self.failures.remove(&circuit);
@@ -444,9 +444,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        pipeline::Share,
+        pipeline::LaneAssignment,
         tls::Reason,
-        worker::{Settings, Waiting},
+        worker::{Settings, WaitMode},
     };
 
     /// Where one connection got that says this first.
@@ -475,9 +475,9 @@ mod tests {
         let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
         let event = Arc::new(event);
         let settings = Settings {
-            share: Share::new(0, 1).expect("a worker's share"),
+            assignment: LaneAssignment::new(0, 1).expect("a worker's share"),
             cpu: None,
-            waiting: Waiting::Wake,
+            waiting: WaitMode::Wake,
             seed: 1,
         };
         let workers = Worker::start(&[settings], &event).expect("a worker");

@@ -176,7 +176,7 @@ fn is_v6_host(address: &Address) -> bool {
 
 /// Lowers the MSS option of the SYN whose TCP header is at `at` to what `mtu` leaves, and mends the
 /// checksum (RFC 1624). Returns whether it did. Malformed options are left: the receiver refuses them.
-pub(crate) fn clamp(packet: &mut [u8], at: usize, mtu: u16, ipv6: bool) -> bool {
+pub(crate) fn clamp_mss(packet: &mut [u8], at: usize, mtu: u16, ipv6: bool) -> bool {
     let limit = mss_for(mtu, ipv6);
     let Some(data) = packet.get(at + 12).map(|b| usize::from(b >> 4) * 4) else {
         return false;

@@ -1,6 +1,6 @@
 //! What a worker does with a frame: a function of the frame, the time and its tables.
 //!
-//! No socket, thread, lock, clock, allocation or log: a [`Wire`] takes what is to be sent and said, so
+//! No socket, thread, lock, clock, allocation or log: a [`PacketSink`] takes what is to be sent and said, so
 //! that tests and fuzzers call the same code as a worker does.
 //!
 //! ```text
@@ -13,11 +13,11 @@
 //! The rules for a packet that comes out are those of `appliance-ebpf/src/decap.rs`; `tests/tests/workers.rs`
 //! holds the two side by side.
 
-mod counted;
+mod counters;
 mod inner;
-mod outer;
-mod parked;
-mod share;
+mod lanes;
+mod outage_buffer;
+mod outer_header;
 mod tables;
 
 use std::{num::NonZeroU64, sync::Arc};
@@ -38,26 +38,26 @@ use tunnel::{
 };
 pub use xsk::Sent;
 
-pub use counted::Counted;
+pub use counters::WorkerCounters;
 use inner::Inner;
-pub use outer::{Outer, circuit, datagram};
-use parked::Parked;
-pub use share::{LANES, Share};
-pub use tables::Member;
+pub use lanes::{LANES, LaneAssignment};
+use outage_buffer::OutageBuffer;
+pub use outer_header::{OuterHeader, circuit_id, parse_datagram};
+pub use tables::PeerRoute;
 use tables::{Tables, gateway, is_provider, prefix_of};
 
 /// Between two tellings that a host is in use.
-const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+const REPORT_USE_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 /// Session indices a worker knows at most: five sessions of every lane of every peer.
 const SESSIONS: usize = MAX_PEERS as usize * 5 * LANES as usize;
 
 /// What a worker does its work with.
-pub trait Wire {
+pub trait PacketSink {
     /// Lets `write` fill a frame to be sent on an interface: it gets the whole buffer and says how many
     /// bytes it used, or `None` to send nothing.
     fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent;
-    /// As [`Wire::transmit`], for a datagram without headers, on the stream of a circuit. Full: there is none.
-    fn stream(
+    /// As [`PacketSink::transmit`], for a datagram without headers, on the stream of a circuit. Full: there is none.
+    fn transmit_tls(
         &mut self,
         _circuit: NonZeroU64,
         _write: impl FnOnce(&mut [u8]) -> Option<usize>,
@@ -69,7 +69,7 @@ pub trait Wire {
     /// Hands over a packet whose host is not resolved. Returns whether there was room.
     fn unresolved(&mut self, header: &SlowHeader, packet: &[u8]) -> bool;
     /// Hands a frame of the programs, as it came, to another worker. Returns whether there was room.
-    fn hand(&mut self, worker: u32, frame: &[u8]) -> bool;
+    fn hand_over(&mut self, worker: u32, frame: &[u8]) -> bool;
 }
 
 /// What a worker tells the control half.
@@ -80,28 +80,28 @@ pub trait Wire {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The first message of a session came.
-    Confirmed {
+    SessionConfirmed {
         /// The peer's slot.
         peer: u32,
         /// The session's name.
         index: u32,
     },
     /// The peer is heard from another address.
-    Moved {
+    PeerMoved {
         /// The peer's slot.
         peer: u32,
         /// Where it is now.
         way: Way,
     },
     /// A word of the peer's.
-    Word {
+    ControlMessage {
         /// The peer's slot.
         peer: u32,
         /// The word.
         word: Word,
     },
     /// What happened on a worker's lanes of a peer since the last report.
-    Report {
+    Activity {
         /// The peer's slot.
         peer: u32,
         /// Sent.
@@ -112,7 +112,7 @@ pub enum Event {
         stats: RxStats,
     },
     /// Packets went to a host.
-    Used {
+    HostUsed {
         /// The host.
         key: HostKey,
     },
@@ -130,9 +130,9 @@ pub enum Command {
     /// An entry of `NEIGHBOURS` was written or removed.
     Neighbour(HostKey, Option<Box<Neighbour>>),
     /// The WireGuard peers that have a part of a network, by VNI.
-    Members(u32, Box<[Member]>),
+    PeerRoutes(u32, Box<[PeerRoute]>),
     /// A peer in a slot, new; one that was there is gone with its sessions. `None` removes.
-    Peer(u32, Option<Box<Lanes>>),
+    Peer(u32, Option<Box<PeerLanes>>),
     /// Receive by this session from now on.
     Receive(u32, Box<RxSession>),
     /// Send by this session from now on.
@@ -140,29 +140,29 @@ pub enum Command {
     /// Forget the session of this name.
     Retire(u32, u32),
     /// A peer has fallen silent, or has no session any more.
-    Silent(u32),
+    PeerSilent(u32),
     /// A peer that had fallen silent is heard, by whichever worker.
-    Heard(u32),
+    PeerHeard(u32),
     /// A peer is taken to be here.
-    Way(u32, Way),
+    PeerPath(u32, Way),
     /// Send to a peer by these headers; `None` while there is no way.
-    Outer(u32, Option<Box<Outer>>),
+    OuterHeader(u32, Option<Box<OuterHeader>>),
     /// Datagrams to a peer may be this long, bytes.
     MaxDatagram(u32, usize),
     /// Send a keep-alive.
     Keepalive(u32),
     /// Send a word, padded to this many bytes of datagram.
-    Word(u32, Word, usize),
+    ControlMessage(u32, Word, usize),
 }
 
 /// A peer, with the lanes of it that one worker has.
 #[derive(Debug)]
-pub struct Lanes {
+pub struct PeerLanes {
     sender: Sender,
-    /// Of every lane that the worker opens, by [`Share::place`].
+    /// Of every lane that the worker opens, by [`LaneAssignment::receiver_index`].
     receivers: Box<[Receiver]>,
     framing: Framing,
-    outer: Option<Outer>,
+    outer: Option<OuterHeader>,
     /// Of a WireGuard peer: the network it is in, and the addresses it may have there.
     member: Option<(u32, Box<[Prefix]>)>,
     /// Changed since the last report.
@@ -174,18 +174,18 @@ pub struct Lanes {
     keeps: bool,
 }
 
-impl Lanes {
+impl PeerLanes {
     /// Another appliance.
     #[must_use]
-    pub fn appliance(share: Share) -> Self {
-        Self::new(share.lanes().count(), Framing::Segments, None)
+    pub fn appliance(assignment: LaneAssignment) -> Self {
+        Self::new(assignment.lanes().count(), Framing::Segments, None)
     }
 
     /// A WireGuard peer in network `vni` with the addresses it may have there. It has one lane, which is the
     /// first worker's.
     #[must_use]
-    pub fn wireguard(share: Share, vni: u32, allowed: Box<[Prefix]>) -> Self {
-        let receivers = share.lanes().filter(|lane| *lane == 0).count();
+    pub fn wireguard(assignment: LaneAssignment, vni: u32, allowed: Box<[Prefix]>) -> Self {
+        let receivers = assignment.lanes().filter(|lane| *lane == 0).count();
         Self::new(receivers, Framing::WireGuard, Some((vni, allowed)))
     }
 
@@ -208,32 +208,32 @@ impl Lanes {
 
 /// A worker's state.
 pub struct Pipeline {
-    share: Share,
+    assignment: LaneAssignment,
     tables: Tables,
     /// By slot.
-    peers: Box<[Option<Box<Lanes>>]>,
+    peers: Box<[Option<Box<PeerLanes>>]>,
     /// Peer slot and session name by the index on the wire.
     sessions: AHashMap<u32, (u32, u32)>,
-    counted: Arc<Counted>,
-    parked: Parked,
+    counters: Arc<WorkerCounters>,
+    outage_buffer: OutageBuffer,
     dirty: bool,
 }
 
 impl Pipeline {
-    /// Takes all its memory now. `share` says which lanes are its; `seed` keys its hash tables; `counted` is
+    /// Takes all its memory now. `lanes` says which lanes are its; `seed` keys its hash tables; `counters` is
     /// its alone to write.
     #[must_use]
-    pub fn new(share: Share, seed: u64, counted: Arc<Counted>) -> Self {
+    pub fn new(assignment: LaneAssignment, seed: u64, counters: Arc<WorkerCounters>) -> Self {
         Self {
-            share,
+            assignment,
             tables: Tables::new(seed),
             peers: (0..MAX_PEERS).map(|_| None).collect(),
             sessions: AHashMap::with_capacity_and_hasher(
                 SESSIONS,
                 RandomState::with_seeds(seed, 1, 2, 3),
             ),
-            counted,
-            parked: Parked::new(),
+            counters,
+            outage_buffer: OutageBuffer::new(),
             dirty: false,
         }
     }
@@ -247,26 +247,31 @@ impl Pipeline {
     /// A frame of the programs: a packet to seal or a datagram to open. A datagram's Ethernet type is
     /// never zero, and in a packet to seal those two bytes are the segment's stride, which is.
     #[inline]
-    pub fn frame(&mut self, now: Instant, frame: &mut [u8], wire: &mut impl Wire) {
+    pub fn frame(&mut self, now: Instant, frame: &mut [u8], wire: &mut impl PacketSink) {
         let done = match frame.get(12..14) {
             Some([0, 0]) => self.seal(now, frame, wire),
             Some(_) => self.open(now, frame, wire),
             None => Err(Counter::DropMalformed),
         };
         if let Err(reason) = done {
-            self.counted.count(reason, 1);
+            self.counters.count(reason, 1);
         }
     }
 
-    fn seal(&mut self, now: Instant, frame: &[u8], wire: &mut impl Wire) -> Result<(), Counter> {
+    fn seal(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        wire: &mut impl PacketSink,
+    ) -> Result<(), Counter> {
         let mut to = None;
         let sealed = self.seal_for(now, frame, &mut to, wire);
         let Some(peer) = to else { return sealed };
-        let silent = lanes(&mut self.peers, peer).is_some_and(|lanes| lanes.silent);
+        let silent = peer_lanes(&mut self.peers, peer).is_some_and(|lanes| lanes.silent);
         match sealed {
-            Ok(()) if silent => drop(self.park(now, peer, frame)),
-            Err(Counter::DropNoSession | Counter::DropNoPeer) if self.park(now, peer, frame) => {
-                self.counted.count(Counter::Parked, 1);
+            Ok(()) if silent => drop(self.buffer(now, peer, frame)),
+            Err(Counter::DropNoSession | Counter::DropNoPeer) if self.buffer(now, peer, frame) => {
+                self.counters.count(Counter::Parked, 1);
                 return Ok(());
             }
             _ => {}
@@ -275,11 +280,13 @@ impl Pipeline {
     }
 
     #[cold]
-    fn park(&mut self, now: Instant, peer: u32, frame: &[u8]) -> bool {
+    fn buffer(&mut self, now: Instant, peer: u32, frame: &[u8]) -> bool {
         let hash = frame.get(4..8).and_then(<[u8]>::first_chunk);
         let hash = u32::from_ne_bytes(hash.copied().unwrap_or_default());
-        let kept = self.parked.keep(now, peer, hash, frame, WORKER_HEADER_LEN);
-        if kept && let Some(lanes) = lanes(&mut self.peers, peer) {
+        let kept = self
+            .outage_buffer
+            .keep(now, peer, hash, frame, WORKER_HEADER_LEN);
+        if kept && let Some(lanes) = peer_lanes(&mut self.peers, peer) {
             lanes.keeps = true;
         }
         kept
@@ -287,8 +294,8 @@ impl Pipeline {
 
     /// Sends what was kept for a peer whose tunnel is back.
     #[cold]
-    fn release(&mut self, now: Instant, peer: u32, wire: &mut impl Wire) {
-        let Some(lanes) = lanes(&mut self.peers, peer) else {
+    fn release(&mut self, now: Instant, peer: u32, wire: &mut impl PacketSink) {
+        let Some(lanes) = peer_lanes(&mut self.peers, peer) else {
             return;
         };
         if !lanes.keeps || lanes.silent || lanes.outer.is_none() || lanes.sender.session().is_none()
@@ -296,16 +303,16 @@ impl Pipeline {
             return;
         }
         lanes.keeps = false;
-        let mut buffer = [0; parked::BYTES];
+        let mut buffer = [0; outage_buffer::BYTES];
         let mut from = 0;
-        while let Some((at, frame)) = self.parked.take(now, peer, from) {
+        while let Some((at, frame)) = self.outage_buffer.take(now, peer, from) {
             from = at + 1;
             let Some(frame) = frame else { continue };
             let len = frame.len();
             buffer[..len].copy_from_slice(frame);
             match self.seal_for(now, &buffer[..len], &mut None, wire) {
-                Ok(()) => self.counted.count(Counter::Released, 1),
-                Err(reason) => self.counted.count(reason, 1),
+                Ok(()) => self.counters.count(Counter::Released, 1),
+                Err(reason) => self.counters.count(reason, 1),
             }
         }
     }
@@ -316,7 +323,7 @@ impl Pipeline {
         now: Instant,
         frame: &[u8],
         to: &mut Option<u32>,
-        wire: &mut impl Wire,
+        wire: &mut impl PacketSink,
     ) -> Result<(), Counter> {
         let Some((head, segment)) = frame.split_first_chunk::<8>() else {
             return Err(Counter::DropMalformed);
@@ -337,9 +344,9 @@ impl Pipeline {
         }
         let destination = inner::destination(packet).ok_or(Counter::DropMalformed)?;
         let peer = self.tables.peer_of(network, &destination);
-        let lanes = lanes(&mut self.peers, peer).ok_or(Counter::DropInconsistent)?;
-        if lanes.framing == Framing::WireGuard && !self.share.is_first() {
-            return self.hand(0, frame, wire);
+        let lanes = peer_lanes(&mut self.peers, peer).ok_or(Counter::DropInconsistent)?;
+        if lanes.framing == Framing::WireGuard && !self.assignment.is_first() {
+            return self.hand_over(0, frame, wire);
         }
         *to = Some(peer);
         let outer = lanes.outer.ok_or(Counter::DropNoPeer)?;
@@ -357,29 +364,34 @@ impl Pipeline {
                 .pieces(now, Kind::Ip, network.vni, packet)
                 .map_err(|error| sealing(&error))?;
             while pieces.remaining() > 0 {
-                put(wire, &outer, |out| {
+                seal_and_send(wire, &outer, |out| {
                     pieces.next_into(out).unwrap_or(Err(SealError::NoSession))
                 })?;
             }
-            self.counted.count(Counter::SplitInTunnel, 1);
+            self.counters.count(Counter::SplitInTunnel, 1);
         } else if lanes.framing == Framing::Segments {
-            put(wire, &outer, |out| sender.seal_into(now, &[segment], out))?;
+            seal_and_send(wire, &outer, |out| sender.seal_into(now, &[segment], out))?;
         } else {
-            put(wire, &outer, |out| {
+            seal_and_send(wire, &outer, |out| {
                 sender.seal_packet(now, Kind::Ip, 0, packet, out)
             })?;
         }
-        self.counted.sent(slot, packet.len() as u64);
-        self.counted.count(Counter::Encapsulated, 1);
+        self.counters.sent(slot, packet.len() as u64);
+        self.counters.count(Counter::Encapsulated, 1);
         Ok(())
     }
 
     /// Hands a frame to another worker, which does with it what is to be done.
-    fn hand(&self, worker: u32, frame: &[u8], wire: &mut impl Wire) -> Result<(), Counter> {
-        if !wire.hand(worker, frame) {
+    fn hand_over(
+        &self,
+        worker: u32,
+        frame: &[u8],
+        wire: &mut impl PacketSink,
+    ) -> Result<(), Counter> {
+        if !wire.hand_over(worker, frame) {
             return Err(Counter::DropWorkerFull);
         }
-        self.counted.count(Counter::HandedOver, 1);
+        self.counters.count(Counter::HandedOver, 1);
         Ok(())
     }
 
@@ -387,30 +399,31 @@ impl Pipeline {
         &mut self,
         now: Instant,
         frame: &mut [u8],
-        wire: &mut impl Wire,
+        wire: &mut impl PacketSink,
     ) -> Result<(), Counter> {
-        let (from, at) = datagram(frame).ok_or(Counter::DropBadDatagram)?;
+        let (from, at) = parse_datagram(frame).ok_or(Counter::DropBadDatagram)?;
         let index = index_of(&frame[at.clone()])?;
-        if let Some(other) = self.share.other(index) {
-            return self.hand(other, frame, wire);
+        if let Some(other) = self.assignment.other_worker(index) {
+            return self.hand_over(other, frame, wire);
         }
         self.open_datagram(now, from, index, &mut frame[at], wire)
     }
 
     /// A datagram of a circuit's stream. Such are steered to the worker that opens them.
-    pub fn streamed(
+    pub fn tls_datagram(
         &mut self,
         now: Instant,
         circuit: NonZeroU64,
         datagram: &mut [u8],
-        wire: &mut impl Wire,
+        wire: &mut impl PacketSink,
     ) {
-        let opened = index_of(datagram).and_then(|index| match self.share.other(index) {
-            Some(_) => Err(Counter::DropUnknownSession),
-            None => self.open_datagram(now, Way::Stream(circuit), index, datagram, wire),
-        });
+        let opened =
+            index_of(datagram).and_then(|index| match self.assignment.other_worker(index) {
+                Some(_) => Err(Counter::DropUnknownSession),
+                None => self.open_datagram(now, Way::Stream(circuit), index, datagram, wire),
+            });
         if let Err(reason) = opened {
-            self.counted.count(reason, 1);
+            self.counters.count(reason, 1);
         }
     }
 
@@ -420,33 +433,33 @@ impl Pipeline {
         from: Way,
         index: u32,
         datagram: &mut [u8],
-        wire: &mut impl Wire,
+        wire: &mut impl PacketSink,
     ) -> Result<(), Counter> {
         let &(peer, _) = self
             .sessions
             .get(&index)
             .ok_or(Counter::DropUnknownSession)?;
-        let lanes = lanes(&mut self.peers, peer).ok_or(Counter::DropUnknownSession)?;
+        let lanes = peer_lanes(&mut self.peers, peer).ok_or(Counter::DropUnknownSession)?;
         lanes.dirty = true;
         self.dirty = true;
         let opened = lanes
             .receivers
-            .get_mut(self.share.place(index))
+            .get_mut(self.assignment.receiver_index(index))
             .ok_or(Counter::DropUnknownSession)?
             .open(now, from, datagram)
             .map_err(|error| opening(&error))?;
         if let Some(index) = opened.first_of_session {
-            wire.event(Event::Confirmed { peer, index });
+            wire.event(Event::SessionConfirmed { peer, index });
         }
         if let Some(way) = opened.moved_to {
-            wire.event(Event::Moved { peer, way });
+            wire.event(Event::PeerMoved { peer, way });
         }
         let back = std::mem::take(&mut lanes.silent) || lanes.keeps;
         match opened.payload {
-            Payload::Keepalive => self.counted.count(Counter::TunnelControl, 1),
+            Payload::Keepalive => self.counters.count(Counter::TunnelControl, 1),
             Payload::Control(word) => {
-                wire.event(Event::Word { peer, word });
-                self.counted.count(Counter::TunnelControl, 1);
+                wire.event(Event::ControlMessage { peer, word });
+                self.counters.count(Counter::TunnelControl, 1);
             }
             Payload::Piece => {}
             Payload::Packet {
@@ -457,7 +470,7 @@ impl Pipeline {
                 deliver(
                     now,
                     &mut self.tables,
-                    &self.counted,
+                    &self.counters,
                     (peer, None),
                     network,
                     bytes,
@@ -470,7 +483,7 @@ impl Pipeline {
                 deliver(
                     now,
                     &mut self.tables,
-                    &self.counted,
+                    &self.counters,
                     (peer, Some(allowed)),
                     *vni,
                     bytes,
@@ -486,7 +499,7 @@ impl Pipeline {
     }
 
     /// Does what the control half says.
-    pub fn command(&mut self, now: Instant, command: Command, wire: &mut impl Wire) {
+    pub fn command(&mut self, now: Instant, command: Command, wire: &mut impl PacketSink) {
         match command {
             Command::Network(slot, network) => self.tables.set_network(slot, network.as_deref()),
             Command::Tenant(slot, tenant) => self.tables.set_tenant(slot, tenant),
@@ -494,19 +507,19 @@ impl Pipeline {
             Command::Neighbour(key, neighbour) => {
                 self.tables.set_neighbour(key, neighbour.map(|n| *n));
             }
-            Command::Members(vni, members) => self.tables.set_members(vni, members),
+            Command::PeerRoutes(vni, members) => self.tables.set_members(vni, members),
             Command::Peer(slot, lanes) => {
                 self.sessions.retain(|_, (peer, _)| *peer != slot);
-                self.parked.forget(slot);
+                self.outage_buffer.forget(slot);
                 if let Some(place) = self.peers.get_mut(slot as usize) {
                     *place = lanes;
                 }
             }
             Command::Receive(slot, session) => {
                 let (wire, name) = (session.wire_index(), session.index());
-                let place = self.share.place(wire);
-                let receiver = lanes(&mut self.peers, slot)
-                    .filter(|_| self.share.other(wire).is_none())
+                let place = self.assignment.receiver_index(wire);
+                let receiver = peer_lanes(&mut self.peers, slot)
+                    .filter(|_| self.assignment.other_worker(wire).is_none())
                     .and_then(|lanes| lanes.receivers.get_mut(place));
                 if let Some(receiver) = receiver {
                     receiver.install(session);
@@ -514,20 +527,20 @@ impl Pipeline {
                 }
             }
             Command::Send(slot, session) => {
-                if let Some(lanes) = lanes(&mut self.peers, slot) {
+                if let Some(lanes) = peer_lanes(&mut self.peers, slot) {
                     lanes.sender.install(*session);
                     // The handshake says that the path is there.
                     lanes.silent = false;
                 }
                 self.release(now, slot, wire);
             }
-            Command::Silent(slot) => {
-                if let Some(lanes) = lanes(&mut self.peers, slot) {
+            Command::PeerSilent(slot) => {
+                if let Some(lanes) = peer_lanes(&mut self.peers, slot) {
                     lanes.silent = true;
                 }
             }
-            Command::Heard(slot) => {
-                if let Some(lanes) = lanes(&mut self.peers, slot) {
+            Command::PeerHeard(slot) => {
+                if let Some(lanes) = peer_lanes(&mut self.peers, slot) {
                     lanes.silent = false;
                 }
                 self.release(now, slot, wire);
@@ -535,36 +548,36 @@ impl Pipeline {
             Command::Retire(slot, index) => {
                 self.sessions
                     .retain(|_, (peer, name)| *peer != slot || *name != index);
-                if let Some(lanes) = lanes(&mut self.peers, slot) {
+                if let Some(lanes) = peer_lanes(&mut self.peers, slot) {
                     lanes.sender.retire(index);
                     for receiver in &mut lanes.receivers {
                         receiver.retire(index);
                     }
                 }
             }
-            Command::Way(slot, way) => {
-                if let Some(lanes) = lanes(&mut self.peers, slot) {
+            Command::PeerPath(slot, way) => {
+                if let Some(lanes) = peer_lanes(&mut self.peers, slot) {
                     for receiver in &mut lanes.receivers {
                         receiver.set_address(way);
                     }
                 }
             }
-            Command::Outer(slot, outer) => {
-                if let Some(lanes) = lanes(&mut self.peers, slot) {
+            Command::OuterHeader(slot, outer) => {
+                if let Some(lanes) = peer_lanes(&mut self.peers, slot) {
                     lanes.outer = outer.map(|outer| *outer);
                 }
                 self.release(now, slot, wire);
             }
             Command::MaxDatagram(slot, bytes) => {
-                if let Some(lanes) = lanes(&mut self.peers, slot) {
+                if let Some(lanes) = peer_lanes(&mut self.peers, slot) {
                     lanes.sender.set_max_datagram(bytes);
                 }
             }
             Command::Keepalive(slot) => {
-                self.own(slot, wire, |sender, out| sender.seal_keepalive(now, out));
+                self.send_own(slot, wire, |sender, out| sender.seal_keepalive(now, out));
             }
-            Command::Word(slot, word, pad_to) => {
-                self.own(slot, wire, |sender, out| {
+            Command::ControlMessage(slot, word, pad_to) => {
+                self.send_own(slot, wire, |sender, out| {
                     sender.seal_control(now, word, pad_to, out)
                 });
             }
@@ -573,27 +586,27 @@ impl Pipeline {
 
     /// Sends a message of our own. Without a session or a way there is nobody to tell; the control half
     /// knows already.
-    fn own(
+    fn send_own(
         &mut self,
         slot: u32,
-        wire: &mut impl Wire,
+        wire: &mut impl PacketSink,
         seal: impl FnOnce(&mut Sender, &mut [u8]) -> Result<usize, SealError>,
     ) {
-        let Some(lanes) = lanes(&mut self.peers, slot) else {
+        let Some(lanes) = peer_lanes(&mut self.peers, slot) else {
             return;
         };
         let Some(outer) = lanes.outer else { return };
         lanes.dirty = true;
         self.dirty = true;
         let sender = &mut lanes.sender;
-        match put(wire, &outer, |out| seal(sender, out)) {
-            Ok(()) => self.counted.count(Counter::TunnelControl, 1),
-            Err(reason) => self.counted.count(reason, 1),
+        match seal_and_send(wire, &outer, |out| seal(sender, out)) {
+            Ok(()) => self.counters.count(Counter::TunnelControl, 1),
+            Err(reason) => self.counters.count(reason, 1),
         }
     }
 
     /// The last report did not get through: the next tells of every peer.
-    pub fn report_again(&mut self) {
+    pub fn mark_all_dirty(&mut self) {
         for lanes in self.peers.iter_mut().flatten() {
             lanes.dirty = true;
         }
@@ -601,7 +614,7 @@ impl Pipeline {
     }
 
     /// Tells what happened on every lane since the last report.
-    pub fn report(&mut self, now: Instant, wire: &mut impl Wire) {
+    pub fn report(&mut self, now: Instant, wire: &mut impl PacketSink) {
         if !self.dirty {
             return;
         }
@@ -617,10 +630,10 @@ impl Pipeline {
                 rx = rx.merge(receiver.activity());
                 stats = stats.merge(receiver.stats());
             }
-            self.counted
+            self.counters
                 .count(Counter::Rejoined, stats.rejoin.completed - lanes.rejoined);
             lanes.rejoined = stats.rejoin.completed;
-            wire.event(Event::Report {
+            wire.event(Event::Activity {
                 peer: slot,
                 tx: lanes.sender.activity(),
                 rx,
@@ -631,7 +644,7 @@ impl Pipeline {
 }
 
 #[inline]
-fn lanes(peers: &mut [Option<Box<Lanes>>], slot: u32) -> Option<&mut Lanes> {
+fn peer_lanes(peers: &mut [Option<Box<PeerLanes>>], slot: u32) -> Option<&mut PeerLanes> {
     peers.get_mut(slot as usize)?.as_deref_mut()
 }
 
@@ -665,9 +678,9 @@ fn opening(error: &OpenError) -> Counter {
 
 /// Seals into a frame behind room for the outer headers, writes those, and sends it.
 #[inline]
-fn put(
-    wire: &mut impl Wire,
-    outer: &Outer,
+fn seal_and_send(
+    wire: &mut impl PacketSink,
+    outer: &OuterHeader,
     seal: impl FnOnce(&mut [u8]) -> Result<usize, SealError>,
 ) -> Result<(), Counter> {
     let mut failed = None;
@@ -689,7 +702,7 @@ fn put(
     };
     let sent = match outer.way {
         Way::Direct(_) | Way::Circuit { .. } => wire.transmit(outer.ifindex, write),
-        Way::Stream(id) => wire.stream(id, write),
+        Way::Stream(id) => wire.transmit_tls(id, write),
     };
     match sent {
         Sent::Queued => Ok(()),
@@ -703,11 +716,11 @@ fn put(
 fn deliver(
     now: Instant,
     tables: &mut Tables,
-    counted: &Counted,
+    counters: &WorkerCounters,
     (peer, allowed): (u32, Option<&[Prefix]>),
     vni: u32,
     packet: &[u8],
-    wire: &mut impl Wire,
+    wire: &mut impl PacketSink,
 ) -> Result<(), Counter> {
     let slot = tables.slot(vni).ok_or(Counter::DropUnknownVni)?;
     let network = *tables.network(slot).ok_or(Counter::DropUnknownVni)?;
@@ -749,11 +762,14 @@ fn deliver(
         address: next_hop,
     };
     let Some(host) = tables.host(&key) else {
-        return waits(&network, next_hop, packet, &inner, wire, counted);
+        return hand_to_slow_path(&network, next_hop, packet, &inner, wire, counters);
     };
-    if host.told.is_none_or(|told| now.since(told) >= TELL_EVERY) {
-        host.told = Some(now);
-        wire.event(Event::Used { key });
+    if host
+        .reported
+        .is_none_or(|reported| now.since(reported) >= REPORT_USE_EVERY)
+    {
+        host.reported = Some(now);
+        wire.event(Event::HostUsed { key });
     }
     let neighbour = &host.neighbour;
     let l2_len = usize::from(neighbour.l2_len);
@@ -769,7 +785,7 @@ fn deliver(
         head[l2_len - 2..].copy_from_slice(&inner.ethertype.to_be_bytes());
         body.copy_from_slice(packet);
         if let Some(at) = inner.syn {
-            clamped = inner::clamp(body, at, network.mtu, ipv6);
+            clamped = inner::clamp_mss(body, at, network.mtu, ipv6);
         }
         Some(l2_len + packet.len())
     });
@@ -778,23 +794,23 @@ fn deliver(
         Sent::Abandoned => return Err(Counter::DropTooLarge),
         Sent::Full => return Err(Counter::DropTxFull),
     }
-    counted.received(slot, packet.len() as u64);
-    counted.count(Counter::Decapsulated, 1);
+    counters.received(slot, packet.len() as u64);
+    counters.count(Counter::Decapsulated, 1);
     if clamped {
-        counted.count(Counter::MssClamped, 1);
+        counters.count(Counter::MssClamped, 1);
     }
     Ok(())
 }
 
 /// The packet waits in user space while its host is resolved.
 #[cold]
-fn waits(
+fn hand_to_slow_path(
     network: &Network,
     next_hop: Address,
     packet: &[u8],
     inner: &Inner,
-    wire: &mut impl Wire,
-    counted: &Counted,
+    wire: &mut impl PacketSink,
+    counters: &WorkerCounters,
 ) -> Result<(), Counter> {
     // Clamped here: nobody does it later.
     let mut copy = [0; SLOW_PACKET_BYTES];
@@ -802,7 +818,7 @@ fn waits(
     waiting.copy_from_slice(packet);
     let clamped = inner.syn.is_some_and(|at| {
         let ipv6 = inner.ethertype == ETHERTYPE_IPV6;
-        inner::clamp(waiting, at, network.mtu, ipv6)
+        inner::clamp_mss(waiting, at, network.mtu, ipv6)
     });
     let header = SlowHeader {
         vni: network.vni,
@@ -815,9 +831,9 @@ fn waits(
     if !wire.unresolved(&header, waiting) {
         return Err(Counter::DropSlowRingFull);
     }
-    counted.count(Counter::SlowUnresolved, 1);
+    counters.count(Counter::SlowUnresolved, 1);
     if clamped {
-        counted.count(Counter::MssClamped, 1);
+        counters.count(Counter::MssClamped, 1);
     }
     Ok(())
 }
@@ -825,6 +841,6 @@ fn waits(
 #[cfg(test)]
 mod model;
 #[cfg(test)]
-mod team;
+mod multi_worker_tests;
 #[cfg(test)]
 mod tests;

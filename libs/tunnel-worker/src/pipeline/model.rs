@@ -97,7 +97,7 @@ enum Fate {
     Dropped,
     /// To a host on this side, by number.
     Host(u8, Vec<u8>),
-    Waits(u32, IpAddr, Vec<u8>),
+    UnresolvedPacket(u32, IpAddr, Vec<u8>),
 }
 
 fn within(net: (IpAddr, u8), address: IpAddr) -> bool {
@@ -231,7 +231,7 @@ impl Model {
         }
         Some(match self.neighbours.get(&(vni, next_hop)) {
             Some(host) => Fate::Host(*host, packet.to_vec()),
-            None => Fate::Waits(vni, next_hop, packet.to_vec()),
+            None => Fate::UnresolvedPacket(vni, next_hop, packet.to_vec()),
         })
     }
 
@@ -272,7 +272,7 @@ struct World {
     random: Seeded,
     model: Model,
     pipeline: Pipeline,
-    counted: Arc<Counted>,
+    counters: Arc<WorkerCounters>,
     wire: Memory,
     hands: Vec<(Hand, u32, u32)>,
     /// Datagrams sealed for us: session and plaintext; `None` once taken.
@@ -280,8 +280,8 @@ struct World {
     ms: u64,
 }
 
-/// Outcomes, of which a frame has one. The others are counted beside one.
-fn outcomes(counted: &Counted) -> u64 {
+/// Outcomes, of which a frame has one. The others are counters beside one.
+fn outcomes(counters: &WorkerCounters) -> u64 {
     let beside = [
         Counter::SplitInTunnel,
         Counter::Rejoined,
@@ -289,17 +289,17 @@ fn outcomes(counted: &Counted) -> u64 {
         Counter::Released,
     ];
     let all = Counter::ALL.iter().filter(|c| !beside.contains(c));
-    all.map(|c| counted.counter(*c)).sum()
+    all.map(|c| counters.counter(*c)).sum()
 }
 
 impl World {
     fn new(seed: u64) -> Self {
-        let counted = Arc::new(Counted::default());
+        let counters = Arc::new(WorkerCounters::default());
         let mut world = Self {
             random: Seeded(seed),
             model: Model::default(),
-            pipeline: Pipeline::new(Share::WHOLE, seed, Arc::clone(&counted)),
-            counted,
+            pipeline: Pipeline::new(LaneAssignment::WHOLE, seed, Arc::clone(&counters)),
+            counters,
             wire: Memory::default(),
             hands: Vec::new(),
             said: BTreeMap::new(),
@@ -350,10 +350,10 @@ impl World {
             .map(|(n, l)| Prefix::new(&from_ip(*n), 96 + l).expect("a length"))
             .collect();
         let (lane, member) = if slot < 2 {
-            (Lanes::appliance(Share::WHOLE), None)
+            (PeerLanes::appliance(LaneAssignment::WHOLE), None)
         } else {
             (
-                Lanes::wireguard(Share::WHOLE, vni, prefixes),
+                PeerLanes::wireguard(LaneAssignment::WHOLE, vni, prefixes),
                 Some((vni, nets.to_vec())),
             )
         };
@@ -373,8 +373,8 @@ impl World {
 
     fn outer(&mut self, slot: u32, way: bool) {
         let [remote, local] = Self::way(slot).map(|text| text.parse().expect("an address"));
-        let outer = Outer::new(UPLINK, [9; 6], [8; 6], local, remote).filter(|_| way);
-        self.order(Command::Outer(slot, outer.map(Box::new)));
+        let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], local, remote).filter(|_| way);
+        self.order(Command::OuterHeader(slot, outer.map(Box::new)));
         if let Some(peer) = self.model.peers.get_mut(&slot) {
             peer.way = way;
         }
@@ -504,11 +504,11 @@ impl World {
                 let all =
                     all.map(|(n, len, peer)| (n.parse::<IpAddr>().expect("an address"), len, peer));
                 let list = all[self.below(4).min(3)..].to_vec();
-                let members = list.iter().map(|(n, len, peer)| Member {
+                let members = list.iter().map(|(n, len, peer)| PeerRoute {
                     prefix: Prefix::new(&from_ip(*n), 96 + len).expect("a length"),
                     peer: *peer,
                 });
-                self.order(Command::Members(vni, members.collect()));
+                self.order(Command::PeerRoutes(vni, members.collect()));
                 self.model.members.insert(vni, list);
             }
             9 => self.peer(slot),
@@ -589,13 +589,13 @@ impl World {
         out
     }
 
-    /// Feeds a frame; how many outcomes were counted.
+    /// Feeds a frame; how many outcomes were counters.
     fn feed(&mut self, frame: &[u8]) -> u64 {
-        let before = outcomes(&self.counted);
+        let before = outcomes(&self.counters);
         let mut frame = frame.to_vec();
         let now = at(self.ms).mono;
         self.pipeline.frame(now, &mut frame, &mut self.wire);
-        outcomes(&self.counted) - before
+        outcomes(&self.counters) - before
     }
 
     fn seals(&mut self) {
@@ -617,9 +617,9 @@ impl World {
         let expected = self.model.sealed(&frame);
         let full = self.below(16) == 0;
         self.wire.full = full;
-        let counted = self.feed(&frame);
+        let counters = self.feed(&frame);
         self.wire.full = false;
-        assert_eq!(counted, 1, "{:x?}", &frame[..frame.len().min(80)]);
+        assert_eq!(counters, 1, "{:x?}", &frame[..frame.len().min(80)]);
         let frames = std::mem::take(&mut self.wire.frames);
         let Some((number, wanted)) = expected.filter(|_| !full) else {
             assert!(frames.is_empty(), "{:x?}", &frame[..frame.len().min(80)]);
@@ -658,11 +658,11 @@ impl World {
             self.model.opened(slot, &plaintext)
         });
         self.wire.waiting.clear();
-        let counted = self.feed(frame);
-        // A piece that is kept is counted with the packet it becomes a part of.
+        let counters = self.feed(frame);
+        // A piece that is kept is counters with the packet it becomes a part of.
         assert!(
-            counted == 1 || piece && counted == 0,
-            "{counted} of {frame:x?}"
+            counters == 1 || piece && counters == 0,
+            "{counters} of {frame:x?}"
         );
         let frames = std::mem::take(&mut self.wire.frames);
         let got = match (frames.as_slice(), self.wire.waiting.as_slice()) {
@@ -679,7 +679,7 @@ impl World {
                 Fate::Host(frame[5], frame[22..].to_vec())
             }
             ([], [(header, packet)]) => {
-                Fate::Waits(header.vni, to_ip(&header.next_hop), packet.clone())
+                Fate::UnresolvedPacket(header.vni, to_ip(&header.next_hop), packet.clone())
             }
             more => panic!("{more:x?}"),
         };

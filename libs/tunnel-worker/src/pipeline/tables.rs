@@ -15,13 +15,13 @@ use tunnel::Instant;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Host {
     pub neighbour: Neighbour,
-    /// When its use was last told.
-    pub told: Option<Instant>,
+    /// When its use was last reported.
+    pub reported: Option<Instant>,
 }
 
 /// A WireGuard peer that has a part of a network beside the network's own peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Member {
+pub struct PeerRoute {
     /// The addresses it has.
     pub prefix: Prefix,
     /// Its slot.
@@ -35,7 +35,7 @@ pub(crate) struct Tables {
     endpoints: AHashSet<HostKey>,
     hosts: AHashMap<HostKey, Host>,
     /// By VNI.
-    members: AHashMap<u32, Box<[Member]>>,
+    members: AHashMap<u32, Box<[PeerRoute]>>,
 }
 
 impl Tables {
@@ -83,14 +83,20 @@ impl Tables {
     pub fn set_neighbour(&mut self, key: HostKey, neighbour: Option<Neighbour>) {
         match neighbour {
             Some(neighbour) => {
-                let told = self.hosts.get(&key).and_then(|host| host.told);
-                self.hosts.insert(key, Host { neighbour, told });
+                let reported = self.hosts.get(&key).and_then(|host| host.reported);
+                self.hosts.insert(
+                    key,
+                    Host {
+                        neighbour,
+                        reported,
+                    },
+                );
             }
             None => drop(self.hosts.remove(&key)),
         }
     }
 
-    pub fn set_members(&mut self, vni: u32, members: Box<[Member]>) {
+    pub fn set_members(&mut self, vni: u32, members: Box<[PeerRoute]>) {
         if members.is_empty() {
             self.members.remove(&vni);
         } else {

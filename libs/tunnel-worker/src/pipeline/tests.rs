@@ -31,8 +31,8 @@ fn a_packet_crosses_byte_for_byte() {
         assert_eq!(u16::from_be_bytes([frame[14], frame[15]]), 101);
         assert_eq!(frame[18..], sent);
         assert_eq!(provider.count(Counter::Decapsulated), 1);
-        assert_eq!(provider.counted.network(4).rx_bytes, sent.len() as u64);
-        assert_eq!(tenant.counted.network(4).tx_packets, 1);
+        assert_eq!(provider.counters.network(4).rx_bytes, sent.len() as u64);
+        assert_eq!(tenant.counters.network(4).tx_packets, 1);
     }
 }
 
@@ -153,7 +153,7 @@ fn after_a_silence_the_newest_segment_of_a_flow_is_sent_again() {
     let (mut tenant, mut provider) = pair();
     tenant
         .pipeline
-        .command(at(10).mono, Command::Silent(0), &mut tenant.wire);
+        .command(at(10).mono, Command::PeerSilent(0), &mut tenant.wire);
     for payload in [&b"old"[..], b"new", b""] {
         tenant.seal(at(20), &segment(payload));
     }
@@ -354,20 +354,20 @@ fn a_peer_has_no_part_in_another_peer_s_network() {
 fn a_wireguard_member_has_its_own_addresses_and_no_others() {
     let (mut tenant, mut provider) = pair();
     let prefix = |text: &str| prefix(text, 32);
-    let member = Member {
+    let member = PeerRoute {
         prefix: prefix("10.1.0.77"),
         peer: 3,
     };
     for command in [
         Command::Peer(
             3,
-            Some(Box::new(Lanes::wireguard(
-                Share::WHOLE,
+            Some(Box::new(PeerLanes::wireguard(
+                LaneAssignment::WHOLE,
                 VNI,
                 Box::new([prefix("10.1.0.77")]),
             ))),
         ),
-        Command::Members(VNI, Box::new([member])),
+        Command::PeerRoutes(VNI, Box::new([member])),
     ] {
         provider
             .pipeline
@@ -431,8 +431,8 @@ fn use_of_a_host_is_told_once_a_second() {
         let frames = tenant.take();
         provider.open(at(ms), frames);
     }
-    let told = |event: &&Event| matches!(event, Event::Used { .. });
-    assert_eq!(provider.wire.events.iter().filter(told).count(), 2);
+    let reported = |event: &&Event| matches!(event, Event::HostUsed { .. });
+    assert_eq!(provider.wire.events.iter().filter(reported).count(), 2);
 }
 
 #[test]
@@ -505,7 +505,7 @@ fn second_tenant(provider: &mut Side) -> Hand {
         epoch: 1,
     };
     let neighbour = Neighbour::new(ACCESS, [2, 0, 0, 0, 0, 9], [4; 6], 201, 0, 0x8100);
-    for command in hand.commands(1, Lanes::appliance(Share::WHOLE), (tx, rx)) {
+    for command in hand.commands(1, PeerLanes::appliance(LaneAssignment::WHOLE), (tx, rx)) {
         provider.order(at(5), command);
     }
     for command in [
@@ -594,7 +594,7 @@ fn a_slot_that_changed_hands_sends_nothing_of_the_old_tenant_to_the_new_one_s_pe
     let (_, mut provider) = pair();
     let mut hand = second_tenant(&mut provider);
     // Kept while the first tenant's tunnel is silent.
-    provider.order(at(6), Command::Silent(0));
+    provider.order(at(6), Command::PeerSilent(0));
     let mut kept = Vec::new();
     etherparse::PacketBuilder::ipv4([10, 1, 0, 10], [10, 1, 0, 11], 64)
         .tcp(1, 2, 3, 4)
@@ -618,9 +618,9 @@ fn a_slot_that_changed_hands_sends_nothing_of_the_old_tenant_to_the_new_one_s_pe
     }
     assert_eq!(provider.count(Counter::DropInconsistent), 2);
     // The first tenant's tunnel is back.
-    let outer = Outer::new(UPLINK, [9; 6], [8; 6], hand.way[1], hand.way[0]);
+    let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], hand.way[1], hand.way[0]);
     let (_, tx, _) = Hand::new(Framing::Segments, 6, ["192.0.2.8:1", "203.0.113.5:1"]);
-    provider.order(at(9), Command::Outer(0, outer.map(Box::new)));
+    provider.order(at(9), Command::OuterHeader(0, outer.map(Box::new)));
     provider.order(at(9), Command::Send(0, Box::new(tx)));
     assert_eq!(provider.count(Counter::DropInconsistent), 3);
     assert!(provider.take().is_empty());
@@ -633,20 +633,20 @@ fn without_a_session_or_a_way_a_datagram_is_dropped_and_the_control_half_hears_o
     let (mut tenant, _) = pair();
     tenant.pipeline.report(at(5).mono, &mut tenant.wire);
     let sent = packet("10.1.0.11", "10.1.0.10", b"x");
-    tenant.order(at(6), Command::Outer(0, None));
+    tenant.order(at(6), Command::OuterHeader(0, None));
     tenant.seal(at(6), &sent);
     assert_eq!(tenant.count(Counter::DropNoPeer), 1);
     assert!(!tenant.pipeline.dirty());
-    let lane = Box::new(Lanes::appliance(Share::WHOLE));
-    let outer = Outer::new(UPLINK, [9; 6], [8; 6], tenant.address, tenant.address);
+    let lane = Box::new(PeerLanes::appliance(LaneAssignment::WHOLE));
+    let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], tenant.address, tenant.address);
     tenant.order(at(7), Command::Peer(0, Some(lane)));
-    tenant.order(at(7), Command::Outer(0, outer.map(Box::new)));
+    tenant.order(at(7), Command::OuterHeader(0, outer.map(Box::new)));
     tenant.seal(at(7), &sent);
     assert_eq!(tenant.count(Counter::DropNoSession), 1);
     assert!(tenant.take().is_empty());
     tenant.wire.events.clear();
     tenant.pipeline.report(at(8).mono, &mut tenant.wire);
-    let [Event::Report { tx, .. }] = tenant.wire.events.as_slice() else {
+    let [Event::Activity { tx, .. }] = tenant.wire.events.as_slice() else {
         panic!("{:?}", tenant.wire.events);
     };
     assert_eq!(tx.starved, Some(at(7).mono));
@@ -753,7 +753,11 @@ fn member(provider: &mut Side, slot: u32, nets: &[(&str, u8)]) -> Hand {
     let from = format!("192.0.2.{slot}:51820");
     let way = [from.as_str(), "203.0.113.5:6180"];
     let (hand, tx, rx) = Hand::new(Framing::WireGuard, u64::from(slot), way);
-    for command in hand.commands(slot, Lanes::wireguard(Share::WHOLE, VNI, nets), (tx, rx)) {
+    for command in hand.commands(
+        slot,
+        PeerLanes::wireguard(LaneAssignment::WHOLE, VNI, nets),
+        (tx, rx),
+    ) {
         provider.order(at(5), command);
     }
     hand
@@ -763,11 +767,11 @@ fn member(provider: &mut Side, slot: u32, nets: &[(&str, u8)]) -> Hand {
 fn a_wireguard_peer_s_addresses_are_its_own_both_ways() {
     let (mut tenant, mut provider) = pair();
     let mut hand = member(&mut provider, 3, &[("10.1.0.77", 32)]);
-    let members = [("10.1.0.77", 32, 3), ("10.1.0.78", 32, 3)].map(|(n, l, peer)| Member {
+    let members = [("10.1.0.77", 32, 3), ("10.1.0.78", 32, 3)].map(|(n, l, peer)| PeerRoute {
         prefix: prefix(n, l),
         peer,
     });
-    provider.order(at(5), Command::Members(VNI, Box::new(members)));
+    provider.order(at(5), Command::PeerRoutes(VNI, Box::new(members)));
     // In: bare IP packets, padded; the padding is cut.
     let mut sent = packet("10.1.0.77", "10.1.0.10", b"in");
     let len = sent.len();
@@ -819,12 +823,12 @@ fn of_two_members_the_longer_prefix_wins_both_ways() {
     let (_, mut provider) = pair();
     let mut wide = member(&mut provider, 3, &[("10.1.0.64", 26)]);
     let mut narrow = member(&mut provider, 2, &[("10.1.0.96", 28)]);
-    let members = [("10.1.0.64", 26, 3), ("10.1.0.96", 28, 2)].map(|(n, l, peer)| Member {
+    let members = [("10.1.0.64", 26, 3), ("10.1.0.96", 28, 2)].map(|(n, l, peer)| PeerRoute {
         prefix: prefix(n, l),
         peer,
     });
     for members in [members, [members[1], members[0]]] {
-        provider.order(at(6), Command::Members(VNI, Box::new(members)));
+        provider.order(at(6), Command::PeerRoutes(VNI, Box::new(members)));
         for (to, narrowly) in [
             ("10.1.0.65", false),
             ("10.1.0.95", false),
@@ -850,7 +854,7 @@ fn of_two_members_the_longer_prefix_wins_both_ways() {
         }
     }
     // Without the list all goes to the network's own peer, and nothing comes from members.
-    provider.order(at(12), Command::Members(VNI, Box::default()));
+    provider.order(at(12), Command::PeerRoutes(VNI, Box::default()));
     provider.seal(at(12), &packet("10.1.0.10", "10.1.0.96", b"x"));
     let frames = provider.take();
     assert_eq!(frames[0].1[30..34], [198, 51, 100, 5]);
@@ -862,14 +866,14 @@ fn a_retired_session_is_over_and_another_peer_s_is_not() {
     let mut hand = second_tenant(&mut provider);
     let sent = packet("10.1.0.11", "10.1.0.10", b"x");
     let name = |side: &mut Side| {
-        side.pipeline.report_again();
+        side.pipeline.mark_all_dirty();
         side.wire.events.clear();
         side.pipeline.report(at(6).mono, &mut side.wire);
         side.wire
             .events
             .iter()
             .find_map(|event| match event {
-                Event::Report { peer: 0, tx, .. } => tx.session,
+                Event::Activity { peer: 0, tx, .. } => tx.session,
                 _ => None,
             })
             .expect("a session")
@@ -995,7 +999,7 @@ fn hosts_behind_the_tenant_s_router_are_sent_to_it() {
     let out = tenant.take();
     assert_eq!(out[0].1[..6], [2, 0, 0, 0, 0, 0x77]);
     assert_eq!(out[0].1[14..], far);
-    assert!(tenant.wire.events.contains(&Event::Used { key }));
+    assert!(tenant.wire.events.contains(&Event::HostUsed { key }));
     // There is no router for IPv6.
     provider.seal(at(13), &packet("2001:db8:1::10", "2001:db8:9::9", b"far"));
     let frames = provider.take();
@@ -1021,7 +1025,7 @@ fn bytes_behind_the_packet_are_cut() {
         let frames = tenant.take();
         provider.open(at(11), frames);
         assert_eq!(provider.take()[0].1[18..], sent);
-        assert_eq!(provider.counted.network(4).rx_bytes, sent.len() as u64);
+        assert_eq!(provider.counters.network(4).rx_bytes, sent.len() as u64);
     }
 }
 
@@ -1031,7 +1035,7 @@ fn a_report_is_made_when_something_happened_and_again_when_it_was_lost() {
     let reports = |side: &mut Side| {
         side.wire.events.clear();
         side.pipeline.report(at(50).mono, &mut side.wire);
-        let report = |event: &&Event| matches!(event, Event::Report { .. });
+        let report = |event: &&Event| matches!(event, Event::Activity { .. });
         side.wire.events.iter().filter(report).count()
     };
     assert_eq!(reports(&mut provider), 1, "of the handshake");
@@ -1069,7 +1073,7 @@ fn a_report_is_made_when_something_happened_and_again_when_it_was_lost() {
     assert_eq!(reports(&mut provider), 1);
     // Lost: told again, once, of every lane.
     second_tenant(&mut provider);
-    provider.pipeline.report_again();
+    provider.pipeline.mark_all_dirty();
     assert!(provider.pipeline.dirty());
     assert_eq!(reports(&mut provider), 2);
     assert_eq!(reports(&mut provider), 0);
@@ -1115,7 +1119,7 @@ fn behind_a_circuits_id_a_datagram_is_as_any() {
             (Way::Direct(gateway), &[][..]),
             (Way::Circuit { gateway, id }, &id.get().to_be_bytes()[..]),
         ] {
-            let outer = Outer::new(UPLINK, [9; 6], [8; 6], local, way).expect("one family");
+            let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], local, way).expect("one family");
             for len in [32, 33, 1400] {
                 let mut frame = vec![0xee; 2048];
                 frame[outer.bytes()..outer.bytes() + len].copy_from_slice(&message(len));
@@ -1138,7 +1142,7 @@ fn behind_a_circuits_id_a_datagram_is_as_any() {
                     assert_eq!(sum.expect("short"), udp.checksum(), "{way}, {len}");
                 }
                 // The other end sees where it came from.
-                let (from, at) = datagram(&frame).expect("a datagram");
+                let (from, at) = parse_datagram(&frame).expect("a datagram");
                 let back = match way.circuit() {
                     None => Way::Direct(local),
                     Some(id) => Way::Circuit { gateway: local, id },
@@ -1148,11 +1152,11 @@ fn behind_a_circuits_id_a_datagram_is_as_any() {
             }
         }
         assert_eq!(
-            Outer::new(UPLINK, [9; 6], [8; 6], local, Way::Stream(id)),
+            OuterHeader::new(UPLINK, [9; 6], [8; 6], local, Way::Stream(id)),
             None
         );
     }
-    let stream = Outer::stream(id);
+    let stream = OuterHeader::tls(id);
     assert_eq!(
         (stream.bytes(), stream.finish(&mut [0; 40], 32)),
         (0, Some(32))
@@ -1162,13 +1166,13 @@ fn behind_a_circuits_id_a_datagram_is_as_any() {
 
 #[test]
 fn an_id_is_told_from_a_type_by_two_bytes() {
-    assert_eq!(circuit(&[4, 1, 0, 0, 1, 2, 3, 4, 5]), None, "a message");
-    assert_eq!(circuit(&[0; 64]), None, "a gateway's message");
+    assert_eq!(circuit_id(&[4, 1, 0, 0, 1, 2, 3, 4, 5]), None, "a message");
+    assert_eq!(circuit_id(&[0; 64]), None, "a gateway's message");
     for at in [2, 3] {
         let mut id = [0; 8];
         id[at] = 1;
         let number = std::num::NonZeroU64::new(u64::from_be_bytes(id));
-        assert_eq!(circuit(&[&id[..], &[4, 0, 0, 0]].concat()), number);
-        assert_eq!(circuit(&id[..7]), None);
+        assert_eq!(circuit_id(&[&id[..], &[4, 0, 0, 0]].concat()), number);
+        assert_eq!(circuit_id(&id[..7]), None);
     }
 }

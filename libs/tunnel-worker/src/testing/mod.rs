@@ -20,7 +20,8 @@ use tunnel::{
 };
 
 use crate::pipeline::{
-    Command, Counted, Event, LANES, Lanes, Outer, Pipeline, Sent, Share, Wire, datagram,
+    Command, Event, LANES, LaneAssignment, OuterHeader, PacketSink, PeerLanes, Pipeline, Sent,
+    WorkerCounters, parse_datagram,
 };
 
 pub const UPLINK: u32 = 2;
@@ -55,7 +56,7 @@ pub struct Memory {
     pub room: Option<usize>,
 }
 
-impl Wire for Memory {
+impl PacketSink for Memory {
     fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent {
         if self.full || self.room == Some(0) {
             return Sent::Full;
@@ -81,7 +82,7 @@ impl Wire for Memory {
         true
     }
 
-    fn hand(&mut self, worker: u32, frame: &[u8]) -> bool {
+    fn hand_over(&mut self, worker: u32, frame: &[u8]) -> bool {
         let room = !self.full;
         if room {
             self.handed.push((worker, frame.to_vec()));
@@ -96,9 +97,9 @@ pub struct Side {
     pub id: PeerId,
     /// Of its first worker.
     pub pipeline: Pipeline,
-    pub counted: Arc<Counted>,
+    pub counters: Arc<WorkerCounters>,
     /// Of its others.
-    pub others: Vec<(Pipeline, Arc<Counted>)>,
+    pub others: Vec<(Pipeline, Arc<WorkerCounters>)>,
     pub wire: Memory,
     pub address: SocketAddr,
     pub handshakes: Vec<Vec<u8>>,
@@ -156,7 +157,7 @@ impl Side {
         }
         let local: SocketAddr = addresses[0].parse().expect("an address");
         let remote: SocketAddr = addresses[1].parse().expect("an address");
-        let outer = Outer::new(UPLINK, [9; 6], [8; 6], local, remote).expect("one family");
+        let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], local, remote).expect("one family");
         let host = |text: &str| HostKey {
             vni: VNI,
             address: address(text),
@@ -167,9 +168,9 @@ impl Side {
             ["10.1.0.11", "2001:db8:1::11"]
         };
         let mut all = Vec::new();
-        for share in (0..workers).filter_map(|index| Share::new(index, workers)) {
-            let counted = Arc::new(Counted::default());
-            let mut pipeline = Pipeline::new(share, 7, Arc::clone(&counted));
+        for assignment in (0..workers).filter_map(|index| LaneAssignment::new(index, workers)) {
+            let counters = Arc::new(WorkerCounters::default());
+            let mut pipeline = Pipeline::new(assignment, 7, Arc::clone(&counters));
             let mut commands = vec![
                 Command::Network(4, Some(Box::new(network))),
                 Command::Tenant(
@@ -179,8 +180,8 @@ impl Side {
                         epoch: 1,
                     },
                 ),
-                Command::Peer(0, Some(Box::new(Lanes::appliance(share)))),
-                Command::Outer(0, Some(Box::new(outer))),
+                Command::Peer(0, Some(Box::new(PeerLanes::appliance(assignment)))),
+                Command::OuterHeader(0, Some(Box::new(outer))),
                 Command::MaxDatagram(0, 1472),
             ];
             for endpoint in ["10.1.0.10", "2001:db8:1::10"] {
@@ -195,16 +196,16 @@ impl Side {
             for command in commands {
                 pipeline.command(at(0).mono, command, &mut wire);
             }
-            all.push((pipeline, counted));
+            all.push((pipeline, counters));
         }
-        let (pipeline, counted) = all.remove(0);
+        let (pipeline, counters) = all.remove(0);
         let mut control = TunnelControl::new(secret, LoadLimits::default());
         let id = control.add_peer(at(0).mono, peer);
         Self {
             control,
             id,
             pipeline,
-            counted,
+            counters,
             others: all,
             wire,
             address: local,
@@ -217,12 +218,14 @@ impl Side {
         self.control.handle_timeout(now, &mut random);
         for event in std::mem::take(&mut self.wire.events) {
             match event {
-                Event::Confirmed { index, .. } => {
+                Event::SessionConfirmed { index, .. } => {
                     self.control.confirmed(now.mono, self.id, index);
                 }
-                Event::Moved { way, .. } => self.control.moved(now.mono, self.id, way),
-                Event::Word { word, .. } => self.control.control_word(now.mono, self.id, word),
-                Event::Report { .. } | Event::Used { .. } => {}
+                Event::PeerMoved { way, .. } => self.control.moved(now.mono, self.id, way),
+                Event::ControlMessage { word, .. } => {
+                    self.control.control_word(now.mono, self.id, word)
+                }
+                Event::Activity { .. } | Event::HostUsed { .. } => {}
             }
         }
         while let Some(output) = self.control.poll_output() {
@@ -244,9 +247,9 @@ impl Side {
                 }
                 Output::Address { address, .. } => {
                     for worker in 1..=self.others.len() {
-                        self.tell(now, worker, Command::Way(0, address));
+                        self.tell(now, worker, Command::PeerPath(0, address));
                     }
-                    Command::Way(0, address)
+                    Command::PeerPath(0, address)
                 }
                 Output::Retire { index, .. } => {
                     for worker in 1..=self.others.len() {
@@ -311,10 +314,10 @@ impl Side {
     }
 
     pub fn count(&self, counter: Counter) -> u64 {
-        let others = self.others.iter().map(|(_, counted)| counted);
+        let others = self.others.iter().map(|(_, counters)| counters);
         others
-            .chain([&self.counted])
-            .map(|counted| counted.counter(counter))
+            .chain([&self.counters])
+            .map(|counters| counters.counter(counter))
             .sum()
     }
 }
@@ -405,20 +408,20 @@ impl Hand {
     }
 
     /// The headers by which the other end sends to it.
-    pub fn outer(&self) -> Outer {
-        Outer::new(UPLINK, [9; 6], [8; 6], self.way[1], self.way[0]).expect("one family")
+    pub fn outer(&self) -> OuterHeader {
+        OuterHeader::new(UPLINK, [9; 6], [8; 6], self.way[1], self.way[0]).expect("one family")
     }
 
     /// Commands that make it the peer in a slot.
     pub fn commands(
         &self,
         slot: u32,
-        lane: Lanes,
+        lane: PeerLanes,
         (tx, rx): (TxSession, Box<RxSession>),
     ) -> [Command; 5] {
         [
             Command::Peer(slot, Some(Box::new(lane))),
-            Command::Outer(slot, Some(Box::new(self.outer()))),
+            Command::OuterHeader(slot, Some(Box::new(self.outer()))),
             Command::MaxDatagram(slot, 1472),
             Command::Receive(slot, rx),
             Command::Send(slot, Box::new(tx)),
@@ -437,7 +440,7 @@ impl Hand {
 
     /// What it is told in a frame: the plaintext's payload, if it is authentic.
     pub fn hear(&mut self, now: Now, frame: &[u8]) -> Option<Vec<u8>> {
-        let (from, place) = datagram(frame)?;
+        let (from, place) = parse_datagram(frame)?;
         let mut datagram = frame[place].to_vec();
         let opened = self.receiver.open(now.mono, from, &mut datagram).ok()?;
         match opened.payload {
@@ -454,7 +457,7 @@ impl Hand {
 
 /// A frame with a datagram on its way.
 pub fn around([from, to]: [SocketAddr; 2], datagram: &[u8]) -> Vec<u8> {
-    let outer = Outer::new(UPLINK, [8; 6], [9; 6], from, to).expect("one family");
+    let outer = OuterHeader::new(UPLINK, [8; 6], [9; 6], from, to).expect("one family");
     let mut frame = vec![0; outer.bytes() + datagram.len()];
     frame[outer.bytes()..].copy_from_slice(datagram);
     let len = outer

@@ -83,7 +83,7 @@ impl Control {
         }
     }
 
-    /// Waits until the socket is ready for one of these, an order or datagrams; no longer than until `deadline`.
+    /// UnresolvedPacket until the socket is ready for one of these, an order or datagrams; no longer than until `deadline`.
     pub fn wait(&self, socket: &TcpStream, events: PollFlags, deadline: Option<Instant>) {
         let mut fds = [
             PollFd::new(self.event.as_fd(), PollFlags::POLLIN),
@@ -92,7 +92,7 @@ impl Control {
         self.poll(&mut fds, deadline);
     }
 
-    /// Waits until one of the sockets may be written to or an order comes; no longer than until `deadline`.
+    /// UnresolvedPacket until one of the sockets may be written to or an order comes; no longer than until `deadline`.
     pub fn wait_for_one<'s>(
         &self,
         sockets: impl Iterator<Item = &'s TcpStream>,

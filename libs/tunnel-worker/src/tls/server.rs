@@ -38,8 +38,9 @@ use rustls::{ServerConfig, ServerConnection};
 use super::{
     Closed, ConnectionId, Event, Identity, Landing, Reports,
     carrier::{self, Part},
+    config,
     link::{Control, Link, Order, Unmade, prepare, within},
-    proxy, tls,
+    proxy,
 };
 
 /// Pause after a connection could not be accepted: the reason, most often too many open files, stays for a while.

@@ -11,9 +11,9 @@
 //! ```
 //!
 //! One thread has the sockets of its queues on every interface. What it receives for a lane of another worker
-//! ([`Share`]) goes over by a ring between the two, one for each pair and direction, sealed as it is.
+//! ([`LaneAssignment`]) goes over by a ring between the two, one for each pair and direction, sealed as it is.
 //! A circuit's stream (`crate::tls`) is two more rings.
-//! Waiting is by poll(2), or not at all (`Waiting::Busy`). Nothing here allocates once the sockets are there; what the daemon hands over and the
+//! WaitMode is by poll(2), or not at all (`WaitMode::Busy`). Nothing here allocates once the sockets are there; what the daemon hands over and the
 //! worker lets go of (a session, every two minutes) is freed.
 
 use std::{
@@ -41,7 +41,7 @@ use tunnel::Instant;
 
 use crate::{
     clock,
-    pipeline::{Command, Counted, Event, Pipeline, Sent, Share, Wire},
+    pipeline::{Command, Event, LaneAssignment, PacketSink, Pipeline, Sent, WorkerCounters},
     tls::{DATAGRAM_BYTES, FromStream, Place, ToStream, Wake},
 };
 
@@ -67,7 +67,7 @@ const FRAME_BYTES: usize = 4096 - 256;
 
 /// How a worker waits for packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waiting {
+pub enum WaitMode {
     /// Sleeps until the kernel wakes it.
     Wake,
     /// Looks all the time: less delay for a CPU that does nothing else.
@@ -78,11 +78,11 @@ pub enum Waiting {
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Which lanes are its.
-    pub share: Share,
+    pub assignment: LaneAssignment,
     /// The CPU it stays on; `None`: the kernel's choice.
     pub cpu: Option<usize>,
     /// How it waits.
-    pub waiting: Waiting,
+    pub waiting: WaitMode,
     /// Keys its hash tables.
     pub seed: u64,
 }
@@ -103,13 +103,13 @@ pub(crate) enum Order {
 
 /// A packet whose host is not resolved.
 #[derive(Clone)]
-pub struct Waits {
+pub struct UnresolvedPacket {
     /// What it waits for.
     pub header: SlowHeader,
     data: [u8; SLOW_PACKET_BYTES],
 }
 
-impl Waits {
+impl UnresolvedPacket {
     /// The packet.
     #[must_use]
     pub fn packet(&self) -> &[u8] {
@@ -122,8 +122,8 @@ pub(crate) struct Worker {
     orders: mpsc::Sender<Order>,
     wake: Arc<EventFd>,
     pub events: rtrb::Consumer<Event>,
-    pub waits: rtrb::Consumer<Waits>,
-    pub counted: Arc<Counted>,
+    pub waits: rtrb::Consumer<UnresolvedPacket>,
+    pub counters: Arc<WorkerCounters>,
     pub settings: Settings,
     /// How it is told that a stream's datagrams came.
     pub stream_wake: Wake,
@@ -152,12 +152,12 @@ struct Outbox {
     wake: Arc<EventFd>,
     sleeps: Arc<AtomicBool>,
     /// Frames went in since it was last woken.
-    told: bool,
+    reported: bool,
 }
 
 impl Outbox {
     /// Copies a frame into the ring; whether there was room.
-    fn hand(&mut self, frame: &[u8]) -> bool {
+    fn hand_over(&mut self, frame: &[u8]) -> bool {
         let (Ok(len), Ok(mut chunk)) = (
             u16::try_from(frame.len()),
             self.frames.write_chunk_uninit(1),
@@ -177,13 +177,13 @@ impl Outbox {
             data.copy_from_nonoverlapping(frame.as_ptr(), frame.len());
             chunk.commit_all();
         }
-        self.told = true;
+        self.reported = true;
         true
     }
 
     /// Wakes the other worker if it sleeps and has frames to look at.
     fn wake(&mut self) {
-        if std::mem::take(&mut self.told) {
+        if std::mem::take(&mut self.reported) {
             // The frames, then the look at `sleeps`; the other: `sleeps`, then the look at the frames. So one of
             // the two sees the other's.
             fence(SeqCst);
@@ -215,7 +215,7 @@ fn mesh(wakes: &[Arc<EventFd>]) -> Vec<Others> {
                     frames,
                     wake: Arc::clone(&wakes[to]),
                     sleeps: Arc::clone(&all[to].sleeps),
-                    told: false,
+                    reported: false,
                 }
             });
             all[from].to.push(outbox);
@@ -238,7 +238,7 @@ impl Worker {
             .map(|settings| {
                 EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
                     .map(Arc::new)
-                    .map_err(|source| (settings.share.index(), source.into()))
+                    .map_err(|source| (settings.assignment.index(), source.into()))
             })
             .collect::<Result<Vec<_>, _>>()?;
         let others = mesh(&wakes);
@@ -248,7 +248,7 @@ impl Worker {
             .zip(others)
             .map(|((settings, wake), others)| {
                 Self::start_one(*settings, Arc::clone(notify), wake, others)
-                    .map_err(|source| (settings.share.index(), source))
+                    .map_err(|source| (settings.assignment.index(), source))
             })
             .collect()
     }
@@ -262,15 +262,15 @@ impl Worker {
         let (orders, receiver) = mpsc::channel();
         let (events_in, events) = rtrb::RingBuffer::new(EVENTS);
         let (waits_in, waits) = rtrb::RingBuffer::new(SLOW);
-        let counted = Arc::new(Counted::default());
-        let pipeline = Pipeline::new(settings.share, settings.seed, Arc::clone(&counted));
+        let counters = Arc::new(WorkerCounters::default());
+        let pipeline = Pipeline::new(settings.assignment, settings.seed, Arc::clone(&counters));
         let stream_wake = Wake::of_sleeper(Arc::clone(&wake), Arc::clone(&others.sleeps));
         let mut body = Body {
             settings,
             orders: receiver,
             wake: Arc::clone(&wake),
             pipeline,
-            counted: Arc::clone(&counted),
+            counters: Arc::clone(&counters),
             receivers: Vec::with_capacity(64),
             ports: Ports {
                 senders: Vec::with_capacity(64),
@@ -279,7 +279,7 @@ impl Worker {
                 events: events_in,
                 waits: waits_in,
                 others: others.to,
-                told: false,
+                reported: false,
                 lost: false,
             },
             handed: others.from,
@@ -290,14 +290,14 @@ impl Worker {
             beat: Instant::ORIGIN,
         };
         let thread = std::thread::Builder::new()
-            .name(format!("worker-{}", settings.share.index()))
+            .name(format!("worker-{}", settings.assignment.index()))
             .spawn(move || body.run())?;
         Ok(Self {
             orders,
             wake,
             events,
             waits,
-            counted,
+            counters,
             settings,
             stream_wake,
             thread: Some(thread),
@@ -344,16 +344,16 @@ struct Ports {
     /// What goes to a stream is sealed here first.
     datagram: Box<[u8; DATAGRAM_BYTES]>,
     events: rtrb::Producer<Event>,
-    waits: rtrb::Producer<Waits>,
+    waits: rtrb::Producer<UnresolvedPacket>,
     /// By number; `None` at its own.
     others: Vec<Option<Outbox>>,
     /// Something is there for the daemon.
-    told: bool,
+    reported: bool,
     /// A report found no room.
     lost: bool,
 }
 
-impl Wire for Ports {
+impl PacketSink for Ports {
     #[inline]
     fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent {
         match self.senders.iter_mut().find(|tx| tx.ifindex() == ifindex) {
@@ -362,7 +362,7 @@ impl Wire for Ports {
         }
     }
 
-    fn stream(
+    fn transmit_tls(
         &mut self,
         circuit: NonZeroU64,
         write: impl FnOnce(&mut [u8]) -> Option<usize>,
@@ -382,8 +382,8 @@ impl Wire for Ports {
     fn event(&mut self, event: Event) {
         let free = self.events.slots();
         match event {
-            Event::Used { .. } if free < RESERVED => return,
-            Event::Report { .. } if free < RESERVED / 2 => {
+            Event::HostUsed { .. } if free < RESERVED => return,
+            Event::Activity { .. } if free < RESERVED / 2 => {
                 self.lost = true;
                 return;
             }
@@ -392,7 +392,7 @@ impl Wire for Ports {
         if self.events.push(event).is_err() {
             self.lost = true;
         }
-        self.told = true;
+        self.reported = true;
     }
 
     fn unresolved(&mut self, header: &SlowHeader, packet: &[u8]) -> bool {
@@ -414,14 +414,14 @@ impl Wire for Ports {
             data.add(len).write_bytes(0, SLOW_PACKET_BYTES - len);
             chunk.commit_all();
         }
-        self.told = true;
+        self.reported = true;
         true
     }
 
     #[inline]
-    fn hand(&mut self, worker: u32, frame: &[u8]) -> bool {
+    fn hand_over(&mut self, worker: u32, frame: &[u8]) -> bool {
         match self.others.get_mut(worker as usize) {
-            Some(Some(other)) => other.hand(frame),
+            Some(Some(other)) => other.hand_over(frame),
             Some(None) | None => false,
         }
     }
@@ -432,7 +432,7 @@ struct Body {
     orders: mpsc::Receiver<Order>,
     wake: Arc<EventFd>,
     pipeline: Pipeline,
-    counted: Arc<Counted>,
+    counters: Arc<WorkerCounters>,
     receivers: Vec<xsk::Rx>,
     ports: Ports,
     /// Frames of the other workers.
@@ -463,7 +463,7 @@ impl Body {
             for (circuit, from) in &mut self.streams {
                 let (pipeline, ports) = (&mut self.pipeline, &mut self.ports);
                 frames += from.take(BATCH, |datagram| {
-                    pipeline.streamed(now, *circuit, datagram, ports);
+                    pipeline.tls_datagram(now, *circuit, datagram, ports);
                 });
             }
             for (_, to) in &mut self.ports.streams {
@@ -477,18 +477,18 @@ impl Body {
                 self.reported = now;
                 self.pipeline.report(now, &mut self.ports);
                 if std::mem::take(&mut self.ports.lost) {
-                    self.pipeline.report_again();
+                    self.pipeline.mark_all_dirty();
                 }
             }
             if now.since(self.beat) >= BEAT_EVERY {
                 self.beat = now;
                 self.tell_sockets(now);
             }
-            if std::mem::take(&mut self.ports.told) {
+            if std::mem::take(&mut self.ports.reported) {
                 // EAGAIN: the daemon has not looked yet, and will.
                 let _ = self.notify.write(1);
             }
-            if frames == 0 && !ordered && self.settings.waiting == Waiting::Wake {
+            if frames == 0 && !ordered && self.settings.waiting == WaitMode::Wake {
                 self.wait(now, owed);
             }
         }
@@ -520,7 +520,7 @@ impl Body {
             .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
         if let Err(error) = pinned {
             tracing::warn!(
-                worker = self.settings.share.index(),
+                worker = self.settings.assignment.index(),
                 cpu,
                 %error,
                 "the worker could not be pinned; it runs on any CPU"
@@ -585,7 +585,7 @@ impl Body {
             .filter_map(|rx| rx.statistics().ok())
             .map(|s| s.rx_dropped + s.rx_ring_full)
             .sum();
-        let sockets = self.counted.sockets();
+        let sockets = self.counters.sockets();
         sockets.rx_dropped.store(dropped, Relaxed);
         sockets.beat.store(now.as_nanos(), Relaxed);
     }

@@ -355,7 +355,7 @@ fn who_has_no_key_is_not_let_in() {
     // Nor has who answers without it.
     let identity = Identity::generate(NAME).expect("one");
     let fingerprint = identity.fingerprint();
-    let server = tls::server(&identity).expect("a server");
+    let server = config::server(&identity).expect("a server");
     let (at, serving) = {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
         let at = listener.local_addr().expect("an address");
@@ -389,7 +389,7 @@ fn raw(
     at: SocketAddr,
     fingerprint: Fingerprint,
 ) -> (StreamOwned<ClientConnection, TcpStream>, Tag) {
-    let config = tls::client(fingerprint).expect("a client");
+    let config = config::client(fingerprint).expect("a client");
     let name = NAME.try_into().expect("a name");
     let mut tls = ClientConnection::new(config, name).expect("a client");
     let mut socket = TcpStream::connect(at).expect("connect");
@@ -544,7 +544,7 @@ fn an_older_tls_and_another_protocol_are_refused() {
         }
     };
     let config = |alpn: &[&[u8]]| {
-        let mut config = (*tls::client(fingerprint).expect("a client")).clone();
+        let mut config = (*config::client(fingerprint).expect("a client")).clone();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         Arc::new(config)
     };

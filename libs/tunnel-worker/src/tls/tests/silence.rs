@@ -278,7 +278,7 @@ fn an_attempt_that_is_given_up_ends_unless_its_hello_is_said() {
     // The other end has taken the hello, and closed what there was before.
     let (said, hears) = mpsc::channel();
     let (go, goes) = mpsc::channel::<()>();
-    let server = tls::server(&identity).expect("a server");
+    let server = config::server(&identity).expect("a server");
     let serving = spawn(move || {
         let (socket, _) = silent.accept().expect("accept");
         patient(&socket);

@@ -8,17 +8,17 @@
 
 use tunnel::MAX_LANES;
 
-/// Lanes of a tunnel between appliances, and workers at most.
+/// PeerLanes of a tunnel between appliances, and workers at most.
 pub const LANES: u32 = 8;
 
 /// A worker's part of the lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share {
+pub struct LaneAssignment {
     index: u32,
     workers: u32,
 }
 
-impl Share {
+impl LaneAssignment {
     /// Of a worker that is the only one.
     pub const WHOLE: Self = Self {
         index: 0,
@@ -41,7 +41,7 @@ impl Share {
         self.index
     }
 
-    /// The lanes that the worker opens, by [`Share::place`].
+    /// The lanes that the worker opens, by [`LaneAssignment::receiver_index`].
     pub fn lanes(self) -> impl Iterator<Item = u32> {
         (self.index..LANES).step_by(self.workers as usize)
     }
@@ -59,7 +59,7 @@ impl Share {
 
     /// The worker that opens messages of this index on the wire, if it is another.
     #[inline]
-    pub(super) const fn other(self, wire_index: u32) -> Option<u32> {
+    pub(super) const fn other_worker(self, wire_index: u32) -> Option<u32> {
         let opener = self.opener(wire_index % MAX_LANES);
         if opener == self.index {
             None
@@ -70,7 +70,7 @@ impl Share {
 
     /// Where the receiver for messages of this index is among the worker's own.
     #[inline]
-    pub(super) const fn place(self, wire_index: u32) -> usize {
+    pub(super) const fn receiver_index(self, wire_index: u32) -> usize {
         (wire_index % MAX_LANES / self.workers) as usize
     }
 }
@@ -84,14 +84,16 @@ mod tests {
         for workers in 1..=LANES {
             let mut lanes: Vec<u32> = Vec::new();
             for index in 0..workers {
-                let share = Share::new(index, workers).expect("a share");
-                for (place, lane) in share.lanes().enumerate() {
+                let assignment =
+                    LaneAssignment::new(index, workers).expect("a valid worker number");
+                for (place, lane) in assignment.lanes().enumerate() {
                     let wire_index = 64 * 77 + lane;
-                    assert_eq!(share.other(wire_index), None);
-                    assert_eq!(share.place(wire_index), place);
+                    assert_eq!(assignment.other_worker(wire_index), None);
+                    assert_eq!(assignment.receiver_index(wire_index), place);
                     for other in (0..workers).filter(|other| *other != index) {
-                        let other = Share::new(other, workers).expect("a share");
-                        assert_eq!(other.other(wire_index), Some(index));
+                        let other =
+                            LaneAssignment::new(other, workers).expect("a valid worker number");
+                        assert_eq!(other.other_worker(wire_index), Some(index));
                     }
                     lanes.push(lane);
                 }
@@ -99,7 +101,7 @@ mod tests {
             lanes.sort_unstable();
             assert_eq!(lanes, (0..LANES).collect::<Vec<_>>());
         }
-        assert_eq!(Share::new(0, LANES + 1), None);
-        assert_eq!(Share::new(2, 2), None);
+        assert_eq!(LaneAssignment::new(0, LANES + 1), None);
+        assert_eq!(LaneAssignment::new(2, 2), None);
     }
 }

@@ -96,18 +96,26 @@ fn what_finds_no_room_at_the_other_worker_is_counted() {
 fn a_wireguard_peer_belongs_to_the_first_worker() {
     let (_, mut provider) = team(ADDRESSES, [1, 3]);
     let prefix = crate::testing::prefix("10.1.0.77");
-    let member = || Member { prefix, peer: 3 };
+    let member = || PeerRoute { prefix, peer: 3 };
     let way = ["192.0.2.7:51820", ADDRESSES[1]];
     let (mut hand, tx, rx) = Hand::new(Framing::WireGuard, 5, way);
     let outer = hand.outer();
     let mut halves = Some((tx, rx));
     for index in 0..3 {
-        let share = Share::new(index, 3).expect("a share");
-        let lanes = Lanes::wireguard(share, VNI, Box::new([prefix]));
+        let assignment = LaneAssignment::new(index, 3).expect("a valid worker number");
+        let lanes = PeerLanes::wireguard(assignment, VNI, Box::new([prefix]));
         let worker = index as usize;
         provider.tell(at(5), worker, Command::Peer(3, Some(Box::new(lanes))));
-        provider.tell(at(5), worker, Command::Outer(3, Some(Box::new(outer))));
-        provider.tell(at(5), worker, Command::Members(VNI, Box::new([member()])));
+        provider.tell(
+            at(5),
+            worker,
+            Command::OuterHeader(3, Some(Box::new(outer))),
+        );
+        provider.tell(
+            at(5),
+            worker,
+            Command::PeerRoutes(VNI, Box::new([member()])),
+        );
         if let Some((tx, rx)) = halves.take() {
             provider.tell(at(5), worker, Command::Receive(3, rx));
             provider.tell(at(5), worker, Command::Send(3, Box::new(tx)));
@@ -139,7 +147,7 @@ fn a_wireguard_peer_belongs_to_the_first_worker() {
 fn what_every_worker_kept_comes_out_when_one_hears_the_peer() {
     let (mut tenant, mut provider) = team(ADDRESSES, [4, 1]);
     for worker in 0..4 {
-        tenant.tell(at(10), worker, Command::Silent(0));
+        tenant.tell(at(10), worker, Command::PeerSilent(0));
         let mut frame = to_seal(4, VNI, &tcp(worker as u16));
         frame[4] = worker as u8;
         tenant.frame(at(10), worker, frame);
@@ -151,7 +159,7 @@ fn what_every_worker_kept_comes_out_when_one_hears_the_peer() {
     tenant.frame(at(20), 0, frame);
     assert_eq!(tenant.take().len(), 1, "the worker that heard it");
     for worker in 0..4 {
-        tenant.tell(at(21), worker, Command::Heard(0));
+        tenant.tell(at(21), worker, Command::PeerHeard(0));
     }
     let frames = tenant.take();
     assert_eq!(frames.len(), 3, "the others, once each");

@@ -18,7 +18,7 @@ pub(super) const BYTES: usize = 2048;
 const LIFETIME: Duration = Duration::from_secs(120);
 
 /// What is kept. 2 MiB, of which pages never used take no memory.
-pub(super) struct Parked {
+pub(super) struct OutageBuffer {
     slots: Box<[Slot]>,
     bytes: Box<[u8]>,
 }
@@ -31,7 +31,7 @@ struct Slot {
     since: Instant,
 }
 
-impl Parked {
+impl OutageBuffer {
     pub fn new() -> Self {
         let free = Slot {
             len: 0,

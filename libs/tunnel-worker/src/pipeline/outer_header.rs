@@ -22,7 +22,7 @@ const V6: usize = ETH_LEN + IPV6_LEN + UDP_LEN;
 
 /// The headers in front of every datagram to a peer, ready but for lengths and checksums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outer {
+pub struct OuterHeader {
     /// Interface to send on.
     pub ifindex: u32,
     /// Where to.
@@ -34,7 +34,7 @@ pub struct Outer {
     len: usize,
 }
 
-impl Outer {
+impl OuterHeader {
     /// From `local` by a way that is datagrams, and the next hop's MAC address. DF is set, hop limit is 64. `None` when
     /// the two are not of one family, or the way is a stream.
     #[must_use]
@@ -100,7 +100,7 @@ impl Outer {
 
     /// Of a stream: there are no headers, and no interface.
     #[must_use]
-    pub const fn stream(id: NonZeroU64) -> Self {
+    pub const fn tls(id: NonZeroU64) -> Self {
         Self {
             ifindex: 0,
             way: Way::Stream(id),
@@ -150,7 +150,7 @@ impl Outer {
 /// The way that a datagram came, and its place in an Ethernet frame that the programs steered here: no tags, no
 /// IP options. `None` for anything else.
 #[must_use]
-pub fn datagram(frame: &[u8]) -> Option<(Way, Range<usize>)> {
+pub fn parse_datagram(frame: &[u8]) -> Option<(Way, Range<usize>)> {
     let ethertype = u16::from_be_bytes([*frame.get(12)?, *frame.get(13)?]);
     let (ip, udp): (IpAddr, usize) = match ethertype {
         ETHERTYPE_IPV4 => {
@@ -179,7 +179,7 @@ pub fn datagram(frame: &[u8]) -> Option<(Way, Range<usize>)> {
         return None;
     }
     let (from, at) = (SocketAddr::new(ip, port), udp + UDP_LEN..udp + len);
-    Some(match circuit(&frame[at.clone()]) {
+    Some(match circuit_id(&frame[at.clone()]) {
         None => (Way::Direct(from), at),
         Some(id) => (
             Way::Circuit { gateway: from, id },
@@ -190,7 +190,7 @@ pub fn datagram(frame: &[u8]) -> Option<(Way, Range<usize>)> {
 
 /// The circuit's id in front of a message, if there is one: its third and fourth byte are not both zero, a message's are.
 #[must_use]
-pub fn circuit(datagram: &[u8]) -> Option<NonZeroU64> {
+pub fn circuit_id(datagram: &[u8]) -> Option<NonZeroU64> {
     let id: &[u8; CIRCUIT_ID_LEN] = datagram.first_chunk()?;
     if id[2] | id[3] == 0 {
         return None;

@@ -1,11 +1,11 @@
-//! What a worker counted: written by it alone, without a locked instruction, and read by anybody.
+//! What a worker counters: written by it alone, without a locked instruction, and read by anybody.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use appliance_common::{counters::Counter, limits::MAX_NETWORKS, maps::NetworkStats};
 
 /// Counters by [`Counter`] and traffic by network slot.
-pub struct Counted {
+pub struct WorkerCounters {
     counters: [AtomicU64; Counter::SLOTS as usize],
     networks: Box<[Traffic]>,
     sockets: Sockets,
@@ -28,7 +28,7 @@ pub(crate) struct Sockets {
     pub beat: AtomicU64,
 }
 
-impl Default for Counted {
+impl Default for WorkerCounters {
     fn default() -> Self {
         Self {
             counters: [const { AtomicU64::new(0) }; Counter::SLOTS as usize],
@@ -44,8 +44,8 @@ fn add(cell: &AtomicU64, value: u64) {
     cell.store(cell.load(Relaxed).wrapping_add(value), Relaxed);
 }
 
-impl Counted {
-    /// Packets counted.
+impl WorkerCounters {
+    /// Packets counters.
     #[must_use]
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters[counter as usize].load(Relaxed)
