@@ -346,7 +346,8 @@ fn clamp_tcp<const L3: usize>(ctx: &XdpContext, header: usize, total: usize, mtu
 #[inline(always)]
 pub fn is_directed_broadcast(network: &Network, word: u32) -> bool {
     v4_may_be_edge(word)
-        && prefix_of(network, v4(word)).is_some_and(|p| p.is_v4_edge(&bytes(v4(word))))
+        && prefix_of(network, v4(word))
+            .is_some_and(|p| p.is_v4_network_or_broadcast(&bytes(v4(word))))
 }
 
 /// Whether the packet is itself an ICMP error, about which none may be sent (RFC 1122 section

@@ -2,7 +2,7 @@
 
 use appliance_common::{
     counters::Counter,
-    events::Heard,
+    events::NeighbourEventKind,
     maps::Network,
     wire::{ARP_LEN, ETH_LEN},
 };
@@ -65,11 +65,11 @@ pub fn process<const L3: usize>(ctx: &XdpContext, arrival: &Arrival) -> Outcome 
         };
     if known_sender {
         let kind = match operation {
-            REQUEST if announcement => Heard::Announced,
-            REQUEST if answer => Heard::AskedUs,
-            REQUEST => Heard::AskedOther,
-            REPLY if announcement || l2.destination.is_group() => Heard::Announced,
-            _ => Heard::Answered,
+            REQUEST if announcement => NeighbourEventKind::Announcement,
+            REQUEST if answer => NeighbourEventKind::RequestToUs,
+            REQUEST => NeighbourEventKind::RequestToOther,
+            REPLY if announcement || l2.destination.is_group() => NeighbourEventKind::Announcement,
+            _ => NeighbourEventKind::Reply,
         };
         heard(ctx, l2, network, sender, sender_mac, kind);
     }
@@ -149,7 +149,8 @@ fn is_ours(
         return false;
     }
     is_gateway(network, target)
-        || prefix_of(network, target).is_some_and(|p| !p.is_v4_edge(&crate::addr::bytes(target)))
+        || prefix_of(network, target)
+            .is_some_and(|p| !p.is_v4_network_or_broadcast(&crate::addr::bytes(target)))
 }
 
 #[inline(always)]

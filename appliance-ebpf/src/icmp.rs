@@ -2,7 +2,7 @@
 
 use appliance_common::{
     counters::Counter,
-    limits::{ICMP_ERRORS, ICMP_QUOTE_BYTES},
+    limits::{ICMP_ERROR_RATE, ICMP_QUOTE_BYTES},
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPV4_LEN, IPV6_LEN},
 };
 use aya_ebpf::{
@@ -215,7 +215,7 @@ fn may_complain() -> bool {
     let now = unsafe { bpf_ktime_get_ns() };
     match ICMP_BUDGET.get_ptr_mut(0) {
         // SAFETY: this CPU's slot.
-        Some(bucket) => unsafe { (*bucket).take(now, ICMP_ERRORS.0, ICMP_ERRORS.1) },
+        Some(bucket) => unsafe { (*bucket).take(now, ICMP_ERROR_RATE.0, ICMP_ERROR_RATE.1) },
         None => false,
     }
 }

@@ -6,10 +6,11 @@ use appliance_common::{
     counters::Counter,
     events::{TraceFilter, Traced},
     limits::{
-        DEFAULT_CONNECTIONS, MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_FRAGMENTED, MAX_HANDSHAKE_SOURCES,
-        MAX_MAPPED, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_OPENING, MAX_PEERS, MAX_POLICIES, MAX_PUBLIC,
-        MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES, MAX_RULES, MAX_SESSIONS, MAX_TENANTS,
-        MAX_TUNNELS, MAX_XSKS, NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES, TRACE_RING_BYTES,
+        DEFAULT_CONNECTIONS, MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_FRAGMENTED_DATAGRAMS,
+        MAX_HANDSHAKE_SOURCES, MAX_MAPPINGS, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_OPENING, MAX_PEERS,
+        MAX_POLICIES, MAX_PUBLIC, MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES, MAX_RULES,
+        MAX_SESSIONS, MAX_TENANTS, MAX_TUNNELS, MAX_XSKS, NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES,
+        TRACE_RING_BYTES,
     },
     maps::{
         Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Jump, Neighbour, Network,
@@ -17,8 +18,8 @@ use appliance_common::{
         Tenant, Tunnel, TunnelKey,
     },
     nat::{
-        Flow, FlowKey, MachineKey, Mapping, MappingKey, Nat, NatAddress, Public, Rule, RuleKey,
-        RuleSlot, Share, SourceKey, Tally,
+        Flow, FlowKey, MachineKey, Mapping, MappingKey, Nat, NatAddress, PublicAddress, Rule,
+        RuleKey, RuleSlot, SourceKey, TenantQuota, TenantUsage,
     },
 };
 use aya_ebpf::{
@@ -126,7 +127,7 @@ pub static NAT_ADDRESSES: Array<NatAddress> = Array::with_max_entries(2 * MAX_TE
 
 /// Addresses that are translated on the uplink. Written by user space.
 #[map]
-pub static PUBLIC: HashMap<Address, Public> = HashMap::with_max_entries(MAX_PUBLIC, 0);
+pub static PUBLIC: HashMap<Address, PublicAddress> = HashMap::with_max_entries(MAX_PUBLIC, 0);
 
 /// `(public address, protocol, ports)` to rule. Written by user space.
 #[map]
@@ -158,11 +159,12 @@ pub static OPENING: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(MAX
 /// Endpoints of tenants and what they are seen as, both ways. Written by the programs; user space takes out
 /// what no connection has any more.
 #[map]
-pub static MAPPINGS: HashMap<MappingKey, Mapping> = HashMap::with_max_entries(2 * MAX_MAPPED, 0);
+pub static MAPPINGS: HashMap<MappingKey, Mapping> = HashMap::with_max_entries(2 * MAX_MAPPINGS, 0);
 
 /// Fragmented datagrams whose first fragment was translated. Written by the programs.
 #[map]
-pub static FRAGMENTS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(MAX_FRAGMENTED, 0);
+pub static FRAGMENTS: LruHashMap<FlowKey, Flow> =
+    LruHashMap::with_max_entries(MAX_FRAGMENTED_DATAGRAMS, 0);
 
 /// One entry per CPU: what does not fit the stack. Written by the programs.
 #[map]
@@ -186,8 +188,8 @@ pub static TRACE_EVENTS: RingBuf = RingBuf::with_byte_size(TRACE_RING_BYTES, 0);
 
 /// What a tenant may have at most, by slot. Written by user space.
 #[map]
-pub static SHARES: Array<Share> = Array::with_max_entries(MAX_TENANTS, 0);
+pub static SHARES: Array<TenantQuota> = Array::with_max_entries(MAX_TENANTS, 0);
 
 /// What a tenant has, by slot. Written by the programs, which add; user space counts anew.
 #[map]
-pub static TALLIES: Array<Tally> = Array::with_max_entries(MAX_TENANTS, 0);
+pub static TALLIES: Array<TenantUsage> = Array::with_max_entries(MAX_TENANTS, 0);

@@ -2,7 +2,7 @@
 
 use appliance_common::{
     counters::Counter,
-    events::{Heard, SlowReason},
+    events::{NeighbourEventKind, SlowReason},
     wire::{ETH_LEN, IPPROTO_ICMPV6, IPV6_LEN},
 };
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
@@ -82,9 +82,9 @@ pub fn process<const L3: usize>(
         let solicited = u32::from_be(w.get::<u32, 4>()) & SOLICITED != 0;
         let mac = target_mac::<L3>(ctx, arrival, total);
         let kind = if solicited {
-            Heard::Answered
+            NeighbourEventKind::Reply
         } else {
-            Heard::Announced
+            NeighbourEventKind::Announcement
         };
         tell(ctx, arrival, target, mac, kind);
         return leave(arrival.port, Counter::ControlIgnored);
@@ -94,9 +94,9 @@ pub fn process<const L3: usize>(
     let answer = (arrival.partial() || arrival.full()) && is_ours(arrival, target);
     if !probe {
         let kind = if answer {
-            Heard::AskedUs
+            NeighbourEventKind::RequestToUs
         } else {
-            Heard::AskedOther
+            NeighbourEventKind::RequestToOther
         };
         tell(ctx, arrival, source, arrival.l2.source, kind);
     }
@@ -220,7 +220,7 @@ fn router_wanted<const L3: usize>(ctx: &XdpContext, arrival: &Arrival, total: us
         ctx,
         arrival.network,
         L3 as u16,
-        SlowReason::RouterWanted,
+        SlowReason::RouterSolicitation,
         &source,
     )
 }
@@ -295,7 +295,7 @@ pub fn fold(sum: u64) -> u16 {
 
 /// Reports a host of this side.
 #[inline(always)]
-fn tell(ctx: &XdpContext, arrival: &Arrival, address: Words, mac: Mac, kind: Heard) {
+fn tell(ctx: &XdpContext, arrival: &Arrival, address: Words, mac: Mac, kind: NeighbourEventKind) {
     let network = arrival.network;
     // The router may speak from a link-local address; nobody else's is of use to us.
     let known = v6_is_host(address) || gateway(network, true) == Some(address);

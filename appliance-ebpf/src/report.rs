@@ -2,7 +2,7 @@
 
 use appliance_common::{
     counters::Counter,
-    events::{Heard, NeighbourEvent},
+    events::{NeighbourEvent, NeighbourEventKind},
     maps::{Neighbour, Network, neighbour_flags},
     wire::{ETH_LEN, VLAN_TAG_LEN},
 };
@@ -18,7 +18,14 @@ use crate::{
 /// Reports `address` at `mac`, unless the neighbour table says the same already; then it only marks
 /// the entry as heard. Bounded by the ring: a report that does not fit is counted.
 #[inline(always)]
-pub fn heard(ctx: &XdpContext, l2: &L2, network: &Network, address: Words, mac: Mac, kind: Heard) {
+pub fn heard(
+    ctx: &XdpContext,
+    l2: &L2,
+    network: &Network,
+    address: Words,
+    mac: Mac,
+    kind: NeighbourEventKind,
+) {
     if mac.is_group() || mac.is_zero() {
         return;
     }
@@ -35,7 +42,7 @@ pub fn heard(ctx: &XdpContext, l2: &L2, network: &Network, address: Words, mac: 
             }
         }
         None => {
-            if matches!(kind, Heard::AskedOther) {
+            if matches!(kind, NeighbourEventKind::RequestToOther) {
                 return;
             }
         }

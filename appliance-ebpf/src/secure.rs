@@ -19,7 +19,7 @@
 use appliance_common::{
     counters::Counter,
     limits::{
-        HANDSHAKES_FROM_PEERS, HANDSHAKES_FROM_STRANGERS, HANDSHAKES_PER_SOURCE, MAX_QUEUES,
+        HANDSHAKES_FROM_PEERS, HANDSHAKES_FROM_UNKNOWN, HANDSHAKES_PER_SOURCE, MAX_QUEUES,
         MAX_STACK_HEADERS,
     },
     maps::{Bucket, NO_XSK},
@@ -208,7 +208,7 @@ fn within_share(source: &Words) -> bool {
             let _ = HANDSHAKE_SOURCES.insert(share, bucket, 0);
         }
     }
-    take(0, now, HANDSHAKES_FROM_STRANGERS, HANDSHAKES_FROM_STRANGERS)
+    take(0, now, HANDSHAKES_FROM_UNKNOWN, HANDSHAKES_FROM_UNKNOWN)
 }
 
 /// Takes a handshake out of one of this CPU's budgets.

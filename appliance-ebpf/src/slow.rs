@@ -64,8 +64,8 @@ pub fn copy(ctx: &XdpContext, vni: u32, l3: u16, reason: SlowReason, next_hop: &
     record.submit(0);
     let counter = match reason {
         SlowReason::Split => Counter::SlowSplit,
-        SlowReason::Unresolved | SlowReason::Outside => Counter::SlowUnresolved,
-        SlowReason::RouterWanted => Counter::SlowSolicited,
+        SlowReason::Unresolved | SlowReason::UplinkUnresolved => Counter::SlowUnresolved,
+        SlowReason::RouterSolicitation => Counter::SlowSolicited,
         SlowReason::Fragment => Counter::SlowFragment,
     };
     Outcome::Drop(counter)

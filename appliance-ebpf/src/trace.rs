@@ -7,7 +7,7 @@
 use appliance_common::{
     addr::UNSPECIFIED,
     counters::Counter,
-    events::{TRACE_HEAD, TRACE_NOTES, TraceEvent, TraceFilter, TraceProgram, TraceStep},
+    events::{TRACE_COUNTERS, TRACE_HEAD, TraceEvent, TraceFilter, TraceProgram, TraceStep},
     wire::{ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, IPPROTO_UDP},
 };
 use aya_ebpf::{
@@ -44,7 +44,7 @@ pub fn enters(ctx: &XdpContext, program: TraceProgram) {
 #[inline(always)]
 pub fn goes_on(ctx: &XdpContext, program: TraceProgram) {
     if is_on() && is_followed() {
-        tell(ctx, program as u16, TraceStep::GoesOn as u16, 0, 0);
+        tell(ctx, program as u16, TraceStep::Continue as u16, 0, 0);
     }
 }
 
@@ -55,7 +55,7 @@ pub fn decided(ctx: &XdpContext, program: TraceProgram, counter: u32, action: u3
         tell(
             ctx,
             program as u16,
-            TraceStep::Decided as u16,
+            TraceStep::Verdict as u16,
             counter,
             action,
         );
@@ -73,10 +73,10 @@ pub fn note(counter: Counter) {
     };
     // SAFETY: this CPU's entry; an XDP program is not interrupted by another on its CPU.
     unsafe {
-        let n = (*traced).noted as usize;
-        if (*traced).followed != 0 && n < TRACE_NOTES {
-            (*traced).notes[n] = counter as u16 + 1;
-            (*traced).noted = n as u32 + 1;
+        let n = (*traced).counter_count as usize;
+        if (*traced).followed != 0 && n < TRACE_COUNTERS {
+            (*traced).counters[n] = counter as u16 + 1;
+            (*traced).counter_count = n as u32 + 1;
         }
     }
 }
@@ -97,11 +97,11 @@ fn begin(ctx: &XdpContext, program: u16) {
     unsafe {
         (*traced).packet = (*traced).packet.wrapping_add(1);
         (*traced).followed = u32::from(follow);
-        (*traced).noted = 0;
-        (*traced).notes = [0; TRACE_NOTES];
+        (*traced).counter_count = 0;
+        (*traced).counters = [0; TRACE_COUNTERS];
     }
     if follow {
-        tell(ctx, program, TraceStep::Enters as u16, 0, 0);
+        tell(ctx, program, TraceStep::Enter as u16, 0, 0);
     }
 }
 
@@ -194,7 +194,7 @@ fn tell(ctx: &XdpContext, program: u16, step: u16, counter: u32, action: u32) {
         (*event).step = step;
         (*event).counter = counter as u16;
         (*event).action = action as u16;
-        (*event).notes = traced.notes;
+        (*event).counters = traced.counters;
         (*event).reserved = 0;
         (*event).head = [0; TRACE_HEAD];
         // Again, where the verifier looks: behind the barrier this is a number it must bound anew.

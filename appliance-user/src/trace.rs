@@ -84,9 +84,9 @@ impl Step {
     #[must_use]
     pub fn new(event: &TraceEvent, interface: Option<&str>) -> Self {
         let step = TraceStep::from_u16(event.step);
-        let decided = step == Some(TraceStep::Decided);
+        let decided = step == Some(TraceStep::Verdict);
         let mut counted: Vec<String> = event
-            .notes
+            .counters
             .iter()
             .filter_map(|note| counter(*note))
             .map(ToOwned::to_owned)
@@ -100,9 +100,9 @@ impl Step {
             program: TraceProgram::name_of(event.program)
                 .map_or_else(|| format!("#{}", event.program), ToOwned::to_owned),
             step: match step {
-                Some(TraceStep::Enters) => "enters",
-                Some(TraceStep::GoesOn) => "goes-on",
-                Some(TraceStep::Decided) => "decided",
+                Some(TraceStep::Enter) => "enters",
+                Some(TraceStep::Continue) => "goes-on",
+                Some(TraceStep::Verdict) => "decided",
                 None => "unknown",
             }
             .to_owned(),
@@ -260,7 +260,7 @@ fn packet(l3: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use appliance_common::events::{TRACE_HEAD, TRACE_NOTES};
+    use appliance_common::events::{TRACE_COUNTERS, TRACE_HEAD};
 
     /// A SYN with a tag, as bytes.
     fn syn() -> Vec<u8> {
@@ -304,14 +304,14 @@ mod tests {
             ifindex: 3,
             len: 58,
             program: TraceProgram::NatOut as u16,
-            step: TraceStep::Decided as u16,
+            step: TraceStep::Verdict as u16,
             counter: Counter::TranslatedOut as u16 + 1,
             action: 4,
-            notes: [0; TRACE_NOTES],
+            counters: [0; TRACE_COUNTERS],
             reserved: 0,
             head: [0; TRACE_HEAD],
         };
-        event.notes[0] = Counter::FlowOpened as u16 + 1;
+        event.counters[0] = Counter::FlowOpened as u16 + 1;
         let frame = syn();
         event.head[..frame.len()].copy_from_slice(&frame);
         let line = Step::new(&event, Some("eth1")).render();
@@ -319,7 +319,7 @@ mod tests {
             line.starts_with("1.7        nat_out   redirect (flow_opened, translated_out): 02:"),
             "{line}"
         );
-        event.step = TraceStep::Enters as u16;
+        event.step = TraceStep::Enter as u16;
         let step = Step::new(&event, None);
         assert_eq!((step.interface.as_str(), step.action.as_str()), ("#3", ""));
         assert!(step.render().contains("nat_out   in on #3: 02:"));

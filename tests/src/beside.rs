@@ -291,7 +291,7 @@ impl Beside {
         let by = ticks(u64::from(seconds) * 1_000_000_000);
         for map in ["FLOWS", "OPENING", "FRAGMENTS"] {
             for (key, mut flow) in self.ours.entries::<FlowKey, Flow>(map).expect("map") {
-                flow.seen = flow.seen.wrapping_sub(by);
+                flow.last_seen = flow.last_seen.wrapping_sub(by);
                 self.ours.put(map, key, flow).expect("map");
             }
         }

@@ -18,7 +18,7 @@ use appliance_common::{
         NetworkStats, Peer, PeerAddress, Policy, ROUTE_KEY_BITS, Route, RouteKey, Session,
         SessionKey, Tenant, Tunnel, TunnelKey,
     },
-    nat::{Flow, FlowKey, Mapping, MappingKey, RuleSlot, Tally},
+    nat::{Flow, FlowKey, Mapping, MappingKey, RuleSlot, TenantUsage},
 };
 use aya::{
     Ebpf, EbpfLoader, Pod,
@@ -427,7 +427,7 @@ impl Harness {
             old.nat_addresses.len(),
         )?;
         self.array("SHARES", &world.shares, old.shares.len())?;
-        self.array("TALLIES", &[Tally::default(); 2], 2)?;
+        self.array("TALLIES", &[TenantUsage::default(); 2], 2)?;
         self.hash("PUBLIC", &world.public)?;
         self.rules(world, old)?;
         self.forget_flows()

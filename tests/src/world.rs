@@ -27,8 +27,8 @@ use appliance_common::{
         network_flags,
     },
     nat::{
-        MachineKey, Nat, NatAddress, Public, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS, Share,
-        SourceKey, Words, public_flags, rule_flags,
+        MachineKey, Nat, NatAddress, PublicAddress, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS,
+        SourceKey, TenantQuota, Words, public_flags, rule_flags,
     },
 };
 
@@ -165,7 +165,7 @@ pub struct World {
     /// `NAT_ADDRESSES`, by slot.
     pub nat_addresses: Vec<NatAddress>,
     /// `PUBLIC`.
-    pub public: Vec<(Address, Public)>,
+    pub public: Vec<(Address, PublicAddress)>,
     /// `RULES`, by slot.
     pub rules: Vec<Rule>,
     /// `RULE_PORTS`: bits of the prefix, key, slot of the rule.
@@ -173,7 +173,7 @@ pub struct World {
     /// `RULE_SOURCES`: bits of the prefix, key.
     pub rule_sources: Vec<(u32, SourceKey)>,
     /// `SHARES`, by tenant's slot.
-    pub shares: Vec<Share>,
+    pub shares: Vec<TenantQuota>,
     /// `ONE_TO_ONE`, to slot of the rule.
     pub one_to_one: Vec<(MachineKey, u32)>,
 }
@@ -586,7 +586,7 @@ impl World {
 
     /// An address that is translated on the uplink.
     pub fn public(&mut self, text: &str, flags: u32) {
-        let public = Public {
+        let public = PublicAddress {
             flags: public_flags::ACTIVE | flags,
         };
         self.public.push((address(text), public));

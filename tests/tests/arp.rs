@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use appliance_common::{counters::Counter, events::Heard};
+use appliance_common::{counters::Counter, events::NeighbourEventKind};
 use causeway_tests::{
     harness::{Action, Harness, Program, Record},
     packet::{Mac, arp, eth, ip},
@@ -36,7 +36,7 @@ fn reply(tags: &[(u16, u16)], ours: Mac, asker: Mac, tpa: &str, spa: &str) -> Ou
 
 /// Expects exactly one neighbour event of this kind, or none.
 fn heard(
-    kind: Option<Heard>,
+    kind: Option<NeighbourEventKind>,
     address: &'static str,
     mac: Mac,
 ) -> impl Fn(&[Record]) -> Result<(), String> {
@@ -106,7 +106,11 @@ fn the_tenant_side_answers_for_endpoints_only() {
             )
             .counts(Counter::ArpAnswered)
             .counts(Counter::NeighbourSeen)
-            .records(heard(Some(Heard::AskedUs), "10.1.0.99", [2, 9, 9, 9, 9, 9])),
+            .records(heard(
+                Some(NeighbourEventKind::RequestToUs),
+                "10.1.0.99",
+                [2, 9, 9, 9, 9, 9],
+            )),
             Case::new(
                 "a probe for an endpoint: the address is in use",
                 c,
@@ -161,7 +165,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
             .passed()
             .counts(Counter::NeighbourSeen)
             .records(heard(
-                Some(Heard::Answered),
+                Some(NeighbourEventKind::Reply),
                 "10.1.0.98",
                 [2, 9, 9, 9, 9, 8],
             )),
@@ -174,7 +178,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
             .passed()
             .counts(Counter::NeighbourSeen)
             .records(heard(
-                Some(Heard::Announced),
+                Some(NeighbourEventKind::Announcement),
                 "10.1.0.11",
                 [2, 9, 9, 9, 9, 7],
             )),
@@ -299,7 +303,11 @@ fn the_provider_side_answers_for_all_others() {
             )
             .counts(Counter::ArpAnswered)
             .counts(Counter::NeighbourSeen)
-            .records(heard(Some(Heard::AskedUs), "10.1.0.12", [2, 8, 8, 8, 8, 8])),
+            .records(heard(
+                Some(NeighbourEventKind::RequestToUs),
+                "10.1.0.12",
+                [2, 8, 8, 8, 8, 8],
+            )),
             Case::new(
                 "a known address behind another VLAN's MAC",
                 a,

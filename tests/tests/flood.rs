@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use appliance_common::{
     counters::Counter,
-    nat::{Flow, FlowKey, Share},
+    nat::{Flow, FlowKey, TenantQuota},
 };
 use causeway_tests::{
     harness::{Harness, Program},
@@ -139,7 +139,7 @@ fn a_full_table_refuses_new_connections_and_no_packet_of_the_old() {
     // Filled to the brim with what is nobody's.
     let mut filled = 0u32;
     let flow = Flow {
-        seen: u32::MAX / 2,
+        last_seen: u32::MAX / 2,
         ..Flow::default()
     };
     loop {
@@ -218,9 +218,9 @@ fn who_has_not_heard_the_answer_establishes_nothing() {
 fn a_tenant_has_its_share_and_the_others_theirs() {
     let mut world = World::nat();
     world.shares = vec![
-        Share {
+        TenantQuota {
             connections: 10,
-            mapped: 5,
+            mappings: 5,
         };
         2
     ];

@@ -535,7 +535,7 @@ fn who_wants_a_router_is_handed_over() {
         vec![
             case("a solicitation", message(255, 0))
                 .dropped(Counter::SlowSolicited)
-                .records(slow(SlowReason::RouterWanted, NET1, "fe80::a", l3)),
+                .records(slow(SlowReason::RouterSolicitation, NET1, "fe80::a", l3)),
             case("from afar", message(254, 0)).dropped(Counter::DropMalformed),
             case("of another code", message(255, 1)).dropped(Counter::DropMalformed),
         ],

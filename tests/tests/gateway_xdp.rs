@@ -117,7 +117,7 @@ fn read(bytes: &[u8]) -> Read {
 /// Checks that a frame is carried from one seat to the other.
 fn carried(stand: &Stand, sent: &[u8], seats: [&Seat; 2], device: u32) {
     let (action, out, outcome) = stand.run(IN, sent);
-    assert_eq!(outcome, Outcome::Carried);
+    assert_eq!(outcome, Outcome::Forwarded);
     let expected = if device == IN {
         Action::Tx
     } else {
@@ -194,7 +194,12 @@ fn what_one_end_sends_the_other_gets_byte_for_byte() {
         assert_eq!(out[12..16], sent[12..16]);
         // Not by another VLAN, and not by none.
         for tags in [&[(0x8100, VID + 1)][..], &[]] {
-            passed(&stand, IN, &a.tagged(tags, &payload), Outcome::Elsewhere);
+            passed(
+                &stand,
+                IN,
+                &a.tagged(tags, &payload),
+                Outcome::OtherInterface,
+            );
         }
     }
 }
@@ -360,11 +365,11 @@ fn what_is_no_plain_datagram_is_left_to_the_kernel() {
     }
     // To somebody else's MAC address, to all, and where the program does not know the interface.
     let mut sent = four[0].frame(&bytes);
-    passed(&stand, STRAY, &sent, Outcome::Stray);
+    passed(&stand, STRAY, &sent, Outcome::NotForUs);
     sent[5] ^= 1;
-    passed(&stand, IN, &sent, Outcome::Stray);
+    passed(&stand, IN, &sent, Outcome::NotForUs);
     sent[..6].fill(0xff);
-    passed(&stand, IN, &sent, Outcome::Stray);
+    passed(&stand, IN, &sent, Outcome::NotForUs);
     // What is not IP.
     sent = four[0].frame(&bytes);
     sent[12..14].copy_from_slice(&[0x08, 0x06]);
@@ -410,9 +415,19 @@ fn what_only_the_table_may_decide_is_left_to_it() {
     padded.resize(60, 0);
     passed(&stand, IN, &padded, Outcome::Malformed);
     // Circuits that are none, and one with a side that is not bound.
-    passed(&stand, IN, &a.frame(&payload(99, 10)), Outcome::Unknown);
+    passed(
+        &stand,
+        IN,
+        &a.frame(&payload(99, 10)),
+        Outcome::UnknownCircuit,
+    );
     stand.bind(2, Side::A, a);
-    passed(&stand, IN, &a.frame(&payload(2, 10)), Outcome::Unknown);
+    passed(
+        &stand,
+        IN,
+        &a.frame(&payload(2, 10)),
+        Outcome::UnknownCircuit,
+    );
     // Other sources: another port, another address, the other end's circuit; to another address or port of the gateway.
     let bytes = &payload(1, 10);
     for (remote, local) in [
@@ -421,22 +436,32 @@ fn what_only_the_table_may_decide_is_left_to_it() {
         ("192.0.2.10:1001", "198.51.100.1"),
     ] {
         let other = Seat::new(remote, local);
-        passed(&stand, IN, &other.frame(bytes), Outcome::Source);
+        passed(&stand, IN, &other.frame(bytes), Outcome::WrongSource);
     }
     let mut other = *a;
     other.local.set_port(PORT + 1);
-    passed(&stand, IN, &other.frame(bytes), Outcome::Source);
-    passed(&stand, IN, &v6s()[0].frame(bytes), Outcome::Unknown);
+    passed(&stand, IN, &other.frame(bytes), Outcome::WrongSource);
+    passed(&stand, IN, &v6s()[0].frame(bytes), Outcome::UnknownCircuit);
     // An IPv4 end and an IPv6 one.
     stand.join(3, &[*a, v6s()[1]]);
-    passed(&stand, IN, &a.frame(&payload(3, 10)), Outcome::Unknown);
+    passed(
+        &stand,
+        IN,
+        &a.frame(&payload(3, 10)),
+        Outcome::UnknownCircuit,
+    );
     // No way: no route, a neighbour that is not known; or one by an interface without the program.
     for (circuit, remote, local, outcome) in [
-        (4, "10.77.0.5:1002", "192.0.2.1", Outcome::NoWay),
-        (5, "192.0.2.99:1002", "192.0.2.1", Outcome::NoWay),
-        (6, "10.9.0.40:1002", "10.9.0.1", Outcome::Elsewhere),
-        (7, "192.0.2.1:7777", "192.0.2.1", Outcome::NoWay),
-        (8, "203.0.113.30:1002", "203.0.113.1", Outcome::Elsewhere),
+        (4, "10.77.0.5:1002", "192.0.2.1", Outcome::NoNextHop),
+        (5, "192.0.2.99:1002", "192.0.2.1", Outcome::NoNextHop),
+        (6, "10.9.0.40:1002", "10.9.0.1", Outcome::OtherInterface),
+        (7, "192.0.2.1:7777", "192.0.2.1", Outcome::NoNextHop),
+        (
+            8,
+            "203.0.113.30:1002",
+            "203.0.113.1",
+            Outcome::OtherInterface,
+        ),
     ] {
         stand.join(circuit, &[*a, Seat::new(remote, local)]);
         passed(&stand, IN, &a.frame(&payload(circuit, 10)), outcome);
@@ -464,11 +489,21 @@ fn an_entry_that_leads_to_anothers_circuit_leads_nowhere() {
     let key = |n| u64::from_ne_bytes(id(n).to_bytes());
     let place = ids.get(&key(2), 0).expect("an entry");
     ids.insert(key(1), place, 0).expect("written");
-    passed(&stand, IN, &a.frame(&payload(1, 10)), Outcome::Unknown);
+    passed(
+        &stand,
+        IN,
+        &a.frame(&payload(1, 10)),
+        Outcome::UnknownCircuit,
+    );
     carried(&stand, &a.frame(&payload(2, 10)), [a, b], IN);
     // And one that leads out of the map.
     ids.insert(key(1), u32::MAX, 0).expect("written");
-    passed(&stand, IN, &a.frame(&payload(1, 10)), Outcome::Unknown);
+    passed(
+        &stand,
+        IN,
+        &a.frame(&payload(1, 10)),
+        Outcome::UnknownCircuit,
+    );
 }
 
 #[test]
@@ -490,7 +525,7 @@ fn nothing_is_sent_to_a_driver_that_would_drop_it() {
         &stand,
         IN,
         &there[0].frame(&payload(2, 10)),
-        Outcome::Elsewhere,
+        Outcome::OtherInterface,
     );
     // Out by the interface that it came in by, it goes on.
     carried(
@@ -501,7 +536,12 @@ fn nothing_is_sent_to_a_driver_that_would_drop_it() {
     );
     // An interface that is not told of any more.
     stand.fast.set_ports(&Default::default()).expect("PORTS");
-    passed(&stand, IN, &here[0].frame(&payload(1, 10)), Outcome::Stray);
+    passed(
+        &stand,
+        IN,
+        &here[0].frame(&payload(1, 10)),
+        Outcome::NotForUs,
+    );
 }
 
 #[test]
@@ -543,20 +583,20 @@ fn the_program_follows_the_table() {
     passed(&stand, IN, &b.frame(bytes), Outcome::Expired);
     stand.table.sweep(clock());
     stand.publish();
-    passed(&stand, IN, &a.frame(bytes), Outcome::Unknown);
+    passed(&stand, IN, &a.frame(bytes), Outcome::UnknownCircuit);
     stand.join(1, seats);
     carried(&stand, &a.frame(bytes), [a, b], IN);
     // It moves: from where it was nothing comes, and nothing goes there.
     let moved = Seat::new("192.0.2.11:2222", "192.0.2.1");
     stand.bind(1, Side::B, &moved);
-    passed(&stand, IN, &b.frame(bytes), Outcome::Source);
+    passed(&stand, IN, &b.frame(bytes), Outcome::WrongSource);
     carried(&stand, &moved.frame(bytes), [&moved, a], IN);
     carried(&stand, &a.frame(bytes), [a, &moved], IN);
     let counted = stand.stats(1);
     assert_eq!(counted.datagrams, [6, 1]);
     // It leaves.
     stand.unbind(1, Side::B, &moved);
-    passed(&stand, IN, &a.frame(bytes), Outcome::Unknown);
+    passed(&stand, IN, &a.frame(bytes), Outcome::UnknownCircuit);
     stand.bind(1, Side::B, b);
     carried(&stand, &a.frame(bytes), [a, b], IN);
     // Another plan with the circuit; one without; and with it again, as a new one.
@@ -564,16 +604,16 @@ fn the_program_follows_the_table() {
     carried(&stand, &a.frame(bytes), [a, b], IN);
     assert_eq!(stand.stats(1).datagrams, [8, 1]);
     stand.replan(|plan| plan.circuits.clear());
-    passed(&stand, IN, &a.frame(bytes), Outcome::Unknown);
+    passed(&stand, IN, &a.frame(bytes), Outcome::UnknownCircuit);
     stand.replan(|plan| plan.circuits.push(plan_of(1)));
-    passed(&stand, IN, &a.frame(bytes), Outcome::Unknown);
+    passed(&stand, IN, &a.frame(bytes), Outcome::UnknownCircuit);
     stand.join(1, seats);
     carried(&stand, &a.frame(bytes), [a, b], IN);
     assert_eq!(stand.stats(1).datagrams, [1, 0]);
     // The socket that it is bound through is taken away.
     stand.table.rearrange(&[None, Some(0)]);
     stand.publish();
-    passed(&stand, IN, &a.frame(bytes), Outcome::Unknown);
+    passed(&stand, IN, &a.frame(bytes), Outcome::UnknownCircuit);
 }
 
 #[test]
@@ -667,7 +707,12 @@ fn bytes_are_limited_too_and_what_is_passed_up_costs_nothing() {
     // A tenth of a second: 1000 bytes. What is not carried takes nothing.
     let other = Seat::new("192.0.2.10:1009", "192.0.2.1");
     for _ in 0..1000 {
-        passed(&stand, IN, &other.frame(&payload(1, 500)), Outcome::Source);
+        passed(
+            &stand,
+            IN,
+            &other.frame(&payload(1, 500)),
+            Outcome::WrongSource,
+        );
     }
     let sent = a.frame(&payload(1, 492));
     let begun = Instant::now();
@@ -675,8 +720,8 @@ fn bytes_are_limited_too_and_what_is_passed_up_costs_nothing() {
     while begun.elapsed() < Duration::from_millis(1500) {
         let (action, _, outcome) = stand.run(IN, &sent);
         match outcome {
-            Outcome::Carried => got += 1,
-            Outcome::Rate => assert_eq!(action, Action::Drop),
+            Outcome::Forwarded => got += 1,
+            Outcome::OverRate => assert_eq!(action, Action::Drop),
             other => panic!("{other:?}"),
         }
     }

@@ -50,7 +50,7 @@ fn silence(h: &mut Harness, seconds: u32) {
     let by = ticks(u64::from(seconds) * 1_000_000_000);
     for map in ["FLOWS", "OPENING", "FRAGMENTS"] {
         for (key, mut flow) in h.entries::<FlowKey, Flow>(map).expect("a map") {
-            flow.seen = flow.seen.wrapping_sub(by);
+            flow.last_seen = flow.last_seen.wrapping_sub(by);
             h.put(map, key, flow).expect("a map");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use appliance_common::{counters::Counter, events::Heard};
+use appliance_common::{counters::Counter, events::NeighbourEventKind};
 use causeway_tests::{
     harness::{Action, Harness, Program, Record},
     packet::{Mac, frame, ip, multicast_mac, na, ns, solicited_node},
@@ -141,7 +141,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
             .counts(Counter::NeighbourSeen)
             .records(|records| match records {
                 [Record::Neighbour(event)]
-                    if event.kind == Heard::Answered as u16
+                    if event.kind == NeighbourEventKind::Reply as u16
                         && event.address == address("2001:db8:1::99") =>
                 {
                     Ok(())

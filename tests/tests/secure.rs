@@ -10,7 +10,7 @@ use std::{
 use appliance_common::{
     counters::Counter,
     events::SlowReason,
-    limits::{HANDSHAKES_FROM_PEERS, HANDSHAKES_FROM_STRANGERS, HANDSHAKES_PER_SOURCE},
+    limits::{HANDSHAKES_FROM_PEERS, HANDSHAKES_FROM_UNKNOWN, HANDSHAKES_PER_SOURCE},
     maps::{Mode, Tunnel, TunnelKey},
 };
 use causeway_tests::{
@@ -1068,7 +1068,7 @@ fn strangers_together_have_a_budget_that_peers_and_sessions_do_not_share() {
     let seed = seed_from_env();
     println!("CAUSEWAY_SEED={seed}");
     let mut rng = Rng::new(seed);
-    let budget = HANDSHAKES_FROM_STRANGERS;
+    let budget = HANDSHAKES_FROM_UNKNOWN;
     for (what, to) in [("IPv4", PROVIDER), ("IPv6", PROVIDER6)] {
         h.forget_handshakes().expect("maps");
         let v6 = ip(to).is_ipv6();

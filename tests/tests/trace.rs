@@ -48,7 +48,7 @@ fn step(event: &TraceEvent) -> Step {
         .find(|p| *p as u16 == event.program)
         .expect("a program");
     let step = TraceStep::from_u16(event.step).expect("a step");
-    let notes = event.notes.iter().filter_map(|n| counter(*n)).collect();
+    let notes = event.counters.iter().filter_map(|n| counter(*n)).collect();
     (program, step, counter(event.counter), notes)
 }
 
@@ -67,12 +67,12 @@ fn a_packet_is_followed_from_program_to_program() {
     assert_eq!(
         steps,
         [
-            (TraceProgram::Access, TraceStep::Enters, None, vec![]),
-            (TraceProgram::Full, TraceStep::GoesOn, None, vec![]),
-            (TraceProgram::NatOut, TraceStep::GoesOn, None, vec![]),
+            (TraceProgram::Access, TraceStep::Enter, None, vec![]),
+            (TraceProgram::Full, TraceStep::Continue, None, vec![]),
+            (TraceProgram::NatOut, TraceStep::Continue, None, vec![]),
             (
                 TraceProgram::NatOut,
-                TraceStep::Decided,
+                TraceStep::Verdict,
                 Some(Counter::TranslatedOut),
                 vec![Counter::FlowOpened]
             ),
@@ -95,11 +95,11 @@ fn a_packet_is_followed_from_program_to_program() {
     assert_eq!(
         steps,
         [
-            (TraceProgram::Uplink, TraceStep::Enters, None, vec![]),
-            (TraceProgram::NatIn, TraceStep::GoesOn, None, vec![]),
+            (TraceProgram::Uplink, TraceStep::Enter, None, vec![]),
+            (TraceProgram::NatIn, TraceStep::Continue, None, vec![]),
             (
                 TraceProgram::NatIn,
-                TraceStep::Decided,
+                TraceStep::Verdict,
                 Some(Counter::TranslatedIn),
                 vec![Counter::FlowEstablished]
             ),
@@ -121,7 +121,7 @@ fn what_is_told_to_the_source_says_why() {
         steps.last(),
         Some(&(
             TraceProgram::Full,
-            TraceStep::Decided,
+            TraceStep::Verdict,
             Some(Counter::UnreachableSent),
             vec![Counter::DropPolicy]
         ))

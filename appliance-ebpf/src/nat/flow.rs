@@ -72,7 +72,7 @@ fn is_of_now(key: &FlowKey, flow: &Flow, now: u32) -> bool {
 #[inline(always)]
 fn is_silent(flow: &Flow, s: &Scratch, nat: &Nat) -> bool {
     let (protocol, now) = (s.key.protocol, s.side.now);
-    if !flow.is_silent(protocol, now, &nat.timeouts) {
+    if !flow.is_expired(protocol, now, &nat.timeouts) {
         return false;
     }
     let other = match FLOWS.get_ptr(&s.back_key) {
@@ -81,7 +81,7 @@ fn is_silent(flow: &Flow, s: &Scratch, nat: &Nat) -> bool {
     };
     match other {
         // SAFETY: the map returned a value; what is read of one that is being given away is a time.
-        Some(other) => unsafe { (*other).is_silent(protocol, now, &nat.timeouts) },
+        Some(other) => unsafe { (*other).is_expired(protocol, now, &nat.timeouts) },
         None => true,
     }
 }
@@ -140,17 +140,17 @@ pub fn of_packet(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
         && matches!(s.flow.direction(), Direction::Reply)
     {
         // What only who hears this can acknowledge.
-        s.back.way = expectation(s.packet.sequence.wrapping_add(1));
+        s.back.egress_macs = expectation(s.packet.sequence.wrapping_add(1));
         if let Some(other) = OPENING.get_ptr_mut(&s.back_key) {
             // SAFETY: as above.
-            unsafe { (*other).way = s.back.way };
+            unsafe { (*other).egress_macs = s.back.egress_macs };
         }
     }
     let lasting = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
-    if lasting && Flow::is_agreed(s.key.protocol, s.flow.state) {
+    if lasting && Flow::is_assured(s.key.protocol, s.flow.state) {
         return settle(s).map(|()| true);
     }
-    if !s.flow.is_let_in() {
+    if !s.flow.may_deliver() {
         return Err(Counter::DropNoRule);
     }
     // The other direction may have given way to another connection: the next packet brings it back.
@@ -182,11 +182,11 @@ fn has_heard(s: &Scratch) -> bool {
     if s.key.protocol != IPPROTO_TCP
         || s.flow.to == UPLINK
         || !matches!(s.flow.direction(), Direction::Original)
-        || !Flow::is_agreed(IPPROTO_TCP, s.flow.next(IPPROTO_TCP, s.packet.flags))
+        || !Flow::is_assured(IPPROTO_TCP, s.flow.next(IPPROTO_TCP, s.packet.flags))
     {
         return true;
     }
-    let way = &s.flow.way;
+    let way = &s.flow.egress_macs;
     let expected = u32::from_ne_bytes([way[0], way[1], way[2], way[3]]);
     s.packet.acknowledgment.wrapping_sub(expected) <= EARLY
 }
@@ -214,7 +214,7 @@ pub fn turn(s: &mut Scratch) {
 
 #[inline(always)]
 fn gone_silent(nat: &Nat, s: &mut Scratch) -> bool {
-    if !s.flow.is_silent(s.key.protocol, s.side.now, &nat.timeouts) {
+    if !s.flow.is_expired(s.key.protocol, s.side.now, &nat.timeouts) {
         return false;
     }
     turn(s);
@@ -226,9 +226,9 @@ fn gone_silent(nat: &Nat, s: &mut Scratch) -> bool {
 fn take_in(entry: &mut Flow, s: &mut Scratch) -> bool {
     entry.packets += 1;
     entry.bytes += u64::from(s.packet.total);
-    if entry.seen != s.side.now {
-        entry.seen = s.side.now;
-        s.flow.seen = s.side.now;
+    if entry.last_seen != s.side.now {
+        entry.last_seen = s.side.now;
+        s.flow.last_seen = s.side.now;
     }
     let state = s.flow.next(s.key.protocol, s.packet.flags);
     if state == s.flow.state {
@@ -291,7 +291,7 @@ const fn refused(error: i32) -> Counter {
 fn is_same(key: &FlowKey, flow: &Flow) -> bool {
     match FLOWS.get_ptr(key) {
         // SAFETY: the map returned a value.
-        Some(there) => unsafe { (*there).same(flow) },
+        Some(there) => unsafe { (*there).same_translation(flow) },
         None => false,
     }
 }
@@ -301,7 +301,7 @@ fn is_same(key: &FlowKey, flow: &Flow) -> bool {
 fn is_other_silent(s: &Scratch, nat: &Nat) -> bool {
     match FLOWS.get_ptr(&s.other_key) {
         // SAFETY: the map returned a value; what is read of one that is being given away is a time.
-        Some(other) => unsafe { (*other).is_silent(s.key.protocol, s.side.now, &nat.timeouts) },
+        Some(other) => unsafe { (*other).is_expired(s.key.protocol, s.side.now, &nat.timeouts) },
         None => true,
     }
 }
@@ -315,7 +315,7 @@ pub fn begin(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         let taken = unsafe {
             (*there).other_key(s.key.protocol, &mut s.other_key);
             is_of_now(&s.back_key, &*there, s.side.now)
-                && !((*there).is_silent(s.key.protocol, s.side.now, &nat.timeouts)
+                && !((*there).is_expired(s.key.protocol, s.side.now, &nat.timeouts)
                     && is_other_silent(s, nat))
         };
         if taken {
@@ -329,10 +329,10 @@ pub fn begin(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         let (same, taken, unanswered) = unsafe {
             (*there).other_key(s.key.protocol, &mut s.other_key);
             (
-                (*there).same(&s.back),
+                (*there).same_translation(&s.back),
                 is_of_now(&s.back_key, &*there, s.side.now)
-                    && !(*there).is_silent(s.key.protocol, s.side.now, &nat.timeouts),
-                (*there).rule == 0 && !Flow::is_agreed(s.key.protocol, (*there).state),
+                    && !(*there).is_expired(s.key.protocol, s.side.now, &nat.timeouts),
+                (*there).rule == 0 && !Flow::is_assured(s.key.protocol, (*there).state),
             )
         };
         if !same && taken {
@@ -384,7 +384,7 @@ pub fn of_fragment(s: &mut Scratch) -> bool {
     let tag = s.key.tag();
     // SAFETY: as above.
     unsafe { s.flow = *entry };
-    let age = s.side.now.wrapping_sub(s.flow.seen) as i32;
+    let age = s.side.now.wrapping_sub(s.flow.last_seen) as i32;
     let flow = s.flow;
     flow.tag == tag && age <= FRAGMENT_TICKS as i32 && stands(&flow, &s.side)
 }
@@ -396,7 +396,7 @@ pub fn remember_fragments(s: &mut Scratch) {
     s.back_key.source_port = s.packet.identification as u16;
     s.back_key.destination_port = (s.packet.identification >> 16) as u16;
     s.back = s.flow;
-    s.back.seen = s.side.now;
+    s.back.last_seen = s.side.now;
     s.back.tag = s.back_key.tag();
     let _ = FRAGMENTS.insert(&s.back_key, &s.back, 0);
 }
@@ -413,9 +413,9 @@ pub fn keep_way(s: &Scratch) {
         // packet to a next hop that was right a moment ago.
         unsafe {
             if (*entry).tag == s.flow.tag {
-                (*entry).way = s.flow.way;
-                (*entry).way_total = s.flow.way_total;
-                (*entry).way_mark = s.flow.way_mark;
+                (*entry).egress_macs = s.flow.egress_macs;
+                (*entry).egress_max_len = s.flow.egress_max_len;
+                (*entry).egress_stamp = s.flow.egress_stamp;
             }
         }
     }

@@ -29,7 +29,8 @@ use appliance_common::{
     events::SlowReason,
     maps::{Jump, Network, Tenant, network_flags},
     nat::{
-        Flow, FlowKey, Mapping, MappingKey, Nat, Public, UPLINK, flow_flags, public_flags, ticks,
+        Flow, FlowKey, Mapping, MappingKey, Nat, PublicAddress, UPLINK, flow_flags, public_flags,
+        ticks,
     },
     wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, IPPROTO_UDP, IPV4_LEN, IPV6_LEN},
 };
@@ -109,7 +110,7 @@ fn nat() -> Option<&'static Nat> {
 }
 
 #[inline(always)]
-fn public(address: &Words) -> Option<Public> {
+fn public(address: &Words) -> Option<PublicAddress> {
     // SAFETY: read at once; preallocated entries are never unmapped.
     unsafe { PUBLIC.get(bytes(*address)) }.copied()
 }
@@ -277,7 +278,7 @@ fn go_on<const L3: usize>(
                 ctx,
                 arrival.network,
                 L3 as u16,
-                SlowReason::Outside,
+                SlowReason::UplinkUnresolved,
                 &destination,
             );
         }

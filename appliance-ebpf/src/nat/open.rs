@@ -37,13 +37,13 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         from_epoch: s.side.epoch,
         rule: 0,
         rule_epoch: 0,
-        seen: s.side.now,
+        last_seen: s.side.now,
         tag: s.key.tag(),
         packets: 1,
         bytes: s.packet.total.into(),
-        way: [0; 12],
-        way_mark: 0,
-        way_total: 0,
+        egress_macs: [0; 12],
+        egress_stamp: 0,
+        egress_max_len: 0,
     };
     s.flow.state = s.flow.next(s.key.protocol, s.packet.flags);
     let outside = s.side.zone == 0;
@@ -88,7 +88,7 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         return Some(Counter::DropNotListed);
     }
     let refused = flow::begin(nat, s);
-    if refused.is_none() && !s.flow.is_let_in() {
+    if refused.is_none() && !s.flow.may_deliver() {
         return Some(Counter::DropNoRule);
     }
     refused

@@ -2,7 +2,7 @@
 
 use appliance_common::{
     counters::Counter,
-    nat::{Nat, way_mark},
+    nat::{Nat, egress_stamp},
     wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6},
 };
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
@@ -26,8 +26,8 @@ pub enum Way {
 /// The way of `s.flow` out of the uplink.
 #[inline(always)]
 pub fn way(ctx: &XdpContext, s: &mut Scratch, nat: &Nat) -> Way {
-    let mark = way_mark(nat.changes, s.side.now);
-    if s.flow.way_mark == mark && s.packet.total <= u32::from(s.flow.way_total) {
+    let mark = egress_stamp(nat.route_generation, s.side.now);
+    if s.flow.egress_stamp == mark && s.packet.total <= u32::from(s.flow.egress_max_len) {
         return Way::Known;
     }
     s.fib = Fib::new(&fib::Packet {
@@ -42,11 +42,11 @@ pub fn way(ctx: &XdpContext, s: &mut Scratch, nat: &Nat) -> Way {
     match s.fib.ask(ctx) {
         Answer::Known if s.fib.ifindex == nat.uplink => {
             let (d, m) = (s.fib.next_hop_mac, s.fib.source_mac);
-            s.flow.way = [
+            s.flow.egress_macs = [
                 d[0], d[1], d[2], d[3], d[4], d[5], m[0], m[1], m[2], m[3], m[4], m[5],
             ];
-            s.flow.way_mark = mark;
-            s.flow.way_total = s.packet.total as u16;
+            s.flow.egress_stamp = mark;
+            s.flow.egress_max_len = s.packet.total as u16;
             if matches!(s.packet.kind, Kind::Query) {
                 flow::keep_way(s);
             }
@@ -73,7 +73,7 @@ pub fn send<const L3: usize>(ctx: &XdpContext, s: &Scratch, nat: &Nat) -> Outcom
     } else {
         ETHERTYPE_IPV4
     };
-    let way = &s.flow.way;
+    let way = &s.flow.egress_macs;
     w.set::<u32, 0>(u32::from_ne_bytes([way[0], way[1], way[2], way[3]]));
     w.set::<u32, 4>(u32::from_ne_bytes([way[4], way[5], way[6], way[7]]));
     w.set::<u32, 8>(u32::from_ne_bytes([way[8], way[9], way[10], way[11]]));

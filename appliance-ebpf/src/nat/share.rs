@@ -19,7 +19,7 @@ pub fn has_connection(zone: u32) -> bool {
 pub fn has_endpoint(zone: u32) -> bool {
     let slot = zone.wrapping_sub(1);
     match (SHARES.get(slot), TALLIES.get(slot)) {
-        (Some(share), Some(tally)) => share.mapped == 0 || tally.mapped < share.mapped.into(),
+        (Some(share), Some(tally)) => share.mappings == 0 || tally.mappings < share.mappings.into(),
         _ => false,
     }
 }
@@ -38,6 +38,6 @@ pub fn took_connection(zone: u32) {
 pub fn took_endpoint(zone: u32) {
     if let Some(tally) = TALLIES.get_ptr_mut(zone.wrapping_sub(1)) {
         // SAFETY: as above.
-        unsafe { (*tally).mapped += 1 };
+        unsafe { (*tally).mappings += 1 };
     }
 }

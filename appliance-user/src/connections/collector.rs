@@ -12,7 +12,7 @@ use std::{
 use appliance_common::{
     limits::MAX_TENANTS,
     maps::{Mode, Tenant},
-    nat::{Direction, Flow, FlowKey, Mapping, MappingKey, Nat, OUTSIDE, Tally, ticks},
+    nat::{Direction, Flow, FlowKey, Mapping, MappingKey, Nat, OUTSIDE, TenantUsage, ticks},
 };
 
 use super::{Sweep, Table, read_one};
@@ -121,7 +121,7 @@ fn pass(root: &Path, unused: &mut HashSet<MappingKey>) -> io::Result<Done> {
     }
     let mut sweep = Sweep::new(now(), nat.timeouts, &tenants);
     let mut gone = 0;
-    let mut tallies: BTreeMap<u16, Tally> = BTreeMap::new();
+    let mut tallies: BTreeMap<u16, TenantUsage> = BTreeMap::new();
     flows.each(|key, flow| {
         sweep.flow(key, flow);
         // Whose share it is of, as the programs count it.
@@ -155,11 +155,11 @@ fn pass(root: &Path, unused: &mut HashSet<MappingKey>) -> io::Result<Done> {
     mappings.each(|key, mapping| {
         sweep.mapping(key, mapping);
         if key.zone != OUTSIDE {
-            tallies.entry(key.zone).or_default().mapped += 1;
+            tallies.entry(key.zone).or_default().mappings += 1;
         }
     })?;
     // The programs only add. What is deleted below is taken off at the next pass.
-    let counts = Table::<u32, Tally>::open(root, "TALLIES").map_err(open)?;
+    let counts = Table::<u32, TenantUsage>::open(root, "TALLIES").map_err(open)?;
     for zone in tenants.keys() {
         let tally = tallies.get(zone).copied().unwrap_or_default();
         counts.set(&(u32::from(*zone) - 1), &tally)?;

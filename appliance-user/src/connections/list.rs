@@ -185,7 +185,7 @@ impl Row {
         } else {
             (key.zone, flow.from)
         };
-        let age = |flow: &Flow| now.saturating_sub(flow.seen);
+        let age = |flow: &Flow| now.saturating_sub(flow.last_seen);
         let idle = back.map_or(age(flow), |back| age(flow).min(age(back)));
         Self {
             protocol: match key.protocol {
@@ -227,7 +227,7 @@ impl Row {
 
 const fn state(protocol: u8, bits: u8) -> &'static str {
     if protocol != IPPROTO_TCP {
-        return if Flow::is_agreed(protocol, bits) {
+        return if Flow::is_assured(protocol, bits) {
             "answered"
         } else {
             "unanswered"
@@ -319,7 +319,7 @@ mod tests {
             to: 4,
             from: UPLINK,
             rule: 3,
-            seen: 90,
+            last_seen: 90,
             state: 7,
             packets: 3,
             bytes,
@@ -333,7 +333,7 @@ mod tests {
     fn a_row_says_who_and_where_and_by_which_rule() {
         let (key, flow) = inbound(5000, 300);
         let back = Flow {
-            seen: 95,
+            last_seen: 95,
             packets: 2,
             bytes: 1000,
             ..Flow::default()

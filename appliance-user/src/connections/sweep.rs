@@ -61,7 +61,7 @@ impl<'a> Sweep<'a> {
             self.stale.push(*key);
             return;
         }
-        if flow.is_silent(key.protocol, self.now, &self.timeouts) {
+        if flow.is_expired(key.protocol, self.now, &self.timeouts) {
             self.silent.push(*key);
             return;
         }
@@ -101,7 +101,7 @@ impl<'a> Sweep<'a> {
     /// Whether a silent connection is over: `flow` is silent still, and so is the other direction, if it is there.
     #[must_use]
     pub fn is_over(&self, protocol: u8, flow: &Flow, other: Option<&Flow>) -> bool {
-        let silent = |flow: &Flow| flow.is_silent(protocol, self.now, &self.timeouts);
+        let silent = |flow: &Flow| flow.is_expired(protocol, self.now, &self.timeouts);
         silent(flow) && other.is_none_or(silent)
     }
 
@@ -183,7 +183,7 @@ mod tests {
             to: UPLINK,
             from: 1,
             from_epoch: EPOCH,
-            seen,
+            last_seen: seen,
             tag: key.tag(),
             ..Flow::default()
         };
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(sweep.take_silent(), [there.0, back.0]);
         assert!(sweep.is_over(IPPROTO_UDP, &there.1, Some(&back.1)));
         assert!(sweep.is_over(IPPROTO_UDP, &there.1, None));
-        back.1.seen = now;
+        back.1.last_seen = now;
         assert!(!sweep.is_over(IPPROTO_UDP, &there.1, Some(&back.1)));
         assert!(sweep.take_stale().is_empty());
     }

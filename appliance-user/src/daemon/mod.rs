@@ -378,7 +378,7 @@ impl Daemon {
     }
 
     fn slow_packet(&mut self, now: Instant, header: &SlowHeader, frame: &[u8]) {
-        if SlowReason::from_u16(header.reason) == Some(SlowReason::RouterWanted) {
+        if SlowReason::from_u16(header.reason) == Some(SlowReason::RouterSolicitation) {
             // RFC 4861 section 6.2.6: after a random delay of at most half a second.
             let mut random = [0; 1];
             let delay = getrandom::fill(&mut random).map_or(0, |()| u64::from(random[0]) * 2);

@@ -204,8 +204,8 @@ pub struct Datapath {
     policies: HashMap<MapData, appliance_common::maps::PolicyKey, appliance_common::maps::Policy>,
     nat: Array<MapData, nat::Nat>,
     nat_addresses: Array<MapData, nat::NatAddress>,
-    shares: Array<MapData, nat::Share>,
-    public: HashMap<MapData, appliance_common::addr::Address, nat::Public>,
+    shares: Array<MapData, nat::TenantQuota>,
+    public: HashMap<MapData, appliance_common::addr::Address, nat::PublicAddress>,
     rules: Array<MapData, nat::Rule>,
     rule_ports: LpmTrie<MapData, nat::RuleKey, nat::RuleSlot>,
     rule_sources: LpmTrie<MapData, nat::SourceKey, nat::RuleSlot>,
@@ -345,7 +345,7 @@ impl Datapath {
     #[must_use]
     pub fn knows_fragments(&self, key: &FlowKey, now: u32) -> bool {
         self.fragments.get(key, 0).is_ok_and(|flow| {
-            let age = now.wrapping_sub(flow.seen) as i32;
+            let age = now.wrapping_sub(flow.last_seen) as i32;
             flow.tag == key.tag() && age <= FRAGMENT_TICKS as i32
         })
     }

@@ -4,7 +4,7 @@ use appliance_common::{
     addr::Address,
     limits::{MAX_ENDPOINTS, MAX_NEIGHBOURS, MAX_NETWORKS},
     maps::{HostKey, Neighbour, Network, Peer, PeerAddress, ROUTE_KEY_BITS, Session, Tenant},
-    nat::{NatAddress, RULE_KEY_BITS, Rule, SOURCE_KEY_BITS, Share},
+    nat::{NatAddress, RULE_KEY_BITS, Rule, SOURCE_KEY_BITS, TenantQuota},
 };
 use aya::maps::{MapError, lpm_trie::Key};
 
@@ -121,7 +121,7 @@ impl Datapath {
             .map_err(|e| map_error("read", "NAT", e))?;
         for (slot, value) in (0u32..).zip(self.shares.iter()) {
             let value = value.map_err(|e| map_error("read", "SHARES", e))?;
-            if value != Share::default() {
+            if value != TenantQuota::default() {
                 tables.shares.insert(slot, value);
             }
         }

@@ -36,7 +36,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use appliance_common::addr::{Address, UNSPECIFIED, as_v4};
-use appliance_common::events::{Heard, NeighbourEvent};
+use appliance_common::events::{NeighbourEvent, NeighbourEventKind};
 use appliance_common::maps::{HostKey, Neighbour, neighbour_flags};
 
 pub(crate) use pace::Pace;
@@ -212,7 +212,7 @@ impl Engine {
         self.enter(now, key, State::Delay, Some(soon));
     }
 
-    /// A host was heard ([`Heard`]): one that asked us, answered or announced itself gets an entry; one
+    /// A host was heard ([`NeighbourEventKind`]): one that asked us, answered or announced itself gets an entry; one
     /// that asked for another only refreshes an entry. A changed MAC address is taken over at once.
     /// Anything no host can have sent, and our own frames, are ignored and counted.
     pub fn heard(&mut self, now: Instant, event: &NeighbourEvent) {
@@ -228,7 +228,7 @@ impl Engine {
             return;
         };
         let (Some(kind), true) = (
-            Heard::from_u16(event.kind),
+            NeighbourEventKind::from_u16(event.kind),
             is_host(&event.address) && frames::is_host_mac(&event.mac),
         ) else {
             self.counters.ignored_invalid += 1;
@@ -238,7 +238,8 @@ impl Engine {
             self.counters.ignored_own += 1;
             return;
         }
-        if !self.entries.contains_key(&key) && (kind == Heard::AskedOther || !self.insert(now, key))
+        if !self.entries.contains_key(&key)
+            && (kind == NeighbourEventKind::RequestToOther || !self.insert(now, key))
         {
             return;
         }

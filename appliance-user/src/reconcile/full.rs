@@ -8,13 +8,13 @@ use std::{
 use appliance_common::{
     addr::{Address, from_ip},
     limits::{
-        MAX_MAPPED, MAX_POLICIES, MAX_PUBLIC, MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES,
+        MAX_MAPPINGS, MAX_POLICIES, MAX_PUBLIC, MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES,
         MAX_RULES,
     },
     maps::{Policy, PolicyKey, Route, RouteKey},
     nat::{
-        MachineKey, Nat, NatAddress, Public, RULE_KEY_BITS, Rule, RuleKey, RuleSlot,
-        SOURCE_KEY_BITS, Share, SourceKey, Words, public_flags, rule_flags,
+        MachineKey, Nat, NatAddress, PublicAddress, RULE_KEY_BITS, Rule, RuleKey, RuleSlot,
+        SOURCE_KEY_BITS, SourceKey, TenantQuota, Words, public_flags, rule_flags,
     },
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP},
 };
@@ -198,9 +198,9 @@ pub(super) fn add(tables: &mut Tables, config: &Config, state: &State, snapshot:
     let taken = taken(config, snapshot);
     let local = local_addresses(config, snapshot);
     for (tenant, slot, plan) in in_full(config, state) {
-        let share = Share {
+        let share = TenantQuota {
             connections: config.nat.connections / sharing,
-            mapped: MAX_MAPPED / sharing,
+            mappings: MAX_MAPPINGS / sharing,
         };
         tables.shares.insert(slot, share);
         add_routes(tables, config, state, tenant, slot);
@@ -246,7 +246,7 @@ pub(super) fn add(tables: &mut Tables, config: &Config, state: &State, snapshot:
             seed: state.nat_seed.unwrap_or_default(),
             timeouts: config.nat.timeouts,
             // It is raised whenever links, routes or neighbours change.
-            changes: snapshot.generation as u32,
+            route_generation: snapshot.generation as u32,
             mac: link.mac,
             reserved: [0; 2],
         };
@@ -279,7 +279,9 @@ fn add_public(tables: &mut Tables, config: &Config, snapshot: &Snapshot, address
     let on_link = link.is_some_and(|l| l.addresses.iter().any(|(a, _)| *a == address));
     let own = on_link || local_addresses(config, snapshot).contains(&address);
     let flags = public_flags::ACTIVE | if own { public_flags::OWN } else { 0 };
-    tables.public.insert(from_ip(address), Public { flags });
+    tables
+        .public
+        .insert(from_ip(address), PublicAddress { flags });
 }
 
 fn add_rule(

@@ -16,7 +16,9 @@ use appliance_common::{
         Route, RouteKey, SCHEMA_VERSION, Tenant, Tunnel, TunnelKey, attachment_flags,
         network_flags,
     },
-    nat::{MachineKey, Nat, NatAddress, Public, Rule, RuleKey, RuleSlot, Share, SourceKey},
+    nat::{
+        MachineKey, Nat, NatAddress, PublicAddress, Rule, RuleKey, RuleSlot, SourceKey, TenantQuota,
+    },
     wire::{OVERHEAD_V4, OVERHEAD_V6, SECURE_OVERHEAD_V4, SECURE_OVERHEAD_V6},
 };
 
@@ -58,9 +60,9 @@ pub struct Tables {
     /// `NAT_ADDRESSES`; a slot that is missing is all zero.
     pub nat_addresses: BTreeMap<u32, NatAddress>,
     /// `SHARES`, by tenant's slot.
-    pub shares: BTreeMap<u32, Share>,
+    pub shares: BTreeMap<u32, TenantQuota>,
     /// `PUBLIC`.
-    pub public: BTreeMap<Address, Public>,
+    pub public: BTreeMap<Address, PublicAddress>,
     /// `RULES`; a slot that is missing is all zero. One that nothing is in keeps its epoch.
     pub rules: BTreeMap<u32, Rule>,
     /// `RULE_PORTS`, by bits of the port and key.
@@ -106,9 +108,9 @@ pub enum Write {
     /// To `NAT_ADDRESSES`.
     NatAddress(u32, Option<NatAddress>),
     /// To `SHARES`.
-    Share(u32, Option<Share>),
+    Share(u32, Option<TenantQuota>),
     /// To `PUBLIC`.
-    Public(Address, Option<Public>),
+    Public(Address, Option<PublicAddress>),
     /// To `RULES`.
     Rule(u32, Rule),
     /// To `RULE_PORTS`.

@@ -197,7 +197,7 @@ prop_compose! {
         for ((bits, port), slot) in ports {
             let port = (port << (16 - bits)).to_be_bytes();
             t.rule_ports.insert((bits, RuleKey { port, ..RuleKey::default() }), RuleSlot { slot });
-            t.public.insert([port[1]; 16], Public { flags: slot });
+            t.public.insert([port[1]; 16], PublicAddress { flags: slot });
             t.nat_addresses.insert(slot, NatAddress { first: 1, last: 2, ..NatAddress::default() });
             t.one_to_one.insert(MachineKey { zone: bits, ..MachineKey::default() }, RuleSlot { slot });
             t.rule_sources.insert((bits, SourceKey { slot, ..SourceKey::default() }), RuleSlot { slot });

@@ -198,9 +198,9 @@ impl SlowPath {
         let outcome = match SlowReason::from_u16(header.reason) {
             Some(SlowReason::Split) => self.split(header, frame, lookup),
             Some(SlowReason::Unresolved) => self.wait(now, header, frame, lookup),
-            Some(SlowReason::Outside) => self.outside(header, frame, lookup),
+            Some(SlowReason::UplinkUnresolved) => self.outside(header, frame, lookup),
             // The daemon has others of its own for these.
-            Some(SlowReason::RouterWanted | SlowReason::Fragment) | None => {
+            Some(SlowReason::RouterSolicitation | SlowReason::Fragment) | None => {
                 Err(Refusal::UnknownReason)
             }
         };

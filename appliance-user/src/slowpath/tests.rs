@@ -46,7 +46,12 @@ fn what_is_for_the_outside_goes_to_the_kernel_without_its_ethernet_header_and_pa
     let now = Instant::now();
     let mut slow = SlowPath::new(Limits::default());
     let frame = frame();
-    slow.packet(now, &header(VNI, SlowReason::Outside), &frame, &OneNetwork);
+    slow.packet(
+        now,
+        &header(VNI, SlowReason::UplinkUnresolved),
+        &frame,
+        &OneNetwork,
+    );
     let packet = frame[ETH_LEN..ETH_LEN + 24].to_vec();
     assert_eq!(slow.poll(now), Some(Output::Outside { packet }));
     assert!(slow.counters().contains(&("slow_outside", 1)));
@@ -59,12 +64,12 @@ fn what_is_for_the_outside_is_bounded_and_checked() {
         outputs: 2,
         ..Limits::default()
     });
-    let outside = header(VNI, SlowReason::Outside);
+    let outside = header(VNI, SlowReason::UplinkUnresolved);
     for _ in 0..5 {
         slow.packet(now, &outside, &frame(), &OneNetwork);
     }
     assert_eq!(slow.refused(Refusal::OutputFull), 3);
-    let gone = header(VNI + 1, SlowReason::Outside);
+    let gone = header(VNI + 1, SlowReason::UplinkUnresolved);
     slow.packet(now, &gone, &frame(), &OneNetwork);
     assert_eq!(slow.refused(Refusal::UnknownNetwork), 1);
     slow.packet(now, &outside, &frame()[..30], &OneNetwork);

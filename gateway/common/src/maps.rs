@@ -1,17 +1,17 @@
 //! Keys and values of the maps.
 
 /// Circuits that there is always room for.
-pub const LEAST_CIRCUITS: u32 = 1024;
+pub const MIN_CIRCUITS: u32 = 1024;
 /// Places in `CIRCUITS` for each circuit: one in force, and some that were in force and still rest.
-pub const PLACES: u32 = 4;
+pub const SLOTS_PER_CIRCUIT: u32 = 4;
 /// Places in `BUCKETS` at least.
-pub const LEAST_BUCKETS: u32 = 256;
+pub const MIN_BUCKETS: u32 = 256;
 /// Interfaces in `PORTS`, the VLANs on them included.
 pub const MAX_PORTS: u32 = 256;
 /// How long a place in a map rests before it is another's: nanoseconds. A program ends within microseconds; until then it may use what it found.
-pub const REST: u64 = 1_000_000_000;
+pub const SLOT_REUSE_DELAY: u64 = 1_000_000_000;
 /// Likewise of a bucket: a thread of user space may take a while to take a new plan, and until then leads the program to the old one.
-pub const BUCKET_REST: u64 = 60 * 1_000_000_000;
+pub const BUCKET_REUSE_DELAY: u64 = 60 * 1_000_000_000;
 
 /// In [`Circuit::buckets`]: there is no limit.
 pub const NO_BUCKET: u32 = u32::MAX;
@@ -35,15 +35,15 @@ pub struct End {
     pub zero: u32,
 }
 
-/// Value of the array `CIRCUITS`: a circuit with both sides bound. While `IDS` leads to it, and for [`REST`] after, nothing of it
-/// changes but `until`.
+/// Value of the array `CIRCUITS`: a circuit with both sides bound. While `IDS` leads to it, and for [`SLOT_REUSE_DELAY`] after, nothing of it
+/// changes but `expires`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Circuit {
     /// Its id, as it is on the wire. Whoever came here by an entry that is another's by now sees it here.
     pub id: u64,
     /// When each side's binding ends, unless it is renewed: a store of eight bytes.
-    pub until: [u64; 2],
+    pub expires: [u64; 2],
     /// The sides.
     pub ends: [End; 2],
     /// Places in `BUCKETS` of what its tenant may send: datagrams and bytes; or [`NO_BUCKET`].
@@ -121,13 +121,13 @@ const _: () = assert!(size_of::<Port>() == 16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// Sent to the other end of its circuit.
-    Carried = 0,
+    Forwarded = 0,
     /// Dropped: beyond what the tenant may send.
-    Rate = 1,
+    OverRate = 1,
     /// No UDP datagram that an id fits in, or with more than one tag.
     Other = 2,
     /// To a link-layer address that is not the interface's, or the interface is not known.
-    Stray = 3,
+    NotForUs = 3,
     /// A fragment.
     Fragment = 4,
     /// With IPv4 options.
@@ -137,39 +137,39 @@ pub enum Outcome {
     /// Its first four bytes are zero: a message, or malformed.
     Message = 7,
     /// No circuit with both sides bound, as far as the program is told.
-    Unknown = 8,
+    UnknownCircuit = 8,
     /// From where no side is bound, or to another address than that side speaks to.
-    Source = 9,
+    WrongSource = 9,
     /// A side has had its time.
     Expired = 10,
     /// Too long for the way.
     TooLong = 11,
     /// The kernel has no next hop, or not yet.
-    NoWay = 12,
+    NoNextHop = 12,
     /// The way is by an interface without the program or that takes nothing of others, or another VLAN.
-    Elsewhere = 13,
+    OtherInterface = 13,
     /// Several processors drew from one bucket at once, time and again.
-    Busy = 14,
+    BucketContention = 14,
 }
 
 impl Outcome {
     /// All of them, by number.
     pub const ALL: [Self; 15] = [
-        Self::Carried,
-        Self::Rate,
+        Self::Forwarded,
+        Self::OverRate,
         Self::Other,
-        Self::Stray,
+        Self::NotForUs,
         Self::Fragment,
         Self::Options,
         Self::Malformed,
         Self::Message,
-        Self::Unknown,
-        Self::Source,
+        Self::UnknownCircuit,
+        Self::WrongSource,
         Self::Expired,
         Self::TooLong,
-        Self::NoWay,
-        Self::Elsewhere,
-        Self::Busy,
+        Self::NoNextHop,
+        Self::OtherInterface,
+        Self::BucketContention,
     ];
 
     /// Places in `COUNTERS`.
@@ -179,21 +179,21 @@ impl Outcome {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Carried => "carried",
-            Self::Rate => "rate",
+            Self::Forwarded => "carried",
+            Self::OverRate => "rate",
             Self::Other => "other",
-            Self::Stray => "stray",
+            Self::NotForUs => "stray",
             Self::Fragment => "fragment",
             Self::Options => "options",
             Self::Malformed => "malformed",
             Self::Message => "message",
-            Self::Unknown => "unknown",
-            Self::Source => "source",
+            Self::UnknownCircuit => "unknown",
+            Self::WrongSource => "source",
             Self::Expired => "expired",
             Self::TooLong => "too-long",
-            Self::NoWay => "no-way",
-            Self::Elsewhere => "elsewhere",
-            Self::Busy => "busy",
+            Self::NoNextHop => "no-way",
+            Self::OtherInterface => "elsewhere",
+            Self::BucketContention => "busy",
         }
     }
 }

@@ -35,17 +35,17 @@ pub fn carry<const L3: usize>(
         return Err(Outcome::Message);
     }
     // SAFETY: an entry may become another's while it is read: then the circuit below has another id.
-    let place = unsafe { IDS.get(d.id) }.ok_or(Outcome::Unknown)?;
-    let circuit = CIRCUITS.get(*place).ok_or(Outcome::Unknown)?;
+    let place = unsafe { IDS.get(d.id) }.ok_or(Outcome::UnknownCircuit)?;
+    let circuit = CIRCUITS.get(*place).ok_or(Outcome::UnknownCircuit)?;
     if circuit.id != d.id || circuit.family != d.family {
-        return Err(Outcome::Unknown);
+        return Err(Outcome::UnknownCircuit);
     }
     let side = if is_from(d, &circuit.ends[0]) {
         0
     } else if is_from(d, &circuit.ends[1]) {
         1
     } else {
-        return Err(Outcome::Source);
+        return Err(Outcome::WrongSource);
     };
     // SAFETY: the helper takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -69,15 +69,17 @@ pub fn carry<const L3: usize>(
     match fib.ask(ctx) {
         Answer::Known => {}
         Answer::TooLong => return Err(Outcome::TooLong),
-        Answer::Unresolved | Answer::None => return Err(Outcome::NoWay),
+        Answer::Unresolved | Answer::None => return Err(Outcome::NoNextHop),
     }
     // SAFETY: as in `parse::frame`.
-    let out = unsafe { PORTS.get(fib.ifindex) }.ok_or(Outcome::Elsewhere)?;
+    let out = unsafe { PORTS.get(fib.ifindex) }.ok_or(Outcome::OtherInterface)?;
     if out.vlan != d.vlan || (out.device != ingress && out.target == 0) {
-        return Err(Outcome::Elsewhere);
+        return Err(Outcome::OtherInterface);
     }
     let device = out.device;
-    let stats = STATS.get_ptr_mut(circuit.stats).ok_or(Outcome::Unknown)?;
+    let stats = STATS
+        .get_ptr_mut(circuit.stats)
+        .ok_or(Outcome::UnknownCircuit)?;
     // All that could fail is behind us but for the rate: what is drawn is sent.
     let link = Window::<12>::at(ctx, 0).ok_or(Outcome::Other)?;
     for (place, tokens) in [(circuit.buckets[0], 1), (circuit.buckets[1], d.length())] {
@@ -86,9 +88,9 @@ pub fn carry<const L3: usize>(
             rate::EMPTY => {
                 // SAFETY: as in `main::circuits`.
                 unsafe { (*stats).rate += 1 };
-                return Err(Outcome::Rate);
+                return Err(Outcome::OverRate);
             }
-            _ => return Err(Outcome::Busy),
+            _ => return Err(Outcome::BucketContention),
         }
     }
     if d.family == 4 {
@@ -131,7 +133,7 @@ fn is_from(d: &Datagram, end: &End) -> bool {
 #[inline(always)]
 fn until(circuit: &Circuit, side: usize) -> u64 {
     // SAFETY: it is part of a map value; user space stores it, eight bytes at once.
-    unsafe { core::ptr::read_volatile(&raw const circuit.until[side]) }
+    unsafe { core::ptr::read_volatile(&raw const circuit.expires[side]) }
 }
 
 /// The UDP checksum for the new addresses and ports; none stays none, and none comes to be (RFC 768).

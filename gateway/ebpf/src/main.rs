@@ -27,8 +27,8 @@ use crate::maps::COUNTERS;
 #[xdp]
 pub fn circuits(ctx: XdpContext) -> u32 {
     let (outcome, action) = match parse::frame(&ctx) {
-        Ok(action) => (Outcome::Carried, action),
-        Err(Outcome::Rate) => (Outcome::Rate, xdp_action::XDP_DROP),
+        Ok(action) => (Outcome::Forwarded, action),
+        Err(Outcome::OverRate) => (Outcome::OverRate, xdp_action::XDP_DROP),
         // The table in user space decides.
         Err(outcome) => (outcome, xdp_action::XDP_PASS),
     };

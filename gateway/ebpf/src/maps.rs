@@ -6,25 +6,25 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray},
 };
 use gateway_common::maps::{
-    Bucket, Circuit, LEAST_BUCKETS, LEAST_CIRCUITS, MAX_PORTS, Outcome, PLACES, Port, Stats,
+    Bucket, Circuit, MAX_PORTS, MIN_BUCKETS, MIN_CIRCUITS, Outcome, Port, SLOTS_PER_CIRCUIT, Stats,
 };
 
 /// Id, as on the wire, to place in [`CIRCUITS`]. Written by user space. The size is by the configuration.
 #[map]
-pub static IDS: HashMap<u64, u32> = HashMap::with_max_entries(LEAST_CIRCUITS, 0);
+pub static IDS: HashMap<u64, u32> = HashMap::with_max_entries(MIN_CIRCUITS, 0);
 
 /// Circuits with both sides bound. Written by user space. The size is by the configuration.
 #[map]
 pub static CIRCUITS: Array<Circuit> =
-    Array::with_max_entries(PLACES * LEAST_CIRCUITS, BPF_F_MMAPABLE);
+    Array::with_max_entries(SLOTS_PER_CIRCUIT * MIN_CIRCUITS, BPF_F_MMAPABLE);
 
 /// What tenants may send. Written by user space and by the program. The size is by the configuration.
 #[map]
-pub static BUCKETS: Array<Bucket> = Array::with_max_entries(LEAST_BUCKETS, BPF_F_MMAPABLE);
+pub static BUCKETS: Array<Bucket> = Array::with_max_entries(MIN_BUCKETS, BPF_F_MMAPABLE);
 
 /// What the program did with a circuit's datagrams. Written by the program. The size is by the configuration.
 #[map]
-pub static STATS: PerCpuArray<Stats> = PerCpuArray::with_max_entries(LEAST_CIRCUITS, 0);
+pub static STATS: PerCpuArray<Stats> = PerCpuArray::with_max_entries(MIN_CIRCUITS, 0);
 
 /// What it did with frames, by [`Outcome`]. Written by the program.
 #[map]

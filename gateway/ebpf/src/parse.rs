@@ -58,12 +58,12 @@ pub fn frame(ctx: &XdpContext) -> Result<u32, Outcome> {
     let w = Window::<14>::at(ctx, 0).ok_or(Outcome::Other)?;
     let ingress = ingress(ctx);
     // SAFETY: an entry is replaced whole, and only when the interface has changed.
-    let port = unsafe { PORTS.get(ingress) }.ok_or(Outcome::Stray)?;
+    let port = unsafe { PORTS.get(ingress) }.ok_or(Outcome::NotForUs)?;
     let m = port.mac;
     let is_ours = w.get::<u32, 0>() == u32::from_ne_bytes([m[0], m[1], m[2], m[3]])
         && w.get::<u16, 4>() == u16::from_ne_bytes([m[4], m[5]]);
     if !is_ours {
-        return Err(Outcome::Stray);
+        return Err(Outcome::NotForUs);
     }
     match u16::from_be(w.get::<u16, 12>()) {
         ETHERTYPE_IPV4 => ipv4::<14>(ctx, ingress, 0),

@@ -99,7 +99,7 @@ impl Prefix {
     /// host has (RFC 1122 section 3.2.1.3). Never for prefixes of 31 or 32 bits (RFC 3021) or IPv6.
     #[inline(always)]
     #[must_use]
-    pub fn is_v4_edge(&self, address: &Address) -> bool {
+    pub fn is_v4_network_or_broadcast(&self, address: &Address) -> bool {
         if as_v4(address).is_none() {
             return false;
         }
@@ -184,12 +184,12 @@ mod tests {
     #[test]
     fn network_and_broadcast_addresses_are_edges() {
         let p = Prefix::new(&mapped([10, 1, 0, 0]), 96 + 24).expect("length");
-        assert!(p.is_v4_edge(&mapped([10, 1, 0, 0])));
-        assert!(p.is_v4_edge(&mapped([10, 1, 0, 255])));
-        assert!(!p.is_v4_edge(&mapped([10, 1, 0, 1])));
+        assert!(p.is_v4_network_or_broadcast(&mapped([10, 1, 0, 0])));
+        assert!(p.is_v4_network_or_broadcast(&mapped([10, 1, 0, 255])));
+        assert!(!p.is_v4_network_or_broadcast(&mapped([10, 1, 0, 1])));
         let p31 = Prefix::new(&mapped([10, 1, 0, 0]), 96 + 31).expect("length");
-        assert!(!p31.is_v4_edge(&mapped([10, 1, 0, 0])));
-        assert!(!p31.is_v4_edge(&mapped([10, 1, 0, 1])));
+        assert!(!p31.is_v4_network_or_broadcast(&mapped([10, 1, 0, 0])));
+        assert!(!p31.is_v4_network_or_broadcast(&mapped([10, 1, 0, 1])));
     }
 
     #[test]

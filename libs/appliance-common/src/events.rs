@@ -19,7 +19,7 @@ pub struct NeighbourEvent {
     pub outer: u16,
     /// Inner VLAN identifier, likewise.
     pub inner: u16,
-    /// A [`Heard`], host byte order.
+    /// A [`NeighbourEventKind`], host byte order.
     pub kind: u16,
     /// Zero.
     pub reserved: u32,
@@ -28,27 +28,27 @@ pub struct NeighbourEvent {
 /// How a host was heard; decides whether it makes a neighbour entry or only refreshes one.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum NeighbourEventKind {
     /// It asked for an address that we answered, so traffic back to it will follow (RFC 826:
     /// "target is me").
-    AskedUs = 1,
+    RequestToUs = 1,
     /// It answered: an ARP reply or a solicited neighbour advertisement.
-    Answered = 2,
+    Reply = 2,
     /// It announced itself: gratuitous ARP, unsolicited neighbour advertisement.
-    Announced = 3,
+    Announcement = 3,
     /// It asked for somebody else. Refreshes an entry, never makes one.
-    AskedOther = 4,
+    RequestToOther = 4,
 }
 
-impl Heard {
+impl NeighbourEventKind {
     /// The kind a record holds; `None` for a number this version does not know.
     #[must_use]
     pub const fn from_u16(value: u16) -> Option<Self> {
         match value {
-            1 => Some(Self::AskedUs),
-            2 => Some(Self::Answered),
-            3 => Some(Self::Announced),
-            4 => Some(Self::AskedOther),
+            1 => Some(Self::RequestToUs),
+            2 => Some(Self::Reply),
+            3 => Some(Self::Announcement),
+            4 => Some(Self::RequestToOther),
             _ => None,
         }
     }
@@ -92,10 +92,10 @@ pub enum SlowReason {
     /// Its host has no neighbour entry: resolve `next_hop`, then send it there.
     Unresolved = 2,
     /// Translated, and the next hop out of the uplink is not resolved: the kernel resolves it and sends it there.
-    Outside = 3,
+    UplinkUnresolved = 3,
     /// A router solicitation, in full failover: to be answered with an advertisement (RFC 4861 section 6.2.6).
     /// `next_hop` is its source.
-    RouterWanted = 4,
+    RouterSolicitation = 4,
     /// A fragment that came before its first one, to be translated: run it again once that one is known (RFC 4787
     /// REQ-14). The VNI is zero on the uplink.
     Fragment = 5,
@@ -108,8 +108,8 @@ impl SlowReason {
         match value {
             1 => Some(Self::Split),
             2 => Some(Self::Unresolved),
-            3 => Some(Self::Outside),
-            4 => Some(Self::RouterWanted),
+            3 => Some(Self::UplinkUnresolved),
+            4 => Some(Self::RouterSolicitation),
             5 => Some(Self::Fragment),
             _ => None,
         }
@@ -119,7 +119,7 @@ impl SlowReason {
 /// Bytes of a packet's head that a [`TraceEvent`] holds.
 pub const TRACE_HEAD: usize = 128;
 /// Counters that a [`TraceEvent`] names at most, besides the one that says what became of the packet.
-pub const TRACE_NOTES: usize = 6;
+pub const TRACE_COUNTERS: usize = 6;
 
 /// A step of a packet that is followed. Record of the ring `TRACE_EVENTS`.
 #[repr(C)]
@@ -139,13 +139,13 @@ pub struct TraceEvent {
     pub program: u16,
     /// A [`TraceStep`], host byte order.
     pub step: u16,
-    /// [`TraceStep::Decided`]: the counter that says what became of it, by number and one; zero: it is among the
+    /// [`TraceStep::Verdict`]: the counter that says what became of it, by number and one; zero: it is among the
     /// notes. Host byte order.
     pub counter: u16,
-    /// [`TraceStep::Decided`]: the XDP action; else zero. Host byte order.
+    /// [`TraceStep::Verdict`]: the XDP action; else zero. Host byte order.
     pub action: u16,
     /// What was counted on the way, by number and one; zero: nothing more. Host byte order.
-    pub notes: [u16; TRACE_NOTES],
+    pub counters: [u16; TRACE_COUNTERS],
     /// Zero.
     pub reserved: u32,
     /// The first bytes of the frame as it is at that step.
@@ -161,9 +161,9 @@ pub struct Traced {
     /// 1: it is followed.
     pub followed: u32,
     /// What was counted on the way, by number and one; host byte order.
-    pub notes: [u16; TRACE_NOTES],
+    pub counters: [u16; TRACE_COUNTERS],
     /// How many of those.
-    pub noted: u32,
+    pub counter_count: u32,
 }
 
 /// Which program a packet is in.
@@ -205,11 +205,11 @@ impl TraceProgram {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TraceStep {
     /// It comes in.
-    Enters = 1,
+    Enter = 1,
     /// It goes on here, from another program.
-    GoesOn = 2,
+    Continue = 2,
     /// It is decided what becomes of it.
-    Decided = 3,
+    Verdict = 3,
 }
 
 impl TraceStep {
@@ -217,9 +217,9 @@ impl TraceStep {
     #[must_use]
     pub const fn from_u16(value: u16) -> Option<Self> {
         match value {
-            1 => Some(Self::Enters),
-            2 => Some(Self::GoesOn),
-            3 => Some(Self::Decided),
+            1 => Some(Self::Enter),
+            2 => Some(Self::Continue),
+            3 => Some(Self::Verdict),
             _ => None,
         }
     }

@@ -43,7 +43,7 @@ pub const MAX_ROUTES: u32 = 16_384;
 /// Ordered pairs of networks between which full failover routes.
 pub const MAX_POLICIES: u32 = 65_536;
 /// ICMP errors that one CPU sends in a second, path MTU errors aside, and at once.
-pub const ICMP_ERRORS: (u64, u64) = (1000, 50);
+pub const ICMP_ERROR_RATE: (u64, u64) = (1000, 50);
 /// Queues of one interface that can have a socket of a worker.
 pub const MAX_QUEUES: u32 = 64;
 /// Sockets of the workers: slot 0 stays empty, then [`MAX_QUEUES`] for each of 15 interfaces, and room.
@@ -59,7 +59,7 @@ pub const HANDSHAKES_PER_SOURCE: u64 = 20;
 /// his. What he can't do is answer a cookie (`tunnel`, `load`), and so he costs two hashes a message.
 pub const HANDSHAKES_FROM_PEERS: u64 = 20_000;
 /// Handshake messages that all sources nobody knows may send in a second on one CPU, and at once.
-pub const HANDSHAKES_FROM_STRANGERS: u64 = 1000;
+pub const HANDSHAKES_FROM_UNKNOWN: u64 = 1000;
 /// Addresses that are translated on the uplink, of all tenants.
 pub const MAX_PUBLIC: u32 = 16_384;
 /// Public IP rules, of all tenants.
@@ -71,11 +71,11 @@ pub const MAX_RULE_SOURCES: u32 = 65_536;
 /// Connections, unless the configuration says otherwise. Each has two entries in `FLOWS`.
 pub const DEFAULT_CONNECTIONS: u32 = 65_536;
 /// Endpoints of tenants that are seen outside by a port of their own. Each has two entries in `MAPPINGS`.
-pub const MAX_MAPPED: u32 = 65_536;
+pub const MAX_MAPPINGS: u32 = 65_536;
 /// Entries for connections that are being opened, and ICMP queries: the oldest give way to new ones.
 pub const MAX_OPENING: u32 = 65_536;
 /// Datagrams of which fragments are being translated; the oldest give way to new ones.
-pub const MAX_FRAGMENTED: u32 = 8192;
+pub const MAX_FRAGMENTED_DATAGRAMS: u32 = 8192;
 /// Bytes of the ring buffer that carries [`crate::events::TraceEvent`]; a power of two of pages. Packets that come
 /// faster than the reader reads are followed with gaps.
 pub const TRACE_RING_BYTES: u32 = 1024 * 1024;

@@ -45,7 +45,7 @@ fn is_gateway(network: &Network, address: IpAddr) -> bool {
 pub(super) fn is_host(network: &Network, address: IpAddr) -> bool {
     let edge = network.prefixes[..usize::from(network.prefix_count)]
         .iter()
-        .any(|p| p.is_v4_edge(&from_ip(address)));
+        .any(|p| p.is_v4_network_or_broadcast(&from_ip(address)));
     !unroutable(address) && in_prefixes(network, address) && !is_gateway(network, address) && !edge
 }
 

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use appliance_common::{
     addr::{UNSPECIFIED, from_ip, to_ip},
-    events::{Heard, SlowReason},
+    events::{NeighbourEventKind, SlowReason},
     maps::{Attachment, Mode, Neighbour, Network, Peer, TunnelKey, network_flags},
 };
 
@@ -1087,7 +1087,7 @@ fn answers_for(
     ensure!(!probe || gateway, "answered a probe for {target}");
     let edge = network.prefixes[..usize::from(network.prefix_count)]
         .iter()
-        .any(|p| p.is_v4_edge(&from_ip(target)));
+        .any(|p| p.is_v4_network_or_broadcast(&from_ip(target)));
     ensure!(!edge, "answered for {target}, which no host has");
     Ok(())
 }
@@ -1219,7 +1219,11 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                 .ok_or("heard on a port without a network")?;
             let network = &world.networks[attachment.network as usize];
             ensure!(network.vni == event.vni, "heard in another network");
-            ensure!(Heard::from_u16(event.kind).is_some(), "kind {}", event.kind);
+            ensure!(
+                NeighbourEventKind::from_u16(event.kind).is_some(),
+                "kind {}",
+                event.kind
+            );
             ensure!(event.reserved == 0, "reserved {}", event.reserved);
             ensure!(
                 event.mac[0] & 1 == 0 && event.mac != [0; 6],
@@ -1288,7 +1292,7 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                     );
                     Ok(())
                 }
-                Some(SlowReason::RouterWanted) => {
+                Some(SlowReason::RouterSolicitation) => {
                     ensure!(full, "a router is wanted, and there is none");
                     let kind = frame.get(l3 + 40).copied();
                     ensure!(
@@ -1297,7 +1301,7 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                     );
                     Ok(())
                 }
-                Some(SlowReason::Outside | SlowReason::Fragment) | None => {
+                Some(SlowReason::UplinkUnresolved | SlowReason::Fragment) | None => {
                     Err(format!("reason {}", header.reason))
                 }
             }

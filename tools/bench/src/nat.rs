@@ -220,7 +220,7 @@ fn world(rules: u32) -> anyhow::Result<World> {
         uplink: UPLINK,
         seed: 1,
         timeouts: Timeouts::default(),
-        changes: 0,
+        route_generation: 0,
         mac: A1,
         reserved: [0; 2],
     };

@@ -32,7 +32,8 @@ use aya::{
     programs::{ProgramError, Xdp},
 };
 use gateway_common::maps::{
-    BUCKET_REST, Bucket, Circuit, LEAST_BUCKETS, LEAST_CIRCUITS, Outcome, PLACES, Port, REST, Stats,
+    BUCKET_REUSE_DELAY, Bucket, Circuit, MIN_BUCKETS, MIN_CIRCUITS, Outcome, Port,
+    SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats,
 };
 
 pub use links::{Interface, Mode, wanted};
@@ -250,11 +251,11 @@ impl Fast {
             let twice = u32::try_from(count.saturating_mul(2)).unwrap_or(u32::MAX / 8);
             twice.clamp(least, u32::MAX / 8)
         };
-        let circuits = twice(size.circuits, LEAST_CIRCUITS);
-        let buckets = twice(size.buckets, LEAST_BUCKETS);
+        let circuits = twice(size.circuits, MIN_CIRCUITS);
+        let buckets = twice(size.buckets, MIN_BUCKETS);
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("IDS", circuits)
-            .map_max_entries("CIRCUITS", circuits * PLACES)
+            .map_max_entries("CIRCUITS", circuits * SLOTS_PER_CIRCUIT)
             .map_max_entries("STATS", circuits)
             .map_max_entries("BUCKETS", buckets)
             .load_file(object)
@@ -267,14 +268,14 @@ impl Fast {
             .map_err(|source| Error::Program(Box::new(source)))?;
         let fast = Self {
             ids: Mutex::new(typed(&mut ebpf, "IDS")?),
-            circuits: mapped(&mut ebpf, "CIRCUITS", circuits * PLACES)?,
-            places: Mutex::new(Places::new(circuits * PLACES, REST)),
+            circuits: mapped(&mut ebpf, "CIRCUITS", circuits * SLOTS_PER_CIRCUIT)?,
+            places: Mutex::new(Places::new(circuits * SLOTS_PER_CIRCUIT, SLOT_REUSE_DELAY)),
             buckets: Arc::new(Buckets {
                 memory: mapped(&mut ebpf, "BUCKETS", buckets)?,
-                places: Mutex::new(Places::new(buckets, BUCKET_REST)),
+                places: Mutex::new(Places::new(buckets, BUCKET_REUSE_DELAY)),
             }),
             stats: Mutex::new(typed(&mut ebpf, "STATS")?),
-            stats_places: Mutex::new(Places::new(circuits, REST)),
+            stats_places: Mutex::new(Places::new(circuits, SLOT_REUSE_DELAY)),
             counters: typed(&mut ebpf, "COUNTERS")?,
             ports: Mutex::new(typed(&mut ebpf, "PORTS")?),
             links: Mutex::new(Vec::new()),
@@ -412,7 +413,7 @@ impl Fast {
     /// Renews a circuit's bindings.
     fn renew(&self, place: u32, until: [u64; 2]) {
         for (n, until) in until.into_iter().enumerate() {
-            let offset = std::mem::offset_of!(Circuit, until) + n * 8;
+            let offset = std::mem::offset_of!(Circuit, expires) + n * 8;
             self.circuits
                 .word(place, offset)
                 .store(until, Ordering::Relaxed);

@@ -81,7 +81,7 @@ impl Publisher {
                 None
             }
             (Some((place, before)), Some(wanted)) if before == timeless(&wanted) => {
-                self.fast.renew(place, wanted.until);
+                self.fast.renew(place, wanted.expires);
                 Some((place, before))
             }
             (before, Some(wanted)) => {
@@ -124,7 +124,7 @@ impl Drop for Publisher {
 
 fn timeless(circuit: &Circuit) -> Circuit {
     Circuit {
-        until: [0; 2],
+        expires: [0; 2],
         ..*circuit
     }
 }
@@ -167,7 +167,7 @@ fn circuit(bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) -> Option<Cir
     let until = [a.1, b.1].map(|until| u64::try_from(until.as_nanos()).unwrap_or(u64::MAX));
     Some(Circuit {
         id: u64::from_ne_bytes(bound.id.to_bytes()),
-        until,
+        expires: until,
         ends: [end(&a.0)?, end(&b.0)?],
         buckets: [
             bucket(&bound.tenant.datagrams)?,

@@ -57,7 +57,7 @@ pub struct Flow {
     /// The rule's epoch at the time.
     pub rule_epoch: u32,
     /// When a packet was last seen, [`ticks`] of the kernel's monotonic clock.
-    pub seen: u32,
+    pub last_seen: u32,
     /// [`FlowKey::tag`] of its key: an entry that is given to another flow while it is being read is told by it.
     pub tag: u32,
     /// Packets that went this way.
@@ -65,11 +65,11 @@ pub struct Flow {
     /// Their bytes, IP headers included.
     pub bytes: u64,
     /// Out of the uplink: the next hop's MAC address, then ours.
-    pub way: [u8; 12],
-    /// [`way_mark`] of when the kernel was asked for that.
-    pub way_mark: u16,
+    pub egress_macs: [u8; 12],
+    /// [`egress_stamp`] of when the kernel was asked for that.
+    pub egress_stamp: u16,
     /// The longest packet that the kernel has said may go that way, bytes; zero: it was not asked yet.
-    pub way_total: u16,
+    pub egress_max_len: u16,
 }
 
 const _: () = {
@@ -122,7 +122,7 @@ pub const fn ticks(nanoseconds: u64) -> u32 {
 /// most, and until user space, which hears of changes, raises `changes`.
 #[inline(always)]
 #[must_use]
-pub const fn way_mark(changes: u32, now: u32) -> u16 {
+pub const fn egress_stamp(changes: u32, now: u32) -> u16 {
     ((changes << 8) as u16) | ((now >> 2) & 0xff) as u16
 }
 
@@ -155,19 +155,19 @@ impl Flow {
         back.from_epoch = self.to_epoch;
         back.rule = self.rule;
         back.rule_epoch = self.rule_epoch;
-        back.seen = self.seen;
+        back.last_seen = self.last_seen;
         back.tag = back_key.tag();
         back.packets = 0;
         back.bytes = 0;
-        back.way = [0; 12];
-        back.way_mark = 0;
-        back.way_total = 0;
+        back.egress_macs = [0; 12];
+        back.egress_stamp = 0;
+        back.egress_max_len = 0;
     }
 
     /// Whether two make the same of a packet.
     #[inline(always)]
     #[must_use]
-    pub const fn same(&self, other: &Self) -> bool {
+    pub const fn same_translation(&self, other: &Self) -> bool {
         equal(&self.source, &other.source)
             && equal(&self.destination, &other.destination)
             && self.source_port == other.source_port
@@ -196,7 +196,7 @@ impl Flow {
     /// spoken.
     #[inline(always)]
     #[must_use]
-    pub const fn is_agreed(protocol: u8, state: u8) -> bool {
+    pub const fn is_assured(protocol: u8, state: u8) -> bool {
         if protocol == IPPROTO_TCP {
             let state = TcpState::from_bits(state);
             return !state.is_opening() && !state.is_refused();
@@ -220,7 +220,7 @@ impl Flow {
     /// one's (RFC 4787 REQ-9, with the filtering of section 5).
     #[inline(always)]
     #[must_use]
-    pub const fn is_let_in(&self) -> bool {
+    pub const fn may_deliver(&self) -> bool {
         // Of TCP, the bit says that the other's SYN was seen.
         self.flags & flow_flags::MUTUAL == 0 || self.state & SEEN_REPLY != 0
     }
@@ -228,9 +228,9 @@ impl Flow {
     /// Whether it has been silent for too long at `now`, [`ticks`].
     #[inline(always)]
     #[must_use]
-    pub const fn is_silent(&self, protocol: u8, now: u32, timeouts: &Timeouts) -> bool {
+    pub const fn is_expired(&self, protocol: u8, now: u32, timeouts: &Timeouts) -> bool {
         // A clock read a moment earlier than another CPU's is no age.
-        let age = now.wrapping_sub(self.seen) as i32;
+        let age = now.wrapping_sub(self.last_seen) as i32;
         age > 0 && age as u32 > timeouts.of(protocol, self.state)
     }
 }
@@ -334,13 +334,13 @@ mod tests {
             from_epoch: n[3],
             rule: n[4],
             rule_epoch: n[5],
-            seen: n[6],
+            last_seen: n[6],
             tag: 0,
             packets: 0,
             bytes: 0,
-            way: [0; 12],
-            way_mark: 0,
-            way_total: 0,
+            egress_macs: [0; 12],
+            egress_stamp: 0,
+            egress_max_len: 0,
         })
     }
 
@@ -356,7 +356,7 @@ mod tests {
             f1.inverse(&k1, &mut k2, &mut f2);
             prop_assert_eq!(k2, key);
             prop_assert_eq!(f2, flow);
-            prop_assert!(f2.same(&flow));
+            prop_assert!(f2.same_translation(&flow));
         }
 
         #[test]
@@ -379,17 +379,17 @@ mod tests {
             ..Flow::default()
         };
         there.state = there.next(IPPROTO_UDP, 0);
-        assert!(!Flow::is_agreed(IPPROTO_UDP, there.state));
+        assert!(!Flow::is_assured(IPPROTO_UDP, there.state));
         let (mut key, mut back) = (FlowKey::default(), Flow::default());
         there.inverse(&FlowKey::default(), &mut key, &mut back);
         back.state = back.next(IPPROTO_UDP, 0);
-        assert!(Flow::is_agreed(IPPROTO_UDP, back.state));
+        assert!(Flow::is_assured(IPPROTO_UDP, back.state));
         // TCP by its own rules.
         let mut flow = Flow::default();
         for _ in 0..3 {
             flow.state = flow.next(IPPROTO_TCP, SYN);
             flow.state = flow.next(IPPROTO_TCP, ACK);
-            assert!(!Flow::is_agreed(IPPROTO_TCP, flow.state));
+            assert!(!Flow::is_assured(IPPROTO_TCP, flow.state));
         }
     }
 
@@ -397,20 +397,20 @@ mod tests {
     fn silence_is_longer_than_the_timeout_and_never_of_the_future() {
         let timeouts = Timeouts::default();
         let flow = Flow {
-            seen: 1000,
+            last_seen: 1000,
             ..Flow::default()
         };
         let limit = 1000 + timeouts.udp;
-        assert!(!flow.is_silent(IPPROTO_UDP, limit, &timeouts));
-        assert!(flow.is_silent(IPPROTO_UDP, limit + 1, &timeouts));
-        assert!(!flow.is_silent(IPPROTO_UDP, 999, &timeouts));
+        assert!(!flow.is_expired(IPPROTO_UDP, limit, &timeouts));
+        assert!(flow.is_expired(IPPROTO_UDP, limit + 1, &timeouts));
+        assert!(!flow.is_expired(IPPROTO_UDP, 999, &timeouts));
         // The clock of 32 bits goes round.
         let flow = Flow {
-            seen: u32::MAX - 5,
+            last_seen: u32::MAX - 5,
             ..Flow::default()
         };
-        assert!(!flow.is_silent(IPPROTO_UDP, 10, &timeouts));
-        assert!(flow.is_silent(IPPROTO_UDP, timeouts.udp, &timeouts));
+        assert!(!flow.is_expired(IPPROTO_UDP, 10, &timeouts));
+        assert!(flow.is_expired(IPPROTO_UDP, timeouts.udp, &timeouts));
     }
 
     #[test]

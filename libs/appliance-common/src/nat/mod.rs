@@ -16,7 +16,7 @@
 mod flow;
 mod tcp;
 
-pub use flow::{Flow, FlowKey, Timeouts, ticks, way_mark};
+pub use flow::{Flow, FlowKey, Timeouts, egress_stamp, ticks};
 pub use tcp::{ACK, FIN, RST, SYN, TcpState};
 
 /// An address as four words in memory order, IPv4 in mapped form.
@@ -98,7 +98,7 @@ pub struct Nat {
     pub timeouts: Timeouts,
     /// Raised whenever routes or neighbours of the uplink change: what the programs keep of ways out is then asked
     /// for again.
-    pub changes: u32,
+    pub route_generation: u32,
     /// The interface's MAC address.
     pub mac: [u8; 6],
     /// Zero.
@@ -121,12 +121,12 @@ pub struct NatAddress {
 /// Value of `PUBLIC`, by address: one that is translated on the uplink.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Public {
+pub struct PublicAddress {
     /// [`public_flags`].
     pub flags: u32,
 }
 
-/// Bits of [`Public::flags`].
+/// Bits of [`PublicAddress::flags`].
 pub mod public_flags {
     /// The entry is in force. Always set.
     pub const ACTIVE: u32 = 1;
@@ -221,31 +221,31 @@ pub struct MachineKey {
 /// zero: as much as there is room for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Share {
+pub struct TenantQuota {
     /// Connections in `FLOWS`, host byte order.
     pub connections: u32,
     /// Endpoints in `MAPPINGS`, host byte order.
-    pub mapped: u32,
+    pub mappings: u32,
 }
 
 /// Value of `TALLIES`, by tenant's slot: what it has. The programs add, user space counts anew.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct TenantUsage {
     /// Connections, host byte order.
     pub connections: u64,
     /// Endpoints, host byte order.
-    pub mapped: u64,
+    pub mappings: u64,
 }
 
 const _: () = {
-    assert!(size_of::<Share>() == 8);
-    assert!(size_of::<Tally>() == 16);
+    assert!(size_of::<TenantQuota>() == 8);
+    assert!(size_of::<TenantUsage>() == 16);
     assert!(size_of::<MappingKey>() == 24);
     assert!(size_of::<Mapping>() == 24);
     assert!(size_of::<Nat>() == 40);
     assert!(size_of::<NatAddress>() == 20);
-    assert!(size_of::<Public>() == 4);
+    assert!(size_of::<PublicAddress>() == 4);
     assert!(size_of::<RuleKey>() == 20);
     assert!(size_of::<RuleSlot>() == 4);
     assert!(size_of::<Rule>() == 52);
@@ -268,7 +268,19 @@ mod pod {
         };
     }
     pod!(
-        FlowKey, Flow, MappingKey, Mapping, Nat, NatAddress, Public, RuleKey, RuleSlot, Rule,
-        SourceKey, MachineKey, Share, Tally
+        FlowKey,
+        Flow,
+        MappingKey,
+        Mapping,
+        Nat,
+        NatAddress,
+        PublicAddress,
+        RuleKey,
+        RuleSlot,
+        Rule,
+        SourceKey,
+        MachineKey,
+        TenantQuota,
+        TenantUsage
     );
 }

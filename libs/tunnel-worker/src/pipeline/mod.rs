@@ -732,7 +732,7 @@ fn deliver(
     }
     let inner = inner::parse(packet)?;
     let prefix = prefix_of(&network, &inner.destination);
-    if prefix.is_some_and(|prefix| prefix.is_v4_edge(&inner.destination)) {
+    if prefix.is_some_and(|prefix| prefix.is_v4_network_or_broadcast(&inner.destination)) {
         return Err(Counter::DropNotCarried);
     }
     // Its own, and what goes there would go to it.
