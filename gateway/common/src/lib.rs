@@ -1,7 +1,6 @@
 //! What the gateway's XDP program and its user space agree on.
 //!
-//! For: the records of established circuits, the token buckets that both draw from, the counters, the limits, and the checksum's small
-//! functions. Never: a socket, a clock, an allocation, or anything that needs the standard library unless the feature `user` is on.
+//! For: the records of established circuits, the token buckets that both draw from, the counters and the limits. Never: a socket, a clock, an allocation, or anything that needs the standard library unless the feature `user` is on.
 //!
 //! ```text
 //!   threads of circuits ──write──▶ IDS, CIRCUITS, PORTS ──▶ the program
@@ -13,5 +12,4 @@
 //! network byte order, as they lie in a packet; times are nanoseconds of the kernel's monotonic clock; all else is in host byte order.
 #![cfg_attr(not(any(feature = "user", test)), no_std)]
 
-pub mod checksum;
 pub mod maps;

@@ -5,10 +5,8 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_ns, bpf_redirect},
     programs::XdpContext,
 };
-use gateway_common::{
-    checksum::{fold, update, word},
-    maps::{Circuit, End, Outcome},
-};
+use gateway_common::maps::{Circuit, End, Outcome};
+use packet_rules::checksum::{apply_udp, delta32, fold64};
 
 use xdp_frame::{
     Window,
@@ -139,16 +137,12 @@ fn until(circuit: &Circuit, side: usize) -> u64 {
 /// The UDP checksum for the new addresses and ports; none stays none, and none comes to be (RFC 768).
 #[inline(always)]
 fn udp_check(d: &Datagram, to: &End) -> u16 {
-    if d.check == 0 {
-        return 0;
-    }
-    let mut delta = word(d.source_port.into(), to.local_port.into())
-        + word(d.destination_port.into(), to.remote_port.into());
+    let mut delta = delta32(d.source_port.into(), to.local_port.into())
+        + delta32(d.destination_port.into(), to.remote_port.into());
     for n in 0..4 {
-        delta += word(d.source[n], to.local[n]) + word(d.destination[n], to.remote[n]);
+        delta += delta32(d.source[n], to.local[n]) + delta32(d.destination[n], to.remote[n]);
     }
-    let check = update(d.check, delta);
-    if check == 0 { 0xffff } else { check }
+    apply_udp(d.check, delta)
 }
 
 /// A header as the gateway's socket has it: no fragments, no service, its own hops.
@@ -169,7 +163,7 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, d: &Datagram, to: &End) -> Result<(),
     w.set::<u32, 0>(words[0]);
     w.set::<u32, 4>(words[1]);
     w.set::<u32, 8>(words[2]);
-    w.set::<u16, 10>(!fold(sum));
+    w.set::<u16, 10>(!fold64(sum));
     w.set::<u32, 12>(words[3]);
     w.set::<u32, 16>(words[4]);
     w.set::<u16, 20>(to.local_port);

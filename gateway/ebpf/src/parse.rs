@@ -1,10 +1,8 @@
 //! Is it a datagram, and a plain one?
 
 use aya_ebpf::programs::XdpContext;
-use gateway_common::{
-    checksum::fold,
-    maps::{Address, Outcome},
-};
+use gateway_common::maps::{Address, Outcome};
+use packet_rules::checksum::fold64;
 
 use xdp_frame::{Window, frame_len, ingress};
 
@@ -116,7 +114,7 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, ingress: u32, vlan: u16) -> Result<u3
     // The header is made anew, so that what was wrong with it would be made right.
     if datagram < UDP_LEN + LEAST
         || !fits::<L3>(ctx, total, datagram, IPV4_LEN)
-        || fold(sum) != 0xffff
+        || fold64(sum) != 0xffff
     {
         return Err(Outcome::Malformed);
     }

@@ -15,10 +15,11 @@
 #![cfg_attr(not(any(feature = "user", test)), no_std)]
 
 pub mod addr;
-pub mod checksum;
 pub mod counters;
 pub mod events;
 pub mod limits;
 pub mod maps;
 pub mod nat;
 pub mod wire;
+
+pub use packet_rules::checksum;

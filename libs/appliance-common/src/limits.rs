@@ -18,13 +18,10 @@ pub const MAX_NEIGHBOURS: u32 = 131_072;
 pub const MAX_PREFIXES: usize = 8;
 /// VLAN tags parsed in front of the payload: none, 802.1Q, or outer and inner (QinQ).
 pub const MAX_VLAN_TAGS: usize = 2;
-/// IPv6 extension headers walked when looking for TCP to clamp its MSS.
-pub const MAX_EXTENSION_HEADERS: usize = 4;
+pub use packet_rules::ipv6::MAX_EXTENSION_HEADERS;
 /// IPv6 extension headers that a datagram to the kernel's stack may have while there are encrypted tunnels.
 pub const MAX_STACK_HEADERS: usize = 8;
-/// TCP options walked when looking for the MSS option; 40 bytes of options hold at most this many
-/// that anybody sends before it.
-pub const MAX_TCP_OPTIONS: usize = 8;
+pub use packet_rules::tcp::MAX_OPTIONS as MAX_TCP_OPTIONS;
 /// Bytes of the ring buffer that carries [`crate::events::NeighbourEvent`]; a power of two of pages.
 pub const NEIGHBOUR_RING_BYTES: u32 = 256 * 1024;
 /// Bytes of the ring buffer that carries [`crate::events::SlowPacket`]; a power of two of pages.

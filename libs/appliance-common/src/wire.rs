@@ -105,14 +105,7 @@ pub const fn inner_mac(vni: u32) -> [u8; 6] {
     ]
 }
 
-/// The MSS that fits an inner MTU: MTU less the IP and TCP headers without options (RFC 9293 section
-/// 3.7.1, RFC 6691). Host byte order.
-#[inline(always)]
-#[must_use]
-pub const fn mss_for(inner_mtu: u16, ipv6: bool) -> u16 {
-    let headers = if ipv6 { 60 } else { 40 };
-    inner_mtu.saturating_sub(headers)
-}
+pub use packet_rules::tcp::mss_for;
 
 #[cfg(test)]
 mod tests {

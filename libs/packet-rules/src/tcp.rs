@@ -1,0 +1,225 @@
+//! The MSS that a TCP SYN announces, and how it is clamped to what a tunnel carries.
+
+use crate::{Bytes, checksum};
+
+/// Bytes of a header without options (RFC 9293 section 3.1).
+pub const HEADER_LEN: usize = 20;
+/// Offset of the flags in the header.
+pub const FLAGS_AT: usize = 13;
+/// Offset of the checksum in the header.
+pub const CHECKSUM_AT: usize = 16;
+/// The SYN bit of the flags.
+pub const SYN: u8 = 0x02;
+/// TCP options that [`find_mss`] walks at most; 40 bytes of options hold at most this many that any
+/// stack sends in front of the MSS.
+pub const MAX_OPTIONS: usize = 8;
+
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const MSS: u8 = 2;
+const MSS_LEN: u8 = 4;
+
+/// Whether a segment with these flags announces an MSS.
+#[inline(always)]
+#[must_use]
+pub const fn is_syn(flags: u8) -> bool {
+    flags & SYN != 0
+}
+
+/// The MSS that fits an inner MTU: the MTU less the IP and TCP headers without options (RFC 9293
+/// section 3.7.1, RFC 6691). Host byte order.
+#[inline(always)]
+#[must_use]
+pub const fn mss_for(inner_mtu: u16, ipv6: bool) -> u16 {
+    let headers = if ipv6 { 60 } else { 40 };
+    inner_mtu.saturating_sub(headers)
+}
+
+/// An MSS option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mss {
+    /// Offset of its value in the packet.
+    pub at: u32,
+    /// Its value, host byte order.
+    pub value: u16,
+}
+
+/// The MSS option of the segment whose header is at `tcp` in a packet that ends at `end`; `None`
+/// for a segment that is no SYN, without the option (the receiver then assumes 536, RFC 9293
+/// section 3.7.1, which always fits), or with malformed options, which the receiver refuses.
+#[inline(always)]
+pub fn find_mss<B: Bytes + ?Sized>(packet: &B, tcp: u32, end: u32) -> Option<Mss> {
+    if tcp + HEADER_LEN as u32 > end {
+        return None;
+    }
+    let [length, flags] = packet.load::<2>(tcp + 12)?;
+    if !is_syn(flags) {
+        return None;
+    }
+    let options_end = tcp + (length >> 4) as u32 * 4;
+    if options_end > end {
+        return None;
+    }
+    let mut at = tcp + HEADER_LEN as u32;
+    for _ in 0..MAX_OPTIONS {
+        if at >= options_end {
+            return None;
+        }
+        let [kind] = packet.load::<1>(at)?;
+        match kind {
+            END_OF_OPTIONS => return None,
+            NO_OPERATION => at += 1,
+            MSS => {
+                let [_, length, high, low] = packet.load::<4>(at)?;
+                if length != MSS_LEN || at + 4 > options_end {
+                    return None;
+                }
+                return Some(Mss {
+                    at: at + 2,
+                    value: u16::from_be_bytes([high, low]),
+                });
+            }
+            _ => {
+                let [_, size] = packet.load::<2>(at)?;
+                if size < 2 {
+                    return None;
+                }
+                at += size as u32;
+            }
+        }
+    }
+    None
+}
+
+/// The segment's checksum, memory order, when the MSS `value` found at `mss_at` becomes `limit`
+/// (RFC 1624); `tcp` is the offset of the TCP header.
+///
+/// Words of the checksum begin at even offsets of the TCP header. An option at an odd one changes
+/// the low half of one word and the high half of the next, which is the same sum with the bytes
+/// exchanged.
+#[inline(always)]
+#[must_use]
+pub const fn clamped_checksum(check: u16, tcp: u32, mss: Mss, limit: u16) -> u16 {
+    let (old, new) = if (mss.at - tcp) & 1 == 0 {
+        (mss.value.to_be(), limit.to_be())
+    } else {
+        (mss.value.to_be().swap_bytes(), limit.to_be().swap_bytes())
+    };
+    checksum::update(check, old, new)
+}
+
+/// Lowers the MSS option of the SYN whose TCP header is at `tcp` of `packet`, which ends with its
+/// last byte, to `limit` if it is higher, and corrects the checksum. Returns whether it did.
+pub fn clamp(packet: &mut [u8], tcp: usize, limit: u16) -> bool {
+    let Some(mss) = find_mss(&*packet, tcp as u32, packet.len() as u32) else {
+        return false;
+    };
+    if mss.value <= limit {
+        return false;
+    }
+    let at = mss.at as usize;
+    let field = tcp + CHECKSUM_AT;
+    let check = u16::from_ne_bytes([packet[field], packet[field + 1]]);
+    let check = clamped_checksum(check, tcp as u32, mss, limit);
+    packet[at..at + 2].copy_from_slice(&limit.to_be_bytes());
+    packet[field..field + 2].copy_from_slice(&check.to_ne_bytes());
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::checksum::checksum;
+
+    /// A TCP header with these options, padded to whole words, and a correct checksum of itself.
+    fn segment(flags: u8, options: &[u8]) -> Vec<u8> {
+        let mut tcp = vec![0x11; HEADER_LEN];
+        tcp.extend(options);
+        tcp.resize(tcp.len().next_multiple_of(4), 0);
+        tcp[12] = (tcp.len() as u8 / 4) << 4;
+        tcp[FLAGS_AT] = flags;
+        tcp[16..18].fill(0);
+        let check = checksum(&tcp).to_ne_bytes();
+        tcp[16..18].copy_from_slice(&check);
+        tcp
+    }
+
+    fn found(tcp: &[u8]) -> Option<u16> {
+        find_mss(tcp, 0, tcp.len() as u32).map(|mss| mss.value)
+    }
+
+    #[test]
+    fn the_mss_fits_the_mtu() {
+        assert_eq!(mss_for(1450, false), 1410);
+        assert_eq!(mss_for(1450, true), 1390);
+        assert_eq!(mss_for(0, true), 0);
+    }
+
+    #[test]
+    fn the_option_is_found_behind_others() {
+        let mss = [2, 4, 5, 180];
+        assert_eq!(found(&segment(SYN, &mss)), Some(1460));
+        assert_eq!(found(&segment(SYN | 0x10, &mss)), Some(1460), "SYN and ACK");
+        let behind = [&[1, 1, 3, 3, 7, 4, 2][..], &mss].concat();
+        assert_eq!(found(&segment(SYN, &behind)), Some(1460));
+    }
+
+    #[test]
+    fn no_option_is_found_where_there_is_none_or_it_is_malformed() {
+        assert_eq!(found(&segment(0x10, &[2, 4, 5, 180])), None, "no SYN");
+        assert_eq!(found(&segment(SYN, &[])), None);
+        assert_eq!(
+            found(&segment(SYN, &[0, 2, 4, 5, 180])),
+            None,
+            "behind the end"
+        );
+        assert_eq!(found(&segment(SYN, &[2, 3, 5, 180])), None, "length");
+        assert_eq!(
+            found(&segment(SYN, &[8, 1, 0, 0])),
+            None,
+            "size below the least"
+        );
+        let many = [&[1; 8][..], &[2, 4, 5, 180]].concat();
+        assert_eq!(found(&segment(SYN, &many)), None, "too many in front of it");
+        let mut tcp = segment(SYN, &[2, 4, 5, 180]);
+        tcp.truncate(22);
+        assert_eq!(found(&tcp), None, "cut");
+    }
+
+    proptest! {
+        #[test]
+        fn a_clamped_segment_has_a_correct_checksum(
+            padding in 0usize..4,
+            value: u16,
+            limit: u16,
+            payload in prop::collection::vec(any::<u8>(), 0..8),
+        ) {
+            let mut options = vec![1; padding];
+            options.extend([2, 4]);
+            options.extend(value.to_be_bytes());
+            let mut packet = segment(SYN, &options);
+            let end = packet.len();
+            packet.extend(&payload);
+            let before = packet.clone();
+            let clamped = clamp(&mut packet, 0, limit);
+            prop_assert_eq!(clamped, value > limit);
+            prop_assert_eq!(found(&packet), Some(value.min(limit)));
+            prop_assert_eq!(checksum(&packet[..end]), 0);
+            if !clamped {
+                prop_assert_eq!(packet, before);
+            }
+        }
+
+        #[test]
+        fn random_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..80), at in 0usize..100) {
+            if let Some(flags) = bytes.get_mut(at + FLAGS_AT) {
+                *flags |= SYN;
+            }
+            let length = bytes.len();
+            clamp(&mut bytes, at, 1000);
+            prop_assert_eq!(bytes.len(), length);
+        }
+    }
+}
