@@ -1,24 +1,27 @@
-//! `causeway-bench`: how fast, beside what.
+//! `causeway-bench`: the speed of Causeway, as ratios against peers.
 //!
-//! For: figures that somebody else can repeat: every ratio is of runs made side by side, medians are
-//! printed with minimum and maximum, the machine and kernel are named. Never: a test; an aim that is not
-//! met is reported and is no failure.
+//! For: figures that anyone can repeat. Contenders take turns within one run; the report has median,
+//! minimum and maximum, and names the machine and the kernel. Never: a test. A missed aim is reported and
+//! is not a failure.
 //!
 //! ```text
-//!   xdp-cost   ns a packet of each program, by BPF_PROG_TEST_RUN, beside a MAC swap
-//!   plain      packets a second and TCP through a pair of appliances, beside kernel VXLAN and a bridge
-//!   nat        packets and new connections a second through translation, beside nftables
-//!   switch     the store of a switch of modes, and packets lost
-//!   encrypted  TCP, small packets, round trips and CPU time, beside other encrypted tunnels
-//!   relay      datagrams and connections through the gateway, beside other relays
+//!   xdp-cost   ns per packet of each program, by BPF_PROG_TEST_RUN, against a MAC swap
+//!   plain      packets per second and TCP through two appliances, against kernel VXLAN and a bridge
+//!   nat        packets and new connections per second through NAT, against nftables
+//!   switch     time of a mode switch, and lost packets
+//!   encrypted  TCP, small packets, round trips and CPU time, against other encrypted tunnels
+//!   relay      datagrams and connections through the gateway, against other relays
+//!
+//!   rig/       namespaces, commands, processes and loads that the benchmarks share
+//!   report/    rows, ratios and aims
 //! ```
 
-mod around;
 mod encrypted;
 mod nat;
 mod plain;
 mod relay;
 mod report;
+mod rig;
 mod switch;
 mod xdp_cost;
 
@@ -26,44 +29,44 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
 
-/// How fast, beside what.
+/// Measures the speed of Causeway, as ratios against peers in the same run.
 #[derive(Parser)]
 struct Cli {
-    /// Which benchmark.
+    /// The benchmark.
     name: Name,
-    /// Write the figures as JSON.
+    /// Write the report as JSON to this file.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Draw the ratios.
+    /// Draw the ratios as SVG into this file.
     #[arg(long)]
     svg: Option<PathBuf>,
-    /// Runs of each case; the median counts.
+    /// Number of runs of each case. The median is compared.
     #[arg(long, default_value_t = 7)]
     runs: usize,
-    /// The CPU to stay on (`forward` only).
+    /// The CPU to run on (`forward` only).
     #[arg(long, hide = true, default_value_t = 0)]
     cpu: usize,
-    /// Only contenders (`encrypted`, `relay`) or cases (`nat`) whose name has this in it, or one of these, between commas; of
-    /// `relay` also only `datagrams`, or only `connections`.
+    /// Only contenders (`encrypted`, `relay`) or cases (`nat`) whose name contains one of these
+    /// comma-separated words. `relay` also takes `datagrams` or `connections`.
     #[arg(long)]
     only: Option<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Name {
-    /// Nanoseconds a packet.
+    /// Nanoseconds per packet of each XDP program.
     XdpCost,
-    /// Through a pair of appliances, unencrypted.
+    /// Two appliances with a plain tunnel.
     Plain,
-    /// Through a pair of machines that encrypt.
+    /// Two appliances with an encrypted tunnel.
     Encrypted,
-    /// Translation, beside nftables.
+    /// NAT, against nftables.
     Nat,
-    /// Through the gateway.
+    /// The gateway.
     Relay,
-    /// A switch of modes under traffic.
+    /// A mode switch under traffic.
     Switch,
-    /// A part of `encrypted`: forwards between two links until it is ended.
+    /// Part of `encrypted`: forwards between two links until it is killed.
     #[value(hide = true)]
     Forward,
 }
@@ -80,10 +83,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    anyhow::ensure!(cli.runs >= 1, "--runs is at least 1");
+    anyhow::ensure!(cli.runs >= 1, "--runs must be at least 1");
     anyhow::ensure!(
         nix::unistd::geteuid().is_root(),
-        "needs root: BPF programs and network namespaces"
+        "run it as root: it loads BPF programs and makes network namespaces"
     );
     let report = match cli.name {
         Name::XdpCost => xdp_cost::run(cli.runs)?,

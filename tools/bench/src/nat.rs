@@ -1,4 +1,4 @@
-//! Translation, beside nftables that translates the same in the kernel.
+//! NAT, against nftables with the same rules in the kernel.
 //!
 //! ```text
 //!   cwn-in           cwn-gw             cwn-out
@@ -8,13 +8,12 @@
 //!  10.50.0.10     10.50.0.1 192.0.2.1   192.0.2.2, default route
 //! ```
 //!
-//! Contenders change only what is in `cwn-gw`. Packets are UDP of 64 bytes, each of another flow, made by the same
-//! generator and counted where they arrive. Connections are established, both ends having spoken, before they
-//! are measured, where that is not what is measured.
+//! Contenders differ only in `cwn-gw`. Packets are UDP of 64 bytes, each of another flow. The same generator
+//! makes them, and they are counted on arrival. Except where new connections are measured, both ends of
+//! every connection have sent before the measurement.
 
 use std::{
     fs::File,
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -36,8 +35,12 @@ use causeway_tests::{
 use nix::sched::{CloneFlags, setns};
 
 use crate::{
-    around::{Around, Flows},
     report::{Aim, Report},
+    rig::{
+        command::sh,
+        netns::{Namespaces, drop_arrivals, load_ruleset, mac, received, within},
+        programs::{BenchPrograms, Flows},
+    },
 };
 
 const NAMESPACES: [&str; 3] = ["cwn-in", "cwn-gw", "cwn-out"];
@@ -46,8 +49,8 @@ const A0: Mac = [2, 0, 0, 0, 0x60, 0xa0];
 const A1: Mac = [2, 0, 0, 0, 0x60, 0xa1];
 const S0: Mac = [2, 0, 0, 0, 0x60, 0x20];
 const HOST: &str = "10.50.0.10";
-const SEEN: &str = "203.0.113.20";
-/// The first of the addresses that the host speaks to.
+const PUBLIC: &str = "203.0.113.20";
+/// The first address that the host sends to.
 const FAR: &str = "100.64.0.1";
 const VNI: u32 = 5002;
 const IN_INDEX: u32 = 20;
@@ -55,11 +58,11 @@ const OUT_INDEX: u32 = 21;
 
 /// Packets for one figure.
 const PACKETS: u32 = 2_000_000;
-/// Source ports that the host uses: with each, it speaks to one address after the other.
+/// Number of source ports that the host uses with each address.
 const PORTS: u32 = 20_000;
-/// The first of them, and the first public port.
+/// The first source port, and the first public port.
 const FIRST_PORT: u16 = 20_000;
-/// Connections of the tables, of every contender.
+/// Capacity of every contender's connection table.
 const TABLE: u32 = 1 << 21;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -79,64 +82,28 @@ impl Contender {
     }
 }
 
-/// What is measured.
+/// A measured case.
 #[derive(Clone, Copy)]
 enum Case {
-    /// Packets of so many established connections, outbound.
+    /// Outbound packets of this number of established connections.
     Flows(u32),
-    /// Connections begun from outside, with so many rules.
+    /// New connections from outside, with this number of rules.
     New(u32),
 }
 
-/// The namespaces, taken down when dropped and before they are made.
-struct Sites;
-
-impl Drop for Sites {
-    fn drop(&mut self) {
-        for name in NAMESPACES {
-            // One that is not there is as good as deleted.
-            let _ = Command::new("ip")
-                .args(["netns", "del", name])
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
-}
-
-fn sh(words: &str) -> anyhow::Result<()> {
-    let mut parts = words.split_whitespace();
-    let program = parts.next().context("a command")?;
-    let output = Command::new(program)
-        .args(parts)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("start `{words}`"))?;
-    ensure!(
-        output.status.success(),
-        "`{words}`: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(())
-}
-
-fn mac(m: Mac) -> String {
-    m.map(|b| format!("{b:02x}")).join(":")
-}
+/// The namespaces of a run.
+struct Sites(#[expect(dead_code, reason = "removes the namespaces when dropped")] Namespaces);
 
 impl Sites {
     fn raise() -> anyhow::Result<Self> {
-        drop(Self);
-        let this = Self;
-        for name in NAMESPACES {
-            sh(&format!("ip netns add {name}"))?;
-            sh(&format!("ip -n {name} link set lo up"))?;
-        }
+        let this = Self(Namespaces::make(&NAMESPACES)?);
         for (name, index, m, peer_ns, peer, peer_index, pm) in [
             ("a0", ACCESS, A0, "cwn-in", "g0", IN_INDEX, G0),
             ("a1", UPLINK, A1, "cwn-out", "s0", OUT_INDEX, S0),
         ] {
             sh(&format!(
-                "ip -n cwn-gw link add {name} index {index} address {} type veth peer name {peer} index {peer_index} address {} netns {peer_ns}",
+                "ip -n cwn-gw link add {name} index {index} address {} type veth \
+                 peer name {peer} index {peer_index} address {} netns {peer_ns}",
                 mac(m),
                 mac(pm)
             ))?;
@@ -164,17 +131,7 @@ impl Sites {
     }
 }
 
-/// Runs `f` with this thread in a namespace, and comes back.
-fn within<T>(name: &str, f: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let here = File::open("/proc/thread-self/ns/net").context("our namespace")?;
-    let there = File::open(format!("/run/netns/{name}")).context("the namespace")?;
-    setns(&there, CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
-    let result = f();
-    setns(&here, CloneFlags::CLONE_NEWNET).context("come back")?;
-    result
-}
-
-/// What our maps hold: one network with internet, and so many rules.
+/// The appliance's maps: one network with internet access, and `rules` public IP rules.
 fn world(rules: u32) -> anyhow::Result<World> {
     let mut w = World::bare("192.0.2.1", "");
     w.tenants = vec![Tenant {
@@ -225,19 +182,19 @@ fn world(rules: u32) -> anyhow::Result<World> {
         reserved: [0; 2],
     };
     w.nat_addresses = vec![NatAddress {
-        address: words(SEEN),
+        address: words(PUBLIC),
         first: 1024,
         last: 65_535,
     }];
-    w.public(SEEN, 0);
+    w.public(PUBLIC, 0);
     for i in 0..rules {
-        let port = FIRST_PORT + u16::try_from(i).context("rules are few enough")?;
-        w.rule(0, VNI, SEEN, HOST, (port, port, port), &[17]);
+        let port = FIRST_PORT + u16::try_from(i).context("the rules fit the port range")?;
+        w.rule(0, VNI, PUBLIC, HOST, (port, port, port), &[17]);
     }
     Ok(w)
 }
 
-/// The gateway as nftables makes it. The rules are one map, as its manual says for many.
+/// The same NAT in nftables. The rules are one map, as its manual recommends for many rules.
 fn nftables(rules: u32) -> anyhow::Result<()> {
     use std::fmt::Write as _;
     for setting in [
@@ -248,7 +205,8 @@ fn nftables(rules: u32) -> anyhow::Result<()> {
         sh(&format!("ip netns exec cwn-gw sysctl -qw {setting}"))?;
     }
     let mut text = format!(
-        "table ip nat {{\n chain post {{ type nat hook postrouting priority srcnat; oifname a1 snat to {SEEN}; }}\n"
+        "table ip nat {{\n chain post {{ type nat hook postrouting priority srcnat; \
+         oifname a1 snat to {PUBLIC}; }}\n"
     );
     if rules > 0 {
         text.push_str(" map ports { type inet_service : ipv4_addr . inet_service; elements = {\n");
@@ -258,46 +216,18 @@ fn nftables(rules: u32) -> anyhow::Result<()> {
         }
         let _ = writeln!(
             text,
-            " }} }}\n chain pre {{ type nat hook prerouting priority dstnat; ip daddr {SEEN} dnat to udp dport map @ports; }}"
+            " }} }}\n chain pre {{ type nat hook prerouting priority dstnat; \
+             ip daddr {PUBLIC} dnat to udp dport map @ports; }}"
         );
     }
     text.push_str("}\n");
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), text)?;
-    sh(&format!(
-        "ip netns exec cwn-gw nft -f {}",
-        file.path().display()
-    ))
+    load_ruleset("cwn-gw", &text)
 }
 
-/// Drops what arrives, as early as the kernel can, so that its own answers do not count.
-fn swallow(ns: &str, interface: &str) -> anyhow::Result<()> {
-    let text = format!(
-        "table netdev t {{ chain c {{ type filter hook ingress device {interface} priority 0; policy drop; }}; }}\n"
-    );
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), text)?;
-    sh(&format!(
-        "ip netns exec {ns} nft -f {}",
-        file.path().display()
-    ))
-}
-
-/// Packets that an interface received.
-fn received(ns: &str, interface: &str) -> anyhow::Result<u64> {
-    let output = Command::new("ip")
-        .args(["-n", ns, "-j", "-s", "link", "show", interface])
-        .output()?;
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    json[0]["stats64"]["rx"]["packets"]
-        .as_u64()
-        .context("rx packets")
-}
-
-/// Lets the kernel's table be as large as ours for the time of a run.
+/// Gives the kernel's connection table our capacity for the length of a run.
 struct Conntrack {
     files: Vec<(&'static str, String)>,
-    /// The namespace that may set them; the runs leave it.
+    /// The namespace in which they can be written.
     home: File,
 }
 
@@ -325,17 +255,17 @@ impl Conntrack {
 impl Drop for Conntrack {
     fn drop(&mut self) {
         if let Err(error) = setns(&self.home, CloneFlags::CLONE_NEWNET) {
-            eprintln!("the namespace that we started in: {error}");
+            eprintln!("cannot return to the initial namespace: {error}");
         }
         for (path, old) in &self.files {
             if let Err(error) = std::fs::write(path, old) {
-                eprintln!("{path} could not be set back to {old}: {error}");
+                eprintln!("cannot set {path} back to {old}: {error}");
             }
         }
     }
 }
 
-/// Speaks once in each direction of every connection, so that they are established.
+/// Sends a packet in each direction of every connection, so that it is established.
 fn establish(harness: &mut Harness, flows: u32) -> anyhow::Result<()> {
     let far = u32::from_be_bytes(match ip(FAR) {
         std::net::IpAddr::V4(a) => a.octets(),
@@ -347,25 +277,25 @@ fn establish(harness: &mut Harness, flows: u32) -> anyhow::Result<()> {
         let there = udp(ip(HOST), to, port, FIRST_PORT, &[0; 22]);
         let there = frame(A0, G0, &[], &there);
         let (action, out) = harness.run(Program::Access, ACCESS, &there)?;
-        ensure!(action.sends(), "flow {i} does not leave: {action:?}");
+        ensure!(action.sends(), "packet of flow {i} is not sent: {action:?}");
         let outer = u16::from_be_bytes([out[34], out[35]]);
-        let back = udp(to, ip(SEEN), FIRST_PORT, outer, &[0; 22]);
+        let back = udp(to, ip(PUBLIC), FIRST_PORT, outer, &[0; 22]);
         let back = frame(A1, S0, &[], &back);
         let (action, _) = harness.run(Program::Uplink, UPLINK, &back)?;
-        ensure!(action.sends(), "flow {i} does not come back: {action:?}");
+        ensure!(action.sends(), "answer of flow {i} is not sent: {action:?}");
     }
     Ok(())
 }
 
-/// Packets, or connections, a second.
+/// Packets, or new connections, per second.
 fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
     let _sites = Sites::raise()?;
-    let mut around = Around::load()?;
+    let mut programs = BenchPrograms::load()?;
     let rules = match case {
         Case::Flows(_) => 1,
         Case::New(rules) => rules,
     };
-    // From inside: the host to many. From outside: many to the public address.
+    // Established flows: from the host to many addresses. New ones: from many to the public address.
     let (from_ns, from, to, interface, index, packet, flows) = match case {
         Case::Flows(count) => (
             "cwn-in",
@@ -396,7 +326,7 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
                 A1,
                 S0,
                 &[],
-                &udp(ip("16.0.0.1"), ip(SEEN), 1024, FIRST_PORT, &[0; 22]),
+                &udp(ip("16.0.0.1"), ip(PUBLIC), 1024, FIRST_PORT, &[0; 22]),
             ),
             Flows {
                 count: u32::MAX,
@@ -412,7 +342,7 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
             establish(&mut harness, count)?;
         }
         within("cwn-gw", || {
-            // As the daemon does it: the FIB is asked as if from the loopback.
+            // As the daemon does: the program looks up the FIB as if from the loopback device.
             std::fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1")?;
             for (program, interface) in [("access", "a0"), ("uplink", "a1")] {
                 let program: &mut Xdp = harness
@@ -427,45 +357,47 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
             Ok(())
         })?;
         within(to, || {
-            around.program("sink")?.attach(interface, XdpMode::Driver)?;
+            programs
+                .program("sink")?
+                .attach(interface, XdpMode::Driver)?;
             Ok(())
         })?;
         Some(harness)
     } else {
         nftables(rules)?;
-        swallow(to, interface)?;
-        // So that the generator's frames wake the receiver; the kernel's stack does the rest.
+        drop_arrivals(to, interface, "")?;
+        // The program makes the generator's frames wake the receiver; the kernel's stack does the rest.
         within("cwn-gw", || {
-            around.program("pass")?.attach(from, XdpMode::Driver)?;
+            programs.program("pass")?.attach(from, XdpMode::Driver)?;
             Ok(())
         })?;
         None
     };
     within(from_ns, || {
         let name = if from_ns == "cwn-in" { "g0" } else { "s0" };
-        around.program("pass")?.attach(name, XdpMode::Driver)?;
+        programs.program("pass")?.attach(name, XdpMode::Driver)?;
         Ok(())
     })?;
-    let arrived = |around: &Around| -> anyhow::Result<u64> {
+    let arrived = |programs: &BenchPrograms| -> anyhow::Result<u64> {
         if ours.is_some() {
-            around.sunk()
+            programs.sunk()
         } else {
             received(to, interface)
         }
     };
-    let run = |around: &mut Around, packets| {
-        let before = arrived(around)?;
+    let run = |programs: &mut BenchPrograms, packets| {
+        let before = arrived(programs)?;
         let begun = Instant::now();
-        within(from_ns, || around.flows(&packet, flows, index, packets))?;
+        within(from_ns, || programs.flows(&packet, flows, index, packets))?;
         let took = begun.elapsed();
         std::thread::sleep(Duration::from_millis(50));
-        Ok::<_, anyhow::Error>((arrived(around)? - before) as f64 / took.as_secs_f64())
+        Ok::<_, anyhow::Error>((arrived(programs)? - before) as f64 / took.as_secs_f64())
     };
     if let Case::Flows(count) = case {
-        // Every connection once, so that the kernel has all of them, too.
-        run(&mut around, count.max(PACKETS / 20))?;
+        // One packet of every connection, so that the kernel has all of them, too.
+        run(&mut programs, count.max(PACKETS / 20))?;
     }
-    let rate = run(&mut around, PACKETS)?;
+    let rate = run(&mut programs, PACKETS)?;
     let counted: Option<Vec<_>> = ours.as_ref().map(|h| {
         let counters = h.counters();
         counters
@@ -475,13 +407,14 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
     });
     ensure!(
         rate > 1.0,
-        "{}: nothing arrived; counted {counted:?}",
+        "{}: nothing arrived; the appliance counted {counted:?}",
         contender.name()
     );
     Ok(rate)
 }
 
-/// Measures everything, or the cases with one of `only` in their names, `runs` times, in turn.
+/// Measures every case `runs` times, the contenders in turn. `only` restricts it to cases whose name
+/// contains one of its comma-separated words.
 pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     let mut report = Report::new("nat");
     let _conntrack = Conntrack::enlarge()?;

@@ -1,4 +1,4 @@
-//! Through a pair of appliances, unencrypted, beside what the kernel has.
+//! Two appliances with a plain tunnel, against kernel VXLAN and a bridge.
 //!
 //! ```text
 //!   cwb-gen         cwb-ten             cwb-prov          cwb-sink
@@ -8,17 +8,22 @@
 //!  10.50.0.10      192.0.2.1            192.0.2.2        10.50.0.20
 //! ```
 //!
-//! Contenders change only what is in `cwb-ten` and `cwb-prov`: the XDP programs, a bridge with kernel
-//! VXLAN, or (TCP only) a bridge alone. Packets are made by the same generator and counted where they
-//! arrive.
+//! Contenders differ only in `cwb-ten` and `cwb-prov`: the XDP programs, a bridge with kernel VXLAN, or
+//! (TCP only) a bridge alone. The same generator makes the packets, and they are counted on arrival.
 
-use std::{
-    fs::File,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+use std::time::{Duration, Instant};
+
+use crate::{
+    report::{Aim, Report},
+    rig::{
+        command::{find, sh},
+        cpu::busy_seconds,
+        iperf,
+        netns::{Namespaces, mac, received, within},
+        programs::BenchPrograms,
+    },
 };
-
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use appliance_common::{
     addr::{Prefix, UNSPECIFIED, from_ip},
     maps::{
@@ -31,12 +36,6 @@ use causeway_tests::{
     harness::{Harness, counter_name},
     packet::{Mac, frame, ip, udp},
     world::{ACCESS, PORT, UPLINK, World},
-};
-use nix::sched::{CloneFlags, setns};
-
-use crate::{
-    around::Around,
-    report::{Aim, Report},
 };
 
 const NAMESPACES: [&str; 4] = ["cwb-gen", "cwb-ten", "cwb-prov", "cwb-sink"];
@@ -52,9 +51,9 @@ const SINK: &str = "10.50.0.20";
 const TENANT: &str = "192.0.2.1";
 const PROVIDER: &str = "192.0.2.2";
 
-/// How long the generator runs for one figure, packets.
+/// Packets generated for one figure.
 const PACKETS: u32 = 2_000_000;
-/// How long a TCP stream runs, seconds.
+/// Length of a TCP stream, seconds.
 const TCP_SECONDS: u32 = 3;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -74,48 +73,12 @@ impl Contender {
     }
 }
 
-/// The namespaces, taken down when dropped and before they are made.
-struct Sites;
-
-impl Drop for Sites {
-    fn drop(&mut self) {
-        for name in NAMESPACES {
-            // One that is not there is as good as deleted.
-            let _ = Command::new("ip")
-                .args(["netns", "del", name])
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
-}
-
-fn sh(words: &str) -> anyhow::Result<()> {
-    let mut parts = words.split_whitespace();
-    let program = parts.next().context("a command")?;
-    let output = Command::new(program)
-        .args(parts)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("start `{words}`"))?;
-    ensure!(
-        output.status.success(),
-        "`{words}`: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(())
-}
-
-fn mac(m: Mac) -> String {
-    m.map(|b| format!("{b:02x}")).join(":")
-}
+/// The namespaces of a run.
+struct Sites(#[expect(dead_code, reason = "removes the namespaces when dropped")] Namespaces);
 
 impl Sites {
     fn raise(contender: Contender, wire_like: bool) -> anyhow::Result<Self> {
-        drop(Self);
-        let this = Self;
-        for name in NAMESPACES {
-            sh(&format!("ip netns add {name}"))?;
-        }
+        let this = Self(Namespaces::make(&NAMESPACES)?);
         let veth = |ns: &str,
                     name: &str,
                     index: u32,
@@ -125,7 +88,8 @@ impl Sites {
                     peer_index: u32,
                     pm: Mac| {
             sh(&format!(
-                "ip -n {ns} link add {name} index {index} address {} mtu 1600 type veth peer name {peer} index {peer_index} address {} netns {peer_ns}",
+                "ip -n {ns} link add {name} index {index} address {} mtu 1600 type veth \
+                 peer name {peer} index {peer_index} address {} netns {peer_ns}",
                 mac(m),
                 mac(pm)
             ))
@@ -174,7 +138,8 @@ impl Sites {
             match contender {
                 Contender::KernelVxlan => {
                     sh(&format!(
-                        "ip -n {ns} link add vx0 mtu 1500 type vxlan id {VNI} local {local} remote {remote} dstport {PORT} dev {uplink}"
+                        "ip -n {ns} link add vx0 mtu 1500 type vxlan id {VNI} local {local} \
+                         remote {remote} dstport {PORT} dev {uplink}"
                     ))?;
                     sh(&format!("ip -n {ns} link set vx0 master br0 up"))?;
                 }
@@ -186,17 +151,7 @@ impl Sites {
     }
 }
 
-/// Runs `f` with this thread in a namespace, and comes back.
-fn within<T>(name: &str, f: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let here = File::open("/proc/thread-self/ns/net").context("our namespace")?;
-    let there = File::open(format!("/run/netns/{name}")).context("the namespace")?;
-    setns(&there, CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
-    let result = f();
-    setns(&here, CloneFlags::CLONE_NEWNET).context("come back")?;
-    result
-}
-
-/// What an end's maps hold.
+/// The maps of one appliance.
 fn world(provider: bool) -> anyhow::Result<World> {
     let (local, remote, ours, theirs, port_mac) = if provider {
         (PROVIDER, TENANT, B1, A1, B0)
@@ -255,7 +210,7 @@ fn world(provider: bool) -> anyhow::Result<World> {
     Ok(w)
 }
 
-/// An end with its programs attached; detached when dropped.
+/// An appliance with its programs attached; they are detached when it is dropped.
 fn appliance(provider: bool) -> anyhow::Result<Harness> {
     let mut harness = Harness::load(world(provider)?)?;
     let (ns, port, uplink) = if provider {
@@ -279,34 +234,34 @@ fn appliance(provider: bool) -> anyhow::Result<Harness> {
     Ok(harness)
 }
 
-/// Attaches a program of the benchmark's own.
+/// Attaches one of the benchmark's programs.
 fn attach(
-    around: &mut Around,
+    programs: &mut BenchPrograms,
     program: &str,
     ns: &str,
     interface: &str,
 ) -> anyhow::Result<XdpLinkId> {
     within(ns, || {
-        Ok(around
+        Ok(programs
             .program(program)?
             .attach(interface, XdpMode::Driver)?)
     })
 }
 
-/// Packets a second that arrive, of packets of `len` bytes from the Ethernet header on.
+/// Packets per second that arrive; `len` is their length in bytes from the Ethernet header on.
 fn packets_per_second(contender: Contender, len: usize) -> anyhow::Result<f64> {
     let _sites = Sites::raise(contender, true)?;
-    let mut around = Around::load()?;
+    let mut programs = BenchPrograms::load()?;
     let ends = if contender == Contender::Causeway {
-        // The far end of what XDP sends back or redirects to needs a program.
-        attach(&mut around, "sink", "cwb-sink", "s0")?;
+        // A veth accepts frames of XDP_TX and redirects only if its peer has a program.
+        attach(&mut programs, "sink", "cwb-sink", "s0")?;
         Some((appliance(false)?, appliance(true)?))
     } else {
-        // So that the generator's frames wake the receiver; the kernel's stack does the rest.
-        attach(&mut around, "pass", "cwb-ten", "a0")?;
+        // The program makes the generator's frames wake the receiver; the kernel's stack does the rest.
+        attach(&mut programs, "pass", "cwb-ten", "a0")?;
         None
     };
-    attach(&mut around, "pass", "cwb-gen", "g0")?;
+    attach(&mut programs, "pass", "cwb-gen", "g0")?;
     let destination = if contender == Contender::Causeway {
         A0
     } else {
@@ -318,24 +273,24 @@ fn packets_per_second(contender: Contender, len: usize) -> anyhow::Result<f64> {
         &[],
         &udp(ip(GEN), ip(SINK), 4000, 9, &vec![0x5a; len - 42]),
     );
-    around.templates(std::slice::from_ref(&packet))?;
-    let arrived = |around: &Around| -> anyhow::Result<u64> {
+    programs.templates(std::slice::from_ref(&packet))?;
+    let arrived = |programs: &BenchPrograms| -> anyhow::Result<u64> {
         if contender == Contender::Causeway {
-            around.sunk()
+            programs.sunk()
         } else {
             received("cwb-sink", "s0")
         }
     };
-    let run = |around: &mut Around, packets| {
-        let before = arrived(around)?;
+    let run = |programs: &mut BenchPrograms, packets| {
+        let before = arrived(programs)?;
         let begun = Instant::now();
-        within("cwb-gen", || around.generate(&packet, 20, packets))?;
+        within("cwb-gen", || programs.generate(&packet, 20, packets))?;
         let took = begun.elapsed();
         std::thread::sleep(Duration::from_millis(50));
-        Ok::<_, anyhow::Error>((arrived(around)? - before) as f64 / took.as_secs_f64())
+        Ok::<_, anyhow::Error>((arrived(programs)? - before) as f64 / took.as_secs_f64())
     };
-    run(&mut around, PACKETS / 20)?;
-    let rate = run(&mut around, PACKETS)?;
+    run(&mut programs, PACKETS / 20)?;
+    let rate = run(&mut programs, PACKETS)?;
     let counted = ends
         .as_ref()
         .map(|(tenant, provider)| (named(tenant), named(provider)));
@@ -348,7 +303,7 @@ fn packets_per_second(contender: Contender, len: usize) -> anyhow::Result<f64> {
     Ok(rate)
 }
 
-/// What an appliance counted, by name.
+/// Counters of an appliance, by name.
 fn named(harness: &Harness) -> Vec<(String, u64)> {
     harness
         .counters()
@@ -357,103 +312,32 @@ fn named(harness: &Harness) -> Vec<(String, u64)> {
         .collect()
 }
 
-/// Packets that an interface received.
-fn received(ns: &str, interface: &str) -> anyhow::Result<u64> {
-    let output = Command::new("ip")
-        .args(["-n", ns, "-j", "-s", "link", "show", interface])
-        .output()?;
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    json[0]["stats64"]["rx"]["packets"]
-        .as_u64()
-        .context("rx packets")
-}
-
-/// A server that is ended when dropped.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Ended already is as good.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Gbit/s of one TCP stream, and CPU seconds of the machine a gigabyte.
+/// Gbit/s of one TCP stream, and CPU seconds of the machine per gigabyte.
 fn tcp(contender: Contender, wire_like: bool) -> anyhow::Result<(f64, f64)> {
     let _sites = Sites::raise(contender, wire_like)?;
-    let mut around = Around::load()?;
+    let mut programs = BenchPrograms::load()?;
     let ends = if contender == Contender::Causeway {
-        attach(&mut around, "pass", "cwb-gen", "g0")?;
-        attach(&mut around, "pass", "cwb-sink", "s0")?;
+        attach(&mut programs, "pass", "cwb-gen", "g0")?;
+        attach(&mut programs, "pass", "cwb-sink", "s0")?;
         Some((appliance(false)?, appliance(true)?))
     } else {
         None
     };
-    let _server = Server(
-        Command::new("ip")
-            .args(["netns", "exec", "cwb-sink", "iperf3", "-s"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .stdin(Stdio::null())
-            .spawn()
-            .context("start iperf3; `cargo xtask setup` installs it")?,
-    );
-    std::thread::sleep(Duration::from_millis(300));
-    let busy = cpu_seconds()?;
-    let output = Command::new("ip")
-        .args([
-            "netns",
-            "exec",
-            "cwb-gen",
-            "iperf3",
-            "-J",
-            "-c",
-            SINK,
-            "-t",
-            &TCP_SECONDS.to_string(),
-        ])
-        .stdin(Stdio::null())
-        .output()?;
-    let busy = cpu_seconds()? - busy;
-    let json: serde_json::Value =
-        serde_json::from_slice(&output.stdout).context("iperf3's JSON")?;
-    let received = &json["end"]["sum_received"];
-    let (Some(bits), Some(bytes)) = (
-        received["bits_per_second"].as_f64(),
-        received["bytes"].as_f64(),
-    ) else {
-        bail!("{}: iperf3: {}", contender.name(), json["error"]);
-    };
+    let files = tempfile::tempdir()?;
+    let _server = iperf::Server::start("cwb-sink", files.path().join("iperf3.log"))?;
+    let busy = busy_seconds()?;
+    let received =
+        iperf::run("cwb-gen", SINK, 1, TCP_SECONDS).with_context(|| contender.name().to_owned())?;
+    let busy = busy_seconds()? - busy;
     drop(ends);
-    Ok((bits / 1e9, busy / (bytes / 1e9)))
+    Ok((received.gigabits, busy / received.gigabytes))
 }
 
-/// Seconds that all CPUs were busy since boot: user, nice, system, irq, softirq (proc(5)).
-fn cpu_seconds() -> anyhow::Result<f64> {
-    let text = std::fs::read_to_string("/proc/stat")?;
-    let fields: Vec<f64> = text
-        .lines()
-        .next()
-        .context("cpu")?
-        .split_whitespace()
-        .skip(1)
-        .filter_map(|f| f.parse().ok())
-        .collect();
-    let ticks: f64 = [0, 1, 2, 5, 6].iter().filter_map(|i| fields.get(*i)).sum();
-    // USER_HZ is 100 on every architecture that we run on (times(2)).
-    Ok(ticks / 100.0)
-}
-
-/// Measures everything `runs` times, in turn.
+/// Measures every case `runs` times, the contenders in turn.
 pub fn run(runs: usize) -> anyhow::Result<Report> {
     let mut report = Report::new("plain");
     let mut medians = Vec::new();
-    let iperf = Command::new("iperf3")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status();
-    let tcp_kinds: &[bool] = if iperf.is_ok_and(|s| s.success()) {
+    let tcp_kinds: &[bool] = if find("iperf3").is_some() {
         &[true, false]
     } else {
         report.skip("TCP, every contender", "iperf3 is not installed");

@@ -1,7 +1,7 @@
-//! A switch of modes under traffic: how long its one store takes, and what is lost.
+//! A mode switch under traffic: the time of its store, and lost packets.
 //!
-//! One thread sends packets of every network in turn through the programs, as fast as they go; another switches a
-//! hundred times a second. A packet is lost that neither the one mode nor the other sends on.
+//! One thread runs packets of every network in turn through the programs, as fast as possible. Another
+//! switches the mode a hundred times a second. A packet is lost if the program sends it in neither mode.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -22,7 +22,7 @@ use crate::report::{Aim, Report};
 /// Switches for one figure.
 const SWITCHES: u32 = 200;
 
-/// Microseconds of the store, and packets lost of so many.
+/// Returns the median time of a store in microseconds, lost packets, and sent packets.
 fn measure(networks: u32) -> anyhow::Result<(f64, u64, u64)> {
     let mut harness = Harness::load(World::many(networks))?;
     let map = harness.ebpf().take_map("TENANTS").context("TENANTS")?;
@@ -72,7 +72,7 @@ fn measure(networks: u32) -> anyhow::Result<(f64, u64, u64)> {
     })
 }
 
-/// Measures everything `runs` times, in turn.
+/// Measures every case `runs` times, in turn.
 pub fn run(runs: usize) -> anyhow::Result<Report> {
     let mut report = Report::new("switch");
     let sizes = [2, 4094];

@@ -1,9 +1,9 @@
-//! Nanoseconds a packet of each program, beside a program that swaps MAC addresses.
+//! Nanoseconds per packet of each program, against a program that swaps MAC addresses.
 //!
-//! A program that edits its packet cannot simply be repeated, so each figure is that of `restore` and the
-//! program, less that of `restore` and nothing, plus that of nothing alone, all in the same run with the
-//! same packets: what a bare BPF_PROG_TEST_RUN of it would say, as it does for the floor. 256 packets take
-//! turns, so that tables are looked up as with traffic.
+//! A program that edits its packet cannot be repeated on it. So each figure is the time of `restore` and
+//! the program, minus `restore` and an empty program, plus the empty program alone, all in the same run
+//! with the same packets. That equals a plain BPF_PROG_TEST_RUN, which measures the floor. 256 packets are
+//! used in turn, so that look-ups hit different entries as with real traffic.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -26,21 +26,21 @@ use causeway_tests::{
 };
 
 use crate::{
-    around::{Around, TEMPLATES},
     report::{Aim, Report},
+    rig::programs::{BenchPrograms, TEMPLATES},
 };
 
-/// Packets a run.
+/// Packets per run.
 const REPEAT: u32 = 200_000;
 const FIRST_VNI: u32 = 10_000;
-/// IP packet of the largest frame that the tunnel takes, bytes.
+/// Largest IP packet that the tunnel carries, bytes.
 const LARGEST: usize = 1450;
 
-/// How large the tables are.
+/// Size of the tables.
 #[derive(Clone, Copy, PartialEq)]
 struct Size {
     networks: u32,
-    /// In each network.
+    /// Endpoints of each network.
     endpoints: u32,
 }
 
@@ -63,7 +63,7 @@ const SIZES: [Size; 4] = [
     },
 ];
 
-/// A kind of packet, and what becomes of it.
+/// A measured operation. Lengths are of the IP packet, bytes.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Case {
     ArpAnswer,
@@ -91,7 +91,7 @@ impl Case {
         }
     }
 
-    /// The XDP action that shows the packet went the way that is measured.
+    /// The XDP action that shows that the packet took the measured path.
     const fn action(self) -> u32 {
         match self {
             Self::ArpAnswer | Self::NdAnswer => 3,
@@ -172,7 +172,7 @@ fn packets(case: Case, size: Size) -> Vec<Vec<u8>> {
     let other = ip("10.200.0.11");
     (0..TEMPLATES as u32)
         .map(|i| {
-            // Spread by a step that is prime to both sizes.
+            // Steps that are coprime to the sizes spread the packets over all entries.
             let network = (i * 577) % size.networks;
             let host = (i * 7_919) % size.endpoints;
             let replica = IpAddr::V4(endpoint(host));
@@ -227,19 +227,19 @@ fn descriptor(harness: &mut Harness, name: &str) -> anyhow::Result<ProgramFd> {
     Ok(program.fd()?.try_clone()?)
 }
 
-/// One case's figures over the runs.
+/// The figures of one case over the runs.
 struct Figures {
     size: Size,
     case: Case,
     nanoseconds: Vec<f64>,
 }
 
-/// Measures everything `runs` times, in turn.
+/// Measures every case `runs` times, in turn.
 pub fn run(runs: usize) -> anyhow::Result<Report> {
     let mut report = Report::new("xdp-cost");
-    let mut around = Around::load()?;
+    let mut programs = BenchPrograms::load()?;
     let mut harness = Harness::load(world(SIZES[0])?)?;
-    let nothing = around.fd("nothing")?;
+    let nothing = programs.fd("nothing")?;
     let mut figures: Vec<Figures> = Vec::new();
     let (mut floors, mut bases) = (Vec::new(), Vec::new());
     for turn in 0..runs {
@@ -260,17 +260,17 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
             }
             for case in cases {
                 let packets = packets(case, size);
-                around.templates(&packets)?;
+                programs.templates(&packets)?;
                 let (program, ifindex) = case.program();
                 let fd = descriptor(&mut harness, program)?;
                 let first = packets.first().context("packets")?;
-                let mut cost = |next: &ProgramFd| around.cost(next, first, ifindex, REPEAT);
-                // The first run after new packets warms the caches and is not counted.
+                let mut cost = |next: &ProgramFd| programs.cost(next, first, ifindex, REPEAT);
+                // The first run with new packets warms the caches and is not counted.
                 cost(&nothing)?;
                 let base = cost(&nothing)?.0;
-                let alone = around.bare("nothing", first, REPEAT)?;
-                let floor = around.bare("mac_swap", first, REPEAT)?;
-                let mut cost = |next: &ProgramFd| around.cost(next, first, ifindex, REPEAT);
+                let alone = programs.bare("nothing", first, REPEAT)?;
+                let floor = programs.bare("mac_swap", first, REPEAT)?;
+                let mut cost = |next: &ProgramFd| programs.cost(next, first, ifindex, REPEAT);
                 let (all, action) = cost(&fd)?;
                 ensure!(
                     action == case.action(),

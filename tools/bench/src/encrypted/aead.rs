@@ -1,4 +1,4 @@
-//! What sealing alone takes, on one core: the floor of any encrypted tunnel.
+//! The time of encryption alone, on one core: the floor of any encrypted tunnel.
 
 use std::{
     hint::black_box,
@@ -8,12 +8,12 @@ use std::{
 use anyhow::Context as _;
 use tunnel::{AeadKey, Cipher};
 
-/// How long each is measured.
+/// Time of one measurement.
 const TIME: Duration = Duration::from_millis(200);
-/// More than a tag.
+/// More bytes than a tag has.
 const ROOM: usize = 64;
 
-/// Nanoseconds to seal one packet of `bytes` by [`AeadKey`], as the tunnel does.
+/// Nanoseconds to encrypt one packet of `bytes` with [`AeadKey`], as the tunnel does.
 pub fn seal(cipher: Cipher, bytes: usize) -> anyhow::Result<f64> {
     let key = AeadKey::new(cipher, &[0x5a; 32]);
     let packet = vec![0x5a_u8; bytes];

@@ -1,11 +1,12 @@
-//! The kernel's bridge: frames cross both machines as they are. The floor of the topology.
+//! The kernel's bridge: frames cross both machines unchanged. The floor of the topology.
 
 use super::{
-    contender::{Contender, Role, Running},
+    contender::Contender,
     sites::{EAST, Layer, Sites, WAN, WEST},
 };
+use crate::{report::figures::Role, rig::process::Running};
 
-/// A bridge of both links in each machine.
+/// A bridge over both links of each machine.
 pub struct KernelBridge;
 
 impl Contender for KernelBridge {

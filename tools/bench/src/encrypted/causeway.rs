@@ -1,5 +1,5 @@
-//! Ours: a pair of appliances as a person would run them. And its floor: the same sockets in the same
-//! places, forwarding without a cipher.
+//! Causeway: two appliances as an operator runs them. And their floor: the same AF_XDP sockets, which
+//! forward without a cipher.
 
 use std::{
     fs,
@@ -17,25 +17,27 @@ use aya::{
 use causeway_tests::packet;
 use nix::{
     net::if_::if_nametoindex,
-    sched::{CloneFlags, CpuSet, sched_setaffinity, setns},
-    sys::signal::{Signal, kill},
+    sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
 
 use super::{
-    contender::{Contender, OneCore, Role, Running},
-    sites::{EAST, LAN, LEFT, Layer, Machine, PAIR, RIGHT, Sites, WAN, WEST, output},
+    contender::{Contender, OneCore},
+    sites::{EAST, LAN, LEFT, Layer, Machine, PAIR, RIGHT, Sites, WAN, WEST},
 };
-use crate::around::Around;
+use crate::{
+    report::figures::Role,
+    rig::{command::output, netns, process::Running, programs::BenchPrograms},
+};
 
-/// Where the appliances' maps are pinned.
+/// Directory where the appliances pin their maps.
 const PINS: &str = "/sys/fs/bpf/causeway-bench";
 /// Bytes of the packets that one worker is measured with.
 const BYTES: usize = 1420;
-/// Of those, sent for one figure.
+/// Packets sent for one figure.
 const PACKETS: u32 = 3_000_000;
 
-/// Two appliances, encrypted.
+/// Two appliances with an encrypted tunnel.
 #[derive(Clone, Copy)]
 pub struct Causeway {
     /// Its name in the report.
@@ -44,19 +46,19 @@ pub struct Causeway {
     waiting: &'static str,
 }
 
-/// As it is configured where nothing is said.
+/// The default configuration.
 pub const WAKE: Causeway = Causeway {
     name: "causeway",
     waiting: "wake",
 };
 
-/// Workers that never sleep: for less delay.
+/// Workers that poll without sleeping.
 pub const BUSY: Causeway = Causeway {
     name: "causeway, busy",
     waiting: "busy",
 };
 
-/// A worker's sockets without a cipher: `causeway-bench forward` on each machine.
+/// The sockets of a worker without a cipher: `causeway-bench forward` on each machine.
 pub struct Forward;
 
 impl Contender for Causeway {
@@ -92,7 +94,7 @@ impl Contender for Causeway {
     fn up(&self, sites: &Sites) -> anyhow::Result<Running> {
         remove_pins();
         let mut running = Running::new()?;
-        running.keep(passing()?);
+        running.keep(pass_at_hosts()?);
         let mut keys = Vec::new();
         for (machine, _) in PAIR {
             let file = running.directory().join(machine.namespace);
@@ -107,7 +109,7 @@ impl Contender for Causeway {
         for (at, ((machine, other), key)) in PAIR.into_iter().zip(keys).enumerate() {
             let config = config(&running, machine, other, &key, at, self.waiting);
             running.write(&format!("{}.toml", machine.namespace), &config)?;
-            let mut command = within(machine, "nsenter");
+            let mut command = nsenter(machine);
             command
                 .arg(&lab::Paths::find().appliance)
                 .args(["run", "--config"])
@@ -138,8 +140,8 @@ impl Contender for Causeway {
     }
 
     fn one_core(&self, _sites: &Sites, running: &Running) -> anyhow::Result<Option<OneCore>> {
-        // Only the sealing side stays; what it sends is counted where the other was. It forwards by what it
-        // knows for as long as the session lasts.
+        // Only the encrypting appliance stays; its datagrams are counted in the other's place. It keeps
+        // sending while its session is valid.
         running.end(EAST.namespace)?;
         fs::remove_dir_all(format!("{PINS}/{}", EAST.namespace)).context("remove pins")?;
         one_core([2, 0, 0, 0, 0x60, 0xa1]).map(Some)
@@ -169,9 +171,9 @@ impl Contender for Forward {
 
     fn up(&self, _sites: &Sites) -> anyhow::Result<Running> {
         let mut running = Running::new()?;
-        running.keep(passing()?);
+        running.keep(pass_at_hosts()?);
         for (at, (machine, _)) in PAIR.into_iter().enumerate() {
-            let mut command = within(machine, "nsenter");
+            let mut command = nsenter(machine);
             command
                 .arg(std::env::current_exe().context("find this program")?)
                 .args(["forward", "--cpu", &cpu(at).to_string()]);
@@ -195,9 +197,9 @@ fn appliance() -> Command {
     Command::new(lab::Paths::find().appliance)
 }
 
-/// A command in a machine whose /sys is the one with bpffs, unlike that of `ip netns exec`.
-fn within(machine: Machine, program: &str) -> Command {
-    let mut command = Command::new(program);
+/// A command in a machine that sees the host's bpffs: `ip netns exec` would remount /sys.
+fn nsenter(machine: Machine) -> Command {
+    let mut command = Command::new("nsenter");
     command.arg(format!("--net=/run/netns/{}", machine.namespace));
     command
 }
@@ -220,10 +222,14 @@ fn config(
         String::new()
     };
     format!(
-        "[appliance]\nname = \"{ns}\"\nrole = \"{role}\"\nstate_dir = \"{dir}/{ns}-state\"\npin_dir = \"{PINS}/{ns}\"\n\
-         control_socket = \"{dir}/{ns}.sock\"\n[uplink]\ninterface = \"{WAN}\"\n[tunnel]\nprivate_key_file = \"{dir}/{ns}.key\"\n\
-         cpus = [{}]\nwaiting = \"{waiting}\"\ncipher = \"aes-256-gcm\"\n[[tenant]]\nname = \"bench\"\n[[peer]]\nname = \"other\"\npublic_key = \"{key}\"\n{dials}\
-         [[network]]\nname = \"bench\"\ntenant = \"bench\"\npeer = \"other\"\nvni = 6001\ninterface = \"{LAN}\"\nprefixes = [\"10.60.0.0/24\"]\n",
+        "[appliance]\nname = \"{ns}\"\nrole = \"{role}\"\n\
+         state_dir = \"{dir}/{ns}-state\"\npin_dir = \"{PINS}/{ns}\"\n\
+         control_socket = \"{dir}/{ns}.sock\"\n[uplink]\ninterface = \"{WAN}\"\n\
+         [tunnel]\nprivate_key_file = \"{dir}/{ns}.key\"\n\
+         cpus = [{}]\nwaiting = \"{waiting}\"\ncipher = \"aes-256-gcm\"\n\
+         [[tenant]]\nname = \"bench\"\n[[peer]]\nname = \"other\"\npublic_key = \"{key}\"\n{dials}\
+         [[network]]\nname = \"bench\"\ntenant = \"bench\"\npeer = \"other\"\nvni = 6001\n\
+         interface = \"{LAN}\"\nprefixes = [\"10.60.0.0/24\"]\n",
         cpu(at)
     )
 }
@@ -239,8 +245,8 @@ fn await_ready(running: &Running, machine: Machine) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(15);
     loop {
         lab::interrupt::check()?;
-        let said = ask(running, machine, &["status", "--json"]);
-        let status = said
+        let answer = ask(running, machine, &["status", "--json"]);
+        let status = answer
             .as_ref()
             .ok()
             .and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
@@ -248,29 +254,34 @@ fn await_ready(running: &Running, machine: Machine) -> anyhow::Result<()> {
             return Ok(());
         }
         if Instant::now() > until {
-            bail!("{} does not become ready: {said:?}", machine.namespace);
+            bail!("{} does not become ready: {answer:?}", machine.namespace);
         }
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
 fn remove_pins() {
-    // None is as good.
+    // The directory may not exist.
     let _ = fs::remove_dir_all(PINS);
 }
 
-/// Programs on the hosts' links: what XDP sends back reaches a veth only if its far end has one.
-fn passing() -> anyhow::Result<Around> {
-    let mut around = Around::load()?;
+/// Attaches a program to the hosts' links: a frame of XDP_TX reaches a veth only if its peer has one.
+fn pass_at_hosts() -> anyhow::Result<BenchPrograms> {
+    let mut programs = BenchPrograms::load()?;
     for namespace in [LEFT, RIGHT] {
-        attach(&mut around, "pass", namespace, "h0")?;
+        attach(&mut programs, "pass", namespace, "h0")?;
     }
-    Ok(around)
+    Ok(programs)
 }
 
-fn attach(around: &mut Around, program: &str, namespace: &str, link: &str) -> anyhow::Result<()> {
-    inside(namespace, || {
-        around
+fn attach(
+    programs: &mut BenchPrograms,
+    program: &str,
+    namespace: &str,
+    link: &str,
+) -> anyhow::Result<()> {
+    netns::within(namespace, || {
+        programs
             .program(program)?
             .attach(link, XdpMode::Driver)
             .with_context(|| format!("attach {program} to {link} in {namespace}"))
@@ -278,22 +289,12 @@ fn attach(around: &mut Around, program: &str, namespace: &str, link: &str) -> an
     })
 }
 
-/// Runs `work` in a namespace on this thread.
-fn inside<T>(namespace: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let here = fs::File::open("/proc/thread-self/ns/net")?;
-    let there = fs::File::open(format!("/run/netns/{namespace}"))?;
-    setns(&there, CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
-    let result = work();
-    setns(&here, CloneFlags::CLONE_NEWNET).context("come back")?;
-    result
-}
-
-/// What the one worker that is left carries: frames made in the kernel at the left host, on the other
-/// CPU, and counted by XDP at the far end of its WAN link.
+/// Measures the one remaining worker: the kernel makes frames at the left host, on the other CPU, and an
+/// XDP program counts them at the far end of the worker's WAN link.
 fn one_core(destination: [u8; 6]) -> anyhow::Result<OneCore> {
-    // The program `pass` of the hosts stays; this is another copy for its counter.
-    let mut around = Around::load()?;
-    attach(&mut around, "sink", EAST.namespace, WAN)?;
+    // The hosts keep their program `pass`; this copy is loaded for its counter.
+    let mut programs = BenchPrograms::load()?;
+    attach(&mut programs, "sink", EAST.namespace, WAN)?;
     let ip = packet::udp(
         packet::ip("10.60.0.10"),
         packet::ip("10.60.0.20"),
@@ -302,22 +303,22 @@ fn one_core(destination: [u8; 6]) -> anyhow::Result<OneCore> {
         &vec![0x5a; BYTES - 28],
     );
     let frame = packet::frame(destination, [2, 0, 0, 0, 0x60, 0x01], &[], &ip);
-    around.templates(std::slice::from_ref(&frame))?;
+    programs.templates(std::slice::from_ref(&frame))?;
     let mut other = CpuSet::new();
     other.set(cpu(1))?;
     sched_setaffinity(Pid::from_raw(0), &other).context("move to the other CPU")?;
-    let measured = inside(LEFT, || {
+    let measured = netns::within(LEFT, || {
         let h0 = if_nametoindex("h0")?;
-        around.generate(&frame, h0, PACKETS / 20)?;
-        let (before, begun) = (around.sunk()?, Instant::now());
-        around.generate(&frame, h0, PACKETS)?;
+        programs.generate(&frame, h0, PACKETS / 20)?;
+        let (before, begun) = (programs.sunk()?, Instant::now());
+        programs.generate(&frame, h0, PACKETS)?;
         let took = begun.elapsed();
         std::thread::sleep(Duration::from_millis(50));
-        Ok((around.sunk()? - before) as f64 / took.as_secs_f64())
+        Ok((programs.sunk()? - before) as f64 / took.as_secs_f64())
     });
     let mut all = CpuSet::new();
     for cpu in 0..CpuSet::count() {
-        // More than there are is no error: the kernel takes those that exist.
+        // The kernel ignores CPUs that do not exist.
         let _ = all.set(cpu);
     }
     sched_setaffinity(Pid::from_raw(0), &all).context("go back to every CPU")?;
@@ -329,12 +330,12 @@ fn one_core(destination: [u8; 6]) -> anyhow::Result<OneCore> {
     })
 }
 
-/// `causeway-bench forward`: every frame from one link out of the other, by AF_XDP, as a worker does it: two
+/// `causeway-bench forward`: forwards every frame between two links by AF_XDP, as a worker does it: two
 /// sockets, a copy between them, batches, waiting by poll(2).
 pub fn forward(cpu: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &set).context("stay on a CPU")?;
+    sched_setaffinity(Pid::from_raw(0), &set).context("pin this thread to a CPU")?;
     let mut objects = Vec::new();
     let (mut receivers, mut senders) = (Vec::new(), Vec::new());
     for link in [LAN, WAN] {
@@ -370,7 +371,7 @@ pub fn forward(cpu: usize) -> anyhow::Result<()> {
         let mut frames = 0;
         for (rx, tx) in [(&mut *lan_in, &mut *wan_out), (&mut *wan_in, &mut *lan_out)] {
             frames += rx.receive(64, |frame| {
-                // A full ring drops, as a worker's does.
+                // A full ring drops the frame, as in a worker.
                 let _ = tx.transmit(|out| {
                     out.get_mut(..frame.len())?.copy_from_slice(frame);
                     Some(frame.len())
@@ -388,27 +389,8 @@ pub fn forward(cpu: usize) -> anyhow::Result<()> {
             use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
             let mut fds = [&*lan_in, &*wan_in].map(|rx| PollFd::new(rx.fd(), PollFlags::POLLIN));
             let timeout: u16 = if owed { 1 } else { 100 };
-            // EINTR: look again.
+            // EINTR: the loop polls again.
             let _ = poll(&mut fds, PollTimeout::from(timeout));
         }
-    }
-}
-
-impl Running {
-    /// Ends a process that [`Running::start`] started, and waits until its files are closed.
-    fn end(&self, name: &str) -> anyhow::Result<()> {
-        let pid = self
-            .pid(name)
-            .with_context(|| format!("{name} was not started"))?;
-        kill(Pid::from_raw(pid as i32), Signal::SIGKILL)?;
-        let until = Instant::now() + Duration::from_secs(5);
-        // A zombie without threads has no open files.
-        while fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) > 1
-            || fs::read_link(format!("/proc/{pid}/exe")).is_ok()
-        {
-            ensure!(Instant::now() < until, "{name} does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
     }
 }

@@ -1,10 +1,9 @@
 //! UDP packets at a fixed rate, and how many of them arrive: `sendmmsg` and `recvmmsg` on two threads.
 //!
-//! They are sent ready made as frames, by a packet socket: a UDP socket spends more of the two cores, which
-//! contenders would then lack. They are received by a UDP socket.
+//! A packet socket sends prepared frames: a UDP socket would use more of the two cores, at the cost of the
+//! contenders. A UDP socket receives them.
 
 use std::{
-    fs::File,
     io,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
@@ -17,41 +16,44 @@ use anyhow::Context as _;
 use nix::{
     libc,
     net::if_::if_nametoindex,
-    sched::{CloneFlags, setns},
     sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt},
 };
 
 use causeway_tests::packet;
 
 use super::sites::{LEFT, RIGHT, Sites};
+use crate::rig::netns::within;
 
-/// What was sent and what arrived, packets a second.
+/// Sent and received packets per second.
 #[derive(Clone, Copy, Debug)]
 pub struct Rates {
-    /// That the sending host's sockets took.
+    /// Accepted by the sending host's socket.
     pub sent: f64,
-    /// That the receiving host's socket gave.
+    /// Delivered by the receiving host's socket.
     pub received: f64,
 }
 
 const PORT: u16 = 9009;
-/// Packets a system call.
+/// Packets per system call.
 const BATCH: usize = 64;
 /// Socket buffers, bytes.
 const BUFFER: usize = 8 << 20;
-/// Before counting begins.
+/// Time before counting starts.
 const WARM_UP: Duration = Duration::from_millis(300);
-/// While counting.
+/// Time of counting.
 const COUNTED: Duration = Duration::from_millis(1500);
 
-/// Sends packets with `bytes` of payload at `rate` a second from the left host to the right one.
+/// Sends packets with `bytes` of payload from the left host to the right one, `rate` per second.
 pub fn flood(sites: &Sites, bytes: usize, rate: f64) -> anyhow::Result<Rates> {
     let right: Ipv4Addr = sites.right().parse()?;
     let left: Ipv4Addr = sites.left().parse()?;
-    let receiver = within(RIGHT, || UdpSocket::bind(SocketAddrV4::new(right, PORT)))?;
+    let receiver = within(RIGHT, || {
+        let address = SocketAddrV4::new(right, PORT);
+        UdpSocket::bind(address).with_context(|| format!("bind {address}"))
+    })?;
     setsockopt(&receiver, sockopt::RcvBufForce, &BUFFER).context("SO_RCVBUFFORCE")?;
     receiver.set_read_timeout(Some(Duration::from_millis(50)))?;
-    let sender = within(LEFT, || packet_socket("h0"))?;
+    let sender = within(LEFT, || packet_socket("h0").context("open a packet socket"))?;
     setsockopt(&sender, sockopt::SndBufForce, &BUFFER).context("SO_SNDBUFFORCE")?;
     let datagram = packet::udp(left.into(), right.into(), PORT, PORT, &vec![0x5a; bytes]);
     let (from, to) = sites.macs();
@@ -79,26 +81,7 @@ pub fn flood(sites: &Sites, bytes: usize, rate: f64) -> anyhow::Result<Rates> {
     })
 }
 
-/// Makes a socket in a namespace; it stays there whatever thread uses it.
-fn within<T: Send>(
-    namespace: &str,
-    make: impl FnOnce() -> io::Result<T> + Send,
-) -> anyhow::Result<T> {
-    let path = format!("/run/netns/{namespace}");
-    let there = File::open(&path).with_context(|| format!("open {path}"))?;
-    thread::scope(|scope| {
-        let made = scope.spawn(|| {
-            setns(&there, CloneFlags::CLONE_NEWNET)?;
-            make()
-        });
-        match made.join() {
-            Ok(made) => made.with_context(|| format!("make a socket in {namespace}")),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
-}
-
-/// A socket that sends frames out of a link, and receives none (packet(7): protocol 0).
+/// A socket that sends frames out of a link and receives none (packet(7), protocol 0).
 fn packet_socket(link: &str) -> io::Result<OwnedFd> {
     let (family, kind) = (AddressFamily::Packet, SockType::Raw);
     let made = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
@@ -121,16 +104,16 @@ fn packet_socket(link: &str) -> io::Result<OwnedFd> {
     }
 }
 
-/// Buffers for a batch, all of one size, and the headers that point to them.
+/// Buffers of a batch, all of one size, and the headers that point to them.
 struct Batch {
     headers: Vec<libc::mmsghdr>,
-    // Pointed to by the headers, so never changed once they are made.
+    // The headers point to both vectors, so neither may change.
     _vectors: Vec<libc::iovec>,
     _bytes: Vec<u8>,
 }
 
 impl Batch {
-    /// All alike.
+    /// A batch of copies of `packet`.
     fn of(packet: &[u8]) -> Self {
         let size = packet.len();
         let mut bytes = packet.repeat(BATCH);
@@ -158,7 +141,7 @@ impl Batch {
         }
     }
 
-    /// Sends the first `packets`; how many were taken.
+    /// Sends the first `packets`. Returns how many the kernel accepted.
     fn send(&mut self, socket: impl AsFd, packets: usize) -> io::Result<usize> {
         let packets = packets.min(BATCH) as u32;
         // SAFETY: there are at least `packets` headers; they point to vectors and buffers that live as
@@ -174,7 +157,7 @@ impl Batch {
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Waits for a packet, and takes what is there; how many.
+    /// Waits for a packet, and receives all that have arrived. Returns how many.
     fn receive(&mut self, socket: impl AsFd) -> io::Result<usize> {
         // SAFETY: as in `send`; the kernel writes only within the buffers' lengths.
         let n = unsafe {
@@ -190,17 +173,17 @@ impl Batch {
     }
 }
 
-/// Counts until told to stop.
+/// Counts packets until `stop` is set.
 fn count(socket: &UdpSocket, received: &AtomicU64, stop: &AtomicBool) {
     let mut batch = Batch::of(&[0; 2048]);
     while !stop.load(Ordering::Relaxed) {
-        // A timeout is no packets.
+        // A time-out counts as no packet.
         let n = batch.receive(socket).unwrap_or(0);
         received.fetch_add(n as u64, Ordering::Relaxed);
     }
 }
 
-/// Sends at `rate` until told to stop; what could not be sent in its time is left out, not caught up.
+/// Sends at `rate` until `stop` is set. Packets that are late by more than the arrears are not sent.
 fn send(socket: &OwnedFd, frame: &[u8], rate: f64, sent: &AtomicU64, stop: &AtomicBool) {
     let mut batch = Batch::of(frame);
     let mut pace = Pace::new(rate);
@@ -211,28 +194,28 @@ fn send(socket: &OwnedFd, frame: &[u8], rate: f64, sent: &AtomicU64, stop: &Atom
             thread::sleep(Duration::from_micros(20));
             continue;
         }
-        // Full queues are what a flood is there for.
+        // A full queue is expected in a flood.
         let n = batch.send(socket, due).unwrap_or(0);
         sent.fetch_add(n as u64, Ordering::Relaxed);
     }
 }
 
-/// How many packets are due.
+/// Counts the packets that are due.
 struct Pace {
     rate: f64,
-    /// Packets that were due until now.
+    /// Packets handed out so far.
     given: f64,
 }
 
 impl Pace {
-    /// Arrears that are sent, at most: packets.
+    /// Largest arrears that are still sent, packets.
     const ARREARS: f64 = 4.0 * BATCH as f64;
 
     const fn new(rate: f64) -> Self {
         Self { rate, given: 0.0 }
     }
 
-    /// Packets to send now, `elapsed` after the beginning: at most a batch.
+    /// Packets to send now, `elapsed` after the start: at most a batch.
     fn due(&mut self, elapsed: Duration) -> usize {
         let until_now = elapsed.as_secs_f64() * self.rate;
         self.given = self.given.max(until_now - Self::ARREARS);
@@ -247,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_is_kept_and_arrears_are_bounded() {
+    fn the_rate_is_kept_and_arrears_are_bounded() {
         let mut pace = Pace::new(1000.0);
         assert_eq!(pace.due(Duration::ZERO), 0);
         assert_eq!(pace.due(Duration::from_millis(10)), 10);
@@ -265,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_counted() {
+    fn sent_packets_are_counted() {
         let to = UdpSocket::bind("127.0.0.1:0").unwrap();
         let from = UdpSocket::bind("127.0.0.1:0").unwrap();
         from.connect(to.local_addr().unwrap()).unwrap();

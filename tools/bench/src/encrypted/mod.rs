@@ -1,7 +1,7 @@
-//! Between two hosts through a pair of machines that encrypt, beside other encrypted tunnels.
+//! Two hosts, connected by two machines with an encrypted tunnel, against other encrypted tunnels.
 //!
 //! For: the same hosts, links and loads for every contender, in turn within each run. Never: traffic
-//! outside the namespaces `cwe-*`, or a contender that is left out in silence.
+//! outside the namespaces `cwe-*`, or a contender that is left out without a message.
 //!
 //! ```text
 //!   run ─▶ wire-like | offloads on ─▶ each contender:
@@ -12,12 +12,12 @@
 mod aead;
 mod bridge;
 pub mod causeway;
-pub mod contender;
+mod contender;
 mod datagrams;
-pub mod measure;
+mod measure;
 mod nebula;
 mod openvpn;
-pub mod sites;
+mod sites;
 mod softether;
 mod tinc;
 mod wireguard;
@@ -25,28 +25,37 @@ mod wireguard;
 use anyhow::Context as _;
 use tunnel::Cipher;
 
-use crate::report::{Aim, Report};
-
-use self::{
-    contender::{Contender, Role, Running, find},
-    sites::{Sending, Sites},
+use crate::{
+    report::{
+        Aim, Report,
+        figures::{Figures, Median, Role},
+    },
+    rig::{
+        command::find,
+        cpu::{self, QUIET_ENOUGH},
+        iperf,
+        offloads::Offloads,
+        process::Running,
+    },
 };
 
-/// The floor of the topology, by its name in the report.
+use self::{contender::Contender, sites::Sites};
+
+/// Name of the topology's floor in the report.
 const BRIDGE: &str = "kernel bridge";
-/// The floor of a worker, by its name in the report: what its contender is to be called.
+/// Name of a worker's floor in the report.
 const FORWARD: &str = "AF_XDP forward, no crypto";
-/// The floor of encryption, by its name in the report.
+/// Name of the encryption floor in the report.
 const BARE: &str = "bare AEAD, one core";
 
-/// Payload of UDP packets, and how many are sent a second: more than any contender carries.
+/// UDP payload in bytes, and packets sent per second: more than any contender carries.
 const LOADS: [(usize, f64); 2] = [(18, 1e6), (1300, 500e3)];
 /// TCP streams.
 const STREAMS: [u32; 2] = [1, 8];
-/// Bytes of the packets that are sealed: large, and with 18 bytes of UDP payload in a frame.
+/// Bytes of the encrypted packets: a large one, and a frame with 18 bytes of UDP payload.
 const SEALED: [usize; 2] = [1420, 66];
 
-/// Who takes part, in this order.
+/// The contenders, in the order of their turns.
 fn contenders() -> Vec<Box<dyn Contender>> {
     vec![
         Box::new(bridge::KernelBridge),
@@ -62,8 +71,8 @@ fn contenders() -> Vec<Box<dyn Contender>> {
     ]
 }
 
-/// Measures everything `runs` times, in turn; only contenders whose name has one of the words of
-/// `only` in it, which stand between commas.
+/// Measures every case `runs` times, the contenders in turn. `only` restricts it to contenders whose
+/// name contains one of its comma-separated words.
 pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     lab::interrupt::install()?;
     let mut report = Report::new("encrypted");
@@ -74,11 +83,11 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
             "iperf3 is not installed; `cargo xtask setup` installs it",
         );
     }
-    let mut taking_part = contenders();
+    let mut contenders = contenders();
     let named =
         |name: &str| only.is_none_or(|only| only.split(',').any(|word| name.contains(word)));
-    taking_part.retain(|c| named(c.name()));
-    taking_part.retain(|contender| {
+    contenders.retain(|c| named(c.name()));
+    contenders.retain(|contender| {
         let missing = contender.missing();
         if let Some(why) = &missing {
             report.skip(contender.name(), why);
@@ -88,14 +97,14 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     let mut figures = Figures::default();
     for turn in 0..runs {
         floors(&mut figures)?;
-        for sending in Sending::ALL {
-            taking_part.retain(|contender| {
+        for offloads in Offloads::ALL {
+            contenders.retain(|contender| {
                 if lab::interrupt::check().is_err() {
                     return true;
                 }
-                let (name, mode) = (contender.name(), sending.name());
+                let (name, mode) = (contender.name(), offloads.name());
                 eprintln!("run {} of {runs}, {mode}: {name}", turn + 1);
-                match one(contender.as_ref(), sending, iperf, &mut figures) {
+                match one(contender.as_ref(), offloads, iperf, &mut figures) {
                     Ok(()) => true,
                     Err(_) if lab::interrupt::check().is_err() => true,
                     Err(error) => {
@@ -114,16 +123,16 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// All figures of one contender in one mode.
+/// Measures all figures of one contender in one mode.
 fn one(
     contender: &dyn Contender,
-    sending: Sending,
+    offloads: Offloads,
     iperf: bool,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let sites = Sites::raise(contender.layer(), sending, contender.needs_checksums())?;
-    let others = measure::others()?;
-    let running = contender.up(&sites).context("it does not come up")?;
+    let sites = Sites::raise(contender.layer(), offloads, contender.needs_checksums())?;
+    let others = cpu::others()?;
+    let running = contender.up(&sites).context("it does not start")?;
     let result = measured(
         contender,
         &sites,
@@ -132,9 +141,7 @@ fn one(
         figures,
     )
     .map_err(|error| error.context(format!("its logs: {}", running.logs())));
-    let down = contender
-        .down(&sites, running)
-        .context("it does not go down");
+    let down = contender.down(&sites, running).context("it does not stop");
     result.and(down)
 }
 
@@ -145,7 +152,7 @@ fn measured(
     others: Option<f64>,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let mode = sites.sending().name();
+    let mode = sites.offloads().name();
     let mut add = |case: String, unit, value| {
         figures.add(
             format!("{case}, {mode}"),
@@ -159,17 +166,14 @@ fn measured(
     add(ROUND_TRIP.to_owned(), "ms", measure::round_trip(sites)?);
     if let Some(others) = others {
         add("busy before".to_owned(), "CPUs", others);
-        if others >= measure::QUIET_ENOUGH {
-            eprintln!(
-                "  others use {others:.1} CPUs: CPU seconds are not counted, and rates suffer"
-            );
-        }
-        let _server = measure::Server::start(running)?;
+        cpu::warn_if_busy(others);
+        let log = running.directory().join("iperf3.log");
+        let _server = iperf::Server::start(sites::RIGHT, log)?;
         for streams in STREAMS {
             let case = tcp_case(streams);
             let tcp = measure::tcp(sites, running, streams, others)?;
             add(case.clone(), "Gbit/s", tcp.gigabits);
-            if others < measure::QUIET_ENOUGH {
+            if others < QUIET_ENOUGH {
                 add(format!("{case}, CPU"), "s/GB", tcp.cpu);
             }
             if running.has_processes() {
@@ -188,7 +192,7 @@ fn measured(
         );
         lab::interrupt::check()?;
     }
-    if sites.sending() == Sending::WireLike
+    if sites.offloads() == Offloads::Off
         && let Some(core) = contender.one_core(sites, running)?
     {
         figures.add(
@@ -224,7 +228,7 @@ fn seal_case(cipher: Cipher, bytes: usize) -> String {
     format!("seal {bytes} B, {name}")
 }
 
-/// What needs no sites.
+/// Measures the floors that need no sites.
 fn floors(figures: &mut Figures) -> anyhow::Result<()> {
     for cipher in Cipher::ALL {
         for bytes in SEALED {
@@ -238,83 +242,7 @@ fn floors(figures: &mut Figures) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One case of one contender, over the runs.
-struct Figure {
-    case: String,
-    contender: &'static str,
-    role: Role,
-    unit: &'static str,
-    values: Vec<f64>,
-}
-
-/// What was measured, over the runs.
-#[derive(Default)]
-pub struct Figures(Vec<Figure>);
-
-impl Figures {
-    /// Adds what a run came to.
-    pub fn add(
-        &mut self,
-        case: String,
-        contender: &'static str,
-        role: Role,
-        unit: &'static str,
-        value: f64,
-    ) {
-        let same = |f: &&mut Figure| f.case == case && f.contender == contender && f.unit == unit;
-        match self.0.iter_mut().find(same) {
-            Some(figure) => figure.values.push(value),
-            None => self.0.push(Figure {
-                case,
-                contender,
-                role,
-                unit,
-                values: vec![value],
-            }),
-        }
-    }
-
-    /// Adds the rows, a case's contenders below one another, and gives the medians.
-    pub fn report(self, report: &mut Report) -> Vec<Median> {
-        let mut cases: Vec<(String, &'static str)> = Vec::new();
-        for f in &self.0 {
-            if !cases
-                .iter()
-                .any(|(case, unit)| *case == f.case && *unit == f.unit)
-            {
-                cases.push((f.case.clone(), f.unit));
-            }
-        }
-        let mut medians = Vec::new();
-        for (case, unit) in cases {
-            for f in self.0.iter().filter(|f| f.case == case && f.unit == unit) {
-                medians.push(Median {
-                    case: case.clone(),
-                    contender: f.contender,
-                    role: f.role,
-                    unit,
-                    value: report.row(case.clone(), f.contender, unit, f.values.clone()),
-                });
-            }
-        }
-        medians
-    }
-}
-
-/// The median of one case of one contender.
-pub struct Median {
-    /// Of what.
-    pub case: String,
-    /// Of whom.
-    pub contender: &'static str,
-    /// What the contender is there for.
-    pub role: Role,
-    unit: &'static str,
-    /// Itself.
-    pub value: f64,
-}
-
-/// The ratios whose rows exist.
+/// Adds the ratios whose rows exist.
 fn ratios(medians: &[Median], report: &mut Report) {
     let of_role = |case: &str, role: Role| {
         let mut found: Vec<_> = medians
@@ -329,8 +257,8 @@ fn ratios(medians: &[Median], report: &mut Report) {
         let found = found.find(|m| m.case == case && m.contender == name && m.unit == unit);
         found.map(|m| m.value)
     };
-    for sending in Sending::ALL {
-        let mode = sending.name();
+    for offloads in Offloads::ALL {
+        let mode = offloads.name();
         let rates = STREAMS.map(|n| (tcp_case(n), Some(Aim::Least(5.0))));
         let small =
             LOADS.map(|(bytes, _)| (udp_case(bytes), (bytes == 18).then_some(Aim::Least(5.0))));
@@ -372,8 +300,8 @@ fn ratios(medians: &[Median], report: &mut Report) {
     }
 }
 
-/// What a worker would carry that takes no longer than forwarding and sealing: thousands of packets a
-/// second, from the same of forwarding and the nanoseconds of sealing one.
+/// Thousands of packets per second of a worker that spends its time on forwarding and encryption only:
+/// from the same figure of forwarding alone, and the nanoseconds to encrypt one packet.
 fn worker_floor(forward: f64, seal: f64) -> f64 {
     1e6 / (1e6 / forward + seal)
 }
@@ -383,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forwarding_and_sealing_take_turns_on_the_one_core() {
+    fn a_worker_cannot_be_faster_than_forwarding_plus_encryption() {
         // 1000 ns and 250 ns.
         assert!((worker_floor(1000.0, 250.0) - 800.0).abs() < 1e-9);
     }
@@ -397,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_beside_the_best_peer_and_what_is_absent_has_no_ratio() {
+    fn causeway_is_compared_to_the_best_peer_and_absent_rows_have_no_ratio() {
         let mut rows = vec![
             (
                 "TCP, 1 stream, wire-like",

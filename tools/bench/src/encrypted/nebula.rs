@@ -3,11 +3,15 @@
 use std::process::Command;
 
 use super::{
-    contender::{Contender, Running, lacks},
-    sites::{EAST, Layer, Machine, PAIR, Sites, WEST, output},
+    contender::Contender,
+    sites::{EAST, Layer, Machine, PAIR, Sites, WEST},
+};
+use crate::rig::{
+    command::{lacks, output},
+    process::Running,
 };
 
-/// `nebula` on each machine, with no lighthouse: each knows where the other is.
+/// `nebula` on each machine, without a lighthouse: each has the other's address configured.
 pub struct Nebula;
 
 const PORT: u16 = 4242;
@@ -22,7 +26,7 @@ impl Contender for Nebula {
     }
 
     fn missing(&self) -> Option<String> {
-        lacks(&["nebula", "nebula-cert"])
+        lacks("encrypted", &["nebula", "nebula-cert"])
     }
 
     fn up(&self, sites: &Sites) -> anyhow::Result<Running> {
@@ -46,7 +50,7 @@ impl Contender for Nebula {
         for (machine, other) in PAIR {
             let ns = machine.namespace;
             running.write(&format!("{ns}.yml"), &config(machine, other))?;
-            let mut command = running.command(machine, "nebula");
+            let mut command = running.command(machine.namespace, "nebula");
             command.args(["-config", &format!("{ns}.yml")]);
             running.start(ns, &mut command)?;
             sites.await_link(machine, machine.tunnel)?;

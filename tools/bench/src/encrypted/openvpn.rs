@@ -5,15 +5,19 @@ use std::process::Command;
 use anyhow::Context as _;
 
 use super::{
-    contender::{Contender, Running, lacks},
-    sites::{Layer, PAIR, Sites, WEST, output, sh},
+    contender::Contender,
+    sites::{Layer, PAIR, Sites, WEST},
+};
+use crate::rig::{
+    command::{lacks, output, sh},
+    process::Running,
 };
 
 /// `openvpn --dev-type tap`, one process on each machine, without a data channel in the kernel.
 pub struct OpenVpn;
 
 const PORT: u16 = 1194;
-/// Socket buffers, bytes: what one sets for speed.
+/// Socket buffers for speed, bytes.
 const BUFFER: u32 = 2 << 20;
 
 impl Contender for OpenVpn {
@@ -26,7 +30,7 @@ impl Contender for OpenVpn {
     }
 
     fn missing(&self) -> Option<String> {
-        lacks(&["openvpn", "openssl"])
+        lacks("encrypted", &["openvpn", "openssl"])
     }
 
     fn up(&self, sites: &Sites) -> anyhow::Result<Running> {
@@ -53,7 +57,7 @@ impl Contender for OpenVpn {
                 machine.address, other.address
             );
             running.write(&format!("{ns}.conf"), &config)?;
-            let mut command = running.command(machine, "openvpn");
+            let mut command = running.command(machine.namespace, "openvpn");
             command.args(["--config", &format!("{ns}.conf")]);
             running.start(ns, &mut command)?;
         }
@@ -61,10 +65,11 @@ impl Contender for OpenVpn {
     }
 }
 
-/// Makes a key and a certificate for two days, and gives the certificate's SHA-256 fingerprint.
+/// Makes a key and a certificate for two days. Returns the certificate's SHA-256 fingerprint.
 fn certificate(running: &Running, name: &str) -> anyhow::Result<String> {
     let words = format!(
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.crt"
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
+         -subj /CN={name} -keyout {name}.key -out {name}.crt"
     );
     let openssl = |words: &str| {
         output(

@@ -5,8 +5,12 @@ use std::process::Command;
 use anyhow::Context as _;
 
 use super::{
-    contender::{Contender, Running, lacks},
-    sites::{EAST, Layer, Machine, Sites, WEST, output},
+    contender::Contender,
+    sites::{EAST, Layer, Machine, Sites, WEST},
+};
+use crate::rig::{
+    command::{lacks, output},
+    process::Running,
 };
 
 /// Two `vpnserver`s, scripted by `vpncmd`.
@@ -15,7 +19,7 @@ pub struct SoftEther;
 const SERVER: &str = "/usr/libexec/softether/vpnserver/vpnserver";
 const CMD: &str = "/usr/libexec/softether/vpncmd/vpncmd";
 const PORT: u16 = 5555;
-/// Where a Debian vpnserver keeps its lock, configuration and logs, below `softether`, whatever its name.
+/// Directories in which Debian's vpnserver keeps its lock, configuration and logs, below `softether`.
 const STATE: [&str; 3] = ["/run", "/var/lib", "/var/log"];
 
 impl Contender for SoftEther {
@@ -28,17 +32,17 @@ impl Contender for SoftEther {
     }
 
     fn missing(&self) -> Option<String> {
-        lacks(&[SERVER, CMD, "unshare", "openssl"])
+        lacks("encrypted", &[SERVER, CMD, "unshare", "openssl"])
     }
 
     fn up(&self, sites: &Sites) -> anyhow::Result<Running> {
         let mut running = Running::new()?;
-        // The server forks a process that outlives it: both end with their pid namespace. The machine's
-        // own server, if it has one, keeps its state: ours see empty directories in its place.
+        // The server forks a process that outlives it; both end with their PID namespace. Empty
+        // directories hide the state of a server that this machine may have.
         let over = STATE.map(|d| format!("mount -t tmpfs tmpfs {d} && mkdir {d}/softether"));
         let script = format!("{} && exec {SERVER} execsvc", over.join(" && "));
         for machine in [EAST, WEST] {
-            let mut command = running.command(machine, "unshare");
+            let mut command = running.command(machine.namespace, "unshare");
             command.args([
                 "--mount",
                 "--pid",
@@ -54,7 +58,8 @@ impl Contender for SoftEther {
         let tap =
             |machine: Machine| format!("BridgeCreate DEFAULT /DEVICE:{} /TAP:yes", short(machine));
         let east = format!(
-            "{}\nHub DEFAULT\nUserCreate west /GROUP:none /REALNAME:none /NOTE:none\nUserPasswordSet west /PASSWORD:{password}\n",
+            "{}\nHub DEFAULT\nUserCreate west /GROUP:none /REALNAME:none /NOTE:none\n\
+             UserPasswordSet west /PASSWORD:{password}\n",
             tap(EAST)
         );
         let west = format!(
@@ -84,11 +89,11 @@ fn short(machine: Machine) -> &'static str {
 }
 
 fn vpncmd(running: &Running, machine: Machine, arg: &str) -> anyhow::Result<String> {
-    let mut command = running.command(machine, CMD);
+    let mut command = running.command(machine.namespace, CMD);
     output(command.args([&format!("127.0.0.1:{PORT}"), "/SERVER", arg]))
 }
 
-/// Waits until the server takes commands.
+/// Waits until the server accepts commands.
 fn await_server(running: &Running, machine: Machine) -> anyhow::Result<()> {
     let mut result = Ok(String::new());
     for _ in 0..20 {
@@ -99,5 +104,5 @@ fn await_server(running: &Running, machine: Machine) -> anyhow::Result<()> {
         lab::interrupt::check()?;
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
-    result.map(drop).context("the server takes no commands")
+    result.map(drop).context("the server accepts no commands")
 }

@@ -1,8 +1,12 @@
 //! tinc 1.0 as a switch, with its own default cipher.
 
 use super::{
-    contender::{Contender, Running, lacks},
-    sites::{EAST, Layer, PAIR, Sites, WEST, output},
+    contender::Contender,
+    sites::{EAST, Layer, PAIR, Sites, WEST},
+};
+use crate::rig::{
+    command::{lacks, output},
+    process::Running,
 };
 
 /// `tincd` in `Mode = switch`, its tap devices bridged.
@@ -18,7 +22,7 @@ impl Contender for Tinc {
     }
 
     fn missing(&self) -> Option<String> {
-        lacks(&["tincd"])
+        lacks("encrypted", &["tincd"])
     }
 
     fn up(&self, sites: &Sites) -> anyhow::Result<Running> {
@@ -36,7 +40,8 @@ impl Contender for Tinc {
                 ),
             )?;
             let file = format!("hosts/{name}");
-            // The link takes whole frames; while tinc finds that out, for seconds, they go by TCP.
+            // The link carries whole frames. tinc would send them over TCP for the seconds that its own
+            // discovery takes.
             running.write(
                 &format!("{name}/{file}"),
                 &format!("Address = {}\nPMTUDiscovery = no\n", machine.address),
@@ -44,7 +49,7 @@ impl Contender for Tinc {
             // Adds the public key to our host file.
             output(
                 running
-                    .command(machine, "tincd")
+                    .command(machine.namespace, "tincd")
                     .args(["-c", name, "-K", "2048"]),
             )?;
         }
@@ -57,7 +62,7 @@ impl Contender for Tinc {
         }
         for machine in [EAST, WEST] {
             let name = short(machine.namespace);
-            let mut command = running.command(machine, "tincd");
+            let mut command = running.command(machine.namespace, "tincd");
             command.args(["-c", name, "-D", "-d1", &format!("--pidfile={name}.pid")]);
             running.start(name, &mut command)?;
             sites.await_link(machine, machine.tunnel)?;
@@ -67,7 +72,7 @@ impl Contender for Tinc {
     }
 }
 
-/// tinc's names hold no hyphen.
+/// A name without a hyphen, which tinc does not accept.
 fn short(namespace: &str) -> &str {
     namespace.strip_prefix("cwe-").unwrap_or(namespace)
 }

@@ -5,8 +5,12 @@ use std::process::Command;
 use anyhow::Context as _;
 
 use super::{
-    contender::{Contender, Running, find, lacks},
-    sites::{EAST, Layer, Machine, PAIR, Sites, WEST, output},
+    contender::Contender,
+    sites::{EAST, Layer, Machine, PAIR, Sites, WEST},
+};
+use crate::rig::{
+    command::{find, lacks, output},
+    process::Running,
 };
 
 /// A program that makes a WireGuard device in user space.
@@ -20,7 +24,7 @@ pub const GO: WireGuard = WireGuard {
     program: "wireguard-go",
     args: &[],
 };
-/// `boringtun-cli` (Rust), with its own number of threads.
+/// `boringtun-cli` (Rust), with its default number of threads.
 pub const BORINGTUN: WireGuard = WireGuard {
     program: "boringtun-cli",
     args: &["--foreground", "--disable-drop-privileges"],
@@ -38,7 +42,7 @@ impl Contender for WireGuard {
     }
 
     fn missing(&self) -> Option<String> {
-        lacks(&[self.program, "wg"])
+        lacks("encrypted", &[self.program, "wg"])
     }
 
     fn up(&self, sites: &Sites) -> anyhow::Result<Running> {
@@ -46,7 +50,7 @@ impl Contender for WireGuard {
         let program = find(self.program).context("the program")?;
         let mut public = Vec::new();
         for machine in [WEST, EAST] {
-            let mut command = running.command(machine, &program);
+            let mut command = running.command(machine.namespace, &program);
             command
                 .args(self.args)
                 .arg(machine.tunnel)
@@ -58,12 +62,13 @@ impl Contender for WireGuard {
         public.reverse();
         for ((machine, other), public) in PAIR.into_iter().zip(public) {
             let words = format!(
-                "set {} listen-port {PORT} private-key {}.key peer {public} endpoint {}:{PORT} allowed-ips {}",
+                "set {} listen-port {PORT} private-key {}.key peer {public} \
+                 endpoint {}:{PORT} allowed-ips {}",
                 machine.tunnel, machine.namespace, other.address, other.network
             );
             output(
                 running
-                    .command(machine, "wg")
+                    .command(machine.namespace, "wg")
                     .args(words.split_whitespace()),
             )?;
             sites.route(machine, other)?;
@@ -72,7 +77,7 @@ impl Contender for WireGuard {
     }
 }
 
-/// Makes a private key, and gives the public one.
+/// Makes a private key. Returns the public key.
 fn key(running: &Running, machine: Machine) -> anyhow::Result<String> {
     let file = format!("{}.key", machine.namespace);
     let private = output(Command::new("wg").arg("genkey"))?;

@@ -1,4 +1,4 @@
-//! Who relays.
+//! The relays that are compared.
 
 use std::{
     net::{SocketAddrV4, TcpStream, UdpSocket},
@@ -14,44 +14,48 @@ use gateway_client::{
     wire::{CircuitId, Key, Side},
 };
 
-use crate::encrypted::{
-    contender::{Role, Running, find},
-    sites::{command, exec, output},
+use crate::{
+    report::figures::Role,
+    rig::{
+        command::{command, exec, lacks, output},
+        netns::within,
+        process::Running,
+    },
 };
 
 use super::{
-    sites::{BACKEND, BACKEND_IP, CLIENT, CLIENT_IP, RELAY, RELAY_INNER_IP, RELAY_IP, within},
+    sites::{BACKEND, BACKEND_IP, CLIENT, CLIENT_IP, RELAY, RELAY_INNER_IP, RELAY_IP},
     turn,
 };
 
-/// Where clients come to, TCP and UDP.
+/// The relay's port, TCP and UDP.
 const PORT: u16 = 6180;
-/// Where the client's datagrams are from.
+/// Source port of the client's datagrams.
 pub const CLIENT_PORT: u16 = 4000;
-/// Where they go.
+/// UDP port of the backend.
 pub const END_PORT: u16 = 9000;
-/// The backend's, TCP.
+/// TCP port of the backend.
 pub const BACKEND_PORT: u16 = 9443;
-/// The server that clients name.
+/// Server name in the TLS hello.
 pub const NAME: &str = "gateway.example.net";
-/// How long a contender may take to come up.
+/// Time that a contender has to start.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A circuit, and the keys of its sides.
+/// A circuit and the keys of its sides.
 const CIRCUIT: u64 = 0x3f9a_1c02_77d1_e05b;
 const KEYS: [&str; 2] = [
     "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
     "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=",
 ];
-/// Where nginx's package puts it.
+/// Path of nginx's stream module in Debian's package.
 const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
-/// Something that relays.
+/// A relay, or a floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contender {
-    /// The kernel forwards packets: what the topology costs without a relay.
+    /// The kernel forwards packets: the cost of the topology without a relay.
     Forward,
-    /// `causeway-gateway`, all of it in userspace.
+    /// `causeway-gateway`, all of it in user space.
     Gateway,
     /// `causeway-gateway` with its circuits in XDP.
     GatewayXdp,
@@ -65,15 +69,15 @@ pub enum Contender {
     Haproxy,
 }
 
-/// Datagrams that are relayed: what the client sends, and where.
+/// What the client has to send so that its datagrams are relayed.
 pub struct Relayed {
-    /// Before the payload.
+    /// The header in front of the payload, by the length of both in bytes.
     pub head: fn(usize) -> Vec<u8>,
-    /// Bytes of it that do not arrive.
+    /// Bytes of the header that do not arrive.
     pub spent: usize,
-    /// To.
+    /// Destination.
     pub to: SocketAddrV4,
-    /// Of both ends, so that none is closed.
+    /// Sockets of both ends, kept open.
     pub _sockets: [UdpSocket; 2],
 }
 
@@ -102,7 +106,7 @@ impl Contender {
         }
     }
 
-    /// What it is there for.
+    /// Its role in the comparison.
     pub const fn role(self) -> Role {
         match self {
             Self::Forward => Role::Floor,
@@ -116,7 +120,7 @@ impl Contender {
         !matches!(self, Self::Haproxy)
     }
 
-    /// Whether it relays connections by the server that they name.
+    /// Whether it relays connections by the server name in their TLS hello.
     pub const fn has_tcp(self) -> bool {
         matches!(
             self,
@@ -124,12 +128,12 @@ impl Contender {
         )
     }
 
-    /// Whether what it sends leaves by XDP: then only XDP sees it arrive.
+    /// Whether it sends by XDP. Then only an XDP program sees its frames arrive.
     pub const fn sends_by_xdp(self) -> bool {
         matches!(self, Self::GatewayXdp)
     }
 
-    /// Why it cannot take part on this machine.
+    /// The reason why it cannot run on this machine.
     pub fn missing(self) -> Option<String> {
         let needed: &[&str] = match self {
             Self::Forward => &[],
@@ -139,13 +143,10 @@ impl Contender {
             Self::Socat => &["socat"],
             Self::Haproxy => &["haproxy"],
         };
-        let absent = needed.iter().find(|program| find(program).is_none())?;
-        Some(format!(
-            "{absent} is not installed; `cargo xtask bench relay` installs it as root on Debian"
-        ))
+        lacks("relay", needed)
     }
 
-    /// Why the gateway does not run with its configuration.
+    /// The reason why the gateway refuses its configuration.
     fn gateway_refuses(self) -> Option<String> {
         let checked = || -> anyhow::Result<()> {
             let object = object();
@@ -161,9 +162,11 @@ impl Contender {
             let output = check
                 .output()
                 .with_context(|| format!("start {}", gateway().display()))?;
-            let said = [output.stdout, output.stderr].concat();
-            let said = String::from_utf8_lossy(&said).trim().replace('\n', " / ");
-            ensure!(output.status.success(), "not available: {said}");
+            let message = [output.stdout, output.stderr].concat();
+            let message = String::from_utf8_lossy(&message)
+                .trim()
+                .replace('\n', " / ");
+            ensure!(output.status.success(), "not available: {message}");
             Ok(())
         };
         checked().err().map(|error| format!("{error:#}"))
@@ -188,7 +191,7 @@ impl Contender {
             socket(running).display()
         );
         running.write(CONFIG, &text)?;
-        // It has keys.
+        // The file contains keys.
         let path = running.directory().join(CONFIG);
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         Ok(())
@@ -223,15 +226,17 @@ impl Contender {
                 start
             }
             Self::Nginx => {
-                // As its manual has it, a worker for each processor, each with sockets of its own.
+                // As its manual recommends: one worker per processor, each with its own sockets.
                 let text = format!(
                     "load_module {NGINX_STREAM};\ndaemon off;\nuser root;\nworker_processes auto;\n\
                      pid {};\nerror_log {} error;\n\
                      events {{ worker_connections 20000; }}\n\
                      stream {{\n\
                      map $ssl_preread_server_name $to {{ {NAME} {BACKEND_IP}:{BACKEND_PORT}; }}\n\
-                     server {{ listen {PORT} reuseport backlog=4096; ssl_preread on; proxy_pass $to; proxy_timeout 600s; proxy_buffer_size 64k; }}\n\
-                     server {{ listen {PORT} udp reuseport; proxy_pass {BACKEND_IP}:{END_PORT}; proxy_timeout 600s; }}\n\
+                     server {{ listen {PORT} reuseport backlog=4096; ssl_preread on; \
+                     proxy_pass $to; proxy_timeout 600s; proxy_buffer_size 64k; }}\n\
+                     server {{ listen {PORT} udp reuseport; proxy_pass {BACKEND_IP}:{END_PORT}; \
+                     proxy_timeout 600s; }}\n\
                      }}\n",
                     path("nginx.pid"),
                     path("nginx-error.log"),
@@ -253,7 +258,8 @@ impl Contender {
             Self::Haproxy => {
                 let text = format!(
                     "global\n maxconn 4000\n\
-                     defaults\n mode tcp\n timeout connect 3s\n timeout client 600s\n timeout server 600s\n option splice-auto\n\
+                     defaults\n mode tcp\n timeout connect 3s\n timeout client 600s\n \
+                     timeout server 600s\n option splice-auto\n\
                      frontend f\n bind :{PORT} backlog 4096\n tcp-request inspect-delay 5s\n\
                      \x20tcp-request content accept if {{ req.ssl_hello_type 1 }}\n\
                      \x20use_backend b if {{ req.ssl_sni -i {NAME} }}\n\
@@ -270,7 +276,7 @@ impl Contender {
         Ok(running)
     }
 
-    /// Where its clients connect to.
+    /// The address to which clients connect.
     pub fn tcp(self) -> anyhow::Result<SocketAddrV4> {
         Ok(match self {
             Self::Forward => SocketAddrV4::new(BACKEND_IP.parse()?, BACKEND_PORT),
@@ -278,15 +284,15 @@ impl Contender {
         })
     }
 
-    /// Waits until connections are taken.
+    /// Waits until it accepts connections.
     pub fn await_tcp(self) -> anyhow::Result<()> {
         let to = self.tcp()?;
-        until("takes connections", || {
+        until("accepts connections", || {
             Ok(within(CLIENT, || Ok(TcpStream::connect(to)?)).is_ok())
         })
     }
 
-    /// Makes the way for datagrams, and waits until one has come through.
+    /// Sets up the relaying of datagrams, and waits until one arrives.
     pub fn relay(self) -> anyhow::Result<Relayed> {
         let socket = |namespace, ip: &str, port| {
             let address: SocketAddrV4 = format!("{ip}:{port}").parse()?;
@@ -322,11 +328,11 @@ impl Contender {
         let bytes = 64;
         let mut datagram = head(bytes);
         datagram.resize(bytes, 0x5a);
-        let mut heard = [0; 2048];
+        let mut buffer = [0; 2048];
         until("relays a datagram", || {
-            // Refused: it does not listen yet.
+            // An error says that it does not listen yet.
             let _ = client.send_to(&datagram, to);
-            match end.recv(&mut heard) {
+            match end.recv(&mut buffer) {
                 Ok(_) => Ok(true),
                 Err(error) if turn::is_patient(&error) => Ok(false),
                 Err(error) => Err(error.into()),
@@ -343,7 +349,7 @@ impl Contender {
 
 const CONFIG: &str = "relay.conf";
 
-/// The program under test.
+/// The gateway program.
 fn gateway() -> PathBuf {
     std::env::var_os("CAUSEWAY_GATEWAY").map_or_else(
         || PathBuf::from("target/release/causeway-gateway"),
@@ -351,18 +357,18 @@ fn gateway() -> PathBuf {
     )
 }
 
-/// Its program for circuits.
+/// The object with the gateway's XDP program.
 fn object() -> PathBuf {
     let path = lab::Paths::find().gateway_bpf_object;
     std::path::absolute(&path).unwrap_or(path)
 }
 
-/// Where it listens for commands.
+/// The gateway's control socket.
 fn socket(running: &Running) -> PathBuf {
     running.directory().join("gateway.sock")
 }
 
-/// Frames that its program for circuits carried.
+/// Frames that the gateway's XDP program has carried.
 pub fn carried(running: &Running) -> anyhow::Result<u64> {
     let mut status = Command::new(gateway());
     status.args(["status", "--json", "--socket"]);
@@ -370,14 +376,18 @@ pub fn carried(running: &Running) -> anyhow::Result<u64> {
     let status: serde_json::Value = serde_json::from_str(&text)?;
     let xdp = &status["circuits"]["xdp"];
     let carried = xdp["frames"]["carried"].as_u64();
-    carried.with_context(|| format!("frames that XDP carried are not in {xdp}"))
+    carried.with_context(|| format!("the status has no count of carried frames: {xdp}"))
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
     let begun = Instant::now();
     while !holds()? {
         lab::interrupt::check()?;
-        ensure!(begun.elapsed() < PATIENCE, "it never {what}");
+        ensure!(
+            begun.elapsed() < PATIENCE,
+            "within {} s it never {what}",
+            PATIENCE.as_secs()
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
@@ -396,7 +406,7 @@ fn bind(socket: &UdpSocket, to: SocketAddrV4, side: Side) -> anyhow::Result<()> 
     until("binds an end", || {
         let mut word = end.bind(clock());
         loop {
-            // Refused: it does not listen yet.
+            // An error says that it does not listen yet.
             let _ = socket.send_to(&word, to);
             let Ok(bytes) = socket.recv(&mut heard) else {
                 return Ok(false);

@@ -1,7 +1,7 @@
-//! Datagrams through a relay: frames made in the client's kernel, counted where they arrive.
+//! Datagrams through a relay: an XDP program makes them at the client, and they are counted on arrival.
 //!
-//! The generator, an XDP program in long calls, makes more than any relay takes, so it is not the limit. A relay that is
-//! flooded may carry less than it can: rates that it is offered are tried as well, and the best counts.
+//! The generator makes more than any relay carries, so it is not the limit. A flooded relay may carry less
+//! than it can, so several offered rates are tried, and the best result counts.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -17,63 +17,66 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{
-    around::Around,
-    encrypted::{contender::Running, sites::exec},
+use crate::rig::{
+    command::exec,
+    netns::{drop_arrivals, enter, within},
+    process::Running,
+    programs::BenchPrograms,
 };
 
 use super::{
     contender::{CLIENT_PORT, Contender, END_PORT, Relayed, carried},
-    sites::{BACKEND, C0, C0_INDEX, CLIENT, CLIENT_IP, G0, RELAY, enter, within},
+    sites::{BACKEND, C0, C0_INDEX, CLIENT, CLIENT_IP, G0, RELAY},
 };
 
-/// What is offered.
+/// The offered load.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Offer {
-    /// As many frames as so many processors can make.
+    /// As many frames as this number of processors can make.
     Flood(usize),
-    /// So many a second, made by one.
+    /// Frames per second, made by one processor.
     Rate(f64),
 }
 
-/// Rates that are tried first, frames a second; then what lies above the best of them.
+/// Rates that are tried first, frames per second.
 const RATES: [f64; 4] = [1600e3, 800e3, 400e3, 200e3];
-/// How far above: less than it carried it cannot carry more of.
+/// Then rates above the best result, as multiples of it.
 const ABOVE: [f64; 2] = [1.2, 1.4];
-/// Frames of a call.
+/// Frames per call.
 const CALL: u32 = 1 << 20;
-/// Frames of Ethernet, IPv4 and UDP before the payload, bytes.
+/// Headers of Ethernet, IPv4 and UDP, bytes.
 const HEADERS: usize = 42;
-/// Of IPv4 and UDP, bytes.
+/// Headers of IPv4 and UDP, bytes.
 const L3_HEADERS: u64 = 28;
-/// Before counting begins.
+/// Time before counting starts.
 const WARM_UP: Duration = Duration::from_millis(250);
-/// While counting.
+/// Time of counting.
 const COUNTED: Duration = Duration::from_millis(750);
 
-/// What arrived.
+/// The best result.
 #[derive(Clone, Copy, Debug)]
 pub struct Best {
-    /// Frames a second that arrived.
+    /// Frames per second that arrived.
     pub received: f64,
-    /// Of so many a second that were sent.
+    /// Frames per second that were sent.
     pub sent: f64,
 }
 
-/// The programs that see what arrives.
+/// The programs that count arrivals.
 pub struct Arrivals {
-    sink: Around,
-    /// On the backend's link, where the contender sends by XDP.
+    sink: BenchPrograms,
+    /// The program on the backend's link, if the contender sends by XDP.
     far: Option<XdpLinkId>,
 }
 
 impl Arrivals {
-    /// Makes the links ready for a contender that is not up yet: the gateway asks the kernel but once whether a veth takes what XDP
-    /// sends, and it does with a program at its peer. That one passes everything on, for what is established first.
+    /// Prepares the links before the contender starts. The gateway asks the kernel once whether a veth
+    /// accepts XDP frames, which it does if its peer has a program. That program passes everything, so
+    /// that the set-up works.
     pub fn prepare(contender: Contender) -> anyhow::Result<Self> {
-        let mut sink = Around::load()?;
+        let mut sink = BenchPrograms::load()?;
         let pass = sink.program("pass")?;
-        // The generator's, too.
+        // The generator's link needs a program too.
         within(CLIENT, || {
             pass.attach("c0", XdpMode::Driver)?;
             Ok(())
@@ -81,7 +84,7 @@ impl Arrivals {
         let mut far = None;
         if contender.sends_by_xdp() {
             for (namespace, link) in [(CLIENT, "c0"), (BACKEND, "b0")] {
-                // XDP does not finish a checksum that the stack left to the NIC.
+                // XDP does not complete a checksum that the stack left to the NIC.
                 exec(namespace, &format!("ethtool -K {link} tx off"))?;
             }
             let pass = sink.program("pass")?;
@@ -90,25 +93,30 @@ impl Arrivals {
         Ok(Self { sink, far })
     }
 
-    /// From now on what arrives is counted and dropped.
+    /// Counts and drops arrivals from now on.
     fn count(&mut self) -> anyhow::Result<()> {
         if let Some(far) = self.far.take() {
-            // In one step: never is there no program.
+            // Replaces the program atomically, so that the link never lacks one.
             let link = self.sink.program("pass")?.take_link(far)?;
             self.sink.program("sink")?.attach_to_link(link)?;
             return Ok(());
         }
-        // So that the generator's frames wake the receiver; the kernel's stack does the rest.
+        // The program makes the generator's frames wake the receiver; the kernel's stack does the rest.
         within(RELAY, || {
             let pass = self.sink.program("pass")?;
             pass.attach("g0", XdpMode::Driver)?;
             Ok(())
         })?;
-        swallow()
+        drop_arrivals(
+            BACKEND,
+            "b0",
+            &format!("udp dport {END_PORT} counter drop;"),
+        )
     }
 }
 
-/// Sends frames of so many bytes from the Ethernet header on, and gives for each the best that arrived of all rates that were offered.
+/// Sends frames of the given sizes (bytes from the Ethernet header on). Returns the best result of all
+/// offered rates for each size.
 pub fn best<const N: usize>(
     contender: Contender,
     running: &Running,
@@ -116,7 +124,7 @@ pub fn best<const N: usize>(
     sizes: [usize; N],
 ) -> anyhow::Result<[Best; N]> {
     let relayed = contender.relay()?;
-    let mut generator = Around::load()?;
+    let mut generator = BenchPrograms::load()?;
     arrivals.count()?;
     let mut all = [Best {
         received: 0.0,
@@ -133,13 +141,13 @@ pub fn best<const N: usize>(
             }
         };
         generator.templates(std::slice::from_ref(&packet))?;
-        let mut try_it = |what: Offer, best: &mut Best| {
+        let mut attempt = |what: Offer, best: &mut Best| {
             let found = offer(&mut generator, &packet, what, &arrived)?;
             if let Offer::Rate(rate) = what
                 && found.sent < rate * 0.9
             {
                 eprintln!(
-                    "  {bytes} B: {:.0} a second were sent where {rate:.0} were to be",
+                    "  {bytes} B: {:.0} frames per second were sent instead of {rate:.0}",
                     found.sent
                 );
             }
@@ -149,34 +157,34 @@ pub fn best<const N: usize>(
             anyhow::Ok(lab::interrupt::check()?)
         };
         for processors in (1..=processors()?).rev() {
-            try_it(Offer::Flood(processors), best)?;
+            attempt(Offer::Flood(processors), best)?;
         }
-        // What cannot be made at that rate is no offer, and what is less than what was carried neither.
+        // A rate that the generator cannot make, or that is below the best result, is not offered.
         for rate in RATES {
             if (best.received..best.sent).contains(&rate) {
-                try_it(Offer::Rate(rate), best)?;
+                attempt(Offer::Rate(rate), best)?;
             }
         }
         let carried = best.received;
         for rate in ABOVE.map(|part| part * carried) {
             if rate < best.sent && rate > best.received {
-                try_it(Offer::Rate(rate), best)?;
+                attempt(Offer::Rate(rate), best)?;
             }
         }
-        ensure!(best.received > 1.0, "of {bytes} B nothing arrived");
+        ensure!(best.received > 1.0, "no frame of {bytes} B arrived");
     }
     if contender.sends_by_xdp() {
         let (sunk, carried) = (arrivals.sink.sunk()?, carried(running)?);
-        // User space sends as well, and slower: it would go unseen.
+        // If user space carried them instead, the figure would be of another path.
         ensure!(
             carried >= sunk / 100 * 99,
-            "XDP carried {carried} of the {sunk} that arrived"
+            "XDP carried only {carried} of the {sunk} frames that arrived"
         );
     }
     Ok(all)
 }
 
-/// The client's frame.
+/// The client's frame, `bytes` long.
 fn packet(relayed: &Relayed, bytes: usize) -> anyhow::Result<Vec<u8>> {
     let length = bytes.checked_sub(HEADERS).context("a longer frame")?;
     let mut payload = (relayed.head)(length);
@@ -187,7 +195,7 @@ fn packet(relayed: &Relayed, bytes: usize) -> anyhow::Result<Vec<u8>> {
 }
 
 fn offer(
-    generator: &mut Around,
+    generator: &mut BenchPrograms,
     packet: &[u8],
     what: Offer,
     arrived: &dyn Fn() -> anyhow::Result<u64>,
@@ -205,10 +213,11 @@ fn offer(
                     enter(CLIENT)?;
                     let mut this = CpuSet::new();
                     this.set(processor)?;
-                    sched_setaffinity(Pid::from_raw(0), &this).context("stay on a processor")?;
+                    sched_setaffinity(Pid::from_raw(0), &this)
+                        .context("pin this thread to a processor")?;
                     while !stop.load(Ordering::Relaxed) {
                         match generator.paced(packet, C0_INDEX, CALL) {
-                            // A child of the process ended; what was sent is counted.
+                            // SIGCHLD interrupted the call; sent frames are counted.
                             Err(error) if is_interrupted(&error) => {}
                             done => done?,
                         }
@@ -247,29 +256,19 @@ fn is_interrupted(error: &anyhow::Error) -> bool {
     })
 }
 
-/// How many there are.
+/// Number of processors.
 fn processors() -> anyhow::Result<usize> {
     Ok(thread::available_parallelism()?.get())
 }
 
-/// Drops what arrives at the backend, as early as the kernel can, and counts it.
-fn swallow() -> anyhow::Result<()> {
-    let text = format!(
-        "table netdev t {{ chain c {{ type filter hook ingress device b0 priority 0; policy drop; udp dport {END_PORT} counter drop; }}; }}\n"
-    );
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), text)?;
-    exec(BACKEND, &format!("nft -f {}", file.path().display())).map(drop)
-}
-
-/// Datagrams with so many bytes that the backend's link received.
+/// Datagrams with `payload` bytes that the backend's link has received.
 fn received(payload: u64) -> anyhow::Result<u64> {
     let text = exec(BACKEND, "nft -j list table netdev t")?;
-    datagrams(&text, payload).context("the counter of nftables")
+    datagrams(&text, payload).context("read the nftables counter")
 }
 
-/// Datagrams that a counter counted. It counts packets and the bytes from the IP header on; one packet may be several
-/// datagrams that were not split yet.
+/// Datagrams by an nftables counter, which counts packets and their bytes from the IP header on. One
+/// packet may contain several datagrams that the kernel has not split yet.
 fn datagrams(text: &str, payload: u64) -> Option<u64> {
     let json: serde_json::Value = serde_json::from_str(text).ok()?;
     let rules = json["nftables"].as_array()?.iter();
@@ -286,10 +285,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_not_split_yet_counts_as_what_it_is() {
+    fn unsplit_super_frames_count_as_their_datagrams() {
         let text = r#"{"nftables": [{"metainfo": {}}, {"rule": {"expr": [
             {"match": {}}, {"counter": {"packets": 3, "bytes": 1492}}, {"drop": null}]}}]}"#;
-        // One of 62, and two alone.
+        // One packet of 62 datagrams, and two of one.
         assert_eq!(datagrams(text, 22), Some(64));
         assert_eq!(datagrams("{}", 22), None);
     }

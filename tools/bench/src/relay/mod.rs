@@ -1,7 +1,7 @@
-//! Through the gateway, beside other relays: datagrams of circuits and connections by the server that they name.
+//! Datagrams of circuits, and connections by server name, through the gateway, against other relays.
 //!
-//! For: the same client, backend, links and loads for every contender, in turn within each run. Never: traffic outside
-//! the namespaces `cwrel-*`, or a contender that is left out in silence.
+//! For: the same client, backend, links and loads for every contender, in turn within each run. Never:
+//! traffic outside the namespaces `cwrel-*`, or a contender that is left out without a message.
 //!
 //! ```text
 //!   run ─▶ wire-like | offloads on ─▶ each contender:
@@ -18,13 +18,15 @@ mod turn;
 use anyhow::Context as _;
 
 use crate::{
-    encrypted::{
-        Figures, Median,
-        contender::{Role, Running},
-        measure::{self, QUIET_ENOUGH},
-        sites::Sending,
+    report::{
+        Aim, Report,
+        figures::{Figures, Median, Role},
     },
-    report::{Aim, Report},
+    rig::{
+        cpu::{self, QUIET_ENOUGH},
+        offloads::Offloads,
+        process::Running,
+    },
 };
 
 use self::{contender::Contender, datagrams::Arrivals, sites::Sites, streams::Backend};
@@ -48,7 +50,7 @@ fn tcp_case(streams: usize) -> String {
     format!("TCP, {streams} streams").replace("1 streams", "1 stream")
 }
 
-/// What a contender is asked to carry.
+/// The load on a contender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Load {
     Datagrams,
@@ -66,23 +68,23 @@ impl Load {
     }
 }
 
-/// Measures everything `runs` times, in turn; only contenders whose name has one of the words of `only` in it, which stand
-/// between commas; and of a word that names a load, only that.
+/// Measures every case `runs` times, the contenders in turn. `only` is a comma-separated list: a word that
+/// names a load restricts it to that load, any other to contenders whose name contains it.
 pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     lab::interrupt::install()?;
     let mut report = Report::new("relay");
     let words = || only.unwrap_or_default().split(',').map(str::trim);
     let is_load = |word: &str| Load::ALL.iter().any(|load| load.name() == word);
-    // Where none is named, all are.
+    // All, if none is named.
     let named = |name: &str| {
         let mut names = words().filter(|word| !is_load(word)).peekable();
         names.peek().is_none() || names.any(|word| name.contains(word))
     };
-    let loaded = |load: Load| {
+    let selected = |load: Load| {
         let mut loads = words().filter(|word| is_load(word)).peekable();
         loads.peek().is_none() || loads.any(|word| word == load.name())
     };
-    let mut taking_part: Vec<(Contender, Load)> = Vec::new();
+    let mut turns: Vec<(Contender, Load)> = Vec::new();
     for contender in Contender::ALL {
         if !named(contender.name()) {
             continue;
@@ -91,25 +93,25 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
             report.skip(contender.name(), why);
             continue;
         }
-        if contender.has_udp() && loaded(Load::Datagrams) {
-            taking_part.push((contender, Load::Datagrams));
+        if contender.has_udp() && selected(Load::Datagrams) {
+            turns.push((contender, Load::Datagrams));
         }
-        if contender.has_tcp() && loaded(Load::Connections) {
-            taking_part.push((contender, Load::Connections));
+        if contender.has_tcp() && selected(Load::Connections) {
+            turns.push((contender, Load::Connections));
         }
     }
-    // A load's contenders one after the other.
-    taking_part.sort_by_key(|(_, load)| *load != Load::Datagrams);
+    // All contenders of one load, then those of the other.
+    turns.sort_by_key(|(_, load)| *load != Load::Datagrams);
     let mut figures = Figures::default();
     for turn in 0..runs {
-        for sending in Sending::ALL {
-            taking_part.retain(|(contender, load)| {
+        for offloads in Offloads::ALL {
+            turns.retain(|(contender, load)| {
                 if lab::interrupt::check().is_err() {
                     return true;
                 }
-                let (name, mode) = (contender.name(), sending.name());
+                let (name, mode) = (contender.name(), offloads.name());
                 eprintln!("run {} of {runs}, {mode}: {name}, {load:?}", turn + 1);
-                match one(*contender, *load, sending, &mut figures) {
+                match one(*contender, *load, offloads, &mut figures) {
                     Ok(()) => true,
                     Err(_) if lab::interrupt::check().is_err() => true,
                     Err(error) => {
@@ -128,14 +130,14 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// All figures of one contender under one load.
+/// Measures all figures of one contender under one load.
 fn one(
     contender: Contender,
     load: Load,
-    sending: Sending,
+    offloads: Offloads,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let sites = Sites::raise(sending)?;
+    let sites = Sites::raise(offloads)?;
     let arrivals = match load {
         Load::Datagrams => Some(Arrivals::prepare(contender)?),
         Load::Connections => None,
@@ -144,7 +146,7 @@ fn one(
         Some(arrivals) => datagrams(contender, &sites, running, arrivals, figures),
         None => connections(contender, &sites, running, figures),
     };
-    let running = contender.up().context("it does not come up")?;
+    let running = contender.up().context("it does not start")?;
     measured(&running, figures)
         .map_err(|error| error.context(format!("its logs: {}", running.logs())))
 }
@@ -156,7 +158,7 @@ fn datagrams(
     arrivals: Arrivals,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let mode = sites.sending().name();
+    let mode = sites.offloads().name();
     let all = datagrams::best(contender, running, arrivals, FRAMES)?;
     for (bytes, best) in FRAMES.into_iter().zip(all) {
         let mut add = |case: String, value: f64| {
@@ -181,7 +183,7 @@ fn connections(
     running: &Running,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let mode = sites.sending().name();
+    let mode = sites.offloads().name();
     let mut add = |case: &str, unit, value| {
         let case = format!("{case}, {mode}");
         figures.add(case, contender.name(), contender.role(), unit, value);
@@ -189,11 +191,9 @@ fn connections(
     let hello = streams::hello()?;
     let backend = Backend::start(hello.len())?;
     contender.await_tcp()?;
-    let others = measure::others()?;
+    let others = cpu::others()?;
     add("busy before", "CPUs", others);
-    if others >= QUIET_ENOUGH {
-        eprintln!("  others use {others:.1} CPUs: CPU seconds are not counted, and rates suffer");
-    }
+    cpu::warn_if_busy(others);
     let [median, late] = streams::round_trip(contender, &hello)?;
     add(ROUND_TRIP, "us", median);
     add(ROUND_TRIP_99, "us", late);
@@ -216,7 +216,7 @@ fn connections(
     Ok(())
 }
 
-/// The ratios whose rows exist.
+/// Adds the ratios whose rows exist.
 fn ratios(medians: &[Median], report: &mut Report) {
     let of = |case: &str, contender: Contender| {
         medians
@@ -224,8 +224,8 @@ fn ratios(medians: &[Median], report: &mut Report) {
             .find(|m| m.case == case && m.contender == contender.name())
             .map(|m| m.value)
     };
-    for sending in Sending::ALL {
-        let mode = sending.name();
+    for offloads in Offloads::ALL {
+        let mode = offloads.name();
         for bytes in FRAMES {
             let case = format!("{}, {mode}", udp_case(bytes));
             let best = medians
@@ -274,9 +274,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ours_is_beside_the_best_relay_of_datagrams_and_beside_haproxy() {
+    fn causeway_is_compared_to_the_best_datagram_relay_and_to_haproxy() {
         let mut figures = Figures::default();
-        let wire = Sending::WireLike.name();
+        let wire = Offloads::Off.name();
         for (case, contender, value) in [
             (udp_case(64), Contender::Forward, 900.0),
             (udp_case(64), Contender::Socat, 20.0),

@@ -1,11 +1,11 @@
-//! Connections through a relay that reads the server's name off the client's hello.
+//! Connections through a relay that reads the server name from the client's TLS hello.
 //!
-//! The client sends the hello of a TLS client as `rustls` makes it, then plain bytes: a relay sees no difference, and no cipher is
-//! measured. The backend reads the hello off each connection, then the byte that says what is wanted:
+//! The client sends a hello made by `rustls`, then plain bytes: a relay sees no difference, and no cipher is
+//! measured. The backend reads the hello, then a byte that selects its service:
 //!
 //! ```text
-//!   client ── hello, 'e' ─▶ relay ─▶ backend      answers a byte, then every byte with itself
-//!          ── hello, 'd' ─▶       ─▶              counts what comes until the end
+//!   client ── hello, 'e' ─▶ relay ─▶ backend      sends a byte, then echoes every byte
+//!          ── hello, 'd' ─▶       ─▶              counts bytes until the end
 //! ```
 
 use std::{
@@ -22,32 +22,36 @@ use std::{
 use anyhow::{Context as _, ensure};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
-use crate::encrypted::{contender::Running, measure::busy_seconds};
+use crate::rig::{
+    cpu::busy_seconds,
+    netns::{enter, within},
+    process::Running,
+};
 
 use super::{
     contender::{BACKEND_PORT, Contender, NAME},
-    sites::{BACKEND, BACKEND_IP, CLIENT, enter, within},
+    sites::{BACKEND, BACKEND_IP, CLIENT},
 };
 
-/// Threads of the backend: more than connections at a time.
+/// Threads of the backend: more than there are connections at any time.
 const BACKENDS: usize = 40;
-/// Clients that connect again and again.
+/// Clients that open one connection after the other.
 const CLIENTS: usize = 16;
-/// How long they do.
+/// Time for which they connect.
 const CONNECTING: Duration = Duration::from_secs(2);
-/// Connections that are made one after the other.
+/// Connections that a single client opens.
 const ALONE: usize = 1000;
-/// Words on one connection.
-const WORDS: usize = 3000;
-/// How long streams run before they are counted, and while they are.
+/// Bytes echoed on one connection.
+const ECHOES: usize = 3000;
+/// Time of streams before counting, and during it.
 const STREAMING: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(2500)];
-/// No wait is longer.
+/// Time-out of a read or write.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const ECHO: u8 = b'e';
 const DISCARD: u8 = b'd';
 
-/// The backend: ends when dropped.
+/// The backend. It ends when dropped.
 pub struct Backend {
     stop: Arc<AtomicBool>,
     received: Arc<AtomicU64>,
@@ -78,7 +82,7 @@ impl Backend {
             thread::spawn(move || {
                 while !AtomicBool::load(&stop, Ordering::Relaxed) {
                     if let Ok((stream, _)) = listener.accept() {
-                        // What goes wrong is the client's to tell.
+                        // The client reports errors.
                         let _ = serve(stream, hello, &received);
                     }
                 }
@@ -96,7 +100,7 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Each is woken by a connection that says nothing.
+        // An empty connection wakes each thread.
         for _ in 0..self.threads.len() {
             let address = self.address;
             let _ = within(BACKEND, || Ok(TcpStream::connect(address)?));
@@ -136,17 +140,17 @@ fn serve(mut stream: TcpStream, hello: usize, received: &AtomicU64) -> io::Resul
     }
 }
 
-/// A connection that has sent its hello and what it wants.
-fn connect(to: SocketAddrV4, hello: &[u8], wish: u8) -> io::Result<TcpStream> {
+/// Opens a connection and sends the hello and the service byte.
+fn connect(to: SocketAddrV4, hello: &[u8], service: u8) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(to)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(&[hello, &[wish]].concat())?;
+    stream.write_all(&[hello, &[service]].concat())?;
     Ok(stream)
 }
 
-/// A connection whose backend has answered, and how long that took.
+/// Opens a connection and waits for the backend's byte. Returns the time it took, too.
 fn answered(to: SocketAddrV4, hello: &[u8]) -> io::Result<(TcpStream, Duration)> {
     let begun = Instant::now();
     let mut stream = connect(to, hello, ECHO)?;
@@ -154,18 +158,18 @@ fn answered(to: SocketAddrV4, hello: &[u8]) -> io::Result<(TcpStream, Duration)>
     Ok((stream, begun.elapsed()))
 }
 
-/// What connections came to.
+/// Figures of connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Connections {
-    /// Made in a second, by many clients at once.
+    /// Connections per second, by many clients at once.
     pub rate: f64,
-    /// 99 of 100 were answered within: microseconds, with many at once.
+    /// 99th percentile of the time to the first byte, microseconds, with many at once.
     pub crowded: f64,
-    /// And one after the other.
+    /// The same with a single client.
     pub alone: f64,
 }
 
-/// Makes connections, each of which ends once its backend has answered.
+/// Opens connections and closes each after the backend's first byte.
 pub fn connections(contender: Contender, hello: &[u8]) -> anyhow::Result<Connections> {
     let to = contender.tcp()?;
     let alone = within(CLIENT, || {
@@ -205,37 +209,37 @@ pub fn connections(contender: Contender, hello: &[u8]) -> anyhow::Result<Connect
     })
 }
 
-/// Microseconds that a byte takes to the backend and back on a connection that stands: the median and the 99th percentile.
+/// Round-trip time of a byte on an open connection, microseconds: median and 99th percentile.
 pub fn round_trip(contender: Contender, hello: &[u8]) -> anyhow::Result<[f64; 2]> {
     let to = contender.tcp()?;
     let times = within(CLIENT, || {
         let (mut stream, _) = answered(to, hello)?;
         let mut times = Vec::new();
-        for word in 0..WORDS {
-            let (begun, sent) = (Instant::now(), word as u8);
-            let mut heard = [0];
+        for echo in 0..ECHOES {
+            let (begun, sent) = (Instant::now(), echo as u8);
+            let mut received = [0];
             stream.write_all(&[sent])?;
-            stream.read_exact(&mut heard)?;
+            stream.read_exact(&mut received)?;
             times.push(begun.elapsed());
-            ensure!(heard == [sent], "another byte came back");
+            ensure!(received == [sent], "the backend echoed another byte");
         }
         Ok(times)
     })?;
     Ok([percentile(times.clone(), 0.5)?, percentile(times, 0.99)?])
 }
 
-/// What streams came to.
+/// Figures of streams.
 #[derive(Clone, Copy, Debug)]
 pub struct Streams {
-    /// Gbit/s that the backend got.
+    /// Gbit/s at the backend.
     pub gigabits: f64,
-    /// CPU seconds of the machine a gigabyte (10⁹ bytes), less what it uses before the contender is up.
+    /// CPU seconds of the machine per gigabyte (10⁹ bytes), less what other processes use.
     pub cpu: f64,
-    /// CPU seconds of the contender's processes a gigabyte.
+    /// CPU seconds of the contender's processes per gigabyte.
     pub own_cpu: f64,
 }
 
-/// Sends on `count` connections as fast as it goes.
+/// Sends on `count` connections as fast as possible.
 pub fn streams(
     contender: Contender,
     hello: &[u8],
@@ -289,11 +293,11 @@ pub fn streams(
     })
 }
 
-/// The time within which a share of them lies, microseconds.
+/// A percentile of times, microseconds; `share` is from 0 to 1.
 fn percentile(mut times: Vec<Duration>, share: f64) -> anyhow::Result<f64> {
     times.sort();
     let at = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
-    let time = times.get(at).context("no time was taken")?;
+    let time = times.get(at).context("no time was measured")?;
     Ok(time.as_secs_f64() * 1e6)
 }
 

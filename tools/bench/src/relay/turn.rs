@@ -1,4 +1,4 @@
-//! As much of TURN as makes a channel through a server (RFC 8656, RFC 8489), without authentication.
+//! The part of TURN that opens a channel through a server (RFC 8656, RFC 8489), without authentication.
 
 use std::{
     io,
@@ -10,16 +10,16 @@ use anyhow::{Context as _, ensure};
 const COOKIE: u32 = 0x2112_a442;
 const ALLOCATE: u16 = 0x0003;
 const CHANNEL_BIND: u16 = 0x0009;
-/// What the type of an answer that grants has more.
+/// Bit in the type of a success response.
 const SUCCESS: u16 = 0x0100;
 const CHANNEL_NUMBER: u16 = 0x000c;
 const LIFETIME: u16 = 0x000d;
 const XOR_PEER_ADDRESS: u16 = 0x0012;
 const REQUESTED_TRANSPORT: u16 = 0x0019;
-/// The first of the numbers that a channel may have.
+/// The lowest channel number.
 const CHANNEL: u16 = 0x4000;
 
-/// Allocates an address at the server, and makes a channel from the socket to `peer`.
+/// Allocates an address at the server and binds a channel from the socket to `peer`.
 pub fn channel(socket: &UdpSocket, server: SocketAddrV4, peer: SocketAddrV4) -> anyhow::Result<()> {
     let attributes = [
         attribute(REQUESTED_TRANSPORT, &[17, 0, 0, 0]),
@@ -34,7 +34,7 @@ pub fn channel(socket: &UdpSocket, server: SocketAddrV4, peer: SocketAddrV4) -> 
     ask(socket, server, CHANNEL_BIND, &attributes.concat()).context("bind a channel")
 }
 
-/// What stands before `bytes` of data in a channel.
+/// The header in front of `bytes` of channel data.
 pub fn header(bytes: usize) -> Vec<u8> {
     [CHANNEL.to_be_bytes(), (bytes as u16).to_be_bytes()].concat()
 }
@@ -44,7 +44,7 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     [&kind.to_be_bytes()[..], &length.to_be_bytes(), value].concat()
 }
 
-/// An address as attributes have it: exclusive-or with the cookie.
+/// An address in the form of XOR-PEER-ADDRESS: exclusive-or with the magic cookie.
 fn xored(address: SocketAddrV4) -> Vec<u8> {
     let [high, low, ..] = COOKIE.to_be_bytes();
     let port = address.port() ^ u16::from_be_bytes([high, low]);
@@ -74,15 +74,18 @@ fn ask(
     let mut answer = [0; 1500];
     // The server may not listen yet.
     for _ in 0..50 {
-        // Refused, as the time before was.
+        // ICMP may have refused the attempt before.
         let _ = socket.send_to(&request, server);
         loop {
             match socket.recv(&mut answer) {
-                // To an earlier question, asked twice.
+                // An answer to an earlier request that was sent twice.
                 Ok(bytes) if bytes < 20 || answer[4..20] != request[4..20] => {}
                 Ok(_) => {
                     let found = u16::from_be_bytes([answer[0], answer[1]]);
-                    ensure!(found == kind | SUCCESS, "answered with {found:#06x}");
+                    ensure!(
+                        found == kind | SUCCESS,
+                        "the server answered with type {found:#06x}"
+                    );
                     return Ok(());
                 }
                 Err(error) if is_patient(&error) => break,
@@ -90,10 +93,10 @@ fn ask(
             }
         }
     }
-    anyhow::bail!("no answer")
+    anyhow::bail!("the server did not answer")
 }
 
-/// Whether it is worth to ask again.
+/// Whether the request should be sent again.
 pub fn is_patient(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -106,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_laid_out_as_the_rfcs_have_it() {
+    fn requests_have_the_layout_of_the_rfcs() {
         // RFC 5769 section 2.2 has 192.0.2.1:32853 in this form.
         let address = "192.0.2.1:32853".parse().unwrap();
         assert_eq!(xored(address), [0, 1, 0xa1, 0x47, 0xe1, 0x12, 0xa6, 0x43]);

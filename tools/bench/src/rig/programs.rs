@@ -1,4 +1,4 @@
-//! The programs that the benchmarks run around those under test.
+//! XDP programs of the benchmarks: they generate, restore, pass and count packets.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use aya::{
     programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 
-/// Packets that take turns.
+/// Packets that the programs send in turn.
 pub const TEMPLATES: usize = 256;
 const HEAD: usize = 128;
 
@@ -25,17 +25,17 @@ struct Template {
 // SAFETY: `repr(C)`, integers and bytes only, no padding.
 unsafe impl Pod for Template {}
 
-/// As in `bench-ebpf`: what each packet of the program `flows` is of.
+/// As in `bench-ebpf`: the flows of the program `flows`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Flows {
-    /// How many take turns.
+    /// Number of flows, sent in turn.
     pub count: u32,
-    /// Destination ports that take turns.
+    /// Number of destination ports, used in turn.
     pub ports: u32,
-    /// Source ports that take turns with each address.
+    /// Number of source ports used in turn with each address.
     pub per_address: u32,
-    /// 0: the destination address goes on; 1: the source address.
+    /// The address that changes: 0 for the destination, 1 for the source.
     pub which: u32,
 }
 
@@ -43,12 +43,12 @@ pub struct Flows {
 unsafe impl Pod for Flows {}
 
 /// The loaded programs.
-pub struct Around {
+pub struct BenchPrograms {
     object: Ebpf,
 }
 
-impl Around {
-    /// Loads them.
+impl BenchPrograms {
+    /// Loads the object that `CAUSEWAY_BENCH_BPF_OBJECT` names, or `target/bpf/bench.bpf.o`.
     pub fn load() -> anyhow::Result<Self> {
         let path = std::env::var_os("CAUSEWAY_BENCH_BPF_OBJECT")
             .map_or_else(|| PathBuf::from("target/bpf/bench.bpf.o"), PathBuf::from);
@@ -63,17 +63,17 @@ impl Around {
         Ok(Self { object })
     }
 
-    /// A program, to attach it.
+    /// A program, for attaching it.
     pub fn program(&mut self, name: &str) -> anyhow::Result<&mut Xdp> {
         program_mut(&mut self.object, name)
     }
 
-    /// The descriptor of one of these programs.
+    /// The file descriptor of a program.
     pub fn fd(&mut self, name: &str) -> anyhow::Result<ProgramFd> {
         Ok(self.program(name)?.fd()?.try_clone()?)
     }
 
-    /// Sets the packets that take turns; fewer than [`TEMPLATES`] are repeated.
+    /// Sets the packets that are sent in turn. Fewer than [`TEMPLATES`] are repeated.
     pub fn templates(&mut self, packets: &[Vec<u8>]) -> anyhow::Result<()> {
         let mut map: Array<_, Template> = self
             .object
@@ -94,8 +94,8 @@ impl Around {
         Ok(())
     }
 
-    /// Nanoseconds a packet that `restore` and then `next` take, over `repeat` packets that arrive on
-    /// `ifindex`; and the action that the last one ended with.
+    /// Runs `restore` and then `next` on `repeat` packets that arrive on `ifindex`. Returns nanoseconds
+    /// per packet and the XDP action of the last packet.
     pub fn cost(
         &mut self,
         next: &ProgramFd,
@@ -122,7 +122,7 @@ impl Around {
         Ok((result.duration.as_nanos() as f64, result.return_value))
     }
 
-    /// Nanoseconds a packet of one of these programs alone.
+    /// Nanoseconds per packet of one of these programs alone.
     pub fn bare(&self, name: &str, packet: &[u8], repeat: u32) -> anyhow::Result<f64> {
         let program: &Xdp = self.object.program(name).context("program")?.try_into()?;
         let result = program.test_run(TestRunOptions {
@@ -133,13 +133,14 @@ impl Around {
         Ok(result.duration.as_nanos() as f64)
     }
 
-    /// Packets that `sink` counted so far.
+    /// Packets that `sink` has counted.
     pub fn sunk(&self) -> anyhow::Result<u64> {
         let map: PerCpuArray<_, u64> = self.object.map("SUNK").context("SUNK")?.try_into()?;
         Ok(map.get(&0, 0)?.iter().sum())
     }
 
-    /// Nanoseconds between two frames of [`Around::paced`] on each CPU; 0: as many as can be made.
+    /// Sets the interval between two frames of [`BenchPrograms::paced`] on each CPU, nanoseconds; 0 sends
+    /// as fast as possible.
     pub fn interval(&mut self, nanoseconds: u64) -> anyhow::Result<()> {
         let mut map: Array<_, u64> = self
             .object
@@ -149,12 +150,13 @@ impl Around {
         Ok(map.set(0, nanoseconds, 0)?)
     }
 
-    /// Sends `packet` out of `ifindex` at the rate that is set, `repeat` times at most: what is not due counts as well.
+    /// Sends `packet` out of `ifindex` at the set rate. It makes `repeat` attempts; an attempt before the
+    /// next frame is due sends nothing.
     pub fn paced(&self, packet: &[u8], ifindex: u32, repeat: u32) -> anyhow::Result<()> {
         self.emit("paced", packet, ifindex, repeat)
     }
 
-    /// Frames that `paced` sent so far.
+    /// Frames that `paced` has sent.
     pub fn sent(&self) -> anyhow::Result<u64> {
         let map: PerCpuArray<_, u64> = self.object.map("SENT").context("SENT")?.try_into()?;
         Ok(map.get(&0, 0)?.iter().sum())
@@ -165,7 +167,7 @@ impl Around {
         self.emit("generate", packet, ifindex, repeat)
     }
 
-    /// Sends `repeat` packets of many flows, made of `packet`, out of `ifindex`, in one call.
+    /// Sends `repeat` packets of many flows, derived from `packet`, out of `ifindex`, in one call.
     pub fn flows(
         &mut self,
         packet: &[u8],

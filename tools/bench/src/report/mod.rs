@@ -1,8 +1,10 @@
-//! Figures, and what they are beside.
+//! The report of a benchmark: rows, ratios, aims.
+
+pub mod figures;
 
 use serde::Serialize;
 
-/// A benchmark's result; the JSON form is stable.
+/// A benchmark's result. Its JSON form is stable.
 #[derive(Serialize)]
 pub struct Report {
     bench: &'static str,
@@ -25,24 +27,24 @@ struct Row {
     runs: usize,
 }
 
-/// A ratio of medians, and what it is to be.
+/// A ratio of medians, and its aim.
 #[derive(Serialize)]
 struct Ratio {
     name: String,
     value: f64,
-    /// As `<= 8` or `>= 5`; empty where there is none.
+    /// Such as `<= 8` or `>= 5`; empty without an aim.
     aim: String,
     met: bool,
 }
 
-/// A contender that could not take part.
+/// A contender that could not run.
 #[derive(Serialize)]
 struct Skipped {
     contender: String,
     why: String,
 }
 
-/// What a ratio is to be.
+/// The aim of a ratio.
 #[derive(Clone, Copy)]
 pub enum Aim {
     /// At most.
@@ -52,7 +54,7 @@ pub enum Aim {
 }
 
 impl Report {
-    /// An empty one, for this machine.
+    /// An empty report that names this machine.
     pub fn new(bench: &'static str) -> Self {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
         let cpu = read("/proc/cpuinfo");
@@ -71,7 +73,7 @@ impl Report {
         }
     }
 
-    /// Adds a case; returns its median.
+    /// Adds the values of a case; returns their median.
     pub fn row(
         &mut self,
         case: impl Into<String>,
@@ -115,7 +117,7 @@ impl Report {
         named.collect()
     }
 
-    /// Says who did not take part.
+    /// Reports a contender that did not run.
     pub fn skip(&mut self, contender: impl Into<String>, why: impl Into<String>) {
         self.skipped.push(Skipped {
             contender: contender.into(),
@@ -123,7 +125,7 @@ impl Report {
         });
     }
 
-    /// Prints it for people.
+    /// Prints the report as a table.
     pub fn print(&self) {
         service::outln!(
             "{} on {}, Linux {}\n",
@@ -165,12 +167,14 @@ impl Report {
         }
     }
 
-    /// The ratios as bars.
+    /// The ratios as bars, in SVG.
     pub fn svg(&self) -> String {
         let height = 40 + 24 * self.ratios.len();
         let most = self.ratios.iter().map(|r| r.value).fold(1.0, f64::max);
         let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"900\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"13\">\n<text x=\"10\" y=\"20\">{}: {}, Linux {}</text>\n",
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"900\" height=\"{height}\" \
+             font-family=\"sans-serif\" font-size=\"13\">\n\
+             <text x=\"10\" y=\"20\">{}: {}, Linux {}</text>\n",
             self.bench, self.machine, self.kernel
         );
         for (i, r) in self.ratios.iter().enumerate() {
@@ -178,7 +182,9 @@ impl Report {
             let width = r.value / most * 330.0;
             let colour = if r.met { "#3a7" } else { "#c63" };
             out += &format!(
-                "<text x=\"10\" y=\"{}\">{}</text><rect x=\"460\" y=\"{y}\" width=\"{width:.0}\" height=\"16\" fill=\"{colour}\"/><text x=\"{:.0}\" y=\"{}\">{:.2} {}</text>\n",
+                "<text x=\"10\" y=\"{}\">{}</text>\
+                 <rect x=\"460\" y=\"{y}\" width=\"{width:.0}\" height=\"16\" fill=\"{colour}\"/>\
+                 <text x=\"{:.0}\" y=\"{}\">{:.2} {}</text>\n",
                 y + 13,
                 r.name.replace('<', "&lt;"),
                 466.0 + width,

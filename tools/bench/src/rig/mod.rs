@@ -1,0 +1,16 @@
+//! What all benchmarks share: namespaces, commands, contenders' processes, loads and counters.
+//!
+//! ```text
+//!   netns      namespaces of a run, removed at its end          command    commands, in a namespace or not
+//!   process    a contender's processes, files and CPU time       cpu        CPU time of the machine
+//!   programs   XDP programs that generate and count packets      iperf      TCP streams
+//!   offloads   what the hosts leave to their NICs
+//! ```
+
+pub mod command;
+pub mod cpu;
+pub mod iperf;
+pub mod netns;
+pub mod offloads;
+pub mod process;
+pub mod programs;
