@@ -20,7 +20,7 @@ use appliance_user::{
     config::Config,
     control::{self, CounterStatus, Request, Status, render, rules},
     daemon, datapath,
-    trace::{Step, Wanted},
+    trace::{PacketFilter, Step},
 };
 use clap::{Parser, Subcommand};
 use failover::{Net, Rule};
@@ -420,7 +420,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             seconds,
             json,
         } => {
-            let wanted = Wanted {
+            let wanted = PacketFilter {
                 interface,
                 vlan,
                 protocol,
@@ -588,7 +588,7 @@ static STOPPED: AtomicBool = AtomicBool::new(false);
 
 fn trace(
     ask: &dyn Fn(&Request) -> Result<serde_json::Value, socket::AskError>,
-    wanted: Wanted,
+    wanted: PacketFilter,
     count: Option<usize>,
     seconds: Option<u64>,
     json: bool,

@@ -10,12 +10,12 @@ use appliance_common::{
 use serde::{Deserialize, Serialize};
 
 /// Steps told in one answer at most.
-pub const MOST: usize = 2000;
+pub const MAX_STEPS: usize = 2000;
 
 /// Which packets are wanted; what is left out is any.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Wanted {
+pub struct PacketFilter {
     /// That come in on this interface, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
@@ -33,10 +33,10 @@ pub struct Wanted {
     pub port: Option<u16>,
 }
 
-impl Wanted {
+impl PacketFilter {
     /// As the programs have it; `ifindex` is the interface's.
     #[must_use]
-    pub fn filter(&self, ifindex: Option<u32>) -> TraceFilter {
+    pub fn to_map(&self, ifindex: Option<u32>) -> TraceFilter {
         TraceFilter {
             active: 1,
             ifindex: ifindex.unwrap_or(0),
@@ -327,18 +327,18 @@ mod tests {
 
     #[test]
     fn what_is_left_out_is_any() {
-        let filter = Wanted::default().filter(None);
+        let filter = PacketFilter::default().to_map(None);
         let any = TraceFilter {
             active: 1,
             ..TraceFilter::default()
         };
         assert_eq!(filter, any);
-        let wanted = Wanted {
+        let wanted = PacketFilter {
             port: Some(443),
             address: Some(IpAddr::from([10, 1, 0, 10])),
-            ..Wanted::default()
+            ..PacketFilter::default()
         };
-        let filter = wanted.filter(Some(9));
+        let filter = wanted.to_map(Some(9));
         assert_eq!((filter.port, filter.ifindex), (443u16.to_be(), 9));
         assert_eq!(filter.address[12..], [10, 1, 0, 10]);
     }

@@ -101,7 +101,7 @@ pub enum Request {
         network: Option<String>,
     },
     /// Follow packets.
-    TraceStart(crate::trace::Wanted),
+    TraceStart(crate::trace::PacketFilter),
     /// Steps of packets that are followed, since the last time; it ends where nobody asks for 5 s.
     TraceNext,
     /// Follow no packets any more.

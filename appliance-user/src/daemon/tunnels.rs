@@ -1,29 +1,35 @@
-//! The encrypted tunnels within the daemon.
+//! The encrypted tunnels within the daemon: the one place that calls the tunnel manager.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
     os::fd::AsRawFd as _,
+    time::Instant,
 };
 
 use anyhow::Context as _;
-use appliance_common::maps::neighbour_flags;
-use gateway_client::wire::{Key, Side};
-use tunnel::{Dial, PresharedKey, SecretKey, Tai64n};
+use appliance_common::{
+    counters::Counter,
+    maps::{HostKey, Neighbour, NetworkStats},
+};
+use gateway_client::{reach::GatewayState, wire::Side};
+use tunnel::{Dial, Tai64n, Way};
 use tunnel_worker::{
-    CircuitSpec, ListenSpec, PeerProtocol, PeerSpec, PortSpec, TlsSpec, TunnelManager,
-    certificate_file,
+    CircuitSpec, HostActivity, ListenSpec, PeerProtocol, PeerSpec, PortSpec, TlsSpec,
+    TunnelManager, certificate_file, clock,
     host::{MapWrite, NextHop, NextHops, ProgramMaps, TableWrite},
-    keys, max_udp_payload,
+    max_udp_payload,
+    tls::Reason,
 };
 
-use super::{Daemon, Instant, Maps, interfaces};
+use super::{controller::InForce, keys::Keys};
 use crate::{
-    config::{Config, Gateway, Identity, PeerKind, Role},
+    config::{Config, Gateway, Identity, Peer, PeerKind, Role},
+    control::{GatewayStatus, PeerStatus, StreamStatus, TlsStatus, TunnelStatus, WorkerStatus},
     datapath::Datapath,
     nic,
-    reconcile::{self, Tables, Write, local_addresses},
-    state::{State, Timestamps},
+    reconcile::{self, Secured, Tables, Write, local_addresses},
+    state::{State, Store, Timestamps},
     underlay::{Path, Snapshot, Why},
 };
 
@@ -44,32 +50,487 @@ impl ProgramMaps for Programs<'_> {
     }
 }
 
-/// Those of the reconciler's writes that the workers have a copy of, in the same order.
-pub(super) fn table_writes(writes: &[Write]) -> Vec<TableWrite> {
-    writes
-        .iter()
-        .filter_map(|write| match write {
-            Write::Network(slot, network) => Some(TableWrite::Network(*slot, network.clone())),
-            Write::Tenant(slot, tenant) => {
-                Some(TableWrite::Tenant(*slot, tenant.unwrap_or_default()))
-            }
-            Write::Endpoint(key, endpoint) => Some(TableWrite::Endpoint(*key, endpoint.is_some())),
-            Write::Config(_)
-            | Write::Attachment(..)
-            | Write::Peer(..)
-            | Write::Tunnel(..)
-            | Write::Route(..)
-            | Write::Policy(..)
-            | Write::Nat(_)
-            | Write::NatAddress(..)
-            | Write::Public(..)
-            | Write::Rule(..)
-            | Write::RulePorts(..)
-            | Write::RuleSource(..)
-            | Write::Share(..)
-            | Write::OneToOne(..) => None,
+/// The encrypted tunnels, where there are any.
+pub(super) struct Tunnels {
+    manager: Option<TunnelManager>,
+    /// What the tunnels last reported.
+    observed: Secured,
+    /// Handshake timestamps, as saved.
+    timestamps: Timestamps,
+}
+
+/// What one round of work led to.
+#[derive(Default)]
+pub(super) struct Worked {
+    /// What workers reported of hosts and packets.
+    pub hosts: HostActivity,
+    /// Addresses of peers or gateways changed.
+    pub moved: bool,
+    /// The longest packet that goes whole to some peer changed: the tables are to be computed anew.
+    pub mtu_changed: bool,
+}
+
+impl Tunnels {
+    /// Starts the workers where the configuration has encrypted tunnels.
+    ///
+    /// # Errors
+    /// When a worker cannot be started.
+    pub fn start(config: &Config, keys: &Keys, store: &Store) -> anyhow::Result<Self> {
+        Ok(Self {
+            manager: start_manager(config, keys)?,
+            observed: Secured::default(),
+            timestamps: store.timestamps(),
         })
-        .collect()
+    }
+
+    /// What the tunnels last reported, as the tables need it.
+    pub const fn observed(&self) -> &Secured {
+        &self.observed
+    }
+
+    /// Waits until there is something to do.
+    pub async fn ready(&self) {
+        match &self.manager {
+            Some(manager) => manager.ready().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// When there is something to do.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let at = self.manager.as_ref()?.next_deadline()?;
+        Some(Instant::now() + clock::until(at))
+    }
+
+    /// Handles handshake messages, the workers' reports and what is due. `is_peer` says whether the
+    /// configuration has a peer of that name.
+    pub fn work(
+        &mut self,
+        datapath: &mut Datapath,
+        store: &Store,
+        is_peer: impl Fn(&str) -> bool,
+    ) -> Worked {
+        let Some(manager) = &mut self.manager else {
+            return Worked::default();
+        };
+        let hosts = manager.work(&mut Programs(datapath));
+        // Computed only where they may have changed: there may be hundreds of tunnels, and this runs
+        // thousands of times a second.
+        let rooms = manager.stirred().then(|| manager.rooms());
+        let moved = manager.moved();
+        let timestamps: Timestamps = manager
+            .timestamps()
+            .into_iter()
+            .map(|(key, timestamp)| (key.to_string(), *timestamp.as_bytes()))
+            .collect();
+        let is_new = |(key, timestamp)| self.timestamps.get(key) != Some(timestamp);
+        if timestamps.iter().any(is_new) {
+            // Those of peers that are gone for now are kept.
+            self.timestamps.extend(timestamps);
+            if let Err(error) = store.save_timestamps(&self.timestamps) {
+                tracing::warn!(%error, "cannot save the handshake timestamps");
+            }
+        }
+        Worked {
+            hosts,
+            moved,
+            mtu_changed: rooms.is_some_and(|rooms| self.set_rooms(rooms, is_peer)),
+        }
+    }
+
+    /// Takes over the longest packets by peer. Returns whether any changed.
+    fn set_rooms(&mut self, rooms: BTreeMap<String, u16>, is_peer: impl Fn(&str) -> bool) -> bool {
+        if rooms == self.observed.rooms {
+            return false;
+        }
+        // A value stays while a search or an outage lasts: hosts remember a smaller MTU for minutes.
+        let mut kept = self.observed.rooms.clone();
+        kept.extend(rooms);
+        kept.retain(|name, _| is_peer(name));
+        let changed = kept != self.observed.rooms;
+        self.observed.rooms = kept;
+        changed
+    }
+
+    /// Sends writes of the tables to the workers.
+    pub fn write(&mut self, writes: &[Write]) {
+        if let Some(manager) = &mut self.manager {
+            manager.write(&table_writes(writes));
+        }
+    }
+
+    /// Gives the workers all that the maps hold.
+    pub fn write_all(&mut self, tables: &Tables) {
+        self.write(&reconcile::diff(&Tables::default(), tables));
+    }
+
+    /// Sends a neighbour to the workers; `None` removes it.
+    pub fn neighbour(&mut self, key: HostKey, neighbour: Option<Neighbour>) {
+        if let Some(manager) = &mut self.manager {
+            manager.write(&[TableWrite::Neighbour(key, neighbour)]);
+        }
+    }
+
+    /// Puts the configured peers in force.
+    pub fn set_peers(&mut self, in_force: &InForce, snapshot: &Snapshot, datapath: &mut Datapath) {
+        let Some(manager) = &mut self.manager else {
+            return;
+        };
+        let InForce {
+            config,
+            keys,
+            state,
+        } = in_force;
+        let link = snapshot.links.get(&config.uplink.interface);
+        let mtu = config
+            .uplink
+            .mtu
+            .or_else(|| link.and_then(|l| u16::try_from(l.mtu).ok()))
+            .unwrap_or(1500);
+        let v6 = local_addresses(config, snapshot)
+            .iter()
+            .all(IpAddr::is_ipv6);
+        let listen = config.tls.as_ref().map(|tls| ListenSpec {
+            addresses: tls.listen.clone(),
+            from: tls.from.clone(),
+            proxy: tls.proxy,
+            file: certificate_file(&config.state_dir),
+            name: config.name.clone(),
+        });
+        manager.set_peers(
+            specs(config, keys, state, &self.timestamps),
+            max_udp_payload(mtu, v6),
+            listen.as_ref(),
+            &mut Programs(datapath),
+        );
+    }
+
+    /// Gives workers a socket on every queue of every interface that has a program.
+    pub fn set_sockets(&mut self, snapshot: &Snapshot, datapath: &mut Datapath) {
+        let Some(manager) = &mut self.manager else {
+            return;
+        };
+        let wanted: BTreeMap<String, PortSpec> = datapath
+            .attached()
+            .iter()
+            .filter_map(|(name, attached)| {
+                let link = snapshot.links.get(name)?;
+                let (queues, tx_queues) = nic::queues(name);
+                let port = PortSpec {
+                    ifindex: attached.ifindex,
+                    queues,
+                    tx_queues,
+                    mtu: link.mtu,
+                };
+                Some((name.clone(), port))
+            })
+            .collect();
+        manager.set_ports(&wanted, &mut Programs(datapath));
+        self.observed.xsks = manager.xsks();
+    }
+
+    /// Tells the tunnels of links, routes and addresses.
+    pub fn underlay_changed(
+        &mut self,
+        config: &Config,
+        snapshot: &Snapshot,
+        datapath: &mut Datapath,
+    ) {
+        let locals = local_addresses(config, snapshot);
+        if let Some(manager) = &mut self.manager {
+            manager.underlay(next_hops(snapshot), &locals, &mut Programs(datapath));
+        }
+    }
+
+    /// Addresses that tunnels go to, whose routes are to be watched.
+    pub fn watched(&self) -> Vec<IpAddr> {
+        self.manager
+            .as_ref()
+            .map(TunnelManager::watched)
+            .unwrap_or_default()
+    }
+
+    /// Tells the other ends and gateways that this process ends.
+    pub fn leave(&mut self) {
+        if let Some(manager) = &mut self.manager {
+            manager.leave();
+        }
+    }
+
+    /// What keeps encrypted tunnels from working, whatever the peer.
+    pub fn problems(&self) -> Vec<String> {
+        self.manager
+            .as_ref()
+            .map(TunnelManager::problems)
+            .unwrap_or_default()
+    }
+
+    /// Why an interface has no sockets, if it should have.
+    pub fn port_error(&self, ifindex: u32) -> Option<&str> {
+        self.manager.as_ref()?.port_error(ifindex)
+    }
+
+    /// Our identity, base64.
+    pub fn public_key(&self) -> Option<String> {
+        Some(self.manager.as_ref()?.public_key().to_string())
+    }
+
+    /// What the workers counted.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.manager.as_ref().map_or(0, |m| m.counter(counter))
+    }
+
+    /// Traffic of the network in a slot that workers carried.
+    pub fn network(&self, slot: u32) -> NetworkStats {
+        self.manager
+            .as_ref()
+            .map(|m| m.network(slot))
+            .unwrap_or_default()
+    }
+
+    /// What the handshake code counted, by stable name; nothing without encrypted tunnels.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let Some(manager) = &self.manager else {
+            return Vec::new();
+        };
+        let h = manager.handshakes();
+        vec![
+            ("handshake_answered", h.answered),
+            ("handshake_completed", h.completed),
+            ("handshake_malformed", h.malformed),
+            ("handshake_strangers", h.strangers),
+            ("handshake_cookies_sent", h.cookies_sent),
+            ("handshake_rate_limited", h.rate_limited),
+            ("handshake_unauthentic", h.unauthentic),
+            ("handshake_replayed", h.replayed),
+            ("handshake_unexpected", h.unexpected),
+            ("handshake_send_errors", manager.send_errors()),
+            ("socket_rx_dropped", manager.rx_dropped()),
+        ]
+    }
+
+    /// The workers, for status.
+    pub fn workers(&self) -> Vec<WorkerStatus> {
+        let workers = self.manager.iter().flat_map(TunnelManager::workers);
+        workers.map(worker_status).collect()
+    }
+
+    /// Where tunnels over TLS may arrive, for status.
+    pub fn tls(&self, config: &Config) -> Option<TlsStatus> {
+        let (fingerprint, refusals, connections) = self.manager.as_ref()?.arrived()?;
+        let listen = config.tls.as_ref().map(|tls| tls.listen.clone());
+        let refused = Reason::ALL.map(|why| (why.name().to_owned(), refusals.refused(why)));
+        Some(TlsStatus {
+            listen: listen.unwrap_or_default(),
+            fingerprint: fingerprint.to_string(),
+            connections,
+            refused: refused
+                .into_iter()
+                .filter(|(_, count)| *count != 0)
+                .collect(),
+        })
+    }
+
+    /// An encrypted peer, for status.
+    pub fn peer(&self, peer: &Peer, state: &State) -> PeerStatus {
+        let slot = state.slots.peers.get(&peer.name);
+        let end = slot.and_then(|slot| self.manager.as_ref()?.status(*slot));
+        let status = |address: Option<SocketAddr>, ready, detail, tunnel| PeerStatus {
+            name: peer.name.clone(),
+            kind: peer.kind_name().to_owned(),
+            address,
+            ready,
+            detail,
+            tunnel,
+        };
+        let Some(end) = end else {
+            return status(None, false, "not set up yet".to_owned(), None);
+        };
+        // A WireGuard peer connects and disconnects as it likes.
+        let may_be_away = matches!(peer.kind, PeerKind::WireGuard { .. });
+        let detail = if end.up {
+            "up".to_owned()
+        } else {
+            end.why_down.clone()
+        };
+        status(
+            end.way.and_then(|way| way.address()),
+            end.up || may_be_away,
+            detail,
+            Some(tunnel_status(end)),
+        )
+    }
+}
+
+fn tunnel_status(end: tunnel_worker::PeerStatus) -> TunnelStatus {
+    let carrier = match end.way {
+        Some(Way::Stream(_)) => "tls",
+        Some(_) => "udp",
+        None => "",
+    };
+    TunnelStatus {
+        up: end.up,
+        carrier: carrier.to_owned(),
+        via: end.via.unwrap_or_default(),
+        gateways: end.gateways.into_iter().map(gateway_status).collect(),
+        stream: end.stream.map(|(peer, counted)| StreamStatus {
+            peer,
+            tx_packets: counted.datagrams_out,
+            tx_bytes: counted.bytes_out,
+            rx_packets: counted.datagrams_in,
+            rx_bytes: counted.bytes_in,
+            dropped: counted.full_in + counted.too_long_in + counted.nowhere_in + counted.full_out,
+        }),
+        public_key: end.public_key.to_string(),
+        cipher: end.cipher.name().to_owned(),
+        handshake_age_seconds: end.handshake_age.map(|age| age.as_secs()),
+        handshakes: end.handshakes,
+        path_mtu: end.path_mtu,
+        round_trip_micros: end.round_trip.map(micros),
+        loss_percent: end.loss_percent,
+        tx_packets: end.tx_packets,
+        tx_bytes: end.tx_bytes,
+        rx_packets: end.rx.opened,
+        rx_bytes: end.rx.bytes,
+        replays: end.rx.duplicates + end.rx.too_old + end.replayed_handshakes,
+        forged: end.rx.forged,
+        rejoined: end.rx.rejoin.completed,
+        rejoin_lost: end.rx.rejoin.timed_out + end.rx.rejoin.evicted,
+    }
+}
+
+fn worker_status(worker: tunnel_worker::WorkerStatus) -> WorkerStatus {
+    WorkerStatus {
+        index: worker.index,
+        cpu: worker.cpu,
+        sealed: worker.sealed,
+        delivered: worker.delivered,
+        handed_over: worker.handed_over,
+        dropped: worker.dropped,
+    }
+}
+
+fn gateway_status(gateway: GatewayState) -> GatewayStatus {
+    GatewayStatus {
+        name: gateway.at.name,
+        address: gateway.at.address,
+        bound: gateway.bound,
+        used: gateway.used,
+        draining: gateway.draining,
+        down: gateway.down,
+        round_trip_micros: gateway.round_trip.map(micros),
+    }
+}
+
+fn micros(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn start_manager(config: &Config, keys: &Keys) -> anyhow::Result<Option<TunnelManager>> {
+    let (Some(tunnel), Some(private)) = (&config.tunnel, &keys.private) else {
+        return Ok(None);
+    };
+    let manager = TunnelManager::start(
+        private.clone(),
+        tunnel.port,
+        tunnel.cipher,
+        tunnel.memory.xsk(),
+        (tunnel.workers, &tunnel.cpus, tunnel.waiting),
+    )
+    .context("encrypted tunnels")?;
+    tracing::info!(
+        public_key = %manager.public_key(),
+        port = tunnel.port,
+        "encrypted tunnels started"
+    );
+    Ok(Some(manager))
+}
+
+/// The encrypted peers of a configuration, as the tunnel manager wants them.
+fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -> Vec<PeerSpec> {
+    let spec = |peer: &Peer| {
+        let identity = peer.identity()?;
+        let slot = *state.slots.peers.get(&peer.name)?;
+        let (protocol, dial) = match (&peer.kind, config.role) {
+            (
+                PeerKind::WireGuard {
+                    network,
+                    allowed,
+                    keepalive,
+                    ..
+                },
+                _,
+            ) => (
+                PeerProtocol::WireGuard {
+                    vni: config.network(network)?.vni,
+                    allowed: allowed.iter().map(crate::config::prefix_of).collect(),
+                    keepalive: *keepalive,
+                },
+                Dial::OnDemand,
+            ),
+            (_, Role::Tenant) => (PeerProtocol::Appliance, Dial::Always),
+            (_, Role::Provider) => (PeerProtocol::Appliance, Dial::Never),
+        };
+        Some(PeerSpec {
+            name: peer.name.clone(),
+            slot,
+            public_key: identity.public_key,
+            preshared_key: keys.preshared.get(&peer.name).cloned().unwrap_or_default(),
+            addresses: identity.addresses.clone(),
+            circuit: circuit(config, keys, &peer.name, identity),
+            dial,
+            protocol,
+            timestamp: timestamps
+                .get(&identity.public_key.to_string())
+                .map_or_else(Tai64n::default, |bytes| Tai64n::from_bytes(*bytes)),
+        })
+    };
+    config.peers.iter().filter_map(spec).collect()
+}
+
+/// The circuit to a peer, as the tunnel manager wants it.
+fn circuit(config: &Config, keys: &Keys, peer: &str, identity: &Identity) -> Option<CircuitSpec> {
+    let circuit = identity.circuit.as_ref()?;
+    let (side, list) = match config.role {
+        Role::Tenant => (Side::A, Some(config.gateways.list())),
+        Role::Provider => (Side::B, None),
+    };
+    let at = |gateway: &Gateway| (gateway.name.clone(), gateway.addresses.clone());
+    Some(CircuitSpec {
+        id: circuit.id,
+        side,
+        key: keys.circuits.get(peer)?.clone(),
+        gateways: config.gateways.all.iter().map(at).collect(),
+        list,
+        tls: circuit.tls.as_ref().map(|tls| TlsSpec {
+            name: tls.name.clone(),
+            fingerprint: tls.fingerprint,
+        }),
+    })
+}
+
+/// The writes of which the workers have a copy, in the same order.
+fn table_writes(writes: &[Write]) -> Vec<TableWrite> {
+    let table_write = |write: &Write| match write {
+        Write::Network(slot, network) => Some(TableWrite::Network(*slot, network.clone())),
+        Write::Tenant(slot, tenant) => Some(TableWrite::Tenant(*slot, tenant.unwrap_or_default())),
+        Write::Endpoint(key, endpoint) => Some(TableWrite::Endpoint(*key, endpoint.is_some())),
+        Write::Config(_)
+        | Write::Attachment(..)
+        | Write::Peer(..)
+        | Write::Tunnel(..)
+        | Write::Route(..)
+        | Write::Policy(..)
+        | Write::Nat(_)
+        | Write::NatAddress(..)
+        | Write::Public(..)
+        | Write::Rule(..)
+        | Write::RulePorts(..)
+        | Write::RuleSource(..)
+        | Write::Share(..)
+        | Write::OneToOne(..) => None,
+    };
+    writes.iter().filter_map(table_write).collect()
 }
 
 /// The next hops of a snapshot, as the tunnels want them.
@@ -94,304 +555,4 @@ fn next_hops(snapshot: &Snapshot) -> NextHops {
     paths
         .map(|(address, path)| (*address, next_hop(path)))
         .collect()
-}
-
-/// The keys that a configuration names.
-#[derive(Default)]
-pub(super) struct Keys {
-    private: Option<SecretKey>,
-    /// By peer name.
-    preshared: BTreeMap<String, PresharedKey>,
-    /// By peer name: of our side of the circuit to it.
-    circuits: BTreeMap<String, Key>,
-}
-
-impl Keys {
-    /// Reads every key file.
-    ///
-    /// # Errors
-    /// The first that is missing, readable by others or no key.
-    pub fn load(config: &Config) -> Result<Self, keys::Error> {
-        let private = match &config.tunnel {
-            Some(tunnel) => Some(keys::private(&tunnel.private_key_file)?),
-            None => None,
-        };
-        let (mut preshared, mut circuits) = (BTreeMap::new(), BTreeMap::new());
-        for peer in &config.peers {
-            if let Some(path) = peer
-                .identity()
-                .and_then(|identity| identity.preshared_key_file.as_ref())
-            {
-                preshared.insert(peer.name.clone(), keys::preshared(path)?);
-            }
-        }
-        for peer in &config.peers {
-            if let Some(circuit) = peer.identity().and_then(|i| i.circuit.as_ref()) {
-                circuits.insert(peer.name.clone(), keys::circuit(&circuit.key_file)?);
-            }
-        }
-        Ok(Self {
-            private,
-            preshared,
-            circuits,
-        })
-    }
-
-    /// Whether our own identity is the same.
-    pub fn same_identity(&self, other: &Self) -> bool {
-        let public = |keys: &Self| keys.private.as_ref().map(SecretKey::public);
-        public(self) == public(other)
-    }
-
-    /// What is wrong with using these keys for these peers, if anything.
-    pub fn own_peer(&self, config: &Config) -> Option<String> {
-        let own = self.private.as_ref()?.public();
-        config
-            .peers
-            .iter()
-            .find(|p| p.identity().is_some_and(|i| i.public_key == own))
-            .map(|p| {
-                format!(
-                    "peer {:?}: public_key is this appliance's own; write the other end's",
-                    p.name
-                )
-            })
-    }
-}
-
-/// Starts the workers where the configuration has encrypted tunnels.
-pub(super) fn start(config: &Config, keys: &Keys) -> anyhow::Result<Option<TunnelManager>> {
-    if let Some(problem) = keys.own_peer(config) {
-        anyhow::bail!(problem);
-    }
-    let (Some(tunnel), Some(private)) = (&config.tunnel, &keys.private) else {
-        return Ok(None);
-    };
-    let ends = TunnelManager::start(
-        private.clone(),
-        tunnel.port,
-        tunnel.cipher,
-        tunnel.memory.xsk(),
-        (tunnel.workers, &tunnel.cpus, tunnel.waiting),
-    )
-    .context("encrypted tunnels")?;
-    tracing::info!(public_key = %ends.public_key(), port = tunnel.port, "encrypted tunnels");
-    Ok(Some(ends))
-}
-
-/// Waits until the encrypted tunnels have something to do.
-pub(super) async fn ready(ends: Option<&TunnelManager>) {
-    match ends {
-        Some(ends) => ends.ready().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The encrypted peers of a configuration, as the tunnels want them.
-fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -> Vec<PeerSpec> {
-    config
-        .peers
-        .iter()
-        .filter_map(|peer| {
-            let identity = peer.identity()?;
-            let slot = *state.slots.peers.get(&peer.name)?;
-            let (protocol, dial) = match &peer.kind {
-                PeerKind::WireGuard {
-                    network,
-                    allowed,
-                    keepalive,
-                    ..
-                } => (
-                    PeerProtocol::WireGuard {
-                        vni: config.network(network)?.vni,
-                        allowed: allowed.iter().map(crate::config::prefix_of).collect(),
-                        keepalive: *keepalive,
-                    },
-                    Dial::OnDemand,
-                ),
-                _ => (
-                    PeerProtocol::Appliance,
-                    match config.role {
-                        Role::Tenant => Dial::Always,
-                        Role::Provider => Dial::Never,
-                    },
-                ),
-            };
-            Some(PeerSpec {
-                name: peer.name.clone(),
-                slot,
-                public_key: identity.public_key,
-                preshared_key: keys.preshared.get(&peer.name).cloned().unwrap_or_default(),
-                addresses: identity.addresses.clone(),
-                circuit: circuit(config, keys, &peer.name, identity),
-                dial,
-                protocol,
-                timestamp: timestamps
-                    .get(&identity.public_key.to_string())
-                    .map_or_else(Tai64n::default, |bytes| Tai64n::from_bytes(*bytes)),
-            })
-        })
-        .collect()
-}
-
-/// The circuit to a peer, as the tunnels want it.
-fn circuit(config: &Config, keys: &Keys, peer: &str, identity: &Identity) -> Option<CircuitSpec> {
-    let circuit = identity.circuit.as_ref()?;
-    let (side, list) = match config.role {
-        Role::Tenant => (Side::A, Some(config.gateways.list())),
-        Role::Provider => (Side::B, None),
-    };
-    let at = |gateway: &Gateway| (gateway.name.clone(), gateway.addresses.clone());
-    Some(CircuitSpec {
-        id: circuit.id,
-        side,
-        key: keys.circuits.get(peer)?.clone(),
-        gateways: config.gateways.all.iter().map(at).collect(),
-        list,
-        tls: circuit.tls.as_ref().map(|tls| TlsSpec {
-            name: tls.name.clone(),
-            fingerprint: tls.fingerprint,
-        }),
-    })
-}
-
-impl Daemon {
-    /// Gives the workers what the maps hold already, and the peers.
-    pub(super) fn begin_tunnels(&mut self) {
-        if let Some(ends) = &mut self.ends {
-            ends.write(&table_writes(&reconcile::diff(
-                &Tables::default(),
-                &self.tables,
-            )));
-        }
-        self.set_peers();
-    }
-
-    /// Puts the configured peers in force.
-    pub(super) fn set_peers(&mut self) {
-        let Some(ends) = &mut self.ends else { return };
-        let link = self.snapshot.links.get(&self.config.uplink.interface);
-        let mtu = self
-            .config
-            .uplink
-            .mtu
-            .or_else(|| link.and_then(|l| u16::try_from(l.mtu).ok()))
-            .unwrap_or(1500);
-        let v6 = local_addresses(&self.config, &self.snapshot)
-            .iter()
-            .all(IpAddr::is_ipv6);
-        let listen = self.config.tls.as_ref().map(|tls| ListenSpec {
-            addresses: tls.listen.clone(),
-            from: tls.from.clone(),
-            proxy: tls.proxy,
-            file: certificate_file(&self.config.state_dir),
-            name: self.config.name.clone(),
-        });
-        ends.set_peers(
-            specs(&self.config, &self.keys, &self.state, &self.timestamps),
-            max_udp_payload(mtu, v6),
-            listen.as_ref(),
-            &mut Programs(&mut self.datapath),
-        );
-    }
-
-    /// Sees that workers have a socket on every queue of every interface that has a program.
-    pub(super) fn set_sockets(&mut self) {
-        let Some(ends) = &mut self.ends else { return };
-        let wanted: BTreeMap<String, PortSpec> = self
-            .datapath
-            .attached()
-            .iter()
-            .filter_map(|(name, attached)| {
-                let link = self.snapshot.links.get(name)?;
-                let (queues, tx_queues) = nic::queues(name);
-                Some((
-                    name.clone(),
-                    PortSpec {
-                        ifindex: attached.ifindex,
-                        queues,
-                        tx_queues,
-                        mtu: link.mtu,
-                    },
-                ))
-            })
-            .collect();
-        ends.set_ports(&wanted, &mut Programs(&mut self.datapath));
-        self.secured.xsks = ends.xsks();
-    }
-
-    /// Tells the tunnels of links, routes and addresses.
-    pub(super) fn underlay_changed(&mut self) {
-        let locals = local_addresses(&self.config, &self.snapshot);
-        if let Some(ends) = &mut self.ends {
-            ends.underlay(
-                next_hops(&self.snapshot),
-                &locals,
-                &mut Programs(&mut self.datapath),
-            );
-        }
-        self.watch();
-    }
-
-    /// Has the way to every address watched that a tunnel goes to, and that to the outside where there is NAT.
-    pub(super) fn watch(&mut self) {
-        let wanted: BTreeSet<IpAddr> = self
-            .config
-            .plain_peers()
-            .chain(self.ends.iter().flat_map(TunnelManager::watched))
-            .chain(self.watched_outside())
-            .collect();
-        if wanted != self.watched {
-            self.watcher
-                .update(wanted.iter().copied().collect(), interfaces(&self.config));
-            self.watched = wanted;
-        }
-    }
-
-    /// Lets the tunnels do what there is to do.
-    pub(super) fn tunnels(&mut self) {
-        let Some(ends) = &mut self.ends else { return };
-        let hosts = ends.work(&mut Programs(&mut self.datapath));
-        // Worked out only where they may be others: there may be hundreds of tunnels, and we come by thousands of times a second.
-        let rooms = ends.stirred().then(|| ends.rooms());
-        let moved = ends.moved();
-        let timestamps: Timestamps = ends
-            .timestamps()
-            .into_iter()
-            .map(|(key, timestamp)| (key.to_string(), *timestamp.as_bytes()))
-            .collect();
-        let news = |(key, timestamp)| self.timestamps.get(key) != Some(timestamp);
-        if timestamps.iter().any(news) {
-            // Those of peers that are gone for now are kept.
-            self.timestamps.extend(timestamps);
-            if let Err(error) = self.store.save_timestamps(&self.timestamps) {
-                tracing::warn!(%error, "handshake timestamps could not be kept");
-            }
-        }
-        let now = Instant::now();
-        for key in hosts.used {
-            self.engine.observed(now, key, neighbour_flags::USED);
-        }
-        for waiting in &hosts.unresolved {
-            self.slow
-                .packet(now, &waiting.header, waiting.packet(), &Maps(&self.tables));
-        }
-        if moved {
-            self.watch();
-        }
-        let Some(rooms) = rooms else { return };
-        if rooms != self.secured.rooms {
-            // What was settled stays while a search or an outage lasts: hosts remember a smaller MTU for
-            // minutes.
-            let mut kept = self.secured.rooms.clone();
-            kept.extend(rooms);
-            kept.retain(|name, _| self.config.peer(name).is_some());
-            if kept != self.secured.rooms {
-                self.secured.rooms = kept;
-                if let Err(error) = self.reconcile() {
-                    tracing::error!(%error, "the path MTU changed, and the data path could not follow");
-                }
-            }
-        }
-    }
 }

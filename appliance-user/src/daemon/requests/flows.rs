@@ -1,16 +1,18 @@
-//! Connections, for an operator: whole maps are read for it, by a thread of its own.
+//! Lists the connections of full failover: reads whole maps, on a thread of its own.
+
+use std::collections::BTreeMap;
 
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::Daemon;
 use crate::{
     connections::{self, Filter, Names},
     control::{Refusal, Reply, Request},
+    daemon::Daemon,
 };
 
 impl Daemon {
-    /// Has a request for connections answered.
+    /// Answers a request for connections.
     pub(super) fn flows(&self, request: Request, reply: oneshot::Sender<Reply>) {
         let Request::Flows {
             tenant,
@@ -35,26 +37,30 @@ impl Daemon {
             address,
             port,
         };
-        let (root, names) = (self.datapath.root().to_owned(), self.names());
+        let (root, names) = (
+            self.forwarding.datapath.root().to_owned(),
+            self.slot_names(),
+        );
         let answer = move || match connections::list(&root, &filter, &names, top) {
             Ok((rows, total)) if text => Reply::Ok(json!(connections::render(&rows, total))),
             Ok((rows, total)) => Reply::Ok(json!({ "total": total, "connections": rows })),
             Err(error) => Reply::Error(Refusal::new(
                 "internal",
-                format!("read the connections: {error}"),
+                format!("cannot read the connections: {error}"),
             )),
         };
-        // At most as many at once as clients are served at once. A client that went away does not want the answer.
+        // At most as many threads at once as clients are served at once. A client that went away does
+        // not get its answer.
         let thread = std::thread::Builder::new().name("flows".to_owned());
         if let Err(error) = thread.spawn(move || drop(reply.send(answer()))) {
-            tracing::warn!(%error, "no thread to read the connections");
+            tracing::warn!(%error, "cannot start a thread to read the connections");
         }
     }
 
-    /// What slots are called.
-    fn names(&self) -> Names {
-        let slots = &self.state.slots;
-        let by_slot = |slots: &std::collections::BTreeMap<String, u32>| {
+    /// The names of what is in the slots of the maps.
+    fn slot_names(&self) -> Names {
+        let slots = &self.in_force.state.slots;
+        let by_slot = |slots: &BTreeMap<String, u32>| {
             slots.iter().map(|(n, slot)| (*slot, n.clone())).collect()
         };
         let rule = |(key, slot): (&String, &u32)| {

@@ -1,4 +1,4 @@
-//! What a switch of a tenant's mode comes to. Pure: the daemon asks, and puts it in force.
+//! A switch of a tenant's mode: from the present state and the goal to the new state. Pure.
 
 use failover::{
     Plan,
@@ -11,29 +11,29 @@ use crate::{
     state::{Doing, State, TenantMode},
 };
 
-/// What is asked of a tenant, whose name is in the [`Circumstances`].
-pub(super) struct Asked {
-    /// Where to.
+/// The switch that an operator asks for. The tenant's name is in the [`Circumstances`].
+pub(in crate::daemon) struct Asked {
+    /// The mode to switch to.
     pub goal: Goal,
     /// The plan of a full failover.
     pub plan: Option<Plan>,
-    /// Whether a partial failover may be ended for it.
+    /// A partial failover may be ended for a full one.
     pub force: bool,
 }
 
-/// What it comes to.
+/// The result of a switch.
 #[derive(Debug)]
-pub(super) struct Switch {
-    /// The state with it.
+pub(in crate::daemon) struct Switch {
+    /// The new state.
     pub state: State,
-    /// What it is.
+    /// The kind of switch.
     pub kind: Kind,
-    /// Where the full failover goes on, what is different in its plan, a line each; empty: nothing.
+    /// The differences in the plan of a full failover that goes on, a line each; empty: none.
     pub changes: Vec<String>,
 }
 
 impl Switch {
-    /// Whether there is nothing to do.
+    /// Whether the switch changes nothing.
     pub fn is_nothing(&self) -> bool {
         self.kind == Kind::Stay || (self.kind == Kind::Update && self.changes.is_empty())
     }
@@ -42,8 +42,8 @@ impl Switch {
 /// The state after a switch.
 ///
 /// # Errors
-/// The refusal of the order of modes.
-pub(super) fn switch(
+/// The refusal of the crate `failover`.
+pub(in crate::daemon) fn switch(
     config: &Config,
     state: &State,
     asked: Asked,
@@ -66,7 +66,7 @@ pub(super) fn switch(
     if switch.is_nothing() {
         return Ok(switch);
     }
-    // Connections of before are stale by the epoch; those of a plan that changes go on.
+    // A new epoch makes earlier connections stale; those of a plan that changes go on.
     let epoch = match (now, step.kind) {
         (Some(now), Kind::Update) => now.epoch,
         (Some(now), _) => next_epoch(now.epoch),
@@ -79,7 +79,7 @@ pub(super) fn switch(
         (mode::State::Partial, _) => Doing::Partial,
         (mode::State::Idle | mode::State::Full { .. }, _) => Doing::Idle,
     };
-    // `mode idle` out of a partial failover leaves the addresses, which are taken back one by one.
+    // `mode idle` after a partial failover leaves the addresses, which are removed one by one.
     let clears = step.endpoints == Endpoints::Clear && !(step.kind == Kind::Undo && was_partial);
     let new = &mut switch.state;
     if config.tenant(tenant).is_some() {
@@ -91,7 +91,7 @@ pub(super) fn switch(
         let mode = TenantMode { doing, epoch };
         new.modes.insert(tenant.to_owned(), mode);
     } else {
-        // Nobody is left whose mode it could be, and only the plan knows the networks.
+        // The tenant is not configured any more, and only the plan knows its networks.
         let networks = before.plan().into_iter().flat_map(Plan::networks);
         for network in networks.filter(|n| config.network(n.name()).is_none()) {
             new.endpoints.remove(network.name());
@@ -101,14 +101,14 @@ pub(super) fn switch(
     Ok(switch)
 }
 
-/// The epoch of a tenant's first switch. Anywhere in 32 bits, as the maps may hold connections from before the state
-/// was moved away, or of another tenant that had the slot: one of theirs would have to be met by chance. Never zero,
-/// which is the outside's.
+/// The epoch of a tenant's first switch, at random in 32 bits: the maps may hold connections from
+/// before the state file was moved away, or of another tenant that had the slot, and their epochs
+/// can then be hit by chance only. Never zero, which is the outside's epoch.
 fn first_epoch(random: &mut impl Random) -> u32 {
     next_epoch(random.u64() as u32)
 }
 
-/// The one after it. They come around after 2^32 switches, when nothing is left of the first.
+/// The next epoch. Epochs repeat after 2^32 switches, when no connection of the first is left.
 const fn next_epoch(epoch: u32) -> u32 {
     match epoch.wrapping_add(1) {
         0 => 1,
@@ -192,7 +192,7 @@ gateway = ["10.1.0.1"]
     }
 
     #[test]
-    fn a_plan_given_again_changes_what_is_different_and_says_so() {
+    fn reapplying_a_plan_changes_and_reports_the_differences() {
         let full = to_full(&State::default(), &plan(PLAN)).expect("a switch");
         assert_eq!((full.kind, full.changes.len()), (Kind::Begin, 0));
         let again = to_full(&full.state, &plan(PLAN)).expect("the same");
@@ -232,7 +232,7 @@ gateway = ["10.1.0.1"]
     }
 
     #[test]
-    fn epochs_begin_anywhere_and_go_on_from_there() {
+    fn epochs_begin_at_random_and_count_up() {
         let first = to_full(&State::default(), &plan(PLAN)).expect("a switch");
         assert_eq!(first.state.modes["acme"].epoch, 0x1234_5678);
         let idle = ask(&config(), &first.state, Goal::Idle, None).expect("a switch");
@@ -246,7 +246,7 @@ gateway = ["10.1.0.1"]
     }
 
     #[test]
-    fn what_is_left_of_a_tenant_that_is_not_configured_can_be_undone() {
+    fn failover_of_a_removed_tenant_can_be_undone() {
         let full = to_full(&State::default(), &plan(PLAN)).expect("a switch");
         let mut state = full.state;
         let address = "10.1.0.10".parse().expect("an address");

@@ -1,0 +1,387 @@
+//! The controller: configuration and state in force, and the one way in which they change.
+//!
+//! ```text
+//!   request ─▶ checks (requests/) ─▶ Proposal
+//!                                      │ refused: nothing was touched
+//!   change: prepare tables ─▶ write state.json ─▶ apply to NICs, maps, workers ─▶ announce on the wire
+//!               │                 │                    │ fails: state, maps and workers are put back
+//!               └─ refused        └─ refused           └─ refused
+//! ```
+//!
+//! A request that is refused leaves everything as it was: files, maps and what hosts were told.
+
+pub(super) mod switch;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::Context as _;
+use appliance_common::{
+    limits::{MAX_NETWORKS, MAX_PEERS, MAX_TENANTS},
+    maps::{HostKey, Mode},
+};
+
+use super::{Daemon, claims, interfaces, keys::Keys};
+use crate::{
+    config::{Config, Role, Tenant},
+    control::Refusal,
+    reconcile::{self, Tables, host, mode_of},
+    state::{self, State, Store, assign},
+    underlay::Snapshot,
+};
+
+/// What is in force: the configuration with its keys, and the operator's decisions.
+pub(super) struct InForce {
+    pub config: Config,
+    pub keys: Keys,
+    pub state: State,
+}
+
+/// What is to be in force instead, checked. Without `file` the configuration stays.
+pub(super) struct Proposal {
+    pub file: Option<Box<(Config, Keys)>>,
+    pub state: State,
+}
+
+impl Proposal {
+    /// Another state with the same configuration.
+    pub const fn state(state: State) -> Self {
+        Self { file: None, state }
+    }
+}
+
+impl InForce {
+    /// Puts a proposal in force in memory. Returns the proposal that undoes it.
+    fn swap(&mut self, proposal: Proposal) -> Proposal {
+        let file = proposal.file.map(|file| {
+            let (config, keys) = *file;
+            Box::new((
+                std::mem::replace(&mut self.config, config),
+                std::mem::replace(&mut self.keys, keys),
+            ))
+        });
+        Proposal {
+            file,
+            state: std::mem::replace(&mut self.state, proposal.state),
+        }
+    }
+
+    /// Whether some tenant is in full failover.
+    pub fn any_full(&self) -> bool {
+        let full = |tenant: &Tenant| mode_of(&self.state, &tenant.name) == Mode::Full;
+        self.config.tenants.iter().any(full)
+    }
+
+    /// The VNIs of networks with their tenants' modes.
+    fn modes(&self) -> BTreeSet<(u32, u32)> {
+        let networks = self.config.networks.iter();
+        networks
+            .map(|n| (n.vni, mode_of(&self.state, &n.tenant) as u32))
+            .collect()
+    }
+
+    /// The endpoints that are in force: those of tenants in partial failover.
+    fn endpoints(&self) -> BTreeSet<HostKey> {
+        self.config
+            .networks
+            .iter()
+            .filter(|n| mode_of(&self.state, &n.tenant) == Mode::Partial)
+            .flat_map(|n| {
+                let addresses = self.state.endpoints.get(&n.name).into_iter().flatten();
+                addresses.map(|address| host(n.vni, *address))
+            })
+            .collect()
+    }
+
+    /// Hosts of full failover that rules lead to.
+    fn rule_hosts(&self) -> BTreeSet<HostKey> {
+        reconcile::rule_hosts(&self.config, &self.state)
+    }
+
+    /// Hosts that are resolved whatever the traffic: routers at the production site; at the provider
+    /// replicas, and the hosts that rules lead to.
+    fn kept_resolved(&self) -> Vec<HostKey> {
+        match self.config.role {
+            Role::Tenant => interfaces::routers(&self.config),
+            Role::Provider => {
+                let hosts = self.endpoints().into_iter();
+                hosts.chain(self.rule_hosts()).collect()
+            }
+        }
+    }
+}
+
+/// What hosts on the wire were told, to tell them the difference after a change.
+struct Told {
+    modes: BTreeSet<(u32, u32)>,
+    endpoints: BTreeSet<HostKey>,
+    rule_hosts: BTreeSet<HostKey>,
+}
+
+impl Told {
+    fn of(in_force: &InForce) -> Self {
+        Self {
+            modes: in_force.modes(),
+            endpoints: in_force.endpoints(),
+            rule_hosts: in_force.rule_hosts(),
+        }
+    }
+}
+
+/// The files that a change reads and writes.
+pub(super) struct Files {
+    pub config: PathBuf,
+    pub store: Store,
+}
+
+impl Files {
+    pub fn new(config: &Path, state_dir: &Path) -> Self {
+        Self {
+            config: config.to_owned(),
+            store: Store::new(state_dir),
+        }
+    }
+}
+
+/// Gives tenants, peers, networks and rules their slots. Returns whether any slot changed.
+pub(super) fn assign_slots(config: &Config, state: &mut State) -> bool {
+    let before = state.slots.clone();
+    let tenants: Vec<&str> = config.tenants.iter().map(|t| t.name.as_str()).collect();
+    let peers: Vec<&str> = config.peers.iter().map(|p| p.name.as_str()).collect();
+    let networks: Vec<&str> = config.networks.iter().map(|n| n.name.as_str()).collect();
+    assign(&mut state.slots.tenants, &tenants, MAX_TENANTS);
+    assign(&mut state.slots.peers, &peers, MAX_PEERS);
+    assign(&mut state.slots.networks, &networks, MAX_NETWORKS);
+    state.give_rule_slots();
+    state.slots != before
+}
+
+impl Daemon {
+    /// Puts a proposal in force, whole or not at all: see the [module](self).
+    ///
+    /// # Errors
+    /// The refusal. Everything is then as it was before.
+    pub(super) fn change(&mut self, mut proposal: Proposal) -> Result<(), Refusal> {
+        // Prepare. Nothing of this touches a file, a map or the wire.
+        let config = match &proposal.file {
+            Some(file) => &file.0,
+            None => &self.in_force.config,
+        };
+        assign_slots(config, &mut proposal.state);
+        let wanted = self.wanted(config, &proposal.state);
+        wanted
+            .fit()
+            .map_err(|message| Refusal::new("conflict", message))?;
+        let internal = |error: anyhow::Error| Refusal::new("internal", format!("{error:#}"));
+
+        // Write the state: what takes effect must survive the process.
+        self.save(&proposal.state).map_err(internal)?;
+
+        // Apply.
+        let before = Told::of(&self.in_force);
+        let reload = proposal.file.is_some();
+        let undo = self.in_force.swap(proposal);
+        let now = Instant::now();
+        let applied = if reload {
+            self.apply_configuration(now)
+        } else {
+            self.write_tables(wanted).map_err(Into::into)
+        };
+        if let Err(error) = applied {
+            self.in_force.swap(undo);
+            self.put_back(now, reload);
+            return Err(internal(
+                error.context("the change could not be applied and was undone"),
+            ));
+        }
+
+        // Tell the wire.
+        self.tell_changes(now, &before);
+        if reload {
+            self.engines
+                .keep_resolved(now, self.in_force.kept_resolved());
+        }
+        self.follow_claims(now);
+        self.report_problems();
+        Ok(())
+    }
+
+    fn save(&self, state: &State) -> anyhow::Result<()> {
+        self.files
+            .store
+            .save(state)
+            .map_err(|error: state::Error| error)
+            .context("the state could not be saved; nothing was changed")
+    }
+
+    /// After a failed change: files, maps and workers as they were. What fails here is tried again
+    /// each second.
+    fn put_back(&mut self, now: Instant, reload: bool) {
+        if let Err(error) = self.save(&self.in_force.state) {
+            tracing::error!(error = format!("{error:#}"), "cannot save the state again");
+        }
+        let applied = if reload {
+            self.apply_configuration(now)
+        } else {
+            self.reconcile().map_err(Into::into)
+        };
+        if let Err(error) = applied {
+            self.incomplete = true;
+            tracing::error!(
+                error = format!("{error:#}"),
+                "cannot restore the data path after a failed change; retrying every second"
+            );
+        }
+    }
+
+    /// Makes peers, programs, ports, maps and workers what the configuration in force asks for.
+    fn apply_configuration(&mut self, now: Instant) -> anyhow::Result<()> {
+        self.set_peers();
+        self.watch_paths();
+        self.apply_links(now)?;
+        self.reconcile()?;
+        self.underlay_changed();
+        Ok(())
+    }
+
+    /// Follows what the kernel says of links, addresses and routes.
+    ///
+    /// # Errors
+    /// When the data path could not follow whole; it is tried again each second.
+    pub(super) fn apply_snapshot(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        self.incomplete = true;
+        self.apply_links(now)?;
+        self.reconcile()?;
+        self.underlay_changed();
+        self.follow_claims(now);
+        self.report_problems();
+        if !self.adopted_neighbours {
+            self.adopt_neighbours(now)?;
+            self.adopted_neighbours = true;
+        }
+        self.engines
+            .keep_resolved(now, self.in_force.kept_resolved());
+        self.incomplete = false;
+        Ok(())
+    }
+
+    /// Programs on interfaces, workers' sockets, and the networks' ports.
+    fn apply_links(&mut self, now: Instant) -> anyhow::Result<()> {
+        let config = &self.in_force.config;
+        self.interfaces
+            .attach(config, &self.snapshot, &mut self.forwarding.datapath)?;
+        self.tunnels
+            .set_sockets(&self.snapshot, &mut self.forwarding.datapath);
+        let ports = interfaces::network_ports(config, &self.snapshot);
+        self.engines.set_ports(now, ports);
+        self.sender.forget_gone(&self.snapshot);
+        Ok(())
+    }
+
+    /// The tables for a configuration and a state.
+    fn wanted(&self, config: &Config, state: &State) -> Tables {
+        reconcile::desired(config, state, &self.snapshot, self.tunnels.observed())
+    }
+
+    /// Writes the difference between what the maps hold and what they should.
+    pub(super) fn reconcile(&mut self) -> Result<(), crate::datapath::Error> {
+        let wanted = self.wanted(&self.in_force.config, &self.in_force.state);
+        self.write_tables(wanted)
+    }
+
+    fn write_tables(&mut self, mut wanted: Tables) -> Result<(), crate::datapath::Error> {
+        let InForce { config, state, .. } = &self.in_force;
+        self.forwarding
+            .keep_last_paths(&mut wanted, config, state, &self.snapshot);
+        self.forwarding.write(&mut self.tunnels, wanted)
+    }
+
+    /// Gives the tunnels the peers that are in force.
+    pub(super) fn set_peers(&mut self) {
+        self.tunnels.set_peers(
+            &self.in_force,
+            &self.snapshot,
+            &mut self.forwarding.datapath,
+        );
+    }
+
+    fn underlay_changed(&mut self) {
+        self.tunnels.underlay_changed(
+            &self.in_force.config,
+            &self.snapshot,
+            &mut self.forwarding.datapath,
+        );
+        self.watch_paths();
+    }
+
+    /// Takes over the neighbours that an earlier process left in the map; those of networks that are
+    /// gone or moved are removed.
+    fn adopt_neighbours(&mut self, now: Instant) -> Result<(), crate::datapath::Error> {
+        for (key, neighbour) in self.forwarding.datapath.neighbours()? {
+            if self.engines.adopt(now, key, neighbour) {
+                self.tunnels.neighbour(key, Some(neighbour));
+            } else {
+                self.forwarding.datapath.remove_neighbour(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the engines which addresses failed over and which went back, and which hosts are to be
+    /// resolved.
+    fn tell_changes(&mut self, now: Instant, before: &Told) {
+        let after = Told::of(&self.in_force);
+        let role = self.in_force.config.role;
+        if role == Role::Provider {
+            // The announcements of an earlier mode end: a replica that boots in the new one must not
+            // hear that its address is in use.
+            for (vni, _) in before.modes.difference(&after.modes) {
+                self.engines.cancel_announcements(*vni);
+            }
+        }
+        let partial = Mode::Partial as u32;
+        for key in before.endpoints.difference(&after.endpoints) {
+            let still_partial = after.modes.contains(&(key.vni, partial));
+            self.engines
+                .endpoint_removed(now, role, *key, still_partial);
+        }
+        for key in after.endpoints.difference(&before.endpoints) {
+            self.engines.endpoint_added(now, role, *key);
+        }
+        let gone = before.rule_hosts.difference(&after.rule_hosts);
+        for key in gone.filter(|key| !after.endpoints.contains(key)) {
+            self.engines.release(now, *key);
+        }
+        self.engines.keep_resolved(now, after.rule_hosts);
+    }
+
+    /// Has the wire know which addresses are the appliance's own: announces, listens, advertises.
+    fn follow_claims(&mut self, now: Instant) {
+        let tables = self.forwarding.tables();
+        let claims = claims::claims(&self.in_force, &self.snapshot, &self.engines, tables);
+        self.engines.set_claims(now, claims);
+        self.interfaces
+            .join_groups(self.engines.claims(), &self.snapshot);
+        let routers = claims::routers(&self.in_force, &self.snapshot, &self.engines);
+        self.engines.set_routers(now, routers);
+        self.watch_paths();
+    }
+
+    /// The addresses of this appliance, as the kernel and the configuration have them.
+    pub(super) fn own_addresses(&self) -> Vec<appliance_common::addr::Address> {
+        own_addresses(&self.in_force.config, &self.snapshot)
+    }
+}
+
+fn own_addresses(config: &Config, snapshot: &Snapshot) -> Vec<appliance_common::addr::Address> {
+    let links = snapshot.links.values();
+    let of_links = links.flat_map(|l| l.addresses.iter().map(|(a, _)| *a));
+    of_links
+        .chain(config.uplink.local.iter().copied())
+        .map(appliance_common::addr::from_ip)
+        .collect()
+}

@@ -1,0 +1,586 @@
+//! The engines: neighbour resolution, announcements, router advertisements, slow path, fragments.
+//!
+//! For: one place that is told what happened (a host was heard, a packet waits, an address failed
+//! over) and that is polled with the time for what to do next. Never: a socket, a map or the clock;
+//! the event loop does what the outputs say.
+//!
+//! ```text
+//!   heard, packet, endpoint_added, set_ports ... ─▶ Engines ─ poll(now) ─▶ Output ─▶ socket or map
+//!                                                     └─ next_deadline() ─▶ when to poll again
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use appliance_common::{
+    addr::{Address, to_ip},
+    events::{NeighbourEvent, SlowHeader, SlowReason},
+    maps::{self, HostKey, Neighbour},
+    nat::{FlowKey, OUTSIDE},
+};
+
+use crate::{
+    advertise::{Advertiser, Router},
+    announce::{self, Announcement, Announcer},
+    config::Role,
+    held::{self, Fragments},
+    neighbour::{self, Action, Engine, EntryStatus, Port},
+    reconcile::{self, Tables},
+    slowpath::{self, SlowPath},
+};
+
+/// Rounds over the engines in one call that lead to no output, at most.
+const MAX_SILENT_ROUNDS: usize = 20_000;
+/// Neighbour entries whose flags are read at a time.
+const SWEEP: usize = 8192;
+/// How long a machine that went back to production is looked for, so that its neighbours' caches
+/// can be corrected.
+const CORRECTION_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The appliance's own addresses on the wire, and whether each is a router's.
+pub(super) type Claims = BTreeMap<(Port, Address), bool>;
+
+/// What the event loop is to do. Outputs come in the order in which they must be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// Send a frame.
+    Send {
+        /// Interface to send it on.
+        ifindex: u32,
+        /// The frame, from the Ethernet header on, without FCS.
+        frame: Vec<u8>,
+    },
+    /// Have the kernel send an IP packet out of the uplink.
+    SendOutside {
+        /// The packet, from the IP header on.
+        packet: Vec<u8>,
+    },
+    /// Write an entry of the map `NEIGHBOURS`.
+    InstallNeighbour {
+        /// The host.
+        key: HostKey,
+        /// How to reach it.
+        neighbour: Neighbour,
+    },
+    /// Delete an entry of the map `NEIGHBOURS`.
+    RemoveNeighbour {
+        /// The host.
+        key: HostKey,
+    },
+}
+
+/// What the slow path looks up in the tables.
+struct Lookup<'t>(&'t Tables);
+
+impl slowpath::Lookup for Lookup<'_> {
+    fn network(&self, vni: u32) -> Option<maps::Network> {
+        self.0.network(vni).copied()
+    }
+
+    fn peer(&self, slot: u32) -> Option<maps::Peer> {
+        self.0.peers.get(&slot).copied()
+    }
+}
+
+/// The engines. Poll until `None` after every other call, and when `next_deadline` has come.
+pub(super) struct Engines {
+    neighbours: Engine,
+    announcer: Announcer,
+    advertiser: Advertiser,
+    slow_path: SlowPath,
+    fragments: Fragments,
+    /// By VNI.
+    ports: BTreeMap<u32, Port>,
+    claims: Claims,
+    /// Addresses that went back to production, and until when their machine is looked for: its MAC
+    /// address is announced once it is known.
+    corrections: BTreeMap<HostKey, Instant>,
+    /// Replicas whose MAC address is announced once it is known.
+    awaited_replicas: BTreeSet<HostKey>,
+    /// The last neighbour entry whose flags were read, while a sweep is under way.
+    sweep_after: Option<HostKey>,
+    ready: VecDeque<Output>,
+}
+
+impl Engines {
+    /// Engines with nothing to do. `seed` varies the pauses between requests.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            neighbours: Engine::new(neighbour::Settings::default(), seed),
+            announcer: Announcer::new(announce::Settings::default()),
+            advertiser: Advertiser::default(),
+            slow_path: SlowPath::new(slowpath::Limits::default()),
+            fragments: Fragments::default(),
+            ports: BTreeMap::new(),
+            claims: Claims::new(),
+            corrections: BTreeMap::new(),
+            awaited_replicas: BTreeSet::new(),
+            sweep_after: None,
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// When there is something to poll for.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        [
+            self.neighbours.next_deadline(),
+            self.announcer.next_deadline(),
+            self.advertiser.next_deadline(),
+            self.slow_path.next_deadline(),
+            self.fragments.next_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// The next thing to do, or `None` when all that is due has been done.
+    pub fn poll(&mut self, now: Instant) -> Option<Output> {
+        for _ in 0..MAX_SILENT_ROUNDS {
+            if !self.ready.is_empty() || !self.round(now) {
+                break;
+            }
+        }
+        self.ready.pop_front()
+    }
+
+    /// Frames of fragments that waited for the first one of their datagram, with the interface that
+    /// each came in on. `is_known` says whether the programs know the datagram by now.
+    pub fn poll_fragments(
+        &mut self,
+        now: Instant,
+        is_known: impl FnMut(&FlowKey) -> bool,
+    ) -> Vec<(u32, Vec<u8>)> {
+        self.fragments.poll(now, is_known)
+    }
+
+    /// Polls every engine once. Returns whether any of them had something to do.
+    fn round(&mut self, now: Instant) -> bool {
+        let mut busy = false;
+        if let Some(action) = self.neighbours.poll(now) {
+            busy = true;
+            self.act(now, action);
+        }
+        if let Some(output) = self.slow_path.poll(now) {
+            busy = true;
+            match output {
+                slowpath::Output::Send { ifindex, frame } => {
+                    self.ready.push_back(Output::Send { ifindex, frame });
+                }
+                slowpath::Output::Outside { packet } => {
+                    self.ready.push_back(Output::SendOutside { packet });
+                }
+                slowpath::Output::Resolve { key } => self.neighbours.want(now, key, false),
+            }
+        }
+        if let Some((ifindex, frame)) = self.announcer.poll(now) {
+            busy = true;
+            self.ready.push_back(Output::Send { ifindex, frame });
+        }
+        if let Some((ifindex, frame)) = self.advertiser.poll(now) {
+            busy = true;
+            self.ready.push_back(Output::Send { ifindex, frame });
+        }
+        busy
+    }
+
+    fn act(&mut self, now: Instant, action: Action) {
+        match action {
+            Action::Send { ifindex, frame } => {
+                self.ready.push_back(Output::Send { ifindex, frame });
+            }
+            Action::Install { key, neighbour } => {
+                self.ready
+                    .push_back(Output::InstallNeighbour { key, neighbour });
+            }
+            Action::Remove { key } => self.ready.push_back(Output::RemoveNeighbour { key }),
+            Action::Resolved { key, neighbour } => {
+                self.slow_path.resolved(now, key, &neighbour);
+                let corrected = self.corrections.remove(&key).is_some();
+                if corrected || self.awaited_replicas.remove(&key) {
+                    tracing::debug!(
+                        address = %to_ip(&key.address),
+                        vni = key.vni,
+                        "announcing the machine's MAC address"
+                    );
+                    self.announce(now, key, Some(neighbour.mac()));
+                }
+                if corrected {
+                    self.neighbours.unwant(now, key);
+                }
+            }
+            Action::Failed { key } => self.slow_path.failed(now, key),
+        }
+    }
+
+    /// A program reported a host.
+    pub fn heard(&mut self, now: Instant, event: &NeighbourEvent) {
+        self.neighbours.heard(now, event);
+    }
+
+    /// The flags of a neighbour's map entry: what the programs saw of the host since the last look.
+    pub fn observed(&mut self, now: Instant, key: HostKey, flags: u32) {
+        self.neighbours.observed(now, key, flags);
+    }
+
+    /// A program handed over a frame. `jitter` delays the answer to a router solicitation
+    /// (RFC 4861 section 6.2.6: at most half a second).
+    pub fn slow_packet(
+        &mut self,
+        now: Instant,
+        header: &SlowHeader,
+        frame: &[u8],
+        tables: &Tables,
+        jitter: Duration,
+    ) {
+        match SlowReason::from_u16(header.reason) {
+            Some(SlowReason::RouterSolicitation) => {
+                self.advertiser.solicited(now, header.vni, jitter);
+            }
+            Some(SlowReason::Fragment) => {
+                // VNI zero: it came in on the uplink.
+                let zone = tables
+                    .network(header.vni)
+                    .map_or(OUTSIDE, |network| reconcile::zone_of(network.tenant));
+                let packet = frame.get(usize::from(header.l3)..).unwrap_or_default();
+                if let Some(key) = held::key(packet, zone) {
+                    self.fragments.hold(now, key, header.ifindex, frame);
+                }
+            }
+            _ => self.waiting_packet(now, header, frame, tables),
+        }
+    }
+
+    /// A packet that waits for its host, or is to be split.
+    pub fn waiting_packet(
+        &mut self,
+        now: Instant,
+        header: &SlowHeader,
+        packet: &[u8],
+        tables: &Tables,
+    ) {
+        self.slow_path.packet(now, header, packet, &Lookup(tables));
+    }
+
+    /// The appliance's port on a network.
+    pub fn port(&self, vni: u32) -> Option<Port> {
+        self.ports.get(&vni).copied()
+    }
+
+    /// Sets the ports of the networks, by VNI.
+    pub fn set_ports(&mut self, now: Instant, ports: BTreeMap<u32, Port>) {
+        for (vni, port) in &self.ports {
+            if !ports.contains_key(vni) {
+                self.neighbours.remove_network(now, *vni);
+            }
+            if ports.get(vni) != Some(port) {
+                self.announcer.cancel_port(port);
+            }
+        }
+        for (vni, port) in &ports {
+            if self.ports.get(vni) != Some(port) {
+                self.neighbours.set_network(*vni, *port);
+            }
+        }
+        self.ports = ports;
+    }
+
+    /// Takes over a neighbour that an earlier process left in the map. `false`: its network is gone
+    /// or moved, and the entry must be removed.
+    pub fn adopt(&mut self, now: Instant, key: HostKey, neighbour: Neighbour) -> bool {
+        let same = self
+            .ports
+            .get(&key.vni)
+            .is_some_and(|port| port.ifindex == neighbour.ifindex);
+        if same {
+            self.neighbours.adopt(now, key, neighbour);
+        }
+        same
+    }
+
+    /// Keeps hosts resolved whatever the traffic. Hosts of networks without a port are left out.
+    pub fn keep_resolved(&mut self, now: Instant, keys: impl IntoIterator<Item = HostKey>) {
+        for key in keys {
+            if self.ports.contains_key(&key.vni) {
+                self.neighbours.want(now, key, true);
+            }
+        }
+    }
+
+    /// Resolves a host only while packets go there, from now on.
+    pub fn release(&mut self, now: Instant, key: HostKey) {
+        self.neighbours.unwant(now, key);
+    }
+
+    /// An address fails over: on the tenant side the appliance answers for it and says so; on the
+    /// provider side its replica is resolved and then announced.
+    pub fn endpoint_added(&mut self, now: Instant, role: Role, key: HostKey) {
+        self.cancel_announcement(key);
+        match role {
+            Role::Tenant => {
+                self.corrections.remove(&key);
+                self.neighbours.unwant(now, key);
+                self.announce(now, key, None);
+            }
+            Role::Provider => {
+                self.awaited_replicas.insert(key);
+                self.neighbours.want(now, key, true);
+            }
+        }
+    }
+
+    /// An address goes back to production: on the tenant side its machine is looked for and then
+    /// announced; on the provider side the appliance answers for it again, where its tenant is
+    /// still in partial failover.
+    pub fn endpoint_removed(
+        &mut self,
+        now: Instant,
+        role: Role,
+        key: HostKey,
+        still_partial: bool,
+    ) {
+        self.cancel_announcement(key);
+        match role {
+            Role::Tenant => {
+                self.corrections.insert(key, now + CORRECTION_TIMEOUT);
+                self.neighbours.want(now, key, true);
+            }
+            Role::Provider => {
+                self.awaited_replicas.remove(&key);
+                self.neighbours.unwant(now, key);
+                if still_partial {
+                    self.announce(now, key, None);
+                }
+            }
+        }
+    }
+
+    /// Ends the announcements in a network.
+    pub fn cancel_announcements(&mut self, vni: u32) {
+        if let Some(port) = self.ports.get(&vni) {
+            self.announcer.cancel_port(port);
+        }
+    }
+
+    /// Ends the search for machines that did not come back in time.
+    pub fn expire_corrections(&mut self, now: Instant) {
+        let neighbours = &mut self.neighbours;
+        self.corrections.retain(|key, until| {
+            let keep = now < *until;
+            if !keep {
+                neighbours.unwant(now, *key);
+            }
+            keep
+        });
+    }
+
+    /// Sets the addresses that are the appliance's own on the wire: new ones are announced, and
+    /// announcements of those that are gone end.
+    pub fn set_claims(&mut self, now: Instant, claims: Claims) {
+        for (port, address) in self.claims.keys() {
+            if !claims.contains_key(&(*port, *address)) {
+                self.announcer.cancel(port, address);
+            }
+        }
+        for ((port, address), router) in &claims {
+            if self.claims.get(&(*port, *address)) != Some(router) {
+                let announcement = Announcement {
+                    address: *address,
+                    mac: port.mac,
+                    port: *port,
+                    router: *router,
+                };
+                self.announcer.announce(now, announcement);
+            }
+        }
+        self.claims = claims;
+    }
+
+    /// The addresses that are the appliance's own on the wire.
+    pub const fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// Sets the routers that are advertised, by VNI.
+    pub fn set_routers(&mut self, now: Instant, routers: BTreeMap<u32, Router>) {
+        self.advertiser.set(now, routers);
+    }
+
+    /// The neighbours whose map entries are to be read next, a bounded number; the next call goes
+    /// on behind them.
+    pub fn next_to_sweep(&mut self, now: Instant) -> Vec<HostKey> {
+        let after = self.sweep_after;
+        let keys: Vec<HostKey> = self
+            .neighbours
+            .entries(now)
+            .filter(|e| e.mac.is_some() && after.is_none_or(|after| e.key > after))
+            .map(|e| e.key)
+            .take(SWEEP)
+            .collect();
+        self.sweep_after = if keys.len() == SWEEP {
+            keys.last().copied()
+        } else {
+            None
+        };
+        keys
+    }
+
+    /// Neighbours, for status.
+    pub fn neighbours(&self, now: Instant) -> impl Iterator<Item = EntryStatus> + '_ {
+        self.neighbours.entries(now)
+    }
+
+    /// What the engines counted, by stable name.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let n = self.neighbours.counters();
+        [
+            ("neighbour_probes_sent", n.probes_sent),
+            ("neighbour_failed", n.failed),
+            ("neighbour_mac_changed", n.mac_changed),
+            ("neighbour_conflicts", n.conflicts),
+            ("neighbour_flaps_damped", n.flaps_damped),
+            ("neighbour_evicted", n.evicted),
+            ("neighbour_refused_full", n.refused_full),
+            ("neighbour_throttled", n.throttled),
+            ("neighbour_ignored_invalid", n.ignored_invalid),
+            ("neighbour_ignored_own", n.ignored_own),
+            ("neighbour_ignored_port", n.ignored_port),
+        ]
+        .into_iter()
+        .chain(self.slow_path.counters())
+        .collect()
+    }
+
+    /// Tells the hosts of a network where an address is: at `mac`, or at the appliance.
+    fn announce(&mut self, now: Instant, key: HostKey, mac: Option<[u8; 6]>) {
+        let Some(port) = self.port(key.vni) else {
+            return;
+        };
+        let announcement = Announcement {
+            address: key.address,
+            mac: mac.unwrap_or(port.mac),
+            port,
+            router: false,
+        };
+        self.announcer.announce(now, announcement);
+    }
+
+    fn cancel_announcement(&mut self, key: HostKey) {
+        if let Some(port) = self.ports.get(&key.vni) {
+            self.announcer.cancel(port, &key.address);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use appliance_common::{addr::from_ip, events::NeighbourEventKind};
+
+    const VNI: u32 = 1001;
+    const PORT: Port = Port {
+        ifindex: 3,
+        outer: 0,
+        inner: 0,
+        outer_ethertype: 0x8100,
+        mac: [2, 0, 0, 0, 0, 1],
+    };
+    const REPLICA_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+    fn engines(now: Instant) -> Engines {
+        let mut engines = Engines::new(1);
+        engines.set_ports(now, BTreeMap::from([(VNI, PORT)]));
+        engines
+    }
+
+    fn key() -> HostKey {
+        HostKey {
+            vni: VNI,
+            address: from_ip([10, 1, 0, 10].into()),
+        }
+    }
+
+    fn frames(engines: &mut Engines, now: Instant) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        while let Some(output) = engines.poll(now) {
+            if let Output::Send { ifindex, frame } = output {
+                assert_eq!(ifindex, PORT.ifindex);
+                frames.push(frame);
+            }
+        }
+        frames
+    }
+
+    /// The sender's MAC and IPv4 address of an ARP frame without a tag.
+    fn sender(frame: &[u8]) -> ([u8; 6], [u8; 4]) {
+        (
+            frame[22..28].try_into().expect("six bytes"),
+            frame[28..32].try_into().expect("four bytes"),
+        )
+    }
+
+    #[test]
+    fn tenant_side_announces_its_own_mac_for_a_failed_over_address() {
+        let now = Instant::now();
+        let mut engines = engines(now);
+        engines.endpoint_added(now, Role::Tenant, key());
+        let sent = frames(&mut engines, now);
+        assert!(!sent.is_empty());
+        for frame in sent {
+            assert_eq!(sender(&frame), (PORT.mac, [10, 1, 0, 10]));
+        }
+    }
+
+    #[test]
+    fn provider_side_announces_a_replica_only_once_it_is_resolved() {
+        let now = Instant::now();
+        let mut engines = engines(now);
+        engines.endpoint_added(now, Role::Provider, key());
+        let asked = frames(&mut engines, now);
+        let announces = |frame: &Vec<u8>| sender(frame).1 == [10, 1, 0, 10];
+        assert!(!asked.is_empty() && !asked.iter().any(announces));
+        // A packet waits for it.
+        engines.neighbours.want(now, key(), false);
+        let event = NeighbourEvent {
+            vni: VNI,
+            ifindex: PORT.ifindex,
+            address: key().address,
+            mac: REPLICA_MAC,
+            outer: 0,
+            inner: 0,
+            kind: NeighbourEventKind::Reply as u16,
+            reserved: 0,
+        };
+        engines.heard(now, &event);
+        let sent = frames(&mut engines, now);
+        let announced: Vec<_> = sent.iter().filter(|f| announces(f)).collect();
+        assert!(!announced.is_empty());
+        for frame in announced {
+            assert_eq!(sender(frame).0, REPLICA_MAC);
+        }
+    }
+
+    #[test]
+    fn provider_side_answers_for_a_returned_address_only_in_partial_failover() {
+        for (still_partial, announced) in [(true, true), (false, false)] {
+            let now = Instant::now();
+            let mut engines = engines(now);
+            engines.endpoint_removed(now, Role::Provider, key(), still_partial);
+            assert_eq!(!frames(&mut engines, now).is_empty(), announced);
+        }
+    }
+
+    #[test]
+    fn machine_that_does_not_come_back_is_looked_for_ten_minutes() {
+        let now = Instant::now();
+        let mut engines = engines(now);
+        engines.endpoint_removed(now, Role::Tenant, key(), true);
+        assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 1);
+        engines.expire_corrections(now + CORRECTION_TIMEOUT - Duration::from_secs(1));
+        assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 1);
+        engines.expire_corrections(now + CORRECTION_TIMEOUT);
+        assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 0);
+    }
+}

@@ -1,0 +1,138 @@
+//! Programs and maps, and a copy of the tables that the maps hold.
+//!
+//! For: making the maps hold what is wanted, and the workers' tables with them. Never: deciding what
+//! is wanted (`reconcile`), or when (the controller).
+
+use appliance_common::{
+    addr::from_ip,
+    maps::{self, HostKey, Neighbour, neighbour_flags},
+};
+
+use super::tunnels::Tunnels;
+use crate::{
+    config::Config,
+    datapath::{Datapath, Error},
+    reconcile::{self, Tables},
+    state::State,
+    underlay::{Path as Route, Snapshot, Why},
+};
+
+/// Programs, maps, and the tables that the maps hold.
+pub(super) struct Forwarding {
+    pub datapath: Datapath,
+    tables: Tables,
+}
+
+impl Forwarding {
+    /// Reads what the maps hold.
+    pub fn new(datapath: Datapath) -> Result<Self, Error> {
+        let tables = datapath.read()?;
+        Ok(Self { datapath, tables })
+    }
+
+    /// What the maps hold.
+    pub const fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Writes the difference between what the maps hold and what is wanted, to the workers as well.
+    ///
+    /// # Errors
+    /// The map that refused. `tables` then says what the maps hold, and so do the workers' tables.
+    pub fn write(&mut self, tunnels: &mut Tunnels, wanted: Tables) -> Result<(), Error> {
+        let wanted = reconcile::with_epochs(&self.tables, wanted);
+        let writes = reconcile::diff(&self.tables, &wanted);
+        if !writes.is_empty() {
+            tracing::debug!(writes = writes.len(), "tables changed");
+        }
+        // The workers first: a program hands them packets as soon as its map says so.
+        tunnels.write(&writes);
+        let result = self.datapath.write(&mut self.tables, &writes);
+        if result.is_err() {
+            tunnels.write(&reconcile::diff(&wanted, &self.tables));
+        }
+        result
+    }
+
+    /// Keeps the header of a peer whose next hop is being looked up, or does not answer just now: the
+    /// last known MAC address is right far more often than none, and a restart must not lose packets.
+    pub fn keep_last_paths(
+        &self,
+        wanted: &mut Tables,
+        config: &Config,
+        state: &State,
+        snapshot: &Snapshot,
+    ) {
+        let local = reconcile::local_addresses(config, snapshot);
+        for peer in &config.peers {
+            let (Some(slot), Some(address)) = (state.slots.peers.get(&peer.name), peer.plain())
+            else {
+                continue;
+            };
+            let passing = matches!(
+                snapshot.paths.get(&address),
+                None | Some(Route::Unresolved {
+                    why: Why::Pending | Why::NextHopUnresolved { .. }
+                })
+            );
+            let (Some(old), true) = (self.tables.peers.get(slot), passing) else {
+                continue;
+            };
+            let mac = |at: usize| {
+                let mut mac = [0; 6];
+                mac.copy_from_slice(&old.header[at..at + 6]);
+                mac
+            };
+            let same = local
+                .iter()
+                .filter(|l| l.is_ipv4() == address.is_ipv4())
+                .filter_map(|l| {
+                    maps::Peer::new(
+                        old.ifindex,
+                        mac(0),
+                        mac(6),
+                        &from_ip(*l),
+                        &from_ip(address),
+                        config.uplink.port,
+                    )
+                })
+                .any(|header| header == *old);
+            if same {
+                wanted.peers.insert(*slot, *old);
+            }
+        }
+    }
+
+    /// Writes a neighbour, to the workers as well.
+    pub fn install_neighbour(&mut self, tunnels: &mut Tunnels, key: HostKey, neighbour: Neighbour) {
+        tunnels.neighbour(key, Some(neighbour));
+        if let Err(error) = self.datapath.set_neighbour(&key, &neighbour) {
+            tracing::error!(%error, "cannot write a neighbour");
+        }
+    }
+
+    /// Removes a neighbour, from the workers' tables as well.
+    pub fn remove_neighbour(&mut self, tunnels: &mut Tunnels, key: HostKey) {
+        tunnels.neighbour(key, None);
+        if let Err(error) = self.datapath.remove_neighbour(&key) {
+            tracing::error!(%error, "cannot remove a neighbour");
+        }
+    }
+
+    /// Reads the flags that the programs set in a neighbour's entry, and clears them. Zero where
+    /// there is no entry, or none is set.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn take_flags(&mut self, key: &HostKey) -> Result<u32, Error> {
+        let Some(mut neighbour) = self.datapath.neighbour(key)? else {
+            return Ok(0);
+        };
+        let seen = neighbour.flags & (neighbour_flags::HEARD | neighbour_flags::USED);
+        if seen != 0 {
+            neighbour.flags &= !seen;
+            self.datapath.refresh_neighbour(key, &neighbour)?;
+        }
+        Ok(seen)
+    }
+}

@@ -1,0 +1,80 @@
+//! The key files that a configuration names, read.
+
+use std::collections::BTreeMap;
+
+use gateway_client::wire::Key;
+use tunnel::{PresharedKey, SecretKey};
+use tunnel_worker::keys;
+
+use crate::config::Config;
+
+/// The keys that a configuration names.
+#[derive(Default)]
+pub(super) struct Keys {
+    pub private: Option<SecretKey>,
+    /// By peer name.
+    pub preshared: BTreeMap<String, PresharedKey>,
+    /// By peer name: of our side of the circuit to it.
+    pub circuits: BTreeMap<String, Key>,
+}
+
+/// Why the keys of a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// A file is missing, readable by others, or holds no key.
+    #[error(transparent)]
+    File(#[from] keys::Error),
+    /// A peer has our own public key.
+    #[error("peer {peer:?}: public_key is this appliance's own; write the other end's")]
+    OwnPublicKey {
+        /// The peer's name.
+        peer: String,
+    },
+}
+
+impl Keys {
+    /// Reads every key file.
+    ///
+    /// # Errors
+    /// The first that cannot be used, or the first peer that has our own public key.
+    pub fn load(config: &Config) -> Result<Self, Error> {
+        let private = match &config.tunnel {
+            Some(tunnel) => Some(keys::private(&tunnel.private_key_file)?),
+            None => None,
+        };
+        let (mut preshared, mut circuits) = (BTreeMap::new(), BTreeMap::new());
+        for peer in &config.peers {
+            let Some(identity) = peer.identity() else {
+                continue;
+            };
+            if let Some(path) = &identity.preshared_key_file {
+                preshared.insert(peer.name.clone(), keys::preshared(path)?);
+            }
+            if let Some(circuit) = &identity.circuit {
+                circuits.insert(peer.name.clone(), keys::circuit(&circuit.key_file)?);
+            }
+        }
+        if let Some(own) = private.as_ref().map(SecretKey::public) {
+            let is_own = |p: &&crate::config::Peer| {
+                p.identity()
+                    .is_some_and(|identity| identity.public_key == own)
+            };
+            if let Some(peer) = config.peers.iter().find(is_own) {
+                return Err(Error::OwnPublicKey {
+                    peer: peer.name.clone(),
+                });
+            }
+        }
+        Ok(Self {
+            private,
+            preshared,
+            circuits,
+        })
+    }
+
+    /// Whether our own identity is the same.
+    pub fn same_identity(&self, other: &Self) -> bool {
+        let public = |keys: &Self| keys.private.as_ref().map(SecretKey::public);
+        public(self) == public(other)
+    }
+}

@@ -1,0 +1,239 @@
+//! Failed-over addresses: added, removed, listed.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use appliance_common::{addr::Address, limits::MAX_ENDPOINTS};
+use serde_json::{Value, json};
+
+use super::Answer;
+use crate::{
+    config::{Config, Network},
+    control::Refusal,
+    daemon::{Daemon, controller::Proposal},
+    reconcile::endpoint_fits,
+    state::State,
+};
+
+impl Daemon {
+    pub(super) fn endpoint_add(&mut self, name: &str, addresses: &[IpAddr]) -> Answer {
+        let network = self.network(name)?;
+        self.must_forward(network)?;
+        let state = &self.in_force.state;
+        let new = with_endpoints(state, network, &self.own_addresses(), addresses)?;
+        self.change(Proposal::state(new))?;
+        tracing::info!(
+            network = name,
+            count = addresses.len(),
+            "addresses failed over"
+        );
+        Ok(json!({ "network": name, "added": addresses }))
+    }
+
+    pub(super) fn endpoint_remove(&mut self, name: &str, addresses: &[IpAddr]) -> Answer {
+        // Those of a network that is not configured any more can be removed as well.
+        if !self.in_force.state.endpoints.contains_key(name) {
+            self.network(name)?;
+        }
+        let new = without_endpoints(&self.in_force.state, name, addresses)?;
+        self.change(Proposal::state(new))?;
+        tracing::info!(
+            network = name,
+            count = addresses.len(),
+            "addresses returned to production"
+        );
+        Ok(json!({ "network": name, "removed": addresses }))
+    }
+
+    pub(super) fn endpoint_list(&self, network: Option<&str>) -> Answer {
+        let endpoints = &self.in_force.state.endpoints;
+        if let Some(name) = network.filter(|name| !endpoints.contains_key(*name)) {
+            self.network(name)?;
+        }
+        let configured = self.in_force.config.networks.iter().map(|n| &n.name);
+        // Those of networks that are not configured any more as well.
+        let names: BTreeSet<&String> = configured.chain(endpoints.keys()).collect();
+        let listed: serde_json::Map<String, Value> = names
+            .into_iter()
+            .filter(|name| network.is_none_or(|n| n == *name))
+            .map(|name| {
+                let addresses: Vec<&IpAddr> = endpoints.get(name).into_iter().flatten().collect();
+                (name.clone(), json!(addresses))
+            })
+            .collect();
+        Ok(Value::Object(listed))
+    }
+
+    /// Failed-over addresses that do not fit `config`.
+    pub(in crate::daemon) fn misplaced_endpoints(&self, config: &Config) -> Vec<String> {
+        let own = self.own_addresses();
+        let mut problems = Vec::new();
+        for (name, addresses) in &self.in_force.state.endpoints {
+            let Some(network) = config.network(name) else {
+                let count = addresses.len();
+                let addresses = addresses.iter().take(3).map(ToString::to_string);
+                let more = if count > 3 { " ..." } else { "" };
+                problems.push(format!(
+                    "network {name:?} has {count} failed-over address{} and is not configured: \
+                     put it back into the configuration, or remove them (`causeway-appliance \
+                     endpoint remove --network {name} {}{more}`)",
+                    if count == 1 { "" } else { "es" },
+                    addresses.collect::<Vec<_>>().join(" "),
+                ));
+                continue;
+            };
+            let misfit = |address: &IpAddr| endpoint_fits(network, &own, *address).err();
+            problems.extend(addresses.iter().filter_map(misfit));
+        }
+        problems
+    }
+}
+
+/// The state with these addresses of a network failed over; `own` are the appliance's.
+///
+/// # Errors
+/// Maintenance, as each address begins a failover of its own; an address that cannot be failed over.
+fn with_endpoints(
+    state: &State,
+    network: &Network,
+    own: &[Address],
+    addresses: &[IpAddr],
+) -> Result<State, Refusal> {
+    let name = &network.name;
+    if state.maintenance {
+        return Err(Refusal::new(
+            "conflict",
+            format!(
+                "network {name:?}: the appliance is in maintenance, which refuses new failovers, \
+                 of single addresses as well, and lets running ones be undone: end maintenance \
+                 (`maintenance off`), then ask again; nothing was changed"
+            ),
+        ));
+    }
+    let mut new = state.clone();
+    let set = new.endpoints.entry(name.clone()).or_default();
+    for address in addresses {
+        endpoint_fits(network, own, *address).map_err(|m| Refusal::new("invalid", m))?;
+        if !set.insert(*address) {
+            return Err(Refusal::new(
+                "conflict",
+                format!(
+                    "{address} is already failed over in network {name:?}; nothing was changed"
+                ),
+            ));
+        }
+    }
+    let total: usize = new.endpoints.values().map(BTreeSet::len).sum();
+    // The map keeps a few entries in reserve on each CPU, so it is never filled to the brim.
+    let most = MAX_ENDPOINTS as usize - 1024;
+    if total > most {
+        return Err(Refusal::new(
+            "conflict",
+            format!("that would be {total} failed-over addresses; an appliance takes {most}"),
+        ));
+    }
+    Ok(new)
+}
+
+/// The state without these addresses of a network.
+///
+/// # Errors
+/// An address that is not failed over.
+fn without_endpoints(state: &State, name: &str, addresses: &[IpAddr]) -> Result<State, Refusal> {
+    let mut new = state.clone();
+    let set = new.endpoints.entry(name.to_owned()).or_default();
+    for address in addresses {
+        if !set.remove(address) {
+            return Err(Refusal::new(
+                "not-found",
+                format!("{address} is not failed over in network {name:?}; nothing was changed"),
+            ));
+        }
+    }
+    if set.is_empty() {
+        new.endpoints.remove(name);
+    }
+    Ok(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use appliance_common::addr::from_ip;
+
+    use super::*;
+
+    const CONFIG: &str = r#"
+[appliance]
+name = "tenant"
+role = "tenant"
+[uplink]
+interface = "eth0"
+[[tenant]]
+name = "acme"
+[[peer]]
+name = "a"
+kind = "vxlan"
+address = "198.51.100.5"
+[[network]]
+name = "net1"
+tenant = "acme"
+peer = "a"
+vni = 1001
+interface = "eth1"
+prefixes = ["10.1.0.0/24"]
+"#;
+
+    fn config() -> Config {
+        Config::parse(CONFIG, Path::new("t")).expect("good")
+    }
+
+    #[test]
+    fn addresses_do_not_fail_over_in_maintenance_or_twice() {
+        let config = config();
+        let network = config.network("net1").expect("a network");
+        let address: IpAddr = "10.1.0.10".parse().expect("an address");
+        let own = [from_ip("10.1.0.5".parse().expect("an address"))];
+        let mut state = State::default();
+        let add = |state: &State, address: IpAddr| {
+            with_endpoints(state, network, &own, &[address]).map_err(|refusal| refusal.message)
+        };
+        let one = add(&state, address).expect("failed over");
+        assert!(one.endpoints["net1"].contains(&address));
+        assert_eq!(
+            add(&one, address),
+            Err(
+                "10.1.0.10 is already failed over in network \"net1\"; nothing was changed"
+                    .to_owned()
+            )
+        );
+        let ours = add(&state, "10.1.0.5".parse().expect("an address"));
+        assert!(ours.is_err_and(|m| m.contains("this appliance's own address")));
+        state.maintenance = true;
+        assert_eq!(
+            add(&state, address),
+            Err(
+                "network \"net1\": the appliance is in maintenance, which refuses new failovers, \
+                 of single addresses as well, and lets running ones be undone: end maintenance \
+                 (`maintenance off`), then ask again; nothing was changed"
+                    .to_owned()
+            )
+        );
+    }
+
+    #[test]
+    fn addresses_are_removed_all_or_none() {
+        let addresses = ["10.1.0.10", "10.1.0.11"].map(|a| a.parse().expect("an address"));
+        let mut state = State::default();
+        state
+            .endpoints
+            .insert("net1".to_owned(), BTreeSet::from([addresses[0]]));
+        let refusal = without_endpoints(&state, "net1", &addresses).expect_err("one is not there");
+        assert_eq!(
+            refusal.message,
+            "10.1.0.11 is not failed over in network \"net1\"; nothing was changed"
+        );
+        let none = without_endpoints(&state, "net1", &addresses[..1]).expect("removed");
+        assert!(none.endpoints.is_empty());
+    }
+}

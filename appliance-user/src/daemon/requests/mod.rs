@@ -1,0 +1,135 @@
+//! What the operator may ask, checked against what is in force; refusals and replies.
+//!
+//! A request that changes something builds a proposal from a shared borrow of the daemon, so that it
+//! cannot touch anything while it is being checked, and hands it to the controller's `change`.
+
+mod endpoints;
+mod flows;
+mod modes;
+pub(super) mod packet_trace;
+mod reload;
+mod rules;
+
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use self::modes::SwitchOptions;
+use super::Daemon;
+use crate::{
+    config::Network,
+    control::{Refusal, Reply, Request},
+};
+
+type Answer = Result<Value, Refusal>;
+
+impl Daemon {
+    /// Answers a request. A client that went away does not get its answer.
+    pub(super) fn handle(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        if let Request::Flows { .. } = request {
+            self.flows(request, reply);
+            return;
+        }
+        let answer = match self.answer(request) {
+            Ok(value) => Reply::Ok(value),
+            Err(refusal) => {
+                tracing::info!(
+                    code = refusal.code,
+                    reason = refusal.message,
+                    "request refused"
+                );
+                Reply::Error(refusal)
+            }
+        };
+        let _ = reply.send(answer);
+    }
+
+    fn answer(&mut self, request: Request) -> Answer {
+        match request {
+            Request::Status => self.status().and_then(|s| to_value(&s)),
+            Request::Counters => self.counters().and_then(|c| to_value(&c)),
+            Request::Mode {
+                tenant,
+                mode,
+                plan,
+                force,
+                promote,
+            } => {
+                let options = SwitchOptions {
+                    plan,
+                    force,
+                    promote,
+                };
+                self.mode(tenant.as_deref(), mode.as_deref(), &options)
+            }
+            Request::Maintenance { on } => self.maintenance(on),
+            Request::RuleAdd { tenant, rules } => self.rule_add(tenant.as_deref(), rules),
+            Request::RuleRemove { tenant, names } => self.rule_remove(tenant.as_deref(), names),
+            Request::RuleList { tenant } => self.rule_list(tenant.as_deref()),
+            Request::RuleCheck { tenant, rules } => self.rule_check(tenant.as_deref(), rules),
+            Request::EndpointAdd { network, addresses } => self.endpoint_add(&network, &addresses),
+            Request::EndpointRemove { network, addresses } => {
+                self.endpoint_remove(&network, &addresses)
+            }
+            Request::EndpointList { network } => self.endpoint_list(network.as_deref()),
+            Request::TraceStart(filter) => self.trace_start(&filter),
+            Request::TraceNext => self.trace_next(),
+            Request::TraceStop => self.trace_stop(),
+            Request::Flows { .. } => {
+                Err(Refusal::new("internal", "connections are listed elsewhere"))
+            }
+            Request::Reload => self.reload().map(|()| json!("reloaded")),
+        }
+    }
+
+    /// The configured network of that name.
+    fn network(&self, name: &str) -> Result<&Network, Refusal> {
+        let networks = &self.in_force.config.networks;
+        networks.iter().find(|n| n.name == name).ok_or_else(|| {
+            let names: Vec<&str> = networks.iter().map(|n| n.name.as_str()).collect();
+            let names = names.join(", ");
+            Refusal::new(
+                "not-found",
+                format!("there is no network {name:?}; there are: {names}"),
+            )
+        })
+    }
+
+    fn tenants(&self) -> Vec<String> {
+        let tenants = self.in_force.config.tenants.iter();
+        tenants.map(|t| t.name.clone()).collect()
+    }
+
+    /// The tenant that a request names, or the only one.
+    fn one_tenant(&self, name: Option<&str>) -> Result<String, Refusal> {
+        let config = &self.in_force.config;
+        let all = || self.tenants().join(", ");
+        match (name, config.tenants.as_slice()) {
+            (Some(name), _) if config.tenant(name).is_some() => Ok(name.to_owned()),
+            (Some(name), _) if self.left_over().iter().any(|l| l == name) => Err(Refusal::new(
+                "not-found",
+                format!(
+                    "tenant {name:?} is not configured any more: its failover can only be undone \
+                     (`mode --tenant {name} idle`), or put the tenant back into the configuration"
+                ),
+            )),
+            (Some(name), _) => Err(Refusal::new(
+                "not-found",
+                format!("there is no tenant {name:?}; there are: {}", all()),
+            )),
+            (None, [tenant]) => Ok(tenant.name.clone()),
+            (None, _) => Err(Refusal::new(
+                "bad-request",
+                format!("give the tenant with --tenant; there are: {}", all()),
+            )),
+        }
+    }
+
+    /// Tenants that are in failover and not configured any more.
+    fn left_over(&self) -> Vec<String> {
+        self.in_force.state.left_over(&self.in_force.config)
+    }
+}
+
+fn to_value(value: &impl serde::Serialize) -> Answer {
+    serde_json::to_value(value).map_err(|e| Refusal::new("internal", e.to_string()))
+}

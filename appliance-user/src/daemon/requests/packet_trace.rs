@@ -1,0 +1,111 @@
+//! Packet trace: programs that report each step, for as long as a client asks.
+
+use std::time::{Duration, Instant};
+
+use appliance_common::events::TraceFilter;
+use serde_json::json;
+
+use super::Answer;
+use crate::{
+    control::Refusal,
+    daemon::Daemon,
+    datapath::Error,
+    trace::{MAX_STEPS, PacketFilter, Step},
+};
+
+/// Time without a request after which a trace ends by itself: a client that was killed leaves no
+/// trace running.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The trace that is running, if one is.
+#[derive(Default)]
+pub(in crate::daemon) struct PacketTrace {
+    /// When its client last asked.
+    last_asked: Option<Instant>,
+}
+
+impl Daemon {
+    pub(super) fn trace_start(&mut self, filter: &PacketFilter) -> Answer {
+        if self.packet_trace.last_asked.is_some() {
+            return Err(Refusal::new(
+                "conflict",
+                "another client is tracing packets; try again when it has finished",
+            ));
+        }
+        let datapath = &mut self.forwarding.datapath;
+        let ifindex = match &filter.interface {
+            None => None,
+            Some(name) if datapath.attached().contains_key(name) => {
+                self.snapshot.links.get(name).map(|link| link.ifindex)
+            }
+            Some(name) => {
+                let names: Vec<&str> = datapath.attached().keys().map(String::as_str).collect();
+                let names = names.join(", ");
+                return Err(Refusal::new(
+                    "not-found",
+                    format!("interface {name:?} has no XDP program; interfaces that have: {names}"),
+                ));
+            }
+        };
+        // Steps that an earlier trace left unread.
+        while datapath.next_step().is_some() {}
+        datapath
+            .set_trace(&filter.to_map(ifindex))
+            .map_err(internal)?;
+        datapath.follow(true).map_err(internal)?;
+        self.packet_trace.last_asked = Some(Instant::now());
+        tracing::info!(?filter, "packet trace started: tracing programs attached");
+        Ok(json!("following"))
+    }
+
+    pub(super) fn trace_next(&mut self) -> Answer {
+        let Some(last_asked) = &mut self.packet_trace.last_asked else {
+            return Err(Refusal::new(
+                "conflict",
+                "no packet trace is running: it was stopped, or timed out; start it again",
+            ));
+        };
+        *last_asked = Instant::now();
+        let mut steps = Vec::new();
+        while steps.len() < MAX_STEPS {
+            let Some(event) = self.forwarding.datapath.next_step() else {
+                break;
+            };
+            let mut links = self.snapshot.links.iter();
+            let name = links
+                .find(|(_, link)| link.ifindex == event.ifindex)
+                .map(|(name, _)| name.as_str());
+            steps.push(Step::new(&event, name));
+        }
+        super::to_value(&steps)
+    }
+
+    pub(super) fn trace_stop(&mut self) -> Answer {
+        if self.packet_trace.last_asked.take().is_some() {
+            let datapath = &mut self.forwarding.datapath;
+            datapath
+                .set_trace(&TraceFilter::default())
+                .map_err(internal)?;
+            datapath.follow(false).map_err(internal)?;
+            tracing::info!("packet trace stopped: normal programs attached");
+        }
+        Ok(json!("stopped"))
+    }
+
+    /// Ends a trace whose client has not asked for a while.
+    pub(in crate::daemon) fn end_stale_trace(&mut self) {
+        let last_asked = self.packet_trace.last_asked;
+        let stale = last_asked.is_some_and(|asked| asked.elapsed() > CLIENT_TIMEOUT);
+        if stale && let Err(refusal) = self.trace_stop() {
+            tracing::error!(
+                reason = refusal.message,
+                "cannot replace the tracing programs by the normal ones"
+            );
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn internal(error: Error) -> Refusal {
+    Refusal::new("internal", error.to_string())
+}

@@ -1,0 +1,103 @@
+//! Reload: the configuration file read again, checked whole, and put in force whole or not at all.
+
+use crate::{
+    config::Config,
+    control::Refusal,
+    daemon::{Daemon, controller::Proposal, keys::Keys},
+    reconcile,
+    state::Doing,
+};
+
+impl Daemon {
+    /// Reads the file again and puts it in force.
+    ///
+    /// # Errors
+    /// The refusal; the running configuration stays in force.
+    pub(super) fn reload(&mut self) -> Result<(), Refusal> {
+        let proposal = self.read_file()?;
+        self.change(proposal)
+    }
+
+    /// Reloads because of SIGHUP.
+    pub(in crate::daemon) fn reload_on_signal(&mut self) {
+        match self.reload() {
+            Ok(()) => tracing::info!("configuration reloaded"),
+            Err(refusal) => tracing::warn!(
+                reason = refusal.message,
+                "reload refused; the running configuration stays in force"
+            ),
+        }
+    }
+
+    /// The file as a proposal.
+    fn read_file(&self) -> Result<Proposal, Refusal> {
+        let invalid = |message: String| Refusal::new("invalid", message);
+        let config = Config::load(&self.files.config).map_err(|e| invalid(e.to_string()))?;
+        let keys = Keys::load(&config).map_err(|e| invalid(e.to_string()))?;
+        config.check_ports().map_err(|e| invalid(e.to_string()))?;
+        let running = &self.in_force.config;
+        if config.tunnel != running.tunnel || !keys.same_identity(&self.in_force.keys) {
+            return Err(invalid(
+                "[tunnel] and our private key take effect at a restart (`systemctl restart \
+                 causeway-appliance`; encrypted traffic pauses for a second); the running \
+                 configuration stays in force"
+                    .to_owned(),
+            ));
+        }
+        if let Some(key) = fixed_key(running, &config) {
+            return Err(invalid(format!(
+                "appliance.{key} takes effect at a restart (`systemctl restart \
+                 causeway-appliance`; traffic goes on); the running configuration stays in force"
+            )));
+        }
+        let problems = self.misplaced_endpoints(&config);
+        if !problems.is_empty() {
+            return Err(invalid(format!(
+                "failed-over addresses would lose their network; remove them first: {}",
+                problems.join("; ")
+            )));
+        }
+        let state = &self.in_force.state;
+        let problems = reconcile::made_wrong(running, &config, state, &self.snapshot);
+        if !problems.is_empty() {
+            return Err(invalid(format!(
+                "parts of failovers would lose their effect, and the running configuration stays \
+                 in force; correct the file, or undo the failover first (`mode idle`): {}",
+                problems.join("; ")
+            )));
+        }
+        if config.nat.connections != running.nat.connections {
+            tracing::warn!(
+                connections = config.nat.connections,
+                "nat.connections takes effect when the data path is created anew: stop, \
+                 `detach`, start"
+            );
+        }
+        let mut state = state.clone();
+        // A failover of a tenant that is gone stays until it is undone, or the tenant is back.
+        state
+            .modes
+            .retain(|tenant, mode| mode.doing != Doing::Idle || config.tenant(tenant).is_some());
+        Ok(Proposal {
+            file: Some(Box::new((config, keys))),
+            state,
+        })
+    }
+}
+
+/// The first key of `[appliance]` that differs and takes effect at a restart only.
+fn fixed_key(running: &Config, new: &Config) -> Option<&'static str> {
+    let differs = [
+        ("name", new.name != running.name),
+        ("role", new.role != running.role),
+        ("state_dir", new.state_dir != running.state_dir),
+        ("pin_dir", new.pin_dir != running.pin_dir),
+        (
+            "control_socket",
+            new.control_socket != running.control_socket,
+        ),
+        ("bpf_object", new.bpf_object != running.bpf_object),
+    ];
+    let first = differs.into_iter().find(|(_, differs)| *differs);
+    first.map(|(key, _)| key)
+}
