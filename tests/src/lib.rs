@@ -29,6 +29,7 @@ pub mod rng;
 pub mod router;
 pub mod site;
 pub mod table;
+pub mod turn;
 pub mod wireguard;
 pub mod world;
 

@@ -5,22 +5,19 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use crate::{skip, turn::Turn};
 use lab::{Lab, Options, Output, Paths, Scoped, Topology};
-use nix::fcntl::{Flock, FlockArg};
-
-use crate::skip;
 
 /// Time for a command that should be quick.
 pub const SHORT: Duration = Duration::from_secs(20);
@@ -35,14 +32,11 @@ pub const PLAIN: Options = Options {
     workers: 1,
 };
 
-/// Where tests take turns.
-const TURN: &str = "/run/causeway-tests.lock";
-
 /// A lab with its appliances running, and the turn to have one.
 #[derive(Debug)]
 pub struct Site {
     lab: Scoped,
-    _turn: Flock<File>,
+    _turn: Turn,
 }
 
 impl std::ops::Deref for Site {
@@ -144,11 +138,10 @@ impl Site {
             skip(&why);
             return None;
         }
-        let file = File::create(TURN).expect("root may write to /run");
-        let turn = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, e)| e)
-            .expect("a lock on a file of our own");
-        let name = std::env::var("CAUSEWAY_TEST_LAB").unwrap_or_else(|_| "test".to_owned());
+        let turn = Turn::take();
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}{}-{count}", lab::TEST_PREFIX, std::process::id());
         let lab = Lab::up(topology(options), &name, Paths::find())
             .unwrap_or_else(|e| panic!("raising the lab: {e}"));
         Some(Self {

@@ -1,4 +1,5 @@
-//! Builds the BPF programs.
+//! Builds the BPF programs: of each package that names its object as
+//! `[package.metadata.causeway] bpf-object`.
 
 use std::{fs, path::PathBuf};
 
@@ -7,16 +8,9 @@ use anyhow::{Context as _, ensure};
 use crate::{
     bpf::{Route, cargo},
     step::{run, step},
-    target, workspace,
+    target,
+    test::Workspace,
 };
-
-/// Package and file of each object.
-const OBJECTS: [(&str, &str, &str); 4] = [
-    ("appliance-ebpf", "appliance-ebpf", "appliance.bpf.o"),
-    ("gateway-ebpf", "gateway/ebpf", "gateway.bpf.o"),
-    ("lab-ebpf", "tools/lab/ebpf", "lab.bpf.o"),
-    ("bench-ebpf", "tools/bench/ebpf", "bench.bpf.o"),
-];
 
 const TARGET: &str = "bpfel-unknown-none";
 
@@ -27,10 +21,7 @@ pub fn objects() -> PathBuf {
 
 /// Builds every object that the workspace has a package for.
 pub fn build(route: Route) -> anyhow::Result<()> {
-    let packages: Vec<_> = OBJECTS
-        .iter()
-        .filter(|(_, dir, _)| workspace().join(dir).join("Cargo.toml").exists())
-        .collect();
+    let packages = Workspace::read()?.bpf;
     let build_dir = target().join("bpf-build");
     step(&format!("BPF programs, by {}", route.name()), || {
         let mut command = cargo(route);
@@ -39,12 +30,12 @@ pub fn build(route: Route) -> anyhow::Result<()> {
             command.args(["-Z", "build-std=core"]);
         }
         command.arg("--target-dir").arg(&build_dir);
-        for (package, _, _) in &packages {
+        for (package, _) in &packages {
             command.args(["--package", package]);
         }
         run(&mut command)?;
         fs::create_dir_all(objects()).context("make target/bpf")?;
-        for (package, _, object) in &packages {
+        for (package, object) in &packages {
             let from = build_dir.join(TARGET).join("release").join(package);
             let to = objects().join(object);
             let new = to.with_extension("new");

@@ -23,7 +23,6 @@ mod bpf;
 mod build_ebpf;
 mod doctor;
 mod fuzz;
-mod libtest;
 mod peers;
 mod run;
 mod setup;
@@ -33,7 +32,9 @@ mod test;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
+
+use test::Tier;
 
 /// Everything a person does with this workspace.
 #[derive(Parser)]
@@ -43,16 +44,6 @@ struct Cli {
     bpf_toolchain: bpf::Asked,
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Tier {
-    /// Unit and property tests; no privilege.
-    Unit,
-    /// Packet fixtures and the verifier; needs BPF.
-    Packets,
-    /// Sites in network namespaces; needs root.
-    Lab,
 }
 
 #[derive(Subcommand)]
@@ -73,7 +64,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Run every test, and say what was skipped and why.
+    /// Build everything, run every test, and print what was skipped and why.
     Test {
         /// Only these tiers.
         #[arg(long, value_enum)]
@@ -81,9 +72,13 @@ enum Command {
         /// Only tests whose name contains this.
         #[arg(long)]
         filter: Option<String>,
-        /// A test that cannot run here for want of privilege fails instead of being skipped.
+        /// A test that lacks the privilege to run fails instead of being skipped.
         #[arg(long)]
         require_privileged: bool,
+        /// Run the whole series (10 million packets, 1 GB relays, five minutes unplugged, every round of a
+        /// timed test) in place of their bounded forms, and unit tests once more with debug assertions.
+        #[arg(long)]
+        long: bool,
     },
     /// Fuzz what the tunnel, its workers and the gateway read from the wire; fails on a finding.
     Fuzz {
@@ -139,7 +134,14 @@ fn main() -> ExitCode {
             tier,
             filter,
             require_privileged,
-        } => test::test(asked, &tier, filter.as_deref(), require_privileged),
+            long,
+        } => test::test(&test::Options {
+            bpf: asked,
+            tiers: tier,
+            filter,
+            require_privileged,
+            long,
+        }),
     };
     let done = result.and_then(|code| {
         stdout::finish().context("write to standard output")?;

@@ -41,11 +41,19 @@ pub fn with_paths(command: &mut Command) -> &mut Command {
         .env("CAUSEWAY_BENCH_TOOLS", bpf::tools().join("bin"))
 }
 
-/// Builds everything that a run needs, after installing what is missing.
-pub fn prepare(asked: Asked, packages: &[&str]) -> anyhow::Result<()> {
+/// Installs what is missing and builds the BPF programs.
+///
+/// # Errors
+/// If something cannot be installed or built.
+pub fn prepare_bpf(asked: Asked) -> anyhow::Result<()> {
     let route = setup::toolchain(asked)?;
     setup::mount_bpffs()?;
-    build_ebpf::build(route)?;
+    build_ebpf::build(route)
+}
+
+/// Builds everything that a run needs, after installing what is missing.
+pub fn prepare(asked: Asked, packages: &[&str]) -> anyhow::Result<()> {
+    prepare_bpf(asked)?;
     step(&format!("programs: {}", packages.join(" ")), || {
         let mut command = cargo();
         command.args(["build", "--release", "--locked"]);

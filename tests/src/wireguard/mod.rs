@@ -33,11 +33,11 @@ use nix::fcntl::{Flock, FlockArg};
 use tunnel::{LoadLimits, PublicKey, SecretKey};
 
 pub use self::ours::{Datagram, Ours, State};
-use crate::skip;
+use crate::{skip, turn::Turn};
 
 /// Time for a command that should be quick.
 const SHORT: Duration = Duration::from_secs(20);
-/// Where stands take turns: namespaces, the interface and its UAPI socket have one name each.
+/// Stands take turns among themselves: namespaces, the interface and its UAPI socket have one name each.
 const TURN: &str = "/run/causeway-wireguard.lock";
 const OURS: &str = "cwi-ours";
 const THEIRS: &str = "cwi-theirs";
@@ -304,21 +304,27 @@ impl Stand {
 #[derive(Debug)]
 struct Wire {
     dir: PathBuf,
-    _turn: Flock<File>,
+    _stand: Flock<File>,
+    _turn: Turn,
 }
 
 impl Wire {
     fn raise() -> Self {
         let file = File::create(TURN).expect("root may write to /run");
-        let turn = Flock::lock(file, FlockArg::LockExclusive)
+        let stand = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, e)| e)
             .expect("a lock on a file of our own");
+        let turn = Turn::take();
         remove_namespaces();
         let dir = PathBuf::from("/run/cwi");
         // What a killed run left.
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-        let wire = Self { dir, _turn: turn };
+        let wire = Self {
+            dir,
+            _stand: stand,
+            _turn: turn,
+        };
         for namespace in [OURS, THEIRS] {
             must(Command::new("ip").args(["netns", "add", namespace]));
             must(in_namespace(namespace, "ip").args(["link", "set", "lo", "up"]));

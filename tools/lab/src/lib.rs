@@ -74,6 +74,6 @@ pub use pcap::Frame;
 pub use ping::{Gap, Pinger, Probe, Report, UdpEcho};
 pub use process::{Output, Process, run};
 pub use record::{Entry, Record};
-pub use site::{BPFFS, Lab, Listed, PIN_ROOT, RUN_ROOT, Scoped, wait};
+pub use site::{BPFFS, Lab, Listed, PIN_ROOT, RUN_ROOT, Scoped, TEST_PREFIX, wait};
 pub use tcp::Greeter;
 pub use topology::{Options, Topology};

@@ -44,6 +44,9 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// Pins of all labs.
 pub const PIN_ROOT: &str = "/sys/fs/bpf/causeway-lab";
 
+/// Names of labs that tests raise start like this, followed by the id of the test's process.
+pub const TEST_PREFIX: &str = "test-";
+
 /// Time for one iproute2 or ethtool run.
 const TOOL: Duration = Duration::from_secs(30);
 
@@ -284,6 +287,27 @@ impl Lab {
         }
         remove_namespaces(strays()?)?;
         Ok(labs)
+    }
+
+    /// Takes down every lab of tests ([`TEST_PREFIX`]) that no process uses any more: a test that was
+    /// killed left it. Returns their names.
+    ///
+    /// # Errors
+    /// As [`Lab::down`].
+    pub fn down_abandoned_tests() -> Result<Vec<String>> {
+        need_root()?;
+        let mut labs = recorded_labs()?;
+        labs.retain(|lab| lab.starts_with(TEST_PREFIX));
+        let mut taken = Vec::new();
+        for lab in labs {
+            match own(&lab) {
+                Ok(_claim) => Self::down(&lab)?,
+                Err(Error::InUse { .. }) => continue,
+                Err(error) => return Err(error),
+            }
+            taken.push(lab);
+        }
+        Ok(taken)
     }
 
     /// Its name.

@@ -79,6 +79,9 @@ enum Command {
         /// All of them, and namespaces of ours that no record knows.
         #[arg(long, conflicts_with = "name")]
         all: bool,
+        /// Labs that ended tests left behind, and no others.
+        #[arg(long, conflicts_with_all = ["name", "all"])]
+        tests: bool,
     },
     /// Show what stands.
     List,
@@ -293,6 +296,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Down { all: true, .. } => {
             for lab in Lab::down_all()? {
+                service::outln!("{lab}: down");
+            }
+        }
+        Command::Down { tests: true, .. } => {
+            for lab in Lab::down_abandoned_tests()? {
                 service::outln!("{lab}: down");
             }
         }

@@ -1,0 +1,58 @@
+//! Turns of lab tests, over all processes on the machine.
+//!
+//! ```text
+//!   a test in a module `timed`    causeway-tests.lock, exclusive: nothing runs beside it
+//!   any other                     causeway-tests.lock, shared, and one of two slots
+//! ```
+
+use std::{fs::File, thread, time::Duration};
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// Held exclusively by a test that asserts times or rates, shared by the others.
+const LOCK: &str = "/run/causeway-tests.lock";
+/// Each held by one test that shares the machine.
+const SLOTS: [&str; 2] = ["/run/causeway-tests.slot1", "/run/causeway-tests.slot2"];
+
+/// The turn of the running test; given back when dropped.
+#[derive(Debug)]
+pub struct Turn {
+    _slot: Option<Flock<File>>,
+    _lock: Flock<File>,
+}
+
+impl Turn {
+    /// Waits for the turn of the running test, which is timed if it is in a module `timed`.
+    #[must_use]
+    pub fn take() -> Self {
+        if crate::test_name().split("::").any(|part| part == "timed") {
+            return Self {
+                _slot: None,
+                _lock: lock(LOCK, FlockArg::LockExclusive).expect("a lock that was waited for"),
+            };
+        }
+        let slot = loop {
+            match SLOTS
+                .into_iter()
+                .find_map(|slot| lock(slot, FlockArg::LockExclusiveNonblock))
+            {
+                Some(slot) => break slot,
+                None => thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        Self {
+            _slot: Some(slot),
+            _lock: lock(LOCK, FlockArg::LockShared).expect("a lock that was waited for"),
+        }
+    }
+}
+
+/// A lock, or `None` where it is taken and not waited for.
+fn lock(path: &str, how: FlockArg) -> Option<Flock<File>> {
+    let file = File::create(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    match Flock::lock(file, how) {
+        Ok(lock) => Some(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => None,
+        Err((_, e)) => panic!("locking {path}: {e}"),
+    }
+}

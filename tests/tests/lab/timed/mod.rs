@@ -1,0 +1,7 @@
+//! Tests that assert times or rates: nothing else of the lab runs at the same time (`site::Turn`).
+
+mod gateway_tunnels;
+mod handshake_flood;
+mod recovery;
+mod restart_under_load;
+mod switchover;

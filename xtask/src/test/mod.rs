@@ -1,0 +1,429 @@
+//! `cargo xtask test`: every test of the workspace, tier by tier, timed and counted.
+//!
+//! For: building everything once, running each test program, and a summary whose last line is
+//! `N passed, N failed, N skipped`. Never: a list of packages or files of its own ([`targets`] asks
+//! cargo), nor a lab that a person raised (only those that ended tests left are taken down).
+//!
+//! ```text
+//!   build ─▶ ┌ unit tests, fuzz targets, examples ┐ ─▶ lab tests, two at once ─▶ timed lab tests
+//!            └ packet tests, one at a time        ┘
+//! ```
+
+mod build;
+mod libtest;
+mod program;
+mod report;
+pub mod summary;
+mod targets;
+
+use std::{
+    collections::VecDeque,
+    process::{Command, ExitCode, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+
+pub use self::targets::Workspace;
+use self::{
+    build::{Profile, Program, build, whole_workspace},
+    program::{Mode, Settings},
+    report::{Part, Report},
+    summary::{Counts, total},
+};
+use crate::{
+    bpf::Asked,
+    fuzz,
+    run::{self, cargo},
+    setup,
+    step::step,
+    target,
+};
+
+/// When a test runs, by what it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Tier {
+    /// Unit and property tests; no privilege.
+    Unit,
+    /// Packet fixtures and the verifier; needs root and BPF.
+    Packets,
+    /// Network namespaces; needs root.
+    Lab,
+}
+
+impl Tier {
+    /// Its name in folders and manifests.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Packets => "packets",
+            Self::Lab => "lab",
+        }
+    }
+
+    /// The tier of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Unit, Self::Packets, Self::Lab]
+            .into_iter()
+            .find(|tier| tier.name() == name)
+    }
+
+    /// After which time a test hangs. The longest of each take about a tenth of it.
+    const fn limit(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Unit => 300,
+            Self::Packets | Self::Lab => 600,
+        })
+    }
+}
+
+/// What `--long` sets: the whole series in place of their bounded forms.
+const LONG: &[(&str, &str)] = &[
+    ("CAUSEWAY_LONG", "1"),
+    ("CAUSEWAY_RANDOM_PACKETS", "10000000"),
+    ("CAUSEWAY_WORKER_PACKETS", "10000000"),
+    ("CAUSEWAY_FLOOD", "10000000"),
+    ("CAUSEWAY_RELAY_BYTES", "1000000000"),
+    ("CAUSEWAY_IDLE_CONNECTIONS", "10000"),
+    ("CAUSEWAY_UNPLUG_SECONDS", "300"),
+];
+/// How much longer than otherwise a test may take with `--long`.
+const LONG_LIMIT: u32 = 6;
+
+/// What is asked for.
+#[derive(Debug)]
+pub struct Options {
+    /// How to build the BPF programs.
+    pub bpf: Asked,
+    /// Only these tiers; all if empty.
+    pub tiers: Vec<Tier>,
+    /// Only tests whose name contains this.
+    pub filter: Option<String>,
+    /// A test that lacks privilege fails.
+    pub require_privileged: bool,
+    /// The whole series, and unit tests once more with debug assertions.
+    pub long: bool,
+}
+
+impl Options {
+    fn wants(&self, tier: Tier) -> bool {
+        self.tiers.is_empty() || self.tiers.contains(&tier)
+    }
+
+    fn settings(&self, tier: Tier) -> Settings {
+        let mut environment = Vec::new();
+        if self.require_privileged {
+            environment.push(("CAUSEWAY_REQUIRE_PRIVILEGED", "1".to_owned()));
+        }
+        let mut limit = tier.limit();
+        if self.long {
+            // What the caller has set himself stays.
+            let unset = LONG
+                .iter()
+                .filter(|(name, _)| std::env::var_os(name).is_none());
+            environment.extend(unset.map(|(name, value)| (*name, (*value).to_owned())));
+            limit *= LONG_LIMIT;
+        }
+        Settings {
+            filter: self.filter.clone(),
+            environment,
+            limit,
+        }
+    }
+}
+
+/// Runs the tests; fails if one does, or if none matches.
+///
+/// # Errors
+/// If something cannot be built or started.
+pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
+    let begun = Instant::now();
+    let report = Report::default();
+    let workspace = Workspace::read()?;
+    let privileged = options.wants(Tier::Packets) || options.wants(Tier::Lab);
+    if privileged {
+        run::prepare_bpf(options.bpf)?;
+    }
+    if options.wants(Tier::Lab)
+        && setup::is_root()
+        && let Err(error) = setup::peers()
+    {
+        errln!("xtask: {error:#}; the tests that need it are skipped");
+    }
+    report.stage("tools and BPF programs", begun);
+    let built = Instant::now();
+    let programs = build(&workspace, Profile::Release, |target| {
+        options.wants(target.tier)
+    })?;
+    report.stage("build", built);
+    if privileged {
+        take_down_abandoned_labs()?;
+    }
+
+    let of = |tier| {
+        programs
+            .iter()
+            .filter(move |p| p.target.tier == tier)
+            .collect::<Vec<_>>()
+    };
+    let at = Instant::now();
+    thread::scope(|scope| {
+        let packets = scope.spawn(|| {
+            let settings = options.settings(Tier::Packets);
+            in_turn(&of(Tier::Packets), Mode::Serial, &settings, &report)
+        });
+        let unit = in_turn(
+            &of(Tier::Unit),
+            Mode::Parallel,
+            &options.settings(Tier::Unit),
+            &report,
+        )
+        .and_then(|()| {
+            if options.wants(Tier::Unit) {
+                fuzz_targets(options, &report)?;
+                examples(options, &workspace, &report)?;
+            }
+            Ok(())
+        });
+        unit.and(
+            packets
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        )
+    })?;
+    report.stage("unit and packet tests", at);
+    if options.wants(Tier::Lab) {
+        lab(&of(Tier::Lab), &options.settings(Tier::Lab), &report)?;
+    }
+    if options.long && options.wants(Tier::Unit) {
+        let at = Instant::now();
+        let programs = build(&workspace, Profile::Dev, |target| target.tier == Tier::Unit)?;
+        let mut settings = options.settings(Tier::Unit);
+        settings
+            .environment
+            .push(("CAUSEWAY_DEBUG_ASSERTIONS", "1".to_owned()));
+        let programs: Vec<_> = programs.iter().collect();
+        in_turn(&programs, Mode::Parallel, &settings, &report)?;
+        report.stage("unit tests with overflow checks and debug assertions", at);
+    }
+    if privileged {
+        take_down_abandoned_labs()?;
+    }
+
+    let sum = report.finish(begun);
+    let empty = sum == Counts::default();
+    if empty {
+        errln!("xtask: no test matched");
+    }
+    outln!(
+        "{} passed, {} failed, {} skipped",
+        sum.passed,
+        sum.failed,
+        sum.skipped
+    );
+    Ok(if empty || sum.failed > 0 {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn part(program: &Program) -> Part {
+    Part {
+        tier: program.target.tier,
+        name: program.target.label(),
+    }
+}
+
+/// Runs programs one after another.
+fn in_turn(
+    programs: &[&Program],
+    mode: Mode,
+    settings: &Settings,
+    report: &Report,
+) -> anyhow::Result<()> {
+    for program in programs {
+        let part = part(program);
+        let names = program::tests(program, settings)?;
+        program::run(program, &names, mode, settings, |outcome| {
+            report.add(&part, outcome, mode == Mode::Serial);
+        })?;
+    }
+    Ok(())
+}
+
+/// A lab test by itself: each has a process of its own.
+struct LabTest<'a> {
+    program: &'a Program,
+    name: String,
+}
+
+impl LabTest<'_> {
+    /// Whether it asserts times or rates, so that nothing may run beside it: it is in a module `timed`.
+    fn is_timed(&self) -> bool {
+        self.name.split("::").any(|module| module == "timed")
+    }
+}
+
+/// Runs lab tests: first those that assert no times, two at once, then the timed ones.
+fn lab(programs: &[&Program], settings: &Settings, report: &Report) -> anyhow::Result<()> {
+    let mut tests = Vec::new();
+    for program in programs {
+        let names = program::tests(program, settings)?;
+        tests.extend(names.into_iter().map(|name| LabTest { program, name }));
+    }
+    let (timed, functional): (VecDeque<_>, VecDeque<_>) =
+        tests.into_iter().partition(LabTest::is_timed);
+    let at = Instant::now();
+    lanes(2, functional, settings, report)?;
+    report.stage("lab tests, two at once", at);
+    let at = Instant::now();
+    lanes(1, timed, settings, report)?;
+    report.stage("lab tests that assert times, one at a time", at);
+    Ok(())
+}
+
+fn lanes(
+    count: usize,
+    tests: VecDeque<LabTest<'_>>,
+    settings: &Settings,
+    report: &Report,
+) -> anyhow::Result<()> {
+    let tests = Mutex::new(tests);
+    let next = |lane: usize| {
+        let mut tests = tests.lock().unwrap_or_else(PoisonError::into_inner);
+        // From both ends, so that tests of one program that take turns seldom meet.
+        if lane == 0 {
+            tests.pop_front()
+        } else {
+            tests.pop_back()
+        }
+    };
+    let run = |lane: usize| {
+        while let Some(test) = next(lane) {
+            let part = part(test.program);
+            let names = [test.name];
+            program::run(test.program, &names, Mode::Serial, settings, |outcome| {
+                report.add(&part, outcome, true);
+            })?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let run = &run;
+        let lanes: Vec<_> = (0..count)
+            .map(|lane| scope.spawn(move || run(lane)))
+            .collect();
+        lanes.into_iter().try_for_each(|lane| {
+            lane.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+fn fuzz_targets(options: &Options, report: &Report) -> anyhow::Result<()> {
+    let part = Part {
+        tier: Tier::Unit,
+        name: "fuzz targets compile".to_owned(),
+    };
+    let begun = Instant::now();
+    let counts = step("check that the fuzz targets compile", || {
+        fuzz::check(options.filter.as_deref())
+    })?;
+    report.count(&part, counts, begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The examples in documentation.
+fn examples(options: &Options, workspace: &Workspace, report: &Report) -> anyhow::Result<()> {
+    let part = Part {
+        tier: Tier::Unit,
+        name: "examples in documentation".to_owned(),
+    };
+    let begun = Instant::now();
+    let counts = step("run the examples in documentation", || {
+        let mut command = cargo();
+        command.args(["test", "--doc", "--release", "--locked", "--no-fail-fast"]);
+        whole_workspace(&mut command, workspace);
+        command.arg("--").args(&options.filter);
+        let output = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .context("start cargo test --doc")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut counts = total(text.lines());
+        if !output.status.success() {
+            outln!("{text}");
+            counts.failed = counts.failed.max(1);
+        }
+        Ok(counts)
+    })?;
+    report.count(&part, counts, begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Takes down labs of tests that ended without doing so. A lab that a person raised has another name,
+/// and one of a running test is in use.
+fn take_down_abandoned_labs() -> anyhow::Result<()> {
+    let lab = target().join("release/causeway-lab");
+    if !setup::is_root() || !lab.exists() {
+        return Ok(());
+    }
+    crate::step::run(Command::new(lab).args(["down", "--tests"]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timed_lab_tests_are_those_in_a_module_of_that_name() {
+        let target = targets::Target {
+            package: String::new(),
+            package_id: String::new(),
+            folder: "/".into(),
+            kind: "test".to_owned(),
+            name: "lab".to_owned(),
+            tier: Tier::Lab,
+        };
+        let program = Program {
+            target,
+            path: "/".into(),
+        };
+        let timed = |name: &str| {
+            let name = name.to_owned();
+            LabTest {
+                program: &program,
+                name,
+            }
+            .is_timed()
+        };
+        assert!(timed("restart::timed::a_killed_daemon_is_back"));
+        assert!(timed("timed::a_test"));
+        assert!(!timed("restart::timed_out"));
+    }
+
+    #[test]
+    fn what_the_caller_sets_overrules_the_long_form() {
+        let options = |long| Options {
+            bpf: Asked::Auto,
+            tiers: Vec::new(),
+            filter: None,
+            require_privileged: true,
+            long,
+        };
+        let short = options(false).settings(Tier::Lab);
+        assert_eq!(short.environment.len(), 1);
+        let long = options(true).settings(Tier::Lab);
+        assert!(
+            long.environment
+                .iter()
+                .any(|(name, _)| *name == "CAUSEWAY_LONG")
+        );
+        assert_eq!(long.limit, short.limit * LONG_LIMIT);
+    }
+}

@@ -1,0 +1,302 @@
+//! Which test programs the workspace has, and the tier of each, from `cargo metadata`.
+//!
+//! ```text
+//!   src/lib.rs, src/main.rs, src/bin/   unit
+//!   tests/<tier>/                       that tier: unit, packets, lab
+//!   [package.metadata.causeway.tests]   <target> = "<tier>", where the two rules above do not fit
+//! ```
+//!
+//! A test target without a tier is an error: no test may be forgotten.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use super::Tier;
+use crate::{run::cargo, step::show};
+
+/// A target of a workspace package that has tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Name of the package.
+    pub package: String,
+    /// As cargo's messages name the package.
+    pub package_id: String,
+    /// Folder of the package: the working directory of its tests.
+    pub folder: PathBuf,
+    /// `lib`, `bin` or `test`.
+    pub kind: String,
+    /// Name of the target.
+    pub name: String,
+    /// When it runs.
+    pub tier: Tier,
+}
+
+impl Target {
+    /// `package (kind)`, or `package/target` for an integration test.
+    pub fn label(&self) -> String {
+        match self.kind.as_str() {
+            "test" => format!("{}/{}", self.package, self.name),
+            kind => format!("{} ({kind})", self.package),
+        }
+    }
+}
+
+/// What `cargo metadata` says about the workspace.
+#[derive(Debug)]
+pub struct Workspace {
+    /// Targets with tests.
+    pub targets: Vec<Target>,
+    /// Packages that are compiled for BPF, each with the file name of its object.
+    pub bpf: Vec<(String, String)>,
+}
+
+impl Workspace {
+    /// Asks cargo.
+    ///
+    /// # Errors
+    /// If cargo fails, or a target has no tier.
+    pub fn read() -> anyhow::Result<Self> {
+        let mut command = cargo();
+        command.args(["metadata", "--format-version", "1", "--no-deps", "--locked"]);
+        let shown = show(&command);
+        let output = command
+            .output()
+            .with_context(|| format!("start `{shown}`"))?;
+        if !output.status.success() {
+            bail!(
+                "`{shown}` failed: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        let metadata = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("read the output of `{shown}`"))?;
+        Self::parse(&metadata)
+    }
+
+    /// Reads the output of `cargo metadata`.
+    ///
+    /// # Errors
+    /// If a target has no tier, an unknown one, or a tier is given to a target that does not exist.
+    pub fn parse(metadata: &Value) -> anyhow::Result<Self> {
+        let mut workspace = Self {
+            targets: Vec::new(),
+            bpf: Vec::new(),
+        };
+        let mut problems = Vec::new();
+        for package in list(&metadata["packages"]) {
+            workspace.add(package, &mut problems);
+        }
+        if problems.is_empty() {
+            return Ok(workspace);
+        }
+        bail!(
+            "the tier of some tests is not known:\n  {}",
+            problems.join("\n  ")
+        )
+    }
+
+    fn add(&mut self, package: &Value, problems: &mut Vec<String>) {
+        let manifest = Path::new(text(&package["manifest_path"]));
+        let folder = manifest.parent().unwrap_or(Path::new(""));
+        let name = text(&package["name"]);
+        let ours = &package["metadata"]["causeway"];
+        if let Some(object) = ours["bpf-object"].as_str() {
+            self.bpf.push((name.to_owned(), object.to_owned()));
+        }
+        let declared = ours["tests"].as_object();
+        let mut used = Vec::new();
+        for target in list(&package["targets"]) {
+            let kind = list(&target["kind"]).first().map_or("", |kind| text(kind));
+            if target["test"] != true || !matches!(kind, "lib" | "proc-macro" | "bin" | "test") {
+                continue;
+            }
+            let target_name = text(&target["name"]);
+            let tier = match declared.and_then(|table| table.get(target_name)) {
+                Some(tier) => {
+                    used.push(target_name);
+                    Tier::named(text(tier)).ok_or_else(|| format!("{tier} is no tier"))
+                }
+                None => by_folder(kind, Path::new(text(&target["src_path"])), folder),
+            };
+            match tier {
+                Ok(tier) => self.targets.push(Target {
+                    package: name.to_owned(),
+                    package_id: text(&package["id"]).to_owned(),
+                    folder: folder.to_owned(),
+                    kind: kind.to_owned(),
+                    name: target_name.to_owned(),
+                    tier,
+                }),
+                Err(why) => problems.push(format!(
+                    "{} target `{target_name}` of package {name}: {why}. Put it into a folder \
+                     tests/unit, tests/packets or tests/lab, or add `{target_name} = \"TIER\"` to \
+                     [package.metadata.causeway.tests] in {}",
+                    kind,
+                    manifest.display()
+                )),
+            }
+        }
+        for (target, _) in declared.into_iter().flatten() {
+            if !used.contains(&target.as_str()) {
+                problems.push(format!(
+                    "{}: [package.metadata.causeway.tests] names {target}, which is no test target",
+                    manifest.display()
+                ));
+            }
+        }
+    }
+}
+
+/// The tier of a target by where its source is.
+fn by_folder(kind: &str, source: &Path, folder: &Path) -> Result<Tier, String> {
+    if kind != "test" {
+        return Ok(Tier::Unit);
+    }
+    source
+        .strip_prefix(folder.join("tests"))
+        .ok()
+        .filter(|below| below.components().count() > 1)
+        .and_then(|below| below.components().next())
+        .and_then(|first| Tier::named(first.as_os_str().to_str()?))
+        .ok_or_else(|| "no tier runs it".to_owned())
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn metadata(tests: &Value, targets: &[(&str, &str, &str, bool)]) -> Value {
+        let targets: Vec<_> = targets
+            .iter()
+            .map(|(kind, name, path, test)| {
+                json!({ "kind": [kind], "name": name, "src_path": path, "test": test })
+            })
+            .collect();
+        json!({ "packages": [{
+            "name": "p", "id": "p 0.1", "manifest_path": "/w/p/Cargo.toml", "targets": targets,
+            "metadata": { "causeway": { "tests": tests } },
+        }]})
+    }
+
+    fn tiers(metadata: &Value) -> Vec<(String, Tier)> {
+        let workspace = Workspace::parse(metadata).unwrap();
+        workspace
+            .targets
+            .into_iter()
+            .map(|t| (t.name, t.tier))
+            .collect()
+    }
+
+    #[test]
+    fn the_folder_of_a_test_is_its_tier() {
+        let targets = [
+            ("lib", "p", "/w/p/src/lib.rs", true),
+            ("bin", "tool", "/w/p/src/main.rs", true),
+            ("bin", "program-for-bpf", "/w/p/src/bin/x.rs", false),
+            ("test", "packets", "/w/p/tests/packets/main.rs", true),
+            ("test", "lab", "/w/p/tests/lab/main.rs", true),
+            ("test", "other", "/w/p/tests/unit/other.rs", true),
+            ("example", "e", "/w/p/examples/e.rs", false),
+        ];
+        let found = tiers(&metadata(&Value::Null, &targets));
+        let expected = [
+            ("p", Tier::Unit),
+            ("tool", Tier::Unit),
+            ("packets", Tier::Packets),
+            ("lab", Tier::Lab),
+            ("other", Tier::Unit),
+        ];
+        assert_eq!(found, expected.map(|(name, tier)| (name.to_owned(), tier)));
+    }
+
+    #[test]
+    fn the_manifest_overrules_the_folder() {
+        let targets = [
+            ("lib", "p", "/w/p/src/lib.rs", true),
+            ("test", "veth", "/w/p/tests/veth.rs", true),
+        ];
+        let found = tiers(&metadata(
+            &json!({ "p": "packets", "veth": "lab" }),
+            &targets,
+        ));
+        assert_eq!(
+            found,
+            [
+                ("p".to_owned(), Tier::Packets),
+                ("veth".to_owned(), Tier::Lab)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_test_target_without_a_tier_is_an_error_that_says_what_to_do() {
+        let targets = [("test", "forgotten", "/w/p/tests/forgotten.rs", true)];
+        let error = Workspace::parse(&metadata(&Value::Null, &targets))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("target `forgotten` of package p: no tier runs it"),
+            "{error}"
+        );
+        assert!(
+            error.contains("[package.metadata.causeway.tests] in /w/p/Cargo.toml"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn unknown_tiers_and_targets_are_errors() {
+        let targets = [("test", "veth", "/w/p/tests/veth.rs", true)];
+        let error = Workspace::parse(&metadata(&json!({ "veth": "weekly" }), &targets));
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("\"weekly\" is no tier")
+        );
+        let error = Workspace::parse(&metadata(
+            &json!({ "veth": "lab", "gone": "lab" }),
+            &targets,
+        ));
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("names gone, which is no test target")
+        );
+    }
+
+    #[test]
+    fn every_test_of_this_workspace_has_a_tier() {
+        let workspace = Workspace::read().unwrap();
+        let has = |package: &str| workspace.targets.iter().any(|t| t.package == package);
+        for package in [
+            "xsk",
+            "causeway-bench",
+            "fuzzing",
+            "causeway-tests",
+            "xtask",
+        ] {
+            assert!(has(package), "{package}");
+        }
+        assert_eq!(workspace.bpf.len(), 4, "{:?}", workspace.bpf);
+        for (package, _) in &workspace.bpf {
+            assert!(
+                !has(package),
+                "{package} is compiled for BPF and cannot have tests of its own"
+            );
+        }
+    }
+}
