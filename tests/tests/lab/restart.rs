@@ -1,15 +1,12 @@
-//! The daemon dies, comes back, and is given good and bad configurations; packets go on.
+//! Plain tunnels: good and bad configurations, generic XDP mode, and pins of another version.
+//! A daemon that is killed under load: `timed/restart_under_load.rs`.
 
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-use causeway_tests::{
-    packet::ip,
-    site::{SHORT, Site, Transfer, text},
-};
-use lab::Probe;
+use causeway_tests::site::{SHORT, Site, text};
 
 const A: &str = "10.1.0.10";
 const A6: &str = "2001:db8:1::10";

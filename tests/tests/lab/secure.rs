@@ -2,19 +2,16 @@
 //! WireGuard client, a flood of handshakes.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::atomic::Ordering::Relaxed,
+    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
 
-use appliance_user::rawsock::RawSocket;
 use causeway_tests::{
-    packet::{self, be16, ip, l2},
-    rng::Rng,
+    packet::{be16, ip, l2},
     site::{Site, frames, holds},
 };
-use lab::{Options, Probe};
+use lab::Options;
 
 const A: &str = "10.1.0.10";
 const A6: &str = "2001:db8:1::10";
