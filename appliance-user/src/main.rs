@@ -23,7 +23,7 @@ use appliance_user::{
     trace::{PacketFilter, Step},
 };
 use clap::{Parser, Subcommand};
-use failover::{Net, Rule};
+use failover::{IpPrefix, Rule};
 use service::socket;
 use tunnel::{PresharedKey, SecretKey};
 use tunnel_worker::keys::{self, OsRandom};
@@ -225,7 +225,7 @@ enum RuleCommand {
         line: Option<String>,
         /// A source that may come, address or prefix; left out: everybody.
         #[arg(long)]
-        allow: Vec<Net>,
+        allow: Vec<IpPrefix>,
         /// For people.
         #[arg(long)]
         description: Option<String>,
@@ -506,8 +506,8 @@ fn rule(
                 }
                 (None, Some(name), Some(line)) => vec![
                     Rule::from_line(&name, &line)?
-                        .allowing(allow)?
-                        .described(&description.unwrap_or_default())?,
+                        .with_allow(allow)?
+                        .with_description(&description.unwrap_or_default())?,
                 ],
                 (None, _, _) => anyhow::bail!("give a name and a line, or --file FILE"),
             };

@@ -388,18 +388,18 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let store = Store::new(dir.path());
         let net = |text: &str| text.parse().expect("a prefix");
-        let tenant = failover::TenantOf {
+        let tenant = failover::TenantContext {
             name: "acme".to_owned(),
             allocation: vec![net("203.0.113.16/28")],
-            seen_as: Vec::new(),
-            taken: Vec::new(),
-            networks: vec![failover::NetworkOf {
+            nat_addresses: Vec::new(),
+            reserved: Vec::new(),
+            networks: vec![failover::NetworkContext {
                 name: "net1".to_owned(),
                 prefixes: vec![net("10.1.0.0/24")],
                 gateways: vec!["10.1.0.1".parse().expect("address")],
-                outside: false,
+                excluded: false,
             }],
-            others: Vec::new(),
+            other_networks: Vec::new(),
         };
         let text = "name = \"dr\"\ntenant = \"acme\"\n[[network]]\nname = \"net1\"\ninternet = true\n[[rule]]\n\
             name = \"web\"\npublic_ip = \"203.0.113.20\"\npublic_port = 443\ninternal_ip = \"10.1.0.10\"\n";

@@ -30,7 +30,7 @@ use causeway_tests::{
     world::*,
 };
 use tunnel::{
-    Framing, Kind,
+    Framing, PayloadKind,
     segment::{HEADER_BYTES, Header},
 };
 use tunnel_worker::{
@@ -199,7 +199,7 @@ impl Worker {
 
     fn run(&mut self, peer: u32, vni: u32, l3: &[u8]) -> Outcome {
         let before = self.counters();
-        let mut plaintext = Header::whole(Kind::Ip, vni).to_bytes().to_vec();
+        let mut plaintext = Header::whole(PayloadKind::Ip, vni).to_bytes().to_vec();
         plaintext.extend_from_slice(l3);
         assert_eq!(plaintext.len(), HEADER_BYTES + l3.len());
         let now = testing::at(10);

@@ -18,8 +18,8 @@ use tunnel::CipherChoice;
 use tunnel_worker::{WaitMode, pipeline::LANES};
 
 use super::{
-    Config, Identity, Memory, Net, Network, Peer, PeerKind, Problem, Role, Tunnel, Uplink, Vlan,
-    Xdp, file, gateways, nat,
+    Config, Identity, IpPrefix, Memory, Network, Peer, PeerKind, Problem, Role, Tunnel, Uplink,
+    Vlan, Xdp, file, gateways, nat,
 };
 
 /// Largest MTU that XDP takes on any NIC we know, bytes: a page less headroom and tail.
@@ -609,7 +609,7 @@ fn wireguard(
 
 /// WireGuard peers against the networks they join, and networks against such peers.
 fn members(c: &mut Checker, peers: &[Peer], networks: &[Network]) {
-    let mut taken: Vec<(&str, Net, &str)> = Vec::new();
+    let mut taken: Vec<(&str, IpPrefix, &str)> = Vec::new();
     for peer in peers {
         let PeerKind::WireGuard {
             network: name,
@@ -824,14 +824,14 @@ fn vlan(c: &mut Checker, at: &str, text: Option<&str>, ethertype: Option<i64>) -
     vlan
 }
 
-fn prefixes(c: &mut Checker, at: &str, texts: &[String]) -> Vec<Net> {
+fn prefixes(c: &mut Checker, at: &str, texts: &[String]) -> Vec<IpPrefix> {
     if texts.is_empty() || texts.len() > MAX_PREFIXES {
         c.problem(
             at,
             format!("{} of them: write 1 to {MAX_PREFIXES}", texts.len()),
         );
     }
-    let mut out: Vec<Net> = Vec::new();
+    let mut out: Vec<IpPrefix> = Vec::new();
     for text in texts {
         let parsed = text.split_once('/').and_then(|(address, length)| {
             Some((address.parse::<IpAddr>().ok()?, length.parse::<u8>().ok()?))
@@ -848,7 +848,7 @@ fn prefixes(c: &mut Checker, at: &str, texts: &[String]) -> Vec<Net> {
             c.problem(at, format!("{text:?}: the length is 1 to {most}"));
             continue;
         }
-        let Some(net) = Net::around(address, length) else {
+        let Some(net) = IpPrefix::new_truncated(address, length) else {
             continue;
         };
         if net.address() != address {
@@ -871,7 +871,7 @@ fn gateways(
     c: &mut Checker,
     at: &str,
     texts: &[String],
-    prefixes: &[Net],
+    prefixes: &[IpPrefix],
 ) -> (Option<IpAddr>, Option<IpAddr>) {
     let (mut v4, mut v6) = (None, None);
     for text in texts {

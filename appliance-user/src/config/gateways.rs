@@ -9,7 +9,7 @@ use gateway_client::{
 use tunnel_worker::tls::{BadFingerprint, Fingerprint};
 
 use super::{
-    Net, Peer, PeerKind, Role, Uplink,
+    IpPrefix, Peer, PeerKind, Role, Uplink,
     check::{Checker, absolute, is_host},
     file,
 };
@@ -68,7 +68,7 @@ pub struct Arrivals {
     /// The addresses.
     pub listen: Vec<SocketAddr>,
     /// Who may connect; empty: anybody.
-    pub from: Vec<Net>,
+    pub from: Vec<IpPrefix>,
     /// Whether every connection begins with a gateway's word on who connected there.
     pub proxy: bool,
 }
@@ -330,7 +330,7 @@ pub(super) fn arrivals(c: &mut Checker, tls: Option<&file::Tls>, role: Role) -> 
             ),
         }
     }
-    let mut from: Vec<Net> = Vec::new();
+    let mut from: Vec<IpPrefix> = Vec::new();
     for text in &tls.from {
         let Some(net) = source(c, text) else { continue };
         match from.iter().find(|other| other.overlaps(&net)) {
@@ -342,7 +342,7 @@ pub(super) fn arrivals(c: &mut Checker, tls: Option<&file::Tls>, role: Role) -> 
         }
     }
     // To [::] either family comes.
-    let comes = |net: &Net| {
+    let comes = |net: &IpPrefix| {
         let v4 = net.address().is_ipv4();
         let takes = |to: &SocketAddr| to.is_ipv4() == v4 || (v4 && to.ip().is_unspecified());
         listen.iter().any(takes)
@@ -361,8 +361,8 @@ pub(super) fn arrivals(c: &mut Checker, tls: Option<&file::Tls>, role: Role) -> 
 }
 
 /// An address, or a prefix of such, that a gateway connects from.
-fn source(c: &mut Checker, text: &str) -> Option<Net> {
-    match text.parse::<Net>() {
+fn source(c: &mut Checker, text: &str) -> Option<IpPrefix> {
+    match text.parse::<IpPrefix>() {
         Ok(net) if is_host(net.address()) || net.address().is_loopback() => Some(net),
         Ok(net) => {
             c.problem(

@@ -18,7 +18,7 @@ use service::config;
 use tunnel::{CipherChoice, PublicKey};
 use tunnel_worker::WaitMode;
 
-pub use failover::Net;
+pub use failover::IpPrefix;
 pub use gateways::{Arrivals, Circuit, Gateway, Gateways, Tls};
 pub use nat::{Nat, PortsInUse};
 pub use service::config::{Error, Problem};
@@ -68,7 +68,7 @@ impl Xdp {
 
 /// A prefix as the data path holds it.
 #[must_use]
-pub fn prefix_of(net: &Net) -> Prefix {
+pub fn prefix_of(net: &IpPrefix) -> Prefix {
     let offset = if net.address().is_ipv4() { 96 } else { 0 };
     // The length is one of the family's, and so at most 128.
     Prefix::new(&from_ip(net.address()), net.length() + offset).unwrap_or_default()
@@ -181,7 +181,7 @@ pub enum PeerKind {
         /// The network's name.
         network: String,
         /// Its addresses.
-        allowed: Vec<Net>,
+        allowed: Vec<IpPrefix>,
         /// A keep-alive this often, if at all.
         keepalive: Option<Duration>,
     },
@@ -246,7 +246,7 @@ pub struct Network {
     /// The port's tags.
     pub vlan: Vlan,
     /// Its prefixes.
-    pub prefixes: Vec<Net>,
+    pub prefixes: Vec<IpPrefix>,
     /// Its IPv4 router.
     pub gateway_v4: Option<IpAddr>,
     /// Its IPv6 router.
@@ -271,7 +271,7 @@ pub struct Tenant {
     /// Its name.
     pub name: String,
     /// Its public addresses.
-    pub public: Vec<Net>,
+    pub public: Vec<IpPrefix>,
     /// What its networks with internet are seen as, at most one of a family; of a family without: as the uplink's
     /// own address.
     pub nat: Vec<IpAddr>,
@@ -345,31 +345,31 @@ impl Config {
     /// The tenant of that name as failover plans are checked against it; what is taken by others is not known here:
     /// [`reconcile::tenant_of`](crate::reconcile::tenant_of) adds it.
     #[must_use]
-    pub fn tenant_of(&self, name: &str) -> Option<failover::TenantOf> {
+    pub fn tenant_of(&self, name: &str) -> Option<failover::TenantContext> {
         let mut tenant = self.tenant_alone(name)?;
         let others = self.networks.iter().filter(|n| n.tenant != name);
-        tenant.others = others.map(|n| n.name.clone()).collect();
+        tenant.other_networks = others.map(|n| n.name.clone()).collect();
         Some(tenant)
     }
 
     /// The same without the names of others' networks.
-    pub(crate) fn tenant_alone(&self, name: &str) -> Option<failover::TenantOf> {
+    pub(crate) fn tenant_alone(&self, name: &str) -> Option<failover::TenantContext> {
         let tenant = self.tenant(name)?;
         let networks = self.networks.iter().filter(|n| n.tenant == name);
-        Some(failover::TenantOf {
+        Some(failover::TenantContext {
             name: name.to_owned(),
             allocation: tenant.public.clone(),
-            seen_as: tenant.nat.clone(),
-            taken: Vec::new(),
+            nat_addresses: tenant.nat.clone(),
+            reserved: Vec::new(),
             networks: networks
-                .map(|n| failover::NetworkOf {
+                .map(|n| failover::NetworkContext {
                     name: n.name.clone(),
                     prefixes: n.prefixes.clone(),
                     gateways: [n.gateway_v4, n.gateway_v6].into_iter().flatten().collect(),
-                    outside: false,
+                    excluded: false,
                 })
                 .collect(),
-            others: Vec::new(),
+            other_networks: Vec::new(),
         })
     }
 

@@ -6,7 +6,7 @@ use appliance_common::{limits::DEFAULT_CONNECTIONS, nat::Timeouts};
 use failover::{MANAGEMENT_PORT, PortRange};
 
 use super::{
-    Config, Net, Network, Peer, PeerKind, Role, Tenant, Tunnel, Uplink,
+    Config, IpPrefix, Network, Peer, PeerKind, Role, Tenant, Tunnel, Uplink,
     check::{Checker, is_host, is_link_local},
     file,
 };
@@ -210,12 +210,12 @@ pub(super) fn tenants(
                 "public addresses are the provider's appliance's: remove public and nat here",
             );
         }
-        let mut public: Vec<Net> = Vec::new();
+        let mut public: Vec<IpPrefix> = Vec::new();
         for text in &tenant.public {
-            let net: Net = match text.parse() {
+            let net: IpPrefix = match text.parse() {
                 Ok(net) => net,
                 Err(error) => {
-                    c.problem(at("public"), failover::NetError::to_string(&error));
+                    c.problem(at("public"), failover::IpPrefixError::to_string(&error));
                     continue;
                 }
             };
@@ -266,7 +266,7 @@ pub(super) fn tenants(
 fn taken(
     c: &mut Checker,
     at: &str,
-    net: Net,
+    net: IpPrefix,
     uplink: &Uplink,
     peers: &[Peer],
     networks: &[Network],
@@ -368,7 +368,7 @@ prefixes = ["10.1.0.0/24"]
         let acme = config.tenant_of("acme").expect("a tenant");
         assert_eq!(acme.allocation.len(), 2);
         assert_eq!(acme.networks[0].gateways.len(), 1);
-        assert_eq!(acme.others, ["net2"]);
+        assert_eq!(acme.other_networks, ["net2"]);
         assert_eq!(config.tenant("acme").expect("a tenant").nat.len(), 2);
         let without = FILE.split("[nat]").next().expect("a head").to_owned()
             + "[[tenant]]\n"

@@ -612,7 +612,7 @@ fn tunnels_over_tls_arrive_where_a_provider_says() {
     };
     let config =
         Config::parse(&listen("[\"0.0.0.0:6443\"]"), Path::new("test.toml")).expect("good");
-    let arrivals = |from: Vec<Net>, proxy| Arrivals {
+    let arrivals = |from: Vec<IpPrefix>, proxy| Arrivals {
         listen: vec!["0.0.0.0:6443".parse().expect("an address")],
         from,
         proxy,

@@ -198,7 +198,9 @@ fn tenants(in_force: &InForce, snapshot: &Snapshot) -> Vec<TenantStatus> {
         let mode = state.modes.get(&name);
         let plan = mode.and_then(|m| m.doing.plan());
         let of = tenant_of(config, snapshot, &name);
-        let rules = plan.zip(of).map(|(plan, of)| plan.in_force(&of).0.len());
+        let rules = plan
+            .zip(of)
+            .map(|(plan, of)| plan.active_rules(&of).0.len());
         TenantStatus {
             mode: mode_of(state, &name).name().to_owned(),
             epoch: mode.map_or(0, |m| m.epoch),

@@ -13,7 +13,7 @@ use appliance_common::{
     maps::{HostKey, Neighbour, NetworkStats},
 };
 use gateway_client::{reach::GatewayState, wire::Side};
-use tunnel::{Dial, Tai64n, Way};
+use tunnel::{InitiationPolicy, PeerPath, Tai64n};
 use tunnel_worker::{
     CircuitSpec, HostActivity, ListenSpec, PeerProtocol, PeerSpec, PortSpec, TlsSpec,
     TunnelManager, certificate_file, clock,
@@ -298,10 +298,10 @@ impl Tunnels {
             ("handshake_answered", h.answered),
             ("handshake_completed", h.completed),
             ("handshake_malformed", h.malformed),
-            ("handshake_strangers", h.strangers),
+            ("handshake_strangers", h.invalid_mac1),
             ("handshake_cookies_sent", h.cookies_sent),
             ("handshake_rate_limited", h.rate_limited),
-            ("handshake_unauthentic", h.unauthentic),
+            ("handshake_unauthentic", h.authentication_failures),
             ("handshake_replayed", h.replayed),
             ("handshake_unexpected", h.unexpected),
             ("handshake_send_errors", manager.send_errors()),
@@ -364,7 +364,7 @@ impl Tunnels {
 
 fn tunnel_status(end: tunnel_worker::PeerStatus) -> TunnelStatus {
     let carrier = match end.way {
-        Some(Way::Stream(_)) => "tls",
+        Some(PeerPath::Stream(_)) => "tls",
         Some(_) => "udp",
         None => "",
     };
@@ -394,8 +394,8 @@ fn tunnel_status(end: tunnel_worker::PeerStatus) -> TunnelStatus {
         rx_bytes: end.rx.bytes,
         replays: end.rx.duplicates + end.rx.too_old + end.replayed_handshakes,
         forged: end.rx.forged,
-        rejoined: end.rx.rejoin.completed,
-        rejoin_lost: end.rx.rejoin.timed_out + end.rx.rejoin.evicted,
+        rejoined: end.rx.reassembly.completed,
+        rejoin_lost: end.rx.reassembly.timed_out + end.rx.reassembly.evicted,
     }
 }
 
@@ -466,10 +466,10 @@ fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -
                     allowed: allowed.iter().map(crate::config::prefix_of).collect(),
                     keepalive: *keepalive,
                 },
-                Dial::OnDemand,
+                InitiationPolicy::OnDemand,
             ),
-            (_, Role::Tenant) => (PeerProtocol::Appliance, Dial::Always),
-            (_, Role::Provider) => (PeerProtocol::Appliance, Dial::Never),
+            (_, Role::Tenant) => (PeerProtocol::Appliance, InitiationPolicy::Always),
+            (_, Role::Provider) => (PeerProtocol::Appliance, InitiationPolicy::Never),
         };
         Some(PeerSpec {
             name: peer.name.clone(),

@@ -18,7 +18,7 @@ use appliance_common::{
     },
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP},
 };
-use failover::{Net, Plan, PlanErrors, Protocol, Taken, Target, TenantOf};
+use failover::{IpPrefix, Plan, PlanErrors, Protocol, ReservedAddress, RuleTarget, TenantContext};
 
 use super::{Tables, local_addresses};
 use crate::{
@@ -51,7 +51,7 @@ pub const fn zone_of(slot: u32) -> u16 {
 }
 
 /// Bits of a prefix in the 16-byte form.
-fn bits(net: &Net) -> u32 {
+fn bits(net: &IpPrefix) -> u32 {
     u32::from(net.length()) + if net.address().is_ipv4() { 96 } else { 0 }
 }
 
@@ -80,23 +80,23 @@ fn taken(config: &Config, snapshot: &Snapshot) -> BTreeMap<IpAddr, String> {
 }
 
 /// Those of a tenant's allocation.
-fn taken_of(taken: &BTreeMap<IpAddr, String>, allocation: &[Net]) -> Vec<Taken> {
+fn taken_of(taken: &BTreeMap<IpAddr, String>, allocation: &[IpPrefix]) -> Vec<ReservedAddress> {
     let theirs = taken
         .iter()
         .filter(|(address, _)| allocation.iter().any(|net| net.contains(**address)));
     theirs
-        .map(|(address, whose)| Taken {
+        .map(|(address, whose)| ReservedAddress {
             address: *address,
-            whose: whose.clone(),
+            owner: whose.clone(),
         })
         .collect()
 }
 
 /// The tenant of that name as failover plans are checked against it now.
 #[must_use]
-pub fn tenant_of(config: &Config, snapshot: &Snapshot, name: &str) -> Option<TenantOf> {
+pub fn tenant_of(config: &Config, snapshot: &Snapshot, name: &str) -> Option<TenantContext> {
     let mut tenant = config.tenant_of(name)?;
-    tenant.taken = taken_of(&taken(config, snapshot), &tenant.allocation);
+    tenant.reserved = taken_of(&taken(config, snapshot), &tenant.allocation);
     Some(tenant)
 }
 
@@ -158,7 +158,7 @@ pub fn misfits(config: &Config, state: &State, snapshot: &Snapshot) -> Vec<Strin
         match (config.tenant_alone(name), &mode.doing) {
             (_, Doing::Idle) | (Some(_), Doing::Partial) => {}
             (Some(mut tenant), Doing::Full(plan)) => {
-                tenant.taken = taken_of(&taken, &tenant.allocation);
+                tenant.reserved = taken_of(&taken, &tenant.allocation);
                 let errors = plan.check(&tenant).err();
                 problems.extend(errors.iter().flat_map(PlanErrors::iter).map(|problem| {
                     let rule = problem.at.starts_with("rule ");
@@ -233,8 +233,8 @@ pub(super) fn add(tables: &mut Tables, config: &Config, state: &State, snapshot:
         let Some(mut of) = config.tenant_alone(&tenant.name) else {
             continue;
         };
-        of.taken = taken_of(&taken, &of.allocation);
-        for rule in plan.in_force(&of).0 {
+        of.reserved = taken_of(&taken, &of.allocation);
+        for rule in plan.active_rules(&of).0 {
             add_rule(tables, config, state, tenant, slot, rule);
             add_public(tables, config, snapshot, rule.public_ip());
         }
@@ -322,7 +322,7 @@ fn add_rule(
         internal: words(&internal),
     };
     match rule.target() {
-        Target::Ports {
+        RuleTarget::Ports {
             public,
             internal,
             protocol,
@@ -341,7 +341,7 @@ fn add_rule(
                 }
             }
         }
-        Target::OneToOne => {
+        RuleTarget::OneToOne => {
             value.flags |= rule_flags::ONE_TO_ONE;
             let icmp = if rule.public_ip().is_ipv4() {
                 IPPROTO_ICMP

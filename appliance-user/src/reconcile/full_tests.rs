@@ -6,7 +6,7 @@ use appliance_common::{
     limits::MAX_RULES,
     nat::{public_flags, rule_flags},
 };
-use failover::{Change, Plan};
+use failover::{Plan, RuleChange};
 
 use super::{
     full::switched_off,
@@ -246,14 +246,14 @@ fn a_rule_is_off_before_its_ports_go_and_complete_before_they_lead_to_it() {
     let mut after = before.clone();
     let web = failover::Rule::from_line("web", "203.0.113.20:8000-8003/tcp -> 10.1.0.12:90");
     let changes = vec![
-        Change::Replace(web.expect("a rule")),
-        Change::Remove("whole".to_owned()),
-        Change::Add(
+        RuleChange::Replace(web.expect("a rule")),
+        RuleChange::Remove("whole".to_owned()),
+        RuleChange::Add(
             failover::Rule::from_line("ssh", "203.0.113.22:2222/tcp -> 10.1.0.13:22")
                 .expect("a rule"),
         ),
     ];
-    let changed = plan.change(&tenant, changes).expect("a change");
+    let changed = plan.apply(&tenant, changes).expect("a change");
     let mode = after.modes.get_mut("acme").expect("a mode");
     mode.doing = Doing::Full(Box::new(changed));
     after.give_rule_slots();
@@ -327,12 +327,14 @@ fn only_what_a_rule_loses_raises_its_epoch() {
     for (line, allow, raised) in lines {
         let allow = allow.iter().map(|net| net.parse().expect("a prefix"));
         let rule = failover::Rule::from_line("web", line)
-            .and_then(|rule| rule.allowing(allow.collect()))
+            .and_then(|rule| rule.with_allow(allow.collect()))
             .expect("a rule");
-        let rule = rule.described("another word for it").expect("a rule");
+        let rule = rule
+            .with_description("another word for it")
+            .expect("a rule");
         let mut after = before.clone();
         let changed = plan
-            .change(&tenant, vec![Change::Replace(rule)])
+            .apply(&tenant, vec![RuleChange::Replace(rule)])
             .expect("a change");
         let mode = after.modes.get_mut("acme").expect("a mode");
         mode.doing = Doing::Full(Box::new(changed));
@@ -487,8 +489,8 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
          would take over: give another of tenant \"acme\"'s public addresses"
     );
     let line = failover::Rule::from_line("more", "203.0.113.20:25/tcp -> 10.1.0.10");
-    let add = vec![Change::Add(line.expect("a rule"))];
-    assert!(plan(&config).change(&tenant, add).is_err());
+    let add = vec![RuleChange::Add(line.expect("a rule"))];
+    assert!(plan(&config).apply(&tenant, add).is_err());
 }
 
 #[test]

@@ -635,7 +635,7 @@ pub fn endpoint_fits(
             prefixes.join(", ")
         ));
     };
-    if prefix.is_edge(address) {
+    if prefix.is_network_or_broadcast(address) {
         return Err(format!(
             "{address} is the network or broadcast address of {prefix}; no machine has it"
         ));

@@ -21,11 +21,11 @@ mod port;
 mod rule;
 mod rules;
 
-pub use net::{Net, NetError};
+pub use net::{IpPrefix, IpPrefixError};
 pub use plan::{Allow, Plan, PlanErrors, PlanNetwork, PlanProblem};
 pub use port::{PortError, PortRange};
-pub use rule::{Protocol, Rule, RuleError, Target};
-pub use rules::{Change, NetworkOf, Problem, RuleSet, Taken, TenantOf};
+pub use rule::{Protocol, Rule, RuleError, RuleTarget};
+pub use rules::{NetworkContext, ReservedAddress, RuleChange, RuleProblem, RuleSet, TenantContext};
 
 /// The port over which the appliance is managed: never public (SPEC section 3).
 pub const MANAGEMENT_PORT: u16 = 22;

@@ -6,14 +6,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// An IP prefix; host bits are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Net {
+pub struct IpPrefix {
     address: IpAddr,
     length: u8,
 }
 
 /// Why a prefix is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NetError {
+pub enum IpPrefixError {
     /// It is not an address with or without a length.
     #[error(
         "{text:?} is not a prefix: write an address, or an address and a length, such as 198.51.100.0/24"
@@ -28,14 +28,14 @@ pub enum NetError {
         /// What was given.
         text: String,
         /// What it would be.
-        right: Net,
+        right: IpPrefix,
     },
 }
 
-impl Net {
+impl IpPrefix {
     /// The prefix of `length` bits around `address`, host bits cleared; `None` for more bits than it has.
     #[must_use]
-    pub fn around(address: IpAddr, length: u8) -> Option<Self> {
+    pub fn new_truncated(address: IpAddr, length: u8) -> Option<Self> {
         let address = match address {
             IpAddr::V4(v4) if length <= 32 => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
@@ -72,7 +72,7 @@ impl Net {
     /// Whether `address` is inside; never one of the other family.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        Self::around(address, self.length).is_some_and(|net| net == *self)
+        Self::new_truncated(address, self.length).is_some_and(|net| net == *self)
     }
 
     /// Whether the two share an address.
@@ -84,7 +84,7 @@ impl Net {
     /// Whether `address` is the IPv4 network or broadcast address, which no host has (RFC 1122 section
     /// 3.2.1.3); never of prefixes of 31 and 32 bits (RFC 3021), nor of IPv6.
     #[must_use]
-    pub fn is_edge(&self, address: IpAddr) -> bool {
+    pub fn is_network_or_broadcast(&self, address: IpAddr) -> bool {
         let (IpAddr::V4(first), IpAddr::V4(v4)) = (self.address, address) else {
             return false;
         };
@@ -93,7 +93,7 @@ impl Net {
     }
 }
 
-impl fmt::Display for Net {
+impl fmt::Display for IpPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if *self == Self::host(self.address) {
             return self.address.fmt(f);
@@ -102,11 +102,11 @@ impl fmt::Display for Net {
     }
 }
 
-impl FromStr for Net {
-    type Err = NetError;
+impl FromStr for IpPrefix {
+    type Err = IpPrefixError;
 
-    fn from_str(text: &str) -> Result<Self, NetError> {
-        let form = || NetError::Form {
+    fn from_str(text: &str) -> Result<Self, IpPrefixError> {
+        let form = || IpPrefixError::Form {
             text: text.to_owned(),
         };
         let (address, length) = match text.split_once('/') {
@@ -118,9 +118,9 @@ impl FromStr for Net {
             return Ok(Self::host(address));
         };
         let length = length.parse().map_err(|_| form())?;
-        let right = Self::around(address, length).ok_or_else(form)?;
+        let right = Self::new_truncated(address, length).ok_or_else(form)?;
         if right.address != address {
-            return Err(NetError::HostBits {
+            return Err(IpPrefixError::HostBits {
                 text: text.to_owned(),
                 right,
             });
@@ -129,13 +129,13 @@ impl FromStr for Net {
     }
 }
 
-impl Serialize for Net {
+impl Serialize for IpPrefix {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Net {
+impl<'de> Deserialize<'de> for IpPrefix {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(de::Error::custom)
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn net(text: &str) -> Net {
+    fn net(text: &str) -> IpPrefix {
         text.parse().expect("a prefix")
     }
 
@@ -158,10 +158,13 @@ mod tests {
         assert!(n.contains(ip("198.51.100.16")) && n.contains(ip("198.51.100.31")));
         assert!(!n.contains(ip("198.51.100.15")) && !n.contains(ip("198.51.100.32")));
         assert!(!n.contains(ip("::ffff:198.51.100.16")));
-        assert!(n.is_edge(ip("198.51.100.16")) && n.is_edge(ip("198.51.100.31")));
-        assert!(!n.is_edge(ip("198.51.100.17")));
-        assert!(!net("198.51.100.16/31").is_edge(ip("198.51.100.16")));
-        assert!(!net("2001:db8::/64").is_edge(ip("2001:db8::")));
+        assert!(
+            n.is_network_or_broadcast(ip("198.51.100.16"))
+                && n.is_network_or_broadcast(ip("198.51.100.31"))
+        );
+        assert!(!n.is_network_or_broadcast(ip("198.51.100.17")));
+        assert!(!net("198.51.100.16/31").is_network_or_broadcast(ip("198.51.100.16")));
+        assert!(!net("2001:db8::/64").is_network_or_broadcast(ip("2001:db8::")));
         assert!(net("0.0.0.0/0").contains(ip("255.255.255.255")));
         assert!(net("10.0.0.0/8").overlaps(&net("10.9.0.0/16")));
         assert!(net("10.9.0.0/16").overlaps(&net("10.0.0.0/8")));
@@ -188,7 +191,7 @@ mod tests {
                 "\"everybody\" is not a prefix: write an address, or an address and a length, such as 198.51.100.0/24",
             ),
         ] {
-            let error = text.parse::<Net>().expect_err("no prefix");
+            let error = text.parse::<IpPrefix>().expect_err("no prefix");
             assert_eq!(error.to_string(), message);
         }
     }
@@ -201,15 +204,15 @@ mod tests {
             } else {
                 IpAddr::V6(bits.into())
             };
-            if let Some(net) = Net::around(address, length) {
-                prop_assert_eq!(net.to_string().parse::<Net>(), Ok(net));
+            if let Some(net) = IpPrefix::new_truncated(address, length) {
+                prop_assert_eq!(net.to_string().parse::<IpPrefix>(), Ok(net));
                 prop_assert!(net.contains(address));
             }
         }
 
         #[test]
         fn no_text_panics(text: String) {
-            let _ = text.parse::<Net>();
+            let _ = text.parse::<IpPrefix>();
         }
     }
 }

@@ -14,7 +14,7 @@ use toml::{
 };
 
 use crate::{
-    Change, Net, NetworkOf, Problem, Rule, RuleSet, TenantOf,
+    IpPrefix, NetworkContext, Rule, RuleChange, RuleProblem, RuleSet, TenantContext,
     rule::{self, DESCRIPTION, NAME, is_description, is_host, is_name},
     rules::{list, shown},
 };
@@ -168,7 +168,7 @@ impl Plan {
     ///
     /// # Errors
     /// Everything that is wrong; a text that is no TOML is told with the line where it stops to be.
-    pub fn parse(text: &str, tenant: &TenantOf) -> Result<Self, PlanErrors> {
+    pub fn parse(text: &str, tenant: &TenantContext) -> Result<Self, PlanErrors> {
         let mut problems = Problems::default();
         match DeTable::parse(text) {
             Ok(table) => {
@@ -186,7 +186,7 @@ impl Plan {
     ///
     /// # Errors
     /// Everything that is wrong.
-    pub fn check(&self, tenant: &TenantOf) -> Result<(), PlanErrors> {
+    pub fn check(&self, tenant: &TenantContext) -> Result<(), PlanErrors> {
         let draft = Draft::from(File::from(self.clone()));
         draft.check(Some(tenant), Problems::default()).map(|_| ())
     }
@@ -241,7 +241,7 @@ impl Plan {
         &self.rules
     }
 
-    /// The same plan with other rules, which were checked against the tenant as it is [`during`](Self::during) it.
+    /// The same plan with other rules, which were checked against the tenant as it is [`tenant_in_failover`](Self::tenant_in_failover) it.
     #[must_use]
     pub fn with_rules(self, rules: RuleSet) -> Self {
         Self { rules, ..self }
@@ -251,21 +251,27 @@ impl Plan {
     ///
     /// # Errors
     /// Every problem of the change, by rule: then none of it is done.
-    pub fn change(&self, tenant: &TenantOf, changes: Vec<Change>) -> Result<Self, Vec<Problem>> {
-        let rules = self.rules.change(&self.during(tenant), changes)?;
+    pub fn apply(
+        &self,
+        tenant: &TenantContext,
+        changes: Vec<RuleChange>,
+    ) -> Result<Self, Vec<RuleProblem>> {
+        let rules = self
+            .rules
+            .apply(&self.tenant_in_failover(tenant), changes)?;
         Ok(self.clone().with_rules(rules))
     }
 
     /// The rules that are in force while the tenant is as it is now, and why others are not.
     #[must_use]
-    pub fn in_force(&self, tenant: &TenantOf) -> (Vec<&Rule>, Vec<Problem>) {
-        self.rules.in_force(&self.during(tenant))
+    pub fn active_rules(&self, tenant: &TenantContext) -> (Vec<&Rule>, Vec<RuleProblem>) {
+        self.rules.active_rules(&self.tenant_in_failover(tenant))
     }
 
     /// What is different in `new`, a line each for a person: description, networks, routing, rules. Empty exactly
     /// if a failover by the one does what it does by the other: the order of tables does nothing.
     #[must_use]
-    pub fn changes(&self, new: &Self) -> Vec<String> {
+    pub fn diff(&self, new: &Self) -> Vec<String> {
         let mut lines = Vec::new();
         if self.description != new.description {
             lines.push("description: changed".to_owned());
@@ -299,7 +305,7 @@ impl Plan {
 
     /// The tenant as it is in a failover by this plan: with the plan's gateways, its other networks left out.
     #[must_use]
-    pub fn during(&self, tenant: &TenantOf) -> TenantOf {
+    pub fn tenant_in_failover(&self, tenant: &TenantContext) -> TenantContext {
         during(tenant, &self.networks, |name| self.network(name).is_some())
     }
 }
@@ -511,14 +517,18 @@ impl Reader<'_> {
 
 impl Draft {
     /// Without a tenant only what holds of any.
-    fn check(self, tenant: Option<&TenantOf>, mut problems: Problems) -> Result<Plan, PlanErrors> {
+    fn check(
+        self,
+        tenant: Option<&TenantContext>,
+        mut problems: Problems,
+    ) -> Result<Plan, PlanErrors> {
         let theirs = self.check_head(tenant, &mut problems);
         // Of another tenant's plan nothing is right, which need not be told.
         let asked = tenant.filter(|_| theirs);
         let networks = self.check_networks(asked, theirs, &mut problems);
         self.check_allow(&networks, &mut problems);
         let rules = match asked {
-            None => RuleSet::of_any_tenant(self.rules),
+            None => RuleSet::for_any_tenant(self.rules),
             Some(tenant) => {
                 let inside = |name: &str| {
                     let read = networks.iter().any(|network| network.name == name);
@@ -546,7 +556,7 @@ impl Draft {
     }
 
     /// Whether the plan is that tenant's.
-    fn check_head(&self, tenant: Option<&TenantOf>, problems: &mut Problems) -> bool {
+    fn check_head(&self, tenant: Option<&TenantContext>, problems: &mut Problems) -> bool {
         let Some(head) = &self.head else {
             return true;
         };
@@ -580,7 +590,7 @@ impl Draft {
 
     fn check_networks(
         &self,
-        tenant: Option<&TenantOf>,
+        tenant: Option<&TenantContext>,
         theirs: bool,
         problems: &mut Problems,
     ) -> Vec<PlanNetwork> {
@@ -598,13 +608,13 @@ impl Draft {
                 problems.add(at, "is there twice: remove one of the two");
                 continue;
             }
-            let of = |tenant: &'_ TenantOf| {
+            let of = |tenant: &'_ TenantContext| {
                 let mut all = tenant.networks.iter();
                 all.find(|network| network.name == file.name).cloned()
             };
             let configured = tenant.and_then(of);
             if let Some(tenant) = tenant.filter(|_| configured.is_none()) {
-                let what = if tenant.others.contains(&file.name) {
+                let what = if tenant.other_networks.contains(&file.name) {
                     "is another tenant's: remove it"
                 } else {
                     "there is none of this name"
@@ -688,7 +698,7 @@ impl Draft {
 /// The gateways that a network gets: those written, or else the configuration's.
 fn gateways(
     file: &FileNetwork,
-    configured: Option<&NetworkOf>,
+    configured: Option<&NetworkContext>,
     must: bool,
     at: &str,
     problems: &mut Problems,
@@ -749,7 +759,7 @@ fn gateways(
 }
 
 /// Why an address cannot be the gateway of a network with these prefixes, as far as they are known.
-fn no_gateway(address: IpAddr, prefixes: Option<&[Net]>) -> Option<String> {
+fn no_gateway(address: IpAddr, prefixes: Option<&[IpPrefix]>) -> Option<String> {
     if matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
         return None;
     }
@@ -762,7 +772,7 @@ fn no_gateway(address: IpAddr, prefixes: Option<&[Net]>) -> Option<String> {
             "is in none of the network's prefixes, {}",
             list(prefixes)
         )),
-        Some(prefix) if prefix.is_edge(address) => {
+        Some(prefix) if prefix.is_network_or_broadcast(address) => {
             Some(format!("is the network or broadcast address of {prefix}"))
         }
         Some(_) => None,
@@ -807,9 +817,9 @@ fn whole(rule: &Rule) -> String {
 }
 
 /// An address that could be the gateway.
-fn example(network: Option<&NetworkOf>) -> IpAddr {
+fn example(network: Option<&NetworkContext>) -> IpAddr {
     let prefixes = network.map_or(&[][..], |network| &network.prefixes);
-    let first = |prefix: &Net| match prefix.address() {
+    let first = |prefix: &IpPrefix| match prefix.address() {
         IpAddr::V4(v4) => IpAddr::V4(u32::from(v4).saturating_add(1).into()),
         IpAddr::V6(v6) => IpAddr::V6(u128::from(v6).saturating_add(1).into()),
     };
@@ -817,7 +827,7 @@ fn example(network: Option<&NetworkOf>) -> IpAddr {
     let mut examples = prefixes
         .iter()
         .map(first)
-        .chain(prefixes.iter().map(Net::address));
+        .chain(prefixes.iter().map(IpPrefix::address));
     let fallback = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1));
     examples
         .find(|address| no_gateway(*address, Some(prefixes)).is_none())
@@ -825,10 +835,14 @@ fn example(network: Option<&NetworkOf>) -> IpAddr {
 }
 
 /// The tenant in a failover of these networks.
-fn during(tenant: &TenantOf, networks: &[PlanNetwork], inside: impl Fn(&str) -> bool) -> TenantOf {
+fn during(
+    tenant: &TenantContext,
+    networks: &[PlanNetwork],
+    inside: impl Fn(&str) -> bool,
+) -> TenantContext {
     let mut tenant = tenant.clone();
     for network in &mut tenant.networks {
-        network.outside = !inside(&network.name);
+        network.excluded = !inside(&network.name);
         let mut all = networks.iter();
         if let Some(plan) = all.find(|plan| plan.name == network.name) {
             network.gateways = plan.gateways().collect();
@@ -844,7 +858,7 @@ fn is_among(unread: &[String], name: &str) -> bool {
         .any(|unread| unread.is_empty() || unread == name)
 }
 
-fn names(tenant: &TenantOf) -> String {
+fn names(tenant: &TenantContext) -> String {
     let names: Vec<&str> = tenant.networks.iter().map(|n| n.name.as_str()).collect();
     shown(&names)
 }
@@ -875,22 +889,22 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn acme() -> TenantOf {
+    fn acme() -> TenantContext {
         let net = |text: &str| text.parse().expect("a prefix");
-        let network = |name: &str, prefixes: &[&str], gateways: &[&str]| NetworkOf {
+        let network = |name: &str, prefixes: &[&str], gateways: &[&str]| NetworkContext {
             name: name.to_owned(),
             prefixes: prefixes.iter().map(|text| net(text)).collect(),
             gateways: gateways
                 .iter()
                 .map(|text| text.parse().expect("an address"))
                 .collect(),
-            outside: false,
+            excluded: false,
         };
-        TenantOf {
+        TenantContext {
             name: "acme".to_owned(),
             allocation: vec![net("203.0.113.16/28"), net("2001:db8:f::/64")],
-            seen_as: Vec::new(),
-            taken: Vec::new(),
+            nat_addresses: Vec::new(),
+            reserved: Vec::new(),
             networks: vec![
                 network(
                     "web",
@@ -900,7 +914,7 @@ mod tests {
                 network("db", &["10.2.0.0/24"], &[]),
                 network("lab", &["2001:db8:3::/64"], &[]),
             ],
-            others: vec!["hr".to_owned()],
+            other_networks: vec!["hr".to_owned()],
         }
     }
 
@@ -1337,11 +1351,11 @@ internal_ip = "10.1.0.10"
         ])
         .expect("a plan");
         let line = |name: &str, line: &str| Rule::from_line(name, line).expect("a rule");
-        let refused = before.change(
+        let refused = before.apply(
             &acme(),
             vec![
-                Change::Add(line("b", "203.0.113.20:81/tcp -> 10.1.0.7")),
-                Change::Add(line("c", "203.0.113.20:82/tcp -> 10.2.0.10")),
+                RuleChange::Add(line("b", "203.0.113.20:81/tcp -> 10.1.0.7")),
+                RuleChange::Add(line("c", "203.0.113.20:82/tcp -> 10.2.0.10")),
             ],
         );
         let problems = refused.expect_err("to be refused");
@@ -1351,8 +1365,8 @@ internal_ip = "10.1.0.10"
                 .contains("is the gateway of network \"web\"")
         );
         assert!(problems[1].message.contains("which the plan leaves out"));
-        let add = Change::Add(line("b", "203.0.113.20:81/tcp -> 10.1.0.1"));
-        let after = before.change(&acme(), vec![add]).expect("a change");
+        let add = RuleChange::Add(line("b", "203.0.113.20:81/tcp -> 10.1.0.1"));
+        let after = before.apply(&acme(), vec![add]).expect("a change");
         assert_eq!((before.rules().len(), after.rules().len()), (1, 2));
         assert_eq!(after.check(&acme()), Ok(()));
         assert_eq!(after.with_rules(before.rules().clone()), before);
@@ -1382,7 +1396,7 @@ internal_ip = "10.1.0.10"
         ])
         .expect("a plan");
         assert_eq!(
-            old.changes(&new),
+            old.diff(&new),
             [
                 "description: changed",
                 "network \"lab\": added: gateway 2001:db8:3::1, no internet, no router advertisements",
@@ -1395,7 +1409,7 @@ internal_ip = "10.1.0.10"
                 "rule \"c\": added: 203.0.113.20:82/tcp -> 10.2.0.10:82",
             ]
         );
-        let back = new.changes(&old);
+        let back = new.diff(&old);
         assert_eq!(back.len(), 7);
         assert!(
             back.contains(&"allow \"db\" to \"web\": added".to_owned())
@@ -1411,7 +1425,7 @@ internal_ip = "10.1.0.10"
         let other = [allow("db", "web", false), allow("web", "db", false)].concat();
         let other = plan(&[DB, WEB, &other]).expect("a plan");
         assert_ne!(one, other);
-        assert_eq!(one.changes(&other), Vec::<String>::new());
+        assert_eq!(one.diff(&other), Vec::<String>::new());
     }
 
     #[test]
@@ -1512,11 +1526,11 @@ internal_ip = "10.1.0.10"
             let (Ok(one), Ok(other)) = (parse(&one), parse(&other)) else {
                 return Ok(());
             };
-            let lines = one.changes(&other);
+            let lines = one.diff(&other);
             prop_assert_eq!(lines.is_empty(), one == other, "{:?}", lines);
             prop_assert!(lines.iter().all(|line| !line.contains('\n')));
-            prop_assert_eq!(other.changes(&one).len(), lines.len());
-            prop_assert!(one.changes(&one).is_empty());
+            prop_assert_eq!(other.diff(&one).len(), lines.len());
+            prop_assert!(one.diff(&one).is_empty());
         }
 
         #[test]

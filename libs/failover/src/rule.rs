@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::{MANAGEMENT_PORT, Net, PortRange};
+use crate::{IpPrefix, MANAGEMENT_PORT, PortRange};
 
 /// Characters of a name at most.
 pub(crate) const NAME: usize = 64;
@@ -57,7 +57,7 @@ impl fmt::Display for Protocol {
 
 /// What of the public address leads there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum RuleTarget {
     /// Ports, to as many ports of the machine.
     Ports {
         /// The public ones.
@@ -78,8 +78,8 @@ pub struct Rule {
     name: String,
     public_ip: IpAddr,
     internal_ip: IpAddr,
-    target: Target,
-    allow: Vec<Net>,
+    target: RuleTarget,
+    allow: Vec<IpPrefix>,
     description: String,
 }
 
@@ -101,7 +101,7 @@ pub(crate) struct File {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     one_to_one: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    allow: Vec<Net>,
+    allow: Vec<IpPrefix>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     description: String,
 }
@@ -197,7 +197,7 @@ pub enum RuleError {
         /// The rule.
         name: String,
         /// The source.
-        net: Net,
+        net: IpPrefix,
         /// The public address.
         public: IpAddr,
     },
@@ -227,8 +227,8 @@ impl Rule {
         name: &str,
         public_ip: IpAddr,
         internal_ip: IpAddr,
-        target: Target,
-        allow: Vec<Net>,
+        target: RuleTarget,
+        allow: Vec<IpPrefix>,
         description: &str,
     ) -> Result<Self, RuleError> {
         let rule = Self {
@@ -269,13 +269,13 @@ impl Rule {
         let target = match ports {
             Some(ports) => {
                 let public: PortRange = ports.parse().map_err(|_| wrong())?;
-                Target::Ports {
+                RuleTarget::Ports {
                     public,
                     internal: internal.unwrap_or(public.first()),
                     protocol: protocol.unwrap_or(Protocol::Tcp),
                 }
             }
-            None if internal.is_none() && protocol.is_none() => Target::OneToOne,
+            None if internal.is_none() && protocol.is_none() => RuleTarget::OneToOne,
             None => return Err(wrong()),
         };
         Self::new(name, public_ip, internal_ip, target, Vec::new(), "")
@@ -285,7 +285,7 @@ impl Rule {
     ///
     /// # Errors
     /// [`RuleError::AllowFamily`].
-    pub fn allowing(mut self, allow: Vec<Net>) -> Result<Self, RuleError> {
+    pub fn with_allow(mut self, allow: Vec<IpPrefix>) -> Result<Self, RuleError> {
         self.allow = allow;
         self.check().map(|()| self)
     }
@@ -294,7 +294,7 @@ impl Rule {
     ///
     /// # Errors
     /// [`RuleError::Description`].
-    pub fn described(mut self, description: &str) -> Result<Self, RuleError> {
+    pub fn with_description(mut self, description: &str) -> Result<Self, RuleError> {
         description.clone_into(&mut self.description);
         self.check().map(|()| self)
     }
@@ -319,13 +319,13 @@ impl Rule {
 
     /// What leads there.
     #[must_use]
-    pub const fn target(&self) -> Target {
+    pub const fn target(&self) -> RuleTarget {
         self.target
     }
 
     /// Who may come; empty: everybody.
     #[must_use]
-    pub fn allow(&self) -> &[Net] {
+    pub fn allow(&self) -> &[IpPrefix] {
         &self.allow
     }
 
@@ -347,26 +347,26 @@ impl Rule {
             Protocol::Tcp | Protocol::Udp => format!("{ip} {protocol} {public}"),
         };
         match (self.target, other.target) {
-            (Target::OneToOne, Target::OneToOne) => Some(ip.to_string()),
+            (RuleTarget::OneToOne, RuleTarget::OneToOne) => Some(ip.to_string()),
             (
-                Target::OneToOne,
-                Target::Ports {
+                RuleTarget::OneToOne,
+                RuleTarget::Ports {
                     public, protocol, ..
                 },
             )
             | (
-                Target::Ports {
+                RuleTarget::Ports {
                     public, protocol, ..
                 },
-                Target::OneToOne,
+                RuleTarget::OneToOne,
             ) => Some(of(public, protocol)),
             (
-                Target::Ports {
+                RuleTarget::Ports {
                     public: a,
                     protocol: p,
                     ..
                 },
-                Target::Ports {
+                RuleTarget::Ports {
                     public: b,
                     protocol: q,
                     ..
@@ -401,7 +401,7 @@ impl Rule {
             });
         }
         self.check_target()?;
-        let other = |net: &&Net| net.address().is_ipv4() != public.is_ipv4();
+        let other = |net: &&IpPrefix| net.address().is_ipv4() != public.is_ipv4();
         if let Some(net) = self.allow.iter().find(other) {
             return Err(RuleError::AllowFamily {
                 name: name(),
@@ -417,7 +417,7 @@ impl Rule {
 
     fn check_target(&self) -> Result<(), RuleError> {
         let name = || self.name.clone();
-        let Target::Ports {
+        let RuleTarget::Ports {
             public, internal, ..
         } = self.target
         else {
@@ -519,7 +519,7 @@ impl fmt::Display for Rule {
     /// The line of [`Rule::from_line`]; sources and description are not in it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (public, internal) = (self.public_ip, self.internal_ip);
-        let Target::Ports {
+        let RuleTarget::Ports {
             public: ports,
             internal: port,
             protocol,
@@ -541,13 +541,13 @@ impl TryFrom<File> for Rule {
     fn try_from(file: File) -> Result<Self, RuleError> {
         let name = || file.name.clone();
         let target = match (file.public_port, file.one_to_one) {
-            (Some(public), false) => Target::Ports {
+            (Some(public), false) => RuleTarget::Ports {
                 public,
                 internal: file.internal_port.unwrap_or(public.first()),
                 protocol: file.protocol.unwrap_or(Protocol::Tcp),
             },
             (None, true) if file.internal_port.is_none() && file.protocol.is_none() => {
-                Target::OneToOne
+                RuleTarget::OneToOne
             }
             (None, false) => {
                 return Err(RuleError::Target {
@@ -576,12 +576,12 @@ impl TryFrom<File> for Rule {
 impl From<Rule> for File {
     fn from(rule: Rule) -> Self {
         let ports = match rule.target {
-            Target::Ports {
+            RuleTarget::Ports {
                 public,
                 internal,
                 protocol,
             } => Some((public, internal, protocol)),
-            Target::OneToOne => None,
+            RuleTarget::OneToOne => None,
         };
         Self {
             name: rule.name,
@@ -702,7 +702,7 @@ mod tests {
         let six = "2001:db8::/32".parse().expect("a prefix");
         assert_eq!(
             rule.clone()
-                .allowing(vec![six])
+                .with_allow(vec![six])
                 .expect_err("mixed")
                 .to_string(),
             "rule \"web\": allow: 2001:db8::/32 is of another address family than 203.0.113.20"
@@ -710,7 +710,7 @@ mod tests {
         for text in ["two\nlines", &"x".repeat(257)] {
             assert_eq!(
                 rule.clone()
-                    .described(text)
+                    .with_description(text)
                     .expect_err("no text")
                     .to_string(),
                 "rule \"web\": description: write at most 256 characters, on one line"
@@ -742,7 +742,7 @@ mod tests {
         );
         assert_eq!((rule.allow().len(), rule.description()), (1, "the shop"));
         let rule = read(&format!("{head}one_to_one = true\n")).expect("a rule");
-        assert_eq!(rule.target(), Target::OneToOne);
+        assert_eq!(rule.target(), RuleTarget::OneToOne);
         let ask = "rule \"web\": write public_port (and internal_port, protocol), or one_to_one = true for the whole address";
         assert_eq!(read(head), Err(ask.to_owned()));
         for both in [
@@ -787,9 +787,9 @@ mod tests {
                 }
             };
             let target = if whole {
-                Target::OneToOne
+                RuleTarget::OneToOne
             } else {
-                Target::Ports {
+                RuleTarget::Ports {
                     public: PortRange::new(first, first + count).expect("a range"),
                     internal: to,
                     protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Both][protocol],
@@ -812,7 +812,7 @@ mod tests {
         #[test]
         fn no_line_panics_and_none_gives_port_22(name: String, text: String) {
             if let Ok(rule) = Rule::from_line(&name, &text)
-                && let Target::Ports { public, .. } = rule.target()
+                && let RuleTarget::Ports { public, .. } = rule.target()
             {
                 prop_assert!(!public.contains(MANAGEMENT_PORT));
             }

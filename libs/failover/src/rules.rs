@@ -6,51 +6,51 @@ use std::{
     net::IpAddr,
 };
 
-use crate::{Net, Rule, Target};
+use crate::{IpPrefix, Rule, RuleTarget};
 
 /// What a tenant has, as far as rules ask.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TenantOf {
+pub struct TenantContext {
     /// Its name.
     pub name: String,
     /// Its public addresses.
-    pub allocation: Vec<Net>,
+    pub allocation: Vec<IpPrefix>,
     /// Those of them that its networks with internet are seen as: no machine has one to itself.
-    pub seen_as: Vec<IpAddr>,
+    pub nat_addresses: Vec<IpAddr>,
     /// Addresses that are somebody's already, whatever the allocation says; empty where nobody knows.
-    pub taken: Vec<Taken>,
+    pub reserved: Vec<ReservedAddress>,
     /// Its networks.
-    pub networks: Vec<NetworkOf>,
+    pub networks: Vec<NetworkContext>,
     /// Names of other tenants' networks, so that they are told from misspelt ones; empty where this tenant is not
     /// to learn of them.
-    pub others: Vec<String>,
+    pub other_networks: Vec<String>,
 }
 
 /// An address that no rule may take over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Taken {
+pub struct ReservedAddress {
     /// The address.
     pub address: IpAddr,
     /// Whose it is, as in "the appliance's own address on eth0".
-    pub whose: String,
+    pub owner: String,
 }
 
 /// A network of a tenant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NetworkOf {
+pub struct NetworkContext {
     /// Its name.
     pub name: String,
     /// Its prefixes.
-    pub prefixes: Vec<Net>,
+    pub prefixes: Vec<IpPrefix>,
     /// The addresses of its gateway, which are the appliance's in full failover.
     pub gateways: Vec<IpAddr>,
     /// Whether the failover plan leaves it out: then no rule leads there.
-    pub outside: bool,
+    pub excluded: bool,
 }
 
 /// One step of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum RuleChange {
     /// A rule more.
     Add(Rule),
     /// The rule of this name is another.
@@ -61,14 +61,14 @@ pub enum Change {
 
 /// What is wrong with a rule beside the others, or of this tenant.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
+pub struct RuleProblem {
     /// The rule.
     pub rule: String,
     /// What is wrong, and what to do.
     pub message: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for RuleProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rule {:?}: {}", self.rule, self.message)
     }
@@ -85,33 +85,37 @@ impl RuleSet {
     ///
     /// # Errors
     /// Every problem, by rule.
-    pub fn new(tenant: &TenantOf, rules: Vec<Rule>) -> Result<Self, Vec<Problem>> {
-        let changes = rules.into_iter().map(Change::Add).collect();
-        Self::default().change(tenant, changes)
+    pub fn new(tenant: &TenantContext, rules: Vec<Rule>) -> Result<Self, Vec<RuleProblem>> {
+        let changes = rules.into_iter().map(RuleChange::Add).collect();
+        Self::default().apply(tenant, changes)
     }
 
     /// The set after a change, all of it. This one stays as it is.
     ///
     /// # Errors
     /// Every problem of the change, by rule: then none of it is done.
-    pub fn change(&self, tenant: &TenantOf, changes: Vec<Change>) -> Result<Self, Vec<Problem>> {
-        self.change_of(Some(tenant), changes)
+    pub fn apply(
+        &self,
+        tenant: &TenantContext,
+        changes: Vec<RuleChange>,
+    ) -> Result<Self, Vec<RuleProblem>> {
+        self.apply_for(Some(tenant), changes)
     }
 
     /// A set of rules, whoever's they are.
-    pub(crate) fn of_any_tenant(rules: Vec<Rule>) -> Result<Self, Vec<Problem>> {
-        let changes = rules.into_iter().map(Change::Add).collect();
-        Self::default().change_of(None, changes)
+    pub(crate) fn for_any_tenant(rules: Vec<Rule>) -> Result<Self, Vec<RuleProblem>> {
+        let changes = rules.into_iter().map(RuleChange::Add).collect();
+        Self::default().apply_for(None, changes)
     }
 
-    fn change_of(
+    fn apply_for(
         &self,
-        tenant: Option<&TenantOf>,
-        changes: Vec<Change>,
-    ) -> Result<Self, Vec<Problem>> {
+        tenant: Option<&TenantContext>,
+        changes: Vec<RuleChange>,
+    ) -> Result<Self, Vec<RuleProblem>> {
         let mut problems = Vec::new();
         let mut problem = |rule: &str, message: String| {
-            problems.push(Problem {
+            problems.push(RuleProblem {
                 rule: rule.to_owned(),
                 message,
             });
@@ -122,9 +126,9 @@ impl RuleSet {
         // First what goes, so that its place can be taken in the same change.
         for change in &changes {
             let name = match change {
-                Change::Remove(name) => name.as_str(),
-                Change::Replace(rule) => rule.name(),
-                Change::Add(_) => continue,
+                RuleChange::Remove(name) => name.as_str(),
+                RuleChange::Replace(rule) => rule.name(),
+                RuleChange::Add(_) => continue,
             };
             if !gone.insert(name) {
                 problem(
@@ -136,7 +140,7 @@ impl RuleSet {
             }
         }
         for change in &changes {
-            let (Change::Add(rule) | Change::Replace(rule)) = change else {
+            let (RuleChange::Add(rule) | RuleChange::Replace(rule)) = change else {
                 continue;
             };
             let name = rule.name().to_owned();
@@ -181,12 +185,12 @@ impl RuleSet {
     /// The rules that the tenant may have as it is now, and why others are not in force. What was the tenant's
     /// when a rule was made may have become somebody else's since.
     #[must_use]
-    pub fn in_force(&self, tenant: &TenantOf) -> (Vec<&Rule>, Vec<Problem>) {
+    pub fn active_rules(&self, tenant: &TenantContext) -> (Vec<&Rule>, Vec<RuleProblem>) {
         let (mut rules, mut problems) = (Vec::new(), Vec::new());
         let mut whole: BTreeMap<IpAddr, &Rule> = BTreeMap::new();
         for rule in self.rules.values() {
             let mut messages = of_tenant(rule, tenant);
-            if messages.is_empty() && rule.target() == Target::OneToOne {
+            if messages.is_empty() && rule.target() == RuleTarget::OneToOne {
                 match whole.get(&rule.internal_ip()) {
                     Some(other) => messages.push(has_one_already(rule, other)),
                     None => drop(whole.insert(rule.internal_ip(), rule)),
@@ -195,7 +199,7 @@ impl RuleSet {
             if messages.is_empty() {
                 rules.push(rule);
             }
-            problems.extend(messages.into_iter().map(|message| Problem {
+            problems.extend(messages.into_iter().map(|message| RuleProblem {
                 rule: rule.name().to_owned(),
                 message,
             }));
@@ -241,8 +245,8 @@ fn overlaps<'r>(
         of_address.entry(rule.public_ip()).or_default().push(rule);
     }
     let ports = |rule: &Rule| match rule.target() {
-        Target::Ports { public, .. } => (public.first(), public.last()),
-        Target::OneToOne => (0, u16::MAX),
+        RuleTarget::Ports { public, .. } => (public.first(), public.last()),
+        RuleTarget::OneToOne => (0, u16::MAX),
     };
     let mut found = Vec::new();
     for mut rules in of_address.into_values() {
@@ -282,7 +286,7 @@ fn same_machine<'r>(
     touched: &BTreeSet<String>,
 ) -> Vec<(&'r Rule, &'r Rule)> {
     let mut of_machine: BTreeMap<IpAddr, Vec<&Rule>> = BTreeMap::new();
-    let whole = |rule: &&Rule| rule.target() == Target::OneToOne;
+    let whole = |rule: &&Rule| rule.target() == RuleTarget::OneToOne;
     for rule in rules.values().filter(whole) {
         of_machine.entry(rule.internal_ip()).or_default().push(rule);
     }
@@ -333,7 +337,7 @@ pub(crate) fn shown(names: &[&str]) -> String {
 }
 
 /// A list of prefixes.
-pub(crate) fn list(nets: &[Net]) -> String {
+pub(crate) fn list(nets: &[IpPrefix]) -> String {
     match nets {
         [] => "none".to_owned(),
         nets => nets
@@ -345,7 +349,7 @@ pub(crate) fn list(nets: &[Net]) -> String {
 }
 
 /// What of a rule is not this tenant's to make.
-fn of_tenant(rule: &Rule, tenant: &TenantOf) -> Vec<String> {
+fn of_tenant(rule: &Rule, tenant: &TenantContext) -> Vec<String> {
     let mut problems = Vec::new();
     let public = rule.public_ip();
     if !tenant.allocation.iter().any(|net| net.contains(public)) {
@@ -355,13 +359,13 @@ fn of_tenant(rule: &Rule, tenant: &TenantOf) -> Vec<String> {
             list(&tenant.allocation)
         ));
     }
-    if let Some(taken) = tenant.taken.iter().find(|t| t.address == public) {
+    if let Some(taken) = tenant.reserved.iter().find(|t| t.address == public) {
         problems.push(format!(
             "public_ip: {public} is {}, which the rule would take over: give another of tenant {:?}'s public addresses",
-            taken.whose, tenant.name
+            taken.owner, tenant.name
         ));
     }
-    if rule.target() == Target::OneToOne && tenant.seen_as.contains(&public) {
+    if rule.target() == RuleTarget::OneToOne && tenant.nat_addresses.contains(&public) {
         problems.push(format!(
             "public_ip: {public} is what tenant {:?}'s networks with internet are seen as (nat), and no machine has it \
              to itself: give another public address, or lead ports of this one",
@@ -386,7 +390,7 @@ fn of_tenant(rule: &Rule, tenant: &TenantOf) -> Vec<String> {
                 networks.join(", ")
             ));
         }
-        Some((network, _)) if network.outside => problems.push(format!(
+        Some((network, _)) if network.excluded => problems.push(format!(
             "internal_ip: {internal} is in network {0:?}, which the plan leaves out: add a [[network]] with name = \
              {0:?} to the plan, or lead the rule to a machine of one that is in it",
             network.name
@@ -395,7 +399,7 @@ fn of_tenant(rule: &Rule, tenant: &TenantOf) -> Vec<String> {
             "internal_ip: {internal} is the gateway of network {:?}, which the appliance is in a full failover",
             network.name
         )),
-        Some((network, prefix)) if prefix.is_edge(internal) => problems.push(format!(
+        Some((network, prefix)) if prefix.is_network_or_broadcast(internal) => problems.push(format!(
             "internal_ip: {internal} is the network or broadcast address of {prefix} in network {:?}, which no machine has",
             network.name
         )),
@@ -410,27 +414,27 @@ mod tests {
     use crate::{MANAGEMENT_PORT, PortRange, Protocol};
     use proptest::prelude::*;
 
-    fn acme() -> TenantOf {
+    fn acme() -> TenantContext {
         let net = |text: &str| text.parse().expect("a prefix");
-        TenantOf {
+        TenantContext {
             name: "acme".to_owned(),
             allocation: vec![net("203.0.113.16/28"), net("2001:db8:f::/64")],
-            seen_as: vec!["203.0.113.16".parse().expect("an address")],
-            taken: Vec::new(),
+            nat_addresses: vec!["203.0.113.16".parse().expect("an address")],
+            reserved: Vec::new(),
             networks: vec![
-                NetworkOf {
+                NetworkContext {
                     name: "net1".to_owned(),
                     prefixes: vec![net("10.1.0.0/24"), net("2001:db8:1::/64")],
                     gateways: vec!["10.1.0.1".parse().expect("an address")],
-                    outside: false,
+                    excluded: false,
                 },
-                NetworkOf {
+                NetworkContext {
                     name: "net2".to_owned(),
                     prefixes: vec![net("10.2.0.0/24")],
-                    ..NetworkOf::default()
+                    ..NetworkContext::default()
                 },
             ],
-            others: Vec::new(),
+            other_networks: Vec::new(),
         }
     }
 
@@ -438,14 +442,14 @@ mod tests {
         Rule::from_line(name, line).expect("a rule")
     }
 
-    fn set(rules: &[(&str, &str)]) -> Result<RuleSet, Vec<Problem>> {
+    fn set(rules: &[(&str, &str)]) -> Result<RuleSet, Vec<RuleProblem>> {
         RuleSet::new(
             &acme(),
             rules.iter().map(|(name, line)| rule(name, line)).collect(),
         )
     }
 
-    fn messages(result: Result<RuleSet, Vec<Problem>>) -> Vec<String> {
+    fn messages(result: Result<RuleSet, Vec<RuleProblem>>) -> Vec<String> {
         result
             .expect_err("to be refused")
             .iter()
@@ -475,11 +479,11 @@ mod tests {
     #[test]
     fn no_rule_leads_to_a_network_that_the_plan_leaves_out() {
         let mut tenant = acme();
-        tenant.networks[1].outside = true;
+        tenant.networks[1].excluded = true;
         let inside = rule("a", "203.0.113.20:80/tcp -> 10.1.0.10");
-        let outside = rule("b", "203.0.113.21:80/tcp -> 10.2.0.10");
+        let excluded = rule("b", "203.0.113.21:80/tcp -> 10.2.0.10");
         assert_eq!(
-            messages(RuleSet::new(&tenant, vec![inside, outside])),
+            messages(RuleSet::new(&tenant, vec![inside, excluded])),
             [
                 "rule \"b\": internal_ip: 10.2.0.10 is in network \"net2\", which the plan leaves out: add a [[network]] with name = \"net2\" to the plan, or lead the rule to a machine of one that is in it"
             ]
@@ -565,7 +569,7 @@ mod tests {
         );
         // The one that is there has it, whatever the names.
         let there = set(&[("m", one)]).expect("a set");
-        let more = |name: &str| there.change(&acme(), vec![Change::Add(rule(name, two))]);
+        let more = |name: &str| there.apply(&acme(), vec![RuleChange::Add(rule(name, two))]);
         assert_eq!(messages(more("a")), [said("a", "203.0.113.20", "m", one)]);
         // Ports, another machine, and the same machine's other family are no second one.
         assert!(
@@ -577,16 +581,19 @@ mod tests {
             ])
             .is_ok()
         );
-        let moved = vec![Change::Remove("m".to_owned()), Change::Add(rule("n", two))];
-        assert!(there.change(&acme(), moved).is_ok());
+        let moved = vec![
+            RuleChange::Remove("m".to_owned()),
+            RuleChange::Add(rule("n", two)),
+        ];
+        assert!(there.apply(&acme(), moved).is_ok());
     }
 
     #[test]
     fn no_rule_takes_over_what_is_somebodys() {
         let mut tenant = acme();
-        tenant.taken = vec![Taken {
+        tenant.reserved = vec![ReservedAddress {
             address: "203.0.113.17".parse().expect("an address"),
-            whose: "the router behind eth0".to_owned(),
+            owner: "the router behind eth0".to_owned(),
         }];
         let web = rule("web", "203.0.113.17:443/tcp -> 10.1.0.10");
         assert_eq!(
@@ -608,14 +615,14 @@ mod tests {
         ];
         let rules: Vec<Rule> = lines.iter().map(|(n, line)| rule(n, line)).collect();
         // As kept: nobody asked for the machine then.
-        let set = RuleSet::of_any_tenant(rules).expect("no overlap");
+        let set = RuleSet::for_any_tenant(rules).expect("no overlap");
         let mut tenant = acme();
         tenant.allocation = vec!["203.0.113.16/29".parse().expect("a prefix")];
-        tenant.taken = vec![Taken {
+        tenant.reserved = vec![ReservedAddress {
             address: "203.0.113.17".parse().expect("an address"),
-            whose: "the router behind eth0".to_owned(),
+            owner: "the router behind eth0".to_owned(),
         }];
-        let (there, not) = set.in_force(&tenant);
+        let (there, not) = set.active_rules(&tenant);
         let names: Vec<&str> = there.iter().map(|r| r.name()).collect();
         assert_eq!(names, ["b", "c"]);
         let told: Vec<(&str, &str)> = not
@@ -642,13 +649,13 @@ mod tests {
         ])
         .expect("a set");
         let kept = before.clone();
-        let refused = before.change(
+        let refused = before.apply(
             &acme(),
             vec![
-                Change::Add(rule("good", "203.0.113.20:80/tcp -> 10.1.0.10")),
-                Change::Add(rule("web", "203.0.113.21:443/tcp -> 10.1.0.10")),
-                Change::Remove("wbe".to_owned()),
-                Change::Replace(rule("nail", "203.0.113.20:26/tcp -> 10.1.0.10")),
+                RuleChange::Add(rule("good", "203.0.113.20:80/tcp -> 10.1.0.10")),
+                RuleChange::Add(rule("web", "203.0.113.21:443/tcp -> 10.1.0.10")),
+                RuleChange::Remove("wbe".to_owned()),
+                RuleChange::Replace(rule("nail", "203.0.113.20:26/tcp -> 10.1.0.10")),
             ],
         );
         assert_eq!(
@@ -662,12 +669,12 @@ mod tests {
         assert_eq!(before, kept);
         // What one step leaves, another may take.
         let after = before
-            .change(
+            .apply(
                 &acme(),
                 vec![
-                    Change::Add(rule("shop", "203.0.113.20:443/tcp -> 10.1.0.12")),
-                    Change::Remove("web".to_owned()),
-                    Change::Replace(rule("mail", "203.0.113.20:25/tcp -> 10.1.0.13")),
+                    RuleChange::Add(rule("shop", "203.0.113.20:443/tcp -> 10.1.0.12")),
+                    RuleChange::Remove("web".to_owned()),
+                    RuleChange::Replace(rule("mail", "203.0.113.20:25/tcp -> 10.1.0.13")),
                 ],
             )
             .expect("a change");
@@ -675,15 +682,15 @@ mod tests {
         assert_eq!(names, ["mail", "shop"]);
         assert!(after.get("web").is_none() && !after.is_empty());
         assert_eq!(
-            messages(RuleSet::default().change(&acme(), vec![Change::Remove("x".to_owned())])),
+            messages(RuleSet::default().apply(&acme(), vec![RuleChange::Remove("x".to_owned())])),
             ["rule \"x\": there is no such rule; there are none"]
         );
         let twice = vec![
-            Change::Remove("web".to_owned()),
-            Change::Remove("web".to_owned()),
+            RuleChange::Remove("web".to_owned()),
+            RuleChange::Remove("web".to_owned()),
         ];
         assert_eq!(
-            messages(before.change(&acme(), twice)),
+            messages(before.apply(&acme(), twice)),
             ["rule \"web\": is named twice in one change: name it once"]
         );
     }
@@ -697,12 +704,12 @@ mod tests {
                 .enumerate()
                 .map(|(at, (ip, first, more, what, machine))| {
                     let target = match what {
-                        0..=2 => Target::Ports {
+                        0..=2 => RuleTarget::Ports {
                             public: PortRange::new(first, first + more).expect("a range"),
                             internal: first,
                             protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Both][what],
                         },
-                        _ => Target::OneToOne,
+                        _ => RuleTarget::OneToOne,
                     };
                     let public = IpAddr::from([203, 0, 113, [16, 20, 21][usize::from(ip)]]);
                     let internal = IpAddr::from([10, 1, 0, 10 + machine]);
@@ -716,28 +723,28 @@ mod tests {
     /// itself both of them, too, as protocol and port zero.
     fn claims(rule: &Rule) -> Vec<(IpAddr, u8, u16)> {
         let protocols: &[u8] = match rule.target() {
-            Target::Ports {
+            RuleTarget::Ports {
                 protocol: Protocol::Tcp,
                 ..
             } => &[6],
-            Target::Ports {
+            RuleTarget::Ports {
                 protocol: Protocol::Udp,
                 ..
             } => &[17],
-            Target::Ports {
+            RuleTarget::Ports {
                 protocol: Protocol::Both,
                 ..
             }
-            | Target::OneToOne => &[6, 17],
+            | RuleTarget::OneToOne => &[6, 17],
         };
         let ports: Vec<u16> = match rule.target() {
-            Target::Ports { public, .. } => (public.first()..=public.last()).collect(),
-            Target::OneToOne => (1..60).filter(|port| *port != MANAGEMENT_PORT).collect(),
+            RuleTarget::Ports { public, .. } => (public.first()..=public.last()).collect(),
+            RuleTarget::OneToOne => (1..60).filter(|port| *port != MANAGEMENT_PORT).collect(),
         };
         let whole = [(rule.public_ip(), 0, 0), (rule.internal_ip(), 0, 0)];
         let whole = whole
             .into_iter()
-            .filter(|_| rule.target() == Target::OneToOne);
+            .filter(|_| rule.target() == RuleTarget::OneToOne);
         protocols
             .iter()
             .flat_map(|protocol| {
@@ -753,7 +760,7 @@ mod tests {
     fn thousands_of_rules_are_looked_at_once_each() {
         // Quadratic or worse, this would not end today.
         let rule = |n: u16, port: u16| {
-            let target = Target::Ports {
+            let target = RuleTarget::Ports {
                 public: PortRange::one(port).expect("a port"),
                 internal: port,
                 protocol: Protocol::Tcp,
@@ -786,8 +793,8 @@ mod tests {
             }
             let rules: Vec<Rule> = rules.into_iter().flatten().collect();
             // What the tenant's networks are seen as is claimed before any rule is there.
-            let seen_as = acme().seen_as.into_iter().map(|address| (address, 0, 0));
-            let mut all: Vec<_> = rules.iter().flat_map(claims).chain(seen_as).collect();
+            let nat_addresses = acme().nat_addresses.into_iter().map(|address| (address, 0, 0));
+            let mut all: Vec<_> = rules.iter().flat_map(claims).chain(nat_addresses).collect();
             let claimed = all.len();
             all.sort();
             all.dedup();

@@ -8,7 +8,7 @@ use std::{
     str::FromStr,
 };
 
-use tunnel::{BadKey, PresharedKey, Random, SecretKey};
+use tunnel::{InvalidKey, PresharedKey, Random, SecretKey};
 use zeroize::Zeroizing;
 
 /// What is wrong with a key file.
@@ -44,7 +44,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: BadKey,
+        source: InvalidKey,
     },
 }
 
@@ -88,7 +88,7 @@ pub fn circuit(path: &Path) -> Result<gateway_client::wire::Key, Error> {
     Ok(gateway_client::wire::Key::new(*key.expose()))
 }
 
-fn read<K: FromStr<Err = BadKey>>(path: &Path) -> Result<K, Error> {
+fn read<K: FromStr<Err = InvalidKey>>(path: &Path) -> Result<K, Error> {
     let failed = |operation| {
         move |source| Error::Io {
             operation,

@@ -119,7 +119,7 @@ pub enum CipherChoice {
 ///
 /// [`crate::bench_cipher`] is the work to time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Measured {
+pub struct CipherTimings {
     /// With ChaCha20-Poly1305.
     pub chacha20_poly1305: u64,
     /// With AES-256-GCM.
@@ -129,7 +129,7 @@ pub struct Measured {
 impl CipherChoice {
     /// The cipher to send with. At a tie it is WireGuard's.
     #[must_use]
-    pub const fn resolve(self, measured: Measured) -> Cipher {
+    pub const fn resolve(self, measured: CipherTimings) -> Cipher {
         match self {
             Self::Fixed(cipher) => cipher,
             Self::Auto if measured.aes_256_gcm < measured.chacha20_poly1305 => Cipher::Aes256Gcm,
@@ -356,7 +356,7 @@ impl AeadKey {
     }
 }
 
-/// Seals `count` packets of 1420 bytes: the work a caller times to fill in [`Measured`]. Yields a
+/// Seals `count` packets of 1420 bytes: the work a caller times to fill in [`CipherTimings`]. Yields a
 /// byte of the result, so that no compiler leaves it out.
 #[must_use]
 pub fn bench_cipher(cipher: Cipher, count: u32) -> u8 {
@@ -484,7 +484,7 @@ mod tests {
 
     #[test]
     fn the_choice_is_by_measure_and_wireguards_at_a_tie() {
-        let fast = |chacha20_poly1305, aes_256_gcm| Measured {
+        let fast = |chacha20_poly1305, aes_256_gcm| CipherTimings {
             chacha20_poly1305,
             aes_256_gcm,
         };

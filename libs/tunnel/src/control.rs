@@ -4,10 +4,10 @@
 //! [`TunnelControl::poll_output`]. It seals and opens no data itself.
 //!
 //! ```text
-//!                       dial, starved, silence, rekey due
+//!                       dial, last_no_session, silence, rekey due
 //!            ┌──────┐ ───────────────────────────────────▶ ┌─────────┐ ◀─┐ pause over:
 //!            │ Idle │                                       │ Dialing │   │ next attempt,
-//!            └──────┘ ◀─────── give_up passed ───────────── └─────────┘ ──┘ next address
+//!            └──────┘ ◀─────── give_up passed ───────────── └─────────┘ ──┘ next path
 //!                ▲                                               │ response
 //!                │ every session over                            ▼
 //!                │                                         ┌─────────────┐
@@ -30,13 +30,13 @@ use crate::handshake::{Initiator, Responder};
 use crate::keys::{PresharedKey, PublicKey, SecretKey, Secrets};
 use crate::load::{Load, LoadLimits};
 use crate::mac::{Checker, Proof, Stamper};
+use crate::path::PeerPath;
 use crate::pmtu::{PathMtu, PmtuConfig};
 use crate::random::Random;
-use crate::segment::Word;
-use crate::session::{self, MAX_LANES, RxSession, SessionPlan, TxSession};
+use crate::segment::ControlMessage;
+use crate::session::{self, MAX_LANES, RxSession, SessionParams, TxSession};
 use crate::time::{Instant, Now, Tai64n};
-use crate::timers::Timers;
-use crate::way::Way;
+use crate::timers::TimerConfig;
 use crate::wire::{CookieReply, DATA_OVERHEAD, Initiation, Message, Response};
 
 /// Initiations under way to one peer at a time. More than one, so that an answer slower than the
@@ -59,7 +59,7 @@ pub struct PeerId(pub u32);
 
 /// Who starts handshakes with a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Dial {
+pub enum InitiationPolicy {
     /// This end, always, and again until it succeeds: a tenant's end.
     Always,
     /// This end, when there is something to send: WireGuard's way.
@@ -84,14 +84,14 @@ pub struct PeerConfig {
     /// WireGuard peer has one.
     pub lanes: u32,
     /// Addresses to dial, in order; a peer that dials us needs none.
-    pub addresses: Vec<Way>,
+    pub paths: Vec<PeerPath>,
     /// Who starts handshakes.
-    pub dial: Dial,
-    /// Whether it is taken to be where its answer to a handshake came from. Otherwise it moves by [`TunnelControl::moved`] alone: where the
+    pub initiation: InitiationPolicy,
+    /// Whether it is taken to be where its answer to a handshake came from. Otherwise it moves by [`TunnelControl::move_peer`] alone: where the
     /// caller chooses the way, a late answer by the last one says nothing.
     pub roams: bool,
     /// Durations.
-    pub timers: Timers,
+    pub timers: TimerConfig,
     /// Path-MTU probing; only appliances answer it.
     pub pmtu: Option<PmtuConfig>,
     /// Longest datagram where the path is not probed, bytes of UDP payload; at least
@@ -105,17 +105,17 @@ pub struct PeerConfig {
 impl PeerConfig {
     /// An appliance, with the defaults.
     #[must_use]
-    pub fn causeway(public_key: PublicKey, dial: Dial) -> Self {
+    pub fn causeway(public_key: PublicKey, initiation: InitiationPolicy) -> Self {
         Self {
             public_key,
             preshared_key: PresharedKey::none(),
             framing: Framing::Segments,
             cipher: Cipher::ChaCha20Poly1305,
             lanes: 1,
-            addresses: Vec::new(),
-            dial,
+            paths: Vec::new(),
+            initiation,
             roams: true,
-            timers: Timers::causeway(),
+            timers: TimerConfig::causeway(),
             pmtu: Some(PmtuConfig::default()),
             max_datagram: MIN_DATAGRAM,
             timestamp: Tai64n::default(),
@@ -127,11 +127,11 @@ impl PeerConfig {
     pub fn wireguard(public_key: PublicKey) -> Self {
         Self {
             framing: Framing::WireGuard,
-            dial: Dial::OnDemand,
-            timers: Timers::wireguard(),
+            initiation: InitiationPolicy::OnDemand,
+            timers: TimerConfig::wireguard(),
             pmtu: None,
             max_datagram: WIREGUARD_MTU + DATA_OVERHEAD,
-            ..Self::causeway(public_key, Dial::OnDemand)
+            ..Self::causeway(public_key, InitiationPolicy::OnDemand)
         }
     }
 }
@@ -176,7 +176,7 @@ pub enum Output {
     /// Send a handshake message.
     Transmit {
         /// Where to.
-        to: Way,
+        to: PeerPath,
         /// What.
         datagram: Datagram,
     },
@@ -205,13 +205,13 @@ pub enum Output {
         /// The session's name.
         index: u32,
     },
-    /// Send data to this address from now on, and tell every lane's receiver
-    /// ([`crate::Receiver::set_address`]).
-    Address {
+    /// Send data to this path from now on, and tell every lane's receiver
+    /// ([`crate::Receiver::set_path`]).
+    Path {
         /// Whose.
         peer: PeerId,
         /// Where to.
-        address: Way,
+        path: PeerPath,
     },
     /// Datagrams may be this long from now on.
     MaxDatagram {
@@ -225,12 +225,12 @@ pub enum Output {
         /// To whom.
         peer: PeerId,
     },
-    /// Seal a control word on lane zero and send it; with "don't fragment" if it is padded.
-    Word {
+    /// Seal a control message on lane zero and send it; with "don't fragment" if it is padded.
+    ControlMessage {
         /// To whom.
         peer: PeerId,
         /// What.
-        word: Word,
+        message: ControlMessage,
         /// Bytes the datagram is padded to, or zero.
         pad_to: usize,
     },
@@ -255,25 +255,25 @@ pub enum Event {
     /// Nothing came back for too long; dialing starts, or is the peer's business.
     Silent,
     /// The peer moved.
-    Moved(Way),
+    Moved(PeerPath),
     /// Attempts were given up until there is something to send.
     GaveUp,
 }
 
 /// Why a peer has no session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhyDown {
+pub enum DownReason {
     /// Nobody tried: it is for the peer to dial, or there was nothing to send.
-    Waiting,
-    /// There is no address to dial.
+    NotInitiating,
+    /// There is no path to dial.
     NoAddress,
-    /// Attempts go unanswered: path, address, port, or a key the peer does not know.
+    /// Attempts go unanswered: path, path, port, or a key the peer does not know.
     NoAnswer {
         /// Attempts so far.
         attempts: u32,
     },
     /// Answers came that are not authentic: keys or shared keys differ.
-    BadAnswers {
+    InvalidAnswers {
         /// Attempts so far.
         attempts: u32,
     },
@@ -283,11 +283,11 @@ pub enum WhyDown {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStatus {
     /// Where data goes.
-    pub address: Option<Way>,
+    pub path: Option<PeerPath>,
     /// When the session in use was made; `None`: there is none.
     pub session_since: Option<Instant>,
     /// Why there is none.
-    pub down: Option<WhyDown>,
+    pub down: Option<DownReason>,
     /// Whether anything authentic came within the silence allowed.
     pub alive: bool,
     /// Cipher for sending.
@@ -295,7 +295,7 @@ pub struct PeerStatus {
     /// Longest datagram, bytes of UDP payload.
     pub max_datagram: usize,
     /// Whether a longer one is being looked for, so that this may soon change.
-    pub searching: bool,
+    pub pmtu_searching: bool,
     /// Round-trip time, smoothed.
     pub round_trip: Option<Duration>,
     /// Of the last 32 echoes, how many were lost, per cent.
@@ -312,13 +312,13 @@ pub struct ControlStats {
     /// Not a message.
     pub malformed: u64,
     /// mac1 wrong.
-    pub strangers: u64,
+    pub invalid_mac1: u64,
     /// Answered by a cookie.
     pub cookies_sent: u64,
     /// Over their share, under load.
     pub rate_limited: u64,
     /// Not authentic, or by a key that is not configured.
-    pub unauthentic: u64,
+    pub authentication_failures: u64,
     /// Replayed, or too soon.
     pub replayed: u64,
     /// For no handshake going on.
@@ -345,7 +345,7 @@ pub struct TunnelControl {
 
 struct Peer {
     config: PeerConfig,
-    plan: SessionPlan,
+    plan: SessionParams,
     stamper: Stamper,
     /// Newest timestamp accepted from it.
     newest: Tai64n,
@@ -361,9 +361,9 @@ struct Peer {
     fading: VecDeque<Slot>,
     current: Option<Slot>,
     next: Option<Slot>,
-    address: Option<Way>,
+    path: Option<PeerPath>,
     dialing: Option<Dialing>,
-    /// Which of `config.addresses` is dialed.
+    /// Which of `config.paths` is dialed.
     candidate: usize,
     /// Since when content waits for any answer of ours.
     owed_since: Option<Instant>,
@@ -472,7 +472,7 @@ impl TunnelControl {
             self.remove_peer(old);
         }
         let segments = config.framing == Framing::Segments;
-        let plan = SessionPlan {
+        let plan = SessionParams {
             cipher: if segments {
                 config.cipher
             } else {
@@ -488,7 +488,7 @@ impl TunnelControl {
             reject_after_messages: config.timers.reject_after_messages,
             reject_after: config.timers.reject_after,
         };
-        let dialing = (config.dial == Dial::Always).then_some(Dialing {
+        let dialing = (config.initiation == InitiationPolicy::Always).then_some(Dialing {
             since: now,
             at: now,
             attempts: 0,
@@ -508,7 +508,7 @@ impl TunnelControl {
             fading: VecDeque::new(),
             current: None,
             next: None,
-            address: config.addresses.first().copied(),
+            path: config.paths.first().copied(),
             dialing,
             candidate: 0,
             owed_since: None,
@@ -542,14 +542,13 @@ impl TunnelControl {
                 self.peers.len() - 1
             }
         };
-        let address = peer.address;
+        let path = peer.path;
         let unprobed = peer.pmtu.is_none().then_some(peer.config.max_datagram);
         self.peers[id] = Some(peer);
         let id = PeerId(id as u32);
         self.by_key.insert(key, id);
-        if let Some(address) = address {
-            self.outputs
-                .push_back(Output::Address { peer: id, address });
+        if let Some(path) = path {
+            self.outputs.push_back(Output::Path { peer: id, path });
         }
         if let Some(bytes) = unprobed {
             self.outputs
@@ -586,29 +585,28 @@ impl TunnelControl {
         self.peer_ref(id).map(|peer| peer.sent)
     }
 
-    /// Replaces the addresses to dial (other gateways), and dials there from the next attempt on.
-    pub fn set_addresses(&mut self, now: Instant, id: PeerId, addresses: Vec<Way>) {
+    /// Replaces the paths to dial (other gateways), and dials there from the next attempt on.
+    pub fn set_paths(&mut self, now: Instant, id: PeerId, paths: Vec<PeerPath>) {
         let Some(peer) = self.peer_mut(id) else {
             return;
         };
-        peer.config.addresses = addresses;
+        peer.config.paths = paths;
         peer.candidate = 0;
         if peer.current.is_none() {
-            let before = peer.address;
-            peer.address = peer.config.addresses.first().copied();
+            let before = peer.path;
+            peer.path = peer.config.paths.first().copied();
             if let Some(dialing) = &mut peer.dialing {
                 dialing.at = now;
                 dialing.attempts = 0;
             }
-            let address = peer.address;
-            let restarted = if address == before {
+            let path = peer.path;
+            let restarted = if path == before {
                 None
             } else {
                 peer.restart_path(now)
             };
-            if let Some(address) = address {
-                self.outputs
-                    .push_back(Output::Address { peer: id, address });
+            if let Some(path) = path {
+                self.outputs.push_back(Output::Path { peer: id, path });
             }
             if let Some(bytes) = restarted {
                 self.outputs
@@ -617,15 +615,15 @@ impl TunnelControl {
         }
     }
 
-    /// Starts a handshake now. With [`Dial::Never`], only while there is a session to renew.
-    pub fn dial(&mut self, now: Instant, id: PeerId) {
+    /// Starts a handshake now. With [`InitiationPolicy::Never`], only while there is a session to renew.
+    pub fn initiate(&mut self, now: Instant, id: PeerId) {
         if let Some(peer) = self.peer_mut(id) {
             peer.dial(now, Reason::Need);
         }
     }
 
     /// The network says (ICMP) that datagrams to this peer may be `bytes` long.
-    pub fn path_hint(&mut self, now: Instant, id: PeerId, bytes: usize) {
+    pub fn pmtu_hint(&mut self, now: Instant, id: PeerId, bytes: usize) {
         if let Some(pmtu) = self.peer_mut(id).and_then(|peer| peer.pmtu.as_mut()) {
             pmtu.hint(now, bytes);
         }
@@ -638,7 +636,7 @@ impl TunnelControl {
     pub fn handle_datagram(
         &mut self,
         now: Now,
-        from: impl Into<Way>,
+        from: impl Into<PeerPath>,
         datagram: &[u8],
         random: &mut dyn Random,
     ) -> Result<PeerId, Rejected> {
@@ -655,10 +653,12 @@ impl TunnelControl {
         if let Err(rejected) = &handled {
             match rejected {
                 Rejected::Malformed(_) | Rejected::Data => self.stats.malformed += 1,
-                Rejected::Stranger => self.stats.strangers += 1,
+                Rejected::Stranger => self.stats.invalid_mac1 += 1,
                 Rejected::CookieSent => self.stats.cookies_sent += 1,
                 Rejected::RateLimited => self.stats.rate_limited += 1,
-                Rejected::Handshake(_) | Rejected::UnknownPeer => self.stats.unauthentic += 1,
+                Rejected::Handshake(_) | Rejected::UnknownPeer => {
+                    self.stats.authentication_failures += 1
+                }
                 Rejected::Replayed | Rejected::TooSoon { .. } => self.stats.replayed += 1,
                 Rejected::NotExpected { .. } => self.stats.unexpected += 1,
             }
@@ -667,7 +667,7 @@ impl TunnelControl {
     }
 
     /// Call when [`crate::Opened::first_of_session`] named a session.
-    pub fn confirmed(&mut self, now: Instant, id: PeerId, index: u32) {
+    pub fn confirm_session(&mut self, now: Instant, id: PeerId, index: u32) {
         let Some(Some(peer)) = self.peers.get_mut(id.0 as usize) else {
             return;
         };
@@ -704,21 +704,20 @@ impl TunnelControl {
     }
 
     /// Call with [`crate::Opened::moved_to`]: sends data there from now on.
-    pub fn moved(&mut self, now: Instant, id: PeerId, address: impl Into<Way>) {
-        let address = address.into();
+    pub fn move_peer(&mut self, now: Instant, id: PeerId, path: impl Into<PeerPath>) {
+        let path = path.into();
         let Some(peer) = self.peer_mut(id) else {
             return;
         };
-        if peer.address == Some(address) {
+        if peer.path == Some(path) {
             return;
         }
-        peer.address = Some(address);
+        peer.path = Some(path);
         let restarted = peer.restart_path(now);
-        self.outputs
-            .push_back(Output::Address { peer: id, address });
+        self.outputs.push_back(Output::Path { peer: id, path });
         self.outputs.push_back(Output::Event {
             peer: id,
-            event: Event::Moved(address),
+            event: Event::Moved(path),
         });
         if let Some(bytes) = restarted {
             self.outputs
@@ -735,8 +734,12 @@ impl TunnelControl {
         // Snapshots come from several lanes: what one did does not become undone by another's.
         let activity = TxActivity {
             last_sent: newest(now, before.last_sent, activity.last_sent),
-            last_wanting: newest(now, before.last_wanting, activity.last_wanting),
-            starved: newest(now, before.starved, activity.starved),
+            last_reply_expected: newest(
+                now,
+                before.last_reply_expected,
+                activity.last_reply_expected,
+            ),
+            last_no_session: newest(now, before.last_no_session, activity.last_no_session),
             ..activity
         };
         peer.tx = activity;
@@ -745,13 +748,16 @@ impl TunnelControl {
             peer.persistent_at = timers.persistent_keepalive.map(|every| now + every);
         }
         peer.arm();
-        if activity.starved > before.starved && peer.config.dial != Dial::Never {
+        if activity.last_no_session > before.last_no_session
+            && peer.config.initiation != InitiationPolicy::Never
+        {
             peer.dial(now, Reason::Need);
         }
         if activity.rekey_due && peer.current.as_ref().map(|slot| slot.index) == activity.session {
             peer.dial(now, Reason::Need);
         }
-        if activity.last_wanting > before.last_wanting && peer.rekey_by_age(now, timers.rekey_after)
+        if activity.last_reply_expected > before.last_reply_expected
+            && peer.rekey_by_age(now, timers.rekey_after)
         {
             peer.dial(now, Reason::Need);
         }
@@ -786,20 +792,20 @@ impl TunnelControl {
         peer.arm();
     }
 
-    /// Takes a control word a receiver opened.
-    pub fn control_word(&mut self, now: Instant, id: PeerId, word: Word) {
+    /// Takes a control message a receiver opened.
+    pub fn handle_control_message(&mut self, now: Instant, id: PeerId, message: ControlMessage) {
         let Some(peer) = self.peer_mut(id) else {
             return;
         };
-        match word {
-            Word::Echo { token, size } => {
-                self.outputs.push_back(Output::Word {
+        match message {
+            ControlMessage::Echo { token, size } => {
+                self.outputs.push_back(Output::ControlMessage {
                     peer: id,
-                    word: Word::EchoReply { token, size },
+                    message: ControlMessage::EchoReply { token, size },
                     pad_to: 0,
                 });
             }
-            Word::EchoReply { token, size } => {
+            ControlMessage::EchoReply { token, size } => {
                 if let Some((sent_token, sent)) = peer.echo
                     && sent_token == token
                 {
@@ -850,20 +856,18 @@ impl TunnelControl {
     pub fn status(&self, now: Instant, id: PeerId) -> Option<PeerStatus> {
         let peer = self.peer_ref(id)?;
         let down = peer.current.is_none().then(|| match &peer.dialing {
-            None => WhyDown::Waiting,
-            Some(_) if peer.address.is_none() && peer.config.addresses.is_empty() => {
-                WhyDown::NoAddress
-            }
-            Some(dialing) if dialing.bad_answers => WhyDown::BadAnswers {
+            None => DownReason::NotInitiating,
+            Some(_) if peer.path.is_none() && peer.config.paths.is_empty() => DownReason::NoAddress,
+            Some(dialing) if dialing.bad_answers => DownReason::InvalidAnswers {
                 attempts: dialing.attempts,
             },
-            Some(dialing) => WhyDown::NoAnswer {
+            Some(dialing) => DownReason::NoAnswer {
                 attempts: dialing.attempts,
             },
         });
         let counted = peer.echo_count.min(LOSS_WINDOW);
         Some(PeerStatus {
-            address: peer.address,
+            path: peer.path,
             session_since: peer.current.as_ref().map(|slot| slot.made),
             down,
             alive: peer.alive(now),
@@ -872,7 +876,7 @@ impl TunnelControl {
                 .pmtu
                 .as_ref()
                 .map_or(peer.config.max_datagram.max(MIN_DATAGRAM), PathMtu::current),
-            searching: peer.pmtu.as_ref().is_some_and(PathMtu::searching),
+            pmtu_searching: peer.pmtu.as_ref().is_some_and(PathMtu::searching),
             round_trip: peer.round_trip,
             loss_percent: (peer.echo_lost.count_ones() * 100)
                 .checked_div(counted)
@@ -894,7 +898,7 @@ impl TunnelControl {
     fn admit(
         &mut self,
         now: Instant,
-        from: Way,
+        from: PeerPath,
         sender: u32,
         message: &[u8],
         random: &mut dyn Random,
@@ -924,7 +928,7 @@ impl TunnelControl {
     fn initiation(
         &mut self,
         now: Instant,
-        from: Way,
+        from: PeerPath,
         initiation: &Initiation<'_>,
         random: &mut dyn Random,
     ) -> Result<PeerId, Rejected> {
@@ -996,7 +1000,7 @@ impl TunnelControl {
     fn response(
         &mut self,
         now: Instant,
-        from: Way,
+        from: PeerPath,
         response: &Response<'_>,
         random: &mut dyn Random,
     ) -> Result<PeerId, Rejected> {
@@ -1075,7 +1079,7 @@ impl TunnelControl {
             halves.push(tx);
         }
         if roams {
-            self.moved(now, id, from);
+            self.move_peer(now, id, from);
         }
         self.hand_over(id, halves);
         // The responder waits for a first message before it sends.
@@ -1139,21 +1143,21 @@ impl TunnelControl {
                 peer.silent = true;
                 events.push(Event::Silent);
             }
-            if peer.config.dial != Dial::Never {
+            if peer.config.initiation != InitiationPolicy::Never {
                 peer.dial(mono, Reason::Silence);
             }
         }
-        if peer.config.dial == Dial::Always
+        if peer.config.initiation == InitiationPolicy::Always
             && (peer.current.is_none() || peer.rekey_by_age(mono, timers.rekey_after))
         {
             peer.dial(mono, Reason::Need);
         }
-        if peer.config.dial == Dial::Never && peer.current.is_none() {
+        if peer.config.initiation == InitiationPolicy::Never && peer.current.is_none() {
             // There is nothing left to renew; the peer dials.
             peer.dialing = None;
         }
         if let (Some(dialing), Some(limit)) = (&peer.dialing, timers.give_up)
-            && peer.config.dial != Dial::Always
+            && peer.config.initiation != InitiationPolicy::Always
             && mono.since(dialing.since) >= limit
         {
             peer.dialing = None;
@@ -1184,10 +1188,10 @@ impl TunnelControl {
         if keepalive {
             self.outputs.push_back(Output::Keepalive { peer: id });
         }
-        for (word, pad_to) in words.0 {
-            self.outputs.push_back(Output::Word {
+        for (message, pad_to) in words.0 {
+            self.outputs.push_back(Output::ControlMessage {
                 peer: id,
-                word,
+                message,
                 pad_to,
             });
         }
@@ -1221,12 +1225,12 @@ impl TunnelControl {
         dialing.at = mono + peer.config.timers.backoff.pause(attempt, random);
         // Where the peer is or was; and from the second attempt on the others in turn as well, with
         // the same message: a peer reached twice answers once.
-        let first = peer.address.or(peer.config.addresses.first().copied());
+        let first = peer.path.or(peer.config.paths.first().copied());
         let others = peer
             .config
-            .addresses
+            .paths
             .iter()
-            .filter(|&&address| Some(address) != first);
+            .filter(|&&path| Some(path) != first);
         let other = match (others.clone().count(), attempt) {
             (0, _) | (_, 0) => None,
             (many, _) => {
@@ -1358,11 +1362,11 @@ impl Peer {
             self.unanswered_since = None;
         }
         if self.unanswered_since.is_none()
-            && tx.last_wanting > heard
-            && tx.last_wanting != self.judged
+            && tx.last_reply_expected > heard
+            && tx.last_reply_expected != self.judged
         {
-            self.unanswered_since = tx.last_wanting;
-            self.judged = tx.last_wanting;
+            self.unanswered_since = tx.last_reply_expected;
+            self.judged = tx.last_reply_expected;
         }
         if self.owed_since.is_some() && tx.last_sent >= self.owed_since {
             self.owed_since = None;
@@ -1445,7 +1449,11 @@ impl Peer {
 
     /// Control words due, with the size each is padded to; and whether the path MTU may have
     /// changed.
-    fn due_words(&mut self, now: Instant, random: &mut dyn Random) -> (Vec<(Word, usize)>, bool) {
+    fn due_words(
+        &mut self,
+        now: Instant,
+        random: &mut dyn Random,
+    ) -> (Vec<(ControlMessage, usize)>, bool) {
         let mut words = Vec::new();
         if self.current.is_none() {
             return (words, false);
@@ -1459,7 +1467,7 @@ impl Peer {
             }
             let token = random.u64();
             self.echo = Some((token, now));
-            words.push((Word::Echo { token, size: 0 }, 0));
+            words.push((ControlMessage::Echo { token, size: 0 }, 0));
         }
         let alive = self.alive(now);
         let mut changed = false;
@@ -1473,7 +1481,7 @@ impl Peer {
                     self.probes.pop_front();
                 }
                 self.probes.push_back(token);
-                words.push((Word::Echo { token, size: wire }, size));
+                words.push((ControlMessage::Echo { token, size: wire }, size));
             }
             changed = pmtu.current() != before;
         }
@@ -1494,7 +1502,9 @@ impl Peer {
             .current
             .as_ref()
             .filter(|slot| {
-                self.config.dial == Dial::Always && slot.initiator && self.dialing.is_none()
+                self.config.initiation == InitiationPolicy::Always
+                    && slot.initiator
+                    && self.dialing.is_none()
             })
             .map(|slot| slot.made + timers.rekey_after);
         let up = self.current.is_some();
@@ -1502,7 +1512,7 @@ impl Peer {
         let give_up = self
             .dialing
             .as_ref()
-            .filter(|_| self.config.dial != Dial::Always)
+            .filter(|_| self.config.initiation != InitiationPolicy::Always)
             .and_then(|dialing| timers.give_up.map(|limit| dialing.since + limit));
         let pending = self
             .pending

@@ -1,25 +1,25 @@
 //! The data path: what a packet worker owns. No allocation, no lock, no clock.
 //!
 //! ```text
-//!   packet ─▶ Sender::seal_packet / pieces ─▶ datagram          one Sender per peer and lane
-//!   datagram ─▶ Receiver::open ─▶ packet | piece kept | word     one Receiver per peer and lane
+//!   packet ─▶ Sender::seal_packet / fragments ─▶ datagram          one Sender per peer and lane
+//!   datagram ─▶ Receiver::open ─▶ packet | fragment kept | word     one Receiver per peer and lane
 //!                   │
-//!                   └ first_of_session: tell TunnelControl::confirmed
+//!                   └ first_of_session: tell TunnelControl::confirm_session
 //! ```
 //!
 //! The control half hands sessions over by value ([`Sender::install`], [`Receiver::install`]) and
 //! learns what happened from plain snapshots ([`Sender::activity`], [`Receiver::activity`]), so the
 //! two may live in different threads with any channel in between.
 
-use crate::error::{BadContent, OpenError, SealError};
-use crate::replay::Refused;
+use crate::error::{InvalidContent, OpenError, SealError};
+use crate::path::PeerPath;
+use crate::replay::ReplayError;
 use crate::segment::{
-    self, HEADER_BYTES, Header, Kind, MAX_NETWORK, MAX_PIECES, Plan, Rejoin, RejoinLimits,
-    RejoinStats, Word,
+    self, ControlMessage, FragmentLayout, HEADER_BYTES, Header, MAX_FRAGMENTS, MAX_NETWORK,
+    PayloadKind, Reassembler, ReassemblyLimits, ReassemblyStats,
 };
 use crate::session::{RxSession, TxSession};
 use crate::time::Instant;
-use crate::way::Way;
 use crate::wire::{DATA_HEADER_BYTES, DATA_OVERHEAD, Data, TAG_BYTES};
 
 /// What a peer puts inside data messages.
@@ -48,9 +48,9 @@ pub struct TxActivity {
     /// When anything but a probe of the path's MTU was last sealed.
     pub last_sent: Option<Instant>,
     /// When something that wants an answer (all but keep-alives, replies and probes) was last sealed.
-    pub last_wanting: Option<Instant>,
+    pub last_reply_expected: Option<Instant>,
     /// When a packet last found no session to go by.
-    pub starved: Option<Instant>,
+    pub last_no_session: Option<Instant>,
     /// The session's counter passed the point where a new handshake is due.
     pub rekey_due: bool,
 }
@@ -64,8 +64,8 @@ impl TxActivity {
             packets: self.packets + other.packets,
             bytes: self.bytes + other.bytes,
             last_sent: self.last_sent.max(other.last_sent),
-            last_wanting: self.last_wanting.max(other.last_wanting),
-            starved: self.starved.max(other.starved),
+            last_reply_expected: self.last_reply_expected.max(other.last_reply_expected),
+            last_no_session: self.last_no_session.max(other.last_no_session),
             rekey_due: self.rekey_due || other.rekey_due,
         }
     }
@@ -79,7 +79,7 @@ pub struct RxActivity {
     /// When an authentic message with content (not a keep-alive or a control word) last came.
     pub last_content: Option<Instant>,
     /// Where the newest authentic message came from.
-    pub address: Option<Way>,
+    pub path: Option<PeerPath>,
 }
 
 impl RxActivity {
@@ -94,7 +94,7 @@ impl RxActivity {
         Self {
             last_received: newest.last_received,
             last_content: self.last_content.max(other.last_content),
-            address: newest.address,
+            path: newest.path,
         }
     }
 }
@@ -119,7 +119,7 @@ pub struct RxStats {
     /// Authentic, but with content that makes no sense.
     pub bad_content: u64,
     /// Rejoining.
-    pub rejoin: RejoinStats,
+    pub reassembly: ReassemblyStats,
 }
 
 impl RxStats {
@@ -135,11 +135,11 @@ impl RxStats {
             no_session: self.no_session + other.no_session,
             malformed: self.malformed + other.malformed,
             bad_content: self.bad_content + other.bad_content,
-            rejoin: RejoinStats {
-                completed: self.rejoin.completed + other.rejoin.completed,
-                timed_out: self.rejoin.timed_out + other.rejoin.timed_out,
-                evicted: self.rejoin.evicted + other.rejoin.evicted,
-                refused: self.rejoin.refused + other.rejoin.refused,
+            reassembly: ReassemblyStats {
+                completed: self.reassembly.completed + other.reassembly.completed,
+                timed_out: self.reassembly.timed_out + other.reassembly.timed_out,
+                evicted: self.reassembly.evicted + other.reassembly.evicted,
+                refused: self.reassembly.refused + other.reassembly.refused,
             },
         }
     }
@@ -167,8 +167,8 @@ impl Sender {
                 packets: 0,
                 bytes: 0,
                 last_sent: None,
-                last_wanting: None,
-                starved: None,
+                last_reply_expected: None,
+                last_no_session: None,
                 rekey_due: false,
             },
         }
@@ -206,7 +206,7 @@ impl Sender {
 
     /// Longest packet that goes whole, bytes.
     #[must_use]
-    pub const fn room(&self) -> usize {
+    pub const fn max_packet(&self) -> usize {
         match self.framing {
             Framing::Segments => self.max_datagram - DATA_OVERHEAD - HEADER_BYTES,
             Framing::WireGuard => self.max_datagram - DATA_OVERHEAD,
@@ -227,7 +227,7 @@ impl Sender {
 
     /// Seals the concatenation of `parts` as one message into `out`: the message's plaintext is
     /// exactly these bytes. Returns the bytes of the datagram. The lowest level; packets go by
-    /// [`Sender::seal_packet`] or [`Sender::pieces`].
+    /// [`Sender::seal_packet`] or [`Sender::fragments`].
     ///
     /// # Errors
     /// [`SealError`]; a counter may be skipped, none is used twice.
@@ -256,14 +256,14 @@ impl Sender {
     pub fn seal_control(
         &mut self,
         now: Instant,
-        word: Word,
+        word: ControlMessage,
         pad_to: usize,
         out: &mut [u8],
     ) -> Result<usize, SealError> {
         if self.framing != Framing::Segments {
             return Err(SealError::WrongKind);
         }
-        let header = Header::whole(Kind::Control, 0).to_bytes();
+        let header = Header::whole(PayloadKind::Control, 0).to_bytes();
         let word_bytes = word.to_bytes();
         let bare = DATA_OVERHEAD + HEADER_BYTES + word_bytes.len();
         let mut padding = pad_to.saturating_sub(bare);
@@ -285,9 +285,14 @@ impl Sender {
             padding -= take;
         }
         let last_sent = self.activity.last_sent;
-        let sealed = self.seal(now, &parts, out, matches!(word, Word::Echo { size: 0, .. }))?;
+        let sealed = self.seal(
+            now,
+            &parts,
+            out,
+            matches!(word, ControlMessage::Echo { size: 0, .. }),
+        )?;
         // A probe may be too long for the path: its loss is no silence, and it shows nobody that this end lives.
-        if matches!(word, Word::Echo { size: 1.., .. }) {
+        if matches!(word, ControlMessage::Echo { size: 1.., .. }) {
             self.activity.last_sent = last_sent;
         }
         Ok(sealed)
@@ -297,17 +302,17 @@ impl Sender {
     /// `network` is not carried.
     ///
     /// # Errors
-    /// [`SealError::TooLong`] if it exceeds [`Sender::room`]; otherwise as [`Sender::seal_into`].
+    /// [`SealError::TooLong`] if it exceeds [`Sender::max_packet`]; otherwise as [`Sender::seal_into`].
     #[inline]
     pub fn seal_packet(
         &mut self,
         now: Instant,
-        kind: Kind,
+        kind: PayloadKind,
         network: u32,
         packet: &[u8],
         out: &mut [u8],
     ) -> Result<usize, SealError> {
-        let limit = self.room();
+        let limit = self.max_packet();
         if packet.len() > limit {
             return Err(SealError::TooLong {
                 len: packet.len(),
@@ -324,35 +329,35 @@ impl Sender {
         }
     }
 
-    /// Cuts a packet to fit the path. Seal every piece: their counters are set aside here.
+    /// Cuts a packet to fit the path. Seal every fragment: their counters are set aside here.
     ///
     /// # Errors
-    /// [`SealError::TooLong`] if more than [`MAX_PIECES`] would be needed, or a WireGuard peer would
+    /// [`SealError::TooLong`] if more than [`MAX_FRAGMENTS`] would be needed, or a WireGuard peer would
     /// need more than one; otherwise as [`Sender::seal_into`].
-    pub fn pieces<'a>(
+    pub fn fragments<'a>(
         &'a mut self,
         now: Instant,
-        kind: Kind,
+        kind: PayloadKind,
         network: u32,
         packet: &'a [u8],
-    ) -> Result<Pieces<'a>, SealError> {
+    ) -> Result<Fragments<'a>, SealError> {
         self.check_kind(kind, network, packet)?;
-        let room = self.room();
+        let room = self.max_packet();
         let most = if self.framing == Framing::Segments {
-            MAX_PIECES
+            MAX_FRAGMENTS
         } else {
             1
         };
-        let plan = Plan::new(packet.len(), room).filter(|plan| plan.pieces() <= most);
+        let plan = FragmentLayout::new(packet.len(), room).filter(|plan| plan.fragments() <= most);
         let Some(plan) = plan else {
             return Err(SealError::TooLong {
                 len: packet.len(),
                 limit: room * most,
             });
         };
-        // Refused here rather than halfway, and the pieces' counters must be consecutive.
-        self.ready(now, plan.pieces() as u64)?;
-        Ok(Pieces {
+        // ReplayError here rather than halfway, and the fragments' counters must be consecutive.
+        self.ready(now, plan.fragments() as u64)?;
+        Ok(Fragments {
             sender: self,
             now,
             kind,
@@ -363,10 +368,10 @@ impl Sender {
         })
     }
 
-    fn check_kind(&self, kind: Kind, network: u32, packet: &[u8]) -> Result<(), SealError> {
+    fn check_kind(&self, kind: PayloadKind, network: u32, packet: &[u8]) -> Result<(), SealError> {
         let right = match self.framing {
-            Framing::Segments => kind != Kind::Control && network <= MAX_NETWORK,
-            Framing::WireGuard => kind == Kind::Ip,
+            Framing::Segments => kind != PayloadKind::Control && network <= MAX_NETWORK,
+            Framing::WireGuard => kind == PayloadKind::Ip,
         };
         if right && !packet.is_empty() {
             Ok(())
@@ -381,7 +386,7 @@ impl Sender {
         packet: &[u8],
         out: &mut [u8],
     ) -> Result<usize, SealError> {
-        let padding = padded(packet.len(), self.room()).saturating_sub(packet.len());
+        let padding = padded(packet.len(), self.max_packet()).saturating_sub(packet.len());
         if padding == 0 {
             self.seal(now, &[packet], out, true)
         } else {
@@ -402,7 +407,7 @@ impl Sender {
             }
             Some(_) => return self.session.as_mut().ok_or(SealError::NoSession),
         };
-        self.activity.starved = Some(now);
+        self.activity.last_no_session = Some(now);
         Err(refused)
     }
 
@@ -443,7 +448,7 @@ impl Sender {
         self.activity.rekey_due |= rekey_due;
         self.activity.last_sent = Some(now);
         if wanting {
-            self.activity.last_wanting = Some(now);
+            self.activity.last_reply_expected = Some(now);
         }
         Ok(bytes)
     }
@@ -457,23 +462,23 @@ const fn padded(len: usize, room: usize) -> usize {
     if whole < room { whole } else { room }
 }
 
-/// A packet on its way out, piece by piece. Borrowing the sender keeps the counters consecutive.
+/// A packet on its way out, fragment by fragment. Borrowing the sender keeps the counters consecutive.
 #[derive(Debug)]
-pub struct Pieces<'a> {
+pub struct Fragments<'a> {
     sender: &'a mut Sender,
     now: Instant,
-    kind: Kind,
+    kind: PayloadKind,
     network: u32,
     packet: &'a [u8],
-    plan: Plan,
+    plan: FragmentLayout,
     index: u8,
 }
 
-impl Pieces<'_> {
-    /// Pieces not yet sealed.
+impl Fragments<'_> {
+    /// Fragments not yet sealed.
     #[must_use]
     pub fn remaining(&self) -> usize {
-        self.plan.pieces() - usize::from(self.index)
+        self.plan.fragments() - usize::from(self.index)
     }
 
     /// Bytes of the longest datagram to come.
@@ -481,19 +486,21 @@ impl Pieces<'_> {
     pub fn datagram_bytes(&self) -> usize {
         match self.sender.framing {
             Framing::Segments => {
-                DATA_OVERHEAD + HEADER_BYTES + self.plan.piece(self.packet, 0).len()
+                DATA_OVERHEAD + HEADER_BYTES + self.plan.fragment(self.packet, 0).len()
             }
-            Framing::WireGuard => DATA_OVERHEAD + padded(self.packet.len(), self.sender.room()),
+            Framing::WireGuard => {
+                DATA_OVERHEAD + padded(self.packet.len(), self.sender.max_packet())
+            }
         }
     }
 
-    /// Seals the next piece into `out`; `None` when all are done. A piece that failed is skipped,
+    /// Seals the next fragment into `out`; `None` when all are done. A fragment that failed is skipped,
     /// and the packet will not rejoin.
     pub fn next_into(&mut self, out: &mut [u8]) -> Option<Result<usize, SealError>> {
         if self.remaining() == 0 {
             return None;
         }
-        let body = self.plan.piece(self.packet, self.index);
+        let body = self.plan.fragment(self.packet, self.index);
         let header = Header {
             kind: self.kind,
             network: self.network,
@@ -519,7 +526,7 @@ pub enum Payload<'a> {
     /// A packet or frame of a network, whole or rejoined.
     Packet {
         /// Packet or frame.
-        kind: Kind,
+        kind: PayloadKind,
         /// Its network.
         network: u32,
         /// Its bytes.
@@ -527,12 +534,12 @@ pub enum Payload<'a> {
     },
     /// An IP packet of a WireGuard peer. Check its source against what the peer may send.
     Ip(&'a [u8]),
-    /// A piece; the rest is still to come.
-    Piece,
-    /// A word for [`crate::TunnelControl::control_word`].
-    Control(Word),
+    /// A fragment; the rest is still to come.
+    Fragment,
+    /// A word for [`crate::TunnelControl::handle_control_message`].
+    Control(ControlMessage),
     /// Authentic, but senseless.
-    Bad(BadContent),
+    Invalid(InvalidContent),
 }
 
 /// An authentic message.
@@ -540,10 +547,10 @@ pub enum Payload<'a> {
 pub struct Opened<'a> {
     /// What it held.
     pub payload: Payload<'a>,
-    /// Set by the first message of a session: tell [`crate::TunnelControl::confirmed`] this name.
+    /// Set by the first message of a session: tell [`crate::TunnelControl::confirm_session`] this name.
     pub first_of_session: Option<u32>,
     /// Set if the peer is heard from another address than it was taken to be at.
-    pub moved_to: Option<Way>,
+    pub moved_to: Option<PeerPath>,
 }
 
 /// Sessions a receiver holds: the one in use, the next, and three that fade.
@@ -555,24 +562,24 @@ pub struct Receiver {
     /// Newest first.
     sessions: [Option<Box<RxSession>>; SESSIONS],
     framing: Framing,
-    rejoin: Rejoin,
+    rejoin: Reassembler,
     activity: RxActivity,
     /// Session and counter of the newest message: only a newer one moves the peer's address, so
     /// that one held back on the way does not.
     newest: Option<(u32, u64)>,
     /// Where the control half takes the peer to be.
-    peer_at: Option<Way>,
+    peer_at: Option<PeerPath>,
     stats: RxStats,
 }
 
 impl Receiver {
     /// A receiver that has no session yet. Takes the memory `limits` allow, here and never again.
     #[must_use]
-    pub fn new(framing: Framing, limits: RejoinLimits) -> Self {
+    pub fn new(framing: Framing, limits: ReassemblyLimits) -> Self {
         Self {
             sessions: [const { None }; SESSIONS],
             framing,
-            rejoin: Rejoin::new(limits),
+            rejoin: Reassembler::new(limits),
             activity: RxActivity::default(),
             newest: None,
             peer_at: None,
@@ -604,10 +611,10 @@ impl Receiver {
         }
     }
 
-    /// Takes note of where the peer is, as [`crate::Output::Address`] says. A peer has several lanes:
+    /// Takes note of where the peer is, as [`crate::Output::Path`] says. A peer has several lanes:
     /// another one may have moved it, and whoever hears it elsewhere must say so again.
-    pub const fn set_address(&mut self, address: Way) {
-        self.peer_at = Some(address);
+    pub const fn set_path(&mut self, path: PeerPath) {
+        self.peer_at = Some(path);
     }
 
     /// What this receiver did so far.
@@ -620,12 +627,12 @@ impl Receiver {
     #[must_use]
     pub fn stats(&self) -> RxStats {
         RxStats {
-            rejoin: self.rejoin.stats(),
+            reassembly: self.rejoin.stats(),
             ..self.stats
         }
     }
 
-    /// Gives up packets that miss pieces for too long. Call it now and then; nothing depends on when.
+    /// Gives up packets that miss fragments for too long. Call it now and then; nothing depends on when.
     pub fn expire(&mut self, now: Instant) {
         self.rejoin.expire(now);
     }
@@ -639,7 +646,7 @@ impl Receiver {
     pub fn open<'a>(
         &'a mut self,
         now: Instant,
-        from: impl Into<Way>,
+        from: impl Into<PeerPath>,
         datagram: &'a mut [u8],
     ) -> Result<Opened<'a>, OpenError> {
         let from = from.into();
@@ -677,7 +684,7 @@ impl Receiver {
         let mut moved_to = None;
         if newer {
             self.newest = Some((session.index, head.counter));
-            self.activity.address = Some(from);
+            self.activity.path = Some(from);
             if self.peer_at.replace(from) != Some(from) {
                 moved_to = Some(from);
             }
@@ -690,19 +697,19 @@ impl Receiver {
                     self.activity.last_content = Some(now);
                     Payload::Ip(packet)
                 }
-                None => Payload::Bad(BadContent::NotIp),
+                None => Payload::Invalid(InvalidContent::NotIp),
             },
             Framing::Segments => match segment::Header::parse(plaintext) {
-                Err(bad) => Payload::Bad(bad.into()),
+                Err(bad) => Payload::Invalid(bad.into()),
                 Ok((
                     Header {
-                        kind: Kind::Control,
+                        kind: PayloadKind::Control,
                         ..
                     },
                     body,
-                )) => match Word::parse(body) {
+                )) => match ControlMessage::parse(body) {
                     Ok(word) => Payload::Control(word),
-                    Err(bad) => Payload::Bad(bad.into()),
+                    Err(bad) => Payload::Invalid(bad.into()),
                 },
                 Ok((header, body)) if header.is_whole() => {
                     self.activity.last_content = Some(now);
@@ -720,13 +727,13 @@ impl Receiver {
                             network: header.network,
                             bytes,
                         },
-                        Ok(None) => Payload::Piece,
-                        Err(bad) => Payload::Bad(bad.into()),
+                        Ok(None) => Payload::Fragment,
+                        Err(bad) => Payload::Invalid(bad.into()),
                     }
                 }
             },
         };
-        if matches!(payload, Payload::Bad(_)) {
+        if matches!(payload, Payload::Invalid(_)) {
             self.stats.bad_content += 1;
         }
         Ok(Opened {
@@ -777,10 +784,10 @@ struct Head {
     counter: u64,
 }
 
-const fn refusal(refused: Refused, counter: u64) -> OpenError {
+const fn refusal(refused: ReplayError, counter: u64) -> OpenError {
     match refused {
-        Refused::Duplicate => OpenError::Duplicate { counter },
-        Refused::TooOld => OpenError::TooOld { counter },
+        ReplayError::Duplicate => OpenError::Duplicate { counter },
+        ReplayError::TooOld => OpenError::TooOld { counter },
     }
 }
 

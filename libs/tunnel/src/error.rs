@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::segment::BadSegment;
+use crate::segment::InvalidSegment;
 use crate::wire::Malformed;
 
 /// A handshake step failed.
@@ -84,7 +84,7 @@ pub enum SealError {
         /// Bytes given.
         have: usize,
     },
-    /// The packet would not fit the path even in the most pieces there may be.
+    /// The packet would not fit the path even in the most fragments there may be.
     #[error(
         "seal: a packet of {len} bytes is longer than the {limit} that can be carried; lower the network's MTU"
     )]
@@ -139,10 +139,10 @@ pub enum OpenError {
 
 /// An authentic packet whose content makes no sense. The peer is at fault, not the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum BadContent {
+pub enum InvalidContent {
     /// The segment header or its fragments.
     #[error(transparent)]
-    Segment(#[from] BadSegment),
+    Segment(#[from] InvalidSegment),
     /// Not an IP packet, or one that claims to be longer than it is.
     #[error("open: not a whole IP packet; the peer is misconfigured")]
     NotIp,

@@ -19,7 +19,7 @@ pub const KEY_BYTES: usize = 32;
 #[error(
     "parse key: expected 44 characters of base64 for 32 bytes, as `causeway-appliance keygen` or `wg genkey` print"
 )]
-pub struct BadKey;
+pub struct InvalidKey;
 
 /// An end's secret: an X25519 scalar. Wiped when dropped.
 #[derive(Clone)]
@@ -85,9 +85,9 @@ impl SecretKey {
 }
 
 impl FromStr for SecretKey {
-    type Err = BadKey;
+    type Err = InvalidKey;
 
-    fn from_str(text: &str) -> Result<Self, BadKey> {
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
         decode(text).map(|bytes| Self::from_bytes(&bytes))
     }
 }
@@ -113,9 +113,9 @@ impl PublicKey {
 }
 
 impl FromStr for PublicKey {
-    type Err = BadKey;
+    type Err = InvalidKey;
 
-    fn from_str(text: &str) -> Result<Self, BadKey> {
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
         decode(text).map(|bytes| Self(*bytes))
     }
 }
@@ -168,9 +168,9 @@ impl PresharedKey {
 }
 
 impl FromStr for PresharedKey {
-    type Err = BadKey;
+    type Err = InvalidKey;
 
-    fn from_str(text: &str) -> Result<Self, BadKey> {
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
         decode(text).map(|bytes| Self(*bytes))
     }
 }
@@ -219,15 +219,15 @@ fn encode(bytes: &[u8; KEY_BYTES]) -> String {
     text
 }
 
-fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, BadKey> {
+fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, InvalidKey> {
     let text = text.trim().as_bytes();
     if text.len() != 44 || text[43] != b'=' {
-        return Err(BadKey);
+        return Err(InvalidKey);
     }
     let mut out = Zeroizing::new([0; KEY_BYTES]);
     let (mut bits, mut have, mut at) = (0_u32, 0, 0);
     for &c in &text[..43] {
-        let value = ALPHABET.iter().position(|&a| a == c).ok_or(BadKey)?;
+        let value = ALPHABET.iter().position(|&a| a == c).ok_or(InvalidKey)?;
         bits = (bits << 6) | value as u32;
         have += 6;
         if have >= 8 {
@@ -238,7 +238,7 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, BadKey> {
         }
     }
     // 43 characters are 258 bits: two are left over and must be zero.
-    if bits == 0 { Ok(out) } else { Err(BadKey) }
+    if bits == 0 { Ok(out) } else { Err(InvalidKey) }
 }
 
 #[cfg(test)]
@@ -300,7 +300,7 @@ mod tests {
             &format!("{}*=", &good[..42]),
             &format!("{}B=", &good[..42]),
         ] {
-            assert_eq!(bad.parse::<PublicKey>(), Err(BadKey), "{bad}");
+            assert_eq!(bad.parse::<PublicKey>(), Err(InvalidKey), "{bad}");
         }
     }
 

@@ -13,7 +13,7 @@
 //!                ▼                                  ▼                            ▼
 //!      ┌───────────────────┐   sessions     ┌──────────────┐            ┌────────────────┐
 //!      │   TunnelControl   │ ── by value ─▶ │    Sender    │            │    Receiver    │
-//!      │ handshake, timers │                │ seal, pieces │            │ window, open,  │
+//!      │ handshake, timers │                │ seal, fragments │            │ window, open,  │
 //!      │ roaming, path MTU │ ◀─ snapshots ─ │              │            │ mark, rejoin   │
 //!      └───────────────────┘                └──────────────┘            └────────────────┘
 //!                │                                  │                            │
@@ -36,6 +36,7 @@ mod handshake;
 mod keys;
 mod load;
 mod mac;
+mod path;
 pub mod pmtu;
 mod random;
 pub mod replay;
@@ -46,23 +47,24 @@ mod testing;
 mod time;
 mod timers;
 mod tunnel;
-mod way;
 pub mod wire;
 
-pub use cipher::{AeadError, AeadKey, Cipher, CipherChoice, Measured, bench_cipher};
-pub use control::{Dial, Event, Output, PeerConfig, PeerId, PeerStatus, TunnelControl, WhyDown};
+pub use cipher::{AeadError, AeadKey, Cipher, CipherChoice, CipherTimings, bench_cipher};
+pub use control::{
+    DownReason, Event, InitiationPolicy, Output, PeerConfig, PeerId, PeerStatus, TunnelControl,
+};
 pub use data::{
     Framing, MIN_DATAGRAM, Opened, Payload, Receiver, RxActivity, RxStats, Sender, TxActivity,
 };
-pub use error::{BadContent, HandshakeError, OpenError, Rejected, SealError};
-pub use keys::{BadKey, KEY_BYTES, PresharedKey, PublicKey, SecretKey};
+pub use error::{HandshakeError, InvalidContent, OpenError, Rejected, SealError};
+pub use keys::{InvalidKey, KEY_BYTES, PresharedKey, PublicKey, SecretKey};
 pub use load::LoadLimits;
 pub use mac::COOKIE_LIFETIME;
+pub use path::PeerPath;
 pub use pmtu::PmtuConfig;
 pub use random::Random;
-pub use segment::{Kind, RejoinLimits};
+pub use segment::{PayloadKind, ReassemblyLimits};
 pub use session::{MAX_LANES, RxSession, TxSession};
 pub use time::{Instant, Now, Tai64n};
-pub use timers::{Backoff, Timers};
-pub use tunnel::{Refused, Tunnel};
-pub use way::Way;
+pub use timers::{Backoff, TimerConfig};
+pub use tunnel::{ReceiveError, Tunnel};

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use crate::mac::hash;
+use crate::path::PeerPath;
 use crate::time::Instant;
-use crate::way::Way;
 
 /// Bounds on handshakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadLimits {
     /// Handshake messages with a right mac1 in one second, beyond which a cookie is asked for.
-    pub calm_per_second: u32,
+    pub cookie_threshold: u32,
     /// Handshakes a second one source gets under load.
     pub per_source: u32,
     /// Handshakes one source may bring at once under load.
@@ -20,7 +20,7 @@ pub struct LoadLimits {
 impl Default for LoadLimits {
     fn default() -> Self {
         Self {
-            calm_per_second: 200,
+            cookie_threshold: 200,
             per_source: 20,
             burst: 5,
         }
@@ -72,14 +72,14 @@ impl Load {
             self.count = 0;
         }
         self.count = self.count.saturating_add(1);
-        if self.count > self.limits.calm_per_second {
+        if self.count > self.limits.cookie_threshold {
             self.until = Some(now + LINGER);
         }
         self.until.is_some_and(|until| now < until)
     }
 
     /// Whether `source`, which proved that it receives at its address, gets a handshake under load.
-    pub(crate) fn allow(&mut self, now: Instant, source: &Way) -> bool {
+    pub(crate) fn allow(&mut self, now: Instant, source: &PeerPath) -> bool {
         let place = hash(&[&source.source()]);
         let place = usize::from(u16::from_le_bytes([place[0], place[1]])) % SOURCES;
         let bucket = &mut self.sources[place];
@@ -97,14 +97,14 @@ impl Load {
 mod tests {
     use super::*;
 
-    fn source(last: u8) -> Way {
+    fn source(last: u8) -> PeerPath {
         std::net::SocketAddr::from(([192, 0, 2, last], 51820)).into()
     }
 
     #[test]
     fn load_begins_over_the_bound_and_lingers() {
         let mut load = Load::new(LoadLimits {
-            calm_per_second: 10,
+            cookie_threshold: 10,
             ..LoadLimits::default()
         });
         let start = Instant::ORIGIN + Duration::from_secs(5);

@@ -13,9 +13,9 @@ use chacha20poly1305::aead::AeadInOut;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::keys::PublicKey;
+use crate::path::PeerPath;
 use crate::random::Random;
 use crate::time::Instant;
-use crate::way::Way;
 use crate::wire::{COOKIE_REPLY_BYTES, CookieReply};
 
 /// How long a cookie is good, and how long its secret is kept.
@@ -172,7 +172,7 @@ impl Checker {
     }
 
     /// Checks mac1 and mac2 of a handshake message from `source`.
-    pub(crate) fn check(&self, now: Instant, source: Way, message: &[u8]) -> Proof {
+    pub(crate) fn check(&self, now: Instant, source: PeerPath, message: &[u8]) -> Proof {
         if !self.knows_us(message) {
             return Proof::None;
         }
@@ -190,7 +190,7 @@ impl Checker {
         &mut self,
         now: Instant,
         random: &mut dyn Random,
-        source: Way,
+        source: PeerPath,
         sender: u32,
         message: &[u8],
     ) -> [u8; COOKIE_REPLY_BYTES] {
@@ -212,7 +212,7 @@ impl Checker {
     }
 
     /// The cookie of a source: its way under the secret of the moment.
-    fn bake(&self, source: Way) -> Zeroizing<Mac128> {
+    fn bake(&self, source: PeerPath) -> Zeroizing<Mac128> {
         Zeroizing::new(mac(self.secret.as_ref(), &[&source.proved()]))
     }
 }
@@ -226,7 +226,7 @@ mod tests {
 
     const NOW: Instant = Instant::from_nanos(1_000_000_000);
 
-    fn source(port: u16) -> Way {
+    fn source(port: u16) -> PeerPath {
         std::net::SocketAddr::from(([192, 0, 2, 1], port)).into()
     }
 

@@ -9,7 +9,7 @@ const WORDS: usize = 256;
 
 /// Why a counter is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum ReplayError {
     /// Seen before.
     Duplicate,
     /// More than [`WINDOW`] behind the greatest counter seen.
@@ -60,24 +60,24 @@ impl ReplayWindow {
     /// Whether `counter` would be news. Changes nothing.
     ///
     /// # Errors
-    /// [`Refused`] if it was marked before or is too far behind to tell.
+    /// [`ReplayError`] if it was marked before or is too far behind to tell.
     #[inline]
-    pub fn check(&self, counter: u64) -> Result<(), Refused> {
+    pub fn check(&self, counter: u64) -> Result<(), ReplayError> {
         if counter == u64::MAX {
             // There is no counter past it, so it could not be marked. No session gets near it.
-            return Err(Refused::TooOld);
+            return Err(ReplayError::TooOld);
         }
         if counter >= self.next {
             return Ok(());
         }
         if self.next - counter > WINDOW {
-            return Err(Refused::TooOld);
+            return Err(ReplayError::TooOld);
         }
         let (word, bit) = Self::place(counter);
         if self.ring[word] & bit == 0 {
             Ok(())
         } else {
-            Err(Refused::Duplicate)
+            Err(ReplayError::Duplicate)
         }
     }
 
@@ -86,7 +86,7 @@ impl ReplayWindow {
     /// # Errors
     /// As [`ReplayWindow::check`], and then nothing is changed.
     #[inline]
-    pub fn mark(&mut self, counter: u64) -> Result<(), Refused> {
+    pub fn mark(&mut self, counter: u64) -> Result<(), ReplayError> {
         self.check(counter)?;
         if counter >= self.next {
             // Words between the greatest counter's and the new one's are entered anew.
@@ -128,17 +128,19 @@ mod tests {
     struct Naive(BTreeSet<u64>);
 
     impl Naive {
-        fn check(&self, counter: u64) -> Result<(), Refused> {
+        fn check(&self, counter: u64) -> Result<(), ReplayError> {
             if self.0.contains(&counter)
                 && self
                     .0
                     .last()
                     .is_some_and(|&top| top + 1 - counter <= WINDOW)
             {
-                return Err(Refused::Duplicate);
+                return Err(ReplayError::Duplicate);
             }
             match self.0.last() {
-                Some(&top) if counter <= top && top + 1 - counter > WINDOW => Err(Refused::TooOld),
+                Some(&top) if counter <= top && top + 1 - counter > WINDOW => {
+                    Err(ReplayError::TooOld)
+                }
                 _ => Ok(()),
             }
         }
@@ -189,11 +191,11 @@ mod tests {
     fn edges_of_the_window() {
         let mut window = ReplayWindow::new();
         window.mark(WINDOW).unwrap();
-        assert_eq!(window.check(0), Err(Refused::TooOld));
+        assert_eq!(window.check(0), Err(ReplayError::TooOld));
         assert_eq!(window.check(1), Ok(()));
-        assert_eq!(window.check(WINDOW), Err(Refused::Duplicate));
+        assert_eq!(window.check(WINDOW), Err(ReplayError::Duplicate));
         assert_eq!(window.mark(u64::MAX - 1), Ok(()));
-        assert_eq!(window.mark(u64::MAX - 1), Err(Refused::Duplicate));
-        assert_eq!(window.mark(u64::MAX), Err(Refused::TooOld));
+        assert_eq!(window.mark(u64::MAX - 1), Err(ReplayError::Duplicate));
+        assert_eq!(window.mark(u64::MAX), Err(ReplayError::TooOld));
     }
 }

@@ -20,7 +20,7 @@ const LABEL: &[u8] = b"causeway tunnel v1 data key";
 
 /// What a session of a peer is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SessionPlan {
+pub(crate) struct SessionParams {
     /// Cipher for sending.
     pub(crate) cipher: Cipher,
     /// Lanes, 1 to [`MAX_LANES`].
@@ -129,7 +129,7 @@ fn data_key(secret: &[u8; 32], cipher: Cipher, lane: u32) -> AeadKey {
 
 /// Both halves of every lane. `ours` and `theirs` are the lane-zero indices of the two ends.
 pub(crate) fn make(
-    plan: &SessionPlan,
+    plan: &SessionParams,
     secrets: &Secrets,
     initiator: bool,
     ours: u32,
@@ -221,7 +221,7 @@ mod tests {
             from_initiator: [0xab; 32],
             from_responder: [0xab; 32],
         };
-        let plan = SessionPlan {
+        let plan = SessionParams {
             cipher: Cipher::Aes256Gcm,
             lanes: 1,
             take_aes: true,

@@ -42,7 +42,7 @@ impl Backoff {
 
 /// Every duration of a peer's state machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timers {
+pub struct TimerConfig {
     /// Age of a session at which its initiator starts the next.
     pub rekey_after: Duration,
     /// Age at which a session is over.
@@ -67,7 +67,7 @@ pub struct Timers {
     pub reject_after_messages: Option<u64>,
 }
 
-impl Timers {
+impl TimerConfig {
     /// WireGuard's own (white paper, section 6.1), for WireGuard peers.
     #[must_use]
     pub const fn wireguard() -> Self {
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_their_bound_and_differ() {
-        let backoff = Timers::causeway().backoff;
+        let backoff = TimerConfig::causeway().backoff;
         let mut random = Seeded::new(1);
         let mut seen = Vec::new();
         for attempt in 0..1000 {

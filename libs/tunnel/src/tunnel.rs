@@ -10,15 +10,15 @@ use crate::data::{Framing, Payload, Receiver, RxStats, Sender, TxActivity};
 use crate::error::{OpenError, Rejected, SealError};
 use crate::keys::SecretKey;
 use crate::load::LoadLimits;
+use crate::path::PeerPath;
 use crate::random::Random;
-use crate::segment::{Kind, RejoinLimits};
+use crate::segment::{PayloadKind, ReassemblyLimits};
 use crate::time::{Instant, Now};
-use crate::way::Way;
 use crate::wire::{Message, TYPE_DATA};
 
 /// Why a datagram was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum ReceiveError {
     /// A handshake message.
     #[error(transparent)]
     Handshake(#[from] Rejected),
@@ -31,7 +31,7 @@ pub enum Refused {
 #[derive(Debug)]
 pub struct Tunnel {
     control: TunnelControl,
-    rejoin: RejoinLimits,
+    rejoin: ReassemblyLimits,
     peers: HashMap<PeerId, Lanes>,
     /// Wire index of every receiving half.
     table: HashMap<u32, (PeerId, usize)>,
@@ -40,14 +40,14 @@ pub struct Tunnel {
 
 #[derive(Debug)]
 struct Lanes {
-    address: Option<Way>,
+    path: Option<PeerPath>,
     lanes: Vec<(Sender, Receiver)>,
 }
 
 impl Tunnel {
     /// An end with no peers.
     #[must_use]
-    pub fn new(secret: SecretKey, load: LoadLimits, rejoin: RejoinLimits) -> Self {
+    pub fn new(secret: SecretKey, load: LoadLimits, rejoin: ReassemblyLimits) -> Self {
         Self {
             control: TunnelControl::new(secret, load),
             rejoin,
@@ -75,13 +75,7 @@ impl Tunnel {
         let lanes = (0..lanes)
             .map(|_| (Sender::new(framing), Receiver::new(framing, self.rejoin)))
             .collect();
-        self.peers.insert(
-            id,
-            Lanes {
-                address: None,
-                lanes,
-            },
-        );
+        self.peers.insert(id, Lanes { path: None, lanes });
         id
     }
 
@@ -107,10 +101,10 @@ impl Tunnel {
             .flat_map(|peer| peer.lanes.iter().map(|(sender, _)| sender.activity()))
     }
 
-    /// Sends a packet, in pieces if need be, on `lane`; datagrams go to `transmit`.
+    /// Sends a packet, in fragments if need be, on `lane`; datagrams go to `transmit`.
     ///
     /// # Errors
-    /// [`SealError`]; without a session a handshake is started where [`crate::Dial`] allows, and the
+    /// [`SealError`]; without a session a handshake is started where [`crate::InitiationPolicy`] allows, and the
     /// packet is the caller's to keep or drop. Call [`Tunnel::poll`] afterwards in any case.
     #[expect(
         clippy::too_many_arguments,
@@ -121,10 +115,10 @@ impl Tunnel {
         now: Instant,
         id: PeerId,
         lane: usize,
-        kind: Kind,
+        kind: PayloadKind,
         network: u32,
         packet: &[u8],
-        transmit: &mut dyn FnMut(Way, &[u8]),
+        transmit: &mut dyn FnMut(PeerPath, &[u8]),
     ) -> Result<(), SealError> {
         let Some(peer) = self.peers.get_mut(&id) else {
             return Err(SealError::NoSession);
@@ -132,11 +126,11 @@ impl Tunnel {
         let Some((sender, _)) = peer.lanes.get_mut(lane) else {
             return Err(SealError::NoSession);
         };
-        let sent = match (sender.pieces(now, kind, network, packet), peer.address) {
-            (Ok(mut pieces), Some(address)) => loop {
-                match pieces.next_into(&mut self.scratch) {
+        let sent = match (sender.fragments(now, kind, network, packet), peer.path) {
+            (Ok(mut fragments), Some(path)) => loop {
+                match fragments.next_into(&mut self.scratch) {
                     None => break Ok(()),
-                    Some(Ok(bytes)) => transmit(address, &self.scratch[..bytes]),
+                    Some(Ok(bytes)) => transmit(path, &self.scratch[..bytes]),
                     Some(Err(error)) => break Err(error),
                 }
             },
@@ -151,15 +145,15 @@ impl Tunnel {
     /// Takes a datagram; what it held goes to `deliver`. Call [`Tunnel::poll`] afterwards.
     ///
     /// # Errors
-    /// [`Refused`]; the datagram is to be dropped.
+    /// [`ReceiveError`]; the datagram is to be dropped.
     pub fn receive(
         &mut self,
         now: Now,
-        from: Way,
+        from: PeerPath,
         datagram: &mut [u8],
         random: &mut dyn Random,
         deliver: &mut dyn FnMut(PeerId, Payload<'_>),
-    ) -> Result<PeerId, Refused> {
+    ) -> Result<PeerId, ReceiveError> {
         if datagram.first() != Some(&TYPE_DATA) {
             return Ok(self.control.handle_datagram(now, from, datagram, random)?);
         }
@@ -175,13 +169,13 @@ impl Tunnel {
         let opened = receiver.open(now.mono, from, datagram)?;
         let (first, moved) = (opened.first_of_session, opened.moved_to);
         if let Some(index) = first {
-            self.control.confirmed(now.mono, id, index);
+            self.control.confirm_session(now.mono, id, index);
         }
         if let Some(address) = moved {
-            self.control.moved(now.mono, id, address);
+            self.control.move_peer(now.mono, id, address);
         }
         match opened.payload {
-            Payload::Control(word) => self.control.control_word(now.mono, id, word),
+            Payload::Control(word) => self.control.handle_control_message(now.mono, id, word),
             payload => deliver(id, payload),
         }
         let activity = receiver.activity();
@@ -200,7 +194,7 @@ impl Tunnel {
         &mut self,
         now: Now,
         random: &mut dyn Random,
-        transmit: &mut dyn FnMut(Way, &[u8]),
+        transmit: &mut dyn FnMut(PeerPath, &[u8]),
         event: &mut dyn FnMut(PeerId, Event),
     ) {
         self.drain(now.mono, transmit, event);
@@ -218,7 +212,7 @@ impl Tunnel {
     fn drain(
         &mut self,
         now: Instant,
-        transmit: &mut dyn FnMut(Way, &[u8]),
+        transmit: &mut dyn FnMut(PeerPath, &[u8]),
         event: &mut dyn FnMut(PeerId, Event),
     ) {
         while let Some(output) = self.control.poll_output() {
@@ -257,11 +251,11 @@ impl Tunnel {
                         self.table.remove(&index.wrapping_add(lane as u32));
                     }
                 }
-                Output::Address { peer, address } => {
+                Output::Path { peer, path } => {
                     if let Some(lanes) = self.peers.get_mut(&peer) {
-                        lanes.address = Some(address);
+                        lanes.path = Some(path);
                         for (_, receiver) in &mut lanes.lanes {
-                            receiver.set_address(address);
+                            receiver.set_path(path);
                         }
                     }
                 }
@@ -277,9 +271,13 @@ impl Tunnel {
                         sender.seal_keepalive(now, out)
                     });
                 }
-                Output::Word { peer, word, pad_to } => {
+                Output::ControlMessage {
+                    peer,
+                    message,
+                    pad_to,
+                } => {
                     self.seal(now, peer, transmit, |sender, out| {
-                        sender.seal_control(now, word, pad_to, out)
+                        sender.seal_control(now, message, pad_to, out)
                     });
                 }
                 Output::Event { peer, event: what } => event(peer, what),
@@ -295,18 +293,18 @@ impl Tunnel {
         &mut self,
         now: Instant,
         id: PeerId,
-        transmit: &mut dyn FnMut(Way, &[u8]),
+        transmit: &mut dyn FnMut(PeerPath, &[u8]),
         seal: impl FnOnce(&mut Sender, &mut [u8]) -> Result<usize, SealError>,
     ) {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        let (Some((sender, _)), Some(address)) = (peer.lanes.first_mut(), peer.address) else {
+        let (Some((sender, _)), Some(path)) = (peer.lanes.first_mut(), peer.path) else {
             return;
         };
         // Without a session there is nobody to tell; the control half knows already.
         if let Ok(bytes) = seal(sender, &mut self.scratch) {
-            transmit(address, &self.scratch[..bytes]);
+            transmit(path, &self.scratch[..bytes]);
             let activity = sender.activity();
             self.control.report_sent(now, id, activity);
         }

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
 use tunnel::{
-    Dial, Instant, Kind, LoadLimits, Now, Payload, PeerConfig, PeerId, PresharedKey, Random,
-    RejoinLimits, SealError, SecretKey, Tunnel, Way,
+    InitiationPolicy, Instant, LoadLimits, Now, Payload, PayloadKind, PeerConfig, PeerId, PeerPath,
+    PresharedKey, Random, ReassemblyLimits, SealError, SecretKey, Tunnel,
 };
 
 /// Seeded, not secret: SplitMix64.
@@ -71,12 +71,12 @@ impl Pair {
             socket.local_addr().unwrap(),
             their_socket.local_addr().unwrap(),
         );
-        let mut ours = Tunnel::new(secret, LoadLimits::default(), RejoinLimits::default());
+        let mut ours = Tunnel::new(secret, LoadLimits::default(), ReassemblyLimits::default());
         let peer = ours.add_peer(
             Instant::ORIGIN,
             PeerConfig {
-                addresses: vec![their_address.into()],
-                dial: Dial::OnDemand,
+                paths: vec![their_address.into()],
+                initiation: InitiationPolicy::OnDemand,
                 preshared_key: shared.map_or_else(PresharedKey::none, PresharedKey::from_bytes),
                 ..PeerConfig::wireguard(their_secret.public())
             },
@@ -108,7 +108,7 @@ impl Pair {
             now.mono,
             self.peer,
             0,
-            Kind::Ip,
+            PayloadKind::Ip,
             0,
             packet,
             &mut |to, bytes| {
@@ -121,7 +121,7 @@ impl Pair {
 
     fn poll(&mut self) {
         let (now, socket) = (self.now(), &self.socket);
-        let transmit = &mut |to: Way, bytes: &[u8]| {
+        let transmit = &mut |to: PeerPath, bytes: &[u8]| {
             socket.send_to(bytes, to.address().unwrap()).unwrap();
         };
         self.ours
@@ -219,7 +219,7 @@ fn we_initiate_and_boringtun_answers() {
         );
         let status = pair.ours.status(pair.now().mono, pair.peer).unwrap();
         assert!(status.session_since.is_some(), "{status:?}");
-        assert_eq!(status.address, Some(pair.their_address.into()));
+        assert_eq!(status.path, Some(pair.their_address.into()));
         pair.exchange();
     }
 }
@@ -243,7 +243,7 @@ fn padding_never_makes_a_datagram_longer_than_the_path() {
                 now.mono,
                 pair.peer,
                 0,
-                Kind::Ip,
+                PayloadKind::Ip,
                 0,
                 &ip_packet(packet, 1),
                 &mut |_, bytes| seen.push(bytes.len()),
@@ -283,12 +283,12 @@ fn a_wrong_shared_key_gives_no_session() {
     let mut other = Tunnel::new(
         SecretKey::generate(&mut random),
         LoadLimits::default(),
-        RejoinLimits::default(),
+        ReassemblyLimits::default(),
     );
     let stranger = other.add_peer(
         Instant::ORIGIN,
         PeerConfig {
-            addresses: vec![pair.our_address.into()],
+            paths: vec![pair.our_address.into()],
             ..PeerConfig::wireguard(*pair.ours.control().public_key())
         },
     );
@@ -300,7 +300,7 @@ fn a_wrong_shared_key_gives_no_session() {
                 now.mono,
                 stranger,
                 0,
-                Kind::Ip,
+                PayloadKind::Ip,
                 0,
                 &ip_packet(60, 1),
                 &mut |_, _| {}

@@ -11,8 +11,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tunnel::{
-    Cipher, Dial, Instant, Kind, LoadLimits, Now, Payload, PeerConfig, PeerId, PmtuConfig, Random,
-    RejoinLimits, SecretKey, Timers, Tunnel, Way,
+    Cipher, InitiationPolicy, Instant, LoadLimits, Now, Payload, PayloadKind, PeerConfig, PeerId,
+    PeerPath, PmtuConfig, Random, ReassemblyLimits, SecretKey, TimerConfig, Tunnel,
 };
 
 const MS: u64 = 1_000_000;
@@ -88,8 +88,8 @@ struct End {
 }
 
 struct Flight {
-    to: Way,
-    from: Way,
+    to: PeerPath,
+    from: PeerPath,
     bytes: Vec<u8>,
 }
 
@@ -101,8 +101,8 @@ struct World {
     cipher: Cipher,
     tenant: End,
     provider: End,
-    tenant_address: Way,
-    provider_addresses: [Way; 2],
+    tenant_address: PeerPath,
+    provider_addresses: [PeerPath; 2],
     /// Which of the provider's addresses (gateways) works.
     open_gateway: usize,
     weather: Weather,
@@ -123,7 +123,7 @@ struct Counts {
     steps: u64,
     sent: u64,
     delivered: u64,
-    pieces: u64,
+    fragments: u64,
     handshakes: u64,
     refused: u64,
     restarts: u64,
@@ -131,14 +131,14 @@ struct Counts {
     worst_recovery_ms: u64,
 }
 
-fn timers() -> Timers {
-    Timers {
+fn timers() -> TimerConfig {
+    TimerConfig {
         // Keys rotate by count and by age many times in a run.
         rekey_after: Duration::from_secs(20),
         reject_after: Duration::from_secs(30),
         rekey_after_messages: Some(3000),
         reject_after_messages: Some(6000),
-        ..Timers::causeway()
+        ..TimerConfig::causeway()
     }
 }
 
@@ -165,8 +165,8 @@ impl World {
             SecretKey::generate(&mut random),
         ];
         let provider_addresses = [
-            Way::from(SocketAddr::from(([203, 0, 113, 5], 6180))),
-            Way::from(SocketAddr::from(([203, 0, 113, 6], 6180))),
+            PeerPath::from(SocketAddr::from(([203, 0, 113, 5], 6180))),
+            PeerPath::from(SocketAddr::from(([203, 0, 113, 6], 6180))),
         ];
         let tenant = Self::end(
             Side::Tenant,
@@ -209,23 +209,27 @@ impl World {
         side: Side,
         secrets: &[SecretKey; 2],
         cipher: Cipher,
-        gateways: &[Way; 2],
+        gateways: &[PeerPath; 2],
         now: Instant,
     ) -> End {
         let (own, other) = match side {
             Side::Tenant => (&secrets[0], &secrets[1]),
             Side::Provider => (&secrets[1], &secrets[0]),
         };
-        let mut tunnel = Tunnel::new(own.clone(), LoadLimits::default(), RejoinLimits::default());
+        let mut tunnel = Tunnel::new(
+            own.clone(),
+            LoadLimits::default(),
+            ReassemblyLimits::default(),
+        );
         let dial = if side == Side::Tenant {
-            Dial::Always
+            InitiationPolicy::Always
         } else {
-            Dial::Never
+            InitiationPolicy::Never
         };
         let peer = tunnel.add_peer(
             now,
             PeerConfig {
-                addresses: if side == Side::Tenant {
+                paths: if side == Side::Tenant {
                     gateways.to_vec()
                 } else {
                     Vec::new()
@@ -266,7 +270,7 @@ impl World {
     }
 
     /// A datagram leaves `side`.
-    fn transmit(&mut self, side: Side, to: Way, bytes: &[u8]) {
+    fn transmit(&mut self, side: Side, to: PeerPath, bytes: &[u8]) {
         let index = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         match bytes[0] {
             // Whoever names an index starts a new life of it: the other end's counters begin anew.
@@ -372,7 +376,7 @@ impl World {
             Side::Tenant => &mut self.tenant,
             Side::Provider => &mut self.provider,
         };
-        let transmit = &mut |to: Way, bytes: &[u8]| out.push((to, bytes.to_vec()));
+        let transmit = &mut |to: PeerPath, bytes: &[u8]| out.push((to, bytes.to_vec()));
         end.tunnel
             .poll(clock, &mut self.random, transmit, &mut |_, _| {});
         for (to, bytes) in out {
@@ -391,12 +395,18 @@ impl World {
             Side::Tenant => &mut self.tenant,
             Side::Provider => &mut self.provider,
         };
-        let transmit = &mut |to: Way, bytes: &[u8]| out.push((to, bytes.to_vec()));
-        let sent = end
-            .tunnel
-            .send(clock.mono, end.peer, 0, Kind::Ip, 77, &body, transmit);
+        let transmit = &mut |to: PeerPath, bytes: &[u8]| out.push((to, bytes.to_vec()));
+        let sent = end.tunnel.send(
+            clock.mono,
+            end.peer,
+            0,
+            PayloadKind::Ip,
+            77,
+            &body,
+            transmit,
+        );
         self.counts.sent += 1;
-        self.counts.pieces += out.len() as u64;
+        self.counts.fragments += out.len() as u64;
         if sent.is_ok() {
             self.outstanding[side as usize].insert(id, body.len());
         }
@@ -428,7 +438,7 @@ impl World {
                 network,
                 bytes,
             } => got.push((kind, network, bytes.to_vec())),
-            Payload::Bad(bad) => panic!("an honest peer sent nonsense: {bad}"),
+            Payload::Invalid(bad) => panic!("an honest peer sent nonsense: {bad}"),
             _ => {}
         };
         let taken = end.tunnel.receive(
@@ -441,7 +451,7 @@ impl World {
         self.counts.refused += u64::from(taken.is_err());
         for (kind, network, bytes) in got {
             let id = u64::from_be_bytes(bytes[..8].try_into().unwrap());
-            if kind != Kind::Ip || network != 77 || bytes != packet(id, bytes.len()) {
+            if kind != PayloadKind::Ip || network != 77 || bytes != packet(id, bytes.len()) {
                 self.fail("something was delivered that nobody sent");
             }
             if !self.delivered.insert(id) {
@@ -671,6 +681,6 @@ fn a_path_that_comes_back_is_in_use_within_a_second() {
     }
 }
 
-fn tenant_at(port: u16) -> Way {
-    Way::from(SocketAddr::from(([198, 51, 100, 2], port)))
+fn tenant_at(port: u16) -> PeerPath {
+    PeerPath::from(SocketAddr::from(([198, 51, 100, 2], port)))
 }

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tunnel::control::Datagram;
-use tunnel::segment::Word;
+use tunnel::segment::ControlMessage;
 use tunnel::{
-    Dial, Event, Instant, Kind, LoadLimits, MIN_DATAGRAM, Now, Output, Payload, PeerConfig, PeerId,
-    Random, RejoinLimits, RxActivity, SecretKey, Tunnel, TunnelControl, Way,
+    Event, InitiationPolicy, Instant, LoadLimits, MIN_DATAGRAM, Now, Output, Payload, PayloadKind,
+    PeerConfig, PeerId, PeerPath, Random, ReassemblyLimits, RxActivity, SecretKey, Tunnel,
+    TunnelControl,
 };
 
 const MS: u64 = 1_000_000;
@@ -32,7 +33,7 @@ struct Pair {
     random: Seeded,
     now: u64,
     /// The end that dials, and the one that answers.
-    ends: [(Tunnel, PeerId, Way); 2],
+    ends: [(Tunnel, PeerId, PeerPath); 2],
     /// Whether responses get through.
     answers: bool,
     /// The longest datagram that gets through.
@@ -51,19 +52,23 @@ impl Pair {
             SecretKey::generate(&mut random),
         ];
         let addresses = [
-            Way::from(SocketAddr::from(([198, 51, 100, 2], 40_000))),
-            Way::from(SocketAddr::from(([203, 0, 113, 5], 6180))),
+            PeerPath::from(SocketAddr::from(([198, 51, 100, 2], 40_000))),
+            PeerPath::from(SocketAddr::from(([203, 0, 113, 5], 6180))),
         ];
         let end = |own: usize| {
             let mut tunnel = Tunnel::new(
                 secrets[own].clone(),
                 LoadLimits::default(),
-                RejoinLimits::default(),
+                ReassemblyLimits::default(),
             );
-            let dial = if own == 0 { Dial::Always } else { Dial::Never };
+            let dial = if own == 0 {
+                InitiationPolicy::Always
+            } else {
+                InitiationPolicy::Never
+            };
             let config = PeerConfig {
                 lanes,
-                addresses: vec![addresses[1 - own]],
+                paths: vec![addresses[1 - own]],
                 ..PeerConfig::causeway(secrets[1 - own].public(), dial)
             };
             let peer = tunnel.add_peer(Instant::ORIGIN, config);
@@ -93,7 +98,7 @@ impl Pair {
         let clock = self.clock();
         loop {
             for (at, (tunnel, ..)) in self.ends.iter_mut().enumerate() {
-                let transmit = &mut |_: Way, bytes: &[u8]| {
+                let transmit = &mut |_: PeerPath, bytes: &[u8]| {
                     flying.push((1 - at, bytes.to_vec()));
                 };
                 let silences = &mut self.silences;
@@ -126,8 +131,16 @@ impl Pair {
         let mut flying = Vec::new();
         let clock = self.clock();
         let (tunnel, peer, _) = &mut self.ends[from];
-        let transmit = &mut |_: Way, bytes: &[u8]| flying.push((1 - from, bytes.to_vec()));
-        let sent = tunnel.send(clock.mono, *peer, lane, Kind::Ip, 7, &[9; 100], transmit);
+        let transmit = &mut |_: PeerPath, bytes: &[u8]| flying.push((1 - from, bytes.to_vec()));
+        let sent = tunnel.send(
+            clock.mono,
+            *peer,
+            lane,
+            PayloadKind::Ip,
+            7,
+            &[9; 100],
+            transmit,
+        );
         self.carry(flying);
         sent.is_ok()
     }
@@ -177,7 +190,7 @@ fn a_probe_that_is_too_long_for_the_path_is_no_silence() {
                 }
             };
             run(&mut pair, 30_000 + phase);
-            pair.ends[0].2 = Way::from(SocketAddr::from(([198, 51, 100, 2], 50_000)));
+            pair.ends[0].2 = PeerPath::from(SocketAddr::from(([198, 51, 100, 2], 50_000)));
             assert!(pair.send(0, 0));
             run(&mut pair, 30_000);
             let seen = (pair.silences, pair.initiations);
@@ -203,7 +216,7 @@ fn handshake_messages(control: &mut TunnelControl) -> Vec<Datagram> {
 fn a_late_answer_does_not_raise_the_new_paths_mtu() {
     let mut random = Seeded(6);
     let [here, there, elsewhere] =
-        [2, 5, 9].map(|host| Way::from(SocketAddr::from(([192, 0, 2, host], 6180))));
+        [2, 5, 9].map(|host| PeerPath::from(SocketAddr::from(([192, 0, 2, host], 6180))));
     let now = Now {
         mono: Instant::ORIGIN,
         unix: Duration::from_secs(1_700_000_000),
@@ -216,11 +229,11 @@ fn a_late_answer_does_not_raise_the_new_paths_mtu() {
         .clone()
         .map(|secret| TunnelControl::new(secret, LoadLimits::default()));
     let config = PeerConfig {
-        addresses: vec![there],
-        ..PeerConfig::causeway(secrets[1].public(), Dial::Always)
+        paths: vec![there],
+        ..PeerConfig::causeway(secrets[1].public(), InitiationPolicy::Always)
     };
     let peer = one.add_peer(now.mono, config);
-    let config = PeerConfig::causeway(secrets[0].public(), Dial::Never);
+    let config = PeerConfig::causeway(secrets[0].public(), InitiationPolicy::Never);
     two.add_peer(now.mono, config);
     one.handle_timeout(now, &mut random);
     for datagram in handshake_messages(&mut one) {
@@ -239,17 +252,17 @@ fn a_late_answer_does_not_raise_the_new_paths_mtu() {
     one.report_received(now.mono, peer, heard);
     one.handle_timeout(now, &mut random);
     let probe = std::iter::from_fn(|| one.poll_output()).find_map(|output| match output {
-        Output::Word {
-            word: Word::Echo { token, size },
+        Output::ControlMessage {
+            message: ControlMessage::Echo { token, size },
             ..
         } if size > 0 => Some((token, size)),
         _ => None,
     });
     let (token, size) = probe.expect("the first size is tried");
-    let reply = Word::EchoReply { token, size };
+    let reply = ControlMessage::EchoReply { token, size };
     let max = |control: &TunnelControl| control.status(now.mono, peer).unwrap().max_datagram;
-    one.moved(now.mono, peer, elsewhere);
-    one.control_word(now.mono, peer, reply);
+    one.move_peer(now.mono, peer, elsewhere);
+    one.handle_control_message(now.mono, peer, reply);
     assert_eq!(max(&one), MIN_DATAGRAM);
 }
 
@@ -259,16 +272,24 @@ fn a_late_datagram_of_another_lane_does_not_keep_the_old_address() {
     let mut pair = Pair::new(2);
     pair.carry(Vec::new());
     let (clock, old) = (pair.clock(), pair.ends[0].2);
-    let new = Way::from(SocketAddr::from(([198, 51, 100, 2], 50_000)));
+    let new = PeerPath::from(SocketAddr::from(([198, 51, 100, 2], 50_000)));
     let seal = |pair: &mut Pair, from: usize, lane: usize| {
         let (tunnel, peer, _) = &mut pair.ends[from];
         let mut sent = None;
-        let transmit = &mut |to: Way, bytes: &[u8]| sent = Some((to, bytes.to_vec()));
-        let taken = tunnel.send(clock.mono, *peer, lane, Kind::Ip, 7, &[9; 100], transmit);
+        let transmit = &mut |to: PeerPath, bytes: &[u8]| sent = Some((to, bytes.to_vec()));
+        let taken = tunnel.send(
+            clock.mono,
+            *peer,
+            lane,
+            PayloadKind::Ip,
+            7,
+            &[9; 100],
+            transmit,
+        );
         assert!(taken.is_ok());
         sent.expect("a datagram")
     };
-    let arrive = |pair: &mut Pair, from: Way, mut bytes: Vec<u8>| {
+    let arrive = |pair: &mut Pair, from: PeerPath, mut bytes: Vec<u8>| {
         let Pair { ends, random, .. } = pair;
         let provider = &mut ends[1].0;
         let taken = provider.receive(clock, from, &mut bytes, random, &mut |_, _| {});
@@ -292,7 +313,7 @@ fn a_late_answer_moves_only_an_end_that_roams() {
         let mut random = Seeded(11);
         let secrets = [1, 2].map(|_| SecretKey::generate(&mut random));
         let [old, new, there] =
-            [2, 3, 5].map(|host| Way::from(SocketAddr::from(([192, 0, 2, host], 6180))));
+            [2, 3, 5].map(|host| PeerPath::from(SocketAddr::from(([192, 0, 2, host], 6180))));
         let at = |ms: u64| Now {
             mono: Instant::from_nanos((1000 + ms) * MS),
             unix: Duration::from_millis(1_700_000_000_000 + ms),
@@ -303,12 +324,12 @@ fn a_late_answer_moves_only_an_end_that_roams() {
         let peer = one.add_peer(
             at(0).mono,
             PeerConfig {
-                addresses: vec![old],
+                paths: vec![old],
                 roams,
-                ..config(1, Dial::Always)
+                ..config(1, InitiationPolicy::Always)
             },
         );
-        other.add_peer(at(0).mono, config(0, Dial::Never));
+        other.add_peer(at(0).mono, config(0, InitiationPolicy::Never));
         let messages = |control: &mut TunnelControl| -> Vec<Datagram> {
             std::iter::from_fn(|| control.poll_output())
                 .filter_map(|output| match output {
@@ -322,13 +343,13 @@ fn a_late_answer_moves_only_an_end_that_roams() {
         let answered = other.handle_datagram(at(2), there, initiation[0].as_bytes(), &mut random);
         assert!(answered.is_ok());
         let answer = messages(&mut other);
-        one.set_addresses(at(3).mono, peer, vec![new]);
-        one.moved(at(3).mono, peer, new);
+        one.set_paths(at(3).mono, peer, vec![new]);
+        one.move_peer(at(3).mono, peer, new);
         messages(&mut one);
         let taken = one.handle_datagram(at(4), old, answer[0].as_bytes(), &mut random);
         assert_eq!(taken.expect("of a handshake that goes on"), peer);
         let status = one.status(at(4).mono, peer).expect("a peer");
         assert!(status.down.is_none(), "the session is made all the same");
-        assert_eq!(status.address, Some(if roams { old } else { new }));
+        assert_eq!(status.path, Some(if roams { old } else { new }));
     }
 }

@@ -196,7 +196,7 @@ pub struct Setup {
     /// Our bounds on handshakes.
     pub load: LoadLimits,
     /// Our timers.
-    pub timers: tunnel::Timers,
+    pub timers: tunnel::TimerConfig,
 }
 
 impl Default for Setup {
@@ -210,7 +210,7 @@ impl Default for Setup {
             we_have_their_key: true,
             they_have_our_key: true,
             load: LoadLimits::default(),
-            timers: tunnel::Timers::wireguard(),
+            timers: tunnel::TimerConfig::wireguard(),
         }
     }
 }

@@ -12,8 +12,8 @@ use std::{
 };
 
 use tunnel::{
-    Event, Kind, Now, Payload, PeerConfig, PeerId, PeerStatus, PresharedKey, PublicKey,
-    RejoinLimits, RxStats, SecretKey, Tunnel, Way,
+    Event, Now, Payload, PayloadKind, PeerConfig, PeerId, PeerPath, PeerStatus, PresharedKey,
+    PublicKey, ReassemblyLimits, RxStats, SecretKey, Tunnel,
 };
 
 use super::{OUR_HOST, OURS, Os, Setup, bind, inside};
@@ -85,7 +85,7 @@ impl Ours {
             .set_nonblocking(true)
             .expect("a socket can be made so");
         let started = Instant::now();
-        let mut tunnel = Tunnel::new(secret, setup.load, RejoinLimits::default());
+        let mut tunnel = Tunnel::new(secret, setup.load, ReassemblyLimits::default());
         let psk = |bytes: Option<[u8; 32]>| {
             bytes.map_or_else(PresharedKey::none, PresharedKey::from_bytes)
         };
@@ -93,9 +93,9 @@ impl Ours {
             tunnel::Instant::ORIGIN,
             PeerConfig {
                 preshared_key: psk(setup.our_psk),
-                addresses: setup
+                paths: setup
                     .we_know_them
-                    .then(|| Way::from(setup.underlay.theirs()))
+                    .then(|| PeerPath::from(setup.underlay.theirs()))
                     .into_iter()
                     .collect(),
                 timers: setup.timers,
@@ -387,9 +387,9 @@ impl Shared {
         let _ = nix::poll::poll(&mut fds, within);
     }
 
-    fn transmit(&self, notes: &mut Vec<(SocketAddr, Vec<u8>)>, way: Way, bytes: &[u8]) {
+    fn transmit(&self, notes: &mut Vec<(SocketAddr, Vec<u8>)>, way: PeerPath, bytes: &[u8]) {
         // There are no gateways here.
-        let Way::Direct(to) = way else { return };
+        let PeerPath::Direct(to) = way else { return };
         if let Err(e) = self.socket.send_to(bytes, to) {
             println!("sending {} bytes to {to}: {e}", bytes.len());
         }
@@ -437,7 +437,7 @@ impl Shared {
             self.now().mono,
             state.peer,
             0,
-            Kind::Ip,
+            PayloadKind::Ip,
             0,
             &packet,
             &mut |to, bytes| self.transmit(&mut sent, to, bytes),
@@ -474,8 +474,8 @@ impl Shared {
             random,
             &mut |_, payload| match payload {
                 Payload::Ip(packet) => packets.push(packet.to_vec()),
-                Payload::Bad(content) => bad = Some(content),
-                Payload::Keepalive | Payload::Packet { .. } | Payload::Piece => {}
+                Payload::Invalid(content) => bad = Some(content),
+                Payload::Keepalive | Payload::Packet { .. } | Payload::Fragment => {}
                 Payload::Control(_) => {}
             },
         );

@@ -12,7 +12,7 @@ use std::{
 use causeway_tests::wireguard::{
     Implementation, OUR_HOST, Setup, Stand, THEIR_HOST, Underlay, inside,
 };
-use tunnel::{Backoff, Event, LoadLimits, Timers, WhyDown};
+use tunnel::{Backoff, DownReason, Event, LoadLimits, TimerConfig};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -33,15 +33,15 @@ fn theirs() -> [IpAddr; 2] {
     inside(THEIR_HOST)
 }
 
-/// Timers that try again soon, for tests that wait for attempts to fail.
-fn eager() -> Timers {
-    Timers {
+/// TimerConfig that try again soon, for tests that wait for attempts to fail.
+fn eager() -> TimerConfig {
+    TimerConfig {
         backoff: Backoff {
             first: 300 * MILLISECOND,
             max: 300 * MILLISECOND,
             spread_percent: 10,
         },
-        ..Timers::wireguard()
+        ..TimerConfig::wireguard()
     }
 }
 
@@ -113,7 +113,7 @@ fn we_initiate(implementation: Implementation) {
         });
         exchange(&stand);
         let status = stand.ours.status();
-        assert_eq!(status.address, Some(underlay.theirs().into()));
+        assert_eq!(status.path, Some(underlay.theirs().into()));
         assert_eq!(status.down, None);
         let status = stand.theirs.status();
         assert_eq!(status.endpoint, underlay.ours().to_string());
@@ -143,7 +143,7 @@ fn they_initiate(implementation: Implementation) {
             assert_eq!(state.control().answered, state.received_of(INITIATION));
         });
         exchange(&stand);
-        assert_eq!(stand.ours.status().address, Some(underlay.theirs().into()));
+        assert_eq!(stand.ours.status().path, Some(underlay.theirs().into()));
     }
 }
 
@@ -171,10 +171,13 @@ fn a_wrong_shared_key_gives_no_session(implementation: Implementation) {
                     .ours
                     .ping(theirs()[0], 1, Duration::ZERO, &[84], MILLISECOND);
                 stand.ours.wait("two refused responses", SOON, |state| {
-                    state.control().unauthentic >= 2
+                    state.control().authentication_failures >= 2
                 });
                 let down = stand.ours.status().down;
-                assert!(matches!(down, Some(WhyDown::BadAnswers { .. })), "{down:?}");
+                assert!(
+                    matches!(down, Some(DownReason::InvalidAnswers { .. })),
+                    "{down:?}"
+                );
             } else {
                 // They get a response of ours, and are not to believe it.
                 let (came, said) = stand.theirs.ping(ours()[0], 5, "0.1", 84);
@@ -209,7 +212,7 @@ fn an_unknown_key_gets_no_answer(implementation: Implementation) {
     let (came, said) = stand.theirs.ping(ours()[0], 5, "0.1", 84);
     assert_eq!(came, 0, "{said}");
     stand.ours.wait("a refused initiation", SOON, |state| {
-        state.control().unauthentic >= 1
+        state.control().authentication_failures >= 1
     });
     stand.ours.look(|state| {
         assert!(state.sent.is_empty(), "silence: {:?}", state.sent);
@@ -237,7 +240,10 @@ fn an_unknown_key_gets_no_answer(implementation: Implementation) {
         state.sent_of(INITIATION) >= 3
     });
     let down = stand.ours.status().down;
-    assert!(matches!(down, Some(WhyDown::NoAnswer { .. })), "{down:?}");
+    assert!(
+        matches!(down, Some(DownReason::NoAnswer { .. })),
+        "{down:?}"
+    );
     stand.ours.look(|state| {
         assert!(state.received.is_empty(), "silence: {:?}", state.received);
     });
@@ -270,7 +276,7 @@ fn an_unknown_key_gets_no_answer(implementation: Implementation) {
 fn under_load_a_cookie_lets_them_in(implementation: Implementation) {
     let setup = Setup {
         load: LoadLimits {
-            calm_per_second: 0,
+            cookie_threshold: 0,
             ..LoadLimits::default()
         },
         we_know_them: false,
@@ -297,7 +303,7 @@ fn under_load_a_cookie_lets_them_in(implementation: Implementation) {
     // Our own initiation under our own load: their response is asked for a cookie too.
     let setup = Setup {
         load: LoadLimits {
-            calm_per_second: 0,
+            cookie_threshold: 0,
             ..LoadLimits::default()
         },
         they_know_us: false,
@@ -369,7 +375,7 @@ fn a_replayed_datagram_is_refused_and_counted(implementation: Implementation) {
             assert_eq!(state.strays(), 0, "a replayed answer was delivered");
         });
         assert_eq!(
-            stand.ours.status().address,
+            stand.ours.status().path,
             Some(Underlay::V4.theirs().into()),
             "a replay from elsewhere moves nobody"
         );
@@ -392,9 +398,9 @@ fn three_rekeys_lose_nothing(implementation: Implementation) {
         our_psk: Some(PSK),
         their_psk: Some(PSK),
         they_know_us: false,
-        timers: Timers {
+        timers: TimerConfig {
             rekey_after: 3 * SECOND,
-            ..Timers::wireguard()
+            ..TimerConfig::wireguard()
         },
         ..Setup::default()
     };
@@ -449,8 +455,8 @@ fn an_end_that_starts_again_is_back(implementation: Implementation) {
 
     // Only we speak: we notice by silence.
     for timers in [
-        Timers::wireguard(),
-        Timers {
+        TimerConfig::wireguard(),
+        TimerConfig {
             silence: SECOND,
             ..eager()
         },
@@ -480,7 +486,7 @@ fn an_end_that_starts_again_is_back(implementation: Implementation) {
 fn under_their_load_we_come_with_a_cookie(implementation: Implementation) {
     let setup = Setup {
         they_know_us: false,
-        timers: Timers {
+        timers: TimerConfig {
             rekey_after: SECOND,
             ..eager()
         },

@@ -1024,13 +1024,13 @@ fn ip(text: &str) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use failover::{Net, NetworkOf, Plan, Target, TenantOf};
+    use failover::{IpPrefix, NetworkContext, Plan, RuleTarget, TenantContext};
 
     use super::*;
 
     /// A tenant of `full` as its provider's appliance has it.
-    fn tenant_of(t: &Topology, failover: &Failover) -> TenantOf {
-        let net = |c: &Cidr| c.to_string().parse::<Net>().unwrap();
+    fn tenant_of(t: &Topology, failover: &Failover) -> TenantContext {
+        let net = |c: &Cidr| c.to_string().parse::<IpPrefix>().unwrap();
         let mut appliances = t.appliances.iter();
         let appliance = appliances.find(|a| a.host == failover.appliance).unwrap();
         let mut tenants = appliance.tenants.iter();
@@ -1039,21 +1039,21 @@ mod tests {
             .networks
             .iter()
             .partition(|n| n.tenant == failover.tenant);
-        TenantOf {
+        TenantContext {
             name: tenant.name.clone(),
             allocation: tenant.public.iter().map(net).collect(),
-            seen_as: tenant.nat.clone(),
-            taken: Vec::new(),
+            nat_addresses: tenant.nat.clone(),
+            reserved: Vec::new(),
             networks: own
                 .into_iter()
-                .map(|n| NetworkOf {
+                .map(|n| NetworkContext {
                     name: n.name.clone(),
                     prefixes: n.prefixes.iter().map(net).collect(),
                     gateways: n.gateway.clone(),
-                    outside: false,
+                    excluded: false,
                 })
                 .collect(),
-            others: others.iter().map(|n| n.name.clone()).collect(),
+            other_networks: others.iter().map(|n| n.name.clone()).collect(),
         }
     }
 
@@ -1069,7 +1069,7 @@ mod tests {
                 let replicas = t.machines.iter().filter(|m| m.tenant == tenant.name);
                 let mut addresses = replicas.flat_map(|m| &m.addresses);
                 assert!(addresses.any(|a| *a == rule.internal_ip()), "{rule}");
-                assert!(matches!(rule.target(), Target::Ports { .. }));
+                assert!(matches!(rule.target(), RuleTarget::Ports { .. }));
             }
         }
     }

@@ -59,7 +59,7 @@ pub(in crate::daemon) fn switch(
         state: state.clone(),
         kind: step.kind,
         changes: match (doing.plan(), &plan, step.kind) {
-            (Some(old), Some(new), Kind::Update) => old.changes(new),
+            (Some(old), Some(new), Kind::Update) => old.diff(new),
             _ => Vec::new(),
         },
     };

@@ -1,7 +1,7 @@
 //! Modes and maintenance: what the operator asks, decided by the crate `failover`.
 
 use failover::{
-    Plan, TenantOf,
+    Plan, TenantContext,
     mode::{Circumstances, Goal, Kind, Unfit},
 };
 use serde_json::json;
@@ -182,7 +182,7 @@ impl Daemon {
     }
 
     /// What a plan of a tenant is checked against.
-    pub(super) fn plan_context(&self, tenant: &str) -> Result<TenantOf, Refusal> {
+    pub(super) fn plan_context(&self, tenant: &str) -> Result<TenantContext, Refusal> {
         reconcile::tenant_of(&self.in_force.config, &self.snapshot, tenant)
             .ok_or_else(|| Refusal::new("not-found", format!("there is no tenant {tenant:?}")))
     }

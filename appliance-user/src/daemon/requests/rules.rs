@@ -1,6 +1,6 @@
 //! Public IP rules of the plan in force: added, removed, listed, checked.
 
-use failover::{Change, Problem, Rule, RuleSet};
+use failover::{Rule, RuleChange, RuleProblem, RuleSet};
 use serde_json::{Value, json};
 
 use super::Answer;
@@ -14,19 +14,23 @@ use crate::{
 impl Daemon {
     pub(super) fn rule_add(&mut self, tenant: Option<&str>, rules: Vec<Rule>) -> Answer {
         let names: Vec<String> = rules.iter().map(|r| r.name().to_owned()).collect();
-        let changes = rules.into_iter().map(Change::Add).collect();
+        let changes = rules.into_iter().map(RuleChange::Add).collect();
         self.change_rules(tenant, changes)?;
         Ok(json!({ "added": names }))
     }
 
     pub(super) fn rule_remove(&mut self, tenant: Option<&str>, names: Vec<String>) -> Answer {
-        let changes = names.iter().cloned().map(Change::Remove).collect();
+        let changes = names.iter().cloned().map(RuleChange::Remove).collect();
         self.change_rules(tenant, changes)?;
         Ok(json!({ "removed": names }))
     }
 
     /// Changes the rules of the plan in force, all or none.
-    fn change_rules(&mut self, tenant: Option<&str>, changes: Vec<Change>) -> Result<(), Refusal> {
+    fn change_rules(
+        &mut self,
+        tenant: Option<&str>,
+        changes: Vec<RuleChange>,
+    ) -> Result<(), Refusal> {
         let tenant = self.one_tenant(tenant)?;
         let count = changes.len();
         let proposal = self.with_rules(&tenant, changes)?;
@@ -35,7 +39,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn with_rules(&self, tenant: &str, changes: Vec<Change>) -> Result<Proposal, Refusal> {
+    fn with_rules(&self, tenant: &str, changes: Vec<RuleChange>) -> Result<Proposal, Refusal> {
         let state = &self.in_force.state;
         let Some(plan) = self.plan(tenant) else {
             return Err(Refusal::new(
@@ -48,7 +52,7 @@ impl Daemon {
             ));
         };
         let plan = plan
-            .change(&self.plan_context(tenant)?, changes)
+            .apply(&self.plan_context(tenant)?, changes)
             .map_err(|problems| Refusal::new("invalid", lines(&problems)))?;
         let mut new = state.clone();
         let mode = new.modes.entry(tenant.to_owned()).or_default();
@@ -75,8 +79,8 @@ impl Daemon {
         let count = rules.len();
         let result = match self.plan(&tenant) {
             Some(plan) => {
-                let changes = rules.into_iter().map(Change::Add).collect();
-                plan.change(&context, changes).map(drop)
+                let changes = rules.into_iter().map(RuleChange::Add).collect();
+                plan.apply(&context, changes).map(drop)
             }
             None => RuleSet::new(&context, rules).map(drop),
         };
@@ -86,7 +90,7 @@ impl Daemon {
     }
 }
 
-fn lines(problems: &[Problem]) -> String {
+fn lines(problems: &[RuleProblem]) -> String {
     let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
     lines.join("\n")
 }

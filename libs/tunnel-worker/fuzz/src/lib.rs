@@ -24,8 +24,8 @@ use appliance_common::{
 };
 use fuzzing::{Input, Target};
 use tunnel::{
-    Framing, Kind,
-    segment::{Header, Word},
+    Framing, PayloadKind,
+    segment::{ControlMessage, Header},
 };
 use tunnel_worker::{
     pipeline::{Command, LaneAssignment, PeerLanes, PeerRoute},
@@ -227,8 +227,12 @@ fn content(input: &mut Input<'_>) -> Vec<u8> {
     }
     match form >> 4 & 3 {
         0 => packet,
-        1 => [&Header::whole(Kind::Ip, OTHER).to_bytes()[..], &packet].concat(),
-        _ => [&Header::whole(Kind::Ip, VNI).to_bytes()[..], &packet].concat(),
+        1 => [
+            &Header::whole(PayloadKind::Ip, OTHER).to_bytes()[..],
+            &packet,
+        ]
+        .concat(),
+        _ => [&Header::whole(PayloadKind::Ip, VNI).to_bytes()[..], &packet].concat(),
     }
 }
 
@@ -271,7 +275,7 @@ fn order(
             provider.order(now, Command::Neighbour(HostKey { vni, address }, None));
         }
         _ => {
-            let word = Word::Echo {
+            let word = ControlMessage::Echo {
                 token: u64::from(value),
                 size: 0,
             };

@@ -11,7 +11,7 @@ use gateway_client::{
     reach::{self, At, GatewayState, Reach, Settings},
     wire::{CircuitId, Datagram, ID_BYTES, Key, MESSAGE_BYTES, Side},
 };
-use tunnel::{Instant, Now, Way};
+use tunnel::{Instant, Now, PeerPath};
 
 use super::streams::TlsSpec;
 use crate::clock;
@@ -126,10 +126,10 @@ impl Circuit {
     }
 
     /// The way by the gateway that is chosen and works by UDP.
-    pub fn udp(&self) -> Option<Way> {
+    pub fn udp(&self) -> Option<PeerPath> {
         let gateway = self.reach.used().filter(|_| !self.awaits())?.address;
         let id = self.id().number();
-        Some(Way::Circuit { gateway, id })
+        Some(PeerPath::Circuit { gateway, id })
     }
 
     /// Whether the other end says by which gateway.
@@ -138,7 +138,7 @@ impl Circuit {
     }
 
     /// Whether a way is one of this circuit.
-    pub fn is_by(&self, way: Way) -> bool {
+    pub fn is_by(&self, way: PeerPath) -> bool {
         way.circuit() == Some(self.id().number())
     }
 

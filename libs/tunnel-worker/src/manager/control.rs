@@ -64,7 +64,7 @@ impl DerefMut for Control {
 
 #[cfg(test)]
 mod tests {
-    use tunnel::{Dial, LoadLimits, PeerConfig, SecretKey};
+    use tunnel::{InitiationPolicy, LoadLimits, PeerConfig, SecretKey};
 
     use super::*;
 
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(control.next_deadline(), None);
         assert!(control.poll_output().is_none() && control.status(now(), id_of_none()).is_none());
         assert!(!control.touched(), "to look changes nothing");
-        let peer = PeerConfig::causeway(secret(2).public(), Dial::Always);
+        let peer = PeerConfig::causeway(secret(2).public(), InitiationPolicy::Always);
         let id = control.add_peer(now(), peer);
         assert_eq!(control.next_deadline(), Some(now()), "it dials at once");
         assert!(control.touched() && !control.touched());
@@ -96,6 +96,6 @@ mod tests {
     fn id_of_none() -> tunnel::PeerId {
         let mut other = TunnelControl::new(SecretKey::from_bytes(&[3; 32]), LoadLimits::default());
         let key = SecretKey::from_bytes(&[4; 32]).public();
-        other.add_peer(now(), PeerConfig::causeway(key, Dial::Never))
+        other.add_peer(now(), PeerConfig::causeway(key, InitiationPolicy::Never))
     }
 }

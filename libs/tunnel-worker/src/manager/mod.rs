@@ -26,9 +26,9 @@ use gateway_client::{reach::GatewayState, wire::CircuitId};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::{io::unix::AsyncFd, net::UdpSocket};
 use tunnel::{
-    Cipher, CipherChoice, Dial, Instant, LoadLimits, Measured, Now, Output, PeerConfig, PeerId,
-    PmtuConfig, PresharedKey, PublicKey, RxActivity, RxStats, SecretKey, Tai64n, Timers,
-    TunnelControl, TxActivity, Way, WhyDown, bench_cipher, control::ControlStats,
+    Cipher, CipherChoice, CipherTimings, DownReason, InitiationPolicy, Instant, LoadLimits, Now,
+    Output, PeerConfig, PeerId, PeerPath, PmtuConfig, PresharedKey, PublicKey, RxActivity, RxStats,
+    SecretKey, Tai64n, TimerConfig, TunnelControl, TxActivity, bench_cipher, control::ControlStats,
 };
 
 mod circuits;
@@ -132,7 +132,7 @@ pub struct PeerSpec {
     /// The circuit by which it is reached instead.
     pub circuit: Option<CircuitSpec>,
     /// Who dials.
-    pub dial: Dial,
+    pub dial: InitiationPolicy,
     /// What it is.
     pub protocol: PeerProtocol,
     /// Timestamp of the newest handshake sent to it, from storage.
@@ -202,7 +202,7 @@ pub struct PeerStatus {
     /// Its identity.
     pub public_key: PublicKey,
     /// Where data goes.
-    pub way: Option<Way>,
+    pub way: Option<PeerPath>,
     /// The gateway by which it goes; `None`: by none.
     pub via: Option<String>,
     /// The gateways, if it is reached by such.
@@ -247,7 +247,7 @@ pub struct HostActivity {
 struct End {
     spec: PeerSpec,
     id: PeerId,
-    way: Option<Way>,
+    way: Option<PeerPath>,
     circuit: Option<Circuit>,
     /// Where a tunnel over TLS may take the place of UDP.
     fallback: Option<Fallback>,
@@ -278,9 +278,9 @@ impl End {
 
     /// Whether data is to go by the way that an authentic message came. An end that chooses its gateway says itself by
     /// which; and what came by another's circuit, or past the gateways, was brought there by somebody else.
-    fn may_move_to(&self, way: Way) -> bool {
+    fn may_move_to(&self, way: PeerPath) -> bool {
         match &self.circuit {
-            None => matches!(way, Way::Direct(_)),
+            None => matches!(way, PeerPath::Direct(_)),
             Some(circuit) => circuit.awaits() && circuit.is_by(way),
         }
     }
@@ -344,7 +344,7 @@ pub struct TunnelManager {
 
 /// Seals with both ciphers and takes the time: the CPU's, not the clock's, and the best of several rounds,
 /// so that a machine that is busy or held up chooses as an idle one does.
-fn measure() -> Measured {
+fn measure() -> CipherTimings {
     let time = |cipher| {
         (0..8)
             .map(|_| {
@@ -355,7 +355,7 @@ fn measure() -> Measured {
             .min()
             .unwrap_or_default()
     };
-    Measured {
+    CipherTimings {
         chacha20_poly1305: time(Cipher::ChaCha20Poly1305),
         aes_256_gcm: time(Cipher::Aes256Gcm),
     }
@@ -507,8 +507,13 @@ impl TunnelManager {
                             }
                         }
                         _ => {
-                            let ways = spec.addresses.iter().copied().map(Way::Direct).collect();
-                            self.control.set_addresses(now, end.id, ways);
+                            let ways = spec
+                                .addresses
+                                .iter()
+                                .copied()
+                                .map(PeerPath::Direct)
+                                .collect();
+                            self.control.set_paths(now, end.id, ways);
                         }
                     }
                     end.spec = spec;
@@ -567,9 +572,9 @@ impl TunnelManager {
                 ..PeerConfig::causeway(spec.public_key, spec.dial)
             },
             PeerProtocol::WireGuard { keepalive, .. } => PeerConfig {
-                timers: Timers {
+                timers: TimerConfig {
                     persistent_keepalive: *keepalive,
-                    ..Timers::wireguard()
+                    ..TimerConfig::wireguard()
                 },
                 ..PeerConfig::wireguard(spec.public_key)
             },
@@ -577,7 +582,12 @@ impl TunnelManager {
         config.max_datagram = config.max_datagram.min(ceiling);
         config.roams = circuit.is_none();
         config.preshared_key = spec.preshared_key.clone();
-        config.addresses = spec.addresses.iter().copied().map(Way::Direct).collect();
+        config.paths = spec
+            .addresses
+            .iter()
+            .copied()
+            .map(PeerPath::Direct)
+            .collect();
         config.timestamp = spec.timestamp;
         let id = self.control.add_peer(now, config);
         for worker in &mut self.workers {
@@ -786,7 +796,7 @@ impl TunnelManager {
                 let status = self.control.status(now, end.id)?;
                 let header = match end.spec.protocol {
                     PeerProtocol::WireGuard { .. } => 0,
-                    PeerProtocol::Appliance if status.searching || status.down.is_some() => {
+                    PeerProtocol::Appliance if status.pmtu_searching || status.down.is_some() => {
                         return None;
                     }
                     PeerProtocol::Appliance => tunnel::segment::HEADER_BYTES,
@@ -908,7 +918,7 @@ impl TunnelManager {
             return;
         };
         let outer = end.way.and_then(|way| {
-            if let (Way::Stream(id), Some(circuit)) = (way, &end.circuit) {
+            if let (PeerPath::Stream(id), Some(circuit)) = (way, &end.circuit) {
                 return self
                     .streams
                     .is_live(circuit.id())
@@ -1060,19 +1070,19 @@ impl TunnelManager {
                     continue;
                 }
                 let (way, message) = match circuit_id(datagram) {
-                    None => (Way::Direct(from), datagram),
+                    None => (PeerPath::Direct(from), datagram),
                     Some(id) => (
-                        Way::Circuit { gateway: from, id },
+                        PeerPath::Circuit { gateway: from, id },
                         &datagram[CIRCUIT_ID_LEN..],
                     ),
                 };
                 // Directly, or from a gateway by a circuit that is here.
                 let is_known = match way {
-                    Way::Circuit { gateway, id } => CircuitId::new(id.get())
+                    PeerPath::Circuit { gateway, id } => CircuitId::new(id.get())
                         .and_then(|id| self.by_circuit.get(&id))
                         .and_then(|slot| self.ends.get(slot)?.circuit.as_ref())
                         .is_some_and(|circuit| circuit.gateway(gateway).is_some()),
-                    Way::Direct(_) | Way::Stream(_) => true,
+                    PeerPath::Direct(_) | PeerPath::Stream(_) => true,
                 };
                 if !is_known {
                     tracing::debug!(%way, "a handshake message by a circuit that is not here");
@@ -1095,7 +1105,7 @@ impl TunnelManager {
         }
         let (control, random) = (&mut self.control, &mut self.random);
         self.streams.messages(|circuit, message| {
-            let way = Way::Stream(circuit.number());
+            let way = PeerPath::Stream(circuit.number());
             let handled = control.handle_datagram(now, way, message, random);
             if let Err(error) = handled {
                 tracing::debug!(%circuit, %error, "handshake message over TLS refused");
@@ -1124,21 +1134,21 @@ impl TunnelManager {
                 };
                 match event {
                     Event::SessionConfirmed { index, .. } => {
-                        self.control.confirmed(now, end.id, index)
+                        self.control.confirm_session(now, end.id, index)
                     }
                     Event::PeerMoved { way, .. } if end.may_move_to(way) => {
-                        if let (Some(circuit), Way::Circuit { gateway, .. }) =
+                        if let (Some(circuit), PeerPath::Circuit { gateway, .. }) =
                             (&mut end.circuit, way)
                         {
                             circuit.heard_by(gateway);
                         }
-                        self.control.moved(now, end.id, way);
+                        self.control.move_peer(now, end.id, way);
                     }
                     Event::PeerMoved { way, .. } => {
                         tracing::debug!(peer = end.spec.name, %way, "heard by a way that is not taken");
                     }
                     Event::ControlMessage { word, .. } => {
-                        self.control.control_word(now, end.id, word)
+                        self.control.handle_control_message(now, end.id, word)
                     }
                     Event::Activity { tx, rx, stats, .. } => {
                         if end.silent && rx.last_received > end.rx[number].last_received {
@@ -1260,7 +1270,7 @@ impl TunnelManager {
                         worker.command(Command::Retire(slot, index));
                     }
                 }
-                Output::Address { peer, address: way } => {
+                Output::Path { peer, path: way } => {
                     if let Some((slot, end)) = end(&self.by_id, &mut self.ends, peer) {
                         end.way = Some(way);
                         moved = true;
@@ -1280,7 +1290,11 @@ impl TunnelManager {
                     }
                 }
                 Output::Keepalive { peer } => self.say(peer, Command::Keepalive),
-                Output::Word { peer, word, pad_to } => {
+                Output::ControlMessage {
+                    peer,
+                    message: word,
+                    pad_to,
+                } => {
                     self.say(peer, |slot| Command::ControlMessage(slot, word, pad_to));
                 }
                 Output::Event { peer, event } => {
@@ -1347,8 +1361,8 @@ impl TunnelManager {
             }
             let id = end.id;
             tracing::info!(peer = end.spec.name, %way, "the tunnel goes this way");
-            self.control.set_addresses(now.mono, id, vec![way]);
-            self.control.moved(now.mono, id, way);
+            self.control.set_paths(now.mono, id, vec![way]);
+            self.control.move_peer(now.mono, id, way);
             moved |= self.outputs(maps);
             // So that the other end hears it there before there is anything to say.
             self.say(id, Command::Keepalive);
@@ -1357,7 +1371,7 @@ impl TunnelManager {
     }
 
     /// Lets a circuit's end do what is due; the way that its tunnel is to go, if it is this end's choice and there is one.
-    fn choose(&mut self, slot: u32, now: Now) -> Option<Way> {
+    fn choose(&mut self, slot: u32, now: Now) -> Option<PeerPath> {
         let end = self.ends.get_mut(&slot)?;
         let circuit = end.circuit.as_mut()?;
         circuit.drive(now, end.silent);
@@ -1367,7 +1381,7 @@ impl TunnelManager {
         };
         let down = self.control.status(now.mono, end.id).and_then(|s| s.down);
         let unanswered =
-            matches!(down, Some(WhyDown::NoAnswer { attempts }) if attempts >= UNANSWERED);
+            matches!(down, Some(DownReason::NoAnswer { attempts }) if attempts >= UNANSWERED);
         let seen = Seen {
             udp: udp.is_some(),
             stream: self.streams.is_live(id),
@@ -1403,16 +1417,16 @@ impl TunnelManager {
         }
         match by? {
             By::Udp => udp,
-            By::Stream => Some(Way::Stream(id.number())),
+            By::Stream => Some(PeerPath::Stream(id.number())),
         }
     }
 
-    fn transmit(&mut self, way: Way, datagram: &[u8]) {
+    fn transmit(&mut self, way: PeerPath, datagram: &[u8]) {
         self.stamped = true;
         let mut buffer = [0; CIRCUIT_ID_LEN + LONGEST_HANDSHAKE];
         match way {
-            Way::Direct(to) => self.send(to, datagram),
-            Way::Circuit { gateway, id } => {
+            PeerPath::Direct(to) => self.send(to, datagram),
+            PeerPath::Circuit { gateway, id } => {
                 let len = CIRCUIT_ID_LEN + datagram.len();
                 let Some(message) = buffer.get_mut(..len) else {
                     return;
@@ -1421,7 +1435,7 @@ impl TunnelManager {
                 message[CIRCUIT_ID_LEN..].copy_from_slice(datagram);
                 self.send(gateway, message);
             }
-            Way::Stream(id) => {
+            PeerPath::Stream(id) => {
                 if !self.streams.send(id, datagram) {
                     self.send_errors += 1;
                 }
@@ -1502,7 +1516,7 @@ impl TunnelManager {
         };
         Some(PeerStatus {
             public_key: end.spec.public_key,
-            way: status.address,
+            way: status.path,
             via: self.via(end),
             stream: end
                 .circuit
@@ -1538,16 +1552,16 @@ impl TunnelManager {
     fn via(&self, end: &End) -> Option<String> {
         let circuit = end.circuit.as_ref()?;
         let address = match end.way? {
-            Way::Direct(_) => return None,
-            Way::Circuit { gateway, .. } => gateway,
+            PeerPath::Direct(_) => return None,
+            PeerPath::Circuit { gateway, .. } => gateway,
             // It came, and where from is what somebody says.
-            Way::Stream(_) if circuit.awaits() => return None,
-            Way::Stream(_) => self.streams.peer(circuit.id())?,
+            PeerPath::Stream(_) if circuit.awaits() => return None,
+            PeerPath::Stream(_) => self.streams.peer(circuit.id())?,
         };
         circuit.gateway(address).map(str::to_owned)
     }
 
-    fn why_down(&self, end: &End, why: &WhyDown) -> String {
+    fn why_down(&self, end: &End, why: &DownReason) -> String {
         if let Some(circuit) = &end.circuit
             && let Some(lost) = circuit.lost()
         {
@@ -1563,20 +1577,22 @@ impl TunnelManager {
                 _ => None,
             });
         match (why, way) {
-            (WhyDown::NoAnswer { .. }, Some(way)) => format!("no way to {way}"),
-            (WhyDown::NoAnswer { attempts }, None) => format!(
+            (DownReason::NoAnswer { .. }, Some(way)) => format!("no way to {way}"),
+            (DownReason::NoAnswer { attempts }, None) => format!(
                 "no answer to {attempts} attempts: look at the path, the peer's address and port, and whether the peer knows our key {}",
                 self.public_key()
             ),
-            (WhyDown::BadAnswers { .. }, _) => {
+            (DownReason::InvalidAnswers { .. }, _) => {
                 "the answers are not authentic: the two ends' keys or preshared keys differ"
                     .to_owned()
             }
-            (WhyDown::NoAddress, _) if end.circuit.is_some() => {
+            (DownReason::NoAddress, _) if end.circuit.is_some() => {
                 "no gateway has taken us yet".to_owned()
             }
-            (WhyDown::NoAddress, _) => "there is no address to dial; give the peer one".to_owned(),
-            (WhyDown::Waiting, _) => "waiting for the peer to dial".to_owned(),
+            (DownReason::NoAddress, _) => {
+                "there is no address to dial; give the peer one".to_owned()
+            }
+            (DownReason::NotInitiating, _) => "waiting for the peer to dial".to_owned(),
         }
     }
 

@@ -22,7 +22,7 @@ use crate::{
     clock,
     worker::{Order, Worker},
 };
-use failover::Net;
+use failover::IpPrefix;
 
 /// How long TCP may take to connect to a gateway: others wait.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ pub struct ListenSpec {
     /// The addresses.
     pub addresses: Vec<SocketAddr>,
     /// Who may connect; empty: anybody.
-    pub from: Vec<Net>,
+    pub from: Vec<IpPrefix>,
     /// Whether a gateway says who connected there.
     pub proxy: bool,
     /// The file with certificate and key.

@@ -32,9 +32,9 @@ use appliance_common::{
     wire::{ETHERTYPE_IPV6, WORKER_HEADER_LEN},
 };
 use tunnel::{
-    Framing, Instant, Kind, OpenError, Payload, Receiver, RejoinLimits, RxActivity, RxSession,
-    RxStats, SealError, Sender, TxActivity, TxSession, Way,
-    segment::{Header, Word},
+    Framing, Instant, OpenError, Payload, PayloadKind, PeerPath, ReassemblyLimits, Receiver,
+    RxActivity, RxSession, RxStats, SealError, Sender, TxActivity, TxSession,
+    segment::{ControlMessage, Header},
 };
 pub use xsk::Sent;
 
@@ -91,14 +91,14 @@ pub enum Event {
         /// The peer's slot.
         peer: u32,
         /// Where it is now.
-        way: Way,
+        way: PeerPath,
     },
     /// A word of the peer's.
     ControlMessage {
         /// The peer's slot.
         peer: u32,
         /// The word.
-        word: Word,
+        word: ControlMessage,
     },
     /// What happened on a worker's lanes of a peer since the last report.
     Activity {
@@ -144,7 +144,7 @@ pub enum Command {
     /// A peer that had fallen silent is heard, by whichever worker.
     PeerHeard(u32),
     /// A peer is taken to be here.
-    PeerPath(u32, Way),
+    PeerPath(u32, PeerPath),
     /// Send to a peer by these headers; `None` while there is no way.
     OuterHeader(u32, Option<Box<OuterHeader>>),
     /// Datagrams to a peer may be this long, bytes.
@@ -152,7 +152,7 @@ pub enum Command {
     /// Send a keep-alive.
     Keepalive(u32),
     /// Send a word, padded to this many bytes of datagram.
-    ControlMessage(u32, Word, usize),
+    ControlMessage(u32, ControlMessage, usize),
 }
 
 /// A peer, with the lanes of it that one worker has.
@@ -193,7 +193,7 @@ impl PeerLanes {
         Self {
             sender: Sender::new(framing),
             receivers: (0..receivers)
-                .map(|_| Receiver::new(framing, RejoinLimits::default()))
+                .map(|_| Receiver::new(framing, ReassemblyLimits::default()))
                 .collect(),
             framing,
             outer: None,
@@ -336,7 +336,7 @@ impl Pipeline {
         let network = self.tables.network(slot).ok_or(Counter::DropInconsistent)?;
         // A slot may have changed hands since the program looked, or the frame was kept: no tenant's packet
         // goes to another's peer.
-        if !segment.starts_with(&Header::whole(Kind::Ip, network.vni).to_bytes()) {
+        if !segment.starts_with(&Header::whole(PayloadKind::Ip, network.vni).to_bytes()) {
             return Err(Counter::DropInconsistent);
         }
         if !self.tables.is_partial(network) {
@@ -358,10 +358,10 @@ impl Pipeline {
         }
         lanes.dirty = true;
         self.dirty = true;
-        if packet.len() > sender.room() && lanes.framing == Framing::Segments {
+        if packet.len() > sender.max_packet() && lanes.framing == Framing::Segments {
             // The segment header that the program wrote says "whole"; each piece gets its own.
             let mut pieces = sender
-                .pieces(now, Kind::Ip, network.vni, packet)
+                .fragments(now, PayloadKind::Ip, network.vni, packet)
                 .map_err(|error| sealing(&error))?;
             while pieces.remaining() > 0 {
                 seal_and_send(wire, &outer, |out| {
@@ -373,7 +373,7 @@ impl Pipeline {
             seal_and_send(wire, &outer, |out| sender.seal_into(now, &[segment], out))?;
         } else {
             seal_and_send(wire, &outer, |out| {
-                sender.seal_packet(now, Kind::Ip, 0, packet, out)
+                sender.seal_packet(now, PayloadKind::Ip, 0, packet, out)
             })?;
         }
         self.counters.sent(slot, packet.len() as u64);
@@ -420,7 +420,7 @@ impl Pipeline {
         let opened =
             index_of(datagram).and_then(|index| match self.assignment.other_worker(index) {
                 Some(_) => Err(Counter::DropUnknownSession),
-                None => self.open_datagram(now, Way::Stream(circuit), index, datagram, wire),
+                None => self.open_datagram(now, PeerPath::Stream(circuit), index, datagram, wire),
             });
         if let Err(reason) = opened {
             self.counters.count(reason, 1);
@@ -430,7 +430,7 @@ impl Pipeline {
     fn open_datagram(
         &mut self,
         now: Instant,
-        from: Way,
+        from: PeerPath,
         index: u32,
         datagram: &mut [u8],
         wire: &mut impl PacketSink,
@@ -461,9 +461,9 @@ impl Pipeline {
                 wire.event(Event::ControlMessage { peer, word });
                 self.counters.count(Counter::TunnelControl, 1);
             }
-            Payload::Piece => {}
+            Payload::Fragment => {}
             Payload::Packet {
-                kind: Kind::Ip,
+                kind: PayloadKind::Ip,
                 network,
                 bytes,
             } => {
@@ -490,7 +490,7 @@ impl Pipeline {
                     wire,
                 )?;
             }
-            Payload::Bad(_) => return Err(Counter::DropBadSegment),
+            Payload::Invalid(_) => return Err(Counter::DropBadSegment),
         }
         if back {
             self.release(now, peer, wire);
@@ -558,7 +558,7 @@ impl Pipeline {
             Command::PeerPath(slot, way) => {
                 if let Some(lanes) = peer_lanes(&mut self.peers, slot) {
                     for receiver in &mut lanes.receivers {
-                        receiver.set_address(way);
+                        receiver.set_path(way);
                     }
                 }
             }
@@ -630,9 +630,11 @@ impl Pipeline {
                 rx = rx.merge(receiver.activity());
                 stats = stats.merge(receiver.stats());
             }
-            self.counters
-                .count(Counter::Rejoined, stats.rejoin.completed - lanes.rejoined);
-            lanes.rejoined = stats.rejoin.completed;
+            self.counters.count(
+                Counter::Rejoined,
+                stats.reassembly.completed - lanes.rejoined,
+            );
+            lanes.rejoined = stats.reassembly.completed;
             wire.event(Event::Activity {
                 peer: slot,
                 tx: lanes.sender.activity(),
@@ -701,8 +703,8 @@ fn seal_and_send(
         }
     };
     let sent = match outer.way {
-        Way::Direct(_) | Way::Circuit { .. } => wire.transmit(outer.ifindex, write),
-        Way::Stream(id) => wire.transmit_tls(id, write),
+        PeerPath::Direct(_) | PeerPath::Circuit { .. } => wire.transmit(outer.ifindex, write),
+        PeerPath::Stream(id) => wire.transmit_tls(id, write),
     };
     match sent {
         Sent::Queued => Ok(()),

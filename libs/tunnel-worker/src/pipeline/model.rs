@@ -744,7 +744,7 @@ impl World {
                 let mut frames = Vec::new();
                 for (index, part) in packet.chunks(stride).enumerate() {
                     let header = Header {
-                        kind: Kind::Ip,
+                        kind: PayloadKind::Ip,
                         network: vni,
                         stride: stride as u16,
                         index: index as u8,
@@ -763,7 +763,7 @@ impl World {
                 for frame in frames {
                     came += usize::from(self.taken(&frame).is_some());
                     let whole = (came == last + 1).then(|| {
-                        let header = Header::whole(Kind::Ip, vni).to_bytes();
+                        let header = Header::whole(PayloadKind::Ip, vni).to_bytes();
                         (number, [&header[..], &packet].concat())
                     });
                     self.arrives(&frame, whole, true);
@@ -771,7 +771,8 @@ impl World {
             }
             // Once more, or touched.
             2 | 3 => {
-                let plaintext = [&Header::whole(Kind::Ip, vni).to_bytes()[..], &packet].concat();
+                let plaintext =
+                    [&Header::whole(PayloadKind::Ip, vni).to_bytes()[..], &packet].concat();
                 let frame = self.says(number, if segments { &plaintext } else { &packet });
                 let mut touched = frame.clone();
                 for _ in 0..1 + self.below(3) {
@@ -803,7 +804,8 @@ impl World {
                 self.arrives(&bytes, None, false);
             }
             _ => {
-                let plaintext = [&Header::whole(Kind::Ip, vni).to_bytes()[..], &packet].concat();
+                let plaintext =
+                    [&Header::whole(PayloadKind::Ip, vni).to_bytes()[..], &packet].concat();
                 let frame = self.says(number, if segments { &plaintext } else { &packet });
                 let taken = self.taken(&frame);
                 self.arrives(&frame, taken, false);

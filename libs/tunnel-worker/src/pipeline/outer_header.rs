@@ -13,7 +13,7 @@ use appliance_common::{
         UDP_LEN,
     },
 };
-use tunnel::Way;
+use tunnel::PeerPath;
 
 /// Ethernet, IPv4 and UDP headers, bytes.
 const V4: usize = ETH_LEN + IPV4_LEN + UDP_LEN;
@@ -26,7 +26,7 @@ pub struct OuterHeader {
     /// Interface to send on.
     pub ifindex: u32,
     /// Where to.
-    pub way: Way,
+    pub way: PeerPath,
     header: [u8; V6 + CIRCUIT_ID_LEN],
     /// Up to and with UDP's.
     headers: usize,
@@ -43,7 +43,7 @@ impl OuterHeader {
         next_hop: [u8; 6],
         source: [u8; 6],
         local: SocketAddr,
-        way: impl Into<Way>,
+        way: impl Into<PeerPath>,
     ) -> Option<Self> {
         let way = way.into();
         let remote = way.address()?;
@@ -103,7 +103,7 @@ impl OuterHeader {
     pub const fn tls(id: NonZeroU64) -> Self {
         Self {
             ifindex: 0,
-            way: Way::Stream(id),
+            way: PeerPath::Stream(id),
             header: [0; V6 + CIRCUIT_ID_LEN],
             headers: 0,
             len: 0,
@@ -150,7 +150,7 @@ impl OuterHeader {
 /// The way that a datagram came, and its place in an Ethernet frame that the programs steered here: no tags, no
 /// IP options. `None` for anything else.
 #[must_use]
-pub fn parse_datagram(frame: &[u8]) -> Option<(Way, Range<usize>)> {
+pub fn parse_datagram(frame: &[u8]) -> Option<(PeerPath, Range<usize>)> {
     let ethertype = u16::from_be_bytes([*frame.get(12)?, *frame.get(13)?]);
     let (ip, udp): (IpAddr, usize) = match ethertype {
         ETHERTYPE_IPV4 => {
@@ -180,9 +180,9 @@ pub fn parse_datagram(frame: &[u8]) -> Option<(Way, Range<usize>)> {
     }
     let (from, at) = (SocketAddr::new(ip, port), udp + UDP_LEN..udp + len);
     Some(match circuit_id(&frame[at.clone()]) {
-        None => (Way::Direct(from), at),
+        None => (PeerPath::Direct(from), at),
         Some(id) => (
-            Way::Circuit { gateway: from, id },
+            PeerPath::Circuit { gateway: from, id },
             at.start + CIRCUIT_ID_LEN..at.end,
         ),
     })

@@ -520,7 +520,7 @@ fn second_tenant(provider: &mut Side) -> Hand {
 }
 
 fn whole(vni: u32, packet: &[u8]) -> Vec<u8> {
-    let mut plaintext = Header::whole(Kind::Ip, vni).to_bytes().to_vec();
+    let mut plaintext = Header::whole(PayloadKind::Ip, vni).to_bytes().to_vec();
     plaintext.extend_from_slice(packet);
     plaintext
 }
@@ -558,7 +558,7 @@ fn two_tenants_with_equal_subnets_never_meet() {
     assert_eq!(provider.count(Counter::DropWrongPeer), 1);
     for index in 0..2 {
         let header = Header {
-            kind: Kind::Ip,
+            kind: PayloadKind::Ip,
             network: VNI,
             stride: 20,
             index,
@@ -649,7 +649,7 @@ fn without_a_session_or_a_way_a_datagram_is_dropped_and_the_control_half_hears_o
     let [Event::Activity { tx, .. }] = tenant.wire.events.as_slice() else {
         panic!("{:?}", tenant.wire.events);
     };
-    assert_eq!(tx.starved, Some(at(7).mono));
+    assert_eq!(tx.last_no_session, Some(at(7).mono));
     // A peer that is gone, and a network that was never there.
     tenant.order(at(9), Command::Peer(0, None));
     tenant.seal(at(9), &sent);
@@ -1116,8 +1116,11 @@ fn behind_a_circuits_id_a_datagram_is_as_any() {
         let [local, gateway] = [local, gateway].map(|text| text.parse().expect("an address"));
         let message = |len: usize| [&[4, 1, 0, 0][..], &vec![0x5a; len - 4]].concat();
         for (way, front) in [
-            (Way::Direct(gateway), &[][..]),
-            (Way::Circuit { gateway, id }, &id.get().to_be_bytes()[..]),
+            (PeerPath::Direct(gateway), &[][..]),
+            (
+                PeerPath::Circuit { gateway, id },
+                &id.get().to_be_bytes()[..],
+            ),
         ] {
             let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], local, way).expect("one family");
             for len in [32, 33, 1400] {
@@ -1144,15 +1147,15 @@ fn behind_a_circuits_id_a_datagram_is_as_any() {
                 // The other end sees where it came from.
                 let (from, at) = parse_datagram(&frame).expect("a datagram");
                 let back = match way.circuit() {
-                    None => Way::Direct(local),
-                    Some(id) => Way::Circuit { gateway: local, id },
+                    None => PeerPath::Direct(local),
+                    Some(id) => PeerPath::Circuit { gateway: local, id },
                 };
                 assert_eq!(from, back);
                 assert_eq!(frame[at], message(len));
             }
         }
         assert_eq!(
-            OuterHeader::new(UPLINK, [9; 6], [8; 6], local, Way::Stream(id)),
+            OuterHeader::new(UPLINK, [9; 6], [8; 6], local, PeerPath::Stream(id)),
             None
         );
     }

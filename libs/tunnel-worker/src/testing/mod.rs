@@ -15,8 +15,8 @@ use appliance_common::{
     wire::SEGMENT_IP,
 };
 use tunnel::{
-    Cipher, Dial, Framing, Instant, LoadLimits, Now, Output, PeerConfig, PeerId, Random, Receiver,
-    RejoinLimits, RxSession, SecretKey, Sender, TunnelControl, TxSession,
+    Cipher, Framing, InitiationPolicy, Instant, LoadLimits, Now, Output, PeerConfig, PeerId,
+    Random, ReassemblyLimits, Receiver, RxSession, SecretKey, Sender, TunnelControl, TxSession,
 };
 
 use crate::pipeline::{
@@ -114,7 +114,7 @@ pub fn address(text: &str) -> Address {
 /// # Panics
 /// When the text is none.
 pub fn prefix(text: &str) -> Prefix {
-    let net: failover::Net = text.parse().expect("a prefix");
+    let net: failover::IpPrefix = text.parse().expect("a prefix");
     let offset = if net.address().is_ipv4() { 96 } else { 0 };
     Prefix::new(&from_ip(net.address()), net.length() + offset).expect("at most 128 bits")
 }
@@ -219,11 +219,11 @@ impl Side {
         for event in std::mem::take(&mut self.wire.events) {
             match event {
                 Event::SessionConfirmed { index, .. } => {
-                    self.control.confirmed(now.mono, self.id, index);
+                    self.control.confirm_session(now.mono, self.id, index);
                 }
-                Event::PeerMoved { way, .. } => self.control.moved(now.mono, self.id, way),
+                Event::PeerMoved { way, .. } => self.control.move_peer(now.mono, self.id, way),
                 Event::ControlMessage { word, .. } => {
-                    self.control.control_word(now.mono, self.id, word)
+                    self.control.handle_control_message(now.mono, self.id, word)
                 }
                 Event::Activity { .. } | Event::HostUsed { .. } => {}
             }
@@ -245,7 +245,7 @@ impl Side {
                     }
                     continue;
                 }
-                Output::Address { address, .. } => {
+                Output::Path { path: address, .. } => {
                     for worker in 1..=self.others.len() {
                         self.tell(now, worker, Command::PeerPath(0, address));
                     }
@@ -353,7 +353,7 @@ impl Hand {
         let config = |key, dial, address| PeerConfig {
             framing,
             cipher: Cipher::ChaCha20Poly1305,
-            addresses: vec![address],
+            paths: vec![address],
             ..PeerConfig::causeway(key, dial)
         };
         let mut random = Seeded(seed);
@@ -361,15 +361,15 @@ impl Hand {
         let mut theirs = TunnelControl::new(secret(2), LoadLimits::default());
         ours.add_peer(
             at(0).mono,
-            config(secret(2).public(), Dial::Always, way[0].into()),
+            config(secret(2).public(), InitiationPolicy::Always, way[0].into()),
         );
         let id = theirs.add_peer(
             at(0).mono,
-            config(secret(1).public(), Dial::Never, way[1].into()),
+            config(secret(1).public(), InitiationPolicy::Never, way[1].into()),
         );
         let mut hand = Self {
             sender: Sender::new(framing),
-            receiver: Receiver::new(framing, RejoinLimits::default()),
+            receiver: Receiver::new(framing, ReassemblyLimits::default()),
             way,
         };
         let (mut tx, mut rx) = (None, None);
@@ -395,7 +395,7 @@ impl Hand {
                         handled.expect("an honest handshake");
                     }
                     Output::Receive { session, .. } => {
-                        theirs.confirmed(at(0).mono, id, session.index());
+                        theirs.confirm_session(at(0).mono, id, session.index());
                         hand.receiver.install(session);
                     }
                     Output::Send { session, .. } => hand.sender.install(session),
@@ -485,13 +485,13 @@ pub fn team(addresses: [&str; 2], workers: [u32; 2]) -> (Side, Side) {
     let (of_a, of_b) = (a.public(), b.public());
     let to_provider = PeerConfig {
         lanes: LANES,
-        addresses: vec![
+        paths: vec![
             addresses[1]
                 .parse::<SocketAddr>()
                 .expect("an address")
                 .into(),
         ],
-        ..PeerConfig::causeway(of_b, Dial::Always)
+        ..PeerConfig::causeway(of_b, InitiationPolicy::Always)
     };
     let mut tenant = Side::new(false, workers[0], a, to_provider, addresses);
     let mut provider = Side::new(
@@ -500,7 +500,7 @@ pub fn team(addresses: [&str; 2], workers: [u32; 2]) -> (Side, Side) {
         b,
         PeerConfig {
             lanes: LANES,
-            ..PeerConfig::causeway(of_a, Dial::Never)
+            ..PeerConfig::causeway(of_a, InitiationPolicy::Never)
         },
         [addresses[1], addresses[0]],
     );

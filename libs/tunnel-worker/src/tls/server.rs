@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use failover::Net;
+use failover::IpPrefix;
 use gateway_client::{
     stream::{ALPN, BadHello, answer, open_hello, read_hello},
     wire::{CircuitId, Key, Message},
@@ -79,7 +79,7 @@ pub struct Listening {
     /// Where; of port 0 the kernel chooses one.
     pub addresses: Vec<SocketAddr>,
     /// Who may connect; empty: anybody.
-    pub from: Vec<Net>,
+    pub from: Vec<IpPrefix>,
     /// Certificate and key.
     pub identity: Identity,
     /// Circuits and their keys of side a.
@@ -253,7 +253,7 @@ struct Shared {
     /// Threads of connections that are not established.
     proving: AtomicUsize,
     config: Arc<ServerConfig>,
-    from: Vec<Net>,
+    from: Vec<IpPrefix>,
     proxy: bool,
     limits: Limits,
     landing: Landing,

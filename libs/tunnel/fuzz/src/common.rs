@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
-use tunnel::{Instant, Now, Output, PublicKey, Random, SecretKey, TunnelControl, Way};
+use tunnel::{Instant, Now, Output, PeerPath, PublicKey, Random, SecretKey, TunnelControl};
 
 /// SplitMix64. Nothing it yields is secret.
 pub(crate) struct Seeded(pub(crate) u64);
@@ -40,12 +40,12 @@ pub(crate) fn publics() -> [PublicKey; 2] {
 }
 
 /// Where the ends are, and two places where they are not, by the ports that they use.
-pub(crate) fn addresses() -> [Way; 4] {
+pub(crate) fn addresses() -> [PeerPath; 4] {
     [
-        Way::from(SocketAddr::from(([198, 51, 100, 2], 40_000))),
-        Way::from(SocketAddr::from(([203, 0, 113, 5], 6180))),
-        Way::from(SocketAddr::from(([192, 0, 2, 9], 40_000))),
-        Way::from(SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9], 6180))),
+        PeerPath::from(SocketAddr::from(([198, 51, 100, 2], 40_000))),
+        PeerPath::from(SocketAddr::from(([203, 0, 113, 5], 6180))),
+        PeerPath::from(SocketAddr::from(([192, 0, 2, 9], 40_000))),
+        PeerPath::from(SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9], 6180))),
     ]
 }
 

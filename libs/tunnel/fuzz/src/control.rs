@@ -4,11 +4,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tunnel::segment::Word;
+use tunnel::segment::ControlMessage;
 use tunnel::{
-    Cipher, Dial, Framing, Instant, Kind, LoadLimits, MIN_DATAGRAM, OpenError, Output, Payload,
-    PeerConfig, PeerId, PmtuConfig, Receiver, RejoinLimits, RxActivity, Sender, Timers,
-    TunnelControl, TxActivity, Way,
+    Cipher, Framing, InitiationPolicy, Instant, LoadLimits, MIN_DATAGRAM, OpenError, Output,
+    Payload, PayloadKind, PeerConfig, PeerId, PeerPath, PmtuConfig, ReassemblyLimits, Receiver,
+    RxActivity, Sender, TimerConfig, TunnelControl, TxActivity,
 };
 
 use fuzzing::Input;
@@ -47,7 +47,7 @@ struct End {
     held: Vec<(u32, Instant)>,
     ceiling: usize,
     /// Where data goes.
-    address: Option<Way>,
+    address: Option<PeerPath>,
     /// Sizes probed since it goes there.
     probed: Vec<usize>,
 }
@@ -61,19 +61,23 @@ struct World {
     scratch: Vec<u8>,
 }
 
-fn configuration(input: &mut Input<'_>, dial: Dial, own: usize) -> PeerConfig {
+fn configuration(input: &mut Input<'_>, dial: InitiationPolicy, own: usize) -> PeerConfig {
     let flags = input.u8();
     let shape = input.u8();
     let key = publics()[1 - own];
     let dial = if flags & 1 == 0 {
         dial
     } else {
-        [Dial::Always, Dial::OnDemand, Dial::Never][usize::from(shape % 3)]
+        [
+            InitiationPolicy::Always,
+            InitiationPolicy::OnDemand,
+            InitiationPolicy::Never,
+        ][usize::from(shape % 3)]
     };
     let mut timers = if flags & 2 == 0 {
-        Timers::causeway()
+        TimerConfig::causeway()
     } else {
-        Timers::wireguard()
+        TimerConfig::wireguard()
     };
     if flags & 4 != 0 {
         timers.persistent_keepalive = Some(Duration::from_millis(1 + u64::from(shape) * 100));
@@ -89,7 +93,7 @@ fn configuration(input: &mut Input<'_>, dial: Dial, own: usize) -> PeerConfig {
     PeerConfig {
         cipher: Cipher::ALL[usize::from(flags >> 5 & 1)],
         lanes: 1 + u32::from(flags >> 6) % 3,
-        addresses: addresses()[1 - own..][..1 + usize::from(shape >> 4 & 1)].to_vec(),
+        paths: addresses()[1 - own..][..1 + usize::from(shape >> 4 & 1)].to_vec(),
         timers,
         pmtu: Some(PmtuConfig {
             ceiling,
@@ -100,10 +104,10 @@ fn configuration(input: &mut Input<'_>, dial: Dial, own: usize) -> PeerConfig {
 }
 
 fn lanes(config: &PeerConfig) -> Vec<(Sender, Receiver)> {
-    let limits = RejoinLimits {
+    let limits = ReassemblyLimits {
         slots: 1,
         max_packet: 256,
-        ..RejoinLimits::default()
+        ..ReassemblyLimits::default()
     };
     let count = if config.framing == Framing::Segments {
         config.lanes
@@ -132,12 +136,12 @@ fn moment(input: &mut Input<'_>, clock: Clock) -> Option<Instant> {
     Some(Instant::from_nanos(nanos))
 }
 
-fn word(input: &mut Input<'_>) -> Word {
+fn word(input: &mut Input<'_>) -> ControlMessage {
     let (token, size) = (input.u64(), input.u16());
     if input.flag() {
-        Word::Echo { token, size }
+        ControlMessage::Echo { token, size }
     } else {
-        Word::EchoReply { token, size }
+        ControlMessage::EchoReply { token, size }
     }
 }
 
@@ -147,11 +151,15 @@ impl World {
         let keys = secrets();
         let wireguard = input.u8() & 3 == 3;
         let load = LoadLimits {
-            calm_per_second: if input.u8() & 7 == 7 { 1 } else { 200 },
+            cookie_threshold: if input.u8() & 7 == 7 { 1 } else { 200 },
             ..LoadLimits::default()
         };
         let mut end = |own: usize| {
-            let dial = if own == 0 { Dial::Always } else { Dial::Never };
+            let dial = if own == 0 {
+                InitiationPolicy::Always
+            } else {
+                InitiationPolicy::Never
+            };
             let mut config = configuration(input, dial, own);
             if wireguard {
                 config.framing = Framing::WireGuard;
@@ -222,8 +230,8 @@ impl World {
                     packets: input.u64(),
                     bytes: input.u64(),
                     last_sent: moment(input, self.clock),
-                    last_wanting: moment(input, self.clock),
-                    starved: moment(input, self.clock),
+                    last_reply_expected: moment(input, self.clock),
+                    last_no_session: moment(input, self.clock),
                     rekey_due: input.flag(),
                 };
                 let end = &mut self.ends[at];
@@ -233,7 +241,7 @@ impl World {
                 let activity = RxActivity {
                     last_received: moment(input, self.clock),
                     last_content: moment(input, self.clock),
-                    address: None,
+                    path: None,
                 };
                 let end = &mut self.ends[at];
                 end.control.report_received(now, end.peer, activity);
@@ -241,7 +249,7 @@ impl World {
             19 => {
                 let word = word(input);
                 let end = &mut self.ends[at];
-                end.control.control_word(now, end.peer, word);
+                end.control.handle_control_message(now, end.peer, word);
             }
             20 => {
                 let end = &mut self.ends[at];
@@ -250,19 +258,19 @@ impl World {
                     _ => input.u32(),
                 };
                 // True or not: a daemon that says this wrongly only harms itself, but must not fall.
-                end.control.confirmed(now, end.peer, index);
+                end.control.confirm_session(now, end.peer, index);
             }
             21 => {
                 let (what, size) = (input.below(4), usize::from(input.u16()));
                 let end = &mut self.ends[at];
                 match what {
-                    0 => end.control.moved(now, end.peer, addresses()[size % 4]),
-                    1 => end.control.path_hint(now, end.peer, size),
+                    0 => end.control.move_peer(now, end.peer, addresses()[size % 4]),
+                    1 => end.control.pmtu_hint(now, end.peer, size),
                     2 => {
                         let addresses = addresses()[..size % 5].to_vec();
-                        end.control.set_addresses(now, end.peer, addresses);
+                        end.control.set_paths(now, end.peer, addresses);
                     }
-                    _ => end.control.dial(now, end.peer),
+                    _ => end.control.initiate(now, end.peer),
                 }
             }
             22 => {
@@ -387,21 +395,25 @@ impl World {
                             end.control.report_sent(now, peer, sender.activity());
                         }
                     }
-                    Output::Word { peer, word, pad_to } => {
+                    Output::ControlMessage {
+                        peer,
+                        message,
+                        pad_to,
+                    } => {
                         assert!(pad_to <= end.ceiling);
                         if pad_to > 0 {
                             end.probed.push(pad_to);
                         }
                         let sender = &mut end.lanes[0].0;
-                        if let Ok(len) = sender.seal_control(now, word, pad_to, scratch) {
+                        if let Ok(len) = sender.seal_control(now, message, pad_to, scratch) {
                             assert!(pad_to == 0 || len == pad_to);
                             Self::fly(&mut self.flying, 1 - at, &scratch[..len]);
                             end.control.report_sent(now, peer, sender.activity());
                         }
                     }
-                    Output::Address { address, .. } => {
+                    Output::Path { path: address, .. } => {
                         for (_, receiver) in &mut end.lanes {
-                            receiver.set_address(address);
+                            receiver.set_path(address);
                         }
                         if end.address.replace(address) != Some(address) {
                             end.probed.clear();
@@ -421,7 +433,7 @@ impl World {
         packet[0] = 0x45;
         let sender = &mut end.lanes[lane].0;
         let mut out = [0; 512];
-        if let Ok(len) = sender.seal_packet(now, Kind::Ip, 1, &packet, &mut out) {
+        if let Ok(len) = sender.seal_packet(now, PayloadKind::Ip, 1, &packet, &mut out) {
             Self::fly(&mut self.flying, 1 - at, &out[..len]);
         }
         end.control.report_sent(now, end.peer, sender.activity());
@@ -453,13 +465,13 @@ impl World {
                 );
                 let (moved, payload) = (opened.moved_to, opened.payload);
                 if let Some(index) = first {
-                    end.control.confirmed(now.mono, end.peer, index);
+                    end.control.confirm_session(now.mono, end.peer, index);
                 }
                 if let Some(address) = moved {
-                    end.control.moved(now.mono, end.peer, address);
+                    end.control.move_peer(now.mono, end.peer, address);
                 }
                 if let Payload::Control(word) = payload {
-                    end.control.control_word(now.mono, end.peer, word);
+                    end.control.handle_control_message(now.mono, end.peer, word);
                 }
             }
             Err(OpenError::UnknownSession { .. }) => {

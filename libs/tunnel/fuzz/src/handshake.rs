@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use tunnel::wire::Message;
 use tunnel::{
-    COOKIE_LIFETIME, Dial, Instant, Kind, LoadLimits, OpenError, Output, Payload, PeerConfig,
-    PeerId, PresharedKey, PublicKey, Receiver, Rejected, RejoinLimits, Sender, TunnelControl, Way,
+    COOKIE_LIFETIME, InitiationPolicy, Instant, LoadLimits, OpenError, Output, Payload,
+    PayloadKind, PeerConfig, PeerId, PeerPath, PresharedKey, PublicKey, ReassemblyLimits, Receiver,
+    Rejected, Sender, TunnelControl,
 };
 
 use fuzzing::{Input, mutate};
@@ -47,7 +48,7 @@ struct End {
 }
 
 /// A cookie: for which address, and when the secret it is baked with was drawn.
-type Cookie = (Way, u64);
+type Cookie = (PeerPath, u64);
 
 struct Sent {
     by: usize,
@@ -89,7 +90,7 @@ impl World {
     fn new(input: &mut Input<'_>) -> Self {
         let flags = input.u8();
         let load = LoadLimits {
-            calm_per_second: [200, 2, 0, 5][usize::from(flags % 4)],
+            cookie_threshold: [200, 2, 0, 5][usize::from(flags % 4)],
             per_source: 4,
             burst: 2,
         };
@@ -98,20 +99,24 @@ impl World {
         let keys = secrets();
         let end = |own: usize| {
             let mut control = TunnelControl::new(keys[own].clone(), load);
-            let dial = if own == 0 { Dial::Always } else { Dial::Never };
+            let dial = if own == 0 {
+                InitiationPolicy::Always
+            } else {
+                InitiationPolicy::Never
+            };
             let peer = control.add_peer(
                 clock.instant(),
                 PeerConfig {
                     preshared_key: shared.clone(),
-                    addresses: vec![addresses()[1 - own]],
+                    paths: vec![addresses()[1 - own]],
                     lanes: 1 + u32::from(flags >> 3 & 1),
                     ..PeerConfig::causeway(publics()[1 - own], dial)
                 },
             );
-            let limits = RejoinLimits {
+            let limits = ReassemblyLimits {
                 slots: 1,
                 max_packet: 64,
-                ..RejoinLimits::default()
+                ..ReassemblyLimits::default()
             };
             End {
                 key: publics()[own],
@@ -130,7 +135,7 @@ impl World {
         Self {
             clock,
             random: Seeded(u64::from(flags)),
-            loaded: load.calm_per_second == 0,
+            loaded: load.cookie_threshold == 0,
             ends,
             wire: Vec::new(),
             replies: Vec::new(),
@@ -197,7 +202,7 @@ impl World {
         Some((sent.by, sent.bytes.clone()))
     }
 
-    fn deliver(&mut self, to: usize, from: Way, bytes: &[u8]) {
+    fn deliver(&mut self, to: usize, from: PeerPath, bytes: &[u8]) {
         let (now, random) = (self.clock.now(), &mut self.random);
         let end = &mut self.ends[to];
         end.handled += 1;
@@ -262,10 +267,10 @@ impl World {
         let end = &self.ends[to];
         let stats = end.control.stats();
         let counted = stats.malformed
-            + stats.strangers
+            + stats.invalid_mac1
             + stats.cookies_sent
             + stats.rate_limited
-            + stats.unauthentic
+            + stats.authentication_failures
             + stats.replayed
             + stats.unexpected
             + stats.answered
@@ -333,13 +338,13 @@ impl World {
         let packet = b"a packet that goes whole";
         let Ok(len) = sender
             .sender
-            .seal_packet(now, Kind::Ip, 3, packet, &mut out)
+            .seal_packet(now, PayloadKind::Ip, 3, packet, &mut out)
         else {
             return;
         };
         let index = le32(&out, 4);
         let held = receiver.held.iter().find(|&&(name, _)| name == index);
-        let reject = tunnel::Timers::causeway().reject_after;
+        let reject = tunnel::TimerConfig::causeway().reject_after;
         let over = held.is_none_or(|&(_, made)| now.since(made) >= reject);
         let opened = receiver
             .receiver
@@ -347,14 +352,14 @@ impl World {
         match opened {
             Ok(opened) => {
                 let expected = Payload::Packet {
-                    kind: Kind::Ip,
+                    kind: PayloadKind::Ip,
                     network: 3,
                     bytes: packet,
                 };
                 assert_eq!(opened.payload, expected);
                 assert!(!over);
                 if let Some(index) = opened.first_of_session {
-                    receiver.control.confirmed(now, receiver.peer, index);
+                    receiver.control.confirm_session(now, receiver.peer, index);
                     self.settle(1 - from, &[]);
                 }
             }

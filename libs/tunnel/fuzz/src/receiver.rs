@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tunnel::segment::{Header, Word};
+use tunnel::segment::{ControlMessage, Header};
 use tunnel::{
-    Cipher, Dial, Framing, Kind, LoadLimits, OpenError, Output, Payload, PeerConfig, Receiver,
-    RejoinLimits, RxStats, Sender, TunnelControl,
+    Cipher, Framing, InitiationPolicy, LoadLimits, OpenError, Output, Payload, PayloadKind,
+    PeerConfig, ReassemblyLimits, Receiver, RxStats, Sender, TunnelControl,
 };
 
 use fuzzing::{Input, mutate};
@@ -17,7 +17,7 @@ const ACTS: usize = 64;
 const LANES: usize = 2;
 /// What one end of the session lives, nanoseconds.
 const LIFE: u64 = 180_000_000_000;
-const LIMITS: RejoinLimits = RejoinLimits {
+const LIMITS: ReassemblyLimits = ReassemblyLimits {
     slots: 2,
     max_packet: 700,
     timeout: Duration::from_millis(500),
@@ -48,13 +48,19 @@ pub(crate) fn session(
         framing,
         cipher,
         lanes: LANES as u32,
-        addresses: vec![address],
+        paths: vec![address],
         ..PeerConfig::causeway(key, dial)
     };
     let mut one = TunnelControl::new(ours, LoadLimits::default());
     let mut two = TunnelControl::new(theirs, LoadLimits::default());
-    one.add_peer(clock.instant(), config(publics()[1], Dial::Always, there));
-    two.add_peer(clock.instant(), config(publics()[0], Dial::Never, here));
+    one.add_peer(
+        clock.instant(),
+        config(publics()[1], InitiationPolicy::Always, there),
+    );
+    two.add_peer(
+        clock.instant(),
+        config(publics()[0], InitiationPolicy::Never, here),
+    );
     let (mut sending, mut receiving) = (Vec::new(), Vec::new());
     one.handle_timeout(clock.now(), &mut random);
     for output in outputs(&mut one, 16) {
@@ -104,7 +110,7 @@ struct World {
     plain: BTreeMap<(usize, u64), Vec<u8>>,
     /// Accepted, by lane and counter.
     taken: BTreeSet<(usize, u64)>,
-    /// Delivered after rejoining, by lane and counter of the first piece.
+    /// Delivered after rejoining, by lane and counter of the first fragment.
     rejoined: BTreeSet<(usize, u64)>,
     opens: u64,
 }
@@ -160,12 +166,12 @@ impl World {
                     self.sealed(lane, &plain, &out[..bytes]);
                 }
             }
-            // A piece with a header of the input's making, and a body that is long enough to be one.
+            // A fragment with a header of the input's making, and a body that is long enough to be one.
             1 => {
                 let last = input.u8() % 17;
                 let stride = input.u8();
                 let header = Header {
-                    kind: Kind::Ip,
+                    kind: PayloadKind::Ip,
                     network: 5,
                     stride: u16::from(stride),
                     index: input.u8() % 17,
@@ -177,7 +183,7 @@ impl World {
                     self.sealed(lane, &plain, &out[..bytes]);
                 }
             }
-            // What an honest end sends, in pieces if it must.
+            // What an honest end sends, in fragments if it must.
             2 => {
                 let mut packet = vec![input.u8(); 20 + usize::from(input.u16() % 3000)];
                 if self.framing == Framing::WireGuard {
@@ -186,8 +192,10 @@ impl World {
                     packet[2..4].copy_from_slice(&len.to_be_bytes());
                 }
                 let mut all = Vec::new();
-                if let Ok(mut pieces) = self.senders[lane].pieces(now, Kind::Ip, 5, &packet) {
-                    while let Some(Ok(bytes)) = pieces.next_into(&mut out) {
+                if let Ok(mut fragments) =
+                    self.senders[lane].fragments(now, PayloadKind::Ip, 5, &packet)
+                {
+                    while let Some(Ok(bytes)) = fragments.next_into(&mut out) {
                         all.push(out[..bytes].to_vec());
                     }
                 }
@@ -197,7 +205,7 @@ impl World {
                     let mut plain = Vec::new();
                     if self.framing == Framing::Segments {
                         let header = Header {
-                            kind: Kind::Ip,
+                            kind: PayloadKind::Ip,
                             network: 5,
                             stride: if many == 1 { 0 } else { stride as u16 },
                             index: index as u8,
@@ -211,10 +219,10 @@ impl World {
             }
             3 => {
                 let (token, size) = (input.u64(), input.u16());
-                let word = Word::Echo { token, size };
+                let word = ControlMessage::Echo { token, size };
                 let pad_to = usize::from(input.u16() % 2000);
                 if let Ok(bytes) = self.senders[lane].seal_control(now, word, pad_to, &mut out) {
-                    let mut plain = Header::whole(Kind::Control, 0).to_bytes().to_vec();
+                    let mut plain = Header::whole(PayloadKind::Control, 0).to_bytes().to_vec();
                     plain.extend(word.to_bytes());
                     plain.resize(plain.len().max(pad_to.saturating_sub(32)), 0);
                     self.sealed(lane, &plain, &out[..bytes]);
@@ -346,19 +354,19 @@ fn judge(
                 };
                 assert_eq!(packet.len(), long);
             }
-            Payload::Bad(_) => {}
+            Payload::Invalid(_) => {}
             other => panic!("{other:?} from a WireGuard peer"),
         }
         return;
     }
     let read = Header::parse(own);
     match (payload, read) {
-        (Payload::Bad(_), _) => {}
+        (Payload::Invalid(_), _) => {}
         (Payload::Control(word), Ok((header, body))) => {
-            assert_eq!(header.kind, Kind::Control);
-            assert_eq!(Word::parse(body), Ok(word));
+            assert_eq!(header.kind, PayloadKind::Control);
+            assert_eq!(ControlMessage::parse(body), Ok(word));
         }
-        (Payload::Piece, Ok((header, _))) => assert!(!header.is_whole()),
+        (Payload::Fragment, Ok((header, _))) => assert!(!header.is_whole()),
         (
             Payload::Packet {
                 kind,
@@ -377,9 +385,10 @@ fn judge(
             let mut joined = Vec::new();
             for index in 0..=header.last {
                 let at = (lane, base + u64::from(index));
-                assert!(taken.contains(&at), "a piece that never came was used");
-                let (piece, body) = Header::parse(&plain[&at]).expect("only pieces are rejoined");
-                assert_eq!(piece, Header { index, ..header });
+                assert!(taken.contains(&at), "a fragment that never came was used");
+                let (fragment, body) =
+                    Header::parse(&plain[&at]).expect("only fragments are rejoined");
+                assert_eq!(fragment, Header { index, ..header });
                 joined.extend_from_slice(body);
             }
             assert_eq!(bytes, joined);

@@ -2,8 +2,11 @@
 //!
 //! `tunnel/tests/corpus.rs` writes them to `seeds/` and sees that they stay what this makes.
 
-use tunnel::segment::{Header, Word};
-use tunnel::{Cipher, Dial, Framing, Kind, LoadLimits, Output, PeerConfig, TunnelControl, Way};
+use tunnel::segment::{ControlMessage, Header};
+use tunnel::{
+    Cipher, Framing, InitiationPolicy, LoadLimits, Output, PayloadKind, PeerConfig, PeerPath,
+    TunnelControl,
+};
 
 use super::common::{Clock, Seeded, addresses, outputs, publics, secrets};
 use super::receiver::session;
@@ -29,17 +32,23 @@ fn messages() -> Vec<Seed> {
     let mut random = Seeded(3);
     let ([ours, theirs], [here, there, ..]) = (secrets(), addresses());
     let load = LoadLimits {
-        calm_per_second: 1,
+        cookie_threshold: 1,
         ..LoadLimits::default()
     };
     let mut one = TunnelControl::new(ours, LoadLimits::default());
     let mut two = TunnelControl::new(theirs, load);
-    let config = |key, dial, address: Way| PeerConfig {
-        addresses: vec![address],
+    let config = |key, dial, address: PeerPath| PeerConfig {
+        paths: vec![address],
         ..PeerConfig::causeway(key, dial)
     };
-    one.add_peer(clock.instant(), config(publics()[1], Dial::Always, there));
-    two.add_peer(clock.instant(), config(publics()[0], Dial::Never, here));
+    one.add_peer(
+        clock.instant(),
+        config(publics()[1], InitiationPolicy::Always, there),
+    );
+    two.add_peer(
+        clock.instant(),
+        config(publics()[0], InitiationPolicy::Never, here),
+    );
     let mut all = Vec::new();
     for (own, answer) in [("initiation", "response"), ("initiation-2", "cookie-reply")] {
         one.handle_timeout(clock.now(), &mut random);
@@ -62,7 +71,9 @@ fn messages() -> Vec<Seed> {
         let (mut senders, _) = session(clock, Framing::Segments, cipher);
         let mut out = [0; 128];
         let packet = [0x45; 20];
-        if let Ok(len) = senders[0].seal_packet(clock.instant(), Kind::Ip, 1, &packet, &mut out) {
+        if let Ok(len) =
+            senders[0].seal_packet(clock.instant(), PayloadKind::Ip, 1, &packet, &mut out)
+        {
             all.push(("message", name, out[..len].to_vec()));
         }
     }
@@ -90,18 +101,18 @@ fn keys() -> Vec<Seed> {
 }
 
 fn segments() -> Vec<Seed> {
-    let whole = Header::whole(Kind::Frame, 0x0012_3456);
-    let piece = Header {
+    let whole = Header::whole(PayloadKind::Frame, 0x0012_3456);
+    let fragment = Header {
         stride: 16,
         index: 1,
         last: 3,
-        ..Header::whole(Kind::Ip, 7)
+        ..Header::whole(PayloadKind::Ip, 7)
     };
-    let echo = Word::Echo {
+    let echo = ControlMessage::Echo {
         token: 0x0102_0304_0506_0708,
         size: 1472,
     };
-    // Two slots of 600 bytes, 100 ms: honest pieces of packets, time, a packet cut and turned.
+    // Two slots of 600 bytes, 100 ms: honest fragments of packets, time, a packet cut and turned.
     let mut acts = vec![1, 2, 87, 100];
     for base in [0, 1, 2] {
         for index in 0..4 {
@@ -119,7 +130,7 @@ fn segments() -> Vec<Seed> {
         (
             "segment",
             "piece",
-            [&piece.to_bytes()[..], &[0xbb; 16]].concat(),
+            [&fragment.to_bytes()[..], &[0xbb; 16]].concat(),
         ),
         ("segment", "word", echo.to_bytes().to_vec()),
         ("segment", "acts", acts),
@@ -130,21 +141,21 @@ fn receivers() -> Vec<Seed> {
     // framing, cipher; then lane, act and what the act needs.
     let begin = |wireguard: u8, aes: u8| vec![wireguard, aes];
     let mut honest = begin(0, 1);
-    // A whole packet, one in pieces, a word; each delivered, the newest first, and once more.
+    // A whole packet, one in fragments, a word; each delivered, the newest first, and once more.
     honest.extend([0, 2, 0x45, 0, 40, 0, 2, 0x46, 9, 0xc4]);
     honest.extend([0, 3, 1, 2, 3, 4, 5, 6, 7, 8, 5, 0xc0, 5, 0xc0]);
     for back in [0, 1, 2, 3, 4, 1] {
         honest.extend([0, 9, back]);
     }
     let mut nonsense = begin(0, 0);
-    let piece = Header {
+    let fragment = Header {
         stride: 4,
         index: 0,
         last: 1,
-        ..Header::whole(Kind::Ip, 5)
+        ..Header::whole(PayloadKind::Ip, 5)
     };
     nonsense.extend([1, 0, 12]);
-    nonsense.extend(piece.to_bytes());
+    nonsense.extend(fragment.to_bytes());
     nonsense.extend([1, 2, 3, 4]);
     nonsense.extend([1, 1, 1, 4, 1, 0x77, 1, 9, 0, 1, 9, 1, 1, 9, 1]);
     nonsense.extend([0, 8, 0, 1, 6, 0, 0, 20, 0, 1]);

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tunnel::segment::{
-    BadSegment, HEADER_BYTES, Header, MAX_PIECES, Plan, Rejoin, RejoinLimits, WORD_BYTES, Word,
+    CONTROL_MESSAGE_BYTES, ControlMessage, FragmentLayout, HEADER_BYTES, Header, InvalidSegment,
+    MAX_FRAGMENTS, Reassembler, ReassemblyLimits,
 };
-use tunnel::{Instant, Kind};
+use tunnel::{Instant, PayloadKind};
 
 use fuzzing::Input;
 
 const ACTS: usize = 200;
 const MS: u64 = 1_000_000;
 
-/// Reads the input as a segment and as a control word; then as acts on one [`Rejoin`].
+/// Reads the input as a segment and as a control word; then as acts on one [`Reassembler`].
 pub fn segment(data: &[u8]) {
     header(data);
     word(data);
@@ -34,7 +35,7 @@ fn fits(header: Header, body: &[u8]) -> bool {
     let (stride, len) = (usize::from(header.stride), body.len());
     match (header.index, header.last) {
         (0, 0) => stride == 0 && len > 0,
-        _ if header.kind == Kind::Control => false,
+        _ if header.kind == PayloadKind::Control => false,
         (index, last @ 1..=15) if index < last => len == stride && len > 0,
         (index, last @ 1..=15) if index == last => (1..=stride).contains(&len),
         _ => false,
@@ -42,22 +43,24 @@ fn fits(header: Header, body: &[u8]) -> bool {
 }
 
 fn word(body: &[u8]) {
-    let Ok(word) = Word::parse(body) else { return };
-    assert_eq!(word.to_bytes(), body[..WORD_BYTES]);
-    assert!(body[WORD_BYTES..].iter().all(|&byte| byte == 0));
+    let Ok(word) = ControlMessage::parse(body) else {
+        return;
+    };
+    assert_eq!(word.to_bytes(), body[..CONTROL_MESSAGE_BYTES]);
+    assert!(body[CONTROL_MESSAGE_BYTES..].iter().all(|&byte| byte == 0));
 }
 
 /// A packet being rejoined, in the model.
 struct Entry {
     name: (u32, u64),
-    fields: (Kind, u32, u16, u8),
-    pieces: BTreeMap<u8, Vec<u8>>,
+    fields: (PayloadKind, u32, u16, u8),
+    fragments: BTreeMap<u8, Vec<u8>>,
     since: Instant,
 }
 
-/// What [`Rejoin`] must do, with pieces in a tree and packets in a list.
+/// What [`Reassembler`] must do, with fragments in a tree and packets in a list.
 struct Model {
-    limits: RejoinLimits,
+    limits: ReassemblyLimits,
     slots: Vec<Option<Entry>>,
 }
 
@@ -69,22 +72,22 @@ impl Model {
         counter: u64,
         header: Header,
         body: &[u8],
-    ) -> Result<Option<Vec<u8>>, BadSegment> {
+    ) -> Result<Option<Vec<u8>>, InvalidSegment> {
         let limit = self.limits.max_packet;
         let stride = usize::from(header.stride);
         if header.last == 0
-            || usize::from(header.last) >= MAX_PIECES
+            || usize::from(header.last) >= MAX_FRAGMENTS
             || header.index > header.last
             || !fits(header, body)
         {
-            return Err(BadSegment::Fragment);
+            return Err(InvalidSegment::FragmentFields);
         }
         let end = usize::from(header.index) * stride + body.len();
         if end.max(usize::from(header.last) * stride + 1) > limit {
-            return Err(BadSegment::TooLong { limit });
+            return Err(InvalidSegment::TooLong { limit });
         }
         let Some(base) = counter.checked_sub(u64::from(header.index)) else {
-            return Err(BadSegment::Fragment);
+            return Err(InvalidSegment::FragmentFields);
         };
         let name = (session, base);
         let fields = (header.kind, header.network, header.stride, header.last);
@@ -104,42 +107,47 @@ impl Model {
             self.slots[at] = Some(Entry {
                 name,
                 fields,
-                pieces: BTreeMap::new(),
+                fragments: BTreeMap::new(),
                 since: now,
             });
         }
         let Some(entry) = &mut self.slots[at] else {
             unreachable!("filled above")
         };
-        if entry.fields != fields || entry.pieces.insert(header.index, body.to_vec()).is_some() {
+        if entry.fields != fields
+            || entry
+                .fragments
+                .insert(header.index, body.to_vec())
+                .is_some()
+        {
             self.slots[at] = None;
-            return Err(BadSegment::Conflict);
+            return Err(InvalidSegment::Conflict);
         }
-        if entry.pieces.len() <= usize::from(header.last) {
+        if entry.fragments.len() <= usize::from(header.last) {
             return Ok(None);
         }
         let entry = self.slots[at].take();
-        Ok(entry.map(|entry| entry.pieces.into_values().flatten().collect()))
+        Ok(entry.map(|entry| entry.fragments.into_values().flatten().collect()))
     }
 }
 
 struct World {
     now: u64,
-    rejoin: Rejoin,
+    rejoin: Reassembler,
     model: Model,
     completed: u64,
     refused: u64,
 }
 
 fn rejoin(input: &mut Input<'_>) {
-    let limits = RejoinLimits {
+    let limits = ReassemblyLimits {
         slots: 1 + input.below(4),
         max_packet: 1 + usize::from(input.u16() % 600),
         timeout: Duration::from_millis(u64::from(input.u8())),
     };
     let mut world = World {
         now: 1_000 * MS,
-        rejoin: Rejoin::new(limits),
+        rejoin: Reassembler::new(limits),
         model: Model {
             limits,
             slots: (0..limits.slots).map(|_| None).collect(),
@@ -155,8 +163,8 @@ fn rejoin(input: &mut Input<'_>) {
     }
 }
 
-fn kind(input: &mut Input<'_>) -> Kind {
-    [Kind::Ip, Kind::Frame, Kind::Control][input.below(3)]
+fn kind(input: &mut Input<'_>) -> PayloadKind {
+    [PayloadKind::Ip, PayloadKind::Frame, PayloadKind::Control][input.below(3)]
 }
 
 impl World {
@@ -209,21 +217,21 @@ impl World {
                     self.offer(0, counter, header, body);
                 }
             }
-            // One piece of an honest packet that follows from its counter; now and then a wrong one.
+            // One fragment of an honest packet that follows from its counter; now and then a wrong one.
             2..=4 => {
                 let base = u64::from(input.u8() % 64) * 16;
                 let len = 2 + (base as usize * 7) % 300;
                 let room = 1 + len / (1 + (base as usize / 16) % 15);
                 let packet: Vec<u8> = (0..len).map(|at| (at as u64 ^ base) as u8).collect();
-                let Some(plan) = Plan::new(len, room).filter(|plan| plan.last > 0) else {
+                let Some(plan) = FragmentLayout::new(len, room).filter(|plan| plan.last > 0) else {
                     return;
                 };
-                let index = input.u8() % plan.pieces() as u8;
+                let index = input.u8() % plan.fragments() as u8;
                 let header = Header {
                     kind: if input.u8() < 250 {
-                        Kind::Ip
+                        PayloadKind::Ip
                     } else {
-                        Kind::Frame
+                        PayloadKind::Frame
                     },
                     network: 7,
                     stride: plan.stride,
@@ -231,9 +239,9 @@ impl World {
                     last: plan.last,
                 };
                 let counter = base + u64::from(index);
-                self.offer(0, counter, header, plan.piece(&packet, index));
+                self.offer(0, counter, header, plan.fragment(&packet, index));
             }
-            // A whole packet, its pieces turned around by some: it must come out unless there are conflicts.
+            // A whole packet, its fragments turned around by some: it must come out unless there are conflicts.
             5 => self.cut(input),
             6 => {
                 let step = u64::from(input.u16()) * MS / 8;
@@ -259,29 +267,29 @@ impl World {
     fn cut(&mut self, input: &mut Input<'_>) {
         let (len, room) = (usize::from(input.u16() % 700), usize::from(input.u8()));
         let packet: Vec<u8> = (0..len).map(|at| at as u8).collect();
-        let Some(plan) = Plan::new(len, room) else {
-            assert!(len == 0 || room == 0 || len.div_ceil(room) > MAX_PIECES);
+        let Some(plan) = FragmentLayout::new(len, room) else {
+            assert!(len == 0 || room == 0 || len.div_ceil(room) > MAX_FRAGMENTS);
             return;
         };
-        assert_eq!(plan.pieces(), len.div_ceil(room));
-        let joined: Vec<u8> = (0..plan.pieces() as u8)
-            .flat_map(|index| plan.piece(&packet, index).to_vec())
+        assert_eq!(plan.fragments(), len.div_ceil(room));
+        let joined: Vec<u8> = (0..plan.fragments() as u8)
+            .flat_map(|index| plan.fragment(&packet, index).to_vec())
             .collect();
         assert_eq!(joined, packet);
         if plan.last == 0 {
             return;
         }
         let (base, turn) = (input.u64() >> 1, input.u8());
-        for step in 0..plan.pieces() as u8 {
-            let index = (step.wrapping_add(turn)) % plan.pieces() as u8;
+        for step in 0..plan.fragments() as u8 {
+            let index = (step.wrapping_add(turn)) % plan.fragments() as u8;
             let header = Header {
-                kind: Kind::Frame,
+                kind: PayloadKind::Frame,
                 network: 9,
                 stride: plan.stride,
                 index,
                 last: plan.last,
             };
-            let body = plan.piece(&packet, index);
+            let body = plan.fragment(&packet, index);
             assert!(body.len() <= room);
             let mut plaintext = header.to_bytes().to_vec();
             plaintext.extend_from_slice(body);

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use failover::Net;
+use failover::IpPrefix;
 use gateway_client::{
     stream::{self, ALPN, EXPORTER_LABEL, MIN_DATAGRAM, Word},
     wire::{Key, Tag},
@@ -112,7 +112,12 @@ impl Owner {
     }
 
     /// Likewise, for who comes from there.
-    fn listen_to(&self, from: Vec<Net>, limits: Limits, proxy: bool) -> (Listener, Fingerprint) {
+    fn listen_to(
+        &self,
+        from: Vec<IpPrefix>,
+        limits: Limits,
+        proxy: bool,
+    ) -> (Listener, Fingerprint) {
         let identity = Identity::generate(NAME).expect("an identity");
         let fingerprint = identity.fingerprint();
         let listening = Listening {

@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 /// How datagrams come to a peer, and from it. The crate compares ways and tells strangers on them apart; what carries
 /// datagrams there is the caller's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Way {
+pub enum PeerPath {
     /// UDP, to the peer's own address.
     Direct(SocketAddr),
     /// UDP, to a gateway, which knows the peer by the circuit's id.
@@ -21,7 +21,7 @@ pub enum Way {
     Stream(NonZeroU64),
 }
 
-impl Way {
+impl PeerPath {
     /// The address that datagrams go to, if they are datagrams.
     #[must_use]
     pub const fn address(&self) -> Option<SocketAddr> {
@@ -97,19 +97,19 @@ impl Way {
     }
 }
 
-impl From<SocketAddr> for Way {
+impl From<SocketAddr> for PeerPath {
     fn from(address: SocketAddr) -> Self {
         Self::Direct(address)
     }
 }
 
-impl PartialEq<SocketAddr> for Way {
+impl PartialEq<SocketAddr> for PeerPath {
     fn eq(&self, other: &SocketAddr) -> bool {
         *self == Self::Direct(*other)
     }
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for PeerPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Direct(address) => write!(f, "{address}"),
@@ -123,7 +123,7 @@ impl fmt::Display for Way {
 mod tests {
     use super::*;
 
-    fn ways() -> Vec<Way> {
+    fn ways() -> Vec<PeerPath> {
         let at = |text: &str| text.parse::<SocketAddr>().expect("an address");
         let id = |id| NonZeroU64::new(id).expect("an id");
         let gateway = at("192.0.2.1:6180");
@@ -133,10 +133,10 @@ mod tests {
             at("192.0.2.2:6180").into(),
             at("[2001:db8::1]:6180").into(),
             at("[2001:db8::2]:6180").into(),
-            Way::Circuit { gateway, id: id(1) },
-            Way::Circuit { gateway, id: id(2) },
-            Way::Stream(id(1)),
-            Way::Stream(id(2)),
+            PeerPath::Circuit { gateway, id: id(1) },
+            PeerPath::Circuit { gateway, id: id(2) },
+            PeerPath::Stream(id(1)),
+            PeerPath::Stream(id(2)),
         ]
     }
 
