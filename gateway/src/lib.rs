@@ -17,5 +17,4 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod hello;
-pub mod metrics;
 pub mod relay;

@@ -1,4 +1,4 @@
-//! `causeway-gateway`: the daemon, and what an operator says to it.
+//! `causeway-gateway`: the daemon, and the commands that talk to it.
 
 #![deny(
     clippy::print_stdout,
@@ -8,20 +8,23 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use gateway::{
     config::Config,
     control::{self, Request, Status, render},
     daemon,
 };
-use service::socket;
+use service::{
+    cli::{self, RunArgs},
+    socket,
+};
 
-/// The cloud gateway of Causeway: one port for all that tenants send.
+/// The cloud gateway of Causeway: one address and port for the control connections and tunnels of
+/// tenants.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
-    /// Control socket of the gateway to talk to.
+    /// Control socket of the gateway.
     #[arg(
         long,
         global = true,
@@ -36,38 +39,27 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the gateway.
-    Run {
-        /// Configuration file.
-        #[arg(long)]
-        config: PathBuf,
-    },
-    /// Check a configuration file and say everything that is wrong with it.
+    Run(RunArgs),
+    /// Check a configuration file and list every problem.
     Check {
         /// Configuration file.
         file: PathBuf,
     },
-    /// Show what the gateway is doing.
+    /// Show the state of the gateway: listeners, limits, tenants and circuits.
     Status {
-        /// For programs.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Read the configuration file again; a bad one leaves the running one in force.
+    /// Read the configuration file again. If it has a problem, the running configuration stays in force.
     Reload,
-    /// Take no more connections, and stop when those that are there have ended.
+    /// Accept no new connections, and stop when the existing ones have ended or `gateway.drain` has
+    /// passed.
     Drain,
 }
 
 fn main() -> ExitCode {
-    let done = run(Cli::parse())
-        .and_then(|()| service::stdout::finish().context("write to standard output"));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            service::errln!("causeway-gateway: {}", service::error_chain(error.as_ref()));
-            ExitCode::FAILURE
-        }
-    }
+    cli::main("causeway-gateway", || run(Cli::parse()))
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
@@ -75,23 +67,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         socket::ask(&control::SOCKET, &cli.socket, request)
     };
     match cli.command {
-        Command::Run { config } => {
-            service::abort_on_panic();
-            tracing_subscriber::fmt()
-                .with_env_filter(
-                    tracing_subscriber::EnvFilter::try_from_env("CAUSEWAY_LOG")
-                        .unwrap_or_else(|_| "info".into()),
-                )
-                .with_writer(std::io::stderr)
-                .with_ansi(false)
-                .init();
-            // For what an operator says; connections and circuits have threads of their own.
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .context("start the runtime")?
-                .block_on(daemon::run(&config))?;
-        }
+        Command::Run(args) => daemon::run(&args)?,
         Command::Check { file } => {
             let config = Config::load(&file)?;
             service::outln!(
@@ -105,10 +81,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Status { json } => {
             let status = ask(&Request::Status)?;
             if json {
-                service::outln!(
-                    "{}",
-                    serde_json::to_string(&status).context("write the status")?
-                );
+                cli::print_json(&status)?;
             } else {
                 service::stdout::print(render::status(&status));
             }
@@ -120,7 +93,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Drain => {
             let status = ask(&Request::Drain)?;
             service::outln!(
-                "{}: draining; {} connections are left",
+                "{}: draining; {} connections left",
                 status.name,
                 status.connections
             );

@@ -11,7 +11,7 @@ use std::{
 use failover::Rule;
 use serde::{Deserialize, Serialize};
 pub use service::socket::Refusal;
-use service::socket::{Socket, Who};
+use service::socket::{Access, Socket};
 
 /// The appliance's.
 pub static SOCKET: Socket = Socket {
@@ -20,7 +20,7 @@ pub static SOCKET: Socket = Socket {
     setting: "appliance.control_socket",
     // Room for every endpoint of an appliance at once.
     max_request: 8 << 20,
-    who: Who::Root,
+    access: Access::Root,
 };
 
 /// What the appliance answers.

@@ -1,14 +1,15 @@
-//! Checks a whole file and collects everything that is wrong with it.
+//! Checks a file as a whole and collects every problem.
 
 use std::{
     collections::HashSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use gateway_client::wire::{CircuitId, Key};
+
+use service::config::{Checker, Range};
 
 use super::{Circuits, Config, Problem, Target, Xdp, file};
 use crate::{
@@ -20,11 +21,9 @@ use crate::{
     },
 };
 
-/// The port of everything (SPEC section 8).
+/// The default port (SPEC section 8).
 const PORT: u16 = 6180;
-/// Bytes of a Unix socket's path at most (unix(7)).
-const MAX_SOCKET_PATH: usize = 107;
-/// Addresses of a backend at most: each that does not answer takes a dial timeout.
+/// Addresses of a backend at most: each one that does not answer costs a dial timeout.
 const MAX_ADDRESSES: usize = 16;
 /// Connections at most: two open files each.
 const MAX_CONNECTIONS: usize = 1 << 20;
@@ -33,127 +32,109 @@ const MAX_CONNECTIONS: usize = 1 << 20;
 const MAX_THREADS: usize = 64;
 /// Circuits at most: 300 bytes each in every thread.
 const MAX_CIRCUITS: usize = 100_000;
-/// Bytes of an interface's name at most (`IFNAMSIZ` of include/uapi/linux/if.h, less its end).
-const MAX_INTERFACE: usize = 15;
-/// Interfaces with the program at most: `MAX_PORTS`, with some VLANs on each.
+/// Interfaces with the XDP program at most: `MAX_PORTS`, with some VLANs on each.
 const MAX_INTERFACES: usize = 32;
 /// Datagrams or bytes a second at most: 100 Gbit/s, and more than anything here sends.
 const MAX_RATE: usize = 12_500_000_000;
 
-struct Checker {
-    problems: Vec<Problem>,
+/// An address and a port of a machine.
+fn address(c: &mut Checker, at: &str, text: &str) -> Option<SocketAddr> {
+    let Ok(address) = text.parse::<SocketAddr>() else {
+        c.problem(
+            at,
+            format!(
+                "{text:?} is not an address and a port: write such as \"192.0.2.1:{PORT}\" or \
+                 \"[2001:db8::1]:{PORT}\""
+            ),
+        );
+        return None;
+    };
+    let canonical = address.ip().to_canonical();
+    if canonical != address.ip() {
+        c.problem(at, format!("{text:?}: write it as IPv4, {canonical}"));
+        return None;
+    }
+    if canonical.is_multicast() || canonical == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        c.problem(at, format!("{text:?} is not the address of a machine"));
+        return None;
+    }
+    Some(address)
 }
 
-impl Checker {
-    fn problem(&mut self, at: impl Into<String>, what: impl Into<String>) {
-        self.problems.push(Problem {
-            at: at.into(),
-            what: what.into(),
-        });
-    }
-
-    fn name(&mut self, at: &str, name: &str) {
-        if let Err(what) = service::config::name(name) {
-            self.problem(at, what);
-        }
-    }
-
-    fn seconds(
-        &mut self,
-        at: &str,
-        value: Option<f64>,
-        default: u64,
-        (least, most): (f64, f64),
-    ) -> Duration {
-        let seconds = value.unwrap_or(default as f64);
-        if !(least..=most).contains(&seconds) {
-            self.problem(at, format!("{seconds} seconds: write {least} to {most}"));
-            return Duration::from_secs(default);
-        }
-        Duration::from_secs_f64(seconds)
-    }
-
-    fn count(&mut self, at: &str, value: i64, most: usize) -> usize {
-        match usize::try_from(value) {
-            Ok(count) if (1..=most).contains(&count) => count,
-            _ => {
-                self.problem(at, format!("{value}: write 1 to {most}"));
-                1
-            }
-        }
-    }
-
-    fn address(&mut self, at: &str, text: &str) -> Option<SocketAddr> {
-        let Ok(address) = text.parse::<SocketAddr>() else {
-            self.problem(
+/// A server name as a TLS hello has it, in lower case.
+fn dns_name(c: &mut Checker, at: &str, text: &str) -> Option<String> {
+    match hello::dns_name(text.as_bytes()) {
+        Ok(name) => Some(name),
+        Err(_) => {
+            c.problem(
                 at,
                 format!(
-                    "{text:?} is not an address and a port: write such as \"192.0.2.1:{PORT}\" or \"[2001:db8::1]:{PORT}\""
+                    "{text:?} is not a DNS name: labels of a-z, 0-9, - and _ with dots between them, \
+                     no final dot, no IP address; for all subdomains write below = \"example.net\" \
+                     without a star"
                 ),
             );
-            return None;
-        };
-        let canonical = address.ip().to_canonical();
-        if canonical != address.ip() {
-            self.problem(at, format!("{text:?}: write it as IPv4, {canonical}"));
-            return None;
-        }
-        if canonical.is_multicast() || canonical == IpAddr::V4(Ipv4Addr::BROADCAST) {
-            self.problem(at, format!("{text:?} is not the address of a machine"));
-            return None;
-        }
-        Some(address)
-    }
-
-    fn dns_name(&mut self, at: &str, text: &str) -> Option<String> {
-        match hello::dns_name(text.as_bytes()) {
-            Ok(name) => Some(name),
-            Err(_) => {
-                self.problem(
-                    at,
-                    format!(
-                        "{text:?} is not a DNS name: labels of a-z, 0-9, - and _ between dots, none at the end, and no \
-                         address; names below one are written below = \"example.net\", without a star"
-                    ),
-                );
-                None
-            }
+            None
         }
     }
 }
 
-pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
-    let mut c = Checker {
-        problems: Vec::new(),
+/// A number of seconds, with the least, the most and the default.
+fn seconds(
+    c: &mut Checker,
+    at: &str,
+    value: Option<f64>,
+    (least, most, default): (f64, f64, f64),
+) -> Duration {
+    let range = Range {
+        least,
+        most,
+        default,
     };
+    c.seconds(at, value, range)
+}
+
+/// The configuration of a file, or every problem of it.
+pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
+    let mut c = Checker::new();
     let gateway = file.gateway;
     c.name("gateway.name", &gateway.name);
     let listen = listen(&mut c, gateway.listen);
-    let control_socket = control_socket(&mut c, gateway.control_socket);
+    let control_socket = c.control_socket(
+        "gateway.control_socket",
+        gateway.control_socket,
+        "/run/causeway/gateway.sock",
+    );
     let metrics = metrics(&mut c, gateway.metrics.as_deref(), &listen);
-    let drain = c.seconds("gateway.drain", gateway.drain, 30, (0.0, 86_400.0));
+    let drain = seconds(
+        &mut c,
+        "gateway.drain",
+        gateway.drain,
+        (0.0, 86_400.0, 30.0),
+    );
     let relay = file.relay;
     let times = Times {
-        hello: c.seconds("relay.hello_timeout", relay.hello_timeout, 5, (0.1, 60.0)),
-        dial: c.seconds("relay.dial_timeout", relay.dial_timeout, 3, (0.1, 60.0)),
-        idle: c.seconds(
+        hello: seconds(
+            &mut c,
+            "relay.hello_timeout",
+            relay.hello_timeout,
+            (0.1, 60.0, 5.0),
+        ),
+        dial: seconds(
+            &mut c,
+            "relay.dial_timeout",
+            relay.dial_timeout,
+            (0.1, 60.0, 3.0),
+        ),
+        idle: seconds(
+            &mut c,
             "relay.idle_timeout",
             relay.idle_timeout,
-            600,
-            (1.0, 604_800.0),
+            (1.0, 604_800.0, 600.0),
         ),
     };
-    let spliced = match relay.way.as_deref() {
-        None | Some("splice") => true,
-        Some("copy") => false,
-        Some(other) => {
-            c.problem(
-                "relay.way",
-                format!("{other:?}: write \"splice\" or \"copy\""),
-            );
-            true
-        }
-    };
+    let ways = [("splice", true), ("copy", false)];
+    let spliced = c.choice("relay.way", relay.way.as_deref(), &ways);
     let limits = file.limits;
     let connections = limits
         .connections
@@ -165,15 +146,13 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     if file.route.is_empty() && file.circuit.is_empty() {
         c.problem(
             "route",
-            "there is none, and no circuit either, so everything would be refused: write [[route]] with name or below, and backend, or [[circuit]]",
+            "there is no route and no circuit, so the gateway would refuse everything: write [[route]] with \
+             name or below, and backend; or write [[circuit]]",
         );
     }
     let table = routes(&mut c, file.route, &tenants, &backends);
     let circuits = circuits(&mut c, &file.circuits, &file.tenant, &file.circuit);
-    if !c.problems.is_empty() {
-        return Err(c.problems);
-    }
-    Ok(Config {
+    c.finish(Config {
         name: gateway.name,
         listen,
         control_socket,
@@ -202,19 +181,19 @@ fn listen(c: &mut Checker, texts: Option<Vec<String>>) -> Vec<SocketAddr> {
         c.problem(
             at,
             format!(
-                "an empty list: write an address, or leave it out for port {PORT} of every address"
+                "an empty list: write an address, or leave the key out for port {PORT} of every address"
             ),
         );
     }
     let mut out: Vec<SocketAddr> = Vec::new();
     for text in texts {
-        let Some(address) = c.address(at, &text) else {
+        let Some(address) = address(c, at, &text) else {
             continue;
         };
         if let Some(other) = out.iter().find(|other| covers(**other, address)) {
             c.problem(
                 at,
-                format!("{address} and {other} are for the same connections; leave one"),
+                format!("{address} and {other} accept the same connections; remove one"),
             );
         }
         out.push(address);
@@ -222,52 +201,27 @@ fn listen(c: &mut Checker, texts: Option<Vec<String>>) -> Vec<SocketAddr> {
     out
 }
 
-/// Whether both are for one connection.
+/// Whether one connection could come to both.
 fn covers(a: SocketAddr, b: SocketAddr) -> bool {
     let ips = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() != 0 && a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && ips
 }
 
-fn control_socket(c: &mut Checker, path: Option<PathBuf>) -> PathBuf {
-    let path = path.unwrap_or_else(|| "/run/causeway/gateway.sock".into());
-    let at = "gateway.control_socket";
-    if !path.is_absolute() {
-        c.problem(
-            at,
-            format!("{} is not absolute; begin it with /", path.display()),
-        );
-    }
-    if length(&path) > MAX_SOCKET_PATH {
-        c.problem(
-            at,
-            format!(
-                "{} bytes: a socket's path has {MAX_SOCKET_PATH} at most",
-                length(&path)
-            ),
-        );
-    }
-    path
-}
-
-fn length(path: &Path) -> usize {
-    path.as_os_str().len()
-}
-
 fn metrics(c: &mut Checker, text: Option<&str>, listen: &[SocketAddr]) -> Option<SocketAddr> {
     let at = "gateway.metrics";
-    let address = c.address(at, text?)?;
+    let address = address(c, at, text?)?;
     if !address.ip().is_loopback() {
         c.problem(
             at,
             format!(
-                "{address} is open to others, and metrics name tenants: write a loopback address"
+                "{address} is open to other machines, and metrics name tenants: write a loopback address"
             ),
         );
     }
     if listen.iter().any(|other| covers(*other, address)) {
         c.problem(
             at,
-            format!("{address} is listened on for tenants; write another port"),
+            format!("{address} is an address of gateway.listen; write another port"),
         );
     }
     Some(address)
@@ -279,7 +233,7 @@ fn tenants(c: &mut Checker, tenants: &[file::Tenant]) -> Vec<(Arc<str>, u32)> {
         let at = format!("tenant {:?}", tenant.name);
         c.name(&format!("{at}: name"), &tenant.name);
         if out.iter().any(|(name, _)| **name == *tenant.name) {
-            c.problem(&at, "it is there twice");
+            c.problem(&at, "is defined twice");
         }
         let connections = tenant.connections.unwrap_or(1000);
         let limit = c.count(&format!("{at}: connections"), connections, MAX_CONNECTIONS);
@@ -294,25 +248,25 @@ fn backends(c: &mut Checker, backends: &[file::Backend], listen: &[SocketAddr]) 
         let at = format!("backend {:?}", backend.name);
         c.name(&format!("{at}: name"), &backend.name);
         if out.iter().any(|other| *other.name == *backend.name) {
-            c.problem(&at, "it is there twice; write its addresses in one list");
+            c.problem(&at, "is defined twice; write all its addresses in one list");
         }
         let at = format!("{at}: addresses");
         if !(1..=MAX_ADDRESSES).contains(&backend.addresses.len()) {
             c.problem(
                 &at,
                 format!(
-                    "{} of them: write 1 to {MAX_ADDRESSES}",
+                    "{} addresses: write 1 to {MAX_ADDRESSES}",
                     backend.addresses.len()
                 ),
             );
         }
         let mut addresses = Vec::new();
         for text in &backend.addresses {
-            let Some(address) = c.address(&at, text) else {
+            let Some(address) = address(c, &at, text) else {
                 continue;
             };
             if address.port() == 0 || address.ip().is_unspecified() {
-                c.problem(&at, format!("{address}: nobody can be reached there"));
+                c.problem(&at, format!("{address} is not an address to connect to"));
             }
             let own = |l: &SocketAddr| {
                 *l == address || (address.ip().is_loopback() && covers(*l, address))
@@ -320,11 +274,11 @@ fn backends(c: &mut Checker, backends: &[file::Backend], listen: &[SocketAddr]) 
             if listen.iter().any(own) {
                 c.problem(
                     &at,
-                    format!("{address} is the gateway's own; connections would go round in it"),
+                    format!("{address} is an address of this gateway; connections would loop"),
                 );
             }
             if addresses.contains(&address) {
-                c.problem(&at, format!("{address} is there twice"));
+                c.problem(&at, format!("{address} is listed twice"));
             }
             addresses.push(address);
         }
@@ -346,21 +300,21 @@ fn routes(
     let mut out = Vec::new();
     for route in routes {
         let written = match (route.name, route.below) {
-            (Some(name), None) => c
-                .dns_name(&format!("route {name:?}: name"), &name)
-                .map(Names::Exact),
-            (None, Some(name)) => c
-                .dns_name(&format!("route below {name:?}: below"), &name)
-                .map(Names::Below),
+            (Some(name), None) => {
+                dns_name(c, &format!("route {name:?}: name"), &name).map(Names::Exact)
+            }
+            (None, Some(name)) => {
+                dns_name(c, &format!("route below {name:?}: below"), &name).map(Names::Below)
+            }
             (name, _) => {
                 c.problem(
                     format!("route {:?}", name.unwrap_or_default()),
-                    "write either name, for one server name, or below, for all that end in a dot and it",
+                    "write either name, for one server name, or below, for all its subdomains",
                 );
                 None
             }
         };
-        // What else is wrong with it is told all the same.
+        // Other problems of the route are listed as well.
         let at = match &written {
             Some(names) => format!("route {:?}", names.to_string()),
             None => "route".to_owned(),
@@ -375,7 +329,7 @@ fn routes(
             if route.protocols[..n].contains(protocol) {
                 c.problem(
                     format!("{at}: protocols"),
-                    format!("{protocol:?} is there twice"),
+                    format!("{protocol:?} is listed twice"),
                 );
             }
         }
@@ -420,7 +374,7 @@ fn routes(
             c.problem(
                 format!("route {:?}", named[conflict.second].to_string()),
                 format!(
-                    "route {} of the file is for the same hellos; leave one, or give them different protocols",
+                    "route {} of the file matches the same hellos; remove one, or give them different protocols",
                     conflict.first + 1
                 ),
             );
@@ -435,23 +389,17 @@ fn circuits(
     tenants: &[file::Tenant],
     circuits: &[file::Circuit],
 ) -> Circuits {
-    let lifetime = c.seconds("circuits.lifetime", settings.lifetime, 30, (0.5, 3600.0));
+    let lifetime = seconds(
+        c,
+        "circuits.lifetime",
+        settings.lifetime,
+        (0.5, 3600.0, 30.0),
+    );
     let threads = settings
         .threads
         .map(|threads| c.count("circuits.threads", threads, MAX_THREADS));
-    let xdp = match settings.xdp.as_deref() {
-        None | Some("auto") => Xdp::Auto,
-        Some("native") => Xdp::Native,
-        Some("generic") => Xdp::Generic,
-        Some("off") => Xdp::Off,
-        Some(other) => {
-            c.problem(
-                "circuits.xdp",
-                format!("{other:?}: write \"auto\", \"native\", \"generic\" or \"off\""),
-            );
-            Xdp::Auto
-        }
-    };
+    let modes = [Xdp::Auto, Xdp::Native, Xdp::Generic, Xdp::Off].map(|xdp| (xdp.name(), xdp));
+    let xdp = c.choice("circuits.xdp", settings.xdp.as_deref(), &modes);
     if let Some(interfaces) = &settings.interfaces {
         self::interfaces(c, interfaces, xdp);
     }
@@ -469,7 +417,7 @@ fn circuits(
     if circuits.len() > MAX_CIRCUITS {
         c.problem(
             "circuit",
-            format!("{} of them: write {MAX_CIRCUITS} at most", circuits.len()),
+            format!("{} circuits: write {MAX_CIRCUITS} at most", circuits.len()),
         );
     }
     let mut list: Vec<CircuitPlan> = Vec::new();
@@ -486,7 +434,7 @@ fn circuits(
             );
         }
         if id.is_some_and(|id| !ids.insert(id)) {
-            c.problem(&at, "it is there twice");
+            c.problem(&at, "is defined twice");
         }
         let tenant = tenants.iter().position(|t| t.name == circuit.tenant);
         if tenant.is_none() {
@@ -502,16 +450,17 @@ fn circuits(
         if circuit.keys.len() != 2 {
             c.problem(
                 &at,
-                format!("{} of them: write one for each side", circuit.keys.len()),
+                format!("{} keys: write one for each side", circuit.keys.len()),
             );
         }
         for (n, text) in circuit.keys.iter().enumerate() {
-            // A key is not repeated in a message.
+            // A message never contains a key.
             if Key::from_base64(text).is_none() {
                 c.problem(
                     &at,
                     format!(
-                        "the one at place {} is not a key: write what `causeway-appliance keygen` or `wg genkey` prints",
+                        "key {} is not 32 bytes in base64: write the file of `causeway-appliance keygen \
+                         --preshared`, or the output of `wg genkey`",
                         n + 1
                     ),
                 );
@@ -519,7 +468,7 @@ fn circuits(
                 c.problem(
                     &at,
                     format!(
-                        "the one at place {} is there twice: each side of each circuit has its own",
+                        "key {} is used twice: each side of each circuit needs its own",
                         n + 1
                     ),
                 );
@@ -550,26 +499,22 @@ fn interfaces(c: &mut Checker, interfaces: &[String], xdp: Xdp) {
     if xdp == Xdp::Off {
         c.problem(
             at,
-            "circuits.xdp is \"off\", and nothing is on them: leave one out",
+            "circuits.xdp is \"off\", so no interface has the program: leave one of the keys out",
         );
     }
     if !(1..=MAX_INTERFACES).contains(&interfaces.len()) {
         c.problem(
             at,
             format!(
-                "{} of them: write 1 to {MAX_INTERFACES}, or leave the list out",
+                "{} interfaces: write 1 to {MAX_INTERFACES}, or leave the key out",
                 interfaces.len()
             ),
         );
     }
     for (n, name) in interfaces.iter().enumerate() {
-        let is_name = (1..=MAX_INTERFACE).contains(&name.len())
-            && !name.contains(|c: char| c == '/' || c.is_whitespace());
-        if !is_name {
-            c.problem(at, format!("{name:?} is not the name of an interface"));
-        }
+        c.interface(at, name);
         if interfaces[..n].contains(name) {
-            c.problem(at, format!("{name:?} is there twice"));
+            c.problem(at, format!("{name:?} is listed twice"));
         }
     }
 }

@@ -98,6 +98,9 @@ impl Xdp {
     }
 }
 
+/// Threads for circuits at most, where the configuration gives no number.
+const DEFAULT_THREADS: usize = 8;
+
 /// A tenant may send in one burst what it may send in this time.
 const BURST: Duration = Duration::from_millis(100);
 
@@ -139,6 +142,14 @@ impl Config {
     /// When anything in it is wrong.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         config::parse(text, path, check::check)
+    }
+
+    /// Threads that carry datagrams: as configured, or one for each processor.
+    #[must_use]
+    pub fn circuit_threads(&self) -> usize {
+        let processors =
+            || std::thread::available_parallelism().map_or(1, |n| n.get().min(DEFAULT_THREADS));
+        self.circuits.threads.unwrap_or_else(processors)
     }
 
     /// What circuits are to do.

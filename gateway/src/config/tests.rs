@@ -35,7 +35,7 @@ fn parse(text: &str) -> Result<Config, String> {
 }
 
 #[test]
-fn a_good_file_is_taken_with_its_defaults() {
+fn a_good_file_is_accepted_with_defaults() {
     let config = parse(GOOD).expect("good");
     assert_eq!(config.times.hello, Duration::from_millis(500));
     assert_eq!(config.times.dial, Duration::from_secs(3));
@@ -54,7 +54,10 @@ fn a_good_file_is_taken_with_its_defaults() {
     assert_eq!((circuits.xdp, &circuits.interfaces), (Xdp::Auto, &None));
     assert_eq!(circuits.rates, [(None, None)]);
     assert_eq!(circuits.list[0].id.get(), 0x0123_4567_89ab_cdef);
-    assert!(!format!("{config:?}").contains("AAEC"), "keys are not said");
+    assert!(
+        !format!("{config:?}").contains("AAEC"),
+        "keys are not printed"
+    );
     assert!(config.spliced);
     let plan = config.plan(77, 8);
     assert_eq!(plan.limits.connections, 77);
@@ -82,7 +85,7 @@ fn hello_of(name: &str) -> crate::hello::Hello {
 }
 
 #[test]
-fn without_addresses_every_one_is_listened_on() {
+fn without_listen_every_address_is_listened_on() {
     let text = GOOD.replace(
         "listen = [\"192.0.2.1:6180\", \"[2001:db8::1]:6180\"]\n",
         "",
@@ -96,7 +99,7 @@ fn without_addresses_every_one_is_listened_on() {
 }
 
 #[test]
-fn each_mistake_is_named_with_its_place() {
+fn each_problem_is_named_with_its_key() {
     for (from, to, message) in [
         (
             "name = \"gw1\"",
@@ -121,7 +124,7 @@ fn each_mistake_is_named_with_its_place() {
         (
             "\"192.0.2.1:6180\"",
             "\"192.0.2.1:6180\", \"0.0.0.0:6180\"",
-            "0.0.0.0:6180 and 192.0.2.1:6180 are for the same connections",
+            "0.0.0.0:6180 and 192.0.2.1:6180 accept the same connections",
         ),
         (
             "listen = [\"192.0.2.1:6180\", \"[2001:db8::1]:6180\"]",
@@ -136,12 +139,12 @@ fn each_mistake_is_named_with_its_place() {
         (
             "\"192.0.2.1:6180\"",
             "\"0.0.0.0:9180\"",
-            "gateway.metrics: 127.0.0.1:9180 is listened on for tenants",
+            "gateway.metrics: 127.0.0.1:9180 is an address of gateway.listen",
         ),
         (
             "[relay]",
             "control_socket = \"gw.sock\"\n[relay]",
-            "gateway.control_socket: gw.sock is not absolute",
+            "gateway.control_socket: gw.sock: write an absolute path",
         ),
         (
             "[relay]",
@@ -181,7 +184,7 @@ fn each_mistake_is_named_with_its_place() {
         (
             "[[backend]]",
             "[[tenant]]\nname = \"acme\"\n[[backend]]",
-            "tenant \"acme\": it is there twice",
+            "tenant \"acme\": is defined twice",
         ),
         (
             "name = \"director\"",
@@ -191,32 +194,32 @@ fn each_mistake_is_named_with_its_place() {
         (
             "[[route]]\nname",
             "[[backend]]\nname = \"director\"\naddresses = [\"192.0.2.7:1\"]\n[[route]]\nname",
-            "backend \"director\": it is there twice",
+            "backend \"director\": is defined twice",
         ),
         (
             "\"198.51.100.5:443\", \"[2001:db8::5]:443\"",
             "",
-            "backend \"director\": addresses: 0 of them: write 1 to 16",
+            "backend \"director\": addresses: 0 addresses: write 1 to 16",
         ),
         (
             "198.51.100.5:443",
             "198.51.100.5:0",
-            "198.51.100.5:0: nobody can be reached there",
+            "198.51.100.5:0 is not an address to connect to",
         ),
         (
             "198.51.100.5:443",
             "0.0.0.0:443",
-            "0.0.0.0:443: nobody can be reached there",
+            "0.0.0.0:443 is not an address to connect to",
         ),
         (
             "198.51.100.5:443",
             "192.0.2.1:6180",
-            "192.0.2.1:6180 is the gateway's own",
+            "192.0.2.1:6180 is an address of this gateway",
         ),
         (
             "[2001:db8::5]:443",
             "198.51.100.5:443",
-            "198.51.100.5:443 is there twice",
+            "198.51.100.5:443 is listed twice",
         ),
         (
             "Director.example.net",
@@ -242,7 +245,7 @@ fn each_mistake_is_named_with_its_place() {
         (
             "protocols = [\"h2\"]",
             "protocols = [\"a\", \"a\"]",
-            "protocols: \"a\" is there twice",
+            "protocols: \"a\" is listed twice",
         ),
         (
             "tenant = \"acme\"",
@@ -257,7 +260,7 @@ fn each_mistake_is_named_with_its_place() {
         (
             "[[route]]\nbelow",
             "[[route]]\nname = \"director.EXAMPLE.net\"\nbackend = \"director\"\n[[route]]\nbelow",
-            "route \"director.example.net\": route 1 of the file is for the same hellos",
+            "route \"director.example.net\": route 1 of the file matches the same hellos",
         ),
         (
             "0123456789abcdef",
@@ -277,22 +280,18 @@ fn each_mistake_is_named_with_its_place() {
         (
             "\"//ECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"",
             "",
-            "circuit \"0123456789abcdef\": keys: 1 of them: write one for each side",
+            "circuit \"0123456789abcdef\": keys: 1 keys: write one for each side",
         ),
         (
             "//ECAwQF",
             "//ECAwQ",
-            "keys: the one at place 2 is not a key",
+            "keys: key 2 is not 32 bytes in base64",
         ),
-        (
-            "//ECAwQF",
-            "AAECAwQF",
-            "keys: the one at place 2 is there twice",
-        ),
+        ("//ECAwQF", "AAECAwQF", "keys: key 2 is used twice"),
         (
             "[[circuit]]",
             "[[circuit]]\nid = \"0123456789ABCDEF\"\ntenant = \"acme\"\nkeys = []\n[[circuit]]",
-            "circuit \"0123456789abcdef\": it is there twice",
+            "circuit \"0123456789abcdef\": is defined twice",
         ),
         (
             "[relay]",
@@ -327,22 +326,25 @@ fn each_mistake_is_named_with_its_place() {
     }
     let no_route = &GOOD[..GOOD.find("[[route]]").expect("a route")];
     let error = parse(no_route).expect_err("no route");
-    assert!(error.contains("route: there is none"), "{error}");
+    assert!(
+        error.contains("route: there is no route and no circuit"),
+        "{error}"
+    );
     let long = GOOD.replace(
         "[relay]",
         &format!("control_socket = \"/{}\"\n[relay]", "x".repeat(107)),
     );
     let error = parse(&long).expect_err("too long");
     assert!(
-        error.contains("108 bytes: a socket's path has 107 at most"),
+        error.contains("108 bytes: the path of a socket has at most 107"),
         "{error}"
     );
     let wild = GOOD
         .replace("192.0.2.1:6180", "0.0.0.0:6180")
         .replace("198.51.100.5:443", "127.0.0.1:6180");
-    let error = parse(&wild).expect_err("round and round");
+    let error = parse(&wild).expect_err("a loop");
     assert!(
-        error.contains("127.0.0.1:6180 is the gateway's own"),
+        error.contains("127.0.0.1:6180 is an address of this gateway"),
         "{error}"
     );
 }
@@ -362,17 +364,17 @@ fn every_problem_is_listed_at_once() {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_named() {
-    let error = Config::load(Path::new("/nowhere/gw.toml")).expect_err("none");
+fn a_missing_file_is_named() {
+    let error = Config::load(Path::new("/no-such-directory/gw.toml")).expect_err("none");
     assert!(
         error
             .to_string()
-            .starts_with("cannot read /nowhere/gw.toml: ")
+            .starts_with("cannot read /no-such-directory/gw.toml: ")
     );
 }
 
 #[test]
-fn the_documented_file_is_good() {
+fn the_documented_file_is_accepted() {
     let page = include_str!("../../../docs/gateway.md");
     let file = page
         .split("```")
@@ -383,7 +385,7 @@ fn the_documented_file_is_good() {
     assert_eq!((config.tenants.len(), config.backends.len()), (1, 2));
     assert_eq!(config.circuits.list.len(), 1);
     assert_eq!(config.circuits.rates, [(Some(100_000), Some(125_000_000))]);
-    // What is said to be the default is it.
+    // The documented defaults are the defaults.
     let bare = parse(&GOOD.replace("hello_timeout = 0.5", "")).expect("good");
     assert_eq!((config.times, config.drain), (bare.times, bare.drain));
     assert_eq!(config.per_source, bare.per_source);
@@ -394,13 +396,13 @@ fn the_documented_file_is_good() {
 }
 
 #[test]
-fn the_example_is_good() {
+fn the_example_is_accepted() {
     let config = parse(include_str!("../../examples/gateway.toml")).expect("good");
     assert_eq!((config.tenants.len(), config.backends.len()), (1, 2));
 }
 
 #[test]
-fn a_file_with_keys_is_nobody_elses_to_read() {
+fn a_file_with_keys_must_not_be_readable_by_others() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("gw.toml");
     std::fs::write(&path, GOOD).expect("write");
@@ -415,7 +417,7 @@ fn a_file_with_keys_is_nobody_elses_to_read() {
 }
 
 #[test]
-fn the_way_through_the_driver_is_as_it_is_written() {
+fn xdp_settings_are_accepted_or_refused() {
     let with = |circuits: &str| {
         parse(&GOOD.replace("[[tenant]]", &format!("[circuits]\n{circuits}\n[[tenant]]")))
     };
@@ -426,27 +428,27 @@ fn the_way_through_the_driver_is_as_it_is_written() {
     let config = with("xdp = \"native\"\ninterfaces = [\"eth0\", \"eth1.5\"]").expect("good");
     let names = ["eth0", "eth1.5"].map(str::to_owned).to_vec();
     assert_eq!(config.circuits.interfaces, Some(names));
-    for (circuits, said) in [
+    for (circuits, message) in [
         ("xdp = \"fast\"", "circuits.xdp: \"fast\": write"),
         (
             "interfaces = []",
-            "circuits.interfaces: 0 of them: write 1 to 32",
+            "circuits.interfaces: 0 interfaces: write 1 to 32",
         ),
-        (
-            "interfaces = [\"a/b\"]",
-            "\"a/b\" is not the name of an interface",
-        ),
+        ("interfaces = [\"a/b\"]", "\"a/b\" is not an interface name"),
         (
             "interfaces = [\"0123456789abcdef\"]",
-            "is not the name of an interface",
+            "is not an interface name",
         ),
         (
             "interfaces = [\"eth0\", \"eth0\"]",
-            "\"eth0\" is there twice",
+            "\"eth0\" is listed twice",
         ),
-        ("xdp = \"off\"\ninterfaces = [\"eth0\"]", "leave one out"),
+        (
+            "xdp = \"off\"\ninterfaces = [\"eth0\"]",
+            "leave one of the keys out",
+        ),
     ] {
         let error = with(circuits).expect_err("bad");
-        assert!(error.contains(said), "{circuits}: {error}");
+        assert!(error.contains(message), "{circuits}: {error}");
     }
 }

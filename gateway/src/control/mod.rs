@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 pub use service::socket::Refusal;
-use service::socket::{Socket, Who};
+use service::socket::{Access, Socket};
 
 /// The gateway's.
 pub static SOCKET: Socket = Socket {
@@ -14,7 +14,7 @@ pub static SOCKET: Socket = Socket {
     one: "a gateway",
     setting: "gateway.control_socket",
     max_request: 4096,
-    who: Who::RootAndOwner,
+    access: Access::RootAndOwner,
 };
 
 /// What the gateway answers: how it is now.

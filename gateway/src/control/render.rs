@@ -1,10 +1,10 @@
-//! Says a status to a person.
+//! The status as text for a person.
 
-use std::fmt::Write as _;
+use service::line;
 
-use super::Status;
+use super::{CircuitsStatus, Status};
 
-/// A page of text.
+/// One page of text.
 #[must_use]
 pub fn status(status: &Status) -> String {
     let mut out = String::new();
@@ -13,89 +13,113 @@ pub fn status(status: &Status) -> String {
     } else {
         "running"
     };
-    line(
+    line!(
         &mut out,
-        format_args!("{}: {state}, version {}", status.name, status.version),
+        "{}: {state}, version {}",
+        status.name,
+        status.version
     );
     for address in &status.listen {
-        line(&mut out, format_args!("listens on {address}"));
+        line!(&mut out, "listens on {address}");
     }
     if let Some(address) = status.metrics {
-        line(
-            &mut out,
-            format_args!("metrics at http://{address}/metrics"),
-        );
+        line!(&mut out, "metrics at http://{address}/metrics");
     }
-    line(
+    line!(
         &mut out,
-        format_args!(
-            "{} connections of {} at most; {} came",
-            status.connections, status.limit, status.accepted
-        ),
+        "{} of at most {} connections; {} accepted since the start",
+        status.connections,
+        status.limit,
+        status.accepted
     );
-    line(
+    let circuits = &status.circuits;
+    line!(
         &mut out,
-        format_args!(
-            "{} circuits, {} ends bound; {} datagrams came, {} were sent",
-            status.circuits.list.len(),
-            status.circuits.bound,
-            status.circuits.received,
-            status.circuits.sent
-        ),
+        "{} circuits, {} ends bound; {} datagrams received, {} sent",
+        circuits.list.len(),
+        circuits.bound,
+        circuits.received,
+        circuits.sent
     );
-    let xdp = &status.circuits.xdp;
+    xdp(&mut out, circuits);
+    tenants(&mut out, status);
+    list(&mut out, circuits);
+    for (reason, count) in circuits.dropped.iter().filter(|(_, count)| **count > 0) {
+        line!(&mut out, "dropped {reason}: {count}");
+    }
+    for (title, counts) in [("refused", &status.refused), ("ended", &status.ended)] {
+        for (reason, count) in counts.iter().filter(|(_, count)| **count > 0) {
+            line!(&mut out, "{title} {reason}: {count}");
+        }
+    }
+    out
+}
+
+fn xdp(out: &mut String, circuits: &CircuitsStatus) {
+    let xdp = &circuits.xdp;
     if let Some(refused) = &xdp.refused {
-        line(
-            &mut out,
-            format_args!("circuits go through user space: {refused}"),
-        );
+        line!(out, "circuits use user space: {refused}");
     }
     for interface in &xdp.interfaces {
         let mode = match &interface.refused {
-            Some(refused) => format!("none, circuits go through user space: {refused}"),
+            Some(refused) => format!("none, circuits use user space: {refused}"),
             None if !interface.target && xdp.interfaces.len() > 1 => format!(
-                "{}, but the driver takes nothing of other interfaces: that goes through user space",
+                "{}, but the driver cannot accept XDP redirects: only same-interface circuits use it",
                 interface.mode
             ),
             None => interface.mode.clone(),
         };
-        line(&mut out, format_args!("XDP on {}: {mode}", interface.name));
+        line!(out, "XDP on {}: {mode}", interface.name);
     }
-    line(&mut out, format_args!(""));
-    line(
-        &mut out,
-        format_args!(
-            "{:<32} {:>9} {:>9} {:>12} {:>15} {:>15}",
-            "TENANT", "NOW", "AT MOST", "RELAYED", "BYTES UP", "BYTES DOWN"
-        ),
+}
+
+fn tenants(out: &mut String, status: &Status) {
+    line!(out);
+    line!(
+        out,
+        "{:<32} {:>9} {:>9} {:>12} {:>15} {:>15}",
+        "TENANT",
+        "OPEN",
+        "LIMIT",
+        "RELAYED",
+        "BYTES UP",
+        "BYTES DOWN"
     );
     for tenant in &status.tenants {
-        let name = if tenant.name.is_empty() {
-            "(none)"
-        } else {
-            &tenant.name
+        let name = match tenant.name.as_str() {
+            "" => "(none)",
+            name => name,
         };
         let limit = tenant
             .limit
-            .map_or_else(|| "-".to_owned(), |l| l.to_string());
-        line(
-            &mut out,
-            format_args!(
-                "{name:<32} {:>9} {limit:>9} {:>12} {:>15} {:>15}",
-                tenant.connections, tenant.relayed, tenant.bytes_up, tenant.bytes_down
-            ),
+            .map_or_else(|| "-".to_owned(), |limit| limit.to_string());
+        line!(
+            out,
+            "{name:<32} {:>9} {limit:>9} {:>12} {:>15} {:>15}",
+            tenant.connections,
+            tenant.relayed,
+            tenant.bytes_up,
+            tenant.bytes_down
         );
     }
-    let circuits = &status.circuits;
-    if !circuits.list.is_empty() {
-        line(
-            &mut out,
-            format_args!(
-                "\n{:<16} {:<32} {:<28} {:<28} {:>12} {:>12} {:>12} {:>9}",
-                "CIRCUIT", "TENANT", "SIDE A", "SIDE B", "FROM A", "FROM B", "BY XDP", "DROPPED"
-            ),
-        );
+}
+
+fn list(out: &mut String, circuits: &CircuitsStatus) {
+    if circuits.list.is_empty() {
+        return;
     }
+    line!(
+        out,
+        "\n{:<16} {:<32} {:<28} {:<28} {:>12} {:>12} {:>12} {:>9}",
+        "CIRCUIT",
+        "TENANT",
+        "SIDE A",
+        "SIDE B",
+        "FROM A",
+        "FROM B",
+        "BY XDP",
+        "DROPPED"
+    );
     for circuit in &circuits.list {
         let [a, b] = circuit
             .bound
@@ -103,27 +127,11 @@ pub fn status(status: &Status) -> String {
         let [from_a, from_b] = circuit.datagrams;
         let dropped: u64 = circuit.dropped.values().sum();
         let fast: u64 = circuit.fast.iter().sum();
-        line(
-            &mut out,
-            format_args!(
-                "{} {:<32} {a:<28} {b:<28} {from_a:>12} {from_b:>12} {fast:>12} {dropped:>9}",
-                circuit.id, circuit.tenant
-            ),
+        line!(
+            out,
+            "{} {:<32} {a:<28} {b:<28} {from_a:>12} {from_b:>12} {fast:>12} {dropped:>9}",
+            circuit.id,
+            circuit.tenant
         );
     }
-    for (reason, count) in circuits.dropped.iter().filter(|(_, count)| **count > 0) {
-        line(&mut out, format_args!("dropped {reason}: {count}"));
-    }
-    for (title, counts) in [("refused", &status.refused), ("ended", &status.ended)] {
-        for (reason, count) in counts.iter().filter(|(_, count)| **count > 0) {
-            line(&mut out, format_args!("{title} {reason}: {count}"));
-        }
-    }
-    out
-}
-
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
-    // A String takes everything.
-    let _ = out.write_fmt(text);
-    out.push('\n');
 }

@@ -178,6 +178,20 @@ impl Drop for Listening {
     }
 }
 
+/// A new plan, with its new addresses bound. Dropped, it changes nothing.
+pub struct Prepared {
+    plan: Plan,
+    bound: Vec<Bound>,
+}
+
+/// An address that is bound and not yet accepted on.
+struct Bound {
+    wanted: SocketAddr,
+    address: SocketAddr,
+    /// One for each thread.
+    sockets: Vec<TcpListener>,
+}
+
 /// A relay that runs. Dropped, it accepts no more; connections go on.
 pub struct Relay {
     shared: Arc<Shared>,
@@ -213,16 +227,33 @@ impl Relay {
             shared,
             listening: Mutex::new(Listeners::Open(Vec::new())),
         };
-        relay.listen(&relay.shared.plan().listen)?;
+        let bound = relay.bind(&relay.shared.plan().listen)?;
+        relay.listen(&relay.shared.plan().listen, bound);
         Ok(relay)
     }
 
-    /// Takes a new plan: for connections that come. Those that are there stay, on what they were given.
+    /// Puts a new plan in force for new connections. Existing ones go on as they began.
     ///
     /// # Errors
-    /// When a new address cannot be had, or it drains; the old plan stays whole.
+    /// When a new address cannot be bound, or the relay drains; the old plan stays in force.
     pub fn replan(&self, plan: Plan) -> Result<(), Error> {
-        self.listen(&plan.listen)?;
+        self.take(self.prepare(plan)?);
+        Ok(())
+    }
+
+    /// Does what can fail of [`replan`](Self::replan): binds the new addresses of a plan.
+    ///
+    /// # Errors
+    /// As [`replan`](Self::replan).
+    pub fn prepare(&self, plan: Plan) -> Result<Prepared, Error> {
+        let bound = self.bind(&plan.listen)?;
+        Ok(Prepared { plan, bound })
+    }
+
+    /// Puts a prepared plan in force. A relay that drains since keeps its old plan.
+    pub fn take(&self, prepared: Prepared) {
+        let Prepared { plan, bound } = prepared;
+        self.listen(&plan.listen, bound);
         self.shared.pipes.limit(plan.limits.pipes);
         let mut current = self
             .shared
@@ -230,27 +261,43 @@ impl Relay {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(plan);
-        Ok(())
     }
 
-    /// Listens on exactly these: first on what is new, and then no more on what is not wanted.
-    fn listen(&self, wanted: &[SocketAddr]) -> Result<(), Error> {
-        let mut listening = self.listening();
-        let Listeners::Open(open) = &mut *listening else {
+    /// Binds those of the addresses that are not listened on yet.
+    fn bind(&self, wanted: &[SocketAddr]) -> Result<Vec<Bound>, Error> {
+        let listening = self.listening();
+        let Listeners::Open(open) = &*listening else {
             return Err(Error::Draining);
         };
-        let mut new = Vec::new();
-        for &address in wanted {
-            if !open.iter().any(|l| l.wanted == address) {
-                let failed = |source| Error::Listen { address, source };
-                let (bound, sockets) = bind(address, &self.shared.threads).map_err(failed)?;
-                new.push((address, bound, sockets));
-            }
-        }
+        let new = wanted
+            .iter()
+            .filter(|&address| !open.iter().any(|l| l.wanted == *address));
+        new.map(|&wanted| {
+            let failed = |source| Error::Listen {
+                address: wanted,
+                source,
+            };
+            let (address, sockets) = bind(wanted, &self.shared.threads).map_err(failed)?;
+            Ok(Bound {
+                wanted,
+                address,
+                sockets,
+            })
+        })
+        .collect()
+    }
+
+    /// Accepts on the new addresses, and no longer on those that are not wanted.
+    fn listen(&self, wanted: &[SocketAddr], bound: Vec<Bound>) {
+        let mut listening = self.listening();
+        let Listeners::Open(open) = &mut *listening else {
+            return;
+        };
         open.retain(|l| wanted.contains(&l.wanted));
-        for (wanted, address, sockets) in new {
+        for new in bound {
             let (stop, stopped) = watch::channel(());
-            for (n, socket) in sockets.into_iter().enumerate() {
+            let address = new.address;
+            for (n, socket) in new.sockets.into_iter().enumerate() {
                 let taker = self.shared.places.taker();
                 let shared = Arc::clone(&self.shared);
                 let stopped = stopped.clone();
@@ -261,12 +308,11 @@ impl Relay {
             }
             tracing::info!(%address, "listening");
             open.push(Listening {
-                wanted,
+                wanted: new.wanted,
                 address,
                 _stop: stop,
             });
         }
-        Ok(())
     }
 
     /// Where it listens.

@@ -296,7 +296,9 @@ fn a_new_file_takes_effect_and_connections_stay() {
     gateway.write(&bad);
     gateway.signal(Signal::SIGHUP);
     until("refused", || {
-        gateway.log().contains("the new configuration is refused")
+        gateway
+            .log()
+            .contains("reload refused; the running configuration stays in force")
     });
     let output = gateway.say(&["reload"]);
     assert!(!output.status.success());
@@ -365,10 +367,7 @@ fn told_to_stop_it_lets_connections_end() {
             gateway.signal(Signal::SIGTERM);
         } else {
             let output = gateway.say(&["drain"]);
-            assert_eq!(
-                text(&output.stdout),
-                "gw1: draining; 1 connections are left\n"
-            );
+            assert_eq!(text(&output.stdout), "gw1: draining; 1 connections left\n");
         }
         until("closed", || TcpStream::connect(at).is_err());
         echoed(&mut open, b"after");
@@ -657,13 +656,10 @@ fn circuits_are_in_the_same_file_and_said_of() {
     );
     let page = text(&gateway.say(&["status"]).stdout);
     assert!(
-        page.contains("1 circuits, 2 ends bound; 6 datagrams came, 5 were sent"),
+        page.contains("1 circuits, 2 ends bound; 6 datagrams received, 5 sent"),
         "{page}"
     );
-    assert!(
-        page.contains("\ncircuits go through user space: "),
-        "{page}"
-    );
+    assert!(page.contains("\ncircuits use user space: "), "{page}");
     let (_, body) = get(status.metrics.expect("an address"), "GET /metrics");
     for line in [
         "causeway_gateway_datagrams_received_total 6",

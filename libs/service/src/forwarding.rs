@@ -1,20 +1,20 @@
-//! Lets XDP programs ask the kernel which way a packet goes out.
+//! Enables route lookups of XDP programs.
 //!
-//! They ask as if from the loopback device (`bpf_fib_lookup`), and the kernel answers only for a device on which forwarding is on.
-//! Nothing comes in by loopback that is not the kernel's own, so with this alone it forwards nothing of anybody's; on all other
-//! devices, forwarding stays as it is.
+//! Programs look routes up with the loopback device as input (`bpf_fib_lookup`), and the kernel answers
+//! only for a device with forwarding enabled. Packets come in on the loopback from this machine only, so
+//! the setting forwards no packet of another machine. Other devices keep their setting.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-/// Where the kernel has its settings of the network.
+/// The network settings of the kernel.
 pub const ROOT: &str = "/proc/sys/net";
-/// The two of them below it, for IPv4 and for IPv6.
+/// The settings below [`ROOT`], for IPv4 and IPv6.
 pub const FILES: [&str; 2] = ["ipv4/conf/lo/forwarding", "ipv6/conf/lo/forwarding"];
 
-/// It could not be allowed.
+/// The setting cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "write 1 to {}: {source}; do it by hand (`echo 1 > {}`), or make /proc/sys writable for the {daemon}",
@@ -26,11 +26,11 @@ pub struct Error {
     source: io::Error,
 }
 
-/// Switches forwarding on for the loopback device, where it is not on already. `root` is [`ROOT`] but in tests, `daemon` is for
-/// the message.
+/// Enables forwarding on the loopback device, unless it is enabled already. `root` is [`ROOT`] except in
+/// tests; `daemon` is for the message. A family that the kernel does not have is skipped.
 ///
 /// # Errors
-/// [`Error`]. A family that the kernel has not is left out.
+/// [`Error`].
 pub fn allow(root: &Path, daemon: &'static str) -> Result<(), Error> {
     for path in FILES.map(|file| root.join(file)) {
         match fs::read_to_string(&path) {
@@ -51,7 +51,7 @@ pub fn allow(root: &Path, daemon: &'static str) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    /// Where the two would be; nothing is there yet.
+    /// A directory, and the paths of the settings in it, without files.
     fn files() -> (tempfile::TempDir, [PathBuf; 2]) {
         let root = tempfile::tempdir().expect("a directory");
         let files = FILES.map(|file| root.path().join(file));
@@ -62,31 +62,31 @@ mod tests {
     }
 
     #[test]
-    fn it_is_switched_on_where_it_is_off() {
+    fn forwarding_is_enabled_where_it_is_disabled() {
         let (root, [v4, v6]) = files();
         fs::write(&v4, "0\n").expect("written");
         allow(root.path(), "lamp").expect("allowed");
         assert_eq!(fs::read_to_string(&v4).expect("read"), "1");
-        // A family that is not there is none.
+        // A missing family is skipped.
         assert!(!v6.exists());
     }
 
     #[test]
-    fn what_stands_in_the_way_is_named_with_what_to_do() {
+    fn the_error_names_the_file_and_the_remedy() {
         let (root, [_, v6]) = files();
-        // Not to be written, whoever asks: a directory is in its place.
+        // A directory cannot be written, not even by root.
         fs::create_dir(&v6).expect("made");
-        let said = allow(root.path(), "lamp")
-            .expect_err("in the way")
+        let error = allow(root.path(), "lamp")
+            .expect_err("a directory")
             .to_string();
         assert!(
-            said.starts_with(&format!("write 1 to {}: ", v6.display())),
-            "{said}"
+            error.starts_with(&format!("write 1 to {}: ", v6.display())),
+            "{error}"
         );
         let by_hand = format!(
             "do it by hand (`echo 1 > {}`), or make /proc/sys writable for the lamp",
             v6.display()
         );
-        assert!(said.ends_with(&by_hand), "{said}");
+        assert!(error.ends_with(&by_hand), "{error}");
     }
 }

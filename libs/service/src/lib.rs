@@ -1,24 +1,35 @@
-//! What every daemon of ours is towards its operator and its machine.
+//! What every daemon of Causeway has in common towards its operator, its service manager and its
+//! kernel.
 //!
-//! For: the control socket with its requests and refusals, a configuration file that is checked whole, what the
-//! service manager is told, an error said once, what a command prints, what XDP programs need of the kernel and why it refuses them. Never: what a
-//! daemon does, or what its requests mean.
+//! For: the runtime with its loop, signals and watchdog; the control socket; metrics and health over
+//! HTTP; log output; configuration files that are checked whole; output of commands; settings and
+//! errors of the kernel that XDP programs depend on. Never: the work of a daemon, or the meaning of its
+//! requests.
 //!
 //! ```text
-//!   operator ─▶ socket::ask ── one JSON line each way ──▶ socket::serve ─▶ the daemon's own requests
-//!   file ─────▶ config::parse ─ the daemon's own check ─▶ what it is to do, or every problem
-//!   daemon ───▶ Notifier ─▶ systemd
+//!   systemd ◀── READY, RELOADING, WATCHDOG, STOPPING, STATUS ──┐
+//!   signals ──▶ run::serve: one loop ──▶ Daemon::{step, handle, reload, stop}
+//!   operator ─▶ socket::ask ─ a line of JSON each way ─▶ socket::serve ─▶ the same loop
+//!   Prometheus, load balancer ─▶ http::Server: /metrics, /health
+//!   file ─────▶ config::parse ─ Checker ─▶ configuration, or every problem of the file
 //! ```
 
+pub mod cli;
 pub mod config;
 mod error_chain;
 pub mod forwarding;
+pub mod http;
+mod logging;
 mod notify;
 mod panic;
+pub mod render;
+pub mod run;
 pub mod socket;
 pub mod stdout;
 pub mod xdp;
 
 pub use error_chain::error_chain;
+pub use logging::{LogFormat, init as init_logging};
 pub use notify::Notifier;
 pub use panic::abort_on_panic;
+pub use run::{Context, Daemon, Health, run};

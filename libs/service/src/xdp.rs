@@ -1,26 +1,28 @@
-//! Why a kernel or driver does not take an XDP program, for the operator.
+//! Remedies where a kernel or driver refuses an XDP program.
 
 use std::{error::Error, io};
 
 use nix::libc;
 
-/// What to do when a program could not be attached. `no_native`: where the driver cannot.
+/// What to do about a program that cannot be attached. `no_native` is the remedy where the driver has no
+/// native XDP.
 #[must_use]
 pub fn remedy(error: &(dyn Error + 'static), no_native: &'static str) -> &'static str {
     match os_code(error) {
         Some(libc::EOPNOTSUPP) => no_native,
         Some(libc::EBUSY) => {
-            "Another program is attached; find it with `ip link show` and take it off."
+            "Another program is attached; find it with `ip link show` and detach it."
         }
         Some(libc::ERANGE | libc::EINVAL) => {
-            "The driver refused, most often for the MTU (native XDP takes about 3500 at most) or too few spare queues; the kernel log names it."
+            "The driver refused, most often because of the MTU (native XDP accepts about 3500 at most) or of too \
+             few spare queues; the kernel log names the reason."
         }
         Some(libc::EPERM | libc::EACCES) => "Run as root, or with CAP_NET_ADMIN and CAP_BPF.",
         _ => "The kernel log may name the cause (`dmesg`).",
     }
 }
 
-/// The error number at the bottom of an error.
+/// The error number of the last cause in a chain of errors.
 #[must_use]
 pub fn os_code(error: &(dyn Error + 'static)) -> Option<i32> {
     let mut error = Some(error);
@@ -44,8 +46,8 @@ mod tests {
     }
 
     #[test]
-    fn the_number_at_the_bottom_says_what_to_do() {
-        for (code, says) in [
+    fn the_error_number_selects_the_remedy() {
+        for (code, text) in [
             (libc::EOPNOTSUPP, "another NIC"),
             (libc::EBUSY, "Another program"),
             (libc::EINVAL, "MTU"),
@@ -57,7 +59,7 @@ mod tests {
             };
             assert_eq!(os_code(&error), Some(code));
             let remedy = remedy(&error, "another NIC");
-            assert!(remedy.contains(says), "{remedy}");
+            assert!(remedy.contains(text), "{remedy}");
         }
         assert_eq!(os_code(&io::Error::other("no number")), None);
     }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
-use tokio::sync::oneshot;
+use serde_json::{Value, json};
+use service::socket::Responder;
 
 use crate::{
     connections::{self, Filter, Names},
@@ -13,7 +13,7 @@ use crate::{
 
 impl Daemon {
     /// Answers a request for connections.
-    pub(super) fn flows(&self, request: Request, reply: oneshot::Sender<Reply>) {
+    pub(super) fn flows(&self, request: Request, reply: Responder<Value>) {
         let Request::Flows {
             tenant,
             protocol,
@@ -28,7 +28,7 @@ impl Daemon {
         if let Some(tenant) = &tenant
             && let Err(refusal) = self.one_tenant(Some(tenant))
         {
-            let _ = reply.send(Reply::Error(refusal));
+            reply.send(Reply::Error(refusal));
             return;
         }
         let filter = Filter {
@@ -52,7 +52,7 @@ impl Daemon {
         // At most as many threads at once as clients are served at once. A client that went away does
         // not get its answer.
         let thread = std::thread::Builder::new().name("flows".to_owned());
-        if let Err(error) = thread.spawn(move || drop(reply.send(answer()))) {
+        if let Err(error) = thread.spawn(move || reply.send(answer())) {
             tracing::warn!(%error, "cannot start a thread to read the connections");
         }
     }

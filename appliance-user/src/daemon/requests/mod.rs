@@ -11,7 +11,7 @@ mod reload;
 mod rules;
 
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use service::socket::Responder;
 
 use self::modes::SwitchOptions;
 use super::Daemon;
@@ -24,7 +24,7 @@ type Answer = Result<Value, Refusal>;
 
 impl Daemon {
     /// Answers a request. A client that went away does not get its answer.
-    pub(super) fn handle(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+    pub(super) fn handle(&mut self, request: Request, reply: Responder<Value>) {
         if let Request::Flows { .. } = request {
             self.flows(request, reply);
             return;
@@ -40,7 +40,7 @@ impl Daemon {
                 Reply::Error(refusal)
             }
         };
-        let _ = reply.send(answer);
+        reply.send(answer);
     }
 
     fn answer(&mut self, request: Request) -> Answer {

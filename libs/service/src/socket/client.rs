@@ -1,4 +1,4 @@
-//! Asks a running daemon.
+//! The client's side of the control socket.
 
 use std::{
     io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
@@ -11,69 +11,65 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{MAX_LINE, Refusal, Reply, Socket};
 
-/// Why there was no answer.
+/// Why a request has no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody listens.
+    /// No process listens.
     #[error("no {} answers at {}: {source}; is it running (`systemctl status causeway-{}`), and is --socket right?", of.name, path.display(), of.name)]
     Connect {
-        /// Of which daemon.
+        /// The kind of daemon.
         of: &'static Socket,
         /// The socket.
         path: PathBuf,
-        /// Why not.
         source: io::Error,
     },
-    /// It could not be asked.
+    /// The request was not sent whole.
     #[error("asking the {}: {source}; the request was not sent whole: ask again", of.name)]
     Unsent {
-        /// Which daemon.
+        /// The kind of daemon.
         of: &'static Socket,
-        /// Why.
         source: io::Error,
     },
-    /// It was asked, and has not answered in time. It may be doing what it was asked, or do it yet.
+    /// The daemon has the request and did not reply in time. It may still carry the request out.
     #[error("the {} has not answered for {} s, and may still carry out what it was asked: look with `causeway-{} status` before asking again", of.name, patience.as_secs_f64(), of.name)]
     Silent {
-        /// Which daemon.
+        /// The kind of daemon.
         of: &'static Socket,
-        /// How long it was waited for.
+        /// The time that was waited.
         patience: Duration,
     },
-    /// It was asked, and the conversation broke before the answer.
+    /// The connection broke before the reply.
     #[error("waiting for the answer of the {}: {source}; what it was asked may have been carried out: look with `causeway-{} status` before asking again", of.name, of.name)]
     Unanswered {
-        /// Which daemon.
+        /// The kind of daemon.
         of: &'static Socket,
-        /// Why.
         source: io::Error,
     },
-    /// It closed the connection without an answer.
-    #[error("the {} closed the connection without an answer: {}; if it was being stopped it may have carried out what it was asked: look with `causeway-{} status` before asking again", of.name, of.who.rule(), of.name)]
+    /// The daemon closed the connection without a reply.
+    #[error("the {} closed the connection without an answer: {}; if it was being stopped it may have carried out what it was asked: look with `causeway-{} status` before asking again", of.name, of.access.rule(), of.name)]
     Closed {
-        /// Which daemon.
+        /// The kind of daemon.
         of: &'static Socket,
     },
-    /// The reply was none.
+    /// The reply cannot be read.
     #[error("the {} answered something else: {source}; is it of another version?", of.name)]
     Reply {
-        /// Of which daemon.
+        /// The kind of daemon.
         of: &'static Socket,
-        /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// It refused.
+    /// The daemon refused the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
 }
 
-/// How long the daemon may take the request, and how long to answer it.
+/// Time that the daemon has to take the request, and to reply.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Asks the daemon at `path`.
+/// Sends a request to the daemon at `path` and waits for the reply, 30 s at most.
 ///
 /// # Errors
-/// When it does not answer, or refuses.
+/// When the daemon does not reply, or refuses.
 pub fn ask<Q: Serialize, T: DeserializeOwned>(
     of: &'static Socket,
     path: &Path,
@@ -82,7 +78,7 @@ pub fn ask<Q: Serialize, T: DeserializeOwned>(
     ask_within(of, path, request, PATIENCE)
 }
 
-/// As [`ask`], with another patience.
+/// As [`ask`], with another time limit.
 pub(super) fn ask_within<Q: Serialize, T: DeserializeOwned>(
     of: &'static Socket,
     path: &Path,
@@ -105,7 +101,7 @@ pub(super) fn ask_within<Q: Serialize, T: DeserializeOwned>(
             }
             ErrorKind::BrokenPipe => io::Error::new(
                 ErrorKind::BrokenPipe,
-                format!("it closed the connection: {}", of.who.rule()),
+                format!("it closed the connection: {}", of.access.rule()),
             ),
             _ => source,
         },
@@ -124,7 +120,7 @@ pub(super) fn ask_within<Q: Serialize, T: DeserializeOwned>(
     }
 }
 
-/// Whether it is what `SO_RCVTIMEO` and `SO_SNDTIMEO` end in: EAGAIN (socket(7)).
+/// Whether `SO_RCVTIMEO` or `SO_SNDTIMEO` has expired: EAGAIN (socket(7)).
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
@@ -134,7 +130,7 @@ fn send(mut stream: &UnixStream, line: &[u8], patience: Duration) -> io::Result<
     stream.write_all(line)
 }
 
-/// The reply; empty: there is none, the other end has closed.
+/// The line of the reply; empty where the daemon has closed the connection.
 fn receive(stream: &UnixStream, patience: Duration) -> io::Result<String> {
     stream.set_read_timeout(Some(patience))?;
     let mut reply = String::new();

@@ -1,72 +1,69 @@
-//! The control socket: one JSON request a line, one JSON reply a line, for root and whom else the daemon lets ask.
+//! The control socket: one JSON request a line, one JSON reply a line, for root and whom else the
+//! daemon grants access.
 
 mod client;
+mod page;
 mod server;
 
 pub use client::{Error as AskError, ask};
-pub use server::{Call, Error as BindError, bind, serve};
+pub use page::Page;
+pub use server::{Call, Control, Error as BindError, Responder, bind, serve};
 
 use serde::{Deserialize, Serialize};
 
 /// Longest reply, bytes.
 pub const MAX_LINE: u64 = 16 << 20;
 
-/// Whose socket it is: what the messages say, and what differs.
+/// The control socket of one kind of daemon: names for its messages, and its settings.
 #[derive(Debug)]
 pub struct Socket {
     /// The daemon, as in "the gateway".
     pub name: &'static str,
-    /// One of them, as in "a gateway".
+    /// With its article, as in "a gateway".
     pub one: &'static str,
-    /// The setting that names the socket.
+    /// The configuration key of the socket's path.
     pub setting: &'static str,
     /// Longest request, bytes.
     pub max_request: u64,
-    /// Who may ask.
-    pub who: Who,
+    /// Users that may send requests.
+    pub access: Access,
 }
 
-/// Who may ask.
+/// Users that may send requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
-    /// Only root.
+pub enum Access {
+    /// Root only.
     Root,
-    /// Root, and the user that the daemon runs as.
+    /// Root and the user of the daemon.
     RootAndOwner,
 }
 
-impl Who {
+impl Access {
     fn includes(self, uid: u32) -> bool {
         uid == 0 || (self == Self::RootAndOwner && uid == nix::unistd::geteuid().as_raw())
     }
 
-    const fn others(self) -> &'static str {
-        match self {
-            Self::Root => "not root",
-            Self::RootAndOwner => "another user",
-        }
-    }
-
     const fn rule(self) -> &'static str {
         match self {
-            Self::Root => "only root may ask it",
-            Self::RootAndOwner => "only root and whoever runs it may ask",
+            Self::Root => "it accepts requests of root only",
+            Self::RootAndOwner => "it accepts requests of root and of its own user only",
         }
     }
 }
 
-/// Why a request was refused. Nothing changed.
+/// Why a request was refused. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// Stable, for programs: `bad-request`, `not-found`, `conflict`, `invalid`, `unsupported`, `internal`.
+    /// Stable, for programs: `bad-request`, `not-found`, `conflict`, `invalid`, `unsupported` or
+    /// `internal`.
     pub code: String,
     /// For people: what is wrong and what to do.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal.
+    /// With a stable `code` for programs and a `message` for people.
     #[must_use]
     pub fn new(code: &str, message: impl Into<String>) -> Self {
         Self {
@@ -76,14 +73,23 @@ impl Refusal {
     }
 }
 
-/// A reply.
+/// A reply. On the wire `{"ok": …}` or `{"error": {"code": …, "message": …}}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply<T> {
-    /// It was done; what it says depends on the request.
+    /// The request was carried out; the content depends on it.
     Ok(T),
-    /// It was refused.
+    /// The request was refused.
     Error(Refusal),
+}
+
+impl<T> From<Result<T, Refusal>> for Reply<T> {
+    fn from(result: Result<T, Refusal>) -> Self {
+        match result {
+            Ok(value) => Self::Ok(value),
+            Err(refusal) => Self::Error(refusal),
+        }
+    }
 }
 
 #[cfg(test)]

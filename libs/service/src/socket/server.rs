@@ -1,4 +1,4 @@
-//! Listens on the control socket.
+//! The daemon's side of the control socket.
 
 use std::{
     fs, io,
@@ -12,6 +12,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot},
+    task::JoinHandle,
     time::timeout,
 };
 
@@ -19,44 +20,94 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Refusal, Reply, Socket};
 
-/// Clients at once; more wait.
+/// Clients that are served at once; more wait.
 const MAX_CLIENTS: usize = 16;
-/// How long a client may take to ask, and to take the answer.
+/// Time that a client has to send a request, and to read its reply.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A request and where its reply goes.
-pub type Call<Q, T> = (Q, oneshot::Sender<Reply<T>>);
+/// A request and its way back.
+pub type Call<Q, T> = (Q, Responder<T>);
 
-/// Why the socket could not be had.
+/// Sends the reply to one request, at once or later, from any thread. Dropped without a reply, the
+/// client is told that the daemon is stopping.
+#[derive(Debug)]
+pub struct Responder<T>(oneshot::Sender<Reply<T>>);
+
+impl<T> Responder<T> {
+    /// Sends the reply. A client that has closed its connection is ignored.
+    pub fn send(self, reply: impl Into<Reply<T>>) {
+        let _ = self.0.send(reply.into());
+    }
+}
+
+/// A control socket that is listened on. The runtime serves it, and removes it at the end.
+#[derive(Debug)]
+pub struct Control {
+    of: &'static Socket,
+    listener: UnixListener,
+    path: SocketPath,
+}
+
+impl Control {
+    /// As [`bind`].
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn bind(of: &'static Socket, path: &Path) -> Result<Self, Error> {
+        let listener = bind(of, path)?;
+        let path = SocketPath(path.to_owned());
+        Ok(Self { of, listener, path })
+    }
+
+    /// As [`serve`]; the socket is there as long as the path that is returned.
+    pub(crate) fn serve<Q, T>(self, calls: mpsc::Sender<Call<Q, T>>) -> (JoinHandle<()>, SocketPath)
+    where
+        Q: DeserializeOwned + Send + 'static,
+        T: Serialize + Send + 'static,
+    {
+        let task = tokio::spawn(serve(self.of, self.listener, calls));
+        (task, self.path)
+    }
+}
+
+/// Removes the socket from the file system when it is dropped.
+#[derive(Debug)]
+pub(crate) struct SocketPath(PathBuf);
+
+impl Drop for SocketPath {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::warn!(%error, path = %self.0.display(), "cannot remove the control socket");
+        }
+    }
+}
+
+/// Why the socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process answers there.
     #[error("{} is already running: it answers at {}; stop it first, or give this one another {}", of.one, path.display(), of.setting)]
     Running {
-        /// Of which daemon.
         of: &'static Socket,
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
     },
-    /// Something else is in its place.
+    /// The path is taken by something that is no socket.
     #[error("{} is there and is not a socket; move it away", path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
+    NotASocket { path: PathBuf },
     /// A file operation failed.
     #[error("{operation} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation, as in "listen on".
         operation: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
         source: io::Error,
     },
 }
 
-/// Takes the socket at `path`: a dead one is replaced, a live one is not.
+/// Listens on the socket at `path`. A socket without a process is replaced; one that a process
+/// answers at is left alone. Needs a tokio runtime.
 ///
 /// # Errors
 /// [`Error`].
@@ -94,7 +145,7 @@ pub fn bind(of: &'static Socket, path: &Path) -> Result<UnixListener, Error> {
     Ok(listener)
 }
 
-/// Serves until the receiver of `calls` is gone.
+/// Serves clients until the task is aborted.
 pub async fn serve<Q, T>(
     of: &'static Socket,
     listener: UnixListener,
@@ -103,9 +154,9 @@ pub async fn serve<Q, T>(
     Q: DeserializeOwned + Send + 'static,
     T: Serialize + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let permits = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
@@ -113,13 +164,13 @@ pub async fn serve<Q, T>(
                 let calls = calls.clone();
                 tokio::spawn(async move {
                     if let Err(error) = client(of, stream, calls).await {
-                        tracing::debug!(%error, "a control client went away");
+                        tracing::debug!(%error, "a control client closed its connection");
                     }
-                    drop(place);
+                    drop(permit);
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "control socket");
+                tracing::warn!(%error, "cannot accept a control connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -132,8 +183,8 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
     calls: mpsc::Sender<Call<Q, T>>,
 ) -> io::Result<()> {
     let uid = stream.peer_cred()?.uid();
-    if !of.who.includes(uid) {
-        tracing::warn!(uid, "control socket: refused, {}", of.who.others());
+    if !of.access.includes(uid) {
+        tracing::warn!(uid, "control connection refused: {}", of.access.rule());
         return Ok(());
     }
     let (read, mut write) = stream.into_split();
@@ -159,11 +210,11 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
 
 async fn answer<Q, T>(of: &Socket, calls: &mpsc::Sender<Call<Q, T>>, request: Q) -> Reply<T> {
     let stopping = || {
-        let what = format!("the {} is stopping", of.name);
-        Reply::Error(Refusal::new("internal", what))
+        let message = format!("the {} is stopping", of.name);
+        Reply::Error(Refusal::new("internal", message))
     };
     let (sender, receiver) = oneshot::channel();
-    if calls.send((request, sender)).await.is_err() {
+    if calls.send((request, Responder(sender))).await.is_err() {
         return stopping();
     }
     receiver.await.unwrap_or_else(|_| stopping())

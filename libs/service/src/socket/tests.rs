@@ -15,7 +15,7 @@ static LAMP: Socket = Socket {
     one: "a lamp",
     setting: "lamp.control_socket",
     max_request: 64,
-    who: Who::RootAndOwner,
+    access: Access::RootAndOwner,
 };
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,9 +25,9 @@ enum Request {
     Dark,
 }
 
-/// Serves at `path` until the test's runtime ends: light is given, darkness refused.
-async fn lit(path: &Path) {
-    let listener = bind(&LAMP, path).expect("the place is free");
+/// Serves at `path` until the runtime of the test ends; refuses `Dark`.
+async fn serve_lamp(path: &Path) {
+    let listener = bind(&LAMP, path).expect("the path is free");
     let (calls, mut requests) = mpsc::channel::<Call<Request, Value>>(1);
     tokio::spawn(serve(&LAMP, listener, calls));
     tokio::spawn(async move {
@@ -36,8 +36,7 @@ async fn lit(path: &Path) {
                 Request::Light { watts } => Reply::Ok(json!({ "watts": watts })),
                 Request::Dark => Reply::Error(Refusal::new("conflict", "it is day")),
             };
-            // A client that went away does not want the answer.
-            let _ = reply.send(answer);
+            reply.send(answer);
         }
     });
 }
@@ -52,18 +51,16 @@ async fn asked<Q: Serialize + Send + 'static>(path: &Path, request: Q) -> Result
 }
 
 #[tokio::test]
-async fn a_request_is_answered_or_refused_in_words() {
+async fn requests_are_answered_or_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("lamp.sock");
-    let nobody = asked(&path, Request::Dark)
-        .await
-        .expect_err("nobody is there");
+    let absent = asked(&path, Request::Dark).await.expect_err("no daemon");
     assert!(
-        nobody.starts_with(&format!("no lamp answers at {}: ", path.display()))
-            && nobody.contains("`systemctl status causeway-lamp`"),
-        "{nobody}"
+        absent.starts_with(&format!("no lamp answers at {}: ", path.display()))
+            && absent.contains("`systemctl status causeway-lamp`"),
+        "{absent}"
     );
-    lit(&path).await;
+    serve_lamp(&path).await;
     let light = asked(&path, Request::Light { watts: 40 }).await;
     assert_eq!(light, Ok(json!({ "watts": 40 })));
     assert_eq!(
@@ -77,7 +74,7 @@ async fn a_request_is_answered_or_refused_in_words() {
         other.starts_with("not a request of this version: "),
         "{other}"
     );
-    // Longer than a request may be: cut, and so none.
+    // Longer than the longest request: cut, and so no JSON.
     let long = json!({ "request": "light", "watts": 1, "why": "x".repeat(100) });
     let long = asked(&path, long).await.expect_err("too long");
     assert!(
@@ -91,11 +88,11 @@ async fn a_request_is_answered_or_refused_in_words() {
 }
 
 #[tokio::test]
-async fn a_live_socket_is_not_taken_and_a_dead_one_is() {
+async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("lamp.sock");
     drop(UnixListener::bind(&path).expect("a dead socket"));
-    lit(&path).await;
+    serve_lamp(&path).await;
     let error = bind(&LAMP, &path).expect_err("a live one").to_string();
     assert_eq!(
         error,
@@ -114,8 +111,8 @@ async fn a_live_socket_is_not_taken_and_a_dead_one_is() {
     assert_eq!(std::fs::read(&file).expect("a file"), b"kept");
 }
 
-/// Reads a request and says nothing.
-fn heard(mut stream: UnixStream) -> Option<UnixStream> {
+/// Reads a request and sends no reply.
+fn read_request(mut stream: UnixStream) -> Option<UnixStream> {
     let mut byte = [0];
     while byte != *b"\n" {
         stream.read_exact(&mut byte).expect("a request");
@@ -123,64 +120,64 @@ fn heard(mut stream: UnixStream) -> Option<UnixStream> {
     Some(stream)
 }
 
-/// Asks who does with the connection what `answerer` does; what is said of it.
-fn said_by(answerer: fn(UnixStream) -> Option<UnixStream>, why: usize) -> String {
+/// The error of a request to a server that does with the connection what `answerer` does.
+fn error_of(answerer: fn(UnixStream) -> Option<UnixStream>, why: usize) -> String {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("lamp.sock");
-    let listener = UnixListener::bind(&path).expect("the place is free");
+    let listener = UnixListener::bind(&path).expect("the path is free");
     let other = std::thread::spawn(move || answerer(listener.accept().expect("a client").0));
     let request = json!({ "request": "light", "why": "x".repeat(why) });
     let asked: Result<Value, AskError> =
         ask_within(&LAMP, &path, &request, Duration::from_millis(200));
-    // What it kept open was open until now.
+    // A connection that the answerer keeps is open until here.
     drop(other.join().expect("no panic in the answerer"));
     asked.expect_err("no answer").to_string()
 }
 
 #[test]
-fn without_an_answer_it_is_said_whether_it_may_be_done_all_the_same() {
+fn an_error_without_an_answer_tells_whether_the_request_may_be_carried_out() {
     let look = "look with `causeway-lamp status` before asking again";
     assert_eq!(
-        said_by(heard, 0),
+        error_of(read_request, 0),
         format!(
             "the lamp has not answered for 0.2 s, and may still carry out what it was asked: {look}"
         )
     );
-    let closed = |stream: UnixStream| heard(stream).and(None);
+    let closed = |stream: UnixStream| read_request(stream).and(None);
     assert_eq!(
-        said_by(closed, 0),
+        error_of(closed, 0),
         format!(
-            "the lamp closed the connection without an answer: only root and whoever runs it may ask; if it was being stopped it may have carried out what it was asked: {look}"
+            "the lamp closed the connection without an answer: it accepts requests of root and of its own user only; if it was being stopped it may have carried out what it was asked: {look}"
         )
     );
-    // Bytes that nobody has read: a reset.
+    // Closed with unread bytes: a reset.
     let reset = |mut stream: UnixStream| {
         stream.read_exact(&mut [0]).expect("a request");
         None
     };
-    let said = said_by(reset, 0);
+    let said = error_of(reset, 0);
     assert!(
         said.starts_with("waiting for the answer of the lamp: ") && said.ends_with(look),
         "{said}"
     );
-    // More than any buffer takes.
+    // More than any socket buffer holds.
     assert_eq!(
-        said_by(Some, 8 << 20),
+        error_of(Some, 8 << 20),
         "asking the lamp: it does not take the request; the request was not sent whole: ask again"
     );
     assert_eq!(
-        said_by(reset, 8 << 20),
-        "asking the lamp: it closed the connection: only root and whoever runs it may ask; the request was not sent whole: ask again"
+        error_of(reset, 8 << 20),
+        "asking the lamp: it closed the connection: it accepts requests of root and of its own user only; the request was not sent whole: ask again"
     );
 }
 
 #[test]
-fn who_may_ask_is_root_and_whom_the_daemon_lets() {
+fn root_may_ask_and_the_user_of_the_daemon_where_it_is_granted() {
     let own = nix::unistd::geteuid().as_raw();
     let stranger = own + 4711;
-    for who in [Who::Root, Who::RootAndOwner] {
-        assert!(who.includes(0) && !who.includes(stranger));
+    for access in [Access::Root, Access::RootAndOwner] {
+        assert!(access.includes(0) && !access.includes(stranger));
     }
-    assert!(Who::RootAndOwner.includes(own));
-    assert_eq!(Who::Root.includes(own), own == 0);
+    assert!(Access::RootAndOwner.includes(own));
+    assert_eq!(Access::Root.includes(own), own == 0);
 }

@@ -1,4 +1,6 @@
-//! A configuration file: read, checked whole, and only then believed.
+//! Configuration files: read and checked as a whole, with every problem listed.
+
+mod checker;
 
 use std::{
     fmt, fs, io,
@@ -7,12 +9,14 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-/// One thing wrong in a file: where and what to do.
+pub use checker::{Checker, Range};
+
+/// One problem of a file: the key, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The key, as `network "net1": vni`.
     pub at: String,
-    /// What is wrong and what to write instead.
+    /// The problem and what to write instead.
     pub what: String,
 }
 
@@ -22,7 +26,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Why a configuration was refused. Nothing of it is in force.
+/// Why a configuration was refused. No part of it is in force.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file could not be read.
@@ -30,23 +34,20 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
-    /// The file is not TOML, or has a key or a type that nobody asked for.
+    /// The file is not TOML, or has an unknown key or a value of the wrong type.
     #[error("{}: {source}", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// Where and why.
         source: Box<toml::de::Error>,
     },
-    /// The file does not hold together; every problem is listed.
+    /// The values of the file are wrong; every problem is listed.
     #[error("{}: {} problem{}:\n{}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" }, list(problems))]
     Invalid {
         /// The file.
         path: PathBuf,
-        /// All of them.
         problems: Vec<Problem>,
     },
 }
@@ -67,7 +68,7 @@ pub fn read(path: &Path) -> Result<String, Error> {
     })
 }
 
-/// Takes the text of a file apart and has it checked; `path` is for messages.
+/// Parses the text of a file as TOML and checks it with `check`; `path` is for messages.
 ///
 /// # Errors
 /// [`Error::Syntax`], or [`Error::Invalid`] with every problem that `check` finds.
@@ -86,7 +87,7 @@ pub fn parse<File: DeserializeOwned, T>(
     })
 }
 
-/// Whether something may be called so; else what is wrong with the name.
+/// Checks the name of a thing: 1 to 32 of `a-z`, `0-9` and `-`.
 ///
 /// # Errors
 /// What to write instead.
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_believed_whole_or_not_at_all() {
+    fn a_file_is_accepted_whole_or_refused() {
         assert_eq!(load("name = \"edge-1\"").expect("good"), "edge-1");
         for (text, error) in [
             (
@@ -135,19 +136,19 @@ mod tests {
             ("name = 1", "f.toml: "),
             ("name = \"a\"\nother = 1", "f.toml: "),
         ] {
-            let said = load(text).expect_err("bad").to_string();
-            assert!(said.starts_with(error), "{text}: {said}");
+            let error_text = load(text).expect_err("bad").to_string();
+            assert!(error_text.starts_with(error), "{text}: {error_text}");
         }
-        let missing = read(Path::new("/nowhere/f.toml")).expect_err("it is not there");
+        let missing = read(Path::new("/no-such-directory/f.toml")).expect_err("no such file");
         assert!(
             missing
                 .to_string()
-                .starts_with("cannot read /nowhere/f.toml: ")
+                .starts_with("cannot read /no-such-directory/f.toml: ")
         );
     }
 
     #[test]
-    fn names_are_short_and_plain() {
+    fn names_are_short_and_of_few_characters() {
         for good in ["a", "edge-1", "0", &"x".repeat(32)] {
             assert_eq!(name(good), Ok(()), "{good}");
         }

@@ -1,0 +1,50 @@
+//! The state of the loop, as other tasks see it.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Starting,
+    Ready,
+    Draining,
+    Stopping,
+}
+
+/// Whether the daemon takes work, and when its loop last ran.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// The loop that ran longest ago that still counts as alive.
+    patience: Duration,
+    last: Arc<Mutex<(State, Instant)>>,
+}
+
+impl Health {
+    pub(super) fn new(heartbeat: Duration) -> Self {
+        Self {
+            patience: heartbeat * 3,
+            last: Arc::new(Mutex::new((State::Starting, Instant::now()))),
+        }
+    }
+
+    pub(super) fn set(&self, state: State) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = (state, Instant::now());
+    }
+
+    /// The state in a word.
+    ///
+    /// # Errors
+    /// The daemon takes no new work: it starts, drains, stops or hangs.
+    pub fn check(&self) -> Result<&'static str, &'static str> {
+        let (state, at) = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match state {
+            _ if at.elapsed() > self.patience => Err("hanging"),
+            State::Starting => Err("starting"),
+            State::Ready => Ok("ready"),
+            State::Draining => Err("draining"),
+            State::Stopping => Err("stopping"),
+        }
+    }
+}

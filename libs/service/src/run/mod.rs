@@ -1,0 +1,315 @@
+//! The runtime of a daemon: one loop for its work, its operator and its service manager.
+//!
+//! ```text
+//!                 ┌───────────────────── one thread, one loop ─────────────────────┐
+//!   its own work ─▶ Daemon::step                                                   │
+//!   socket ───────▶ Daemon::handle, Daemon::reload ─▶ RELOADING=1 … READY=1        │─▶ systemd
+//!   SIGHUP ───────▶ Daemon::reload                                                 │
+//!   SIGTERM, INT ─▶ Daemon::stop ─▶ drains: EXTEND_TIMEOUT_USEC= ─▶ STOPPING=1     │
+//!   timer ────────▶ WATCHDOG=1, STATUS=                                            │
+//!                 └────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! The timer of the watchdog is a branch of the same `select!` that does the work: a loop that hangs,
+//! in whatever method of the daemon, sends no `WATCHDOG=1`, and systemd restarts the process.
+
+mod health;
+
+use std::{io, ops::ControlFlow, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
+
+pub use health::Health;
+use health::State;
+
+use crate::{
+    LogFormat, Notifier,
+    socket::{self, Control, Refusal, Responder},
+};
+
+/// Interval of the loop's timer where the unit has no watchdog.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Requests that wait for the loop.
+const QUEUE: usize = 16;
+
+/// What a daemon does for the runtime. All methods are called from one thread, one at a time.
+///
+/// Every method but [`step`](Self::step) must return soon: while it runs, the loop does nothing else, the
+/// watchdog included.
+pub trait Daemon: Sized {
+    /// Requests of the control socket.
+    type Request: DeserializeOwned + Send + 'static;
+    /// Replies of the control socket.
+    type Reply: Serialize + Send + 'static;
+    /// Why the daemon could not start or go on.
+    type Error: From<Error>;
+
+    /// Waits for the daemon's own events and does one bounded piece of work. `Break` ends the daemon.
+    ///
+    /// The runtime drops the future whenever a request, a signal or the timer comes first, and calls
+    /// `step` again afterwards: it must be cancel-safe, as a `select!` over cancel-safe futures with
+    /// synchronous branches is. A daemon without work of its own waits for ever.
+    ///
+    /// # Errors
+    /// The daemon ends with the error.
+    fn step(&mut self) -> impl Future<Output = Result<ControlFlow<()>, Self::Error>>;
+
+    /// Answers a request other than a reload, now or later through the `responder`.
+    fn handle(
+        &mut self,
+        request: Self::Request,
+        responder: Responder<Self::Reply>,
+    ) -> impl Future<Output = ()>;
+
+    /// Whether the request asks for a reload; the runtime then calls [`reload`](Self::reload).
+    fn is_reload(request: &Self::Request) -> bool;
+
+    /// Reads the configuration again and puts it in force, whole or not at all. The reply is for the
+    /// client that asked, if one did. The runtime logs the result.
+    ///
+    /// # Errors
+    /// Why the new configuration is refused; the running one stays in force.
+    fn reload(&mut self) -> impl Future<Output = Result<Self::Reply, Refusal>>;
+
+    /// The first SIGTERM or SIGINT has come. `Break` ends the daemon; `Continue` lets it drain until
+    /// [`step`](Self::step) breaks, or a second signal comes.
+    fn stop(&mut self) -> ControlFlow<()> {
+        ControlFlow::Break(())
+    }
+
+    /// Whether the daemon takes no new work, for `/health`.
+    fn is_draining(&self) -> bool {
+        false
+    }
+
+    /// One line for `systemctl status`, such as `12 connections`.
+    fn status_line(&self) -> Option<String> {
+        None
+    }
+
+    /// The loop has ended; the control socket is still there, and is removed afterwards.
+    fn shut_down(self) {}
+}
+
+/// What a daemon gets from the runtime at its start.
+#[derive(Debug)]
+pub struct Context {
+    /// For [`http::Server::bind`](crate::http::Server::bind).
+    pub health: Health,
+}
+
+/// The runtime could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation}: {source}")]
+pub struct Error {
+    operation: &'static str,
+    source: io::Error,
+}
+
+/// Runs a daemon to its end on a runtime of this thread. `start` builds it, and its control socket.
+///
+/// Installs the log output, and makes a panic of any thread end the process.
+///
+/// # Errors
+/// What `start` or [`Daemon::step`] fail with, and [`Error`].
+pub fn run<D, S>(log: LogFormat, start: S) -> Result<(), D::Error>
+where
+    D: Daemon,
+    S: AsyncFnOnce(&Context) -> Result<(D, Control), D::Error>,
+{
+    crate::abort_on_panic();
+    crate::init_logging(log);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error {
+            operation: "start the runtime",
+            source,
+        })?;
+    runtime.block_on(serve(Notifier::from_env(), start))
+}
+
+/// As [`run`], on the tokio runtime of the caller, with signals, and without log output of its own.
+///
+/// # Errors
+/// What `start` or [`Daemon::step`] fail with, and [`Error`].
+pub async fn serve<D, S>(notifier: Notifier, start: S) -> Result<(), D::Error>
+where
+    D: Daemon,
+    S: AsyncFnOnce(&Context) -> Result<(D, Control), D::Error>,
+{
+    let mut signals = Signals::new()?;
+    let timeout = notifier.watchdog_timeout();
+    let heartbeat = timeout.map_or(HEARTBEAT, |timeout| timeout / 2);
+    let context = Context {
+        health: Health::new(heartbeat),
+    };
+    let (daemon, control) = tokio::select! {
+        started = start(&context) => started?,
+        () = signals.stop() => {
+            tracing::info!("stopped before the start was complete");
+            return Ok(());
+        }
+    };
+    let (sender, calls) = mpsc::channel(QUEUE);
+    let (server, path) = control.serve(sender);
+    let service = Service {
+        daemon,
+        notifier,
+        health: context.health,
+        watchdog: timeout.is_some(),
+        heartbeat,
+        stopping: false,
+        status: None,
+    };
+    let result = service.run(signals, calls).await;
+    server.abort();
+    drop(path);
+    result
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        let listen = |kind| {
+            signal(kind).map_err(|source| Error {
+                operation: "listen for signals",
+                source,
+            })
+        };
+        Ok(Self {
+            hangup: listen(SignalKind::hangup())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next signal. Cancel-safe.
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.hangup.recv() => Asked::Reload,
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+        }
+    }
+
+    /// SIGTERM or SIGINT. Cancel-safe.
+    async fn stop(&mut self) {
+        while self.next().await != Asked::Stop {}
+    }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Reload,
+    Stop,
+}
+
+struct Service<D> {
+    daemon: D,
+    notifier: Notifier,
+    health: Health,
+    /// Whether the unit has a watchdog.
+    watchdog: bool,
+    heartbeat: Duration,
+    /// The service manager waits for the daemon to drain.
+    stopping: bool,
+    /// The line that the manager was last sent.
+    status: Option<String>,
+}
+
+impl<D: Daemon> Service<D> {
+    async fn run(
+        mut self,
+        mut signals: Signals,
+        mut calls: mpsc::Receiver<socket::Call<D::Request, D::Reply>>,
+    ) -> Result<(), D::Error> {
+        let mut timer = interval(self.heartbeat);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.notifier.ready();
+        tracing::info!("ready");
+        let result = loop {
+            tokio::select! {
+                step = self.daemon.step() => match step {
+                    Ok(ControlFlow::Continue(())) => {}
+                    Ok(ControlFlow::Break(())) => break Ok(()),
+                    Err(error) => break Err(error),
+                },
+                Some((request, responder)) = calls.recv() => {
+                    if D::is_reload(&request) {
+                        responder.send(self.reload().await);
+                    } else {
+                        self.daemon.handle(request, responder).await;
+                    }
+                }
+                _ = timer.tick() => self.beat(),
+                asked = signals.next() => match asked {
+                    // The result is logged.
+                    Asked::Reload => drop(self.reload().await),
+                    Asked::Stop => {
+                        if self.stopping || self.daemon.stop().is_break() {
+                            break Ok(());
+                        }
+                        self.stopping = true;
+                        self.beat();
+                    }
+                },
+            }
+        };
+        self.notifier.stopping();
+        self.health.set(State::Stopping);
+        tracing::info!("stopping");
+        self.daemon.shut_down();
+        result
+    }
+
+    /// Tells the manager and `/health` that the loop runs.
+    fn beat(&mut self) {
+        self.health.set(if self.daemon.is_draining() {
+            State::Draining
+        } else {
+            State::Ready
+        });
+        if self.watchdog {
+            self.notifier.alive();
+        }
+        if self.stopping {
+            // Three beats: one that is late does not end the daemon.
+            self.notifier.extend_timeout(self.heartbeat * 3);
+        }
+        let status = self.daemon.status_line();
+        if let Some(line) = status.as_ref().filter(|_| status != self.status) {
+            self.notifier.status(line);
+        }
+        self.status = status;
+    }
+
+    async fn reload(&mut self) -> Result<D::Reply, Refusal> {
+        self.notifier.reloading();
+        let result = self.daemon.reload().await;
+        match &result {
+            Ok(_) => tracing::info!("configuration reloaded"),
+            Err(refusal) => tracing::error!(
+                code = refusal.code,
+                reason = refusal.message,
+                "reload refused; the running configuration stays in force"
+            ),
+        }
+        self.notifier.ready();
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests;

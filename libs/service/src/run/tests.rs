@@ -1,0 +1,249 @@
+use std::{
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use serde::Deserialize;
+use tokio::time::sleep;
+
+use super::*;
+use crate::socket::{Access, Socket, ask};
+
+static LAMP: Socket = Socket {
+    name: "lamp",
+    one: "a lamp",
+    setting: "lamp.control_socket",
+    max_request: 64,
+    access: Access::RootAndOwner,
+};
+
+/// Signals go to the whole process, so that these tests run one at a time.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// The watchdog of the unit.
+const WATCHDOG: Duration = Duration::from_millis(200);
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Request {
+    Status,
+    Reload,
+    Hang,
+    End,
+}
+
+#[derive(Default)]
+struct Lamp {
+    reloads: u32,
+    /// The reload that is refused.
+    refused: Option<u32>,
+    drains: bool,
+    ended: bool,
+}
+
+impl Daemon for Lamp {
+    type Request = Request;
+    type Reply = u32;
+    type Error = Error;
+
+    async fn step(&mut self) -> Result<ControlFlow<()>, Error> {
+        if self.ended {
+            return Ok(ControlFlow::Break(()));
+        }
+        std::future::pending().await
+    }
+
+    async fn handle(&mut self, request: Request, responder: Responder<u32>) {
+        match request {
+            Request::Hang => sleep(WATCHDOG * 10).await,
+            Request::End => self.ended = true,
+            Request::Status | Request::Reload => {}
+        }
+        responder.send(Ok(self.reloads));
+    }
+
+    fn is_reload(request: &Request) -> bool {
+        matches!(request, Request::Reload)
+    }
+
+    async fn reload(&mut self) -> Result<u32, Refusal> {
+        self.reloads += 1;
+        if self.refused == Some(self.reloads) {
+            return Err(Refusal::new("invalid", "one bulb is missing"));
+        }
+        Ok(self.reloads)
+    }
+
+    fn stop(&mut self) -> ControlFlow<()> {
+        if self.drains {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.drains
+    }
+
+    fn status_line(&self) -> Option<String> {
+        Some(format!("{} reloads", self.reloads))
+    }
+}
+
+/// A service manager, and the directory of its socket and the daemon's.
+struct Manager {
+    dir: tempfile::TempDir,
+    messages: Arc<Mutex<Vec<String>>>,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = UnixDatagram::bind(dir.path().join("notify")).expect("a socket");
+        let messages = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::downgrade(&messages);
+        socket.set_read_timeout(Some(WATCHDOG)).expect("a timeout");
+        // The kernel queues ten datagrams only (net.unix.max_dgram_qlen).
+        std::thread::spawn(move || {
+            let mut bytes = [0; 256];
+            while let Some(kept) = kept.upgrade() {
+                if let Ok(length) = socket.recv(&mut bytes) {
+                    let message = String::from_utf8_lossy(&bytes[..length]).into_owned();
+                    kept.lock().expect("no panic").push(message);
+                }
+            }
+        });
+        Self { dir, messages }
+    }
+
+    fn control(&self) -> PathBuf {
+        self.dir.path().join("lamp.sock")
+    }
+
+    fn notifier(&self) -> Notifier {
+        Notifier::at(&self.dir.path().join("notify"), Some(WATCHDOG))
+    }
+
+    /// Runs the lamp until it ends.
+    async fn run(&self, lamp: Lamp) {
+        serve(self.notifier(), async |_: &Context| {
+            let control = Control::bind(&LAMP, &self.control()).expect("the path is free");
+            Ok((lamp, control))
+        })
+        .await
+        .expect("a good end");
+    }
+
+    /// The messages since the last call.
+    fn messages(&self) -> Vec<String> {
+        // The thread may have one in hand.
+        std::thread::sleep(WATCHDOG / 20);
+        std::mem::take(&mut *self.messages.lock().expect("no panic"))
+    }
+}
+
+async fn request(path: &Path, request: Request) -> Result<u32, String> {
+    let path = path.to_owned();
+    let asked = tokio::task::spawn_blocking(move || ask(&LAMP, &path, &request));
+    let answer = asked.await.expect("no panic in the client");
+    answer.map_err(|error: crate::socket::AskError| error.to_string())
+}
+
+fn count(messages: &[String], message: &str) -> usize {
+    messages.iter().filter(|m| *m == message).count()
+}
+
+#[tokio::test]
+async fn the_manager_hears_of_start_reload_status_and_stop() {
+    let _alone = ALONE.lock().await;
+    let manager = Manager::new();
+    let path = manager.control();
+    let lamp = Lamp {
+        refused: Some(2),
+        ..Lamp::default()
+    };
+    let client = async {
+        sleep(WATCHDOG).await;
+        assert_eq!(request(&path, Request::Reload).await, Ok(1));
+        let refused = request(&path, Request::Reload).await;
+        assert_eq!(refused, Err("one bulb is missing".to_owned()));
+        assert_eq!(request(&path, Request::Status).await, Ok(2));
+        sleep(WATCHDOG).await;
+        assert_eq!(request(&path, Request::End).await, Ok(2));
+    };
+    tokio::join!(manager.run(lamp), client);
+    assert!(!path.exists(), "the control socket is removed");
+    let messages = manager.messages();
+    assert_eq!(messages[0], "READY=1");
+    let reloads: Vec<usize> = (0..messages.len())
+        .filter(|n| messages[*n].starts_with("RELOADING=1\nMONOTONIC_USEC="))
+        .collect();
+    assert_eq!(reloads.len(), 2, "{messages:?}");
+    for n in reloads {
+        assert_eq!(messages[n + 1], "READY=1", "{messages:?}");
+    }
+    assert!(count(&messages, "STATUS=2 reloads") == 1, "{messages:?}");
+    assert!(count(&messages, "WATCHDOG=1") >= 3, "{messages:?}");
+    assert_eq!(messages.last().expect("a message"), "STOPPING=1");
+}
+
+#[tokio::test]
+async fn a_loop_that_hangs_sends_no_watchdog() {
+    let _alone = ALONE.lock().await;
+    let manager = Manager::new();
+    let path = manager.control();
+    let client = async {
+        sleep(WATCHDOG * 2).await;
+        assert!(count(&manager.messages(), "WATCHDOG=1") >= 3);
+        let hanging = tokio::spawn({
+            let path = path.clone();
+            async move { request(&path, Request::Hang).await }
+        });
+        sleep(WATCHDOG / 2).await;
+        manager.messages();
+        sleep(WATCHDOG * 5).await;
+        assert_eq!(manager.messages(), Vec::<String>::new());
+        assert_eq!(hanging.await.expect("a client"), Ok(0));
+        assert_eq!(request(&path, Request::End).await, Ok(0));
+    };
+    tokio::join!(manager.run(Lamp::default()), client);
+}
+
+#[tokio::test]
+async fn a_daemon_that_drains_has_its_timeout_extended_until_the_second_signal() {
+    let _alone = ALONE.lock().await;
+    let manager = Manager::new();
+    let lamp = Lamp {
+        drains: true,
+        ..Lamp::default()
+    };
+    let terminate = || nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).expect("sent");
+    let begun = Instant::now();
+    let client = async {
+        sleep(WATCHDOG).await;
+        terminate();
+        sleep(WATCHDOG * 2).await;
+        terminate();
+    };
+    tokio::join!(manager.run(lamp), client);
+    assert!(begun.elapsed() >= WATCHDOG * 3);
+    let messages = manager.messages();
+    let extended = format!("EXTEND_TIMEOUT_USEC={}", (WATCHDOG / 2 * 3).as_micros());
+    assert!(count(&messages, &extended) >= 3, "{messages:?}");
+    assert_eq!(count(&messages, "STOPPING=1"), 1, "{messages:?}");
+}
+
+#[test]
+fn health_follows_the_loop() {
+    let health = Health::new(Duration::from_millis(20));
+    assert_eq!(health.check(), Err("starting"));
+    health.set(State::Ready);
+    assert_eq!(health.check(), Ok("ready"));
+    std::thread::sleep(Duration::from_millis(80));
+    assert_eq!(health.check(), Err("hanging"));
+    health.set(State::Draining);
+    assert_eq!(health.check(), Err("draining"));
+}
