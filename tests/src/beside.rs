@@ -31,7 +31,7 @@ use appliance_common::{
 
 use crate::{
     dump,
-    harness::Harness,
+    harness::{Harness, SharedHarness},
     nat::{Fate, Place, inside, outside},
     packet::{Mac, checksum, frame, ip, l2},
     router::{Port, Router},
@@ -170,7 +170,7 @@ impl Difference {
 /// Both, and what they have in common.
 #[derive(Debug)]
 pub struct Beside {
-    ours: Harness,
+    ours: SharedHarness,
     kernel: Router,
     patience: Patience,
 }
@@ -230,7 +230,7 @@ impl Beside {
         // What came late to the one before.
         let zero = Duration::ZERO;
         let _ = self.kernel.receive(0, zero, zero).expect("the router");
-        self.ours.forget_flows().expect("maps");
+        self.ours.clear_connections().expect("maps");
         self.kernel.forget().expect("conntrack");
         let shortened = sequence.timeouts.iter().map(|name| {
             let path = format!("netfilter/nf_conntrack_{name}");

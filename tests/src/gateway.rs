@@ -11,7 +11,6 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::PathBuf,
-    process::{Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -30,7 +29,8 @@ use gateway_common::maps::{Outcome, Port, Stats};
 
 use crate::{
     harness::{self, workspace_root},
-    packet::{Mac, frame, udp},
+    iproute,
+    packet::{Mac, frame, mac_text, udp},
     skip,
 };
 
@@ -478,11 +478,10 @@ pub fn plan_of(n: u64) -> CircuitPlan {
 
 fn namespace() {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
-    let text = |mac: Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
     let mut batch = String::from("link set lo up\n");
     for (index, addresses, neighbours) in NETWORKS {
         let mtu = if index == OUT { SMALL_MTU } else { 1500 };
-        let mac = text(gateway_mac(index));
+        let mac = mac_text(gateway_mac(index));
         let _ = writeln!(
             batch,
             "link add name t{index} index {index} mtu {mtu} address {mac} up type bridge"
@@ -492,27 +491,14 @@ fn namespace() {
             let _ = writeln!(batch, "addr add {address} dev t{index} {nodad}");
         }
         for neighbour in neighbours {
-            let mac = text(neighbour_mac(neighbour.parse().expect("an address")));
+            let mac = mac_text(neighbour_mac(neighbour.parse().expect("an address")));
             let _ = writeln!(
                 batch,
                 "neigh add {neighbour} dev t{index} lladdr {mac} nud permanent"
             );
         }
     }
-    let mut child = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("iproute2");
-    {
-        use std::io::Write as _;
-        let mut stdin = child.stdin.take().expect("a pipe");
-        stdin.write_all(batch.as_bytes()).expect("written");
-    }
-    assert!(child.wait().expect("ip").success(), "{batch}");
-    for family in ["ipv4", "ipv6"] {
-        // As the gateway does it: questions to the FIB are asked as if from the loopback.
-        let path = format!("/proc/sys/net/{family}/conf/lo/forwarding");
-        std::fs::write(&path, "1").unwrap_or_else(|e| panic!("{path}: {e}"));
-    }
+    iproute::batch(&batch).unwrap_or_else(|e| panic!("{e}"));
+    // As the gateway does it: the program asks the FIB as if from the loopback.
+    iproute::forward_from_loopback().unwrap_or_else(|e| panic!("{e}"));
 }

@@ -441,3 +441,9 @@ pub fn mac_at(frame: &[u8], at: usize) -> Mac {
     mac.copy_from_slice(&frame[at..at + 6]);
     mac
 }
+
+/// A MAC address in text, as iproute2 takes it.
+#[must_use]
+pub fn mac_text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}

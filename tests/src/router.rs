@@ -9,7 +9,7 @@
 use std::{
     fmt::Write as _,
     fs::File,
-    io::{self, Write as _},
+    io,
     os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -21,7 +21,8 @@ use nix::{
 };
 
 use crate::{
-    packet::Mac,
+    iproute::{batch, pipe, sysctl},
+    packet::{Mac, mac_text},
     world::{
         LISTED, LISTED6, NAT4, NAT6, NEXT_HOP_MAC, ONE_TO_ONE4, ONE_TO_ONE6, PROVIDER, PROVIDER6,
         PUBLIC4, PUBLIC6, TRUNK_MAC, UPLINK_MAC,
@@ -93,11 +94,11 @@ impl Router {
         ] {
             sysctl(name, value)?;
         }
-        ip(&interfaces())?;
+        batch(&interfaces())?;
         for name in ["hosts", "remotes"] {
             sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
         }
-        ip(&addresses(hosts))?;
+        batch(&addresses(hosts))?;
         pipe("nft", &["-f", "-"], &ruleset())?;
         Ok(Self {
             namespace,
@@ -236,7 +237,7 @@ fn interfaces() -> String {
         ("inside", "hosts", TRUNK_MAC),
         ("outside", "remotes", UPLINK_MAC),
     ] {
-        let mac = text_of(mac);
+        let mac = mac_text(mac);
         let _ = writeln!(
             batch,
             "link add name {name} address {mac} type veth peer name {peer}"
@@ -262,13 +263,13 @@ fn addresses(hosts: &[(&str, Mac)]) -> String {
     let _ = writeln!(batch, "addr add {PROVIDER}/24 dev outside");
     let _ = writeln!(batch, "addr add {PROVIDER6}/64 dev outside nodad");
     for (host, mac) in hosts {
-        let mac = text_of(*mac);
+        let mac = mac_text(*mac);
         let _ = writeln!(
             batch,
             "neigh add {host} dev inside lladdr {mac} nud permanent"
         );
     }
-    let mac = text_of(NEXT_HOP_MAC);
+    let mac = mac_text(NEXT_HOP_MAC);
     for (gateway, all) in [("203.0.113.1", "0.0.0.0/0"), ("2001:db8:f::1", "::/0")] {
         let _ = writeln!(
             batch,
@@ -368,37 +369,6 @@ pub fn ruleset() -> String {
            }}
          }}\n"
     )
-}
-
-fn sysctl(name: &str, value: &str) -> io::Result<()> {
-    let path = format!("/proc/sys/net/{name}");
-    std::fs::write(&path, value).map_err(|e| io::Error::new(e.kind(), format!("{path}: {e}")))
-}
-
-fn ip(batch: &str) -> io::Result<()> {
-    pipe("ip", &["-batch", "-"], batch)
-}
-
-fn pipe(program: &str, arguments: &[&str], text: &str) -> io::Result<()> {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(text.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let why = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(io::Error::other(format!("{program}: {why}\nof\n{text}")))
-}
-
-fn text_of(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// A socket that receives what arrives on `link`, not what it sends there itself.

@@ -10,7 +10,7 @@
 //!             ─▶ source there? destination here? ─▶ host ─▶ Ethernet header ─▶ the tenant's port
 //! ```
 //!
-//! The rules for a packet that comes out are those of `appliance-ebpf/src/decap.rs`; `tests/tests/workers.rs`
+//! The rules for a packet that comes out are those of `appliance-ebpf/src/decap.rs`; `tests/tests/packets/workers.rs`
 //! holds the two side by side.
 
 mod counters;

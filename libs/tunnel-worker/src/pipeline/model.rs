@@ -2,7 +2,7 @@
 //! tables: what the pipeline sends is what the model sends, and every frame is counted once.
 //!
 //! TCP is left out: what is kept of it has tests of its own, and what is changed in it is held against the
-//! programs in `tests/tests/workers.rs`.
+//! programs in `tests/tests/packets/workers.rs`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -220,12 +220,12 @@ fn truncations(h: &mut Harness, packets: Vec<(&'static str, Program, u32, Vec<u8
         assert!(
             action.sends() || (handshake && action == Action::Pass),
             "{what} whole: {action:?}\n{}",
-            h.story(program, ifindex, &packet)
+            h.describe_run(program, ifindex, &packet)
         );
         if let Err(why) = oracle::check(&h.world, ifindex, &packet, action, &out) {
             panic!(
                 "{what} whole: {why}\n{}",
-                h.story(program, ifindex, &packet)
+                h.describe_run(program, ifindex, &packet)
             );
         }
         for len in 14..packet.len() {
@@ -247,7 +247,7 @@ fn truncations(h: &mut Harness, packets: Vec<(&'static str, Program, u32, Vec<u8
                 _ => panic!(
                     "{what} cut to {len} bytes is sent: {action:?}\nout:\n{}{}",
                     dump::hex(&out),
-                    h.story(program, ifindex, cut)
+                    h.describe_run(program, ifindex, cut)
                 ),
             };
             let udp_at = if cut.get(12..14) == Some(&[0x86, 0xdd]) {
@@ -266,7 +266,7 @@ fn truncations(h: &mut Harness, packets: Vec<(&'static str, Program, u32, Vec<u8
                 (action == Action::Drop || may_pass) && moved == [expected as u32],
                 "{what} cut to {len} bytes: {action:?}, counted {:?}\n{}",
                 moved.iter().map(|n| counter_name(*n)).collect::<Vec<_>>(),
-                h.story(program, ifindex, cut)
+                h.describe_run(program, ifindex, cut)
             );
             assert!(
                 action == Action::Drop || out == cut,

@@ -8,7 +8,7 @@ use appliance_common::{
     nat::{Flow, FlowKey, Timeouts, ticks},
 };
 use causeway_tests::{
-    harness::Harness,
+    harness::{Harness, SharedHarness},
     nat::{End, Fate, Place, Says, end, ends, fragments, hop, inside, outside, packet},
     packet::*,
     world::*,
@@ -26,7 +26,7 @@ const PC: Place = Place::trunk(101, C_MAC);
 /// Hosts, what they are seen as, somebody outside; of each family.
 const FAMILIES: [(&str, &str, &str, &str); 2] = [(A, C, NAT4, REMOTE), (A6, C6, NAT6, REMOTE6)];
 
-fn nat() -> Option<Harness> {
+fn nat() -> Option<SharedHarness> {
     let mut world = World::nat();
     for host in [C, C6] {
         world.neighbour(NET1, host, TRUNK, C_MAC, TRUNK_MAC, 101, 0);
@@ -113,7 +113,7 @@ fn rfc4787_req5_udp_is_kept_for_five_minutes_and_no_longer() {
     for (a, _, _, remote) in FAMILIES {
         let (from, far) = (end(a, 41_000), end(remote, 53));
         for answered in [false, true] {
-            h.forget_flows().expect("maps");
+            h.clear_connections().expect("maps");
             let outer = seen_as(inside(&mut h, PA, &packet(Says::Udp, from, far)));
             if answered {
                 assert!(is_heard(&mut h, Says::Udp, far, outer));
@@ -203,7 +203,7 @@ fn rfc5382_req5_tcp_is_kept_for_two_hours_and_four_minutes_and_four_minutes_once
         );
         // Ended by both, by one, by a reset, or never opened: four minutes.
         for end_of_it in [FIN | ACK, RST | ACK] {
-            h.forget_flows().expect("maps");
+            h.clear_connections().expect("maps");
             let outer = connect(&mut h, from, far);
             inside(&mut h, PA, &packet(Says::Tcp(end_of_it), from, far));
             silence(&mut h, 235);
@@ -214,7 +214,7 @@ fn rfc5382_req5_tcp_is_kept_for_two_hours_and_four_minutes_and_four_minutes_once
             silence(&mut h, 250);
             assert!(!is_heard(&mut h, Says::Tcp(ACK), far, outer), "{end_of_it}");
         }
-        h.forget_flows().expect("maps");
+        h.clear_connections().expect("maps");
         let outer = seen_as(inside(&mut h, PA, &packet(Says::Tcp(SYN), from, far)));
         silence(&mut h, 235);
         assert!(is_heard(&mut h, Says::Tcp(SYN | ACK), far, outer));
@@ -234,7 +234,7 @@ fn rfc5382_req2_both_may_open_at_once() {
             inside(&mut h, PA, &packet(Says::Tcp(flags | ACK), from, far));
         }
         assert_eq!(h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS").len(), 2);
-        h.forget_flows().expect("maps");
+        h.clear_connections().expect("maps");
     }
 }
 
@@ -483,7 +483,7 @@ fn a_machine_that_spoke_first_does_not_keep_out_who_comes_by_its_rule() {
             0,
             "no half is left"
         );
-        h.forget_flows().expect("maps");
+        h.clear_connections().expect("maps");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread::sleep,
     time::{Duration, Instant},
@@ -10,9 +11,10 @@ use std::{
 use aya::maps::{HashMap, Map, MapData};
 use causeway_tests::{
     gateway::*,
-    harness::Action,
+    harness::{Action, map_memory},
     packet::{V4, frame, transport_checksum, udp_no_checksum, udp_segment, v6},
     rng::{Rng, seed_from_env},
+    series,
 };
 use etherparse::{LaxNetSlice, LaxSlicedPacket, NetSlice, SlicedPacket, TransportSlice};
 use gateway::circuit::{
@@ -737,10 +739,7 @@ fn bytes_are_limited_too_and_what_is_passed_up_costs_nothing() {
 /// Random changes to datagrams of circuits: whatever the program forwards, the table would have, to the same place and as it was.
 #[test]
 fn whatever_is_carried_the_table_would_have_carried() {
-    let count: u64 = std::env::var("CAUSEWAY_RANDOM_PACKETS")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(1_000_000);
+    let count = series::length("CAUSEWAY_RANDOM_PACKETS", 200_000, 1_000_000);
     let Some(mut stand) = Stand::new(8, LONG, None, None) else {
         return;
     };
@@ -948,7 +947,7 @@ fn the_program_and_its_maps_stay_within_their_budgets() {
         if !ids.contains(&map.id()) {
             continue;
         }
-        let bytes = memory_of(&map.fd().expect("a descriptor"));
+        let bytes = map_memory(map.fd().expect("a descriptor").as_fd()).expect("procfs");
         let name = map.name_as_str().unwrap_or("?").to_owned();
         println!("{name:<18} {:>10} {bytes:>12}", map.max_entries());
         total += bytes;
@@ -962,12 +961,4 @@ fn the_program_and_its_maps_stay_within_their_budgets() {
         total <= MEMORY_BUDGET,
         "{total} bytes, over {MEMORY_BUDGET}"
     );
-}
-
-fn memory_of(map: &aya::maps::MapFd) -> u64 {
-    use std::os::fd::{AsFd as _, AsRawFd as _};
-    let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
-    let text = std::fs::read_to_string(path).expect("procfs");
-    let line = text.lines().find_map(|l| l.strip_prefix("memlock:"));
-    line.and_then(|v| v.trim().parse().ok()).expect("memlock")
 }

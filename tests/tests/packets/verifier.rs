@@ -1,11 +1,14 @@
 //! What the kernel says of each program: instructions, stack, and memory of the maps. Printed, and held
 //! to budgets, so that a change that doubles one is seen in review.
 
-use std::{collections::BTreeMap, os::fd::AsRawFd as _};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
 
 use aya::programs::Xdp;
 use causeway_tests::{
-    harness::{Harness, Program},
+    harness::{Harness, Program, map_memory},
     world::World,
 };
 
@@ -61,14 +64,8 @@ const MAPS: [&str; 40] = [
 /// Most memory of all maps, bytes, on a machine of up to 64 CPUs: the per-CPU maps take 128 KiB for each.
 const MEMORY_BUDGET: u64 = 128 << 20;
 
-/// Held by each test: the maps are found by the process's descriptors, so only one set may be open.
-static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-
 #[test]
 fn programs_stay_within_their_budgets() {
-    let _alone = ALONE
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };
@@ -117,37 +114,17 @@ fn programs_stay_within_their_budgets() {
 
 #[test]
 fn maps_stay_within_their_memory_budget() {
-    let _alone = ALONE
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let Some(_h) = Harness::new(World::provider()) else {
+    let Some(h) = Harness::new(World::provider()) else {
         return;
     };
-    // Of this process only: the ids of the maps it has open, by the kernel's own account.
-    let mut open: BTreeMap<u32, u64> = BTreeMap::new();
-    for entry in std::fs::read_dir("/proc/self/fdinfo")
-        .expect("procfs")
-        .flatten()
-    {
-        let Ok(text) = std::fs::read_to_string(entry.path()) else {
-            continue;
-        };
-        let field = |name: &str| {
-            text.lines()
-                .find_map(|l| l.strip_prefix(name))
-                .and_then(|v| v.trim().parse::<u64>().ok())
-        };
-        if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
-            open.insert(id as u32, bytes);
-        }
-    }
     let mut total = 0;
     let mut seen = Vec::new();
     println!("{:<18} {:>10} {:>12}", "map", "entries", "bytes");
     for info in aya::maps::loaded_maps().flatten() {
-        let Some(bytes) = open.get(&info.id()) else {
+        let Some(map) = h.raw_maps().iter().find(|map| map.id() == info.id()) else {
             continue;
         };
+        let bytes = map_memory(map.as_fd()).expect("procfs");
         let name = info.name_as_str().unwrap_or("?").to_owned();
         println!("{name:<18} {:>10} {bytes:>12}", info.max_entries());
         total += bytes;
@@ -168,7 +145,6 @@ trait FdNumber {
 
 impl FdNumber for aya::programs::ProgramFd {
     fn as_fd_number(&self) -> i32 {
-        use std::os::fd::AsFd as _;
         self.as_fd().as_raw_fd()
     }
 }

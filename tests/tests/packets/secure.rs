@@ -254,7 +254,7 @@ fn the_worker_of_the_port_receives_exactly_those_bytes() {
                 continue;
             }
             let received = h
-                .live(port.program, port.ifindex, &port.frame(&sent))
+                .run_live(port.program, port.ifindex, &port.frame(&sent))
                 .unwrap_or_else(|e| panic!("{}, {what}: {}", port.what, describe(&e)));
             let [(ifindex, bytes)] = &received[..] else {
                 panic!("{}, {what}: {} frames", port.what, received.len());
@@ -278,7 +278,7 @@ fn the_worker_of_the_port_receives_exactly_those_bytes() {
         h.fill(world.encrypted()).expect("filled");
         let packet = datagram(from, to, &message);
         let received = h
-            .live(program, UPLINK, &packet)
+            .run_live(program, UPLINK, &packet)
             .expect("the kernel runs it");
         assert!(
             received == [(UPLINK, packet)],
@@ -860,7 +860,7 @@ fn steer(h: &mut Harness, program: Program, from: &str, to: &str, worker: bool) 
         });
     }
     // The handshakes in it are fewer than a source's share.
-    h.forget_handshakes().expect("maps");
+    h.clear_handshake_limits().expect("maps");
     run(h, cases);
 }
 
@@ -1029,7 +1029,7 @@ fn each_source_has_its_share_of_handshakes() {
     });
     within("a /64", got, share, share);
     // All kinds of messages are of one share, and other datagrams are of none.
-    h.forget_handshakes().expect("maps");
+    h.clear_handshake_limits().expect("maps");
     let mut passed = 0;
     let started = Instant::now();
     for round in 0..240u8 {
@@ -1070,7 +1070,7 @@ fn strangers_together_have_a_budget_that_peers_and_sessions_do_not_share() {
     let mut rng = Rng::new(seed);
     let budget = HANDSHAKES_FROM_UNKNOWN;
     for (what, to) in [("IPv4", PROVIDER), ("IPv6", PROVIDER6)] {
-        h.forget_handshakes().expect("maps");
+        h.clear_handshake_limits().expect("maps");
         let v6 = ip(to).is_ipv6();
         let got = flood(&mut h, Program::Uplink, to, 100_000, || {
             if v6 {

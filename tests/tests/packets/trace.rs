@@ -54,7 +54,7 @@ fn step(event: &TraceEvent) -> Step {
 
 #[test]
 fn a_packet_is_followed_from_program_to_program() {
-    let Some(mut h) = Harness::following(World::nat(), ALL) else {
+    let Some(mut h) = Harness::tracing(World::nat(), ALL) else {
         return;
     };
     let (from, far) = (end(A, 1234), end(REMOTE, 53));
@@ -62,7 +62,7 @@ fn a_packet_is_followed_from_program_to_program() {
     let Fate::Outside(left) = inside(&mut h, PA, &there) else {
         panic!("it does not leave");
     };
-    let events = h.followed();
+    let events = h.trace_events();
     let steps: Vec<Step> = events.iter().map(step).collect();
     assert_eq!(
         steps,
@@ -90,7 +90,7 @@ fn a_packet_is_followed_from_program_to_program() {
     assert!(events.iter().all(|e| e.packet == events[0].packet));
 
     outside(&mut h, &packet(Says::Udp, far, end(NAT4, 1234)));
-    let events = h.followed();
+    let events = h.trace_events();
     let steps: Vec<Step> = events.iter().map(step).collect();
     assert_eq!(
         steps,
@@ -110,13 +110,13 @@ fn a_packet_is_followed_from_program_to_program() {
 
 #[test]
 fn what_is_told_to_the_source_says_why() {
-    let Some(mut h) = Harness::following(World::full(), ALL) else {
+    let Some(mut h) = Harness::tracing(World::full(), ALL) else {
         return;
     };
     let l3 = udp(ip(A), ip("10.3.0.10"), 1, 2, b"not allowed");
     h.run(Program::Access, TRUNK, &PA.sends(&l3))
         .expect("it runs");
-    let steps: Vec<Step> = h.followed().iter().map(step).collect();
+    let steps: Vec<Step> = h.trace_events().iter().map(step).collect();
     assert_eq!(
         steps.last(),
         Some(&(
@@ -132,7 +132,7 @@ fn what_is_told_to_the_source_says_why() {
 fn only_what_the_filter_wants_is_followed() {
     let of = |h: &mut Harness, program, ifindex, packet: &[u8]| {
         h.run(program, ifindex, packet).expect("it runs");
-        !h.followed().is_empty()
+        !h.trace_events().is_empty()
     };
     let l3 = udp(ip(A), ip(REMOTE), 1000, 53, b"x");
     let (tcp, other) = (
@@ -194,7 +194,7 @@ fn only_what_the_filter_wants_is_followed() {
             [false; 4],
         ),
     ] {
-        let Some(mut h) = Harness::following(World::nat(), filter) else {
+        let Some(mut h) = Harness::tracing(World::nat(), filter) else {
             return;
         };
         for (l3, want) in [&l3, &tcp, &other, &v6].into_iter().zip(wants) {
@@ -209,7 +209,7 @@ fn only_what_the_filter_wants_is_followed() {
             let odd = frame(TRUNK_MAC, A_MAC, &[tag(101)], &l3);
             h.run(Program::Access, TRUNK, &odd[..len]).expect("it runs");
         }
-        h.followed();
+        h.trace_events();
     }
 }
 
@@ -219,7 +219,7 @@ fn nothing_is_followed_unless_asked_for() {
         return;
     };
     // Even if the map says so: the programs have nothing of it in them.
-    h.follow(ALL).expect("written");
+    h.set_trace_filter(ALL).expect("written");
     inside(&mut h, PA, &packet(Says::Udp, end(A, 1), end(REMOTE, 2)));
-    assert_eq!(h.followed(), []);
+    assert_eq!(h.trace_events(), []);
 }

@@ -1,5 +1,5 @@
-//! Ten million mutated and random packets through each program, with plain tunnels and with encrypted ones, and
-//! of tenants in full failover.
+//! Mutated and random packets through each program: with plain tunnels, with encrypted ones, and for
+//! tenants in full failover. A million for each program; ten million with `CAUSEWAY_LONG=1`.
 //!
 //! Each is judged by the reference: the action is one of those allowed, a passed packet is unchanged, a
 //! sent one is well-formed and goes where it may. At the end no map that user space writes has changed
@@ -15,6 +15,7 @@ use causeway_tests::{
     oracle::{self, Kind},
     packet::*,
     rng::{Rng, seed_from_env},
+    series,
     world::*,
 };
 
@@ -429,13 +430,6 @@ fn mutate(rng: &mut Rng, packet: &mut Vec<u8>) {
     }
 }
 
-fn packets() -> u64 {
-    std::env::var("CAUSEWAY_RANDOM_PACKETS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(10_000_000)
-}
-
 /// What the packets come to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Setting {
@@ -464,7 +458,7 @@ fn storm(program: Program, setting: Setting, must_see: &[Kind]) {
         h.bind_sockets().expect("sockets for the workers");
     }
     let seed = seed_from_env();
-    let count = packets();
+    let count = series::length("CAUSEWAY_RANDOM_PACKETS", 1_000_000, 10_000_000);
     println!("{}: CAUSEWAY_SEED={seed}, {count} packets", program.name());
     let started = Instant::now();
     let mut tally: BTreeMap<Kind, u64> = BTreeMap::new();
@@ -511,12 +505,12 @@ fn storm(program: Program, setting: Setting, must_see: &[Kind]) {
                 Err(why) => panic!(
                     "CAUSEWAY_SEED={seed}, {phase} packet {index}: {why}\naction {action:?}, packet out:\n{}{}",
                     dump::hex(&out),
-                    h.story(program, ifindex, &packet)
+                    h.describe_run(program, ifindex, &packet)
                 ),
             }
             if encrypted && index % 4096 == 4095 {
                 // So that the limits do not hide handshakes from the reference.
-                h.forget_handshakes().expect("maps");
+                h.clear_handshake_limits().expect("maps");
             }
             if index % 64 == 63 || index + 1 == share {
                 let mut wrong = None;

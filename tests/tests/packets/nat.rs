@@ -6,7 +6,7 @@ use appliance_common::{
     nat::{Flow, FlowKey, Mapping, MappingKey},
 };
 use causeway_tests::{
-    harness::{Harness, Program, Record},
+    harness::{Harness, Program, Record, SharedHarness},
     nat::{Fate, Place, Says, end, ends, fragments, hop, inside, outside, packet, send},
     packet::*,
     world::*,
@@ -34,7 +34,7 @@ const PD: Place = Place {
 const FAMILIES: [(&str, &str, &str, &str); 2] =
     [(A, NAT4, PUBLIC4, REMOTE), (A6, NAT6, PUBLIC6, REMOTE6)];
 
-fn nat() -> Option<Harness> {
+fn nat() -> Option<SharedHarness> {
     Harness::new(World::nat())
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use appliance_common::maps::{Mode, Tenant};
-use aya::maps::Array;
+use aya::maps::{Array, MapData};
 use causeway_tests::{
     harness::{Action, Harness, Program},
     nat::hop,
@@ -28,10 +28,9 @@ fn a_packet_is_treated_by_one_mode_or_by_the_other() {
     let Some(mut h) = Harness::new(World::many(NETWORKS)) else {
         return;
     };
-    let map = h.ebpf().take_map("TENANTS").expect("TENANTS");
-    let mut tenants: Array<_, Tenant> = map.try_into().expect("an array");
+    let mut tenants: Array<MapData, Tenant> = h.open_map("TENANTS").expect("TENANTS");
     let modes = [Mode::Partial, Mode::Full];
-    let set = |tenants: &mut Array<_, Tenant>, mode: Mode, epoch| {
+    let set = |tenants: &mut Array<MapData, Tenant>, mode: Mode, epoch| {
         let tenant = Tenant {
             mode: mode as u32,
             epoch,

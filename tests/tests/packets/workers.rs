@@ -244,7 +244,7 @@ fn run_program(
         Action::Tx => Some((true, out)),
         Action::Redirect => Some((false, out)),
         Action::Drop => None,
-        other => panic!("{other:?}\n{}", h.story(program, UPLINK, &datagram)),
+        other => panic!("{other:?}\n{}", h.describe_run(program, UPLINK, &datagram)),
     };
     let mut waits = None;
     h.each_record(|record| match record {

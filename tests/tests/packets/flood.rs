@@ -1,6 +1,6 @@
 //! A flood of first packets: connections that are established go on, and nothing is let out untranslated.
 //!
-//! `CAUSEWAY_FLOOD` says how many packets, ten million if nothing.
+//! The flood is a million packets; ten million with `CAUSEWAY_LONG=1`; or `CAUSEWAY_FLOOD`.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use causeway_tests::{
     harness::{Harness, Program},
     nat::{Fate, Place, Says, end, hop, inside, outside, packet},
     packet::frame,
+    series,
     world::*,
 };
 
@@ -74,10 +75,7 @@ fn flood(template: &mut [u8], n: u32) {
 
 #[test]
 fn a_flood_of_syns_takes_nothing_from_those_who_are_there() {
-    let packets = std::env::var("CAUSEWAY_FLOOD")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(10_000_000);
+    let packets = series::length("CAUSEWAY_FLOOD", 1_000_000, 10_000_000) as u32;
     let Some(mut h) = Harness::new(World::nat()) else {
         return;
     };

@@ -1,0 +1,26 @@
+//! Length of a long series of random packets or sequences.
+
+/// How many to run: what the environment variable `variable` says; else `full` with
+/// `CAUSEWAY_LONG=1`; else `bounded`. Printed, so that a log tells what was run.
+#[must_use]
+pub fn length(variable: &str, bounded: u64, full: u64) -> u64 {
+    let (count, reason) = if let Some(count) = parsed(variable) {
+        (count, variable)
+    } else if is_long() {
+        (full, "CAUSEWAY_LONG=1")
+    } else {
+        (bounded, "bounded; CAUSEWAY_LONG=1 runs the full series")
+    };
+    println!("{}: {count} runs ({reason})", crate::test_name());
+    count
+}
+
+/// Whether long series are to be run in full.
+#[must_use]
+pub fn is_long() -> bool {
+    std::env::var_os("CAUSEWAY_LONG").is_some_and(|v| v == "1")
+}
+
+fn parsed(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}

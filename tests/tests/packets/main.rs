@@ -1,0 +1,28 @@
+//! Packet fixtures: packets through the XDP programs by `BPF_PROG_TEST_RUN`, one module for each
+//! capability. The tests take turns with one loaded set of programs (`src/harness/shared.rs`).
+
+mod arp;
+mod classify;
+mod decap;
+mod encap;
+mod flood;
+mod full;
+mod gateway_xdp;
+mod guard;
+mod hairpin;
+mod hostile;
+mod isolation;
+mod mode;
+mod mss;
+mod nat;
+mod nat_beside_nftables;
+mod nat_rfc;
+mod nd;
+mod pmtu;
+mod random;
+mod reset;
+mod secure;
+mod switch;
+mod trace;
+mod verifier;
+mod workers;
