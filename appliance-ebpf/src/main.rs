@@ -1,42 +1,31 @@
 //! The XDP programs of the appliance.
 //!
-//! For: classifying frames, answering ARP and neighbour discovery, and carrying packets between a
-//! tenant's network and a VXLAN tunnel, wholly in the driver; for encrypted tunnels, steering packets and
-//! datagrams to the workers and bounding handshakes. Never: policy, resolution, timers, or a log line per
-//! packet; user space writes the maps, and these programs follow them.
+//! For: classifying frames, answering ARP and neighbour discovery, carrying packets between a tenant's
+//! network and a VXLAN tunnel, and in full failover routing and translating them, all in the driver;
+//! for encrypted tunnels, steering packets and datagrams to the workers and bounding handshakes.
+//! Never: policy, resolution, timers, or a log line per packet. User space writes the maps, and
+//! these programs follow them.
 //!
 //! ```text
-//!   access    a tenant-only port ........ ARP/ND, encapsulate or to a worker, hairpin, or drop with a reason
-//!   uplink    the tunnels' port ......... decapsulate or to a worker, or pass
+//!   access    a tenant-only port ........ ARP, discovery, tunnel or worker, hairpin, or a counted drop
+//!   uplink    the tunnels' port ......... out of the tunnel or to a worker, public addresses, or pass
 //!   combined  one NIC is both ........... a tunnel datagram? uplink : access
-//!   full      ... a tenant in full failover: the gateway's answers, routes between its networks
-//!   nat_out   ... what of that leaves its networks: translated, out of the uplink or to another's machine
-//!   nat_in    ... on the uplink, to a public address: by rule or as an answer, to a tenant's machine
+//!   full      tail call of access ....... the gateway of a tenant in full failover, its networks' router
+//!   nat_out   tail call of full ......... packets that leave the tenant's networks, translated
+//!   nat_in    tail call of uplink ....... packets to public addresses, translated
+//!
+//!   main.rs ─▶ stage/ what each program decides ─▶ helper/ one thing to a frame or table ─▶ maps/
 //! ```
 //!
-//! What is not provably ours is passed. From the first byte written on, any failure is a counted
-//! drop. Packet life and map table: ARCHITECTURE.md.
+//! A module imports only its own layer and those to its right, and there is no import circle: a test
+//! checks it. A frame that is not provably ours is passed. From the first byte written on, any
+//! failure is a counted drop. Packet life and map table: ARCHITECTURE.md.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
 
-mod access;
-mod addr;
-mod arp;
-mod count;
-mod decap;
-mod encap;
-mod full;
-mod icmp;
+mod helper;
 mod maps;
-mod mss;
-mod nat;
-mod nd;
-mod packet;
-mod report;
-mod secure;
-mod slow;
-mod tables;
-mod trace;
+mod stage;
 
 use appliance_common::{
     counters::Counter,
@@ -44,93 +33,85 @@ use appliance_common::{
 };
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
-use crate::{
+use crate::helper::{
     count::count,
-    packet::{Outcome, jump},
+    frame::Port,
+    lookup::is_configured,
+    packet::{Outcome, tail_call},
+    trace,
 };
 
-/// A port that only tenants are on.
+/// The program of a port that only tenants use.
 #[xdp]
 pub fn access(ctx: XdpContext) -> u32 {
-    trace::enters(&ctx, Access);
-    if !tables::configured() {
+    trace::enter(&ctx, Access);
+    if !is_configured() {
         return finish(&ctx, Access, Outcome::Pass(Counter::NotConfigured));
     }
-    finish(
-        &ctx,
-        Access,
-        access::process(&ctx, access::Port::TenantOnly),
-    )
+    let outcome = stage::access::process(&ctx, Port::TenantOnly);
+    finish(&ctx, Access, outcome)
 }
 
-/// The port the tunnels are on.
+/// The program of the tunnels' port.
 #[xdp]
 pub fn uplink(ctx: XdpContext) -> u32 {
-    trace::enters(&ctx, Uplink);
-    if !tables::configured() {
+    trace::enter(&ctx, Uplink);
+    if !is_configured() {
         return finish(&ctx, Uplink, Outcome::Pass(Counter::NotConfigured));
     }
-    let outcome = match decap::process(&ctx) {
-        Some(outcome) => outcome,
-        None => nat::arrival(&ctx),
-    };
-    finish(&ctx, Uplink, outcome)
+    finish(&ctx, Uplink, stage::uplink::process(&ctx))
 }
 
-/// A port that is both, as the tenant appliance's first interface is.
+/// The program of a port that is both, as the tenant appliance's first interface is.
 #[xdp]
 pub fn combined(ctx: XdpContext) -> u32 {
-    trace::enters(&ctx, Combined);
-    if !tables::configured() {
+    trace::enter(&ctx, Combined);
+    if !is_configured() {
         return finish(&ctx, Combined, Outcome::Pass(Counter::NotConfigured));
     }
-    let outcome = match decap::process(&ctx) {
-        Some(outcome) => outcome,
-        None => access::process(&ctx, access::Port::Shared),
-    };
-    finish(&ctx, Combined, outcome)
+    finish(&ctx, Combined, stage::combined::process(&ctx))
 }
 
-/// An IP packet on the port of a tenant in full failover: the other programs go on here.
+/// An IP packet on the port of a tenant in full failover.
 #[xdp]
 pub fn full(ctx: XdpContext) -> u32 {
-    trace::goes_on(&ctx, Full);
-    finish(&ctx, Full, full::process(&ctx))
+    trace::continue_in(&ctx, Full);
+    finish(&ctx, Full, stage::full::process(&ctx))
 }
 
-/// What of a tenant in full failover leaves its networks.
+/// A packet that leaves the networks of a tenant in full failover.
 #[xdp]
 pub fn nat_out(ctx: XdpContext) -> u32 {
-    trace::goes_on(&ctx, NatOut);
-    finish(&ctx, NatOut, nat::outbound(&ctx))
+    trace::continue_in(&ctx, NatOut);
+    finish(&ctx, NatOut, stage::nat_out::process(&ctx))
 }
 
 /// A packet on the uplink to a public address.
 #[xdp]
 pub fn nat_in(ctx: XdpContext) -> u32 {
-    trace::goes_on(&ctx, NatIn);
-    finish(&ctx, NatIn, nat::inbound(&ctx))
+    trace::continue_in(&ctx, NatIn);
+    finish(&ctx, NatIn, stage::nat_in::process(&ctx))
 }
 
-/// The one table from what was decided to what the driver does, and the one place that counts it. Inlined into
-/// each program, whose own frame alone may jump to another.
+/// The one table from a decision to an XDP action, and the one place that counts decisions. Inlined
+/// into each program, whose own stack frame alone may make a tail call.
 #[inline(always)]
 fn finish(ctx: &XdpContext, program: TraceProgram, outcome: Outcome) -> u32 {
     let (counter, action) = match outcome {
         Outcome::Pass(counter) => (counter, xdp_action::XDP_PASS),
         Outcome::Drop(counter) => (counter, xdp_action::XDP_DROP),
-        Outcome::Gone => {
-            trace::decided(ctx, program, 0, xdp_action::XDP_DROP);
+        Outcome::DropCounted => {
+            trace::verdict(ctx, program, 0, xdp_action::XDP_DROP);
             return xdp_action::XDP_DROP;
         }
         Outcome::Send(counter, action) => (counter, action),
-        Outcome::Jump(to) => {
-            // Does not come back.
-            jump(ctx, to);
+        Outcome::TailCall(to) => {
+            // Returns only if the program is not loaded.
+            tail_call(ctx, to);
             (Counter::DropNoProgram, xdp_action::XDP_DROP)
         }
     };
-    trace::decided(ctx, program, counter as u32 + 1, action);
+    trace::verdict(ctx, program, counter as u32 + 1, action);
     count(counter);
     action
 }
@@ -138,10 +119,10 @@ fn finish(ctx: &XdpContext, program: TraceProgram, outcome: Outcome) -> u32 {
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier refuses a program in which this could be reached.
+    // The verifier refuses a program in which this is reachable.
     loop {}
 }
 
-/// On the host these programs are only linted; they run where `cargo xtask build-ebpf` puts them.
+/// On the host these programs are only linted; `cargo xtask build-ebpf` builds them for the kernel.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

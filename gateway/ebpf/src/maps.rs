@@ -1,4 +1,7 @@
-//! All maps: key, value, writer, size. `CIRCUITS` and `BUCKETS` are mapped into the gateway's memory.
+//! All maps of the gateway: key, value, writer, size. `CIRCUITS` and `BUCKETS` are mapped into the
+//! gateway's memory. The configuration sets all sizes but those of `COUNTERS` and `PORTS`.
+//!
+//! For: the one definition of each map. Never: a lookup, a decision; imports nothing of this crate.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -9,24 +12,24 @@ use gateway_common::maps::{
     Bucket, Circuit, MAX_PORTS, MIN_BUCKETS, MIN_CIRCUITS, Outcome, Port, SLOTS_PER_CIRCUIT, Stats,
 };
 
-/// Id, as on the wire, to place in [`CIRCUITS`]. Written by user space. The size is by the configuration.
+/// Circuit ID, as on the wire, to slot in [`CIRCUITS`]. Written by user space.
 #[map]
 pub static IDS: HashMap<u64, u32> = HashMap::with_max_entries(MIN_CIRCUITS, 0);
 
-/// Circuits with both sides bound. Written by user space. The size is by the configuration.
+/// Circuits with both sides bound. Written by user space.
 #[map]
 pub static CIRCUITS: Array<Circuit> =
     Array::with_max_entries(SLOTS_PER_CIRCUIT * MIN_CIRCUITS, BPF_F_MMAPABLE);
 
-/// What tenants may send. Written by user space and by the program. The size is by the configuration.
+/// Rate limits of tenants. Written by user space and by the program.
 #[map]
 pub static BUCKETS: Array<Bucket> = Array::with_max_entries(MIN_BUCKETS, BPF_F_MMAPABLE);
 
-/// What the program did with a circuit's datagrams. Written by the program. The size is by the configuration.
+/// Traffic by circuit. Written by the program.
 #[map]
 pub static STATS: PerCpuArray<Stats> = PerCpuArray::with_max_entries(MIN_CIRCUITS, 0);
 
-/// What it did with frames, by [`Outcome`]. Written by the program.
+/// Frames by [`Outcome`]. Written by the program.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::SLOTS, 0);
 

@@ -1,27 +1,28 @@
-//! The next hop, and the interface to it: the kernel's, from its FIB and its neighbours.
+//! The next hop of a packet and the interface to it, from the kernel's FIB and neighbour table.
 
 use aya_ebpf::{bindings::bpf_fib_lookup, helpers::generated, programs::XdpContext};
 
-/// `struct bpf_fib_lookup` of include/uapi/linux/bpf.h. Numbers in network byte order unless they say otherwise.
+/// `struct bpf_fib_lookup` of include/uapi/linux/bpf.h: the parameters of a lookup, and its result.
+/// Network byte order, unless stated otherwise.
 #[repr(C)]
 pub struct Fib {
     family: u8,
     protocol: u8,
     source_port: u16,
     destination_port: u16,
-    /// Bytes of the packet, host byte order; then the MTU, if they are more.
+    /// Length of the packet, bytes, host byte order. After [`Answer::TooLong`], the MTU of the route.
     pub total: u16,
-    /// Whence it comes; then, where it goes out. Host byte order.
+    /// The input interface; after the lookup, the output interface. Host byte order.
     pub ifindex: u32,
-    /// Type of service, or flow information.
+    /// Type of service, or IPv6 flow information.
     flow_info: u32,
-    /// IPv4 in the first word.
+    /// An IPv4 address is in the first word.
     source: [u32; 4],
     destination: [u32; 4],
     vlan: u32,
-    /// Of the interface where it goes out, once it is known.
+    /// MAC address of the output interface, after [`Answer::Known`].
     pub source_mac: [u8; 6],
-    /// Of the next hop, once it is known.
+    /// MAC address of the next hop, after [`Answer::Known`].
     pub next_hop_mac: [u8; 6],
 }
 
@@ -29,43 +30,44 @@ const _: () = assert!(size_of::<Fib>() == 64 && size_of::<Fib>() == size_of::<bp
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-/// The loopback device: where the kernel says that what it sends itself comes from (`LOOPBACK_IFINDEX`). A question about a packet of
-/// a real interface would want forwarding switched on there, and with it the kernel would forward what is none of ours.
+/// The loopback device (`LOOPBACK_IFINDEX`), the input interface of packets that the kernel sends. A
+/// lookup for a real input interface would require forwarding to be enabled there, and then the
+/// kernel would also forward packets that are not ours.
 const LOOPBACK: u32 = 1;
 
-/// What is asked about. Addresses and ports in network byte order; IPv4 in the last word, as in IPv4-mapped IPv6 (RFC 4291 section
-/// 2.5.5.2).
+/// The packet of a lookup. Addresses and ports in network byte order; an IPv4 address is in the last
+/// word, as in IPv4-mapped IPv6 (RFC 4291 section 2.5.5.2).
 pub struct Packet {
-    /// IPv6, or IPv4.
+    /// Whether it is IPv6.
     pub ipv6: bool,
-    /// IP protocol.
+    /// IP protocol number.
     pub protocol: u8,
-    /// Bytes, from the IP header on.
+    /// Length from the IP header on, bytes, host byte order.
     pub total: u16,
-    /// Whence.
+    /// Source address.
     pub source: [u32; 4],
-    /// Its port, or 0.
+    /// Source port, or 0.
     pub source_port: u16,
-    /// Where to.
+    /// Destination address.
     pub destination: [u32; 4],
-    /// Its port, or 0.
+    /// Destination port, or 0.
     pub destination_port: u16,
 }
 
-/// What the kernel answers (`BPF_FIB_LKUP_RET_*`).
+/// The result of a lookup (`BPF_FIB_LKUP_RET_*`).
 pub enum Answer {
-    /// The interface and both link-layer addresses are known.
+    /// The output interface and both MAC addresses are known.
     Known,
-    /// There is a next hop on the interface, and its link-layer address is not known yet.
+    /// The next hop is known, but its MAC address is not resolved yet.
     Unresolved,
-    /// The packet is longer than the way's MTU, which is in [`Fib::total`] now.
+    /// The packet is longer than the MTU of the route, which is in [`Fib::total`].
     TooLong,
-    /// There is no way.
+    /// There is no route.
     None,
 }
 
 impl Fib {
-    /// The question.
+    /// The parameters for `packet`.
     #[inline(always)]
     pub fn new(packet: &Packet) -> Self {
         let (source, destination) = if packet.ipv6 {
@@ -92,9 +94,9 @@ impl Fib {
         }
     }
 
-    /// Has it answered.
+    /// Asks the kernel, and keeps its result in `self`.
     #[inline(always)]
-    pub fn ask(&mut self, ctx: &XdpContext) -> Answer {
+    pub fn lookup(&mut self, ctx: &XdpContext) -> Answer {
         // SAFETY: this is 64 bytes of the kernel's layout, asserted above.
         let answer = unsafe {
             generated::bpf_fib_lookup(

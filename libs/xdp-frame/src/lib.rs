@@ -1,7 +1,12 @@
-//! A frame as an XDP program has it.
+//! A frame in an XDP program.
 //!
-//! For: what every XDP program of ours does with a frame, whoever's it is: the one way to its bytes, bounds checked as the verifier wants
-//! it, and the question which way a packet goes on. Never: a map, a counter, a decision.
+//! For: what every XDP program needs of a frame: access to its bytes with the bounds checks that the
+//! verifier requires, and the FIB lookup of a packet. Never: a map, a counter, a decision.
+//!
+//! ```text
+//!   struct xdp_md ─▶ data, data_end ─▶ Window::at(offset): N checked bytes ─▶ get, set
+//!                                      Fib::lookup: next hop, MAC addresses, MTU
+//! ```
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
@@ -9,18 +14,18 @@ pub mod fib;
 
 use aya_ebpf::programs::XdpContext;
 
-/// Where a frame ends at the latest: native XDP has none longer without fragments.
+/// The longest frame, bytes: native XDP has no longer ones without fragments.
 pub const FRAME: u32 = 4096;
 
-/// `N` bytes of packet that are there.
+/// `N` bytes of the packet, checked to be within it.
 ///
-/// A window ends with the next change of the packet's head or tail; the verifier refuses a program
-/// that uses one later.
+/// A change of the packet's head or tail invalidates all windows; the verifier refuses a program that
+/// uses one afterwards.
 #[derive(Clone, Copy)]
 pub struct Window<const N: usize>(*mut u8);
 
 impl<const N: usize> Window<N> {
-    /// The window at `offset` from the frame's start, if the frame reaches so far.
+    /// The window at `offset` from the frame's start, or `None` if the frame ends before.
     #[inline(always)]
     pub fn at(ctx: &XdpContext, offset: usize) -> Option<Self> {
         let start = data(ctx) + offset;
@@ -30,17 +35,17 @@ impl<const N: usize> Window<N> {
         Some(Self(start as *mut u8))
     }
 
-    /// The window at an offset that is known only as the packet is read, below [`FRAME`]; `None` behind that, too.
+    /// As [`Window::at`], for an offset that is no constant; `None` also for one of [`FRAME`] or more.
     #[inline(always)]
     pub fn within(ctx: &XdpContext, offset: u32) -> Option<Self> {
         if offset >= FRAME {
             return None;
         }
-        // Again, where the verifier looks: behind the barrier this is a number it must bound anew.
+        // Masked again for the verifier: the barrier makes it forget the bound.
         Self::at(ctx, (core::hint::black_box(offset) & (FRAME - 1)) as usize)
     }
 
-    /// The value at byte `O`, as it is in memory.
+    /// The value at byte `O`, memory order.
     #[inline(always)]
     pub fn get<T: Plain, const O: usize>(self) -> T {
         const {
@@ -48,12 +53,12 @@ impl<const N: usize> Window<N> {
         }
         // SAFETY: the window was checked against the packet's end and the verifier checks again. An
         // IP header is two bytes off a word boundary; BPF loads of packet memory may be
-        // misaligned where the JIT says so (x86-64 and arm64: CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS),
-        // and `read_unaligned` would cost a load a byte.
+        // misaligned where the JIT permits it (x86-64 and arm64:
+        // CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS), and `read_unaligned` would cost a load per byte.
         unsafe { self.0.add(O).cast::<T>().read() }
     }
 
-    /// Stores `value` at byte `O`, as it is in memory.
+    /// Stores `value` at byte `O`, memory order.
     #[inline(always)]
     pub fn set<T: Plain, const O: usize>(self, value: T) {
         const {
@@ -70,11 +75,11 @@ impl<const N: usize> Window<N> {
     }
 }
 
-/// Where the packet begins.
+/// The address of the packet's first byte.
 ///
-/// The context holds it as 32 bits that the verifier makes a pointer of. Read as such, newer LLVM joins
-/// two reads and widens the result afterwards, by shifts, which the verifier refuses on a pointer; an
-/// instruction of our own gives all 64 bits at once.
+/// The context holds it as 32 bits that the verifier turns into a pointer. Newer LLVM joins two such
+/// reads and widens the result by shifts, which the verifier refuses on a pointer. An instruction
+/// of our own loads all 64 bits at once.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 pub fn data(ctx: &XdpContext) -> usize {
@@ -86,7 +91,7 @@ pub fn data(ctx: &XdpContext) -> usize {
     start as usize
 }
 
-/// Where the packet ends; as [`data`].
+/// The address behind the packet's last byte; see [`data`].
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 pub fn data_end(ctx: &XdpContext) -> usize {
@@ -98,19 +103,19 @@ pub fn data_end(ctx: &XdpContext) -> usize {
     end as usize
 }
 
-/// Where the packet begins.
+/// The address of the packet's first byte.
 #[cfg(not(target_arch = "bpf"))]
 pub fn data(ctx: &XdpContext) -> usize {
     ctx.data()
 }
 
-/// Where the packet ends.
+/// The address behind the packet's last byte.
 #[cfg(not(target_arch = "bpf"))]
 pub fn data_end(ctx: &XdpContext) -> usize {
     ctx.data_end()
 }
 
-/// Integers and byte arrays: any bits are a value.
+/// Integers and arrays of them, for which every bit pattern is valid.
 ///
 /// # Safety
 /// Every bit pattern must be valid and there must be no padding.
@@ -126,16 +131,16 @@ unsafe impl Plain for u64 {}
 // SAFETY: as above.
 unsafe impl Plain for [u32; 4] {}
 
-/// The interface the frame came in on.
+/// Index of the interface that the frame came in on.
 #[inline(always)]
 pub fn ingress(ctx: &XdpContext) -> u32 {
     ctx.ingress_ifindex() as u32
 }
 
-/// Bytes of the frame.
+/// Length of the frame, bytes.
 ///
-/// The barrier keeps LLVM from folding this difference into later sums, as `end - (start + n)`
-/// truncated to 32 bits, which shifts a packet pointer and is refused by the verifier.
+/// The barrier keeps LLVM from folding this difference into later sums as `end - (start + n)` truncated
+/// to 32 bits, which shifts a packet pointer: the verifier refuses that.
 #[inline(always)]
 pub fn frame_len(ctx: &XdpContext) -> usize {
     core::hint::black_box(data_end(ctx) - data(ctx))

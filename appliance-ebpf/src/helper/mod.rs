@@ -1,0 +1,20 @@
+//! What stages are made of. Each helper does one thing to a frame or a table; none decides what a
+//! program does next.
+
+pub mod addr;
+pub mod arp;
+pub mod bytes;
+pub mod count;
+pub mod encap;
+pub mod frame;
+pub mod icmp;
+pub mod lookup;
+pub mod mss;
+pub mod nat;
+pub mod nd;
+pub mod packet;
+pub mod report;
+pub mod slow_path;
+pub mod trace;
+pub mod tunnel;
+pub mod worker;

@@ -1,0 +1,431 @@
+//! The connection tables: finds, updates, opens and establishes connections.
+//!
+//! ```text
+//!   first packet ─▶ OPENING (LRU) ─ both ends have sent ─▶ FLOWS (never evicts)
+//! ```
+
+use appliance_common::{
+    counters::Counter,
+    maps::{Mode, network_flags},
+    nat::{Direction, FRAGMENT_TICKS, Flow, FlowKey, Nat, OUTSIDE, SYN, UPLINK, rule_flags},
+    wire::{IPPROTO_TCP, IPPROTO_UDP},
+};
+use aya_ebpf::bindings::BPF_NOEXIST;
+
+use super::{
+    quota,
+    tables::{EEXIST, is_internet, tenant},
+};
+use crate::{
+    helper::{count::count, lookup::network},
+    maps::{FLOWS, FRAGMENTS, OPENING, RULES, Scratch, Side},
+};
+
+/// Whether the conditions under which a connection was opened still hold: the failovers of its
+/// tenants, its rule, its network's internet access.
+#[inline(always)]
+fn still_valid(flow: &Flow, side: &Side) -> bool {
+    if side.zone != 0 && flow.from_epoch != side.epoch {
+        return false;
+    }
+    if flow.to_zone != 0 {
+        let full = tenant(flow.to_zone.into())
+            .is_some_and(|t| t.mode == Mode::Full as u32 && t.epoch == flow.to_epoch);
+        if !full {
+            return false;
+        }
+    }
+    if flow.rule != 0 {
+        let same = RULES
+            .get(flow.rule - 1)
+            .is_some_and(|r| r.flags & rule_flags::ACTIVE != 0 && r.epoch == flow.rule_epoch);
+        if !same {
+            return false;
+        }
+    }
+    if is_internet(flow) {
+        if side.zone != 0 {
+            return side.internet != 0;
+        }
+        return network(flow.to).is_some_and(|n| n.flags & network_flags::INTERNET != 0);
+    }
+    true
+}
+
+/// Whether the entry found by `key` is still valid, seen from where its packets come from.
+#[inline(always)]
+fn is_current(key: &FlowKey, flow: &Flow, now: u32) -> bool {
+    let zone = u32::from(key.zone);
+    let epoch = if zone == 0 {
+        0
+    } else {
+        match tenant(zone) {
+            Some(tenant) => tenant.epoch,
+            None => return false,
+        }
+    };
+    let side = Side {
+        slot: flow.from,
+        zone,
+        epoch,
+        internet: network_flags::INTERNET,
+        now,
+    };
+    still_valid(flow, &side)
+}
+
+/// Whether both directions have expired. `s.back_key` is the key of the other one.
+#[inline(always)]
+fn are_both_expired(flow: &Flow, s: &Scratch, nat: &Nat) -> bool {
+    let (protocol, now) = (s.key.protocol, s.side.now);
+    if !flow.is_expired(protocol, now, &nat.timeouts) {
+        return false;
+    }
+    let other = match FLOWS.get_ptr(&s.back_key) {
+        Some(other) => Some(other),
+        None => OPENING.get_ptr(&s.back_key),
+    };
+    match other {
+        // SAFETY: the map returned a value. If it is recycled meanwhile, what is read is some time.
+        Some(other) => unsafe { (*other).is_expired(protocol, now, &nat.timeouts) },
+        None => true,
+    }
+}
+
+/// Finds the packet's connection in `s.flow`, counts the packet and updates the state. Returns whether
+/// there is one.
+///
+/// # Errors
+/// The drop reason, if the packet may not pass or the connection cannot be established.
+#[inline(never)]
+pub fn find(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
+    let tag = s.key.tag();
+    if let Some(entry) = FLOWS.get_ptr_mut(&s.key) {
+        // SAFETY: the map returned a value. Another CPU may write it meanwhile; at worst a count is
+        // lost. If the entry was recycled for another flow, its tag differs.
+        unsafe { s.flow = *entry };
+        if s.flow.tag == tag {
+            let flow = s.flow;
+            if still_valid(&flow, &s.side) && !has_expired(nat, s) {
+                // SAFETY: as above.
+                let changed = unsafe { update(&mut *entry, s) };
+                if changed {
+                    reverse(s);
+                    if let Some(other) = FLOWS.get_ptr_mut(&s.back_key) {
+                        // SAFETY: as above.
+                        unsafe { (*other).state = s.flow.state };
+                    }
+                }
+                return Ok(true);
+            }
+            reverse(s);
+            let _ = FLOWS.remove(&s.back_key);
+            let _ = FLOWS.remove(&s.key);
+        }
+    }
+    let Some(entry) = OPENING.get_ptr_mut(&s.key) else {
+        return Ok(false);
+    };
+    // SAFETY: as above.
+    unsafe { s.flow = *entry };
+    if s.flow.tag != tag {
+        return Ok(false);
+    }
+    let flow = s.flow;
+    if !still_valid(&flow, &s.side) || has_expired(nat, s) {
+        return Ok(false);
+    }
+    if !acknowledges_reply(s) {
+        return Err(Counter::DropNoFlow);
+    }
+    // SAFETY: as above.
+    unsafe { update(&mut *entry, s) };
+    reverse(s);
+    if s.key.protocol == IPPROTO_TCP
+        && s.flow.from != UPLINK
+        && s.packet.flags & SYN != 0
+        && matches!(s.flow.direction(), Direction::Reply)
+    {
+        // Only a receiver of this segment can acknowledge this number.
+        s.back.egress_macs = expectation(s.packet.sequence.wrapping_add(1));
+        if let Some(other) = OPENING.get_ptr_mut(&s.back_key) {
+            // SAFETY: as above.
+            unsafe { (*other).egress_macs = s.back.egress_macs };
+        }
+    }
+    let lasting = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
+    if lasting && Flow::is_assured(s.key.protocol, s.flow.state) {
+        return establish(s).map(|()| true);
+    }
+    if !s.flow.may_deliver() {
+        return Err(Counter::DropNoRule);
+    }
+    // The other direction may have been evicted: this packet inserts it again.
+    match OPENING.get_ptr_mut(&s.back_key) {
+        // SAFETY: as above.
+        Some(other) => unsafe { (*other).state = s.flow.state },
+        None => {
+            let _ = OPENING.insert(&s.back_key, &s.back, BPF_NOEXIST.into());
+        }
+    }
+    Ok(true)
+}
+
+/// Bytes that may have been sent before the first acknowledgment: an initial window (RFC 6928), as with TCP Fast
+/// Open (RFC 7413).
+const EARLY: u32 = 16_384;
+
+/// An acknowledgment number in the field of the egress MAC addresses, which a connection from outside
+/// does not use.
+#[inline(always)]
+const fn expectation(number: u32) -> [u8; 12] {
+    let [a, b, c, d] = number.to_ne_bytes();
+    [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+/// Whether the opener of a TCP connection to a machine has received the machine's reply. A segment that
+/// acknowledges another number has a forged source, and would fill the table.
+#[inline(always)]
+fn acknowledges_reply(s: &Scratch) -> bool {
+    if s.key.protocol != IPPROTO_TCP
+        || s.flow.to == UPLINK
+        || !matches!(s.flow.direction(), Direction::Original)
+        || !Flow::is_assured(IPPROTO_TCP, s.flow.next(IPPROTO_TCP, s.packet.flags))
+    {
+        return true;
+    }
+    let macs = &s.flow.egress_macs;
+    let expected = u32::from_ne_bytes([macs[0], macs[1], macs[2], macs[3]]);
+    s.packet.acknowledgment.wrapping_sub(expected) <= EARLY
+}
+
+/// The zone whose quota a connection counts against: that of the tenant that opened it or, if opened
+/// from outside, of the machine. `s.flow` is one of its directions.
+#[inline(always)]
+fn owner(s: &Scratch) -> u32 {
+    let (from, to) = match s.flow.direction() {
+        Direction::Original => (s.key.zone, s.flow.to_zone),
+        Direction::Reply => (s.flow.to_zone, s.key.zone),
+    };
+    if from == OUTSIDE {
+        to.into()
+    } else {
+        from.into()
+    }
+}
+
+/// Writes the other direction of `s.flow` into `s.back_key` and `s.back`.
+#[inline(always)]
+pub fn reverse(s: &mut Scratch) {
+    s.flow.inverse(&s.key, &mut s.back_key, &mut s.back);
+}
+
+/// Whether the connection has expired.
+#[inline(always)]
+fn has_expired(nat: &Nat, s: &mut Scratch) -> bool {
+    if !s.flow.is_expired(s.key.protocol, s.side.now, &nat.timeouts) {
+        return false;
+    }
+    reverse(s);
+    are_both_expired(&s.flow, s, nat)
+}
+
+/// Counts the packet in its entry and updates the state. Returns whether the state changed.
+#[inline(always)]
+fn update(entry: &mut Flow, s: &mut Scratch) -> bool {
+    entry.packets += 1;
+    entry.bytes += u64::from(s.packet.total);
+    if entry.last_seen != s.side.now {
+        entry.last_seen = s.side.now;
+        s.flow.last_seen = s.side.now;
+    }
+    let state = s.flow.next(s.key.protocol, s.packet.flags);
+    if state == s.flow.state {
+        return false;
+    }
+    entry.state = state;
+    s.flow.state = state;
+    true
+}
+
+/// Moves a connection that both ends agreed to into `FLOWS`: both directions or none.
+#[inline(always)]
+fn establish(s: &mut Scratch) -> Result<(), Counter> {
+    let owner = owner(s);
+    if !quota::permits_connection(owner) {
+        return Err(Counter::DropShare);
+    }
+    s.flow.packets += 1;
+    s.flow.bytes += u64::from(s.packet.total);
+    if let Some(other) = OPENING.get_ptr(&s.back_key) {
+        // SAFETY: the map returned a value; these are counts.
+        unsafe {
+            s.back.packets = (*other).packets;
+            s.back.bytes = (*other).bytes;
+        }
+    }
+    // The reverse direction first: until the forward direction follows, packets still find `OPENING`.
+    if let Err(error) = FLOWS.insert(&s.back_key, &s.back, BPF_NOEXIST.into()) {
+        return if error == EEXIST && is_same(&s.back_key, &s.back) {
+            // Another CPU inserted the same connection at the same time.
+            Ok(())
+        } else {
+            Err(insert_failure(error))
+        };
+    }
+    if let Err(error) = FLOWS.insert(&s.key, &s.flow, BPF_NOEXIST.into()) {
+        let _ = FLOWS.remove(&s.back_key);
+        return Err(insert_failure(error));
+    }
+    let _ = OPENING.remove(&s.key);
+    let _ = OPENING.remove(&s.back_key);
+    quota::add_connection(owner);
+    count(Counter::FlowEstablished);
+    Ok(())
+}
+
+/// The drop reason for a failed insertion.
+#[inline(always)]
+const fn insert_failure(error: i32) -> Counter {
+    if error == EEXIST {
+        Counter::DropFlowTaken
+    } else {
+        Counter::DropFlowsFull
+    }
+}
+
+/// Whether the entry of `key` translates as `flow` does.
+#[inline(always)]
+fn is_same(key: &FlowKey, flow: &Flow) -> bool {
+    match FLOWS.get_ptr(key) {
+        // SAFETY: the map returned a value.
+        Some(entry) => unsafe { (*entry).same_translation(flow) },
+        None => false,
+    }
+}
+
+/// Whether the direction `s.other_key` of a connection in `FLOWS` has expired too.
+#[inline(always)]
+fn is_other_expired(s: &Scratch, nat: &Nat) -> bool {
+    match FLOWS.get_ptr(&s.other_key) {
+        // SAFETY: the map returned a value. If it is recycled meanwhile, what is read is some time.
+        Some(other) => unsafe { (*other).is_expired(s.key.protocol, s.side.now, &nat.timeouts) },
+        None => true,
+    }
+}
+
+/// Inserts the connection `s.flow` into `OPENING`: both directions or none. Returns the drop reason, or
+/// `None` on success.
+#[inline(never)]
+pub fn insert_opening(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
+    reverse(s);
+    if let Some(entry) = FLOWS.get_ptr(&s.back_key) {
+        // SAFETY: the map returned a value; one that is recycled meanwhile is not current for long.
+        let taken = unsafe {
+            (*entry).other_key(s.key.protocol, &mut s.other_key);
+            is_current(&s.back_key, &*entry, s.side.now)
+                && !((*entry).is_expired(s.key.protocol, s.side.now, &nat.timeouts)
+                    && is_other_expired(s, nat))
+        };
+        if taken {
+            return Some(Counter::DropFlowTaken);
+        }
+        let _ = FLOWS.remove(&s.other_key);
+        let _ = FLOWS.remove(&s.back_key);
+    }
+    if let Some(entry) = OPENING.get_ptr(&s.back_key) {
+        // SAFETY: as above.
+        let (same, taken, unanswered) = unsafe {
+            (*entry).other_key(s.key.protocol, &mut s.other_key);
+            (
+                (*entry).same_translation(&s.back),
+                is_current(&s.back_key, &*entry, s.side.now)
+                    && !(*entry).is_expired(s.key.protocol, s.side.now, &nat.timeouts),
+                (*entry).rule == 0 && !Flow::is_assured(s.key.protocol, (*entry).state),
+            )
+        };
+        if !same && taken {
+            // A machine that sends first from the port that a rule leads to gets another public port
+            // than the rule's. While that is unanswered, it must not block connections by the rule.
+            if s.flow.rule == 0 || !unanswered {
+                return Some(Counter::DropFlowTaken);
+            }
+            let _ = OPENING.remove(&s.other_key);
+        }
+    }
+    if OPENING.insert(&s.back_key, &s.back, 0).is_err() {
+        return Some(Counter::DropFlowsFull);
+    }
+    if OPENING.insert(&s.key, &s.flow, 0).is_err() {
+        let _ = OPENING.remove(&s.back_key);
+        return Some(Counter::DropFlowsFull);
+    }
+    count(Counter::FlowOpened);
+    None
+}
+
+/// Finds the connection that an ICMP error is about in `s.flow`, without updating it.
+#[inline(never)]
+pub fn find_for_error(nat: &Nat, s: &mut Scratch) -> bool {
+    let tag = s.key.tag();
+    let entry = match FLOWS.get_ptr(&s.key) {
+        Some(entry) => Some(entry),
+        None => OPENING.get_ptr(&s.key),
+    };
+    let Some(entry) = entry else {
+        return false;
+    };
+    // SAFETY: the map returned a value; if it was recycled for another flow, its tag differs.
+    unsafe { s.flow = *entry };
+    if s.flow.tag != tag {
+        return false;
+    }
+    let flow = s.flow;
+    still_valid(&flow, &s.side) && !has_expired(nat, s)
+}
+
+/// Finds the translation of the datagram's first fragment in `s.flow`.
+#[inline(never)]
+pub fn find_for_fragment(s: &mut Scratch) -> bool {
+    let Some(entry) = FRAGMENTS.get_ptr(&s.key) else {
+        return false;
+    };
+    let tag = s.key.tag();
+    // SAFETY: as above.
+    unsafe { s.flow = *entry };
+    let age = s.side.now.wrapping_sub(s.flow.last_seen) as i32;
+    let flow = s.flow;
+    flow.tag == tag && age <= FRAGMENT_TICKS as i32 && still_valid(&flow, &s.side)
+}
+
+/// Stores the translation of a first fragment for those that follow.
+#[inline(never)]
+pub fn store_fragment(s: &mut Scratch) {
+    s.back_key = s.key;
+    s.back_key.source_port = s.packet.identification as u16;
+    s.back_key.destination_port = (s.packet.identification >> 16) as u16;
+    s.back = s.flow;
+    s.back.last_seen = s.side.now;
+    s.back.tag = s.back_key.tag();
+    let _ = FRAGMENTS.insert(&s.back_key, &s.back, 0);
+}
+
+/// Stores the route out of the uplink in the connection's entry.
+#[inline(always)]
+pub fn store_egress(s: &Scratch) {
+    let entry = match FLOWS.get_ptr_mut(&s.key) {
+        Some(entry) => Some(entry),
+        None => OPENING.get_ptr_mut(&s.key),
+    };
+    if let Some(entry) = entry {
+        // SAFETY: the map returned a value. If it is recycled for another flow meanwhile, that flow
+        // looks up again, or sends one packet to a next hop that was valid just before.
+        unsafe {
+            if (*entry).tag == s.flow.tag {
+                (*entry).egress_macs = s.flow.egress_macs;
+                (*entry).egress_max_len = s.flow.egress_max_len;
+                (*entry).egress_stamp = s.flow.egress_stamp;
+            }
+        }
+    }
+}

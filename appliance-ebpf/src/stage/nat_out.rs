@@ -1,0 +1,164 @@
+//! A packet of a tenant in full failover to none of the tenant's networks: translated and sent out of
+//! the uplink, or to another machine's public address.
+//!
+//! ```text
+//!   known connection, or opened: by mapping (internet), by rule (another machine's public address)
+//!     ├─ to the outside ─▶ next hop from the kernel's FIB ─▶ uplink
+//!     └─ to a machine ──▶ its network (hairpin)
+//! ```
+//!
+//! A packet that cannot be translated is dropped and counted.
+
+use appliance_common::{
+    counters::Counter,
+    events::SlowReason,
+    maps::network_flags,
+    nat::{Nat, UPLINK},
+    wire::ETH_LEN,
+};
+use aya_ebpf::programs::XdpContext;
+
+use crate::{
+    helper::{
+        frame::Frame,
+        icmp,
+        nat::{
+            deliver_to_host,
+            egress::{self, Egress},
+            find, network_of, now, parse, remember_fragments, rewrite, scratch, settings, tenant,
+            undeliverable,
+        },
+        packet::Outcome,
+        slow_path,
+    },
+    maps::{Scratch, Side},
+};
+
+/// A packet from the stage `full`, on the port that it came in on.
+#[inline(always)]
+pub fn process(ctx: &XdpContext) -> Outcome {
+    let frame = match Frame::resume(ctx) {
+        Ok(frame) => frame,
+        Err(outcome) => return outcome,
+    };
+    let (Some(s), Some(nat)) = (scratch(), settings()) else {
+        return Outcome::Drop(Counter::DropInconsistent);
+    };
+    let from = frame.network;
+    let zone = from.tenant + 1;
+    let Some(tenant) = tenant(zone) else {
+        return Outcome::Drop(Counter::DropInconsistent);
+    };
+    s.side = Side {
+        slot: frame.slot,
+        zone,
+        epoch: tenant.epoch,
+        internet: from.flags & network_flags::INTERNET,
+        now: now(),
+    };
+    let l3 = ETH_LEN as u32 + u32::from(frame.l2.tags) * 4;
+    if let Some(reason) = parse::parse(ctx, &mut s.packet, &mut s.key, l3, zone) {
+        return Outcome::Drop(reason);
+    }
+    if let Some(reason) = find(nat, s) {
+        if reason as u32 == Counter::DropFragment as u32 {
+            let destination = s.key.destination;
+            return slow_path::send(ctx, from, l3 as u16, SlowReason::Fragment, &destination);
+        }
+        return match frame.l2.tags {
+            0 => reject::<14>(ctx, &frame, s, reason),
+            1 => reject::<18>(ctx, &frame, s, reason),
+            _ => reject::<22>(ctx, &frame, s, reason),
+        };
+    }
+    match frame.l2.tags {
+        0 => forward::<14>(ctx, &frame, s, nat),
+        1 => forward::<18>(ctx, &frame, s, nat),
+        _ => forward::<22>(ctx, &frame, s, nat),
+    }
+}
+
+/// Drops a packet that is not translated; its source gets "unreachable" if there is no route out.
+#[inline(always)]
+fn reject<const L3: usize>(
+    ctx: &XdpContext,
+    frame: &Frame,
+    s: &Scratch,
+    reason: Counter,
+) -> Outcome {
+    if reason as u32 == Counter::DropNoRoute as u32 {
+        return icmp::unreachable::<L3>(ctx, frame, &undeliverable(frame, s), reason);
+    }
+    Outcome::Drop(reason)
+}
+
+/// Forwards a tenant's packet of the connection `s.flow`.
+#[inline(never)]
+fn forward<const L3: usize>(
+    ctx: &XdpContext,
+    frame: &Frame,
+    s: &mut Scratch,
+    nat: &Nat,
+) -> Outcome {
+    if s.packet.hops <= 1 {
+        return icmp::time_exceeded::<L3>(ctx, frame, &undeliverable(frame, s));
+    }
+    if s.flow.to != UPLINK {
+        let Some(to) = network_of(s) else {
+            return Outcome::Drop(Counter::DropInconsistent);
+        };
+        if s.packet.total > u32::from(to.lan_mtu) {
+            return too_large::<L3>(ctx, frame, s, to.lan_mtu);
+        }
+        if let Some(reason) = rewrite::rewrite(ctx, s) {
+            return Outcome::Drop(reason);
+        }
+        return deliver_to_host::<L3>(ctx, s, to, Counter::TranslatedHairpin);
+    }
+    match egress::resolve(ctx, s, nat) {
+        Egress::Known => {}
+        Egress::Unresolved => {
+            if let Some(reason) = rewrite::rewrite(ctx, s) {
+                return Outcome::Drop(reason);
+            }
+            let destination = s.flow.destination;
+            return slow_path::send(
+                ctx,
+                frame.network,
+                L3 as u16,
+                SlowReason::UplinkUnresolved,
+                &destination,
+            );
+        }
+        Egress::TooLarge(mtu) => return too_large::<L3>(ctx, frame, s, mtu),
+        Egress::None => {
+            return icmp::unreachable::<L3>(
+                ctx,
+                frame,
+                &undeliverable(frame, s),
+                Counter::DropNoNextHop,
+            );
+        }
+    }
+    if let Some(reason) = rewrite::rewrite(ctx, s) {
+        return Outcome::Drop(reason);
+    }
+    remember_fragments(s);
+    egress::send::<L3>(ctx, s, nat)
+}
+
+/// Drops a packet that is longer than `mtu`; its source gets an ICMP error where one may be sent.
+#[inline(always)]
+fn too_large<const L3: usize>(ctx: &XdpContext, frame: &Frame, s: &Scratch, mtu: u16) -> Outcome {
+    let error = undeliverable(frame, s);
+    if error.silent || error.router == [0; 4] {
+        return Outcome::Drop(Counter::DropTooLarge);
+    }
+    if error.ipv6 {
+        return icmp::packet_too_big::<L3>(ctx, frame, &error.source, &error.router, mtu);
+    }
+    if s.packet.may_split != 0 {
+        return Outcome::Drop(Counter::DropTooLarge);
+    }
+    icmp::frag_needed::<L3>(ctx, frame, error.source[3], error.router[3], mtu)
+}

@@ -1,0 +1,60 @@
+//! Finds the frames that may carry a datagram of a circuit: to our MAC address, untagged or with one
+//! VLAN tag, IPv4 or IPv6.
+
+use aya_ebpf::programs::XdpContext;
+use gateway_common::maps::Outcome;
+use xdp_frame::{Window, ingress};
+
+use crate::{helper::datagram, maps::PORTS, stage::forward::forward};
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_8021Q: u16 = 0x8100;
+
+/// The XDP action for a frame that is forwarded.
+///
+/// # Errors
+/// Why it is not.
+#[inline(always)]
+pub fn process(ctx: &XdpContext) -> Result<u32, Outcome> {
+    let w = Window::<14>::at(ctx, 0).ok_or(Outcome::Other)?;
+    let ingress = ingress(ctx);
+    // SAFETY: an entry is replaced as a whole, and only when the interface has changed.
+    let port = unsafe { PORTS.get(ingress) }.ok_or(Outcome::NotForUs)?;
+    let m = port.mac;
+    let is_ours = w.get::<u32, 0>() == u32::from_ne_bytes([m[0], m[1], m[2], m[3]])
+        && w.get::<u16, 4>() == u16::from_ne_bytes([m[4], m[5]]);
+    if !is_ours {
+        return Err(Outcome::NotForUs);
+    }
+    match u16::from_be(w.get::<u16, 12>()) {
+        ETHERTYPE_IPV4 => ipv4::<14>(ctx, ingress, 0),
+        ETHERTYPE_IPV6 => ipv6::<14>(ctx, ingress, 0),
+        ETHERTYPE_8021Q => {
+            let w = Window::<18>::at(ctx, 0).ok_or(Outcome::Other)?;
+            let vlan = u16::from_be(w.get::<u16, 14>()) & 0x0fff;
+            // A priority tag names no VLAN, and would be sent out again.
+            if vlan == 0 {
+                return Err(Outcome::Other);
+            }
+            match u16::from_be(w.get::<u16, 16>()) {
+                ETHERTYPE_IPV4 => ipv4::<18>(ctx, ingress, vlan),
+                ETHERTYPE_IPV6 => ipv6::<18>(ctx, ingress, vlan),
+                _ => Err(Outcome::Other),
+            }
+        }
+        _ => Err(Outcome::Other),
+    }
+}
+
+#[inline(always)]
+fn ipv4<const L3: usize>(ctx: &XdpContext, ingress: u32, vlan: u16) -> Result<u32, Outcome> {
+    let datagram = datagram::ipv4::<L3>(ctx, vlan)?;
+    forward::<L3>(ctx, &datagram, ingress)
+}
+
+#[inline(always)]
+fn ipv6<const L3: usize>(ctx: &XdpContext, ingress: u32, vlan: u16) -> Result<u32, Outcome> {
+    let datagram = datagram::ipv6::<L3>(ctx, vlan)?;
+    forward::<L3>(ctx, &datagram, ingress)
+}
