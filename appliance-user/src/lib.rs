@@ -5,31 +5,22 @@
 //! carry; forwarding goes on while this process is away.
 //!
 //! ```text
-//!   config ─┐                     ┌─▶ datapath (programs, links, maps; pinned)
-//!   state ──┼─▶ reconcile ─diff──▶┘
-//!   underlay┘      ▲                 rings ─▶ neighbour, slowpath ─▶ rawsock
-//!   control ───────┘                          announce ────────────▶ rawsock
-//!                                     encrypted packets ◀─AF_XDP─▶ crate `tunnel-worker`, by `daemon/tunnels.rs`
+//!   config ───────────┐                      ┌─▶ datapath (programs, links, maps; pinned)
+//!   state ────────────┼─▶ datapath::reconcile ┘
+//!   kernel::underlay ─┘      ▲                rings ─▶ engine ─▶ kernel::raw_socket
+//!   control ─────────────────┘
+//!                    encrypted packets ◀─AF_XDP─▶ crate `tunnel-worker`, by `daemon/tunnels.rs`
 //! ```
 //!
-//! `neighbour`, `announce`, `advertise`, `slowpath`, `reconcile`, `config` and `frames` touch no socket, map or clock;
-//! `daemon` is where they meet the world.
+//! `engine`, `frame`, `config` and `datapath::reconcile` touch no socket, map or clock; `daemon` does
+//! their input and output.
 
-pub mod advertise;
-pub mod announce;
 pub mod config;
-pub mod connections;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
-pub mod fib;
-pub mod frames;
-pub mod held;
-pub mod neighbour;
-pub mod nic;
-pub mod rawsock;
-pub mod reconcile;
-pub mod slowpath;
+pub mod engine;
+pub mod frame;
+pub mod kernel;
 pub mod state;
 pub mod trace;
-pub mod underlay;

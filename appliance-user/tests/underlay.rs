@@ -14,10 +14,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use appliance_common::addr::from_ip;
-use appliance_user::frames;
-use appliance_user::neighbour::Port;
-use appliance_user::rawsock::{self, RawSocket};
-use appliance_user::underlay::{Path, Snapshot, Watcher, Why};
+use appliance_user::frame::{self, Port};
+use appliance_user::kernel::raw_socket::{self, PacketSocket};
+use appliance_user::kernel::underlay::{PathError, Snapshot, UnderlayPath, Watcher};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::gettid;
 use tokio::sync::watch;
@@ -172,7 +171,7 @@ fn paths_and_links_follow_the_kernel() {
             .expect("watcher");
 
             let resolved = |s: &Snapshot, peer, mac: [u8; 6]| {
-                matches!(s.paths.get(&peer), Some(Path::Resolved { next_hop_mac, .. }) if *next_hop_mac == mac)
+                matches!(s.paths.get(&peer), Some(UnderlayPath::Resolved { next_hop_mac, .. }) if *next_hop_mac == mac)
             };
             let (s, _) = until(&mut snapshots, "both peers resolve", |s| {
                 resolved(s, far, MAC_B) && resolved(s, near_v6, MAC_B)
@@ -180,7 +179,7 @@ fn paths_and_links_follow_the_kernel() {
             .await;
             assert_eq!(
                 s.paths[&far],
-                Path::Resolved {
+                UnderlayPath::Resolved {
                     ifindex: pair.va,
                     local: address("10.9.9.1"),
                     source_mac: MAC_A,
@@ -190,7 +189,7 @@ fn paths_and_links_follow_the_kernel() {
             );
             assert_eq!(
                 s.paths[&near_v6],
-                Path::Resolved {
+                UnderlayPath::Resolved {
                     ifindex: pair.va,
                     local: address("fd00:9::1"),
                     source_mac: MAC_A,
@@ -201,14 +200,14 @@ fn paths_and_links_follow_the_kernel() {
             let (gateway, v6) = (address("10.9.9.2"), address("fd00:9::2"));
             assert_eq!((s.next_hops[&far], s.next_hops[&near_v6]), (gateway, v6));
             assert!(!s.next_hops.contains_key(&address("192.0.2.1")));
-            let why = |s: &Snapshot, peer: &str| match &s.paths[&address(peer)] {
-                Path::Unresolved { why } => why.clone(),
+            let reason = |s: &Snapshot, peer: &str| match &s.paths[&address(peer)] {
+                UnderlayPath::Unresolved { reason } => reason.clone(),
                 other => panic!("{peer}: {other:?}"),
             };
-            assert_eq!(why(&s, "192.0.2.1"), Why::NoRoute);
-            assert_eq!(why(&s, "203.0.114.1"), Why::RouteRefuses);
-            assert_eq!(why(&s, "10.9.9.1"), Why::OwnAddress);
-            assert!(matches!(why(&s, "10.9.9.77"), Why::NextHopUnresolved { .. }));
+            assert_eq!(reason(&s, "192.0.2.1"), PathError::NoRoute);
+            assert_eq!(reason(&s, "203.0.114.1"), PathError::RouteRefuses);
+            assert_eq!(reason(&s, "10.9.9.1"), PathError::OwnAddress);
+            assert!(matches!(reason(&s, "10.9.9.77"), PathError::NextHopUnresolved { .. }));
             let link = &s.links["va"];
             assert!(link.up);
             assert_eq!((link.ifindex, link.mac, link.mtu), (pair.va, MAC_A, 1500));
@@ -226,7 +225,7 @@ fn paths_and_links_follow_the_kernel() {
             // Another next hop, with an MTU.
             ip("route replace 203.0.113.0/24 via 10.9.9.3 mtu 1400");
             let (_, took) = until(&mut snapshots, "new route", |s| {
-                matches!(s.paths[&far], Path::Resolved { mtu: 1400, next_hop_mac: MAC_B, .. })
+                matches!(s.paths[&far], UnderlayPath::Resolved { mtu: 1400, next_hop_mac: MAC_B, .. })
             })
             .await;
             assert!(took < Duration::from_millis(500), "{took:?}");
@@ -234,7 +233,7 @@ fn paths_and_links_follow_the_kernel() {
             // The link goes and comes back; the router is known meanwhile.
             ip("link set va down");
             let (s, _) = until(&mut snapshots, "link down", |s| {
-                !s.links["va"].up && matches!(s.paths[&far], Path::Unresolved { .. })
+                !s.links["va"].up && matches!(s.paths[&far], UnderlayPath::Unresolved { .. })
             })
             .await;
             assert_eq!(s.next_hops[&far], address("10.9.9.3"));
@@ -273,7 +272,7 @@ fn next_hop_is_confirmed_without_traffic_of_the_kernels_own() {
             let (_watcher, mut snapshots) = Watcher::spawn(peers.clone(), vec![]).expect("watcher");
             let all_at = |s: &Snapshot, mac: [u8; 6]| {
                 peers.iter().all(|peer| {
-                    matches!(s.paths.get(peer), Some(Path::Resolved { next_hop_mac, .. }) if *next_hop_mac == mac)
+                    matches!(s.paths.get(peer), Some(UnderlayPath::Resolved { next_hop_mac, .. }) if *next_hop_mac == mac)
                 })
             };
             until(&mut snapshots, "resolved", |s| all_at(s, MAC_B)).await;
@@ -301,7 +300,7 @@ fn lost_events_do_not_leave_a_stale_snapshot() {
             let (_watcher, mut snapshots) =
                 Watcher::spawn(vec![peer], vec!["va".into()]).expect("watcher");
             until(&mut snapshots, "resolved", |s| {
-                matches!(s.paths.get(&peer), Some(Path::Resolved { .. }))
+                matches!(s.paths.get(&peer), Some(UnderlayPath::Resolved { .. }))
             })
             .await;
             // The runtime has one thread and it is here: nobody reads events meanwhile.
@@ -317,7 +316,7 @@ fn lost_events_do_not_leave_a_stale_snapshot() {
             ip("link set va mtu 1300");
             until(&mut snapshots, "converged after the flood", |s| {
                 s.links["va"].mtu == 1300
-                    && matches!(s.paths[&peer], Path::Resolved { mtu: 1300, .. })
+                    && matches!(s.paths[&peer], UnderlayPath::Resolved { mtu: 1300, .. })
             })
             .await;
         });
@@ -390,11 +389,11 @@ fn a_real_stack_answers_our_questions_and_heeds_our_announcements() {
                 outer_ethertype: 0x8100,
                 mac: MAC_A,
             };
-            let socket = RawSocket::open(pair.va).expect("raw socket");
+            let socket = PacketSocket::open(pair.va).expect("raw socket");
             let tap = tap(pair.va);
             for destination in [None, Some(MAC_B)] {
                 socket
-                    .send(&frames::arp_request(&port, [10, 9, 9, 3], destination))
+                    .send(&frame::arp_request(&port, [10, 9, 9, 3], destination))
                     .expect("send");
                 let reply = receive(&tap, |f| {
                     f[..14] == [&MAC_A[..], &MAC_B, &[8, 6]].concat() && f[21] == 2
@@ -404,7 +403,7 @@ fn a_real_stack_answers_our_questions_and_heeds_our_announcements() {
 
                 let target = from_ip(address("fd00:9::2"));
                 socket
-                    .send(&frames::neighbour_solicitation(&port, &target, destination))
+                    .send(&frame::neighbour_solicitation(&port, &target, destination))
                     .expect("send");
                 let advertisement = receive(&tap, |f| {
                     f[..6] == MAC_A && f[12..14] == [0x86, 0xdd] && f[54] == 136
@@ -421,9 +420,9 @@ fn a_real_stack_answers_our_questions_and_heeds_our_announcements() {
             std::thread::sleep(Duration::from_millis(1100));
             let moved = [2, 0, 0, 0, 0, 0x77];
             for frame in [
-                frames::arp_announcement(&port, [10, 9, 9, 50], moved, false),
-                frames::arp_announcement(&port, [10, 9, 9, 51], moved, true),
-                frames::unsolicited_advertisement(
+                frame::arp_announcement(&port, [10, 9, 9, 50], moved, false),
+                frame::arp_announcement(&port, [10, 9, 9, 51], moved, true),
+                frame::unsolicited_advertisement(
                     &port,
                     &from_ip(address("fd00:9::50")),
                     moved,
@@ -434,7 +433,7 @@ fn a_real_stack_answers_our_questions_and_heeds_our_announcements() {
             }
             std::thread::sleep(Duration::from_millis(100));
             let (table, gone) =
-                pair.in_b(|| (ip_show("neigh show dev vb"), RawSocket::open(pair.vb)));
+                pair.in_b(|| (ip_show("neigh show dev vb"), PacketSocket::open(pair.vb)));
             for host in ["10.9.9.50", "10.9.9.51", "fd00:9::50"] {
                 let line = table.lines().find(|l| l.starts_with(&format!("{host} ")));
                 assert!(
@@ -449,8 +448,8 @@ fn a_real_stack_answers_our_questions_and_heeds_our_announcements() {
             );
             gone.expect("vb is in B");
             assert!(matches!(
-                RawSocket::open(99_999),
-                Err(rawsock::Error::NoInterface { .. })
+                PacketSocket::open(99_999),
+                Err(raw_socket::Error::NoInterface { .. })
             ));
             let oversized = socket.send(&[0u8; 9000]).expect_err("over the MTU");
             assert_eq!(oversized.raw_os_error(), Some(libc::EMSGSIZE));

@@ -343,7 +343,7 @@ impl Config {
     }
 
     /// The tenant of that name as failover plans are checked against it; what is taken by others is not known here:
-    /// [`reconcile::tenant_of`](crate::reconcile::tenant_of) adds it.
+    /// [`reconcile::plan_tenant`](crate::datapath::reconcile::plan_tenant) adds it.
     #[must_use]
     pub fn tenant_of(&self, name: &str) -> Option<failover::TenantContext> {
         let mut tenant = self.tenant_alone(name)?;

@@ -10,12 +10,12 @@ use super::{
     engines::{Claims, Engines},
 };
 use crate::{
-    advertise::Router,
     config::{Config, Network},
-    frames,
-    neighbour::Port,
-    reconcile::Tables,
-    underlay::{OUTSIDE, Snapshot},
+    datapath::reconcile::MapContents,
+    engine::router_advert::AdvertisedRouter,
+    frame,
+    frame::Port,
+    kernel::underlay::{DEFAULT_ROUTE_PROBES, Snapshot},
 };
 
 /// The addresses that are the appliance's own, where, and whether as a router.
@@ -23,7 +23,7 @@ pub(super) fn claims(
     in_force: &InForce,
     snapshot: &Snapshot,
     engines: &Engines,
-    tables: &Tables,
+    tables: &MapContents,
 ) -> Claims {
     let mut claims = Claims::new();
     for (network, plan) in networks_in_full(in_force) {
@@ -56,7 +56,7 @@ pub(super) fn routers(
     in_force: &InForce,
     snapshot: &Snapshot,
     engines: &Engines,
-) -> BTreeMap<u32, Router> {
+) -> BTreeMap<u32, AdvertisedRouter> {
     networks_in_full(in_force)
         .filter(|(_, plan)| plan.router_advertisements())
         .filter_map(|(network, plan)| {
@@ -65,10 +65,10 @@ pub(super) fn routers(
             let source = if gateway.is_unicast_link_local() {
                 gateway.octets()
             } else {
-                frames::link_local(&port.mac)
+                frame::link_local(&port.mac)
             };
             let v6 = network.prefixes.iter().filter(|p| p.address().is_ipv6());
-            let router = Router {
+            let router = AdvertisedRouter {
                 port,
                 source,
                 prefixes: v6.map(|p| (from_ip(p.address()), p.length())).collect(),
@@ -99,7 +99,7 @@ fn port_up(network: &Network, snapshot: &Snapshot, engines: &Engines) -> Option<
 pub(super) fn watched_outside(config: &Config, full: bool) -> impl Iterator<Item = IpAddr> + use<> {
     let public = config.tenants.iter().flat_map(|t| &t.public);
     let families: Vec<bool> = public.map(|net| net.address().is_ipv4()).collect();
-    OUTSIDE
+    DEFAULT_ROUTE_PROBES
         .into_iter()
         .filter(move |a| full || families.contains(&a.is_ipv4()))
 }

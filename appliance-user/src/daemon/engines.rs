@@ -22,13 +22,14 @@ use appliance_common::{
 };
 
 use crate::{
-    advertise::{Advertiser, Router},
-    announce::{self, Announcement, Announcer},
     config::Role,
-    held::{self, Fragments},
-    neighbour::{self, Action, Engine, EntryStatus, Port},
-    reconcile::{self, Tables},
-    slowpath::{self, SlowPath},
+    datapath::reconcile::{self, MapContents},
+    engine::announce::{self, Announcement, Announcer},
+    engine::fragment_buffer::{FragmentBuffer, fragment_key},
+    engine::neighbour::{self, Action, EntryStatus, NeighbourTable},
+    engine::router_advert::{AdvertisedRouter, RouterAdvertiser},
+    engine::slow_path::{self, SlowPath},
+    frame::Port,
 };
 
 /// Rounds over the engines in one call that lead to no output, at most.
@@ -72,9 +73,9 @@ pub(super) enum Output {
 }
 
 /// What the slow path looks up in the tables.
-struct Lookup<'t>(&'t Tables);
+struct Lookup<'t>(&'t MapContents);
 
-impl slowpath::Lookup for Lookup<'_> {
+impl slow_path::Lookup for Lookup<'_> {
     fn network(&self, vni: u32) -> Option<maps::Network> {
         self.0.network(vni).copied()
     }
@@ -86,11 +87,11 @@ impl slowpath::Lookup for Lookup<'_> {
 
 /// The engines. Poll until `None` after every other call, and when `next_deadline` has come.
 pub(super) struct Engines {
-    neighbours: Engine,
+    neighbours: NeighbourTable,
     announcer: Announcer,
-    advertiser: Advertiser,
+    advertiser: RouterAdvertiser,
     slow_path: SlowPath,
-    fragments: Fragments,
+    fragments: FragmentBuffer,
     /// By VNI.
     ports: BTreeMap<u32, Port>,
     claims: Claims,
@@ -108,11 +109,11 @@ impl Engines {
     /// Engines with nothing to do. `seed` varies the pauses between requests.
     pub fn new(seed: u64) -> Self {
         Self {
-            neighbours: Engine::new(neighbour::Settings::default(), seed),
+            neighbours: NeighbourTable::new(neighbour::Settings::default(), seed),
             announcer: Announcer::new(announce::Settings::default()),
-            advertiser: Advertiser::default(),
-            slow_path: SlowPath::new(slowpath::Limits::default()),
-            fragments: Fragments::default(),
+            advertiser: RouterAdvertiser::default(),
+            slow_path: SlowPath::new(slow_path::Limits::default()),
+            fragments: FragmentBuffer::default(),
             ports: BTreeMap::new(),
             claims: Claims::new(),
             corrections: BTreeMap::new(),
@@ -166,13 +167,13 @@ impl Engines {
         if let Some(output) = self.slow_path.poll(now) {
             busy = true;
             match output {
-                slowpath::Output::Send { ifindex, frame } => {
+                slow_path::Output::Send { ifindex, frame } => {
                     self.ready.push_back(Output::Send { ifindex, frame });
                 }
-                slowpath::Output::Outside { packet } => {
+                slow_path::Output::Route { packet } => {
                     self.ready.push_back(Output::SendOutside { packet });
                 }
-                slowpath::Output::Resolve { key } => self.neighbours.want(now, key, false),
+                slow_path::Output::Resolve { key } => self.neighbours.resolve(now, key),
             }
         }
         if let Some((ifindex, frame)) = self.announcer.poll(now) {
@@ -208,7 +209,7 @@ impl Engines {
                     self.announce(now, key, Some(neighbour.mac()));
                 }
                 if corrected {
-                    self.neighbours.unwant(now, key);
+                    self.neighbours.stop_keeping(now, key);
                 }
             }
             Action::Failed { key } => self.slow_path.failed(now, key),
@@ -222,7 +223,7 @@ impl Engines {
 
     /// The flags of a neighbour's map entry: what the programs saw of the host since the last look.
     pub fn observed(&mut self, now: Instant, key: HostKey, flags: u32) {
-        self.neighbours.observed(now, key, flags);
+        self.neighbours.observe_flags(now, key, flags);
     }
 
     /// A program handed over a frame. `jitter` delays the answer to a router solicitation
@@ -232,7 +233,7 @@ impl Engines {
         now: Instant,
         header: &SlowHeader,
         frame: &[u8],
-        tables: &Tables,
+        tables: &MapContents,
         jitter: Duration,
     ) {
         match SlowReason::from_u16(header.reason) {
@@ -245,8 +246,8 @@ impl Engines {
                     .network(header.vni)
                     .map_or(OUTSIDE, |network| reconcile::zone_of(network.tenant));
                 let packet = frame.get(usize::from(header.l3)..).unwrap_or_default();
-                if let Some(key) = held::key(packet, zone) {
-                    self.fragments.hold(now, key, header.ifindex, frame);
+                if let Some(key) = fragment_key(packet, zone) {
+                    self.fragments.push(now, key, header.ifindex, frame);
                 }
             }
             _ => self.waiting_packet(now, header, frame, tables),
@@ -259,7 +260,7 @@ impl Engines {
         now: Instant,
         header: &SlowHeader,
         packet: &[u8],
-        tables: &Tables,
+        tables: &MapContents,
     ) {
         self.slow_path.packet(now, header, packet, &Lookup(tables));
     }
@@ -304,14 +305,14 @@ impl Engines {
     pub fn keep_resolved(&mut self, now: Instant, keys: impl IntoIterator<Item = HostKey>) {
         for key in keys {
             if self.ports.contains_key(&key.vni) {
-                self.neighbours.want(now, key, true);
+                self.neighbours.keep_resolved(now, key);
             }
         }
     }
 
     /// Resolves a host only while packets go there, from now on.
     pub fn release(&mut self, now: Instant, key: HostKey) {
-        self.neighbours.unwant(now, key);
+        self.neighbours.stop_keeping(now, key);
     }
 
     /// An address fails over: on the tenant side the appliance answers for it and says so; on the
@@ -321,12 +322,12 @@ impl Engines {
         match role {
             Role::Tenant => {
                 self.corrections.remove(&key);
-                self.neighbours.unwant(now, key);
+                self.neighbours.stop_keeping(now, key);
                 self.announce(now, key, None);
             }
             Role::Provider => {
                 self.awaited_replicas.insert(key);
-                self.neighbours.want(now, key, true);
+                self.neighbours.keep_resolved(now, key);
             }
         }
     }
@@ -345,11 +346,11 @@ impl Engines {
         match role {
             Role::Tenant => {
                 self.corrections.insert(key, now + CORRECTION_TIMEOUT);
-                self.neighbours.want(now, key, true);
+                self.neighbours.keep_resolved(now, key);
             }
             Role::Provider => {
                 self.awaited_replicas.remove(&key);
-                self.neighbours.unwant(now, key);
+                self.neighbours.stop_keeping(now, key);
                 if still_partial {
                     self.announce(now, key, None);
                 }
@@ -370,7 +371,7 @@ impl Engines {
         self.corrections.retain(|key, until| {
             let keep = now < *until;
             if !keep {
-                neighbours.unwant(now, *key);
+                neighbours.stop_keeping(now, *key);
             }
             keep
         });
@@ -404,8 +405,8 @@ impl Engines {
     }
 
     /// Sets the routers that are advertised, by VNI.
-    pub fn set_routers(&mut self, now: Instant, routers: BTreeMap<u32, Router>) {
-        self.advertiser.set(now, routers);
+    pub fn set_routers(&mut self, now: Instant, routers: BTreeMap<u32, AdvertisedRouter>) {
+        self.advertiser.set_routers(now, routers);
     }
 
     /// The neighbours whose map entries are to be read next, a bounded number; the next call goes
@@ -542,7 +543,7 @@ mod tests {
         let announces = |frame: &Vec<u8>| sender(frame).1 == [10, 1, 0, 10];
         assert!(!asked.is_empty() && !asked.iter().any(announces));
         // A packet waits for it.
-        engines.neighbours.want(now, key(), false);
+        engines.neighbours.resolve(now, key());
         let event = NeighbourEvent {
             vni: VNI,
             ifindex: PORT.ifindex,

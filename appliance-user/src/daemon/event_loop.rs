@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{Daemon, engines::Output};
-use crate::{control::Request, datapath::Rings, underlay::Snapshot};
+use crate::{control::Request, datapath::Rings, kernel::underlay::Snapshot};
 
 /// Records taken from a ring before other work gets its turn.
 const BATCH: usize = 1024;
@@ -139,10 +139,13 @@ impl Daemon {
     /// Does what is due in the engines.
     fn poll_engines(&mut self) {
         let now = Instant::now();
-        let (datapath, ticks) = (&self.forwarding.datapath, crate::connections::now());
-        let is_known = |key: &_| datapath.knows_fragments(key, ticks);
+        let (datapath, ticks) = (
+            &self.forwarding.datapath,
+            crate::datapath::connections::ticks_now(),
+        );
+        let is_known = |key: &_| datapath.has_fragment_state(key, ticks);
         for (ifindex, frame) in self.engines.poll_fragments(now, is_known) {
-            if let Err(error) = self.forwarding.datapath.run_again(ifindex, &frame) {
+            if let Err(error) = self.forwarding.datapath.reinject(ifindex, &frame) {
                 self.sender.count_error();
                 tracing::debug!(%error, ifindex, "cannot run a waiting fragment through XDP");
             }

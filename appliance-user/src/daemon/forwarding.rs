@@ -11,16 +11,16 @@ use appliance_common::{
 use super::tunnels::Tunnels;
 use crate::{
     config::Config,
+    datapath::reconcile::{self, MapContents},
     datapath::{Datapath, Error},
-    reconcile::{self, Tables},
+    kernel::underlay::{PathError, Snapshot, UnderlayPath},
     state::State,
-    underlay::{Path as Route, Snapshot, Why},
 };
 
 /// Programs, maps, and the tables that the maps hold.
 pub(super) struct Forwarding {
     pub datapath: Datapath,
-    tables: Tables,
+    tables: MapContents,
 }
 
 impl Forwarding {
@@ -31,7 +31,7 @@ impl Forwarding {
     }
 
     /// What the maps hold.
-    pub const fn tables(&self) -> &Tables {
+    pub const fn tables(&self) -> &MapContents {
         &self.tables
     }
 
@@ -39,8 +39,8 @@ impl Forwarding {
     ///
     /// # Errors
     /// The map that refused. `tables` then says what the maps hold, and so do the workers' tables.
-    pub fn write(&mut self, tunnels: &mut Tunnels, wanted: Tables) -> Result<(), Error> {
-        let wanted = reconcile::with_epochs(&self.tables, wanted);
+    pub fn write(&mut self, tunnels: &mut Tunnels, wanted: MapContents) -> Result<(), Error> {
+        let wanted = reconcile::assign_rule_epochs(&self.tables, wanted);
         let writes = reconcile::diff(&self.tables, &wanted);
         if !writes.is_empty() {
             tracing::debug!(writes = writes.len(), "tables changed");
@@ -58,7 +58,7 @@ impl Forwarding {
     /// last known MAC address is right far more often than none, and a restart must not lose packets.
     pub fn keep_last_paths(
         &self,
-        wanted: &mut Tables,
+        wanted: &mut MapContents,
         config: &Config,
         state: &State,
         snapshot: &Snapshot,
@@ -71,8 +71,8 @@ impl Forwarding {
             };
             let passing = matches!(
                 snapshot.paths.get(&address),
-                None | Some(Route::Unresolved {
-                    why: Why::Pending | Why::NextHopUnresolved { .. }
+                None | Some(UnderlayPath::Unresolved {
+                    reason: PathError::Pending | PathError::NextHopUnresolved { .. }
                 })
             );
             let (Some(old), true) = (self.tables.peers.get(slot), passing) else {
@@ -131,7 +131,7 @@ impl Forwarding {
         let seen = neighbour.flags & (neighbour_flags::HEARD | neighbour_flags::USED);
         if seen != 0 {
             neighbour.flags &= !seen;
-            self.datapath.refresh_neighbour(key, &neighbour)?;
+            self.datapath.update_neighbour(key, &neighbour)?;
         }
         Ok(seen)
     }

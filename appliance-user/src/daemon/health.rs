@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 
 use super::Daemon;
-use crate::{fib, reconcile};
+use crate::{datapath::reconcile, kernel::forwarding};
 
 /// Problems of the failovers in force, as last reported.
 #[derive(Default)]
 pub(super) struct FailoverHealth {
-    sending: fib::Sending,
+    sending: forwarding::ForwardingCheck,
     problems: BTreeSet<String>,
 }
 
@@ -36,7 +36,7 @@ impl Daemon {
     /// Checks that translated packets can be sent, and allows it where an operator's tool has
     /// switched off what they need.
     pub(super) fn check_sending(&mut self) {
-        if self.health.sending.see_to(self.in_force.any_full()) {
+        if self.health.sending.update(self.in_force.any_full()) {
             self.report_problems();
         }
     }
@@ -44,7 +44,7 @@ impl Daemon {
     /// Logs which problems the failovers in force have, and which are resolved.
     pub(super) fn report_problems(&mut self) {
         let (config, state) = (&self.in_force.config, &self.in_force.state);
-        let misfits = reconcile::misfits(config, state, &self.snapshot);
+        let misfits = reconcile::failover_problems(config, state, &self.snapshot);
         let problems = self.misplaced_endpoints(config).into_iter().chain(misfits);
         self.health.report(problems.collect());
     }

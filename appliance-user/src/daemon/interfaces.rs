@@ -12,9 +12,9 @@ use crate::{
     config::Config,
     control::{InterfaceStatus, mac_text},
     datapath::{Datapath, Error},
-    neighbour::Port,
-    nic::{self, Nic},
-    underlay::Snapshot,
+    frame::Port,
+    kernel::nic::{self, Nic},
+    kernel::underlay::Snapshot,
 };
 
 /// All routers, where router solicitations go (RFC 4291 section 2.7.1).
@@ -81,7 +81,7 @@ impl Interfaces {
         let mut errors = BTreeMap::new();
         for (name, (xdp, kind)) in &ports {
             let Some(link) = snapshot.links.get(name) else {
-                datapath.forget(name)?;
+                datapath.forget_interface(name)?;
                 self.nics.remove(name);
                 errors.insert(
                     name.clone(),
@@ -97,7 +97,7 @@ impl Interfaces {
                 .is_some_and(|a| a.ifindex == link.ifindex && a.kind == *kind);
             if !running || !self.nics.get(name).is_some_and(|n| n.problems.is_empty()) {
                 let tagged = |n: &crate::config::Network| n.interface == *name && n.vlan.outer != 0;
-                let wants = nic::Wants {
+                let wants = nic::Requirements {
                     tags: config.networks.iter().any(tagged),
                     mtu: link.mtu,
                 };
@@ -186,13 +186,13 @@ impl Interfaces {
             groups.insert((name, group));
         }
         for (name, group) in self.groups.difference(&groups) {
-            if let Err(error) = nic::group(name, *group, false) {
+            if let Err(error) = nic::set_multicast_group(name, *group, false) {
                 tracing::debug!(interface = name, %error, "cannot leave a multicast group");
             }
         }
         let mut joined: BTreeSet<_> = self.groups.intersection(&groups).cloned().collect();
         for (name, group) in groups.difference(&self.groups) {
-            match nic::group(name, *group, true) {
+            match nic::set_multicast_group(name, *group, true) {
                 Ok(()) => drop(joined.insert((name.clone(), *group))),
                 Err(error) => {
                     tracing::warn!(

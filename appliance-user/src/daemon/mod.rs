@@ -61,10 +61,10 @@ use self::{
 };
 use crate::{
     config::{Config, Role},
-    connections::Collector,
     control,
     datapath::Datapath,
-    underlay::{Snapshot, Watcher},
+    datapath::connections::ConnectionSweeper,
+    kernel::underlay::{Snapshot, Watcher},
 };
 
 /// How long a start waits for the kernel's view of links and routes.
@@ -89,7 +89,7 @@ struct Daemon {
     adopted_neighbours: bool,
     started: Instant,
     /// Removes connections that are over; it works while it lives.
-    _collector: Option<Collector>,
+    _collector: Option<ConnectionSweeper>,
 }
 
 /// Runs the appliance until it is told to stop. The data path goes on forwarding after that.
@@ -135,7 +135,7 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
     let collector = match config.role {
         Role::Provider => {
             let root = forwarding.datapath.root();
-            Some(Collector::spawn(root).context("start the connection collector")?)
+            Some(ConnectionSweeper::spawn(root).context("start the connection collector")?)
         }
         Role::Tenant => None,
     };

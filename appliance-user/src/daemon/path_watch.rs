@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{Daemon, claims, interfaces};
-use crate::underlay::Watcher;
+use crate::kernel::underlay::Watcher;
 
 /// The watcher, and what it was last told to watch.
 pub(super) struct PathWatch {

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use crate::{
-    rawsock::{RawIp, RawSocket},
-    underlay::{LinkState, Snapshot},
+    kernel::raw_socket::{PacketSocket, RawIpSocket},
+    kernel::underlay::{LinkState, Snapshot},
 };
 
 /// Sends what the engines want sent. A link that is down or a full queue is counted, not fatal: the
@@ -12,9 +12,9 @@ use crate::{
 #[derive(Default)]
 pub(super) struct FrameSender {
     /// By interface index.
-    sockets: BTreeMap<u32, RawSocket>,
+    sockets: BTreeMap<u32, PacketSocket>,
     /// For packets whose next hop the kernel resolves.
-    outside: Option<RawIp>,
+    outside: Option<RawIpSocket>,
     errors: u64,
 }
 
@@ -23,7 +23,7 @@ impl FrameSender {
     pub fn send(&mut self, ifindex: u32, frame: &[u8]) {
         let socket = match self.sockets.entry(ifindex) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => match RawSocket::open(ifindex) {
+            Entry::Vacant(entry) => match PacketSocket::open(ifindex) {
                 Ok(socket) => entry.insert(socket),
                 Err(error) => {
                     self.errors += 1;
@@ -47,9 +47,9 @@ impl FrameSender {
             self.errors += 1;
             return;
         };
-        let same = |socket: &RawIp| socket.ifindex() == link.ifindex;
+        let same = |socket: &RawIpSocket| socket.ifindex() == link.ifindex;
         if !self.outside.as_ref().is_some_and(same) {
-            match RawIp::open(&link.name, link.ifindex) {
+            match RawIpSocket::open(&link.name, link.ifindex) {
                 Ok(socket) => self.outside = Some(socket),
                 Err(error) => {
                     self.errors += 1;

@@ -15,8 +15,8 @@ use crate::{
         mac_text,
     },
     datapath,
-    reconcile::{local_addresses, mode_of, network_mtu, tenant_of},
-    underlay::{Path as Route, Snapshot},
+    datapath::reconcile::{local_addresses, mode_of, network_mtu, plan_tenant},
+    kernel::underlay::{Snapshot, UnderlayPath},
 };
 
 impl Daemon {
@@ -123,10 +123,10 @@ impl Daemon {
             return self.tunnels.peer(peer, &self.in_force.state);
         };
         let (ready, detail) = match self.snapshot.paths.get(&address) {
-            Some(Route::Resolved { next_hop_mac, .. }) => {
+            Some(UnderlayPath::Resolved { next_hop_mac, .. }) => {
                 (true, format!("next hop {}", mac_text(*next_hop_mac)))
             }
-            Some(Route::Unresolved { why }) => (false, why.to_string()),
+            Some(UnderlayPath::Unresolved { reason }) => (false, reason.to_string()),
             None => (false, "not looked up yet".to_owned()),
         };
         let port = self.in_force.config.uplink.port;
@@ -148,7 +148,7 @@ impl Daemon {
                 .find(|n| n.vni == vni)
                 .map(|n| n.name.clone())
         };
-        let status = |entry: crate::neighbour::EntryStatus| NeighbourStatus {
+        let status = |entry: crate::engine::neighbour::EntryStatus| NeighbourStatus {
             network: name(entry.key.vni).unwrap_or_default(),
             address: to_ip(&entry.key.address),
             mac: entry.mac.map(mac_text),
@@ -197,7 +197,7 @@ fn tenants(in_force: &InForce, snapshot: &Snapshot) -> Vec<TenantStatus> {
     let status = |name: String| {
         let mode = state.modes.get(&name);
         let plan = mode.and_then(|m| m.doing.plan());
-        let of = tenant_of(config, snapshot, &name);
+        let of = plan_tenant(config, snapshot, &name);
         let rules = plan
             .zip(of)
             .map(|(plan, of)| plan.active_rules(&of).0.len());

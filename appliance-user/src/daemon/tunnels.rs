@@ -27,10 +27,10 @@ use crate::{
     config::{Config, Gateway, Identity, Peer, PeerKind, Role},
     control::{GatewayStatus, PeerStatus, StreamStatus, TlsStatus, TunnelStatus, WorkerStatus},
     datapath::Datapath,
-    nic,
-    reconcile::{self, Secured, Tables, Write, local_addresses},
+    datapath::reconcile::{self, EncryptedTunnels, MapContents, MapUpdate, local_addresses},
+    kernel::nic,
+    kernel::underlay::{PathError, Snapshot, UnderlayPath},
     state::{State, Store, Timestamps},
-    underlay::{Path, Snapshot, Why},
 };
 
 /// The maps of the XDP programs, for the tunnels.
@@ -44,7 +44,7 @@ impl ProgramMaps for Programs<'_> {
         match write {
             MapWrite::Session { index, known } => self.0.set_session(index, known)?,
             MapWrite::PeerAddress { address, known } => self.0.set_peer_address(&address, known)?,
-            MapWrite::Socket { slot, socket } => self.0.set_socket(slot, socket.as_raw_fd())?,
+            MapWrite::Socket { slot, socket } => self.0.set_xsk(slot, socket.as_raw_fd())?,
         }
         Ok(())
     }
@@ -54,7 +54,7 @@ impl ProgramMaps for Programs<'_> {
 pub(super) struct Tunnels {
     manager: Option<TunnelManager>,
     /// What the tunnels last reported.
-    observed: Secured,
+    observed: EncryptedTunnels,
     /// Handshake timestamps, as saved.
     timestamps: Timestamps,
 }
@@ -78,13 +78,13 @@ impl Tunnels {
     pub fn start(config: &Config, keys: &Keys, store: &Store) -> anyhow::Result<Self> {
         Ok(Self {
             manager: start_manager(config, keys)?,
-            observed: Secured::default(),
+            observed: EncryptedTunnels::default(),
             timestamps: store.timestamps(),
         })
     }
 
     /// What the tunnels last reported, as the tables need it.
-    pub const fn observed(&self) -> &Secured {
+    pub const fn observed(&self) -> &EncryptedTunnels {
         &self.observed
     }
 
@@ -140,28 +140,28 @@ impl Tunnels {
 
     /// Takes over the longest packets by peer. Returns whether any changed.
     fn set_rooms(&mut self, rooms: BTreeMap<String, u16>, is_peer: impl Fn(&str) -> bool) -> bool {
-        if rooms == self.observed.rooms {
+        if rooms == self.observed.mtus {
             return false;
         }
         // A value stays while a search or an outage lasts: hosts remember a smaller MTU for minutes.
-        let mut kept = self.observed.rooms.clone();
+        let mut kept = self.observed.mtus.clone();
         kept.extend(rooms);
         kept.retain(|name, _| is_peer(name));
-        let changed = kept != self.observed.rooms;
-        self.observed.rooms = kept;
+        let changed = kept != self.observed.mtus;
+        self.observed.mtus = kept;
         changed
     }
 
     /// Sends writes of the tables to the workers.
-    pub fn write(&mut self, writes: &[Write]) {
+    pub fn write(&mut self, writes: &[MapUpdate]) {
         if let Some(manager) = &mut self.manager {
             manager.write(&table_writes(writes));
         }
     }
 
     /// Gives the workers all that the maps hold.
-    pub fn write_all(&mut self, tables: &Tables) {
-        self.write(&reconcile::diff(&Tables::default(), tables));
+    pub fn write_all(&mut self, tables: &MapContents) {
+        self.write(&reconcile::diff(&MapContents::default(), tables));
     }
 
     /// Sends a neighbour to the workers; `None` removes it.
@@ -226,7 +226,7 @@ impl Tunnels {
             })
             .collect();
         manager.set_ports(&wanted, &mut Programs(datapath));
-        self.observed.xsks = manager.xsks();
+        self.observed.socket_slots = manager.xsks();
     }
 
     /// Tells the tunnels of links, routes and addresses.
@@ -510,33 +510,35 @@ fn circuit(config: &Config, keys: &Keys, peer: &str, identity: &Identity) -> Opt
 }
 
 /// The writes of which the workers have a copy, in the same order.
-fn table_writes(writes: &[Write]) -> Vec<TableWrite> {
-    let table_write = |write: &Write| match write {
-        Write::Network(slot, network) => Some(TableWrite::Network(*slot, network.clone())),
-        Write::Tenant(slot, tenant) => Some(TableWrite::Tenant(*slot, tenant.unwrap_or_default())),
-        Write::Endpoint(key, endpoint) => Some(TableWrite::Endpoint(*key, endpoint.is_some())),
-        Write::Config(_)
-        | Write::Attachment(..)
-        | Write::Peer(..)
-        | Write::Tunnel(..)
-        | Write::Route(..)
-        | Write::Policy(..)
-        | Write::Nat(_)
-        | Write::NatAddress(..)
-        | Write::Public(..)
-        | Write::Rule(..)
-        | Write::RulePorts(..)
-        | Write::RuleSource(..)
-        | Write::Share(..)
-        | Write::OneToOne(..) => None,
+fn table_writes(writes: &[MapUpdate]) -> Vec<TableWrite> {
+    let table_write = |write: &MapUpdate| match write {
+        MapUpdate::Network(slot, network) => Some(TableWrite::Network(*slot, network.clone())),
+        MapUpdate::Tenant(slot, tenant) => {
+            Some(TableWrite::Tenant(*slot, tenant.unwrap_or_default()))
+        }
+        MapUpdate::Endpoint(key, endpoint) => Some(TableWrite::Endpoint(*key, endpoint.is_some())),
+        MapUpdate::Config(_)
+        | MapUpdate::Attachment(..)
+        | MapUpdate::Peer(..)
+        | MapUpdate::Tunnel(..)
+        | MapUpdate::Route(..)
+        | MapUpdate::Policy(..)
+        | MapUpdate::Nat(_)
+        | MapUpdate::NatAddress(..)
+        | MapUpdate::Public(..)
+        | MapUpdate::Rule(..)
+        | MapUpdate::RulePorts(..)
+        | MapUpdate::RuleSource(..)
+        | MapUpdate::Share(..)
+        | MapUpdate::OneToOne(..) => None,
     };
     writes.iter().filter_map(table_write).collect()
 }
 
 /// The next hops of a snapshot, as the tunnels want them.
 fn next_hops(snapshot: &Snapshot) -> NextHops {
-    let next_hop = |path: &Path| match path {
-        Path::Resolved {
+    let next_hop = |path: &UnderlayPath| match path {
+        UnderlayPath::Resolved {
             ifindex,
             source_mac,
             next_hop_mac,
@@ -546,9 +548,12 @@ fn next_hops(snapshot: &Snapshot) -> NextHops {
             source_mac: *source_mac,
             next_hop_mac: *next_hop_mac,
         },
-        Path::Unresolved { why } => NextHop::Unresolved {
-            reason: why.to_string(),
-            transient: matches!(why, Why::Pending | Why::NextHopUnresolved { .. }),
+        UnderlayPath::Unresolved { reason } => NextHop::Unresolved {
+            reason: reason.to_string(),
+            transient: matches!(
+                reason,
+                PathError::Pending | PathError::NextHopUnresolved { .. }
+            ),
         },
     };
     let paths = snapshot.paths.iter();

@@ -267,7 +267,7 @@ impl Datapath {
     ///
     /// # Errors
     /// When the pin cannot be removed.
-    pub fn forget(&mut self, interface: &str) -> Result<(), Error> {
+    pub fn forget_interface(&mut self, interface: &str) -> Result<(), Error> {
         if let Some(attached) = self.attached.remove(interface) {
             remove(&attached.pin)?;
         }

@@ -8,8 +8,10 @@
 //! A daemon that finds pins adopts the maps, loads its own programs over them, and replaces the program
 //! on each link in one step (BPF_LINK_UPDATE): no packet goes without a program.
 
+pub mod connections;
 mod links;
-mod tables;
+mod maps;
+pub mod reconcile;
 
 use std::{
     collections::BTreeMap,
@@ -33,10 +35,8 @@ use aya::{
     programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, links::LinkError},
 };
 
-use crate::{
-    config::Kind,
-    reconcile::{Tables, Write},
-};
+use self::reconcile::{MapContents, MapUpdate};
+use crate::config::Kind;
 
 pub use links::{Attached, Mode};
 
@@ -293,7 +293,7 @@ impl Datapath {
         };
         this.check_shape(connections)?;
         // Whoever followed packets through the programs of before is gone.
-        this.set_trace(&TraceFilter::default())?;
+        this.set_trace_filter(&TraceFilter::default())?;
         // Sessions end with the process that made them: their keys are nowhere else.
         this.forget_sessions()?;
         Ok((this, rings))
@@ -322,7 +322,7 @@ impl Datapath {
     ///
     /// # Errors
     /// When they cannot be loaded or put in place; those of before are then put back where they were not replaced.
-    pub fn follow(&mut self, following: bool) -> Result<(), Error> {
+    pub fn set_tracing(&mut self, following: bool) -> Result<(), Error> {
         let mut object = load(&self.root, &self.path, self.connections, following)?;
         // What the last packet of an earlier time left: until every program is replaced, those that do not follow go
         // on in those that do.
@@ -343,7 +343,7 @@ impl Datapath {
     /// Whether the first fragment of a datagram was translated not long before `now`, in ticks, so that the others can
     /// be.
     #[must_use]
-    pub fn knows_fragments(&self, key: &FlowKey, now: u32) -> bool {
+    pub fn has_fragment_state(&self, key: &FlowKey, now: u32) -> bool {
         self.fragments.get(key, 0).is_ok_and(|flow| {
             let age = now.wrapping_sub(flow.last_seen) as i32;
             flow.tag == key.tag() && age <= FRAGMENT_TICKS as i32
@@ -355,7 +355,7 @@ impl Datapath {
     ///
     /// # Errors
     /// When no program is there, or the kernel refuses.
-    pub fn run_again(&mut self, ifindex: u32, frame: &[u8]) -> Result<(), Error> {
+    pub fn reinject(&mut self, ifindex: u32, frame: &[u8]) -> Result<(), Error> {
         let kind = self
             .attached
             .values()
@@ -395,14 +395,14 @@ impl Datapath {
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn set_trace(&mut self, filter: &TraceFilter) -> Result<(), Error> {
+    pub fn set_trace_filter(&mut self, filter: &TraceFilter) -> Result<(), Error> {
         self.trace
             .set(0, *filter, 0)
             .map_err(|e| map_error("write", "TRACE", e))
     }
 
     /// The next step of a packet that is followed, if there is one.
-    pub fn next_step(&mut self) -> Option<TraceEvent> {
+    pub fn next_trace_event(&mut self) -> Option<TraceEvent> {
         let record = self.trace_events.next()?;
         TraceEvent::from_bytes(&record)
     }
@@ -545,7 +545,7 @@ fn load(root: &Path, object: &Path, connections: u32, following: bool) -> Result
     for (name, path) in MAPS.iter().zip(&paths) {
         loader.map_pin_path(name, path.as_path());
     }
-    loader.map_max_entries(tables::CONNECTIONS, 2 * connections);
+    loader.map_max_entries(self::maps::CONNECTIONS, 2 * connections);
     loader.override_global("TRACING", &following, true);
     let mut loaded = loader.load_file(object).map_err(|source| Error::Load {
         path: object.to_owned(),
@@ -636,7 +636,7 @@ impl Datapath {
     ///
     /// # Errors
     /// Which map refused. `tables` then says what the maps hold.
-    pub fn write(&mut self, tables: &mut Tables, writes: &[Write]) -> Result<(), Error> {
+    pub fn write(&mut self, tables: &mut MapContents, writes: &[MapUpdate]) -> Result<(), Error> {
         for write in writes {
             self.write_one(write)?;
             tables.apply(write);

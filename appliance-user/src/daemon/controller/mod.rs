@@ -28,9 +28,9 @@ use super::{Daemon, claims, interfaces, keys::Keys};
 use crate::{
     config::{Config, Role, Tenant},
     control::Refusal,
-    reconcile::{self, Tables, host, mode_of},
+    datapath::reconcile::{self, MapContents, host_key, mode_of},
+    kernel::underlay::Snapshot,
     state::{self, State, Store, assign},
-    underlay::Snapshot,
 };
 
 /// What is in force: the configuration with its keys, and the operator's decisions.
@@ -91,14 +91,14 @@ impl InForce {
             .filter(|n| mode_of(&self.state, &n.tenant) == Mode::Partial)
             .flat_map(|n| {
                 let addresses = self.state.endpoints.get(&n.name).into_iter().flatten();
-                addresses.map(|address| host(n.vni, *address))
+                addresses.map(|address| host_key(n.vni, *address))
             })
             .collect()
     }
 
     /// Hosts of full failover that rules lead to.
-    fn rule_hosts(&self) -> BTreeSet<HostKey> {
-        reconcile::rule_hosts(&self.config, &self.state)
+    fn rule_targets(&self) -> BTreeSet<HostKey> {
+        reconcile::rule_targets(&self.config, &self.state)
     }
 
     /// Hosts that are resolved whatever the traffic: routers at the production site; at the provider
@@ -108,7 +108,7 @@ impl InForce {
             Role::Tenant => interfaces::routers(&self.config),
             Role::Provider => {
                 let hosts = self.endpoints().into_iter();
-                hosts.chain(self.rule_hosts()).collect()
+                hosts.chain(self.rule_targets()).collect()
             }
         }
     }
@@ -118,7 +118,7 @@ impl InForce {
 struct Told {
     modes: BTreeSet<(u32, u32)>,
     endpoints: BTreeSet<HostKey>,
-    rule_hosts: BTreeSet<HostKey>,
+    rule_targets: BTreeSet<HostKey>,
 }
 
 impl Told {
@@ -126,7 +126,7 @@ impl Told {
         Self {
             modes: in_force.modes(),
             endpoints: in_force.endpoints(),
-            rule_hosts: in_force.rule_hosts(),
+            rule_targets: in_force.rule_targets(),
         }
     }
 }
@@ -173,7 +173,7 @@ impl Daemon {
         assign_slots(config, &mut proposal.state);
         let wanted = self.wanted(config, &proposal.state);
         wanted
-            .fit()
+            .check_capacity()
             .map_err(|message| Refusal::new("conflict", message))?;
         let internal = |error: anyhow::Error| Refusal::new("internal", format!("{error:#}"));
 
@@ -283,7 +283,7 @@ impl Daemon {
     }
 
     /// The tables for a configuration and a state.
-    fn wanted(&self, config: &Config, state: &State) -> Tables {
+    fn wanted(&self, config: &Config, state: &State) -> MapContents {
         reconcile::desired(config, state, &self.snapshot, self.tunnels.observed())
     }
 
@@ -293,7 +293,7 @@ impl Daemon {
         self.write_tables(wanted)
     }
 
-    fn write_tables(&mut self, mut wanted: Tables) -> Result<(), crate::datapath::Error> {
+    fn write_tables(&mut self, mut wanted: MapContents) -> Result<(), crate::datapath::Error> {
         let InForce { config, state, .. } = &self.in_force;
         self.forwarding
             .keep_last_paths(&mut wanted, config, state, &self.snapshot);
@@ -352,11 +352,11 @@ impl Daemon {
         for key in after.endpoints.difference(&before.endpoints) {
             self.engines.endpoint_added(now, role, *key);
         }
-        let gone = before.rule_hosts.difference(&after.rule_hosts);
+        let gone = before.rule_targets.difference(&after.rule_targets);
         for key in gone.filter(|key| !after.endpoints.contains(key)) {
             self.engines.release(now, *key);
         }
-        self.engines.keep_resolved(now, after.rule_hosts);
+        self.engines.keep_resolved(now, after.rule_targets);
     }
 
     /// Has the wire know which addresses are the appliance's own: announces, listens, advertises.

@@ -10,7 +10,7 @@ use crate::{
     config::{Config, Network},
     control::Refusal,
     daemon::{Daemon, controller::Proposal},
-    reconcile::endpoint_fits,
+    datapath::reconcile::check_endpoint,
     state::State,
 };
 
@@ -81,7 +81,7 @@ impl Daemon {
                 ));
                 continue;
             };
-            let misfit = |address: &IpAddr| endpoint_fits(network, &own, *address).err();
+            let misfit = |address: &IpAddr| check_endpoint(network, &own, *address).err();
             problems.extend(addresses.iter().filter_map(misfit));
         }
         problems
@@ -112,7 +112,7 @@ fn with_endpoints(
     let mut new = state.clone();
     let set = new.endpoints.entry(name.clone()).or_default();
     for address in addresses {
-        endpoint_fits(network, own, *address).map_err(|m| Refusal::new("invalid", m))?;
+        check_endpoint(network, own, *address).map_err(|m| Refusal::new("invalid", m))?;
         if !set.insert(*address) {
             return Err(Refusal::new(
                 "conflict",

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use service::socket::Responder;
 
 use crate::{
-    connections::{self, Filter, Names},
     control::{Refusal, Reply, Request},
     daemon::Daemon,
+    datapath::connections::{self, Filter, SlotNames},
 };
 
 impl Daemon {
@@ -58,7 +58,7 @@ impl Daemon {
     }
 
     /// The names of what is in the slots of the maps.
-    fn slot_names(&self) -> Names {
+    fn slot_names(&self) -> SlotNames {
         let slots = &self.in_force.state.slots;
         let by_slot = |slots: &BTreeMap<String, u32>| {
             slots.iter().map(|(n, slot)| (*slot, n.clone())).collect()
@@ -67,7 +67,7 @@ impl Daemon {
             let name = key.split_once('/').map_or(key.as_str(), |(_, rule)| rule);
             (*slot, name.to_owned())
         };
-        Names {
+        SlotNames {
             tenants: by_slot(&slots.tenants),
             networks: by_slot(&slots.networks),
             rules: slots.rules.iter().map(rule).collect(),

@@ -18,8 +18,8 @@ use crate::{
             switch::{Asked, Switch, switch},
         },
     },
-    fib,
-    reconcile::{self, mode_of},
+    datapath::reconcile::{self, mode_of},
+    kernel::forwarding,
 };
 
 /// How a switch of modes is asked for.
@@ -131,7 +131,7 @@ impl Daemon {
         )
         .map_err(|refusal| Refusal::new("conflict", refusal.to_string()))?;
         if has_plan && !switch.is_nothing() {
-            fib::allow().map_err(|error| {
+            forwarding::enable().map_err(|error| {
                 let appliance = &self.in_force.config.name;
                 Refusal::new("conflict", format!("appliance {appliance:?}: {error}"))
             })?;
@@ -183,7 +183,7 @@ impl Daemon {
 
     /// What a plan of a tenant is checked against.
     pub(super) fn plan_context(&self, tenant: &str) -> Result<TenantContext, Refusal> {
-        reconcile::tenant_of(&self.in_force.config, &self.snapshot, tenant)
+        reconcile::plan_tenant(&self.in_force.config, &self.snapshot, tenant)
             .ok_or_else(|| Refusal::new("not-found", format!("there is no tenant {tenant:?}")))
     }
 

@@ -48,11 +48,11 @@ impl Daemon {
             }
         };
         // Steps that an earlier trace left unread.
-        while datapath.next_step().is_some() {}
+        while datapath.next_trace_event().is_some() {}
         datapath
-            .set_trace(&filter.to_map(ifindex))
+            .set_trace_filter(&filter.to_map(ifindex))
             .map_err(internal)?;
-        datapath.follow(true).map_err(internal)?;
+        datapath.set_tracing(true).map_err(internal)?;
         self.packet_trace.last_asked = Some(Instant::now());
         tracing::info!(?filter, "packet trace started: tracing programs attached");
         Ok(json!("following"))
@@ -68,7 +68,7 @@ impl Daemon {
         *last_asked = Instant::now();
         let mut steps = Vec::new();
         while steps.len() < MAX_STEPS {
-            let Some(event) = self.forwarding.datapath.next_step() else {
+            let Some(event) = self.forwarding.datapath.next_trace_event() else {
                 break;
             };
             let mut links = self.snapshot.links.iter();
@@ -84,9 +84,9 @@ impl Daemon {
         if self.packet_trace.last_asked.take().is_some() {
             let datapath = &mut self.forwarding.datapath;
             datapath
-                .set_trace(&TraceFilter::default())
+                .set_trace_filter(&TraceFilter::default())
                 .map_err(internal)?;
-            datapath.follow(false).map_err(internal)?;
+            datapath.set_tracing(false).map_err(internal)?;
             tracing::info!("packet trace stopped: normal programs attached");
         }
         Ok(json!("stopped"))

@@ -4,7 +4,7 @@ use crate::{
     config::Config,
     control::Refusal,
     daemon::{Daemon, controller::Proposal, keys::Keys},
-    reconcile,
+    datapath::reconcile,
     state::Doing,
 };
 
@@ -58,7 +58,7 @@ impl Daemon {
             )));
         }
         let state = &self.in_force.state;
-        let problems = reconcile::made_wrong(running, &config, state, &self.snapshot);
+        let problems = reconcile::new_problems(running, &config, state, &self.snapshot);
         if !problems.is_empty() {
             return Err(invalid(format!(
                 "parts of failovers would lose their effect, and the running configuration stays \

@@ -7,7 +7,7 @@ use super::Answer;
 use crate::{
     control::Refusal,
     daemon::{Daemon, controller::Proposal},
-    reconcile::mode_of,
+    datapath::reconcile::mode_of,
     state::Doing,
 };
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use appliance_user::rawsock::RawSocket;
+use appliance_user::kernel::raw_socket::PacketSocket;
 use causeway_tests::{
     packet::{self, ip},
     rng::Rng,
@@ -65,7 +65,7 @@ fn a_flood_of_handshakes_costs_an_established_tunnel_nothing() {
     let gun = site
         .inside("wan", || {
             let index = nix::net::if_::if_nametoindex("provider")?;
-            RawSocket::open(index).map_err(std::io::Error::other)
+            PacketSocket::open(index).map_err(std::io::Error::other)
         })
         .unwrap_or_else(|e| panic!("{e}"));
     let began = Instant::now();

@@ -1,0 +1,215 @@
+//! Whole hash maps, read by the thousand: one system call for each entry would take seconds for a million.
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+};
+
+use aya::{
+    Pod,
+    maps::{MapData, MapError},
+};
+
+/// Entries read at once, at first; more where the kernel says that one bucket holds more.
+const AT_ONCE: usize = 4096;
+/// Most entries read at once.
+const MOST: usize = 1 << 20;
+
+/// `bpf_cmd` and `union bpf_attr` of include/uapi/linux/bpf.h.
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct Element {
+    map_fd: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
+    // SAFETY: `attr` is the part of `union bpf_attr` that the command reads and writes, and the addresses in it are of
+    // buffers that the callers keep and that are as large as they say.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attr),
+            size_of::<T>(),
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A pinned hash map.
+#[derive(Debug)]
+pub struct PinnedMap<K, V> {
+    map: MapData,
+    of: PhantomData<(K, V)>,
+}
+
+impl<K: Pod, V: Pod> PinnedMap<K, V> {
+    /// Opens the map pinned as `name` below `root`, where the data path has its pins.
+    ///
+    /// # Errors
+    /// When it is not there, or its keys and values are of other sizes.
+    pub fn open(root: &Path, name: &str) -> Result<Self, MapError> {
+        let map = MapData::from_pin(root.join("maps").join(name))?;
+        let info = map.info()?;
+        if info.key_size() as usize != size_of::<K>() {
+            return Err(MapError::InvalidKeySize {
+                size: size_of::<K>(),
+                expected: info.key_size() as usize,
+            });
+        }
+        if info.value_size() as usize != size_of::<V>() {
+            return Err(MapError::InvalidValueSize {
+                size: size_of::<V>(),
+                expected: info.value_size() as usize,
+            });
+        }
+        Ok(Self {
+            map,
+            of: PhantomData,
+        })
+    }
+
+    fn fd(&self) -> u32 {
+        self.map.fd().as_fd().as_raw_fd() as u32
+    }
+
+    /// Every entry, in no order, a batch at a time. What is made or deleted meanwhile may be among them or not.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn each(&self, mut each: impl FnMut(&K, &V)) -> io::Result<()> {
+        let mut room = AT_ONCE;
+        let (mut keys, mut values) = (zeroed::<K>(room), zeroed::<V>(room));
+        let (mut at, mut next) = (0u32, 0u32);
+        let mut first = true;
+        loop {
+            let mut batch = Batch {
+                in_batch: if first { 0 } else { &raw const at as u64 },
+                out_batch: &raw mut next as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: room as u32,
+                map_fd: self.fd(),
+                elem_flags: 0,
+                flags: 0,
+            };
+            let done = match bpf(BPF_MAP_LOOKUP_BATCH, &mut batch) {
+                Ok(()) => false,
+                // The last of them.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < MOST => {
+                    room *= 2;
+                    keys = zeroed(room);
+                    values = zeroed(room);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let count = (batch.count as usize).min(room);
+            for (key, value) in keys[..count].iter().zip(&values[..count]) {
+                each(key, value);
+            }
+            if done {
+                return Ok(());
+            }
+            first = false;
+            at = next;
+        }
+    }
+
+    /// One entry.
+    ///
+    /// # Errors
+    /// When the kernel refuses; not when there is none.
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = zeroed::<V>(1);
+        let mut element = Element {
+            map_fd: self.fd(),
+            reserved: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: value.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_LOOKUP_ELEM, &mut element) {
+            Ok(()) => Ok(value.pop()),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes an entry.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set(&self, key: &K, value: &V) -> io::Result<()> {
+        let mut element = Element {
+            map_fd: self.fd(),
+            reserved: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: std::ptr::from_ref(value) as u64,
+            flags: 0,
+        };
+        bpf(BPF_MAP_UPDATE_ELEM, &mut element)
+    }
+
+    /// Deletes an entry; whether there was one.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
+        let mut element = Element {
+            map_fd: self.fd(),
+            reserved: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: 0,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_DELETE_ELEM, &mut element) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Entry `index` of a pinned array.
+///
+/// # Errors
+/// When the map is not there, is another, or has no such entry.
+pub fn read_array_entry<V: Pod>(root: &Path, name: &str, index: u32) -> io::Result<V> {
+    let table = PinnedMap::<u32, V>::open(root, name).map_err(io::Error::other)?;
+    table
+        .get(&index)?
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{name} has no {index}")))
+}
+
+fn zeroed<T: Pod>(count: usize) -> Vec<T> {
+    // SAFETY: `Pod`: any bits are a value, so zeroes are.
+    let zero = unsafe { std::mem::zeroed::<T>() };
+    vec![zero; count]
+}

@@ -1,0 +1,472 @@
+//! Connections for an operator: which there are, of whom, and who talks most.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
+
+use appliance_common::{
+    addr::to_ip,
+    nat::{Direction, Flow, FlowKey, OUTSIDE, TcpState, UPLINK, Words},
+    wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP},
+};
+use serde::Serialize;
+
+/// What slots of the maps are called.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct SlotNames {
+    /// Tenants by slot.
+    pub tenants: BTreeMap<u32, String>,
+    /// Networks by slot.
+    pub networks: BTreeMap<u32, String>,
+    /// Rules by slot.
+    pub rules: BTreeMap<u32, String>,
+}
+
+/// Which connections are wanted; what is left out is any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Of this tenant, by name.
+    pub tenant: Option<String>,
+    /// Of this IP protocol.
+    pub protocol: Option<u8>,
+    /// With this address, before or after translation.
+    pub address: Option<IpAddr>,
+    /// With this port, before or after translation.
+    pub port: Option<u16>,
+}
+
+/// A connection. Field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConnectionRow {
+    /// `tcp`, `udp`, `icmp`, `icmpv6`.
+    pub protocol: String,
+    /// The tenant that it is of: who opened it, or whose machine it leads to.
+    pub tenant: String,
+    /// The network of that end.
+    pub network: String,
+    /// `out`, `in` or `hairpin`.
+    pub way: &'static str,
+    /// `opening`, `established`, `closing`, `closed`; of datagrams `unanswered`, `answered`.
+    pub state: &'static str,
+    /// Who opened it.
+    pub from: SocketAddr,
+    /// To whom, as it said.
+    pub to: SocketAddr,
+    /// As what the other end sees the one that opened it.
+    pub seen_as: SocketAddr,
+    /// Where it leads.
+    pub leads_to: SocketAddr,
+    /// The rule that allowed it.
+    pub rule: Option<String>,
+    /// Seconds since a packet was seen in either direction.
+    pub idle_seconds: u64,
+    /// Packets there.
+    pub packets: u64,
+    /// Bytes of IP there.
+    pub bytes: u64,
+    /// Packets back.
+    pub packets_back: u64,
+    /// Bytes of IP back.
+    pub bytes_back: u64,
+}
+
+fn socket(address: &Words, port: u16) -> SocketAddr {
+    let mut bytes = [0; 16];
+    for (to, word) in bytes.chunks_exact_mut(4).zip(address) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    SocketAddr::new(to_ip(&bytes), u16::from_be(port))
+}
+
+impl Filter {
+    /// Whether a connection is wanted, by its direction there.
+    fn wants(&self, key: &FlowKey, flow: &Flow, names: &SlotNames) -> bool {
+        let ends = [
+            socket(&key.source, key.source_port),
+            socket(&key.destination, key.destination_port),
+            socket(&flow.source, flow.source_port),
+            socket(&flow.destination, flow.destination_port),
+        ];
+        self.protocol.is_none_or(|p| p == key.protocol)
+            && self
+                .address
+                .is_none_or(|address| ends.iter().any(|end| end.ip() == address))
+            && self
+                .port
+                .is_none_or(|port| ends.iter().any(|end| end.port() == port))
+            && self.tenant.as_ref().is_none_or(|tenant| {
+                [key.zone, flow.to_zone].into_iter().any(|zone| {
+                    zone != OUTSIDE && name(&names.tenants, u32::from(zone) - 1) == *tenant
+                })
+            })
+    }
+}
+
+/// A slot's name, or its number where it has none any more.
+fn name(names: &BTreeMap<u32, String>, slot: u32) -> String {
+    names
+        .get(&slot)
+        .cloned()
+        .unwrap_or_else(|| format!("#{slot}"))
+}
+
+/// Those of all connections that move most bytes; the others are counted.
+#[derive(Debug)]
+pub struct TopConnections {
+    most: usize,
+    heap: BinaryHeap<Reverse<(u64, FlowKey)>>,
+    /// How many there were.
+    pub total: usize,
+}
+
+impl TopConnections {
+    /// For at most so many.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Self {
+            most,
+            heap: BinaryHeap::new(),
+            total: 0,
+        }
+    }
+
+    /// Takes in an entry of `FLOWS` or `OPENING`; `other` looks the other direction up.
+    pub fn take(
+        &mut self,
+        key: &FlowKey,
+        flow: &Flow,
+        filter: &Filter,
+        names: &SlotNames,
+        other: impl FnOnce(&FlowKey) -> Option<Flow>,
+    ) {
+        if flow.direction() != Direction::Original || !filter.wants(key, flow, names) {
+            return;
+        }
+        self.total += 1;
+        let (mut back_key, mut back) = (FlowKey::default(), Flow::default());
+        flow.inverse(key, &mut back_key, &mut back);
+        let bytes = flow.bytes + other(&back_key).map_or(0, |back| back.bytes);
+        if self.heap.len() == self.most {
+            if self
+                .heap
+                .peek()
+                .is_none_or(|Reverse((least, _))| *least >= bytes)
+            {
+                return;
+            }
+            self.heap.pop();
+        }
+        self.heap.push(Reverse((bytes, *key)));
+    }
+
+    /// The keys, most bytes first.
+    #[must_use]
+    pub fn keys(self) -> Vec<FlowKey> {
+        let mut all = self.heap.into_vec();
+        all.sort();
+        all.into_iter().map(|Reverse((_, key))| key).collect()
+    }
+}
+
+impl ConnectionRow {
+    /// A connection's row, of its direction there and the one back, at `now` in ticks.
+    #[must_use]
+    pub fn new(
+        key: &FlowKey,
+        flow: &Flow,
+        back: Option<&Flow>,
+        names: &SlotNames,
+        now: u32,
+    ) -> Self {
+        let way = match (key.zone, flow.to_zone) {
+            (OUTSIDE, _) => "in",
+            (_, OUTSIDE) => "out",
+            _ => "hairpin",
+        };
+        let (zone, slot) = if key.zone == OUTSIDE {
+            (flow.to_zone, flow.to)
+        } else {
+            (key.zone, flow.from)
+        };
+        let age = |flow: &Flow| now.saturating_sub(flow.last_seen);
+        let idle = back.map_or(age(flow), |back| age(flow).min(age(back)));
+        Self {
+            protocol: match key.protocol {
+                IPPROTO_TCP => "tcp".to_owned(),
+                IPPROTO_UDP => "udp".to_owned(),
+                IPPROTO_ICMP => "icmp".to_owned(),
+                IPPROTO_ICMPV6 => "icmpv6".to_owned(),
+                other => other.to_string(),
+            },
+            tenant: if zone == OUTSIDE {
+                String::new()
+            } else {
+                name(&names.tenants, u32::from(zone) - 1)
+            },
+            network: if slot == UPLINK {
+                String::new()
+            } else {
+                name(&names.networks, slot)
+            },
+            way,
+            state: state(key.protocol, flow.state),
+            from: socket(&key.source, key.source_port),
+            to: socket(&key.destination, key.destination_port),
+            seen_as: socket(&flow.source, flow.source_port),
+            leads_to: socket(&flow.destination, flow.destination_port),
+            rule: flow
+                .rule
+                .checked_sub(1)
+                .map(|slot| name(&names.rules, slot)),
+            // A tick is 2^30 ns.
+            idle_seconds: (u64::from(idle) << 30) / 1_000_000_000,
+            packets: flow.packets,
+            bytes: flow.bytes,
+            packets_back: back.map_or(0, |back| back.packets),
+            bytes_back: back.map_or(0, |back| back.bytes),
+        }
+    }
+}
+
+const fn state(protocol: u8, bits: u8) -> &'static str {
+    if protocol != IPPROTO_TCP {
+        return if Flow::is_assured(protocol, bits) {
+            "answered"
+        } else {
+            "unanswered"
+        };
+    }
+    let state = TcpState::from_bits(bits);
+    if state.is_established() {
+        "established"
+    } else if state.is_closed() {
+        "closed"
+    } else if state.is_opening() {
+        "opening"
+    } else {
+        "closing"
+    }
+}
+
+/// Rows for a person.
+#[must_use]
+pub fn render(rows: &[ConnectionRow], total: usize) -> String {
+    let mut out = String::new();
+    for row in rows {
+        let mut line = format!(
+            "{:<6} {:<11} {} -> {}",
+            row.protocol, row.state, row.from, row.to
+        );
+        if row.seen_as != row.from {
+            let _ = write!(line, ", seen as {}", row.seen_as);
+        }
+        if row.leads_to != row.to {
+            let _ = write!(line, ", leads to {}", row.leads_to);
+        }
+        if let Some(rule) = &row.rule {
+            let _ = write!(line, ", rule {rule}");
+        }
+        let _ = writeln!(
+            out,
+            "{line}; {} {}: {} B there, {} B back, silent for {} s",
+            row.tenant, row.network, row.bytes, row.bytes_back, row.idle_seconds
+        );
+    }
+    let more = total.saturating_sub(rows.len());
+    let _ = match (rows.len(), more) {
+        (0, _) => writeln!(out, "no connections"),
+        (_, 0) => writeln!(out, "{total} connections"),
+        _ => writeln!(
+            out,
+            "{total} connections; {more} that move less are not shown (--top says how many are)"
+        ),
+    };
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use appliance_common::addr::{Address, from_ip};
+
+    fn words(text: &str) -> Words {
+        let address: Address = from_ip(text.parse().expect("an address"));
+        std::array::from_fn(|i| u32::from_ne_bytes(std::array::from_fn(|j| address[4 * i + j])))
+    }
+
+    fn names() -> SlotNames {
+        SlotNames {
+            tenants: BTreeMap::from([(0, "acme".to_owned()), (1, "globex".to_owned())]),
+            networks: BTreeMap::from([(4, "web".to_owned())]),
+            rules: BTreeMap::from([(2, "https".to_owned())]),
+        }
+    }
+
+    /// In by rule `https`, from port `port`.
+    fn inbound(port: u16, bytes: u64) -> (FlowKey, Flow) {
+        let key = FlowKey {
+            source: words("198.51.100.7"),
+            destination: words("203.0.113.20"),
+            source_port: port.to_be(),
+            destination_port: 443u16.to_be(),
+            zone: OUTSIDE,
+            protocol: IPPROTO_TCP,
+            reserved: 0,
+        };
+        let flow = Flow {
+            source: key.source,
+            destination: words("10.1.0.10"),
+            source_port: key.source_port,
+            destination_port: 8443u16.to_be(),
+            to_zone: 1,
+            to: 4,
+            from: UPLINK,
+            rule: 3,
+            last_seen: 90,
+            state: 7,
+            packets: 3,
+            bytes,
+            tag: key.tag(),
+            ..Flow::default()
+        };
+        (key, flow)
+    }
+
+    #[test]
+    fn a_row_says_who_and_where_and_by_which_rule() {
+        let (key, flow) = inbound(5000, 300);
+        let back = Flow {
+            last_seen: 95,
+            packets: 2,
+            bytes: 1000,
+            ..Flow::default()
+        };
+        let row = ConnectionRow::new(&key, &flow, Some(&back), &names(), 100);
+        assert_eq!(
+            render(std::slice::from_ref(&row), 1),
+            "tcp    established 198.51.100.7:5000 -> 203.0.113.20:443, leads to 10.1.0.10:8443, rule https; acme web: \
+             300 B there, 1000 B back, silent for 5 s\n1 connections\n"
+        );
+        assert_eq!((row.way, row.packets, row.packets_back), ("in", 3, 2));
+        let json = serde_json::to_value(&row).expect("it can be written");
+        assert_eq!(json["leads_to"], "10.1.0.10:8443");
+        assert_eq!(json["rule"], "https");
+    }
+
+    #[test]
+    fn a_filter_takes_what_matches_before_or_after_translation() {
+        let (key, flow) = inbound(5000, 1);
+        let ip = |text: &str| Some(text.parse().expect("an address"));
+        let any = Filter::default;
+        for (filter, wants) in [
+            (any(), true),
+            (
+                Filter {
+                    tenant: Some("acme".to_owned()),
+                    ..any()
+                },
+                true,
+            ),
+            (
+                Filter {
+                    tenant: Some("globex".to_owned()),
+                    ..any()
+                },
+                false,
+            ),
+            (
+                Filter {
+                    protocol: Some(6),
+                    ..any()
+                },
+                true,
+            ),
+            (
+                Filter {
+                    protocol: Some(17),
+                    ..any()
+                },
+                false,
+            ),
+            (
+                Filter {
+                    address: ip("203.0.113.20"),
+                    ..any()
+                },
+                true,
+            ),
+            (
+                Filter {
+                    address: ip("10.1.0.10"),
+                    ..any()
+                },
+                true,
+            ),
+            (
+                Filter {
+                    address: ip("10.1.0.11"),
+                    ..any()
+                },
+                false,
+            ),
+            (
+                Filter {
+                    port: Some(8443),
+                    ..any()
+                },
+                true,
+            ),
+            (
+                Filter {
+                    port: Some(443),
+                    ..any()
+                },
+                true,
+            ),
+            (
+                Filter {
+                    port: Some(80),
+                    ..any()
+                },
+                false,
+            ),
+        ] {
+            assert_eq!(filter.wants(&key, &flow, &names()), wants, "{filter:?}");
+        }
+    }
+
+    #[test]
+    fn those_who_talk_most_come_first_and_the_rest_is_counted() {
+        let mut top = TopConnections::new(3);
+        for (port, bytes) in [(1, 10), (2, 500), (3, 20), (4, 30), (5, 1)] {
+            let (key, flow) = inbound(port, bytes);
+            // One answers much.
+            let back = Flow {
+                bytes: if port == 3 { 1000 } else { 0 },
+                ..Flow::default()
+            };
+            top.take(&key, &flow, &Filter::default(), &names(), |_| Some(back));
+        }
+        assert_eq!(top.total, 5);
+        let ports: Vec<u16> = top
+            .keys()
+            .iter()
+            .map(|key| u16::from_be(key.source_port))
+            .collect();
+        assert_eq!(ports, [3, 2, 4]);
+        assert!(render(&[], 0).contains("no connections"));
+    }
+
+    #[test]
+    fn the_way_back_is_no_connection_of_its_own() {
+        let (key, flow) = inbound(1, 10);
+        let (mut back_key, mut back) = (FlowKey::default(), Flow::default());
+        flow.inverse(&key, &mut back_key, &mut back);
+        let mut top = TopConnections::new(3);
+        top.take(&back_key, &back, &Filter::default(), &names(), |_| None);
+        assert_eq!(top.total, 0);
+    }
+}

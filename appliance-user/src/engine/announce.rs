@@ -1,0 +1,355 @@
+//! Announces moved addresses: gratuitous ARP and unsolicited neighbour advertisements.
+//!
+//! For: several rounds of announcements at switch-over and failback, so that the neighbour caches of
+//! hosts change at once instead of when their entries expire. Never: input, output or a clock; frames
+//! come out of [`Announcer::poll`].
+//!
+//! ```text
+//!   announce ─▶ round 1 now ─▶ 100 ms ─▶ 500 ms ─▶ 1 s ─▶ 2 s ─▶ done
+//!                 each round: IPv4 two frames (request and reply form), IPv6 one
+//! ```
+//!
+//! Announcements may be lost, so there are several rounds (RFC 5227 section 2.3, RFC 4861 section
+//! 7.2.6). Thousands of addresses may move at once, so a limit per millisecond protects the queues of
+//! NICs and switches.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use appliance_common::addr::{Address, as_v4};
+
+use super::pacing::RateLimiter;
+use crate::frame::{self, Port};
+
+/// How announcements are sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Start of each round, counted from the announcement; ascending.
+    pub rounds: Vec<Duration>,
+    /// Maximum frames per millisecond; at least 1.
+    pub frames_per_ms: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            rounds: [0, 100, 500, 1000, 2000]
+                .map(Duration::from_millis)
+                .to_vec(),
+            frames_per_ms: 50,
+        }
+    }
+}
+
+/// One address to announce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// The address.
+    pub address: Address,
+    /// Its new MAC address: the port's own at switch-over, the machine's at failback.
+    pub mac: [u8; 6],
+    /// The port on which to announce it.
+    pub port: Port,
+    /// Whether it is a router's address: sets the Router flag of neighbour advertisements (IPv6 only).
+    pub router: bool,
+}
+
+/// Key of an announcement: interface, outer and inner VLAN, address.
+type Key = (u32, u16, u16, Address);
+
+/// Sends announcements. See the [module](self).
+#[derive(Debug)]
+pub struct Announcer {
+    settings: Settings,
+    limiter: RateLimiter,
+    pending: BTreeMap<Key, Pending>,
+    /// The next round of each announcement, by time and then by order of announcement.
+    due: BTreeSet<(Instant, u64, Key)>,
+    sequence: u64,
+    /// Unsent frames of the current round.
+    ready: VecDeque<(Key, u32, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    announcement: Announcement,
+    announced_at: Instant,
+    round: usize,
+    next_round_at: Instant,
+    sequence: u64,
+}
+
+impl Announcer {
+    /// An announcer without announcements.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let per_ms = settings.frames_per_ms.max(1);
+        Self {
+            limiter: RateLimiter::new(per_ms.saturating_mul(1000), per_ms),
+            settings,
+            pending: BTreeMap::new(),
+            due: BTreeSet::new(),
+            sequence: 0,
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Starts all rounds of an announcement. It replaces an earlier one for the same port and address,
+    /// whose remaining frames are not sent.
+    pub fn announce(&mut self, now: Instant, announcement: Announcement) {
+        self.cancel(&announcement.port, &announcement.address);
+        let Some(first) = self.settings.rounds.first() else {
+            return;
+        };
+        let port = &announcement.port;
+        let key = (port.ifindex, port.outer, port.inner, announcement.address);
+        let pending = Pending {
+            announcement,
+            announced_at: now,
+            round: 0,
+            next_round_at: now + *first,
+            sequence: self.sequence,
+        };
+        self.sequence += 1;
+        self.due
+            .insert((pending.next_round_at, pending.sequence, key));
+        self.pending.insert(key, pending);
+    }
+
+    /// Cancels the remaining rounds of an address on a port.
+    pub fn cancel(&mut self, port: &Port, address: &Address) {
+        self.remove((port.ifindex, port.outer, port.inner, *address));
+    }
+
+    /// Cancels all announcements on a port.
+    pub fn cancel_port(&mut self, port: &Port) {
+        let of_port = |address| (port.ifindex, port.outer, port.inner, address);
+        let keys: Vec<Key> = self
+            .pending
+            .range(of_port([0; 16])..=of_port([0xff; 16]))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            self.remove(key);
+        }
+        self.ready.retain(|((ifindex, outer, inner, _), ..)| {
+            (*ifindex, *outer, *inner) != (port.ifindex, port.outer, port.inner)
+        });
+    }
+
+    /// The next frame to send and the interface to send it on, or `None` until
+    /// [`next_deadline`](Self::next_deadline).
+    pub fn poll(&mut self, now: Instant) -> Option<(u32, Vec<u8>)> {
+        if self.ready.is_empty() {
+            let (at, sequence, key) = *self.due.first()?;
+            if at > now || self.limiter.next_slot(now) > now {
+                return None;
+            }
+            self.due.remove(&(at, sequence, key));
+            self.start_round(key);
+        }
+        if self.limiter.next_slot(now) > now {
+            return None;
+        }
+        let (_, ifindex, frame) = self.ready.pop_front()?;
+        self.limiter.reserve(now);
+        Some((ifindex, frame))
+    }
+
+    /// When [`poll`](Self::poll), having returned `None`, next has a frame.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let slot = self.limiter.earliest();
+        if self.ready.is_empty() {
+            let (due, ..) = self.due.first()?;
+            Some(slot.map_or(*due, |slot| slot.max(*due)))
+        } else {
+            slot
+        }
+    }
+
+    /// Number of addresses with rounds left.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Builds the frames of a round and schedules the next round.
+    fn start_round(&mut self, key: Key) {
+        let Some(pending) = self.pending.get_mut(&key) else {
+            return;
+        };
+        let Announcement {
+            address,
+            mac,
+            port,
+            router,
+        } = pending.announcement;
+        match as_v4(&address) {
+            Some(v4) => {
+                for reply in [false, true] {
+                    let frame = frame::arp_announcement(&port, v4, mac, reply);
+                    self.ready.push_back((key, port.ifindex, frame));
+                }
+            }
+            None => {
+                let frame = frame::unsolicited_advertisement(&port, &address, mac, router);
+                self.ready.push_back((key, port.ifindex, frame));
+            }
+        }
+        pending.round += 1;
+        match self.settings.rounds.get(pending.round) {
+            Some(after) => {
+                pending.next_round_at = pending.announced_at + *after;
+                self.due
+                    .insert((pending.next_round_at, pending.sequence, key));
+            }
+            None => {
+                self.pending.remove(&key);
+            }
+        }
+    }
+
+    fn remove(&mut self, key: Key) {
+        if let Some(old) = self.pending.remove(&key) {
+            self.due.remove(&(old.next_round_at, old.sequence, key));
+        }
+        self.ready.retain(|(of, ..)| *of != key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use appliance_common::addr::mapped;
+
+    use super::*;
+
+    const PORT: Port = Port {
+        ifindex: 3,
+        outer: 101,
+        inner: 0,
+        outer_ethertype: 0x8100,
+        mac: [2, 0, 0, 0, 0, 9],
+    };
+
+    fn announcement(last: u8, mac: u8) -> Announcement {
+        Announcement {
+            address: mapped([10, 1, 0, last]),
+            mac: [mac; 6],
+            port: PORT,
+            router: false,
+        }
+    }
+
+    /// Polls until no announcement is left; returns the frames with their times in milliseconds.
+    fn run(announcer: &mut Announcer, start: Instant) -> Vec<(u128, Vec<u8>)> {
+        let mut now = start;
+        let mut out = Vec::new();
+        loop {
+            while let Some((ifindex, frame)) = announcer.poll(now) {
+                assert_eq!(ifindex, PORT.ifindex);
+                out.push((now.duration_since(start).as_millis(), frame));
+            }
+            let Some(next) = announcer.next_deadline() else {
+                return out;
+            };
+            assert!(next > now, "poll did nothing at its deadline");
+            now = next;
+        }
+    }
+
+    #[test]
+    fn each_round_sends_both_arp_forms_on_time() {
+        let start = Instant::now();
+        let mut announcer = Announcer::new(Settings::default());
+        announcer.announce(start, announcement(7, 6));
+        let out = run(&mut announcer, start);
+        let times: Vec<u128> = out.iter().map(|(at, _)| *at).collect();
+        assert_eq!(times, [0, 0, 100, 100, 500, 500, 1000, 1000, 2000, 2000]);
+        assert_eq!(out[0].1[25], 1);
+        assert_eq!(out[1].1[25], 2);
+        assert_eq!(announcer.pending(), 0);
+    }
+
+    #[test]
+    fn ipv6_advertisement_carries_the_router_flag() {
+        let start = Instant::now();
+        let mut announcer = Announcer::new(Settings::default());
+        announcer.announce(
+            start,
+            Announcement {
+                address: [0xfd; 16],
+                router: true,
+                ..announcement(0, 6)
+            },
+        );
+        let out = run(&mut announcer, start);
+        assert_eq!(out.len(), 5);
+        assert_eq!(out[0].1[18 + 40 + 4], 0xa0);
+    }
+
+    #[test]
+    fn newer_announcement_replaces_the_older_one() {
+        let start = Instant::now();
+        let mut announcer = Announcer::new(Settings::default());
+        announcer.announce(start, announcement(7, 6));
+        assert!(announcer.poll(start).is_some());
+        let later = start + Duration::from_millis(50);
+        announcer.announce(later, announcement(7, 8));
+        let out = run(&mut announcer, later);
+        assert_eq!(out.len(), 10);
+        assert!(
+            out.iter()
+                .all(|(_, frame)| frame[frame.len() - 20..frame.len() - 14] == [8; 6])
+        );
+    }
+
+    #[test]
+    fn cancelling_an_address_keeps_the_other_announcements() {
+        let start = Instant::now();
+        let mut announcer = Announcer::new(Settings::default());
+        announcer.announce(start, announcement(7, 6));
+        announcer.announce(start, announcement(8, 8));
+        assert!(announcer.poll(start).is_some());
+        announcer.cancel(&PORT, &mapped([10, 1, 0, 7]));
+        let out = run(&mut announcer, start);
+        assert_eq!(out.len(), 10);
+        assert!(
+            out.iter()
+                .all(|(_, frame)| frame[frame.len() - 20..frame.len() - 14] == [8; 6])
+        );
+        announcer.announce(start, announcement(7, 6));
+        announcer.cancel_port(&PORT);
+        assert_eq!(announcer.poll(start), None);
+        assert_eq!(announcer.next_deadline(), None);
+    }
+
+    #[test]
+    fn thousands_of_addresses_stay_within_the_rate_limit() {
+        let start = Instant::now();
+        let mut announcer = Announcer::new(Settings {
+            rounds: vec![Duration::ZERO],
+            frames_per_ms: 50,
+        });
+        for n in 0..5000u16 {
+            let [high, low] = n.to_be_bytes();
+            announcer.announce(
+                start,
+                Announcement {
+                    address: mapped([10, 1, high, low]),
+                    ..announcement(0, 6)
+                },
+            );
+        }
+        let out = run(&mut announcer, start);
+        assert_eq!(out.len(), 10_000);
+        let mut per_ms = BTreeMap::new();
+        for (at, _) in &out {
+            *per_ms.entry(*at).or_insert(0u32) += 1;
+        }
+        // A burst may straddle the first millisecond.
+        assert!(per_ms.values().all(|n| *n <= 100), "{per_ms:?}");
+        assert!(per_ms.values().skip(1).all(|n| *n <= 51), "{per_ms:?}");
+        assert!(out.last().expect("frames").0 >= 190);
+    }
+}

@@ -1,0 +1,26 @@
+//! The engines: state machines of the appliance that touch no socket, no clock and no map.
+//!
+//! For: resolving hosts, announcing addresses, advertising routers, and holding the packets that XDP
+//! cannot finish. Never: input, output or a clock of their own. Events and the current time go in,
+//! frames and actions come out; `daemon` does the input and output.
+//!
+//! ```text
+//!   NEIGHBOUR_EVENTS ─▶ neighbour ────────┐ resolved, failed
+//!   SLOW_PACKETS ──┬──▶ slow_path ◀───────┘        ┌─▶ packet sockets
+//!                  └──▶ fragment_buffer ─▶ programs │
+//!   switch-over ──────▶ announce ──────────────────┤
+//!   full failover ────▶ router_advert ─────────────┘
+//! ```
+//!
+//! Every engine has the same three parts:
+//!
+//! - methods for events, each of which takes `now`;
+//! - `poll(now)`, which is called after every event and at every deadline until it returns nothing;
+//! - `next_deadline()`, when `poll` has something to do although no event comes.
+
+pub mod announce;
+pub mod fragment_buffer;
+pub mod neighbour;
+mod pacing;
+pub mod router_advert;
+pub mod slow_path;

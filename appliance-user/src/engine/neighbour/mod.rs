@@ -1,0 +1,791 @@
+//! The neighbour table: resolves, confirms and ages the MAC addresses of hosts on tenants' networks.
+//!
+//! For: ARP (RFC 826) and neighbour unreachability detection (RFC 4861 section 7.3), for IPv4 and IPv6
+//! alike and for many networks with overlapping addresses. The kernel has no address on a tenant's
+//! network, so the kernel's own neighbour table cannot do this. Never: input, output, or a clock.
+//! Events and the time go in, [`Action`]s come out; the caller sends the frames and writes the map
+//! `NEIGHBOURS`.
+//!
+//! ```text
+//!           resolve                      reply, announcement
+//!   (none) ────────▶ Incomplete ───────────────────────────────┐
+//!     ▲               │      ▲ ▲                               ▼        reachable time over
+//!     │    no answer  │ new  │ └──────── kept hosts ───┐   Reachable ──────────────────┐
+//!     │               ▼ wait │    are probed further   │    ▲   ▲   │ (kept: Probe)     ▼
+//!     └─────────── Failed ───┘                         │    │   │   │               Stale ──▶ (none)
+//!    negative time    ▲                                │    │   │   │        packet   │  idle time,
+//!    over             │ last probe unanswered          │    │   │   │        sent     ▼  no packet
+//!                     └─────────────── Probe ◀─────────┴────┼───┼───┴─────────────  Delay
+//!                                        │    delay over    │   │                     │
+//!                                        └──────────────────┘   └─────────────────────┘
+//!                                           reply, sign of life    sign of life
+//! ```
+//!
+//! An entry is installed in the map in the states Reachable, Stale, Delay and Probe only. Kept hosts
+//! (endpoints, gateways) skip Stale and Delay, never leave the table, and are still probed in Failed.
+//! A changed MAC address replaces the old one at once, as in ARP; an address that changes too often is
+//! damped. Probes are limited in each network and in total. Kept hosts have a budget of their own, so
+//! that a scan of one tenant's unused addresses does not delay any other host.
+
+#[cfg(test)]
+mod tests;
+mod types;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use appliance_common::addr::{Address, UNSPECIFIED, as_v4};
+use appliance_common::events::{NeighbourEvent, NeighbourEventKind};
+use appliance_common::maps::{HostKey, Neighbour, neighbour_flags};
+
+pub use types::{Action, Counters, EntryStatus, Settings, State};
+
+use super::pacing::{Random, RateLimiter};
+use crate::frame::{self, Port};
+
+/// The neighbour table. The [module](self) draws its states.
+///
+/// Call [`poll`](Self::poll) until it returns `None` after every other call and whenever
+/// [`next_deadline`](Self::next_deadline) has come.
+#[derive(Debug)]
+pub struct NeighbourTable {
+    settings: Settings,
+    random: Random,
+    networks: BTreeMap<u32, Net>,
+    entries: BTreeMap<HostKey, Entry>,
+    /// Next deadline of each entry that has one.
+    deadlines: BTreeSet<(Instant, HostKey)>,
+    /// Networks by number of evictable entries.
+    sizes: BTreeSet<(usize, u32)>,
+    kept_budget: RateLimiter,
+    other_budget: RateLimiter,
+    actions: VecDeque<Action>,
+    counters: Counters,
+}
+
+/// A tenant's network and its probe budgets.
+#[derive(Debug)]
+struct Net {
+    port: Port,
+    entries: usize,
+    /// Entries that are not kept, in the order of eviction.
+    evictable: BTreeSet<Rank>,
+    kept_budget: RateLimiter,
+    other_budget: RateLimiter,
+}
+
+/// Order of eviction: failed and incomplete entries first, then by last use or sign of life.
+type Rank = (u8, Instant, HostKey);
+
+/// The budgets in which an entry's next probe has a reserved slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reserved {
+    None,
+    Network,
+    Both,
+}
+
+#[derive(Debug)]
+struct Entry {
+    state: State,
+    /// When it entered the state.
+    since: Instant,
+    mac: Option<[u8; 6]>,
+    keep: bool,
+    /// A packet waits for the host; the caller is owed `Resolved` or `Failed`.
+    awaited: bool,
+    /// Probes sent since it entered the state.
+    probes: u32,
+    /// When the first of those probes was sent.
+    probing_since: Instant,
+    /// Last sign of life.
+    heard: Option<Instant>,
+    /// Last time a packet was sent to the host, or the entry was requested.
+    active: Instant,
+    reserved: Reserved,
+    deadline: Option<Instant>,
+    /// Key of its place in `Net::evictable`.
+    rank: Option<(u8, Instant)>,
+    /// Start of the current flap window, and MAC address changes accepted in it.
+    flaps: Option<(Instant, u32)>,
+}
+
+impl NeighbourTable {
+    /// A table without networks. `seed` starts the jitter of its timers.
+    #[must_use]
+    pub fn new(settings: Settings, seed: u64) -> Self {
+        Self {
+            random: Random::new(seed),
+            networks: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            sizes: BTreeSet::new(),
+            kept_budget: RateLimiter::new(settings.probes_total, settings.probe_burst),
+            other_budget: RateLimiter::new(settings.probes_total, settings.probe_burst),
+            actions: VecDeque::new(),
+            counters: Counters::default(),
+            settings,
+        }
+    }
+
+    /// Adds a network or changes its port. On a change every resolved host is installed again with
+    /// the new Ethernet header.
+    pub fn set_network(&mut self, vni: u32, port: Port) {
+        if let Some(net) = self.networks.get_mut(&vni) {
+            if net.port == port {
+                return;
+            }
+            net.port = port;
+            for (key, entry) in self.entries.range(keys_of(vni)) {
+                if let Some(mac) = entry.mac {
+                    self.actions.push_back(Action::Install {
+                        key: *key,
+                        neighbour: map_entry(&port, mac),
+                    });
+                }
+            }
+            return;
+        }
+        let budget = RateLimiter::new(self.settings.probes_per_network, self.settings.probe_burst);
+        self.networks.insert(
+            vni,
+            Net {
+                port,
+                entries: 0,
+                evictable: BTreeSet::new(),
+                kept_budget: budget,
+                other_budget: budget,
+            },
+        );
+        self.sizes.insert((0, vni));
+    }
+
+    /// Removes a network and its entries, from the table and from the map.
+    pub fn remove_network(&mut self, _now: Instant, vni: u32) {
+        let keys: Vec<HostKey> = self
+            .entries
+            .range(keys_of(vni))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            self.drop_entry(key);
+        }
+        if let Some(net) = self.networks.remove(&vni) {
+            self.sizes.remove(&(net.evictable.len(), vni));
+        }
+    }
+
+    /// Adopts an entry that the pinned map held when the daemon started. The entry stays in use and is
+    /// confirmed within [`Settings::adopt_spread`]. Call this after
+    /// [`set_network`](Self::set_network). An entry of an unknown network, or with addresses that no
+    /// host can have, is removed from the map; one with an outdated Ethernet header is rewritten.
+    pub fn adopt(&mut self, now: Instant, key: HostKey, pinned: Neighbour) {
+        let mac = pinned.mac();
+        let port = self.networks.get(&key.vni).map(|net| net.port);
+        let (Some(port), true) = (port, is_host(&key.address) && frame::is_host_mac(&mac)) else {
+            self.actions.push_back(Action::Remove { key });
+            return;
+        };
+        if !self.entries.contains_key(&key) && !self.insert(now, key) {
+            self.actions.push_back(Action::Remove { key });
+            return;
+        }
+        let mut wanted = map_entry(&port, mac);
+        wanted.flags = pinned.flags;
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return;
+        };
+        if entry.mac.is_some() {
+            return;
+        }
+        entry.mac = Some(mac);
+        if wanted != pinned || pinned.flags & neighbour_flags::ACTIVE == 0 {
+            wanted.flags |= neighbour_flags::ACTIVE;
+            self.actions.push_back(Action::Install {
+                key,
+                neighbour: wanted,
+            });
+        }
+        self.resolve_waiters(key);
+        let soon = now + self.random.within(self.settings.adopt_spread);
+        self.enter(now, key, State::Delay, Some(soon));
+    }
+
+    /// Handles an ARP or neighbour discovery message from a host ([`NeighbourEventKind`]). A host that asked for one
+    /// of our addresses, replied, or announced itself gets an entry; a host that asked for another
+    /// host only refreshes its entry. A changed MAC address replaces the old one at once. Messages
+    /// that no host can have sent, and our own frames, are ignored and counted.
+    pub fn heard(&mut self, now: Instant, event: &NeighbourEvent) {
+        let key = HostKey {
+            vni: event.vni,
+            address: event.address,
+        };
+        let port = self.networks.get(&event.vni).map(|net| net.port);
+        let Some(port) = port.filter(|port| {
+            (port.ifindex, port.outer, port.inner) == (event.ifindex, event.outer, event.inner)
+        }) else {
+            self.counters.ignored_port += 1;
+            return;
+        };
+        let (Some(kind), true) = (
+            NeighbourEventKind::from_u16(event.kind),
+            is_host(&event.address) && frame::is_host_mac(&event.mac),
+        ) else {
+            self.counters.ignored_invalid += 1;
+            return;
+        };
+        if event.mac == port.mac {
+            self.counters.ignored_own += 1;
+            return;
+        }
+        if !self.entries.contains_key(&key)
+            && (kind == NeighbourEventKind::RequestToOther || !self.insert(now, key))
+        {
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return;
+        };
+        let known = entry.mac;
+        if let Some(old) = known
+            && old != event.mac
+        {
+            let conflict = entry.heard.is_some_and(|at| {
+                now.saturating_duration_since(at) < self.settings.conflict_window
+            });
+            let (window_start, changes) = match entry.flaps {
+                Some((start, changes))
+                    if now.saturating_duration_since(start) < self.settings.flap_window =>
+                {
+                    (start, changes)
+                }
+                _ => (now, 0),
+            };
+            if conflict {
+                self.counters.conflicts += 1;
+            }
+            if changes >= self.settings.flap_changes {
+                self.counters.flaps_damped += 1;
+                return;
+            }
+            entry.flaps = Some((window_start, changes + 1));
+            self.counters.mac_changed += 1;
+        }
+        if known != Some(event.mac) {
+            entry.mac = Some(event.mac);
+            self.actions.push_back(Action::Install {
+                key,
+                neighbour: map_entry(&port, event.mac),
+            });
+            self.resolve_waiters(key);
+        }
+        self.confirm(now, key);
+    }
+
+    /// Resolves a host that a packet waits for. [`Action::Resolved`] or [`Action::Failed`] follows: at
+    /// once when the table knows the answer, otherwise after [`Settings::wait_probes`] probes at most.
+    pub fn resolve(&mut self, now: Instant, key: HostKey) {
+        self.request(now, key, false);
+    }
+
+    /// Keeps a host resolved until [`stop_keeping`](Self::stop_keeping), with or without traffic to
+    /// it. Probes go out fast at first, then at growing intervals, and do not end.
+    pub fn keep_resolved(&mut self, now: Instant, key: HostKey) {
+        self.request(now, key, true);
+    }
+
+    fn request(&mut self, now: Instant, key: HostKey, keep: bool) {
+        let known = self.networks.contains_key(&key.vni) && is_host(&key.address);
+        if !known || (!self.entries.contains_key(&key) && !self.insert(now, key)) {
+            self.actions.push_back(Action::Failed { key });
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return;
+        };
+        let fresh = entry.deadline.is_none();
+        let newly_kept = keep && !entry.keep;
+        entry.keep |= keep;
+        entry.awaited |= !keep;
+        let (state, has_mac) = (entry.state, entry.mac.is_some());
+        if has_mac {
+            self.touch(now, key);
+            if !keep {
+                // The packet missed its map entry, so the entry may be absent: write it again.
+                self.reinstall(key);
+                self.resolve_waiters(key);
+            }
+            match (state, keep) {
+                (State::Stale | State::Delay, true) => {
+                    self.enter(now, key, State::Probe, Some(now))
+                }
+                (State::Stale, false) => {
+                    self.enter(now, key, State::Delay, Some(now + self.settings.delay));
+                }
+                _ => {}
+            }
+        } else if fresh || newly_kept {
+            self.touch(now, key);
+            self.enter(now, key, State::Incomplete, Some(now));
+        } else if state == State::Failed {
+            self.fail_waiters(key);
+        }
+    }
+
+    /// Stops keeping a host resolved. From now on its entry ages as any other.
+    pub fn stop_keeping(&mut self, now: Instant, key: HostKey) {
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return;
+        };
+        if !entry.keep {
+            return;
+        }
+        entry.keep = false;
+        let (has_mac, awaited, state) = (entry.mac.is_some(), entry.awaited, entry.state);
+        if has_mac {
+            self.touch(now, key);
+        } else if awaited && state == State::Incomplete {
+            self.enter(now, key, State::Incomplete, Some(now));
+        } else {
+            self.drop_entry(key);
+        }
+    }
+
+    /// Handles the flags that the XDP programs set in a map entry since the last call
+    /// ([`neighbour_flags`]). `HEARD` confirms the host. `USED` keeps the entry, and starts
+    /// confirmation if the entry is stale.
+    pub fn observe_flags(&mut self, now: Instant, key: HostKey, flags: u32) {
+        if self
+            .entries
+            .get(&key)
+            .is_none_or(|entry| entry.mac.is_none())
+        {
+            return;
+        }
+        if flags & neighbour_flags::HEARD != 0 {
+            self.confirm(now, key);
+        }
+        if flags & neighbour_flags::USED != 0 {
+            self.touch(now, key);
+            if self
+                .entries
+                .get(&key)
+                .is_some_and(|entry| entry.state == State::Stale)
+            {
+                self.enter(now, key, State::Delay, Some(now + self.settings.delay));
+            }
+        }
+    }
+
+    /// The next action, or `None` until another event or [`next_deadline`](Self::next_deadline).
+    pub fn poll(&mut self, now: Instant) -> Option<Action> {
+        loop {
+            if let Some(action) = self.actions.pop_front() {
+                return Some(action);
+            }
+            let (at, key) = *self.deadlines.first()?;
+            if at > now {
+                return None;
+            }
+            self.deadline_passed(now, key);
+        }
+    }
+
+    /// When [`poll`](Self::poll), having returned `None`, must be called again without an event.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// All entries, sorted by network and address.
+    pub fn entries(&self, now: Instant) -> impl Iterator<Item = EntryStatus> + '_ {
+        self.entries.iter().map(move |(key, entry)| EntryStatus {
+            key: *key,
+            state: entry.state,
+            mac: entry.mac,
+            keep: entry.keep,
+            age: now.saturating_duration_since(entry.since),
+            heard: entry.heard.map(|at| now.saturating_duration_since(at)),
+        })
+    }
+
+    /// Counts since [`new`](Self::new).
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Handles the deadline of an entry.
+    fn deadline_passed(&mut self, now: Instant, key: HostKey) {
+        let Some(entry) = self.entries.get(&key) else {
+            return;
+        };
+        let s = self.settings;
+        let (keep, probes, probing_since) = (entry.keep, entry.probes, entry.probing_since);
+        match entry.state {
+            State::Reachable if keep => {
+                self.enter(now, key, State::Probe, Some(now));
+            }
+            State::Reachable => {
+                let expires = entry.active.max(now.checked_sub(s.idle).unwrap_or(now)) + s.idle;
+                self.enter(now, key, State::Stale, Some(expires));
+            }
+            State::Stale => {
+                let expires = entry.active + s.idle;
+                if expires <= now {
+                    self.drop_entry(key);
+                } else {
+                    self.set_deadline(key, Some(expires));
+                }
+            }
+            State::Delay => self.enter(now, key, State::Probe, Some(now)),
+            State::Probe if probes < s.unicast_probes + s.multicast_probes => {
+                let unicast = probes < s.unicast_probes;
+                if self.admit_probe(now, key) {
+                    self.probe(now, key, unicast, s.retransmit);
+                }
+            }
+            State::Probe => self.fail(now, key),
+            State::Incomplete if !keep && probes >= s.wait_probes => self.fail(now, key),
+            State::Incomplete if !keep => {
+                if self.admit_probe(now, key) {
+                    let wait = s.wait_interval * (1 << probes.min(16));
+                    self.probe(now, key, false, wait);
+                }
+            }
+            State::Incomplete | State::Failed if keep => {
+                if entry.state == State::Incomplete
+                    && now.saturating_duration_since(probing_since) >= s.keep_failed_after
+                {
+                    self.counters.failed += 1;
+                    self.set_state(now, key, State::Failed);
+                    self.report_failed(key);
+                }
+                if self.admit_probe(now, key) {
+                    let wait = if probes < s.keep_fast_probes {
+                        s.keep_fast_interval
+                    } else {
+                        let doublings = (probes - s.keep_fast_probes).min(16);
+                        let wait = (s.keep_slow_interval * (1 << doublings)).min(s.keep_cap);
+                        self.random.around(wait, 75, 125)
+                    };
+                    self.probe(now, key, false, wait);
+                }
+            }
+            State::Failed | State::Incomplete => self.drop_entry(key),
+        }
+    }
+
+    /// Whether a probe may be sent now. If not, a slot is reserved, first in the budget of the network
+    /// and then in the total budget, and the entry's deadline is set to it. A host that is not kept
+    /// and would wait longer than [`Settings::probe_backlog`] fails instead.
+    fn admit_probe(&mut self, now: Instant, key: HostKey) -> bool {
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return false;
+        };
+        let Some(net) = self.networks.get_mut(&key.vni) else {
+            return false;
+        };
+        while entry.reserved != Reserved::Both {
+            let budget = match (entry.reserved, entry.keep) {
+                (Reserved::None, true) => &mut net.kept_budget,
+                (Reserved::None, false) => &mut net.other_budget,
+                (_, true) => &mut self.kept_budget,
+                (_, false) => &mut self.other_budget,
+            };
+            let late =
+                budget.next_slot(now).saturating_duration_since(now) > self.settings.probe_backlog;
+            if late && !entry.keep {
+                self.counters.throttled += 1;
+                if entry.state == State::Incomplete {
+                    self.fail(now, key);
+                } else {
+                    self.set_deadline(key, Some(now + self.settings.probe_backlog));
+                }
+                return false;
+            }
+            let at = budget.reserve(now);
+            entry.reserved = if entry.reserved == Reserved::None {
+                Reserved::Network
+            } else {
+                Reserved::Both
+            };
+            if at > now {
+                self.set_deadline(key, Some(at));
+                return false;
+            }
+        }
+        entry.reserved = Reserved::None;
+        true
+    }
+
+    /// Sends a probe and sets the deadline `wait` later.
+    fn probe(&mut self, now: Instant, key: HostKey, unicast: bool, wait: Duration) {
+        let (Some(entry), Some(net)) = (self.entries.get_mut(&key), self.networks.get(&key.vni))
+        else {
+            return;
+        };
+        if entry.probes == 0 {
+            entry.probing_since = now;
+        }
+        entry.probes = entry.probes.saturating_add(1);
+        let destination = entry.mac.filter(|_| unicast);
+        let frame = match as_v4(&key.address) {
+            Some(v4) => frame::arp_request(&net.port, v4, destination),
+            None => frame::neighbour_solicitation(&net.port, &key.address, destination),
+        };
+        self.counters.probes_sent += 1;
+        self.actions.push_back(Action::Send {
+            ifindex: net.port.ifindex,
+            frame,
+        });
+        self.set_deadline(key, Some(now + wait));
+    }
+
+    /// Handles a sign of life of the entry's present MAC address.
+    fn confirm(&mut self, now: Instant, key: HostKey) {
+        let reachable = self.random.around(self.settings.reachable, 50, 150);
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.heard = Some(now);
+        }
+        self.enter(now, key, State::Reachable, Some(now + reachable));
+    }
+
+    /// Handles the end of probing without a reply.
+    fn fail(&mut self, now: Instant, key: HostKey) {
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return;
+        };
+        self.counters.failed += 1;
+        if entry.mac.take().is_some() {
+            self.actions.push_back(Action::Remove { key });
+        }
+        let next = if entry.keep {
+            now
+        } else {
+            now + self.settings.negative
+        };
+        self.report_failed(key);
+        self.enter(now, key, State::Failed, Some(next));
+    }
+
+    /// Emits [`Action::Failed`], which ends every wait for the host.
+    fn report_failed(&mut self, key: HostKey) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.awaited = false;
+            self.actions.push_back(Action::Failed { key });
+        }
+    }
+
+    fn fail_waiters(&mut self, key: HostKey) {
+        if self.entries.get(&key).is_some_and(|entry| entry.awaited) {
+            self.report_failed(key);
+        }
+    }
+
+    fn resolve_waiters(&mut self, key: HostKey) {
+        let (Some(entry), Some(net)) = (self.entries.get_mut(&key), self.networks.get(&key.vni))
+        else {
+            return;
+        };
+        if let (true, Some(mac)) = (entry.awaited, entry.mac) {
+            entry.awaited = false;
+            self.actions.push_back(Action::Resolved {
+                key,
+                neighbour: map_entry(&net.port, mac),
+            });
+        }
+    }
+
+    fn reinstall(&mut self, key: HostKey) {
+        let (Some(entry), Some(net)) = (self.entries.get(&key), self.networks.get(&key.vni)) else {
+            return;
+        };
+        if let Some(mac) = entry.mac {
+            self.actions.push_back(Action::Install {
+                key,
+                neighbour: map_entry(&net.port, mac),
+            });
+        }
+    }
+
+    /// Creates an entry, and evicts another if the table is full. `false` if there is no room.
+    fn insert(&mut self, now: Instant, key: HostKey) -> bool {
+        let Some(net) = self.networks.get(&key.vni) else {
+            return false;
+        };
+        let victim = if net.entries >= self.settings.max_per_network {
+            Some(net.evictable.first())
+        } else if self.entries.len() >= self.settings.max_total {
+            // Evict from the network with most evictable entries: a scan costs its own tenant.
+            let largest = self
+                .sizes
+                .last()
+                .and_then(|(_, vni)| self.networks.get(vni));
+            Some(largest.and_then(|net| net.evictable.first()))
+        } else {
+            None
+        };
+        match victim {
+            Some(Some((_, _, victim))) => {
+                let victim = *victim;
+                self.counters.evicted += 1;
+                self.drop_entry(victim);
+            }
+            Some(None) => {
+                self.counters.refused_full += 1;
+                return false;
+            }
+            None => {}
+        }
+        self.entries.insert(
+            key,
+            Entry {
+                state: State::Incomplete,
+                since: now,
+                mac: None,
+                keep: false,
+                awaited: false,
+                probes: 0,
+                probing_since: now,
+                heard: None,
+                active: now,
+                reserved: Reserved::None,
+                deadline: None,
+                rank: None,
+                flaps: None,
+            },
+        );
+        if let Some(net) = self.networks.get_mut(&key.vni) {
+            net.entries += 1;
+        }
+        self.update_rank(key);
+        true
+    }
+
+    /// Removes an entry from the table, its indexes and the map.
+    fn drop_entry(&mut self, key: HostKey) {
+        let Some(entry) = self.entries.remove(&key) else {
+            return;
+        };
+        if let Some(at) = entry.deadline {
+            self.deadlines.remove(&(at, key));
+        }
+        if let Some(net) = self.networks.get_mut(&key.vni) {
+            net.entries -= 1;
+            if let Some((class, at)) = entry.rank {
+                self.sizes.remove(&(net.evictable.len(), key.vni));
+                net.evictable.remove(&(class, at, key));
+                self.sizes.insert((net.evictable.len(), key.vni));
+            }
+        }
+        if entry.mac.is_some() {
+            self.actions.push_back(Action::Remove { key });
+        }
+        if entry.awaited {
+            self.actions.push_back(Action::Failed { key });
+        }
+    }
+
+    /// Enters a state with no probes sent and no slot reserved.
+    fn enter(&mut self, now: Instant, key: HostKey, state: State, deadline: Option<Instant>) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.probes = 0;
+            entry.probing_since = now;
+            entry.reserved = Reserved::None;
+        }
+        self.set_state(now, key, state);
+        self.set_deadline(key, deadline);
+    }
+
+    fn set_state(&mut self, now: Instant, key: HostKey, state: State) {
+        if let Some(entry) = self.entries.get_mut(&key)
+            && entry.state != state
+        {
+            entry.state = state;
+            entry.since = now;
+        }
+        self.update_rank(key);
+    }
+
+    fn set_deadline(&mut self, key: HostKey, deadline: Option<Instant>) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            if let Some(old) = entry.deadline {
+                self.deadlines.remove(&(old, key));
+            }
+            if let Some(at) = deadline {
+                self.deadlines.insert((at, key));
+            }
+            entry.deadline = deadline;
+        }
+    }
+
+    /// Records use of the entry.
+    fn touch(&mut self, now: Instant, key: HostKey) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.active = now;
+        }
+        self.update_rank(key);
+    }
+
+    /// Updates the place of an entry in the order of eviction.
+    fn update_rank(&mut self, key: HostKey) {
+        let (Some(entry), Some(net)) =
+            (self.entries.get_mut(&key), self.networks.get_mut(&key.vni))
+        else {
+            return;
+        };
+        let class = match entry.state {
+            State::Failed => 0,
+            State::Incomplete => 1,
+            State::Stale => 2,
+            State::Reachable | State::Delay | State::Probe => 3,
+        };
+        let rank = (!entry.keep).then_some((class, entry.active));
+        if rank == entry.rank {
+            return;
+        }
+        self.sizes.remove(&(net.evictable.len(), key.vni));
+        if let Some((class, at)) = entry.rank {
+            net.evictable.remove(&(class, at, key));
+        }
+        if let Some((class, at)) = rank {
+            net.evictable.insert((class, at, key));
+        }
+        self.sizes.insert((net.evictable.len(), key.vni));
+        entry.rank = rank;
+    }
+}
+
+/// The map entry for a host with MAC address `mac` on `port`.
+fn map_entry(port: &Port, mac: [u8; 6]) -> Neighbour {
+    Neighbour::new(
+        port.ifindex,
+        mac,
+        port.mac,
+        port.outer,
+        port.inner,
+        port.outer_ethertype,
+    )
+}
+
+/// The range of all keys of a network.
+fn keys_of(vni: u32) -> std::ops::RangeInclusive<HostKey> {
+    HostKey {
+        vni,
+        address: UNSPECIFIED,
+    }..=HostKey {
+        vni,
+        address: [0xff; 16],
+    }
+}
+
+/// Whether a host can have this address. Unspecified, loopback and multicast addresses are excluded,
+/// and of IPv4 also "this network", limited broadcast and class E (RFC 1122 section 3.2.1.3, RFC 4291
+/// section 2.4).
+fn is_host(address: &Address) -> bool {
+    match as_v4(address) {
+        Some([first, ..]) => first != 0 && first != 127 && first < 224,
+        None => address[0] != 0xff && address[..15] != [0; 15],
+    }
+}

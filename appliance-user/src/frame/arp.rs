@@ -1,0 +1,62 @@
+//! ARP for Ethernet and IPv4 (RFC 826, RFC 5227).
+
+use appliance_common::wire::{ARP_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4};
+
+use super::{BROADCAST, Port, begin};
+
+const REQUEST: u16 = 1;
+const REPLY: u16 = 2;
+
+/// An ARP request for `target` with sender address 0.0.0.0, the form of an ARP probe (RFC 5227
+/// section 2.1.1): the appliance has no address on a tenant's network, and this form changes
+/// nobody's cache. `destination` is one host's MAC address, or `None` for a broadcast.
+#[must_use]
+pub fn arp_request(port: &Port, target: [u8; 4], destination: Option<[u8; 6]>) -> Vec<u8> {
+    arp(
+        port,
+        port.mac,
+        destination.unwrap_or(BROADCAST),
+        REQUEST,
+        [0; 4],
+        [0; 6],
+        target,
+    )
+}
+
+/// An announcement of `address` at `mac` (RFC 5227 section 2.3, "gratuitous ARP"): broadcast, sender
+/// and target address are both `address`. `reply` makes it an ARP reply with the target hardware
+/// address set to `mac` (RFC 5944 section 4.6), for machines that heed only that form.
+#[must_use]
+pub fn arp_announcement(port: &Port, address: [u8; 4], mac: [u8; 6], reply: bool) -> Vec<u8> {
+    let (operation, target_mac) = if reply {
+        (REPLY, mac)
+    } else {
+        (REQUEST, [0; 6])
+    };
+    arp(
+        port, mac, BROADCAST, operation, address, target_mac, address,
+    )
+}
+
+fn arp(
+    port: &Port,
+    sender_mac: [u8; 6],
+    destination: [u8; 6],
+    operation: u16,
+    sender: [u8; 4],
+    target_mac: [u8; 6],
+    target: [u8; 4],
+) -> Vec<u8> {
+    // Never the sender's MAC address as the frame's source: a switch would learn that somebody else's
+    // machine is behind this port, and virtual switches refuse forged sources.
+    let mut frame = begin(port, destination, port.mac, ETHERTYPE_ARP, ARP_LEN);
+    frame.extend_from_slice(&1u16.to_be_bytes()); // Ethernet
+    frame.extend_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+    frame.extend_from_slice(&[6, 4]);
+    frame.extend_from_slice(&operation.to_be_bytes());
+    frame.extend_from_slice(&sender_mac);
+    frame.extend_from_slice(&sender);
+    frame.extend_from_slice(&target_mac);
+    frame.extend_from_slice(&target);
+    frame
+}

@@ -1,0 +1,189 @@
+//! Neighbour discovery for IPv6 (RFC 4861).
+
+use appliance_common::addr::{Address, multicast_mac_v6, solicited_node};
+use appliance_common::checksum;
+use appliance_common::wire::{ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPV6_LEN};
+
+use super::{Port, begin};
+
+/// Neighbour solicitation and advertisement with one link-layer address option, bytes.
+const ND_LEN: usize = 32;
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const OPTION_SOURCE: u8 = 1;
+const OPTION_TARGET: u8 = 2;
+const OPTION_PREFIX: u8 = 3;
+/// RFC 4861 section 4.6.2: the L bit.
+const FLAG_ON_LINK: u8 = 0x80;
+/// Hops that packets of hosts may go (RFC 1700).
+const HOPS: u8 = 64;
+/// RFC 4861 section 4.4: the R and O bits.
+const FLAG_ROUTER: u8 = 0x80;
+const FLAG_OVERRIDE: u8 = 0x20;
+/// ff02::1 (RFC 4291 section 2.7.1).
+const ALL_NODES: Address = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// The link-local address of a MAC address (RFC 4291 appendix A).
+#[must_use]
+pub const fn link_local(mac: &[u8; 6]) -> Address {
+    [
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        mac[0] ^ 2,
+        mac[1],
+        mac[2],
+        0xff,
+        0xfe,
+        mac[3],
+        mac[4],
+        mac[5],
+    ]
+}
+
+/// A neighbour solicitation for `target` (RFC 4861 section 4.3) from the link-local address of the
+/// port's MAC address, with that MAC address as source option so that it can be answered without a
+/// solicitation back. To one host's MAC address (and its unicast address), or `None` for the
+/// solicited-node group.
+#[must_use]
+pub fn neighbour_solicitation(
+    port: &Port,
+    target: &Address,
+    destination: Option<[u8; 6]>,
+) -> Vec<u8> {
+    let (ip, mac) = match destination {
+        Some(mac) => (*target, mac),
+        None => {
+            let group = solicited_node(target);
+            (group, multicast_mac_v6(&group))
+        }
+    };
+    let source = link_local(&port.mac);
+    nd(
+        port,
+        port.mac,
+        mac,
+        &source,
+        &ip,
+        SOLICITATION,
+        0,
+        target,
+        OPTION_SOURCE,
+    )
+}
+
+/// An unsolicited neighbour advertisement of `address` at `mac` to all nodes (RFC 4861 section
+/// 7.2.6), Override set, so that caches move at once. `router` sets the Router flag: without it a
+/// router would be taken off its hosts' default router lists (section 7.2.5).
+#[must_use]
+pub fn unsolicited_advertisement(
+    port: &Port,
+    address: &Address,
+    mac: [u8; 6],
+    router: bool,
+) -> Vec<u8> {
+    let flags = FLAG_OVERRIDE | if router { FLAG_ROUTER } else { 0 };
+    nd(
+        port,
+        mac,
+        multicast_mac_v6(&ALL_NODES),
+        address,
+        &ALL_NODES,
+        ADVERTISEMENT,
+        flags,
+        address,
+        OPTION_TARGET,
+    )
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the fields of one message, given once each"
+)]
+fn nd(
+    port: &Port,
+    mac: [u8; 6],
+    destination_mac: [u8; 6],
+    source: &Address,
+    destination: &Address,
+    kind: u8,
+    flags: u8,
+    target: &Address,
+    option: u8,
+) -> Vec<u8> {
+    let mut message = [0u8; ND_LEN];
+    message[0] = kind;
+    message[4] = flags;
+    message[8..24].copy_from_slice(target);
+    message[24] = option;
+    message[25] = 1; // in units of 8 bytes
+    message[26..32].copy_from_slice(&mac);
+    whole(port, destination_mac, source, destination, &mut message)
+}
+
+/// The frame of an ICMPv6 message whose checksum is still zero; of at most 65 535 bytes.
+fn whole(
+    port: &Port,
+    destination_mac: [u8; 6],
+    source: &Address,
+    destination: &Address,
+    message: &mut [u8],
+) -> Vec<u8> {
+    // RFC 8200 section 8.1: the pseudo-header's addresses, length and next header.
+    let len = (message.len() as u16).to_be_bytes();
+    let pseudo = [0, 0, len[0], len[1], 0, 0, 0, IPPROTO_ICMPV6];
+    let sum = [&source[..], &destination[..], &pseudo[..], &message[..]]
+        .iter()
+        .map(|part| u32::from(checksum::fold(checksum::sum(part))))
+        .sum();
+    let check = !checksum::fold(sum);
+    message[2..4].copy_from_slice(&check.to_ne_bytes());
+
+    let mut frame = begin(
+        port,
+        destination_mac,
+        // Never another's: a switch would learn that somebody else's machine is behind this port.
+        port.mac,
+        ETHERTYPE_IPV6,
+        IPV6_LEN + message.len(),
+    );
+    frame.extend_from_slice(&[0x60, 0, 0, 0, len[0], len[1], IPPROTO_ICMPV6, 255]);
+    frame.extend_from_slice(source);
+    frame.extend_from_slice(destination);
+    frame.extend_from_slice(message);
+    frame
+}
+
+/// A router advertisement (RFC 4861 section 4.2) from the link-local address `source` to all nodes, with our MAC
+/// address and the prefixes that are on the link, of which no host is to make addresses. `lifetime`, seconds, is the
+/// router's; 0 when it is one no longer.
+#[must_use]
+pub fn router_advertisement(
+    port: &Port,
+    source: &Address,
+    lifetime: u16,
+    prefixes: &[(Address, u8)],
+) -> Vec<u8> {
+    let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, HOPS, 0];
+    message.extend_from_slice(&lifetime.to_be_bytes());
+    // Reachable and retransmission time: unspecified.
+    message.extend_from_slice(&[0; 8]);
+    message.extend_from_slice(&[OPTION_SOURCE, 1]);
+    message.extend_from_slice(&port.mac);
+    for (prefix, length) in prefixes {
+        message.extend_from_slice(&[OPTION_PREFIX, 4, *length, FLAG_ON_LINK]);
+        for _valid_and_preferred in 0..2 {
+            message.extend_from_slice(&u32::from(lifetime).to_be_bytes());
+        }
+        message.extend_from_slice(&[0; 4]);
+        message.extend_from_slice(prefix);
+    }
+    let mac = multicast_mac_v6(&ALL_NODES);
+    whole(port, mac, source, &ALL_NODES, &mut message)
+}
