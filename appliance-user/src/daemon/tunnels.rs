@@ -19,7 +19,7 @@ use tunnel_worker::{
     TunnelManager, certificate_file, clock,
     host::{MapWrite, NextHop, NextHops, ProgramMaps, TableWrite},
     max_udp_payload,
-    tls::Reason,
+    tls::RefusalReason,
 };
 
 use super::{controller::InForce, keys::Keys};
@@ -116,10 +116,10 @@ impl Tunnels {
         let hosts = manager.work(&mut Programs(datapath));
         // Computed only where they may have changed: there may be hundreds of tunnels, and this runs
         // thousands of times a second.
-        let rooms = manager.stirred().then(|| manager.rooms());
-        let moved = manager.moved();
+        let rooms = manager.inner_mtus_changed().then(|| manager.inner_mtus());
+        let moved = manager.watched_changed();
         let timestamps: Timestamps = manager
-            .timestamps()
+            .take_timestamps()
             .into_iter()
             .map(|(key, timestamp)| (key.to_string(), *timestamp.as_bytes()))
             .collect();
@@ -155,7 +155,7 @@ impl Tunnels {
     /// Sends writes of the tables to the workers.
     pub fn write(&mut self, writes: &[MapUpdate]) {
         if let Some(manager) = &mut self.manager {
-            manager.write(&table_writes(writes));
+            manager.write_tables(&table_writes(writes));
         }
     }
 
@@ -167,7 +167,7 @@ impl Tunnels {
     /// Sends a neighbour to the workers; `None` removes it.
     pub fn neighbour(&mut self, key: HostKey, neighbour: Option<Neighbour>) {
         if let Some(manager) = &mut self.manager {
-            manager.write(&[TableWrite::Neighbour(key, neighbour)]);
+            manager.write_tables(&[TableWrite::Neighbour(key, neighbour)]);
         }
     }
 
@@ -226,7 +226,7 @@ impl Tunnels {
             })
             .collect();
         manager.set_ports(&wanted, &mut Programs(datapath));
-        self.observed.socket_slots = manager.xsks();
+        self.observed.socket_slots = manager.socket_slots();
     }
 
     /// Tells the tunnels of links, routes and addresses.
@@ -238,7 +238,7 @@ impl Tunnels {
     ) {
         let locals = local_addresses(config, snapshot);
         if let Some(manager) = &mut self.manager {
-            manager.underlay(next_hops(snapshot), &locals, &mut Programs(datapath));
+            manager.set_underlay(next_hops(snapshot), &locals, &mut Programs(datapath));
         }
     }
 
@@ -246,14 +246,14 @@ impl Tunnels {
     pub fn watched(&self) -> Vec<IpAddr> {
         self.manager
             .as_ref()
-            .map(TunnelManager::watched)
+            .map(TunnelManager::watched_addresses)
             .unwrap_or_default()
     }
 
     /// Tells the other ends and gateways that this process ends.
     pub fn leave(&mut self) {
         if let Some(manager) = &mut self.manager {
-            manager.leave();
+            manager.leave_gateways();
         }
     }
 
@@ -317,9 +317,9 @@ impl Tunnels {
 
     /// Where tunnels over TLS may arrive, for status.
     pub fn tls(&self, config: &Config) -> Option<TlsStatus> {
-        let (fingerprint, refusals, connections) = self.manager.as_ref()?.arrived()?;
+        let (fingerprint, stats, connections) = self.manager.as_ref()?.tls_listener()?;
         let listen = config.tls.as_ref().map(|tls| tls.listen.clone());
-        let refused = Reason::ALL.map(|why| (why.name().to_owned(), refusals.refused(why)));
+        let refused = RefusalReason::ALL.map(|why| (why.name().to_owned(), stats.refused(why)));
         Some(TlsStatus {
             listen: listen.unwrap_or_default(),
             fingerprint: fingerprint.to_string(),
@@ -351,10 +351,10 @@ impl Tunnels {
         let detail = if end.up {
             "up".to_owned()
         } else {
-            end.why_down.clone()
+            end.down_reason.clone()
         };
         status(
-            end.way.and_then(|way| way.address()),
+            end.path.and_then(|path| path.address()),
             end.up || may_be_away,
             detail,
             Some(tunnel_status(end)),
@@ -363,7 +363,7 @@ impl Tunnels {
 }
 
 fn tunnel_status(end: tunnel_worker::PeerStatus) -> TunnelStatus {
-    let carrier = match end.way {
+    let carrier = match end.path {
         Some(PeerPath::Stream(_)) => "tls",
         Some(_) => "udp",
         None => "",
@@ -373,13 +373,13 @@ fn tunnel_status(end: tunnel_worker::PeerStatus) -> TunnelStatus {
         carrier: carrier.to_owned(),
         via: end.via.unwrap_or_default(),
         gateways: end.gateways.into_iter().map(gateway_status).collect(),
-        stream: end.stream.map(|(peer, counted)| StreamStatus {
+        stream: end.tls.map(|(peer, counted)| StreamStatus {
             peer,
             tx_packets: counted.datagrams_out,
             tx_bytes: counted.bytes_out,
             rx_packets: counted.datagrams_in,
             rx_bytes: counted.bytes_in,
-            dropped: counted.full_in + counted.too_long_in + counted.nowhere_in + counted.full_out,
+            dropped: counted.dropped(),
         }),
         public_key: end.public_key.to_string(),
         cipher: end.cipher.name().to_owned(),

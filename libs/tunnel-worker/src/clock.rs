@@ -1,4 +1,4 @@
-//! The monotonic clock, as the tunnel and the daemon's timers both see it.
+//! Clocks: the monotonic one that the tunnels and the owner's timers share, and an ever-increasing wall clock.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -13,7 +13,7 @@ pub fn nanos() -> u64 {
     read(libc::CLOCK_MONOTONIC)
 }
 
-/// CPU time of this thread, nanoseconds.
+/// `CLOCK_THREAD_CPUTIME_ID`: CPU time of this thread, nanoseconds.
 #[must_use]
 pub fn thread_nanos() -> u64 {
     read(libc::CLOCK_THREAD_CPUTIME_ID)
@@ -29,13 +29,13 @@ fn read(clock: libc::clockid_t) -> u64 {
     (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Now, for a worker.
+/// Now, by the monotonic clock.
 #[must_use]
 pub fn mono() -> Instant {
     Instant::from_nanos(nanos())
 }
 
-/// Now by both clocks, for the control half.
+/// Now, by the monotonic clock and the wall clock.
 #[must_use]
 pub fn now() -> Now {
     Now {
@@ -46,19 +46,19 @@ pub fn now() -> Now {
     }
 }
 
-/// Nanoseconds since 1970, more each time that it is asked, in whatever thread: a clock that is set back is waited for. What circuits' ends
-/// say is told from what they said before by it.
+/// Nanoseconds since 1970, more at each call, in whatever thread, even where the clock is set back. It marks the
+/// messages of circuits' ends: gateways and listeners refuse one that is not newer than the last.
 #[must_use]
-pub fn grown() -> u64 {
+pub fn unix_nanos_increasing() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let wall = u64::try_from(now().unix.as_nanos()).unwrap_or(u64::MAX / 2);
-    // Two apart: an end adds one.
+    // Two apart: the end of a circuit may add one.
     let next = |last: u64| Some(wall.max(last + 2));
     let last = LAST.fetch_update(Relaxed, Relaxed, next).unwrap_or(wall);
     wall.max(last + 2)
 }
 
-/// How long until `at`; zero if it has passed.
+/// Time until `at`; zero if it has passed.
 #[must_use]
 pub fn until(at: Instant) -> Duration {
     at.since(mono())
@@ -69,10 +69,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_moments_are_the_same() {
+    fn the_increasing_clock_gives_no_time_twice() {
         let all = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| (0..1000).map(|_| grown()).collect::<Vec<_>>()))
+                .map(|_| {
+                    scope.spawn(|| {
+                        (0..1000)
+                            .map(|_| unix_nanos_increasing())
+                            .collect::<Vec<_>>()
+                    })
+                })
                 .collect();
             let all = threads.into_iter().map(|t| t.join().expect("a thread"));
             all.collect::<Vec<_>>()

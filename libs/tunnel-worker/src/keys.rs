@@ -11,26 +11,34 @@ use std::{
 use tunnel::{InvalidKey, PresharedKey, Random, SecretKey};
 use zeroize::Zeroizing;
 
-/// What is wrong with a key file.
+/// Why a key file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file operation failed.
-    #[error("{operation} {}: {source}; make a key with `causeway-appliance keygen --private-key {}`", path.display(), path.display())]
+    #[error(
+        "{operation} {}: {source}; make a key with `causeway-appliance keygen --private-key {}`",
+        path.display(),
+        path.display()
+    )]
     Io {
-        /// What was tried.
+        /// The operation, as a verb.
         operation: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// What the kernel refused.
         source: io::Error,
     },
-    /// There is a file already.
-    #[error("{} is there already and is not overwritten: whoever knows its public key would lose the tunnel; give another name, or move it away", path.display())]
+    /// The file exists.
+    #[error(
+        "{} exists and is not overwritten: peers that know its public key would lose the tunnel; give another \
+         name, or move it away",
+        path.display()
+    )]
     Exists {
         /// The file.
         path: PathBuf,
     },
-    /// Others can read it.
+    /// Other users can read the file.
     #[error("{} can be read by others (mode {mode:03o}): `chmod 600 {}`", path.display(), path.display())]
     Readable {
         /// The file.
@@ -38,7 +46,7 @@ pub enum Error {
         /// Its permission bits.
         mode: u32,
     },
-    /// Its text is no key.
+    /// The file holds no key.
     #[error("{}: {source}", path.display())]
     Text {
         /// The file.
@@ -57,7 +65,7 @@ impl Random for OsRandom {
     /// done without it.
     fn fill(&mut self, out: &mut [u8]) {
         if let Err(error) = getrandom::fill(out) {
-            tracing::error!(%error, "the operating system gives no random numbers");
+            tracing::error!(%error, "the operating system's random number generator failed; exiting");
             std::process::abort();
         }
     }
@@ -79,7 +87,7 @@ pub fn preshared(path: &Path) -> Result<PresharedKey, Error> {
     read(path)
 }
 
-/// Reads the key of one side of a circuit.
+/// Reads the key of our side of a circuit.
 ///
 /// # Errors
 /// [`Error`], naming the file.
@@ -96,7 +104,7 @@ fn read<K: FromStr<Err = InvalidKey>>(path: &Path) -> Result<K, Error> {
             source,
         }
     };
-    let mode = fs::metadata(path).map_err(failed("look at"))?.mode() & 0o777;
+    let mode = fs::metadata(path).map_err(failed("stat"))?.mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(Error::Readable {
             path: path.to_owned(),
@@ -113,7 +121,7 @@ fn read<K: FromStr<Err = InvalidKey>>(path: &Path) -> Result<K, Error> {
 /// Writes a new key file, mode 0600. Never overwrites one.
 ///
 /// # Errors
-/// [`Error`]; nothing is left behind that was not there.
+/// [`Error`]. No partial file is left behind.
 pub fn write(path: &Path, base64: &str) -> Result<(), Error> {
     let failed = |operation| {
         move |source: io::Error| Error::Io {
@@ -133,7 +141,7 @@ pub fn write(path: &Path, base64: &str) -> Result<(), Error> {
                     path: path.to_owned(),
                 }
             } else {
-                failed("make")(source)
+                failed("create")(source)
             }
         })?;
     let text = Zeroizing::new(format!("{base64}\n"));

@@ -1,23 +1,27 @@
-//! Encrypted tunnels: the workers that carry packets, and the end that makes sessions for them.
+//! The appliance's encrypted tunnels: packet workers on AF_XDP, peers and handshakes, and TLS where UDP is blocked.
 //!
-//! For: sealing what the programs hand over and opening what comes back, at the speed of the CPU; keeping
-//! every peer's tunnel up without a person. Never: a packet through tokio, or a handshake on a worker.
+//! For: sealing what the XDP programs hand over and opening what arrives, at the speed of the CPU; keeping every
+//! peer's tunnel up without an operator. Never: the appliance's configuration, reconciliation or datapath (the owner
+//! gives specifications and writes the maps, see [`host`]); a packet through tokio; a handshake on a worker.
 //!
 //! ```text
-//!        programs ──AF_XDP──▶ worker ──AF_XDP──▶ wire         one thread per worker, pinned
-//!                               ▲ │
-//!         sessions, tables      │ │ reports, words, packets that wait
+//!        programs ──AF_XDP──▶ worker ──AF_XDP──▶ wire          one pinned thread for each worker
+//!                               ▲ │   ◀─rings─▶ TLS            one thread for each connection
+//!         sessions, tables      │ │ reports, control messages, unresolved packets
 //!                               │ ▼
-//!        kernel ───UDP────▶ ends ───UDP──▶ wire               handshakes only, in the daemon's loop
+//!        kernel ───UDP────▶ manager ───UDP──▶ wire             handshakes only, in the owner's loop
+//!                             ▲  │
+//!     specifications, underlay│  ▼ map writes, status
+//!                            owner
 //! ```
 //!
-//! - `pipeline`: what happens to a frame; pure.
-//! - `worker`: the thread around it.
-//! - `ends`: peers, handshakes, sessions, addresses; around the crate `tunnel`, whose control half `control` keeps.
-//! - `circuits`: the gateways by which a peer is reached; around the crate `gateway-client`.
-//! - `schedule`: which of them are due; pure.
-//! - `streams`, `fallback`: the same over TLS, where UDP does not get through; around `crate::stream`.
-//! - `keys`: key files.
+//! - [`pipeline`]: what happens to a frame; pure.
+//! - `worker`: the thread around a pipeline.
+//! - `manager`: [`TunnelManager`]: peers, handshakes, choice of the path, sockets.
+//! - [`tls`]: the tunnel's datagrams in a TLS connection.
+//! - [`host`]: what the owner provides: map writes, tables, next hops.
+//! - [`keys`], [`clock`]: key files and clocks.
+//! - `testing` (feature): two pipelines joined in memory.
 
 pub mod clock;
 pub mod host;
@@ -33,4 +37,4 @@ pub use manager::{
     CircuitSpec, Error, HostActivity, ListenSpec, PeerProtocol, PeerSpec, PeerStatus, PortSpec,
     TlsSpec, TunnelManager, WorkerStatus, certificate_file, max_udp_payload,
 };
-pub use worker::{Settings, UnresolvedPacket, WaitMode};
+pub use worker::{UnresolvedPacket, WaitMode};

@@ -1,4 +1,4 @@
-//! TLS 1.3 and nothing older, with a pinned certificate instead of authorities.
+//! TLS configuration: version 1.3 only, with a pinned certificate instead of authorities.
 
 use std::sync::Arc;
 
@@ -16,30 +16,29 @@ use rustls::{
     version::TLS13,
 };
 
-use super::{Fingerprint, Identity};
+use super::identity::{Fingerprint, Identity};
 
-/// Another certificate than the pinned one.
+/// The certificate is not the pinned one.
 #[derive(Debug, thiserror::Error)]
 #[error("the certificate's fingerprint is {presented}, not {pinned}")]
-pub(super) struct OtherCertificate {
+pub(super) struct FingerprintMismatch {
     pub presented: Fingerprint,
     pub pinned: Fingerprint,
 }
 
-impl OtherCertificate {
-    /// Whether that is what is wrong: presented and pinned.
+impl FingerprintMismatch {
+    /// The fingerprints presented and pinned, if this is the error.
     pub fn of(error: &Error) -> Option<(Fingerprint, Fingerprint)> {
         match error {
             Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => other
                 .downcast_ref::<Self>()
                 .map(|other| (other.presented, other.pinned)),
-            // Whatever else.
             _ => None,
         }
     }
 }
 
-/// Of who dials.
+/// Configuration of the end that dials.
 pub(super) fn client(pinned: Fingerprint) -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = Pinned {
@@ -52,12 +51,12 @@ pub(super) fn client(pinned: Fingerprint) -> Result<Arc<ClientConfig>, Error> {
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
-    // Every connection proves anew who is there.
+    // Every connection authenticates the other end anew.
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
 
-/// Of who listens.
+/// Configuration of the end that listens.
 pub(super) fn server(identity: &Identity) -> Result<Arc<ServerConfig>, Error> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&TLS13])?
@@ -69,7 +68,7 @@ pub(super) fn server(identity: &Identity) -> Result<Arc<ServerConfig>, Error> {
     Ok(Arc::new(config))
 }
 
-/// Believes one certificate, whatever it says about names and times.
+/// Accepts one certificate, whatever names and times are in it.
 #[derive(Debug)]
 struct Pinned {
     pinned: Fingerprint,
@@ -90,7 +89,7 @@ impl ServerCertVerifier for Pinned {
         if presented == pinned {
             return Ok(ServerCertVerified::assertion());
         }
-        let other = OtherError(Arc::new(OtherCertificate { presented, pinned }));
+        let other = OtherError(Arc::new(FingerprintMismatch { presented, pinned }));
         Err(CertificateError::Other(other).into())
     }
 
@@ -100,7 +99,7 @@ impl ServerCertVerifier for Pinned {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("only TLS 1.3 is spoken".to_owned()))
+        Err(Error::General("only TLS 1.3 is supported".to_owned()))
     }
 
     fn verify_tls13_signature(

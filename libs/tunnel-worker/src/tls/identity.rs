@@ -37,17 +37,18 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// A text is no fingerprint.
+/// The text is not a fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a fingerprint is 64 hexadecimal digits, with or without colons: what the listening appliance shows, or `openssl x509 -noout -fingerprint -sha256`"
+    "a fingerprint is 64 hexadecimal digits, with or without colons, as the listening appliance or \
+     `openssl x509 -noout -fingerprint -sha256` prints it"
 )]
 pub struct BadFingerprint;
 
 impl FromStr for Fingerprint {
     type Err = BadFingerprint;
 
-    /// Hexadecimal digits in either case, by twos with colons between (as openssl prints them) or without.
+    /// Accepts hexadecimal digits in either case, in pairs separated by colons (as openssl prints them) or without.
     fn from_str(text: &str) -> Result<Self, BadFingerprint> {
         let digit = |byte: u8| char::from(byte).to_digit(16).ok_or(BadFingerprint);
         let between = match text.len() {
@@ -68,41 +69,49 @@ impl FromStr for Fingerprint {
     }
 }
 
-/// Why there is no identity.
+/// Why an identity cannot be loaded or made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file operation failed.
     #[error("{operation} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation, as a verb.
         operation: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// What the kernel refused.
         source: io::Error,
     },
-    /// Others can read it.
-    #[error("{} can be read by others (mode {mode:03o}): `chmod 600 {}`", path.display(), path.display())]
+    /// Other users can read the file.
+    #[error(
+        "{} can be read by others (mode {mode:03o}): `chmod 600 {}`",
+        path.display(),
+        path.display()
+    )]
     Readable {
         /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// It holds something else.
-    #[error("{} does not hold a certificate and its key (PEM, PKCS #8): {why}; move it away and another is made, whose fingerprint tenants have to be given", path.display())]
+    /// The file holds no identity.
+    #[error(
+        "{} does not hold a certificate and its key (PEM, PKCS #8): {why}; move it away to have a new one made, \
+         and give tenants its fingerprint",
+        path.display()
+    )]
     Text {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         why: String,
     },
-    /// It could not be made.
-    #[error("a certificate for \"{name}\" cannot be made: {source}")]
+    /// The certificate cannot be generated.
+    #[error("cannot generate a certificate for \"{name}\": {source}")]
     Make {
         /// The name.
         name: String,
-        /// Why not.
+        /// The error.
         source: rcgen::Error,
     },
 }
@@ -115,7 +124,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// A new one, for this name, which nobody checks.
+    /// A new identity. The name in the certificate is not verified by the other end.
     ///
     /// # Errors
     /// [`Error::Make`].
@@ -140,10 +149,10 @@ impl Identity {
         })
     }
 
-    /// The one in this file; when there is no file, a new one that is written there, mode 0600.
+    /// The identity in this file; if the file does not exist, a new one that is written there, mode 0600.
     ///
     /// # Errors
-    /// [`Error`], naming the file. A file that is there is never overwritten.
+    /// [`Error`], naming the file. An existing file is never overwritten.
     pub fn load_or_generate(path: &Path, name: &str) -> Result<Self, Error> {
         match fs::metadata(path) {
             Ok(metadata) => Self::load(path, metadata.mode() & 0o777),
@@ -153,7 +162,7 @@ impl Identity {
                 Ok(identity)
             }
             Err(source) => Err(Error::Io {
-                operation: "look at",
+                operation: "stat",
                 path: path.to_owned(),
                 source,
             }),
@@ -188,7 +197,7 @@ impl Identity {
         Ok(Self { chain, key })
     }
 
-    /// All of it or nothing: a crash between leaves no half of an identity.
+    /// Writes the file atomically: a crash leaves no half of an identity.
     fn write(&self, path: &Path) -> Result<(), Error> {
         let failed = |operation| {
             move |source| Error::Io {
@@ -203,7 +212,7 @@ impl Identity {
         }
         pem(&mut text, "PRIVATE KEY", self.key.secret_der());
         let new = path.with_extension("new");
-        // Of an earlier attempt.
+        // Left over from an earlier attempt.
         let _ = fs::remove_file(&new);
         OpenOptions::new()
             .write(true)
@@ -215,16 +224,16 @@ impl Identity {
                 file.sync_all()
             })
             .map_err(failed("write"))?;
-        fs::rename(&new, path).map_err(failed("put into place"))?;
+        fs::rename(&new, path).map_err(failed("rename"))?;
         if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("")) {
             File::open(folder)
                 .and_then(|folder| folder.sync_all())
-                .map_err(failed("make sure of"))?;
+                .map_err(failed("sync"))?;
         }
         Ok(())
     }
 
-    /// What tenants pin.
+    /// SHA-256 of the certificate, which tenants pin.
     ///
     /// # Panics
     /// Never: an identity has a certificate.
@@ -242,11 +251,11 @@ impl Identity {
     }
 }
 
-/// Adds a block of RFC 7468.
+/// Appends a PEM block (RFC 7468).
 fn pem(out: &mut String, label: &str, der: &[u8]) {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     out.push_str(&format!("-----BEGIN {label}-----\n"));
-    // 48 bytes are a line of 64 digits.
+    // 48 bytes make a line of 64 characters.
     for line in der.chunks(48) {
         for three in line.chunks(3) {
             let bits = (0..3).fold(0, |bits, n| {
@@ -269,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_identity_is_made_once_and_kept() {
+    fn an_identity_is_generated_once_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stream.pem");
         let made = Identity::load_or_generate(&path, "tunnel.example").unwrap();
@@ -278,14 +287,14 @@ mod tests {
         assert_eq!(made.fingerprint(), again.fingerprint());
         assert_eq!(made.key, again.key);
         assert_eq!(made.chain, again.chain);
-        super::super::config::server(&again).expect("of use");
+        super::super::config::server(&again).expect("a usable identity");
         let other = Identity::generate("tunnel.example").unwrap();
         assert_ne!(made.fingerprint(), other.fingerprint());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn a_file_that_others_can_read_or_that_is_something_else_is_refused() {
+    fn a_file_that_others_can_read_or_without_an_identity_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stream.pem");
         Identity::load_or_generate(&path, "a.example").unwrap();
@@ -302,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_is_read_as_written_and_as_openssl_writes_it() {
+    fn a_fingerprint_is_parsed_as_printed_here_and_by_openssl() {
         let fingerprint = Identity::generate("a.example").unwrap().fingerprint();
         let text = fingerprint.to_string();
         assert_eq!(text.parse(), Ok(fingerprint));

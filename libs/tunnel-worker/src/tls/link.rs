@@ -1,13 +1,14 @@
-//! One TLS connection on a socket that does not block: bytes in and out, and waiting.
+//! One TLS connection on a non-blocking socket: bytes in and out, and the handshake.
+//!
+//! ```text
+//!   socket ─▶ buffer ─▶ rustls ─▶ Decoder ─▶ frames         fill
+//!   socket ◀─ rustls ◀─ writer ◀─ frames                    flush
+//! ```
 
 use std::{
     io::{self, ErrorKind, Read as _},
     net::TcpStream,
-    os::fd::{AsFd as _, AsRawFd as _},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering::SeqCst},
-    },
+    os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
@@ -17,212 +18,134 @@ use gateway_client::{
 };
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        eventfd::{EfdFlags, EventFd},
-        socket::{setsockopt, sockopt},
-    },
+    poll::PollFlags,
+    sys::socket::{setsockopt, sockopt},
 };
 
-use super::carrier::Closed;
+use super::{
+    close_reason::CloseReason,
+    thread_control::{StopReason, ThreadControl},
+};
 
-/// Bytes read from the socket at a time.
+/// Bytes read from the socket at a time, at most.
 const READ: usize = 64 << 10;
-/// Bytes that the kernel holds back unsent at most: more would only make datagrams old.
+/// Bytes that the kernel holds unsent at most (`TCP_NOTSENT_LOWAT`): more would only add delay.
 const UNSENT: libc::c_int = 128 << 10;
-/// How long what was sent may stay unacknowledged, milliseconds.
+/// How long data may stay unacknowledged (`TCP_USER_TIMEOUT`), milliseconds.
 const USER_TIMEOUT: u32 = 20_000;
-/// Silence after which the other side's kernel is asked, between questions, and questions: seconds, seconds, a number.
+/// TCP keep-alive: idle time in seconds, interval in seconds, probes.
 const KEEPALIVE: (u32, u32, u32) = (10, 5, 3);
 
-/// Why a thread is to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Order {
-    Close = 1,
-    Replaced,
-    Removed,
-    Crowded,
-    /// Of an attempt: unless its hello was said.
-    GiveUp,
-}
-
-/// How a connection's thread is told to end, and woken.
-#[derive(Debug)]
-pub(super) struct Control {
-    order: AtomicU8,
-    pub event: Arc<EventFd>,
-    /// Whether the thread sleeps and is to be woken for datagrams.
-    pub sleeps: Arc<AtomicBool>,
-}
-
-impl Control {
-    pub fn new() -> io::Result<Arc<Self>> {
-        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Arc::new(Self {
-            order: AtomicU8::new(0),
-            event: Arc::new(event),
-            sleeps: Arc::default(),
-        }))
-    }
-
-    /// Tells it to end. The first order stays.
-    pub fn order(&self, order: Order) {
-        let _ = self.order.compare_exchange(0, order as u8, SeqCst, SeqCst);
-        let _ = self.event.write(1);
-    }
-
-    pub fn ordered(&self) -> Option<Order> {
-        match self.order.load(SeqCst) {
-            0 => None,
-            2 => Some(Order::Replaced),
-            3 => Some(Order::Removed),
-            4 => Some(Order::Crowded),
-            5 => Some(Order::GiveUp),
-            _ => Some(Order::Close),
-        }
-    }
-
-    /// UnresolvedPacket until the socket is ready for one of these, an order or datagrams; no longer than until `deadline`.
-    pub fn wait(&self, socket: &TcpStream, events: PollFlags, deadline: Option<Instant>) {
-        let mut fds = [
-            PollFd::new(self.event.as_fd(), PollFlags::POLLIN),
-            PollFd::new(socket.as_fd(), events),
-        ];
-        self.poll(&mut fds, deadline);
-    }
-
-    /// UnresolvedPacket until one of the sockets may be written to or an order comes; no longer than until `deadline`.
-    pub fn wait_for_one<'s>(
-        &self,
-        sockets: impl Iterator<Item = &'s TcpStream>,
-        deadline: Instant,
-    ) {
-        let mut fds = vec![PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
-        fds.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLOUT)));
-        self.poll(&mut fds, Some(deadline));
-    }
-
-    /// The first of the descriptors is that of orders.
-    fn poll(&self, fds: &mut [PollFd<'_>], deadline: Option<Instant>) {
-        let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Rounded up: a sleep of no time would be a spin.
-            PollTimeout::from(u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX))
-        });
-        // EINTR and its like: the caller looks again anyway.
-        let _ = poll(fds, timeout);
-        if fds.first().and_then(PollFd::any).unwrap_or(false) {
-            let _ = self.event.read();
-        }
-    }
-}
-
-/// Why there is no connection with both ends known.
+/// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unmade {
+pub(super) enum HandshakeError {
     #[error("too slow")]
     Slow,
-    #[error("ordered to end")]
-    Ordered,
+    #[error("stopped")]
+    Stopped,
     #[error(transparent)]
-    Ended(#[from] Closed),
+    Ended(#[from] CloseReason),
 }
 
-/// What [`Link::fill`] came to.
+/// Result of [`TlsLink::fill`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Filled {
+pub(super) enum ReadProgress {
     /// There may be more at once.
     More,
     /// There is nothing until the socket is readable.
-    Dry,
+    Blocked,
 }
 
 /// A TLS connection.
-pub(super) struct Link {
+pub(super) struct TlsLink {
     pub socket: TcpStream,
     pub tls: rustls::Connection,
     pub decoder: Decoder,
-    /// The hello was said: to give up now would leave the other end with a connection that is none.
-    pub greeted: bool,
-    /// Bytes came from the socket since this was last looked at.
-    pub came: bool,
+    /// The hello was sent: an attempt that is given up now would leave the other end with a dead connection.
+    pub hello_sent: bool,
+    /// Bytes were received since this was last reset.
+    pub received: bool,
     /// Bytes that the socket took.
     pub written: u64,
-    /// What was read from the socket: `read.0..read.1` is still to be given to TLS.
-    room: Box<[u8]>,
-    read: (usize, usize),
+    buffer: Box<[u8]>,
+    /// The part of `buffer` that is still to be given to TLS.
+    unread: (usize, usize),
 }
 
-impl Link {
-    /// Around a socket that does not block. Until the hello no frame but one of its length is taken.
+impl TlsLink {
+    /// Around a non-blocking socket. Until the hello no longer frame is accepted.
     pub fn new(socket: TcpStream, mut tls: rustls::Connection) -> Self {
-        // What is given to TLS to be sent is bounded by who gives it.
+        // The caller bounds what it gives TLS to send.
         tls.set_buffer_limit(None);
         Self {
             socket,
             tls,
             decoder: Decoder::new(MESSAGE_BYTES as u16),
-            greeted: false,
-            came: false,
+            hello_sent: false,
+            received: false,
             written: 0,
-            room: vec![0; READ].into_boxed_slice(),
-            read: (0, 0),
+            buffer: vec![0; READ].into_boxed_slice(),
+            unread: (0, 0),
         }
     }
 
-    /// Moves what came one step towards the decoder.
-    pub fn fill(&mut self) -> Result<Filled, Closed> {
+    /// Moves received bytes one step towards the decoder.
+    pub fn fill(&mut self) -> Result<ReadProgress, CloseReason> {
         let space = self.decoder.space();
         match self.tls.reader().read(space) {
-            // The other side said goodbye.
-            Ok(0) if !space.is_empty() => return Err(Closed::ByPeer),
+            // close_notify.
+            Ok(0) if !space.is_empty() => return Err(CloseReason::ByPeer),
             Ok(bytes) => {
                 self.decoder.filled(bytes);
-                return Ok(Filled::More);
+                return Ok(ReadProgress::More);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(Closed::Lost(error)),
+            Err(error) => return Err(CloseReason::Lost(error)),
         }
-        if self.read.0 == self.read.1 {
-            match self.socket.read(&mut self.room) {
-                Ok(0) => return Err(Closed::Cut),
+        if self.unread.0 == self.unread.1 {
+            match self.socket.read(&mut self.buffer) {
+                Ok(0) => return Err(CloseReason::Cut),
                 Ok(bytes) => {
-                    self.came = true;
-                    self.read = (0, bytes);
+                    self.received = true;
+                    self.unread = (0, bytes);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Filled::Dry),
-                Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(Filled::More),
-                Err(error) => return Err(Closed::Lost(error)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Ok(ReadProgress::Blocked);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {
+                    return Ok(ReadProgress::More);
+                }
+                Err(error) => return Err(CloseReason::Lost(error)),
             }
         }
-        let mut wire = &self.room[self.read.0..self.read.1];
-        let taken = self.tls.read_tls(&mut wire).map_err(Closed::Lost)?;
-        self.read.0 += taken;
+        let mut wire = &self.buffer[self.unread.0..self.unread.1];
+        let taken = self.tls.read_tls(&mut wire).map_err(CloseReason::Lost)?;
+        self.unread.0 += taken;
         match self.tls.process_new_packets() {
-            Ok(_) => Ok(Filled::More),
+            Ok(_) => Ok(ReadProgress::More),
             Err(error) => {
-                // The alert that says so.
+                // The alert that reports the error.
                 let _ = self.flush();
-                Err(Closed::Tls(error))
+                Err(CloseReason::Tls(error))
             }
         }
     }
 
-    /// Sends what TLS has; whether the socket has no room for all of it.
-    pub fn flush(&mut self) -> Result<bool, Closed> {
+    /// Sends what TLS has; whether the socket is full.
+    pub fn flush(&mut self) -> Result<bool, CloseReason> {
         while self.tls.wants_write() {
             match self.tls.write_tls(&mut self.socket) {
                 Ok(bytes) => self.written += bytes as u64,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(Closed::Lost(error)),
+                Err(error) => return Err(CloseReason::Lost(error)),
             }
         }
         Ok(false)
     }
 
-    /// Of the bytes that the socket took, how many TCP's next end has acknowledged: a gateway's, if one is on the way.
+    /// Of the bytes that the socket took, how many the other end of TCP has acknowledged: a gateway, if one is on the
+    /// path.
     pub fn acknowledged(&self) -> u64 {
         let mut queued: libc::c_int = 0;
         // SAFETY: the request writes an int, and one is passed that lives long enough.
@@ -233,27 +156,27 @@ impl Link {
             .saturating_sub(u64::try_from(queued).unwrap_or(0))
     }
 
-    /// Goes on until `done` says something, in time.
-    pub fn until<T>(
+    /// Reads and writes until `done` returns a value, at most until `deadline`.
+    fn until<T>(
         &mut self,
-        control: &Control,
+        control: &ThreadControl,
         deadline: Instant,
-        mut done: impl FnMut(&mut Self) -> Result<Option<T>, Closed>,
-    ) -> Result<T, Unmade> {
+        mut done: impl FnMut(&mut Self) -> Result<Option<T>, CloseReason>,
+    ) -> Result<T, HandshakeError> {
         loop {
             let blocked = self.flush()?;
             if let Some(done) = done(self)? {
                 return Ok(done);
             }
-            match control.ordered() {
+            match control.stop_reason() {
                 None => {}
-                Some(Order::GiveUp) if self.greeted => {}
-                Some(_) => return Err(Unmade::Ordered),
+                Some(StopReason::GiveUp) if self.hello_sent => {}
+                Some(_) => return Err(HandshakeError::Stopped),
             }
             if Instant::now() >= deadline {
-                return Err(Unmade::Slow);
+                return Err(HandshakeError::Slow);
             }
-            if self.fill()? == Filled::Dry && (blocked || !self.tls.wants_write()) {
+            if self.fill()? == ReadProgress::Blocked && (blocked || !self.tls.wants_write()) {
                 let write = if blocked {
                     PollFlags::POLLOUT
                 } else {
@@ -264,24 +187,28 @@ impl Link {
         }
     }
 
-    /// Until TLS is spoken.
-    pub fn handshake(&mut self, control: &Control, deadline: Instant) -> Result<(), Unmade> {
+    /// Performs the TLS handshake.
+    pub fn handshake(
+        &mut self,
+        control: &ThreadControl,
+        deadline: Instant,
+    ) -> Result<(), HandshakeError> {
         self.until(control, deadline, |link| {
             Ok((!link.tls.is_handshaking()).then_some(()))
         })
     }
 
-    /// Until the first frame, which is a message.
-    pub fn first(
+    /// Waits for the first frame, which is a hello or its answer.
+    pub fn first_frame(
         &mut self,
-        control: &Control,
+        control: &ThreadControl,
         deadline: Instant,
-    ) -> Result<[u8; MESSAGE_BYTES], Unmade> {
+    ) -> Result<[u8; MESSAGE_BYTES], HandshakeError> {
         let frame = self.until(control, deadline, |link| {
             match link.decoder.next_frame()? {
                 None => Ok(None),
                 Some(Frame::Datagram(frame)) => frame.try_into().map(Some).map_err(|_| {
-                    Closed::Malformed(Malformed::TooLong {
+                    CloseReason::Malformed(Malformed::TooLong {
                         length: frame.len() as u16,
                         longest: MESSAGE_BYTES as u16,
                     })
@@ -293,22 +220,22 @@ impl Link {
         Ok(frame)
     }
 
-    /// What only the two ends of this connection know.
-    pub fn tag(&self) -> Result<Tag, Closed> {
+    /// Keying material of this connection (RFC 8446 section 7.5), which binds a hello to it.
+    pub fn tag(&self) -> Result<Tag, CloseReason> {
         self.tls
             .export_keying_material([0; 16], EXPORTER_LABEL, None)
             .map(Tag)
-            .map_err(Closed::Tls)
+            .map_err(CloseReason::Tls)
     }
 
-    /// Says goodbye, as far as the socket has room.
-    pub fn goodbye(&mut self) {
+    /// Sends `close_notify`, if the socket has room.
+    pub fn send_close_notify(&mut self) {
         self.tls.send_close_notify();
         let _ = self.flush();
     }
 }
 
-/// Sets a socket up: at once, not too far ahead, and not for ever.
+/// Sets a socket's options: no delay, bounded unsent data, bounded time without acknowledgement.
 pub(super) fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     socket.set_nodelay(true)?;
@@ -332,7 +259,7 @@ pub(super) fn prepare(socket: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// From now on.
+/// The moment this much later.
 pub(super) fn within(time: Duration) -> Instant {
     Instant::now() + time
 }

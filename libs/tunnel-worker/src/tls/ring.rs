@@ -1,4 +1,9 @@
-//! Rings of datagrams between a connection's thread and the data plane.
+//! Rings of datagrams between a connection's thread and its consumers: the workers, and the owner for handshakes.
+//!
+//! ```text
+//!   consumer ─ RingSender::push, wake ──▶ ring ──▶ Outlet::take ─ connection's thread
+//!   consumer ◀─ RingReceiver::take ────── ring ◀── Inlet::push, wake
+//! ```
 
 use std::{
     fmt,
@@ -12,46 +17,95 @@ use std::{
 use gateway_client::stream::MIN_DATAGRAM;
 use nix::sys::eventfd::EventFd;
 
-use super::carrier::Counts;
+use super::stats::SharedStats;
 
 /// The longest datagram that a ring takes, bytes: a record is 2 KiB.
 pub const DATAGRAM_BYTES: usize = 2046;
 
-/// How a thread is told that there are datagrams for it.
-#[derive(Clone, Debug)]
-pub struct Wake {
-    event: Arc<EventFd>,
-    sleeps: Option<Arc<AtomicBool>>,
+/// Chooses the ring for a datagram that was received.
+pub type Steer = Arc<dyn Fn(&[u8]) -> usize + Send + Sync>;
+
+/// The rings that each connection gets.
+#[derive(Clone)]
+pub struct RingSetup {
+    /// How each consumer is told of datagrams.
+    pub consumers: Vec<ThreadWaker>,
+    /// Which consumer a received datagram is for.
+    pub steer: Steer,
+    /// Datagrams that fit a ring, of which each consumer has one for each direction. 2 KiB each, of which pages
+    /// never used take no memory.
+    pub capacity: usize,
 }
 
-impl Wake {
-    /// By this eventfd, always.
+/// A consumer's ends of its two rings.
+#[derive(Debug)]
+pub struct RingPair {
+    /// To the other end.
+    pub sender: RingSender,
+    /// From the other end.
+    pub receiver: RingReceiver,
+}
+
+/// Steers handshake messages to consumer 0, and data messages to consumer 1 + *n* where worker *n* opens them
+/// ([`LaneAssignment`](crate::pipeline::LaneAssignment)). A malformed datagram goes to the first worker, which
+/// counts it.
+///
+/// # Panics
+/// Without workers.
+#[must_use]
+pub fn steer_by_lane(workers: u32) -> Steer {
+    assert!(workers > 0, "a tunnel has at least one worker");
+    Arc::new(move |datagram: &[u8]| {
+        match (
+            datagram.first(),
+            datagram.get(4..8).and_then(<[u8]>::first_chunk),
+        ) {
+            (Some(1..=3), _) => 0,
+            (_, Some(index)) => {
+                let lane = u32::from_le_bytes(*index) % tunnel::MAX_LANES;
+                1 + (lane % workers) as usize
+            }
+            _ => 1,
+        }
+    })
+}
+
+/// Wakes a thread that has datagrams to take.
+#[derive(Clone, Debug)]
+pub struct ThreadWaker {
+    event: Arc<EventFd>,
+    is_sleeping: Option<Arc<AtomicBool>>,
+}
+
+impl ThreadWaker {
+    /// Writes this eventfd at each wake.
     #[must_use]
     pub const fn new(event: Arc<EventFd>) -> Self {
         Self {
             event,
-            sleeps: None,
+            is_sleeping: None,
         }
     }
 
-    /// By this eventfd when it sleeps. Before it does it stores true, fences (SeqCst) and looks at its rings; awake it stores false.
+    /// Writes this eventfd if the thread sleeps. Before it sleeps the thread stores true, fences (SeqCst) and looks
+    /// at its rings; awake it stores false.
     #[must_use]
-    pub const fn of_sleeper(event: Arc<EventFd>, sleeps: Arc<AtomicBool>) -> Self {
+    pub const fn of_sleeper(event: Arc<EventFd>, is_sleeping: Arc<AtomicBool>) -> Self {
         Self {
             event,
-            sleeps: Some(sleeps),
+            is_sleeping: Some(is_sleeping),
         }
     }
 
-    /// Tells of what was put into a ring before.
-    fn tell(&self) {
-        // The datagrams, then the look at `sleeps`; the other: `sleeps`, then the look at the ring. So one of the two sees
-        // the other's.
+    /// Wakes the thread for what was put into a ring before.
+    fn wake(&self) {
+        // This side writes the datagrams, then reads the flag; the thread writes the flag, then reads the ring. With
+        // the fences one of the two sees what the other wrote.
         fence(SeqCst);
         if self
-            .sleeps
+            .is_sleeping
             .as_ref()
-            .is_none_or(|sleeps| sleeps.load(Relaxed))
+            .is_none_or(|is_sleeping| is_sleeping.load(Relaxed))
         {
             // EAGAIN: it is about to wake.
             let _ = self.event.write(1);
@@ -69,6 +123,7 @@ struct Record {
 const _: () = assert!(size_of::<Record>() == 2048);
 
 impl Record {
+    #[inline]
     fn datagram(&mut self) -> &mut [u8] {
         let len = usize::from(self.len).min(DATAGRAM_BYTES);
         // SAFETY: `Inlet::push`, which makes every record, wrote `len` bytes, and that many are in `data`.
@@ -76,26 +131,26 @@ impl Record {
     }
 }
 
-/// Where datagrams are put in.
+/// The end of a ring where datagrams are put in.
 pub(super) struct Inlet {
     records: rtrb::Producer<Record>,
-    wake: Wake,
-    /// Datagrams went in since it was last woken.
-    told: bool,
+    waker: ThreadWaker,
+    /// Datagrams were put in since the thread was last woken.
+    needs_wake: bool,
 }
 
-/// Where they are taken out.
+/// The end of a ring where datagrams are taken out.
 pub(super) struct Outlet {
     records: rtrb::Consumer<Record>,
 }
 
-/// A ring of so many datagrams; `wake` is of who takes them out.
-pub(super) fn ring(datagrams: usize, wake: Wake) -> (Inlet, Outlet) {
+/// A ring of so many datagrams; `waker` wakes the thread that takes them out.
+pub(super) fn ring(datagrams: usize, waker: ThreadWaker) -> (Inlet, Outlet) {
     let (producer, consumer) = rtrb::RingBuffer::new(datagrams);
     let inlet = Inlet {
         records: producer,
-        wake,
-        told: false,
+        waker,
+        needs_wake: false,
     };
     (inlet, Outlet { records: consumer })
 }
@@ -104,7 +159,7 @@ impl Inlet {
     /// Copies a datagram in; whether there was room for one of its length.
     pub fn push(&mut self, datagram: &[u8]) -> bool {
         let fits = (MIN_DATAGRAM..=DATAGRAM_BYTES).contains(&datagram.len());
-        // Nobody would take it out.
+        // An abandoned ring has no thread that takes the datagram out.
         if !fits || self.records.is_abandoned() {
             return false;
         }
@@ -112,34 +167,35 @@ impl Inlet {
             return false;
         };
         let (first, _) = chunk.as_mut_slices();
-        let Some(place) = first.first_mut() else {
+        let Some(record) = first.first_mut() else {
             return false;
         };
-        let place = place.as_mut_ptr();
-        // SAFETY: `place` is one record of the ring that is ours to write, and the datagram fits, which is shorter than 65536.
-        // What is behind it stays uninitialized, as the type has it.
+        let record = record.as_mut_ptr();
+        // SAFETY: `record` is one record of the ring that is ours to write, and the datagram fits, which is shorter
+        // than 65536. What is behind it stays uninitialized, as the type has it.
         unsafe {
-            (&raw mut (*place).len).write(datagram.len() as u16);
-            let data = (&raw mut (*place).data).cast::<u8>();
+            (&raw mut (*record).len).write(datagram.len() as u16);
+            let data = (&raw mut (*record).data).cast::<u8>();
             data.copy_from_nonoverlapping(datagram.as_ptr(), datagram.len());
             chunk.commit_all();
         }
-        self.told = true;
+        self.needs_wake = true;
         true
     }
 
-    /// Wakes who takes them out, if something was put in since.
+    /// Wakes the thread that takes datagrams out, if any were put in since.
     pub fn wake(&mut self) {
-        if std::mem::take(&mut self.told) {
-            self.wake.tell();
+        if std::mem::take(&mut self.needs_wake) {
+            self.waker.wake();
         }
     }
 }
 
 impl Outlet {
-    /// Gives at most so many datagrams to `take`, until it says that it did not take one: that one stays. Returns how many it took.
-    pub fn take(&mut self, most: usize, mut take: impl FnMut(&mut [u8]) -> bool) -> usize {
-        let batch = self.records.slots().min(most);
+    /// Passes at most `max` datagrams to `take`, until it returns false: that one stays. Returns how many it took.
+    #[inline]
+    pub fn take(&mut self, max: usize, mut take: impl FnMut(&mut [u8]) -> bool) -> usize {
+        let batch = self.records.slots().min(max);
         let Ok(mut chunk) = self.records.read_chunk(batch) else {
             return 0;
         };
@@ -160,58 +216,59 @@ impl Outlet {
     }
 }
 
-/// The data plane's half of a ring to a connection.
-pub struct ToStream {
+/// A consumer's end of the ring to a connection.
+pub struct RingSender {
     pub(super) inlet: Inlet,
-    pub(super) counts: Arc<Counts>,
+    pub(super) stats: Arc<SharedStats>,
 }
 
-impl ToStream {
-    /// Copies a datagram into the ring. False, counted: there was no room, it is longer than [`DATAGRAM_BYTES`] or shorter than
-    /// [`MIN_DATAGRAM`], or the connection is closed.
+impl RingSender {
+    /// Copies a datagram into the ring. False, and counted: the ring is full, the datagram is longer than
+    /// [`DATAGRAM_BYTES`] or shorter than [`MIN_DATAGRAM`], or the connection is closed.
     pub fn push(&mut self, datagram: &[u8]) -> bool {
         let pushed = self.inlet.push(datagram);
         if !pushed {
-            self.counts.full_out.fetch_add(1, Relaxed);
+            self.stats.full_out.fetch_add(1, Relaxed);
         }
         pushed
     }
 
-    /// Makes the connection look, if it sleeps and there is something new. To be called at the end of a turn.
+    /// Wakes the connection's thread if it sleeps and there is something new. To be called at the end of a turn.
     pub fn wake(&mut self) {
         self.inlet.wake();
     }
 }
 
-impl fmt::Debug for ToStream {
+impl fmt::Debug for RingSender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ToStream")
+        f.write_str("RingSender")
     }
 }
 
-/// The data plane's half of a ring from a connection.
-pub struct FromStream {
+/// A consumer's end of the ring from a connection.
+pub struct RingReceiver {
     pub(super) outlet: Outlet,
 }
 
-impl FromStream {
-    /// Gives at most so many datagrams to `take`, oldest first; returns how many.
-    pub fn take(&mut self, most: usize, mut take: impl FnMut(&mut [u8])) -> usize {
-        self.outlet.take(most, |datagram| {
+impl RingReceiver {
+    /// Passes at most `max` datagrams to `take`, oldest first; returns how many.
+    #[inline]
+    pub fn take(&mut self, max: usize, mut take: impl FnMut(&mut [u8])) -> usize {
+        self.outlet.take(max, |datagram| {
             take(datagram);
             true
         })
     }
 
-    /// Whether there is none.
+    /// Whether the ring has no datagram.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.outlet.is_empty()
     }
 }
 
-impl fmt::Debug for FromStream {
+impl fmt::Debug for RingReceiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FromStream")
+        f.write_str("RingReceiver")
     }
 }

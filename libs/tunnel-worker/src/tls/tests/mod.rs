@@ -24,6 +24,15 @@ use nix::{
 };
 use rustls::{ClientConnection, StreamOwned, version::TLS12};
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+    mpsc,
+};
+
+use gateway_client::wire::CircuitId;
+use nix::sys::eventfd::EventFd;
+
 use super::*;
 
 /// No wait of a test is longer.
@@ -53,21 +62,21 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// The daemon, with one place for datagrams.
 struct Owner {
-    landing: Landing,
-    reports: Reports,
-    events: mpsc::Receiver<Event>,
+    rings: RingSetup,
+    event_sender: EventSender,
+    events: mpsc::Receiver<ConnectionEvent>,
 }
 
 impl Owner {
     fn new() -> Self {
         let (sender, events) = mpsc::channel();
         Self {
-            landing: Landing {
-                places: vec![Wake::new(event())],
+            rings: RingSetup {
+                consumers: vec![ThreadWaker::new(event())],
                 steer: Arc::new(|_| 0),
-                datagrams: 256,
+                capacity: 256,
             },
-            reports: Reports {
+            event_sender: EventSender {
                 events: sender,
                 wake: event(),
             },
@@ -76,33 +85,33 @@ impl Owner {
     }
 
     #[track_caller]
-    fn next(&self) -> Event {
+    fn next(&self) -> ConnectionEvent {
         self.events.recv_timeout(PATIENCE).expect("an event")
     }
 
     #[track_caller]
     fn established(&self) -> Established {
         match self.next() {
-            Event::Established(established) => established,
+            ConnectionEvent::Established(established) => established,
             other => panic!("{other:?}"),
         }
     }
 
     #[track_caller]
-    fn closed(&self) -> (ConnectionId, Closed) {
+    fn closed(&self) -> (ConnectionId, CloseReason) {
         match self.next() {
-            Event::Closed { id, why, .. } => (id, why),
+            ConnectionEvent::Closed { id, reason, .. } => (id, reason),
             other => panic!("{other:?}"),
         }
     }
 
     #[track_caller]
-    fn failed(&self) -> Step {
+    fn failed(&self) -> DialStepError {
         match self.next() {
-            Event::Failed {
-                why: DialError::Exhausted(mut attempts),
+            ConnectionEvent::Failed {
+                error: DialError::Exhausted(mut attempts),
                 ..
-            } => attempts.pop().expect("an attempt").why,
+            } => attempts.pop().expect("an attempt").error,
             other => panic!("{other:?}"),
         }
     }
@@ -120,7 +129,7 @@ impl Owner {
     ) -> (Listener, Fingerprint) {
         let identity = Identity::generate(NAME).expect("an identity");
         let fingerprint = identity.fingerprint();
-        let listening = Listening {
+        let listening = ListenConfig {
             addresses: vec![(Ipv4Addr::LOCALHOST, 0).into()],
             from,
             identity,
@@ -128,13 +137,13 @@ impl Owner {
             proxy,
             limits,
         };
-        let listener =
-            Listener::start(listening, self.landing.clone(), self.reports.clone()).expect("listen");
+        let listener = Listener::start(listening, self.rings.clone(), self.event_sender.clone())
+            .expect("listen");
         (listener, fingerprint)
     }
 
-    fn dial(&self, dialing: Dialing) -> Dialer {
-        Dialer::start(dialing, self.landing.clone(), self.reports.clone()).expect("dial")
+    fn dial(&self, dialing: DialConfig) -> Dialer {
+        Dialer::start(dialing, self.rings.clone(), self.event_sender.clone()).expect("dial")
     }
 }
 
@@ -143,15 +152,15 @@ fn circuits(of: &[u8]) -> HashMap<CircuitId, Key> {
     circuits.collect()
 }
 
-fn dialing(to: SocketAddr, fingerprint: Fingerprint, n: u8) -> Dialing {
-    Dialing {
+fn dialing(to: SocketAddr, fingerprint: Fingerprint, n: u8) -> DialConfig {
+    DialConfig {
         addresses: vec![to],
         name: NAME.to_owned(),
         fingerprint,
         circuit: circuit(u64::from(n)),
         key: key(n),
         clock: Box::new(unix_nanos),
-        times: Times::default(),
+        timeouts: DialTimeouts::default(),
     }
 }
 
@@ -195,10 +204,13 @@ fn payload(n: u64, length: usize) -> Vec<u8> {
 }
 
 /// Sends what `make` makes both ways, some on the way at a time: each must come as it was, in its turn.
-fn exchange(a: &mut Place, b: &mut Place, count: u64, make: impl Fn(u64) -> Vec<u8>) {
+fn exchange(a: &mut RingPair, b: &mut RingPair, count: u64, make: impl Fn(u64) -> Vec<u8>) {
     const WINDOW: u64 = 128;
     let begun = Instant::now();
-    let mut ways = [(&mut a.to, &mut b.from), (&mut b.to, &mut a.from)];
+    let mut ways = [
+        (&mut a.sender, &mut b.receiver),
+        (&mut b.sender, &mut a.receiver),
+    ];
     let (mut sent, mut heard) = ([0; 2], [0; 2]);
     let mut progressed = begun;
     while heard != [count; 2] {
@@ -230,29 +242,32 @@ fn datagrams_of_every_length_arrive_as_they_were() {
     let mut joined = joined();
     const LENGTHS: u64 = (DATAGRAM_BYTES - MIN_DATAGRAM + 1) as u64;
     let length = |n: u64| (n % LENGTHS) as usize + MIN_DATAGRAM;
-    let (a, b) = (&mut joined.a.places[0], &mut joined.b.places[0]);
+    let (a, b) = (&mut joined.a.rings[0], &mut joined.b.rings[0]);
     exchange(a, b, LENGTHS, |n| payload(n, length(n)));
     let sum: u64 = (MIN_DATAGRAM as u64..=DATAGRAM_BYTES as u64).sum();
     for end in [&joined.a, &joined.b] {
-        let all = Counted {
+        let all = ConnectionStats {
             datagrams_in: LENGTHS,
             bytes_in: sum,
             datagrams_out: LENGTHS,
             bytes_out: sum,
-            ..Counted::default()
+            ..ConnectionStats::default()
         };
-        assert_eq!(end.carrier.counted(), all);
+        assert_eq!(end.handle.stats(), all);
     }
-    let (a, b) = (&mut joined.a.places[0], &mut joined.b.places[0]);
-    assert!(!a.to.push(&[]));
-    assert!(!a.to.push(&[1]), "it would be a word");
-    assert!(!a.to.push(&[0; DATAGRAM_BYTES + 1]));
+    let (a, b) = (&mut joined.a.rings[0], &mut joined.b.rings[0]);
+    assert!(!a.sender.push(&[]));
+    assert!(!a.sender.push(&[1]), "it would be a word");
+    assert!(!a.sender.push(&[0; DATAGRAM_BYTES + 1]));
     exchange(a, b, 10, |n| payload(n, 2));
-    assert_eq!(joined.a.carrier.counted().full_out, 3);
+    assert_eq!(joined.a.handle.stats().full_out, 3);
     assert_eq!(joined.a.circuit, circuit(1));
     assert_eq!(joined.b.circuit, circuit(1));
     assert_eq!(joined.a.peer, joined.listener.addresses()[0]);
-    assert!(joined.tenant.reports.wake.read().is_ok(), "told by a wake");
+    assert!(
+        joined.tenant.event_sender.wake.read().is_ok(),
+        "told by a wake"
+    );
 }
 
 #[test]
@@ -262,7 +277,7 @@ fn a_gigabyte_goes_through_and_nothing_is_lost_uncounted() {
     const AHEAD: u64 = 2048;
     let mut joined = joined();
     let body = payload(1, LENGTH as usize - 8);
-    let (a, b) = (&mut joined.a.places[0], &mut joined.b.places[0]);
+    let (a, b) = (&mut joined.a.rings[0], &mut joined.b.rings[0]);
     let enough = AtomicBool::new(false);
     let (mut heard, last) = (0, AtomicU64::new(0));
     // As fast as it goes: what finds no room is dropped.
@@ -272,27 +287,27 @@ fn a_gigabyte_goes_through_and_nothing_is_lost_uncounted() {
             let (mut sent, mut refused) = (0u64, 0u64);
             while !enough.load(SeqCst) {
                 if sent >= last.load(SeqCst) + AHEAD {
-                    a.to.wake();
+                    a.sender.wake();
                     yield_now();
                     continue;
                 }
                 datagram[..8].copy_from_slice(&(sent + 1).to_be_bytes());
-                if a.to.push(&datagram) {
+                if a.sender.push(&datagram) {
                     sent += 1;
                 } else {
                     refused += 1;
                     yield_now();
                 }
                 if sent % 32 == 0 || refused > 0 {
-                    a.to.wake();
+                    a.sender.wake();
                 }
             }
-            a.to.wake();
+            a.sender.wake();
             (sent, refused)
         });
         let begun = Instant::now();
         let mut take = || {
-            b.from.take(256, |came| {
+            b.receiver.take(256, |came| {
                 let (number, rest) = came.split_first_chunk().expect("a number");
                 let number = u64::from_be_bytes(*number);
                 let last = last.swap(number, SeqCst);
@@ -312,13 +327,13 @@ fn a_gigabyte_goes_through_and_nothing_is_lost_uncounted() {
         let sent = sending.join().expect("sent");
         until("all accounted for", || {
             take();
-            let came = joined.b.carrier.counted();
+            let came = joined.b.handle.stats();
             came.datagrams_in + came.full_in == sent.0
         });
         while take() > 0 {}
         sent
     });
-    let (out, came) = (joined.a.carrier.counted(), joined.b.carrier.counted());
+    let (out, came) = (joined.a.handle.stats(), joined.b.handle.stats());
     assert_eq!((out.datagrams_out, out.full_out), (sent, refused));
     assert_eq!(out.bytes_out, sent * LENGTH);
     assert_eq!((came.datagrams_in, came.bytes_in), (heard, heard * LENGTH));
@@ -333,10 +348,15 @@ fn another_certificate_is_refused_and_said() {
     let _dialer = tenant.dial(dialing(listener.addresses()[0], pinned, 1));
     let step = tenant.failed();
     let said = step.to_string();
-    assert!(matches!(step, Step::Fingerprint { .. }), "{step:?}");
+    assert!(
+        matches!(step, DialStepError::Fingerprint { .. }),
+        "{step:?}"
+    );
     assert!(said.contains(&presented.to_string()), "{said}");
     assert!(said.contains(&pinned.to_string()), "{said}");
-    until("counted", || listener.refusals().refused(Reason::Tls) == 1);
+    until("counted", || {
+        listener.stats().refused(RefusalReason::Tls) == 1
+    });
 }
 
 #[test]
@@ -347,16 +367,16 @@ fn who_has_no_key_is_not_let_in() {
     let mut wrong = dialing(at, fingerprint, 1);
     wrong.key = key(2);
     let _first = tenant.dial(wrong);
-    assert!(matches!(tenant.failed(), Step::Refused));
+    assert!(matches!(tenant.failed(), DialStepError::Refused));
     let _second = tenant.dial(dialing(at, fingerprint, 9));
-    assert!(matches!(tenant.failed(), Step::Refused));
-    let refused = |reason| listener.refusals().refused(reason);
+    assert!(matches!(tenant.failed(), DialStepError::Refused));
+    let refused = |reason| listener.stats().refused(reason);
     until("counted", || {
-        refused(Reason::Forged) + refused(Reason::NoCircuit) == 2
+        refused(RefusalReason::Forged) + refused(RefusalReason::NoCircuit) == 2
     });
-    let refusals = listener.refusals();
-    assert_eq!(refusals.refused(Reason::Forged), 1);
-    assert_eq!((refusals.accepted, refusals.established), (2, 0));
+    let stats = listener.stats();
+    assert_eq!(stats.refused(RefusalReason::Forged), 1);
+    assert_eq!((stats.accepted, stats.established), (2, 0));
     // Nor has who answers without it.
     let identity = Identity::generate(NAME).expect("one");
     let fingerprint = identity.fingerprint();
@@ -378,7 +398,7 @@ fn who_has_no_key_is_not_let_in() {
         (at, serving)
     };
     let _third = tenant.dial(dialing(at, fingerprint, 1));
-    assert!(matches!(tenant.failed(), Step::WrongAnswer));
+    assert!(matches!(tenant.failed(), DialStepError::WrongAnswer));
     serving.join().expect("served");
 }
 
@@ -441,9 +461,9 @@ fn hellos_said_before_or_elsewhere_open_nothing() {
 
     let tries = [
         // The same bytes; the same time, and an older one; on another connection's account.
-        (Some(hello), 0, Reason::OtherConnection),
-        (None, 1000, Reason::Replayed),
-        (None, 999, Reason::Replayed),
+        (Some(hello), 0, RefusalReason::OtherConnection),
+        (None, 1000, RefusalReason::Replayed),
+        (None, 999, RefusalReason::Replayed),
     ];
     for (captured, timestamp, reason) in tries {
         let (mut next, tag) = raw(at, fingerprint);
@@ -452,18 +472,18 @@ fn hellos_said_before_or_elsewhere_open_nothing() {
         let before = Instant::now();
         assert!(is_closed(&mut next), "{reason:?}");
         assert!(before.elapsed() < Duration::from_secs(4), "at once");
-        until("counted", || listener.refusals().refused(reason) >= 1);
+        until("counted", || listener.stats().refused(reason) >= 1);
     }
     until("counted", || {
-        listener.refusals().refused(Reason::Replayed) == 2
+        listener.stats().refused(RefusalReason::Replayed) == 2
     });
     // The first has noticed nothing.
     assert_eq!(listener.connections(), (1, 0));
     first.write_all(b"\x00\x03abc").expect("send");
-    let mut place = established.places.into_iter().next().expect("a place");
+    let mut place = established.rings.into_iter().next().expect("a place");
     let mut came: Vec<u8> = Vec::new();
     until("come", || {
-        place.from.take(1, |datagram| came.extend(&*datagram)) == 1
+        place.receiver.take(1, |datagram| came.extend(&*datagram)) == 1
     });
     assert_eq!(came, b"abc");
 }
@@ -472,7 +492,7 @@ fn hellos_said_before_or_elsewhere_open_nothing() {
 fn garbage_and_silence_are_closed_in_time_and_counted() {
     let provider = Owner::new();
     let limits = Limits {
-        prove: Duration::from_secs(2),
+        authenticate: Duration::from_secs(2),
         ..Limits::default()
     };
     let (listener, fingerprint) = provider.listen(limits, false);
@@ -482,7 +502,7 @@ fn garbage_and_silence_are_closed_in_time_and_counted() {
         patient(&socket);
         socket
     };
-    let counted = |reason| listener.refusals().refused(reason);
+    let counted = |reason| listener.stats().refused(reason);
     let begun = Instant::now();
     // Silent: before TLS, and in it.
     let mut silent = connect();
@@ -505,7 +525,7 @@ fn garbage_and_silence_are_closed_in_time_and_counted() {
         let _ = garbage.write_all(&payload(7, 3000));
         while !is_closed(&mut garbage) {}
     }
-    until("counted", || counted(Reason::Tls) == 20);
+    until("counted", || counted(RefusalReason::Tls) == 20);
     let frames: [&[u8]; 4] = [
         b"\x00\x00",
         b"\x00\x03abc",
@@ -517,14 +537,14 @@ fn garbage_and_silence_are_closed_in_time_and_counted() {
         client.write_all(frame).expect("send");
         assert!(is_closed(&mut client));
     }
-    until("counted", || counted(Reason::NotAHello) == 4);
+    until("counted", || counted(RefusalReason::NotAHello) == 4);
     assert!(is_closed(&mut silent) && is_closed(&mut mute));
     trickle.join().expect("no panic");
-    until("counted", || counted(Reason::Slow) == 3);
+    until("counted", || counted(RefusalReason::Slow) == 3);
     assert!(begun.elapsed() < PATIENCE);
     // Who leaves.
     drop(connect());
-    until("counted", || counted(Reason::Gone) == 1);
+    until("counted", || counted(RefusalReason::Gone) == 1);
     until("gone", || listener.connections() == (0, 0));
     assert!(provider.events.try_recv().is_err());
 }
@@ -556,7 +576,7 @@ fn an_older_tls_and_another_protocol_are_refused() {
     attempt(config(&[])).expect("closed, but TLS");
     attempt(config(&[b"h2"])).expect_err("an alert");
     until("counted", || {
-        listener.refusals().refused(Reason::Protocol) == 2
+        listener.stats().refused(RefusalReason::Protocol) == 2
     });
     let mut old = rustls::ClientConfig::builder_with_protocol_versions(&[&TLS12])
         .with_root_certificates(rustls::RootCertStore::empty())
@@ -564,7 +584,9 @@ fn an_older_tls_and_another_protocol_are_refused() {
     old.alpn_protocols = vec![ALPN.to_vec()];
     let error = attempt(Arc::new(old)).expect_err("an alert");
     assert!(error.to_string().contains("ProtocolVersion"), "{error}");
-    until("counted", || listener.refusals().refused(Reason::Tls) == 1);
+    until("counted", || {
+        listener.stats().refused(RefusalReason::Tls) == 1
+    });
 }
 
 #[test]
@@ -579,52 +601,53 @@ fn a_newer_connection_takes_the_place_of_the_older() {
     let mut closed = None;
     for _ in 0..2 {
         match provider.next() {
-            Event::Established(established) => new = Some(established),
-            Event::Closed { id, why, .. } => closed = Some((id, why)),
+            ConnectionEvent::Established(established) => new = Some(established),
+            ConnectionEvent::Closed { id, reason, .. } => closed = Some((id, reason)),
             failed => panic!("{failed:?}"),
         }
     }
     let (id, why) = closed.expect("closed");
-    assert!(matches!(why, Closed::Replaced), "{why}");
+    assert!(matches!(why, CloseReason::Replaced), "{why}");
     assert_eq!(id, joined.b.id);
     let (mut old, mut newer) = (None, None);
     for _ in 0..2 {
         match tenant.next() {
-            Event::Established(established) => newer = Some(established),
-            Event::Closed { id, why, .. } => old = Some((id, why)),
+            ConnectionEvent::Established(established) => newer = Some(established),
+            ConnectionEvent::Closed { id, reason, .. } => old = Some((id, reason)),
             failed => panic!("{failed:?}"),
         }
     }
     let (id, why) = old.expect("closed");
-    assert!(matches!(why, Closed::ByPeer), "{why}");
+    assert!(matches!(why, CloseReason::ByPeer), "{why}");
     assert_eq!(id, joined.a.id);
     let (mut a, mut b) = (newer.expect("a new one"), new.expect("a new one"));
-    exchange(&mut a.places[0], &mut b.places[0], 1000, |n| {
-        payload(n, 900)
-    });
+    exchange(&mut a.rings[0], &mut b.rings[0], 1000, |n| payload(n, 900));
     // Another circuit's goes on.
-    exchange(&mut c.places[0], &mut d.places[0], 1000, |n| payload(n, 90));
+    exchange(&mut c.rings[0], &mut d.rings[0], 1000, |n| payload(n, 90));
     // Halves of the old one do no harm.
-    let place = &mut joined.a.places[0];
-    assert!(!place.to.push(b"xy"));
-    place.to.wake();
-    assert_eq!(place.from.take(1, |_| ()), 0);
-    assert_eq!(joined.a.carrier.counted().full_out, 1);
-    let refusals = joined.listener.refusals();
-    assert_eq!((refusals.established, refusals.replaced), (3, 1));
+    let place = &mut joined.a.rings[0];
+    assert!(!place.sender.push(b"xy"));
+    place.sender.wake();
+    assert_eq!(place.receiver.take(1, |_| ()), 0);
+    assert_eq!(joined.a.handle.stats().full_out, 1);
+    let stats = joined.listener.stats();
+    assert_eq!((stats.established, stats.replaced), (3, 1));
     assert_eq!(joined.listener.connections(), (2, 0));
     // The dialers are done: dropping them changes nothing.
     drop((other, again));
-    exchange(&mut a.places[0], &mut b.places[0], 10, |n| payload(n, 900));
+    exchange(&mut a.rings[0], &mut b.rings[0], 10, |n| payload(n, 900));
 }
 
 #[test]
 fn whoever_closes_the_other_hears_it() {
     let tenant_closes = joined();
     drop(tenant_closes.a);
-    assert!(matches!(tenant_closes.tenant.closed().1, Closed::Ordered));
+    assert!(matches!(
+        tenant_closes.tenant.closed().1,
+        CloseReason::Requested
+    ));
     let (id, why) = tenant_closes.provider.closed();
-    assert!(matches!(why, Closed::ByPeer), "{why}");
+    assert!(matches!(why, CloseReason::ByPeer), "{why}");
     assert_eq!(id, tenant_closes.b.id);
     assert_eq!(tenant_closes.listener.connections(), (0, 0));
 
@@ -632,9 +655,12 @@ fn whoever_closes_the_other_hears_it() {
     // The listener may go: what is established stays.
     drop(provider_closes.listener);
     let (a, b) = (&mut provider_closes.a, &mut provider_closes.b);
-    exchange(&mut a.places[0], &mut b.places[0], 100, |n| payload(n, 100));
+    exchange(&mut a.rings[0], &mut b.rings[0], 100, |n| payload(n, 100));
     drop(provider_closes.b);
-    assert!(matches!(provider_closes.tenant.closed().1, Closed::ByPeer));
+    assert!(matches!(
+        provider_closes.tenant.closed().1,
+        CloseReason::ByPeer
+    ));
 
     let removed = joined();
     removed.listener.set_circuits(circuits(&[1, 2]));
@@ -643,8 +669,8 @@ fn whoever_closes_the_other_hears_it() {
     let mut other = circuits(&[2]);
     other.insert(circuit(1), key(77));
     removed.listener.set_circuits(other);
-    assert!(matches!(removed.provider.closed().1, Closed::Removed));
-    assert!(matches!(removed.tenant.closed().1, Closed::ByPeer));
+    assert!(matches!(removed.provider.closed().1, CloseReason::Removed));
+    assert!(matches!(removed.tenant.closed().1, CloseReason::ByPeer));
 }
 
 /// A way between the two that stops carrying when told.
@@ -691,32 +717,32 @@ fn a_way_that_takes_no_more_costs_datagrams_and_no_memory() {
     let way = way(listener.addresses()[0]);
     let _dialer = tenant.dial(dialing(way.at, fingerprint, 1));
     let (mut a, mut b) = (tenant.established(), provider.established());
-    exchange(&mut a.places[0], &mut b.places[0], 100, |n| payload(n, 100));
+    exchange(&mut a.rings[0], &mut b.rings[0], 100, |n| payload(n, 100));
     way.stop.store(true, Relaxed);
     let datagram = payload(1, 1400);
-    let place = &mut a.places[0];
+    let place = &mut a.rings[0];
     let (mut taken, mut refused) = (0u64, 0u64);
     let begun = Instant::now();
     // Full for a while, whatever is tried.
     while refused < 200_000 && begun.elapsed() < PATIENCE {
-        if place.to.push(&datagram) {
+        if place.sender.push(&datagram) {
             taken += 1;
         } else {
             refused += 1;
         }
-        place.to.wake();
+        place.sender.wake();
     }
-    assert_eq!(a.carrier.counted().full_out, refused);
+    assert_eq!(a.handle.stats().full_out, refused);
     // What the kernels on the way hold is theirs; more than the ring is not with us.
     assert!(taken < 100_000, "{taken} taken");
     until("counted", || {
-        let out = a.carrier.counted().datagrams_out;
+        let out = a.handle.stats().datagrams_out;
         out <= 100 + taken && 100 + taken - out <= 256
     });
     // It ends at once all the same.
     let before = Instant::now();
-    a.carrier.close();
-    assert!(matches!(tenant.closed().1, Closed::Ordered));
+    a.handle.close();
+    assert!(matches!(tenant.closed().1, CloseReason::Requested));
     assert!(before.elapsed() < Duration::from_secs(2));
 }
 
@@ -747,11 +773,17 @@ fn half_an_end_and_a_reset_are_an_end() {
             far.shutdown(Shutdown::Write).expect("half an end");
         }
         let (_, why) = provider.closed();
-        assert!(matches!(why, Closed::Cut | Closed::Lost(_)), "{why}");
+        assert!(
+            matches!(why, CloseReason::Cut | CloseReason::Lost(_)),
+            "{why}"
+        );
         assert_eq!(listener.connections(), (0, 0));
         if hard {
             let (_, why) = tenant.closed();
-            assert!(matches!(why, Closed::Cut | Closed::Lost(_)), "{why}");
+            assert!(
+                matches!(why, CloseReason::Cut | CloseReason::Lost(_)),
+                "{why}"
+            );
         }
     }
 }
@@ -769,13 +801,13 @@ fn an_end_that_breaks_the_protocol_later_is_closed() {
     client.write_all(&all).expect("send");
     let mut established = provider.established();
     let (_, why) = provider.closed();
-    assert!(matches!(why, Closed::Malformed(_)), "{why}");
+    assert!(matches!(why, CloseReason::Malformed(_)), "{why}");
     let mut came = Vec::new();
-    established.places[0]
-        .from
+    established.rings[0]
+        .receiver
         .take(10, |datagram| came.push(datagram.to_vec()));
     assert_eq!(came, [b"xx", b"yy"]);
-    let counted = established.carrier.counted();
+    let counted = established.handle.stats();
     assert_eq!((counted.datagrams_in, counted.too_long_in), (2, 1));
 }
 
@@ -785,20 +817,20 @@ fn strangers_do_not_keep_out_who_has_a_key() {
     let limits = Limits {
         connections: 2,
         pending: 4,
-        prove: PATIENCE,
+        authenticate: PATIENCE,
     };
     let (listener, fingerprint) = provider.listen(limits, false);
     let at = listener.addresses()[0];
     let mut strangers = Vec::new();
     for n in 1..=12 {
         strangers.push(TcpStream::connect(at).expect("connect"));
-        until("accepted", || listener.refusals().accepted == n);
+        until("accepted", || listener.stats().accepted == n);
         until("bounded", || listener.connections().1 <= 4);
     }
     let _one = tenant.dial(dialing(at, fingerprint, 1));
     let (_a, _b) = (tenant.established(), provider.established());
-    let refused = |reason| listener.refusals().refused(reason);
-    until("counted", || refused(Reason::Crowded) >= 9);
+    let refused = |reason| listener.stats().refused(reason);
+    until("counted", || refused(RefusalReason::Crowded) >= 9);
     for stranger in &mut strangers[..8] {
         patient(stranger);
         assert!(is_closed(stranger), "the oldest went");
@@ -807,10 +839,10 @@ fn strangers_do_not_keep_out_who_has_a_key() {
     let _two = tenant.dial(dialing(at, fingerprint, 2));
     let (_c, _d) = (tenant.established(), provider.established());
     let _three = tenant.dial(dialing(at, fingerprint, 3));
-    assert!(matches!(tenant.failed(), Step::Refused));
-    until("counted", || refused(Reason::Full) == 1);
+    assert!(matches!(tenant.failed(), DialStepError::Refused));
+    until("counted", || refused(RefusalReason::Full) == 1);
     let _again = tenant.dial(dialing(at, fingerprint, 2));
-    until("replaced", || listener.refusals().replaced == 1);
+    until("replaced", || listener.stats().replaced == 1);
     drop(listener);
 }
 
@@ -835,7 +867,7 @@ fn a_dialer_says_what_is_wrong_with_each_address_and_takes_the_next() {
     let mut all = dialing(nobody, fingerprint, 1);
     all.addresses.push(silent.local_addr().expect("an address"));
     all.addresses.push(web.local_addr().expect("an address"));
-    all.times.handshake = Duration::from_secs(1);
+    all.timeouts.handshake = Duration::from_secs(1);
     spawn(move || {
         let (mut socket, _) = web.accept().expect("accept");
         let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
@@ -844,15 +876,15 @@ fn a_dialer_says_what_is_wrong_with_each_address_and_takes_the_next() {
     tenant.closed();
     let _second = tenant.dial(all);
     let why = match tenant.next() {
-        Event::Failed {
-            why: DialError::Exhausted(attempts),
+        ConnectionEvent::Failed {
+            error: DialError::Exhausted(attempts),
             ..
         } => attempts,
         other => panic!("{other:?}"),
     };
-    assert!(matches!(why[0].why, Step::Connect(_)), "{why:?}");
-    assert!(matches!(why[1].why, Step::Slow(_)), "{why:?}");
-    assert!(matches!(why[2].why, Step::Tls(_)), "{why:?}");
+    assert!(matches!(why[0].error, DialStepError::Connect(_)), "{why:?}");
+    assert!(matches!(why[1].error, DialStepError::Slow(_)), "{why:?}");
+    assert!(matches!(why[2].error, DialStepError::Tls(_)), "{why:?}");
     let said = DialError::Exhausted(why).to_string();
     assert!(
         said.contains("refused") && said.contains("; 127.0.0.1"),
@@ -861,8 +893,8 @@ fn a_dialer_says_what_is_wrong_with_each_address_and_takes_the_next() {
 
     let mut bad = dialing(at, fingerprint, 1);
     bad.name = "192.0.2.1".to_owned();
-    let started = Dialer::start(bad, tenant.landing.clone(), tenant.reports.clone());
-    assert!(matches!(started, Err(StartError::Name(_))));
+    let started = Dialer::start(bad, tenant.rings.clone(), tenant.event_sender.clone());
+    assert!(matches!(started, Err(DialStartError::Name(_))));
 }
 
 #[test]
@@ -877,8 +909,8 @@ fn a_dialer_that_is_dropped_gives_up_at_once() {
     drop(dialer);
     assert!(matches!(
         tenant.next(),
-        Event::Failed {
-            why: DialError::Cancelled,
+        ConnectionEvent::Failed {
+            error: DialError::Cancelled,
             ..
         }
     ));
@@ -894,11 +926,11 @@ fn datagrams_come_to_the_place_that_opens_them_and_wake_who_sleeps() {
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
     let sleeps: Vec<Arc<AtomicBool>> = (0..2).map(|_| Arc::default()).collect();
     let wakes: Vec<Arc<EventFd>> = (0..3).map(|_| event()).collect();
-    tenant.landing.steer = by_lane(3);
-    tenant.landing.places = vec![
-        Wake::new(Arc::clone(&wakes[0])),
-        Wake::of_sleeper(Arc::clone(&wakes[1]), Arc::clone(&sleeps[0])),
-        Wake::of_sleeper(Arc::clone(&wakes[2]), Arc::clone(&sleeps[1])),
+    tenant.rings.steer = steer_by_lane(3);
+    tenant.rings.consumers = vec![
+        ThreadWaker::new(Arc::clone(&wakes[0])),
+        ThreadWaker::of_sleeper(Arc::clone(&wakes[1]), Arc::clone(&sleeps[0])),
+        ThreadWaker::of_sleeper(Arc::clone(&wakes[2]), Arc::clone(&sleeps[1])),
     ];
     let _dialer = tenant.dial(dialing(listener.addresses()[0], fingerprint, 1));
     let (mut a, mut b) = (tenant.established(), provider.established());
@@ -915,17 +947,19 @@ fn datagrams_come_to_the_place_that_opens_them_and_wake_who_sleeps() {
         vec![4, 4],
     ];
     for datagram in &datagrams {
-        assert!(b.places[0].to.push(datagram));
+        assert!(b.rings[0].sender.push(datagram));
     }
-    b.places[0].to.wake();
+    b.rings[0].sender.wake();
     let total = || {
-        let counted = a.carrier.counted();
-        (counted.datagrams_in, counted.nowhere_in)
+        let counted = a.handle.stats();
+        (counted.datagrams_in, counted.no_ring_in)
     };
     until("come", || total() == (7, 1));
-    let came = a.places.iter_mut().map(|place| {
+    let came = a.rings.iter_mut().map(|place| {
         let mut came = Vec::new();
-        place.from.take(10, |datagram| came.push(datagram.to_vec()));
+        place
+            .receiver
+            .take(10, |datagram| came.push(datagram.to_vec()));
         came
     });
     let came: Vec<Vec<Vec<u8>>> = came.collect();
@@ -937,11 +971,14 @@ fn datagrams_come_to_the_place_that_opens_them_and_wake_who_sleeps() {
     assert!(wakes[1].read().is_err(), "it was awake");
     // From any of them.
     for n in 0..3 {
-        assert!(a.places[n].to.push(&[n as u8; 2]));
-        a.places[n].to.wake();
+        assert!(a.rings[n].sender.push(&[n as u8; 2]));
+        a.rings[n].sender.wake();
         let mut came: Vec<u8> = Vec::new();
         until("come", || {
-            b.places[0].from.take(1, |datagram| came.extend(&*datagram)) == 1
+            b.rings[0]
+                .receiver
+                .take(1, |datagram| came.extend(&*datagram))
+                == 1
         });
         assert_eq!(came, [n as u8; 2]);
     }

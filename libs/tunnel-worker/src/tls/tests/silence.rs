@@ -65,17 +65,15 @@ fn an_end_that_does_not_answer_is_silent_and_one_that_does_again_is_heard() {
     let (mut a, mut b) = (tenant.established(), provider.established());
     // Idle, and with something to carry: nothing is told, and questions are no datagrams.
     sleep(Duration::from_secs(1));
-    exchange(&mut a.places[0], &mut b.places[0], 2000, |n| {
-        payload(n, 900)
-    });
+    exchange(&mut a.rings[0], &mut b.rings[0], 2000, |n| payload(n, 900));
     assert!(tenant.events.try_recv().is_err());
-    assert_eq!(b.carrier.counted().datagrams_in, 2000);
+    assert_eq!(b.handle.stats().datagrams_in, 2000);
     for _ in 0..3 {
         path.stopped.store(true, SeqCst);
         let stopped = Instant::now();
         let silent = tenant.next();
         assert!(
-            matches!(silent, Event::Silent { circuit: of, id } if of == circuit(1) && id == a.id),
+            matches!(silent, ConnectionEvent::Stalled { circuit: of, id } if of == circuit(1) && id == a.id),
             "{silent:?}"
         );
         let took = stopped.elapsed();
@@ -86,12 +84,12 @@ fn an_end_that_does_not_answer_is_silent_and_one_that_does_again_is_heard() {
         path.stopped.store(false, SeqCst);
         let heard = tenant.next();
         assert!(
-            matches!(heard, Event::Heard { id, .. } if id == a.id),
+            matches!(heard, ConnectionEvent::Resumed { id, .. } if id == a.id),
             "{heard:?}"
         );
         sleep(Duration::from_millis(500));
     }
-    exchange(&mut a.places[0], &mut b.places[0], 100, |n| payload(n, 900));
+    exchange(&mut a.rings[0], &mut b.rings[0], 100, |n| payload(n, 900));
     // Who is asked asks nothing, and so tells nothing.
     assert!(provider.events.try_recv().is_err());
 }
@@ -109,7 +107,7 @@ fn a_slow_way_that_is_full_is_not_silence() {
 }
 
 /// A slow way that is full for four seconds: datagrams that came, and what was told. Then it is stopped.
-fn filled() -> (usize, Vec<Event>) {
+fn filled() -> (usize, Vec<ConnectionEvent>) {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
     let path = path(listener.addresses()[0]);
@@ -121,16 +119,16 @@ fn filled() -> (usize, Vec<Event>) {
     let begun = Instant::now();
     let (mut came, mut told) = (0, Vec::new());
     while begun.elapsed() < Duration::from_secs(4) {
-        while a.places[0].to.push(&[7; 1400]) {}
-        a.places[0].to.wake();
-        came += b.places[0].from.take(256, |_| ());
+        while a.rings[0].sender.push(&[7; 1400]) {}
+        a.rings[0].sender.wake();
+        came += b.rings[0].receiver.take(256, |_| ());
         told.extend(tenant.events.try_recv());
         sleep(Duration::from_millis(1));
     }
     // One that is stopped is silent, however much waits.
     path.stopped.store(true, SeqCst);
     let stopped = Instant::now();
-    while !matches!(tenant.next(), Event::Silent { .. }) {}
+    while !matches!(tenant.next(), ConnectionEvent::Stalled { .. }) {}
     println!("silent after {} ms", stopped.elapsed().as_millis());
     (came, told)
 }
@@ -159,8 +157,8 @@ fn every_question_is_answered_at_once_and_a_flood_of_them_is_not_answered_one_by
         client.write_all(&flood).expect("send");
     }
     client.write_all(b"\x00\x02ok").expect("send");
-    let mut place = established.places.into_iter().next().expect("a place");
-    until("come", || place.from.take(1, |_| ()) == 1);
+    let mut place = established.rings.into_iter().next().expect("a place");
+    until("come", || place.receiver.take(1, |_| ()) == 1);
     client
         .sock
         .set_read_timeout(Some(Duration::from_millis(500)))
@@ -194,13 +192,13 @@ fn a_frame_of_one_byte_that_is_no_word_ends_the_connection() {
             client.write_all(frame).expect("send");
             let (_, why) = provider.closed();
             assert!(
-                matches!(why, Closed::Malformed(_) | Closed::Ordered),
+                matches!(why, CloseReason::Malformed(_) | CloseReason::Requested),
                 "{why}"
             );
         } else {
             client.write_all(frame).expect("send");
             until("counted", || {
-                listener.refusals().refused(Reason::NotAHello) == 1
+                listener.stats().refused(RefusalReason::NotAHello) == 1
             });
         }
         assert!(is_closed(&mut client));
@@ -225,11 +223,11 @@ fn an_address_that_does_not_answer_holds_up_no_other() {
     // None of them: each in its time, beside each other.
     let mut none = dialing(full[0].0, fingerprint, 2);
     none.addresses = full.iter().map(|(at, _)| *at).collect();
-    none.times.connect = Duration::from_secs(1);
+    none.timeouts.connect = Duration::from_secs(1);
     let begun = Instant::now();
     let _dialer = tenant.dial(none);
     let why = tenant.failed();
-    assert!(matches!(why, Step::NoAnswer(_)), "{why:?}");
+    assert!(matches!(why, DialStepError::NoAnswer(_)), "{why:?}");
     assert!(begun.elapsed() < Duration::from_millis(1900));
 }
 
@@ -267,8 +265,8 @@ fn an_attempt_that_is_given_up_ends_unless_its_hello_is_said() {
     assert!(
         matches!(
             cancelled,
-            Event::Failed {
-                why: DialError::Cancelled,
+            ConnectionEvent::Failed {
+                error: DialError::Cancelled,
                 ..
             }
         ),
@@ -302,7 +300,7 @@ fn an_attempt_that_is_given_up_ends_unless_its_hello_is_said() {
     go.send(()).expect("told");
     let established = tenant.established();
     drop(established);
-    assert!(matches!(tenant.closed().1, Closed::Ordered));
+    assert!(matches!(tenant.closed().1, CloseReason::Requested));
     serving.join().expect("served");
 }
 
@@ -342,14 +340,14 @@ fn many_that_come_at_once_wait_for_their_turn() {
         .collect();
     for tenant in &tenants {
         match tenant.next() {
-            Event::Established(_) => {}
+            ConnectionEvent::Established(_) => {}
             // An older hello than another's of this circuit: its time is read before its turn.
-            Event::Failed { why, .. } => {
-                let said = why.to_string();
+            ConnectionEvent::Failed { error, .. } => {
+                let said = error.to_string();
                 assert!(said.contains("did not accept the circuit"), "{said}");
             }
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(listener.refusals().refused(Reason::Crowded), 0);
+    assert_eq!(listener.stats().refused(RefusalReason::Crowded), 0);
 }

@@ -52,7 +52,7 @@ fn a_gateway_relays_it_by_its_name_and_says_who_it_is() {
         let at = relay.addresses()[0];
         let _dialer = tenant.dial(dialing(at, fingerprint, 1));
         let (mut a, mut b) = (tenant.established(), provider.established());
-        let (end, other) = (&mut a.places[0], &mut b.places[0]);
+        let (end, other) = (&mut a.rings[0], &mut b.rings[0]);
         exchange(end, other, 5000, |n| payload(n, (n % 2000) as usize + 2));
         assert_eq!(relay.connections_of("acme"), 1);
         assert_eq!(a.peer, at);
@@ -67,20 +67,20 @@ fn a_gateway_relays_it_by_its_name_and_says_who_it_is() {
             "the client's own, or the gateway's"
         );
         drop(third);
-        assert!(matches!(provider.closed().1, Closed::Ordered));
+        assert!(matches!(provider.closed().1, CloseReason::Requested));
         if proxy {
             // The header is wanted, and a client that comes by itself has none.
             let direct = tenant.dial(dialing(listener.addresses()[0], fingerprint, 2));
             let step = tenant.failed();
-            assert!(matches!(step, Step::Ended(_)), "{step:?}");
+            assert!(matches!(step, DialStepError::Ended(_)), "{step:?}");
             until("counted", || {
-                listener.refusals().refused(Reason::NoProxy) == 1
+                listener.stats().refused(RefusalReason::NoProxy) == 1
             });
             drop(direct);
         }
         drop(a);
-        assert!(matches!(tenant.closed().1, Closed::Ordered));
-        assert!(matches!(provider.closed().1, Closed::ByPeer));
+        assert!(matches!(tenant.closed().1, CloseReason::Requested));
+        assert!(matches!(provider.closed().1, CloseReason::ByPeer));
     }
 }
 
@@ -98,10 +98,10 @@ fn who_comes_from_nowhere_that_a_gateway_is_is_refused_whatever_it_says() {
         let (_runtime, relay) = relay(listener.addresses()[0], proxy);
         let _dialer = tenant.dial(dialing(relay.addresses()[0], fingerprint, 1));
         let step = tenant.failed();
-        assert!(matches!(step, Step::Ended(_)), "{step:?}");
-        let refusals = listener.refusals();
+        assert!(matches!(step, DialStepError::Ended(_)), "{step:?}");
+        let stats = listener.stats();
         assert_eq!(
-            (refusals.refused(Reason::NoGateway), refusals.established),
+            (stats.refused(RefusalReason::NoGateway), stats.established),
             (1, 0)
         );
         drop(listener);
@@ -111,11 +111,11 @@ fn who_comes_from_nowhere_that_a_gateway_is_is_refused_whatever_it_says() {
         let (_runtime, relay) = super::through::relay(listener.addresses()[0], proxy);
         let _dialer = tenant.dial(dialing(relay.addresses()[0], fingerprint, 1));
         let (mut a, mut b) = (tenant.established(), provider.established());
-        exchange(&mut a.places[0], &mut b.places[0], 10, |n| payload(n, 100));
-        assert_eq!(listener.refusals().refused(Reason::NoGateway), 0);
+        exchange(&mut a.rings[0], &mut b.rings[0], 10, |n| payload(n, 100));
+        assert_eq!(listener.stats().refused(RefusalReason::NoGateway), 0);
         drop(a);
-        assert!(matches!(tenant.closed().1, Closed::Ordered));
-        assert!(matches!(provider.closed().1, Closed::ByPeer));
+        assert!(matches!(tenant.closed().1, CloseReason::Requested));
+        assert!(matches!(provider.closed().1, CloseReason::ByPeer));
     }
 }
 
@@ -129,9 +129,9 @@ fn what_a_gateway_refuses_it_for_is_said() {
     unknown.name = "tunnel.evil.example".to_owned();
     let _first = tenant.dial(unknown);
     let step = tenant.failed();
-    assert!(matches!(step, Step::NoRoute(_)), "{step:?}");
+    assert!(matches!(step, DialStepError::NoRoute(_)), "{step:?}");
     drop(listener);
     let _second = tenant.dial(dialing(at, fingerprint, 1));
     let step = tenant.failed();
-    assert!(matches!(step, Step::NoBackend), "{step:?}");
+    assert!(matches!(step, DialStepError::NoBackend), "{step:?}");
 }

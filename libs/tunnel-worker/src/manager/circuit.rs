@@ -1,4 +1,9 @@
-//! The circuits of this appliance's peers: what the crate `gateway-client` decides, in terms of ways.
+//! Our end of the circuit to a peer: what `gateway_client::reach` decides, in terms of paths.
+//!
+//! ```text
+//!   gateways' messages ─▶ receive ─┐                     ┌─▶ poll: messages to gateways
+//!   time ───────────────▶ drive ───┴▶ gateway_client::reach ─▶ udp_path: the gateway in use
+//! ```
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,38 +18,39 @@ use gateway_client::{
 };
 use tunnel::{Instant, Now, PeerPath};
 
-use super::streams::TlsSpec;
+use super::tls_connections::TlsSpec;
 use crate::clock;
 
-// What the programs know of circuits is what the crate says.
+// The programs and the crate agree on the layout of circuit messages.
 const _: () = assert!(CIRCUIT_ID_LEN == ID_BYTES && CIRCUIT_MESSAGE_BYTES == MESSAGE_BYTES);
 
 /// A circuit as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CircuitSpec {
-    /// Its id.
+    /// Its ID.
     pub id: CircuitId,
-    /// Which side we are.
+    /// Our side.
     pub side: Side,
-    /// Our side's key.
+    /// The key of our side.
     pub key: Key,
-    /// Every gateway, and its addresses.
+    /// Name and addresses of every gateway.
     pub gateways: Vec<(String, Vec<SocketAddr>)>,
-    /// Those that may be chosen; `None` for an end that awaits the other at all of them.
+    /// The gateways that this end may choose; `None` for an end that is bound at all of them and follows the
+    /// other end's choice.
     pub list: Option<List>,
-    /// What to do where UDP does not get through.
+    /// The tunnel over TLS for sites where UDP is blocked.
     pub tls: Option<TlsSpec>,
 }
 
 impl CircuitSpec {
-    /// What makes it this circuit and no other.
+    /// What a circuit is recognized by: a peer whose circuit differs in it loses its sessions.
     pub(super) const fn identity(&self) -> (CircuitId, Side, &Key, bool) {
         (self.id, self.side, &self.key, self.list.is_some())
     }
 
-    /// Where to open a tunnel over TLS: at the gateways that may be chosen, the preferred first, of equal ones any, and last of all the
-    /// one that failed just now and the one that is used.
-    pub(super) fn dialed(
+    /// The addresses to dial for a tunnel over TLS, in this order: gateways that may be chosen, by preference, equal
+    /// ones at random; then the one that failed lately; then the one in use.
+    pub(super) fn dial_order(
         &self,
         locals: &[IpAddr],
         (failed, used): (Option<SocketAddr>, Option<SocketAddr>),
@@ -56,13 +62,16 @@ impl CircuitSpec {
             None => Vec::new(),
         };
         candidates.sort_by_cached_key(|candidate| (candidate.tier, candidate.load, random()));
-        let there = |name: &str| at.iter().find(|at| at.name == name).map(|at| at.address);
-        let mut dialed: Vec<_> = candidates.iter().filter_map(|c| there(&c.name)).collect();
-        dialed.sort_by_key(|address| (Some(*address) == used, Some(*address) == failed));
-        dialed
+        let address_of = |name: &str| at.iter().find(|at| at.name == name).map(|at| at.address);
+        let mut order: Vec<_> = candidates
+            .iter()
+            .filter_map(|c| address_of(&c.name))
+            .collect();
+        order.sort_by_key(|address| (Some(*address) == used, Some(*address) == failed));
+        order
     }
 
-    /// Where the gateways are from here: at the first address of a family that we have.
+    /// The address of each gateway to use: its first one of a family that we have.
     fn at(&self, locals: &[IpAddr]) -> Vec<At> {
         let reached = |a: &&SocketAddr| locals.iter().any(|l| l.is_ipv4() == a.is_ipv4());
         let at = |(name, addresses): &(String, Vec<SocketAddr>)| {
@@ -74,26 +83,24 @@ impl CircuitSpec {
     }
 }
 
-/// A message to be sent.
+/// A message to a gateway.
 #[derive(Debug)]
-pub(super) struct Send {
-    /// A gateway.
+pub(super) struct GatewayMessage {
     pub to: SocketAddr,
-    /// A message to it.
-    pub message: [u8; MESSAGE_BYTES],
+    pub bytes: [u8; MESSAGE_BYTES],
 }
 
-/// A circuit to a peer.
+/// Our end of a circuit.
 #[derive(Debug)]
-pub(super) struct Circuit {
+pub(super) struct CircuitClient {
     reach: Reach,
     /// None of our addresses is of a gateway's family: not yet, or not at all.
-    homeless: bool,
-    /// It was said that there is no gateway.
-    lost: bool,
+    no_family: bool,
+    /// That there is no gateway was logged.
+    lost_logged: bool,
 }
 
-impl Circuit {
+impl CircuitClient {
     pub fn new(spec: &CircuitSpec, locals: &[IpAddr], seed: u64, now: Instant) -> Self {
         let at = spec.at(locals);
         let mut reach = Reach::new(
@@ -104,93 +111,97 @@ impl Circuit {
             seed,
             since_boot(now),
         );
-        // Without an address of our own there is nothing to say yet.
+        // Without an address of our own nothing can be sent yet.
         while at.is_empty() && reach.poll().is_some() {}
         Self {
             reach,
-            homeless: at.is_empty(),
-            lost: false,
+            no_family: at.is_empty(),
+            lost_logged: false,
         }
     }
 
     /// Takes other gateways, or addresses of our own of other families.
     pub fn update(&mut self, spec: &CircuitSpec, locals: &[IpAddr], now: Instant) {
         let at = spec.at(locals);
-        self.homeless = at.is_empty();
+        self.no_family = at.is_empty();
         self.reach.update(spec.list.as_ref(), &at, since_boot(now));
     }
 
-    /// Its id.
+    /// Its ID.
     pub const fn id(&self) -> CircuitId {
         self.reach.circuit()
     }
 
-    /// The way by the gateway that is chosen and works by UDP.
-    pub fn udp(&self) -> Option<PeerPath> {
-        let gateway = self.reach.used().filter(|_| !self.awaits())?.address;
+    /// The path through the gateway that this end has chosen and that works by UDP.
+    pub fn udp_path(&self) -> Option<PeerPath> {
+        let gateway = self.reach.used().filter(|_| !self.follows())?.address;
         let id = self.id().number();
         Some(PeerPath::Circuit { gateway, id })
     }
 
-    /// Whether the other end says by which gateway.
-    pub const fn awaits(&self) -> bool {
+    /// Whether this end follows the other end's choice of a gateway.
+    pub const fn follows(&self) -> bool {
         self.reach.awaits()
     }
 
-    /// Whether a way is one of this circuit.
-    pub fn is_by(&self, way: PeerPath) -> bool {
-        way.circuit() == Some(self.id().number())
+    /// Whether a path is one of this circuit.
+    pub fn owns(&self, path: PeerPath) -> bool {
+        path.circuit() == Some(self.id().number())
     }
 
-    /// The other end is heard by this gateway.
-    pub fn heard_by(&mut self, gateway: SocketAddr) {
+    /// Data of the other end came through this gateway.
+    pub fn peer_heard_by(&mut self, gateway: SocketAddr) {
         self.reach.heard_by(gateway);
     }
 
     /// The other end is heard again.
-    pub const fn heard(&mut self) {
+    pub const fn peer_heard(&mut self) {
         self.reach.heard();
     }
 
     /// Takes a message from a gateway; whether it was one to this end.
-    pub fn hear(&mut self, from: SocketAddr, message: &[u8], now: Now) -> bool {
-        let times = (since_boot(now.mono), clock::grown());
+    pub fn receive(&mut self, from: SocketAddr, message: &[u8], now: Now) -> bool {
+        let times = (since_boot(now.mono), clock::unix_nanos_increasing());
         self.reach.hear(from, message, times)
     }
 
     /// Leaves every gateway.
     pub fn close(&mut self, now: Instant) {
-        self.reach.close(since_boot(now), clock::grown());
+        self.reach
+            .close(since_boot(now), clock::unix_nanos_increasing());
     }
 
-    /// Whether the gateway at an address is one of this circuit's; its name.
-    pub fn gateway(&self, address: SocketAddr) -> Option<&str> {
+    /// Name of the gateway at an address, if it is one of this circuit.
+    pub fn gateway_name(&self, address: SocketAddr) -> Option<&str> {
         self.reach.at(address).map(|at| at.name.as_str())
     }
 
-    /// Does what is due; `silent`: whether the other end is not heard.
+    /// Does what is due. `silent`: nothing is received from the other end.
     pub fn drive(&mut self, now: Now, silent: bool) {
         let mono = since_boot(now.mono);
         if silent {
             self.reach.unheard(mono);
         }
         if self.reach.next_deadline().is_some_and(|at| at <= mono) {
-            self.reach.timeout(mono, clock::grown());
+            self.reach.timeout(mono, clock::unix_nanos_increasing());
         }
     }
 
-    pub fn poll(&mut self) -> Option<Send> {
+    /// The next message to be sent.
+    pub fn poll(&mut self) -> Option<GatewayMessage> {
         loop {
             match self.reach.poll()? {
-                reach::Action::Send { to, message } => return Some(Send { to, message }),
-                reach::Action::Use(at) => {
-                    let again = std::mem::take(&mut self.lost);
-                    tracing::info!(circuit = %self.id(), gateway = at.name, again, "bound by UDP");
+                reach::Action::Send { to, message } => {
+                    return Some(GatewayMessage { to, bytes: message });
                 }
-                reach::Action::Lost(_) if self.homeless => {}
+                reach::Action::Use(at) => {
+                    let regained = std::mem::take(&mut self.lost_logged);
+                    tracing::info!(circuit = %self.id(), gateway = at.name, regained, "gateway in use, by UDP");
+                }
+                reach::Action::Lost(_) if self.no_family => {}
                 reach::Action::Lost(why) => {
-                    tracing::warn!(circuit = %self.id(), reason = %why, "no gateway");
-                    self.lost = true;
+                    tracing::warn!(circuit = %self.id(), reason = %why, "no gateway is reachable");
+                    self.lost_logged = true;
                 }
             }
         }
@@ -203,16 +214,17 @@ impl Circuit {
         ))
     }
 
-    /// Where the gateways are.
+    /// Addresses of the gateways.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.reach.all().map(|at| at.address.ip())
     }
 
-    /// Why no gateway works, if none does.
-    pub fn lost(&self) -> Option<String> {
-        if self.homeless {
+    /// Why no gateway works, if none does; for the operator.
+    pub fn lost_reason(&self) -> Option<String> {
+        if self.no_family {
             return Some(
-                "the uplink has no address of a gateway's family yet: give it one, or the gateway one of another"
+                "the uplink has no address of a gateway's family: add one, or configure an address of the \
+                 other family for the gateway"
                     .to_owned(),
             );
         }
@@ -278,12 +290,12 @@ mod tests {
                 state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
                 state >> 33
             };
-            let mut dialed = |failed, used| spec.dialed(&locals, (failed, used), &mut random);
-            assert_eq!(dialed(None, None)[3], at(3), "the next tier");
-            assert_eq!(dialed(Some(at(0)), None)[2..], [at(3), at(0)]);
-            let both = dialed(Some(at(0)), Some(at(1)));
+            let mut order = |failed, used| spec.dial_order(&locals, (failed, used), &mut random);
+            assert_eq!(order(None, None)[3], at(3), "the next tier");
+            assert_eq!(order(Some(at(0)), None)[2..], [at(3), at(0)]);
+            let both = order(Some(at(0)), Some(at(1)));
             assert_eq!(both, [at(2), at(3), at(0), at(1)]);
-            let same = dialed(Some(at(3)), Some(at(3)));
+            let same = order(Some(at(3)), Some(at(3)));
             assert_eq!(same[3], at(3));
         }
     }

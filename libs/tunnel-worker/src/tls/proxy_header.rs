@@ -1,4 +1,4 @@
-//! The header that a gateway puts in front of a connection when it is to say who connected: PROXY protocol version 2 (haproxy's
+//! The header in which a gateway names the client of a connection: PROXY protocol version 2 (haproxy's
 //! proxy-protocol.txt, section 2.2).
 
 use std::{
@@ -9,46 +9,43 @@ use std::{
 
 use nix::poll::PollFlags;
 
-use super::{
-    carrier::Closed,
-    link::{Control, Unmade},
-};
+use super::{close_reason::CloseReason, link::HandshakeError, thread_control::ThreadControl};
 
 /// `signature [u8; 12], version and command u8, family u8, length u16`.
 const HEAD: usize = 16;
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
-/// Addresses and TLVs, bytes at most: a gateway's have 36 and a name of up to 256.
-const LONGEST: usize = 1024;
+/// Bytes of addresses and TLVs at most: a gateway's have 36 and a name of up to 256.
+const MAX_BODY: usize = 1024;
 
-/// There is another header, or none.
+/// The connection does not begin with such a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NoHeader;
+pub(super) struct InvalidHeader;
 
-/// Bytes behind the head.
-fn length(head: &[u8; HEAD]) -> Result<usize, NoHeader> {
+/// Length of the body behind the head, bytes.
+fn length(head: &[u8; HEAD]) -> Result<usize, InvalidHeader> {
     let length = usize::from(u16::from_be_bytes([head[14], head[15]]));
     let ours = head.starts_with(&SIGNATURE) && matches!(head[12], 0x20 | 0x21);
-    if ours && length <= LONGEST {
+    if ours && length <= MAX_BODY {
         Ok(length)
     } else {
-        Err(NoHeader)
+        Err(InvalidHeader)
     }
 }
 
-/// Who connected; `None` when the header does not say.
-fn source(head: &[u8; HEAD], body: &[u8]) -> Result<Option<SocketAddr>, NoHeader> {
-    // LOCAL: by the proxy's own account.
+/// The client's address; `None` when the header names none.
+fn source(head: &[u8; HEAD], body: &[u8]) -> Result<Option<SocketAddr>, InvalidHeader> {
+    // LOCAL: the proxy itself connected.
     if head[12] == 0x20 {
         return Ok(None);
     }
     let (ip, port): (IpAddr, _) = match head[13] {
         0x11 => {
-            let addresses: &[u8; 12] = body.first_chunk().ok_or(NoHeader)?;
+            let addresses: &[u8; 12] = body.first_chunk().ok_or(InvalidHeader)?;
             let &[a, b, c, d, .., p0, p1, _, _] = addresses;
             (Ipv4Addr::new(a, b, c, d).into(), [p0, p1])
         }
         0x21 => {
-            let addresses: &[u8; 36] = body.first_chunk().ok_or(NoHeader)?;
+            let addresses: &[u8; 36] = body.first_chunk().ok_or(InvalidHeader)?;
             let mut octets = [0; 16];
             octets.copy_from_slice(&addresses[..16]);
             (
@@ -61,40 +58,40 @@ fn source(head: &[u8; HEAD], body: &[u8]) -> Result<Option<SocketAddr>, NoHeader
     Ok(Some(SocketAddr::new(ip, u16::from_be_bytes(port))))
 }
 
-/// Reads the header off a connection, and no byte behind it.
+/// Reads the header, and no byte behind it.
 pub(super) fn read(
     mut socket: &TcpStream,
-    control: &Control,
+    control: &ThreadControl,
     deadline: Instant,
-) -> Result<Result<Option<SocketAddr>, NoHeader>, Unmade> {
-    let mut exactly = |mut place: &mut [u8]| {
-        while !place.is_empty() {
-            if control.ordered().is_some() {
-                return Err(Unmade::Ordered);
+) -> Result<Result<Option<SocketAddr>, InvalidHeader>, HandshakeError> {
+    let mut read_exact = |mut buffer: &mut [u8]| {
+        while !buffer.is_empty() {
+            if control.stop_reason().is_some() {
+                return Err(HandshakeError::Stopped);
             }
             if Instant::now() >= deadline {
-                return Err(Unmade::Slow);
+                return Err(HandshakeError::Slow);
             }
-            match socket.read(place) {
-                Ok(0) => return Err(Closed::Cut.into()),
-                Ok(bytes) => place = &mut place[bytes..],
+            match socket.read(buffer) {
+                Ok(0) => return Err(CloseReason::Cut.into()),
+                Ok(bytes) => buffer = &mut buffer[bytes..],
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     control.wait(socket, PollFlags::POLLIN, Some(deadline));
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(Closed::Lost(error).into()),
+                Err(error) => return Err(CloseReason::Lost(error).into()),
             }
         }
         Ok(())
     };
     let mut head = [0; HEAD];
-    exactly(&mut head)?;
+    read_exact(&mut head)?;
     let length = match length(&head) {
         Ok(length) => length,
         Err(no) => return Ok(Err(no)),
     };
-    let mut body = [0; LONGEST];
-    exactly(&mut body[..length])?;
+    let mut body = [0; MAX_BODY];
+    read_exact(&mut body[..length])?;
     Ok(source(&head, &body[..length]))
 }
 
@@ -102,13 +99,13 @@ pub(super) fn read(
 mod tests {
     use super::*;
 
-    fn parse(header: &[u8]) -> Result<Option<SocketAddr>, NoHeader> {
-        let (head, body) = header.split_first_chunk().ok_or(NoHeader)?;
-        source(head, body.get(..length(head)?).ok_or(NoHeader)?)
+    fn parse(header: &[u8]) -> Result<Option<SocketAddr>, InvalidHeader> {
+        let (head, body) = header.split_first_chunk().ok_or(InvalidHeader)?;
+        source(head, body.get(..length(head)?).ok_or(InvalidHeader)?)
     }
 
     #[test]
-    fn a_gateways_headers_say_who_connected() {
+    fn a_header_names_the_client() {
         let v4 = b"\x0d\x0a\x0d\x0a\x00\x0d\x0a\x51\x55\x49\x54\x0a\x21\x11\x00\x18\xc0\x00\x02\x01\xc6\x33\x64\x07\xc3\x50\x18\x24\x02\x00\x09d.example";
         assert_eq!(parse(v4), Ok(Some("192.0.2.1:50000".parse().unwrap())));
         let mut v6 = v4[..12].to_vec();
@@ -124,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_header() {
+    fn anything_else_is_refused() {
         let header = |version: u8, family: u8, length: u16, body: &[u8]| {
             let mut header = SIGNATURE.to_vec();
             header.extend([version, family]);
@@ -133,14 +130,14 @@ mod tests {
             header
         };
         let all = [0; 2000];
-        assert_eq!(parse(&header(0x21, 0x11, 11, &all)), Err(NoHeader));
-        assert_eq!(parse(&header(0x21, 0x21, 35, &all)), Err(NoHeader));
-        assert_eq!(parse(&header(0x11, 0x11, 12, &all)), Err(NoHeader));
-        assert_eq!(parse(&header(0x21, 0x11, 1025, &all)), Err(NoHeader));
+        assert_eq!(parse(&header(0x21, 0x11, 11, &all)), Err(InvalidHeader));
+        assert_eq!(parse(&header(0x21, 0x21, 35, &all)), Err(InvalidHeader));
+        assert_eq!(parse(&header(0x11, 0x11, 12, &all)), Err(InvalidHeader));
+        assert_eq!(parse(&header(0x21, 0x11, 1025, &all)), Err(InvalidHeader));
         assert_eq!(parse(&header(0x21, 0x31, 12, &all)), Ok(None), "a socket");
         assert_eq!(
             parse(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03______"),
-            Err(NoHeader)
+            Err(InvalidHeader)
         );
     }
 }

@@ -1,64 +1,65 @@
-//! The tunnel's control half, and what it said last of its next deadline: of hundreds of peers most do nothing most of the time, and to
-//! ask all of them each time that a gateway answers one costs more than everything else.
+//! The tunnel's control half with its next deadline cached. To work it out takes a look at every peer; most of
+//! hundreds of peers do nothing most of the time, and a gateway's answer to one changes no other.
 
 use std::ops::{Deref, DerefMut};
 
 use tunnel::{Instant, Output, TunnelControl};
 
-/// The control half, with a note of whether it may have changed.
-pub(super) struct Control {
-    half: TunnelControl,
-    /// It was there to be changed since [`Control::touched`] was asked.
+/// The control half, and whether it may have changed.
+pub(super) struct CachedControl {
+    control: TunnelControl,
+    /// It was borrowed mutably since [`CachedControl::touched`] was called.
     touched: bool,
-    /// What it said, unless it was there to be changed since.
-    next: Option<Option<Instant>>,
+    /// The deadline, unless the control half was borrowed mutably since it was worked out.
+    deadline: Option<Option<Instant>>,
 }
 
-impl Control {
-    pub const fn new(half: TunnelControl) -> Self {
+impl CachedControl {
+    pub const fn new(control: TunnelControl) -> Self {
         Self {
-            half,
+            control,
             touched: true,
-            next: None,
+            deadline: None,
         }
     }
 
-    /// Whether it may have changed since this was last asked.
+    /// Whether the control half may have changed since the last call.
     pub const fn touched(&mut self) -> bool {
         std::mem::replace(&mut self.touched, false)
     }
 
-    /// Asks for the next deadline, if it may be another.
-    pub fn settle(&mut self) {
-        if self.next.is_none() {
-            self.next = Some(self.half.next_deadline());
+    /// Works the deadline out, if it may be another.
+    pub fn cache_deadline(&mut self) {
+        if self.deadline.is_none() {
+            self.deadline = Some(self.control.next_deadline());
         }
     }
 
-    /// When [`TunnelControl::handle_timeout`] wants to be called.
+    /// When [`TunnelControl::handle_timeout`] is to be called.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.next.unwrap_or_else(|| self.half.next_deadline())
+        self.deadline
+            .unwrap_or_else(|| self.control.next_deadline())
     }
 
-    /// The next thing to do. To take it changes no peer.
+    /// The next output. Taking it changes no peer, and so keeps the cache.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.half.poll_output()
+        self.control.poll_output()
     }
 }
 
-impl Deref for Control {
+impl Deref for CachedControl {
     type Target = TunnelControl;
 
     fn deref(&self) -> &TunnelControl {
-        &self.half
+        &self.control
     }
 }
 
-impl DerefMut for Control {
+impl DerefMut for CachedControl {
     fn deref_mut(&mut self) -> &mut TunnelControl {
         self.touched = true;
-        self.next = None;
-        &mut self.half
+        self.deadline = None;
+        &mut self.control
     }
 }
 
@@ -69,19 +70,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_it_said_holds_until_it_is_touched() {
+    fn the_deadline_is_cached_until_the_control_half_is_touched() {
         let secret = |n: u8| SecretKey::from_bytes(&[n; 32]);
-        let mut control = Control::new(TunnelControl::new(secret(1), LoadLimits::default()));
-        assert!(control.touched(), "nobody has looked yet");
-        control.settle();
+        let mut control = CachedControl::new(TunnelControl::new(secret(1), LoadLimits::default()));
+        assert!(control.touched(), "not called yet");
+        control.cache_deadline();
         assert_eq!(control.next_deadline(), None);
         assert!(control.poll_output().is_none() && control.status(now(), id_of_none()).is_none());
-        assert!(!control.touched(), "to look changes nothing");
+        assert!(!control.touched(), "reading changes nothing");
         let peer = PeerConfig::causeway(secret(2).public(), InitiationPolicy::Always);
         let id = control.add_peer(now(), peer);
         assert_eq!(control.next_deadline(), Some(now()), "it dials at once");
         assert!(control.touched() && !control.touched());
-        control.settle();
+        control.cache_deadline();
         assert_eq!(control.next_deadline(), Some(now()));
         control.remove_peer(id);
         assert_eq!(control.next_deadline(), None);
@@ -92,7 +93,7 @@ mod tests {
         Instant::from_nanos(1)
     }
 
-    /// Of a peer that another control half has.
+    /// A peer of another control half.
     fn id_of_none() -> tunnel::PeerId {
         let mut other = TunnelControl::new(SecretKey::from_bytes(&[3; 32]), LoadLimits::default());
         let key = SecretKey::from_bytes(&[4; 32]).public();

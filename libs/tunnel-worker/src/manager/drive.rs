@@ -1,0 +1,451 @@
+//! The manager's turn: what came is given to the sans-IO halves, and what they decide is done.
+//!
+//! ```text
+//!   messages, reports ─▶ circuits and transports that are due ─▶ outputs of the tunnel's control half
+//!                                       └────── another path ───────▲
+//! ```
+
+use gateway_client::wire::CircuitId;
+use tunnel::{DownReason, Now, Output, PeerId, PeerPath, Random as _};
+
+use super::{
+    TunnelManager,
+    circuit::CircuitClient,
+    handshake_io::{CircuitFrame, Incoming, classify},
+    peer_table::LaneActivity,
+    status::HostActivity,
+    tls_connections::{self, Change},
+    transport::{Transport, TransportState},
+    workers::WorkerPool,
+};
+use crate::{
+    clock,
+    host::{MapWrite, ProgramMaps},
+    pipeline::{Command, Event},
+    worker::Request,
+};
+
+/// Handshakes without an answer that make a path doubtful.
+const UNANSWERED: u32 = 3;
+/// Rounds of outputs in a row before other work is done.
+const ROUNDS: usize = 4;
+
+impl TunnelManager {
+    /// Takes handshake messages and gateways' messages.
+    pub(super) fn take_messages(&mut self) {
+        let now = clock::now();
+        let Self {
+            sockets,
+            peers,
+            paths,
+            control,
+            random,
+            changes,
+            tls,
+            ..
+        } = self;
+        sockets.receive(|from, datagram| match classify(from, datagram) {
+            Incoming::Gateway(message) => {
+                let circuit = super::circuit::of_message(message).and_then(|id| peers.circuit(id));
+                let taken = circuit.is_some_and(|(slot, circuit)| {
+                    let taken = circuit.receive(from, message, now);
+                    // What follows from it is done at once, and it may be due at another time now.
+                    if taken && circuit.follows() {
+                        paths.set_due_now(slot);
+                    }
+                    taken
+                });
+                if !taken {
+                    tracing::debug!(%from, "gateway message for an unknown circuit");
+                }
+            }
+            Incoming::Handshake { path, message } => {
+                // Directly, or from a gateway of a circuit that is configured here.
+                let is_known = match path {
+                    PeerPath::Circuit { gateway, id } => CircuitId::new(id.get())
+                        .and_then(|id| peers.circuit(id))
+                        .is_some_and(|(_, circuit)| circuit.gateway_name(gateway).is_some()),
+                    PeerPath::Direct(_) | PeerPath::Stream(_) => true,
+                };
+                if !is_known {
+                    tracing::debug!(%path, "handshake message by an unknown circuit");
+                    return;
+                }
+                match control.handle_datagram(now, path, message, random) {
+                    Ok(id) => {
+                        if let Some((_, peer)) = peers.by_id(id) {
+                            let last = peer.handshake_source.replace(from.ip());
+                            changes.watched |= last != Some(from.ip());
+                        }
+                    }
+                    Err(error) => tracing::debug!(%from, %error, "handshake message refused"),
+                }
+            }
+        });
+        tls.take_messages(|circuit, message| {
+            let path = PeerPath::Stream(circuit.number());
+            if let Err(error) = control.handle_datagram(now, path, message, random) {
+                tracing::debug!(%circuit, %error, "handshake message over TLS refused");
+            }
+        });
+    }
+
+    /// Takes the workers' reports.
+    pub(super) fn take_reports(&mut self) -> HostActivity {
+        let mut hosts = HostActivity::default();
+        let now = clock::mono();
+        let mut heard = Vec::new();
+        for worker in 0..self.workers.len() {
+            while let Some(event) = self.workers.next_event(worker) {
+                let slot = match &event {
+                    Event::HostUsed { key } => {
+                        hosts.used.push(*key);
+                        continue;
+                    }
+                    Event::SessionConfirmed { peer, .. }
+                    | Event::PeerMoved { peer, .. }
+                    | Event::ControlMessage { peer, .. }
+                    | Event::Activity { peer, .. } => *peer,
+                };
+                let Some(peer) = self.peers.get_mut(slot) else {
+                    continue;
+                };
+                match event {
+                    Event::SessionConfirmed { index, .. } => {
+                        self.control.confirm_session(now, peer.id, index);
+                    }
+                    Event::PeerMoved { way: path, .. } if peer.may_move_to(path) => {
+                        if let (Some(circuit), PeerPath::Circuit { gateway, .. }) =
+                            (&mut peer.circuit, path)
+                        {
+                            circuit.peer_heard_by(gateway);
+                        }
+                        self.control.move_peer(now, peer.id, path);
+                    }
+                    Event::PeerMoved { way: path, .. } => {
+                        tracing::debug!(
+                            peer = peer.spec.name,
+                            %path,
+                            "received from the peer by a path that it may not move to"
+                        );
+                    }
+                    Event::ControlMessage { word, .. } => {
+                        self.control.handle_control_message(now, peer.id, word);
+                    }
+                    Event::Activity { tx, rx, stats, .. } => {
+                        if peer.record_activity(worker, LaneActivity { tx, rx, stats }) {
+                            heard.push(slot);
+                        }
+                        self.control.report_sent(now, peer.id, peer.tx());
+                        self.control.report_received(now, peer.id, peer.rx());
+                    }
+                    Event::HostUsed { .. } => {}
+                }
+            }
+            self.workers.take_unresolved(worker, &mut hosts.unresolved);
+        }
+        // One worker heard it; each has buffered segments of its own flows.
+        for slot in heard {
+            self.workers.command_all(|| Command::PeerHeard(slot));
+        }
+        hosts
+    }
+
+    /// Does everything that is due.
+    pub(super) fn drive(&mut self, maps: &mut dyn ProgramMaps) {
+        let mut moved = self.drive_circuits(maps);
+        moved |= self.take_outputs(maps);
+        for _ in 0..ROUNDS {
+            self.control.cache_deadline();
+            let now = clock::now();
+            if self.control.next_deadline().is_none_or(|at| at > now.mono) {
+                break;
+            }
+            self.control.handle_timeout(now, &mut self.random);
+            moved |= self.take_outputs(maps);
+        }
+        self.control.cache_deadline();
+        if moved {
+            self.write_peer_addresses(maps);
+        }
+        self.workers.wake_all();
+    }
+
+    /// Drives the circuits that are due; whether a peer has another path now.
+    fn drive_circuits(&mut self, maps: &mut dyn ProgramMaps) -> bool {
+        let (now, mut moved) = (clock::now(), false);
+        for change in self.tls.poll() {
+            self.tls_changed(now, change);
+        }
+        for slot in self.paths.take_due(now.mono) {
+            let chosen = self.choose_path(slot, now);
+            let mut next = None;
+            if let Some(circuit) = self.peers.get_mut(slot).and_then(|p| p.circuit.as_mut()) {
+                while let Some(message) = circuit.poll() {
+                    self.sockets.send(message.to, &message.bytes);
+                }
+                next = CircuitClient::next_deadline(circuit);
+            }
+            self.paths.driven(slot, next);
+            let Some((path, peer)) = chosen.zip(self.peers.get(slot)) else {
+                continue;
+            };
+            // What the tunnel has is what counts, whatever made it so.
+            if peer.path == Some(path) {
+                continue;
+            }
+            let id = peer.id;
+            tracing::info!(peer = peer.spec.name, %path, "the tunnel moves to another path");
+            self.control.set_paths(now.mono, id, vec![path]);
+            self.control.move_peer(now.mono, id, path);
+            moved |= self.take_outputs(maps);
+            // The other end learns of the path before there is data to send.
+            self.send_own(id, Command::Keepalive);
+        }
+        moved
+    }
+
+    /// Follows a change of a TLS connection.
+    fn tls_changed(&mut self, now: Now, change: Change) {
+        let circuit = change.circuit();
+        let chance = self.random.u64();
+        let transport = self
+            .peers
+            .slot_of(circuit)
+            .and_then(|slot| self.peers.get_mut(slot)?.transport.as_mut());
+        match change {
+            Change::Open(_, rings) => {
+                for (worker, ring) in rings.into_iter().enumerate() {
+                    let request = Request::OpenRing(circuit.number(), ring);
+                    self.workers.request(worker, request);
+                    self.workers.wake(worker);
+                }
+                if let Some(transport) = transport {
+                    transport.established();
+                }
+            }
+            Change::Closed(_) => {
+                if let Some(transport) = transport {
+                    transport.closed(now.mono, chance);
+                }
+                close_rings(&mut self.workers, circuit);
+            }
+            Change::Failed(_) => {
+                if let Some(transport) = transport {
+                    transport.failed(now.mono, chance);
+                }
+            }
+            Change::Stalled(_) => {
+                if let Some(transport) = transport {
+                    transport.stalled(now.mono, chance);
+                }
+            }
+            Change::Resumed(_) => {}
+        }
+        if let Some(slot) = self.peers.slot_of(circuit) {
+            self.update_outer(slot);
+        }
+    }
+
+    /// Drives a peer's circuit and its choice between UDP and TLS; the path that the tunnel is to take, if this end
+    /// chooses and there is one.
+    fn choose_path(&mut self, slot: u32, now: Now) -> Option<PeerPath> {
+        let peer = self.peers.get_mut(slot)?;
+        let circuit = peer.circuit.as_mut()?;
+        circuit.drive(now, peer.silent);
+        let (id, udp) = (circuit.id(), circuit.udp_path());
+        let Some(transport) = &mut peer.transport else {
+            return udp;
+        };
+        let down = self.control.status(now.mono, peer.id).and_then(|s| s.down);
+        let unanswered =
+            matches!(down, Some(DownReason::NoAnswer { attempts }) if attempts >= UNANSWERED);
+        let decision = transport.step(
+            now.mono,
+            TransportState {
+                udp: udp.is_some(),
+                tls: self.tls.is_open(id),
+                stalled: self.tls.is_stalled(id),
+                dialing: self.tls.is_dialing(id),
+                silent: peer.silent || unanswered,
+            },
+        );
+        let current = transport.current();
+        if decision.close {
+            let was_open = match current {
+                Some(Transport::Tls) => self.tls.abandon(id, now.mono),
+                Some(Transport::Udp) | None => self.tls.close(id),
+            };
+            if was_open {
+                close_rings(&mut self.workers, id);
+            }
+            transport.closed(now.mono, self.random.u64());
+        }
+        if decision.give_up {
+            self.tls.give_up(id);
+        }
+        if decision.dial
+            && let Some(spec) = &peer.spec.circuit
+            && let Some(tls) = &spec.tls
+            && let Some(key) = tls_connections::key(&self.secret, &peer.spec.public_key, id)
+        {
+            let last = (self.tls.failed_at(id, now.mono), self.tls.peer(id));
+            let locals = self.paths.locals();
+            let addresses = spec.dial_order(locals, last, || self.random.u64());
+            // Without an address there is nothing to try, and that is no failure.
+            if !addresses.is_empty() && !self.tls.dial(id, key, tls, addresses) {
+                transport.failed(now.mono, self.random.u64());
+            }
+        }
+        match current? {
+            Transport::Udp => udp,
+            Transport::Tls => Some(PeerPath::Stream(id.number())),
+        }
+    }
+
+    /// Does what the tunnel's control half says; whether a peer has another path now.
+    fn take_outputs(&mut self, maps: &mut dyn ProgramMaps) -> bool {
+        let mut moved = false;
+        while let Some(output) = self.control.poll_output() {
+            match output {
+                Output::Transmit { to, datagram } => self.transmit(to, datagram.as_bytes()),
+                Output::Receive {
+                    peer,
+                    lane,
+                    session,
+                } => {
+                    let Some((slot, peer)) = self.peers.by_id(peer) else {
+                        continue;
+                    };
+                    let index = session.wire_index();
+                    peer.sessions.insert(index, session.index());
+                    let opener = self.workers.opener(lane);
+                    self.workers
+                        .command(opener, Command::Receive(slot, session));
+                    self.workers.wake(opener);
+                    let known = true;
+                    if let Err(error) = maps.apply(MapWrite::Session { index, known }) {
+                        tracing::error!(
+                            %error,
+                            "cannot write a session to the programs' map: its datagrams will be dropped"
+                        );
+                    }
+                }
+                Output::Send {
+                    peer,
+                    lane,
+                    session,
+                } => {
+                    // Lanes past the number of workers are not sent on.
+                    if let Some((slot, _)) = self.peers.by_id(peer) {
+                        let command = Command::Send(slot, Box::new(session));
+                        self.workers.command(lane as usize, command);
+                    }
+                }
+                Output::Retire { peer, index } => {
+                    let Some((slot, peer)) = self.peers.by_id(peer) else {
+                        continue;
+                    };
+                    for wire_index in peer.retire_session(index) {
+                        forget_session(maps, wire_index);
+                    }
+                    self.workers.command_all(|| Command::Retire(slot, index));
+                }
+                Output::Path { peer, path } => {
+                    if let Some((slot, peer)) = self.peers.by_id(peer) {
+                        peer.path = Some(path);
+                        moved = true;
+                        self.changes.watched = true;
+                        self.workers.command_all(|| Command::PeerPath(slot, path));
+                        self.update_outer(slot);
+                    }
+                }
+                Output::MaxDatagram { peer, bytes } => {
+                    if let Some((slot, peer)) = self.peers.by_id(peer) {
+                        peer.max_datagram = bytes;
+                        self.workers
+                            .command_all(|| Command::MaxDatagram(slot, bytes));
+                    }
+                }
+                Output::Keepalive { peer } => self.send_own(peer, Command::Keepalive),
+                Output::ControlMessage {
+                    peer,
+                    message,
+                    pad_to,
+                } => {
+                    self.send_own(peer, |slot| Command::ControlMessage(slot, message, pad_to));
+                }
+                Output::Event { peer, event } => {
+                    if let Some((slot, peer)) = self.peers.by_id(peer) {
+                        tracing::info!(peer = peer.spec.name, event = ?event, "tunnel");
+                        if matches!(event, tunnel::Event::Silent | tunnel::Event::Down) {
+                            peer.silent = true;
+                            self.workers.command_all(|| Command::PeerSilent(slot));
+                        }
+                    }
+                }
+            }
+        }
+        moved
+    }
+
+    /// Works out the headers for a peer's datagrams, and tells the workers if they changed.
+    pub(super) fn update_outer(&mut self, slot: u32) {
+        let Some(peer) = self.peers.get_mut(slot) else {
+            return;
+        };
+        let circuit = peer.circuit.as_ref();
+        let tls_is_open = circuit.is_some_and(|circuit| self.tls.is_open(circuit.id()));
+        let outer = self.paths.outer_header(peer, tls_is_open);
+        if let Some(waiting) = peer.set_outer(outer) {
+            self.workers
+                .command_all(|| Command::OuterHeader(slot, outer.map(Box::new)));
+            for message in waiting {
+                self.workers.command(0, message);
+            }
+        }
+    }
+
+    /// Has lane 0 send a message of our own, now or as soon as the path to the peer is known: a peer that just dialed
+    /// waits for an answer.
+    fn send_own(&mut self, peer: PeerId, command: impl FnOnce(u32) -> Command) {
+        let Some((slot, peer)) = self.peers.by_id(peer) else {
+            return;
+        };
+        if let Some(command) = peer.send_or_queue(command(slot)) {
+            self.workers.command(0, command);
+        }
+    }
+
+    /// Sends a handshake message.
+    fn transmit(&mut self, path: PeerPath, message: &[u8]) {
+        self.changes.timestamps = true;
+        match path {
+            PeerPath::Direct(to) => self.sockets.send(to, message),
+            PeerPath::Circuit { gateway, id } => {
+                if let Some(frame) = CircuitFrame::new(id, message) {
+                    self.sockets.send(gateway, frame.as_bytes());
+                }
+            }
+            PeerPath::Stream(id) => {
+                if !self.tls.send(id, message) {
+                    self.sockets.count_send_error();
+                }
+            }
+        }
+    }
+}
+
+/// Takes a circuit's rings from the workers.
+pub(super) fn close_rings(workers: &mut WorkerPool, circuit: CircuitId) {
+    workers.request_all(|| Request::CloseRing(circuit.number()));
+    workers.wake_all();
+}
+
+/// Takes a session's index from the programs.
+pub(super) fn forget_session(maps: &mut dyn ProgramMaps, index: u32) {
+    let known = false;
+    if let Err(error) = maps.apply(MapWrite::Session { index, known }) {
+        tracing::error!(%error, "cannot remove an ended session from the programs' map");
+    }
+}

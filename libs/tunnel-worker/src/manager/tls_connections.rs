@@ -1,0 +1,543 @@
+//! The TLS connections of circuits: those that are open, those being dialed, and the listener.
+//!
+//! ```text
+//!   dial ──▶ Dialer ───┐                          ┌─▶ Change ─▶ manager, which gives workers the rings
+//!   listen ▶ Listener ─┴─ ConnectionEvent ─▶ poll ┤
+//!                                                 └─▶ open: our own ring pair, for handshakes
+//! ```
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    num::NonZeroU64,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use failover::IpPrefix;
+use gateway_client::wire::{CircuitId, Key};
+use nix::sys::eventfd::EventFd;
+use tunnel::{Instant, PublicKey, SecretKey};
+
+use crate::{
+    clock,
+    tls::{
+        ConnectionEvent, ConnectionHandle, ConnectionId, ConnectionStats, DialConfig, DialError,
+        DialTimeouts, Dialer, EventSender, Fingerprint, Identity, IdentityError, Limits,
+        ListenConfig, ListenError, Listener, ListenerStats, RingPair, RingSetup, ThreadWaker,
+        steer_by_lane,
+    },
+};
+
+/// How long TCP may take to connect to a gateway while other gateways wait.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a gateway is dialed last after a connection through it failed.
+const AVOIDED: Duration = Duration::from_secs(60);
+/// Datagrams that fit a ring.
+const RING_CAPACITY: usize = 512;
+
+/// Where tunnels over TLS are accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenSpec {
+    /// Addresses to listen on.
+    pub addresses: Vec<SocketAddr>,
+    /// Sources that may connect; empty: any.
+    pub from: Vec<IpPrefix>,
+    /// Whether connections begin with a PROXY protocol header that names the client.
+    pub proxy: bool,
+    /// The file with certificate and key; made when it is missing.
+    pub file: PathBuf,
+    /// The name in a certificate that is made.
+    pub name: String,
+}
+
+/// Where a tunnel over TLS is dialed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsSpec {
+    /// The server name, by which gateways route the connection.
+    pub name: String,
+    /// Fingerprint of the other end's certificate.
+    pub fingerprint: Fingerprint,
+}
+
+/// Why tunnels over TLS cannot be accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// There is no socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+/// An open connection of a circuit.
+struct Open {
+    id: ConnectionId,
+    peer: SocketAddr,
+    /// Dropping it closes the connection.
+    handle: ConnectionHandle,
+    /// Our own ring pair, for handshake messages.
+    ring: RingPair,
+    /// Nothing is received, not even answers.
+    stalled: bool,
+}
+
+/// A change of a circuit's connection.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// A connection is open, perhaps in the place of another. One ring pair for each worker.
+    Open(CircuitId, Vec<RingPair>),
+    /// Nothing is received any more on the open connection.
+    Stalled(CircuitId),
+    /// Something is received on it again.
+    Resumed(CircuitId),
+    /// The open connection is closed.
+    Closed(CircuitId),
+    /// An attempt failed.
+    Failed(CircuitId),
+}
+
+impl Change {
+    pub const fn circuit(&self) -> CircuitId {
+        let (Self::Open(circuit, _)
+        | Self::Stalled(circuit)
+        | Self::Resumed(circuit)
+        | Self::Closed(circuit)
+        | Self::Failed(circuit)) = self;
+        *circuit
+    }
+}
+
+/// All TLS connections of this appliance.
+pub(super) struct TlsConnections {
+    events: mpsc::Receiver<ConnectionEvent>,
+    event_sender: EventSender,
+    rings: RingSetup,
+    listener: Option<(ListenSpec, Fingerprint, Listener)>,
+    listen_error: Option<String>,
+    /// What to listen on, while that fails.
+    wanted: Option<(ListenSpec, HashMap<CircuitId, Key>)>,
+    open: BTreeMap<CircuitId, Open>,
+    dialers: BTreeMap<CircuitId, Dialer>,
+    /// Why the last attempt failed.
+    dial_errors: BTreeMap<CircuitId, String>,
+    /// Address of the last connection that failed, and when.
+    failed_at: BTreeMap<CircuitId, (SocketAddr, Instant)>,
+}
+
+impl TlsConnections {
+    /// Without connections. `workers` are woken for datagrams; `event` wakes the manager.
+    pub fn new(workers: Vec<ThreadWaker>, event: &Arc<EventFd>) -> Self {
+        let (sender, events) = mpsc::channel();
+        let steer = steer_by_lane(u32::try_from(workers.len()).unwrap_or(1));
+        let own = ThreadWaker::new(Arc::clone(event));
+        Self {
+            events,
+            event_sender: EventSender {
+                events: sender,
+                wake: Arc::clone(event),
+            },
+            rings: RingSetup {
+                consumers: std::iter::once(own).chain(workers).collect(),
+                steer,
+                capacity: RING_CAPACITY,
+            },
+            listener: None,
+            listen_error: None,
+            wanted: None,
+            open: BTreeMap::new(),
+            dialers: BTreeMap::new(),
+            dial_errors: BTreeMap::new(),
+            failed_at: BTreeMap::new(),
+        }
+    }
+
+    /// Listens as specified, for these circuits. What fails is tried again by [`TlsConnections::listen_again`].
+    pub fn listen(&mut self, spec: Option<&ListenSpec>, circuits: HashMap<CircuitId, Key>) {
+        self.wanted = None;
+        let Some(spec) = spec else {
+            (self.listener, self.listen_error) = (None, None);
+            return;
+        };
+        if let Some((current, _, listener)) = &self.listener
+            && current == spec
+        {
+            listener.set_circuits(circuits);
+            return;
+        }
+        self.listener = None;
+        match self.start_listener(spec, circuits.clone()) {
+            Ok((fingerprint, listener)) => {
+                tracing::info!(addresses = ?listener.addresses(), %fingerprint, "listening for tunnels over TLS");
+                self.listener = Some((spec.clone(), fingerprint, listener));
+                self.listen_error = None;
+            }
+            Err(error) => {
+                let text = format!("tunnels over TLS: {error}");
+                if self.listen_error.as_ref() != Some(&text) {
+                    tracing::warn!(reason = text, "cannot listen for tunnels over TLS");
+                }
+                self.listen_error = Some(text);
+                self.wanted = Some((spec.clone(), circuits));
+            }
+        }
+    }
+
+    /// Listens if that failed before: the addresses may exist now.
+    pub fn listen_again(&mut self) {
+        if let Some((spec, circuits)) = self.wanted.take() {
+            self.listen(Some(&spec), circuits);
+        }
+    }
+
+    fn start_listener(
+        &self,
+        spec: &ListenSpec,
+        circuits: HashMap<CircuitId, Key>,
+    ) -> Result<(Fingerprint, Listener), Error> {
+        let identity = Identity::load_or_generate(&spec.file, &spec.name)?;
+        let fingerprint = identity.fingerprint();
+        let config = ListenConfig {
+            addresses: spec.addresses.clone(),
+            identity,
+            circuits,
+            from: spec.from.clone(),
+            proxy: spec.proxy,
+            limits: Limits::default(),
+        };
+        let listener = Listener::start(config, self.rings.clone(), self.event_sender.clone())?;
+        Ok((fingerprint, listener))
+    }
+
+    /// Address of a circuit's last connection that failed, if that was within a minute.
+    pub fn failed_at(&self, circuit: CircuitId, now: Instant) -> Option<SocketAddr> {
+        let (address, at) = self.failed_at.get(&circuit)?;
+        (now.since(*at) < AVOIDED).then_some(*address)
+    }
+
+    /// The other end of a circuit's connection.
+    pub fn peer(&self, circuit: CircuitId) -> Option<SocketAddr> {
+        self.open.get(&circuit).map(|open| open.peer)
+    }
+
+    /// Begins an attempt; whether it could.
+    pub fn dial(
+        &mut self,
+        circuit: CircuitId,
+        key: Key,
+        tls: &TlsSpec,
+        addresses: Vec<SocketAddr>,
+    ) -> bool {
+        if let Some(open) = self.open.get(&circuit) {
+            tracing::info!(%circuit, peer = %open.peer, "TLS connection is stalled: dialing a second one");
+        }
+        let config = DialConfig {
+            addresses,
+            name: tls.name.clone(),
+            fingerprint: tls.fingerprint,
+            circuit,
+            key,
+            clock: Box::new(clock::unix_nanos_increasing),
+            timeouts: DialTimeouts {
+                connect: CONNECT_TIMEOUT,
+                ..DialTimeouts::default()
+            },
+        };
+        match Dialer::start(config, self.rings.clone(), self.event_sender.clone()) {
+            Ok(dialer) => {
+                self.dialers.insert(circuit, dialer);
+                true
+            }
+            Err(error) => {
+                self.dial_failed(circuit, &error);
+                false
+            }
+        }
+    }
+
+    fn dial_failed(&mut self, circuit: CircuitId, error: &dyn std::error::Error) {
+        let text = error.to_string();
+        if self.dial_errors.get(&circuit) != Some(&text) {
+            tracing::warn!(%circuit, reason = text, "cannot connect over TLS");
+        }
+        self.dial_errors.insert(circuit, text);
+    }
+
+    /// Whether an attempt is under way.
+    pub fn is_dialing(&self, circuit: CircuitId) -> bool {
+        self.dialers.contains_key(&circuit)
+    }
+
+    /// Whether nothing is received on the open connection.
+    pub fn is_stalled(&self, circuit: CircuitId) -> bool {
+        self.open.get(&circuit).is_some_and(|open| open.stalled)
+    }
+
+    /// Gives up an attempt, unless it is about to succeed.
+    pub fn give_up(&self, circuit: CircuitId) {
+        if let Some(dialer) = self.dialers.get(&circuit) {
+            dialer.give_up();
+        }
+    }
+
+    /// Whether a connection is open.
+    pub fn is_open(&self, circuit: CircuitId) -> bool {
+        self.open.contains_key(&circuit)
+    }
+
+    /// Why the last attempt failed.
+    pub fn dial_error(&self, circuit: CircuitId) -> Option<&str> {
+        self.dial_errors.get(&circuit).map(String::as_str)
+    }
+
+    /// Ends the connection and the attempt of a circuit. Whether a connection was open: the workers are to give up
+    /// its rings.
+    pub fn close(&mut self, circuit: CircuitId) -> bool {
+        self.dialers.remove(&circuit);
+        self.dial_errors.remove(&circuit);
+        self.failed_at.remove(&circuit);
+        let open = self.open.remove(&circuit);
+        if let Some(open) = &open {
+            tracing::info!(%circuit, peer = %open.peer, "closing the TLS connection");
+        }
+        open.is_some()
+    }
+
+    /// As [`TlsConnections::close`], of a connection on which nothing is received: its address is dialed last for a
+    /// minute.
+    pub fn abandon(&mut self, circuit: CircuitId, now: Instant) -> bool {
+        let peer = self.peer(circuit);
+        let was_open = self.close(circuit);
+        if let Some(peer) = peer {
+            self.failed_at.insert(circuit, (peer, now));
+        }
+        was_open
+    }
+
+    /// Takes the events of connections.
+    pub fn poll(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        while let Ok(event) = self.events.try_recv() {
+            changes.extend(self.take_event(event));
+        }
+        changes
+    }
+
+    fn take_event(&mut self, event: ConnectionEvent) -> Option<Change> {
+        match event {
+            ConnectionEvent::Established(new) => {
+                let circuit = new.circuit;
+                // A newer connection of the circuit has replaced it already.
+                if new.handle.is_stopping() {
+                    return None;
+                }
+                // The attempt was dropped in the moment in which it succeeded.
+                if self.listener.is_none() && self.dialers.remove(&circuit).is_none() {
+                    return None;
+                }
+                let mut rings = new.rings.into_iter();
+                let ring = rings.next()?;
+                tracing::info!(%circuit, peer = %new.peer, "TLS connection established");
+                self.dial_errors.remove(&circuit);
+                let open = Open {
+                    id: new.id,
+                    peer: new.peer,
+                    handle: new.handle,
+                    ring,
+                    stalled: false,
+                };
+                if let Some(old) = self.open.insert(circuit, open)
+                    && old.stalled
+                {
+                    self.failed_at.insert(circuit, (old.peer, clock::mono()));
+                }
+                Some(Change::Open(circuit, rings.collect()))
+            }
+            ConnectionEvent::Failed {
+                circuit,
+                attempt,
+                error,
+            } => {
+                // The attempt was dropped; there may be another by now.
+                if self.dialers.get(&circuit).map(Dialer::attempt) != Some(attempt) {
+                    return None;
+                }
+                self.dialers.remove(&circuit);
+                // An attempt that was given up was not needed.
+                if matches!(error, DialError::Cancelled) {
+                    return None;
+                }
+                self.dial_failed(circuit, &error);
+                Some(Change::Failed(circuit))
+            }
+            ConnectionEvent::Stalled { circuit, id } => {
+                let open = self.open.get_mut(&circuit).filter(|open| open.id == id)?;
+                tracing::debug!(%circuit, peer = %open.peer, "TLS connection is stalled");
+                open.stalled = true;
+                Some(Change::Stalled(circuit))
+            }
+            ConnectionEvent::Resumed { circuit, id } => {
+                let open = self.open.get_mut(&circuit).filter(|open| open.id == id)?;
+                tracing::debug!(%circuit, peer = %open.peer, "TLS connection is no longer stalled");
+                open.stalled = false;
+                Some(Change::Resumed(circuit))
+            }
+            ConnectionEvent::Closed {
+                circuit,
+                id,
+                reason,
+            } => {
+                if self.open.get(&circuit).is_none_or(|open| open.id != id) {
+                    return None;
+                }
+                tracing::info!(%circuit, %reason, "TLS connection closed");
+                if let Some(open) = self.open.remove(&circuit) {
+                    self.failed_at.insert(circuit, (open.peer, clock::mono()));
+                }
+                Some(Change::Closed(circuit))
+            }
+        }
+    }
+
+    /// Passes handshake messages that came to `handle`.
+    pub fn take_messages(&mut self, mut handle: impl FnMut(CircuitId, &[u8])) {
+        for (circuit, open) in &mut self.open {
+            open.ring
+                .receiver
+                .take(RING_CAPACITY, |message| handle(*circuit, message));
+        }
+    }
+
+    /// Sends a handshake message; whether there was room.
+    pub fn send(&mut self, circuit: NonZeroU64, message: &[u8]) -> bool {
+        let open = CircuitId::new(circuit.get()).and_then(|id| self.open.get_mut(&id));
+        let Some(open) = open else { return false };
+        let sent = open.ring.sender.push(message);
+        open.ring.sender.wake();
+        sent
+    }
+
+    /// Counters of a connection.
+    pub fn stats(&self, circuit: CircuitId) -> Option<ConnectionStats> {
+        Some(self.open.get(&circuit)?.handle.stats())
+    }
+
+    /// The listener: the fingerprint that tenants pin, counters, and how many connections are established.
+    pub fn listener(&self) -> Option<(Fingerprint, ListenerStats, usize)> {
+        let (_, fingerprint, listener) = self.listener.as_ref()?;
+        Some((*fingerprint, listener.stats(), listener.connections().0))
+    }
+
+    /// Why there is no listener that should be there, for the operator.
+    pub fn problem(&self) -> Option<&String> {
+        self.listen_error.as_ref()
+    }
+}
+
+/// The key by which the two ends of a circuit recognize each other in a TLS connection before the tunnel is up. It is
+/// derived from the ends' tunnel keys, so that there is nothing more to configure. `None` for an invalid public key.
+#[must_use]
+pub(super) fn key(secret: &SecretKey, peer: &PublicKey, circuit: CircuitId) -> Option<Key> {
+    let label = [&b"causeway tunnel over tls 1"[..], &circuit.to_bytes()].concat();
+    Some(Key::new(*secret.shared(peer, &label)?))
+}
+
+/// The file of an appliance's certificate and key.
+#[must_use]
+pub fn certificate_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("tls.pem")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write as _,
+        net::{Ipv4Addr, TcpListener, TcpStream},
+    };
+
+    use nix::sys::eventfd::EfdFlags;
+
+    use super::*;
+    use crate::tls::RefusalReason;
+
+    /// Why a connection that begins with these bytes is refused.
+    fn refused(connections: &TlsConnections, to: SocketAddr, first: &[u8]) -> RefusalReason {
+        let counts = || {
+            let (_, stats, _) = connections.listener().expect("a listener");
+            RefusalReason::ALL.map(|why| (why, stats.refused(why)))
+        };
+        let before = counts();
+        let mut client = TcpStream::connect(to).expect("connect");
+        // The listener may close the connection before all is written.
+        let _ = client.write_all(first);
+        let begun = std::time::Instant::now();
+        loop {
+            let after = counts();
+            if let Some((why, _)) = after.into_iter().find(|count| !before.contains(count)) {
+                return why;
+            }
+            assert!(begun.elapsed().as_secs() < 20, "never refused");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn a_proxy_header_is_required_as_configured() {
+        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
+        let event = Arc::new(event);
+        let mut connections =
+            TlsConnections::new(vec![ThreadWaker::new(Arc::clone(&event))], &event);
+        let directory = tempfile::tempdir().expect("a directory");
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let at = free.local_addr().expect("an address");
+        drop(free);
+        let spec = |from: &[&str], proxy| ListenSpec {
+            addresses: vec![at],
+            from: from
+                .iter()
+                .map(|net| net.parse().expect("a prefix"))
+                .collect(),
+            proxy,
+            file: certificate_file(directory.path()),
+            name: "provider".to_owned(),
+        };
+        const NO_HEADER: &[u8] = b"\x16\x03\x01\x00\x10 neither a header nor TLS";
+        const HEADER: &[u8] =
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc6\x33\x64\x07\xc3\x50\x18\x24";
+        let with_header = [HEADER, NO_HEADER].concat();
+        for (spec, without, with) in [
+            (spec(&[], false), RefusalReason::Tls, RefusalReason::Tls),
+            (spec(&[], true), RefusalReason::NoProxy, RefusalReason::Tls),
+            (
+                spec(&["127.0.0.1"], true),
+                RefusalReason::NoProxy,
+                RefusalReason::Tls,
+            ),
+            (
+                spec(&["192.0.2.1"], true),
+                RefusalReason::NoGateway,
+                RefusalReason::NoGateway,
+            ),
+            (spec(&[], false), RefusalReason::Tls, RefusalReason::Tls),
+        ] {
+            connections.listen(Some(&spec), HashMap::new());
+            assert_eq!(connections.problem(), None);
+            assert_eq!(refused(&connections, at, NO_HEADER), without, "{spec:?}");
+            assert_eq!(refused(&connections, at, &with_header), with, "{spec:?}");
+        }
+    }
+
+    #[test]
+    fn two_ends_derive_the_same_key_and_others_do_not() {
+        let secret = |n: u8| SecretKey::from_bytes(&[n; 32]);
+        let circuit = |n: u64| CircuitId::new(1 << 32 | n).expect("an id");
+        let of = |a: u8, b: u8, n| key(&secret(a), &secret(b).public(), circuit(n)).expect("a key");
+        assert!(of(1, 2, 1) == of(2, 1, 1));
+        assert!(of(1, 2, 1) != of(1, 3, 1));
+        assert!(of(1, 2, 1) != of(1, 2, 2), "one for each circuit");
+        let invalid = PublicKey::from_bytes([0; 32]);
+        assert!(key(&secret(1), &invalid, circuit(1)).is_none());
+    }
+}

@@ -1,0 +1,405 @@
+//! The tenant's end: one attempt at a connection, in a thread that goes on as the connection's.
+//!
+//! ```text
+//!   connect to the first address, 0.25 s later to the next as well, at once when one fails (RFC 8305 section 5);
+//!   with the first that TCP connects:
+//!     TLS: the pinned certificate, the protocol ─▶ hello ─▶ answer ─▶ Established, carry ─▶ Closed
+//!        └──────── each with a deadline, cancelable ──────┘ └ it fails: the next one that is connected
+//!   all failed ─▶ Failed, with the error of each address
+//! ```
+//!
+//! The other sockets stay connected meanwhile; TLS and the hello are spoken with one address at a time.
+
+use std::{
+    io::{self, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::fd::{AsRawFd as _, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use gateway_client::{
+    stream::{ALPN, hello, is_answer},
+    wire::{CircuitId, Key},
+};
+use nix::{
+    errno::Errno,
+    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket},
+};
+use rustls::{AlertDescription, ClientConfig, ClientConnection, pki_types::ServerName};
+
+use super::{
+    close_reason::CloseReason,
+    config::{self, FingerprintMismatch},
+    connection::{self, Role},
+    dial_error::{AddressError, DialError, DialStartError, DialStepError},
+    event::{ConnectionEvent, ConnectionId, EventSender},
+    identity::Fingerprint,
+    link::{HandshakeError, TlsLink, prepare, within},
+    ring::RingSetup,
+    thread_control::{StopReason, ThreadControl},
+};
+
+/// Time before the next address is connected to as well (RFC 8305 section 8).
+const STAGGER: Duration = Duration::from_millis(250);
+/// Least time for TLS and the hello while other addresses are left: a gateway may answer and the appliance behind it
+/// not.
+const HURRY: Duration = Duration::from_secs(1);
+/// Or as many times what TCP took: for TLS, the hello and the gateway's own connection.
+const HURRY_TIMES: u32 = 8;
+
+/// Deadlines of an attempt's steps, for each address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DialTimeouts {
+    /// For TCP to connect.
+    pub connect: Duration,
+    /// For TLS, the hello and its answer together.
+    pub handshake: Duration,
+}
+
+impl Default for DialTimeouts {
+    /// 3 s and 5 s.
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(3),
+            handshake: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What to dial.
+pub struct DialConfig {
+    /// Gateways, or the listener itself, in this order.
+    pub addresses: Vec<SocketAddr>,
+    /// The server name by which a gateway finds the listener.
+    pub name: String,
+    /// Fingerprint of the listener's certificate.
+    pub fingerprint: Fingerprint,
+    /// The circuit.
+    pub circuit: CircuitId,
+    /// The circuit's key of side a.
+    pub key: Key,
+    /// Nanoseconds since 1970, each more than the last that this circuit's key was used with, also in earlier
+    /// attempts. See [`unix_nanos`].
+    pub clock: Box<dyn FnMut() -> u64 + Send>,
+    /// Deadlines.
+    pub timeouts: DialTimeouts,
+}
+
+/// The wall clock, nanoseconds since 1970.
+#[must_use]
+pub fn unix_nanos() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// An attempt, as its owner has it. Dropping it cancels what is not yet established.
+#[derive(Debug)]
+pub struct Dialer {
+    control: Arc<ThreadControl>,
+    attempt: ConnectionId,
+}
+
+impl Dialer {
+    /// Begins an attempt. Its outcome is an event: [`ConnectionEvent::Established`], then at last
+    /// [`ConnectionEvent::Closed`]; or [`ConnectionEvent::Failed`].
+    ///
+    /// # Errors
+    /// [`DialStartError`]; there is no event then.
+    pub fn start(
+        dial: DialConfig,
+        rings: RingSetup,
+        events: EventSender,
+    ) -> Result<Self, DialStartError> {
+        let name = match ServerName::try_from(dial.name.clone()) {
+            Ok(name @ ServerName::DnsName(_)) => name,
+            Ok(_) | Err(_) => return Err(DialStartError::Name(dial.name)),
+        };
+        let config = config::client(dial.fingerprint).map_err(DialStartError::Tls)?;
+        let control = ThreadControl::new().map_err(DialStartError::Thread)?;
+        let attempt = ConnectionId::next();
+        let mut thread = Thread {
+            dial,
+            name,
+            config,
+            control: Arc::clone(&control),
+            attempt,
+        };
+        std::thread::Builder::new()
+            .name("tls-dial".to_owned())
+            .spawn(move || thread.run(&rings, &events))
+            .map_err(DialStartError::Thread)?;
+        Ok(Self { control, attempt })
+    }
+
+    /// Its name in [`ConnectionEvent::Failed`].
+    #[must_use]
+    pub const fn attempt(&self) -> ConnectionId {
+        self.attempt
+    }
+
+    /// Cancels the attempt, unless a connection is established.
+    pub fn cancel(&self) {
+        self.control.stop(StopReason::Close);
+    }
+
+    /// Cancels the attempt, unless its hello was sent: the other end may have replaced the circuit's connection then,
+    /// and the attempt goes on as if it had not been given up.
+    pub fn give_up(&self) {
+        self.control.stop(StopReason::GiveUp);
+    }
+}
+
+impl Drop for Dialer {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+struct Thread {
+    dial: DialConfig,
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+    control: Arc<ThreadControl>,
+    attempt: ConnectionId,
+}
+
+impl Thread {
+    fn run(&mut self, rings: &RingSetup, events: &EventSender) {
+        let circuit = self.dial.circuit;
+        let mut race = ConnectRace {
+            left: std::mem::take(&mut self.dial.addresses).into_iter(),
+            connecting: Vec::new(),
+            failed: Vec::new(),
+            patience: self.dial.timeouts.connect,
+        };
+        let error = loop {
+            let (address, socket, took) = match race.next(&self.control) {
+                Ok(Some(connected)) => connected,
+                Ok(None) => break DialError::Exhausted(race.failed),
+                Err(Cancelled) => break DialError::Cancelled,
+            };
+            let mut patience = self.dial.timeouts.handshake;
+            if race.has_more() {
+                patience = patience.min(HURRY.max(took * HURRY_TIMES));
+            }
+            let made = self.handshake(socket, patience).and_then(|link| {
+                // A control of its own: dropping the dialer does not end the connection.
+                let control = ThreadControl::new()
+                    .map_err(|error| Failed::Step(DialStepError::Socket(error)))?;
+                Ok((link, control))
+            });
+            match made {
+                Ok((link, control)) => {
+                    drop(race);
+                    let id = ConnectionId::next();
+                    let connection = (circuit, id, address);
+                    let reason =
+                        connection::carry(connection, link, &control, rings, events, Role::Prober);
+                    events.send(ConnectionEvent::Closed {
+                        circuit,
+                        id,
+                        reason,
+                    });
+                    return;
+                }
+                Err(Failed::Cancelled) => break DialError::Cancelled,
+                Err(Failed::Step(error)) => race.failed.push(AddressError { address, error }),
+            }
+        };
+        let attempt = self.attempt;
+        events.send(ConnectionEvent::Failed {
+            circuit,
+            attempt,
+            error,
+        });
+    }
+
+    /// TLS, the hello and its answer.
+    fn handshake(&mut self, socket: TcpStream, patience: Duration) -> Result<TlsLink, Failed> {
+        let DialConfig {
+            name,
+            circuit,
+            key,
+            clock,
+            ..
+        } = &mut self.dial;
+        let deadline = within(patience);
+        let tls = ClientConnection::new(Arc::clone(&self.config), self.name.clone())
+            .map_err(|error| Failed::Step(DialStepError::Tls(error)))?;
+        let mut link = TlsLink::new(socket, tls.into());
+        let failed = |error| match error {
+            HandshakeError::Stopped => Failed::Cancelled,
+            HandshakeError::Slow => Failed::Step(DialStepError::Slow(patience)),
+            HandshakeError::Ended(CloseReason::Tls(error)) => Failed::Step(tls_error(error, name)),
+            HandshakeError::Ended(reason) => Failed::Step(DialStepError::Ended(reason)),
+        };
+        link.handshake(&self.control, deadline).map_err(failed)?;
+        if link.tls.alpn_protocol() != Some(ALPN) {
+            return Err(Failed::Step(DialStepError::NoProtocol(name.clone())));
+        }
+        let connection = link.tag().map_err(|reason| failed(reason.into()))?;
+        let timestamp = clock();
+        link.tls
+            .writer()
+            .write_all(&hello(*circuit, key, timestamp, connection))
+            .map_err(|error| failed(CloseReason::Lost(error).into()))?;
+        link.hello_sent = true;
+        let answer = link
+            .first_frame(&self.control, deadline)
+            .map_err(|error| match error {
+                HandshakeError::Ended(CloseReason::ByPeer | CloseReason::Cut) => {
+                    Failed::Step(DialStepError::Refused)
+                }
+                HandshakeError::Ended(CloseReason::Lost(error))
+                    if error.kind() == io::ErrorKind::ConnectionReset =>
+                {
+                    Failed::Step(DialStepError::Refused)
+                }
+                other => failed(other),
+            })?;
+        if !is_answer(&answer, *circuit, key, timestamp, connection) {
+            return Err(Failed::Step(DialStepError::WrongAnswer));
+        }
+        Ok(link)
+    }
+}
+
+/// The attempt was cancelled.
+struct Cancelled;
+
+/// A socket that TCP has not connected yet.
+struct Connecting {
+    address: SocketAddr,
+    socket: TcpStream,
+    since: Instant,
+}
+
+/// A connected socket, and how long TCP took.
+type Connected = (SocketAddr, TcpStream, Duration);
+
+/// Connects to several addresses, one after the other with a stagger.
+struct ConnectRace {
+    left: std::vec::IntoIter<SocketAddr>,
+    connecting: Vec<Connecting>,
+    failed: Vec<AddressError>,
+    /// Timeout of each address.
+    patience: Duration,
+}
+
+impl ConnectRace {
+    /// Whether addresses are left.
+    fn has_more(&self) -> bool {
+        !self.left.as_slice().is_empty() || !self.connecting.is_empty()
+    }
+
+    /// Waits for the next connected socket; `None`: all other addresses failed.
+    fn next(&mut self, control: &ThreadControl) -> Result<Option<Connected>, Cancelled> {
+        loop {
+            if control.stop_reason().is_some() {
+                return Err(Cancelled);
+            }
+            let now = Instant::now();
+            if let Some(connected) = self.take_connected(now) {
+                return Ok(Some(connected));
+            }
+            let next = self.connecting.last().map(|last| last.since + STAGGER);
+            if next.is_none_or(|at| now >= at)
+                && let Some(address) = self.left.next()
+            {
+                match start_connect(address) {
+                    Ok(socket) => self.connecting.push(Connecting {
+                        address,
+                        socket,
+                        since: now,
+                    }),
+                    Err(error) => self.failed.push(AddressError { address, error }),
+                }
+                continue;
+            }
+            let Some(first) = self.connecting.first() else {
+                return Ok(None);
+            };
+            let end = first.since + self.patience;
+            let next = next.filter(|_| !self.left.as_slice().is_empty());
+            let deadline = next.map_or(end, |next| next.min(end));
+            control.wait_for_one(self.connecting.iter().map(|one| &one.socket), deadline);
+        }
+    }
+
+    /// The first socket that is connected by now. Those that failed or timed out before it are recorded.
+    fn take_connected(&mut self, now: Instant) -> Option<Connected> {
+        let mut index = 0;
+        while let Some(one) = self.connecting.get(index) {
+            let outcome = match is_connected(&one.socket) {
+                Ok(false) if now < one.since + self.patience => {
+                    index += 1;
+                    continue;
+                }
+                Ok(false) => Err(DialStepError::NoAnswer(self.patience)),
+                Ok(true) => Ok(()),
+                Err(error) => Err(error),
+            };
+            let Connecting {
+                address,
+                socket,
+                since,
+            } = self.connecting.remove(index);
+            match outcome {
+                Ok(()) => return Some((address, socket, now.saturating_duration_since(since))),
+                Err(error) => self.failed.push(AddressError { address, error }),
+            }
+        }
+        None
+    }
+}
+
+/// Starts a connect without waiting for it.
+fn start_connect(address: SocketAddr) -> Result<TcpStream, DialStepError> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd: OwnedFd = socket(family, SockType::Stream, flags, None)
+        .map_err(|error| DialStepError::Socket(error.into()))?;
+    let socket = TcpStream::from(fd);
+    prepare(&socket).map_err(DialStepError::Socket)?;
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
+        Ok(()) | Err(Errno::EINPROGRESS | Errno::EINTR) => Ok(socket),
+        Err(error) => Err(DialStepError::Connect(error.into())),
+    }
+}
+
+/// Whether the socket is connected by now.
+fn is_connected(socket: &TcpStream) -> Result<bool, DialStepError> {
+    if let Some(error) = socket.take_error().map_err(DialStepError::Socket)? {
+        return Err(DialStepError::Connect(error));
+    }
+    match socket.peer_addr() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+        Err(error) => Err(DialStepError::Connect(error)),
+    }
+}
+
+/// How the handshake with one address ended.
+enum Failed {
+    Cancelled,
+    Step(DialStepError),
+}
+
+/// A TLS error as a message that says what to do.
+fn tls_error(error: rustls::Error, name: &str) -> DialStepError {
+    if let Some((presented, pinned)) = FingerprintMismatch::of(&error) {
+        return DialStepError::Fingerprint { presented, pinned };
+    }
+    match error {
+        rustls::Error::AlertReceived(
+            AlertDescription::UnrecognisedName | AlertDescription::NoApplicationProtocol,
+        ) => DialStepError::NoRoute(name.to_owned()),
+        rustls::Error::AlertReceived(AlertDescription::InternalError) => DialStepError::NoBackend,
+        error => DialStepError::Tls(error),
+    }
+}

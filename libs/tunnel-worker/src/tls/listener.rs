@@ -1,0 +1,627 @@
+//! The provider's end: accepts connections, authenticates them, and keeps the newest of each circuit.
+//!
+//! ```text
+//!   accept ─▶ source allowed? ─▶ a thread: (PROXY header ─▶) TLS ─▶ hello ─▶ key, connection, timestamp? ─▶ answer
+//!               └──────── 5 s at most in all ────────────────────────┘        ─▶ Established, carry ─▶ Closed
+//!               more than `pending` of them: the next ones wait                │
+//!                                                                              └▶ the circuit's older connection
+//!                                                                                 is closed
+//! ```
+//!
+//! Any client that knows a gateway and the server name gets here. Connections that have not authenticated are bounded in number
+//! and time, get no answer but TLS, and are counted. When there are too many, the next ones wait in the kernel until one
+//! is done or the oldest has had half a second, and is closed: an end that has the key needs a few round trips only.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    io::{self, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd as _,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use failover::IpPrefix;
+use gateway_client::{
+    stream::{ALPN, BadHello, answer, open_hello, read_hello},
+    wire::{CircuitId, Key, Message},
+};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{Backlog, listen},
+};
+use rustls::{ServerConfig, ServerConnection};
+
+use super::{
+    close_reason::CloseReason,
+    config,
+    connection::{self, Role},
+    event::{ConnectionEvent, ConnectionId, EventSender},
+    identity::Identity,
+    link::{HandshakeError, TlsLink, prepare, within},
+    proxy_header::{self, InvalidHeader},
+    ring::RingSetup,
+    thread_control::{StopReason, ThreadControl},
+};
+
+/// Pause after `accept` failed: the reason, most often too many open files, lasts for a while.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Interval of checks whether another connection may authenticate.
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
+/// How long a connection may authenticate before it can be closed in favour of others.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Limits of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Established connections, at most one for each circuit.
+    pub connections: usize,
+    /// Connections that have not authenticated yet.
+    pub pending: usize,
+    /// Time to authenticate, from when the connection was accepted.
+    pub authenticate: Duration,
+}
+
+impl Default for Limits {
+    /// 1024, 256 and 5 s.
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            // As many tenants as may lose the same gateway at once; each is a thread for some round trips.
+            pending: 256,
+            authenticate: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What to listen for.
+pub struct ListenConfig {
+    /// Addresses; for port 0 the kernel chooses one.
+    pub addresses: Vec<SocketAddr>,
+    /// Sources that may connect; empty: any.
+    pub from: Vec<IpPrefix>,
+    /// Certificate and key.
+    pub identity: Identity,
+    /// Circuits and their keys of side a.
+    pub circuits: HashMap<CircuitId, Key>,
+    /// Whether every connection begins with a PROXY header in which the gateway names the client (`proxy = true`
+    /// there). Connections without it are refused then.
+    pub proxy: bool,
+    /// Limits of connections.
+    pub limits: Limits,
+}
+
+/// Why the listener cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// An address cannot be bound.
+    #[error(
+        "cannot listen on {address} (TCP): {source}; is another process on this port, and is the address this \
+         machine's?"
+    )]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel refused.
+        source: io::Error,
+    },
+    /// TLS refuses the identity.
+    #[error("TLS refuses the certificate and its key: {0}")]
+    Tls(#[source] rustls::Error),
+    /// There are no threads or descriptors left.
+    #[error("cannot start the listener's thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Why a connection was not established.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(usize)]
+pub enum RefusalReason {
+    /// Too many connections had not authenticated: this one was the oldest, or closing those made no room for it.
+    Crowded,
+    /// It did not authenticate in time.
+    Slow,
+    /// The client closed it, or it was lost.
+    Gone,
+    /// Its source is not allowed (`tls.from`).
+    NoGateway,
+    /// The PROXY header is missing.
+    NoProxy,
+    /// The TLS 1.3 handshake failed.
+    Tls,
+    /// It offered another protocol (ALPN), or none.
+    Protocol,
+    /// Its first frame is not a hello.
+    NotAHello,
+    /// The circuit is not configured.
+    NoCircuit,
+    /// The hello is not made with the circuit's key.
+    Forged,
+    /// The hello was made for another connection.
+    OtherConnection,
+    /// The hello is not newer than the last one.
+    Replayed,
+    /// The limit of established connections is reached.
+    Full,
+    /// There are no threads or descriptors left.
+    NoRoom,
+    /// The listener was stopped.
+    Stopped,
+}
+
+impl RefusalReason {
+    /// All reasons.
+    pub const ALL: [Self; 15] = [
+        Self::Crowded,
+        Self::Slow,
+        Self::Gone,
+        Self::NoGateway,
+        Self::NoProxy,
+        Self::Tls,
+        Self::Protocol,
+        Self::NotAHello,
+        Self::NoCircuit,
+        Self::Forged,
+        Self::OtherConnection,
+        Self::Replayed,
+        Self::Full,
+        Self::NoRoom,
+        Self::Stopped,
+    ];
+
+    /// Stable name, in metrics and status.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Crowded => "crowded",
+            Self::Slow => "slow",
+            Self::Gone => "gone",
+            Self::NoGateway => "no-gateway",
+            Self::NoProxy => "no-proxy",
+            Self::Tls => "tls",
+            Self::Protocol => "protocol",
+            Self::NotAHello => "not-a-hello",
+            Self::NoCircuit => "no-circuit",
+            Self::Forged => "forged",
+            Self::OtherConnection => "other-connection",
+            Self::Replayed => "replayed",
+            Self::Full => "full",
+            Self::NoRoom => "no-room",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl From<BadHello> for RefusalReason {
+    fn from(bad: BadHello) -> Self {
+        match bad {
+            BadHello::NotAHello => Self::NotAHello,
+            BadHello::Forged => Self::Forged,
+            BadHello::OtherConnection => Self::OtherConnection,
+            BadHello::Replayed => Self::Replayed,
+        }
+    }
+}
+
+/// Counters of a listener's connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListenerStats {
+    /// Connections accepted from the kernel.
+    pub accepted: u64,
+    /// Of those, established.
+    pub established: u64,
+    /// Of those, in the place of an older connection of the circuit.
+    pub replaced: u64,
+    refused: [u64; RefusalReason::ALL.len()],
+}
+
+impl ListenerStats {
+    /// Connections refused for this reason.
+    #[must_use]
+    pub const fn refused(&self, reason: RefusalReason) -> u64 {
+        self.refused[reason as usize]
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    accepted: AtomicU64,
+    established: AtomicU64,
+    replaced: AtomicU64,
+    refused: [AtomicU64; RefusalReason::ALL.len()],
+}
+
+/// A circuit.
+struct CircuitEntry {
+    key: Key,
+    /// Timestamp of the newest hello.
+    newest: u64,
+    current: Option<(ConnectionId, Arc<ThreadControl>)>,
+}
+
+#[derive(Default)]
+struct Table {
+    circuits: HashMap<CircuitId, CircuitEntry>,
+    /// Connections that have not authenticated, oldest first.
+    pending: BTreeMap<ConnectionId, (Arc<ThreadControl>, Instant)>,
+    established: usize,
+}
+
+/// What all threads share.
+struct Shared {
+    table: Mutex<Table>,
+    counts: Counts,
+    /// Threads of connections that have not authenticated.
+    authenticating: AtomicUsize,
+    config: Arc<ServerConfig>,
+    from: Vec<IpPrefix>,
+    proxy: bool,
+    limits: Limits,
+    rings: RingSetup,
+    events: EventSender,
+}
+
+impl Shared {
+    /// Whether another connection may authenticate: there is room, or the oldest has had its grace.
+    fn has_room(&self) -> bool {
+        let pending = &self.table().pending;
+        let oldest = pending.first_key_value();
+        pending.len() < self.limits.pending
+            || oldest.is_none_or(|(_, (_, since))| since.elapsed() >= GRACE)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection of a circuit has ended.
+    fn connection_ended(&self, circuit: CircuitId, id: ConnectionId) {
+        let table = &mut *self.table();
+        table.established -= 1;
+        if let Some(entry) = table.circuits.get_mut(&circuit)
+            && entry
+                .current
+                .as_ref()
+                .is_some_and(|(current, _)| *current == id)
+        {
+            entry.current = None;
+        }
+    }
+}
+
+/// Listens until it is dropped. Established connections stay with their owner.
+pub struct Listener {
+    shared: Arc<Shared>,
+    addresses: Vec<SocketAddr>,
+    control: Arc<ThreadControl>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener")
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Listener {
+    /// Listens. Each established connection sends [`ConnectionEvent::Established`], then at last
+    /// [`ConnectionEvent::Closed`].
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub fn start(
+        listen_config: ListenConfig,
+        rings: RingSetup,
+        events: EventSender,
+    ) -> Result<Self, ListenError> {
+        let config = config::server(&listen_config.identity).map_err(ListenError::Tls)?;
+        let (mut sockets, mut addresses) = (Vec::new(), Vec::new());
+        for address in listen_config.addresses {
+            let failed = |source| ListenError::Address { address, source };
+            let socket = TcpListener::bind(address).map_err(failed)?;
+            // As many tenants as may lose the same gateway at once; std asks for 128.
+            listen(&socket, Backlog::MAXCONN).map_err(|errno| failed(errno.into()))?;
+            socket.set_nonblocking(true).map_err(failed)?;
+            addresses.push(socket.local_addr().map_err(failed)?);
+            sockets.push(socket);
+        }
+        let control = ThreadControl::new().map_err(ListenError::Thread)?;
+        let shared = Arc::new(Shared {
+            table: Mutex::default(),
+            counts: Counts::default(),
+            authenticating: AtomicUsize::new(0),
+            config,
+            from: listen_config.from,
+            proxy: listen_config.proxy,
+            limits: listen_config.limits,
+            rings,
+            events,
+        });
+        let thread = std::thread::Builder::new()
+            .name("tls-listen".to_owned())
+            .spawn({
+                let (shared, control) = (Arc::clone(&shared), Arc::clone(&control));
+                move || accept(&shared, &sockets, &control)
+            })
+            .map_err(ListenError::Thread)?;
+        let listener = Self {
+            shared,
+            addresses,
+            control,
+            thread: Some(thread),
+        };
+        listener.set_circuits(listen_config.circuits);
+        Ok(listener)
+    }
+
+    /// Addresses that it listens on, with the ports that the kernel chose.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Replaces the circuits. Connections of circuits that are removed or have another key are closed.
+    pub fn set_circuits(&self, circuits: HashMap<CircuitId, Key>) {
+        let table = &mut *self.shared.table();
+        let mut old = std::mem::take(&mut table.circuits);
+        for (circuit, key) in circuits {
+            let kept = old
+                .remove_entry(&circuit)
+                .and_then(|(_, entry)| match entry.key == key {
+                    true => Some(entry),
+                    false => {
+                        old.insert(circuit, entry);
+                        None
+                    }
+                });
+            let entry = kept.unwrap_or(CircuitEntry {
+                key,
+                newest: 0,
+                current: None,
+            });
+            table.circuits.insert(circuit, entry);
+        }
+        for (_, control) in old.into_values().filter_map(|entry| entry.current) {
+            control.stop(StopReason::Removed);
+        }
+    }
+
+    /// Counters of connections.
+    #[must_use]
+    pub fn stats(&self) -> ListenerStats {
+        let counts = &self.shared.counts;
+        ListenerStats {
+            accepted: counts.accepted.load(Relaxed),
+            established: counts.established.load(Relaxed),
+            replaced: counts.replaced.load(Relaxed),
+            refused: counts.refused.each_ref().map(|count| count.load(Relaxed)),
+        }
+    }
+
+    /// Connections that are established, and connections that have not authenticated yet.
+    #[must_use]
+    pub fn connections(&self) -> (usize, usize) {
+        let established = self.shared.table().established;
+        (established, self.shared.authenticating.load(SeqCst))
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.control.stop(StopReason::Close);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        for (control, _) in self.shared.table().pending.values() {
+            control.stop(StopReason::Close);
+        }
+    }
+}
+
+fn accept(shared: &Arc<Shared>, sockets: &[TcpListener], control: &ThreadControl) {
+    while control.stop_reason().is_none() {
+        let mut fds = vec![PollFd::new(control.event.as_fd(), PollFlags::POLLIN)];
+        fds.extend(
+            sockets
+                .iter()
+                .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)),
+        );
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        for socket in sockets {
+            // The others wait in the kernel meanwhile.
+            while !shared.has_room() && control.stop_reason().is_none() {
+                std::thread::sleep(ROOM_PAUSE);
+            }
+            match socket.accept() {
+                Ok((socket, from)) => start_connection(shared, socket, from),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    tracing::debug!(%error, "cannot accept a connection");
+                    std::thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        }
+    }
+}
+
+/// Starts the thread of a connection.
+fn start_connection(shared: &Arc<Shared>, socket: TcpStream, from: SocketAddr) {
+    shared.counts.accepted.fetch_add(1, Relaxed);
+    let refuse = |reason: RefusalReason| {
+        shared.counts.refused[reason as usize].fetch_add(1, Relaxed);
+    };
+    let ip = from.ip().to_canonical();
+    if !shared.from.is_empty() && !shared.from.iter().any(|net| net.contains(ip)) {
+        tracing::debug!(%from, "connection refused: its source is not in tls.from");
+        return refuse(RefusalReason::NoGateway);
+    }
+    // Those that were told to stop are stopping; the number of threads is bounded anyway.
+    if shared.authenticating.load(SeqCst) >= 2 * shared.limits.pending {
+        return refuse(RefusalReason::Crowded);
+    }
+    let Ok(control) = ThreadControl::new() else {
+        return refuse(RefusalReason::NoRoom);
+    };
+    let id = ConnectionId::next();
+    {
+        let table = &mut *shared.table();
+        if table.pending.len() >= shared.limits.pending
+            && let Some((_, (oldest, _))) = table.pending.pop_first()
+        {
+            oldest.stop(StopReason::Crowded);
+        }
+        table
+            .pending
+            .insert(id, (Arc::clone(&control), Instant::now()));
+    }
+    shared.authenticating.fetch_add(1, SeqCst);
+    let thread = Thread {
+        shared: Arc::clone(shared),
+        control,
+        id,
+    };
+    let spawned = std::thread::Builder::new()
+        .name("tls".to_owned())
+        .spawn(move || thread.run(socket, from));
+    if spawned.is_err() {
+        shared.authenticating.fetch_sub(1, SeqCst);
+        shared.table().pending.remove(&id);
+        refuse(RefusalReason::NoRoom);
+    }
+}
+
+/// A connection's thread.
+struct Thread {
+    shared: Arc<Shared>,
+    control: Arc<ThreadControl>,
+    id: ConnectionId,
+}
+
+impl Thread {
+    fn run(self, socket: TcpStream, from: SocketAddr) {
+        let shared = &*self.shared;
+        let authenticated = self.authenticate(socket, from);
+        // It may have been told to stop.
+        shared.table().pending.remove(&self.id);
+        shared.authenticating.fetch_sub(1, SeqCst);
+        let (link, circuit, peer) = match authenticated {
+            Ok(authenticated) => authenticated,
+            Err(reason) => {
+                tracing::debug!(%from, reason = reason.name(), "connection refused");
+                shared.counts.refused[reason as usize].fetch_add(1, Relaxed);
+                return;
+            }
+        };
+        shared.counts.established.fetch_add(1, Relaxed);
+        let id = self.id;
+        let reason = connection::carry(
+            (circuit, id, peer),
+            link,
+            &self.control,
+            &shared.rings,
+            &shared.events,
+            Role::Responder,
+        );
+        shared.connection_ended(circuit, id);
+        shared.events.send(ConnectionEvent::Closed {
+            circuit,
+            id,
+            reason,
+        });
+    }
+
+    /// Authenticates the connection, up to the answer to its hello.
+    fn authenticate(
+        &self,
+        socket: TcpStream,
+        from: SocketAddr,
+    ) -> Result<(TlsLink, CircuitId, SocketAddr), RefusalReason> {
+        let shared = &*self.shared;
+        let deadline = within(shared.limits.authenticate);
+        prepare(&socket).map_err(|_| RefusalReason::Gone)?;
+        let mut peer = from;
+        if shared.proxy {
+            match proxy_header::read(&socket, &self.control, deadline)
+                .map_err(|e| self.refusal(&e))?
+            {
+                Ok(source) => peer = source.unwrap_or(from),
+                Err(InvalidHeader) => return Err(RefusalReason::NoProxy),
+            }
+        }
+        let tls =
+            ServerConnection::new(Arc::clone(&shared.config)).map_err(|_| RefusalReason::Tls)?;
+        let mut link = TlsLink::new(socket, tls.into());
+        link.handshake(&self.control, deadline)
+            .map_err(|e| self.refusal(&e))?;
+        if link.tls.alpn_protocol() != Some(ALPN) {
+            return Err(RefusalReason::Protocol);
+        }
+        let connection = link.tag().map_err(|_| RefusalReason::Tls)?;
+        let first = link
+            .first_frame(&self.control, deadline)
+            .map_err(|e| self.refusal(&e))?;
+        let sealed = read_hello(&first)?;
+        let circuit = sealed.circuit();
+        let admitted = self.admit(circuit, |entry| {
+            open_hello(&sealed, &entry.key, connection, entry.newest)
+        });
+        let answer = admitted.inspect_err(|_| link.send_close_notify())?;
+        let written = link.tls.writer().write_all(&answer);
+        debug_assert!(written.is_ok(), "its memory is not bounded");
+        Ok((link, circuit, peer))
+    }
+
+    /// Makes it the circuit's connection, which replaces the older one; the answer to its hello.
+    fn admit(
+        &self,
+        circuit: CircuitId,
+        open: impl FnOnce(&CircuitEntry) -> Result<Message, BadHello>,
+    ) -> Result<[u8; gateway_client::stream::HELLO_BYTES], RefusalReason> {
+        let shared = &*self.shared;
+        let table = &mut *shared.table();
+        let entry = table
+            .circuits
+            .get_mut(&circuit)
+            .ok_or(RefusalReason::NoCircuit)?;
+        let message = open(entry)?;
+        entry.newest = message.timestamp;
+        if entry.current.is_none() && table.established >= shared.limits.connections {
+            return Err(RefusalReason::Full);
+        }
+        if self.control.stop_reason().is_some() {
+            return Err(self.refusal(&HandshakeError::Stopped));
+        }
+        table.established += 1;
+        let current = (self.id, Arc::clone(&self.control));
+        if let Some((_, older)) = entry.current.replace(current) {
+            older.stop(StopReason::Replaced);
+            shared.counts.replaced.fetch_add(1, Relaxed);
+        }
+        // From now on it is not closed for a lack of room.
+        table.pending.remove(&self.id);
+        Ok(answer(&message, &entry.key))
+    }
+
+    fn refusal(&self, error: &HandshakeError) -> RefusalReason {
+        match error {
+            HandshakeError::Slow => RefusalReason::Slow,
+            HandshakeError::Stopped if self.control.stop_reason() == Some(StopReason::Crowded) => {
+                RefusalReason::Crowded
+            }
+            HandshakeError::Stopped => RefusalReason::Stopped,
+            HandshakeError::Ended(CloseReason::Tls(rustls::Error::NoApplicationProtocol)) => {
+                RefusalReason::Protocol
+            }
+            HandshakeError::Ended(CloseReason::Tls(_)) => RefusalReason::Tls,
+            HandshakeError::Ended(CloseReason::Malformed(_)) => RefusalReason::NotAHello,
+            HandshakeError::Ended(_) => RefusalReason::Gone,
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! A worker's loop.
+//!
+//! ```text
+//!   requests ─ a batch of every socket ─ a batch of every worker ─ a batch of every TLS connection
+//!      ▲                                                                        │
+//!      └── wait, if there was nothing ◀── report ◀── flush what is to be sent ◀─┘
+//! ```
+//!
+//! Nothing here allocates once the sockets are open.
+
+use std::{
+    num::NonZeroU64,
+    os::fd::AsFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst, fence},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CpuSet, sched_setaffinity},
+    sys::eventfd::EventFd,
+    unistd::Pid,
+};
+use tunnel::Instant;
+
+use super::{Request, WaitMode, WorkerSettings, handover::HandoverFrame, outputs::Outputs};
+use crate::{
+    clock,
+    pipeline::{Pipeline, WorkerCounters},
+    tls::RingReceiver,
+};
+
+/// Frames taken from a socket before the others get their turn.
+const BATCH: usize = 64;
+/// Requests served before packets get their turn.
+const REQUESTS: usize = 1024;
+/// Interval of reports while packets come.
+const REPORT_INTERVAL: Duration = Duration::from_millis(10);
+/// Longest sleep: a worker that hangs is told by its beat from one that idles.
+const BEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// Longest sleep while the kernel has not taken all frames.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
+/// Sockets that are polled at most.
+const MAX_POLLED: usize = 64;
+
+/// What the thread has.
+pub(super) struct WorkerThread {
+    settings: WorkerSettings,
+    requests: mpsc::Receiver<Request>,
+    wake: Arc<EventFd>,
+    notify: Arc<EventFd>,
+    pipeline: Pipeline,
+    counters: Arc<WorkerCounters>,
+    sockets: Vec<xsk::Rx>,
+    /// Frames from the other workers.
+    handed_over: Vec<rtrb::Consumer<HandoverFrame>>,
+    /// Datagrams of TLS connections, by circuit.
+    rings: Vec<(NonZeroU64, RingReceiver)>,
+    outputs: Outputs,
+    /// Read by those who put frames into rings: whether this worker needs a wake.
+    is_sleeping: Arc<AtomicBool>,
+    reported: Instant,
+    beat: Instant,
+}
+
+impl WorkerThread {
+    pub fn new(
+        settings: WorkerSettings,
+        requests: mpsc::Receiver<Request>,
+        (wake, notify): (Arc<EventFd>, Arc<EventFd>),
+        (pipeline, counters): (Pipeline, Arc<WorkerCounters>),
+        outputs: Outputs,
+        (handed_over, is_sleeping): (Vec<rtrb::Consumer<HandoverFrame>>, Arc<AtomicBool>),
+    ) -> Self {
+        Self {
+            settings,
+            requests,
+            wake,
+            notify,
+            pipeline,
+            counters,
+            sockets: Vec::with_capacity(64),
+            handed_over,
+            rings: Vec::with_capacity(64),
+            outputs,
+            is_sleeping,
+            reported: Instant::ORIGIN,
+            beat: Instant::ORIGIN,
+        }
+    }
+
+    /// Carries packets until it is stopped.
+    pub fn run(&mut self) {
+        self.pin();
+        loop {
+            let now = clock::mono();
+            let Some(was_asked) = self.serve_requests(now) else {
+                return;
+            };
+            let mut frames = 0;
+            for rx in &mut self.sockets {
+                let (pipeline, outputs) = (&mut self.pipeline, &mut self.outputs);
+                frames += rx.receive(BATCH, |frame| pipeline.frame(now, frame, outputs));
+            }
+            frames += self.take_handed_over(now);
+            for (circuit, ring) in &mut self.rings {
+                let (pipeline, outputs) = (&mut self.pipeline, &mut self.outputs);
+                frames += ring.take(BATCH, |datagram| {
+                    pipeline.tls_datagram(now, *circuit, datagram, outputs);
+                });
+            }
+            for (_, ring) in &mut self.outputs.rings {
+                ring.wake();
+            }
+            for other in self.outputs.workers.iter_mut().flatten() {
+                other.wake();
+            }
+            let unsent = self.flush();
+            if self.pipeline.dirty() && now.since(self.reported) >= REPORT_INTERVAL {
+                self.reported = now;
+                self.pipeline.report(now, &mut self.outputs);
+                if std::mem::take(&mut self.outputs.event_lost) {
+                    self.pipeline.mark_all_dirty();
+                }
+            }
+            if now.since(self.beat) >= BEAT_INTERVAL {
+                self.beat = now;
+                self.publish_socket_counters(now);
+            }
+            if std::mem::take(&mut self.outputs.needs_notify) {
+                // EAGAIN: the manager has not looked yet, and will.
+                let _ = self.notify.write(1);
+            }
+            if frames == 0 && !was_asked && self.settings.wait_mode == WaitMode::Wake {
+                self.wait(now, unsent);
+            }
+        }
+    }
+
+    /// Takes what other workers handed over; the number of frames.
+    fn take_handed_over(&mut self, now: Instant) -> usize {
+        let mut frames = 0;
+        for from in &mut self.handed_over {
+            let batch = from.slots().min(BATCH);
+            let Ok(mut chunk) = from.read_chunk(batch) else {
+                continue;
+            };
+            let (first, second) = chunk.as_mut_slices();
+            for frame in first.iter_mut().chain(second) {
+                self.pipeline.frame(now, frame.frame(), &mut self.outputs);
+            }
+            chunk.commit_all();
+            frames += batch;
+        }
+        frames
+    }
+
+    fn pin(&self) {
+        let Some(cpu) = self.settings.cpu else { return };
+        let mut set = CpuSet::new();
+        let pinned = set
+            .set(cpu)
+            .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+        if let Err(error) = pinned {
+            tracing::warn!(
+                worker = self.settings.assignment.index(),
+                cpu,
+                %error,
+                "cannot pin the worker; it runs on any CPU"
+            );
+        }
+    }
+
+    /// Serves requests; whether there were any, or `None` to end.
+    fn serve_requests(&mut self, now: Instant) -> Option<bool> {
+        let mut any = false;
+        for _ in 0..REQUESTS {
+            match self.requests.try_recv() {
+                Err(mpsc::TryRecvError::Empty) => break,
+                Err(mpsc::TryRecvError::Disconnected) | Ok(Request::Stop) => return None,
+                Ok(Request::Command(command)) => {
+                    self.pipeline.command(now, command, &mut self.outputs);
+                }
+                Ok(Request::OpenPort(halves)) => {
+                    let (rx, tx) = *halves;
+                    self.sockets.push(rx);
+                    self.outputs.sockets.push(tx);
+                }
+                Ok(Request::ClosePort(ifindex)) => {
+                    self.sockets.retain(|rx| rx.ifindex() != ifindex);
+                    self.outputs.sockets.retain(|tx| tx.ifindex() != ifindex);
+                }
+                Ok(Request::OpenRing(circuit, ring)) => {
+                    self.close_ring(circuit);
+                    self.rings.push((circuit, ring.receiver));
+                    self.outputs.rings.push((circuit, ring.sender));
+                }
+                Ok(Request::CloseRing(circuit)) => self.close_ring(circuit),
+            }
+            any = true;
+        }
+        Some(any)
+    }
+
+    fn close_ring(&mut self, circuit: NonZeroU64) {
+        self.rings.retain(|(of, _)| *of != circuit);
+        self.outputs.rings.retain(|(of, _)| *of != circuit);
+    }
+
+    /// Kicks what is to be sent; whether the kernel has not taken all of it.
+    fn flush(&mut self) -> bool {
+        let mut unsent = false;
+        for tx in &mut self.outputs.sockets {
+            if tx.outstanding() == 0 {
+                continue;
+            }
+            // A link that is down keeps its frames; what finds no room behind them is counted.
+            let _ = tx.flush();
+            unsent |= tx.outstanding() != 0;
+        }
+        unsent
+    }
+
+    fn publish_socket_counters(&mut self, now: Instant) {
+        let dropped = self
+            .sockets
+            .iter()
+            .filter_map(|rx| rx.statistics().ok())
+            .map(|s| s.rx_dropped + s.rx_ring_full)
+            .sum();
+        let sockets = self.counters.sockets();
+        sockets.rx_dropped.store(dropped, Relaxed);
+        sockets.beat.store(now.as_nanos(), Relaxed);
+    }
+
+    /// Sleeps until a frame, a request, or the next report.
+    fn wait(&mut self, now: Instant, unsent: bool) {
+        let until = if unsent {
+            FLUSH_INTERVAL
+        } else if self.pipeline.dirty() {
+            REPORT_INTERVAL.saturating_sub(now.since(self.reported))
+        } else {
+            BEAT_INTERVAL
+        };
+        let mut fds: [PollFd<'_>; MAX_POLLED + 1] = std::array::from_fn(|n| match n {
+            0 => PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
+            // Past the last socket the descriptor repeats; `used` leaves it out.
+            _ => PollFd::new(
+                self.sockets
+                    .get(n - 1)
+                    .map_or(self.wake.as_fd(), xsk::Rx::fd),
+                PollFlags::POLLIN,
+            ),
+        });
+        let used = 1 + self.sockets.len().min(MAX_POLLED);
+        // Rounded up: a sleep of no time would be a spin.
+        let timeout = u16::try_from(until.as_millis() + 1).unwrap_or(u16::MAX);
+        self.is_sleeping.store(true, Relaxed);
+        fence(SeqCst);
+        // Frames that were put into a ring before the flag was set are not told by a wake.
+        let is_there = self.handed_over.iter().any(|from| !from.is_empty())
+            || self.rings.iter().any(|(_, ring)| !ring.is_empty());
+        let ready = if is_there {
+            Ok(0)
+        } else {
+            poll(&mut fds[..used], PollTimeout::from(timeout))
+        };
+        self.is_sleeping.store(false, Relaxed);
+        let Ok(ready) = ready else { return };
+        if ready > 0 && fds[0].any().unwrap_or(false) {
+            let _ = self.wake.read();
+        }
+    }
+}
