@@ -1,8 +1,8 @@
 //! `causeway-bench`: the speed of Causeway, as ratios against peers.
 //!
-//! For: figures that anyone can repeat. Contenders take turns within one run; the report has median,
-//! minimum and maximum, and names the machine and the kernel. Never: a test. A missed aim is reported and
-//! is not a failure.
+//! For: figures that anyone can repeat. Contenders take turns within one run; the report has
+//! median, minimum and maximum, and names the machine and the kernel. Never: a test. A missed aim
+//! is reported and is not a failure.
 //!
 //! ```text
 //!   xdp-cost   ns per packet of each program, by BPF_PROG_TEST_RUN, against a MAC swap

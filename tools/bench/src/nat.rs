@@ -8,9 +8,9 @@
 //!  10.50.0.10     10.50.0.1 192.0.2.1   192.0.2.2, default route
 //! ```
 //!
-//! Contenders differ only in `cwn-gw`. Packets are UDP of 64 bytes, each of another flow. The same generator
-//! makes them, and they are counted on arrival. Except where new connections are measured, both ends of
-//! every connection have sent before the measurement.
+//! Contenders differ only in `cwn-gw`. Packets are UDP of 64 bytes, each of another flow. The same
+//! generator makes them, and they are counted on arrival. Except where new connections are
+//! measured, both ends of every connection have sent before the measurement.
 
 use std::{
     fs::File,
@@ -295,7 +295,8 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
         Case::Flows(_) => 1,
         Case::New(rules) => rules,
     };
-    // Established flows: from the host to many addresses. New ones: from many to the public address.
+    // Established flows: from the host to many addresses. New ones: from many to the public
+    // address.
     let (from_ns, from, to, interface, index, packet, flows) = match case {
         Case::Flows(count) => (
             "cwn-in",
@@ -366,7 +367,8 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
     } else {
         nftables(rules)?;
         drop_arrivals(to, interface, "")?;
-        // The program makes the generator's frames wake the receiver; the kernel's stack does the rest.
+        // The program makes the generator's frames wake the receiver; the kernel's stack does the
+        // rest.
         within("cwn-gw", || {
             programs.program("pass")?.attach(from, XdpMode::Driver)?;
             Ok(())
@@ -413,8 +415,8 @@ fn rate(contender: Contender, case: Case) -> anyhow::Result<f64> {
     Ok(rate)
 }
 
-/// Measures every case `runs` times, the contenders in turn. `only` restricts it to cases whose name
-/// contains one of its comma-separated words.
+/// Measures every case `runs` times, the contenders in turn. `only` restricts it to cases whose
+/// name contains one of its comma-separated words.
 pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     let mut report = Report::new("nat");
     let _conntrack = Conntrack::enlarge()?;

@@ -8,8 +8,9 @@
 //!  10.50.0.10      192.0.2.1            192.0.2.2        10.50.0.20
 //! ```
 //!
-//! Contenders differ only in `cwb-ten` and `cwb-prov`: the XDP programs, a bridge with kernel VXLAN, or
-//! (TCP only) a bridge alone. The same generator makes the packets, and they are counted on arrival.
+//! Contenders differ only in `cwb-ten` and `cwb-prov`: the XDP programs, a bridge with kernel
+//! VXLAN, or (TCP only) a bridge alone. The same generator makes the packets, and they are counted
+//! on arrival.
 
 use std::time::{Duration, Instant};
 
@@ -257,7 +258,8 @@ fn packets_per_second(contender: Contender, len: usize) -> anyhow::Result<f64> {
         attach(&mut programs, "sink", "cwb-sink", "s0")?;
         Some((appliance(false)?, appliance(true)?))
     } else {
-        // The program makes the generator's frames wake the receiver; the kernel's stack does the rest.
+        // The program makes the generator's frames wake the receiver; the kernel's stack does the
+        // rest.
         attach(&mut programs, "pass", "cwb-ten", "a0")?;
         None
     };

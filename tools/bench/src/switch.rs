@@ -1,7 +1,8 @@
 //! A mode switch under traffic: the time of its store, and lost packets.
 //!
-//! One thread runs packets of every network in turn through the programs, as fast as possible. Another
-//! switches the mode a hundred times a second. A packet is lost if the program sends it in neither mode.
+//! One thread runs packets of every network in turn through the programs, as fast as possible.
+//! Another switches the mode a hundred times a second. A packet is lost if the program sends it in
+//! neither mode.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

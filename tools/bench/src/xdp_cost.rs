@@ -1,9 +1,10 @@
 //! Nanoseconds per packet of each program, against a program that swaps MAC addresses.
 //!
-//! A program that edits its packet cannot be repeated on it. So each figure is the time of `restore` and
-//! the program, minus `restore` and an empty program, plus the empty program alone, all in the same run
-//! with the same packets. That equals a plain BPF_PROG_TEST_RUN, which measures the floor. 256 packets are
-//! used in turn, so that look-ups hit different entries as with real traffic.
+//! A program that edits its packet cannot be repeated on it. So each figure is the time of
+//! `restore` and the program, minus `restore` and an empty program, plus the empty program alone,
+//! all in the same run with the same packets. That equals a plain BPF_PROG_TEST_RUN, which measures
+//! the floor. 256 packets are used in turn, so that look-ups hit different entries as with real
+//! traffic.
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -1,9 +1,9 @@
-//! Fuzz targets as an ordinary test: every seed, every input that once was a finding, and a bounded number of mutations of them.
-//! libFuzzer and nightly are not needed.
+//! Fuzz targets as an ordinary test: every seed, every former finding, and a bounded number of
+//! mutations of them. It needs neither libFuzzer nor nightly.
 //!
-//! The seed of the mutations is printed; `CAUSEWAY_SEED` sets it, `CAUSEWAY_FUZZ_RUNS` the number for each target.
-//! `CAUSEWAY_WRITE_SEEDS=1` writes the seeds that are generated.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+//! The random seed of the mutations is printed. `CAUSEWAY_SEED` sets it, `CAUSEWAY_FUZZ_RUNS` the
+//! number of mutations per target. `CAUSEWAY_WRITE_SEEDS=1` writes the generated seed files.
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::{
     fs,
@@ -13,19 +13,19 @@ use std::{
 
 use crate::{MAX_LEN, Target};
 
-/// The inputs of a fuzz crate.
+/// The input files of a fuzz crate.
 #[derive(Clone, Debug)]
 pub struct Corpus {
     /// The crate's folder, with `seeds` and `regressions`.
     pub folder: PathBuf,
-    /// Where a finding is kept.
+    /// Folder into which a finding is written.
     pub findings: PathBuf,
 }
 
-/// An input that is generated: its target, its name, its bytes.
+/// A generated input: its target, its file name, its bytes.
 pub type Seed = (&'static str, &'static str, Vec<u8>);
 
-/// Files of a folder, by name; none if there is no folder.
+/// Files of a folder, sorted by name; none if the folder does not exist.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let Ok(entries) = fs::read_dir(folder) else {
         return Vec::new();
@@ -45,7 +45,7 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// SplitMix64.
+/// A SplitMix64 generator.
 struct Seeded(u64);
 
 impl Seeded {
@@ -61,7 +61,7 @@ impl Seeded {
         self.below(256) as u8
     }
 
-    /// A few changes: bytes, runs of bytes, and the tail of another input.
+    /// Applies one to eight changes: a byte, a run of bytes, a part of another input.
     fn mutate(&mut self, all: &[(String, Vec<u8>)]) -> Vec<u8> {
         let mut bytes = all[self.below(all.len())].1.clone();
         for _ in 0..1 + self.below(8) {
@@ -90,7 +90,7 @@ impl Corpus {
         self.folder.join(kind).join(target.name)
     }
 
-    /// Runs one input; a panic is told with where the input is kept.
+    /// Runs one input. If the target panics, the input is written to a file, which is named.
     fn run(&self, target: Target, what: &str, input: &[u8]) {
         let Err(panic) = catch_unwind(AssertUnwindSafe(|| (target.run)(input))) else {
             return;
@@ -98,7 +98,7 @@ impl Corpus {
         let kept = self.findings.join(format!("finding-{}", target.name));
         let _ = fs::write(&kept, input);
         eprintln!(
-            "{} fails on {what}, kept as {}; mend it and move that to {}",
+            "{} fails on {what}; the input is {}: fix the defect and move the file to {}",
             target.name,
             kept.display(),
             self.inputs("regressions", target).display()
@@ -106,10 +106,10 @@ impl Corpus {
         std::panic::resume_unwind(panic);
     }
 
-    /// Runs all that is kept for a target, and `runs` mutations.
+    /// Runs the seeds and regressions of a target, and `runs` mutations.
     ///
     /// # Panics
-    /// When the target does, and without seeds.
+    /// If the target panics, or has no seeds.
     pub fn replay(&self, target: Target, runs: u64) {
         let mut all = files(&self.inputs("seeds", target));
         assert!(!all.is_empty(), "no seeds; see CAUSEWAY_WRITE_SEEDS");
@@ -131,10 +131,11 @@ impl Corpus {
         }
     }
 
-    /// The seeds that lie there are those that are generated; with `CAUSEWAY_WRITE_SEEDS=1` they are written first.
+    /// Checks that the seed files equal the generated seeds. `CAUSEWAY_WRITE_SEEDS=1` writes them
+    /// first.
     ///
     /// # Panics
-    /// When they are not.
+    /// If a file is missing, superfluous or different.
     pub fn check_seeds(&self, targets: &[Target], seeds: &[Seed]) {
         let write = setting("CAUSEWAY_WRITE_SEEDS") == Some(1);
         for target in targets {
@@ -156,7 +157,7 @@ impl Corpus {
             }
             assert!(
                 files(&folder) == wanted,
-                "{} is not what is generated: delete it and run this with CAUSEWAY_WRITE_SEEDS=1",
+                "{} differs from the generated seeds: delete it and run this with CAUSEWAY_WRITE_SEEDS=1",
                 folder.display()
             );
         }
@@ -167,13 +168,13 @@ impl Corpus {
 mod tests {
     use super::*;
 
-    fn takes_no_seven(input: &[u8]) {
+    fn rejects_seven(input: &[u8]) {
         assert!(!input.contains(&7), "a seven");
     }
 
     const TARGET: Target = Target {
         name: "seven",
-        run: takes_no_seven,
+        run: rejects_seven,
     };
 
     fn corpus(seed: &[u8]) -> (tempfile::TempDir, Corpus) {
@@ -189,9 +190,9 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_is_kept_and_fails_the_test() {
+    fn a_finding_is_written_and_fails_the_test() {
         let (_dir, corpus) = corpus(&[1; 64]);
-        // Mutations come upon every byte before long.
+        // Ten thousand mutations contain every byte value.
         let found = catch_unwind(AssertUnwindSafe(|| corpus.replay(TARGET, 10_000)));
         found.expect_err("a seven is found");
         let kept = fs::read(corpus.findings.join("finding-seven")).unwrap();
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn seeds_are_those_that_are_generated() {
+    fn seed_files_must_equal_the_generated_seeds() {
         let (_dir, corpus) = corpus(&[1, 2]);
         corpus.replay(TARGET, 0);
         corpus.check_seeds(

@@ -1,7 +1,7 @@
-//! What fuzz targets share.
+//! What the fuzz crates (`*/fuzz`) share.
 //!
-//! For: reading an input, and running a fuzz crate's targets as an ordinary test. Never: a target; a finding of libFuzzer's own
-//! making, which is `cargo xtask fuzz`.
+//! For: reading values from an input, and running a fuzz crate's targets as an ordinary test.
+//! Never: a target itself, or libFuzzer, which `cargo xtask fuzz` runs.
 //!
 //! ```text
 //!   */fuzz/src/*.rs    a function for each target ──── Input, mutate
@@ -15,14 +15,14 @@ mod input;
 pub use corpus::{Corpus, Seed};
 pub use input::{Input, mutate};
 
-/// Longest input worth trying, bytes.
+/// Longest input, bytes.
 pub const MAX_LEN: usize = 768;
 
-/// A function and its name.
+/// A fuzz target.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name, and that of its folders.
+    /// Its name, and the name of its folders of seeds and regressions.
     pub name: &'static str,
-    /// What is run.
+    /// Runs one input; a panic is a finding.
     pub run: fn(&[u8]),
 }

@@ -1,5 +1,5 @@
-//! Causeway: two appliances as an operator runs them. And their floor: the same AF_XDP sockets, which
-//! forward without a cipher.
+//! Causeway: two appliances as an operator runs them. And their floor: the same AF_XDP sockets,
+//! which forward without a cipher.
 
 use std::{
     fs,
@@ -140,8 +140,8 @@ impl Contender for Causeway {
     }
 
     fn one_core(&self, _sites: &Sites, running: &Running) -> anyhow::Result<Option<OneCore>> {
-        // Only the encrypting appliance stays; its datagrams are counted in the other's place. It keeps
-        // sending while its session is valid.
+        // Only the encrypting appliance stays; its datagrams are counted in the other's place. It
+        // keeps sending while its session is valid.
         running.end(EAST.namespace)?;
         fs::remove_dir_all(format!("{PINS}/{}", EAST.namespace)).context("remove pins")?;
         one_core([2, 0, 0, 0, 0x60, 0xa1]).map(Some)
@@ -265,7 +265,8 @@ fn remove_pins() {
     let _ = fs::remove_dir_all(PINS);
 }
 
-/// Attaches a program to the hosts' links: a frame of XDP_TX reaches a veth only if its peer has one.
+/// Attaches a program to the hosts' links: a frame of XDP_TX reaches a veth only if its peer has
+/// one.
 fn pass_at_hosts() -> anyhow::Result<BenchPrograms> {
     let mut programs = BenchPrograms::load()?;
     for namespace in [LEFT, RIGHT] {
@@ -289,8 +290,8 @@ fn attach(
     })
 }
 
-/// Measures the one remaining worker: the kernel makes frames at the left host, on the other CPU, and an
-/// XDP program counts them at the far end of the worker's WAN link.
+/// Measures the one remaining worker: the kernel makes frames at the left host, on the other CPU,
+/// and an XDP program counts them at the far end of the worker's WAN link.
 fn one_core(destination: [u8; 6]) -> anyhow::Result<OneCore> {
     // The hosts keep their program `pass`; this copy is loaded for its counter.
     let mut programs = BenchPrograms::load()?;
@@ -330,8 +331,8 @@ fn one_core(destination: [u8; 6]) -> anyhow::Result<OneCore> {
     })
 }
 
-/// `causeway-bench forward`: forwards every frame between two links by AF_XDP, as a worker does it: two
-/// sockets, a copy between them, batches, waiting by poll(2).
+/// `causeway-bench forward`: forwards every frame between two links by AF_XDP, as a worker does it:
+/// two sockets, a copy between them, batches, waiting by poll(2).
 pub fn forward(cpu: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;

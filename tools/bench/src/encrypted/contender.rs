@@ -37,8 +37,8 @@ pub trait Contender {
 
     /// Connects the sites. The caller waits until the hosts reach each other.
     ///
-    /// Processes are started by [`Running::start`], so that they end with the run and their CPU time is
-    /// found.
+    /// Processes are started by [`Running::start`], so that they end with the run and their CPU
+    /// time is found.
     fn up(&self, sites: &Sites) -> anyhow::Result<Running>;
 
     /// Removes what [`Contender::up`] made, except what ends with `running` and the namespaces.

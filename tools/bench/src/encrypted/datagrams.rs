@@ -1,7 +1,8 @@
-//! UDP packets at a fixed rate, and how many of them arrive: `sendmmsg` and `recvmmsg` on two threads.
+//! UDP packets at a fixed rate, and how many of them arrive: `sendmmsg` and `recvmmsg` on two
+//! threads.
 //!
-//! A packet socket sends prepared frames: a UDP socket would use more of the two cores, at the cost of the
-//! contenders. A UDP socket receives them.
+//! A packet socket sends prepared frames: a UDP socket would use more of the two cores, at the cost
+//! of the contenders. A UDP socket receives them.
 
 use std::{
     io,
@@ -144,8 +145,8 @@ impl Batch {
     /// Sends the first `packets`. Returns how many the kernel accepted.
     fn send(&mut self, socket: impl AsFd, packets: usize) -> io::Result<usize> {
         let packets = packets.min(BATCH) as u32;
-        // SAFETY: there are at least `packets` headers; they point to vectors and buffers that live as
-        // long as `self` and are not moved, as neither Vec is changed.
+        // SAFETY: there are at least `packets` headers; they point to vectors and buffers that live
+        // as long as `self` and are not moved, as neither Vec is changed.
         let n = unsafe {
             libc::sendmmsg(
                 socket.as_fd().as_raw_fd(),
@@ -183,7 +184,8 @@ fn count(socket: &UdpSocket, received: &AtomicU64, stop: &AtomicBool) {
     }
 }
 
-/// Sends at `rate` until `stop` is set. Packets that are late by more than the arrears are not sent.
+/// Sends at `rate` until `stop` is set. Packets that are late by more than the arrears are not
+/// sent.
 fn send(socket: &OwnedFd, frame: &[u8], rate: f64, sent: &AtomicU64, stop: &AtomicBool) {
     let mut batch = Batch::of(frame);
     let mut pace = Pace::new(rate);

@@ -1,7 +1,7 @@
 //! Two hosts, connected by two machines with an encrypted tunnel, against other encrypted tunnels.
 //!
-//! For: the same hosts, links and loads for every contender, in turn within each run. Never: traffic
-//! outside the namespaces `cwe-*`, or a contender that is left out without a message.
+//! For: the same hosts, links and loads for every contender, in turn within each run. Never:
+//! traffic outside the namespaces `cwe-*`, or a contender that is left out without a message.
 //!
 //! ```text
 //!   run ─▶ wire-like | offloads on ─▶ each contender:
@@ -71,8 +71,8 @@ fn contenders() -> Vec<Box<dyn Contender>> {
     ]
 }
 
-/// Measures every case `runs` times, the contenders in turn. `only` restricts it to contenders whose
-/// name contains one of its comma-separated words.
+/// Measures every case `runs` times, the contenders in turn. `only` restricts it to contenders
+/// whose name contains one of its comma-separated words.
 pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     lab::interrupt::install()?;
     let mut report = Report::new("encrypted");
@@ -300,8 +300,8 @@ fn ratios(medians: &[Median], report: &mut Report) {
     }
 }
 
-/// Thousands of packets per second of a worker that spends its time on forwarding and encryption only:
-/// from the same figure of forwarding alone, and the nanoseconds to encrypt one packet.
+/// Thousands of packets per second of a worker that spends its time on forwarding and encryption
+/// only: from the same figure of forwarding alone, and the nanoseconds to encrypt one packet.
 fn worker_floor(forward: f64, seal: f64) -> f64 {
     1e6 / (1e6 / forward + seal)
 }

@@ -1,4 +1,5 @@
-//! SoftEther: a server on each machine, a cascade between their hubs, each hub bridged to a tap device.
+//! SoftEther: a server on each machine, a cascade between their hubs, each hub bridged to a tap
+//! device.
 
 use std::process::Command;
 
@@ -19,7 +20,8 @@ pub struct SoftEther;
 const SERVER: &str = "/usr/libexec/softether/vpnserver/vpnserver";
 const CMD: &str = "/usr/libexec/softether/vpncmd/vpncmd";
 const PORT: u16 = 5555;
-/// Directories in which Debian's vpnserver keeps its lock, configuration and logs, below `softether`.
+/// Directories in which Debian's vpnserver keeps its lock, configuration and logs, below
+/// `softether`.
 const STATE: [&str; 3] = ["/run", "/var/lib", "/var/log"];
 
 impl Contender for SoftEther {

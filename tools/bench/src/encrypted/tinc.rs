@@ -40,8 +40,8 @@ impl Contender for Tinc {
                 ),
             )?;
             let file = format!("hosts/{name}");
-            // The link carries whole frames. tinc would send them over TCP for the seconds that its own
-            // discovery takes.
+            // The link carries whole frames. tinc would send them over TCP for the seconds that its
+            // own discovery takes.
             running.write(
                 &format!("{name}/{file}"),
                 &format!("Address = {}\nPMTUDiscovery = no\n", machine.address),

@@ -1,7 +1,8 @@
-//! Datagrams through a relay: an XDP program makes them at the client, and they are counted on arrival.
+//! Datagrams through a relay: an XDP program makes them at the client, and they are counted on
+//! arrival.
 //!
-//! The generator makes more than any relay carries, so it is not the limit. A flooded relay may carry less
-//! than it can, so several offered rates are tried, and the best result counts.
+//! The generator makes more than any relay carries, so it is not the limit. A flooded relay may
+//! carry less than it can, so several offered rates are tried, and the best result counts.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -70,9 +71,9 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// Prepares the links before the contender starts. The gateway asks the kernel once whether a veth
-    /// accepts XDP frames, which it does if its peer has a program. That program passes everything, so
-    /// that the set-up works.
+    /// Prepares the links before the contender starts. The gateway asks the kernel once whether a
+    /// veth accepts XDP frames, which it does if its peer has a program. That program passes
+    /// everything, so that the set-up works.
     pub fn prepare(contender: Contender) -> anyhow::Result<Self> {
         let mut sink = BenchPrograms::load()?;
         let pass = sink.program("pass")?;
@@ -101,7 +102,8 @@ impl Arrivals {
             self.sink.program("sink")?.attach_to_link(link)?;
             return Ok(());
         }
-        // The program makes the generator's frames wake the receiver; the kernel's stack does the rest.
+        // The program makes the generator's frames wake the receiver; the kernel's stack does the
+        // rest.
         within(RELAY, || {
             let pass = self.sink.program("pass")?;
             pass.attach("g0", XdpMode::Driver)?;
@@ -115,8 +117,8 @@ impl Arrivals {
     }
 }
 
-/// Sends frames of the given sizes (bytes from the Ethernet header on). Returns the best result of all
-/// offered rates for each size.
+/// Sends frames of the given sizes (bytes from the Ethernet header on). Returns the best result of
+/// all offered rates for each size.
 pub fn best<const N: usize>(
     contender: Contender,
     running: &Running,
@@ -267,8 +269,8 @@ fn received(payload: u64) -> anyhow::Result<u64> {
     datagrams(&text, payload).context("read the nftables counter")
 }
 
-/// Datagrams by an nftables counter, which counts packets and their bytes from the IP header on. One
-/// packet may contain several datagrams that the kernel has not split yet.
+/// Datagrams by an nftables counter, which counts packets and their bytes from the IP header on.
+/// One packet may contain several datagrams that the kernel has not split yet.
 fn datagrams(text: &str, payload: u64) -> Option<u64> {
     let json: serde_json::Value = serde_json::from_str(text).ok()?;
     let rules = json["nftables"].as_array()?.iter();

@@ -1,7 +1,9 @@
-//! Datagrams of circuits, and connections by server name, through the gateway, against other relays.
+//! Datagrams of circuits, and connections by server name, through the gateway, against other
+//! relays.
 //!
-//! For: the same client, backend, links and loads for every contender, in turn within each run. Never:
-//! traffic outside the namespaces `cwrel-*`, or a contender that is left out without a message.
+//! For: the same client, backend, links and loads for every contender, in turn within each run.
+//! Never: traffic outside the namespaces `cwrel-*`, or a contender that is left out without a
+//! message.
 //!
 //! ```text
 //!   run ─▶ wire-like | offloads on ─▶ each contender:
@@ -68,8 +70,9 @@ impl Load {
     }
 }
 
-/// Measures every case `runs` times, the contenders in turn. `only` is a comma-separated list: a word that
-/// names a load restricts it to that load, any other to contenders whose name contains it.
+/// Measures every case `runs` times, the contenders in turn. `only` is a comma-separated list: a
+/// word that names a load restricts it to that load, any other to contenders whose name contains
+/// it.
 pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     lab::interrupt::install()?;
     let mut report = Report::new("relay");

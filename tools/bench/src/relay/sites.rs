@@ -51,8 +51,8 @@ pub struct Sites {
 }
 
 impl Sites {
-    /// Makes the namespaces. With offloads off no super-frame crosses a link, and the relay's machine
-    /// makes none either.
+    /// Makes the namespaces. With offloads off no super-frame crosses a link, and the relay's
+    /// machine makes none either.
     pub fn raise(offloads: Offloads) -> anyhow::Result<Self> {
         let this = Self {
             _namespaces: Namespaces::make(&NAMESPACES)?,

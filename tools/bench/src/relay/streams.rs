@@ -1,7 +1,7 @@
 //! Connections through a relay that reads the server name from the client's TLS hello.
 //!
-//! The client sends a hello made by `rustls`, then plain bytes: a relay sees no difference, and no cipher is
-//! measured. The backend reads the hello, then a byte that selects its service:
+//! The client sends a hello made by `rustls`, then plain bytes: a relay sees no difference, and no
+//! cipher is measured. The backend reads the hello, then a byte that selects its service:
 //!
 //! ```text
 //!   client ── hello, 'e' ─▶ relay ─▶ backend      sends a byte, then echoes every byte

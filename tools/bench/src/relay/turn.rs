@@ -1,4 +1,5 @@
-//! The part of TURN that opens a channel through a server (RFC 8656, RFC 8489), without authentication.
+//! The part of TURN that opens a channel through a server (RFC 8656, RFC 8489), without
+//! authentication.
 
 use std::{
     io,

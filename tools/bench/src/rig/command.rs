@@ -30,8 +30,8 @@ pub fn sh(words: &str) -> anyhow::Result<()> {
     output(Command::new(program).args(parts)).map(drop)
 }
 
-/// Runs a command, for 60 s at most, and returns its standard output. An exit status other than 0 is an
-/// error that quotes the command and its output.
+/// Runs a command, for 60 s at most, and returns its standard output. An exit status other than 0
+/// is an error that quotes the command and its output.
 pub fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = lab::run(command, LIMIT)?;
     if output.ok() {

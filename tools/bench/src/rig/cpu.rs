@@ -8,7 +8,8 @@ use anyhow::Context as _;
 const OBSERVED: Duration = Duration::from_millis(500);
 /// How long [`others`] waits for other work to end.
 const LIMIT: Duration = Duration::from_secs(10);
-/// CPUs that other processes may use. Above it, the machine's CPU time says nothing about a contender.
+/// CPUs that other processes may use. Above it, the machine's CPU time says nothing about a
+/// contender.
 pub const QUIET_ENOUGH: f64 = 0.1;
 
 /// Seconds that all CPUs were busy since boot: user, nice, system, irq, softirq (proc(5)).
@@ -27,8 +28,9 @@ pub fn busy_seconds() -> anyhow::Result<f64> {
     Ok(ticks / 100.0)
 }
 
-/// CPUs that other processes use before a contender is started. Waits up to 10 s for them to end. It is
-/// not measured while the contender runs, because a contender that polls uses CPU time when idle.
+/// CPUs that other processes use before a contender is started. Waits up to 10 s for them to end.
+/// It is not measured while the contender runs, because a contender that polls uses CPU time when
+/// idle.
 pub fn others() -> anyhow::Result<f64> {
     let until = Instant::now() + LIMIT;
     loop {

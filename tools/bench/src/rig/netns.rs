@@ -35,7 +35,8 @@ impl Drop for Namespaces {
 
 fn remove(names: &[&str]) {
     for name in names {
-        // The namespace may not exist. This does not use `lab::run`: Ctrl-C must not stop the clean-up.
+        // The namespace may not exist. This does not use `lab::run`: Ctrl-C must not stop the
+        // clean-up.
         let _ = Command::new("ip")
             .args(["netns", "del", name])
             .stdin(Stdio::null())
@@ -77,8 +78,8 @@ pub fn received(namespace: &str, link: &str) -> anyhow::Result<u64> {
         .with_context(|| format!("received packets of {link} in {namespace}"))
 }
 
-/// Drops frames that arrive on a link at the earliest hook of the kernel, so that the kernel answers
-/// none. `rules` are further rules of the chain, each ended by a semicolon.
+/// Drops frames that arrive on a link at the earliest hook of the kernel, so that the kernel
+/// answers none. `rules` are further rules of the chain, each ended by a semicolon.
 pub fn drop_arrivals(namespace: &str, link: &str, rules: &str) -> anyhow::Result<()> {
     let text = format!(
         "table netdev t {{ chain c {{ type filter hook ingress device {link} priority 0; \

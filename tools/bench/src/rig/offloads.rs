@@ -3,7 +3,8 @@
 /// Whether super-frames cross the links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offloads {
-    /// "Wire-like": TSO, GSO and GRO are off, and checksums are complete, as on a wire. The main figure.
+    /// "Wire-like": TSO, GSO and GRO are off, and checksums are complete, as on a wire. The main
+    /// figure.
     Off,
     /// What Linux does by default: super-frames of up to 64 KB cross the veths.
     On,

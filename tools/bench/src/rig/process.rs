@@ -68,7 +68,8 @@ impl Running {
             .map(Daemon::pid)
     }
 
-    /// CPU seconds that its processes and their descendants have used: user and system, all threads.
+    /// CPU seconds that its processes and their descendants have used: user and system, all
+    /// threads.
     pub fn cpu_seconds(&self) -> f64 {
         let mut pids: Vec<u32> = self.daemons.iter().map(|d| d.child.id()).collect();
         let mut seconds = 0.0;
@@ -164,9 +165,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Its children may outlive it (socat's do). They get SIGTERM first, while their parent still
-        // holds their ids; our own child keeps its id until we wait for it. So no other process is
-        // signalled.
+        // Its children may outlive it (socat's do). They get SIGTERM first, while their parent
+        // still holds their ids; our own child keeps its id until we wait for it. So no other
+        // process is signalled.
         let mut pids = vec![self.child.id()];
         let mut next = 0;
         while let Some(pid) = pids.get(next) {

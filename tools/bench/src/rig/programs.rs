@@ -94,8 +94,8 @@ impl BenchPrograms {
         Ok(())
     }
 
-    /// Runs `restore` and then `next` on `repeat` packets that arrive on `ifindex`. Returns nanoseconds
-    /// per packet and the XDP action of the last packet.
+    /// Runs `restore` and then `next` on `repeat` packets that arrive on `ifindex`. Returns
+    /// nanoseconds per packet and the XDP action of the last packet.
     pub fn cost(
         &mut self,
         next: &ProgramFd,
@@ -139,8 +139,8 @@ impl BenchPrograms {
         Ok(map.get(&0, 0)?.iter().sum())
     }
 
-    /// Sets the interval between two frames of [`BenchPrograms::paced`] on each CPU, nanoseconds; 0 sends
-    /// as fast as possible.
+    /// Sets the interval between two frames of [`BenchPrograms::paced`] on each CPU, nanoseconds; 0
+    /// sends as fast as possible.
     pub fn interval(&mut self, nanoseconds: u64) -> anyhow::Result<()> {
         let mut map: Array<_, u64> = self
             .object
@@ -150,8 +150,8 @@ impl BenchPrograms {
         Ok(map.set(0, nanoseconds, 0)?)
     }
 
-    /// Sends `packet` out of `ifindex` at the set rate. It makes `repeat` attempts; an attempt before the
-    /// next frame is due sends nothing.
+    /// Sends `packet` out of `ifindex` at the set rate. It makes `repeat` attempts; an attempt
+    /// before the next frame is due sends nothing.
     pub fn paced(&self, packet: &[u8], ifindex: u32, repeat: u32) -> anyhow::Result<()> {
         self.emit("paced", packet, ifindex, repeat)
     }
