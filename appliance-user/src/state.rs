@@ -1,4 +1,6 @@
-//! What an operator decided at run time and must survive the process: modes, plans, endpoints, slots.
+//! The operator's decisions at run time, which survive the process: modes, plans, endpoints, slots.
+//!
+//! For: `state.json`, replaced whole. Never: what follows from the decisions (`daemon::controller`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,12 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 
-/// Version of the file's layout.
+/// Version of the layout of the file.
 const VERSION: u32 = 2;
-/// The oldest that is read: before full failover.
+/// The oldest version that is read: before full failover.
 const OLDEST: u32 = 1;
 
-/// The state, and the file's contents.
+/// The state: the contents of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -37,26 +39,26 @@ pub struct State {
     /// Whether new failovers are refused.
     #[serde(default)]
     pub maintenance: bool,
-    /// Where the search for free ports begins is a function of this: of this appliance, and secret.
+    /// Secret of this appliance from which the first port of each search for a free one follows.
     #[serde(default)]
     pub nat_seed: Option<u32>,
 }
 
-/// Handshake timestamps (TAI64N) by the peer's public key. A peer refuses one that is not newer than the
-/// last, so a clock that was set back while we were off must not lock us out.
+/// Handshake timestamps (TAI64N) by the peer's public key. A peer refuses a handshake whose timestamp
+/// is not newer than the last one: a clock that was set back must not lock the appliance out.
 pub type Timestamps = BTreeMap<String, [u8; 12]>;
 
 /// A tenant's mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "FileMode", into = "FileMode")]
 pub struct TenantMode {
-    /// What its networks do.
+    /// The mode of its networks.
     pub doing: Doing,
     /// Raised at each switch.
     pub epoch: u32,
 }
 
-/// What a tenant's networks do.
+/// The mode of a tenant's networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Doing {
     /// Nothing has failed over.
@@ -78,7 +80,7 @@ impl Doing {
         }
     }
 
-    /// As the order of modes knows it.
+    /// As the crate `failover` has it.
     #[must_use]
     pub fn state(&self) -> mode::State {
         match self {
@@ -91,7 +93,7 @@ impl Doing {
     }
 }
 
-/// A tenant's mode as it is kept: `partial` and `epoch` alone before full failover.
+/// A tenant's mode in the file; `full` came with version 2.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileMode {
@@ -123,7 +125,9 @@ impl TryFrom<FileMode> for TenantMode {
                 (false, None) => Doing::Idle,
                 (true, None) => Doing::Partial,
                 (false, Some(plan)) => Doing::Full(plan),
-                (true, Some(_)) => return Err("a tenant is in partial failover and in full"),
+                (true, Some(_)) => {
+                    return Err("a tenant is in partial failover and in full failover");
+                }
             },
             epoch: file.epoch,
         })
@@ -149,7 +153,7 @@ pub struct Slots {
 }
 
 impl State {
-    /// Tenants that a failover is in force of, by this state, and that the configuration does not have.
+    /// Tenants that are in failover by this state, and are not configured any more.
     #[must_use]
     pub fn left_over(&self, config: &Config) -> Vec<String> {
         let left = |(name, mode): &(&String, &TenantMode)| {
@@ -159,7 +163,7 @@ impl State {
         left.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Gives the rules of all plans in force their slots in `RULES`.
+    /// Assigns slots in `RULES` to the rules of all plans in force.
     pub fn give_rule_slots(&mut self) {
         let keys: Vec<String> = self
             .modes
@@ -175,7 +179,7 @@ impl State {
     }
 }
 
-/// What a public IP rule's slot is kept by. Neither name has a `/`.
+/// The key of a public IP rule's slot. Neither name has a `/`.
 #[must_use]
 pub fn rule_key(tenant: &str, rule: &str) -> String {
     format!("{tenant}/{rule}")
@@ -194,29 +198,37 @@ impl Default for State {
     }
 }
 
-/// Why the state could not be read or kept. The file is left as it is.
+/// Why the state could not be read or saved. The file is left as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file operation failed.
     #[error("{operation} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation that failed.
         operation: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// Why it failed.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The file holds something else.
-    #[error("{} is not a state file: {source}; it holds which addresses are failed over, so it is not replaced: restore it from a copy, or move it away to start idle", path.display())]
+    /// The file does not hold a state.
+    #[error(
+        "{} is not a state file: {source}; it says which addresses are failed over, so it is not \
+         replaced: restore it from a copy, or move it away to start idle",
+        path.display()
+    )]
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem of the text.
         source: serde_json::Error,
     },
     /// The file is of another version.
-    #[error("{} is of version {found}, this program reads {OLDEST} to {VERSION}; run the version that wrote it, or move it away to start idle", path.display())]
+    #[error(
+        "{} is of version {found}, this program reads {OLDEST} to {VERSION}; run the version that \
+         wrote it, or move it away to start idle",
+        path.display()
+    )]
     Version {
         /// The file.
         path: PathBuf,
@@ -225,7 +237,7 @@ pub enum Error {
     },
 }
 
-/// Where the state is kept.
+/// The files of the state.
 #[derive(Clone, Debug)]
 pub struct Store {
     path: PathBuf,
@@ -264,8 +276,8 @@ impl Store {
         Ok(state)
     }
 
-    /// Replaces the file whole, and returns once it is on the disk: either the old state or the new
-    /// one is there, never a part.
+    /// Replaces the file, and returns once it is on the disk: the file holds the old state or the new
+    /// one, never a part.
     ///
     /// # Errors
     /// When it could not be written; the old file is then still in place.
@@ -285,8 +297,8 @@ impl Store {
         write().map_err(|e| self.io("write", e))
     }
 
-    /// The newest handshake timestamps sent, by peer. A file that is missing or damaged counts for none:
-    /// they matter only where the clock comes up behind what it was.
+    /// The newest handshake timestamps sent, by peer; none where the file is missing or damaged: they
+    /// matter only if the clock was set back.
     #[must_use]
     pub fn timestamps(&self) -> Timestamps {
         fs::read_to_string(self.timestamps_path())
@@ -295,8 +307,8 @@ impl Store {
             .unwrap_or_default()
     }
 
-    /// Keeps them. Whole or not at all, but not waiting for the disk: what is lost with a power failure is the
-    /// last few.
+    /// Saves handshake timestamps, whole or not at all, without waiting for the disk: a power failure
+    /// loses the last few.
     ///
     /// # Errors
     /// When they could not be written.
@@ -327,8 +339,8 @@ impl Store {
     }
 }
 
-/// Gives each of `names` a slot below `limit`: the one it has, else the lowest free one; names that
-/// are gone lose theirs.
+/// Gives each of `names` a slot below `limit`: the one it has, or the lowest free one. Names that are
+/// gone lose theirs.
 pub fn assign(slots: &mut BTreeMap<String, u32>, names: &[&str], limit: u32) {
     let wanted: BTreeSet<&str> = names.iter().copied().collect();
     slots.retain(|name, slot| wanted.contains(name.as_str()) && *slot < limit);
@@ -366,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn the_form_before_full_failover_is_read() {
+    fn file_from_before_full_failover_is_read() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let store = Store::new(dir.path());
         let text = r#"{"version":1,"modes":{"a":{"partial":true,"epoch":3},"b":{"partial":false,"epoch":4}},
@@ -384,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_failover_is_kept_with_its_plan() {
+    fn full_failover_is_saved_with_its_plan() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let store = Store::new(dir.path());
         let net = |text: &str| text.parse().expect("a prefix");
@@ -423,13 +435,13 @@ mod tests {
         fs::write(dir.path().join("state.json"), both).expect("written");
         let message = store.load().expect_err("both").to_string();
         assert!(
-            message.contains("in partial failover and in full"),
+            message.contains("in partial failover and in full failover"),
             "{message}"
         );
     }
 
     #[test]
-    fn timestamps_are_read_back_and_damaged_ones_are_none() {
+    fn timestamps_are_read_back_and_damaged_ones_ignored() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let store = Store::new(dir.path());
         assert!(store.timestamps().is_empty());
@@ -458,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_stay_with_their_names() {
+    fn names_keep_their_slots() {
         let mut slots = BTreeMap::new();
         assign(&mut slots, &["a", "b", "c"], 4);
         assert_eq!(slots["c"], 2);

@@ -1,4 +1,4 @@
-//! Packets followed through the programs, for a person: what was asked, and what is shown of each step.
+//! Packet trace: which packets are traced, and the text of each step.
 
 use std::{fmt::Write as _, net::IpAddr};
 
@@ -9,32 +9,32 @@ use appliance_common::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Steps told in one answer at most.
+/// Steps in one reply at most.
 pub const MAX_STEPS: usize = 2000;
 
-/// Which packets are wanted; what is left out is any.
+/// The packets that are traced; a field that is left out matches all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PacketFilter {
-    /// That come in on this interface, by name.
+    /// Interface that they arrive on, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
-    /// With this outer VLAN identifier.
+    /// Outer VLAN identifier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<u16>,
-    /// Of this IP protocol.
+    /// IP protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u8>,
-    /// From or to this address, as they come in.
+    /// Source or destination address, as they arrive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// From or to this port of TCP or UDP, as they come in.
+    /// Source or destination port of TCP or UDP, as they arrive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
 }
 
 impl PacketFilter {
-    /// As the programs have it; `ifindex` is the interface's.
+    /// The value of the map `TRACE`; `ifindex` is the interface's.
     #[must_use]
     pub fn to_map(&self, ifindex: Option<u32>) -> TraceFilter {
         TraceFilter {
@@ -54,21 +54,21 @@ impl PacketFilter {
 pub struct Step {
     /// Nanoseconds of the kernel's monotonic clock.
     pub at: u64,
-    /// The packet: its CPU, and a number on it.
+    /// The packet: its CPU, and its number there.
     pub packet: String,
-    /// The program that it is in.
+    /// The program that handles it.
     pub program: String,
     /// `enters`, `goes-on` or `decided`.
     pub step: String,
-    /// The interface that it came in on, by name where that is known.
+    /// The interface that it arrived on, by name where that is known.
     pub interface: String,
-    /// What is decided: `pass`, `drop`, `tx`, `redirect`; empty before.
+    /// The verdict: `pass`, `drop`, `tx`, `redirect`; empty before it.
     pub action: String,
-    /// What was counted, in order; the last says what became of it.
+    /// The counters that were raised, in order; the last one is the verdict's.
     pub counted: Vec<String>,
     /// Bytes of the frame.
     pub len: u32,
-    /// The frame at that step, its headers in words.
+    /// The headers of the frame at that step, as text.
     pub frame: String,
 }
 
@@ -80,7 +80,7 @@ fn counter(number: u16) -> Option<&'static str> {
 }
 
 impl Step {
-    /// A record of the ring; `interface` is the name of the one it came in on.
+    /// From a record of the ring; `interface` is the name of the one it arrived on.
     #[must_use]
     pub fn new(event: &TraceEvent, interface: Option<&str>) -> Self {
         let step = TraceStep::from_u16(event.step);
@@ -122,7 +122,7 @@ impl Step {
         }
     }
 
-    /// For a person: a line.
+    /// As one line of text.
     #[must_use]
     pub fn render(&self) -> String {
         let mut line = format!("{:<10} ", self.packet);
@@ -142,7 +142,7 @@ impl Step {
     }
 }
 
-/// A frame's headers in words, as far as the bytes go.
+/// The headers of a frame as text, as far as the bytes go.
 #[must_use]
 pub fn describe(frame: &[u8]) -> String {
     let mut out = String::new();
@@ -220,7 +220,7 @@ fn packet(l3: &[u8]) -> String {
             std::net::SocketAddr::new(destination, to)
         )
     };
-    let what = match &sliced.transport {
+    let transport = match &sliced.transport {
         Some(TransportSlice::Tcp(tcp)) => {
             let mut flags = String::new();
             for (is, letter) in [
@@ -254,7 +254,7 @@ fn packet(l3: &[u8]) -> String {
         ),
         _ => format!("{source} > {destination}, a fragment or another protocol"),
     };
-    format!("{what}, hops {hops}")
+    format!("{transport}, hops {hops}")
 }
 
 #[cfg(test)]
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_told_in_words() {
+    fn headers_are_described_as_text() {
         assert_eq!(
             describe(&syn()),
             "02:00:00:00:00:02 > 02:00:00:00:00:01, VLAN 101, TCP 10.1.0.10:1234 > 198.51.100.80:443 [S], hops 64"
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn however_short_a_frame_is_something_is_said() {
+    fn truncated_frames_are_described() {
         let frame = syn();
         for len in 0..frame.len() {
             assert!(!describe(&frame[..len]).is_empty());
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_says_what_was_decided_and_why() {
+    fn step_shows_verdict_and_counters() {
         let mut event = TraceEvent {
             at: 1,
             packet: 7,
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_any() {
+    fn empty_filter_matches_all_packets() {
         let filter = PacketFilter::default().to_map(None);
         let any = TraceFilter {
             active: 1,

@@ -1,4 +1,4 @@
-//! The file as written. Unknown keys are refused: a misspelt one must not be silently without effect.
+//! The file as written. Unknown keys are refused: a misspelt key must not be ignored in silence.
 
 use std::path::PathBuf;
 
@@ -35,6 +35,7 @@ pub(super) struct Appliance {
     pub pin_dir: Option<PathBuf>,
     pub control_socket: Option<PathBuf>,
     pub bpf_object: Option<PathBuf>,
+    pub metrics: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,4 +1,12 @@
-//! The configuration file: read, checked whole, and only then believed.
+//! The configuration: plain data, and the checks of the file that it comes from.
+//!
+//! For: a file that is accepted whole or refused with every problem. Never: what the configuration
+//! leads to (`datapath::reconcile`), or how it comes into force (`daemon::controller`).
+//!
+//! ```text
+//!   text ─ file.rs ─▶ file as written ─ check/ ─▶ Config
+//!                                          └─▶ every problem, with key and remedy
+//! ```
 
 mod check;
 mod file;
@@ -19,7 +27,7 @@ use tunnel::{CipherChoice, PublicKey};
 use tunnel_worker::WaitMode;
 
 pub use failover::IpPrefix;
-pub use gateways::{Arrivals, Circuit, Gateway, Gateways, Tls};
+pub use gateways::{Circuit, Gateway, Gateways, Tls, TlsListen};
 pub use nat::{Nat, PortsInUse};
 pub use service::config::{Error, Problem};
 
@@ -43,14 +51,14 @@ impl Role {
     }
 }
 
-/// How XDP is to be attached. Nothing degrades by itself: `auto` is asked for.
+/// How XDP is to be attached. Only `auto` falls back to another mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Xdp {
-    /// In the driver, or not at all.
+    /// In the driver, or the interface is refused.
     Native,
     /// In the kernel's generic hook.
     Generic,
-    /// In the driver where it can, else generic, which is then logged and shown.
+    /// In the driver where it supports XDP, else generic; the mode is logged and shown.
     Auto,
 }
 
@@ -95,14 +103,14 @@ impl fmt::Display for Vlan {
     }
 }
 
-/// The tunnels' side.
+/// The interface of the tunnels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
-    /// Its interface.
+    /// Name of the interface.
     pub interface: String,
     /// How XDP is attached there.
     pub xdp: Xdp,
-    /// Our tunnel addresses, at most one of a family; empty: the interface's first ones.
+    /// Tunnel addresses of the appliance, at most one of a family; empty: the interface's first ones.
     pub local: Vec<IpAddr>,
     /// UDP port of the plain tunnels at both ends.
     pub port: u16,
@@ -113,9 +121,9 @@ pub struct Uplink {
 /// This end of the encrypted tunnels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
-    /// The file that holds our private key.
+    /// The file that holds the appliance's private key.
     pub private_key_file: PathBuf,
-    /// UDP port of the encrypted tunnels, all of them.
+    /// UDP port of all encrypted tunnels.
     pub port: u16,
     /// Cipher for sending.
     pub cipher: CipherChoice,
@@ -123,18 +131,18 @@ pub struct Tunnel {
     pub workers: u32,
     /// The CPU of each worker, in turn; empty: the kernel's choice.
     pub cpus: Vec<usize>,
-    /// How workers wait.
+    /// How workers wait for packets.
     pub waiting: WaitMode,
     /// How AF_XDP shares memory with the driver.
     pub memory: Memory,
 }
 
-/// How AF_XDP shares memory with the driver. Nothing degrades by itself.
+/// How AF_XDP shares memory with the driver. There is no fall-back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
-    /// The kernel copies each frame; every driver can.
+    /// The kernel copies each frame; every driver supports it.
     Copy,
-    /// The driver writes into our memory, or it is an error.
+    /// The driver writes into the memory of the socket, or it is an error.
     ZeroCopy,
 }
 
@@ -148,7 +156,7 @@ impl Memory {
         }
     }
 
-    /// As the sockets want it.
+    /// As the crate `xsk` has it.
     #[must_use]
     pub const fn xsk(self) -> xsk::Memory {
         match self {
@@ -163,40 +171,40 @@ impl Memory {
 pub struct Peer {
     /// Its name.
     pub name: String,
-    /// What it is.
+    /// Its kind.
     pub kind: PeerKind,
 }
 
-/// What a peer is.
+/// The kind of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerKind {
     /// A plain VXLAN end at this address.
     Vxlan(IpAddr),
     /// Another appliance, encrypted.
     Appliance(Identity),
-    /// Any WireGuard, in one network, with the addresses that it may have there.
+    /// Any WireGuard implementation, as one more machine of a network.
     WireGuard {
-        /// Who it is.
+        /// Its keys and addresses.
         identity: Identity,
-        /// The network's name.
+        /// The name of its network.
         network: String,
-        /// Its addresses.
+        /// The prefixes that it may use there.
         allowed: Vec<IpPrefix>,
-        /// A keep-alive this often, if at all.
+        /// Interval of keep-alives; `None`: there are none.
         keepalive: Option<Duration>,
     },
 }
 
-/// Who a peer of an encrypted tunnel is, and where.
+/// Keys and addresses of a peer of an encrypted tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Its public key.
     pub public_key: PublicKey,
-    /// The file of a secret shared beside the keys.
+    /// The file of an additional secret that both ends share.
     pub preshared_key_file: Option<PathBuf>,
-    /// Where to dial, in order; empty: it dials us, or there is a circuit.
+    /// Addresses to dial, in order; empty: the peer dials, or there is a circuit.
     pub addresses: Vec<SocketAddr>,
-    /// The circuit by which it is reached through gateways, instead.
+    /// The circuit by which it is reached through gateways instead.
     pub circuit: Option<Circuit>,
 }
 
@@ -251,7 +259,7 @@ pub struct Network {
     pub gateway_v4: Option<IpAddr>,
     /// Its IPv6 router.
     pub gateway_v6: Option<IpAddr>,
-    /// Largest IP packet, bytes; `None`: what the path leaves.
+    /// Largest IP packet, bytes; `None`: what fits the path.
     pub mtu: Option<u16>,
 }
 
@@ -272,12 +280,12 @@ pub struct Tenant {
     pub name: String,
     /// Its public addresses.
     pub public: Vec<IpPrefix>,
-    /// What its networks with internet are seen as, at most one of a family; of a family without: as the uplink's
-    /// own address.
+    /// The addresses that its networks with internet are translated to, at most one of a family. A
+    /// family without one uses the uplink's own address.
     pub nat: Vec<IpAddr>,
 }
 
-/// A configuration that holds together.
+/// A configuration without problems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The appliance's name.
@@ -290,18 +298,20 @@ pub struct Config {
     pub pin_dir: PathBuf,
     /// The control socket.
     pub control_socket: PathBuf,
-    /// The programs; `None`: the environment's or the packaged ones.
+    /// The object file of the programs; `None`: the environment's or the packaged one.
     pub bpf_object: Option<PathBuf>,
-    /// The tunnels' side.
+    /// Address where metrics are served over HTTP; `None`: they are not served.
+    pub metrics: Option<SocketAddr>,
+    /// The interface of the tunnels.
     pub uplink: Uplink,
-    /// The encrypted tunnels' end; there is one where there are encrypted peers.
+    /// This end of the encrypted tunnels; present where there are encrypted peers.
     pub tunnel: Option<Tunnel>,
     /// How XDP is attached on further interfaces.
     pub interfaces: BTreeMap<String, Xdp>,
     /// The gateways, and which of them this appliance may use.
     pub gateways: Gateways,
-    /// Where tunnels over TLS arrive, if they do. A provider's appliance has such.
-    pub tls: Option<Arrivals>,
+    /// The listener for tunnels over TLS, if a provider's appliance has one.
+    pub tls: Option<TlsListen>,
     /// Address translation of full failover.
     pub nat: Nat,
     /// Tenants.
@@ -316,7 +326,7 @@ impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// When it cannot be read, or anything in it is wrong.
+    /// When it cannot be read, or has problems.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = config::read(path)?;
         Self::parse(&text, path)
@@ -325,7 +335,7 @@ impl Config {
     /// Checks the text of a file; `path` is for messages.
     ///
     /// # Errors
-    /// When anything in it is wrong.
+    /// When it has problems.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         config::parse(text, path, check::check)
     }
@@ -342,8 +352,8 @@ impl Config {
         self.tenants.iter().find(|t| t.name == name)
     }
 
-    /// The tenant of that name as failover plans are checked against it; what is taken by others is not known here:
-    /// [`reconcile::plan_tenant`](crate::datapath::reconcile::plan_tenant) adds it.
+    /// The tenant of that name, as failover plans are checked against it. Addresses that others use
+    /// are not known here; the reconciler adds them.
     #[must_use]
     pub fn tenant_of(&self, name: &str) -> Option<failover::TenantContext> {
         let mut tenant = self.tenant_alone(name)?;
@@ -352,7 +362,7 @@ impl Config {
         Some(tenant)
     }
 
-    /// The same without the names of others' networks.
+    /// The same without the names of the networks of other tenants.
     pub(crate) fn tenant_alone(&self, name: &str) -> Option<failover::TenantContext> {
         let tenant = self.tenant(name)?;
         let networks = self.networks.iter().filter(|n| n.tenant == name);
@@ -384,7 +394,7 @@ impl Config {
         self.peers.iter().filter_map(Peer::plain)
     }
 
-    /// Every interface that XDP is attached to, and how.
+    /// Every interface that XDP is attached to, with mode and program.
     #[must_use]
     pub fn ports(&self) -> BTreeMap<String, (Xdp, Kind)> {
         let on: BTreeSet<&str> = self.networks.iter().map(|n| n.interface.as_str()).collect();
@@ -406,7 +416,7 @@ impl Config {
     }
 }
 
-/// Which program an interface runs.
+/// The program that an interface runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A tenant-only port.

@@ -45,7 +45,7 @@ fn problems(text: &str) -> String {
 }
 
 #[test]
-fn a_good_file_is_taken_with_its_defaults() {
+fn good_file_is_accepted_with_defaults() {
     let config = Config::parse(GOOD, Path::new("test.toml")).expect("good");
     assert_eq!(config.uplink.port, 4789);
     assert_eq!(config.networks[1].vlan.outer_ethertype, 0x88a8);
@@ -85,7 +85,7 @@ fn each_mistake_is_named_with_its_place() {
         (
             "local = [\"10.1.0.5\"]",
             "local = [\"2001:db8::5\"]",
-            "of a family that uplink.local has no address of",
+            "uplink.local has no address of this family",
         ),
         ("mtu = 1500", "mtu = 1300", "leaves 1250, below 1280"),
         ("mtu = 1500", "mtu = 9000", "an MTU here is"),
@@ -102,8 +102,8 @@ fn each_mistake_is_named_with_its_place() {
         ),
         (
             "peer = \"provider\"",
-            "peer = \"nobody\"",
-            "there is no [[peer]] named \"nobody\"",
+            "peer = \"unknown\"",
+            "there is no [[peer]] named \"unknown\"",
         ),
         (
             "address = \"203.0.113.5\"",
@@ -113,15 +113,15 @@ fn each_mistake_is_named_with_its_place() {
         (
             "address = \"203.0.113.5\"",
             "address = \"224.0.0.5\"",
-            "cannot be a tunnel's end",
+            "cannot be the end of a tunnel",
         ),
         ("vni = 1001", "vni = 16777216", "a VNI is 1 to 16777215"),
-        ("vni = 1001", "vni = 1002", "is also network \"net1\"'s"),
+        ("vni = 1001", "vni = 1002", "of network \"net1\""),
         ("vlan = \"200.101\"", "vlan = \"4095\"", "each 1 to 4094"),
         (
             "interface = \"eth1\"\nvlan = \"200.101\"",
             "interface = \"eth0\"",
-            "is also network \"net1\"'s",
+            "of network \"net1\"",
         ),
         (
             "\"10.2.0.0/24\"",
@@ -162,7 +162,7 @@ fn each_mistake_is_named_with_its_place() {
         let message = problems(&GOOD.replacen(from, to, 1));
         assert!(
             message.contains(expected),
-            "{to}\nsaid: {message}\nnot: {expected}"
+            "{to}\nerror: {message}\nexpected: {expected}"
         );
     }
 }
@@ -305,7 +305,7 @@ fn each_mistake_about_encryption_is_named_with_its_place() {
         (
             "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
             "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
-            "is also peer \"site\"'s",
+            "is also the key of peer \"site\"",
         ),
         (
             "role = \"provider\"",
@@ -317,7 +317,11 @@ fn each_mistake_about_encryption_is_named_with_its_place() {
             "kind = \"openvpn\"",
             "\"wireguard\" or \"vxlan\"",
         ),
-        ("network = \"net1\"\n", "", "the network that it joins"),
+        (
+            "network = \"net1\"\n",
+            "",
+            "write the network that the peer joins",
+        ),
         (
             "network = \"net1\"",
             "network = \"net9\"",
@@ -354,8 +358,11 @@ fn each_mistake_about_encryption_is_named_with_its_place() {
     for (from, to, wanted) in cases {
         let text = ENCRYPTED.replace(from, to);
         assert_ne!(text, ENCRYPTED, "{from} is not in the file");
-        let said = problems(&text);
-        assert!(said.contains(wanted), "{to}\nsaid: {said}\nnot: {wanted}");
+        let error = problems(&text);
+        assert!(
+            error.contains(wanted),
+            "{to}\nerror: {error}\nexpected: {wanted}"
+        );
     }
 }
 
@@ -373,10 +380,10 @@ fn an_address_of_two_wireguard_peers_is_named_once_with_whose_it_is() {
     };
     let fine = another("[\"10.1.0.78\"]");
     Config::parse(&fine, Path::new("test.toml")).expect("good");
-    let said = problems(&another("[\"10.1.0.76/30\"]"));
+    let error = problems(&another("[\"10.1.0.76/30\"]"));
     assert!(
-        said.contains("10.1.0.76/30 overlaps 10.1.0.77 of peer \"laptop\""),
-        "{said}"
+        error.contains("10.1.0.76/30 overlaps 10.1.0.77 of peer \"laptop\""),
+        "{error}"
     );
     let own = problems(&another("[\"10.1.0.78\", \"10.1.0.78/32\"]"));
     assert_eq!(own.matches("overlaps").count(), 1, "{own}");
@@ -476,7 +483,7 @@ fn what_is_wrong_with_gateways_is_named() {
         (
             gw2,
             "addresses = [\"224.0.0.1:6180\"]",
-            "224.0.0.1 cannot be a gateway's",
+            "224.0.0.1 cannot be the address of a gateway",
         ),
         (
             gw2,
@@ -491,17 +498,17 @@ fn what_is_wrong_with_gateways_is_named() {
         (
             gw2,
             "addresses = [\"192.0.2.14:1\", \"192.0.2.15:1\"]",
-            "one address of each family is the most",
+            "at most one address of a family",
         ),
         (
             gw2,
             "addresses = [\"[2001:db8::1]:1\"]",
-            "none is of a family that uplink.local has an address of",
+            "uplink.local has no address of the same family",
         ),
         (
             "load = 100",
             "load = 1001",
-            "gateway \"gw1\": load: 1001: 0 to 1000 thousandths",
+            "gateway \"gw1\": load: 1001: write 0 to 1000 thousandths",
         ),
         (
             "pools = [\"gold\"]",
@@ -511,12 +518,12 @@ fn what_is_wrong_with_gateways_is_named() {
         (
             "pools = [\"gold\"]",
             "pools = [\"gold\", \"gold\"]",
-            "\"gold\" is there twice",
+            "\"gold\" is listed twice",
         ),
         (
             circuit,
             "circuit = { id = \"3f9a\"",
-            "\"3f9a\": write 16 hexadecimal digits",
+            "16 hexadecimal digits",
         ),
         (
             circuit,
@@ -546,17 +553,17 @@ fn what_is_wrong_with_gateways_is_named() {
         (
             "role = \"tenant\"",
             "role = \"provider\"",
-            "gateways: a provider's appliance is at every gateway",
+            "gateways: a provider's appliance uses every gateway",
         ),
         (
             "role = \"tenant\"",
             "role = \"provider\"",
-            "the tenant's end opens tunnels over TLS; here write [tls] listen",
+            "the tenant's end opens tunnels over TLS; on the provider's side write [tls] listen",
         ),
         (
             "[gateways]",
             "[tls]\nlisten = [\"0.0.0.0:6443\"]\n[gateways]",
-            "tunnels over TLS arrive at the provider's end",
+            "only the provider's end listens for tunnels over TLS",
         ),
         (
             "name = \"gw2\"\n",
@@ -566,8 +573,11 @@ fn what_is_wrong_with_gateways_is_named() {
     ] {
         let text = GATEWAYS.replace(from, to);
         assert_ne!(text, GATEWAYS, "{from} is not in the file");
-        let said = problems(&text);
-        assert!(said.contains(wanted), "{to}\nsaid: {said}\nnot: {wanted}");
+        let error = problems(&text);
+        assert!(
+            error.contains(wanted),
+            "{to}\nerror: {error}\nexpected: {wanted}"
+        );
     }
     let without = |from: &str, to: &str| {
         let (a, b) = (
@@ -579,11 +589,11 @@ fn what_is_wrong_with_gateways_is_named() {
     for (text, wanted) in [
         (
             without("[gateways]", "[[tenant]]"),
-            "there is no [[gateway]] to reach it by",
+            "there is no [[gateway]] through which to reach it",
         ),
         (
             without("[[gateway]]\nname = \"gw2\"", "[[tenant]]").replace("pools = [\"gold\"]", ""),
-            "none of the [[gateway]] is open to this appliance",
+            "this appliance may use no [[gateway]]",
         ),
         (
             without("circuit =", "tls ="),
@@ -597,13 +607,13 @@ fn what_is_wrong_with_gateways_is_named() {
             "circuit: has no meaning for kind",
         ),
     ] {
-        let said = problems(&text);
-        assert!(said.contains(wanted), "said: {said}\nnot: {wanted}");
+        let error = problems(&text);
+        assert!(error.contains(wanted), "error: {error}\nexpected: {wanted}");
     }
 }
 
 #[test]
-fn tunnels_over_tls_arrive_where_a_provider_says() {
+fn provider_listens_for_tunnels_over_tls_as_configured() {
     let listen = |listen: &str| {
         ENCRYPTED.replace(
             "[[tenant]]",
@@ -612,20 +622,20 @@ fn tunnels_over_tls_arrive_where_a_provider_says() {
     };
     let config =
         Config::parse(&listen("[\"0.0.0.0:6443\"]"), Path::new("test.toml")).expect("good");
-    let arrivals = |from: Vec<IpPrefix>, proxy| Arrivals {
+    let tls_listen = |from: Vec<IpPrefix>, proxy| TlsListen {
         listen: vec!["0.0.0.0:6443".parse().expect("an address")],
         from,
         proxy,
     };
-    assert_eq!(config.tls, Some(arrivals(Vec::new(), false)));
+    assert_eq!(config.tls, Some(tls_listen(Vec::new(), false)));
     let more = |more: &str| listen(&format!("[\"0.0.0.0:6443\"]\n{more}"));
     let config = Config::parse(&more("proxy = true"), Path::new("test.toml")).expect("good");
-    assert_eq!(config.tls, Some(arrivals(Vec::new(), true)));
+    assert_eq!(config.tls, Some(tls_listen(Vec::new(), true)));
     let text = more("from = [\"192.0.2.0/28\", \"198.51.100.10\"]\nproxy = true");
     let config = Config::parse(&text, Path::new("test.toml")).expect("good");
     let from = ["192.0.2.0/28", "198.51.100.10"].map(|net| net.parse().expect("a prefix"));
-    assert_eq!(config.tls, Some(arrivals(from.to_vec(), true)));
-    // To [::] either family comes.
+    assert_eq!(config.tls, Some(tls_listen(from.to_vec(), true)));
+    // [::] accepts both families.
     for (at, from) in [
         ("[::]:6443", "192.0.2.0/28"),
         ("[::]:6443", "2001:db8::10"),
@@ -646,7 +656,7 @@ fn tunnels_over_tls_arrive_where_a_provider_says() {
         ),
         (
             "from = [\"0.0.0.0/0\"]",
-            "tls: from: 0.0.0.0/0 cannot be a gateway's: leave from out",
+            "tls: from: 0.0.0.0/0 cannot be the source of a gateway: leave from out",
         ),
         (
             "from = [\"192.0.2.7\", \"192.0.2.0/28\"]",
@@ -654,24 +664,42 @@ fn tunnels_over_tls_arrive_where_a_provider_says() {
         ),
         (
             "from = [\"2001:db8::7\", \"2001:db8::10\"]",
-            "tls: from: nobody of these comes to any address of listen: they are of the other family",
+            "tls: from: tls.from and tls.listen share no address family",
         ),
         ("proxy = \"v2\"", "expected a boolean"),
         ("proxies = true", "unknown field `proxies`"),
     ] {
-        let said = problems(&more(text));
-        assert!(said.contains(wanted), "said: {said}\nnot: {wanted}");
+        let error = problems(&more(text));
+        assert!(error.contains(wanted), "error: {error}\nexpected: {wanted}");
     }
     for (text, wanted) in [
         ("[]", "is empty: write address:port, or remove [tls]"),
         (
             "[\"0.0.0.0:6443\", \"0.0.0.0:6443\"]",
-            "0.0.0.0:6443 is there twice",
+            "0.0.0.0:6443 is listed twice",
         ),
         ("[\"6443\"]", "\"6443\" is not address:port"),
         ("[\"0.0.0.0:0\"]", "\"0.0.0.0:0\" is not address:port"),
     ] {
-        let said = problems(&listen(text));
-        assert!(said.contains(wanted), "said: {said}\nnot: {wanted}");
+        let error = problems(&listen(text));
+        assert!(error.contains(wanted), "error: {error}\nexpected: {wanted}");
     }
+}
+
+#[test]
+fn metrics_are_served_only_where_an_address_is_configured() {
+    let config = Config::parse(GOOD, Path::new("test.toml")).expect("good");
+    assert_eq!(config.metrics, None);
+    let with = |value: &str| GOOD.replacen("[uplink]", &format!("metrics = {value}\n[uplink]"), 1);
+    let config = Config::parse(&with("\"[::1]:9100\""), Path::new("test.toml")).expect("good");
+    assert_eq!(config.metrics, "[::1]:9100".parse().ok());
+    assert!(
+        problems(&with("\"9100\""))
+            .contains("appliance: metrics: \"9100\" is not address:port; write one")
+    );
+    let open = problems(&with("\"192.0.2.9:9100\""));
+    assert!(
+        open.contains("192.0.2.9:9100 is open to other machines"),
+        "{open}"
+    );
 }

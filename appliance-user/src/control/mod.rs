@@ -1,4 +1,6 @@
-//! The control socket: one JSON request a line, one JSON reply a line, for root only.
+//! The control socket: requests and replies, one JSON value a line, for root only.
+//!
+//! Field names are an interface: they stay as they are.
 
 pub mod render;
 pub mod rules;
@@ -13,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use service::socket::Refusal;
 use service::socket::{Access, Socket};
 
-/// The appliance's.
+/// The control socket of the appliance.
 pub static SOCKET: Socket = Socket {
     name: "appliance",
     one: "an appliance",
@@ -23,106 +25,106 @@ pub static SOCKET: Socket = Socket {
     access: Access::Root,
 };
 
-/// What the appliance answers.
+/// A reply of the daemon.
 pub type Reply = service::socket::Reply<serde_json::Value>;
 
-/// What may be asked.
+/// A request to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Everything the appliance knows of itself.
+    /// Show the state of the daemon.
     Status,
-    /// Packets by counter.
+    /// Show packets by counter.
     Counters,
-    /// The mode of tenants, or a switch.
+    /// Show the mode of tenants, or switch one.
     Mode {
         /// The tenant; may be left out where there is only one.
         tenant: Option<String>,
-        /// The mode to switch to; left out: only tell.
+        /// The mode to switch to; left out: only show.
         mode: Option<String>,
         /// The text of the plan of a full failover.
         #[serde(default)]
         plan: Option<String>,
-        /// A full failover may end a partial one.
+        /// End a partial failover for the full one.
         #[serde(default)]
         force: bool,
-        /// A partial failover becomes the full one.
+        /// Turn the partial failover into the full one.
         #[serde(default)]
         promote: bool,
     },
-    /// Whether new failovers are refused, or a switch of it.
+    /// Show or switch maintenance, in which new failovers are refused.
     Maintenance {
-        /// Left out: only tell.
+        /// Left out: only show.
         on: Option<bool>,
     },
-    /// Public IP rules come.
+    /// Add public IP rules.
     RuleAdd {
         /// The tenant; may be left out where there is only one.
         tenant: Option<String>,
         /// The rules; all or none.
         rules: Vec<Rule>,
     },
-    /// Public IP rules go.
+    /// Remove public IP rules.
     RuleRemove {
         /// The tenant; may be left out where there is only one.
         tenant: Option<String>,
         /// Their names; all or none.
         names: Vec<String>,
     },
-    /// Public IP rules in force.
+    /// List the public IP rules in force.
     RuleList {
-        /// Of one tenant only.
+        /// Only those of this tenant.
         tenant: Option<String>,
     },
-    /// What adding public IP rules would be refused for; nothing changes.
+    /// Check whether public IP rules could be added; nothing changes.
     RuleCheck {
         /// The tenant; may be left out where there is only one.
         tenant: Option<String>,
         /// The rules.
         rules: Vec<Rule>,
     },
-    /// Addresses fail over.
+    /// Fail addresses over.
     EndpointAdd {
         /// The network.
         network: String,
         /// The addresses; all or none.
         addresses: Vec<IpAddr>,
     },
-    /// Addresses go back.
+    /// Return addresses to production.
     EndpointRemove {
         /// The network.
         network: String,
         /// The addresses; all or none.
         addresses: Vec<IpAddr>,
     },
-    /// Failed-over addresses.
+    /// List failed-over addresses.
     EndpointList {
-        /// Of one network only.
+        /// Only those of this network.
         network: Option<String>,
     },
-    /// Follow packets.
+    /// Start a packet trace.
     TraceStart(crate::trace::PacketFilter),
-    /// Steps of packets that are followed, since the last time; it ends where nobody asks for 5 s.
+    /// Read the steps since the last request; a trace ends 5 s after the last request.
     TraceNext,
-    /// Follow no packets any more.
+    /// Stop the packet trace.
     TraceStop,
-    /// Connections of full failover, those that move most bytes first.
+    /// List connections of full failover, sorted by bytes.
     Flows {
-        /// Of this tenant only.
+        /// Only those of this tenant.
         tenant: Option<String>,
-        /// Of this protocol only, IP's number.
+        /// Only this IP protocol.
         protocol: Option<u8>,
-        /// With this address only, before or after translation.
+        /// Only those with this address, before or after translation.
         address: Option<IpAddr>,
-        /// With this port only, likewise.
+        /// Only those with this port, likewise.
         port: Option<u16>,
-        /// How many at most.
+        /// Number of connections at most.
         top: usize,
-        /// As text for a person.
+        /// Reply with text instead of JSON.
         #[serde(default)]
         text: bool,
     },
-    /// Read the configuration file again.
+    /// Reload the configuration file.
     Reload,
 }
 
@@ -137,26 +139,26 @@ pub struct Status {
     pub version: String,
     /// Whether everything that the configuration asks for is in force.
     pub ready: bool,
-    /// What is missing, when not.
+    /// Why it is not ready.
     pub not_ready: Vec<String>,
     /// Whether new failovers are refused.
     #[serde(default)]
     pub maintenance: bool,
     /// Seconds since the process started.
     pub uptime_seconds: u64,
-    /// Whether the maps of an earlier process were adopted.
+    /// Whether the daemon adopted the maps of an earlier process.
     pub adopted: bool,
-    /// Where maps and links are pinned.
+    /// Directory of the pins of maps and links.
     pub pins: String,
-    /// UDP port of the plain tunnels; 0: there are none.
+    /// UDP port of the plain tunnels; 0 without any.
     pub tunnel_port: u16,
-    /// UDP port of the encrypted tunnels; 0: there are none.
+    /// UDP port of the encrypted tunnels; 0 without any.
     pub secure_port: u16,
-    /// Our identity in encrypted tunnels, base64.
+    /// Public key of the appliance, base64.
     pub public_key: Option<String>,
-    /// Where tunnels over TLS may arrive.
+    /// The listener for tunnels over TLS.
     pub tls: Option<TlsStatus>,
-    /// Our tunnel addresses.
+    /// Tunnel addresses of the appliance.
     pub local: Vec<IpAddr>,
     /// Interfaces with XDP.
     pub interfaces: Vec<InterfaceStatus>,
@@ -171,7 +173,7 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Resolved hosts.
     pub neighbours: Vec<NeighbourStatus>,
-    /// What user space counted, by stable name.
+    /// Counters of the daemon, by stable name.
     pub user_counters: Vec<CounterStatus>,
 }
 
@@ -198,7 +200,7 @@ pub struct InterfaceStatus {
     pub xdp: Option<String>,
     /// Whether its link was adopted from an earlier process.
     pub adopted: bool,
-    /// What stands in its way.
+    /// Its problems.
     pub problems: Vec<String>,
 }
 
@@ -214,7 +216,7 @@ pub struct TenantStatus {
     /// The plan of a full failover.
     #[serde(default)]
     pub plan: Option<String>,
-    /// How many public IP rules are in force.
+    /// Number of public IP rules in force.
     #[serde(default)]
     pub rules: usize,
 }
@@ -255,13 +257,13 @@ pub struct PeerStatus {
     pub name: String,
     /// `appliance`, `wireguard` or `vxlan`.
     pub kind: String,
-    /// Where its tunnel goes, once known.
+    /// Address that its tunnel goes to, once known.
     pub address: Option<SocketAddr>,
-    /// Whether packets can be sent to it; a WireGuard peer, which comes and goes, always is.
+    /// Whether packets can be sent to it; always true of a WireGuard peer, which may be away.
     pub ready: bool,
-    /// Why it is down, or how it is up.
+    /// Why it is down, or its next hop.
     pub detail: String,
-    /// Of an encrypted tunnel.
+    /// State of its encrypted tunnel.
     pub tunnel: Option<TunnelStatus>,
 }
 
@@ -270,9 +272,9 @@ pub struct PeerStatus {
 pub struct TunnelStatus {
     /// Whether there is a session and the peer answers.
     pub up: bool,
-    /// What carries it: `udp`, `tls`, or nothing while it has no way.
+    /// Transport: `udp`, `tls`, or empty without a path.
     pub carrier: String,
-    /// The gateway by which it goes; empty for none.
+    /// The gateway that it goes through; empty without one.
     pub via: String,
     /// The gateways of its circuit.
     pub gateways: Vec<GatewayStatus>,
@@ -290,7 +292,7 @@ pub struct TunnelStatus {
     pub path_mtu: usize,
     /// Round-trip time, smoothed, microseconds.
     pub round_trip_micros: Option<u64>,
-    /// Of the last 32 echoes, how many were lost, per cent.
+    /// Share of the last 32 echoes that were lost, per cent.
     pub loss_percent: u32,
     /// Datagrams sent.
     pub tx_packets: u64,
@@ -300,33 +302,33 @@ pub struct TunnelStatus {
     pub rx_packets: u64,
     /// Their bytes, of UDP payload.
     pub rx_bytes: u64,
-    /// Datagrams and handshakes refused because they were seen before, or too old to tell.
+    /// Datagrams and handshakes refused as seen before, or too old to tell.
     pub replays: u64,
-    /// Datagrams refused because they were not authentic.
+    /// Datagrams refused as not authentic.
     pub forged: u64,
-    /// Packets put together again from pieces.
+    /// Packets reassembled from pieces.
     pub rejoined: u64,
-    /// Packets given up because pieces were missing.
+    /// Packets dropped because pieces were missing.
     pub rejoin_lost: u64,
 }
 
-/// Where tunnels over TLS may arrive.
+/// The listener for tunnels over TLS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TlsStatus {
     /// The addresses.
     pub listen: Vec<SocketAddr>,
-    /// SHA-256 of our certificate, hexadecimal: what tenants pin.
+    /// SHA-256 of the appliance's certificate, hexadecimal, which tenants pin.
     pub fingerprint: String,
-    /// Tunnels that there are.
+    /// Open tunnels.
     pub connections: usize,
-    /// Connections that were refused, by reason.
+    /// Refused connections, by reason.
     pub refused: BTreeMap<String, u64>,
 }
 
-/// A tunnel's TLS connection, and what it carried.
+/// The TLS connection of a tunnel, and its traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamStatus {
-    /// The other end: the gateway, or with `tls.proxy` who connected to it.
+    /// The other end: the gateway, or with `tls.proxy` its client.
     pub peer: SocketAddr,
     /// Datagrams to the other end.
     pub tx_packets: u64,
@@ -336,7 +338,7 @@ pub struct StreamStatus {
     pub rx_packets: u64,
     /// Their bytes.
     pub rx_bytes: u64,
-    /// Datagrams that found no room, both ways.
+    /// Datagrams dropped in both directions, most of them for full queues.
     pub dropped: u64,
 }
 
@@ -347,30 +349,30 @@ pub struct GatewayStatus {
     pub name: String,
     /// Its address and port.
     pub address: SocketAddr,
-    /// Whether our end is bound there.
+    /// Whether this end is bound there.
     pub bound: bool,
-    /// Whether the tunnel goes by it.
+    /// Whether the tunnel goes through it.
     pub used: bool,
-    /// Whether it is about to stop.
+    /// Whether it drains, to stop.
     pub draining: bool,
-    /// Whether it is taken to be down, where our end chooses.
+    /// Whether this end, which chooses the gateway, takes it to be down.
     pub down: bool,
-    /// Time to it and back, newest, microseconds.
+    /// Newest round-trip time, microseconds.
     pub round_trip_micros: Option<u64>,
 }
 
-/// A thread that seals and opens packets.
+/// A worker thread, which seals and opens packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerStatus {
-    /// Its number: it has this queue of every interface.
+    /// Its number, and that of its queue of every interface.
     pub index: u32,
-    /// The CPU it stays on; `null`: the kernel's choice.
+    /// Its CPU; `null`: the kernel's choice.
     pub cpu: Option<usize>,
     /// Packets that it sealed.
     pub sealed: u64,
-    /// Packets that it opened and sent to their hosts.
+    /// Packets that it opened and delivered to hosts.
     pub delivered: u64,
-    /// Packets of other workers' lanes that came to its queues.
+    /// Packets of other workers' lanes that arrived on its queues.
     pub handed_over: u64,
     /// Packets that it dropped.
     pub dropped: u64,
@@ -396,9 +398,9 @@ pub struct NeighbourStatus {
 pub struct CounterStatus {
     /// Its stable name.
     pub name: String,
-    /// Its value since it was made.
+    /// Its value since the map was created.
     pub value: u64,
-    /// What it means.
+    /// Its meaning.
     #[serde(default)]
     pub help: String,
 }

@@ -1,37 +1,19 @@
-//! Replies as a person reads them.
+//! Replies as text.
 
-use std::fmt::Write as _;
+use service::{line, render::table};
 
-use super::{CounterStatus, Status};
+use super::{CounterStatus, GatewayStatus, Status, TunnelStatus};
 
-/// Rows in aligned columns, two spaces apart.
-fn table(out: &mut String, heads: &[&str], rows: &[Vec<String>]) {
-    let mut widths: Vec<usize> = heads.iter().map(|h| h.len()).collect();
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut line = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut text = String::from(" ");
-        for (cell, width) in cells.zip(&widths) {
-            let _ = write!(text, " {cell:<width$} ");
-        }
-        let _ = writeln!(out, "{}", text.trim_end());
-    };
-    line(&mut heads.iter().copied());
-    for row in rows {
-        line(&mut row.iter().map(String::as_str));
-    }
-}
+/// Neighbours that are listed; the others are counted.
+const MAX_NEIGHBOURS: usize = 50;
 
-/// The whole status.
+/// The status.
 #[must_use]
 pub fn status(s: &Status) -> String {
     let mut out = String::new();
     let ready = if s.ready { "ready" } else { "NOT READY" };
-    let _ = writeln!(
-        out,
+    line!(
+        &mut out,
         "{} ({} side, {}): {ready}, up {} s{}",
         s.name,
         s.role,
@@ -44,33 +26,37 @@ pub fn status(s: &Status) -> String {
         }
     );
     for reason in &s.not_ready {
-        let _ = writeln!(out, "  ! {reason}");
+        line!(&mut out, "  ! {reason}");
     }
     if s.maintenance {
-        out.push_str("  in maintenance: new failovers are refused\n");
+        line!(&mut out, "  in maintenance: new failovers are refused");
     }
     let local: Vec<String> = s.local.iter().map(ToString::to_string).collect();
     for (port, what) in [(s.secure_port, "encrypted"), (s.tunnel_port, "plain")] {
         if port != 0 {
-            let _ = writeln!(out, "{what} tunnels: UDP {port} on {}", local.join(", "));
+            line!(
+                &mut out,
+                "{what} tunnels: UDP {port} on {}",
+                local.join(", ")
+            );
         }
     }
     if let Some(tls) = &s.tls {
         let listen: Vec<String> = tls.listen.iter().map(ToString::to_string).collect();
-        let _ = writeln!(
-            out,
+        line!(
+            &mut out,
             "tunnels over TLS: TCP {}, fingerprint {}",
             listen.join(", "),
             tls.fingerprint
         );
         for (reason, count) in &tls.refused {
-            let _ = writeln!(out, "  refused, {reason}: {count}");
+            line!(&mut out, "  refused, {reason}: {count}");
         }
     }
     if let Some(key) = &s.public_key {
-        let _ = writeln!(out, "public key: {key}");
+        line!(&mut out, "public key: {key}");
     }
-    let _ = writeln!(out, "pins: {}", s.pins);
+    line!(&mut out, "pins: {}", s.pins);
 
     out.push_str("\ninterfaces\n");
     let rows: Vec<Vec<String>> = s
@@ -165,11 +151,11 @@ pub fn status(s: &Status) -> String {
         &rows,
     );
 
-    let _ = writeln!(out, "\nneighbours ({})", s.neighbours.len());
+    line!(&mut out, "\nneighbours ({})", s.neighbours.len());
     let rows: Vec<Vec<String>> = s
         .neighbours
         .iter()
-        .take(50)
+        .take(MAX_NEIGHBOURS)
         .map(|n| {
             vec![
                 n.network.clone(),
@@ -185,17 +171,17 @@ pub fn status(s: &Status) -> String {
         &["network", "address", "mac", "state", "for"],
         &rows,
     );
-    if s.neighbours.len() > 50 {
-        let _ = writeln!(
-            out,
+    if s.neighbours.len() > MAX_NEIGHBOURS {
+        line!(
+            &mut out,
             "  and {} more (--json lists all)",
-            s.neighbours.len() - 50
+            s.neighbours.len() - MAX_NEIGHBOURS
         );
     }
     out
 }
 
-/// The encrypted tunnels, if there are any.
+/// The encrypted tunnels with their gateways and workers, if there are any.
 fn tunnels(out: &mut String, s: &Status) {
     let rows: Vec<Vec<String>> = s
         .peers
@@ -205,23 +191,12 @@ fn tunnels(out: &mut String, s: &Status) {
             vec![
                 p.name.clone(),
                 if t.up { "up" } else { "down" }.to_owned(),
-                match (t.carrier.as_str(), t.via.as_str()) {
-                    ("", _) => "-".to_owned(),
-                    ("tls", "") => match &t.stream {
-                        Some(stream) => format!("tls, from {}", stream.peer),
-                        None => "tls".to_owned(),
-                    },
-                    (carrier, "") => carrier.to_owned(),
-                    (carrier, via) => format!("{carrier}, {via}"),
-                },
+                path(t),
                 t.cipher.clone(),
                 t.handshake_age_seconds
                     .map_or_else(|| "-".to_owned(), |age| format!("{age} s ago")),
                 t.path_mtu.to_string(),
-                t.round_trip_micros.map_or_else(
-                    || "-".to_owned(),
-                    |us| format!("{}.{:02} ms", us / 1000, us % 1000 / 10),
-                ),
+                milliseconds(t.round_trip_micros),
                 format!("{} %", t.loss_percent),
                 format!("{} / {}", t.tx_packets, t.rx_packets),
                 format!("{} / {}", t.tx_bytes, t.rx_bytes),
@@ -239,7 +214,7 @@ fn tunnels(out: &mut String, s: &Status) {
         &[
             "peer",
             "state",
-            "by",
+            "path",
             "cipher",
             "handshake",
             "path mtu",
@@ -285,27 +260,47 @@ fn tunnels(out: &mut String, s: &Status) {
     );
 }
 
-/// The gateways of the tunnels that go by such.
+/// What carries a tunnel: UDP or TLS, and the gateway or the address.
+fn path(t: &TunnelStatus) -> String {
+    match (t.carrier.as_str(), t.via.as_str()) {
+        ("", _) => "-".to_owned(),
+        ("tls", "") => match &t.stream {
+            Some(stream) => format!("tls, from {}", stream.peer),
+            None => "tls".to_owned(),
+        },
+        (carrier, "") => carrier.to_owned(),
+        (carrier, via) => format!("{carrier}, {via}"),
+    }
+}
+
+fn milliseconds(micros: Option<u64>) -> String {
+    micros.map_or_else(
+        || "-".to_owned(),
+        |us| format!("{}.{:02} ms", us / 1000, us % 1000 / 10),
+    )
+}
+
+const fn gateway_state(gateway: &GatewayStatus) -> &'static str {
+    match gateway {
+        g if g.used => "in use",
+        g if g.down => "down",
+        g if g.draining => "draining",
+        g if g.bound => "ready",
+        _ => "not bound",
+    }
+}
+
+/// The gateways of the tunnels.
 fn gateways(out: &mut String, s: &Status) {
     let mut rows = Vec::new();
     for (peer, tunnel) in s.peers.iter().filter_map(|p| Some((p, p.tunnel.as_ref()?))) {
         for gateway in &tunnel.gateways {
-            let state = match gateway {
-                g if g.used => "in use",
-                g if g.down => "down",
-                g if g.draining => "draining",
-                g if g.bound => "ready",
-                _ => "not bound",
-            };
             rows.push(vec![
                 peer.name.clone(),
                 gateway.name.clone(),
                 gateway.address.to_string(),
-                state.to_owned(),
-                gateway.round_trip_micros.map_or_else(
-                    || "-".to_owned(),
-                    |us| format!("{}.{:02} ms", us / 1000, us % 1000 / 10),
-                ),
+                gateway_state(gateway).to_owned(),
+                milliseconds(gateway.round_trip_micros),
             ]);
         }
     }
@@ -332,7 +327,7 @@ pub fn rules(value: &serde_json::Value) -> String {
                 rule.name().to_owned(),
                 rule.to_string(),
                 if allow.is_empty() {
-                    "everybody".to_owned()
+                    "all".to_owned()
                 } else {
                     allow.join(", ")
                 },
@@ -342,7 +337,7 @@ pub fn rules(value: &serde_json::Value) -> String {
         .collect();
     let mut out = String::new();
     if !rows.is_empty() {
-        let heads = ["tenant", "name", "rule", "who may come", "description"];
+        let heads = ["tenant", "name", "rule", "allowed sources", "description"];
         table(&mut out, &heads, &rows);
     }
     out
@@ -350,7 +345,8 @@ pub fn rules(value: &serde_json::Value) -> String {
 
 /// Counters that are not zero, drops after the rest.
 #[must_use]
-pub fn counters(counters: &[CounterStatus]) -> String {
+#[expect(clippy::ptr_arg, reason = "the reply is read into a vector")]
+pub fn counters(counters: &Vec<CounterStatus>) -> String {
     let mut out = String::new();
     let rows: Vec<Vec<String>> = counters
         .iter()
@@ -358,7 +354,7 @@ pub fn counters(counters: &[CounterStatus]) -> String {
         .map(|c| vec![c.name.clone(), c.value.to_string(), c.help.clone()])
         .collect();
     if rows.is_empty() {
-        return "nothing counted yet\n".to_owned();
+        return "no packets counted yet\n".to_owned();
     }
     table(&mut out, &["counter", "packets", "meaning"], &rows);
     out

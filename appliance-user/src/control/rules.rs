@@ -1,4 +1,4 @@
-//! A file of public IP rules, as `rule add --file` and `rule check` read it.
+//! Files of public IP rules, for `rule add --file` and `rule check`.
 
 use failover::Rule;
 use serde::Deserialize;
@@ -10,7 +10,7 @@ struct File {
     rule: Vec<toml::Table>,
 }
 
-/// The rules in a file's text, and what is wrong with those that are none.
+/// The rules in the text of a file, and the problems of those that are invalid.
 #[must_use]
 pub fn read(text: &str) -> (Vec<Rule>, Vec<String>) {
     let file: File = match toml::from_str(text) {
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_rule_that_is_none_is_told_and_the_others_are_read() {
+    fn invalid_rules_are_reported_and_the_others_are_read() {
         let text = r#"
 [[rule]]
 name = "web"

@@ -433,6 +433,12 @@ impl Engines {
         self.neighbours.entries(now)
     }
 
+    /// Number of neighbours that have a MAC address.
+    pub fn neighbour_count(&self) -> usize {
+        let entries = self.neighbours.entries(Instant::now());
+        entries.filter(|entry| entry.mac.is_some()).count()
+    }
+
     /// What the engines counted, by stable name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let n = self.neighbours.counters();

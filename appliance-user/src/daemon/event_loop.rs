@@ -1,18 +1,25 @@
-//! The loop: waits for the next event, hands it to the part whose it is, and polls the engines.
+//! The loop: waits for the next event, hands it to the part that it concerns, and polls the engines.
+//!
+//! The runtime (`service::run`) calls `step` again and again; between two steps it takes requests,
+//! signals and the watchdog's timer.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use appliance_common::{
     events::{NeighbourEvent, SlowHeader, SlowReason},
     maps::neighbour_flags,
 };
-use service::{Notifier, socket};
+use aya::maps::{MapData, RingBuf};
+use serde_json::{Value, json};
+use service::socket::{Refusal, Responder};
 use tokio::{
     io::unix::AsyncFd,
-    signal::unix::{SignalKind, signal},
-    sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval},
+    sync::watch,
+    time::{Interval, MissedTickBehavior, interval},
 };
 
 use super::{Daemon, engines::Output};
@@ -25,17 +32,44 @@ const MAX_OUTPUTS: usize = 20_000;
 /// Longest delay of an answer to a router solicitation (RFC 4861 section 6.2.6), milliseconds.
 const MAX_ROUTER_DELAY: u64 = 500;
 
-/// Waits for a record of a ring and takes up to [`BATCH`] of them.
-macro_rules! records {
-    ($guard:expr, $name:literal, $take:expr) => {{
-        let mut guard = $guard.context($name)?;
+/// What the loop waits for, besides deadlines and tunnels.
+pub(super) struct Events {
+    neighbours: AsyncFd<RingBuf<MapData>>,
+    slow: AsyncFd<RingBuf<MapData>>,
+    snapshots: watch::Receiver<Snapshot>,
+    second: Interval,
+}
+
+impl Events {
+    /// # Errors
+    /// When the rings cannot be waited for.
+    pub fn new(rings: Rings, snapshots: watch::Receiver<Snapshot>) -> anyhow::Result<Self> {
+        // SAFETY: a ring owns its descriptor, always returns the same one, and is dropped with the
+        // AsyncFd.
+        let neighbours = unsafe { AsyncFd::register(rings.neighbours) };
+        // SAFETY: as above.
+        let slow = unsafe { AsyncFd::register(rings.slow) };
+        let mut second = interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self {
+            neighbours: neighbours.context("wait on the neighbour ring")?,
+            slow: slow.context("wait on the slow-path ring")?,
+            snapshots,
+            second,
+        })
+    }
+}
+
+/// Takes up to [`BATCH`] records of a ring that is ready, and hands each to `$take`.
+macro_rules! take_records {
+    ($guard:expr, $take:expr) => {{
+        let mut guard = $guard;
         let ring = guard.get_inner_mut();
-        let mut take = $take;
         let mut taken = 0;
         while taken < BATCH {
             let Some(record) = ring.next() else { break };
             taken += 1;
-            take(&*record);
+            $take(&record);
         }
         if taken < BATCH {
             guard.clear_ready();
@@ -43,92 +77,89 @@ macro_rules! records {
     }};
 }
 
-impl Daemon {
-    /// Runs until SIGTERM or SIGINT.
-    ///
-    /// # Errors
-    /// When an event source is lost.
-    pub(super) async fn serve(
-        &mut self,
-        rings: Rings,
-        mut snapshots: watch::Receiver<Snapshot>,
-        mut requests: mpsc::Receiver<socket::Call<Request, serde_json::Value>>,
-    ) -> anyhow::Result<()> {
-        // SAFETY: a ring owns its descriptor, always returns the same one, and is dropped with the
-        // AsyncFd.
-        let neighbours = unsafe { AsyncFd::register(rings.neighbours) };
-        let mut neighbours = neighbours.context("wait on the neighbour ring")?;
-        // SAFETY: as above.
-        let slow = unsafe { AsyncFd::register(rings.slow) };
-        let mut slow = slow.context("wait on the slow-path ring")?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        let notifier = Notifier::from_env();
-        let mut watchdog = interval(Notifier::watchdog().unwrap_or(Duration::from_secs(3600)));
-        let mut second = interval(Duration::from_secs(1));
-        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        notifier.send("READY=1");
-        tracing::info!("ready");
-        loop {
-            self.poll_engines();
-            self.work_tunnels();
-            let deadline = self.next_deadline();
-            tokio::select! {
-                guard = neighbours.readable_mut() => {
-                    let now = Instant::now();
-                    records!(guard, "neighbour ring", |record: &[u8]| self.heard(now, record));
-                }
-                guard = slow.readable_mut() => {
-                    let now = Instant::now();
-                    records!(guard, "slow-path ring", |record: &[u8]| self.slow(now, record));
-                }
-                changed = snapshots.changed() => {
-                    changed.context("the netlink watcher ended")?;
-                    self.snapshot = snapshots.borrow_and_update().clone();
-                    if let Err(error) = self.apply_snapshot() {
-                        tracing::error!(
-                            error = format!("{error:#}"),
-                            "cannot apply a change of links or routes; retrying every second"
-                        );
+impl service::Daemon for Daemon {
+    type Request = Request;
+    type Reply = Value;
+    type Error = anyhow::Error;
+
+    async fn step(&mut self) -> anyhow::Result<ControlFlow<()>> {
+        self.poll_engines();
+        self.work_tunnels();
+        let deadline = self.next_deadline();
+        let Self {
+            events,
+            tunnels,
+            engines,
+            forwarding,
+            ..
+        } = self;
+        tokio::select! {
+            guard = events.neighbours.readable_mut() => {
+                let now = Instant::now();
+                take_records!(guard.context("neighbour ring")?, |record: &[u8]| {
+                    if let Some(event) = NeighbourEvent::from_bytes(record) {
+                        engines.heard(now, &event);
                     }
-                }
-                Some((request, reply)) = requests.recv() => self.handle(request, reply),
-                () = self.tunnels.ready() => {}
-                () = sleep_until(deadline) => {}
-                _ = second.tick() => self.each_second(),
-                _ = watchdog.tick() => notifier.send("WATCHDOG=1"),
-                _ = hangup.recv() => self.reload_on_signal(),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                });
             }
+            guard = events.slow.readable_mut() => {
+                let now = Instant::now();
+                let tables = forwarding.tables();
+                take_records!(guard.context("slow-path ring")?, |record: &[u8]| {
+                    if let Some((header, frame)) = SlowHeader::from_bytes(record) {
+                        engines.slow_packet(now, &header, frame, tables, jitter(&header));
+                    }
+                });
+            }
+            changed = events.snapshots.changed() => {
+                changed.context("the netlink watcher ended")?;
+                self.take_snapshot();
+            }
+            () = tunnels.ready() => {}
+            () = sleep_until(deadline) => {}
+            _ = events.second.tick() => self.each_second(),
         }
-        notifier.send("STOPPING=1");
-        tracing::info!("stopping; the data path goes on forwarding");
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
-    fn heard(&mut self, now: Instant, record: &[u8]) {
-        if let Some(event) = NeighbourEvent::from_bytes(record) {
-            self.engines.heard(now, &event);
-        }
+    async fn handle(&mut self, request: Request, responder: Responder<Value>) {
+        self.handle_request(request, responder);
     }
 
-    fn slow(&mut self, now: Instant, record: &[u8]) {
-        let Some((header, frame)) = SlowHeader::from_bytes(record) else {
-            return;
+    fn is_reload(request: &Request) -> bool {
+        matches!(request, Request::Reload)
+    }
+
+    async fn reload(&mut self) -> Result<Value, Refusal> {
+        self.reload_file().await.map(|()| json!("reloaded"))
+    }
+
+    fn status_line(&self) -> Option<String> {
+        let networks = self.in_force.config.networks.len();
+        let state = if self.is_ready() {
+            "ready"
+        } else {
+            "not ready"
         };
-        let jitter = match SlowReason::from_u16(header.reason) {
-            Some(SlowReason::RouterSolicitation) => {
-                let mut random = [0; 1];
-                let delay = getrandom::fill(&mut random).map_or(0, |()| u64::from(random[0]) * 2);
-                Duration::from_millis(delay.min(MAX_ROUTER_DELAY))
-            }
-            _ => Duration::ZERO,
-        };
-        let tables = self.forwarding.tables();
-        self.engines
-            .slow_packet(now, &header, frame, tables, jitter);
+        Some(format!("{state}, {networks} networks"))
+    }
+
+    fn shut_down(mut self) {
+        // A stop is not a detach: programs, links and maps stay pinned.
+        self.tunnels.leave();
+        tracing::info!("the data path goes on forwarding");
+    }
+}
+
+impl Daemon {
+    fn take_snapshot(&mut self) {
+        self.snapshot = self.events.snapshots.borrow_and_update().clone();
+        if let Err(error) = self.apply_snapshot() {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "cannot apply a change of links or routes; retrying every second"
+            );
+        }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -223,7 +254,18 @@ impl Daemon {
         {
             tracing::error!(error = format!("{error:#}"), "the data path is incomplete");
         }
+        self.sample_metrics();
     }
+}
+
+/// The delay of an answer to a router solicitation (RFC 4861 section 6.2.6); zero for other records.
+fn jitter(header: &SlowHeader) -> Duration {
+    if SlowReason::from_u16(header.reason) != Some(SlowReason::RouterSolicitation) {
+        return Duration::ZERO;
+    }
+    let mut random = [0; 1];
+    let delay = getrandom::fill(&mut random).map_or(0, |()| u64::from(random[0]) * 2);
+    Duration::from_millis(delay.min(MAX_ROUTER_DELAY))
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -22,7 +22,7 @@
 //! | `forwarding` | programs, maps, and a copy of the tables |
 //! | `tunnels`, `keys` | the tunnel manager and its keys |
 //! | `path_watch`, `sender`, `health` | watched routes, raw sockets, problems of failovers |
-//! | `status` | what the daemon reports of itself |
+//! | `status`, `metrics` | what the daemon reports of itself |
 
 mod claims;
 mod controller;
@@ -32,6 +32,7 @@ mod forwarding;
 mod health;
 mod interfaces;
 mod keys;
+mod metrics;
 mod path_watch;
 mod requests;
 mod sender;
@@ -44,16 +45,18 @@ use std::{
 };
 
 use anyhow::Context as _;
-use service::socket;
-use tokio::sync::mpsc;
+use service::{Context, cli::RunArgs, http, socket::Control};
+use tokio::sync::watch;
 
 use self::{
     controller::{Files, InForce},
     engines::Engines,
+    event_loop::Events,
     forwarding::Forwarding,
     health::FailoverHealth,
     interfaces::Interfaces,
     keys::Keys,
+    metrics::Metrics,
     path_watch::PathWatch,
     requests::packet_trace::PacketTrace,
     sender::FrameSender,
@@ -73,6 +76,7 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3);
 struct Daemon {
     files: Files,
     in_force: InForce,
+    events: Events,
     /// Links, addresses and routes, as the kernel last reported them.
     snapshot: Snapshot,
     forwarding: Forwarding,
@@ -83,6 +87,11 @@ struct Daemon {
     path_watch: PathWatch,
     health: FailoverHealth,
     packet_trace: PacketTrace,
+    metrics: Metrics,
+    /// Serves the metrics, where they are configured.
+    http: Option<http::Server>,
+    /// The state of the loop, for the HTTP server.
+    loop_health: service::Health,
     /// The data path could not be brought in line: it is tried again each second.
     incomplete: bool,
     /// The neighbours that an earlier process left in the map were taken over.
@@ -96,13 +105,20 @@ struct Daemon {
 ///
 /// # Errors
 /// When it cannot start. What an earlier process left running is then as it was.
-pub async fn run(config_path: &Path) -> anyhow::Result<()> {
+pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    service::run(args.log_format, async |context: &Context| {
+        start(&args.config, context).await
+    })
+}
+
+async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon, Control)> {
     let config = Config::load(config_path)?;
     let keys = Keys::load(&config)?;
     config.check_ports()?;
     let files = Files::new(config_path, &config.state_dir);
     let mut state = files.store.load()?;
-    let listener = socket::bind(&control::SOCKET, &config.control_socket)?;
+    // Early: a second daemon is refused before it touches anything.
+    let control = Control::bind(&control::SOCKET, &config.control_socket)?;
     // The routers are watched from the start: no public address of theirs may become ours, however
     // shortly.
     let full = state.modes.values().any(|mode| mode.doing.plan().is_some());
@@ -139,15 +155,20 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         }
         Role::Tenant => None,
     };
+    let metrics = Metrics::default();
+    let http = metrics::serve(&metrics, config.metrics, &context.health).await?;
+    let tunnels = Tunnels::start(&config, &keys, &files.store)?;
+    let first = first_snapshot(&mut snapshots).await?;
     let mut daemon = Daemon {
-        tunnels: Tunnels::start(&config, &keys, &files.store)?,
+        tunnels,
         files,
         in_force: InForce {
             config,
             keys,
             state,
         },
-        snapshot: Snapshot::default(),
+        events: Events::new(rings, snapshots)?,
+        snapshot: first.unwrap_or_default(),
         forwarding,
         interfaces: Interfaces::default(),
         engines: Engines::new(clock_seed()),
@@ -155,35 +176,39 @@ pub async fn run(config_path: &Path) -> anyhow::Result<()> {
         path_watch: PathWatch::new(watcher),
         health: FailoverHealth::default(),
         packet_trace: PacketTrace::default(),
+        metrics,
+        http,
+        loop_health: context.health.clone(),
         incomplete: false,
         adopted_neighbours: false,
         started: Instant::now(),
         _collector: collector,
     };
-    let first = snapshots.wait_for(|s| s.generation > 0);
-    match tokio::time::timeout(SNAPSHOT_TIMEOUT, first).await {
-        Ok(Ok(snapshot)) => daemon.snapshot = snapshot.clone(),
-        Ok(Err(_)) => anyhow::bail!("the netlink watcher ended"),
-        Err(_) => tracing::warn!(
-            "the kernel has not reported its links and routes yet; starting without them"
-        ),
-    }
-    snapshots.mark_unchanged();
     daemon.tunnels.write_all(daemon.forwarding.tables());
     daemon.set_peers();
     daemon.check_sending();
     daemon.apply_snapshot()?;
-    let (calls, requests) = mpsc::channel(16);
-    let server = tokio::spawn(socket::serve(&control::SOCKET, listener, calls));
-    let result = daemon.serve(rings, snapshots, requests).await;
-    daemon.tunnels.leave();
-    server.abort();
-    // A stop is not a detach: links and maps stay pinned. Only the control socket goes.
-    let control_socket = &daemon.in_force.config.control_socket;
-    if let Err(error) = std::fs::remove_file(control_socket) {
-        tracing::debug!(%error, "cannot remove the control socket");
-    }
-    result
+    daemon.sample_metrics();
+    Ok((daemon, control))
+}
+
+/// The kernel's first view of links and routes; `None` if it does not come in time.
+async fn first_snapshot(
+    snapshots: &mut watch::Receiver<Snapshot>,
+) -> anyhow::Result<Option<Snapshot>> {
+    let first = snapshots.wait_for(|s| s.generation > 0);
+    let first = match tokio::time::timeout(SNAPSHOT_TIMEOUT, first).await {
+        Ok(Ok(snapshot)) => Some(snapshot.clone()),
+        Ok(Err(_)) => anyhow::bail!("the netlink watcher ended"),
+        Err(_) => {
+            tracing::warn!(
+                "the kernel has not reported its links and routes yet; starting without them"
+            );
+            None
+        }
+    };
+    snapshots.mark_unchanged();
+    Ok(first)
 }
 
 /// Checks that every key file a configuration names can be used.

@@ -25,6 +25,24 @@ impl Daemon {
     /// # Errors
     /// When a map cannot be read.
     pub(super) fn status(&self) -> Result<Status, Refusal> {
+        Ok(Status {
+            neighbours: self.neighbours_status(),
+            ..self.status_without_neighbours()?
+        })
+    }
+
+    /// Whether all of the configuration is in force.
+    pub(super) fn is_ready(&self) -> bool {
+        let peers = self.in_force.config.peers.iter();
+        let peers: Vec<PeerStatus> = peers.map(|p| self.peer_status(p)).collect();
+        self.not_ready(&peers).is_empty()
+    }
+
+    /// The status but for the neighbours, of which there may be many.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub(super) fn status_without_neighbours(&self) -> Result<Status, Refusal> {
         let InForce { config, state, .. } = &self.in_force;
         let peers: Vec<PeerStatus> = config.peers.iter().map(|p| self.peer_status(p)).collect();
         let not_ready = self.not_ready(&peers);
@@ -52,7 +70,7 @@ impl Daemon {
             networks: networks?,
             peers,
             workers: self.tunnels.workers(),
-            neighbours: self.neighbours_status(),
+            neighbours: Vec::new(),
             user_counters: self.user_counters(),
         })
     }

@@ -13,7 +13,7 @@ use crate::{
 
 impl Daemon {
     /// Answers a request for connections.
-    pub(super) fn flows(&self, request: Request, reply: Responder<Value>) {
+    pub(super) fn flows(&self, request: Request, responder: Responder<Value>) {
         let Request::Flows {
             tenant,
             protocol,
@@ -28,7 +28,7 @@ impl Daemon {
         if let Some(tenant) = &tenant
             && let Err(refusal) = self.one_tenant(Some(tenant))
         {
-            reply.send(Reply::Error(refusal));
+            responder.send(Reply::Error(refusal));
             return;
         }
         let filter = Filter {
@@ -49,10 +49,9 @@ impl Daemon {
                 format!("cannot read the connections: {error}"),
             )),
         };
-        // At most as many threads at once as clients are served at once. A client that went away does
-        // not get its answer.
+        // At most as many threads at once as clients are served at once.
         let thread = std::thread::Builder::new().name("flows".to_owned());
-        if let Err(error) = thread.spawn(move || reply.send(answer())) {
+        if let Err(error) = thread.spawn(move || responder.send(answer())) {
             tracing::warn!(%error, "cannot start a thread to read the connections");
         }
     }

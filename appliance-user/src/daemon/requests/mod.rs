@@ -10,37 +10,34 @@ pub(super) mod packet_trace;
 mod reload;
 mod rules;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use service::socket::Responder;
 
 use self::modes::SwitchOptions;
 use super::Daemon;
 use crate::{
     config::Network,
-    control::{Refusal, Reply, Request},
+    control::{Refusal, Request},
 };
 
 type Answer = Result<Value, Refusal>;
 
 impl Daemon {
-    /// Answers a request. A client that went away does not get its answer.
-    pub(super) fn handle(&mut self, request: Request, reply: Responder<Value>) {
+    /// Answers a request.
+    pub(super) fn handle_request(&mut self, request: Request, responder: Responder<Value>) {
         if let Request::Flows { .. } = request {
-            self.flows(request, reply);
+            self.flows(request, responder);
             return;
         }
-        let answer = match self.answer(request) {
-            Ok(value) => Reply::Ok(value),
-            Err(refusal) => {
-                tracing::info!(
-                    code = refusal.code,
-                    reason = refusal.message,
-                    "request refused"
-                );
-                Reply::Error(refusal)
-            }
-        };
-        reply.send(answer);
+        let answer = self.answer(request);
+        if let Err(refusal) = &answer {
+            tracing::info!(
+                code = refusal.code,
+                reason = refusal.message,
+                "request refused"
+            );
+        }
+        responder.send(answer);
     }
 
     fn answer(&mut self, request: Request) -> Answer {
@@ -74,10 +71,9 @@ impl Daemon {
             Request::TraceStart(filter) => self.trace_start(&filter),
             Request::TraceNext => self.trace_next(),
             Request::TraceStop => self.trace_stop(),
-            Request::Flows { .. } => {
-                Err(Refusal::new("internal", "connections are listed elsewhere"))
+            Request::Flows { .. } | Request::Reload => {
+                Err(Refusal::new("internal", "the runtime answers this request"))
             }
-            Request::Reload => self.reload().map(|()| json!("reloaded")),
         }
     }
 

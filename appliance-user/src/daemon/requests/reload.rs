@@ -1,9 +1,11 @@
 //! Reload: the configuration file read again, checked whole, and put in force whole or not at all.
 
+use service::http;
+
 use crate::{
     config::Config,
     control::Refusal,
-    daemon::{Daemon, controller::Proposal, keys::Keys},
+    daemon::{Daemon, controller::Proposal, keys::Keys, metrics},
     datapath::reconcile,
     state::Doing,
 };
@@ -13,20 +15,24 @@ impl Daemon {
     ///
     /// # Errors
     /// The refusal; the running configuration stays in force.
-    pub(super) fn reload(&mut self) -> Result<(), Refusal> {
+    pub(in crate::daemon) async fn reload_file(&mut self) -> Result<(), Refusal> {
         let proposal = self.read_file()?;
-        self.change(proposal)
-    }
-
-    /// Reloads because of SIGHUP.
-    pub(in crate::daemon) fn reload_on_signal(&mut self) {
-        match self.reload() {
-            Ok(()) => tracing::info!("configuration reloaded"),
-            Err(refusal) => tracing::warn!(
-                reason = refusal.message,
-                "reload refused; the running configuration stays in force"
-            ),
+        let address = proposal.file.as_ref().and_then(|file| file.0.metrics);
+        let same = self.http.as_ref().map(http::Server::configured) == address;
+        // The new address is bound before anything changes, and the old one is given up after it.
+        let http = if same {
+            None
+        } else {
+            metrics::serve(&self.metrics, address, &self.loop_health)
+                .await
+                .map_err(|error| Refusal::new("invalid", error.to_string()))?
+        };
+        self.change(proposal)?;
+        if !same {
+            self.http = http;
+            self.sample_metrics();
         }
+        Ok(())
     }
 
     /// The file as a proposal.

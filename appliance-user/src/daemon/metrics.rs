@@ -1,0 +1,714 @@
+//! Prometheus metrics: a sample of the daemon's state each second, encoded when a scraper asks.
+//!
+//! ```text
+//!   each second: status, counters, map fill ─▶ Sample ─▶ Metrics ◀─ scrape ─ service::http
+//! ```
+//!
+//! The number of series is bounded by the configuration: labels are names of networks, tenants, peers,
+//! interfaces, workers, maps, counters and reasons, never addresses, hosts or connections.
+//! `docs/metrics.md` lists every metric; a test compares it with this file.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use appliance_common::{
+    limits::{
+        MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_MAPPINGS, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_PEERS,
+        MAX_POLICIES, MAX_PUBLIC, MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES, MAX_RULES,
+        MAX_TENANTS, MAX_TUNNELS,
+    },
+    maps::Mode,
+    nat::TenantUsage,
+};
+use aya::maps::{Array, Map, MapData, MapError};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, LabelSetEncoder},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+use service::http;
+
+use super::Daemon;
+use crate::{
+    config::Role,
+    control::{CounterStatus, NetworkStatus, PeerStatus, Status, TunnelStatus},
+};
+
+/// Prefix of the names of counters that count dropped packets.
+const DROP: &str = "drop_";
+
+/// What is served: the newest sample. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Metrics(Arc<Mutex<Option<Arc<Sample>>>>);
+
+/// The state of the daemon at one moment.
+#[derive(Debug)]
+pub(super) struct Sample {
+    status: Status,
+    counters: Vec<CounterStatus>,
+    maps: Vec<MapFill>,
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, Debug)]
+struct MapFill {
+    /// Name of the map.
+    map: &'static str,
+    entries: u64,
+    capacity: u64,
+}
+
+impl Metrics {
+    /// A registry that serves them.
+    pub fn registry(&self) -> Arc<Registry> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self.clone()));
+        Arc::new(registry)
+    }
+
+    /// Replaces the sample.
+    pub fn set(&self, sample: Sample) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(sample));
+    }
+}
+
+/// Serves the metrics where an address is configured.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub(super) async fn serve(
+    metrics: &Metrics,
+    address: Option<SocketAddr>,
+    health: &service::Health,
+) -> Result<Option<http::Server>, http::Error> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let registry = metrics.registry();
+    let server = http::Server::bind(address, "appliance.metrics", registry, health.clone()).await?;
+    Ok(Some(server))
+}
+
+impl Daemon {
+    /// Takes a sample, where metrics are served.
+    pub(super) fn sample_metrics(&self) {
+        if self.http.is_none() {
+            return;
+        }
+        match self.sample() {
+            Ok(sample) => self.metrics.set(sample),
+            Err(error) => tracing::error!(error = format!("{error:#}"), "cannot read the metrics"),
+        }
+    }
+
+    fn sample(&self) -> anyhow::Result<Sample> {
+        let refused = |refusal: crate::control::Refusal| anyhow::anyhow!(refusal.message);
+        Ok(Sample {
+            status: self.status_without_neighbours().map_err(refused)?,
+            counters: self.counters().map_err(refused)?,
+            maps: self.map_fill()?,
+        })
+    }
+
+    fn map_fill(&self) -> Result<Vec<MapFill>, MapError> {
+        let tables = self.forwarding.tables();
+        let mut fill: Vec<MapFill> = [
+            ("NETWORKS", tables.networks.len(), MAX_NETWORKS),
+            ("ATTACHMENTS", tables.attachments.len(), MAX_ATTACHMENTS),
+            ("TENANTS", tables.tenants.len(), MAX_TENANTS),
+            ("PEERS", tables.peers.len(), MAX_PEERS),
+            ("TUNNELS", tables.tunnels.len(), MAX_TUNNELS),
+            ("ENDPOINTS", tables.endpoints.len(), MAX_ENDPOINTS),
+            ("NEIGHBOURS", self.engines.neighbour_count(), MAX_NEIGHBOURS),
+            ("ROUTES", tables.routes.len(), MAX_ROUTES),
+            ("POLICIES", tables.policies.len(), MAX_POLICIES),
+            ("PUBLIC", tables.public.len(), MAX_PUBLIC),
+            ("RULES", tables.rules.len(), MAX_RULES),
+            ("RULE_PORTS", tables.rule_ports.len(), MAX_RULE_PORTS),
+            ("RULE_SOURCES", tables.rule_sources.len(), MAX_RULE_SOURCES),
+        ]
+        .into_iter()
+        .map(|(map, entries, capacity)| MapFill {
+            map,
+            entries: entries as u64,
+            capacity: capacity.into(),
+        })
+        .collect();
+        if self.in_force.config.role == Role::Provider {
+            let usage = self.translation_usage()?;
+            // A connection has an entry for each direction, and so has a mapping.
+            fill.extend([
+                MapFill {
+                    map: "FLOWS",
+                    entries: 2 * usage.connections,
+                    capacity: self.pinned("FLOWS")?.info()?.max_entries().into(),
+                },
+                MapFill {
+                    map: "MAPPINGS",
+                    entries: 2 * usage.mappings,
+                    capacity: 2 * u64::from(MAX_MAPPINGS),
+                },
+            ]);
+        }
+        Ok(fill)
+    }
+
+    fn pinned(&self, map: &str) -> Result<MapData, MapError> {
+        MapData::from_pin(self.forwarding.datapath.root().join("maps").join(map))
+    }
+
+    /// Connections and mappings of all tenants, as the programs count them.
+    fn translation_usage(&self) -> Result<TenantUsage, MapError> {
+        let map = Map::Array(self.pinned("TALLIES")?);
+        let usage: Array<MapData, TenantUsage> = map.try_into()?;
+        let mut sum = TenantUsage::default();
+        for slot in self.in_force.state.slots.tenants.values() {
+            let tenant = usage.get(slot, 0)?;
+            sum.connections += tenant.connections;
+            sum.mappings += tenant.mappings;
+        }
+        Ok(sum)
+    }
+}
+
+/// Labels of one sample.
+#[derive(Debug)]
+struct Labels<'a>(Vec<(&'static str, &'a str)>);
+
+impl EncodeLabelSet for Labels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        self.0.as_slice().encode(encoder)
+    }
+}
+
+/// Encodes families of samples.
+struct Families<'e, 'd>(&'e mut DescriptorEncoder<'d>);
+
+impl Families<'_, '_> {
+    /// A counter; `name` is without `_total`.
+    fn counter<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Vec<(&'static str, &'a str)>, u64)>,
+    ) -> fmt::Result {
+        let name = format!("causeway_appliance_{name}");
+        let mut metric = self
+            .0
+            .encode_descriptor(&name, help, None, MetricType::Counter)?;
+        for (labels, value) in samples {
+            let labels = Labels(labels);
+            ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn gauge<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Vec<(&'static str, &'a str)>, f64)>,
+    ) -> fmt::Result {
+        let name = format!("causeway_appliance_{name}");
+        let mut metric = self
+            .0
+            .encode_descriptor(&name, help, None, MetricType::Gauge)?;
+        for (labels, value) in samples {
+            if labels.is_empty() {
+                return ConstGauge::new(value).encode(metric);
+            }
+            let labels = Labels(labels);
+            ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    /// A gauge without labels.
+    fn value(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        self.gauge(name, help, [(Vec::new(), value)])
+    }
+}
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let sample = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        match sample {
+            Some(sample) => sample.encode(&mut Families(&mut encoder)),
+            None => Ok(()),
+        }
+    }
+}
+
+const fn flag(value: bool) -> f64 {
+    if value { 1.0 } else { 0.0 }
+}
+
+impl Sample {
+    fn encode(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        self.daemon(families)?;
+        self.packets(families)?;
+        self.tenants(families)?;
+        self.networks(families)?;
+        self.peers(families)?;
+        self.tunnels(families)?;
+        self.workers(families)?;
+        self.maps(families)
+    }
+
+    fn daemon(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let s = &self.status;
+        families.gauge(
+            "info",
+            "Name, role and version of the appliance; always 1",
+            [(
+                vec![
+                    ("name", s.name.as_str()),
+                    ("role", s.role.as_str()),
+                    ("version", s.version.as_str()),
+                ],
+                1.0,
+            )],
+        )?;
+        families.value(
+            "ready",
+            "1 if all of the configuration is in force; `causeway-appliance status` lists what is not",
+            flag(s.ready),
+        )?;
+        families.value(
+            "not_ready_reasons",
+            "Number of reasons why the appliance is not ready",
+            s.not_ready.len() as f64,
+        )?;
+        families.value(
+            "maintenance",
+            "1 while maintenance refuses new failovers",
+            flag(s.maintenance),
+        )?;
+        families.value(
+            "uptime_seconds",
+            "Seconds since the daemon started",
+            s.uptime_seconds as f64,
+        )?;
+        families.gauge(
+            "interface_ready",
+            "1 if the interface is up and runs its XDP program; `mode` is the XDP mode",
+            s.interfaces.iter().map(|i| {
+                let mode = i.xdp.as_deref().unwrap_or("none");
+                let ready = i.up && i.program.is_some() && i.problems.is_empty();
+                (
+                    vec![("interface", i.name.as_str()), ("mode", mode)],
+                    flag(ready),
+                )
+            }),
+        )
+    }
+
+    fn packets(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let counters = || self.counters.iter();
+        families.counter(
+            "packets",
+            "Packets by outcome, as `causeway-appliance counters` names them",
+            counters()
+                .filter(|c| !c.name.starts_with(DROP))
+                .map(|c| (vec![("outcome", c.name.as_str())], c.value)),
+        )?;
+        families.counter(
+            "dropped_packets",
+            "Packets dropped by programs and workers, by reason",
+            counters().filter_map(|c| {
+                let reason = c.name.strip_prefix(DROP)?;
+                Some((vec![("reason", reason)], c.value))
+            }),
+        )?;
+        families.counter(
+            "daemon_events",
+            "Events counted by the daemon: neighbour resolution, slow path, handshakes",
+            self.status
+                .user_counters
+                .iter()
+                .map(|c| (vec![("event", c.name.as_str())], c.value)),
+        )
+    }
+
+    fn tenants(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let tenants = || self.status.tenants.iter();
+        families.gauge(
+            "tenant_mode",
+            "1 for the present mode of the tenant, 0 for the other modes",
+            tenants().flat_map(|t| {
+                [Mode::Idle, Mode::Partial, Mode::Full].map(|mode| {
+                    let labels = vec![("tenant", t.name.as_str()), ("mode", mode.name())];
+                    (labels, flag(t.mode == mode.name()))
+                })
+            }),
+        )?;
+        families.gauge(
+            "tenant_public_rules",
+            "Public IP rules of the tenant that are in force",
+            tenants().map(|t| (vec![("tenant", t.name.as_str())], t.rules as f64)),
+        )
+    }
+
+    fn networks(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let networks = || self.status.networks.iter();
+        fn labels(n: &NetworkStatus) -> Vec<(&'static str, &str)> {
+            vec![("network", &n.name), ("tenant", &n.tenant)]
+        }
+        fn directed<'a>(
+            n: &'a NetworkStatus,
+            direction: &'static str,
+        ) -> Vec<(&'static str, &'a str)> {
+            let mut labels = labels(n);
+            labels.push(("direction", direction));
+            labels
+        }
+        families.counter(
+            "network_packets",
+            "Packets of the network into the tunnel (tx) and out of it (rx)",
+            networks().flat_map(|n| {
+                [
+                    (directed(n, "tx"), n.tx_packets),
+                    (directed(n, "rx"), n.rx_packets),
+                ]
+            }),
+        )?;
+        families.counter(
+            "network_bytes",
+            "Bytes of IP of the network into the tunnel (tx) and out of it (rx)",
+            networks().flat_map(|n| {
+                [
+                    (directed(n, "tx"), n.tx_bytes),
+                    (directed(n, "rx"), n.rx_bytes),
+                ]
+            }),
+        )?;
+        families.gauge(
+            "network_endpoints",
+            "Failed-over addresses of the network",
+            networks().map(|n| (labels(n), n.endpoints.len() as f64)),
+        )?;
+        families.gauge(
+            "network_mtu_bytes",
+            "Largest IP packet of the network, bytes",
+            networks().map(|n| (labels(n), n.mtu.into())),
+        )
+    }
+
+    fn peers(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        families.gauge(
+            "peer_ready",
+            "1 if packets can be sent to the peer",
+            self.status.peers.iter().map(|p| {
+                let labels = vec![("peer", p.name.as_str()), ("kind", p.kind.as_str())];
+                (labels, flag(p.ready))
+            }),
+        )
+    }
+
+    fn tunnels(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let tunnels = || {
+            let peers = self.status.peers.iter();
+            peers.filter_map(|p| Some((p, p.tunnel.as_ref()?)))
+        };
+        fn peer(p: &PeerStatus) -> Vec<(&'static str, &str)> {
+            vec![("peer", &p.name)]
+        }
+        fn directed<'a>(
+            p: &'a PeerStatus,
+            direction: &'static str,
+        ) -> Vec<(&'static str, &'a str)> {
+            vec![("peer", &p.name), ("direction", direction)]
+        }
+        families.gauge(
+            "tunnel_up",
+            "1 if the encrypted tunnel has a session and the peer answers; `carrier` is udp or tls",
+            tunnels().map(|(p, t)| {
+                let labels = vec![("peer", p.name.as_str()), ("carrier", t.carrier.as_str())];
+                (labels, flag(t.up))
+            }),
+        )?;
+        families.counter(
+            "tunnel_handshakes",
+            "Handshakes completed with the peer",
+            tunnels().map(|(p, t)| (peer(p), t.handshakes)),
+        )?;
+        families.gauge(
+            "tunnel_handshake_age_seconds",
+            "Seconds since the last handshake with the peer; absent before the first",
+            tunnels().filter_map(|(p, t)| Some((peer(p), t.handshake_age_seconds? as f64))),
+        )?;
+        families.gauge(
+            "tunnel_round_trip_seconds",
+            "Smoothed round-trip time to the peer; absent before the first echo",
+            tunnels().filter_map(|(p, t)| Some((peer(p), t.round_trip_micros? as f64 / 1e6))),
+        )?;
+        families.gauge(
+            "tunnel_loss_ratio",
+            "Share of the last 32 echoes that were lost",
+            tunnels().map(|(p, t)| (peer(p), f64::from(t.loss_percent) / 100.0)),
+        )?;
+        families.gauge(
+            "tunnel_path_mtu_bytes",
+            "Largest IP packet on the path to the peer, bytes",
+            tunnels().map(|(p, t)| (peer(p), t.path_mtu as f64)),
+        )?;
+        families.counter(
+            "tunnel_datagrams",
+            "Encrypted datagrams to the peer (tx) and authentic ones from it (rx)",
+            tunnels().flat_map(|(p, t)| {
+                [
+                    (directed(p, "tx"), t.tx_packets),
+                    (directed(p, "rx"), t.rx_packets),
+                ]
+            }),
+        )?;
+        families.counter(
+            "tunnel_bytes",
+            "Bytes of UDP payload to the peer (tx) and from it (rx)",
+            tunnels().flat_map(|(p, t)| {
+                [
+                    (directed(p, "tx"), t.tx_bytes),
+                    (directed(p, "rx"), t.rx_bytes),
+                ]
+            }),
+        )?;
+        let refused = |t: &TunnelStatus| [("replay", t.replays), ("forged", t.forged)];
+        families.counter(
+            "tunnel_refused_datagrams",
+            "Datagrams from the peer's address refused as replayed or forged",
+            tunnels().flat_map(|(p, t)| {
+                refused(t).map(|(reason, count)| {
+                    (vec![("peer", p.name.as_str()), ("reason", reason)], count)
+                })
+            }),
+        )?;
+        families.counter(
+            "tunnel_incomplete_packets",
+            "Packets from the peer dropped because pieces of them were missing",
+            tunnels().map(|(p, t)| (peer(p), t.rejoin_lost)),
+        )?;
+        families.gauge(
+            "tunnel_gateways_bound",
+            "Gateways at which this end of the peer's circuit is bound",
+            tunnels()
+                .filter(|(_, t)| !t.gateways.is_empty())
+                .map(|(p, t)| {
+                    let bound = t.gateways.iter().filter(|g| g.bound).count();
+                    (peer(p), bound as f64)
+                }),
+        )
+    }
+
+    fn workers(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let workers = self.status.workers.iter();
+        let workers: Vec<_> = workers.map(|w| (w.index.to_string(), w)).collect();
+        families.counter(
+            "worker_packets",
+            "Packets of a worker by outcome; handed-over ones belong to another worker's lane",
+            workers.iter().flat_map(|(index, w)| {
+                [
+                    ("sealed", w.sealed),
+                    ("delivered", w.delivered),
+                    ("handed_over", w.handed_over),
+                    ("dropped", w.dropped),
+                ]
+                .map(|(outcome, count)| {
+                    (
+                        vec![("worker", index.as_str()), ("outcome", outcome)],
+                        count,
+                    )
+                })
+            }),
+        )
+    }
+
+    fn maps(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let maps = || self.maps.iter();
+        families.gauge(
+            "map_entries",
+            "Entries of a BPF map in use",
+            maps().map(|m| (vec![("map", m.map)], m.entries as f64)),
+        )?;
+        families.gauge(
+            "map_capacity",
+            "Entries that a BPF map has room for",
+            maps().map(|m| (vec![("map", m.map)], m.capacity as f64)),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use prometheus_client::encoding::text;
+
+    use super::*;
+    use crate::control::{TenantStatus, WorkerStatus};
+
+    const DOCS: &str = include_str!("../../../docs/metrics.md");
+
+    fn sample() -> Sample {
+        let tunnel = serde_json::json!({
+            "up": true, "carrier": "udp", "via": "gw1", "stream": null, "public_key": "",
+            "gateways": [{
+                "name": "gw1", "address": "192.0.2.1:6180", "bound": true, "used": true,
+                "draining": false, "down": false, "round_trip_micros": 900,
+            }],
+            "cipher": "aes-256-gcm", "handshake_age_seconds": 7, "handshakes": 3,
+            "path_mtu": 1420, "round_trip_micros": 1500, "loss_percent": 25, "tx_packets": 10,
+            "tx_bytes": 1000, "rx_packets": 20, "rx_bytes": 2000, "replays": 1, "forged": 2,
+            "rejoined": 0, "rejoin_lost": 4,
+        });
+        let status = serde_json::json!({
+            "name": "provider", "role": "provider", "version": "1.0", "ready": false,
+            "not_ready": ["a reason"], "uptime_seconds": 5, "adopted": false, "pins": "",
+            "tunnel_port": 0, "secure_port": 6180, "public_key": null, "tls": null, "local": [],
+            "interfaces": [{
+                "name": "eth0", "ifindex": 2, "driver": "veth", "mac": "", "mtu": 1500, "up": true,
+                "program": "uplink", "xdp_asked": "native", "xdp": "native", "adopted": false,
+                "problems": [],
+            }],
+            "tenants": [], "networks": [{
+                "name": "net1", "tenant": "acme", "vni": 1001, "peer": "site", "interface": "eth1",
+                "vlan": "untagged", "mtu": 1420, "endpoints": ["10.1.0.10"], "tx_packets": 1,
+                "tx_bytes": 2, "rx_packets": 3, "rx_bytes": 4,
+            }],
+            "peers": [{
+                "name": "site", "kind": "appliance", "address": null, "ready": true,
+                "detail": "up", "tunnel": tunnel,
+            }],
+            "neighbours": [], "user_counters": [{ "name": "send_errors", "value": 6 }],
+        });
+        let mut status: Status = serde_json::from_value(status).expect("a status");
+        status.tenants.push(TenantStatus {
+            name: "acme".to_owned(),
+            mode: "full".to_owned(),
+            epoch: 1,
+            plan: Some("dr".to_owned()),
+            rules: 2,
+        });
+        status.workers.push(WorkerStatus {
+            index: 0,
+            cpu: None,
+            sealed: 1,
+            delivered: 2,
+            handed_over: 3,
+            dropped: 4,
+        });
+        let counter = |name: &str, value| CounterStatus {
+            name: name.to_owned(),
+            value,
+            help: String::new(),
+        };
+        Sample {
+            status,
+            counters: vec![counter("encapsulated", 8), counter("drop_idle", 9)],
+            maps: vec![MapFill {
+                map: "FLOWS",
+                entries: 10,
+                capacity: 131_072,
+            }],
+        }
+    }
+
+    fn encoded(sample: Sample) -> String {
+        let metrics = Metrics::default();
+        metrics.set(sample);
+        let mut out = String::new();
+        text::encode(&mut out, &metrics.registry()).expect("encoded");
+        out
+    }
+
+    /// Series with their values, and metric names with their types.
+    fn parse(text: &str) -> (BTreeMap<String, f64>, BTreeMap<String, String>) {
+        let (mut series, mut types) = (BTreeMap::new(), BTreeMap::new());
+        for line in text.lines() {
+            if let Some(line) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = line.split_once(' ').expect("a type");
+                let suffix = if kind == "counter" { "_total" } else { "" };
+                types.insert(format!("{name}{suffix}"), kind.to_owned());
+            } else if !line.starts_with('#') {
+                let (name, value) = line.rsplit_once(' ').expect("a sample");
+                let value = value.parse().expect("a number");
+                assert_eq!(series.insert(name.to_owned(), value), None, "{name} twice");
+            }
+        }
+        (series, types)
+    }
+
+    #[test]
+    fn sample_is_encoded_as_series_with_labels() {
+        let text = encoded(sample());
+        let (series, _) = parse(&text);
+        for (name, value) in [
+            ("ready", 0.0),
+            ("not_ready_reasons", 1.0),
+            ("maintenance", 0.0),
+            ("interface_ready{interface=\"eth0\",mode=\"native\"}", 1.0),
+            ("packets_total{outcome=\"encapsulated\"}", 8.0),
+            ("dropped_packets_total{reason=\"idle\"}", 9.0),
+            ("daemon_events_total{event=\"send_errors\"}", 6.0),
+            ("tenant_mode{tenant=\"acme\",mode=\"full\"}", 1.0),
+            ("tenant_mode{tenant=\"acme\",mode=\"partial\"}", 0.0),
+            ("tenant_public_rules{tenant=\"acme\"}", 2.0),
+            (
+                "network_bytes_total{network=\"net1\",tenant=\"acme\",direction=\"rx\"}",
+                4.0,
+            ),
+            ("network_endpoints{network=\"net1\",tenant=\"acme\"}", 1.0),
+            ("peer_ready{peer=\"site\",kind=\"appliance\"}", 1.0),
+            ("tunnel_up{peer=\"site\",carrier=\"udp\"}", 1.0),
+            ("tunnel_round_trip_seconds{peer=\"site\"}", 0.0015),
+            ("tunnel_loss_ratio{peer=\"site\"}", 0.25),
+            (
+                "tunnel_refused_datagrams_total{peer=\"site\",reason=\"forged\"}",
+                2.0,
+            ),
+            ("tunnel_gateways_bound{peer=\"site\"}", 1.0),
+            (
+                "worker_packets_total{worker=\"0\",outcome=\"dropped\"}",
+                4.0,
+            ),
+            ("map_entries{map=\"FLOWS\"}", 10.0),
+            ("map_capacity{map=\"FLOWS\"}", 131_072.0),
+        ] {
+            let name = format!("causeway_appliance_{name}");
+            assert_eq!(series.get(&name), Some(&value), "{name} in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    #[test]
+    fn nothing_is_served_before_the_first_sample() {
+        let mut out = String::new();
+        text::encode(&mut out, &Metrics::default().registry()).expect("encoded");
+        assert_eq!(out, "# EOF\n");
+    }
+
+    #[test]
+    fn documentation_lists_every_metric_with_its_type() {
+        let (_, types) = parse(&encoded(sample()));
+        let documented: BTreeMap<String, String> = DOCS
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `causeway_appliance_"))
+            .filter_map(|row| {
+                let (name, rest) = row.split_once("` | ")?;
+                let (kind, _) = rest.split_once(" |")?;
+                Some((format!("causeway_appliance_{name}"), kind.to_owned()))
+            })
+            .collect();
+        let of = |set: &BTreeMap<String, String>| -> BTreeSet<(String, String)> {
+            set.clone().into_iter().collect()
+        };
+        assert_eq!(of(&types), of(&documented));
+    }
+}
