@@ -1,7 +1,8 @@
-//! The cloud gateway: the only address that tenants know.
+//! The cloud gateway: one address and port for everything that tenants send.
 //!
-//! For: relaying what comes to its one port, a TCP connection to the backend that the client's own TLS hello names, a UDP datagram
-//! to the other end of its circuit. Never: a tenant's key, a byte of plaintext, a word to somebody who has not said whom he wants.
+//! For: relaying a TCP connection to the backend that the TLS hello of the client names, and a UDP datagram to
+//! the other end of its circuit. Never: a key of a tunnel, plaintext, or a connection to a backend before the
+//! client has sent a hello.
 //!
 //! ```text
 //!   client ──TCP──▶ relay: hello ─▶ name, ALPN ─▶ route ─▶ backend, its own TLS end
@@ -9,12 +10,12 @@
 //!   an end ──UDP──▶ circuit: id ─▶ table, bound by authenticated messages ─▶ the other end
 //! ```
 //!
-//! What is on the wire of a circuit, and what an end does, is the crate `gateway-client`.
-//! `hello`, `relay::route` and `circuit` but for its `socket` and `sys` touch no socket and no clock.
+//! The decisions are in the crate `gateway-core` (`hello`, `route`, `table`, `rate`), which has neither sockets nor
+//! clocks; the wire format and the ends of circuits are in `gateway-client`. Here are sockets, threads, XDP, the
+//! configuration and the daemon.
 
 pub mod circuit;
 pub mod config;
 pub mod control;
 pub mod daemon;
-pub mod hello;
 pub mod relay;

@@ -28,16 +28,16 @@ fn streams_give_the_same_frames_in_any_pieces() {
 }
 
 #[test]
-fn circuits_carry_what_is_theirs_and_answer_no_stranger() {
+fn circuits_forward_only_their_datagrams_and_answer_no_attacker() {
     corpus("circuit", 1_000);
 }
 
 #[test]
-fn binds_move_who_is_true_and_new() {
+fn only_valid_new_binds_move_an_end() {
     corpus("bind", 1_000);
 }
 
 #[test]
-fn seeds_are_what_is_generated() {
+fn seeds_equal_the_generated_ones() {
     all().check_seeds(&fuzz::TARGETS, &fuzz::seeds::all());
 }

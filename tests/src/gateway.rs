@@ -291,8 +291,8 @@ impl Stand {
 
     /// Tells the program what has changed.
     pub fn publish(&mut self) {
-        self.table.tell_changes(|bound| {
-            self.publisher.say(bound, |path| {
+        self.table.report_changes(|bound| {
+            self.publisher.publish(bound, |path| {
                 SocketAddr::new(path.local.expect("ours"), PORT)
             });
         });

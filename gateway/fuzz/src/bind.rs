@@ -1,13 +1,13 @@
-//! Messages to the gateway and to ends, of any fields and under any key, the right ones too.
+//! Messages to the gateway and to ends, with any fields and under any key, the valid keys included.
 
 use fuzzing::Input;
 
 use super::world::{Act, World};
 
-/// Acts of one input.
+/// Events of one input at most.
 const ACTS: usize = 64;
 
-/// What an input may do; seeds name these by their places.
+/// The events of an input; seeds refer to them by index.
 pub(crate) const KINDS: [Act; 12] = [
     Act::Forge,
     Act::ForgeAnswer,

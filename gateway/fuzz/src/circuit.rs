@@ -1,13 +1,14 @@
-//! Whatever comes to the gateway from anywhere at any time, while ends bind, roam and leave. The enemy has no key.
+//! Any datagrams to the gateway from any address at any time, while ends bind, roam and leave. The attacker has no
+//! key.
 
 use fuzzing::Input;
 
 use super::world::{Act, World};
 
-/// Acts of one input.
+/// Events of one input at most.
 const ACTS: usize = 64;
 
-/// What an input may do; seeds name these by their places.
+/// The events of an input; seeds refer to them by index.
 pub(crate) const KINDS: [Act; 12] = [
     Act::Raw,
     Act::Tunnel,

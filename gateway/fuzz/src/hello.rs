@@ -1,6 +1,6 @@
 //! A client's hello, against its layout written down a second time, in any pieces.
 
-use gateway::hello::{Hello, MAX_HELLO, Progress, Reader, Refusal};
+use gateway_core::hello::{Hello, MAX_HELLO, Progress, Reader, Refusal};
 
 use fuzzing::Input;
 

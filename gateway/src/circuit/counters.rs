@@ -1,4 +1,4 @@
-//! What circuits count, as metrics: asked of their threads when somebody asks for it.
+//! Metrics of circuits, collected from their threads at each scrape.
 
 use std::fmt;
 
@@ -13,14 +13,14 @@ use gateway_client::wire::Side;
 
 use super::{fast::Fast, socket::Observer, table::Reason};
 
-/// The circuits' metrics.
+/// The metrics of all circuits.
 #[derive(Debug)]
 pub struct Collected(pub Observer);
 
 const COUNTER: MetricType = MetricType::Counter;
 const SIDES: [&str; 2] = ["a", "b"];
 
-/// One sample: its labels and its value.
+/// Labels and value of a sample.
 type Sample<'a> = (Vec<(&'static str, &'a str)>, u64);
 
 fn counters<'a>(
@@ -47,19 +47,19 @@ impl EncodeLabelSet for Labels<'_> {
     }
 }
 
-/// What the program counted, and where it is.
-fn of_program(encoder: &mut DescriptorEncoder<'_>, fast: &Fast) -> Result<(), fmt::Error> {
-    // Where the map cannot be read, there is nothing to say.
+/// Metrics of the XDP program.
+fn encode_xdp(encoder: &mut DescriptorEncoder<'_>, fast: &Fast) -> Result<(), fmt::Error> {
+    // An unreadable map gives no samples.
     let outcomes = fast.outcomes().unwrap_or_default();
     let outcomes = outcomes
         .iter()
         .map(|(outcome, count)| (vec![("outcome", outcome.name())], *count));
     let name = "causeway_gateway_xdp_frames";
-    let help = "Frames that the XDP program saw, by what it did with them";
+    let help = "Frames that the XDP program received, by `outcome`";
     counters(encoder, (name, help, None), outcomes)?;
     let mut metric = encoder.encode_descriptor(
         "causeway_gateway_xdp_interface",
-        "Interfaces where circuits go through XDP, and where they were to; 1: they do",
+        "Whether XDP forwards circuits on the interface; 0: refused, circuits use user space",
         None,
         MetricType::Gauge,
     )?;
@@ -82,22 +82,22 @@ impl Collector for Collected {
         for (name, help, value) in [
             (
                 "causeway_gateway_datagrams_received",
-                "Datagrams that came to the circuits' port",
+                "Datagrams received on the UDP port of circuits",
                 totals.received,
             ),
             (
                 "causeway_gateway_datagrams_overflowed",
-                "Datagrams that came when there was no room for them",
+                "Datagrams dropped because a receive buffer was full",
                 totals.overflowed,
             ),
             (
                 "causeway_gateway_datagrams_sent",
-                "Datagrams that were sent, answers too",
+                "Datagrams sent, answers to messages included",
                 totals.sent,
             ),
             (
                 "causeway_gateway_datagrams_no_room",
-                "Datagrams that the kernel had no room for",
+                "Datagrams dropped because a send buffer was full",
                 totals.full,
             ),
             (
@@ -110,10 +110,10 @@ impl Collector for Collected {
             ConstCounter::new(value).encode(metric)?;
         }
         let name = "causeway_gateway_datagrams_dropped";
-        let help = "Datagrams that went nowhere; without a circuit: nobody's";
-        let nobodys = Reason::ALL.into_iter().zip(state.drops);
-        let nobodys = nobodys.filter(|(reason, _)| !reason.is_of_a_circuit());
-        let nobodys = nobodys.map(|(reason, count)| {
+        let help = "Dropped datagrams; empty `circuit` means unknown ID";
+        let unknown = Reason::ALL.into_iter().zip(state.drops);
+        let unknown = unknown.filter(|(reason, _)| !reason.has_circuit());
+        let unknown = unknown.map(|(reason, count)| {
             (
                 vec![("tenant", ""), ("circuit", ""), ("reason", reason.name())],
                 count,
@@ -121,7 +121,7 @@ impl Collector for Collected {
         });
         let of_circuits = circuits().flat_map(|(circuit, id)| {
             let drops = Reason::ALL.into_iter().zip(circuit.counts.drops);
-            let drops = drops.filter(|(reason, _)| reason.is_of_a_circuit());
+            let drops = drops.filter(|(reason, _)| reason.has_circuit());
             drops.map(move |(reason, count)| {
                 let labels = vec![
                     ("tenant", &*circuit.tenant),
@@ -131,7 +131,7 @@ impl Collector for Collected {
                 (labels, count)
             })
         });
-        counters(encoder, (name, help, None), nobodys.chain(of_circuits))?;
+        counters(encoder, (name, help, None), unknown.chain(of_circuits))?;
         let by_side = |value: fn(&super::table::Traffic) -> u64| {
             circuits().flat_map(move |(circuit, id)| {
                 Side::BOTH.into_iter().map(move |side| {
@@ -145,10 +145,10 @@ impl Collector for Collected {
             })
         };
         let name = "causeway_gateway_circuit_datagrams";
-        let help = "Datagrams that were carried, by the side that sent them";
+        let help = "Forwarded datagrams, by sending side";
         counters(encoder, (name, help, None), by_side(|t| t.datagrams))?;
         let name = "causeway_gateway_circuit";
-        let help = "Bytes that were carried, with the ids";
+        let help = "Forwarded bytes, circuit IDs included, by sending side";
         counters(
             encoder,
             (name, help, Some(&Unit::Bytes)),
@@ -165,10 +165,10 @@ impl Collector for Collected {
             })
         });
         let name = "causeway_gateway_circuit_fast_datagrams";
-        let help = "Of the datagrams that were carried, those that XDP carried";
+        let help = "Forwarded datagrams that XDP forwarded, by sending side";
         counters(encoder, (name, help, None), of_fast)?;
         if let Some(fast) = self.0.fast() {
-            of_program(encoder, fast)?;
+            encode_xdp(encoder, fast)?;
         }
         let events = circuits().flat_map(|(circuit, id)| {
             circuit
@@ -186,11 +186,12 @@ impl Collector for Collected {
                 })
         });
         let name = "causeway_gateway_circuit_events";
-        let help = "What happened to circuits' ends";
+        let help =
+            "Events of the ends of circuits: bound, moved, challenged, expired, left, sent-away";
         counters(encoder, (name, help, None), events)?;
         let mut metric = encoder.encode_descriptor(
             "causeway_gateway_circuit_bound",
-            "Ends that are bound now",
+            "Bound ends of the circuit, 0 to 2",
             None,
             MetricType::Gauge,
         )?;

@@ -1,27 +1,27 @@
-//! UDP circuits: tunnel datagrams from one end to the other, behind an id that both know.
+//! UDP circuits: forwards tunnel datagrams from one end to the other, by a circuit ID that both know.
 //!
 //! ```text
 //!   end A ──▶ bind ──▶ table ◀── bind ◀── end B          each with a key of its own
 //!   end A ──▶ id, tunnel datagram ──▶ the same bytes ──▶ end B, where it was last bound
 //! ```
 //!
-//! Once both sides are bound, the same is done in the driver where it takes an XDP program: `fast`.
+//! Once both sides are bound, an XDP program does the same, where the driver accepts one: `fast`.
 //!
-//! The gateway has no key of a tunnel: what is behind the id is opaque to it.
+//! The gateway has no key of a tunnel: the bytes after the ID are opaque to it.
 
 pub mod counters;
 pub mod fast;
-pub mod rate;
 pub mod socket;
 mod sys;
-pub mod table;
+
+pub use gateway_core::{rate, table};
 
 use std::time::Duration;
 
-/// The time of tables and buckets: since the machine started, as the kernel's monotonic clock and so the XDP program count it.
+/// The time of tables and buckets: CLOCK_MONOTONIC, which the XDP program uses, too.
 #[must_use]
 pub fn clock() -> Duration {
-    // Of a clock that every kernel has.
+    // Every kernel has this clock.
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .map_or(Duration::ZERO, Duration::from)
 }

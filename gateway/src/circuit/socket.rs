@@ -1,14 +1,14 @@
-//! The way through userspace: threads that do nothing else, each with the circuits of its share.
+//! Circuits in user space: threads that each serve a share of the circuits.
 //!
 //! ```text
 //!   UDP 6180 ─▶ by circuit id, in the kernel ─┬▶ thread: recvmmsg, GRO ─▶ table ─▶ sendmmsg, GSO
 //!                                             └▶ thread: ...             no lock, no allocation, no copy
-//!   daemon ──▶ a word to each thread: a plan, a question, drain
+//!   daemon ──▶ a command to each thread: plan, state, drain, stop
 //! ```
 //!
-//! A thread has a socket for each address, and a table of its own with its share of the circuits. What the kernel joins goes to one
-//! thread, so an end has a source port for each circuit. What comes goes out of the buffer that it came into; an answer is
-//! written over what it answers.
+//! A thread has a socket for each address, and a table with its share of the circuits. The kernel gives
+//! joined datagrams to one thread, so an end uses a source port for each circuit. Datagrams are sent from
+//! the buffer that they were received in; an answer overwrites its message.
 
 use std::{
     io,
@@ -32,72 +32,69 @@ use super::{
     table::{Action, CircuitState, Drops, Path, Plan, Reason, Table, Traffic},
 };
 
-/// How often ends are swept: milliseconds.
+/// Interval of sweeps, milliseconds.
 const TICK: u16 = 250;
-/// Batches of one socket before the others have their turn.
+/// Batches of one socket before the next socket.
 const TURN: usize = 4;
-/// Datagrams that are collected before they are sent.
+/// Datagrams that an outbox collects before it sends.
 const COLLECTED: usize = BATCH * 64;
-/// How long a thread may take to answer the daemon.
+/// Time that a thread has to answer the daemon.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Why circuits do not run, or a new plan is not in force.
+/// Why circuits do not start, or keep the old plan.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An address cannot be had.
+    /// An address cannot be bound.
     #[error(
-        "cannot listen on {address} (UDP): {source}; is another gateway running, and is the address this machine's?"
+        "cannot listen on {address} (UDP): {source}; check that no other gateway runs and that the address \
+         belongs to this machine"
     )]
     Listen {
-        /// The address.
         address: SocketAddr,
-        /// Why not.
         source: io::Error,
     },
-    /// The system refused something else.
+    /// Another system call failed.
     #[error("{operation}: {source}")]
     System {
-        /// What was tried.
         operation: &'static str,
-        /// Why it failed.
         source: io::Error,
     },
 }
 
-/// What a thread counted of datagrams whatever they are.
+/// Counters of all datagrams of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// That came.
+    /// Received.
     pub received: u64,
-    /// That were sent, answers too.
+    /// Sent, answers included.
     pub sent: u64,
-    /// Not sent, as there was no room in the kernel.
+    /// Not sent: the send buffer was full.
     pub full: u64,
-    /// Not sent, as the kernel refused them.
+    /// Not sent: the kernel refused.
     pub refused: u64,
-    /// Messages of the kernel that could not be read.
+    /// Messages that were truncated or of another address family.
     pub unreadable: u64,
-    /// That came when the sockets of now had no room for them.
+    /// Dropped by the kernel: the receive buffer of a present socket was full.
     pub overflowed: u64,
 }
 
-/// How circuits are.
+/// State and counters of all circuits.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    /// In the order of the plan.
+    /// In the order of IDs.
     pub circuits: Vec<CircuitState>,
-    /// Datagrams that were no circuit's.
+    /// Dropped datagrams without a circuit.
     pub drops: Drops,
-    /// All datagrams.
+    /// Counters of all datagrams.
     pub totals: Totals,
-    /// Sides that are bound.
+    /// Number of bound sides.
     pub bound: usize,
-    /// Circuits that the program has counters of, and where.
+    /// Circuits with XDP counters, and the index of these.
     stats: Vec<(CircuitId, u32)>,
 }
 
-/// A word to a thread.
-enum Word {
+/// A command to a thread.
+enum Command {
     Plan(Arc<Plan>, Vec<Socket>, Vec<Option<u16>>),
     State(SyncSender<State>),
     Drain,
@@ -105,41 +102,41 @@ enum Word {
 }
 
 struct Worker {
-    words: Sender<Word>,
+    commands: Sender<Command>,
     waker: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    fn say(&self, word: Word) {
-        // A thread ends when it is told to, and is not spoken to then.
-        let _ = self.words.send(word);
+    fn send(&self, command: Command) {
+        // It fails only after the thread has ended.
+        let _ = self.commands.send(command);
         let _ = self.waker.write(1);
     }
 }
 
-/// Circuits that run. Dropped, they stop.
+/// Running circuits. Their drop stops the threads.
 pub struct Circuits {
     workers: Vec<Worker>,
     plan: Arc<Plan>,
-    /// What is listened on: as wanted, and with the port that the kernel chose.
+    /// Listen addresses: as configured, and with the port in use.
     listening: Vec<(SocketAddr, SocketAddr)>,
-    /// The way through the driver.
+    /// The XDP program, if it is loaded.
     fast: Option<Arc<Fast>>,
 }
 
-/// A new plan with all that it needs; in force once it is taken.
+/// A new plan with its new sockets. Dropped, it changes nothing.
 pub struct Prepared {
     plan: Arc<Plan>,
     listening: Vec<(SocketAddr, SocketAddr)>,
-    /// For each worker, its new sockets.
+    /// The new sockets of each worker.
     sockets: Vec<Vec<Socket>>,
-    /// For each old socket its new place.
-    places: Vec<Option<u16>>,
+    /// The new index of each old socket.
+    indices: Vec<Option<u16>>,
 }
 
 impl Circuits {
-    /// Starts so many threads, without a way through the driver.
+    /// Starts circuits on this number of threads, without XDP.
     ///
     /// # Errors
     /// As [`Circuits::start_with`].
@@ -147,10 +144,10 @@ impl Circuits {
         Self::start_with(plan, listen, threads, None)
     }
 
-    /// Starts so many threads, which tell the program of `fast` what it may carry.
+    /// Starts circuits on this number of threads, which publish bound circuits to the program of `fast`.
     ///
     /// # Errors
-    /// When an address cannot be had, or a thread.
+    /// When an address cannot be bound, or a thread cannot be started.
     pub fn start_with(
         plan: Plan,
         listen: &[SocketAddr],
@@ -172,13 +169,13 @@ impl Circuits {
             let mut secret = [0; KEY_BYTES];
             getrandom::fill(&mut secret)
                 .map_err(io::Error::from)
-                .map_err(system("draw a secret for circuits"))?;
+                .map_err(system("get random bytes for the secret of circuits"))?;
             let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
             let waker = EventFd::from_value_and_flags(0, flags)
                 .map_err(io::Error::from)
-                .map_err(system("make an eventfd for circuits"))?;
+                .map_err(system("create an eventfd for circuits"))?;
             let waker = Arc::new(waker);
-            let (words, heard) = channel();
+            let (commands, received) = channel();
             let table = Table::new(Key::new(secret));
             let share = Share {
                 thread: n as u32,
@@ -188,10 +185,10 @@ impl Circuits {
             let publisher = circuits.fast.as_ref().map(Arc::clone).map(Publisher::new);
             let thread = std::thread::Builder::new()
                 .name(format!("circuits-{n}"))
-                .spawn(move || work(table, publisher, share, &heard, &woken))
+                .spawn(move || work(table, publisher, share, &received, &woken))
                 .map_err(system("start a thread for circuits"))?;
             circuits.workers.push(Worker {
-                words,
+                commands,
                 waker,
                 thread: Some(thread),
             });
@@ -201,12 +198,12 @@ impl Circuits {
         Ok(circuits)
     }
 
-    /// Has all that a new plan needs, and changes nothing yet.
+    /// Binds the new sockets of a plan. The running plan stays in force.
     ///
     /// # Errors
-    /// When a new address cannot be had.
+    /// When a new address cannot be bound.
     pub fn prepare(&self, mut plan: Plan, listen: &[SocketAddr]) -> Result<Prepared, Error> {
-        // A reload is no way to send more.
+        // A reload must not refill a bucket.
         for tenant in &mut plan.tenants {
             let old = self.plan.tenants.iter().find(|old| old.name == tenant.name);
             let Some(old) = old else { continue };
@@ -225,13 +222,13 @@ impl Circuits {
                 for bucket in buckets
                     .into_iter()
                     .flatten()
-                    .filter(|b| b.place().is_none())
+                    .filter(|b| b.index().is_none())
                 {
                     match fast.bucket(bucket.rate(), bucket.depth()) {
                         Some(shared) => *bucket = Arc::new(shared),
                         None => tracing::warn!(
                             tenant = %tenant.name,
-                            "circuits go through user space: XDP has no room for the limits of so many tenants; restart the gateway"
+                            "the XDP map of rate limits is full; circuits of this tenant use user space until the gateway restarts"
                         ),
                     }
                 }
@@ -240,7 +237,7 @@ impl Circuits {
                 tracing::warn!(
                     circuits = plan.circuits.len(),
                     room = fast.room(),
-                    "some circuits go through user space: XDP has no room for them; restart the gateway"
+                    "the XDP map of circuits is too small; some circuits use user space until the gateway restarts"
                 );
             }
         }
@@ -248,12 +245,12 @@ impl Circuits {
             plan: Arc::new(plan),
             listening: Vec::new(),
             sockets: self.workers.iter().map(|_| Vec::new()).collect(),
-            places: Vec::new(),
+            indices: Vec::new(),
         };
         for known in &self.listening {
             let is_kept = listen.contains(&known.0);
             let place = prepared.listening.len() as u16;
-            prepared.places.push(is_kept.then_some(place));
+            prepared.indices.push(is_kept.then_some(place));
             if is_kept {
                 prepared.listening.push(*known);
             }
@@ -270,7 +267,7 @@ impl Circuits {
             let mut address = wanted;
             for (n, sockets) in prepared.sockets.iter_mut().enumerate() {
                 let socket = Socket::bind(address, shared).map_err(failed)?;
-                // The others have the port that the kernel chose for the first.
+                // The other sockets get the port that the kernel chose for the first.
                 address = socket.address;
                 if shared && n == 0 {
                     let members = self.workers.len() as u32;
@@ -283,42 +280,42 @@ impl Circuits {
         Ok(prepared)
     }
 
-    /// Takes a new plan. No circuit that is in both is dropped.
+    /// Puts a prepared plan in force. Circuits of both plans stay bound.
     pub fn take(&mut self, prepared: Prepared) {
         for (worker, sockets) in self.workers.iter().zip(prepared.sockets) {
             let plan = Arc::clone(&prepared.plan);
-            worker.say(Word::Plan(plan, sockets, prepared.places.clone()));
+            worker.send(Command::Plan(plan, sockets, prepared.indices.clone()));
         }
         self.plan = prepared.plan;
         self.listening = prepared.listening;
     }
 
-    /// Where it listens.
+    /// Listen addresses with the ports in use.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listening.iter().map(|(_, address)| *address).collect()
     }
 
-    /// Tells each bound end to take another gateway; binds no more.
+    /// Orders each bound end to use another gateway, and accepts no new binding.
     pub fn drain(&self) {
         self.workers
             .iter()
-            .for_each(|worker| worker.say(Word::Drain));
+            .for_each(|worker| worker.send(Command::Drain));
     }
 
-    /// Who to ask how circuits are.
+    /// A handle to read the state from other threads.
     #[must_use]
     pub fn observer(&self) -> Observer {
         let workers = self.workers.iter();
         Observer {
             workers: workers
-                .map(|w| (w.words.clone(), Arc::clone(&w.waker)))
+                .map(|w| (w.commands.clone(), Arc::clone(&w.waker)))
                 .collect(),
             fast: self.fast.clone(),
         }
     }
 
-    /// How circuits are now.
+    /// The present state.
     #[must_use]
     pub fn state(&self) -> State {
         self.observer().state()
@@ -332,35 +329,35 @@ impl Drop for Circuits {
         }
         self.workers
             .iter()
-            .for_each(|worker| worker.say(Word::Stop));
+            .for_each(|worker| worker.send(Command::Stop));
         for worker in &mut self.workers {
             if let Some(Err(_)) = worker.thread.take().map(JoinHandle::join) {
-                tracing::error!("a thread for circuits ended by a panic");
+                tracing::error!("a thread of circuits has panicked");
             }
         }
     }
 }
 
-/// Asks threads how circuits are.
+/// Reads the state of all circuits from their threads.
 #[derive(Clone, Debug)]
 pub struct Observer {
-    workers: Vec<(Sender<Word>, Arc<EventFd>)>,
+    workers: Vec<(Sender<Command>, Arc<EventFd>)>,
     fast: Option<Arc<Fast>>,
 }
 
-impl std::fmt::Debug for Word {
+impl std::fmt::Debug for Command {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Word(..)")
+        f.write_str("Command(..)")
     }
 }
 
 impl Observer {
-    /// How circuits are now. A thread that has ended is left out.
+    /// The present state. A thread that does not answer in time is left out.
     #[must_use]
     pub fn state(&self) -> State {
-        let asked = self.workers.iter().map(|(words, waker)| {
+        let asked = self.workers.iter().map(|(commands, waker)| {
             let (answer, answered) = sync_channel(1);
-            let _ = words.send(Word::State(answer));
+            let _ = commands.send(Command::State(answer));
             let _ = waker.write(1);
             answered
         });
@@ -390,7 +387,7 @@ impl Observer {
         all
     }
 
-    /// The way through the driver.
+    /// The XDP program, if it is loaded.
     #[must_use]
     pub const fn fast(&self) -> Option<&Arc<Fast>> {
         self.fast.as_ref()
@@ -398,7 +395,7 @@ impl Observer {
 }
 
 impl State {
-    /// Adds what the program counted, here and not in the threads: they have better to do.
+    /// Adds the counters of the XDP program. Done here and not on the threads, which have datagrams to serve.
     fn add(&mut self, fast: &Fast) {
         for (id, place) in std::mem::take(&mut self.stats) {
             let Ok(at) = self
@@ -410,7 +407,7 @@ impl State {
             let stats = match fast.stats(place) {
                 Ok(stats) => stats,
                 Err(error) => {
-                    tracing::warn!(%error, "what went through XDP is not counted");
+                    tracing::warn!(%error, "cannot read the XDP counters; the status leaves them out");
                     return;
                 }
             };
@@ -431,7 +428,7 @@ impl State {
     }
 }
 
-/// Which circuits are a thread's.
+/// The circuits of one thread.
 #[derive(Clone, Copy, Debug)]
 struct Share {
     thread: u32,
@@ -439,13 +436,13 @@ struct Share {
 }
 
 impl Share {
-    /// As the kernel steers them.
+    /// As the kernel steers datagrams (`Socket::steer`).
     const fn has(self, id: CircuitId) -> bool {
         id.get() as u32 % self.threads == self.thread
     }
 }
 
-/// What a thread carries datagrams with.
+/// The state of a thread.
 struct Carrier {
     table: Table,
     publisher: Option<Publisher>,
@@ -458,11 +455,11 @@ fn work(
     table: Table,
     publisher: Option<Publisher>,
     share: Share,
-    words: &Receiver<Word>,
+    commands: &Receiver<Command>,
     waker: &Arc<EventFd>,
 ) {
     let Ok(woken) = std::os::fd::AsFd::as_fd(&**waker).try_clone_to_owned() else {
-        tracing::error!("a thread for circuits has no file left");
+        tracing::error!("cannot start a thread of circuits: too many open files");
         return;
     };
     let woken: OwnedFd = woken;
@@ -479,27 +476,27 @@ fn work(
     loop {
         poll.wait(i32::from(TICK));
         if poll.is_woken() {
-            // What is heard below was said before or after this; nothing is left unheard.
+            // Reset before the commands are read, so that none is missed.
             let _ = waker.read();
-            while let Ok(word) = words.try_recv() {
+            while let Ok(command) = commands.try_recv() {
                 let now = clock();
-                match word {
-                    Word::Plan(plan, sockets, places) => {
-                        state.table.rearrange(&places);
+                match command {
+                    Command::Plan(plan, sockets, places) => {
+                        state.table.renumber_sockets(&places);
                         state.table.replan(&plan, |id| share.has(id));
-                        state.rearrange(sockets, &places);
+                        state.renumber_sockets(sockets, &places);
                         state.publish_plan();
                         poll = Poll::new(&woken, state.sockets.iter());
                     }
-                    Word::State(answer) => {
-                        // Who asked may have lost patience.
+                    Command::State(answer) => {
+                        // The observer may have timed out.
                         let _ = answer.try_send(state.observed(now));
                     }
-                    Word::Drain => state.drain(now, batch.bytes()),
-                    Word::Stop => return,
+                    Command::Drain => state.drain(now, batch.bytes()),
+                    Command::Stop => return,
                 }
             }
-            // The sockets may be others.
+            // The sockets may have changed.
             continue;
         }
         for place in 0..state.sockets.len() {
@@ -517,7 +514,7 @@ fn work(
 }
 
 impl Carrier {
-    fn rearrange(&mut self, new: Vec<Socket>, places: &[Option<u16>]) {
+    fn renumber_sockets(&mut self, new: Vec<Socket>, places: &[Option<u16>]) {
         let mut kept = places.iter();
         self.sockets
             .retain(|_| kept.next().is_none_or(Option::is_some));
@@ -526,21 +523,21 @@ impl Carrier {
             .resize_with(self.sockets.len(), || Outbox::new(COLLECTED));
     }
 
-    /// Tells the program what has changed.
+    /// Publishes changed circuits to the XDP program.
     fn publish(&mut self) {
         let Some(publisher) = &mut self.publisher else {
             return;
         };
         let sockets = &self.sockets;
-        self.table.tell_changes(|bound| {
-            publisher.say(bound, |path| {
+        self.table.report_changes(|bound| {
+            publisher.publish(bound, |path| {
                 let address = sockets[usize::from(path.socket)].address;
                 SocketAddr::new(path.local.unwrap_or(address.ip()), address.port())
             });
         });
     }
 
-    /// As [`Carrier::publish`]; and of circuits that are no more.
+    /// As [`Carrier::publish`], and withdraws removed circuits.
     fn publish_plan(&mut self) {
         if let Some(publisher) = &mut self.publisher {
             publisher.keep(|id| self.table.has(id));
@@ -548,14 +545,14 @@ impl Carrier {
         self.publish();
     }
 
-    /// Some batches of one socket.
+    /// Serves up to [`TURN`] batches of one socket.
     fn turn(&mut self, place: usize, batch: &mut Batch) {
         for _ in 0..TURN {
             let count = match batch.receive(&self.sockets[place]) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    // An error that others' ICMP messages left; the next call has datagrams.
+                    // An ICMP error of an earlier datagram; the next call returns datagrams.
                     tracing::trace!(%error, "receive");
                     return;
                 }
@@ -564,7 +561,7 @@ impl Carrier {
             for n in 0..count {
                 self.message(place, n, batch, now);
             }
-            // Before the answers: what an end that is told so sends next may go through the driver.
+            // Before the answers, so that XDP knows the circuit when its end sends the next datagram.
             self.publish();
             self.flush(batch.bytes());
             if count < BATCH {
@@ -578,7 +575,7 @@ impl Carrier {
             self.totals.unreadable += 1;
             return;
         };
-        // Where the socket is of one address, that is what datagrams are from.
+        // A socket of one address sends from that address anyway.
         let is_any = self.sockets[place].address.ip().is_unspecified();
         let from = Path {
             socket: place as u16,
@@ -595,11 +592,11 @@ impl Carrier {
             let datagram = &batch.bytes()[offset..offset + length];
             let (to, length) = match self.table.handle(now, datagram, &from) {
                 Action::Forward(to) => {
-                    // Of strangers' datagrams none goes anywhere, and so they change nothing here.
+                    // Only datagrams that are forwarded switch GRO off, so that strangers cannot.
                     if mixed && self.sockets[place].separate() {
                         tracing::info!(
                             address = %self.sockets[place].address, source = %from.remote,
-                            "an end has several circuits: what comes here is not joined any more"
+                            "one source has several circuits; GRO is now off on this address"
                         );
                     }
                     (to, length)
@@ -672,7 +669,7 @@ impl Carrier {
     }
 }
 
-/// Whether datagrams that the kernel joined, all but the last of this length, are of several circuits.
+/// Whether joined datagrams, all but the last of length `segment`, belong to several circuits.
 fn is_mixed(joined: &[u8], segment: usize) -> bool {
     let first = joined.get(..ID_BYTES);
     joined
@@ -706,6 +703,6 @@ mod tests {
         let mut socket =
             Socket::bind("127.0.0.1:0".parse().expect("an address"), false).expect("a socket");
         assert!(socket.separate());
-        assert!(!socket.separate(), "said once");
+        assert!(!socket.separate(), "only the first call reports it");
     }
 }

@@ -12,9 +12,10 @@ use gateway_client::wire::{CircuitId, Key};
 use service::config::{Checker, Range};
 
 use super::{Circuits, Config, Problem, Target, Xdp, file};
+use gateway_core::hello;
+
 use crate::{
     circuit::table::CircuitPlan,
-    hello,
     relay::{
         Times,
         route::{Names, Route, Table},

@@ -1,4 +1,4 @@
-//! The file as written. Unknown keys are refused: a misspelt one must not be silently without effect.
+//! The file as TOML. Unknown keys are refused, so that a misspelt key is not ignored silently.
 
 use std::path::PathBuf;
 
@@ -89,7 +89,7 @@ pub(super) struct Circuits {
     pub bpf_object: Option<PathBuf>,
 }
 
-// Without Debug: it has keys.
+// No Debug: the struct holds keys.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Circuit {

@@ -1,4 +1,4 @@
-//! The configuration file: read, checked whole, and only then believed.
+//! The configuration file: read, checked as a whole, and turned into plans for the relay and the circuits.
 
 mod check;
 mod file;
@@ -22,71 +22,69 @@ use crate::{
     relay::{Backend, Limits, Plan, Times, route::Table},
 };
 
-/// A configuration that holds together.
+/// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The gateway's name.
+    /// Name of the gateway.
     pub name: String,
-    /// Where it listens for tenants; of port 0 the kernel chooses one.
+    /// Listen addresses; the kernel chooses a port for port 0.
     pub listen: Vec<SocketAddr>,
-    /// The control socket.
+    /// Path of the control socket.
     pub control_socket: PathBuf,
-    /// Where metrics are served, a loopback address; `None`: nowhere.
+    /// Address of the metrics, a loopback address; `None`: no metrics.
     pub metrics: Option<SocketAddr>,
-    /// How long connections may go on after it was asked to stop.
+    /// Time that connections have to end after a stop or drain.
     pub drain: Duration,
-    /// Deadlines of the relay.
+    /// Timeouts of the relay.
     pub times: Times,
-    /// Whether the kernel moves the bytes; else they are copied.
+    /// Whether bytes are moved by splice(2), or copied.
     pub spliced: bool,
-    /// Connections in all; `None`: as many as open files allow.
+    /// Connections at most; `None`: as many as open files allow.
     pub connections: Option<usize>,
-    /// Connections of one source.
+    /// Connections of one source at most.
     pub per_source: u32,
-    /// Tenants and the connections that each may have.
+    /// Tenants, with connections at most.
     pub tenants: Vec<(Arc<str>, u32)>,
-    /// Backends.
     pub backends: Vec<Target>,
-    /// Which hello is for which backend.
+    /// Routes from hellos to backends.
     pub table: Table,
-    /// The UDP circuits.
     pub circuits: Circuits,
 }
 
-/// Circuits as configured.
+/// The configuration of circuits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Circuits {
-    /// How long an end stays bound without another bind.
+    /// Time that an end stays bound after its last bind.
     pub lifetime: Duration,
-    /// Threads that carry datagrams; `None`: one for each processor, up to 8.
+    /// Threads; `None`: one for each processor, up to 8.
     pub threads: Option<usize>,
-    /// The way through the driver.
+    /// Mode of XDP.
     pub xdp: Xdp,
-    /// Where that is; `None`: on the interfaces of the addresses that are listened on.
+    /// Interfaces with XDP; `None`: the interfaces of the listen addresses.
     pub interfaces: Option<Vec<String>>,
-    /// The program's file; `None`: where it is installed.
+    /// File of the XDP program; `None`: the installed one.
     pub bpf_object: Option<PathBuf>,
-    /// Datagrams and bytes a second that a tenant may send, for each of the tenants; `None`: no limit.
+    /// For each tenant, limits of datagrams and bytes a second; `None`: no limit.
     pub rates: Vec<(Option<u64>, Option<u64>)>,
-    /// All of them; tenants by their places.
+    /// The circuits, with tenants by index.
     pub list: Vec<CircuitPlan>,
 }
 
-/// Whether circuits go through XDP.
+/// Mode of XDP for circuits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Xdp {
-    /// In the driver, where it takes the program; elsewhere through user space.
+    /// Native XDP where the driver supports it; user space elsewhere.
     Auto,
-    /// In the driver, or the gateway does not start.
+    /// Native XDP; the gateway does not start without it.
     Native,
-    /// In the kernel's generic hook, or the gateway does not start.
+    /// Generic XDP; the gateway does not start without it.
     Generic,
-    /// Through user space.
+    /// No XDP.
     Off,
 }
 
 impl Xdp {
-    /// As it is written.
+    /// The value in the file.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -101,17 +99,16 @@ impl Xdp {
 /// Threads for circuits at most, where the configuration gives no number.
 const DEFAULT_THREADS: usize = 8;
 
-/// A tenant may send in one burst what it may send in this time.
+/// Burst of a tenant: the amount of this time at its rate.
 const BURST: Duration = Duration::from_millis(100);
 
-/// A backend as configured.
+/// A configured backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Its name.
     pub name: Arc<str>,
-    /// Where it listens, in order of preference.
+    /// Addresses in order of preference.
     pub addresses: Vec<SocketAddr>,
-    /// Whether it is told who connected.
+    /// Whether the gateway sends a PROXY protocol header.
     pub proxy: bool,
 }
 
@@ -119,7 +116,7 @@ impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// When it cannot be read, or anything in it is wrong.
+    /// When the file cannot be read, or has a problem.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = config::read(path)?;
         let config = Self::parse(&text, path)?;
@@ -129,7 +126,8 @@ impl Config {
                 path: path.to_owned(),
                 problems: vec![Problem {
                     at: "circuit".to_owned(),
-                    what: "the file has keys, and every user may read it: chmod o= it".to_owned(),
+                    what: "the file has keys and is readable by all users: chmod o= FILE"
+                        .to_owned(),
                 }],
             });
         }
@@ -139,7 +137,7 @@ impl Config {
     /// Checks the text of a file; `path` is for messages.
     ///
     /// # Errors
-    /// When anything in it is wrong.
+    /// When the file has a problem.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         config::parse(text, path, check::check)
     }
@@ -152,7 +150,7 @@ impl Config {
         self.circuits.threads.unwrap_or_else(processors)
     }
 
-    /// What circuits are to do.
+    /// The plan of the circuits.
     #[must_use]
     pub fn circuit_plan(&self) -> table::Plan {
         let bucket = |rate: Option<u64>| rate.map(|rate| Arc::new(Bucket::new(rate, BURST)));
@@ -169,7 +167,7 @@ impl Config {
         }
     }
 
-    /// What the relay is to do, with so many connections in all, and so many pipes.
+    /// The plan of the relay, with these numbers of connections and pipes.
     #[must_use]
     pub fn plan(&self, connections: usize, pipes: usize) -> Plan {
         let backends = self.backends.iter().map(|target| {

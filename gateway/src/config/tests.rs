@@ -76,8 +76,8 @@ fn a_good_file_is_accepted_with_defaults() {
     assert_eq!(route.tenant.as_deref(), Some("acme"));
 }
 
-fn hello_of(name: &str) -> crate::hello::Hello {
-    crate::hello::Hello {
+fn hello_of(name: &str) -> gateway_core::hello::Hello {
+    gateway_core::hello::Hello {
         name: Some(name.to_owned()),
         protocols: vec![b"h2".to_vec()],
         bytes: 0,
@@ -134,7 +134,7 @@ fn each_problem_is_named_with_its_key() {
         (
             "127.0.0.1:9180",
             "192.0.2.9:9180",
-            "gateway.metrics: 192.0.2.9:9180 is open to others",
+            "gateway.metrics: 192.0.2.9:9180 is open to other machines",
         ),
         (
             "\"192.0.2.1:6180\"",

@@ -1,4 +1,4 @@
-//! The control socket: one JSON request a line, one JSON reply a line, for root and whoever runs the gateway.
+//! Requests and replies of the control socket, which is open to root and to the user of the gateway.
 
 pub mod render;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use service::socket::Refusal;
 use service::socket::{Access, Socket};
 
-/// The gateway's.
+/// The control socket of the gateway.
 pub static SOCKET: Socket = Socket {
     name: "gateway",
     one: "a gateway",
@@ -17,139 +17,132 @@ pub static SOCKET: Socket = Socket {
     access: Access::RootAndOwner,
 };
 
-/// What the gateway answers: how it is now.
+/// The reply to every request: the state of the gateway.
 pub type Reply = service::socket::Reply<Box<Status>>;
 
-/// What may be asked.
+/// Requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Everything the gateway knows of itself.
+    /// Get the state of the gateway.
     Status,
     /// Read the configuration file again.
     Reload,
-    /// Take no more connections, and stop when those that are there have ended.
+    /// Accept no new connections, and stop when the existing ones have ended.
     Drain,
 }
 
-/// What a gateway says of itself.
+/// The state of the gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Its name.
     pub name: String,
-    /// Its version.
     pub version: String,
-    /// Where it listens for tenants.
+    /// Listen addresses for TCP.
     pub listen: Vec<SocketAddr>,
-    /// Where it serves metrics.
+    /// Address of the metrics.
     pub metrics: Option<SocketAddr>,
-    /// Whether it takes no more connections.
+    /// Whether it accepts no new connections.
     pub draining: bool,
-    /// Connections now, those that are being opened included.
+    /// Present connections, those being opened included.
     pub connections: usize,
-    /// How many there may be.
+    /// Connections at most.
     pub limit: usize,
-    /// Connections that came since it runs.
+    /// Connections accepted since the start.
     pub accepted: u64,
-    /// Of them those that were not relayed, by reason.
+    /// Refused connections, by reason.
     pub refused: BTreeMap<String, u64>,
-    /// Relayed connections that ended, by how.
+    /// Ended relayed connections, by kind of end.
     pub ended: BTreeMap<String, u64>,
     /// UDP circuits.
     pub circuits: CircuitsStatus,
-    /// The configured tenants, in order; and last, without a name, what is nobody's in particular.
+    /// The configured tenants in order; the last entry, without a name, is for connections without a tenant.
     pub tenants: Vec<TenantStatus>,
 }
 
-/// What it says of a tenant.
+/// The state of a tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantStatus {
-    /// Its name.
     pub name: String,
-    /// Connections that are relayed now.
+    /// Open relayed connections.
     pub connections: u64,
-    /// How many there may be; `None`: only the limits of all.
+    /// Connections at most; `None`: no limit of its own.
     pub limit: Option<u32>,
-    /// Connections that were relayed since it runs.
+    /// Connections relayed since the start.
     pub relayed: u64,
-    /// Bytes from its clients.
+    /// Bytes from clients.
     pub bytes_up: u64,
-    /// Bytes to its clients.
+    /// Bytes to clients.
     pub bytes_down: u64,
-    /// Datagrams that its circuits carried.
+    /// Datagrams that the circuits forwarded.
     pub datagrams: u64,
-    /// Their bytes.
     pub datagram_bytes: u64,
-    /// Datagrams of its circuits that went nowhere.
+    /// Dropped datagrams of the circuits.
     pub datagrams_dropped: u64,
 }
 
-/// What it says of circuits.
+/// The state of all circuits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CircuitsStatus {
-    /// Where it listens for them.
+    /// Listen addresses for UDP.
     pub listen: Vec<SocketAddr>,
-    /// Threads that carry datagrams.
+    /// Threads of circuits.
     pub threads: usize,
-    /// Ends that are bound.
+    /// Number of bound ends.
     pub bound: usize,
-    /// Datagrams that came.
+    /// Received datagrams.
     pub received: u64,
-    /// Datagrams that came when there was no room for them.
+    /// Datagrams dropped because a receive buffer was full.
     pub overflowed: u64,
-    /// Datagrams that were sent, answers too.
+    /// Sent datagrams, answers included.
     pub sent: u64,
-    /// Datagrams that went nowhere, by reason.
+    /// Dropped datagrams, by reason.
     pub dropped: BTreeMap<String, u64>,
-    /// The way through the driver.
+    /// XDP.
     pub xdp: XdpStatus,
-    /// Each of them, by id.
+    /// The circuits, in the order of IDs.
     pub list: Vec<CircuitStatus>,
 }
 
-/// What it says of the way through the driver.
+/// The state of XDP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdpStatus {
-    /// As configured.
+    /// `circuits.xdp` of the configuration.
     pub asked: String,
-    /// Why there is none; `None`: there is, or none was asked for.
+    /// Why circuits use user space; `None`: XDP is used or switched off.
     pub refused: Option<String>,
-    /// Where it is, and where it is not though it was wanted.
+    /// The interfaces that should have the program.
     pub interfaces: Vec<InterfaceStatus>,
-    /// What the program did with frames.
+    /// Frames, by outcome.
     pub frames: BTreeMap<String, u64>,
 }
 
-/// What it says of an interface.
+/// The state of XDP on an interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceStatus {
-    /// Its name.
     pub name: String,
     /// `native`, `generic`, or `none`: through user space.
     pub mode: String,
-    /// Why none.
+    /// Why the mode is `none`.
     pub refused: Option<String>,
-    /// Whether what came in by another interface goes out here by XDP: the driver has to take it.
+    /// Whether frames of other interfaces can be redirected to this one.
     pub target: bool,
 }
 
-/// What it says of a circuit.
+/// The state of a circuit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CircuitStatus {
-    /// Its id.
     pub id: String,
-    /// Whose it is.
     pub tenant: String,
-    /// Where its sides are bound.
+    /// Addresses of the bound sides.
     pub bound: [Option<SocketAddr>; 2],
-    /// Datagrams that each side sent and that were carried.
+    /// Forwarded datagrams, by sending side.
     pub datagrams: [u64; 2],
-    /// Their bytes.
+    /// Forwarded bytes, by sending side.
     pub bytes: [u64; 2],
-    /// Of the datagrams, those that XDP carried.
+    /// Datagrams that XDP forwarded, by sending side.
     pub fast: [u64; 2],
-    /// What happened to its sides.
+    /// Events of the sides.
     pub events: BTreeMap<String, u64>,
-    /// Datagrams that went nowhere, by reason.
+    /// Dropped datagrams, by reason.
     pub dropped: BTreeMap<String, u64>,
 }

@@ -1,10 +1,10 @@
-//! Carries an opened connection: bytes both ways, each way ending by itself.
+//! Relays an opened connection: each direction ends independently.
 //!
 //! ```text
-//!   bytes ──▶ pipe ──▶ bytes       end of stream ──▶ FIN to the other side, the other way goes on
+//!   bytes ──▶ pipe ──▶ bytes       end of stream ──▶ FIN to the other side; the other direction goes on
 //!   a side is reset ─────────────▶ the other side is reset
-//!   a side takes no more ────────▶ what it still sends is delivered, what the other sends is thrown away
-//!   neither sends for so long ───▶ both are reset
+//!   a side refuses bytes ────────▶ its own bytes are delivered; those of the other side are discarded
+//!   idle timeout ────────────────▶ both sides are reset
 //! ```
 
 use std::{
@@ -20,21 +20,21 @@ use tokio::{
 };
 
 use super::{
-    ask_when_silent,
+    enable_keepalive,
     pipe::{Lent, Pipes, Read, read},
     received::received,
 };
 
-/// How long a side may go on sending to one that takes no more, once it was sent all of that one's bytes.
+/// Time to discard bytes for a side that refuses them, after the other direction has ended.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// How old a connection is before the kernel is to ask whether its backend is still there. Most are never.
+/// Age of a connection at which keepalive to its backend is switched on; most connections are shorter.
 const LASTING: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether the other way has ended.
+/// Interval of checks whether the other direction has ended.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Bytes of a tenant's connections.
+/// Byte counters of a tenant.
 #[derive(Clone, Debug, Default)]
 pub struct Traffic {
     /// From clients to backends.
@@ -46,19 +46,19 @@ pub struct Traffic {
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Both sides said so.
+    /// Both sides closed.
     Closed,
-    /// A side was reset, or lost.
+    /// A side was reset or lost.
     Reset,
-    /// Nothing was sent for too long.
+    /// The idle timeout passed.
     Idle,
 }
 
 impl End {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Closed, Self::Reset, Self::Idle];
 
-    /// For counters.
+    /// Stable name for counters.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -72,9 +72,9 @@ impl End {
 /// One side of a connection.
 struct Side<'a> {
     stream: &'a TcpStream,
-    /// Bytes that were read from it.
+    /// Bytes read.
     read: AtomicU64,
-    /// The end of its stream was read.
+    /// Whether the end of the stream was read.
     ended: AtomicBool,
 }
 
@@ -92,8 +92,8 @@ impl<'a> Side<'a> {
         activity.now();
     }
 
-    /// Whether the end that was read is the other end's word. The kernel tells of a reset once, and of an end ever
-    /// after; whoever wrote may have been told, or nobody, in the middle of a splice.
+    /// Whether the peer sent a FIN. The kernel reports a reset only once, perhaps to a write or within a
+    /// splice, and afterwards an end of the stream; so a read of 0 bytes alone proves nothing.
     fn has_ended(&self) -> bool {
         let read = self.read.load(Ordering::Relaxed);
         let ended = received(self.stream).is_ok_and(|received| received > read);
@@ -102,10 +102,10 @@ impl<'a> Side<'a> {
     }
 }
 
-/// A side sends no more and has not said that it would not.
+/// A side ended without a FIN.
 struct Lost;
 
-/// When something was last sent, either way.
+/// The time of the last byte in either direction.
 struct Activity {
     begun: Instant,
     /// Milliseconds after `begun`.
@@ -130,8 +130,8 @@ impl Activity {
     }
 }
 
-/// Carries until both ways have ended, one side is lost, or nothing was sent for `idle`. Of the client `read` bytes
-/// were read before.
+/// Relays until both directions have ended, a side is lost, or no byte came for `idle`. `read` bytes of the
+/// client were read before.
 pub async fn carry(
     client: &TcpStream,
     read: usize,
@@ -152,7 +152,7 @@ pub async fn carry(
     match end {
         End::Closed => {}
         End::Reset | End::Idle => {
-            // A side that is gone already has nothing to be told.
+            // It fails only for a side that is closed already.
             let _ = client.stream.set_zero_linger();
             let _ = backend.stream.set_zero_linger();
         }
@@ -160,13 +160,13 @@ pub async fn carry(
     end
 }
 
-/// Waits until nothing was sent for `idle`.
+/// Waits until no byte came for `idle`.
 async fn lasting(activity: &Activity, backend: &Side<'_>, idle: Duration) {
     if idle > LASTING {
         sleep(LASTING).await;
-        // A socket that refuses is one that is gone already.
-        if let Err(error) = ask_when_silent(backend.stream) {
-            tracing::debug!(%error, "a socket's options");
+        // It fails only if the connection is closed already.
+        if let Err(error) = enable_keepalive(backend.stream) {
+            tracing::debug!(%error, "cannot enable keepalive");
         }
     }
     activity.silent_for(idle).await;
@@ -179,8 +179,8 @@ async fn both(
     activity: &Activity,
     pipes: &Pipes,
 ) -> End {
-    let up = way(client, backend, &traffic.up, activity, pipes);
-    let down = way(backend, client, &traffic.down, activity, pipes);
+    let up = relay_direction(client, backend, &traffic.up, activity, pipes);
+    let down = relay_direction(backend, client, &traffic.down, activity, pipes);
     tokio::pin!(up, down);
     let ended = tokio::select! {
         ended = &mut up => match ended {
@@ -198,11 +198,11 @@ async fn both(
     }
 }
 
-/// One way, to the end of its stream. Where it cannot write any more, the rest of the stream is thrown away: a socket
-/// that is closed with bytes unread resets its other end, which then loses what it has not read yet.
+/// Relays one direction to the end of its stream. If the destination refuses bytes, the rest of the stream is
+/// discarded: a socket closed with unread bytes resets its peer, which would lose bytes it has not read yet.
 ///
-/// Few bytes are read and written, which costs two calls; many are moved by the kernel.
-async fn way(
+/// Few bytes are copied, which costs two system calls; many are moved by splice(2).
+async fn relay_direction(
     from: &Side<'_>,
     to: &Side<'_>,
     bytes: &Counter,
@@ -212,7 +212,7 @@ async fn way(
     let mut many = false;
     loop {
         from.stream.readable().await.map_err(|_| Lost)?;
-        // A stream that never pauses must not keep the others of its thread waiting.
+        // A stream that never pauses must not starve the others of its thread.
         tokio::task::coop::consume_budget().await;
         let mut between;
         if many {
@@ -265,14 +265,14 @@ async fn way(
     }
 }
 
-/// The stream has ended, or so it was read.
+/// A read of 0 bytes: the stream has ended, or the side is lost.
 fn ended(from: &Side<'_>, to: &Side<'_>) -> Result<(), Lost> {
     if !from.has_ended() {
         return Err(Lost);
     }
-    // Where both have ended, closing says it.
+    // If both have ended, the close sends the FIN.
     if !to.ended.load(Ordering::Relaxed) {
-        // An error here is the other way's to find.
+        // The other direction finds an error.
         let _ = finish(to.stream);
     }
     Ok(())
@@ -285,7 +285,7 @@ fn again(error: &io::Error) -> bool {
     )
 }
 
-/// Says that nothing more comes.
+/// Sends a FIN.
 fn finish(to: &TcpStream) -> io::Result<()> {
     use std::os::fd::AsRawFd as _;
     Ok(nix::sys::socket::shutdown(
@@ -294,7 +294,7 @@ fn finish(to: &TcpStream) -> io::Result<()> {
     )?)
 }
 
-/// Reads to the end of the stream, or of the socket; for [`LINGER`] once the other way has ended.
+/// Discards bytes to the end of the stream; for at most [`LINGER`] after the other direction has ended.
 async fn discard(from: &Side<'_>, to: &Side<'_>) {
     let mut end = None;
     loop {
@@ -305,15 +305,15 @@ async fn discard(from: &Side<'_>, to: &Side<'_>) {
             return;
         }
         match timeout(LOOK, from.stream.readable()).await {
-            Ok(Ok(())) if thrown_away(from.stream) => {}
+            Ok(Ok(())) if discard_some(from.stream) => {}
             Ok(_) => return,
             Err(_) => {}
         }
     }
 }
 
-/// Throws away what is there; false when nothing more comes.
-fn thrown_away(from: &TcpStream) -> bool {
+/// Discards available bytes; false at the end of the stream.
+fn discard_some(from: &TcpStream) -> bool {
     let mut bytes = [0; 4096];
     match from.try_read(&mut bytes) {
         Ok(read) => read > 0,

@@ -1,4 +1,4 @@
-//! What the relay counts.
+//! Counters of the relay.
 
 use std::sync::Arc;
 
@@ -13,61 +13,57 @@ use super::{
     open::Refused,
 };
 
-/// Why, as a label.
+/// Label `reason`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Reason {
-    /// One of a fixed set.
     pub reason: &'static str,
 }
 
-/// Whose, as a label; empty: nobody's in particular.
+/// Label `tenant`; empty: no tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Tenant {
-    /// Its name.
     pub tenant: String,
 }
 
-/// Whose bytes and which way, as labels.
+/// Labels of a tenant and a direction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Way {
-    /// The tenant's name.
     pub tenant: String,
-    /// `up`, to the backend, or `down`.
+    /// `up`: to the backend; `down`: to the client.
     pub direction: &'static str,
 }
 
-/// To whom, as a label.
+/// Label `backend`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Backend {
-    /// The backend's name.
     pub backend: String,
 }
 
-/// All of it. Clones count together.
+/// All counters. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Counters {
-    /// Connections that came.
+    /// Accepted connections.
     pub accepted: Counter,
-    /// Of them those that were not relayed, by reason; one a connection.
+    /// Refused connections, by reason.
     pub refused: Family<Reason, Counter>,
-    /// Of them those that were, by tenant.
+    /// Relayed connections, by tenant.
     pub relayed: Family<Tenant, Counter>,
-    /// Those relayed now, by tenant.
+    /// Open connections, by tenant.
     pub open: Family<Tenant, Gauge>,
-    /// Those that ended, by how.
+    /// Ended connections, by kind of end.
     pub ended: Family<Reason, Counter>,
-    /// Bytes, by tenant and direction; the hello counts, the PROXY header does not.
+    /// Relayed bytes, by tenant and direction, with the hello and without the PROXY header.
     pub bytes: Family<Way, Counter>,
-    /// Attempts to reach a backend's address that failed, by backend.
+    /// Failed connects to addresses of a backend.
     pub dial_failures: Family<Backend, Counter>,
-    /// Buffers taken for want of a pipe.
+    /// Times that bytes were copied because no pipe was free.
     pub short_of_pipes: Counter,
-    /// Connections that could not be accepted.
+    /// Failed accepts.
     pub accept_failures: Counter,
 }
 
 impl Counters {
-    /// At zero. `short_of_pipes` is counted where pipes are lent.
+    /// Counters at zero. The pool of pipes counts `short_of_pipes`.
     #[must_use]
     pub fn new(short_of_pipes: Counter) -> Self {
         let counters = Self {
@@ -81,7 +77,7 @@ impl Counters {
             short_of_pipes,
             accept_failures: Counter::default(),
         };
-        // What never happened is a zero, not a gap.
+        // Series exist from the start, so that their rates are right.
         for reason in Refused::REASONS {
             drop(counters.refused.get_or_create(&Reason { reason }));
         }
@@ -92,13 +88,13 @@ impl Counters {
         counters
     }
 
-    /// One more for that reason.
+    /// Counts a refused connection.
     pub fn refuse(&self, refused: &Refused) {
         let reason = refused.reason();
         self.refused.get_or_create(&Reason { reason }).inc();
     }
 
-    /// The bytes of a tenant.
+    /// The byte counters of a tenant.
     #[must_use]
     pub fn traffic(&self, tenant: &str) -> Traffic {
         let of = |direction| {
@@ -113,7 +109,7 @@ impl Counters {
         }
     }
 
-    /// One more relayed connection of a tenant, until it is dropped.
+    /// Counts a relayed connection of a tenant, open until the result is dropped.
     #[must_use]
     pub fn opened(&self, tenant: &str) -> Open {
         let tenant = Tenant {
@@ -125,58 +121,50 @@ impl Counters {
         Open(open)
     }
 
-    /// Makes them known under their names.
+    /// Registers all metrics.
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("causeway_gateway");
         let mut add = |name: &str, help: &str, counter: &Counter| {
             registry.register(name, help, counter.clone());
         };
-        add("connections", "TCP connections that came", &self.accepted);
+        add("connections", "Accepted TCP connections", &self.accepted);
         add(
             "short_of_pipes",
-            "Times that bytes were copied for want of a pipe",
+            "Times that bytes were copied because no pipe was free",
             &self.short_of_pipes,
         );
-        add(
-            "accept_failures",
-            "Connections that could not be accepted",
-            &self.accept_failures,
-        );
+        add("accept_failures", "Failed accepts", &self.accept_failures);
         registry.register(
             "refused",
-            "Connections that were not relayed",
+            "Refused connections, by `reason`",
             self.refused.clone(),
         );
-        registry.register(
-            "relayed",
-            "Connections that were relayed",
-            self.relayed.clone(),
-        );
+        registry.register("relayed", "Relayed connections", self.relayed.clone());
         registry.register(
             "open_connections",
-            "Connections that are relayed now",
+            "Relayed connections that are open",
             self.open.clone(),
         );
         registry.register(
             "ended",
-            "Relayed connections that ended",
+            "Relayed connections that have ended, by `reason`",
             self.ended.clone(),
         );
         registry.register_with_unit(
             "relayed",
-            "Bytes relayed, up to backends and down to clients",
+            "Relayed bytes: `up` to backends, `down` to clients",
             Unit::Bytes,
             self.bytes.clone(),
         );
         registry.register(
             "dial_failures",
-            "Attempts to reach a backend's address that failed",
+            "Failed connects to addresses of a backend",
             self.dial_failures.clone(),
         );
     }
 }
 
-/// A relayed connection in the count of those open.
+/// An open relayed connection, for the gauge.
 #[derive(Debug)]
 pub struct Open(Gauge);
 
@@ -186,7 +174,7 @@ impl Drop for Open {
     }
 }
 
-/// A tenant's name as a label.
+/// The label value of a tenant; empty without one.
 #[must_use]
 pub fn label(tenant: Option<&Arc<str>>) -> &str {
     tenant.map_or("", |name| name)

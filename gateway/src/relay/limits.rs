@@ -1,4 +1,4 @@
-//! How many connections there may be: in all, of one source, of one tenant.
+//! Limits of connections: of the gateway, of a source, of a tenant.
 
 use std::{
     collections::HashMap,
@@ -9,21 +9,21 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// A limit that is reached.
+/// The limit that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
-    /// Of all connections.
-    #[error("there are as many connections as limits.connections allows")]
+    /// Of the gateway.
+    #[error("the gateway has limits.connections connections")]
     Gateway,
     /// Of one source.
-    #[error("the source has as many connections as limits.per_source allows")]
+    #[error("the source has limits.per_source connections")]
     Source,
     /// Of one tenant.
-    #[error("the tenant has as many connections as it may")]
+    #[error("the tenant has as many connections as its limit allows")]
     Tenant,
 }
 
-/// Who counts as one: an IPv4 address; of IPv6 the /64, which is one site's (RFC 6177).
+/// A source: an IPv4 address, or an IPv6 /64, which belongs to one site (RFC 6177).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Source {
     V4(u32),
@@ -42,54 +42,53 @@ impl Source {
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    /// Those who may still take places.
-    takers: usize,
+    /// Listeners that may still add connections.
+    listeners: usize,
     sources: HashMap<Source, u32>,
     tenants: HashMap<Arc<str>, u32>,
 }
 
-/// The places of all connections.
+/// The counts of present connections.
 #[derive(Debug, Default)]
-pub struct Places {
+pub struct Connections {
     taken: Mutex<Taken>,
     empty: Notify,
 }
 
-/// The place of one connection; free again when it is dropped.
+/// A counted connection; its drop ends the count.
 #[derive(Debug)]
-pub struct Place {
-    places: Arc<Places>,
+pub struct Counted {
+    connections: Arc<Connections>,
     source: Source,
     tenant: Option<Arc<str>>,
 }
 
-/// Keeps places from being empty for good: more may be taken. Until it is dropped.
+/// A listener that may add connections: [`Connections::empty`] waits for its drop.
 #[derive(Debug)]
-pub struct Taker {
-    places: Arc<Places>,
+pub struct Listener {
+    connections: Arc<Connections>,
 }
 
-impl Places {
-    /// One more who takes places.
+impl Connections {
+    /// Counts a listener.
     #[must_use]
-    pub fn taker(self: &Arc<Self>) -> Taker {
-        self.lock().takers += 1;
-        Taker {
-            places: Arc::clone(self),
+    pub fn listener(self: &Arc<Self>) -> Listener {
+        self.lock().listeners += 1;
+        Listener {
+            connections: Arc::clone(self),
         }
     }
 
-    /// A place for a connection from `source`, if it is among the first `all`, and the first `per_source` of its
-    /// source.
+    /// Counts a connection from `source`, within `all` connections and `per_source` of its source.
     ///
     /// # Errors
-    /// [`Full`]; nothing is taken.
+    /// [`Full`]; the connection is not counted.
     pub fn take(
         self: &Arc<Self>,
         source: IpAddr,
         all: usize,
         per_source: u32,
-    ) -> Result<Place, Full> {
+    ) -> Result<Counted, Full> {
         let source = Source::of(source);
         let mut taken = self.lock();
         if taken.all >= all {
@@ -100,26 +99,26 @@ impl Places {
         }
         taken.all += 1;
         drop(taken);
-        Ok(Place {
-            places: Arc::clone(self),
+        Ok(Counted {
+            connections: Arc::clone(self),
             source,
             tenant: None,
         })
     }
 
-    /// How many there are.
+    /// Number of connections.
     #[must_use]
     pub fn all(&self) -> usize {
         self.lock().all
     }
 
-    /// How many there are of a tenant.
+    /// Number of connections of a tenant.
     #[must_use]
     pub fn of(&self, tenant: &str) -> u32 {
         self.lock().tenants.get(tenant).copied().unwrap_or(0)
     }
 
-    /// Waits until there are none, and nobody is left to take one.
+    /// Waits until no connection and no listener is left.
     pub async fn empty(&self) {
         loop {
             let empty = self.empty.notified();
@@ -130,56 +129,56 @@ impl Places {
         }
     }
 
-    /// A thread that panicked left counts as they were: each change of them is one statement.
+    /// A poisoned lock is usable: each change of the counts is one statement.
     fn lock(&self) -> std::sync::MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Place {
-    /// Makes it a place of `tenant`, if it is among that one's first `limit`.
+impl Counted {
+    /// Counts the connection for `tenant`, within `limit` connections of the tenant.
     ///
     /// # Errors
     /// [`Full::Tenant`].
-    pub fn give(&mut self, tenant: &Arc<str>, limit: u32) -> Result<(), Full> {
-        let mut taken = self.places.lock();
+    pub fn assign(&mut self, tenant: &Arc<str>, limit: u32) -> Result<(), Full> {
+        let mut taken = self.connections.lock();
         if !take(&mut taken.tenants, tenant, limit) {
             return Err(Full::Tenant);
         }
         if let Some(old) = self.tenant.replace(Arc::clone(tenant)) {
-            give_back(&mut taken.tenants, &old);
+            release(&mut taken.tenants, &old);
         }
         Ok(())
     }
 }
 
-impl Drop for Place {
+impl Drop for Counted {
     fn drop(&mut self) {
-        let mut taken = self.places.lock();
+        let mut taken = self.connections.lock();
         taken.all -= 1;
-        give_back(&mut taken.sources, &self.source);
+        release(&mut taken.sources, &self.source);
         if let Some(tenant) = &self.tenant {
-            give_back(&mut taken.tenants, tenant);
+            release(&mut taken.tenants, tenant);
         }
         if taken.are_empty() {
-            self.places.empty.notify_waiters();
+            self.connections.empty.notify_waiters();
         }
     }
 }
 
-impl Drop for Taker {
+impl Drop for Listener {
     fn drop(&mut self) {
-        let mut taken = self.places.lock();
-        taken.takers -= 1;
+        let mut taken = self.connections.lock();
+        taken.listeners -= 1;
         if taken.are_empty() {
-            self.places.empty.notify_waiters();
+            self.connections.empty.notify_waiters();
         }
     }
 }
 
 impl Taken {
     const fn are_empty(&self) -> bool {
-        self.all == 0 && self.takers == 0
+        self.all == 0 && self.listeners == 0
     }
 }
 
@@ -194,7 +193,7 @@ fn take<K: Clone + Eq + Hash>(counts: &mut HashMap<K, u32>, key: &K, limit: u32)
     true
 }
 
-fn give_back<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: &K) {
+fn release<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {
@@ -214,70 +213,70 @@ mod tests {
 
     #[test]
     fn a_source_is_an_address_or_a_64() {
-        let places = Arc::new(Places::default());
-        let take = |source| places.take(ip(source), 100, 1);
+        let connections = Arc::new(Connections::default());
+        let take = |source| connections.take(ip(source), 100, 1);
         let _kept = [
-            take("192.0.2.1").expect("a place"),
-            take("192.0.2.2").expect("a place"),
-            take("2001:db8:0:1::1").expect("a place"),
-            take("2001:db8:0:2::1").expect("a place"),
+            take("192.0.2.1").expect("a count"),
+            take("192.0.2.2").expect("a count"),
+            take("2001:db8:0:1::1").expect("a count"),
+            take("2001:db8:0:2::1").expect("a count"),
         ];
         assert_eq!(take("::ffff:192.0.2.1").err(), Some(Full::Source));
         assert_eq!(take("2001:db8:0:1:ffff::1").err(), Some(Full::Source));
     }
 
     #[test]
-    fn a_place_changes_its_tenant_and_none_is_lost() {
-        let places = Arc::new(Places::default());
-        let mut place = places.take(ip("::1"), 1, 1).expect("a place");
-        assert_eq!(places.take(ip("::2"), 1, 1).err(), Some(Full::Gateway));
+    fn a_connection_changes_its_tenant() {
+        let connections = Arc::new(Connections::default());
+        let mut counted = connections.take(ip("::1"), 1, 1).expect("a count");
+        assert_eq!(connections.take(ip("::2"), 1, 1).err(), Some(Full::Gateway));
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
-        assert_eq!(place.give(&a, 0), Err(Full::Tenant));
-        assert_eq!(place.give(&a, 1), Ok(()));
-        assert_eq!(place.give(&b, 1), Ok(()));
-        assert_eq!((places.of("a"), places.of("b")), (0, 1));
-        drop(place);
-        assert_eq!((places.all(), places.of("b")), (0, 0));
+        assert_eq!(counted.assign(&a, 0), Err(Full::Tenant));
+        assert_eq!(counted.assign(&a, 1), Ok(()));
+        assert_eq!(counted.assign(&b, 1), Ok(()));
+        assert_eq!((connections.of("a"), connections.of("b")), (0, 1));
+        drop(counted);
+        assert_eq!((connections.all(), connections.of("b")), (0, 0));
     }
 
     #[tokio::test]
-    async fn who_waits_for_the_last_is_told() {
-        let places = Arc::new(Places::default());
-        places.empty().await;
-        let taker = places.taker();
-        let place = places.take(ip("::1"), 1, 1).expect("a place");
+    async fn empty_waits_for_the_last_connection_and_listener() {
+        let connections = Arc::new(Connections::default());
+        connections.empty().await;
+        let listener = connections.listener();
+        let counted = connections.take(ip("::1"), 1, 1).expect("a count");
         let waiting = || {
-            let places = Arc::clone(&places);
-            tokio::spawn(async move { places.empty().await })
+            let connections = Arc::clone(&connections);
+            tokio::spawn(async move { connections.empty().await })
         };
         let first = waiting();
         tokio::task::yield_now().await;
-        drop(place);
+        drop(counted);
         tokio::task::yield_now().await;
-        assert!(!first.is_finished(), "more may come");
-        let place = places.take(ip("::1"), 1, 1).expect("a place");
-        drop(taker);
+        assert!(!first.is_finished(), "a listener is left");
+        let counted = connections.take(ip("::1"), 1, 1).expect("a count");
+        drop(listener);
         tokio::task::yield_now().await;
-        assert!(!first.is_finished(), "one is there");
-        drop(place);
-        first.await.expect("told");
-        let taker = places.taker();
+        assert!(!first.is_finished(), "a connection is left");
+        drop(counted);
+        first.await.expect("woken");
+        let listener = connections.listener();
         let second = waiting();
         tokio::task::yield_now().await;
-        drop(taker);
-        second.await.expect("told");
+        drop(listener);
+        second.await.expect("woken");
     }
 
     proptest! {
         #[test]
-        fn counts_are_what_is_held(
+        fn counts_equal_the_held_connections(
             acts in vec((0u8..4, 0usize..3, 0usize..8), 0..200),
             (all, per_source, per_tenant) in (0usize..8, 0u32..4, 0u32..4),
         ) {
             let sources = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(ip);
             let tenants: [Arc<str>; 3] = ["a".into(), "b".into(), "c".into()];
-            let places = Arc::new(Places::default());
-            let mut held: Vec<(Place, usize, Option<usize>)> = Vec::new();
+            let connections = Arc::new(Connections::default());
+            let mut held: Vec<(Counted, usize, Option<usize>)> = Vec::new();
             for (act, which, at) in acts {
                 let of_source = held.iter().filter(|h| h.1 == which).count();
                 let of_tenant = held.iter().filter(|h| h.2 == Some(which)).count();
@@ -290,12 +289,12 @@ mod tests {
                         } else {
                             Ok(())
                         };
-                        let place = places.take(sources[which], all, per_source);
-                        prop_assert_eq!(place.as_ref().map(|_| ()).map_err(|e| *e), wanted);
-                        held.extend(place.ok().map(|place| (place, which, None)));
+                        let counted = connections.take(sources[which], all, per_source);
+                        prop_assert_eq!(counted.as_ref().map(|_| ()).map_err(|e| *e), wanted);
+                        held.extend(counted.ok().map(|counted| (counted, which, None)));
                     }
                     2 if at < held.len() => {
-                        let given = held[at].0.give(&tenants[which], per_tenant);
+                        let given = held[at].0.assign(&tenants[which], per_tenant);
                         prop_assert_eq!(given.is_ok(), of_tenant < per_tenant as usize);
                         if given.is_ok() {
                             held[at].2 = Some(which);
@@ -304,15 +303,15 @@ mod tests {
                     3 if at < held.len() => drop(held.swap_remove(at)),
                     _ => {}
                 }
-                prop_assert_eq!(places.all(), held.len());
+                prop_assert_eq!(connections.all(), held.len());
                 for (n, tenant) in tenants.iter().enumerate() {
                     let count = held.iter().filter(|h| h.2 == Some(n)).count();
-                    prop_assert_eq!(places.of(tenant) as usize, count);
+                    prop_assert_eq!(connections.of(tenant) as usize, count);
                 }
             }
             drop(held);
-            let taken = places.lock();
-            prop_assert!(taken.sources.is_empty() && taken.tenants.is_empty(), "nothing grows for ever");
+            let taken = connections.lock();
+            prop_assert!(taken.sources.is_empty() && taken.tenants.is_empty(), "no entry is left");
         }
     }
 }

@@ -1,14 +1,14 @@
-//! The TCP relay: from a client's hello to the backend it names, and then byte for byte.
+//! The TCP relay: connects a client to the backend that its TLS hello names, then copies bytes.
 //!
 //! ```text
 //!            limits      hello, in time     route        dial, PROXY header
 //!   accept ─────────▶ ○ ───────────────▶ ○ ───────▶ ○ ────────────────────▶ carry ─▶ ended, counted
-//!     │               └───── refused, counted, told by a TLS alert where TLS is spoken
-//!     └ drain: no more of these; those that are carried go on
+//!     │               └───── refused, counted, answered by a TLS alert if the client speaks TLS
+//!     └ drain: accepts no more; relayed connections go on
 //! ```
 //!
-//! TLS is never terminated: the gateway has no key that could. A connection that is idle has two sockets, a task and no
-//! buffer, and lives on one thread (`threads`).
+//! The relay never terminates TLS; the gateway has no key for that. An idle connection has two sockets, a
+//! task and no buffer, and stays on one thread (`threads`).
 
 pub mod carry;
 pub mod counters;
@@ -17,7 +17,6 @@ mod open;
 mod pipe;
 mod proxy;
 mod received;
-pub mod route;
 mod threads;
 
 use std::{
@@ -30,6 +29,7 @@ use std::{
     time::Duration,
 };
 
+pub use gateway_core::route;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -41,56 +41,56 @@ pub use self::open::Refused;
 use self::{
     carry::{Traffic, carry},
     counters::Counters,
-    limits::Places,
+    limits::Connections,
     pipe::Pipes,
     route::Table,
     threads::{Busy, Threads},
 };
 
-/// Connections that wait to be accepted, at most; the kernel's `net.core.somaxconn` may be less.
+/// Length of the accept queue; `net.core.somaxconn` may limit it further.
 const BACKLOG: u32 = 4096;
-/// Pause after a connection could not be accepted: the reason, most often too many open files, stays for a while.
+/// Pause after a failed accept: its usual cause, too many open files, does not end at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Silence after which a side is asked whether it is still there, how often, and how many answers may be missing.
+/// TCP keepalive: idle time and interval in seconds, and number of probes without an answer.
 const KEEPALIVE: (u32, u32, u32) = (60, 10, 6);
-/// Threads are no more than this, how many processors there may be.
+/// Threads at most, on any number of processors.
 const MOST_THREADS: usize = 64;
 
-/// How long things may take.
+/// Timeouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
-    /// From the first moment to the last byte of the hello.
+    /// From the accept to the last byte of the hello.
     pub hello: Duration,
-    /// To reach one address of a backend.
+    /// Connect to one address of a backend.
     pub dial: Duration,
-    /// Neither side sends anything.
+    /// Time without a byte from either side.
     pub idle: Duration,
 }
 
-/// How many connections there may be.
+/// Limits of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// In all.
+    /// Of the gateway.
     pub connections: usize,
-    /// Of one IPv4 address, or of one IPv6 /64.
+    /// Of one source: an IPv4 address, or an IPv6 /64.
     pub per_source: u32,
-    /// Pipes that the kernel moves bytes through, two open files each; beyond them, bytes are copied.
+    /// Pipes for splice(2), two open files each; without a pipe, bytes are copied.
     pub pipes: usize,
 }
 
-/// Where connections go.
+/// A backend: the server behind the gateway.
 #[derive(Debug)]
 pub struct Backend {
-    /// Where it listens: the next is tried when one does not answer.
+    /// Addresses in order of preference; the next is tried when one does not answer.
     pub addresses: Vec<SocketAddr>,
-    /// Whether it is told who connected, by PROXY protocol version 2.
+    /// Whether the gateway sends a PROXY protocol header (version 2) first.
     pub proxy: bool,
-    /// The place of the address that last answered.
+    /// Index of the address that last answered.
     last: AtomicUsize,
 }
 
 impl Backend {
-    /// A backend at these addresses.
+    /// A backend with these addresses.
     #[must_use]
     pub const fn new(addresses: Vec<SocketAddr>, proxy: bool) -> Self {
         Self {
@@ -109,48 +109,45 @@ impl PartialEq for Backend {
 
 impl Eq for Backend {}
 
-/// What the relay is to do.
+/// The configuration of the relay.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Where it listens; of port 0 the kernel chooses one.
+    /// Addresses to listen on; the kernel chooses a port for port 0.
     pub listen: Vec<SocketAddr>,
-    /// Bounds.
     pub limits: Limits,
-    /// Deadlines.
     pub times: Times,
-    /// Connections that each tenant may have.
+    /// Connections of each tenant at most.
     pub tenants: HashMap<Arc<str>, u32>,
     /// Backends by name.
     pub backends: HashMap<Arc<str>, Backend>,
-    /// Which hello is for which backend.
+    /// Routes from hellos to backends.
     pub table: Table,
 }
 
-/// Why the relay does not listen. It goes on as it was.
+/// Why the relay does not start, or keeps its old plan.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An address cannot be had.
+    /// An address cannot be bound.
     #[error(
-        "cannot listen on {address}: {source}; is another gateway running, and is the address this machine's?"
+        "cannot listen on {address}: {source}; check that no other gateway runs and that the address belongs \
+         to this machine"
     )]
     Listen {
-        /// The address.
         address: SocketAddr,
-        /// Why not.
         source: io::Error,
     },
-    /// There are no threads.
-    #[error("the relay's threads cannot be started: {0}")]
+    /// The threads cannot be started.
+    #[error("cannot start the threads of the relay: {0}")]
     Threads(#[source] io::Error),
-    /// It drains.
-    #[error("the gateway is draining and takes no new plan; start it again")]
+    /// The relay drains.
+    #[error("the gateway is draining and accepts no new configuration; restart it")]
     Draining,
 }
 
-/// What every connection needs.
+/// What all connections share.
 struct Shared {
     plan: RwLock<Arc<Plan>>,
-    places: Arc<Places>,
+    connections: Arc<Connections>,
     pipes: Pipes,
     counters: Counters,
     threads: Threads,
@@ -162,13 +159,13 @@ impl Shared {
     }
 }
 
-/// An address that is listened on.
+/// An address with its accept tasks.
 struct Listening {
-    /// As the plan has it.
+    /// As in the plan.
     wanted: SocketAddr,
-    /// With the port that the kernel chose.
+    /// With the port in use.
     address: SocketAddr,
-    /// Ends it when it is dropped.
+    /// Its drop ends the tasks.
     _stop: watch::Sender<()>,
 }
 
@@ -192,7 +189,7 @@ struct Bound {
     sockets: Vec<TcpListener>,
 }
 
-/// A relay that runs. Dropped, it accepts no more; connections go on.
+/// A running relay. Its drop ends the listeners; connections go on.
 pub struct Relay {
     shared: Arc<Shared>,
     listening: Mutex<Listeners>,
@@ -204,20 +201,20 @@ enum Listeners {
 }
 
 impl Relay {
-    /// Open files beside those of connections, if it listens on so many addresses.
+    /// Open files other than those of connections, with this number of listen addresses.
     #[must_use]
     pub fn files(addresses: usize) -> usize {
         processors() * (threads::FILES + addresses)
     }
 
-    /// Listens, with a thread for each processor.
+    /// Starts the relay with a thread for each processor.
     ///
     /// # Errors
-    /// When an address cannot be had; none is listened on then.
+    /// When an address cannot be bound; the relay listens on none then.
     pub fn start(plan: Plan) -> Result<Self, Error> {
         let pipes = Pipes::new(plan.limits.pipes);
         let shared = Arc::new(Shared {
-            places: Arc::default(),
+            connections: Arc::default(),
             counters: Counters::new(pipes.short.clone()),
             pipes,
             threads: Threads::start(processors()).map_err(Error::Threads)?,
@@ -298,12 +295,12 @@ impl Relay {
             let (stop, stopped) = watch::channel(());
             let address = new.address;
             for (n, socket) in new.sockets.into_iter().enumerate() {
-                let taker = self.shared.places.taker();
+                let listener = self.shared.connections.listener();
                 let shared = Arc::clone(&self.shared);
                 let stopped = stopped.clone();
                 self.shared.threads.runtime(n).spawn(async move {
                     accept(n, socket, address, stopped, shared).await;
-                    drop(taker);
+                    drop(listener);
                 });
             }
             tracing::info!(%address, "listening");
@@ -315,7 +312,7 @@ impl Relay {
         }
     }
 
-    /// Where it listens.
+    /// Listen addresses with the ports in use.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
         match &*self.listening() {
@@ -324,41 +321,41 @@ impl Relay {
         }
     }
 
-    /// Accepts no more. What had come is still served.
+    /// Stops accepting. Connections in the accept queue are still served.
     pub fn drain(&self) {
         *self.listening() = Listeners::Draining;
     }
 
-    /// Whether it drains.
+    /// Whether [`drain`](Self::drain) was called.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         matches!(*self.listening(), Listeners::Draining)
     }
 
-    /// Waits until there is no connection and it listens no more.
+    /// Waits until no connection is left and no listener.
     pub async fn empty(&self) {
-        self.shared.places.empty().await;
+        self.shared.connections.empty().await;
     }
 
-    /// Connections now, those that are being opened included.
+    /// Present connections, those being opened included.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.shared.places.all()
+        self.shared.connections.all()
     }
 
-    /// Connections of a tenant now.
+    /// Present connections of a tenant.
     #[must_use]
     pub fn connections_of(&self, tenant: &str) -> u32 {
-        self.shared.places.of(tenant)
+        self.shared.connections.of(tenant)
     }
 
-    /// Pipes and buffers that no connection holds.
+    /// Pipes and buffers that no connection uses.
     #[must_use]
     pub fn unused_pipes(&self) -> usize {
         self.shared.pipes.unused()
     }
 
-    /// What it counted.
+    /// The counters of the relay.
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
@@ -371,16 +368,16 @@ impl Relay {
     }
 }
 
-/// How many threads there are.
+/// The number of threads.
 fn processors() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     processors.min(MOST_THREADS)
 }
 
-/// A listener for each thread, and the address that they have.
+/// Binds a listener for each thread, all to one address; returns the address with its port.
 fn bind(address: SocketAddr, threads: &Threads) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
     let first = open(address)?;
-    // Bound before it shares: an address that another process has is refused, even if that one would share it.
+    // Bound before SO_REUSEPORT is set: fails if another process has the address, even one that shares it.
     first.bind(address)?;
     first.set_reuseport(true)?;
     let bound = first.local_addr()?;
@@ -403,21 +400,21 @@ fn open(address: SocketAddr) -> io::Result<TcpSocket> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => {
             let socket = TcpSocket::new_v6()?;
-            // IPv4 has a socket of its own, so that addresses are of one family everywhere.
+            // IPv4 has sockets of its own.
             setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
             socket
         }
     };
-    // A gateway that was killed is back at once, although connections of its time are not forgotten.
+    // A restarted gateway binds at once, although connections of the old process are in TIME-WAIT.
     socket.set_reuseaddr(true)?;
-    // What is accepted has them from its listener.
+    // Accepted sockets inherit the options.
     socket.set_nodelay(true)?;
-    ask_when_silent(&socket)?;
+    enable_keepalive(&socket)?;
     Ok(socket)
 }
 
-/// Has the kernel ask the other side of a silent connection whether it is still there.
-fn ask_when_silent(socket: &impl AsFd) -> io::Result<()> {
+/// Switches TCP keepalive on.
+fn enable_keepalive(socket: &impl AsFd) -> io::Result<()> {
     let (idle, interval, count) = KEEPALIVE;
     setsockopt(socket, sockopt::KeepAlive, &true)?;
     setsockopt(socket, sockopt::TcpKeepIdle, &idle)?;
@@ -426,7 +423,7 @@ fn ask_when_silent(socket: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Accepts on thread `n` until it is stopped, and then what has come by then.
+/// Accepts on thread `n` until the listener is stopped, and then the rest of the accept queue.
 async fn accept(
     n: usize,
     socket: TcpListener,
@@ -437,7 +434,7 @@ async fn accept(
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
-            // Only its end is ever heard.
+            // No value is ever sent.
             _ = stopped.changed() => break,
         };
         match accepted {
@@ -455,7 +452,7 @@ async fn accept(
 
 fn not_accepted(error: &io::Error, shared: &Shared) {
     shared.counters.accept_failures.inc();
-    tracing::warn!(%error, "a connection could not be accepted");
+    tracing::warn!(%error, "cannot accept a connection");
 }
 
 fn begin(n: usize, client: TcpStream, ends: (SocketAddr, SocketAddr), shared: &Arc<Shared>) {
@@ -466,23 +463,26 @@ fn begin(n: usize, client: TcpStream, ends: (SocketAddr, SocketAddr), shared: &A
         per_source,
         ..
     } = plan.limits;
-    let place = match shared.places.take(ends.0.ip(), connections, per_source) {
-        Ok(place) => place,
+    let counted = match shared
+        .connections
+        .take(ends.0.ip(), connections, per_source)
+    {
+        Ok(counted) => counted,
         Err(full) => return refuse(ends.0, &full.into(), shared),
     };
     let (chosen, busy) = shared.threads.take(n);
     let shared = Arc::clone(shared);
     if chosen == n {
-        tokio::spawn(serve(client, ends, (place, busy), plan, shared));
+        tokio::spawn(serve(client, ends, (counted, busy), plan, shared));
         return;
     }
-    // Its socket leaves this thread's runtime for the other's.
+    // The socket moves to the runtime of another thread.
     match client.into_std() {
         Ok(client) => {
             let there = shared.threads.runtime(chosen).clone();
             there.spawn(async move {
                 match TcpStream::from_std(client) {
-                    Ok(client) => serve(client, ends, (place, busy), plan, shared).await,
+                    Ok(client) => serve(client, ends, (counted, busy), plan, shared).await,
                     Err(error) => not_accepted(&error, &shared),
                 }
             });
@@ -493,22 +493,22 @@ fn begin(n: usize, client: TcpStream, ends: (SocketAddr, SocketAddr), shared: &A
 
 fn refuse(from: SocketAddr, refused: &Refused, shared: &Shared) {
     shared.counters.refuse(refused);
-    tracing::debug!(%from, reason = refused.reason(), why = %refused, "refused");
+    tracing::debug!(%from, reason = refused.reason(), error = %refused, "connection refused");
 }
 
 async fn serve(
     client: TcpStream,
     (from, local): (SocketAddr, SocketAddr),
-    (mut place, busy): (limits::Place, Busy),
+    (mut counted, busy): (limits::Counted, Busy),
     plan: Arc<Plan>,
     shared: Arc<Shared>,
 ) {
     let counters = &shared.counters;
-    // Boxed, and gone when it is opened: what is needed to open is much more than what is kept while it is idle.
+    // Boxed, so that the large state of opening is freed before the connection may become idle.
     let opened = Box::pin(open::open(
         &client,
         (from, local),
-        &mut place,
+        &mut counted,
         &plan,
         counters,
     ))
@@ -526,7 +526,7 @@ async fn serve(
     let traffic: Traffic = counters.traffic(&tenant);
     traffic.up.inc_by(bytes as u64);
     let open = counters.opened(&tenant);
-    tracing::debug!(%from, tenant, "relayed");
+    tracing::debug!(%from, tenant, "connection relayed");
     drop(tenant);
     let end = carry(&client, bytes, &backend, idle, &traffic, &shared.pipes).await;
     let reason = end.name();
@@ -534,10 +534,10 @@ async fn serve(
         .ended
         .get_or_create(&counters::Reason { reason })
         .inc();
-    tracing::debug!(%from, end = reason, "ended");
-    // Closed before they are no longer counted: an empty relay has no socket.
+    tracing::debug!(%from, end = reason, "connection ended");
+    // Closed before they leave the count: an empty relay has no socket.
     drop((client, backend, open));
-    drop((busy, place));
+    drop((busy, counted));
 }
 
 #[cfg(test)]
@@ -547,7 +547,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     #[test]
-    fn what_is_accepted_sends_at_once_and_is_asked_when_silent() {
+    fn accepted_sockets_have_nodelay_and_keepalive() {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         runtime.block_on(async {
             let threads = Threads::start(1).expect("a thread");
@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_share_an_address_and_nobody_else_does() {
+    fn threads_share_an_address_and_other_processes_cannot() {
         let threads = Threads::start(3).expect("threads");
         let (address, sockets) = bind((Ipv4Addr::LOCALHOST, 0).into(), &threads).expect("bound");
         let bound = sockets.iter().map(|s| s.local_addr().expect("an address"));

@@ -1,4 +1,4 @@
-//! Opens a connection: from the first byte of a client to a backend that has its hello.
+//! Opens a connection: from the first byte of a client until the backend has its hello.
 
 use std::{io, net::SocketAddr, sync::atomic::Ordering, time::Duration};
 
@@ -10,49 +10,48 @@ use tokio::{
 use super::{
     Backend, Plan,
     counters::{Backend as BackendLabel, Counters, label},
-    limits::{Full, Place},
+    limits::{Counted, Full},
     pipe::receive,
     proxy,
     route::NoRoute,
 };
-use crate::hello::{self, Hello, Progress, Reader};
+use gateway_core::hello::{self, Hello, Progress, Reader};
 
-/// Bytes of a hello that are read at once.
+/// Bytes of one read.
 const READ: usize = 4096;
 
 /// Why a connection is not relayed.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// A limit.
+    /// A limit is reached.
     #[error(transparent)]
     Full(#[from] Full),
-    /// It ended before its first byte.
-    #[error("it ended before a byte came")]
+    /// The client closed before its first byte.
+    #[error("the client closed the connection before its first byte")]
     NoHello,
-    /// It ended within its hello.
-    #[error("it ended within its hello")]
+    /// The client closed within its hello.
+    #[error("the client closed the connection within its hello")]
     CutHello,
-    /// The hello did not come in time.
-    #[error("its hello was not whole in time")]
+    /// The hello was not complete in time.
+    #[error("the hello was not complete within relay.hello_timeout")]
     SlowHello,
-    /// The hello is none.
+    /// The bytes are no hello.
     #[error(transparent)]
     Hello(#[from] hello::Refusal),
-    /// Nobody is meant.
+    /// No route matches.
     #[error(transparent)]
     NoRoute(#[from] NoRoute),
-    /// The backend did not answer at any of its addresses, or took no hello.
-    #[error("backend {backend:?} is not reached: {source}")]
+    /// No address of the backend answered, or the backend did not take the hello.
+    #[error("backend {backend:?} is unreachable: {source}")]
     Unreachable {
-        /// Its name.
         backend: String,
-        /// What the last address said.
+        /// The error of the last address.
         source: io::Error,
     },
 }
 
 impl Refused {
-    /// Every reason there is.
+    /// All reasons.
     pub const REASONS: [&'static str; 19] = [
         "limit-gateway",
         "limit-source",
@@ -75,7 +74,7 @@ impl Refused {
         "backend-unreachable",
     ];
 
-    /// For counters and logs; never changes its meaning.
+    /// Stable name for counters and logs.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -93,8 +92,7 @@ impl Refused {
         }
     }
 
-    /// What the client is told: a fatal alert (RFC 8446 section 6), so that it need not guess. Nothing, if it has
-    /// not shown that it speaks TLS.
+    /// The fatal alert for the client (RFC 8446 section 6); `None` if the client may not speak TLS.
     const fn alert(&self) -> Option<u8> {
         match self {
             // internal_error
@@ -123,28 +121,28 @@ impl Refused {
     }
 }
 
-/// A backend that has a client's hello.
+/// A connected backend that has the hello of the client.
 pub(super) struct Opened {
     pub backend: TcpStream,
-    /// Whose connection it is, for counters.
+    /// Tenant of the connection, for counters.
     pub tenant: String,
-    /// Bytes from the client that the backend has.
+    /// Bytes of the client that were sent to the backend.
     pub bytes: usize,
 }
 
-/// Opens; a client that is refused is told why, where it speaks TLS.
+/// Opens a connection. A refused client that speaks TLS gets an alert.
 pub(super) async fn open(
     client: &TcpStream,
     (from, local): (SocketAddr, SocketAddr),
-    place: &mut Place,
+    counted: &mut Counted,
     plan: &Plan,
     counters: &Counters,
 ) -> Result<Opened, Refused> {
-    let opened = opened(client, (from, local), place, plan, counters).await;
+    let opened = opened(client, (from, local), counted, plan, counters).await;
     if let Err(refused) = &opened
         && let Some(number) = refused.alert()
     {
-        // It fits into any socket that has not been written to; a client that is gone need not know.
+        // An empty send buffer has room for it. A client that has closed needs no alert.
         let _ = client.try_write(&[21, 3, 3, 0, 2, 2, number]);
     }
     opened
@@ -153,7 +151,7 @@ pub(super) async fn open(
 async fn opened(
     client: &TcpStream,
     (from, local): (SocketAddr, SocketAddr),
-    place: &mut Place,
+    counted: &mut Counted,
     plan: &Plan,
     counters: &Counters,
 ) -> Result<Opened, Refused> {
@@ -161,7 +159,7 @@ async fn opened(
     let route = plan.table.find(&hello)?;
     if let Some(tenant) = &route.tenant {
         let limit = plan.tenants.get(tenant).copied().unwrap_or(u32::MAX);
-        place.give(tenant, limit)?;
+        counted.assign(tenant, limit)?;
     }
     let unreachable = |source| Refused::Unreachable {
         backend: (*route.backend).to_owned(),
@@ -180,7 +178,7 @@ async fn opened(
     .await
     .map_err(unreachable)?;
     let mut first = if backend.proxy {
-        // With a wildcard address it says which one the client knows.
+        // The address that the client connected to, where the listener has the wildcard address.
         let to = client.local_addr().unwrap_or(local);
         proxy::header(from, to, hello.name.as_deref().unwrap_or_default())
     } else {
@@ -198,7 +196,7 @@ async fn opened(
     })
 }
 
-/// The hello, and all that came with it.
+/// Reads the hello, and the bytes that came with it.
 async fn read(client: &TcpStream, patience: Duration) -> Result<(Hello, Vec<u8>), Refused> {
     let end = Instant::now() + patience;
     let mut reader = Reader::new();
@@ -208,16 +206,16 @@ async fn read(client: &TcpStream, patience: Duration) -> Result<(Hello, Vec<u8>)
             Ok(Err(_)) => return Err(cut(&reader)),
             Err(_) => return Err(Refused::SlowHello),
         }
-        if let Some(hello) = more(client, &mut reader)? {
+        if let Some(hello) = read_some(client, &mut reader)? {
             return Ok((hello, reader.into_bytes()));
         }
     }
 }
 
-/// Reads what is there.
-fn more(client: &TcpStream, reader: &mut Reader) -> Result<Option<Hello>, Refused> {
+/// Reads the bytes that are available.
+fn read_some(client: &TcpStream, reader: &mut Reader) -> Result<Option<Hello>, Refused> {
     let mut bytes = [0; READ];
-    // There is an answer before there is no more room.
+    // The reader decides before its room is used up.
     let room = reader.room().clamp(1, READ);
     match receive(client, &mut bytes[..room]) {
         Ok(0) => Err(cut(reader)),
@@ -238,7 +236,7 @@ fn cut(reader: &Reader) -> Refused {
     }
 }
 
-/// Connects to the first address that answers, beginning with the one that last did.
+/// Connects to the first address that answers, beginning with the one that answered last.
 async fn dial(backend: &Backend, patience: Duration, failed: impl Fn()) -> io::Result<TcpStream> {
     let count = backend.addresses.len();
     let first = backend.last.load(Ordering::Relaxed);
@@ -252,14 +250,14 @@ async fn dial(backend: &Backend, patience: Duration, failed: impl Fn()) -> io::R
         match dialed {
             Ok(stream) => {
                 backend.last.store(at, Ordering::Relaxed);
-                // A socket that refuses is one that is gone already.
+                // It fails only if the connection is closed already.
                 if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "a socket's options");
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
                 }
                 return Ok(stream);
             }
             Err(source) => {
-                tracing::debug!(%address, error = %source, "a backend's address is not reached");
+                tracing::debug!(%address, error = %source, "cannot connect to an address of the backend");
                 failed();
                 error = source;
             }

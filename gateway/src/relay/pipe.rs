@@ -1,7 +1,7 @@
-//! What bytes lie in between two sockets: a pipe that the kernel moves them through (splice(2)), a buffer, or, where there are few
-//! of them and the other socket takes them, no more than the thread's own buffer.
+//! The memory between two sockets: a pipe for splice(2), a buffer, or the buffer of the thread for few bytes
+//! that the other socket accepts at once.
 //!
-//! Lent for as long as there are bytes and taken back empty, so a connection that is idle holds none of them.
+//! A connection borrows a pipe or buffer while bytes are in it, so that idle connections have none.
 
 use std::{
     cell::RefCell,
@@ -21,37 +21,38 @@ use nix::{
 use prometheus_client::metrics::counter::Counter;
 use tokio::{io::Interest, net::TcpStream};
 
-/// Asked of the kernel for each pipe, bytes; it may give less (pipe(7), `/proc/sys/fs/pipe-user-pages-soft`).
+/// Size requested for each pipe, bytes; the kernel may give less (pipe(7),
+/// `/proc/sys/fs/pipe-user-pages-soft`).
 const PIPE: i32 = 256 << 10;
-/// Bytes of a buffer.
+/// Size of a buffer, bytes.
 const BUFFER: usize = 64 << 10;
-/// Most bytes of one call.
+/// Bytes of one splice at most.
 const MOST: usize = 1 << 20;
-/// Empty ones that are kept for the next.
+/// Unused pipes or buffers that are kept.
 const KEPT: usize = 64;
 
-/// Bytes of a thread's own buffer: as many are few.
+/// Size of the buffer of a thread, bytes.
 const FEW: usize = 16 << 10;
 
 thread_local! {
     static OWN: RefCell<Box<[u8]>> = RefCell::new(vec![0; FEW].into_boxed_slice());
 }
 
-/// What was read.
+/// The result of [`read`].
 #[derive(Debug)]
 pub struct Read<'a> {
-    /// So many bytes; 0 at the end of the stream.
+    /// Number of bytes; 0 at the end of the stream.
     pub bytes: usize,
-    /// There is no more for now.
+    /// Whether no more bytes are available now.
     pub all: bool,
-    /// Of them those that the other socket did not take; or why it takes none any more.
+    /// The bytes that the other socket did not accept; or its error.
     pub rest: io::Result<Option<Lent<'a>>>,
 }
 
-/// Reads what there is from a socket, if it is little, and writes it to the other.
+/// Reads up to the size of the thread's buffer from a socket and writes to the other.
 ///
 /// # Errors
-/// `WouldBlock` when nothing is there; else what the socket that is read from has.
+/// `WouldBlock` when no byte is available; else the error of the socket that is read.
 pub fn read<'a>(from: &TcpStream, to: &TcpStream, pipes: &'a Pipes) -> io::Result<Read<'a>> {
     OWN.with_borrow_mut(|own| {
         let bytes = receive(from, own)?;
@@ -74,18 +75,18 @@ pub fn read<'a>(from: &TcpStream, to: &TcpStream, pipes: &'a Pipes) -> io::Resul
     })
 }
 
-/// Reads what there is from a socket; 0 at the end of the stream. What leaves room is all that there is: epoll tells when more
-/// comes, so it need not be tried. (Not so in front of urgent data, RFC 9293 section 3.8.5, which TLS has not: who sends such waits until
-/// he sends more.)
+/// Reads available bytes from a socket; 0 at the end of the stream. A read that does not fill the buffer got
+/// all available bytes, so that the next read waits for epoll. (Urgent data, RFC 9293 section 3.8.5, delays
+/// what follows it until more bytes come; TLS does not use it.)
 ///
 /// # Errors
-/// `WouldBlock` when nothing is there; else what the socket has.
+/// `WouldBlock` when no byte is available; else the error of the socket.
 pub fn receive(from: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
     let mut bytes = 0;
     let tried = from.try_io(Interest::READABLE, || {
         bytes = nix::sys::socket::recv(from.as_raw_fd(), room, MsgFlags::empty())?;
         if 0 < bytes && bytes < room.len() {
-            // What tokio takes for "not readable any more".
+            // Tokio takes this for "no longer readable".
             return Err(io::ErrorKind::WouldBlock.into());
         }
         Ok(())
@@ -96,15 +97,15 @@ pub fn receive(from: &TcpStream, room: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// Lends pipes.
+/// The pool of pipes and buffers.
 #[derive(Debug)]
 pub struct Pipes {
-    /// How many there may be: each is two open files.
+    /// Pipes at most; each is two open files.
     most: AtomicUsize,
-    /// How many there are, lent or not.
+    /// Present pipes, borrowed or not.
     made: AtomicUsize,
     free: Mutex<Vec<Between>>,
-    /// How often there was no pipe to be had and a buffer was taken.
+    /// Times that a buffer was used because no pipe was free.
     pub short: Counter,
 }
 
@@ -121,16 +122,16 @@ enum Between {
     },
 }
 
-/// One of them, lent.
+/// A borrowed pipe or buffer.
 #[derive(Debug)]
 pub struct Lent<'a> {
     pipes: &'a Pipes,
-    /// There until it is dropped.
+    /// `Some` until the drop.
     between: Option<Between>,
 }
 
 impl Pipes {
-    /// At most so many pipes, and then buffers; of 0 there are only buffers.
+    /// A pool of `most` pipes, and of buffers beyond them; with 0, of buffers only.
     #[must_use]
     pub fn new(most: usize) -> Self {
         Self {
@@ -141,7 +142,7 @@ impl Pipes {
         }
     }
 
-    /// From now on at most so many. Those that are lent are used to their end.
+    /// Changes the number of pipes. Borrowed pipes stay in use.
     pub fn limit(&self, most: usize) {
         self.most.store(most, Ordering::Relaxed);
         for between in self.free().drain(..) {
@@ -151,7 +152,7 @@ impl Pipes {
         }
     }
 
-    /// An empty one.
+    /// Borrows an empty pipe or buffer.
     pub fn lend(&self) -> Lent<'_> {
         let unused = self.free().pop();
         let between = unused.unwrap_or_else(|| self.make());
@@ -172,7 +173,7 @@ impl Pipes {
         }
     }
 
-    /// How many lie unused.
+    /// Unused pipes and buffers.
     #[must_use]
     pub fn unused(&self) -> usize {
         self.free().len()
@@ -191,7 +192,7 @@ impl Pipes {
         if may.is_ok() {
             match nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK) {
                 Ok((read, write)) => {
-                    // Refused beyond what a user may have in all: a small one does as well, slower.
+                    // The kernel refuses above the limit of the user; a smaller pipe works, slower.
                     let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE));
                     return Between::Pipe {
                         read,
@@ -201,7 +202,7 @@ impl Pipes {
                 }
                 Err(error) => {
                     self.made.fetch_sub(1, Ordering::Relaxed);
-                    tracing::debug!(%error, "no pipe; copying");
+                    tracing::debug!(%error, "cannot create a pipe; copying bytes");
                 }
             }
         }
@@ -216,7 +217,7 @@ impl Pipes {
 }
 
 impl Lent<'_> {
-    /// Bytes in it.
+    /// Number of bytes inside.
     #[must_use]
     pub fn held(&self) -> usize {
         match &self.between {
@@ -226,10 +227,11 @@ impl Lent<'_> {
         }
     }
 
-    /// Takes what there is from a socket, when it is empty; the number of bytes, 0 at the end of the stream.
+    /// Reads available bytes from a socket into the empty pipe or buffer; returns their number, 0 at the end
+    /// of the stream.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing is there; else what the socket has.
+    /// `WouldBlock` when no byte is available; else the error of the socket.
     pub fn fill(&mut self, from: &TcpStream) -> io::Result<usize> {
         match &mut self.between {
             Some(Between::Pipe { write, held, .. }) => {
@@ -246,10 +248,10 @@ impl Lent<'_> {
         }
     }
 
-    /// Gives what it has to a socket; the number of bytes.
+    /// Writes bytes to a socket; returns their number.
     ///
     /// # Errors
-    /// `WouldBlock` when the socket takes nothing; else what the socket has.
+    /// `WouldBlock` when the socket accepts no byte; else the error of the socket.
     pub fn empty(&mut self, to: &TcpStream) -> io::Result<usize> {
         match &mut self.between {
             Some(Between::Pipe { read, held, .. }) => {
@@ -276,14 +278,14 @@ impl Drop for Lent<'_> {
         };
         let is_pipe = match &between {
             Between::Pipe { .. } => true,
-            // One that was made to hold what it held.
+            // A buffer of `hold`, made for its bytes.
             Between::Buffer { bytes, .. } if bytes.len() != BUFFER => return,
             Between::Buffer { .. } => false,
         };
         let most = pipes.most.load(Ordering::Relaxed);
         let fits = pipes.made.load(Ordering::Relaxed) <= most;
         let mut free = pipes.free();
-        // With bytes in it, it is of no use to anybody; nor is a buffer where there are pipes.
+        // A pipe with bytes inside cannot be reused; a buffer is not kept where pipes are allowed.
         if held == 0 && fits && is_pipe == (most > 0) && free.len() < KEPT {
             free.push(between);
         } else if is_pipe {
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_no_more_pipes_than_allowed_and_buffers_beyond() {
+    fn pipes_are_limited_and_buffers_follow() {
         let pipes = Pipes::new(2);
         let three = [pipes.lend(), pipes.lend(), pipes.lend()];
         assert_eq!(three.each_ref().map(is_pipe), [true, true, false]);
@@ -331,7 +333,7 @@ mod tests {
         assert_eq!(pipes.unused(), 0);
         assert!(!is_pipe(&pipes.lend()));
         assert_eq!((pipes.made.load(Ordering::Relaxed), pipes.unused()), (0, 1));
-        assert_eq!(pipes.short.get(), 1, "nobody asked for a pipe");
+        assert_eq!(pipes.short.get(), 1, "no pipe was wanted");
         pipes.limit(1);
         assert!(is_pipe(&pipes.lend()));
     }

@@ -1,4 +1,4 @@
-//! How many bytes a TCP socket has received, by the kernel's own count.
+//! The number of bytes that a TCP socket has received, from the kernel.
 
 use std::{
     io,
@@ -22,7 +22,7 @@ const _: () = assert!(offset_of!(Info, received) == 128 && size_of::<Info>() == 
 /// `tcp_rcv_nxt_update()`, net/ipv4/tcp_input.c).
 ///
 /// # Errors
-/// When it is no TCP socket, or the kernel is older than 4.1.
+/// When the socket is no TCP socket, or the kernel is older than 4.1.
 pub fn received(socket: &impl AsFd) -> io::Result<u64> {
     let mut info = MaybeUninit::<Info>::zeroed();
     let mut length = size_of::<Info>() as libc::socklen_t;
@@ -40,7 +40,7 @@ pub fn received(socket: &impl AsFd) -> io::Result<u64> {
     if (length as usize) < size_of::<Info>() {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    // SAFETY: it was zeroed, and any bytes are numbers.
+    // SAFETY: it was zeroed, and all byte patterns are valid.
     Ok(unsafe { info.assume_init() }.received)
 }
 
@@ -54,7 +54,7 @@ mod tests {
         time::Duration,
     };
 
-    /// The count, once it is more than `before`.
+    /// Waits until the count is more than `before`.
     fn after(socket: &TcpStream, before: u64) -> u64 {
         for _ in 0..2000 {
             let now = received(socket).expect("a count");
@@ -63,7 +63,7 @@ mod tests {
             }
             sleep(Duration::from_millis(5));
         }
-        panic!("nothing came");
+        panic!("no byte came");
     }
 
     #[test]

@@ -3,11 +3,11 @@
 //! ```text
 //!   connections ─▶ the kernel, by their addresses ─┬─▶ listener 0 ─▶ thread 0: its own runtime, its connections
 //!                  (SO_REUSEPORT)                  ├─▶ listener 1 ─▶ thread 1      │ much busier than another:
-//!                                                  └─▶ ...                         └─▶ that one has the next
+//!                                                  └─▶ ...                         └─▶ gives it the next one
 //! ```
 //!
-//! A connection stays with the thread that opens it: its bytes are read, written and counted there, and nobody wakes that thread but the
-//! kernel.
+//! A connection stays with the thread that opens it: that thread reads, writes and counts its bytes, and only
+//! the kernel wakes it.
 
 use std::{
     io,
@@ -20,28 +20,28 @@ use std::{
 
 use tokio::{runtime, sync::oneshot, time::timeout};
 
-/// Open files of a thread: tokio's epoll, its copy, what wakes it and what tells it of signals.
+/// Open files of a thread: the epoll of tokio, its copy, its waker and its signal pipe.
 pub(super) const FILES: usize = 4;
-/// How long a thread sleeps at most. Less than any deadline that connections usually have.
+/// Longest sleep of a thread: less than the usual deadlines of connections.
 const LOOK_UP: Duration = Duration::from_millis(250);
 
-/// The threads; they end once nobody has them any more.
+/// The threads; they end with the drop.
 #[derive(Debug)]
 pub(super) struct Threads {
     all: Vec<Thread>,
 }
 
-/// One of them.
+/// A thread.
 #[derive(Debug)]
 struct Thread {
     runtime: runtime::Handle,
-    /// Connections that it has.
+    /// Number of its connections.
     busy: Arc<AtomicUsize>,
-    /// Ends it when it is dropped.
+    /// Its drop ends the thread.
     _stop: oneshot::Sender<()>,
 }
 
-/// A connection in the count of its thread's.
+/// A connection in the count of its thread.
 #[derive(Debug)]
 pub(super) struct Busy(Arc<AtomicUsize>);
 
@@ -52,10 +52,10 @@ impl Drop for Busy {
 }
 
 impl Threads {
-    /// Starts so many, and one at least.
+    /// Starts `count` threads, at least one.
     ///
     /// # Errors
-    /// When the machine has no more threads or open files.
+    /// When a thread or its files cannot be created.
     pub fn start(count: usize) -> io::Result<Self> {
         let all = (0..count.max(1)).map(|n| {
             let runtime = runtime::Builder::new_current_thread()
@@ -77,7 +77,7 @@ impl Threads {
         })
     }
 
-    /// How many there are.
+    /// Number of threads.
     pub const fn count(&self) -> usize {
         self.all.len()
     }
@@ -87,7 +87,7 @@ impl Threads {
         &self.all[n].runtime
     }
 
-    /// Which thread takes a connection that came to thread `n`, and its place in that one's count.
+    /// Chooses the thread for a connection accepted on thread `n`, and counts the connection there.
     pub fn take(&self, n: usize) -> (usize, Busy) {
         let busy = self.all.iter().map(|t| t.busy.load(Ordering::Relaxed));
         let n = choose(n, busy);
@@ -97,13 +97,14 @@ impl Threads {
     }
 }
 
-/// Until it is stopped; nothing is ever sent, the sender's end is its word. It looks up now and then: tokio wakes a thread, by a
-/// file, for each deadline before the one that it sleeps until, and so there is none.
+/// Runs until the sender is dropped. The short timeout spares system calls: tokio writes to the waker for each
+/// new deadline that is earlier than the present one.
 async fn run(mut stopped: oneshot::Receiver<()>) {
     while timeout(LOOK_UP, &mut stopped).await.is_err() {}
 }
 
-/// The least busy, if `own` is much busier: to change threads costs more than a little imbalance.
+/// The least busy thread, if thread `own` is much busier: a change of threads costs more than a small
+/// imbalance.
 fn choose(own: usize, busy: impl ExactSizeIterator<Item = usize> + Clone) -> usize {
     let here = busy.clone().nth(own).unwrap_or(0);
     match busy.enumerate().min_by_key(|(_, busy)| *busy) {
@@ -117,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_stays_where_it_came_unless_others_have_much_less() {
+    fn a_connection_changes_threads_only_for_a_much_less_busy_one() {
         let chosen = |own, busy: &[usize]| choose(own, busy.iter().copied());
         assert_eq!(chosen(0, &[0, 0]), 0);
         assert_eq!(chosen(0, &[1, 0]), 0);
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_to_one_thread_is_spread_and_counted_until_it_ends() {
+    fn connections_of_one_listener_are_spread_and_counted() {
         let threads = Threads::start(4).expect("threads");
         let mut taken: Vec<_> = (0..40).map(|_| threads.take(0)).collect();
         let of = |n| taken.iter().filter(|(thread, _)| *thread == n).count();
@@ -141,17 +142,17 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_ends_when_nobody_has_it() {
+    fn threads_end_with_their_drop() {
         let threads = Threads::start(0).expect("one thread");
         assert_eq!(threads.count(), 1);
-        let (said, heard) = std::sync::mpsc::channel::<()>();
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
         let runtime = threads.runtime(0).clone();
         runtime.spawn(async move {
             std::future::pending::<()>().await;
-            drop(said);
+            drop(sender);
         });
         drop(threads);
-        // What was going on there is dropped with it.
-        heard.recv().expect_err("nothing is said");
+        // The tasks of the thread are dropped with it.
+        receiver.recv().expect_err("no message");
     }
 }

@@ -168,7 +168,7 @@ fn dropped(state: &State, reason: Reason) -> u64 {
 }
 
 #[test]
-fn two_ends_talk_whatever_their_addresses() {
+fn ends_of_any_address_family_exchange_datagrams() {
     for threads in [1, 3] {
         let gateway = start(&[V4, v6()], threads);
         let at = gateway.addresses();
@@ -196,7 +196,7 @@ fn two_ends_talk_whatever_their_addresses() {
 }
 
 #[test]
-fn an_answer_comes_from_where_it_was_asked() {
+fn an_answer_comes_from_the_address_that_was_asked() {
     let gateway = start(&[(Ipv4Addr::UNSPECIFIED, 0).into()], 1);
     let port = gateway.addresses()[0].port();
     // The sockets of the ends hear these only.
@@ -212,7 +212,7 @@ fn an_answer_comes_from_where_it_was_asked() {
 }
 
 #[test]
-fn an_end_that_roams_is_found_once_it_has_bound() {
+fn a_roaming_end_is_reached_after_its_bind() {
     let gateway = start(&[V4], 1);
     let at = gateway.addresses()[0];
     let [mut a, b] = joined(1, at, at);
@@ -236,7 +236,7 @@ fn an_end_that_roams_is_found_once_it_has_bound() {
 }
 
 #[test]
-fn who_is_silent_is_bound_no_more() {
+fn a_silent_end_becomes_unbound() {
     let plan = plan(Duration::from_millis(600));
     let gateway = Circuits::start(plan, &[V4], 1).expect("listen");
     let at = gateway.addresses()[0];
@@ -264,7 +264,7 @@ fn who_is_silent_is_bound_no_more() {
 }
 
 #[test]
-fn a_gateway_that_is_started_again_has_its_ends_back_within_a_second() {
+fn ends_bind_again_within_a_second_after_a_restart() {
     let gateway = start(&[V4], 2);
     let at = gateway.addresses()[0];
     let [mut a, mut b] = joined(1, at, at);
@@ -288,7 +288,7 @@ fn a_gateway_that_is_started_again_has_its_ends_back_within_a_second() {
 }
 
 #[test]
-fn attackers_get_nowhere_and_no_answer() {
+fn attackers_are_dropped_without_an_answer() {
     let gateway = start(&[V4], 2);
     let at = gateway.addresses()[0];
     let [mut a, b] = joined(1, at, at);
@@ -356,7 +356,7 @@ fn attackers_get_nowhere_and_no_answer() {
 }
 
 #[test]
-fn a_first_bind_is_worth_one_short_answer_to_its_source() {
+fn a_first_bind_has_one_short_answer() {
     let gateway = start(&[V4], 1);
     let at = gateway.addresses()[0];
     let mut end = End::new(id(1), Side::A, Key::new(key_bytes(1, Side::A)));
@@ -380,7 +380,7 @@ fn a_first_bind_is_worth_one_short_answer_to_its_source() {
 }
 
 #[test]
-fn a_tenant_has_its_rate_and_others_theirs() {
+fn each_tenant_has_its_own_rate() {
     let mut limited = plan(PATIENCE);
     limited.tenants[0].datagrams = Some(Arc::new(Bucket::new(1000, Duration::from_millis(100))));
     let gateway = Circuits::start(limited, &[V4], 2).expect("listen");
@@ -466,7 +466,7 @@ fn a_new_plan_drops_no_circuit() -> Result<(), Error> {
 }
 
 #[test]
-fn who_drains_says_so() {
+fn a_draining_gateway_orders_ends_to_move() {
     let gateway = start(&[V4], 2);
     let at = gateway.addresses()[0];
     let [mut a, b] = joined(1, at, at);
@@ -551,7 +551,7 @@ fn send_joined(socket: &UdpSocket, bytes: &[u8], size: usize) -> io::Result<()> 
 }
 
 #[test]
-fn under_load_each_byte_comes_in_its_turn() {
+fn bytes_stay_in_order_under_load() {
     let gateway = start(&[V4, v6()], 2);
     let at = gateway.addresses();
     for (from, to) in [(at[0], at[0]), (at[0], at[1]), (at[1], at[1])] {
@@ -571,7 +571,7 @@ fn under_load_each_byte_comes_in_its_turn() {
 }
 
 #[test]
-fn how_fast_it_is() {
+fn throughput() {
     let gateway = start(&[V4], 1);
     let at = gateway.addresses()[0];
     for (size, joined_at) in [(64usize, 1usize), (64, 64), (1400, 1), (1400, 46)] {

@@ -218,7 +218,7 @@ fn get(from: SocketAddr, request: &str) -> (String, String) {
 }
 
 #[test]
-fn it_says_what_it_does() {
+fn status_and_metrics_report_connections() {
     let gateway = Gateway::start(
         echo(),
         &format!("{ANYWHERE}\nmetrics = \"127.0.0.1:0\""),
@@ -273,7 +273,7 @@ fn it_says_what_it_does() {
 }
 
 #[test]
-fn a_new_file_takes_effect_and_connections_stay() {
+fn a_reload_applies_and_connections_stay() {
     let gateway = Gateway::start(echo(), ANYWHERE, "");
     let at = gateway.at();
     let mut open = greet(at, "d.example");
@@ -357,7 +357,7 @@ fn a_new_file_takes_effect_and_connections_stay() {
 }
 
 #[test]
-fn told_to_stop_it_lets_connections_end() {
+fn sigterm_lets_connections_end() {
     for word in ["a signal", "a command"] {
         let mut gateway = Gateway::start(echo(), ANYWHERE, "");
         let at = gateway.at();
@@ -383,7 +383,7 @@ fn told_to_stop_it_lets_connections_end() {
 }
 
 #[test]
-fn it_does_not_wait_for_ever() {
+fn the_drain_ends_after_its_time() {
     // Its patience ends.
     let mut gateway = Gateway::start(echo(), &format!("{ANYWHERE}\ndrain = 0.4"), "");
     let mut open = greet(gateway.at(), "d.example");
@@ -404,7 +404,7 @@ fn it_does_not_wait_for_ever() {
 }
 
 #[test]
-fn killed_it_is_back_at_once_on_its_port() {
+fn a_killed_gateway_binds_its_port_again_at_once() {
     let mut gateway = Gateway::start(echo(), ANYWHERE, "");
     let at = gateway.at();
     let mut open: Vec<_> = (0..5).map(|_| greet(at, "d.example")).collect();
@@ -434,7 +434,7 @@ fn killed_it_is_back_at_once_on_its_port() {
 }
 
 #[test]
-fn a_file_is_checked_whole() {
+fn check_lists_every_problem() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("gw.toml");
     let good = config(dir.path(), ([192, 0, 2, 1], 443).into(), "", "");
@@ -460,7 +460,7 @@ fn a_file_is_checked_whole() {
 }
 
 #[test]
-fn a_command_whose_reader_leaves_ends_quietly_and_well() {
+fn a_command_survives_a_closed_pipe() {
     let gateway = Gateway::start(echo(), ANYWHERE, &circuit(1));
     let file = gateway.dir.path().join("gw.toml");
     let file = file.to_str().expect("a path");
@@ -486,7 +486,7 @@ fn a_command_whose_reader_leaves_ends_quietly_and_well() {
 }
 
 #[test]
-fn what_stands_in_the_way_is_said() {
+fn errors_at_the_start_name_the_cause() {
     let dir = tempfile::tempdir().expect("a directory");
     let start = |gateway: &str, rest: &str, files: u32| {
         let text = config(dir.path(), ([192, 0, 2, 1], 443).into(), gateway, rest);
@@ -504,8 +504,8 @@ fn what_stands_in_the_way_is_said() {
         self::text(&output.stderr)
     };
     let said = start(ANYWHERE, "[limits]\nconnections = 500", 1000);
-    let beside = 128 + gateway::relay::Relay::files(1);
-    let (needed, most) = ((500 + 64) * 2 + beside, (1000 - 64 * 2 - beside) / 2);
+    let others = 128 + gateway::relay::Relay::files(1);
+    let (needed, most) = ((500 + 64) * 2 + others, (1000 - 64 * 2 - others) / 2);
     let wanted = format!(
         "limits.connections: 500 need {needed} open files, and 1000 are allowed: write {most} at most, or raise the limit"
     );
@@ -516,23 +516,26 @@ fn what_stands_in_the_way_is_said() {
         said.contains(&format!("cannot listen on {taken}: ")),
         "{said}"
     );
-    fs::remove_file(dir.path().join("gw.sock")).expect("left by the last");
+    assert!(
+        !dir.path().join("gw.sock").exists(),
+        "a failed start removes its socket"
+    );
     fs::write(dir.path().join("gw.sock"), "mine").expect("write");
     let said = start(ANYWHERE, "", 1000);
     assert!(
         said.contains("is there and is not a socket; move it away"),
         "{said}"
     );
-    // Nobody answers.
+    // No gateway runs.
     let output = Command::new(PROGRAM)
-        .args(["status", "--socket", "/nowhere/gw.sock"])
+        .args(["status", "--socket", "/no-such-directory/gw.sock"])
         .output()
         .expect("run");
-    assert!(text(&output.stderr).contains("no gateway answers at /nowhere/gw.sock: "));
+    assert!(text(&output.stderr).contains("no gateway answers at /no-such-directory/gw.sock: "));
 }
 
 #[test]
-fn the_control_socket_takes_what_it_knows() {
+fn the_control_socket_refuses_unknown_requests() {
     let gateway = Gateway::start(echo(), ANYWHERE, "");
     let ask = |line: &str| {
         let mut stream =
@@ -621,7 +624,7 @@ fn idle_connections_are_small_and_hold_no_pipe() {
 }
 
 #[test]
-fn circuits_are_in_the_same_file_and_said_of() {
+fn circuits_are_configured_and_reported() {
     let anywhere = format!("{ANYWHERE}\nmetrics = \"127.0.0.1:0\"");
     let mut gateway = Gateway::start(echo(), &anywhere, &circuit(1));
     let status = gateway.status();
@@ -707,7 +710,7 @@ fn circuits_are_in_the_same_file_and_said_of() {
 }
 
 #[test]
-fn killed_and_started_again_it_has_its_circuits_within_a_second() {
+fn ends_bind_again_within_a_second_after_a_kill() {
     let mut gateway = Gateway::start(echo(), ANYWHERE, &circuit(1));
     // Of both protocols, from now on.
     let (_held, free) = listener();

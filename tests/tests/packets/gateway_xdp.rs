@@ -613,7 +613,7 @@ fn the_program_follows_the_table() {
     carried(&stand, &a.frame(bytes), [a, b], IN);
     assert_eq!(stand.stats(1).datagrams, [1, 0]);
     // The socket that it is bound through is taken away.
-    stand.table.rearrange(&[None, Some(0)]);
+    stand.table.renumber_sockets(&[None, Some(0)]);
     stand.publish();
     passed(&stand, IN, &a.frame(bytes), Outcome::UnknownCircuit);
 }

@@ -1,6 +1,7 @@
-//! Whether a driver sends what an XDP program redirects to it: one that does not drops it without a word.
+//! Whether a driver accepts XDP redirects. A driver that does not drops redirected frames silently.
 //!
-//! Asked of the kernel's netdev family (Documentation/netlink/specs/netdev.yaml, Linux 6.3), by generic netlink.
+//! Reads the features from the netdev family of generic netlink (Documentation/netlink/specs/netdev.yaml,
+//! Linux 6.3).
 
 use std::{
     io,
@@ -22,7 +23,7 @@ const NETDEV_XDP_ACT_NDO_XMIT: u64 = 4;
 /// Bytes of the headers of netlink and of generic netlink.
 const HEADERS: usize = 16 + 4;
 
-/// Whether frames may be redirected to the interface; `None` where the kernel does not say.
+/// Whether frames can be redirected to the interface; `None`: the kernel does not report it.
 pub(super) fn takes_redirected(ifindex: u32) -> Option<bool> {
     let socket = open().ok()?;
     let name = attribute(CTRL_ATTR_FAMILY_NAME, b"netdev\0");
@@ -43,7 +44,7 @@ fn open() -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it was just opened and is nobody else's.
+    // SAFETY: the descriptor was just opened and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -57,7 +58,7 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Asks, and takes the attributes of the answer. The kernel answers while it is asked.
+/// Sends a request and returns the attributes of the answer, which the kernel gives within the send.
 fn ask(socket: &OwnedFd, family: u16, command: u8, attributes: &[u8]) -> io::Result<Vec<u8>> {
     let mut message = Vec::new();
     message.extend(((HEADERS + attributes.len()) as u32).to_ne_bytes());
@@ -68,7 +69,7 @@ fn ask(socket: &OwnedFd, family: u16, command: u8, attributes: &[u8]) -> io::Res
     message.extend([command, 1, 0, 0]);
     message.extend(attributes);
     let mut room = vec![0u8; 1 << 15];
-    // SAFETY: the messages are as long as is said.
+    // SAFETY: the buffers have the given lengths.
     let length = unsafe {
         let sent = libc::send(
             socket.as_raw_fd(),
@@ -127,8 +128,8 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_redirected_to_the_loopback() {
-        // Where the kernel says so at all.
+    fn the_loopback_accepts_no_redirects() {
+        // Older kernels report nothing.
         assert_ne!(takes_redirected(1), Some(true));
         assert_eq!(takes_redirected(0x7fff_ffff), None);
     }

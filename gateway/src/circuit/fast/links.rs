@@ -1,4 +1,4 @@
-//! The program on interfaces: which, how, and what else of the machine it is told.
+//! Attaches the program to interfaces, and writes the map of ports.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,12 +17,12 @@ use service::{forwarding, xdp};
 use super::{Error, Fast, features, lock};
 use crate::config::Xdp;
 
-/// How long an interface may still have the program of a process that was killed just before.
+/// Time that the kernel needs to detach the program of a killed process.
 const LEAVING: Duration = Duration::from_millis(500);
-/// Between two attempts.
+/// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How the program is on an interface.
+/// Mode of the program on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// In the driver.
@@ -32,7 +32,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// As it is said.
+    /// Name in status and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -49,30 +49,29 @@ impl Mode {
     }
 }
 
-/// An interface, and whether the program is there.
+/// The program on an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name.
     pub name: String,
-    /// How; or why not.
+    /// The mode, or why the program is not attached.
     pub mode: Result<Mode, String>,
-    /// Whether what came in by others goes out by it.
+    /// Whether frames of other interfaces can be redirected to this one.
     pub target: bool,
 }
 
-/// The program on an interface, until this is dropped.
+/// The attachment of the program to an interface.
 #[derive(Debug)]
 pub(super) struct Attached {
     name: String,
     ifindex: u32,
     mode: Result<Mode, String>,
-    /// Whether its driver sends what is redirected to it.
+    /// Whether the driver accepts XDP redirects.
     target: bool,
-    /// Its drop takes the program off.
+    /// Its drop detaches the program.
     link: Option<XdpLink>,
 }
 
-/// What is known of an interface of this machine.
+/// An interface of this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Device {
     ifindex: u32,
@@ -105,9 +104,9 @@ fn devices() -> Result<BTreeMap<String, Device>, Error> {
     Ok(devices)
 }
 
-/// VLANs by name: the interface below, and the identifier. Of 802.1Q and 802.1ad alike; what the program parses is the first.
+/// VLANs by name: parent interface and identifier, 802.1Q and 802.1ad.
 fn vlans() -> BTreeMap<String, (String, u16)> {
-    // Not there: nobody has made one.
+    // The file is missing where no VLAN was ever created.
     let text = fs::read_to_string("/proc/net/vlan/config").unwrap_or_default();
     parse_vlans(&text)
 }
@@ -144,11 +143,12 @@ fn parse_routes(v4: &str, v6: &str) -> BTreeSet<String> {
     v4.chain(v6).collect()
 }
 
-/// The interfaces that the program belongs on: those that are named; or else those with an address that is listened on, and, where all
-/// addresses are, those of the default routes. Of a VLAN the interface below it. Never the loopback, unless it is named.
+/// The interfaces that need the program: the configured ones; or else those with a listen address and, for
+/// a wildcard address, those of the default routes. The parent in place of a VLAN. The loopback only if it is
+/// configured.
 ///
 /// # Errors
-/// When one that is named is not there, or the kernel does not list them.
+/// When a configured interface does not exist, or the interfaces cannot be listed.
 pub fn wanted(named: Option<&[String]>, listen: &[SocketAddr]) -> Result<Vec<String>, Error> {
     let devices = devices()?;
     let mut names: BTreeSet<String> = BTreeSet::new();
@@ -182,11 +182,11 @@ pub fn wanted(named: Option<&[String]>, listen: &[SocketAddr]) -> Result<Vec<Str
 }
 
 impl Fast {
-    /// Puts the program on these interfaces and takes it off others; what is there as it should be stays. With [`Xdp::Auto`] one whose
-    /// driver does not take it is left to user space, and that is said.
+    /// Attaches the program to exactly these interfaces; existing attachments stay. With [`Xdp::Auto`] an
+    /// interface whose driver refuses is left to user space, with a warning.
     ///
     /// # Errors
-    /// When one does not take it in the mode that is asked for.
+    /// When an interface refuses the configured mode.
     pub fn attach(&self, interfaces: &[String], asked: Xdp) -> Result<(), Error> {
         let mode = match asked {
             Xdp::Off => return Ok(()),
@@ -214,7 +214,7 @@ impl Fast {
                     tracing::info!(
                         interface = name,
                         mode = mode.name(),
-                        "circuits go through XDP"
+                        "XDP attached; circuits use it"
                     );
                     Attached {
                         name: name.clone(),
@@ -225,7 +225,7 @@ impl Fast {
                     }
                 }
                 Err(error) if asked == Xdp::Auto => {
-                    tracing::warn!(interface = name, %error, "circuits go through user space here, as xdp = \"auto\" allows");
+                    tracing::warn!(interface = name, %error, "XDP refused; circuits use user space on this interface, as circuits.xdp = \"auto\" allows");
                     Attached {
                         name: name.clone(),
                         ifindex: device.ifindex,
@@ -238,32 +238,33 @@ impl Fast {
             };
             new.push(link);
         }
-        // Until here nothing has changed but for what is more.
+        // Up to here attachments were only added.
         links.retain(|link| {
             interfaces.contains(&link.name) && new.iter().all(|new| new.name != link.name)
         });
         links.append(&mut new);
         links.sort_by(|a, b| a.name.cmp(&b.name));
         for link in links.iter_mut().filter(|link| link.link.is_some()) {
-            // The generic hook sends to every driver. Where the kernel does not say, before Linux 6.3, most do.
+            // The generic hook can send on every driver. Before Linux 6.3 the kernel reports no features; most
+            // drivers accept redirects.
             link.target = link.mode == Ok(Mode::Generic)
                 || features::takes_redirected(link.ifindex).unwrap_or(true);
             if !link.target && interfaces.len() > 1 {
                 tracing::warn!(
                     interface = link.name,
-                    "circuits go through user space out of here unless they came in here: the driver takes nothing of other interfaces"
+                    "driver cannot accept XDP redirects; only same-interface circuits use the fast path"
                 );
             }
         }
-        self.tell_ports(&links, &devices, &vlans)
+        self.write_ports(&links, &devices, &vlans)
     }
 
-    /// Takes the program off all interfaces.
+    /// Detaches the program from all interfaces.
     pub fn detach(&self) {
         lock(&self.links).clear();
     }
 
-    /// The interfaces, and how the program is there.
+    /// The state of all interfaces.
     #[must_use]
     pub fn interfaces(&self) -> Vec<Interface> {
         let links = lock(&self.links);
@@ -275,8 +276,8 @@ impl Fast {
         interfaces.collect()
     }
 
-    /// Interfaces with the program, and VLANs on them: frames go out there and nowhere else.
-    fn tell_ports(
+    /// Writes the interfaces with the program, and their VLANs, to the map of ports.
+    fn write_ports(
         &self,
         links: &[Attached],
         devices: &BTreeMap<String, Device>,
@@ -317,7 +318,7 @@ impl Fast {
             })?;
             match attached {
                 Ok(link) => return Ok(link),
-                // The kernel frees what a killed process held a moment later.
+                // The kernel detaches the program of a killed process with a delay.
                 Err(error) if tries > 0 && xdp::os_code(&error) == Some(libc::EBUSY) => {
                     tries -= 1;
                     std::thread::sleep(PAUSE);
@@ -331,7 +332,8 @@ impl Fast {
 fn refused(interface: &str, mode: Mode, source: ProgramError) -> Error {
     let remedy = xdp::remedy(
         &source,
-        "The driver has no native XDP here (on Hyper-V: `ethtool -K IFACE lro off`); use another NIC type, or set xdp = \"generic\" or \"off\" knowingly.",
+        "The driver has no native XDP (on Hyper-V: `ethtool -K IFACE lro off`); use another type of NIC, or set \
+         circuits.xdp = \"generic\" or \"off\".",
     );
     Error::Attach {
         interface: interface.to_owned(),
@@ -341,7 +343,7 @@ fn refused(interface: &str, mode: Mode, source: ProgramError) -> Error {
     }
 }
 
-/// Whether the kernel joins what comes to an interface (GRO): generic XDP runs behind that and would take several datagrams for one.
+/// Whether GRO is on: generic XDP runs after GRO and would take several datagrams for one.
 fn joins(interface: &str) -> Result<bool, Error> {
     /// `ETHTOOL_GGRO` of include/uapi/linux/ethtool.h.
     const ETHTOOL_GGRO: u32 = 0x2b;
@@ -351,7 +353,7 @@ fn joins(interface: &str) -> Result<bool, Error> {
         data: u32,
     }
     let failed = |source| Error::System {
-        operation: "ask whether the interface joins datagrams",
+        operation: "read the GRO setting of the interface",
         source,
     };
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).map_err(failed)?;
@@ -359,15 +361,15 @@ fn joins(interface: &str) -> Result<bool, Error> {
         command: ETHTOOL_GGRO,
         data: 0,
     };
-    // SAFETY: all of it may be zero.
+    // SAFETY: zeros are a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // A byte stays for the end.
+    // The last byte stays zero.
     let room = request.ifr_name.len() - 1;
     for (to, from) in request.ifr_name[..room].iter_mut().zip(interface.bytes()) {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the request and what it leads to are there while the call lasts, and have the kernel's layout.
+    // SAFETY: the request and the value it points to live through the call and have the layout of the kernel.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     if result < 0 {
         return Err(failed(io::Error::last_os_error()));

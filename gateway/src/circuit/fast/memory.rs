@@ -1,5 +1,5 @@
-//! Maps as memory: what the program reads and user space writes without a call. The unsafe code of the fast path is
-//! here, but for questions to the kernel in `links` and `features`.
+//! Maps as memory that user space reads and writes without system calls. The unsafe code of the fast path is
+//! here, except queries of the kernel in `links` and `features`.
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use std::{
 
 use aya::maps::MapData;
 
-/// An array map of `T`, mapped.
+/// A memory-mapped array map of `T`.
 #[derive(Debug)]
 pub struct Memory<T> {
     at: NonNull<u8>,
@@ -20,21 +20,21 @@ pub struct Memory<T> {
     kind: PhantomData<T>,
 }
 
-// SAFETY: it is memory of its own that is written by atomic stores, or by who has taken a place for himself.
+// SAFETY: all accesses are atomic.
 unsafe impl<T: Send> Send for Memory<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Memory<T> {}
 
 impl<T: aya::Pod> Memory<T> {
-    /// Maps all of an array of so many values that was made for it (BPF_F_MMAPABLE, Linux 5.5).
+    /// Maps an array of `count` values that was created with BPF_F_MMAPABLE (Linux 5.5).
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn map(map: &MapData, count: u32) -> io::Result<Self> {
-        // Values are a multiple of eight bytes apart (kernel/bpf/arraymap.c, array_map_alloc).
+        // The stride of values is a multiple of eight bytes (kernel/bpf/arraymap.c, array_map_alloc).
         const { assert!(size_of::<T>().is_multiple_of(8)) };
         let bytes = count as usize * size_of::<T>();
-        // SAFETY: the kernel chooses where; nothing is replaced.
+        // SAFETY: the kernel chooses the address; no mapping is replaced.
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -58,12 +58,12 @@ impl<T: aya::Pod> Memory<T> {
     }
 
     fn place(&self, place: u32) -> *mut T {
-        assert!(place < self.count, "a place in the map");
-        // SAFETY: it is within the mapping.
+        assert!(place < self.count, "an index of the map");
+        // SAFETY: the index is within the mapping.
         unsafe { self.at.cast::<T>().as_ptr().add(place as usize) }
     }
 
-    /// Writes a value where nobody reads: a place that was just taken, and that nothing leads to. Before anything that is done after.
+    /// Writes a value at an index that no program uses yet. Later writes become visible after this one.
     pub fn write(&self, place: u32, value: &T) {
         let (words, rest) = as_words(value);
         assert!(rest.is_empty());
@@ -76,12 +76,13 @@ impl<T: aya::Pod> Memory<T> {
     /// The eight bytes at `offset` of a value.
     pub fn word(&self, place: u32, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= size_of::<T>());
-        // SAFETY: within the mapping and aligned, as asserted; it is there as long as `self`, and is accessed atomically only.
+        // SAFETY: within the mapping and aligned, as asserted; the mapping lives as long as `self`, and all
+        // accesses are atomic.
         unsafe { AtomicU64::from_ptr(self.place(place).byte_add(offset).cast()) }
     }
 }
 
-/// A value's words, and what is left.
+/// A value as words, and the bytes after the last word.
 fn as_words<T: aya::Pod>(value: &T) -> (&[u64], &[u8]) {
     assert!(align_of::<T>() >= align_of::<u64>());
     // SAFETY: a `Pod` has neither padding nor invalid bits, and is aligned, as asserted.
@@ -95,7 +96,7 @@ fn as_words<T: aya::Pod>(value: &T) -> (&[u64], &[u8]) {
 
 impl<T> Drop for Memory<T> {
     fn drop(&mut self) {
-        // SAFETY: it was mapped so, and nothing of it is borrowed.
+        // SAFETY: `map` made this mapping, and no borrow of it is left.
         unsafe {
             libc::munmap(self.at.as_ptr().cast(), self.bytes);
         }

@@ -1,19 +1,19 @@
-//! The way through the driver: an XDP program carries what circuits with both sides bound send, and the table's threads tell it which
-//! these are.
+//! Circuits in XDP: a program forwards the datagrams of circuits with both sides bound. The threads of the
+//! table publish these circuits to it.
 //!
 //! ```text
 //!   thread: bind, unbind, sweep ─▶ table ─▶ changed ─▶ Publisher ─▶ IDS, CIRCUITS ─▶ the program
 //!                                                       (a renewed binding: one store into mapped memory)
 //! ```
 //!
-//! The table stays the only one who decides: the program carries what it was told to and passes everything else up. The maps and the
-//! program end with the process: what comes then comes to nobody, and to the next process once ends have bound again.
+//! Only the table decides: the program forwards published circuits and passes every other frame to the
+//! kernel. Maps and program end with the process; the next process forwards once ends have bound again.
 
 mod features;
 mod links;
 mod memory;
-mod places;
 mod publish;
+mod slots;
 
 use std::{
     collections::BTreeMap,
@@ -40,104 +40,82 @@ pub use links::{Interface, Mode, wanted};
 use service::forwarding;
 
 use memory::Memory;
-use places::Places;
 pub use publish::Publisher;
+use slots::Slots;
 
 use super::rate;
 
-/// The program's name in the object.
+/// Name of the program in the object.
 const PROGRAM: &str = "circuits";
 
-/// Why there is no fast path, and what to do.
+/// Why circuits cannot use XDP, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no object file.
+    /// The object file is missing.
     #[error("no BPF object at {}: build it with `cargo xtask build-ebpf`, or name it in circuits.bpf_object", path.display())]
-    NoObject {
-        /// Where it was looked for.
-        path: PathBuf,
-    },
-    /// The object could not be loaded.
+    NoObject { path: PathBuf },
+    /// The object cannot be loaded.
     #[error("load {}: {source}; if the kernel says EPERM, run as root or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON", path.display())]
     Load {
-        /// The object.
         path: PathBuf,
-        /// Why.
         source: Box<EbpfError>,
     },
-    /// The program was refused.
+    /// The kernel refused the program.
     #[error(
         "load the program: {0}; if the kernel says EPERM, run as root or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
     )]
     Program(#[source] Box<ProgramError>),
-    /// The object is not ours.
-    #[error("the BPF object has no {what}: it is not this version's; build it again")]
-    Missing {
-        /// What is missing.
-        what: &'static str,
-    },
-    /// The object is another version's.
+    /// The object has no such program or map.
     #[error(
-        "the BPF object is of another version (map {map}: {source}): install the one that came with this program"
+        "the BPF object has no {what}: it is of another version; install the object of this version"
+    )]
+    Missing { what: &'static str },
+    /// A map of the object has another layout.
+    #[error(
+        "the BPF object is of another version (map {map}: {source}); install the object of this version"
     )]
     Version {
-        /// The map that differs.
         map: &'static str,
-        /// How.
         source: Box<MapError>,
     },
-    /// A map could not be read or written.
+    /// A map cannot be read or written.
     #[error("{operation} map {map}: {source}")]
     Map {
-        /// What was tried.
         operation: &'static str,
-        /// Its name.
         map: &'static str,
-        /// Why it failed.
         source: Box<MapError>,
     },
-    /// The system refused something else.
+    /// Another system call failed.
     #[error("{operation}: {source}")]
     System {
-        /// What was tried.
         operation: &'static str,
-        /// Why it failed.
         source: io::Error,
     },
-    /// The kernel may not be asked for ways.
+    /// Route lookups cannot be enabled.
     #[error(transparent)]
     Fib(#[from] forwarding::Error),
-    /// No interface to put the program on.
+    /// No interface is configured or found.
     #[error(
-        "no interface has an address that is listened on, or a default route: name them in circuits.interfaces"
+        "no interface has a listen address or a default route; name the interfaces in circuits.interfaces"
     )]
     NoInterface,
-    /// There is no such interface.
+    /// An interface does not exist.
     #[error("there is no interface {interface:?} (circuits.interfaces)")]
-    NotThere {
-        /// Its name.
-        interface: String,
-    },
-    /// XDP could not be attached.
+    NotThere { interface: String },
+    /// XDP cannot be attached.
     #[error("attach XDP to {interface} in {mode} mode: {source}. {remedy}")]
     Attach {
-        /// The interface.
         interface: String,
-        /// The mode.
         mode: &'static str,
-        /// What the kernel said.
         source: Box<ProgramError>,
-        /// What to do.
         remedy: &'static str,
     },
-    /// Generic XDP comes after datagrams were joined.
+    /// GRO would join datagrams before generic XDP.
     #[error(
-        "{interface} joins datagrams before generic XDP sees them: switch that off (`ethtool -K {interface} gro off`)"
+        "GRO of {interface} joins datagrams before generic XDP sees them; disable it: `ethtool -K {interface} gro \
+         off`"
     )]
-    Joins {
-        /// The interface.
-        interface: String,
-    },
+    Joins { interface: String },
 }
 
 fn map_error(operation: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
@@ -159,63 +137,58 @@ fn map_error(operation: &'static str, map: &'static str) -> impl FnOnce(MapError
     }
 }
 
-/// What there has to be room for.
+/// Numbers of map entries that are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Circuits.
     pub circuits: usize,
-    /// Limits of tenants.
+    /// Rate limits of tenants.
     pub buckets: usize,
 }
 
-/// The buckets' memory, and which of them are whose.
+/// The map of buckets and its free entries.
 #[derive(Debug)]
 struct Buckets {
     memory: Memory<Bucket>,
-    places: Mutex<Places>,
+    slots: Mutex<Slots>,
 }
 
-/// A bucket that the program draws from, too.
+/// An entry of the map of buckets; its drop frees the entry.
 #[derive(Debug)]
 pub struct SharedBucket {
     buckets: Arc<Buckets>,
     place: u32,
 }
 
-impl SharedBucket {
-    /// When it is full again: nanoseconds of the monotonic clock.
-    #[must_use]
-    pub fn full_at(&self) -> &AtomicU64 {
+impl rate::SharedBucket for SharedBucket {
+    fn full_at(&self) -> &AtomicU64 {
         let offset = std::mem::offset_of!(Bucket, full_at);
         self.buckets.memory.word(self.place, offset)
     }
 
-    /// Its place in the map.
-    #[must_use]
-    pub const fn place(&self) -> u32 {
+    fn index(&self) -> u32 {
         self.place
     }
 }
 
 impl Drop for SharedBucket {
     fn drop(&mut self) {
-        lock(&self.buckets.places).give(now(), self.place);
+        lock(&self.buckets.slots).give(now(), self.place);
     }
 }
 
-/// The program, its maps, and where it is attached.
+/// The XDP program, its maps, and its interfaces.
 pub struct Fast {
     object: Mutex<Ebpf>,
     ids: Mutex<HashMap<MapData, u64, u32>>,
     circuits: Memory<Circuit>,
-    places: Mutex<Places>,
+    slots: Mutex<Slots>,
     buckets: Arc<Buckets>,
     stats: Mutex<PerCpuArray<MapData, Stats>>,
-    stats_places: Mutex<Places>,
+    stats_slots: Mutex<Slots>,
     counters: PerCpuArray<MapData, u64>,
     ports: Mutex<HashMap<MapData, u32, Port>>,
     links: Mutex<Vec<links::Attached>>,
-    /// Circuits that there is room for.
+    /// Circuits that fit the maps.
     room: usize,
 }
 
@@ -225,19 +198,19 @@ impl std::fmt::Debug for Fast {
     }
 }
 
-/// The clock of everything here and of the program: nanoseconds of CLOCK_MONOTONIC.
+/// The clock of the maps and the program: nanoseconds of CLOCK_MONOTONIC.
 #[must_use]
 pub fn now() -> u64 {
     u64::try_from(super::clock().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Nothing that is done under one of these locks panics half way.
+/// Locks a mutex. No code panics while it holds one of these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Fast {
-    /// Loads the program, with room for twice as much as is asked for. Attaches nothing yet.
+    /// Loads the program with maps for twice `size`, without attaching it.
     ///
     /// # Errors
     /// [`Error`].
@@ -269,13 +242,13 @@ impl Fast {
         let fast = Self {
             ids: Mutex::new(typed(&mut ebpf, "IDS")?),
             circuits: mapped(&mut ebpf, "CIRCUITS", circuits * SLOTS_PER_CIRCUIT)?,
-            places: Mutex::new(Places::new(circuits * SLOTS_PER_CIRCUIT, SLOT_REUSE_DELAY)),
+            slots: Mutex::new(Slots::new(circuits * SLOTS_PER_CIRCUIT, SLOT_REUSE_DELAY)),
             buckets: Arc::new(Buckets {
                 memory: mapped(&mut ebpf, "BUCKETS", buckets)?,
-                places: Mutex::new(Places::new(buckets, BUCKET_REUSE_DELAY)),
+                slots: Mutex::new(Slots::new(buckets, BUCKET_REUSE_DELAY)),
             }),
             stats: Mutex::new(typed(&mut ebpf, "STATS")?),
-            stats_places: Mutex::new(Places::new(circuits, SLOT_REUSE_DELAY)),
+            stats_slots: Mutex::new(Slots::new(circuits, SLOT_REUSE_DELAY)),
             counters: typed(&mut ebpf, "COUNTERS")?,
             ports: Mutex::new(typed(&mut ebpf, "PORTS")?),
             links: Mutex::new(Vec::new()),
@@ -285,16 +258,16 @@ impl Fast {
         Ok(fast)
     }
 
-    /// Circuits that there is room for.
+    /// Circuits that fit the maps.
     #[must_use]
     pub const fn room(&self) -> usize {
         self.room
     }
 
-    /// A full bucket that the program draws from, too; `None`: there is no room for one more.
+    /// A full bucket that the program shares; `None`: the map is full.
     #[must_use]
     pub fn bucket(&self, rate: u64, depth: Duration) -> Option<rate::Bucket> {
-        let place = lock(&self.buckets.places).take(now())?;
+        let place = lock(&self.buckets.slots).take(now())?;
         let value = Bucket {
             rate,
             depth: u64::try_from(depth.as_nanos()).unwrap_or(u64::MAX),
@@ -305,10 +278,10 @@ impl Fast {
             buckets: Arc::clone(&self.buckets),
             place,
         };
-        Some(rate::Bucket::shared(rate, depth, shared))
+        Some(rate::Bucket::shared(rate, depth, Box::new(shared)))
     }
 
-    /// What the program did with the datagrams of the circuit that has this place, summed over the processors.
+    /// The counters at an index of STATS, summed over the processors.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -323,7 +296,7 @@ impl Fast {
         }))
     }
 
-    /// What it did with frames, by outcome.
+    /// Frames by outcome, summed over the processors.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -338,14 +311,17 @@ impl Fast {
         sums.collect()
     }
 
-    /// Says of which interfaces, by index, frames may be the gateway's, and where they may go out: of these and no others.
+    /// Writes the interfaces, by index, on which the program accepts and sends frames.
     ///
     /// # Errors
     /// When the map cannot be written.
     pub fn set_ports(&self, wanted: &BTreeMap<u32, Port>) -> Result<(), Error> {
         let mut ports = lock(&self.ports);
-        let there: Vec<u32> = ports.keys().filter_map(Result::ok).collect();
-        for ifindex in there.iter().filter(|ifindex| !wanted.contains_key(ifindex)) {
+        let present: Vec<u32> = ports.keys().filter_map(Result::ok).collect();
+        for ifindex in present
+            .iter()
+            .filter(|ifindex| !wanted.contains_key(ifindex))
+        {
             ports.remove(ifindex).map_err(map_error("write", "PORTS"))?;
         }
         for (ifindex, port) in wanted {
@@ -358,17 +334,17 @@ impl Fast {
         Ok(())
     }
 
-    /// Does something with the program: for tests.
+    /// Gives access to the program.
     ///
     /// # Errors
-    /// When there is none.
+    /// When the object has no such program.
     pub fn with_program<T>(&self, what: impl FnOnce(&mut Xdp) -> T) -> Result<T, Error> {
         Ok(what(program(&mut lock(&self.object))?))
     }
 
-    /// A place in STATS, all zero.
+    /// Takes an index of STATS and clears the counters there.
     fn take_stats(&self) -> Option<u32> {
-        let place = lock(&self.stats_places).take(now())?;
+        let place = lock(&self.stats_slots).take(now())?;
         let mut stats = lock(&self.stats);
         let zero = || -> Result<(), MapError> {
             let cpus = stats.get(&place, 0)?.len();
@@ -376,18 +352,18 @@ impl Fast {
             stats.set(place, zero, 0)
         };
         if let Err(error) = { zero }() {
-            tracing::warn!(%error, "a circuit's counters could not be cleared");
+            tracing::warn!(%error, "cannot clear the XDP counters of a circuit");
         }
         Some(place)
     }
 
     fn give_stats(&self, place: u32) {
-        lock(&self.stats_places).give(now(), place);
+        lock(&self.stats_slots).give(now(), place);
     }
 
-    /// Has the program carry a circuit: `None` if there is no room.
+    /// Publishes a circuit in place of its old entry; returns the new index, or `None` if the map is full.
     fn publish(&self, circuit: &Circuit, before: Option<u32>) -> Option<u32> {
-        let taken = lock(&self.places).take(now());
+        let taken = lock(&self.slots).take(now());
         let Some(place) = taken else {
             if let Some(before) = before {
                 self.withdraw(circuit.id, before);
@@ -396,8 +372,8 @@ impl Fast {
         };
         self.circuits.write(place, circuit);
         if let Err(error) = lock(&self.ids).insert(circuit.id, place, 0) {
-            tracing::warn!(%error, "a circuit goes through user space: the program could not be told of it");
-            lock(&self.places).give(now(), place);
+            tracing::warn!(%error, "cannot publish a circuit to XDP; it uses user space");
+            lock(&self.slots).give(now(), place);
             if let Some(before) = before {
                 self.withdraw(circuit.id, before);
             }
@@ -405,12 +381,12 @@ impl Fast {
         }
         if let Some(before) = before {
             self.end(before);
-            lock(&self.places).give(now(), before);
+            lock(&self.slots).give(now(), before);
         }
         Some(place)
     }
 
-    /// Renews a circuit's bindings.
+    /// Writes the expiry times of a circuit.
     fn renew(&self, place: u32, until: [u64; 2]) {
         for (n, until) in until.into_iter().enumerate() {
             let offset = std::mem::offset_of!(Circuit, expires) + n * 8;
@@ -420,7 +396,7 @@ impl Fast {
         }
     }
 
-    /// From now on it is carried no more, whoever has found it.
+    /// Ends the forwarding of an entry, even for a program that has just looked it up.
     fn end(&self, place: u32) {
         self.renew(place, [0; 2]);
     }
@@ -428,10 +404,10 @@ impl Fast {
     fn withdraw(&self, id: u64, place: u32) {
         self.end(place);
         if let Err(error) = lock(&self.ids).remove(&id) {
-            // It has ended all the same.
-            tracing::warn!(%error, "a circuit's entry could not be removed");
+            // The entry has expired, so that the program does not use it.
+            tracing::warn!(%error, "cannot remove the XDP entry of a circuit");
         }
-        lock(&self.places).give(now(), place);
+        lock(&self.slots).give(now(), place);
     }
 }
 
@@ -461,7 +437,7 @@ fn mapped<T: aya::Pod>(
         return Err(Error::Missing { what: name });
     };
     Memory::map(&map, count).map_err(|source| Error::System {
-        operation: "map the program's memory",
+        operation: "map the memory of a BPF map",
         source,
     })
 }

@@ -1,4 +1,4 @@
-//! What one thread has told the program.
+//! Publishes the circuits of one thread to the XDP program.
 
 use std::{
     collections::HashMap,
@@ -16,65 +16,65 @@ use crate::circuit::{
     table::{Bound, Path},
 };
 
-/// What is said of a circuit.
+/// What was published of a circuit.
 #[derive(Debug)]
-struct Said {
+struct Published {
     tenant: Arc<str>,
-    /// Its counters.
+    /// Index of its counters in STATS.
     stats: Option<u32>,
-    /// Where it is in the map, and what is there but for the times.
-    there: Option<(u32, Circuit)>,
+    /// Index in CIRCUITS and the value there, without expiry times.
+    entry: Option<(u32, Circuit)>,
 }
 
-/// Tells the program of the circuits of one thread.
+/// Publishes the circuits of one thread.
 #[derive(Debug)]
 pub struct Publisher {
     fast: Arc<Fast>,
-    said: HashMap<CircuitId, Said, RandomState>,
+    published: HashMap<CircuitId, Published, RandomState>,
 }
 
 impl Publisher {
-    /// One that has said nothing yet.
+    /// A publisher that has published nothing.
     #[must_use]
     pub fn new(fast: Arc<Fast>) -> Self {
         Self {
             fast,
-            said: HashMap::with_hasher(RandomState::with_seed(0)),
+            published: HashMap::with_hasher(RandomState::with_seed(0)),
         }
     }
 
-    /// Says how a circuit is bound now. `local` is the gateway's address of a path. A binding that is renewed costs two stores; what else
-    /// changed, some calls.
-    pub fn say(&mut self, bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) {
+    /// Publishes the bindings of a circuit. `local` gives the gateway's address of a path. A renewed binding
+    /// costs two stores; other changes cost system calls.
+    pub fn publish(&mut self, bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) {
         let wanted = circuit(bound, local);
-        if wanted.is_none() && !self.said.contains_key(&bound.id) {
+        if wanted.is_none() && !self.published.contains_key(&bound.id) {
             return;
         }
-        let said = self.said.entry(bound.id).or_insert_with(|| Said {
+        let published = self.published.entry(bound.id).or_insert_with(|| Published {
             tenant: Arc::clone(&bound.tenant.name),
             stats: None,
-            there: None,
+            entry: None,
         });
-        if said.tenant != bound.tenant.name {
-            // Another's: it counts from nothing, as the table does.
-            said.tenant = Arc::clone(&bound.tenant.name);
-            if let Some((place, circuit)) = said.there.take() {
+        if published.tenant != bound.tenant.name {
+            // Another tenant: its counters begin at zero, as those of the table.
+            published.tenant = Arc::clone(&bound.tenant.name);
+            if let Some((place, circuit)) = published.entry.take() {
                 self.fast.withdraw(circuit.id, place);
             }
-            if let Some(stats) = said.stats.take() {
+            if let Some(stats) = published.stats.take() {
                 self.fast.give_stats(stats);
             }
         }
-        if said.stats.is_none() && wanted.is_some() {
-            said.stats = self.fast.take_stats();
+        if published.stats.is_none() && wanted.is_some() {
+            published.stats = self.fast.take_stats();
         }
         let wanted = wanted.and_then(|circuit| {
             Some(Circuit {
-                stats: said.stats?,
+                stats: published.stats?,
                 ..circuit
             })
         });
-        said.there = match (said.there, wanted) {
+        published.entry = match (published.entry, wanted) {
             (None, None) => None,
             (Some((place, before)), None) => {
                 self.fast.withdraw(before.id, place);
@@ -92,27 +92,27 @@ impl Publisher {
         };
     }
 
-    /// Takes back what was said of circuits that are no more.
+    /// Withdraws the circuits that are not there any more.
     pub fn keep(&mut self, is_there: impl Fn(CircuitId) -> bool) {
         let fast = &self.fast;
-        self.said.retain(|id, said| {
-            let stays = is_there(*id);
-            if !stays {
-                if let Some((place, circuit)) = said.there.take() {
+        self.published.retain(|id, published| {
+            let kept = is_there(*id);
+            if !kept {
+                if let Some((place, circuit)) = published.entry.take() {
                     fast.withdraw(circuit.id, place);
                 }
-                if let Some(stats) = said.stats.take() {
+                if let Some(stats) = published.stats.take() {
                     fast.give_stats(stats);
                 }
             }
-            stays
+            kept
         });
     }
 
-    /// Where the circuits' counters are.
+    /// The index of each circuit's counters.
     pub fn stats(&self) -> impl Iterator<Item = (CircuitId, u32)> {
-        let said = self.said.iter();
-        said.filter_map(|(id, said)| Some((*id, said.stats?)))
+        let published = self.published.iter();
+        published.filter_map(|(id, published)| Some((*id, published.stats?)))
     }
 }
 
@@ -129,7 +129,7 @@ fn timeless(circuit: &Circuit) -> Circuit {
     }
 }
 
-/// As the program is to have it; `None`: it goes through user space.
+/// The map value of a circuit; `None`: the circuit uses user space.
 fn circuit(bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) -> Option<Circuit> {
     let [Some(a), Some(b)] = bound.ends else {
         return None;
@@ -140,7 +140,7 @@ fn circuit(bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) -> Option<Cir
     }
     let end = |path: &Path| {
         let local = local(path);
-        // What is of one link only has no way that the kernel could be asked for by an address.
+        // A route lookup by address cannot find link-local destinations.
         let scope = |at: &SocketAddr| match at {
             SocketAddr::V4(_) => 0,
             SocketAddr::V6(v6) => v6.scope_id(),
@@ -162,7 +162,7 @@ fn circuit(bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) -> Option<Cir
     };
     let bucket = |bucket: &Option<Arc<Bucket>>| match bucket {
         None => Some(NO_BUCKET),
-        Some(bucket) => bucket.place(),
+        Some(bucket) => bucket.index(),
     };
     let until = [a.1, b.1].map(|until| u64::try_from(until.as_nanos()).unwrap_or(u64::MAX));
     Some(Circuit {

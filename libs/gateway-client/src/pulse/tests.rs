@@ -69,7 +69,7 @@ impl Run {
 }
 
 #[test]
-fn who_answers_is_asked_every_80_ms_and_never_silent() {
+fn a_peer_that_answers_is_asked_every_80_ms() {
     for trip in [0, 1, 30, 79, 80, 81, 200, 500, 1500] {
         let mut run = Run::new();
         run.to(60_000, |_| Some(trip));
@@ -84,7 +84,7 @@ fn who_answers_is_asked_every_80_ms_and_never_silent() {
 }
 
 #[test]
-fn who_is_cut_off_is_silent_within_320_ms_and_heard_again() {
+fn a_lost_peer_is_silent_within_320_ms_and_can_recover() {
     for cut in 5000..5200 {
         let mut run = Run::new();
         run.to(20_000, |at| match at {
@@ -104,7 +104,7 @@ fn who_is_cut_off_is_silent_within_320_ms_and_heard_again() {
 }
 
 #[test]
-fn a_long_way_has_the_time_that_it_takes_and_no_more() {
+fn the_timeout_follows_the_round_trip() {
     for (trip, patience) in [(20, 240), (150, 240), (200, 280), (900, 980), (1990, 2000)] {
         let mut run = Run::new();
         run.to(60_000, |_| Some(trip));
@@ -131,7 +131,7 @@ fn a_queue_that_fills_is_not_silence() {
 }
 
 #[test]
-fn whatever_comes_is_life() {
+fn any_received_byte_counts_as_life() {
     let mut run = Run::new();
     run.to(1000, |_| Some(10));
     for _ in 0..100 {
@@ -145,7 +145,7 @@ fn whatever_comes_is_life() {
 }
 
 #[test]
-fn what_has_not_left_is_not_waited_for() {
+fn a_question_in_the_send_buffer_does_not_count() {
     let mut run = Run::new();
     run.to(1000, |_| Some(10));
     for _ in 0..100 {
@@ -172,7 +172,7 @@ fn the_first_question_has_two_seconds() {
 }
 
 #[test]
-fn answers_that_were_not_asked_for_are_nothing() {
+fn answers_without_a_question_are_ignored() {
     let mut pulse = Pulse::new(ms(0));
     for n in 0..1000 {
         pulse.answered(ms(n));

@@ -247,7 +247,7 @@ fn the_next_gateway_is_used_within_400_ms_when_one_dies() {
 }
 
 #[test]
-fn a_gateway_that_drains_is_left_and_told_so() {
+fn a_draining_gateway_is_left_and_gets_an_unbind() {
     for seed in 0..50 {
         let mut world = World::new(2, true, seed);
         world.run(2000 * MS);
@@ -264,7 +264,7 @@ fn a_gateway_that_drains_is_left_and_told_so() {
 }
 
 #[test]
-fn the_only_gateway_drains_and_is_used_on() {
+fn the_only_gateway_stays_in_use_while_it_drains() {
     let mut world = World::new(1, true, 1);
     world.run(2000 * MS);
     world.gateways[0].draining = true;
@@ -274,7 +274,7 @@ fn the_only_gateway_drains_and_is_used_on() {
 }
 
 #[test]
-fn an_only_gateway_that_was_restarted_has_its_ends_within_a_second() {
+fn an_end_binds_within_a_second_after_a_restart() {
     for seeks in [true, false] {
         for seed in 0..100 {
             let mut world = World::new(1, seeks, seed);
@@ -289,7 +289,7 @@ fn an_only_gateway_that_was_restarted_has_its_ends_within_a_second() {
 }
 
 #[test]
-fn without_a_gateway_the_reason_is_said_and_one_answer_ends_it() {
+fn without_a_gateway_the_reason_is_reported_until_one_answers() {
     let mut world = World::new(2, true, 3);
     world.run(2000 * MS);
     for gateway in &mut world.gateways {
@@ -317,7 +317,7 @@ fn an_empty_list_is_no_service_at_once() {
 }
 
 #[test]
-fn a_gateway_that_carries_nothing_is_left_though_it_answers() {
+fn a_gateway_that_forwards_nothing_is_left() {
     let mut world = World::new(2, true, 5);
     world.run(2000 * MS);
     let first = world.used();
@@ -338,7 +338,7 @@ fn a_gateway_that_carries_nothing_is_left_though_it_answers() {
 }
 
 #[test]
-fn an_only_gateway_is_not_to_blame() {
+fn the_only_gateway_is_never_left() {
     let mut world = World::new(1, true, 5);
     world.run(2000 * MS);
     for _ in 0..100 {
@@ -349,7 +349,7 @@ fn an_only_gateway_is_not_to_blame() {
 }
 
 #[test]
-fn a_long_way_is_no_failure() {
+fn a_long_round_trip_is_no_failure() {
     for delay in [1, 40, 100, 200, 400] {
         let mut world = World::new(2, true, delay.into());
         world.delay = MS * delay;
@@ -362,7 +362,7 @@ fn a_long_way_is_no_failure() {
 }
 
 #[test]
-fn a_bad_way_moves_now_and_then_and_never_ends() {
+fn a_lossy_path_causes_few_changes() {
     let mut world = World::new(3, true, 9);
     world.loss = 5;
     world.run(Duration::from_secs(600));
@@ -371,7 +371,7 @@ fn a_bad_way_moves_now_and_then_and_never_ends() {
 }
 
 #[test]
-fn an_end_that_awaits_is_bound_everywhere_and_sends_where_it_hears() {
+fn an_end_without_a_list_follows_the_other_end() {
     let mut world = World::new(3, false, 2);
     world.run(2000 * MS);
     assert!(world.gateways.iter().all(|g| g.bound));
@@ -392,7 +392,7 @@ fn an_end_that_awaits_is_bound_everywhere_and_sends_where_it_hears() {
 }
 
 #[test]
-fn a_gateway_that_is_not_on_the_list_any_more_is_left() {
+fn a_removed_gateway_is_left() {
     let mut world = World::new(3, true, 4);
     world.run(2000 * MS);
     let old = world.used();
@@ -408,7 +408,7 @@ fn a_gateway_that_is_not_on_the_list_any_more_is_left() {
 }
 
 #[test]
-fn an_end_that_goes_tells_every_gateway() {
+fn close_sends_unbinds_to_all_gateways() {
     for seeks in [true, false] {
         let mut world = World::new(3, seeks, 8);
         world.run(2000 * MS);
@@ -420,7 +420,7 @@ fn an_end_that_goes_tells_every_gateway() {
 }
 
 #[test]
-fn a_gateway_is_not_asked_more_often_than_it_answers() {
+fn binds_stay_within_the_rate_of_gateways() {
     let mut world = World::new(2, true, 6);
     world.run(2000 * MS);
     let used = world.used();
@@ -431,7 +431,7 @@ fn a_gateway_is_not_asked_more_often_than_it_answers() {
 }
 
 #[test]
-fn strangers_words_are_nothing() {
+fn messages_of_strangers_are_ignored() {
     let mut world = World::new(1, true, 6);
     world.run(2000 * MS);
     let clock = world.clock();

@@ -61,7 +61,7 @@ fn frames_are_as_specified() {
 }
 
 #[test]
-fn an_encoder_takes_what_it_has_room_for_and_nothing_of_what_it_has_not() {
+fn an_encoder_accepts_only_whole_datagrams_that_fit() {
     let mut encoder = Encoder::new(10);
     assert!(encoder.push(b"abcd"));
     assert!(encoder.fits(2) && !encoder.fits(3));
@@ -78,7 +78,7 @@ fn an_encoder_takes_what_it_has_room_for_and_nothing_of_what_it_has_not() {
 }
 
 #[test]
-fn the_longest_frames_go_through_however_they_are_cut() {
+fn the_longest_frames_pass_in_any_pieces() {
     let mut encoder = Encoder::new(400_000);
     for byte in 1..=5 {
         assert!(encoder.push(&[byte; MAX_DATAGRAM]));
@@ -93,7 +93,7 @@ fn the_longest_frames_go_through_however_they_are_cut() {
 }
 
 #[test]
-fn a_frame_of_nothing_and_one_that_is_too_long_end_the_stream() {
+fn empty_and_too_long_frames_end_the_stream() {
     assert_eq!(decode(b"\x00\x02xy\x00\x00", &[1]), Err(Malformed::Empty));
     let mut decoder = Decoder::new(64);
     decoder.space()[..2].copy_from_slice(&[0, 65]);
@@ -109,7 +109,7 @@ fn a_frame_of_nothing_and_one_that_is_too_long_end_the_stream() {
 }
 
 #[test]
-fn a_frame_of_one_byte_is_a_word_or_ends_the_stream() {
+fn a_frame_of_one_byte_is_a_control_message_or_ends_the_stream() {
     let mut decoder = Decoder::new(u16::MAX);
     let stream = b"\x00\x01\x01\x00\x02\x01\x01\x00\x01\x02\x00\x01\x03\x00\x01\x01";
     decoder.space()[..stream.len()].copy_from_slice(stream);
@@ -132,7 +132,7 @@ fn a_frame_of_one_byte_is_a_word_or_ends_the_stream() {
 }
 
 #[test]
-fn a_hello_opens_with_its_key_on_its_connection_once() {
+fn a_hello_is_valid_once_with_its_key_on_its_connection() {
     let hello = hello(circuit(), &key(), 10, HERE);
     let sealed = read_hello(&hello[2..]).expect("a hello");
     assert_eq!(sealed.circuit(), circuit());
@@ -160,7 +160,7 @@ fn a_hello_opens_with_its_key_on_its_connection_once() {
 }
 
 #[test]
-fn what_is_said_to_a_gateway_by_udp_opens_nothing() {
+fn messages_of_udp_circuits_are_no_hellos() {
     let mut end = crate::end::End::new(circuit(), Side::A, key());
     let bind = end.bind(10);
     let sealed = read_hello(&bind).expect("the same form");

@@ -90,7 +90,7 @@ fn a_key_is_44_characters_of_base64() {
 }
 
 #[test]
-fn an_id_begins_with_something() {
+fn circuit_ids_have_nonzero_bytes() {
     assert_eq!(CircuitId::new(0), None);
     assert_eq!(CircuitId::new(u32::MAX.into()), None);
     assert_eq!(CircuitId::new(0x0400_0000_0102_0304), None);

@@ -65,7 +65,7 @@ fn no_service(chooser: &mut Chooser, now: Duration) -> NoService {
 }
 
 #[test]
-fn the_least_loaded_is_taken_and_kept() {
+fn the_least_loaded_gateway_is_chosen_and_kept() {
     let mut c = chooser(&[("a", 500, 0), ("b", 200, 0), ("c", 350, 0)]);
     assert_eq!(used(&mut c, START), "b");
     c.report("b", WELL, START);
@@ -77,7 +77,7 @@ fn the_least_loaded_is_taken_and_kept() {
 }
 
 #[test]
-fn loads_that_hardly_differ_are_equal_and_chance_decides() {
+fn similar_loads_count_as_equal() {
     let mut count = BTreeMap::new();
     for seed in 0..1000 {
         let list = list_of(&[("a", 100, 0), ("b", 200, 0), ("c", 201, 0)]);
@@ -89,7 +89,7 @@ fn loads_that_hardly_differ_are_equal_and_chance_decides() {
 }
 
 #[test]
-fn one_in_use_is_left_after_failures_in_a_row_and_not_before() {
+fn a_gateway_is_left_after_failures_in_a_row() {
     let mut c = chooser(&[("a", 0, 0), ("b", 500, 0)]);
     assert_eq!(used(&mut c, START), "a");
     c.report("a", WELL, START);
@@ -103,7 +103,7 @@ fn one_in_use_is_left_after_failures_in_a_row_and_not_before() {
 }
 
 #[test]
-fn one_that_never_answered_is_not_waited_for() {
+fn a_gateway_that_never_answered_is_left_after_one_failure() {
     let mut c = chooser(&[("a", 0, 0), ("b", 500, 0)]);
     assert_eq!(used(&mut c, START), "a");
     c.report("a", SILENT, START);
@@ -117,7 +117,7 @@ fn one_that_never_answered_is_not_waited_for() {
 }
 
 #[test]
-fn one_that_recovers_gets_nobody_who_has_another() {
+fn a_recovered_gateway_takes_no_end_of_another() {
     let mut c = chooser(&[("a", 0, 0), ("b", 500, 0)]);
     assert_eq!(used(&mut c, START), "a");
     many(&mut c, "a", SILENT, 3, START);
@@ -130,7 +130,7 @@ fn one_that_recovers_gets_nobody_who_has_another() {
 }
 
 #[test]
-fn one_answer_brings_nobody_up_while_another_works() {
+fn one_answer_is_not_enough_while_another_gateway_works() {
     let mut c = chooser(&[("a", 0, 0), ("b", 500, 0)]);
     many(&mut c, "a", SILENT, 3, START);
     c.report("a", WELL, START);
@@ -144,7 +144,7 @@ fn one_answer_brings_nobody_up_while_another_works() {
 }
 
 #[test]
-fn a_higher_tier_is_used_only_while_the_lower_is_down_and_is_left_again() {
+fn a_higher_tier_is_used_only_while_the_lower_is_down() {
     let mut c = chooser(&[("a", 900, 0), ("b", 500, 1), ("c", 0, 2)]);
     assert_eq!(used(&mut c, START), "a");
     many(&mut c, "a", SILENT, 3, START);
@@ -164,7 +164,7 @@ fn a_higher_tier_is_used_only_while_the_lower_is_down_and_is_left_again() {
 }
 
 #[test]
-fn one_that_drains_is_left_in_time_but_better_than_nobody() {
+fn a_draining_gateway_is_left_unless_it_is_the_only_one() {
     let mut c = chooser(&[("a", 0, 0), ("b", 500, 0)]);
     assert_eq!(used(&mut c, START), "a");
     c.report("a", WELL, START);
@@ -191,7 +191,7 @@ fn one_that_drains_is_left_in_time_but_better_than_nobody() {
 }
 
 #[test]
-fn no_service_says_why() {
+fn no_service_has_reasons() {
     let mut c = chooser(&[]);
     assert_eq!(
         no_service(&mut c, START).to_string(),
@@ -218,7 +218,7 @@ fn no_service_says_why() {
 }
 
 #[test]
-fn one_that_left_the_list_is_left_and_a_stranger_is_ignored() {
+fn removed_gateways_are_left_and_unknown_ones_ignored() {
     let mut c = chooser(&[("a", 0, 0), ("b", 500, 0)]);
     assert_eq!(used(&mut c, START), "a");
     c.report("a", WELL, START);
@@ -230,7 +230,7 @@ fn one_that_left_the_list_is_left_and_a_stranger_is_ignored() {
 }
 
 #[test]
-fn what_is_known_outlives_a_new_list() {
+fn a_new_list_keeps_the_state() {
     let mut c = chooser(&[("a", 0, 0), ("b", 500, 0)]);
     many(&mut c, "a", SILENT, 3, START);
     c.update(&list_of(&[("a", 0, 0), ("b", 500, 0)]), START);
@@ -351,7 +351,7 @@ impl World {
 }
 
 #[test]
-fn a_lost_gateway_is_shared_out_and_a_recovered_one_is_not_stampeded() {
+fn ends_spread_after_a_loss_and_return_slowly() {
     let mut world = World::new(600, &["a", "b", "c"]);
     let mut now = START;
     world.run(&mut now, seconds(60));
@@ -395,7 +395,7 @@ fn a_lost_gateway_is_shared_out_and_a_recovered_one_is_not_stampeded() {
 }
 
 #[test]
-fn after_a_loss_of_all_the_first_to_return_is_not_hit_at_once() {
+fn after_a_total_loss_ends_return_spread_over_time() {
     let mut world = World::new(600, &["a", "b"]);
     let mut now = START;
     world.run(&mut now, seconds(10));

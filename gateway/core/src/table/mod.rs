@@ -1,4 +1,4 @@
-//! Whose datagram it is, and where it goes: pure, taking the time, the datagram and its source.
+//! The circuits of one thread: decides from the time, a datagram and its source where the datagram goes.
 //!
 //! ```text
 //!             bind, its tag right, newer                  bind with the cookie of this source
@@ -9,10 +9,11 @@
 //!                                                                                   anywhere      other side
 //! ```
 //!
-//! - What has no right tag changes nothing and is answered by nothing.
-//! - Of messages with a right tag each is answered once at most, to its source, by as many bytes.
-//! - Tunnel datagrams go only to an address that has shown within the lifetime that it receives, and only from such a one.
-//! - There is an entry for each configured circuit, and none for anybody else: nothing that is received makes it grow.
+//! - A message without a valid tag changes nothing and has no answer.
+//! - A message with a valid tag has at most one answer, of the same length, to its source.
+//! - The table forwards tunnel datagrams only between bound addresses: those that repeated a cookie within
+//!   the lifetime, and so receive what is sent to them.
+//! - Each configured circuit has one entry. No datagram adds an entry.
 
 use std::{
     collections::HashMap,
@@ -28,62 +29,62 @@ use gateway_client::wire::{
 
 use super::rate::Bucket;
 
-/// How long a cookie is good at least; and at most twice that.
+/// Least validity of a cookie; the most is twice this.
 const COOKIE_WINDOW: Duration = Duration::from_secs(120);
-/// Messages with a right tag that a side may send a second, and at once.
+/// Messages with a valid tag that a side may send a second, and the burst.
 const BINDS: u64 = 32;
 
-/// Where a datagram came from, or goes.
+/// The addresses of a datagram that was received or is to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// The socket, by its place in the worker's list.
+    /// Index of the socket in the list of the worker.
     pub socket: u16,
-    /// The gateway's own address, where the socket is one of several addresses.
+    /// Address of the gateway, where the socket is bound to the wildcard address.
     pub local: Option<IpAddr>,
-    /// The end's address.
+    /// Address of the end.
     pub remote: SocketAddr,
 }
 
-/// What is to be done with a datagram.
+/// What the worker does with a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// It goes there, as it is.
+    /// Send the datagram unchanged.
     Forward(Path),
-    /// Its source is sent this instead.
+    /// Send this message to the source.
     Answer([u8; MESSAGE_BYTES]),
-    /// It was a message and is done with.
+    /// Nothing: the message was handled.
     Done,
-    /// It goes nowhere.
+    /// Drop the datagram.
     Drop(Reason),
 }
 
-/// Why a datagram went nowhere.
+/// Why a datagram is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// It has no form.
+    /// The datagram is neither a message nor a tunnel datagram.
     Malformed,
-    /// There is no such circuit.
+    /// No circuit has the ID.
     NoCircuit,
-    /// A message whose tag is not its side's.
+    /// The tag of a message is not valid under the key of its side.
     Forged,
-    /// A message that is not newer than the last one.
+    /// The timestamp of a message is not newer than the last one.
     Replayed,
-    /// A message that only a gateway sends.
+    /// Only gateways send messages of this kind.
     NotForUs,
-    /// More messages of one side than there may be.
+    /// A side sends too many messages.
     BindRate,
-    /// It would be bound to where its other side is bound.
+    /// The other side of the circuit is bound to the same address.
     SameAddress,
-    /// A tunnel datagram from where no side is bound.
+    /// No side is bound to the source of a tunnel datagram.
     NotBound,
-    /// A tunnel datagram whose other side is not bound.
+    /// The other side of the circuit is not bound.
     NoPeer,
-    /// A tunnel datagram beyond what its tenant may send.
+    /// The tenant exceeds its rate limit.
     Rate,
 }
 
 impl Reason {
-    /// All of them, in the order of their numbers.
+    /// All reasons, in the order of their numbers.
     pub const ALL: [Self; 10] = [
         Self::Malformed,
         Self::NoCircuit,
@@ -97,13 +98,13 @@ impl Reason {
         Self::Rate,
     ];
 
-    /// Whether what it is about is of a known circuit.
+    /// Whether the datagram belongs to a known circuit.
     #[must_use]
-    pub const fn is_of_a_circuit(self) -> bool {
+    pub const fn has_circuit(self) -> bool {
         !matches!(self, Self::Malformed | Self::NoCircuit)
     }
 
-    /// Its name in status and metrics.
+    /// Name in status and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -121,48 +122,44 @@ impl Reason {
     }
 }
 
-/// Counts by reason.
+/// Dropped datagrams, by [`Reason`].
 pub type Drops = [u64; Reason::ALL.len()];
 
-/// What all tables of a gateway are to do. Tables of several threads share it.
+/// The configuration of all tables of a gateway.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// How long a binding lasts without another bind.
+    /// Time that a side stays bound after its last bind.
     pub lifetime: Duration,
-    /// The tenants that circuits are of.
+    /// Tenants of the circuits.
     pub tenants: Vec<TenantPlan>,
-    /// The circuits, each id once.
+    /// Circuits, with unique IDs.
     pub circuits: Vec<CircuitPlan>,
 }
 
-/// A tenant.
+/// A tenant and its limits, which all tables share.
 #[derive(Clone, Debug)]
 pub struct TenantPlan {
-    /// Its name.
     pub name: Arc<str>,
-    /// Datagrams that it may send.
+    /// Limit of datagrams; `None`: no limit.
     pub datagrams: Option<Arc<Bucket>>,
-    /// Bytes that it may send, with the ids.
+    /// Limit of bytes, circuit IDs included; `None`: no limit.
     pub bytes: Option<Arc<Bucket>>,
 }
 
-/// A circuit.
+/// A configured circuit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CircuitPlan {
-    /// Its id.
     pub id: CircuitId,
-    /// Whose it is: the place in the list of tenants.
+    /// Index in the list of tenants.
     pub tenant: usize,
-    /// The keys of its two sides.
+    /// Keys of the sides a and b.
     pub keys: [Key; 2],
 }
 
-/// Datagrams and their bytes, the ids included.
+/// Forwarded datagrams and bytes, circuit IDs included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Datagrams.
     pub datagrams: u64,
-    /// Bytes.
     pub bytes: u64,
 }
 
@@ -173,25 +170,25 @@ impl Traffic {
     }
 }
 
-/// What happened to the sides of a circuit.
+/// Counts of events of the sides of a circuit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
-    /// A side was bound that was not.
+    /// A side was bound.
     pub bound: u64,
-    /// A side went on at another address.
+    /// A bound side moved to another address.
     pub moved: u64,
-    /// A side was told to show that it receives.
+    /// A side was sent a challenge.
     pub challenged: u64,
-    /// A side said nothing for its lifetime.
+    /// A side sent no bind for the lifetime.
     pub expired: u64,
-    /// A side said that it leaves.
+    /// A side sent an unbind.
     pub left: u64,
-    /// A side was told to take another gateway, when it asked.
+    /// A bind was answered with the order to use another gateway.
     pub sent_away: u64,
 }
 
 impl Events {
-    /// Each with its name in status and metrics.
+    /// Counts with their names in status and metrics.
     #[must_use]
     pub const fn named(&self) -> [(&'static str, u64); 6] {
         [
@@ -205,47 +202,41 @@ impl Events {
     }
 }
 
-/// What a table counted of a circuit.
+/// Counters of a circuit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CircuitCounts {
-    /// Forwarded, by the side that sent it.
+    /// Forwarded datagrams, by sending side.
     pub from: [Traffic; 2],
-    /// Dropped.
     pub drops: Drops,
-    /// Of its sides.
     pub events: Events,
 }
 
-/// How the sides of a circuit are bound: what another way to carry its datagrams has to know.
+/// The bindings of a circuit, for XDP.
 #[derive(Clone, Copy, Debug)]
 pub struct Bound<'a> {
-    /// Its id.
     pub id: CircuitId,
-    /// Whose it is.
     pub tenant: &'a TenantPlan,
-    /// Where its sides are bound, and until when if they are not bound again.
+    /// Address of each side and end of its binding.
     pub ends: [Option<(Path, Duration)>; 2],
 }
 
-/// How a circuit is now.
+/// The state of a circuit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CircuitState {
-    /// Its id.
     pub id: CircuitId,
-    /// Whose it is.
     pub tenant: Arc<str>,
-    /// Where its sides are bound.
+    /// Addresses of the bound sides.
     pub bound: [Option<SocketAddr>; 2],
-    /// What was counted, whatever way it went.
+    /// Counters of user space and XDP together.
     pub counts: CircuitCounts,
-    /// Of what was forwarded: that which another way carried.
+    /// The part of `counts.from` that XDP forwarded.
     pub fast: [Traffic; 2],
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Binding {
     path: Path,
-    /// When it ends, unless there is another bind.
+    /// End of the binding, unless another bind comes.
     until: Duration,
 }
 
@@ -253,7 +244,7 @@ struct Binding {
 struct End {
     key: Key,
     binding: Option<Binding>,
-    /// The newest timestamp with a right tag.
+    /// Newest timestamp of a message with a valid tag.
     newest: u64,
     messages: Bucket,
 }
@@ -280,33 +271,33 @@ struct Circuit {
     tenant: usize,
     ends: [End; 2],
     counts: CircuitCounts,
-    /// Whether it is among those that have changed.
+    /// Whether the circuit is in `Table::changed`.
     changed: bool,
 }
 
 /// The circuits of one thread.
 #[derive(Debug)]
 pub struct Table {
-    /// Only configured ids are put in, so nobody chooses which of them collide.
-    places: HashMap<CircuitId, usize, RandomState>,
+    /// Index in `circuits`. Only configured IDs are inserted, so that no sender can choose collisions.
+    index: HashMap<CircuitId, usize, RandomState>,
     circuits: Vec<Circuit>,
     tenants: Vec<TenantPlan>,
     lifetime: Duration,
-    /// Makes cookies; nobody else's, and new at every start.
+    /// Key of the cookies, random at every start.
     secret: Key,
     draining: bool,
-    /// Of datagrams that are no circuit's.
+    /// Dropped datagrams without a circuit.
     drops: Drops,
-    /// Circuits that were bound otherwise, or again, since somebody asked.
+    /// Circuits whose bindings changed or were renewed since the last report.
     changed: Vec<usize>,
 }
 
 impl Table {
-    /// Without a circuit.
+    /// A table without circuits. `secret` must be random.
     #[must_use]
     pub fn new(secret: Key) -> Self {
         Self {
-            places: HashMap::with_hasher(RandomState::with_seed(0)),
+            index: HashMap::with_hasher(RandomState::with_seed(0)),
             circuits: Vec::new(),
             tenants: Vec::new(),
             lifetime: Duration::ZERO,
@@ -317,11 +308,11 @@ impl Table {
         }
     }
 
-    /// Takes of a new plan the circuits that are `ours`. A circuit that is in both, of the same tenant, keeps its counts, and each of its sides with the same key
-    /// stays bound.
+    /// Applies a new plan to the circuits that are `ours`. A circuit that stays with the same tenant keeps
+    /// its counters, and each of its sides with the same key stays bound.
     pub fn replan(&mut self, plan: &Plan, ours: impl Fn(CircuitId) -> bool) {
         let before = std::mem::take(&mut self.circuits);
-        let names = |place: usize| self.tenants.get(place).map(|tenant| &tenant.name);
+        let names = |tenant: usize| self.tenants.get(tenant).map(|tenant| &tenant.name);
         let mut kept: HashMap<CircuitId, Circuit> = before.into_iter().map(|c| (c.id, c)).collect();
         for wanted in plan.circuits.iter().filter(|wanted| ours(wanted.id)) {
             let kept = kept.remove(&wanted.id).filter(|old| {
@@ -351,30 +342,31 @@ impl Table {
         self.changed.clear();
         self.changed.extend(0..self.circuits.len());
         let circuits = self.circuits.iter().enumerate();
-        self.places.clear();
-        self.places.extend(circuits.map(|(place, c)| (c.id, place)));
+        self.index.clear();
+        self.index
+            .extend(circuits.map(|(position, c)| (c.id, position)));
         self.tenants.clone_from(&plan.tenants);
         self.lifetime = plan.lifetime;
     }
 
-    /// What is to be done with a datagram. `now` is the time since an origin that all tables with the same buckets have in common.
+    /// What the worker does with a datagram. `now` is the time since an origin that all tables with the same buckets have in common.
     pub fn handle(&mut self, now: Duration, datagram: &[u8], from: &Path) -> Action {
         let action = match parse(datagram) {
-            Ok(Datagram::Tunnel(id)) => match self.places.get(&id) {
-                Some(&place) => return self.forward(now, place, datagram.len(), from),
+            Ok(Datagram::Tunnel(id)) => match self.index.get(&id) {
+                Some(&position) => return self.forward(now, position, datagram.len(), from),
                 None => Action::Drop(Reason::NoCircuit),
             },
-            Ok(Datagram::Message(sealed)) => match self.places.get(&sealed.circuit()) {
-                Some(&place) => {
-                    let circuit = &mut self.circuits[place];
+            Ok(Datagram::Message(sealed)) => match self.index.get(&sealed.circuit()) {
+                Some(&position) => {
+                    let circuit = &mut self.circuits[position];
                     let end = &circuit.ends[sealed.side().index()];
                     let action = match (sealed.kind(), sealed.open(&end.key)) {
                         (_, None) => Action::Drop(Reason::Forged),
                         (Kind::Bind, Some(message)) => {
-                            return self.bind(now, place, &message, from);
+                            return self.bind(now, position, &message, from);
                         }
                         (Kind::Unbind, Some(message)) => {
-                            return self.unbind(now, place, &message, from);
+                            return self.unbind(now, position, &message, from);
                         }
                         (Kind::Challenge | Kind::Bound | Kind::Move, Some(_)) => {
                             Action::Drop(Reason::NotForUs)
@@ -392,8 +384,8 @@ impl Table {
         action
     }
 
-    fn forward(&mut self, now: Duration, place: usize, length: usize, from: &Path) -> Action {
-        let circuit = &mut self.circuits[place];
+    fn forward(&mut self, now: Duration, position: usize, length: usize, from: &Path) -> Action {
+        let circuit = &mut self.circuits[position];
         let is_at = |side: &Side| {
             let end = &circuit.ends[side.index()];
             end.live(now).is_some_and(|path| path.remote == from.remote)
@@ -415,15 +407,15 @@ impl Table {
         Action::Forward(to)
     }
 
-    fn bind(&mut self, now: Duration, place: usize, bind: &Message, from: &Path) -> Action {
-        let circuit = &mut self.circuits[place];
-        if let Err(reason) = circuit.is_new(now, bind) {
+    fn bind(&mut self, now: Duration, position: usize, bind: &Message, from: &Path) -> Action {
+        let circuit = &mut self.circuits[position];
+        if let Err(reason) = circuit.accept(now, bind) {
             return circuit.counted(Action::Drop(reason));
         }
         let (lifetime, draining) = (self.lifetime, self.draining);
         let proven = self.has_proven(now, bind, from);
         let cookie = self.cookie(window(now), bind, from);
-        let circuit = &mut self.circuits[place];
+        let circuit = &mut self.circuits[position];
         let answer = |kind, cookie, lifetime| Message {
             kind,
             cookie,
@@ -454,7 +446,7 @@ impl Table {
             Some(remote) if remote != from.remote => events.moved += 1,
             Some(_) => {}
         }
-        // One that ended and was not swept yet.
+        // The old binding has expired and was not swept yet.
         if live.is_none() && end.binding.is_some() {
             events.expired += 1;
         }
@@ -462,7 +454,7 @@ impl Table {
             path: *from,
             until: now + lifetime,
         });
-        note(&mut circuit.changed, place, &mut self.changed);
+        note(&mut circuit.changed, position, &mut self.changed);
         if draining {
             return Action::Answer(away);
         }
@@ -470,9 +462,9 @@ impl Table {
         Action::Answer(answer(Kind::Bound, cookie, lifetime).seal(&end.key))
     }
 
-    fn unbind(&mut self, now: Duration, place: usize, unbind: &Message, from: &Path) -> Action {
-        let circuit = &mut self.circuits[place];
-        if let Err(reason) = circuit.is_new(now, unbind) {
+    fn unbind(&mut self, now: Duration, position: usize, unbind: &Message, from: &Path) -> Action {
+        let circuit = &mut self.circuits[position];
+        if let Err(reason) = circuit.accept(now, unbind) {
             return circuit.counted(Action::Drop(reason));
         }
         let end = &mut circuit.ends[unbind.side.index()];
@@ -481,11 +473,11 @@ impl Table {
         }
         end.binding = None;
         circuit.counts.events.left += 1;
-        note(&mut circuit.changed, place, &mut self.changed);
+        note(&mut circuit.changed, position, &mut self.changed);
         Action::Done
     }
 
-    /// Whether the source has repeated a cookie that was sent to it.
+    /// Whether the bind repeats a cookie that the table sent to this source.
     fn has_proven(&self, now: Duration, bind: &Message, from: &Path) -> bool {
         let window = window(now);
         [Some(window), window.checked_sub(1)]
@@ -509,25 +501,26 @@ impl Table {
         ])
     }
 
-    /// Ends what has had its time. For the counts only: what has ended is not used, swept or not.
+    /// Counts and removes expired bindings. Expired bindings are never used, swept or not.
     pub fn sweep(&mut self, now: Duration) {
-        for (place, circuit) in self.circuits.iter_mut().enumerate() {
+        for (position, circuit) in self.circuits.iter_mut().enumerate() {
             for end in &mut circuit.ends {
                 if end.binding.is_some() && end.live(now).is_none() {
                     end.binding = None;
                     circuit.counts.events.expired += 1;
-                    note(&mut circuit.changed, place, &mut self.changed);
+                    note(&mut circuit.changed, position, &mut self.changed);
                 }
             }
         }
     }
 
-    /// Tells of each circuit that was bound otherwise or again since the last call, or planned anew. Those that are no more are not told of.
-    pub fn tell_changes(&mut self, mut tell: impl FnMut(&Bound<'_>)) {
-        for place in self.changed.drain(..) {
-            let circuit = &mut self.circuits[place];
+    /// Reports each circuit whose bindings changed or were renewed since the last call, or that is in a new
+    /// plan. Removed circuits are not reported.
+    pub fn report_changes(&mut self, mut report: impl FnMut(&Bound<'_>)) {
+        for position in self.changed.drain(..) {
+            let circuit = &mut self.circuits[position];
             circuit.changed = false;
-            tell(&Bound {
+            report(&Bound {
                 id: circuit.id,
                 tenant: &self.tenants[circuit.tenant],
                 ends: Side::BOTH.map(|side| {
@@ -538,18 +531,20 @@ impl Table {
         }
     }
 
-    /// Whether there is such a circuit.
+    /// Whether a circuit has the ID.
     #[must_use]
     pub fn has(&self, id: CircuitId) -> bool {
-        self.places.contains_key(&id)
+        self.index.contains_key(&id)
     }
 
-    /// From now on no side is bound that is not, and each that asks is sent away. Those that are bound stay so.
+    /// Accepts no new binding from now on, and answers every bind with the order to use another gateway.
+    /// Bound sides stay bound.
     pub fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// What tells each bound side to take another gateway, and where it is: an answer to its last bind, which it knows.
+    /// For each bound side, its address and the message that orders it to use another gateway: an answer to
+    /// its last bind.
     pub fn moves(&self, now: Duration) -> impl Iterator<Item = (Path, [u8; MESSAGE_BYTES])> {
         self.circuits.iter().flat_map(move |circuit| {
             Side::BOTH.into_iter().filter_map(move |side| {
@@ -568,21 +563,21 @@ impl Table {
         })
     }
 
-    /// Sides that are bound.
+    /// Number of bound sides.
     #[must_use]
     pub fn bound(&self, now: Duration) -> usize {
         let ends = self.circuits.iter().flat_map(|circuit| &circuit.ends);
         ends.filter(|end| end.live(now).is_some()).count()
     }
 
-    /// Takes sockets away: what is bound through one of them is bound no more, and the others have new places.
-    /// `places` has for each old place the new one.
-    pub fn rearrange(&mut self, places: &[Option<u16>]) {
+    /// Renumbers sockets: `sockets` has the new index for each old one. Sides that were bound through a
+    /// removed socket become unbound.
+    pub fn renumber_sockets(&mut self, sockets: &[Option<u16>]) {
         for (at, circuit) in self.circuits.iter_mut().enumerate() {
             for end in &mut circuit.ends {
                 if let Some(binding) = &mut end.binding {
-                    match places.get(usize::from(binding.path.socket)) {
-                        Some(Some(place)) => binding.path.socket = *place,
+                    match sockets.get(usize::from(binding.path.socket)) {
+                        Some(Some(socket)) => binding.path.socket = *socket,
                         Some(None) | None => end.binding = None,
                     }
                 }
@@ -591,7 +586,7 @@ impl Table {
         }
     }
 
-    /// How the circuits are.
+    /// The state of all circuits.
     pub fn state(&self, now: Duration) -> impl Iterator<Item = CircuitState> {
         self.circuits.iter().map(move |circuit| CircuitState {
             id: circuit.id,
@@ -603,7 +598,7 @@ impl Table {
         })
     }
 
-    /// Datagrams that were no circuit's, by reason.
+    /// Dropped datagrams without a circuit, by reason.
     #[must_use]
     pub const fn drops(&self) -> &Drops {
         &self.drops
@@ -618,8 +613,9 @@ impl Circuit {
         action
     }
 
-    /// Whether a message with a right tag is newer than all before it, and not one too many. From then on it is the newest.
-    fn is_new(&mut self, now: Duration, message: &Message) -> Result<(), Reason> {
+    /// Accepts a message with a valid tag if its timestamp is newest and the rate limit of its side allows
+    /// it. Its timestamp is the newest from then on.
+    fn accept(&mut self, now: Duration, message: &Message) -> Result<(), Reason> {
         let end = &mut self.ends[message.side.index()];
         if message.timestamp <= end.newest {
             return Err(Reason::Replayed);
@@ -632,11 +628,11 @@ impl Circuit {
     }
 }
 
-/// Puts a circuit among those that have changed, once.
-fn note(changed: &mut bool, place: usize, all: &mut Vec<usize>) {
+/// Adds a circuit to the list of changed ones, once.
+fn note(changed: &mut bool, position: usize, all: &mut Vec<usize>) {
     if !*changed {
         *changed = true;
-        all.push(place);
+        all.push(position);
     }
 }
 

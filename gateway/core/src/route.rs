@@ -1,19 +1,19 @@
-//! Which backend a hello is for.
+//! Routes hellos to backends.
 //!
-//! The most specific name that has a route for the hello wins: the name itself, then the nearest name above it that
-//! has routes for everything below. Of the routes of one name the one for the first of the client's protocols
-//! that has one, then the one for any protocol.
+//! The most specific name with a matching route wins: the server name itself, then its nearest parent
+//! domain with a `below` route. Among the routes of one name, the route of the first client protocol that
+//! has one wins, then the route for any protocol.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use crate::hello::Hello;
 
-/// Names that a route is for, in lower case.
+/// Server names that a route matches, in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Names {
-    /// This one.
+    /// One name.
     Exact(String),
-    /// Every one that ends in a dot and this.
+    /// All subdomains of a name.
     Below(String),
 }
 
@@ -26,25 +26,23 @@ impl fmt::Display for Names {
     }
 }
 
-/// Leads hellos to a backend.
+/// Sends hellos to a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Of which names.
+    /// Server names that match.
     pub names: Names,
-    /// Of clients that offer one of these protocols (ALPN); empty: of all.
+    /// Protocols (ALPN) of which the client must offer one; empty: any client matches.
     pub protocols: Vec<Vec<u8>>,
-    /// Whose connections they are; `None`: nobody's in particular.
+    /// Tenant of the connections; `None`: no tenant.
     pub tenant: Option<Arc<str>>,
-    /// The backend's name.
+    /// Name of the backend.
     pub backend: Arc<str>,
 }
 
-/// Two routes for one hello; their places in what was given.
+/// Two routes that match the same hello, by their positions in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// The first.
     pub first: usize,
-    /// The second.
     pub second: usize,
 }
 
@@ -55,25 +53,25 @@ pub struct Table {
     below: HashMap<String, Vec<Route>>,
 }
 
-/// Why there is no backend for a hello.
+/// Why a hello has no route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoRoute {
-    /// It names nobody.
-    #[error("the hello names no server; connect by a name, not by an address")]
+    /// The hello has no server name.
+    #[error("the hello has no server name; the client must connect by name, not by IP address")]
     NoName,
-    /// No route has its name.
-    #[error("no route has the hello's server name")]
+    /// No route matches the server name.
+    #[error("no route matches the server name of the hello")]
     Name,
-    /// Routes have its name, for other protocols.
-    #[error("no route of the hello's server name is for a protocol that it offers")]
+    /// Routes of the server name are for other protocols.
+    #[error("the routes of the server name are for protocols that the hello does not offer")]
     Protocol,
 }
 
 impl Table {
-    /// Of these routes.
+    /// A table of these routes.
     ///
     /// # Errors
-    /// Every pair of them that one hello could be for without either being the more specific.
+    /// Every pair of routes that match the same hello, neither being more specific.
     pub fn new(routes: Vec<Route>) -> Result<Self, Vec<Conflict>> {
         let mut conflicts = Vec::new();
         for (second, b) in routes.iter().enumerate() {
@@ -112,7 +110,7 @@ impl Table {
         let parents = name.match_indices('.').map(|(at, _)| &name[at + 1..]);
         let below = parents.filter_map(|parent| self.below.get(parent));
         for routes in self.exact.get(name).into_iter().chain(below) {
-            if let Some(route) = of_protocol(routes, &hello.protocols) {
+            if let Some(route) = matching_protocol(routes, &hello.protocols) {
                 return Ok(route);
             }
             refusal = NoRoute::Protocol;
@@ -121,7 +119,7 @@ impl Table {
     }
 }
 
-fn of_protocol<'a>(routes: &'a [Route], offered: &[Vec<u8>]) -> Option<&'a Route> {
+fn matching_protocol<'a>(routes: &'a [Route], offered: &[Vec<u8>]) -> Option<&'a Route> {
     let named = offered
         .iter()
         .find_map(|protocol| routes.iter().find(|r| r.protocols.contains(protocol)));
@@ -175,7 +173,7 @@ mod tests {
             (Some("d.acme.example"), &["h2"], Ok("director")),
             (Some("p.acme.example"), &["y", "x"], Ok("y")),
             (Some("p.acme.example"), &["x", "y"], Ok("x")),
-            // No route of its own is for the protocol: one above it is.
+            // No route of the name itself matches the protocol; one of a parent domain does.
             (Some("p.acme.example"), &["h2"], Ok("acme-h2")),
             (Some("p.acme.example"), &[], Ok("acme")),
             (Some("example"), &[], Err(NoRoute::Name)),
@@ -193,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn two_routes_for_one_hello_are_told() {
+    fn conflicting_routes_are_reported() {
         let conflicts = Table::new(vec![
             route("a", &[], "1"),
             route("a", &["x"], "2"),
@@ -207,7 +205,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against looking at every route.
+        /// Compares the table with a search of all routes.
         #[test]
         fn the_table_agrees_with_a_search(
             routes in vec(("(\\*\\.)?[ab](\\.[ab]){0,2}", vec("[xy]", 0..2)), 0..12),
@@ -226,7 +224,7 @@ mod tests {
             let table = Table::new(kept.clone()).expect("no conflict");
             let offered: Vec<&str> = offered.iter().map(String::as_str).collect();
             let hello = hello(Some(&name), &offered);
-            // Smaller is better: how much of the name is left open, then the place of the protocol.
+            // Smaller is better: length of the unmatched part of the name, then position of the protocol.
             let rank = |r: &Route| {
                 let open = match &r.names {
                     Names::Exact(n) if *n == name => 0,

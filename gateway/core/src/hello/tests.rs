@@ -146,14 +146,14 @@ fn a_hello_in_many_records_is_the_same_hello() {
 }
 
 #[test]
-fn a_hello_without_extensions_names_nobody() {
+fn a_hello_without_extensions_has_no_name() {
     let wire = records(&message(&body(None)), MAX_FRAGMENT);
     assert_eq!(hello(&wire).name, None);
     assert_eq!(hello(&with(&[])).name, None);
 }
 
 #[test]
-fn strangers_are_refused_at_the_byte_that_shows_them() {
+fn other_protocols_are_refused_at_the_first_wrong_byte() {
     for (wire, bytes, refusal) in [
         (
             &b"GET / HTTP/1.1\r\n"[..],
@@ -199,7 +199,7 @@ fn strangers_are_refused_at_the_byte_that_shows_them() {
 }
 
 #[test]
-fn a_hello_may_have_16_kib_and_not_a_byte_more() {
+fn a_hello_has_at_most_16_kib() {
     let of = |padding: usize| with(&[sni(b"a.example"), extension(21, &vec![0; padding])]);
     let most = MAX_HELLO - of(0).len();
     assert_eq!(hello(&of(most)).bytes, MAX_HELLO);
@@ -284,7 +284,7 @@ fn malformed_hellos_are_refused_with_their_field() {
 }
 
 #[test]
-fn names_are_those_of_hosts() {
+fn server_names_are_dns_names() {
     let long = [&[b'a'; 63][..], &[b'b'; 63], &[b'c'; 63], &[b'd'; 61]].join(&b'.');
     let too_long = [&[b'a'; 63][..], &[b'b'; 63], &[b'c'; 63], &[b'd'; 62]].join(&b'.');
     for (name, good) in [
@@ -318,7 +318,7 @@ fn names_are_those_of_hosts() {
 }
 
 #[test]
-fn other_kinds_of_names_are_passed_over() {
+fn other_types_of_names_are_ignored() {
     let list = [
         &[5][..],
         &vector::<2>(b"\xff\xff"),

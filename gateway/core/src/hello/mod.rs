@@ -1,6 +1,6 @@
-//! A TLS ClientHello, read for the server it names and nothing else.
+//! Reads the server name and the protocols from a TLS ClientHello.
 //!
-//! Bytes are given as they come off the wire, in any pieces; the answer depends on the bytes alone:
+//! The caller gives bytes as they come from the wire, in any pieces; the result depends on the bytes only:
 //!
 //! ```text
 //!   records (RFC 8446 section 5.1)          one message (section 4)
@@ -11,106 +11,89 @@
 //!                                                           └───────────────────────────────┘
 //! ```
 //!
-//! Numbers are big-endian. Nothing is decrypted, and nothing is believed: whoever wrote the name proves
-//! who he is to the backend, not here.
+//! Numbers are big-endian. Nothing is decrypted or authenticated: the client proves its identity to the
+//! backend.
 
 use thiserror::Error;
 
-/// Longest hello, bytes on the wire, headers of records included.
+/// Longest hello: bytes on the wire, with record headers.
 pub const MAX_HELLO: usize = 16 << 10;
 
-/// Bytes of a record's header: type, version, length.
+/// Length of a record header: type, version, length.
 const RECORD_HEADER: usize = 5;
-/// Bytes of a handshake message's header: type, length.
+/// Length of a handshake message header: type, length.
 const MESSAGE_HEADER: usize = 4;
-/// Bytes of a record's fragment at most (RFC 8446 section 5.1).
+/// Longest fragment of a record (RFC 8446 section 5.1).
 const MAX_FRAGMENT: usize = 1 << 14;
 /// Content type of handshake records.
 const HANDSHAKE: u8 = 22;
-/// Type of the message.
+/// Handshake type.
 const CLIENT_HELLO: u8 = 1;
-/// Number of the extension (RFC 6066 section 3).
+/// Extension type (RFC 6066 section 3).
 const SERVER_NAME: u16 = 0;
-/// Number of the extension (RFC 7301 section 3.1).
+/// Extension type (RFC 7301 section 3.1).
 const ALPN: u16 = 16;
-/// The only kind of server name there is.
+/// The only defined type of server name.
 const HOST_NAME: u8 = 0;
-/// Bytes of a DNS name at most, without the dot at its end (RFC 1035 section 2.3.4).
+/// Longest DNS name without the final dot (RFC 1035 section 2.3.4).
 const MAX_NAME: usize = 253;
-/// Bytes of one label at most.
+/// Longest label of a DNS name.
 const MAX_LABEL: usize = 63;
 
-/// What a hello asks for.
+/// The fields of a hello that decide its route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// The server's DNS name, in lower case; `None`: none was sent.
+    /// Server name in lower case; `None`: the client sent none.
     pub name: Option<String>,
-    /// Application protocols (ALPN) in the client's order; empty: none were sent.
+    /// Application protocols (ALPN) in the order of the client; empty: the client sent none.
     pub protocols: Vec<Vec<u8>>,
-    /// Bytes of the hello on the wire; more may have come behind it.
+    /// Length of the hello on the wire; the client may have sent more bytes after it.
     pub bytes: usize,
 }
 
-/// What is known after the bytes so far.
+/// State of the reader after the bytes so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// More bytes are needed.
     More,
-    /// The hello is whole.
+    /// The hello is complete.
     Hello(Hello),
 }
 
-/// Why bytes are not a hello that can be relayed.
+/// Why the bytes are not a hello that can be relayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// A record of another type: not TLS, or not its beginning.
-    #[error("read a hello: content type {found} where a handshake record (22) begins; speak TLS")]
-    NotTls {
-        /// The byte.
-        found: u8,
-    },
-    /// A major version that is none of TLS.
-    #[error("read a hello: record version {found}.x; TLS has 3")]
-    Version {
-        /// The byte.
-        found: u8,
-    },
-    /// A fragment without bytes, or with more than a record may have.
-    #[error("read a hello: a record of {length} bytes; 1 to {MAX_FRAGMENT} are allowed")]
-    RecordLength {
-        /// Its length.
-        length: usize,
-    },
-    /// A handshake message of another type.
+    /// The first record is no handshake record: the client does not speak TLS.
     #[error(
-        "read a hello: handshake message {found} comes first; a client begins with a hello (1)"
+        "read a hello: record type {found} in place of a handshake record (22); the client does not speak TLS"
     )]
-    NotHello {
-        /// The byte.
-        found: u8,
-    },
-    /// More bytes than a hello may have here.
-    #[error("read a hello: it is longer than {MAX_HELLO} bytes; offer fewer or smaller extensions")]
+    NotTls { found: u8 },
+    /// The major version of a record is not that of TLS.
+    #[error("read a hello: record version {found}.x in place of 3.x")]
+    Version { found: u8 },
+    /// A record is empty or too long.
+    #[error("read a hello: a record has {length} bytes; 1 to {MAX_FRAGMENT} are allowed")]
+    RecordLength { length: usize },
+    /// The first handshake message is no ClientHello.
+    #[error(
+        "read a hello: the first handshake message is of type {found} in place of a ClientHello (1)"
+    )]
+    NotHello { found: u8 },
+    /// The hello is longer than [`MAX_HELLO`].
+    #[error(
+        "read a hello: it is longer than {MAX_HELLO} bytes; the client must send fewer or smaller extensions"
+    )]
     TooLong,
-    /// Something else in the hello's last record.
-    #[error("read a hello: {extra} bytes follow in its record; nothing may before the answer")]
-    Trailing {
-        /// Bytes of it.
-        extra: usize,
-    },
-    /// A field that does not fit in what is around it.
-    #[error("read a hello: {field} is cut short, too long or of a wrong length")]
-    Malformed {
-        /// Which.
-        field: &'static str,
-    },
-    /// An extension that may be there once is there again (RFC 8446 section 4.2).
-    #[error("read a hello: extension {extension} is there twice")]
-    Twice {
-        /// Its number.
-        extension: u16,
-    },
-    /// A server name that no host has.
+    /// The last record of the hello has bytes after it.
+    #[error("read a hello: {extra} bytes follow the hello in its last record")]
+    Trailing { extra: usize },
+    /// A field does not fit in the structure around it.
+    #[error("read a hello: {field} is truncated or has a wrong length")]
+    Malformed { field: &'static str },
+    /// An extension is repeated (RFC 8446 section 4.2).
+    #[error("read a hello: extension {extension} is repeated")]
+    Twice { extension: u16 },
+    /// The server name is not a DNS name.
     #[error(
         "read a hello: the server name is not a DNS name; an IP address, a dot at the end and bytes outside \
          a-z, 0-9, '-' and '_' are refused (RFC 6066 section 3)"
@@ -119,7 +102,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// For counters and logs; never changes its meaning.
+    /// Stable name for counters and logs.
     #[must_use]
     pub const fn reason(self) -> &'static str {
         match self {
@@ -136,32 +119,32 @@ impl Refusal {
     }
 }
 
-/// Reads a hello from the bytes of a connection, given in any pieces.
+/// Reads a hello from the bytes of a connection, in any pieces.
 #[derive(Debug, Default)]
 pub struct Reader {
-    /// Everything given.
+    /// All bytes so far.
     bytes: Vec<u8>,
-    /// How many of them are taken over.
+    /// Number of bytes that are read.
     next: usize,
-    /// Bytes of the record at hand that are not.
+    /// Unread bytes of the present record.
     left: usize,
-    /// Fragments of the message so far.
+    /// The message so far, from the fragments of records.
     message: Vec<u8>,
-    /// The answer, once there is one: it does not change any more.
+    /// The final result, once there is one.
     answer: Option<Result<Hello, Refusal>>,
 }
 
 impl Reader {
-    /// A reader at the beginning of a connection.
+    /// A reader for a new connection.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes the next bytes. They are kept, for the backend, whatever the answer.
+    /// Takes the next bytes. The reader keeps them for the backend, whatever the result.
     ///
     /// # Errors
-    /// [`Refusal`], at the first byte that makes it certain; and the same ever after.
+    /// [`Refusal`], at the first byte that decides it; every later call returns the same.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Progress, Refusal> {
         self.bytes.extend_from_slice(bytes);
         if self.answer.is_none() {
@@ -174,46 +157,46 @@ impl Reader {
         }
     }
 
-    /// How many more bytes a hello may take: what a caller reads at most before it feeds them.
+    /// The most bytes that the caller reads before the next call of [`feed`](Self::feed).
     #[must_use]
     pub fn room(&self) -> usize {
         MAX_HELLO.saturating_sub(self.bytes.len())
     }
 
-    /// Whether nothing has been given yet.
+    /// Whether no byte has come yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Everything that was given, what came behind the hello included.
+    /// All bytes, those after the hello included.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// Goes on where the last bytes ended. Each decision hangs on the bytes before it alone, so pieces do not
-    /// matter; and there is one after [`MAX_HELLO`] bytes at the latest.
+    /// Continues after the last bytes. Each decision depends on earlier bytes only, so the pieces do not
+    /// matter. After at most [`MAX_HELLO`] bytes there is a result.
     fn read(&mut self) -> Result<Option<Hello>, Refusal> {
         loop {
             if self.left == 0 && !self.record()? {
                 return Ok(None);
             }
-            let there = self.left.min(self.bytes.len() - self.next);
-            if there == 0 {
+            let available = self.left.min(self.bytes.len() - self.next);
+            if available == 0 {
                 return Ok(None);
             }
             self.message
-                .extend_from_slice(&self.bytes[self.next..self.next + there]);
-            self.next += there;
-            self.left -= there;
-            if let Some(hello) = self.look()? {
+                .extend_from_slice(&self.bytes[self.next..self.next + available]);
+            self.next += available;
+            self.left -= available;
+            if let Some(hello) = self.check_message()? {
                 return Ok(Some(hello));
             }
         }
     }
 
-    /// Reads a record's header, if it is there.
+    /// Reads the header of a record, if it is complete.
     fn record(&mut self) -> Result<bool, Refusal> {
         if self.next + RECORD_HEADER >= MAX_HELLO {
             return Err(Refusal::TooLong);
@@ -241,13 +224,13 @@ impl Reader {
         Ok(true)
     }
 
-    /// Looks at the message so far, of which there is a byte.
-    fn look(&self) -> Result<Option<Hello>, Refusal> {
+    /// Checks the message so far, which has at least one byte.
+    fn check_message(&self) -> Result<Option<Hello>, Refusal> {
         let found = self.message[0];
         if found != CLIENT_HELLO {
             return Err(Refusal::NotHello { found });
         }
-        // Where the record ends on the wire, and how much of the message there is then.
+        // The end of the record on the wire, and the length of the message at that point.
         let end = self.next + self.left;
         let then = self.message.len() + self.left;
         if end > MAX_HELLO {
@@ -272,7 +255,7 @@ impl Reader {
     }
 }
 
-/// The body of a whole hello (RFC 8446 section 4.1.2).
+/// Parses the body of a complete hello (RFC 8446 section 4.1.2).
 fn parse(body: &[u8], bytes: usize) -> Result<Hello, Refusal> {
     let mut hello = Hello {
         name: None,
@@ -300,7 +283,7 @@ fn parse(body: &[u8], bytes: usize) -> Result<Hello, Refusal> {
         });
     }
     if body.0.is_empty() {
-        // Before TLS 1.3 extensions may be missing altogether (RFC 5246 section 7.4.1.2).
+        // Before TLS 1.3 a hello may have no extensions (RFC 5246 section 7.4.1.2).
         return Ok(hello);
     }
     let mut extensions = body.vector16("the extensions")?;
@@ -333,7 +316,7 @@ fn parse(body: &[u8], bytes: usize) -> Result<Hello, Refusal> {
     Ok(hello)
 }
 
-/// The one host name of a server name list (RFC 6066 section 3).
+/// The host name of a server name list (RFC 6066 section 3).
 fn server_name(mut content: Fields<'_>) -> Result<String, Refusal> {
     let field = "the server name";
     let mut list = content.vector16(field)?;
@@ -343,7 +326,7 @@ fn server_name(mut content: Fields<'_>) -> Result<String, Refusal> {
     let mut name = None;
     while !list.0.is_empty() {
         let kind = list.take(1, field)?[0];
-        // Every kind, also one to come, begins with its length.
+        // Names of every type begin with their length.
         let value = list.vector16(field)?;
         if kind == HOST_NAME && name.replace(dns_name(value.0)?).is_some() {
             return Err(Refusal::Twice {
@@ -354,8 +337,11 @@ fn server_name(mut content: Fields<'_>) -> Result<String, Refusal> {
     name.ok_or(Refusal::Malformed { field })
 }
 
-/// A DNS name in lower case. An underscore is none of a host's letters, yet in use.
-pub(crate) fn dns_name(bytes: &[u8]) -> Result<String, Refusal> {
+/// A DNS name in lower case, with letters, digits, hyphens and underscores.
+///
+/// # Errors
+/// [`Refusal::Name`].
+pub fn dns_name(bytes: &[u8]) -> Result<String, Refusal> {
     if bytes.len() > MAX_NAME {
         return Err(Refusal::Name);
     }
@@ -370,7 +356,7 @@ pub(crate) fn dns_name(bytes: &[u8]) -> Result<String, Refusal> {
         }
         last = label;
     }
-    // No top-level domain is a number, but the end of every IPv4 address is.
+    // The last label of an IPv4 address is a number; no top-level domain is.
     if last.iter().all(u8::is_ascii_digit) {
         return Err(Refusal::Name);
     }
@@ -380,7 +366,7 @@ pub(crate) fn dns_name(bytes: &[u8]) -> Result<String, Refusal> {
         .collect())
 }
 
-/// The protocol names (RFC 7301 section 3.1).
+/// The protocol names of an ALPN extension (RFC 7301 section 3.1).
 fn protocols(mut content: Fields<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
     let field = "the list of protocols";
     let mut list = content.vector16(field)?;
@@ -398,7 +384,7 @@ fn protocols(mut content: Fields<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
     Ok(found)
 }
 
-/// What is left of a structure.
+/// The unread rest of a structure.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -417,13 +403,13 @@ impl<'a> Fields<'a> {
         Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 
-    /// What stands behind one byte of length.
+    /// A vector with a length of one byte.
     fn vector8(&mut self, field: &'static str) -> Result<Self, Refusal> {
         let length = self.take(1, field)?[0];
         self.take(length.into(), field).map(Self)
     }
 
-    /// What stands behind two bytes of length.
+    /// A vector with a length of two bytes.
     fn vector16(&mut self, field: &'static str) -> Result<Self, Refusal> {
         let length = self.u16(field)?;
         self.take(length.into(), field).map(Self)

@@ -1,185 +1,29 @@
-//! A gateway's table and six ends, and beside them what `docs/gateway.md` says of both, written down a second time.
+//! A table and six ends beside the model of `docs/gateway.md`.
 //!
-//! Every datagram goes to the table and to the model, and both have to agree on what becomes of it. What the model
-//! does not know beforehand is a cookie: one that was not given before has to be unlike all that were.
+//! Every datagram goes to the table and to the model, and both must agree on the action. The model cannot compute
+//! cookies: a new cookie must differ from all earlier ones.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod model;
 
-use gateway::circuit::{
-    rate::Bucket,
-    table::{Action, CircuitPlan, Path, Plan, Reason, Table, TenantPlan, Traffic},
-};
+use std::{sync::Arc, time::Duration};
+
 use gateway_client::{
     end::{End, Heard},
-    wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse},
+    wire::{Datagram, Kind, MESSAGE_BYTES, Message, Side, Tag, parse},
+};
+use gateway_core::{
+    rate::Bucket,
+    table::{Action, CircuitPlan, Path, Plan, Reason, Table, TenantPlan, Traffic},
 };
 
 use fuzzing::{Input, mutate};
 
-const SECOND: u64 = 1_000_000_000;
-const LIFETIME: Duration = Duration::from_secs(10);
-/// Of cookies, seconds.
-const WINDOW: u64 = 120;
-/// Messages of a side, at once and in a second.
-const BINDS: u64 = 32;
-/// Datagrams that tenant acme may send in a second, and bytes that tenant evil may. Both divide a second into whole nanoseconds.
-const DATAGRAMS: u64 = 1000;
-const BYTES: u64 = 100_000;
-/// How much of a second's may come at once.
-const DEPTH: Duration = Duration::from_millis(100);
-/// Circuits that are ever planned.
-const CIRCUITS: usize = 3;
-/// Addresses that there are; the ends are at the first six.
-const PLACES: usize = 8;
-/// Datagrams that the enemy keeps.
-const KEPT: usize = 64;
-/// A timestamp beyond which an end's clock is not followed.
-const LATE: u64 = 1 << 62;
+use self::model::{
+    BYTES, CIRCUITS, DATAGRAMS, DEPTH, Form, Given, KEPT, Keys, Known, KnownEnd, KnownSide, LATE,
+    LIFETIME, Leaky, PLACES, SECOND, WINDOW, Wanted, at, datagram, id, is_tagged, read,
+};
 
-fn id(circuit: usize) -> CircuitId {
-    CircuitId::new((circuit as u64 + 1) << 32 | 5).expect("its first bytes are not zero")
-}
-
-/// The keys of one run.
-#[derive(Clone, Copy, Debug)]
-struct Keys(u64);
-
-impl Keys {
-    /// Keys that hang on the whole input (FNV-1a): a fuzzer sees what is compared, and could put a true word of one run into the
-    /// input of the next.
-    fn of(input: &[u8]) -> Self {
-        Self(input.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        }))
-    }
-
-    /// The key of a side; another one in each generation. That of a fourth circuit is nobody's.
-    fn key(self, circuit: usize, side: Side, generation: u8) -> Key {
-        self.numbered(circuit as u8 * 2 + side as u8 + 1 + 16 * generation)
-    }
-
-    /// What makes cookies.
-    fn secret(self) -> Key {
-        self.numbered(0xee)
-    }
-
-    fn numbered(self, number: u8) -> Key {
-        let mut bytes = [number; 32];
-        bytes[..8].copy_from_slice(&self.0.to_be_bytes());
-        Key::new(bytes)
-    }
-}
-
-/// The source of what comes from a place, as the gateway's sockets tell it at first. The last two are other ports of the first two.
-fn at(place: usize) -> Path {
-    let host = (place % 6) as u8 + 1;
-    let port = 1000 + place as u16;
-    let remote = if place.is_multiple_of(2) {
-        SocketAddr::from(([192, 0, 2, host], port))
-    } else {
-        SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(host)], port))
-    };
-    Path {
-        socket: (place % 2) as u16,
-        local: None,
-        remote,
-    }
-}
-
-fn datagram(circuit: usize, bytes: usize) -> Vec<u8> {
-    let mut out = id(circuit).to_bytes().to_vec();
-    out.resize(8 + bytes.max(1), 0x5a);
-    out
-}
-
-/// A bucket in the model: how full it is, counted in the nanoseconds that it takes to run dry.
-#[derive(Clone, Copy, Debug, Default)]
-struct Leaky {
-    level: u64,
-    at: u64,
-}
-
-impl Leaky {
-    fn pour(&mut self, now: Duration, cost: u64, depth: Duration) -> bool {
-        let now = now.as_nanos() as u64;
-        self.level = self.level.saturating_sub(now - self.at);
-        self.at = now;
-        let fits = self.level < depth.as_nanos() as u64;
-        if fits {
-            self.level += cost;
-        }
-        fits
-    }
-}
-
-/// What the model knows of a side.
-#[derive(Clone, Debug)]
-struct KnownSide {
-    key: Key,
-    newest: u64,
-    messages: Leaky,
-    bound: Option<(Path, Duration)>,
-}
-
-impl KnownSide {
-    const fn new(key: Key) -> Self {
-        Self {
-            key,
-            newest: 0,
-            messages: Leaky { level: 0, at: 0 },
-            bound: None,
-        }
-    }
-
-    fn live(&self, now: Duration) -> Option<Path> {
-        let (path, until) = self.bound?;
-        (now < until).then_some(path)
-    }
-}
-
-/// What the model knows of a circuit.
-#[derive(Clone, Debug)]
-struct Known {
-    circuit: usize,
-    tenant: &'static str,
-    sides: [KnownSide; 2],
-    drops: [u64; Reason::ALL.len()],
-    from: [Traffic; 2],
-}
-
-/// A cookie, and whose it is.
-#[derive(Clone, Copy, Debug)]
-struct Given {
-    circuit: CircuitId,
-    side: Side,
-    remote: SocketAddr,
-    window: u64,
-    cookie: Tag,
-}
-
-/// What is to become of a datagram.
-#[derive(Debug)]
-enum Wanted {
-    Forward(Path),
-    /// An answer to this message, of this kind.
-    Answer(Message, Kind),
-    Done,
-    Drop(Reason),
-}
-
-/// An end, and what the model knows of it.
-#[derive(Debug)]
-struct KnownEnd {
-    end: End,
-    circuit: usize,
-    side: Side,
-    place: usize,
-    newest: u64,
-    heard: u64,
-    challenged: bool,
-}
-
-/// Everything.
+/// The table, the ends and the model.
 #[derive(Debug)]
 pub(crate) struct World {
     table: Table,
@@ -188,22 +32,22 @@ pub(crate) struct World {
     now: Duration,
     draining: bool,
     circuits: Vec<Known>,
-    /// Of datagrams that are no circuit's.
+    /// Dropped datagrams without a circuit.
     drops: [u64; Reason::ALL.len()],
     rates: [Leaky; 2],
     given: Vec<Given>,
     ends: Vec<KnownEnd>,
-    /// That of the ends: nanoseconds since 1970.
+    /// The clock of the ends: nanoseconds since 1970.
     clock: u64,
-    /// Words of ends and answers of the gateway that the enemy has.
+    /// Messages and answers that the attacker has recorded.
     kept: Vec<Vec<u8>>,
-    /// What ends said, as they said it.
+    /// Messages that ends made.
     said: Vec<Vec<u8>>,
-    /// Whether the enemy has keys.
+    /// Whether the attacker has the keys.
     is_keyed: bool,
 }
 
-/// One thing that happens.
+/// An event.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Act {
     Raw,
@@ -223,7 +67,7 @@ pub(crate) enum Act {
 }
 
 impl World {
-    /// Nobody is bound. With `is_keyed` the enemy may seal messages with every key.
+    /// No side is bound. With `is_keyed` the attacker can seal messages with every key.
     pub(crate) fn new(data: &[u8], is_keyed: bool) -> Self {
         let keys = Keys::of(data);
         let ends = (0..2 * CIRCUITS).map(|n| {
@@ -258,7 +102,7 @@ impl World {
         this
     }
 
-    /// What the input says, and then whatever it says that others can still be reached.
+    /// Runs the events of the input, and then checks that all ends can still bind.
     pub(crate) fn run(mut self, input: &mut Input<'_>, acts: &[Act], most: usize) {
         for _ in 0..most {
             if input.is_empty() {
@@ -266,9 +110,9 @@ impl World {
             }
             let act = acts[input.below(acts.len())];
             self.act(act, input);
-            self.is_as_known();
+            self.check_state();
         }
-        self.goes_on();
+        self.check_recovery();
     }
 
     fn act(&mut self, act: Act, input: &mut Input<'_>) {
@@ -295,10 +139,10 @@ impl World {
             Act::Bind | Act::Unbind => {
                 let n = input.below(self.ends.len());
                 let fate = input.u8();
-                let word = self.speak(n, matches!(act, Act::Unbind));
+                let word = self.make_message(n, matches!(act, Act::Unbind));
                 self.keep(&word);
                 if fate & 1 == 0 {
-                    self.carry(n, &word, fate & 2 == 0);
+                    self.deliver(n, &word, fate & 2 == 0);
                 }
             }
             Act::Roam => {
@@ -335,7 +179,7 @@ impl World {
                 let n = input.below(self.ends.len());
                 if let Some(word) = self.hears(n, &bytes) {
                     self.keep(&word);
-                    self.carry(n, &word, true);
+                    self.deliver(n, &word, true);
                 }
             }
             Act::Admin => self.admin(input.u8()),
@@ -412,8 +256,8 @@ impl World {
         }
     }
 
-    /// An end says that it is here, or leaves.
-    fn speak(&mut self, n: usize, leaves: bool) -> Vec<u8> {
+    /// An end makes a bind or unbind.
+    fn make_message(&mut self, n: usize, leaves: bool) -> Vec<u8> {
         let (clock, end) = (self.clock, &mut self.ends[n]);
         let word = if leaves {
             end.end.unbind(clock)
@@ -421,12 +265,12 @@ impl World {
             end.challenged = false;
             end.end.bind(clock)
         };
-        self.spoke(n, &word);
+        self.record(n, &word);
         word.to_vec()
     }
 
-    /// An end's own message, before anybody has it.
-    fn spoke(&mut self, n: usize, word: &[u8]) {
+    /// Records a new message of an end.
+    fn record(&mut self, n: usize, word: &[u8]) {
         let (clock, end) = (self.clock, &mut self.ends[n]);
         if end.newest == 0 {
             end.heard = clock;
@@ -437,8 +281,8 @@ impl World {
         self.said.push(word.to_vec());
     }
 
-    /// The network carries a word to the gateway, and answers back.
-    fn carry(&mut self, n: usize, word: &[u8], back: bool) {
+    /// Delivers a message to the gateway, and the answers to the end.
+    fn deliver(&mut self, n: usize, word: &[u8], back: bool) {
         let mut word = word.to_vec();
         // A challenge is answered once.
         for _ in 0..2 {
@@ -453,10 +297,10 @@ impl World {
                 None => return,
             }
         }
-        panic!("an end goes on for ever: {self:#?}");
+        panic!("endless challenges: {self:#?}");
     }
 
-    /// A datagram comes to the gateway; what it answers.
+    /// The gateway receives a datagram; returns its answer.
     fn arrives(&mut self, bytes: &[u8], place: usize) -> Option<Vec<u8>> {
         let from = at(place);
         let action = self.table.handle(self.now, bytes, &from);
@@ -464,7 +308,7 @@ impl World {
         if !self.is_keyed && matches!(action, Action::Answer(_) | Action::Done) {
             assert!(
                 self.said.iter().any(|word| word == bytes),
-                "nobody said that: {bytes:02x?}"
+                "an answer to a message that no end made: {bytes:02x?}"
             );
         }
         match (&action, &wanted) {
@@ -472,7 +316,10 @@ impl World {
             (Action::Done, Wanted::Done) => None,
             (Action::Drop(reason), Wanted::Drop(known)) if reason == known => None,
             (Action::Answer(answer), Wanted::Answer(question, kind)) => {
-                assert!(answer.len() <= bytes.len(), "more than it was asked");
+                assert!(
+                    answer.len() <= bytes.len(),
+                    "an answer longer than the message"
+                );
                 self.answered(answer, question, *kind, &from);
                 self.keep(answer);
                 Some(answer.to_vec())
@@ -481,14 +328,14 @@ impl World {
         }
     }
 
-    /// What is to become of a datagram, and what the model knows after it.
+    /// The expected action for a datagram; updates the model.
     fn wanted(&mut self, bytes: &[u8], from: &Path) -> Wanted {
-        let nobodys = |drops: &mut [u64], reason: Reason| {
+        let unknown = |drops: &mut [u64], reason: Reason| {
             drops[reason as usize] += 1;
             Wanted::Drop(reason)
         };
         let Some(form) = read(bytes) else {
-            return nobodys(&mut self.drops, Reason::Malformed);
+            return unknown(&mut self.drops, Reason::Malformed);
         };
         let circuit = match &form {
             Form::Tunnel(circuit) => *circuit,
@@ -496,7 +343,7 @@ impl World {
         };
         let now = self.now;
         let Some(known) = self.circuits.iter_mut().find(|c| id(c.circuit) == circuit) else {
-            return nobodys(&mut self.drops, Reason::NoCircuit);
+            return unknown(&mut self.drops, Reason::NoCircuit);
         };
         let wanted = match form {
             Form::Tunnel(_) => {
@@ -539,7 +386,7 @@ impl World {
         wanted
     }
 
-    /// Looks at an answer.
+    /// Checks an answer.
     fn answered(&mut self, answer: &[u8], question: &Message, kind: Kind, from: &Path) {
         let known = self
             .circuits
@@ -582,7 +429,7 @@ impl World {
         }
     }
 
-    /// A datagram comes to an end; what it sends then.
+    /// An end receives a datagram; returns the message that it sends then.
     fn hears(&mut self, n: usize, bytes: &[u8]) -> Option<Vec<u8>> {
         let known = &mut self.ends[n];
         let heard = known.end.hear(bytes, self.clock);
@@ -598,7 +445,7 @@ impl World {
         let message = message.filter(|message| {
             let is_news = message.timestamp > known.heard
                 || message.kind == Kind::Move && message.timestamp == known.heard;
-            // What an end says is nothing to it: not even a reason to be deaf to the answer.
+            // Reflected messages of ends are ignored, and do not block the answer.
             let is_gateways = !matches!(message.kind, Kind::Bind | Kind::Unbind);
             is_tagged(bytes, &own) && is_gateways && is_news && message.timestamp <= known.newest
         });
@@ -611,7 +458,7 @@ impl World {
             (Kind::Challenge, Some(Heard::Send(word))) if !known.challenged => {
                 known.challenged = true;
                 assert_eq!(word[28..44], message.cookie.0);
-                self.spoke(n, &word);
+                self.record(n, &word);
                 return Some(word.to_vec());
             }
             (Kind::Challenge, None) if known.challenged => {}
@@ -622,23 +469,23 @@ impl World {
         None
     }
 
-    /// What whoever runs the gateway does.
+    /// An action of the operator.
     fn admin(&mut self, what: u8) {
         match what % 8 {
             0 | 1 => self.table.sweep(self.now),
             2 => {
                 self.table.drain();
                 self.draining = true;
-                self.tell();
+                self.check_moves();
             }
-            3 => self.rearrange(&[Some(1), Some(0)]),
-            4 => self.rearrange(&[None, Some(0)]),
+            3 => self.renumber_sockets(&[Some(1), Some(0)]),
+            4 => self.renumber_sockets(&[None, Some(0)]),
             n => self.replan(n - 5),
         }
     }
 
-    /// Tells the bound sides to move, and nobody else.
-    fn tell(&mut self) {
+    /// Checks that exactly the bound sides are ordered to move.
+    fn check_moves(&mut self) {
         let told: Vec<_> = self.table.moves(self.now).collect();
         let mut wanted = Vec::new();
         for known in &self.circuits {
@@ -662,8 +509,8 @@ impl World {
         }
     }
 
-    /// Another plan: 0 is the first one, in 1 a circuit is missing and one has another key, in 2 one is of another tenant, and
-    /// all is in another order.
+    /// Applies a plan: 0 is the first one; in 1 a circuit is missing and one has another key; in 2 one has another
+    /// tenant, and the order differs.
     fn replan(&mut self, which: u8) {
         let tenants = if which == 2 {
             ["evil", "acme"]
@@ -732,9 +579,9 @@ impl World {
         }
     }
 
-    /// Sockets go, or are in another order.
-    fn rearrange(&mut self, places: &[Option<u16>]) {
-        self.table.rearrange(places);
+    /// Removes or reorders sockets.
+    fn renumber_sockets(&mut self, places: &[Option<u16>]) {
+        self.table.renumber_sockets(places);
         for side in self.circuits.iter_mut().flat_map(|c| &mut c.sides) {
             if let Some((path, until)) = side.bound {
                 let to = places.get(usize::from(path.socket)).copied().flatten();
@@ -743,8 +590,8 @@ impl World {
         }
     }
 
-    /// The table holds what the model does, and not more.
-    fn is_as_known(&self) {
+    /// Checks that table and model agree.
+    fn check_state(&self) {
         let state: Vec<_> = self.table.state(self.now).collect();
         assert_eq!(state.len(), self.circuits.len());
         assert_eq!(*self.table.drops(), self.drops);
@@ -777,9 +624,9 @@ impl World {
         assert_eq!(self.table.bound(self.now), bound);
     }
 
-    /// Whatever happened: the ends are bound when they ask again, and their datagrams go from side to side. Not where somebody
-    /// who has the key has spent its timestamps.
-    fn goes_on(&mut self) {
+    /// Checks that all ends can bind again and exchange datagrams, except where an attacker with the key has used up
+    /// the timestamps.
+    fn check_recovery(&mut self) {
         if self.draining {
             return;
         }
@@ -796,8 +643,8 @@ impl World {
             }
             self.clock = self.clock.max(spent);
             self.ends[n].place = n;
-            let word = self.speak(n, false);
-            self.carry(n, &word, true);
+            let word = self.make_message(n, false);
+            self.deliver(n, &word, true);
             bound[circuit][side] = true;
             let known = &self.circuits[circuit].sides[side];
             assert_eq!(known.live(self.now), Some(at(n)), "{self:#?}");
@@ -810,107 +657,6 @@ impl World {
                 assert_eq!(after, before + 1, "{self:#?}");
             }
         }
-        self.is_as_known();
+        self.check_state();
     }
-}
-
-impl Known {
-    /// What is to become of a message about this circuit.
-    fn message(
-        &mut self,
-        now: Duration,
-        bytes: &[u8],
-        message: &Message,
-        from: &Path,
-        proven: bool,
-        draining: bool,
-    ) -> Wanted {
-        let other = self.sides[message.side.other().index()].live(now);
-        let side = &mut self.sides[message.side.index()];
-        if !is_tagged(bytes, &side.key) {
-            return Wanted::Drop(Reason::Forged);
-        }
-        if !matches!(message.kind, Kind::Bind | Kind::Unbind) {
-            return Wanted::Drop(Reason::NotForUs);
-        }
-        if message.timestamp <= side.newest {
-            return Wanted::Drop(Reason::Replayed);
-        }
-        let depth = Duration::from_secs(1);
-        if !side.messages.pour(now, SECOND / BINDS, depth) {
-            return Wanted::Drop(Reason::BindRate);
-        }
-        side.newest = message.timestamp;
-        let live = side.live(now);
-        if message.kind == Kind::Unbind {
-            return if live.is_some_and(|path| path.remote == from.remote) {
-                side.bound = None;
-                Wanted::Done
-            } else {
-                Wanted::Drop(Reason::NotBound)
-            };
-        }
-        if !proven {
-            return Wanted::Answer(*message, Kind::Challenge);
-        }
-        if other.is_some_and(|path| path.remote == from.remote) {
-            return Wanted::Drop(Reason::SameAddress);
-        }
-        if draining && live.is_none() {
-            return Wanted::Answer(*message, Kind::Move);
-        }
-        side.bound = Some((*from, now + LIFETIME));
-        let kind = if draining { Kind::Move } else { Kind::Bound };
-        Wanted::Answer(*message, kind)
-    }
-}
-
-/// A datagram's form.
-enum Form {
-    Tunnel(CircuitId),
-    Message(Message),
-}
-
-/// The form of a datagram, by the layout in `docs/gateway.md`.
-fn read(bytes: &[u8]) -> Option<Form> {
-    let number = |at: usize, length: usize| {
-        let mut out = [0; 8];
-        out[8 - length..].copy_from_slice(&bytes[at..at + length]);
-        u64::from_be_bytes(out)
-    };
-    if bytes.len() <= 8 {
-        return None;
-    }
-    if number(0, 4) != 0 {
-        return Some(Form::Tunnel(CircuitId::new(number(0, 8))?));
-    }
-    if bytes.len() != 64 || number(4, 5) != 1 || bytes[11] != 0 || number(12, 4) == 0 {
-        return None;
-    }
-    let kind = match bytes[9] {
-        1 => Kind::Bind,
-        2 => Kind::Challenge,
-        3 => Kind::Bound,
-        4 => Kind::Move,
-        5 => Kind::Unbind,
-        _ => return None,
-    };
-    let side = *Side::BOTH.get(usize::from(bytes[10]))?;
-    let lifetime = number(44, 4) as u32;
-    if kind != Kind::Bound && lifetime != 0 {
-        return None;
-    }
-    Some(Form::Message(Message {
-        kind,
-        side,
-        circuit: CircuitId::new(number(12, 8))?,
-        timestamp: number(20, 8),
-        cookie: Tag(bytes[28..44].try_into().ok()?),
-        lifetime,
-    }))
-}
-
-/// Whether who made a message has this key.
-fn is_tagged(bytes: &[u8], key: &Key) -> bool {
-    key.tag(&[&bytes[..48]]).0 == bytes[48..64]
 }

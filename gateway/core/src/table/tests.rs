@@ -99,7 +99,7 @@ fn joined() -> (Table, Client, Client) {
 }
 
 #[test]
-fn datagrams_go_from_side_to_side() {
+fn datagrams_are_forwarded_between_the_sides() {
     let (mut table, ..) = joined();
     let now = seconds(1);
     assert_eq!(
@@ -125,7 +125,7 @@ fn datagrams_go_from_side_to_side() {
 }
 
 #[test]
-fn what_is_dropped_and_why() {
+fn each_drop_has_its_reason() {
     let (mut table, mut a, _) = joined();
     let now = seconds(1);
     let signed = |kind, side, timestamp| {
@@ -199,7 +199,7 @@ fn what_is_dropped_and_why() {
 }
 
 #[test]
-fn an_address_is_used_once_it_has_answered_and_not_before() {
+fn an_address_is_used_only_after_its_cookie_came_back() {
     let (mut table, mut a, _) = joined();
     let now = seconds(1);
     // It roams: its word from 4 moves nothing yet.
@@ -237,7 +237,7 @@ fn an_address_is_used_once_it_has_answered_and_not_before() {
 }
 
 #[test]
-fn a_binding_ends_unless_it_is_made_again() {
+fn a_binding_expires_without_another_bind() {
     let (mut table, mut a, mut b) = joined();
     bind(&mut table, seconds(8), &mut a, 2);
     let just_before = LIFETIME - Duration::from_nanos(1);
@@ -273,7 +273,7 @@ fn a_binding_ends_unless_it_is_made_again() {
 }
 
 #[test]
-fn cookies_end_and_are_renewed_by_each_bind() {
+fn cookies_expire_and_are_renewed_by_each_bind() {
     let (mut table, mut a, mut b) = joined();
     let answers = |table: &mut Table, now, client: &mut Client, from| {
         let Action::Answer(answer) = table.handle(now, &client.bind(0), &at(from)) else {
@@ -294,7 +294,7 @@ fn cookies_end_and_are_renewed_by_each_bind() {
 }
 
 #[test]
-fn two_sides_are_two_addresses() {
+fn both_sides_cannot_bind_to_one_address() {
     let (mut table, _, mut b) = joined();
     let Action::Answer(challenge) = table.handle(seconds(1), &b.bind(0), &at(2)) else {
         panic!("{table:#?}");
@@ -309,7 +309,7 @@ fn two_sides_are_two_addresses() {
 }
 
 #[test]
-fn a_flood_of_true_messages_is_bounded() {
+fn valid_messages_are_rate_limited() {
     let (mut table, mut a, _) = joined();
     let answered = (0..1000).filter(|_| {
         let word = a.bind(0);
@@ -322,7 +322,7 @@ fn a_flood_of_true_messages_is_bounded() {
 }
 
 #[test]
-fn a_tenant_sends_what_it_may_and_the_other_does_not_notice() {
+fn rate_limits_of_tenants_are_independent() {
     let mut plan = plan();
     plan.tenants[0].datagrams = Some(Arc::new(Bucket::new(100, Duration::from_millis(100))));
     plan.tenants[1].bytes = Some(Arc::new(Bucket::new(1400, Duration::from_millis(100))));
@@ -351,7 +351,7 @@ fn a_tenant_sends_what_it_may_and_the_other_does_not_notice() {
 }
 
 #[test]
-fn draining_sends_away_and_drops_nobody() {
+fn draining_orders_ends_to_move_and_drops_no_datagram() {
     let (mut table, mut a, mut b) = joined();
     let now = seconds(1);
     table.drain();
@@ -396,7 +396,7 @@ fn draining_sends_away_and_drops_nobody() {
 }
 
 #[test]
-fn a_new_plan_keeps_what_is_in_both() {
+fn a_new_plan_keeps_unchanged_circuits() {
     let (mut table, _, mut b) = joined();
     let now = seconds(1);
     bind(&mut table, now, &mut client(3, Side::A), 6);
@@ -434,12 +434,12 @@ fn a_new_plan_keeps_what_is_in_both() {
     table.replan(&new, |_| true);
     assert_eq!(table.bound(now), 1);
     // A socket goes: who was bound there is not.
-    table.rearrange(&[None, Some(0)]);
+    table.renumber_sockets(&[None, Some(0)]);
     assert_eq!(table.bound(now), 0);
 }
 
 #[test]
-fn a_table_has_its_share_only() {
+fn a_table_has_only_its_share() {
     let mut table = table();
     table.replan(&plan(), |circuit| circuit != id(1));
     let word = client(1, Side::A).bind(1);
@@ -759,7 +759,7 @@ proptest! {
                 Event::Wait(n) => now += seconds(n),
                 Event::Sweep => table.sweep(now),
                 Event::Rearrange(a, b) => {
-                    table.rearrange(&[a.then_some(0), b.then_some(u16::from(a))]);
+                    table.renumber_sockets(&[a.then_some(0), b.then_some(u16::from(a))]);
                 }
                 Event::Replan(which) => {
                     let mut plan = plan();
@@ -769,7 +769,7 @@ proptest! {
                 }
             }
             let mut told = HashSet::new();
-            table.tell_changes(|bound| {
+            table.report_changes(|bound| {
                 assert!(told.insert(bound.id), "told twice");
                 known.insert(bound.id, bound.ends);
             });

@@ -1,32 +1,40 @@
-//! How much a tenant may send: token buckets that several threads draw from without a lock.
+//! Rate limits of tenants: token buckets that several threads use without a lock.
 
 use std::{
+    fmt,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-use super::fast::SharedBucket;
-
 const SECOND: u64 = 1_000_000_000;
 
-/// A token bucket, kept as the moment at which it is full again (GCRA, ITU-T I.371 annex A). Time is counted from an origin that
-/// all who draw have in common.
+/// A token bucket, stored as the time at which it is full again (GCRA, ITU-T I.371 annex A). All users
+/// of a bucket count time from the same origin.
 #[derive(Debug)]
 pub struct Bucket {
     /// Tokens a second.
     rate: u64,
-    /// How long an empty one takes to be full: nanoseconds.
+    /// Time to fill an empty bucket, nanoseconds.
     depth: u64,
     full_at: FullAt,
 }
 
-/// When a bucket is full again: nanoseconds since the origin.
+/// The state of a bucket that an XDP program uses, too. Its drop releases the map entry.
+pub trait SharedBucket: fmt::Debug + Send + Sync {
+    /// The time at which the bucket is full again, nanoseconds since the origin.
+    fn full_at(&self) -> &AtomicU64;
+
+    /// Index of the map entry.
+    fn index(&self) -> u32;
+}
+
+/// The time at which a bucket is full again, nanoseconds since the origin.
 #[derive(Debug)]
 enum FullAt {
-    /// In a number of its own.
+    /// In the bucket itself.
     Own(AtomicU64),
-    /// In one that an XDP program takes from, too.
-    Shared(SharedBucket),
+    /// In memory that an XDP program shares.
+    Shared(Box<dyn SharedBucket>),
 }
 
 impl FullAt {
@@ -39,7 +47,7 @@ impl FullAt {
 }
 
 impl Bucket {
-    /// A full one: so many tokens a second, at least one, and those of `depth` at once.
+    /// A full bucket: `rate` tokens a second (at least 1), and at once the tokens of the time `depth`.
     #[must_use]
     pub fn new(rate: u64, depth: Duration) -> Self {
         Self {
@@ -49,8 +57,9 @@ impl Bucket {
         }
     }
 
-    /// One that an XDP program draws from, too.
-    pub(super) fn shared(rate: u64, depth: Duration, shared: SharedBucket) -> Self {
+    /// A bucket that an XDP program uses, too.
+    #[must_use]
+    pub fn shared(rate: u64, depth: Duration, shared: Box<dyn SharedBucket>) -> Self {
         Self {
             rate: rate.max(1),
             depth: nanos(depth),
@@ -58,16 +67,16 @@ impl Bucket {
         }
     }
 
-    /// Where the program finds it; `None`: it does not.
+    /// Index of the map entry that an XDP program uses; `None`: the bucket is not shared.
     #[must_use]
-    pub const fn place(&self) -> Option<u32> {
+    pub fn index(&self) -> Option<u32> {
         match &self.full_at {
             FullAt::Own(_) => None,
-            FullAt::Shared(shared) => Some(shared.place()),
+            FullAt::Shared(shared) => Some(shared.index()),
         }
     }
 
-    /// How long an empty one takes to be full.
+    /// Time to fill an empty bucket.
     #[must_use]
     pub const fn depth(&self) -> Duration {
         Duration::from_nanos(self.depth)
@@ -79,8 +88,9 @@ impl Bucket {
         self.rate
     }
 
-    /// Takes `tokens`, all or none. A bucket that holds any gives even more than it holds, and then nothing until that is made up
-    /// for: what is larger than the whole bucket passes at its rate too.
+    /// Takes all of `tokens` or none; returns whether it took them. A bucket with any token left gives more
+    /// than it holds, and then none until the debt is paid: a request larger than the whole bucket passes
+    /// at the rate, too.
     pub fn take(&self, now: Duration, tokens: u64) -> bool {
         let now = nanos(now);
         let cost = tokens.saturating_mul(SECOND) / self.rate;
@@ -114,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_larger_than_the_bucket_passes_at_the_rate() {
+    fn a_request_larger_than_the_bucket_passes_at_the_rate() {
         let bucket = Bucket::new(1000, Duration::from_millis(100));
         let given = (0..60u64).filter(|n| bucket.take(Duration::from_secs(*n), 10_000));
         assert_eq!(given.count(), 6);
@@ -122,7 +132,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_more_than_its_share(
+        fn a_bucket_never_gives_more_than_its_rate_and_depth(
             rate in 1u64..2_000_000,
             depth in 1u64..1000,
             draws in vec((0u64..50_000_000, 1u64..2000), 1..300),

@@ -1,0 +1,274 @@
+//! The model: what `docs/gateway.md` says of circuits, written a second time.
+
+use std::{net::SocketAddr, time::Duration};
+
+use gateway_client::{
+    end::End,
+    wire::{CircuitId, Key, Kind, Message, Side, Tag},
+};
+use gateway_core::table::{Path, Reason, Traffic};
+
+pub(super) const SECOND: u64 = 1_000_000_000;
+pub(super) const LIFETIME: Duration = Duration::from_secs(10);
+/// Window of cookies, seconds.
+pub(super) const WINDOW: u64 = 120;
+/// Messages of a side: burst, and a second.
+pub(super) const BINDS: u64 = 32;
+/// Limits a second: datagrams of tenant acme, bytes of tenant evil. Both divide a second into whole
+/// nanoseconds.
+pub(super) const DATAGRAMS: u64 = 1000;
+pub(super) const BYTES: u64 = 100_000;
+/// Burst of the limits.
+pub(super) const DEPTH: Duration = Duration::from_millis(100);
+/// Circuits of all plans.
+pub(super) const CIRCUITS: usize = 3;
+/// Addresses; the ends begin at the first six.
+pub(super) const PLACES: usize = 8;
+/// Datagrams that the attacker records.
+pub(super) const KEPT: usize = 64;
+/// Largest time of the clock of ends.
+pub(super) const LATE: u64 = 1 << 62;
+
+pub(super) fn id(circuit: usize) -> CircuitId {
+    CircuitId::new((circuit as u64 + 1) << 32 | 5).expect("its first bytes are not zero")
+}
+
+/// The keys of one run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keys(u64);
+
+impl Keys {
+    /// Keys that depend on the whole input (FNV-1a): a fuzzer sees compared values, and could otherwise put a valid
+    /// message of one run into the input of the next.
+    pub(super) fn of(input: &[u8]) -> Self {
+        Self(input.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        }))
+    }
+
+    /// The key of a side, different in each generation. A fourth circuit exists in no plan.
+    pub(super) fn key(self, circuit: usize, side: Side, generation: u8) -> Key {
+        self.numbered(circuit as u8 * 2 + side as u8 + 1 + 16 * generation)
+    }
+
+    /// The secret of cookies.
+    pub(super) fn secret(self) -> Key {
+        self.numbered(0xee)
+    }
+
+    pub(super) fn numbered(self, number: u8) -> Key {
+        let mut bytes = [number; 32];
+        bytes[..8].copy_from_slice(&self.0.to_be_bytes());
+        Key::new(bytes)
+    }
+}
+
+/// The source address number `place`. The last two are other ports of the first two.
+pub(super) fn at(place: usize) -> Path {
+    let host = (place % 6) as u8 + 1;
+    let port = 1000 + place as u16;
+    let remote = if place.is_multiple_of(2) {
+        SocketAddr::from(([192, 0, 2, host], port))
+    } else {
+        SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(host)], port))
+    };
+    Path {
+        socket: (place % 2) as u16,
+        local: None,
+        remote,
+    }
+}
+
+pub(super) fn datagram(circuit: usize, bytes: usize) -> Vec<u8> {
+    let mut out = id(circuit).to_bytes().to_vec();
+    out.resize(8 + bytes.max(1), 0x5a);
+    out
+}
+
+/// A bucket of the model: its level as the nanoseconds until it is empty.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Leaky {
+    pub(super) level: u64,
+    pub(super) at: u64,
+}
+
+impl Leaky {
+    pub(super) fn pour(&mut self, now: Duration, cost: u64, depth: Duration) -> bool {
+        let now = now.as_nanos() as u64;
+        self.level = self.level.saturating_sub(now - self.at);
+        self.at = now;
+        let fits = self.level < depth.as_nanos() as u64;
+        if fits {
+            self.level += cost;
+        }
+        fits
+    }
+}
+
+/// A side in the model.
+#[derive(Clone, Debug)]
+pub(super) struct KnownSide {
+    pub(super) key: Key,
+    pub(super) newest: u64,
+    pub(super) messages: Leaky,
+    pub(super) bound: Option<(Path, Duration)>,
+}
+
+impl KnownSide {
+    pub(super) const fn new(key: Key) -> Self {
+        Self {
+            key,
+            newest: 0,
+            messages: Leaky { level: 0, at: 0 },
+            bound: None,
+        }
+    }
+
+    pub(super) fn live(&self, now: Duration) -> Option<Path> {
+        let (path, until) = self.bound?;
+        (now < until).then_some(path)
+    }
+}
+
+/// A circuit in the model.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) circuit: usize,
+    pub(super) tenant: &'static str,
+    pub(super) sides: [KnownSide; 2],
+    pub(super) drops: [u64; Reason::ALL.len()],
+    pub(super) from: [Traffic; 2],
+}
+
+/// A cookie and its owner.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Given {
+    pub(super) circuit: CircuitId,
+    pub(super) side: Side,
+    pub(super) remote: SocketAddr,
+    pub(super) window: u64,
+    pub(super) cookie: Tag,
+}
+
+/// The expected action for a datagram.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    Forward(Path),
+    /// An answer to this message, of this kind.
+    Answer(Message, Kind),
+    Done,
+    Drop(Reason),
+}
+
+/// An end, and its state in the model.
+#[derive(Debug)]
+pub(super) struct KnownEnd {
+    pub(super) end: End,
+    pub(super) circuit: usize,
+    pub(super) side: Side,
+    pub(super) place: usize,
+    pub(super) newest: u64,
+    pub(super) heard: u64,
+    pub(super) challenged: bool,
+}
+
+impl Known {
+    /// The expected action for a message of this circuit.
+    pub(super) fn message(
+        &mut self,
+        now: Duration,
+        bytes: &[u8],
+        message: &Message,
+        from: &Path,
+        proven: bool,
+        draining: bool,
+    ) -> Wanted {
+        let other = self.sides[message.side.other().index()].live(now);
+        let side = &mut self.sides[message.side.index()];
+        if !is_tagged(bytes, &side.key) {
+            return Wanted::Drop(Reason::Forged);
+        }
+        if !matches!(message.kind, Kind::Bind | Kind::Unbind) {
+            return Wanted::Drop(Reason::NotForUs);
+        }
+        if message.timestamp <= side.newest {
+            return Wanted::Drop(Reason::Replayed);
+        }
+        let depth = Duration::from_secs(1);
+        if !side.messages.pour(now, SECOND / BINDS, depth) {
+            return Wanted::Drop(Reason::BindRate);
+        }
+        side.newest = message.timestamp;
+        let live = side.live(now);
+        if message.kind == Kind::Unbind {
+            return if live.is_some_and(|path| path.remote == from.remote) {
+                side.bound = None;
+                Wanted::Done
+            } else {
+                Wanted::Drop(Reason::NotBound)
+            };
+        }
+        if !proven {
+            return Wanted::Answer(*message, Kind::Challenge);
+        }
+        if other.is_some_and(|path| path.remote == from.remote) {
+            return Wanted::Drop(Reason::SameAddress);
+        }
+        if draining && live.is_none() {
+            return Wanted::Answer(*message, Kind::Move);
+        }
+        side.bound = Some((*from, now + LIFETIME));
+        let kind = if draining { Kind::Move } else { Kind::Bound };
+        Wanted::Answer(*message, kind)
+    }
+}
+
+/// A parsed datagram.
+pub(super) enum Form {
+    Tunnel(CircuitId),
+    Message(Message),
+}
+
+/// Parses a datagram by the layout in `docs/gateway.md`.
+pub(super) fn read(bytes: &[u8]) -> Option<Form> {
+    let number = |at: usize, length: usize| {
+        let mut out = [0; 8];
+        out[8 - length..].copy_from_slice(&bytes[at..at + length]);
+        u64::from_be_bytes(out)
+    };
+    if bytes.len() <= 8 {
+        return None;
+    }
+    if number(0, 4) != 0 {
+        return Some(Form::Tunnel(CircuitId::new(number(0, 8))?));
+    }
+    if bytes.len() != 64 || number(4, 5) != 1 || bytes[11] != 0 || number(12, 4) == 0 {
+        return None;
+    }
+    let kind = match bytes[9] {
+        1 => Kind::Bind,
+        2 => Kind::Challenge,
+        3 => Kind::Bound,
+        4 => Kind::Move,
+        5 => Kind::Unbind,
+        _ => return None,
+    };
+    let side = *Side::BOTH.get(usize::from(bytes[10]))?;
+    let lifetime = number(44, 4) as u32;
+    if kind != Kind::Bound && lifetime != 0 {
+        return None;
+    }
+    Some(Form::Message(Message {
+        kind,
+        side,
+        circuit: CircuitId::new(number(12, 8))?,
+        timestamp: number(20, 8),
+        cookie: Tag(bytes[28..44].try_into().ok()?),
+        lifetime,
+    }))
+}
+
+/// Whether the tag of a message is valid under this key.
+pub(super) fn is_tagged(bytes: &[u8], key: &Key) -> bool {
+    key.tag(&[&bytes[..48]]).0 == bytes[48..64]
+}
