@@ -648,7 +648,7 @@ fn provider_listens_for_tunnels_over_tls_as_configured() {
     for (text, wanted) in [
         (
             "from = [\"192.0.2.1/28\"]",
-            "tls: from: \"192.0.2.1/28\" has bits behind its length: write 192.0.2.0/28",
+            "tls: from: \"192.0.2.1/28\" has host bits set: write 192.0.2.0/28",
         ),
         (
             "from = [\"gw1\"]",

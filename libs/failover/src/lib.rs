@@ -1,31 +1,34 @@
-//! What a failover asks for, checked whole before any of it is applied.
+//! Failover plans, public IP rules and the order of modes, checked as a whole before any of it is
+//! applied.
 //!
-//! For: failover plans, public IP rules and the order of modes, of the appliance's command line and control socket
-//! today and of the director's API later, with one set of refusals and one wording. Never: input or output, a clock, a
-//! map.
+//! What it is for: the appliance's command line and control socket, and later the director's API,
+//! which share one set of refusals and one wording. What it never does: input or output, read a
+//! clock, or write a map.
 //!
 //! ```text
-//!   text of a plan ────────────────────┬─▶ Plan::parse ─▶ a plan, or everything that is wrong in it
-//!                                      │                    │ its networks and gateways
-//!   allocation, networks of a tenant ──┤                    ▼
-//!                                      ├─▶ RuleSet::change ─▶ a new set, or every problem of the change
-//!   file, command line, API ─▶ Rule ───┘                      and the old set as it was
+//!   text of a plan ─────────────────────────┬─▶ Plan::parse ─▶ a plan, or all its problems
+//!                                           │                    │ its networks and gateways
+//!   TenantContext: allocation, networks ────┤                    ▼
+//!                                           ├─▶ RuleSet::apply ─▶ a new set, or all problems;
+//!   file, command line, API ─▶ Rule ────────┘                    the old set stays
 //!
-//!   mode now, request, circumstances ────▶ mode::decide ─▶ what to do, or why not
+//!   mode now, request, circumstances ────────▶ mode::decide ─▶ a step, or a refusal
 //! ```
 
+#![warn(missing_docs)]
+
 pub mod mode;
-mod net;
 mod plan;
 mod port;
+mod prefix;
 mod rule;
 mod rules;
 
-pub use net::{IpPrefix, IpPrefixError};
 pub use plan::{Allow, Plan, PlanErrors, PlanNetwork, PlanProblem};
 pub use port::{PortError, PortRange};
+pub use prefix::{IpPrefix, IpPrefixError};
 pub use rule::{Protocol, Rule, RuleError, RuleTarget};
 pub use rules::{NetworkContext, ReservedAddress, RuleChange, RuleProblem, RuleSet, TenantContext};
 
-/// The port over which the appliance is managed: never public (SPEC section 3).
+/// The port over which the appliance is managed. No rule makes it public (SPEC section 3).
 pub const MANAGEMENT_PORT: u16 = 22;

@@ -1,4 +1,4 @@
-//! The order of a tenant's modes: which may follow which, and what a switch has to do.
+//! The order of a tenant's modes: which mode may follow which, and what a switch does.
 //!
 //! ```text
 //!                              undo
@@ -14,97 +14,98 @@
 //!       └──────────────────────────────────────────────────┘ └───┘
 //! ```
 //!
-//! One kind of failover at a time: there is no arrow from Full to Partial, forced or not. Maintenance and an
-//! appliance that is not ready refuse what begins a failover (partial, full, promote), and nothing else: what runs can
-//! be undone, and its plan changed, whatever the state of the appliances.
+//! There is one kind of failover at a time: no arrow leads from Full to Partial, forced or not.
+//! Maintenance, and an appliance that is not ready, refuse requests that begin a failover (partial,
+//! full, promote), and no others: an active failover can be undone, and its plan changed, in any
+//! state of the appliances.
 
-/// What a tenant's networks do.
+/// Mode of a tenant's networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum State {
-    /// Nothing has failed over.
+    /// No failover.
     #[default]
     Idle,
-    /// Some machines have: partial site failover.
+    /// Partial site failover: some machines have failed over.
     Partial,
-    /// All have: full site failover.
+    /// Full site failover: all machines have failed over.
     Full {
         /// The plan's name.
         plan: String,
     },
 }
 
-/// What is asked.
+/// A request to switch the mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Where to.
+    /// The requested mode.
     pub goal: Goal,
     /// Full failover may end a partial one (`--force`).
     pub force: bool,
 }
 
-/// Where to.
+/// A requested mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Goal {
-    /// Undo what there is.
+    /// Undo the failover.
     Idle,
     /// Partial site failover.
     Partial,
-    /// Full site failover by a plan; by the plan in force: what is different in it is changed.
+    /// Full site failover by a plan. With the name of the active plan, its differences are applied.
     Full {
         /// The plan's name.
         plan: String,
     },
-    /// Full site failover out of a partial one, whose addresses stay failed over (`--promote`).
+    /// Full site failover from a partial one, whose addresses stay failed over (`--promote`).
     Promote {
         /// The plan's name.
         plan: String,
     },
 }
 
-/// What else matters.
+/// The circumstances of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Circumstances {
     /// The tenant's name, for messages.
     pub tenant: String,
     /// Whether the appliance is in maintenance.
     pub maintenance: bool,
-    /// The appliances that the failover needs and that cannot carry it; empty: all is ready.
-    pub unfit: Vec<Unfit>,
+    /// Appliances that the failover needs and that are not ready; empty if all are ready.
+    pub unready: Vec<UnreadyAppliance>,
 }
 
-/// An appliance that cannot carry a failover.
+/// An appliance that is not ready for a failover.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unfit {
-    /// Its name.
+pub struct UnreadyAppliance {
+    /// The appliance's name.
     pub appliance: String,
-    /// Why.
+    /// Why it is not ready.
     pub reason: String,
 }
 
-/// What to do, in one step.
+/// What a switch does, in one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The mode from now on.
+    /// The new mode.
     pub mode: State,
-    /// What the step is.
+    /// Kind of the step.
     pub kind: Kind,
-    /// What becomes of the addresses that were failed over one by one.
+    /// What happens to endpoints that failed over one by one.
     pub endpoints: Endpoints,
-    /// Whether connections end: what is kept of flows is of a mode that is over.
+    /// Whether connections end, because their state belongs to the mode before.
     pub flush_flows: bool,
-    /// Whether neighbours were told what is no longer so, and their caches have to be corrected. What is new with
-    /// a mode is announced besides.
+    /// Whether announcements of the mode before must be corrected in neighbours' caches. The new
+    /// mode makes its own announcements in any case.
     pub correct_announcements: bool,
 }
 
-/// What a step is.
+/// Kind of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It is so already: nothing to do.
+    /// The mode is active already: nothing to do.
     Stay,
     /// A failover begins.
     Begin,
-    /// The full failover goes on by its plan as it is given now.
+    /// The full failover continues with a changed plan.
     Update,
     /// The partial failover becomes a full one.
     Promote,
@@ -114,97 +115,100 @@ pub enum Kind {
     Undo,
 }
 
-/// What becomes of the endpoints of a partial failover.
+/// What happens to the endpoints of a partial failover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoints {
-    /// They stay as they are.
+    /// They stay failed over.
     Keep,
-    /// There are none any more.
+    /// They are removed.
     Clear,
 }
 
-/// Why not. The mode stays as it is.
+/// A request is refused. The mode stays as it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Full beside partial.
+    /// Full failover during a partial one.
     #[error(
-        "tenant {tenant:?}: a partial failover is active, and full failover is refused beside it: end it first (`mode \
-         idle`), or ask again with --force, which ends it, or with --promote, which keeps its addresses"
+        "tenant {tenant:?}: a partial failover is active, so a full failover cannot start: end it \
+         first (`mode idle`), or repeat the request with --force, which ends it, or with \
+         --promote, which keeps its addresses"
     )]
     PartialActive {
-        /// The tenant.
+        /// The tenant's name.
         tenant: String,
     },
-    /// Partial beside full.
+    /// Partial failover during a full one.
     #[error(
-        "tenant {tenant:?}: the full failover of plan {plan:?} is active, and partial failover is refused beside it, \
-         with --force too: end it first (`mode idle`)"
+        "tenant {tenant:?}: the full failover of plan {plan:?} is active, so a partial failover \
+         cannot start, not even with --force: end it first (`mode idle`)"
     )]
     FullActive {
-        /// The tenant.
+        /// The tenant's name.
         tenant: String,
-        /// The plan in force.
+        /// The active plan.
         plan: String,
     },
-    /// Full beside another full.
+    /// Full failover by another plan than the active one.
     #[error(
-        "tenant {tenant:?}: the full failover of plan {active:?} is active, and plan {asked:?} is refused beside it: end \
-         it first (`mode idle`), or give plan {active:?} again to change its rules"
+        "tenant {tenant:?}: the full failover of plan {active:?} is active, so plan {asked:?} \
+         cannot be applied: end it first (`mode idle`), or apply plan {active:?} again \
+         to change its rules"
     )]
     OtherPlan {
-        /// The tenant.
+        /// The tenant's name.
         tenant: String,
-        /// The plan in force.
+        /// The active plan.
         active: String,
-        /// The plan asked for.
+        /// The requested plan.
         asked: String,
     },
-    /// Promote while idle.
+    /// Promotion without a failover.
     #[error(
-        "tenant {tenant:?}: there is no partial failover to promote: ask for full failover without --promote"
+        "tenant {tenant:?}: there is no partial failover to promote: request full failover without \
+         --promote"
     )]
     NothingToPromote {
-        /// The tenant.
+        /// The tenant's name.
         tenant: String,
     },
-    /// Promote while full.
+    /// Promotion during a full failover.
     #[error(
-        "tenant {tenant:?}: there is no partial failover to promote, the full one of plan {plan:?} is active: give plan \
-         {plan:?} again without --promote to change its rules"
+        "tenant {tenant:?}: there is no partial failover to promote, because the full failover of \
+         plan {plan:?} is active: apply plan {plan:?} again without --promote to change its rules"
     )]
     PromotedAlready {
-        /// The tenant.
+        /// The tenant's name.
         tenant: String,
-        /// The plan in force.
+        /// The active plan.
         plan: String,
     },
-    /// Maintenance.
+    /// The appliance is in maintenance.
     #[error(
-        "tenant {tenant:?}: the appliance is in maintenance, which refuses new failovers and lets running ones be \
-         undone: end maintenance, then ask again"
+        "tenant {tenant:?}: the appliance is in maintenance, so no failover can start; active ones \
+         can be undone: end maintenance, then try again"
     )]
     Maintenance {
-        /// The tenant.
+        /// The tenant's name.
         tenant: String,
     },
-    /// No appliance that could.
+    /// No appliance is ready.
     #[error(
-        "tenant {tenant:?}: no healthy appliance for the failover: {}; put that right, then ask again",
-        each(unfit)
+        "tenant {tenant:?}: no appliance is ready for the failover: {}; fix that, then try again",
+        each(unready)
     )]
     NotReady {
-        /// The tenant.
+        /// The tenant's name.
         tenant: String,
-        /// Which and why.
-        unfit: Vec<Unfit>,
+        /// Which appliances are not ready, and why.
+        unready: Vec<UnreadyAppliance>,
     },
 }
 
-/// What a request comes to.
+/// Decides what a request does.
 ///
 /// # Errors
-/// [`Refusal`]. What the modes' order refuses is told first, as the end of maintenance would not change it; an
-/// appliance that is not ready last.
+/// [`Refusal`]: first by the order of the modes, because the end of maintenance would not change
+/// that; then for maintenance; last for appliances that are not ready.
 pub fn decide(
     now: State,
     request: Request,
@@ -252,17 +256,17 @@ pub fn decide(
     if kind.begins() && circumstances.maintenance {
         return Err(Refusal::Maintenance { tenant: tenant() });
     }
-    if kind.begins() && !circumstances.unfit.is_empty() {
+    if kind.begins() && !circumstances.unready.is_empty() {
         return Err(Refusal::NotReady {
             tenant: tenant(),
-            unfit: circumstances.unfit.clone(),
+            unready: circumstances.unready.clone(),
         });
     }
     Ok(kind.step(mode))
 }
 
 impl Kind {
-    /// Whether a failover begins with it.
+    /// Whether the step begins a failover.
     const fn begins(self) -> bool {
         match self {
             Self::Begin | Self::Promote | Self::Replace => true,
@@ -272,9 +276,9 @@ impl Kind {
 
     const fn step(self, mode: State) -> Step {
         let (endpoints, flush_flows, correct_announcements) = match self {
-            // Connections that a change does not concern survive it.
+            // Connections that a change does not affect survive it.
             Self::Stay | Self::Begin | Self::Update => (Endpoints::Keep, false, false),
-            // Addresses that we answered for, as being at the production site, are the replicas' own now.
+            // The replicas answer for addresses of the production site themselves now.
             Self::Promote => (Endpoints::Keep, false, true),
             Self::Replace | Self::Undo => (Endpoints::Clear, true, true),
         };
@@ -288,10 +292,10 @@ impl Kind {
     }
 }
 
-fn each(unfit: &[Unfit]) -> String {
-    let each = unfit
+fn each(unready: &[UnreadyAppliance]) -> String {
+    let each = unready
         .iter()
-        .map(|Unfit { appliance, reason }| format!("appliance {appliance:?}: {reason}"));
+        .map(|UnreadyAppliance { appliance, reason }| format!("appliance {appliance:?}: {reason}"));
     each.collect::<Vec<_>>().join("; ")
 }
 
@@ -329,12 +333,12 @@ mod tests {
         }
     }
 
-    fn unfit() -> Vec<Unfit> {
+    fn unready() -> Vec<UnreadyAppliance> {
         [
             ("prov-1", "ens224 has no carrier"),
             ("prov-2", "its programs could not be loaded"),
         ]
-        .map(|(appliance, reason)| Unfit {
+        .map(|(appliance, reason)| UnreadyAppliance {
             appliance: appliance.to_owned(),
             reason: reason.to_owned(),
         })
@@ -345,7 +349,7 @@ mod tests {
         Circumstances {
             tenant: "acme".to_owned(),
             maintenance,
-            unfit: if healthy { Vec::new() } else { unfit() },
+            unready: if healthy { Vec::new() } else { unready() },
         }
     }
 
@@ -372,8 +376,8 @@ mod tests {
         }
     }
 
-    /// By state and goal: the outcome without force and with it; of each in service and in maintenance; of each with
-    /// healthy appliances and without.
+    /// By state and goal: the outcome without force and with it; of each in service and in
+    /// maintenance; of each with healthy appliances and without.
     #[rustfmt::skip]
     const TABLE: [(&str, &str, &str); 18] = [
         // state      goal            not forced    forced
@@ -471,61 +475,62 @@ mod tests {
                 "full dr",
                 false,
                 circumstances(false, true),
-                "a partial failover is active, and full failover is refused beside it: end it first (`mode idle`), or ask again with --force, which ends it, or with --promote, which keeps its addresses",
+                "a partial failover is active, so a full failover cannot start: end it first (`mode idle`), or repeat the request with --force, which ends it, or with --promote, which keeps its addresses",
             ),
             (
                 "full dr",
                 "partial",
                 true,
                 circumstances(false, true),
-                "the full failover of plan \"dr\" is active, and partial failover is refused beside it, with --force too: end it first (`mode idle`)",
+                "the full failover of plan \"dr\" is active, so a partial failover cannot start, not even with --force: end it first (`mode idle`)",
             ),
             (
                 "full dr",
                 "full test",
                 true,
                 circumstances(false, true),
-                "the full failover of plan \"dr\" is active, and plan \"test\" is refused beside it: end it first (`mode idle`), or give plan \"dr\" again to change its rules",
+                "the full failover of plan \"dr\" is active, so plan \"test\" cannot be applied: end it first (`mode idle`), or apply plan \"dr\" again to change its rules",
             ),
             (
                 "idle",
                 "promote dr",
                 false,
                 circumstances(false, true),
-                "there is no partial failover to promote: ask for full failover without --promote",
+                "there is no partial failover to promote: request full failover without --promote",
             ),
             (
                 "full dr",
                 "promote test",
                 false,
                 circumstances(false, true),
-                "there is no partial failover to promote, the full one of plan \"dr\" is active: give plan \"dr\" again without --promote to change its rules",
+                "there is no partial failover to promote, because the full failover of plan \"dr\" is active: apply plan \"dr\" again without --promote to change its rules",
             ),
             (
                 "idle",
                 "partial",
                 true,
                 circumstances(true, false),
-                "the appliance is in maintenance, which refuses new failovers and lets running ones be undone: end maintenance, then ask again",
+                "the appliance is in maintenance, so no failover can start; active ones can be undone: end maintenance, then try again",
             ),
             (
                 "idle",
                 "full dr",
                 true,
                 circumstances(false, false),
-                "no healthy appliance for the failover: appliance \"prov-1\": ens224 has no carrier; appliance \"prov-2\": its programs could not be loaded; put that right, then ask again",
+                "no appliance is ready for the failover: appliance \"prov-1\": ens224 has no carrier; appliance \"prov-2\": its programs could not be loaded; fix that, then try again",
             ),
         ] {
             let request = Request {
                 goal: goal(to),
                 force,
             };
-            let refusal = decide(state(now), request, &around).expect_err("to be refused");
+            let refusal = decide(state(now), request, &around).expect_err("a refusal");
             assert_eq!(refusal.to_string(), format!("tenant \"acme\": {message}"));
         }
     }
 
-    /// A data path that has no idea of modes: it does what the steps say, and both failovers could be active in it.
+    /// A data path that has no idea of modes: it does what the steps say, and both failovers could
+    /// be active in it.
     #[derive(Clone, Debug, Default, PartialEq)]
     struct Path {
         partial: bool,
@@ -589,7 +594,7 @@ mod tests {
                 };
                 prop_assert_eq!(path.full.as_ref(), plan);
                 match &now {
-                    // Nothing is left of what was undone.
+                    // Nothing of the undone failover is left.
                     State::Idle => prop_assert_eq!(&path, &Path::default()),
                     // Only a promotion brings endpoints into a full failover, all of them.
                     State::Full { .. } if step.kind == Kind::Begin || step.kind == Kind::Replace => {
@@ -601,7 +606,7 @@ mod tests {
                     State::Partial => {}
                 }
                 // What begins is refused in maintenance and without a healthy appliance.
-                if around.maintenance || !around.unfit.is_empty() {
+                if around.maintenance || !around.unready.is_empty() {
                     prop_assert!(now == State::Idle || now == before);
                 }
                 // Then it is used.

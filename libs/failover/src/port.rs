@@ -1,45 +1,46 @@
-//! Ports and ranges of them.
+//! Ranges of TCP and UDP ports.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Ports from a first to a last, both in it: 1 to 65535.
+/// Ports from a first to a last, inclusive, within 1 to 65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortRange {
     first: u16,
     last: u16,
 }
 
-/// Why a range is none.
+/// The text is not a range of ports.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortError {
-    /// It is not one number or two.
+    /// Neither a port nor a range.
     #[error(
-        "{text:?} is not a port: write one such as 443, or a range such as 8000-8100, of 1 to 65535"
+        "{text:?} is not a port: write a port such as 443 or a range such as 8000-8100, from 1 to \
+         65535"
     )]
     Form {
-        /// What was given.
+        /// The text.
         text: String,
     },
-    /// The last is before the first.
+    /// The last port is before the first.
     #[error("{first}-{last} ends before it begins: write {last}-{first}")]
     Backwards {
-        /// The first.
+        /// The first port.
         first: u16,
-        /// The last.
+        /// The last port.
         last: u16,
     },
 }
 
 impl PortRange {
-    /// Every port.
+    /// Every port: 1 to 65535.
     pub const ALL: Self = Self {
         first: 1,
         last: u16::MAX,
     };
 
-    /// From `first` to `last`; `None` for port 0, or if `last` is before `first`.
+    /// The ports from `first` to `last`; `None` if `first` is 0 or `last` is before `first`.
     #[must_use]
     pub const fn new(first: u16, last: u16) -> Option<Self> {
         if first == 0 || last < first {
@@ -48,43 +49,43 @@ impl PortRange {
         Some(Self { first, last })
     }
 
-    /// One port; `None` for 0.
+    /// One port; `None` for port 0.
     #[must_use]
     pub const fn one(port: u16) -> Option<Self> {
         Self::new(port, port)
     }
 
-    /// The first.
+    /// The first port.
     #[must_use]
     pub const fn first(self) -> u16 {
         self.first
     }
 
-    /// The last.
+    /// The last port.
     #[must_use]
     pub const fn last(self) -> u16 {
         self.last
     }
 
-    /// How many there are.
+    /// Number of ports.
     #[must_use]
     pub const fn count(self) -> u32 {
         self.last as u32 - self.first as u32 + 1
     }
 
-    /// Whether `port` is in it.
+    /// Whether `port` is in the range.
     #[must_use]
     pub const fn contains(self, port: u16) -> bool {
         self.first <= port && port <= self.last
     }
 
-    /// What both have.
+    /// The ports that both ranges have.
     #[must_use]
     pub fn intersection(self, other: Self) -> Option<Self> {
         Self::new(self.first.max(other.first), self.last.min(other.last))
     }
 
-    /// What is left of it without `port`: below and above.
+    /// The range without `port`: the parts below and above it.
     #[must_use]
     pub const fn without(self, port: u16) -> [Option<Self>; 2] {
         if !self.contains(port) {
@@ -99,8 +100,8 @@ impl PortRange {
         ]
     }
 
-    /// The fewest binary prefixes that are the range, in order: first port and bits, at most 30. For a map that
-    /// is looked up by longest prefix.
+    /// The smallest number of binary prefixes that cover exactly the range, in order, at most 30:
+    /// first port and prefix length (bits). For a map with longest-prefix match.
     pub fn prefixes(self) -> impl Iterator<Item = (u16, u8)> {
         let mut next = Some(u32::from(self.first));
         let last = u32::from(self.last);
@@ -196,9 +197,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_port_is_told_how_to_be_one() {
+    fn a_refusal_says_how_a_port_is_written() {
         let form =
-            "is not a port: write one such as 443, or a range such as 8000-8100, of 1 to 65535";
+            "is not a port: write a port such as 443 or a range such as 8000-8100, from 1 to 65535";
         for text in [
             "", "0", "65536", "-1", "80-", "+80", "http", "1-2-3", "80 - 90", "0-9",
         ] {
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_and_a_text_are_read() {
+    fn numbers_and_texts_are_read() {
         #[derive(Deserialize)]
         struct File {
             ports: Vec<PortRange>,
@@ -233,7 +234,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_gives_the_range_back(range in ranges()) {
+        fn text_restores_the_range(range in ranges()) {
             prop_assert_eq!(range.to_string().parse(), Ok(range));
             let json = serde_json::to_string(&range).expect("a value");
             prop_assert_eq!(serde_json::from_str::<PortRange>(&json).ok(), Some(range));
@@ -245,7 +246,7 @@ mod tests {
         }
 
         #[test]
-        fn prefixes_are_the_range_in_order_and_few(range in ranges()) {
+        fn prefixes_cover_exactly_the_range_in_order(range in ranges()) {
             let mut next = u32::from(range.first());
             let mut count = 0;
             for (first, bits) in range.prefixes() {
@@ -260,7 +261,7 @@ mod tests {
         }
 
         #[test]
-        fn without_a_port_the_rest_is_left(range in ranges(), port in 0..=u16::MAX) {
+        fn without_a_port_the_rest_remains(range in ranges(), port in 0..=u16::MAX) {
             let left: u32 = range.without(port).into_iter().flatten().map(PortRange::count).sum();
             prop_assert_eq!(left, range.count() - u32::from(range.contains(port)));
             for part in range.without(port).into_iter().flatten() {
@@ -270,7 +271,7 @@ mod tests {
         }
 
         #[test]
-        fn an_intersection_is_what_both_have(a in ranges(), b in ranges(), port in 1..=u16::MAX) {
+        fn an_intersection_has_the_ports_of_both(a in ranges(), b in ranges(), port in 1..=u16::MAX) {
             let both = a.contains(port) && b.contains(port);
             prop_assert_eq!(a.intersection(b).is_some_and(|i| i.contains(port)), both);
         }

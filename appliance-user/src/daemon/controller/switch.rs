@@ -226,8 +226,8 @@ gateway = ["10.1.0.1"]
         let refused = to_full(&changed.state, &another).expect_err("another plan");
         assert_eq!(
             refused.to_string(),
-            "tenant \"acme\": the full failover of plan \"dr\" is active, and plan \"test\" is refused beside it: end \
-             it first (`mode idle`), or give plan \"dr\" again to change its rules"
+            "tenant \"acme\": the full failover of plan \"dr\" is active, so plan \"test\" cannot be applied: end \
+             it first (`mode idle`), or apply plan \"dr\" again to change its rules"
         );
     }
 

@@ -2,7 +2,7 @@
 
 use failover::{
     Plan, TenantContext,
-    mode::{Circumstances, Goal, Kind, Unfit},
+    mode::{Circumstances, Goal, Kind, UnreadyAppliance},
 };
 use serde_json::json;
 use tunnel_worker::keys::OsRandom;
@@ -110,7 +110,7 @@ impl Daemon {
         let circumstances = Circumstances {
             tenant: tenant.to_owned(),
             maintenance: self.in_force.state.maintenance,
-            unfit: match (&goal, &plan) {
+            unready: match (&goal, &plan) {
                 (Goal::Idle, _) => Vec::new(),
                 (_, None) => self.unfit_for_partial(tenant),
                 (_, Some(plan)) => self.unfit_for_full(tenant, plan),
@@ -187,15 +187,15 @@ impl Daemon {
             .ok_or_else(|| Refusal::new("not-found", format!("there is no tenant {tenant:?}")))
     }
 
-    fn unfit(&self, reasons: Vec<String>) -> Vec<Unfit> {
-        let unfit = |reason| Unfit {
+    fn unfit(&self, reasons: Vec<String>) -> Vec<UnreadyAppliance> {
+        let unfit = |reason| UnreadyAppliance {
             appliance: self.in_force.config.name.clone(),
             reason,
         };
         reasons.into_iter().map(unfit).collect()
     }
 
-    fn unfit_for_partial(&self, tenant: &str) -> Vec<Unfit> {
+    fn unfit_for_partial(&self, tenant: &str) -> Vec<UnreadyAppliance> {
         let networks = self.in_force.config.networks.iter();
         let of_tenant = networks.filter(|n| n.tenant == tenant);
         self.unfit(
@@ -205,7 +205,7 @@ impl Daemon {
         )
     }
 
-    fn unfit_for_full(&self, tenant: &str, plan: &Plan) -> Vec<Unfit> {
+    fn unfit_for_full(&self, tenant: &str, plan: &Plan) -> Vec<UnreadyAppliance> {
         let config = &self.in_force.config;
         let uplink = &config.uplink.interface;
         let mut reasons = Vec::new();

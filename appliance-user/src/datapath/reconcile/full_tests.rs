@@ -436,7 +436,7 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
     let peer = ip("198.51.100.5");
     let cannot = |what: &str, is: &str| {
         format!(
-            "tenant \"acme\": plan: rule {what}: public_ip: {is}, which the rule would take over: give another of tenant \
+            "tenant \"acme\": plan: rule {what}: public_ip: {is}, which no rule may use: use another of tenant \
              \"acme\"'s public addresses; the rule cannot be in force"
         )
     };
@@ -495,8 +495,8 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
         .to_string();
     assert_eq!(
         refused,
-        "plan: rule \"web\": public_ip: 203.0.113.20 is the router on the way to the outside, which the rule \
-         would take over: give another of tenant \"acme\"'s public addresses"
+        "plan: rule \"web\": public_ip: 203.0.113.20 is the router on the way to the outside, which no rule \
+         may use: use another of tenant \"acme\"'s public addresses"
     );
     let line = failover::Rule::from_line("more", "203.0.113.20:25/tcp -> 10.1.0.10");
     let add = vec![RuleChange::Add(line.expect("a rule"))];
@@ -522,7 +522,7 @@ fn a_machine_with_two_addresses_to_itself_keeps_the_first() {
     let problems = failover_problems(&config, &state, &snapshot());
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(
-        problems[0].starts_with("tenant \"acme\": plan: rule \"whole\": internal_ip: 10.3.0.11 has 203.0.113.22 to itself already, by rule \"again\""),
+        problems[0].starts_with("tenant \"acme\": plan: rule \"whole\": internal_ip: 10.3.0.11 is mapped 1:1 to 203.0.113.22 already by rule \"again\""),
         "{problems:?}"
     );
 }

@@ -1,4 +1,4 @@
-//! An IP prefix as people write it.
+//! An IP prefix in its text form.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -11,29 +11,31 @@ pub struct IpPrefix {
     length: u8,
 }
 
-/// Why a prefix is none.
+/// The text is not a prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IpPrefixError {
-    /// It is not an address with or without a length.
+    /// Neither an address nor an address with a length.
     #[error(
-        "{text:?} is not a prefix: write an address, or an address and a length, such as 198.51.100.0/24"
+        "{text:?} is not a prefix: write an address, or an address and a length, such as \
+         198.51.100.0/24"
     )]
     Form {
-        /// What was given.
+        /// The text.
         text: String,
     },
-    /// There are bits behind the length.
-    #[error("{text:?} has bits behind its length: write {right}")]
+    /// The address has bits set behind the prefix length.
+    #[error("{text:?} has host bits set: write {right}")]
     HostBits {
-        /// What was given.
+        /// The text.
         text: String,
-        /// What it would be.
+        /// The prefix without those bits.
         right: IpPrefix,
     },
 }
 
 impl IpPrefix {
-    /// The prefix of `length` bits around `address`, host bits cleared; `None` for more bits than it has.
+    /// The prefix of `length` bits that contains `address`: host bits are cleared. `None` if
+    /// `length` exceeds 32 (IPv4) or 128 (IPv6).
     #[must_use]
     pub fn new_truncated(address: IpAddr, length: u8) -> Option<Self> {
         let address = match address {
@@ -50,39 +52,39 @@ impl IpPrefix {
         Some(Self { address, length })
     }
 
-    /// One address.
+    /// The prefix of one address.
     #[must_use]
     pub const fn host(address: IpAddr) -> Self {
         let length = if address.is_ipv4() { 32 } else { 128 };
         Self { address, length }
     }
 
-    /// Its first address.
+    /// The first address.
     #[must_use]
     pub const fn address(&self) -> IpAddr {
         self.address
     }
 
-    /// Its length, bits.
+    /// Prefix length, bits.
     #[must_use]
     pub const fn length(&self) -> u8 {
         self.length
     }
 
-    /// Whether `address` is inside; never one of the other family.
+    /// Whether the prefix contains `address`. False for the other address family.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         Self::new_truncated(address, self.length).is_some_and(|net| net == *self)
     }
 
-    /// Whether the two share an address.
+    /// Whether both contain the same address.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.contains(other.address) || other.contains(self.address)
     }
 
-    /// Whether `address` is the IPv4 network or broadcast address, which no host has (RFC 1122 section
-    /// 3.2.1.3); never of prefixes of 31 and 32 bits (RFC 3021), nor of IPv6.
+    /// Whether `address` is the IPv4 network or broadcast address, which no host can have (RFC 1122
+    /// section 3.2.1.3). False for prefixes of 31 (RFC 3021) and 32 bits, and for IPv6.
     #[must_use]
     pub fn is_network_or_broadcast(&self, address: IpAddr) -> bool {
         let (IpAddr::V4(first), IpAddr::V4(v4)) = (self.address, address) else {
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_contains_what_it_covers_and_no_more() {
+    fn a_prefix_contains_its_addresses_and_no_others() {
         let n = net("198.51.100.16/28");
         let ip = |text: &str| text.parse().expect("an address");
         assert!(n.contains(ip("198.51.100.16")) && n.contains(ip("198.51.100.31")));
@@ -172,15 +174,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_prefix_is_told_how_to_be_one() {
+    fn a_refusal_says_how_a_prefix_is_written() {
         for (text, message) in [
             (
                 "198.51.100.9/24",
-                "\"198.51.100.9/24\" has bits behind its length: write 198.51.100.0/24",
+                "\"198.51.100.9/24\" has host bits set: write 198.51.100.0/24",
             ),
             (
                 "2001:db8::1/64",
-                "\"2001:db8::1/64\" has bits behind its length: write 2001:db8::/64",
+                "\"2001:db8::1/64\" has host bits set: write 2001:db8::/64",
             ),
             (
                 "198.51.100.0/33",
@@ -198,7 +200,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_gives_the_prefix_back(bits: u128, v4: bool, length in 0u8..=128) {
+        fn text_restores_the_prefix(bits: u128, v4: bool, length in 0u8..=128) {
             let address = if v4 {
                 IpAddr::V4((bits as u32).into())
             } else {
