@@ -1,4 +1,4 @@
-//! From a configuration to two halves.
+//! Binds a socket and splits it into its halves.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use crate::{
     tx::Transmitter,
 };
 
-/// How frames get between the NIC and the UMEM. Never another way than the one asked for.
+/// How frames get between the NIC and the UMEM. Binding fails if this mode is not available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Memory {
     /// The kernel copies. Works with every driver.
@@ -26,7 +26,7 @@ pub enum Memory {
     ZeroCopy,
 }
 
-/// What to bind.
+/// Configuration of a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The interface, in the network namespace of the calling thread.
@@ -37,7 +37,7 @@ pub struct Config {
     pub rx_frames: u32,
     /// Frames for transmitting, and size of the TX and completion rings. A power of two.
     pub tx_frames: u32,
-    /// Bytes a frame: 2048 or 4096. A received frame has 256 bytes less (XDP's headroom).
+    /// Bytes of a frame: 2048 or 4096. A received frame has 256 bytes less (XDP headroom).
     pub frame_size: u32,
     /// Copy or zero-copy.
     pub memory: Memory,
@@ -46,7 +46,7 @@ pub struct Config {
 }
 
 /// Preferred busy polling (`SO_PREFER_BUSY_POLL`). It takes effect only if the interface's
-/// `napi_defer_hard_irqs` and `gro_flush_timeout` are set, too.
+/// `napi_defer_hard_irqs` and `gro_flush_timeout` are set too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BusyPoll {
     /// How long a call may poll, microseconds (`SO_BUSY_POLL`).
@@ -55,27 +55,27 @@ pub struct BusyPoll {
     pub budget: u32,
 }
 
-/// Binds a socket to a queue of an interface, which may still be another's for up to `patience`: the kernel
-/// lets go of a closed socket's queue in a work item of its own (`xdp_umem_release_deferred`), after the
-/// close and after the end of the process.
+/// Binds a socket to a queue of an interface, and retries for up to `timeout` while another socket
+/// is bound to it: the kernel releases the queue of a closed socket later, in a work item
+/// (`xdp_umem_release_deferred`), also after the end of a process.
 ///
 /// # Errors
-/// See [`Error`]: each says what to do. [`Error::Busy`] once `patience` is over.
-pub fn bind_within(config: &Config, patience: Duration) -> Result<(Rx, Tx), Error> {
+/// [`Error`]; [`Error::Busy`] if another socket is still bound after `timeout`.
+pub fn bind_within(config: &Config, timeout: Duration) -> Result<(Rx, Tx), Error> {
     const PAUSE: Duration = Duration::from_millis(5);
-    let asked = Instant::now();
+    let started = Instant::now();
     loop {
         match bind(config) {
-            Err(Error::Busy { .. }) if asked.elapsed() < patience => thread::sleep(PAUSE),
+            Err(Error::Busy { .. }) if started.elapsed() < timeout => thread::sleep(PAUSE),
             result => return result,
         }
     }
 }
 
-/// Binds a socket to a queue of an interface.
+/// Binds a socket to a queue of an interface. All memory is allocated here.
 ///
 /// # Errors
-/// See [`Error`]: each says what to do.
+/// [`Error`], which says what to do.
 pub fn bind(config: &Config) -> Result<(Rx, Tx), Error> {
     config.check()?;
     let (rx_frames, tx_frames) = (config.rx_frames, config.tx_frames);
@@ -83,7 +83,7 @@ pub fn bind(config: &Config) -> Result<(Rx, Tx), Error> {
     let bytes = rx_bytes + tx_frames as usize * config.frame_size as usize;
     let failed = |operation| move |e| Error::memory(operation, bytes, e);
 
-    // Before the socket, so that it is dropped after it wherever this returns.
+    // Before the socket, so that the UMEM is dropped after it, wherever this function returns.
     let umem = Mapping::frames(bytes).map_err(failed("mapping the UMEM"))?;
     let fd = sys::socket().map_err(|e| Error::os("opening an AF_XDP socket", e))?;
     // SAFETY: `umem` lives as long as `fd` (the order in `Shared`, and of locals
@@ -147,7 +147,7 @@ pub fn bind(config: &Config) -> Result<(Rx, Tx), Error> {
             Pool::new(rest, rx_bytes as u64, tx_frames, config.frame_size),
         )
     };
-    // Fills the fill ring, which drivers may look at as early as bind.
+    // Fills the fill ring, because drivers may read it as early as bind.
     let receiver = Receiver::new(rx_pool, Consumer::new(rings.0), Producer::new(rings.1));
     let transmitter = Transmitter::new(tx_pool, Producer::new(rings.2), Consumer::new(rings.3));
 
@@ -219,7 +219,7 @@ impl Config {
     }
 }
 
-/// Binds the finished socket, and finds out why that failed.
+/// Binds the prepared socket. Finds out why, if that fails.
 fn attach(fd: &OwnedFd, config: &Config) -> Result<(), Error> {
     let (ifindex, queue) = (config.ifindex, config.queue);
     let bind = |mode| sys::bind(fd, ifindex, queue, mode | libc::XDP_USE_NEED_WAKEUP);
@@ -230,13 +230,14 @@ fn attach(fd: &OwnedFd, config: &Config) -> Result<(), Error> {
     let Err(source) = bind(mode) else {
         return Ok(());
     };
-    // EINVAL may mean the queue or the mode: copy mode tells. The socket is closed either way.
+    // EINVAL may concern the queue or the mode: trying copy mode tells. The socket is closed
+    // anyway.
     let copy_fails = || bind(libc::XDP_COPY).is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL));
     Err(diagnose(config, source, copy_fails))
 }
 
-/// What a failed bind means. `copy_fails` says whether copy mode gives EINVAL, too; it is asked only
-/// if EINVAL came from zero-copy.
+/// Diagnoses a failed bind. `copy_fails` tells whether copy mode fails with EINVAL too; it is
+/// called only after EINVAL from zero-copy.
 fn diagnose(config: &Config, source: io::Error, copy_fails: impl FnOnce() -> bool) -> Error {
     let (ifindex, queue) = (config.ifindex, config.queue);
     let zero_copy = config.memory == Memory::ZeroCopy;
@@ -284,15 +285,16 @@ mod tests {
         ];
         for (memory, errno, copy_fails, expected) in cases {
             let source = io::Error::from_raw_os_error(errno);
-            let said = diagnose(&config(memory), source, || copy_fails).to_string();
-            assert!(said.contains(expected), "{memory:?} {errno}: {said}");
+            let message = diagnose(&config(memory), source, || copy_fails).to_string();
+            assert!(message.contains(expected), "{memory:?} {errno}: {message}");
         }
-        let said = Error::memory("x", 42, io::Error::from_raw_os_error(libc::ENOBUFS)).to_string();
-        assert!(said.contains("RLIMIT_MEMLOCK"), "{said}");
+        let message =
+            Error::memory("x", 42, io::Error::from_raw_os_error(libc::ENOBUFS)).to_string();
+        assert!(message.contains("RLIMIT_MEMLOCK"), "{message}");
     }
 
     #[test]
-    fn impossible_configurations_are_refused_by_field() {
+    fn invalid_configurations_are_refused_by_field() {
         type Change = fn(&mut Config);
         let cases: [(&str, Change); 6] = [
             ("rx_frames = 0", |c| c.rx_frames = 0),
@@ -318,8 +320,8 @@ mod tests {
             let Err(error) = bind(&config) else {
                 panic!("{expected} was accepted");
             };
-            let said = error.to_string();
-            assert!(said.starts_with(expected), "{said}");
+            let message = error.to_string();
+            assert!(message.starts_with(expected), "{message}");
         }
     }
 }

@@ -1,22 +1,22 @@
-//! The one error type: which operation failed, and what to do about it.
+//! The error of this crate: which operation failed, why, and what to do.
 
 use std::io;
 
-/// Why a socket could not be bound.
+/// A socket was not bound.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A [`Config`](crate::Config) that no socket can have.
+    /// A value of [`Config`](crate::Config) is invalid.
     #[error("{field} = {value}: {reason}")]
     Config {
         /// The field of [`Config`](crate::Config).
         field: &'static str,
-        /// Its value.
+        /// The value.
         value: u32,
-        /// What it must be.
+        /// The requirement.
         reason: &'static str,
     },
-    /// EPERM.
+    /// The process lacks a privilege (EPERM).
     #[error(
         "{operation}: not permitted: run as root or with CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF \
          (and raise RLIMIT_MEMLOCK on old kernels)"
@@ -31,7 +31,7 @@ pub enum Error {
         /// The operation that failed.
         operation: &'static str,
     },
-    /// There is no memory for frames or rings, or not so much of it may be locked.
+    /// There is not enough memory for frames or rings, or the process may not lock so much.
     #[error(
         "{operation}: not enough memory for {bytes} bytes of frames ({source}): use fewer frames, \
          or raise RLIMIT_MEMLOCK, or run with CAP_IPC_LOCK"
@@ -41,10 +41,10 @@ pub enum Error {
         operation: &'static str,
         /// Size of the UMEM, bytes.
         bytes: usize,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Zero-copy was asked for and cannot be had.
+    /// The driver does not support zero-copy, which was asked for.
     #[error(
         "the driver of interface {ifindex} cannot do AF_XDP zero-copy ({reason}): \
          write memory = \"copy\""
@@ -52,11 +52,12 @@ pub enum Error {
     ZeroCopy {
         /// The interface.
         ifindex: u32,
-        /// What told so.
+        /// How this was found out.
         reason: String,
     },
-    /// The queue is taken. The kernel lets go of a closed socket's queue a little later, so a
-    /// bind right after closing may see this too: [`bind_within`](crate::bind_within) waits for it.
+    /// Another socket is bound to the queue. The kernel releases the queue of a closed socket with
+    /// a delay, so that a bind right after closing may fail with this too;
+    /// [`bind_within`](crate::bind_within) waits for it.
     #[error(
         "another AF_XDP socket is bound to this interface and queue \
          (interface {ifindex}, queue {queue})"
@@ -67,13 +68,13 @@ pub enum Error {
         /// The queue.
         queue: u32,
     },
-    /// No interface of that index in the network namespace of the calling thread.
+    /// The network namespace of the calling thread has no interface of that index.
     #[error("there is no interface {ifindex} in this network namespace")]
     NoInterface {
         /// The interface.
         ifindex: u32,
     },
-    /// The interface has fewer queues.
+    /// The interface has no queue of that number.
     #[error("interface {ifindex} has no queue {queue}: `ethtool -l` says how many it has")]
     NoQueue {
         /// The interface.
@@ -81,24 +82,24 @@ pub enum Error {
         /// The queue.
         queue: u32,
     },
-    /// The kernel described a ring in a way that this crate does not know.
+    /// This crate does not know the kernel's layout of a ring.
     #[error("{operation}: the kernel's answer is not understood (Linux 5.4 or newer is needed)")]
     Kernel {
         /// The operation that failed.
         operation: &'static str,
     },
-    /// Any other failed call.
+    /// Another system call failed.
     #[error("{operation}: {source}")]
     Os {
         /// The operation that failed.
         operation: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The diagnosis of a failed call that has nothing to do with a queue.
+    /// Diagnoses a failed call that does not concern a queue.
     pub(crate) fn os(operation: &'static str, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Self::Privilege { operation },
@@ -107,7 +108,7 @@ impl Error {
         }
     }
 
-    /// The diagnosis of a failed call that takes memory for `bytes` of frames.
+    /// Diagnoses a failed call that needs memory for `bytes` of frames.
     pub(crate) fn memory(operation: &'static str, bytes: usize, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::ENOMEM | libc::ENOBUFS | libc::EAGAIN) => Self::Memory {

@@ -1,7 +1,8 @@
-//! An AF_XDP socket on one (interface, queue), as two independent halves that one packet worker owns.
+//! An AF_XDP socket on one queue of an interface, as two independent halves that a packet worker
+//! owns.
 //!
-//! Never: a thread, a lock, an allocation after [`bind`], a clock, a log line per packet, a mode
-//! other than the one asked for.
+//! What it never does: start a thread, take a lock, allocate after [`bind`], read a clock on the
+//! packet path, log, or use another mode than the one asked for.
 //!
 //! ```text
 //!             one UMEM, registered once, two disjoint halves
@@ -14,21 +15,23 @@
 //!              (Rx::wake)                          (Tx::flush kicks, and takes frames back)
 //! ```
 //!
-//! The rings are written here over `libc`, because the crate `xdp` shares one `&mut` UMEM between
-//! receive and transmit, and here each half owns its frames, so that both work without a lock.
+//! The rings are implemented here with `libc`: the crate `xdp` shares one `&mut` UMEM between
+//! receive and transmit, whereas here each half owns its frames, so that both work without a lock.
 //!
-//! The frame pool of each half knows which frames the kernel holds: a frame is either free or
-//! with the kernel, and only a free one is ever lent as a slice. A descriptor that contradicts
-//! this is skipped and counted ([`Rx::skipped`], [`Tx::skipped`]).
+//! The frame pool of each half tracks which frames the kernel has: a frame is either free or with
+//! the kernel, and only a free one is given out as a slice. A descriptor of the kernel that
+//! contradicts this is skipped and counted ([`Rx::skipped`], [`Tx::skipped`]).
 //!
 //! The socket belongs to the network namespace of the thread that calls [`bind`]; afterwards the
-//! halves may move to any thread. Frames arrive only once an XDP program redirects them and
-//! [`Rx::fd`] is in its XSKMAP.
+//! halves may move to any thread. Frames arrive once an XDP program redirects them and [`Rx::fd`]
+//! is in its XSKMAP.
 //!
-//! The RX ring has as many slots as there are receive frames, so a receiver that falls behind shows
-//! as [`Statistics::fill_ring_empty`] and `rx_dropped`, not as `rx_ring_full`.
+//! The RX ring has as many slots as there are receive frames. A receiver that is too slow is
+//! therefore counted as [`Statistics::fill_ring_empty`] and `rx_dropped`, not as `rx_ring_full`.
 //!
 //! Unsafe code is in `ring` (memory shared with the kernel), `pool` (frames) and `sys` (calls).
+
+#![warn(missing_docs)]
 
 mod bind;
 mod error;

@@ -1,4 +1,4 @@
-//! The frames of one half, and who holds each.
+//! The frames of one half, and whether the kernel has them.
 //!
 //! ```text
 //!              hand_over (address goes into a ring)
@@ -12,17 +12,17 @@ use std::{marker::PhantomData, ptr::NonNull};
 
 /// The frames of one half. Every frame is either free or with the kernel.
 pub(crate) struct Pool {
-    /// First byte of the half.
+    /// First byte of the frames.
     base: NonNull<u8>,
     /// UMEM address of that byte.
     start: u64,
-    /// Bytes a frame, a power of two, as a shift.
+    /// Bytes of a frame, as a power of two.
     shift: u32,
-    /// Frames, all told.
+    /// Number of frames.
     count: u32,
-    /// Frames that this side holds; those last used are taken first. Never grows.
+    /// Free frames; the one used last is taken first. Never grows.
     free: Vec<u32>,
-    /// A bit per frame: whether the kernel holds it.
+    /// One bit per frame: whether the kernel has it.
     with_kernel: Box<[u64]>,
     owns: PhantomData<[u8]>,
 }
@@ -57,7 +57,7 @@ impl Pool {
     }
 
     /// Frames that the kernel holds.
-    pub(crate) fn lent(&self) -> usize {
+    pub(crate) fn outstanding(&self) -> usize {
         self.count as usize - self.free.len()
     }
 
@@ -146,7 +146,7 @@ mod tests {
         let address = pool.hand_over().unwrap();
         assert_eq!(address, 8192 + u64::from(frame) * 2048);
         assert!(pool.bytes(frame, 0, 1).is_none());
-        assert_eq!(pool.lent(), 1);
+        assert_eq!(pool.outstanding(), 1);
         assert_eq!(pool.take_back(address + 256), Some((frame, 256)));
         assert!(pool.bytes(frame, 256, 1792).is_some());
         assert!(pool.bytes(frame, 256, 1793).is_none());
@@ -163,6 +163,6 @@ mod tests {
         }
         assert!(pool.take_back(address).is_some());
         assert_eq!(pool.take_back(address), None, "taken back twice");
-        assert_eq!(pool.lent(), 0);
+        assert_eq!(pool.outstanding(), 0);
     }
 }

@@ -1,9 +1,9 @@
 //! One end of a single-producer, single-consumer ring shared with the kernel.
 //!
-//! The other end is the kernel's, or in tests a simulation of it by these same types. Indices run
-//! freely and wrap at 2³²; a slot is the index masked by the (power of two) size. What the other
-//! end writes is never trusted to stay in memory: slots are masked, and room saturates.
-//! Layout and barriers: `net/xdp/xsk_queue.h`.
+//! The other end is the kernel's, or in tests a simulation of it with the same types. Indices wrap
+//! at 2³²; a slot is the index masked by the size, a power of two. Indices of the other end are not
+//! trusted: slots are masked, and the free room saturates. Layout and barriers:
+//! `net/xdp/xsk_queue.h`.
 
 use std::{
     marker::PhantomData,
@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering, fence},
 };
 
-/// Where the parts of one ring are.
+/// The parts of one ring.
 pub(crate) struct Ring<T> {
     producer: NonNull<AtomicU32>,
     consumer: NonNull<AtomicU32>,
@@ -60,7 +60,7 @@ impl<T: Copy> Ring<T> {
     }
 
     fn needs_wakeup(&self) -> bool {
-        // The index published before must be visible before the flag is looked at.
+        // The index published before must be visible before the flag is read.
         fence(Ordering::SeqCst);
         // SAFETY: valid while `self` lives, by the contract of `new`.
         let flags = unsafe { self.flags.as_ref() };
@@ -73,13 +73,13 @@ impl<T: Copy> Ring<T> {
     }
 }
 
-/// The end that writes.
+/// The writing end.
 pub(crate) struct Producer<T> {
     ring: Ring<T>,
-    /// Next index to write; what lies between `published` and this the other end can't see yet.
+    /// Next index to write. Entries from `published` to this are not visible to the other end yet.
     next: u32,
     published: u32,
-    /// The other end's index as last read.
+    /// The other end's index, as it was last read.
     consumed: u32,
 }
 
@@ -95,7 +95,7 @@ impl<T: Copy> Producer<T> {
         }
     }
 
-    /// Whether a slot is free; looks at the other end's index only if it seems not.
+    /// Whether a slot is free. Reads the other end's index only if there seems to be none.
     #[inline]
     pub(crate) fn has_room(&mut self) -> bool {
         if self.used() < self.ring.size {
@@ -105,7 +105,7 @@ impl<T: Copy> Producer<T> {
         self.used() < self.ring.size
     }
 
-    /// Writes `value` if there is room, and says whether there was. Not visible until
+    /// Writes `value` if a slot is free. Returns whether one was. The entry is visible after
     /// [`Self::publish`].
     #[inline]
     #[must_use]
@@ -120,7 +120,7 @@ impl<T: Copy> Producer<T> {
         true
     }
 
-    /// Shows all that was pushed to the other end.
+    /// Makes pushed entries visible to the other end.
     #[inline]
     pub(crate) fn publish(&mut self) {
         if self.published != self.next {
@@ -129,18 +129,18 @@ impl<T: Copy> Producer<T> {
         }
     }
 
-    /// How many published entries the other end has not consumed yet.
+    /// Number of published entries that the other end has not consumed yet.
     pub(crate) fn pending(&mut self) -> u32 {
         self.consumed = self.ring.consumer().load(Ordering::Acquire);
         self.published.wrapping_sub(self.consumed)
     }
 
-    /// Slots, all told.
+    /// Number of slots.
     pub(crate) fn size(&self) -> u32 {
         self.ring.size
     }
 
-    /// Whether the other end asks for a system call to go on.
+    /// Whether the other end needs a system call to go on.
     pub(crate) fn needs_wakeup(&self) -> bool {
         self.ring.needs_wakeup()
     }
@@ -150,13 +150,13 @@ impl<T: Copy> Producer<T> {
     }
 }
 
-/// The end that reads.
+/// The reading end.
 pub(crate) struct Consumer<T> {
     ring: Ring<T>,
     /// Next index to read.
     next: u32,
     released: u32,
-    /// The other end's index as last read.
+    /// The other end's index, as it was last read.
     produced: u32,
 }
 
@@ -171,7 +171,7 @@ impl<T: Copy> Consumer<T> {
         }
     }
 
-    /// The next entry. Its slot stays taken until [`Self::release`].
+    /// The next entry. Its slot is not free until [`Self::release`].
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<T> {
         if self.next == self.produced {
@@ -187,7 +187,7 @@ impl<T: Copy> Consumer<T> {
         Some(value)
     }
 
-    /// Gives the slots of all that was popped back to the other end.
+    /// Gives the slots of popped entries back to the other end.
     #[inline]
     pub(crate) fn release(&mut self) {
         if self.released != self.next {
@@ -197,7 +197,7 @@ impl<T: Copy> Consumer<T> {
     }
 }
 
-/// Rings in ordinary memory, for tests that play the kernel.
+/// Rings in ordinary memory, for tests that simulate the kernel.
 #[cfg(test)]
 pub(crate) mod memory {
     use super::*;

@@ -22,7 +22,7 @@ pub struct Rx {
 /// The kernel's counters of one socket (`XDP_STATISTICS`), since it was bound.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Frames dropped for other reasons than a full RX ring; without a free frame counts here, too.
+    /// Frames dropped for other reasons than a full RX ring, among them the lack of a free frame.
     pub rx_dropped: u64,
     /// Fill ring entries that the kernel refused.
     pub rx_invalid_descs: u64,
@@ -30,9 +30,9 @@ pub struct Statistics {
     pub tx_invalid_descs: u64,
     /// Frames dropped because the RX ring was full.
     pub rx_ring_full: u64,
-    /// How often the kernel wanted a frame and the fill ring had none.
+    /// Times that the kernel needed a frame and the fill ring was empty.
     pub fill_ring_empty: u64,
-    /// How often the kernel wanted to send and the TX ring had nothing.
+    /// Times that the kernel could send and the TX ring was empty.
     pub tx_ring_empty: u64,
 }
 
@@ -41,7 +41,7 @@ impl Rx {
         Self { receiver, shared }
     }
 
-    /// The socket: to `poll` on, and to put into an XSKMAP.
+    /// The socket, for `poll` and for an XSKMAP.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.shared.fd.as_fd()
     }
@@ -56,28 +56,29 @@ impl Rx {
         self.shared.queue
     }
 
-    /// Whether it is in zero-copy mode, as the kernel said after binding.
+    /// Whether the socket is in zero-copy mode, as the kernel reported after binding.
     pub fn zero_copy(&self) -> bool {
         self.shared.zero_copy
     }
 
-    /// Calls `f` with each received frame, at most `max`, in order of arrival and mutable in
-    /// place; then gives all of them back to the kernel. Says how many there were.
+    /// Calls `f` with each received frame, at most `max`, in order of arrival and mutable in place;
+    /// then gives all of them back to the kernel. Returns their number.
     ///
     /// If `f` panics, its frame counts as received, and goes back at the next call.
     pub fn receive(&mut self, max: usize, f: impl FnMut(&mut [u8])) -> usize {
         self.receiver.receive(max, f)
     }
 
-    /// Whether the kernel waits for [`Self::wake`] before it receives more.
+    /// Whether the kernel needs [`Self::wake`] to receive more frames.
     pub fn needs_wakeup(&self) -> bool {
         self.receiver.fill.needs_wakeup()
     }
 
-    /// Makes the kernel look at the fill ring, and poll the queue if busy polling is on.
+    /// Makes the kernel read the fill ring, and poll the queue if busy polling is on.
     ///
     /// # Errors
-    /// ENETDOWN if the interface is down, ENXIO if it is gone. "Not now" is none.
+    /// ENETDOWN if the interface is down, ENXIO if it was removed. EAGAIN, EBUSY and ENOBUFS are no
+    /// errors.
     pub fn wake(&self) -> io::Result<()> {
         match sys::kick_rx(&self.shared.fd) {
             Err(e) if !sys::is_later(&e) => Err(e),
@@ -88,7 +89,7 @@ impl Rx {
     /// The kernel's counters of this socket, both halves.
     ///
     /// # Errors
-    /// Whatever `getsockopt` gives.
+    /// The error of `getsockopt`.
     pub fn statistics(&self) -> io::Result<Statistics> {
         let kernel = sys::statistics(&self.shared.fd)?;
         Ok(Statistics {
@@ -101,8 +102,8 @@ impl Rx {
         })
     }
 
-    /// Descriptors of the kernel that were skipped because they were wrong. Always 0, unless the
-    /// kernel or a driver has a bug.
+    /// Descriptors that were skipped because they were wrong: 0 unless the kernel or a driver has a
+    /// defect.
     pub fn skipped(&self) -> u64 {
         self.receiver.skipped
     }
@@ -118,7 +119,7 @@ impl fmt::Debug for Rx {
     }
 }
 
-/// The bookkeeping of the receiving half, without a socket.
+/// The receiving half without its socket.
 pub(crate) struct Receiver {
     pool: Pool,
     rx: Consumer<libc::xdp_desc>,
@@ -145,7 +146,7 @@ impl Receiver {
         while received < max
             && let Some(descriptor) = self.rx.pop()
         {
-            // From here on the frame is free: whatever happens, `refill` gives it back.
+            // From here on, the frame is free: `refill` gives it back, also if `f` panics.
             let Some((frame, offset)) = self.pool.take_back(descriptor.addr) else {
                 self.skipped += 1;
                 continue;
@@ -162,9 +163,9 @@ impl Receiver {
         received
     }
 
-    /// Gives free frames to the kernel. Some may have to wait: the kernel shows how far it is in
-    /// the fill ring only after it has shown what it received (`xsk_flush`), so the ring may seem
-    /// full for a moment.
+    /// Gives free frames to the kernel. Some may have to wait: the kernel publishes its index in
+    /// the fill ring only after the received frames (`xsk_flush`), so the ring may look full for a
+    /// moment.
     #[inline]
     fn refill(&mut self) {
         while self.fill.has_room()
@@ -308,8 +309,8 @@ mod tests {
                         receive_and_check(&mut receiver, &mut kernel, max);
                     }
                     Step::Bogus(address) => {
-                        let lent = (START..START + u64::from(FRAMES * SIZE)).contains(&address);
-                        if !lent && kernel.give(address, 64) {
+                        let outstanding = (START..START + u64::from(FRAMES * SIZE)).contains(&address);
+                        if !outstanding && kernel.give(address, 64) {
                             bogus += 1;
                         }
                     }

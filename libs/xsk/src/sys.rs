@@ -1,4 +1,4 @@
-//! The system calls, and the mappings they make.
+//! System calls, and the memory mappings that they make.
 
 use std::{
     io,
@@ -21,13 +21,13 @@ const SO_BUSY_POLL: libc::c_int = 46;
 const SO_PREFER_BUSY_POLL: libc::c_int = 69;
 const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
 
-/// What both halves keep alive. The order of the fields is that of dropping: the mapped rings keep
-/// the socket open, so the frames, which it uses, must go last.
+/// The resources of both halves. Fields are dropped in this order: the mapped rings keep the socket
+/// open, so the frames, which it uses, must be dropped last.
 pub(crate) struct Shared {
     pub(crate) fd: OwnedFd,
-    /// Only kept mapped: the rings of the halves point into these.
+    /// Kept because the rings of the halves point into them.
     pub(crate) _rings: [Mapping; 4],
-    /// Only kept mapped: the pools of the halves point into this.
+    /// Kept because the pools of the halves point into it.
     pub(crate) _umem: Mapping,
     pub(crate) ifindex: u32,
     pub(crate) queue: u32,
@@ -46,7 +46,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// `len` zero bytes for frames, in memory at once, and not copied into a child by `fork`.
+    /// Maps `len` zero bytes for frames, populated at once, and not inherited by `fork`.
     pub(crate) fn frames(len: usize) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
         let mapping = Self::new(len, flags, -1, 0)?;
@@ -57,7 +57,7 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// `len` bytes of the ring of `fd` at `offset`.
+    /// Maps `len` bytes of the ring of `fd` at `offset`.
     pub(crate) fn ring(fd: &OwnedFd, len: usize, offset: libc::off_t) -> io::Result<Self> {
         let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
         Self::new(len, flags, fd.as_raw_fd(), offset)
@@ -129,7 +129,7 @@ pub(crate) fn ring_len<T>(offsets: &libc::xdp_ring_offset, size: u32) -> Option<
     usize::try_from(offsets.desc).ok()?.checked_add(slots)
 }
 
-/// A new AF_XDP socket, closed on exec.
+/// Opens an AF_XDP socket, closed on exec.
 pub(crate) fn socket() -> io::Result<OwnedFd> {
     // SAFETY: no memory is passed.
     let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
@@ -159,26 +159,26 @@ pub(crate) unsafe fn register_umem(
     set(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, umem)
 }
 
-/// Makes one of the four rings (`XDP_RX_RING` and so on).
+/// Makes one of the four rings (`XDP_RX_RING` and others).
 pub(crate) fn make_ring(fd: &OwnedFd, which: libc::c_int, size: u32) -> io::Result<()> {
     set(fd, libc::SOL_XDP, which, size)
 }
 
-/// Turns busy polling on, `micros` a call and `budget` packets a poll.
+/// Turns busy polling on: at most `micros` microseconds per call and `budget` packets per poll.
 pub(crate) fn busy_poll(fd: &OwnedFd, micros: u32, budget: u32) -> io::Result<()> {
     set(fd, libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, 1u32)?;
     set(fd, libc::SOL_SOCKET, SO_BUSY_POLL, micros)?;
     set(fd, libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET, budget)
 }
 
-/// Where the parts of each ring are. `None` if the kernel gives the layout from before Linux 5.4.
+/// Offsets of the parts of each ring. `None` for the layout before Linux 5.4.
 pub(crate) fn ring_offsets(fd: &OwnedFd) -> io::Result<Option<libc::xdp_mmap_offsets>> {
     // SAFETY: plain integers.
     let (offsets, len) = unsafe { get::<libc::xdp_mmap_offsets>(fd, libc::XDP_MMAP_OFFSETS) }?;
     Ok((len == size_of_val(&offsets)).then_some(offsets))
 }
 
-/// The socket's counters; those that an old kernel lacks are 0.
+/// The socket's counters. Counters that an old kernel lacks are 0.
 pub(crate) fn statistics(fd: &OwnedFd) -> io::Result<libc::xdp_statistics> {
     // SAFETY: plain integers.
     Ok(unsafe { get(fd, libc::XDP_STATISTICS) }?.0)

@@ -8,7 +8,7 @@ use crate::{
     sys::{self, Shared},
 };
 
-/// Frames that the kernel takes a call in copy mode (`TX_BATCH_SIZE` in `net/xdp/xsk.c`).
+/// Frames that the kernel sends per system call in copy mode (`TX_BATCH_SIZE` in `net/xdp/xsk.c`).
 const KERNEL_BATCH: usize = 32;
 
 /// The transmitting half of a socket.
@@ -18,15 +18,15 @@ pub struct Tx {
     shared: Arc<Shared>,
 }
 
-/// What became of a frame given to [`Tx::transmit`].
+/// Result of [`Tx::transmit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Sent {
-    /// It goes out with the next [`Tx::flush`].
+    /// The frame is queued, and is sent by the next [`Tx::flush`].
     Queued,
-    /// The closure said `None`, or a length that no frame has.
+    /// The closure returned `None` or an invalid length: nothing is sent.
     Abandoned,
-    /// There is no free frame, or the ring is full: the closure was not called.
+    /// There is no free frame, or the ring is full. The closure was not called.
     Full,
 }
 
@@ -48,21 +48,21 @@ impl Tx {
         self.shared.queue
     }
 
-    /// Lets `write` fill a free frame, and queues as many bytes of it as `write` says (1 to
-    /// `frame_size`; `None` or anything else abandons it). The slice is the whole frame, with what
-    /// an earlier use left in it. Takes sent frames back by itself when it runs out.
+    /// Lets `write` fill a free frame, and queues the number of bytes that `write` returns: 1 to
+    /// `frame_size`; `None` or another number abandons the frame. The slice is the whole frame,
+    /// with the bytes of an earlier use. Takes sent frames back when there is no free one.
     #[inline]
     pub fn transmit(&mut self, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent {
         self.transmitter.transmit(write)
     }
 
-    /// Hands over what is queued, kicking the kernel as often as that gets on, and takes sent
-    /// frames back. What the kernel did not take now stays owed: call again while
+    /// Hands queued frames to the kernel, wakes it as often as that makes progress, and takes sent
+    /// frames back. Frames that the kernel did not take stay queued: call this again while
     /// [`Self::outstanding`] is not 0.
     ///
     /// # Errors
-    /// ENETDOWN if the interface is down, ENXIO if it is gone; what is queued stays queued.
-    /// EAGAIN, EBUSY and ENOBUFS are none.
+    /// ENETDOWN if the interface is down, ENXIO if it was removed; queued frames stay queued.
+    /// EAGAIN, EBUSY and ENOBUFS are no errors.
     pub fn flush(&mut self) -> io::Result<()> {
         let shared = &self.shared;
         self.transmitter
@@ -71,11 +71,11 @@ impl Tx {
 
     /// Frames that are queued or with the kernel, as of the last call of another method.
     pub fn outstanding(&self) -> usize {
-        self.transmitter.pool.lent()
+        self.transmitter.pool.outstanding()
     }
 
-    /// Completions of the kernel that were skipped because they were wrong. Always 0, unless the
-    /// kernel or a driver has a bug.
+    /// Completions that were skipped because they were wrong: 0 unless the kernel or a driver has a
+    /// defect.
     pub fn skipped(&self) -> u64 {
         self.transmitter.skipped
     }
@@ -91,12 +91,12 @@ impl fmt::Debug for Tx {
     }
 }
 
-/// The bookkeeping of the transmitting half, without a socket.
+/// The transmitting half without its socket.
 pub(crate) struct Transmitter {
     pool: Pool,
     tx: Producer<libc::xdp_desc>,
     completion: Consumer<u64>,
-    /// How often one flush may kick.
+    /// System calls of one flush at most.
     kicks: usize,
     skipped: u64,
 }
@@ -121,12 +121,12 @@ impl Transmitter {
         let Some(frame) = self.pool.next_free() else {
             return Sent::Full;
         };
-        // Frames may be back before the kernel shows how far it is in the ring.
+        // The kernel may complete frames before it publishes its index in the TX ring.
         if !self.tx.has_room() {
             return Sent::Full;
         }
         let size = self.pool.frame_size();
-        // The frame stays free until `write` is done: it may panic.
+        // The frame stays free until `write` returns, because it may panic.
         let Some(len) = self.pool.bytes(frame, 0, size).and_then(write) else {
             return Sent::Abandoned;
         };
@@ -145,8 +145,8 @@ impl Transmitter {
         Sent::Queued
     }
 
-    /// Publishes what is queued, and calls `kick` while there is need, use and no more than
-    /// `kicks` calls.
+    /// Publishes queued frames, and calls `kick` while that is needed and makes progress, at most
+    /// `kicks` times.
     fn flush(
         &mut self,
         zero_copy: bool,
@@ -155,9 +155,9 @@ impl Transmitter {
         self.tx.publish();
         self.reclaim();
         for _ in 0..self.kicks {
-            let owed = self.tx.pending();
+            let pending = self.tx.pending();
             // With zero-copy a driver may complete frames only in the poll that a kick starts.
-            let idle = owed == 0 && !(zero_copy && self.pool.lent() > 0);
+            let idle = pending == 0 && !(zero_copy && self.pool.outstanding() > 0);
             if idle || !self.tx.needs_wakeup() {
                 break;
             }
@@ -168,7 +168,7 @@ impl Transmitter {
                 Err(e) if sys::is_later(&e) => (),
                 Err(e) => return Err(e),
             }
-            if self.tx.pending() == owed {
+            if self.tx.pending() == pending {
                 break;
             }
         }
@@ -331,19 +331,19 @@ mod tests {
                     }
                 }
                 let held = kernel.queued.len() + kernel.in_flight.len();
-                prop_assert!(transmitter.pool.lent() >= held);
+                prop_assert!(transmitter.pool.outstanding() >= held);
             }
             transmitter.flush(false, || kernel.kick(32)).unwrap();
             prop_assert!(kernel.queued.is_empty());
             kernel.complete(usize::MAX);
-            transmitter.flush(false, || unreachable!("nothing is owed")).unwrap();
-            prop_assert_eq!(transmitter.pool.lent(), 0);
+            transmitter.flush(false, || unreachable!("nothing is pending")).unwrap();
+            prop_assert_eq!(transmitter.pool.outstanding(), 0);
             prop_assert_eq!(transmitter.skipped, bogus);
         }
     }
 
     #[test]
-    fn flush_kicks_while_it_gets_on_and_no_longer() {
+    fn flush_kicks_while_it_makes_progress() {
         let (mut transmitter, mut kernel) = pair();
         for number in 0..FRAMES.into() {
             assert_eq!(
@@ -360,7 +360,11 @@ mod tests {
                 again()
             })
             .unwrap();
-        assert_eq!((kicks, transmitter.pool.lent()), (1, 128), "no progress");
+        assert_eq!(
+            (kicks, transmitter.pool.outstanding()),
+            (1, 128),
+            "no progress"
+        );
         transmitter
             .flush(false, || {
                 kicks += 1;
@@ -368,19 +372,19 @@ mod tests {
             })
             .unwrap();
         assert_eq!(kicks, 5, "four batches of 32");
-        assert_eq!(transmitter.pool.lent(), 128, "in flight");
+        assert_eq!(transmitter.pool.outstanding(), 128, "in flight");
         kernel.complete(128);
         assert_eq!(queue(&mut transmitter, &mut kernel, 0, 60), Sent::Queued);
-        assert_eq!(transmitter.pool.lent(), 1);
+        assert_eq!(transmitter.pool.outstanding(), 1);
     }
 
     #[test]
-    fn an_interface_that_is_down_is_an_error_and_keeps_what_is_queued() {
+    fn an_interface_that_is_down_is_an_error_and_keeps_queued_frames() {
         let (mut transmitter, mut kernel) = pair();
         assert_eq!(queue(&mut transmitter, &mut kernel, 1, 60), Sent::Queued);
         let down = transmitter.flush(false, || Err(io::Error::from_raw_os_error(libc::ENETDOWN)));
         assert_eq!(down.unwrap_err().raw_os_error(), Some(libc::ENETDOWN));
-        assert_eq!(transmitter.pool.lent(), 1);
+        assert_eq!(transmitter.pool.outstanding(), 1);
         transmitter.flush(false, || kernel.kick(32)).unwrap();
         assert_eq!(kernel.in_flight.len(), 1);
     }
@@ -408,7 +412,7 @@ mod tests {
                 Ok(())
             })
             .unwrap();
-        assert_eq!((kicks, transmitter.pool.lent()), (1, 0));
+        assert_eq!((kicks, transmitter.pool.outstanding()), (1, 0));
     }
 
     #[test]
@@ -418,6 +422,6 @@ mod tests {
             let _ = transmitter.transmit(|_| panic!("by the test"));
         }));
         assert!(caught.is_err());
-        assert_eq!(transmitter.pool.lent(), 0);
+        assert_eq!(transmitter.pool.outstanding(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! What a socket does on a real kernel: a veth pair between two network namespaces, copy mode.
+//! Sockets on a real kernel: a veth pair between two network namespaces, copy mode.
 //!
 //! ```text
 //!   namespace xsk-<test>-near                      namespace xsk-<test>-far
@@ -7,7 +7,7 @@
 //!     main thread  ◄─ Rx ─┘  (XDP: redirect to XSKMAP, both ends)  Tx ◄────┘
 //! ```
 //!
-//! Needs root; says so aloud otherwise.
+//! Needs root; prints that it was skipped otherwise.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
@@ -113,7 +113,7 @@ fn a_hundred_thousand_frames_are_echoed_byte_for_byte_and_in_order() {
     }
 }
 
-/// Sends more frames than the other end has: exactly those it has arrive, the rest are counted.
+/// Sends more frames than the receiver has: as many arrive as it has, the others are counted.
 fn receives_as_many_as_it_has(tx: &mut Tx, mut rx: Rx) {
     let before = rx.statistics().unwrap();
     for number in 0..u64::from(FRAMES) + 100 {
@@ -195,7 +195,7 @@ fn a_full_sender_recovers_and_a_link_that_is_down_is_an_error() {
 }
 
 #[test]
-fn what_cannot_be_bound_says_why() {
+fn a_failed_bind_names_the_reason() {
     let Some(pair) = Pair::make("refuse") else {
         return;
     };
@@ -259,7 +259,7 @@ fn one_half_keeps_the_socket_and_the_queue_is_free_after_both() {
 }
 
 #[test]
-fn busy_polling_and_large_frames_can_be_asked_for() {
+fn busy_polling_and_large_frames_are_available() {
     let Some(pair) = Pair::make("busy") else {
         return;
     };
@@ -351,7 +351,8 @@ struct End {
 }
 
 impl Pair {
-    /// `None`, after saying why, if this cannot be had here. Removes what an earlier run left.
+    /// `None`, after printing the reason, if namespaces cannot be made here. Removes remains of an
+    /// earlier run.
     fn make(test: &str) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("SKIPPED: {test}: not root");
@@ -420,7 +421,7 @@ impl End {
         }
     }
 
-    /// Binds; waits for the kernel to let go of the socket before.
+    /// Binds; waits until the kernel has released the socket before.
     fn socket(&self) -> (Rx, Tx) {
         let config = self.config();
         self.within(|| bind_within(&config, Duration::from_secs(10)))
@@ -462,7 +463,7 @@ fn run(args: &[&str]) {
     assert!(output.status.success(), "ip {}: {stderr}", args.join(" "));
 }
 
-/// As much of bpf(2) as these tests need.
+/// The part of bpf(2) that these tests need.
 mod bpf {
     use super::*;
 
