@@ -1,4 +1,4 @@
-//! The ciphers that carry data: ChaCha20-Poly1305 (RFC 8439) and AES-256-GCM (NIST SP 800-38D).
+//! The ciphers of data messages: ChaCha20-Poly1305 (RFC 8439) and AES-256-GCM (NIST SP 800-38D).
 //!
 //! ```text
 //!              aws-lc-rs (feature `aws-lc`, default): assembly, out of place
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The nonce is four zero bytes and the packet counter, little-endian; there is no associated data
-//! (white paper, section 5.4.6). Both ciphers keep to that.
+//! (white paper, section 5.4.6). This holds for both ciphers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,22 +22,22 @@ use crate::wire::TAG_BYTES;
 /// A cipher for data messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cipher {
-    /// WireGuard's own.
+    /// WireGuard's cipher.
     ChaCha20Poly1305,
-    /// Several times as fast where the CPU has instructions for it.
+    /// Several times faster on CPUs with AES instructions. Between appliances only.
     Aes256Gcm,
 }
 
-/// No such cipher name.
+/// The text is not the name of a cipher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("parse cipher: expected `chacha20-poly1305` or `aes-256-gcm`")]
 pub struct UnknownCipher;
 
 impl Cipher {
-    /// Both, for a caller that measures.
+    /// Both ciphers, for a caller that measures their speed.
     pub const ALL: [Self; 2] = [Self::ChaCha20Poly1305, Self::Aes256Gcm];
 
-    /// The number that stands in byte 1 of a data message. Zero is WireGuard's reserved byte.
+    /// The cipher's number in byte 1 of a data message, which is reserved and zero in WireGuard.
     #[must_use]
     pub const fn wire_id(self) -> u8 {
         match self {
@@ -46,7 +46,7 @@ impl Cipher {
         }
     }
 
-    /// The cipher of a wire number.
+    /// The cipher with this number in a data message.
     #[must_use]
     pub const fn from_wire_id(id: u8) -> Option<Self> {
         match id {
@@ -56,7 +56,7 @@ impl Cipher {
         }
     }
 
-    /// The name in configuration files and in the key derivation.
+    /// The name, in configuration files and in the derivation of keys.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ impl Cipher {
         }
     }
 
-    /// Messages after which a key is replaced.
+    /// Messages by one key after which a handshake starts.
     ///
     /// ChaCha20-Poly1305: WireGuard's 2^60. AES-256-GCM: 2^26, which with messages of at most 2^10
     /// blocks keeps an attacker's advantage below 2^-57, the bound of RFC 8446 section 5.5.
@@ -77,7 +77,7 @@ impl Cipher {
         }
     }
 
-    /// Messages after which a key is not used any more, whatever happens.
+    /// Messages by one key after which nothing is sealed or opened with it.
     #[must_use]
     pub const fn reject_after_messages(self) -> u64 {
         match self {
@@ -105,19 +105,18 @@ impl FromStr for Cipher {
     }
 }
 
-/// How the cipher for sending is chosen. Each end chooses its own; both open either.
+/// How the cipher for sending is chosen. Each end chooses its own, and opens both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CipherChoice {
-    /// Whichever the caller measured to be faster on this CPU.
+    /// The cipher that the caller measured to be faster on this CPU.
     #[default]
     Auto,
-    /// This one.
+    /// This cipher.
     Fixed(Cipher),
 }
 
-/// What a caller measured: time to seal one packet with each cipher, any unit, the same for both.
-///
-/// [`crate::bench_cipher`] is the work to time.
+/// Time to seal one packet with each cipher, as the caller measured it, in any unit. Time
+/// [`crate::bench_cipher`] for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CipherTimings {
     /// With ChaCha20-Poly1305.
@@ -127,7 +126,7 @@ pub struct CipherTimings {
 }
 
 impl CipherChoice {
-    /// The cipher to send with. At a tie it is WireGuard's.
+    /// The cipher to send with; ChaCha20-Poly1305 if both are equally fast.
     #[must_use]
     pub const fn resolve(self, measured: CipherTimings) -> Cipher {
         match self {
@@ -150,23 +149,23 @@ impl FromStr for CipherChoice {
     }
 }
 
-/// Why sealing or opening failed.
+/// Sealing or opening has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum AeadError {
-    /// The output is too small.
-    #[error("seal: {have} bytes of output where {need} are needed; give a larger buffer")]
+    /// The output buffer is too small.
+    #[error("seal: the output has {have} bytes and needs {need}; give a larger buffer")]
     Short {
         /// Bytes needed.
         need: usize,
         /// Bytes given.
         have: usize,
     },
-    /// Not what the other end sealed, or not with this key and counter.
+    /// The tag is wrong: altered, or sealed with another key or counter.
     #[error("open: the packet is not authentic; drop it")]
     Forged,
 }
 
-/// A key set up for one cipher. Its memory is wiped when dropped, by whichever library holds it.
+/// A key of one cipher. The library that holds it wipes its memory when it is dropped.
 pub struct AeadKey {
     cipher: Cipher,
     backend: Backend,
@@ -199,7 +198,7 @@ fn nonce(counter: u64) -> [u8; 12] {
 }
 
 impl AeadKey {
-    /// Sets up a key, with the fastest implementation this build has.
+    /// Sets up a key in the fastest implementation of this build.
     #[must_use]
     pub fn new(cipher: Cipher, key: &[u8; 32]) -> Self {
         #[cfg(feature = "aws-lc")]
@@ -219,7 +218,7 @@ impl AeadKey {
         Self::portable(cipher, key)
     }
 
-    /// Sets up a key with the portable implementation.
+    /// Sets up a key in the portable implementation.
     #[must_use]
     pub fn portable(cipher: Cipher, key: &[u8; 32]) -> Self {
         let backend = match cipher {
@@ -229,18 +228,19 @@ impl AeadKey {
         Self { cipher, backend }
     }
 
-    /// Which cipher this key is for.
+    /// The cipher of this key.
     #[must_use]
     pub const fn cipher(&self) -> Cipher {
         self.cipher
     }
 
-    /// Seals the concatenation of `parts` into `out`, tag behind it; returns the bytes written.
+    /// Seals the concatenation of `parts` into `out`, followed by the tag. Returns the bytes
+    /// written.
     ///
-    /// Each counter must be used once. [`crate::Sender`] sees to that.
+    /// A counter must not be used twice with the same key. [`crate::Sender`] takes care of that.
     ///
     /// # Errors
-    /// [`AeadError::Short`] if `out` has less than the parts' bytes and [`TAG_BYTES`].
+    /// [`AeadError::Short`] if `out` is shorter than the parts and [`TAG_BYTES`].
     #[inline]
     pub fn seal_into(
         &self,
@@ -251,7 +251,7 @@ impl AeadKey {
         self.seal_with(nonce(counter), &[], parts, out)
     }
 
-    /// As [`AeadKey::seal_into`], with any nonce and associated data: what published vectors need.
+    /// As [`AeadKey::seal_into`], with any nonce and associated data, for published test vectors.
     #[inline]
     fn seal_with(
         &self,
@@ -269,7 +269,7 @@ impl AeadKey {
         let (body, tag) = out.split_at_mut(plain);
         #[cfg(feature = "aws-lc")]
         if let (Backend::AwsLc(key), [whole]) = (&self.backend, parts) {
-            // One part needs no copy.
+            // A single part needs no copy.
             let nonce = aws_lc_rs::aead::Nonce::assume_unique_for_key(nonce);
             return key
                 .seal_out_of_place_scatter(
@@ -308,10 +308,10 @@ impl AeadKey {
         Ok(need)
     }
 
-    /// Opens ciphertext and tag where they lie; returns the plaintext.
+    /// Opens ciphertext and tag in place. Returns the plaintext.
     ///
     /// # Errors
-    /// [`AeadError::Forged`] if it is not authentic; the buffer's content is then undefined.
+    /// [`AeadError::Forged`] if the tag is wrong. The buffer's bytes are then undefined.
     #[inline]
     pub fn open_in_place<'a>(
         &self,
@@ -356,8 +356,8 @@ impl AeadKey {
     }
 }
 
-/// Seals `count` packets of 1420 bytes: the work a caller times to fill in [`CipherTimings`]. Yields a
-/// byte of the result, so that no compiler leaves it out.
+/// Seals `count` packets of 1420 bytes. Callers time this for [`CipherTimings`]. Returns a byte of
+/// the result, so that the compiler does not remove the work.
 #[must_use]
 pub fn bench_cipher(cipher: Cipher, count: u32) -> u8 {
     let key = AeadKey::new(cipher, &[0x5a; 32]);

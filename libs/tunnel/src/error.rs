@@ -1,4 +1,4 @@
-//! Why things are refused. Each message names the operation and what to do about it.
+//! Errors of the tunnel. Each message names the operation, the cause, and what to do.
 
 use thiserror::Error;
 
@@ -8,85 +8,96 @@ use crate::wire::Malformed;
 /// A handshake step failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum HandshakeError {
-    /// This build's Noise library lacks a primitive.
+    /// The Noise library of this build lacks a primitive.
     #[error(
-        "handshake: the Noise library was built without X25519, ChaCha20-Poly1305 or BLAKE2s; build with this crate's features"
+        "handshake: the Noise library was built without X25519, ChaCha20-Poly1305 or BLAKE2s; \
+         build it with the features that this crate asks for"
     )]
     Unsupported,
-    /// The peer's key gives no secret (a point of small order).
-    #[error("handshake: the peer's key is degenerate; have the peer make a new one")]
+    /// The peer's public key is a point of small order (RFC 7748 section 6.1): X25519 with it gives
+    /// zero.
+    #[error("handshake: the peer's public key is weak; generate a new key at the peer")]
     WeakKey,
     /// The message is not authentic.
-    #[error("handshake: the message is not authentic; check both ends' keys and shared key")]
+    #[error(
+        "handshake: the message is not authentic; check the public keys and the preshared key at \
+         both ends"
+    )]
     Forged,
 }
 
-/// A datagram for the control half was refused.
+/// The control half has refused a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Rejected {
-    /// Not a message at all.
+    /// The datagram is not a message.
     #[error("handshake: {0}")]
     Malformed(#[from] Malformed),
-    /// Its mac1 is wrong: the sender does not know our public key.
-    #[error("handshake: mac1 is wrong; the sender has another public key for us, or is a stranger")]
-    Stranger,
-    /// We are under load, and a cookie was sent instead.
-    #[error("handshake: under load, a cookie was sent; the sender will come again with it")]
+    /// mac1 is wrong: the sender does not know our public key.
+    #[error("handshake: mac1 is wrong; check which public key the sender has for this end")]
+    InvalidMac1,
+    /// This end is under load and has answered with a cookie.
+    #[error(
+        "handshake: this end is under load and has sent a cookie; the sender will retry with it"
+    )]
     CookieSent,
-    /// We are under load, and this source sends more handshakes than its share.
-    #[error("handshake: under load and this source is over its share; it will come again")]
+    /// This end is under load, and the source has had its share of handshakes.
+    #[error(
+        "handshake: this end is under load and the source is over its rate; the sender will retry"
+    )]
     RateLimited,
     /// The cryptography failed.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    /// An honest stranger: its key is not configured.
-    #[error("handshake: the sender's key is not configured; add it as a peer if it should be")]
+    /// The initiation is authentic, but its key is not configured.
+    #[error("handshake: the sender's public key is not configured; add it as a peer")]
     UnknownPeer,
-    /// An initiation that is not newer than the last one accepted.
+    /// The initiation's timestamp is not newer than that of the last one accepted.
     #[error(
-        "handshake: replayed initiation; if the peer's clock was set back, set it right or restart this end"
+        "handshake: replayed initiation; if the peer's clock was set back, correct it or restart \
+         this end"
     )]
     Replayed,
-    /// Initiations of this peer come too fast.
-    #[error("handshake: a second initiation of this peer within {gap_ms} ms; it will come again")]
+    /// Initiations of the peer come too fast.
+    #[error("handshake: initiation within {gap_ms} ms of the peer's last one; the peer will retry")]
     TooSoon {
-        /// Smallest distance, milliseconds.
+        /// Shortest distance, milliseconds.
         gap_ms: u64,
     },
-    /// A response or cookie for a handshake that is not going on.
-    #[error("handshake: no handshake with index {index:#010x} is going on; drop the datagram")]
+    /// A response or a cookie that answers no pending initiation.
+    #[error("handshake: no initiation with index {index:#010x} is pending; drop the datagram")]
     NotExpected {
-        /// The index in the message.
+        /// Index in the message.
         index: u32,
     },
-    /// A data message, which is for a [`crate::Receiver`].
-    #[error("handshake: this is a data message; give it to the session's receiver")]
+    /// A data message, which belongs to a [`crate::Receiver`].
+    #[error("handshake: this is a data message; give it to the receiver of its session")]
     Data,
 }
 
-/// A packet could not be sealed. No counter was used twice.
+/// A packet was not sealed. No counter was used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum SealError {
-    /// No session yet, or none any more.
-    #[error("seal: no session with the peer; a handshake is wanted")]
+    /// There is no session.
+    #[error("seal: no session with the peer; wait for a handshake")]
     NoSession,
-    /// The session is older than its keys may be.
-    #[error("seal: the session's keys are too old; a handshake is wanted")]
+    /// The session is older than `TimerConfig::reject_after`.
+    #[error("seal: the session's keys have expired; wait for a handshake")]
     Expired,
     /// The session's counters are used up.
-    #[error("seal: the session's counters are used up; a handshake is wanted")]
+    #[error("seal: the session's counters are used up; wait for a handshake")]
     Exhausted,
-    /// The output is too small.
-    #[error("seal: {have} bytes of output where {need} are needed; give a larger buffer")]
+    /// The output buffer is too small.
+    #[error("seal: the output has {have} bytes and needs {need}; give a larger buffer")]
     Short {
         /// Bytes needed.
         need: usize,
         /// Bytes given.
         have: usize,
     },
-    /// The packet would not fit the path even in the most fragments there may be.
+    /// The packet does not fit the path, even in the largest number of fragments.
     #[error(
-        "seal: a packet of {len} bytes is longer than the {limit} that can be carried; lower the network's MTU"
+        "seal: a packet of {len} bytes is longer than the {limit} that can be carried; lower the \
+         network's MTU"
     )]
     TooLong {
         /// Bytes of the packet.
@@ -94,56 +105,58 @@ pub enum SealError {
         /// Bytes that can be carried.
         limit: usize,
     },
-    /// An empty packet, or a segment to a WireGuard peer or the other way about.
-    #[error("seal: this kind of packet does not go to this kind of peer")]
+    /// The packet is empty, or its kind does not match the peer's framing: a frame or a control
+    /// message to a WireGuard peer, or a control message as a packet.
+    #[error("seal: packets of this kind cannot be sent to this kind of peer")]
     WrongKind,
 }
 
-/// A data message was refused.
+/// A data message was refused. Drop the datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum OpenError {
     /// Not a data message.
     #[error("open: {0}")]
     Malformed(#[from] Malformed),
-    /// No such session here.
+    /// This end has no such session.
     #[error("open: no session {index:#010x}; drop the datagram")]
     UnknownSession {
-        /// The index in the message.
+        /// Index in the message.
         index: u32,
     },
-    /// The session is older than its keys may be, or the counter is past its limit.
-    #[error("open: session {index:#010x} is over; drop the datagram")]
+    /// The session is older than `TimerConfig::reject_after`, or the counter is past the cipher's
+    /// limit.
+    #[error("open: session {index:#010x} has expired; drop the datagram")]
     Expired {
-        /// The index in the message.
+        /// Index in the message.
         index: u32,
     },
-    /// A cipher this session does not take.
-    #[error("open: the session does not take this cipher; drop the datagram")]
+    /// The session does not accept this cipher.
+    #[error("open: the session does not accept this cipher; drop the datagram")]
     Cipher,
-    /// Seen before.
+    /// The counter was seen before.
     #[error("open: counter {counter} was seen before; drop the datagram")]
     Duplicate {
-        /// The counter in the message.
+        /// Counter in the message.
         counter: u64,
     },
-    /// Too far behind to tell whether it was seen before.
+    /// The counter is too far behind to know whether it was seen before.
     #[error("open: counter {counter} is behind the replay window; drop the datagram")]
     TooOld {
-        /// The counter in the message.
+        /// Counter in the message.
         counter: u64,
     },
-    /// Not what the other end sealed.
+    /// The tag is wrong.
     #[error("open: the packet is not authentic; drop the datagram")]
     Forged,
 }
 
-/// An authentic packet whose content makes no sense. The peer is at fault, not the path.
+/// An authentic packet with invalid content. The cause is the peer, not the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum InvalidContent {
-    /// The segment header or its fragments.
+    /// The segment header or the fragments are invalid.
     #[error(transparent)]
     Segment(#[from] InvalidSegment),
-    /// Not an IP packet, or one that claims to be longer than it is.
-    #[error("open: not a whole IP packet; the peer is misconfigured")]
+    /// Not an IP packet, or one whose length field exceeds the message.
+    #[error("open: not a whole IP packet; check the peer's configuration")]
     NotIp,
 }

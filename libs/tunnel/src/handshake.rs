@@ -1,17 +1,18 @@
-//! WireGuard's handshake, Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, by `snow`.
+//! WireGuard's handshake (white paper, section 5.4), Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, with
+//! the library `snow`.
 //!
 //! ```text
 //!   initiator                                    responder
 //!   Initiator::start ── type 1: e, es, s, ss, {timestamp} ──▶ Responder::read
-//!                                                             who is it? timestamp newer? psk?
+//!                                                             which peer? timestamp newer? psk?
 //!   Initiator::finish ◀── type 2: e, ee, se, psk, {} ──────── Responder::answer
 //!   Secrets                                                   Secrets
 //! ```
 //!
-//! Two limits of `snow` are mended here. Its X25519 accepts points of small order; ours refuses
-//! them, as WireGuard does. Its states are not wiped when dropped; [`Wiped`] does that for the
-//! memory a state lives in. (Copies the compiler leaves on the stack while a state is built are
-//! beyond reach.) Its randomness comes from the caller: exactly one ephemeral key per handshake.
+//! Two limits of `snow` are removed here. Its X25519 accepts points of small order; ours refuses
+//! them, as WireGuard does. It does not wipe its states; [`Wiped`] does so for the memory of a
+//! state (not for copies that the compiler leaves on the stack while a state is built). Randomness
+//! comes from the caller: exactly one ephemeral key per handshake.
 
 use std::mem::MaybeUninit;
 use std::sync::LazyLock;
@@ -29,14 +30,14 @@ use crate::wire::{
     INITIATION_BYTES, Initiation, RESPONSE_BYTES, Response, TYPE_INITIATION, TYPE_RESPONSE,
 };
 
-/// WireGuard's identifier, mixed in as the prologue.
+/// WireGuard's identifier: the prologue of the handshake.
 const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 
-/// `None` if `snow` were built without the primitives, which the tests rule out.
+/// `None` only if `snow` was built without the primitives, which the tests would show.
 static PARAMS: LazyLock<Option<NoiseParams>> =
     LazyLock::new(|| "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s".parse().ok());
 
-/// Hands `snow` its primitives: our X25519, our randomness, its own hash and cipher.
+/// Gives `snow` its primitives: our X25519, our randomness, its own hash and cipher.
 struct Resolver {
     ephemeral: Zeroizing<[u8; KEY_BYTES]>,
 }
@@ -60,7 +61,7 @@ impl CryptoResolver for Resolver {
     }
 }
 
-/// Randomness for one ephemeral key, and an error for whoever asks for more.
+/// Randomness for one ephemeral key; an error for any further request.
 struct Once(Option<Zeroizing<[u8; KEY_BYTES]>>);
 
 impl snow::types::Random for Once {
@@ -134,7 +135,7 @@ impl snow::types::Dh for Dh {
     }
 }
 
-/// A handshake state on the heap whose memory is overwritten when it goes.
+/// A handshake state on the heap whose memory is overwritten when it is dropped.
 struct Wiped(Box<MaybeUninit<HandshakeState>>);
 
 impl Wiped {
@@ -143,7 +144,7 @@ impl Wiped {
     }
 
     fn state(&mut self) -> &mut HandshakeState {
-        // SAFETY: `new` initialised it, and only `drop` takes it away.
+        // SAFETY: `new` initialised it, and only `drop` uninitialises it.
         unsafe { self.0.assume_init_mut() }
     }
 }
@@ -191,11 +192,11 @@ fn secrets(state: &mut HandshakeState) -> Secrets {
     secrets
 }
 
-/// The initiator between its message and the answer.
+/// The initiator between its initiation and the response.
 pub(crate) struct Initiator(Wiped);
 
 impl Initiator {
-    /// Composes an initiation; the last 32 bytes, the macs, are left zero.
+    /// Composes an initiation. The last 32 bytes, for the MACs, are zero.
     pub(crate) fn start(
         own: &SecretKey,
         peer: &PublicKey,
@@ -221,7 +222,7 @@ impl Initiator {
         Ok((Self(state), message))
     }
 
-    /// Takes the response. After an error another response may still be the right one.
+    /// Takes the response. After an error, another response may still be authentic.
     pub(crate) fn finish(&mut self, response: &Response<'_>) -> Result<Secrets, HandshakeError> {
         let mut nothing = [0; 16];
         let state = self.0.state();
@@ -232,19 +233,19 @@ impl Initiator {
     }
 }
 
-/// The responder between an initiation and its answer.
+/// The responder between the initiation and its response.
 pub(crate) struct Responder {
     state: Wiped,
-    /// Who sent it; proven, unless it is a replay.
+    /// The sender; authentic, but the initiation may be a replay.
     pub(crate) peer: PublicKey,
-    /// When, by the sender's clock.
+    /// The sender's timestamp.
     pub(crate) timestamp: Tai64n,
-    /// The index it chose.
+    /// The index that the sender chose.
     pub(crate) sender: u32,
 }
 
 impl Responder {
-    /// Reads an initiation.
+    /// Opens an initiation.
     pub(crate) fn read(
         own: &SecretKey,
         initiation: &Initiation<'_>,
@@ -254,7 +255,7 @@ impl Responder {
             .build_responder()
             .map_err(|_| HandshakeError::Unsupported)?;
         let mut state = Wiped::new(state);
-        // Room for the tag as well: snow wants it for some ciphers.
+        // With space for the tag, which snow needs for some ciphers.
         let mut payload = [0; 28];
         let read = state.state().read_message(initiation.noise(), &mut payload);
         let (Ok(12), Some(timestamp)) = (read, payload.first_chunk::<12>()) else {
@@ -274,7 +275,7 @@ impl Responder {
         })
     }
 
-    /// Composes the response; the last 32 bytes, the macs, are left zero.
+    /// Composes the response. The last 32 bytes, for the MACs, are zero.
     pub(crate) fn answer(
         mut self,
         shared: &PresharedKey,

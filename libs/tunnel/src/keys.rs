@@ -1,6 +1,6 @@
-//! Keys: what identifies an end, what two ends share, and their text form.
+//! Identity keys, preshared keys, and their base64 form.
 //!
-//! Secrets are wiped when dropped and say nothing in `Debug`.
+//! Secrets are wiped when they are dropped, and `Debug` does not show them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,31 +11,32 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::random::Random;
 
-/// Bytes of every key.
+/// Bytes of a key.
 pub const KEY_BYTES: usize = 32;
 
-/// A key's text could not be read.
+/// The text is not a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error(
-    "parse key: expected 44 characters of base64 for 32 bytes, as `causeway-appliance keygen` or `wg genkey` print"
+    "not a key: write 44 characters of base64 (32 bytes), as `causeway-appliance keygen` or \
+     `wg genkey` print them"
 )]
 pub struct InvalidKey;
 
-/// An end's secret: an X25519 scalar. Wiped when dropped.
+/// Secret key of an end: an X25519 scalar (RFC 7748). Wiped when it is dropped.
 #[derive(Clone)]
 pub struct SecretKey(StaticSecret);
 
-/// An end's identity: the X25519 point of its [`SecretKey`].
+/// Identity of an end: the X25519 point of its [`SecretKey`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey([u8; KEY_BYTES]);
 
-/// A secret two ends may share beside their keys, mixed into the handshake. All zero is none.
-/// Wiped when dropped.
+/// A secret that both ends may have, mixed into the handshake (white paper, section 5.2). All zero
+/// stands for none. Wiped when it is dropped.
 #[derive(Clone, Default, Zeroize, ZeroizeOnDrop)]
 pub struct PresharedKey([u8; KEY_BYTES]);
 
 impl SecretKey {
-    /// Draws a new secret.
+    /// Generates a secret key.
     #[must_use]
     pub fn generate(random: &mut dyn Random) -> Self {
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
@@ -43,39 +44,40 @@ impl SecretKey {
         Self::from_bytes(&bytes)
     }
 
-    /// A secret from storage; clamped (RFC 7748 section 5) where it is used.
+    /// A secret key from storage. It is clamped (RFC 7748 section 5) where it is used.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Self {
         Self(StaticSecret::from(*bytes))
     }
 
-    /// The secret's bytes, for storing them. Handle with care.
+    /// The secret bytes, for storing them. Do not log them.
     #[must_use]
     pub fn expose(&self) -> &[u8; KEY_BYTES] {
         self.0.as_bytes()
     }
 
-    /// The secret as base64, for storing it. Handle with care.
+    /// The secret as base64, for storing it. Do not log it.
     #[must_use]
     pub fn expose_base64(&self) -> Zeroizing<String> {
         Zeroizing::new(encode(self.expose()))
     }
 
-    /// The identity this secret proves.
+    /// The public key of this secret key.
     #[must_use]
     pub fn public(&self) -> PublicKey {
         PublicKey(Point::from(&self.0).to_bytes())
     }
 
-    /// A key that this end and the holder of `public`'s secret alone can make, one for each `label`: BLAKE2s (RFC 7693) keyed with
-    /// what X25519 (RFC 7748) gives for the two, over the label. `None` for a point of small order, which nobody holds a secret of.
+    /// Derives a key that only this end and the holder of the other secret key can derive, one for
+    /// each `label`: BLAKE2s-256 (RFC 7693) of the label, keyed with the X25519 (RFC 7748) result
+    /// of the two keys. `None` for a point of small order.
     #[must_use]
     pub fn shared(&self, public: &PublicKey, label: &[u8]) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
         let agreed = self.agree(public.as_bytes())?;
         Some(crate::mac::derive(&agreed, &[label]))
     }
 
-    /// X25519 (RFC 7748), or `None` for a point of small order, whose result would be zero.
+    /// X25519 (RFC 7748); `None` for a point of small order, with which the result is zero.
     pub(crate) fn agree(&self, public: &[u8; KEY_BYTES]) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
         let shared = self.0.diffie_hellman(&Point::from(*public));
         shared
@@ -99,13 +101,13 @@ impl fmt::Debug for SecretKey {
 }
 
 impl PublicKey {
-    /// An identity from its bytes; any 32 bytes are one.
+    /// A public key from its bytes. Any 32 bytes are accepted.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; KEY_BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// The identity's bytes.
+    /// The bytes of the key.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; KEY_BYTES] {
         &self.0
@@ -121,7 +123,7 @@ impl FromStr for PublicKey {
 }
 
 impl fmt::Display for PublicKey {
-    /// Base64, as WireGuard's tools print it.
+    /// Base64, as WireGuard's tools print keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&encode(&self.0))
     }
@@ -134,13 +136,13 @@ impl fmt::Debug for PublicKey {
 }
 
 impl PresharedKey {
-    /// No shared secret.
+    /// No preshared key: all zero.
     #[must_use]
     pub const fn none() -> Self {
         Self([0; KEY_BYTES])
     }
 
-    /// Draws a new shared secret.
+    /// Generates a preshared key.
     #[must_use]
     pub fn generate(random: &mut dyn Random) -> Self {
         let mut key = Self::none();
@@ -148,19 +150,19 @@ impl PresharedKey {
         key
     }
 
-    /// A shared secret from storage.
+    /// A preshared key from storage.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; KEY_BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// The shared secret as base64, for storing it. Handle with care.
+    /// The key as base64, for storing it. Do not log it.
     #[must_use]
     pub fn expose_base64(&self) -> Zeroizing<String> {
         Zeroizing::new(encode(&self.0))
     }
 
-    /// The shared secret's bytes, for storing them. Handle with care.
+    /// The secret bytes, for storing them. Do not log them.
     #[must_use]
     pub const fn expose(&self) -> &[u8; KEY_BYTES] {
         &self.0
@@ -181,12 +183,12 @@ impl fmt::Debug for PresharedKey {
     }
 }
 
-/// What a handshake yields, one key for each direction. Wiped when dropped.
+/// Result of a handshake: a key for each direction. Wiped when it is dropped.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub(crate) struct Secrets {
-    /// Key of what the initiator sends.
+    /// Key for messages of the initiator.
     pub(crate) from_initiator: [u8; KEY_BYTES],
-    /// Key of what the responder sends.
+    /// Key for messages of the responder.
     pub(crate) from_responder: [u8; KEY_BYTES],
 }
 
@@ -198,8 +200,8 @@ impl fmt::Debug for Secrets {
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// Base64 with padding (RFC 4648 section 4). Lookups depend on the secret; keys are read and
-/// printed by their owner only, at start.
+/// Base64 with padding (RFC 4648 section 4). Its time depends on the secret: it runs only when a
+/// key is read or printed.
 fn encode(bytes: &[u8; KEY_BYTES]) -> String {
     let mut text = String::with_capacity(44);
     for chunk in bytes.chunks(3) {
@@ -237,7 +239,7 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, InvalidKey> {
             bits &= (1 << have) - 1;
         }
     }
-    // 43 characters are 258 bits: two are left over and must be zero.
+    // 43 characters have 258 bits: the last two must be zero.
     if bits == 0 { Ok(out) } else { Err(InvalidKey) }
 }
 

@@ -1,11 +1,12 @@
 //! The encrypted tunnel between two appliances, or between an appliance and any WireGuard.
 //!
-//! For: WireGuard's handshake (Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, mac1, mac2, cookies, TAI64N),
-//! sessions that renew themselves, a replay window of 8192 packets, roaming, path-MTU probing,
-//! splitting and rejoining of packets longer than the path, and data sealed with ChaCha20-Poly1305
-//! (WireGuard's messages to the byte) or AES-256-GCM. Never: a socket, a thread, a clock, a random
-//! number of its own, a lock, or an allocation on the data path. Layouts are in
-//! [`wire`] and [`segment`], the derivation of keys in [`cipher`], timers and bounds where they are set.
+//! What it is for: WireGuard's handshake (Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, mac1, mac2,
+//! cookies, TAI64N), sessions that renew themselves, a replay window of 8192 packets, roaming,
+//! path-MTU search, fragmentation and reassembly of packets longer than the path, and data sealed
+//! with ChaCha20-Poly1305 (WireGuard's messages, byte for byte) or AES-256-GCM.
+//!
+//! What it never does: open a socket, start a thread, read a clock, draw a random number, take a
+//! lock, or allocate on the data path.
 //!
 //! ```text
 //!     datagrams 1–3, time, randomness            packets                    datagrams 4
@@ -13,20 +14,29 @@
 //!                ▼                                  ▼                            ▼
 //!      ┌───────────────────┐   sessions     ┌──────────────┐            ┌────────────────┐
 //!      │   TunnelControl   │ ── by value ─▶ │    Sender    │            │    Receiver    │
-//!      │ handshake, timers │                │ seal, fragments │            │ window, open,  │
-//!      │ roaming, path MTU │ ◀─ snapshots ─ │              │            │ mark, rejoin   │
+//!      │ handshake, timers │                │ seal,        │            │ window, open,  │
+//!      │ roaming, path MTU │ ◀─ snapshots ─ │ fragment     │            │ reassemble     │
 //!      └───────────────────┘                └──────────────┘            └────────────────┘
 //!                │                                  │                            │
 //!                ▼ Output                           ▼ datagrams 4                ▼ packets
 //! ```
 //!
-//! The three may live in three threads: a session is handed over by value, and what happened comes
-//! back as a plain snapshot. [`Tunnel`] is all three in one. The state machine is drawn in
-//! [`control`].
+//! | module | content |
+//! |---|---|
+//! | [`control`] | handshakes, session lifetimes, paths, timers |
+//! | [`data`] | what packet workers own: [`Sender`] and [`Receiver`] |
+//! | [`wire`], [`segment`] | layouts: messages, and the plaintext between appliances |
+//! | [`cipher`], [`replay`], [`pmtu`] | sealing, the replay window, the path-MTU search |
 //!
-//! What an attacker on the path can do: drop, delay, and see sizes and times. What it cannot: read,
-//! alter, replay or inject packets, learn who the ends are, or make an end do curve arithmetic for
-//! an address it does not receive at once the end is under load.
+//! The three boxes may run in three threads: sessions are handed over by value, and results come
+//! back as plain snapshots. [`Tunnel`] is all three in one.
+//!
+//! An attacker on the path can drop and delay datagrams, and see their sizes and times. It cannot
+//! read, alter, replay or inject packets, or learn the ends' identities. It cannot make an end
+//! under load do curve arithmetic for an address at which the attacker does not receive. "White
+//! paper" in this crate is J. A. Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel".
+
+#![warn(missing_docs)]
 
 pub mod cipher;
 pub mod control;

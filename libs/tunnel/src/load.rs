@@ -1,4 +1,5 @@
-//! When this end is under load, and who still gets a handshake then. Bounded memory, whoever sends.
+//! Whether this end is under load, and which sources still get a handshake then. Memory is bounded,
+//! whatever is sent.
 
 use std::time::Duration;
 
@@ -6,14 +7,15 @@ use crate::mac::hash;
 use crate::path::PeerPath;
 use crate::time::Instant;
 
-/// Bounds on handshakes.
+/// Limits on handshakes per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadLimits {
-    /// Handshake messages with a right mac1 in one second, beyond which a cookie is asked for.
+    /// Handshake messages with a valid mac1 in one second above which this end is under load: it
+    /// asks senders for a cookie. 0: it always is.
     pub cookie_threshold: u32,
-    /// Handshakes a second one source gets under load.
+    /// Handshakes per second that a source gets under load; 0 counts as 1.
     pub per_source: u32,
-    /// Handshakes one source may bring at once under load.
+    /// Handshakes that a source may start at once under load.
     pub burst: u32,
 }
 
@@ -27,34 +29,34 @@ impl Default for LoadLimits {
     }
 }
 
-/// How long load is taken to last once it was seen.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long this end counts as under load after the threshold was last exceeded.
+const LOAD_LASTS: Duration = Duration::from_secs(1);
 const SECOND: Duration = Duration::from_secs(1);
-/// Sources told apart; beyond that, sources share an entry. A power of two.
+/// Entries for sources; more sources share entries. A power of two.
 const SOURCES: usize = 4096;
 
-/// A bucket of whole handshakes, in nanoseconds' worth of them.
+/// A token bucket of one source.
 #[derive(Clone, Copy)]
 struct Bucket {
-    /// Earliest time the bucket is full again.
+    /// When the bucket is full again.
     full_at: Instant,
 }
 
-pub(crate) struct Load {
+pub(crate) struct HandshakeLoad {
     limits: LoadLimits,
     window: Instant,
     count: u32,
-    until: Option<Instant>,
+    loaded_until: Option<Instant>,
     sources: Box<[Bucket]>,
 }
 
-impl Load {
+impl HandshakeLoad {
     pub(crate) fn new(limits: LoadLimits) -> Self {
         Self {
             limits,
             window: Instant::ORIGIN,
             count: 0,
-            until: None,
+            loaded_until: None,
             sources: vec![
                 Bucket {
                     full_at: Instant::ORIGIN
@@ -65,7 +67,7 @@ impl Load {
         }
     }
 
-    /// Counts a handshake message with a right mac1. True if this end is under load.
+    /// Counts a handshake message with a valid mac1. True if this end is under load.
     pub(crate) fn note_handshake(&mut self, now: Instant) -> bool {
         if now.since(self.window) >= SECOND {
             self.window = now;
@@ -73,16 +75,17 @@ impl Load {
         }
         self.count = self.count.saturating_add(1);
         if self.count > self.limits.cookie_threshold {
-            self.until = Some(now + LINGER);
+            self.loaded_until = Some(now + LOAD_LASTS);
         }
-        self.until.is_some_and(|until| now < until)
+        self.loaded_until
+            .is_some_and(|loaded_until| now < loaded_until)
     }
 
-    /// Whether `source`, which proved that it receives at its address, gets a handshake under load.
+    /// Whether a source that has proven its path by a cookie gets a handshake under load.
     pub(crate) fn allow(&mut self, now: Instant, source: &PeerPath) -> bool {
-        let place = hash(&[&source.source()]);
-        let place = usize::from(u16::from_le_bytes([place[0], place[1]])) % SOURCES;
-        let bucket = &mut self.sources[place];
+        let entry = hash(&[&source.rate_limit_key()]);
+        let entry = usize::from(u16::from_le_bytes([entry[0], entry[1]])) % SOURCES;
+        let bucket = &mut self.sources[entry];
         let cost = SECOND / self.limits.per_source.max(1);
         let from = bucket.full_at.max(now);
         if from.since(now) > cost * self.limits.burst.saturating_sub(1) {
@@ -102,8 +105,8 @@ mod tests {
     }
 
     #[test]
-    fn load_begins_over_the_bound_and_lingers() {
-        let mut load = Load::new(LoadLimits {
+    fn load_begins_above_the_threshold_and_lasts_a_second() {
+        let mut load = HandshakeLoad::new(LoadLimits {
             cookie_threshold: 10,
             ..LoadLimits::default()
         });
@@ -112,13 +115,13 @@ mod tests {
             assert!(!load.note_handshake(start), "message {n}");
         }
         assert!(load.note_handshake(start));
-        assert!(load.note_handshake(start + LINGER / 2));
-        assert!(!load.note_handshake(start + LINGER * 2));
+        assert!(load.note_handshake(start + LOAD_LASTS / 2));
+        assert!(!load.note_handshake(start + LOAD_LASTS * 2));
     }
 
     #[test]
-    fn a_source_gets_its_share_and_no_more() {
-        let mut load = Load::new(LoadLimits::default());
+    fn a_source_gets_its_rate_and_no_more() {
+        let mut load = HandshakeLoad::new(LoadLimits::default());
         let (one, two) = (source(1), source(2));
         let mut now = Instant::ORIGIN + Duration::from_secs(1);
         let mut allowed = 0;

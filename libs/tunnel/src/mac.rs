@@ -2,7 +2,8 @@
 //!
 //! mac1 shows that a sender knows the responder's public key; it costs one hash to check. Under
 //! load a responder also asks for mac2: proof that the sender receives at the address it claims,
-//! given by a cookie sealed to that address. No state is kept for who has not proven that.
+//! given by a cookie sealed to that address. No state is kept for a sender that has not proven
+//! this.
 
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ use crate::random::Random;
 use crate::time::Instant;
 use crate::wire::{COOKIE_REPLY_BYTES, CookieReply};
 
-/// How long a cookie is good, and how long its secret is kept.
+/// How long a cookie is valid, and how long the secret behind it is kept (white paper, section
+/// 6.1).
 pub const COOKIE_LIFETIME: Duration = Duration::from_secs(120);
 
 const MAC_BYTES: usize = 16;
@@ -43,7 +45,7 @@ fn mac(key: &[u8], parts: &[&[u8]]) -> Mac128 {
     state.finalize_fixed().into()
 }
 
-/// BLAKE2s-256 with a 32-byte key over the concatenated parts: the derivation of data keys.
+/// BLAKE2s-256 with a 32-byte key over the concatenated parts: derives data keys.
 pub(crate) fn derive(key: &[u8; 32], parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
     let mut state = <Blake2sMac<blake2::digest::consts::U32> as KeyInit>::new_from_slice(key)
         .expect("BLAKE2s takes keys of up to 32 bytes");
@@ -57,13 +59,13 @@ pub(crate) fn derive(key: &[u8; 32], parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
     out
 }
 
-/// Compares without telling by its duration where the difference is.
+/// Compares in a time that does not depend on where the difference is.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len()
         && std::hint::black_box(a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y))) == 0
 }
 
-/// The keys that come from a responder's public key.
+/// Keys derived from a responder's public key.
 #[derive(Clone)]
 pub(crate) struct MacKeys {
     mac1: [u8; 32],
@@ -79,14 +81,14 @@ impl MacKeys {
     }
 }
 
-/// The initiator's side: stamps messages to one peer and keeps the cookie it was given.
-pub(crate) struct Stamper {
+/// The sender's side: adds mac1 and mac2 to messages to one peer, and keeps the peer's cookie.
+pub(crate) struct MacStamper {
     keys: MacKeys,
     last_mac1: Option<Mac128>,
     cookie: Option<(Zeroizing<Mac128>, Instant)>,
 }
 
-impl Stamper {
+impl MacStamper {
     pub(crate) fn new(peer: &PublicKey) -> Self {
         Self {
             keys: MacKeys::new(peer),
@@ -95,7 +97,7 @@ impl Stamper {
         }
     }
 
-    /// Fills in the last 32 bytes of a handshake message: mac1, and mac2 if there is a cookie.
+    /// Writes the last 32 bytes of a handshake message: mac1, and mac2 or zeros without a cookie.
     pub(crate) fn stamp(&mut self, now: Instant, message: &mut [u8]) {
         let (body, macs) = message.split_at_mut(message.len() - 2 * MAC_BYTES);
         let (mac1, mac2) = macs.split_at_mut(MAC_BYTES);
@@ -110,7 +112,7 @@ impl Stamper {
         }
     }
 
-    /// Takes the cookie out of a reply to the last stamped message. False if it is none.
+    /// Takes the cookie from a reply to the last message. False if the reply is not authentic.
     pub(crate) fn take_cookie(&mut self, now: Instant, reply: &CookieReply<'_>) -> bool {
         let Some(mac1) = self.last_mac1 else {
             return false;
@@ -131,61 +133,64 @@ impl Stamper {
         if opened.is_err() {
             return false;
         }
-        // One reply for one message: a second one would be a replay.
+        // A message gets one reply: a second one would be a replay.
         self.last_mac1 = None;
         self.cookie = Some((cookie, now));
         true
     }
 }
 
-/// What the macs of a handshake message prove.
+/// What the MACs of a handshake message prove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Proof {
-    /// Nothing: not from anyone who knows our public key.
+pub(crate) enum MacProof {
+    /// Nothing: mac1 is wrong.
     None,
-    /// mac1: the sender knows our public key.
-    KnowsUs,
-    /// mac1 and mac2: and it receives at the address it sends from.
-    Reachable,
+    /// The sender knows our public key.
+    Mac1,
+    /// The sender also receives at the path that it sends from.
+    Mac1AndMac2,
 }
 
-/// The responder's side: checks stamps and bakes cookies.
-pub(crate) struct Checker {
+/// The receiver's side: checks MACs and makes cookies.
+pub(crate) struct MacVerifier {
     keys: MacKeys,
     secret: Zeroizing<[u8; 32]>,
-    drawn: Option<Instant>,
+    secret_drawn: Option<Instant>,
 }
 
-impl Checker {
+impl MacVerifier {
     pub(crate) fn new(own: &PublicKey) -> Self {
         Self {
             keys: MacKeys::new(own),
             secret: Zeroizing::new([0; 32]),
-            drawn: None,
+            secret_drawn: None,
         }
     }
 
-    /// mac1 alone: one hash, and all that is done for a stranger.
-    pub(crate) fn knows_us(&self, message: &[u8]) -> bool {
+    /// Checks mac1: one hash, and all that is computed for a sender without our public key.
+    pub(crate) fn has_valid_mac1(&self, message: &[u8]) -> bool {
         let (body, macs) = message.split_at(message.len() - 2 * MAC_BYTES);
         same(&mac(&self.keys.mac1, &[body]), &macs[..MAC_BYTES])
     }
 
     /// Checks mac1 and mac2 of a handshake message from `source`.
-    pub(crate) fn check(&self, now: Instant, source: PeerPath, message: &[u8]) -> Proof {
-        if !self.knows_us(message) {
-            return Proof::None;
+    pub(crate) fn check(&self, now: Instant, source: PeerPath, message: &[u8]) -> MacProof {
+        if !self.has_valid_mac1(message) {
+            return MacProof::None;
         }
-        let fresh = self.drawn.is_some_and(|at| now.since(at) < COOKIE_LIFETIME);
+        let fresh = self
+            .secret_drawn
+            .is_some_and(|at| now.since(at) < COOKIE_LIFETIME);
         let (signed, mac2) = message.split_at(message.len() - MAC_BYTES);
-        if fresh && same(&mac(self.bake(source).as_ref(), &[signed]), mac2) {
-            Proof::Reachable
+        if fresh && same(&mac(self.cookie_for(source).as_ref(), &[signed]), mac2) {
+            MacProof::Mac1AndMac2
         } else {
-            Proof::KnowsUs
+            MacProof::Mac1
         }
     }
 
-    /// The reply that gives `source` its cookie, sealed under the mac1 of its `message`.
+    /// The cookie reply to a handshake message with the index `sender`: the cookie of `source`,
+    /// sealed with the message's mac1 as associated data.
     pub(crate) fn reply(
         &mut self,
         now: Instant,
@@ -194,16 +199,19 @@ impl Checker {
         sender: u32,
         message: &[u8],
     ) -> [u8; COOKIE_REPLY_BYTES] {
-        if self.drawn.is_none_or(|at| now.since(at) >= COOKIE_LIFETIME) {
+        if self
+            .secret_drawn
+            .is_none_or(|at| now.since(at) >= COOKIE_LIFETIME)
+        {
             random.fill(self.secret.as_mut());
-            self.drawn = Some(now);
+            self.secret_drawn = Some(now);
         }
         let mac1 = &message[message.len() - 2 * MAC_BYTES..message.len() - MAC_BYTES];
         let mut nonce = [0; 24];
         random.fill(&mut nonce);
         let mut sealed = [0; 32];
         let (cookie, tag_out) = sealed.split_at_mut(MAC_BYTES);
-        cookie.copy_from_slice(self.bake(source).as_ref());
+        cookie.copy_from_slice(self.cookie_for(source).as_ref());
         let tag = XChaCha20Poly1305::new(&self.keys.cookie.into())
             .encrypt_inout_detached(&nonce.into(), mac1, cookie.into())
             .expect("sixteen bytes are within XChaCha20's limit");
@@ -211,9 +219,9 @@ impl Checker {
         CookieReply::compose(sender, &nonce, &sealed)
     }
 
-    /// The cookie of a source: its way under the secret of the moment.
-    fn bake(&self, source: PeerPath) -> Zeroizing<Mac128> {
-        Zeroizing::new(mac(self.secret.as_ref(), &[&source.proved()]))
+    /// The cookie of a source: a MAC of its path under the present secret.
+    fn cookie_for(&self, source: PeerPath) -> Zeroizing<Mac128> {
+        Zeroizing::new(mac(self.secret.as_ref(), &[&source.cookie_input()]))
     }
 }
 
@@ -231,17 +239,17 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_proves_the_address_it_was_sent_to() {
+    fn a_cookie_proves_the_path_it_was_sent_to() {
         let mut random = Seeded::new(1);
         let own = SecretKey::generate(&mut random).public();
-        let (mut stamper, mut checker) = (Stamper::new(&own), Checker::new(&own));
+        let (mut stamper, mut checker) = (MacStamper::new(&own), MacVerifier::new(&own));
 
         let mut message = [0; 148];
         message[0] = 1;
         random.fill(&mut message[4..116]);
-        assert_eq!(checker.check(NOW, source(1), &message), Proof::None);
+        assert_eq!(checker.check(NOW, source(1), &message), MacProof::None);
         stamper.stamp(NOW, &mut message);
-        assert_eq!(checker.check(NOW, source(1), &message), Proof::KnowsUs);
+        assert_eq!(checker.check(NOW, source(1), &message), MacProof::Mac1);
 
         let reply = checker.reply(NOW, &mut random, source(1), 7, &message);
         let Ok(Message::CookieReply(parsed)) = Message::parse(&reply) else {
@@ -261,19 +269,22 @@ mod tests {
         );
 
         stamper.stamp(NOW, &mut message);
-        assert_eq!(checker.check(NOW, source(1), &message), Proof::Reachable);
+        assert_eq!(
+            checker.check(NOW, source(1), &message),
+            MacProof::Mac1AndMac2
+        );
         assert_eq!(
             checker.check(NOW, source(2), &message),
-            Proof::KnowsUs,
+            MacProof::Mac1,
             "another port"
         );
         assert_eq!(
             checker.check(NOW + COOKIE_LIFETIME, source(1), &message),
-            Proof::KnowsUs,
+            MacProof::Mac1,
             "too late"
         );
         stamper.stamp(NOW + COOKIE_LIFETIME, &mut message);
-        assert_eq!(message[132..], [0; 16], "an old cookie is not used");
+        assert_eq!(message[132..], [0; 16], "an expired cookie is not used");
     }
 
     /// RFC 7693 appendix B.

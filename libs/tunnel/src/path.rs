@@ -1,28 +1,28 @@
-//! Where a peer is reached.
+//! The path to a peer.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 
-/// How datagrams come to a peer, and from it. The crate compares ways and tells strangers on them apart; what carries
-/// datagrams there is the caller's.
+/// How datagrams reach a peer. This crate compares paths, and derives cookies and rate limits from
+/// them; the caller does the sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PeerPath {
-    /// UDP, to the peer's own address.
+    /// UDP to the peer's own address.
     Direct(SocketAddr),
-    /// UDP, to a gateway, which knows the peer by the circuit's id.
+    /// UDP to a gateway, which forwards to the peer by the circuit's id.
     Circuit {
-        /// The gateway.
+        /// The gateway's address.
         gateway: SocketAddr,
-        /// The circuit.
+        /// The circuit's id.
         id: NonZeroU64,
     },
-    /// A stream that the caller has open, by the id of its circuit.
+    /// A TLS connection that the caller holds open, by the id of its circuit.
     Stream(NonZeroU64),
 }
 
 impl PeerPath {
-    /// The address that datagrams go to, if they are datagrams.
+    /// The address that UDP datagrams go to; `None` for a stream.
     #[must_use]
     pub const fn address(&self) -> Option<SocketAddr> {
         match self {
@@ -34,7 +34,7 @@ impl PeerPath {
         }
     }
 
-    /// The circuit, if there is one.
+    /// The circuit's id; `None` for a direct path.
     #[must_use]
     pub const fn circuit(&self) -> Option<NonZeroU64> {
         match self {
@@ -43,7 +43,7 @@ impl PeerPath {
         }
     }
 
-    /// What it costs bytes of every datagram's room: the id in front.
+    /// Bytes that the path takes from every datagram: the circuit's id in front.
     #[must_use]
     pub const fn overhead(&self) -> usize {
         match self {
@@ -52,9 +52,9 @@ impl PeerPath {
         }
     }
 
-    /// What tells sources apart for a fair share: an IPv4 address, an IPv6 /64 (within one, addresses are free), and behind a
-    /// gateway the circuit besides, so that tenants of one gateway do not use up each other's.
-    pub(crate) fn source(&self) -> [u8; 25] {
+    /// Key of a source's rate limit: an IPv4 address or an IPv6 /64, within which addresses cost
+    /// nothing, and the circuit, so that tenants of one gateway do not share a limit.
+    pub(crate) fn rate_limit_key(&self) -> [u8; 25] {
         let mut source = [0; 25];
         match self.address().map(|address| address.ip()) {
             Some(IpAddr::V4(ip)) => {
@@ -71,8 +71,8 @@ impl PeerPath {
         source
     }
 
-    /// What a cookie proves that its holder receives by: address, port and circuit.
-    pub(crate) fn proved(&self) -> [u8; 27] {
+    /// What a cookie is made of: address, port and circuit, at which its holder must receive.
+    pub(crate) fn cookie_input(&self) -> [u8; 27] {
         let mut bytes = [0; 27];
         let address = self
             .address()
@@ -123,7 +123,7 @@ impl fmt::Display for PeerPath {
 mod tests {
     use super::*;
 
-    fn ways() -> Vec<PeerPath> {
+    fn paths() -> Vec<PeerPath> {
         let at = |text: &str| text.parse::<SocketAddr>().expect("an address");
         let id = |id| NonZeroU64::new(id).expect("an id");
         let gateway = at("192.0.2.1:6180");
@@ -141,18 +141,22 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_is_of_one_way_alone() {
-        for (n, one) in ways().iter().enumerate() {
-            for (m, other) in ways().iter().enumerate() {
-                assert_eq!(one.proved() == other.proved(), n == m, "{one}, {other}");
+    fn every_path_has_its_own_cookie() {
+        for (n, one) in paths().iter().enumerate() {
+            for (m, other) in paths().iter().enumerate() {
+                assert_eq!(
+                    one.cookie_input() == other.cookie_input(),
+                    n == m,
+                    "{one}, {other}"
+                );
             }
         }
     }
 
     #[test]
-    fn a_share_is_of_a_host_a_64_or_a_circuit() {
-        let ways = ways();
-        let shared = |n: usize, m: usize| ways[n].source() == ways[m].source();
+    fn a_rate_limit_is_of_a_host_a_64_or_a_circuit() {
+        let paths = paths();
+        let shared = |n: usize, m: usize| paths[n].rate_limit_key() == paths[m].rate_limit_key();
         assert!(shared(0, 1), "ports of a host are free");
         assert!(!shared(0, 2));
         assert!(shared(3, 4), "addresses of a /64 are free");

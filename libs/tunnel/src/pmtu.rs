@@ -1,4 +1,4 @@
-//! Path-MTU probing: padded echoes find the longest datagram the path carries (after RFC 8899).
+//! Path-MTU search by padded echoes, after RFC 8899 (datagram packetization layer PMTU discovery).
 //!
 //! ```text
 //!            ┌────────── nothing left to try ─────────┐
@@ -8,9 +8,9 @@
 //!   └─────────────┘    600 s passed               └───────┘
 //! ```
 //!
-//! Sizes are bytes of UDP payload. Probes must leave with "don't fragment" set, or they prove
-//! nothing. No probe carries traffic, so a lost one costs nobody anything, and ICMP is not needed:
-//! it only serves as a hint to look again at once.
+//! Sizes are bytes of UDP payload. Probes must be sent with "don't fragment" set. No probe carries
+//! traffic, so that a lost probe does no harm. ICMP is not needed: it only makes the search check
+//! the size in use at once.
 
 use std::time::Duration;
 
@@ -18,26 +18,26 @@ use crate::data::MIN_DATAGRAM;
 use crate::time::Instant;
 use crate::wire::MAX_DATAGRAM;
 
-/// UDP payloads worth trying: what IP MTUs of 9000, 1500, PPPoE, common tunnels and 1400 leave
-/// behind a 28-byte (IPv4) or 48-byte (IPv6) header.
+/// Common UDP payloads, which are tried first: IP MTUs of 9000, 1500, PPPoE, common tunnels and
+/// 1400, less headers of 28 bytes (IPv4) or 48 bytes (IPv6).
 const LIKELY: [usize; 12] = [
     8972, 8952, 4442, 1472, 1464, 1452, 1444, 1432, 1422, 1402, 1372, 1352,
 ];
-/// The search ends when it is this close, bytes.
+/// The search ends when the unknown range is this small, bytes.
 const GRAIN: usize = 8;
-/// A size counts as too long after this many lost probes.
+/// A size is too long after this many lost probes.
 const TRIES: u8 = 3;
 
-/// Bounds and times of probing.
+/// Limits and intervals of the search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PmtuConfig {
     /// Longest datagram to try, bytes of UDP payload: the uplink's MTU less 28 (IPv4) or 48 (IPv6).
     pub ceiling: usize,
-    /// How long a probe may take.
+    /// Time after which an unanswered probe counts as lost.
     pub probe_timeout: Duration,
-    /// How often a found size is confirmed.
+    /// Interval in which the size in use is confirmed.
     pub confirm_every: Duration,
-    /// How often a longer one is looked for.
+    /// Interval in which a longer size is looked for.
     pub raise_every: Duration,
 }
 
@@ -52,13 +52,13 @@ impl Default for PmtuConfig {
     }
 }
 
-/// The search for one path.
+/// The search on one path.
 #[derive(Debug, Clone)]
 pub struct PathMtu {
     config: PmtuConfig,
-    /// Longest size that got through.
+    /// Longest size that was answered.
     good: usize,
-    /// Shortest size known not to.
+    /// Shortest size known to be lost.
     bad: usize,
     probe: Option<Probe>,
     next: Instant,
@@ -90,34 +90,34 @@ impl PathMtu {
         }
     }
 
-    /// Longest datagram known to get through, bytes of UDP payload; at least [`MIN_DATAGRAM`].
+    /// Longest datagram known to pass, bytes of UDP payload; at least [`MIN_DATAGRAM`].
     #[must_use]
     pub const fn current(&self) -> usize {
         self.good
     }
 
-    /// Whether the search goes on.
+    /// Whether the search has not ended.
     #[must_use]
     pub const fn searching(&self) -> bool {
         self.bad > self.good + GRAIN
     }
 
-    /// When [`PathMtu::poll`] wants to be called.
+    /// When to call [`PathMtu::poll`] next. Later than now once `poll` has returned.
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.probe
             .map_or(self.next, |probe| probe.sent + self.config.probe_timeout)
     }
 
-    /// The size to probe now, if any. `alive`: plain echoes are being answered; only then does a
-    /// lost probe say anything about its size.
+    /// The size to probe now, if any. `alive`: the peer answers plain echoes. Only then a lost
+    /// probe says something about its size.
     pub fn poll(&mut self, now: Instant, alive: bool) -> Option<usize> {
         if let Some(probe) = self.probe {
             if now.since(probe.sent) < self.config.probe_timeout {
                 return None;
             }
             if !alive {
-                // The path is down: try the same again later.
+                // The path is down: repeat the probe later.
                 self.probe = Some(Probe { sent: now, ..probe });
                 return None;
             }
@@ -144,7 +144,7 @@ impl PathMtu {
         }
         let size = self.candidate();
         if size == MIN_DATAGRAM {
-            // Nothing to confirm: that much is taken for granted.
+            // Every path is assumed to carry this size.
             self.next = now + self.config.confirm_every;
             return None;
         }
@@ -156,7 +156,7 @@ impl PathMtu {
         Some(size)
     }
 
-    /// A probe of `size` was answered. True if [`PathMtu::current`] changed.
+    /// A probe of `size` was answered. True if [`PathMtu::current`] has changed.
     pub fn answered(&mut self, now: Instant, size: usize) -> bool {
         if size > self.config.ceiling {
             return false;
@@ -177,15 +177,15 @@ impl PathMtu {
         self.good != before
     }
 
-    /// The network says (ICMP) that `size` is the longest that passes. Only a hint: nobody is
-    /// believed who could shrink the path; the size in use is confirmed at once.
+    /// ICMP says that `size` is the longest that passes. ICMP is not authentic, so the size in use
+    /// is only confirmed at once.
     pub fn hint(&mut self, now: Instant, size: usize) {
         if size < self.good && self.probe.is_none() {
             self.next = now;
         }
     }
 
-    /// The path is another one (the peer moved, another gateway): start over.
+    /// The path has changed (the peer moved, another gateway): starts over.
     pub fn restart(&mut self, now: Instant) {
         *self = Self::new(self.config, now);
     }
@@ -195,7 +195,7 @@ impl PathMtu {
         self.next = now;
         self.bad = size;
         if size <= self.good {
-            // What worked does not any more: a black hole. Fall back, and search below it.
+            // The size in use no longer passes (a black hole): fall back, and search below it.
             self.good = MIN_DATAGRAM;
         }
         if !self.searching() {
@@ -225,7 +225,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Runs the search over a path that carries `path` bytes, for `seconds`.
+    /// Runs the search for `seconds` on a path that carries `path` bytes. Yields the number of
+    /// probes.
     fn run(search: &mut PathMtu, now: &mut Instant, path: usize, seconds: u64, alive: bool) -> u32 {
         let end = *now + SECOND * seconds as u32;
         let mut probes = 0;
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_black_hole_is_noticed_and_the_longer_path_found_again() {
+    fn a_black_hole_is_noticed_and_a_longer_path_found_later() {
         let mut now = Instant::ORIGIN;
         let mut search = PathMtu::new(PmtuConfig::default(), now);
         run(&mut search, &mut now, 1472, 5, true);
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_path_says_nothing_about_sizes() {
+    fn a_dead_path_changes_no_size() {
         let mut now = Instant::ORIGIN;
         let mut search = PathMtu::new(PmtuConfig::default(), now);
         run(&mut search, &mut now, 1472, 5, true);
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_makes_it_look_at_once() {
+    fn a_hint_confirms_the_size_at_once() {
         let mut now = Instant::ORIGIN;
         let mut search = PathMtu::new(PmtuConfig::default(), now);
         run(&mut search, &mut now, 1472, 2, true);

@@ -1,9 +1,9 @@
-//! Randomness as the crate sees it: bytes somebody else drew.
+//! Randomness as bytes that the caller provides.
 
 /// A source of uniformly random bytes fit for keys.
 ///
-/// In a daemon this is the operating system's generator; in a test a seeded one, so that a failure
-/// replays. It must not fail: a caller whose generator can fail must stop before calling in here.
+/// In a daemon it is the operating system's generator, in a test a seeded one, so that a failure
+/// replays. It must not fail: a caller whose generator fails must not call this crate.
 pub trait Random {
     /// Fills `out` with random bytes.
     fn fill(&mut self, out: &mut [u8]);

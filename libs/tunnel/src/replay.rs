@@ -1,28 +1,28 @@
-//! The replay window: which counters of a session were seen already (RFC 6479).
+//! The replay window of a session's lane, after RFC 6479.
 
-/// Packets a counter may lie behind the greatest one seen and still be accepted.
+/// A counter is accepted if it is less than this far behind the next one.
 pub const WINDOW: u64 = 8192;
 
 const WORD_BITS: u64 = 64;
-/// One word more than the window holds would do; a power of two makes the ring index a mask.
+/// Words of the ring. More than the window needs: a power of two makes the index a mask.
 const WORDS: usize = 256;
 
-/// Why a counter is refused.
+/// A counter was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplayError {
-    /// Seen before.
+    /// The counter was seen before.
     Duplicate,
-    /// More than [`WINDOW`] behind the greatest counter seen.
+    /// The counter is more than [`WINDOW`] behind the next one.
     TooOld,
 }
 
-/// Which of the last [`WINDOW`] counters were seen. 2 KiB, no allocation.
+/// The last [`WINDOW`] counters that were seen. 2 KiB, no allocation.
 ///
-/// [`ReplayWindow::check`] comes before a packet is opened (cheap, so that replays cost no
-/// cryptography) and [`ReplayWindow::mark`] after (so that a forged counter moves nothing).
+/// Call [`ReplayWindow::check`] before opening a packet, so that a replay costs no cryptography,
+/// and [`ReplayWindow::mark`] after it, so that a forged counter changes nothing.
 #[derive(Clone)]
 pub struct ReplayWindow {
-    /// One past the greatest counter marked; zero if none was.
+    /// The greatest counter marked plus one; zero if none was.
     next: u64,
     ring: [u64; WORDS],
 }
@@ -45,26 +45,26 @@ impl std::fmt::Debug for ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// A window that has seen nothing.
+    /// An empty window.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// One past the greatest counter marked; zero if none was.
+    /// The greatest counter marked plus one; zero if none was.
     #[must_use]
     pub const fn next(&self) -> u64 {
         self.next
     }
 
-    /// Whether `counter` would be news. Changes nothing.
+    /// Checks that `counter` was not seen before. Changes nothing.
     ///
     /// # Errors
-    /// [`ReplayError`] if it was marked before or is too far behind to tell.
+    /// [`ReplayError`] if it was, or is too far behind to know.
     #[inline]
     pub fn check(&self, counter: u64) -> Result<(), ReplayError> {
         if counter == u64::MAX {
-            // There is no counter past it, so it could not be marked. No session gets near it.
+            // It could not be marked: there is no next counter. No session comes near it.
             return Err(ReplayError::TooOld);
         }
         if counter >= self.next {
@@ -84,12 +84,12 @@ impl ReplayWindow {
     /// Marks `counter` as seen, after the packet proved authentic.
     ///
     /// # Errors
-    /// As [`ReplayWindow::check`], and then nothing is changed.
+    /// As [`ReplayWindow::check`]; nothing is changed then.
     #[inline]
     pub fn mark(&mut self, counter: u64) -> Result<(), ReplayError> {
         self.check(counter)?;
         if counter >= self.next {
-            // Words between the greatest counter's and the new one's are entered anew.
+            // Clear the words behind the greatest counter's, up to that of the new one.
             let from = if self.next == 0 {
                 0
             } else {
@@ -123,7 +123,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    /// The plainest thing that could be right.
+    /// A set of counters: the simplest correct window.
     #[derive(Default)]
     struct Naive(BTreeSet<u64>);
 

@@ -1,7 +1,8 @@
-//! Sessions: the two halves a handshake yields, handed by value to whoever carries packets.
+//! Sessions: the sending and receiving halves that a handshake yields, handed over by value.
 //!
-//! A session has one or more *lanes*, each with its own keys, counters and replay window, so that
-//! several workers send to one peer and share nothing. Lane `n` is known by session index + `n`.
+//! A session has one or more *lanes*, each with keys, counters and a replay window of its own, so
+//! that workers that send to one peer share nothing. Lane `n` has the index of the session plus
+//! `n`.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,50 +13,51 @@ use crate::mac::derive;
 use crate::replay::ReplayWindow;
 use crate::time::Instant;
 
-/// Lanes a session may have; indices are allotted in blocks of this many, at multiples of it.
+/// Greatest number of lanes of a session. Indices are drawn in blocks of this size, at its
+/// multiples.
 pub const MAX_LANES: u32 = 64;
 
-/// Label of every derived data key.
+/// Label of derived data keys.
 const LABEL: &[u8] = b"causeway tunnel v1 data key";
 
-/// What a session of a peer is made with.
+/// Parameters of a peer's sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SessionParams {
     /// Cipher for sending.
     pub(crate) cipher: Cipher,
     /// Lanes, 1 to [`MAX_LANES`].
     pub(crate) lanes: u32,
-    /// Whether AES-256-GCM is taken besides ChaCha20-Poly1305.
-    pub(crate) take_aes: bool,
-    /// Upper bound on messages before a new handshake, below the cipher's own.
+    /// Whether messages sealed with AES-256-GCM are opened too.
+    pub(crate) accept_aes: bool,
+    /// Messages after which a handshake starts, if fewer than the cipher's own limit.
     pub(crate) rekey_after_messages: Option<u64>,
-    /// Upper bound on messages, below the cipher's own.
+    /// Messages after which nothing is sealed, if fewer than the cipher's own limit.
     pub(crate) reject_after_messages: Option<u64>,
-    /// Age at which a session is over.
+    /// Age at which a session expires.
     pub(crate) reject_after: Duration,
 }
 
-/// The sending half of one lane of a session. Its key is wiped when it is dropped.
+/// Sending half of one lane. Its key is wiped when it is dropped.
 pub struct TxSession {
     pub(crate) key: AeadKey,
-    /// The peer's index, which goes on the wire.
+    /// The peer's index of this lane, which goes on the wire.
     pub(crate) receiver: u32,
-    /// Our own index of the same session (lane zero's): its name.
+    /// Our index of the session's lane zero, which names the session.
     pub(crate) index: u32,
-    /// Next counter.
+    /// Next counter to use.
     pub(crate) next: u64,
     pub(crate) rekey_after_messages: u64,
     pub(crate) reject_after_messages: u64,
     pub(crate) ends: Instant,
 }
 
-/// The receiving half of one lane of a session. Its keys are wiped when it is dropped.
+/// Receiving half of one lane. Its keys are wiped when it is dropped.
 pub struct RxSession {
     pub(crate) chacha: AeadKey,
     pub(crate) aes: Option<AeadKey>,
     /// Our index of this lane, which the peer puts on the wire.
     pub(crate) wire_index: u32,
-    /// Our index of the session (lane zero's): its name.
+    /// Our index of the session's lane zero, which names the session.
     pub(crate) index: u32,
     pub(crate) window: ReplayWindow,
     pub(crate) ends: Instant,
@@ -84,13 +86,13 @@ impl fmt::Debug for RxSession {
 }
 
 impl TxSession {
-    /// The session's name: this end's index of its lane zero.
+    /// Name of the session: this end's index of lane zero.
     #[must_use]
     pub const fn index(&self) -> u32 {
         self.index
     }
 
-    /// The cipher it seals with.
+    /// The cipher for sealing.
     #[must_use]
     pub const fn cipher(&self) -> Cipher {
         self.key.cipher()
@@ -98,24 +100,24 @@ impl TxSession {
 }
 
 impl RxSession {
-    /// The session's name: this end's index of its lane zero.
+    /// Name of the session: this end's index of lane zero.
     #[must_use]
     pub const fn index(&self) -> u32 {
         self.index
     }
 
-    /// The index by which datagrams of this lane are told from others.
+    /// The index in datagrams of this lane.
     #[must_use]
     pub const fn wire_index(&self) -> u32 {
         self.wire_index
     }
 }
 
-/// The key of one cipher and lane, from a handshake's key for the direction.
+/// Derives the key of one cipher and lane from the handshake's key of the direction.
 ///
-/// ChaCha20-Poly1305 on lane zero is that key itself: exactly WireGuard. Every other is
-/// `BLAKE2s-256(key = handshake key, LABEL ‖ 0x00 ‖ cipher name ‖ 0x00 ‖ lane)` with the lane as one
-/// byte.
+/// ChaCha20-Poly1305 on lane zero uses the handshake's key itself, as WireGuard does. Other keys
+/// are `BLAKE2s-256(key = handshake key, LABEL ‖ 0x00 ‖ cipher name ‖ 0x00 ‖ lane)` with the lane
+/// as one byte.
 fn data_key(secret: &[u8; 32], cipher: Cipher, lane: u32) -> AeadKey {
     if cipher == Cipher::ChaCha20Poly1305 && lane == 0 {
         return AeadKey::new(cipher, secret);
@@ -127,7 +129,7 @@ fn data_key(secret: &[u8; 32], cipher: Cipher, lane: u32) -> AeadKey {
     AeadKey::new(cipher, &key)
 }
 
-/// Both halves of every lane. `ours` and `theirs` are the lane-zero indices of the two ends.
+/// Makes both halves of every lane. `ours` and `theirs` are the two ends' indices of lane zero.
 pub(crate) fn make(
     plan: &SessionParams,
     secrets: &Secrets,
@@ -162,7 +164,7 @@ pub(crate) fn make(
             let rx = RxSession {
                 chacha: data_key(receive, Cipher::ChaCha20Poly1305, lane),
                 aes: plan
-                    .take_aes
+                    .accept_aes
                     .then(|| data_key(receive, Cipher::Aes256Gcm, lane)),
                 wire_index: ours.wrapping_add(lane),
                 index: ours,
@@ -199,7 +201,7 @@ mod tests {
         }
     }
 
-    /// Pins the derivation: whoever changes it breaks every deployed pair.
+    /// The derivation must not change: both ends of a pair must agree on it.
     #[test]
     fn the_derivation_is_pinned() {
         let key = derive(
@@ -224,7 +226,7 @@ mod tests {
         let plan = SessionParams {
             cipher: Cipher::Aes256Gcm,
             lanes: 1,
-            take_aes: true,
+            accept_aes: true,
             rekey_after_messages: None,
             reject_after_messages: None,
             reject_after: Duration::from_secs(180),

@@ -1,8 +1,8 @@
-//! What several test modules share.
+//! Helpers of several test modules.
 
 use crate::random::Random;
 
-/// A seeded generator (SplitMix64). For tests: nothing it yields is secret.
+/// SplitMix64, seeded. For tests only: it is not secure.
 pub(crate) struct Seeded(u64);
 
 impl Seeded {

@@ -1,6 +1,6 @@
-//! Time as the crate sees it: a value somebody else read from a clock.
+//! Time as a value that the caller read from a clock.
 //!
-//! Nothing here asks an operating system. A test hands in whatever it likes and a failure replays.
+//! This crate never reads a clock itself, so that a test can choose the time and a failure replays.
 
 use std::fmt;
 use std::ops::Add;
@@ -8,9 +8,9 @@ use std::time::Duration;
 
 /// A point on a monotonic clock, in nanoseconds since an origin of the caller's choosing.
 ///
-/// All points given to one tunnel must come from the same clock. A clock that steps back breaks
-/// nothing: differences saturate at zero. But whatever is due, the end of a session and the next
-/// attempt included, is due that much later.
+/// All points given to one tunnel must come from the same clock. A clock that steps back does no
+/// harm, because differences saturate at zero; but every deadline, also the end of a session, comes
+/// later by that much.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Instant(u64);
 
@@ -55,12 +55,12 @@ impl fmt::Debug for Instant {
     }
 }
 
-/// Both clocks at one moment, for the control half.
+/// Both clocks at the same moment, for the control half.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Now {
     /// The monotonic clock, for every timer.
     pub mono: Instant,
-    /// The wall clock, since the Unix epoch; it only goes into handshake timestamps.
+    /// The wall clock, since the Unix epoch. It is used for handshake timestamps only.
     pub unix: Duration,
 }
 
@@ -73,11 +73,11 @@ impl Tai64n {
     /// 2^62, the label of the TAI epoch, and the ten seconds TAI was ahead of UTC in 1970. Leap
     /// seconds are not counted, as in WireGuard: only the order matters.
     const BASE: u64 = 0x4000_0000_0000_000a;
-    /// Nanoseconds are rounded down to a multiple of this (about 16.8 ms), as in WireGuard, so that
-    /// the label tells a stranger nothing about the sender's timing.
+    /// Nanoseconds are rounded down to a multiple of this (16.8 ms), as in WireGuard, so that the
+    /// label does not reveal the sender's timing.
     const GRAIN: u32 = 0x0100_0000;
 
-    /// The label of a wall-clock time, rounded down to about 16.8 ms.
+    /// The label of a wall-clock time since the Unix epoch, rounded down to 2^24 ns (16.8 ms).
     #[must_use]
     pub fn from_unix(unix: Duration) -> Self {
         Self::compose(
@@ -86,8 +86,8 @@ impl Tai64n {
         )
     }
 
-    /// The label for the next initiation: that of `unix`, or just past `last` if the wall clock
-    /// has not moved beyond it (stood still, stepped back).
+    /// The label for the next initiation: that of `unix`, or the one after `last` if the wall clock
+    /// has not passed it (it stood still or was set back).
     #[must_use]
     pub fn next(unix: Duration, last: Self) -> Self {
         let label = Self::from_unix(unix);
@@ -119,13 +119,13 @@ impl Tai64n {
         }
     }
 
-    /// The label as it stands in a message.
+    /// The label as it is in a message.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 12] {
         &self.0
     }
 
-    /// A label read from a message or from storage; any twelve bytes are one.
+    /// A label from a message or from storage. Any twelve bytes are valid.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 12]) -> Self {
         Self(bytes)

@@ -1,23 +1,23 @@
-//! Durations, and the pauses between attempts.
+//! Durations of a peer's state machine, and the pauses between handshake attempts.
 
 use std::time::Duration;
 
 use crate::random::Random;
 
-/// Pauses between handshake attempts: `min(first × 2^n, max)`, and up to `spread` of that more, at
-/// random, so that many ends that lost one path do not come back in step.
+/// Exponential back-off between handshake attempts: `min(first × 2^n, max)`, plus a random part of
+/// up to `spread_percent` of it, so that many ends that lost one path do not return in step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
-    /// First pause.
+    /// Pause after the first attempt, without the random part.
     pub first: Duration,
-    /// Longest pause, without the spread.
+    /// Longest pause, without the random part.
     pub max: Duration,
-    /// Random part, per cent of the pause.
+    /// Greatest random part, per cent of the pause.
     pub spread_percent: u32,
 }
 
 impl Backoff {
-    /// The pause after attempt `attempt`, from zero.
+    /// Pause after an attempt, counted from zero.
     #[must_use]
     pub fn pause(&self, attempt: u32, random: &mut dyn Random) -> Duration {
         let base = self
@@ -33,42 +33,44 @@ impl Backoff {
         })
     }
 
-    /// The longest pause there can be.
+    /// Longest pause, with the random part.
     #[must_use]
     pub fn longest(&self) -> Duration {
         self.max + self.max * self.spread_percent / 100
     }
 }
 
-/// Every duration of a peer's state machine.
+/// Durations and limits of a peer's state machine (white paper, section 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimerConfig {
-    /// Age of a session at which its initiator starts the next.
+    /// Age of a session at which its initiator starts a new handshake.
     pub rekey_after: Duration,
-    /// Age at which a session is over.
+    /// Age at which a session expires: nothing is sealed or opened by it any more.
     pub reject_after: Duration,
-    /// Silence of our own after which received content is answered by a keep-alive.
+    /// Time after which content that was received, and answered by nothing, gets a keep-alive.
     pub keepalive: Duration,
-    /// Silence of the peer after something that wants an answer, at which a handshake is started.
+    /// Time without any message of the peer, after a message that expects a reply, at which a
+    /// handshake starts.
     pub silence: Duration,
-    /// Pauses between attempts.
+    /// Pauses between handshake attempts.
     pub backoff: Backoff,
-    /// How long attempts go on; `None`: until one succeeds.
+    /// How long attempts go on; `None`: until one succeeds. Ignored for `InitiationPolicy::Always`.
     pub give_up: Option<Duration>,
-    /// An echo this often, for round-trip time, loss and path MTU; `None`: never.
+    /// Interval of echoes, which measure round-trip time and loss; `None`: none are sent.
     pub echo: Option<Duration>,
-    /// A keep-alive at least this often whether or not anything was received; `None`: never.
+    /// Longest time without any message in either direction before a keep-alive is sent; `None`: no
+    /// such keep-alives.
     pub persistent_keepalive: Option<Duration>,
-    /// Initiations of a peer closer together than this are dropped.
+    /// Shortest time between two initiations of a peer that are worked on.
     pub initiation_gap: Duration,
-    /// New handshake after so many messages, if fewer than the cipher's own bound.
+    /// Messages after which a handshake starts, if fewer than the cipher's own limit.
     pub rekey_after_messages: Option<u64>,
-    /// No message after so many, if fewer than the cipher's own bound.
+    /// Messages after which nothing is sealed, if fewer than the cipher's own limit.
     pub reject_after_messages: Option<u64>,
 }
 
 impl TimerConfig {
-    /// WireGuard's own (white paper, section 6.1), for WireGuard peers.
+    /// WireGuard's constants (white paper, section 6.1), for WireGuard peers.
     #[must_use]
     pub const fn wireguard() -> Self {
         Self {
@@ -90,8 +92,8 @@ impl TimerConfig {
         }
     }
 
-    /// Between appliances: the same life of keys, but a lost peer is noticed within a second and
-    /// called again at least every 800 ms, for as long as it takes.
+    /// For appliances: the same key lifetimes, but a lost peer is noticed within a second, and
+    /// tried at least every 800 ms until it answers.
     #[must_use]
     pub const fn causeway() -> Self {
         Self {
@@ -115,7 +117,7 @@ mod tests {
     use crate::testing::Seeded;
 
     #[test]
-    fn pauses_grow_to_their_bound_and_differ() {
+    fn pauses_stay_within_bounds_and_differ() {
         let backoff = TimerConfig::causeway().backoff;
         let mut random = Seeded::new(1);
         let mut seen = Vec::new();

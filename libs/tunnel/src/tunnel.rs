@@ -1,7 +1,7 @@
-//! Both halves in one thread: the whole tunnel for tests, tools and appliances without workers.
+//! Control half and data path in one thread, for tests and tools.
 //!
-//! It is also the example of how the halves are wired. It allocates per call where that is simpler;
-//! a packet worker holds [`Sender`]s and [`Receiver`]s itself.
+//! It also shows how the two are connected. It allocates per call where that is simpler; a packet
+//! worker owns its [`Sender`]s and [`Receiver`]s itself.
 
 use std::collections::HashMap;
 
@@ -16,24 +16,24 @@ use crate::segment::{PayloadKind, ReassemblyLimits};
 use crate::time::{Instant, Now};
 use crate::wire::{Message, TYPE_DATA};
 
-/// Why a datagram was refused.
+/// A datagram was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ReceiveError {
-    /// A handshake message.
+    /// By the control half.
     #[error(transparent)]
     Handshake(#[from] Rejected),
-    /// A data message.
+    /// By the receiver of its session.
     #[error(transparent)]
     Data(#[from] OpenError),
 }
 
-/// A tunnel end with both halves.
+/// A tunnel end with control half and data path.
 #[derive(Debug)]
 pub struct Tunnel {
     control: TunnelControl,
-    rejoin: ReassemblyLimits,
+    reassembly: ReassemblyLimits,
     peers: HashMap<PeerId, Lanes>,
-    /// Wire index of every receiving half.
+    /// Peer and lane of every index on the wire.
     table: HashMap<u32, (PeerId, usize)>,
     scratch: Vec<u8>,
 }
@@ -45,12 +45,12 @@ struct Lanes {
 }
 
 impl Tunnel {
-    /// An end with no peers.
+    /// An end without peers.
     #[must_use]
-    pub fn new(secret: SecretKey, load: LoadLimits, rejoin: ReassemblyLimits) -> Self {
+    pub fn new(secret: SecretKey, load: LoadLimits, reassembly: ReassemblyLimits) -> Self {
         Self {
             control: TunnelControl::new(secret, load),
-            rejoin,
+            reassembly,
             peers: HashMap::new(),
             table: HashMap::new(),
             scratch: vec![0; crate::wire::MAX_DATAGRAM],
@@ -73,19 +73,24 @@ impl Tunnel {
         };
         let id = self.control.add_peer(now, config);
         let lanes = (0..lanes)
-            .map(|_| (Sender::new(framing), Receiver::new(framing, self.rejoin)))
+            .map(|_| {
+                (
+                    Sender::new(framing),
+                    Receiver::new(framing, self.reassembly),
+                )
+            })
             .collect();
         self.peers.insert(id, Lanes { path: None, lanes });
         id
     }
 
-    /// How a peer is.
+    /// State of a peer.
     #[must_use]
     pub fn status(&self, now: Instant, peer: PeerId) -> Option<PeerStatus> {
         self.control.status(now, peer)
     }
 
-    /// Counters of a peer's receiver, by lane.
+    /// Counters of a peer's receivers, by lane.
     pub fn received(&self, peer: PeerId) -> impl Iterator<Item = RxStats> + '_ {
         self.peers
             .get(&peer)
@@ -93,7 +98,7 @@ impl Tunnel {
             .flat_map(|peer| peer.lanes.iter().map(|(_, receiver)| receiver.stats()))
     }
 
-    /// What a peer's sender did, by lane.
+    /// Snapshots of a peer's senders, by lane.
     pub fn sent(&self, peer: PeerId) -> impl Iterator<Item = TxActivity> + '_ {
         self.peers
             .get(&peer)
@@ -101,11 +106,13 @@ impl Tunnel {
             .flat_map(|peer| peer.lanes.iter().map(|(sender, _)| sender.activity()))
     }
 
-    /// Sends a packet, in fragments if need be, on `lane`; datagrams go to `transmit`.
+    /// Sends a packet on `lane`, in fragments if it is too long for the path. Datagrams go to
+    /// `transmit`.
     ///
     /// # Errors
-    /// [`SealError`]; without a session a handshake is started where [`crate::InitiationPolicy`] allows, and the
-    /// packet is the caller's to keep or drop. Call [`Tunnel::poll`] afterwards in any case.
+    /// [`SealError`]; the packet is lost unless the caller keeps it. Without a session, a handshake
+    /// starts if [`crate::InitiationPolicy`] allows it. Call [`Tunnel::poll`] afterwards in any
+    /// case.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is a different thing, and a struct for one call names none better"
@@ -142,10 +149,10 @@ impl Tunnel {
         sent
     }
 
-    /// Takes a datagram; what it held goes to `deliver`. Call [`Tunnel::poll`] afterwards.
+    /// Takes a datagram. Its content goes to `deliver`. Call [`Tunnel::poll`] afterwards.
     ///
     /// # Errors
-    /// [`ReceiveError`]; the datagram is to be dropped.
+    /// [`ReceiveError`]. Drop the datagram.
     pub fn receive(
         &mut self,
         now: Now,
@@ -175,7 +182,9 @@ impl Tunnel {
             self.control.move_peer(now.mono, id, address);
         }
         match opened.payload {
-            Payload::Control(word) => self.control.handle_control_message(now.mono, id, word),
+            Payload::Control(message) => {
+                self.control.handle_control_message(now.mono, id, message);
+            }
             payload => deliver(id, payload),
         }
         let activity = receiver.activity();
@@ -183,13 +192,13 @@ impl Tunnel {
         Ok(id)
     }
 
-    /// When [`Tunnel::poll`] wants to be called, if nothing else happens.
+    /// When to call [`Tunnel::poll`] next, if nothing else happens before.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         self.control.next_deadline()
     }
 
-    /// Does what is due; datagrams go to `transmit`, what happened to `event`.
+    /// Handles expired timers. Datagrams go to `transmit`, events to `event`.
     pub fn poll(
         &mut self,
         now: Now,
@@ -198,8 +207,8 @@ impl Tunnel {
         event: &mut dyn FnMut(PeerId, Event),
     ) {
         self.drain(now.mono, transmit, event);
-        // What is done may make more due at once (an echo is the packet after which to rekey), but
-        // not without end.
+        // Handling may set further timers to now (an echo is the packet after which keys are
+        // renewed), but not without end.
         for _ in 0..4 {
             if self.control.next_deadline().is_none_or(|at| at > now.mono) {
                 break;
@@ -302,7 +311,7 @@ impl Tunnel {
         let (Some((sender, _)), Some(path)) = (peer.lanes.first_mut(), peer.path) else {
             return;
         };
-        // Without a session there is nobody to tell; the control half knows already.
+        // Without a session there is nothing to send with; the control half knows that.
         if let Ok(bytes) = seal(sender, &mut self.scratch) {
             transmit(path, &self.scratch[..bytes]);
             let activity = sender.activity();

@@ -1,7 +1,7 @@
-//! The four messages on the wire (WireGuard protocol, sections 5.4.2 to 5.4.7 of the white paper).
+//! The four messages on the wire (WireGuard white paper, sections 5.4.2 to 5.4.7).
 //!
-//! Numbers are little-endian. Parsing checks length, type and the reserved bytes, and nothing else:
-//! whoever gets a [`Message`] still knows nothing about who sent it.
+//! Numbers are little-endian. Parsing checks the length, the type and the reserved bytes, and
+//! nothing else: a parsed [`Message`] may be of any sender.
 
 use thiserror::Error;
 
@@ -15,9 +15,9 @@ pub const COOKIE_REPLY_BYTES: usize = 64;
 pub const DATA_HEADER_BYTES: usize = 16;
 /// Bytes of an authentication tag.
 pub const TAG_BYTES: usize = 16;
-/// What a data message adds to its plaintext, bytes.
+/// Bytes that a data message adds to its plaintext.
 pub const DATA_OVERHEAD: usize = DATA_HEADER_BYTES + TAG_BYTES;
-/// Longest datagram UDP can carry over IPv4 (RFC 768, RFC 791), bytes of UDP payload.
+/// Longest datagram of UDP over IPv4 (RFC 768, RFC 791), bytes of UDP payload.
 pub const MAX_DATAGRAM: usize = 65_507;
 
 /// Type byte of a handshake initiation.
@@ -29,27 +29,27 @@ pub const TYPE_COOKIE_REPLY: u8 = 3;
 /// Type byte of a data message.
 pub const TYPE_DATA: u8 = 4;
 
-/// Where mac1 stands in an initiation or response: this many bytes before its end.
+/// Bytes of mac1 and mac2, which are the last of an initiation or a response.
 const MACS_BYTES: usize = 32;
 
-/// Why a datagram is none of the four messages.
+/// The datagram is none of the four messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Malformed {
-    /// Fewer bytes than the smallest message, or a wrong length for its type.
-    #[error("parse message: {len} bytes is no length of message type {kind}; drop the datagram")]
+    /// The length is wrong for the type.
+    #[error("parse message: message type {kind} cannot have {len} bytes; drop the datagram")]
     Length {
-        /// The type byte, zero if there was none.
+        /// The type byte; zero if the datagram is empty.
         kind: u8,
         /// Bytes of the datagram.
         len: usize,
     },
-    /// A type that does not exist.
-    #[error("parse message: there is no message type {kind}; drop the datagram")]
+    /// The type is not known.
+    #[error("parse message: unknown message type {kind}; drop the datagram")]
     Type {
         /// The type byte.
         kind: u8,
     },
-    /// Reserved bytes are not zero, or name a cipher that does not exist.
+    /// Reserved bytes are not zero, or the cipher is not known.
     #[error("parse message: reserved bytes of message type {kind} are set; drop the datagram")]
     Reserved {
         /// The type byte.
@@ -64,9 +64,9 @@ pub enum Message<'a> {
     Initiation(Initiation<'a>),
     /// Type 2, responder to initiator.
     Response(Response<'a>),
-    /// Type 3, a responder under load to whoever claims to be an initiator.
+    /// Type 3, from an end under load to the sender of a handshake message.
     CookieReply(CookieReply<'a>),
-    /// Type 4.
+    /// Type 4, in either direction.
     Data(Data<'a>),
 }
 
@@ -87,14 +87,14 @@ pub struct CookieReply<'a>(&'a [u8; COOKIE_REPLY_BYTES]);
 /// A data message: `type u8, cipher u8, reserved [u8; 2], receiver u32, counter u64, sealed [u8]`.
 ///
 /// `cipher` is WireGuard's first reserved byte: zero is ChaCha20-Poly1305 and exactly WireGuard,
-/// one is AES-256-GCM. Nobody can change it in flight: the other cipher has another key.
+/// one is AES-256-GCM. A change on the way is noticed, because the other cipher has another key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Data<'a> {
     /// Cipher number, see [`crate::Cipher::wire_id`].
     pub cipher: u8,
-    /// Session index, chosen by the receiver.
+    /// Index of the session's lane, chosen by the receiver.
     pub receiver: u32,
-    /// Nonce counter.
+    /// Counter, from which the nonce is made.
     pub counter: u64,
     /// Ciphertext and tag, at least [`TAG_BYTES`] long.
     pub sealed: &'a [u8],
@@ -119,7 +119,7 @@ fn array_at<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
 }
 
 impl<'a> Message<'a> {
-    /// Reads a datagram.
+    /// Parses a datagram.
     ///
     /// # Errors
     /// [`Malformed`] if it is none of the four messages.
@@ -157,10 +157,10 @@ impl<'a> Message<'a> {
 }
 
 impl<'a> Data<'a> {
-    /// Reads a data message, the only type a packet worker needs to know.
+    /// Parses a data message, the only type that packet workers handle.
     ///
     /// # Errors
-    /// [`Malformed`] if it is none.
+    /// [`Malformed`] if it is no data message.
     pub fn parse(datagram: &'a [u8]) -> Result<Self, Malformed> {
         let len = datagram.len();
         if !(DATA_OVERHEAD..=MAX_DATAGRAM).contains(&len) {
@@ -198,7 +198,7 @@ impl<'a> Data<'a> {
 }
 
 impl<'a> Initiation<'a> {
-    /// Index the initiator chose for the session to be.
+    /// Index that the initiator chose for the session.
     #[must_use]
     pub fn sender(&self) -> u32 {
         u32_at(self.0, 4)
@@ -217,13 +217,13 @@ impl<'a> Initiation<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Index the responder chose.
+    /// Index that the responder chose for the session.
     #[must_use]
     pub fn sender(&self) -> u32 {
         u32_at(self.0, 4)
     }
 
-    /// Index of the initiation this answers.
+    /// Index of the initiation that this answers.
     #[must_use]
     pub fn receiver(&self) -> u32 {
         u32_at(self.0, 8)
@@ -242,7 +242,7 @@ impl<'a> Response<'a> {
 }
 
 impl<'a> CookieReply<'a> {
-    /// Index of the handshake message this answers.
+    /// Index of the handshake message that this answers.
     #[must_use]
     pub fn receiver(&self) -> u32 {
         u32_at(self.0, 4)

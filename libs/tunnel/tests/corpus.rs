@@ -1,4 +1,4 @@
-//! The fuzz targets of `tunnel/fuzz` as an ordinary test (`fuzzing::Corpus`).
+//! Runs the fuzz targets on seeds, regressions and mutations (`fuzzing::Corpus`).
 
 #[path = "../fuzz/src/lib.rs"]
 mod fuzz;
@@ -18,27 +18,27 @@ fn corpus(name: &str, runs: u64) {
 }
 
 #[test]
-fn messages_read_as_they_are_written_down() {
+fn messages_are_parsed_by_their_layout() {
     corpus("message", 100_000);
 }
 
 #[test]
-fn keys_have_one_text_each() {
+fn a_key_has_one_text() {
     corpus("keys", 20_000);
 }
 
 #[test]
-fn segments_rejoin_as_the_model_does() {
+fn reassembly_equals_the_model() {
     corpus("segment", 20_000);
 }
 
 #[test]
-fn a_session_yields_what_was_sealed_and_nothing_twice() {
+fn a_session_delivers_what_was_sealed_once() {
     corpus("receiver", 300);
 }
 
 #[test]
-fn handshakes_take_nothing_forged() {
+fn handshakes_accept_nothing_forged() {
     corpus("handshake", 150);
 }
 
@@ -48,6 +48,6 @@ fn the_state_machine_stays_bounded() {
 }
 
 #[test]
-fn seeds_are_what_is_generated() {
+fn seed_files_equal_the_generated_seeds() {
     all().check_seeds(&fuzz::TARGETS, &fuzz::seeds::all());
 }

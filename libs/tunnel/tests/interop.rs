@@ -1,5 +1,5 @@
 //! The handshake and data messages against an independent WireGuard (boringtun), over UDP on
-//! loopback: as initiator and as responder, with and without a shared key.
+//! loopback: as initiator and as responder, with and without a preshared key.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::net::{SocketAddr, UdpSocket};
@@ -12,7 +12,7 @@ use tunnel::{
     PresharedKey, Random, ReassemblyLimits, SealError, SecretKey, Tunnel,
 };
 
-/// Seeded, not secret: SplitMix64.
+/// SplitMix64, seeded. It is not secure.
 struct Seeded(u64);
 
 impl Random for Seeded {
@@ -128,7 +128,7 @@ impl Pair {
             .poll(now, &mut self.random, transmit, &mut |_, _| {});
     }
 
-    /// Takes what arrived here; yields the packets in it.
+    /// Receives datagrams; yields the packets in them.
     fn we_receive(&mut self) -> Vec<Vec<u8>> {
         let mut buffer = [0; 2048];
         let mut packets = Vec::new();
@@ -190,7 +190,7 @@ impl Pair {
         packets
     }
 
-    /// Packets of many residues modulo the padding, and up to WireGuard's usual MTU, both ways.
+    /// Packets of many lengths modulo the padding, up to WireGuard's usual MTU, both ways.
     fn exchange(&mut self) {
         for len in [20, 21, 31, 32, 33, 100, 576, 1180, 1408, 1409, 1420] {
             let packet = ip_packet(len, len as u8);

@@ -1,9 +1,10 @@
-//! Two tunnels over a path that loses, reorders, duplicates, delays, corrupts, replays, rebinds
-//! addresses and goes away, with ends that restart and keys that rotate all the time.
+//! Two tunnels over a path that loses, reorders, duplicates, delays, corrupts and replays
+//! datagrams, rebinds addresses and fails, with ends that restart and keys that rotate often.
 //!
-//! Held at every step: nothing is delivered twice, nothing that was not sent, no (key, counter) is
-//! used twice. Held after every storm: traffic flows both ways within a stated
-//! bound. Steps and seed come from TUNNEL_MODEL_STEPS and TUNNEL_MODEL_SEED; the seed is printed.
+//! At every step: nothing is delivered twice, nothing is delivered that was not sent, no (key,
+//! counter) is used twice, no timer stays expired. After every storm: traffic flows both ways
+//! within a stated bound. `TUNNEL_MODEL_STEPS` and `TUNNEL_MODEL_SEED` set steps and seed; the seed
+//! is printed.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -62,7 +63,7 @@ impl Side {
 
 /// How the path behaves, in per cent and milliseconds.
 #[derive(Clone, Copy, Debug)]
-struct Weather {
+struct PathConditions {
     loss: u64,
     duplicate: u64,
     corrupt: u64,
@@ -71,7 +72,7 @@ struct Weather {
     down: bool,
 }
 
-const CALM: Weather = Weather {
+const CALM: PathConditions = PathConditions {
     loss: 0,
     duplicate: 0,
     corrupt: 0,
@@ -79,7 +80,7 @@ const CALM: Weather = Weather {
     delay: (10, 12),
     down: false,
 };
-/// One round trip in calm weather.
+/// One round trip in calm conditions.
 const ROUND_TRIP: Duration = Duration::from_millis(24);
 
 struct End {
@@ -103,9 +104,9 @@ struct World {
     provider: End,
     tenant_address: PeerPath,
     provider_addresses: [PeerPath; 2],
-    /// Which of the provider's addresses (gateways) works.
+    /// Which of the provider's paths (gateways) works.
     open_gateway: usize,
-    weather: Weather,
+    conditions: PathConditions,
     /// By time of arrival and a serial number.
     flying: BTreeMap<(u64, u64), Flight>,
     serial: u64,
@@ -142,13 +143,13 @@ fn timers() -> TimerConfig {
     }
 }
 
-/// The bound on recovery: silence, a pause for every address, and three round trips.
-fn bound(addresses: u32) -> Duration {
+/// The bound on recovery: silence, a pause for every path, and three round trips.
+fn bound(paths: u32) -> Duration {
     let timers = timers();
-    timers.silence + timers.backoff.longest() * addresses + ROUND_TRIP * 3
+    timers.silence + timers.backoff.longest() * paths + ROUND_TRIP * 3
 }
 
-/// A packet anyone can check: its id, its length, and bytes that follow from the id.
+/// A packet that can be checked: its id, its length, and bytes that follow from the id.
 fn packet(id: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len.max(16)];
     let mut fill = Seeded(id ^ 0x5bd1);
@@ -193,7 +194,7 @@ impl World {
             tenant_address: tenant_at(40_000),
             provider_addresses,
             open_gateway: 0,
-            weather: CALM,
+            conditions: CALM,
             flying: BTreeMap::new(),
             serial: 0,
             recorded: Vec::new(),
@@ -259,7 +260,7 @@ impl World {
             self.seed,
             self.now / MS,
             self.counts,
-            self.weather,
+            self.conditions,
             self.tenant
                 .tunnel
                 .status(self.clock().mono, self.tenant.peer),
@@ -273,7 +274,8 @@ impl World {
     fn transmit(&mut self, side: Side, to: PeerPath, bytes: &[u8]) {
         let index = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         match bytes[0] {
-            // Whoever names an index starts a new life of it: the other end's counters begin anew.
+            // An end that chooses an index again starts a new session: the other end's counters
+            // restart.
             1 | 2 => {
                 self.nonces.remove(&(side.other(), index(4)));
                 self.counts.handshakes += u64::from(bytes[0] == 2);
@@ -314,7 +316,7 @@ impl World {
                 bytes: bytes.to_vec(),
             });
         }
-        if self.random.percent(self.weather.duplicate) {
+        if self.random.percent(self.conditions.duplicate) {
             self.fly(Flight {
                 to,
                 from,
@@ -322,10 +324,10 @@ impl World {
             });
         }
         self.fly(flight);
-        if self.random.percent(self.weather.replay) && !self.recorded.is_empty() {
+        if self.random.percent(self.conditions.replay) && !self.recorded.is_empty() {
             let at = self.random.below(self.recorded.len() as u64) as usize;
             let old = &self.recorded[at];
-            // An attacker may send what it recorded from wherever it likes, to where the ends are now.
+            // The attacker may send recorded datagrams from any address to where the ends are now.
             let to_tenant = !self.provider_addresses.contains(&old.to);
             let to = if to_tenant {
                 self.tenant_address
@@ -342,11 +344,11 @@ impl World {
     }
 
     fn fly(&mut self, mut flight: Flight) {
-        let weather = self.weather;
-        if weather.down || self.random.percent(weather.loss) || flight.bytes.len() > PATH {
+        let conditions = self.conditions;
+        if conditions.down || self.random.percent(conditions.loss) || flight.bytes.len() > PATH {
             return;
         }
-        if self.random.percent(weather.corrupt) {
+        if self.random.percent(conditions.corrupt) {
             match self.random.below(3) {
                 0 => {
                     let at = self.random.below(flight.bytes.len() as u64) as usize;
@@ -363,7 +365,7 @@ impl World {
                 }
             }
         }
-        let (least, most) = weather.delay;
+        let (least, most) = conditions.delay;
         let at = self.now + (least * MS) + self.random.below((most - least) * MS + 1);
         self.serial += 1;
         self.flying.insert((at, self.serial), flight);
@@ -384,7 +386,7 @@ impl World {
         }
     }
 
-    /// Sends a packet; its id, if there was a session to send it by.
+    /// Sends a packet. Yields its id if there was a session.
     fn send(&mut self, side: Side, len: usize) -> Option<u64> {
         let clock = self.clock();
         let id = self.next_id;
@@ -438,7 +440,7 @@ impl World {
                 network,
                 bytes,
             } => got.push((kind, network, bytes.to_vec())),
-            Payload::Invalid(bad) => panic!("an honest peer sent nonsense: {bad}"),
+            Payload::Invalid(bad) => panic!("an honest peer sent invalid content: {bad}"),
             _ => {}
         };
         let taken = end.tunnel.receive(
@@ -452,7 +454,7 @@ impl World {
         for (kind, network, bytes) in got {
             let id = u64::from_be_bytes(bytes[..8].try_into().unwrap());
             if kind != PayloadKind::Ip || network != 77 || bytes != packet(id, bytes.len()) {
-                self.fail("something was delivered that nobody sent");
+                self.fail("a packet was delivered that was not sent");
             }
             if !self.delivered.insert(id) {
                 self.fail(&format!("packet {id} was delivered twice"));
@@ -481,7 +483,7 @@ impl World {
             if next > until {
                 break;
             }
-            // A timer in the past must be done with after one poll: a busy loop is a bug.
+            // After one poll no timer may be expired: that would be a busy loop.
             self.now = self.now.max(next);
             if arrival == Some(next) {
                 if let Some((_, flight)) = self.flying.pop_first() {
@@ -496,7 +498,7 @@ impl World {
                     .filter_map(|end| end.tunnel.next_deadline())
                     .any(|at| at.as_nanos() <= self.now);
                 if stuck {
-                    self.fail("a timer stays due");
+                    self.fail("a timer stays expired");
                 }
             }
         }
@@ -529,7 +531,7 @@ impl World {
         } as usize;
         match self.random.below(1000) {
             0 => self.tenant_address = tenant_at(40_000 + self.random.below(20_000) as u16),
-            1 => self.weather.down = !self.weather.down,
+            1 => self.conditions.down = !self.conditions.down,
             2 if self.random.percent(20) => self.open_gateway = 1 - self.open_gateway,
             3 if self.random.percent(20) => self.restart(Side::Tenant),
             4 if self.random.percent(20) => self.restart(Side::Provider),
@@ -545,9 +547,9 @@ impl World {
         self.run(until);
     }
 
-    /// The storm is over: how long until a packet sent from now on arrives, each way?
+    /// Measures, after a storm, how long it takes until a packet arrives each way.
     fn recover(&mut self) {
-        self.weather = CALM;
+        self.conditions = CALM;
         self.open_gateway = 0;
         let start = self.now;
         let limit = bound(2).as_nanos() as u64;
@@ -588,7 +590,7 @@ fn storms(cipher: Cipher, seed: u64, steps: u64) {
     while world.counts.steps < steps {
         let random = &mut world.random;
         let least = random.below(60);
-        world.weather = Weather {
+        world.conditions = PathConditions {
             loss: random.below(40),
             duplicate: random.below(20),
             corrupt: random.below(20),
@@ -614,7 +616,7 @@ fn storms(cipher: Cipher, seed: u64, steps: u64) {
 }
 
 #[test]
-fn storms_never_break_the_promises_with_aes() {
+fn storms_break_no_invariant_with_aes() {
     storms(
         Cipher::Aes256Gcm,
         setting("TUNNEL_MODEL_SEED", 1),
@@ -623,7 +625,7 @@ fn storms_never_break_the_promises_with_aes() {
 }
 
 #[test]
-fn storms_never_break_the_promises_with_chacha() {
+fn storms_break_no_invariant_with_chacha() {
     storms(
         Cipher::ChaCha20Poly1305,
         setting("TUNNEL_MODEL_SEED", 2),
@@ -631,7 +633,7 @@ fn storms_never_break_the_promises_with_chacha() {
     );
 }
 
-/// A calm path loses nothing at all while keys rotate by count and by age.
+/// On a calm path no packet is lost while keys rotate by count and by age.
 #[test]
 fn rotation_loses_no_packet() {
     let mut world = World::new(3, Cipher::Aes256Gcm);
@@ -656,17 +658,17 @@ fn rotation_loses_no_packet() {
     );
 }
 
-/// An idle tunnel and five minutes without a path: up within a second of its return.
+/// After five minutes without a path, an idle tunnel is up within a second of its return.
 #[test]
-fn a_path_that_comes_back_is_in_use_within_a_second() {
+fn a_path_that_returns_is_used_within_a_second() {
     for seed in 10..20 {
         let mut world = World::new(seed, Cipher::Aes256Gcm);
         world.recover();
-        world.weather.down = true;
+        world.conditions.down = true;
         let until = world.now + 300_000 * MS;
         world.run(until);
         let start = world.now;
-        world.weather = CALM;
+        world.conditions = CALM;
         let mut ids = Vec::new();
         while !ids.iter().any(|id| world.delivered.contains(id)) {
             ids.extend(world.send(Side::Provider, 100));

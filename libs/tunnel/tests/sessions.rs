@@ -1,4 +1,4 @@
-//! Sessions and lanes of two tunnels over a path that does one thing wrong at a time.
+//! Sessions and lanes of two tunnels over a path with one fault at a time.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tunnel::{
 
 const MS: u64 = 1_000_000;
 
-/// SplitMix64.
+/// SplitMix64, seeded. It is not secure.
 struct Seeded(u64);
 
 impl Random for Seeded {
@@ -32,13 +32,13 @@ impl Random for Seeded {
 struct Pair {
     random: Seeded,
     now: u64,
-    /// The end that dials, and the one that answers.
+    /// The initiator and the responder.
     ends: [(Tunnel, PeerId, PeerPath); 2],
-    /// Whether responses get through.
+    /// Whether the path carries responses.
     answers: bool,
-    /// The longest datagram that gets through.
+    /// Longest datagram that the path carries.
     longest: usize,
-    /// How often an end took the other one to be silent.
+    /// Number of [`Event::Silent`].
     silences: u32,
     delivered: u32,
     initiations: u32,
@@ -93,7 +93,7 @@ impl Pair {
         }
     }
 
-    /// Carries datagrams at once until there are none, timers of this moment included.
+    /// Carries datagrams without delay and handles timers, until nothing is left at this moment.
     fn carry(&mut self, mut flying: Vec<(usize, Vec<u8>)>) {
         let clock = self.clock();
         loop {
@@ -146,13 +146,13 @@ impl Pair {
     }
 }
 
-/// Found by fuzzing: the receivers of the end that answers held five sessions, the sixth took the place
-/// of the one in use, which is the oldest while answers are lost.
+/// Found by fuzzing: the responder's receivers have five sessions, and the sixth replaced the one
+/// in use, which is the oldest while responses are lost.
 #[test]
-fn lost_answers_do_not_cost_the_session_in_use() {
+fn lost_responses_do_not_cost_the_session_in_use() {
     let mut pair = Pair::new(1);
     pair.carry(Vec::new());
-    // Past the age at which the next session is asked for.
+    // Beyond the age at which keys are renewed.
     for round in 0..1_300 {
         pair.answers = round < 1_000;
         pair.now += 100 * MS;
@@ -163,7 +163,7 @@ fn lost_answers_do_not_cost_the_session_in_use() {
 }
 
 #[test]
-fn a_lane_that_once_starved_asks_for_no_more_handshakes() {
+fn a_lane_once_without_session_requests_no_more_handshakes() {
     let mut pair = Pair::new(2);
     // There is no session yet.
     assert!(!pair.send(0, 1));
@@ -175,11 +175,12 @@ fn a_lane_that_once_starved_asks_for_no_more_handshakes() {
     assert_eq!(pair.delivered, 600);
 }
 
-/// An idle end hears the other one once a second, and what a probe asks for would be missed sooner.
+/// An idle end hears the peer once a second; a lost probe must not count as silence.
 #[test]
-fn a_probe_that_is_too_long_for_the_path_is_no_silence() {
+fn a_lost_probe_is_no_silence() {
     for longest in [1240, 1300, 1452] {
-        // The search begins anew when the end that dials has another address, at any time after the last echo.
+        // The search restarts when the initiator's address changes, at any time after the last
+        // echo.
         for phase in (0..1000).step_by(50) {
             let mut pair = Pair::new(1);
             pair.longest = longest;
@@ -211,9 +212,9 @@ fn handshake_messages(control: &mut TunnelControl) -> Vec<Datagram> {
         .collect()
 }
 
-/// An answer that was on its way while the path changed says nothing about the new one.
+/// A reply that was on its way while the path changed says nothing about the new path.
 #[test]
-fn a_late_answer_does_not_raise_the_new_paths_mtu() {
+fn a_late_reply_does_not_raise_the_new_paths_mtu() {
     let mut random = Seeded(6);
     let [here, there, elsewhere] =
         [2, 5, 9].map(|host| PeerPath::from(SocketAddr::from(([192, 0, 2, host], 6180))));
@@ -244,7 +245,7 @@ fn a_late_answer_does_not_raise_the_new_paths_mtu() {
         one.handle_datagram(now, there, datagram.as_bytes(), &mut random)
             .unwrap();
     }
-    // Something comes, so the path is alive, and the first size is tried.
+    // The peer is alive, so the first size is probed.
     let heard = RxActivity {
         last_received: Some(now.mono),
         ..RxActivity::default()
@@ -266,9 +267,9 @@ fn a_late_answer_does_not_raise_the_new_paths_mtu() {
     assert_eq!(max(&one), MIN_DATAGRAM);
 }
 
-/// A datagram of another lane that was held up must not fix the address the peer left.
+/// A delayed datagram of another lane must not keep data on the path that the peer has left.
 #[test]
-fn a_late_datagram_of_another_lane_does_not_keep_the_old_address() {
+fn a_late_datagram_of_another_lane_does_not_keep_the_old_path() {
     let mut pair = Pair::new(2);
     pair.carry(Vec::new());
     let (clock, old) = (pair.clock(), pair.ends[0].2);
@@ -306,9 +307,9 @@ fn a_late_datagram_of_another_lane_does_not_keep_the_old_address() {
     assert_eq!(seal(&mut pair, 1, 0).0, new);
 }
 
-/// An end that chooses its way itself hears the answer to a handshake by the way that it has left.
+/// An end that selects its path itself may receive a response over the path that it has left.
 #[test]
-fn a_late_answer_moves_only_an_end_that_roams() {
+fn a_late_response_moves_only_an_end_that_roams() {
     for roams in [true, false] {
         let mut random = Seeded(11);
         let secrets = [1, 2].map(|_| SecretKey::generate(&mut random));

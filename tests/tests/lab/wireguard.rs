@@ -75,7 +75,7 @@ fn flawless(stand: &Stand) {
         + stats.forged
         + stats.no_session
         + stats.malformed
-        + stats.bad_content;
+        + stats.invalid_content;
     assert_eq!(refused, 0, "{stats:?}");
     assert_eq!(stand.ours.strays(), 0, "answers that came twice");
     stand.ours.look(|state| {

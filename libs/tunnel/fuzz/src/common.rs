@@ -1,4 +1,4 @@
-//! What the targets share: randomness, two ends and the way between them.
+//! Helpers of the targets: randomness, two ends and the path between them.
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -8,7 +8,7 @@ use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
 use tunnel::{Instant, Now, Output, PeerPath, PublicKey, Random, SecretKey, TunnelControl};
 
-/// SplitMix64. Nothing it yields is secret.
+/// SplitMix64. It is not secure.
 pub(crate) struct Seeded(pub(crate) u64);
 
 impl Random for Seeded {
@@ -24,7 +24,7 @@ impl Random for Seeded {
     }
 }
 
-/// Secrets of the two ends.
+/// Secret keys of the two ends.
 pub(crate) fn secrets() -> [SecretKey; 2] {
     [
         SecretKey::from_bytes(&[0x11; 32]),
@@ -32,14 +32,14 @@ pub(crate) fn secrets() -> [SecretKey; 2] {
     ]
 }
 
-/// What the two ends are known by. Made once: it is curve arithmetic.
+/// Public keys of the two ends. Computed once, because that is curve arithmetic.
 pub(crate) fn publics() -> [PublicKey; 2] {
     static PUBLICS: LazyLock<[PublicKey; 2]> =
         LazyLock::new(|| secrets().map(|secret| secret.public()));
     *PUBLICS
 }
 
-/// Where the ends are, and two places where they are not, by the ports that they use.
+/// The addresses of the two ends, and two other addresses with the same ports.
 pub(crate) fn addresses() -> [PeerPath; 4] {
     [
         PeerPath::from(SocketAddr::from(([198, 51, 100, 2], 40_000))),
@@ -49,7 +49,7 @@ pub(crate) fn addresses() -> [PeerPath; 4] {
     ]
 }
 
-/// Both clocks. The monotonic one never gets to [`Instant::NEVER`].
+/// Both clocks. The monotonic one never reaches [`Instant::NEVER`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     pub(crate) mono: u64,
@@ -68,7 +68,7 @@ impl Clock {
         self.mono = mono.min(u64::MAX - 1);
     }
 
-    /// Both clocks go on.
+    /// Moves both clocks forward.
     pub(crate) fn advance(&mut self, nanos: u64) {
         self.set(self.mono.saturating_add(nanos));
         self.unix = self.unix.saturating_add(nanos);
@@ -86,7 +86,7 @@ impl Clock {
     }
 }
 
-/// Gives a handshake message the mac1 that its receiver asks for (white paper, section 5.4.4).
+/// Writes mac1 into a handshake message (white paper, section 5.4.4).
 pub(crate) fn stamp(receiver: &PublicKey, message: &mut [u8]) {
     let Some(at) = message.len().checked_sub(32) else {
         return;
@@ -101,12 +101,12 @@ pub(crate) fn stamp(receiver: &PublicKey, message: &mut [u8]) {
     message[at..at + 16].copy_from_slice(&mac.finalize_fixed());
 }
 
-/// Everything an end wants done. Fails if that does not come to an end.
+/// All outputs of an end. Panics if there are more than `most`.
 pub(crate) fn outputs(control: &mut TunnelControl, most: usize) -> Vec<Output> {
     let mut all = Vec::new();
     while let Some(output) = control.poll_output() {
         all.push(output);
-        assert!(all.len() <= most, "outputs without end: {all:?}");
+        assert!(all.len() <= most, "too many outputs: {all:?}");
     }
     all
 }

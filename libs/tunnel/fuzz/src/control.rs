@@ -1,5 +1,5 @@
-//! The state machine under arbitrary time, order and reports: it stays bounded, never spins, and never
-//! takes from a receiver a session that it still counts on.
+//! The state machine under arbitrary time, order and reports: its outputs stay bounded, no timer
+//! stays expired, and no receiver loses a session that is still in use.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,17 +16,18 @@ use fuzzing::Input;
 use super::common::{Clock, Seeded, addresses, le32, outputs, publics, secrets};
 
 const ACTS: usize = 96;
-/// Datagrams on their way; what does not fit is lost.
+/// Datagrams on their way at most; further ones are lost.
 const FLYING: usize = 48;
-/// Outputs of one act, more than which nothing can want: five sessions and eight initiations retired, three
-/// lanes twice, addresses, words, events.
+/// Upper bound on the outputs of one act: five sessions and eight initiations retired, three lanes
+/// twice, paths, control messages, events.
 const OUTPUTS: usize = 40;
-/// Timeouts at one moment after which nothing may be due any more; as many as [`tunnel::Tunnel::poll`] does.
+/// Timeouts at one moment after which no timer may be expired, as many as [`tunnel::Tunnel::poll`]
+/// does.
 const ROUNDS: usize = 4;
 const MS: u64 = 1_000_000;
 
-/// Acts on two ends with senders and receivers: time in both directions, timeouts, datagrams in any order,
-/// reports true and false, words, addresses, configuration.
+/// Acts on two ends with senders and receivers: time in both directions, timeouts, datagrams in any
+/// order, true and false reports, control messages, paths, configuration.
 pub fn control(data: &[u8]) {
     let mut input = Input::new(data);
     let mut world = World::new(&mut input);
@@ -43,12 +44,12 @@ struct End {
     config: PeerConfig,
     peer: PeerId,
     lanes: Vec<(Sender, Receiver)>,
-    /// Sessions the receivers were given and must not lose: name, when they end.
+    /// Sessions that the receivers were given and must not lose: name, expiry.
     held: Vec<(u32, Instant)>,
     ceiling: usize,
     /// Where data goes.
-    address: Option<PeerPath>,
-    /// Sizes probed since it goes there.
+    path: Option<PeerPath>,
+    /// Sizes probed on this path.
     probed: Vec<usize>,
 }
 
@@ -57,16 +58,16 @@ struct World {
     random: Seeded,
     ends: [End; 2],
     flying: VecDeque<(usize, Vec<u8>)>,
-    /// Where datagrams are sealed; longer than any.
+    /// Buffer for sealing, longer than any datagram.
     scratch: Vec<u8>,
 }
 
-fn configuration(input: &mut Input<'_>, dial: InitiationPolicy, own: usize) -> PeerConfig {
+fn configuration(input: &mut Input<'_>, policy: InitiationPolicy, own: usize) -> PeerConfig {
     let flags = input.u8();
     let shape = input.u8();
     let key = publics()[1 - own];
-    let dial = if flags & 1 == 0 {
-        dial
+    let policy = if flags & 1 == 0 {
+        policy
     } else {
         [
             InitiationPolicy::Always,
@@ -99,7 +100,7 @@ fn configuration(input: &mut Input<'_>, dial: InitiationPolicy, own: usize) -> P
             ceiling,
             ..PmtuConfig::default()
         }),
-        ..PeerConfig::causeway(key, dial)
+        ..PeerConfig::causeway(key, policy)
     }
 }
 
@@ -173,7 +174,7 @@ impl World {
                 config,
                 peer,
                 held: Vec::new(),
-                address: None,
+                path: None,
                 probed: Vec::new(),
             }
         };
@@ -197,7 +198,7 @@ impl World {
         match act {
             0..=3 => self.pass(input),
             4..=6 => self.timeout(at),
-            // As a caller with nothing else to do: sleep until the deadline, again and again.
+            // As a caller without other work: sleep until the deadline, several times.
             7 | 8 => {
                 for _ in 0..1 + input.below(8) {
                     let Some(deadline) = self.ends[at].control.next_deadline() else {
@@ -257,7 +258,8 @@ impl World {
                     Some(&(name, _)) if input.flag() => name,
                     _ => input.u32(),
                 };
-                // True or not: a daemon that says this wrongly only harms itself, but must not fall.
+                // True or false: a daemon with a wrong report harms only itself, but must not
+                // panic.
                 end.control.confirm_session(now, end.peer, index);
             }
             21 => {
@@ -282,7 +284,7 @@ impl World {
                 }
             }
             _ => {
-                // Configured anew: sessions are gone.
+                // Configured again: the sessions are removed.
                 if input.u8() < 128 {
                     let end = &mut self.ends[at];
                     let config = end.config.clone();
@@ -313,7 +315,8 @@ impl World {
         }
     }
 
-    /// One timeout; and as many more as [`tunnel::Tunnel::poll`] allows, after which nothing may be due.
+    /// One timeout, and as many more as [`tunnel::Tunnel::poll`] allows. Then no timer may be
+    /// expired.
     fn timeout(&mut self, at: usize) {
         let now = self.clock.now();
         for round in 0..=ROUNDS {
@@ -334,12 +337,12 @@ impl World {
         }
     }
 
-    /// Does what an end wants done, as [`tunnel::Tunnel`] does.
+    /// Carries out the outputs of an end, as [`tunnel::Tunnel`] does.
     fn settle(&mut self, at: usize) {
         let now = self.clock.instant();
         let end = &mut self.ends[at];
         let scratch = &mut self.scratch;
-        // Sealing makes reports, and reports may make outputs, but not without end.
+        // Sealing makes reports, and reports may make outputs, but not endlessly.
         for round in 0..ROUNDS {
             let all = outputs(&mut end.control, OUTPUTS);
             if all.is_empty() {
@@ -411,11 +414,11 @@ impl World {
                             end.control.report_sent(now, peer, sender.activity());
                         }
                     }
-                    Output::Path { path: address, .. } => {
+                    Output::Path { path, .. } => {
                         for (_, receiver) in &mut end.lanes {
-                            receiver.set_path(address);
+                            receiver.set_path(path);
                         }
-                        if end.address.replace(address) != Some(address) {
+                        if end.path.replace(path) != Some(path) {
                             end.probed.clear();
                         }
                     }

@@ -1,4 +1,5 @@
-//! Handshakes between two ends over a way on which everything is read, kept, changed and made up.
+//! Handshakes between two ends over a path on which an attacker reads, stores, changes and forges
+//! messages.
 
 use std::collections::BTreeSet;
 
@@ -14,11 +15,11 @@ use fuzzing::{Input, mutate};
 use super::common::{Clock, Seeded, addresses, le32, outputs, publics, secrets, stamp};
 
 const ACTS: usize = 48;
-/// Messages an attacker keeps.
+/// Messages that the attacker stores.
 const KEPT: usize = 64;
 
-/// Acts on two ends, one dialing the other: time, genuine messages in any order, changed ones with a
-/// right mac1 or not, made-up ones; under load or not.
+/// Acts on two ends, of which one initiates: time, genuine messages in any order, changed ones with
+/// or without a valid mac1, forged ones; with and without load.
 pub fn handshake(data: &[u8]) {
     let mut input = Input::new(data);
     let mut world = World::new(&mut input);
@@ -36,43 +37,43 @@ struct End {
     peer: PeerId,
     sender: Sender,
     receiver: Receiver,
-    /// Sessions the receiver was given, by name; and from when.
+    /// Sessions that the receiver was given: name, and since when.
     held: Vec<(u32, Instant)>,
     handled: u64,
-    /// Cookies taken; there is no counter for them.
+    /// Cookies taken, for which there is no counter.
     cookies: u64,
-    /// The last one taken, and when.
+    /// The cookie taken last, and when.
     cookie: Option<(Cookie, u64)>,
-    /// When the secret of the cookies given was drawn.
+    /// When the secret behind the cookies was drawn.
     drawn: Option<u64>,
 }
 
-/// A cookie: for which address, and when the secret it is baked with was drawn.
+/// A cookie: for which address, and when the secret behind it was drawn.
 type Cookie = (PeerPath, u64);
 
 struct Sent {
     by: usize,
     bytes: Vec<u8>,
-    /// The cookie its mac2 was made with.
+    /// The cookie of its mac2.
     cookie: Option<Cookie>,
 }
 
 struct World {
     clock: Clock,
     random: Seeded,
-    /// No handshake is free of cookies.
+    /// Whether every handshake needs a cookie.
     loaded: bool,
     ends: [End; 2],
     wire: Vec<Sent>,
-    /// Cookie replies, and what is in them.
+    /// Cookie replies, and the cookies in them.
     replies: Vec<(Vec<u8>, Cookie)>,
     /// Noise parts of handshake messages that were accepted.
     accepted: BTreeSet<(usize, Vec<u8>)>,
-    /// Sessions completed from a response that was changed on the way: the index for sending is wrong.
+    /// Sessions made from a response that was changed on the way: the index for sending is wrong.
     spoiled: bool,
 }
 
-/// The part of a message that only its sender can have made.
+/// The part of a message that only its sender can make.
 fn proven(message: &[u8]) -> &[u8] {
     match message[0] {
         1 => &message[8..116],
@@ -81,7 +82,7 @@ fn proven(message: &[u8]) -> &[u8] {
     }
 }
 
-/// Whether a cookie or its secret of that moment is still good.
+/// Whether a cookie or a secret of that moment is still valid.
 fn fresh(clock: Clock, at: u64) -> bool {
     clock.instant().since(Instant::from_nanos(at)) < COOKIE_LIFETIME
 }
@@ -158,7 +159,7 @@ impl World {
                     self.deliver(1 - sender, addresses()[sender], &bytes);
                 }
             }
-            // By somebody else who saw it.
+            // Sent by an attacker who saw it.
             3 => {
                 if let Some((sender, bytes)) = self.pick(input) {
                     self.deliver(1 - sender, addresses()[input.below(4)], &bytes);
@@ -224,10 +225,10 @@ impl World {
             if right != bytes {
                 let silent = matches!(
                     result,
-                    Err(Rejected::Stranger | Rejected::NotExpected { .. })
+                    Err(Rejected::InvalidMac1 | Rejected::NotExpected { .. })
                 );
                 assert!(silent, "a wrong mac1 got further: {result:?}");
-                assert!(bytes[0] != 1 || result == Err(Rejected::Stranger));
+                assert!(bytes[0] != 1 || result == Err(Rejected::InvalidMac1));
             }
             let cookie_sent = result == Err(Rejected::CookieSent);
             assert!(!(cookie_sent && reachable), "a cookie was not honoured");
@@ -279,7 +280,7 @@ impl World {
         assert_eq!(counted, end.handled, "every message is counted once");
     }
 
-    /// Does what an end wants done after it took `cause`, nothing being a timeout.
+    /// Carries out the outputs of an end after it took `cause`; empty for a timeout.
     fn settle(&mut self, at: usize, cause: &[u8]) {
         let now = self.clock.instant();
         let end = &mut self.ends[at];
@@ -325,11 +326,11 @@ impl World {
                 _ => {}
             }
         }
-        // Nobody can have more sent to a third than he sends himself.
+        // No amplification: an end never sends more bytes than it was sent.
         assert!(cause.is_empty() || sent <= cause.len(), "amplified");
     }
 
-    /// Seals a packet at one end and opens it at the other, if that still holds the session.
+    /// Seals a packet at one end and opens it at the other, if that end still has the session.
     fn data(&mut self, from: usize) {
         let now = self.clock.instant();
         let mut out = [0; 128];

@@ -1,8 +1,8 @@
-//! Keys and cipher names as text.
+//! The text forms of keys and ciphers.
 
 use tunnel::{Cipher, CipherChoice, PresharedKey, PublicKey, SecretKey};
 
-/// Reads the input as text; and its first 32 bytes as a key, which must read as it was written.
+/// Parses the input as text; and prints its first 32 bytes as a key, which must be parsed again.
 pub fn keys(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let public = text.parse::<PublicKey>();
@@ -13,7 +13,7 @@ pub fn keys(data: &[u8]) {
     let shared = text.parse::<PresharedKey>();
     assert_eq!(shared.as_ref().ok().map(|key| *key.expose()), model);
     if let (Ok(public), Ok(secret)) = (public, secret) {
-        // There is one text for a key.
+        // A key has exactly one text.
         assert_eq!(public.to_string(), text.trim());
         assert_eq!(*secret.expose_base64(), text.trim());
     }
@@ -30,7 +30,7 @@ pub fn keys(data: &[u8]) {
     }
 }
 
-/// RFC 4648 section 4, bit by bit.
+/// Base64 (RFC 4648 section 4), bit by bit.
 fn decode(text: &str) -> Option<[u8; 32]> {
     let digits = text.strip_suffix('=')?;
     let mut bits = Vec::new();

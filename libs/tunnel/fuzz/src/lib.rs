@@ -1,20 +1,21 @@
-//! One function per parser of bytes from the wire, for libFuzzer and for `tunnel/tests/corpus.rs`.
+//! Fuzz targets for every parser of bytes from the wire, for libFuzzer and for `tests/corpus.rs`.
 //!
-//! For: finding inputs that make the tunnel panic, accept what nobody sent, deliver twice, rejoin what
-//! was never cut, or spin. Never: randomness, a clock or a file; an input always does the same.
+//! What they are for: inputs that make the tunnel panic, accept forged messages, deliver twice,
+//! reassemble what was never a packet, or loop. What they never do: use randomness, a clock or a
+//! file; the same input always does the same.
 //!
 //! ```text
 //!   seeds/  regressions/                    corpus/ (grown, not committed)
 //!       │        │                             │
 //!       ▼        ▼                             ▼
-//!   tunnel/tests/corpus.rs            fuzz_targets/*.rs (cargo xtask fuzz)
+//!   tests/corpus.rs                   fuzz_targets/*.rs (cargo xtask fuzz)
 //!       └───────────────┬──────────────────────┘
 //!                       ▼
 //!        message  keys  segment  receiver  handshake  control
 //! ```
 //!
-//! The last four read their input as a program: a byte that names an act, then what the act needs.
-//! Acts past the end of the input read zeros, and there is a bound on acts for each target.
+//! The last four interpret their input as a program: a byte that names an act, then the arguments
+//! of the act. Behind the end of the input they read zeros. Each target has an upper bound on acts.
 
 mod common;
 mod control;

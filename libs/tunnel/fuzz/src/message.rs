@@ -1,11 +1,11 @@
-//! The four messages, against their layout written down a second time.
+//! The four messages, against their layout written a second time.
 
 use tunnel::wire::{Data, Message};
 
 use super::common::le32;
 
-/// Reads the input as a datagram; and once more, cut or filled with zeros to the length in its last two
-/// bytes, because the longest datagrams are longer than a fuzzer's inputs.
+/// Parses the input as a datagram; then again, cut or padded with zeros to the length in its last
+/// two bytes, because the longest datagrams are longer than a fuzzer's inputs.
 pub fn message(data: &[u8]) {
     check(data);
     if let Some(&[high, low]) = data.last_chunk::<2>() {
@@ -15,7 +15,7 @@ pub fn message(data: &[u8]) {
     }
 }
 
-/// The type, if these bytes are a message: white paper, section 5.4, and one bit of cipher.
+/// The type, if these bytes are a message (white paper, section 5.4, and one bit for the cipher).
 fn kind(bytes: &[u8]) -> Option<u8> {
     match (*bytes.first_chunk::<4>()?, bytes.len()) {
         ([1, 0, 0, 0], 148) => Some(1),

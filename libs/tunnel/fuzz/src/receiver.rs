@@ -1,4 +1,4 @@
-//! A real session: what comes by it is what its sender sealed, once, and nothing else.
+//! A real session: the receiver delivers what the sender sealed, once, and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::common::{Clock, Seeded, addresses, outputs, publics, secrets};
 
 const ACTS: usize = 64;
 const LANES: usize = 2;
-/// What one end of the session lives, nanoseconds.
+/// Lifetime of the session, nanoseconds.
 const LIFE: u64 = 180_000_000_000;
 const LIMITS: ReassemblyLimits = ReassemblyLimits {
     slots: 2,
@@ -23,8 +23,8 @@ const LIMITS: ReassemblyLimits = ReassemblyLimits {
     timeout: Duration::from_millis(500),
 };
 
-/// Makes a session by a handshake, then acts on it: seals what the input says, authentic nonsense
-/// included, and delivers that in any order, changed or not, to the right lane or the wrong one.
+/// Makes a session by a handshake, then seals what the input says, including invalid content, and
+/// delivers it in any order, changed or not, to the right lane or a wrong one.
 pub fn receiver(data: &[u8]) {
     let mut input = Input::new(data);
     let mut world = World::new(&mut input);
@@ -110,7 +110,7 @@ struct World {
     plain: BTreeMap<(usize, u64), Vec<u8>>,
     /// Accepted, by lane and counter.
     taken: BTreeSet<(usize, u64)>,
-    /// Delivered after rejoining, by lane and counter of the first fragment.
+    /// Delivered after reassembly, by lane and counter of the first fragment.
     rejoined: BTreeSet<(usize, u64)>,
     opens: u64,
 }
@@ -139,7 +139,7 @@ impl World {
         }
     }
 
-    /// Keeps a sealed message. `plain`: what was asked to be sealed.
+    /// Stores a sealed message. `plain`: the plaintext that was given.
     fn sealed(&mut self, lane: usize, plain: &[u8], bytes: &[u8]) {
         let mut counter = [0; 8];
         counter.copy_from_slice(&bytes[8..16]);
@@ -158,7 +158,7 @@ impl World {
         let mut out = [0; 2048];
         let now = self.clock.instant();
         match input.below(10) {
-            // Any plaintext at all.
+            // Any plaintext.
             0 => {
                 let len = input.below(256);
                 let plain = input.bytes(len).to_vec();
@@ -166,7 +166,7 @@ impl World {
                     self.sealed(lane, &plain, &out[..bytes]);
                 }
             }
-            // A fragment with a header of the input's making, and a body that is long enough to be one.
+            // A fragment with a header from the input, and a body that is long enough for it.
             1 => {
                 let last = input.u8() % 17;
                 let stride = input.u8();
@@ -183,7 +183,7 @@ impl World {
                     self.sealed(lane, &plain, &out[..bytes]);
                 }
             }
-            // What an honest end sends, in fragments if it must.
+            // A packet as an honest end sends it, in fragments if it is long.
             2 => {
                 let mut packet = vec![input.u8(); 20 + usize::from(input.u16() % 3000)];
                 if self.framing == Framing::WireGuard {
@@ -250,7 +250,7 @@ impl World {
                 }
             }
             8 => {
-                // To the lane it is not for.
+                // To a wrong lane.
                 if let Some(at) = self.pick(input) {
                     self.open(lane, self.wire[at].bytes.clone());
                 }
@@ -327,7 +327,7 @@ fn refusals(stats: &RxStats) -> u64 {
     stats.duplicates + stats.too_old + stats.forged + stats.no_session + stats.malformed
 }
 
-/// Whether an authentic message was read as what it says.
+/// Whether an authentic message was parsed as it was sealed.
 fn judge(
     framing: Framing,
     plain: &BTreeMap<(usize, u64), Vec<u8>>,
@@ -344,7 +344,7 @@ fn judge(
     if framing == Framing::WireGuard {
         match payload {
             Payload::Ip(packet) => {
-                // A sealed packet is padded with zeros behind what was asked for.
+                // A sealed packet may be padded with zeros.
                 let mut padded = own.clone();
                 padded.resize(padded.len().next_multiple_of(16), 0);
                 assert!(padded.starts_with(packet) && packet.len() >= 20);
@@ -387,7 +387,7 @@ fn judge(
                 let at = (lane, base + u64::from(index));
                 assert!(taken.contains(&at), "a fragment that never came was used");
                 let (fragment, body) =
-                    Header::parse(&plain[&at]).expect("only fragments are rejoined");
+                    Header::parse(&plain[&at]).expect("only fragments are reassembled");
                 assert_eq!(fragment, Header { index, ..header });
                 joined.extend_from_slice(body);
             }

@@ -1,6 +1,6 @@
-//! Inputs to begin with: real messages, and short programs of acts that get somewhere.
+//! Initial inputs: real messages, and short programs of acts that reach interesting states.
 //!
-//! `tunnel/tests/corpus.rs` writes them to `seeds/` and sees that they stay what this makes.
+//! `tests/corpus.rs` writes them to `seeds/`, and checks that the files equal what this makes.
 
 use tunnel::segment::{ControlMessage, Header};
 use tunnel::{
@@ -37,9 +37,9 @@ fn messages() -> Vec<Seed> {
     };
     let mut one = TunnelControl::new(ours, LoadLimits::default());
     let mut two = TunnelControl::new(theirs, load);
-    let config = |key, dial, address: PeerPath| PeerConfig {
-        paths: vec![address],
-        ..PeerConfig::causeway(key, dial)
+    let config = |key, policy, path: PeerPath| PeerConfig {
+        paths: vec![path],
+        ..PeerConfig::causeway(key, policy)
     };
     one.add_peer(
         clock.instant(),
@@ -53,7 +53,7 @@ fn messages() -> Vec<Seed> {
     for (own, answer) in [("initiation", "response"), ("initiation-2", "cookie-reply")] {
         one.handle_timeout(clock.now(), &mut random);
         for bytes in sent(&mut one) {
-            // The second is answered by a cookie, which is no success.
+            // The second is answered by a cookie, which is an error.
             let _ = two.handle_datagram(clock.now(), here, &bytes, &mut random);
             all.push(("message", own, bytes));
         }
@@ -112,7 +112,8 @@ fn segments() -> Vec<Seed> {
         token: 0x0102_0304_0506_0708,
         size: 1472,
     };
-    // Two slots of 600 bytes, 100 ms: honest fragments of packets, time, a packet cut and turned.
+    // Two slots of 600 bytes, 100 ms: honest fragments of packets, time, a packet with rotated
+    // fragments.
     let mut acts = vec![1, 2, 87, 100];
     for base in [0, 1, 2] {
         for index in 0..4 {
@@ -141,7 +142,7 @@ fn receivers() -> Vec<Seed> {
     // framing, cipher; then lane, act and what the act needs.
     let begin = |wireguard: u8, aes: u8| vec![wireguard, aes];
     let mut honest = begin(0, 1);
-    // A whole packet, one in fragments, a word; each delivered, the newest first, and once more.
+    // A whole packet, one in fragments, a control message; each delivered twice, the newest first.
     honest.extend([0, 2, 0x45, 0, 40, 0, 2, 0x46, 9, 0xc4]);
     honest.extend([0, 3, 1, 2, 3, 4, 5, 6, 7, 8, 5, 0xc0, 5, 0xc0]);
     for back in [0, 1, 2, 3, 4, 1] {
@@ -159,7 +160,7 @@ fn receivers() -> Vec<Seed> {
     nonsense.extend([1, 2, 3, 4]);
     nonsense.extend([1, 1, 1, 4, 1, 0x77, 1, 9, 0, 1, 9, 1, 1, 9, 1]);
     nonsense.extend([0, 8, 0, 1, 6, 0, 0, 20, 0, 1]);
-    // A packet before the session ends, by a clock that then goes 200 s on, and back again.
+    // A packet before the session expires; then the clock goes 200 s forward and back.
     let mut over = begin(0, 0);
     over.extend([
         0, 2, 7, 0, 80, 0, 9, 0, 0, 2, 8, 0, 90, 0, 4, 7, 208, 0, 0, 9, 0,
@@ -176,7 +177,7 @@ fn receivers() -> Vec<Seed> {
 }
 
 fn handshakes() -> Vec<Seed> {
-    // Timeout of the dialing end, its message delivered, the answer delivered, data both ways.
+    // Timeout of the initiator, its initiation and the response delivered, data both ways.
     let round = [1, 0, 2, 0, 2, 0, 7, 0, 7, 1];
     let again = [0, 0, 200];
     let mut calm = vec![0];
@@ -185,13 +186,13 @@ fn handshakes() -> Vec<Seed> {
     for _ in 0..3 {
         calm.extend(round);
         calm.extend(again);
-        // Initiation, cookie, and with the cookie again; response, cookie, and again.
+        // Initiation, cookie, initiation with the cookie; response, cookie, response again.
         loaded.extend([1, 0, 2, 0, 2, 0, 0, 1, 44, 1, 0, 2, 0, 2, 0, 2, 0]);
         loaded.extend(again);
         changed.extend([1, 0, 4, 0, 0, 5, 0, 1, 1, 0, 2, 0]);
         changed.extend([4, 0, 0, 0, 40, 0, 1, 1, 1, 2, 0, 6, 1, 1]);
     }
-    // Answers that never arrive: sessions at the responder that nobody confirms.
+    // Responses that never arrive: sessions of the responder that are never confirmed.
     let mut lost = vec![0];
     lost.extend(round);
     lost.extend([0, 0xf0, 0, 0, 0xf0, 0]);

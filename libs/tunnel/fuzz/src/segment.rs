@@ -1,4 +1,4 @@
-//! Segment headers, control words, cutting and rejoining, against the plainest things that could be right.
+//! Segment headers, control messages, fragmentation and reassembly, against simple models.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use fuzzing::Input;
 const ACTS: usize = 200;
 const MS: u64 = 1_000_000;
 
-/// Reads the input as a segment and as a control word; then as acts on one [`Reassembler`].
+/// Parses the input as a segment and as a control message; then as acts on one [`Reassembler`].
 pub fn segment(data: &[u8]) {
     header(data);
     word(data);
@@ -30,7 +30,7 @@ fn header(plaintext: &[u8]) {
     assert!(!body.is_empty() && fits(header, body));
 }
 
-/// Whether a header can stand in front of a body; the module's documentation, written again.
+/// Whether header and body agree, written again from the module's documentation.
 fn fits(header: Header, body: &[u8]) -> bool {
     let (stride, len) = (usize::from(header.stride), body.len());
     match (header.index, header.last) {
@@ -50,7 +50,7 @@ fn word(body: &[u8]) {
     assert!(body[CONTROL_MESSAGE_BYTES..].iter().all(|&byte| byte == 0));
 }
 
-/// A packet being rejoined, in the model.
+/// An incomplete packet in the model.
 struct Entry {
     name: (u32, u64),
     fields: (PayloadKind, u32, u16, u8),
@@ -58,7 +58,7 @@ struct Entry {
     since: Instant,
 }
 
-/// What [`Reassembler`] must do, with fragments in a tree and packets in a list.
+/// The model of [`Reassembler`]: fragments in a tree, packets in a list.
 struct Model {
     limits: ReassemblyLimits,
     slots: Vec<Option<Entry>>,
@@ -195,7 +195,7 @@ impl World {
 
     fn act(&mut self, input: &mut Input<'_>) {
         match input.below(8) {
-            // Whatever a hostile peer could say, and more: fields no header would be read with.
+            // Any fields, also those with which no header is parsed.
             0 => {
                 let header = Header {
                     kind: kind(input),
@@ -209,7 +209,7 @@ impl World {
                 let body = input.bytes(len);
                 self.offer(session, counter, header, body);
             }
-            // A plaintext as it comes.
+            // A plaintext from the input.
             1 => {
                 let counter = u64::from(input.u8());
                 let len = input.below(200);
@@ -217,7 +217,8 @@ impl World {
                     self.offer(0, counter, header, body);
                 }
             }
-            // One fragment of an honest packet that follows from its counter; now and then a wrong one.
+            // One fragment of an honest packet that follows from its counter; sometimes a wrong
+            // one.
             2..=4 => {
                 let base = u64::from(input.u8() % 64) * 16;
                 let len = 2 + (base as usize * 7) % 300;
@@ -241,7 +242,8 @@ impl World {
                 let counter = base + u64::from(index);
                 self.offer(0, counter, header, plan.fragment(&packet, index));
             }
-            // A whole packet, its fragments turned around by some: it must come out unless there are conflicts.
+            // A whole packet, its fragments rotated: it must be completed unless there are
+            // conflicts.
             5 => self.cut(input),
             6 => {
                 let step = u64::from(input.u16()) * MS / 8;
