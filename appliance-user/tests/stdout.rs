@@ -1,4 +1,4 @@
-//! What the commands print, to a reader who leaves before the end.
+//! Commands whose standard output cannot be written: a closed pipe, or a full disk.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,21 +16,21 @@ fn command(socket: &Path, words: &[&str]) -> Command {
     command
 }
 
-/// As a command ends whose reader has left before it began.
-fn unread(socket: &Path, words: &[&str]) -> Output {
+/// Runs a command whose standard output is a closed pipe.
+fn run_with_closed_stdout(socket: &Path, words: &[&str]) -> Output {
     let (reader, writer) = pipe().expect("a pipe");
     drop(reader);
     let output = command(socket, words).stdout(writer).output();
     output.expect("run")
 }
 
-/// Answers what a daemon is asked with this, and tells what that was.
-fn answers(
+/// Serves the control socket with answers of `answer`. The receiver gets the requests.
+fn serve(
     socket: &Path,
     answer: impl Fn(&str) -> String + Send + 'static,
 ) -> mpsc::Receiver<String> {
     let listener = UnixListener::bind(socket).expect("a socket");
-    let (asked, told) = mpsc::channel();
+    let (sender, requests) = mpsc::channel();
     spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.expect("a connection");
@@ -39,31 +39,31 @@ fn answers(
                 .read_line(&mut line)
                 .expect("a request");
             writeln!(stream, "{{\"ok\":{}}}", answer(&line)).expect("an answer");
-            let _ = asked.send(line);
+            let _ = sender.send(line);
         }
     });
-    told
+    requests
 }
 
 #[test]
-fn a_command_whose_reader_leaves_ends_quietly_and_well() {
+fn a_command_ends_quietly_when_its_output_pipe_is_closed() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("appliance.sock");
     let endpoints: Vec<String> = (0..9000)
         .map(|n| format!("\"10.1.{}.{}\"", n / 250, n % 250))
         .collect();
     let endpoints = format!("{{\"office\":[{}]}}", endpoints.join(","));
-    let _asked = answers(&socket, move |_| endpoints.clone());
+    let _requests = serve(&socket, move |_| endpoints.clone());
     for words in [
         &["endpoint", "list"][..],
         &["endpoint", "list", "--json"],
         &["reload"],
     ] {
-        let output = unread(&socket, words);
+        let output = run_with_closed_stdout(&socket, words);
         assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{words:?}");
         assert_eq!(output.status.code(), Some(0), "{words:?}");
     }
-    // As with `| head -1`: the reader leaves in the middle, and the rest is more than a pipe holds.
+    // As with `| head -1`: the pipe is closed in the middle, and the rest exceeds its buffer.
     let mut child = command(&socket, &["endpoint", "list"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -80,37 +80,37 @@ fn a_command_whose_reader_leaves_ends_quietly_and_well() {
 }
 
 #[test]
-fn a_trace_that_nobody_reads_is_stopped() {
+fn a_trace_is_stopped_when_its_output_pipe_is_closed() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("appliance.sock");
     let step = r#"[{"at":1,"packet":"0.1","program":"access","step":"enters","interface":"eth0","action":"","counted":[],"len":60,"frame":"arp"}]"#;
-    let asked = answers(&socket, move |line| match line.contains("next") {
+    let requests = serve(&socket, move |line| match line.contains("next") {
         true => step.to_owned(),
         false => "null".to_owned(),
     });
-    let output = unread(&socket, &["trace"]);
+    let output = run_with_closed_stdout(&socket, &["trace"]);
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.status.code(), Some(0));
-    let asked: Vec<String> = asked.try_iter().collect();
-    assert_eq!(asked.len(), 3, "begun, asked once, stopped: {asked:?}");
-    assert!(asked[2].contains("stop"), "{asked:?}");
+    let requests: Vec<String> = requests.try_iter().collect();
+    assert_eq!(requests.len(), 3, "start, next, stop: {requests:?}");
+    assert!(requests[2].contains("stop"), "{requests:?}");
 }
 
 #[test]
-fn a_disk_that_is_full_is_told() {
+fn a_full_disk_is_an_error() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("appliance.sock");
-    let _asked = answers(&socket, |_| "null".to_owned());
+    let _requests = serve(&socket, |_| "null".to_owned());
     let full: File = OpenOptions::new()
         .write(true)
         .open("/dev/full")
         .expect("a device");
     let output = command(&socket, &["reload"]).stdout(full).output();
     let output = output.expect("run");
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
-        said.contains("write to standard output: No space left"),
-        "{said}"
+        stderr.contains("write to standard output: No space left"),
+        "{stderr}"
     );
     assert_eq!(output.status.code(), Some(1));
 }

@@ -1,11 +1,11 @@
-//! The underlay watcher, the raw socket and the frames we make, against a real kernel.
+//! The underlay watcher, the packet socket and the built frames, against a real kernel.
 //!
 //! ```text
-//!   namespace A (the test's thread)            namespace B (a second thread that only holds it)
+//!   namespace A (the test's thread)            namespace B (kept alive by a second thread)
 //!   va 10.9.9.1/24, fd00:9::1/64 ── veth ── vb 10.9.9.2/24, 10.9.9.3/24, fd00:9::2/64
 //! ```
 //!
-//! Both namespaces are private to the test and vanish with its threads.
+//! Both namespaces are private to the test and end with its threads.
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -24,7 +24,7 @@ use tokio::sync::watch;
 const MAC_A: [u8; 6] = [2, 0, 0, 0, 9, 1];
 const MAC_B: [u8; 6] = [2, 0, 0, 0, 9, 2];
 
-/// Two namespaces; the current thread is in A.
+/// Two network namespaces; the current thread is in A.
 struct Pair {
     b: std::fs::File,
     a: std::fs::File,
@@ -107,7 +107,8 @@ impl Pair {
     }
 }
 
-/// Runs a test in a thread of its own, so that its namespace is nobody else's; or says it was skipped.
+/// Runs a test in a separate thread with its own namespaces. Without root, prints that it is
+/// skipped.
 fn isolated(test: &'static str, body: impl FnOnce(Pair) + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         println!("SKIPPED: {test}: needs root");
@@ -230,7 +231,7 @@ fn paths_and_links_follow_the_kernel() {
             .await;
             assert!(took < Duration::from_millis(500), "{took:?}");
 
-            // The link goes and comes back; the router is known meanwhile.
+            // The link goes down and up again; the next hop stays known meanwhile.
             ip("link set va down");
             let (s, _) = until(&mut snapshots, "link down", |s| {
                 !s.links["va"].up && matches!(s.paths[&far], UnderlayPath::Unresolved { .. })
@@ -245,7 +246,7 @@ fn paths_and_links_follow_the_kernel() {
             })
             .await;
 
-            // What is watched changes.
+            // Other peers and interfaces are watched.
             watcher.update(vec![address("10.9.9.3")], vec!["lo".into()]);
             let (s, _) = until(&mut snapshots, "other peers", |s| {
                 resolved(s, address("10.9.9.3"), MAC_B)
@@ -258,9 +259,9 @@ fn paths_and_links_follow_the_kernel() {
 }
 
 #[test]
-fn next_hop_is_confirmed_without_traffic_of_the_kernels_own() {
+fn next_hop_is_confirmed_without_traffic_of_the_kernel() {
     isolated(
-        "next_hop_is_confirmed_without_traffic_of_the_kernels_own",
+        "next_hop_is_confirmed_without_traffic_of_the_kernel",
         |pair| {
             for family in ["ipv4", "ipv6"] {
                 sysctl(&format!("{family}/neigh/va/base_reachable_time_ms"), "500");
@@ -276,7 +277,7 @@ fn next_hop_is_confirmed_without_traffic_of_the_kernels_own() {
                 })
             };
             until(&mut snapshots, "resolved", |s| all_at(s, MAC_B)).await;
-            // The machine behind the address is replaced, and nobody says so.
+            // The machine behind the address is replaced without an announcement.
             pair.in_b(|| {
                 ip("link set vb down");
                 ip("link set vb address 02:00:00:00:09:bb");
@@ -303,7 +304,7 @@ fn lost_events_do_not_leave_a_stale_snapshot() {
                 matches!(s.paths.get(&peer), Some(UnderlayPath::Resolved { .. }))
             })
             .await;
-            // The runtime has one thread and it is here: nobody reads events meanwhile.
+            // The runtime's only thread is this one, so no task reads events meanwhile.
             let mut batch = String::new();
             for n in 0..20_000u32 {
                 let [_, _, high, low] = n.to_be_bytes();
@@ -323,7 +324,8 @@ fn lost_events_do_not_leave_a_stale_snapshot() {
     });
 }
 
-/// A socket that receives every frame of an interface of the current namespace, for half a second at most.
+/// A socket that receives all frames of an interface of the current namespace, with a receive
+/// timeout of half a second.
 fn tap(ifindex: u32) -> OwnedFd {
     let all = (libc::ETH_P_ALL as u16).to_be();
     // SAFETY: socket(2) takes no pointers; the result is checked and owned once.
@@ -332,7 +334,8 @@ fn tap(ifindex: u32) -> OwnedFd {
         assert!(fd >= 0, "{}", std::io::Error::last_os_error());
         OwnedFd::from_raw_fd(fd)
     };
-    // SAFETY: all-zero is a valid `sockaddr_ll`, and the pointers are to live values of the sizes given.
+    // SAFETY: all-zero is a valid `sockaddr_ll`, and the pointers are to live values of the sizes
+    // given.
     unsafe {
         let mut to: libc::sockaddr_ll = std::mem::zeroed();
         to.sll_family = libc::AF_PACKET as u16;
@@ -360,8 +363,8 @@ fn tap(ifindex: u32) -> OwnedFd {
     fd
 }
 
-/// The first frame that fits, within two seconds.
-fn receive(tap: &OwnedFd, mut fits: impl FnMut(&[u8]) -> bool) -> Option<Vec<u8>> {
+/// The first frame that `matches`, within two seconds.
+fn receive(tap: &OwnedFd, mut matches: impl FnMut(&[u8]) -> bool) -> Option<Vec<u8>> {
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(2) {
         let mut frame = vec![0u8; 4096];
@@ -369,7 +372,7 @@ fn receive(tap: &OwnedFd, mut fits: impl FnMut(&[u8]) -> bool) -> Option<Vec<u8>
         let n = unsafe { libc::recv(tap.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
         if n > 0 {
             frame.truncate(n as usize);
-            if fits(&frame) {
+            if matches(&frame) {
                 return Some(frame);
             }
         }
@@ -378,9 +381,9 @@ fn receive(tap: &OwnedFd, mut fits: impl FnMut(&[u8]) -> bool) -> Option<Vec<u8>
 }
 
 #[test]
-fn a_real_stack_answers_our_questions_and_heeds_our_announcements() {
+fn a_real_stack_answers_requests_and_accepts_announcements() {
     isolated(
-        "a_real_stack_answers_our_questions_and_heeds_our_announcements",
+        "a_real_stack_answers_requests_and_accepts_announcements",
         |pair| {
             let port = Port {
                 ifindex: pair.va,
@@ -416,7 +419,7 @@ fn a_real_stack_answers_our_questions_and_heeds_our_announcements() {
                 ip("neigh add 10.9.9.51 lladdr 02:00:00:00:00:01 dev vb nud stale");
                 ip("neigh add fd00:9::50 lladdr 02:00:00:00:00:01 dev vb nud stale");
             });
-            // Linux heeds an announcement only when the entry is older than its lock time.
+            // Linux accepts an announcement only if the entry is older than its lock time.
             std::thread::sleep(Duration::from_millis(1100));
             let moved = [2, 0, 0, 0, 0, 0x77];
             for frame in [
@@ -432,7 +435,7 @@ fn a_real_stack_answers_our_questions_and_heeds_our_announcements() {
                 socket.send(&frame).expect("send");
             }
             std::thread::sleep(Duration::from_millis(100));
-            let (table, gone) =
+            let (table, other_namespace) =
                 pair.in_b(|| (ip_show("neigh show dev vb"), PacketSocket::open(pair.vb)));
             for host in ["10.9.9.50", "10.9.9.51", "fd00:9::50"] {
                 let line = table.lines().find(|l| l.starts_with(&format!("{host} ")));
@@ -446,7 +449,7 @@ fn a_real_stack_answers_our_questions_and_heeds_our_announcements() {
                     .lines()
                     .any(|l| l.starts_with("fd00:9::50") && l.contains("router"))
             );
-            gone.expect("vb is in B");
+            other_namespace.expect("vb is in B");
             assert!(matches!(
                 PacketSocket::open(99_999),
                 Err(raw_socket::Error::NoInterface { .. })

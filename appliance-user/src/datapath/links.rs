@@ -1,4 +1,4 @@
-//! Programs on interfaces.
+//! The links: XDP programs attached to interfaces, and their pins.
 
 use std::{
     fs, io,
@@ -13,7 +13,12 @@ use aya::programs::{
 
 use service::xdp;
 
-use super::{Datapath, Error, io_error, program};
+use super::{
+    Datapath, Error,
+    error::io_error,
+    load::program,
+    pins::{other_roots, remove_root},
+};
 use crate::config::{self, Kind};
 
 /// How XDP is attached.
@@ -21,12 +26,12 @@ use crate::config::{self, Kind};
 pub enum Mode {
     /// In the driver.
     Native,
-    /// In the kernel's generic hook.
+    /// In the kernel's generic hook, after the allocation of an skb.
     Generic,
 }
 
 impl Mode {
-    /// As printed, and as part of a pin's name.
+    /// The name in `status` and in the pin's file name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -42,8 +47,8 @@ impl Mode {
         }
     }
 
-    const fn suits(self, asked: config::Xdp) -> bool {
-        match asked {
+    const fn satisfies(self, requested: config::Xdp) -> bool {
+        match requested {
             config::Xdp::Native => matches!(self, Self::Native),
             config::Xdp::Generic => matches!(self, Self::Generic),
             config::Xdp::Auto => true,
@@ -51,21 +56,21 @@ impl Mode {
     }
 }
 
-/// An interface with a program.
+/// An interface with an attached program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
-    /// Its index.
+    /// Interface index.
     pub ifindex: u32,
-    /// Which program.
+    /// The program.
     pub kind: Kind,
-    /// How.
+    /// The mode in which it is attached.
     pub mode: Mode,
-    /// Whether the link is an earlier process's, its program replaced in one step.
+    /// Whether the link was adopted from an earlier process and its program replaced in one step.
     pub adopted: bool,
     pin: PathBuf,
 }
 
-/// A link's pin.
+/// The pin of a link.
 struct Pin {
     interface: String,
     ifindex: u32,
@@ -99,22 +104,22 @@ impl Pin {
 }
 
 impl Datapath {
-    /// Sees that `interface` runs `kind`: replaces the program of a pinned link in one step where it can,
-    /// else attaches anew. Does nothing where that is so already.
+    /// Makes `interface` run the program `kind`. Replaces the program of a pinned link in one step
+    /// if possible, otherwise attaches the program. Does nothing if the interface already runs it.
     ///
     /// # Errors
-    /// [`Error::Attach`] with the cause; another mode is never taken unless `auto` asks for it.
+    /// [`Error::Attach`] with the cause. Another mode is used only if `auto` is requested.
     pub fn attach(
         &mut self,
         interface: &str,
         ifindex: u32,
         kind: Kind,
-        asked: config::Xdp,
+        requested: config::Xdp,
     ) -> Result<(), Error> {
         if let Some(now) = self.attached.get(interface)
             && now.ifindex == ifindex
             && now.kind == kind
-            && now.mode.suits(asked)
+            && now.mode.satisfies(requested)
         {
             return Ok(());
         }
@@ -124,7 +129,7 @@ impl Datapath {
                 continue;
             }
             if pin.ifindex == ifindex
-                && pin.mode.suits(asked)
+                && pin.mode.satisfies(requested)
                 && replace(program(&mut self.object, kind)?, &pin).is_ok()
             {
                 self.attached.insert(
@@ -139,10 +144,10 @@ impl Datapath {
                 );
                 return Ok(());
             }
-            // Another index, another mode, or a link whose interface has gone.
+            // Another index, another mode, or a link whose interface was removed.
             remove(&pin.path)?;
         }
-        if let Some(mode) = self.take_over(interface, ifindex, kind, asked)? {
+        if let Some(mode) = self.adopt_other_version(interface, ifindex, kind, requested)? {
             let pin = Pin::path(&dir, interface, ifindex, mode);
             self.attached.insert(
                 interface.to_owned(),
@@ -157,12 +162,12 @@ impl Datapath {
             return Ok(());
         }
         self.attached.remove(interface);
-        let modes: &[Mode] = match asked {
+        let modes: &[Mode] = match requested {
             config::Xdp::Native => &[Mode::Native],
             config::Xdp::Generic => &[Mode::Generic],
             config::Xdp::Auto => &[Mode::Native, Mode::Generic],
         };
-        let mut refused = None;
+        let mut failure = None;
         for mode in modes {
             match attach_new(
                 program(&mut self.object, kind)?,
@@ -172,8 +177,12 @@ impl Datapath {
                 *mode,
             ) {
                 Ok(pin) => {
-                    if let Some(error) = refused {
-                        tracing::warn!(interface, error = %error, "native XDP refused; running generic, as xdp = \"auto\" allows");
+                    if let Some(error) = failure {
+                        tracing::warn!(
+                            interface,
+                            error = %error,
+                            "native XDP failed; using generic XDP, as xdp = \"auto\" allows"
+                        );
                     }
                     self.attached.insert(
                         interface.to_owned(),
@@ -187,14 +196,14 @@ impl Datapath {
                     );
                     return Ok(());
                 }
-                Err(error) => refused = Some(error),
+                Err(error) => failure = Some(error),
             }
         }
-        Err(refused.unwrap_or(Error::Missing { what: "XDP mode" }))
+        Err(failure.unwrap_or(Error::Missing { what: "XDP mode" }))
     }
 
-    /// Replaces the program on every interface by that of another object.
-    pub(super) fn put_in_place(&self, object: &mut aya::Ebpf) -> Result<(), Error> {
+    /// Replaces the program of every attached interface by that of another object.
+    pub(super) fn replace_programs(&self, object: &mut aya::Ebpf) -> Result<(), Error> {
         for (interface, attached) in &self.attached {
             let pin = Pin {
                 interface: interface.clone(),
@@ -207,27 +216,27 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts the program on a link that a version with other maps left on the interface, in one step, and
-    /// takes its pin over; or takes such a link off, where another mode is asked for.
-    fn take_over(
+    /// Adopts a link that another schema version left on the interface: replaces its program in one
+    /// step and moves its pin. Removes the link if another mode is requested.
+    fn adopt_other_version(
         &mut self,
         interface: &str,
         ifindex: u32,
         kind: Kind,
-        asked: config::Xdp,
+        requested: config::Xdp,
     ) -> Result<Option<Mode>, Error> {
-        for root in super::other_roots(&self.root) {
+        for root in other_roots(&self.root) {
             let Ok(old) = pins(&root.join("links")) else {
                 continue;
             };
             for pin in old.iter().filter(|pin| pin.interface == interface) {
                 if pin.ifindex == ifindex
-                    && pin.mode.suits(asked)
+                    && pin.mode.satisfies(requested)
                     && replace(program(&mut self.object, kind)?, pin).is_ok()
                 {
                     let path = Pin::path(&self.root.join("links"), interface, ifindex, pin.mode);
                     fs::rename(&pin.path, &path)
-                        .map_err(|source| io_error("take over the pin", &pin.path, source))?;
+                        .map_err(|source| io_error("rename the pin", &pin.path, source))?;
                     return Ok(Some(pin.mode));
                 }
                 remove(&pin.path)?;
@@ -236,19 +245,20 @@ impl Datapath {
         Ok(None)
     }
 
-    /// Removes what a version with other maps left, once every interface runs this one's programs.
+    /// Removes the pins of other schema versions. Call this once every interface runs this
+    /// version's programs.
     ///
     /// # Errors
     /// When a pin cannot be removed.
     pub fn retire_other_versions(&self) -> Result<(), Error> {
-        for root in super::other_roots(&self.root) {
-            super::remove_root(&root)?;
-            tracing::info!(pins = %root.display(), "another version's maps removed");
+        for root in other_roots(&self.root) {
+            remove_root(&root)?;
+            tracing::info!(pins = %root.display(), "removed the pins of another schema version");
         }
         Ok(())
     }
 
-    /// Takes the program off interfaces that `keep` refuses.
+    /// Detaches the programs of interfaces for which `keep` returns false.
     ///
     /// # Errors
     /// When a pin cannot be removed.
@@ -263,7 +273,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Forgets an interface that is gone, with its pin.
+    /// Removes the link and pin of an interface that no longer exists.
     ///
     /// # Errors
     /// When the pin cannot be removed.
@@ -291,7 +301,7 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Puts the program on a pinned link, in one step.
+/// Replaces the program of a pinned link in one step.
 fn replace(program: &mut Xdp, pin: &Pin) -> Result<(), Error> {
     let failed = |source| Error::Link {
         operation: "adopt the link",
@@ -303,7 +313,7 @@ fn replace(program: &mut Xdp, pin: &Pin) -> Result<(), Error> {
     let id = program
         .attach_to_link(link)
         .map_err(|source| attach_error(&pin.interface, pin.mode, source))?;
-    // The pin holds the link; the program need not.
+    // The pin keeps the link alive, so drop the program's handle.
     program
         .take_link(id)
         .map(drop)
@@ -319,7 +329,7 @@ fn attach_new(
     mode: Mode,
 ) -> Result<PathBuf, Error> {
     let refused = |source| attach_error(interface, mode, source);
-    // A link whose pin was just removed leaves the interface a moment later, when the kernel frees it.
+    // The kernel detaches a link some time after the removal of its pin.
     let mut tries = 0;
     let id = loop {
         match program.attach_to_if_index(ifindex, mode.aya()) {
@@ -333,7 +343,7 @@ fn attach_new(
     };
     let link = program.take_link(id).map_err(refused)?;
     let link = FdLink::try_from(link).map_err(|source| Error::Link {
-        operation: "own the link",
+        operation: "convert the link",
         interface: interface.to_owned(),
         source: Box::new(source),
     })?;
@@ -346,7 +356,8 @@ fn attach_new(
 fn attach_error(interface: &str, mode: Mode, source: ProgramError) -> Error {
     let remedy = xdp::remedy(
         &source,
-        "The driver has no native XDP here (on Hyper-V: `ethtool -K IFACE lro off`); use another NIC type, or set xdp = \"generic\" knowingly.",
+        "The driver has no native XDP here (on Hyper-V: `ethtool -K IFACE lro off`); use \
+         another NIC type, or accept slower generic XDP with xdp = \"generic\".",
     );
     Error::Attach {
         interface: interface.to_owned(),
@@ -361,7 +372,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pin_name_is_read_as_it_was_written() {
+    fn a_pin_name_round_trips() {
         let path = Pin::path(Path::new("/p"), "lan-0.7", 12, Mode::Generic);
         assert_eq!(path, Path::new("/p/lan-0%7-12-generic"));
         let pin = Pin::parse(&path).expect("ours");

@@ -1,4 +1,4 @@
-//! Reading and writing the maps, one function an operation.
+//! Reading and writing the maps.
 
 use appliance_common::{
     addr::Address,
@@ -9,26 +9,27 @@ use appliance_common::{
 use aya::maps::{MapError, lpm_trie::Key};
 
 use super::{
-    Datapath, Error, map_error,
-    reconcile::{MapContents, MapUpdate, port_bits, source_bits},
+    Datapath, Error,
+    contents::{MapContents, MapUpdate, port_bits, source_bits},
+    error::map_error,
 };
 
-/// BPF_EXIST, <linux/bpf.h>: only replace.
+/// `BPF_EXIST` of `<linux/bpf.h>`: replace only.
 const EXIST: u64 = 2;
 
-/// The map whose size is the configuration's: two entries for a connection.
+/// The map whose size is set by the configuration: two entries per connection.
 pub(super) const CONNECTIONS: &str = "FLOWS";
 
-/// How many entries a pinned map has room for.
-fn entries(path: &std::path::Path, name: &'static str) -> Result<u32, Error> {
+/// Maximum number of entries of a pinned map.
+fn max_entries(path: &std::path::Path, name: &'static str) -> Result<u32, Error> {
     aya::maps::MapInfo::from_pin(path)
         .map(|info| info.max_entries())
         .map_err(|e| map_error("open", name, e))
 }
 
 impl Datapath {
-    /// Sees that maps found pinned have the sizes this version makes. (aya opens what is pinned without
-    /// comparing.) Key and value sizes were compared when the maps were typed.
+    /// Checks that pinned maps have the sizes of this version: aya opens pinned maps without a
+    /// comparison. Key and value sizes were checked when the maps were typed.
     pub(super) fn check_shape(&self, connections: u32) -> Result<(), Error> {
         let wrong = |map| Error::Shape { map };
         if self.networks.len() != MAX_NETWORKS {
@@ -42,30 +43,31 @@ impl Datapath {
                 MAX_NEIGHBOURS,
             ),
         ] {
-            if self::entries(&map, name)? != entries {
+            if max_entries(&map, name)? != entries {
                 return Err(wrong(name));
             }
         }
-        // Of another size, that of an earlier configuration: the connections in it count for more.
-        let now = self::entries(&self.root.join("maps").join(CONNECTIONS), CONNECTIONS)?;
+        // The size is that of an earlier configuration: keep the map, because it holds connections.
+        let current = max_entries(&self.root.join("maps").join(CONNECTIONS), CONNECTIONS)?;
         let wanted = 2 * connections;
-        if now != wanted {
+        if current != wanted {
             tracing::warn!(
                 map = CONNECTIONS,
-                entries = now,
+                entries = current,
                 wanted,
-                "nat.connections has another size than the map, which keeps its connections: it changes when the data path is made anew, after a `detach`"
+                "nat.connections differs from the size of the existing map; the new size applies \
+                 after `detach`"
             );
         }
         Ok(())
     }
 
-    /// What the maps hold, for a daemon that adopts them.
+    /// Reads the contents of the maps, for a daemon that adopts them.
     ///
     /// # Errors
     /// When a map cannot be read.
     pub fn read(&self) -> Result<MapContents, Error> {
-        let mut tables = MapContents {
+        let mut contents = MapContents {
             config: self
                 .config
                 .get(&0, 0)
@@ -74,93 +76,93 @@ impl Datapath {
         };
         for entry in self.attachments.iter() {
             let (k, v) = entry.map_err(|e| map_error("read", "ATTACHMENTS", e))?;
-            tables.attachments.insert(k, v);
+            contents.attachments.insert(k, v);
         }
         for entry in self.tunnels.iter() {
             let (k, v) = entry.map_err(|e| map_error("read", "TUNNELS", e))?;
-            tables.tunnels.insert(k, v);
+            contents.tunnels.insert(k, v);
         }
         for entry in self.endpoints.iter() {
             let (k, v) = entry.map_err(|e| map_error("read", "ENDPOINTS", e))?;
-            tables.endpoints.insert(k, v);
+            contents.endpoints.insert(k, v);
         }
         for entry in self.routes.iter() {
             let (k, v) = entry.map_err(|e| map_error("read", "ROUTES", e))?;
             let bits = k.prefix_len().saturating_sub(ROUTE_KEY_BITS);
-            tables.routes.insert((bits, k.data()), v);
+            contents.routes.insert((bits, k.data()), v);
         }
         for entry in self.policies.iter() {
             let (k, v) = entry.map_err(|e| map_error("read", "POLICIES", e))?;
-            tables.policies.insert(k, v);
+            contents.policies.insert(k, v);
         }
-        self.read_full(&mut tables)?;
+        self.read_full(&mut contents)?;
         for (slot, value) in (0u32..).zip(self.networks.iter()) {
             let value = value.map_err(|e| map_error("read", "NETWORKS", e))?;
             if value != Network::default() {
-                tables.networks.insert(slot, value);
+                contents.networks.insert(slot, value);
             }
         }
         for (slot, value) in (0u32..).zip(self.tenants.iter()) {
             let value = value.map_err(|e| map_error("read", "TENANTS", e))?;
             if value != Tenant::default() {
-                tables.tenants.insert(slot, value);
+                contents.tenants.insert(slot, value);
             }
         }
         for (slot, value) in (0u32..).zip(self.peers.iter()) {
             let value = value.map_err(|e| map_error("read", "PEERS", e))?;
             if value != Peer::default() {
-                tables.peers.insert(slot, value);
+                contents.peers.insert(slot, value);
             }
         }
-        Ok(tables)
+        Ok(contents)
     }
 
-    /// What of it is of full failover.
-    fn read_full(&self, tables: &mut MapContents) -> Result<(), Error> {
-        tables.nat = self
+    /// Reads the maps of full failover.
+    fn read_full(&self, contents: &mut MapContents) -> Result<(), Error> {
+        contents.nat = self
             .nat
             .get(&0, 0)
             .map_err(|e| map_error("read", "NAT", e))?;
         for (slot, value) in (0u32..).zip(self.shares.iter()) {
             let value = value.map_err(|e| map_error("read", "SHARES", e))?;
             if value != TenantQuota::default() {
-                tables.shares.insert(slot, value);
+                contents.shares.insert(slot, value);
             }
         }
         for (slot, value) in (0u32..).zip(self.nat_addresses.iter()) {
             let value = value.map_err(|e| map_error("read", "NAT_ADDRESSES", e))?;
             if value != NatAddress::default() {
-                tables.nat_addresses.insert(slot, value);
+                contents.nat_addresses.insert(slot, value);
             }
         }
         for entry in self.public.iter() {
             let (k, v) = entry.map_err(|e| map_error("read", "PUBLIC", e))?;
-            tables.public.insert(k, v);
+            contents.public.insert(k, v);
         }
         for (slot, value) in (0u32..).zip(self.rules.iter()) {
             let value = value.map_err(|e| map_error("read", "RULES", e))?;
             if value != Rule::default() {
-                tables.rules.insert(slot, value);
+                contents.rules.insert(slot, value);
             }
         }
         for entry in self.rule_ports.iter() {
             let (k, v) = entry.map_err(|e| map_error("read", "RULE_PORTS", e))?;
             let bits = k.prefix_len().saturating_sub(RULE_KEY_BITS);
-            tables.rule_ports.insert((bits, k.data()), v);
+            contents.rule_ports.insert((bits, k.data()), v);
         }
         for entry in self.rule_sources.iter() {
             let (k, v) = entry.map_err(|e| map_error("read", "RULE_SOURCES", e))?;
             let bits = k.prefix_len().saturating_sub(SOURCE_KEY_BITS);
-            tables.rule_sources.insert((bits, k.data()), v);
+            contents.rule_sources.insert((bits, k.data()), v);
         }
         for entry in self.one_to_one.iter() {
             let (k, v) = entry.map_err(|e| map_error("read", "ONE_TO_ONE", e))?;
-            tables.one_to_one.insert(k, v);
+            contents.one_to_one.insert(k, v);
         }
         Ok(())
     }
 
-    /// Every entry of `NEIGHBOURS`.
+    /// All entries of `NEIGHBOURS`.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -186,17 +188,17 @@ impl Datapath {
     /// Writes an entry of `NEIGHBOURS`.
     ///
     /// # Errors
-    /// When the map refuses, as when it is full.
+    /// When the write fails, for example because the map is full.
     pub fn set_neighbour(&mut self, key: &HostKey, neighbour: &Neighbour) -> Result<(), Error> {
         self.neighbours
             .insert(key, neighbour, 0)
             .map_err(|e| map_error("write", "NEIGHBOURS", e))
     }
 
-    /// Writes an entry of `NEIGHBOURS` if it is still there, as when its flags are cleared.
+    /// Replaces an entry of `NEIGHBOURS` if it still exists, for example to clear its flags.
     ///
     /// # Errors
-    /// When the map refuses for another reason.
+    /// When the write fails for another reason.
     pub fn update_neighbour(&mut self, key: &HostKey, neighbour: &Neighbour) -> Result<(), Error> {
         match self.neighbours.insert(key, neighbour, EXIST) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
@@ -204,40 +206,40 @@ impl Datapath {
         }
     }
 
-    /// Deletes an entry of `NEIGHBOURS`; one that is not there is as good as deleted.
+    /// Deletes an entry of `NEIGHBOURS`, if it exists.
     ///
     /// # Errors
-    /// When the map refuses.
+    /// When the deletion fails.
     pub fn remove_neighbour(&mut self, key: &HostKey) -> Result<(), Error> {
-        gone(self.neighbours.remove(key), "NEIGHBOURS")
+        ignore_missing(self.neighbours.remove(key), "NEIGHBOURS")
     }
 
-    /// Puts a socket into a slot of `XSKS`.
+    /// Puts an AF_XDP socket into a slot of `XSKS`.
     ///
     /// # Errors
-    /// When the map refuses, as for a socket that is bound to another interface.
+    /// When the write fails, for example because the socket is bound to another interface.
     pub fn set_xsk(&mut self, slot: u32, socket: i32) -> Result<(), Error> {
         self.sockets
             .set(slot, socket, 0)
             .map_err(|e| map_error("write", "XSKS", e))
     }
 
-    /// Lets the programs know the index of a session, or forget it.
+    /// Adds the index of a session to `SESSIONS`, or removes it.
     ///
     /// # Errors
-    /// When the map refuses, as when it is full.
+    /// When the write fails, for example because the map is full.
     pub fn set_session(&mut self, index: u32, known: bool) -> Result<(), Error> {
         if known {
             self.sessions
                 .insert(index, Session { flags: 1 }, 0)
                 .map_err(|e| map_error("write", "SESSIONS", e))
         } else {
-            gone(self.sessions.remove(&index), "SESSIONS")
+            ignore_missing(self.sessions.remove(&index), "SESSIONS")
         }
     }
 
-    /// Removes the sessions and peers' addresses of an earlier process.
-    pub(super) fn forget_sessions(&mut self) -> Result<(), Error> {
+    /// Removes the sessions and peer addresses of an earlier process.
+    pub(super) fn remove_sessions(&mut self) -> Result<(), Error> {
         let indices: Result<Vec<u32>, MapError> = self.sessions.keys().collect();
         for index in indices.map_err(|e| map_error("read", "SESSIONS", e))? {
             self.set_session(index, false)?;
@@ -249,29 +251,47 @@ impl Datapath {
         Ok(())
     }
 
-    /// Lets the programs know the address of a peer, or forget it.
+    /// Adds the address of a peer to `PEER_ADDRESSES`, or removes it.
     ///
     /// # Errors
-    /// When the map refuses, as when it is full.
+    /// When the write fails, for example because the map is full.
     pub fn set_peer_address(&mut self, address: &Address, known: bool) -> Result<(), Error> {
         if known {
             self.peer_addresses
                 .insert(address, PeerAddress { flags: 1 }, 0)
                 .map_err(|e| map_error("write", "PEER_ADDRESSES", e))
         } else {
-            gone(self.peer_addresses.remove(address), "PEER_ADDRESSES")
+            ignore_missing(self.peer_addresses.remove(address), "PEER_ADDRESSES")
         }
     }
 
-    pub(super) fn write_one(&mut self, write: &MapUpdate) -> Result<(), Error> {
+    /// Applies updates in order, to the maps and to `contents`, and stops at the first failure.
+    ///
+    /// # Errors
+    /// When a map cannot be written. `contents` then matches the maps.
+    pub fn write(
+        &mut self,
+        contents: &mut MapContents,
+        updates: &[MapUpdate],
+    ) -> Result<(), Error> {
+        for update in updates {
+            self.write_one(update)?;
+            contents.apply(update);
+        }
+        Ok(())
+    }
+
+    fn write_one(&mut self, update: &MapUpdate) -> Result<(), Error> {
         let put =
             |result: Result<(), MapError>, map| result.map_err(|e| map_error("write", map, e));
-        match write {
+        match update {
             MapUpdate::Config(v) => put(self.config.set(0, *v, 0), "CONFIG"),
             MapUpdate::Attachment(k, Some(v)) => {
                 put(self.attachments.insert(k, v, 0), "ATTACHMENTS")
             }
-            MapUpdate::Attachment(k, None) => gone(self.attachments.remove(k), "ATTACHMENTS"),
+            MapUpdate::Attachment(k, None) => {
+                ignore_missing(self.attachments.remove(k), "ATTACHMENTS")
+            }
             MapUpdate::Network(k, v) => put(
                 self.networks
                     .set(*k, v.as_deref().copied().unwrap_or_default(), 0),
@@ -286,18 +306,18 @@ impl Datapath {
                 "PEERS",
             ),
             MapUpdate::Tunnel(k, Some(v)) => put(self.tunnels.insert(k, v, 0), "TUNNELS"),
-            MapUpdate::Tunnel(k, None) => gone(self.tunnels.remove(k), "TUNNELS"),
+            MapUpdate::Tunnel(k, None) => ignore_missing(self.tunnels.remove(k), "TUNNELS"),
             MapUpdate::Endpoint(k, Some(v)) => put(self.endpoints.insert(k, v, 0), "ENDPOINTS"),
-            MapUpdate::Endpoint(k, None) => gone(self.endpoints.remove(k), "ENDPOINTS"),
+            MapUpdate::Endpoint(k, None) => ignore_missing(self.endpoints.remove(k), "ENDPOINTS"),
             MapUpdate::Route((bits, k), v) => {
                 let key = Key::new(ROUTE_KEY_BITS + bits, *k);
                 match v {
                     Some(v) => put(self.routes.insert(&key, v, 0), "ROUTES"),
-                    None => gone(self.routes.remove(&key), "ROUTES"),
+                    None => ignore_missing(self.routes.remove(&key), "ROUTES"),
                 }
             }
             MapUpdate::Policy(k, Some(v)) => put(self.policies.insert(k, v, 0), "POLICIES"),
-            MapUpdate::Policy(k, None) => gone(self.policies.remove(k), "POLICIES"),
+            MapUpdate::Policy(k, None) => ignore_missing(self.policies.remove(k), "POLICIES"),
             MapUpdate::Nat(v) => put(self.nat.set(0, *v, 0), "NAT"),
             MapUpdate::Share(k, v) => put(self.shares.set(*k, v.unwrap_or_default(), 0), "SHARES"),
             MapUpdate::NatAddress(k, v) => put(
@@ -305,29 +325,30 @@ impl Datapath {
                 "NAT_ADDRESSES",
             ),
             MapUpdate::Public(k, Some(v)) => put(self.public.insert(k, v, 0), "PUBLIC"),
-            MapUpdate::Public(k, None) => gone(self.public.remove(k), "PUBLIC"),
+            MapUpdate::Public(k, None) => ignore_missing(self.public.remove(k), "PUBLIC"),
             MapUpdate::Rule(k, v) => put(self.rules.set(*k, *v, 0), "RULES"),
             MapUpdate::RulePorts((bits, k), v) => {
                 let key = Key::new(port_bits(*bits), *k);
                 match v {
                     Some(v) => put(self.rule_ports.insert(&key, v, 0), "RULE_PORTS"),
-                    None => gone(self.rule_ports.remove(&key), "RULE_PORTS"),
+                    None => ignore_missing(self.rule_ports.remove(&key), "RULE_PORTS"),
                 }
             }
             MapUpdate::RuleSource((bits, k), v) => {
                 let key = Key::new(source_bits(*bits), *k);
                 match v {
                     Some(v) => put(self.rule_sources.insert(&key, v, 0), "RULE_SOURCES"),
-                    None => gone(self.rule_sources.remove(&key), "RULE_SOURCES"),
+                    None => ignore_missing(self.rule_sources.remove(&key), "RULE_SOURCES"),
                 }
             }
             MapUpdate::OneToOne(k, Some(v)) => put(self.one_to_one.insert(k, v, 0), "ONE_TO_ONE"),
-            MapUpdate::OneToOne(k, None) => gone(self.one_to_one.remove(k), "ONE_TO_ONE"),
+            MapUpdate::OneToOne(k, None) => ignore_missing(self.one_to_one.remove(k), "ONE_TO_ONE"),
         }
     }
 }
 
-fn gone(result: Result<(), MapError>, map: &'static str) -> Result<(), Error> {
+/// Turns the error of a missing key into success.
+fn ignore_missing(result: Result<(), MapError>, map: &'static str) -> Result<(), Error> {
     match result {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))

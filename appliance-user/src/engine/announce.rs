@@ -1,8 +1,8 @@
 //! Announces moved addresses: gratuitous ARP and unsolicited neighbour advertisements.
 //!
-//! For: several rounds of announcements at switch-over and failback, so that the neighbour caches of
-//! hosts change at once instead of when their entries expire. Never: input, output or a clock; frames
-//! come out of [`Announcer::poll`].
+//! For: several rounds of announcements at switch-over and failback, so that the neighbour caches
+//! of hosts change at once instead of when their entries expire. Never: input, output or a clock;
+//! frames come out of [`Announcer::poll`].
 //!
 //! ```text
 //!   announce ─▶ round 1 now ─▶ 100 ms ─▶ 500 ms ─▶ 1 s ─▶ 2 s ─▶ done
@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Announcements may be lost, so there are several rounds (RFC 5227 section 2.3, RFC 4861 section
-//! 7.2.6). Thousands of addresses may move at once, so a limit per millisecond protects the queues of
-//! NICs and switches.
+//! 7.2.6). Thousands of addresses may move at once, so a limit per millisecond protects the queues
+//! of NICs and switches.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -50,7 +50,8 @@ pub struct Announcement {
     pub mac: [u8; 6],
     /// The port on which to announce it.
     pub port: Port,
-    /// Whether it is a router's address: sets the Router flag of neighbour advertisements (IPv6 only).
+    /// Whether it is a router's address: sets the Router flag of neighbour advertisements (IPv6
+    /// only).
     pub router: bool,
 }
 
@@ -94,8 +95,8 @@ impl Announcer {
         }
     }
 
-    /// Starts all rounds of an announcement. It replaces an earlier one for the same port and address,
-    /// whose remaining frames are not sent.
+    /// Starts all rounds of an announcement. It replaces an earlier one for the same port and
+    /// address, whose remaining frames are not sent.
     pub fn announce(&mut self, now: Instant, announcement: Announcement) {
         self.cancel(&announcement.port, &announcement.address);
         let Some(first) = self.settings.rounds.first() else {

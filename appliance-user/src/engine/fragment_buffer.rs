@@ -1,10 +1,11 @@
 //! The fragment buffer: fragments that arrived before the first fragment of their datagram.
 //!
-//! For: translation of fragments out of order (RFC 4787 REQ-14). Only the first fragment has ports, so
-//! the XDP programs can translate the others only after they have seen the first one and noted its
-//! translation in the map `FRAGMENTS`. Earlier fragments wait here, and go through the programs again
-//! once that entry exists. Never: input, output, a map or a clock; the caller looks the entry up and
-//! reinjects the frames. Number and time are bounded, so a flood of fragments only loses its own.
+//! For: translation of fragments out of order (RFC 4787 REQ-14). Only the first fragment has ports,
+//! so the XDP programs can translate the others only after they have seen the first one and noted
+//! its translation in the map `FRAGMENTS`. Earlier fragments wait here, and go through the programs
+//! again once that entry exists. Never: input, output, a map or a clock; the caller looks the entry
+//! up and reinjects the frames. Number and time are bounded, so a flood of fragments only loses its
+//! own.
 //!
 //! ```text
 //!   SLOW_PACKETS ─▶ push ─▶ wait 1, 2, 4 … 64 ms ─▶ entry in FRAGMENTS? ─ yes ─▶ reinject
@@ -21,6 +22,7 @@ use appliance_common::{
     nat::{FlowKey, Words},
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6},
 };
+use packet_rules::{addr::v4_mapped, ipv6};
 
 /// Maximum number of buffered fragments in total.
 const MAX_FRAGMENTS: usize = 1024;
@@ -57,8 +59,9 @@ pub struct FragmentBuffer {
     pub dropped: u64,
 }
 
-/// The key in the map `FRAGMENTS` of the fragment `packet`, which starts with its IP header and came
-/// from `zone`. `None` if the packet is not a fragment or its headers are incomplete.
+/// The key in the map `FRAGMENTS` of the fragment `packet`, which starts with its IP header and
+/// came from `zone`. `None` if its headers are incomplete, or if it is IPv6 without a fragment
+/// header. IPv4 packets must be fragments.
 #[must_use]
 pub fn fragment_key(packet: &[u8], zone: u16) -> Option<FlowKey> {
     let word = |at: usize| -> Option<u32> {
@@ -69,10 +72,9 @@ pub fn fragment_key(packet: &[u8], zone: u16) -> Option<FlowKey> {
         match packet.first()? >> 4 {
             4 => {
                 let id: [u8; 2] = packet.get(4..6)?.try_into().ok()?;
-                let mapped = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
                 (
-                    [0, 0, mapped, word(12)?],
-                    [0, 0, mapped, word(16)?],
+                    v4_mapped(word(12)?),
+                    v4_mapped(word(16)?),
                     *packet.get(9)?,
                     u16::from_ne_bytes(id).into(),
                 )
@@ -103,13 +105,14 @@ pub fn fragment_key(packet: &[u8], zone: u16) -> Option<FlowKey> {
     })
 }
 
-/// The protocol behind the IPv6 fragment header (RFC 8200 section 4.5), and the offset of that header.
+/// The protocol behind the IPv6 fragment header (RFC 8200 section 4.5), and the offset of that
+/// header.
 fn fragment_header(packet: &[u8]) -> Option<(u8, usize)> {
     let (mut next, mut at) = (*packet.get(6)?, 40);
-    for _ in 0..=appliance_common::limits::MAX_EXTENSION_HEADERS {
+    for _ in 0..=ipv6::MAX_EXTENSION_HEADERS {
         match next {
-            44 => return Some((*packet.get(at)?, at)),
-            0 | 43 | 60 => {
+            ipv6::FRAGMENT => return Some((*packet.get(at)?, at)),
+            extension if ipv6::is_extension(extension) => {
                 next = *packet.get(at)?;
                 at += (usize::from(*packet.get(at + 1)?) + 1) * 8;
             }
@@ -172,8 +175,8 @@ impl FragmentBuffer {
             .min()
     }
 
-    /// Returns the frames, with their interfaces, whose first fragment `is_known` by now. Drops frames
-    /// whose time is over.
+    /// Returns the frames, with their interfaces, whose first fragment `is_known` by now. Drops
+    /// frames whose time is over.
     pub fn poll(
         &mut self,
         now: Instant,
@@ -308,7 +311,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fragment_key_accepts_any_bytes(packet in proptest::collection::vec(any::<u8>(), 0..120)) {
+        fn fragment_key_accepts_any_bytes(packet in prop::collection::vec(any::<u8>(), 0..120)) {
             let _ = fragment_key(&packet, 1);
         }
     }

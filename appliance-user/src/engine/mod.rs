@@ -1,8 +1,8 @@
 //! The engines: state machines of the appliance that touch no socket, no clock and no map.
 //!
-//! For: resolving hosts, announcing addresses, advertising routers, and holding the packets that XDP
-//! cannot finish. Never: input, output or a clock of their own. Events and the current time go in,
-//! frames and actions come out; `daemon` does the input and output.
+//! For: resolving hosts, announcing addresses, advertising routers, and holding the packets that
+//! XDP cannot finish. Never: input, output or a clock of their own. Events and the current time go
+//! in, frames and actions come out; `daemon` does the input and output.
 //!
 //! ```text
 //!   NEIGHBOUR_EVENTS ─▶ neighbour ────────┐ resolved, failed

@@ -1,7 +1,7 @@
 //! Rate limits and jitter of the engines.
 //!
-//! The rate limit is a virtual-scheduling leaky bucket (GCRA, ITU-T I.371). A slot is a point in time
-//! that can be reserved, so that each waiting entry needs one deadline only.
+//! The rate limit is a virtual-scheduling leaky bucket (GCRA, ITU-T I.371). A slot is a point in
+//! time that can be reserved, so that each waiting entry needs one deadline only.
 
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,10 @@
-//! Router advertisements (RFC 4861 section 6.2) for the networks whose router we are in full failover.
+//! Router advertisements (RFC 4861 section 6.2) for the networks whose router we are in full
+//! failover.
 //!
-//! For: advertising the router of a network at the start of a failover, at intervals and when a host
-//! solicits it, and withdrawing it at the end. Never: input, output or a clock; frames come out of
-//! [`RouterAdvertiser::poll`]. Never address autoconfiguration: hosts keep their addresses (SPEC
-//! section 3).
+//! For: advertising the router of a network at the start of a failover, at intervals and when a
+//! host solicits it, and withdrawing it at the end. Never: input, output or a clock; frames come
+//! out of [`RouterAdvertiser::poll`]. Never address autoconfiguration: hosts keep their addresses
+//! (SPEC section 3).
 //!
 //! ```text
 //!   set_routers ─▶ now ─▶ 16 s ─▶ 16 s ─▶ every 200 s ─ removed ─▶ one last, with lifetime 0
@@ -60,8 +61,9 @@ pub struct RouterAdvertiser {
 }
 
 impl RouterAdvertiser {
-    /// Sets the routers to advertise, by VNI. A router that is no longer among them is withdrawn by an
-    /// advertisement with lifetime 0; a new or changed one starts with the initial advertisements.
+    /// Sets the routers to advertise, by VNI. A router that is no longer among them is withdrawn by
+    /// an advertisement with lifetime 0; a new or changed one starts with the initial
+    /// advertisements.
     pub fn set_routers(&mut self, now: Instant, routers: BTreeMap<u32, AdvertisedRouter>) {
         let removed: Vec<u32> = self
             .routers
@@ -87,8 +89,8 @@ impl RouterAdvertiser {
         }
     }
 
-    /// Handles a router solicitation on a network (RFC 4861 section 6.2.6): all hosts of the network get
-    /// an advertisement after `delay`, but not before the minimum interval has passed.
+    /// Handles a router solicitation on a network (RFC 4861 section 6.2.6): all hosts of the
+    /// network get an advertisement after `delay`, but not before the minimum interval has passed.
     pub fn solicited(&mut self, now: Instant, vni: u32, delay: Duration) {
         if let Some(schedule) = self.routers.get_mut(&vni) {
             let earliest = schedule.last.map_or(now, |last| last + MIN_INTERVAL);

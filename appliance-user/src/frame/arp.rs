@@ -1,4 +1,4 @@
-//! ARP for Ethernet and IPv4 (RFC 826, RFC 5227).
+//! ARP frames for Ethernet and IPv4 (RFC 826, RFC 5227).
 
 use appliance_common::wire::{ARP_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4};
 
@@ -7,9 +7,9 @@ use super::{BROADCAST, Port, begin};
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
 
-/// An ARP request for `target` with sender address 0.0.0.0, the form of an ARP probe (RFC 5227
-/// section 2.1.1): the appliance has no address on a tenant's network, and this form changes
-/// nobody's cache. `destination` is one host's MAC address, or `None` for a broadcast.
+/// An ARP request for `target` with sender address 0.0.0.0, which is the form of an ARP probe (RFC
+/// 5227 section 2.1.1). The appliance has no address on a tenant's network, and this form changes
+/// no host's cache. `destination` is the MAC address of one host, or `None` for a broadcast.
 #[must_use]
 pub fn arp_request(port: &Port, target: [u8; 4], destination: Option<[u8; 6]>) -> Vec<u8> {
     arp(
@@ -23,9 +23,9 @@ pub fn arp_request(port: &Port, target: [u8; 4], destination: Option<[u8; 6]>) -
     )
 }
 
-/// An announcement of `address` at `mac` (RFC 5227 section 2.3, "gratuitous ARP"): broadcast, sender
-/// and target address are both `address`. `reply` makes it an ARP reply with the target hardware
-/// address set to `mac` (RFC 5944 section 4.6), for machines that heed only that form.
+/// An announcement of `address` at `mac` (RFC 5227 section 2.3, "gratuitous ARP"): broadcast,
+/// sender and target address are both `address`. `reply` makes it an ARP reply with the target
+/// hardware address set to `mac` (RFC 5944 section 4.6), for hosts that accept only that form.
 #[must_use]
 pub fn arp_announcement(port: &Port, address: [u8; 4], mac: [u8; 6], reply: bool) -> Vec<u8> {
     let (operation, target_mac) = if reply {
@@ -47,8 +47,8 @@ fn arp(
     target_mac: [u8; 6],
     target: [u8; 4],
 ) -> Vec<u8> {
-    // Never the sender's MAC address as the frame's source: a switch would learn that somebody else's
-    // machine is behind this port, and virtual switches refuse forged sources.
+    // The frame's source is always our own MAC address. With the announced one, a switch would
+    // learn that the other machine is behind this port, and virtual switches drop forged sources.
     let mut frame = begin(port, destination, port.mac, ETHERTYPE_ARP, ARP_LEN);
     frame.extend_from_slice(&1u16.to_be_bytes()); // Ethernet
     frame.extend_from_slice(&ETHERTYPE_IPV4.to_be_bytes());

@@ -1,9 +1,12 @@
-//! Frames the appliance makes itself: pure builders, no input or output.
+//! Builders of the frames that the appliance sends itself.
+//!
+//! For: ARP, neighbour discovery and IPv4 fragments. Never: input or output; every function returns
+//! bytes.
 //!
 //! ```text
-//!   arp:       request (probe form) ─ announcement (request and reply form)
-//!   nd:        neighbour solicitation ─ unsolicited neighbour advertisement ─ router advertisement
-//!   fragment:  one IPv4 packet ─▶ pieces that fit an MTU
+//!   arp       request (probe form), announcement (request and reply form)
+//!   ndp       neighbour solicitation, unsolicited neighbour advertisement, router advertisement
+//!   fragment  one IPv4 packet ─▶ fragments that fit an MTU
 //! ```
 
 mod arp;
@@ -14,37 +17,38 @@ use appliance_common::maps::Neighbour;
 use appliance_common::wire::ETH_LEN;
 
 pub use arp::{arp_announcement, arp_request};
-pub use fragment::{SplitError, ipv4_header_len, split_v4};
+pub use fragment::{SplitError, ipv4_lengths, split_v4};
 pub use ndp::{
     link_local, neighbour_solicitation, router_advertisement, unsolicited_advertisement,
 };
 
-/// The appliance's port on a tenant network: how its frames leave.
+/// The appliance's port on a tenant's network: interface, VLAN tags and source MAC address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Port {
     /// Interface index.
     pub ifindex: u32,
     /// Outer VLAN identifier, 1 to 4094; 0 for untagged.
     pub outer: u16,
-    /// Inner VLAN identifier (QinQ), likewise; 0 for at most one tag.
+    /// Inner VLAN identifier (QinQ), 1 to 4094; 0 without a second tag.
     pub inner: u16,
-    /// Ethertype of the outer tag: 0x8100 or 0x88a8, host byte order. Without meaning when untagged.
+    /// EtherType of the outer tag: 0x8100 or 0x88a8, host byte order. Unused for untagged frames.
     pub outer_ethertype: u16,
-    /// Our MAC address on the port.
+    /// The appliance's MAC address on the port.
     pub mac: [u8; 6],
 }
 
 /// The Ethernet broadcast address.
 pub const BROADCAST: [u8; 6] = [0xff; 6];
 
-/// Whether a host can have this MAC address: not zero, not a group address (IEEE 802 section 8.2.2).
+/// Whether a host can have this MAC address: it is neither zero nor a group address (IEEE 802
+/// section 8.2.2).
 #[must_use]
 pub const fn is_host_mac(mac: &[u8; 6]) -> bool {
     mac[0] & 1 == 0 && !matches!(mac, [0, 0, 0, 0, 0, 0])
 }
 
-/// A frame that starts with the Ethernet header from `source` on `port` to `destination`, tags
-/// included, and has room for `payload` bytes.
+/// Starts a frame on `port` with the Ethernet header and tags, from `source` to `destination`, with
+/// capacity for `payload` more bytes.
 fn begin(
     port: &Port,
     destination: [u8; 6],
@@ -60,12 +64,16 @@ fn begin(
         port.inner,
         port.outer_ethertype,
     );
-    with_l2(&header, ethertype, payload)
+    with_ethernet_header(&header, ethertype, payload)
 }
 
-/// A frame that starts with the Ethernet header of `neighbour`, type filled in, and has room for
-/// `payload` bytes. The length in the entry is trusted only within its bounds.
-pub(crate) fn with_l2(neighbour: &Neighbour, ethertype: u16, payload: usize) -> Vec<u8> {
+/// Starts a frame with the Ethernet header of `neighbour` and the EtherType, with capacity for
+/// `payload` more bytes. A header length out of bounds is clamped.
+pub(crate) fn with_ethernet_header(
+    neighbour: &Neighbour,
+    ethertype: u16,
+    payload: usize,
+) -> Vec<u8> {
     let len = usize::from(neighbour.l2_len).clamp(ETH_LEN, neighbour.l2.len());
     let mut frame = Vec::with_capacity(len + payload);
     frame.extend_from_slice(&neighbour.l2[..len - 2]);

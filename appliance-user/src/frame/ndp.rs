@@ -1,13 +1,13 @@
-//! Neighbour discovery for IPv6 (RFC 4861).
+//! Neighbour discovery frames for IPv6 (RFC 4861).
 
 use appliance_common::addr::{Address, multicast_mac_v6, solicited_node};
-use appliance_common::checksum;
 use appliance_common::wire::{ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPV6_LEN};
+use packet_rules::checksum;
 
 use super::{Port, begin};
 
-/// Neighbour solicitation and advertisement with one link-layer address option, bytes.
-const ND_LEN: usize = 32;
+/// Length of a neighbour solicitation or advertisement with one link-layer address option, bytes.
+const NEIGHBOUR_LEN: usize = 32;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 const ROUTER_ADVERTISEMENT: u8 = 134;
@@ -16,8 +16,8 @@ const OPTION_TARGET: u8 = 2;
 const OPTION_PREFIX: u8 = 3;
 /// RFC 4861 section 4.6.2: the L bit.
 const FLAG_ON_LINK: u8 = 0x80;
-/// Hops that packets of hosts may go (RFC 1700).
-const HOPS: u8 = 64;
+/// Hop limit that hosts should use, the value of RFC 1700.
+const CUR_HOP_LIMIT: u8 = 64;
 /// RFC 4861 section 4.4: the R and O bits.
 const FLAG_ROUTER: u8 = 0x80;
 const FLAG_OVERRIDE: u8 = 0x20;
@@ -48,9 +48,9 @@ pub const fn link_local(mac: &[u8; 6]) -> Address {
 }
 
 /// A neighbour solicitation for `target` (RFC 4861 section 4.3) from the link-local address of the
-/// port's MAC address, with that MAC address as source option so that it can be answered without a
-/// solicitation back. To one host's MAC address (and its unicast address), or `None` for the
-/// solicited-node group.
+/// port's MAC address. It carries that MAC address as source link-layer option, so that the host
+/// can answer without a solicitation of its own. `destination` is the MAC address of one host, to
+/// whose unicast address the solicitation goes, or `None` for the solicited-node group.
 #[must_use]
 pub fn neighbour_solicitation(
     port: &Port,
@@ -65,7 +65,7 @@ pub fn neighbour_solicitation(
         }
     };
     let source = link_local(&port.mac);
-    nd(
+    neighbour_message(
         port,
         port.mac,
         mac,
@@ -79,8 +79,8 @@ pub fn neighbour_solicitation(
 }
 
 /// An unsolicited neighbour advertisement of `address` at `mac` to all nodes (RFC 4861 section
-/// 7.2.6), Override set, so that caches move at once. `router` sets the Router flag: without it a
-/// router would be taken off its hosts' default router lists (section 7.2.5).
+/// 7.2.6), with the Override flag, so that caches change at once. `router` sets the Router flag:
+/// without it, hosts would remove a router from their default router lists (section 7.2.5).
 #[must_use]
 pub fn unsolicited_advertisement(
     port: &Port,
@@ -89,7 +89,7 @@ pub fn unsolicited_advertisement(
     router: bool,
 ) -> Vec<u8> {
     let flags = FLAG_OVERRIDE | if router { FLAG_ROUTER } else { 0 };
-    nd(
+    neighbour_message(
         port,
         mac,
         multicast_mac_v6(&ALL_NODES),
@@ -106,7 +106,7 @@ pub fn unsolicited_advertisement(
     clippy::too_many_arguments,
     reason = "the fields of one message, given once each"
 )]
-fn nd(
+fn neighbour_message(
     port: &Port,
     mac: [u8; 6],
     destination_mac: [u8; 6],
@@ -117,18 +117,19 @@ fn nd(
     target: &Address,
     option: u8,
 ) -> Vec<u8> {
-    let mut message = [0u8; ND_LEN];
+    let mut message = [0u8; NEIGHBOUR_LEN];
     message[0] = kind;
     message[4] = flags;
     message[8..24].copy_from_slice(target);
     message[24] = option;
     message[25] = 1; // in units of 8 bytes
     message[26..32].copy_from_slice(&mac);
-    whole(port, destination_mac, source, destination, &mut message)
+    icmpv6_frame(port, destination_mac, source, destination, &mut message)
 }
 
-/// The frame of an ICMPv6 message whose checksum is still zero; of at most 65 535 bytes.
-fn whole(
+/// The frame of an ICMPv6 message of at most 65 535 bytes. Fills in the checksum, which must be
+/// zero.
+fn icmpv6_frame(
     port: &Port,
     destination_mac: [u8; 6],
     source: &Address,
@@ -148,7 +149,7 @@ fn whole(
     let mut frame = begin(
         port,
         destination_mac,
-        // Never another's: a switch would learn that somebody else's machine is behind this port.
+        // Always our own MAC address: with another one, a switch would learn a wrong port for it.
         port.mac,
         ETHERTYPE_IPV6,
         IPV6_LEN + message.len(),
@@ -160,9 +161,10 @@ fn whole(
     frame
 }
 
-/// A router advertisement (RFC 4861 section 4.2) from the link-local address `source` to all nodes, with our MAC
-/// address and the prefixes that are on the link, of which no host is to make addresses. `lifetime`, seconds, is the
-/// router's; 0 when it is one no longer.
+/// A router advertisement (RFC 4861 section 4.2) from the link-local address `source` to all nodes,
+/// with our MAC address and the on-link prefixes. The Autonomous flag is clear: hosts form no
+/// addresses from the prefixes. `lifetime` is the router lifetime in seconds; 0 withdraws the
+/// router.
 #[must_use]
 pub fn router_advertisement(
     port: &Port,
@@ -170,20 +172,21 @@ pub fn router_advertisement(
     lifetime: u16,
     prefixes: &[(Address, u8)],
 ) -> Vec<u8> {
-    let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, HOPS, 0];
+    let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, CUR_HOP_LIMIT, 0];
     message.extend_from_slice(&lifetime.to_be_bytes());
-    // Reachable and retransmission time: unspecified.
+    // Reachable time and retransmission timer: unspecified.
     message.extend_from_slice(&[0; 8]);
     message.extend_from_slice(&[OPTION_SOURCE, 1]);
     message.extend_from_slice(&port.mac);
     for (prefix, length) in prefixes {
         message.extend_from_slice(&[OPTION_PREFIX, 4, *length, FLAG_ON_LINK]);
-        for _valid_and_preferred in 0..2 {
+        // Valid and preferred lifetime.
+        for _ in 0..2 {
             message.extend_from_slice(&u32::from(lifetime).to_be_bytes());
         }
         message.extend_from_slice(&[0; 4]);
         message.extend_from_slice(prefix);
     }
     let mac = multicast_mac_v6(&ALL_NODES);
-    whole(port, mac, source, &ALL_NODES, &mut message)
+    icmpv6_frame(port, mac, source, &ALL_NODES, &mut message)
 }

@@ -1,6 +1,6 @@
 use appliance_common::addr::{mapped, solicited_node};
-use appliance_common::checksum::checksum;
 use etherparse::{NetSlice, SlicedPacket};
+use packet_rules::checksum::checksum;
 use proptest::prelude::*;
 
 use super::*;
@@ -61,7 +61,7 @@ fn icmpv6(frame: &[u8]) -> (etherparse::Ipv6Header, Vec<u8>) {
 }
 
 #[test]
-fn solicitation_is_answerable_and_goes_where_it_is_told() {
+fn solicitation_has_a_source_option_and_the_given_destination() {
     let (ip, message) = icmpv6(&neighbour_solicitation(&PORT, &V6, None));
     assert_eq!(ip.hop_limit, 255);
     assert_eq!(ip.source, link_local(&PORT.mac));
@@ -76,7 +76,7 @@ fn solicitation_is_answerable_and_goes_where_it_is_told() {
 }
 
 #[test]
-fn advertisement_overrides_and_says_router_when_told() {
+fn unsolicited_advertisement_has_the_override_and_router_flags() {
     for router in [false, true] {
         let frame = unsolicited_advertisement(&PORT, &V6, [6; 6], router);
         assert_eq!(&frame[..6], &[0x33, 0x33, 0, 0, 0, 1]);
@@ -90,7 +90,7 @@ fn advertisement_overrides_and_says_router_when_told() {
 }
 
 #[test]
-fn router_advertisement_names_router_and_prefixes_and_makes_no_addresses() {
+fn router_advertisement_has_lifetime_and_on_link_prefixes_without_autoconfiguration() {
     let port = Port {
         ifindex: 3,
         outer: 0,
@@ -125,14 +125,14 @@ fn link_local_matches_rfc_4291_appendix_a() {
 }
 
 #[test]
-fn group_and_zero_macs_are_no_hosts() {
+fn group_and_zero_mac_addresses_are_not_hosts() {
     assert!(is_host_mac(&[2, 0, 0, 0, 0, 1]));
     assert!(!is_host_mac(&[0; 6]));
     assert!(!is_host_mac(&BROADCAST));
     assert!(!is_host_mac(&[0x33, 0x33, 0, 0, 0, 1]));
 }
 
-/// An IPv4 packet with a right checksum.
+/// An IPv4 packet with a correct header checksum.
 pub(crate) fn ipv4(options: &[u8], word: u16, payload: &[u8]) -> Vec<u8> {
     let header = 20 + options.len();
     let mut p = vec![0u8; header];
@@ -151,21 +151,21 @@ pub(crate) fn ipv4(options: &[u8], word: u16, payload: &[u8]) -> Vec<u8> {
     p
 }
 
-/// Rejoins pieces as a receiver would; asserts each is well formed and fits.
-pub(crate) fn rejoin(pieces: &[Vec<u8>], mtu: usize) -> (usize, bool, Vec<u8>) {
+/// Reassembles fragments as a receiver does, and asserts that each is well formed and fits the MTU.
+pub(crate) fn reassemble(fragments: &[Vec<u8>], mtu: usize) -> (usize, bool, Vec<u8>) {
     let mut out = Vec::new();
     let mut start = None;
     let mut more = true;
-    for piece in pieces {
-        assert!(piece.len() <= mtu, "{} bytes over {mtu}", piece.len());
-        let ip = etherparse::Ipv4Slice::from_slice(piece).expect("parses");
+    for fragment in fragments {
+        assert!(fragment.len() <= mtu, "{} bytes over {mtu}", fragment.len());
+        let ip = etherparse::Ipv4Slice::from_slice(fragment).expect("parses");
         let header = ip.header();
-        assert_eq!(usize::from(header.total_len()), piece.len());
+        assert_eq!(usize::from(header.total_len()), fragment.len());
         assert_eq!(
             header.header_checksum(),
             header.to_header().calc_header_checksum()
         );
-        assert!(more, "piece behind the last");
+        assert!(more, "fragment behind the last one");
         let offset = usize::from(header.fragments_offset().value()) * 8;
         let first = *start.get_or_insert(offset);
         assert_eq!(offset - first, out.len(), "gap or overlap");
@@ -180,15 +180,15 @@ fn options_are_copied_by_their_flag() {
     // Record route (7, not copied), no-op, loose source route (131, copied), end.
     let options = [7, 7, 4, 1, 2, 3, 4, 1, 131, 3, 4, 0];
     let packet = ipv4(&options, 0, &[9; 100]);
-    let pieces = split_v4(&packet, 72).expect("splits");
-    assert_eq!(&pieces[0][20..32], &options);
-    assert_eq!(pieces[1][0], 0x46);
-    assert_eq!(&pieces[1][20..24], &[131, 3, 4, 0]);
-    assert_eq!(rejoin(&pieces, 72).2, [9; 100]);
+    let fragments = split_v4(&packet, 72).expect("splits");
+    assert_eq!(&fragments[0][20..32], &options);
+    assert_eq!(fragments[1][0], 0x46);
+    assert_eq!(&fragments[1][20..24], &[131, 3, 4, 0]);
+    assert_eq!(reassemble(&fragments, 72).2, [9; 100]);
 }
 
 #[test]
-fn what_must_not_be_split_is_refused() {
+fn packets_that_must_not_be_split_are_refused() {
     let p = ipv4(&[], 0x4000, &[0; 100]);
     assert_eq!(split_v4(&p, 68), Err(SplitError::DontFragment));
     assert_eq!(split_v4(&p, 120).expect("fits"), vec![p.clone()]);
@@ -203,7 +203,7 @@ fn what_must_not_be_split_is_refused() {
 
 proptest! {
     #[test]
-    fn pieces_rejoin_to_the_packet(
+    fn fragments_reassemble_to_the_packet(
         words in 0usize..=10,
         option_bytes in prop::collection::vec(any::<u8>(), 40),
         offset in 0u16..4000,
@@ -219,39 +219,43 @@ proptest! {
         let mut packet = ipv4(&option_bytes[..words * 4], word, &payload[..len]);
         let whole = packet.len();
         packet.resize(whole + padding, 0xee);
-        let pieces = split_v4(&packet, mtu).expect("splits");
+        let fragments = split_v4(&packet, mtu).expect("splits");
         if whole <= mtu {
-            prop_assert_eq!(&pieces, &vec![packet[..whole].to_vec()]);
+            prop_assert_eq!(&fragments, &vec![packet[..whole].to_vec()]);
         }
-        let (start, still_more, out) = rejoin(&pieces, mtu);
+        let (start, still_more, out) = reassemble(&fragments, mtu);
         prop_assert_eq!(start, usize::from(offset) * 8);
         prop_assert_eq!(still_more, more);
         prop_assert_eq!(out, &payload[..len]);
     }
 
     #[test]
-    fn random_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), mtu in 0usize..300, nice: bool) {
+    fn random_bytes_never_panic(
+        mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+        mtu in 0usize..300,
+        nice: bool,
+    ) {
         if nice && bytes.len() > 20 {
             let len = bytes.len() as u16;
             bytes[0] = 0x45 + (bytes[0] % 11);
             bytes[2..4].copy_from_slice(&len.to_be_bytes());
             bytes[6] &= 0x3f;
-            if let Some(header) = ipv4_header_len(&bytes) {
+            if let Some(lengths) = ipv4_lengths(&bytes) {
                 bytes[10..12].fill(0);
-                let check = checksum(&bytes[..header]);
+                let check = checksum(&bytes[..lengths.header]);
                 bytes[10..12].copy_from_slice(&check.to_ne_bytes());
             }
         }
-        if let Ok(pieces) = split_v4(&bytes, mtu) {
-            for piece in pieces {
-                prop_assert!(piece.len() <= mtu);
+        if let Ok(fragments) = split_v4(&bytes, mtu) {
+            for fragment in fragments {
+                prop_assert!(fragment.len() <= mtu);
             }
         }
     }
 }
 
 #[test]
-fn an_announcement_of_somebody_elses_mac_is_sent_from_our_own() {
+fn announcement_of_another_mac_address_is_sent_from_our_own() {
     let port = Port {
         ifindex: 3,
         outer: 0,

@@ -1,46 +1,48 @@
-//! Whether what leaves in full failover can be sent: the programs ask the kernel which way a packet goes out of the uplink
-//! (appliance-ebpf `nat/outside.rs`), which it has to be let (`service::forwarding`).
+//! Enables the route lookup that the XDP programs need in full failover.
+//!
+//! The programs ask the kernel for the route and next hop of packets that leave through the uplink
+//! (`appliance-ebpf`, `nat/outside.rs`). The lookup fails while IP forwarding is off, so the daemon
+//! enables the sysctls of [`service::forwarding`].
 
 use std::path::Path;
 
 use service::forwarding::{self, ROOT};
 
-/// It could not be allowed.
+/// IP forwarding could not be enabled.
 #[derive(Debug, thiserror::Error)]
-#[error("nothing can be sent out of the uplink: {0}")]
+#[error("cannot enable IP forwarding, which XDP needs to send out of the uplink: {0}")]
 pub struct Error(forwarding::Error);
 
-/// Lets the programs ask.
+/// Enables IP forwarding for IPv4 and IPv6.
 ///
 /// # Errors
-/// [`Error`].
+/// When a sysctl cannot be written.
 pub fn enable() -> Result<(), Error> {
     enable_below(Path::new(ROOT))
 }
 
-/// Whether what leaves in full failover can be sent, as it was when last seen to: somebody may switch off what it
-/// takes.
+/// The result of the last attempt to enable IP forwarding. The daemon repeats it, because an
+/// administrator or another program may switch forwarding off.
 #[derive(Debug, Default)]
 pub struct ForwardingCheck {
     problem: Option<String>,
 }
 
 impl ForwardingCheck {
-    /// Sees to it where it is `wanted`. Returns whether there is a problem that was not there before, or none any
-    /// more.
-    pub fn update(&mut self, wanted: bool) -> bool {
-        self.update_below(Path::new(ROOT), wanted)
+    /// Enables forwarding if it is `needed`. Returns whether the problem changed.
+    pub fn update(&mut self, needed: bool) -> bool {
+        self.update_below(Path::new(ROOT), needed)
     }
 
-    /// What stands in the way, and what to do.
+    /// Why forwarding is not enabled, and what to do about it.
     #[must_use]
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }
 
-    fn update_below(&mut self, root: &Path, wanted: bool) -> bool {
-        let allowed = if wanted { enable_below(root) } else { Ok(()) };
-        let problem = allowed.err().map(|e| format!("full failover: {e}"));
+    fn update_below(&mut self, root: &Path, needed: bool) -> bool {
+        let enabled = if needed { enable_below(root) } else { Ok(()) };
+        let problem = enabled.err().map(|e| format!("full failover: {e}"));
         let before = std::mem::replace(&mut self.problem, problem);
         before != self.problem
     }
@@ -56,7 +58,7 @@ mod tests {
 
     use super::*;
 
-    /// Where the two would be; nothing is there yet.
+    /// A root directory, and the paths of the two sysctls in it, which do not exist yet.
     fn files() -> (tempfile::TempDir, [PathBuf; 2]) {
         let root = tempfile::tempdir().expect("a directory");
         let files = forwarding::FILES.map(|file| root.path().join(file));
@@ -67,31 +69,28 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_the_way_is_a_problem_until_it_is_gone() {
+    fn a_problem_is_reported_until_it_is_resolved() {
         let (root, [v4, v6]) = files();
-        let mut sending = ForwardingCheck::default();
-        assert!(!sending.update_below(root.path(), true));
-        // Not to be written, whoever asks: a directory is in its place.
+        let mut check = ForwardingCheck::default();
+        assert!(!check.update_below(root.path(), true));
+        // Even root cannot write it: a directory is in its place.
         fs::create_dir(&v6).expect("made");
         fs::write(&v4, "0\n").expect("written");
-        assert!(!sending.update_below(root.path(), false));
-        assert_eq!(
-            fs::read_to_string(&v4).expect("read"),
-            "0\n",
-            "nobody asked"
-        );
-        assert!(sending.update_below(root.path(), true));
-        assert!(!sending.update_below(root.path(), true), "as before");
-        let said = sending.problem().expect("a problem");
+        assert!(!check.update_below(root.path(), false));
+        assert_eq!(fs::read_to_string(&v4).expect("read"), "0\n", "not needed");
+        assert!(check.update_below(root.path(), true));
+        assert!(!check.update_below(root.path(), true), "unchanged");
+        let problem = check.problem().expect("a problem");
         let named = format!(
-            "full failover: nothing can be sent out of the uplink: write 1 to {}: ",
+            "full failover: cannot enable IP forwarding, which XDP needs to send out of the \
+             uplink: write 1 to {}: ",
             v6.display()
         );
-        assert!(said.starts_with(&named), "{said}");
+        assert!(problem.starts_with(&named), "{problem}");
         let by_hand = format!("`echo 1 > {}`", v6.display());
-        assert!(said.contains(&by_hand), "{said}");
+        assert!(problem.contains(&by_hand), "{problem}");
         fs::remove_dir(&v6).expect("removed");
-        assert!(sending.update_below(root.path(), true));
-        assert_eq!(sending.problem(), None);
+        assert!(check.update_below(root.path(), true));
+        assert_eq!(check.problem(), None);
     }
 }

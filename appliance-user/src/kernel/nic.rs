@@ -1,32 +1,33 @@
-//! Makes a NIC fit for XDP and reads back whether it is.
+//! NIC settings that XDP needs: sets them, reads them back, and reports what the driver did not
+//! change.
 //!
-//! By the ioctl of ethtool(8) (`SIOCETHTOOL`, <linux/ethtool.h>).
+//! By the ioctl of ethtool(8) (`SIOCETHTOOL`, `<linux/ethtool.h>`).
 
 use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-/// What a NIC is and what could not be made right.
+/// A NIC's driver, and the settings that prevent forwarding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Nic {
-    /// Its driver, as `veth` or `vmxnet3`; empty when it did not say.
+    /// Name of the driver, such as `veth` or `vmxnet3`; empty if unknown.
     pub driver: String,
-    /// What stands in the way of forwarding; empty when it is ready.
+    /// Settings that prevent forwarding, each with its remedy; empty if the NIC is ready.
     pub problems: Vec<String>,
 }
 
-/// What a port asks of its NIC.
+/// The requirements of a port on its NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Requirements {
-    /// Frames arrive or leave with VLAN tags, which XDP must see in the packet.
+    /// Frames have VLAN tags, which XDP must see in the packet.
     pub tags: bool,
     /// The NIC's MTU, bytes.
     pub mtu: u32,
 }
 
-/// Largest MTU with which native XDP attaches, bytes, by driver: a page less headroom and tail, where the
-/// driver does not say otherwise (vmxnet3_xdp.c, netvsc_bpf.c, veth.c).
+/// Largest MTU in bytes at which native XDP attaches, by driver: a page without headroom and tail,
+/// unless the driver has its own limit (vmxnet3_xdp.c, netvsc_bpf.c, veth.c).
 #[must_use]
 pub fn max_mtu(driver: &str) -> u32 {
     match driver {
@@ -45,10 +46,10 @@ const FLAG_TXVLAN: u32 = 1 << 7;
 const FLAG_RXVLAN: u32 = 1 << 8;
 const FLAG_LRO: u32 = 1 << 15;
 
-/// Switches off what XDP cannot live with, and says what did not stick.
+/// Switches off the offloads that XDP cannot work with, and reports those that stay on.
 ///
 /// # Errors
-/// When the interface cannot be asked at all.
+/// When the ioctl socket cannot be opened or the features cannot be read.
 pub fn prepare(interface: &str, required: Requirements) -> io::Result<Nic> {
     let socket = Ethtool::open(interface)?;
     let mut nic = Nic {
@@ -60,15 +61,17 @@ pub fn prepare(interface: &str, required: Requirements) -> io::Result<Nic> {
         off |= FLAG_RXVLAN | FLAG_TXVLAN;
         if nic.driver == "hv_netvsc" {
             nic.problems.push(
-                "Hyper-V hands VLAN tags over outside the packet, so XDP cannot tell networks apart on a trunk: give each VLAN a vNIC of its own and leave out vlan".to_owned(),
+                "Hyper-V passes VLAN tags outside the packet, so XDP cannot distinguish the \
+                 networks of a trunk: give each VLAN its own vNIC and leave out vlan"
+                    .to_owned(),
             );
         }
     }
     let before = socket.flags()?;
     if before & off != 0 {
-        // Setting can fail for a fixed feature; what counts is what is read back.
+        // Setting a fixed feature may fail; the flags that are read back decide.
         if let Err(error) = socket.set_flags(before & !off) {
-            tracing::debug!(interface, %error, "ethtool: not all features could be switched");
+            tracing::debug!(interface, %error, "ethtool could not change all features");
         }
     }
     let after = socket.flags()?;
@@ -79,22 +82,25 @@ pub fn prepare(interface: &str, required: Requirements) -> io::Result<Nic> {
     ] {
         if after & off & flag != 0 {
             nic.problems.push(format!(
-                "{name} is on and does not go off (`ethtool -K {interface} {command} off`); the driver {} keeps it",
+                "{name} cannot be switched off (`ethtool -K {interface} {command} off`): the \
+                 driver {} does not allow it",
                 nic.driver
             ));
         }
     }
-    let most = max_mtu(&nic.driver);
-    if required.mtu > most {
+    let max = max_mtu(&nic.driver);
+    if required.mtu > max {
         nic.problems.push(format!(
-            "MTU {} is over the {most} that native XDP takes on {}: `ip link set {interface} mtu {most}`",
+            "MTU {} exceeds the maximum of {max} for native XDP on {}: \
+             `ip link set {interface} mtu {max}`",
             required.mtu, nic.driver
         ));
     }
     Ok(nic)
 }
 
-/// Receive and transmit queues of an interface; 1 and 1 where the driver does not say.
+/// Number of receive and transmit queues of an interface; 1 and 1 if the driver does not report
+/// them.
 #[must_use]
 pub fn queues(interface: &str) -> (u32, u32) {
     let channels = Ethtool::open(interface).and_then(|socket| socket.channels());
@@ -103,10 +109,12 @@ pub fn queues(interface: &str) -> (u32, u32) {
     })
 }
 
-/// Has an interface take frames to an Ethernet group, or no longer. It goes on without this process.
+/// Makes an interface accept frames to an Ethernet group address, or stop accepting them. The
+/// setting outlives this process.
 ///
 /// # Errors
-/// When the kernel refuses, as for an interface that is gone. What is so already is none.
+/// When the kernel refuses, for example because the interface is gone. No error if the setting is
+/// already as requested.
 pub fn set_multicast_group(interface: &str, group: [u8; 6], join: bool) -> io::Result<()> {
     let socket = Ethtool::open(interface)?;
     // SAFETY: all-zero is a valid ifreq: integers, arrays and a null pointer.
@@ -129,15 +137,15 @@ pub fn set_multicast_group(interface: &str, group: [u8; 6], join: bool) -> io::R
         unsafe { libc::ioctl(socket.socket.as_raw_fd(), operation as _, &raw mut request) };
     if result < 0 {
         let error = io::Error::last_os_error();
-        let so_already = if join { libc::EEXIST } else { libc::ENOENT };
-        if error.raw_os_error() != Some(so_already) {
+        let already_set = if join { libc::EEXIST } else { libc::ENOENT };
+        if error.raw_os_error() != Some(already_set) {
             return Err(error);
         }
     }
     Ok(())
 }
 
-/// A socket to ask about one interface.
+/// An ioctl socket for one interface.
 struct Ethtool {
     socket: OwnedFd,
     name: [libc::c_char; libc::IFNAMSIZ],
@@ -154,7 +162,7 @@ struct Value {
 #[derive(Default)]
 struct Channels {
     command: u32,
-    most: [u32; 4],
+    maximum: [u32; 4],
     rx: u32,
     tx: u32,
     other: u32,
@@ -184,20 +192,20 @@ impl Ethtool {
             return Err(io::Error::last_os_error());
         }
         Ok(Self {
-            // SAFETY: the descriptor was just made and is nobody else's.
+            // SAFETY: the descriptor was just returned by socket(2) and has no other owner.
             socket: unsafe { OwnedFd::from_raw_fd(fd) },
             name,
         })
     }
 
-    /// One request; `data` is the structure that its command names.
+    /// One ethtool request; `data` is the structure that its command requires.
     fn call<T>(&self, data: &mut T) -> io::Result<()> {
         // SAFETY: all-zero is a valid ifreq: integers, arrays and a null pointer.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         request.ifr_name = self.name;
         request.ifr_ifru.ifru_data = (&raw mut *data).cast();
-        // SAFETY: `data` outlives the call, and all callers pass the structure that the kernel reads
-        // and writes for the command in its first field.
+        // SAFETY: `data` outlives the call, and all callers pass the structure that the kernel
+        // reads and writes for the command in its first field.
         let result = unsafe {
             libc::ioctl(
                 self.socket.as_raw_fd(),
@@ -219,7 +227,7 @@ impl Ethtool {
         };
         self.call(&mut info)?;
         let end = info.driver.iter().position(|b| *b == 0).unwrap_or(32);
-        // `rest` is what the kernel fills besides; nothing of it is of use here.
+        // The kernel also fills `rest`, which is not used.
         let _ = info.rest;
         Ok(String::from_utf8_lossy(&info.driver[..end]).into_owned())
     }
@@ -230,8 +238,8 @@ impl Ethtool {
             ..Channels::default()
         };
         self.call(&mut channels)?;
-        // What the kernel fills besides.
-        let _ = (channels.most, channels.tx, channels.other);
+        // The kernel also fills these fields, which are not used.
+        let _ = (channels.maximum, channels.tx, channels.other);
         Ok(channels)
     }
 

@@ -1,9 +1,9 @@
-//! Sockets that send on one interface and receive nothing: Ethernet frames, and IP packets as they are.
+//! Sockets that only send, on one interface: Ethernet frames, and whole IP packets.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// What went wrong with a raw socket.
+/// Why a socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The process may not open raw sockets.
@@ -16,7 +16,7 @@ pub enum Error {
         /// The interface.
         ifindex: u32,
     },
-    /// There is no such interface (any more).
+    /// The interface does not exist, or no longer exists.
     #[error(
         "{operation}: no interface with index {ifindex}; check that the configured interface exists"
     )]
@@ -26,14 +26,14 @@ pub enum Error {
         /// The interface.
         ifindex: u32,
     },
-    /// Anything else.
+    /// Another error of a system call.
     #[error("{operation} on interface index {ifindex}: {source}")]
     System {
         /// The system call.
         operation: &'static str,
         /// The interface.
         ifindex: u32,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -41,8 +41,8 @@ pub enum Error {
 /// An `AF_PACKET` socket bound to one interface.
 ///
 /// Protocol 0: the kernel delivers nothing to it, so it costs the receive path nothing (packet(7)).
-/// Frames pass the interface's queueing discipline (`PACKET_QDISC_BYPASS` stays off), so they wait
-/// their turn behind the kernel's own.
+/// Frames pass the interface's queueing discipline (`PACKET_QDISC_BYPASS` stays off), so they queue
+/// behind the kernel's own packets.
 #[derive(Debug)]
 pub struct PacketSocket {
     fd: OwnedFd,
@@ -68,7 +68,7 @@ impl PacketSocket {
         if fd < 0 {
             return Err(Error::last("socket(AF_PACKET)", ifindex));
         }
-        // SAFETY: `fd` was just returned by socket(2) and nobody else owns it.
+        // SAFETY: `fd` was just returned by socket(2) and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: all-zero is a valid `sockaddr_ll`: integers and a byte array.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -92,7 +92,7 @@ impl PacketSocket {
         Ok(Self { fd, ifindex })
     }
 
-    /// The interface it sends on.
+    /// Index of the interface that it sends on.
     #[must_use]
     pub const fn ifindex(&self) -> u32 {
         self.ifindex
@@ -102,9 +102,9 @@ impl PacketSocket {
     ///
     /// # Errors
     ///
-    /// What send(2) says: [`WouldBlock`](io::ErrorKind::WouldBlock) or `ENOBUFS` when the queue is
-    /// full, `ENETDOWN` when the link is down, `EMSGSIZE` when the frame is over the interface's MTU
-    /// (one 802.1Q tag is allowed on top), `ENXIO` when the interface is gone.
+    /// That of send(2): [`WouldBlock`](io::ErrorKind::WouldBlock) or `ENOBUFS` when the queue is
+    /// full, `ENETDOWN` when the link is down, `EMSGSIZE` when the frame is over the interface's
+    /// MTU (one 802.1Q tag is allowed on top), `ENXIO` when the interface is gone.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         loop {
             // SAFETY: the pointer and the length are those of a live slice.
@@ -127,8 +127,8 @@ impl PacketSocket {
     }
 }
 
-/// Raw sockets for whole IP packets, which the kernel routes out of one interface: it finds the next hop and
-/// resolves it.
+/// Raw sockets for whole IP packets. The kernel routes them out of one interface, and finds and
+/// resolves the next hop.
 #[derive(Debug)]
 pub struct RawIpSocket {
     v4: OwnedFd,
@@ -150,7 +150,7 @@ impl RawIpSocket {
         })
     }
 
-    /// The interface it sends out of.
+    /// Index of the interface that it sends out of.
     #[must_use]
     pub const fn ifindex(&self) -> u32 {
         self.ifindex
@@ -160,9 +160,9 @@ impl RawIpSocket {
     ///
     /// # Errors
     ///
-    /// What sendto(2) says: [`WouldBlock`](io::ErrorKind::WouldBlock) or `ENOBUFS` when the queue is full,
-    /// `EMSGSIZE` when the packet is over the way's MTU, `ENETUNREACH` without a route;
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for what is no IP packet.
+    /// That of sendto(2): [`WouldBlock`](io::ErrorKind::WouldBlock) or `ENOBUFS` when the queue is
+    /// full, `EMSGSIZE` when the packet exceeds the path's MTU, `ENETUNREACH` without a route.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if the bytes are not an IP packet.
     pub fn send(&self, packet: &[u8]) -> io::Result<()> {
         let to: nix::sys::socket::SockaddrStorage = match packet.first().map(|first| first >> 4) {
             Some(4) if packet.len() >= 20 => {
@@ -191,8 +191,8 @@ impl RawIpSocket {
     }
 
     fn socket(family: i32, name: &str, ifindex: u32) -> Result<OwnedFd, Error> {
-        // SAFETY: socket(2) takes no pointers. With protocol IPPROTO_RAW the packet has its own header, in both
-        // families, and nothing is received (raw(7), rawv6_init_sk).
+        // SAFETY: socket(2) takes no pointers. With protocol IPPROTO_RAW the caller supplies the IP
+        // header, in both families, and the socket receives nothing (raw(7), rawv6_init_sk).
         let fd = unsafe {
             libc::socket(
                 family,
@@ -203,7 +203,7 @@ impl RawIpSocket {
         if fd < 0 {
             return Err(Error::last("socket(SOCK_RAW)", ifindex));
         }
-        // SAFETY: `fd` was just returned by socket(2) and nobody else owns it.
+        // SAFETY: `fd` was just returned by socket(2) and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: the pointer and the length are those of a live string.
         let bound = unsafe {

@@ -1,4 +1,4 @@
-//! Whole hash maps, read by the thousand: one system call for each entry would take seconds for a million.
+//! Reads whole hash maps in batches: a system call for each entry would take seconds for a million.
 
 use std::{
     io,
@@ -12,10 +12,10 @@ use aya::{
     maps::{MapData, MapError},
 };
 
-/// Entries read at once, at first; more where the kernel says that one bucket holds more.
-const AT_ONCE: usize = 4096;
-/// Most entries read at once.
-const MOST: usize = 1 << 20;
+/// Entries per batch at first. It doubles when the kernel reports that a bucket holds more.
+const INITIAL_BATCH: usize = 4096;
+/// Maximum entries per batch.
+const MAX_BATCH: usize = 1 << 20;
 
 /// `bpf_cmd` and `union bpf_attr` of include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
@@ -45,8 +45,9 @@ struct Element {
 }
 
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
-    // SAFETY: `attr` is the part of `union bpf_attr` that the command reads and writes, and the addresses in it are of
-    // buffers that the callers keep and that are as large as they say.
+    // SAFETY: `attr` is the part of `union bpf_attr` that the command reads and writes. The
+    // addresses in it are those of buffers that the callers keep alive and that have the sizes
+    // given in it.
     let done = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -61,18 +62,18 @@ fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
     Ok(())
 }
 
-/// A pinned hash map.
+/// A pinned map, read and written without a copy of its contents.
 #[derive(Debug)]
 pub struct PinnedMap<K, V> {
     map: MapData,
-    of: PhantomData<(K, V)>,
+    types: PhantomData<(K, V)>,
 }
 
 impl<K: Pod, V: Pod> PinnedMap<K, V> {
-    /// Opens the map pinned as `name` below `root`, where the data path has its pins.
+    /// Opens the map `name` that the datapath pinned below `root`.
     ///
     /// # Errors
-    /// When it is not there, or its keys and values are of other sizes.
+    /// When it does not exist, or its keys or values have other sizes.
     pub fn open(root: &Path, name: &str) -> Result<Self, MapError> {
         let map = MapData::from_pin(root.join("maps").join(name))?;
         let info = map.info()?;
@@ -90,7 +91,7 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
         }
         Ok(Self {
             map,
-            of: PhantomData,
+            types: PhantomData,
         })
     }
 
@@ -98,12 +99,13 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
         self.map.fd().as_fd().as_raw_fd() as u32
     }
 
-    /// Every entry, in no order, a batch at a time. What is made or deleted meanwhile may be among them or not.
+    /// Calls `visit` for every entry, in no order. Entries that are created or deleted meanwhile
+    /// may be included or not.
     ///
     /// # Errors
-    /// When the kernel refuses.
-    pub fn each(&self, mut each: impl FnMut(&K, &V)) -> io::Result<()> {
-        let mut room = AT_ONCE;
+    /// When a system call fails.
+    pub fn for_each(&self, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
+        let mut room = INITIAL_BATCH;
         let (mut keys, mut values) = (zeroed::<K>(room), zeroed::<V>(room));
         let (mut at, mut next) = (0u32, 0u32);
         let mut first = true;
@@ -120,9 +122,9 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
             };
             let done = match bpf(BPF_MAP_LOOKUP_BATCH, &mut batch) {
                 Ok(()) => false,
-                // The last of them.
+                // The last batch.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < MOST => {
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < MAX_BATCH => {
                     room *= 2;
                     keys = zeroed(room);
                     values = zeroed(room);
@@ -132,7 +134,7 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
             };
             let count = (batch.count as usize).min(room);
             for (key, value) in keys[..count].iter().zip(&values[..count]) {
-                each(key, value);
+                visit(key, value);
             }
             if done {
                 return Ok(());
@@ -142,10 +144,10 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
         }
     }
 
-    /// One entry.
+    /// Reads an entry; `None` if it does not exist.
     ///
     /// # Errors
-    /// When the kernel refuses; not when there is none.
+    /// When the system call fails.
     pub fn get(&self, key: &K) -> io::Result<Option<V>> {
         let mut value = zeroed::<V>(1);
         let mut element = Element {
@@ -165,7 +167,7 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
     /// Writes an entry.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the system call fails.
     pub fn set(&self, key: &K, value: &V) -> io::Result<()> {
         let mut element = Element {
             map_fd: self.fd(),
@@ -177,10 +179,10 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
         bpf(BPF_MAP_UPDATE_ELEM, &mut element)
     }
 
-    /// Deletes an entry; whether there was one.
+    /// Deletes an entry. Returns whether it existed.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the system call fails.
     pub fn remove(&self, key: &K) -> io::Result<bool> {
         let mut element = Element {
             map_fd: self.fd(),
@@ -197,19 +199,22 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
     }
 }
 
-/// Entry `index` of a pinned array.
+/// Reads entry `index` of a pinned array.
 ///
 /// # Errors
-/// When the map is not there, is another, or has no such entry.
+/// When the map does not exist, has other types, or has no such entry.
 pub fn read_array_entry<V: Pod>(root: &Path, name: &str, index: u32) -> io::Result<V> {
     let table = PinnedMap::<u32, V>::open(root, name).map_err(io::Error::other)?;
-    table
-        .get(&index)?
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{name} has no {index}")))
+    table.get(&index)?.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("map {name} has no entry {index}"),
+        )
+    })
 }
 
 fn zeroed<T: Pod>(count: usize) -> Vec<T> {
-    // SAFETY: `Pod`: any bits are a value, so zeroes are.
+    // SAFETY: every bit pattern is a valid value of a `Pod` type, including zero.
     let zero = unsafe { std::mem::zeroed::<T>() };
     vec![zero; count]
 }

@@ -1,4 +1,4 @@
-//! Connections for an operator: which there are, of whom, and who talks most.
+//! The list of connections for operators: filter, order and text form.
 
 use std::{
     cmp::Reverse,
@@ -14,7 +14,7 @@ use appliance_common::{
 };
 use serde::Serialize;
 
-/// What slots of the maps are called.
+/// Names of the slots of the maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct SlotNames {
     /// Tenants by slot.
@@ -25,51 +25,53 @@ pub struct SlotNames {
     pub rules: BTreeMap<u32, String>,
 }
 
-/// Which connections are wanted; what is left out is any.
+/// Selects connections; a field that is `None` matches all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Of this tenant, by name.
+    /// Name of the tenant.
     pub tenant: Option<String>,
-    /// Of this IP protocol.
+    /// IP protocol number.
     pub protocol: Option<u8>,
-    /// With this address, before or after translation.
+    /// An address of the connection, before or after translation.
     pub address: Option<IpAddr>,
-    /// With this port, before or after translation.
+    /// A port of the connection, before or after translation.
     pub port: Option<u16>,
 }
 
-/// A connection. Field names are stable.
+/// A connection, as the control socket reports it. The JSON keys are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ConnectionRow {
     /// `tcp`, `udp`, `icmp`, `icmpv6`.
     pub protocol: String,
-    /// The tenant that it is of: who opened it, or whose machine it leads to.
+    /// The tenant that opened it, or whose machine is its destination.
     pub tenant: String,
-    /// The network of that end.
+    /// The network of that tenant's end.
     pub network: String,
     /// `out`, `in` or `hairpin`.
-    pub way: &'static str,
-    /// `opening`, `established`, `closing`, `closed`; of datagrams `unanswered`, `answered`.
+    #[serde(rename = "way")]
+    pub direction: &'static str,
+    /// TCP: `opening`, `established`, `closing`, `closed`. Other protocols: `unanswered`,
+    /// `answered`.
     pub state: &'static str,
-    /// Who opened it.
+    /// Source as sent by the initiator.
     pub from: SocketAddr,
-    /// To whom, as it said.
+    /// Destination as sent by the initiator.
     pub to: SocketAddr,
-    /// As what the other end sees the one that opened it.
+    /// Source after translation.
     pub seen_as: SocketAddr,
-    /// Where it leads.
+    /// Destination after translation.
     pub leads_to: SocketAddr,
-    /// The rule that allowed it.
+    /// The public IP rule that allowed it.
     pub rule: Option<String>,
-    /// Seconds since a packet was seen in either direction.
+    /// Seconds since the last packet in either direction.
     pub idle_seconds: u64,
-    /// Packets there.
+    /// Packets from the initiator.
     pub packets: u64,
-    /// Bytes of IP there.
+    /// Bytes of IP packets from the initiator.
     pub bytes: u64,
-    /// Packets back.
+    /// Packets to the initiator.
     pub packets_back: u64,
-    /// Bytes of IP back.
+    /// Bytes of IP packets to the initiator.
     pub bytes_back: u64,
 }
 
@@ -82,8 +84,8 @@ fn socket(address: &Words, port: u16) -> SocketAddr {
 }
 
 impl Filter {
-    /// Whether a connection is wanted, by its direction there.
-    fn wants(&self, key: &FlowKey, flow: &Flow, names: &SlotNames) -> bool {
+    /// Whether a connection matches, given its entry from the initiator.
+    fn matches(&self, key: &FlowKey, flow: &Flow, names: &SlotNames) -> bool {
         let ends = [
             socket(&key.source, key.source_port),
             socket(&key.destination, key.destination_port),
@@ -105,7 +107,7 @@ impl Filter {
     }
 }
 
-/// A slot's name, or its number where it has none any more.
+/// Name of a slot, or its number if it no longer has a name.
 fn name(names: &BTreeMap<u32, String>, slot: u32) -> String {
     names
         .get(&slot)
@@ -113,28 +115,28 @@ fn name(names: &BTreeMap<u32, String>, slot: u32) -> String {
         .unwrap_or_else(|| format!("#{slot}"))
 }
 
-/// Those of all connections that move most bytes; the others are counted.
+/// Collects the connections with most bytes, and counts all.
 #[derive(Debug)]
 pub struct TopConnections {
-    most: usize,
+    limit: usize,
     heap: BinaryHeap<Reverse<(u64, FlowKey)>>,
-    /// How many there were.
+    /// Number of matching connections.
     pub total: usize,
 }
 
 impl TopConnections {
-    /// For at most so many.
+    /// Collects at most `limit` connections.
     #[must_use]
-    pub fn new(most: usize) -> Self {
+    pub fn new(limit: usize) -> Self {
         Self {
-            most,
+            limit,
             heap: BinaryHeap::new(),
             total: 0,
         }
     }
 
-    /// Takes in an entry of `FLOWS` or `OPENING`; `other` looks the other direction up.
-    pub fn take(
+    /// Adds an entry of `FLOWS` or `OPENING`; `other` looks up the entry of the other direction.
+    pub fn add(
         &mut self,
         key: &FlowKey,
         flow: &Flow,
@@ -142,14 +144,14 @@ impl TopConnections {
         names: &SlotNames,
         other: impl FnOnce(&FlowKey) -> Option<Flow>,
     ) {
-        if flow.direction() != Direction::Original || !filter.wants(key, flow, names) {
+        if flow.direction() != Direction::Original || !filter.matches(key, flow, names) {
             return;
         }
         self.total += 1;
         let (mut back_key, mut back) = (FlowKey::default(), Flow::default());
         flow.inverse(key, &mut back_key, &mut back);
         let bytes = flow.bytes + other(&back_key).map_or(0, |back| back.bytes);
-        if self.heap.len() == self.most {
+        if self.heap.len() == self.limit {
             if self
                 .heap
                 .peek()
@@ -172,7 +174,7 @@ impl TopConnections {
 }
 
 impl ConnectionRow {
-    /// A connection's row, of its direction there and the one back, at `now` in ticks.
+    /// The row of a connection, from the entries of its two directions, at `now` in ticks.
     #[must_use]
     pub fn new(
         key: &FlowKey,
@@ -181,7 +183,7 @@ impl ConnectionRow {
         names: &SlotNames,
         now: u32,
     ) -> Self {
-        let way = match (key.zone, flow.to_zone) {
+        let direction = match (key.zone, flow.to_zone) {
             (OUTSIDE, _) => "in",
             (_, OUTSIDE) => "out",
             _ => "hairpin",
@@ -211,7 +213,7 @@ impl ConnectionRow {
             } else {
                 name(&names.networks, slot)
             },
-            way,
+            direction,
             state: state(key.protocol, flow.state),
             from: socket(&key.source, key.source_port),
             to: socket(&key.destination, key.destination_port),
@@ -251,7 +253,7 @@ const fn state(protocol: u8, bits: u8) -> &'static str {
     }
 }
 
-/// Rows for a person.
+/// The rows as text.
 #[must_use]
 pub fn render(rows: &[ConnectionRow], total: usize) -> String {
     let mut out = String::new();
@@ -281,7 +283,7 @@ pub fn render(rows: &[ConnectionRow], total: usize) -> String {
         (_, 0) => writeln!(out, "{total} connections"),
         _ => writeln!(
             out,
-            "{total} connections; {more} that move less are not shown (--top says how many are)"
+            "{total} connections; {more} with fewer bytes are not shown (see --top)"
         ),
     };
     out
@@ -305,7 +307,7 @@ mod tests {
         }
     }
 
-    /// In by rule `https`, from port `port`.
+    /// An inbound connection by rule `https`, from port `port`.
     fn inbound(port: u16, bytes: u64) -> (FlowKey, Flow) {
         let key = FlowKey {
             source: words("198.51.100.7"),
@@ -336,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_says_who_and_where_and_by_which_rule() {
+    fn a_row_has_both_ends_and_the_rule() {
         let (key, flow) = inbound(5000, 300);
         let back = Flow {
             last_seen: 95,
@@ -350,14 +352,14 @@ mod tests {
             "tcp    established 198.51.100.7:5000 -> 203.0.113.20:443, leads to 10.1.0.10:8443, rule https; acme web: \
              300 B there, 1000 B back, silent for 5 s\n1 connections\n"
         );
-        assert_eq!((row.way, row.packets, row.packets_back), ("in", 3, 2));
+        assert_eq!((row.direction, row.packets, row.packets_back), ("in", 3, 2));
         let json = serde_json::to_value(&row).expect("it can be written");
         assert_eq!(json["leads_to"], "10.1.0.10:8443");
         assert_eq!(json["rule"], "https");
     }
 
     #[test]
-    fn a_filter_takes_what_matches_before_or_after_translation() {
+    fn a_filter_matches_before_and_after_translation() {
         let (key, flow) = inbound(5000, 1);
         let ip = |text: &str| Some(text.parse().expect("an address"));
         let any = Filter::default;
@@ -434,21 +436,21 @@ mod tests {
                 false,
             ),
         ] {
-            assert_eq!(filter.wants(&key, &flow, &names()), wants, "{filter:?}");
+            assert_eq!(filter.matches(&key, &flow, &names()), wants, "{filter:?}");
         }
     }
 
     #[test]
-    fn those_who_talk_most_come_first_and_the_rest_is_counted() {
+    fn connections_with_most_bytes_come_first_and_all_are_counted() {
         let mut top = TopConnections::new(3);
         for (port, bytes) in [(1, 10), (2, 500), (3, 20), (4, 30), (5, 1)] {
             let (key, flow) = inbound(port, bytes);
-            // One answers much.
+            // The reply direction of one connection has many bytes.
             let back = Flow {
                 bytes: if port == 3 { 1000 } else { 0 },
                 ..Flow::default()
             };
-            top.take(&key, &flow, &Filter::default(), &names(), |_| Some(back));
+            top.add(&key, &flow, &Filter::default(), &names(), |_| Some(back));
         }
         assert_eq!(top.total, 5);
         let ports: Vec<u16> = top
@@ -461,12 +463,12 @@ mod tests {
     }
 
     #[test]
-    fn the_way_back_is_no_connection_of_its_own() {
+    fn the_reply_direction_is_not_listed_separately() {
         let (key, flow) = inbound(1, 10);
         let (mut back_key, mut back) = (FlowKey::default(), Flow::default());
         flow.inverse(&key, &mut back_key, &mut back);
         let mut top = TopConnections::new(3);
-        top.take(&back_key, &back, &Filter::default(), &names(), |_| None);
+        top.add(&back_key, &back, &Filter::default(), &names(), |_| None);
         assert_eq!(top.total, 0);
     }
 }

@@ -1,17 +1,18 @@
-//! Connections through translation: seen by an operator, and cleared away once they are silent.
+//! NAT connections: removal of expired entries, and the list for operators.
 //!
-//! The programs make and use entries, and look at their age each time; what is silent is as good as gone to
-//! them. Here its place is given back.
+//! The XDP programs create and use the entries, and ignore expired ones. This module removes
+//! expired entries from the maps, so that their space can be used again. Never: work on the packet
+//! path or on the daemon's event loop.
 //!
 //! ```text
-//!   FLOWS ───┬─ every 10 s ─▶ sweep: silent both ways, of an earlier failover ─▶ deleted
+//!   FLOWS ───┬─ every 10 s ─▶ sweep: expired both ways, or of an earlier failover ─▶ deleted
 //!   OPENING ─┤                        │ endpoints in use
-//!   MAPPINGS ┴─ every 10 s ─▶ sweep: in use by no connection, twice in a row ─▶ deleted
+//!   MAPPINGS ┴─ every 10 s ─▶ sweep: used by no connection in two passes in a row ─▶ deleted
 //!   FLOWS, OPENING ── on request ─▶ list: filter, top talkers
 //! ```
 //!
-//! `sweep` and `list` decide, and touch no map or clock; `batch` reads whole maps; `collector` is the thread that
-//! brings them together, `query` what an operator asks. Nothing here is on the packet path or on the daemon's loop.
+//! `sweep` and `list` decide, without a map or a clock. `batch` reads whole maps. `sweeper` is the
+//! thread that runs a sweep every 10 s, and `query` answers an operator's request.
 
 mod batch;
 mod list;

@@ -1,4 +1,4 @@
-//! What an operator asks of the connections, read from the maps.
+//! Reads the list of connections from the maps, on request of an operator.
 
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -10,31 +10,31 @@ use appliance_common::{
 
 use super::{ConnectionRow, Filter, PinnedMap, SlotNames, TopConnections, sweeper::ticks_now};
 
-/// Most connections that one answer has.
+/// Maximum number of connections in one answer.
 pub const MAX_ROWS: usize = 10_000;
 
-/// The connections that move most bytes, at most `most` of those wanted, and how many are wanted. It reads whole maps:
-/// not for the daemon's loop.
+/// Lists the connections that match `filter`: at most `limit`, by bytes in descending order, and
+/// the number of all matches. It reads whole maps, so it must not run on the daemon's event loop.
 ///
 /// # Errors
-/// When a map is not there, or the kernel refuses.
+/// When a map cannot be opened or read.
 pub fn list(
     root: &Path,
     filter: &Filter,
     names: &SlotNames,
-    most: usize,
+    limit: usize,
 ) -> io::Result<(Vec<ConnectionRow>, usize)> {
     let open = io::Error::other::<aya::maps::MapError>;
     let flows = PinnedMap::<FlowKey, Flow>::open(root, "FLOWS").map_err(open)?;
     let opening = PinnedMap::<FlowKey, Flow>::open(root, "OPENING").map_err(open)?;
     let tenants = tenants(root)?;
-    // What is left of a failover that is over is no connection any more.
-    let stands = |zone: u16, epoch| zone == OUTSIDE || tenants.get(&zone) == Some(&epoch);
-    let mut top = TopConnections::new(most.min(MAX_ROWS));
+    // Entries of an ended failover are not connections any more.
+    let is_current = |zone: u16, epoch| zone == OUTSIDE || tenants.get(&zone) == Some(&epoch);
+    let mut top = TopConnections::new(limit.min(MAX_ROWS));
     for table in [&flows, &opening] {
-        table.each(|key, flow| {
-            if stands(key.zone, flow.from_epoch) && stands(flow.to_zone, flow.to_epoch) {
-                top.take(key, flow, filter, names, |back| get(table, back));
+        table.for_each(|key, flow| {
+            if is_current(key.zone, flow.from_epoch) && is_current(flow.to_zone, flow.to_epoch) {
+                top.add(key, flow, filter, names, |back| get(table, back));
             }
         })?;
     }
@@ -44,7 +44,7 @@ pub fn list(
         let found = [&flows, &opening]
             .into_iter()
             .find_map(|table| Some((table, get(table, &key)?)));
-        // Gone since.
+        // Deleted since.
         let Some((table, flow)) = found else { continue };
         let (mut back_key, mut back) = (FlowKey::default(), Flow::default());
         flow.inverse(&key, &mut back_key, &mut back);
@@ -60,7 +60,7 @@ pub fn list(
     Ok((rows, total))
 }
 
-/// One entry; what cannot be read is as good as gone.
+/// An entry; `None` if it does not exist or cannot be read.
 fn get(table: &PinnedMap<FlowKey, Flow>, key: &FlowKey) -> Option<Flow> {
     table.get(key).ok().flatten()
 }

@@ -1,4 +1,4 @@
-//! Which entries have had their time.
+//! Decides which NAT entries are expired, stale or unused.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,29 +7,29 @@ use appliance_common::{
     nat::{Direction, Flow, FlowKey, Mapping, MappingKey, OUTSIDE, Timeouts, flow_flags},
 };
 
-/// One pass over the tables; what it has to know is given, what it finds is [`Swept`].
+/// One pass over the maps. The caller adds all entries and deletes those that the pass returns.
 #[derive(Debug)]
 pub struct Sweep<'a> {
     now: u32,
     timeouts: Timeouts,
-    /// By zone.
+    /// Tenants in full failover, by zone.
     tenants: &'a BTreeMap<u16, Tenant>,
-    /// Endpoints that connections have a mapping for.
+    /// Endpoints whose mapping a connection uses.
     in_use: HashSet<MappingKey>,
-    silent: Vec<FlowKey>,
+    expired: Vec<FlowKey>,
     stale: Vec<FlowKey>,
     mappings: HashMap<MappingKey, Mapping>,
 }
 
-/// What a pass found.
+/// The mappings to delete after a pass.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Mappings of no connection, both halves: deleted if the pass before found them, too, as one that is just
-    /// being made has no connection yet.
+    /// Halves of mappings that no connection uses. Delete them if the previous pass returned them
+    /// too: a new mapping has no connection yet.
     pub unused: HashSet<MappingKey>,
     /// Mappings of an earlier failover.
     pub stale: Vec<MappingKey>,
-    /// How many mappings there are, halves.
+    /// Number of halves of mappings seen.
     pub mappings: usize,
 }
 
@@ -42,27 +42,27 @@ impl<'a> Sweep<'a> {
             timeouts,
             tenants,
             in_use: HashSet::new(),
-            silent: Vec::new(),
+            expired: Vec::new(),
             stale: Vec::new(),
             mappings: HashMap::new(),
         }
     }
 
-    /// Whether the tenant of `zone` is still in the failover that was `epoch`.
-    fn is_of_now(&self, zone: u16, epoch: u32) -> bool {
+    /// Whether the tenant of `zone` is still in the failover with this `epoch`.
+    fn is_current(&self, zone: u16, epoch: u32) -> bool {
         zone == OUTSIDE || self.tenants.get(&zone).is_some_and(|t| t.epoch == epoch)
     }
 
-    /// Takes in an entry of `FLOWS` or `OPENING`.
+    /// Adds an entry of `FLOWS` or `OPENING`.
     pub fn flow(&mut self, key: &FlowKey, flow: &Flow) {
-        if !self.is_of_now(key.zone, flow.from_epoch)
-            || !self.is_of_now(flow.to_zone, flow.to_epoch)
+        if !self.is_current(key.zone, flow.from_epoch)
+            || !self.is_current(flow.to_zone, flow.to_epoch)
         {
             self.stale.push(*key);
             return;
         }
         if flow.is_expired(key.protocol, self.now, &self.timeouts) {
-            self.silent.push(*key);
+            self.expired.push(*key);
             return;
         }
         let (there, back) = (
@@ -73,7 +73,7 @@ impl<'a> Sweep<'a> {
             Direction::Original => (there, back),
             Direction::Reply => (back, there),
         };
-        // Two that met by what they are seen as have a mapping each.
+        // Two ends that connected through their translated addresses have a mapping each.
         for (flag, (address, port, zone)) in [(flow_flags::MAPPED, from), (flow_flags::MUTUAL, to)]
         {
             if flow.flags & flag != 0 {
@@ -88,29 +88,30 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// Entries of earlier failovers so far: to be deleted.
+    /// Takes the entries of earlier failovers, which must be deleted.
     pub fn take_stale(&mut self) -> Vec<FlowKey> {
         std::mem::take(&mut self.stale)
     }
 
-    /// Silent entries so far: to be deleted where [`Sweep::is_over`] says so of them and their other direction.
-    pub fn take_silent(&mut self) -> Vec<FlowKey> {
-        std::mem::take(&mut self.silent)
+    /// Takes the expired entries. Delete each for which [`Sweep::is_over`] holds.
+    pub fn take_expired(&mut self) -> Vec<FlowKey> {
+        std::mem::take(&mut self.expired)
     }
 
-    /// Whether a silent connection is over: `flow` is silent still, and so is the other direction, if it is there.
+    /// Whether an expired connection is over: `flow` is still expired, and so is the other
+    /// direction if it exists.
     #[must_use]
     pub fn is_over(&self, protocol: u8, flow: &Flow, other: Option<&Flow>) -> bool {
-        let silent = |flow: &Flow| flow.is_expired(protocol, self.now, &self.timeouts);
-        silent(flow) && other.is_none_or(silent)
+        let expired = |flow: &Flow| flow.is_expired(protocol, self.now, &self.timeouts);
+        expired(flow) && other.is_none_or(expired)
     }
 
-    /// Takes in an entry of `MAPPINGS`.
+    /// Adds an entry of `MAPPINGS`.
     pub fn mapping(&mut self, key: &MappingKey, mapping: &Mapping) {
         self.mappings.insert(*key, *mapping);
     }
 
-    /// What of the mappings is of no use.
+    /// The mappings to delete.
     #[must_use]
     pub fn finish(self) -> Swept {
         let mut swept = Swept {
@@ -123,7 +124,7 @@ impl<'a> Sweep<'a> {
             } else {
                 key.zone
             };
-            if !self.is_of_now(inside, mapping.epoch) {
+            if !self.is_current(inside, mapping.epoch) {
                 swept.stale.push(*key);
                 continue;
             }
@@ -134,11 +135,11 @@ impl<'a> Sweep<'a> {
                 protocol: key.protocol,
                 reserved: [0; 3],
             };
-            let whole = self.mappings.get(&other).is_some_and(|back| {
+            let complete = self.mappings.get(&other).is_some_and(|back| {
                 back.address == key.address && back.port == key.port && back.zone == key.zone
             });
             let endpoint = if key.zone == OUTSIDE { &other } else { key };
-            if !whole || !self.in_use.contains(endpoint) {
+            if !complete || !self.in_use.contains(endpoint) {
                 swept.unused.insert(*key);
             }
         }
@@ -162,7 +163,7 @@ mod tests {
         BTreeMap::from([(ZONE, tenant)])
     }
 
-    /// A connection of a host's port to the outside, heard at `seen`: both directions.
+    /// Both directions of a connection from a host's port to the internet, last seen at `seen`.
     fn connection(port: u16, seen: u32) -> [(FlowKey, Flow); 2] {
         let key = FlowKey {
             source: [0, 0, 0, 1],
@@ -192,7 +193,7 @@ mod tests {
         [(key, flow), (back_key, back)]
     }
 
-    /// The mapping of that port: both halves.
+    /// Both halves of the mapping of that port.
     fn mapping(port: u16, epoch: u32) -> [(MappingKey, Mapping); 2] {
         let inside = MappingKey {
             address: [0, 0, 0, 1],
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_over_when_both_directions_are_silent() {
+    fn a_connection_is_over_when_both_directions_are_expired() {
         let (tenants, timeouts) = (tenants(), Timeouts::default());
         let now = 10_000;
         let mut sweep = Sweep::new(now, timeouts, &tenants);
@@ -226,7 +227,7 @@ mod tests {
         for (key, flow) in [there, back] {
             sweep.flow(&key, &flow);
         }
-        assert_eq!(sweep.take_silent(), [there.0, back.0]);
+        assert_eq!(sweep.take_expired(), [there.0, back.0]);
         assert!(sweep.is_over(IPPROTO_UDP, &there.1, Some(&back.1)));
         assert!(sweep.is_over(IPPROTO_UDP, &there.1, None));
         back.1.last_seen = now;
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_of_an_earlier_failover_goes_at_once() {
+    fn entries_of_an_earlier_failover_are_stale() {
         let (mut tenants, timeouts) = (tenants(), Timeouts::default());
         for gone in [false, true] {
             if gone {
@@ -256,9 +257,9 @@ mod tests {
     }
 
     #[test]
-    fn a_mapping_stays_for_as_long_as_a_connection_has_it() {
+    fn a_mapping_is_kept_while_a_connection_uses_it() {
         let (tenants, timeouts) = (tenants(), Timeouts::default());
-        // Either direction alone says so.
+        // One direction is enough.
         for which in [0, 1] {
             let mut sweep = Sweep::new(100, timeouts, &tenants);
             let (key, flow) = connection(1, 100)[which];
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_mapping_is_of_no_use() {
+    fn half_a_mapping_is_unused() {
         let (tenants, timeouts) = (tenants(), Timeouts::default());
         let mut sweep = Sweep::new(100, timeouts, &tenants);
         let [_, (key, value)] = mapping(1, EPOCH);

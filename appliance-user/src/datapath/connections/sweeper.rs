@@ -1,4 +1,4 @@
-//! The thread that gives back the places of connections that are over.
+//! The thread that removes expired NAT entries from the maps.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -17,10 +17,10 @@ use appliance_common::{
 
 use super::{PinnedMap, Sweep, read_array_entry};
 
-/// Between two passes.
-const EVERY: Duration = Duration::from_secs(10);
+/// Time between two passes.
+const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Runs passes until it is dropped.
+/// Handle of the thread. Dropping it stops the thread.
 #[derive(Debug)]
 pub struct ConnectionSweeper {
     stop: Option<mpsc::Sender<()>>,
@@ -28,10 +28,10 @@ pub struct ConnectionSweeper {
 }
 
 impl ConnectionSweeper {
-    /// Starts it on the maps pinned below `root`.
+    /// Starts the thread on the maps pinned below `root`.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// When the thread cannot be created.
     pub fn spawn(root: &Path) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let root = root.to_owned();
@@ -51,7 +51,7 @@ impl Drop for ConnectionSweeper {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread that clears connections away had panicked");
+            tracing::error!("connection sweeper thread panicked");
         }
     }
 }
@@ -59,55 +59,56 @@ impl Drop for ConnectionSweeper {
 fn run(root: &Path, stopped: &mpsc::Receiver<()>) {
     let mut unused = HashSet::new();
     loop {
-        match stopped.recv_timeout(EVERY) {
+        match stopped.recv_timeout(INTERVAL) {
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             _ => return,
         }
         match pass(root, &mut unused) {
-            Ok(Done::Idle) => {}
-            Ok(Done::Swept { flows, mappings }) => {
-                tracing::debug!(flows, mappings, "connections cleared away");
+            Ok(PassResult::Idle) => {}
+            Ok(PassResult::Swept { flows, mappings }) => {
+                tracing::debug!(flows, mappings, "removed expired connections");
             }
             Err(error) => {
-                tracing::error!(%error, "connections could not be cleared away; trying again in 10 s");
+                tracing::error!(%error, "cannot remove expired connections; retrying in 10 s");
             }
         }
     }
 }
 
-/// What a pass did.
-enum Done {
-    /// Nothing is translated.
+/// Result of a pass.
+enum PassResult {
+    /// There are no entries.
     Idle,
-    /// So many entries were deleted.
+    /// Numbers of deleted entries.
     Swept { flows: usize, mappings: usize },
 }
 
-/// Now, in the programs' ticks.
+/// The current time in the programs' ticks.
 #[must_use]
 pub fn ticks_now() -> u32 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `time` is one. The clock is that of bpf_ktime_get_coarse_ns, to a tick of the kernel's.
+    // SAFETY: `time` is a valid timespec. The clock is that of bpf_ktime_get_coarse_ns, within a
+    // tick of the kernel.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     ticks(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
-fn pass(root: &Path, unused: &mut HashSet<MappingKey>) -> io::Result<Done> {
+fn pass(root: &Path, unused: &mut HashSet<MappingKey>) -> io::Result<PassResult> {
     let nat: Nat = read_array_entry(root, "NAT", 0)?;
     let open = io::Error::other::<aya::maps::MapError>;
     let flows = PinnedMap::<FlowKey, Flow>::open(root, "FLOWS").map_err(open)?;
     let opening = PinnedMap::<FlowKey, Flow>::open(root, "OPENING").map_err(open)?;
     let mappings = PinnedMap::<MappingKey, Mapping>::open(root, "MAPPINGS").map_err(open)?;
     if nat.uplink == 0 && unused.is_empty() {
-        // One pass more after the last failover, for what it left.
+        // The entries of the last failover need one more pass.
         let mut any = false;
-        mappings.each(|_, _| any = true)?;
-        flows.each(|_, _| any = true)?;
+        mappings.for_each(|_, _| any = true)?;
+        flows.for_each(|_, _| any = true)?;
         if !any {
-            return Ok(Done::Idle);
+            return Ok(PassResult::Idle);
         }
     }
     let mut tenants = BTreeMap::new();
@@ -120,25 +121,25 @@ fn pass(root: &Path, unused: &mut HashSet<MappingKey>) -> io::Result<Done> {
         }
     }
     let mut sweep = Sweep::new(ticks_now(), nat.timeouts, &tenants);
-    let mut gone = 0;
-    let mut tallies: BTreeMap<u16, TenantUsage> = BTreeMap::new();
-    flows.each(|key, flow| {
+    let mut deleted_flows = 0;
+    let mut usages: BTreeMap<u16, TenantUsage> = BTreeMap::new();
+    flows.for_each(|key, flow| {
         sweep.flow(key, flow);
-        // Whose share it is of, as the programs count it.
+        // Count it for the same tenant as the programs do.
         if flow.direction() == Direction::Original {
             let owner = if key.zone == OUTSIDE {
                 flow.to_zone
             } else {
                 key.zone
             };
-            tallies.entry(owner).or_default().connections += 1;
+            usages.entry(owner).or_default().connections += 1;
         }
     })?;
     for key in sweep.take_stale() {
-        gone += usize::from(flows.remove(&key)?);
+        deleted_flows += usize::from(flows.remove(&key)?);
     }
-    for key in sweep.take_silent() {
-        // Looked at again: it may have been heard since.
+    for key in sweep.take_expired() {
+        // Read it again: a packet may have arrived since.
         let Some(flow) = flows.get(&key)? else {
             continue;
         };
@@ -146,36 +147,36 @@ fn pass(root: &Path, unused: &mut HashSet<MappingKey>) -> io::Result<Done> {
         flow.inverse(&key, &mut other_key, &mut other);
         let other = flows.get(&other_key)?;
         if sweep.is_over(key.protocol, &flow, other.as_ref()) {
-            gone += usize::from(flows.remove(&key)?);
+            deleted_flows += usize::from(flows.remove(&key)?);
         }
     }
-    opening.each(|key, flow| sweep.flow(key, flow))?;
-    // Of these, the oldest give way by themselves.
-    drop((sweep.take_stale(), sweep.take_silent()));
-    mappings.each(|key, mapping| {
+    opening.for_each(|key, flow| sweep.flow(key, flow))?;
+    // OPENING is an LRU map, which evicts its oldest entries by itself.
+    drop((sweep.take_stale(), sweep.take_expired()));
+    mappings.for_each(|key, mapping| {
         sweep.mapping(key, mapping);
         if key.zone != OUTSIDE {
-            tallies.entry(key.zone).or_default().mappings += 1;
+            usages.entry(key.zone).or_default().mappings += 1;
         }
     })?;
-    // The programs only add. What is deleted below is taken off at the next pass.
-    let counts = PinnedMap::<u32, TenantUsage>::open(root, "TALLIES").map_err(open)?;
+    // The programs only increment. Deletions below are counted in the next pass.
+    let usage = PinnedMap::<u32, TenantUsage>::open(root, "TALLIES").map_err(open)?;
     for zone in tenants.keys() {
-        let tally = tallies.get(zone).copied().unwrap_or_default();
-        counts.set(&(u32::from(*zone) - 1), &tally)?;
+        let count = usages.get(zone).copied().unwrap_or_default();
+        usage.set(&(u32::from(*zone) - 1), &count)?;
     }
     let swept = sweep.finish();
-    let mut freed = 0;
+    let mut deleted_mappings = 0;
     let twice = swept.unused.intersection(unused);
-    // Inner halves first: without one, nobody begins a connection by the outer.
+    // Inner halves first: without the inner half, no connection starts by the outer half.
     let mut all: Vec<_> = twice.chain(&swept.stale).collect();
     all.sort_by_key(|key| key.zone == OUTSIDE);
     for key in all {
-        freed += usize::from(mappings.remove(key)?);
+        deleted_mappings += usize::from(mappings.remove(key)?);
     }
     *unused = swept.unused;
-    Ok(Done::Swept {
-        flows: gone,
-        mappings: freed,
+    Ok(PassResult::Swept {
+        flows: deleted_flows,
+        mappings: deleted_mappings,
     })
 }

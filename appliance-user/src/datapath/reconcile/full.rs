@@ -1,4 +1,4 @@
-//! What the maps should hold for tenants in full failover: routes, policies, translation, public IP rules.
+//! Map contents of tenants in full failover: routes, policies, translation and public IP rules.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,19 +6,17 @@ use std::{
 };
 
 use appliance_common::{
-    addr::{Address, from_ip},
-    limits::{
-        MAX_MAPPINGS, MAX_POLICIES, MAX_PUBLIC, MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES,
-        MAX_RULES,
-    },
+    addr::from_ip,
+    limits::MAX_MAPPINGS,
     maps::{Policy, PolicyKey, Route, RouteKey},
     nat::{
-        MachineKey, Nat, NatAddress, PublicAddress, RULE_KEY_BITS, Rule, RuleKey, RuleSlot,
-        SOURCE_KEY_BITS, SourceKey, TenantQuota, Words, public_flags, rule_flags,
+        MachineKey, Nat, NatAddress, PublicAddress, Rule, RuleKey, RuleSlot, SourceKey,
+        TenantQuota, public_flags, rule_flags,
     },
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP},
 };
 use failover::{IpPrefix, Plan, PlanErrors, Protocol, ReservedAddress, RuleTarget, TenantContext};
+use packet_rules::addr::words;
 
 use super::{MapContents, local_addresses};
 use crate::{
@@ -27,22 +25,8 @@ use crate::{
     state::{Doing, State, rule_key},
 };
 
-/// The ports of a tenant's own address: all but the system's, of which 22 is never public (RFC 6335 section 6).
+/// Translation ports of a tenant's own address: all except system ports (RFC 6335 section 6).
 const DEDICATED_PORTS: (u16, u16) = (1024, u16::MAX);
-/// Entries that a hash map keeps back on its CPUs, so that it is never filled to the brim.
-const RESERVE: u32 = 1024;
-
-/// An address as the translation's maps have it.
-#[must_use]
-pub fn address_words(address: &Address) -> Words {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
-    [
-        u32::from_ne_bytes([a, b, c, d]),
-        u32::from_ne_bytes([e, f, g, h]),
-        u32::from_ne_bytes([i, j, k, l]),
-        u32::from_ne_bytes([m, n, o, p]),
-    ]
-}
 
 /// The zone of the tenant in a slot.
 #[must_use]
@@ -50,136 +34,158 @@ pub const fn zone_of(slot: u32) -> u16 {
     slot as u16 + 1
 }
 
-/// Bits of a prefix in the 16-byte form.
+/// Length of a prefix in its 16-byte form, bits.
 fn bits(net: &IpPrefix) -> u32 {
     u32::from(net.length()) + if net.address().is_ipv4() { 96 } else { 0 }
 }
 
-/// Addresses that no tenant may have, whatever its allocation says, and whose they are: the appliance's own, and
-/// those of the routers on the ways that are watched. As far as the kernel has told.
-fn taken(config: &Config, snapshot: &Snapshot) -> BTreeMap<IpAddr, String> {
-    let mut taken = BTreeMap::new();
-    // Where the two are the same there is no router between.
+/// Addresses that no tenant may use even if they are in its allocation, with their owners: the
+/// appliance's own, and those of the routers on the watched paths, as far as the underlay knows
+/// them.
+fn reserved_addresses(config: &Config, snapshot: &Snapshot) -> BTreeMap<IpAddr, String> {
+    let mut reserved = BTreeMap::new();
+    // If both are the same, the destination is on-link and there is no router.
     for (to, hop) in snapshot.next_hops.iter().filter(|(to, hop)| to != hop) {
         if DEFAULT_ROUTE_PROBES.contains(to) {
-            taken.insert(*hop, "the router on the way to the outside".to_owned());
+            reserved.insert(*hop, "the default router".to_owned());
         } else {
-            let whose = || format!("the router on the way to {to}");
-            taken.entry(*hop).or_insert_with(whose);
+            let owner = || format!("the router towards {to}");
+            reserved.entry(*hop).or_insert_with(owner);
         }
     }
     for address in local_addresses(config, snapshot) {
-        taken.insert(address, "the appliance's own (uplink.local)".to_owned());
+        reserved.insert(address, "the appliance's own (uplink.local)".to_owned());
     }
     for (name, link) in &snapshot.links {
         for (address, _) in &link.addresses {
-            taken.insert(*address, format!("the appliance's own address on {name}"));
+            reserved.insert(*address, format!("the appliance's own address on {name}"));
         }
     }
-    taken
+    reserved
 }
 
-/// Those of a tenant's allocation.
-fn taken_of(taken: &BTreeMap<IpAddr, String>, allocation: &[IpPrefix]) -> Vec<ReservedAddress> {
-    let theirs = taken
+/// The reserved addresses within a tenant's allocation.
+fn reserved_in(
+    reserved: &BTreeMap<IpAddr, String>,
+    allocation: &[IpPrefix],
+) -> Vec<ReservedAddress> {
+    let within = reserved
         .iter()
         .filter(|(address, _)| allocation.iter().any(|net| net.contains(**address)));
-    theirs
-        .map(|(address, whose)| ReservedAddress {
+    within
+        .map(|(address, owner)| ReservedAddress {
             address: *address,
-            owner: whose.clone(),
+            owner: owner.clone(),
         })
         .collect()
 }
 
-/// The tenant of that name as failover plans are checked against it now.
+/// The tenant `name` with the data that failover plans are checked against.
 #[must_use]
 pub fn plan_tenant(config: &Config, snapshot: &Snapshot, name: &str) -> Option<TenantContext> {
     let mut tenant = config.tenant_of(name)?;
-    tenant.reserved = taken_of(&taken(config, snapshot), &tenant.allocation);
+    tenant.reserved = reserved_in(&reserved_addresses(config, snapshot), &tenant.allocation);
     Some(tenant)
 }
 
-/// What a tenant is seen as, by family: its own address, or one of the uplink. One of its own that is taken is not
-/// used, and no other in its place: the tenant would be seen as somebody else.
+/// Translated source addresses of a tenant, one per family: its own address, or one of the uplink.
+/// A reserved address of its own is neither used nor replaced, because another address would be
+/// another tenant's identity.
 #[must_use]
 pub fn nat_addresses(config: &Config, snapshot: &Snapshot, tenant: &Tenant) -> Vec<IpAddr> {
-    seen_as(
+    source_addresses(
         &local_addresses(config, snapshot),
-        &taken(config, snapshot),
+        &reserved_addresses(config, snapshot),
         tenant,
     )
 }
 
-fn seen_as(local: &[IpAddr], taken: &BTreeMap<IpAddr, String>, tenant: &Tenant) -> Vec<IpAddr> {
+fn source_addresses(
+    local: &[IpAddr],
+    reserved: &BTreeMap<IpAddr, String>,
+    tenant: &Tenant,
+) -> Vec<IpAddr> {
     [true, false]
         .into_iter()
         .filter_map(|v4| {
             let mut addresses = tenant.nat.iter().chain(local);
             addresses.find(|a| a.is_ipv4() == v4).copied()
         })
-        .filter(|a| !(tenant.nat.contains(a) && taken.contains_key(a)))
+        .filter(|a| !(tenant.nat.contains(a) && reserved.contains_key(a)))
         .collect()
 }
 
-/// What is wrong with the addresses that a tenant is to be seen as.
+/// Problems of the translated source addresses of a tenant.
 #[must_use]
 pub fn nat_problems(config: &Config, snapshot: &Snapshot, tenant: &Tenant) -> Vec<String> {
-    wrong_nat(&taken(config, snapshot), tenant).collect()
+    nat_address_problems(&reserved_addresses(config, snapshot), tenant).collect()
 }
 
-fn wrong_nat(taken: &BTreeMap<IpAddr, String>, tenant: &Tenant) -> impl Iterator<Item = String> {
+fn nat_address_problems(
+    reserved: &BTreeMap<IpAddr, String>,
+    tenant: &Tenant,
+) -> impl Iterator<Item = String> {
     tenant.nat.iter().filter_map(|address| {
-        let whose = taken.get(address)?;
+        let owner = reserved.get(address)?;
         Some(format!(
-            "tenant {:?}: nat: {address} is {whose}, and cannot be used: write another of the tenant's public addresses",
+            "tenant {:?}: nat: {address} is {owner} and cannot be used: set another of the \
+             tenant's public addresses",
             tenant.name
         ))
     })
 }
 
-/// What a configuration would make wrong that is right by the one in force, or wrong otherwise.
+/// Failover problems that the new configuration has and the present one does not.
 #[must_use]
-pub fn new_problems(now: &Config, new: &Config, state: &State, snapshot: &Snapshot) -> Vec<String> {
-    let before = failover_problems(now, state, snapshot);
+pub fn new_problems(
+    present: &Config,
+    new: &Config,
+    state: &State,
+    snapshot: &Snapshot,
+) -> Vec<String> {
+    let before = failover_problems(present, state, snapshot);
     let mut after = failover_problems(new, state, snapshot);
     after.retain(|problem| !before.contains(problem));
     after
 }
 
-/// Everything of failovers, in force or to come, that does not fit the configuration or what the kernel says. What
-/// it names is not in force.
+/// Parts of active and planned failovers that contradict the configuration or the underlay. They
+/// are not in force.
 #[must_use]
 pub fn failover_problems(config: &Config, state: &State, snapshot: &Snapshot) -> Vec<String> {
-    let taken = taken(config, snapshot);
+    let reserved = reserved_addresses(config, snapshot);
     let mut problems = Vec::new();
     for (name, mode) in &state.modes {
         let plan = mode.doing.plan();
         match (config.tenant_alone(name), &mode.doing) {
             (_, Doing::Idle) | (Some(_), Doing::Partial) => {}
             (Some(mut tenant), Doing::Full(plan)) => {
-                tenant.reserved = taken_of(&taken, &tenant.allocation);
+                tenant.reserved = reserved_in(&reserved, &tenant.allocation);
                 let errors = plan.check(&tenant).err();
                 problems.extend(errors.iter().flat_map(PlanErrors::iter).map(|problem| {
                     let rule = problem.at.starts_with("rule ");
-                    let but = if rule { "; the rule cannot be in force" } else { "" };
-                    format!("tenant {name:?}: {problem}{but}")
+                    let effect = if rule { "; the rule is not in force" } else { "" };
+                    format!("tenant {name:?}: {problem}{effect}")
                 }));
             }
             (None, doing) => problems.push(format!(
-                "tenant {name:?} is in {} failover{} and is not configured: put it back into the configuration, or undo \
-                 the failover (`causeway-appliance mode --tenant {name} idle`)",
+                "tenant {name:?} is in {} failover{} but is not configured: add it to the \
+                 configuration again, or end the failover (`causeway-appliance mode --tenant {name} idle`)",
                 if *doing == Doing::Partial { "partial" } else { "full" },
                 plan.map_or_else(String::new, |p| format!(" by plan {:?}", p.name())),
             )),
         }
     }
-    let tenants = config.tenants.iter();
-    problems.extend(tenants.flat_map(|tenant| wrong_nat(&taken, tenant)));
+    problems.extend(
+        config
+            .tenants
+            .iter()
+            .flat_map(|tenant| nat_address_problems(&reserved, tenant)),
+    );
     problems
 }
 
-/// The tenants in full failover, their slots and plans.
+/// The tenants in full failover, with their slots and plans.
 fn in_full<'a>(
     config: &'a Config,
     state: &'a State,
@@ -191,61 +197,61 @@ fn in_full<'a>(
     })
 }
 
-/// Adds what tenants in full failover need.
-pub(super) fn add(tables: &mut MapContents, config: &Config, state: &State, snapshot: &Snapshot) {
-    // Equal shares, so that whatever happens to one tenant takes nothing from another.
-    let sharing = in_full(config, state).count().max(1) as u32;
-    let taken = taken(config, snapshot);
+/// Adds the contents for tenants in full failover.
+pub(super) fn add(contents: &mut MapContents, config: &Config, state: &State, snapshot: &Snapshot) {
+    // Equal quotas, so that one tenant cannot use up the capacity of another.
+    let tenants = in_full(config, state).count().max(1) as u32;
+    let reserved = reserved_addresses(config, snapshot);
     let local = local_addresses(config, snapshot);
     for (tenant, slot, plan) in in_full(config, state) {
-        let share = TenantQuota {
-            connections: config.nat.connections / sharing,
-            mappings: MAX_MAPPINGS / sharing,
+        let quota = TenantQuota {
+            connections: config.nat.connections / tenants,
+            mappings: MAX_MAPPINGS / tenants,
         };
-        tables.shares.insert(slot, share);
-        add_routes(tables, config, state, tenant, slot);
+        contents.shares.insert(slot, quota);
+        add_routes(contents, config, state, tenant, slot);
         for (from, to) in plan.allow().iter().flat_map(failover::Allow::directions) {
             if let (Some(from), Some(to)) = (config.network(from), config.network(to)) {
                 let key = PolicyKey {
                     from: from.vni,
                     to: to.vni,
                 };
-                tables.policies.insert(key, Policy { flags: 1 });
+                contents.policies.insert(key, Policy { flags: 1 });
             }
         }
-        for address in seen_as(&local, &taken, tenant) {
+        for address in source_addresses(&local, &reserved, tenant) {
             let (first, last) = if tenant.nat.contains(&address) {
                 DEDICATED_PORTS
             } else {
                 (config.nat.own_ports.first(), config.nat.own_ports.last())
             };
-            tables.nat_addresses.insert(
+            contents.nat_addresses.insert(
                 2 * slot + u32::from(address.is_ipv6()),
                 NatAddress {
-                    address: address_words(&from_ip(address)),
+                    address: words(&from_ip(address)),
                     first,
                     last,
                 },
             );
-            add_public(tables, config, snapshot, address);
+            add_public(contents, config, snapshot, address);
         }
-        // Not those that nobody could add now: the configuration may have changed while nobody looked, or a router.
+        // Only rules that could be added now: the configuration or a router may have changed.
         let Some(mut of) = config.tenant_alone(&tenant.name) else {
             continue;
         };
-        of.reserved = taken_of(&taken, &of.allocation);
+        of.reserved = reserved_in(&reserved, &of.allocation);
         for rule in plan.active_rules(&of).0 {
-            add_rule(tables, config, state, tenant, slot, rule);
-            add_public(tables, config, snapshot, rule.public_ip());
+            add_rule(contents, config, state, tenant, slot, rule);
+            add_public(contents, config, snapshot, rule.public_ip());
         }
     }
     let uplink = snapshot.links.get(&config.uplink.interface);
     if let (Some(link), Some(_)) = (uplink, in_full(config, state).next()) {
-        tables.nat = Nat {
+        contents.nat = Nat {
             uplink: link.ifindex,
             seed: state.nat_seed.unwrap_or_default(),
             timeouts: config.nat.timeouts,
-            // It is raised whenever links, routes or neighbours change.
+            // The generation changes with links, routes and neighbours.
             route_generation: snapshot.generation as u32,
             mac: link.mac,
             reserved: [0; 2],
@@ -253,10 +259,10 @@ pub(super) fn add(tables: &mut MapContents, config: &Config, state: &State, snap
     }
 }
 
-/// The prefixes of all the tenant's networks, those that the plan leaves out as well: what is for them is refused
-/// by policy, and never leaves for the outside.
+/// Adds routes to the prefixes of all networks of the tenant, including those that are not in the
+/// plan: packets to them are then refused by policy and never leave through the uplink.
 fn add_routes(
-    tables: &mut MapContents,
+    contents: &mut MapContents,
     config: &Config,
     state: &State,
     tenant: &Tenant,
@@ -275,23 +281,23 @@ fn add_routes(
                 network: *to,
                 flags: 1,
             };
-            tables.routes.insert((bits(net), key), route);
+            contents.routes.insert((bits(net), key), route);
         }
     }
 }
 
-fn add_public(tables: &mut MapContents, config: &Config, snapshot: &Snapshot, address: IpAddr) {
+fn add_public(contents: &mut MapContents, config: &Config, snapshot: &Snapshot, address: IpAddr) {
     let link = snapshot.links.get(&config.uplink.interface);
     let on_link = link.is_some_and(|l| l.addresses.iter().any(|(a, _)| *a == address));
     let own = on_link || local_addresses(config, snapshot).contains(&address);
     let flags = public_flags::ACTIVE | if own { public_flags::OWN } else { 0 };
-    tables
+    contents
         .public
         .insert(from_ip(address), PublicAddress { flags });
 }
 
 fn add_rule(
-    tables: &mut MapContents,
+    contents: &mut MapContents,
     config: &Config,
     state: &State,
     tenant: &Tenant,
@@ -311,7 +317,7 @@ fn add_rule(
     };
     let (public, internal) = (from_ip(rule.public_ip()), from_ip(internal_ip));
     let key = |protocol, port: u16| RuleKey {
-        address: address_words(&public),
+        address: words(&public),
         protocol,
         reserved: 0,
         port: port.to_be_bytes(),
@@ -324,8 +330,8 @@ fn add_rule(
         public_first: 0,
         internal_first: 0,
         reserved: 0,
-        public: address_words(&public),
-        internal: address_words(&internal),
+        public: words(&public),
+        internal: words(&internal),
     };
     match rule.target() {
         RuleTarget::Ports {
@@ -343,7 +349,7 @@ fn add_rule(
             for protocol in protocols {
                 for (first, bits) in public.prefixes() {
                     let key = (u32::from(bits), key(*protocol, first));
-                    tables.rule_ports.insert(key, RuleSlot { slot });
+                    contents.rule_ports.insert(key, RuleSlot { slot });
                 }
             }
         }
@@ -355,15 +361,15 @@ fn add_rule(
                 IPPROTO_ICMPV6
             };
             for protocol in [IPPROTO_TCP, IPPROTO_UDP, icmp] {
-                tables
+                contents
                     .rule_ports
                     .insert((0, key(protocol, 0)), RuleSlot { slot });
             }
             let machine = MachineKey {
                 zone: zone_of(tenant_slot).into(),
-                address: address_words(&internal),
+                address: words(&internal),
             };
-            tables.one_to_one.insert(machine, RuleSlot { slot });
+            contents.one_to_one.insert(machine, RuleSlot { slot });
         }
     }
     if !rule.allow().is_empty() {
@@ -372,16 +378,16 @@ fn add_rule(
     for net in rule.allow() {
         let key = SourceKey {
             slot,
-            address: address_words(&from_ip(net.address())),
+            address: words(&from_ip(net.address())),
         };
-        tables
+        contents
             .rule_sources
             .insert((bits(net), key), RuleSlot { slot });
     }
-    tables.rules.insert(slot, value);
+    contents.rules.insert(slot, value);
 }
 
-/// The machines that rules lead to, by VNI: those of tenants in full failover.
+/// The internal hosts of all public IP rules of tenants in full failover.
 #[must_use]
 pub fn rule_targets(config: &Config, state: &State) -> BTreeSet<appliance_common::maps::HostKey> {
     let mut hosts = BTreeSet::new();
@@ -397,117 +403,4 @@ pub fn rule_targets(config: &Config, state: &State) -> BTreeSet<appliance_common
         }
     }
     hosts
-}
-
-/// Gives every slot of `RULES` its epoch: that which `from` has where it leads as before or to more, else the next,
-/// so that what was allowed by another rule, or by more of this one, is stale. A slot that nothing is in keeps its
-/// last.
-#[must_use]
-pub fn assign_rule_epochs(from: &MapContents, mut to: MapContents) -> MapContents {
-    let narrowed = narrowed(from, &to);
-    let slots: BTreeSet<u32> = from.rules.keys().chain(to.rules.keys()).copied().collect();
-    for slot in slots {
-        let old = from.rules.get(&slot).copied().unwrap_or_default();
-        let new = to.rules.entry(slot).or_default();
-        new.epoch = old.epoch;
-        if *new != old || narrowed.contains(&slot) {
-            new.epoch = old.epoch.wrapping_add(1);
-        }
-    }
-    to.rules.retain(|_, rule| *rule != Rule::default());
-    to
-}
-
-/// Slots of rules that lost something: a port, a source, a machine.
-fn narrowed(from: &MapContents, to: &MapContents) -> BTreeSet<u32> {
-    let ports = from.rule_ports.iter().filter(|((bits, key), slot)| {
-        // A block of ports is inside a larger one where a range has grown.
-        !(0..=*bits).any(|bits| {
-            let mask = u16::MAX.checked_shl(16 - bits).unwrap_or(0);
-            let port = u16::from_be_bytes(key.port) & mask;
-            let port = port.to_be_bytes();
-            to.rule_ports.get(&(bits, RuleKey { port, ..*key })) == Some(*slot)
-        })
-    });
-    let sources = from
-        .rule_sources
-        .iter()
-        .filter(|(key, slot)| to.rule_sources.get(*key) != Some(*slot));
-    let machines = from
-        .one_to_one
-        .iter()
-        .filter(|(key, slot)| to.one_to_one.get(*key) != Some(*slot));
-    ports
-        .map(|(_, slot)| slot.slot)
-        .chain(sources.map(|(_, slot)| slot.slot))
-        .chain(machines.map(|(_, slot)| slot.slot))
-        .collect()
-}
-
-impl MapContents {
-    /// Sees that everything has room in its map.
-    ///
-    /// # Errors
-    /// What has not, and how much there is room for.
-    pub fn check_capacity(&self) -> Result<(), String> {
-        let rules = self.rules.values();
-        let active = rules.filter(|r| r.flags & rule_flags::ACTIVE != 0).count();
-        for (what, count, most) in [
-            ("public IP rules", active, MAX_RULES - RESERVE),
-            (
-                "blocks of public ports (one for a port, up to 30 for a range)",
-                self.rule_ports.len(),
-                MAX_RULE_PORTS,
-            ),
-            (
-                "sources that rules allow",
-                self.rule_sources.len(),
-                MAX_RULE_SOURCES,
-            ),
-            ("public addresses", self.public.len(), MAX_PUBLIC - RESERVE),
-            ("prefixes that are routed", self.routes.len(), MAX_ROUTES),
-            (
-                "directions that are allowed",
-                self.policies.len(),
-                MAX_POLICIES - RESERVE,
-            ),
-        ] {
-            if count > most as usize {
-                return Err(format!(
-                    "that would be {count} {what}; an appliance takes {most}"
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The key of a block of ports behind the prefix length, and its bits.
-#[must_use]
-pub const fn port_bits(bits: u32) -> u32 {
-    RULE_KEY_BITS + bits
-}
-
-/// Likewise of a source.
-#[must_use]
-pub const fn source_bits(bits: u32) -> u32 {
-    SOURCE_KEY_BITS + bits
-}
-
-/// Rules that a step switches off before anything of them is taken away or changed.
-pub(super) fn switched_off(from: &MapContents, to: &MapContents) -> BTreeMap<u32, Rule> {
-    from.rules
-        .iter()
-        .filter(|(slot, old)| {
-            old.flags & rule_flags::ACTIVE != 0 && to.rules.get(slot) != Some(*old)
-        })
-        .map(|(slot, _)| {
-            let epoch = to.rules.get(slot).map_or(0, |new| new.epoch);
-            let off = Rule {
-                epoch,
-                ..Rule::default()
-            };
-            (*slot, off)
-        })
-        .collect()
 }

@@ -4,12 +4,14 @@ use std::path::Path as FilePath;
 
 use appliance_common::{
     limits::MAX_RULES,
-    nat::{public_flags, rule_flags},
+    maps::PolicyKey,
+    nat::{MachineKey, Nat, Rule, RuleKey, public_flags, rule_flags},
 };
 use failover::{Plan, RuleChange};
+use packet_rules::addr::words;
 
 use super::{
-    full::switched_off,
+    diff::switched_off,
     tests::{CONFIG, snapshot},
     *,
 };
@@ -76,7 +78,7 @@ fn wanted(config: &Config, state: &State) -> MapContents {
 }
 
 fn v4(text: &str) -> [u32; 4] {
-    address_words(&from_ip(text.parse().expect("address")))
+    words(&from_ip(text.parse().expect("address")))
 }
 
 #[test]
@@ -91,7 +93,7 @@ fn a_plan_becomes_routes_policies_gateways_and_rules() {
     assert_eq!(net("net1").gateway_v4, gateway);
     assert!(net("net1").flags & network_flags::INTERNET != 0);
     assert!(net("net3").flags & network_flags::INTERNET == 0);
-    // We are no router of a network that the plan leaves out; what is for it does not leave for the outside.
+    // The appliance is not the router of a network outside the plan; packets to it stay inside.
     assert_eq!(net("net4").gateway_v4, UNSPECIFIED);
     let routed: Vec<u32> = t.routes.keys().map(|(bits, _)| *bits).collect();
     assert_eq!(routed.len(), 4);
@@ -116,7 +118,8 @@ fn a_plan_becomes_routes_policies_gateways_and_rules() {
     assert_eq!(t.public.len(), 3);
     assert!(t.public.values().all(|p| p.flags == public_flags::ACTIVE));
 
-    // 8000 to 8007, 8008 to 8011, for each protocol; and one entry of each protocol for the whole address.
+    // 8000 to 8007, 8008 to 8011, for each protocol; and one entry of each protocol for the whole
+    // address.
     assert_eq!(t.rule_ports.len(), 2 * 2 + 3);
     let web = state.slots.rules[&rule_key("acme", "web")];
     let whole = state.slots.rules[&rule_key("acme", "whole")];
@@ -153,7 +156,7 @@ fn a_plan_becomes_routes_policies_gateways_and_rules() {
 }
 
 #[test]
-fn without_an_address_of_its_own_a_tenant_is_seen_as_the_uplink() {
+fn a_tenant_without_its_own_address_uses_the_uplink_address() {
     let mut config = config();
     let plan = plan(&config);
     config.tenants[0].nat.clear();
@@ -168,7 +171,7 @@ fn without_an_address_of_its_own_a_tenant_is_seen_as_the_uplink() {
 }
 
 #[test]
-fn nothing_of_it_is_there_while_no_tenant_is_in_full_failover() {
+fn maps_of_full_failover_are_empty_without_a_full_failover() {
     let config = config();
     let t = wanted(&config, &super::tests::state(&config));
     assert_eq!(t.nat, Nat::default());
@@ -176,51 +179,51 @@ fn nothing_of_it_is_there_while_no_tenant_is_in_full_failover() {
     assert!(t.routes.is_empty() && t.policies.is_empty() && t.rule_ports.is_empty());
 }
 
-/// Goes from one to the other; after each write `look` is asked.
-fn go(
+/// Applies the updates from `from` to `to`; calls `check` after each.
+fn transition(
     from: &MapContents,
     to: MapContents,
-    mut look: impl FnMut(&MapContents, &MapUpdate),
+    mut check: impl FnMut(&MapContents, &MapUpdate),
 ) -> MapContents {
     let to = assign_rule_epochs(from, to);
     let mut now = from.clone();
-    for write in diff(from, &to) {
-        now.apply(&write);
-        look(&now, &write);
+    for update in diff(from, &to) {
+        now.apply(&update);
+        check(&now, &update);
     }
     assert_eq!(now, to);
     now
 }
 
 #[test]
-fn the_mode_is_switched_in_one_store_when_all_is_there_and_back_before_anything_goes() {
+fn the_mode_is_switched_once_after_all_additions_and_before_any_removal() {
     let config = config();
     let idle = wanted(&config, &super::tests::state(&config));
     let target = wanted(&config, &full(&config, plan(&config), 1));
-    let start = go(&MapContents::default(), idle.clone(), |_, _| {});
+    let start = transition(&MapContents::default(), idle.clone(), |_, _| {});
     let whole = assign_rule_epochs(&start, target.clone());
     let mut switched = 0;
-    let up = go(&start, target, |now, write| {
+    let up = transition(&start, target, |now, write| {
         if let MapUpdate::Tenant(..) = write {
             switched += 1;
-            assert_eq!(*now, whole, "the last of all");
+            assert_eq!(*now, whole, "the mode is switched last");
         }
     });
     let mut first = true;
-    let down = go(&up, idle, |_, write| {
+    let down = transition(&up, idle, |_, write| {
         assert_eq!(matches!(write, MapUpdate::Tenant(..)), first, "{write:?}");
         first = false;
     });
     assert_eq!(switched, 1);
     assert_eq!(down.nat, Nat::default());
-    // Epochs outlive their rules, so that none is used twice.
+    // Epochs outlive their rules, so that no epoch is used twice.
     assert!(down.rules.values().all(|r| r.flags == 0 && r.epoch == 2));
     let again = assign_rule_epochs(&down, up.clone());
     assert!(again.rules.values().all(|r| r.epoch == 3));
 }
 
 #[test]
-fn a_forced_full_failover_keeps_the_endpoints_up_to_the_switch() {
+fn a_forced_full_failover_keeps_the_endpoints_until_the_switch() {
     let config = config();
     let mut partial = super::tests::state(&config);
     let mode = TenantMode {
@@ -234,7 +237,7 @@ fn a_forced_full_failover_keeps_the_endpoints_up_to_the_switch() {
     let from = wanted(&config, &partial);
     let to = wanted(&config, &full(&config, plan(&config), 2));
     let mut switched = false;
-    go(&from, to, |_, write| match write {
+    transition(&from, to, |_, write| match write {
         MapUpdate::Tenant(..) => switched = true,
         MapUpdate::Endpoint(..) => assert!(switched),
         _ => {}
@@ -242,7 +245,7 @@ fn a_forced_full_failover_keeps_the_endpoints_up_to_the_switch() {
 }
 
 #[test]
-fn a_rule_is_off_before_its_ports_go_and_complete_before_they_lead_to_it() {
+fn a_rule_is_switched_off_before_its_ports_are_removed_and_complete_before_they_are_added() {
     let config = config();
     let plan = plan(&config);
     let tenant = config.tenant_of("acme").expect("a tenant");
@@ -264,13 +267,13 @@ fn a_rule_is_off_before_its_ports_go_and_complete_before_they_lead_to_it() {
     let from = assign_rule_epochs(&MapContents::default(), wanted(&config, &before));
     let target = wanted(&config, &after);
     let to = assign_rule_epochs(&from, target.clone());
-    go(&from, target, |now, write| {
+    transition(&from, target, |now, write| {
         for ((_, key), slot) in &now.rule_ports {
             let rule = now.rules[&slot.slot];
             if rule.flags & rule_flags::ACTIVE == 0 {
                 continue;
             }
-            // What leads to a rule in force is that rule's, old or new, whole.
+            // A port that leads to an active rule belongs to that rule, old or new, completely.
             let of = |t: &MapContents| {
                 let leads = t.rule_ports.iter().any(|((_, k), s)| k == key && s == slot);
                 leads && t.rules.get(&slot.slot) == Some(&rule)
@@ -279,13 +282,13 @@ fn a_rule_is_off_before_its_ports_go_and_complete_before_they_lead_to_it() {
         }
         assert!(
             !matches!(write, MapUpdate::Tenant(..)),
-            "the mode is as it was"
+            "the mode is unchanged"
         );
     });
 }
 
 #[test]
-fn only_what_a_rule_loses_raises_its_epoch() {
+fn only_a_narrowed_rule_gets_a_new_epoch() {
     let config = config();
     let plan = plan(&config);
     let tenant = config.tenant_of("acme").expect("a tenant");
@@ -353,7 +356,7 @@ fn only_what_a_rule_loses_raises_its_epoch() {
 }
 
 #[test]
-fn what_has_no_room_is_refused_with_the_count() {
+fn contents_beyond_the_capacity_are_refused_with_the_count() {
     let mut t = MapContents::default();
     for slot in 0..MAX_RULES {
         let flags = rule_flags::ACTIVE;
@@ -365,14 +368,14 @@ fn what_has_no_room_is_refused_with_the_count() {
             },
         );
     }
-    let said = t.check_capacity().expect_err("too many");
+    let error = t.check_capacity().expect_err("too many");
     assert_eq!(
-        said,
-        "that would be 16384 public IP rules; an appliance takes 15360"
+        error,
+        "too many public IP rules: 16384; an appliance supports at most 15360"
     );
 }
 
-/// By rule name, which of the plan are in force.
+/// Names of the plan's rules that are in force.
 fn active(t: &MapContents, state: &State) -> Vec<&'static str> {
     let mut names = vec!["web", "whole"];
     names.retain(|name| {
@@ -383,7 +386,7 @@ fn active(t: &MapContents, state: &State) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_rule_that_no_longer_fits_the_allocation_is_not_in_force() {
+fn a_rule_outside_the_allocation_is_not_in_force() {
     let right = config();
     let state = full(&right, plan(&right), 1);
     assert_eq!(active(&wanted(&right, &state), &state), ["web", "whole"]);
@@ -391,7 +394,7 @@ fn a_rule_that_no_longer_fits_the_allocation_is_not_in_force() {
         failover_problems(&right, &state, &snapshot()),
         Vec::<String>::new()
     );
-    // The file has changed while nobody looked: .20 is not the tenant's any more.
+    // The file has changed while the daemon was stopped: .20 is no longer the tenant's.
     let mut narrow = right.clone();
     narrow.tenants[0].public = ["203.0.113.16/30", "203.0.113.21"]
         .map(|net| net.parse().expect("a prefix"))
@@ -399,25 +402,28 @@ fn a_rule_that_no_longer_fits_the_allocation_is_not_in_force() {
     let t = wanted(&narrow, &state);
     assert_eq!(active(&t, &state), ["whole"]);
     let gone = from_ip("203.0.113.20".parse().expect("address"));
-    assert!(!t.public.contains_key(&gone), "nobody answers for it");
+    assert!(
+        !t.public.contains_key(&gone),
+        "the appliance must not answer for it"
+    );
     assert!(
         t.rule_ports
             .keys()
-            .all(|(_, key)| key.address != address_words(&gone))
+            .all(|(_, key)| key.address != words(&gone))
     );
     assert!(t.rule_sources.is_empty());
-    let told = "tenant \"acme\": plan: rule \"web\": public_ip: 203.0.113.20 is not one of tenant \"acme\"'s public \
-                addresses: 203.0.113.16/30, 203.0.113.21; the rule cannot be in force";
-    assert_eq!(failover_problems(&narrow, &state, &snapshot()), [told]);
-    // A reload that would make it so is refused; one that finds it so is not.
+    let expected = "tenant \"acme\": plan: rule \"web\": public_ip: 203.0.113.20 is not one of \
+                    tenant \"acme\"'s public addresses: 203.0.113.16/30, 203.0.113.21; the rule is not in force";
+    assert_eq!(failover_problems(&narrow, &state, &snapshot()), [expected]);
+    // A reload that causes the problem is refused; one that finds it present is not.
     let made = |now, new| new_problems(now, new, &state, &snapshot());
-    assert_eq!(made(&right, &narrow), [told]);
+    assert_eq!(made(&right, &narrow), [expected]);
     assert_eq!(made(&narrow, &narrow), Vec::<String>::new());
     assert_eq!(made(&narrow, &right), Vec::<String>::new());
 }
 
 #[test]
-fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
+fn an_address_that_becomes_a_router_or_our_own_is_not_used() {
     let config = config();
     let state = full(&config, plan(&config), 1);
     let ip = |text: &str| text.parse().expect("address");
@@ -428,20 +434,20 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
         }
         let link = snapshot.links.get_mut("eth0").expect("a link");
         link.addresses.extend(own.iter().map(|a| (ip(a), 24)));
-        let tables = desired(&config, &state, &snapshot, &EncryptedTunnels::default());
+        let contents = desired(&config, &state, &snapshot, &EncryptedTunnels::default());
         let problems = failover_problems(&config, &state, &snapshot);
-        (tables, problems)
+        (contents, problems)
     };
     let outside = crate::kernel::underlay::DEFAULT_ROUTE_PROBES[0];
     let peer = ip("198.51.100.5");
     let cannot = |what: &str, is: &str| {
         format!(
-            "tenant \"acme\": plan: rule {what}: public_ip: {is}, which no rule may use: use another of tenant \
-             \"acme\"'s public addresses; the rule cannot be in force"
+            "tenant \"acme\": plan: rule {what}: public_ip: {is}, which no rule may use: use another \
+             of tenant \"acme\"'s public addresses; the rule is not in force"
         )
     };
 
-    // A router elsewhere, and a way without one.
+    // A router with another address, and a path without a router.
     let (t, problems) = with(&[(outside, "203.0.113.1"), (peer, "198.51.100.5")], &[]);
     assert_eq!(active(&t, &state), ["web", "whole"]);
     assert_eq!(problems, Vec::<String>::new());
@@ -451,10 +457,7 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
     assert!(!t.public.contains_key(&from_ip(ip("203.0.113.20"))));
     assert_eq!(
         problems,
-        [cannot(
-            "\"web\"",
-            "203.0.113.20 is the router on the way to the outside"
-        )]
+        [cannot("\"web\"", "203.0.113.20 is the default router")]
     );
 
     let (t, problems) = with(&[(peer, "203.0.113.21")], &["203.0.113.20"]);
@@ -468,12 +471,12 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
             ),
             cannot(
                 "\"whole\"",
-                "203.0.113.21 is the router on the way to 198.51.100.5"
+                "203.0.113.21 is the router towards 198.51.100.5"
             ),
         ]
     );
 
-    // What the networks are seen as: not this any more, and nobody else's instead.
+    // The translated source address: no longer this one, and no other in its place.
     let (t, problems) = with(&[(outside, "203.0.113.16")], &[]);
     assert_eq!(active(&t, &state), ["web", "whole"]);
     assert!(t.nat_addresses.is_empty(), "{:?}", t.nat_addresses);
@@ -481,12 +484,13 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
     assert_eq!(
         problems,
         [
-            "tenant \"acme\": nat: 203.0.113.16 is the router on the way to the outside, and cannot be used: write \
-             another of the tenant's public addresses"
+            "tenant \"acme\": nat: 203.0.113.16 is the default router and cannot be used: set \
+             another of \
+             the tenant's public addresses"
         ]
     );
 
-    // Nor is it asked for in vain.
+    // New rules for it are refused as well.
     let mut snapshot = snapshot();
     snapshot.next_hops.insert(outside, ip("203.0.113.20"));
     let tenant = plan_tenant(&config, &snapshot, "acme").expect("a tenant");
@@ -495,8 +499,8 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
         .to_string();
     assert_eq!(
         refused,
-        "plan: rule \"web\": public_ip: 203.0.113.20 is the router on the way to the outside, which no rule \
-         may use: use another of tenant \"acme\"'s public addresses"
+        "plan: rule \"web\": public_ip: 203.0.113.20 is the default router, which no rule may use: \
+         use another of tenant \"acme\"'s public addresses"
     );
     let line = failover::Rule::from_line("more", "203.0.113.20:25/tcp -> 10.1.0.10");
     let add = vec![RuleChange::Add(line.expect("a rule"))];
@@ -504,10 +508,10 @@ fn an_address_that_becomes_a_routers_or_our_own_is_not_taken_over() {
 }
 
 #[test]
-fn a_machine_with_two_addresses_to_itself_keeps_the_first() {
+fn a_machine_with_two_one_to_one_rules_keeps_the_first() {
     let config = config();
     let mut state = full(&config, plan(&config), 1);
-    // As an earlier version took it.
+    // A plan that an earlier version accepted.
     let json = serde_json::to_string(&state.modes["acme"]).expect("a value");
     let more = "{\"name\":\"again\",\"public_ip\":\"203.0.113.22\",\"internal_ip\":\"10.3.0.11\",\"one_to_one\":true},";
     let json = json.replace("\"rule\":[", &format!("\"rule\":[{more}"));
@@ -528,26 +532,29 @@ fn a_machine_with_two_addresses_to_itself_keeps_the_first() {
 }
 
 #[test]
-fn a_tenant_that_goes_with_a_failover_in_force_is_named() {
+fn a_removed_tenant_with_an_active_failover_is_a_problem() {
     let config = config();
     let mut state = full(&config, plan(&config), 1);
     let mut without = config.clone();
     without.tenants.retain(|t| t.name != "acme");
     without.networks.retain(|n| n.tenant != "acme");
-    let told = "tenant \"acme\" is in full failover by plan \"dr\" and is not configured: put it back into the configuration, \
-                or undo the failover (`causeway-appliance mode --tenant acme idle`)";
-    assert_eq!(new_problems(&config, &without, &state, &snapshot()), [told]);
-    assert_eq!(failover_problems(&without, &state, &snapshot()), [told]);
+    let expected = "tenant \"acme\" is in full failover by plan \"dr\" but is not configured: add it to the configuration again, \
+                or end the failover (`causeway-appliance mode --tenant acme idle`)";
+    assert_eq!(
+        new_problems(&config, &without, &state, &snapshot()),
+        [expected]
+    );
+    assert_eq!(failover_problems(&without, &state, &snapshot()), [expected]);
     assert_eq!(state.left_over(&without), ["acme"]);
     assert_eq!(state.left_over(&config), Vec::<String>::new());
-    // Started without it: nothing of it is in force, and the file may change otherwise.
+    // A start without the tenant: its failover is not in force, and other changes are accepted.
     let t = wanted(&without, &state);
     assert!(t.rules.is_empty() && t.public.is_empty() && t.nat_addresses.is_empty());
     assert!(new_problems(&without, &without, &state, &snapshot()).is_empty());
     state.modes.get_mut("acme").expect("a mode").doing = Doing::Partial;
     assert_eq!(
         failover_problems(&without, &state, &snapshot()),
-        [told.replace("full failover by plan \"dr\"", "partial failover")]
+        [expected.replace("full failover by plan \"dr\"", "partial failover")]
     );
     state.modes.get_mut("acme").expect("a mode").doing = Doing::Idle;
     assert!(failover_problems(&without, &state, &snapshot()).is_empty());

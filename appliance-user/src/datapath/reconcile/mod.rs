@@ -1,128 +1,54 @@
-//! What the maps should hold, and the writes that get them there. Pure: a function of configuration,
-//! state and what the underlay says.
+//! The wanted map contents, and the updates that lead to them.
+//!
+//! For: computing map contents from the configuration, the state file, the underlay and the
+//! encrypted tunnels, and comparing them with the present contents. Never: input, output, or a map;
+//! every function is pure.
+//!
+//! ```text
+//!   config, state, Snapshot, EncryptedTunnels ─▶ desired ─▶ MapContents ─┐
+//!     networks, peers, endpoints: this file                              ├─▶ diff ─▶ MapUpdates
+//!     full failover, NAT, rules:  full                 present contents ─┘
+//! ```
 
+mod diff;
 mod full;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use appliance_common::{
     addr::{Address, UNSPECIFIED, from_ip},
     limits::{MAX_PREFIXES, MIN_INNER_MTU},
     maps::{
-        self, Attachment, AttachmentKey, Endpoint, HostKey, Mode, Network, Policy, PolicyKey,
-        Route, RouteKey, SCHEMA_VERSION, Tenant, Tunnel, TunnelKey, attachment_flags,
-        network_flags,
-    },
-    nat::{
-        MachineKey, Nat, NatAddress, PublicAddress, Rule, RuleKey, RuleSlot, SourceKey, TenantQuota,
+        self, Attachment, AttachmentKey, Endpoint, HostKey, Mode, Network, SCHEMA_VERSION, Tenant,
+        Tunnel, TunnelKey, attachment_flags, network_flags,
     },
     wire::{OVERHEAD_V4, OVERHEAD_V6, SECURE_OVERHEAD_V4, SECURE_OVERHEAD_V6},
 };
 
 use crate::{
-    config::{Config, Role, prefix_of},
+    config::{Config, PeerKind, Role, prefix_of},
     kernel::underlay::{Snapshot, UnderlayPath},
     state::{Doing, State},
 };
 
+pub use super::contents::{MapContents, MapUpdate};
+pub use diff::{assign_rule_epochs, diff};
 pub use full::{
-    address_words, assign_rule_epochs, failover_problems, nat_addresses, nat_problems,
-    new_problems, plan_tenant, port_bits, rule_targets, source_bits, zone_of,
+    failover_problems, nat_addresses, nat_problems, new_problems, plan_tenant, rule_targets,
+    zone_of,
 };
 
-/// The contents of every map that user space writes from configuration and state. `NEIGHBOURS` is the
-/// neighbour engine's.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct MapContents {
-    /// `CONFIG`.
-    pub config: maps::Config,
-    /// `ATTACHMENTS`.
-    pub attachments: BTreeMap<AttachmentKey, Attachment>,
-    /// `NETWORKS`; a slot that is missing is all zero.
-    pub networks: BTreeMap<u32, Network>,
-    /// `TENANTS`, likewise.
-    pub tenants: BTreeMap<u32, Tenant>,
-    /// `PEERS`, likewise.
-    pub peers: BTreeMap<u32, maps::Peer>,
-    /// `TUNNELS`.
-    pub tunnels: BTreeMap<TunnelKey, Tunnel>,
-    /// `ENDPOINTS`.
-    pub endpoints: BTreeMap<HostKey, Endpoint>,
-    /// `ROUTES`, by bits of the prefix and key.
-    pub routes: BTreeMap<(u32, RouteKey), Route>,
-    /// `POLICIES`.
-    pub policies: BTreeMap<PolicyKey, Policy>,
-    /// `NAT`.
-    pub nat: Nat,
-    /// `NAT_ADDRESSES`; a slot that is missing is all zero.
-    pub nat_addresses: BTreeMap<u32, NatAddress>,
-    /// `SHARES`, by tenant's slot.
-    pub shares: BTreeMap<u32, TenantQuota>,
-    /// `PUBLIC`.
-    pub public: BTreeMap<Address, PublicAddress>,
-    /// `RULES`; a slot that is missing is all zero. One that nothing is in keeps its epoch.
-    pub rules: BTreeMap<u32, Rule>,
-    /// `RULE_PORTS`, by bits of the port and key.
-    pub rule_ports: BTreeMap<(u32, RuleKey), RuleSlot>,
-    /// `RULE_SOURCES`, by bits of the address and key.
-    pub rule_sources: BTreeMap<(u32, SourceKey), RuleSlot>,
-    /// `ONE_TO_ONE`.
-    pub one_to_one: BTreeMap<MachineKey, RuleSlot>,
-}
-
-/// What the encrypted tunnels' end says: nothing where there are none.
+/// What map contents need to know of the encrypted tunnels; empty without such tunnels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncryptedTunnels {
-    /// Where the sockets of each interface are in `XSKS`, by index.
+    /// First slot of each interface's sockets in `XSKS`, by interface index.
     pub socket_slots: BTreeMap<u32, u16>,
-    /// Longest IP packet that goes whole to each encrypted peer, by name, where it is known, bytes.
+    /// MTU inside the tunnel to each encrypted peer, by peer name, where it is known, bytes.
     pub mtus: BTreeMap<String, u16>,
 }
 
-/// One write. `None` deletes, or zeroes a slot.
-#[derive(Clone, Debug, PartialEq)]
-pub enum MapUpdate {
-    /// To `CONFIG`.
-    Config(maps::Config),
-    /// To `ATTACHMENTS`.
-    Attachment(AttachmentKey, Option<Attachment>),
-    /// To `NETWORKS`.
-    Network(u32, Option<Box<Network>>),
-    /// To `TENANTS`.
-    Tenant(u32, Option<Tenant>),
-    /// To `PEERS`.
-    Peer(u32, Option<Box<maps::Peer>>),
-    /// To `TUNNELS`.
-    Tunnel(TunnelKey, Option<Tunnel>),
-    /// To `ENDPOINTS`.
-    Endpoint(HostKey, Option<Endpoint>),
-    /// To `ROUTES`.
-    Route((u32, RouteKey), Option<Route>),
-    /// To `POLICIES`.
-    Policy(PolicyKey, Option<Policy>),
-    /// To `NAT`.
-    Nat(Nat),
-    /// To `NAT_ADDRESSES`.
-    NatAddress(u32, Option<NatAddress>),
-    /// To `SHARES`.
-    Share(u32, Option<TenantQuota>),
-    /// To `PUBLIC`.
-    Public(Address, Option<PublicAddress>),
-    /// To `RULES`.
-    Rule(u32, Rule),
-    /// To `RULE_PORTS`.
-    RulePorts((u32, RuleKey), Option<RuleSlot>),
-    /// To `RULE_SOURCES`.
-    RuleSource((u32, SourceKey), Option<RuleSlot>),
-    /// To `ONE_TO_ONE`.
-    OneToOne(MachineKey, Option<RuleSlot>),
-}
-
-/// The addresses the tunnels use: configured ones, else the interface's first of a family that is not
-/// link-local.
+/// The local addresses of the tunnels: the configured ones, otherwise the uplink's first address of
+/// each family that is not link-local.
 #[must_use]
 pub fn local_addresses(config: &Config, snapshot: &Snapshot) -> Vec<IpAddr> {
     if !config.uplink.local.is_empty() {
@@ -146,7 +72,8 @@ pub fn local_addresses(config: &Config, snapshot: &Snapshot) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Largest IP packet of a network, bytes: what is configured, else what the path leaves.
+/// MTU of a network, bytes: the configured one, otherwise the path MTU without the tunnel's
+/// overhead.
 #[must_use]
 pub fn network_mtu(
     config: &Config,
@@ -157,37 +84,39 @@ pub fn network_mtu(
     if let Some(mtu) = network.mtu {
         return mtu;
     }
-    // What is too long for one of those who share the network is learned before it is lost.
-    let members = config.peers.iter().filter(|p| {
-        matches!(&p.kind, crate::config::PeerKind::WireGuard { network: of, .. } if *of == network.name)
-    });
+    // Every WireGuard peer of the network must be able to receive the largest packet.
+    let is_member = |peer: &&crate::config::Peer| match &peer.kind {
+        PeerKind::WireGuard { network: of, .. } => *of == network.name,
+        _ => false,
+    };
+    let members = config.peers.iter().filter(is_member);
     let least = members
         .filter_map(|p| encrypted.mtus.get(&p.name))
         .min()
         .copied()
         .unwrap_or(u16::MAX);
-    own_mtu(config, snapshot, encrypted, network)
+    tunnel_mtu(config, snapshot, encrypted, network)
         .min(least)
         .max(MIN_INNER_MTU)
 }
 
-/// Largest IP packet that goes whole to a network's own peer.
-fn own_mtu(
+/// MTU inside the tunnel to the network's own peer, bytes.
+fn tunnel_mtu(
     config: &Config,
     snapshot: &Snapshot,
     encrypted: &EncryptedTunnels,
     network: &crate::config::Network,
 ) -> u16 {
     let peer = config.peer(&network.peer);
-    if let Some(room) = encrypted.mtus.get(&network.peer) {
-        return *room;
+    if let Some(mtu) = encrypted.mtus.get(&network.peer) {
+        return *mtu;
     }
     let plain = peer.and_then(crate::config::Peer::plain);
-    let dialed = peer
+    let dial_address = peer
         .and_then(crate::config::Peer::identity)
         .and_then(|identity| identity.addresses.first())
         .map(|address| address.ip());
-    let address = plain.or(dialed);
+    let address = plain.or(dial_address);
     let v4 = address.is_none_or(|a| a.is_ipv4());
     let path = config.uplink.mtu.or_else(|| {
         let path = address.and_then(|a| snapshot.paths.get(&a));
@@ -210,7 +139,7 @@ fn own_mtu(
         .max(MIN_INNER_MTU)
 }
 
-/// The mode a tenant has.
+/// The failover mode of a tenant.
 #[must_use]
 pub fn mode_of(state: &State, tenant: &str) -> Mode {
     match state.modes.get(tenant).map(|mode| &mode.doing) {
@@ -220,7 +149,8 @@ pub fn mode_of(state: &State, tenant: &str) -> Mode {
     }
 }
 
-/// What the maps should hold. Rules have no epochs yet: those are of what the maps held before ([`assign_rule_epochs`]).
+/// The wanted map contents. Rules have no epochs yet: [`assign_rule_epochs`] derives them from the
+/// present contents.
 #[must_use]
 pub fn desired(
     config: &Config,
@@ -235,10 +165,10 @@ pub fn desired(
         .map(|link| link.ifindex);
     let local = local_addresses(config, snapshot);
     let of_family = |v4: bool| local.iter().find(|a| a.is_ipv4() == v4).copied();
-    let mut tables = MapContents {
+    let mut contents = MapContents {
         config: maps::Config {
             version: SCHEMA_VERSION,
-            // Nothing listens where nothing is configured.
+            // Port 0: no plain tunnels are configured.
             tunnel_port: if plain { config.uplink.port } else { 0 },
             secure_port: config.tunnel.as_ref().map_or(0, |t| t.port),
             uplink_xsk: uplink.map_or(maps::NO_XSK, |ifindex| xsk_of(encrypted, ifindex)),
@@ -256,7 +186,7 @@ pub fn desired(
             mode: mode_of(state, &tenant.name) as u32,
             epoch: state.modes.get(&tenant.name).map_or(0, |m| m.epoch),
         };
-        tables.tenants.insert(*slot, value);
+        contents.tenants.insert(*slot, value);
     }
     for peer in &config.peers {
         let Some(slot) = state.slots.peers.get(&peer.name) else {
@@ -284,18 +214,18 @@ pub fn desired(
             _ => None,
         };
         if let Some(header) = header {
-            tables.peers.insert(*slot, header);
+            contents.peers.insert(*slot, header);
         }
     }
     for network in &config.networks {
-        add_network(&mut tables, config, state, snapshot, encrypted, network);
+        add_network(&mut contents, config, state, snapshot, encrypted, network);
     }
-    full::add(&mut tables, config, state, snapshot);
-    tables
+    full::add(&mut contents, config, state, snapshot);
+    contents
 }
 
 fn add_network(
-    tables: &mut MapContents,
+    contents: &mut MapContents,
     config: &Config,
     state: &State,
     snapshot: &Snapshot,
@@ -322,7 +252,7 @@ fn add_network(
         Some(_) => 0,
         None => network_flags::SECURE,
     };
-    // In full failover we are the router, of the networks of the plan only.
+    // In full failover, the appliance is the router of the networks in the plan only.
     let plan = state.modes.get(&network.tenant);
     let plan = plan.and_then(|mode| mode.doing.plan());
     let (gateway_v4, gateway_v6, internet) = match plan.map(|plan| plan.network(&network.name)) {
@@ -335,7 +265,7 @@ fn add_network(
         ),
     };
     let internet = if internet { network_flags::INTERNET } else { 0 };
-    tables.networks.insert(
+    contents.networks.insert(
         *slot,
         Network {
             vni: network.vni,
@@ -364,7 +294,7 @@ fn add_network(
         .into_iter()
         .flat_map(|address| [from_ip(address), UNSPECIFIED]);
     for peer in accepted {
-        tables.tunnels.insert(
+        contents.tunnels.insert(
             TunnelKey {
                 vni: network.vni,
                 peer,
@@ -374,7 +304,7 @@ fn add_network(
     }
     if let Some(link) = snapshot.links.get(&network.interface) {
         let shared = network.interface == config.uplink.interface && network.vlan.outer == 0;
-        tables.attachments.insert(
+        contents.attachments.insert(
             AttachmentKey {
                 ifindex: link.ifindex,
                 outer: network.vlan.outer,
@@ -389,7 +319,7 @@ fn add_network(
         );
     }
     for address in state.endpoints.get(&network.name).into_iter().flatten() {
-        tables
+        contents
             .endpoints
             .insert(host_key(network.vni, *address), Endpoint { flags: 1 });
     }
@@ -403,7 +333,7 @@ fn xsk_of(encrypted: &EncryptedTunnels, ifindex: u32) -> u16 {
         .unwrap_or(maps::NO_XSK)
 }
 
-/// The key of an address in a network.
+/// The key of an address in the network `vni`.
 #[must_use]
 pub fn host_key(vni: u32, address: IpAddr) -> HostKey {
     HostKey {
@@ -412,229 +342,10 @@ pub fn host_key(vni: u32, address: IpAddr) -> HostKey {
     }
 }
 
-/// The writes that turn `from` into `to`, in an order in which every step forwards right or not at
-/// all: what leads to an entry is removed before it and added after it, and a mode is switched when
-/// everything it needs is there and before anything it needed goes.
-///
-/// ```text
-///   modes: idle ─▶ what goes, rules first ─▶ what changes and comes, rules last ─▶ modes: partial, full ─▶ the rest
-/// ```
-#[must_use]
-pub fn diff(from: &MapContents, to: &MapContents) -> Vec<MapUpdate> {
-    let mut writes = Vec::new();
-    let stops = |tenant: &Tenant| tenant.mode == Mode::Idle as u32;
-    removed(&from.tenants, &to.tenants, |k| {
-        writes.push(MapUpdate::Tenant(k, None));
-    });
-    changed(&from.tenants, &to.tenants, |k, v| {
-        if stops(&v) {
-            writes.push(MapUpdate::Tenant(k, Some(v)));
-        }
-    });
-    // Addresses that were failed over one by one, up to the moment in which all are.
-    let late = late_endpoints(from, to);
-    without(from, to, &late, &mut writes);
-    with(from, to, &mut writes);
-    removed(&from.networks, &to.networks, |k| {
-        writes.push(MapUpdate::Network(k, None));
-    });
-    removed(&from.peers, &to.peers, |k| {
-        writes.push(MapUpdate::Peer(k, None));
-    });
-    changed(&from.tenants, &to.tenants, |k, v| {
-        if !stops(&v) {
-            writes.push(MapUpdate::Tenant(k, Some(v)));
-        }
-    });
-    for key in late {
-        writes.push(MapUpdate::Endpoint(key, None));
-    }
-    if to.nat.uplink == 0 && from.nat != to.nat {
-        writes.push(MapUpdate::Nat(to.nat));
-    }
-    if from.config != to.config {
-        writes.push(MapUpdate::Config(to.config));
-    }
-    writes
-}
-
-/// Endpoints that go because a full failover takes the partial one's place.
-fn late_endpoints(from: &MapContents, to: &MapContents) -> BTreeSet<HostKey> {
-    let mode = |tables: &MapContents, slot| tables.tenants.get(&slot).map_or(0, |t| t.mode);
-    let networks = from.networks.values().filter(|n| {
-        mode(from, n.tenant) == Mode::Partial as u32 && mode(to, n.tenant) == Mode::Full as u32
-    });
-    let vnis: BTreeSet<u32> = networks.map(|n| n.vni).collect();
-    let gone = from
-        .endpoints
-        .keys()
-        .filter(|k| !to.endpoints.contains_key(k));
-    gone.filter(|k| vnis.contains(&k.vni)).copied().collect()
-}
-
-/// What goes.
-fn without(
-    from: &MapContents,
-    to: &MapContents,
-    late: &BTreeSet<HostKey>,
-    writes: &mut Vec<MapUpdate>,
-) {
-    for (slot, off) in full::switched_off(from, to) {
-        writes.push(MapUpdate::Rule(slot, off));
-    }
-    removed(&from.one_to_one, &to.one_to_one, |k| {
-        writes.push(MapUpdate::OneToOne(k, None));
-    });
-    removed(&from.rule_ports, &to.rule_ports, |k| {
-        writes.push(MapUpdate::RulePorts(k, None));
-    });
-    removed(&from.rule_sources, &to.rule_sources, |k| {
-        writes.push(MapUpdate::RuleSource(k, None));
-    });
-    removed(&from.shares, &to.shares, |k| {
-        writes.push(MapUpdate::Share(k, None));
-    });
-    removed(&from.nat_addresses, &to.nat_addresses, |k| {
-        writes.push(MapUpdate::NatAddress(k, None));
-    });
-    removed(&from.public, &to.public, |k| {
-        writes.push(MapUpdate::Public(k, None));
-    });
-    removed(&from.attachments, &to.attachments, |k| {
-        writes.push(MapUpdate::Attachment(k, None));
-    });
-    removed(&from.tunnels, &to.tunnels, |k| {
-        writes.push(MapUpdate::Tunnel(k, None));
-    });
-    removed(&from.endpoints, &to.endpoints, |k| {
-        if !late.contains(&k) {
-            writes.push(MapUpdate::Endpoint(k, None));
-        }
-    });
-    removed(&from.policies, &to.policies, |k| {
-        writes.push(MapUpdate::Policy(k, None));
-    });
-    removed(&from.routes, &to.routes, |k| {
-        writes.push(MapUpdate::Route(k, None));
-    });
-}
-
-/// What changes, and what comes.
-fn with(from: &MapContents, to: &MapContents, writes: &mut Vec<MapUpdate>) {
-    changed(&from.peers, &to.peers, |k, v| {
-        writes.push(MapUpdate::Peer(k, Some(Box::new(v))));
-    });
-    changed(&from.networks, &to.networks, |k, v| {
-        writes.push(MapUpdate::Network(k, Some(Box::new(v))));
-    });
-    changed(&from.routes, &to.routes, |k, v| {
-        writes.push(MapUpdate::Route(k, Some(v)));
-    });
-    changed(&from.policies, &to.policies, |k, v| {
-        writes.push(MapUpdate::Policy(k, Some(v)));
-    });
-    changed(&from.endpoints, &to.endpoints, |k, v| {
-        writes.push(MapUpdate::Endpoint(k, Some(v)));
-    });
-    if to.nat.uplink != 0 && from.nat != to.nat {
-        writes.push(MapUpdate::Nat(to.nat));
-    }
-    changed(&from.shares, &to.shares, |k, v| {
-        writes.push(MapUpdate::Share(k, Some(v)));
-    });
-    changed(&from.nat_addresses, &to.nat_addresses, |k, v| {
-        writes.push(MapUpdate::NatAddress(k, Some(v)));
-    });
-    changed(&from.public, &to.public, |k, v| {
-        writes.push(MapUpdate::Public(k, Some(v)));
-    });
-    changed(&from.rule_sources, &to.rule_sources, |k, v| {
-        writes.push(MapUpdate::RuleSource(k, Some(v)));
-    });
-    let off = full::switched_off(from, to);
-    for (slot, rule) in &to.rules {
-        let now = off.get(slot).or_else(|| from.rules.get(slot));
-        if now.copied().unwrap_or_default() != *rule {
-            writes.push(MapUpdate::Rule(*slot, *rule));
-        }
-    }
-    changed(&from.rule_ports, &to.rule_ports, |k, v| {
-        writes.push(MapUpdate::RulePorts(k, Some(v)));
-    });
-    changed(&from.one_to_one, &to.one_to_one, |k, v| {
-        writes.push(MapUpdate::OneToOne(k, Some(v)));
-    });
-    changed(&from.tunnels, &to.tunnels, |k, v| {
-        writes.push(MapUpdate::Tunnel(k, Some(v)));
-    });
-    changed(&from.attachments, &to.attachments, |k, v| {
-        writes.push(MapUpdate::Attachment(k, Some(v)));
-    });
-}
-
-fn removed<K: Ord + Copy, V>(from: &BTreeMap<K, V>, to: &BTreeMap<K, V>, mut f: impl FnMut(K)) {
-    for key in from.keys().filter(|k| !to.contains_key(k)) {
-        f(*key);
-    }
-}
-
-fn changed<K: Ord + Copy, V: PartialEq + Copy>(
-    from: &BTreeMap<K, V>,
-    to: &BTreeMap<K, V>,
-    mut f: impl FnMut(K, V),
-) {
-    for (key, value) in to {
-        if from.get(key) != Some(value) {
-            f(*key, *value);
-        }
-    }
-}
-
-impl MapContents {
-    /// Does one write on this copy, as the map does.
-    pub fn apply(&mut self, write: &MapUpdate) {
-        match write {
-            MapUpdate::Config(v) => self.config = *v,
-            MapUpdate::Attachment(k, v) => put(&mut self.attachments, *k, *v),
-            MapUpdate::Network(k, v) => put(&mut self.networks, *k, v.as_deref().copied()),
-            MapUpdate::Tenant(k, v) => put(&mut self.tenants, *k, *v),
-            MapUpdate::Peer(k, v) => put(&mut self.peers, *k, v.as_deref().copied()),
-            MapUpdate::Tunnel(k, v) => put(&mut self.tunnels, *k, *v),
-            MapUpdate::Endpoint(k, v) => put(&mut self.endpoints, *k, *v),
-            MapUpdate::Route(k, v) => put(&mut self.routes, *k, *v),
-            MapUpdate::Policy(k, v) => put(&mut self.policies, *k, *v),
-            MapUpdate::Nat(v) => self.nat = *v,
-            MapUpdate::NatAddress(k, v) => put(&mut self.nat_addresses, *k, *v),
-            MapUpdate::Share(k, v) => put(&mut self.shares, *k, *v),
-            MapUpdate::Public(k, v) => put(&mut self.public, *k, *v),
-            MapUpdate::Rule(k, v) => {
-                let zero = *v == Rule::default();
-                put(&mut self.rules, *k, (!zero).then_some(*v));
-            }
-            MapUpdate::RulePorts(k, v) => put(&mut self.rule_ports, *k, *v),
-            MapUpdate::RuleSource(k, v) => put(&mut self.rule_sources, *k, *v),
-            MapUpdate::OneToOne(k, v) => put(&mut self.one_to_one, *k, *v),
-        }
-    }
-
-    /// The network of a VNI.
-    #[must_use]
-    pub fn network(&self, vni: u32) -> Option<&Network> {
-        self.networks.values().find(|n| n.vni == vni)
-    }
-}
-
-fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
-    match value {
-        Some(value) => drop(map.insert(key, value)),
-        None => drop(map.remove(&key)),
-    }
-}
-
-/// Whether a host of the network may have this address, so that it can be failed over; else reason not.
+/// Checks that a host of the network may have this address, so that the address can be an endpoint.
 ///
 /// # Errors
-/// A sentence that says what to give instead.
+/// A message that says why the address cannot be an endpoint.
 pub fn check_endpoint(
     network: &crate::config::Network,
     own: &[Address],
@@ -651,12 +362,13 @@ pub fn check_endpoint(
     };
     if prefix.is_network_or_broadcast(address) {
         return Err(format!(
-            "{address} is the network or broadcast address of {prefix}; no machine has it"
+            "{address} is the network or broadcast address of {prefix}; no machine can have it"
         ));
     }
     if network.gateways().any(|g| g == bytes) {
         return Err(format!(
-            "{address} is the router of network {name:?}; a partial failover leaves it at the production site"
+            "{address} is the router of network {name:?}; a partial failover leaves it at the \
+             production site"
         ));
     }
     if own.contains(&bytes) {

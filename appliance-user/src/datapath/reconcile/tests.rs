@@ -1,5 +1,8 @@
 use std::path::Path as FilePath;
 
+use appliance_common::nat::{
+    MachineKey, NatAddress, PublicAddress, Rule, RuleKey, RuleSlot, SourceKey,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -99,7 +102,7 @@ pub(super) fn snapshot() -> Snapshot {
 }
 
 #[test]
-fn tenants_with_equal_subnets_get_keys_of_their_own() {
+fn tenants_with_equal_subnets_get_separate_keys() {
     let config = config();
     let mut state = state(&config);
     for network in ["net1", "net2"] {
@@ -109,25 +112,25 @@ fn tenants_with_equal_subnets_get_keys_of_their_own() {
             .or_default()
             .insert("10.1.0.10".parse().expect("address"));
     }
-    let tables = desired(&config, &state, &snapshot(), &EncryptedTunnels::default());
-    let vnis: Vec<u32> = tables.endpoints.keys().map(|k| k.vni).collect();
+    let contents = desired(&config, &state, &snapshot(), &EncryptedTunnels::default());
+    let vnis: Vec<u32> = contents.endpoints.keys().map(|k| k.vni).collect();
     assert_eq!(vnis, [1001, 2001]);
-    assert_eq!(tables.attachments.len(), 2);
-    assert_eq!(tables.tunnels.len(), 4);
-    assert_eq!(tables.networks.values().map(|n| n.mtu).max(), Some(1450));
+    assert_eq!(contents.attachments.len(), 2);
+    assert_eq!(contents.tunnels.len(), 4);
+    assert_eq!(contents.networks.values().map(|n| n.mtu).max(), Some(1450));
 }
 
 #[test]
-fn a_peer_without_a_next_hop_has_no_header() {
+fn a_peer_without_a_next_hop_has_no_outer_header() {
     let config = config();
     let state = state(&config);
-    let tables = desired(&config, &state, &snapshot(), &EncryptedTunnels::default());
-    assert_eq!(tables.peers.len(), 1);
-    assert_eq!(tables.networks.len(), 2);
+    let contents = desired(&config, &state, &snapshot(), &EncryptedTunnels::default());
+    assert_eq!(contents.peers.len(), 1);
+    assert_eq!(contents.networks.len(), 2);
 }
 
 #[test]
-fn a_mode_switch_is_one_write() {
+fn a_mode_switch_is_one_update() {
     let config = config();
     let before = state(&config);
     let mut after = before.clone();
@@ -145,7 +148,7 @@ fn a_mode_switch_is_one_write() {
 }
 
 #[test]
-fn the_first_write_that_configures_comes_last() {
+fn config_is_written_last() {
     let config = config();
     let state = state(&config);
     let writes = diff(
@@ -156,7 +159,7 @@ fn the_first_write_that_configures_comes_last() {
 }
 
 #[test]
-fn endpoints_that_cannot_be_are_refused_with_the_reason() {
+fn invalid_endpoints_are_refused_with_the_reason() {
     let config = config();
     let net1 = &config.networks[0];
     let own = [from_ip("10.1.0.5".parse().expect("address"))];
@@ -181,7 +184,7 @@ fn endpoints_that_cannot_be_are_refused_with_the_reason() {
 }
 
 prop_compose! {
-    fn tables()(
+    fn contents()(
         endpoints in prop::collection::btree_map((0u32..3, 0u8..6), 1u32..3, 0..12),
         attachments in prop::collection::btree_map((1u32..4, 0u16..4), 0u32..4, 0..8),
         slots in prop::collection::btree_map(0u32..4, 1u32..5, 0..4),
@@ -201,8 +204,10 @@ prop_compose! {
             t.rule_ports.insert((bits, RuleKey { port, ..RuleKey::default() }), RuleSlot { slot });
             t.public.insert([port[1]; 16], PublicAddress { flags: slot });
             t.nat_addresses.insert(slot, NatAddress { first: 1, last: 2, ..NatAddress::default() });
-            t.one_to_one.insert(MachineKey { zone: bits, ..MachineKey::default() }, RuleSlot { slot });
-            t.rule_sources.insert((bits, SourceKey { slot, ..SourceKey::default() }), RuleSlot { slot });
+            let machine = MachineKey { zone: bits, ..MachineKey::default() };
+            t.one_to_one.insert(machine, RuleSlot { slot });
+            let source = SourceKey { slot, ..SourceKey::default() };
+            t.rule_sources.insert((bits, source), RuleSlot { slot });
         }
         for ((vni, host), flags) in endpoints {
             let mut address = [0; 16];
@@ -211,7 +216,8 @@ prop_compose! {
             t.tunnels.insert(TunnelKey { vni, peer: address }, Tunnel { network: flags, flags: 1 });
         }
         for ((ifindex, outer), network) in attachments {
-            t.attachments.insert(AttachmentKey { ifindex, outer, inner: 0 }, Attachment { network, ..Attachment::default() });
+            let key = AttachmentKey { ifindex, outer, inner: 0 };
+            t.attachments.insert(key, Attachment { network, ..Attachment::default() });
         }
         for (slot, value) in slots {
             t.tenants.insert(slot, Tenant { mode: value, epoch: 0 });
@@ -224,32 +230,33 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn the_writes_lead_from_any_tables_to_any_others(from in tables(), to in tables()) {
-        // Slots that nothing is in keep their epochs.
+    fn updates_lead_from_any_contents_to_any_others(from in contents(), to in contents()) {
+        // Unused slots keep their epochs.
         let to = assign_rule_epochs(&from, to);
         let mut now = from.clone();
-        for write in diff(&from, &to) {
-            now.apply(&write);
+        for update in diff(&from, &to) {
+            now.apply(&update);
         }
         prop_assert_eq!(&now, &to);
         prop_assert!(diff(&now, &to).is_empty());
     }
 
     #[test]
-    fn no_step_attaches_a_port_or_tunnel_to_an_empty_slot(from in tables(), to in tables()) {
-        // Ports and tunnels of the two ends are given slots that exist there.
-        let mend = |mut t: MapContents| {
+    fn no_update_attaches_a_port_or_tunnel_to_an_empty_slot(from in contents(), to in contents()) {
+        // Keep only ports and tunnels whose network slots exist.
+        let repair = |mut t: MapContents| {
             let slots: Vec<u32> = t.networks.keys().copied().collect();
             t.attachments.retain(|_, a| slots.contains(&a.network));
             t.tunnels.retain(|_, a| slots.contains(&a.network));
             t
         };
-        let (from, to) = (mend(from), mend(to));
+        let (from, to) = (repair(from), repair(to));
         let mut now = from.clone();
-        for write in diff(&from, &to) {
-            now.apply(&write);
-            for slot in now.attachments.values().map(|a| a.network).chain(now.tunnels.values().map(|t| t.network)) {
-                prop_assert!(now.networks.contains_key(&slot), "slot {} after {:?}", slot, write);
+        for update in diff(&from, &to) {
+            now.apply(&update);
+            let attachments = now.attachments.values().map(|a| a.network);
+            for slot in attachments.chain(now.tunnels.values().map(|t| t.network)) {
+                prop_assert!(now.networks.contains_key(&slot), "slot {} after {:?}", slot, update);
             }
         }
     }

@@ -1,32 +1,34 @@
-//! The neighbour table: resolves, confirms and ages the MAC addresses of hosts on tenants' networks.
+//! The neighbour table: resolves, confirms and ages the MAC addresses of hosts on tenants'
+//! networks.
 //!
-//! For: ARP (RFC 826) and neighbour unreachability detection (RFC 4861 section 7.3), for IPv4 and IPv6
-//! alike and for many networks with overlapping addresses. The kernel has no address on a tenant's
-//! network, so the kernel's own neighbour table cannot do this. Never: input, output, or a clock.
-//! Events and the time go in, [`Action`]s come out; the caller sends the frames and writes the map
-//! `NEIGHBOURS`.
+//! For: ARP (RFC 826) and neighbour unreachability detection (RFC 4861 section 7.3), for IPv4 and
+//! IPv6 alike and for many networks with overlapping addresses. The kernel has no address on a
+//! tenant's network, so the kernel's own neighbour table cannot do this. Never: input, output, or a
+//! clock. Events and the time go in, [`Action`]s come out; the caller sends the frames and writes
+//! the map `NEIGHBOURS`.
 //!
 //! ```text
 //!           resolve                      reply, announcement
-//!   (none) ────────▶ Incomplete ───────────────────────────────┐
-//!     ▲               │      ▲ ▲                               ▼        reachable time over
-//!     │    no answer  │ new  │ └──────── kept hosts ───┐   Reachable ──────────────────┐
-//!     │               ▼ wait │    are probed further   │    ▲   ▲   │ (kept: Probe)     ▼
-//!     └─────────── Failed ───┘                         │    │   │   │               Stale ──▶ (none)
-//!    negative time    ▲                                │    │   │   │        packet   │  idle time,
-//!    over             │ last probe unanswered          │    │   │   │        sent     ▼  no packet
-//!                     └─────────────── Probe ◀─────────┴────┼───┼───┴─────────────  Delay
-//!                                        │    delay over    │   │                     │
-//!                                        └──────────────────┘   └─────────────────────┘
-//!                                           reply, sign of life    sign of life
+//!   (none) ────────▶ Incomplete ──────────────────────────────┐
+//!     ▲               │      ▲ ▲                              ▼       reachable time over
+//!     │    no answer  │ new  │ └─────── kept hosts ───┐   Reachable ───────────────┐
+//!     │               ▼ wait │   are probed further   │    ▲   ▲   │ (kept: Probe)  ▼
+//!     └─────────── Failed ───┘                        │    │   │   │              Stale ─▶ (none)
+//!    negative time    ▲                               │    │   │   │       packet   │  idle time,
+//!    over             │ last probe unanswered         │    │   │   │       sent     ▼  no packet
+//!                     └─────────────── Probe ◀────────┴────┼───┼───┴──────────── Delay
+//!                                        │   delay over    │   │                   │
+//!                                        └─────────────────┘   └───────────────────┘
+//!                                          reply, sign of life    sign of life
 //! ```
 //!
-//! An entry is installed in the map in the states Reachable, Stale, Delay and Probe only. Kept hosts
-//! (endpoints, gateways) skip Stale and Delay, never leave the table, and are still probed in Failed.
-//! A changed MAC address replaces the old one at once, as in ARP; an address that changes too often is
-//! damped. Probes are limited in each network and in total. Kept hosts have a budget of their own, so
-//! that a scan of one tenant's unused addresses does not delay any other host.
+//! An entry is installed in the map in the states Reachable, Stale, Delay and Probe only. Kept
+//! hosts (endpoints, gateways) skip Stale and Delay, never leave the table, and are still probed in
+//! Failed. A changed MAC address replaces the old one at once, as in ARP; an address that changes
+//! too often is damped. Probes are limited in each network and in total. Kept hosts have a budget
+//! of their own, so that a scan of one tenant's unused addresses does not delay any other host.
 
+mod entry;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -34,10 +36,11 @@ mod types;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use appliance_common::addr::{Address, UNSPECIFIED, as_v4};
+use appliance_common::addr::as_v4;
 use appliance_common::events::{NeighbourEvent, NeighbourEventKind};
 use appliance_common::maps::{HostKey, Neighbour, neighbour_flags};
 
+use entry::{Entry, Net, Reserved, is_host, keys_of, map_entry};
 pub use types::{Action, Counters, EntryStatus, Settings, State};
 
 use super::pacing::{Random, RateLimiter};
@@ -61,53 +64,6 @@ pub struct NeighbourTable {
     other_budget: RateLimiter,
     actions: VecDeque<Action>,
     counters: Counters,
-}
-
-/// A tenant's network and its probe budgets.
-#[derive(Debug)]
-struct Net {
-    port: Port,
-    entries: usize,
-    /// Entries that are not kept, in the order of eviction.
-    evictable: BTreeSet<Rank>,
-    kept_budget: RateLimiter,
-    other_budget: RateLimiter,
-}
-
-/// Order of eviction: failed and incomplete entries first, then by last use or sign of life.
-type Rank = (u8, Instant, HostKey);
-
-/// The budgets in which an entry's next probe has a reserved slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reserved {
-    None,
-    Network,
-    Both,
-}
-
-#[derive(Debug)]
-struct Entry {
-    state: State,
-    /// When it entered the state.
-    since: Instant,
-    mac: Option<[u8; 6]>,
-    keep: bool,
-    /// A packet waits for the host; the caller is owed `Resolved` or `Failed`.
-    awaited: bool,
-    /// Probes sent since it entered the state.
-    probes: u32,
-    /// When the first of those probes was sent.
-    probing_since: Instant,
-    /// Last sign of life.
-    heard: Option<Instant>,
-    /// Last time a packet was sent to the host, or the entry was requested.
-    active: Instant,
-    reserved: Reserved,
-    deadline: Option<Instant>,
-    /// Key of its place in `Net::evictable`.
-    rank: Option<(u8, Instant)>,
-    /// Start of the current flap window, and MAC address changes accepted in it.
-    flaps: Option<(Instant, u32)>,
 }
 
 impl NeighbourTable {
@@ -175,10 +131,11 @@ impl NeighbourTable {
         }
     }
 
-    /// Adopts an entry that the pinned map held when the daemon started. The entry stays in use and is
-    /// confirmed within [`Settings::adopt_spread`]. Call this after
-    /// [`set_network`](Self::set_network). An entry of an unknown network, or with addresses that no
-    /// host can have, is removed from the map; one with an outdated Ethernet header is rewritten.
+    /// Adopts an entry that the pinned map held when the daemon started. The entry stays in use and
+    /// is confirmed within [`Settings::adopt_spread`]. Call this after
+    /// [`set_network`](Self::set_network). An entry of an unknown network, or with addresses that
+    /// no host can have, is removed from the map; one with an outdated Ethernet header is
+    /// rewritten.
     pub fn adopt(&mut self, now: Instant, key: HostKey, pinned: Neighbour) {
         let mac = pinned.mac();
         let port = self.networks.get(&key.vni).map(|net| net.port);
@@ -211,10 +168,10 @@ impl NeighbourTable {
         self.enter(now, key, State::Delay, Some(soon));
     }
 
-    /// Handles an ARP or neighbour discovery message from a host ([`NeighbourEventKind`]). A host that asked for one
-    /// of our addresses, replied, or announced itself gets an entry; a host that asked for another
-    /// host only refreshes its entry. A changed MAC address replaces the old one at once. Messages
-    /// that no host can have sent, and our own frames, are ignored and counted.
+    /// Handles an ARP or neighbour discovery message from a host ([`NeighbourEventKind`]). A host
+    /// that asked for one of our addresses, replied, or announced itself gets an entry; a host that
+    /// asked for another host only refreshes its entry. A changed MAC address replaces the old one
+    /// at once. Messages that no host can have sent, and our own frames, are ignored and counted.
     pub fn heard(&mut self, now: Instant, event: &NeighbourEvent) {
         let key = HostKey {
             vni: event.vni,
@@ -282,8 +239,9 @@ impl NeighbourTable {
         self.confirm(now, key);
     }
 
-    /// Resolves a host that a packet waits for. [`Action::Resolved`] or [`Action::Failed`] follows: at
-    /// once when the table knows the answer, otherwise after [`Settings::wait_probes`] probes at most.
+    /// Resolves a host that a packet waits for. [`Action::Resolved`] or [`Action::Failed`] follows:
+    /// at once when the table knows the answer, otherwise after [`Settings::wait_probes`] probes at
+    /// most.
     pub fn resolve(&mut self, now: Instant, key: HostKey) {
         self.request(now, key, false);
     }
@@ -476,9 +434,9 @@ impl NeighbourTable {
         }
     }
 
-    /// Whether a probe may be sent now. If not, a slot is reserved, first in the budget of the network
-    /// and then in the total budget, and the entry's deadline is set to it. A host that is not kept
-    /// and would wait longer than [`Settings::probe_backlog`] fails instead.
+    /// Whether a probe may be sent now. If not, a slot is reserved, first in the budget of the
+    /// network and then in the total budget, and the entry's deadline is set to it. A host that is
+    /// not kept and would wait longer than [`Settings::probe_backlog`] fails instead.
     fn admit_probe(&mut self, now: Instant, key: HostKey) -> bool {
         let Some(entry) = self.entries.get_mut(&key) else {
             return false;
@@ -754,38 +712,5 @@ impl NeighbourTable {
         }
         self.sizes.insert((net.evictable.len(), key.vni));
         entry.rank = rank;
-    }
-}
-
-/// The map entry for a host with MAC address `mac` on `port`.
-fn map_entry(port: &Port, mac: [u8; 6]) -> Neighbour {
-    Neighbour::new(
-        port.ifindex,
-        mac,
-        port.mac,
-        port.outer,
-        port.inner,
-        port.outer_ethertype,
-    )
-}
-
-/// The range of all keys of a network.
-fn keys_of(vni: u32) -> std::ops::RangeInclusive<HostKey> {
-    HostKey {
-        vni,
-        address: UNSPECIFIED,
-    }..=HostKey {
-        vni,
-        address: [0xff; 16],
-    }
-}
-
-/// Whether a host can have this address. Unspecified, loopback and multicast addresses are excluded,
-/// and of IPv4 also "this network", limited broadcast and class E (RFC 1122 section 3.2.1.3, RFC 4291
-/// section 2.4).
-fn is_host(address: &Address) -> bool {
-    match as_v4(address) {
-        Some([first, ..]) => first != 0 && first != 127 && first < 224,
-        None => address[0] != 0xff && address[..15] != [0; 15],
     }
 }

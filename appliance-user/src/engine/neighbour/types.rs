@@ -156,7 +156,8 @@ pub struct Settings {
     pub keep_cap: Duration,
     /// Time without an answer after which a kept host is reported as failed. Probing continues.
     pub keep_failed_after: Duration,
-    /// Maximum probes per second in one network. Kept hosts and other hosts each have such a budget.
+    /// Maximum probes per second in one network. Kept hosts and other hosts each have such a
+    /// budget.
     pub probes_per_network: u32,
     /// Maximum probes per second in total. Kept hosts and other hosts each have such a budget.
     pub probes_total: u32,
@@ -168,8 +169,8 @@ pub struct Settings {
     pub conflict_window: Duration,
     /// Changes of MAC address that are accepted within `flap_window`.
     pub flap_changes: u32,
-    /// Window in which changes are counted. An address that changes more often keeps its MAC address
-    /// until the window ends.
+    /// Window in which changes are counted. An address that changes more often keeps its MAC
+    /// address until the window ends.
     pub flap_window: Duration,
     /// Time within which entries adopted at a start are confirmed.
     pub adopt_spread: Duration,

@@ -1,16 +1,16 @@
-//! Packets the programs can't finish: too large for the tunnel, or for a host or a next hop not resolved yet.
+//! The slow path: packets that the XDP programs cannot finish.
 //!
-//! For: splitting IPv4 packets into pieces that fit the tunnel, and holding packets until the
-//! neighbour engine has an answer. Never: input, output, a clock or a map of its own; records go in,
-//! [`Output`]s come out. What goes in is a tenant's traffic, so every length is checked and every
-//! queue has a bound.
+//! For: splitting IPv4 packets that are too large for the tunnel, queueing packets until their host
+//! is resolved, and passing translated packets to the kernel while their next hop is unresolved.
+//! Never: input, output, a clock or a map; records go in, [`Output`]s come out. The records hold
+//! tenants' traffic, so every length is checked and every queue is bounded.
 //!
 //! ```text
-//!   SLOW_PACKETS ─▶ packet ─┬─ Split ──────▶ pieces, each encapsulated ───────────▶ Send
-//!                           ├─ Outside ────▶ translated: the kernel knows the way ▶ Outside
-//!                           └─ Unresolved ─▶ queue per host ─┬─ resolved ─────────▶ Send, in order
-//!                                 │                          ├─ failed, 3 s over ─▶ dropped, counted
-//!                                 └─ first of its host ─────▶ Resolve
+//!   SLOW_PACKETS ─▶ packet ─┬─ Split ────────────▶ fragments, each encapsulated ──▶ Send
+//!                           ├─ UplinkUnresolved ─▶ translated packet ─────────────▶ Route
+//!                           └─ Unresolved ───────▶ queue of the host ─┬─ resolved ▶ Send, in order
+//!                                  │                                  └─ failed, or after 3 s
+//!                                  └─ first packet ─▶ Resolve                     ▶ dropped, counted
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,23 +21,24 @@ use appliance_common::maps::{HostKey, Neighbour, Network, Peer, network_flags, p
 use appliance_common::wire::{
     ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV6_LEN, OUTER_V6_LEN, source_port,
 };
+use packet_rules::ipv6;
 
-use crate::frame::{self, SplitError, ipv4_header_len, split_v4};
+use crate::frame::{self, SplitError, ipv4_lengths, split_v4};
 
-/// Bounds on what waits.
+/// Limits of the queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Packets that wait for one host; the oldest makes room for the newest (RFC 4861 section 7.2.2).
+    /// Packets queued for one host. The newest packet replaces the oldest (RFC 4861 section 7.2.2).
     pub packets_per_host: usize,
-    /// Hosts that packets wait for.
+    /// Hosts with queued packets.
     pub hosts: usize,
-    /// Bytes that wait in one network, so that one tenant can't take all.
+    /// Bytes queued in one network, so that one tenant cannot take all memory.
     pub bytes_per_network: usize,
-    /// Bytes that wait in all.
+    /// Bytes queued in total.
     pub bytes_total: usize,
-    /// How long a packet waits.
+    /// Maximum time in a queue.
     pub wait: Duration,
-    /// Outputs made and not yet taken by [`SlowPath::poll`].
+    /// Outputs not yet taken by [`SlowPath::poll`].
     pub outputs: usize,
 }
 
@@ -54,7 +55,7 @@ impl Default for Limits {
     }
 }
 
-/// What the slow path must know of the maps.
+/// The map contents that the slow path needs.
 pub trait Lookup {
     /// The network of a VNI.
     fn network(&self, vni: u32) -> Option<Network>;
@@ -62,7 +63,7 @@ pub trait Lookup {
     fn peer(&self, slot: u32) -> Option<Peer>;
 }
 
-/// What the slow path asks of its caller.
+/// An action that the caller must carry out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Send a frame.
@@ -72,7 +73,8 @@ pub enum Output {
         /// The frame, from the Ethernet header on, without FCS.
         frame: Vec<u8>,
     },
-    /// Have the kernel send an IP packet out of the uplink; it resolves the next hop.
+    /// Send an IP packet through the kernel's routing, out of the uplink. The kernel resolves the
+    /// next hop.
     Route {
         /// The packet, from the IP header on.
         packet: Vec<u8>,
@@ -84,19 +86,19 @@ pub enum Output {
     },
 }
 
-macro_rules! refusals {
+macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $label:literal;)+) => {
-        /// Why a packet was dropped on the slow path.
+        /// Why the slow path dropped a packet.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum DropReason {
             $($(#[doc = $doc])+ $name,)+
         }
 
         impl DropReason {
-            /// Every refusal.
+            /// All reasons.
             pub const ALL: &'static [Self] = &[$(Self::$name,)+];
 
-            /// The stable name, as printed and exported.
+            /// The stable name in `status` and metrics.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$name => $label,)+ }
@@ -105,28 +107,28 @@ macro_rules! refusals {
     };
 }
 
-refusals! {
-    /// The record's reason is not one this version knows.
+drop_reasons! {
+    /// The record has a reason that this version does not know.
     UnknownReason = "slow_drop_unknown_reason";
-    /// The record or the IP header contradicts itself.
+    /// The lengths in the record or in the IP header are inconsistent.
     Malformed = "slow_drop_malformed";
     /// The IPv4 header checksum is wrong.
     Checksum = "slow_drop_checksum";
-    /// The network is not (any longer) there.
+    /// The network does not exist, or no longer exists.
     UnknownNetwork = "slow_drop_unknown_network";
     /// The network's peer is missing or has no resolved next hop.
     NoPeer = "slow_drop_no_peer";
-    /// To be split, but not IPv4 or marked DF.
+    /// The packet must be split but is not IPv4 or has DF set.
     NotSplittable = "slow_drop_not_splittable";
-    /// A fragment that would end beyond 65 535 bytes.
+    /// The fragment would end beyond 65 535 bytes.
     TooLong = "slow_drop_too_long";
-    /// The next hop is no address.
+    /// The next hop is not a unicast address.
     NoNextHop = "slow_drop_no_next_hop";
-    /// Made room for a newer packet to the same host.
+    /// A newer packet to the same host replaced this one.
     HostQueueFull = "slow_drop_host_queue_full";
-    /// Too many hosts or bytes wait.
+    /// Too many hosts or bytes are queued.
     QueueFull = "slow_drop_queue_full";
-    /// Too many outputs wait to be sent.
+    /// Too many outputs are queued.
     OutputFull = "slow_drop_output_full";
     /// The host did not answer.
     HostFailed = "slow_drop_host_failed";
@@ -134,14 +136,14 @@ refusals! {
     Expired = "slow_drop_expired";
 }
 
-/// What was done, beside the refusals.
+/// Counts other than drops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Done {
+struct Counts {
     split: u64,
-    pieces: u64,
+    fragments: u64,
     waited: u64,
     released: u64,
-    outside: u64,
+    routed: u64,
 }
 
 /// The slow path. See the [module](self).
@@ -152,90 +154,91 @@ struct Done {
 pub struct SlowPath {
     limits: Limits,
     queues: BTreeMap<HostKey, Queue>,
-    /// When each queue's oldest packet expires.
+    /// Expiry of the oldest packet of each queue.
     expiries: BTreeSet<(Instant, HostKey)>,
-    /// Bytes that wait, per network and in all.
-    bytes: BTreeMap<u32, usize>,
-    bytes_total: usize,
+    /// Bytes queued, by VNI and in total.
+    queued_bytes: BTreeMap<u32, usize>,
+    queued_bytes_total: usize,
     outputs: VecDeque<Output>,
-    done: Done,
-    refused: [u64; DropReason::ALL.len()],
+    counts: Counts,
+    dropped: [u64; DropReason::ALL.len()],
 }
 
-/// What waits for one host; never empty.
+/// Packets queued for one host; never empty.
 #[derive(Debug)]
 struct Queue {
-    packets: VecDeque<Waiting>,
+    packets: VecDeque<QueuedPacket>,
     expires: Instant,
 }
 
 #[derive(Debug)]
-struct Waiting {
-    since: Instant,
+struct QueuedPacket {
+    queued_at: Instant,
     ethertype: u16,
     packet: Vec<u8>,
 }
 
 impl SlowPath {
-    /// A slow path with nothing in it.
+    /// A slow path without packets.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
             queues: BTreeMap::new(),
             expiries: BTreeSet::new(),
-            bytes: BTreeMap::new(),
-            bytes_total: 0,
+            queued_bytes: BTreeMap::new(),
+            queued_bytes_total: 0,
             outputs: VecDeque::new(),
-            done: Done::default(),
-            refused: [0; DropReason::ALL.len()],
+            counts: Counts::default(),
+            dropped: [0; DropReason::ALL.len()],
         }
     }
 
-    /// A record of the ring `SLOW_PACKETS`. Whatever is in it, the outcome is an output, a packet that
-    /// waits, or a counted [`DropReason`].
+    /// Handles a record of the ring `SLOW_PACKETS`. Any record results in outputs, a queued packet,
+    /// or a counted [`DropReason`].
     pub fn packet(&mut self, now: Instant, header: &SlowHeader, frame: &[u8], lookup: &dyn Lookup) {
         let outcome = match SlowReason::from_u16(header.reason) {
             Some(SlowReason::Split) => self.split(header, frame, lookup),
-            Some(SlowReason::Unresolved) => self.wait(now, header, frame, lookup),
-            Some(SlowReason::UplinkUnresolved) => self.outside(header, frame, lookup),
-            // The daemon has others of its own for these.
+            Some(SlowReason::Unresolved) => self.enqueue(now, header, frame, lookup),
+            Some(SlowReason::UplinkUnresolved) => self.route(header, frame, lookup),
+            // The daemon gives these to the router advertiser and the fragment buffer.
             Some(SlowReason::RouterSolicitation | SlowReason::Fragment) | None => {
                 Err(DropReason::UnknownReason)
             }
         };
-        if let Err(refusal) = outcome {
-            self.refuse(refusal, 1);
+        if let Err(reason) = outcome {
+            self.count_drop(reason, 1);
         }
     }
 
-    /// A host is resolved: what waits for it is sent, in order.
+    /// Handles a resolved host: its packets are sent in order.
     pub fn resolved(&mut self, _now: Instant, key: HostKey, neighbour: &Neighbour) {
-        let Some(queue) = self.take(key) else {
+        let Some(queue) = self.take_queue(key) else {
             return;
         };
-        for waiting in queue.packets {
-            let mut frame = frame::with_l2(neighbour, waiting.ethertype, waiting.packet.len());
-            frame.extend_from_slice(&waiting.packet);
-            let sent = self.output(Output::Send {
+        for queued in queue.packets {
+            let mut frame =
+                frame::with_ethernet_header(neighbour, queued.ethertype, queued.packet.len());
+            frame.extend_from_slice(&queued.packet);
+            let sent = self.push_output(Output::Send {
                 ifindex: neighbour.ifindex,
                 frame,
             });
             match sent {
-                Ok(()) => self.done.released += 1,
-                Err(refusal) => self.refuse(refusal, 1),
+                Ok(()) => self.counts.released += 1,
+                Err(reason) => self.count_drop(reason, 1),
             }
         }
     }
 
-    /// A host did not answer: what waits for it is dropped.
+    /// Handles a host that did not answer: its packets are dropped.
     pub fn failed(&mut self, _now: Instant, key: HostKey) {
-        if let Some(queue) = self.take(key) {
-            self.refuse(DropReason::HostFailed, queue.packets.len() as u64);
+        if let Some(queue) = self.take_queue(key) {
+            self.count_drop(DropReason::HostFailed, queue.packets.len() as u64);
         }
     }
 
-    /// The next output, or `None` until another call or [`next_deadline`](Self::next_deadline).
+    /// The next output, or `None` until another event or [`next_deadline`](Self::next_deadline).
     pub fn poll(&mut self, now: Instant) -> Option<Output> {
         while let Some((at, key)) = self.expiries.first().copied() {
             if at > now {
@@ -246,34 +249,35 @@ impl SlowPath {
         self.outputs.pop_front()
     }
 
-    /// When the oldest packet expires.
+    /// When the oldest packet expires and [`poll`](Self::poll) must be called.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         self.expiries.first().map(|(at, _)| *at)
     }
 
-    /// Everything counted since [`new`](Self::new), by stable name: `slow_split_packets`,
-    /// `slow_split_pieces`, `slow_waited`, `slow_released`, `slow_outside`, then one per [`DropReason`].
+    /// All counts since [`new`](Self::new), by stable name: `slow_split_packets`,
+    /// `slow_split_pieces`, `slow_waited`, `slow_released`, `slow_outside`, then one per
+    /// [`DropReason`].
     #[must_use]
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let done = [
-            ("slow_split_packets", self.done.split),
-            ("slow_split_pieces", self.done.pieces),
-            ("slow_waited", self.done.waited),
-            ("slow_released", self.done.released),
-            ("slow_outside", self.done.outside),
+        let counts = [
+            ("slow_split_packets", self.counts.split),
+            ("slow_split_pieces", self.counts.fragments),
+            ("slow_waited", self.counts.waited),
+            ("slow_released", self.counts.released),
+            ("slow_outside", self.counts.routed),
         ];
-        let refused = DropReason::ALL.iter().map(|r| (r.name(), self.refused(*r)));
-        done.into_iter().chain(refused).collect()
+        let dropped = DropReason::ALL.iter().map(|r| (r.name(), self.dropped(*r)));
+        counts.into_iter().chain(dropped).collect()
     }
 
     /// Packets dropped for one reason.
     #[must_use]
-    pub const fn refused(&self, refusal: DropReason) -> u64 {
-        self.refused[refusal as usize]
+    pub const fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped[reason as usize]
     }
 
-    /// Splits a packet and sends the pieces into the tunnel.
+    /// Splits a packet and sends the fragments into the tunnel.
     fn split(
         &mut self,
         header: &SlowHeader,
@@ -281,7 +285,7 @@ impl SlowPath {
         lookup: &dyn Lookup,
     ) -> Result<(), DropReason> {
         let packet = ip_packet(header, frame)?;
-        let network = network(header.vni, lookup)?;
+        let network = active_network(header.vni, lookup)?;
         let peer = lookup
             .peer(network.peer)
             .filter(|peer| peer.flags & peer_flags::RESOLVED != 0)
@@ -290,50 +294,51 @@ impl SlowPath {
         if ethertype(packet)? != ETHERTYPE_IPV4 {
             return Err(DropReason::NotSplittable);
         }
-        let pieces = split_v4(packet, usize::from(network.mtu)).map_err(|error| match error {
-            SplitError::Malformed => DropReason::Malformed,
-            SplitError::Checksum => DropReason::Checksum,
-            SplitError::DontFragment | SplitError::MtuTooSmall => DropReason::NotSplittable,
-            SplitError::TooLong => DropReason::TooLong,
-        })?;
-        // Half a packet is of no use to anybody: all pieces or none.
-        if self.outputs.len() + pieces.len() > self.limits.outputs {
+        let fragments =
+            split_v4(packet, usize::from(network.mtu)).map_err(|error| match error {
+                SplitError::Malformed => DropReason::Malformed,
+                SplitError::Checksum => DropReason::Checksum,
+                SplitError::DontFragment | SplitError::MtuTooSmall => DropReason::NotSplittable,
+                SplitError::TooLong => DropReason::TooLong,
+            })?;
+        // A part of the fragments is of no use to the receiver: send all or none.
+        if self.outputs.len() + fragments.len() > self.limits.outputs {
             return Err(DropReason::OutputFull);
         }
         let port = source_port(flow_hash(packet));
-        for piece in &pieces {
+        for fragment in &fragments {
             let mut out = vec![0u8; usize::from(peer.header_len) + ETH_LEN];
-            peer.write_header(&mut out, header.vni, port, ETHERTYPE_IPV4, piece.len())
+            peer.write_header(&mut out, header.vni, port, ETHERTYPE_IPV4, fragment.len())
                 .ok_or(DropReason::TooLong)?;
-            out.extend_from_slice(piece);
-            self.output(Output::Send {
+            out.extend_from_slice(fragment);
+            self.push_output(Output::Send {
                 ifindex: peer.ifindex,
                 frame: out,
             })?;
-            self.done.pieces += 1;
+            self.counts.fragments += 1;
         }
-        self.done.split += 1;
+        self.counts.split += 1;
         Ok(())
     }
 
-    /// Gives a translated packet to the kernel.
-    fn outside(
+    /// Passes a translated packet to the kernel.
+    fn route(
         &mut self,
         header: &SlowHeader,
         frame: &[u8],
         lookup: &dyn Lookup,
     ) -> Result<(), DropReason> {
         let packet = ip_packet(header, frame)?;
-        network(header.vni, lookup)?;
-        self.output(Output::Route {
+        active_network(header.vni, lookup)?;
+        self.push_output(Output::Route {
             packet: packet.to_vec(),
         })?;
-        self.done.outside += 1;
+        self.counts.routed += 1;
         Ok(())
     }
 
-    /// Queues a packet until its next hop is resolved.
-    fn wait(
+    /// Queues a packet until its host is resolved.
+    fn enqueue(
         &mut self,
         now: Instant,
         header: &SlowHeader,
@@ -342,7 +347,7 @@ impl SlowPath {
     ) -> Result<(), DropReason> {
         let packet = ip_packet(header, frame)?;
         let ethertype = ethertype(packet)?;
-        network(header.vni, lookup)?;
+        active_network(header.vni, lookup)?;
         let key = HostKey {
             vni: header.vni,
             address: header.next_hop,
@@ -351,51 +356,51 @@ impl SlowPath {
             return Err(DropReason::NoNextHop);
         }
         if let Some(queue) = self.queues.get_mut(&key) {
-            // Checked before the bytes are: the oldest leaves whether or not the newest finds room.
+            // Before the check of bytes: the oldest packet goes even if the newest finds no room.
             if queue.packets.len() >= self.limits.packets_per_host.max(1)
                 && let Some(oldest) = queue.packets.pop_front()
             {
-                self.release(key.vni, oldest.packet.len());
-                self.refuse(DropReason::HostQueueFull, 1);
+                self.free_bytes(key.vni, oldest.packet.len());
+                self.count_drop(DropReason::HostQueueFull, 1);
             }
         } else if self.queues.len() >= self.limits.hosts {
             return Err(DropReason::QueueFull);
         }
-        let in_network = self.bytes.get(&key.vni).copied().unwrap_or(0);
+        let in_network = self.queued_bytes.get(&key.vni).copied().unwrap_or(0);
         if in_network + packet.len() > self.limits.bytes_per_network
-            || self.bytes_total + packet.len() > self.limits.bytes_total
+            || self.queued_bytes_total + packet.len() > self.limits.bytes_total
         {
-            self.rearm(key);
+            self.update_expiry(key);
             return Err(DropReason::QueueFull);
         }
         if !self.queues.contains_key(&key) {
-            self.output(Output::Resolve { key })?;
+            self.push_output(Output::Resolve { key })?;
         }
-        *self.bytes.entry(key.vni).or_insert(0) += packet.len();
-        self.bytes_total += packet.len();
-        self.done.waited += 1;
+        *self.queued_bytes.entry(key.vni).or_insert(0) += packet.len();
+        self.queued_bytes_total += packet.len();
+        self.counts.waited += 1;
         let queue = self.queues.entry(key).or_insert_with(|| Queue {
             packets: VecDeque::new(),
             expires: now + self.limits.wait,
         });
-        queue.packets.push_back(Waiting {
-            since: now,
+        queue.packets.push_back(QueuedPacket {
+            queued_at: now,
             ethertype,
             packet: packet.to_vec(),
         });
-        self.rearm(key);
+        self.update_expiry(key);
         Ok(())
     }
 
-    /// Sets a queue's expiry to that of its oldest packet; an empty queue goes.
-    fn rearm(&mut self, key: HostKey) {
+    /// Sets the expiry of a queue to that of its oldest packet, and removes an empty queue.
+    fn update_expiry(&mut self, key: HostKey) {
         let Some(queue) = self.queues.get_mut(&key) else {
             return;
         };
         self.expiries.remove(&(queue.expires, key));
         match queue.packets.front() {
             Some(oldest) => {
-                queue.expires = oldest.since + self.limits.wait;
+                queue.expires = oldest.queued_at + self.limits.wait;
                 self.expiries.insert((queue.expires, key));
             }
             None => {
@@ -404,49 +409,49 @@ impl SlowPath {
         }
     }
 
-    /// Drops what has waited too long for a host.
+    /// Drops the packets of a host whose time is over.
     fn expire(&mut self, now: Instant, key: HostKey) {
         let mut bytes = 0;
         let mut dropped = 0;
         if let Some(queue) = self.queues.get_mut(&key) {
             while let Some(oldest) = queue.packets.front()
-                && oldest.since + self.limits.wait <= now
+                && oldest.queued_at + self.limits.wait <= now
             {
                 bytes += oldest.packet.len();
                 dropped += 1;
                 queue.packets.pop_front();
             }
         }
-        self.release(key.vni, bytes);
-        self.refuse(DropReason::Expired, dropped);
-        self.rearm(key);
+        self.free_bytes(key.vni, bytes);
+        self.count_drop(DropReason::Expired, dropped);
+        self.update_expiry(key);
         if self.queues.contains_key(&key) {
-            // The engine has had its time; what still waits came later and asks anew. Where the
-            // outputs are full the packets expire in their turn.
-            let _ = self.output(Output::Resolve { key });
+            // The remaining packets came later: request the host again for them. If the outputs are
+            // full, the packets expire later.
+            let _ = self.push_output(Output::Resolve { key });
         }
     }
 
-    /// Takes a whole queue.
-    fn take(&mut self, key: HostKey) -> Option<Queue> {
+    /// Removes the queue of a host and returns it.
+    fn take_queue(&mut self, key: HostKey) -> Option<Queue> {
         let queue = self.queues.remove(&key)?;
         self.expiries.remove(&(queue.expires, key));
-        self.release(key.vni, queue.packets.iter().map(|w| w.packet.len()).sum());
+        self.free_bytes(key.vni, queue.packets.iter().map(|w| w.packet.len()).sum());
         Some(queue)
     }
 
-    /// Bytes no longer wait.
-    fn release(&mut self, vni: u32, bytes: usize) {
-        self.bytes_total -= bytes;
-        if let Some(in_network) = self.bytes.get_mut(&vni) {
+    /// Subtracts bytes that left a queue.
+    fn free_bytes(&mut self, vni: u32, bytes: usize) {
+        self.queued_bytes_total -= bytes;
+        if let Some(in_network) = self.queued_bytes.get_mut(&vni) {
             *in_network -= bytes;
             if *in_network == 0 {
-                self.bytes.remove(&vni);
+                self.queued_bytes.remove(&vni);
             }
         }
     }
 
-    fn output(&mut self, output: Output) -> Result<(), DropReason> {
+    fn push_output(&mut self, output: Output) -> Result<(), DropReason> {
         if self.outputs.len() >= self.limits.outputs {
             return Err(DropReason::OutputFull);
         }
@@ -454,38 +459,37 @@ impl SlowPath {
         Ok(())
     }
 
-    fn refuse(&mut self, refusal: DropReason, packets: u64) {
-        self.refused[refusal as usize] += packets;
+    fn count_drop(&mut self, reason: DropReason, packets: u64) {
+        self.dropped[reason as usize] += packets;
     }
 }
 
-/// The network in force of a VNI.
-fn network(vni: u32, lookup: &dyn Lookup) -> Result<Network, DropReason> {
+/// The active network of a VNI.
+fn active_network(vni: u32, lookup: &dyn Lookup) -> Result<Network, DropReason> {
     lookup
         .network(vni)
         .filter(|network| network.flags & network_flags::ACTIVE != 0)
         .ok_or(DropReason::UnknownNetwork)
 }
 
-/// The IP packet of a record, without Ethernet padding, its lengths checked.
+/// The IP packet of a record, without Ethernet padding. Its lengths are checked.
 fn ip_packet<'a>(header: &SlowHeader, frame: &'a [u8]) -> Result<&'a [u8], DropReason> {
     let bytes = frame
         .get(usize::from(header.l3)..)
         .ok_or(DropReason::Malformed)?;
     let len = match bytes.first().map(|first| first >> 4) {
-        Some(4) => {
-            ipv4_header_len(bytes).ok_or(DropReason::Malformed)?;
-            usize::from(u16::from_be_bytes([bytes[2], bytes[3]]))
-        }
+        Some(4) => ipv4_lengths(bytes).map(|lengths| lengths.total),
         Some(6) if bytes.len() >= IPV6_LEN => {
-            IPV6_LEN + usize::from(u16::from_be_bytes([bytes[4], bytes[5]]))
+            let payload = u16::from_be_bytes([bytes[4], bytes[5]]);
+            ipv6::total_len(bytes[0], payload, 0, bytes.len())
         }
-        _ => return Err(DropReason::Malformed),
+        _ => None,
     };
-    bytes.get(..len).ok_or(DropReason::Malformed)
+    len.and_then(|len| bytes.get(..len))
+        .ok_or(DropReason::Malformed)
 }
 
-/// The Ethernet type of an IP packet.
+/// The EtherType of an IP packet.
 fn ethertype(packet: &[u8]) -> Result<u16, DropReason> {
     match packet.first().map(|first| first >> 4) {
         Some(4) => Ok(ETHERTYPE_IPV4),
@@ -494,8 +498,8 @@ fn ethertype(packet: &[u8]) -> Result<u16, DropReason> {
     }
 }
 
-/// A hash over what all fragments of an IPv4 packet share: addresses and identification (FNV-1a).
-/// `packet` has at least an IPv4 header.
+/// A hash (FNV-1a) of the fields that all fragments of an IPv4 packet share: addresses and
+/// identification. `packet` has at least an IPv4 header.
 fn flow_hash(packet: &[u8]) -> u32 {
     packet[12..20]
         .iter()

@@ -5,7 +5,7 @@ use crate::frame::BROADCAST;
 
 const VNI: u32 = 1001;
 
-/// One network in force, and no peers.
+/// One active network, and no peers.
 struct OneNetwork;
 
 impl Lookup for OneNetwork {
@@ -42,7 +42,7 @@ fn header(vni: u32, reason: SlowReason) -> SlowHeader {
 }
 
 #[test]
-fn what_is_for_the_outside_goes_to_the_kernel_without_its_ethernet_header_and_padding() {
+fn an_uplink_packet_goes_to_the_kernel_without_ethernet_header_and_padding() {
     let now = Instant::now();
     let mut slow = SlowPath::new(Limits::default());
     let frame = frame();
@@ -58,20 +58,20 @@ fn what_is_for_the_outside_goes_to_the_kernel_without_its_ethernet_header_and_pa
 }
 
 #[test]
-fn what_is_for_the_outside_is_bounded_and_checked() {
+fn uplink_packets_are_bounded_and_checked() {
     let now = Instant::now();
     let mut slow = SlowPath::new(Limits {
         outputs: 2,
         ..Limits::default()
     });
-    let outside = header(VNI, SlowReason::UplinkUnresolved);
+    let unresolved = header(VNI, SlowReason::UplinkUnresolved);
     for _ in 0..5 {
-        slow.packet(now, &outside, &frame(), &OneNetwork);
+        slow.packet(now, &unresolved, &frame(), &OneNetwork);
     }
-    assert_eq!(slow.refused(DropReason::OutputFull), 3);
-    let gone = header(VNI + 1, SlowReason::UplinkUnresolved);
-    slow.packet(now, &gone, &frame(), &OneNetwork);
-    assert_eq!(slow.refused(DropReason::UnknownNetwork), 1);
-    slow.packet(now, &outside, &frame()[..30], &OneNetwork);
-    assert_eq!(slow.refused(DropReason::Malformed), 1);
+    assert_eq!(slow.dropped(DropReason::OutputFull), 3);
+    let unknown = header(VNI + 1, SlowReason::UplinkUnresolved);
+    slow.packet(now, &unknown, &frame(), &OneNetwork);
+    assert_eq!(slow.dropped(DropReason::UnknownNetwork), 1);
+    slow.packet(now, &unresolved, &frame()[..30], &OneNetwork);
+    assert_eq!(slow.dropped(DropReason::Malformed), 1);
 }

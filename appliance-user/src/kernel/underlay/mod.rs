@@ -1,20 +1,21 @@
-//! The underlay: which way the tunnels' datagrams go, and the state of the appliance's own links.
+//! The underlay: the paths of the tunnels' datagrams, and the state of the appliance's own links.
 //!
-//! For: watching links, addresses, routes and neighbours of the current network namespace by rtnetlink, and
-//! turning them into one [`Snapshot`]: per peer a [`UnderlayPath`], per named interface a [`LinkState`]. Never:
-//! changing any of them, but for one thing: the kernel does not see the tunnel's traffic, which XDP sends, so it is
-//! told that the next hops are in use (`NTF_USE`) and keeps their neighbour entries fresh.
+//! For: watching links, addresses, routes and neighbours of the current network namespace by
+//! rtnetlink, and turning them into one [`Snapshot`]: an [`UnderlayPath`] per peer and a
+//! [`LinkState`] per named interface. Never: changing any of them, with one exception. XDP sends
+//! the tunnels' traffic, so the kernel does not see that a next hop is in use. The watcher marks
+//! next hops as used (`NTF_USE`), so that the kernel keeps their neighbour entries fresh.
 //!
 //! ```text
-//!   events (multicast groups) ──▶ something we look at? ──▶ 10 ms ──▶ look ──▶ Snapshot, if it differs
-//!   overrun (ENOBUFS) ──────────▶ always                                │
-//!   15 s ────────────────────────────────────────────────▶ look        ├─ links, addresses: dump
-//!   update(peers, interfaces) ───────────────────────────▶ look        ├─ peer: RTM_GETROUTE
-//!                                                                       └─ next hop: RTM_GETNEIGH, NTF_USE
+//!   events (multicast groups) ─▶ relevant? ─▶ 10 ms ─▶ refresh ─▶ Snapshot, if it differs
+//!   overrun (ENOBUFS) ─────────▶ always                   │
+//!   15 s ───────────────────────────────────▶ refresh    ├─ links, addresses: dump
+//!   update(peers, interfaces) ──────────────▶ refresh    ├─ peer: RTM_GETROUTE
+//!                                                         └─ next hop: RTM_GETNEIGH, NTF_USE
 //! ```
 //!
-//! Every look is whole, so a lost event costs nothing but its time, and there is no state to drift. Routes
-//! are asked for per peer, not dumped: rules, multipath and nexthop objects are the kernel's business.
+//! Every refresh reads everything, so a lost event costs time but never correctness. Routes are
+//! requested per peer and not dumped: the kernel evaluates rules, multipath and nexthop objects.
 
 mod netlink;
 mod types;
@@ -36,17 +37,17 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use netlink::{Kernel, Lookup};
+use netlink::{Lookup, Netlink};
 pub use types::{DEFAULT_ROUTE_PROBES, LinkState, PathError, Snapshot, UnderlayPath};
 
-/// From the first event to the look: what comes in bursts is looked at once.
+/// Delay from the first event to the refresh, so that a burst of events causes one refresh.
 const DEBOUNCE: Duration = Duration::from_millis(10);
-/// Between looks without an event, and between words to the kernel that a next hop is in use.
-const REFRESH: Duration = Duration::from_secs(15);
-/// Shortest time between words to the kernel about a next hop that is stale or does not answer.
-const RETRY: Duration = Duration::from_millis(250);
-/// From a look that failed to the next.
-const AFTER_ERROR: Duration = Duration::from_millis(100);
+/// Time between refreshes without an event, and between `NTF_USE` requests for a next hop.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(15);
+/// Time between `NTF_USE` requests for a next hop that is stale or does not answer.
+const NEXT_HOP_RETRY: Duration = Duration::from_millis(250);
+/// Delay after a failed refresh.
+const ERROR_RETRY: Duration = Duration::from_millis(100);
 
 const GROUPS: &[MulticastGroup] = &[
     MulticastGroup::Link,
@@ -60,37 +61,37 @@ const GROUPS: &[MulticastGroup] = &[
     MulticastGroup::Nexthop,
 ];
 
-/// What can go wrong when the watcher starts.
+/// Why the watcher could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No netlink socket.
-    #[error("{operation}: {source}; is netlink allowed in this namespace?")]
+    /// A netlink socket could not be opened.
+    #[error("{operation}: {source}; check that netlink is allowed in this namespace")]
     Socket {
-        /// What was tried.
+        /// The failed operation.
         operation: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Not called within a tokio runtime.
-    #[error("start the underlay watcher: no tokio runtime; call it within one")]
+    #[error("start the underlay watcher: no tokio runtime; call it within a runtime")]
     NoRuntime,
 }
 
-/// The watcher's handle. Dropping it ends the watcher.
+/// Handle of the watcher. Dropping it stops the watcher.
 #[derive(Debug)]
 pub struct Watcher {
-    wanted: watch::Sender<Wanted>,
+    targets: watch::Sender<Targets>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// What is watched.
+/// The peers and interfaces to watch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Wanted {
+struct Targets {
     peers: BTreeSet<IpAddr>,
     interfaces: BTreeSet<String>,
 }
 
-impl Wanted {
+impl Targets {
     fn new(peers: Vec<IpAddr>, interfaces: Vec<String>) -> Self {
         Self {
             peers: peers.into_iter().collect(),
@@ -100,51 +101,52 @@ impl Wanted {
 }
 
 impl Watcher {
-    /// Starts watching, in the network namespace of the calling thread and within the current tokio
-    /// runtime. The receiver holds an empty [`Snapshot`] of generation 0 until the first look, some
-    /// milliseconds later.
+    /// Starts the watcher in the network namespace of the calling thread and in the current tokio
+    /// runtime. The receiver holds an empty [`Snapshot`] of generation 0 until the first refresh,
+    /// some milliseconds later.
     ///
     /// # Errors
     ///
-    /// When there is no runtime or no netlink socket can be had.
+    /// When there is no runtime or a netlink socket cannot be opened.
     pub fn spawn(
         peers: Vec<IpAddr>,
         interfaces: Vec<String>,
     ) -> Result<(Self, watch::Receiver<Snapshot>), Error> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let socket = |operation| move |source| Error::Socket { operation, source };
-        // Two sockets: events that overrun one never cost an answer on the other.
+        // Two sockets: an overrun of the event socket never loses a reply to a request.
         let (events_connection, events_handle, events) =
             rtnetlink::new_multicast_connection(GROUPS)
                 .map_err(socket("open netlink for events"))?;
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(socket("open netlink for requests"))?;
-        let (wanted, wanted_rx) = watch::channel(Wanted::new(peers, interfaces));
+        let (targets, targets_rx) = watch::channel(Targets::new(peers, interfaces));
         let (snapshots, snapshots_rx) = watch::channel(Snapshot::default());
         let task = Task {
-            kernel: Kernel::new(handle),
-            wanted: wanted_rx,
+            netlink: Netlink::new(handle),
+            targets: targets_rx,
             snapshots,
-            hops: BTreeMap::new(),
+            used_at: BTreeMap::new(),
         };
         let tasks = vec![
             runtime.spawn(events_connection),
             runtime.spawn(connection),
             runtime.spawn(async move {
-                // The events' connection ends when its last handle goes.
+                // The event connection ends when its last handle is dropped.
                 let _events_handle = events_handle;
                 task.run(events).await;
             }),
         ];
-        Ok((Self { wanted, tasks }, snapshots_rx))
+        Ok((Self { targets, tasks }, snapshots_rx))
     }
 
-    /// Changes what is watched. Takes effect at once; the next snapshot has the new peers and interfaces.
+    /// Changes the peers and interfaces to watch. A refresh follows at once, and the next snapshot
+    /// has the new ones.
     pub fn update(&self, peers: Vec<IpAddr>, interfaces: Vec<String>) {
-        let wanted = Wanted::new(peers, interfaces);
-        self.wanted.send_if_modified(|old| {
-            let differs = *old != wanted;
-            *old = wanted;
+        let targets = Targets::new(peers, interfaces);
+        self.targets.send_if_modified(|old| {
+            let differs = *old != targets;
+            *old = targets;
             differs
         });
     }
@@ -158,44 +160,45 @@ impl Drop for Watcher {
     }
 }
 
-/// A next hop in use: interface and address.
-type Hop = (u32, IpAddr);
+/// A next hop in use: interface index and address.
+type NextHop = (u32, IpAddr);
 
 type Events = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
 struct Task {
-    kernel: Kernel,
-    wanted: watch::Receiver<Wanted>,
+    netlink: Netlink,
+    targets: watch::Receiver<Targets>,
     snapshots: watch::Sender<Snapshot>,
-    /// When the kernel was last told that a next hop is in use.
-    hops: BTreeMap<Hop, Instant>,
+    /// Time of the last `NTF_USE` request for each next hop.
+    used_at: BTreeMap<NextHop, Instant>,
 }
 
 impl Task {
-    /// Looks whenever there is reason to, until the handle goes.
+    /// Refreshes on events, on changes of the targets and at intervals, until the handle is
+    /// dropped.
     async fn run(mut self, mut events: Events) {
-        let mut look_at = Instant::now();
+        let mut refresh_at = Instant::now();
         loop {
             tokio::select! {
                 biased;
-                () = tokio::time::sleep_until(look_at) => {
-                    look_at = Instant::now() + self.look().await;
+                () = tokio::time::sleep_until(refresh_at) => {
+                    refresh_at = Instant::now() + self.refresh().await;
                 }
-                changed = self.wanted.changed() => {
+                changed = self.targets.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    look_at = Instant::now();
+                    refresh_at = Instant::now();
                 }
                 event = events.next() => match event {
-                    Some((message, _)) if self.concerns(&message) => {
-                        look_at = look_at.min(Instant::now() + DEBOUNCE);
+                    Some((message, _)) if self.is_relevant(&message) => {
+                        refresh_at = refresh_at.min(Instant::now() + DEBOUNCE);
                     }
                     Some(_) => {}
                     None => {
-                        // netlink-proto ends a connection only when its socket failed. Requests still
-                        // work; without events the looks are all there is.
-                        warn!("netlink events ended; looking every second from now on");
+                        // netlink-proto ends a connection only when its socket has failed. Requests
+                        // still work, so poll.
+                        warn!("netlink event socket failed; polling the underlay every second");
                         self.poll_forever().await;
                         return;
                     }
@@ -204,38 +207,38 @@ impl Task {
         }
     }
 
-    /// The fallback without events.
+    /// Refreshes every second, without events.
     async fn poll_forever(&mut self) {
         loop {
-            let _ = self.look().await;
+            let _ = self.refresh().await;
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                changed = self.wanted.changed() => if changed.is_err() { return },
+                changed = self.targets.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    /// Whether an event may change the snapshot. Of neighbours, which come and go by the thousand on a
-    /// production network, only the next hops in use do.
-    fn concerns(&self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    /// Whether an event may change the snapshot. Of the neighbours, of which a production network
+    /// has thousands, only the next hops in use are relevant.
+    fn is_relevant(&self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
         match &message.payload {
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewNeighbour(n) | RouteNetlinkMessage::DelNeighbour(n),
-            ) => hop_of(n).is_some_and(|hop| self.hops.contains_key(&hop)),
+            ) => next_hop_of(n).is_some_and(|hop| self.used_at.contains_key(&hop)),
             NetlinkPayload::Overrun(_) => {
-                warn!("netlink events were lost; looking at everything anew");
+                warn!("netlink events lost; refreshing the underlay");
                 true
             }
             _ => true,
         }
     }
 
-    /// Looks at everything and sends the snapshot if it differs. Returns when to look again at the
-    /// latest.
-    async fn look(&mut self) -> Duration {
-        let wanted = self.wanted.borrow_and_update().clone();
-        match self.gather(&wanted).await {
-            Ok((mut snapshot, again)) => {
+    /// Reads everything and sends the snapshot if it differs. Returns the time until the next
+    /// refresh.
+    async fn refresh(&mut self) -> Duration {
+        let targets = self.targets.borrow_and_update().clone();
+        match self.gather(&targets).await {
+            Ok((mut snapshot, next)) => {
                 self.snapshots.send_if_modified(|old| {
                     snapshot.generation = old.generation;
                     if *old == snapshot && old.generation != 0 {
@@ -246,59 +249,70 @@ impl Task {
                     *old = snapshot;
                     true
                 });
-                again
+                next
             }
             Err(error) => {
-                // A dump that was interrupted by a change, or a kernel short of memory.
-                debug!(%error, "look at the underlay failed; trying again");
-                AFTER_ERROR
+                // A change interrupted the dump, or the kernel is short of memory.
+                debug!(%error, "underlay refresh failed; retrying");
+                ERROR_RETRY
             }
         }
     }
 
-    async fn gather(&mut self, wanted: &Wanted) -> Result<(Snapshot, Duration), rtnetlink::Error> {
-        let links = self.kernel.links().await?;
+    async fn gather(
+        &mut self,
+        targets: &Targets,
+    ) -> Result<(Snapshot, Duration), rtnetlink::Error> {
+        let links = self.netlink.links().await?;
         let mut snapshot = Snapshot::default();
         for link in links.values() {
-            if wanted.interfaces.contains(&link.name) {
+            if targets.interfaces.contains(&link.name) {
                 snapshot.links.insert(link.name.clone(), link.clone());
             }
         }
         let now = Instant::now();
-        let mut again = REFRESH;
-        let mut hops = BTreeMap::new();
-        for peer in &wanted.peers {
-            let Lookup { path, hop } = self.kernel.path(*peer, &links).await;
+        let mut next = REFRESH_INTERVAL;
+        let mut used_at = BTreeMap::new();
+        for peer in &targets.peers {
+            let Lookup { path, hop } = self.netlink.path(*peer, &links).await;
             snapshot.paths.insert(*peer, path);
-            let before = || self.snapshots.borrow().next_hops.get(peer).copied();
-            if let Some(hop) = hop.as_ref().map(|h| h.address).or_else(before) {
+            let last_known = || self.snapshots.borrow().next_hops.get(peer).copied();
+            if let Some(hop) = hop.as_ref().map(|h| h.address).or_else(last_known) {
                 snapshot.next_hops.insert(*peer, hop);
             }
             let Some(hop) = hop else { continue };
             let key = (hop.ifindex, hop.address);
-            let told = hops.get(&key).or_else(|| self.hops.get(&key)).copied();
-            let every = if hop.fresh { REFRESH } else { RETRY };
-            let due = told.map_or(now, |at: Instant| at + every);
-            let told = if hop.permanent {
-                told.unwrap_or(now)
+            let last = used_at
+                .get(&key)
+                .or_else(|| self.used_at.get(&key))
+                .copied();
+            let interval = if hop.fresh {
+                REFRESH_INTERVAL
+            } else {
+                NEXT_HOP_RETRY
+            };
+            let due = last.map_or(now, |at: Instant| at + interval);
+            let last = if hop.permanent {
+                last.unwrap_or(now)
             } else if due <= now {
-                if let Err(error) = self.kernel.use_neighbour(hop.ifindex, hop.address).await {
-                    debug!(%error, next_hop = %hop.address, "could not have the next hop resolved");
+                if let Err(error) = self.netlink.use_neighbour(hop.ifindex, hop.address).await {
+                    let next_hop = hop.address;
+                    debug!(%error, %next_hop, "cannot request resolution of the next hop");
                 }
-                again = again.min(every);
+                next = next.min(interval);
                 now
             } else {
-                again = again.min(due - now);
-                told.unwrap_or(now)
+                next = next.min(due - now);
+                last.unwrap_or(now)
             };
-            hops.insert(key, told);
+            used_at.insert(key, last);
         }
-        self.hops = hops;
-        Ok((snapshot, again))
+        self.used_at = used_at;
+        Ok((snapshot, next))
     }
 }
 
-/// Logs what changed, for the operator.
+/// Logs changes of peers' paths and of interfaces.
 fn report(old: &Snapshot, new: &Snapshot) {
     for (peer, path) in &new.paths {
         if old.paths.get(peer) == Some(path) {
@@ -306,24 +320,24 @@ fn report(old: &Snapshot, new: &Snapshot) {
         }
         match path {
             UnderlayPath::Resolved { ifindex, mtu, .. } => {
-                info!(%peer, ifindex, mtu, "way to the peer is open");
+                info!(%peer, ifindex, mtu, "path to peer resolved");
             }
-            UnderlayPath::Unresolved { reason } => info!(%peer, %reason, "no way to the peer"),
+            UnderlayPath::Unresolved { reason } => info!(%peer, %reason, "path to peer lost"),
         }
     }
     for (name, link) in &new.links {
         if old.links.get(name) != Some(link) {
-            info!(interface = %name, up = link.up, mtu = link.mtu, "interface");
+            info!(interface = %name, up = link.up, mtu = link.mtu, "interface changed");
         }
     }
     for name in old.links.keys() {
         if !new.links.contains_key(name) {
-            info!(interface = %name, "interface is gone");
+            info!(interface = %name, "interface removed");
         }
     }
 }
 
-/// Interface and address of a neighbour message.
-fn hop_of(message: &NeighbourMessage) -> Option<Hop> {
+/// Interface index and address of a neighbour message.
+fn next_hop_of(message: &NeighbourMessage) -> Option<NextHop> {
     Some((message.header.ifindex, netlink::neighbour_address(message)?))
 }

@@ -1,4 +1,4 @@
-//! The requests, and what their answers mean.
+//! The rtnetlink requests and the interpretation of their replies.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,29 +18,29 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::types::{LinkState, PathError, UnderlayPath};
 
-/// Asks the kernel.
-pub(super) struct Kernel {
+/// Sends rtnetlink requests.
+pub(super) struct Netlink {
     handle: Handle,
 }
 
-/// A peer's way and the next hop on it, once a route says which that is.
+/// The path to a peer, and its next hop if there is a route.
 pub(super) struct Lookup {
     pub(super) path: UnderlayPath,
-    pub(super) hop: Option<HopState>,
+    pub(super) hop: Option<NextHopState>,
 }
 
-/// A next hop as the kernel has it.
-pub(super) struct HopState {
+/// A next hop in the kernel's neighbour table.
+pub(super) struct NextHopState {
     pub(super) ifindex: u32,
     pub(super) address: IpAddr,
-    /// The kernel has confirmed it lately, or is about to.
+    /// The kernel has confirmed it recently or is about to.
     pub(super) fresh: bool,
-    /// An administrator's entry: never to be touched (telling the kernel to use it would take its
-    /// permanence away: `__neigh_update`, `NEIGH_UPDATE_F_USE`).
+    /// A permanent entry of an administrator. `NTF_USE` must not be sent for it: that would make it
+    /// an ordinary entry (`__neigh_update`, `NEIGH_UPDATE_F_USE`).
     pub(super) permanent: bool,
 }
 
-/// What a route says.
+/// The result of a route lookup.
 struct Route {
     ifindex: u32,
     next_hop: IpAddr,
@@ -48,12 +48,12 @@ struct Route {
     mtu: Option<u32>,
 }
 
-impl Kernel {
+impl Netlink {
     pub(super) const fn new(handle: Handle) -> Self {
         Self { handle }
     }
 
-    /// Every link by index, with its addresses.
+    /// All links by index, with their addresses.
     pub(super) async fn links(&self) -> Result<BTreeMap<u32, LinkState>, rtnetlink::Error> {
         let mut links = BTreeMap::new();
         let mut answers = self.handle.link().get().execute();
@@ -77,7 +77,7 @@ impl Kernel {
         Ok(links)
     }
 
-    /// The way to a peer.
+    /// The path to a peer.
     pub(super) async fn path(&self, peer: IpAddr, links: &BTreeMap<u32, LinkState>) -> Lookup {
         let unresolved = |reason, hop| Lookup {
             path: UnderlayPath::Unresolved { reason },
@@ -113,7 +113,7 @@ impl Kernel {
             Err(error) => return unresolved(PathError::Netlink(error.to_string()), None),
         };
         let state = neighbour.as_ref().map(|n| n.header.state);
-        let hop = Some(HopState {
+        let hop = Some(NextHopState {
             ifindex: route.ifindex,
             address: route.next_hop,
             fresh: matches!(
@@ -167,7 +167,7 @@ impl Kernel {
         }
     }
 
-    /// One entry of the kernel's neighbour table; `None` when it has none.
+    /// One entry of the kernel's neighbour table; `None` if there is none.
     async fn neighbour(
         &self,
         ifindex: u32,
@@ -195,8 +195,8 @@ impl Kernel {
         }
     }
 
-    /// Tells the kernel that a neighbour is in use, so that it resolves or confirms it
-    /// (`neigh_event_send`, as for a packet of its own).
+    /// Tells the kernel that a neighbour is in use. The kernel then resolves or confirms it
+    /// (`neigh_event_send`), as for a packet of its own.
     pub(super) async fn use_neighbour(
         &self,
         ifindex: u32,
@@ -225,7 +225,7 @@ pub(super) fn neighbour_address(message: &NeighbourMessage) -> Option<IpAddr> {
         })
 }
 
-/// The MAC address of a neighbour the kernel would send to (`NUD_VALID`).
+/// The MAC address of a neighbour if the kernel would send to it (`NUD_VALID`).
 fn usable_mac(message: &NeighbourMessage) -> Option<[u8; 6]> {
     let valid = matches!(
         message.header.state,
@@ -276,7 +276,7 @@ fn link_state(message: &LinkMessage) -> LinkState {
     link
 }
 
-/// An address the kernel lets packets be sent from.
+/// An address that may be used as a source: not tentative, failed or deprecated.
 fn usable_address(message: &AddressMessage) -> Option<(IpAddr, u8)> {
     let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
     let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
@@ -285,7 +285,7 @@ fn usable_address(message: &AddressMessage) -> Option<(IpAddr, u8)> {
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Address(ip) => address = Some(*ip),
-            // On a point-to-point link IFA_ADDRESS is the other end.
+            // On a point-to-point link, IFA_ADDRESS is the address of the other end.
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Flags(all) => flags = *all,
             _ => {}
@@ -297,7 +297,7 @@ fn usable_address(message: &AddressMessage) -> Option<(IpAddr, u8)> {
     Some((local.or(address)?, message.header.prefix_len))
 }
 
-/// What a route means for us.
+/// Interprets the reply to a route request.
 fn route(peer: IpAddr, message: &RouteMessage) -> Result<Route, PathError> {
     match message.header.kind {
         RouteType::Unicast => {}
@@ -346,7 +346,8 @@ fn route_error(error: &rtnetlink::Error) -> PathError {
     match error {
         rtnetlink::Error::NetlinkError(message) => match message.raw_code().abs() {
             libc::ENETUNREACH => PathError::NoRoute,
-            // What unreachable, prohibit and blackhole routes answer (fib_props, ip6_rt_type_to_error).
+            // The errors of unreachable, prohibit and blackhole routes (fib_props,
+            // ip6_rt_type_to_error).
             libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL => PathError::RouteRefuses,
             _ => PathError::Netlink(message.to_io().to_string()),
         },

@@ -1,47 +1,46 @@
-//! What the watcher reports.
+//! The results of the underlay watcher.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Addresses that are nobody's, by the way to which the routers to the outside are found: the anycast address of
-/// 6to4, which is no more (RFC 7526), and one of a block that is not assigned.
+/// Unused internet addresses. The watcher looks up the routes to them to find the default routers:
+/// the former 6to4 anycast address (deprecated by RFC 7526), and an address of an unassigned block.
 pub const DEFAULT_ROUTE_PROBES: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(192, 88, 99, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1)),
 ];
 
-/// Everything the watcher knows, at one moment. Equal snapshots are not sent twice.
+/// The state of the underlay at one moment. Equal snapshots are not sent twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The way to each peer asked for.
+    /// The path to each watched peer.
     pub paths: BTreeMap<IpAddr, UnderlayPath>,
-    /// Of each peer asked for the next hop on the way to it, or where there is no way just now the last one that was
-    /// known; the peer's own address where it is on a link of ours.
+    /// The next hop on the path to each watched peer, or the last known one while there is no path.
+    /// It is the peer's own address if the peer is on-link.
     pub next_hops: BTreeMap<IpAddr, IpAddr>,
-    /// Each interface asked for, by name; missing while there is no such interface.
+    /// Each watched interface, by name; missing while there is no such interface.
     pub links: BTreeMap<String, LinkState>,
-    /// Raised by one with each snapshot sent; 0 before the first.
+    /// Number of the snapshot; 0 before the first refresh.
     pub generation: u64,
 }
 
-/// The way to a peer.
+/// The path to a peer through the underlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnderlayPath {
     /// Packets can be sent.
     Resolved {
         /// Interface to send on.
         ifindex: u32,
-        /// The source address the kernel would use.
+        /// The source address that the kernel would use.
         local: IpAddr,
         /// Our MAC address on the interface.
         source_mac: [u8; 6],
         /// The next hop's MAC address: the peer's own or its gateway's.
         next_hop_mac: [u8; 6],
-        /// Largest IP packet the way takes, bytes: the route's MTU where it has one, else the
-        /// interface's.
+        /// Path MTU in bytes: the route's MTU if it has one, otherwise the interface's.
         mtu: u32,
     },
-    /// They cannot, for now.
+    /// Packets cannot be sent now.
     Unresolved {
         /// The cause.
         reason: PathError,
@@ -51,25 +50,25 @@ pub enum UnderlayPath {
 /// Why there is no path to a peer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// Not looked at yet.
+    /// Not looked up yet.
     #[error("not looked up yet")]
     Pending,
-    /// The kernel has no route to it.
-    #[error("no route; add one, or a default gateway")]
+    /// The kernel has no route to the peer.
+    #[error("no route; add a route or a default gateway")]
     NoRoute,
-    /// A route refuses it (unreachable, prohibit, blackhole).
-    #[error("a route of type unreachable, prohibit or blackhole covers it")]
+    /// A route of type unreachable, prohibit or blackhole covers the peer.
+    #[error("a route of type unreachable, prohibit or blackhole covers the address")]
     RouteRefuses,
-    /// The peer's address is one of our own.
+    /// The peer's address is an address of this machine.
     #[error("the address is this machine's own")]
     OwnAddress,
     /// The route has no usable source address.
-    #[error("no source address on the interface; give it one")]
+    #[error("the interface has no source address; add an address to it")]
     NoSourceAddress,
-    /// The route's interface is not there or is down.
+    /// The route's interface is missing or down.
     #[error("interface {interface} is down")]
     LinkDown {
-        /// The interface's name, or its index where it has gone.
+        /// The interface's name, or its index if it is missing.
         interface: String,
     },
     /// The route's interface has no Ethernet addresses.
@@ -104,6 +103,7 @@ pub struct LinkState {
     pub mtu: u32,
     /// Whether it is set up and has carrier.
     pub up: bool,
-    /// Its addresses with prefix length, sorted; deprecated, tentative and failed ones are left out.
+    /// Its addresses with prefix length, sorted; deprecated, tentative and failed ones are left
+    /// out.
     pub addresses: Vec<(IpAddr, u8)>,
 }
