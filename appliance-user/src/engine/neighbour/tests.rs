@@ -1,1 +1,461 @@
+//! The state machine of the neighbour table, with a simulated clock.
 
+use appliance_common::addr::{UNSPECIFIED, mapped};
+
+use super::*;
+
+const VNI: u32 = 1001;
+const OTHER_VNI: u32 = 2002;
+const PORT: Port = Port {
+    ifindex: 3,
+    outer: 101,
+    inner: 0,
+    outer_ethertype: 0x8100,
+    mac: [2, 0, 0, 0, 0, 9],
+};
+const MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
+const BROADCAST: [u8; 6] = [0xff; 6];
+
+/// A table with two networks, on ports with different interfaces.
+fn table(settings: Settings) -> NeighbourTable {
+    let mut table = NeighbourTable::new(settings, 7);
+    table.set_network(VNI, PORT);
+    table.set_network(OTHER_VNI, Port { ifindex: 4, ..PORT });
+    table
+}
+
+fn host(last: u8) -> HostKey {
+    HostKey {
+        vni: VNI,
+        address: mapped([10, 1, 0, last]),
+    }
+}
+
+fn event(key: HostKey, mac: [u8; 6], kind: NeighbourEventKind) -> NeighbourEvent {
+    NeighbourEvent {
+        vni: key.vni,
+        ifindex: if key.vni == VNI { 3 } else { 4 },
+        address: key.address,
+        mac,
+        outer: PORT.outer,
+        inner: PORT.inner,
+        kind: kind as u16,
+        reserved: 0,
+    }
+}
+
+fn reply(key: HostKey, mac: [u8; 6]) -> NeighbourEvent {
+    event(key, mac, NeighbourEventKind::Reply)
+}
+
+/// The actions that are due at `now`.
+fn due(table: &mut NeighbourTable, now: Instant) -> Vec<Action> {
+    std::iter::from_fn(|| table.poll(now)).collect()
+}
+
+/// Polls at every deadline up to `end`; returns the actions with their times in milliseconds.
+fn run(table: &mut NeighbourTable, start: Instant, end: Duration) -> Vec<(u128, Action)> {
+    let mut now = start;
+    let mut out = Vec::new();
+    loop {
+        let actions = due(table, now);
+        out.extend(
+            actions
+                .into_iter()
+                .map(|action| (now.duration_since(start).as_millis(), action)),
+        );
+        match table.next_deadline() {
+            Some(next) if next <= start + end => {
+                assert!(next > now, "poll did nothing at its deadline");
+                now = next;
+            }
+            _ => return out,
+        }
+    }
+}
+
+/// Times and destination MAC addresses of the probes.
+fn probes(actions: &[(u128, Action)]) -> Vec<(u128, [u8; 6])> {
+    let probe = |(at, action): &(u128, Action)| match action {
+        Action::Send { frame, .. } => {
+            Some((*at, *frame.first_chunk().expect("an Ethernet header")))
+        }
+        _ => None,
+    };
+    actions.iter().filter_map(probe).collect()
+}
+
+/// Actions other than probes, with their times.
+fn results(actions: &[(u128, Action)]) -> Vec<(u128, Action)> {
+    let mut results = actions.to_vec();
+    results.retain(|(_, action)| !matches!(action, Action::Send { .. }));
+    results
+}
+
+fn state(table: &NeighbourTable, key: HostKey, now: Instant) -> Option<State> {
+    let entry = table.entries(now).find(|entry| entry.key == key)?;
+    Some(entry.state)
+}
+
+fn install(key: HostKey, mac: [u8; 6]) -> Action {
+    Action::Install {
+        key,
+        neighbour: map_entry(&PORT, mac),
+    }
+}
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[test]
+fn an_absent_host_is_probed_three_times_and_fails() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    table.resolve(start, host(7));
+    let actions = run(&mut table, start, Duration::from_millis(2500));
+    let expected = [0, 300, 900].map(|at| (at, BROADCAST));
+    assert_eq!(probes(&actions), expected);
+    assert_eq!(results(&actions), [(2100, Action::Failed { key: host(7) })]);
+    assert_eq!(table.counters().failed, 1);
+    // The failure is remembered for a second: packets are dropped at once, without a probe.
+    let later = start + Duration::from_millis(2500);
+    table.resolve(later, host(7));
+    assert_eq!(due(&mut table, later), [Action::Failed { key: host(7) }]);
+    assert_eq!(run(&mut table, later, seconds(60)), []);
+    assert_eq!(table.entries(later).count(), 0);
+    // After that it is probed again.
+    let later = start + seconds(10);
+    table.resolve(later, host(7));
+    assert!(matches!(due(&mut table, later)[..], [Action::Send { .. }]));
+}
+
+#[test]
+fn a_reply_installs_the_entry_and_releases_the_packets() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    table.resolve(start, host(7));
+    assert!(matches!(
+        due(&mut table, start)[..],
+        [Action::Send { ifindex: 3, .. }]
+    ));
+    let at = start + Duration::from_millis(5);
+    table.heard(at, &reply(host(7), MAC));
+    let resolved = Action::Resolved {
+        key: host(7),
+        neighbour: map_entry(&PORT, MAC),
+    };
+    assert_eq!(
+        due(&mut table, at),
+        [install(host(7), MAC), resolved.clone()]
+    );
+    assert_eq!(state(&table, host(7), at), Some(State::Reachable));
+    // A known host is resolved at once; the map entry is written again, in case it is missing.
+    table.resolve(at, host(7));
+    assert_eq!(due(&mut table, at), [install(host(7), MAC), resolved]);
+}
+
+#[test]
+fn an_ipv6_host_is_solicited_at_its_group_and_then_at_its_address() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    let mut address = [0; 16];
+    address[..2].copy_from_slice(&[0x20, 0x01]);
+    address[15] = 7;
+    let key = HostKey { vni: VNI, address };
+    table.keep_resolved(start, key);
+    let actions = run(&mut table, start, Duration::ZERO);
+    assert_eq!(probes(&actions), [(0, [0x33, 0x33, 0xff, 0, 0, 7])]);
+    table.heard(start, &reply(key, MAC));
+    let actions = run(&mut table, start, seconds(45));
+    assert_eq!(probes(&actions)[0].1, MAC);
+}
+
+#[test]
+fn an_unused_entry_becomes_stale_and_is_removed() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    table.heard(
+        start,
+        &event(host(7), MAC, NeighbourEventKind::Announcement),
+    );
+    assert_eq!(due(&mut table, start), [install(host(7), MAC)]);
+    // Reachable for 15 to 45 s, and without a probe from then on.
+    assert_eq!(run(&mut table, start, seconds(45)), []);
+    assert_eq!(
+        state(&table, host(7), start + seconds(45)),
+        Some(State::Stale)
+    );
+    let actions = run(&mut table, start + seconds(45), seconds(600));
+    assert_eq!(actions, [(555_000, Action::Remove { key: host(7) })]);
+    assert_eq!(table.next_deadline(), None);
+}
+
+#[test]
+fn a_used_stale_entry_is_confirmed_by_unicast_then_broadcast_and_fails_at_last() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    table.heard(start, &reply(host(7), MAC));
+    run(&mut table, start, seconds(45));
+    let start = start + seconds(45);
+    table.observe_flags(start, host(7), neighbour_flags::USED);
+    assert_eq!(state(&table, host(7), start), Some(State::Delay));
+    let actions = run(&mut table, start, seconds(8));
+    let unicast = [2000, 3000, 4000].map(|at| (at, MAC));
+    let broadcast = [5000, 6000, 7000].map(|at| (at, BROADCAST));
+    assert_eq!(probes(&actions), [unicast, broadcast].concat());
+    let removed = Action::Remove { key: host(7) };
+    let failed = Action::Failed { key: host(7) };
+    assert_eq!(results(&actions), [(8000, removed), (8000, failed)]);
+}
+
+#[test]
+fn a_sign_of_life_ends_the_confirmation() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    table.heard(start, &reply(host(7), MAC));
+    run(&mut table, start, seconds(45));
+    let start = start + seconds(45);
+    table.observe_flags(start, host(7), neighbour_flags::USED);
+    let at = start + seconds(1);
+    table.observe_flags(at, host(7), neighbour_flags::HEARD);
+    assert_eq!(state(&table, host(7), at), Some(State::Reachable));
+    assert_eq!(probes(&run(&mut table, at, seconds(14))), []);
+}
+
+#[test]
+fn a_kept_host_is_probed_without_end_at_growing_intervals() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    table.keep_resolved(start, host(7));
+    let actions = run(&mut table, start, seconds(60));
+    let times: Vec<u128> = probes(&actions).into_iter().map(|(at, _)| at).collect();
+    assert_eq!(times[..6], [0, 20, 40, 60, 80, 100]);
+    let gaps: Vec<u128> = times.windows(2).map(|w| w[1] - w[0]).collect();
+    // Slow probes start at 100 ms and end at 1 s, each with a jitter of a quarter.
+    assert!((75..=125).contains(&gaps[5]), "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap <= 1250), "{gaps:?}");
+    assert!(
+        gaps.iter().skip(10).all(|gap| (750..=1250).contains(gap)),
+        "{gaps:?}"
+    );
+    assert!(*times.last().expect("probes") > 58_000);
+    // The failure is reported once, at the first probe after 3 s.
+    let [(at, Action::Failed { .. })] = results(&actions)[..] else {
+        panic!("{:?}", results(&actions));
+    };
+    assert!((3000..=4250).contains(&at), "{at}");
+    // An answer after a long time is taken.
+    let now = start + seconds(60);
+    table.heard(now, &reply(host(7), MAC));
+    assert_eq!(due(&mut table, now), [install(host(7), MAC)]);
+    // A kept host is confirmed without traffic.
+    assert_eq!(probes(&run(&mut table, now, seconds(45)))[0].1, MAC);
+}
+
+#[test]
+fn a_host_that_is_no_longer_kept_is_not_probed() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    table.keep_resolved(start, host(7));
+    due(&mut table, start);
+    table.stop_keeping(start, host(7));
+    assert_eq!(run(&mut table, start, seconds(60)), []);
+    assert_eq!(table.entries(start).count(), 0);
+}
+
+#[test]
+fn a_changed_mac_address_replaces_the_old_one_at_once() {
+    let start = Instant::now();
+    for (after, conflicts) in [(Duration::from_millis(900), 1), (seconds(2), 0)] {
+        let mut table = table(Settings::default());
+        table.heard(start, &reply(host(7), MAC));
+        due(&mut table, start);
+        let at = start + after;
+        table.heard(at, &reply(host(7), OTHER_MAC));
+        assert_eq!(due(&mut table, at), [install(host(7), OTHER_MAC)]);
+        let counters = table.counters();
+        assert_eq!((counters.mac_changed, counters.conflicts), (1, conflicts));
+    }
+}
+
+#[test]
+fn an_address_that_changes_too_often_keeps_its_mac_address_for_a_while() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    let mut now = start;
+    for n in 0..20 {
+        now = start + Duration::from_millis(100 * n);
+        let mac = if n % 2 == 0 { MAC } else { OTHER_MAC };
+        table.heard(now, &reply(host(7), mac));
+    }
+    let installed = due(&mut table, now).len();
+    assert_eq!(installed, 1 + 5, "the first address and five changes");
+    assert_eq!(table.counters().mac_changed, 5);
+    assert!(table.counters().flaps_damped > 0);
+    // The window began with the first change, after 100 ms.
+    let at = start + Duration::from_millis(10_100);
+    table.heard(at, &reply(host(7), MAC));
+    assert_eq!(due(&mut table, at), [install(host(7), MAC)]);
+}
+
+#[test]
+fn messages_that_no_host_can_have_sent_are_ignored() {
+    let now = Instant::now();
+    let mut table = table(Settings::default());
+    let good = reply(host(7), MAC);
+    let at = |address| NeighbourEvent { address, ..good };
+    let invalid = [
+        reply(host(7), BROADCAST),
+        reply(host(7), [0; 6]),
+        reply(host(7), [1, 0, 0x5e, 0, 0, 1]),
+        at(mapped([0, 0, 0, 1])),
+        at(mapped([127, 0, 0, 1])),
+        at(mapped([224, 0, 0, 1])),
+        at(mapped([255, 255, 255, 255])),
+        at(UNSPECIFIED),
+        at([0xff; 16]),
+        NeighbourEvent { kind: 99, ..good },
+    ];
+    let wrong_port = [
+        NeighbourEvent { ifindex: 4, ..good },
+        NeighbourEvent { outer: 0, ..good },
+        NeighbourEvent { inner: 5, ..good },
+        NeighbourEvent { vni: 1, ..good },
+    ];
+    for event in invalid.iter().chain(&wrong_port) {
+        table.heard(now, event);
+    }
+    table.heard(now, &reply(host(7), PORT.mac));
+    // A host that asks for another host gets no entry: a scan must not fill the table.
+    table.heard(
+        now,
+        &event(host(7), MAC, NeighbourEventKind::RequestToOther),
+    );
+    assert_eq!(due(&mut table, now), []);
+    assert_eq!(table.entries(now).count(), 0);
+    let counters = table.counters();
+    assert_eq!(counters.ignored_invalid, invalid.len() as u64);
+    assert_eq!(counters.ignored_port, wrong_port.len() as u64);
+    assert_eq!(counters.ignored_own, 1);
+}
+
+#[test]
+fn a_scan_of_absent_hosts_is_paced_and_delays_no_other_host() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    for n in 0..5000u16 {
+        let [high, low] = n.to_be_bytes();
+        let address = mapped([10, 1, high + 1, low]);
+        table.resolve(start, HostKey { vni: VNI, address });
+    }
+    let at_once = due(&mut table, start);
+    let sent = |actions: &[Action]| {
+        let sends = actions.iter().filter(|a| matches!(a, Action::Send { .. }));
+        sends.count()
+    };
+    assert_eq!(sent(&at_once), 100, "the burst");
+    // Hosts that would wait longer than the backlog of a second fail at once.
+    let failed = at_once.len() - sent(&at_once);
+    assert!((3800..=3900).contains(&failed), "{failed}");
+    assert_eq!(table.counters().throttled, failed as u64);
+    // A kept host of the same network has a budget of its own; another network waits no longer than
+    // the total rate requires.
+    table.keep_resolved(start, host(7));
+    let kept = due(&mut table, start);
+    assert_eq!(sent(&kept), 1);
+    let other = HostKey {
+        vni: OTHER_VNI,
+        address: mapped([10, 1, 0, 7]),
+    };
+    table.resolve(start, other);
+    let actions = run(&mut table, start, seconds(1));
+    let is_other =
+        |(_, action): &&(u128, Action)| matches!(action, Action::Send { ifindex: 4, .. });
+    let (at, _) = actions.iter().find(is_other).expect("a probe");
+    assert!(*at <= 10, "{at} ms");
+    // In the long run the network keeps to its rate.
+    let scan = actions
+        .iter()
+        .filter(|(_, action)| matches!(action, Action::Send { ifindex: 3, .. }));
+    assert!(scan.count() <= 1000 + 20, "probes in a second");
+}
+
+#[test]
+fn a_full_table_evicts_unused_entries_and_never_kept_ones() {
+    let now = Instant::now();
+    let mut table = table(Settings {
+        max_per_network: 3,
+        ..Settings::default()
+    });
+    table.keep_resolved(now, host(1));
+    table.resolve(now, host(2));
+    table.heard(now, &reply(host(3), MAC));
+    due(&mut table, now);
+    // The incomplete entry goes first.
+    table.heard(now, &reply(host(4), MAC));
+    let evicted = Action::Failed { key: host(2) };
+    assert_eq!(due(&mut table, now), [evicted, install(host(4), MAC)]);
+    table.keep_resolved(now, host(3));
+    table.keep_resolved(now, host(4));
+    due(&mut table, now);
+    table.heard(now, &reply(host(5), MAC));
+    table.resolve(now, host(6));
+    assert_eq!(due(&mut table, now), [Action::Failed { key: host(6) }]);
+    let counters = table.counters();
+    assert_eq!((counters.evicted, counters.refused_full), (1, 2));
+}
+
+#[test]
+fn adopted_entries_are_checked_and_confirmed() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    let active = |port: &Port, mac| {
+        let mut neighbour = map_entry(port, mac);
+        neighbour.flags |= neighbour_flags::ACTIVE;
+        neighbour
+    };
+    table.adopt(start, host(1), active(&PORT, MAC));
+    let moved = Port { ifindex: 9, ..PORT };
+    table.adopt(start, host(2), active(&moved, MAC));
+    table.adopt(start, host(3), active(&PORT, BROADCAST));
+    let unknown = HostKey { vni: 1, ..host(4) };
+    table.adopt(start, unknown, active(&PORT, MAC));
+    assert_eq!(
+        due(&mut table, start),
+        [
+            Action::Install {
+                key: host(2),
+                neighbour: active(&PORT, MAC)
+            },
+            Action::Remove { key: host(3) },
+            Action::Remove { key: unknown },
+        ]
+    );
+    // Both remaining ones are probed within five seconds, at their MAC addresses.
+    let mut probed = probes(&run(&mut table, start, seconds(5)));
+    probed.retain(|(_, destination)| *destination == MAC);
+    assert!(probed.len() >= 2, "{probed:?}");
+}
+
+#[test]
+fn a_changed_port_rewrites_the_entries_of_the_network() {
+    let now = Instant::now();
+    let mut table = table(Settings::default());
+    table.heard(now, &reply(host(7), MAC));
+    due(&mut table, now);
+    table.set_network(VNI, PORT);
+    assert_eq!(due(&mut table, now), []);
+    let port = Port { outer: 7, ..PORT };
+    table.set_network(VNI, port);
+    let rewritten = Action::Install {
+        key: host(7),
+        neighbour: map_entry(&port, MAC),
+    };
+    assert_eq!(due(&mut table, now), [rewritten]);
+    table.remove_network(now, VNI);
+    assert_eq!(due(&mut table, now), [Action::Remove { key: host(7) }]);
+    table.resolve(now, host(7));
+    assert_eq!(due(&mut table, now), [Action::Failed { key: host(7) }]);
+}
