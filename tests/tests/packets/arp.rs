@@ -325,7 +325,7 @@ fn the_provider_side_answers_for_all_others() {
 }
 
 #[test]
-fn odd_arp_is_left_alone() {
+fn malformed_or_unusual_arp_gets_no_answer() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };

@@ -148,7 +148,7 @@ fn tags_and_interface_select_the_network() {
 }
 
 #[test]
-fn a_shared_port_gives_the_kernel_what_it_does_not_know() {
+fn a_shared_port_passes_unknown_frames_to_the_kernel() {
     let Some(mut h) = Harness::new(World::tenant()) else {
         return;
     };

@@ -9,7 +9,7 @@ use causeway_tests::{
 };
 
 #[test]
-fn a_datagram_becomes_the_neighbours_frame() {
+fn a_decapsulated_packet_is_framed_for_its_neighbour() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };
@@ -144,7 +144,7 @@ fn the_tenant_side_sends_to_the_host_or_to_the_router() {
 }
 
 #[test]
-fn an_unresolved_host_waits_in_the_slow_path_with_its_next_hop() {
+fn a_packet_for_an_unresolved_host_goes_to_the_slow_path_with_its_next_hop() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };
@@ -197,7 +197,7 @@ fn an_unresolved_host_waits_in_the_slow_path_with_its_next_hop() {
 }
 
 #[test]
-fn split_horizon_and_inner_sources_hold() {
+fn packets_between_tunnels_and_from_local_addresses_are_dropped() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };
@@ -302,7 +302,7 @@ fn split_horizon_and_inner_sources_hold() {
 }
 
 #[test]
-fn what_is_not_a_tunnel_datagram_is_the_kernels() {
+fn other_packets_than_tunnel_datagrams_pass_to_the_kernel() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };

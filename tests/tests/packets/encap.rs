@@ -102,7 +102,7 @@ fn both_families_go_over_both_underlays_byte_for_byte() {
 }
 
 #[test]
-fn the_largest_packet_that_fits_goes_and_padding_does_not() {
+fn the_largest_packet_that_fits_is_encapsulated_without_padding() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };

@@ -74,7 +74,7 @@ fn flood(template: &mut [u8], n: u32) {
 }
 
 #[test]
-fn a_flood_of_syns_takes_nothing_from_those_who_are_there() {
+fn a_flood_of_syns_leaves_established_connections_alone() {
     let packets = series::length("CAUSEWAY_FLOOD", 1_000_000, 10_000_000) as u32;
     let Some(mut h) = Harness::new(World::nat()) else {
         return;
@@ -127,7 +127,7 @@ fn a_flood_of_syns_takes_nothing_from_those_who_are_there() {
 }
 
 #[test]
-fn a_full_table_refuses_new_connections_and_no_packet_of_the_old() {
+fn a_full_table_refuses_new_connections_and_keeps_the_established() {
     let Some(mut h) = Harness::new(World::nat()) else {
         return;
     };
@@ -175,7 +175,7 @@ fn a_full_table_refuses_new_connections_and_no_packet_of_the_old() {
 }
 
 #[test]
-fn who_has_not_heard_the_answer_establishes_nothing() {
+fn a_blind_acknowledgment_establishes_no_connection() {
     let Some(mut h) = Harness::new(World::nat()) else {
         return;
     };
@@ -213,7 +213,7 @@ fn who_has_not_heard_the_answer_establishes_nothing() {
 }
 
 #[test]
-fn a_tenant_has_its_share_and_the_others_theirs() {
+fn each_tenant_has_its_own_share_of_connections() {
     let mut world = World::nat();
     world.shares = vec![
         TenantQuota {

@@ -72,7 +72,7 @@ fn from_a(what: &str, l3: &[u8]) -> Case<'static> {
 }
 
 #[test]
-fn between_networks_goes_what_the_policy_allows_and_one_hop_less() {
+fn the_policy_decides_between_networks_and_the_ttl_is_decremented() {
     let Some(mut h) = Harness::new(World::full()) else {
         return;
     };
@@ -132,7 +132,7 @@ fn between_networks_goes_what_the_policy_allows_and_one_hop_less() {
 }
 
 #[test]
-fn a_host_that_is_not_resolved_is_asked_for() {
+fn an_unresolved_host_is_handed_to_the_slow_path() {
     let Some(mut h) = Harness::new(World::full()) else {
         return;
     };
@@ -231,7 +231,7 @@ fn answered(out: &[u8], want: &[u8]) -> Result<(), String> {
 }
 
 #[test]
-fn a_router_s_errors_are_those_of_the_standards() {
+fn the_errors_of_the_gateway_follow_the_standards() {
     let Some(mut h) = Harness::new(World::full()) else {
         return;
     };
@@ -298,7 +298,7 @@ fn a_router_s_errors_are_those_of_the_standards() {
 }
 
 #[test]
-fn errors_are_sent_at_a_bounded_rate() {
+fn icmp_errors_are_rate_limited() {
     let Some(mut h) = Harness::new(World::full()) else {
         return;
     };
@@ -316,7 +316,7 @@ fn errors_are_sent_at_a_bounded_rate() {
 }
 
 #[test]
-fn only_hosts_of_the_network_are_routed_for() {
+fn only_packets_from_hosts_of_the_network_are_routed() {
     let Some(mut h) = Harness::new(World::full()) else {
         return;
     };
@@ -413,7 +413,7 @@ fn tenants_with_equal_networks_never_meet() {
 }
 
 #[test]
-fn for_the_gateway_s_address_we_answer_and_for_no_other() {
+fn only_the_gateway_s_address_is_answered() {
     let Some(mut h) = Harness::new(World::full()) else {
         return;
     };
@@ -486,7 +486,7 @@ fn for_the_gateway_s_address_we_answer_and_for_no_other() {
 }
 
 #[test]
-fn where_the_port_is_the_appliance_s_too_its_own_packets_are_the_kernel_s() {
+fn on_a_shared_port_the_appliance_s_own_packets_pass_to_the_kernel() {
     let mut world = World::full();
     for (_, attachment) in &mut world.attachments {
         attachment.flags |= appliance_common::maps::attachment_flags::HOST;
@@ -515,7 +515,7 @@ fn where_the_port_is_the_appliance_s_too_its_own_packets_are_the_kernel_s() {
 }
 
 #[test]
-fn who_wants_a_router_is_handed_over() {
+fn a_router_solicitation_is_handed_to_the_slow_path() {
     let Some(mut h) = Harness::new(World::full()) else {
         return;
     };
@@ -549,7 +549,7 @@ fn who_wants_a_router_is_handed_over() {
 }
 
 #[test]
-fn the_link_local_address_of_our_mac_is_answered_for_as_a_routers() {
+fn the_link_local_address_of_our_mac_is_answered_as_a_router() {
     let Some(mut h) = Harness::new(World::full()) else {
         return;
     };

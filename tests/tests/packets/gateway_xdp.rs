@@ -157,7 +157,7 @@ fn passed(stand: &Stand, ifindex: u32, sent: &[u8], expected: Outcome) {
 }
 
 #[test]
-fn what_one_end_sends_the_other_gets_byte_for_byte() {
+fn a_datagram_is_forwarded_byte_for_byte() {
     let Some(mut stand) = Stand::new(8, LONG, None, None) else {
         return;
     };
@@ -207,7 +207,7 @@ fn what_one_end_sends_the_other_gets_byte_for_byte() {
 }
 
 #[test]
-fn short_frames_are_padded_and_no_more() {
+fn only_short_frames_are_padded() {
     let Some(mut stand) = Stand::new(1, LONG, None, None) else {
         return;
     };
@@ -223,7 +223,7 @@ fn short_frames_are_padded_and_no_more() {
 }
 
 #[test]
-fn no_checksum_stays_none_and_a_wrong_one_stays_wrong() {
+fn a_missing_or_wrong_udp_checksum_is_kept() {
     let Some(mut stand) = Stand::new(2, LONG, None, None) else {
         return;
     };
@@ -276,7 +276,7 @@ fn stand_run(stand: &Stand, sent: &[u8]) -> (Action, Vec<u8>) {
 }
 
 #[test]
-fn what_is_no_plain_datagram_is_left_to_the_kernel() {
+fn other_frames_than_plain_datagrams_pass_to_the_kernel() {
     let Some(mut stand) = Stand::new(2, LONG, None, None) else {
         return;
     };
@@ -398,7 +398,7 @@ fn six_of_local(seat: &Seat) -> std::net::Ipv6Addr {
 }
 
 #[test]
-fn what_only_the_table_may_decide_is_left_to_it() {
+fn datagrams_that_need_the_table_pass_to_user_space() {
     let Some(mut stand) = Stand::new(8, LONG, None, None) else {
         return;
     };
@@ -472,7 +472,7 @@ fn what_only_the_table_may_decide_is_left_to_it() {
 }
 
 #[test]
-fn an_entry_that_leads_to_anothers_circuit_leads_nowhere() {
+fn a_stale_entry_never_forwards_into_another_circuit() {
     let Some(mut stand) = Stand::new(2, LONG, None, None) else {
         return;
     };
@@ -509,7 +509,7 @@ fn an_entry_that_leads_to_anothers_circuit_leads_nowhere() {
 }
 
 #[test]
-fn nothing_is_sent_to_a_driver_that_would_drop_it() {
+fn no_frame_is_redirected_to_a_driver_that_cannot_accept_it() {
     let Some(mut stand) = Stand::new(2, LONG, None, None) else {
         return;
     };
@@ -547,7 +547,7 @@ fn nothing_is_sent_to_a_driver_that_would_drop_it() {
 }
 
 #[test]
-fn what_is_too_long_for_the_way_is_left_to_the_kernel() {
+fn a_datagram_over_the_mtu_passes_to_the_kernel() {
     let Some(mut stand) = Stand::new(2, LONG, None, None) else {
         return;
     };
@@ -619,7 +619,7 @@ fn the_program_follows_the_table() {
 }
 
 #[test]
-fn moving_for_ever_costs_no_more_places() {
+fn repeated_roaming_needs_no_more_map_entries() {
     let Some(mut stand) = Stand::new(1, LONG, None, None) else {
         return;
     };
@@ -640,7 +640,7 @@ fn moving_for_ever_costs_no_more_places() {
 }
 
 #[test]
-fn a_tenant_has_its_rate_whoever_carries() {
+fn a_tenant_s_rate_limit_covers_program_and_user_space() {
     // 1000 a second, and 100 at once.
     let Some(mut stand) = Stand::new(2, LONG, Some(1000), None) else {
         return;
@@ -700,7 +700,7 @@ fn a_tenant_has_its_rate_whoever_carries() {
 }
 
 #[test]
-fn bytes_are_limited_too_and_what_is_passed_up_costs_nothing() {
+fn bytes_are_limited_and_passed_datagrams_are_not_counted() {
     let Some(mut stand) = Stand::new(1, LONG, Some(1_000_000), Some(10_000)) else {
         return;
     };
@@ -738,7 +738,7 @@ fn bytes_are_limited_too_and_what_is_passed_up_costs_nothing() {
 
 /// Random changes to datagrams of circuits: whatever the program forwards, the table would have, to the same place and as it was.
 #[test]
-fn whatever_is_carried_the_table_would_have_carried() {
+fn the_program_forwards_only_what_the_table_would_forward() {
     let count = series::length("CAUSEWAY_RANDOM_PACKETS", 200_000, 1_000_000);
     let Some(mut stand) = Stand::new(8, LONG, None, None) else {
         return;

@@ -9,7 +9,7 @@ use causeway_tests::{
 };
 
 #[test]
-fn a_replica_speaks_for_no_other_address() {
+fn a_replica_sends_from_its_own_address_only() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };
@@ -66,7 +66,7 @@ fn a_replica_speaks_for_no_other_address() {
 }
 
 #[test]
-fn the_production_side_does_not_speak_for_an_endpoint() {
+fn the_production_side_cannot_send_from_an_endpoint() {
     let Some(mut h) = Harness::new(World::tenant()) else {
         return;
     };
@@ -106,7 +106,7 @@ fn the_production_side_does_not_speak_for_an_endpoint() {
 }
 
 #[test]
-fn link_local_addresses_are_not_stretched() {
+fn link_local_addresses_are_not_carried() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };

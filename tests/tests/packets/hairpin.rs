@@ -9,7 +9,7 @@ use causeway_tests::{
 };
 
 #[test]
-fn after_a_failback_stale_caches_lose_nothing() {
+fn after_a_failback_stale_arp_caches_lose_no_packet() {
     let Some(mut h) = Harness::new(World::tenant()) else {
         return;
     };
@@ -58,7 +58,7 @@ fn after_a_failback_stale_caches_lose_nothing() {
 }
 
 #[test]
-fn replicas_of_one_network_reach_each_other_by_a_stale_cache() {
+fn replicas_of_one_network_reach_each_other_by_a_stale_arp_cache() {
     let mut world = World::provider();
     world.neighbour(
         NET1,

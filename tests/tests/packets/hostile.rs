@@ -390,7 +390,7 @@ fn lengths_that_contradict_each_other_are_malformed() {
 }
 
 #[test]
-fn our_own_traffic_come_back_is_a_loop() {
+fn looped_traffic_of_our_own_is_dropped() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };
@@ -449,7 +449,7 @@ fn our_own_traffic_come_back_is_a_loop() {
 }
 
 #[test]
-fn tunnel_datagrams_from_strangers_and_of_unknown_networks_are_told_apart() {
+fn datagrams_of_unknown_peers_and_unknown_networks_are_counted_apart() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };
@@ -692,7 +692,7 @@ fn outer_lengths_that_contradict_each_other_are_malformed() {
 }
 
 #[test]
-fn options_extension_headers_and_fragments_are_carried_as_they_are() {
+fn options_extension_headers_and_fragments_are_carried_unchanged() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };

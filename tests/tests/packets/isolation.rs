@@ -298,7 +298,7 @@ fn place(who: Who, l3: &[u8]) -> (Program, u32, Vec<u8>) {
 }
 
 #[test]
-fn nothing_crosses_and_nothing_leaves_untranslated() {
+fn no_packet_crosses_tenants_or_leaves_untranslated() {
     let packets = series::length("CAUSEWAY_RANDOM_PACKETS", BOUNDED, FULL).min(FULL);
     let seed = seed_from_env();
     let Some(mut h) = Harness::new(World::nat()) else {

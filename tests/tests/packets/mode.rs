@@ -171,7 +171,7 @@ fn idle_answers_and_carries_nothing() {
 }
 
 #[test]
-fn one_tenants_switch_leaves_the_other_alone() {
+fn switching_one_tenant_leaves_the_other_alone() {
     let mut world = World::provider();
     world.tenants[1].mode = Mode::Idle as u32;
     let Some(mut h) = Harness::new(world) else {
@@ -209,7 +209,7 @@ fn one_tenants_switch_leaves_the_other_alone() {
 }
 
 #[test]
-fn a_mode_this_version_does_not_know_is_idle() {
+fn an_unknown_mode_means_idle() {
     let mut world = World::provider();
     world.tenants[0].mode = 7;
     let Some(mut h) = Harness::new(world) else {

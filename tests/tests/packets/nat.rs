@@ -47,7 +47,7 @@ fn to_a(l3: &[u8]) -> Fate {
 }
 
 #[test]
-fn what_leaves_is_seen_as_the_tenants_address_and_what_belongs_to_it_comes_back() {
+fn outbound_packets_get_the_tenant_s_address_and_their_answers_return() {
     let Some(mut h) = nat() else { return };
     for (a, seen, _, remote) in FAMILIES {
         for (there, back, rport) in [
@@ -86,7 +86,7 @@ fn what_leaves_is_seen_as_the_tenants_address_and_what_belongs_to_it_comes_back(
 }
 
 #[test]
-fn an_endpoint_is_seen_as_the_same_whomever_it_speaks_to() {
+fn an_endpoint_has_one_mapping_for_all_destinations() {
     let Some(mut h) = nat() else { return };
     // RFC 4787 REQ-1, RFC 5382 REQ-1, RFC 5508 REQ-3: endpoint-independent mapping.
     for (a, seen, _, _) in FAMILIES {
@@ -115,7 +115,7 @@ fn an_endpoint_is_seen_as_the_same_whomever_it_speaks_to() {
 }
 
 #[test]
-fn two_endpoints_are_never_seen_as_the_same() {
+fn two_endpoints_never_share_a_mapping() {
     let Some(mut h) = nat() else { return };
     h.world
         .neighbour(NET1, "10.1.0.30", TRUNK, B_MAC, TRUNK_MAC, 101, 0);
@@ -156,7 +156,7 @@ fn tenants_with_equal_addresses_are_kept_apart() {
 }
 
 #[test]
-fn a_rule_leads_to_its_machine_and_the_answers_back() {
+fn a_rule_forwards_to_its_machine_and_translates_the_answers() {
     let Some(mut h) = nat() else { return };
     for (a, _, public, remote) in FAMILIES {
         for (says, answer, port, internal) in [
@@ -233,7 +233,7 @@ fn a_rule_leads_to_its_machine_and_the_answers_back() {
 }
 
 #[test]
-fn only_listed_sources_come_where_a_rule_lists_some() {
+fn a_rule_with_a_source_list_admits_listed_sources_only() {
     let Some(mut h) = nat() else { return };
     for (a, listed, public, remote) in [
         (A, LISTED, PUBLIC4, REMOTE),
@@ -295,7 +295,7 @@ fn port_22_is_dropped_even_if_a_map_holds_such_a_rule() {
 }
 
 #[test]
-fn what_of_our_own_address_is_no_connections_is_the_kernels() {
+fn packets_to_our_own_address_without_a_connection_pass_to_the_kernel() {
     let Some(mut h) = nat() else { return };
     for (own, remote) in [(PROVIDER, REMOTE), (PROVIDER6, REMOTE6)] {
         for (says, port) in [
@@ -327,7 +327,7 @@ fn what_of_our_own_address_is_no_connections_is_the_kernels() {
 }
 
 #[test]
-fn a_machine_with_an_address_of_its_own_is_seen_as_that() {
+fn a_one_to_one_machine_is_translated_to_its_public_address() {
     let Some(mut h) = nat() else { return };
     for (b, public, remote) in [(B, ONE_TO_ONE4, REMOTE), (B6, ONE_TO_ONE6, REMOTE6)] {
         let to_b = |l3: &[u8]| Fate::Host(PB.hears(l3));
@@ -367,7 +367,7 @@ fn a_machine_with_an_address_of_its_own_is_seen_as_that() {
 }
 
 #[test]
-fn a_siblings_public_address_is_reached_from_inside() {
+fn a_public_address_of_the_same_tenant_is_reached_from_inside() {
     let Some(mut h) = nat() else { return };
     // RFC 4787 REQ-9: the source is seen as outside.
     for (a, b, seen, public) in [(A, B, ONE_TO_ONE4, PUBLIC4), (A6, B6, ONE_TO_ONE6, PUBLIC6)] {
@@ -423,7 +423,7 @@ fn error(from: &str, to: &str, quoted: &[u8], bytes: usize) -> Vec<u8> {
 }
 
 #[test]
-fn errors_are_translated_with_what_they_quote() {
+fn icmp_errors_are_translated_with_their_quote() {
     let Some(mut h) = nat() else { return };
     for (a, seen, public, remote) in FAMILIES {
         let router = if a == A {
@@ -497,7 +497,7 @@ fn held(h: &mut Harness, vni: u32, frame: &[u8]) {
 }
 
 #[test]
-fn fragments_go_as_their_first_did() {
+fn fragments_follow_the_translation_of_the_first() {
     let Some(mut h) = nat() else { return };
     for (a, seen, public, remote) in FAMILIES {
         let (from, outer, far) = (end(a, 42_000), end(seen, 42_000), end(remote, 53));
@@ -543,7 +543,7 @@ fn fragments_go_as_their_first_did() {
 }
 
 #[test]
-fn a_connection_has_its_place_once_both_ends_want_it() {
+fn a_connection_is_established_once_both_ends_have_sent() {
     let Some(mut h) = nat() else { return };
     let (client, outer, inner) = (end(REMOTE, 50_000), end(PUBLIC4, 443), end(A, 8443));
     let count = |h: &mut Harness| {
@@ -587,7 +587,7 @@ fn a_connection_has_its_place_once_both_ends_want_it() {
 }
 
 #[test]
-fn a_rule_that_changed_ends_its_connections_and_no_others() {
+fn changing_a_rule_ends_only_its_connections() {
     let Some(mut h) = nat() else { return };
     let rules = [(443, 8443), (2222, 22)];
     let open = |h: &mut Harness, port, internal| {
@@ -626,7 +626,7 @@ fn a_rule_that_changed_ends_its_connections_and_no_others() {
 }
 
 #[test]
-fn a_switch_ends_every_connection_of_its_tenant() {
+fn a_mode_switch_ends_every_connection_of_the_tenant() {
     let Some(mut h) = nat() else { return };
     let (from, far) = (end(A, 20_000), end(REMOTE, 53));
     for place in [PA, PG] {
@@ -660,7 +660,7 @@ fn a_switch_ends_every_connection_of_its_tenant() {
 }
 
 #[test]
-fn without_a_free_port_nothing_leaves() {
+fn without_a_free_port_packets_are_dropped() {
     let mut world = World::nat();
     world.nat_addresses[0].first = 2000;
     world.nat_addresses[0].last = 2003;
@@ -692,7 +692,7 @@ fn without_a_free_port_nothing_leaves() {
 }
 
 #[test]
-fn what_has_no_hops_left_or_is_too_long_is_told_to_its_source() {
+fn expired_and_too_long_packets_are_reported_to_their_source() {
     let Some(mut h) = nat() else { return };
     let kind = |fate: Fate, at: usize| match fate {
         Fate::Host(frame) | Fate::Outside(frame) => frame[at],

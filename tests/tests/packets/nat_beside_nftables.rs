@@ -212,7 +212,7 @@ fn listed() -> BTreeMap<String, &'static str> {
 const STRIDE: usize = 10;
 
 #[test]
-fn both_sides_see_the_same_packets_but_for_what_is_listed() {
+fn programs_and_nftables_agree_except_for_the_list() {
     let Some(mut beside) = Beside::new() else {
         return;
     };

@@ -70,7 +70,7 @@ fn is_heard(h: &mut Harness, says: Says, far: End, outer: End) -> bool {
 }
 
 #[test]
-fn rfc4787_req3_no_two_endpoints_have_one_port_whomever_they_speak_to() {
+fn rfc4787_req3_no_two_endpoints_share_a_port() {
     let Some(mut h) = nat() else { return };
     for (a, c, _, remote) in FAMILIES {
         for says in [Says::Udp, Says::Tcp(SYN), Says::Ask] {
@@ -91,7 +91,7 @@ fn rfc4787_req3_no_two_endpoints_have_one_port_whomever_they_speak_to() {
 }
 
 #[test]
-fn rfc4787_req2_all_endpoints_of_a_host_are_seen_as_one_address() {
+fn rfc4787_req2_all_endpoints_of_a_host_get_one_address() {
     let Some(mut h) = nat() else { return };
     for (a, _, seen, remote) in FAMILIES {
         for port in [1, 1023, 1024, 30_000, 65_535] {
@@ -133,7 +133,7 @@ fn rfc4787_req5_udp_is_kept_for_five_minutes_and_no_longer() {
 }
 
 #[test]
-fn rfc4787_req6_what_goes_out_keeps_a_connection() {
+fn rfc4787_req6_outbound_packets_refresh_a_connection() {
     let Some(mut h) = nat() else { return };
     let (from, far) = (end(A, 41_000), end(REMOTE, 53));
     let outer = seen_as(inside(&mut h, PA, &packet(Says::Udp, from, far)));
@@ -150,7 +150,7 @@ fn rfc4787_req6_what_goes_out_keeps_a_connection() {
 }
 
 #[test]
-fn timeouts_are_those_of_the_map() {
+fn timeouts_are_read_from_the_map() {
     let mut world = World::nat();
     world.nat.timeouts = Timeouts {
         established: 8,
@@ -224,7 +224,7 @@ fn rfc5382_req5_tcp_is_kept_for_two_hours_and_four_minutes_and_four_minutes_once
 }
 
 #[test]
-fn rfc5382_req2_both_may_open_at_once() {
+fn rfc5382_req2_simultaneous_open_works() {
     let Some(mut h) = nat() else { return };
     for (a, _, _, remote) in FAMILIES {
         let (from, far) = (end(a, 44_000), end(remote, 80));
@@ -239,7 +239,7 @@ fn rfc5382_req2_both_may_open_at_once() {
 }
 
 #[test]
-fn rfc5382_req4_an_unsolicited_syn_has_no_answer_and_is_not_in_the_way() {
+fn rfc5382_req4_an_unsolicited_syn_is_dropped_silently_and_blocks_nothing() {
     let Some(mut h) = nat() else { return };
     for (a, _, seen, remote) in FAMILIES {
         let (from, far) = (end(a, 45_000), end(remote, 80));
@@ -255,7 +255,7 @@ fn rfc5382_req4_an_unsolicited_syn_has_no_answer_and_is_not_in_the_way() {
 }
 
 #[test]
-fn rfc7857_a_reset_ends_nothing_that_goes_on() {
+fn rfc7857_a_reset_does_not_end_a_connection_that_continues() {
     let Some(mut h) = nat() else { return };
     let (from, far) = (end(A, 46_000), end(REMOTE, 80));
     let outer = connect(&mut h, from, far);
@@ -277,7 +277,7 @@ fn error(from: IpAddr, to: IpAddr, kind: u8, code: u8, quoted: &[u8]) -> Vec<u8>
 }
 
 #[test]
-fn rfc4787_req12_no_icmp_message_ends_or_keeps_a_connection() {
+fn rfc4787_req12_no_icmp_message_ends_or_refreshes_a_connection() {
     let Some(mut h) = nat() else { return };
     for (a, _, _, remote) in FAMILIES {
         let far = end(remote, 80);
@@ -322,7 +322,7 @@ fn rfc4787_req12_no_icmp_message_ends_or_keeps_a_connection() {
 }
 
 #[test]
-fn rfc5508_req1_echoes_and_timestamps_are_asked_and_answered() {
+fn rfc5508_req1_echo_and_timestamp_queries_are_translated() {
     let Some(mut h) = nat() else { return };
     let query = |from: &str, to: &str, kind: u8, id: u16| {
         let rest = [&id.to_be_bytes()[..], &[0, 1], &[0; 12]].concat();
@@ -354,7 +354,7 @@ fn rfc5508_req1_echoes_and_timestamps_are_asked_and_answered() {
 }
 
 #[test]
-fn rfc5508_req2_queries_are_kept_for_a_minute() {
+fn rfc5508_req2_a_query_mapping_lasts_a_minute() {
     let Some(mut h) = nat() else { return };
     for (a, _, _, remote) in FAMILIES {
         let far = end(remote, 0);
@@ -386,7 +386,7 @@ fn rfc5508_req4_packet_too_big_about_a_fragment_reaches_its_sender() {
 }
 
 #[test]
-fn rfc4787_req9_two_behind_it_reach_each_other_by_their_external_ends_once_both_have_sent() {
+fn rfc4787_req9_two_hosts_inside_reach_each_other_by_their_external_endpoints() {
     let Some(mut h) = nat() else { return };
     for (a, c, _, remote) in FAMILIES {
         for (first, answer) in [
@@ -440,7 +440,7 @@ fn rfc4787_req9_two_behind_it_reach_each_other_by_their_external_ends_once_both_
 }
 
 #[test]
-fn rfc5508_req7_errors_about_hairpins_are_translated() {
+fn rfc5508_req7_errors_about_hairpinned_packets_are_translated() {
     let Some(mut h) = nat() else { return };
     for (a, c, seen, public) in [(A, C, NAT4, PUBLIC4), (A6, C6, NAT6, PUBLIC6)] {
         let (from, to) = (end(c, 49_100), end(public, 5000));
@@ -460,7 +460,7 @@ fn rfc5508_req7_errors_about_hairpins_are_translated() {
 }
 
 #[test]
-fn a_machine_that_spoke_first_does_not_keep_out_who_comes_by_its_rule() {
+fn an_outbound_connection_does_not_block_clients_of_a_rule() {
     let Some(mut h) = nat() else { return };
     for (a, public, remote) in [(A, PUBLIC4, REMOTE), (A6, PUBLIC6, REMOTE6)] {
         let (client, to, inner) = (end(remote, 50_000), end(public, 5000), end(a, 6000));
@@ -488,7 +488,7 @@ fn a_machine_that_spoke_first_does_not_keep_out_who_comes_by_its_rule() {
 }
 
 #[test]
-fn a_connection_of_which_one_direction_speaks_is_not_given_away() {
+fn a_one_way_connection_is_not_handed_to_another() {
     let Some(mut h) = nat() else { return };
     // Two rules that lead to one port of the machine: the client's same port by the other rule is the same way back.
     let mut world = h.world.clone();
@@ -511,7 +511,7 @@ fn a_connection_of_which_one_direction_speaks_is_not_given_away() {
 }
 
 #[test]
-fn what_is_malformed_or_names_a_route_is_dropped() {
+fn malformed_and_source_routed_packets_are_dropped() {
     let Some(mut h) = nat() else { return };
     let (from, far) = (end(A, 51_000), end(REMOTE, 53));
     let good = packet(Says::Udp, from, far);
@@ -614,7 +614,7 @@ fn filtering(h: &mut Harness, stun: &Stun, from: End) -> Behaviour {
 }
 
 #[test]
-fn rfc5780_finds_mapping_by_endpoint_and_filtering_by_address_and_port() {
+fn rfc5780_discovers_endpoint_independent_mapping_and_address_and_port_filtering() {
     let Some(mut h) = nat() else { return };
     for (a, addresses) in [(A, [REMOTE, LISTED]), (A6, [REMOTE6, LISTED6])] {
         let stun = Stun {

@@ -132,7 +132,7 @@ fn packets_with_df_are_answered_with_frag_needed() {
 }
 
 #[test]
-fn packets_of_ipv6_are_answered_with_packet_too_big() {
+fn ipv6_packets_are_answered_with_packet_too_big() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };
@@ -198,7 +198,7 @@ fn the_tenant_side_answers_too() {
 }
 
 #[test]
-fn no_error_is_made_about_an_error_or_a_later_fragment() {
+fn no_error_is_sent_about_an_error_or_a_later_fragment() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };
@@ -240,7 +240,7 @@ fn no_error_is_made_about_an_error_or_a_later_fragment() {
 }
 
 #[test]
-fn packets_without_df_are_handed_to_be_split() {
+fn packets_without_df_are_handed_to_the_slow_path_for_fragmentation() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };

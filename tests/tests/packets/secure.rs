@@ -204,7 +204,7 @@ fn seal_cases<'a>(port: &Port, action: Action, counter: Counter) -> Vec<Case<'a>
 }
 
 #[test]
-fn a_packet_becomes_slot_hash_segment_header_and_itself() {
+fn a_packet_to_seal_is_preceded_by_slot_hash_and_segment_header() {
     let Some(mut h) = Harness::new(World::provider().encrypted()) else {
         return;
     };
@@ -238,7 +238,7 @@ fn a_packet_becomes_slot_hash_segment_header_and_itself() {
 }
 
 #[test]
-fn the_worker_of_the_port_receives_exactly_those_bytes() {
+fn the_worker_of_the_port_receives_the_packet_byte_for_byte() {
     let Some(mut h) = Harness::new(World::provider().encrypted()) else {
         return;
     };
@@ -288,7 +288,7 @@ fn the_worker_of_the_port_receives_exactly_those_bytes() {
 }
 
 #[test]
-fn a_flow_has_one_hash_and_flows_have_many() {
+fn a_flow_has_one_hash_and_hashes_spread_over_flows() {
     let Some(mut h) = Harness::new(World::provider().encrypted()) else {
         return;
     };
@@ -317,7 +317,7 @@ fn a_flow_has_one_hash_and_flows_have_many() {
 }
 
 #[test]
-fn the_guards_of_a_plain_network_come_first() {
+fn the_source_guards_apply_before_sealing() {
     let Some(mut h) = Harness::new(World::provider().encrypted()) else {
         return;
     };
@@ -488,7 +488,7 @@ fn a_port_or_queue_without_a_socket_has_no_worker() {
 }
 
 #[test]
-fn the_plain_tunnel_next_to_it_is_as_ever() {
+fn a_plain_tunnel_next_to_encrypted_ones_is_unchanged() {
     let Some(mut h) = Harness::new(World::provider().encrypted()) else {
         return;
     };
@@ -865,7 +865,7 @@ fn steer(h: &mut Harness, program: Program, from: &str, to: &str, worker: bool) 
 }
 
 #[test]
-fn datagrams_are_opened_handed_on_or_dropped_for_a_reason() {
+fn each_datagram_to_the_tunnel_port_has_a_counted_outcome() {
     let Some(mut h) = Harness::new(World::provider().encrypted()) else {
         return;
     };
@@ -885,7 +885,7 @@ fn datagrams_are_opened_handed_on_or_dropped_for_a_reason() {
 }
 
 #[test]
-fn without_encrypted_tunnels_every_datagram_is_the_kernels() {
+fn without_encrypted_tunnels_every_datagram_passes_to_the_kernel() {
     let Some(mut h) = Harness::new(World::provider().encrypted()) else {
         return;
     };
@@ -997,7 +997,7 @@ fn within(what: &str, (passed, took): (u64, f64), burst: u64, per_second: u64) {
 }
 
 #[test]
-fn each_source_has_its_share_of_handshakes() {
+fn handshakes_are_rate_limited_for_each_source() {
     let Some(mut h) = Harness::new(World::provider().encrypted()) else {
         return;
     };
@@ -1055,7 +1055,7 @@ fn each_source_has_its_share_of_handshakes() {
 }
 
 #[test]
-fn strangers_together_have_a_budget_that_peers_and_sessions_do_not_share() {
+fn unknown_sources_share_a_handshake_budget_apart_from_peers() {
     let Some(mut h) = Harness::new(World::provider().encrypted()) else {
         return;
     };

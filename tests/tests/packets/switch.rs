@@ -24,7 +24,7 @@ const NETWORKS: u32 = 4094;
 const ROUNDS: u32 = 400;
 
 #[test]
-fn a_packet_is_treated_by_one_mode_or_by_the_other() {
+fn a_mode_switch_never_mixes_modes_within_a_packet() {
     let Some(mut h) = Harness::new(World::many(NETWORKS)) else {
         return;
     };

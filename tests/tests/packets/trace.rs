@@ -53,7 +53,7 @@ fn step(event: &TraceEvent) -> Step {
 }
 
 #[test]
-fn a_packet_is_followed_from_program_to_program() {
+fn a_packet_is_traced_from_program_to_program() {
     let Some(mut h) = Harness::tracing(World::nat(), ALL) else {
         return;
     };
@@ -109,7 +109,7 @@ fn a_packet_is_followed_from_program_to_program() {
 }
 
 #[test]
-fn what_is_told_to_the_source_says_why() {
+fn a_trace_names_the_reason_of_an_icmp_error() {
     let Some(mut h) = Harness::tracing(World::full(), ALL) else {
         return;
     };
@@ -129,7 +129,7 @@ fn what_is_told_to_the_source_says_why() {
 }
 
 #[test]
-fn only_what_the_filter_wants_is_followed() {
+fn only_packets_that_match_the_filter_are_traced() {
     let of = |h: &mut Harness, program, ifindex, packet: &[u8]| {
         h.run(program, ifindex, packet).expect("it runs");
         !h.trace_events().is_empty()
@@ -214,7 +214,7 @@ fn only_what_the_filter_wants_is_followed() {
 }
 
 #[test]
-fn nothing_is_followed_unless_asked_for() {
+fn programs_without_tracing_trace_nothing() {
     let Some(mut h) = Harness::new(World::nat()) else {
         return;
     };

@@ -596,7 +596,7 @@ fn at_the_production_site_a_worker_delivers_what_the_program_does() {
 }
 
 #[test]
-fn without_routers_and_resolved_hosts_both_do_the_same() {
+fn without_gateways_and_resolved_hosts_both_agree() {
     let mut world = World::tenant();
     world.neighbours.clear();
     for network in &mut world.networks {
@@ -622,7 +622,7 @@ fn without_routers_and_resolved_hosts_both_do_the_same() {
 }
 
 #[test]
-fn of_an_idle_tenant_neither_delivers_anything() {
+fn for_an_idle_tenant_neither_delivers() {
     compare(
         "idle",
         &World::provider().idle(),
