@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-/// Bytes shown of a packet; what follows is payload.
+/// Bytes shown of a packet; the rest is payload.
 const SHOWN: usize = 256;
 
 /// `bytes` sixteen to a line, the first of them.

@@ -1,4 +1,5 @@
-//! The gateway's program, loaded and told of circuits by the gateway's own code, in a network namespace of this thread.
+//! The gateway's program, loaded and filled by the gateway's own code, in a network namespace of
+//! this thread.
 //!
 //! ```text
 //!   ends A, B ─ bind ─▶ Table ─ changed ─▶ Publisher ─▶ maps ┐
@@ -97,14 +98,14 @@ const NETWORKS: [(u32, [&str; 2], &[&str]); 4] = [
 
 /// A side of a circuit: whose address, and the gateway's that it speaks to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seat {
+pub struct SideAddress {
     /// Its address.
     pub remote: SocketAddr,
     /// The gateway's.
     pub local: SocketAddr,
 }
 
-impl Seat {
+impl SideAddress {
     /// From text, at the gateway's port.
     ///
     /// # Panics
@@ -163,7 +164,7 @@ pub fn id(n: u64) -> CircuitId {
     CircuitId::new((n << 32) | 0xabcd_0000 | n).expect("not zero")
 }
 
-/// What a side of circuit `n` sends: the id and some bytes.
+/// Payload of a datagram of circuit `n`: the id and some bytes.
 #[must_use]
 pub fn payload(n: u64, length: usize) -> Vec<u8> {
     let mut bytes = id(n).to_bytes().to_vec();
@@ -171,11 +172,11 @@ pub fn payload(n: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// The gateway's program and what is told to it.
-pub struct Stand {
+/// The gateway's program, its maps, and the table that decides their contents.
+pub struct GatewayHarness {
     /// The program and its maps.
     pub fast: Arc<Fast>,
-    /// Who decides.
+    /// The gateway's table of circuits.
     pub table: Table,
     publisher: Publisher,
     plan: Plan,
@@ -184,7 +185,7 @@ pub struct Stand {
     program: OwnedFd,
 }
 
-/// What the program is told of interfaces: whether frames may be redirected to [`OUT`].
+/// Interfaces for `PORTS`; `target` says whether frames may be redirected to [`OUT`].
 #[must_use]
 pub fn ports(target: u32) -> BTreeMap<u32, Port> {
     let ports = [(IN, IN, 0), (OUT, OUT, 0), (IN, VLAN, VID)];
@@ -225,8 +226,9 @@ pub fn missing() -> Option<String> {
     })
 }
 
-impl Stand {
-    /// With so many circuits of the tenant `acme`, which has these limits; `None` after saying why, where that is impossible.
+impl GatewayHarness {
+    /// With so many circuits of the tenant `acme`, which has these limits; `None` after saying why,
+    /// where that is impossible.
     ///
     /// # Panics
     /// When it fails although everything that is needed is there.
@@ -289,7 +291,7 @@ impl Stand {
         self.publish();
     }
 
-    /// Tells the program what has changed.
+    /// Publishes the table's changes to the program.
     pub fn publish(&mut self) {
         self.table.report_changes(|bound| {
             self.publisher.publish(bound, |path| {
@@ -308,7 +310,7 @@ impl Stand {
     ///
     /// # Panics
     /// When the table refuses.
-    pub fn bind(&mut self, circuit: u64, side: Side, seat: &Seat) {
+    pub fn bind(&mut self, circuit: u64, side: Side, seat: &SideAddress) {
         self.timestamp += 1000;
         let timestamp = self.timestamp;
         let mut word = self.end(circuit, side).bind(timestamp);
@@ -327,7 +329,7 @@ impl Stand {
     }
 
     /// Binds both.
-    pub fn join(&mut self, circuit: u64, seats: &[Seat; 2]) {
+    pub fn join(&mut self, circuit: u64, seats: &[SideAddress; 2]) {
         for (side, seat) in std::iter::zip(Side::BOTH, seats) {
             self.bind(circuit, side, seat);
         }
@@ -337,7 +339,7 @@ impl Stand {
     ///
     /// # Panics
     /// When the table refuses.
-    pub fn unbind(&mut self, circuit: u64, side: Side, seat: &Seat) {
+    pub fn unbind(&mut self, circuit: u64, side: Side, seat: &SideAddress) {
         self.timestamp += 1000;
         let timestamp = self.timestamp;
         let word = self.end(circuit, side).unbind(timestamp);
@@ -346,7 +348,7 @@ impl Stand {
         self.publish();
     }
 
-    /// What the program counted of a circuit.
+    /// The program's counts of a circuit.
     ///
     /// # Panics
     /// When the map cannot be read.
@@ -370,7 +372,8 @@ impl Stand {
         }
     }
 
-    /// Runs a frame that arrives on `ifindex`: the action, the frame as it is then, and how it was counted.
+    /// Runs a frame that arrives on `ifindex`: the action, the frame as it is then, and how it was
+    /// counted.
     ///
     /// # Panics
     /// When the kernel does not run it, or it is not counted once.
@@ -440,7 +443,8 @@ impl Runner {
             context_in: context.as_ptr() as u64,
             ..Attr::default()
         };
-        // SAFETY: all that the attributes lead to is there while the call lasts, and as long as they say.
+        // SAFETY: all that the attributes lead to is there while the call lasts, and as long as
+        // they say.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,

@@ -1,10 +1,10 @@
-//! What the tests of the data path and of the lab stand on.
+//! Support for the tests of the data path and of the lab.
 //!
-//! For: loading the XDP programs unpinned into a network namespace of their own, filling their maps,
-//! running packets through them with `BPF_PROG_TEST_RUN`, judging what comes out by a reference
+//! For: loading the XDP programs unpinned into a network namespace of their own, filling their
+//! maps, running packets through them with `BPF_PROG_TEST_RUN`, judging the output by an oracle
 //! written independently of the programs, driving labs, and setting our tunnel against another
-//! WireGuard. Never: part of the product, pinned maps,
-//! or an interface of the machine's own namespace.
+//! WireGuard. Never: part of the product, pinned maps, or an interface of the machine's own
+//! namespace.
 //!
 //! ```text
 //!   World ──fill──▶ maps ┐
@@ -16,18 +16,16 @@
 //! Tests need root, BPF and the built object. Where one is missing they print
 //! `SKIPPED: <test>: <why>` and return; `CAUSEWAY_REQUIRE_PRIVILEGED=1` makes that a failure.
 
-pub mod beside;
-pub mod corpus;
 pub mod dump;
 pub mod end;
 pub mod gateway;
 pub mod harness;
 pub mod iproute;
 pub mod nat;
+pub mod nftables;
 pub mod oracle;
 pub mod packet;
 pub mod rng;
-pub mod router;
 pub mod series;
 pub mod site;
 pub mod table;
@@ -41,7 +39,8 @@ pub fn test_name() -> String {
     std::thread::current().name().unwrap_or("test").to_owned()
 }
 
-/// Says aloud that the running test did not run, or fails if `CAUSEWAY_REQUIRE_PRIVILEGED` is `1`.
+/// Message aloud that the running test did not run, or fails if `CAUSEWAY_REQUIRE_PRIVILEGED` is
+/// `1`.
 ///
 /// # Panics
 ///

@@ -1,5 +1,5 @@
-//! Packets by addresses and ports, and what the programs make of them on both sides of an appliance in full
-//! failover: for tests of translation.
+//! Packets by addresses and ports, and the verdict of the programs on both sides of an appliance in
+//! full failover: for tests of translation.
 
 use std::net::IpAddr;
 
@@ -11,20 +11,20 @@ use crate::{
     world::{NEXT_HOP_MAC, TRUNK, TRUNK_MAC, UPLINK, UPLINK_MAC},
 };
 
-/// What a packet says.
+/// Transport message of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Says {
+pub enum Message {
     /// UDP.
     Udp,
     /// TCP with these flags.
     Tcp(u8),
     /// An echo request: the source port is its identifier.
-    Ask,
+    EchoRequest,
     /// An echo reply: the destination port is its identifier.
-    Answer,
+    EchoReply,
 }
 
-impl Says {
+impl Message {
     /// Its IP protocol.
     #[must_use]
     pub const fn protocol(self, ipv6: bool) -> u8 {
@@ -50,9 +50,9 @@ pub fn end(text: &str, port: u16) -> End {
     (ip(text), port)
 }
 
-/// An IP packet that says this, with some data.
+/// An IP packet with this message and some data.
 #[must_use]
-pub fn packet(says: Says, from: End, to: End) -> Vec<u8> {
+pub fn packet(says: Message, from: End, to: End) -> Vec<u8> {
     const DATA: &[u8] = b"some data, of odd length.";
     let (src, dst) = (from.0, to.0);
     let query = |kind: u8, id: u16| {
@@ -62,12 +62,12 @@ pub fn packet(says: Says, from: End, to: End) -> Vec<u8> {
         icmp(src, dst, kind, 0, &rest)
     };
     match (says, src.is_ipv4()) {
-        (Says::Udp, _) => udp(src, dst, from.1, to.1, DATA),
-        (Says::Tcp(flags), _) => tcp(src, dst, from.1, to.1, flags, &[], DATA),
-        (Says::Ask, true) => query(8, from.1),
-        (Says::Ask, false) => query(128, from.1),
-        (Says::Answer, true) => query(0, to.1),
-        (Says::Answer, false) => query(129, to.1),
+        (Message::Udp, _) => udp(src, dst, from.1, to.1, DATA),
+        (Message::Tcp(flags), _) => tcp(src, dst, from.1, to.1, flags, &[], DATA),
+        (Message::EchoRequest, true) => query(8, from.1),
+        (Message::EchoRequest, false) => query(128, from.1),
+        (Message::EchoReply, true) => query(0, to.1),
+        (Message::EchoReply, false) => query(129, to.1),
     }
 }
 
@@ -91,8 +91,8 @@ pub fn hop(l3: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Fragments of an IP packet: the first with `first` bytes behind its IP header, a multiple of eight, the second
-/// with the rest; `id` is that of the datagram.
+/// Fragments of an IP packet: the first with `first` bytes behind its IP header, a multiple of
+/// eight, the second with the rest; `id` is that of the datagram.
 ///
 /// # Panics
 ///
@@ -126,9 +126,9 @@ pub fn fragments(l3: &[u8], first: usize, id: u16) -> [Vec<u8>; 2] {
     [piece(0, first, true), piece(first, body.len(), false)]
 }
 
-/// Where a tenant's host is: the port's tags and its MAC.
+/// The port of a tenant's host: interface, tags and MAC addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct HostPort {
     /// Interface.
     pub ifindex: u32,
     /// Our MAC there.
@@ -139,7 +139,7 @@ pub struct Place {
     pub vlan: u16,
 }
 
-impl Place {
+impl HostPort {
     /// On the trunk.
     #[must_use]
     pub const fn trunk(vlan: u16, mac: Mac) -> Self {
@@ -158,22 +158,22 @@ impl Place {
         vec![(0x8100, self.vlan)]
     }
 
-    /// What it sends to its gateway.
+    /// A frame from the host to its gateway.
     #[must_use]
     pub fn sends(self, l3: &[u8]) -> Vec<u8> {
         frame(self.ours, self.mac, &self.tags(), l3)
     }
 
-    /// What it is sent by us.
+    /// A frame from the appliance to the host.
     #[must_use]
-    pub fn hears(self, l3: &[u8]) -> Vec<u8> {
+    pub fn receives(self, l3: &[u8]) -> Vec<u8> {
         frame(self.mac, self.ours, &self.tags(), l3)
     }
 }
 
-/// What became of a packet.
+/// Outcome of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum Verdict {
     /// Out of the uplink: the IP packet.
     Outside(Vec<u8>),
     /// To the host that is there: the frame.
@@ -184,19 +184,19 @@ pub enum Fate {
     Dropped(Counter),
 }
 
-/// Sends a frame and says what became of it.
+/// Sends a frame and returns the verdict.
 ///
 /// # Panics
 ///
-/// When the kernel refuses, or what became of it is none of the kinds of [`Fate`].
-pub fn send(h: &mut Harness, program: Program, ifindex: u32, packet: &[u8]) -> Fate {
+/// When the kernel refuses to run it, or the result is none of [`Verdict`].
+pub fn send(h: &mut Harness, program: Program, ifindex: u32, packet: &[u8]) -> Verdict {
     let before = h.counters();
     let (action, out) = h.run(program, ifindex, packet).expect("it runs");
     let out = out.to_vec();
     match action {
         Action::Pass => {
             assert_eq!(out, packet, "passed, and not as it was");
-            Fate::Passed
+            Verdict::Passed
         }
         Action::Drop => {
             let after = h.counters();
@@ -215,7 +215,7 @@ pub fn send(h: &mut Harness, program: Program, ifindex: u32, packet: &[u8]) -> F
                 })
                 .collect();
             match drops.as_slice() {
-                [reason] => Fate::Dropped(*reason),
+                [reason] => Verdict::Dropped(*reason),
                 _ => panic!(
                     "dropped, and counted {:?}",
                     risen.iter().map(|s| counter_name(*s)).collect::<Vec<_>>()
@@ -227,26 +227,27 @@ pub fn send(h: &mut Harness, program: Program, ifindex: u32, packet: &[u8]) -> F
             let l3 = &out[head.l3..];
             if head.tags == 0 && out[..12] == eth(NEXT_HOP_MAC, UPLINK_MAC, &[], 0, &[])[..12] {
                 assert_eq!(head.ethertype, ethertype_of(l3));
-                return Fate::Outside(l3.to_vec());
+                return Verdict::Outside(l3.to_vec());
             }
-            Fate::Host(out)
+            Verdict::Host(out)
         }
         other => panic!("{other:?}"),
     }
 }
 
 /// A tenant's host sends an IP packet to its gateway.
-pub fn inside(h: &mut Harness, place: Place, l3: &[u8]) -> Fate {
+pub fn inside(h: &mut Harness, place: HostPort, l3: &[u8]) -> Verdict {
     send(h, Program::Access, place.ifindex, &place.sends(l3))
 }
 
 /// An IP packet comes in on the uplink.
-pub fn outside(h: &mut Harness, l3: &[u8]) -> Fate {
+pub fn outside(h: &mut Harness, l3: &[u8]) -> Verdict {
     let packet = frame(UPLINK_MAC, NEXT_HOP_MAC, &[], l3);
     send(h, Program::Uplink, UPLINK, &packet)
 }
 
-/// The ends that a whole IP packet names: from and to. Identifiers of echoes stand in for the port of who asked.
+/// The ends that a whole IP packet names: from and to. The identifier of an echo stands for the
+/// requester's port.
 ///
 /// # Panics
 ///

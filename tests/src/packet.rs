@@ -82,7 +82,7 @@ pub fn frame(dst: Mac, src: Mac, tags: &[(u16, u16)], l3: &[u8]) -> Vec<u8> {
     eth(dst, src, tags, ethertype_of(l3), l3)
 }
 
-/// What an IPv4 header may say beside its addresses (RFC 791).
+/// Fields of an IPv4 header besides its addresses (RFC 791).
 #[derive(Clone, Debug)]
 pub struct V4 {
     /// Source.
@@ -221,7 +221,7 @@ pub fn tcp_segment(
     out[2..4].copy_from_slice(&dport.to_be_bytes());
     out[4..8].copy_from_slice(&0x0102_0304u32.to_be_bytes());
     if flags & tcp_flags::ACK != 0 {
-        // What the other end has sent: as much as this one.
+        // The other end has sent as much as this one.
         out[8..12].copy_from_slice(&0x0102_0305u32.to_be_bytes());
     }
     out[12] = ((20 + options.len()) / 4) as u8 * 16;
@@ -328,8 +328,8 @@ pub fn ns(src: Ipv6Addr, dst: Ipv6Addr, target: Ipv6Addr, source_ll: Option<Mac>
     v6(src, dst, 58, 255, &message)
 }
 
-/// A neighbour advertisement (RFC 4861 section 4.4), hop limit 255; `flags` is its top byte: 0x80 R,
-/// 0x40 S, 0x20 O.
+/// A neighbour advertisement (RFC 4861 section 4.4), hop limit 255; `flags` is its top byte: 0x80
+/// R, 0x40 S, 0x20 O.
 #[must_use]
 pub fn na(
     src: Ipv6Addr,
@@ -357,8 +357,8 @@ pub fn vxlan(flags: u8, vni: u32, inner: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A UDP/IP packet with the UDP checksum zero, DF and hop limit 64, as tunnels send (RFC 7348 section
-/// 4.3, RFC 6935).
+/// A UDP/IP packet with the UDP checksum zero, DF and hop limit 64, as tunnels send (RFC 7348
+/// section 4.3, RFC 6935).
 #[must_use]
 pub fn udp_no_checksum(
     src: IpAddr,

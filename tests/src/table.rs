@@ -21,9 +21,9 @@ pub enum Out<'a> {
     Same,
     /// These bytes.
     Is(Vec<u8>),
-    /// What the check accepts.
+    /// A packet that the check accepts.
     Check(PacketCheck<'a>),
-    /// Dropped; nobody sees it.
+    /// No packet: dropped.
     Nothing,
 }
 
@@ -40,7 +40,7 @@ pub struct Case<'a> {
 }
 
 impl<'a> Case<'a> {
-    /// A packet on a port; until told otherwise it is to be dropped and to count nothing.
+    /// A packet on a port. By default it is to be dropped and to move no counter.
     #[must_use]
     pub fn new(what: impl Into<String>, program: Program, ifindex: u32, packet: Vec<u8>) -> Self {
         Self {
@@ -177,7 +177,7 @@ fn run_one(harness: &mut Harness, case: &Case<'_>) -> Result<(), String> {
                 }
             }
         }
-        // Whatever the case looks at, what leaves must be what the reference allows.
+        // Whatever the case checks, a sent packet must be one that the oracle allows.
         if let Err(why) = oracle::check(&harness.world, case.ifindex, &case.packet, action, &out) {
             let _ = writeln!(wrong, "reference: {why}\npacket out:\n{}", dump::hex(&out));
         }

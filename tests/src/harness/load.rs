@@ -12,7 +12,8 @@ use aya::{
 use super::{Harness, HarnessError, Program, RawMap, namespace};
 use crate::world::World;
 
-/// Path of the built object: `CAUSEWAY_BPF_OBJECT`, or `target/bpf/appliance.bpf.o` of the workspace.
+/// Path of the built object: `CAUSEWAY_BPF_OBJECT`, or `target/bpf/appliance.bpf.o` of the
+/// workspace.
 #[must_use]
 pub fn object_path() -> PathBuf {
     if let Some(path) = std::env::var_os("CAUSEWAY_BPF_OBJECT") {
@@ -91,7 +92,10 @@ impl Harness {
                     source: Box::new(source),
                 })?;
         }
-        let counters = take(&mut ebpf, "COUNTERS")?;
+        let counters = ebpf
+            .map("COUNTERS")
+            .ok_or(HarnessError::Map("COUNTERS"))
+            .and_then(|map| RawMap::new("COUNTERS", map))?;
         let events = take(&mut ebpf, "NEIGHBOUR_EVENTS")?;
         let slow = take(&mut ebpf, "SLOW_PACKETS")?;
         let trace = take(&mut ebpf, "TRACE_EVENTS")?;

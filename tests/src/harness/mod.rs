@@ -6,8 +6,8 @@
 //!   Harness::new ─ lock ─┘                                  └──▶ counters, ring-buffer records
 //! ```
 //!
-//! [`Harness::new`] lends the one set of programs of this process ([`shared`]), reset to the state of
-//! a fresh load ([`reset`]). [`Harness::load`] loads a set of its own.
+//! [`Harness::new`] lends the one set of programs of this process ([`shared`]), reset to the state
+//! of a fresh load ([`reset`]). [`Harness::load`] loads a set of its own.
 
 mod error;
 mod load;
@@ -25,7 +25,7 @@ use std::fmt;
 use appliance_common::limits::DEFAULT_CONNECTIONS;
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray, RingBuf},
+    maps::{MapData, RingBuf},
 };
 
 pub use error::{HarnessError, describe};
@@ -43,12 +43,12 @@ use crate::world::World;
 /// network namespace of its own.
 pub struct Harness {
     ebpf: Ebpf,
-    counters: PerCpuArray<MapData, u64>,
+    counters: RawMap,
     events: RingBuf<MapData>,
     slow: RingBuf<MapData>,
     trace: RingBuf<MapData>,
-    /// Every map of the object, those above included. Its descriptor of `JUMPS` keeps the programs in
-    /// there: the kernel empties a program array when its last descriptor closes.
+    /// Every map of the object, those above included. Its descriptor of `JUMPS` keeps the programs
+    /// in there: the kernel empties a program array when its last descriptor closes.
     raw: Vec<RawMap>,
     /// The packet that the last run left.
     out: Vec<u8>,
@@ -85,7 +85,7 @@ impl Harness {
         Self::load_with(world, connections, false)
     }
 
-    /// The loaded object, for what this type does not wrap.
+    /// The loaded object, for operations that this type does not wrap.
     pub const fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }

@@ -1,30 +1,30 @@
 //! Programs by name, and the actions that they return.
 
-/// Largest packet a program without fragments can be given: a page less the headroom for XDP and the
-/// tail the kernel keeps for its own structure (net/bpf/test_run.c, Linux 6.18).
+/// Largest packet a program without fragments can be given: a page less the headroom for XDP and
+/// the tail the kernel keeps for its own structure (net/bpf/test_run.c, Linux 6.18).
 pub const MAX_PACKET: usize = 3520;
 
 /// One of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
-    /// A tenant-only port.
+    /// For a tenant-only port.
     Access,
-    /// The tunnels' port.
+    /// For the tunnels' port.
     Uplink,
-    /// One interface that is both.
+    /// For one interface that is both.
     Combined,
-    /// Where the others go on with a tenant in full failover.
+    /// The others jump here for a tenant in full failover.
     Full,
-    /// Where that goes on with what leaves the tenant's networks.
+    /// [`Program::Full`] jumps here with packets that leave the tenant's networks.
     NatOut,
-    /// Where [`Program::Uplink`] goes on with what is to a public address.
+    /// [`Program::Uplink`] jumps here with packets to a public address.
     NatIn,
 }
 
 impl Program {
-    /// Those that are attached to interfaces.
+    /// The programs that are attached to interfaces.
     pub const ALL: [Self; 3] = [Self::Access, Self::Uplink, Self::Combined];
-    /// And those that they go on in.
+    /// All programs, those included that the others jump to.
     pub const EVERY: [Self; 6] = [
         Self::Access,
         Self::Uplink,
@@ -34,7 +34,7 @@ impl Program {
         Self::NatIn,
     ];
 
-    /// As the object names it.
+    /// Its name in the object.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -48,20 +48,20 @@ impl Program {
     }
 }
 
-/// What a program said to do.
+/// The action that a program returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The program failed.
+    /// XDP_ABORTED: the program failed.
     Aborted,
-    /// Gone.
+    /// XDP_DROP.
     Drop,
-    /// To the kernel's stack.
+    /// XDP_PASS: to the kernel's stack.
     Pass,
-    /// Back out of the interface.
+    /// XDP_TX: back out of the interface.
     Tx,
-    /// Out of another interface.
+    /// XDP_REDIRECT: out of another interface, or to a socket.
     Redirect,
-    /// No XDP action.
+    /// Not an XDP action.
     Unknown(u32),
 }
 

@@ -1,6 +1,7 @@
 //! Maps as bytes, whatever their type, by the bpf system call.
 //!
-//! aya has typed maps only. A reset and a comparison of all maps need neither keys nor values typed.
+//! aya has typed maps only. A reset and a comparison of all maps need neither keys nor values
+//! typed.
 
 use std::{
     collections::BTreeMap,
@@ -121,7 +122,7 @@ impl RawMap {
         self.id
     }
 
-    /// Whether the kernel lets nobody change it: `.rodata`.
+    /// Whether the kernel refuses changes: `.rodata`.
     fn is_frozen(&self) -> bool {
         self.name.starts_with('.')
     }
@@ -205,8 +206,8 @@ impl RawMap {
         Ok(())
     }
 
-    /// Writes entries that no test writes: the first, a middle and the last element of an array, some
-    /// keys of another map. Returns whether it can hold such entries.
+    /// Writes entries that no test writes: the first, a middle and the last element of an array,
+    /// some keys of another map. Returns whether it can hold such entries.
     ///
     /// # Errors
     ///

@@ -2,7 +2,7 @@
 //!
 //! The kernel takes about a second to verify the six programs. Tests take turns with one set, by a
 //! lock. Each test gets it as a fresh load would be, in a new network namespace. A failed test does
-//! not harm the next: its lock is taken over, and the reset clears what it left.
+//! not harm the next: its lock is taken over, and the reset clears its entries.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -45,15 +45,16 @@ impl Drop for SharedHarness {
 }
 
 impl Harness {
-    /// Takes the shared programs with maps filled with `world`, and waits for the test that has them.
-    /// Prints `SKIPPED` and returns `None` where programs cannot be loaded.
+    /// Takes the shared programs with maps filled with `world`, and waits for the test that has
+    /// them. Prints `SKIPPED` and returns `None` where programs cannot be loaded.
     ///
     /// The calling thread moves to a new network namespace with the interfaces of [`crate::world`].
     /// A thread that has the shared programs must drop them before it takes them again.
     ///
     /// # Panics
     ///
-    /// When loading fails although root, BPF and the object are there: that is a failure of the test.
+    /// When loading fails although root, BPF and the object are there: that is a failure of the
+    /// test.
     #[must_use]
     #[expect(
         clippy::new_ret_no_self,

@@ -1,20 +1,21 @@
-//! Full failover: what a router of a tenant's networks may send.
+//! Full failover: packets that a router of a tenant's networks may send.
 
 use std::net::IpAddr;
 
-use appliance_common::{
-    addr::from_ip,
-    maps::{Attachment, Mode, Network, PolicyKey},
-};
+use appliance_common::addr::from_ip;
+use appliance_common::maps::{Attachment, Mode, Network, PolicyKey};
 
-use super::{Ip, Kind, QUOTE, delivered, in_prefixes, may_answer, unroutable};
-use crate::{
-    harness::Action,
-    packet::{self, L2, be32, mac_at, transport_checksum},
-    world::World,
-};
+use super::Kind;
+use super::icmp::{QUOTE, may_answer};
+use super::ip::Ip;
+use super::site::{in_prefixes, is_unroutable};
+use super::tunnel::check_delivered;
 
-/// A frame from a port of a tenant in full failover, and what was sent for it.
+use crate::harness::Action;
+use crate::packet::{self, L2, be32, mac_at, transport_checksum};
+use crate::world::World;
+
+/// A frame from a port of a tenant in full failover, and the frame sent in answer.
 pub(super) struct Routed<'a> {
     pub world: &'a World,
     pub attachment: &'a Attachment,
@@ -30,7 +31,7 @@ pub(super) struct Routed<'a> {
 }
 
 /// Whether the network's tenant is in full failover.
-pub(super) fn full(world: &World, network: &Network) -> bool {
+pub(super) fn in_full(world: &World, network: &Network) -> bool {
     world
         .tenants
         .get(network.tenant as usize)
@@ -46,7 +47,10 @@ pub(super) fn is_host(network: &Network, address: IpAddr) -> bool {
     let edge = network.prefixes[..usize::from(network.prefix_count)]
         .iter()
         .any(|p| p.is_v4_network_or_broadcast(&from_ip(address)));
-    !unroutable(address) && in_prefixes(network, address) && !is_gateway(network, address) && !edge
+    !is_unroutable(address)
+        && in_prefixes(network, address)
+        && !is_gateway(network, address)
+        && !edge
 }
 
 /// The networks of the tenant that have the address, and that `from` may send to.
@@ -63,7 +67,7 @@ fn reached<'w>(world: &'w World, from: &Network, address: IpAddr) -> Option<&'w 
 }
 
 /// Whether a packet of one of the tenant's networks may come to this one.
-pub(super) fn may_come(world: &World, to: &Network, src: IpAddr, dst: IpAddr) -> bool {
+pub(super) fn may_deliver(world: &World, to: &Network, src: IpAddr, dst: IpAddr) -> bool {
     is_host(to, dst)
         && world.networks.iter().any(|from| {
             is_host(from, src) && reached(world, from, dst).is_some_and(|n| n.vni == to.vni)
@@ -129,7 +133,7 @@ impl Routed<'_> {
         );
         expected[hops] -= 1;
         if i.dst.is_ipv4() {
-            // RFC 1624 equation 3; what was wrong before stays as wrong.
+            // RFC 1624 equation 3; a wrong checksum stays wrong by the same difference.
             let old = u16::from_be_bytes([expected[8] + 1, expected[9]]);
             let new = u16::from_be_bytes([expected[8], expected[9]]);
             let sum = u16::from_be_bytes([expected[10], expected[11]]);
@@ -138,7 +142,7 @@ impl Routed<'_> {
             total = (total & 0xffff) + (total >> 16);
             expected[10..12].copy_from_slice(&(!(total as u16)).to_be_bytes());
         }
-        delivered(
+        check_delivered(
             neighbour,
             self.ifindex,
             self.action,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use causeway_tests::{
-    nat::{Says, fragments, packet},
+    nat::{Message, fragments, packet},
     packet::{Mac, frame, ip},
     site::{Conversation, Site},
 };
@@ -71,7 +71,7 @@ fn a_fragment_that_comes_before_its_first_is_not_lost() {
             next_hop(&site, "client", edge),
             mac(&site.mac("client", "eth0")),
         );
-        let whole = packet(Says::Udp, (ip(CLIENT[i]), 5000), (ip(PUBLIC[i]), 7000));
+        let whole = packet(Message::Udp, (ip(CLIENT[i]), 5000), (ip(PUBLIC[i]), 7000));
         let [first, second] = fragments(&whole, 16, 77);
         site.inject("client", "eth0", &[frame(hop, own, &[], &second)])
             .unwrap_or_else(|e| panic!("{e}"));
@@ -94,7 +94,7 @@ fn a_fragment_that_comes_before_its_first_is_not_lost() {
             next_hop(&site, "replica-a", GATEWAY[i]),
             mac(&site.mac("replica-a", "eth0")),
         );
-        let whole = packet(Says::Udp, (ip(REPLICA[i]), 5001), (ip(SERVER[i]), 7001));
+        let whole = packet(Message::Udp, (ip(REPLICA[i]), 5001), (ip(SERVER[i]), 7001));
         let [first, second] = fragments(&whole, 16, 78);
         for piece in [second, first] {
             site.inject("replica-a", "eth0", &[frame(hop, own, &[], &piece)])

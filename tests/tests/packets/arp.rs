@@ -1,4 +1,5 @@
-//! ARP is answered for exactly the addresses the mode says, and who asks is heard.
+//! ARP requests are answered for exactly the addresses of the mode, and the asking host is
+//! reported.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -183,7 +184,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
                 [2, 9, 9, 9, 9, 7],
             )),
             Case::new(
-                "one who asks for somebody else makes no entry",
+                "a request for another host makes no entry",
                 c,
                 UPLINK,
                 request(&[], [2, 9, 9, 9, 9, 6], "10.1.0.96", "10.1.0.1"),
@@ -226,7 +227,7 @@ fn the_provider_side_answers_for_all_others() {
         vec![
             answered("a production machine", "10.1.0.11"),
             answered("the router", "10.1.0.1"),
-            answered("an address nobody may have", "10.1.0.200"),
+            answered("an address without a host", "10.1.0.200"),
             ignored("another replica", "10.1.0.10", "10.1.0.12"),
             ignored("outside the prefixes", "10.1.0.10", "10.9.0.2"),
             ignored("the network address", "10.1.0.10", "10.1.0.0"),

@@ -90,8 +90,13 @@ fn tags_and_interface_select_the_network() {
             .counts(Counter::Encapsulated),
             Case::new("untagged on the trunk", access, TRUNK, on(&[], 1))
                 .dropped(Counter::DropUnknownVlan),
-            Case::new("a VLAN nobody has", access, TRUNK, on(&[tag(103)], 1))
-                .dropped(Counter::DropUnknownVlan),
+            Case::new(
+                "a VLAN without a network",
+                access,
+                TRUNK,
+                on(&[tag(103)], 1),
+            )
+            .dropped(Counter::DropUnknownVlan),
             Case::new("the inner VLAN alone", access, TRUNK, on(&[tag(102)], 3))
                 .dropped(Counter::DropUnknownVlan),
             Case::new(
@@ -116,7 +121,7 @@ fn tags_and_interface_select_the_network() {
             )
             .dropped(Counter::DropUnknownVlan),
             Case::new(
-                "an interface nobody attached",
+                "an interface that is not attached",
                 access,
                 STRAY,
                 frame(TRUNK_MAC, A_MAC, &[tag(101)], &ping(1)),
@@ -158,7 +163,7 @@ fn a_shared_port_passes_unknown_frames_to_the_kernel() {
         &mut h,
         vec![
             Case::new(
-                "a VLAN nobody has",
+                "a VLAN without a network",
                 combined,
                 UPLINK,
                 frame(UPLINK_MAC, B_MAC, &[tag(7)], &ping),

@@ -220,7 +220,7 @@ fn packets_between_tunnels_and_from_local_addresses_are_dropped() {
                 Counter::DropSplitHorizon,
             ),
             case(
-                "nobody's network",
+                "a network of no tenant",
                 "10.1.0.11",
                 "192.0.2.1",
                 Counter::DropSplitHorizon,

@@ -1,4 +1,5 @@
-//! A flood of first packets: connections that are established go on, and nothing is let out untranslated.
+//! A flood of first packets: connections that are established go on, and nothing is let out
+//! untranslated.
 //!
 //! The flood is a million packets; ten million with `CAUSEWAY_LONG=1`; or `CAUSEWAY_FLOOD`.
 
@@ -10,17 +11,17 @@ use appliance_common::{
 };
 use causeway_tests::{
     harness::{Harness, Program},
-    nat::{Fate, Place, Says, end, hop, inside, outside, packet},
+    nat::{HostPort, Message, Verdict, end, hop, inside, outside, packet},
     packet::frame,
     series,
     world::*,
 };
 
 const A: &str = "10.1.0.10";
-const PA: Place = Place::trunk(101, A_MAC);
-const SYN: Says = Says::Tcp(0x02);
-const SYN_ACK: Says = Says::Tcp(0x12);
-const ACK: Says = Says::Tcp(0x10);
+const PA: HostPort = HostPort::trunk(101, A_MAC);
+const SYN: Message = Message::Tcp(0x02);
+const SYN_ACK: Message = Message::Tcp(0x12);
+const ACK: Message = Message::Tcp(0x10);
 /// Connections that are there before.
 const ESTABLISHED: u16 = 500;
 /// Packets of the flood between two looks at those.
@@ -38,7 +39,7 @@ fn open(h: &mut Harness, port: u16) {
         (outside(h, &packet(ACK, client, outer)), "ACK"),
     ] {
         assert!(
-            matches!(fate, Fate::Host(_) | Fate::Outside(_)),
+            matches!(fate, Verdict::Host(_) | Verdict::Outside(_)),
             "{what}: {fate:?}"
         );
     }
@@ -50,18 +51,19 @@ fn all_go_on(h: &mut Harness, when: &str) {
         let (client, outer, inner) = (end(REMOTE, port), end(PUBLIC4, 443), end(A, 8443));
         assert_eq!(
             outside(h, &packet(ACK, client, outer)),
-            Fate::Host(PA.hears(&hop(&packet(ACK, client, inner)))),
+            Verdict::Host(PA.receives(&hop(&packet(ACK, client, inner)))),
             "{when}: {client:?}"
         );
         assert_eq!(
             inside(h, PA, &packet(ACK, inner, client)),
-            Fate::Outside(hop(&packet(ACK, outer, client))),
+            Verdict::Outside(hop(&packet(ACK, outer, client))),
             "{when}: to {client:?}"
         );
     }
 }
 
-/// The packet `n` of a flood from outside: a SYN to the rule's port, each from another address and port.
+/// The packet `n` of a flood from outside: a SYN to the rule's port, each from another address and
+/// port.
 fn flood(template: &mut [u8], n: u32) {
     // 16.0.0.0 on, and ports from 1024 on; with both checksums as they must be.
     let source = (0x1000_0000 + n).to_be_bytes();
@@ -84,8 +86,8 @@ fn a_flood_of_syns_leaves_established_connections_alone() {
     }
     // Outbound connections as well.
     let (from, far) = (end(A, 20_000), end(REMOTE, 53));
-    inside(&mut h, PA, &packet(Says::Udp, from, far));
-    outside(&mut h, &packet(Says::Udp, far, end(NAT4, 20_000)));
+    inside(&mut h, PA, &packet(Message::Udp, from, far));
+    outside(&mut h, &packet(Message::Udp, far, end(NAT4, 20_000)));
     all_go_on(&mut h, "before");
     let places = || 2 * (usize::from(ESTABLISHED) + 1);
     let settled = |h: &mut Harness| h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS").len();
@@ -101,7 +103,7 @@ fn a_flood_of_syns_leaves_established_connections_alone() {
             flood(&mut template, n);
             let (action, out) = h.run(Program::Uplink, UPLINK, &template).expect("it runs");
             assert!(action.sends(), "SYN {n}: {action:?}");
-            // To the machine, and to nobody else: 10.1.0.10.
+            // To the machine 10.1.0.10.
             assert_eq!(out[18 + 16..18 + 20], [10, 1, 0, 10], "SYN {n}");
             n += 1;
         }
@@ -118,8 +120,8 @@ fn a_flood_of_syns_leaves_established_connections_alone() {
     let opened = (n.div_ceil(BETWEEN)).min(1000) as usize;
     assert_eq!(settled(&mut h), places() + 2 * opened);
     assert_eq!(
-        outside(&mut h, &packet(Says::Udp, far, end(NAT4, 20_000))),
-        Fate::Host(PA.hears(&hop(&packet(Says::Udp, far, from))))
+        outside(&mut h, &packet(Message::Udp, far, end(NAT4, 20_000))),
+        Verdict::Host(PA.receives(&hop(&packet(Message::Udp, far, from))))
     );
     let counters = h.counters();
     assert!(counters[&(Counter::FlowOpened as u32)] >= u64::from(n));
@@ -134,7 +136,7 @@ fn a_full_table_refuses_new_connections_and_keeps_the_established() {
     for port in 10_000..10_000 + ESTABLISHED {
         open(&mut h, port);
     }
-    // Filled to the brim with what is nobody's.
+    // Filled with entries of no tenant.
     let mut filled = 0u32;
     let flow = Flow {
         last_seen: u32::MAX / 2,
@@ -163,9 +165,9 @@ fn a_full_table_refuses_new_connections_and_keeps_the_established() {
         inside(&mut h, PA, &packet(SYN_ACK, inner, client));
         match outside(&mut h, &packet(ACK, client, outer)) {
             // The kernel keeps a few entries in reserve on each CPU.
-            Fate::Host(_) => {}
+            Verdict::Host(_) => {}
             fate => {
-                assert_eq!(fate, Fate::Dropped(Counter::DropFlowsFull));
+                assert_eq!(fate, Verdict::Dropped(Counter::DropFlowsFull));
                 refused += 1;
             }
         }
@@ -191,15 +193,15 @@ fn a_blind_acknowledgment_establishes_no_connection() {
     };
     assert!(matches!(
         outside(&mut h, &packet(SYN, client, outer)),
-        Fate::Host(_)
+        Verdict::Host(_)
     ));
     let answer = packet(SYN_ACK, inner, client);
-    assert!(matches!(inside(&mut h, PA, &answer), Fate::Outside(_)));
+    assert!(matches!(inside(&mut h, PA, &answer), Verdict::Outside(_)));
     // The machine's first number is 0x01020304 (tests/src/packet.rs).
     for number in [0, 1, 0x0102_0304, 0x0102_0305 + 16_385, u32::MAX] {
         assert_eq!(
             outside(&mut h, &blind(number)),
-            Fate::Dropped(Counter::DropNoFlow),
+            Verdict::Dropped(Counter::DropNoFlow),
             "{number:#x}"
         );
     }
@@ -207,7 +209,7 @@ fn a_blind_acknowledgment_establishes_no_connection() {
     assert_eq!(settled(&mut h), 0);
     assert!(matches!(
         outside(&mut h, &blind(0x0102_0305)),
-        Fate::Host(_)
+        Verdict::Host(_)
     ));
     assert_eq!(settled(&mut h), 2);
 }
@@ -231,9 +233,9 @@ fn each_tenant_has_its_own_share_of_connections() {
         outside(&mut h, &packet(SYN, client, outer));
         inside(&mut h, PA, &packet(SYN_ACK, inner, client));
         match outside(&mut h, &packet(ACK, client, outer)) {
-            Fate::Host(_) => opened += 1,
+            Verdict::Host(_) => opened += 1,
             fate => {
-                assert_eq!(fate, Fate::Dropped(Counter::DropShare));
+                assert_eq!(fate, Verdict::Dropped(Counter::DropShare));
                 refused += 1;
             }
         }
@@ -242,24 +244,30 @@ fn each_tenant_has_its_own_share_of_connections() {
     // Endpoints are counted by themselves.
     let far = end(REMOTE, 53);
     let leaves =
-        |h: &mut Harness, place, port| inside(h, place, &packet(Says::Udp, end(A, port), far));
+        |h: &mut Harness, place, port| inside(h, place, &packet(Message::Udp, end(A, port), far));
     for port in 3000..3005 {
         assert!(
-            matches!(leaves(&mut h, PA, port), Fate::Outside(_)),
+            matches!(leaves(&mut h, PA, port), Verdict::Outside(_)),
             "{port}"
         );
     }
-    assert_eq!(leaves(&mut h, PA, 3005), Fate::Dropped(Counter::DropShare));
+    assert_eq!(
+        leaves(&mut h, PA, 3005),
+        Verdict::Dropped(Counter::DropShare)
+    );
     assert!(
-        matches!(leaves(&mut h, PA, 3000), Fate::Outside(_)),
+        matches!(leaves(&mut h, PA, 3000), Verdict::Outside(_)),
         "it has it already"
     );
     // And the other tenant has its own.
-    let globex = Place::trunk(201, G_MAC);
-    assert!(matches!(leaves(&mut h, globex, 12_000), Fate::Outside(_)));
+    let globex = HostPort::trunk(201, G_MAC);
+    assert!(matches!(
+        leaves(&mut h, globex, 12_000),
+        Verdict::Outside(_)
+    ));
     let (client, outer, inner) = (end(REMOTE, 5), end(PUBLIC2, 443), end(A, 443));
     outside(&mut h, &packet(SYN, client, outer));
     inside(&mut h, globex, &packet(SYN_ACK, inner, client));
     let fate = outside(&mut h, &packet(ACK, client, outer));
-    assert!(matches!(fate, Fate::Host(_)), "{fate:?}");
+    assert!(matches!(fate, Verdict::Host(_)), "{fate:?}");
 }

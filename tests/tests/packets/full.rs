@@ -1,5 +1,5 @@
-//! Full failover: the gateway's address answered, pings to it, routes between a tenant's networks by policy,
-//! and the errors that a router sends.
+//! Full failover: the gateway's address answered, pings to it, routes between a tenant's networks
+//! by policy, and the errors that a router sends.
 
 use appliance_common::{counters::Counter, events::SlowReason};
 use causeway_tests::{
@@ -14,7 +14,7 @@ const A6: &str = "2001:db8:1::10";
 /// Of net4, which net1 may send to, and which may send to net1.
 const D: &str = "10.4.0.10";
 const D6: &str = "2001:db8:4::10";
-/// Of net3, which may send to net1, and which nobody may send to.
+/// A host of net3, which may send to net1, and to which no network may send.
 const C: &str = "10.3.0.10";
 const C6: &str = "2001:db8:3::10";
 const GW: &str = "10.1.0.1";
@@ -467,7 +467,8 @@ fn only_the_gateway_s_address_is_answered() {
                 .counts(Counter::ArpAnswered),
             case("for a neighbour that is here", ask("10.1.0.12", A))
                 .dropped(Counter::ControlIgnored),
-            case("for one that nobody is", ask("10.1.0.200", A)).dropped(Counter::ControlIgnored),
+            case("for an address without a host", ask("10.1.0.200", A))
+                .dropped(Counter::ControlIgnored),
             case("solicitation for the gateway", solicit(GW6))
                 .gives(
                     Action::Tx,

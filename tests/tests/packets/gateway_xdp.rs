@@ -1,4 +1,5 @@
-//! The gateway's XDP program: what it carries, byte for byte, and what it leaves to the table in user space.
+//! The gateway's XDP program: forwarded datagrams byte for byte, and those that pass to the table
+//! in user space.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -26,48 +27,51 @@ use gateway_common::maps::Outcome;
 
 const LONG: Duration = Duration::from_secs(3600);
 
-fn v4() -> [Seat; 2] {
+fn v4() -> [SideAddress; 2] {
     [
-        Seat::new("192.0.2.10:1001", "192.0.2.1"),
-        Seat::new("192.0.2.11:1002", "192.0.2.1"),
+        SideAddress::new("192.0.2.10:1001", "192.0.2.1"),
+        SideAddress::new("192.0.2.11:1002", "192.0.2.1"),
     ]
 }
 
-fn v6s() -> [Seat; 2] {
+fn v6s() -> [SideAddress; 2] {
     [
-        Seat::new("[2001:db8:1::10]:1001", "2001:db8:1::1"),
-        Seat::new("[2001:db8:1::11]:1002", "2001:db8:1::1"),
+        SideAddress::new("[2001:db8:1::10]:1001", "2001:db8:1::1"),
+        SideAddress::new("[2001:db8:1::11]:1002", "2001:db8:1::1"),
     ]
 }
 
 /// The second end is behind the interface of the smaller MTU.
-fn v4_out() -> [Seat; 2] {
-    [v4()[0], Seat::new("198.51.100.20:1003", "198.51.100.1")]
+fn v4_out() -> [SideAddress; 2] {
+    [
+        v4()[0],
+        SideAddress::new("198.51.100.20:1003", "198.51.100.1"),
+    ]
 }
 
-fn v6_out() -> [Seat; 2] {
+fn v6_out() -> [SideAddress; 2] {
     [
         v6s()[0],
-        Seat::new("[2001:db8:2::20]:1003", "2001:db8:2::1"),
+        SideAddress::new("[2001:db8:2::20]:1003", "2001:db8:2::1"),
     ]
 }
 
 /// Both are in the VLAN.
-fn v4_vlan() -> [Seat; 2] {
+fn v4_vlan() -> [SideAddress; 2] {
     [
-        Seat::new("203.0.113.30:1001", "203.0.113.1"),
-        Seat::new("203.0.113.31:1002", "203.0.113.1"),
+        SideAddress::new("203.0.113.30:1001", "203.0.113.1"),
+        SideAddress::new("203.0.113.31:1002", "203.0.113.1"),
     ]
 }
 
-fn v6_vlan() -> [Seat; 2] {
+fn v6_vlan() -> [SideAddress; 2] {
     [
-        Seat::new("[2001:db8:3::30]:1001", "2001:db8:3::1"),
-        Seat::new("[2001:db8:3::31]:1002", "2001:db8:3::1"),
+        SideAddress::new("[2001:db8:3::30]:1001", "2001:db8:3::1"),
+        SideAddress::new("[2001:db8:3::31]:1002", "2001:db8:3::1"),
     ]
 }
 
-/// What is in a frame, as somebody else reads it.
+/// Fields of a frame, as an independent parser reads them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Read {
     source: SocketAddr,
@@ -117,7 +121,7 @@ fn read(bytes: &[u8]) -> Read {
 }
 
 /// Checks that a frame is carried from one seat to the other.
-fn carried(stand: &Stand, sent: &[u8], seats: [&Seat; 2], device: u32) {
+fn carried(stand: &GatewayHarness, sent: &[u8], seats: [&SideAddress; 2], device: u32) {
     let (action, out, outcome) = stand.run(IN, sent);
     assert_eq!(outcome, Outcome::Forwarded);
     let expected = if device == IN {
@@ -150,7 +154,7 @@ fn carried(stand: &Stand, sent: &[u8], seats: [&Seat; 2], device: u32) {
 }
 
 /// Checks that a frame is left to user space as it is.
-fn passed(stand: &Stand, ifindex: u32, sent: &[u8], expected: Outcome) {
+fn passed(stand: &GatewayHarness, ifindex: u32, sent: &[u8], expected: Outcome) {
     let (action, out, outcome) = stand.run(ifindex, sent);
     assert_eq!((action, outcome), (Action::Pass, expected));
     assert!(out == sent, "changed");
@@ -158,7 +162,7 @@ fn passed(stand: &Stand, ifindex: u32, sent: &[u8], expected: Outcome) {
 
 #[test]
 fn a_datagram_is_forwarded_byte_for_byte() {
-    let Some(mut stand) = Stand::new(8, LONG, None, None) else {
+    let Some(mut stand) = GatewayHarness::new(8, LONG, None, None) else {
         return;
     };
     let circuits = [
@@ -208,7 +212,7 @@ fn a_datagram_is_forwarded_byte_for_byte() {
 
 #[test]
 fn only_short_frames_are_padded() {
-    let Some(mut stand) = Stand::new(1, LONG, None, None) else {
+    let Some(mut stand) = GatewayHarness::new(1, LONG, None, None) else {
         return;
     };
     let seats @ [a, b] = &v4();
@@ -224,12 +228,12 @@ fn only_short_frames_are_padded() {
 
 #[test]
 fn a_missing_or_wrong_udp_checksum_is_kept() {
-    let Some(mut stand) = Stand::new(2, LONG, None, None) else {
+    let Some(mut stand) = GatewayHarness::new(2, LONG, None, None) else {
         return;
     };
     let seats @ [a, b] = &v4();
     stand.join(1, seats);
-    let none = |seat: &Seat, circuit| {
+    let none = |seat: &SideAddress, circuit| {
         let l3 = udp_no_checksum(
             seat.remote.ip(),
             seat.local.ip(),
@@ -269,7 +273,7 @@ fn a_missing_or_wrong_udp_checksum_is_kept() {
     assert!(seen);
 }
 
-fn stand_run(stand: &Stand, sent: &[u8]) -> (Action, Vec<u8>) {
+fn stand_run(stand: &GatewayHarness, sent: &[u8]) -> (Action, Vec<u8>) {
     let mut runner = stand.runner();
     let (action, out) = runner.run(IN, sent);
     (action, out.to_vec())
@@ -277,7 +281,7 @@ fn stand_run(stand: &Stand, sent: &[u8]) -> (Action, Vec<u8>) {
 
 #[test]
 fn other_frames_than_plain_datagrams_pass_to_the_kernel() {
-    let Some(mut stand) = Stand::new(2, LONG, None, None) else {
+    let Some(mut stand) = GatewayHarness::new(2, LONG, None, None) else {
         return;
     };
     let four = v4();
@@ -287,7 +291,7 @@ fn other_frames_than_plain_datagrams_pass_to_the_kernel() {
     let (IpAddr::V4(from), IpAddr::V4(to)) = (four[0].remote.ip(), four[0].local.ip()) else {
         unreachable!("IPv4");
     };
-    let segment = |seat: &Seat, payload: &[u8]| {
+    let segment = |seat: &SideAddress, payload: &[u8]| {
         let (from, to) = (seat.remote, seat.local);
         udp_segment(from.ip(), to.ip(), from.port(), to.port(), payload)
     };
@@ -365,32 +369,32 @@ fn other_frames_than_plain_datagrams_pass_to_the_kernel() {
     ] {
         passed(&stand, IN, &four[0].tagged(tags, &bytes), Outcome::Other);
     }
-    // To somebody else's MAC address, to all, and where the program does not know the interface.
+    // To another MAC address, to broadcast, and on an interface that the program does not know.
     let mut sent = four[0].frame(&bytes);
     passed(&stand, STRAY, &sent, Outcome::NotForUs);
     sent[5] ^= 1;
     passed(&stand, IN, &sent, Outcome::NotForUs);
     sent[..6].fill(0xff);
     passed(&stand, IN, &sent, Outcome::NotForUs);
-    // What is not IP.
+    // Not IP.
     sent = four[0].frame(&bytes);
     sent[12..14].copy_from_slice(&[0x08, 0x06]);
     passed(&stand, IN, &sent, Outcome::Other);
 }
 
-fn segment_of(seat: &Seat, payload: &[u8]) -> Vec<u8> {
+fn segment_of(seat: &SideAddress, payload: &[u8]) -> Vec<u8> {
     let (from, to) = (seat.remote, seat.local);
     udp_segment(from.ip(), to.ip(), from.port(), to.port(), payload)
 }
 
-fn six_of(seat: &Seat) -> std::net::Ipv6Addr {
+fn six_of(seat: &SideAddress) -> std::net::Ipv6Addr {
     match seat.remote.ip() {
         IpAddr::V6(v6) => v6,
         IpAddr::V4(_) => unreachable!("IPv6"),
     }
 }
 
-fn six_of_local(seat: &Seat) -> std::net::Ipv6Addr {
+fn six_of_local(seat: &SideAddress) -> std::net::Ipv6Addr {
     match seat.local.ip() {
         IpAddr::V6(v6) => v6,
         IpAddr::V4(_) => unreachable!("IPv6"),
@@ -399,12 +403,12 @@ fn six_of_local(seat: &Seat) -> std::net::Ipv6Addr {
 
 #[test]
 fn datagrams_that_need_the_table_pass_to_user_space() {
-    let Some(mut stand) = Stand::new(8, LONG, None, None) else {
+    let Some(mut stand) = GatewayHarness::new(8, LONG, None, None) else {
         return;
     };
     let seats @ [a, b] = &v4();
     stand.join(1, seats);
-    // Messages, and what is too short for an id.
+    // Control messages, and datagrams too short for an id.
     passed(&stand, IN, &a.frame(&[0; 64]), Outcome::Message);
     passed(
         &stand,
@@ -430,14 +434,15 @@ fn datagrams_that_need_the_table_pass_to_user_space() {
         &a.frame(&payload(2, 10)),
         Outcome::UnknownCircuit,
     );
-    // Other sources: another port, another address, the other end's circuit; to another address or port of the gateway.
+    // Other sources: another port, another address, the other end's circuit; to another address or
+    // port of the gateway.
     let bytes = &payload(1, 10);
     for (remote, local) in [
         ("192.0.2.10:1009", "192.0.2.1"),
         ("192.0.2.12:1001", "192.0.2.1"),
         ("192.0.2.10:1001", "198.51.100.1"),
     ] {
-        let other = Seat::new(remote, local);
+        let other = SideAddress::new(remote, local);
         passed(&stand, IN, &other.frame(bytes), Outcome::WrongSource);
     }
     let mut other = *a;
@@ -465,7 +470,7 @@ fn datagrams_that_need_the_table_pass_to_user_space() {
             Outcome::OtherInterface,
         ),
     ] {
-        stand.join(circuit, &[*a, Seat::new(remote, local)]);
+        stand.join(circuit, &[*a, SideAddress::new(remote, local)]);
         passed(&stand, IN, &a.frame(&payload(circuit, 10)), outcome);
     }
     carried(&stand, &a.frame(bytes), [a, b], IN);
@@ -473,7 +478,7 @@ fn datagrams_that_need_the_table_pass_to_user_space() {
 
 #[test]
 fn a_stale_entry_never_forwards_into_another_circuit() {
-    let Some(mut stand) = Stand::new(2, LONG, None, None) else {
+    let Some(mut stand) = GatewayHarness::new(2, LONG, None, None) else {
         return;
     };
     // The ends of both are the same: the id alone tells them apart.
@@ -510,7 +515,7 @@ fn a_stale_entry_never_forwards_into_another_circuit() {
 
 #[test]
 fn no_frame_is_redirected_to_a_driver_that_cannot_accept_it() {
-    let Some(mut stand) = Stand::new(2, LONG, None, None) else {
+    let Some(mut stand) = GatewayHarness::new(2, LONG, None, None) else {
         return;
     };
     let (here, there) = (v4(), v4_out());
@@ -536,7 +541,7 @@ fn no_frame_is_redirected_to_a_driver_that_cannot_accept_it() {
         [&here[0], &here[1]],
         IN,
     );
-    // An interface that is not told of any more.
+    // An interface that was removed from the map.
     stand.fast.set_ports(&Default::default()).expect("PORTS");
     passed(
         &stand,
@@ -548,7 +553,7 @@ fn no_frame_is_redirected_to_a_driver_that_cannot_accept_it() {
 
 #[test]
 fn a_datagram_over_the_mtu_passes_to_the_kernel() {
-    let Some(mut stand) = Stand::new(2, LONG, None, None) else {
+    let Some(mut stand) = GatewayHarness::new(2, LONG, None, None) else {
         return;
     };
     for (circuit, seats, headers) in [(1, v4_out(), 28), (2, v6_out(), 48)] {
@@ -564,7 +569,7 @@ fn a_datagram_over_the_mtu_passes_to_the_kernel() {
 #[test]
 fn the_program_follows_the_table() {
     let lifetime = Duration::from_millis(600);
-    let Some(mut stand) = Stand::new(1, lifetime, None, None) else {
+    let Some(mut stand) = GatewayHarness::new(1, lifetime, None, None) else {
         return;
     };
     let seats @ [a, b] = &v4();
@@ -589,7 +594,7 @@ fn the_program_follows_the_table() {
     stand.join(1, seats);
     carried(&stand, &a.frame(bytes), [a, b], IN);
     // It moves: from where it was nothing comes, and nothing goes there.
-    let moved = Seat::new("192.0.2.11:2222", "192.0.2.1");
+    let moved = SideAddress::new("192.0.2.11:2222", "192.0.2.1");
     stand.bind(1, Side::B, &moved);
     passed(&stand, IN, &b.frame(bytes), Outcome::WrongSource);
     carried(&stand, &moved.frame(bytes), [&moved, a], IN);
@@ -620,7 +625,7 @@ fn the_program_follows_the_table() {
 
 #[test]
 fn repeated_roaming_needs_no_more_map_entries() {
-    let Some(mut stand) = Stand::new(1, LONG, None, None) else {
+    let Some(mut stand) = GatewayHarness::new(1, LONG, None, None) else {
         return;
     };
     let seats @ [a, _] = &v4();
@@ -630,7 +635,7 @@ fn repeated_roaming_needs_no_more_map_entries() {
     let begun = Instant::now();
     let mut moves = 0u16;
     while begun.elapsed() < Duration::from_millis(2500) {
-        let b = Seat::new(&format!("192.0.2.11:{}", 3000 + moves), "192.0.2.1");
+        let b = SideAddress::new(&format!("192.0.2.11:{}", 3000 + moves), "192.0.2.1");
         stand.bind(1, Side::B, &b);
         carried(&stand, &a.frame(bytes), [a, &b], IN);
         moves += 1;
@@ -642,7 +647,7 @@ fn repeated_roaming_needs_no_more_map_entries() {
 #[test]
 fn a_tenant_s_rate_limit_covers_program_and_user_space() {
     // 1000 a second, and 100 at once.
-    let Some(mut stand) = Stand::new(2, LONG, Some(1000), None) else {
+    let Some(mut stand) = GatewayHarness::new(2, LONG, Some(1000), None) else {
         return;
     };
     let seats @ [a, b] = &v4();
@@ -651,7 +656,7 @@ fn a_tenant_s_rate_limit_covers_program_and_user_space() {
     let done = AtomicBool::new(false);
     let (carried, dropped) = (AtomicU64::new(0), AtomicU64::new(0));
     let begun = Instant::now();
-    // The program on several processors, and the table beside it.
+    // The program on several processors, and the table at the same time.
     let by_table = std::thread::scope(|scope| {
         for sent in [
             a.frame(&payload(1, 10)),
@@ -701,13 +706,13 @@ fn a_tenant_s_rate_limit_covers_program_and_user_space() {
 
 #[test]
 fn bytes_are_limited_and_passed_datagrams_are_not_counted() {
-    let Some(mut stand) = Stand::new(1, LONG, Some(1_000_000), Some(10_000)) else {
+    let Some(mut stand) = GatewayHarness::new(1, LONG, Some(1_000_000), Some(10_000)) else {
         return;
     };
     let seats @ [a, _] = &v4();
     stand.join(1, seats);
-    // A tenth of a second: 1000 bytes. What is not carried takes nothing.
-    let other = Seat::new("192.0.2.10:1009", "192.0.2.1");
+    // A tenth of a second: 1000 bytes. Datagrams that are not forwarded use none.
+    let other = SideAddress::new("192.0.2.10:1009", "192.0.2.1");
     for _ in 0..1000 {
         passed(
             &stand,
@@ -736,11 +741,12 @@ fn bytes_are_limited_and_passed_datagrams_are_not_counted() {
     assert!(stand.stats(1).rate > 0);
 }
 
-/// Random changes to datagrams of circuits: whatever the program forwards, the table would have, to the same place and as it was.
+/// Random changes to datagrams of circuits: whatever the program forwards, the table would have, to
+/// the same place and as it was.
 #[test]
 fn the_program_forwards_only_what_the_table_would_forward() {
     let count = series::length("CAUSEWAY_RANDOM_PACKETS", 200_000, 1_000_000);
-    let Some(mut stand) = Stand::new(8, LONG, None, None) else {
+    let Some(mut stand) = GatewayHarness::new(8, LONG, None, None) else {
         return;
     };
     let circuits = [
@@ -888,7 +894,7 @@ fn change(rng: &mut Rng, sent: &mut Vec<u8>) {
     }
 }
 
-/// Makes the checksum of an IPv4 header right, so that what is wrong with it otherwise is found.
+/// Recomputes the checksum of an IPv4 header, so that other faults are reached.
 fn mend(sent: &mut [u8]) {
     let l3 = if sent.get(12..14) == Some(&[0x81, 0]) {
         18
@@ -905,7 +911,7 @@ fn mend(sent: &mut [u8]) {
     }
 }
 
-/// As [`read`], of what may be nothing at all.
+/// As [`read`]; `None` for a frame that is no UDP datagram.
 fn read_lax(bytes: &[u8]) -> Option<Read> {
     let packet = LaxSlicedPacket::from_ethernet(bytes).ok()?;
     if packet.stop_err.is_some() {
@@ -918,15 +924,17 @@ fn read_lax(bytes: &[u8]) -> Option<Read> {
     matches!(&packet.transport, Some(TransportSlice::Udp(_))).then(|| read(bytes))
 }
 
-/// Most instructions of the program after the verifier, and most that it may walk through in checking it.
+/// Most instructions of the program after the verifier, and most that it may walk through in
+/// checking it.
 const XLATED_BUDGET: usize = 4_000;
 const VERIFIED_BUDGET: u32 = 40_000;
-/// Most memory of the maps for a thousand circuits, bytes, on a machine of up to 64 CPUs: 40 KiB for each CPU.
+/// Most memory of the maps for a thousand circuits, bytes, on a machine of up to 64 CPUs: 40 KiB
+/// for each CPU.
 const MEMORY_BUDGET: u64 = 6 << 20;
 
 #[test]
 fn the_program_and_its_maps_stay_within_their_budgets() {
-    let Some(stand) = Stand::new(500, LONG, Some(1), None) else {
+    let Some(stand) = GatewayHarness::new(500, LONG, Some(1), None) else {
         return;
     };
     let info = stand.fast.with_program(|program| program.info());

@@ -42,14 +42,14 @@ fn a_replica_sends_from_its_own_address_only() {
             case("loopback", "127.0.0.1", "10.1.0.11"),
             case("broadcast", "255.255.255.255", "10.1.0.11"),
             case("multicast", "224.0.0.5", "10.1.0.11"),
-            case("nobody's", "0.0.0.0", "10.1.0.11"),
+            case("unspecified", "0.0.0.0", "10.1.0.11"),
             case(
                 "a production machine's, IPv6",
                 "2001:db8:1::11",
                 "2001:db8:1::20",
             ),
             case("from outside, IPv6", "2001:db8:77::1", "2001:db8:1::11"),
-            case("nobody's, IPv6", "::", "2001:db8:1::11"),
+            case("unspecified, IPv6", "::", "2001:db8:1::11"),
             case("multicast, IPv6", "ff02::1", "2001:db8:1::11"),
             big(
                 "too big: no ICMP to a forged source",

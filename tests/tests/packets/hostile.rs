@@ -15,7 +15,7 @@ const B: &str = "10.1.0.11";
 const A6: &str = "2001:db8:1::10";
 const B6: &str = "2001:db8:1::11";
 
-/// Valid packets that the programs answer or carry: what, program, interface, frame.
+/// Valid packets that the programs answer or carry: name, program, interface, frame.
 fn valid(provider: bool) -> Vec<(&'static str, Program, u32, Vec<u8>)> {
     let v4 = |t: &str| match ip(t) {
         std::net::IpAddr::V4(a) => a,
@@ -182,7 +182,7 @@ fn valid(provider: bool) -> Vec<(&'static str, Program, u32, Vec<u8>)> {
     all
 }
 
-/// The same with encrypted tunnels: what goes to workers instead, and handshakes.
+/// The same with encrypted tunnels: packets that go to workers, and handshakes.
 fn valid_encrypted(provider: bool) -> Vec<(&'static str, Program, u32, Vec<u8>)> {
     let mut all = valid(provider);
     all.retain(|(what, ..)| !what.starts_with("datagram"));
@@ -207,8 +207,9 @@ fn valid_encrypted(provider: bool) -> Vec<(&'static str, Program, u32, Vec<u8>)>
     all
 }
 
-/// Every valid packet, cut at every length the kernel accepts: dropped as malformed, or passed where
-/// the kernel shares the port or the port of the datagram is cut off; never sent, to a worker neither.
+/// Every valid packet, cut at every length the kernel accepts: dropped as malformed, or passed
+/// where the kernel shares the port or the port of the datagram is cut off; never sent, to a worker
+/// neither.
 fn truncations(h: &mut Harness, packets: Vec<(&'static str, Program, u32, Vec<u8>)>) {
     let mut runs = 0;
     for (what, program, ifindex, packet) in packets {

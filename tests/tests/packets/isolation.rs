@@ -1,16 +1,16 @@
-//! No packet ever crosses from one tenant to another, or leaves untranslated: random packets of two tenants with
-//! equal addresses and of strangers, through routes, mappings, rules, 1:1, hairpin, errors and fragments, while
-//! modes, rules and epochs change.
+//! No packet ever crosses from one tenant to another, or leaves untranslated: random packets of two
+//! tenants with equal addresses and of strangers, through routes, mappings, rules, 1:1, hairpin,
+//! errors and fragments, while modes, rules and epochs change.
 //!
-//! 200 000 packets; a million with `CAUSEWAY_LONG=1`; or `CAUSEWAY_RANDOM_PACKETS`, at most a million.
-//! `CAUSEWAY_SEED` replays a run.
+//! 200 000 packets; a million with `CAUSEWAY_LONG=1`; or `CAUSEWAY_RANDOM_PACKETS`, at most a
+//! million. `CAUSEWAY_SEED` replays a run.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use appliance_common::{counters::Counter, maps::Mode};
 use causeway_tests::{
     harness::{Action, Harness, Program},
-    nat::{End, Place, Says, ends, fragments, packet},
+    nat::{End, HostPort, Message, ends, fragments, packet},
     packet::{frame, icmp, ip, l2, mac_at},
     rng::{Rng, seed_from_env},
     series,
@@ -24,7 +24,7 @@ const FULL: u64 = 1_000_000;
 const CHANGES: u64 = 50;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Who {
+enum Party {
     Acme,
     Globex,
     Outside,
@@ -46,40 +46,40 @@ const HOSTS: [&str; 8] = [
 /// Few, so that connections meet.
 const PORTS: [u16; 10] = [22, 53, 443, 2222, 5000, 5001, 8080, 8443, 20_000, 20_001];
 
-fn owner(address: IpAddr) -> Option<Who> {
+fn owner(address: IpAddr) -> Option<Party> {
     let is = |list: &[&str]| list.iter().any(|text| ip(text) == address);
     if is(&ACME) {
-        Some(Who::Acme)
+        Some(Party::Acme)
     } else if is(&GLOBEX) {
-        Some(Who::Globex)
+        Some(Party::Globex)
     } else {
         None
     }
 }
 
 /// Whether the address is one of a tenant's networks; of the outside, of anybody's.
-fn is_inside(who: Who, address: IpAddr) -> bool {
+fn is_inside(who: Party, address: IpAddr) -> bool {
     let number = match address {
         IpAddr::V4(a) if a.octets()[0] == 10 => u16::from(a.octets()[1]),
         IpAddr::V6(a) if a.segments()[..2] == [0x2001, 0xdb8] => a.segments()[2],
         _ => return false,
     };
     match who {
-        Who::Acme | Who::Outside => [1, 3, 4].contains(&number),
-        Who::Globex => number == 1,
+        Party::Acme | Party::Outside => [1, 3, 4].contains(&number),
+        Party::Globex => number == 1,
     }
 }
 
-/// Whose port a frame is for, by what stands on it.
-fn receiver(out: &[u8]) -> Option<Who> {
+/// The receiver of a frame, by its tags and MAC address.
+fn receiver(out: &[u8]) -> Option<Party> {
     let head = l2(out)?;
     let ours = mac_at(out, 6);
     match (head.tags, head.vids, ours) {
         (1, [101, 0], TRUNK_MAC) | (2, [200, 102], TRUNK_MAC) | (0, _, ACCESS_MAC) => {
-            Some(Who::Acme)
+            Some(Party::Acme)
         }
-        (1, [201, 0], TRUNK_MAC) => Some(Who::Globex),
-        (0, _, UPLINK_MAC) => Some(Who::Outside),
+        (1, [201, 0], TRUNK_MAC) => Some(Party::Globex),
+        (0, _, UPLINK_MAC) => Some(Party::Outside),
         _ => None,
     }
 }
@@ -128,24 +128,24 @@ fn has_ends(l3: &[u8]) -> bool {
     }
 }
 
-/// What is wrong with what was made of a packet from `who`, if anything is.
-fn judge(who: Who, sent: &[u8], out: &[u8]) -> Result<(), String> {
+/// Checks the output for a packet from `who`.
+fn judge(who: Party, sent: &[u8], out: &[u8]) -> Result<(), String> {
     let to = receiver(out).ok_or("out of no port that there is")?;
     let l3 = &out[l2(out).ok_or("no frame")?.l3..];
     let (source, destination) = addresses(l3);
     let (_, asked) = addresses(sent);
     let inner = quoted(l3).map(addresses);
     match to {
-        Who::Outside => {
+        Party::Outside => {
             let own = owner(source).ok_or_else(|| format!("from {source}, untranslated"))?;
-            // An error of ours about what came from outside is from the address that was asked.
-            let allowed = if who == Who::Outside {
+            // Our error about a packet from outside comes from that packet's destination.
+            let allowed = if who == Party::Outside {
                 source == asked
             } else {
                 own == who
             };
             if !allowed {
-                return Err(format!("{who:?} is seen as {source}"));
+                return Err(format!("{who:?} is translated to {source}"));
             }
             if is_inside(who, destination) {
                 return Err(format!("to {destination}, which is inside"));
@@ -161,7 +161,7 @@ fn judge(who: Who, sent: &[u8], out: &[u8]) -> Result<(), String> {
             if !is_inside(tenant, destination) {
                 return Err(format!("to {destination}, which is not inside"));
             }
-            // Within a tenant; else only what was to one of the receiver's public addresses.
+            // Within a tenant; between tenants only to a public address of the receiver.
             if who != tenant && owner(asked) != Some(tenant) {
                 return Err(format!("from {who:?} to {tenant:?}, to {asked}"));
             }
@@ -179,39 +179,39 @@ fn judge(who: Who, sent: &[u8], out: &[u8]) -> Result<(), String> {
     }
 }
 
-/// What random packets are made from: all that was seen leave, come or arrive.
-struct Mill {
+/// Generates random packets, also from the packets seen before.
+struct Generator {
     rng: Rng,
     /// The last packets that each was sent.
-    heard: BTreeMap<Who, Vec<Vec<u8>>>,
+    heard: BTreeMap<Party, Vec<Vec<u8>>>,
     ids: u16,
 }
 
-impl Mill {
+impl Generator {
     fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.rng.below(of.len())]
     }
 
-    fn says(&mut self) -> Says {
+    fn says(&mut self) -> Message {
         match self.rng.below(8) {
-            0..=2 => Says::Udp,
-            3 => Says::Ask,
-            4 => Says::Answer,
-            _ => Says::Tcp(self.pick(&[0x02, 0x12, 0x10, 0x11, 0x04, 0x14])),
+            0..=2 => Message::Udp,
+            3 => Message::EchoRequest,
+            4 => Message::EchoReply,
+            _ => Message::Tcp(self.pick(&[0x02, 0x12, 0x10, 0x11, 0x04, 0x14])),
         }
     }
 
     /// A new packet of `who`.
-    fn fresh(&mut self, who: Who) -> Vec<u8> {
+    fn fresh(&mut self, who: Party) -> Vec<u8> {
         loop {
             let from = match who {
-                Who::Outside => self.pick(&REMOTES),
-                Who::Acme => self.pick(&HOSTS),
-                Who::Globex => self.pick(&["10.1.0.10", "2001:db8:1::10"]),
+                Party::Outside => self.pick(&REMOTES),
+                Party::Acme => self.pick(&HOSTS),
+                Party::Globex => self.pick(&["10.1.0.10", "2001:db8:1::10"]),
             };
             let to = match self.rng.below(4) {
-                0 if who != Who::Outside => self.pick(&HOSTS),
-                1 if who != Who::Outside => self.pick(&REMOTES),
+                0 if who != Party::Outside => self.pick(&HOSTS),
+                1 if who != Party::Outside => self.pick(&REMOTES),
                 2 => self.pick(&GLOBEX),
                 _ => self.pick(&ACME),
             };
@@ -223,8 +223,8 @@ impl Mill {
         }
     }
 
-    /// An answer to, or an error about, something that `who` was sent; else something new.
-    fn next(&mut self, who: Who) -> Vec<u8> {
+    /// An answer to, or an error about, a packet that `who` received; else a new packet.
+    fn next(&mut self, who: Party) -> Vec<u8> {
         let known = self.heard.get(&who).map_or(0, Vec::len);
         if known == 0 || self.rng.below(3) == 0 {
             return self.fresh(who);
@@ -256,16 +256,16 @@ impl Mill {
             heard[6]
         };
         let says = match protocol {
-            17 => Says::Udp,
-            6 => Says::Tcp(self.pick(&[0x12, 0x10, 0x11, 0x14])),
-            _ if to.1 == 0 => Says::Answer,
-            _ => Says::Ask,
+            17 => Message::Udp,
+            6 => Message::Tcp(self.pick(&[0x12, 0x10, 0x11, 0x14])),
+            _ if to.1 == 0 => Message::EchoReply,
+            _ => Message::EchoRequest,
         };
         packet(says, to, from)
     }
 }
 
-fn place(who: Who, l3: &[u8]) -> (Program, u32, Vec<u8>) {
+fn place(who: Party, l3: &[u8]) -> (Program, u32, Vec<u8>) {
     let (source, _) = addresses(l3);
     let third = match source {
         IpAddr::V4(a) => u16::from(a.octets()[1]),
@@ -276,13 +276,17 @@ fn place(who: Who, l3: &[u8]) -> (Program, u32, Vec<u8>) {
         IpAddr::V6(a) => a.segments()[7] - 6,
     };
     match who {
-        Who::Outside => (
+        Party::Outside => (
             Program::Uplink,
             UPLINK,
             frame(UPLINK_MAC, NEXT_HOP_MAC, &[], l3),
         ),
-        Who::Globex => (Program::Access, TRUNK, Place::trunk(201, G_MAC).sends(l3)),
-        Who::Acme => match third {
+        Party::Globex => (
+            Program::Access,
+            TRUNK,
+            HostPort::trunk(201, G_MAC).sends(l3),
+        ),
+        Party::Acme => match third {
             3 => (
                 Program::Access,
                 TRUNK,
@@ -291,7 +295,7 @@ fn place(who: Who, l3: &[u8]) -> (Program, u32, Vec<u8>) {
             4 => (Program::Access, ACCESS, frame(ACCESS_MAC, A_MAC, &[], l3)),
             _ => {
                 let mac = if last == 11 { B_MAC } else { A_MAC };
-                (Program::Access, TRUNK, Place::trunk(101, mac).sends(l3))
+                (Program::Access, TRUNK, HostPort::trunk(101, mac).sends(l3))
             }
         },
     }
@@ -305,23 +309,23 @@ fn no_packet_crosses_tenants_or_leaves_untranslated() {
         return;
     };
     println!("{packets} packets, seed {seed}");
-    let mut mill = Mill {
+    let mut mill = Generator {
         rng: Rng::new(seed),
         heard: BTreeMap::new(),
         ids: 0,
     };
-    let mut went: BTreeMap<(Who, Who), u64> = BTreeMap::new();
+    let mut went: BTreeMap<(Party, Party), u64> = BTreeMap::new();
     let mut sent = 0;
     while sent < packets {
         if mill.rng.below((packets / CHANGES).max(1) as usize) == 0 {
             change(&mut h, &mut mill.rng);
         }
         let who = mill.pick(&[
-            Who::Acme,
-            Who::Acme,
-            Who::Globex,
-            Who::Outside,
-            Who::Outside,
+            Party::Acme,
+            Party::Acme,
+            Party::Globex,
+            Party::Outside,
+            Party::Outside,
         ]);
         let l3 = mill.next(who);
         let pieces = if mill.rng.below(10) == 0 && l3.len() > 20 + 40 {
@@ -367,10 +371,10 @@ fn no_packet_crosses_tenants_or_leaves_untranslated() {
     }
     println!("{went:?}");
     // The test is worth something only if packets went every way that there is.
-    for from in [Who::Acme, Who::Globex, Who::Outside] {
-        for to in [Who::Acme, Who::Globex, Who::Outside] {
-            if (from, to) == (Who::Outside, Who::Outside) {
-                // Only what had no hops left would be told so.
+    for from in [Party::Acme, Party::Globex, Party::Outside] {
+        for to in [Party::Acme, Party::Globex, Party::Outside] {
+            if (from, to) == (Party::Outside, Party::Outside) {
+                // Only an expired packet is answered.
                 continue;
             }
             let n = went.get(&(from, to)).copied().unwrap_or(0);

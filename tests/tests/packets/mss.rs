@@ -1,4 +1,4 @@
-//! The MSS of a SYN is lowered to what the tunnel carries, both ways, and nothing else is touched.
+//! The MSS of a SYN is lowered to what fits the tunnel, both ways, and no other byte changes.
 
 use appliance_common::counters::Counter;
 use causeway_tests::{
@@ -8,7 +8,7 @@ use causeway_tests::{
     world::*,
 };
 
-/// The packet with another MSS, its TCP checksum made anew.
+/// The packet with another MSS and a recomputed TCP checksum.
 fn remade(src: &str, dst: &str, flags: u8, options: &[u8]) -> Vec<u8> {
     tcp(ip(src), ip(dst), 40_000, 443, flags, options, &[])
 }

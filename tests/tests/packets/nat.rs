@@ -1,4 +1,4 @@
-//! Translation in full failover: to the outside, by rule, hairpin, errors, fragments, and what is refused.
+//! Translation in full failover: to the outside, by rule, hairpin, errors, fragments, and refusals.
 
 use appliance_common::{
     counters::Counter,
@@ -7,7 +7,7 @@ use appliance_common::{
 };
 use causeway_tests::{
     harness::{Harness, Program, Record, SharedHarness},
-    nat::{Fate, Place, Says, end, ends, fragments, hop, inside, outside, packet, send},
+    nat::{HostPort, Message, Verdict, end, ends, fragments, hop, inside, outside, packet, send},
     packet::*,
     world::*,
 };
@@ -17,20 +17,20 @@ const A: &str = "10.1.0.10";
 const A6: &str = "2001:db8:1::10";
 const B: &str = "10.1.0.11";
 const B6: &str = "2001:db8:1::11";
-const PA: Place = Place::trunk(101, A_MAC);
-const PB: Place = Place::trunk(101, B_MAC);
+const PA: HostPort = HostPort::trunk(101, A_MAC);
+const PB: HostPort = HostPort::trunk(101, B_MAC);
 /// Globex's replica with the addresses of A.
-const PG: Place = Place::trunk(201, G_MAC);
+const PG: HostPort = HostPort::trunk(201, G_MAC);
 /// Of net4, which has no internet.
 const D: &str = "10.4.0.10";
-const PD: Place = Place {
+const PD: HostPort = HostPort {
     ifindex: ACCESS,
     ours: ACCESS_MAC,
     mac: A_MAC,
     vlan: 0,
 };
 
-/// Replica, what it is seen as, a public address with rules, somebody outside; of each family.
+/// Replica, its external address, a public address with rules, a remote host; of each family.
 const FAMILIES: [(&str, &str, &str, &str); 2] =
     [(A, NAT4, PUBLIC4, REMOTE), (A6, NAT6, PUBLIC6, REMOTE6)];
 
@@ -38,12 +38,12 @@ fn nat() -> Option<SharedHarness> {
     Harness::new(World::nat())
 }
 
-fn dropped(reason: Counter) -> Fate {
-    Fate::Dropped(reason)
+fn dropped(reason: Counter) -> Verdict {
+    Verdict::Dropped(reason)
 }
 
-fn to_a(l3: &[u8]) -> Fate {
-    Fate::Host(PA.hears(l3))
+fn to_a(l3: &[u8]) -> Verdict {
+    Verdict::Host(PA.receives(l3))
 }
 
 #[test]
@@ -51,9 +51,9 @@ fn outbound_packets_get_the_tenant_s_address_and_their_answers_return() {
     let Some(mut h) = nat() else { return };
     for (a, seen, _, remote) in FAMILIES {
         for (there, back, rport) in [
-            (Says::Udp, Says::Udp, 53),
-            (Says::Tcp(SYN), Says::Tcp(SYN | ACK), 443),
-            (Says::Ask, Says::Answer, 0),
+            (Message::Udp, Message::Udp, 53),
+            (Message::Tcp(SYN), Message::Tcp(SYN | ACK), 443),
+            (Message::EchoRequest, Message::EchoReply, 0),
         ] {
             let (from, far) = (end(a, 40_000), end(remote, rport));
             // The port is kept where it is free.
@@ -61,7 +61,7 @@ fn outbound_packets_get_the_tenant_s_address_and_their_answers_return() {
             for _ in 0..3 {
                 assert_eq!(
                     inside(&mut h, PA, &packet(there, from, far)),
-                    Fate::Outside(hop(&packet(there, outer, far))),
+                    Verdict::Outside(hop(&packet(there, outer, far))),
                     "{there:?} from {a}"
                 );
                 assert_eq!(
@@ -70,13 +70,13 @@ fn outbound_packets_get_the_tenant_s_address_and_their_answers_return() {
                     "{back:?} to {a}"
                 );
             }
-            // Nobody else may use it (RFC 4787 section 5, address and port dependent).
+            // No other remote endpoint may use it (RFC 4787 section 5, address and port dependent).
             let stranger = end(LISTED, rport);
             if a == A {
                 assert_eq!(
                     outside(&mut h, &packet(back, stranger, outer)),
                     dropped(match back {
-                        Says::Udp => Counter::DropNoRule,
+                        Message::Udp => Counter::DropNoRule,
                         _ => Counter::DropNoFlow,
                     })
                 );
@@ -95,15 +95,19 @@ fn an_endpoint_has_one_mapping_for_all_destinations() {
         } else {
             [REMOTE6, LISTED6, "2001:db8:ee::9"]
         };
-        for says in [Says::Udp, Says::Tcp(SYN), Says::Ask] {
+        for says in [Message::Udp, Message::Tcp(SYN), Message::EchoRequest] {
             // A port below the range is not kept.
             let from = end(a, 700);
             let mut outer = Vec::new();
             for remote in remotes {
                 for port in [80, 81] {
-                    let port = if says == Says::Ask { 0 } else { port };
+                    let port = if says == Message::EchoRequest {
+                        0
+                    } else {
+                        port
+                    };
                     match inside(&mut h, PA, &packet(says, from, end(remote, port))) {
-                        Fate::Outside(l3) => outer.push(ends(&l3).0),
+                        Verdict::Outside(l3) => outer.push(ends(&l3).0),
                         other => panic!("{says:?} to {remote}: {other:?}"),
                     }
                 }
@@ -124,7 +128,7 @@ fn two_endpoints_never_share_a_mapping() {
     for host in 30..=80u8 {
         for port in [40_000, 40_001] {
             let from = end(&format!("10.1.0.{host}"), port);
-            let Fate::Outside(l3) = inside(&mut h, PA, &packet(Says::Udp, from, far)) else {
+            let Verdict::Outside(l3) = inside(&mut h, PA, &packet(Message::Udp, from, far)) else {
                 panic!("{from:?} does not leave");
             };
             let outer = ends(&l3).0;
@@ -140,18 +144,21 @@ fn two_endpoints_never_share_a_mapping() {
 fn tenants_with_equal_addresses_are_kept_apart() {
     let Some(mut h) = nat() else { return };
     let (from, far) = (end(A, 20_000), end(REMOTE, 53));
-    let acme = inside(&mut h, PA, &packet(Says::Udp, from, far));
-    let globex = inside(&mut h, PG, &packet(Says::Udp, from, far));
+    let acme = inside(&mut h, PA, &packet(Message::Udp, from, far));
+    let globex = inside(&mut h, PG, &packet(Message::Udp, from, far));
     let (one, two) = (end(NAT4, 20_000), end(PROVIDER, 20_000));
-    assert_eq!(acme, Fate::Outside(hop(&packet(Says::Udp, one, far))));
-    assert_eq!(globex, Fate::Outside(hop(&packet(Says::Udp, two, far))));
+    assert_eq!(acme, Verdict::Outside(hop(&packet(Message::Udp, one, far))));
     assert_eq!(
-        outside(&mut h, &packet(Says::Udp, far, one)),
-        to_a(&hop(&packet(Says::Udp, far, from)))
+        globex,
+        Verdict::Outside(hop(&packet(Message::Udp, two, far)))
     );
     assert_eq!(
-        outside(&mut h, &packet(Says::Udp, far, two)),
-        Fate::Host(PG.hears(&hop(&packet(Says::Udp, far, from))))
+        outside(&mut h, &packet(Message::Udp, far, one)),
+        to_a(&hop(&packet(Message::Udp, far, from)))
+    );
+    assert_eq!(
+        outside(&mut h, &packet(Message::Udp, far, two)),
+        Verdict::Host(PG.receives(&hop(&packet(Message::Udp, far, from))))
     );
 }
 
@@ -160,11 +167,11 @@ fn a_rule_forwards_to_its_machine_and_translates_the_answers() {
     let Some(mut h) = nat() else { return };
     for (a, _, public, remote) in FAMILIES {
         for (says, answer, port, internal) in [
-            (Says::Tcp(SYN), Says::Tcp(SYN | ACK), 443, 8443),
+            (Message::Tcp(SYN), Message::Tcp(SYN | ACK), 443, 8443),
             // The machine's own 22 is reached by another public port.
-            (Says::Tcp(SYN), Says::Tcp(SYN | ACK), 2222, 22),
-            (Says::Tcp(SYN), Says::Tcp(SYN | ACK), 5000, 6000),
-            (Says::Udp, Says::Udp, 5009, 6009),
+            (Message::Tcp(SYN), Message::Tcp(SYN | ACK), 2222, 22),
+            (Message::Tcp(SYN), Message::Tcp(SYN | ACK), 5000, 6000),
+            (Message::Udp, Message::Udp, 5009, 6009),
         ] {
             let (client, outer, inner) = (end(remote, 50_000), end(public, port), end(a, internal));
             assert_eq!(
@@ -174,25 +181,25 @@ fn a_rule_forwards_to_its_machine_and_translates_the_answers() {
             );
             assert_eq!(
                 inside(&mut h, PA, &packet(answer, inner, client)),
-                Fate::Outside(hop(&packet(answer, outer, client)))
+                Verdict::Outside(hop(&packet(answer, outer, client)))
             );
             assert_eq!(
-                outside(&mut h, &packet(Says::Tcp(ACK), client, outer)),
-                if says == Says::Udp {
+                outside(&mut h, &packet(Message::Tcp(ACK), client, outer)),
+                if says == Message::Udp {
                     dropped(Counter::DropNoFlow)
                 } else {
-                    to_a(&hop(&packet(Says::Tcp(ACK), client, inner)))
+                    to_a(&hop(&packet(Message::Tcp(ACK), client, inner)))
                 }
             );
         }
         for (says, port, reason) in [
-            (Says::Tcp(SYN), 444, Counter::DropNoRule),
-            (Says::Udp, 443, Counter::DropNoRule),
-            (Says::Tcp(SYN), 5010, Counter::DropNoRule),
-            (Says::Tcp(ACK), 443, Counter::DropNoFlow),
-            (Says::Tcp(RST), 443, Counter::DropNoFlow),
-            (Says::Tcp(FIN | ACK), 443, Counter::DropNoFlow),
-            (Says::Ask, 0, Counter::DropNoRule),
+            (Message::Tcp(SYN), 444, Counter::DropNoRule),
+            (Message::Udp, 443, Counter::DropNoRule),
+            (Message::Tcp(SYN), 5010, Counter::DropNoRule),
+            (Message::Tcp(ACK), 443, Counter::DropNoFlow),
+            (Message::Tcp(RST), 443, Counter::DropNoFlow),
+            (Message::Tcp(FIN | ACK), 443, Counter::DropNoFlow),
+            (Message::EchoRequest, 0, Counter::DropNoRule),
         ] {
             let client = end(remote, 50_001);
             assert_eq!(
@@ -202,7 +209,7 @@ fn a_rule_forwards_to_its_machine_and_translates_the_answers() {
             );
         }
     }
-    // Who says that it is one of the tenant's own, out there.
+    // A packet from outside with a source address of the tenant's networks.
     for (inner, public) in [
         ("10.4.0.10", PUBLIC4),
         ("2001:db8:1::77", PUBLIC6),
@@ -212,22 +219,22 @@ fn a_rule_forwards_to_its_machine_and_translates_the_answers() {
         (PROVIDER, PUBLIC4),
         (PUBLIC2, PUBLIC4),
     ] {
-        let l3 = packet(Says::Tcp(SYN), end(inner, 1), end(public, 443));
+        let l3 = packet(Message::Tcp(SYN), end(inner, 1), end(public, 443));
         assert_eq!(outside(&mut h, &l3), dropped(Counter::DropSourceGuard));
     }
     // A network without internet has its rules all the same, and no more.
     let (client, outer, inner) = (end(REMOTE, 5353), end(PUBLIC4, 53), end(D, 53));
     assert_eq!(
-        outside(&mut h, &packet(Says::Udp, client, outer)),
-        Fate::Host(PD.hears(&hop(&packet(Says::Udp, client, inner))))
+        outside(&mut h, &packet(Message::Udp, client, outer)),
+        Verdict::Host(PD.receives(&hop(&packet(Message::Udp, client, inner))))
     );
     assert_eq!(
-        inside(&mut h, PD, &packet(Says::Udp, inner, client)),
-        Fate::Outside(hop(&packet(Says::Udp, outer, client)))
+        inside(&mut h, PD, &packet(Message::Udp, inner, client)),
+        Verdict::Outside(hop(&packet(Message::Udp, outer, client)))
     );
     let other = end(REMOTE, 5354);
-    match inside(&mut h, PD, &packet(Says::Udp, inner, other)) {
-        Fate::Host(frame) => assert_eq!(frame[14 + 20], 3, "unreachable: {frame:02x?}"),
+    match inside(&mut h, PD, &packet(Message::Udp, inner, other)) {
+        Verdict::Host(frame) => assert_eq!(frame[14 + 20], 3, "unreachable: {frame:02x?}"),
         fate => panic!("net4 has no internet: {fate:?}"),
     }
 }
@@ -240,12 +247,12 @@ fn a_rule_with_a_source_list_admits_listed_sources_only() {
         (A6, LISTED6, PUBLIC6, REMOTE6),
     ] {
         let to = end(public, 8080);
-        let syn = |from: &str| packet(Says::Tcp(SYN), end(from, 1000), to);
+        let syn = |from: &str| packet(Message::Tcp(SYN), end(from, 1000), to);
         assert_eq!(
             outside(&mut h, &syn(remote)),
             dropped(Counter::DropNotListed)
         );
-        let inner = packet(Says::Tcp(SYN), end(listed, 1000), end(a, 80));
+        let inner = packet(Message::Tcp(SYN), end(listed, 1000), end(a, 80));
         assert_eq!(outside(&mut h, &syn(listed)), to_a(&hop(&inner)));
     }
 }
@@ -253,7 +260,7 @@ fn a_rule_with_a_source_list_admits_listed_sources_only() {
 #[test]
 fn port_22_is_dropped_even_if_a_map_holds_such_a_rule() {
     let mut world = World::nat();
-    // What no controller writes.
+    // A rule that no controller writes.
     world.rule(0, NET1, PUBLIC4, A, (22, 22, 22), &[6, 17]);
     world.rule(0, NET1, PUBLIC6, A6, (22, 22, 22), &[6, 17]);
     let Some(mut h) = Harness::new(world) else {
@@ -266,7 +273,7 @@ fn port_22_is_dropped_even_if_a_map_holds_such_a_rule() {
         (ONE_TO_ONE6, REMOTE6),
         (NAT4, REMOTE),
     ] {
-        for says in [Says::Tcp(SYN), Says::Tcp(ACK), Says::Udp] {
+        for says in [Message::Tcp(SYN), Message::Tcp(ACK), Message::Udp] {
             assert_eq!(
                 outside(&mut h, &packet(says, end(remote, 1000), end(public, 22))),
                 dropped(Counter::DropManagementPort),
@@ -280,16 +287,16 @@ fn port_22_is_dropped_even_if_a_map_holds_such_a_rule() {
             inside(
                 &mut h,
                 place,
-                &packet(Says::Tcp(SYN), end(a, 1000), end(public, 22))
+                &packet(Message::Tcp(SYN), end(a, 1000), end(public, 22))
             ),
             dropped(Counter::DropManagementPort)
         );
     }
     // The appliance's own address is managed over it, always.
-    for says in [Says::Tcp(SYN), Says::Tcp(ACK), Says::Udp] {
+    for says in [Message::Tcp(SYN), Message::Tcp(ACK), Message::Udp] {
         for (own, remote) in [(PROVIDER, REMOTE), (PROVIDER6, REMOTE6)] {
             let l3 = packet(says, end(remote, 1000), end(own, 22));
-            assert_eq!(outside(&mut h, &l3), Fate::Passed);
+            assert_eq!(outside(&mut h, &l3), Verdict::Passed);
         }
     }
 }
@@ -299,23 +306,23 @@ fn packets_to_our_own_address_without_a_connection_pass_to_the_kernel() {
     let Some(mut h) = nat() else { return };
     for (own, remote) in [(PROVIDER, REMOTE), (PROVIDER6, REMOTE6)] {
         for (says, port) in [
-            (Says::Udp, 20_000),
-            (Says::Tcp(SYN), 443),
-            (Says::Tcp(ACK), 20_000),
-            (Says::Ask, 0),
-            (Says::Answer, 20_000),
+            (Message::Udp, 20_000),
+            (Message::Tcp(SYN), 443),
+            (Message::Tcp(ACK), 20_000),
+            (Message::EchoRequest, 0),
+            (Message::EchoReply, 20_000),
         ] {
             let l3 = packet(says, end(remote, 53), end(own, port));
             assert_eq!(
                 outside(&mut h, &l3),
-                Fate::Passed,
+                Verdict::Passed,
                 "{says:?} to {own} {port}"
             );
         }
         // Nor do tenants reach it.
         let a = if own == PROVIDER { A } else { A6 };
         for port in [22, 443] {
-            let l3 = packet(Says::Tcp(SYN), end(a, 1000), end(own, port));
+            let l3 = packet(Message::Tcp(SYN), end(a, 1000), end(own, port));
             let want = if port == 22 {
                 Counter::DropManagementPort
             } else {
@@ -330,12 +337,12 @@ fn packets_to_our_own_address_without_a_connection_pass_to_the_kernel() {
 fn a_one_to_one_machine_is_translated_to_its_public_address() {
     let Some(mut h) = nat() else { return };
     for (b, public, remote) in [(B, ONE_TO_ONE4, REMOTE), (B6, ONE_TO_ONE6, REMOTE6)] {
-        let to_b = |l3: &[u8]| Fate::Host(PB.hears(l3));
+        let to_b = |l3: &[u8]| Verdict::Host(PB.receives(l3));
         for (says, answer, port) in [
-            (Says::Tcp(SYN), Says::Tcp(SYN | ACK), 443),
-            (Says::Udp, Says::Udp, 1),
-            (Says::Udp, Says::Udp, 65_535),
-            (Says::Ask, Says::Answer, 0),
+            (Message::Tcp(SYN), Message::Tcp(SYN | ACK), 443),
+            (Message::Udp, Message::Udp, 1),
+            (Message::Udp, Message::Udp, 65_535),
+            (Message::EchoRequest, Message::EchoReply, 0),
         ] {
             // In.
             let (client, outer, inner) = (end(remote, 777), end(public, port), end(b, port));
@@ -345,13 +352,13 @@ fn a_one_to_one_machine_is_translated_to_its_public_address() {
             );
             assert_eq!(
                 inside(&mut h, PB, &packet(answer, inner, client)),
-                Fate::Outside(hop(&packet(answer, outer, client)))
+                Verdict::Outside(hop(&packet(answer, outer, client)))
             );
             // And out, by the same port.
             let (inner, outer, far) = (end(b, 900), end(public, 900), end(remote, port));
             assert_eq!(
                 inside(&mut h, PB, &packet(says, inner, far)),
-                Fate::Outside(hop(&packet(says, outer, far)))
+                Verdict::Outside(hop(&packet(says, outer, far)))
             );
             assert_eq!(
                 outside(&mut h, &packet(answer, far, outer)),
@@ -360,7 +367,11 @@ fn a_one_to_one_machine_is_translated_to_its_public_address() {
         }
         // From 22 nothing could come back.
         assert_eq!(
-            inside(&mut h, PB, &packet(Says::Udp, end(b, 22), end(remote, 1))),
+            inside(
+                &mut h,
+                PB,
+                &packet(Message::Udp, end(b, 22), end(remote, 1))
+            ),
             dropped(Counter::DropManagementPort)
         );
     }
@@ -374,32 +385,33 @@ fn a_public_address_of_the_same_tenant_is_reached_from_inside() {
         let (from, target, inner) = (end(b, 30_000), end(public, 443), end(a, 8443));
         let outer = end(seen, 30_000);
         assert_eq!(
-            inside(&mut h, PB, &packet(Says::Tcp(SYN), from, target)),
-            to_a(&hop(&packet(Says::Tcp(SYN), outer, inner)))
+            inside(&mut h, PB, &packet(Message::Tcp(SYN), from, target)),
+            to_a(&hop(&packet(Message::Tcp(SYN), outer, inner)))
         );
         assert_eq!(
-            inside(&mut h, PA, &packet(Says::Tcp(SYN | ACK), inner, outer)),
-            Fate::Host(PB.hears(&hop(&packet(Says::Tcp(SYN | ACK), target, from))))
+            inside(&mut h, PA, &packet(Message::Tcp(SYN | ACK), inner, outer)),
+            Verdict::Host(PB.receives(&hop(&packet(Message::Tcp(SYN | ACK), target, from))))
         );
         // Its own, too.
         let own = end(a, 30_001);
-        let Fate::Host(frame) = inside(&mut h, PA, &packet(Says::Udp, own, end(public, 5000)))
+        let Verdict::Host(frame) =
+            inside(&mut h, PA, &packet(Message::Udp, own, end(public, 5000)))
         else {
             panic!("no way back in");
         };
         let (source, destination) = ends(&frame[18..]);
         assert_eq!(destination, end(a, 6000));
         assert_eq!(
-            inside(&mut h, PA, &packet(Says::Udp, destination, source)),
-            to_a(&hop(&packet(Says::Udp, end(public, 5000), own)))
+            inside(&mut h, PA, &packet(Message::Udp, destination, source)),
+            to_a(&hop(&packet(Message::Udp, end(public, 5000), own)))
         );
     }
-    // Another tenant comes as anybody from outside.
+    // Another tenant is treated as any host outside.
     let (from, target) = (end(A, 25_000), end(PUBLIC4, 443));
     assert_eq!(
-        inside(&mut h, PG, &packet(Says::Tcp(SYN), from, target)),
+        inside(&mut h, PG, &packet(Message::Tcp(SYN), from, target)),
         to_a(&hop(&packet(
-            Says::Tcp(SYN),
+            Message::Tcp(SYN),
             end(PROVIDER, 25_000),
             end(A, 8443)
         )))
@@ -408,9 +420,9 @@ fn a_public_address_of_the_same_tenant_is_reached_from_inside() {
         inside(
             &mut h,
             PA,
-            &packet(Says::Tcp(SYN | ACK), end(A, 8443), end(PROVIDER, 25_000))
+            &packet(Message::Tcp(SYN | ACK), end(A, 8443), end(PROVIDER, 25_000))
         ),
-        Fate::Host(PG.hears(&hop(&packet(Says::Tcp(SYN | ACK), target, from))))
+        Verdict::Host(PG.receives(&hop(&packet(Message::Tcp(SYN | ACK), target, from))))
     );
 }
 
@@ -432,14 +444,18 @@ fn icmp_errors_are_translated_with_their_quote() {
             "2001:db8:ab::1"
         };
         let header = if a == A { 20 } else { 40 };
-        for (says, rport) in [(Says::Udp, 33_434), (Says::Tcp(SYN), 80), (Says::Ask, 0)] {
+        for (says, rport) in [
+            (Message::Udp, 33_434),
+            (Message::Tcp(SYN), 80),
+            (Message::EchoRequest, 0),
+        ] {
             let (from, outer, far) = (end(a, 41_000), end(seen, 41_000), end(remote, rport));
             let there = packet(says, from, far);
-            let Fate::Outside(left) = inside(&mut h, PA, &there) else {
+            let Verdict::Outside(left) = inside(&mut h, PA, &there) else {
                 panic!("it does not leave");
             };
             assert_eq!(ends(&left).0, outer);
-            // What the sender hears quotes what it sent, one hop further, byte for byte.
+            // The error quotes the packet as the sender sent it, one hop further, byte for byte.
             let heard = hop(&there);
             for bytes in [header + 8, header + 20, 4000] {
                 for who in [router, remote] {
@@ -451,28 +467,28 @@ fn icmp_errors_are_translated_with_their_quote() {
                 }
             }
         }
-        // By rule, and the machine complains: as the public address, whoever of its side it is.
+        // By rule, and the machine sends the error: its source becomes the public address.
         let (client, outer, inner) = (end(remote, 999), end(public, 5000), end(a, 6000));
-        let there = packet(Says::Udp, client, outer);
+        let there = packet(Message::Udp, client, outer);
         assert_eq!(
             outside(&mut h, &there),
-            to_a(&hop(&packet(Says::Udp, client, inner)))
+            to_a(&hop(&packet(Message::Udp, client, inner)))
         );
-        let got = hop(&packet(Says::Udp, client, inner));
+        let got = hop(&packet(Message::Udp, client, inner));
         for bytes in [header + 8, 4000] {
             assert_eq!(
                 inside(&mut h, PA, &error(a, remote, &got, bytes)),
-                Fate::Outside(hop(&error(public, remote, &hop(&there), bytes)))
+                Verdict::Outside(hop(&error(public, remote, &hop(&there), bytes)))
             );
         }
         // About nothing that is known.
-        let unknown = packet(Says::Udp, end(seen, 41_999), end(remote, 1));
+        let unknown = packet(Message::Udp, end(seen, 41_999), end(remote, 1));
         assert_eq!(
             outside(&mut h, &error(router, seen, &unknown, 4000)),
             dropped(Counter::DropNoFlow)
         );
-        // What is said to be from another than it is sent to.
-        let forged = packet(Says::Udp, end(public, 41_000), end(remote, 33_434));
+        // An error whose quoted packet has another source than the error's destination.
+        let forged = packet(Message::Udp, end(public, 41_000), end(remote, 33_434));
         assert_eq!(
             outside(&mut h, &error(router, seen, &forged, 4000)),
             dropped(Counter::DropNoFlow)
@@ -501,8 +517,8 @@ fn fragments_follow_the_translation_of_the_first() {
     let Some(mut h) = nat() else { return };
     for (a, seen, public, remote) in FAMILIES {
         let (from, outer, far) = (end(a, 42_000), end(seen, 42_000), end(remote, 53));
-        for (id, says) in [(7, Says::Udp), (8, Says::Tcp(SYN))] {
-            let cut = if says == Says::Udp { 16 } else { 24 };
+        for (id, says) in [(7, Message::Udp), (8, Message::Tcp(SYN))] {
+            let cut = if says == Message::Udp { 16 } else { 24 };
             let whole = fragments(&packet(says, from, far), cut, id);
             let want = fragments(&packet(says, outer, far), cut, id);
             // A later one before the first waits in user space.
@@ -513,29 +529,29 @@ fn fragments_follow_the_translation_of_the_first() {
             );
             held(&mut h, NET1, &PA.sends(&whole[1]));
             for (piece, want) in whole.iter().zip(&want) {
-                assert_eq!(inside(&mut h, PA, piece), Fate::Outside(hop(want)));
+                assert_eq!(inside(&mut h, PA, piece), Verdict::Outside(hop(want)));
             }
         }
         // By rule.
         let (client, outer, inner) = (end(remote, 998), end(public, 5001), end(a, 6001));
-        let whole = fragments(&packet(Says::Udp, client, outer), 8, 9);
-        let want = fragments(&packet(Says::Udp, client, inner), 8, 9);
+        let whole = fragments(&packet(Message::Udp, client, outer), 8, 9);
+        let want = fragments(&packet(Message::Udp, client, inner), 8, 9);
         for (piece, want) in whole.iter().zip(&want) {
             assert_eq!(outside(&mut h, piece), to_a(&hop(want)));
         }
         // Of another datagram.
-        let other = fragments(&packet(Says::Udp, client, outer), 8, 10);
+        let other = fragments(&packet(Message::Udp, client, outer), 8, 10);
         h.records();
         assert_eq!(outside(&mut h, &other[1]), dropped(Counter::SlowFragment));
         held(&mut h, 0, &frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &other[1]));
         // To our own address the kernel has it, too.
         let own = if a == A { PROVIDER } else { PROVIDER6 };
-        let own = fragments(&packet(Says::Udp, client, end(own, 1)), 8, 12);
-        assert_eq!(outside(&mut h, &own[1]), Fate::Passed);
+        let own = fragments(&packet(Message::Udp, client, end(own, 1)), 8, 12);
+        assert_eq!(outside(&mut h, &own[1]), Verdict::Passed);
         held(&mut h, 0, &frame(UPLINK_MAC, NEXT_HOP_MAC, &[], &own[1]));
     }
     // A first fragment too short for its ports (RFC 1858).
-    let tiny = fragments(&packet(Says::Tcp(SYN), end(A, 1), end(REMOTE, 2)), 8, 11);
+    let tiny = fragments(&packet(Message::Tcp(SYN), end(A, 1), end(REMOTE, 2)), 8, 11);
     assert_eq!(
         inside(&mut h, PA, &tiny[0]),
         dropped(Counter::DropMalformed)
@@ -555,15 +571,15 @@ fn a_connection_is_established_once_both_ends_have_sent() {
         (flows, opening)
     };
     assert_eq!(count(&mut h), (0, 0));
-    outside(&mut h, &packet(Says::Tcp(SYN), client, outer));
+    outside(&mut h, &packet(Message::Tcp(SYN), client, outer));
     assert_eq!(count(&mut h), (0, 2));
     // As often as the one end may say so.
-    outside(&mut h, &packet(Says::Tcp(SYN), client, outer));
-    outside(&mut h, &packet(Says::Tcp(ACK), client, outer));
+    outside(&mut h, &packet(Message::Tcp(SYN), client, outer));
+    outside(&mut h, &packet(Message::Tcp(ACK), client, outer));
     assert_eq!(count(&mut h), (0, 2));
-    inside(&mut h, PA, &packet(Says::Tcp(SYN | ACK), inner, client));
+    inside(&mut h, PA, &packet(Message::Tcp(SYN | ACK), inner, client));
     assert_eq!(count(&mut h), (0, 2));
-    outside(&mut h, &packet(Says::Tcp(ACK), client, outer));
+    outside(&mut h, &packet(Message::Tcp(ACK), client, outer));
     assert_eq!(count(&mut h), (2, 0));
     for (key, flow) in h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS") {
         assert_eq!(flow.tag, key.tag());
@@ -579,10 +595,10 @@ fn a_connection_is_established_once_both_ends_have_sent() {
     }
     // UDP: once there is an answer.
     let (from, far) = (end(A, 1234), end(REMOTE, 53));
-    inside(&mut h, PA, &packet(Says::Udp, from, far));
-    inside(&mut h, PA, &packet(Says::Udp, from, far));
+    inside(&mut h, PA, &packet(Message::Udp, from, far));
+    inside(&mut h, PA, &packet(Message::Udp, from, far));
     assert_eq!(count(&mut h), (2, 2));
-    outside(&mut h, &packet(Says::Udp, far, end(NAT4, 1234)));
+    outside(&mut h, &packet(Message::Udp, far, end(NAT4, 1234)));
     assert_eq!(count(&mut h), (4, 0));
 }
 
@@ -592,17 +608,17 @@ fn changing_a_rule_ends_only_its_connections() {
     let rules = [(443, 8443), (2222, 22)];
     let open = |h: &mut Harness, port, internal| {
         let (client, outer, inner) = (end(REMOTE, 50_000), end(PUBLIC4, port), end(A, internal));
-        outside(h, &packet(Says::Tcp(SYN), client, outer));
-        inside(h, PA, &packet(Says::Tcp(SYN | ACK), inner, client));
-        outside(h, &packet(Says::Tcp(ACK), client, outer))
+        outside(h, &packet(Message::Tcp(SYN), client, outer));
+        inside(h, PA, &packet(Message::Tcp(SYN | ACK), inner, client));
+        outside(h, &packet(Message::Tcp(ACK), client, outer))
     };
     for (port, internal) in rules {
-        assert!(matches!(open(&mut h, port, internal), Fate::Host(_)));
+        assert!(matches!(open(&mut h, port, internal), Verdict::Host(_)));
     }
     let data = |h: &mut Harness, port| {
         outside(
             h,
-            &packet(Says::Tcp(ACK), end(REMOTE, 50_000), end(PUBLIC4, port)),
+            &packet(Message::Tcp(ACK), end(REMOTE, 50_000), end(PUBLIC4, port)),
         )
     };
     // Another one, elsewhere; then the first is of a later epoch.
@@ -610,17 +626,17 @@ fn changing_a_rule_ends_only_its_connections() {
     world.rule(0, NET1, PUBLIC4, A, (9000, 9000, 9000), &[6]);
     h.refill_rules(&world).expect("refilled");
     for (port, _) in rules {
-        assert!(matches!(data(&mut h, port), Fate::Host(_)), "{port}");
+        assert!(matches!(data(&mut h, port), Verdict::Host(_)), "{port}");
     }
     world.rules[0].epoch += 1;
     h.refill_rules(&world).expect("refilled");
     assert_eq!(data(&mut h, 443), dropped(Counter::DropNoFlow));
-    assert!(matches!(data(&mut h, 2222), Fate::Host(_)));
+    assert!(matches!(data(&mut h, 2222), Verdict::Host(_)));
     // And the machine's side of it.
-    let back = packet(Says::Tcp(ACK), end(A, 8443), end(REMOTE, 50_000));
+    let back = packet(Message::Tcp(ACK), end(A, 8443), end(REMOTE, 50_000));
     assert_eq!(inside(&mut h, PA, &back), dropped(Counter::DropNoFlow));
     assert!(
-        matches!(open(&mut h, 443, 8443), Fate::Host(_)),
+        matches!(open(&mut h, 443, 8443), Verdict::Host(_)),
         "it is opened again"
     );
 }
@@ -631,30 +647,30 @@ fn a_mode_switch_ends_every_connection_of_the_tenant() {
     let (from, far) = (end(A, 20_000), end(REMOTE, 53));
     for place in [PA, PG] {
         assert!(matches!(
-            inside(&mut h, place, &packet(Says::Udp, from, far)),
-            Fate::Outside(_)
+            inside(&mut h, place, &packet(Message::Udp, from, far)),
+            Verdict::Outside(_)
         ));
     }
     let mut world = h.world.clone();
     world.tenants[0].epoch += 1;
     h.refill_rules(&world).expect("refilled");
     assert_eq!(
-        outside(&mut h, &packet(Says::Udp, far, end(NAT4, 20_000))),
+        outside(&mut h, &packet(Message::Udp, far, end(NAT4, 20_000))),
         dropped(Counter::DropNoRule)
     );
     assert!(matches!(
-        outside(&mut h, &packet(Says::Udp, far, end(PROVIDER, 20_000))),
-        Fate::Host(_)
+        outside(&mut h, &packet(Message::Udp, far, end(PROVIDER, 20_000))),
+        Verdict::Host(_)
     ));
-    // What it had been seen as is not in the way of the next, nor what it had spoken to.
+    // Neither its former mapping nor its former destination blocks the next connection.
     assert!(matches!(
-        inside(&mut h, PA, &packet(Says::Udp, from, far)),
-        Fate::Outside(_)
+        inside(&mut h, PA, &packet(Message::Udp, from, far)),
+        Verdict::Outside(_)
     ));
     world.tenants[0].mode = 0;
     h.refill_rules(&world).expect("refilled");
     assert_eq!(
-        outside(&mut h, &packet(Says::Tcp(SYN), far, end(PUBLIC4, 443))),
+        outside(&mut h, &packet(Message::Tcp(SYN), far, end(PUBLIC4, 443))),
         dropped(Counter::DropNoRule)
     );
 }
@@ -671,8 +687,8 @@ fn without_a_free_port_packets_are_dropped() {
     let mut seen = std::collections::BTreeSet::new();
     let mut refused = 0;
     for port in 1000..1020 {
-        match inside(&mut h, PA, &packet(Says::Udp, end(A, port), far)) {
-            Fate::Outside(l3) => assert!(seen.insert(ends(&l3).0), "twice the same port"),
+        match inside(&mut h, PA, &packet(Message::Udp, end(A, port), far)) {
+            Verdict::Outside(l3) => assert!(seen.insert(ends(&l3).0), "twice the same port"),
             fate => {
                 assert_eq!(fate, dropped(Counter::DropNoPort));
                 refused += 1;
@@ -680,10 +696,10 @@ fn without_a_free_port_packets_are_dropped() {
         }
     }
     assert_eq!((seen.len(), refused), (4, 16));
-    // Who has one keeps it; and those of another protocol are others.
+    // A host with a port keeps it; ports of another protocol are counted apart.
     for _ in 0..2 {
-        let fate = inside(&mut h, PA, &packet(Says::Tcp(SYN), end(A, 1000), far));
-        assert!(matches!(fate, Fate::Outside(_)), "{fate:?}");
+        let fate = inside(&mut h, PA, &packet(Message::Tcp(SYN), end(A, 1000), far));
+        assert!(matches!(fate, Verdict::Outside(_)), "{fate:?}");
     }
     let mappings = h
         .entries::<MappingKey, Mapping>("MAPPINGS")
@@ -694,28 +710,28 @@ fn without_a_free_port_packets_are_dropped() {
 #[test]
 fn expired_and_too_long_packets_are_reported_to_their_source() {
     let Some(mut h) = nat() else { return };
-    let kind = |fate: Fate, at: usize| match fate {
-        Fate::Host(frame) | Fate::Outside(frame) => frame[at],
+    let kind = |fate: Verdict, at: usize| match fate {
+        Verdict::Host(frame) | Verdict::Outside(frame) => frame[at],
         other => panic!("{other:?}"),
     };
-    let mut l3 = packet(Says::Udp, end(A, 1), end(REMOTE, 2));
+    let mut l3 = packet(Message::Udp, end(A, 1), end(REMOTE, 2));
     l3[8] = 3;
     let l3 = hop(&l3);
     let last = hop(&l3);
-    assert!(matches!(inside(&mut h, PA, &l3), Fate::Outside(_)));
+    assert!(matches!(inside(&mut h, PA, &l3), Verdict::Outside(_)));
     assert_eq!(
         kind(inside(&mut h, PA, &last), 18 + 20),
         11,
         "time exceeded"
     );
     // From outside, as the address that was asked; net4 takes 1400 bytes.
-    let mut l3 = packet(Says::Udp, end(REMOTE, 1), end(PUBLIC4, 53));
+    let mut l3 = packet(Message::Udp, end(REMOTE, 1), end(PUBLIC4, 53));
     l3[8] = 3;
     let l3 = hop(&l3);
     let last = hop(&l3);
-    assert!(matches!(outside(&mut h, &l3), Fate::Host(_)));
+    assert!(matches!(outside(&mut h, &l3), Verdict::Host(_)));
     match outside(&mut h, &last) {
-        Fate::Outside(l3) => {
+        Verdict::Outside(l3) => {
             assert_eq!(l3[20], 11);
             assert_eq!(l3[12..16], [192, 0, 2, 11]);
         }
@@ -723,7 +739,7 @@ fn expired_and_too_long_packets_are_reported_to_their_source() {
     }
     let long = udp(ip(REMOTE), ip(PUBLIC4), 1, 53, &[0; 1400]);
     match outside(&mut h, &long) {
-        Fate::Outside(l3) => {
+        Verdict::Outside(l3) => {
             assert_eq!(l3[20..22], [3, 4]);
             assert_eq!(l3[26..28], 1400u16.to_be_bytes());
         }
@@ -732,7 +748,7 @@ fn expired_and_too_long_packets_are_reported_to_their_source() {
     // The way out takes 1500.
     let long = udp(ip(A), ip(REMOTE), 1, 53, &[0; 1600]);
     match inside(&mut h, PA, &long) {
-        Fate::Host(frame) => {
+        Verdict::Host(frame) => {
             assert_eq!(frame[18 + 20..18 + 22], [3, 4]);
             assert_eq!(frame[18 + 26..18 + 28], 1500u16.to_be_bytes());
         }
@@ -767,13 +783,13 @@ fn arp_and_discovery_for_public_addresses_are_answered_on_the_uplink() {
         );
         assert_eq!(out, want);
     }
-    // Our own is the kernel's to answer for; others are nobody's.
+    // The kernel answers for our own address; no program answers for others.
     for target in [[203, 0, 113, 5], [192, 0, 2, 99]] {
         let arp = arp(1, asker, [203, 0, 113, 1].into(), [0; 6], target.into());
         let question = eth([0xff; 6], asker, &[], 0x0806, &arp);
         assert_eq!(
             send(&mut h, Program::Uplink, UPLINK, &question),
-            Fate::Passed
+            Verdict::Passed
         );
     }
     for (target, ours) in [(PUBLIC6, true), (NAT6, true), (PROVIDER6, false)] {

@@ -1,35 +1,38 @@
-//! Beside nftables doing the same translation in the same topology: both sides see the same packets, but for what is
-//! listed here, and what is listed does differ.
+//! The programs compared with nftables doing the same translation in the same topology: both sides
+//! see the same packets, except for the sequences listed here, and every listed sequence does
+//! differ.
 //!
-//! How they are compared is in `src/beside.rs`, the sequences are in `src/corpus.rs`, the router and its rules in
-//! `src/router.rs`. `CAUSEWAY_SEQUENCE` runs those whose name contains it and shows every difference.
-//! All of them run with `CAUSEWAY_LONG=1`; else one in ten, and all that are listed.
+//! `src/nftables/` has the comparison (`compare.rs`), the sequences (`sequences/`), the router and
+//! its rules (`router.rs`). `CAUSEWAY_SEQUENCE` runs those whose name contains it and shows every
+//! difference. All of them run with `CAUSEWAY_LONG=1`; else one in ten, and all that are listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use causeway_tests::{
-    beside::{Beside, Patience},
-    corpus::{self, Carrier},
+    nftables::{
+        Comparison, Wait,
+        sequences::{self, Transport},
+    },
     series,
 };
 
-/// Which ways a listed sequence goes.
+/// Which paths a listed sequence goes.
 #[derive(Clone, Copy)]
-enum Ways {
+enum Paths {
     All,
     V4,
     V6,
     Hairpin,
     These(&'static [&'static str]),
 }
-use Ways::{All, Hairpin, These, V4, V6};
+use Paths::{All, Hairpin, These, V4, V6};
 
-/// Sequences in which what comes out differs, for a reason.
+/// Sequences whose output differs for a reason.
 struct Listed {
     category: &'static str,
     reason: &'static str,
-    /// What is before the `/` of a name; `{}` in it stands for tcp, udp and icmp.
-    sequences: &'static [(&'static str, Ways)],
+    /// The part of a name before the `/`; `{}` in it stands for tcp, udp and icmp.
+    sequences: &'static [(&'static str, Paths)],
 }
 
 const LISTED: &[Listed] = &[
@@ -84,7 +87,7 @@ const LISTED: &[Listed] = &[
                  RFC 5382 REQ-2 wants all valid sequences to pass, and more may. A reset ends nothing that goes on \
                  (RFC 7857 section 2.2)",
         sequences: &[
-            ("tcp acknowledges what was not sent", All),
+            ("tcp acknowledges data that was not sent", All),
             ("tcp data outside of the window", All),
             ("tcp reset outside of the window", All),
             ("tcp data before the answer", All),
@@ -147,7 +150,7 @@ const LISTED: &[Listed] = &[
         ],
     },
     Listed {
-        category: "whom time exceeded is from",
+        category: "source of time exceeded",
         reason: "from the gateway's address (RFC 1812 section 4.3.2.4); nftables translates its own error as if the \
                  machine had sent it",
         sequences: &[
@@ -167,14 +170,14 @@ const LISTED: &[Listed] = &[
 fn listed() -> BTreeMap<String, &'static str> {
     let mut out = BTreeMap::new();
     let carriers = [
-        ("tcp", Carrier::Tcp),
-        ("udp", Carrier::Udp),
-        ("icmp", Carrier::Icmp),
+        ("tcp", Transport::Tcp),
+        ("udp", Transport::Udp),
+        ("icmp", Transport::Icmp),
     ];
     for entry in LISTED {
         assert!(entry.reason.contains("RFC") || entry.reason.contains("SPEC"));
-        for (what, ways) in entry.sequences {
-            if let (false, These(these)) = (what.contains("{}"), ways) {
+        for (what, paths) in entry.sequences {
+            if let (false, These(these)) = (what.contains("{}"), paths) {
                 for way in *these {
                     let old = out.insert(format!("{what}/{way}"), entry.category);
                     assert!(old.is_none(), "{what}/{way} is listed twice");
@@ -187,8 +190,8 @@ fn listed() -> BTreeMap<String, &'static str> {
                     continue;
                 }
                 let what = what.replace("{}", name);
-                for way in corpus::ways(carrier).into_iter().map(|way| way.name) {
-                    let is_one = match ways {
+                for way in sequences::paths(carrier).into_iter().map(|way| way.name) {
+                    let is_one = match paths {
                         All => true,
                         V4 => way.ends_with('4'),
                         V6 => way.ends_with('6'),
@@ -213,10 +216,10 @@ const STRIDE: usize = 10;
 
 #[test]
 fn programs_and_nftables_agree_except_for_the_list() {
-    let Some(mut beside) = Beside::new() else {
+    let Some(mut beside) = Comparison::new() else {
         return;
     };
-    let all = corpus::all();
+    let all = sequences::all();
     let mut listed = listed();
     let only = std::env::var("CAUSEWAY_SEQUENCE").ok();
     let (mut names, mut unlisted) = (BTreeSet::new(), Vec::new());
@@ -235,10 +238,10 @@ fn programs_and_nftables_agree_except_for_the_list() {
             continue;
         }
         ran += 1;
-        let mut result = beside.run(sequence, Patience::Little);
+        let mut result = beside.run(sequence, Wait::Short);
         if result.is_err() != category.is_some() {
             // The machine may have been held up.
-            result = beside.run(sequence, Patience::Much);
+            result = beside.run(sequence, Wait::Long);
         }
         if only.is_some()
             && let Err(difference) = &result

@@ -1,5 +1,5 @@
-//! What RFC 4787 (UDP), RFC 5382 (TCP), RFC 5508 (ICMP) and RFC 7857 ask of a NAT, by name of the requirement; and what
-//! a client of RFC 5780 finds out. docs/nat.md has the table.
+//! Requirements of RFC 4787 (UDP), RFC 5382 (TCP), RFC 5508 (ICMP) and RFC 7857 for a NAT, one test
+//! each; and the result of a client of RFC 5780 finds out. docs/nat.md has the table.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use appliance_common::{
 };
 use causeway_tests::{
     harness::{Harness, SharedHarness},
-    nat::{End, Fate, Place, Says, end, ends, fragments, hop, inside, outside, packet},
+    nat::{End, HostPort, Message, Verdict, end, ends, fragments, hop, inside, outside, packet},
     packet::*,
     world::*,
 };
@@ -17,13 +17,13 @@ use tcp_flags::{ACK, FIN, RST, SYN};
 
 const A: &str = "10.1.0.10";
 const A6: &str = "2001:db8:1::10";
-const PA: Place = Place::trunk(101, A_MAC);
+const PA: HostPort = HostPort::trunk(101, A_MAC);
 /// A second host of net1.
 const C: &str = "10.1.0.30";
 const C6: &str = "2001:db8:1::30";
 const C_MAC: Mac = [0x02, 0, 0, 0xaa, 0, 0x1e];
-const PC: Place = Place::trunk(101, C_MAC);
-/// Hosts, what they are seen as, somebody outside; of each family.
+const PC: HostPort = HostPort::trunk(101, C_MAC);
+/// Hosts, their external address, a remote host; of each family.
 const FAMILIES: [(&str, &str, &str, &str); 2] = [(A, C, NAT4, REMOTE), (A6, C6, NAT6, REMOTE6)];
 
 fn nat() -> Option<SharedHarness> {
@@ -34,13 +34,13 @@ fn nat() -> Option<SharedHarness> {
     Harness::new(world)
 }
 
-fn dropped(reason: Counter) -> Fate {
-    Fate::Dropped(reason)
+fn dropped(reason: Counter) -> Verdict {
+    Verdict::Dropped(reason)
 }
 
-fn seen_as(fate: Fate) -> End {
+fn seen_as(fate: Verdict) -> End {
     match fate {
-        Fate::Outside(l3) => ends(&l3).0,
+        Verdict::Outside(l3) => ends(&l3).0,
         other => panic!("it does not leave: {other:?}"),
     }
 }
@@ -56,24 +56,24 @@ fn silence(h: &mut Harness, seconds: u32) {
     }
 }
 
-/// Opens a connection of TCP from A; returns what it is seen as.
+/// Opens a TCP connection from A; returns its external endpoint.
 fn connect(h: &mut Harness, from: End, far: End) -> End {
-    let outer = seen_as(inside(h, PA, &packet(Says::Tcp(SYN), from, far)));
-    let answer = outside(h, &packet(Says::Tcp(SYN | ACK), far, outer));
-    assert!(matches!(answer, Fate::Host(_)), "{answer:?}");
-    inside(h, PA, &packet(Says::Tcp(ACK), from, far));
+    let outer = seen_as(inside(h, PA, &packet(Message::Tcp(SYN), from, far)));
+    let answer = outside(h, &packet(Message::Tcp(SYN | ACK), far, outer));
+    assert!(matches!(answer, Verdict::Host(_)), "{answer:?}");
+    inside(h, PA, &packet(Message::Tcp(ACK), from, far));
     outer
 }
 
-fn is_heard(h: &mut Harness, says: Says, far: End, outer: End) -> bool {
-    matches!(outside(h, &packet(says, far, outer)), Fate::Host(_))
+fn is_heard(h: &mut Harness, says: Message, far: End, outer: End) -> bool {
+    matches!(outside(h, &packet(says, far, outer)), Verdict::Host(_))
 }
 
 #[test]
 fn rfc4787_req3_no_two_endpoints_share_a_port() {
     let Some(mut h) = nat() else { return };
     for (a, c, _, remote) in FAMILIES {
-        for says in [Says::Udp, Says::Tcp(SYN), Says::Ask] {
+        for says in [Message::Udp, Message::Tcp(SYN), Message::EchoRequest] {
             let one = seen_as(inside(
                 &mut h,
                 PA,
@@ -95,7 +95,7 @@ fn rfc4787_req2_all_endpoints_of_a_host_get_one_address() {
     let Some(mut h) = nat() else { return };
     for (a, _, seen, remote) in FAMILIES {
         for port in [1, 1023, 1024, 30_000, 65_535] {
-            for says in [Says::Udp, Says::Tcp(SYN), Says::Ask] {
+            for says in [Message::Udp, Message::Tcp(SYN), Message::EchoRequest] {
                 let outer = seen_as(inside(
                     &mut h,
                     PA,
@@ -114,18 +114,18 @@ fn rfc4787_req5_udp_is_kept_for_five_minutes_and_no_longer() {
         let (from, far) = (end(a, 41_000), end(remote, 53));
         for answered in [false, true] {
             h.clear_connections().expect("maps");
-            let outer = seen_as(inside(&mut h, PA, &packet(Says::Udp, from, far)));
+            let outer = seen_as(inside(&mut h, PA, &packet(Message::Udp, from, far)));
             if answered {
-                assert!(is_heard(&mut h, Says::Udp, far, outer));
+                assert!(is_heard(&mut h, Message::Udp, far, outer));
             }
             silence(&mut h, 295);
             assert!(
-                is_heard(&mut h, Says::Udp, far, outer),
+                is_heard(&mut h, Message::Udp, far, outer),
                 "answered: {answered}"
             );
             silence(&mut h, 310);
             assert_eq!(
-                outside(&mut h, &packet(Says::Udp, far, outer)),
+                outside(&mut h, &packet(Message::Udp, far, outer)),
                 dropped(Counter::DropNoRule)
             );
         }
@@ -136,17 +136,17 @@ fn rfc4787_req5_udp_is_kept_for_five_minutes_and_no_longer() {
 fn rfc4787_req6_outbound_packets_refresh_a_connection() {
     let Some(mut h) = nat() else { return };
     let (from, far) = (end(A, 41_000), end(REMOTE, 53));
-    let outer = seen_as(inside(&mut h, PA, &packet(Says::Udp, from, far)));
-    assert!(is_heard(&mut h, Says::Udp, far, outer));
+    let outer = seen_as(inside(&mut h, PA, &packet(Message::Udp, from, far)));
+    assert!(is_heard(&mut h, Message::Udp, far, outer));
     for _ in 0..5 {
         silence(&mut h, 200);
         assert_eq!(
-            seen_as(inside(&mut h, PA, &packet(Says::Udp, from, far))),
+            seen_as(inside(&mut h, PA, &packet(Message::Udp, from, far))),
             outer
         );
     }
     silence(&mut h, 200);
-    assert!(is_heard(&mut h, Says::Udp, far, outer));
+    assert!(is_heard(&mut h, Message::Udp, far, outer));
 }
 
 #[test]
@@ -164,11 +164,11 @@ fn timeouts_are_read_from_the_map() {
     };
     let far = end(REMOTE, 80);
     for (says, answer) in [
-        (Says::Udp, Says::Udp),
-        (Says::Ask, Says::Answer),
-        (Says::Tcp(SYN), Says::Tcp(SYN | ACK)),
+        (Message::Udp, Message::Udp),
+        (Message::EchoRequest, Message::EchoReply),
+        (Message::Tcp(SYN), Message::Tcp(SYN | ACK)),
     ] {
-        let far = if says == Says::Ask {
+        let far = if says == Message::EchoRequest {
             end(REMOTE, 0)
         } else {
             far
@@ -181,9 +181,12 @@ fn timeouts_are_read_from_the_map() {
     }
     let outer = connect(&mut h, end(A, 42_001), far);
     silence(&mut h, 6);
-    assert!(is_heard(&mut h, Says::Tcp(ACK), far, outer), "established");
+    assert!(
+        is_heard(&mut h, Message::Tcp(ACK), far, outer),
+        "established"
+    );
     silence(&mut h, 11);
-    assert!(!is_heard(&mut h, Says::Tcp(ACK), far, outer));
+    assert!(!is_heard(&mut h, Message::Tcp(ACK), far, outer));
 }
 
 #[test]
@@ -194,32 +197,35 @@ fn rfc5382_req5_tcp_is_kept_for_two_hours_and_four_minutes_and_four_minutes_once
         let outer = connect(&mut h, from, far);
         for _ in 0..2 {
             silence(&mut h, 7435);
-            assert!(is_heard(&mut h, Says::Tcp(ACK), far, outer));
+            assert!(is_heard(&mut h, Message::Tcp(ACK), far, outer));
         }
         silence(&mut h, 7450);
         assert_eq!(
-            outside(&mut h, &packet(Says::Tcp(ACK), far, outer)),
+            outside(&mut h, &packet(Message::Tcp(ACK), far, outer)),
             dropped(Counter::DropNoFlow)
         );
         // Ended by both, by one, by a reset, or never opened: four minutes.
         for end_of_it in [FIN | ACK, RST | ACK] {
             h.clear_connections().expect("maps");
             let outer = connect(&mut h, from, far);
-            inside(&mut h, PA, &packet(Says::Tcp(end_of_it), from, far));
+            inside(&mut h, PA, &packet(Message::Tcp(end_of_it), from, far));
             silence(&mut h, 235);
             assert!(
-                is_heard(&mut h, Says::Tcp(FIN | ACK), far, outer),
+                is_heard(&mut h, Message::Tcp(FIN | ACK), far, outer),
                 "{end_of_it}"
             );
             silence(&mut h, 250);
-            assert!(!is_heard(&mut h, Says::Tcp(ACK), far, outer), "{end_of_it}");
+            assert!(
+                !is_heard(&mut h, Message::Tcp(ACK), far, outer),
+                "{end_of_it}"
+            );
         }
         h.clear_connections().expect("maps");
-        let outer = seen_as(inside(&mut h, PA, &packet(Says::Tcp(SYN), from, far)));
+        let outer = seen_as(inside(&mut h, PA, &packet(Message::Tcp(SYN), from, far)));
         silence(&mut h, 235);
-        assert!(is_heard(&mut h, Says::Tcp(SYN | ACK), far, outer));
+        assert!(is_heard(&mut h, Message::Tcp(SYN | ACK), far, outer));
         silence(&mut h, 250);
-        assert!(!is_heard(&mut h, Says::Tcp(SYN | ACK), far, outer));
+        assert!(!is_heard(&mut h, Message::Tcp(SYN | ACK), far, outer));
     }
 }
 
@@ -228,10 +234,10 @@ fn rfc5382_req2_simultaneous_open_works() {
     let Some(mut h) = nat() else { return };
     for (a, _, _, remote) in FAMILIES {
         let (from, far) = (end(a, 44_000), end(remote, 80));
-        let outer = seen_as(inside(&mut h, PA, &packet(Says::Tcp(SYN), from, far)));
+        let outer = seen_as(inside(&mut h, PA, &packet(Message::Tcp(SYN), from, far)));
         for flags in [SYN, SYN | ACK, ACK] {
-            assert!(is_heard(&mut h, Says::Tcp(flags), far, outer));
-            inside(&mut h, PA, &packet(Says::Tcp(flags | ACK), from, far));
+            assert!(is_heard(&mut h, Message::Tcp(flags), far, outer));
+            inside(&mut h, PA, &packet(Message::Tcp(flags | ACK), from, far));
         }
         assert_eq!(h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS").len(), 2);
         h.clear_connections().expect("maps");
@@ -246,7 +252,7 @@ fn rfc5382_req4_an_unsolicited_syn_is_dropped_silently_and_blocks_nothing() {
         let outer = end(seen, 45_000);
         for _ in 0..2 {
             assert_eq!(
-                outside(&mut h, &packet(Says::Tcp(SYN), far, outer)),
+                outside(&mut h, &packet(Message::Tcp(SYN), far, outer)),
                 dropped(Counter::DropNoRule)
             );
         }
@@ -259,12 +265,12 @@ fn rfc7857_a_reset_does_not_end_a_connection_that_continues() {
     let Some(mut h) = nat() else { return };
     let (from, far) = (end(A, 46_000), end(REMOTE, 80));
     let outer = connect(&mut h, from, far);
-    assert!(is_heard(&mut h, Says::Tcp(RST), far, outer));
+    assert!(is_heard(&mut h, Message::Tcp(RST), far, outer));
     silence(&mut h, 200);
-    inside(&mut h, PA, &packet(Says::Tcp(ACK), from, far));
+    inside(&mut h, PA, &packet(Message::Tcp(ACK), from, far));
     silence(&mut h, 7000);
     assert!(
-        is_heard(&mut h, Says::Tcp(ACK), far, outer),
+        is_heard(&mut h, Message::Tcp(ACK), far, outer),
         "established again"
     );
 }
@@ -297,19 +303,19 @@ fn rfc4787_req12_no_icmp_message_ends_or_refreshes_a_connection() {
             &[(1, 0), (1, 3), (1, 4), (2, 0), (3, 0), (3, 1), (4, 0)]
         };
         let outer = connect(&mut h, end(a, 47_000), far);
-        let sent = packet(Says::Tcp(ACK), outer, far);
+        let sent = packet(Message::Tcp(ACK), outer, far);
         for (kind, code) in kinds {
             let fate = outside(&mut h, &error(far.0, outer.0, *kind, *code, &sent));
-            assert!(matches!(fate, Fate::Host(_)), "{kind} {code}: {fate:?}");
+            assert!(matches!(fate, Verdict::Host(_)), "{kind} {code}: {fate:?}");
             assert!(
-                is_heard(&mut h, Says::Tcp(ACK), far, outer),
+                is_heard(&mut h, Message::Tcp(ACK), far, outer),
                 "{kind} {code}"
             );
         }
         // RFC 5508 REQ-6: nor does one keep it.
         let from = end(a, 47_001);
-        let outer = seen_as(inside(&mut h, PA, &packet(Says::Udp, from, far)));
-        let sent = packet(Says::Udp, outer, far);
+        let outer = seen_as(inside(&mut h, PA, &packet(Message::Udp, from, far)));
+        let sent = packet(Message::Udp, outer, far);
         for _ in 0..2 {
             silence(&mut h, 200);
             outside(
@@ -317,7 +323,7 @@ fn rfc4787_req12_no_icmp_message_ends_or_refreshes_a_connection() {
                 &error(far.0, outer.0, kinds[0].0, kinds[0].1, &sent),
             );
         }
-        assert!(!is_heard(&mut h, Says::Udp, far, outer));
+        assert!(!is_heard(&mut h, Message::Udp, far, outer));
     }
 }
 
@@ -334,11 +340,11 @@ fn rfc5508_req1_echo_and_timestamp_queries_are_translated() {
     ] {
         for (ask, answer) in kinds {
             let out = inside(&mut h, PA, &query(a, remote, *ask, 2000));
-            assert_eq!(out, Fate::Outside(hop(&query(seen, remote, *ask, 2000))));
+            assert_eq!(out, Verdict::Outside(hop(&query(seen, remote, *ask, 2000))));
             let back = outside(&mut h, &query(remote, seen, *answer, 2000));
             assert_eq!(
                 back,
-                Fate::Host(PA.hears(&hop(&query(remote, a, *answer, 2000))))
+                Verdict::Host(PA.receives(&hop(&query(remote, a, *answer, 2000))))
             );
             // About the question itself.
             let about = error(
@@ -348,7 +354,7 @@ fn rfc5508_req1_echo_and_timestamp_queries_are_translated() {
                 1,
                 &query(seen, remote, *ask, 2000),
             );
-            assert!(matches!(outside(&mut h, &about), Fate::Host(_)), "{ask}");
+            assert!(matches!(outside(&mut h, &about), Verdict::Host(_)), "{ask}");
         }
     }
 }
@@ -358,11 +364,15 @@ fn rfc5508_req2_a_query_mapping_lasts_a_minute() {
     let Some(mut h) = nat() else { return };
     for (a, _, _, remote) in FAMILIES {
         let far = end(remote, 0);
-        let outer = seen_as(inside(&mut h, PA, &packet(Says::Ask, end(a, 2001), far)));
+        let outer = seen_as(inside(
+            &mut h,
+            PA,
+            &packet(Message::EchoRequest, end(a, 2001), far),
+        ));
         silence(&mut h, 58);
-        assert!(is_heard(&mut h, Says::Answer, far, outer));
+        assert!(is_heard(&mut h, Message::EchoReply, far, outer));
         silence(&mut h, 65);
-        assert!(!is_heard(&mut h, Says::Answer, far, outer));
+        assert!(!is_heard(&mut h, Message::EchoReply, far, outer));
     }
 }
 
@@ -370,13 +380,16 @@ fn rfc5508_req2_a_query_mapping_lasts_a_minute() {
 fn rfc5508_req4_packet_too_big_about_a_fragment_reaches_its_sender() {
     let Some(mut h) = nat() else { return };
     let (from, outer, far) = (end(A6, 48_000), end(NAT6, 48_000), end(REMOTE6, 53));
-    let sent = fragments(&packet(Says::Udp, from, far), 16, 77);
-    let left = fragments(&packet(Says::Udp, outer, far), 16, 77);
-    assert_eq!(inside(&mut h, PA, &sent[0]), Fate::Outside(hop(&left[0])));
+    let sent = fragments(&packet(Message::Udp, from, far), 16, 77);
+    let left = fragments(&packet(Message::Udp, outer, far), 16, 77);
+    assert_eq!(
+        inside(&mut h, PA, &sent[0]),
+        Verdict::Outside(hop(&left[0]))
+    );
     let router = ip("2001:db8:ab::1");
     assert_eq!(
         outside(&mut h, &error(router, outer.0, 2, 0, &hop(&left[0]))),
-        Fate::Host(PA.hears(&hop(&error(router, from.0, 2, 0, &hop(&sent[0])))))
+        Verdict::Host(PA.receives(&hop(&error(router, from.0, 2, 0, &hop(&sent[0])))))
     );
     // A later one does not say whose it is.
     assert_eq!(
@@ -390,8 +403,8 @@ fn rfc4787_req9_two_hosts_inside_reach_each_other_by_their_external_endpoints() 
     let Some(mut h) = nat() else { return };
     for (a, c, _, remote) in FAMILIES {
         for (first, answer) in [
-            (Says::Udp, Says::Udp),
-            (Says::Tcp(SYN), Says::Tcp(SYN | ACK)),
+            (Message::Udp, Message::Udp),
+            (Message::Tcp(SYN), Message::Tcp(SYN | ACK)),
         ] {
             let (x, y, far) = (end(a, 49_000), end(c, 49_001), end(remote, 3478));
             let x_seen = seen_as(inside(&mut h, PA, &packet(first, x, far)));
@@ -405,16 +418,16 @@ fn rfc4787_req9_two_hosts_inside_reach_each_other_by_their_external_endpoints() 
             }
             assert_eq!(
                 inside(&mut h, PC, &packet(first, y, x_seen)),
-                Fate::Host(PA.hears(&hop(&packet(first, y_seen, x)))),
+                Verdict::Host(PA.receives(&hop(&packet(first, y_seen, x)))),
                 "the source is the external one"
             );
             assert_eq!(
                 inside(&mut h, PA, &packet(answer, x, y_seen)),
-                Fate::Host(PC.hears(&hop(&packet(answer, x_seen, y))))
+                Verdict::Host(PC.receives(&hop(&packet(answer, x_seen, y))))
             );
             assert_eq!(
                 inside(&mut h, PC, &packet(answer, y, x_seen)),
-                Fate::Host(PA.hears(&hop(&packet(answer, y_seen, x))))
+                Verdict::Host(PA.receives(&hop(&packet(answer, y_seen, x))))
             );
             // Another port of the same host is another.
             let z = end(c, 49_002);
@@ -423,17 +436,21 @@ fn rfc4787_req9_two_hosts_inside_reach_each_other_by_their_external_endpoints() 
                 dropped(Counter::DropNoRule)
             );
         }
-        // A port that nobody is seen as.
+        // A port without a mapping.
         let nobody = end(if a == A { NAT4 } else { NAT6 }, 50_999);
         assert_eq!(
-            inside(&mut h, PA, &packet(Says::Udp, end(a, 49_000), nobody)),
+            inside(&mut h, PA, &packet(Message::Udp, end(a, 49_000), nobody)),
             dropped(Counter::DropNoRule)
         );
-        // An endpoint's own: nobody else has sent to it.
+        // A mapping whose endpoint has not sent to this source.
         let own = end(a, 49_005);
-        let seen = seen_as(inside(&mut h, PA, &packet(Says::Udp, own, end(remote, 9))));
+        let seen = seen_as(inside(
+            &mut h,
+            PA,
+            &packet(Message::Udp, own, end(remote, 9)),
+        ));
         assert_eq!(
-            inside(&mut h, PA, &packet(Says::Udp, own, seen)),
+            inside(&mut h, PA, &packet(Message::Udp, own, seen)),
             dropped(Counter::DropNoRule)
         );
     }
@@ -445,16 +462,16 @@ fn rfc5508_req7_errors_about_hairpinned_packets_are_translated() {
     for (a, c, seen, public) in [(A, C, NAT4, PUBLIC4), (A6, C6, NAT6, PUBLIC6)] {
         let (from, to) = (end(c, 49_100), end(public, 5000));
         let (outer, inner) = (end(seen, 49_100), end(a, 6000));
-        let heard = hop(&packet(Says::Udp, outer, inner));
+        let heard = hop(&packet(Message::Udp, outer, inner));
         assert_eq!(
-            inside(&mut h, PC, &packet(Says::Udp, from, to)),
-            Fate::Host(PA.hears(&heard))
+            inside(&mut h, PC, &packet(Message::Udp, from, to)),
+            Verdict::Host(PA.receives(&heard))
         );
         let (kind, code) = if a == A { (3, 3) } else { (1, 4) };
-        let sent = hop(&packet(Says::Udp, from, to));
+        let sent = hop(&packet(Message::Udp, from, to));
         assert_eq!(
             inside(&mut h, PA, &error(inner.0, outer.0, kind, code, &heard)),
-            Fate::Host(PC.hears(&hop(&error(to.0, from.0, kind, code, &sent))))
+            Verdict::Host(PC.receives(&hop(&error(to.0, from.0, kind, code, &sent))))
         );
     }
 }
@@ -465,16 +482,16 @@ fn an_outbound_connection_does_not_block_clients_of_a_rule() {
     for (a, public, remote) in [(A, PUBLIC4, REMOTE), (A6, PUBLIC6, REMOTE6)] {
         let (client, to, inner) = (end(remote, 50_000), end(public, 5000), end(a, 6000));
         for _ in 0..3 {
-            let seen = seen_as(inside(&mut h, PA, &packet(Says::Udp, inner, client)));
+            let seen = seen_as(inside(&mut h, PA, &packet(Message::Udp, inner, client)));
             assert_ne!(seen, to);
         }
         assert_eq!(
-            outside(&mut h, &packet(Says::Udp, client, to)),
-            Fate::Host(PA.hears(&hop(&packet(Says::Udp, client, inner))))
+            outside(&mut h, &packet(Message::Udp, client, to)),
+            Verdict::Host(PA.receives(&hop(&packet(Message::Udp, client, inner))))
         );
         assert_eq!(
-            inside(&mut h, PA, &packet(Says::Udp, inner, client)),
-            Fate::Outside(hop(&packet(Says::Udp, to, client)))
+            inside(&mut h, PA, &packet(Message::Udp, inner, client)),
+            Verdict::Outside(hop(&packet(Message::Udp, to, client)))
         );
         assert_eq!(
             h.entries::<FlowKey, Flow>("OPENING")
@@ -490,31 +507,32 @@ fn an_outbound_connection_does_not_block_clients_of_a_rule() {
 #[test]
 fn a_one_way_connection_is_not_handed_to_another() {
     let Some(mut h) = nat() else { return };
-    // Two rules that lead to one port of the machine: the client's same port by the other rule is the same way back.
+    // Two rules that lead to one port of the machine: the client's same port by the other rule is
+    // the same way back.
     let mut world = h.world.clone();
     world.rule(0, NET1, PUBLIC4, A, (7000, 7000, 6000), &[17]);
     h.fill(world).expect("filled");
     let (client, inner) = (end(REMOTE, 50_000), end(A, 6000));
-    let by = |port| packet(Says::Udp, client, end(PUBLIC4, port));
-    assert!(matches!(outside(&mut h, &by(5000)), Fate::Host(_)));
-    inside(&mut h, PA, &packet(Says::Udp, inner, client));
+    let by = |port| packet(Message::Udp, client, end(PUBLIC4, port));
+    assert!(matches!(outside(&mut h, &by(5000)), Verdict::Host(_)));
+    inside(&mut h, PA, &packet(Message::Udp, inner, client));
     // Only the client goes on.
     for _ in 0..3 {
         silence(&mut h, 200);
-        assert!(matches!(outside(&mut h, &by(5000)), Fate::Host(_)));
+        assert!(matches!(outside(&mut h, &by(5000)), Verdict::Host(_)));
     }
     assert_eq!(outside(&mut h, &by(7000)), dropped(Counter::DropFlowTaken));
-    assert!(matches!(outside(&mut h, &by(5000)), Fate::Host(_)));
+    assert!(matches!(outside(&mut h, &by(5000)), Verdict::Host(_)));
     // Both silent: it is another's.
     silence(&mut h, 310);
-    assert!(matches!(outside(&mut h, &by(7000)), Fate::Host(_)));
+    assert!(matches!(outside(&mut h, &by(7000)), Verdict::Host(_)));
 }
 
 #[test]
 fn malformed_and_source_routed_packets_are_dropped() {
     let Some(mut h) = nat() else { return };
     let (from, far) = (end(A, 51_000), end(REMOTE, 53));
-    let good = packet(Says::Udp, from, far);
+    let good = packet(Message::Udp, from, far);
     let mut wrong = good.clone();
     wrong[10] ^= 1;
     assert_eq!(inside(&mut h, PA, &wrong), dropped(Counter::DropMalformed));
@@ -530,7 +548,7 @@ fn malformed_and_source_routed_packets_are_dropped() {
         &[1; 40],
     ] {
         assert!(
-            matches!(inside(&mut h, PA, &with(options)), Fate::Outside(_)),
+            matches!(inside(&mut h, PA, &with(options)), Verdict::Outside(_)),
             "{options:?}"
         );
     }
@@ -560,14 +578,17 @@ impl Stun {
         (self.addresses[address], self.ports[port])
     }
 
-    /// A binding request from `place` to one of its ends; whence it answers. What the client is told that it is
-    /// seen as, if the answer reaches it, and what it is seen as.
+    /// A binding request from `place` to one of its ends; whence it answers. What the client is
+    /// told that it is seen as, if the answer reaches it, and what it is seen as.
     fn ask(&self, h: &mut Harness, from: End, to: End, answers: End) -> (Option<End>, End) {
-        let seen = seen_as(inside(h, PA, &packet(Says::Udp, from, to)));
-        let answer = packet(Says::Udp, answers, seen);
+        let seen = seen_as(inside(h, PA, &packet(Message::Udp, from, to)));
+        let answer = packet(Message::Udp, answers, seen);
         match outside(h, &answer) {
-            Fate::Host(frame) => {
-                assert_eq!(frame, PA.hears(&hop(&packet(Says::Udp, answers, from))));
+            Verdict::Host(frame) => {
+                assert_eq!(
+                    frame,
+                    PA.receives(&hop(&packet(Message::Udp, answers, from)))
+                );
                 (Some(seen), seen)
             }
             _ => (None, seen),
@@ -621,7 +642,8 @@ fn rfc5780_discovers_endpoint_independent_mapping_and_address_and_port_filtering
             addresses: addresses.map(ip),
             ports: [3478, 3479],
         };
-        // One whose port is kept and one whose is not; each test from a port of its own (section 4.6).
+        // One whose port is kept and one whose is not; each test from a port of its own (section
+        // 4.6).
         for ports in [[52_000, 52_001], [700, 701]] {
             let found = mapping(&mut h, &stun, end(a, ports[0]));
             assert_eq!(

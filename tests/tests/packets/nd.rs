@@ -1,4 +1,4 @@
-//! Neighbour discovery is answered for exactly the addresses the mode says (RFC 4861).
+//! Neighbour solicitations are answered for exactly the addresses of the mode (RFC 4861).
 
 use std::net::{IpAddr, Ipv6Addr};
 

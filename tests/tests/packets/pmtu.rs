@@ -13,8 +13,8 @@ const B: &str = "10.1.0.11";
 const A6: &str = "2001:db8:1::10";
 const B6: &str = "2001:db8:1::11";
 
-/// ICMP "fragmentation needed" as RFC 792 and RFC 1191 draw it, with IPv4 identification 0, TTL 64 and
-/// the precedence of RFC 1812 section 4.3.2.5.
+/// ICMP "fragmentation needed" as RFC 792 and RFC 1191 draw it, with IPv4 identification 0, TTL 64
+/// and the precedence of RFC 1812 section 4.3.2.5.
 fn frag_needed(l3: &[u8], mtu: u16) -> Vec<u8> {
     let octets = |at: usize| [l3[at], l3[at + 1], l3[at + 2], l3[at + 3]];
     let mut rest = vec![0, 0];
@@ -289,6 +289,6 @@ fn a_full_ring_drops_and_counts() {
     assert_eq!(
         h.records().len() as u64,
         of(Counter::SlowSplit),
-        "what is counted as handed over is in the ring"
+        "the ring has every packet that is counted as handed over"
     );
 }

@@ -1,9 +1,9 @@
-//! Mutated and random packets through each program: with plain tunnels, with encrypted ones, and for
-//! tenants in full failover. A million for each program; ten million with `CAUSEWAY_LONG=1`.
+//! Mutated and random packets through each program: with plain tunnels, with encrypted ones, and
+//! for tenants in full failover. A million for each program; ten million with `CAUSEWAY_LONG=1`.
 //!
-//! Each is judged by the reference: the action is one of those allowed, a passed packet is unchanged, a
-//! sent one is well-formed and goes where it may. At the end no map that user space writes has changed
-//! but for the two marks on neighbours, and the rings held only sound records.
+//! Each is judged by the reference: the action is one of those allowed, a passed packet is
+//! unchanged, a sent one is well-formed and goes where it may. At the end no map that user space
+//! writes has changed but for the two marks on neighbours, and the rings held only sound records.
 //!
 //! `CAUSEWAY_SEED` replays a run; `CAUSEWAY_RANDOM_PACKETS` sets the count for each program.
 
@@ -430,7 +430,7 @@ fn mutate(rng: &mut Rng, packet: &mut Vec<u8>) {
     }
 }
 
-/// What the packets come to.
+/// The mode and kind of tunnels that the packets meet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Setting {
     /// Partial failover by plain tunnels.
@@ -441,7 +441,7 @@ enum Setting {
     Full,
 }
 
-fn storm(program: Program, setting: Setting, must_see: &[Kind]) {
+fn run_random(program: Program, setting: Setting, must_see: &[Kind]) {
     let encrypted = setting == Setting::Encrypted;
     let mut world = match (setting, program) {
         (Setting::Full, _) => World::full(),
@@ -555,7 +555,7 @@ fn storm(program: Program, setting: Setting, must_see: &[Kind]) {
 
 #[test]
 fn access_survives_random_packets() {
-    storm(
+    run_random(
         Program::Access,
         Setting::Plain,
         &[
@@ -570,7 +570,7 @@ fn access_survives_random_packets() {
 
 #[test]
 fn access_of_encrypted_networks_survives_random_packets() {
-    storm(
+    run_random(
         Program::Access,
         Setting::Encrypted,
         &[
@@ -586,7 +586,7 @@ fn access_of_encrypted_networks_survives_random_packets() {
 
 #[test]
 fn full_failover_survives_random_packets() {
-    storm(
+    run_random(
         Program::Access,
         Setting::Full,
         &[
@@ -604,7 +604,7 @@ fn full_failover_survives_random_packets() {
 
 #[test]
 fn uplink_survives_random_packets() {
-    storm(
+    run_random(
         Program::Uplink,
         Setting::Plain,
         &[Kind::Decapsulated, Kind::Passed],
@@ -613,7 +613,7 @@ fn uplink_survives_random_packets() {
 
 #[test]
 fn uplink_with_encrypted_tunnels_survives_random_packets() {
-    storm(
+    run_random(
         Program::Uplink,
         Setting::Encrypted,
         &[
@@ -627,7 +627,7 @@ fn uplink_with_encrypted_tunnels_survives_random_packets() {
 
 #[test]
 fn combined_survives_random_packets() {
-    storm(
+    run_random(
         Program::Combined,
         Setting::Plain,
         &[
@@ -644,7 +644,7 @@ fn combined_survives_random_packets() {
 
 #[test]
 fn combined_with_encrypted_tunnels_survives_random_packets() {
-    storm(
+    run_random(
         Program::Combined,
         Setting::Encrypted,
         &[

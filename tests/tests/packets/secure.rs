@@ -1,5 +1,5 @@
-//! Encrypted tunnels: what a worker is given to seal and to open, which handshakes reach the daemon, and
-//! that a packet of an encrypted network goes through the same guards as any other.
+//! Encrypted tunnels: the packets that a worker gets to seal and to open, the handshakes that reach
+//! the daemon, and that a packet of an encrypted network goes through the same guards as any other.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +27,8 @@ const B: &str = "10.1.0.11";
 const A6: &str = "2001:db8:1::10";
 const B6: &str = "2001:db8:1::11";
 
-/// Longest packet to run live: there the kernel keeps more of the page for itself (net/bpf/test_run.c).
+/// Longest packet to run live: there the kernel keeps more of the page for itself
+/// (net/bpf/test_run.c).
 const MAX_LIVE: usize = 3000;
 
 /// A port of an encrypted network.
@@ -113,8 +114,8 @@ fn tenant_port() -> Port {
     }
 }
 
-/// Packets for the other side: what, the packet as the host sends it, what a worker gets, and whether an
-/// MSS was clamped.
+/// Packets for the other side: name, the packet as the host sends it, the packet that a worker
+/// gets, and whether an MSS was clamped.
 fn carried(port: &Port) -> Vec<(&'static str, Vec<u8>, Vec<u8>, bool)> {
     let ((s, d), (s6, d6)) = (port.v4(), port.v6());
     let (IpAddr::V4(v4s), IpAddr::V4(v4d)) = (s, d) else {
@@ -355,7 +356,7 @@ fn the_source_guards_apply_before_sealing() {
                 ping(A, "10.1.0.12"),
             )),
         Case::new(
-            "for somebody else's MAC",
+            "for another host's MAC",
             Program::Access,
             TRUNK,
             frame(B_MAC, A_MAC, &[tag(101)], &ping(A, B)),
@@ -527,7 +528,7 @@ fn a_plain_tunnel_next_to_encrypted_ones_is_unchanged() {
     ];
     run(&mut h, plain);
 
-    // Even if the map said otherwise, as while a network's peer changes.
+    // Even with an entry in the map, as while a network's peer changes.
     let mut world = World::provider().encrypted();
     for peer in [address(TENANT), [0; 16]] {
         world.tunnels.push((
@@ -553,18 +554,18 @@ fn a_plain_tunnel_next_to_encrypted_ones_is_unchanged() {
     );
 }
 
-/// What becomes of a datagram.
+/// Where a datagram to the tunnels' port goes.
 #[derive(Clone, Copy)]
-enum Fate {
+enum Steering {
     Open,
     Handshake,
     Passed,
     Dropped(Counter),
 }
 
-/// Datagrams to the encrypted tunnels' port, and what is to become of them: over both families, the same.
-fn datagrams(from: &str, to: &str) -> Vec<(String, Vec<u8>, Fate)> {
-    use Fate::{Dropped, Handshake, Open, Passed};
+/// Datagrams to the encrypted tunnels' port, and where each must go: the same over both families.
+fn datagrams(from: &str, to: &str) -> Vec<(String, Vec<u8>, Steering)> {
+    use Steering::{Dropped, Handshake, Open, Passed};
     let (bad, malformed) = (
         Dropped(Counter::DropBadDatagram),
         Dropped(Counter::DropMalformed),
@@ -581,7 +582,7 @@ fn datagrams(from: &str, to: &str) -> Vec<(String, Vec<u8>, Fate)> {
         message[..4].copy_from_slice(&[kind, 0, 0, 0]);
         message
     };
-    let mut messages: Vec<(String, Vec<u8>, Fate)> = vec![
+    let mut messages: Vec<(String, Vec<u8>, Steering)> = vec![
         ("empty".into(), vec![], bad),
         ("an octet".into(), vec![4], bad),
         ("three octets".into(), vec![4, 0, 0], bad),
@@ -649,7 +650,7 @@ fn datagrams(from: &str, to: &str) -> Vec<(String, Vec<u8>, Fate)> {
         let message = edit(of_a_gateway(64), &[(at, 0x5a)]);
         messages.push((format!("a gateway's message, octet {at}"), message, bad));
     }
-    // All of it again behind a circuit's id, or what is left of one.
+    // The same behind a circuit's id, or behind a truncated one.
     for id in [
         [0x3f, 0x9a, 0x1c, 2, 0x77, 0xd1, 0xe0, 0x5b],
         [4, 0, 0, 1, 1, 0, 0, 0],
@@ -757,7 +758,7 @@ fn datagrams(from: &str, to: &str) -> Vec<(String, Vec<u8>, Fate)> {
                 also("a routing header", behind(43, &[&udp_next]), bad);
                 also("options twice", behind(0, &[&options_next, &udp_next]), bad);
                 also(
-                    "more headers than anybody sends",
+                    "more headers than any host sends",
                     behind(60, &[&options_next[..]; 20][..]),
                     bad,
                 );
@@ -846,17 +847,17 @@ fn steer(h: &mut Harness, program: Program, from: &str, to: &str, worker: bool) 
     for (what, packet, fate) in datagrams(from, to) {
         let case = Case::new(format!("from {from}, {what}"), program, UPLINK, packet);
         cases.push(match fate {
-            Fate::Open if worker => case
+            Steering::Open if worker => case
                 .gives(Action::Redirect, Out::Same)
                 .counts(Counter::ToOpen),
-            Fate::Open => case
+            Steering::Open => case
                 .gives(Action::Drop, Out::Same)
                 .counts(Counter::DropNoWorker),
-            Fate::Handshake => case
+            Steering::Handshake => case
                 .gives(Action::Pass, Out::Same)
                 .counts(Counter::HandshakePassed),
-            Fate::Passed => case.passed(),
-            Fate::Dropped(reason) => case.dropped(reason),
+            Steering::Passed => case.passed(),
+            Steering::Dropped(reason) => case.dropped(reason),
         });
     }
     // The handshakes in it are fewer than a source's share.
@@ -940,8 +941,8 @@ fn datagrams_are_steered_while_the_tenants_are_idle() {
     steer(&mut h, Program::Uplink, TENANT, PROVIDER, false);
 }
 
-/// How many of `count` initiations the sources that `source` gives get through, and how long that took
-/// in seconds.
+/// How many of `count` initiations the sources that `source` gives get through, and how long that
+/// took in seconds.
 fn flood(
     h: &mut Harness,
     program: Program,
@@ -986,7 +987,7 @@ fn flood(
     (passed, took)
 }
 
-/// Whether what got through is the burst, and what came back since.
+/// Checks that the burst passed, and what the rate added since.
 fn within(what: &str, (passed, took): (u64, f64), burst: u64, per_second: u64) {
     let most = burst + (took * per_second as f64).ceil() as u64 + 1;
     println!("{what}: {passed} passed in {took:.3} s, at most {most} may");
@@ -1083,7 +1084,7 @@ fn unknown_sources_share_a_handshake_budget_apart_from_peers() {
             }
         });
         within(what, got, budget, budget);
-        // At this rate nothing is left for a stranger who comes now, but for a peer there is.
+        // The budget of unknown sources is used up, that of peers is not.
         let (peer, at) = if v6 {
             (TENANT6, PROVIDER6)
         } else {
@@ -1092,7 +1093,7 @@ fn unknown_sources_share_a_handshake_budget_apart_from_peers() {
         let address = ip(peer);
         let got = flood(&mut h, Program::Uplink, at, 100, || address);
         assert_eq!(got.0, 100, "a peer's are not held up by strangers'");
-        // One who sends in the peer's name takes a share of it, and no more than the peers' budget.
+        // A forged source of a peer uses the peers' budget, and no more.
         let got = flood(&mut h, Program::Uplink, at, 100_000, || address);
         within(
             "a peer's name",

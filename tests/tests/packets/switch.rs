@@ -1,5 +1,5 @@
-//! The switch of modes is one store, whatever the number of networks: while it happens, over and over, each packet
-//! is treated by the one mode or by the other.
+//! The switch of modes is one store, whatever the number of networks: while it happens, over and
+//! over, each packet is treated by the one mode or by the other.
 
 use std::{
     sync::{
@@ -38,7 +38,7 @@ fn a_mode_switch_never_mixes_modes_within_a_packet() {
         tenants.set(0, tenant, 0).expect("one store");
     };
     set(&mut tenants, Mode::Partial, 1);
-    // What each mode makes of a packet of each network, byte for byte.
+    // The output of each mode for a packet of each network, byte for byte.
     let packets: Vec<Vec<u8>> = (1..=NETWORKS)
         .map(|n| {
             let l3 = udp(

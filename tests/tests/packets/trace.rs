@@ -1,4 +1,5 @@
-//! Following packets through the programs: which, with what decided at each step, and not at all unless asked.
+//! Tracing packets through the programs: the filter, the decision at each step, and no trace
+//! without a filter.
 
 use appliance_common::{
     counters::Counter,
@@ -7,13 +8,13 @@ use appliance_common::{
 };
 use causeway_tests::{
     harness::{Harness, Program},
-    nat::{Fate, Place, Says, end, inside, outside, packet},
+    nat::{HostPort, Message, Verdict, end, inside, outside, packet},
     packet::{frame, ip, udp},
     world::*,
 };
 
 const A: &str = "10.1.0.10";
-const PA: Place = Place::trunk(101, A_MAC);
+const PA: HostPort = HostPort::trunk(101, A_MAC);
 const ALL: TraceFilter = TraceFilter {
     active: 1,
     ifindex: 0,
@@ -24,7 +25,7 @@ const ALL: TraceFilter = TraceFilter {
     address: [0; 16],
 };
 
-/// Program, step, what was decided, and what was counted besides.
+/// Program, step, the counter that decided, and further counters.
 type Step = (TraceProgram, TraceStep, Option<Counter>, Vec<Counter>);
 
 fn counter(number: u16) -> Option<Counter> {
@@ -58,8 +59,8 @@ fn a_packet_is_traced_from_program_to_program() {
         return;
     };
     let (from, far) = (end(A, 1234), end(REMOTE, 53));
-    let there = packet(Says::Udp, from, far);
-    let Fate::Outside(left) = inside(&mut h, PA, &there) else {
+    let there = packet(Message::Udp, from, far);
+    let Verdict::Outside(left) = inside(&mut h, PA, &there) else {
         panic!("it does not leave");
     };
     let events = h.trace_events();
@@ -89,7 +90,7 @@ fn a_packet_is_traced_from_program_to_program() {
     assert_eq!(last.action, 4, "redirected");
     assert!(events.iter().all(|e| e.packet == events[0].packet));
 
-    outside(&mut h, &packet(Says::Udp, far, end(NAT4, 1234)));
+    outside(&mut h, &packet(Message::Udp, far, end(NAT4, 1234)));
     let events = h.trace_events();
     let steps: Vec<Step> = events.iter().map(step).collect();
     assert_eq!(
@@ -136,7 +137,7 @@ fn only_packets_that_match_the_filter_are_traced() {
     };
     let l3 = udp(ip(A), ip(REMOTE), 1000, 53, b"x");
     let (tcp, other) = (
-        packet(Says::Tcp(2), end(A, 1000), end(REMOTE, 53)),
+        packet(Message::Tcp(2), end(A, 1000), end(REMOTE, 53)),
         udp(ip("10.1.0.11"), ip(LISTED), 1001, 54, b"x"),
     );
     let v6 = udp(ip("2001:db8:1::10"), ip(REMOTE6), 1000, 53, b"x");
@@ -218,8 +219,8 @@ fn programs_without_tracing_trace_nothing() {
     let Some(mut h) = Harness::new(World::nat()) else {
         return;
     };
-    // Even if the map says so: the programs have nothing of it in them.
+    // Even with a filter in the map: these programs have no tracing code.
     h.set_trace_filter(ALL).expect("written");
-    inside(&mut h, PA, &packet(Says::Udp, end(A, 1), end(REMOTE, 2)));
+    inside(&mut h, PA, &packet(Message::Udp, end(A, 1), end(REMOTE, 2)));
     assert_eq!(h.trace_events(), []);
 }

@@ -1,5 +1,5 @@
-//! What the kernel says of each program: instructions, stack, and memory of the maps. Printed, and held
-//! to budgets, so that a change that doubles one is seen in review.
+//! The kernel's figures for each program: instructions, stack, and memory of the maps. Printed, and
+//! held to budgets, so that a change that doubles one is seen in review.
 
 use std::{
     collections::BTreeMap,
@@ -61,7 +61,8 @@ const MAPS: [&str; 40] = [
     "TUNNELS",
     "XSKS",
 ];
-/// Most memory of all maps, bytes, on a machine of up to 64 CPUs: the per-CPU maps take 128 KiB for each.
+/// Most memory of all maps, bytes, on a machine of up to 64 CPUs: the per-CPU maps take 128 KiB for
+/// each.
 const MEMORY_BUDGET: u64 = 128 << 20;
 
 #[test]
@@ -174,7 +175,7 @@ fn translated(fd: i32, size: Option<u32>) -> Vec<Insn> {
     attr[4..8].copy_from_slice(&(info.len() as u32).to_ne_bytes());
     attr[8..].copy_from_slice(&(info.as_mut_ptr() as u64).to_ne_bytes());
     const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
-    // SAFETY: `attr`, `info` and `bytes` live through the call and have the sizes it is told.
+    // SAFETY: `attr`, `info` and `bytes` live through the call and have the sizes given.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

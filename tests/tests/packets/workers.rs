@@ -1,14 +1,15 @@
-//! The two ways out of a tunnel side by side: what the `uplink` program makes of a VXLAN datagram, a worker
-//! makes of a sealed one.
+//! Packets out of a tunnel: a worker makes of a sealed datagram what the `uplink` program makes of
+//! a VXLAN datagram.
 //!
 //! ```text
 //!   World ──▶ maps ─────────── VXLAN(packet) ──▶ program ──▶ frame, record, counters ┐
 //!         └─▶ commands ─ sealed(packet) ──▶ Pipeline ──────▶ frame, record, counters ┴─ equal
 //! ```
 //!
-//! Where the two rightly differ is in [`DIFFERENCES`], with the reason.
+//! [`DIFFERENCES`] lists the cases where both differ on purpose, with the reason.
 //!
-//! `CAUSEWAY_SEED` replays a run; `CAUSEWAY_WORKER_PACKETS` sets the count for each world.
+//! 20 000 packets for each world, a million with `CAUSEWAY_LONG=1`, or `CAUSEWAY_WORKER_PACKETS`;
+//! `CAUSEWAY_SEED` replays a run.
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +28,7 @@ use causeway_tests::{
     harness::{Action, Harness, Program, Record, describe},
     packet::{self, V4, ip, syn_options, tcp_flags, tcp_segment},
     rng::{Rng, seed_from_env},
+    series,
     world::*,
 };
 use tunnel::{
@@ -43,9 +45,9 @@ use tunnel_worker::{
 /// Longest inner packet, bytes: with VXLAN's headers over IPv6 no longer than a test run takes.
 const LONGEST: usize = 3400;
 
-/// What became of a packet.
+/// Outcome of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Outcome {
+struct Delivery {
     /// The frame sent, and whether by the interface that the datagram came in on.
     sent: Option<(bool, Vec<u8>)>,
     /// VNI, next hop and packet, where it waits for its host.
@@ -53,7 +55,7 @@ struct Outcome {
     counters: BTreeMap<u32, u64>,
 }
 
-impl Outcome {
+impl Delivery {
     fn counters(&self, counter: Counter) -> u64 {
         self.counters.get(&(counter as u32)).copied().unwrap_or(0)
     }
@@ -68,7 +70,7 @@ impl Outcome {
 struct Difference {
     why: &'static str,
     /// Whether it is this one: packet, program, worker.
-    is: fn(&[u8], &Outcome, &Outcome) -> bool,
+    is: fn(&[u8], &Delivery, &Delivery) -> bool,
 }
 
 const DIFFERENCES: [Difference; 3] = [
@@ -147,12 +149,12 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(world: &World, ways: &[[&str; 2]]) -> Self {
+    fn new(world: &World, peer_paths: &[[&str; 2]]) -> Self {
         let counters = Arc::new(WorkerCounters::default());
         let mut pipeline = Pipeline::new(LaneAssignment::WHOLE, 1, Arc::clone(&counters));
         let mut commands = Vec::new();
         let mut peers = Vec::new();
-        for (slot, [from, to]) in (0..).zip(ways) {
+        for (slot, [from, to]) in (0..).zip(peer_paths) {
             let with_port =
                 |text: &str| std::net::SocketAddr::new(ip(text), SECURE_PORT).to_string();
             let (from, to) = (with_port(from), with_port(to));
@@ -197,7 +199,7 @@ impl Worker {
             .collect()
     }
 
-    fn run(&mut self, peer: u32, vni: u32, l3: &[u8]) -> Outcome {
+    fn run(&mut self, peer: u32, vni: u32, l3: &[u8]) -> Delivery {
         let before = self.counters();
         let mut plaintext = Header::whole(PayloadKind::Ip, vni).to_bytes().to_vec();
         plaintext.extend_from_slice(l3);
@@ -207,7 +209,7 @@ impl Worker {
         self.pipeline.frame(now.mono, &mut frame, &mut self.socket);
         let sent = self.socket.sent.take();
         let waits = self.socket.waits.take();
-        Outcome {
+        Delivery {
             sent: sent.map(|(ifindex, frame)| (ifindex == UPLINK, frame)),
             waits: waits.map(|(header, packet)| {
                 assert_eq!(header.reason, SlowReason::Unresolved as u16);
@@ -233,7 +235,7 @@ fn run_program(
     [from, to]: [&str; 2],
     vni: u32,
     l3: &[u8],
-) -> Outcome {
+) -> Delivery {
     let before = h.counters();
     let datagram = tunnelled(from, to, vni, l3);
     let (action, out) = match h.run(program, UPLINK, &datagram) {
@@ -254,7 +256,7 @@ fn run_program(
         }
         other => panic!("{other:?}"),
     });
-    Outcome {
+    Delivery {
         sent,
         waits,
         counters: rise(&before, &h.counters()),
@@ -327,7 +329,7 @@ fn options(rng: &mut Rng) -> Vec<u8> {
     }
 }
 
-/// What an IP packet holds, and its protocol; `v6` may have extension headers in front.
+/// A payload and its protocol; with `v6`, extension headers may come first.
 fn content(rng: &mut Rng, src: IpAddr, dst: IpAddr) -> (u8, Vec<u8>) {
     let payload = vec![rng.byte(); [0, 1, 7, 8, 40, 1300, 3000][rng.below(7)]];
     let flags = *rng.pick(&[tcp_flags::SYN, 0x12, tcp_flags::ACK, 0xff, 0]);
@@ -462,7 +464,7 @@ fn boundaries(net: u8, here: u8, there: u8) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for whole in [tcp4, tcp6] {
         for len in 0..=whole.len() {
-            // Cut; and cut with a length that says so.
+            // Cut; and cut with the length field adjusted.
             let mut cut = whole[..len].to_vec();
             all.push(cut.clone());
             let (place, less) = if whole[0] >> 4 == 4 { (2, 0) } else { (4, 40) };
@@ -484,33 +486,30 @@ fn boundaries(net: u8, here: u8, there: u8) -> Vec<Vec<u8>> {
 }
 
 fn packets() -> usize {
-    std::env::var("CAUSEWAY_WORKER_PACKETS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(20_000)
+    series::length("CAUSEWAY_WORKER_PACKETS", 20_000, 1_000_000) as usize
 }
 
-/// Holds both against each other in a world: `networks` are slot, peer and third byte of the addresses;
-/// `hosts` the host parts of one here and one there.
+/// Holds both against each other in a world: `networks` are slot, peer and third byte of the
+/// addresses; `hosts` the host parts of one here and one there.
 fn compare(
     what: &str,
     world: &World,
     program: Program,
-    ways: &[[&str; 2]],
+    peer_paths: &[[&str; 2]],
     networks: &[(usize, u32, u8)],
     hosts: (u8, u8),
 ) {
     let Some(mut h) = Harness::new(world.clone()) else {
         return;
     };
-    let mut worker = Worker::new(world, ways);
+    let mut worker = Worker::new(world, peer_paths);
     let seed = seed_from_env();
     let mut rng = Rng::new(seed);
     println!("{what}: CAUSEWAY_SEED={seed}");
     let mut tally: BTreeMap<String, u64> = BTreeMap::new();
     let mut one = |slot: usize, peer: u32, l3: &[u8]| {
         let vni = world.networks[slot].vni;
-        let programs = run_program(&mut h, program, ways[peer as usize], vni, l3);
+        let programs = run_program(&mut h, program, peer_paths[peer as usize], vni, l3);
         let workers = worker.run(peer, vni, l3);
         let mut end = programs
             .counters
@@ -538,7 +537,8 @@ fn compare(
             one(slot, peer, &l3);
         }
     }
-    for _ in 0..packets() {
+    let packets = packets();
+    for _ in 0..packets {
         let &(slot, peer, net) = rng.pick(networks);
         let l3 = inner(&mut rng, net, hosts.0, hosts.1);
         one(slot, peer, &l3);
@@ -547,7 +547,7 @@ fn compare(
         println!("  {count:>8} {end}");
     }
     // The packets got everywhere.
-    if what != "idle" && packets() >= 10_000 {
+    if what != "idle" && packets >= 10_000 {
         for wanted in [
             "decapsulated",
             "decapsulated+mss_clamped",
@@ -564,7 +564,7 @@ fn compare(
     }
 }
 
-const PROVIDER_WAYS: [[&str; 2]; 3] = [
+const PROVIDER_PATHS: [[&str; 2]; 3] = [
     [TENANT, PROVIDER],
     [TENANT2, PROVIDER],
     [TENANT6, PROVIDER6],
@@ -577,7 +577,7 @@ fn at_the_provider_a_worker_delivers_what_the_program_does() {
         "provider",
         &World::provider(),
         Program::Uplink,
-        &PROVIDER_WAYS,
+        &PROVIDER_PATHS,
         &PROVIDER_NETWORKS,
         (10, 11),
     );
@@ -606,12 +606,12 @@ fn without_gateways_and_resolved_hosts_both_agree() {
     let Some(mut h) = Harness::new(world.clone()) else {
         return;
     };
-    let ways = [[PROVIDER, TENANT]];
-    let mut worker = Worker::new(&world, &ways);
+    let peer_paths = [[PROVIDER, TENANT]];
+    let mut worker = Worker::new(&world, &peer_paths);
     let mut rng = Rng::new(seed_from_env());
     for _ in 0..packets() / 4 {
         let l3 = inner(&mut rng, 1, 11, 10);
-        let programs = run_program(&mut h, Program::Combined, ways[0], NET1, &l3);
+        let programs = run_program(&mut h, Program::Combined, peer_paths[0], NET1, &l3);
         let workers = worker.run(0, NET1, &l3);
         assert!(
             programs == workers || DIFFERENCES.iter().any(|d| (d.is)(&l3, &programs, &workers)),
@@ -627,7 +627,7 @@ fn for_an_idle_tenant_neither_delivers() {
         "idle",
         &World::provider().idle(),
         Program::Uplink,
-        &PROVIDER_WAYS,
+        &PROVIDER_PATHS,
         &PROVIDER_NETWORKS,
         (10, 11),
     );

@@ -1,5 +1,5 @@
-//! A Linux router that does by nftables what [`World::nat`](crate::world::World::nat) has the programs do for the
-//! first tenant's net1: to compare with.
+//! A Linux router with nftables rules equal to those of [`World::nat`](crate::world::World::nat)
+//! for the first tenant's net1: to compare with.
 //!
 //! ```text
 //!   hosts ═══ inside │ router │ outside ═══ remotes      one network namespace, two veth pairs;
@@ -63,11 +63,11 @@ impl Router {
     ///
     /// # Errors
     ///
-    /// What the kernel or a program refuses.
+    /// When the kernel or a program refuses a step.
     ///
     /// # Panics
     ///
-    /// Never: what the thread does, it returns.
+    /// Never: the thread returns its errors.
     pub fn new(hosts: &[(&str, Mac)]) -> io::Result<Self> {
         std::thread::scope(|scope| scope.spawn(|| Self::build(hosts)).join())
             .unwrap_or_else(|_| Err(io::Error::other("the router's thread panicked")))
@@ -86,10 +86,11 @@ impl Router {
             ("ipv4/conf/default/send_redirects", "0"),
             ("ipv4/icmp_ratelimit", "0"),
             ("ipv6/icmp/ratelimit", "0"),
-            // Longer than the test: that a datagram was never whole is said to its source only then.
+            // Longer than the test: the kernel reports an incomplete datagram to its source after
+            // it.
             ("ipv4/ipfrag_time", "3600"),
             ("netfilter/nf_conntrack_frag6_timeout", "3600"),
-            // As the programs: what comes in the middle of a connection that nobody knows begins none.
+            // As the programs: a segment of an unknown connection does not open one.
             ("netfilter/nf_conntrack_tcp_loose", "0"),
         ] {
             sysctl(name, value)?;
@@ -140,10 +141,11 @@ impl Router {
     ///
     /// # Errors
     ///
-    /// What the kernel refuses.
+    /// When the kernel refuses.
     pub fn forget(&self) -> io::Result<()> {
-        // struct nlmsghdr: length, type (ctnetlink, IPCTNL_MSG_CT_DELETE), NLM_F_REQUEST | NLM_F_ACK, sequence, port;
-        // struct nfgenmsg: all families. Without attributes: all connections.
+        // struct nlmsghdr: length, type (ctnetlink, IPCTNL_MSG_CT_DELETE), NLM_F_REQUEST |
+        // NLM_F_ACK, sequence, port; struct nfgenmsg: all families. Without attributes: all
+        // connections.
         let mut message = [0u8; 20];
         message[..4].copy_from_slice(&20u32.to_ne_bytes());
         message[4..6].copy_from_slice(&(1u16 << 8 | 2).to_ne_bytes());
@@ -161,7 +163,7 @@ impl Router {
     ///
     /// # Errors
     ///
-    /// What the kernel refuses.
+    /// When the kernel refuses.
     pub fn send(&self, port: Port, frame: &[u8]) -> io::Result<()> {
         let sent = nix::unistd::write(self.socket(port), frame)?;
         if sent == frame.len() {
@@ -171,12 +173,12 @@ impl Router {
         }
     }
 
-    /// The frames that came out, until as many as are `expected` have and no more do: for at most `patience` if
-    /// fewer, else for `quiet`.
+    /// The frames that came out, until as many as are `expected` have and no more do: for at most
+    /// `patience` if fewer, else for `quiet`.
     ///
     /// # Errors
     ///
-    /// What the kernel refuses.
+    /// When the kernel refuses.
     pub fn receive(
         &self,
         expected: usize,
@@ -280,7 +282,7 @@ fn addresses(hosts: &[(&str, Mac)]) -> String {
     batch
 }
 
-/// What [`World::nat`](crate::world::World::nat) says of the first tenant's net1, in nftables' words.
+/// The rules of [`World::nat`](crate::world::World::nat) for the first tenant's net1, for nftables.
 #[must_use]
 pub fn ruleset() -> String {
     let mut dnat = String::new();
@@ -371,7 +373,7 @@ pub fn ruleset() -> String {
     )
 }
 
-/// A socket that receives what arrives on `link`, not what it sends there itself.
+/// A socket that receives the frames that arrive on `link`, without those it sends there itself.
 fn packet_socket(link: &str) -> io::Result<OwnedFd> {
     let index = nix::net::if_::if_nametoindex(link)?;
     let all = (libc::ETH_P_ALL as u16).to_be();
@@ -386,7 +388,7 @@ fn packet_socket(link: &str) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: `fd` was just returned by socket(2) and nobody else owns it.
+    // SAFETY: `fd` was just returned by socket(2) and has no other owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let on: libc::c_int = 1;
     // SAFETY: the value is a live int whose size is given.
