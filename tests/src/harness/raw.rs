@@ -165,7 +165,7 @@ impl RawMap {
                 }
                 Ok(all)
             }
-            MapType::RingBuf | MapType::XskMap => Ok(Entries::new()),
+            MapType::RingBuf | MapType::PerfEventArray | MapType::XskMap => Ok(Entries::new()),
             _ => Err(self.error("read", io::ErrorKind::Unsupported.into())),
         }
     }
@@ -200,7 +200,7 @@ impl RawMap {
                     self.delete(&slot.to_ne_bytes())?;
                 }
             }
-            MapType::ProgramArray | MapType::RingBuf => {}
+            MapType::ProgramArray | MapType::RingBuf | MapType::PerfEventArray => {}
             _ => return Err(self.error("clear", io::ErrorKind::Unsupported.into())),
         }
         Ok(())
@@ -366,6 +366,7 @@ fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
         | Map::LpmTrie(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
+        | Map::PerfEventArray(data)
         | Map::ProgramArray(data)
         | Map::RingBuf(data)
         | Map::XskMap(data) => Some(data.fd().as_fd()),

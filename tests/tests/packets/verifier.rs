@@ -18,7 +18,7 @@ const XLATED_BUDGET: usize = 24_000;
 const VERIFIED_BUDGET: u32 = 400_000;
 /// Most bytes of stack along any chain of calls; the kernel's limit is 512.
 const STACK_BUDGET: u32 = 512;
-/// All maps (`appliance-ebpf/src/maps.rs`), as far as the kernel keeps names: 15 bytes.
+/// All maps (`appliance-ebpf/src/maps/`), as far as the kernel keeps names: 15 bytes.
 const MAPS: [&str; 40] = [
     ".rodata",
     "ATTACHMENTS",
