@@ -1,4 +1,6 @@
-//! Length of a long series of random packets or sequences.
+//! Length of a long series of packets, bytes or rounds, and the distribution of rounds.
+
+use std::time::Duration;
 
 /// How many to run: what the environment variable `variable` says; else `full` with
 /// `CAUSEWAY_LONG=1`; else `bounded`. Printed, so that a log tells what was run.
@@ -23,4 +25,20 @@ pub fn is_long() -> bool {
 
 fn parsed(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
+}
+
+/// Times of repeated rounds, in milliseconds: the fastest, the middle and the slowest, and all in order.
+#[must_use]
+pub fn distribution(rounds: &[Duration]) -> String {
+    let mut sorted: Vec<_> = rounds.iter().map(Duration::as_millis).collect();
+    sorted.sort_unstable();
+    let all: Vec<_> = rounds.iter().map(|d| d.as_millis().to_string()).collect();
+    match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
+        (Some(first), Some(middle), Some(last)) => format!(
+            "{} rounds: min {first} ms, median {middle} ms, max {last} ms ({})",
+            rounds.len(),
+            all.join(", ")
+        ),
+        _ => "no rounds".to_owned(),
+    }
 }

@@ -11,7 +11,7 @@ pub const LINKER_VERSION: &str = "0.13.0";
 /// Where Debian puts the LLVM of its rustc-web.
 pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-/// What was asked for.
+/// The BPF toolchain that the user chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Asked {
     /// Debian's packages where this is Debian, else nightly.
@@ -22,7 +22,7 @@ pub enum Asked {
     Nightly,
 }
 
-/// What is used.
+/// The BPF toolchain in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// Debian's rustc-web.
@@ -32,7 +32,7 @@ pub enum Route {
 }
 
 impl Route {
-    /// For people.
+    /// For messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Debian => "Debian's rustc-web",
@@ -40,7 +40,7 @@ impl Route {
         }
     }
 
-    /// The route for what was asked for, on this machine.
+    /// The toolchain for a choice, on this machine.
     pub fn choose(asked: Asked) -> Self {
         match asked {
             Asked::Debian => Self::Debian,
@@ -70,7 +70,7 @@ pub fn linker() -> Option<PathBuf> {
     version.contains(LINKER_VERSION).then_some(path)
 }
 
-/// A cargo for the route, free of what the outer cargo put in the environment.
+/// A cargo of this toolchain, without the variables that the outer cargo has set.
 pub fn cargo(route: Route) -> Command {
     let mut command = match route {
         Route::Debian => {
@@ -104,8 +104,8 @@ pub fn cargo(route: Route) -> Command {
     command
 }
 
-/// Whether an environment variable is one that an outer cargo or rustup sets for its own toolchain and
-/// an inner one must not see. CARGO_HOME, the registries' and the network's settings stay.
+/// Whether an environment variable is one that an outer cargo or rustup sets for its own toolchain
+/// and an inner one must not see. CARGO_HOME, the registries' and the network's settings stay.
 fn is_cargos(name: &str) -> bool {
     matches!(
         name,

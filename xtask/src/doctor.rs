@@ -1,4 +1,4 @@
-//! Says what is there, what is missing, and what mends it.
+//! Lists the requirements: which are met, which are missing, and how to install them.
 
 use std::{path::Path, process::ExitCode};
 
@@ -46,15 +46,15 @@ pub fn doctor(asked: Asked, json: bool) -> anyhow::Result<ExitCode> {
             };
             outln!("{mark}  {:<22} {}", c.what, c.found);
             if !c.mend.is_empty() {
-                outln!("      mend: {}", c.mend);
+                outln!("      fix: {}", c.mend);
             }
         }
         outln!(
             "{}",
             if broken {
-                "something is missing: `cargo xtask setup` installs what apt and cargo can"
+                "a requirement is missing: `cargo xtask setup` installs those that apt and cargo can"
             } else {
-                "all is well"
+                "all requirements are met"
             }
         );
     }
@@ -90,7 +90,7 @@ fn checks(route: Route) -> Vec<Check> {
     checks.push(Check {
         what: "packages",
         found: if packages.is_empty() {
-            "all there".to_owned()
+            "installed".to_owned()
         } else {
             format!("missing: {}", packages.join(" "))
         },
@@ -112,7 +112,7 @@ fn checks(route: Route) -> Vec<Check> {
         ),
         None => Check {
             what: "bpf-linker",
-            found: "not there, or of another version".to_owned(),
+            found: "missing, or another version".to_owned(),
             mend: linker_command(route),
             required: true,
         },
@@ -124,7 +124,7 @@ fn checks(route: Route) -> Vec<Check> {
         ),
         None => Check {
             what: "boringtun-cli",
-            found: "not there, or of another version; needed only by tests".to_owned(),
+            found: "missing, or another version; only tests need it".to_owned(),
             mend: boringtun_command(),
             required: false,
         },
@@ -162,7 +162,8 @@ fn checks(route: Route) -> Vec<Check> {
         mend: if btf {
             String::new()
         } else {
-            "use a kernel with CONFIG_DEBUG_INFO_BTF; needed only to debug the programs".to_owned()
+            "use a kernel with CONFIG_DEBUG_INFO_BTF; only debugging the programs needs it"
+                .to_owned()
         },
         required: false,
     });

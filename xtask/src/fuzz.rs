@@ -1,8 +1,8 @@
-//! Runs the fuzz targets of the tunnel, of the worker pipeline and of the gateway under libFuzzer, each for a while; or sees that they
+//! Runs the fuzz targets of tunnel, tunnel workers and gateway under libFuzzer, or checks that they
 //! compile.
 //!
-//! The same functions, bounded, are `tests/corpus.rs` of `tunnel`, `appliance-user` and `gateway`, which any
-//! `cargo test` runs.
+//! The same functions, bounded, are `tests/corpus.rs` of `tunnel`, `appliance-user` and `gateway`,
+//! which any `cargo test` runs.
 
 use std::{
     collections::VecDeque,
@@ -26,19 +26,19 @@ use crate::{
 
 /// Longest input, bytes; `fuzzing::MAX_LEN`.
 const MAX_LEN: u32 = 768;
-/// An input that takes longer is a finding, seconds.
+/// Seconds; an input that takes longer is a finding.
 const SLOW: u32 = 20;
 /// How often a line of progress is shown.
 const EVERY: Duration = Duration::from_secs(10);
 /// Lines of libFuzzer's output shown with a finding.
 const LAST: usize = 60;
 
-/// What a target did.
+/// The result of a target.
 struct Row {
     name: String,
     executions: Option<u64>,
     seconds: f64,
-    /// Whether it ended well.
+    /// Whether it found nothing.
     ok: bool,
 }
 
@@ -87,8 +87,8 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Type-checks the targets whose name contains `filter`, with the toolchain that runs us and their own lock files: nothing else compiles
-/// them before somebody fuzzes. A target that compiles has passed.
+/// Type-checks the targets whose name contains `filter`, with this toolchain and their own lock
+/// files. A target that compiles counts as a passed test.
 pub fn check(filter: Option<&str>) -> anyhow::Result<Counts> {
     let mut counts = Counts::default();
     for folder in FOLDERS {
@@ -109,8 +109,8 @@ pub fn check(filter: Option<&str>) -> anyhow::Result<Counts> {
         } else {
             counts.failed += count;
             errln!(
-                "xtask: the targets of {folder} do not compile: {}. Mend what is named above; where it is the lock file, \
-                 `cargo metadata --format-version 1 --manifest-path {folder}/Cargo.toml` writes it anew: commit that",
+                "xtask: the fuzz targets of {folder} do not compile: {}. Fix the errors above. If Cargo.lock is out of date, \
+                 run `cargo metadata --format-version 1 --manifest-path {folder}/Cargo.toml` and commit it",
                 names.join(" ")
             );
         }
@@ -122,18 +122,17 @@ fn check_command(folder: &str) -> Command {
     let manifest = workspace().join(folder).join("Cargo.toml");
     let mut command = run::cargo();
     command
-        .args(["check", "--locked", "--lib", "--bins", "--manifest-path"])
+        .args(["check", "--release", "--locked", "--lib", "--bins"])
+        .arg("--manifest-path")
         .arg(&manifest)
+        // With the profile and in the folder of the workspace's own build: what has the same
+        // version and features there is not compiled again.
         .arg("--target-dir")
         .arg(target())
-        // With a library of somebody's own libFuzzer's is not compiled, which takes a C++ compiler; any file will do, as nothing is linked.
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+        // libfuzzer-sys compiles libFuzzer, which takes a C++ compiler, unless a library is named.
+        // Nothing is linked here, so any file will do.
         .env("CUSTOM_LIBFUZZER_PATH", &manifest);
-    if folder == "libs/tunnel/fuzz" {
-        // As the tunnel's tests are, with the same features and settings: what build scripts made for those is taken.
-        command
-            .arg("--release")
-            .env("CARGO_PROFILE_RELEASE_DEBUG", "false");
-    }
     command
 }
 
@@ -246,7 +245,7 @@ fn one(name: &str, seconds: u64) -> anyhow::Result<Row> {
     command.arg("--").args([
         format!("-max_total_time={seconds}"),
         format!("-max_len={MAX_LEN}"),
-        // Long programs of acts at once: the slow targets would not come to them in hours.
+        // Long inputs from the start: slow targets would not reach them in hours otherwise.
         "-len_control=0".to_owned(),
         format!("-timeout={SLOW}"),
         "-print_final_stats=1".to_owned(),
@@ -297,7 +296,7 @@ fn executed(line: &str) -> Option<u64> {
     number.split_whitespace().next()?.parse().ok()
 }
 
-/// What to do about a finding.
+/// Prints how to keep and reproduce a finding.
 fn say(name: &str) {
     let artifacts = folder(name).join("artifacts").join(name);
     let input = newest(&artifacts).map_or_else(
@@ -307,11 +306,11 @@ fn say(name: &str) {
     errln!("\nxtask: {name} fails on {input}");
     let regressions = folder(name).join("regressions").join(name);
     let regressions = regressions.display();
-    errln!("  keep it: mkdir -p {regressions} && mv {input} {regressions}/WHAT-WAS-WRONG");
+    errln!("  keep the input: mkdir -p {regressions} && mv {input} {regressions}/WHAT-WAS-WRONG");
     errln!(
-        "  see it again: cargo test -p tunnel -p tunnel-worker -p causeway-gateway --test corpus"
+        "  reproduce it: cargo test -p tunnel -p tunnel-worker -p causeway-gateway --test corpus"
     );
-    errln!("  then mend what is wrong, and commit both");
+    errln!("  then fix the defect and commit both");
 }
 
 /// The file written last.
@@ -348,7 +347,7 @@ mod tests {
         for folder in FOLDERS {
             let command = check_command(folder);
             assert!(show(&command).contains(&format!(
-                "check --locked --lib --bins --manifest-path {}",
+                "check --release --locked --lib --bins --manifest-path {}",
                 workspace().join(folder).join("Cargo.toml").display()
             )));
             let custom = command

@@ -1,12 +1,13 @@
-//! `cargo xtask`: everything a person does with this workspace.
+//! `cargo xtask`: the commands for working with this workspace.
 //!
-//! For: installing what is missing, building in the right order, running. Never: a feature of its own;
-//! what it runs lives in the other crates, none of which it depends on, so that it builds in seconds.
+//! For: installing missing tools, building in the right order, running. Never: a feature of the
+//! product; the programs that it runs are other crates. It depends on none of them, so that it
+//! builds in seconds.
 //!
 //! ```text
 //!   setup ─▶ build-ebpf ─▶ build programs ─▶ demo | test | lab | bench
 //!     │                                            fuzz (by itself)
-//!     └─ doctor says what is missing, and what mends it
+//!     └─ doctor lists missing requirements and how to install them
 //! ```
 
 #![deny(
@@ -36,7 +37,7 @@ use clap::{Parser, Subcommand};
 
 use test::Tier;
 
-/// Everything a person does with this workspace.
+/// Set up, build, test, demonstrate and measure this workspace.
 #[derive(Parser)]
 struct Cli {
     /// How to build the BPF programs.
@@ -48,23 +49,23 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Install what is missing. Does nothing where nothing is.
+    /// Install missing packages and tools. Does nothing if all are there.
     Setup,
-    /// Say what is there, what is missing, and what mends it.
+    /// List requirements: which are met, which are missing, and how to install them.
     Doctor {
-        /// For programs.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
     /// Build the BPF programs to target/bpf.
     BuildEbpf,
-    /// Raise sites, fail a machine or whole sites over and back, and show it.
+    /// Raise sites in network namespaces, fail over and back, check and measure each step.
     Demo {
-        /// Passed on: --scenario partial|full|all, --json FILE.
+        /// Passed on to causeway-lab: --scenario partial|full|all, --json FILE.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Build everything, run every test, and print what was skipped and why.
+    /// Build everything and run every test; print the seconds of each and the reason of each skip.
     Test {
         /// Only these tiers.
         #[arg(long, value_enum)]
@@ -75,16 +76,18 @@ enum Command {
         /// A test that lacks the privilege to run fails instead of being skipped.
         #[arg(long)]
         require_privileged: bool,
-        /// Run the whole series (10 million packets, 1 GB relays, five minutes unplugged, every round of a
-        /// timed test) in place of their bounded forms, and unit tests once more with debug assertions.
+        /// Run the full series (10 million packets, 1 GB relays, five minutes unplugged, every
+        /// round of a timed test) in place of the bounded ones, and unit tests once more with debug
+        /// assertions.
         #[arg(long)]
         long: bool,
     },
-    /// Fuzz what the tunnel, its workers and the gateway read from the wire; fails on a finding.
+    /// Fuzz the parsers and state machines of tunnel, workers and gateway; fails on a finding.
     Fuzz {
-        /// Only this target: message, keys, segment, receiver, handshake, control, pipeline, hello, stream, circuit, bind.
+        /// Only this target: message, keys, segment, receiver, handshake, control, pipeline, hello,
+        /// stream, circuit, bind.
         target: Option<String>,
-        /// How long for each target.
+        /// Seconds for each target.
         #[arg(long, default_value_t = 900)]
         seconds: u64,
     },
@@ -94,7 +97,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Measure, as ratios against peers in the same run. `encrypted` installs its peers.
+    /// Measure, as ratios against other programs in the same run. `encrypted` and `relay` install
+    /// them.
     Bench {
         /// Passed on to causeway-bench: NAME, --json FILE.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -1,4 +1,5 @@
-//! Installs what `bench encrypted` and `bench relay` measure us beside. Nothing else needs it, so nothing else installs it.
+//! Installs the programs that `bench encrypted` and `bench relay` compare with. Nothing else needs
+//! them.
 
 use std::{path::Path, process::Command};
 
@@ -8,11 +9,12 @@ use crate::{
     step::{output, run, step},
 };
 
-/// What a benchmark measures us beside.
+/// The programs that a benchmark compares with.
 pub struct Peers {
     /// From Debian.
     packages: &'static [Package],
-    /// Servers that their packages start, and would at every boot. The benchmark runs them by itself.
+    /// Services that their packages start and enable. They are disabled: the benchmark runs the
+    /// servers.
     services: &'static [(&'static str, &'static str)],
     /// Whether [`BORINGTUN`] is one.
     boringtun: bool,
@@ -59,7 +61,7 @@ pub const RELAYS: Peers = Peers {
 const BORINGTUN: &str = "boringtun-cli";
 const BORINGTUN_VERSION: &str = "0.7.1";
 
-/// Installs what is missing. What cannot be installed is said, and the benchmark leaves it out.
+/// Installs missing programs. A program that cannot be installed is reported and not measured.
 pub fn install(peers: &Peers) {
     let missing = setup::plan(peers.packages.iter(), |path| Path::new(path).exists());
     let mut results = vec![("peers from Debian", packages(&missing, peers.services))];
@@ -68,7 +70,7 @@ pub fn install(peers: &Peers) {
     }
     for (what, result) in results {
         if let Err(error) = result {
-            errln!("    {what}: {error:#}; the benchmark goes on without");
+            errln!("    {what}: {error:#}; the benchmark omits it");
         }
     }
 }

@@ -96,8 +96,8 @@ pub fn bench(asked: Asked, args: &[String]) -> anyhow::Result<ExitCode> {
     attended(&mut command)
 }
 
-/// Runs a program to its end with our terminal. Ctrl-C reaches it directly, being of the same process
-/// group; we only wait, so that it can clean up.
+/// Runs a program to its end with our terminal. Ctrl-C reaches it directly, being of the same
+/// process group; we only wait, so that it can clean up.
 fn attended(command: &mut Command) -> anyhow::Result<ExitCode> {
     // SAFETY: SIG_IGN is a valid disposition, and nothing else here handles SIGINT.
     unsafe {

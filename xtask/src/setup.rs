@@ -1,4 +1,4 @@
-//! Installs what is missing.
+//! Installs missing packages and tools.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,13 +15,13 @@ use crate::{
 /// A Debian package and the file that shows it is there.
 pub type Package = (&'static str, &'static str);
 
-/// What any build here needs: a C compiler and linker for build scripts.
+/// Packages for any build: a C compiler and linker for build scripts.
 const BASE: [Package; 2] = [
     ("gcc", "/usr/bin/cc"),
     ("libc6-dev", "/usr/include/stdio.h"),
 ];
 
-/// What the lab, its tests and the demo use.
+/// Packages that the lab, its tests and the demo use.
 const LAB: [Package; 11] = [
     ("iproute2", "/usr/share/doc/iproute2"),
     ("ethtool", "/usr/share/doc/ethtool"),
@@ -39,7 +39,7 @@ const LAB: [Package; 11] = [
 /// Release of boringtun-cli, another WireGuard that our tunnel is tested against.
 pub const BORINGTUN_VERSION: &str = "0.7.1";
 
-/// What Debian's route to BPF needs.
+/// Packages for compiling BPF with Debian's rustc.
 const BPF: [Package; 9] = [
     ("rustc-web", "/usr/share/doc/rustc-web"),
     ("cargo-web", "/usr/share/doc/cargo-web"),
@@ -66,7 +66,7 @@ pub fn missing(route: Route) -> Vec<&'static str> {
     })
 }
 
-/// Those of `packages` whose file is not there.
+/// The `packages` whose file does not exist.
 pub fn plan<'p>(
     packages: impl Iterator<Item = &'p Package>,
     exists: impl Fn(&str) -> bool,
@@ -126,11 +126,14 @@ pub fn setup(asked: Asked) -> anyhow::Result<()> {
     let route = toolchain(asked)?;
     peers()?;
     mount_bpffs()?;
-    errln!("    everything is there (BPF by {})", route.name());
+    errln!(
+        "    everything is installed (BPF compiler: {})",
+        route.name()
+    );
     Ok(())
 }
 
-/// Sees that the BPF programs can be built, and how.
+/// Installs the BPF toolchain where it is missing; returns the one to use.
 pub fn toolchain(asked: Asked) -> anyhow::Result<Route> {
     let route = Route::choose(asked);
     let packages = missing(route);
@@ -171,7 +174,7 @@ pub fn install(packages: &[&str]) -> anyhow::Result<()> {
     );
     if !bpf::is_debian() {
         bail!(
-            "this is not Debian: install what these Debian packages hold, then try again: {}",
+            "this is not Debian: install the equivalent of these Debian packages, then try again: {}",
             packages.join(" ")
         );
     }

@@ -1,4 +1,4 @@
-//! Steps: a line each, with the time it took.
+//! Steps, each printed with its duration.
 
 use std::{
     ffi::OsStr,
@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-/// Says what is being done, does it, says how long it took.
+/// Runs a step; prints its name before and its duration after.
 pub fn step<T>(what: &str, run: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     errln!("==> {what}");
     let begun = Instant::now();
@@ -48,7 +48,7 @@ pub fn output(program: impl AsRef<OsStr>, args: &[&str]) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A command as one would type it.
+/// A command line, for messages.
 pub fn show(command: &Command) -> String {
     std::iter::once(command.get_program())
         .chain(command.get_args())

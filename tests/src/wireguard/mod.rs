@@ -10,9 +10,10 @@
 //!   └──────────────────────────────┘                     └──────────────────────────────────┘
 //! ```
 //!
-//! [`Ours`] is the smallest thing that makes a sans-IO [`tunnel::Tunnel`] a WireGuard: a thread that waits for
-//! datagrams and deadlines, and a queue for packets that wait for a session. Everything panics with
-//! what it saw; a stand that is dropped by a failing test prints both ends' logs and state.
+//! [`Ours`] is the smallest thing that makes a sans-IO [`tunnel::Tunnel`] a WireGuard: a thread
+//! that waits for datagrams and deadlines, and a queue for packets that wait for a session.
+//! Everything panics with what it saw; a stand that is dropped by a failing test prints both ends'
+//! logs and state.
 
 mod ours;
 
@@ -37,7 +38,8 @@ use crate::{skip, turn::Turn};
 
 /// Time for a command that should be quick.
 const SHORT: Duration = Duration::from_secs(20);
-/// Stands take turns among themselves: namespaces, the interface and its UAPI socket have one name each.
+/// Stands take turns among themselves: namespaces, the interface and its UAPI socket have one name
+/// each.
 const TURN: &str = "/run/causeway-wireguard.lock";
 const OURS: &str = "cwi-ours";
 const THEIRS: &str = "cwi-theirs";
@@ -603,11 +605,11 @@ impl Theirs {
         self.launch();
     }
 
-    /// Pings from their kernel: `count` echoes of `packet` bytes of IP, as fast as `interval`; how many
-    /// answers the kernel got, and what `ping` printed.
+    /// Pings from their kernel: `count` echoes of `packet` bytes of IP, as fast as `interval`; how
+    /// many answers the kernel got, and what `ping` printed.
     ///
-    /// The kernel counts, because `ping` stays only two round trips after its last echo and takes an
-    /// answer that is later for lost.
+    /// The kernel counts, because `ping` stays only two round trips after its last echo and takes
+    /// an answer that is later for lost.
     #[must_use]
     pub fn ping(&self, to: IpAddr, count: u32, interval: &str, packet: usize) -> (u32, String) {
         let headers = if to.is_ipv4() { 28 } else { 48 };

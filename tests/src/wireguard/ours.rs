@@ -176,8 +176,8 @@ impl Ours {
         self.look(State::stats)
     }
 
-    /// Pings their inside address: `count` echoes, one every `interval`, of the sizes of `packets` in
-    /// turn (bytes of IP). Waits at most `within` after the last for the answers; how many came.
+    /// Pings their inside address: `count` echoes, one every `interval`, of the sizes of `packets`
+    /// in turn (bytes of IP). Waits at most `within` after the last for the answers; how many came.
     #[must_use]
     pub fn ping(
         &self,
@@ -564,8 +564,8 @@ fn echo_request(to: IpAddr, id: u16, seq: u16, len: usize) -> Vec<u8> {
     packet::icmp(from, to, kind, 0, &rest)
 }
 
-/// Source, target and ICMP message of a packet without options or extension headers, if its checksum
-/// is right.
+/// Source, target and ICMP message of a packet without options or extension headers, if its
+/// checksum is right.
 fn split(packet: &[u8]) -> Option<(IpAddr, IpAddr, &[u8])> {
     match packet.first()? >> 4 {
         4 if packet.first() == Some(&0x45) && packet.get(9) == Some(&ICMP) => {

@@ -1,4 +1,5 @@
-//! Full failover between real hosts, looked at closely: fragments out of order, and packets followed by `trace`.
+//! Full failover between real hosts, looked at closely: fragments out of order, and packets
+//! followed by `trace`.
 
 use std::{
     process::{Command, Stdio},
@@ -106,7 +107,8 @@ fn a_fragment_that_comes_before_its_first_is_not_lost() {
         assert_eq!(&buffer[..length], &whole[whole.len() - length..]);
         assert!(from.ip() != ip(REPLICA[i]), "untranslated");
     }
-    // Two families, two directions: each had one piece that waited, and was translated when it was run again.
+    // Two families, two directions: each had one piece that waited, and was translated when it was
+    // run again.
     assert_eq!(site.counter(PROVIDER, "slow_fragment"), 4);
     assert_eq!(site.counter(PROVIDER, "fragment_translated"), 4);
 }
@@ -217,7 +219,8 @@ fn packets_are_followed_while_somebody_looks_and_connections_go_on() {
 
 #[test]
 fn a_discovery_client_finds_what_the_docs_say() {
-    // RFC 5780 sections 4.3 and 4.4, by a client in a replica and a server with two addresses and two ports.
+    // RFC 5780 sections 4.3 and 4.4, by a client in a replica and a server with two addresses and
+    // two ports.
     let Some(site) = Site::full() else { return };
     let second = ["198.51.100.81", "2001:db8:99::81"];
     for (address, length) in second.into_iter().zip(["24", "64"]) {
@@ -242,7 +245,8 @@ fn a_discovery_client_finds_what_the_docs_say() {
                 .expect("a timeout");
         }
         let mut buffer = [0; 64];
-        // Test I, and whether an address is heard that was not spoken to: address- and port-dependent filtering.
+        // Test I, and whether an address is heard that was not spoken to: address- and
+        // port-dependent filtering.
         client.send_to(b"one", (ip(SERVER[i]), 3478)).expect("sent");
         let (_, seen) = servers[0]
             .recv_from(&mut buffer)

@@ -1,4 +1,5 @@
-//! Full failover between real hosts: gateways, the internet, public addresses, and what must not be reached.
+//! Full failover between real hosts: gateways, the internet, public addresses, and what must not be
+//! reached.
 
 use std::{
     io::ErrorKind,

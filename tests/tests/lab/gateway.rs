@@ -1,10 +1,12 @@
-//! The gateway as a process, with XDP in its interfaces' driver, and ends of circuits on both sides of it.
+//! The gateway as a process, with XDP in its interfaces' driver, and ends of circuits on both sides
+//! of it.
 //!
 //! ```text
 //!   a  .10 ── 192.0.2.0/24, 2001:db8:1::/64 ── ga  gateway  gb ── 198.51.100.0/24, 2001:db8:2::/64 ── .20  b
 //! ```
 //!
-//! Both ends of a circuit in `a`: out by the interface that it came in by. In `a` and in `b`: redirected.
+//! Both ends of a circuit in `a`: out by the interface that it came in by. In `a` and in `b`:
+//! redirected.
 
 use std::{
     collections::BTreeMap,
@@ -753,7 +755,8 @@ fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
     assert_eq!(modes(&site), named(&[("ga", "native"), ("gb", "native")]));
     talks(&site, 10);
     site.signal(Signal::SIGTERM);
-    // A far end without a program or GRO: its veth takes nothing that is redirected, and drops nothing for it.
+    // A far end without a program or GRO: its veth takes nothing that is redirected, and drops
+    // nothing for it.
     site.no_far_end("b");
     site.write(&[1], "", "");
     site.start();

@@ -10,13 +10,13 @@ use std::{
 use causeway_tests::{
     end::{Peer, circuit, client_hello, clock, socket},
     rng::Rng,
-    site::Site,
+    series::length,
+    site::{ENCRYPTED, Site},
 };
 use gateway_client::{
     end::{End, Heard},
     wire::{CircuitId, Key, Kind, MESSAGE_BYTES, Message, Side, Tag},
 };
-use lab::Options;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 const GW1: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10)), 6180);
@@ -27,15 +27,9 @@ const DIRECTOR: &str = "director.example.net";
 const RAW: &str = "raw.example.net";
 const RAW_PORT: u16 = 7000;
 
-/// A number from the environment: the issue's own, or less for an ordinary run.
-fn asked(variable: &str, ordinary: u64) -> u64 {
-    let text = std::env::var(variable).ok();
-    text.and_then(|t| t.parse().ok()).unwrap_or(ordinary)
-}
-
 /// The lab `gateways` with its gateways and the director's server running; no appliance.
 fn cloud(edit: impl Fn(String) -> String) -> Option<Site> {
-    let site = Site::bare(lab::sites::gateways, Options::default())?;
+    let site = Site::bare(lab::sites::gateways, ENCRYPTED)?;
     site.configure_gateway("gw1", edit);
     site.start_cloud().unwrap_or_else(|e| panic!("{e}"));
     Some(site)
@@ -248,7 +242,8 @@ fn bulk_data_is_exact_and_half_closes_are_kept() {
     let Some(site) = cloud(with_raw_backend) else {
         return;
     };
-    let bytes = asked("CAUSEWAY_RELAY_BYTES", 1_000_000_000).next_multiple_of(BLOCK as u64);
+    let bytes =
+        length("CAUSEWAY_RELAY_BYTES", 100_000_000, 1_000_000_000).next_multiple_of(BLOCK as u64);
     let listener = raw_backend(&site);
     let began = Instant::now();
     // All of one direction, its end, and only then all of the other, by who has heard that end.
@@ -290,7 +285,8 @@ fn memory(pid: i32) -> u64 {
 
 #[test]
 fn idle_connections_cost_little() {
-    let count = usize::try_from(asked("CAUSEWAY_IDLE_CONNECTIONS", 3000)).expect("a number");
+    let count =
+        usize::try_from(length("CAUSEWAY_IDLE_CONNECTIONS", 1000, 10_000)).expect("a number");
     // Two for each connection, here and at the gateway, which inherits the limit.
     let files = 2 * count as u64 + 500;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
@@ -533,7 +529,8 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
     assert_eq!(dropped(&site, "not-bound"), was + 100);
     assert!(dropped(&site, "bind-rate") > floods, "no limit of binds");
 
-    // A stranger that poses as the gateway towards an end is not believed: only the gateway's tag is.
+    // A stranger that poses as the gateway towards an end is not believed: only the gateway's tag
+    // is.
     let forged = message(Kind::Move, Side::A, acme, &own[0], clock());
     assert_eq!(a.end.hear(&forged, clock()), None);
 

@@ -242,7 +242,8 @@ fn a_version_with_other_maps_is_taken_over_and_cleared_away() {
         .map(|entry| entry.path())
         .find(|path| path.join("maps").exists())
         .expect("a version's pins");
-    // As if another version had left them: its links hold the interfaces, its maps are not ours to read.
+    // As if another version had left them: its links hold the interfaces, its maps are not ours to
+    // read.
     std::fs::rename(&now, pins.join("v999")).expect("a rename in bpffs");
     handle.start().unwrap_or_else(|e| panic!("{e}"));
     assert!(now.join("maps/CONFIG").exists());

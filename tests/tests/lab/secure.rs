@@ -1,5 +1,5 @@
-//! Encrypted tunnels: nothing readable on the WAN, nothing forged or replayed accepted, full-size LANs, a
-//! WireGuard client, a flood of handshakes.
+//! Encrypted tunnels: nothing readable on the WAN, nothing forged or replayed accepted, full-size
+//! LANs, a WireGuard client, a flood of handshakes.
 
 use std::{
     net::SocketAddr,
@@ -9,7 +9,7 @@ use std::{
 
 use causeway_tests::{
     packet::{be16, ip, l2},
-    site::{Site, frames, holds},
+    site::{ENCRYPTED, Site, frames, holds},
 };
 use lab::Options;
 
@@ -152,7 +152,7 @@ fn a_full_size_lan_fits_whatever_the_wan_carries() {
     for wan_mtu in [1500, 1400] {
         let options = Options {
             wan_mtu,
-            ..Options::default()
+            ..ENCRYPTED
         };
         let Some(site) = Site::raise(lab::sites::partial, options) else {
             return;
@@ -163,7 +163,8 @@ fn a_full_size_lan_fits_whatever_the_wan_carries() {
         {
             site.reach(from, address);
             site.ok(from, &["sysctl", "-qw", "net.ipv4.ip_no_pmtu_disc=1"]);
-            // Without DF, split in the tunnel and rejoined: the first try must arrive, as one packet.
+            // Without DF, split in the tunnel and rejoined: the first try must arrive, as one
+            // packet.
             let receiver = site.udp(to, address, 5000);
             let sender = site.udp(from, from_address, 0);
             for len in [1, 1000, 1392, 1393, 1404, 1405, 1472, 8000] {
@@ -217,7 +218,7 @@ fn a_wireguard_client_is_a_machine_of_the_network() {
         causeway_tests::skip("wireguard-go is missing; `cargo xtask setup` installs it");
         return;
     }
-    let Some(site) = Site::bare(lab::sites::partial, Options::default()) else {
+    let Some(site) = Site::bare(lab::sites::partial, ENCRYPTED) else {
         return;
     };
     let provider = site

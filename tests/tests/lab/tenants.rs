@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, thread, time::Duration};
 
 use causeway_tests::{
     packet::ip,
-    site::{Site, frames, holds},
+    site::{ENCRYPTED, Site, frames, holds},
 };
 
 const TENANTS: [&str; 2] = ["acme", "globex"];
@@ -24,7 +24,7 @@ fn equal_subnets_never_meet() {
 
 #[test]
 fn equal_subnets_never_meet_on_one_encrypted_port() {
-    let Some(site) = Site::raise(lab::sites::two_tenants, lab::Options::default()) else {
+    let Some(site) = Site::raise(lab::sites::two_tenants, ENCRYPTED) else {
         return;
     };
     never_meet(&site);

@@ -1,5 +1,6 @@
-//! Our tunnel against independent WireGuards over a real wire: who starts, with and without a shared
-//! key, over both families; strangers, load, replays, new keys, and an end that starts again.
+//! Our tunnel against independent WireGuards over a real wire: who starts, with and without a
+//! shared key, over both families; strangers, load, replays, new keys, and an end that starts
+//! again.
 //!
 //! The stand is drawn in `src/wireguard.rs`. Each test runs against each implementation.
 
@@ -45,7 +46,8 @@ fn eager() -> TimerConfig {
     }
 }
 
-/// 200 packets each way of each family, of many sizes up to WireGuard's MTU, and each is answered once.
+/// 200 packets each way of each family, of many sizes up to WireGuard's MTU, and each is answered
+/// once.
 fn exchange(stand: &Stand) {
     for family in 0..2 {
         let (ours, theirs) = (ours()[family], theirs()[family]);
@@ -503,8 +505,8 @@ fn under_their_load_we_come_with_a_cookie(implementation: Implementation) {
             .expect("one was sent")
             .clone()
     });
-    // A flood of old initiations, whose mac1 is right. It comes by our own socket, because boringtun
-    // has a limit per peer (10 a second); wireguard-go looks at its queue.
+    // A flood of old initiations, whose mac1 is right. It comes by our own socket, because
+    // boringtun has a limit per peer (10 a second); wireguard-go looks at its queue.
     let begun = Instant::now();
     let mut floods = 0;
     let mut before = None;

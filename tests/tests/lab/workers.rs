@@ -1,4 +1,5 @@
-//! Several workers: flows spread over them, each in order, whichever worker's socket its frames come to.
+//! Several workers: flows spread over them, each in order, whichever worker's socket its frames
+//! come to.
 
 use std::{
     net::SocketAddr,
@@ -6,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use causeway_tests::{packet::ip, site::Site};
+use causeway_tests::{
+    packet::ip,
+    site::{ENCRYPTED, Site},
+};
 use lab::Options;
 
 const A: &str = "10.1.0.10";
@@ -15,7 +19,8 @@ const A6: &str = "2001:db8:1::10";
 const TENANT: &str = "tenant-appliance";
 const PROVIDER: &str = "provider-appliance";
 
-/// So many that the kernel, which gives each flow a queue by its hash, does not choose one queue for all.
+/// So many that the kernel, which gives each flow a queue by its hash, does not choose one queue
+/// for all.
 const FLOWS: u16 = 48;
 
 /// Datagrams on many flows at once; each arrives once, in the order of its flow.
@@ -65,7 +70,7 @@ fn spread(packets: &[u64]) {
 fn flows_spread_over_the_workers_and_stay_in_order() {
     let options = Options {
         workers: 4,
-        ..Options::default()
+        ..ENCRYPTED
     };
     let Some(site) = Site::bare(lab::sites::partial, options) else {
         return;
@@ -95,12 +100,13 @@ fn flows_spread_over_the_workers_and_stay_in_order() {
     }
 }
 
-/// A NIC gives one queue to all datagrams of one peer: they are one UDP flow. Then workers hand over.
+/// A NIC gives one queue to all datagrams of one peer: they are one UDP flow. Then workers hand
+/// over.
 #[test]
 fn what_comes_to_one_queue_is_opened_by_all_workers() {
     let options = Options {
         workers: 4,
-        ..Options::default()
+        ..ENCRYPTED
     };
     let Some(site) = Site::raise(lab::sites::partial, options) else {
         return;
@@ -127,7 +133,7 @@ fn what_comes_to_one_queue_is_opened_by_all_workers() {
 
 #[test]
 fn an_interface_with_fewer_queues_than_workers_is_named() {
-    let Some(site) = Site::bare(lab::sites::partial, Options::default()) else {
+    let Some(site) = Site::bare(lab::sites::partial, ENCRYPTED) else {
         return;
     };
     site.configure(PROVIDER, |text| text.replace("workers = 1", "workers = 2"));

@@ -42,8 +42,9 @@ impl Lab {
             .ok_or_else(|| self.unknown("appliance", host, all.iter().map(|a| &a.host)))
     }
 
-    /// Starts what the topology has besides hosts: gateways and the director's server, then every appliance. Waits until
-    /// all are ready. Appliances whose circuits have a way over TLS start after the far end, whose certificate they know.
+    /// Starts what the topology has besides hosts: gateways and the director's server, then every
+    /// appliance. Waits until all are ready. Appliances whose circuits have a way over TLS start
+    /// after the far end, whose certificate they know.
     ///
     /// # Errors
     /// As [`Handle::start`].
@@ -187,7 +188,8 @@ impl<'a> Handle<'a> {
         )
     }
 
-    /// Writes the configuration file that the topology says, and keys where its tunnels are encrypted.
+    /// Writes the configuration file that the topology says, and keys where its tunnels are
+    /// encrypted.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -294,7 +296,8 @@ impl<'a> Handle<'a> {
         self.start()
     }
 
-    /// The gateway that a peer is reached through, and by what (`udp`, `tls`); no name: directly, or not at all.
+    /// The gateway that a peer is reached through, and by what (`udp`, `tls`); no name: directly,
+    /// or not at all.
     ///
     /// # Errors
     /// If it does not answer, or has no such peer.

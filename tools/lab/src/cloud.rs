@@ -16,6 +16,7 @@ pub const TLS_PORT: u16 = 6443;
 
 /// The gateways of a topology and what they carry; empty where there are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Cloud {
     /// The gateways.
     pub gateways: Vec<Gateway>,
@@ -33,6 +34,7 @@ pub struct Gateway {
     /// Its pool.
     pub pool: Option<String>,
     /// How full it is said to be, thousandths.
+    #[serde(default)]
     pub load: u16,
 }
 

@@ -260,7 +260,8 @@ pub(crate) fn render(
                 Some((_, public)) => Peer {
                     name,
                     kind: "appliance",
-                    // The tenant's end dials; the provider's learns where from. Through gateways neither does.
+                    // The tenant's end dials; the provider's learns where from. Through gateways
+                    // neither does.
                     address: (appliance.role == Role::Tenant
                         && !places.circuits.contains_key(name.as_str()))
                     .then(|| address.to_string()),
@@ -339,8 +340,9 @@ struct Route<'a> {
     backend: &'a str,
 }
 
-/// The TOML text for `gateway`: every circuit, the director, and where circuits have a way over TLS, the appliance that is
-/// their side b. Everything else is as the gateway has it by default, but for the drain time, seconds.
+/// The TOML text for `gateway`: every circuit, the director, and where circuits have a way over
+/// TLS, the appliance that is their side b. Everything else is as the gateway has it by default,
+/// but for the drain time, seconds.
 pub(crate) fn render_gateway(
     topology: &Topology,
     gateway: &Gateway,
@@ -422,8 +424,8 @@ pub(crate) fn render_gateway(
     })
 }
 
-/// The CPUs of an appliance's workers, each with one of its own as far as they go: with one worker each, the
-/// two ends of a tunnel have different ones.
+/// The CPUs of an appliance's workers, each with one of its own as far as they go: with one worker
+/// each, the two ends of a tunnel have different ones.
 fn cpus(topology: &Topology, appliance: &Appliance) -> Vec<usize> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let place = topology

@@ -1,4 +1,5 @@
-//! Full site failover of a lab's sites: the production site cut off, its replicas running, the plan in force.
+//! Full site failover of a lab's sites: the production site cut off, its replicas running, the plan
+//! in force.
 
 use std::{fs, path::PathBuf, time::Instant};
 
@@ -51,8 +52,8 @@ impl Lab {
         Ok(path)
     }
 
-    /// Fails a tenant's site over whole: the production site cut off, the replicas powered on and usable, the
-    /// appliance in mode full.
+    /// Fails a tenant's site over whole: the production site cut off, the replicas powered on and
+    /// usable, the appliance in mode full.
     ///
     /// # Errors
     /// If there is no such failover, or a step fails.
@@ -70,7 +71,8 @@ impl Lab {
         })
     }
 
-    /// The way back: the appliance in mode idle, the replicas off, the production site reachable again.
+    /// The way back: the appliance in mode idle, the replicas off, the production site reachable
+    /// again.
     ///
     /// # Errors
     /// If there is no such failover, or a step fails.

@@ -1,4 +1,5 @@
-//! The gateway daemon inside a host, the circuits' keys, and the server that stands in for the director.
+//! The gateway daemon inside a host, the circuits' keys, and the server that stands in for the
+//! director.
 
 use std::{
     ffi::OsString,
@@ -286,8 +287,8 @@ impl<'a> GatewayHandle<'a> {
         write_secret(&self.config_path(), &text)
     }
 
-    /// Starts the daemon, and does not wait until it is ready. A configuration file that is already there is kept, so that a
-    /// test may have changed it.
+    /// Starts the daemon, and does not wait until it is ready. A configuration file that is already
+    /// there is kept, so that a test may have changed it.
     ///
     /// # Errors
     /// If it cannot be started.

@@ -1,8 +1,8 @@
 //! Whole sites in network namespaces on one machine.
 //!
-//! For: raising hosts with real Linux stacks, virtual switches that tag and untag as a
-//! hypervisor's port groups do, routers and WAN links from a declared topology; running the
-//! appliances and gateways in it; failing machines over; capturing, pinging, downloading; and taking all of it
+//! For: raising hosts with real Linux stacks, virtual switches that tag and untag as a hypervisor's
+//! port groups do, routers and WAN links from a declared topology; running the appliances and
+//! gateways in it; failing machines over; capturing, pinging, downloading; and taking all of it
 //! down again after any crash. Used by the demo, the integration tests and the benchmarks.
 //!
 //! Never: part of a product installation, a touch on the machine's own network, or the end of a

@@ -1,4 +1,5 @@
-//! What the lab's servers have in common: a TCP port of a host, a thread for each client, and who came.
+//! What the lab's servers have in common: a TCP port of a host, a thread for each client, and who
+//! came.
 
 use std::{
     io,

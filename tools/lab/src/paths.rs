@@ -21,9 +21,9 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// From `CAUSEWAY_APPLIANCE`, `CAUSEWAY_GATEWAY`, `CAUSEWAY_BPF_OBJECT`, `CAUSEWAY_GATEWAY_BPF_OBJECT` and
-    /// `CAUSEWAY_LAB_BPF_OBJECT`; what is not set is looked for beside the running program: `target/<profile>/causeway-appliance`,
-    /// `target/bpf/*.o`.
+    /// From `CAUSEWAY_APPLIANCE`, `CAUSEWAY_GATEWAY`, `CAUSEWAY_BPF_OBJECT`,
+    /// `CAUSEWAY_GATEWAY_BPF_OBJECT` and `CAUSEWAY_LAB_BPF_OBJECT`; what is not set is looked for
+    /// beside the running program: `target/<profile>/causeway-appliance`, `target/bpf/*.o`.
     #[must_use]
     pub fn find() -> Self {
         let exe = env::current_exe().unwrap_or_default();

@@ -39,7 +39,8 @@ pub(crate) struct Trunk {
     pub outer_ethertype: u16,
 }
 
-/// The far end of an appliance's or a gateway's NIC, which gets an XDP program that passes everything.
+/// The far end of an appliance's or a gateway's NIC, which gets an XDP program that passes
+/// everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FarEnd {
     /// The host or switch it is in.
@@ -131,7 +132,8 @@ pub(crate) fn power_off(host: &Host) -> Vec<String> {
         .collect()
 }
 
-/// As many queues as workers, as `ip link` has it. Both ends: a veth sends on one end's by the other's.
+/// As many queues as workers, as `ip link` has it. Both ends: a veth sends on one end's by the
+/// other's.
 fn queues(topology: &Topology) -> String {
     match topology.options.workers {
         0 | 1 => String::new(),
@@ -224,8 +226,9 @@ fn host_features(topology: &Topology, lab: &str, host: &Host, link: &Link) -> Fe
     }
 }
 
-/// The other end of a NIC's cable. Of an appliance's or a gateway's: whole checksums towards it, and GRO as a
-/// hypervisor's switch has it. Of a trunk: the tag goes into the packet, where XDP sees it.
+/// The other end of a NIC's cable. Of an appliance's or a gateway's: whole checksums towards it,
+/// and GRO as a hypervisor's switch has it. Of a trunk: the tag goes into the packet, where XDP
+/// sees it.
 fn far_end_features(topology: &Topology, appliance: bool, trunk: bool) -> Vec<&'static str> {
     let mut set = Vec::new();
     if appliance {

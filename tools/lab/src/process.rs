@@ -62,8 +62,8 @@ fn threads(pid: i32) -> usize {
 }
 
 impl Process {
-    /// Whether it still runs. A zombie does not, unless it has threads that have not ended yet: until then
-    /// its files are open.
+    /// Whether it still runs. A zombie does not, unless it has threads that have not ended yet:
+    /// until then its files are open.
     #[must_use]
     pub fn is_alive(self) -> bool {
         // Reaps it if it is a child of this process; otherwise an error that means nothing here.

@@ -1,4 +1,5 @@
-//! A TCP service that greets, as ssh does, and then sends back whatever it gets; and connections to it.
+//! A TCP service that greets, as ssh does, and then sends back whatever it gets; and connections to
+//! it.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -26,7 +27,8 @@ impl Greeter {
 }
 
 impl Lab {
-    /// Greets whoever connects to `port` of `host` with a line, and then sends back what comes, until dropped.
+    /// Greets whoever connects to `port` of `host` with a line, and then sends back what comes,
+    /// until dropped.
     ///
     /// # Errors
     /// If there is no such host, or the port is taken.
@@ -38,8 +40,8 @@ impl Lab {
     /// Connects from `host`.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) with what the stack says; of kind [`io::ErrorKind::TimedOut`] if nobody answered
-    /// `within` the time.
+    /// [`Error::Io`](crate::Error::Io) with what the stack says; of kind
+    /// [`io::ErrorKind::TimedOut`] if nobody answered `within` the time.
     pub fn connect(&self, host: &str, to: SocketAddr, within: Duration) -> Result<TcpStream> {
         netns::within(&self.namespace(host)?, || {
             TcpStream::connect_timeout(&to, within)

@@ -1,4 +1,5 @@
-//! What happens to packets on their way: dropped without a word, UDP blocked, addresses translated anew.
+//! What happens to packets on their way: dropped without a word, UDP blocked, addresses translated
+//! anew.
 
 use std::{
     io,
@@ -40,7 +41,8 @@ impl Lab {
         })
     }
 
-    /// A black hole: a WAN link stays up, and its router drops what it has to send there and what comes from there.
+    /// A black hole: a WAN link stays up, and its router drops what it has to send there and what
+    /// comes from there.
     ///
     /// # Errors
     /// If there is no such link, or nft fails.
@@ -64,7 +66,8 @@ impl Lab {
         self.nft(&router, &format!("delete table inet hole-{wan}"))
     }
 
-    /// A router forwards no UDP to or from this link of its, as a firewall that knows nothing but TCP.
+    /// A router forwards no UDP to or from this link of its, as a firewall that knows nothing but
+    /// TCP.
     ///
     /// # Errors
     /// If there is no such host, or nft fails.
@@ -80,7 +83,8 @@ impl Lab {
         self.nft(router, "delete table inet no-udp")
     }
 
-    /// A translating router forgets every mapping, as one that restarts does, and gives source ports from `ports` on.
+    /// A translating router forgets every mapping, as one that restarts does, and gives source
+    /// ports from `ports` on.
     ///
     /// # Errors
     /// If there is no such host, or the kernel refuses.
@@ -134,7 +138,8 @@ pub(crate) fn no_udp(link: &str) -> String {
     )
 }
 
-/// Deletes every entry of the connection tracking of the namespace that this thread is in (ctnetlink; `conntrack -F`).
+/// Deletes every entry of the connection tracking of the namespace that this thread is in
+/// (ctnetlink; `conntrack -F`).
 fn forget_connections() -> io::Result<()> {
     const DELETE: u16 = 1 << 8 | 2; // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
     const REQUEST_AND_ACK: u16 = 5;

@@ -80,16 +80,8 @@ impl Tier {
     }
 }
 
-/// What `--long` sets: the whole series in place of their bounded forms.
-const LONG: &[(&str, &str)] = &[
-    ("CAUSEWAY_LONG", "1"),
-    ("CAUSEWAY_RANDOM_PACKETS", "10000000"),
-    ("CAUSEWAY_WORKER_PACKETS", "10000000"),
-    ("CAUSEWAY_FLOOD", "10000000"),
-    ("CAUSEWAY_RELAY_BYTES", "1000000000"),
-    ("CAUSEWAY_IDLE_CONNECTIONS", "10000"),
-    ("CAUSEWAY_UNPLUG_SECONDS", "300"),
-];
+/// What `--long` sets: each test then makes its whole series in place of the bounded form.
+const LONG: &str = "CAUSEWAY_LONG";
 /// How much longer than otherwise a test may take with `--long`.
 const LONG_LIMIT: u32 = 6;
 
@@ -120,11 +112,7 @@ impl Options {
         }
         let mut limit = tier.limit();
         if self.long {
-            // What the caller has set himself stays.
-            let unset = LONG
-                .iter()
-                .filter(|(name, _)| std::env::var_os(name).is_none());
-            environment.extend(unset.map(|(name, value)| (*name, (*value).to_owned())));
+            environment.push((LONG, "1".to_owned()));
             limit *= LONG_LIMIT;
         }
         Settings {
@@ -201,10 +189,7 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     if options.long && options.wants(Tier::Unit) {
         let at = Instant::now();
         let programs = build(&workspace, Profile::Dev, |target| target.tier == Tier::Unit)?;
-        let mut settings = options.settings(Tier::Unit);
-        settings
-            .environment
-            .push(("CAUSEWAY_DEBUG_ASSERTIONS", "1".to_owned()));
+        let settings = options.settings(Tier::Unit);
         let programs: Vec<_> = programs.iter().collect();
         in_turn(&programs, Mode::Parallel, &settings, &report)?;
         report.stage("unit tests with overflow checks and debug assertions", at);
@@ -262,7 +247,8 @@ struct LabTest<'a> {
 }
 
 impl LabTest<'_> {
-    /// Whether it asserts times or rates, so that nothing may run beside it: it is in a module `timed`.
+    /// Whether it asserts times or rates, so that nothing may run beside it: it is in a module
+    /// `timed`.
     fn is_timed(&self) -> bool {
         self.name.split("::").any(|module| module == "timed")
     }
@@ -366,8 +352,8 @@ fn examples(options: &Options, workspace: &Workspace, report: &Report) -> anyhow
     Ok(())
 }
 
-/// Takes down labs of tests that ended without doing so. A lab that a person raised has another name,
-/// and one of a running test is in use.
+/// Takes down labs of tests that ended without doing so. A lab that a person raised has another
+/// name, and one of a running test is in use.
 fn take_down_abandoned_labs() -> anyhow::Result<()> {
     let lab = target().join("release/causeway-lab");
     if !setup::is_root() || !lab.exists() {
@@ -408,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_caller_sets_overrules_the_long_form() {
+    fn the_long_form_takes_its_time() {
         let options = |long| Options {
             bpf: Asked::Auto,
             tiers: Vec::new(),
@@ -419,11 +405,7 @@ mod tests {
         let short = options(false).settings(Tier::Lab);
         assert_eq!(short.environment.len(), 1);
         let long = options(true).settings(Tier::Lab);
-        assert!(
-            long.environment
-                .iter()
-                .any(|(name, _)| *name == "CAUSEWAY_LONG")
-        );
+        assert!(long.environment.iter().any(|(name, _)| *name == LONG));
         assert_eq!(long.limit, short.limit * LONG_LIMIT);
     }
 }

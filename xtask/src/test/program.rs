@@ -1,7 +1,8 @@
 //! Runs a test program: follows its tests, times them, and ends it when a test hangs.
 //!
-//! Never: the end of a process that it did not start. A test program gets a process group of its own,
-//! which is what is killed; daemons that a lab test started are taken down by the lab's record.
+//! Never: the end of a process that it did not start. A test program gets a process group of its
+//! own, which is what is killed; daemons that a lab test started are taken down by the lab's
+//! record.
 //!
 //! ```text
 //!   test program ── stdout and stderr, one pipe ──▶ reader thread ──▶ Follower ──▶ Outcome
@@ -29,7 +30,8 @@ use crate::{run::with_paths, step::show};
 
 /// How often the time of running tests is looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// After a program's end its output may stay open this long, in the hands of a process it left behind.
+/// After a program's end its output may stay open this long, in the hands of a process it left
+/// behind.
 const DRAIN: Duration = Duration::from_secs(1);
 /// Lines of output shown when a program dies.
 const TAIL: usize = 60;
@@ -72,8 +74,8 @@ pub fn tests(program: &Program, settings: &Settings) -> anyhow::Result<Vec<Strin
     Ok(listed(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// Runs these tests of a program, each to an outcome; `ended` gets each as it comes. A program that one
-/// test takes down is started again for the tests after it.
+/// Runs these tests of a program, each to an outcome; `ended` gets each as it comes. A program that
+/// one test takes down is started again for the tests after it.
 ///
 /// # Errors
 /// If the program cannot be started.
@@ -286,7 +288,12 @@ impl<F: FnMut(Outcome)> Follower<F> {
     /// Keeps a line that is no event.
     fn keep(&mut self, line: String) {
         if let Some(name) = skipped(&line) {
-            self.skipped.insert(name.to_owned());
+            match self.mode {
+                Mode::Serial => self.skipped.extend(self.running.keys().cloned()),
+                Mode::Parallel => {
+                    self.skipped.insert(name.to_owned());
+                }
+            }
         }
         if self.mode == Mode::Parallel && self.raw.len() == TAIL {
             self.raw.pop_front();

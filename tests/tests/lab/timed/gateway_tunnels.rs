@@ -1,8 +1,9 @@
-//! Tunnels through gateways: the one in use dies, is cut off, turns into a black hole, drains; a NAT forgets; UDP is blocked.
-//! Traffic goes on, and TCP inside survives.
+//! Tunnels through gateways: the one in use dies, is cut off, turns into a black hole, drains; a
+//! NAT forgets; UDP is blocked. Traffic goes on, and TCP inside survives.
 //!
-//! What is measured here is measured on a machine that may be held up for longer than what is asked: a bound on time is to hold
-//! in one try of three, everything else in all of them.
+//! The machine that measures may itself be held up for longer than the bound: a bound on time holds
+//! in one try of three, everything else in all of them. An ordinary run stops at the first try
+//! within the bound; `cargo xtask test --long` makes all three. Both print the distribution.
 
 use std::{
     net::SocketAddr,
@@ -12,9 +13,10 @@ use std::{
 
 use causeway_tests::{
     packet::ip,
-    site::{Conversation, Site, Transfer},
+    series::{distribution, is_long},
+    site::{Conversation, ENCRYPTED, Site, Transfer},
 };
-use lab::{Options, Probe, Report};
+use lab::{Probe, Report};
 
 const A: &str = "10.1.0.10";
 /// What globex's router translates to.
@@ -28,7 +30,7 @@ const GREETER: u16 = 2222;
 
 /// The lab `gateways` with a tenant's first machine failed over, its tunnel up.
 fn tunnelled(tenant: &str) -> Option<Site> {
-    let site = Site::raise(lab::sites::gateways, Options::default())?;
+    let site = Site::raise(lab::sites::gateways, ENCRYPTED)?;
     site.over(&format!("{tenant}-prod-a"));
     site.reach(&format!("{tenant}-prod-b"), A);
     Some(site)
@@ -125,7 +127,8 @@ const OVER_TLS: Survivor = Survivor {
     unused: 1,
 };
 
-/// The gateway in use fails in some way, up to three times, and is well again; what is said stays connected all the time.
+/// The gateway in use fails in some way, up to three times, and is well again; what is said stays
+/// connected all the time.
 fn survives(who: &Survivor, trouble: impl Fn(&Site, &str), mend: impl Fn(&Site, &str)) {
     let Survivor {
         tenant, carrier, ..
@@ -168,10 +171,11 @@ fn survives(who: &Survivor, trouble: impl Fn(&Site, &str), mend: impl Fn(&Site, 
             moved < who.unused,
             "{moved} came by the gateway that is back"
         );
-        if gap <= GAP {
+        if gap <= GAP && !is_long() {
             break;
         }
     }
+    println!("without a reply: {}", distribution(&gaps));
     let best = gaps.iter().min().expect("a try");
     assert!(*best <= GAP, "without a reply for {gaps:?}");
     let (said, longest) = talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
@@ -268,7 +272,7 @@ fn a_nat_that_forgets_is_followed() {
 
 #[test]
 fn where_udp_is_blocked_the_tunnel_runs_over_tls_until_it_is_not() {
-    let Some(site) = Site::raise(lab::sites::gateways, Options::default()) else {
+    let Some(site) = Site::raise(lab::sites::gateways, ENCRYPTED) else {
         return;
     };
     let by = |wanted: &str, patience| {
@@ -357,10 +361,11 @@ fn over_tls_a_black_hole_is_left_within_half_a_second() {
     survives(&OVER_TLS, hole, end_hole);
 }
 
-/// Acme may use the third gateway when its pool is gone. Nobody tells it over TLS that a gateway that it does not use is dead.
+/// Acme may use the third gateway when its pool is gone. Nobody tells it over TLS that a gateway
+/// that it does not use is dead.
 #[test]
 fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
-    let Some(site) = Site::raise(lab::sites::gateways, Options::default()) else {
+    let Some(site) = Site::raise(lab::sites::gateways, ENCRYPTED) else {
         return;
     };
     site.block_udp("acme-router", "wan")
@@ -388,7 +393,7 @@ fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
         for gateway in [other, &used] {
             end_hole(&site, gateway);
         }
-        if gaps.last().is_some_and(|gap| *gap <= SECOND) {
+        if gaps.last().is_some_and(|gap| *gap <= SECOND) && !is_long() {
             break;
         }
         hole(&site, "gw3");
@@ -397,6 +402,7 @@ fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
         });
         end_hole(&site, "gw3");
     }
+    println!("without a reply: {}", distribution(&gaps));
     assert!(gaps.iter().any(|gap| *gap <= SECOND), "{gaps:?}");
     talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
 }
@@ -467,17 +473,18 @@ fn the_last_gateway_comes_back_and_so_does_the_tunnel_within_a_second() {
         // It was away.
         assert!(report.longest_gap().expect("replies").length() > GAP / 2);
         took.push(back);
-        if back <= SECOND {
+        if back <= SECOND && !is_long() {
             break;
         }
     }
+    println!("back after: {}", distribution(&took));
     assert!(took.iter().any(|t| *t <= SECOND), "{took:?}");
     talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
 }
 
 #[test]
 fn pools_are_kept_to_and_families_may_differ() {
-    let Some(site) = Site::bare(lab::sites::gateways, Options::default()) else {
+    let Some(site) = Site::bare(lab::sites::gateways, ENCRYPTED) else {
         return;
     };
     site.unblock_udp("globex-router")

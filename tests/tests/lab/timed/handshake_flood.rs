@@ -1,4 +1,5 @@
-//! Encrypted tunnels: a flood of 100 000 bogus handshakes a second costs an established tunnel nothing.
+//! Encrypted tunnels: a flood of 100 000 bogus handshakes a second costs an established tunnel
+//! nothing.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -93,8 +94,8 @@ fn a_flood_of_handshakes_costs_an_established_tunnel_nothing() {
     );
     let lost = report.lost().len() as f64 / report.sent.len() as f64;
     assert!(lost < 0.01, "{:.2} % lost", lost * 100.0);
-    // And a tunnel that has to come up meanwhile does: its peer's address is known. So it does when the flood is
-    // in the peer's name.
+    // And a tunnel that has to come up meanwhile does: its peer's address is known. So it does when
+    // the flood is in the peer's name.
     let peer = site.status("provider-appliance")["peers"][0]["address"].clone();
     let peer: SocketAddr = peer
         .as_str()

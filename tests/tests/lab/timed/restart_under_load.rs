@@ -26,9 +26,9 @@ fn sigkill_under_load_loses_nothing_and_a_restart_adopts() {
     let _echo = site
         .udp_echo("replica-a", 7000)
         .unwrap_or_else(|e| panic!("{e}"));
-    // A virtual machine that is held up for a tenth of a second overflows veth's rings of 256 frames,
-    // daemon or no daemon, so one round of three may lose. What a daemon's death or adoption loses
-    // shows in most rounds, or in the drop counters, which may not move in any.
+    // A virtual machine that is held up for a tenth of a second overflows veth's rings of 256
+    // frames, daemon or no daemon, so one round of three may lose. What a daemon's death or
+    // adoption loses shows in most rounds, or in the drop counters, which may not move in any.
     let rounds: Vec<usize> = (1..=3)
         .map(|round| {
             let before = BOTH.map(|host| unexplained(&site, host));
@@ -80,8 +80,8 @@ fn unexplained(site: &Site, appliance: &str) -> Vec<(&'static str, u64)> {
     .to_vec()
 }
 
-/// Kills both daemons while UDP series and TCP transfers run, starts them again, and returns how many
-/// datagrams were lost from the kill on. The transfers must arrive whole.
+/// Kills both daemons while UDP series and TCP transfers run, starts them again, and returns how
+/// many datagrams were lost from the kill on. The transfers must arrive whole.
 fn kill_both_under_load(site: &Site) -> usize {
     let series: Vec<_> = [("prod-b", A), ("prod-b", A6), ("remote", A)]
         .into_iter()

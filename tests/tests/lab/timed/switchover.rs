@@ -6,13 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use causeway_tests::{packet::ip, site::Site};
-use lab::{Pinger, Probe};
+use causeway_tests::{
+    packet::ip,
+    site::{PLAIN, Site},
+};
+use lab::{Options, Pinger, Probe};
 
 const TICK: Duration = Duration::from_millis(10);
 
-/// Pings through a switch, from hosts of both kinds and in both families; from the first answer of the
-/// machine that takes over, at most one of each series may be lost.
+/// Pings through a switch, from hosts of both kinds and in both families; from the first answer of
+/// the machine that takes over, at most one of each series may be lost.
 fn through(site: &Site, what: &str, switch: impl FnOnce() -> lab::Switchover) {
     let mut series: Vec<(&str, IpAddr, Pinger)> = Vec::new();
     for (from, to) in [
@@ -82,7 +85,11 @@ fn through(site: &Site, what: &str, switch: impl FnOnce() -> lab::Switchover) {
 
 #[test]
 fn switch_over_and_failback_lose_at_most_one_ping() {
-    let Some(site) = Site::partial() else { return };
+    // With duplicate address detection, which every new machine waits for.
+    let options = Options { dad: true, ..PLAIN };
+    let Some(site) = Site::raise(lab::sites::partial, options) else {
+        return;
+    };
     through(&site, "failover", || site.over("prod-a"));
     through(&site, "failback", || site.back("prod-a"));
     through(&site, "second failover", || site.over("prod-a"));

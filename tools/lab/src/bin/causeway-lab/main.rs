@@ -24,7 +24,7 @@ use lab::{Lab, Options, Paths, Switchover, Topology, interrupt, sites, topology:
 
 mod demo;
 
-/// Whole sites in network namespaces on this machine. Needs root.
+/// Raise whole sites in network namespaces on this machine. Needs root.
 #[derive(Parser)]
 #[command(name = "causeway-lab", version)]
 struct Cli {
@@ -34,36 +34,37 @@ struct Cli {
     command: Command,
 }
 
-/// Built files; by default those beside this program.
+/// Built files. Default: those in the folder of this program.
 #[derive(Args)]
 struct Files {
-    /// The appliance's daemon; else CAUSEWAY_APPLIANCE.
+    /// The appliance daemon. Default: CAUSEWAY_APPLIANCE.
     #[arg(long, global = true, value_name = "FILE")]
     appliance: Option<PathBuf>,
-    /// The gateway's daemon; else CAUSEWAY_GATEWAY.
+    /// The gateway daemon. Default: CAUSEWAY_GATEWAY.
     #[arg(long, global = true, value_name = "FILE")]
     gateway: Option<PathBuf>,
-    /// The appliance's BPF object; else CAUSEWAY_BPF_OBJECT.
+    /// The appliance's BPF object. Default: CAUSEWAY_BPF_OBJECT.
     #[arg(long, global = true, value_name = "FILE")]
     bpf_object: Option<PathBuf>,
-    /// The gateway's BPF object; else CAUSEWAY_GATEWAY_BPF_OBJECT.
+    /// The gateway's BPF object. Default: CAUSEWAY_GATEWAY_BPF_OBJECT.
     #[arg(long, global = true, value_name = "FILE")]
     gateway_bpf_object: Option<PathBuf>,
-    /// The virtual switch's BPF object; else CAUSEWAY_LAB_BPF_OBJECT.
+    /// The virtual switch's BPF object. Default: CAUSEWAY_LAB_BPF_OBJECT.
     #[arg(long, global = true, value_name = "FILE")]
     lab_bpf_object: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Raise sites and leave them standing.
+    /// Raise sites and leave them running.
     Up {
-        /// What to raise.
+        /// The topology to raise.
         topology: Which,
-        /// Name of the lab; the topology's by default. A lab of that name is taken down first.
+        /// Name of the lab. Default: the topology's name. A lab of that name is taken down first.
         #[arg(long)]
         name: Option<String>,
-        /// Leave it failed over: the first machine, or of `full` both tenants' whole sites.
+        /// Fail over after raising: the first machine, or in `full` the whole sites of both
+        /// tenants.
         #[arg(long)]
         failed_over: bool,
         /// Do not start the appliances and gateways.
@@ -72,94 +73,94 @@ enum Command {
         #[command(flatten)]
         links: Links,
     },
-    /// Take a lab down. Nothing there is no error.
+    /// Take a lab down. No error if it does not exist.
     Down {
-        /// Its name; may be left out if only one stands.
+        /// Name of the lab. May be omitted if only one is up.
         name: Option<String>,
-        /// All of them, and namespaces of ours that no record knows.
+        /// Take down all labs, and namespaces with the lab prefix that no record lists.
         #[arg(long, conflicts_with = "name")]
         all: bool,
-        /// Labs that ended tests left behind, and no others.
+        /// Take down only labs that were left behind by tests that have ended.
         #[arg(long, conflicts_with_all = ["name", "all"])]
         tests: bool,
     },
-    /// Show what stands.
+    /// List the labs that are up.
     List,
-    /// Run a command in a host, with this terminal; its exit status is passed on.
+    /// Run a command in a host, on this terminal. The exit status is that of the command.
     Exec {
         /// A host or switch.
         host: String,
-        /// The lab; may be left out if only one stands.
+        /// The lab. May be omitted if only one is up.
         #[arg(long)]
         lab: Option<String>,
         /// The command.
         #[arg(last = true, required = true, value_name = "CMD")]
         words: Vec<std::ffi::OsString>,
     },
-    /// Make trouble for a gateway, or end it.
+    /// Make a gateway fail in some way, or end the failure.
     Gateway {
-        /// What to do.
+        /// The failure, or its end.
         trouble: Trouble,
         /// The gateway.
         #[arg(value_name = "GATEWAY")]
         which: String,
-        /// The lab; may be left out if only one stands.
+        /// The lab. May be omitted if only one is up.
         #[arg(long)]
         lab: Option<String>,
     },
-    /// Fail a machine over to its replica, or a whole site.
+    /// Fail over a machine to its replica, or a whole site.
     FailOver {
         /// The production host.
         #[arg(default_value = "prod-a")]
         machine: String,
-        /// This tenant's whole site instead: cut off, its replicas on, mode full.
+        /// Fail over this tenant's whole site instead: cut it off, start its replicas, mode full.
         #[arg(long, conflicts_with = "machine")]
         tenant: Option<String>,
-        /// The lab; may be left out if only one stands.
+        /// The lab. May be omitted if only one is up.
         #[arg(long)]
         lab: Option<String>,
     },
-    /// Bring a machine back to its production host, or undo a whole site's failover.
+    /// Fail back a machine to its production host, or a whole site.
     FailBack {
         /// The production host.
         #[arg(default_value = "prod-a")]
         machine: String,
-        /// This tenant's whole site instead: mode idle, its replicas off, reachable again.
+        /// Fail back this tenant's whole site instead: mode idle, replicas off, reconnect the site.
         #[arg(long, conflicts_with = "machine")]
         tenant: Option<String>,
-        /// The lab; may be left out if only one stands.
+        /// The lab. May be omitted if only one is up.
         #[arg(long)]
         lab: Option<String>,
     },
-    /// Capture on a link into a pcap file, until Ctrl-C or for some seconds.
+    /// Capture frames on a link into a pcap file, until Ctrl-C or for a number of seconds.
     Capture {
         /// A host or switch.
         host: String,
         /// Its link.
         link: String,
-        /// The lab; may be left out if only one stands.
+        /// The lab. May be omitted if only one is up.
         #[arg(long)]
         lab: Option<String>,
-        /// At the switch port that the link's cable ends in: what XDP takes or sends is seen
-        /// there, and only there.
+        /// Capture at the switch port at the other end of the link. Frames that XDP consumes or
+        /// sends are visible only there.
         #[arg(long)]
         far_end: bool,
-        /// Stop after so many seconds.
+        /// Stop after this number of seconds.
         #[arg(long)]
         seconds: Option<u64>,
-        /// Where to copy the file when done.
+        /// Copy the pcap file here at the end.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Raise sites, fail a machine or whole sites over, show and measure it, take all down.
+    /// Raise sites, fail over a machine or whole sites, check and measure each step, take all down.
     Demo {
-        /// What to show.
+        /// The failover to show.
         #[arg(long, default_value = "partial")]
         scenario: demo::Scenario,
-        /// Name of its lab; one named `partial` that a person explores is left alone.
+        /// Name of the demo's lab. Labs with other names are left alone.
         #[arg(long, default_value = "demo")]
         name: String,
-        /// Write the result there.
+        /// Write the result to this file as JSON.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
         #[command(flatten)]
@@ -172,16 +173,16 @@ struct Links {
     /// MTU of the WAN links, bytes.
     #[arg(long, default_value_t = 1500, value_name = "BYTES")]
     wan_mtu: u16,
-    /// Wire-like: TSO, GSO and GRO off on hosts and switch ports.
+    /// Switch TSO, GSO and GRO off on hosts and switch ports, as on a physical wire.
     #[arg(long)]
     wire_like: bool,
-    /// No duplicate address detection: IPv6 addresses are usable at once.
+    /// Switch duplicate address detection off: IPv6 addresses are usable at once.
     #[arg(long)]
     no_dad: bool,
-    /// Plain tunnels (VXLAN, wholly in XDP) instead of encrypted ones.
+    /// Use plain tunnels (VXLAN, wholly in XDP) instead of encrypted ones.
     #[arg(long)]
     plain: bool,
-    /// Workers of each appliance, and queues of its links: 1 to 8.
+    /// Workers of each appliance, which is also the number of queues of its links: 1 to 8.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
     workers: u8,
 }
@@ -201,19 +202,19 @@ impl Links {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Trouble {
-    /// SIGKILL.
+    /// Send SIGKILL.
     Kill,
-    /// SIGTERM: it drains.
+    /// Send SIGTERM: the gateway drains.
     Drain,
-    /// Start it again.
+    /// Start the gateway again.
     Start,
-    /// Unplug its line.
+    /// Set its WAN link down.
     Cut,
-    /// Plug it in again.
+    /// Set its WAN link up.
     Mend,
-    /// Its line stays up and carries nothing.
+    /// Drop all packets of its WAN link, which stays up.
     Hole,
-    /// Its line carries again.
+    /// Stop dropping packets of its WAN link.
     EndHole,
 }
 
@@ -241,7 +242,8 @@ enum Which {
     TwoTenants,
     /// Two tenants that fail over whole, a provider's router, the internet.
     Full,
-    /// Two tenants that reach their provider through one of three gateways: one behind NAT, one without UDP.
+    /// Two tenants that reach their provider through one of three gateways: one behind NAT, one
+    /// without UDP.
     Gateways,
 }
 
@@ -343,7 +345,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             lab,
         } => {
             let done = open(lab, paths)?.fail_back(&machine)?;
-            service::outln!("{machine}: back in {} ms", ms(&done));
+            service::outln!("{machine}: failed back in {} ms", ms(&done));
         }
         Command::FailBack {
             tenant: Some(tenant),
@@ -351,7 +353,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             ..
         } => {
             open(lab, paths)?.undo_site(&tenant)?;
-            service::outln!("{tenant}: the site is back");
+            service::outln!("{tenant}: failed back");
         }
         Command::Capture {
             host,
@@ -412,7 +414,7 @@ fn up(
     };
     if let Err(error) = rest() {
         interrupt::clear();
-        Lab::down(name).context("taking it down after a failure")?;
+        Lab::down(name).context("taking the lab down after a failure")?;
         return Err(error);
     }
     let first = lab
@@ -421,7 +423,7 @@ fn up(
         .first()
         .map_or("HOST", |h| h.name.as_str());
     service::outln!(
-        "{name} is up after {:.1} s; hosts: {}",
+        "lab {name} is up after {:.1} s; hosts: {}",
         began.elapsed().as_secs_f64(),
         lab.topology()
             .hosts
@@ -430,7 +432,7 @@ fn up(
             .collect::<Vec<_>>()
             .join(", ")
     );
-    service::outln!("  causeway-lab exec {first} --lab {name} -- bash    look around");
+    service::outln!("  causeway-lab exec {first} --lab {name} -- bash    explore a host");
     service::outln!("  causeway-lab down {name}");
     for appliance in lab.topology().appliances.iter().filter(|_| appliances) {
         service::outln!(
@@ -448,7 +450,7 @@ fn up(
         let tenant = &failover.tenant;
         let plan = lab.plan_path(tenant);
         service::outln!(
-            "  causeway-lab fail-over --tenant {tenant} --lab {name}    by {}",
+            "  causeway-lab fail-over --tenant {tenant} --lab {name}    with plan {}",
             plan.display()
         );
     }
@@ -462,7 +464,7 @@ fn fail_over_site(lab: &Lab, tenant: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// From the first step until both appliances know and the machine is up.
+/// From the first step until both appliances have switched and the machine is up.
 fn ms(done: &Switchover) -> u128 {
     (done.switched.max(done.on) - done.began).as_millis()
 }
@@ -470,9 +472,9 @@ fn ms(done: &Switchover) -> u128 {
 fn only_lab() -> anyhow::Result<String> {
     let mut labs: Vec<_> = Lab::list()?.into_iter().map(|l| l.name).collect();
     match labs.len() {
-        0 => bail!("no lab stands; `causeway-lab up partial` raises one"),
+        0 => bail!("no lab is up; raise one with `causeway-lab up partial`"),
         1 => Ok(labs.remove(0)),
-        _ => bail!("several labs stand; name one of: {}", labs.join(", ")),
+        _ => bail!("several labs are up; name one of: {}", labs.join(", ")),
     }
 }
 
@@ -515,7 +517,7 @@ fn capture(
     let (host, link) = if far_end {
         lab.topology()
             .port_of(host, link)
-            .with_context(|| format!("{link} of {host} does not end in a switch"))?
+            .with_context(|| format!("link {link} of {host} is not connected to a switch"))?
     } else {
         (host.to_owned(), link.to_owned())
     };

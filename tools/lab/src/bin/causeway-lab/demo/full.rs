@@ -1,4 +1,4 @@
-//! Two whole sites fail over: gateways, the internet, public addresses, and back.
+//! Two whole sites fail over and back: gateways, internet access, public addresses.
 
 use std::{
     io::ErrorKind,
@@ -14,21 +14,21 @@ use super::{HTTP_BYTES, Outcome, PACE, family, key};
 
 /// The provider's appliance.
 const PROVIDER: &str = "provider-appliance";
-/// The service that the rules lead to, and what its bytes are made of.
+/// The internal port of the rules' HTTP servers; below, the seed of each server's content.
 const HTTP_PORT: u16 = 8080;
 const REPLICA_A: u64 = 7;
 const REPLICA_B: u64 = 8;
 const REPLICA_C: u64 = 9;
 const GLOBEX: u64 = 17;
 const SERVER: u64 = 80;
-/// The public port of the rules that lead to it.
+/// The public port of the rules' HTTP servers.
 const PUBLIC_PORT: u16 = 80;
 const SSH: &str = "SSH-2.0-causeway_replica-a";
 const IPERF_PORT: u16 = 5201;
 const IPERF_SECONDS: u32 = 2;
 /// Pings per short check.
 const PINGS: u32 = 20;
-/// How long an answer is waited for where none is expected.
+/// How long to wait for an answer where none is expected.
 const SILENCE: Duration = Duration::from_millis(1500);
 const SHORT: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(15);
@@ -42,7 +42,7 @@ const GATEWAY: [&str; 2] = ["10.1.0.1", "2001:db8:1::1"];
 const DB: [&str; 2] = ["10.2.0.10", "2001:db8:2::10"];
 const OPS: &str = "10.3.0.10";
 
-/// What runs on the machines, in both places.
+/// Servers on replicas and on the internet.
 struct Services {
     _http: Vec<Server>,
     /// The web server on the internet.
@@ -52,7 +52,7 @@ struct Services {
 
 /// Before, during and after a full failover of both tenants, and back.
 pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
-    let services = outcome.step("start services on replicas and internet", |_| {
+    let services = outcome.step("start servers on replicas and internet", |_| {
         let http = |host, seed| lab.http_server(host, HTTP_PORT, seed);
         let services = Services {
             _http: vec![
@@ -64,21 +64,21 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
             server: lab.http_server("server", PUBLIC_PORT, SERVER)?,
             _ssh: lab.greeter("replica-a", 22, SSH)?,
         };
-        Ok((services, "HTTP, a greeting as ssh has it".to_owned()))
+        Ok((services, "HTTP, and an SSH greeting".to_owned()))
     })?;
     let Some(services) = services else {
         return Ok(());
     };
 
-    service::outln!("\nthe production sites are lost");
-    outcome.step("cut the production sites off", |_| {
+    service::outln!("\noutage: both production sites are cut off");
+    outcome.step("cut off the production sites", |_| {
         for failover in &lab.topology().failovers {
             lab.cut(&failover.wan)?;
         }
         for end in ["192.0.2.2", "192.0.2.6"] {
             silent(lab, "edge", end)?;
         }
-        Ok(((), "edge reaches neither".to_owned()))
+        Ok(((), "edge cannot reach either".to_owned()))
     })?;
     let booted = outcome.step("replicas boot, same addresses and gateways", |_| {
         for failover in &lab.topology().failovers {
@@ -86,7 +86,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
         }
         Ok(((), format!("{}", lab.topology().machines.len())))
     })?;
-    outcome.step("before: nobody answers on public addresses", |_| {
+    outcome.step("before: public addresses do not answer", |_| {
         for public in WEB {
             refused(lab, "client", public, PUBLIC_PORT, SILENCE)?;
         }
@@ -96,7 +96,9 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
         return Ok(());
     }
 
-    service::outln!("\nfull failover, while replica-a pings its gateway every 10 ms");
+    service::outln!(
+        "\nfull failover of both tenants, while replica-a pings its gateway every 10 ms"
+    );
     let over = outcome.step("acme: mode full", |measured| switch(lab, measured))?;
     outcome.step("globex: mode full, same addresses", |measured| {
         let began = Instant::now();
@@ -110,7 +112,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     }
 
     service::outln!(
-        "\nafter: the appliance is the replicas' gateway, and public addresses lead to them"
+        "\nafter: the appliance is the gateway of the replicas, and public addresses lead to them"
     );
     gateways(lab, outcome)?;
     public(lab, outcome)?;
@@ -121,8 +123,8 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     apart(lab, outcome)?;
     throughput(lab, outcome)?;
 
-    service::outln!("\nundoing both");
-    outcome.step("undo: mode idle", |measured| {
+    service::outln!("\nfailback of both tenants");
+    outcome.step("failback: mode idle", |measured| {
         let began = Instant::now();
         lab.mode_idle("acme")?;
         let took = millis(began.elapsed());
@@ -130,20 +132,20 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
         lab.mode_idle("globex")?;
         Ok(((), format!("acme in {took:.0} ms")))
     })?;
-    outcome.step("undo: public addresses and gateways are gone", |_| {
+    outcome.step("failback: public addresses and gateways gone", |_| {
         for public in WEB.iter().chain(&[GLOBEX_WEB]) {
             refused(lab, "client", public, PUBLIC_PORT, SILENCE)?;
         }
         for gateway in GATEWAY {
             silent(lab, "replica-a", gateway)?;
         }
-        Ok(((), "nobody answers".to_owned()))
+        Ok(((), "no answer".to_owned()))
     })?;
-    outcome.step("undo: the production sites are back", |_| {
+    outcome.step("failback: production sites are reachable", |_| {
         for failover in &lab.topology().failovers {
             lab.undo_site(&failover.tenant)?;
         }
-        // Through the site's router, and the other at its appliance.
+        // Acme's end through the site's router, globex's end at its appliance.
         whole(lab, "edge", "10.1.0.5")?;
         whole(lab, "edge", "192.0.2.6")?;
         Ok(((), "edge reaches both".to_owned()))
@@ -151,7 +153,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Switches acme under ping: how long the command took, and when the gateway first answered.
+/// Switches acme to mode full under ping; measures the command and the first answer of the gateway.
 fn switch(
     lab: &Lab,
     measured: &mut std::collections::BTreeMap<String, f64>,
@@ -166,17 +168,18 @@ fn switch(
     let took = millis(began.elapsed());
     measured.insert("switch_ms".to_owned(), took);
     let mut parts = vec![format!("switched in {took:.0} ms")];
-    // A stack that was not answered asks again once a second.
+    // A host repeats an unanswered ARP or ND request once a second.
     thread::sleep(Duration::from_millis(2500));
     for (pinger, to) in [(v4, GATEWAY[0]), (v6, GATEWAY[1])] {
         let to: IpAddr = to.parse()?;
         let report = pinger.stop()?;
         let first = report.received.iter().flatten().min();
-        let first = first.with_context(|| format!("{}: the gateway is silent", family(to)))?;
+        let first =
+            first.with_context(|| format!("{}: the gateway does not answer", family(to)))?;
         anyhow::ensure!(*first >= began, "{to} answered before the switch");
         let first = millis(*first - began);
         measured.insert(format!("first_answer_{}_ms", key(to)), first);
-        parts.push(format!("{} answered after {first:.0} ms", family(to)));
+        parts.push(format!("{} first answer after {first:.0} ms", family(to)));
     }
     Ok(((), parts.join("; ")))
 }
@@ -210,21 +213,25 @@ fn public(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
             let rate = download(lab, "client", public, PUBLIC_PORT, REPLICA_A, HTTP_BYTES)?;
             measured.insert(format!("http_public_{}_mb_per_s", key(to)), rate);
             let megabytes = HTTP_BYTES / 1_000_000;
-            let detail = format!("{public}: {megabytes} MB of replica-a's, {rate:.0} MB/s");
+            let detail = format!("{public}: {megabytes} MB from replica-a, {rate:.0} MB/s");
             Ok(((), detail))
         })?;
     }
     Ok(())
 }
 
-/// Port 22, and who is listed.
+/// Port 22 is refused as a public port; a rule with listed sources serves no other source.
 fn management(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     outcome.step("public: a rule for port 22 is refused", |_| {
         let appliance = lab.appliance(PROVIDER)?;
         let line = format!("{}:22/tcp -> 10.1.0.10:22", WEB[0]);
-        let said = appliance.cli(&["rule", "add", "--tenant", "acme", "shell", &line])?;
-        anyhow::ensure!(!said.ok(), "it was taken: {}", said.stdout.trim());
-        let why = said.stderr.trim();
+        let reply = appliance.cli(&["rule", "add", "--tenant", "acme", "shell", &line])?;
+        anyhow::ensure!(
+            !reply.ok(),
+            "the rule was accepted: {}",
+            reply.stdout.trim()
+        );
+        let why = reply.stderr.trim();
         anyhow::ensure!(why.contains("22"), "refused for another reason: {why}");
         let rules = appliance.must(&["rule", "list", "--json"])?;
         anyhow::ensure!(!rules.contains("shell"), "it is listed: {rules}");
@@ -235,23 +242,23 @@ fn management(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
             let kind = refused(lab, "client", public, 22, SILENCE)?;
             anyhow::ensure!(kind == ErrorKind::TimedOut, "{public}: {kind}");
         }
-        Ok(((), "neither a connection nor a refusal".to_owned()))
+        Ok(((), "no connection and no refusal".to_owned()))
     })?;
-    outcome.step("public: 2222 leads to the machine's 22", |_| {
+    outcome.step("public: 2222 leads to internal port 22", |_| {
         let line = lab.greeting("client", at(WEB[0], 2222)?, SHORT)?;
-        anyhow::ensure!(line == SSH, "{line:?} greets");
+        anyhow::ensure!(line == SSH, "wrong greeting {line:?}");
         Ok(((), line))
     })?;
     outcome.step("public: an unlisted source is refused", |_| {
         let kind = refused(lab, "stranger", WEB[0], 2222, SILENCE)?;
-        // The rule beside it is for everybody: the way is there.
+        // A rule without listed sources serves it: only the list refuses it.
         download(lab, "stranger", WEB[0], PUBLIC_PORT, REPLICA_A, 100_000)?;
         Ok(((), format!("2222: {kind}; 80: served")))
     })?;
     Ok(())
 }
 
-/// Out to the internet, from networks with it and without.
+/// Internet access, from a network that has it and from one that does not.
 fn internet(lab: &Lab, outcome: &mut Outcome, services: &Services) -> anyhow::Result<()> {
     for (server, nat) in INTERNET.into_iter().zip(NAT) {
         let to: IpAddr = server.parse()?;
@@ -263,22 +270,25 @@ fn internet(lab: &Lab, outcome: &mut Outcome, services: &Services) -> anyhow::Re
             let frames = uplink.stop()?;
             let seen = services.server.clients().split_off(before);
             let nat: IpAddr = nat.parse()?;
-            anyhow::ensure!(seen == [nat], "the server saw {seen:?}, not {nat}");
+            anyhow::ensure!(seen == [nat], "the server saw source {seen:?}, not {nat}");
             let leaked = frames.iter().filter(|f| is_inside(&f.bytes)).count();
-            anyhow::ensure!(leaked == 0, "{leaked} frames with an address from inside");
+            anyhow::ensure!(
+                leaked == 0,
+                "{leaked} frames with an internal source address"
+            );
             measured.insert(format!("http_internet_{}_mb_per_s", key(to)), rate);
-            let detail = format!("{rate:.0} MB/s, seen as {nat}; nothing left untranslated");
+            let detail = format!("{rate:.0} MB/s, seen as {nat}; no internal address leaked");
             Ok(((), detail))
         })?;
     }
-    outcome.step("internet: none for a network without", |_| {
+    outcome.step("internet: refused for a network without it", |_| {
         let before = services.server.clients().len();
         for server in INTERNET {
             refused(lab, "replica-c", server, PUBLIC_PORT, SILENCE)?;
         }
         let seen = services.server.clients().split_off(before);
-        anyhow::ensure!(seen.is_empty(), "the server saw {seen:?}");
-        Ok(((), "replica-c, of db".to_owned()))
+        anyhow::ensure!(seen.is_empty(), "the server saw source {seen:?}");
+        Ok(((), "replica-c, in db".to_owned()))
     })?;
     Ok(())
 }
@@ -295,52 +305,55 @@ fn policies(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
             Ok(((), format!("{PINGS}/{PINGS}, {rtt:.0} µs; HTTP")))
         })?;
     }
-    outcome.step("between networks: what is not allowed", |_| {
+    outcome.step("between networks: other pairs are refused", |_| {
         for (from, to) in [("replica-c", OPS), ("replica-a", OPS), ("replica-d", DB[0])] {
             silent(lab, from, to)?;
         }
-        Ok(((), "db to ops, web to ops, ops to db: refused".to_owned()))
+        Ok(((), "db to ops, web to ops, ops to db".to_owned()))
     })?;
-    outcome.step("between networks: one direction of two", |_| {
+    outcome.step("between networks: one-way policy", |_| {
         let lan = lab.capture("replica-a", "eth0", None)?;
-        // Allowed there, and not back: nobody answers.
+        // Requests may pass and replies may not, so that no reply arrives.
         silent(lab, "replica-d", "10.1.0.10")?;
         let frames = lan.stop()?;
         let asked = frames.iter().filter(|f| is_echo_from_ops(&f.bytes)).count();
-        anyhow::ensure!(asked > 0, "no ping of ops reached web");
+        anyhow::ensure!(asked > 0, "no ping from ops reached web");
         Ok((
             (),
-            format!("{asked} pings of ops reached web, no answer back"),
+            format!("{asked} pings from ops reached web, no reply returned"),
         ))
     })?;
     Ok(())
 }
 
-/// A sibling's public address, from inside.
+/// A sibling's public address, from the same network (hairpin).
 fn hairpin(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     for public in SIBLING {
         let to: IpAddr = public.parse()?;
         let name = format!("hairpin: a sibling's public address {}", family(to));
         outcome.step(&name, |_| {
             download(lab, "replica-a", public, PUBLIC_PORT, REPLICA_B, 1_000_000)?;
-            Ok(((), format!("replica-a got replica-b's bytes from {public}")))
+            Ok((
+                (),
+                format!("replica-a downloaded from replica-b at {public}"),
+            ))
         })?;
     }
     Ok(())
 }
 
-/// Equal addresses of two tenants.
+/// Equal addresses of two tenants stay separate.
 fn apart(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     outcome.step("tenants: equal addresses, two machines", |_| {
         download(lab, "client", GLOBEX_WEB, PUBLIC_PORT, GLOBEX, 1_000_000)?;
         download(lab, "client", WEB[0], PUBLIC_PORT, REPLICA_A, 1_000_000)?;
         Ok(((), "both are 10.1.0.10 inside".to_owned()))
     })?;
-    outcome.step("tenants: globex reaches nothing of acme's", |_| {
+    outcome.step("tenants: globex cannot reach acme", |_| {
         for to in ["10.1.0.11", "2001:db8:1::11", DB[0], DB[1], OPS] {
             silent(lab, "globex-replica-a", to)?;
         }
-        Ok(((), "10.1.0.11, db, ops: nobody".to_owned()))
+        Ok(((), "10.1.0.11, db, ops: no answer".to_owned()))
     })?;
     Ok(())
 }
@@ -356,7 +369,7 @@ fn throughput(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
                 let result = lab.iperf("client", to, IPERF_PORT, IPERF_SECONDS, further);
                 iperf.stop()?;
                 let got = result?;
-                anyhow::ensure!(got.bytes > 0, "nothing arrived");
+                anyhow::ensure!(got.bytes > 0, "no data arrived");
                 let rate = got.bits_per_second / 1e9;
                 measured.insert(format!("iperf3_{way}_{}_gbit_per_s", key(to)), rate);
                 let detail = format!("{rate:.2} Gbit/s, {} retransmits", got.retransmits);
@@ -367,7 +380,7 @@ fn throughput(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Downloads and compares every byte; MB/s.
+/// Downloads and compares every byte; returns MB/s.
 fn download(
     lab: &Lab,
     host: &str,
@@ -380,25 +393,25 @@ fn download(
     Ok(got.bytes as f64 / got.took.as_secs_f64() / 1e6)
 }
 
-/// Pings that all come back; the median, µs.
+/// Pings of which none may be lost; returns the median round trip, µs.
 fn whole(lab: &Lab, host: &str, to: &str) -> anyhow::Result<f64> {
     let to = to.parse()?;
-    // Two first, for resolution on the way; the series is to be whole.
+    // Two first, which resolve neighbours on the way; none of the series may be lost.
     lab.ping_count(host, to, Probe::Echo, PACE * 20, 2)?;
     let report = lab.ping_count(host, to, Probe::Echo, PACE, PINGS)?;
     anyhow::ensure!(report.lost().is_empty(), "{host}: {}", report.summary());
     Ok(report.median_rtt().unwrap_or_default().as_secs_f64() * 1e6)
 }
 
-/// Pings that nobody answers.
+/// Pings that must stay unanswered.
 fn silent(lab: &Lab, host: &str, to: &str) -> anyhow::Result<()> {
     let words = ["ping", "-n", "-c", "3", "-i", "0.1", "-W", "1", to];
-    let said = lab.exec(host, &words, SHORT)?;
-    anyhow::ensure!(!said.ok(), "{host} reaches {to}");
+    let output = lab.exec(host, &words, SHORT)?;
+    anyhow::ensure!(!output.ok(), "{host} reaches {to}, which it must not");
     Ok(())
 }
 
-/// A connection that does not come about; how it failed.
+/// A connection attempt that must fail; returns how it failed.
 fn refused(
     lab: &Lab,
     host: &str,
@@ -407,7 +420,7 @@ fn refused(
     within: Duration,
 ) -> anyhow::Result<ErrorKind> {
     match lab.connect(host, at(to, port)?, within) {
-        Ok(_) => anyhow::bail!("{host} reaches {to} port {port}"),
+        Ok(_) => anyhow::bail!("{host} reaches {to} port {port}, which it must not"),
         Err(Error::Io { source, .. }) => Ok(source.kind()),
         Err(other) => Err(other.into()),
     }
@@ -443,7 +456,7 @@ fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// What was measured.
+/// Prints the figures.
 pub(super) fn table(outcome: &Outcome) {
     let get = |name: String| {
         let value = outcome.measured.get(&name);
@@ -451,7 +464,7 @@ pub(super) fn table(outcome: &Outcome) {
     };
     service::outln!("\n  {:<34} {:>12} {:>12}  unit", "", "IPv4", "IPv6");
     for (label, before, after, unit) in [
-        ("gateway's first answer", "first_answer_", "_ms", "ms"),
+        ("first answer of the gateway", "first_answer_", "_ms", "ms"),
         (
             "ping, replica-a to its gateway",
             "ping_gateway_replica-a_",
@@ -459,7 +472,12 @@ pub(super) fn table(outcome: &Outcome) {
             "µs",
         ),
         ("ping, web to db", "ping_between_", "_us", "µs"),
-        ("HTTP by a public rule", "http_public_", "_mb_per_s", "MB/s"),
+        (
+            "HTTP through a public rule",
+            "http_public_",
+            "_mb_per_s",
+            "MB/s",
+        ),
         (
             "HTTP to the internet",
             "http_internet_",
@@ -467,13 +485,13 @@ pub(super) fn table(outcome: &Outcome) {
             "MB/s",
         ),
         (
-            "iperf3 in by a public rule",
+            "iperf3 in, through a public rule",
             "iperf3_in_",
             "_gbit_per_s",
             "Gbit/s",
         ),
         (
-            "iperf3 out by a public rule",
+            "iperf3 out, through a public rule",
             "iperf3_out_",
             "_gbit_per_s",
             "Gbit/s",
@@ -489,5 +507,8 @@ pub(super) fn table(outcome: &Outcome) {
         "mode idle"
     );
     let [over, back] = ["switch_ms", "undo_ms"].map(|name| get(name.to_owned()));
-    service::outln!("  {:<34} {over:>12} {back:>12}  ms", "the command, acme");
+    service::outln!(
+        "  {:<34} {over:>12} {back:>12}  ms",
+        "duration of the command, acme"
+    );
 }

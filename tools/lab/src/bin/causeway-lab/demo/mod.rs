@@ -1,4 +1,4 @@
-//! The demo: failovers and their ways back, shown and measured on real hosts.
+//! The demo: failover and failback, checked and measured on real hosts.
 
 use std::{
     collections::BTreeMap,
@@ -20,21 +20,23 @@ const HTTP_BYTES: u64 = 20_000_000;
 /// The pace of the series that runs across a switch.
 const PACE: Duration = Duration::from_millis(10);
 
-/// What to show.
+/// The failover to show.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scenario {
-    /// Partial site failover: a machine over and back.
+    /// Partial site failover: one machine, and back.
     Partial,
-    /// Full site failover: two whole sites over, the internet by public addresses, and back.
+    /// Full site failover: two whole sites, reached from the internet by public addresses, and
+    /// back.
     Full,
     /// Both, one after the other.
     All,
 }
 
-/// What `--json` writes; stable (DESIGN, "Commands a newcomer types").
+/// What `--json` writes. Its keys are stable (DESIGN, "Commands a newcomer types").
 #[derive(Default, Serialize)]
 struct Outcome {
-    /// `partial`, `full`, or `all`: then the names of steps and figures begin with the scenario's.
+    /// `partial`, `full` or `all`. With `all`, names of steps and figures begin with their
+    /// scenario.
     scenario: &'static str,
     steps: Vec<Step>,
     measured: BTreeMap<String, f64>,
@@ -80,7 +82,7 @@ impl Outcome {
         Ok(value)
     }
 
-    /// Takes in what another scenario came to.
+    /// Adds the steps and figures of another scenario.
     fn add(&mut self, other: Self) {
         let scenario = other.scenario;
         self.steps.extend(other.steps.into_iter().map(|step| Step {
@@ -93,7 +95,7 @@ impl Outcome {
     }
 }
 
-/// Raises what the scenario needs, shows it, takes it down, and writes the result.
+/// Raises the sites of the scenario, runs its steps, takes the lab down, and writes the result.
 pub(crate) fn demo(
     scenario: Scenario,
     options: Options,
@@ -131,7 +133,7 @@ pub(crate) fn demo(
     };
     let ok = outcome.steps.iter().all(|s| s.ok);
     service::outln!(
-        "\n{} of {} steps held, {:.0} s",
+        "\n{} of {} steps passed, {:.0} s",
         outcome.steps.iter().filter(|s| s.ok).count(),
         outcome.steps.len(),
         began.elapsed().as_secs_f64()
@@ -158,14 +160,14 @@ struct Play {
 }
 
 impl Play {
-    /// Raises it, shows it, takes it down.
+    /// Raises the lab, runs the steps, takes the lab down.
     fn run(self, name: &str, paths: Paths) -> anyhow::Result<Outcome> {
         service::outln!("{}", self.topology.picture);
         let mut outcome = Outcome {
             scenario: self.scenario,
             ..Outcome::default()
         };
-        // Kept until it is taken down: its name is ours that long.
+        // Kept until it is taken down: no other process may use the name until then.
         let mut raised_lab = None;
         let result = (|| {
             let raised = outcome.step(self.begin[0], |_| {
@@ -186,7 +188,7 @@ impl Play {
                 None => Ok(()),
             }
         })();
-        // From here on a signal would only leave things behind.
+        // From here on an interrupt would leave parts of the lab behind.
         let interrupted = interrupt::clear();
         let down = if raised_lab.is_some() {
             outcome.step("take everything down", |_| {
@@ -195,8 +197,8 @@ impl Play {
                     .into_iter()
                     .filter(|n| n.starts_with(&lab::namespace_name(name, "")))
                     .collect();
-                anyhow::ensure!(left.is_empty(), "left: {}", left.join(", "));
-                Ok(((), "nothing left".to_owned()))
+                anyhow::ensure!(left.is_empty(), "left behind: {}", left.join(", "));
+                Ok(((), "nothing left behind".to_owned()))
             })
         } else {
             Ok(None)

@@ -1,4 +1,4 @@
-//! One machine fails over and comes back.
+//! One machine fails over and back.
 
 use std::{
     collections::BTreeMap,
@@ -19,16 +19,16 @@ const IPERF_PORT: u16 = 5201;
 const IPERF_SECONDS: u32 = 2;
 /// Pings per short check.
 const PINGS: u32 = 20;
-/// Traffic goes on within this time when the gateway in use is gone.
+/// Bound on the gap when the gateway in use is killed.
 const MOVED: Duration = Duration::from_millis(500);
 
 /// Before, during and after a failover of `prod-a`, and back.
 pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
-    service::outln!("\nbefore: prod-a runs at the tenant's site");
+    service::outln!("\nbefore: prod-a runs at the tenant site");
     look(lab, outcome, "before", "prod-a")?;
     let neighbours = unaffected_neighbours(lab);
 
-    service::outln!("\nfailing prod-a over to replica-a while prod-b pings it every 10 ms");
+    service::outln!("\nfailover: prod-a to replica-a, while prod-b pings it every 10 ms");
     let over = outcome.step("fail over under ping", |measured| {
         across(lab, "failover", measured, || lab.fail_over("prod-a"))
     })?;
@@ -37,30 +37,30 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     }
 
     service::outln!(
-        "\nafter: prod-a runs as replica-a at the provider, same addresses, same gateway"
+        "\nafter: prod-a runs as replica-a at the provider, with the same addresses and gateway"
     );
     look(lab, outcome, "after", "replica-a")?;
-    outcome.step("unaffected machines keep their neighbours", |_| {
+    outcome.step("unaffected machines keep neighbour entries", |_| {
         let before = neighbours?;
         let now = unaffected_neighbours(lab)?;
-        anyhow::ensure!(before == now, "were {before:?}, are {now:?}");
+        anyhow::ensure!(before == now, "before: {before:?}, now: {now:?}");
         Ok(((), "same MAC addresses as before".to_owned()))
     })?;
 
     if lab.topology().options.encrypted {
-        outcome.step("after: the WAN carries nothing readable", |_| secrecy(lab))?;
+        outcome.step("after: the WAN carries no plain text", |_| secrecy(lab))?;
     }
 
     if !lab.topology().cloud.gateways.is_empty() {
-        outcome.step("gateway: the tunnel passes through it", |_| {
+        outcome.step("gateway: the tunnel passes through one", |_| {
             through_gateway(lab)
         })?;
-        outcome.step("gateway: the one in use is killed under ping", |measured| {
+        outcome.step("gateway: kill the one in use under ping", |measured| {
             kill_gateway(lab, measured)
         })?;
     }
 
-    service::outln!("\nfailing back while prod-b pings");
+    service::outln!("\nfailback: replica-a to prod-a, while prod-b pings");
     let back = outcome.step("fail back under ping", |measured| {
         across(lab, "failback", measured, || lab.fail_back("prod-a"))
     })?;
@@ -95,7 +95,10 @@ fn look(lab: &Lab, outcome: &mut Outcome, when: &str, server: &str) -> anyhow::R
             let got = lab.download(from, to, HTTP_PORT, 7, HTTP_BYTES, within)?;
             let rate = got.bytes as f64 / got.took.as_secs_f64() / 1e6;
             measured.insert(format!("{when}_http_{from}_{}_mb_per_s", key(to)), rate);
-            let detail = format!("{} MB whole, {rate:.0} MB/s", got.bytes / 1_000_000);
+            let detail = format!(
+                "{} MB, all bytes correct, {rate:.0} MB/s",
+                got.bytes / 1_000_000
+            );
             Ok(((), detail))
         })?;
     }
@@ -107,7 +110,7 @@ fn look(lab: &Lab, outcome: &mut Outcome, when: &str, server: &str) -> anyhow::R
             iperf.stop()?;
             let got = result?;
             let rate = got.bits_per_second / 1e9;
-            anyhow::ensure!(got.bytes > 0, "nothing arrived");
+            anyhow::ensure!(got.bytes > 0, "no data arrived");
             measured.insert(format!("{when}_iperf3_{}_gbit_per_s", key(to)), rate);
             let detail = format!("{rate:.2} Gbit/s, {} retransmits", got.retransmits);
             Ok(((), detail))
@@ -125,7 +128,7 @@ fn ping(
 ) -> anyhow::Result<()> {
     let name = format!("{when}: ping {} from {from}", family(to));
     outcome.step(&name, |measured| {
-        // Two first, for resolution on the way; the series is to be whole.
+        // Two first, which resolve neighbours on the way; none of the series may be lost.
         lab.ping_count(from, to, Probe::Echo, PACE * 20, 2)?;
         let report = lab.ping_count(from, to, Probe::Echo, PACE, PINGS)?;
         let lost = report.lost();
@@ -137,8 +140,8 @@ fn ping(
     Ok(())
 }
 
-/// Pings in both families across `switch`. Holds if at most one ping of each series is lost from
-/// the moment on at which both appliances know and the machine's address is usable.
+/// Pings in both families across `switch`. Fails if more than one ping of a series is lost after
+/// both appliances have switched and the machine's address is usable.
 fn across(
     lab: &Lab,
     what: &str,
@@ -160,7 +163,7 @@ fn across(
     for (report, to, usable) in [(v4, V4, here), (v6, V6, here.max(done.settled))] {
         let gap = report
             .longest_gap()
-            .with_context(|| format!("{}: no reply at all", family(to)))?;
+            .with_context(|| format!("{}: no reply", family(to)))?;
         let lost = report.lost_since(usable);
         let gap = gap.length().as_secs_f64() * 1e3;
         measured.insert(format!("{what}_gap_{}_ms", key(to)), gap);
@@ -168,8 +171,8 @@ fn across(
             format!("{what}_lost_{}", key(to)),
             report.lost().len() as f64,
         );
-        // Stricter, and not what decides: counted from when the machine is up and has announced
-        // itself, though its appliances may not know yet.
+        // Stricter, for information: counted from when the machine is up and has announced itself,
+        // although its appliances may not have switched yet.
         measured.insert(
             format!("{what}_lost_{}_since_up", key(to)),
             report.lost_since(done.on).len() as f64,
@@ -192,8 +195,8 @@ fn across(
     Ok(((), detail))
 }
 
-/// Pings with a text inside, and looks for it on the replica's network, where it is to be seen, and on the
-/// WAN, where it is not.
+/// Sends pings that contain a text. The text must be seen on the replica's network and not on the
+/// WAN.
 fn secrecy(lab: &Lab) -> anyhow::Result<((), String)> {
     const TEXT: &[u8] = b"as-plain-as-day!";
     let holds = |frame: &lab::Frame| frame.bytes.windows(TEXT.len()).any(|w| w == TEXT);
@@ -214,23 +217,26 @@ fn secrecy(lab: &Lab) -> anyhow::Result<((), String)> {
     let leaked = wan.iter().filter(|f| holds(f)).count();
     anyhow::ensure!(
         seen >= 40,
-        "the text was seen {seen} times on the replica's network"
+        "the text was seen {seen} times on the replica's network; expected 40 or more"
     );
     anyhow::ensure!(wan.len() >= 40, "{} frames on the WAN", wan.len());
     anyhow::ensure!(leaked == 0, "{leaked} frames on the WAN hold the text");
     Ok((
         (),
         format!(
-            "a text in 20 pings: {seen} times on the replica's network, 0 times in {} frames on the WAN",
+            "text in 20 pings: seen {seen} times on the replica's network, never in {} frames on the WAN",
             wan.len()
         ),
     ))
 }
 
-/// The gateway in use, by what the tenant's appliance says.
+/// The gateway in use, from the status of the tenant's appliance.
 fn in_use(lab: &Lab) -> anyhow::Result<String> {
     let (via, _) = lab.appliance("tenant-appliance")?.way("provider")?;
-    anyhow::ensure!(!via.is_empty(), "the tunnel passes through no gateway");
+    anyhow::ensure!(
+        !via.is_empty(),
+        "the tunnel does not pass through a gateway"
+    );
     Ok(via)
 }
 
@@ -241,7 +247,7 @@ fn carried(lab: &Lab, gateway: &str) -> anyhow::Result<u64> {
     Ok(ways.into_iter().flatten().filter_map(|n| n.as_u64()).sum())
 }
 
-/// The tenant's appliance names a gateway, and that gateway has carried the pings.
+/// Checks that the gateway which the tenant's appliance reports has carried the pings.
 fn through_gateway(lab: &Lab) -> anyhow::Result<((), String)> {
     let via = in_use(lab)?;
     let before = carried(lab, &via)?;
@@ -255,10 +261,10 @@ fn through_gateway(lab: &Lab) -> anyhow::Result<((), String)> {
     Ok(((), format!("{via}: {carried} datagrams for {PINGS} pings")))
 }
 
-/// SIGKILL to the gateway in use, while prod-b pings the replica.
+/// Kills the gateway in use while prod-b pings the replica.
 fn kill_gateway(lab: &Lab, measured: &mut BTreeMap<String, f64>) -> anyhow::Result<((), String)> {
-    let mut said = Vec::new();
-    // A machine that is held up makes one try late; a tunnel that is slow to move, both.
+    let mut rounds = Vec::new();
+    // A stall of this machine makes one round late; a tunnel that is slow to move, both.
     for _ in 0..2 {
         let via = in_use(lab)?;
         let pinger = lab.ping("prod-b", V4, Probe::Echo, PACE)?;
@@ -268,31 +274,31 @@ fn kill_gateway(lab: &Lab, measured: &mut BTreeMap<String, f64>) -> anyhow::Resu
         thread::sleep(Duration::from_millis(1500));
         let report = pinger.stop()?;
         lab.gateway(&via)?.start()?;
-        let gap = report.longest_gap().context("no reply at all")?;
+        let gap = report.longest_gap().context("no reply")?;
         anyhow::ensure!(
             report
                 .received
                 .iter()
                 .flatten()
                 .any(|at| *at > killed + MOVED * 2),
-            "nothing comes any more: {}",
+            "no replies after the gateway was killed: {}",
             report.summary()
         );
         let next = in_use(lab)?;
-        anyhow::ensure!(next != via, "{via} was killed and is still in use");
+        anyhow::ensure!(next != via, "{via} was killed but is still in use");
         let ms = gap.length().as_secs_f64() * 1e3;
-        said.push(format!("{via} is gone: on through {next} after {ms:.0} ms"));
+        rounds.push(format!("{via} killed: {next} took over after {ms:.0} ms"));
         if gap.length() <= MOVED {
             measured.insert("gateway_killed_gap_ms".to_owned(), ms);
-            return Ok(((), said.join("; ")));
+            return Ok(((), rounds.join("; ")));
         }
-        // The one that was killed is bound again before the other goes.
+        // The killed gateway is bound again before the other one is killed.
         thread::sleep(Duration::from_secs(3));
     }
-    anyhow::bail!("{}", said.join("; "))
+    anyhow::bail!("{}", rounds.join("; "))
 }
 
-/// MAC addresses that prod-b and the router have of each other, and prod-d of its router.
+/// MAC addresses that prod-b and the router have for each other, and prod-d for prod-c.
 fn unaffected_neighbours(lab: &Lab) -> anyhow::Result<Vec<String>> {
     let mut all = Vec::new();
     for (host, of) in [
@@ -313,7 +319,7 @@ fn unaffected_neighbours(lab: &Lab) -> anyhow::Result<Vec<String>> {
     Ok(all)
 }
 
-/// What was measured before and after, side by side.
+/// Prints the figures before and after, side by side.
 pub(super) fn table(outcome: &Outcome) {
     let get = |name: &str| {
         outcome
@@ -360,6 +366,6 @@ pub(super) fn table(outcome: &Outcome) {
         );
     }
     service::outln!(
-        "  (IPv6 waits for duplicate address detection, as a machine that boots does.)"
+        "  (IPv6 gaps include duplicate address detection, as on any machine that boots.)"
     );
 }
