@@ -1,8 +1,8 @@
 //! The user-space half of the appliance.
 //!
 //! For: turning a configuration and an operator's words into map entries, resolving hosts, carrying
-//! the few packets that XDP cannot, and saying what the appliance does. Never: a packet that XDP can
-//! carry; forwarding goes on while this process is away.
+//! the few packets that XDP cannot, and saying what the appliance does. Never: a packet that XDP
+//! can carry; forwarding goes on while this process is away.
 //!
 //! ```text
 //!   config ───────────┐                      ┌─▶ datapath (programs, links, maps; pinned)
@@ -12,8 +12,8 @@
 //!                    encrypted packets ◀─AF_XDP─▶ crate `tunnel-worker`, by `daemon/tunnels.rs`
 //! ```
 //!
-//! `engine`, `frame`, `config` and `datapath::reconcile` touch no socket, map or clock; `daemon` does
-//! their input and output.
+//! `engine`, `frame`, `config` and `datapath::reconcile` touch no socket, map or clock; `daemon`
+//! does their input and output.
 
 pub mod config;
 pub mod control;

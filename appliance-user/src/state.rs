@@ -1,6 +1,7 @@
 //! The operator's decisions at run time, which survive the process: modes, plans, endpoints, slots.
 //!
-//! For: `state.json`, replaced whole. Never: what follows from the decisions (`daemon::controller`).
+//! For: `state.json`, replaced whole. Never: what follows from the decisions
+//! (`daemon::controller`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,8 +45,9 @@ pub struct State {
     pub nat_seed: Option<u32>,
 }
 
-/// Handshake timestamps (TAI64N) by the peer's public key. A peer refuses a handshake whose timestamp
-/// is not newer than the last one: a clock that was set back must not lock the appliance out.
+/// Handshake timestamps (TAI64N) by the peer's public key. A peer refuses a handshake whose
+/// timestamp is not newer than the last one: a clock that was set back must not lock the appliance
+/// out.
 pub type Timestamps = BTreeMap<String, [u8; 12]>;
 
 /// A tenant's mode.
@@ -276,8 +278,8 @@ impl Store {
         Ok(state)
     }
 
-    /// Replaces the file, and returns once it is on the disk: the file holds the old state or the new
-    /// one, never a part.
+    /// Replaces the file, and returns once it is on the disk: the file holds the old state or the
+    /// new one, never a part.
     ///
     /// # Errors
     /// When it could not be written; the old file is then still in place.
@@ -297,8 +299,8 @@ impl Store {
         write().map_err(|e| self.io("write", e))
     }
 
-    /// The newest handshake timestamps sent, by peer; none where the file is missing or damaged: they
-    /// matter only if the clock was set back.
+    /// The newest handshake timestamps sent, by peer; none where the file is missing or damaged:
+    /// they matter only if the clock was set back.
     #[must_use]
     pub fn timestamps(&self) -> Timestamps {
         fs::read_to_string(self.timestamps_path())
@@ -307,8 +309,8 @@ impl Store {
             .unwrap_or_default()
     }
 
-    /// Saves handshake timestamps, whole or not at all, without waiting for the disk: a power failure
-    /// loses the last few.
+    /// Saves handshake timestamps, whole or not at all, without waiting for the disk: a power
+    /// failure loses the last few.
     ///
     /// # Errors
     /// When they could not be written.
@@ -339,8 +341,8 @@ impl Store {
     }
 }
 
-/// Gives each of `names` a slot below `limit`: the one it has, or the lowest free one. Names that are
-/// gone lose theirs.
+/// Gives each of `names` a slot below `limit`: the one it has, or the lowest free one. Names that
+/// are gone lose theirs.
 pub fn assign(slots: &mut BTreeMap<String, u32>, names: &[&str], limit: u32) {
     let wanted: BTreeSet<&str> = names.iter().copied().collect();
     slots.retain(|name, slot| wanted.contains(name.as_str()) && *slot < limit);

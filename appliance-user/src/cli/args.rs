@@ -177,7 +177,8 @@ pub enum EndpointCommand {
         #[arg(required = true)]
         addresses: Vec<IpAddr>,
     },
-    /// Return addresses to production: their machines run at the production site again. All or none.
+    /// Return addresses to production: their machines run at the production site again. All or
+    /// none.
     Remove {
         /// Network of the addresses.
         #[arg(long)]

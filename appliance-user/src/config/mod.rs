@@ -110,7 +110,8 @@ pub struct Uplink {
     pub interface: String,
     /// How XDP is attached there.
     pub xdp: Xdp,
-    /// Tunnel addresses of the appliance, at most one of a family; empty: the interface's first ones.
+    /// Tunnel addresses of the appliance, at most one of a family; empty: the interface's first
+    /// ones.
     pub local: Vec<IpAddr>,
     /// UDP port of the plain tunnels at both ends.
     pub port: u16,

@@ -32,8 +32,8 @@ impl Default for Nat {
 /// Ports that the kernel also uses itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "nat: own_ports: {own} overlaps the kernel's own ports {local} ({LOCAL_PORTS}) in {both}: write \
-     another range, or set the kernel's with `sysctl -w net.ipv4.ip_local_port_range`"
+    "nat: own_ports: {own} overlaps the kernel's own ports {local} ({LOCAL_PORTS}) in {both}: \
+     write another range, or set the kernel's with `sysctl -w net.ipv4.ip_local_port_range`"
 )]
 pub struct PortsInUse {
     own: PortRange,
@@ -66,8 +66,8 @@ impl Nat {
 }
 
 impl Config {
-    /// Checks that the kernel does not use the ports for translation on the uplink's own address, where
-    /// full failover is possible.
+    /// Checks that the kernel does not use the ports for translation on the uplink's own address,
+    /// where full failover is possible.
     ///
     /// # Errors
     /// [`PortsInUse`].
@@ -89,15 +89,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_own_ports_are_not_used() {
+    fn ports_of_the_kernel_are_refused() {
         let nat = Nat::default();
         assert_eq!(nat.check_ports("32768\t60999\n"), Ok(()));
         assert_eq!(nat.check_ports("what?"), Ok(()));
-        let said = nat
+        let error = nat
             .check_ports("32000\t60999\n")
             .expect_err("they overlap")
             .to_string();
-        assert!(said.contains("10000-32767"), "{said}");
-        assert!(said.contains("in 32000-32767"), "{said}");
+        assert!(error.contains("10000-32767"), "{error}");
+        assert!(error.contains("in 32000-32767"), "{error}");
     }
 }

@@ -93,9 +93,9 @@ fn port_up(network: &Network, snapshot: &Snapshot, engines: &Engines) -> Option<
     engines.port(network.vni).filter(|_| link.up)
 }
 
-/// Addresses whose route to the outside is watched. In full failover those of both families, so that
-/// their routers stay resolved; before it those of families in which tenants have public addresses,
-/// so that it is known which of these are a router's.
+/// Addresses whose route to the outside is watched. In full failover those of both families, so
+/// that their routers stay resolved; before it those of families in which tenants have public
+/// addresses, so that it is known which of these are a router's.
 pub(super) fn watched_outside(config: &Config, full: bool) -> impl Iterator<Item = IpAddr> + use<> {
     let public = config.tenants.iter().flat_map(|t| &t.public);
     let families: Vec<bool> = public.map(|net| net.address().is_ipv4()).collect();

@@ -1,4 +1,5 @@
-//! The loop: waits for the next event, hands it to the part that it concerns, and polls the engines.
+//! The loop: waits for the next event, hands it to the part that it concerns, and polls the
+//! engines.
 //!
 //! The runtime (`service::run`) calls `step` again and again; between two steps it takes requests,
 //! signals and the watchdog's timer.
@@ -258,7 +259,8 @@ impl Daemon {
     }
 }
 
-/// The delay of an answer to a router solicitation (RFC 4861 section 6.2.6); zero for other records.
+/// The delay of an answer to a router solicitation (RFC 4861 section 6.2.6); zero for other
+/// records.
 fn jitter(header: &SlowHeader) -> Duration {
     if SlowReason::from_u16(header.reason) != Some(SlowReason::RouterSolicitation) {
         return Duration::ZERO;

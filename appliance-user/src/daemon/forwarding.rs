@@ -1,7 +1,7 @@
 //! Programs and maps, and a copy of the tables that the maps hold.
 //!
-//! For: making the maps hold what is wanted, and the workers' tables with them. Never: deciding what
-//! is wanted (`reconcile`), or when (the controller).
+//! For: making the maps hold what is wanted, and the workers' tables with them. Never: deciding
+//! what is wanted (`reconcile`), or when (the controller).
 
 use appliance_common::{
     addr::from_ip,
@@ -54,8 +54,9 @@ impl Forwarding {
         result
     }
 
-    /// Keeps the header of a peer whose next hop is being looked up, or does not answer just now: the
-    /// last known MAC address is right far more often than none, and a restart must not lose packets.
+    /// Keeps the header of a peer whose next hop is being looked up, or does not answer just now:
+    /// the last known MAC address is right far more often than none, and a restart must not lose
+    /// packets.
     pub fn keep_last_paths(
         &self,
         wanted: &mut MapContents,

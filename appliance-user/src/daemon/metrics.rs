@@ -4,8 +4,8 @@
 //!   each second: status, counters, map fill ─▶ Sample ─▶ Metrics ◀─ scrape ─ service::http
 //! ```
 //!
-//! The number of series is bounded by the configuration: labels are names of networks, tenants, peers,
-//! interfaces, workers, maps, counters and reasons, never addresses, hosts or connections.
+//! The number of series is bounded by the configuration: labels are names of networks, tenants,
+//! peers, interfaces, workers, maps, counters and reasons, never addresses, hosts or connections.
 //! `docs/metrics.md` lists every metric; a test compares it with this file.
 
 use std::{
@@ -279,7 +279,8 @@ impl Sample {
         )?;
         families.value(
             "ready",
-            "1 if all of the configuration is in force; `causeway-appliance status` lists what is not",
+            "1 if all of the configuration is in force; `causeway-appliance status` lists what is \
+             not",
             flag(s.ready),
         )?;
         families.value(

@@ -114,8 +114,8 @@ impl Tunnels {
             return Worked::default();
         };
         let hosts = manager.work(&mut Programs(datapath));
-        // Computed only where they may have changed: there may be hundreds of tunnels, and this runs
-        // thousands of times a second.
+        // Computed only where they may have changed: there may be hundreds of tunnels, and this
+        // runs thousands of times a second.
         let rooms = manager.inner_mtus_changed().then(|| manager.inner_mtus());
         let moved = manager.watched_changed();
         let timestamps: Timestamps = manager
@@ -143,7 +143,8 @@ impl Tunnels {
         if rooms == self.observed.mtus {
             return false;
         }
-        // A value stays while a search or an outage lasts: hosts remember a smaller MTU for minutes.
+        // A value stays while a search or an outage lasts: hosts remember a smaller MTU for
+        // minutes.
         let mut kept = self.observed.mtus.clone();
         kept.extend(rooms);
         kept.retain(|name, _| is_peer(name));

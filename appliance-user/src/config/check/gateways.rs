@@ -32,7 +32,10 @@ pub(super) fn check(
             let Ok(address) = text.parse::<SocketAddr>() else {
                 c.problem(
                     at("addresses"),
-                    format!("{text:?} is not address:port, as \"192.0.2.1:6180\" or \"[2001:db8::1]:6180\""),
+                    format!(
+                        "{text:?} is not address:port, as \"192.0.2.1:6180\" or \
+                         \"[2001:db8::1]:6180\""
+                    ),
                 );
                 continue;
             };
@@ -52,7 +55,10 @@ pub(super) fn check(
             if addresses.iter().any(|a| a.is_ipv4() == address.is_ipv4()) {
                 c.problem(
                     at("addresses"),
-                    format!("{address}: at most one address of a family; write a second one as another gateway"),
+                    format!(
+                        "{address}: at most one address of a family; write a second one as \
+                         another gateway"
+                    ),
                 );
             }
             if let Some(other) = all.iter().find(|g| g.addresses.contains(&address)) {
@@ -93,8 +99,8 @@ pub(super) fn check(
         if role == Role::Provider {
             c.problem(
                 "gateways",
-                "a provider's appliance uses every gateway, and the tenant's end chooses: remove the \
-                 section",
+                "a provider's appliance uses every gateway, and the tenant's end chooses: remove \
+                 the section",
             );
         }
         for (place, pool) in access.pools.iter().enumerate() {
@@ -132,8 +138,8 @@ pub(super) fn circuit(
         if peer.tls.is_some() {
             c.problem(
                 at("tls"),
-                "a tunnel over TLS goes through gateways: give the peer a circuit as well, or remove \
-                 tls",
+                "a tunnel over TLS goes through gateways: give the peer a circuit as well, or \
+                 remove tls",
             );
         }
         return None;
@@ -255,8 +261,8 @@ pub(super) fn tls_listen(
     if role == Role::Tenant {
         c.problem(
             "tls",
-            "only the provider's end listens for tunnels over TLS; on the tenant's side write tls for \
-             a peer",
+            "only the provider's end listens for tunnels over TLS; on the tenant's side write tls \
+             for a peer",
         );
     }
     if tls.listen.is_empty() {

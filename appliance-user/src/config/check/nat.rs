@@ -198,7 +198,8 @@ fn check_overlaps(
         c.problem(
             at,
             format!(
-                "{net} contains {address}, the appliance's own (uplink.local): write the addresses around it"
+                "{net} contains {address}, the appliance's own (uplink.local): write the addresses \
+                 around it"
             ),
         );
     }
@@ -213,7 +214,8 @@ fn check_overlaps(
             c.problem(
                 at,
                 format!(
-                    "{net} contains {address}, the address of peer {:?}: write the addresses around it",
+                    "{net} contains {address}, the address of peer {:?}: write the addresses around \
+                     it",
                     peer.name
                 ),
             );
@@ -280,7 +282,7 @@ prefixes = ["10.1.0.0/24"]
     }
 
     #[test]
-    fn what_is_written_is_in_force_and_the_rest_has_defaults() {
+    fn missing_keys_have_defaults() {
         let config = parse(FILE).expect("good");
         assert_eq!(config.nat.connections, 131_072);
         assert_eq!(config.nat.own_ports.to_string(), "20000-30000");
@@ -394,8 +396,11 @@ prefixes = ["10.1.0.0/24"]
         for (from, to, wanted) in cases {
             let text = FILE.replacen(from, to, 1);
             assert_ne!(text, FILE, "{from} is not in the file");
-            let said = parse(&text).expect_err("a mistake");
-            assert!(said.contains(wanted), "{to}\nsaid: {said}\nnot: {wanted}");
+            let error = parse(&text).expect_err("a mistake");
+            assert!(
+                error.contains(wanted),
+                "{to}\nerror: {error}\nexpected: {wanted}"
+            );
         }
     }
 }

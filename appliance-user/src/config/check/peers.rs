@@ -24,20 +24,22 @@ pub(super) fn check(
         c.name("peer: name", &peer.name);
         let kind = match peer.kind.as_deref() {
             Some("vxlan") => vxlan(c, peer, uplink, &out),
-            None | Some("appliance") => identity(c, peer, uplink, (tunnel, role), &out).map(|identity| {
-                if role == Role::Tenant
-                    && identity.addresses.is_empty()
-                    && peer.circuit.is_none()
-                {
-                    c.problem(
+            None | Some("appliance") => {
+                identity(c, peer, uplink, (tunnel, role), &out).map(|identity| {
+                    if role == Role::Tenant
+                        && identity.addresses.is_empty()
+                        && peer.circuit.is_none()
+                    {
+                        c.problem(
                         format!("peer {:?}: address", peer.name),
-                        "the tenant's end dials: give the address of the provider, or the circuit by \
-                         which gateways reach it",
+                        "the tenant's end dials: give the address of the provider, or the circuit \
+                         by which gateways reach it",
                     );
-                }
-                refuse_keys(c, peer, &["network", "allowed", "keepalive"]);
-                PeerKind::Appliance(identity)
-            }),
+                    }
+                    refuse_keys(c, peer, &["network", "allowed", "keepalive"]);
+                    PeerKind::Appliance(identity)
+                })
+            }
             Some("wireguard") => wireguard(c, peer, uplink, (tunnel, role), &out),
             Some(other) => {
                 c.problem(
@@ -184,8 +186,8 @@ fn identity(
     let Some(text) = &peer.public_key else {
         c.problem(
             at("public_key"),
-            "is missing: `causeway-appliance pubkey` on the other end prints it; for a plain tunnel \
-             write kind = \"vxlan\"",
+            "is missing: `causeway-appliance pubkey` on the other end prints it; for a plain \
+             tunnel write kind = \"vxlan\"",
         );
         return None;
     };

@@ -3,8 +3,8 @@
 //! ```text
 //!   request ─▶ checks (requests/) ─▶ Proposal
 //!                                      │ refused: nothing was touched
-//!   change: prepare tables ─▶ write state.json ─▶ apply to NICs, maps, workers ─▶ announce on the wire
-//!               │                 │                    │ fails: state, maps and workers are put back
+//!   change: prepare tables ─▶ write state.json ─▶ apply to NICs, maps, workers ─▶ announce
+//!               │                 │                    │ fails: all are put back
 //!               └─ refused        └─ refused           └─ refused
 //! ```
 //!
@@ -101,8 +101,8 @@ impl InForce {
         reconcile::rule_targets(&self.config, &self.state)
     }
 
-    /// Hosts that are resolved whatever the traffic: routers at the production site; at the provider
-    /// replicas, and the hosts that rules lead to.
+    /// Hosts that are resolved whatever the traffic: routers at the production site; at the
+    /// provider replicas, and the hosts that rules lead to.
     fn kept_resolved(&self) -> Vec<HostKey> {
         match self.config.role {
             Role::Tenant => interfaces::routers(&self.config),
@@ -318,8 +318,8 @@ impl Daemon {
         self.watch_paths();
     }
 
-    /// Takes over the neighbours that an earlier process left in the map; those of networks that are
-    /// gone or moved are removed.
+    /// Takes over the neighbours that an earlier process left in the map; those of networks that
+    /// are gone or moved are removed.
     fn adopt_neighbours(&mut self, now: Instant) -> Result<(), crate::datapath::Error> {
         for (key, neighbour) in self.forwarding.datapath.neighbours()? {
             if self.engines.adopt(now, key, neighbour) {
@@ -337,8 +337,8 @@ impl Daemon {
         let after = Told::of(&self.in_force);
         let role = self.in_force.config.role;
         if role == Role::Provider {
-            // The announcements of an earlier mode end: a replica that boots in the new one must not
-            // hear that its address is in use.
+            // The announcements of an earlier mode end: a replica that boots in the new one must
+            // not hear that its address is in use.
             for (vni, _) in before.modes.difference(&after.modes) {
                 self.engines.cancel_announcements(*vni);
             }

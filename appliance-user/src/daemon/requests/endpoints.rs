@@ -91,7 +91,8 @@ impl Daemon {
 /// The state with these addresses of a network failed over; `own` are the appliance's.
 ///
 /// # Errors
-/// Maintenance, as each address begins a failover of its own; an address that cannot be failed over.
+/// Maintenance, as each address begins a failover of its own; an address that cannot be failed
+/// over.
 fn with_endpoints(
     state: &State,
     network: &Network,
