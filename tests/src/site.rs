@@ -370,7 +370,7 @@ impl Site {
         std::fs::write(&path, edited).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     }
 
-    /// What a gateway says of itself.
+    /// The status of a gateway.
     pub fn gateway_status(&self, gateway: &str) -> serde_json::Value {
         self.gateway(gateway)
             .and_then(|g| g.status())
@@ -409,7 +409,7 @@ impl Site {
     }
 }
 
-/// A TCP connection to a [`lab::Greeter`] on which something is said, and heard back, all the time.
+/// A TCP connection to a [`lab::Greeter`] that sends numbers, and gets them back, all the time.
 #[derive(Debug)]
 pub struct Conversation {
     what: String,

@@ -1,4 +1,4 @@
-//! A 1500-byte LAN over a 1500-byte WAN: the tunnel takes 50 bytes, and nobody notices.
+//! A 1500-byte LAN over a 1500-byte WAN: the tunnel's 50 bytes do not show.
 
 use std::{net::SocketAddr, time::Duration};
 

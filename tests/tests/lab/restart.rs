@@ -152,7 +152,7 @@ fn a_daemon_restarted_with_a_changed_configuration_converges() {
         out.stdout,
         out.stderr
     );
-    // Nobody answers for net2's endpoint any more.
+    // Net2's endpoint is not answered for any more.
     site.ok("prod-d", &["ip", "neighbour", "flush", "all"]);
     site.unreachable("prod-d", "10.2.0.10");
     // And back, by reload.

@@ -91,7 +91,7 @@ fn never_meet(site: &Site) {
                     assert_eq!(
                         String::from_utf8_lossy(&buffer[..n]),
                         String::from_utf8_lossy(&expected),
-                        "{tenant} got somebody else's packet"
+                        "{tenant} received a packet of the other tenant"
                     );
                 }
             }

@@ -59,7 +59,7 @@ impl Lab {
                 })
                 .collect()
         };
-        // Ready is who has a tunnel, so nobody is before the late ones are there.
+        // An appliance is ready once it has a tunnel, which needs the late ones.
         let late = |host: &str| self.topology().cloud.has_tls(host, 0);
         let all = [handles(&|host| !late(host)), handles(&late)].concat();
         for handle in &all {
@@ -271,7 +271,7 @@ impl<'a> Handle<'a> {
         self.daemon().log_tail(lines)
     }
 
-    /// SIGTERM, and waits. Forwarding goes on by what is pinned.
+    /// Sends SIGTERM and waits. The pinned programs and maps go on forwarding.
     ///
     /// # Errors
     /// If it does not end.
@@ -324,7 +324,7 @@ impl<'a> Handle<'a> {
     /// As [`Handle::cli`], but a status other than 0 is an error. Returns standard output.
     ///
     /// # Errors
-    /// As [`Handle::cli`], and [`Error::Command`] with what it said.
+    /// As [`Handle::cli`], and [`Error::Command`] with its output.
     pub fn must<S: Into<OsString> + Clone>(&self, words: &[S]) -> Result<String> {
         self.daemon().must(words)
     }

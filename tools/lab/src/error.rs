@@ -11,15 +11,15 @@ pub enum Error {
     Topology {
         /// Its name.
         topology: String,
-        /// What is wrong, in its own names.
+        /// The defect, in the topology's names.
         reason: String,
     },
     /// A value that cannot be read.
     #[error("{what} {value:?}: {reason}")]
     Parse {
-        /// What it was meant to be.
+        /// The kind of value that was expected.
         what: &'static str,
-        /// What it was.
+        /// The text.
         value: String,
         /// Why that is none.
         reason: &'static str,
@@ -27,9 +27,9 @@ pub enum Error {
     /// A system call or file operation.
     #[error("{operation}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         operation: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A command that ended with another status than 0.
@@ -39,13 +39,13 @@ pub enum Error {
         command: String,
         /// Its status.
         status: String,
-        /// What it wrote, cut to what matters.
+        /// Its standard error.
         stderr: String,
     },
     /// Something that did not happen in its time.
     #[error("{what} did not happen within {} ms{}", .within.as_millis(), hint(.detail))]
     Timeout {
-        /// What was awaited.
+        /// The event.
         what: String,
         /// How long.
         within: Duration,
@@ -72,9 +72,9 @@ pub enum Error {
         /// The names it has.
         known: String,
     },
-    /// No lab of that name stands.
+    /// No lab of that name is up.
     #[error(
-        "lab {name:?} is not up; `causeway-lab list` shows what is, `causeway-lab up` raises one"
+        "lab {name:?} is not up; list labs with `causeway-lab list`, raise one with `causeway-lab up`"
     )]
     NotUp {
         /// The name asked for.
@@ -82,7 +82,7 @@ pub enum Error {
     },
     /// The lab of that name belongs to a process that still uses it.
     #[error(
-        "lab {name:?} is in use by another process; wait until it is done, or use another name"
+        "lab {name:?} is in use by another process; wait until that process ends, or use another name"
     )]
     InUse {
         /// The name asked for.
@@ -91,7 +91,7 @@ pub enum Error {
     /// The virtual switch's programs.
     #[error("{operation}: {reason}")]
     Bpf {
-        /// What was being done.
+        /// The operation that failed.
         operation: String,
         /// The whole chain of causes.
         reason: String,

@@ -96,7 +96,7 @@ impl Lab {
             .try_for_each(|m| self.settle(&m.replica))
     }
 
-    /// Asks the appliance for full failover by the tenant's plan. What it said.
+    /// Switches the tenant to full failover with its plan; returns the command's output.
     ///
     /// # Errors
     /// If there is no such failover, or the appliance refuses.
@@ -109,7 +109,7 @@ impl Lab {
         Ok(said)
     }
 
-    /// Asks the appliance to undo the tenant's failover. What it said.
+    /// Switches the tenant back to idle; returns the command's output.
     ///
     /// # Errors
     /// If there is no such failover, or the appliance refuses.

@@ -164,7 +164,7 @@ impl Lab {
         Ok((key, certificate))
     }
 
-    /// What the director's server serves: files of this directory.
+    /// The directory whose files the director's server serves.
     #[must_use]
     pub fn www(&self) -> PathBuf {
         self.run_dir().join("www")
@@ -200,7 +200,7 @@ impl Lab {
         self.await_listener(&director.host, director.port)
     }
 
-    /// Waits until somebody listens on a TCP port of a host.
+    /// Waits until a process listens on a TCP port of a host.
     ///
     /// # Errors
     /// [`Error::Timeout`] after 10 s.
@@ -214,7 +214,7 @@ impl Lab {
                 let words = ["ss", "-Hltn", filter.as_str()];
                 let said = self.must(host, &words, Duration::from_secs(5))?;
                 Ok(if said.trim().is_empty() {
-                    Err("nobody listens".to_owned())
+                    Err("no process listens".to_owned())
                 } else {
                     Ok(())
                 })
@@ -357,12 +357,12 @@ impl<'a> GatewayHandle<'a> {
     /// As [`GatewayHandle::cli`], but a status other than 0 is an error. Returns standard output.
     ///
     /// # Errors
-    /// As [`GatewayHandle::cli`], and [`Error::Command`] with what it said.
+    /// As [`GatewayHandle::cli`], and [`Error::Command`] with its output.
     pub fn must<S: Into<OsString> + Clone>(&self, words: &[S]) -> Result<String> {
         self.daemon().must(words)
     }
 
-    /// What it says of itself.
+    /// Its status.
     ///
     /// # Errors
     /// If it does not answer.

@@ -22,7 +22,7 @@ const CHUNK: usize = 64 * 1024;
 pub struct Server(Listener);
 
 impl Server {
-    /// Who has connected, in order.
+    /// Addresses of clients, in the order in which they connected.
     #[must_use]
     pub fn clients(&self) -> Vec<IpAddr> {
         self.0.clients()

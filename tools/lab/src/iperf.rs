@@ -8,7 +8,7 @@ use crate::{
     site::{Lab, wait},
 };
 
-/// What an iperf3 run came to, as the receiver saw it.
+/// The result of an iperf3 run, as the receiver measured it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Throughput {
     /// Bits per second.

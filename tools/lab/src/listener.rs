@@ -76,7 +76,7 @@ impl Listener {
         })
     }
 
-    /// Who has connected, in order; IPv4 not in mapped form.
+    /// Addresses of clients, in the order in which they connected; IPv4 not in mapped form.
     pub(crate) fn clients(&self) -> Vec<IpAddr> {
         self.clients
             .lock()

@@ -19,7 +19,7 @@ use crate::{
     site::Lab,
 };
 
-/// What is sent.
+/// The kind of probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// ICMP or ICMPv6 echo; any stack answers.
@@ -35,7 +35,7 @@ pub struct Pinger {
     thread: Option<JoinHandle<Result<Report>>>,
 }
 
-/// What a series came to.
+/// The result of a series.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// When each number was sent, by number from 0 on.
@@ -167,7 +167,7 @@ impl Pinger {
 
 impl Drop for Pinger {
     fn drop(&mut self) {
-        // Nobody asks for the report.
+        // The report is not wanted.
         let _ = self.end();
     }
 }

@@ -1,4 +1,4 @@
-//! From a topology to what iproute2 and ethtool are told: pure text, tested without privilege.
+//! From a topology to the input of iproute2 and ethtool: pure text, tested without privilege.
 //!
 //! ```text
 //!   host eth0 ─────── p0 ─ bridge br101 ─ b101 ⇄ t101 ─ (TC programs) ─ p1 ─────── eth1 appliance

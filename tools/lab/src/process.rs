@@ -28,7 +28,7 @@ use crate::{
     record::Record,
 };
 
-/// What a finished command left.
+/// The result of a finished command.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// Exit status; 128 + signal if a signal ended it.
@@ -270,7 +270,7 @@ pub(crate) fn run_with(
     })
 }
 
-/// As [`run`], but a status other than 0 is an error that carries what the program said.
+/// As [`run`], but a status other than 0 is an error that carries the program's standard error.
 pub(crate) fn must(
     command: &mut Command,
     input: Option<&str>,

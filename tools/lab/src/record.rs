@@ -1,4 +1,4 @@
-//! What a lab has made, written down before it is made, so that any crash can be cleared up.
+//! The resources of a lab, recorded before they are created, so that any crash can be cleaned up.
 //!
 //! ```text
 //!   /run/causeway-lab/<lab>/record.jsonl     one line per thing, only ever appended to

@@ -19,7 +19,7 @@ use crate::{
 pub struct Greeter(Listener);
 
 impl Greeter {
-    /// Who has connected, in order.
+    /// Addresses of clients, in the order in which they connected.
     #[must_use]
     pub fn clients(&self) -> Vec<IpAddr> {
         self.0.clients()
@@ -41,7 +41,7 @@ impl Lab {
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) with what the stack says; of kind
-    /// [`io::ErrorKind::TimedOut`] if nobody answered `within` the time.
+    /// [`io::ErrorKind::TimedOut`] if no answer came `within` the time.
     pub fn connect(&self, host: &str, to: SocketAddr, within: Duration) -> Result<TcpStream> {
         netns::within(&self.namespace(host)?, || {
             TcpStream::connect_timeout(&to, within)

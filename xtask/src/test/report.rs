@@ -20,7 +20,7 @@ const SLOWEST: usize = 10;
 pub struct Part {
     /// Its tier.
     pub tier: Tier,
-    /// What is tested.
+    /// The program under test.
     pub name: String,
 }
 

@@ -85,7 +85,7 @@ struct Survivor {
     back: fn(&Site, &str),
     /// What came by a gateway so far.
     carried: fn(&Site, &str) -> u64,
-    /// Less of it comes within 300 pings if nobody uses it.
+    /// Upper bound of it within 300 pings if the gateway is unused.
     unused: u64,
 }
 
@@ -159,7 +159,7 @@ fn survives(who: &Survivor, trouble: impl Fn(&Site, &str), mend: impl Fn(&Site, 
         assert_ne!(next, "gw3", "the pool has another");
         gaps.push(gap);
         mend(&site, &used);
-        // Nobody moves back because it is there again.
+        // The tunnel does not move back when the gateway returns.
         (who.back)(&site, &used);
         let before = (who.carried)(&site, &used);
         let report = site.ping_count(&production, ip(A), Probe::Echo, PACE, 300);

@@ -248,7 +248,7 @@ fn a_tenant_behind_a_nat_dials_and_is_followed_through_a_new_mapping() {
             "table ip nat; delete table ip nat; table ip nat {{ chain post {{ type nat hook postrouting priority srcnat; oif \"wan\" udp sport 6180 snat to 198.51.100.2:{port}; }}; }}"
         ));
     };
-    // Nobody can reach the tenant's appliance from outside.
+    // The tenant's appliance is unreachable from outside.
     site.ok("wan", &["ip", "route", "del", "10.1.0.5/32"]);
     map(40001);
     // A mapping ends when nothing was heard for a while.

@@ -45,7 +45,7 @@ impl Lab {
                 note(remove_pins(path));
             }
         }
-        // What a record that was lost knew of.
+        // Pins of a lab whose record was lost.
         note(remove_pins(&Path::new(PIN_ROOT).join(name)));
         let mut namespaces: Vec<String> = entries
             .iter()
@@ -186,7 +186,7 @@ fn remove_pins(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unmounts a bpffs that a lab mounted, unless somebody pins there by now.
+/// Unmounts a bpffs that a lab mounted, unless it holds other pins by now.
 fn unmount_if_unused(path: &Path) -> Result<()> {
     let _lock = lock()?;
     if path != Path::new(BPFFS) || !is_bpffs(path) {

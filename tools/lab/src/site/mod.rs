@@ -46,7 +46,7 @@ pub const TEST_PREFIX: &str = "test-";
 /// Time for one iproute2 or ethtool run.
 const TOOL: Duration = Duration::from_secs(30);
 
-/// A lab that stands. Dropping it leaves it standing: [`Lab::down`], or [`Scoped`].
+/// A lab that is up. Dropping it leaves it up: use [`Lab::down`] or [`Scoped`].
 #[derive(Debug)]
 pub struct Lab {
     name: String,
@@ -173,7 +173,7 @@ impl Lab {
         &self.name
     }
 
-    /// What was raised.
+    /// Its topology.
     #[must_use]
     pub fn topology(&self) -> &Topology {
         &self.topology

@@ -76,7 +76,7 @@ impl Default for Options {
     }
 }
 
-/// What a host is.
+/// The kind of a host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -105,7 +105,7 @@ impl Kind {
 pub struct Host {
     /// `[a-z0-9-]`, unique.
     pub name: String,
-    /// What it is.
+    /// Its kind.
     #[serde(default)]
     pub kind: Kind,
     /// Its NICs.
@@ -314,7 +314,7 @@ pub struct Failover {
 pub struct Rules {
     /// The host.
     pub host: String,
-    /// What `nft` is told.
+    /// Input of `nft`.
     pub nft: String,
 }
 
