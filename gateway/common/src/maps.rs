@@ -1,75 +1,80 @@
 //! Keys and values of the maps.
 
-/// Circuits that there is always room for.
+/// Least capacity of `IDS`.
 pub const MIN_CIRCUITS: u32 = 1024;
-/// Places in `CIRCUITS` for each circuit: one in force, and some that were in force and still rest.
+/// Slots in `CIRCUITS` per circuit: one in use, and some that are not reused yet.
 pub const SLOTS_PER_CIRCUIT: u32 = 4;
-/// Places in `BUCKETS` at least.
+/// Least capacity of `BUCKETS`.
 pub const MIN_BUCKETS: u32 = 256;
-/// Interfaces in `PORTS`, the VLANs on them included.
+/// Capacity of `PORTS`: interfaces, including those of VLANs.
 pub const MAX_PORTS: u32 = 256;
-/// How long a place in a map rests before it is another's: nanoseconds. A program ends within microseconds; until then it may use what it found.
+/// How long a released map slot is not reused, nanoseconds. A program ends within microseconds, and
+/// until then may use what it found.
 pub const SLOT_REUSE_DELAY: u64 = 1_000_000_000;
-/// Likewise of a bucket: a thread of user space may take a while to take a new plan, and until then leads the program to the old one.
+/// The same for a bucket: a thread of user space may take a while to adopt a new plan, and until
+/// then publishes circuits with the old bucket.
 pub const BUCKET_REUSE_DELAY: u64 = 60 * 1_000_000_000;
 
-/// In [`Circuit::buckets`]: there is no limit.
+/// In [`Circuit::buckets`]: no limit.
 pub const NO_BUCKET: u32 = u32::MAX;
 
-/// An address as it lies in a packet; IPv4 in the last word, the others zero.
+/// An address in network byte order; an IPv4 address is in the last word, the others are zero.
 pub type Address = [u32; 4];
 
-/// Where a side is bound.
+/// The addresses of one bound side of a circuit.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct End {
     /// Its address.
     pub remote: Address,
-    /// The gateway's, that it speaks to.
+    /// The gateway's address that it sends to.
     pub local: Address,
     /// Its port.
     pub remote_port: u16,
-    /// The gateway's.
+    /// The gateway's port.
     pub local_port: u16,
     /// Zero.
     pub zero: u32,
 }
 
-/// Value of the array `CIRCUITS`: a circuit with both sides bound. While `IDS` leads to it, and for [`SLOT_REUSE_DELAY`] after, nothing of it
-/// changes but `expires`.
+/// Value of the array `CIRCUITS`: a circuit with both sides bound. While `IDS` leads to it, and for
+/// [`SLOT_REUSE_DELAY`] after, only `expires` changes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Circuit {
-    /// Its id, as it is on the wire. Whoever came here by an entry that is another's by now sees it here.
+    /// Its ID, as on the wire. Shows that a slot was recycled after it was found.
     pub id: u64,
-    /// When each side's binding ends, unless it is renewed: a store of eight bytes.
+    /// When the binding of each side expires unless it is renewed. Stored eight bytes at a time.
     pub expires: [u64; 2],
     /// The sides.
     pub ends: [End; 2],
-    /// Places in `BUCKETS` of what its tenant may send: datagrams and bytes; or [`NO_BUCKET`].
+    /// Slots in `BUCKETS` of its tenant's limits: datagrams and bytes; or [`NO_BUCKET`].
     pub buckets: [u32; 2],
-    /// Its place in `STATS`.
+    /// Its slot in `STATS`.
     pub stats: u32,
-    /// 4 or 6, of both sides.
+    /// IP version of both sides, 4 or 6.
     pub family: u32,
 }
 
-/// Value of the array `BUCKETS`: tokens, kept as the moment at which all are there again (GCRA, ITU-T I.371 annex A). A cache line.
+/// Value of the array `BUCKETS`: a token bucket, kept as the time when it is full again (GCRA,
+/// ITU-T I.371 annex A). One cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
-    /// Tokens a second.
+    /// Tokens per second.
     pub rate: u64,
-    /// How long an empty one takes to be full: nanoseconds.
+    /// How long an empty bucket takes to fill, nanoseconds.
     pub depth: u64,
-    /// When it is full again. The program and the threads of user space change it by compare and exchange only.
+    /// When it is full again. The program and the threads of user space change it by compare and
+    /// exchange only.
     pub full_at: u64,
     /// Zero.
     pub zero: [u64; 5],
 }
 
 impl Bucket {
-    /// When it is full again after `tokens` more at `now`, if it was full at `full_at`; `None`: it holds none.
+    /// When the bucket is full again after `tokens` are taken at `now`, if it was full at
+    /// `full_at`; `None` if it is empty.
     #[inline(always)]
     #[must_use]
     pub const fn after(rate: u64, depth: u64, full_at: u64, now: u64, tokens: u64) -> Option<u64> {
@@ -84,29 +89,29 @@ impl Bucket {
     }
 }
 
-/// Value of the per-CPU array `STATS`: what the program did with a circuit's datagrams.
+/// Value of the per-CPU array `STATS`: the traffic of a circuit through the program.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Carried, by the side that sent them.
+    /// Datagrams forwarded, by the side that sent them.
     pub datagrams: [u64; 2],
-    /// Their bytes, the ids included.
+    /// Their payload bytes, including the ID.
     pub bytes: [u64; 2],
-    /// Dropped: beyond what the tenant may send.
+    /// Datagrams dropped because the tenant exceeded its rate.
     pub rate: u64,
 }
 
-/// Value of `PORTS`, by the index of an interface: where the program is, or a VLAN on such an interface.
+/// Value of `PORTS`, by interface index: an interface with the program, or a VLAN on one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Port {
-    /// The interface that has the program.
+    /// The interface with the program.
     pub device: u32,
-    /// The VLAN on it; 0: untagged.
+    /// The VLAN identifier on it; 0: untagged.
     pub vlan: u16,
-    /// What frames to it are to.
+    /// Its MAC address.
     pub mac: [u8; 6],
-    /// Whether what came in by another interface may go out by this one: not 0.
+    /// Not 0: it accepts redirects from other interfaces.
     pub target: u32,
 }
 
@@ -116,44 +121,45 @@ const _: () = assert!(size_of::<Bucket>() == 64);
 const _: () = assert!(size_of::<Stats>() == 40);
 const _: () = assert!(size_of::<Port>() == 16);
 
-/// What the program did with a frame: the place in the per-CPU array `COUNTERS`. Numbers are never reused.
+/// What the program did with a frame: the index in the per-CPU array `COUNTERS`. Numbers are never
+/// reused.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// Sent to the other end of its circuit.
     Forwarded = 0,
-    /// Dropped: beyond what the tenant may send.
+    /// Dropped: the tenant exceeded its rate.
     OverRate = 1,
-    /// No UDP datagram that an id fits in, or with more than one tag.
+    /// Passed: no UDP datagram long enough for an ID, or more than one VLAN tag.
     Other = 2,
-    /// To a link-layer address that is not the interface's, or the interface is not known.
+    /// Passed: not to the interface's MAC address, or the interface is unknown.
     NotForUs = 3,
-    /// A fragment.
+    /// Passed: a fragment.
     Fragment = 4,
-    /// With IPv4 options.
+    /// Passed: IPv4 options.
     Options = 5,
-    /// Lengths that contradict each other, or an IPv4 header whose checksum is wrong, or an IPv6 datagram without one.
+    /// Passed: contradictory lengths, a wrong IPv4 header checksum, or IPv6 without a UDP checksum.
     Malformed = 6,
-    /// Its first four bytes are zero: a message, or malformed.
+    /// Passed: the first four bytes are zero, so it is a message or malformed.
     Message = 7,
-    /// No circuit with both sides bound, as far as the program is told.
+    /// Passed: no published circuit with both sides bound has this ID.
     UnknownCircuit = 8,
-    /// From where no side is bound, or to another address than that side speaks to.
+    /// Passed: the addresses and ports are those of no bound side.
     WrongSource = 9,
-    /// A side has had its time.
+    /// Passed: the binding of a side has expired.
     Expired = 10,
-    /// Too long for the way.
+    /// Passed: longer than the route's MTU.
     TooLong = 11,
-    /// The kernel has no next hop, or not yet.
+    /// Passed: the kernel has no next hop, or its MAC address is not resolved.
     NoNextHop = 12,
-    /// The way is by an interface without the program or that takes nothing of others, or another VLAN.
+    /// Passed: the output interface has no program or accepts no redirects, or it is another VLAN.
     OtherInterface = 13,
-    /// Several processors drew from one bucket at once, time and again.
+    /// Passed: several CPUs contended for one bucket too often.
     BucketContention = 14,
 }
 
 impl Outcome {
-    /// All of them, by number.
+    /// Every outcome, by number.
     pub const ALL: [Self; 15] = [
         Self::Forwarded,
         Self::OverRate,
@@ -172,10 +178,10 @@ impl Outcome {
         Self::BucketContention,
     ];
 
-    /// Places in `COUNTERS`.
+    /// Entries of `COUNTERS`.
     pub const SLOTS: u32 = 32;
 
-    /// Its name in status and metrics.
+    /// The name in status and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

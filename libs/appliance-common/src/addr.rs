@@ -1,11 +1,11 @@
 //! One 16-byte form for IPv4 and IPv6 addresses.
 
 /// An IPv6 address, or an IPv4 address as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2). Network byte
-/// order. One form means one map for both families, and tenants with equal addresses are told
-/// apart by the network in the key, never by the address.
+/// order. With one form, one map serves both families. The network in a map key separates tenants
+/// with equal addresses.
 pub type Address = [u8; 16];
 
-/// No address. Never a key of an endpoint or a neighbour.
+/// The unspecified address: none. Never the key of an endpoint or a neighbour.
 pub const UNSPECIFIED: Address = [0; 16];
 
 /// An IPv4 address in the 16-byte form.
@@ -73,7 +73,7 @@ impl Prefix {
         })
     }
 
-    /// Its address, with the host bits zero.
+    /// The prefix's address, with the host bits zero.
     #[must_use]
     pub const fn address(&self) -> Address {
         let [a, b, c, d, e, f, g, h] = self.network[0].to_ne_bytes();
@@ -81,13 +81,13 @@ impl Prefix {
         [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 
-    /// Its bits, of the 16-byte form.
+    /// The prefix's length in bits, of the 16-byte form.
     #[must_use]
     pub const fn length(&self) -> u32 {
         self.mask[0].count_ones() + self.mask[1].count_ones()
     }
 
-    /// Whether `address` is inside.
+    /// Whether the prefix contains `address`.
     #[inline(always)]
     #[must_use]
     pub fn contains(&self, address: &Address) -> bool {
@@ -122,7 +122,7 @@ fn words(address: &Address) -> [u64; 2] {
     ]
 }
 
-/// An address from the standard library in the 16-byte form.
+/// The 16-byte form of a standard-library address.
 #[cfg(feature = "user")]
 #[must_use]
 pub fn from_ip(ip: std::net::IpAddr) -> Address {
@@ -132,7 +132,7 @@ pub fn from_ip(ip: std::net::IpAddr) -> Address {
     }
 }
 
-/// The standard library's form of a 16-byte address.
+/// The standard-library form of a 16-byte address.
 #[cfg(feature = "user")]
 #[must_use]
 pub fn to_ip(address: &Address) -> std::net::IpAddr {

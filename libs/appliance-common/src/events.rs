@@ -1,15 +1,15 @@
-//! Records the programs put into ring buffers for user space.
+//! Records that the programs write into ring buffers for user space.
 
 use crate::addr::Address;
 use crate::limits::SLOW_PACKET_BYTES;
 
-/// A host was heard on a tenant network. Record of the ring `NEIGHBOUR_EVENTS`.
+/// A host was seen on a tenant network. Record of the ring `NEIGHBOUR_EVENTS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeighbourEvent {
     /// The network's VNI, host byte order.
     pub vni: u32,
-    /// Interface it was heard on, host byte order.
+    /// Interface that the host was seen on, host byte order.
     pub ifindex: u32,
     /// The host's address.
     pub address: Address,
@@ -25,23 +25,23 @@ pub struct NeighbourEvent {
     pub reserved: u32,
 }
 
-/// How a host was heard; decides whether it makes a neighbour entry or only refreshes one.
+/// How a host was seen. Decides whether a neighbour entry is created or only refreshed.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NeighbourEventKind {
-    /// It asked for an address that we answered, so traffic back to it will follow (RFC 826:
-    /// "target is me").
+    /// It requested an address that we answered for, so traffic to it will follow (RFC 826: "target
+    /// is me").
     RequestToUs = 1,
-    /// It answered: an ARP reply or a solicited neighbour advertisement.
+    /// It replied: an ARP reply or a solicited neighbour advertisement.
     Reply = 2,
-    /// It announced itself: gratuitous ARP, unsolicited neighbour advertisement.
+    /// It announced its address: gratuitous ARP, unsolicited neighbour advertisement.
     Announcement = 3,
-    /// It asked for somebody else. Refreshes an entry, never makes one.
+    /// It requested the address of another host. Refreshes an entry, never creates one.
     RequestToOther = 4,
 }
 
 impl NeighbourEventKind {
-    /// The kind a record holds; `None` for a number this version does not know.
+    /// The kind of a record; `None` for a number that this version does not know.
     #[must_use]
     pub const fn from_u16(value: u16) -> Option<Self> {
         match value {
@@ -54,15 +54,15 @@ impl NeighbourEventKind {
     }
 }
 
-/// Head of a record of the ring `SLOW_PACKETS`: a packet the programs hand to user space.
+/// Head of a record of the ring `SLOW_PACKETS`: a packet that the programs give to user space.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlowHeader {
     /// The network's VNI, host byte order.
     pub vni: u32,
-    /// Interface it came in on, host byte order.
+    /// Interface that the packet came in on, host byte order.
     pub ifindex: u32,
-    /// Bytes of `data` used, host byte order.
+    /// Used bytes of `data`, host byte order.
     pub len: u32,
     /// A [`SlowReason`], host byte order.
     pub reason: u16,
@@ -72,11 +72,11 @@ pub struct SlowHeader {
     pub next_hop: Address,
 }
 
-/// A record of the ring `SLOW_PACKETS`, always of full size; `data[..len]` counts.
+/// A record of the ring `SLOW_PACKETS`, always of full size; `data[..len]` is valid.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SlowPacket {
-    /// What it is.
+    /// Its head.
     pub header: SlowHeader,
     /// The frame: for [`SlowReason::Split`] as received, from the Ethernet header on; for
     /// [`SlowReason::Unresolved`] likewise, or the inner frame of a tunnel datagram.
@@ -87,22 +87,23 @@ pub struct SlowPacket {
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowReason {
-    /// Over the tunnel's MTU, IPv4 without DF: split it and send the pieces into the tunnel.
+    /// IPv4 without DF, over the tunnel's MTU: user space splits it and sends the fragments.
     Split = 1,
-    /// Its host has no neighbour entry: resolve `next_hop`, then send it there.
+    /// Its host has no neighbour entry: user space resolves `next_hop` and sends it there.
     Unresolved = 2,
-    /// Translated, and the next hop out of the uplink is not resolved: the kernel resolves it and sends it there.
+    /// Translated, but the next hop out of the uplink is not resolved: the kernel resolves and
+    /// sends.
     UplinkUnresolved = 3,
-    /// A router solicitation, in full failover: to be answered with an advertisement (RFC 4861 section 6.2.6).
+    /// A router solicitation in full failover: user space advertises (RFC 4861 section 6.2.6).
     /// `next_hop` is its source.
     RouterSolicitation = 4,
-    /// A fragment that came before its first one, to be translated: run it again once that one is known (RFC 4787
-    /// REQ-14). The VNI is zero on the uplink.
+    /// A fragment that arrived before its first one: user space runs it again once the first one is
+    /// translated (RFC 4787 REQ-14). The VNI is zero on the uplink.
     Fragment = 5,
 }
 
 impl SlowReason {
-    /// The reason a record holds; `None` for a number this version does not know.
+    /// The reason of a record; `None` for a number that this version does not know.
     #[must_use]
     pub const fn from_u16(value: u16) -> Option<Self> {
         match value {
@@ -116,22 +117,22 @@ impl SlowReason {
     }
 }
 
-/// Bytes of a packet's head that a [`TraceEvent`] holds.
+/// First bytes of a packet that a [`TraceEvent`] holds.
 pub const TRACE_HEAD: usize = 128;
-/// Counters that a [`TraceEvent`] names at most, besides the one that says what became of the packet.
+/// Counters that a [`TraceEvent`] names at most, besides that of the verdict.
 pub const TRACE_COUNTERS: usize = 6;
 
-/// A step of a packet that is followed. Record of the ring `TRACE_EVENTS`.
+/// A step of a traced packet. Record of the ring `TRACE_EVENTS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceEvent {
     /// The kernel's monotonic clock, nanoseconds, host byte order.
     pub at: u64,
-    /// Which packet of its CPU, host byte order.
+    /// Number of the packet on its CPU, host byte order.
     pub packet: u32,
     /// The CPU, host byte order.
     pub cpu: u32,
-    /// Interface it came in on, host byte order.
+    /// Interface that the packet came in on, host byte order.
     pub ifindex: u32,
     /// Bytes of the frame, host byte order.
     pub len: u32,
@@ -139,34 +140,34 @@ pub struct TraceEvent {
     pub program: u16,
     /// A [`TraceStep`], host byte order.
     pub step: u16,
-    /// [`TraceStep::Verdict`]: the counter that says what became of it, by number and one; zero: it is among the
-    /// notes. Host byte order.
+    /// [`TraceStep::Verdict`]: the number of the verdict's counter plus one; zero if it is the last
+    /// of `counters`. Host byte order.
     pub counter: u16,
     /// [`TraceStep::Verdict`]: the XDP action; else zero. Host byte order.
     pub action: u16,
-    /// What was counted on the way, by number and one; zero: nothing more. Host byte order.
+    /// Counters raised before, each its number plus one; zero ends the list. Host byte order.
     pub counters: [u16; TRACE_COUNTERS],
     /// Zero.
     pub reserved: u32,
-    /// The first bytes of the frame as it is at that step.
+    /// The first bytes of the frame at that step.
     pub head: [u8; TRACE_HEAD],
 }
 
-/// Value of `TRACED`, per CPU: what of the packet in hand is kept for its next step.
+/// Value of `TRACED`, per CPU: the trace state of the current packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traced {
-    /// Which packet of this CPU, host byte order.
+    /// Number of the packet on this CPU, host byte order.
     pub packet: u32,
-    /// 1: it is followed.
+    /// 1: the packet is traced.
     pub followed: u32,
-    /// What was counted on the way, by number and one; host byte order.
+    /// Counters raised so far, each its number plus one; host byte order.
     pub counters: [u16; TRACE_COUNTERS],
-    /// How many of those.
+    /// Used entries of `counters`.
     pub counter_count: u32,
 }
 
-/// Which program a packet is in.
+/// A program, in a trace.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TraceProgram {
@@ -174,18 +175,18 @@ pub enum TraceProgram {
     Access = 1,
     /// The tunnels' port.
     Uplink = 2,
-    /// One interface that is both.
+    /// A port that is both.
     Combined = 3,
     /// A tenant in full failover.
     Full = 4,
-    /// What leaves its networks.
+    /// Packets that leave the tenant's networks.
     NatOut = 5,
-    /// What comes to a public address.
+    /// Packets to public addresses.
     NatIn = 6,
 }
 
 impl TraceProgram {
-    /// As printed; `None` for a number this version does not know.
+    /// The program's name; `None` for a number that this version does not know.
     #[must_use]
     pub const fn name_of(value: u16) -> Option<&'static str> {
         match value {
@@ -200,20 +201,20 @@ impl TraceProgram {
     }
 }
 
-/// What a packet does in a program.
+/// A step of a packet in a program.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TraceStep {
-    /// It comes in.
+    /// It enters at an interface.
     Enter = 1,
-    /// It goes on here, from another program.
+    /// It continues here after a tail call.
     Continue = 2,
-    /// It is decided what becomes of it.
+    /// The verdict.
     Verdict = 3,
 }
 
 impl TraceStep {
-    /// The step a record holds; `None` for a number this version does not know.
+    /// The step of a record; `None` for a number that this version does not know.
     #[must_use]
     pub const fn from_u16(value: u16) -> Option<Self> {
         match value {
@@ -225,19 +226,19 @@ impl TraceStep {
     }
 }
 
-/// Value of `TRACE`, the one entry of an array: which packets are followed. All zero: none.
+/// Value of `TRACE`, the one entry of an array: which packets are traced. All zero: none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TraceFilter {
-    /// 1: follow.
+    /// 1: trace.
     pub active: u32,
     /// Only on this interface; zero: on any. Host byte order.
     pub ifindex: u32,
-    /// Only with this outer VLAN identifier; zero: with any or none. Host byte order.
+    /// Only with this outer VLAN identifier; zero: any or none. Host byte order.
     pub vlan: u16,
     /// Only from or to this port, of TCP or UDP, network byte order; zero: any.
     pub port: u16,
-    /// Only this IP protocol, behind no extension headers; zero: any, and what is not IP.
+    /// Only this IP protocol, without extension headers; zero: any, also frames other than IP.
     pub protocol: u8,
     /// Zero.
     pub reserved: [u8; 3],
@@ -255,20 +256,21 @@ const _: () = {
     assert!(size_of::<Traced>() == 24);
 };
 
-/// Reads a record of plain data from ring-buffer bytes; `None` when they are too few.
+/// Reads a record of plain data from ring-buffer bytes; `None` if they are too few.
 #[cfg(feature = "user")]
 fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
     if bytes.len() < size_of::<T>() {
         return None;
     }
-    // SAFETY: the length was checked, `read_unaligned` needs no alignment, and this private function
-    // is called only with the integer-only types of this file, for which every bit pattern is valid.
+    // SAFETY: the length was checked, `read_unaligned` needs no alignment, and this private
+    // function is called only with the integer-only types of this file, for which every bit pattern
+    // is valid.
     Some(unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast::<T>()) })
 }
 
 #[cfg(feature = "user")]
 impl NeighbourEvent {
-    /// The record in `bytes`; `None` when they are too few.
+    /// The record in `bytes`; `None` if they are too few.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         read(bytes)
@@ -277,7 +279,7 @@ impl NeighbourEvent {
 
 #[cfg(feature = "user")]
 impl SlowHeader {
-    /// The head of the record in `bytes` and the frame; `None` when they are too few or `len` lies.
+    /// The head of the record in `bytes` and its frame; `None` if they are too few for `len`.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let header: Self = read(bytes)?;
@@ -288,7 +290,7 @@ impl SlowHeader {
 
 #[cfg(feature = "user")]
 impl TraceEvent {
-    /// The record in `bytes`; `None` when they are too few.
+    /// The record in `bytes`; `None` if they are too few.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         read(bytes)
@@ -296,8 +298,8 @@ impl TraceEvent {
 }
 
 #[cfg(feature = "user")]
-// SAFETY: `repr(C)`, `Copy`, integers and bytes only, and the size asserted above is the sum of the fields' sizes, so
-// there is no padding and every bit pattern is valid.
+// SAFETY: `repr(C)`, `Copy`, integers and bytes only, and the size asserted above is the sum of the
+// fields' sizes, so there is no padding and every bit pattern is valid.
 unsafe impl aya::Pod for TraceFilter {}
 #[cfg(feature = "user")]
 // SAFETY: as above.

@@ -1,7 +1,8 @@
 //! What the XDP programs and user space agree on.
 //!
-//! For: map keys and values, wire constants, counters, limits, and the small pure functions both
-//! sides need (address mapping, checksums, the outer header of a tunnel). Never: a socket, a clock,
+//! For: map keys and values, wire constants, counters, limits, and small pure functions that both
+//! sides need (address mapping, the outer header of a tunnel). Rules about packets are in
+//! `packet-rules`. Never: a socket, a clock,
 //! an allocation, or anything that needs the standard library unless the feature `user` is on.
 //!
 //! ```text

@@ -1,22 +1,22 @@
 //! Keys and values of the maps, one table in ARCHITECTURE.md ("The maps").
 //!
-//! All-zero values are never valid entries: an array slot nobody wrote says "not configured".
+//! An all-zero value is never a valid entry: an unwritten array slot means "not configured".
 
 use crate::addr::{Address, Prefix};
 use crate::limits::MAX_PREFIXES;
 
-/// Version of everything in this file. It is part of the pin path, so that a daemon with another
-/// layout never adopts maps it would misread.
+/// Version of all layouts in this file. It is part of the pin path, so that a daemon with another
+/// layout never adopts maps that it would misread.
 pub const SCHEMA_VERSION: u32 = 4;
 
-/// No VLAN tag at this level. VLAN identifier 0 means "priority only" on the wire (IEEE 802.1Q
-/// section 9.6), so it can stand for none.
+/// No VLAN tag at this level. On the wire, VLAN identifier 0 means "priority only" (IEEE 802.1Q
+/// section 9.6), so it is free for this.
 pub const NO_VLAN: u16 = 0;
 
-/// No sockets: slot 0 of `XSKS` is nobody's.
+/// No sockets: slot 0 of `XSKS` is never used.
 pub const NO_XSK: u16 = 0;
 
-/// Key of `ATTACHMENTS`: an interface and the VLAN tags a frame carries when XDP sees it.
+/// Key of `ATTACHMENTS`: an interface, and the VLAN tags of a frame as XDP sees them.
 ///
 /// Hyper-V strips the tag before XDP runs, so "untagged on this interface" and "VLAN 101 on this
 /// interface" are different keys and both are usual.
@@ -31,7 +31,7 @@ pub struct AttachmentKey {
     pub inner: u16,
 }
 
-/// Value of `ATTACHMENTS`: which network a port belongs to.
+/// Value of `ATTACHMENTS`: the network of a port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attachment {
@@ -39,19 +39,19 @@ pub struct Attachment {
     pub network: u32,
     /// [`attachment_flags`].
     pub flags: u32,
-    /// Our MAC address on this port: the one hosts send to and we answer with.
+    /// Our MAC address on this port.
     pub mac: [u8; 6],
-    /// Where the interface's sockets are in `XSKS`: queue `q` at `xsk + q`, host byte order; [`NO_XSK`]
-    /// for none.
+    /// First slot of the interface's sockets in `XSKS`: queue `q` is at `xsk + q`. Host byte order;
+    /// [`NO_XSK`] for none.
     pub xsk: u16,
 }
 
 /// Bits of [`Attachment::flags`].
 pub mod attachment_flags {
-    /// The entry is in force. Always set.
+    /// The entry is active. Always set.
     pub const ACTIVE: u32 = 1;
-    /// The appliance's own address lives on this port too: what is not for the data path goes to
-    /// the kernel. Without it the port is a tenant's only, and the rest is dropped.
+    /// The kernel shares the port: packets that are not for the data path are passed to it. Without
+    /// this flag the port is a tenant's only, and such packets are dropped.
     pub const HOST: u32 = 2;
 }
 
@@ -59,7 +59,7 @@ pub mod attachment_flags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Network {
-    /// The network's identity in every other map and on the wire: 1 to 2^24-1, host byte order.
+    /// The network's identifier in every other map and on the wire: 1 to 2^24-1, host byte order.
     pub vni: u32,
     /// Slot in `TENANTS`, host byte order.
     pub tenant: u32,
@@ -71,15 +71,15 @@ pub struct Network {
     pub mtu: u16,
     /// Used entries of `prefixes`.
     pub prefix_count: u16,
-    /// Largest IP packet that the network's port takes, bytes, host byte order.
+    /// Largest IP packet of the network's port, bytes, host byte order.
     pub lan_mtu: u16,
     /// Zero.
     pub reserved: u16,
-    /// The IPv4 router of the network, or [`crate::addr::UNSPECIFIED`]: next hop of what leaves the
-    /// prefixes, on the tenant side; an address answered for, on the provider side; ourselves, in full
-    /// failover.
+    /// The IPv4 router of the network, or [`crate::addr::UNSPECIFIED`]. On the tenant side the next
+    /// hop for destinations outside the prefixes; on the provider side an address that is answered
+    /// for; in full failover our own.
     pub gateway_v4: Address,
-    /// The IPv6 router of the network, likewise; may be link-local.
+    /// The IPv6 router of the network, as for IPv4; may be link-local.
     pub gateway_v6: Address,
     /// The network's prefixes, IPv4 ones in mapped form.
     pub prefixes: [Prefix; MAX_PREFIXES],
@@ -87,42 +87,43 @@ pub struct Network {
 
 /// Bits of [`Network::flags`].
 pub mod network_flags {
-    /// The entry is in force. Always set.
+    /// The entry is active. Always set.
     pub const ACTIVE: u32 = 1;
-    /// This appliance is on the side of the replicas: an endpoint is **here** and every other address
-    /// is at the production site. Without it an endpoint is **there** and every other address is here.
+    /// This appliance is on the side of the replicas: endpoints are on this side, and every other
+    /// address is at the production site. Without it, the other way round.
     pub const PROVIDER: u32 = 2;
-    /// The network's tunnel is encrypted: what goes into it goes to a worker.
+    /// The network's tunnel is encrypted: its packets go to a worker.
     pub const SECURE: u32 = 4;
-    /// In full failover its hosts reach the outside.
+    /// In full failover, its hosts have internet access.
     pub const INTERNET: u32 = 8;
 }
 
-/// Value of `TENANTS`: what one tenant's networks do. Eight bytes, so that a switch is one store.
+/// Value of `TENANTS`: the mode of a tenant. Eight bytes, so that a mode switch is one store.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tenant {
     /// A [`Mode`], host byte order.
     pub mode: u32,
-    /// Raised by one at each switch, host byte order.
+    /// Incremented at each switch, host byte order.
     pub epoch: u32,
 }
 
-/// What a tenant's networks do.
+/// The failover mode of a tenant's networks.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Nothing is answered and nothing is carried.
+    /// Nothing is answered or forwarded.
     #[default]
     Idle = 0,
     /// Partial site failover: endpoints are reached through the tunnel.
     Partial = 1,
-    /// Full site failover: every address is here, and we are the networks' router.
+    /// Full site failover: every address is on this side, and the appliance is the networks'
+    /// router.
     Full = 2,
 }
 
 impl Mode {
-    /// The mode a map holds; `None` for a number this version does not know.
+    /// The mode of a map entry; `None` for a number that this version does not know.
     #[must_use]
     pub const fn from_u32(value: u32) -> Option<Self> {
         match value {
@@ -133,7 +134,7 @@ impl Mode {
         }
     }
 
-    /// As typed and printed.
+    /// The mode's name in commands and status.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -154,24 +155,24 @@ pub struct HostKey {
     pub address: Address,
 }
 
-/// Value of `ENDPOINTS`: an address that is failed over, its machine running as a replica.
+/// Value of `ENDPOINTS`: an address that is failed over; its machine runs as a replica.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
-    /// 1. Room for per-endpoint settings.
+    /// 1. Reserved for settings of an endpoint.
     pub flags: u32,
 }
 
-/// Most bytes of Ethernet header in front of a packet: addresses, two tags, type.
+/// Longest Ethernet header, bytes: addresses, two tags, type.
 pub const MAX_L2_LEN: usize = 22;
 
-/// Value of `NEIGHBOURS`: how to put a packet on the wire to a host of a network.
+/// Value of `NEIGHBOURS`: interface and Ethernet header of a host.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
     /// Interface to send on, host byte order.
     pub ifindex: u32,
-    /// [`neighbour_flags`]. The programs set `CONFIRMED`; user space reads and clears it.
+    /// [`neighbour_flags`]. The programs set `HEARD` and `USED`; user space reads and clears them.
     pub flags: u32,
     /// The Ethernet header: destination, source, tags, and two bytes for the type, which the
     /// program fills from the packet.
@@ -184,12 +185,12 @@ pub struct Neighbour {
 
 /// Bits of [`Neighbour::flags`].
 pub mod neighbour_flags {
-    /// The entry is in force. Always set.
+    /// The entry is active. Always set.
     pub const ACTIVE: u32 = 1;
-    /// Set by a program when the host was heard with the same MAC, or was sent to, since user space
-    /// last looked: heard.
+    /// Set by a program when the host was heard with the same MAC address since user space last
+    /// cleared the flag.
     pub const HEARD: u32 = 2;
-    /// Set by a program when a packet was sent to the host since user space last looked.
+    /// Set by a program when a packet was sent to the host since user space last cleared the flag.
     pub const USED: u32 = 4;
 }
 
@@ -240,14 +241,14 @@ impl Neighbour {
     }
 }
 
-/// Key of `TUNNELS`: whose datagrams are accepted for which network.
+/// Key of `TUNNELS`: a peer whose datagrams are accepted for a network.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TunnelKey {
     /// VNI, host byte order.
     pub vni: u32,
-    /// The peer's outer address; [`crate::addr::UNSPECIFIED`] for the entry that only says the
-    /// network exists, so that a stranger is told from an unknown network.
+    /// The peer's outer address. [`crate::addr::UNSPECIFIED`] in the entry that marks the network
+    /// as known, which separates an unknown peer from an unknown network.
     pub peer: Address,
 }
 
@@ -261,7 +262,7 @@ pub struct Tunnel {
     pub flags: u32,
 }
 
-/// Value of `PEERS`: the outer header to a peer, ready but for lengths, VNI and source port.
+/// Value of `PEERS`: the outer header to a peer, complete but for lengths, VNI and source port.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -269,8 +270,8 @@ pub struct Peer {
     pub ifindex: u32,
     /// [`peer_flags`].
     pub flags: u32,
-    /// Ethernet, IPv4 or IPv6, UDP and VXLAN headers. Length fields, the UDP source port and the VNI
-    /// are zero. The IPv4 checksum is that of the header with total length zero.
+    /// Ethernet, IPv4 or IPv6, UDP and VXLAN headers. Length fields, the UDP source port and the
+    /// VNI are zero. The IPv4 checksum is that of the header with total length zero.
     pub header: [u8; crate::wire::OUTER_V6_LEN],
     /// Used bytes of `header`: 50 for IPv4, 70 for IPv6.
     pub header_len: u8,
@@ -280,14 +281,14 @@ pub struct Peer {
 
 /// Bits of [`Peer::flags`].
 pub mod peer_flags {
-    /// The next hop is resolved and the header is whole.
+    /// The next hop is resolved and the header is complete.
     pub const RESOLVED: u32 = 1;
     /// The outer header is IPv6.
     pub const IPV6: u32 = 2;
 }
 
-/// Key of `SESSIONS`: the index by which an encrypted datagram names its session, host byte order (it is
-/// little-endian on the wire). The value, [`Session`], says that a worker knows it.
+/// Key of `SESSIONS`: the session index in an encrypted datagram, host byte order (little-endian on
+/// the wire). An entry means that a worker has the session.
 pub type SessionKey = u32;
 
 /// Value of `SESSIONS`.
@@ -298,8 +299,8 @@ pub struct Session {
     pub flags: u32,
 }
 
-/// Value of `HANDSHAKE_SOURCES`, by source address, and of `HANDSHAKE_BUDGET`: a bucket of whole
-/// handshakes (the generic cell rate algorithm, ITU-T I.371).
+/// Value of `HANDSHAKE_SOURCES`, `HANDSHAKE_BUDGET` and `ICMP_BUDGET`: a token bucket (the generic
+/// cell rate algorithm, ITU-T I.371).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
@@ -308,8 +309,8 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Takes one handshake out at `now`, nanoseconds, if there is one in it: `per_second` come back, up
-    /// to `burst`. Both at least 1.
+    /// Takes one token at `now`, nanoseconds, if there is one: `per_second` are refilled, up to
+    /// `burst`. Both at least 1.
     #[inline(always)]
     pub const fn take(&mut self, now: u64, per_second: u64, burst: u64) -> bool {
         let cost = 1_000_000_000 / per_second;
@@ -326,8 +327,8 @@ impl Bucket {
     }
 }
 
-/// Value of `PEER_ADDRESSES`, by address: where a peer of an encrypted tunnel is. A handshake from there
-/// doesn't share the budget of strangers.
+/// Value of `PEER_ADDRESSES`: the address of a peer of an encrypted tunnel. Its handshakes do not
+/// count against the budget of unknown sources.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerAddress {
@@ -335,12 +336,12 @@ pub struct PeerAddress {
     pub flags: u32,
 }
 
-/// Key of `ROUTES`, behind the prefix length that a longest-prefix match has in front: bits of the tenant
-/// (always all 32) and of the address.
+/// Key of `ROUTES`, behind the prefix length of a longest-prefix match: the tenant (always all 32
+/// bits) and the address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteKey {
-    /// Slot in `TENANTS`, host byte order: any order will do where all bits count.
+    /// Slot in `TENANTS`, host byte order: all its bits are compared, so any order is fine.
     pub tenant: u32,
     /// The address, IPv4 in mapped form.
     pub address: Address,
@@ -349,7 +350,7 @@ pub struct RouteKey {
 /// Bits of [`RouteKey`] in front of the address.
 pub const ROUTE_KEY_BITS: u32 = 32;
 
-/// Value of `ROUTES`: the network of a tenant that a prefix is of.
+/// Value of `ROUTES`: the network of a prefix.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Route {
@@ -359,14 +360,14 @@ pub struct Route {
     pub flags: u32,
 }
 
-/// Key of `POLICIES`: two networks by VNI, host byte order. From the one to the other is allowed, and what
-/// belongs to it comes back only if that is allowed, too.
+/// Key of `POLICIES`: two networks by VNI, host byte order. An entry allows packets from one to the
+/// other; replies need an entry of their own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyKey {
-    /// Where a packet is from.
+    /// The network that a packet comes from.
     pub from: u32,
-    /// Where it is to.
+    /// The network that it goes to.
     pub to: u32,
 }
 
@@ -378,23 +379,23 @@ pub struct Policy {
     pub flags: u32,
 }
 
-/// Slots of `JUMPS`: programs that others go on in.
+/// Slots of `JUMPS`: the targets of tail calls.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Jump {
     /// An IP packet on the port of a tenant in full failover.
     Full = 0,
-    /// What of that leaves the tenant's networks.
+    /// A packet that leaves the networks of such a tenant.
     NatOut = 1,
     /// An IP packet on the uplink to a public address.
     NatIn = 2,
 }
 
 impl Jump {
-    /// How many there are.
+    /// Number of slots.
     pub const COUNT: u32 = 3;
 
-    /// All, with the names of their programs.
+    /// All slots, with the names of their programs.
     pub const ALL: [(Self, &'static str); 3] = [
         (Self::Full, "full"),
         (Self::NatOut, "nat_out"),
@@ -408,11 +409,11 @@ impl Jump {
 pub struct Config {
     /// [`SCHEMA_VERSION`] once configured, host byte order.
     pub version: u32,
-    /// UDP port of the plain tunnels, host byte order; zero: there are none.
+    /// UDP port of the plain tunnels, host byte order; zero: none.
     pub tunnel_port: u16,
-    /// UDP port of the encrypted tunnels, host byte order; zero: there are none.
+    /// UDP port of the encrypted tunnels, host byte order; zero: none.
     pub secure_port: u16,
-    /// Where the uplink's sockets are in `XSKS`, as [`Attachment::xsk`].
+    /// First slot of the uplink's sockets in `XSKS`, as [`Attachment::xsk`].
     pub uplink_xsk: u16,
     /// Zero.
     pub reserved: u16,
@@ -426,13 +427,13 @@ pub struct Config {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetworkStats {
-    /// Packets put into the tunnel.
+    /// Packets sent into the tunnel.
     pub tx_packets: u64,
-    /// Bytes of IP put into the tunnel.
+    /// Bytes of IP packets sent into the tunnel.
     pub tx_bytes: u64,
-    /// Packets taken out of the tunnel.
+    /// Packets received from the tunnel.
     pub rx_packets: u64,
-    /// Bytes of IP taken out of the tunnel.
+    /// Bytes of IP packets received from the tunnel.
     pub rx_bytes: u64,
 }
 
@@ -464,8 +465,8 @@ impl Peer {
     /// The outer header for datagrams from `local` to `remote` on `port`.
     ///
     /// The Ethernet addresses are those of the next hop and of the interface. DF is set, hop limit
-    /// is 64 (RFC 1700), DSCP 0; the UDP checksum is zero (RFC 7348 section 4.1; for IPv6 RFC 6935).
-    /// `None` when the two addresses are not of one family.
+    /// is 64 (RFC 1700), DSCP 0; the UDP checksum is zero (RFC 7348 section 4.1; for IPv6 RFC
+    /// 6935). `None` if the two addresses are of different families.
     #[must_use]
     pub fn new(
         ifindex: u32,
@@ -525,10 +526,10 @@ impl Peer {
         })
     }
 
-    /// Writes outer header and inner Ethernet header in front of an inner packet of `inner_len` bytes
-    /// (IP header included), as the programs do, for the slow path. `out` starts at the outer
-    /// Ethernet header. Returns the bytes written; `None` when `out` is too short or the datagram
-    /// would exceed 65 535 bytes.
+    /// Writes outer header and inner Ethernet header for an inner packet of `inner_len` bytes (with
+    /// its IP header), as the programs do. For the slow path. `out` begins with the outer Ethernet
+    /// header. Returns the bytes written; `None` if `out` is too short or the datagram exceeds 65
+    /// 535 bytes.
     #[must_use]
     pub fn write_header(
         &self,
@@ -596,8 +597,9 @@ mod pod {
     macro_rules! pod {
         ($($name:ty),+ $(,)?) => {
             $(
-                // SAFETY: `repr(C)`, `Copy`, integers and byte arrays only, and the size asserted above is
-                // the sum of the fields' sizes, so there is no padding and every bit pattern is valid.
+                // SAFETY: `repr(C)`, `Copy`, integers and byte arrays only, and the size asserted
+                // above is the sum of the fields' sizes, so there is no padding and every bit
+                // pattern is valid.
                 unsafe impl aya::Pod for $name {}
             )+
         };

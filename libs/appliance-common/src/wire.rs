@@ -38,7 +38,7 @@ pub const IPPROTO_UDP: u8 = 17;
 /// ICMPv6 (RFC 4443).
 pub const IPPROTO_ICMPV6: u8 = 58;
 
-/// The port IANA gave VXLAN (RFC 7348 section 8).
+/// The IANA port of VXLAN (RFC 7348 section 8).
 pub const VXLAN_PORT: u16 = 4789;
 /// The `I` flag: the VNI is valid (RFC 7348 section 5).
 pub const VXLAN_FLAG_VNI: u8 = 0x08;
@@ -52,13 +52,13 @@ pub const SOURCE_PORT_MIN: u16 = 49152;
 pub const OUTER_V4_LEN: usize = ETH_LEN + IPV4_LEN + UDP_LEN + VXLAN_LEN;
 /// Outer Ethernet, IPv6, UDP and VXLAN headers, bytes.
 pub const OUTER_V6_LEN: usize = ETH_LEN + IPV6_LEN + UDP_LEN + VXLAN_LEN;
-/// What a plain tunnel over IPv4 takes from the path MTU, bytes: inner Ethernet included.
+/// Overhead of a plain tunnel over IPv4, bytes: outer headers and inner Ethernet.
 pub const OVERHEAD_V4: u16 = (IPV4_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN) as u16;
-/// What a plain tunnel over IPv6 takes from the path MTU, bytes: inner Ethernet included.
+/// Overhead of a plain tunnel over IPv6, bytes: outer headers and inner Ethernet.
 pub const OVERHEAD_V6: u16 = (IPV6_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN) as u16;
 
-/// A tunnel datagram's source port, host byte order, from a hash of the inner flow: the entropy that
-/// spreads flows over the paths and queues between the appliances (RFC 7348 section 5).
+/// A tunnel datagram's source port, host byte order, from a hash of the inner flow. It spreads
+/// flows over the paths and queues between the appliances (RFC 7348 section 5).
 #[inline(always)]
 #[must_use]
 pub const fn source_port(hash: u32) -> u16 {
@@ -66,32 +66,32 @@ pub const fn source_port(hash: u32) -> u16 {
     SOURCE_PORT_MIN | ((mixed >> 18) as u16 & 0x3fff)
 }
 
-/// The port of the encrypted tunnels, and of everything a tenant sends to its provider.
+/// The port of encrypted tunnels, and of all traffic from a tenant to its provider.
 pub const SECURE_PORT: u16 = 6180;
-/// A data message (type 4) without content, bytes: header and tag.
+/// An empty data message (type 4), bytes: header and tag.
 pub const SECURE_DATA_MIN: usize = 32;
-/// A circuit's id, which may be in front of a message, bytes (`docs/gateway.md`).
+/// A circuit ID, which may precede a message, bytes (`docs/gateway.md`).
 pub const CIRCUIT_ID_LEN: usize = 8;
-/// A message between an end of a circuit and its gateway, bytes.
+/// A message between the end of a circuit and its gateway, bytes.
 pub const CIRCUIT_MESSAGE_BYTES: usize = 64;
-/// What the programs put in front of an IP packet they hand to a worker to be sealed, bytes: the slot of
-/// its network and a hash of its flow (both 32 bits, host byte order), and the header of a segment, which is
-/// sealed with the packet.
+/// The header that the programs write in front of an IP packet for a worker, bytes: network slot
+/// and flow hash (32 bits each, host byte order), and the segment header, which is encrypted with
+/// the packet.
 pub const WORKER_HEADER_LEN: usize = 16;
-/// Of those, the segment header, bytes.
+/// The segment header within it, bytes.
 pub const SEGMENT_HEADER_LEN: usize = 8;
 /// First byte of the segment header in front of an IP packet.
 pub const SEGMENT_IP: u8 = 1;
-/// What an encrypted tunnel over IPv4 takes from the path MTU, bytes: outer headers, message and segment.
+/// Overhead of an encrypted tunnel over IPv4, bytes: outer headers, message and segment.
 pub const SECURE_OVERHEAD_V4: u16 =
     (IPV4_LEN + UDP_LEN + SECURE_DATA_MIN + SEGMENT_HEADER_LEN) as u16;
-/// What an encrypted tunnel over IPv6 takes from the path MTU, bytes.
+/// Overhead of an encrypted tunnel over IPv6, bytes.
 pub const SECURE_OVERHEAD_V6: u16 =
     (IPV6_LEN + UDP_LEN + SECURE_DATA_MIN + SEGMENT_HEADER_LEN) as u16;
 
-/// The MAC address of the inner Ethernet header of network `vni`. The receiving appliance routes by
-/// inner address and writes its own Ethernet header, so this is for a reader of captures: a locally
-/// administered unicast address that spells the VNI.
+/// The MAC address of the inner Ethernet header of network `vni`: a locally administered unicast
+/// address that spells the VNI, for readers of captures. The receiving appliance routes by inner
+/// IP address and writes an Ethernet header of its own.
 #[inline(always)]
 #[must_use]
 pub const fn inner_mac(vni: u32) -> [u8; 6] {

@@ -1,12 +1,13 @@
-//! One direction of a connection: by what it is found, and what becomes of its packets.
+//! One direction of a connection: the key that finds it, and the translation of its packets.
 
 use super::{Direction, TcpState, Words, flow_flags};
 use crate::wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP};
 
-/// Key of `FLOWS` and `OPENING`: a packet as it comes.
+/// Key of `FLOWS` and `OPENING`: a packet as it arrives.
 ///
-/// For ICMP and ICMPv6 queries the identifier is the source port and the destination port is zero; for their
-/// answers the other way round. Key of `FRAGMENTS`, too: with the halves of the identification as ports.
+/// For ICMP and ICMPv6 queries, the identifier is the source port and the destination port is zero;
+/// for replies the other way round. Also the key of `FRAGMENTS`, with the halves of the
+/// identification as ports.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowKey {
@@ -18,7 +19,7 @@ pub struct FlowKey {
     pub source_port: u16,
     /// Destination port, network byte order.
     pub destination_port: u16,
-    /// Where it comes from: [`OUTSIDE`](super::OUTSIDE), or a tenant's zone; host byte order.
+    /// The zone it comes from: [`OUTSIDE`](super::OUTSIDE), or a tenant's; host byte order.
     pub zone: u16,
     /// IP protocol.
     pub protocol: u8,
@@ -26,7 +27,7 @@ pub struct FlowKey {
     pub reserved: u8,
 }
 
-/// Value of `FLOWS`, `OPENING` and `FRAGMENTS`: what such a packet becomes, and where it goes.
+/// Value of `FLOWS`, `OPENING` and `FRAGMENTS`: the translation of a packet, and where it goes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
@@ -38,37 +39,38 @@ pub struct Flow {
     pub source_port: u16,
     /// New destination port, network byte order.
     pub destination_port: u16,
-    /// Where it goes: [`OUTSIDE`](super::OUTSIDE), or a tenant's zone; host byte order.
+    /// The zone it goes to: [`OUTSIDE`](super::OUTSIDE), or a tenant's; host byte order.
     pub to_zone: u16,
-    /// A [`TcpState`], or which directions were seen.
+    /// A [`TcpState`]; for other protocols, the directions that have sent.
     pub state: u8,
     /// [`flow_flags`].
     pub flags: u8,
     /// Slot of the network it goes to, or [`UPLINK`](super::UPLINK); host byte order.
     pub to: u32,
-    /// Slot of the network it comes from, likewise.
+    /// Slot of the network it comes from, or [`UPLINK`](super::UPLINK); host byte order.
     pub from: u32,
     /// Epoch of the tenant that it goes to; zero for the outside.
     pub to_epoch: u32,
     /// Epoch of the tenant that it comes from; zero for the outside.
     pub from_epoch: u32,
-    /// The rule that allowed it: its slot and one; zero for none.
+    /// The rule that allowed it: its slot plus one; zero for none.
     pub rule: u32,
-    /// The rule's epoch at the time.
+    /// The rule's epoch when the connection was opened.
     pub rule_epoch: u32,
     /// When a packet was last seen, [`ticks`] of the kernel's monotonic clock.
     pub last_seen: u32,
-    /// [`FlowKey::tag`] of its key: an entry that is given to another flow while it is being read is told by it.
+    /// [`FlowKey::tag`] of its key: shows that an entry was recycled for another flow while being
+    /// read.
     pub tag: u32,
-    /// Packets that went this way.
+    /// Packets of this direction.
     pub packets: u64,
     /// Their bytes, IP headers included.
     pub bytes: u64,
-    /// Out of the uplink: the next hop's MAC address, then ours.
+    /// For the uplink: the next hop's MAC address, then ours.
     pub egress_macs: [u8; 12],
-    /// [`egress_stamp`] of when the kernel was asked for that.
+    /// [`egress_stamp`] of the FIB lookup that found them.
     pub egress_stamp: u16,
-    /// The longest packet that the kernel has said may go that way, bytes; zero: it was not asked yet.
+    /// The longest packet that a FIB lookup accepted, bytes; zero: no lookup yet.
     pub egress_max_len: u16,
 }
 
@@ -78,7 +80,7 @@ const _: () = {
     assert!(size_of::<Timeouts>() == 20);
 };
 
-/// Bits of [`Flow::state`] for what is not TCP.
+/// Bits of [`Flow::state`] of protocols other than TCP.
 const SEEN_ORIGINAL: u8 = 1;
 const SEEN_REPLY: u8 = 2;
 
@@ -111,15 +113,16 @@ const fn mix(hash: u32, word: u32) -> u32 {
     hash
 }
 
-/// Units of [`Flow::seen`] and [`Timeouts`], 2^30 ns, of a time in nanoseconds: a shift, not a division.
+/// A time in nanoseconds in the units of [`Flow::last_seen`] and [`Timeouts`], 2^30 ns: a shift,
+/// not a division.
 #[inline(always)]
 #[must_use]
 pub const fn ticks(nanoseconds: u64) -> u32 {
     (nanoseconds >> 30) as u32
 }
 
-/// For how long the kernel's word about a way out is taken: as long as this stays the same. That is four ticks at
-/// most, and until user space, which hears of changes, raises `changes`.
+/// A stamp that changes when the result of a FIB lookup must be refreshed: at the latest after four
+/// ticks, and whenever user space increments [`Nat::route_generation`](super::Nat), here `changes`.
 #[inline(always)]
 #[must_use]
 pub const fn egress_stamp(changes: u32, now: u32) -> u16 {
@@ -138,7 +141,7 @@ impl Flow {
         }
     }
 
-    /// The other direction, of the flow that is found by `key`, with nothing counted.
+    /// Writes the other direction of the flow with `key`, with zero counts.
     #[inline(always)]
     pub const fn inverse(&self, key: &FlowKey, back_key: &mut FlowKey, back: &mut Self) {
         self.other_key(key.protocol, back_key);
@@ -164,7 +167,7 @@ impl Flow {
         back.egress_max_len = 0;
     }
 
-    /// Whether two make the same of a packet.
+    /// Whether two flows translate a packet alike.
     #[inline(always)]
     #[must_use]
     pub const fn same_translation(&self, other: &Self) -> bool {
@@ -192,8 +195,8 @@ impl Flow {
         }
     }
 
-    /// Whether both ends want it: a connection of TCP is established, or has been; of datagrams, both have
-    /// spoken.
+    /// Whether both ends have agreed to it: TCP is or was established; of other protocols, both
+    /// ends have sent.
     #[inline(always)]
     #[must_use]
     pub const fn is_assured(protocol: u8, state: u8) -> bool {
@@ -204,7 +207,7 @@ impl Flow {
         state & (SEEN_ORIGINAL | SEEN_REPLY) == SEEN_ORIGINAL | SEEN_REPLY
     }
 
-    /// The key of the other direction, of a flow of this protocol.
+    /// Writes the key of the other direction of a flow of this protocol.
     #[inline(always)]
     pub const fn other_key(&self, protocol: u8, key: &mut FlowKey) {
         key.source = self.destination;
@@ -216,20 +219,20 @@ impl Flow {
         key.reserved = 0;
     }
 
-    /// Whether a packet of it may be delivered: one to another's external end may once that one has spoken to this
-    /// one's (RFC 4787 REQ-9, with the filtering of section 5).
+    /// Whether its packets may be delivered. Those to another endpoint's mapping may once that
+    /// endpoint has sent to this one's (RFC 4787 REQ-9, with the filtering of section 5).
     #[inline(always)]
     #[must_use]
     pub const fn may_deliver(&self) -> bool {
-        // Of TCP, the bit says that the other's SYN was seen.
+        // For TCP, the bit means that the SYN of the other end was seen.
         self.flags & flow_flags::MUTUAL == 0 || self.state & SEEN_REPLY != 0
     }
 
-    /// Whether it has been silent for too long at `now`, [`ticks`].
+    /// Whether its timeout has passed at `now`, [`ticks`].
     #[inline(always)]
     #[must_use]
     pub const fn is_expired(&self, protocol: u8, now: u32, timeouts: &Timeouts) -> bool {
-        // A clock read a moment earlier than another CPU's is no age.
+        // Another CPU may have read the clock slightly later: no negative age.
         let age = now.wrapping_sub(self.last_seen) as i32;
         age > 0 && age as u32 > timeouts.of(protocol, self.state)
     }
@@ -240,15 +243,15 @@ const fn equal(a: &Words, b: &Words) -> bool {
     a[3] == b[3] && a[2] == b[2] && a[1] == b[1] && a[0] == b[0]
 }
 
-/// How long connections may be silent, in units of [`ticks`].
+/// Idle timeouts of connections, in [`ticks`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// Established TCP. At least 7440 s (RFC 5382 REQ-5).
     pub established: u32,
-    /// TCP that one end has closed, or both: at least 240 s (RFC 5382 REQ-5).
+    /// TCP that one or both ends have closed: at least 240 s (RFC 5382 REQ-5).
     pub transitory: u32,
-    /// TCP that is being opened. RFC 5382 counts it as transitory; a flood pushes it out earlier.
+    /// TCP that is being opened, which RFC 5382 counts as transitory. A flood may evict it earlier.
     pub opening: u32,
     /// UDP: at least 120 s, better 300 (RFC 4787 REQ-5).
     pub udp: u32,
@@ -269,13 +272,13 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// A time in seconds as one of these, rounded up. At most 2^31 s.
+    /// Seconds in [`ticks`], rounded up. At most 2^31 s.
     #[must_use]
     pub const fn seconds(seconds: u32) -> u32 {
         ((seconds as u64 * 1_000_000_000).div_ceil(1 << 30)) as u32
     }
 
-    /// For a connection of a protocol in a state.
+    /// The timeout of a connection of a protocol in a state.
     #[inline(always)]
     #[must_use]
     pub const fn of(&self, protocol: u8, state: u8) -> u32 {
@@ -286,7 +289,7 @@ impl Timeouts {
         }
     }
 
-    /// For a TCP connection in a state.
+    /// The timeout of a TCP connection in a state.
     #[inline(always)]
     #[must_use]
     pub const fn tcp(&self, state: TcpState) -> u32 {

@@ -1,17 +1,17 @@
-//! Network address translation of full failover: what the programs and user space agree on.
+//! Network address translation of full failover: the records that programs and user space share.
 //!
 //! Pure and without a clock, so that the programs, user space and tests decide alike.
 //!
 //! ```text
-//!   a packet ─▶ FlowKey ─ FLOWS, then OPENING ─▶ Flow: new addresses and ports, and where to
-//!                  │ none, and it may open one
+//!   packet ─▶ FlowKey ─ FLOWS, then OPENING ─▶ Flow: new addresses and ports, next network
+//!                  │ no entry, and it may open a connection
 //!                  ├─ from a tenant: MAPPINGS, endpoint-independent (RFC 4787 section 4.1)
 //!                  └─ from outside:  RULE_PORTS ─▶ RULES
 //! ```
 //!
-//! A connection is two flows, one for each direction, each the [`inverse`](Flow::inverse) of the other. It
-//! begins in `OPENING`, where the oldest give way to new ones, and moves to `FLOWS`, where none gives way, once
-//! both ends have spoken: a flood of first packets takes no place from connections.
+//! A connection is two flows, one per direction, each the [`inverse`](Flow::inverse) of the other.
+//! It begins in `OPENING`, which evicts the oldest entries, and moves to `FLOWS`, which never
+//! evicts, once both ends have sent. So a flood of first packets displaces no connection.
 
 mod flow;
 mod tcp;
@@ -22,48 +22,50 @@ pub use tcp::{ACK, FIN, RST, SYN, TcpState};
 /// An address as four words in memory order, IPv4 in mapped form.
 pub type Words = [u32; 4];
 
-/// Which way a packet of a connection goes.
+/// The direction of a packet within its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// As its first packet.
+    /// That of the first packet.
     Original,
-    /// Back.
+    /// The reverse.
     Reply,
 }
 
-/// The zone of the outside; a tenant's is its slot and one.
+/// The zone of the outside. A tenant's zone is its slot plus one.
 pub const OUTSIDE: u16 = 0;
 
-/// In place of a network's slot: out of the uplink.
+/// In place of a network's slot: the uplink.
 pub const UPLINK: u32 = u32::MAX;
 
-/// Ticks for which the fragments of a datagram are awaited: 30 s, as in Linux (net.ipv4.ipfrag_time).
+/// How long fragments of a datagram are translated as its first one, ticks: 30 s, as in Linux
+/// (net.ipv4.ipfrag_time).
 pub const FRAGMENT_TICKS: u32 = 28;
 
-/// Ports tried for a new mapping, beyond which they count as exhausted.
+/// Ports tried for a new mapping before it fails.
 pub const PORT_PROBES: u32 = 32;
 
 /// Bits of [`Flow::flags`].
 pub mod flow_flags {
-    /// This direction is the one back.
+    /// This is the reply direction.
     pub const REPLY: u8 = 1;
-    /// Opened by a tenant's host to the outside: stands as long as its network has the internet.
+    /// Opened by a tenant's host to the outside: valid while its network has internet access.
     pub const INTERNET: u8 = 2;
-    /// The one that opened it has a mapping.
+    /// The host that opened it has a mapping.
     pub const MAPPED: u8 = 4;
-    /// Opened to what another endpoint is seen as: nothing of it is delivered before that one has spoken, too.
+    /// Opened to another endpoint's mapping: nothing is delivered before that endpoint has sent,
+    /// too.
     pub const MUTUAL: u8 = 8;
 }
 
-/// Key of `MAPPINGS`: an endpoint, inside or outside.
+/// Key of `MAPPINGS`: an inside or outside endpoint.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MappingKey {
     /// Its address.
     pub address: Words,
-    /// Its port, or the identifier of ICMP queries; network byte order.
+    /// Its port, or the identifier of ICMP queries. Network byte order.
     pub port: u16,
-    /// [`OUTSIDE`], or the tenant's; host byte order.
+    /// [`OUTSIDE`], or the tenant's zone; host byte order.
     pub zone: u16,
     /// IP protocol.
     pub protocol: u8,
@@ -71,7 +73,7 @@ pub struct MappingKey {
     pub reserved: [u8; 3],
 }
 
-/// Value of `MAPPINGS`: the endpoint that it is on the other side.
+/// Value of `MAPPINGS`: the endpoint on the other side.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mapping {
@@ -81,23 +83,22 @@ pub struct Mapping {
     pub port: u16,
     /// Its zone, host byte order.
     pub zone: u16,
-    /// The tenant's epoch at the time, host byte order.
+    /// The tenant's epoch when it was created, host byte order.
     pub epoch: u32,
 }
 
-/// Value of `NAT`, the one entry of an array. With `uplink` zero nothing is translated.
+/// Value of `NAT`, the one entry of an array. Nothing is translated while `uplink` is zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Nat {
-    /// The interface to the outside, host byte order; zero: there is none.
+    /// The interface to the outside, host byte order; zero: none.
     pub uplink: u32,
-    /// Where the search for free ports begins is a function of this: secret, so that ports are not guessed
-    /// (RFC 6056).
+    /// Seed of the search for free ports: secret, so that ports cannot be guessed (RFC 6056).
     pub seed: u32,
     /// How long connections may be silent.
     pub timeouts: Timeouts,
-    /// Raised whenever routes or neighbours of the uplink change: what the programs keep of ways out is then asked
-    /// for again.
+    /// Incremented whenever routes or neighbours of the uplink change: the programs then repeat
+    /// their FIB lookups.
     pub route_generation: u32,
     /// The interface's MAC address.
     pub mac: [u8; 6],
@@ -105,20 +106,20 @@ pub struct Nat {
     pub reserved: [u8; 2],
 }
 
-/// Value of `NAT_ADDRESSES`, two for each tenant's slot, IPv4 and IPv6: what its networks with internet are
-/// seen as. All zero: nothing.
+/// Value of `NAT_ADDRESSES`, two for each tenant slot, IPv4 and IPv6: the public address of its
+/// mappings. All zero: none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NatAddress {
     /// The address.
     pub address: Words,
-    /// The first port that may be used, host byte order.
+    /// The first port for mappings, host byte order.
     pub first: u16,
-    /// The last.
+    /// The last port for mappings, host byte order.
     pub last: u16,
 }
 
-/// Value of `PUBLIC`, by address: one that is translated on the uplink.
+/// Value of `PUBLIC`: an address that is translated on the uplink.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PublicAddress {
@@ -130,12 +131,13 @@ pub struct PublicAddress {
 pub mod public_flags {
     /// The entry is in force. Always set.
     pub const ACTIVE: u32 = 1;
-    /// It is the appliance's own address, too: the kernel answers for it, and has what is no flow's.
+    /// It is also the appliance's own address: the kernel answers for it, and gets packets of no
+    /// flow.
     pub const OWN: u32 = 2;
 }
 
-/// Key of `RULE_PORTS`, behind the prefix length of a longest-prefix match: the address and protocol always
-/// count with all their bits.
+/// Key of `RULE_PORTS`, behind the prefix length of a longest-prefix match. All bits of address and
+/// protocol are always compared.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RuleKey {
@@ -164,7 +166,8 @@ pub struct RuleSlot {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
-    /// Raised whenever the slot is written: a flow made by what was in it before is stale. Host byte order.
+    /// Incremented whenever the slot is written, which makes flows of the former rule stale. Host
+    /// byte order.
     pub epoch: u32,
     /// [`rule_flags`].
     pub flags: u32,
@@ -174,13 +177,13 @@ pub struct Rule {
     pub zone: u16,
     /// The first public port, host byte order; with [`rule_flags::ONE_TO_ONE`] zero.
     pub public_first: u16,
-    /// The first port of the machine, host byte order.
+    /// The machine's first port, host byte order.
     pub internal_first: u16,
     /// Zero.
     pub reserved: u16,
     /// The public address.
     pub public: Words,
-    /// The machine's.
+    /// The machine's address.
     pub internal: Words,
 }
 
@@ -188,9 +191,9 @@ pub struct Rule {
 pub mod rule_flags {
     /// The entry is in force.
     pub const ACTIVE: u32 = 1;
-    /// Only sources of `RULE_SOURCES` may come.
+    /// Only sources in `RULE_SOURCES` are allowed.
     pub const LISTED: u32 = 2;
-    /// The whole address, and what the machine sends is from it.
+    /// The rule maps the whole address, also for packets that the machine sends.
     pub const ONE_TO_ONE: u32 = 4;
 }
 
@@ -198,16 +201,16 @@ pub mod rule_flags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceKey {
-    /// The rule's slot, host byte order: any order will do where all bits count.
+    /// The rule's slot, host byte order: all its bits are compared, so any order is fine.
     pub slot: u32,
-    /// The source.
+    /// The source address.
     pub address: Words,
 }
 
 /// Bits of [`SourceKey`] in front of the address.
 pub const SOURCE_KEY_BITS: u32 = 32;
 
-/// Key of `ONE_TO_ONE`: a machine that has a public address to itself.
+/// Key of `ONE_TO_ONE`: a machine with a public address of its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MachineKey {
@@ -217,8 +220,8 @@ pub struct MachineKey {
     pub address: Words,
 }
 
-/// Value of `SHARES`, by tenant's slot: what one tenant may have at most, so that none takes the places of others. All
-/// zero: as much as there is room for.
+/// Value of `SHARES`, by tenant slot: the quota of a tenant, so that none exhausts the tables.
+/// Zero: unlimited.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantQuota {
@@ -228,7 +231,7 @@ pub struct TenantQuota {
     pub mappings: u32,
 }
 
-/// Value of `TALLIES`, by tenant's slot: what it has. The programs add, user space counts anew.
+/// Value of `TALLIES`, by tenant slot: its usage. The programs add, user space recounts.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantUsage {
@@ -261,8 +264,9 @@ mod pod {
     macro_rules! pod {
         ($($name:ty),+ $(,)?) => {
             $(
-                // SAFETY: `repr(C)`, `Copy`, integers and arrays of them only, and the size asserted above is
-                // the sum of the fields' sizes, so there is no padding and every bit pattern is valid.
+                // SAFETY: `repr(C)`, `Copy`, integers and arrays of them only, and the size
+                // asserted above is the sum of the fields' sizes, so there is no padding and every
+                // bit pattern is valid.
                 unsafe impl aya::Pod for $name {}
             )+
         };

@@ -1,4 +1,4 @@
-//! A TCP connection through NAT: what state it is in.
+//! The state of a TCP connection through NAT.
 //!
 //! The states follow both directions as far as a middlebox can see them (RFC 5382 section 4).
 //!
@@ -6,7 +6,7 @@
 //!   SYN ─▶ Opening ─ SYN back, then ACK, or SYN+ACK ─▶ Established ─ FIN ─▶ HalfClosed ─ FIN of the other ─▶ Closed
 //!              │                                            │                    │                          │
 //!              └──────────────── RST of either ─────────────┴────────────────────┴──────────────────────▶ Closed
-//!   Closed ─ SYN of whoever opens again ─▶ Opening
+//!   Closed ─ SYN of either end ─▶ Opening
 //! ```
 
 use super::Direction;
@@ -22,7 +22,7 @@ pub const ACK: u8 = 0x10;
 
 /// The state of a connection: bits, so that a map value holds it in a byte.
 ///
-/// Zero is a connection of which nothing was seen, which no entry of a map has.
+/// Zero means that nothing was seen, which no map entry has.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpState(u8);
@@ -50,8 +50,8 @@ impl TcpState {
         self.0
     }
 
-    /// Whether a packet with these flags may begin a connection: a SYN alone. What comes in the middle of a
-    /// connection that nobody knows is not translated: its other end is not known either.
+    /// Whether a segment with these flags may open a connection: a SYN alone. Segments in the
+    /// middle of an unknown connection are not translated, as its other end is unknown.
     #[inline(always)]
     #[must_use]
     pub const fn opens(flags: u8) -> bool {
@@ -70,7 +70,7 @@ impl TcpState {
             return Self(self.0 | Self::RESET);
         }
         if flags & SYN != 0 {
-            // A port used again (RFC 6191): whoever opens a closed connection begins a new one.
+            // A reused port (RFC 6191): a SYN on a closed connection opens a new one.
             if self.is_closed() && flags & ACK == 0 {
                 return Self(syn);
             }
@@ -78,7 +78,8 @@ impl TcpState {
         }
         let mut bits = self.0;
         if bits & Self::OPEN != 0 {
-            // What goes on after a reset was not reset: it was forged, or out of the window (RFC 7857 section 2.2).
+            // Segments after a reset show that it was forged or out of the window (RFC 7857 section
+            // 2.2).
             bits &= !Self::RESET;
         }
         const BOTH: u8 = TcpState::SYN_ORIGINAL | TcpState::SYN_REPLY;
@@ -91,7 +92,7 @@ impl TcpState {
         Self(bits)
     }
 
-    /// Whether both ends have agreed to the connection and neither has ended it.
+    /// Whether both ends have agreed to the connection and neither has closed it.
     #[inline(always)]
     #[must_use]
     pub const fn is_established(self) -> bool {
@@ -99,7 +100,7 @@ impl TcpState {
             && self.0 & (Self::FIN_ORIGINAL | Self::FIN_REPLY | Self::RESET) == 0
     }
 
-    /// Whether both ends have ended it, or one has reset it.
+    /// Whether both ends have closed it, or one has reset it.
     #[inline(always)]
     #[must_use]
     pub const fn is_closed(self) -> bool {
@@ -114,8 +115,8 @@ impl TcpState {
         self.0 & Self::RESET != 0 && self.0 & Self::OPEN == 0
     }
 
-    /// Whether it is still being opened: such connections have a budget of their own, so that a flood of SYNs
-    /// takes no place from others.
+    /// Whether it is still being opened. Such connections have a table of their own, so that a
+    /// flood of SYNs displaces no others.
     #[inline(always)]
     #[must_use]
     pub const fn is_opening(self) -> bool {
