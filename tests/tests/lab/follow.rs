@@ -187,7 +187,7 @@ fn packets_are_followed_while_somebody_looks_and_connections_go_on() {
         .cli(&["trace", "--seconds", "1"])
         .unwrap_or_else(|e| panic!("{e}"));
     assert!(
-        !second.ok() && second.stderr.contains("somebody else"),
+        !second.ok() && second.stderr.contains("another client is tracing"),
         "{}",
         second.stderr
     );
@@ -207,7 +207,7 @@ fn packets_are_followed_while_somebody_looks_and_connections_go_on() {
         .cli(&["trace", "--interface", "nowhere"])
         .unwrap_or_else(|e| panic!("{e}"));
     assert!(
-        !unknown.ok() && unknown.stderr.contains("no program on interface"),
+        !unknown.ok() && unknown.stderr.contains("\"nowhere\" has no XDP program"),
         "{}",
         unknown.stderr
     );

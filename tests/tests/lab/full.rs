@@ -204,7 +204,7 @@ fn port_22_is_public_by_no_rule() {
     ] {
         let why = refusal(&site, &["rule", "add", "--tenant", "acme", "shell", line]);
         assert!(
-            why.contains("22") && why.contains("managed"),
+            why.contains("22") && why.contains("reserved for managing the appliance"),
             "{line}: {why}"
         );
     }

@@ -683,7 +683,7 @@ fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
         ),
         (
             "xdp = \"native\"",
-            "no interface has an address that is listened on",
+            "no interface has a listen address or a default route",
         ),
         (
             "xdp = \"native\"\ninterfaces = [\"ga\"]\nbpf_object = \"/nowhere.o\"",
@@ -743,7 +743,7 @@ fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
     talks(&site, 0);
     let page = site.say(&["status"]);
     assert!(
-        page.contains("XDP on br0: none, circuits go through user space: attach XDP to br0"),
+        page.contains("XDP on br0: none, circuits use user space: attach XDP to br0"),
         "{page}"
     );
     site.signal(Signal::SIGKILL);
@@ -762,7 +762,7 @@ fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
     site.start();
     let page = site.say(&["status"]);
     assert!(
-        page.contains("XDP on gb: native, but the driver takes nothing of other interfaces"),
+        page.contains("XDP on gb: native, but the driver cannot accept XDP redirects"),
         "{page}"
     );
     let mut a = site.end("a", 1, Side::A, AT_A[0]);

@@ -15,4 +15,3 @@ mod secure;
 mod tenants;
 mod timed;
 mod wireguard;
-mod workers;

@@ -5,3 +5,4 @@ mod handshake_flood;
 mod recovery;
 mod restart_under_load;
 mod switchover;
+mod workers;
