@@ -300,7 +300,7 @@ impl<D: Daemon> Service<D> {
         let result = self.daemon.reload().await;
         match &result {
             Ok(_) => tracing::info!("configuration reloaded"),
-            Err(refusal) => tracing::error!(
+            Err(refusal) => tracing::warn!(
                 code = refusal.code,
                 reason = refusal.message,
                 "reload refused; the running configuration stays in force"
