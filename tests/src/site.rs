@@ -128,6 +128,20 @@ impl Site {
         Self::raise(lab::sites::partial, ENCRYPTED)
     }
 
+    /// Waits until a host's first tunnel has this path MTU, and returns the tunnel's status. The
+    /// search starts up to a second after the session: when the peer has answered an echo.
+    pub fn await_path_mtu(&self, host: &str, bytes: u16) -> serde_json::Value {
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let tunnel = self.status(host)["peers"][0]["tunnel"].clone();
+            if tunnel["path_mtu"] == bytes {
+                return tunnel;
+            }
+            assert!(Instant::now() < until, "{host}: {tunnel}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// A topology, its appliances ready.
     #[must_use]
     pub fn raise(topology: fn(Options) -> Topology, options: Options) -> Option<Self> {

@@ -79,26 +79,12 @@ fn the_wan_carries_nothing_readable() {
         }
     }
     for host in BOTH {
-        let tunnel = tunnel_with_path_mtu(&site, host, 1500);
+        let tunnel = site.await_path_mtu(host, 1500);
         assert_eq!(tunnel["up"], true, "{host}: {tunnel}");
         assert!(tunnel["round_trip_micros"].as_u64().is_some_and(|t| t > 0));
         for name in ["drop_forged", "drop_replayed", "drop_unknown_session"] {
             assert_eq!(site.counter(host, name), 0, "{host}: {name}");
         }
-    }
-}
-
-/// The status of a host's tunnel once the path-MTU search has ended. The search begins a second
-/// after the session, when the peer has answered an echo.
-fn tunnel_with_path_mtu(site: &Site, host: &str, bytes: u16) -> serde_json::Value {
-    let until = Instant::now() + Duration::from_secs(10);
-    loop {
-        let tunnel = site.status(host)["peers"][0]["tunnel"].clone();
-        if tunnel["path_mtu"] == bytes {
-            return tunnel;
-        }
-        assert!(Instant::now() < until, "{host}: {tunnel}");
-        thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -196,7 +182,7 @@ fn a_full_size_lan_fits_whatever_the_wan_carries() {
         }
         let net1 = |host: &str| site.status(host)["networks"][0]["mtu"].clone();
         for host in BOTH {
-            tunnel_with_path_mtu(&site, host, wan_mtu);
+            site.await_path_mtu(host, wan_mtu);
             // 20 bytes of IPv4, 8 of UDP, 32 of the message, 8 of the segment.
             assert_eq!(net1(host), wan_mtu - 68, "{host}");
             assert!(site.counter(host, "split_in_tunnel") >= 1, "{host}");

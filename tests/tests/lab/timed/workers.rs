@@ -84,6 +84,10 @@ fn flows_spread_over_the_workers_and_stay_in_order() {
     }
     flows(&site, ("prod-b", B), ("replica-a", A));
     flows(&site, ("replica-a", A), ("prod-b", B));
+    // Until the path MTU is found, each full-size packet is two datagrams.
+    for host in [TENANT, PROVIDER] {
+        site.await_path_mtu(host, 1500);
+    }
     site.tcp("prod-b", "replica-a", A, 64 << 20);
     for (from, ours, to, theirs) in [(TENANT, 4, PROVIDER, 3), (PROVIDER, 3, TENANT, 4)] {
         let sealed = workers(&site, from, "sealed");
