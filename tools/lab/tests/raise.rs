@@ -101,6 +101,12 @@ fn who_has(tags: &[u8], from: [u8; 6]) -> Vec<u8> {
     frame
 }
 
+/// Whether a series of pings was answered but for one at most. A busy machine sends fewer than were
+/// asked for.
+fn reaches(report: &lab::Report) -> bool {
+    report.answered() >= 5 && report.lost().len() <= 1
+}
+
 #[test]
 fn vlans_with_the_same_addresses_never_meet() {
     let Some(paths) = able("vlans_with_the_same_addresses_never_meet") else {
@@ -111,7 +117,7 @@ fn vlans_with_the_same_addresses_never_meet() {
 
     for to in [v4(2), v6(2)] {
         let report = lab.ping_count("a1", to, Probe::Echo, 10 * MS, 20).unwrap();
-        assert!(report.answered() >= 19, "{}", report.summary());
+        assert!(reaches(&report), "{}", report.summary());
     }
     for (from, to) in [
         ("a1", v4(3)),
@@ -282,7 +288,7 @@ fn the_internet_asks_for_public_addresses_on_the_providers_uplink() {
     let answers = |from: &str, to: &str| {
         let to = to.parse().unwrap();
         let report = lab.ping_count(from, to, Probe::Echo, 20 * MS, 10);
-        report.is_ok_and(|r| r.answered() >= 9)
+        report.is_ok_and(|r| reaches(&r))
     };
     for (from, to) in [
         ("client", "198.51.100.80"),
@@ -422,7 +428,7 @@ fn up_replaces_a_stale_lab_of_the_same_name() {
     let report = new
         .ping_count("a1", v4(2), Probe::Echo, 10 * MS, 10)
         .unwrap();
-    assert!(report.answered() >= 9, "{}", report.summary());
+    assert!(reaches(&report), "{}", report.summary());
 }
 
 #[test]
@@ -437,7 +443,7 @@ fn a_lab_that_is_in_use_is_not_taken_away() {
     let report = ours
         .ping_count("a1", v4(2), Probe::Echo, 10 * MS, 10)
         .unwrap();
-    assert!(report.answered() >= 9, "{}", report.summary());
+    assert!(reaches(&report), "{}", report.summary());
 }
 
 #[test]
