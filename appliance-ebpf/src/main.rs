@@ -1,10 +1,10 @@
 //! The XDP programs of the appliance.
 //!
-//! For: classifying frames, answering ARP and neighbour discovery, carrying packets between a tenant's
-//! network and a VXLAN tunnel, and in full failover routing and translating them, all in the driver;
-//! for encrypted tunnels, steering packets and datagrams to the workers and bounding handshakes.
-//! Never: policy, resolution, timers, or a log line per packet. User space writes the maps, and
-//! these programs follow them.
+//! For: classifying frames, answering ARP and neighbour discovery, carrying packets between a
+//! tenant's network and a VXLAN tunnel, and in full failover routing and translating them, all in
+//! the driver; for encrypted tunnels, steering packets and datagrams to the workers and bounding
+//! handshakes. Never: policy, resolution, timers, or a log line per packet. User space writes the
+//! maps, and these programs follow them.
 //!
 //! ```text
 //!   access    a tenant-only port ........ ARP, discovery, tunnel or worker, hairpin, or a counted drop
@@ -17,8 +17,8 @@
 //!   main.rs ─▶ stage/ what each program decides ─▶ helper/ one thing to a frame or table ─▶ maps/
 //! ```
 //!
-//! A module imports only its own layer and those to its right, and there is no import circle: a test
-//! checks it. A frame that is not provably ours is passed. From the first byte written on, any
+//! A module imports only its own layer and those to its right, and there is no import circle: a
+//! test checks it. A frame that is not provably ours is passed. From the first byte written on, any
 //! failure is a counted drop. Packet life and map table: ARCHITECTURE.md.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]

@@ -51,7 +51,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Read the configuration file again. If it has a problem, the running configuration stays in force.
+    /// Read the configuration file again. If it has a problem, the running configuration stays in
+    /// force.
     Reload,
     /// Accept no new connections, and stop when the existing ones have ended or `gateway.drain` has
     /// passed.

@@ -18,7 +18,8 @@ const ANSWER: Duration = Duration::from_millis(200);
 /// How long an end is given to bind.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The hello of a TLS client that asks for `name`: nothing in it is random, and nothing follows it that a server would like.
+/// The hello of a TLS client that asks for `name`: nothing in it is random, and nothing follows it
+/// that a server would like.
 #[must_use]
 pub fn client_hello(name: &str) -> Vec<u8> {
     fn with_length<const N: usize>(bytes: &[u8]) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! A seeded generator, so that a failure replays.
 
-/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): one multiplication chain per value, every seed good.
+/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): one multiplication chain per value, every seed
+/// good.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 

@@ -27,7 +27,8 @@ fn parsed(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// Times of repeated rounds, in milliseconds: the fastest, the middle and the slowest, and all in order.
+/// Times of repeated rounds, in milliseconds: the fastest, the middle and the slowest, and all in
+/// order.
 #[must_use]
 pub fn distribution(rounds: &[Duration]) -> String {
     let mut sorted: Vec<_> = rounds.iter().map(Duration::as_millis).collect();

@@ -169,8 +169,8 @@ fn every_quoted_path_of_the_repository_exists() {
     assert!(missing.is_empty(), "no such path:\n{}", missing.join("\n"));
 }
 
-/// The words that follow a program's name where a page quotes a command, down to the first that is an
-/// option, a placeholder or an argument.
+/// The words that follow a program's name where a page quotes a command, down to the first that is
+/// an option, a placeholder or an argument.
 fn subcommand<'q>(line: &'q str, program: &str) -> Option<&'q str> {
     let rest = line.strip_prefix(program)?.strip_prefix(' ')?;
     let word = rest.split_whitespace().next()?;

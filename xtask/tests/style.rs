@@ -18,7 +18,8 @@ fn root() -> PathBuf {
     root.expect("xtask lies in the repository").to_owned()
 }
 
-/// Files that git tracks, or, without git, all files outside of `target`, with one of these endings.
+/// Files that git tracks, or, without git, all files outside of `target`, with one of these
+/// endings.
 fn files(endings: &[&str]) -> Vec<PathBuf> {
     fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).expect("a folder of the repository") {

@@ -95,8 +95,8 @@ pub fn process<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
     reply(ctx, w, our_mac)
 }
 
-/// Makes a request its reply from `our_mac`. The caller has checked that the sender's MAC address is
-/// one host's.
+/// Makes a request its reply from `our_mac`. The caller has checked that the sender's MAC address
+/// is one host's.
 #[inline(always)]
 fn reply(ctx: &XdpContext, w: Window<ARP_LEN>, our_mac: Mac) -> Outcome {
     let sender_mac = Mac(w.get::<u32, 8>(), w.get::<u16, 12>());

@@ -33,8 +33,8 @@ use crate::{
 /// An ICMP or ICMPv6 error header, bytes.
 const ICMP_LEN: usize = 8;
 
-/// Whether the IPv4 packet with this protocol and its next header at `l4` is itself an ICMP error, or
-/// cannot be classified: no error may be sent about it (RFC 1122 section 3.2.2).
+/// Whether the IPv4 packet with this protocol and its next header at `l4` is itself an ICMP error,
+/// or cannot be classified: no error may be sent about it (RFC 1122 section 3.2.2).
 #[inline(always)]
 pub fn is_error(ctx: &XdpContext, l4: usize, protocol: u8) -> bool {
     protocol == IPPROTO_ICMP && byte(ctx, l4 as u32).is_none_or(is_v4_error)
@@ -71,8 +71,8 @@ fn make_room<const L3: usize, const BY: usize, const QUOTE: usize>(
     true
 }
 
-/// The Internet checksum's 32-bit sum of the quoted bytes at `offset`, or `None` where the frame does
-/// not reach.
+/// The Internet checksum's 32-bit sum of the quoted bytes at `offset`, or `None` where the frame
+/// does not reach.
 #[inline(always)]
 fn quote_sum<const QUOTE: usize>(ctx: &XdpContext, offset: usize) -> Option<u64> {
     let quote = Window::<QUOTE>::at(ctx, offset)?;
@@ -89,10 +89,10 @@ fn quote_sum<const QUOTE: usize>(ctx: &XdpContext, offset: usize) -> Option<u64>
     (sum >= 0).then_some(sum as u64)
 }
 
-/// Sends "fragmentation needed and DF set" with `mtu` (RFC 792, RFC 1191 section 4) from `from` (for a
-/// tunnel: the destination of the packet) to the packet's source. Not rate-limited, as in Linux
-/// (net/ipv4/icmp.c, icmpv4_mask_allow): it is smaller than what it answers, and a sender that
-/// misses it stalls.
+/// Sends "fragmentation needed and DF set" with `mtu` (RFC 792, RFC 1191 section 4) from `from`
+/// (for a tunnel: the destination of the packet) to the packet's source. Not rate-limited, as in
+/// Linux (net/ipv4/icmp.c, icmpv4_mask_allow): it is smaller than what it answers, and a sender
+/// that misses it stalls.
 #[inline(never)]
 pub fn frag_needed<const L3: usize>(
     ctx: &XdpContext,
@@ -109,8 +109,8 @@ pub fn frag_needed<const L3: usize>(
     Outcome::Send(Counter::FragNeededSent, xdp_action::XDP_TX)
 }
 
-/// Sends "packet too big" with `mtu` (RFC 4443 section 3.2) from `from` (for a tunnel: the destination
-/// of the packet) to the packet's source. Not rate-limited, as in Linux, whose default
+/// Sends "packet too big" with `mtu` (RFC 4443 section 3.2) from `from` (for a tunnel: the
+/// destination of the packet) to the packet's source. Not rate-limited, as in Linux, whose default
 /// net.ipv6.icmp.ratemask excludes this type.
 #[inline(never)]
 pub fn packet_too_big<const L3: usize>(
@@ -142,8 +142,8 @@ pub struct Undeliverable {
     pub router: Words,
 }
 
-/// Counts a drop for `reason` and sends "unreachable" from the network's gateway, at a bounded rate: no
-/// route (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1) or prohibited.
+/// Counts a drop for `reason` and sends "unreachable" from the network's gateway, at a bounded
+/// rate: no route (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1) or prohibited.
 #[inline(never)]
 pub fn unreachable<const L3: usize>(
     ctx: &XdpContext,
@@ -179,8 +179,8 @@ pub fn time_exceeded<const L3: usize>(
     send_error::<L3>(ctx, frame, packet, kind, Counter::TimeExceededSent)
 }
 
-/// Sends the error about a packet that is counted already, if one may be sent. It quotes 512 bytes of
-/// a packet that has as many, else the least that identifies the packet: header and eight bytes.
+/// Sends the error about a packet that is counted already, if one may be sent. It quotes 512 bytes
+/// of a packet that has as many, else the least that identifies the packet: header and eight bytes.
 #[inline(always)]
 fn send_error<const L3: usize>(
     ctx: &XdpContext,
@@ -236,8 +236,8 @@ fn within_error_budget() -> bool {
     }
 }
 
-/// Makes the frame an ICMP error that quotes `QUOTE` bytes of it, between two addresses. Returns whether
-/// that succeeded; if not, the frame must be dropped.
+/// Makes the frame an ICMP error that quotes `QUOTE` bytes of it, between two addresses. Returns
+/// whether that succeeded; if not, the frame must be dropped.
 #[inline(always)]
 fn error_v4<const L3: usize, const QUOTE: usize>(
     ctx: &XdpContext,

@@ -152,8 +152,8 @@ pub fn gateway(network: &Network, ipv6: bool) -> Option<Words> {
 #[inline(always)]
 pub fn neighbour(network: &Network, address: Words) -> Option<*mut Neighbour> {
     let neighbour = NEIGHBOURS.get_ptr_mut(key(network.vni, address))?;
-    // SAFETY: the map returned a value. User space and other CPUs may write it meanwhile; at worst a
-    // flag bit is lost, which the next packet sets again.
+    // SAFETY: the map returned a value. User space and other CPUs may write it meanwhile; at worst
+    // a flag bit is lost, which the next packet sets again.
     unsafe {
         let flags = (*neighbour).flags;
         if flags & neighbour_flags::USED == 0 {
@@ -166,7 +166,8 @@ pub fn neighbour(network: &Network, address: Words) -> Option<*mut Neighbour> {
 /// The tunnel entry of `peer` for `vni`.
 #[inline(always)]
 pub fn tunnel(vni: u32, peer: Words) -> Option<&'static Tunnel> {
-    // SAFETY: the value is read whole before the program ends; preallocated entries are not unmapped.
+    // SAFETY: the value is read whole before the program ends; preallocated entries are not
+    // unmapped.
     unsafe {
         TUNNELS.get(TunnelKey {
             vni,

@@ -43,8 +43,9 @@ pub fn clamp_v4<const L3: usize>(ctx: &XdpContext, header: usize, total: usize, 
     );
 }
 
-/// Lowers the MSS option of the SYN whose TCP header is at `offset`, in a packet that ends at `end`,
-/// to `limit` bytes if it is higher, and corrects the checksum. Any other segment stays as it is.
+/// Lowers the MSS option of the SYN whose TCP header is at `offset`, in a packet that ends at
+/// `end`, to `limit` bytes if it is higher, and corrects the checksum. Any other segment stays as
+/// it is.
 #[inline(never)]
 pub fn clamp(ctx: &XdpContext, offset: u32, end: u32, limit: u16) {
     let Some(mss) = find_mss(&FrameBytes(ctx), offset, end) else {

@@ -37,8 +37,8 @@ const ROUTER: u32 = 0x8000_0000;
 const SOLICITED: u32 = 0x4000_0000;
 const OVERRIDE: u32 = 0x2000_0000;
 
-/// A discovery message of type `kind` on a tenant port; the IPv6 header is at `L3` and counts `total`
-/// bytes with its own.
+/// A discovery message of type `kind` on a tenant port; the IPv6 header is at `L3` and counts
+/// `total` bytes with its own.
 #[inline(always)]
 pub fn process<const L3: usize>(
     ctx: &XdpContext,

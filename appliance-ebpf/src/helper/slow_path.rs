@@ -55,8 +55,8 @@ pub fn copy_to_ring(
         record.discard(0);
         return Outcome::Drop(Counter::DropTooLarge);
     }
-    // SAFETY: the record is ours until submitted, and `data` has room for `len` bytes, checked above
-    // and by the verifier.
+    // SAFETY: the record is ours until submitted, and `data` has room for `len` bytes, checked
+    // above and by the verifier.
     let copied = unsafe {
         (*packet).header = SlowHeader {
             vni,

@@ -1,8 +1,8 @@
 //! Traces selected packets through the programs, for the command `trace`.
 //!
-//! [`TRACING`] is a constant that user space sets when it loads the programs. In normal operation it
-//! is zero, and the verifier removes everything here as dead code. For a trace, the daemon loads a
-//! second set of the same programs with the constant set, and swaps the sets on each link in one
+//! [`TRACING`] is a constant that user space sets when it loads the programs. In normal operation
+//! it is zero, and the verifier removes everything here as dead code. For a trace, the daemon loads
+//! a second set of the same programs with the constant set, and swaps the sets on each link in one
 //! step, there and back.
 
 use appliance_common::{
@@ -191,8 +191,8 @@ fn emit(ctx: &XdpContext, program: u16, step: u16, counter: u32, action: u32) {
     };
     let len = frame_len(ctx) as u32;
     let event = record.as_mut_ptr();
-    // SAFETY: the record is ours until submitted; the helper writes at most `TRACE_HEAD` bytes of the
-    // head, and no other memory.
+    // SAFETY: the record is ours until submitted; the helper writes at most `TRACE_HEAD` bytes of
+    // the head, and no other memory.
     unsafe {
         (*event).at = bpf_ktime_get_ns();
         (*event).packet = traced.packet;

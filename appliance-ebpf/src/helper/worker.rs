@@ -65,8 +65,8 @@ pub fn to_seal<const L3: usize>(ctx: &XdpContext, vni: u32, inner: &Inner) -> Ou
     redirect(ctx, inner.xsk, Counter::ToSeal)
 }
 
-/// Redirects to the socket of the queue that the frame came in on. XDP cannot redirect to the socket
-/// of another queue.
+/// Redirects to the socket of the queue that the frame came in on. XDP cannot redirect to the
+/// socket of another queue.
 #[inline(always)]
 fn redirect(ctx: &XdpContext, xsk: u16, counter: Counter) -> Outcome {
     // SAFETY: the context is valid while the program runs.
@@ -152,8 +152,8 @@ pub fn is_udp_to(ctx: &XdpContext, at: u32, port: u32) -> bool {
     load::<2>(ctx, at + 2).is_some_and(|bytes| u32::from(u16::from_be_bytes(bytes)) == port)
 }
 
-/// Whether the headers at `AT`, the first of type `next`, may lead to a datagram to `port`, host byte
-/// order, that the kernel's stack would deliver to the daemon, past the budgets here.
+/// Whether the headers at `AT`, the first of type `next`, may lead to a datagram to `port`, host
+/// byte order, that the kernel's stack would deliver to the daemon, past the budgets here.
 ///
 /// True also for a packet that ends, at `end`, before its headers do, and for one with more than
 /// [`MAX_STACK_HEADERS`] headers, which no stack sends. False for a later fragment: without the
@@ -215,7 +215,8 @@ fn within_budget(source: &Words) -> bool {
         None => {
             let mut bucket = Bucket::default();
             bucket.take(now, HANDSHAKES_PER_SOURCE, HANDSHAKES_PER_SOURCE);
-            // An LRU map evicts to make room; if it cannot, the budget of unknown sources still holds.
+            // An LRU map evicts to make room; if it cannot, the budget of unknown sources still
+            // holds.
             let _ = HANDSHAKE_SOURCES.insert(share, bucket, 0);
         }
     }

@@ -181,7 +181,8 @@ pub static FRAGMENTS: LruHashMap<FlowKey, Flow> =
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// What a program passes to the target of its tail call, one entry per CPU. Written by the programs.
+/// What a program passes to the target of its tail call, one entry per CPU. Written by the
+/// programs.
 #[map]
 pub static PASSED: PerCpuArray<TailCallState> = PerCpuArray::with_max_entries(1, 0);
 

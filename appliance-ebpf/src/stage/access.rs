@@ -78,8 +78,8 @@ fn is_discovery_at<const L3: usize>(ctx: &XdpContext) -> bool {
         && Window::<8>::at(ctx, L3 + IPV6_LEN).is_some_and(|w| is_discovery(w.get::<u8, 0>()))
 }
 
-/// `L3` is the offset of the payload: a constant, so that the verifier can follow it and offsets cost
-/// nothing.
+/// `L3` is the offset of the payload: a constant, so that the verifier can follow it and offsets
+/// cost nothing.
 #[inline(always)]
 fn by_type<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
     match frame.l2.ethertype {
@@ -214,7 +214,8 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         let found =
             bytes::behind_extensions(ctx, (L3 + IPV6_LEN) as u32, next, (L3 + total) as u32);
         behind = ((found >> 32) as u8, found as u32 as usize);
-        // Discovery behind extension headers, which no stack sends, is neither answered nor carried.
+        // Discovery behind extension headers, which no stack sends, is neither answered nor
+        // carried.
         if behind.0 == IPPROTO_ICMPV6 && bytes::byte(ctx, behind.1 as u32).is_none_or(is_discovery)
         {
             return pass_or_drop(frame.port, Counter::DropNotCarried);

@@ -1,5 +1,5 @@
-//! A port that carries both tunnels and a tenant's network, as the tenant appliance's first interface
-//! does: a tunnel datagram is the uplink's, every other frame is the access stage's.
+//! A port that carries both tunnels and a tenant's network, as the tenant appliance's first
+//! interface does: a tunnel datagram is the uplink's, every other frame is the access stage's.
 
 use aya_ebpf::programs::XdpContext;
 

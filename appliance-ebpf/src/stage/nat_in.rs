@@ -84,7 +84,8 @@ pub fn process(ctx: &XdpContext) -> Outcome {
     }
     if let Some(reason) = find(nat, s) {
         if reason as u32 == Counter::DropFragment as u32 {
-            // On the appliance's own address it may be for the kernel or for a connection: both get it.
+            // On the appliance's own address it may be for the kernel or for a connection: both get
+            // it.
             let in_slow_path = slow_path::copy_to_ring(
                 ctx,
                 0,

@@ -1,5 +1,5 @@
-//! A packet of a tenant in full failover to none of the tenant's networks: translated and sent out of
-//! the uplink, or to another machine's public address.
+//! A packet of a tenant in full failover to none of the tenant's networks: translated and sent out
+//! of the uplink, or to another machine's public address.
 //!
 //! ```text
 //!   known connection, or opened: by mapping (internet), by rule (another machine's public address)

@@ -1,7 +1,8 @@
 //! The tunnels' port: opens datagrams of tunnels, and finds packets to public addresses.
 //!
-//! For: tunnel datagrams to us (ARCHITECTURE.md, rules 5 to 7), and in full failover packets, ARP and
-//! discovery for public addresses. Never: anything that is not provably ours, which the kernel gets.
+//! For: tunnel datagrams to us (ARCHITECTURE.md, rules 5 to 7), and in full failover packets, ARP
+//! and discovery for public addresses. Never: anything that is not provably ours, which the kernel
+//! gets.
 //!
 //! ```text
 //!   frame ─▶ to our address, a tunnel's port?
@@ -249,8 +250,8 @@ struct Decapsulated {
     len: usize,
 }
 
-/// A datagram that is ours by address and port. `FROM` is the offset of its inner packet, `end` that of
-/// its end.
+/// A datagram that is ours by address and port. `FROM` is the offset of its inner packet, `end`
+/// that of its end.
 #[inline(always)]
 fn open<const FROM: usize>(
     ctx: &XdpContext,
@@ -274,7 +275,8 @@ fn open<const FROM: usize>(
         return Outcome::Drop(Counter::DropInconsistent);
     };
     if is_secure(network) {
-        // An encrypted network accepts nothing in the clear. User space is about to delete the entry.
+        // An encrypted network accepts nothing in the clear. User space is about to delete the
+        // entry.
         return Outcome::Drop(Counter::DropInconsistent);
     }
     if !is_partial(network) {
@@ -401,8 +403,8 @@ fn inner_ipv6<const FROM: usize>(ctx: &XdpContext, packet: &Decapsulated) -> Out
     to_host::<FROM>(ctx, packet, &destination, ETHERTYPE_IPV6, total)
 }
 
-/// Sends the inner packet, `total` bytes from `FROM`, to its host. At the production site, a destination
-/// outside the network's prefixes is sent to its router.
+/// Sends the inner packet, `total` bytes from `FROM`, to its host. At the production site, a
+/// destination outside the network's prefixes is sent to its router.
 #[inline(always)]
 fn to_host<const FROM: usize>(
     ctx: &XdpContext,

@@ -1,8 +1,8 @@
 //! The decisions of the cloud gateway: which backend a TLS hello is for, and where a datagram of a
 //! circuit goes.
 //!
-//! For: the gateway, its fuzz targets and its models in tests. Never: a socket, a clock, a thread or
-//! randomness; time and bytes are parameters, so that each run with the same input is the same.
+//! For: the gateway, its fuzz targets and its models in tests. Never: a socket, a clock, a thread
+//! or randomness; time and bytes are parameters, so that each run with the same input is the same.
 //!
 //! ```text
 //!   TCP  bytes of a client ─▶ hello::Reader ─▶ server name, ALPN ─▶ route::Table ─▶ backend

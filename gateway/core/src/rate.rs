@@ -8,8 +8,8 @@ use std::{
 
 const SECOND: u64 = 1_000_000_000;
 
-/// A token bucket, stored as the time at which it is full again (GCRA, ITU-T I.371 annex A). All users
-/// of a bucket count time from the same origin.
+/// A token bucket, stored as the time at which it is full again (GCRA, ITU-T I.371 annex A). All
+/// users of a bucket count time from the same origin.
 #[derive(Debug)]
 pub struct Bucket {
     /// Tokens a second.
@@ -47,7 +47,8 @@ impl FullAt {
 }
 
 impl Bucket {
-    /// A full bucket: `rate` tokens a second (at least 1), and at once the tokens of the time `depth`.
+    /// A full bucket: `rate` tokens a second (at least 1), and at once the tokens of the time
+    /// `depth`.
     #[must_use]
     pub fn new(rate: u64, depth: Duration) -> Self {
         Self {
@@ -88,9 +89,9 @@ impl Bucket {
         self.rate
     }
 
-    /// Takes all of `tokens` or none; returns whether it took them. A bucket with any token left gives more
-    /// than it holds, and then none until the debt is paid: a request larger than the whole bucket passes
-    /// at the rate, too.
+    /// Takes all of `tokens` or none; returns whether it took them. A bucket with any token left
+    /// gives more than it holds, and then none until the debt is paid: a request larger than the
+    /// whole bucket passes at the rate, too.
     pub fn take(&self, now: Duration, tokens: u64) -> bool {
         let now = nanos(now);
         let cost = tokens.saturating_mul(SECOND) / self.rate;

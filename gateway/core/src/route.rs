@@ -1,8 +1,8 @@
 //! Routes hellos to backends.
 //!
-//! The most specific name with a matching route wins: the server name itself, then its nearest parent
-//! domain with a `below` route. Among the routes of one name, the route of the first client protocol that
-//! has one wins, then the route for any protocol.
+//! The most specific name with a matching route wins: the server name itself, then its nearest
+//! parent domain with a `below` route. Among the routes of one name, the route of the first client
+//! protocol that has one wins, then the route for any protocol.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -224,7 +224,8 @@ mod tests {
             let table = Table::new(kept.clone()).expect("no conflict");
             let offered: Vec<&str> = offered.iter().map(String::as_str).collect();
             let hello = hello(Some(&name), &offered);
-            // Smaller is better: length of the unmatched part of the name, then position of the protocol.
+            // Smaller is better: length of the unmatched part of the name, then position of the
+            // protocol.
             let rank = |r: &Route| {
                 let open = match &r.names {
                     Names::Exact(n) if *n == name => 0,

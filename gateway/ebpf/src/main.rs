@@ -1,10 +1,10 @@
 //! The gateway's XDP program: forwards datagrams of established circuits from one end to the other
 //! within the driver.
 //!
-//! For: the certain case. Both sides are bound, the source is one of them, the kernel knows the next
-//! hop, the tenant is within its rate: then the datagram leaves with the gateway's own headers and
-//! the same payload. Never: a message, a binding, a reply, a fragment, a guess. Any other frame is
-//! passed unchanged, and the circuit table in user space decides about it and counts it.
+//! For: the certain case. Both sides are bound, the source is one of them, the kernel knows the
+//! next hop, the tenant is within its rate: then the datagram leaves with the gateway's own headers
+//! and the same payload. Never: a message, a binding, a reply, a fragment, a guess. Any other frame
+//! is passed unchanged, and the circuit table in user space decides about it and counts it.
 //!
 //! ```text
 //!   frame ─▶ to our MAC? UDP, whole, plain headers? ─▶ IDS ─▶ CIRCUITS: source, other side, expiry
@@ -16,8 +16,8 @@
 //!   main.rs ─▶ stage/ what the program decides ─▶ helper/ one thing to a frame or table ─▶ maps.rs
 //! ```
 //!
-//! A module imports only its own layer and those to its right, and there is no import circle: a test
-//! checks it.
+//! A module imports only its own layer and those to its right, and there is no import circle: a
+//! test checks it.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

@@ -1,5 +1,5 @@
-//! Any datagrams to the gateway from any address at any time, while ends bind, roam and leave. The attacker has no
-//! key.
+//! Any datagrams to the gateway from any address at any time, while ends bind, roam and leave. The
+//! attacker has no key.
 
 use fuzzing::Input;
 

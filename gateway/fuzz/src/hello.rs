@@ -11,8 +11,8 @@ const SHORT: usize = 1024;
 /// Extensions that an input may write.
 const EXTENSIONS: usize = 8;
 
-/// Reads the input as bytes of a connection, or as what a hello is to be written of: the longest hello is longer
-/// than a fuzzer's inputs.
+/// Reads the input as bytes of a connection, or as what a hello is to be written of: the longest
+/// hello is longer than a fuzzer's inputs.
 pub fn hello(data: &[u8]) {
     let mut input = Input::new(data);
     let sizes = input.array::<SIZES>().map(|size| usize::from(size) + 1);
@@ -184,7 +184,8 @@ fn byte_by_byte(wire: &[u8]) -> Option<usize> {
     None
 }
 
-/// A whole hello at the beginning of these bytes: RFC 8446, sections 4.1.2 and 5.1, and what `docs/gateway.md` allows of it.
+/// A whole hello at the beginning of these bytes: RFC 8446, sections 4.1.2 and 5.1, and what
+/// `docs/gateway.md` allows of it.
 fn read(wire: &[u8]) -> Option<Hello> {
     let (mut message, mut rest) = (Vec::new(), wire);
     while message.len() < 4 || message.len() < 4 + number(&message[1..4]) {

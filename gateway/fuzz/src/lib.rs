@@ -1,8 +1,8 @@
 //! One function per parser of bytes from the wire, for libFuzzer and for `gateway/tests/corpus.rs`.
 //!
-//! For: finding inputs that make the gateway panic, parse a hello or stream differently in other pieces, send to an
-//! address that has not proven that it receives, answer with more bytes than it received, or grow. Never:
-//! randomness, a clock or a file; the same input always does the same.
+//! For: finding inputs that make the gateway panic, parse a hello or stream differently in other
+//! pieces, send to an address that has not proven that it receives, answer with more bytes than it
+//! received, or grow. Never: randomness, a clock or a file; the same input always does the same.
 //!
 //! ```text
 //!   seeds/  regressions/                    corpus/ (grown, not committed)
@@ -14,8 +14,8 @@
 //!       hello  stream  circuit  bind ─▶ world: table and ends, beside a model of docs/gateway.md
 //! ```
 //!
-//! The last two read their input as a program: a byte selects an event, and its arguments follow. Beyond the end of
-//! the input arguments are zero. The number of events is limited.
+//! The last two read their input as a program: a byte selects an event, and its arguments follow.
+//! Beyond the end of the input arguments are zero. The number of events is limited.
 
 mod bind;
 mod circuit;

@@ -119,9 +119,11 @@ fn hellos() -> Vec<Seed> {
 }
 
 fn streams() -> Vec<Seed> {
-    // Not written: the sizes of the pieces and the longest frame, 255 times 256 and more; then the stream.
+    // Not written: the sizes of the pieces and the longest frame, 255 times 256 and more; then the
+    // stream.
     let raw = |cut: u8, bytes: &[u8]| [&[0, cut, 255][..], bytes].concat();
-    // Written: the same, bytes that are missing at the end, then a length and a first byte for each frame.
+    // Written: the same, bytes that are missing at the end, then a length and a first byte for each
+    // frame.
     let written = |missing: u16, frames: &[(u16, u8)]| {
         let mut seed = vec![1, 255, 255];
         seed.extend(missing.to_be_bytes());

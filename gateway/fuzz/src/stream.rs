@@ -5,8 +5,8 @@ use fuzzing::Input;
 /// Longer than what a decoder holds, so that it moves what it has.
 const LONG: usize = 192 << 10;
 
-/// Reads the input as a stream and how it is cut, or as what a stream is to be made of: a frame may be longer than a
-/// fuzzer's inputs.
+/// Reads the input as a stream and how it is cut, or as what a stream is to be made of: a frame may
+/// be longer than a fuzzer's inputs.
 pub fn stream(data: &[u8]) {
     let mut input = Input::new(data);
     if input.flag() {
@@ -16,7 +16,8 @@ pub fn stream(data: &[u8]) {
     }
 }
 
-/// How it is cut, and frames of the lengths that the input says, of which the last may not be there as a whole.
+/// How it is cut, and frames of the lengths that the input says, of which the last may not be there
+/// as a whole.
 fn written(input: &mut Input<'_>) -> Vec<u8> {
     let mut stream = input.array::<2>().to_vec();
     let missing = usize::from(input.u16());

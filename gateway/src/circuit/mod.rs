@@ -1,4 +1,5 @@
-//! UDP circuits: forwards tunnel datagrams from one end to the other, by a circuit ID that both know.
+//! UDP circuits: forwards tunnel datagrams from one end to the other, by a circuit ID that both
+//! know.
 //!
 //! ```text
 //!   end A ──▶ bind ──▶ table ◀── bind ◀── end B          each with a key of its own

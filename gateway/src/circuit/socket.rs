@@ -6,9 +6,9 @@
 //!   daemon ──▶ a command to each thread: plan, state, drain, stop
 //! ```
 //!
-//! A thread has a socket for each address, and a table with its share of the circuits. The kernel gives
-//! joined datagrams to one thread, so an end uses a source port for each circuit. Datagrams are sent from
-//! the buffer that they were received in; an answer overwrites its message.
+//! A thread has a socket for each address, and a table with its share of the circuits. The kernel
+//! gives joined datagrams to one thread, so an end uses a source port for each circuit. Datagrams
+//! are sent from the buffer that they were received in; an answer overwrites its message.
 
 use std::{
     io,
@@ -144,7 +144,8 @@ impl Circuits {
         Self::start_with(plan, listen, threads, None)
     }
 
-    /// Starts circuits on this number of threads, which publish bound circuits to the program of `fast`.
+    /// Starts circuits on this number of threads, which publish bound circuits to the program of
+    /// `fast`.
     ///
     /// # Errors
     /// When an address cannot be bound, or a thread cannot be started.
@@ -395,7 +396,8 @@ impl Observer {
 }
 
 impl State {
-    /// Adds the counters of the XDP program. Done here and not on the threads, which have datagrams to serve.
+    /// Adds the counters of the XDP program. Done here and not on the threads, which have datagrams
+    /// to serve.
     fn add(&mut self, fast: &Fast) {
         for (id, place) in std::mem::take(&mut self.stats) {
             let Ok(at) = self
@@ -561,7 +563,8 @@ impl Carrier {
             for n in 0..count {
                 self.message(place, n, batch, now);
             }
-            // Before the answers, so that XDP knows the circuit when its end sends the next datagram.
+            // Before the answers, so that XDP knows the circuit when its end sends the next
+            // datagram.
             self.publish();
             self.flush(batch.bytes());
             if count < BATCH {

@@ -1,4 +1,5 @@
-//! The configuration file: read, checked as a whole, and turned into plans for the relay and the circuits.
+//! The configuration file: read, checked as a whole, and turned into plans for the relay and the
+//! circuits.
 
 mod check;
 mod file;

@@ -1,4 +1,5 @@
-//! Requests and replies of the control socket, which is open to root and to the user of the gateway.
+//! Requests and replies of the control socket, which is open to root and to the user of the
+//! gateway.
 
 pub mod render;
 
@@ -55,7 +56,8 @@ pub struct Status {
     pub ended: BTreeMap<String, u64>,
     /// UDP circuits.
     pub circuits: CircuitsStatus,
-    /// The configured tenants in order; the last entry, without a name, is for connections without a tenant.
+    /// The configured tenants in order; the last entry, without a name, is for connections without
+    /// a tenant.
     pub tenants: Vec<TenantStatus>,
 }
 

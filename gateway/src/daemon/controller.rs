@@ -96,7 +96,8 @@ impl Controller {
         if let Some(fast) = &self.fast
             && let Err(error) = attach(fast, &config)
         {
-            // Interfaces may be changed half way. What the running configuration wants was possible before.
+            // Interfaces may be changed half way. What the running configuration wants was possible
+            // before.
             if let Err(error) = attach(fast, &self.config) {
                 tracing::error!(%error, "cannot attach the XDP program as before the reload");
             }

@@ -6,7 +6,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{config::Config, relay::Relay};
 
-/// Open files other than those of connections and the relay's threads: control, circuits, the runtime.
+/// Open files other than those of connections and the relay's threads: control, circuits, the
+/// runtime.
 const OTHER_FILES: usize = 128;
 /// Pipes that are always possible, two open files each.
 const MIN_PIPES: usize = 64;

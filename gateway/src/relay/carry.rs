@@ -28,7 +28,8 @@ use super::{
 /// Time to discard bytes for a side that refuses them, after the other direction has ended.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Age of a connection at which keepalive to its backend is switched on; most connections are shorter.
+/// Age of a connection at which keepalive to its backend is switched on; most connections are
+/// shorter.
 const LASTING: Duration = Duration::from_secs(1);
 
 /// Interval of checks whether the other direction has ended.
@@ -92,8 +93,9 @@ impl<'a> Side<'a> {
         activity.now();
     }
 
-    /// Whether the peer sent a FIN. The kernel reports a reset only once, perhaps to a write or within a
-    /// splice, and afterwards an end of the stream; so a read of 0 bytes alone proves nothing.
+    /// Whether the peer sent a FIN. The kernel reports a reset only once, perhaps to a write or
+    /// within a splice, and afterwards an end of the stream; so a read of 0 bytes alone proves
+    /// nothing.
     fn has_ended(&self) -> bool {
         let read = self.read.load(Ordering::Relaxed);
         let ended = received(self.stream).is_ok_and(|received| received > read);
@@ -130,8 +132,8 @@ impl Activity {
     }
 }
 
-/// Relays until both directions have ended, a side is lost, or no byte came for `idle`. `read` bytes of the
-/// client were read before.
+/// Relays until both directions have ended, a side is lost, or no byte came for `idle`. `read`
+/// bytes of the client were read before.
 pub async fn carry(
     client: &TcpStream,
     read: usize,
@@ -198,8 +200,9 @@ async fn both(
     }
 }
 
-/// Relays one direction to the end of its stream. If the destination refuses bytes, the rest of the stream is
-/// discarded: a socket closed with unread bytes resets its peer, which would lose bytes it has not read yet.
+/// Relays one direction to the end of its stream. If the destination refuses bytes, the rest of the
+/// stream is discarded: a socket closed with unread bytes resets its peer, which would lose bytes
+/// it has not read yet.
 ///
 /// Few bytes are copied, which costs two system calls; many are moved by splice(2).
 async fn relay_direction(
@@ -294,7 +297,8 @@ fn finish(to: &TcpStream) -> io::Result<()> {
     )?)
 }
 
-/// Discards bytes to the end of the stream; for at most [`LINGER`] after the other direction has ended.
+/// Discards bytes to the end of the stream; for at most [`LINGER`] after the other direction has
+/// ended.
 async fn discard(from: &Side<'_>, to: &Side<'_>) {
     let mut end = None;
     loop {

@@ -7,8 +7,8 @@
 //!     └ drain: accepts no more; relayed connections go on
 //! ```
 //!
-//! The relay never terminates TLS; the gateway has no key for that. An idle connection has two sockets, a
-//! task and no buffer, and stays on one thread (`threads`).
+//! The relay never terminates TLS; the gateway has no key for that. An idle connection has two
+//! sockets, a task and no buffer, and stays on one thread (`threads`).
 
 pub mod carry;
 pub mod counters;
@@ -377,7 +377,8 @@ fn processors() -> usize {
 /// Binds a listener for each thread, all to one address; returns the address with its port.
 fn bind(address: SocketAddr, threads: &Threads) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
     let first = open(address)?;
-    // Bound before SO_REUSEPORT is set: fails if another process has the address, even one that shares it.
+    // Bound before SO_REUSEPORT is set: fails if another process has the address, even one that
+    // shares it.
     first.bind(address)?;
     first.set_reuseport(true)?;
     let bound = first.local_addr()?;

@@ -1,5 +1,5 @@
-//! The memory between two sockets: a pipe for splice(2), a buffer, or the buffer of the thread for few bytes
-//! that the other socket accepts at once.
+//! The memory between two sockets: a pipe for splice(2), a buffer, or the buffer of the thread for
+//! few bytes that the other socket accepts at once.
 //!
 //! A connection borrows a pipe or buffer while bytes are in it, so that idle connections have none.
 
@@ -75,9 +75,9 @@ pub fn read<'a>(from: &TcpStream, to: &TcpStream, pipes: &'a Pipes) -> io::Resul
     })
 }
 
-/// Reads available bytes from a socket; 0 at the end of the stream. A read that does not fill the buffer got
-/// all available bytes, so that the next read waits for epoll. (Urgent data, RFC 9293 section 3.8.5, delays
-/// what follows it until more bytes come; TLS does not use it.)
+/// Reads available bytes from a socket; 0 at the end of the stream. A read that does not fill the
+/// buffer got all available bytes, so that the next read waits for epoll. (Urgent data, RFC 9293
+/// section 3.8.5, delays what follows it until more bytes come; TLS does not use it.)
 ///
 /// # Errors
 /// `WouldBlock` when no byte is available; else the error of the socket.
@@ -227,8 +227,8 @@ impl Lent<'_> {
         }
     }
 
-    /// Reads available bytes from a socket into the empty pipe or buffer; returns their number, 0 at the end
-    /// of the stream.
+    /// Reads available bytes from a socket into the empty pipe or buffer; returns their number, 0
+    /// at the end of the stream.
     ///
     /// # Errors
     /// `WouldBlock` when no byte is available; else the error of the socket.

@@ -1,14 +1,17 @@
-//! PROXY protocol version 2: tells the backend who connected (haproxy's proxy-protocol.txt, section 2.2).
+//! PROXY protocol version 2: tells the backend who connected (haproxy's proxy-protocol.txt, section
+//! 2.2).
 //!
-//! `signature [u8; 12], version and command u8, family u8, length u16, addresses, ports u16, TLVs`; numbers are
-//! big-endian. The server name that the client asked for goes along (`PP2_TYPE_AUTHORITY`, section 2.2.2).
+//! `signature [u8; 12], version and command u8, family u8, length u16, addresses, ports u16, TLVs`;
+//! numbers are big-endian. The server name that the client asked for goes along
+//! (`PP2_TYPE_AUTHORITY`, section 2.2.2).
 
 use std::net::{IpAddr, SocketAddr};
 
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2, command PROXY.
 const PROXY: u8 = 0x21;
-/// A connection whose ends have no common family: the backend takes the addresses of its own (command LOCAL).
+/// A connection whose ends have no common family: the backend takes the addresses of its own
+/// (command LOCAL).
 const LOCAL: u8 = 0x20;
 const TCP_OVER_V4: u8 = 0x11;
 const TCP_OVER_V6: u8 = 0x21;

@@ -18,15 +18,16 @@ struct Info {
 
 const _: () = assert!(offset_of!(Info, received) == 128 && size_of::<Info>() == 136);
 
-/// Bytes received in order, read or not; the end of the stream counts as one (a FIN has a sequence number;
-/// `tcp_rcv_nxt_update()`, net/ipv4/tcp_input.c).
+/// Bytes received in order, read or not; the end of the stream counts as one (a FIN has a sequence
+/// number; `tcp_rcv_nxt_update()`, net/ipv4/tcp_input.c).
 ///
 /// # Errors
 /// When the socket is no TCP socket, or the kernel is older than 4.1.
 pub fn received(socket: &impl AsFd) -> io::Result<u64> {
     let mut info = MaybeUninit::<Info>::zeroed();
     let mut length = size_of::<Info>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to `info` and the number to `length`; both live through the call.
+    // SAFETY: the kernel writes at most `length` bytes to `info` and the number to `length`; both
+    // live through the call.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),

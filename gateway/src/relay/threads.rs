@@ -6,8 +6,8 @@
 //!                                                  └─▶ ...                         └─▶ gives it the next one
 //! ```
 //!
-//! A connection stays with the thread that opens it: that thread reads, writes and counts its bytes, and only
-//! the kernel wakes it.
+//! A connection stays with the thread that opens it: that thread reads, writes and counts its
+//! bytes, and only the kernel wakes it.
 
 use std::{
     io,
@@ -97,14 +97,14 @@ impl Threads {
     }
 }
 
-/// Runs until the sender is dropped. The short timeout spares system calls: tokio writes to the waker for each
-/// new deadline that is earlier than the present one.
+/// Runs until the sender is dropped. The short timeout spares system calls: tokio writes to the
+/// waker for each new deadline that is earlier than the present one.
 async fn run(mut stopped: oneshot::Receiver<()>) {
     while timeout(LOOK_UP, &mut stopped).await.is_err() {}
 }
 
-/// The least busy thread, if thread `own` is much busier: a change of threads costs more than a small
-/// imbalance.
+/// The least busy thread, if thread `own` is much busier: a change of threads costs more than a
+/// small imbalance.
 fn choose(own: usize, busy: impl ExactSizeIterator<Item = usize> + Clone) -> usize {
     let here = busy.clone().nth(own).unwrap_or(0);
     match busy.enumerate().min_by_key(|(_, busy)| *busy) {

@@ -485,8 +485,8 @@ fn a_draining_gateway_orders_ends_to_move() {
     until("gone", || gateway.state().bound == 1);
 }
 
-/// Sends `count` datagrams of `size` bytes with numbers and noise, `window` of them on the way at most, one by one or joined by
-/// GSO; each must come as it was, in its turn.
+/// Sends `count` datagrams of `size` bytes with numbers and noise, `window` of them on the way at
+/// most, one by one or joined by GSO; each must come as it was, in its turn.
 fn carry(a: &Peer, b: &Peer, count: u64, size: usize, joined: usize) -> Duration {
     const WINDOW: u64 = 64;
     let heard = AtomicU64::new(0);

@@ -189,7 +189,8 @@ pub fn certified(name: &str, versions: &[&'static SupportedProtocolVersion]) -> 
     }
 }
 
-/// A TLS server that sends back what it gets until its client says that it is done, and says so too.
+/// A TLS server that sends back what it gets until its client says that it is done, and says so
+/// too.
 pub fn tls_echo(config: Arc<ServerConfig>) -> (SocketAddr, JoinHandle<()>) {
     let (listener, address) = listener();
     let serving = std::thread::spawn(move || {

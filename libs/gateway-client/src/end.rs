@@ -1,7 +1,8 @@
-//! The tenant's and the appliance's end of a circuit: what it says to a gateway, and what it believes of the answers.
+//! The tenant's and the appliance's end of a circuit: what it says to a gateway, and what it
+//! believes of the answers.
 //!
-//! Pure: whoever has the socket asks for a bind every second or so, and at once when its network changed; hands in what comes
-//! with a message's id; and sends what it is given.
+//! Pure: whoever has the socket asks for a bind every second or so, and at once when its network
+//! changed; hands in what comes with a message's id; and sends what it is given.
 
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ pub struct End {
     newest: u64,
     /// Of the newest message that an answer was heard to; at first, below the first one.
     heard: u64,
-    /// Whether the last bind that was asked for has had its challenge: one each, or two could go on for ever.
+    /// Whether the last bind that was asked for has had its challenge: one each, or two could go on
+    /// for ever.
     challenged: bool,
 }
 
@@ -48,7 +50,8 @@ impl End {
         }
     }
 
-    /// A bind to send. `clock`: nanoseconds since 1970; a clock that stands still or steps back is made up for while this lives.
+    /// A bind to send. `clock`: nanoseconds since 1970; a clock that stands still or steps back is
+    /// made up for while this lives.
     pub fn bind(&mut self, clock: u64) -> [u8; MESSAGE_BYTES] {
         self.challenged = false;
         self.say(Kind::Bind, clock)
@@ -59,7 +62,8 @@ impl End {
         self.say(Kind::Unbind, clock)
     }
 
-    /// What a datagram from the gateway comes to; `None`: it is not a message to this end, or not of now.
+    /// What a datagram from the gateway comes to; `None`: it is not a message to this end, or not
+    /// of now.
     pub fn hear(&mut self, datagram: &[u8], clock: u64) -> Option<Heard> {
         let Ok(Datagram::Message(sealed)) = parse(datagram) else {
             return None;
@@ -68,7 +72,8 @@ impl End {
             return None;
         }
         let message = sealed.open(&self.key)?;
-        // What an end says, thrown back at it: not an answer, and no reason to be deaf to the true one.
+        // What an end says, thrown back at it: not an answer, and no reason to be deaf to the true
+        // one.
         if matches!(message.kind, Kind::Bind | Kind::Unbind) {
             return None;
         }
@@ -95,7 +100,8 @@ impl End {
         }
     }
 
-    /// How long the message took that was answered last, there and back; nothing where the clock was stepped.
+    /// How long the message took that was answered last, there and back; nothing where the clock
+    /// was stepped.
     #[must_use]
     pub fn round_trip(&self, clock: u64) -> Duration {
         Duration::from_nanos(clock.saturating_sub(self.heard))

@@ -1,7 +1,7 @@
 //! What a tenant's end and a gateway agree on, and the end's part of it.
 //!
-//! For: appliances and redirectors that reach each other through gateways, and the gateway itself. Pure: no socket, no clock,
-//! no randomness of its own. Never: what is inside a circuit.
+//! For: appliances and redirectors that reach each other through gateways, and the gateway itself.
+//! Pure: no socket, no clock, no randomness of its own. Never: what is inside a circuit.
 //!
 //! ```text
 //!   gateways, pools ─▶ pool: which one, and when another

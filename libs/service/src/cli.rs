@@ -23,8 +23,8 @@ pub struct RunArgs {
     pub log_format: LogFormat,
 }
 
-/// Runs a command and turns its result into the exit code: an error is printed with its causes after
-/// the name of the program. So is a failed write to standard output.
+/// Runs a command and turns its result into the exit code: an error is printed with its causes
+/// after the name of the program. So is a failed write to standard output.
 pub fn main<E>(program: &str, command: impl FnOnce() -> Result<(), E>) -> ExitCode
 where
     E: Into<Box<dyn Error + Send + Sync>>,

@@ -4,8 +4,8 @@ use std::error::Error;
 
 /// The message of an error and of its causes, joined by `: `.
 ///
-/// A cause whose text the message already contains is left out: many errors here format their source
-/// themselves.
+/// A cause whose text the message already contains is left out: many errors here format their
+/// source themselves.
 #[must_use]
 pub fn error_chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();

@@ -1,8 +1,9 @@
 //! Enables route lookups of XDP programs.
 //!
-//! Programs look routes up with the loopback device as input (`bpf_fib_lookup`), and the kernel answers
-//! only for a device with forwarding enabled. Packets come in on the loopback from this machine only, so
-//! the setting forwards no packet of another machine. Other devices keep their setting.
+//! Programs look routes up with the loopback device as input (`bpf_fib_lookup`), and the kernel
+//! answers only for a device with forwarding enabled. Packets come in on the loopback from this
+//! machine only, so the setting forwards no packet of another machine. Other devices keep their
+//! setting.
 
 use std::{
     fs, io,
@@ -26,8 +27,8 @@ pub struct Error {
     source: io::Error,
 }
 
-/// Enables forwarding on the loopback device, unless it is enabled already. `root` is [`ROOT`] except in
-/// tests; `daemon` is for the message. A family that the kernel does not have is skipped.
+/// Enables forwarding on the loopback device, unless it is enabled already. `root` is [`ROOT`]
+/// except in tests; `daemon` is for the message. A family that the kernel does not have is skipped.
 ///
 /// # Errors
 /// [`Error`].

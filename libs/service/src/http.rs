@@ -1,7 +1,7 @@
 //! The HTTP server of a daemon: `GET /metrics` for Prometheus and `GET /health` for load balancers.
 //!
-//! One request a connection. A connection has ten seconds, and eight are served at once, so that slow
-//! clients cost a daemon nothing.
+//! One request a connection. A connection has ten seconds, and eight are served at once, so that
+//! slow clients cost a daemon nothing.
 
 use std::{
     io,

@@ -1,10 +1,10 @@
 //! What every daemon of Causeway has in common towards its operator, its service manager and its
 //! kernel.
 //!
-//! For: the runtime with its loop, signals and watchdog; the control socket; metrics and health over
-//! HTTP; log output; configuration files that are checked whole; output of commands; settings and
-//! errors of the kernel that XDP programs depend on. Never: the work of a daemon, or the meaning of its
-//! requests.
+//! For: the runtime with its loop, signals and watchdog; the control socket; metrics and health
+//! over HTTP; log output; configuration files that are checked whole; output of commands; settings
+//! and errors of the kernel that XDP programs depend on. Never: the work of a daemon, or the
+//! meaning of its requests.
 //!
 //! ```text
 //!   systemd ◀── READY, RELOADING, WATCHDOG, STOPPING, STATUS ──┐

@@ -84,8 +84,8 @@ impl Notifier {
         self.watchdog
     }
 
-    /// Sends a state such as `READY=1`, without waiting. A failure is logged only, because the daemon
-    /// works without a manager.
+    /// Sends a state such as `READY=1`, without waiting. A failure is logged only, because the
+    /// daemon works without a manager.
     pub fn send(&self, state: &str) {
         if let Some((socket, address)) = &self.socket
             && let Err(error) = socket.send_to_addr(state.as_bytes(), address)

@@ -1,8 +1,9 @@
-//! Printing of commands, safe against a reader that closes the pipe early, as `status | head -1` does.
+//! Printing of commands, safe against a reader that closes the pipe early, as `status | head -1`
+//! does.
 //!
-//! `println!` panics then. [`outln!`](crate::outln) drops the output instead, and the command continues to
-//! its end, so that its work is not left half done. SIGPIPE stays ignored, as Rust sets it: it would end a
-//! daemon through any of its sockets.
+//! `println!` panics then. [`outln!`](crate::outln) drops the output instead, and the command
+//! continues to its end, so that its work is not left half done. SIGPIPE stays ignored, as Rust
+//! sets it: it would end a daemon through any of its sockets.
 
 use std::{
     fmt::Display,

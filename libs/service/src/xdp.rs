@@ -4,8 +4,8 @@ use std::{error::Error, io};
 
 use nix::libc;
 
-/// What to do about a program that cannot be attached. `no_native` is the remedy where the driver has no
-/// native XDP.
+/// What to do about a program that cannot be attached. `no_native` is the remedy where the driver
+/// has no native XDP.
 #[must_use]
 pub fn remedy(error: &(dyn Error + 'static), no_native: &'static str) -> &'static str {
     match os_code(error) {

@@ -1,4 +1,5 @@
-//! Clocks: the monotonic one that the tunnels and the owner's timers share, and an ever-increasing wall clock.
+//! Clocks: the monotonic one that the tunnels and the owner's timers share, and an ever-increasing
+//! wall clock.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -46,8 +47,9 @@ pub fn now() -> Now {
     }
 }
 
-/// Nanoseconds since 1970, more at each call, in whatever thread, even where the clock is set back. It marks the
-/// messages of circuits' ends: gateways and listeners refuse one that is not newer than the last.
+/// Nanoseconds since 1970, more at each call, in whatever thread, even where the clock is set back.
+/// It marks the messages of circuits' ends: gateways and listeners refuse one that is not newer
+/// than the last.
 #[must_use]
 pub fn unix_nanos_increasing() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);

@@ -1,4 +1,5 @@
-//! The contract with the appliance around the tunnels: what it tells the manager, and what the manager has it write.
+//! The contract with the appliance around the tunnels: what it tells the manager, and what the
+//! manager has it write.
 //!
 //! ```text
 //!   appliance ─ TableWrite, NextHop ─▶ manager ─ MapWrite ─▶ appliance ─▶ maps of the XDP programs
@@ -21,7 +22,8 @@ pub enum MapWrite<'s> {
         /// Whether the workers know the session.
         known: bool,
     },
-    /// `PEER_ADDRESSES`: handshakes from this address do not share the budget of strangers, or no longer.
+    /// `PEER_ADDRESSES`: handshakes from this address do not share the budget of strangers, or no
+    /// longer.
     PeerAddress {
         /// The address of a peer or gateway.
         address: Address,
@@ -37,8 +39,8 @@ pub enum MapWrite<'s> {
     },
 }
 
-/// Writes the maps of the XDP programs, at once and in the order of the calls: the programs must not steer the
-/// packets of a session before its worker has the keys.
+/// Writes the maps of the XDP programs, at once and in the order of the calls: the programs must
+/// not steer the packets of a session before its worker has the keys.
 pub trait ProgramMaps {
     /// Writes one entry.
     ///
@@ -63,7 +65,8 @@ pub enum TableWrite {
     Neighbour(HostKey, Option<Neighbour>),
 }
 
-/// The next hop to an address of a peer or gateway, as the kernel's routes and neighbour tables have it.
+/// The next hop to an address of a peer or gateway, as the kernel's routes and neighbour tables
+/// have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NextHop {
     /// Packets can be sent.
@@ -79,8 +82,8 @@ pub enum NextHop {
     Unresolved {
         /// The reason, for the operator.
         reason: String,
-        /// The lookup is not finished, or the next hop does not answer just now: a next hop that was known before
-        /// stays in use.
+        /// The lookup is not finished, or the next hop does not answer just now: a next hop that
+        /// was known before stays in use.
         transient: bool,
     },
 }

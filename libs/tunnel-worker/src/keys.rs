@@ -61,8 +61,8 @@ pub enum Error {
 pub struct OsRandom;
 
 impl Random for OsRandom {
-    /// TunnelManager the process if the generator fails (a kernel without one, before 3.17): nothing safe can be
-    /// done without it.
+    /// TunnelManager the process if the generator fails (a kernel without one, before 3.17):
+    /// nothing safe can be done without it.
     fn fill(&mut self, out: &mut [u8]) {
         if let Err(error) = getrandom::fill(out) {
             tracing::error!(%error, "the operating system's random number generator failed; exiting");

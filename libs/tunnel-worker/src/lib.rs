@@ -1,8 +1,10 @@
-//! The appliance's encrypted tunnels: packet workers on AF_XDP, peers and handshakes, and TLS where UDP is blocked.
+//! The appliance's encrypted tunnels: packet workers on AF_XDP, peers and handshakes, and TLS where
+//! UDP is blocked.
 //!
-//! For: sealing what the XDP programs hand over and opening what arrives, at the speed of the CPU; keeping every
-//! peer's tunnel up without an operator. Never: the appliance's configuration, reconciliation or datapath (the owner
-//! gives specifications and writes the maps, see [`host`]); a packet through tokio; a handshake on a worker.
+//! For: sealing what the XDP programs hand over and opening what arrives, at the speed of the CPU;
+//! keeping every peer's tunnel up without an operator. Never: the appliance's configuration,
+//! reconciliation or datapath (the owner gives specifications and writes the maps, see [`host`]); a
+//! packet through tokio; a handshake on a worker.
 //!
 //! ```text
 //!        programs ──AF_XDP──▶ worker ──AF_XDP──▶ wire          one pinned thread for each worker

@@ -1,4 +1,5 @@
-//! The packet path takes no memory: ten thousand packets each way, whole and in pieces, and not one allocation.
+//! The packet path takes no memory: ten thousand packets each way, whole and in pieces, and not one
+//! allocation.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

@@ -10,7 +10,8 @@ pub struct Fib {
     protocol: u8,
     source_port: u16,
     destination_port: u16,
-    /// Length of the packet, bytes, host byte order. After [`Answer::TooLong`], the MTU of the route.
+    /// Length of the packet, bytes, host byte order. After [`Answer::TooLong`], the MTU of the
+    /// route.
     pub total: u16,
     /// The input interface; after the lookup, the output interface. Host byte order.
     pub ifindex: u32,
@@ -30,13 +31,13 @@ const _: () = assert!(size_of::<Fib>() == 64 && size_of::<Fib>() == size_of::<bp
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-/// The loopback device (`LOOPBACK_IFINDEX`), the input interface of packets that the kernel sends. A
-/// lookup for a real input interface would require forwarding to be enabled there, and then the
+/// The loopback device (`LOOPBACK_IFINDEX`), the input interface of packets that the kernel sends.
+/// A lookup for a real input interface would require forwarding to be enabled there, and then the
 /// kernel would also forward packets that are not ours.
 const LOOPBACK: u32 = 1;
 
-/// The packet of a lookup. Addresses and ports in network byte order; an IPv4 address is in the last
-/// word, as in IPv4-mapped IPv6 (RFC 4291 section 2.5.5.2).
+/// The packet of a lookup. Addresses and ports in network byte order; an IPv4 address is in the
+/// last word, as in IPv4-mapped IPv6 (RFC 4291 section 2.5.5.2).
 pub struct Packet {
     /// Whether it is IPv6.
     pub ipv6: bool,

@@ -1,7 +1,7 @@
 //! A frame in an XDP program.
 //!
-//! For: what every XDP program needs of a frame: access to its bytes with the bounds checks that the
-//! verifier requires, and the FIB lookup of a packet. Never: a map, a counter, a decision.
+//! For: what every XDP program needs of a frame: access to its bytes with the bounds checks that
+//! the verifier requires, and the FIB lookup of a packet. Never: a map, a counter, a decision.
 //!
 //! ```text
 //!   struct xdp_md ─▶ data, data_end ─▶ Window::at(offset): N checked bytes ─▶ get, set
@@ -19,8 +19,8 @@ pub const FRAME: u32 = 4096;
 
 /// `N` bytes of the packet, checked to be within it.
 ///
-/// A change of the packet's head or tail invalidates all windows; the verifier refuses a program that
-/// uses one afterwards.
+/// A change of the packet's head or tail invalidates all windows; the verifier refuses a program
+/// that uses one afterwards.
 #[derive(Clone, Copy)]
 pub struct Window<const N: usize>(*mut u8);
 
@@ -35,7 +35,8 @@ impl<const N: usize> Window<N> {
         Some(Self(start as *mut u8))
     }
 
-    /// As [`Window::at`], for an offset that is no constant; `None` also for one of [`FRAME`] or more.
+    /// As [`Window::at`], for an offset that is no constant; `None` also for one of [`FRAME`] or
+    /// more.
     #[inline(always)]
     pub fn within(ctx: &XdpContext, offset: u32) -> Option<Self> {
         if offset >= FRAME {
@@ -77,9 +78,9 @@ impl<const N: usize> Window<N> {
 
 /// The address of the packet's first byte.
 ///
-/// The context holds it as 32 bits that the verifier turns into a pointer. Newer LLVM joins two such
-/// reads and widens the result by shifts, which the verifier refuses on a pointer. An instruction
-/// of our own loads all 64 bits at once.
+/// The context holds it as 32 bits that the verifier turns into a pointer. Newer LLVM joins two
+/// such reads and widens the result by shifts, which the verifier refuses on a pointer. An
+/// instruction of our own loads all 64 bits at once.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 pub fn data(ctx: &XdpContext) -> usize {
@@ -139,8 +140,8 @@ pub fn ingress(ctx: &XdpContext) -> u32 {
 
 /// Length of the frame, bytes.
 ///
-/// The barrier keeps LLVM from folding this difference into later sums as `end - (start + n)` truncated
-/// to 32 bits, which shifts a packet pointer: the verifier refuses that.
+/// The barrier keeps LLVM from folding this difference into later sums as `end - (start + n)`
+/// truncated to 32 bits, which shifts a packet pointer: the verifier refuses that.
 #[inline(always)]
 pub fn frame_len(ctx: &XdpContext) -> usize {
     core::hint::black_box(data_end(ctx) - data(ctx))

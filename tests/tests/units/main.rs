@@ -6,9 +6,9 @@
 //!       └─ nsenter ─▶ systemctl show, reload, kill, stop, start, restart
 //! ```
 //!
-//! The units are those of the repository, byte for byte; systemd, its watchdog and its sandbox are real.
-//! A process ends with its parent, and all files are in memory: a test that is killed leaves one empty
-//! cgroup, which the next run removes.
+//! The units are those of the repository, byte for byte; systemd, its watchdog and its sandbox are
+//! real. A process ends with its parent, and all files are in memory: a test that is killed leaves
+//! one empty cgroup, which the next run removes.
 
 use std::{
     collections::BTreeMap,

@@ -92,8 +92,8 @@ fn are_both_expired(flow: &Flow, s: &Scratch, nat: &Nat) -> bool {
     }
 }
 
-/// Finds the packet's connection in `s.flow`, counts the packet and updates the state. Returns whether
-/// there is one.
+/// Finds the packet's connection in `s.flow`, counts the packet and updates the state. Returns
+/// whether there is one.
 ///
 /// # Errors
 /// The drop reason, if the packet may not pass or the connection cannot be established.
@@ -171,20 +171,20 @@ pub fn find(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
     Ok(true)
 }
 
-/// Bytes that may have been sent before the first acknowledgment: an initial window (RFC 6928), as with TCP Fast
-/// Open (RFC 7413).
+/// Bytes that may have been sent before the first acknowledgment: an initial window (RFC 6928), as
+/// with TCP Fast Open (RFC 7413).
 const EARLY: u32 = 16_384;
 
-/// An acknowledgment number in the field of the egress MAC addresses, which a connection from outside
-/// does not use.
+/// An acknowledgment number in the field of the egress MAC addresses, which a connection from
+/// outside does not use.
 #[inline(always)]
 const fn expectation(number: u32) -> [u8; 12] {
     let [a, b, c, d] = number.to_ne_bytes();
     [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]
 }
 
-/// Whether the opener of a TCP connection to a machine has received the machine's reply. A segment that
-/// acknowledges another number has a forged source, and would fill the table.
+/// Whether the opener of a TCP connection to a machine has received the machine's reply. A segment
+/// that acknowledges another number has a forged source, and would fill the table.
 #[inline(always)]
 fn acknowledges_reply(s: &Scratch) -> bool {
     if s.key.protocol != IPPROTO_TCP
@@ -199,8 +199,8 @@ fn acknowledges_reply(s: &Scratch) -> bool {
     s.packet.acknowledgment.wrapping_sub(expected) <= EARLY
 }
 
-/// The zone whose quota a connection counts against: that of the tenant that opened it or, if opened
-/// from outside, of the machine. `s.flow` is one of its directions.
+/// The zone whose quota a connection counts against: that of the tenant that opened it or, if
+/// opened from outside, of the machine. `s.flow` is one of its directions.
 #[inline(always)]
 fn owner(s: &Scratch) -> u32 {
     let (from, to) = match s.flow.direction() {
@@ -264,7 +264,8 @@ fn establish(s: &mut Scratch) -> Result<(), Counter> {
             s.back.bytes = (*other).bytes;
         }
     }
-    // The reverse direction first: until the forward direction follows, packets still find `OPENING`.
+    // The reverse direction first: until the forward direction follows, packets still find
+    // `OPENING`.
     if let Err(error) = FLOWS.insert(&s.back_key, &s.back, BPF_NOEXIST.into()) {
         return if error == EEXIST && is_same(&s.back_key, &s.back) {
             // Another CPU inserted the same connection at the same time.
@@ -314,8 +315,8 @@ fn is_other_expired(s: &Scratch, nat: &Nat) -> bool {
     }
 }
 
-/// Inserts the connection `s.flow` into `OPENING`: both directions or none. Returns the drop reason, or
-/// `None` on success.
+/// Inserts the connection `s.flow` into `OPENING`: both directions or none. Returns the drop
+/// reason, or `None` on success.
 #[inline(never)]
 pub fn insert_opening(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
     reverse(s);
@@ -345,8 +346,9 @@ pub fn insert_opening(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
             )
         };
         if !same && taken {
-            // A machine that sends first from the port that a rule leads to gets another public port
-            // than the rule's. While that is unanswered, it must not block connections by the rule.
+            // A machine that sends first from the port that a rule leads to gets another public
+            // port than the rule's. While that is unanswered, it must not block connections by the
+            // rule.
             if s.flow.rule == 0 || !unanswered {
                 return Some(Counter::DropFlowTaken);
             }

@@ -19,7 +19,8 @@ pub fn address(zone: u32, ipv6: bool) -> Option<&'static NatAddress> {
         .filter(|a| a.last != 0 && a.first <= a.last)
 }
 
-/// The public port, network byte order, of the packet's source: that of its mapping, or of a new one.
+/// The public port, network byte order, of the packet's source: that of its mapping, or of a new
+/// one.
 ///
 /// # Errors
 /// The drop reason, if no tried port is free, the quota is used up, or the table is full.
@@ -87,8 +88,8 @@ const fn pick(hash: &mut u32, span: u32) -> u16 {
     (((*hash >> 16) * span) >> 16) as u16
 }
 
-/// Inserts the inner half of a mapping whose outer half is in place. If that fails, removes the outer
-/// half.
+/// Inserts the inner half of a mapping whose outer half is in place. If that fails, removes the
+/// outer half.
 #[inline(always)]
 fn insert_inner(s: &mut Scratch) -> Result<u16, Counter> {
     let mapping = Mapping {

@@ -47,7 +47,8 @@ use crate::{
     maps::{Kind, Scratch},
 };
 
-/// Finds or opens the packet's connection in `s.flow`. Returns the drop reason, or `None` on success.
+/// Finds or opens the packet's connection in `s.flow`. Returns the drop reason, or `None` on
+/// success.
 #[inline(always)]
 pub fn find(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
     match s.packet.kind {
@@ -101,8 +102,8 @@ pub fn deliver_to_host<const L3: usize>(
     }
 }
 
-/// Counts the translation of a fragment or an error, and stores that of a first fragment for those that
-/// follow.
+/// Counts the translation of a fragment or an error, and stores that of a first fragment for those
+/// that follow.
 #[inline(always)]
 pub fn remember_fragments(s: &mut Scratch) {
     if s.packet.more != 0 {

@@ -98,9 +98,9 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
 }
 
 /// Takes the endpoint that is mapped to the packet's destination into `s.flow`: a hairpin without a
-/// rule (RFC 4787 REQ-9, RFC 5382 REQ-8). Returns whether there is one. As from outside, packets are
-/// delivered only once that endpoint has sent to the sender's public endpoint: until then the flow is
-/// [`flow_flags::MUTUAL`].
+/// rule (RFC 4787 REQ-9, RFC 5382 REQ-8). Returns whether there is one. As from outside, packets
+/// are delivered only once that endpoint has sent to the sender's public endpoint: until then the
+/// flow is [`flow_flags::MUTUAL`].
 #[inline(never)]
 fn match_mapping(s: &mut Scratch) -> bool {
     let ports = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;

@@ -23,7 +23,8 @@ use crate::{
     maps::{Kind, Packet},
 };
 
-/// Parses the packet at `l3`, from `zone`. Returns the drop reason, or `None` if it can be translated.
+/// Parses the packet at `l3`, from `zone`. Returns the drop reason, or `None` if it can be
+/// translated.
 #[inline(never)]
 pub fn parse(
     ctx: &XdpContext,
@@ -340,8 +341,8 @@ fn quoted_v6(ctx: &XdpContext, p: &mut Packet, key: &mut FlowKey) -> Option<Coun
     quoted(ctx, p, key, protocol, source)
 }
 
-/// Reads the quoted packet behind its IP headers: at least eight bytes (RFC 792, RFC 4443 section 3).
-/// The source in `key` becomes that of the far end.
+/// Reads the quoted packet behind its IP headers: at least eight bytes (RFC 792, RFC 4443 section
+/// 3). The source in `key` becomes that of the far end.
 #[inline(always)]
 fn quoted(
     ctx: &XdpContext,

@@ -1,5 +1,5 @@
-//! Quotas: the part of the shared tables that one tenant may use, so that a flood of one tenant does
-//! not affect others.
+//! Quotas: the part of the shared tables that one tenant may use, so that a flood of one tenant
+//! does not affect others.
 
 use crate::maps::{SHARES, TALLIES};
 

@@ -26,8 +26,8 @@ fn words(old: &Words, new: &Words) -> Delta {
     delta
 }
 
-/// Translates the packet `s.packet` from `s.key` to `s.flow` and decrements its hop limit. Returns the
-/// drop reason, or `None` on success.
+/// Translates the packet `s.packet` from `s.key` to `s.flow` and decrements its hop limit. Returns
+/// the drop reason, or `None` on success.
 #[inline(never)]
 pub fn rewrite(ctx: &XdpContext, s: &Scratch) -> Option<Counter> {
     match s.packet.kind {

@@ -1,6 +1,7 @@
 //! Reads the server name and the protocols from a TLS ClientHello.
 //!
-//! The caller gives bytes as they come from the wire, in any pieces; the result depends on the bytes only:
+//! The caller gives bytes as they come from the wire, in any pieces; the result depends on the
+//! bytes only:
 //!
 //! ```text
 //!   records (RFC 8446 section 5.1)          one message (section 4)
@@ -11,8 +12,8 @@
 //!                                                           └───────────────────────────────┘
 //! ```
 //!
-//! Numbers are big-endian. Nothing is decrypted or authenticated: the client proves its identity to the
-//! backend.
+//! Numbers are big-endian. Nothing is decrypted or authenticated: the client proves its identity to
+//! the backend.
 
 use thiserror::Error;
 
@@ -175,8 +176,8 @@ impl Reader {
         self.bytes
     }
 
-    /// Continues after the last bytes. Each decision depends on earlier bytes only, so the pieces do not
-    /// matter. After at most [`MAX_HELLO`] bytes there is a result.
+    /// Continues after the last bytes. Each decision depends on earlier bytes only, so the pieces
+    /// do not matter. After at most [`MAX_HELLO`] bytes there is a result.
     fn read(&mut self) -> Result<Option<Hello>, Refusal> {
         loop {
             if self.left == 0 && !self.record()? {

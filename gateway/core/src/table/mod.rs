@@ -1,4 +1,5 @@
-//! The circuits of one thread: decides from the time, a datagram and its source where the datagram goes.
+//! The circuits of one thread: decides from the time, a datagram and its source where the datagram
+//! goes.
 //!
 //! ```text
 //!             bind, its tag right, newer                  bind with the cookie of this source
@@ -11,8 +12,8 @@
 //!
 //! - A message without a valid tag changes nothing and has no answer.
 //! - A message with a valid tag has at most one answer, of the same length, to its source.
-//! - The table forwards tunnel datagrams only between bound addresses: those that repeated a cookie within
-//!   the lifetime, and so receive what is sent to them.
+//! - The table forwards tunnel datagrams only between bound addresses: those that repeated a cookie
+//!   within the lifetime, and so receive what is sent to them.
 //! - Each configured circuit has one entry. No datagram adds an entry.
 
 use std::{
@@ -278,7 +279,8 @@ struct Circuit {
 /// The circuits of one thread.
 #[derive(Debug)]
 pub struct Table {
-    /// Index in `circuits`. Only configured IDs are inserted, so that no sender can choose collisions.
+    /// Index in `circuits`. Only configured IDs are inserted, so that no sender can choose
+    /// collisions.
     index: HashMap<CircuitId, usize, RandomState>,
     circuits: Vec<Circuit>,
     tenants: Vec<TenantPlan>,
@@ -308,8 +310,8 @@ impl Table {
         }
     }
 
-    /// Applies a new plan to the circuits that are `ours`. A circuit that stays with the same tenant keeps
-    /// its counters, and each of its sides with the same key stays bound.
+    /// Applies a new plan to the circuits that are `ours`. A circuit that stays with the same
+    /// tenant keeps its counters, and each of its sides with the same key stays bound.
     pub fn replan(&mut self, plan: &Plan, ours: impl Fn(CircuitId) -> bool) {
         let before = std::mem::take(&mut self.circuits);
         let names = |tenant: usize| self.tenants.get(tenant).map(|tenant| &tenant.name);
@@ -349,7 +351,8 @@ impl Table {
         self.lifetime = plan.lifetime;
     }
 
-    /// What the worker does with a datagram. `now` is the time since an origin that all tables with the same buckets have in common.
+    /// What the worker does with a datagram. `now` is the time since an origin that all tables with
+    /// the same buckets have in common.
     pub fn handle(&mut self, now: Duration, datagram: &[u8], from: &Path) -> Action {
         let action = match parse(datagram) {
             Ok(Datagram::Tunnel(id)) => match self.index.get(&id) {
@@ -514,8 +517,8 @@ impl Table {
         }
     }
 
-    /// Reports each circuit whose bindings changed or were renewed since the last call, or that is in a new
-    /// plan. Removed circuits are not reported.
+    /// Reports each circuit whose bindings changed or were renewed since the last call, or that is
+    /// in a new plan. Removed circuits are not reported.
     pub fn report_changes(&mut self, mut report: impl FnMut(&Bound<'_>)) {
         for position in self.changed.drain(..) {
             let circuit = &mut self.circuits[position];
@@ -537,14 +540,14 @@ impl Table {
         self.index.contains_key(&id)
     }
 
-    /// Accepts no new binding from now on, and answers every bind with the order to use another gateway.
-    /// Bound sides stay bound.
+    /// Accepts no new binding from now on, and answers every bind with the order to use another
+    /// gateway. Bound sides stay bound.
     pub fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// For each bound side, its address and the message that orders it to use another gateway: an answer to
-    /// its last bind.
+    /// For each bound side, its address and the message that orders it to use another gateway: an
+    /// answer to its last bind.
     pub fn moves(&self, now: Duration) -> impl Iterator<Item = (Path, [u8; MESSAGE_BYTES])> {
         self.circuits.iter().flat_map(move |circuit| {
             Side::BOTH.into_iter().filter_map(move |side| {
@@ -570,8 +573,8 @@ impl Table {
         ends.filter(|end| end.live(now).is_some()).count()
     }
 
-    /// Renumbers sockets: `sockets` has the new index for each old one. Sides that were bound through a
-    /// removed socket become unbound.
+    /// Renumbers sockets: `sockets` has the new index for each old one. Sides that were bound
+    /// through a removed socket become unbound.
     pub fn renumber_sockets(&mut self, sockets: &[Option<u16>]) {
         for (at, circuit) in self.circuits.iter_mut().enumerate() {
             for end in &mut circuit.ends {
@@ -613,8 +616,8 @@ impl Circuit {
         action
     }
 
-    /// Accepts a message with a valid tag if its timestamp is newest and the rate limit of its side allows
-    /// it. Its timestamp is the newest from then on.
+    /// Accepts a message with a valid tag if its timestamp is newest and the rate limit of its side
+    /// allows it. Its timestamp is the newest from then on.
     fn accept(&mut self, now: Duration, message: &Message) -> Result<(), Reason> {
         let end = &mut self.ends[message.side.index()];
         if message.timestamp <= end.newest {

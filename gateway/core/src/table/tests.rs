@@ -491,8 +491,9 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// The world: addresses 0 to 5 are honest ends' (end n of circuit n / 2 + 1), 6 to 9 the enemy's, who is tenant evil, has the
-/// keys of circuit 4, hears all that is sent, and sends from wherever he likes.
+/// The world: addresses 0 to 5 are honest ends' (end n of circuit n / 2 + 1), 6 to 9 the enemy's,
+/// who is tenant evil, has the keys of circuit 4, hears all that is sent, and sends from wherever
+/// he likes.
 struct World {
     table: Table,
     now: Duration,

@@ -1,4 +1,5 @@
-//! What stages are made of: parsing, rewriting and rate limits. None decides what becomes of a frame.
+//! What stages are made of: parsing, rewriting and rate limits. None decides what becomes of a
+//! frame.
 
 pub mod datagram;
 pub mod rate;

@@ -1,5 +1,5 @@
-//! Finds the frames that may carry a datagram of a circuit: to our MAC address, untagged or with one
-//! VLAN tag, IPv4 or IPv6.
+//! Finds the frames that may carry a datagram of a circuit: to our MAC address, untagged or with
+//! one VLAN tag, IPv4 or IPv6.
 
 use aya_ebpf::programs::XdpContext;
 use gateway_common::maps::Outcome;

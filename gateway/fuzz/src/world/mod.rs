@@ -1,7 +1,7 @@
 //! A table and six ends beside the model of `docs/gateway.md`.
 //!
-//! Every datagram goes to the table and to the model, and both must agree on the action. The model cannot compute
-//! cookies: a new cookie must differ from all earlier ones.
+//! Every datagram goes to the table and to the model, and both must agree on the action. The model
+//! cannot compute cookies: a new cookie must differ from all earlier ones.
 
 mod model;
 
@@ -509,8 +509,8 @@ impl World {
         }
     }
 
-    /// Applies a plan: 0 is the first one; in 1 a circuit is missing and one has another key; in 2 one has another
-    /// tenant, and the order differs.
+    /// Applies a plan: 0 is the first one; in 1 a circuit is missing and one has another key; in 2
+    /// one has another tenant, and the order differs.
     fn replan(&mut self, which: u8) {
         let tenants = if which == 2 {
             ["evil", "acme"]
@@ -624,8 +624,8 @@ impl World {
         assert_eq!(self.table.bound(self.now), bound);
     }
 
-    /// Checks that all ends can bind again and exchange datagrams, except where an attacker with the key has used up
-    /// the timestamps.
+    /// Checks that all ends can bind again and exchange datagrams, except where an attacker with
+    /// the key has used up the timestamps.
     fn check_recovery(&mut self) {
         if self.draining {
             return;

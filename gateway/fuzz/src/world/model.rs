@@ -38,8 +38,8 @@ pub(super) fn id(circuit: usize) -> CircuitId {
 pub(super) struct Keys(u64);
 
 impl Keys {
-    /// Keys that depend on the whole input (FNV-1a): a fuzzer sees compared values, and could otherwise put a valid
-    /// message of one run into the input of the next.
+    /// Keys that depend on the whole input (FNV-1a): a fuzzer sees compared values, and could
+    /// otherwise put a valid message of one run into the input of the next.
     pub(super) fn of(input: &[u8]) -> Self {
         Self(input.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)

@@ -1,7 +1,7 @@
 //! Whether a driver accepts XDP redirects. A driver that does not drops redirected frames silently.
 //!
-//! Reads the features from the netdev family of generic netlink (Documentation/netlink/specs/netdev.yaml,
-//! Linux 6.3).
+//! Reads the features from the netdev family of generic netlink
+//! (Documentation/netlink/specs/netdev.yaml, Linux 6.3).
 
 use std::{
     io,
@@ -58,7 +58,8 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Sends a request and returns the attributes of the answer, which the kernel gives within the send.
+/// Sends a request and returns the attributes of the answer, which the kernel gives within the
+/// send.
 fn ask(socket: &OwnedFd, family: u16, command: u8, attributes: &[u8]) -> io::Result<Vec<u8>> {
     let mut message = Vec::new();
     message.extend(((HEADERS + attributes.len()) as u32).to_ne_bytes());

@@ -143,9 +143,9 @@ fn parse_routes(v4: &str, v6: &str) -> BTreeSet<String> {
     v4.chain(v6).collect()
 }
 
-/// The interfaces that need the program: the configured ones; or else those with a listen address and, for
-/// a wildcard address, those of the default routes. The parent in place of a VLAN. The loopback only if it is
-/// configured.
+/// The interfaces that need the program: the configured ones; or else those with a listen address
+/// and, for a wildcard address, those of the default routes. The parent in place of a VLAN. The
+/// loopback only if it is configured.
 ///
 /// # Errors
 /// When a configured interface does not exist, or the interfaces cannot be listed.
@@ -182,8 +182,8 @@ pub fn wanted(named: Option<&[String]>, listen: &[SocketAddr]) -> Result<Vec<Str
 }
 
 impl Fast {
-    /// Attaches the program to exactly these interfaces; existing attachments stay. With [`Xdp::Auto`] an
-    /// interface whose driver refuses is left to user space, with a warning.
+    /// Attaches the program to exactly these interfaces; existing attachments stay. With
+    /// [`Xdp::Auto`] an interface whose driver refuses is left to user space, with a warning.
     ///
     /// # Errors
     /// When an interface refuses the configured mode.
@@ -245,8 +245,8 @@ impl Fast {
         links.append(&mut new);
         links.sort_by(|a, b| a.name.cmp(&b.name));
         for link in links.iter_mut().filter(|link| link.link.is_some()) {
-            // The generic hook can send on every driver. Before Linux 6.3 the kernel reports no features; most
-            // drivers accept redirects.
+            // The generic hook can send on every driver. Before Linux 6.3 the kernel reports no
+            // features; most drivers accept redirects.
             link.target = link.mode == Ok(Mode::Generic)
                 || features::takes_redirected(link.ifindex).unwrap_or(true);
             if !link.target && interfaces.len() > 1 {
@@ -369,7 +369,8 @@ fn joins(interface: &str) -> Result<bool, Error> {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the request and the value it points to live through the call and have the layout of the kernel.
+    // SAFETY: the request and the value it points to live through the call and have the layout of
+    // the kernel.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     if result < 0 {
         return Err(failed(io::Error::last_os_error()));

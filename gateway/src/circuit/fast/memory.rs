@@ -1,5 +1,5 @@
-//! Maps as memory that user space reads and writes without system calls. The unsafe code of the fast path is
-//! here, except queries of the kernel in `links` and `features`.
+//! Maps as memory that user space reads and writes without system calls. The unsafe code of the
+//! fast path is here, except queries of the kernel in `links` and `features`.
 
 use std::{
     io,
@@ -31,7 +31,8 @@ impl<T: aya::Pod> Memory<T> {
     /// # Errors
     /// When the kernel refuses.
     pub fn map(map: &MapData, count: u32) -> io::Result<Self> {
-        // The stride of values is a multiple of eight bytes (kernel/bpf/arraymap.c, array_map_alloc).
+        // The stride of values is a multiple of eight bytes (kernel/bpf/arraymap.c,
+        // array_map_alloc).
         const { assert!(size_of::<T>().is_multiple_of(8)) };
         let bytes = count as usize * size_of::<T>();
         // SAFETY: the kernel chooses the address; no mapping is replaced.
@@ -63,7 +64,8 @@ impl<T: aya::Pod> Memory<T> {
         unsafe { self.at.cast::<T>().as_ptr().add(place as usize) }
     }
 
-    /// Writes a value at an index that no program uses yet. Later writes become visible after this one.
+    /// Writes a value at an index that no program uses yet. Later writes become visible after this
+    /// one.
     pub fn write(&self, place: u32, value: &T) {
         let (words, rest) = as_words(value);
         assert!(rest.is_empty());
@@ -76,8 +78,8 @@ impl<T: aya::Pod> Memory<T> {
     /// The eight bytes at `offset` of a value.
     pub fn word(&self, place: u32, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= size_of::<T>());
-        // SAFETY: within the mapping and aligned, as asserted; the mapping lives as long as `self`, and all
-        // accesses are atomic.
+        // SAFETY: within the mapping and aligned, as asserted; the mapping lives as long as `self`,
+        // and all accesses are atomic.
         unsafe { AtomicU64::from_ptr(self.place(place).byte_add(offset).cast()) }
     }
 }

@@ -1,13 +1,14 @@
-//! Circuits in XDP: a program forwards the datagrams of circuits with both sides bound. The threads of the
-//! table publish these circuits to it.
+//! Circuits in XDP: a program forwards the datagrams of circuits with both sides bound. The threads
+//! of the table publish these circuits to it.
 //!
 //! ```text
 //!   thread: bind, unbind, sweep ─▶ table ─▶ changed ─▶ Publisher ─▶ IDS, CIRCUITS ─▶ the program
 //!                                                       (a renewed binding: one store into mapped memory)
 //! ```
 //!
-//! Only the table decides: the program forwards published circuits and passes every other frame to the
-//! kernel. Maps and program end with the process; the next process forwards once ends have bound again.
+//! Only the table decides: the program forwards published circuits and passes every other frame to
+//! the kernel. Maps and program end with the process; the next process forwards once ends have
+//! bound again.
 
 mod features;
 mod links;
@@ -361,7 +362,8 @@ impl Fast {
         lock(&self.stats_slots).give(now(), place);
     }
 
-    /// Publishes a circuit in place of its old entry; returns the new index, or `None` if the map is full.
+    /// Publishes a circuit in place of its old entry; returns the new index, or `None` if the map
+    /// is full.
     fn publish(&self, circuit: &Circuit, before: Option<u32>) -> Option<u32> {
         let taken = lock(&self.slots).take(now());
         let Some(place) = taken else {

@@ -43,8 +43,8 @@ impl Publisher {
         }
     }
 
-    /// Publishes the bindings of a circuit. `local` gives the gateway's address of a path. A renewed binding
-    /// costs two stores; other changes cost system calls.
+    /// Publishes the bindings of a circuit. `local` gives the gateway's address of a path. A
+    /// renewed binding costs two stores; other changes cost system calls.
     pub fn publish(&mut self, bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) {
         let wanted = circuit(bound, local);
         if wanted.is_none() && !self.published.contains_key(&bound.id) {

@@ -1,6 +1,6 @@
 //! UDP sockets in batches: recvmmsg(2) and sendmmsg(2), with GRO and GSO where the kernel has them
-//! (udp(7)). The unsafe code of the circuits is here. After [`Batch::new`] and [`Outbox::new`] nothing is
-//! allocated.
+//! (udp(7)). The unsafe code of the circuits is here. After [`Batch::new`] and [`Outbox::new`]
+//! nothing is allocated.
 //!
 //! ```text
 //!   Poll ─▶ Batch::receive ─▶ Received: offset, length, source ─▶ the table decides
@@ -30,8 +30,8 @@ pub const BATCH: usize = 32;
 /// `net.core.rmem_max` and `wmem_max`.
 const SOCKET_BUFFER: i32 = 8 << 20;
 
-/// Buffer for the control messages of one message: packet information of either family, and a segment
-/// size.
+/// Buffer for the control messages of one message: packet information of either family, and a
+/// segment size.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 struct Control([u8; 128]);
@@ -66,7 +66,8 @@ impl Socket {
         if shared {
             set(&fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
         }
-        // The ends discover the path MTU themselves: never fragment, and ignore ICMP messages about it.
+        // The ends discover the path MTU themselves: never fragment, and ignore ICMP messages about
+        // it.
         if address.is_ipv4() {
             set(
                 &fd,
@@ -118,8 +119,8 @@ impl Socket {
         })
     }
 
-    /// Switches GRO off, because a source has several circuits: the kernel gives a joined message to the
-    /// thread of its first datagram. Returns whether GRO was on.
+    /// Switches GRO off, because a source has several circuits: the kernel gives a joined message
+    /// to the thread of its first datagram. Returns whether GRO was on.
     pub fn separate(&mut self) -> bool {
         let did = std::mem::take(&mut self.gro);
         did && set(&self.fd, libc::SOL_UDP, libc::UDP_GRO, 0).is_ok()
@@ -144,9 +145,9 @@ impl Socket {
         if result < 0 { 0 } else { values[8] }
     }
 
-    /// Makes the kernel deliver each datagram to the socket of its circuit: of the `members` sockets of the
-    /// group, in the order in which they were bound, the one at the low half of the circuit ID modulo
-    /// `members`.
+    /// Makes the kernel deliver each datagram to the socket of its circuit: of the `members`
+    /// sockets of the group, in the order in which they were bound, the one at the low half of the
+    /// circuit ID modulo `members`.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -158,8 +159,8 @@ impl Socket {
             k,
         };
         let word = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-        // The packet begins with the payload of the datagram (net/core/sock_reuseport.c, run_bpf_filter). A
-        // load beyond its end ends the program with 0, the first member.
+        // The packet begins with the payload of the datagram (net/core/sock_reuseport.c,
+        // run_bpf_filter). A load beyond its end ends the program with 0, the first member.
         let mut program = [
             instruction(word, 0, 0, 0),
             instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 2, 0),
@@ -174,7 +175,8 @@ impl Socket {
             len: program.len() as u16,
             filter: program.as_mut_ptr(),
         };
-        // SAFETY: `filter` and the program that it points to live until the call returns, which copies both.
+        // SAFETY: `filter` and the program that it points to live until the call returns, which
+        // copies both.
         check(unsafe {
             libc::setsockopt(
                 self.fd.as_raw_fd(),

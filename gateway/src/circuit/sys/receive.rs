@@ -72,8 +72,8 @@ impl Batch {
             header.msg_controllen = size_of::<Control>();
             header.msg_flags = 0;
         }
-        // SAFETY: each header points to a name, a control buffer and one vector, with their lengths; `self`
-        // owns them all, and they are not borrowed.
+        // SAFETY: each header points to a name, a control buffer and one vector, with their
+        // lengths; `self` owns them all, and they are not borrowed.
         let count = check(unsafe {
             libc::recvmmsg(
                 socket.fd.as_raw_fd(),
@@ -103,8 +103,8 @@ impl Batch {
             from: from_sockaddr(&self.names[n])?,
             local: None,
         };
-        // SAFETY: the kernel wrote `msg_controllen` bytes of control messages to the buffer of the header,
-        // which lives as long as `self`; the macros stay within it.
+        // SAFETY: the kernel wrote `msg_controllen` bytes of control messages to the buffer of the
+        // header, which lives as long as `self`; the macros stay within it.
         unsafe {
             let mut control = libc::CMSG_FIRSTHDR(&raw const header.msg_hdr);
             while !control.is_null() {

@@ -13,8 +13,8 @@ const MAX_SEGMENTS: usize = 64;
 /// Longest message, bytes: the payload of the longest IPv4 packet.
 const MAX_BYTES: usize = 65_507;
 
-/// Datagrams to be sent through one socket, as ranges of a batch's bytes. Consecutive datagrams to one
-/// address become one message for GSO: all of one length, the last one perhaps shorter.
+/// Datagrams to be sent through one socket, as ranges of a batch's bytes. Consecutive datagrams to
+/// one address become one message for GSO: all of one length, the last one perhaps shorter.
 pub struct Outbox {
     pub(super) messages: Vec<Outgoing>,
     /// The byte ranges of all messages, in order.
@@ -145,8 +145,8 @@ impl Outbox {
                         io::ErrorKind::Interrupted => continue,
                         io::ErrorKind::WouldBlock => result.full += message.segments as u64,
                         _ if message.segments > 1 => {
-                            // EIO: the link cannot compute checksums, so GSO never works. Other errors are
-                            // about this message only.
+                            // EIO: the link cannot compute checksums, so GSO never works. Other
+                            // errors are about this message only.
                             if error.raw_os_error() == Some(libc::EIO) {
                                 socket.gso = false;
                             }
@@ -251,8 +251,8 @@ impl Outbox {
 
     fn send_message(&self, socket: &Socket) -> io::Result<()> {
         let header = &raw const self.headers[0].msg_hdr;
-        // SAFETY: the header was prepared for bytes that the caller still borrows; `self` owns its name,
-        // control messages and vectors, with their lengths; the kernel only reads them.
+        // SAFETY: the header was prepared for bytes that the caller still borrows; `self` owns its
+        // name, control messages and vectors, with their lengths; the kernel only reads them.
         let sent = unsafe { libc::sendmsg(socket.fd.as_raw_fd(), header, libc::MSG_DONTWAIT) };
         if sent < 0 {
             Err(io::Error::last_os_error())
@@ -272,8 +272,8 @@ fn control<T>(header: &mut libc::msghdr, level: i32, kind: i32, value: T) {
         used + space as usize <= size_of::<Control>(),
         "room for all"
     );
-    // SAFETY: the buffer is a `Control`, aligned for a header; `used` is a sum of CMSG_SPACEs, so a header is
-    // aligned there, and `space` bytes from there are within the buffer.
+    // SAFETY: the buffer is a `Control`, aligned for a header; `used` is a sum of CMSG_SPACEs, so a
+    // header is aligned there, and `space` bytes from there are within the buffer.
     unsafe {
         let at = header
             .msg_control

@@ -114,7 +114,8 @@ fn both_ways_at_once_with_a_slow_reader_lose_nothing() {
 
 #[test]
 fn connections_never_mix_bytes() {
-    // More connections than pipes, so that pipes and buffers change hands all the time; some are cut with bytes in them.
+    // More connections than pipes, so that pipes and buffers change hands all the time; some are
+    // cut with bytes in them.
     const CLIENTS: u64 = 30;
     const ROUNDS: u64 = 12;
     let mut draft = Draft::to(echo());
@@ -255,7 +256,8 @@ fn a_truncated_answer_ends_with_a_reset() {
     for n in 1..=20 {
         let mut client = greet(gateway.at(), "d.example");
         let talking = talkative(&client);
-        // The kernel tells whoever asks first, the one that talks or the one that listens; so the gateway is asked.
+        // The kernel tells whoever asks first, the one that talks or the one that listens; so the
+        // gateway is asked.
         let _ = rest(&mut client);
         talking.join().expect("an end");
         until("an end", || gateway.relay.connections() == 0);

@@ -30,8 +30,8 @@ pub struct Gateway {
     pub runtime: Runtime,
 }
 
-/// A plan with one backend: tenant `acme` has all subdomains of `acme.example`; `d.example`, and `p.example` for
-/// protocol `x/1`, have no tenant.
+/// A plan with one backend: tenant `acme` has all subdomains of `acme.example`; `d.example`, and
+/// `p.example` for protocol `x/1`, have no tenant.
 pub struct Draft {
     pub listen: Vec<SocketAddr>,
     pub limits: Limits,

@@ -20,7 +20,8 @@ pub struct Gateway {
 pub struct Access {
     /// Pools, in order; none: only gateways without a pool.
     pub pools: Vec<String>,
-    /// Whether gateways without a pool are allowed when those of the pools fail. Without pools it has no meaning.
+    /// Whether gateways without a pool are allowed when those of the pools fail. Without pools it
+    /// has no meaning.
     pub unpooled: bool,
 }
 
@@ -31,7 +32,8 @@ pub struct Candidate {
     pub name: String,
     /// How full it is, in thousandths.
     pub load: u16,
-    /// Its place in the order: a gateway of a higher tier is used only while none of a lower one works.
+    /// Its place in the order: a gateway of a higher tier is used only while none of a lower one
+    /// works.
     pub tier: usize,
 }
 

@@ -6,9 +6,9 @@
 //!                                answers, failures, "I drain" ───┘
 //! ```
 //!
-//! [`List`] is made where the tenants are known; [`Chooser`] runs at each tenant's end, appliance and redirector
-//! alike. Neither asks a clock or the network: `now` is a time on any monotonic clock, and the seed makes two
-//! ends differ and one end replay.
+//! [`List`] is made where the tenants are known; [`Chooser`] runs at each tenant's end, appliance
+//! and redirector alike. Neither asks a clock or the network: `now` is a time on any monotonic
+//! clock, and the seed makes two ends differ and one end replay.
 
 mod choice;
 mod list;

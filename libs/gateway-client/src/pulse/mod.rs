@@ -1,4 +1,5 @@
-//! Whether the other end of a connection is there: questions that it answers at once, and how long its answers may take.
+//! Whether the other end of a connection is there: questions that it answers at once, and how long
+//! its answers may take.
 //!
 //! ```text
 //!            asked every 80 ms, at most three that wait for their answers
@@ -9,9 +10,10 @@
 //!     └──────────────────────────────── anything is received ◀───────────────────────────────────────────────────┘
 //! ```
 //!
-//! Anything received is life, so a connection by which something comes is never silent; and questions are asked then, too, so
-//! that what a full queue costs is known before it is asked in vain. Three of them find out in one round trip that one was lost,
-//! as TCP's own acknowledgements of the later ones say so. Pure: taking the time, on any monotonic clock.
+//! Anything received is life, so a connection by which something comes is never silent; and
+//! questions are asked then, too, so that what a full queue costs is known before it is asked in
+//! vain. Three of them find out in one round trip that one was lost, as TCP's own acknowledgements
+//! of the later ones say so. Pure: taking the time, on any monotonic clock.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -36,7 +38,8 @@ pub enum Due {
 /// The end that asks.
 #[derive(Clone, Debug)]
 pub struct Pulse {
-    /// When the questions were asked that wait for their answers, the oldest first; at most [`MOST`].
+    /// When the questions were asked that wait for their answers, the oldest first; at most
+    /// [`MOST`].
     asked: VecDeque<Duration>,
     /// When something was received last, or nothing was to be expected yet.
     life: Duration,
@@ -87,7 +90,8 @@ impl Pulse {
         self.life = self.life.max(now);
     }
 
-    /// What is due; to be asked until it says nothing more. What was received before `now` is to have been said.
+    /// What is due; to be asked until it says nothing more. What was received before `now` is to
+    /// have been said.
     pub fn step(&mut self, now: Duration) -> Option<Due> {
         if !self.silent && self.silent_at().is_some_and(|at| now >= at) {
             self.silent = true;

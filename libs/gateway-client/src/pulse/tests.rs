@@ -183,7 +183,8 @@ fn answers_without_a_question_are_ignored() {
 }
 
 proptest! {
-    /// Whatever happens: patience is kept within its bounds, and silence is said and taken back by turns.
+    /// Whatever happens: patience is kept within its bounds, and silence is said and taken back by
+    /// turns.
     #[test]
     fn any_order_of_things(acts in vec((0u8..5, 0u64..700), 0..300)) {
         let (mut pulse, mut now) = (Pulse::new(ms(0)), ms(0));

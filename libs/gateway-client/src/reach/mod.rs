@@ -10,9 +10,9 @@
 //!             ── nothing heard through it, while others work ──▶ the next
 //! ```
 //!
-//! Pure: time on any monotonic clock, time of day for the messages, chance from a seed. Whoever has the socket
-//! calls [`Reach::timeout`] at [`Reach::next_deadline`], hands in what comes ([`Reach::hear`]) and does what
-//! [`Reach::poll`] says.
+//! Pure: time on any monotonic clock, time of day for the messages, chance from a seed. Whoever has
+//! the socket calls [`Reach::timeout`] at [`Reach::next_deadline`], hands in what comes
+//! ([`Reach::hear`]) and does what [`Reach::poll`] says.
 
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
@@ -31,7 +31,8 @@ pub struct Settings {
     pub other: Duration,
     /// Round trip of a gateway that never answered.
     pub unknown_round_trip: Duration,
-    /// How long a gateway through which nothing was heard is left alone, at first; each time twice as long.
+    /// How long a gateway through which nothing was heard is left alone, at first; each time twice
+    /// as long.
     pub blame: Duration,
     /// The longest of these.
     pub max_blame: Duration,
@@ -144,8 +145,8 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// An end that says nothing yet. With a list it seeks a gateway of the list; without, it awaits the other end at
-    /// all of `gateways`. A gateway that is in one of the two only is left out.
+    /// An end that says nothing yet. With a list it seeks a gateway of the list; without, it awaits
+    /// the other end at all of `gateways`. A gateway that is in one of the two only is left out.
     #[must_use]
     pub fn new(
         (circuit, side, key): (CircuitId, Side, Key),
@@ -183,7 +184,8 @@ impl Reach {
         reach
     }
 
-    /// Takes other gateways, or others on the list. What is known of one that stays is kept, and so is its use.
+    /// Takes other gateways, or others on the list. What is known of one that stays is kept, and so
+    /// is its use.
     pub fn update(&mut self, list: Option<&List>, gateways: &[At], now: Duration) {
         if let (Some(chooser), Some(list)) = (&mut self.chooser, list) {
             chooser.update(&known(list, gateways), now);
@@ -236,7 +238,8 @@ impl Reach {
         self.chooser.is_none()
     }
 
-    /// Takes a message from a gateway; whether it was one to this end. `clock`: nanoseconds since 1970.
+    /// Takes a message from a gateway; whether it was one to this end. `clock`: nanoseconds since
+    /// 1970.
     pub fn hear(
         &mut self,
         from: SocketAddr,
@@ -283,8 +286,8 @@ impl Reach {
         true
     }
 
-    /// Nothing has come from the other end for too long though it was sent something: where another gateway works,
-    /// this one may be to blame.
+    /// Nothing has come from the other end for too long though it was sent something: where another
+    /// gateway works, this one may be to blame.
     pub fn unheard(&mut self, now: Duration) {
         let (Some(chooser), Some(used)) = (&mut self.chooser, &self.used) else {
             return;
@@ -346,8 +349,8 @@ impl Reach {
         self.chosen.as_deref() == Some(&self.members[place].at.name)
     }
 
-    /// How often a gateway is asked, where that is not the choice's business: the one in use, all of them where none
-    /// works, and always for an end that awaits.
+    /// How often a gateway is asked, where that is not the choice's business: the one in use, all
+    /// of them where none works, and always for an end that awaits.
     fn pace(&self, member: &Member) -> Option<Duration> {
         if self.chosen.as_deref() == Some(&member.at.name) {
             Some(self.settings.in_use)
@@ -458,7 +461,8 @@ impl Reach {
         }
     }
 
-    /// The other end is heard by the gateway at `from`. An end that awaits sends there, and leaves others that drain.
+    /// The other end is heard by the gateway at `from`. An end that awaits sends there, and leaves
+    /// others that drain.
     pub fn heard_by(&mut self, from: SocketAddr) {
         if self.chooser.is_none() {
             self.used = self.at(from).cloned();

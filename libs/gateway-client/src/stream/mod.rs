@@ -1,7 +1,8 @@
-//! Tunnel datagrams in one TLS connection, for sites where only TLS passes: frames, and the two messages in front of them.
+//! Tunnel datagrams in one TLS connection, for sites where only TLS passes: frames, and the two
+//! messages in front of them.
 //!
-//! The layout is specified in `docs/gateway.md`, "Tunnel over TLS". Nothing here has a socket, a clock or TLS: it is about the
-//! bytes inside.
+//! The layout is specified in `docs/gateway.md`, "Tunnel over TLS". Nothing here has a socket, a
+//! clock or TLS: it is about the bytes inside.
 //!
 //! ```text
 //!   tenant's end                                        provider's end
@@ -17,8 +18,8 @@ use crate::wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Sealed
 
 /// The protocol's name in the TLS hello (ALPN, RFC 7301).
 pub const ALPN: &[u8] = b"causeway-tunnel/1";
-/// Label of the TLS exporter (RFC 8446 section 7.5) whose first 16 bytes are a connection's [`Tag`] in its hello; the context
-/// is empty.
+/// Label of the TLS exporter (RFC 8446 section 7.5) whose first 16 bytes are a connection's [`Tag`]
+/// in its hello; the context is empty.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-causeway-tunnel";
 /// Bytes in front of every datagram: its length, network byte order.
 pub const LENGTH_BYTES: usize = 2;
@@ -32,7 +33,8 @@ pub const HELLO_BYTES: usize = LENGTH_BYTES + MESSAGE_BYTES;
 /// Room that a decoder has behind its longest frame, so that it seldom moves what it holds.
 const ROOM: usize = 16 << 10;
 
-/// The stream has no next frame: whoever sends it does not speak this protocol. The connection is of no use any more.
+/// The stream has no next frame: whoever sends it does not speak this protocol. The connection is
+/// of no use any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// A frame of no bytes.
@@ -116,8 +118,8 @@ impl Decoder {
         self.longest = longest;
     }
 
-    /// Where what comes next is to be written; [`Decoder::filled`] says how much it was. Never empty after
-    /// [`Decoder::next_frame`] found none.
+    /// Where what comes next is to be written; [`Decoder::filled`] says how much it was. Never
+    /// empty after [`Decoder::next_frame`] found none.
     pub fn space(&mut self) -> &mut [u8] {
         if self.start > 0 && self.buffer.len() - self.end < ROOM {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -183,7 +185,8 @@ impl Encoder {
         }
     }
 
-    /// Adds a datagram. False, and nothing is added, when there is no room for it or it has not 2 to 65535 bytes.
+    /// Adds a datagram. False, and nothing is added, when there is no room for it or it has not 2
+    /// to 65535 bytes.
     pub fn push(&mut self, datagram: &[u8]) -> bool {
         let Ok(length @ 2..) = u16::try_from(datagram.len()) else {
             return false;
@@ -233,8 +236,8 @@ pub enum BadHello {
     Replayed,
 }
 
-/// The first frame of the tenant's end. `timestamp`: nanoseconds since 1970, more than in any hello before. `connection`: what
-/// the TLS exporter gives.
+/// The first frame of the tenant's end. `timestamp`: nanoseconds since 1970, more than in any hello
+/// before. `connection`: what the TLS exporter gives.
 #[must_use]
 pub fn hello(circuit: CircuitId, key: &Key, timestamp: u64, connection: Tag) -> [u8; HELLO_BYTES] {
     framed(&bind(circuit, timestamp, connection).seal(key))
@@ -255,7 +258,8 @@ pub fn read_hello(frame: &[u8]) -> Result<Sealed<'_>, BadHello> {
     }
 }
 
-/// The message of a hello, if who sent it has the key and made it for this connection, after the one of time `newest`.
+/// The message of a hello, if who sent it has the key and made it for this connection, after the
+/// one of time `newest`.
 ///
 /// # Errors
 /// [`BadHello`].
@@ -322,8 +326,9 @@ fn framed(message: &[u8; MESSAGE_BYTES]) -> [u8; HELLO_BYTES] {
     frame
 }
 
-/// For a fuzzer: a stream that comes in pieces gives the frames of the stream as a whole, those joined again are what was read,
-/// and a first frame is refused or its own. The first two bytes of `data` say how it is cut and what the longest frame is.
+/// For a fuzzer: a stream that comes in pieces gives the frames of the stream as a whole, those
+/// joined again are what was read, and a first frame is refused or its own. The first two bytes of
+/// `data` say how it is cut and what the longest frame is.
 ///
 /// # Panics
 /// When that is not so: a finding.

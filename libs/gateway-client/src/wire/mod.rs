@@ -1,4 +1,5 @@
-//! What is on the wire: tunnel datagrams behind a circuit's id, and the messages that bind its ends.
+//! What is on the wire: tunnel datagrams behind a circuit's id, and the messages that bind its
+//! ends.
 //!
 //! The layout is specified in `docs/gateway.md`. Nothing here has a socket, a clock or a state.
 
@@ -24,13 +25,15 @@ const COVERED: usize = 48;
 /// Bytes of the tag, and of a cookie.
 const TAG_BYTES: usize = 16;
 
-/// A circuit's id. Its third and fourth bytes are never both zero: eight zero bytes say that a message follows, and a tunnel's own
-/// datagrams begin with a type and two reserved bytes that are zero, so an end tells the three apart by four bytes.
+/// A circuit's id. Its third and fourth bytes are never both zero: eight zero bytes say that a
+/// message follows, and a tunnel's own datagrams begin with a type and two reserved bytes that are
+/// zero, so an end tells the three apart by four bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CircuitId(NonZeroU64);
 
 impl CircuitId {
-    /// The id whose bytes are these, in network byte order; `None` when its third and fourth are zero.
+    /// The id whose bytes are these, in network byte order; `None` when its third and fourth are
+    /// zero.
     #[must_use]
     pub const fn new(id: u64) -> Option<Self> {
         if id >> 32 & 0xffff == 0 {
@@ -102,7 +105,8 @@ impl Side {
     }
 }
 
-/// What an end and the gateway share: 32 random bytes for one side of one circuit. Wiped when dropped.
+/// What an end and the gateway share: 32 random bytes for one side of one circuit. Wiped when
+/// dropped.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Key([u8; KEY_BYTES]);
 
@@ -113,8 +117,8 @@ impl Key {
         Self(bytes)
     }
 
-    /// A key from 44 characters of base64 (RFC 4648 section 4), as `causeway-appliance keygen` and `wg genkey` print it;
-    /// `None` for anything else, be it another way to write the same bytes.
+    /// A key from 44 characters of base64 (RFC 4648 section 4), as `causeway-appliance keygen` and
+    /// `wg genkey` print it; `None` for anything else, be it another way to write the same bytes.
     #[must_use]
     pub fn from_base64(text: &str) -> Option<Self> {
         let digits: &[u8; 43] = text.strip_suffix('=')?.as_bytes().try_into().ok()?;
@@ -166,7 +170,8 @@ impl fmt::Debug for Key {
     }
 }
 
-/// 16 bytes that only who has a key can make. Compared without telling by its duration where the difference is.
+/// 16 bytes that only who has a key can make. Compared without telling by its duration where the
+/// difference is.
 #[derive(Clone, Copy, Debug, Eq)]
 pub struct Tag(pub [u8; TAG_BYTES]);
 
@@ -224,11 +229,13 @@ pub struct Message {
     pub side: Side,
     /// The circuit; with the side it names the key.
     pub circuit: CircuitId,
-    /// Of the end that binds: nanoseconds since 1970 by its clock, and more than in any message before. An answer repeats it.
+    /// Of the end that binds: nanoseconds since 1970 by its clock, and more than in any message
+    /// before. An answer repeats it.
     pub timestamp: u64,
     /// Proof that the end receives at its address: given by the gateway, repeated by the end.
     pub cookie: Tag,
-    /// How long the binding lasts without another, milliseconds; in a message that is not `Bound` zero.
+    /// How long the binding lasts without another, milliseconds; in a message that is not `Bound`
+    /// zero.
     pub lifetime: u32,
 }
 

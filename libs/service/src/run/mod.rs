@@ -10,8 +10,9 @@
 //!                 └────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The timer of the watchdog is a branch of the same `select!` that does the work: a loop that hangs,
-//! in whatever method of the daemon, sends no `WATCHDOG=1`, and systemd restarts the process.
+//! The timer of the watchdog is a branch of the same `select!` that does the work: a loop that
+//! hangs, in whatever method of the daemon, sends no `WATCHDOG=1`, and systemd restarts the
+//! process.
 
 mod health;
 
@@ -39,8 +40,8 @@ const QUEUE: usize = 16;
 
 /// What a daemon does for the runtime. All methods are called from one thread, one at a time.
 ///
-/// Every method but [`step`](Self::step) must return soon: while it runs, the loop does nothing else, the
-/// watchdog included.
+/// Every method but [`step`](Self::step) must return soon: while it runs, the loop does nothing
+/// else, the watchdog included.
 pub trait Daemon: Sized {
     /// Requests of the control socket.
     type Request: DeserializeOwned + Send + 'static;
@@ -49,11 +50,12 @@ pub trait Daemon: Sized {
     /// Why the daemon could not start or go on.
     type Error: From<Error>;
 
-    /// Waits for the daemon's own events and does one bounded piece of work. `Break` ends the daemon.
+    /// Waits for the daemon's own events and does one bounded piece of work. `Break` ends the
+    /// daemon.
     ///
-    /// The runtime drops the future whenever a request, a signal or the timer comes first, and calls
-    /// `step` again afterwards: it must be cancel-safe, as a `select!` over cancel-safe futures with
-    /// synchronous branches is. A daemon without work of its own waits for ever.
+    /// The runtime drops the future whenever a request, a signal or the timer comes first, and
+    /// calls `step` again afterwards: it must be cancel-safe, as a `select!` over cancel-safe
+    /// futures with synchronous branches is. A daemon without work of its own waits for ever.
     ///
     /// # Errors
     /// The daemon ends with the error.
@@ -69,15 +71,15 @@ pub trait Daemon: Sized {
     /// Whether the request asks for a reload; the runtime then calls [`reload`](Self::reload).
     fn is_reload(request: &Self::Request) -> bool;
 
-    /// Reads the configuration again and puts it in force, whole or not at all. The reply is for the
-    /// client that asked, if one did. The runtime logs the result.
+    /// Reads the configuration again and puts it in force, whole or not at all. The reply is for
+    /// the client that asked, if one did. The runtime logs the result.
     ///
     /// # Errors
     /// Why the new configuration is refused; the running one stays in force.
     fn reload(&mut self) -> impl Future<Output = Result<Self::Reply, Refusal>>;
 
-    /// The first SIGTERM or SIGINT has come. `Break` ends the daemon; `Continue` lets it drain until
-    /// [`step`](Self::step) breaks, or a second signal comes.
+    /// The first SIGTERM or SIGINT has come. `Break` ends the daemon; `Continue` lets it drain
+    /// until [`step`](Self::step) breaks, or a second signal comes.
     fn stop(&mut self) -> ControlFlow<()> {
         ControlFlow::Break(())
     }

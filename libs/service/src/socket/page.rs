@@ -13,7 +13,8 @@ pub struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// The first `limit` items whose key comes after `after`. `items` are in the order of their keys.
+    /// The first `limit` items whose key comes after `after`. `items` are in the order of their
+    /// keys.
     ///
     /// Items that are added or removed between two pages are missed or not, but no other is, nor
     /// comes twice.

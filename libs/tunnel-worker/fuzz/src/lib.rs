@@ -1,11 +1,12 @@
-//! Two workers' pipelines with a session between them, and whatever comes from the programs and the wire.
+//! Two workers' pipelines with a session between them, and whatever comes from the programs and the
+//! wire.
 //!
-//! For: finding inputs that make a worker panic, deliver what its rules forbid, deliver twice, or lose count.
-//! Never: randomness, a clock or a file; an input always does the same.
+//! For: finding inputs that make a worker panic, deliver what its rules forbid, deliver twice, or
+//! lose count. Never: randomness, a clock or a file; an input always does the same.
 //!
-//! Besides the tenant's worker three peers talk to the provider's, all of them hostile: whatever plaintext the
-//! input says is sealed with their keys. One has stolen the tenant's, one is another tenant with the same
-//! subnet, one a WireGuard client of the first.
+//! Besides the tenant's worker three peers talk to the provider's, all of them hostile: whatever
+//! plaintext the input says is sealed with their keys. One has stolen the tenant's, one is another
+//! tenant with the same subnet, one a WireGuard client of the first.
 //!
 //! ```text
 //!   tenant's worker ──┐ VNI 1001            VLAN 101
@@ -15,8 +16,8 @@
 //!                                       VLAN 201
 //! ```
 //!
-//! The input is a program: a byte that names an act, then what the act needs. Acts past the end of the input
-//! read zeros, and there is a bound on acts.
+//! The input is a program: a byte that names an act, then what the act needs. Acts past the end of
+//! the input read zeros, and there is a bound on acts.
 
 use appliance_common::{
     counters::Counter,
@@ -102,8 +103,8 @@ fn hands(provider: &mut Side) -> [Hand; 3] {
     [stolen, other, client]
 }
 
-/// What a hostile peer may have out of the provider's worker: frames to hosts of its own network, and as a
-/// client only from its own address.
+/// What a hostile peer may have out of the provider's worker: frames to hosts of its own network,
+/// and as a client only from its own address.
 fn allowed(hand: usize, frame: &[u8]) {
     let vlan = u16::from_be_bytes([frame[14], frame[15]]);
     assert_eq!(
@@ -117,8 +118,8 @@ fn allowed(hand: usize, frame: &[u8]) {
     }
 }
 
-/// What a hostile peer can read of what is sent to it: packets of its own network, and as a client only those
-/// to its own address.
+/// What a hostile peer can read of what is sent to it: packets of its own network, and as a client
+/// only those to its own address.
 fn heard(hands: &mut [Hand; 3], now: tunnel::Now, frame: &[u8]) {
     for (at, hand) in hands.iter_mut().enumerate() {
         match (at, hand.hear(now, frame)) {
@@ -191,8 +192,8 @@ fn outcomes(side: &Side) -> u64 {
         .sum()
 }
 
-/// A plaintext: as the input has it, or an IP packet with its lengths put right, behind a segment header or
-/// not; the packet's bytes are the input's.
+/// A plaintext: as the input has it, or an IP packet with its lengths put right, behind a segment
+/// header or not; the packet's bytes are the input's.
 fn content(input: &mut Input<'_>) -> Vec<u8> {
     let form = input.u8();
     let body = bytes(input);

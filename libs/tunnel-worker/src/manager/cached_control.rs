@@ -1,5 +1,6 @@
-//! The tunnel's control half with its next deadline cached. To work it out takes a look at every peer; most of
-//! hundreds of peers do nothing most of the time, and a gateway's answer to one changes no other.
+//! The tunnel's control half with its next deadline cached. To work it out takes a look at every
+//! peer; most of hundreds of peers do nothing most of the time, and a gateway's answer to one
+//! changes no other.
 
 use std::ops::{Deref, DerefMut};
 

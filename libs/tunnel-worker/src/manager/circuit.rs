@@ -35,8 +35,8 @@ pub struct CircuitSpec {
     pub key: Key,
     /// Name and addresses of every gateway.
     pub gateways: Vec<(String, Vec<SocketAddr>)>,
-    /// The gateways that this end may choose; `None` for an end that is bound at all of them and follows the
-    /// other end's choice.
+    /// The gateways that this end may choose; `None` for an end that is bound at all of them and
+    /// follows the other end's choice.
     pub list: Option<List>,
     /// The tunnel over TLS for sites where UDP is blocked.
     pub tls: Option<TlsSpec>,
@@ -48,8 +48,8 @@ impl CircuitSpec {
         (self.id, self.side, &self.key, self.list.is_some())
     }
 
-    /// The addresses to dial for a tunnel over TLS, in this order: gateways that may be chosen, by preference, equal
-    /// ones at random; then the one that failed lately; then the one in use.
+    /// The addresses to dial for a tunnel over TLS, in this order: gateways that may be chosen, by
+    /// preference, equal ones at random; then the one that failed lately; then the one in use.
     pub(super) fn dial_order(
         &self,
         locals: &[IpAddr],

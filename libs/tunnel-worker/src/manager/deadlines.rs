@@ -1,4 +1,5 @@
-//! Deadlines of circuits, the earliest first: of hundreds that are idle only those that are due are driven. Pure.
+//! Deadlines of circuits, the earliest first: of hundreds that are idle only those that are due are
+//! driven. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +35,8 @@ impl DeadlineQueue {
         self.set(slot, Some(Instant::from_nanos(0)));
     }
 
-    /// Takes the slots that are due, the earliest first. They have no deadline until they get another.
+    /// Takes the slots that are due, the earliest first. They have no deadline until they get
+    /// another.
     pub fn take(&mut self, now: Instant) -> Vec<u32> {
         let mut taken = Vec::new();
         while let Some(&(at, slot)) = self.due.first()

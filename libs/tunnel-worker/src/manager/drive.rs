@@ -247,8 +247,8 @@ impl TunnelManager {
         }
     }
 
-    /// Drives a peer's circuit and its choice between UDP and TLS; the path that the tunnel is to take, if this end
-    /// chooses and there is one.
+    /// Drives a peer's circuit and its choice between UDP and TLS; the path that the tunnel is to
+    /// take, if this end chooses and there is one.
     fn choose_path(&mut self, slot: u32, now: Now) -> Option<PeerPath> {
         let peer = self.peers.get_mut(slot)?;
         let circuit = peer.circuit.as_mut()?;
@@ -406,8 +406,8 @@ impl TunnelManager {
         }
     }
 
-    /// Has lane 0 send a message of our own, now or as soon as the path to the peer is known: a peer that just dialed
-    /// waits for an answer.
+    /// Has lane 0 send a message of our own, now or as soon as the path to the peer is known: a
+    /// peer that just dialed waits for an answer.
     fn send_own(&mut self, peer: PeerId, command: impl FnOnce(u32) -> Command) {
         let Some((slot, peer)) = self.peers.by_id(peer) else {
             return;

@@ -37,7 +37,8 @@ pub(super) enum Incoming<'d> {
     },
 }
 
-/// Tells a gateway's message from a handshake message. Messages of gateways begin with eight zero bytes.
+/// Tells a gateway's message from a handshake message. Messages of gateways begin with eight zero
+/// bytes.
 pub(super) fn classify(from: SocketAddr, datagram: &[u8]) -> Incoming<'_> {
     if datagram.starts_with(&[0; 8]) {
         return Incoming::Gateway(datagram);
@@ -95,8 +96,8 @@ impl HandshakeSockets {
         }
     }
 
-    /// Has a socket on each of these addresses and no other. An address that cannot be bound is tried again at the
-    /// next call.
+    /// Has a socket on each of these addresses and no other. An address that cannot be bound is
+    /// tried again at the next call.
     pub fn bind(&mut self, locals: &[IpAddr]) {
         self.sockets.retain(|local, _| locals.contains(local));
         self.bind_errors.retain(|local, _| locals.contains(local));
@@ -154,8 +155,8 @@ impl HandshakeSockets {
         }
     }
 
-    /// Sends a datagram from a socket of the destination's family. A failure is counted: the attempt is repeated,
-    /// with back-off, whatever the reason.
+    /// Sends a datagram from a socket of the destination's family. A failure is counted: the
+    /// attempt is repeated, with back-off, whatever the reason.
     pub fn send(&mut self, to: SocketAddr, datagram: &[u8]) {
         let socket = self
             .sockets

@@ -16,8 +16,8 @@
 //!        status       what operators are told
 //! ```
 //!
-//! A session is handed to its worker first, and only then its index to the programs: they steer nothing to a
-//! worker that has no key for it.
+//! A session is handed to its worker first, and only then its index to the programs: they steer
+//! nothing to a worker that has no key for it.
 
 mod cached_control;
 mod cipher;
@@ -152,8 +152,8 @@ pub struct TunnelManager {
 }
 
 impl TunnelManager {
-    /// Starts so many workers (1 to 8), pinned to the CPUs in turn if there are any. There are no peers, sockets or
-    /// ports yet. `port` is the tunnel's UDP port.
+    /// Starts so many workers (1 to 8), pinned to the CPUs in turn if there are any. There are no
+    /// peers, sockets or ports yet. `port` is the tunnel's UDP port.
     ///
     /// # Errors
     /// When a thread or descriptor cannot be had.
@@ -194,9 +194,9 @@ impl TunnelManager {
         self.control.public_key()
     }
 
-    /// Puts the peers in force. New ones are added and others removed; those of which only the addresses changed
-    /// keep their sessions. `max_payload` is the longest UDP payload that the uplink takes, bytes; `listen` is where
-    /// tunnels over TLS are accepted.
+    /// Puts the peers in force. New ones are added and others removed; those of which only the
+    /// addresses changed keep their sessions. `max_payload` is the longest UDP payload that the
+    /// uplink takes, bytes; `listen` is where tunnels over TLS are accepted.
     pub fn set_peers(
         &mut self,
         specs: Vec<PeerSpec>,
@@ -362,7 +362,8 @@ impl TunnelManager {
         }
     }
 
-    /// Has sockets of the workers on these interfaces, by name, and no others, and tells the programs of them.
+    /// Has sockets of the workers on these interfaces, by name, and no others, and tells the
+    /// programs of them.
     pub fn set_ports(&mut self, wanted: &BTreeMap<String, PortSpec>, maps: &mut dyn ProgramMaps) {
         for ifindex in self.ports.remove_stale(wanted) {
             self.workers.request_all(|| Request::ClosePort(ifindex));
@@ -380,8 +381,8 @@ impl TunnelManager {
         self.ports.slots()
     }
 
-    /// Longest inner IP packet that is not split, bytes, by the name of the peer. Peers whose path MTU is being
-    /// searched or whose tunnel is down are missing.
+    /// Longest inner IP packet that is not split, bytes, by the name of the peer. Peers whose path
+    /// MTU is being searched or whose tunnel is down are missing.
     #[must_use]
     pub fn inner_mtus(&self) -> BTreeMap<String, u16> {
         let now = clock::mono();
@@ -424,7 +425,8 @@ impl TunnelManager {
         std::mem::replace(&mut self.changes.watched, false)
     }
 
-    /// Timestamps of the newest handshakes sent, by the peers' public keys, if any were sent since the last call.
+    /// Timestamps of the newest handshakes sent, by the peers' public keys, if any were sent since
+    /// the last call.
     #[must_use]
     pub fn take_timestamps(&mut self) -> Vec<(PublicKey, Tai64n)> {
         if !std::mem::take(&mut self.changes.timestamps) {
@@ -550,8 +552,8 @@ impl TunnelManager {
         Some(sources.peer_status(now, peer, &control))
     }
 
-    /// The TLS listener, if there is one: the fingerprint that tenants pin, counters of connections, and how many
-    /// are established.
+    /// The TLS listener, if there is one: the fingerprint that tenants pin, counters of
+    /// connections, and how many are established.
     #[must_use]
     pub fn tls_listener(&self) -> Option<(Fingerprint, ListenerStats, usize)> {
         self.tls.listener()
@@ -593,7 +595,8 @@ impl TunnelManager {
         self.workers.network(slot)
     }
 
-    /// Tells the programs where peers and gateways are: their handshakes do not share the budget of strangers.
+    /// Tells the programs where peers and gateways are: their handshakes do not share the budget of
+    /// strangers.
     fn write_peer_addresses(&mut self, maps: &mut dyn ProgramMaps) {
         let wanted = self.peers.addresses();
         for &address in self.known_addresses.difference(&wanted) {

@@ -1,4 +1,5 @@
-//! Path selection: the next hops of the underlay, and the peers whose circuit has something due. Pure.
+//! Path selection: the next hops of the underlay, and the peers whose circuit has something due.
+//! Pure.
 //!
 //! ```text
 //!   circuit (gateways by UDP) ─┐

@@ -82,8 +82,9 @@ impl Peer {
         dialed.chain(current).chain(gateways)
     }
 
-    /// Whether data may follow an authentic message to this path. An end that chooses its gateway does not follow.
-    /// A message of another circuit, or one past the gateways, was redirected by a third party.
+    /// Whether data may follow an authentic message to this path. An end that chooses its gateway
+    /// does not follow. A message of another circuit, or one past the gateways, was redirected by a
+    /// third party.
     pub fn may_move_to(&self, path: PeerPath) -> bool {
         match &self.circuit {
             None => matches!(path, PeerPath::Direct(_)),
@@ -133,7 +134,8 @@ impl Peer {
         })
     }
 
-    /// Takes a message of our own; the one to be sent now, or `None` when it waits for the path to the peer.
+    /// Takes a message of our own; the one to be sent now, or `None` when it waits for the path to
+    /// the peer.
     pub fn send_or_queue(&mut self, message: Command) -> Option<Command> {
         if self.outer.is_some() {
             return Some(message);
@@ -144,7 +146,8 @@ impl Peer {
         None
     }
 
-    /// Puts headers in use; `None` when they are the ones in use already, else the messages that can be sent now.
+    /// Puts headers in use; `None` when they are the ones in use already, else the messages that
+    /// can be sent now.
     pub fn set_outer(&mut self, outer: Option<OuterHeader>) -> Option<Vec<Command>> {
         if outer == self.outer {
             return None;

@@ -1,4 +1,5 @@
-//! The workers' ports: an AF_XDP socket on every queue of every interface, and its place in the map `XSKS`.
+//! The workers' ports: an AF_XDP socket on every queue of every interface, and its place in the map
+//! `XSKS`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +19,8 @@ use crate::{
 const FRAMES: u32 = 4096;
 /// The process before this one may have had the queue until a moment ago.
 const BIND_TIMEOUT: Duration = Duration::from_millis(500);
-/// Interfaces that may have sockets: as many blocks of [`MAX_QUEUES`] slots fit `XSKS` behind slot 0.
+/// Interfaces that may have sockets: as many blocks of [`MAX_QUEUES`] slots fit `XSKS` behind slot
+/// 0.
 const MAX_PORTS: u16 = 15;
 
 /// A request for one worker.
@@ -41,8 +43,8 @@ impl WorkerPorts {
         }
     }
 
-    /// Forgets interfaces that are not wanted any more or have changed; their indices. Their sockets are to be
-    /// closed before [`WorkerPorts::open_missing`]: a queue has one socket.
+    /// Forgets interfaces that are not wanted any more or have changed; their indices. Their
+    /// sockets are to be closed before [`WorkerPorts::open_missing`]: a queue has one socket.
     pub fn remove_stale(&mut self, wanted: &BTreeMap<String, PortSpec>) -> Vec<u32> {
         let stale: Vec<u32> = self
             .open

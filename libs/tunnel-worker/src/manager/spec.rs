@@ -124,8 +124,8 @@ pub(super) fn peer_routes(specs: &[PeerSpec]) -> PeerRoutes {
     routes
 }
 
-/// What the workers are told when `old` becomes `new`: all routes of each network that changed; none of one that
-/// has none any more.
+/// What the workers are told when `old` becomes `new`: all routes of each network that changed;
+/// none of one that has none any more.
 pub(super) fn route_changes(old: &PeerRoutes, new: &PeerRoutes) -> Vec<(u32, Box<[PeerRoute]>)> {
     let changed = new
         .iter()

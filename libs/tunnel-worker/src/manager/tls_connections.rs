@@ -154,7 +154,8 @@ impl TlsConnections {
         }
     }
 
-    /// Listens as specified, for these circuits. What fails is tried again by [`TlsConnections::listen_again`].
+    /// Listens as specified, for these circuits. What fails is tried again by
+    /// [`TlsConnections::listen_again`].
     pub fn listen(&mut self, spec: Option<&ListenSpec>, circuits: HashMap<CircuitId, Key>) {
         self.wanted = None;
         let Some(spec) = spec else {
@@ -292,8 +293,8 @@ impl TlsConnections {
         self.dial_errors.get(&circuit).map(String::as_str)
     }
 
-    /// Ends the connection and the attempt of a circuit. Whether a connection was open: the workers are to give up
-    /// its rings.
+    /// Ends the connection and the attempt of a circuit. Whether a connection was open: the workers
+    /// are to give up its rings.
     pub fn close(&mut self, circuit: CircuitId) -> bool {
         self.dialers.remove(&circuit);
         self.dial_errors.remove(&circuit);
@@ -305,8 +306,8 @@ impl TlsConnections {
         open.is_some()
     }
 
-    /// As [`TlsConnections::close`], of a connection on which nothing is received: its address is dialed last for a
-    /// minute.
+    /// As [`TlsConnections::close`], of a connection on which nothing is received: its address is
+    /// dialed last for a minute.
     pub fn abandon(&mut self, circuit: CircuitId, now: Instant) -> bool {
         let peer = self.peer(circuit);
         let was_open = self.close(circuit);
@@ -424,7 +425,8 @@ impl TlsConnections {
         Some(self.open.get(&circuit)?.handle.stats())
     }
 
-    /// The listener: the fingerprint that tenants pin, counters, and how many connections are established.
+    /// The listener: the fingerprint that tenants pin, counters, and how many connections are
+    /// established.
     pub fn listener(&self) -> Option<(Fingerprint, ListenerStats, usize)> {
         let (_, fingerprint, listener) = self.listener.as_ref()?;
         Some((*fingerprint, listener.stats(), listener.connections().0))
@@ -436,8 +438,9 @@ impl TlsConnections {
     }
 }
 
-/// The key by which the two ends of a circuit recognize each other in a TLS connection before the tunnel is up. It is
-/// derived from the ends' tunnel keys, so that there is nothing more to configure. `None` for an invalid public key.
+/// The key by which the two ends of a circuit recognize each other in a TLS connection before the
+/// tunnel is up. It is derived from the ends' tunnel keys, so that there is nothing more to
+/// configure. `None` for an invalid public key.
 #[must_use]
 pub(super) fn key(secret: &SecretKey, peer: &PublicKey, circuit: CircuitId) -> Option<Key> {
     let label = [&b"causeway tunnel over tls 1"[..], &circuit.to_bytes()].concat();

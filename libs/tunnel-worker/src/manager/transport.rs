@@ -1,4 +1,5 @@
-//! Choice between UDP and TLS for the tunnel of one circuit. Pure: time and randomness are passed in.
+//! Choice between UDP and TLS for the tunnel of one circuit. Pure: time and randomness are passed
+//! in.
 //!
 //! Between UDP and TLS:
 //!
@@ -150,8 +151,8 @@ impl TransportSelector {
         );
     }
 
-    /// A connection is established. If it replaces a stalled one, that one may have been about to resume: the pause
-    /// before the next such attempt grows, too.
+    /// A connection is established. If it replaces a stalled one, that one may have been about to
+    /// resume: the pause before the next such attempt grows, too.
     pub fn established(&mut self) {
         // The silence was that of the connection before.
         self.silent = None;

@@ -1,4 +1,5 @@
-//! The packet inside: what the programs check of a plain tunnel's packet, for those that workers open.
+//! The packet inside: what the programs check of a plain tunnel's packet, for those that workers
+//! open.
 
 use appliance_common::{
     addr::{Address, mapped},
@@ -35,8 +36,8 @@ pub(crate) struct Inner {
 }
 
 /// Reads an IP packet, and refuses what is never carried: to no unicast host, link-local addresses,
-/// neighbour discovery. The counter says why. What is left to see is checked by the caller, in the order
-/// that the programs have: source, sides, and discovery behind extension headers.
+/// neighbour discovery. The counter says why. What is left to see is checked by the caller, in the
+/// order that the programs have: source, sides, and discovery behind extension headers.
 pub(crate) fn parse(packet: &[u8]) -> Result<Inner, Counter> {
     match packet.first().map(|first| first >> 4) {
         Some(4) => ipv4(packet),
@@ -123,8 +124,8 @@ pub(crate) fn destination(packet: &[u8]) -> Option<Address> {
     }
 }
 
-/// Protocol and offset behind at most [`MAX_EXTENSION_HEADERS`] extension headers that TCP may follow. What
-/// cannot be followed to its end is hop-by-hop options, which nothing is done about.
+/// Protocol and offset behind at most [`MAX_EXTENSION_HEADERS`] extension headers that TCP may
+/// follow. What cannot be followed to its end is hop-by-hop options, which nothing is done about.
 fn behind_extensions(packet: &[u8], next: u8) -> (u8, usize) {
     let (mut next, mut at) = (next, IPV6_LEN);
     for _ in 0..MAX_EXTENSION_HEADERS {
@@ -175,7 +176,8 @@ fn is_v6_host(address: &Address) -> bool {
 }
 
 /// Lowers the MSS option of the SYN whose TCP header is at `at` to what `mtu` leaves, and mends the
-/// checksum (RFC 1624). Returns whether it did. Malformed options are left: the receiver refuses them.
+/// checksum (RFC 1624). Returns whether it did. Malformed options are left: the receiver refuses
+/// them.
 pub(crate) fn clamp_mss(packet: &mut [u8], at: usize, mtu: u16, ipv6: bool) -> bool {
     let limit = mss_for(mtu, ipv6);
     let Some(data) = packet.get(at + 12).map(|b| usize::from(b >> 4) * 4) else {
@@ -193,7 +195,8 @@ pub(crate) fn clamp_mss(packet: &mut [u8], at: usize, mtu: u16, ipv6: bool) -> b
                 if mss <= limit {
                     return false;
                 }
-                // An option at an odd offset changes halves of two words: the same sum, bytes exchanged.
+                // An option at an odd offset changes halves of two words: the same sum, bytes
+                // exchanged.
                 let (old, new) = if option.is_multiple_of(2) {
                     (mss.to_be(), limit.to_be())
                 } else {

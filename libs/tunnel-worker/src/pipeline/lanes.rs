@@ -1,10 +1,11 @@
 //! Which worker has which lane of a peer.
 //!
-//! A tunnel between appliances has [`LANES`] lanes, whatever the number of workers at either end: what one
-//! end sends on lane *n* (its worker *n*'s), worker *n* modulo the workers of the other end opens. So no
-//! two workers ever share a key, a counter or a replay window, and neither end needs to know how many
-//! workers the other has. What comes to another worker's socket (the NIC chooses the queue by addresses and
-//! ports, which are those of one UDP flow for a whole peer) is handed over, sealed as it is.
+//! A tunnel between appliances has [`LANES`] lanes, whatever the number of workers at either end:
+//! what one end sends on lane *n* (its worker *n*'s), worker *n* modulo the workers of the other
+//! end opens. So no two workers ever share a key, a counter or a replay window, and neither end
+//! needs to know how many workers the other has. What comes to another worker's socket (the NIC
+//! chooses the queue by addresses and ports, which are those of one UDP flow for a whole peer) is
+//! handed over, sealed as it is.
 
 use tunnel::MAX_LANES;
 

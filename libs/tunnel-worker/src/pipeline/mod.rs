@@ -1,7 +1,7 @@
 //! What a worker does with a frame: a function of the frame, the time and its tables.
 //!
-//! No socket, thread, lock, clock, allocation or log: a [`PacketSink`] takes what is to be sent and said, so
-//! that tests and fuzzers call the same code as a worker does.
+//! No socket, thread, lock, clock, allocation or log: a [`PacketSink`] takes what is to be sent and
+//! said, so that tests and fuzzers call the same code as a worker does.
 //!
 //! ```text
 //!   to seal:  [slot, hash | segment header | packet] ─▶ network ─▶ peer ─▶ seal, whole or in pieces
@@ -10,8 +10,8 @@
 //!             ─▶ source there? destination here? ─▶ host ─▶ Ethernet header ─▶ the tenant's port
 //! ```
 //!
-//! The rules for a packet that comes out are those of `appliance-ebpf/src/decap.rs`; `tests/tests/packets/workers.rs`
-//! holds the two side by side.
+//! The rules for a packet that comes out are those of `appliance-ebpf/src/decap.rs`;
+//! `tests/tests/packets/workers.rs` holds the two side by side.
 
 mod counters;
 mod inner;
@@ -53,10 +53,11 @@ const SESSIONS: usize = MAX_PEERS as usize * 5 * LANES as usize;
 
 /// What a worker does its work with.
 pub trait PacketSink {
-    /// Lets `write` fill a frame to be sent on an interface: it gets the whole buffer and says how many
-    /// bytes it used, or `None` to send nothing.
+    /// Lets `write` fill a frame to be sent on an interface: it gets the whole buffer and says how
+    /// many bytes it used, or `None` to send nothing.
     fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent;
-    /// As [`PacketSink::transmit`], for a datagram without headers, on the stream of a circuit. Full: there is none.
+    /// As [`PacketSink::transmit`], for a datagram without headers, on the stream of a circuit.
+    /// Full: there is none.
     fn transmit_tls(
         &mut self,
         _circuit: NonZeroU64,
@@ -68,7 +69,8 @@ pub trait PacketSink {
     fn event(&mut self, event: Event);
     /// Hands over a packet whose host is not resolved. Returns whether there was room.
     fn unresolved(&mut self, header: &SlowHeader, packet: &[u8]) -> bool;
-    /// Hands a frame of the programs, as it came, to another worker. Returns whether there was room.
+    /// Hands a frame of the programs, as it came, to another worker. Returns whether there was
+    /// room.
     fn hand_over(&mut self, worker: u32, frame: &[u8]) -> bool;
 }
 
@@ -181,8 +183,8 @@ impl PeerLanes {
         Self::new(assignment.lanes().count(), Framing::Segments, None)
     }
 
-    /// A WireGuard peer in network `vni` with the addresses it may have there. It has one lane, which is the
-    /// first worker's.
+    /// A WireGuard peer in network `vni` with the addresses it may have there. It has one lane,
+    /// which is the first worker's.
     #[must_use]
     pub fn wireguard(assignment: LaneAssignment, vni: u32, allowed: Box<[Prefix]>) -> Self {
         let receivers = assignment.lanes().filter(|lane| *lane == 0).count();
@@ -220,8 +222,8 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Takes all its memory now. `lanes` says which lanes are its; `seed` keys its hash tables; `counters` is
-    /// its alone to write.
+    /// Takes all its memory now. `lanes` says which lanes are its; `seed` keys its hash tables;
+    /// `counters` is its alone to write.
     #[must_use]
     pub fn new(assignment: LaneAssignment, seed: u64, counters: Arc<WorkerCounters>) -> Self {
         Self {
@@ -244,8 +246,8 @@ impl Pipeline {
         self.dirty
     }
 
-    /// A frame of the programs: a packet to seal or a datagram to open. A datagram's Ethernet type is
-    /// never zero, and in a packet to seal those two bytes are the segment's stride, which is.
+    /// A frame of the programs: a packet to seal or a datagram to open. A datagram's Ethernet type
+    /// is never zero, and in a packet to seal those two bytes are the segment's stride, which is.
     #[inline]
     pub fn frame(&mut self, now: Instant, frame: &mut [u8], wire: &mut impl PacketSink) {
         let done = match frame.get(12..14) {
@@ -334,8 +336,8 @@ impl Pipeline {
             .ok_or(Counter::DropMalformed)?;
         let slot = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]);
         let network = self.tables.network(slot).ok_or(Counter::DropInconsistent)?;
-        // A slot may have changed hands since the program looked, or the frame was kept: no tenant's packet
-        // goes to another's peer.
+        // A slot may have changed hands since the program looked, or the frame was kept: no
+        // tenant's packet goes to another's peer.
         if !segment.starts_with(&Header::whole(PayloadKind::Ip, network.vni).to_bytes()) {
             return Err(Counter::DropInconsistent);
         }
@@ -584,8 +586,8 @@ impl Pipeline {
         }
     }
 
-    /// Sends a message of our own. Without a session or a way there is nobody to tell; the control half
-    /// knows already.
+    /// Sends a message of our own. Without a session or a way there is nobody to tell; the control
+    /// half knows already.
     fn send_own(
         &mut self,
         slot: u32,
@@ -713,8 +715,8 @@ fn seal_and_send(
     }
 }
 
-/// Sends a packet that came out of the tunnel of `peer` to its host. A WireGuard peer comes with the
-/// addresses it may have.
+/// Sends a packet that came out of the tunnel of `peer` to its host. A WireGuard peer comes with
+/// the addresses it may have.
 fn deliver(
     now: Instant,
     tables: &mut Tables,

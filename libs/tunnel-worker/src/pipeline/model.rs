@@ -1,8 +1,9 @@
-//! Random orders, packets and datagrams against a model that knows the rules by their names and nothing of the
-//! tables: what the pipeline sends is what the model sends, and every frame is counted once.
+//! Random orders, packets and datagrams against a model that knows the rules by their names and
+//! nothing of the tables: what the pipeline sends is what the model sends, and every frame is
+//! counted once.
 //!
-//! TCP is left out: what is kept of it has tests of its own, and what is changed in it is held against the
-//! programs in `tests/tests/packets/workers.rs`.
+//! TCP is left out: what is kept of it has tests of its own, and what is changed in it is held
+//! against the programs in `tests/tests/packets/workers.rs`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -260,7 +261,8 @@ impl Model {
         let goes =
             head[8..] == segment && self.partial.contains(&network.tenant) && peer.way && fits;
         let hand = peer.tx.filter(|_| goes)?;
-        // A WireGuard peer reads the packet by its own length; one that contradicts itself it does not.
+        // A WireGuard peer reads the packet by its own length; one that contradicts itself it does
+        // not.
         Some(match peer.member {
             None => (hand, [&network.vni.to_be_bytes()[..], packet].concat()),
             Some(_) => (hand, packet.to_vec()),
@@ -643,7 +645,8 @@ impl World {
         let heard = heard.expect("something was sent");
         match self.model.peers[&self.hands[number].1].member {
             None => assert_eq!(heard, wanted),
-            // Empty where the peer cannot make sense of it; as long as it says, where that is within the padding.
+            // Empty where the peer cannot make sense of it; as long as it says, where that is
+            // within the padding.
             Some(_) => {
                 let padded = [&wanted[..], &[0; 15]].concat();
                 assert!(heard.is_empty() || padded.starts_with(&heard));
@@ -686,8 +689,8 @@ impl World {
         assert_eq!(got, fate, "{frame:x?}");
     }
 
-    /// The session and plaintext of a datagram that was said and not taken yet, if the session is known. It
-    /// is taken by this.
+    /// The session and plaintext of a datagram that was said and not taken yet, if the session is
+    /// known. It is taken by this.
     fn taken(&mut self, frame: &[u8]) -> Option<(usize, Vec<u8>)> {
         // Ethernet, IPv4, UDP; the length is UDP's.
         let good = frame.get(12..15)? == [8, 0, 0x45] && *frame.get(23)? == 17;

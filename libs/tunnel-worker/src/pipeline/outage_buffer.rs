@@ -1,9 +1,10 @@
 //! The newest TCP segment of each flow, kept while its tunnel is silent or down.
 //!
-//! After an outage of minutes a sender's next retransmission is up to two minutes away (RFC 6298 section
-//! 2.5 lets the timer grow to 60 s and more; Linux to 120 s, `TCP_RTO_MAX`). What it sent last, sent again
-//! the moment the tunnel is back, brings an acknowledgement, and the connection goes on at once. A copy more
-//! of a segment is what TCP expects of a network (RFC 9293 section 3.4).
+//! After an outage of minutes a sender's next retransmission is up to two minutes away (RFC 6298
+//! section 2.5 lets the timer grow to 60 s and more; Linux to 120 s, `TCP_RTO_MAX`). What it sent
+//! last, sent again the moment the tunnel is back, brings an acknowledgement, and the connection
+//! goes on at once. A copy more of a segment is what TCP expects of a network (RFC 9293 section
+//! 3.4).
 
 use std::time::Duration;
 
@@ -44,10 +45,10 @@ impl OutageBuffer {
         }
     }
 
-    /// Keeps `frame`, as the programs handed it over, if the packet at `at` in it is a TCP segment: one that
-    /// its sender would send again in place of what was kept, a mere acknowledgement only where nothing is
-    /// (the other end's segment may have come through before the way back was there). `hash` is of its flow.
-    /// Returns whether it is kept.
+    /// Keeps `frame`, as the programs handed it over, if the packet at `at` in it is a TCP segment:
+    /// one that its sender would send again in place of what was kept, a mere acknowledgement only
+    /// where nothing is (the other end's segment may have come through before the way back was
+    /// there). `hash` is of its flow. Returns whether it is kept.
     pub fn keep(&mut self, now: Instant, peer: u32, hash: u32, frame: &[u8], at: usize) -> bool {
         let place = hash as usize % SLOTS;
         let fits = match frame.get(at..).map(kind) {
@@ -67,8 +68,8 @@ impl OutageBuffer {
         true
     }
 
-    /// Takes what is kept for a peer, one after the other from slot `from` on: the slot, and the frame if
-    /// it is not too old. `None` when there is no more.
+    /// Takes what is kept for a peer, one after the other from slot `from` on: the slot, and the
+    /// frame if it is not too old. `None` when there is no more.
     pub fn take(&mut self, now: Instant, peer: u32, from: usize) -> Option<(usize, Option<&[u8]>)> {
         let place =
             (from..SLOTS).find(|at| self.slots[*at].len > 0 && self.slots[*at].peer == peer)?;

@@ -35,8 +35,8 @@ pub struct OuterHeader {
 }
 
 impl OuterHeader {
-    /// From `local` by a way that is datagrams, and the next hop's MAC address. DF is set, hop limit is 64. `None` when
-    /// the two are not of one family, or the way is a stream.
+    /// From `local` by a way that is datagrams, and the next hop's MAC address. DF is set, hop
+    /// limit is 64. `None` when the two are not of one family, or the way is a stream.
     #[must_use]
     pub fn new(
         ifindex: u32,
@@ -110,8 +110,8 @@ impl OuterHeader {
         }
     }
 
-    /// Writes the headers in front of the `payload` bytes that stand behind them in `frame`; returns
-    /// the bytes of the frame. `None` when a length field would not hold it.
+    /// Writes the headers in front of the `payload` bytes that stand behind them in `frame`;
+    /// returns the bytes of the frame. `None` when a length field would not hold it.
     pub fn finish(&self, frame: &mut [u8], payload: usize) -> Option<usize> {
         let total = self.len + payload;
         if self.headers == 0 {
@@ -147,8 +147,8 @@ impl OuterHeader {
     }
 }
 
-/// The way that a datagram came, and its place in an Ethernet frame that the programs steered here: no tags, no
-/// IP options. `None` for anything else.
+/// The way that a datagram came, and its place in an Ethernet frame that the programs steered here:
+/// no tags, no IP options. `None` for anything else.
 #[must_use]
 pub fn parse_datagram(frame: &[u8]) -> Option<(PeerPath, Range<usize>)> {
     let ethertype = u16::from_be_bytes([*frame.get(12)?, *frame.get(13)?]);
@@ -188,7 +188,8 @@ pub fn parse_datagram(frame: &[u8]) -> Option<(PeerPath, Range<usize>)> {
     })
 }
 
-/// The circuit's id in front of a message, if there is one: its third and fourth byte are not both zero, a message's are.
+/// The circuit's id in front of a message, if there is one: its third and fourth byte are not both
+/// zero, a message's are.
 #[must_use]
 pub fn circuit_id(datagram: &[u8]) -> Option<NonZeroU64> {
     let id: &[u8; CIRCUIT_ID_LEN] = datagram.first_chunk()?;

@@ -1,7 +1,7 @@
 //! What a worker looks up: its own copy of the maps that the programs read.
 //!
-//! The daemon sends every write of a map to the workers as well, in the same order, so that both halves of
-//! the data path follow one desired state and neither waits for the other.
+//! The daemon sends every write of a map to the workers as well, in the same order, so that both
+//! halves of the data path follow one desired state and neither waits for the other.
 
 use ahash::{AHashMap, AHashSet, RandomState};
 use appliance_common::{
@@ -140,7 +140,8 @@ impl Tables {
         self.hosts.get_mut(key)
     }
 
-    /// The peer that has `address` of a network: a member, by the longest prefix, else the network's.
+    /// The peer that has `address` of a network: a member, by the longest prefix, else the
+    /// network's.
     #[inline]
     pub fn peer_of(&self, network: &Network, address: &Address) -> u32 {
         if self.members.is_empty() {

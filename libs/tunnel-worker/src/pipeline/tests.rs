@@ -485,8 +485,8 @@ fn prefix(text: &str, length: u8) -> Prefix {
 
 const OTHER: u32 = 2001;
 
-/// At the provider, a second tenant's network in slot 9, of the peer in slot 1, with the addresses of the
-/// first; its replica is behind VLAN 201.
+/// At the provider, a second tenant's network in slot 9, of the peer in slot 1, with the addresses
+/// of the first; its replica is behind VLAN 201.
 fn second_tenant(provider: &mut Side) -> Hand {
     let way = ["192.0.2.9:6180", "203.0.113.5:6180"];
     let (hand, tx, rx) = Hand::new(Framing::Segments, 5, way);

@@ -1,5 +1,5 @@
-//! Two pipelines and two control halves, joined by lists of frames: for tests, here and in `tests/`, and for
-//! fuzzing.
+//! Two pipelines and two control halves, joined by lists of frames: for tests, here and in
+//! `tests/`, and for fuzzing.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -289,7 +289,8 @@ impl Side {
         self.pipeline.frame(now.mono, &mut frame, &mut self.wire);
     }
 
-    /// One worker's socket has a frame. Others get what it hands over; returns how many frames that is.
+    /// One worker's socket has a frame. Others get what it hands over; returns how many frames that
+    /// is.
     pub fn frame(&mut self, now: Now, worker: usize, mut frame: Vec<u8>) -> usize {
         let mut handed = 0;
         let mut worker = worker;
@@ -341,8 +342,8 @@ pub struct Hand {
 }
 
 impl Hand {
-    /// A peer at an address, with a session; and the halves of that for the other end. `seed` tells it from
-    /// others.
+    /// A peer at an address, with a session; and the halves of that for the other end. `seed` tells
+    /// it from others.
     pub fn new(framing: Framing, seed: u64, way: [&str; 2]) -> (Self, TxSession, Box<RxSession>) {
         let way = way.map(|text| text.parse::<SocketAddr>().expect("an address"));
         let secret = |last: u8| {

@@ -7,8 +7,8 @@
 //!          of the end that dialed: is the other end silent, or to be probed? (`gateway_client::pulse`)
 //! ```
 //!
-//! While the socket has no room nothing is taken from the rings: they fill, and the consumers' pushes fail. Memory is
-//! bounded: a few records to send, and one read from the socket.
+//! While the socket has no room nothing is taken from the rings: they fill, and the consumers'
+//! pushes fail. Memory is bounded: a few records to send, and one read from the socket.
 
 use std::{
     io::Write as _,
@@ -67,7 +67,8 @@ pub(super) enum Role {
 struct Liveness {
     pulse: Pulse,
     begun: Instant,
-    /// End of the oldest unanswered probe in the stream of bytes that the socket took, once it is known.
+    /// End of the oldest unanswered probe in the stream of bytes that the socket took, once it is
+    /// known.
     probe_end: Option<u64>,
     /// Bytes acknowledged at the last look.
     acknowledged: u64,
@@ -246,8 +247,8 @@ impl ConnectionThread<'_> {
         Ok(ReadProgress::More)
     }
 
-    /// Reports changes of liveness, and probes the other end if that is due. `now`: all that arrived before it has been
-    /// received; `None`: some has not, and no probe is judged.
+    /// Reports changes of liveness, and probes the other end if that is due. `now`: all that
+    /// arrived before it has been received; `None`: some has not, and no probe is judged.
     fn check_liveness(&mut self, now: Option<Duration>) -> Result<(), CloseReason> {
         let Some(liveness) = &mut self.liveness else {
             return Ok(());

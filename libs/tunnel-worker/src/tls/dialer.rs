@@ -8,7 +8,8 @@
 //!   all failed ─▶ Failed, with the error of each address
 //! ```
 //!
-//! The other sockets stay connected meanwhile; TLS and the hello are spoken with one address at a time.
+//! The other sockets stay connected meanwhile; TLS and the hello are spoken with one address at a
+//! time.
 
 use std::{
     io::{self, Write as _},
@@ -42,8 +43,8 @@ use super::{
 
 /// Time before the next address is connected to as well (RFC 8305 section 8).
 const STAGGER: Duration = Duration::from_millis(250);
-/// Least time for TLS and the hello while other addresses are left: a gateway may answer and the appliance behind it
-/// not.
+/// Least time for TLS and the hello while other addresses are left: a gateway may answer and the
+/// appliance behind it not.
 const HURRY: Duration = Duration::from_secs(1);
 /// Or as many times what TCP took: for TLS, the hello and the gateway's own connection.
 const HURRY_TIMES: u32 = 8;
@@ -79,8 +80,8 @@ pub struct DialConfig {
     pub circuit: CircuitId,
     /// The circuit's key of side a.
     pub key: Key,
-    /// Nanoseconds since 1970, each more than the last that this circuit's key was used with, also in earlier
-    /// attempts. See [`unix_nanos`].
+    /// Nanoseconds since 1970, each more than the last that this circuit's key was used with, also
+    /// in earlier attempts. See [`unix_nanos`].
     pub clock: Box<dyn FnMut() -> u64 + Send>,
     /// Deadlines.
     pub timeouts: DialTimeouts,
@@ -144,8 +145,8 @@ impl Dialer {
         self.control.stop(StopReason::Close);
     }
 
-    /// Cancels the attempt, unless its hello was sent: the other end may have replaced the circuit's connection then,
-    /// and the attempt goes on as if it had not been given up.
+    /// Cancels the attempt, unless its hello was sent: the other end may have replaced the
+    /// circuit's connection then, and the attempt goes on as if it had not been given up.
     pub fn give_up(&self) {
         self.control.stop(StopReason::GiveUp);
     }
@@ -328,7 +329,8 @@ impl ConnectRace {
         }
     }
 
-    /// The first socket that is connected by now. Those that failed or timed out before it are recorded.
+    /// The first socket that is connected by now. Those that failed or timed out before it are
+    /// recorded.
     fn take_connected(&mut self, now: Instant) -> Option<Connected> {
         let mut index = 0;
         while let Some(one) = self.connecting.get(index) {

@@ -74,8 +74,8 @@ pub struct Established {
     pub circuit: CircuitId,
     /// The connection, as later events name it.
     pub id: ConnectionId,
-    /// The other end. Of a dialer, the address that it connected to; of a listener, the client, by the PROXY
-    /// header if one is configured.
+    /// The other end. Of a dialer, the address that it connected to; of a listener, the client, by
+    /// the PROXY header if one is configured.
     pub peer: SocketAddr,
     /// Dropping it closes the connection.
     pub handle: ConnectionHandle,

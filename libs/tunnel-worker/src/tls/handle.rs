@@ -15,7 +15,8 @@ pub struct ConnectionHandle {
 }
 
 impl ConnectionHandle {
-    /// Tells the thread to send `close_notify` and stop; [`Closed`](super::ConnectionEvent::Closed) follows.
+    /// Tells the thread to send `close_notify` and stop; [`Closed`](super::ConnectionEvent::Closed)
+    /// follows.
     pub fn close(&self) {
         self.control.stop(StopReason::Close);
     }

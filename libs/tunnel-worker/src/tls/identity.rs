@@ -48,7 +48,8 @@ pub struct BadFingerprint;
 impl FromStr for Fingerprint {
     type Err = BadFingerprint;
 
-    /// Accepts hexadecimal digits in either case, in pairs separated by colons (as openssl prints them) or without.
+    /// Accepts hexadecimal digits in either case, in pairs separated by colons (as openssl prints
+    /// them) or without.
     fn from_str(text: &str) -> Result<Self, BadFingerprint> {
         let digit = |byte: u8| char::from(byte).to_digit(16).ok_or(BadFingerprint);
         let between = match text.len() {
@@ -149,7 +150,8 @@ impl Identity {
         })
     }
 
-    /// The identity in this file; if the file does not exist, a new one that is written there, mode 0600.
+    /// The identity in this file; if the file does not exist, a new one that is written there, mode
+    /// 0600.
     ///
     /// # Errors
     /// [`Error`], naming the file. An existing file is never overwritten.

@@ -61,7 +61,8 @@ pub(super) struct TlsLink {
     pub socket: TcpStream,
     pub tls: rustls::Connection,
     pub decoder: Decoder,
-    /// The hello was sent: an attempt that is given up now would leave the other end with a dead connection.
+    /// The hello was sent: an attempt that is given up now would leave the other end with a dead
+    /// connection.
     pub hello_sent: bool,
     /// Bytes were received since this was last reset.
     pub received: bool,
@@ -144,8 +145,8 @@ impl TlsLink {
         Ok(false)
     }
 
-    /// Of the bytes that the socket took, how many the other end of TCP has acknowledged: a gateway, if one is on the
-    /// path.
+    /// Of the bytes that the socket took, how many the other end of TCP has acknowledged: a
+    /// gateway, if one is on the path.
     pub fn acknowledged(&self) -> u64 {
         let mut queued: libc::c_int = 0;
         // SAFETY: the request writes an int, and one is passed that lives long enough.

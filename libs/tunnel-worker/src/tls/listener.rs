@@ -1,4 +1,5 @@
-//! The provider's end: accepts connections, authenticates them, and keeps the newest of each circuit.
+//! The provider's end: accepts connections, authenticates them, and keeps the newest of each
+//! circuit.
 //!
 //! ```text
 //!   accept ─▶ source allowed? ─▶ a thread: (PROXY header ─▶) TLS ─▶ hello ─▶ key, connection, timestamp? ─▶ answer
@@ -8,9 +9,10 @@
 //!                                                                                 is closed
 //! ```
 //!
-//! Any client that knows a gateway and the server name gets here. Connections that have not authenticated are bounded in number
-//! and time, get no answer but TLS, and are counted. When there are too many, the next ones wait in the kernel until one
-//! is done or the oldest has had half a second, and is closed: an end that has the key needs a few round trips only.
+//! Any client that knows a gateway and the server name gets here. Connections that have not
+//! authenticated are bounded in number and time, get no answer but TLS, and are counted. When there
+//! are too many, the next ones wait in the kernel until one is done or the oldest has had half a
+//! second, and is closed: an end that has the key needs a few round trips only.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -72,7 +74,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 1024,
-            // As many tenants as may lose the same gateway at once; each is a thread for some round trips.
+            // As many tenants as may lose the same gateway at once; each is a thread for some round
+            // trips.
             pending: 256,
             authenticate: Duration::from_secs(5),
         }
@@ -89,8 +92,8 @@ pub struct ListenConfig {
     pub identity: Identity,
     /// Circuits and their keys of side a.
     pub circuits: HashMap<CircuitId, Key>,
-    /// Whether every connection begins with a PROXY header in which the gateway names the client (`proxy = true`
-    /// there). Connections without it are refused then.
+    /// Whether every connection begins with a PROXY header in which the gateway names the client
+    /// (`proxy = true` there). Connections without it are refused then.
     pub proxy: bool,
     /// Limits of connections.
     pub limits: Limits,
@@ -122,7 +125,8 @@ pub enum ListenError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(usize)]
 pub enum RefusalReason {
-    /// Too many connections had not authenticated: this one was the oldest, or closing those made no room for it.
+    /// Too many connections had not authenticated: this one was the oldest, or closing those made
+    /// no room for it.
     Crowded,
     /// It did not authenticate in time.
     Slow,
@@ -367,7 +371,8 @@ impl Listener {
         &self.addresses
     }
 
-    /// Replaces the circuits. Connections of circuits that are removed or have another key are closed.
+    /// Replaces the circuits. Connections of circuits that are removed or have another key are
+    /// closed.
     pub fn set_circuits(&self, circuits: HashMap<CircuitId, Key>) {
         let table = &mut *self.shared.table();
         let mut old = std::mem::take(&mut table.circuits);

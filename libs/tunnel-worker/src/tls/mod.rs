@@ -1,10 +1,12 @@
-//! The tunnel in one TLS connection, for sites where UDP is blocked: datagrams as frames, between a tenant's appliance
-//! and its provider's, through a gateway that relays the connection by its server name.
+//! The tunnel in one TLS connection, for sites where UDP is blocked: datagrams as frames, between a
+//! tenant's appliance and its provider's, through a gateway that relays the connection by its
+//! server name.
 //!
-//! For: carrying datagrams as UDP would. What finds no room is dropped and counted; nothing waits without bound.
-//! Never: tokio; a decision when to dial (a [`Dialer`] makes one attempt and reports the outcome); a look into a
-//! datagram. The tunnel inside authenticates and encrypts by itself. TLS serves to pass; the pinned certificate, the
-//! hello and its answer keep third parties from taking the connection's place. Wire format: `docs/gateway.md`.
+//! For: carrying datagrams as UDP would. What finds no room is dropped and counted; nothing waits
+//! without bound. Never: tokio; a decision when to dial (a [`Dialer`] makes one attempt and reports
+//! the outcome); a look into a datagram. The tunnel inside authenticates and encrypts by itself.
+//! TLS serves to pass; the pinned certificate, the hello and its answer keep third parties from
+//! taking the connection's place. Wire format: `docs/gateway.md`.
 //!
 //! ```text
 //!  owner                       Dialer, Listener: a thread each       connection: a thread each
@@ -21,30 +23,34 @@
 //!    └ drop(handle), or handle.close(): close_notify is sent if there is room, the thread ends, Closed comes
 //! ```
 //!
-//! Modules, each depending only on those before it: `close_reason`, `stats`, `thread_control`; `ring`, `identity`,
-//! `handle`, `dial_error`; `event`, `link`, `config`, `proxy_header`; `connection`; `dialer`, `listener`.
+//! Modules, each depending only on those before it: `close_reason`, `stats`, `thread_control`;
+//! `ring`, `identity`, `handle`, `dial_error`; `event`, `link`, `config`, `proxy_header`;
+//! `connection`; `dialer`, `listener`.
 //!
 //! How to use it:
 //!
-//! 1. **Rings.** One [`ThreadWaker`] for each consumer of datagrams: consumer 0 is the owner, for handshakes;
-//!    consumer 1 + *n* is worker *n*. [`steer_by_lane`] steers in just that order. A datagram for a consumer that
-//!    does not exist is dropped and counted.
-//! 2. **Start** a [`Dialer`] (tenant) or a [`Listener`] (provider) with the [`RingSetup`] and an [`EventSender`].
-//!    Poll its eventfd, then `try_recv` until it is empty.
-//! 3. On **Established** hand `rings[1 + n]` to worker *n* and keep `handle`. The ends of rings are `Send`, for one
-//!    thread, and allocate nothing. A worker calls `receiver.take(..)` in its loop (the slice is mutable: it is opened
-//!    in place), `sender.push(..)` instead of sending by UDP, `sender.wake()` at the end of a turn, and
-//!    `receiver.is_empty()` before it sleeps. A datagram has at most [`DATAGRAM_BYTES`]: limit the peer's datagrams
-//!    to that. There is no path MTU to discover.
-//! 4. On **Closed** take the rings from the workers, if `id` is the connection that they have: when a connection is
-//!    replaced, Established of the new one may come before Closed of the old one. Rings of a closed connection do no
-//!    harm: `push` returns false and counts, `take` finds nothing.
-//! 5. **Stop**: drop the handles, the dialer, the listener. A dialer that is dropped in the moment in which it succeeds
-//!    may still send Established: drop it.
+//! 1. **Rings.** One [`ThreadWaker`] for each consumer of datagrams: consumer 0 is the owner, for
+//!    handshakes; consumer 1 + *n* is worker *n*. [`steer_by_lane`] steers in just that order. A
+//!    datagram for a consumer that does not exist is dropped and counted.
+//! 2. **Start** a [`Dialer`] (tenant) or a [`Listener`] (provider) with the [`RingSetup`] and an
+//!    [`EventSender`]. Poll its eventfd, then `try_recv` until it is empty.
+//! 3. On **Established** hand `rings[1 + n]` to worker *n* and keep `handle`. The ends of rings are
+//!    `Send`, for one thread, and allocate nothing. A worker calls `receiver.take(..)` in its loop
+//!    (the slice is mutable: it is opened in place), `sender.push(..)` instead of sending by UDP,
+//!    `sender.wake()` at the end of a turn, and `receiver.is_empty()` before it sleeps. A datagram
+//!    has at most [`DATAGRAM_BYTES`]: limit the peer's datagrams to that. There is no path MTU to
+//!    discover.
+//! 4. On **Closed** take the rings from the workers, if `id` is the connection that they have: when
+//!    a connection is replaced, Established of the new one may come before Closed of the old one.
+//!    Rings of a closed connection do no harm: `push` returns false and counts, `take` finds
+//!    nothing.
+//! 5. **Stop**: drop the handles, the dialer, the listener. A dialer that is dropped in the moment
+//!    in which it succeeds may still send Established: drop it.
 //!
 //! The end that dialed reports within about 0.3 s that the other end does not answer
-//! ([`ConnectionEvent::Stalled`]), and when it answers again ([`ConnectionEvent::Resumed`]). TCP ends such a
-//! connection within half a minute. Nothing here closes a connection for that, or dials again.
+//! ([`ConnectionEvent::Stalled`]), and when it answers again ([`ConnectionEvent::Resumed`]). TCP
+//! ends such a connection within half a minute. Nothing here closes a connection for that, or dials
+//! again.
 
 mod close_reason;
 mod config;

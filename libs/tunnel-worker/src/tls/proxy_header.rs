@@ -1,5 +1,5 @@
-//! The header in which a gateway names the client of a connection: PROXY protocol version 2 (haproxy's
-//! proxy-protocol.txt, section 2.2).
+//! The header in which a gateway names the client of a connection: PROXY protocol version 2
+//! (haproxy's proxy-protocol.txt, section 2.2).
 
 use std::{
     io::{ErrorKind, Read},

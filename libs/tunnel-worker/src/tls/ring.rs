@@ -1,4 +1,5 @@
-//! Rings of datagrams between a connection's thread and its consumers: the workers, and the owner for handshakes.
+//! Rings of datagrams between a connection's thread and its consumers: the workers, and the owner
+//! for handshakes.
 //!
 //! ```text
 //!   consumer ─ RingSender::push, wake ──▶ ring ──▶ Outlet::take ─ connection's thread
@@ -32,8 +33,8 @@ pub struct RingSetup {
     pub consumers: Vec<ThreadWaker>,
     /// Which consumer a received datagram is for.
     pub steer: Steer,
-    /// Datagrams that fit a ring, of which each consumer has one for each direction. 2 KiB each, of which pages
-    /// never used take no memory.
+    /// Datagrams that fit a ring, of which each consumer has one for each direction. 2 KiB each, of
+    /// which pages never used take no memory.
     pub capacity: usize,
 }
 
@@ -46,9 +47,9 @@ pub struct RingPair {
     pub receiver: RingReceiver,
 }
 
-/// Steers handshake messages to consumer 0, and data messages to consumer 1 + *n* where worker *n* opens them
-/// ([`LaneAssignment`](crate::pipeline::LaneAssignment)). A malformed datagram goes to the first worker, which
-/// counts it.
+/// Steers handshake messages to consumer 0, and data messages to consumer 1 + *n* where worker *n*
+/// opens them ([`LaneAssignment`](crate::pipeline::LaneAssignment)). A malformed datagram goes to
+/// the first worker, which counts it.
 ///
 /// # Panics
 /// Without workers.
@@ -87,8 +88,8 @@ impl ThreadWaker {
         }
     }
 
-    /// Writes this eventfd if the thread sleeps. Before it sleeps the thread stores true, fences (SeqCst) and looks
-    /// at its rings; awake it stores false.
+    /// Writes this eventfd if the thread sleeps. Before it sleeps the thread stores true, fences
+    /// (SeqCst) and looks at its rings; awake it stores false.
     #[must_use]
     pub const fn of_sleeper(event: Arc<EventFd>, is_sleeping: Arc<AtomicBool>) -> Self {
         Self {
@@ -99,8 +100,8 @@ impl ThreadWaker {
 
     /// Wakes the thread for what was put into a ring before.
     fn wake(&self) {
-        // This side writes the datagrams, then reads the flag; the thread writes the flag, then reads the ring. With
-        // the fences one of the two sees what the other wrote.
+        // This side writes the datagrams, then reads the flag; the thread writes the flag, then
+        // reads the ring. With the fences one of the two sees what the other wrote.
         fence(SeqCst);
         if self
             .is_sleeping
@@ -126,7 +127,8 @@ impl Record {
     #[inline]
     fn datagram(&mut self) -> &mut [u8] {
         let len = usize::from(self.len).min(DATAGRAM_BYTES);
-        // SAFETY: `Inlet::push`, which makes every record, wrote `len` bytes, and that many are in `data`.
+        // SAFETY: `Inlet::push`, which makes every record, wrote `len` bytes, and that many are in
+        // `data`.
         unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), len) }
     }
 }
@@ -171,8 +173,8 @@ impl Inlet {
             return false;
         };
         let record = record.as_mut_ptr();
-        // SAFETY: `record` is one record of the ring that is ours to write, and the datagram fits, which is shorter
-        // than 65536. What is behind it stays uninitialized, as the type has it.
+        // SAFETY: `record` is one record of the ring that is ours to write, and the datagram fits,
+        // which is shorter than 65536. What is behind it stays uninitialized, as the type has it.
         unsafe {
             (&raw mut (*record).len).write(datagram.len() as u16);
             let data = (&raw mut (*record).data).cast::<u8>();
@@ -192,7 +194,8 @@ impl Inlet {
 }
 
 impl Outlet {
-    /// Passes at most `max` datagrams to `take`, until it returns false: that one stays. Returns how many it took.
+    /// Passes at most `max` datagrams to `take`, until it returns false: that one stays. Returns
+    /// how many it took.
     #[inline]
     pub fn take(&mut self, max: usize, mut take: impl FnMut(&mut [u8]) -> bool) -> usize {
         let batch = self.records.slots().min(max);
@@ -223,8 +226,9 @@ pub struct RingSender {
 }
 
 impl RingSender {
-    /// Copies a datagram into the ring. False, and counted: the ring is full, the datagram is longer than
-    /// [`DATAGRAM_BYTES`] or shorter than [`MIN_DATAGRAM`], or the connection is closed.
+    /// Copies a datagram into the ring. False, and counted: the ring is full, the datagram is
+    /// longer than [`DATAGRAM_BYTES`] or shorter than [`MIN_DATAGRAM`], or the connection is
+    /// closed.
     pub fn push(&mut self, datagram: &[u8]) -> bool {
         let pushed = self.inlet.push(datagram);
         if !pushed {
@@ -233,7 +237,8 @@ impl RingSender {
         pushed
     }
 
-    /// Wakes the connection's thread if it sleeps and there is something new. To be called at the end of a turn.
+    /// Wakes the connection's thread if it sleeps and there is something new. To be called at the
+    /// end of a turn.
     pub fn wake(&mut self) {
         self.inlet.wake();
     }

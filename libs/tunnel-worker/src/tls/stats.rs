@@ -19,7 +19,8 @@ pub struct ConnectionStats {
     pub too_long_in: u64,
     /// Received and dropped: steered to a ring that does not exist.
     pub no_ring_in: u64,
-    /// Not taken for sending: the ring was full, the connection closed, or the datagram's length not allowed.
+    /// Not taken for sending: the ring was full, the connection closed, or the datagram's length
+    /// not allowed.
     pub full_out: u64,
 }
 

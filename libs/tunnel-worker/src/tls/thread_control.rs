@@ -69,7 +69,8 @@ impl ThreadControl {
         }
     }
 
-    /// Waits until the socket is ready for one of these, or a stop or datagrams come; at most until `deadline`.
+    /// Waits until the socket is ready for one of these, or a stop or datagrams come; at most until
+    /// `deadline`.
     pub fn wait(&self, socket: &TcpStream, events: PollFlags, deadline: Option<Instant>) {
         let mut fds = [
             PollFd::new(self.event.as_fd(), PollFlags::POLLIN),

@@ -1,5 +1,5 @@
-//! Frames for the lanes of another worker: the NIC gives all datagrams of a peer to one queue, and a worker hands on
-//! what it does not open itself.
+//! Frames for the lanes of another worker: the NIC gives all datagrams of a peer to one queue, and
+//! a worker hands on what it does not open itself.
 //!
 //! ```text
 //!   worker a ─ hand_over ─▶ ring (a, b) ─▶ worker b        one ring for each pair and direction
@@ -32,8 +32,8 @@ impl HandoverFrame {
     #[inline]
     pub fn frame(&mut self) -> &mut [u8] {
         let len = usize::from(self.len).min(FRAME_BYTES);
-        // SAFETY: `HandoverSender::hand_over`, which makes every record, wrote `len` bytes, and that many are in
-        // `data`.
+        // SAFETY: `HandoverSender::hand_over`, which makes every record, wrote `len` bytes, and
+        // that many are in `data`.
         unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), len) }
     }
 }
@@ -62,8 +62,8 @@ impl HandoverSender {
             return false;
         };
         let record = record.as_mut_ptr();
-        // SAFETY: `record` is one record of the ring that is ours to write, and `frame` fits. What is behind it stays
-        // uninitialized, as the type has it.
+        // SAFETY: `record` is one record of the ring that is ours to write, and `frame` fits. What
+        // is behind it stays uninitialized, as the type has it.
         unsafe {
             (&raw mut (*record).len).write(len);
             let data = (&raw mut (*record).data).cast::<u8>();
@@ -77,8 +77,8 @@ impl HandoverSender {
     /// Wakes the other worker if it sleeps and has new frames.
     pub fn wake(&mut self) {
         if std::mem::take(&mut self.needs_wake) {
-            // This side writes the frames, then reads the flag; the other writes the flag, then reads the frames.
-            // With the fences one of the two sees what the other wrote.
+            // This side writes the frames, then reads the flag; the other writes the flag, then
+            // reads the frames. With the fences one of the two sees what the other wrote.
             fence(SeqCst);
             if self.is_sleeping.load(Relaxed) {
                 let _ = self.wake.write(1);

@@ -9,8 +9,9 @@
 //!   worker ◀── datagrams (two bounded rings, wake) ──▶ TLS connection     crate::tls
 //! ```
 //!
-//! For: moving frames between sockets, rings and the pipeline. Never: a lock, or an allocation for a packet.
-//! What the manager hands over and the worker drops (a session, every two minutes) is freed by the worker.
+//! For: moving frames between sockets, rings and the pipeline. Never: a lock, or an allocation for
+//! a packet. What the manager hands over and the worker drops (a session, every two minutes) is
+//! freed by the worker.
 //!
 //! - `thread`: the loop.
 //! - `outputs`: where the pipeline sends frames, events and packets.

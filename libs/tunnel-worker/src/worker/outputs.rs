@@ -1,4 +1,5 @@
-//! Where a worker's pipeline sends: sockets, rings of TLS connections, other workers, and the manager.
+//! Where a worker's pipeline sends: sockets, rings of TLS connections, other workers, and the
+//! manager.
 
 use std::num::NonZeroU64;
 
@@ -102,8 +103,9 @@ impl PacketSink for Outputs {
         };
         let record = record.as_mut_ptr();
         let len = packet.len().min(SLOW_PACKET_BYTES);
-        // SAFETY: `record` is one record of the ring that is ours to write; the header is written whole, and of the
-        // data, whose bytes may hold anything, the first `len` and zeros behind them.
+        // SAFETY: `record` is one record of the ring that is ours to write; the header is written
+        // whole, and of the data, whose bytes may hold anything, the first `len` and zeros behind
+        // them.
         unsafe {
             (&raw mut (*record).header).write(*header);
             let data = (&raw mut (*record).data).cast::<u8>();

@@ -1,8 +1,8 @@
 //! What the benchmarks run around the programs under test.
 //!
 //! For: making one BPF_PROG_TEST_RUN call with many repeats measure a program that edits its packet
-//! (`restore`, then a tail call), making frames (`generate`) and counting them (`sink`). Never: a part of
-//! the appliance.
+//! (`restore`, then a tail call), making frames (`generate`) and counting them (`sink`). Never: a
+//! part of the appliance.
 //!
 //! ```text
 //!   BPF_PROG_TEST_RUN ─▶ restore ── tail call ─▶ access | uplink | nothing | mac_swap
@@ -158,7 +158,8 @@ static DUE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static SENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// As `generate`, at a rate: what is not due is thrown away, what is late is caught up for as many frames as are in a batch.
+/// As `generate`, at a rate: what is not due is thrown away, what is late is caught up for as many
+/// frames as are in a batch.
 #[xdp]
 pub fn paced(ctx: XdpContext) -> u32 {
     match pace(&ctx) {
@@ -197,7 +198,8 @@ pub struct Flows {
     pub count: u32,
     /// Destination ports that take turns, from that of the template on; at least 1.
     pub ports: u32,
-    /// Source ports that take turns, from that of the template on, at least 1: then the next address.
+    /// Source ports that take turns, from that of the template on, at least 1: then the next
+    /// address.
     pub per_address: u32,
     /// 0: the destination address goes on; 1: the source address.
     pub which: u32,
@@ -229,7 +231,8 @@ fn vary(ctx: &XdpContext) -> Option<()> {
         return None;
     }
     let address = if flows.which == 0 { 30 } else { 26 };
-    // SAFETY: 42 bytes were checked above; these are words of the headers of IPv4 without options and UDP.
+    // SAFETY: 42 bytes were checked above; these are words of the headers of IPv4 without options
+    // and UDP.
     unsafe {
         let word = |at: usize| (start + at) as *mut u16;
         let mut delta = 0u32;

@@ -11,14 +11,16 @@
 //!                                                               where nothing else works
 //! ```
 //!
-//! Beside it a gateway may be **draining**: it works, is not chosen any more, and is left within `drain_spread`.
+//! Beside it a gateway may be **draining**: it works, is not chosen any more, and is left within
+//! `drain_spread`.
 //!
-//! Of those that are not down the lowest tier is taken, and in it the least loaded. Loads are some seconds old, and
-//! all ends have the same: those within `slack` of the least count as equal, and chance decides. A gateway that is
-//! in use and works is kept, however little another has to do. So one that recovers gets those who need a
-//! gateway just then, and of them, for the first `settle`, only a part that grows; its load, which says nothing
-//! yet, is taken to be the others'. Whoever uses a higher tier than it may goes home some time after its own gateway is
-//! back, not all at once.
+//! Of those that are not down the lowest tier is taken, and in it the least loaded. Loads are some
+//! seconds old, and all ends have the same: those within `slack` of the least count as equal, and
+//! chance decides. A gateway that is in use and works is kept, however little another has to do. So
+//! one that recovers gets those who need a gateway just then, and of them, for the first `settle`,
+//! only a part that grows; its load, which says nothing yet, is taken to be the others'. Whoever
+//! uses a higher tier than it may goes home some time after its own gateway is back, not all at
+//! once.
 
 use std::{fmt, time::Duration};
 
@@ -210,8 +212,8 @@ impl Chooser {
         chooser
     }
 
-    /// Takes a new list. What is known of a gateway that stays is kept, and so is its use; one that is gone is
-    /// not used any more.
+    /// Takes a new list. What is known of a gateway that stays is kept, and so is its use; one that
+    /// is gone is not used any more.
     pub fn update(&mut self, list: &List, now: Duration) {
         let mut old = std::mem::take(&mut self.members);
         for candidate in list.candidates() {
@@ -440,7 +442,8 @@ impl Chooser {
         NoService::AllDown(down.into_iter().map(|(_, down)| down).collect())
     }
 
-    /// The gateways to try now; each is due again after a pause, whether or not the trial is reported.
+    /// The gateways to try now; each is due again after a pause, whether or not the trial is
+    /// reported.
     pub fn due(&mut self, now: Duration) -> Vec<String> {
         let mut names = Vec::new();
         for at in 0..self.members.len() {

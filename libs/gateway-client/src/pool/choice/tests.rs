@@ -305,8 +305,8 @@ impl World {
         here.count() as u64
     }
 
-    /// A tenth of a second: everybody hears from the gateway in use and those that were due; every five seconds
-    /// everybody hears of loads.
+    /// A tenth of a second: everybody hears from the gateway in use and those that were due; every
+    /// five seconds everybody hears of loads.
     fn step(&mut self, now: Duration) {
         let total = self.ends.len() as u64;
         if (now - START).as_millis().is_multiple_of(5000) {

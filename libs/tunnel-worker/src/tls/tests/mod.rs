@@ -203,7 +203,8 @@ fn payload(n: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Sends what `make` makes both ways, some on the way at a time: each must come as it was, in its turn.
+/// Sends what `make` makes both ways, some on the way at a time: each must come as it was, in its
+/// turn.
 fn exchange(a: &mut RingPair, b: &mut RingPair, count: u64, make: impl Fn(u64) -> Vec<u8>) {
     const WINDOW: u64 = 128;
     let begun = Instant::now();

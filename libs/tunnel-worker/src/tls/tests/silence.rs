@@ -106,7 +106,8 @@ fn a_slow_way_that_is_full_is_not_silence() {
     assert!(tries.any(|quiet| quiet), "told each time");
 }
 
-/// A slow way that is full for four seconds: datagrams that came, and what was told. Then it is stopped.
+/// A slow way that is full for four seconds: datagrams that came, and what was told. Then it is
+/// stopped.
 fn filled() -> (usize, Vec<ConnectionEvent>) {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
@@ -114,7 +115,8 @@ fn filled() -> (usize, Vec<ConnectionEvent>) {
     let _dialer = tenant.dial(dialing(path.at, fingerprint, 1));
     let (mut a, mut b) = (tenant.established(), provider.established());
     sleep(Duration::from_millis(500));
-    // At some 500 kB/s what waits at our end is a third of a second and more, and nothing comes back but answers.
+    // At some 500 kB/s what waits at our end is a third of a second and more, and nothing comes
+    // back but answers.
     path.pace.store(500, SeqCst);
     let begun = Instant::now();
     let (mut came, mut told) = (0, Vec::new());
@@ -333,7 +335,8 @@ fn many_that_come_at_once_wait_for_their_turn() {
     let (listener, fingerprint) = provider.listen(limits, false);
     let at = listener.addresses()[0];
     let tenants: Vec<Owner> = (0..MANY).map(|_| Owner::new()).collect();
-    // Of a circuit each has a connection, and a newer one takes its place: that each was answered is what counts.
+    // Of a circuit each has a connection, and a newer one takes its place: that each was answered
+    // is what counts.
     let _dialers: Vec<_> = (1..)
         .zip(&tenants)
         .map(|(n, tenant)| tenant.dial(dialing(at, fingerprint, n % 3 + 1)))
