@@ -12,7 +12,7 @@ use gateway::circuit::{
     table::{CircuitPlan, Plan, TenantPlan},
 };
 use gateway_client::{
-    end::{End, Heard},
+    end::{End, EndEvent},
     wire::{CircuitId, Key, Side},
 };
 
@@ -68,9 +68,9 @@ fn a_datagram_costs_no_allocation() {
         loop {
             socket.send(&word).expect("send");
             let length = socket.recv(&mut room).expect("an answer");
-            match end.hear(&room[..length], 1) {
-                Some(Heard::Send(next)) => word = next,
-                Some(Heard::Bound(_)) => return (socket, end),
+            match end.receive(&room[..length], 1) {
+                Some(EndEvent::Send(next)) => word = next,
+                Some(EndEvent::Bound(_)) => return (socket, end),
                 other => panic!("{other:?}"),
             }
         }

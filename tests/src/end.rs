@@ -7,7 +7,7 @@ use std::{
 };
 
 use gateway_client::{
-    end::{End, Heard},
+    end::{End, EndEvent},
     wire::{CircuitId, Key, Side},
 };
 
@@ -72,7 +72,7 @@ impl Peer {
     }
 
     /// Binds, as often as it takes, and says what it heard last; `None`: nothing within `patience`.
-    pub fn bind_within(&mut self, patience: Duration) -> Option<Heard> {
+    pub fn bind_within(&mut self, patience: Duration) -> Option<EndEvent> {
         let begun = Instant::now();
         let mut room = [0; 2048];
         while begun.elapsed() < patience {
@@ -83,8 +83,8 @@ impl Peer {
                 let Ok(length) = self.socket.recv(&mut room) else {
                     continue;
                 };
-                match self.end.hear(&room[..length], clock()) {
-                    Some(Heard::Send(word)) => {
+                match self.end.receive(&room[..length], clock()) {
+                    Some(EndEvent::Send(word)) => {
                         let _ = self.socket.send(&word);
                     }
                     Some(heard) => return Some(heard),
@@ -99,7 +99,7 @@ impl Peer {
     #[track_caller]
     pub fn bind(&mut self) {
         let heard = self.bind_within(PATIENCE);
-        assert!(matches!(heard, Some(Heard::Bound(_))), "{heard:?}");
+        assert!(matches!(heard, Some(EndEvent::Bound(_))), "{heard:?}");
     }
 
     /// Sends a tunnel datagram.
@@ -112,7 +112,7 @@ impl Peer {
 
     /// The next tunnel datagram; messages pass by.
     #[must_use]
-    pub fn hear(&self) -> Option<Vec<u8>> {
+    pub fn receive(&self) -> Option<Vec<u8>> {
         let mut room = vec![0; 1 << 16];
         loop {
             let length = self.socket.recv(&mut room).ok()?;

@@ -23,7 +23,7 @@ use gateway::circuit::{
     table::{Action, CircuitPlan, Path, Plan, Table, TenantPlan},
 };
 use gateway_client::{
-    end::{End, Heard},
+    end::{End, EndEvent},
     wire::{CircuitId, Key, Side},
 };
 use gateway_common::maps::{Outcome, Port, Stats};
@@ -319,9 +319,9 @@ impl GatewayHarness {
             let Action::Answer(answer) = action else {
                 panic!("{action:?} for a bind");
             };
-            match self.end(circuit, side).hear(&answer, timestamp) {
-                Some(Heard::Send(next)) => word = next,
-                Some(Heard::Bound(_)) => break,
+            match self.end(circuit, side).receive(&answer, timestamp) {
+                Some(EndEvent::Send(next)) => word = next,
+                Some(EndEvent::Bound(_)) => break,
                 other => panic!("{other:?} for a bind"),
             }
         }

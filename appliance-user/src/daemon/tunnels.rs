@@ -12,7 +12,7 @@ use appliance_common::{
     counters::Counter,
     maps::{HostKey, Neighbour, NetworkStats},
 };
-use gateway_client::{reach::GatewayState, wire::Side};
+use gateway_client::{selector::GatewayState, wire::Side};
 use tunnel::{InitiationPolicy, PeerPath, Tai64n};
 use tunnel_worker::{
     CircuitSpec, HostActivity, ListenSpec, PeerProtocol, PeerSpec, PortSpec, TlsSpec,

@@ -2,7 +2,7 @@
 //!
 //! `gateway/tests/corpus.rs` writes them to `seeds/` and sees that they stay what this makes.
 
-use gateway_client::stream::{self, Word};
+use gateway_client::stream::{self, LivenessFrame};
 use gateway_client::wire::{CircuitId, Key, Tag};
 
 use super::hello::vector;
@@ -141,7 +141,7 @@ fn streams() -> Vec<Seed> {
         .ok()
         .and_then(|sealed| stream::open_hello(&sealed, &key, Tag([9; 16]), 0).ok());
     let answer = stream::answer(&opened.expect("a hello"), &key);
-    let question = Word::Question.frame();
+    let question = LivenessFrame::Question.frame();
     let frames = [
         vector::<2>(b"ab"),
         vector::<2>(&[7; 300]),
@@ -168,7 +168,7 @@ fn streams() -> Vec<Seed> {
                     &question[..],
                     &frames,
                     &question,
-                    &Word::Answer.frame(),
+                    &LivenessFrame::Answer.frame(),
                     &frames,
                     &question,
                 ]

@@ -15,7 +15,6 @@ pub mod counters;
 pub mod limits;
 mod open;
 mod pipe;
-mod proxy;
 mod received;
 mod threads;
 

@@ -12,9 +12,9 @@ use super::{
     counters::{Backend as BackendLabel, Counters, label},
     limits::{Counted, Full},
     pipe::receive,
-    proxy,
     route::NoRoute,
 };
+use gateway_client::proxy_header;
 use gateway_core::hello::{self, Hello, Progress, Reader};
 
 /// Bytes of one read.
@@ -180,7 +180,7 @@ async fn opened(
     let mut first = if backend.proxy {
         // The address that the client connected to, where the listener has the wildcard address.
         let to = client.local_addr().unwrap_or(local);
-        proxy::header(from, to, hello.name.as_deref().unwrap_or_default())
+        proxy_header::header(from, to, hello.name.as_deref().unwrap_or_default())
     } else {
         Vec::new()
     };

@@ -18,7 +18,7 @@ use gateway::circuit::{
     table::{CircuitPlan, Plan, Reason, TenantPlan},
 };
 use gateway_client::{
-    end::{End, Heard},
+    end::{End, EndEvent},
     wire::{CircuitId, Key, Side},
 };
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
@@ -88,7 +88,7 @@ impl Peer {
     }
 
     /// Binds, as often as it takes; what it heard last.
-    pub fn bind(&mut self) -> Heard {
+    pub fn bind(&mut self) -> EndEvent {
         let begun = Instant::now();
         let mut room = [0; 2048];
         loop {
@@ -100,8 +100,8 @@ impl Peer {
                 let Ok(length) = self.socket.recv(&mut room) else {
                     continue;
                 };
-                match self.end.hear(&room[..length], clock()) {
-                    Some(Heard::Send(word)) => {
+                match self.end.receive(&room[..length], clock()) {
+                    Some(EndEvent::Send(word)) => {
                         self.socket.send(&word).expect("send");
                     }
                     Some(heard) => return heard,
@@ -117,7 +117,7 @@ impl Peer {
     }
 
     /// The next tunnel datagram; messages pass by.
-    pub fn hear(&self) -> Option<Vec<u8>> {
+    pub fn receive(&self) -> Option<Vec<u8>> {
         let mut room = vec![0; 1 << 16];
         loop {
             let length = self.socket.recv(&mut room).ok()?;
@@ -129,7 +129,7 @@ impl Peer {
 
     #[track_caller]
     pub fn hears(&self, payload: &[u8]) {
-        assert_eq!(self.hear().as_deref(), Some(payload));
+        assert_eq!(self.receive().as_deref(), Some(payload));
     }
 
     /// Another address; nothing is said of it yet.
@@ -154,7 +154,7 @@ fn socket_to(to: SocketAddr) -> UdpSocket {
 fn joined(circuit: u64, a: SocketAddr, b: SocketAddr) -> [Peer; 2] {
     let mut peers = [(Side::A, a), (Side::B, b)].map(|(side, to)| Peer::new(circuit, side, to));
     for peer in &mut peers {
-        assert!(matches!(peer.bind(), Heard::Bound(_)));
+        assert!(matches!(peer.bind(), EndEvent::Bound(_)));
     }
     peers
 }
@@ -219,8 +219,8 @@ fn a_roaming_end_is_reached_after_its_bind() {
     a.roam();
     a.send(b"from nowhere");
     b.send(b"to nobody");
-    assert_eq!(b.hear(), None);
-    assert_eq!(a.hear(), None);
+    assert_eq!(b.receive(), None);
+    assert_eq!(a.receive(), None);
     a.bind();
     b.send(b"to somebody");
     a.hears(b"to somebody");
@@ -243,7 +243,7 @@ fn a_silent_end_becomes_unbound() {
     let [mut a, mut b] = joined(1, at, at);
     for _ in 0..8 {
         sleep(Duration::from_millis(150));
-        assert_eq!(a.bind(), Heard::Bound(600));
+        assert_eq!(a.bind(), EndEvent::Bound(600));
         // Datagrams alone do not keep it.
         b.send(b"still here");
     }
@@ -251,9 +251,9 @@ fn a_silent_end_becomes_unbound() {
     assert_eq!(state.circuits[0].bound[1], None);
     assert_eq!(state.circuits[0].counts.events.expired, 1);
     assert!(dropped(&state, Reason::NotBound) >= 1);
-    while a.hear().is_some() {}
+    while a.receive().is_some() {}
     a.send(b"to nobody");
-    assert_eq!(b.hear(), None);
+    assert_eq!(b.receive(), None);
     a.bind();
     b.bind();
     a.send(b"to somebody");
@@ -315,7 +315,7 @@ fn attackers_are_dropped_without_an_answer() {
             1 => bytes.splice(0..0, id(n).to_bytes()).for_each(drop),
             2 => bytes.splice(0..0, id(1).to_bytes()).for_each(drop),
             3 => bytes.splice(0..0, [0; 8]).for_each(drop),
-            // Heard on the way; and with a bit changed.
+            // As recorded on the path; and with a bit changed.
             4 => bytes = captured.to_vec(),
             5 => {
                 bytes = captured.to_vec();
@@ -370,7 +370,7 @@ fn a_first_bind_has_one_short_answer() {
         assert!(socket.recv(&mut room).is_err(), "said once");
     }
     // The cookie is of the first address.
-    let Some(Heard::Send(word)) = end.hear(&room[..bind.len()], clock()) else {
+    let Some(EndEvent::Send(word)) = end.receive(&room[..bind.len()], clock()) else {
         panic!("not a challenge");
     };
     second.send(&word).expect("send");
@@ -452,7 +452,7 @@ fn a_new_plan_drops_no_circuit() -> Result<(), Error> {
     assert!(talked > 100, "{talked}");
     // What was taken away is as new.
     c.send(b"x");
-    assert_eq!(d.hear(), None);
+    assert_eq!(d.receive(), None);
     // What cannot be had changes nothing.
     let held = UdpSocket::bind(V4).expect("a socket");
     let taken = held.local_addr().expect("an address");
@@ -474,11 +474,14 @@ fn a_draining_gateway_orders_ends_to_move() {
     let mut room = [0; 2048];
     for peer in [&mut a, &mut { b }] {
         let length = peer.socket.recv(&mut room).expect("a word");
-        assert_eq!(peer.end.hear(&room[..length], clock()), Some(Heard::Move));
+        assert_eq!(
+            peer.end.receive(&room[..length], clock()),
+            Some(EndEvent::Move)
+        );
     }
     let mut late = Peer::new(2, Side::A, at);
-    assert_eq!(late.bind(), Heard::Move);
-    assert_eq!(a.bind(), Heard::Move);
+    assert_eq!(late.bind(), EndEvent::Move);
+    assert_eq!(a.bind(), EndEvent::Move);
     let state = gateway.state();
     assert_eq!(state.bound, 2);
     a.socket.send(&a.end.unbind(clock())).expect("send");

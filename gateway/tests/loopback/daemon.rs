@@ -15,7 +15,7 @@ use std::{
 };
 
 use gateway::control::Status;
-use gateway_client::{end::Heard, wire::Side};
+use gateway_client::{end::EndEvent, wire::Side};
 use nix::{
     sys::{
         resource::{Resource, getrlimit, setrlimit},
@@ -633,7 +633,7 @@ fn circuits_are_configured_and_reported() {
     let mut b = Peer::new(1, Side::B, at);
     assert_eq!(
         (a.bind(), b.bind()),
-        (Heard::Bound(30_000), Heard::Bound(30_000))
+        (EndEvent::Bound(30_000), EndEvent::Bound(30_000))
     );
     a.send(b"12345");
     b.hears(b"12345");
@@ -684,7 +684,7 @@ fn circuits_are_configured_and_reported() {
     b.send(b"on");
     a.hears(b"on");
     let mut c = Peer::new(2, Side::A, at);
-    assert_eq!(c.bind(), Heard::Bound(30_000));
+    assert_eq!(c.bind(), EndEvent::Bound(30_000));
     gateway.write(&more.replace("[[tenant]]", "[circuits]\nthreads = 63\n[[tenant]]"));
     let said = text(&gateway.say(&["reload"]).stderr);
     assert!(
@@ -697,10 +697,13 @@ fn circuits_are_configured_and_reported() {
     gateway.signal(Signal::SIGTERM);
     let mut room = [0; 2048];
     let length = a.socket.recv(&mut room).expect("a word");
-    assert_eq!(a.end.hear(&room[..length], clock()), Some(Heard::Move));
+    assert_eq!(
+        a.end.receive(&room[..length], clock()),
+        Some(EndEvent::Move)
+    );
     a.send(b"still");
     b.hears(b"still");
-    assert_eq!(Peer::new(2, Side::B, at).bind(), Heard::Move);
+    assert_eq!(Peer::new(2, Side::B, at).bind(), EndEvent::Move);
     for peer in [&mut a, &mut b, &mut c] {
         assert!(gateway.child.try_wait().expect("a child").is_none());
         let word = peer.end.unbind(clock());

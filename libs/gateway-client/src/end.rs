@@ -1,8 +1,7 @@
-//! The tenant's and the appliance's end of a circuit: what it says to a gateway, and what it
-//! believes of the answers.
+//! One end of a circuit at one gateway: makes its messages and checks the answers.
 //!
-//! Pure: whoever has the socket asks for a bind every second or so, and at once when its network
-//! changed; hands in what comes with a message's id; and sends what it is given.
+//! The owner of the socket asks for a bind about every second, and at once when its network has
+//! changed; hands in received messages; and sends the messages that it gets.
 
 use std::time::Duration;
 
@@ -15,28 +14,28 @@ pub struct End {
     side: Side,
     key: Key,
     cookie: Tag,
-    /// Of the last message that it made.
+    /// Timestamp of the last message.
     newest: u64,
-    /// Of the newest message that an answer was heard to; at first, below the first one.
-    heard: u64,
-    /// Whether the last bind that was asked for has had its challenge: one each, or two could go on
-    /// for ever.
+    /// Timestamp of the newest answered message; at first, below that of the first message.
+    answered: u64,
+    /// Whether the last bind was challenged: one challenge for each bind prevents endless
+    /// exchanges.
     challenged: bool,
 }
 
-/// What a gateway's message comes to.
+/// The effect of a message of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
-    /// Send this to the gateway now.
+pub enum EndEvent {
+    /// Send this message to the gateway now.
     Send([u8; MESSAGE_BYTES]),
-    /// It is bound, for so many milliseconds.
+    /// The end is bound for this number of milliseconds.
     Bound(u32),
-    /// The gateway is about to stop: take another, and unbind here then.
+    /// The gateway stops soon: bind at another gateway, then unbind here.
     Move,
 }
 
 impl End {
-    /// One that has said nothing yet.
+    /// An end that has sent no message.
     #[must_use]
     pub const fn new(circuit: CircuitId, side: Side, key: Key) -> Self {
         Self {
@@ -45,26 +44,25 @@ impl End {
             key,
             cookie: Tag::NONE,
             newest: 0,
-            heard: 0,
+            answered: 0,
             challenged: false,
         }
     }
 
-    /// A bind to send. `clock`: nanoseconds since 1970; a clock that stands still or steps back is
-    /// made up for while this lives.
+    /// A bind to send. `clock`: nanoseconds since 1970. Timestamps grow even if the clock stands or
+    /// steps back.
     pub fn bind(&mut self, clock: u64) -> [u8; MESSAGE_BYTES] {
         self.challenged = false;
-        self.say(Kind::Bind, clock)
+        self.message(Kind::Bind, clock)
     }
 
-    /// An unbind to send. Its answer is silence.
+    /// An unbind to send. It has no answer.
     pub fn unbind(&mut self, clock: u64) -> [u8; MESSAGE_BYTES] {
-        self.say(Kind::Unbind, clock)
+        self.message(Kind::Unbind, clock)
     }
 
-    /// What a datagram from the gateway comes to; `None`: it is not a message to this end, or not
-    /// of now.
-    pub fn hear(&mut self, datagram: &[u8], clock: u64) -> Option<Heard> {
+    /// Handles a datagram of the gateway; `None`: it is no valid, new message for this end.
+    pub fn receive(&mut self, datagram: &[u8], clock: u64) -> Option<EndEvent> {
         let Ok(Datagram::Message(sealed)) = parse(datagram) else {
             return None;
         };
@@ -72,44 +70,42 @@ impl End {
             return None;
         }
         let message = sealed.open(&self.key)?;
-        // What an end says, thrown back at it: not an answer, and no reason to be deaf to the true
-        // one.
+        // A reflected message of an end is no answer; the true answer must still count.
         if matches!(message.kind, Kind::Bind | Kind::Unbind) {
             return None;
         }
-        // Unasked, a gateway says only that one is to move.
-        let is_news = message.timestamp > self.heard
-            || (message.kind == Kind::Move && message.timestamp == self.heard);
+        // Only `Move` may come without a new request.
+        let is_news = message.timestamp > self.answered
+            || (message.kind == Kind::Move && message.timestamp == self.answered);
         if !is_news || message.timestamp > self.newest {
             return None;
         }
-        self.heard = message.timestamp;
+        self.answered = message.timestamp;
         match message.kind {
             Kind::Challenge if self.challenged => None,
             Kind::Challenge => {
                 self.challenged = true;
                 self.cookie = message.cookie;
-                Some(Heard::Send(self.say(Kind::Bind, clock)))
+                Some(EndEvent::Send(self.message(Kind::Bind, clock)))
             }
             Kind::Bound => {
                 self.cookie = message.cookie;
-                Some(Heard::Bound(message.lifetime))
+                Some(EndEvent::Bound(message.lifetime))
             }
-            Kind::Move => Some(Heard::Move),
+            Kind::Move => Some(EndEvent::Move),
             Kind::Bind | Kind::Unbind => None,
         }
     }
 
-    /// How long the message took that was answered last, there and back; nothing where the clock
-    /// was stepped.
+    /// Round trip of the last answered message; zero if the clock has stepped back.
     #[must_use]
     pub fn round_trip(&self, clock: u64) -> Duration {
-        Duration::from_nanos(clock.saturating_sub(self.heard))
+        Duration::from_nanos(clock.saturating_sub(self.answered))
     }
 
-    fn say(&mut self, kind: Kind, clock: u64) -> [u8; MESSAGE_BYTES] {
+    fn message(&mut self, kind: Kind, clock: u64) -> [u8; MESSAGE_BYTES] {
         if self.newest == 0 {
-            self.heard = clock;
+            self.answered = clock;
         }
         self.newest = clock.max(self.newest).saturating_add(1);
         let message = Message {
@@ -142,7 +138,7 @@ mod tests {
         End::new(circuit(), Side::A, key())
     }
 
-    /// What a gateway answers.
+    /// The answer of a gateway.
     fn answer(bind: &[u8], kind: Kind) -> [u8; MESSAGE_BYTES] {
         let Ok(Datagram::Message(sealed)) = parse(bind) else {
             panic!("not a message");
@@ -157,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn timestamps_grow_whatever_the_clock_does() {
+    fn timestamps_grow_with_any_clock() {
         let mut end = end();
         let stamp = |bytes: [u8; MESSAGE_BYTES]| bytes[20..28].to_vec();
         let stamps = [5, 5, 9, 2, 0, 100].map(|clock| stamp(end.bind(clock)));
@@ -165,29 +161,29 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_counts_and_an_old_one_does_not() {
+    fn late_answers_count_and_old_ones_do_not() {
         let mut end = end();
         let (first, second) = (end.bind(10), end.bind(20));
         let late = answer(&first, Kind::Bound);
-        assert_eq!(end.hear(&late, 21), Some(Heard::Bound(500)));
-        assert_eq!(end.hear(&late, 21), None, "heard");
+        assert_eq!(end.receive(&late, 21), Some(EndEvent::Bound(500)));
+        assert_eq!(end.receive(&late, 21), None, "already answered");
         let move_of = |bind| answer(bind, Kind::Move);
-        assert_eq!(end.hear(&move_of(&first), 21), Some(Heard::Move));
+        assert_eq!(end.receive(&move_of(&first), 21), Some(EndEvent::Move));
         let news = answer(&second, Kind::Bound);
-        assert_eq!(end.hear(&news, 21), Some(Heard::Bound(500)));
-        assert_eq!(end.hear(&move_of(&first), 21), None, "old");
-        // What was said to it in an earlier life is not of this one.
+        assert_eq!(end.receive(&news, 21), Some(EndEvent::Bound(500)));
+        assert_eq!(end.receive(&move_of(&first), 21), None, "old");
+        // Answers to an earlier instance do not count.
         let mut again = super::tests::end();
         again.bind(30);
-        assert_eq!(again.hear(&news, 31), None);
+        assert_eq!(again.receive(&news, 31), None);
     }
 
     #[test]
-    fn challenges_do_not_go_on_for_ever() {
+    fn a_bind_answers_one_challenge() {
         let mut end = end();
         let mut word = end.bind(10);
         let mut said = 0;
-        while let Some(Heard::Send(next)) = end.hear(&answer(&word, Kind::Challenge), 11) {
+        while let Some(EndEvent::Send(next)) = end.receive(&answer(&word, Kind::Challenge), 11) {
             word = next;
             said += 1;
         }
@@ -197,24 +193,28 @@ mod tests {
     }
 
     #[test]
-    fn its_own_words_and_those_for_others_are_nothing_to_it() {
+    fn reflected_messages_and_those_for_others_are_ignored() {
         let mut end = end();
         let bind = end.bind(10);
-        assert_eq!(end.hear(&bind, 11), None);
+        assert_eq!(end.receive(&bind, 11), None);
         let bound = answer(&bind, Kind::Bound);
-        assert_eq!(end.hear(&bound, 11), Some(Heard::Bound(500)), "not deaf");
+        assert_eq!(
+            end.receive(&bound, 11),
+            Some(EndEvent::Bound(500)),
+            "the true answer counts"
+        );
         let mut other = End::new(circuit(), Side::B, key());
         other.bind(10);
-        assert_eq!(other.hear(&answer(&bind, Kind::Bound), 11), None);
+        assert_eq!(other.receive(&answer(&bind, Kind::Bound), 11), None);
         let mut stranger = End::new(circuit(), Side::A, Key::new([4; 32]));
         stranger.bind(10);
-        assert_eq!(stranger.hear(&answer(&bind, Kind::Bound), 11), None);
-        assert_eq!(end.hear(&answer(&bind, Kind::Unbind), 11), None);
+        assert_eq!(stranger.receive(&answer(&bind, Kind::Bound), 11), None);
+        assert_eq!(end.receive(&answer(&bind, Kind::Unbind), 11), None);
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_no_trouble(bytes in vec(any::<u8>(), 0..100), head in any::<bool>()) {
+        fn any_bytes_are_accepted_without_a_panic(bytes in vec(any::<u8>(), 0..100), head in any::<bool>()) {
             let mut end = end();
             end.bind(10);
             let mut bytes = bytes;
@@ -222,7 +222,7 @@ mod tests {
                 bytes[..12].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 0, 0]);
                 bytes[12..20].copy_from_slice(&circuit().to_bytes());
             }
-            prop_assert_eq!(end.hear(&bytes, 11), None);
+            prop_assert_eq!(end.receive(&bytes, 11), None);
         }
     }
 }

@@ -1,23 +1,27 @@
-//! What a tenant's end and a gateway agree on, and the end's part of it.
+//! The protocol between gateways and the ends of circuits, and the client side of it.
 //!
-//! For: appliances and redirectors that reach each other through gateways, and the gateway itself.
-//! Pure: no socket, no clock, no randomness of its own. Never: what is inside a circuit.
+//! For: appliances and redirectors that reach each other through gateways, and the gateways. Time,
+//! randomness and bytes are parameters: there is no socket and no clock. Never: the content of a
+//! circuit.
 //!
 //! ```text
-//!   gateways, pools ─▶ pool: which one, and when another
+//!   gateways, pools ─▶ pool: which gateway to use, and when to change
 //!                        ▲ │
 //!                        │ ▼
-//!                      reach: bound at them, and by which one datagrams go now
+//!                      selector: the bindings at all gateways, and the gateway in use
 //!                        │ ▲
 //!                        ▼ │
 //!                       end: bind ─▶ wire ─▶ gateway ─▶ wire ─▶ bound, or "move"
 //!
-//!   stream: the same datagrams in a TLS connection, where UDP does not pass; pulse: whether its other end is there
+//!   stream: the same datagrams in a TLS connection, where UDP does not pass
+//!   liveness: whether the peer of such a connection answers
+//!   proxy_header: the address of the client, from the gateway to a backend
 //! ```
 
 pub mod end;
+pub mod liveness;
 pub mod pool;
-pub mod pulse;
-pub mod reach;
+pub mod proxy_header;
+pub mod selector;
 pub mod stream;
 pub mod wire;

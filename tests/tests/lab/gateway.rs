@@ -30,7 +30,7 @@ use aya::{
 };
 use causeway_tests::{gateway::missing, harness::workspace_root, skip, turn::Turn};
 use gateway_client::{
-    end::{End, Heard},
+    end::{End, EndEvent},
     wire::{CircuitId, Key, Side},
 };
 use nix::{
@@ -404,12 +404,12 @@ impl Peer {
                 let Ok(length) = self.socket.recv(&mut room) else {
                     continue;
                 };
-                match self.end.hear(&room[..length], clock()) {
-                    Some(Heard::Send(word)) => {
+                match self.end.receive(&room[..length], clock()) {
+                    Some(EndEvent::Send(word)) => {
                         let _ = self.socket.send(&word);
                     }
-                    Some(Heard::Bound(_)) => return,
-                    Some(Heard::Move) => panic!("it drains"),
+                    Some(EndEvent::Bound(_)) => return,
+                    Some(EndEvent::Move) => panic!("it drains"),
                     None => {}
                 }
             }
@@ -423,7 +423,7 @@ impl Peer {
     }
 
     /// The next tunnel datagram; messages pass by.
-    fn hear(&self) -> Option<Vec<u8>> {
+    fn receive(&self) -> Option<Vec<u8>> {
         let mut room = vec![0; 1 << 16];
         loop {
             let length = self.socket.recv(&mut room).ok()?;
@@ -435,7 +435,7 @@ impl Peer {
 
     #[track_caller]
     fn hears(&self, payload: &[u8]) {
-        assert_eq!(self.hear().as_deref(), Some(payload));
+        assert_eq!(self.receive().as_deref(), Some(payload));
     }
 }
 
@@ -525,7 +525,7 @@ fn ends_that_roam_leave_or_are_silent_are_followed() {
     for (host, at) in [("a", AT_A[0]), ("b", AT_B[0]), ("a", AT_A[0])] {
         a.socket = site.end_socket(host, at);
         a.send(b"from nowhere");
-        assert_eq!(b.hear(), None);
+        assert_eq!(b.receive(), None);
         bind(&mut a, &mut b);
         talk(&a, &b, 10);
     }
@@ -542,7 +542,7 @@ fn ends_that_roam_leave_or_are_silent_are_followed() {
     a.socket.send(&a.end.unbind(clock())).expect("sent");
     sleep(Duration::from_millis(50));
     b.send(b"to nobody");
-    assert_eq!(a.hear(), None);
+    assert_eq!(a.receive(), None);
     bind(&mut a, &mut b);
     talk(&a, &b, 1);
     // It is silent: datagrams do not keep it.
@@ -550,7 +550,7 @@ fn ends_that_roam_leave_or_are_silent_are_followed() {
     let mut last = Instant::now();
     while begun.elapsed() < Duration::from_millis(2500) {
         b.send(b"still here");
-        if a.hear().is_some() {
+        if a.receive().is_some() {
             last = Instant::now();
         }
         sleep(Duration::from_millis(5));
@@ -587,7 +587,7 @@ mod timed {
         site.signal(Signal::SIGKILL);
         // The program went with it.
         a.send(b"to nobody");
-        assert_eq!(b.hear(), None);
+        assert_eq!(b.receive(), None);
         let begun = Instant::now();
         site.start();
         let ready = Instant::now();
@@ -633,7 +633,7 @@ fn a_reload_keeps_circuits_and_their_counts() {
     sleep(Duration::from_millis(300));
     (0..500).for_each(|_| a.send(b"x"));
     let mut heard = 0;
-    while b.hear().is_some() {
+    while b.receive().is_some() {
         heard += 1;
     }
     let circuits = site.circuits();
@@ -645,7 +645,7 @@ fn a_reload_keeps_circuits_and_their_counts() {
     site.write(&[2], NATIVE, "");
     site.say(&["reload"]);
     a.send(b"to nobody");
-    assert_eq!(b.hear(), None);
+    assert_eq!(b.receive(), None);
     talk(&c, &d, 10);
     // What cannot be changed.
     site.write(&[2], "xdp = \"off\"", "");

@@ -14,7 +14,7 @@ use causeway_tests::{
     site::{ENCRYPTED, Site},
 };
 use gateway_client::{
-    end::{End, Heard},
+    end::{End, EndEvent},
     wire::{CircuitId, Key, Kind, MESSAGE_BYTES, Message, Side, Tag},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -393,7 +393,7 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
     a.bind();
     b.bind();
     a.send(b"from a");
-    assert_eq!(b.hear().as_deref(), Some(&b"from a"[..]));
+    assert_eq!(b.receive().as_deref(), Some(&b"from a"[..]));
     let (acme, [key_a, _]) = circuit(&site, "acme");
     let (globex, own) = circuit(&site, "globex");
     let before = bound(&site, acme);
@@ -510,7 +510,7 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
     let mut own_b = Peer::new(&site, "outside", GW1, "globex", Side::B);
     own_b.bind();
     own_a.send(b"mine");
-    assert_eq!(own_b.hear().as_deref(), Some(&b"mine"[..]));
+    assert_eq!(own_b.receive().as_deref(), Some(&b"mine"[..]));
     // From a bound address, with another's id.
     let was = dropped(&site, "not-bound");
     for _ in 0..100 {
@@ -532,16 +532,20 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
     // A stranger that poses as the gateway towards an end is not believed: only the gateway's tag
     // is.
     let forged = message(Kind::Move, Side::A, acme, &own[0], clock());
-    assert_eq!(a.end.hear(&forged, clock()), None);
+    assert_eq!(a.end.receive(&forged, clock()), None);
 
     // Acme's ends heard nothing of all this, and go on.
     assert_eq!(bound(&site, acme), before);
-    assert_eq!((a.hear(), b.hear()), (None, None), "something came through");
+    assert_eq!(
+        (a.receive(), b.receive()),
+        (None, None),
+        "something came through"
+    );
     for n in 0..50_u8 {
         a.send(&[n]);
-        assert_eq!(b.hear(), Some(vec![n]));
+        assert_eq!(b.receive(), Some(vec![n]));
         b.send(&[n]);
-        assert_eq!(a.hear(), Some(vec![n]));
+        assert_eq!(a.receive(), Some(vec![n]));
     }
     let status = site.gateway_status("gw1");
     let list = status["circuits"]["list"].as_array();
@@ -558,6 +562,6 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
     assert_eq!(of_acme["events"]["bound"], 2, "{of_acme}");
     assert!(matches!(
         own_a.bind_within(Duration::from_secs(3)),
-        None | Some(Heard::Bound(_))
+        None | Some(EndEvent::Bound(_))
     ));
 }

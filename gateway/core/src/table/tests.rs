@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use gateway_client::end::{End as Client, Heard};
+use gateway_client::end::{End as Client, EndEvent};
 
 const LIFETIME: Duration = Duration::from_secs(10);
 
@@ -81,9 +81,9 @@ fn bind(table: &mut Table, now: Duration, client: &mut Client, from: u8) {
         let Action::Answer(answer) = table.handle(now, &word, &at(from)) else {
             panic!("no answer: {table:#?}");
         };
-        match client.hear(&answer, clock) {
-            Some(Heard::Send(next)) => word = next,
-            Some(Heard::Bound(10_000)) => return,
+        match client.receive(&answer, clock) {
+            Some(EndEvent::Send(next)) => word = next,
+            Some(EndEvent::Bound(10_000)) => return,
             other => panic!("{other:?}: {table:#?}"),
         }
     }
@@ -214,7 +214,7 @@ fn an_address_is_used_only_after_its_cookie_came_back() {
         table.handle(now, &datagram(1), &at(4)),
         Action::Drop(Reason::NotBound)
     );
-    let Some(Heard::Send(word)) = a.hear(&challenge, clock) else {
+    let Some(EndEvent::Send(word)) = a.receive(&challenge, clock) else {
         panic!("not a challenge");
     };
     // The cookie is of 4 and for 4.
@@ -222,7 +222,7 @@ fn an_address_is_used_only_after_its_cookie_came_back() {
         panic!("{table:#?}");
     };
     assert_eq!(to_a(&mut table), Action::Forward(at(2)));
-    assert_eq!(a.hear(&again, clock), None, "one challenge a bind");
+    assert_eq!(a.receive(&again, clock), None, "one challenge a bind");
     bind(&mut table, seconds(6), &mut a, 4);
     assert_eq!(
         table.handle(seconds(6), &datagram(1), &at(3)),
@@ -279,18 +279,18 @@ fn cookies_expire_and_are_renewed_by_each_bind() {
         let Action::Answer(answer) = table.handle(now, &client.bind(0), &at(from)) else {
             panic!("{table:#?}");
         };
-        client.hear(&answer, 0)
+        client.receive(&answer, 0)
     };
     for n in 1..100 {
         let heard = answers(&mut table, seconds(n * 7), &mut a, 2);
-        assert_eq!(heard, Some(Heard::Bound(10_000)));
+        assert_eq!(heard, Some(EndEvent::Bound(10_000)));
     }
     let heard = answers(&mut table, seconds(700), &mut b, 3);
-    assert!(matches!(heard, Some(Heard::Send(_))), "{heard:?}");
+    assert!(matches!(heard, Some(EndEvent::Send(_))), "{heard:?}");
     // Those of a gateway that was started again are none.
     let mut again = with(&plan(), 0xdd);
     let heard = answers(&mut again, seconds(0), &mut a, 2);
-    assert!(matches!(heard, Some(Heard::Send(_))), "{heard:?}");
+    assert!(matches!(heard, Some(EndEvent::Send(_))), "{heard:?}");
 }
 
 #[test]
@@ -299,7 +299,7 @@ fn both_sides_cannot_bind_to_one_address() {
     let Action::Answer(challenge) = table.handle(seconds(1), &b.bind(0), &at(2)) else {
         panic!("{table:#?}");
     };
-    let Some(Heard::Send(word)) = b.hear(&challenge, 0) else {
+    let Some(EndEvent::Send(word)) = b.receive(&challenge, 0) else {
         panic!("not a challenge");
     };
     assert_eq!(
@@ -358,21 +358,21 @@ fn draining_orders_ends_to_move_and_drops_no_datagram() {
     let told: Vec<_> = table.moves(now).collect();
     assert_eq!(told.len(), 2);
     assert_eq!((told[0].0, told[1].0), (at(2), at(3)));
-    assert_eq!(a.hear(&told[0].1, 0), Some(Heard::Move));
-    assert_eq!(b.hear(&told[0].1, 0), None, "it is A's");
-    assert_eq!(b.hear(&told[1].1, 0), Some(Heard::Move));
+    assert_eq!(a.receive(&told[0].1, 0), Some(EndEvent::Move));
+    assert_eq!(b.receive(&told[0].1, 0), None, "it is A's");
+    assert_eq!(b.receive(&told[1].1, 0), Some(EndEvent::Move));
     assert_eq!(
         table.handle(now, &datagram(1), &at(2)),
         Action::Forward(at(3))
     );
     // It may ask, and roam, and goes on.
     let mut word = a.bind(0);
-    for heard in [None, Some(Heard::Move)] {
+    for heard in [None, Some(EndEvent::Move)] {
         let Action::Answer(answer) = table.handle(now, &word, &at(4)) else {
             panic!("{table:#?}");
         };
-        match a.hear(&answer, 0) {
-            Some(Heard::Send(next)) => word = next,
+        match a.receive(&answer, 0) {
+            Some(EndEvent::Send(next)) => word = next,
             other => assert_eq!(other, heard),
         }
     }
@@ -385,13 +385,13 @@ fn draining_orders_ends_to_move_and_drops_no_datagram() {
     let Action::Answer(challenge) = table.handle(now, &late.bind(0), &at(6)) else {
         panic!("{table:#?}");
     };
-    let Some(Heard::Send(word)) = late.hear(&challenge, 0) else {
+    let Some(EndEvent::Send(word)) = late.receive(&challenge, 0) else {
         panic!("not a challenge");
     };
     let Action::Answer(away) = table.handle(now, &word, &at(6)) else {
         panic!("{table:#?}");
     };
-    assert_eq!(late.hear(&away, 0), Some(Heard::Move));
+    assert_eq!(late.receive(&away, 0), Some(EndEvent::Move));
     assert_eq!(table.bound(now), 2);
 }
 
@@ -598,13 +598,13 @@ impl World {
             if self.ends[n].1 != address {
                 continue;
             }
-            match self.ends[n].0.hear(answer, clock) {
-                Some(Heard::Send(word)) => {
+            match self.ends[n].0.receive(answer, clock) {
+                Some(EndEvent::Send(word)) => {
                     self.challenged[n].insert(at(address).remote);
                     self.arrives(&word, address)?;
                 }
-                Some(Heard::Bound(_)) | None => {}
-                Some(Heard::Move) => return Err(TestCaseError::fail("it does not drain")),
+                Some(EndEvent::Bound(_)) | None => {}
+                Some(EndEvent::Move) => return Err(TestCaseError::fail("it does not drain")),
             }
         }
         Ok(())
@@ -749,7 +749,7 @@ proptest! {
                     let mut word = end.bind(clock);
                     for _ in 0..2 {
                         let Action::Answer(answer) = table.handle(now, &word, &at(from)) else { break };
-                        let Some(Heard::Send(next)) = end.hear(&answer, clock) else { break };
+                        let Some(EndEvent::Send(next)) = end.receive(&answer, clock) else { break };
                         word = next;
                     }
                 }

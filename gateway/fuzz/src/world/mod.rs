@@ -8,7 +8,7 @@ mod model;
 use std::{sync::Arc, time::Duration};
 
 use gateway_client::{
-    end::{End, Heard},
+    end::{End, EndEvent},
     wire::{Datagram, Kind, MESSAGE_BYTES, Message, Side, Tag, parse},
 };
 use gateway_core::{
@@ -432,7 +432,7 @@ impl World {
     /// An end receives a datagram; returns the message that it sends then.
     fn hears(&mut self, n: usize, bytes: &[u8]) -> Option<Vec<u8>> {
         let known = &mut self.ends[n];
-        let heard = known.end.hear(bytes, self.clock);
+        let heard = known.end.receive(bytes, self.clock);
         let message = match read(bytes) {
             Some(Form::Message(message))
                 if (message.circuit, message.side) == (id(known.circuit), known.side) =>
@@ -455,15 +455,17 @@ impl World {
         };
         known.heard = message.timestamp;
         match (message.kind, heard) {
-            (Kind::Challenge, Some(Heard::Send(word))) if !known.challenged => {
+            (Kind::Challenge, Some(EndEvent::Send(word))) if !known.challenged => {
                 known.challenged = true;
                 assert_eq!(word[28..44], message.cookie.0);
                 self.record(n, &word);
                 return Some(word.to_vec());
             }
             (Kind::Challenge, None) if known.challenged => {}
-            (Kind::Bound, Some(Heard::Bound(lifetime))) => assert_eq!(lifetime, message.lifetime),
-            (Kind::Move, Some(Heard::Move)) => {}
+            (Kind::Bound, Some(EndEvent::Bound(lifetime))) => {
+                assert_eq!(lifetime, message.lifetime)
+            }
+            (Kind::Move, Some(EndEvent::Move)) => {}
             (_, heard) => panic!("{heard:?} of {message:?}: {self:#?}"),
         }
         None

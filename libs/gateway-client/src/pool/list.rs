@@ -1,4 +1,4 @@
-//! Who may use which gateway, and in which order.
+//! The gateways that a tenant may use, and their order.
 
 use std::collections::BTreeSet;
 
@@ -7,63 +7,59 @@ use thiserror::Error;
 /// A gateway as the control plane knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
-    /// Its name, unique.
+    /// Unique name.
     pub name: String,
-    /// The pool it is in.
+    /// Pool of the gateway.
     pub pool: Option<String>,
-    /// How full it is, in thousandths of what it can carry.
+    /// Load in thousandths of its capacity.
     pub load: u16,
 }
 
-/// Which gateways a tenant is given.
+/// The gateways that a tenant may use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    /// Pools, in order; none: only gateways without a pool.
+    /// Pools in order; empty: only gateways without a pool.
     pub pools: Vec<String>,
-    /// Whether gateways without a pool are allowed when those of the pools fail. Without pools it
-    /// has no meaning.
+    /// Whether gateways without a pool may be used when those of the pools fail. Ignored without
+    /// pools.
     pub unpooled: bool,
 }
 
 /// A gateway that a tenant may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its name.
     pub name: String,
-    /// How full it is, in thousandths.
+    /// Load in thousandths.
     pub load: u16,
-    /// Its place in the order: a gateway of a higher tier is used only while none of a lower one
+    /// Position in the order: a gateway of a higher tier is used only while none of a lower tier
     /// works.
     pub tier: usize,
 }
 
-/// The gateways that a tenant may use: what it receives at bootstrap.
+/// The gateways that a tenant may use, as received at bootstrap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct List(Vec<Candidate>);
 
 /// Why a list cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ListError {
-    /// Two gateways of one name, or one in two pools.
+    /// Two gateways have one name, or one gateway is in two pools.
     #[error(
-        "gateway {name:?} is there twice, {first} and {second}: a gateway is in one pool at most; give each a name of \
-         its own"
+        "gateway {name:?} is defined twice, {first} and {second}; use unique names, and at most one pool for each \
+         gateway"
     )]
     Twice {
-        /// The name.
         name: String,
-        /// Where first.
         first: String,
-        /// Where again.
         second: String,
     },
 }
 
 impl List {
-    /// What `access` gives of `gateways`.
+    /// The gateways of `gateways` that `access` allows.
     ///
     /// # Errors
-    /// [`ListError`]; there is no list then, for anybody.
+    /// [`ListError`], for every tenant.
     pub fn of(gateways: &[Gateway], access: &Access) -> Result<Self, ListError> {
         for (index, gateway) in gateways.iter().enumerate() {
             if let Some(other) = gateways[..index].iter().find(|g| g.name == gateway.name) {
@@ -89,7 +85,7 @@ impl List {
         Ok(Self(candidates.collect()))
     }
 
-    /// A list as it was received. Of two of one name the first is kept.
+    /// A received list. Of two gateways with one name the first is kept.
     #[must_use]
     pub fn received(mut candidates: Vec<Candidate>) -> Self {
         let mut seen = BTreeSet::new();
@@ -97,7 +93,7 @@ impl List {
         Self(candidates)
     }
 
-    /// The gateways, in no order.
+    /// The gateways, unordered.
     #[must_use]
     pub fn candidates(&self) -> &[Candidate] {
         &self.0
@@ -179,13 +175,13 @@ mod tests {
         let error = List::of(&gateways, &Access::default()).expect_err("twice");
         assert_eq!(
             error.to_string(),
-            "gateway \"a\" is there twice, in pool \"gold\" and in no pool: a gateway is in one pool at most; give each \
-             a name of its own"
+            "gateway \"a\" is defined twice, in pool \"gold\" and in no pool; use unique names, and at most one pool for \
+             each gateway"
         );
     }
 
     #[test]
-    fn of_a_received_list_each_name_counts_once() {
+    fn a_received_list_keeps_each_name_once() {
         let candidate = |tier| Candidate {
             name: "a".to_owned(),
             load: 0,
@@ -197,7 +193,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_given_what_is_not_theirs(
+        fn a_tenant_gets_only_allowed_gateways(
             pools in vec(proptest::option::of(0usize..4), 0..12),
             access in vec(0usize..4, 0..4),
             unpooled: bool,

@@ -1,4 +1,5 @@
-//! Which gateway a tenant uses (SPEC section 6): of those it may, the least loaded that works.
+//! The choice of a gateway (SPEC section 6): the least loaded working gateway that the tenant may
+//! use.
 //!
 //! ```text
 //!   gateways, pools, a tenant's access ─▶ List ──bootstrap──▶ Chooser ─▶ use this one | no service, and why
@@ -6,9 +7,9 @@
 //!                                answers, failures, "I drain" ───┘
 //! ```
 //!
-//! [`List`] is made where the tenants are known; [`Chooser`] runs at each tenant's end, appliance
-//! and redirector alike. Neither asks a clock or the network: `now` is a time on any monotonic
-//! clock, and the seed makes two ends differ and one end replay.
+//! [`List`] is made where the tenants are known; [`Chooser`] runs in each appliance and redirector
+//! of a tenant. Neither uses a clock or the network: `now` is a time of any monotonic clock; the
+//! seed makes different ends choose differently, and a test repeatable.
 
 mod choice;
 mod list;

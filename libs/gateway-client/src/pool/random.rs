@@ -1,4 +1,4 @@
-//! Numbers to spread ends by. Nothing they decide is secret.
+//! Random numbers that spread ends over gateways and time. They decide nothing secret.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ impl Random {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 
-    /// From nothing to `most`, both included.
+    /// From zero to `most`, inclusive.
     pub fn up_to(&mut self, most: Duration) -> Duration {
         let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX - 1);
         Duration::from_nanos(self.below(nanos.saturating_add(1)))

@@ -1,8 +1,8 @@
-//! Tunnel datagrams in one TLS connection, for sites where only TLS passes: frames, and the two
-//! messages in front of them.
+//! Tunnel datagrams in a TLS connection, for sites where only TLS passes: frames, and the two
+//! messages before them.
 //!
-//! The layout is specified in `docs/gateway.md`, "Tunnel over TLS". Nothing here has a socket, a
-//! clock or TLS: it is about the bytes inside.
+//! `docs/gateway.md`, "Tunnel over TLS", specifies the layout. Sockets, clocks and TLS are the
+//! caller's; this is about the bytes inside.
 //!
 //! ```text
 //!   tenant's end                                        provider's end
@@ -10,64 +10,58 @@
 //!     is_answer ◀──────── one frame, bound ───────────── answer
 //!     Encoder ──── frames: length u16, datagram ───────▶ Decoder
 //!     Decoder ◀───────────────────────────────────────── Encoder
-//!     Word::Question ─────── a frame of one byte ──────▶ Decoder: at once
-//!     Decoder ◀───────────────────────────────────────── Word::Answer
+//!     LivenessFrame::Question ─────── a frame of one byte ──────▶ Decoder: at once
+//!     Decoder ◀───────────────────────────────────────── LivenessFrame::Answer
 //! ```
 
 use crate::wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Sealed, Side, Tag};
 
-/// The protocol's name in the TLS hello (ALPN, RFC 7301).
+/// Name of the protocol in the TLS hello (ALPN, RFC 7301).
 pub const ALPN: &[u8] = b"causeway-tunnel/1";
-/// Label of the TLS exporter (RFC 8446 section 7.5) whose first 16 bytes are a connection's [`Tag`]
-/// in its hello; the context is empty.
+/// Label of the TLS exporter (RFC 8446 section 7.5), with an empty context. Its first 16 bytes are
+/// the [`Tag`] of the connection in the hello.
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-causeway-tunnel";
-/// Bytes in front of every datagram: its length, network byte order.
+/// Length of the prefix of a datagram: its length in network byte order.
 pub const LENGTH_BYTES: usize = 2;
-/// The shortest datagram, bytes: a frame of one byte is a [`Word`].
+/// The shortest datagram, bytes: a frame of one byte is a [`LivenessFrame`].
 pub const MIN_DATAGRAM: usize = 2;
 /// The longest datagram that a frame can hold, bytes.
 pub const MAX_DATAGRAM: usize = u16::MAX as usize;
-/// Bytes of the frames of a hello and its answer.
+/// Length of the frame of a hello or answer.
 pub const HELLO_BYTES: usize = LENGTH_BYTES + MESSAGE_BYTES;
 
-/// Room that a decoder has behind its longest frame, so that it seldom moves what it holds.
+/// Space of a decoder beyond its longest frame, so that it seldom moves bytes.
 const ROOM: usize = 16 << 10;
 
-/// The stream has no next frame: whoever sends it does not speak this protocol. The connection is
-/// of no use any more.
+/// The peer violates the protocol; the connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// A frame of no bytes.
-    #[error("a frame of no bytes")]
+    /// An empty frame.
+    #[error("an empty frame")]
     Empty,
-    /// A frame of one byte that is no [`Word`].
-    #[error("a frame of the one byte {0}, which means nothing")]
-    NoWord(u8),
-    /// A frame longer than may come now.
-    #[error("a frame of {length} bytes where {longest} are the most")]
-    TooLong {
-        /// Its bytes.
-        length: u16,
-        /// The most.
-        longest: u16,
-    },
+    /// A frame of one byte that is no [`LivenessFrame`].
+    #[error("a frame of one byte with the unknown value {0}")]
+    UnknownControl(u8),
+    /// A frame is longer than allowed now.
+    #[error("a frame of {length} bytes, where at most {longest} are allowed")]
+    TooLong { length: u16, longest: u16 },
 }
 
-/// What the two ends of a connection say to each other, past the tunnel: a frame of one byte.
+/// A control message between the ends of a connection, apart from the tunnel: a frame of one byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Word {
-    /// Are you there?
+pub enum LivenessFrame {
+    /// Asks the peer for an answer.
     Question = 1,
-    /// To a question, at once.
+    /// Answers a question at once.
     Answer = 2,
 }
 
-impl Word {
-    /// Bytes of its frame.
+impl LivenessFrame {
+    /// Length of its frame.
     pub const FRAME_BYTES: usize = LENGTH_BYTES + 1;
 
-    /// As it is sent.
+    /// The frame on the wire.
     #[must_use]
     pub const fn frame(self) -> [u8; Self::FRAME_BYTES] {
         [0, 1, self as u8]
@@ -77,32 +71,32 @@ impl Word {
         match byte {
             1 => Ok(Self::Question),
             2 => Ok(Self::Answer),
-            other => Err(Malformed::NoWord(other)),
+            other => Err(Malformed::UnknownControl(other)),
         }
     }
 }
 
-/// What came.
+/// A received frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// For the tunnel.
+    /// A datagram of the tunnel.
     Datagram(&'a [u8]),
-    /// For this end of the connection.
-    Word(Word),
+    /// A control message.
+    Control(LivenessFrame),
 }
 
-/// Finds frames in a stream. Its memory is taken once.
+/// Splits a stream into frames. Allocates only when it is created.
 #[derive(Debug)]
 pub struct Decoder {
     buffer: Box<[u8]>,
-    /// What came and was not given out: `start..end` of `buffer`.
+    /// Unread bytes are `start..end` of `buffer`.
     start: usize,
     end: usize,
     longest: u16,
 }
 
 impl Decoder {
-    /// One for datagrams of any length that at first takes none over `longest` bytes. Takes 80 KiB.
+    /// A decoder that at first refuses frames over `longest` bytes. Takes 80 KiB.
     #[must_use]
     pub fn new(longest: u16) -> Self {
         Self {
@@ -113,13 +107,13 @@ impl Decoder {
         }
     }
 
-    /// From the next frame on, datagrams may have `longest` bytes.
+    /// Allows frames of `longest` bytes from the next one on.
     pub const fn allow(&mut self, longest: u16) {
         self.longest = longest;
     }
 
-    /// Where what comes next is to be written; [`Decoder::filled`] says how much it was. Never
-    /// empty after [`Decoder::next_frame`] found none.
+    /// The space for received bytes; report their number by [`Decoder::filled`]. Never empty after
+    /// [`Decoder::next_frame`] returned `None`.
     pub fn space(&mut self) -> &mut [u8] {
         if self.start > 0 && self.buffer.len() - self.end < ROOM {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -129,15 +123,15 @@ impl Decoder {
         &mut self.buffer[self.end..]
     }
 
-    /// So many bytes were written to [`Decoder::space`].
+    /// Reports the number of bytes written to [`Decoder::space`].
     pub fn filled(&mut self, bytes: usize) {
         self.end = self.end.saturating_add(bytes).min(self.buffer.len());
     }
 
-    /// The next frame; `None` until more has come.
+    /// The next frame; `None` if it is not complete yet.
     ///
     /// # Errors
-    /// [`Malformed`], from then on always.
+    /// [`Malformed`]; every later call returns the same.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, Malformed> {
         let Some(&[high, low]) = self.buffer[self.start..self.end].first_chunk() else {
             return Ok(None);
@@ -156,7 +150,7 @@ impl Decoder {
             return Ok(None);
         }
         let word = match self.buffer[begin..end] {
-            [byte] => Some(Word::read(byte)?),
+            [byte] => Some(LivenessFrame::read(byte)?),
             _ => None,
         };
         self.start = end;
@@ -164,11 +158,12 @@ impl Decoder {
             (self.start, self.end) = (0, 0);
         }
         let datagram = Frame::Datagram(&self.buffer[begin..end]);
-        Ok(Some(word.map_or(datagram, Frame::Word)))
+        Ok(Some(word.map_or(datagram, Frame::Control)))
     }
 }
 
-/// Joins datagrams, so that many go into one TLS record. Its memory is taken once.
+/// Collects datagrams as frames, so that many fit one TLS record. Allocates only when it is
+/// created.
 #[derive(Debug)]
 pub struct Encoder {
     buffer: Box<[u8]>,
@@ -176,7 +171,7 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// One for `bytes` of frames at a time.
+    /// An encoder for `bytes` of frames.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
         Self {
@@ -185,65 +180,64 @@ impl Encoder {
         }
     }
 
-    /// Adds a datagram. False, and nothing is added, when there is no room for it or it has not 2
-    /// to 65535 bytes.
+    /// Adds a datagram; false if it does not fit, or is not 2 to 65535 bytes long.
     pub fn push(&mut self, datagram: &[u8]) -> bool {
         let Ok(length @ 2..) = u16::try_from(datagram.len()) else {
             return false;
         };
-        let Some(place) = self.buffer[self.used..].get_mut(..LENGTH_BYTES + datagram.len()) else {
+        let Some(space) = self.buffer[self.used..].get_mut(..LENGTH_BYTES + datagram.len()) else {
             return false;
         };
-        let (head, body) = place.split_at_mut(LENGTH_BYTES);
+        let (head, body) = space.split_at_mut(LENGTH_BYTES);
         head.copy_from_slice(&length.to_be_bytes());
         body.copy_from_slice(datagram);
-        self.used += place.len();
+        self.used += space.len();
         true
     }
 
-    /// What is to be sent.
+    /// The collected frames.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[..self.used]
     }
 
-    /// Whether there is room for a datagram of so many bytes.
+    /// Whether a datagram of this length fits.
     #[must_use]
     pub const fn fits(&self, datagram: usize) -> bool {
         self.used + LENGTH_BYTES + datagram <= self.buffer.len()
     }
 
-    /// It was sent.
+    /// Removes all frames, after they were sent.
     pub const fn clear(&mut self) {
         self.used = 0;
     }
 }
 
-/// Why a connection's first frame does not open the door.
+/// Why the first frame of a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadHello {
-    /// It is not a bind of side a.
-    #[error("the first frame is not a bind of side a")]
+    /// The frame is no bind of side a.
+    #[error("the first frame is no bind of side a")]
     NotAHello,
-    /// It is not made with the circuit's key.
-    #[error("the hello is not made with the circuit's key")]
+    /// The tag is not valid under the key of the circuit.
+    #[error("the tag of the hello is not valid under the key of the circuit")]
     Forged,
-    /// It was made for another connection.
+    /// The cookie is that of another connection.
     #[error("the hello was made for another connection")]
     OtherConnection,
-    /// It is not newer than the last one.
+    /// The timestamp is not newer than the last one.
     #[error("the hello is not newer than the last one of its circuit")]
     Replayed,
 }
 
-/// The first frame of the tenant's end. `timestamp`: nanoseconds since 1970, more than in any hello
-/// before. `connection`: what the TLS exporter gives.
+/// The first frame of the tenant's end. `timestamp`: nanoseconds since 1970, more than in earlier
+/// hellos. `connection`: the value of the TLS exporter.
 #[must_use]
 pub fn hello(circuit: CircuitId, key: &Key, timestamp: u64, connection: Tag) -> [u8; HELLO_BYTES] {
     framed(&bind(circuit, timestamp, connection).seal(key))
 }
 
-/// What the first frame claims to be: its circuit says which key to open it with.
+/// Parses the first frame; its circuit selects the key to open it with.
 ///
 /// # Errors
 /// [`BadHello::NotAHello`].
@@ -258,8 +252,7 @@ pub fn read_hello(frame: &[u8]) -> Result<Sealed<'_>, BadHello> {
     }
 }
 
-/// The message of a hello, if who sent it has the key and made it for this connection, after the
-/// one of time `newest`.
+/// Authenticates a hello: its tag, its connection, and that it is newer than `newest`.
 ///
 /// # Errors
 /// [`BadHello`].
@@ -279,13 +272,13 @@ pub fn open_hello(
     Ok(message)
 }
 
-/// The first frame of the provider's end, to a hello that [`open_hello`] let in.
+/// The first frame of the provider's end, to a hello that [`open_hello`] accepted.
 #[must_use]
 pub fn answer(hello: &Message, key: &Key) -> [u8; HELLO_BYTES] {
     framed(&bound(hello).seal(key))
 }
 
-/// Whether the first frame of the provider's end answers the hello that was made of these.
+/// Whether the first frame of the provider's end answers the hello with these values.
 #[must_use]
 pub fn is_answer(
     frame: &[u8],
@@ -311,7 +304,7 @@ const fn bind(circuit: CircuitId, timestamp: u64, connection: Tag) -> Message {
     }
 }
 
-/// The lifetime stays zero: it is the connection's.
+/// The lifetime stays zero: the binding lasts as long as the connection.
 const fn bound(hello: &Message) -> Message {
     Message {
         kind: Kind::Bound,
@@ -326,12 +319,12 @@ fn framed(message: &[u8; MESSAGE_BYTES]) -> [u8; HELLO_BYTES] {
     frame
 }
 
-/// For a fuzzer: a stream that comes in pieces gives the frames of the stream as a whole, those
-/// joined again are what was read, and a first frame is refused or its own. The first two bytes of
-/// `data` say how it is cut and what the longest frame is.
+/// For a fuzzer: a stream in pieces gives the same frames as the whole stream; the encoder makes
+/// the same bytes of them; no random first frame is accepted. The first two bytes of `data` give
+/// the cuts and the longest frame.
 ///
 /// # Panics
-/// When that is not so: a finding.
+/// On a finding.
 pub fn fuzz(data: &[u8]) {
     let Some((&[cut, most], stream)) = data.split_first_chunk() else {
         return;
@@ -352,7 +345,7 @@ pub fn fuzz(data: &[u8]) {
                         encoder.clear();
                         datagram
                     }
-                    Frame::Word(word) => {
+                    Frame::Control(word) => {
                         again.extend_from_slice(&word.frame());
                         &[word as u8]
                     }
@@ -382,12 +375,12 @@ pub fn fuzz(data: &[u8]) {
     };
     assert_eq!((found, last), (expected.len(), end));
     if let Some(malformed) = last {
-        assert_eq!(decoder.next_frame(), Err(malformed), "for ever");
+        assert_eq!(decoder.next_frame(), Err(malformed), "the same again");
     }
     assert!(stream.starts_with(&again));
 }
 
-/// The frames of a stream that is there as a whole.
+/// The frames of a whole stream.
 fn by_hand(mut stream: &[u8], longest: u16) -> (Vec<&[u8]>, Option<Malformed>) {
     let mut frames = Vec::new();
     while let Some((length, rest)) = stream.split_first_chunk() {
@@ -404,7 +397,7 @@ fn by_hand(mut stream: &[u8], longest: u16) -> (Vec<&[u8]>, Option<Malformed>) {
         if let [byte] = frame
             && !(1..=2).contains(byte)
         {
-            return (frames, Some(Malformed::NoWord(*byte)));
+            return (frames, Some(Malformed::UnknownControl(*byte)));
         }
         frames.push(frame);
         stream = behind;

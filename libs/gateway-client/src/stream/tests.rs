@@ -22,7 +22,7 @@ fn decode(stream: &[u8], pieces: &[usize]) -> Result<Vec<Vec<u8>>, Malformed> {
         while let Some(frame) = decoder.next_frame()? {
             frames.push(match frame {
                 Frame::Datagram(datagram) => datagram.to_vec(),
-                Frame::Word(word) => vec![word as u8],
+                Frame::Control(word) => vec![word as u8],
             });
         }
         if rest.is_empty() {
@@ -45,8 +45,8 @@ fn frames_are_as_specified() {
     assert!(encoder.push(b"abc"));
     assert!(encoder.push(b"de"));
     assert_eq!(encoder.bytes(), b"\x00\x03abc\x00\x02de");
-    assert_eq!(Word::Question.frame(), *b"\x00\x01\x01");
-    assert_eq!(Word::Answer.frame(), *b"\x00\x01\x02");
+    assert_eq!(LivenessFrame::Question.frame(), *b"\x00\x01\x01");
+    assert_eq!(LivenessFrame::Answer.frame(), *b"\x00\x01\x02");
     encoder.clear();
     assert_eq!(encoder.bytes(), b"");
     let hello = hello(circuit(), &key(), 0x0102, HERE);
@@ -115,15 +115,18 @@ fn a_frame_of_one_byte_is_a_control_message_or_ends_the_stream() {
     decoder.space()[..stream.len()].copy_from_slice(stream);
     decoder.filled(stream.len());
     for expected in [
-        Ok(Some(Frame::Word(Word::Question))),
+        Ok(Some(Frame::Control(LivenessFrame::Question))),
         Ok(Some(Frame::Datagram(&[1, 1]))),
-        Ok(Some(Frame::Word(Word::Answer))),
-        Err(Malformed::NoWord(3)),
-        Err(Malformed::NoWord(3)),
+        Ok(Some(Frame::Control(LivenessFrame::Answer))),
+        Err(Malformed::UnknownControl(3)),
+        Err(Malformed::UnknownControl(3)),
     ] {
         assert_eq!(decoder.next_frame(), expected);
     }
-    assert_eq!(decode(b"\x00\x01\x00", &[1]), Err(Malformed::NoWord(0)));
+    assert_eq!(
+        decode(b"\x00\x01\x00", &[1]),
+        Err(Malformed::UnknownControl(0))
+    );
     assert_eq!(
         decode(b"\x00\x01", &[1]),
         Ok(vec![]),

@@ -1,7 +1,7 @@
-//! What is on the wire: tunnel datagrams behind a circuit's id, and the messages that bind its
+//! The wire format of circuits: tunnel datagrams after a circuit ID, and the messages that bind
 //! ends.
 //!
-//! The layout is specified in `docs/gateway.md`. Nothing here has a socket, a clock or a state.
+//! `docs/gateway.md` specifies the layout. The functions are pure.
 
 use std::{fmt, num::NonZeroU64};
 
@@ -11,29 +11,28 @@ use blake2::{
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Bytes of a circuit's id, in front of every tunnel datagram.
+/// Length of a circuit ID, which precedes every tunnel datagram.
 pub const ID_BYTES: usize = 8;
-/// Bytes of every message, of both directions: no answer is longer than what it answers.
+/// Length of every message in both directions: no answer is longer than its request.
 pub const MESSAGE_BYTES: usize = 64;
-/// Bytes of a key.
+/// Length of a key.
 pub const KEY_BYTES: usize = 32;
-/// The version of the messages.
+/// Version of the messages.
 pub const VERSION: u8 = 1;
 
-/// Bytes that the tag covers.
+/// Length of the part that the tag covers.
 const COVERED: usize = 48;
-/// Bytes of the tag, and of a cookie.
+/// Length of a tag and of a cookie.
 const TAG_BYTES: usize = 16;
 
-/// A circuit's id. Its third and fourth bytes are never both zero: eight zero bytes say that a
-/// message follows, and a tunnel's own datagrams begin with a type and two reserved bytes that are
-/// zero, so an end tells the three apart by four bytes.
+/// A circuit ID. Its third and fourth bytes are never both zero: eight zero bytes mean that a
+/// message follows, and datagrams of the tunnel begin with a type, a cipher and two zero bytes. So
+/// four bytes tell the three apart.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CircuitId(NonZeroU64);
 
 impl CircuitId {
-    /// The id whose bytes are these, in network byte order; `None` when its third and fourth are
-    /// zero.
+    /// From a number, in network byte order; `None` if the third and fourth bytes are zero.
     #[must_use]
     pub const fn new(id: u64) -> Option<Self> {
         if id >> 32 & 0xffff == 0 {
@@ -45,19 +44,19 @@ impl CircuitId {
         }
     }
 
-    /// Its bytes as a number, the first one the highest.
+    /// The number, with the first byte as the highest.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0.get()
     }
 
-    /// The same, for whoever knows circuits by a number that is never zero.
+    /// As [`get`](Self::get), as a number that is never zero.
     #[must_use]
     pub const fn number(self) -> NonZeroU64 {
         self.0
     }
 
-    /// Its bytes on the wire.
+    /// The bytes on the wire.
     #[must_use]
     pub const fn to_bytes(self) -> [u8; ID_BYTES] {
         self.get().to_be_bytes()
@@ -79,17 +78,17 @@ impl fmt::Debug for CircuitId {
 /// One of the two ends of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// The first: that of the first key.
+    /// The side of the first key.
     A,
-    /// The second.
+    /// The side of the second key.
     B,
 }
 
 impl Side {
-    /// Both.
+    /// Both sides.
     pub const BOTH: [Self; 2] = [Self::A, Self::B];
 
-    /// The other one.
+    /// The other side.
     #[must_use]
     pub const fn other(self) -> Self {
         match self {
@@ -105,20 +104,20 @@ impl Side {
     }
 }
 
-/// What an end and the gateway share: 32 random bytes for one side of one circuit. Wiped when
-/// dropped.
+/// The secret key of one side of a circuit, shared with the gateway: 32 random bytes. Wiped by the
+/// drop.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Key([u8; KEY_BYTES]);
 
 impl Key {
-    /// A key from its bytes.
+    /// From bytes.
     #[must_use]
     pub const fn new(bytes: [u8; KEY_BYTES]) -> Self {
         Self(bytes)
     }
 
-    /// A key from 44 characters of base64 (RFC 4648 section 4), as `causeway-appliance keygen` and
-    /// `wg genkey` print it; `None` for anything else, be it another way to write the same bytes.
+    /// From 44 characters of base64 (RFC 4648 section 4), as `causeway-appliance keygen` and `wg
+    /// genkey` write it; `None` for other text, non-canonical encodings included.
     #[must_use]
     pub fn from_base64(text: &str) -> Option<Self> {
         let digits: &[u8; 43] = text.strip_suffix('=')?.as_bytes().try_into().ok()?;
@@ -170,13 +169,12 @@ impl fmt::Debug for Key {
     }
 }
 
-/// 16 bytes that only who has a key can make. Compared without telling by its duration where the
-/// difference is.
+/// A message authentication code of 16 bytes. Comparison takes constant time.
 #[derive(Clone, Copy, Debug, Eq)]
 pub struct Tag(pub [u8; TAG_BYTES]);
 
 impl Tag {
-    /// None was had.
+    /// No tag: zeros.
     pub const NONE: Self = Self([0; TAG_BYTES]);
 }
 
@@ -191,19 +189,19 @@ fn same(a: &[u8], b: &[u8]) -> bool {
         && std::hint::black_box(a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y))) == 0
 }
 
-/// What a message is for.
+/// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// End to gateway: I am this side, at this message's source.
+    /// End to gateway: bind the side to the source of the message.
     Bind = 1,
-    /// Gateway to end: show that you receive there; bind again with this cookie.
+    /// Gateway to end: bind again with this cookie, as a proof of the address.
     Challenge = 2,
-    /// Gateway to end: you are bound, for the lifetime.
+    /// Gateway to end: the side is bound for the lifetime.
     Bound = 3,
-    /// Gateway to end: I am about to stop, take another gateway; what is bound goes on for now.
+    /// Gateway to end: the gateway stops soon; use another one. The binding stays for now.
     Move = 4,
-    /// End to gateway: I am this side and am leaving.
+    /// End to gateway: unbind the side.
     Unbind = 5,
 }
 
@@ -223,19 +221,17 @@ impl Kind {
 /// A message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// What for.
     pub kind: Kind,
-    /// Whose side, in both directions.
+    /// The side of the end, in both directions.
     pub side: Side,
-    /// The circuit; with the side it names the key.
+    /// The circuit; with the side it selects the key.
     pub circuit: CircuitId,
-    /// Of the end that binds: nanoseconds since 1970 by its clock, and more than in any message
-    /// before. An answer repeats it.
+    /// Nanoseconds since 1970 by the clock of the end, more than in its earlier messages. An answer
+    /// repeats it.
     pub timestamp: u64,
-    /// Proof that the end receives at its address: given by the gateway, repeated by the end.
+    /// Proof that the end receives at its address: made by the gateway, repeated by the end.
     pub cookie: Tag,
-    /// How long the binding lasts without another, milliseconds; in a message that is not `Bound`
-    /// zero.
+    /// Lifetime of the binding, milliseconds; zero except in `Bound`.
     pub lifetime: u32,
 }
 
@@ -257,7 +253,7 @@ impl Message {
     }
 }
 
-/// A message that nobody has vouched for.
+/// A message that is not authenticated yet.
 #[derive(Clone, Copy, Debug)]
 pub struct Sealed<'a> {
     bytes: &'a [u8; MESSAGE_BYTES],
@@ -265,25 +261,25 @@ pub struct Sealed<'a> {
 }
 
 impl Sealed<'_> {
-    /// The circuit that it claims to be about.
+    /// The claimed circuit.
     #[must_use]
     pub const fn circuit(&self) -> CircuitId {
         self.claimed.circuit
     }
 
-    /// The side that it claims to be about.
+    /// The claimed side.
     #[must_use]
     pub const fn side(&self) -> Side {
         self.claimed.side
     }
 
-    /// What it claims to be.
+    /// The claimed kind.
     #[must_use]
     pub const fn kind(&self) -> Kind {
         self.claimed.kind
     }
 
-    /// The message, if who made it has this key.
+    /// The message, if its tag is valid under this key.
     #[must_use]
     pub fn open(&self, key: &Key) -> Option<Message> {
         let (covered, tag) = self.bytes.split_at(COVERED);
@@ -292,21 +288,21 @@ impl Sealed<'_> {
     }
 }
 
-/// A datagram's form.
+/// A parsed datagram.
 #[derive(Clone, Copy, Debug)]
 pub enum Datagram<'a> {
-    /// A tunnel datagram of this circuit, with at least a byte.
+    /// A tunnel datagram of this circuit, of at least one byte.
     Tunnel(CircuitId),
     /// A message.
     Message(Sealed<'a>),
 }
 
-/// It has no form.
+/// The datagram is neither of both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("neither a tunnel datagram behind a circuit's id nor a message")]
+#[error("neither a tunnel datagram after a circuit ID nor a message")]
 pub struct Malformed;
 
-/// Reads a datagram: at most its first 64 bytes.
+/// Parses a datagram; reads at most its first 64 bytes.
 ///
 /// # Errors
 /// [`Malformed`].
@@ -343,7 +339,7 @@ pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Malformed> {
     Ok(Datagram::Message(Sealed { bytes, claimed }))
 }
 
-/// At most eight bytes, the first one the highest.
+/// A number of at most eight bytes, in network byte order.
 fn number(bytes: &[u8]) -> u64 {
     bytes
         .iter()

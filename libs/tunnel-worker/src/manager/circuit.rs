@@ -1,8 +1,8 @@
-//! Our end of the circuit to a peer: what `gateway_client::reach` decides, in terms of paths.
+//! Our end of the circuit to a peer: what `gateway_client::selector` decides, in terms of paths.
 //!
 //! ```text
 //!   gateways' messages ─▶ receive ─┐                     ┌─▶ poll: messages to gateways
-//!   time ───────────────▶ drive ───┴▶ gateway_client::reach ─▶ udp_path: the gateway in use
+//!   time ───────────────▶ drive ───┴▶ gateway_client::selector ─▶ udp_path: the gateway in use
 //! ```
 
 use std::{
@@ -13,7 +13,7 @@ use std::{
 use appliance_common::wire::{CIRCUIT_ID_LEN, CIRCUIT_MESSAGE_BYTES};
 use gateway_client::{
     pool::List,
-    reach::{self, At, GatewayState, Reach, Settings},
+    selector::{self, GatewayAddress, GatewaySelector, GatewayState, Settings},
     wire::{CircuitId, Datagram, ID_BYTES, Key, MESSAGE_BYTES, Side},
 };
 use tunnel::{Instant, Now, PeerPath};
@@ -72,12 +72,12 @@ impl CircuitSpec {
     }
 
     /// The address of each gateway to use: its first one of a family that we have.
-    fn at(&self, locals: &[IpAddr]) -> Vec<At> {
+    fn at(&self, locals: &[IpAddr]) -> Vec<GatewayAddress> {
         let reached = |a: &&SocketAddr| locals.iter().any(|l| l.is_ipv4() == a.is_ipv4());
         let at = |(name, addresses): &(String, Vec<SocketAddr>)| {
             let address = *addresses.iter().find(reached)?;
             let name = name.clone();
-            Some(At { name, address })
+            Some(GatewayAddress { name, address })
         };
         self.gateways.iter().filter_map(at).collect()
     }
@@ -93,7 +93,7 @@ pub(super) struct GatewayMessage {
 /// Our end of a circuit.
 #[derive(Debug)]
 pub(super) struct CircuitClient {
-    reach: Reach,
+    selector: GatewaySelector,
     /// None of our addresses is of a gateway's family: not yet, or not at all.
     no_family: bool,
     /// That there is no gateway was logged.
@@ -103,7 +103,7 @@ pub(super) struct CircuitClient {
 impl CircuitClient {
     pub fn new(spec: &CircuitSpec, locals: &[IpAddr], seed: u64, now: Instant) -> Self {
         let at = spec.at(locals);
-        let mut reach = Reach::new(
+        let mut selector = GatewaySelector::new(
             (spec.id, spec.side, spec.key.clone()),
             Settings::default(),
             spec.list.as_ref(),
@@ -112,9 +112,9 @@ impl CircuitClient {
             since_boot(now),
         );
         // Without an address of our own nothing can be sent yet.
-        while at.is_empty() && reach.poll().is_some() {}
+        while at.is_empty() && selector.poll().is_some() {}
         Self {
-            reach,
+            selector,
             no_family: at.is_empty(),
             lost_logged: false,
         }
@@ -124,24 +124,25 @@ impl CircuitClient {
     pub fn update(&mut self, spec: &CircuitSpec, locals: &[IpAddr], now: Instant) {
         let at = spec.at(locals);
         self.no_family = at.is_empty();
-        self.reach.update(spec.list.as_ref(), &at, since_boot(now));
+        self.selector
+            .update(spec.list.as_ref(), &at, since_boot(now));
     }
 
     /// Its ID.
     pub const fn id(&self) -> CircuitId {
-        self.reach.circuit()
+        self.selector.circuit()
     }
 
     /// The path through the gateway that this end has chosen and that works by UDP.
     pub fn udp_path(&self) -> Option<PeerPath> {
-        let gateway = self.reach.used().filter(|_| !self.follows())?.address;
+        let gateway = self.selector.used().filter(|_| !self.follows())?.address;
         let id = self.id().number();
         Some(PeerPath::Circuit { gateway, id })
     }
 
     /// Whether this end follows the other end's choice of a gateway.
     pub const fn follows(&self) -> bool {
-        self.reach.awaits()
+        self.selector.awaits()
     }
 
     /// Whether a path is one of this circuit.
@@ -151,55 +152,55 @@ impl CircuitClient {
 
     /// Data of the other end came through this gateway.
     pub fn peer_heard_by(&mut self, gateway: SocketAddr) {
-        self.reach.heard_by(gateway);
+        self.selector.peer_received_from(gateway);
     }
 
     /// The other end is heard again.
     pub const fn peer_heard(&mut self) {
-        self.reach.heard();
+        self.selector.heard();
     }
 
     /// Takes a message from a gateway; whether it was one to this end.
     pub fn receive(&mut self, from: SocketAddr, message: &[u8], now: Now) -> bool {
         let times = (since_boot(now.mono), clock::unix_nanos_increasing());
-        self.reach.hear(from, message, times)
+        self.selector.receive(from, message, times)
     }
 
     /// Leaves every gateway.
     pub fn close(&mut self, now: Instant) {
-        self.reach
+        self.selector
             .close(since_boot(now), clock::unix_nanos_increasing());
     }
 
     /// Name of the gateway at an address, if it is one of this circuit.
     pub fn gateway_name(&self, address: SocketAddr) -> Option<&str> {
-        self.reach.at(address).map(|at| at.name.as_str())
+        self.selector.at(address).map(|at| at.name.as_str())
     }
 
     /// Does what is due. `silent`: nothing is received from the other end.
     pub fn drive(&mut self, now: Now, silent: bool) {
         let mono = since_boot(now.mono);
         if silent {
-            self.reach.unheard(mono);
+            self.selector.unheard(mono);
         }
-        if self.reach.next_deadline().is_some_and(|at| at <= mono) {
-            self.reach.timeout(mono, clock::unix_nanos_increasing());
+        if self.selector.next_deadline().is_some_and(|at| at <= mono) {
+            self.selector.timeout(mono, clock::unix_nanos_increasing());
         }
     }
 
     /// The next message to be sent.
     pub fn poll(&mut self) -> Option<GatewayMessage> {
         loop {
-            match self.reach.poll()? {
-                reach::Action::Send { to, message } => {
+            match self.selector.poll()? {
+                selector::Action::Send { to, message } => {
                     return Some(GatewayMessage { to, bytes: message });
                 }
-                reach::Action::Use(at) => {
+                selector::Action::Use(at) => {
                     let regained = std::mem::take(&mut self.lost_logged);
                     tracing::info!(circuit = %self.id(), gateway = at.name, regained, "gateway in use, by UDP");
                 }
-                reach::Action::Lost(_) if self.no_family => {}
-                reach::Action::Lost(why) => {
+                selector::Action::Lost(_) if self.no_family => {}
+                selector::Action::Lost(why) => {
                     tracing::warn!(circuit = %self.id(), reason = %why, "no gateway is reachable");
                     self.lost_logged = true;
                 }
@@ -208,7 +209,7 @@ impl CircuitClient {
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        let at = self.reach.next_deadline()?;
+        let at = self.selector.next_deadline()?;
         Some(Instant::from_nanos(
             u64::try_from(at.as_nanos()).unwrap_or(u64::MAX),
         ))
@@ -216,7 +217,7 @@ impl CircuitClient {
 
     /// Addresses of the gateways.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.reach.all().map(|at| at.address.ip())
+        self.selector.all().map(|at| at.address.ip())
     }
 
     /// Why no gateway works, if none does; for the operator.
@@ -228,11 +229,11 @@ impl CircuitClient {
                     .to_owned(),
             );
         }
-        self.reach.lost().map(ToString::to_string)
+        self.selector.lost().map(ToString::to_string)
     }
 
     pub fn states(&self, now: Instant) -> Vec<GatewayState> {
-        self.reach.states(since_boot(now))
+        self.selector.states(since_boot(now))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use appliance_common::maps::HostKey;
-use gateway_client::reach::GatewayState;
+use gateway_client::selector::GatewayState;
 use tunnel::{
     Cipher, DownReason, Instant, PeerPath, PublicKey, RxStats, control::PeerStatus as ControlStatus,
 };

@@ -4,7 +4,7 @@
 //!   loop:  stop? ─▶ received frames ─▶ rings, whose consumers are woken ─▶ datagrams of rings, joined into records,
 //!          ▲                  └ a probe: answered, ahead of datagrams         ─▶ socket
 //!          └──────────────────────────────── wait ◀──────────────────────────────┘
-//!          of the end that dialed: is the other end silent, or to be probed? (`gateway_client::pulse`)
+//!          of the end that dialed: is the other end silent, or to be probed? (`gateway_client::liveness`)
 //! ```
 //!
 //! While the socket has no room nothing is taken from the rings: they fill, and the consumers'
@@ -21,8 +21,8 @@ use std::{
 };
 
 use gateway_client::{
-    pulse::{self, Due, Pulse},
-    stream::{Encoder, Frame, LENGTH_BYTES, Word},
+    liveness::{self, Due, LivenessProbe},
+    stream::{Encoder, Frame, LENGTH_BYTES, LivenessFrame},
     wire::CircuitId,
 };
 use nix::poll::PollFlags;
@@ -50,7 +50,7 @@ const RECEIVE_STEPS: usize = 64;
 const SEND_ROUNDS: usize = 8;
 
 /// Answers that are pending at most: an end that keeps to the protocol waits for no more.
-const MAX_PENDING_ANSWERS: usize = pulse::MOST;
+const MAX_PENDING_ANSWERS: usize = liveness::MOST;
 
 const _: () = assert!(LENGTH_BYTES + DATAGRAM_BYTES <= RECORD);
 
@@ -65,7 +65,7 @@ pub(super) enum Role {
 
 /// Liveness of the other end, as the prober sees it.
 struct Liveness {
-    pulse: Pulse,
+    pulse: LivenessProbe,
     begun: Instant,
     /// End of the oldest unanswered probe in the stream of bytes that the socket took, once it is
     /// known.
@@ -121,7 +121,7 @@ pub(super) fn carry(
         events,
         link,
         liveness: (role == Role::Prober).then(|| Liveness {
-            pulse: Pulse::new(Duration::ZERO),
+            pulse: LivenessProbe::new(Duration::ZERO),
             begun: Instant::now(),
             probe_end: None,
             acknowledged: 0,
@@ -206,11 +206,11 @@ impl ConnectionThread<'_> {
             while let Some(frame) = self.link.decoder.next_frame()? {
                 let datagram = match frame {
                     Frame::Datagram(datagram) => datagram,
-                    Frame::Word(Word::Question) => {
+                    Frame::Control(LivenessFrame::Question) => {
                         self.pending_answers = MAX_PENDING_ANSWERS.min(self.pending_answers + 1);
                         continue;
                     }
-                    Frame::Word(Word::Answer) => {
+                    Frame::Control(LivenessFrame::Answer) => {
                         if let Some(liveness) = &mut self.liveness {
                             let now = liveness.now();
                             liveness.pulse.answered(now);
@@ -272,7 +272,7 @@ impl ConnectionThread<'_> {
                 Due::Ask => {
                     let mut writer = self.link.tls.writer();
                     writer
-                        .write_all(&Word::Question.frame())
+                        .write_all(&LivenessFrame::Question.frame())
                         .map_err(CloseReason::Lost)?;
                     if liveness.pulse.waiting() == 1 {
                         liveness.probe_end = None;
@@ -296,7 +296,7 @@ impl ConnectionThread<'_> {
             for _ in 0..std::mem::take(&mut self.pending_answers) {
                 let mut writer = self.link.tls.writer();
                 writer
-                    .write_all(&Word::Answer.frame())
+                    .write_all(&LivenessFrame::Answer.frame())
                     .map_err(CloseReason::Lost)?;
                 records += 1;
             }

@@ -214,7 +214,7 @@ impl TlsLink {
                         longest: MESSAGE_BYTES as u16,
                     })
                 }),
-                Some(Frame::Word(word)) => Err(Malformed::NoWord(word as u8).into()),
+                Some(Frame::Control(word)) => Err(Malformed::UnknownControl(word as u8).into()),
             }
         })?;
         self.decoder.allow(u16::MAX);

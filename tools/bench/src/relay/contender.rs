@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use gateway_client::{
-    end::{End, Heard},
+    end::{End, EndEvent},
     wire::{CircuitId, Key, Side},
 };
 
@@ -411,10 +411,10 @@ fn bind(socket: &UdpSocket, to: SocketAddrV4, side: Side) -> anyhow::Result<()> 
             let Ok(bytes) = socket.recv(&mut heard) else {
                 return Ok(false);
             };
-            match end.hear(&heard[..bytes], clock()) {
-                Some(Heard::Send(next)) => word = next,
-                Some(Heard::Bound(_)) => return Ok(true),
-                Some(Heard::Move) | None => return Ok(false),
+            match end.receive(&heard[..bytes], clock()) {
+                Some(EndEvent::Send(next)) => word = next,
+                Some(EndEvent::Bound(_)) => return Ok(true),
+                Some(EndEvent::Move) | None => return Ok(false),
             }
         }
     })

@@ -1,6 +1,6 @@
-//! The choice, at a tenant's end.
+//! Chooses a gateway for an end, from reports about all gateways.
 //!
-//! What is known of each gateway:
+//! The state of a gateway:
 //!
 //! ```text
 //!                 an answer            `down_after` failures in a row
@@ -11,16 +11,15 @@
 //!                                                               where nothing else works
 //! ```
 //!
-//! Beside it a gateway may be **draining**: it works, is not chosen any more, and is left within
+//! A gateway may also be **draining**: it works, is not chosen again, and its ends leave within
 //! `drain_spread`.
 //!
-//! Of those that are not down the lowest tier is taken, and in it the least loaded. Loads are some
-//! seconds old, and all ends have the same: those within `slack` of the least count as equal, and
-//! chance decides. A gateway that is in use and works is kept, however little another has to do. So
-//! one that recovers gets those who need a gateway just then, and of them, for the first `settle`,
-//! only a part that grows; its load, which says nothing yet, is taken to be the others'. Whoever
-//! uses a higher tier than it may goes home some time after its own gateway is back, not all at
-//! once.
+//! Of the gateways that are not down, the lowest tier is used, and in it the least loaded. Loads
+//! are some seconds old and the same for all ends: loads within `slack` of the least count as
+//! equal, and chance decides. A working gateway in use is kept, whatever the load of others. So a
+//! recovered gateway gets only ends that need a gateway, and during `settle` only a growing part of
+//! them; its load counts as that of the others, as its own says nothing yet. Ends that use a higher
+//! tier return to a lower one some time after that works again, spread over time.
 
 use std::{fmt, time::Duration};
 
@@ -28,30 +27,31 @@ use thiserror::Error;
 
 use super::{List, random::Random};
 
-/// Thresholds and times of a choice.
+/// Thresholds and times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Failures in a row after which a gateway is down; at least 1.
     pub down_after: u32,
     /// Answers in a row after which it is up again; at least 1.
     pub up_after: u32,
-    /// Pause before the first trial of one that is down; each further is twice the last.
+    /// Pause before the first trial of a gateway that is down; each further pause is twice the
+    /// last.
     pub first_pause: Duration,
     /// Longest pause, without the jitter.
     pub max_pause: Duration,
-    /// How often a gateway that is not in use is asked how it is.
+    /// Interval of trials of a working gateway that is not in use.
     pub refresh: Duration,
-    /// What is added to each pause at most, at random, per cent of it.
+    /// Largest random addition to a pause, per cent of the pause.
     pub jitter_percent: u32,
-    /// Loads that differ by no more count as equal, thousandths.
+    /// Largest difference of loads that count as equal, thousandths.
     pub slack: u16,
-    /// How long a gateway that recovered gets less than its part.
+    /// Time in which a recovered gateway gets less than its share.
     pub settle: Duration,
-    /// Within what time ends leave a gateway that drains.
+    /// Time within which ends leave a draining gateway.
     pub drain_spread: Duration,
-    /// How long a gateway of a lower tier works before ends of a higher one come home.
+    /// Time that a gateway of a lower tier must work before ends of a higher tier return.
     pub home_after: Duration,
-    /// Within what time after that they do.
+    /// Time after that within which they return.
     pub home_spread: Duration,
 }
 
@@ -73,14 +73,14 @@ impl Default for Settings {
     }
 }
 
-/// Why a trial of a gateway, or its use, failed.
+/// Why a trial or the use of a gateway failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Nothing listens there, or there is no way there.
+    /// No process listens, or there is no route.
     Unreachable,
     /// No answer in time.
     Silent,
-    /// It answered that it does not serve us.
+    /// The gateway refused.
     Refused,
 }
 
@@ -94,37 +94,36 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What was seen of a gateway, in use or tried.
+/// An observation of a gateway, from its use or a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// It answered.
+    /// The gateway answered.
     Answered {
-        /// How full it says it is, thousandths.
+        /// Load that it reports, thousandths.
         load: Option<u16>,
-        /// Whether it wants to be left.
+        /// Whether it drains.
         draining: bool,
     },
-    /// It did not, or badly.
+    /// The gateway did not answer, or refused.
     Failed(Failure),
 }
 
-/// What to do.
+/// The choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// Use this gateway, or go on using it.
+    /// Use this gateway.
     Use(String),
-    /// There is none.
+    /// No gateway can be used.
     NoService(NoService),
 }
 
 /// A gateway that is down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Down {
-    /// Its name.
     pub name: String,
-    /// What the last failure was; `None`: it drains, and takes nobody new.
+    /// The last failure; `None`: the gateway drains.
     pub failure: Option<Failure>,
-    /// When it is tried next; a time on the caller's clock.
+    /// Time of the next trial.
     pub next: Duration,
 }
 
@@ -133,11 +132,11 @@ pub struct Down {
 pub enum NoService {
     /// The list is empty.
     #[error(
-        "no gateway is open to this tenant: give it a pool with a gateway, or allow it the gateways without a pool"
+        "this tenant may use no gateway: give it a pool with a gateway, or allow gateways without a pool"
     )]
     Nothing,
-    /// All are down.
-    #[error("no gateway works: {}; each is tried again by itself", list(.0))]
+    /// All gateways are down or drain.
+    #[error("no gateway works: {}; each is tried again automatically", list(.0))]
     AllDown(Vec<Down>),
 }
 
@@ -167,15 +166,15 @@ struct Member {
     /// In a row.
     answers: u32,
     last: Option<Failure>,
-    /// Trials since it is down.
+    /// Trials since it went down.
     trials: u32,
-    /// When it is tried next, unless it is in use and works.
+    /// Time of the next trial, unless it is in use and works.
     next: Duration,
-    /// When it came back, if it was away.
+    /// Time of its recovery, if it was down or draining.
     back: Option<Duration>,
-    /// When ends of higher tiers come home to it.
+    /// Time at which ends of higher tiers return to it.
     home: Option<Duration>,
-    /// It drains, and is left at this time.
+    /// It drains; time at which this end leaves it.
     leave: Option<Duration>,
 }
 
@@ -185,20 +184,20 @@ impl Member {
     }
 }
 
-/// Chooses, and says which gateways to try.
+/// Chooses a gateway, and decides which gateways to try.
 #[derive(Clone, Debug)]
 pub struct Chooser {
     settings: Settings,
     random: Random,
     members: Vec<Member>,
-    /// The one in use, by name.
+    /// Name of the gateway in use.
     current: Option<String>,
-    /// Its failures in a row when it was chosen.
+    /// Its failures in a row at the time of the choice.
     chosen_with: u32,
 }
 
 impl Chooser {
-    /// With a list and nothing known yet. Ends with different seeds choose differently.
+    /// A chooser without reports. Ends with different seeds choose differently.
     #[must_use]
     pub fn new(settings: Settings, list: &List, seed: u64, now: Duration) -> Self {
         let mut chooser = Self {
@@ -212,8 +211,8 @@ impl Chooser {
         chooser
     }
 
-    /// Takes a new list. What is known of a gateway that stays is kept, and so is its use; one that
-    /// is gone is not used any more.
+    /// Applies a new list. A gateway that stays keeps its state and its use; a removed one is not
+    /// used again.
     pub fn update(&mut self, list: &List, now: Duration) {
         let mut old = std::mem::take(&mut self.members);
         for candidate in list.candidates() {
@@ -229,7 +228,7 @@ impl Chooser {
                     answers: 0,
                     last: None,
                     trials: 0,
-                    // At some time of the first round, so that a new list is no burst of trials.
+                    // Spread over the first interval, so that a new list causes no burst of trials.
                     next: now.saturating_add(self.random.up_to(self.settings.refresh)),
                     back: None,
                     home: None,
@@ -245,7 +244,7 @@ impl Chooser {
         }
     }
 
-    /// Takes what was seen. Of a gateway that is not in the list it is nothing.
+    /// Applies a report. Reports about gateways that are not in the list are ignored.
     pub fn report(&mut self, name: &str, report: Report, now: Duration) {
         let Some(at) = self.members.iter().position(|m| m.name == name) else {
             return;
@@ -286,7 +285,7 @@ impl Chooser {
             member.health = Health::Up;
             member.home = Some(now.saturating_add(home));
         }
-        // One that is on its way up is asked again soon, whatever pause had grown.
+        // A recovering gateway is tried again soon, however long its last pause was.
         let pause = match member.health {
             Health::Down => settings.first_pause,
             _ => settings.refresh,
@@ -316,17 +315,17 @@ impl Chooser {
         self.members[at].next = self.after(now, pause);
     }
 
-    /// `pause` after `now`, and some of it more.
+    /// `now` plus `pause` plus a random part of it.
     fn after(&mut self, now: Duration, pause: Duration) -> Duration {
         let jitter = pause.saturating_mul(self.settings.jitter_percent) / 100;
         now.saturating_add(pause)
             .saturating_add(self.random.up_to(jitter))
     }
 
-    /// The gateway to use now.
+    /// Chooses the gateway to use now.
     pub fn choose(&mut self, now: Duration) -> Choice {
         if let Some(member) = self.in_use()
-            && self.stays(member, now)
+            && self.is_kept(member, now)
         {
             return Choice::Use(member.name.clone());
         }
@@ -342,7 +341,7 @@ impl Chooser {
             self.chosen_with = self.in_use().map_or(0, |m| m.failures);
             return Choice::Use(name);
         }
-        // One that drains still serves those it has; better than nobody.
+        // A draining gateway still serves the ends it has.
         if let Some(member) = self.in_use()
             && member.health != Health::Down
         {
@@ -358,8 +357,8 @@ impl Chooser {
     }
 
     /// Whether the gateway in use is kept.
-    fn stays(&self, member: &Member, now: Duration) -> bool {
-        // Nothing hangs on one that never answered: after a failure the next may be better.
+    fn is_kept(&self, member: &Member, now: Duration) -> bool {
+        // A gateway that never answered is not worth keeping after a failure.
         let works = match member.health {
             Health::Up => true,
             Health::Untried => member.failures <= self.chosen_with,
@@ -369,19 +368,19 @@ impl Chooser {
         works && !left && !self.home_is_open(member.tier, now)
     }
 
-    /// Whether an end in `tier` is to come home to a lower one.
+    /// Whether an end that uses `tier` returns to a lower one.
     fn home_is_open(&self, tier: usize, now: Duration) -> bool {
         self.members.iter().any(|m| {
             m.tier < tier && m.usable() && m.failures == 0 && m.home.is_some_and(|home| home <= now)
         })
     }
 
-    /// One of a tier that has a usable one.
+    /// Chooses a usable gateway of a tier that has one.
     fn pick(&mut self, tier: usize, now: Duration) -> String {
-        let there = || self.members.iter().filter(|m| m.tier == tier && m.usable());
-        // Whoever just failed comes after those who did not.
-        let fewest = there().map(|m| m.failures).min().unwrap_or(0);
-        let equal: Vec<&Member> = there().filter(|m| m.failures == fewest).collect();
+        let usable = || self.members.iter().filter(|m| m.tier == tier && m.usable());
+        // Gateways with recent failures come last.
+        let fewest = usable().map(|m| m.failures).min().unwrap_or(0);
+        let equal: Vec<&Member> = usable().filter(|m| m.failures == fewest).collect();
         let settled = |m: &Member| self.share(m, now) >= FULL_SHARE;
         let others = equal.iter().filter(|m| settled(m)).map(|m| m.load).min();
         let load = |m: &Member| match others {
@@ -409,7 +408,7 @@ impl Chooser {
             .unwrap_or_default()
     }
 
-    /// What part of its due a gateway gets, of [`FULL_SHARE`]; never nothing.
+    /// The weight of a gateway, 1 to [`FULL_SHARE`].
     fn share(&self, member: &Member, now: Duration) -> u64 {
         let Some(back) = member.back else {
             return FULL_SHARE;
@@ -442,8 +441,7 @@ impl Chooser {
         NoService::AllDown(down.into_iter().map(|(_, down)| down).collect())
     }
 
-    /// The gateways to try now; each is due again after a pause, whether or not the trial is
-    /// reported.
+    /// The gateways to try now. Each is due again after a pause, with or without a report.
     pub fn due(&mut self, now: Duration) -> Vec<String> {
         let mut names = Vec::new();
         for at in 0..self.members.len() {
@@ -468,7 +466,7 @@ impl Chooser {
         names
     }
 
-    /// The one in use is not tried: its use tells.
+    /// The working gateway in use needs no trials.
     fn is_tried(&self, member: &Member) -> bool {
         member.health == Health::Down || self.current.as_deref() != Some(&member.name)
     }
@@ -486,8 +484,8 @@ impl Chooser {
         self.settings.down_after.max(1)
     }
 
-    /// When to ask again if nothing is reported before: the earliest time at which [`Self::due`] or
-    /// [`Self::choose`] has something else to say. May be in the past.
+    /// The earliest time at which the result of [`Self::due`] or [`Self::choose`] changes without a
+    /// report. May be in the past.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let trials = self
@@ -508,7 +506,7 @@ impl Chooser {
     }
 }
 
-/// What a gateway gets that has settled.
+/// The weight of a gateway that has not just recovered.
 const FULL_SHARE: u64 = 1000;
 
 #[cfg(test)]

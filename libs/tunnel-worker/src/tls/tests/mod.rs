@@ -12,7 +12,7 @@ use std::{
 
 use failover::IpPrefix;
 use gateway_client::{
-    stream::{self, ALPN, EXPORTER_LABEL, MIN_DATAGRAM, Word},
+    stream::{self, ALPN, EXPORTER_LABEL, LivenessFrame, MIN_DATAGRAM},
     wire::{Key, Tag},
 };
 use nix::{

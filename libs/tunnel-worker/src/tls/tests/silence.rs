@@ -145,16 +145,20 @@ fn every_question_is_answered_at_once_and_a_flood_of_them_is_not_answered_one_by
     let mut answer = [0; stream::HELLO_BYTES];
     client.read_exact(&mut answer).expect("an answer");
     let established = provider.established();
-    let mut word = [0; Word::FRAME_BYTES];
+    let mut word = [0; LivenessFrame::FRAME_BYTES];
     for _ in 0..100 {
-        client.write_all(&Word::Question.frame()).expect("send");
+        client
+            .write_all(&LivenessFrame::Question.frame())
+            .expect("send");
         client.read_exact(&mut word).expect("an answer");
-        assert_eq!(word, Word::Answer.frame());
+        assert_eq!(word, LivenessFrame::Answer.frame());
     }
     // Answers that nobody asked for are nothing.
-    client.write_all(&Word::Answer.frame()).expect("send");
+    client
+        .write_all(&LivenessFrame::Answer.frame())
+        .expect("send");
     // At most three for what is read in one go, and three for each go: far fewer than came.
-    let flood = Word::Question.frame().repeat(5000);
+    let flood = LivenessFrame::Question.frame().repeat(5000);
     for _ in 0..20 {
         client.write_all(&flood).expect("send");
     }
@@ -167,7 +171,7 @@ fn every_question_is_answered_at_once_and_a_flood_of_them_is_not_answered_one_by
         .expect("a deadline");
     let mut answers = 0;
     while client.read_exact(&mut word).is_ok() {
-        assert_eq!(word, Word::Answer.frame());
+        assert_eq!(word, LivenessFrame::Answer.frame());
         answers += 1;
     }
     println!("{answers} answers to 100000 questions");

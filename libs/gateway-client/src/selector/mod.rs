@@ -1,42 +1,42 @@
-//! An end's reach: the gateways at which it is bound, and the one by which its datagrams go.
+//! The gateways of one end of a circuit: its bindings at all of them, and the gateway in use.
 //!
 //! ```text
 //!   tenant's end                                               provider's end
-//!   seeks: by the list, one gateway in use, asked often;       awaits: bound at every gateway, sends where
-//!   bound at the others that work, asked now and then          the other end is heard
+//!   chooses from the list one gateway to use, with frequent    bound at every gateway; sends through the gateway
+//!   binds; stays bound at the others, with fewer binds         that the other end is received from
 //!
-//!      in use ── no answer, `down_after` times in a row ──▶ the next, where it is bound already
-//!             ── "move" ──▶ the next, soon; this one is told when it is left
-//!             ── nothing heard through it, while others work ──▶ the next
+//!      in use ── no answer, `down_after` times in a row ──▶ the next gateway, where it is bound already
+//!             ── "move" ──▶ the next gateway, soon; an unbind to this one follows
+//!             ── no datagram of the other end, while other gateways work ──▶ the next gateway
 //! ```
 //!
-//! Pure: time on any monotonic clock, time of day for the messages, chance from a seed. Whoever has
-//! the socket calls [`Reach::timeout`] at [`Reach::next_deadline`], hands in what comes
-//! ([`Reach::hear`]) and does what [`Reach::poll`] says.
+//! Parameters are the time on any monotonic clock, the time of day for the messages, and a seed.
+//! The owner of the socket calls [`GatewaySelector::timeout`] at
+//! [`GatewaySelector::next_deadline`], hands in messages ([`GatewaySelector::receive`]) and does
+//! the actions of [`GatewaySelector::poll`].
 
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use crate::{
-    end::{End, Heard},
+    end::{End, EndEvent},
     pool::{Choice, Chooser, Failure, List, NoService, Report, random::Random},
     wire::{CircuitId, Key, MESSAGE_BYTES, Side},
 };
 
-/// Times of a reach.
+/// Times of a selector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How often the gateway in use is asked. A gateway takes 32 messages of an end in a second.
+    /// Interval of binds to the gateway in use. A gateway accepts 32 messages of an end a second.
     pub in_use: Duration,
-    /// How often the others are asked, at least; up to twice as much, at random.
+    /// Least interval of binds to other gateways; random up to twice this.
     pub other: Duration,
-    /// Round trip of a gateway that never answered.
+    /// Assumed round trip of a gateway that never answered.
     pub unknown_round_trip: Duration,
-    /// How long a gateway through which nothing was heard is left alone, at first; each time twice
-    /// as long.
+    /// First pause after a change because of a silent peer; doubled each time.
     pub blame: Duration,
-    /// The longest of these.
+    /// Longest such pause.
     pub max_blame: Duration,
-    /// Of the choice. Its `refresh` is not used: [`Settings::other`] is.
+    /// Settings of the choice. [`Settings::other`] replaces its `refresh`.
     pub choice: crate::pool::Settings,
 }
 
@@ -56,57 +56,53 @@ impl Default for Settings {
     }
 }
 
-/// A gateway, and where it is reached from here.
+/// A gateway and one of its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct At {
-    /// Its name, unique.
+pub struct GatewayAddress {
+    /// Unique name.
     pub name: String,
-    /// Its address and port.
     pub address: SocketAddr,
 }
 
-/// What is to be done.
+/// An action of the owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Send a message to a gateway.
     Send {
-        /// Where to.
         to: SocketAddr,
-        /// What.
         message: [u8; MESSAGE_BYTES],
     },
-    /// Datagrams go by this gateway from now on; the end is bound there.
-    Use(At),
+    /// Send datagrams through this gateway from now on; the end is bound there.
+    Use(GatewayAddress),
     /// No gateway works.
     Lost(NoService),
 }
 
-/// How a gateway is for this end.
+/// The state of a gateway for this end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayState {
-    /// Which.
-    pub at: At,
+    pub at: GatewayAddress,
     /// Whether the end is bound there.
     pub bound: bool,
-    /// Whether datagrams go by it.
+    /// Whether the gateway is in use.
     pub used: bool,
-    /// Whether it is about to stop.
+    /// Whether it drains.
     pub draining: bool,
-    /// Whether it is taken to be down; never so for an end that awaits.
+    /// Whether it is down; always false for an end without a list.
     pub down: bool,
-    /// Time to it and back, newest.
+    /// Last round trip.
     pub round_trip: Option<Duration>,
 }
 
 #[derive(Debug)]
 struct Member {
-    at: At,
+    at: GatewayAddress,
     end: End,
-    /// When it is asked next, where this is not the choice's business.
+    /// Time of the next bind, where the selector and not the chooser decides it.
     next: Duration,
-    /// Asked at this pace since.
+    /// Time at which the present interval began.
     paced: Duration,
-    /// When a bind went out that nothing has come back for since.
+    /// Time of the oldest unanswered bind.
     asked: Option<Duration>,
     heard: Option<Duration>,
     round_trip: Option<Duration>,
@@ -123,36 +119,36 @@ impl Member {
 
 /// One side of a circuit, at all its gateways.
 #[derive(Debug)]
-pub struct Reach {
+pub struct GatewaySelector {
     circuit: CircuitId,
     side: Side,
     key: Key,
     settings: Settings,
     random: Random,
     members: Vec<Member>,
-    /// Of an end that seeks.
+    /// For an end with a list.
     chooser: Option<Chooser>,
-    /// The choice.
+    /// Name of the chosen gateway.
     chosen: Option<String>,
-    /// What was said last.
-    used: Option<At>,
+    /// The gateway of the last [`Action::Use`].
+    used: Option<GatewayAddress>,
     lost: Option<NoService>,
     blame_again: Duration,
     blame_pause: Duration,
     actions: VecDeque<Action>,
-    /// Gateways that are not ours any more, and have yet to be told.
+    /// Removed gateways that still need an unbind.
     leaving: Vec<Member>,
 }
 
-impl Reach {
-    /// An end that says nothing yet. With a list it seeks a gateway of the list; without, it awaits
-    /// the other end at all of `gateways`. A gateway that is in one of the two only is left out.
+impl GatewaySelector {
+    /// With a list, the end chooses a gateway of the list. Without, it waits for the other end at
+    /// all of `gateways`. A gateway that is only in one of both is ignored.
     #[must_use]
     pub fn new(
         (circuit, side, key): (CircuitId, Side, Key),
         settings: Settings,
         list: Option<&List>,
-        gateways: &[At],
+        gateways: &[GatewayAddress],
         seed: u64,
         now: Duration,
     ) -> Self {
@@ -184,9 +180,8 @@ impl Reach {
         reach
     }
 
-    /// Takes other gateways, or others on the list. What is known of one that stays is kept, and so
-    /// is its use.
-    pub fn update(&mut self, list: Option<&List>, gateways: &[At], now: Duration) {
+    /// Applies new gateways and a new list. A gateway that stays keeps its state and its use.
+    pub fn update(&mut self, list: Option<&List>, gateways: &[GatewayAddress], now: Duration) {
         if let (Some(chooser), Some(list)) = (&mut self.chooser, list) {
             chooser.update(&known(list, gateways), now);
         }
@@ -194,7 +189,7 @@ impl Reach {
         self.choose(now);
     }
 
-    fn set_members(&mut self, list: Option<&List>, gateways: &[At], now: Duration) {
+    fn set_members(&mut self, list: Option<&List>, gateways: &[GatewayAddress], now: Duration) {
         let mut old = std::mem::take(&mut self.members);
         for at in gateways {
             if list.is_some_and(|list| list.candidates().iter().all(|c| c.name != at.name)) {
@@ -226,21 +221,21 @@ impl Reach {
         }
     }
 
-    /// The circuit.
+    /// The circuit of the end.
     #[must_use]
     pub const fn circuit(&self) -> CircuitId {
         self.circuit
     }
 
-    /// Whether the other end says by which gateway.
+    /// Whether the other end chooses the gateway.
     #[must_use]
     pub const fn awaits(&self) -> bool {
         self.chooser.is_none()
     }
 
-    /// Takes a message from a gateway; whether it was one to this end. `clock`: nanoseconds since
+    /// Handles a message of a gateway; returns whether it was valid. `clock`: nanoseconds since
     /// 1970.
-    pub fn hear(
+    pub fn receive(
         &mut self,
         from: SocketAddr,
         message: &[u8],
@@ -250,23 +245,23 @@ impl Reach {
             return false;
         };
         let member = &mut self.members[place];
-        let Some(heard) = member.end.hear(message, clock) else {
+        let Some(heard) = member.end.receive(message, clock) else {
             return false;
         };
         match heard {
-            Heard::Send(message) => {
+            EndEvent::Send(message) => {
                 let to = member.at.address;
                 self.actions.push_back(Action::Send { to, message });
                 return true;
             }
-            Heard::Bound(lifetime) => {
+            EndEvent::Bound(lifetime) => {
                 member.lifetime = Duration::from_millis(lifetime.into());
                 member.bound_until = Some(now + member.lifetime);
                 member.draining = false;
             }
-            Heard::Move => {
+            EndEvent::Move => {
                 member.draining = true;
-                // It keeps whom it has, as long as they say that they are there.
+                // A draining gateway keeps bound ends for as long as they bind.
                 if member.is_bound(now) {
                     member.bound_until = Some(now + member.lifetime);
                 }
@@ -286,8 +281,8 @@ impl Reach {
         true
     }
 
-    /// Nothing has come from the other end for too long though it was sent something: where another
-    /// gateway works, this one may be to blame.
+    /// The other end has not answered for too long. If another gateway works, the one in use counts
+    /// as failed.
     pub fn unheard(&mut self, now: Duration) {
         let (Some(chooser), Some(used)) = (&mut self.chooser, &self.used) else {
             return;
@@ -307,12 +302,12 @@ impl Reach {
         self.choose(now);
     }
 
-    /// The other end is heard again.
+    /// A datagram of the other end was received.
     pub const fn heard(&mut self) {
         self.blame_pause = self.settings.blame;
     }
 
-    /// Does what is due.
+    /// Does the due work.
     pub fn timeout(&mut self, now: Duration, clock: u64) {
         let due = match &mut self.chooser {
             Some(chooser) => chooser.due(now),
@@ -361,7 +356,7 @@ impl Reach {
         }
     }
 
-    /// Whether the last bind that went to a gateway has been without an answer for too long.
+    /// Reports a failure if the last bind to a gateway is unanswered for too long.
     fn judge(&mut self, place: usize, pace: Option<Duration>, now: Duration) {
         let Some(chooser) = &mut self.chooser else {
             return;
@@ -372,7 +367,7 @@ impl Reach {
             .round_trip
             .unwrap_or(self.settings.unknown_round_trip);
         let failed = match pace {
-            // Answers are under way all the time; what counts is when the last one came.
+            // Several binds are under way; the time of the last answer counts.
             Some(pace) if member.heard.is_some() => {
                 let since = member.heard.max(Some(member.paced + round_trip));
                 now.saturating_sub(since.unwrap_or(now)) > pace + pace / 2
@@ -398,7 +393,7 @@ impl Reach {
                 let member = &mut self.members[place];
                 if self.chosen.as_deref() != Some(&name) {
                     self.chosen = Some(name);
-                    // Asked at once, and often from now on.
+                    // Bind at once, and then at the short interval.
                     member.paced = now;
                     member.next = now;
                     member.asked = None;
@@ -426,7 +421,7 @@ impl Reach {
         }
     }
 
-    /// Tells a gateway that drains, or is not ours any more, that it is left.
+    /// Sends unbinds to draining gateways that are not in use, and to removed ones.
     fn leave(&mut self, clock: u64) {
         for mut member in std::mem::take(&mut self.leaving) {
             let to = member.at.address;
@@ -449,7 +444,7 @@ impl Reach {
         }
     }
 
-    /// Leaves every gateway: before the end goes.
+    /// Sends unbinds to all gateways, before the end stops.
     pub fn close(&mut self, now: Duration, clock: u64) {
         for member in self.members.iter_mut().chain(&mut self.leaving) {
             if member.is_bound(now) {
@@ -461,20 +456,20 @@ impl Reach {
         }
     }
 
-    /// The other end is heard by the gateway at `from`. An end that awaits sends there, and leaves
-    /// others that drain.
-    pub fn heard_by(&mut self, from: SocketAddr) {
+    /// A datagram of the other end came through the gateway at `from`. An end without a list uses
+    /// that gateway.
+    pub fn peer_received_from(&mut self, from: SocketAddr) {
         if self.chooser.is_none() {
             self.used = self.at(from).cloned();
         }
     }
 
-    /// The next thing to do.
+    /// The next action.
     pub fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// When [`Reach::timeout`] wants to be called.
+    /// The time of the next call of [`GatewaySelector::timeout`].
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         self.members
@@ -485,20 +480,21 @@ impl Reach {
             .min()
     }
 
-    /// The gateway by which datagrams go; of an end that awaits, by which the other end was heard.
+    /// The gateway in use; for an end without a list, the gateway that the other end was last
+    /// received from.
     #[must_use]
-    pub const fn used(&self) -> Option<&At> {
+    pub const fn used(&self) -> Option<&GatewayAddress> {
         self.used.as_ref()
     }
 
-    /// The gateways.
-    pub fn all(&self) -> impl Iterator<Item = &At> {
+    /// All gateways.
+    pub fn all(&self) -> impl Iterator<Item = &GatewayAddress> {
         self.members.iter().map(|member| &member.at)
     }
 
     /// The gateway at an address.
     #[must_use]
-    pub fn at(&self, address: SocketAddr) -> Option<&At> {
+    pub fn at(&self, address: SocketAddr) -> Option<&GatewayAddress> {
         self.all().find(|at| at.address == address)
     }
 
@@ -508,7 +504,7 @@ impl Reach {
         self.lost.as_ref()
     }
 
-    /// How the gateways are, in the order of the configuration.
+    /// The state of all gateways, in the order of the configuration.
     #[must_use]
     pub fn states(&self, now: Duration) -> Vec<GatewayState> {
         let state = |member: &Member| GatewayState {
@@ -527,8 +523,8 @@ impl Reach {
     }
 }
 
-/// Of a list, those that can be reached from here.
-fn known(list: &List, gateways: &[At]) -> List {
+/// The part of a list that is in `gateways`.
+fn known(list: &List, gateways: &[GatewayAddress]) -> List {
     let there = |name: &str| gateways.iter().any(|at| at.name == name);
     let mut candidates = list.candidates().to_vec();
     candidates.retain(|candidate| there(&candidate.name));

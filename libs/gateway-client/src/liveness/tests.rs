@@ -8,7 +8,7 @@ const fn ms(ms: u64) -> Duration {
 
 /// An end and a way to another one that answers.
 struct Run {
-    pulse: Pulse,
+    pulse: LivenessProbe,
     now: u64,
     /// When answers arrive.
     under_way: VecDeque<u64>,
@@ -22,7 +22,7 @@ struct Run {
 impl Run {
     fn new() -> Self {
         Self {
-            pulse: Pulse::new(ms(0)),
+            pulse: LivenessProbe::new(ms(0)),
             now: 0,
             under_way: VecDeque::new(),
             asked: Vec::new(),
@@ -173,7 +173,7 @@ fn the_first_question_has_two_seconds() {
 
 #[test]
 fn answers_without_a_question_are_ignored() {
-    let mut pulse = Pulse::new(ms(0));
+    let mut pulse = LivenessProbe::new(ms(0));
     for n in 0..1000 {
         pulse.answered(ms(n));
     }
@@ -187,7 +187,7 @@ proptest! {
     /// turns.
     #[test]
     fn any_order_of_things(acts in vec((0u8..5, 0u64..700), 0..300)) {
-        let (mut pulse, mut now) = (Pulse::new(ms(0)), ms(0));
+        let (mut pulse, mut now) = (LivenessProbe::new(ms(0)), ms(0));
         let mut silent = false;
         for (act, pause) in acts {
             now += ms(pause);

@@ -20,8 +20,8 @@ fn circuit() -> CircuitId {
     CircuitId::new(0x0102_0304_0506_0708).expect("an id")
 }
 
-fn at(n: u8) -> At {
-    At {
+fn at(n: u8) -> GatewayAddress {
+    GatewayAddress {
         name: format!("gw{n}"),
         address: SocketAddr::from(([192, 0, 2, n], 6180)),
     }
@@ -83,7 +83,7 @@ impl Gateway {
 }
 
 struct World {
-    reach: Reach,
+    reach: GatewaySelector,
     gateways: Vec<Gateway>,
     now: Duration,
     /// One way.
@@ -100,10 +100,10 @@ struct World {
 
 impl World {
     fn new(count: u8, seeks: bool, seed: u64) -> Self {
-        let gateways: Vec<At> = (1..=count).map(at).collect();
+        let gateways: Vec<GatewayAddress> = (1..=count).map(at).collect();
         let list = list(&gateways);
         let now = Duration::from_secs(1000);
-        let reach = Reach::new(
+        let reach = GatewaySelector::new(
             (circuit(), Side::A, key()),
             Settings::default(),
             seeks.then_some(&list),
@@ -178,7 +178,7 @@ impl World {
                 } else {
                     let from = at(place as u8 + 1).address;
                     let times = (self.now, self.clock());
-                    self.reach.hear(from, &message, times);
+                    self.reach.receive(from, &message, times);
                 }
             } else {
                 let clock = self.clock();
@@ -198,8 +198,8 @@ impl World {
     }
 }
 
-fn list(gateways: &[At]) -> List {
-    let candidate = |at: &At| Candidate {
+fn list(gateways: &[GatewayAddress]) -> List {
+    let candidate = |at: &GatewayAddress| Candidate {
         name: at.name.clone(),
         load: 0,
         tier: 0,
@@ -376,11 +376,11 @@ fn an_end_without_a_list_follows_the_other_end() {
     world.run(2000 * MS);
     assert!(world.gateways.iter().all(|g| g.bound));
     assert_eq!(world.said, []);
-    world.reach.heard_by(at(1).address);
+    world.reach.peer_received_from(at(1).address);
     world.gateways[0].draining = true;
     world.run(2000 * MS);
     assert!(world.gateways[0].bound, "the other end is there");
-    world.reach.heard_by(at(2).address);
+    world.reach.peer_received_from(at(2).address);
     world.run(2000 * MS);
     assert!(!world.gateways[0].bound, "it has moved");
     let asked: Vec<u32> = world.gateways.iter().map(|g| g.asked).collect();
@@ -396,7 +396,7 @@ fn a_removed_gateway_is_left() {
     let mut world = World::new(3, true, 4);
     world.run(2000 * MS);
     let old = world.used();
-    let mut left: Vec<At> = (1..=3).map(at).collect();
+    let mut left: Vec<GatewayAddress> = (1..=3).map(at).collect();
     left.remove(old);
     let list = list(&left);
     world.reach.update(Some(&list), &left, world.now);
@@ -438,7 +438,11 @@ fn messages_of_strangers_are_ignored() {
     let mut other = End::new(circuit(), Side::A, key());
     let bind = other.bind(clock);
     let stranger = SocketAddr::from(([192, 0, 2, 99], 6180));
-    assert!(!world.reach.hear(stranger, &bind, (world.now, clock)));
-    assert!(!world.reach.hear(at(1).address, &bind, (world.now, clock)));
-    assert!(!world.reach.hear(at(1).address, &[], (world.now, clock)));
+    assert!(!world.reach.receive(stranger, &bind, (world.now, clock)));
+    assert!(
+        !world
+            .reach
+            .receive(at(1).address, &bind, (world.now, clock))
+    );
+    assert!(!world.reach.receive(at(1).address, &[], (world.now, clock)));
 }

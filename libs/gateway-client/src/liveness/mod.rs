@@ -1,5 +1,5 @@
-//! Whether the other end of a connection is there: questions that it answers at once, and how long
-//! its answers may take.
+//! Liveness of a connection: questions that the peer answers at once, and the expected time of its
+//! answers.
 //!
 //! ```text
 //!            asked every 80 ms, at most three that wait for their answers
@@ -10,48 +10,47 @@
 //!     └──────────────────────────────── anything is received ◀───────────────────────────────────────────────────┘
 //! ```
 //!
-//! Anything received is life, so a connection by which something comes is never silent; and
-//! questions are asked then, too, so that what a full queue costs is known before it is asked in
-//! vain. Three of them find out in one round trip that one was lost, as TCP's own acknowledgements
-//! of the later ones say so. Pure: taking the time, on any monotonic clock.
+//! Any received byte is a sign of life. Questions are sent on busy connections, too, so that the
+//! delay of full queues is known in time. With three questions under way, TCP detects a loss within
+//! one round trip, by the acknowledgements of the later ones. Time is a parameter, on any monotonic
+//! clock.
 
 use std::{collections::VecDeque, time::Duration};
 
-/// How often is asked.
+/// Interval of questions.
 pub const PACE: Duration = Duration::from_millis(80);
-/// Questions that wait for their answers at most.
+/// Unanswered questions at most.
 pub const MOST: usize = 3;
-/// How long nothing may come, at least.
+/// Least time without a byte before the peer counts as silent.
 const LEAST: Duration = Duration::from_millis(240);
-/// How long nothing may come, at most; and as long as no question was ever answered.
+/// Largest such time, and the time before the first answer.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// What is due.
+/// A due action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// A question is to be sent.
+    /// Send a question.
     Ask,
-    /// The other end is silent: said once.
+    /// The peer is silent; reported once.
     Silent,
 }
 
-/// The end that asks.
+/// The asking end of a connection.
 #[derive(Clone, Debug)]
-pub struct Pulse {
-    /// When the questions were asked that wait for their answers, the oldest first; at most
-    /// [`MOST`].
+pub struct LivenessProbe {
+    /// Times of the unanswered questions, the oldest first; at most [`MOST`].
     asked: VecDeque<Duration>,
-    /// When something was received last, or nothing was to be expected yet.
+    /// Time of the last received byte, or until which none was expected.
     life: Duration,
-    /// When to look next.
+    /// Time of the next check.
     look: Duration,
     silent: bool,
-    /// Smoothed time of answers and its variation.
+    /// Smoothed time of answers, and its variation.
     times: Option<(Duration, Duration)>,
 }
 
-impl Pulse {
-    /// Of a connection that is there now. Asks at once.
+impl LivenessProbe {
+    /// For a new connection. The first question is due at once.
     #[must_use]
     pub fn new(now: Duration) -> Self {
         Self {
@@ -63,13 +62,13 @@ impl Pulse {
         }
     }
 
-    /// Something was received. True, once: it was silent before.
+    /// A byte was received. Returns whether the peer was silent before.
     pub fn received(&mut self, now: Duration) -> bool {
         self.life = self.life.max(now);
         std::mem::take(&mut self.silent)
     }
 
-    /// The oldest question is answered. An answer that was not asked for is nothing.
+    /// An answer to the oldest question has come. Without a question it is ignored.
     pub fn answered(&mut self, now: Duration) {
         let Some(asked) = self.asked.pop_front() else {
             return;
@@ -85,13 +84,13 @@ impl Pulse {
         });
     }
 
-    /// The oldest question is still at this end, and what is in front of it leaves.
+    /// The oldest question is still in the send buffer, and bytes before it leave.
     pub fn held(&mut self, now: Duration) {
         self.life = self.life.max(now);
     }
 
-    /// What is due; to be asked until it says nothing more. What was received before `now` is to
-    /// have been said.
+    /// The next due action; call it until `None`, after all bytes received before `now` were
+    /// reported.
     pub fn step(&mut self, now: Duration) -> Option<Due> {
         if !self.silent && self.silent_at().is_some_and(|at| now >= at) {
             self.silent = true;
@@ -107,20 +106,20 @@ impl Pulse {
         })
     }
 
-    /// When [`Pulse::step`] wants to be called.
+    /// The time of the next call of [`LivenessProbe::step`].
     #[must_use]
     pub fn next_deadline(&self) -> Duration {
         let silent = self.silent_at().filter(|_| !self.silent);
         silent.map_or(self.look, |at| at.min(self.look))
     }
 
-    /// Questions that wait for their answers.
+    /// Number of unanswered questions.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.asked.len()
     }
 
-    /// From when on it is silent, if nothing comes.
+    /// The time at which the peer counts as silent, if no byte comes.
     fn silent_at(&self) -> Option<Duration> {
         Some(self.life.max(*self.asked.front()?) + self.patience())
     }
