@@ -83,7 +83,7 @@ fn a_datagram_costs_no_allocation() {
     let mut carry = |count: u64| {
         let before = COUNT.load(Ordering::Relaxed);
         for n in 0..count {
-            // Now and then what is forged, or nobody's.
+            // Some datagrams are forged, or of an unknown circuit.
             let forged = [0; 64];
             match n % 10 {
                 7 => a.send(&forged).expect("send"),

@@ -1,7 +1,7 @@
 //! Turns of lab tests, over all processes on the machine.
 //!
 //! ```text
-//!   a test in a module `timed`    causeway-tests.lock, exclusive: nothing runs beside it
+//!   a test in a module `timed`    causeway-tests.lock, exclusive: it runs alone
 //!   any other                     causeway-tests.lock, shared, and one of two slots
 //! ```
 

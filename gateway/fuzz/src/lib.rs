@@ -11,7 +11,7 @@
 //!   gateway/tests/corpus.rs           fuzz_targets/*.rs (cargo xtask fuzz)
 //!       └───────────────┬──────────────────────┘
 //!                       ▼
-//!       hello  stream  circuit  bind ─▶ world: table and ends, beside a model of docs/gateway.md
+//!       hello  stream  circuit  bind ─▶ world: table and ends, against a model of docs/gateway.md
 //! ```
 //!
 //! The last two read their input as a program: a byte selects an event, and its arguments follow.

@@ -28,7 +28,7 @@ impl<T: Copy> Ring<T> {
     /// # Safety
     /// The four parts are aligned, readable and writable, `slots` for `size` of `T`, as long as
     /// this lives; any bit pattern is a `T`; only one producer and one consumer are made of it;
-    /// nobody else touches it but by the rules of the ring.
+    /// no other code touches it except by the rules of the ring.
     ///
     /// `size` is a power of two.
     pub(crate) unsafe fn new(

@@ -663,7 +663,7 @@ impl Theirs {
         begun.elapsed()
     }
 
-    /// A UDP socket beside theirs, on another port.
+    /// A UDP socket at their address, on another port.
     #[must_use]
     pub fn socket(&self, underlay: Underlay) -> UdpSocket {
         bind(THEIRS, SocketAddr::new(underlay.theirs().ip(), 0))

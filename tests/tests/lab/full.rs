@@ -406,7 +406,7 @@ fn full_excludes_partial_and_undo_leaves_nothing() {
     }
     site.unreachable("client", NAT[0]);
     site.reach("globex-replica-a", "10.1.0.1");
-    // The machine is off: nobody could answer. What would be is said by the flows.
+    // The machine is off and cannot answer; the flows show the translation.
     let flows = ask(&site, &["flows", "--json"]);
     assert!(!flows.contains(WEB[0]), "{flows}");
     assert!(

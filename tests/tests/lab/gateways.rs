@@ -180,7 +180,7 @@ fn curl_and_openssl_work_through_the_relay() {
         out.stdout,
         out.stderr
     );
-    // A name that nobody has: TLS's own alert 112.
+    // An unknown server name: TLS alert 112.
     let out = said("nobody.example.net");
     assert!(
         out.stderr.contains("unrecognized name"),
@@ -365,7 +365,7 @@ fn idle_connections_cost_little() {
     assert_eq!(heard, count.div_ceil(97));
 }
 
-/// Drops by reason, of a circuit or of nobody's.
+/// Drops by reason, of a circuit or of unknown ids.
 fn dropped(site: &Site, reason: &str) -> u64 {
     let status = site.gateway_status("gw1");
     status["circuits"]["dropped"][reason].as_u64().unwrap_or(0)
@@ -449,7 +449,7 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
         message(Kind::Bind, Side::A, id, &own[0], clock())
     });
     send_all("binds to guessed ids", "no-circuit", guessed);
-    // An id is no secret: known, but from where nobody is bound.
+    // An id is no secret: it is known, but no side is bound to this source.
     let known = many(&mut |_| [&acme.to_bytes()[..], b"from b"].concat());
     send_all("datagrams with acme's id", "not-bound", known);
     for (what, key) in [

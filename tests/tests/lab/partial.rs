@@ -109,7 +109,7 @@ fn machines_keep_addresses_and_unaffected_pairs_keep_their_neighbours() {
         }
     }
 
-    // And back: the caches are corrected without anybody asking.
+    // And back: the caches are corrected without a request.
     site.back("prod-a");
     let own = site.mac("prod-a", "eth0");
     std::thread::sleep(Duration::from_millis(500));
@@ -257,7 +257,7 @@ fn strangers_do_not_get_into_a_network() {
         .filter(|f| holds(f, b"LET-ME-IN") && f[..6] == replica)
         .count();
     assert_eq!(seen, 1, "only the peer's datagram reached the replica");
-    // The appliance itself can still be pinged by whoever routes to it.
+    // Hosts with a route to the appliance can still ping it.
     let _ = echo(ip(B), ip(A), 8);
     site.reach("wan", "203.0.113.5");
 }

@@ -322,7 +322,7 @@ fn a_wireguard_client_is_a_machine_of_the_network() {
     assert_eq!(laptop["kind"], "wireguard");
     assert_eq!(laptop["tunnel"]["cipher"], "chacha20-poly1305");
     assert_eq!(laptop["tunnel"]["up"], true, "{laptop}");
-    // It may have its own addresses, and nobody else's.
+    // It may use its own addresses, and no others.
     site.ok(
         "remote",
         &["ip", "address", "add", "10.1.0.88/32", "dev", "wgc0"],

@@ -379,7 +379,7 @@ fn a_replayed_datagram_is_refused_and_counted(implementation: Implementation) {
         assert_eq!(
             stand.ours.status().path,
             Some(Underlay::V4.theirs().into()),
-            "a replay from elsewhere moves nobody"
+            "a replay from another address moves no peer"
         );
 
         // And they refuse ours: the next echo is answered, the replayed one is not.

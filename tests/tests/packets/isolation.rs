@@ -57,7 +57,7 @@ fn owner(address: IpAddr) -> Option<Party> {
     }
 }
 
-/// Whether the address is one of a tenant's networks; of the outside, of anybody's.
+/// Whether the address is one of a tenant's networks; of the outside, or of any party.
 fn is_inside(who: Party, address: IpAddr) -> bool {
     let number = match address {
         IpAddr::V4(a) if a.octets()[0] == 10 => u16::from(a.octets()[1]),

@@ -23,11 +23,11 @@ pub struct Paths {
 impl Paths {
     /// From `CAUSEWAY_APPLIANCE`, `CAUSEWAY_GATEWAY`, `CAUSEWAY_BPF_OBJECT`,
     /// `CAUSEWAY_GATEWAY_BPF_OBJECT` and `CAUSEWAY_LAB_BPF_OBJECT`; what is not set is looked for
-    /// beside the running program: `target/<profile>/causeway-appliance`, `target/bpf/*.o`.
+    /// next to the running program: `target/<profile>/causeway-appliance`, `target/bpf/*.o`.
     #[must_use]
     pub fn find() -> Self {
         let exe = env::current_exe().unwrap_or_default();
-        let default = Self::beside(&exe);
+        let default = Self::next_to(&exe);
         let or = |name, default| env::var_os(name).map_or(default, PathBuf::from);
         Self {
             appliance: or("CAUSEWAY_APPLIANCE", default.appliance),
@@ -38,7 +38,7 @@ impl Paths {
         }
     }
 
-    fn beside(exe: &Path) -> Self {
+    fn next_to(exe: &Path) -> Self {
         let mut profile = exe.parent().unwrap_or(Path::new("")).to_owned();
         // Test programs are one directory further down.
         if profile.ends_with("deps") {
@@ -61,8 +61,8 @@ mod tests {
 
     #[test]
     fn programs_and_tests_find_the_same_files() {
-        let a = Paths::beside(Path::new("/w/target/debug/causeway-lab"));
-        let b = Paths::beside(Path::new("/w/target/debug/deps/raise-0123"));
+        let a = Paths::next_to(Path::new("/w/target/debug/causeway-lab"));
+        let b = Paths::next_to(Path::new("/w/target/debug/deps/raise-0123"));
         assert_eq!(a, b);
         assert_eq!(a.appliance, Path::new("/w/target/debug/causeway-appliance"));
         assert_eq!(a.lab_bpf_object, Path::new("/w/target/bpf/lab.bpf.o"));

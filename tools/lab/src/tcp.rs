@@ -27,7 +27,7 @@ impl Greeter {
 }
 
 impl Lab {
-    /// Greets whoever connects to `port` of `host` with a line, and then sends back what comes,
+    /// Greets each client of `port` of `host` with a line, and then echoes what it receives,
     /// until dropped.
     ///
     /// # Errors

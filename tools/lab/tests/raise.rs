@@ -304,10 +304,10 @@ fn the_internet_asks_for_public_addresses_on_the_providers_uplink() {
         assert!(answers(from, to), "{from} does not reach {to}");
     }
 
-    // Nobody has the public addresses yet: they are asked for where the appliance hears it.
+    // No machine has the public addresses yet: ARP requests for them reach the appliance.
     let uplink = lab.capture("provider-appliance", "eth0", None).unwrap();
     for to in ["203.0.113.20", "203.0.113.36", "2001:db8:f::20"] {
-        assert!(!answers("client", to), "somebody answers on {to}");
+        assert!(!answers("client", to), "{to} is answered");
     }
     thread::sleep(100 * MS);
     let frames = uplink.stop().unwrap();

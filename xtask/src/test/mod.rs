@@ -247,7 +247,7 @@ struct LabTest<'a> {
 }
 
 impl LabTest<'_> {
-    /// Whether it asserts times or rates, so that nothing may run beside it: it is in a module
+    /// Whether it asserts times or rates, so that it runs alone: it is in a module
     /// `timed`.
     fn is_timed(&self) -> bool {
         self.name.split("::").any(|module| module == "timed")

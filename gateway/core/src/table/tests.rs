@@ -192,7 +192,7 @@ fn each_drop_has_its_reason() {
         let action = table.handle(now, &bytes, &at(from));
         assert_eq!(action, Action::Drop(reason), "{what}: {table:#?}");
     }
-    assert_eq!(table.bound(now), 2, "and nobody is the worse for it");
+    assert_eq!(table.bound(now), 2, "and both stay bound");
     let total: u64 = table.drops().iter().sum::<u64>();
     let of_circuits = table.state(now).flat_map(|c| c.counts.drops).sum::<u64>();
     assert_eq!(total + of_circuits, 13, "each is counted once");
@@ -451,7 +451,7 @@ fn a_table_has_only_its_share() {
     assert_eq!(table.state(seconds(0)).count(), 2);
 }
 
-/// What somebody does in the model below.
+/// An action in the model below.
 #[derive(Clone, Debug)]
 enum Act {
     /// Time passes, milliseconds.
@@ -575,7 +575,7 @@ impl World {
                     let circuit = number(&sealed.circuit().to_bytes()[..4]) as usize;
                     let end = circuit * 2 - 2 + sealed.side().index();
                     let remote = at(from).remote;
-                    // Whoever carried the bind there: the end receives there.
+                    // The end receives at the address that the bind came from.
                     prop_assert!(self.challenged[end].contains(&remote), "{:#?}", self.table);
                     self.proven[end].push((remote, self.now));
                 }
@@ -591,7 +591,7 @@ impl World {
         Ok(())
     }
 
-    /// An answer comes to whoever is at its address.
+    /// An answer reaches the end at its destination address.
     fn hears(&mut self, address: u8, answer: &[u8]) -> Result<(), TestCaseError> {
         let clock = self.clock();
         for n in 0..self.ends.len() {
@@ -701,7 +701,7 @@ proptest! {
                     prop_assert!(form != 0 && (from == 2 || from == 3));
                     prop_assert_eq!(to, at(5 - from));
                 }
-                Action::Answer(_) | Action::Done => prop_assert!(false, "nobody has a key"),
+                Action::Answer(_) | Action::Done => prop_assert!(false, "the attacker has no key"),
             }
         }
         prop_assert_eq!(table.bound(seconds(1)), 2);

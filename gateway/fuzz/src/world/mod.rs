@@ -1,4 +1,4 @@
-//! A table and six ends beside the model of `docs/gateway.md`.
+//! A table and six ends, compared with the model of `docs/gateway.md`.
 //!
 //! Every datagram goes to the table and to the model, and both must agree on the action. The model
 //! cannot compute cookies: a new cookie must differ from all earlier ones.

@@ -256,7 +256,7 @@ fn a_truncated_answer_ends_with_a_reset() {
     for n in 1..=20 {
         let mut client = greet(gateway.at(), "d.example");
         let talking = talkative(&client);
-        // The kernel tells whoever asks first, the one that talks or the one that listens; so the
+        // The kernel reports it to the first that asks, the sender or the receiver; so the
         // gateway is asked.
         let _ = rest(&mut client);
         talking.join().expect("an end");

@@ -237,7 +237,7 @@ fn the_next_gateway_is_used_within_400_ms_when_one_dies() {
         assert_ne!(world.used(), dead);
         assert_eq!(world.uses(), 2, "{:?}", world.said);
         assert!(*when - died <= 400 * MS, "seed {seed}: {:?}", *when - died);
-        // It comes back, and nobody runs to it.
+        // It comes back, and no end returns to it.
         world.gateways[dead].restart();
         let used = world.used();
         world.run(Duration::from_secs(60));
@@ -259,7 +259,7 @@ fn a_draining_gateway_is_left_and_gets_an_unbind() {
         assert!(world.gateways[1 - old].bound);
         world.run(Duration::from_secs(10));
         assert_eq!(world.uses(), 2, "{:?}", world.said);
-        assert!(!world.gateways[old].bound, "nobody binds there again");
+        assert!(!world.gateways[old].bound, "the end does not bind there again");
     }
 }
 

@@ -132,7 +132,7 @@ fn heard(hands: &mut [Hand; 3], now: tunnel::Now, frame: &[u8]) {
                 heard.is_empty() || heard[16..20] == CLIENT,
                 "another client's packet"
             ),
-            // Nobody sends by the stolen keys' session.
+            // No end sends in the session of the stolen keys.
             _ => panic!("hand {at} hears what is not for it"),
         }
     }

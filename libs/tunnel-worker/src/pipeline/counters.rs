@@ -1,4 +1,4 @@
-//! What a worker counters: written by it alone, without a locked instruction, and read by anybody.
+//! Counters of a worker. It alone writes them, without locked instructions; any thread may read them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

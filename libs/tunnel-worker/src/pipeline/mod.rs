@@ -586,7 +586,7 @@ impl Pipeline {
         }
     }
 
-    /// Sends a message of our own. Without a session or a way there is nobody to tell; the control
+    /// Sends a message of our own. Without a session or a path it cannot be sent; the control
     /// half knows already.
     fn send_own(
         &mut self,
@@ -816,7 +816,7 @@ fn hand_to_slow_path(
     wire: &mut impl PacketSink,
     counters: &WorkerCounters,
 ) -> Result<(), Counter> {
-    // Clamped here: nobody does it later.
+    // Clamped here, because no later step does it.
     let mut copy = [0; SLOW_PACKET_BYTES];
     let waiting = copy.get_mut(..packet.len()).ok_or(Counter::DropTooLarge)?;
     waiting.copy_from_slice(packet);

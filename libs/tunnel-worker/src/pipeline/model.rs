@@ -282,15 +282,15 @@ struct World {
     ms: u64,
 }
 
-/// Outcomes, of which a frame has one. The others are counters beside one.
+/// Outcomes, of which a frame has exactly one. The other counters add detail to an outcome.
 fn outcomes(counters: &WorkerCounters) -> u64 {
-    let beside = [
+    let details = [
         Counter::SplitInTunnel,
         Counter::Rejoined,
         Counter::MssClamped,
         Counter::Released,
     ];
-    let all = Counter::ALL.iter().filter(|c| !beside.contains(c));
+    let all = Counter::ALL.iter().filter(|c| !details.contains(c));
     all.map(|c| counters.counter(*c)).sum()
 }
 

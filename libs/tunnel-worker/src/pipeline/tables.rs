@@ -19,7 +19,7 @@ pub(crate) struct Host {
     pub reported: Option<Instant>,
 }
 
-/// A WireGuard peer that has a part of a network beside the network's own peer.
+/// A WireGuard peer that has some addresses of a network, in addition to the network's own peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerRoute {
     /// The addresses it has.
@@ -41,7 +41,7 @@ pub(crate) struct Tables {
 impl Tables {
     /// Empty tables, with room for as many entries as the maps have: later writes allocate nothing.
     pub fn new(seed: u64) -> Self {
-        // Keyed, so that nobody who chooses addresses chooses collisions.
+        // Keyed: a sender that chooses addresses cannot choose collisions.
         let state = || RandomState::with_seeds(seed, !seed, seed.rotate_left(17), 0x5bd1_e995);
         Self {
             networks: vec![Network::default(); MAX_NETWORKS as usize].into(),

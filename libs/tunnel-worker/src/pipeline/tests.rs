@@ -319,7 +319,7 @@ fn a_peer_has_no_part_in_another_peer_s_network() {
             .pipeline
             .command(at(5).mono, command, &mut provider.wire);
     }
-    // The tenant's appliance has gone bad: it seals for that network, and for one that nobody has.
+    // A hostile tenant's appliance encrypts for that network, and for one that does not exist.
     for (vni, reason) in [
         (2001, Counter::DropWrongPeer),
         (3001, Counter::DropUnknownVni),

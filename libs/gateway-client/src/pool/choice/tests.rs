@@ -69,7 +69,7 @@ fn the_least_loaded_gateway_is_chosen_and_kept() {
     let mut c = chooser(&[("a", 500, 0), ("b", 200, 0), ("c", 350, 0)]);
     assert_eq!(used(&mut c, START), "b");
     c.report("b", WELL, START);
-    // Another is lighter now; nobody moves for that.
+    // Another has less load now; no end moves for that.
     c.update(&list_of(&[("a", 0, 0), ("b", 900, 0)]), START);
     for s in 0..1000 {
         assert_eq!(used(&mut c, START + seconds(s)), "b");
@@ -171,7 +171,7 @@ fn a_draining_gateway_is_left_unless_it_is_the_only_one() {
     c.report("a", DRAINING, START);
     c.report("a", DRAINING, START + ms(500));
     assert_eq!(used(&mut c, START + seconds(2)), "b");
-    // It takes nobody new, while there is another or not.
+    // It accepts no new end, whether there is another gateway or not.
     many(&mut c, "b", SILENT, 3, START + seconds(3));
     let why = no_service(&mut c, START + seconds(3)).to_string();
     assert_eq!(
@@ -368,7 +368,7 @@ fn ends_spread_after_a_loss_and_return_slowly() {
     world.alive.insert("a", false);
     world.run(&mut now, ms(500));
     assert_eq!(world.uses("a"), 0, "left within half a second");
-    assert_eq!(world.moves, 600 + lost, "nobody else moved");
+    assert_eq!(world.moves, 600 + lost, "no other end moved");
     for name in ["b", "c"] {
         assert!(
             (240..360).contains(&world.uses(name)),
@@ -380,7 +380,7 @@ fn ends_spread_after_a_loss_and_return_slowly() {
 
     world.alive.insert("a", true);
     world.run(&mut now, seconds(5));
-    assert_eq!(world.uses("a"), 0, "nobody needed it");
+    assert_eq!(world.uses("a"), 0, "no end needed it");
     // While it settles, another is lost: it gets a part of those, not all, although it is empty.
     world.alive.insert("b", false);
     world.run(&mut now, seconds(1));

@@ -153,7 +153,7 @@ fn every_question_is_answered_at_once_and_a_flood_of_them_is_not_answered_one_by
         client.read_exact(&mut word).expect("an answer");
         assert_eq!(word, LivenessFrame::Answer.frame());
     }
-    // Answers that nobody asked for are nothing.
+    // Answers without a question are ignored.
     client
         .write_all(&LivenessFrame::Answer.frame())
         .expect("send");
@@ -226,7 +226,7 @@ fn an_address_that_does_not_answer_holds_up_no_other() {
     println!("the third after {} ms", took.as_millis());
     assert_eq!(established.peer, listener.addresses()[0]);
     assert!(took < Duration::from_millis(1500), "{took:?}");
-    // None of them: each in its time, beside each other.
+    // None of them: each in its time, in parallel.
     let mut none = dialing(full[0].0, fingerprint, 2);
     none.addresses = full.iter().map(|(at, _)| *at).collect();
     none.timeouts.connect = Duration::from_secs(1);
