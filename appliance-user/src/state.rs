@@ -415,8 +415,9 @@ mod tests {
             }],
             other_networks: Vec::new(),
         };
-        let text = "name = \"dr\"\ntenant = \"acme\"\n[[network]]\nname = \"net1\"\ninternet = true\n[[rule]]\n\
-            name = \"web\"\npublic_ip = \"203.0.113.20\"\npublic_port = 443\ninternal_ip = \"10.1.0.10\"\n";
+        let text = "name = \"dr\"\ntenant = \"acme\"\n[[network]]\nname = \"net1\"\n\
+            internet = true\n[[rule]]\nname = \"web\"\npublic_ip = \"203.0.113.20\"\n\
+            public_port = 443\ninternal_ip = \"10.1.0.10\"\n";
         let plan = Plan::parse(text, &tenant).expect("a plan");
         let mut state = State {
             maintenance: true,

@@ -276,7 +276,8 @@ mod tests {
     fn headers_are_described_as_text() {
         assert_eq!(
             describe(&syn()),
-            "02:00:00:00:00:02 > 02:00:00:00:00:01, VLAN 101, TCP 10.1.0.10:1234 > 198.51.100.80:443 [S], hops 64"
+            "02:00:00:00:00:02 > 02:00:00:00:00:01, VLAN 101, TCP 10.1.0.10:1234 > \
+             198.51.100.80:443 [S], hops 64"
         );
         let mut arp = vec![0xff; 6];
         arp.extend_from_slice(&[2, 0, 0, 0, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);

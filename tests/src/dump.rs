@@ -34,7 +34,8 @@ pub fn difference(expected: &[u8], got: &[u8]) -> String {
         .position(|(a, b)| a != b)
         .unwrap_or(expected.len().min(got.len()));
     format!(
-        "first difference at offset {at} (0x{at:x}); expected {} bytes, got {}\nexpected:\n{}got:\n{}",
+        "first difference at offset {at} (0x{at:x}); expected {} bytes, got {}\nexpected:\n\
+         {}got:\n{}",
         expected.len(),
         got.len(),
         hex(expected),

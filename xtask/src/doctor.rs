@@ -52,7 +52,8 @@ pub fn doctor(asked: Asked, json: bool) -> anyhow::Result<ExitCode> {
         outln!(
             "{}",
             if broken {
-                "a requirement is missing: `cargo xtask setup` installs those that apt and cargo can"
+                "a requirement is missing: `cargo xtask setup` installs those that apt and cargo \
+                 can"
             } else {
                 "all requirements are met"
             }
@@ -197,7 +198,8 @@ fn bpf_rustc(route: Route) -> Check {
     let (text, mend) = match route {
         Route::Debian => (
             output("/usr/bin/rustc", &["-vV"]),
-            "cargo xtask setup (Debian: apt-get install rustc-web cargo-web libstd-rust-web-dev-bpf)",
+            "cargo xtask setup (Debian: apt-get install rustc-web cargo-web \
+             libstd-rust-web-dev-bpf)",
         ),
         Route::Nightly => (
             output("rustup", &["run", "nightly", "rustc", "-vV"]),
@@ -228,7 +230,9 @@ fn bpf_rustc(route: Route) -> Check {
             return Check {
                 what: "rustc for BPF",
                 found: format!("{found}; bpf-linker's LLVM is {:?}", linkers.trim()),
-                mend: "apt-get install llvm-22-dev of the same version, then remove target/tools and run cargo xtask setup".to_owned(),
+                mend: "apt-get install llvm-22-dev of the same version, then remove target/tools \
+                    and run cargo xtask setup"
+                    .to_owned(),
                 required: true,
             };
         }

@@ -109,8 +109,9 @@ pub fn check(filter: Option<&str>) -> anyhow::Result<Counts> {
         } else {
             counts.failed += count;
             errln!(
-                "xtask: the fuzz targets of {folder} do not compile: {}. Fix the errors above. If Cargo.lock is out of date, \
-                 run `cargo metadata --format-version 1 --manifest-path {folder}/Cargo.toml` and commit it",
+                "xtask: the fuzz targets of {folder} do not compile: {}. Fix the errors above. If \
+                 Cargo.lock is out of date, run `cargo metadata --format-version 1 --manifest-path \
+                 {folder}/Cargo.toml` and commit it",
                 names.join(" ")
             );
         }

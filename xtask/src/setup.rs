@@ -83,7 +83,8 @@ pub fn linker_command(route: Route) -> String {
     let root = root.display();
     match route {
         Route::Debian => format!(
-            "LLVM_PREFIX={LLVM_PREFIX} cargo install bpf-linker --version {LINKER_VERSION} --no-default-features --features llvm-22 --locked --root {root}"
+            "LLVM_PREFIX={LLVM_PREFIX} cargo install bpf-linker --version {LINKER_VERSION} \
+             --no-default-features --features llvm-22 --locked --root {root}"
         ),
         Route::Nightly => {
             format!("cargo install bpf-linker --version {LINKER_VERSION} --locked --root {root}")
@@ -174,7 +175,8 @@ pub fn install(packages: &[&str]) -> anyhow::Result<()> {
     );
     if !bpf::is_debian() {
         bail!(
-            "this is not Debian: install the equivalent of these Debian packages, then try again: {}",
+            "this is not Debian: install the equivalent of these Debian packages, then try again: \
+             {}",
             packages.join(" ")
         );
     }
@@ -208,14 +210,24 @@ fn nightly() -> anyhow::Result<()> {
     );
     let Some(components) = components else {
         bail!(
-            "the nightly route needs rustup's nightly: rustup toolchain install nightly --component rust-src"
+            "the nightly route needs rustup's nightly: rustup toolchain install nightly \
+             --component rust-src"
         );
     };
     if !components.lines().any(|line| line.starts_with("rust-src")) {
         step("rust-src for the nightly toolchain", || {
-            run(Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", "nightly"]))
+            run(Command::new("rustup").args([
+                "component",
+                "add",
+                "rust-src",
+                "--toolchain",
+                "nightly",
+            ]))
         })
-        .context("rustup component add rust-src --toolchain nightly; or, on Debian, use --bpf-toolchain debian")?;
+        .context(
+            "rustup component add rust-src --toolchain nightly; or, on Debian, use \
+            --bpf-toolchain debian",
+        )?;
     }
     Ok(())
 }

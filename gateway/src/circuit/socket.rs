@@ -46,8 +46,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub enum Error {
     /// An address cannot be bound.
     #[error(
-        "cannot listen on {address} (UDP): {source}; check that no other gateway runs and that the address \
-         belongs to this machine"
+        "cannot listen on {address} (UDP): {source}; check that no other gateway runs and that the \
+         address belongs to this machine"
     )]
     Listen {
         address: SocketAddr,
@@ -229,7 +229,8 @@ impl Circuits {
                         Some(shared) => *bucket = Arc::new(shared),
                         None => tracing::warn!(
                             tenant = %tenant.name,
-                            "the XDP map of rate limits is full; circuits of this tenant use user space until the gateway restarts"
+                            "the XDP map of rate limits is full; circuits of this tenant use user \
+                             space until the gateway restarts"
                         ),
                     }
                 }
@@ -238,7 +239,8 @@ impl Circuits {
                 tracing::warn!(
                     circuits = plan.circuits.len(),
                     room = fast.room(),
-                    "the XDP map of circuits is too small; some circuits use user space until the gateway restarts"
+                    "the XDP map of circuits is too small; some circuits use user space until the \
+                     gateway restarts"
                 );
             }
         }
@@ -409,7 +411,8 @@ impl State {
             let stats = match fast.stats(place) {
                 Ok(stats) => stats,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot read the XDP counters; the status leaves them out");
+                    tracing::warn!(%error, "cannot read the XDP counters; the status leaves them \
+                        out");
                     return;
                 }
             };

@@ -70,9 +70,9 @@ fn dns_name(c: &mut Checker, at: &str, text: &str) -> Option<String> {
             c.problem(
                 at,
                 format!(
-                    "{text:?} is not a DNS name: labels of a-z, 0-9, - and _ with dots between them, \
-                     no final dot, no IP address; for all subdomains write below = \"example.net\" \
-                     without a star"
+                    "{text:?} is not a DNS name: labels of a-z, 0-9, - and _ with dots between \
+                     them, no final dot, no IP address; for all subdomains write below = \
+                     \"example.net\" without a star"
                 ),
             );
             None
@@ -147,8 +147,8 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     if file.route.is_empty() && file.circuit.is_empty() {
         c.problem(
             "route",
-            "there is no route and no circuit, so the gateway would refuse everything: write [[route]] with \
-             name or below, and backend; or write [[circuit]]",
+            "there is no route and no circuit, so the gateway would refuse everything: write \
+             [[route]] with name or below, and backend; or write [[circuit]]",
         );
     }
     let table = routes(&mut c, file.route, &tenants, &backends);
@@ -182,7 +182,8 @@ fn listen(c: &mut Checker, texts: Option<Vec<String>>) -> Vec<SocketAddr> {
         c.problem(
             at,
             format!(
-                "an empty list: write an address, or leave the key out for port {PORT} of every address"
+                "an empty list: write an address, or leave the key out for port {PORT} of every \
+                 address"
             ),
         );
     }
@@ -215,7 +216,8 @@ fn metrics(c: &mut Checker, text: Option<&str>, listen: &[SocketAddr]) -> Option
         c.problem(
             at,
             format!(
-                "{address} is open to other machines, and metrics name tenants: write a loopback address"
+                "{address} is open to other machines, and metrics name tenants: write a loopback \
+                 address"
             ),
         );
     }
@@ -375,7 +377,8 @@ fn routes(
             c.problem(
                 format!("route {:?}", named[conflict.second].to_string()),
                 format!(
-                    "route {} of the file matches the same hellos; remove one, or give them different protocols",
+                    "route {} of the file matches the same hellos; remove one, or give them \
+                     different protocols",
                     conflict.first + 1
                 ),
             );
@@ -460,8 +463,8 @@ fn circuits(
                 c.problem(
                     &at,
                     format!(
-                        "key {} is not 32 bytes in base64: write the file of `causeway-appliance keygen \
-                         --preshared`, or the output of `wg genkey`",
+                        "key {} is not 32 bytes in base64: write the file of `causeway-appliance \
+                         keygen --preshared`, or the output of `wg genkey`",
                         n + 1
                     ),
                 );

@@ -265,7 +265,8 @@ fn each_problem_is_named_with_its_key() {
         (
             "0123456789abcdef",
             "00000000ffffffff",
-            "circuit \"00000000ffffffff\": id: write 16 hexadecimal digits, of which the 5th to the 8th are not all 0",
+            "circuit \"00000000ffffffff\": id: write 16 hexadecimal digits, of which the 5th to \
+             the 8th are not all 0",
         ),
         (
             "0123456789abcdef",

@@ -64,7 +64,8 @@ fn xdp(out: &mut String, circuits: &CircuitsStatus) {
         let mode = match &interface.refused {
             Some(refused) => format!("none, circuits use user space: {refused}"),
             None if !interface.target && xdp.interfaces.len() > 1 => format!(
-                "{}, but the driver cannot accept XDP redirects: only same-interface circuits use it",
+                "{}, but the driver cannot accept XDP redirects: only same-interface circuits use \
+                 it",
                 interface.mode
             ),
             None => interface.mode.clone(),

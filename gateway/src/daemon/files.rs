@@ -18,8 +18,8 @@ const MAX_PIPES: usize = 1 << 14;
 pub enum Error {
     /// The configuration asks for more connections than files can be open.
     #[error(
-        "limits.connections: {wanted} need {} open files, and {files} are allowed: write {} at most, \
-         or raise the limit (systemd: LimitNOFILE=)",
+        "limits.connections: {wanted} need {} open files, and {files} are allowed: write {} at \
+         most, or raise the limit (systemd: LimitNOFILE=)",
         files_of(*wanted, *others), connections_of(*files, *others)
     )]
     TooFew {

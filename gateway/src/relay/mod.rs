@@ -128,8 +128,8 @@ pub struct Plan {
 pub enum Error {
     /// An address cannot be bound.
     #[error(
-        "cannot listen on {address}: {source}; check that no other gateway runs and that the address belongs \
-         to this machine"
+        "cannot listen on {address}: {source}; check that no other gateway runs and that the \
+         address belongs to this machine"
     )]
     Listen {
         address: SocketAddr,

@@ -257,7 +257,8 @@ async fn dial(backend: &Backend, patience: Duration, failed: impl Fn()) -> io::R
                 return Ok(stream);
             }
             Err(source) => {
-                tracing::debug!(%address, error = %source, "cannot connect to an address of the backend");
+                tracing::debug!(%address, error = %source, "cannot connect to an address of the \
+                    backend");
                 failed();
                 error = source;
             }

@@ -562,7 +562,8 @@ fn bytes_stay_in_order_under_load() {
         for (size, joined, count) in [(56, 1, 10_000), (56, 32, 20_000), (1392, 32, 20_000)] {
             let took = carry(&a, &b, count, size, joined);
             println!(
-                "{from} to {to}, {size} bytes, {joined} at once, a window of 64: {:.0} datagrams a second",
+                "{from} to {to}, {size} bytes, {joined} at once, a window of 64: {:.0} datagrams a \
+                 second",
                 count as f64 / took.as_secs_f64()
             );
         }
@@ -607,7 +608,8 @@ fn throughput() {
         let elapsed = begun.elapsed().as_secs_f64();
         let after = gateway.state().totals;
         println!(
-            "{size} bytes, {joined_at} at once: {:.0} came a second, {:.0} were sent, {:.0} were heard",
+            "{size} bytes, {joined_at} at once: {:.0} came a second, {:.0} were sent, {:.0} were \
+             heard",
             (after.received - before.received) as f64 / elapsed,
             (after.sent - before.sent) as f64 / elapsed,
             heard.load(Ordering::Relaxed) as f64 / elapsed,

@@ -507,7 +507,8 @@ fn errors_at_the_start_name_the_cause() {
     let others = 128 + gateway::relay::Relay::files(1);
     let (needed, most) = ((500 + 64) * 2 + others, (1000 - 64 * 2 - others) / 2);
     let wanted = format!(
-        "limits.connections: 500 need {needed} open files, and 1000 are allowed: write {most} at most, or raise the limit"
+        "limits.connections: 500 need {needed} open files, and 1000 are allowed: write {most} at \
+         most, or raise the limit"
     );
     assert!(said.contains(&wanted), "{said}\nnot: {wanted}");
     let (_held, taken) = listener();
@@ -666,10 +667,14 @@ fn circuits_are_configured_and_reported() {
     let (_, body) = get(status.metrics.expect("an address"), "GET /metrics");
     for line in [
         "causeway_gateway_datagrams_received_total 6",
-        "causeway_gateway_datagrams_dropped_total{tenant=\"\",circuit=\"\",reason=\"no-circuit\"} 1",
-        "causeway_gateway_circuit_datagrams_total{tenant=\"acme\",circuit=\"0000000100000001\",from=\"a\"} 1",
-        "causeway_gateway_circuit_bytes_total{tenant=\"acme\",circuit=\"0000000100000001\",from=\"a\"} 13",
-        "causeway_gateway_circuit_events_total{tenant=\"acme\",circuit=\"0000000100000001\",event=\"bound\"} 2",
+        "causeway_gateway_datagrams_dropped_total{tenant=\"\",circuit=\"\",reason=\"no-circuit\"} \
+         1",
+        "causeway_gateway_circuit_datagrams_total{tenant=\"acme\",circuit=\"0000000100000001\",from=\"a\"} \
+         1",
+        "causeway_gateway_circuit_bytes_total{tenant=\"acme\",circuit=\"0000000100000001\",from=\"a\"} \
+         13",
+        "causeway_gateway_circuit_events_total{tenant=\"acme\",circuit=\"0000000100000001\",event=\"bound\"} \
+         2",
         "causeway_gateway_circuit_bound{tenant=\"acme\",circuit=\"0000000100000001\"} 2",
         "# EOF",
     ] {

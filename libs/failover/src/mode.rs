@@ -418,7 +418,8 @@ mod tests {
                         assert_eq!(
                             Some(letter(&outcome)),
                             expected.next(),
-                            "{now}: {to}, force {force}, maintenance {maintenance}, healthy {healthy}: {outcome:?}"
+                            "{now}: {to}, force {force}, maintenance {maintenance}, healthy \
+                             {healthy}: {outcome:?}"
                         );
                         // Where it leads is where it was to lead.
                         if let Ok(step) = outcome {
@@ -475,21 +476,25 @@ mod tests {
                 "full dr",
                 false,
                 circumstances(false, true),
-                "a partial failover is active, so a full failover cannot start: end it first (`mode idle`), or repeat the request with --force, which ends it, or with --promote, which keeps its addresses",
+                "a partial failover is active, so a full failover cannot start: end it first \
+                 (`mode idle`), or repeat the request with --force, which ends it, or with \
+                 --promote, which keeps its addresses",
             ),
             (
                 "full dr",
                 "partial",
                 true,
                 circumstances(false, true),
-                "the full failover of plan \"dr\" is active, so a partial failover cannot start, not even with --force: end it first (`mode idle`)",
+                "the full failover of plan \"dr\" is active, so a partial failover cannot start, \
+                 not even with --force: end it first (`mode idle`)",
             ),
             (
                 "full dr",
                 "full test",
                 true,
                 circumstances(false, true),
-                "the full failover of plan \"dr\" is active, so plan \"test\" cannot be applied: end it first (`mode idle`), or apply plan \"dr\" again to change its rules",
+                "the full failover of plan \"dr\" is active, so plan \"test\" cannot be applied: \
+                 end it first (`mode idle`), or apply plan \"dr\" again to change its rules",
             ),
             (
                 "idle",
@@ -503,21 +508,25 @@ mod tests {
                 "promote test",
                 false,
                 circumstances(false, true),
-                "there is no partial failover to promote, because the full failover of plan \"dr\" is active: apply plan \"dr\" again without --promote to change its rules",
+                "there is no partial failover to promote, because the full failover of plan \"dr\" \
+                 is active: apply plan \"dr\" again without --promote to change its rules",
             ),
             (
                 "idle",
                 "partial",
                 true,
                 circumstances(true, false),
-                "the appliance is in maintenance, so no failover can start; active ones can be undone: end maintenance, then try again",
+                "the appliance is in maintenance, so no failover can start; active ones can be \
+                 undone: end maintenance, then try again",
             ),
             (
                 "idle",
                 "full dr",
                 true,
                 circumstances(false, false),
-                "no appliance is ready for the failover: appliance \"prov-1\": ens224 has no carrier; appliance \"prov-2\": its programs could not be loaded; fix that, then try again",
+                "no appliance is ready for the failover: appliance \"prov-1\": ens224 has no \
+                 carrier; appliance \"prov-2\": its programs could not be loaded; fix that, then \
+                 try again",
             ),
         ] {
             let request = Request {
@@ -567,7 +576,9 @@ mod tests {
     prop_compose! {
         fn requests()(
             goal in prop_oneof![
-                Just("idle"), Just("partial"), Just("full dr"), Just("full test"), Just("promote dr"), Just("promote test")
+                Just("idle"), Just("partial"), Just("full dr"), Just("full test"), Just("promote \
+                    dr"), Just("promote \
+                    test")
             ].prop_map(goal),
             force: bool, maintenance in proptest::bool::weighted(0.2), healthy in proptest::bool::weighted(0.8),
         ) -> (Request, Circumstances) {
@@ -586,7 +597,8 @@ mod tests {
                 };
                 path.apply(&step);
                 now = step.mode;
-                prop_assert!(!(path.partial && path.full.is_some()), "{before:?}, {request:?}: {path:?}");
+                prop_assert!(!(path.partial && path.full.is_some()), "{before:?}, {request:?}: \
+                    {path:?}");
                 prop_assert_eq!(path.partial, now == State::Partial);
                 let plan = match &now {
                     State::Full { plan } => Some(plan),

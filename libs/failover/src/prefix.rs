@@ -186,11 +186,13 @@ mod tests {
             ),
             (
                 "198.51.100.0/33",
-                "\"198.51.100.0/33\" is not a prefix: write an address, or an address and a length, such as 198.51.100.0/24",
+                "\"198.51.100.0/33\" is not a prefix: write an address, or an address and a \
+                 length, such as 198.51.100.0/24",
             ),
             (
                 "everybody",
-                "\"everybody\" is not a prefix: write an address, or an address and a length, such as 198.51.100.0/24",
+                "\"everybody\" is not a prefix: write an address, or an address and a length, such \
+                 as 198.51.100.0/24",
             ),
         ] {
             let error = text.parse::<IpPrefix>().expect_err("no prefix");

@@ -18,7 +18,8 @@ pub const FILES: [&str; 2] = ["ipv4/conf/lo/forwarding", "ipv6/conf/lo/forwardin
 /// The setting cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "write 1 to {}: {source}; do it by hand (`echo 1 > {}`), or make /proc/sys writable for the {daemon}",
+    "write 1 to {}: {source}; do it by hand (`echo 1 > {}`), or make /proc/sys writable for the \
+     {daemon}",
     path.display(), path.display()
 )]
 pub struct Error {

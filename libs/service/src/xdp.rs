@@ -14,8 +14,8 @@ pub fn remedy(error: &(dyn Error + 'static), no_native: &'static str) -> &'stati
             "Another program is attached; find it with `ip link show` and detach it."
         }
         Some(libc::ERANGE | libc::EINVAL) => {
-            "The driver refused, most often because of the MTU (native XDP accepts about 3500 at most) or of too \
-             few spare queues; the kernel log names the reason."
+            "The driver refused, most often because of the MTU (native XDP accepts about 3500 at \
+             most) or of too few spare queues; the kernel log names the reason."
         }
         Some(libc::EPERM | libc::EACCES) => "Run as root, or with CAP_NET_ADMIN and CAP_BPF.",
         _ => "The kernel log may name the cause (`dmesg`).",

@@ -30,8 +30,8 @@ pub enum Error {
     },
     /// The file exists.
     #[error(
-        "{} exists and is not overwritten: peers that know its public key would lose the tunnel; give another \
-         name, or move it away",
+        "{} exists and is not overwritten: peers that know its public key would lose the tunnel; \
+         give another name, or move it away",
         path.display()
     )]
     Exists {
@@ -65,7 +65,8 @@ impl Random for OsRandom {
     /// nothing safe can be done without it.
     fn fill(&mut self, out: &mut [u8]) {
         if let Err(error) = getrandom::fill(out) {
-            tracing::error!(%error, "the operating system's random number generator failed; exiting");
+            tracing::error!(%error, "the operating system's random number generator failed; \
+                exiting");
             std::process::abort();
         }
     }

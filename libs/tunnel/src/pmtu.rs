@@ -289,7 +289,8 @@ mod tests {
             let mut search = PathMtu::new(PmtuConfig { ceiling, ..PmtuConfig::default() }, now);
             run(&mut search, &mut now, path, 120, true);
             let most = path.min(ceiling);
-            prop_assert!(search.current() <= most && search.current() + GRAIN >= most, "{} of {most}", search.current());
+            prop_assert!(search.current() <= most && search.current() + GRAIN >= most, "{} of \
+                {most}", search.current());
         }
     }
 }

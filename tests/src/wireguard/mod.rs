@@ -531,7 +531,8 @@ impl Theirs {
         self.process = Some(child);
         let path = self.dir.join("theirs.conf");
         let mut text = format!(
-            "[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n[Peer]\nPublicKey = {}\nAllowedIPs = {}/32, {}/128\n",
+            "[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n[Peer]\nPublicKey = {}\n\
+             AllowedIPs = {}/32, {}/128\n",
             *self.config.secret.expose_base64(),
             self.config.peer,
             inside(OUR_HOST)[0],

@@ -253,8 +253,8 @@ impl Ours {
     pub(super) fn report(&self) -> String {
         let state = self.shared.lock();
         let mut text = format!(
-            "{:#?}\n{:#?}\n{:?}\nreceived by type {:?}\nsent by type {:?}\nevents {:?}\nrejected {:#?}\n\
-             echo requests answered {}, staged {}, strays {}, refused {:?}\n",
+            "{:#?}\n{:#?}\n{:?}\nreceived by type {:?}\nsent by type {:?}\nevents {:?}\n\
+             rejected {:#?}\necho requests answered {}, staged {}, strays {}, refused {:?}\n",
             self.shared.status(&state),
             state.stats(),
             state.tunnel.control().stats(),

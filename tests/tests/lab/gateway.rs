@@ -194,10 +194,10 @@ impl Site {
 
     fn write(&self, circuits: &[u64], settings: &str, tenant: &str) {
         let mut text = format!(
-            "[gateway]\nname = \"gw1\"\ncontrol_socket = {:?}\ndrain = 0\nmetrics = \"127.0.0.1:9180\"\n\
-             [circuits]\nthreads = 2\n{settings}\n[[tenant]]\nname = \"acme\"\n{tenant}\n\
-             [[backend]]\nname = \"b\"\naddresses = [\"192.0.2.77:443\"]\n\
-             [[route]]\nname = \"d.example\"\nbackend = \"b\"\n",
+            "[gateway]\nname = \"gw1\"\ncontrol_socket = {:?}\ndrain = 0\n\
+             metrics = \"127.0.0.1:9180\"\n[circuits]\nthreads = 2\n{settings}\n[[tenant]]\n\
+             name = \"acme\"\n{tenant}\n[[backend]]\nname = \"b\"\n\
+             addresses = [\"192.0.2.77:443\"]\n[[route]]\nname = \"d.example\"\nbackend = \"b\"\n",
             self.socket()
         );
         for n in circuits {
@@ -489,9 +489,12 @@ fn datagrams_go_through_the_driver_both_ways_and_families() {
     assert_eq!(circuits["xdp"]["frames"]["carried"], 400);
     let page = site.metrics();
     for line in [
-        "causeway_gateway_circuit_datagrams_total{tenant=\"acme\",circuit=\"0000000155550001\",from=\"a\"} 50",
-        "causeway_gateway_circuit_fast_datagrams_total{tenant=\"acme\",circuit=\"0000000155550001\",from=\"a\"} 50",
-        "causeway_gateway_circuit_fast_datagrams_total{tenant=\"acme\",circuit=\"0000000555550005\",from=\"b\"} 0",
+        "causeway_gateway_circuit_datagrams_total{tenant=\"acme\",circuit=\"0000000155550001\",from=\"a\"} \
+         50",
+        "causeway_gateway_circuit_fast_datagrams_total{tenant=\"acme\",circuit=\"0000000155550001\",from=\"a\"} \
+         50",
+        "causeway_gateway_circuit_fast_datagrams_total{tenant=\"acme\",circuit=\"0000000555550005\",from=\"b\"} \
+         0",
         "causeway_gateway_xdp_frames_total{outcome=\"carried\"} 400",
         "causeway_gateway_xdp_interface{interface=\"ga\",mode=\"native\"} 1",
         "# EOF",

@@ -168,8 +168,9 @@ fn curl_and_openssl_work_through_the_relay() {
     gw2.must(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
     let said = |name: &str| {
         let script = format!(
-            "(echo causeway; sleep 1) | openssl s_client -connect 192.0.2.14:6180 -servername {name} \
-             -verify_hostname {name} -CAfile {trusted} -verify_return_error -cert {trusted} -key {key} -quiet -no_ign_eof"
+            "(echo causeway; sleep 1) | openssl s_client -connect 192.0.2.14:6180 -servername \
+             {name} -verify_hostname {name} -CAfile {trusted} -verify_return_error -cert {trusted} \
+             -key {key} -quiet -no_ign_eof"
         );
         site.sh("acme-prod-b", &["sh", "-c", &script])
     };

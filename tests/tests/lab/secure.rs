@@ -235,7 +235,9 @@ fn a_wireguard_client_is_a_machine_of_the_network() {
         .unwrap_or_else(|e| panic!("{e}"));
     site.configure("provider-appliance", |text| {
         format!(
-            "{text}\n[[peer]]\nname = \"laptop\"\nkind = \"wireguard\"\npublic_key = \"{}\"\npreshared_key_file = \"{psk}\"\nnetwork = \"net1\"\nallowed = [\"10.1.0.77\", \"2001:db8:1::77\"]\n",
+            "{text}\n[[peer]]\nname = \"laptop\"\nkind = \"wireguard\"\npublic_key = \"{}\"\n\
+             preshared_key_file = \"{psk}\"\nnetwork = \"net1\"\n\
+             allowed = [\"10.1.0.77\", \"2001:db8:1::77\"]\n",
             public.trim()
         )
     });

@@ -38,13 +38,14 @@ struct Listed {
 const LISTED: &[Listed] = &[
     Listed {
         category: "fragment before its first",
-        reason: "dropped: the programs keep no packets. RFC 4787 REQ-14 wants it translated: to be done in user space",
+        reason: "dropped: the programs keep no packets. RFC 4787 REQ-14 wants it translated: to be \
+            done in user space",
         sequences: &[("{} fragments backwards", All)],
     },
     Listed {
         category: "first fragment alone",
-        reason: "translated as it comes; the kernel waits for the rest first. A receiver has no datagram of either \
-                 (RFC 791 section 3.2)",
+        reason: "translated as it comes; the kernel waits for the rest first. A receiver has no \
+                 datagram of either (RFC 791 section 3.2)",
         sequences: &[("{} first fragment alone", All)],
     },
     Listed {
@@ -63,8 +64,8 @@ const LISTED: &[Listed] = &[
     },
     Listed {
         category: "one port for two endpoints",
-        reason: "nftables gives two endpoints one port while they speak to different far ends, which RFC 4787 REQ-1 \
-                 and REQ-3, RFC 5382 REQ-1 and REQ-7 forbid",
+        reason: "nftables gives two endpoints one port while they speak to different far ends, \
+                 which RFC 4787 REQ-1 and REQ-3, RFC 5382 REQ-1 and REQ-7 forbid",
         sequences: &[
             ("udp two want one port for two far ends", These(&["4", "6"])),
             ("tcp two want one port for two far ends", These(&["4", "6"])),
@@ -77,15 +78,16 @@ const LISTED: &[Listed] = &[
     },
     Listed {
         category: "rule against an unanswered connection",
-        reason: "a machine spoke first, as another end than its rule's, and who comes by the rule takes the place over. \
-                 nftables changes the port that the machine sees; the client's own is right (RFC 4787 section 4)",
+        reason: "a machine spoke first, as another end than its rule's, and who comes by the rule \
+                 takes the place over. nftables changes the port that the machine sees; the \
+                 client's own is right (RFC 4787 section 4)",
         sequences: &[("udp silent for too long", These(&["in4", "in6"]))],
     },
     Listed {
         category: "window of TCP",
-        reason: "not followed: whether a segment is in the window is its receiver's to judge (RFC 9293 section 3.10.7); \
-                 RFC 5382 REQ-2 wants all valid sequences to pass, and more may. A reset ends nothing that goes on \
-                 (RFC 7857 section 2.2)",
+        reason: "not followed: whether a segment is in the window is its receiver's to judge (RFC \
+                 9293 section 3.10.7); RFC 5382 REQ-2 wants all valid sequences to pass, and more \
+                 may. A reset ends nothing that goes on (RFC 7857 section 2.2)",
         sequences: &[
             ("tcp acknowledges data that was not sent", All),
             ("tcp data outside of the window", All),
@@ -97,8 +99,9 @@ const LISTED: &[Listed] = &[
     },
     Listed {
         category: "wrong checksum",
-        reason: "checksums of TCP, UDP and ICMP are brought up to date, not checked (RFC 3022 section 4.2): a wrong one stays \
-                 wrong, and the receiver drops it. RFC 5508 REQ-3 would rather have errors checked (SHOULD)",
+        reason: "checksums of TCP, UDP and ICMP are brought up to date, not checked (RFC 3022 \
+                 section 4.2): a wrong one stays wrong, and the receiver drops it. RFC 5508 REQ-3 \
+                 would rather have errors checked (SHOULD)",
         sequences: &[
             ("tcp with a wrong checksum", All),
             ("udp with a wrong checksum", All),
@@ -122,7 +125,8 @@ const LISTED: &[Listed] = &[
     },
     Listed {
         category: "source quench",
-        reason: "dropped: it is no longer in use, and a way to slow others down (RFC 6633 section 5)",
+        reason: "dropped: it is no longer in use, and a way to slow others down (RFC 6633 section \
+            5)",
         sequences: &[
             ("source quench about {} answers by a router", V4),
             ("source quench about {} answers by their receiver", V4),
@@ -132,8 +136,8 @@ const LISTED: &[Listed] = &[
     },
     Listed {
         category: "old queries",
-        reason: "dropped: information and address mask requests are deprecated (RFC 6918), node information is an \
-                 experiment (RFC 4620)",
+        reason: "dropped: information and address mask requests are deprecated (RFC 6918), node \
+                 information is an experiment (RFC 4620)",
         sequences: &[
             ("icmp information request", V4),
             ("icmp address mask request", V4),
@@ -142,8 +146,8 @@ const LISTED: &[Listed] = &[
     },
     Listed {
         category: "other protocols",
-        reason: "dropped: without ports one endpoint in all could have them, and answers could not be told apart \
-                 (RFC 3022 section 2.2 speaks of TCP, UDP and ICMP only)",
+        reason: "dropped: without ports one endpoint in all could have them, and answers could not \
+                 be told apart (RFC 3022 section 2.2 speaks of TCP, UDP and ICMP only)",
         sequences: &[
             ("esp", These(&["out4", "out6", "own-out4", "own-out6"])),
             ("gre", These(&["out4", "out6", "own-out4", "own-out6"])),
@@ -151,8 +155,8 @@ const LISTED: &[Listed] = &[
     },
     Listed {
         category: "source of time exceeded",
-        reason: "from the gateway's address (RFC 1812 section 4.3.2.4); nftables translates its own error as if the \
-                 machine had sent it",
+        reason: "from the gateway's address (RFC 1812 section 4.3.2.4); nftables translates its \
+                 own error as if the machine had sent it",
         sequences: &[
             ("{} without hops left", Hairpin),
             ("udp answered without hops left", Hairpin),

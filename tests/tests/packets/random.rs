@@ -503,7 +503,8 @@ fn run_random(program: Program, setting: Setting, must_see: &[Kind]) {
             match oracle::check(&world, ifindex, &packet, action, &out) {
                 Ok(kind) => *tally.entry(kind).or_default() += 1,
                 Err(why) => panic!(
-                    "CAUSEWAY_SEED={seed}, {phase} packet {index}: {why}\naction {action:?}, packet out:\n{}{}",
+                    "CAUSEWAY_SEED={seed}, {phase} packet {index}: {why}\n\
+                     action {action:?}, packet out:\n{}{}",
                     dump::hex(&out),
                     h.describe_run(program, ifindex, &packet)
                 ),

@@ -127,8 +127,8 @@ fn a_mode_switch_never_mixes_modes_within_a_packet() {
     }
     let store = switcher.join().expect("the switcher ends");
     println!(
-        "{sent} packets of {NETWORKS} networks over {ROUNDS} switches: {partial} partial, {full} full, {between} lost between, {settled} with no store under way; a \
-         switch is {store:?}"
+        "{sent} packets of {NETWORKS} networks over {ROUNDS} switches: {partial} partial, {full} \
+         full, {between} lost between, {settled} with no store under way; a switch is {store:?}"
     );
     assert!(
         partial > sent / 10 && full > sent / 10,

@@ -75,7 +75,8 @@ struct Difference {
 
 const DIFFERENCES: [Difference; 3] = [
     Difference {
-        why: "nothing inside: no segment is empty, so a worker does not get as far as to miss the packet",
+        why: "nothing inside: no segment is empty, so a worker does not get as far as to miss the \
+            packet",
         is: |packet, program, worker| {
             packet.is_empty()
                 && program.counters(Counter::DropMalformed) + program.counters(Counter::DropIdle)
@@ -84,8 +85,9 @@ const DIFFERENCES: [Difference; 3] = [
         },
     },
     Difference {
-        why: "ICMPv6 of under eight bytes and more bytes behind the packet: a worker looks at the packet \
-              only, a program at the frame, for a window of a fixed size is what the verifier allows",
+        why: "ICMPv6 of under eight bytes and more bytes behind the packet: a worker looks at the \
+              packet only, a program at the frame, for a window of a fixed size is what the \
+              verifier allows",
         is: |packet, program, worker| {
             let payload = packet.get(4..6).map(|b| u16::from_be_bytes([b[0], b[1]]));
             packet.first().is_some_and(|first| first >> 4 == 6)
@@ -97,8 +99,8 @@ const DIFFERENCES: [Difference; 3] = [
         },
     },
     Difference {
-        why: "a SYN that is dropped or finds no room after it was clamped: a program has counters it then, \
-              a worker counts those that went on",
+        why: "a SYN that is dropped or finds no room after it was clamped: a program has counters \
+              it then, a worker counts those that went on",
         is: |_, program, worker| {
             program.counters(Counter::MssClamped) == 1
                 && program.sent.is_none()

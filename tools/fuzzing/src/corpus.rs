@@ -157,7 +157,8 @@ impl Corpus {
             }
             assert!(
                 files(&folder) == wanted,
-                "{} differs from the generated seeds: delete it and run this with CAUSEWAY_WRITE_SEEDS=1",
+                "{} differs from the generated seeds: delete it and run this with \
+                 CAUSEWAY_WRITE_SEEDS=1",
                 folder.display()
             );
         }

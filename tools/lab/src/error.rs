@@ -74,7 +74,8 @@ pub enum Error {
     },
     /// No lab of that name is up.
     #[error(
-        "lab {name:?} is not up; list labs with `causeway-lab list`, raise one with `causeway-lab up`"
+        "lab {name:?} is not up; list labs with `causeway-lab list`, raise one with `causeway-lab \
+         up`"
     )]
     NotUp {
         /// The name asked for.
@@ -82,7 +83,8 @@ pub enum Error {
     },
     /// The lab of that name belongs to a process that still uses it.
     #[error(
-        "lab {name:?} is in use by another process; wait until that process ends, or use another name"
+        "lab {name:?} is in use by another process; wait until that process ends, or use another \
+         name"
     )]
     InUse {
         /// The name asked for.

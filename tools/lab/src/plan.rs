@@ -153,8 +153,8 @@ fn cables(topology: &Topology, lab: &str, plan: &mut Plan) {
                 };
                 let mtu = topology.mtu(link);
                 plan.cables.push(format!(
-                    "link add {} address {} mtu {mtu}{queues} netns {} type veth peer name {port} address {} \
-                     mtu {mtu}{queues} netns {}",
+                    "link add {} address {} mtu {mtu}{queues} netns {} type veth peer name {port} \
+                     address {} mtu {mtu}{queues} netns {}",
                     link.name,
                     mac_text(fixed_mac(&host.name, &link.name)),
                     netns::name(lab, &host.name),
@@ -186,8 +186,8 @@ fn cables(topology: &Topology, lab: &str, plan: &mut Plan) {
         };
         let mtu = topology.mtu(link_a);
         plan.cables.push(format!(
-            "link add {} address {} mtu {mtu}{queues} netns {} type veth peer name {} address {} mtu \
-             {mtu}{queues} netns {}",
+            "link add {} address {} mtu {mtu}{queues} netns {} type veth peer name {} address {} \
+             mtu {mtu}{queues} netns {}",
             link_a.name,
             mac_text(fixed_mac(&host_a.name, &link_a.name)),
             netns::name(lab, &host_a.name),

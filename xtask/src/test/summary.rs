@@ -67,7 +67,8 @@ mod tests {
 
     #[test]
     fn a_summary_is_read() {
-        let text = "test result: ok. 12 passed; 1 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        let text = "test result: ok. 12 passed; 1 failed; 3 ignored; 0 measured; 0 filtered out; \
+            finished in 0.01s";
         assert_eq!(
             line(text),
             Counts {
@@ -81,7 +82,8 @@ mod tests {
 
     #[test]
     fn a_test_that_skips_itself_has_not_passed() {
-        let output = "running 2 tests\ntest a ... SKIPPED: a: needs root\nok\ntest b ... ok\ntest result: ok. 2 passed; 0 failed; 0 ignored; 0 measured";
+        let output = "running 2 tests\ntest a ... SKIPPED: a: needs root\nok\ntest b ... ok\n\
+            test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured";
         assert_eq!(
             total(output.lines()),
             Counts {

@@ -214,8 +214,8 @@ fn check_overlaps(
             c.problem(
                 at,
                 format!(
-                    "{net} contains {address}, the address of peer {:?}: write the addresses around \
-                     it",
+                    "{net} contains {address}, the address of peer {:?}: write the addresses \
+                     around it",
                     peer.name
                 ),
             );
@@ -308,17 +308,20 @@ prefixes = ["10.1.0.0/24"]
             (
                 "\"203.0.113.32\"",
                 "\"203.0.113.24/29\"",
-                "tenant \"globex\": public: 203.0.113.24/29 overlaps 203.0.113.16/28 of tenant \"acme\"",
+                "tenant \"globex\": public: 203.0.113.24/29 overlaps 203.0.113.16/28 of tenant \
+                 \"acme\"",
             ),
             (
                 "\"203.0.113.32\"",
                 "\"192.0.2.0/29\"",
-                "tenant \"globex\": public: 192.0.2.0/29 contains 192.0.2.5, the appliance's own (uplink.local)",
+                "tenant \"globex\": public: 192.0.2.0/29 contains 192.0.2.5, the appliance's own \
+                 (uplink.local)",
             ),
             (
                 "\"203.0.113.32\"",
                 "\"198.51.100.0/24\"",
-                "tenant \"globex\": public: 198.51.100.0/24 contains 198.51.100.5, the address of peer \"site\"",
+                "tenant \"globex\": public: 198.51.100.0/24 contains 198.51.100.5, the address of \
+                 peer \"site\"",
             ),
             (
                 "\"203.0.113.32\"",

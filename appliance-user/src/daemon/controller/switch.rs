@@ -144,8 +144,9 @@ interface = "eth1"
 prefixes = ["10.1.0.0/24"]
 gateway = ["10.1.0.1"]
 "#;
-    const PLAN: &str = "name = \"dr\"\ntenant = \"acme\"\n[[network]]\nname = \"net1\"\ninternet = true\n[[rule]]\n\
-        name = \"web\"\npublic_ip = \"203.0.113.20\"\npublic_port = 443\ninternal_ip = \"10.1.0.10\"\n";
+    const PLAN: &str = "name = \"dr\"\ntenant = \"acme\"\n[[network]]\nname = \"net1\"\n\
+        internet = true\n[[rule]]\nname = \"web\"\npublic_ip = \"203.0.113.20\"\n\
+        public_port = 443\ninternal_ip = \"10.1.0.10\"\n";
 
     /// Gives the same bytes again and again.
     struct Fixed([u8; 8]);
@@ -202,19 +203,19 @@ gateway = ["10.1.0.1"]
         let other = PLAN
             .replace("internet = true", "internet = false")
             .replace("443", "8443")
-            + "[[rule]]\nname = \"dns\"\npublic_ip = \"203.0.113.20\"\npublic_port = 53\ninternal_ip = \"10.1.0.11\"\n\
-               protocol = \"udp\"\n";
+            + "[[rule]]\nname = \"dns\"\npublic_ip = \"203.0.113.20\"\npublic_port = 53\n\
+               internal_ip = \"10.1.0.11\"\nprotocol = \"udp\"\n";
         let changed = to_full(&full.state, &plan(&other)).expect("a change");
         assert_eq!(changed.kind, Kind::Update);
         assert!(!changed.is_nothing());
         assert_eq!(
             changed.changes,
             [
-                "network \"net1\": changed: gateway 10.1.0.1, no internet, router advertisements, was gateway 10.1.0.1, \
-                 internet, router advertisements",
+                "network \"net1\": changed: gateway 10.1.0.1, no internet, router advertisements, \
+                 was gateway 10.1.0.1, internet, router advertisements",
                 "rule \"dns\": added: 203.0.113.20:53/udp -> 10.1.0.11:53",
-                "rule \"web\": changed: 203.0.113.20:8443/tcp -> 10.1.0.10:8443, was 203.0.113.20:443/tcp -> \
-                 10.1.0.10:443",
+                "rule \"web\": changed: 203.0.113.20:8443/tcp -> 10.1.0.10:8443, was \
+                 203.0.113.20:443/tcp -> 10.1.0.10:443",
             ]
         );
         // In one step, and connections that it does not concern go on.
@@ -226,8 +227,9 @@ gateway = ["10.1.0.1"]
         let refused = to_full(&changed.state, &another).expect_err("another plan");
         assert_eq!(
             refused.to_string(),
-            "tenant \"acme\": the full failover of plan \"dr\" is active, so plan \"test\" cannot be applied: end \
-             it first (`mode idle`), or apply plan \"dr\" again to change its rules"
+            "tenant \"acme\": the full failover of plan \"dr\" is active, so plan \"test\" cannot \
+             be applied: end it first (`mode idle`), or apply plan \"dr\" again to change its \
+             rules"
         );
     }
 

@@ -349,8 +349,8 @@ mod tests {
         let row = ConnectionRow::new(&key, &flow, Some(&back), &names(), 100);
         assert_eq!(
             render(std::slice::from_ref(&row), 1),
-            "tcp    established 198.51.100.7:5000 -> 203.0.113.20:443, leads to 10.1.0.10:8443, rule https; acme web: \
-             300 B there, 1000 B back, silent for 5 s\n1 connections\n"
+            "tcp    established 198.51.100.7:5000 -> 203.0.113.20:443, leads to 10.1.0.10:8443, \
+             rule https; acme web: 300 B there, 1000 B back, silent for 5 s\n1 connections\n"
         );
         assert_eq!((row.direction, row.packets, row.packets_back), ("in", 3, 2));
         let json = serde_json::to_value(&row).expect("it can be written");

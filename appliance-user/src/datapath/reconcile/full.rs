@@ -164,14 +164,23 @@ pub fn failover_problems(config: &Config, state: &State, snapshot: &Snapshot) ->
                 let errors = plan.check(&tenant).err();
                 problems.extend(errors.iter().flat_map(PlanErrors::iter).map(|problem| {
                     let rule = problem.at.starts_with("rule ");
-                    let effect = if rule { "; the rule is not in force" } else { "" };
+                    let effect = if rule {
+                        "; the rule is not in force"
+                    } else {
+                        ""
+                    };
                     format!("tenant {name:?}: {problem}{effect}")
                 }));
             }
             (None, doing) => problems.push(format!(
                 "tenant {name:?} is in {} failover{} but is not configured: add it to the \
-                 configuration again, or end the failover (`causeway-appliance mode --tenant {name} idle`)",
-                if *doing == Doing::Partial { "partial" } else { "full" },
+                 configuration again, or end the failover (`causeway-appliance mode --tenant \
+                 {name} idle`)",
+                if *doing == Doing::Partial {
+                    "partial"
+                } else {
+                    "full"
+                },
                 plan.map_or_else(String::new, |p| format!(" by plan {:?}", p.name())),
             )),
         }

@@ -51,9 +51,10 @@ fn config() -> Config {
         "name = \"acme\"\n",
         "name = \"acme\"\npublic = [\"203.0.113.16/28\"]\nnat = [\"203.0.113.16\"]\n",
         1,
-    ) + "[[network]]\nname = \"net3\"\ntenant = \"acme\"\npeer = \"a\"\nvni = 1003\ninterface = \"eth1\"\n\
-         vlan = \"103\"\nprefixes = [\"10.3.0.0/24\"]\n[[network]]\nname = \"net4\"\ntenant = \"acme\"\npeer = \"a\"\n\
-         vni = 1004\ninterface = \"eth1\"\nvlan = \"104\"\nprefixes = [\"10.4.0.0/24\"]\ngateway = [\"10.4.0.1\"]\n";
+    ) + "[[network]]\nname = \"net3\"\ntenant = \"acme\"\npeer = \"a\"\nvni = 1003\n\
+         interface = \"eth1\"\nvlan = \"103\"\nprefixes = [\"10.3.0.0/24\"]\n[[network]]\n\
+         name = \"net4\"\ntenant = \"acme\"\npeer = \"a\"\nvni = 1004\ninterface = \"eth1\"\n\
+         vlan = \"104\"\nprefixes = [\"10.4.0.0/24\"]\ngateway = [\"10.4.0.1\"]\n";
     Config::parse(&text, FilePath::new("t")).expect("good")
 }
 
@@ -413,7 +414,8 @@ fn a_rule_outside_the_allocation_is_not_in_force() {
     );
     assert!(t.rule_sources.is_empty());
     let expected = "tenant \"acme\": plan: rule \"web\": public_ip: 203.0.113.20 is not one of \
-                    tenant \"acme\"'s public addresses: 203.0.113.16/30, 203.0.113.21; the rule is not in force";
+                    tenant \"acme\"'s public addresses: 203.0.113.16/30, 203.0.113.21; the rule is \
+                    not in force";
     assert_eq!(failover_problems(&narrow, &state, &snapshot()), [expected]);
     // A reload that causes the problem is refused; one that finds it present is not.
     let made = |now, new| new_problems(now, new, &state, &snapshot());
@@ -442,8 +444,8 @@ fn an_address_that_becomes_a_router_or_our_own_is_not_used() {
     let peer = ip("198.51.100.5");
     let cannot = |what: &str, is: &str| {
         format!(
-            "tenant \"acme\": plan: rule {what}: public_ip: {is}, which no rule may use: use another \
-             of tenant \"acme\"'s public addresses; the rule is not in force"
+            "tenant \"acme\": plan: rule {what}: public_ip: {is}, which no rule may use: use \
+             another of tenant \"acme\"'s public addresses; the rule is not in force"
         )
     };
 
@@ -526,7 +528,10 @@ fn a_machine_with_two_one_to_one_rules_keeps_the_first() {
     let problems = failover_problems(&config, &state, &snapshot());
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(
-        problems[0].starts_with("tenant \"acme\": plan: rule \"whole\": internal_ip: 10.3.0.11 is mapped 1:1 to 203.0.113.22 already by rule \"again\""),
+        problems[0].starts_with(
+            "tenant \"acme\": plan: rule \"whole\": internal_ip: 10.3.0.11 is \
+            mapped 1:1 to 203.0.113.22 already by rule \"again\""
+        ),
         "{problems:?}"
     );
 }
@@ -538,8 +543,9 @@ fn a_removed_tenant_with_an_active_failover_is_a_problem() {
     let mut without = config.clone();
     without.tenants.retain(|t| t.name != "acme");
     without.networks.retain(|n| n.tenant != "acme");
-    let expected = "tenant \"acme\" is in full failover by plan \"dr\" but is not configured: add it to the configuration again, \
-                or end the failover (`causeway-appliance mode --tenant acme idle`)";
+    let expected = "tenant \"acme\" is in full failover by plan \"dr\" but is not configured: add \
+                it to the configuration again, or end the failover (`causeway-appliance mode \
+                --tenant acme idle`)";
     assert_eq!(
         new_problems(&config, &without, &state, &snapshot()),
         [expected]

@@ -66,7 +66,8 @@ pub enum Progress {
 pub enum Refusal {
     /// The first record is no handshake record: the client does not speak TLS.
     #[error(
-        "read a hello: record type {found} in place of a handshake record (22); the client does not speak TLS"
+        "read a hello: record type {found} in place of a handshake record (22); the client does \
+         not speak TLS"
     )]
     NotTls { found: u8 },
     /// The major version of a record is not that of TLS.
@@ -82,7 +83,8 @@ pub enum Refusal {
     NotHello { found: u8 },
     /// The hello is longer than [`MAX_HELLO`].
     #[error(
-        "read a hello: it is longer than {MAX_HELLO} bytes; the client must send fewer or smaller extensions"
+        "read a hello: it is longer than {MAX_HELLO} bytes; the client must send fewer or smaller \
+         extensions"
     )]
     TooLong,
     /// The last record of the hello has bytes after it.
@@ -96,8 +98,8 @@ pub enum Refusal {
     Twice { extension: u16 },
     /// The server name is not a DNS name.
     #[error(
-        "read a hello: the server name is not a DNS name; an IP address, a dot at the end and bytes outside \
-         a-z, 0-9, '-' and '_' are refused (RFC 6066 section 3)"
+        "read a hello: the server name is not a DNS name; an IP address, a dot at the end and \
+         bytes outside a-z, 0-9, '-' and '_' are refused (RFC 6066 section 3)"
     )]
     Name,
 }

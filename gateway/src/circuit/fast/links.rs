@@ -225,7 +225,8 @@ impl Fast {
                     }
                 }
                 Err(error) if asked == Xdp::Auto => {
-                    tracing::warn!(interface = name, %error, "XDP refused; circuits use user space on this interface, as circuits.xdp = \"auto\" allows");
+                    tracing::warn!(interface = name, %error, "XDP refused; circuits use user space \
+                        on this interface, as circuits.xdp = \"auto\" allows");
                     Attached {
                         name: name.clone(),
                         ifindex: device.ifindex,
@@ -252,7 +253,8 @@ impl Fast {
             if !link.target && interfaces.len() > 1 {
                 tracing::warn!(
                     interface = link.name,
-                    "driver cannot accept XDP redirects; only same-interface circuits use the fast path"
+                    "driver cannot accept XDP redirects; only same-interface circuits use the fast \
+                     path"
                 );
             }
         }
@@ -332,8 +334,8 @@ impl Fast {
 fn refused(interface: &str, mode: Mode, source: ProgramError) -> Error {
     let remedy = xdp::remedy(
         &source,
-        "The driver has no native XDP (on Hyper-V: `ethtool -K IFACE lro off`); use another type of NIC, or set \
-         circuits.xdp = \"generic\" or \"off\".",
+        "The driver has no native XDP (on Hyper-V: `ethtool -K IFACE lro off`); use another type \
+         of NIC, or set circuits.xdp = \"generic\" or \"off\".",
     );
     Error::Attach {
         interface: interface.to_owned(),
@@ -393,12 +395,14 @@ mod tests {
 
     #[test]
     fn default_routes_are_found_in_both_families() {
-        let v4 = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+        let v4 = "Iface\tDestination\tGateway \
+                  \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
                   eth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
                   eth1\t0001A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
         let zero = "0".repeat(32);
         let v6 = format!(
-            "{zero} 00 {zero} 00 20010db8000f00000000000000000001 00000400 00000001 00000000 00000003     wan\n\
+            "{zero} 00 {zero} 00 20010db8000f00000000000000000001 00000400 00000001 00000000 \
+             00000003     wan\n\
              fe80{} 40 {zero} 00 {zero} 00000100 00000001 00000000 00000001    eth1\n",
             "0".repeat(28)
         );

@@ -53,17 +53,20 @@ const PROGRAM: &str = "circuits";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The object file is missing.
-    #[error("no BPF object at {}: build it with `cargo xtask build-ebpf`, or name it in circuits.bpf_object", path.display())]
+    #[error("no BPF object at {}: build it with `cargo xtask build-ebpf`, or name it in \
+        circuits.bpf_object", path.display())]
     NoObject { path: PathBuf },
     /// The object cannot be loaded.
-    #[error("load {}: {source}; if the kernel says EPERM, run as root or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON", path.display())]
+    #[error("load {}: {source}; if the kernel says EPERM, run as root or with CAP_BPF, \
+        CAP_NET_ADMIN and CAP_PERFMON", path.display())]
     Load {
         path: PathBuf,
         source: Box<EbpfError>,
     },
     /// The kernel refused the program.
     #[error(
-        "load the program: {0}; if the kernel says EPERM, run as root or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        "load the program: {0}; if the kernel says EPERM, run as root or with CAP_BPF, \
+         CAP_NET_ADMIN and CAP_PERFMON"
     )]
     Program(#[source] Box<ProgramError>),
     /// The object has no such program or map.
@@ -73,7 +76,8 @@ pub enum Error {
     Missing { what: &'static str },
     /// A map of the object has another layout.
     #[error(
-        "the BPF object is of another version (map {map}: {source}); install the object of this version"
+        "the BPF object is of another version (map {map}: {source}); install the object of this \
+         version"
     )]
     Version {
         map: &'static str,
@@ -97,7 +101,8 @@ pub enum Error {
     Fib(#[from] forwarding::Error),
     /// No interface is configured or found.
     #[error(
-        "no interface has a listen address or a default route; name the interfaces in circuits.interfaces"
+        "no interface has a listen address or a default route; name the interfaces in \
+         circuits.interfaces"
     )]
     NoInterface,
     /// An interface does not exist.
@@ -113,8 +118,8 @@ pub enum Error {
     },
     /// GRO would join datagrams before generic XDP.
     #[error(
-        "GRO of {interface} joins datagrams before generic XDP sees them; disable it: `ethtool -K {interface} gro \
-         off`"
+        "GRO of {interface} joins datagrams before generic XDP sees them; disable it: `ethtool -K \
+         {interface} gro off`"
     )]
     Joins { interface: String },
 }

@@ -63,7 +63,8 @@ fn refusals(result: Result<Plan, PlanErrors>) -> Vec<String> {
 
 fn rule(name: &str, port: u16, to: &str) -> String {
     format!(
-        "[[rule]]\nname = \"{name}\"\npublic_ip = \"203.0.113.20\"\npublic_port = {port}\ninternal_ip = \"{to}\"\n"
+        "[[rule]]\nname = \"{name}\"\npublic_ip = \"203.0.113.20\"\npublic_port = {port}\n\
+         internal_ip = \"{to}\"\n"
     )
 }
 
@@ -174,7 +175,8 @@ fn another_tenants_plan_is_refused() {
     assert_eq!(
         refusals(parse(&text)),
         [
-            "tenant: the plan is for tenant \"umbrella\" and was given for \"acme\": give it for \"umbrella\", or write tenant = \"acme\""
+            "tenant: the plan is for tenant \"umbrella\" and was given for \"acme\": give it for \
+             \"umbrella\", or write tenant = \"acme\""
         ]
     );
 }
@@ -184,7 +186,8 @@ fn networks_are_the_tenants_each_once_and_at_least_one() {
     assert_eq!(
         refusals(plan(&[])),
         [
-            "network: the plan has none: write a [[network]] for each that fails over; the tenant's networks are: web, db, lab"
+            "network: the plan has none: write a [[network]] for each that fails over; the \
+             tenant's networks are: web, db, lab"
         ]
     );
     assert_eq!(
@@ -196,7 +199,8 @@ fn networks_are_the_tenants_each_once_and_at_least_one() {
         ])),
         [
             "network \"wbe\": does not exist; tenant \"acme\"'s networks are: web, db, lab",
-            "network \"hr\": belongs to another tenant: remove it; tenant \"acme\"'s networks are: web, db, lab",
+            "network \"hr\": belongs to another tenant: remove it; tenant \"acme\"'s networks are: \
+             web, db, lab",
             "network \"web\": is in the plan twice: remove one of the two",
         ]
     );
@@ -218,11 +222,13 @@ fn a_gateway_is_an_address_of_its_network() {
         ),
         (
             "[\"10.2.0.1\"]",
-            format!("10.2.0.1 is in none of the network's prefixes, 10.1.0.0/24, 2001:db8:1::/64: {write}"),
+            format!("10.2.0.1 is in none of the network's prefixes, 10.1.0.0/24, 2001:db8:1::/64: \
+                {write}"),
         ),
         (
             "[\"2001:db8:2::1\"]",
-            format!("2001:db8:2::1 is in none of the network's prefixes, 10.1.0.0/24, 2001:db8:1::/64: {write}"),
+            format!("2001:db8:2::1 is in none of the network's prefixes, 10.1.0.0/24, \
+                2001:db8:1::/64: {write}"),
         ),
         (
             "[\"10.1.0.0\"]",
@@ -242,17 +248,20 @@ fn a_gateway_is_an_address_of_its_network() {
         ),
         (
             "[\"10.1.0.1\", \"10.1.0.2\"]",
-            "10.1.0.1 and 10.1.0.2 are of one address family: write at most one IPv4 and one IPv6 address"
+            "10.1.0.1 and 10.1.0.2 are of one address family: write at most one IPv4 and one IPv6 \
+             address"
                 .to_owned(),
         ),
         (
             "[\"fe80::1\", \"2001:db8:1::1\"]",
-            "fe80::1 and 2001:db8:1::1 are of one address family: write at most one IPv4 and one IPv6 address"
+            "fe80::1 and 2001:db8:1::1 are of one address family: write at most one IPv4 and one \
+             IPv6 address"
                 .to_owned(),
         ),
         (
             "[]",
-            format!("the network has none: {write}, such as gateway = [\"10.1.0.1\"], or omit the key to use the configured gateway"),
+            format!("the network has none: {write}, such as gateway = [\"10.1.0.1\"], or omit the \
+                key to use the configured gateway"),
         ),
     ] {
         assert_eq!(
@@ -280,7 +289,8 @@ fn a_network_without_any_gateway_is_refused() {
         ])),
         [
             format!(
-                "network \"db\": gateway: {write}, such as gateway = [\"10.2.0.1\"], because none is configured either"
+                "network \"db\": gateway: {write}, such as gateway = [\"10.2.0.1\"], because none \
+                 is configured either"
             ),
             format!("network \"lab\": gateway: {write}, such as gateway = [\"2001:db8:3::1\"]"),
         ]
@@ -295,15 +305,18 @@ fn routing_is_between_two_networks_of_the_plan_and_reported_once() {
     for (tables, message) in [
         (
             vec![allow("web", "lab", "")],
-            "allow \"web\" to \"lab\": to: network \"lab\" is not in the plan: add a [[network]] with name = \"lab\", or use one of its networks: web, db",
+            "allow \"web\" to \"lab\": to: network \"lab\" is not in the plan: add a [[network]] \
+             with name = \"lab\", or use one of its networks: web, db",
         ),
         (
             vec![allow("hr", "web", "")],
-            "allow \"hr\" to \"web\": from: network \"hr\" is not in the plan: add a [[network]] with name = \"hr\", or use one of its networks: web, db",
+            "allow \"hr\" to \"web\": from: network \"hr\" is not in the plan: add a [[network]] \
+             with name = \"hr\", or use one of its networks: web, db",
         ),
         (
             vec![allow("web", "web", "")],
-            "allow \"web\" to \"web\": machines of one network reach each other without it: remove it",
+            "allow \"web\" to \"web\": machines of one network reach each other without it: remove \
+             it",
         ),
         (
             vec![allow("web", "db", ""), allow("web", "db", "both = false\n")],
@@ -311,7 +324,8 @@ fn routing_is_between_two_networks_of_the_plan_and_reported_once() {
         ),
         (
             vec![allow("web", "db", ""), allow("db", "web", "")],
-            "allow \"db\" to \"web\": is covered by allow \"web\" to \"db\", which has both = true: remove one of the two",
+            "allow \"db\" to \"web\": is covered by allow \"web\" to \"db\", which has both = \
+             true: remove one of the two",
         ),
         (
             vec![allow("web", "db", "both = false\n"), allow("db", "web", "")],
@@ -345,14 +359,24 @@ fn a_rule_leads_to_a_machine_of_a_network_of_the_plan() {
             &rule("h", 86, "10.1.0.10").replace("203.0.113.20", "198.51.100.1"),
         ])),
         [
-            "rule \"e\": public_port: 22 is refused: it is reserved for managing the appliance; use another public port, such as 2222, with internal_port = 22 to reach port 22 of the machine",
-            "rule \"a\": internal_ip: 10.2.0.10 is in network \"db\", which is not in the plan: add a [[network]] with name = \"db\" to the plan, or use a machine in one of its networks",
-            "rule \"b\": internal_ip: 10.1.0.7 is the gateway of network \"web\", which the appliance itself is during a full failover: use the address of a machine",
-            "rule \"c\": internal_ip: 10.9.0.1 is in no network of tenant \"acme\"; its networks are: web (10.1.0.0/24, 2001:db8:1::/64), db (10.2.0.0/24), lab (2001:db8:3::/64)",
-            "rule \"d\": internal_ip: 10.1.0.255 is the network or broadcast address of 10.1.0.0/24 in network \"web\": use the address of a machine",
-            "rule \"g\": 203.0.113.20 tcp 84 is already used by rule \"f\" (203.0.113.20:84/tcp -> 10.1.0.1:84): change one of the two",
-            "rule \"g\": a rule of this name exists already: 203.0.113.20:84/tcp -> 10.1.0.10:84; remove it first, or use another name",
-            "rule \"h\": public_ip: 198.51.100.1 is not one of tenant \"acme\"'s public addresses: 203.0.113.16/28, 2001:db8:f::/64",
+            "rule \"e\": public_port: 22 is refused: it is reserved for managing the appliance; \
+             use another public port, such as 2222, with internal_port = 22 to reach port 22 of \
+             the machine",
+            "rule \"a\": internal_ip: 10.2.0.10 is in network \"db\", which is not in the plan: \
+             add a [[network]] with name = \"db\" to the plan, or use a machine in one of its \
+             networks",
+            "rule \"b\": internal_ip: 10.1.0.7 is the gateway of network \"web\", which the \
+             appliance itself is during a full failover: use the address of a machine",
+            "rule \"c\": internal_ip: 10.9.0.1 is in no network of tenant \"acme\"; its networks \
+             are: web (10.1.0.0/24, 2001:db8:1::/64), db (10.2.0.0/24), lab (2001:db8:3::/64)",
+            "rule \"d\": internal_ip: 10.1.0.255 is the network or broadcast address of \
+             10.1.0.0/24 in network \"web\": use the address of a machine",
+            "rule \"g\": 203.0.113.20 tcp 84 is already used by rule \"f\" (203.0.113.20:84/tcp -> \
+             10.1.0.1:84): change one of the two",
+            "rule \"g\": a rule of this name exists already: 203.0.113.20:84/tcp -> 10.1.0.10:84; \
+             remove it first, or use another name",
+            "rule \"h\": public_ip: 198.51.100.1 is not one of tenant \"acme\"'s public addresses: \
+             203.0.113.16/28, 2001:db8:f::/64",
         ]
     );
     // The configuration's gateway is a machine like others where the plan's is another.
@@ -366,7 +390,8 @@ fn a_rule_leads_to_a_machine_of_a_network_of_the_plan() {
     assert_eq!(
         refusals(plan(&kept)),
         [
-            "rule \"a\": internal_ip: 10.1.0.1 is the gateway of network \"web\", which the appliance itself is during a full failover: use the address of a machine"
+            "rule \"a\": internal_ip: 10.1.0.1 is the gateway of network \"web\", which the \
+             appliance itself is during a full failover: use the address of a machine"
         ]
     );
 }
@@ -404,29 +429,35 @@ fn invalid_toml_is_reported_with_its_line() {
 fn an_unknown_key_is_reported_with_its_line_and_hides_no_other_problem() {
     assert_eq!(
         refusals(parse(
-            "nmae = \"acme-dr\"\ntenant = \"acme\"\n\
-             [[network]]\nname = \"web\"\ngateways = [\"10.1.0.1\"]\n\
-             [[network]]\nname = \"db\"\ninternet = \"yes\"\n\
-             [[network]]\nname = \"lba\"\n\
-             [[allow]]\nfrom = \"web\"\nto = \"db\"\nback = true\n\
-             [[allow]]\nfrom = \"web\"\n\
-             [[allow]]\nfrom = \"db\"\nto = \"web\"\n\
-             [[rule]]\nname = \"https\"\npublic_ip = \"203.0.113\"\npublic_port = 443\ninternal_ip = \"10.1.0.10\"\n\
-             [[rule]]\nname = \"mail\"\npublic_ip = \"203.0.113.20\"\npublic_port = 70000\ninternal_ip = \"10.1.0.10\"\n\
-             [[rule]]\npublic_ip = \"203.0.113.20\"\none_to_one = true\ninternal_ip = \"10.1.0.10\"\n\
-             [[rule]]\nname = \"both\"\npublic_ip = \"203.0.113.20\"\none_to_one = true\ninternal_ip = \"2001:db8:1::10\"\n\
-             [[rule]]\nname = \"good\"\npublic_ip = \"203.0.113.20\"\none_to_one = true\ninternal_ip = \"10.2.0.10\"\n"
+            "nmae = \"acme-dr\"\ntenant = \"acme\"\n[[network]]\nname = \"web\"\n\
+             gateways = [\"10.1.0.1\"]\n[[network]]\nname = \"db\"\ninternet = \"yes\"\n\
+             [[network]]\nname = \"lba\"\n[[allow]]\nfrom = \"web\"\nto = \"db\"\nback = true\n\
+             [[allow]]\nfrom = \"web\"\n[[allow]]\nfrom = \"db\"\nto = \"web\"\n[[rule]]\n\
+             name = \"https\"\npublic_ip = \"203.0.113\"\npublic_port = 443\n\
+             internal_ip = \"10.1.0.10\"\n[[rule]]\nname = \"mail\"\n\
+             public_ip = \"203.0.113.20\"\npublic_port = 70000\ninternal_ip = \"10.1.0.10\"\n\
+             [[rule]]\npublic_ip = \"203.0.113.20\"\none_to_one = true\n\
+             internal_ip = \"10.1.0.10\"\n[[rule]]\nname = \"both\"\n\
+             public_ip = \"203.0.113.20\"\none_to_one = true\ninternal_ip = \"2001:db8:1::10\"\n\
+             [[rule]]\nname = \"good\"\npublic_ip = \"203.0.113.20\"\none_to_one = true\n\
+             internal_ip = \"10.2.0.10\"\n"
         )),
         [
-            "line 1: unknown field `nmae`, expected one of `name`, `tenant`, `description`, `network`, `allow`, `rule`",
-            "network \"web\": line 5: unknown field `gateways`, expected one of `name`, `gateway`, `internet`, `router_advertisements`",
+            "line 1: unknown field `nmae`, expected one of `name`, `tenant`, `description`, \
+             `network`, `allow`, `rule`",
+            "network \"web\": line 5: unknown field `gateways`, expected one of `name`, `gateway`, \
+             `internet`, `router_advertisements`",
             "network \"db\": line 8: internet: invalid type: string \"yes\", expected a boolean",
-            "allow \"web\" to \"db\": line 14: unknown field `back`, expected one of `from`, `to`, `both`",
+            "allow \"web\" to \"db\": line 14: unknown field `back`, expected one of `from`, `to`, \
+             `both`",
             "allow: line 15: missing field `to`",
-            "rule \"https\": line 22: public_ip: \"203.0.113\" is not an address: write an address such as 203.0.113.20 or 2001:db8::1",
-            "rule \"mail\": line 28: public_port: \"70000\" is not a port: write a port such as 443 or a range such as 8000-8100, from 1 to 65535",
+            "rule \"https\": line 22: public_ip: \"203.0.113\" is not an address: write an address \
+             such as 203.0.113.20 or 2001:db8::1",
+            "rule \"mail\": line 28: public_port: \"70000\" is not a port: write a port such as \
+             443 or a range such as 8000-8100, from 1 to 65535",
             "rule: line 30: missing field `name`",
-            "rule \"both\": public_ip 203.0.113.20 and internal_ip 2001:db8:1::10 are of different address families: write two IPv4 or two IPv6 addresses",
+            "rule \"both\": public_ip 203.0.113.20 and internal_ip 2001:db8:1::10 are of different \
+             address families: write two IPv4 or two IPv6 addresses",
             "network \"lba\": does not exist; tenant \"acme\"'s networks are: web, db, lab",
         ]
     );
@@ -453,7 +484,8 @@ fn quoted_text_stays_on_its_line() {
             "[[network]]\nname = \"x\\ny\"\n"
         ])),
         [
-            "line 3: unknown field `a b?`, expected one of `name`, `tenant`, `description`, `network`, `allow`, `rule`",
+            "line 3: unknown field `a b?`, expected one of `name`, `tenant`, `description`, \
+             `network`, `allow`, `rule`",
             "network \"x\\ny\": does not exist; tenant \"acme\"'s networks are: web, db, lab",
         ]
     );
@@ -504,7 +536,8 @@ fn every_difference_of_two_plans_has_a_line() {
         "description = \"two\"\n",
         WEB,
         "gateway = [\"10.1.0.7\"]\ninternet = true\n",
-        "[[network]]\nname = \"lab\"\ngateway = [\"2001:db8:3::1\"]\nrouter_advertisements = false\n",
+        "[[network]]\nname = \"lab\"\ngateway = [\"2001:db8:3::1\"]\n\
+         router_advertisements = false\n",
         DB,
         "[[allow]]\nfrom = \"web\"\nto = \"db\"\nboth = false\n",
         &rule("b", 81, "10.1.0.10"),
@@ -517,12 +550,12 @@ fn every_difference_of_two_plans_has_a_line() {
         [
             "description: changed",
             "network \"lab\": added: gateway 2001:db8:3::1, no internet, no router advertisements",
-            "network \"web\": changed: gateway 10.1.0.7, internet, router advertisements, was gateway 10.1.0.1 and \
-             fe80::1, no internet, router advertisements",
+            "network \"web\": changed: gateway 10.1.0.7, internet, router advertisements, was \
+             gateway 10.1.0.1 and fe80::1, no internet, router advertisements",
             "allow \"db\" to \"web\": removed",
             "rule \"a\": removed: 203.0.113.20:80/tcp -> 10.1.0.10:80",
-            "rule \"b\": changed: 203.0.113.20:81/tcp -> 10.1.0.10:81 for 198.51.100.0/24 (the shop), was \
-             203.0.113.20:81/tcp -> 10.1.0.10:81",
+            "rule \"b\": changed: 203.0.113.20:81/tcp -> 10.1.0.10:81 for 198.51.100.0/24 (the \
+             shop), was 203.0.113.20:81/tcp -> 10.1.0.10:81",
             "rule \"c\": added: 203.0.113.20:82/tcp -> 10.2.0.10:82",
         ]
     );
@@ -554,8 +587,9 @@ fn a_stored_plan_is_checked_again() {
     let errors = kept.check(&tenant).expect_err("a refusal");
     assert_eq!(
         errors.to_string(),
-        "plan: network \"db\": does not exist; tenant \"acme\"'s networks are: web, lab\n\
-         plan: rule \"a\": public_ip: 203.0.113.20 is not one of tenant \"acme\"'s public addresses: none"
+        "plan: network \"db\": does not exist; tenant \"acme\"'s networks are: web, lab\nplan: \
+         rule \"a\": public_ip: 203.0.113.20 is not one of tenant \"acme\"'s public addresses: \
+         none"
     );
     let json = serde_json::to_string(&kept).expect("a value");
     for (from, to, message) in [
@@ -605,7 +639,8 @@ prop_compose! {
         let gateway = if six { format!("10.1.0.{web}\", \"2001:db8:1::{web:x}") } else { format!("10.1.0.{web}") };
         let description = toml::Value::String(description);
         let mut text = format!(
-            "{HEAD}description = {description}\n{WEB}gateway = [\"{gateway}\"]\ninternet = {internet}\nrouter_advertisements = {advertise}\n"
+            "{HEAD}description = {description}\n{WEB}gateway = [\"{gateway}\"]\n\
+             internet = {internet}\nrouter_advertisements = {advertise}\n"
         );
         if second {
             text += &format!("[[network]]\nname = \"db\"\ngateway = [\"10.2.0.{db}\"]\n");

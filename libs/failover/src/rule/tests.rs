@@ -16,7 +16,9 @@ fn refused(line: &str) -> String {
 
 #[test]
 fn port_22_is_refused_alone_and_inside_a_range_whatever_the_protocol() {
-    let alone = "rule \"web\": public_port: 22 is refused: it is reserved for managing the appliance; use another public port, such as 2222, with internal_port = 22 to reach port 22 of the machine";
+    let alone = "rule \"web\": public_port: 22 is refused: it is reserved for managing the \
+        appliance; use another public port, such as 2222, with internal_port = 22 to reach port 22 \
+        of the machine";
     for protocol in ["tcp", "udp", "both"] {
         assert_eq!(
             refused(&format!("203.0.113.20:22/{protocol} -> 10.1.0.10")),
@@ -42,7 +44,8 @@ fn port_22_is_refused_alone_and_inside_a_range_whatever_the_protocol() {
         assert_eq!(
             refused(&format!("203.0.113.20:{range}/tcp -> 10.1.0.10:1000")),
             format!(
-                "rule \"web\": public_port: {range} contains port 22, which is reserved for managing the appliance: write {rest} instead"
+                "rule \"web\": public_port: {range} contains port 22, which is reserved for \
+                 managing the appliance: write {rest} instead"
             )
         );
     }
@@ -57,23 +60,28 @@ fn every_refusal_says_what_to_do() {
     for (text, message) in [
         (
             "203.0.113.20:80-90/tcp -> 10.1.0.10:65530",
-            "rule \"web\": internal_port: the 11 ports of public_port would end at 65540, above 65535: write 65525 or lower instead of 65530",
+            "rule \"web\": internal_port: the 11 ports of public_port would end at 65540, above \
+             65535: write 65525 or lower instead of 65530",
         ),
         (
             "203.0.113.20:80/tcp -> 10.1.0.10:0",
-            "rule \"web\": internal_port: 0 is not a port: write 1 to 65535, or omit it to use the public port",
+            "rule \"web\": internal_port: 0 is not a port: write 1 to 65535, or omit it to use the \
+             public port",
         ),
         (
             "203.0.113.20:80/tcp -> [2001:db8::1]:80",
-            "rule \"web\": public_ip 203.0.113.20 and internal_ip 2001:db8::1 are of different address families: write two IPv4 or two IPv6 addresses",
+            "rule \"web\": public_ip 203.0.113.20 and internal_ip 2001:db8::1 are of different \
+             address families: write two IPv4 or two IPv6 addresses",
         ),
         (
             "224.0.0.1:80/tcp -> 10.1.0.10",
-            "rule \"web\": public_ip: 224.0.0.1 is not a host address: write a unicast address that is neither loopback nor link-local",
+            "rule \"web\": public_ip: 224.0.0.1 is not a host address: write a unicast address \
+             that is neither loopback nor link-local",
         ),
         (
             "203.0.113.20:80/tcp -> 127.0.0.1",
-            "rule \"web\": internal_ip: 127.0.0.1 is not a host address: write a unicast address that is neither loopback nor link-local",
+            "rule \"web\": internal_ip: 127.0.0.1 is not a host address: write a unicast address \
+             that is neither loopback nor link-local",
         ),
     ] {
         assert_eq!(refused(text), message);
@@ -96,7 +104,9 @@ fn every_refusal_says_what_to_do() {
         assert_eq!(
             refused(text),
             format!(
-                "{text:?} is not a rule: write PUBLIC:PORT/PROTOCOL -> INTERNAL[:PORT], such as 203.0.113.20:443/tcp -> 10.1.0.10:8443 ([2001:db8::1]:443/tcp for IPv6), or PUBLIC -> INTERNAL for 1:1"
+                "{text:?} is not a rule: write PUBLIC:PORT/PROTOCOL -> INTERNAL[:PORT], such as \
+                 203.0.113.20:443/tcp -> 10.1.0.10:8443 ([2001:db8::1]:443/tcp for IPv6), or \
+                 PUBLIC -> INTERNAL for 1:1"
             )
         );
     }
@@ -107,7 +117,8 @@ fn every_refusal_says_what_to_do() {
             .with_allow(vec![six])
             .expect_err("mixed")
             .to_string(),
-        "rule \"web\": allow: 2001:db8::/32 and public_ip 203.0.113.20 are of different address families: list sources of the public address's family"
+        "rule \"web\": allow: 2001:db8::/32 and public_ip 203.0.113.20 are of different address \
+         families: list sources of the public address's family"
     );
     for text in ["two\nlines", &"x".repeat(257)] {
         assert_eq!(
@@ -137,7 +148,8 @@ fn a_file_has_ports_or_the_whole_address() {
     let rule = read(&format!("{head}public_port = 443\n")).expect("a rule");
     assert_eq!(rule.to_string(), "203.0.113.20:443/tcp -> 10.1.0.10:443");
     let rule = read(&format!(
-        "{head}public_port = \"8000-8010\"\ninternal_port = 9000\nprotocol = \"both\"\nallow = [\"198.51.100.0/24\"]\ndescription = \"the shop\"\n"
+        "{head}public_port = \"8000-8010\"\ninternal_port = 9000\nprotocol = \"both\"\n\
+         allow = [\"198.51.100.0/24\"]\ndescription = \"the shop\"\n"
     ))
     .expect("a rule");
     assert_eq!(
@@ -147,7 +159,8 @@ fn a_file_has_ports_or_the_whole_address() {
     assert_eq!((rule.allow().len(), rule.description()), (1, "the shop"));
     let rule = read(&format!("{head}one_to_one = true\n")).expect("a rule");
     assert_eq!(rule.target(), RuleTarget::OneToOne);
-    let ask = "rule \"web\": write public_port (and internal_port, protocol), or one_to_one = true for the whole address";
+    let ask = "rule \"web\": write public_port (and internal_port, protocol), or one_to_one = true \
+        for the whole address";
     assert_eq!(read(head), Err(ask.to_owned()));
     for both in [
         "public_port = 80",
@@ -167,7 +180,8 @@ fn a_file_has_ports_or_the_whole_address() {
     assert_eq!(
         read(&head.replace("203.0.113.20", "203.0.113.20/32")),
         Err(
-            "\"203.0.113.20/32\" is not an address: write an address such as 203.0.113.20 or 2001:db8::1"
+            "\"203.0.113.20/32\" is not an address: write an address such as 203.0.113.20 or \
+             2001:db8::1"
                 .to_owned()
         )
     );

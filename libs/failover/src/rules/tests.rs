@@ -58,11 +58,16 @@ fn addresses_of_others_are_refused_and_every_problem_is_reported() {
             ("d", "203.0.113.22:80/tcp -> 10.2.0.0"),
         ])),
         [
-            "rule \"a\": internal_ip: 10.9.0.1 is in no network of tenant \"acme\"; its networks are: net1 (10.1.0.0/24, 2001:db8:1::/64), net2 (10.2.0.0/24)",
-            "rule \"a\": public_ip: 198.51.100.9 is not one of tenant \"acme\"'s public addresses: 203.0.113.16/28, 2001:db8:f::/64",
-            "rule \"b\": internal_ip: 10.1.0.1 is the gateway of network \"net1\", which the appliance itself is during a full failover: use the address of a machine",
-            "rule \"c\": internal_ip: 10.1.0.255 is the network or broadcast address of 10.1.0.0/24 in network \"net1\": use the address of a machine",
-            "rule \"d\": internal_ip: 10.2.0.0 is the network or broadcast address of 10.2.0.0/24 in network \"net2\": use the address of a machine",
+            "rule \"a\": internal_ip: 10.9.0.1 is in no network of tenant \"acme\"; its networks \
+             are: net1 (10.1.0.0/24, 2001:db8:1::/64), net2 (10.2.0.0/24)",
+            "rule \"a\": public_ip: 198.51.100.9 is not one of tenant \"acme\"'s public addresses: \
+             203.0.113.16/28, 2001:db8:f::/64",
+            "rule \"b\": internal_ip: 10.1.0.1 is the gateway of network \"net1\", which the \
+             appliance itself is during a full failover: use the address of a machine",
+            "rule \"c\": internal_ip: 10.1.0.255 is the network or broadcast address of \
+             10.1.0.0/24 in network \"net1\": use the address of a machine",
+            "rule \"d\": internal_ip: 10.2.0.0 is the network or broadcast address of 10.2.0.0/24 \
+             in network \"net2\": use the address of a machine",
         ]
     );
 }
@@ -76,7 +81,9 @@ fn no_rule_leads_to_a_network_outside_of_the_plan() {
     assert_eq!(
         messages(RuleSet::new(&tenant, vec![inside, excluded])),
         [
-            "rule \"b\": internal_ip: 10.2.0.10 is in network \"net2\", which is not in the plan: add a [[network]] with name = \"net2\" to the plan, or use a machine in one of its networks"
+            "rule \"b\": internal_ip: 10.2.0.10 is in network \"net2\", which is not in the plan: \
+             add a [[network]] with name = \"net2\" to the plan, or use a machine in one of its \
+             networks"
         ]
     );
 }
@@ -142,7 +149,9 @@ fn a_nat_address_cannot_be_mapped_one_to_one() {
     assert_eq!(
         messages(set(&[("whole", "203.0.113.16 -> 10.1.0.10")])),
         [
-            "rule \"whole\": public_ip: 203.0.113.16 is the source address of tenant \"acme\"'s internet access (nat) and cannot be mapped 1:1: use another public address, or forward ports of this one"
+            "rule \"whole\": public_ip: 203.0.113.16 is the source address of tenant \"acme\"'s \
+             internet access (nat) and cannot be mapped 1:1: use another public address, or \
+             forward ports of this one"
         ]
     );
     assert!(set(&[("web", "203.0.113.16:443/tcp -> 10.1.0.10")]).is_ok());
@@ -153,7 +162,9 @@ fn a_machine_has_one_one_to_one_address() {
     let (one, two) = ("203.0.113.20 -> 10.1.0.10", "203.0.113.21 -> 10.1.0.10");
     let problem = |rule: &str, has: &str, other: &str, line: &str| {
         format!(
-            "rule {rule:?}: internal_ip: 10.1.0.10 is mapped 1:1 to {has} already by rule {other:?} ({line}), and a machine has one such address: use another machine, forward ports instead, or remove rule {other:?}"
+            "rule {rule:?}: internal_ip: 10.1.0.10 is mapped 1:1 to {has} already by rule \
+             {other:?} ({line}), and a machine has one such address: use another machine, forward \
+             ports instead, or remove rule {other:?}"
         )
     };
     assert_eq!(
@@ -195,7 +206,8 @@ fn no_rule_uses_a_reserved_address() {
     assert_eq!(
         messages(RuleSet::new(&tenant, vec![web])),
         [
-            "rule \"web\": public_ip: 203.0.113.17 is the router behind eth0, which no rule may use: use another of tenant \"acme\"'s public addresses"
+            "rule \"web\": public_ip: 203.0.113.17 is the router behind eth0, which no rule may \
+             use: use another of tenant \"acme\"'s public addresses"
         ]
     );
 }
@@ -259,7 +271,8 @@ fn a_change_is_done_whole_or_not_at_all() {
         [
             "rule \"nail\": there is no rule of this name; the rules are: mail, web",
             "rule \"wbe\": there is no rule of this name; the rules are: mail, web",
-            "rule \"web\": a rule of this name exists already: 203.0.113.20:443/tcp -> 10.1.0.10:443; remove it first, or use another name",
+            "rule \"web\": a rule of this name exists already: 203.0.113.20:443/tcp -> \
+             10.1.0.10:443; remove it first, or use another name",
         ]
     );
     assert_eq!(before, kept);

@@ -45,8 +45,8 @@ pub struct List(Vec<Candidate>);
 pub enum ListError {
     /// Two gateways have one name, or one gateway is in two pools.
     #[error(
-        "gateway {name:?} is defined twice, {first} and {second}; use unique names, and at most one pool for each \
-         gateway"
+        "gateway {name:?} is defined twice, {first} and {second}; use unique names, and at most \
+         one pool for each gateway"
     )]
     Twice {
         name: String,
@@ -175,8 +175,8 @@ mod tests {
         let error = List::of(&gateways, &Access::default()).expect_err("twice");
         assert_eq!(
             error.to_string(),
-            "gateway \"a\" is defined twice, in pool \"gold\" and in no pool; use unique names, and at most one pool for \
-             each gateway"
+            "gateway \"a\" is defined twice, in pool \"gold\" and in no pool; use unique names, \
+             and at most one pool for each gateway"
         );
     }
 

@@ -259,7 +259,10 @@ fn a_draining_gateway_is_left_and_gets_an_unbind() {
         assert!(world.gateways[1 - old].bound);
         world.run(Duration::from_secs(10));
         assert_eq!(world.uses(), 2, "{:?}", world.said);
-        assert!(!world.gateways[old].bound, "the end does not bind there again");
+        assert!(
+            !world.gateways[old].bound,
+            "the end does not bind there again"
+        );
     }
 }
 

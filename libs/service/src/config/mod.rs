@@ -131,7 +131,8 @@ mod tests {
         for (text, error) in [
             (
                 "name = \"Edge\"",
-                "f.toml: 1 problem:\n  - name: \"Edge\" is not a name: use 1 to 32 of a-z, 0-9 and -",
+                "f.toml: 1 problem:\n  - name: \"Edge\" is not a name: use 1 to 32 of a-z, 0-9 and \
+                 -",
             ),
             ("name = 1", "f.toml: "),
             ("name = \"a\"\nother = 1", "f.toml: "),

@@ -15,7 +15,8 @@ use super::{MAX_LINE, Refusal, Reply, Socket};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No process listens.
-    #[error("no {} answers at {}: {source}; is it running (`systemctl status causeway-{}`), and is --socket right?", of.name, path.display(), of.name)]
+    #[error("no {} answers at {}: {source}; is it running (`systemctl status causeway-{}`), and is \
+        --socket right?", of.name, path.display(), of.name)]
     Connect {
         /// The kind of daemon.
         of: &'static Socket,
@@ -31,7 +32,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The daemon has the request and did not reply in time. It may still carry the request out.
-    #[error("the {} has not answered for {} s, and may still carry out what it was asked: look with `causeway-{} status` before asking again", of.name, patience.as_secs_f64(), of.name)]
+    #[error("the {} has not answered for {} s, and may still carry out what it was asked: look \
+        with `causeway-{} status` before asking again", of.name, patience.as_secs_f64(), of.name)]
     Silent {
         /// The kind of daemon.
         of: &'static Socket,
@@ -39,14 +41,16 @@ pub enum Error {
         patience: Duration,
     },
     /// The connection broke before the reply.
-    #[error("waiting for the answer of the {}: {source}; what it was asked may have been carried out: look with `causeway-{} status` before asking again", of.name, of.name)]
+    #[error("waiting for the answer of the {}: {source}; what it was asked may have been carried \
+        out: look with `causeway-{} status` before asking again", of.name, of.name)]
     Unanswered {
         /// The kind of daemon.
         of: &'static Socket,
         source: io::Error,
     },
     /// The daemon closed the connection without a reply.
-    #[error("the {} closed the connection without an answer: {}; if it was being stopped it may have carried out what it was asked: look with `causeway-{} status` before asking again", of.name, of.access.rule(), of.name)]
+    #[error("the {} closed the connection without an answer: {}; if it was being stopped it may \
+        have carried out what it was asked: look with `causeway-{} status` before asking again", of.name, of.access.rule(), of.name)]
     Closed {
         /// The kind of daemon.
         of: &'static Socket,

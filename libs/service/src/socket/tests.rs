@@ -97,7 +97,8 @@ async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     assert_eq!(
         error,
         format!(
-            "a lamp is already running: it answers at {}; stop it first, or give this one another lamp.control_socket",
+            "a lamp is already running: it answers at {}; stop it first, or give this one another \
+             lamp.control_socket",
             path.display()
         )
     );
@@ -147,7 +148,9 @@ fn an_error_without_an_answer_tells_whether_the_request_may_be_carried_out() {
     assert_eq!(
         error_of(closed, 0),
         format!(
-            "the lamp closed the connection without an answer: it accepts requests of root and of its own user only; if it was being stopped it may have carried out what it was asked: {look}"
+            "the lamp closed the connection without an answer: it accepts requests of root and of \
+             its own user only; if it was being stopped it may have carried out what it was asked: \
+             {look}"
         )
     );
     // Closed with unread bytes: a reset.
@@ -167,7 +170,8 @@ fn an_error_without_an_answer_tells_whether_the_request_may_be_carried_out() {
     );
     assert_eq!(
         error_of(reset, 8 << 20),
-        "asking the lamp: it closed the connection: it accepts requests of root and of its own user only; the request was not sent whole: ask again"
+        "asking the lamp: it closed the connection: it accepts requests of root and of its own \
+         user only; the request was not sent whole: ask again"
     );
 }
 

@@ -197,7 +197,8 @@ impl CircuitClient {
                 }
                 selector::Action::Use(at) => {
                     let regained = std::mem::take(&mut self.lost_logged);
-                    tracing::info!(circuit = %self.id(), gateway = at.name, regained, "gateway in use, by UDP");
+                    tracing::info!(circuit = %self.id(), gateway = at.name, regained, "gateway in \
+                        use, by UDP");
                 }
                 selector::Action::Lost(_) if self.no_family => {}
                 selector::Action::Lost(why) => {
@@ -224,8 +225,8 @@ impl CircuitClient {
     pub fn lost_reason(&self) -> Option<String> {
         if self.no_family {
             return Some(
-                "the uplink has no address of a gateway's family: add one, or configure an address of the \
-                 other family for the gateway"
+                "the uplink has no address of a gateway's family: add one, or configure an address \
+                 of the other family for the gateway"
                     .to_owned(),
             );
         }

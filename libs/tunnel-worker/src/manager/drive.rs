@@ -327,7 +327,8 @@ impl TunnelManager {
                     if let Err(error) = maps.apply(MapWrite::Session { index, known }) {
                         tracing::error!(
                             %error,
-                            "cannot write a session to the programs' map: its datagrams will be dropped"
+                            "cannot write a session to the programs' map: its datagrams will be \
+                             dropped"
                         );
                     }
                 }

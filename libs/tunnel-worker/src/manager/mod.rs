@@ -97,9 +97,9 @@ pub enum Error {
     },
     /// Each worker sends by a queue of its own, and the interface has too few.
     #[error(
-        "{interface} has {queues} receive and transmit queues for {workers} workers, and each needs one: \
-         run `ethtool -L {interface} combined {workers}` (virtual links: rx {workers} tx {workers}), or \
-         write fewer in tunnel.workers"
+        "{interface} has {queues} receive and transmit queues for {workers} workers, and each \
+         needs one: run `ethtool -L {interface} combined {workers}` (virtual links: rx {workers} \
+         tx {workers}), or write fewer in tunnel.workers"
     )]
     Queues {
         /// The interface.

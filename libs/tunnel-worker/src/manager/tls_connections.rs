@@ -171,7 +171,8 @@ impl TlsConnections {
         self.listener = None;
         match self.start_listener(spec, circuits.clone()) {
             Ok((fingerprint, listener)) => {
-                tracing::info!(addresses = ?listener.addresses(), %fingerprint, "listening for tunnels over TLS");
+                tracing::info!(addresses = ?listener.addresses(), %fingerprint, "listening for \
+                    tunnels over TLS");
                 self.listener = Some((spec.clone(), fingerprint, listener));
                 self.listen_error = None;
             }
@@ -232,7 +233,8 @@ impl TlsConnections {
         addresses: Vec<SocketAddr>,
     ) -> bool {
         if let Some(open) = self.open.get(&circuit) {
-            tracing::info!(%circuit, peer = %open.peer, "TLS connection is stalled: dialing a second one");
+            tracing::info!(%circuit, peer = %open.peer, "TLS connection is stalled: dialing a \
+                second one");
         }
         let config = DialConfig {
             addresses,

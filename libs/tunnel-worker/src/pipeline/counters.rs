@@ -1,4 +1,5 @@
-//! Counters of a worker. It alone writes them, without locked instructions; any thread may read them.
+//! Counters of a worker. It alone writes them, without locked instructions; any thread may read
+//! them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

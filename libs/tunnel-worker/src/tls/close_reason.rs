@@ -21,7 +21,8 @@ pub enum CloseReason {
     ByPeer,
     /// TCP ended without `close_notify`.
     #[error(
-        "the connection ended without TLS close_notify: the other end or a gateway on the path was stopped"
+        "the connection ended without TLS close_notify: the other end or a gateway on the path was \
+         stopped"
     )]
     Cut,
     /// TCP lost it.

@@ -15,21 +15,21 @@ pub enum DialStepError {
     NoAnswer(Duration),
     /// The gateway does not know the name.
     #[error(
-        "the gateway has no route for the server name \"{0}\" and the tunnel's protocol: compare the name with \
-         the gateway's configuration"
+        "the gateway has no route for the server name \"{0}\" and the tunnel's protocol: compare \
+         the name with the gateway's configuration"
     )]
     NoRoute(String),
     /// The gateway knows the name, but cannot connect to the appliance behind it.
     #[error(
-        "the gateway cannot reach the provider's appliance, or the tenant has reached its connection limit; \
-         the gateway's `status` tells which"
+        "the gateway cannot reach the provider's appliance, or the tenant has reached its \
+         connection limit; the gateway's `status` tells which"
     )]
     NoBackend,
     /// The certificate is not the pinned one.
     #[error(
-        "the certificate has the fingerprint {presented}, not {pinned} as in `tls.fingerprint`: either a third \
-         party answers in the provider's place, or the provider has a new certificate; ask the provider for its \
-         fingerprint and compare"
+        "the certificate has the fingerprint {presented}, not {pinned} as in `tls.fingerprint`: \
+         either a third party answers in the provider's place, or the provider has a new \
+         certificate; ask the provider for its fingerprint and compare"
     )]
     Fingerprint {
         /// The fingerprint presented.
@@ -45,14 +45,14 @@ pub enum DialStepError {
     Slow(Duration),
     /// The certificate is right, the protocol is not.
     #[error(
-        "the other end speaks TLS, but not the tunnel's protocol: is the server name \"{0}\" that of an \
-         appliance?"
+        "the other end speaks TLS, but not the tunnel's protocol: is the server name \"{0}\" that \
+         of an appliance?"
     )]
     NoProtocol(String),
     /// The other end closed the connection instead of answering the hello.
     #[error(
-        "the provider's appliance did not accept the circuit: is it configured there with the same key, and has \
-         this machine's clock not been set back?"
+        "the provider's appliance did not accept the circuit: is it configured there with the same \
+         key, and has this machine's clock not been set back?"
     )]
     Refused,
     /// The answer to the hello is not authentic.
@@ -109,7 +109,8 @@ impl std::error::Error for DialError {}
 pub enum DialStartError {
     /// The server name is invalid.
     #[error(
-        "\"{0}\" is not a server name: use a DNS name, by which the gateway finds the provider's appliance"
+        "\"{0}\" is not a server name: use a DNS name, by which the gateway finds the provider's \
+         appliance"
     )]
     Name(String),
     /// TLS refuses its configuration.

@@ -97,8 +97,8 @@ pub enum Error {
     },
     /// The file holds no identity.
     #[error(
-        "{} does not hold a certificate and its key (PEM, PKCS #8): {why}; move it away to have a new one made, \
-         and give tenants its fingerprint",
+        "{} does not hold a certificate and its key (PEM, PKCS #8): {why}; move it away to have a \
+         new one made, and give tenants its fingerprint",
         path.display()
     )]
     Text {

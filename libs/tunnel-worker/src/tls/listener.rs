@@ -104,8 +104,8 @@ pub struct ListenConfig {
 pub enum ListenError {
     /// An address cannot be bound.
     #[error(
-        "cannot listen on {address} (TCP): {source}; is another process on this port, and is the address this \
-         machine's?"
+        "cannot listen on {address} (TCP): {source}; is another process on this port, and is the \
+         address this machine's?"
     )]
     Address {
         /// The address.

@@ -299,14 +299,15 @@ fn where_udp_is_blocked_the_tunnel_runs_over_tls_until_it_is_not() {
     let talk = Conversation::start(&site, "globex-prod-b", A, GREETER);
     site.tcp("globex-prod-b", "globex-replica-a", A, 4 << 20);
     // Any client can send the server name; without the circuit's key the connection ends there.
-    let stranger = "head -c 200 /dev/zero | tr '\\0' x | timeout 10 openssl s_client -connect 192.0.2.10:6180 \
-                    -servername globex.tunnel.example.net -alpn causeway-tunnel/1 -quiet -ign_eof";
+    let stranger = "head -c 200 /dev/zero | tr '\\0' x | timeout 10 openssl s_client -connect \
+                    192.0.2.10:6180 -servername globex.tunnel.example.net -alpn causeway-tunnel/1 \
+                    -quiet -ign_eof";
     let out = site.sh("outside", &["sh", "-c", stranger]);
     assert_ne!(out.status, 124, "left open: {}{}", out.stdout, out.stderr);
     assert_eq!(out.stdout, "", "answered: {}", out.stderr);
     // A client that bypasses the gateways is refused, too.
-    let past = "timeout 10 openssl s_client -connect 203.0.113.5:6443 -servername globex.tunnel.example.net \
-                -alpn causeway-tunnel/1 -quiet </dev/null";
+    let past = "timeout 10 openssl s_client -connect 203.0.113.5:6443 -servername \
+                globex.tunnel.example.net -alpn causeway-tunnel/1 -quiet </dev/null";
     let out = site.sh("outside", &["sh", "-c", past]);
     assert!(out.status != 0 && out.status != 124, "{}", out.stderr);
     let status = site.status("provider-appliance");
@@ -361,8 +362,8 @@ fn over_tls_a_black_hole_is_left_within_half_a_second() {
     survives(&OVER_TLS, hole, end_hole);
 }
 
-/// Acme may use the third gateway when its pool is gone. Over TLS no message tells it that a gateway
-/// that it does not use is dead.
+/// Acme may use the third gateway when its pool is gone. Over TLS no message tells it that a
+/// gateway that it does not use is dead.
 #[test]
 fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
     let Some(site) = Site::raise(lab::sites::gateways, ENCRYPTED) else {

@@ -245,7 +245,8 @@ fn a_tenant_behind_a_nat_dials_and_is_followed_through_a_new_mapping() {
     // In one step: a packet between two rules would make a mapping of its own.
     let map = |port: u16| {
         nft(&format!(
-            "table ip nat; delete table ip nat; table ip nat {{ chain post {{ type nat hook postrouting priority srcnat; oif \"wan\" udp sport 6180 snat to 198.51.100.2:{port}; }}; }}"
+            "table ip nat; delete table ip nat; table ip nat {{ chain post {{ type nat hook postrouting priority srcnat; oif \"wan\" udp sport 6180 snat to 198.51.100.2:{port}; \
+             }}; }}"
         ));
     };
     // The tenant's appliance is unreachable from outside.
@@ -275,7 +276,8 @@ fn a_tenant_behind_a_nat_dials_and_is_followed_through_a_new_mapping() {
     let talk = Talk::start(&site, "prod-b", "replica-a", A);
     // The NAT forgets its mappings, as one that reboots does, and gives another port.
     nft(
-        "table ip raw { chain pre { type filter hook prerouting priority raw; udp sport 6180 drop; }; }",
+        "table ip raw { chain pre { type filter hook prerouting priority raw; udp sport 6180 drop; }; \
+         }",
     );
     thread::sleep(Duration::from_secs(4));
     map(40002);

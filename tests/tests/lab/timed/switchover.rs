@@ -56,8 +56,8 @@ fn through(site: &Site, what: &str, switch: impl FnOnce() -> lab::Switchover) {
         let since = |moment: Instant| first.saturating_duration_since(moment).as_secs_f64() * 1e3;
         let lost = report.lost_since(first);
         println!(
-            "{what}, {from} → {to}: answered {:.1} ms after the machine was off, {:.1} ms after the other was on, \
-             {:.1} ms after the appliances knew; lost since: {}; {}",
+            "{what}, {from} → {to}: answered {:.1} ms after the machine was off, {:.1} ms after \
+             the other was on, {:.1} ms after the appliances knew; lost since: {}; {}",
             since(times.off),
             since(times.on),
             since(times.switched),

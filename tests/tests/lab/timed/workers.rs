@@ -88,7 +88,8 @@ fn flows_spread_over_the_workers_and_stay_in_order() {
     for host in [TENANT, PROVIDER] {
         site.await_path_mtu(host, 1500);
     }
-    // Paced: a worker with more packets than its CPU can open drops them, and that is not tested here.
+    // Paced: a worker with more packets than its CPU can open drops them, and that is not tested
+    // here.
     let pause = Duration::from_millis(1);
     Transfer::paced(&site, "prod-b", "replica-a", A, 64 << 20, pause).finish();
     for (from, ours, to, theirs) in [(TENANT, 4, PROVIDER, 3), (PROVIDER, 3, TENANT, 4)] {

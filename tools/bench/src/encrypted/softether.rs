@@ -66,7 +66,8 @@ impl Contender for SoftEther {
         );
         let west = format!(
             "{}\nHub DEFAULT\nCascadeCreate east /SERVER:{}:{PORT} /HUB:DEFAULT /USERNAME:west\n\
-             CascadePasswordSet east /PASSWORD:{password} /TYPE:standard\nCascadeEncryptEnable east\nCascadeOnline east\n",
+             CascadePasswordSet east /PASSWORD:{password} /TYPE:standard\n\
+             CascadeEncryptEnable east\nCascadeOnline east\n",
             tap(WEST),
             EAST.address
         );

@@ -33,10 +33,15 @@ impl Contender for Tinc {
             running.write(
                 &format!("{name}/tinc.conf"),
                 &format!(
-                    "Name = {name}\nMode = switch\nDeviceType = tap\nInterface = {}\nBindToAddress = {}\n{}",
+                    "Name = {name}\nMode = switch\nDeviceType = tap\nInterface = {}\n\
+                     BindToAddress = {}\n{}",
                     machine.tunnel,
                     machine.address,
-                    if name == short(WEST.namespace) { &connect } else { "" }
+                    if name == short(WEST.namespace) {
+                        &connect
+                    } else {
+                        ""
+                    }
                 ),
             )?;
             let file = format!("hosts/{name}");

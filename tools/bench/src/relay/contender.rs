@@ -217,9 +217,11 @@ impl Contender {
                 start.args(
                     format!(
                         "-n --no-auth --no-tls --no-dtls --no-cli --no-stdout-log --realm bench \
-                         --listening-ip {RELAY_IP} --listening-port {PORT} --relay-ip {RELAY_INNER_IP} \
-                         --log-file {} --pidfile {} --userdb {}",
-                        path("turn.log"), path("turn.pid"), path("turn.db"),
+                         --listening-ip {RELAY_IP} --listening-port {PORT} --relay-ip \
+                         {RELAY_INNER_IP} --log-file {} --pidfile {} --userdb {}",
+                        path("turn.log"),
+                        path("turn.pid"),
+                        path("turn.db"),
                     )
                     .split_whitespace(),
                 );

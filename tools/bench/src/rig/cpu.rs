@@ -48,7 +48,8 @@ pub fn others() -> anyhow::Result<f64> {
 pub fn warn_if_busy(others: f64) {
     if others >= QUIET_ENOUGH {
         eprintln!(
-            "  other processes use {others:.1} CPUs: CPU seconds are left out, and rates are too low"
+            "  other processes use {others:.1} CPUs: CPU seconds are left out, and rates are too \
+             low"
         );
     }
 }

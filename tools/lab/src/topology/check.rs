@@ -82,7 +82,8 @@ impl Topology {
             for vlan in vlans.iter().flatten().filter(|v| v.inner.is_some()) {
                 if vlans.contains(&Some(Vlan::single(vlan.outer))) {
                     return fail(format!(
-                        "switch {:?}: VLAN {} is both a VLAN of its own and the outer tag of {vlan}",
+                        "switch {:?}: VLAN {} is both a VLAN of its own and the outer tag of \
+                         {vlan}",
                         switch.name, vlan.outer
                     ));
                 }

@@ -42,7 +42,8 @@ impl FromStr for Attach {
             _ => Err(Error::Parse {
                 what: "cable",
                 value: s.to_owned(),
-                reason: "write `access SWITCH`, `access SWITCH vlan VLAN`, `trunk SWITCH` or `wan WAN`",
+                reason: "write `access SWITCH`, `access SWITCH vlan VLAN`, `trunk SWITCH` or `wan \
+                    WAN`",
             }),
         }
     }

@@ -132,7 +132,8 @@ pub struct Down {
 pub enum NoService {
     /// The list is empty.
     #[error(
-        "this tenant may use no gateway: give it a pool with a gateway, or allow gateways without a pool"
+        "this tenant may use no gateway: give it a pool with a gateway, or allow gateways without \
+         a pool"
     )]
     Nothing,
     /// All gateways are down or drain.

@@ -195,7 +195,8 @@ fn no_service_has_reasons() {
     let mut c = chooser(&[]);
     assert_eq!(
         no_service(&mut c, START).to_string(),
-        "no gateway is open to this tenant: give it a pool with a gateway, or allow it the gateways without a pool"
+        "no gateway is open to this tenant: give it a pool with a gateway, or allow it the \
+         gateways without a pool"
     );
     assert_eq!(c.next_deadline(), None);
     let mut c = chooser(&[("b", 0, 1), ("a", 0, 0), ("c", 0, 0)]);
@@ -205,7 +206,8 @@ fn no_service_has_reasons() {
     let why = no_service(&mut c, START);
     assert_eq!(
         why.to_string(),
-        "no gateway works: a is unreachable, c is silent, b refuses us; each is tried again by itself"
+        "no gateway works: a is unreachable, c is silent, b refuses us; each is tried again by \
+         itself"
     );
     let NoService::AllDown(down) = why else {
         panic!("{why:?}")
@@ -572,7 +574,8 @@ proptest! {
             if let Some(next) = chooser.next_deadline() {
                 prop_assert!(next > now, "nothing is due any more");
             } else {
-                prop_assert!(known.keys().all(|name| using.as_ref() == Some(name)), "everybody else is tried");
+                prop_assert!(known.keys().all(|name| using.as_ref() == Some(name)), "everybody \
+                    else is tried");
             }
         }
     }

@@ -224,7 +224,8 @@ fn secrecy(lab: &Lab) -> anyhow::Result<((), String)> {
     Ok((
         (),
         format!(
-            "text in 20 pings: seen {seen} times on the replica's network, never in {} frames on the WAN",
+            "text in 20 pings: seen {seen} times on the replica's network, never in {} frames on \
+             the WAN",
             wan.len()
         ),
     ))
