@@ -1,10 +1,11 @@
-//! What a worker does with a frame: a function of the frame, the time and its tables.
+//! The worker's pipeline: a function of the frame, the time and the worker's tables.
 //!
-//! No socket, thread, lock, clock, allocation or log: a [`PacketSink`] takes what is to be sent and
-//! said, so that tests and fuzzers call the same code as a worker does.
+//! For: encrypting, decrypting, reassembling and delivering packets. Never: a socket, thread, lock,
+//! clock, allocation or log. A [`PacketSink`] takes frames and events, so that tests and fuzzers call
+//! the same code as a worker does.
 //!
 //! ```text
-//!   to seal:  [slot, hash | segment header | packet] ─▶ network ─▶ peer ─▶ seal, whole or in pieces
+//!   to seal:  [slot, hash | segment header | packet] ─▶ network ─▶ peer ─▶ seal, whole or in fragments
 //!             ─▶ outer headers ─▶ the uplink
 //!   to open:  [outer headers | datagram] ─▶ index ─▶ peer ─▶ open ─▶ rejoin ─▶ network of that peer?
 //!             ─▶ source there? destination here? ─▶ host ─▶ Ethernet header ─▶ the tenant's port
@@ -15,6 +16,7 @@
 
 mod counters;
 mod inner;
+mod interface;
 mod lanes;
 mod outage_buffer;
 mod outer_header;
@@ -40,6 +42,7 @@ pub use xsk::Sent;
 
 pub use counters::WorkerCounters;
 use inner::Inner;
+pub use interface::{Command, Event, PacketSink};
 pub use lanes::{LANES, LaneAssignment};
 use outage_buffer::OutageBuffer;
 pub use outer_header::{OuterHeader, circuit_id, parse_datagram};
@@ -50,112 +53,6 @@ use tables::{Tables, gateway, is_provider, prefix_of};
 const REPORT_USE_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 /// Session indices a worker knows at most: five sessions of every lane of every peer.
 const SESSIONS: usize = MAX_PEERS as usize * 5 * LANES as usize;
-
-/// What a worker does its work with.
-pub trait PacketSink {
-    /// Lets `write` fill a frame to be sent on an interface: it gets the whole buffer and says how
-    /// many bytes it used, or `None` to send nothing.
-    fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent;
-    /// As [`PacketSink::transmit`], for a datagram without headers, on the stream of a circuit.
-    /// Full: there is none.
-    fn transmit_tls(
-        &mut self,
-        _circuit: NonZeroU64,
-        _write: impl FnOnce(&mut [u8]) -> Option<usize>,
-    ) -> Sent {
-        Sent::Full
-    }
-    /// Tells the control half.
-    fn event(&mut self, event: Event);
-    /// Hands over a packet whose host is not resolved. Returns whether there was room.
-    fn unresolved(&mut self, header: &SlowHeader, packet: &[u8]) -> bool;
-    /// Hands a frame of the programs, as it came, to another worker. Returns whether there was
-    /// room.
-    fn hand_over(&mut self, worker: u32, frame: &[u8]) -> bool;
-}
-
-/// What a worker tells the control half.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it goes into a ring of slots of one size; a box would be an allocation for it"
-)]
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The first message of a session came.
-    SessionConfirmed {
-        /// The peer's slot.
-        peer: u32,
-        /// The session's name.
-        index: u32,
-    },
-    /// The peer is heard from another address.
-    PeerMoved {
-        /// The peer's slot.
-        peer: u32,
-        /// Where it is now.
-        way: PeerPath,
-    },
-    /// A word of the peer's.
-    ControlMessage {
-        /// The peer's slot.
-        peer: u32,
-        /// The word.
-        word: ControlMessage,
-    },
-    /// What happened on a worker's lanes of a peer since the last report.
-    Activity {
-        /// The peer's slot.
-        peer: u32,
-        /// Sent.
-        tx: TxActivity,
-        /// Received.
-        rx: RxActivity,
-        /// Counters.
-        stats: RxStats,
-    },
-    /// Packets went to a host.
-    HostUsed {
-        /// The host.
-        key: HostKey,
-    },
-}
-
-/// What the control half tells a worker.
-#[derive(Debug)]
-pub enum Command {
-    /// A slot of `NETWORKS` was written.
-    Network(u32, Option<Box<Network>>),
-    /// A slot of `TENANTS` was written.
-    Tenant(u32, Tenant),
-    /// An entry of `ENDPOINTS` was added or removed.
-    Endpoint(HostKey, bool),
-    /// An entry of `NEIGHBOURS` was written or removed.
-    Neighbour(HostKey, Option<Box<Neighbour>>),
-    /// The WireGuard peers that have a part of a network, by VNI.
-    PeerRoutes(u32, Box<[PeerRoute]>),
-    /// A peer in a slot, new; one that was there is gone with its sessions. `None` removes.
-    Peer(u32, Option<Box<PeerLanes>>),
-    /// Receive by this session from now on.
-    Receive(u32, Box<RxSession>),
-    /// Send by this session from now on.
-    Send(u32, Box<TxSession>),
-    /// Forget the session of this name.
-    Retire(u32, u32),
-    /// A peer has fallen silent, or has no session any more.
-    PeerSilent(u32),
-    /// A peer that had fallen silent is heard, by whichever worker.
-    PeerHeard(u32),
-    /// A peer is taken to be here.
-    PeerPath(u32, PeerPath),
-    /// Send to a peer by these headers; `None` while there is no way.
-    OuterHeader(u32, Option<Box<OuterHeader>>),
-    /// Datagrams to a peer may be this long, bytes.
-    MaxDatagram(u32, usize),
-    /// Send a keep-alive.
-    Keepalive(u32),
-    /// Send a word, padded to this many bytes of datagram.
-    ControlMessage(u32, ControlMessage, usize),
-}
 
 /// A peer, with the lanes of it that one worker has.
 #[derive(Debug)]
@@ -842,9 +739,5 @@ fn hand_to_slow_path(
     Ok(())
 }
 
-#[cfg(test)]
-mod model;
-#[cfg(test)]
-mod multi_worker_tests;
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ use appliance_common::{
 use proptest::prelude::*;
 use tunnel::Random as _;
 
-use super::*;
+use crate::pipeline::*;
 use crate::testing::{ACCESS, Hand, Memory, Seeded, UPLINK, around, at, packet, to_seal};
 
 const VNIS: [u32; 3] = [1001, 2001, 0x00ff_ffff];

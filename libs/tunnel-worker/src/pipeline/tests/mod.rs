@@ -1,5 +1,8 @@
 //! What the pipeline does with frames, one behaviour a test.
 
+mod model;
+mod multi_worker;
+
 use appliance_common::{
     maps::{Mode, network_flags},
     wire::mss_for,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use appliance_common::counters::Counter;
 use tunnel::{Framing, Random};
 
-use super::*;
+use crate::pipeline::*;
 use crate::testing::{ACCESS, Hand, Seeded, UPLINK, VNI, at, join, packet, team, to_seal};
 
 const ADDRESSES: [&str; 2] = ["198.51.100.5:6180", "203.0.113.5:6180"];

@@ -1,0 +1,119 @@
+//! What goes into the pipeline and comes out of it besides frames.
+
+use std::num::NonZeroU64;
+
+use appliance_common::{
+    events::SlowHeader,
+    maps::{HostKey, Neighbour, Network, Tenant},
+};
+use tunnel::{
+    PeerPath, RxActivity, RxSession, RxStats, TxActivity, TxSession, segment::ControlMessage,
+};
+use xsk::Sent;
+
+use super::{OuterHeader, PeerLanes, PeerRoute};
+
+/// Takes what the pipeline sends and reports.
+pub trait PacketSink {
+    /// Lets `write` fill a frame to be sent on an interface. It gets the whole buffer and returns the
+    /// number of bytes it used, or `None` to send nothing.
+    fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent;
+    /// As [`PacketSink::transmit`], for a datagram without headers, on the TLS connection of a
+    /// circuit. [`Sent::Full`] without a connection.
+    fn transmit_tls(
+        &mut self,
+        _circuit: NonZeroU64,
+        _write: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Sent {
+        Sent::Full
+    }
+    /// Reports an event to the manager.
+    fn event(&mut self, event: Event);
+    /// Hands a packet whose host is not resolved to the manager. Returns whether there was room.
+    fn unresolved(&mut self, header: &SlowHeader, packet: &[u8]) -> bool;
+    /// Hands a received frame, unchanged, to another worker. Returns whether there was room.
+    fn hand_over(&mut self, worker: u32, frame: &[u8]) -> bool;
+}
+
+/// What a worker reports to the manager.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a ring has slots of one size; a box would allocate on the packet path"
+)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The first datagram of a session arrived.
+    SessionConfirmed {
+        /// The peer's slot.
+        peer: u32,
+        /// The session's index.
+        index: u32,
+    },
+    /// An authentic datagram of the peer came from another address.
+    PeerMoved {
+        /// The peer's slot.
+        peer: u32,
+        /// The new path.
+        way: PeerPath,
+    },
+    /// A control message of the peer.
+    ControlMessage {
+        /// The peer's slot.
+        peer: u32,
+        /// The message.
+        word: ControlMessage,
+    },
+    /// Activity on a worker's lanes of a peer since the last report.
+    Activity {
+        /// The peer's slot.
+        peer: u32,
+        /// Sent.
+        tx: TxActivity,
+        /// Received.
+        rx: RxActivity,
+        /// Counters.
+        stats: RxStats,
+    },
+    /// Packets were sent to a host.
+    HostUsed {
+        /// The host.
+        key: HostKey,
+    },
+}
+
+/// What the manager tells a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// A slot of `NETWORKS` was written.
+    Network(u32, Option<Box<Network>>),
+    /// A slot of `TENANTS` was written.
+    Tenant(u32, Tenant),
+    /// An entry of `ENDPOINTS` was added or removed.
+    Endpoint(HostKey, bool),
+    /// An entry of `NEIGHBOURS` was written or removed.
+    Neighbour(HostKey, Option<Box<Neighbour>>),
+    /// The WireGuard peers with addresses in a network, by VNI.
+    PeerRoutes(u32, Box<[PeerRoute]>),
+    /// A new peer in a slot; it replaces a former peer and its sessions. `None` removes the peer.
+    Peer(u32, Option<Box<PeerLanes>>),
+    /// Receive with this session from now on.
+    Receive(u32, Box<RxSession>),
+    /// Send with this session from now on.
+    Send(u32, Box<TxSession>),
+    /// Remove the session with this index.
+    Retire(u32, u32),
+    /// A peer is silent, or has no session any more.
+    PeerSilent(u32),
+    /// Some worker received from a peer that was silent.
+    PeerHeard(u32),
+    /// The path to a peer.
+    PeerPath(u32, PeerPath),
+    /// Send to a peer with these headers; `None` while there is no path.
+    OuterHeader(u32, Option<Box<OuterHeader>>),
+    /// Datagrams to a peer may be this long, bytes.
+    MaxDatagram(u32, usize),
+    /// Send a keep-alive.
+    Keepalive(u32),
+    /// Send a control message, padded to this many bytes of datagram.
+    ControlMessage(u32, ControlMessage, usize),
+}
