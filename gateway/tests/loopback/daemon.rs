@@ -680,6 +680,13 @@ fn circuits_are_configured_and_reported() {
     ] {
         assert!(body.lines().any(|l| l == line), "{line}:\n{body}");
     }
+    let documented = include_str!("../../../docs/metrics.md");
+    for line in body.lines().filter_map(|l| l.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').expect("a name and a type");
+        let suffix = if kind == "counter" { "_total" } else { "" };
+        let row = format!("| `{name}{suffix}` | {kind} |");
+        assert!(documented.contains(&row), "docs/metrics.md lacks {row}");
+    }
 
     // Another one; those that are there go on.
     let dir = gateway.dir.path();
