@@ -30,13 +30,12 @@ use appliance_common::{
     counters::Counter,
     events::{SlowHeader, SlowReason},
     limits::{MAX_PEERS, SLOW_PACKET_BYTES},
-    maps::{HostKey, Neighbour, Network, Tenant},
+    maps::{HostKey, Network},
     wire::{ETHERTYPE_IPV6, WORKER_HEADER_LEN},
 };
 use tunnel::{
     Framing, Instant, OpenError, Payload, PayloadKind, PeerPath, ReassemblyLimits, Receiver,
-    RxActivity, RxSession, RxStats, SealError, Sender, TxActivity, TxSession,
-    segment::{ControlMessage, Header},
+    RxActivity, RxStats, SealError, Sender, segment::Header,
 };
 pub use xsk::Sent;
 

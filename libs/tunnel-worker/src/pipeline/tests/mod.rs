@@ -8,6 +8,8 @@ use appliance_common::{
     wire::mss_for,
 };
 
+use appliance_common::maps::{Neighbour, Tenant};
+
 use super::*;
 use crate::testing::{ACCESS, Hand, Side, UPLINK, VNI, address, at, join, joined, packet, pair};
 

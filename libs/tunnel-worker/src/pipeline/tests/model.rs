@@ -17,6 +17,8 @@ use appliance_common::{
 use proptest::prelude::*;
 use tunnel::Random as _;
 
+use appliance_common::maps::{Neighbour, Tenant};
+
 use crate::pipeline::*;
 use crate::testing::{ACCESS, Hand, Memory, Seeded, UPLINK, around, at, packet, to_seal};
 
