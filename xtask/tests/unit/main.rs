@@ -1,0 +1,4 @@
+//! Tests of the repository itself: its documentation and its style.
+
+mod docs;
+mod style;
