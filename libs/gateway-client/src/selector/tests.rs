@@ -303,7 +303,7 @@ fn without_a_gateway_the_reason_is_reported_until_one_answers() {
     let why = world.reach.lost().expect("no service").to_string();
     assert_eq!(
         why,
-        "no gateway works: gw1 is silent, gw2 is silent; each is tried again by itself"
+        "no gateway works: gw1 is silent, gw2 is silent; each is tried again automatically"
     );
     let lost = |(_, action): &&(Duration, Action)| matches!(action, Action::Lost(_));
     assert_eq!(world.said.iter().filter(lost).count(), 1, "said once");

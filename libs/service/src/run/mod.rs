@@ -159,7 +159,7 @@ where
         }
     };
     let (sender, calls) = mpsc::channel(QUEUE);
-    let (server, path) = control.serve(sender);
+    let server = control.serve(sender);
     let service = Service {
         daemon,
         notifier,
@@ -170,8 +170,7 @@ where
         status: None,
     };
     let result = service.run(signals, calls).await;
-    server.abort();
-    drop(path);
+    server.finish().await;
     result
 }
 

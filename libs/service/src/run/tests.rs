@@ -237,6 +237,29 @@ async fn a_daemon_that_drains_has_its_timeout_extended_until_the_second_signal()
 }
 
 #[test]
+fn the_reply_to_the_last_request_arrives() {
+    for _ in 0..50 {
+        let manager = Manager::new();
+        let path = manager.control();
+        let client = std::thread::spawn(move || {
+            while !path.exists() {
+                std::thread::sleep(WATCHDOG / 100);
+            }
+            ask::<_, u32>(&LAMP, &path, &Request::End)
+        });
+        // The runtime ends with the daemon, as in a process.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(manager.run(Lamp::default()));
+        drop(runtime);
+        let reply = client.join().expect("no panic in the client");
+        assert_eq!(reply.map_err(|error| error.to_string()), Ok(0));
+    }
+}
+
+#[test]
 fn health_follows_the_loop() {
     let health = Health::new(Duration::from_millis(20));
     assert_eq!(health.check(), Err("starting"));

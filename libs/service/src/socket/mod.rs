@@ -7,7 +7,7 @@ mod server;
 
 pub use client::{Error as AskError, ask};
 pub use page::Page;
-pub use server::{Call, Control, Error as BindError, Responder, bind, serve};
+pub use server::{Call, Control, Error as BindError, Responder, bind};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,7 @@
 //! The daemon's side of the control socket.
 
 use std::{
+    convert::Infallible,
     fs, io,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -24,6 +25,8 @@ use super::{Refusal, Reply, Socket};
 const MAX_CLIENTS: usize = 16;
 /// Time that a client has to send a request, and to read its reply.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Time that replies have to reach their clients when the daemon ends.
+const LAST_REPLIES: Duration = Duration::from_secs(1);
 
 /// A request and its way back.
 pub type Call<Q, T> = (Q, Responder<T>);
@@ -59,14 +62,38 @@ impl Control {
         Ok(Self { of, listener, path })
     }
 
-    /// As [`serve`]; the socket is there as long as the path that is returned.
-    pub(crate) fn serve<Q, T>(self, calls: mpsc::Sender<Call<Q, T>>) -> (JoinHandle<()>, SocketPath)
+    /// As [`serve`], until [`Server::finish`].
+    pub(crate) fn serve<Q, T>(self, calls: mpsc::Sender<Call<Q, T>>) -> Server
     where
         Q: DeserializeOwned + Send + 'static,
         T: Serialize + Send + 'static,
     {
-        let task = tokio::spawn(serve(self.of, self.listener, calls));
-        (task, self.path)
+        let (busy, idle) = mpsc::channel(1);
+        Server {
+            task: tokio::spawn(serve(self.of, self.listener, calls, busy)),
+            idle,
+            path: self.path,
+        }
+    }
+}
+
+/// A control socket that is served.
+#[derive(Debug)]
+pub(crate) struct Server {
+    task: JoinHandle<()>,
+    /// Closed once no request is being answered.
+    idle: mpsc::Receiver<Infallible>,
+    path: SocketPath,
+}
+
+impl Server {
+    /// Accepts no more clients, waits a second at most until replies that were sent have reached
+    /// their clients, and removes the socket.
+    pub async fn finish(mut self) {
+        self.task.abort();
+        // The sender that the task holds goes with it; each request that is being answered has one.
+        let _ = timeout(LAST_REPLIES, self.idle.recv()).await;
+        drop(self.path);
     }
 }
 
@@ -145,11 +172,13 @@ pub fn bind(of: &'static Socket, path: &Path) -> Result<UnixListener, Error> {
     Ok(listener)
 }
 
-/// Serves clients until the task is aborted.
-pub async fn serve<Q, T>(
+/// Serves clients until the task is aborted. A copy of `busy` exists as long as a request is being
+/// answered.
+pub(super) async fn serve<Q, T>(
     of: &'static Socket,
     listener: UnixListener,
     calls: mpsc::Sender<Call<Q, T>>,
+    busy: mpsc::Sender<Infallible>,
 ) where
     Q: DeserializeOwned + Send + 'static,
     T: Serialize + Send + 'static,
@@ -161,9 +190,9 @@ pub async fn serve<Q, T>(
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let calls = calls.clone();
+                let (calls, busy) = (calls.clone(), busy.downgrade());
                 tokio::spawn(async move {
-                    if let Err(error) = client(of, stream, calls).await {
+                    if let Err(error) = client(of, stream, calls, busy).await {
                         tracing::debug!(%error, "a control client closed its connection");
                     }
                     drop(permit);
@@ -181,6 +210,7 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
     of: &Socket,
     stream: UnixStream,
     calls: mpsc::Sender<Call<Q, T>>,
+    busy: mpsc::WeakSender<Infallible>,
 ) -> io::Result<()> {
     let uid = stream.peer_cred()?.uid();
     if !of.access.includes(uid) {
@@ -195,6 +225,7 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
             return Ok(());
         }
         lines.get_mut().set_limit(of.max_request);
+        let _busy = busy.upgrade();
         let reply = match serde_json::from_str(&line) {
             Ok(request) => answer(of, &calls, request).await,
             Err(error) => Reply::Error(Refusal::new(

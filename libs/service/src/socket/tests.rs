@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{client::ask_within, *};
+use super::{client::ask_within, server::serve, *};
 
 static LAMP: Socket = Socket {
     name: "lamp",
@@ -29,7 +29,7 @@ enum Request {
 async fn serve_lamp(path: &Path) {
     let listener = bind(&LAMP, path).expect("the path is free");
     let (calls, mut requests) = mpsc::channel::<Call<Request, Value>>(1);
-    tokio::spawn(serve(&LAMP, listener, calls));
+    tokio::spawn(serve(&LAMP, listener, calls, mpsc::channel(1).0));
     tokio::spawn(async move {
         while let Some((request, reply)) = requests.recv().await {
             let answer = match request {

@@ -15,8 +15,8 @@ use super::{OuterHeader, PeerLanes, PeerRoute};
 
 /// Takes what the pipeline sends and reports.
 pub trait PacketSink {
-    /// Lets `write` fill a frame to be sent on an interface. It gets the whole buffer and returns the
-    /// number of bytes it used, or `None` to send nothing.
+    /// Lets `write` fill a frame to be sent on an interface. It gets the whole buffer and returns
+    /// the number of bytes it used, or `None` to send nothing.
     fn transmit(&mut self, ifindex: u32, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> Sent;
     /// As [`PacketSink::transmit`], for a datagram without headers, on the TLS connection of a
     /// circuit. [`Sent::Full`] without a connection.

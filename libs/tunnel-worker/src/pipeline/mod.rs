@@ -1,8 +1,8 @@
 //! The worker's pipeline: a function of the frame, the time and the worker's tables.
 //!
 //! For: encrypting, decrypting, reassembling and delivering packets. Never: a socket, thread, lock,
-//! clock, allocation or log. A [`PacketSink`] takes frames and events, so that tests and fuzzers call
-//! the same code as a worker does.
+//! clock, allocation or log. A [`PacketSink`] takes frames and events, so that tests and fuzzers
+//! call the same code as a worker does.
 //!
 //! ```text
 //!   to seal:  [slot, hash | segment header | packet] ─▶ network ─▶ peer ─▶ seal, whole or in fragments

@@ -176,7 +176,7 @@ fn a_draining_gateway_is_left_unless_it_is_the_only_one() {
     let why = no_service(&mut c, START + seconds(3)).to_string();
     assert_eq!(
         why,
-        "no gateway works: a is draining, b is silent; each is tried again by itself"
+        "no gateway works: a is draining, b is silent; each is tried again automatically"
     );
     c.report("a", WELL, START + seconds(4));
     assert_eq!(used(&mut c, START + seconds(4)), "a");
@@ -195,8 +195,8 @@ fn no_service_has_reasons() {
     let mut c = chooser(&[]);
     assert_eq!(
         no_service(&mut c, START).to_string(),
-        "no gateway is open to this tenant: give it a pool with a gateway, or allow it the \
-         gateways without a pool"
+        "this tenant may use no gateway: give it a pool with a gateway, or allow gateways without \
+         a pool"
     );
     assert_eq!(c.next_deadline(), None);
     let mut c = chooser(&[("b", 0, 1), ("a", 0, 0), ("c", 0, 0)]);
@@ -206,8 +206,8 @@ fn no_service_has_reasons() {
     let why = no_service(&mut c, START);
     assert_eq!(
         why.to_string(),
-        "no gateway works: a is unreachable, c is silent, b refuses us; each is tried again by \
-         itself"
+        "no gateway works: a is unreachable, c is silent, b refuses us; each is tried again \
+         automatically"
     );
     let NoService::AllDown(down) = why else {
         panic!("{why:?}")
