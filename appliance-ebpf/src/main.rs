@@ -36,6 +36,7 @@ use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use crate::helper::{
     count::count,
     frame::Port,
+    logging,
     lookup::is_configured,
     packet::{Outcome, tail_call},
     trace,
@@ -45,7 +46,7 @@ use crate::helper::{
 #[xdp]
 pub fn access(ctx: XdpContext) -> u32 {
     trace::enter(&ctx, Access);
-    if !is_configured() {
+    if !is_configured(&ctx) {
         return finish(&ctx, Access, Outcome::Pass(Counter::NotConfigured));
     }
     let outcome = stage::access::process(&ctx, Port::TenantOnly);
@@ -56,7 +57,7 @@ pub fn access(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn uplink(ctx: XdpContext) -> u32 {
     trace::enter(&ctx, Uplink);
-    if !is_configured() {
+    if !is_configured(&ctx) {
         return finish(&ctx, Uplink, Outcome::Pass(Counter::NotConfigured));
     }
     finish(&ctx, Uplink, stage::uplink::process(&ctx))
@@ -66,7 +67,7 @@ pub fn uplink(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn combined(ctx: XdpContext) -> u32 {
     trace::enter(&ctx, Combined);
-    if !is_configured() {
+    if !is_configured(&ctx) {
         return finish(&ctx, Combined, Outcome::Pass(Counter::NotConfigured));
     }
     finish(&ctx, Combined, stage::combined::process(&ctx))
@@ -108,6 +109,7 @@ fn finish(ctx: &XdpContext, program: TraceProgram, outcome: Outcome) -> u32 {
         Outcome::TailCall(to) => {
             // Returns only if the program is not loaded.
             tail_call(ctx, to);
+            logging::tail_call_failed(ctx, to as u32);
             (Counter::DropNoProgram, xdp_action::XDP_DROP)
         }
     };

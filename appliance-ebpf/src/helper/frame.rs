@@ -9,6 +9,7 @@ use aya_ebpf::programs::XdpContext;
 use crate::{
     helper::{
         addr::{bytes, v4_mapped, v4_may_be_network_or_broadcast},
+        logging,
         lookup::{mode, network, prefix_of},
         packet::{L2, L2Error, Mac, Outcome, ingress},
     },
@@ -87,6 +88,7 @@ impl Frame {
         }
         let slot = attachment.network;
         let Some(network) = network(slot) else {
+            logging::no_network(ctx, slot);
             return Err(pass_or_drop(port, Counter::DropInconsistent));
         };
         Ok(Self {

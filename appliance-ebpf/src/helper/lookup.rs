@@ -9,12 +9,15 @@ use appliance_common::{
     },
 };
 
-use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::{maps::lpm_trie::Key, programs::XdpContext};
 
 use packet_rules::source;
 
 use crate::{
-    helper::addr::{Words, bytes, key, words},
+    helper::{
+        addr::{Words, bytes, key, words},
+        logging,
+    },
     maps::{CONFIG, ENDPOINTS, NEIGHBOURS, NETWORKS, POLICIES, ROUTES, TENANTS, TUNNELS},
 };
 
@@ -24,10 +27,15 @@ pub fn config() -> Option<&'static Config> {
     CONFIG.get(0)
 }
 
-/// Whether user space has written the configuration, in the schema of this object.
+/// Whether user space has written the configuration, in the schema of this object. Another schema
+/// is logged.
 #[inline(always)]
-pub fn is_configured() -> bool {
-    config().is_some_and(|c| c.version == SCHEMA_VERSION)
+pub fn is_configured(ctx: &XdpContext) -> bool {
+    let version = config().map_or(0, |c| c.version);
+    if version != SCHEMA_VERSION {
+        logging::unknown_schema(ctx, version);
+    }
+    version == SCHEMA_VERSION
 }
 
 /// Whether the address is one of our own on the tunnels' port.

@@ -8,6 +8,7 @@ pub mod count;
 pub mod encap;
 pub mod frame;
 pub mod icmp;
+pub mod logging;
 pub mod lookup;
 pub mod mss;
 pub mod nat;

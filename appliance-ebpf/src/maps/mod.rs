@@ -39,6 +39,9 @@ use aya_ebpf::{
 
 pub use scratch::{Kind, Packet, Scratch, Side, TailCallState};
 
+/// Entries of [`LAST_LOGGED`]: reasons for which the programs log.
+pub const LOG_REASONS: u32 = 3;
+
 /// The configuration, one entry. Written by user space.
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -75,6 +78,10 @@ pub static NEIGHBOURS: HashMap<HostKey, Neighbour> = HashMap::with_max_entries(M
 /// Per-CPU counters by [`Counter`]. Written by the programs.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::SLOTS, 0);
+
+/// Time of the last log line by reason, in nanoseconds of the boot clock. Written by the programs.
+#[map]
+pub static LAST_LOGGED: PerCpuArray<u64> = PerCpuArray::with_max_entries(LOG_REASONS, 0);
 
 /// Per-CPU traffic by network slot. Written by the programs.
 #[map]

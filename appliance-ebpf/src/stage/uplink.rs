@@ -39,6 +39,7 @@ use crate::{
         count::received,
         encap::deliver,
         frame::is_network_or_broadcast,
+        logging,
         lookup::{
             config, gateway, is_here, is_partial, is_provider, is_secure, neighbour, network,
             prefix_of, tunnel,
@@ -272,6 +273,7 @@ fn open<const FROM: usize>(
     };
     let slot = tunnel.network;
     let Some(network) = network(slot) else {
+        logging::no_network(ctx, slot);
         return Outcome::Drop(Counter::DropInconsistent);
     };
     if is_secure(network) {

@@ -235,6 +235,7 @@ impl Daemon {
     fn each_second(&mut self) {
         let now = Instant::now();
         self.end_stale_trace();
+        self.forwarding.datapath.flush_program_log();
         self.check_sending();
         // Where a change failed half way, the watched paths may be those of before.
         self.watch_paths();

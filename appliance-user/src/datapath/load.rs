@@ -16,7 +16,7 @@ use super::{
 use crate::config::Kind;
 
 /// All pinned maps, by their names in the object.
-const MAPS: [&str; 39] = [
+const MAPS: [&str; 40] = [
     "CONFIG",
     "ATTACHMENTS",
     "NETWORKS",
@@ -27,6 +27,7 @@ const MAPS: [&str; 39] = [
     "NEIGHBOURS",
     "COUNTERS",
     "NETWORK_STATS",
+    "LAST_LOGGED",
     "NEIGHBOUR_EVENTS",
     "SLOW_PACKETS",
     "XSKS",

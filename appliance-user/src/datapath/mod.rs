@@ -26,6 +26,7 @@ mod contents;
 mod error;
 mod links;
 mod load;
+mod log;
 mod maps;
 mod pins;
 pub mod reconcile;
@@ -53,6 +54,7 @@ use aya::{
 
 use error::map_error;
 use load::{load, program, set_tail_calls, typed};
+use log::ProgramLog;
 
 pub use contents::{MapContents, MapUpdate};
 pub use error::Error;
@@ -66,6 +68,7 @@ pub struct Datapath {
     path: PathBuf,
     connections: u32,
     object: Ebpf,
+    log: ProgramLog,
     adopted: bool,
     fragments: HashMap<MapData, FlowKey, Flow>,
     trace: Array<MapData, TraceFilter>,
@@ -129,6 +132,7 @@ impl Datapath {
         }
         let adopted = maps.join("CONFIG").exists();
         let mut object_loaded = load(&root, object, connections, false)?;
+        let log = ProgramLog::open(&mut object_loaded)?;
         let tail_calls = set_tail_calls(&mut object_loaded)?;
         let o = &mut object_loaded;
         let rings = Rings {
@@ -168,6 +172,7 @@ impl Datapath {
             path: object.to_owned(),
             connections,
             object: object_loaded,
+            log,
             adopted,
             attached: BTreeMap::new(),
         };
@@ -204,20 +209,30 @@ impl Datapath {
     /// When the programs cannot be loaded or replaced. Replaced ones are then restored.
     pub fn set_tracing(&mut self, tracing: bool) -> Result<(), Error> {
         let mut object = load(&self.root, &self.path, self.connections, tracing)?;
+        let log = ProgramLog::open(&mut object)?;
         // Clear the mark of the last traced packet: until all programs are replaced, programs
         // without tracing tail-call programs with tracing.
         self.clear_traced()?;
         let tail_calls = set_tail_calls(&mut object)?;
         if let Err(error) = self.replace_programs(&mut object) {
             let mut before = load(&self.root, &self.path, self.connections, !tracing)?;
+            self.log = ProgramLog::open(&mut before)?;
             self._tail_calls = set_tail_calls(&mut before)?;
             self.replace_programs(&mut before)?;
             self.object = before;
             return Err(error);
         }
         self._tail_calls = tail_calls;
+        self.flush_program_log();
+        self.log = log;
         self.object = object;
         Ok(())
+    }
+
+    /// Forwards what the programs have logged since the last call to the daemon's log. They log at
+    /// most one line a second from each CPU and reason; what they log meanwhile waits in a ring.
+    pub fn flush_program_log(&mut self) {
+        self.log.flush();
     }
 
     /// Whether `FRAGMENTS` has a fresh entry of the datagram's first fragment at `now`, in ticks,

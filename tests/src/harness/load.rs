@@ -9,7 +9,7 @@ use aya::{
     programs::Xdp,
 };
 
-use super::{Harness, HarnessError, Program, RawMap, namespace};
+use super::{Harness, HarnessError, Program, RawMap, log::ProgramLog, namespace};
 use crate::world::World;
 
 /// Path of the built object: `CAUSEWAY_BPF_OBJECT`, or `target/bpf/appliance.bpf.o` of the
@@ -99,13 +99,14 @@ impl Harness {
         let events = take(&mut ebpf, "NEIGHBOUR_EVENTS")?;
         let slow = take(&mut ebpf, "SLOW_PACKETS")?;
         let trace = take(&mut ebpf, "TRACE_EVENTS")?;
+        let log = ProgramLog::take(&mut ebpf)?;
         let mut harness = Self {
             ebpf,
-
             counters,
             events,
             slow,
             trace,
+            log,
             raw,
             out: vec![0; 4096],
             sockets: Vec::new(),

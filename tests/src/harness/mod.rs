@@ -11,6 +11,7 @@
 
 mod error;
 mod load;
+mod log;
 mod maps;
 mod namespace;
 mod program;
@@ -30,6 +31,7 @@ use aya::{
 
 pub use error::{HarnessError, describe};
 pub use load::{missing, object_path, workspace_root};
+pub use log::LogLine;
 pub use program::{Action, MAX_PACKET, Program};
 pub use raw::{RawMap, map_memory};
 pub use reset::MapContents;
@@ -47,6 +49,7 @@ pub struct Harness {
     events: RingBuf<MapData>,
     slow: RingBuf<MapData>,
     trace: RingBuf<MapData>,
+    log: log::ProgramLog,
     /// Every map of the object, those above included. Its descriptor of `JUMPS` keeps the programs
     /// in there: the kernel empties a program array when its last descriptor closes.
     raw: Vec<RawMap>,

@@ -20,6 +20,7 @@ impl Harness {
         for ring in [&mut self.events, &mut self.slow, &mut self.trace] {
             while ring.next().is_some() {}
         }
+        self.log.lines();
         for map in &self.raw {
             map.clear()?;
         }

@@ -19,6 +19,7 @@ mod nat_beside_nftables;
 mod nat_rfc;
 mod nd;
 mod pmtu;
+mod program_log;
 mod random;
 mod reset;
 mod secure;

@@ -19,9 +19,10 @@ const VERIFIED_BUDGET: u32 = 400_000;
 /// Most bytes of stack along any chain of calls; the kernel's limit is 512.
 const STACK_BUDGET: u32 = 512;
 /// All maps (`appliance-ebpf/src/maps/`), as far as the kernel keeps names: 15 bytes.
-const MAPS: [&str; 40] = [
+const MAPS: [&str; 42] = [
     ".rodata",
     "ATTACHMENTS",
+    "AYA_LOGS",
     "CONFIG",
     "COUNTERS",
     "ENDPOINTS",
@@ -31,6 +32,7 @@ const MAPS: [&str; 40] = [
     "HANDSHAKE_SOURC",
     "ICMP_BUDGET",
     "JUMPS",
+    "LAST_LOGGED",
     "MAPPINGS",
     "NAT",
     "NAT_ADDRESSES",
