@@ -9,7 +9,7 @@
 //! ```text
 //!   World ──fill──▶ maps ┐
 //!   packet::… ──bytes──▶ ├─ Harness::run ──▶ action, packet out ──▶ table::run  (exact fixtures)
-//!   Rng, mutate ──bytes─▶┘        │                              └▶ oracle::check (any packet)
+//!   Seeded, mutate ──bytes─▶┘        │                              └▶ oracle::check (any packet)
 //!                                 └──▶ counters, ring-buffer records
 //! ```
 //!

@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{sleep, spawn},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use gateway::circuit::{
@@ -23,10 +23,11 @@ use gateway_client::{
 };
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 
+use circuit_end::{CircuitEnd, INTERVAL, clock};
+use fuzzing::Seeded;
+
 use crate::common::*;
 
-/// How often an end binds.
-const INTERVAL: Duration = Duration::from_millis(200);
 const V4: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
 
 pub fn v6() -> SocketAddr {
@@ -39,11 +40,6 @@ pub fn id(n: u64) -> CircuitId {
 
 pub fn key_bytes(circuit: u64, side: Side) -> [u8; 32] {
     [circuit as u8 * 2 + side as u8 + 1; 32]
-}
-
-pub fn clock() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.expect("after 1970").as_nanos() as u64
 }
 
 /// Circuits 1 to 3, the last of tenant evil.
@@ -69,73 +65,10 @@ fn start(listen: &[SocketAddr], threads: usize) -> Circuits {
     Circuits::start(plan(PATIENCE), listen, threads).expect("listen")
 }
 
-/// An end with a socket.
-pub struct Peer {
-    pub socket: UdpSocket,
-    pub end: End,
-    circuit: CircuitId,
-    to: SocketAddr,
-}
-
-impl Peer {
-    pub fn new(circuit: u64, side: Side, to: SocketAddr) -> Self {
-        Self {
-            socket: socket_to(to),
-            end: End::new(id(circuit), side, Key::new(key_bytes(circuit, side))),
-            circuit: id(circuit),
-            to,
-        }
-    }
-
-    /// Binds, as often as it takes; what it heard last.
-    pub fn bind(&mut self) -> EndEvent {
-        let begun = Instant::now();
-        let mut room = [0; 2048];
-        loop {
-            assert!(begun.elapsed() < PATIENCE, "never bound");
-            // A gateway that is not there is one that will be.
-            let _ = self.socket.send(&self.end.bind(clock()));
-            let until = Instant::now() + INTERVAL;
-            while Instant::now() < until {
-                let Ok(length) = self.socket.recv(&mut room) else {
-                    continue;
-                };
-                match self.end.receive(&room[..length], clock()) {
-                    Some(EndEvent::Send(word)) => {
-                        self.socket.send(&word).expect("send");
-                    }
-                    Some(heard) => return heard,
-                    None => {}
-                }
-            }
-        }
-    }
-
-    pub fn send(&self, payload: &[u8]) {
-        let datagram = [&self.circuit.to_bytes(), payload].concat();
-        self.socket.send(&datagram).expect("send");
-    }
-
-    /// The next tunnel datagram; messages pass by.
-    pub fn receive(&self) -> Option<Vec<u8>> {
-        let mut room = vec![0; 1 << 16];
-        loop {
-            let length = self.socket.recv(&mut room).ok()?;
-            if room[..8] == self.circuit.to_bytes() {
-                return Some(room[8..length].to_vec());
-            }
-        }
-    }
-
-    #[track_caller]
-    pub fn hears(&self, payload: &[u8]) {
-        assert_eq!(self.receive().as_deref(), Some(payload));
-    }
-
-    /// Another address; nothing is said of it yet.
-    fn roam(&mut self) {
-        self.socket = socket_to(self.to);
-    }
+/// One side of a circuit, towards the gateway at `to`.
+pub fn circuit_end(circuit: u64, side: Side, to: SocketAddr) -> CircuitEnd {
+    let key = Key::new(key_bytes(circuit, side));
+    CircuitEnd::new(socket_to(to), id(circuit), side, key)
 }
 
 fn socket_to(to: SocketAddr) -> UdpSocket {
@@ -145,18 +78,18 @@ fn socket_to(to: SocketAddr) -> UdpSocket {
     };
     let socket = UdpSocket::bind((from, 0)).expect("a socket");
     socket.set_read_timeout(Some(INTERVAL)).expect("a deadline");
-    // Only what comes from there is heard.
+    // Connected: the kernel delivers datagrams of this address alone.
     socket.connect(to).expect("an address");
     socket
 }
 
 /// Both ends of a circuit, bound.
-fn joined(circuit: u64, a: SocketAddr, b: SocketAddr) -> [Peer; 2] {
-    let mut peers = [(Side::A, a), (Side::B, b)].map(|(side, to)| Peer::new(circuit, side, to));
-    for peer in &mut peers {
-        assert!(matches!(peer.bind(), EndEvent::Bound(_)));
+fn joined(circuit: u64, a: SocketAddr, b: SocketAddr) -> [CircuitEnd; 2] {
+    let mut ends = [(Side::A, a), (Side::B, b)].map(|(side, to)| circuit_end(circuit, side, to));
+    for end in &mut ends {
+        end.bind();
     }
-    peers
+    ends
 }
 
 fn dropped(state: &State, reason: Reason) -> u64 {
@@ -176,12 +109,12 @@ fn ends_of_any_address_family_exchange_datagrams() {
             for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                 let [a, b] = joined(circuit, at[a], at[b]);
                 a.send(b"from a");
-                b.hears(b"from a");
+                b.expect(b"from a");
                 b.send(b"from b");
-                a.hears(b"from b");
+                a.expect(b"from b");
                 let long = vec![7; 9000];
                 a.send(&long);
-                b.hears(&long);
+                b.expect(&long);
             }
         }
         let state = gateway.state();
@@ -206,9 +139,9 @@ fn an_answer_comes_from_the_address_that_was_asked() {
         (Ipv4Addr::new(127, 0, 0, 3), port).into(),
     );
     a.send(b"to 2");
-    b.hears(b"to 2");
+    b.expect(b"to 2");
     b.send(b"to 3");
-    a.hears(b"to 3");
+    a.expect(b"to 3");
 }
 
 #[test]
@@ -216,16 +149,16 @@ fn a_roaming_end_is_reached_after_its_bind() {
     let gateway = start(&[V4], 1);
     let at = gateway.addresses()[0];
     let [mut a, b] = joined(1, at, at);
-    a.roam();
+    a.socket = socket_to(at);
     a.send(b"from nowhere");
     b.send(b"to nobody");
     assert_eq!(b.receive(), None);
     assert_eq!(a.receive(), None);
     a.bind();
     b.send(b"to somebody");
-    a.hears(b"to somebody");
+    a.expect(b"to somebody");
     a.send(b"from somewhere");
-    b.hears(b"from somewhere");
+    b.expect(b"from somewhere");
     let state = gateway.state();
     assert_eq!(state.circuits[0].counts.events.moved, 1);
     assert_eq!(dropped(&state, Reason::NotBound), 1);
@@ -243,7 +176,7 @@ fn a_silent_end_becomes_unbound() {
     let [mut a, mut b] = joined(1, at, at);
     for _ in 0..8 {
         sleep(Duration::from_millis(150));
-        assert_eq!(a.bind(), EndEvent::Bound(600));
+        assert_eq!(a.bind_within(PATIENCE), Some(EndEvent::Bound(600)));
         // Datagrams alone do not keep it.
         b.send(b"still here");
     }
@@ -257,7 +190,7 @@ fn a_silent_end_becomes_unbound() {
     a.bind();
     b.bind();
     a.send(b"to somebody");
-    b.hears(b"to somebody");
+    b.expect(b"to somebody");
     // Who leaves need not be waited for.
     b.socket.send(&b.end.unbind(clock())).expect("send");
     until("gone", || gateway.state().bound == 1);
@@ -276,7 +209,7 @@ fn ends_bind_again_within_a_second_after_a_restart() {
     b.bind();
     assert!(begun.elapsed() < Duration::from_secs(1));
     a.send(b"again");
-    b.hears(b"again");
+    b.expect(b"again");
     // What was said before it was stopped is old, and was it.
     let thief = socket_to(at);
     thief.send(&old).expect("send");
@@ -284,7 +217,7 @@ fn ends_bind_again_within_a_second_after_a_restart() {
         dropped(&gateway.state(), Reason::Replayed) == 1
     });
     b.send(b"to a");
-    a.hears(b"to a");
+    a.expect(b"to a");
 }
 
 #[test]
@@ -305,7 +238,7 @@ fn attackers_are_dropped_without_an_answer() {
     };
     let captured = a.end.bind(clock());
     a.socket.send(&captured).expect("send");
-    let mut noise = Noise::new(7);
+    let mut noise = Seeded::new(7);
     for n in 0..2000u64 {
         let mut bytes = vec![0; (n % 100) as usize];
         noise.fill(&mut bytes);
@@ -349,10 +282,10 @@ fn attackers_are_dropped_without_an_answer() {
         assert!(dropped(&state, reason) >= 200, "{reason:?}: {state:#?}");
     }
     a.send(b"as ever");
-    b.hears(b"as ever");
+    b.expect(b"as ever");
     a.bind();
     b.send(b"as ever");
-    a.hears(b"as ever");
+    a.expect(b"as ever");
 }
 
 #[test]
@@ -394,7 +327,7 @@ fn each_tenant_has_its_own_rate() {
         for peer in [&a, &c, &e] {
             peer.send(b"x");
         }
-        f.hears(b"x");
+        f.expect(b"x");
         rounds += 1;
     }
     let state = gateway.state();
@@ -429,7 +362,7 @@ fn a_new_plan_drops_no_circuit() -> Result<(), Error> {
             let mut n = 0u64;
             while !stop.load(Ordering::Relaxed) {
                 a.send(&n.to_be_bytes());
-                b.hears(&n.to_be_bytes());
+                b.expect(&n.to_be_bytes());
                 n += 1;
             }
             n
@@ -479,9 +412,9 @@ fn a_draining_gateway_orders_ends_to_move() {
             Some(EndEvent::Move)
         );
     }
-    let mut late = Peer::new(2, Side::A, at);
-    assert_eq!(late.bind(), EndEvent::Move);
-    assert_eq!(a.bind(), EndEvent::Move);
+    let mut late = circuit_end(2, Side::A, at);
+    assert_eq!(late.bind_within(PATIENCE), Some(EndEvent::Move));
+    assert_eq!(a.bind_within(PATIENCE), Some(EndEvent::Move));
     let state = gateway.state();
     assert_eq!(state.bound, 2);
     a.socket.send(&a.end.unbind(clock())).expect("send");
@@ -490,12 +423,12 @@ fn a_draining_gateway_orders_ends_to_move() {
 
 /// Sends `count` datagrams of `size` bytes with numbers and noise, `window` of them on the way at
 /// most, one by one or joined by GSO; each must come as it was, in its turn.
-fn carry(a: &Peer, b: &Peer, count: u64, size: usize, joined: usize) -> Duration {
+fn carry(a: &CircuitEnd, b: &CircuitEnd, count: u64, size: usize, joined: usize) -> Duration {
     const WINDOW: u64 = 64;
     let heard = AtomicU64::new(0);
     let payload = |n: u64| {
         let mut bytes = vec![0; size];
-        Noise::new(n + 1).fill(&mut bytes);
+        Seeded::new(n + 1).fill(&mut bytes);
         bytes[..8].copy_from_slice(&n.to_be_bytes());
         bytes
     };

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fuzzing::Seeded;
 use gateway_core::hello::{Progress, Reader};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
@@ -120,32 +121,12 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Bytes that look like nothing, the same for the same seed.
-pub struct Noise(u64);
-
-impl Noise {
-    pub const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub fn fill(&mut self, out: &mut [u8]) {
-        // xorshift64*
-        for chunk in out.chunks_mut(8) {
-            self.0 ^= self.0 >> 12;
-            self.0 ^= self.0 << 25;
-            self.0 ^= self.0 >> 27;
-            let word = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes();
-            chunk.copy_from_slice(&word[..chunk.len()]);
-        }
-    }
-}
-
 /// Bytes of noise that are sent at once; lengths below are multiples of it.
 pub const BLOCK: usize = 1 << 16;
 
 /// Sends `length` bytes of noise.
 pub fn send_noise(stream: &mut TcpStream, seed: u64, length: usize) {
-    let mut noise = Noise::new(seed);
+    let mut noise = Seeded::new(seed);
     let mut block = vec![0; BLOCK];
     for _ in 0..length / BLOCK {
         noise.fill(&mut block);
@@ -155,7 +136,7 @@ pub fn send_noise(stream: &mut TcpStream, seed: u64, length: usize) {
 
 /// Hears exactly `length` bytes of it.
 pub fn hear_noise(stream: &mut TcpStream, seed: u64, length: usize) {
-    let mut noise = Noise::new(seed);
+    let mut noise = Seeded::new(seed);
     let (mut block, mut wanted) = (vec![0; BLOCK], vec![0; BLOCK]);
     for n in 0..length / BLOCK {
         noise.fill(&mut wanted);

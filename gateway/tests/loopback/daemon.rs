@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use circuit_end::clock;
 use gateway::control::Status;
 use gateway_client::{end::EndEvent, wire::Side};
 use nix::{
@@ -26,7 +27,7 @@ use nix::{
 use tempfile::TempDir;
 
 use crate::{
-    circuits::{Peer, clock, id, key_bytes},
+    circuits::{circuit_end, id, key_bytes},
     common::*,
 };
 
@@ -630,14 +631,14 @@ fn circuits_are_configured_and_reported() {
     let mut gateway = Gateway::start(echo(), &anywhere, &circuit(1));
     let status = gateway.status();
     let at = status.circuits.listen[0];
-    let mut a = Peer::new(1, Side::A, at);
-    let mut b = Peer::new(1, Side::B, at);
+    let mut a = circuit_end(1, Side::A, at);
+    let mut b = circuit_end(1, Side::B, at);
     assert_eq!(
-        (a.bind(), b.bind()),
-        (EndEvent::Bound(30_000), EndEvent::Bound(30_000))
+        [&mut a, &mut b].map(|end| end.bind_within(PATIENCE)),
+        [Some(EndEvent::Bound(30_000)); 2]
     );
     a.send(b"12345");
-    b.hears(b"12345");
+    b.expect(b"12345");
     a.socket.send(b"no datagram of ours").expect("send");
     let status = gateway.status();
     let circuits = &status.circuits;
@@ -694,9 +695,9 @@ fn circuits_are_configured_and_reported() {
     gateway.write(&more);
     assert!(gateway.say(&["reload"]).status.success());
     b.send(b"on");
-    a.hears(b"on");
-    let mut c = Peer::new(2, Side::A, at);
-    assert_eq!(c.bind(), EndEvent::Bound(30_000));
+    a.expect(b"on");
+    let mut c = circuit_end(2, Side::A, at);
+    assert_eq!(c.bind_within(PATIENCE), Some(EndEvent::Bound(30_000)));
     gateway.write(&more.replace("[[tenant]]", "[circuits]\nthreads = 63\n[[tenant]]"));
     let said = text(&gateway.say(&["reload"]).stderr);
     assert!(
@@ -714,8 +715,11 @@ fn circuits_are_configured_and_reported() {
         Some(EndEvent::Move)
     );
     a.send(b"still");
-    b.hears(b"still");
-    assert_eq!(Peer::new(2, Side::B, at).bind(), EndEvent::Move);
+    b.expect(b"still");
+    assert_eq!(
+        circuit_end(2, Side::B, at).bind_within(PATIENCE),
+        Some(EndEvent::Move)
+    );
     for peer in [&mut a, &mut b, &mut c] {
         assert!(gateway.child.try_wait().expect("a child").is_none());
         let word = peer.end.unbind(clock());
@@ -733,7 +737,7 @@ fn ends_bind_again_within_a_second_after_a_kill() {
     let listen = format!("listen = [\"{free}\"]");
     gateway.write(&config(gateway.dir.path(), echo(), &listen, &circuit(1)));
     assert!(gateway.say(&["reload"]).status.success());
-    let (mut a, mut b) = (Peer::new(1, Side::A, free), Peer::new(1, Side::B, free));
+    let (mut a, mut b) = (circuit_end(1, Side::A, free), circuit_end(1, Side::B, free));
     a.bind();
     b.bind();
     gateway.signal(Signal::SIGKILL);
@@ -754,5 +758,5 @@ fn ends_bind_again_within_a_second_after_a_kill() {
     );
     assert!(bound.saturating_duration_since(ready) < Duration::from_secs(1));
     a.send(b"again");
-    b.hears(b"again");
+    b.expect(b"again");
 }

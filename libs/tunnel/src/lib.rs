@@ -52,8 +52,8 @@ mod random;
 pub mod replay;
 pub mod segment;
 mod session;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod time;
 mod timers;
 mod tunnel;

@@ -7,23 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
+use tunnel::testing::Seeded;
 use tunnel::{
     InitiationPolicy, Instant, LoadLimits, Now, Payload, PayloadKind, PeerConfig, PeerId, PeerPath,
-    PresharedKey, Random, ReassemblyLimits, SealError, SecretKey, Tunnel,
+    PresharedKey, ReassemblyLimits, SealError, SecretKey, Tunnel,
 };
-
-/// SplitMix64, seeded. It is not secure.
-struct Seeded(u64);
-
-impl Random for Seeded {
-    fn fill(&mut self, out: &mut [u8]) {
-        for byte in out {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            *byte = (z >> 40) as u8;
-        }
-    }
-}
 
 /// An IPv4 packet of `len` bytes with a recognisable content.
 fn ip_packet(len: u16, tag: u8) -> Vec<u8> {

@@ -11,38 +11,30 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tunnel::testing::Seeded;
 use tunnel::{
     Cipher, InitiationPolicy, Instant, LoadLimits, Now, Payload, PayloadKind, PeerConfig, PeerId,
-    PeerPath, PmtuConfig, Random, ReassemblyLimits, SecretKey, TimerConfig, Tunnel,
+    PeerPath, PmtuConfig, ReassemblyLimits, SecretKey, TimerConfig, Tunnel,
 };
 
 const MS: u64 = 1_000_000;
 /// Longest datagram the simulated path carries, UDP payload.
 const PATH: usize = 1400;
 
-#[derive(Clone)]
-struct Seeded(u64);
+/// Random decisions of the simulation.
+trait Draw {
+    /// A number below `bound`, which must not be zero.
+    fn draw(&mut self, bound: u64) -> u64;
 
-impl Seeded {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.u64() % bound
-    }
-
+    /// True in `percent` of 100 calls.
     fn percent(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
+        self.draw(100) < percent
     }
 }
 
-impl Random for Seeded {
-    fn fill(&mut self, out: &mut [u8]) {
-        for chunk in out.chunks_mut(8) {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            let bytes = (z ^ (z >> 31)).to_le_bytes();
-            chunk.copy_from_slice(&bytes[..chunk.len()]);
-        }
+impl Draw for Seeded {
+    fn draw(&mut self, bound: u64) -> u64 {
+        self.next_u64() % bound
     }
 }
 
@@ -307,7 +299,7 @@ impl World {
         };
         if self.random.percent(2) {
             if self.recorded.len() >= 300 {
-                let at = self.random.below(300) as usize;
+                let at = self.random.draw(300) as usize;
                 self.recorded.swap_remove(at);
             }
             self.recorded.push(Flight {
@@ -325,7 +317,7 @@ impl World {
         }
         self.fly(flight);
         if self.random.percent(self.conditions.replay) && !self.recorded.is_empty() {
-            let at = self.random.below(self.recorded.len() as u64) as usize;
+            let at = self.random.draw(self.recorded.len() as u64) as usize;
             let old = &self.recorded[at];
             // The attacker may send recorded datagrams from any address to where the ends are now.
             let to_tenant = !self.provider_addresses.contains(&old.to);
@@ -349,13 +341,13 @@ impl World {
             return;
         }
         if self.random.percent(conditions.corrupt) {
-            match self.random.below(3) {
+            match self.random.draw(3) {
                 0 => {
-                    let at = self.random.below(flight.bytes.len() as u64) as usize;
-                    flight.bytes[at] ^= 1 << self.random.below(8);
+                    let at = self.random.draw(flight.bytes.len() as u64) as usize;
+                    flight.bytes[at] ^= 1 << self.random.draw(8);
                 }
                 1 => {
-                    let len = self.random.below(flight.bytes.len() as u64 + 1) as usize;
+                    let len = self.random.draw(flight.bytes.len() as u64 + 1) as usize;
                     flight.bytes.truncate(len);
                 }
                 _ => {
@@ -366,7 +358,7 @@ impl World {
             }
         }
         let (least, most) = conditions.delay;
-        let at = self.now + (least * MS) + self.random.below((most - least) * MS + 1);
+        let at = self.now + (least * MS) + self.random.draw((most - least) * MS + 1);
         self.serial += 1;
         self.flying.insert((at, self.serial), flight);
     }
@@ -524,13 +516,13 @@ impl World {
     /// One random act.
     fn step(&mut self) {
         self.counts.steps += 1;
-        let len = match self.random.below(10) {
-            0 => 1 + self.random.below(8000),
-            1 | 2 => 1400 + self.random.below(200),
-            _ => 16 + self.random.below(200),
+        let len = match self.random.draw(10) {
+            0 => 1 + self.random.draw(8000),
+            1 | 2 => 1400 + self.random.draw(200),
+            _ => 16 + self.random.draw(200),
         } as usize;
-        match self.random.below(1000) {
-            0 => self.tenant_address = tenant_at(40_000 + self.random.below(20_000) as u16),
+        match self.random.draw(1000) {
+            0 => self.tenant_address = tenant_at(40_000 + self.random.draw(20_000) as u16),
             1 => self.conditions.down = !self.conditions.down,
             2 if self.random.percent(20) => self.open_gateway = 1 - self.open_gateway,
             3 if self.random.percent(20) => self.restart(Side::Tenant),
@@ -542,7 +534,7 @@ impl World {
                 self.send(Side::Provider, len);
             }
         }
-        let pause = self.random.below(8 * MS);
+        let pause = self.random.draw(8 * MS);
         let until = self.now + pause;
         self.run(until);
     }
@@ -589,13 +581,13 @@ fn storms(cipher: Cipher, seed: u64, steps: u64) {
     let mut world = World::new(seed, cipher);
     while world.counts.steps < steps {
         let random = &mut world.random;
-        let least = random.below(60);
+        let least = random.draw(60);
         world.conditions = PathConditions {
-            loss: random.below(40),
-            duplicate: random.below(20),
-            corrupt: random.below(20),
-            replay: random.below(20),
-            delay: (least, least + 1 + random.below(400)),
+            loss: random.draw(40),
+            duplicate: random.draw(20),
+            corrupt: random.draw(20),
+            replay: random.draw(20),
+            delay: (least, least + 1 + random.draw(400)),
             down: false,
         };
         world.counts.storms += 1;

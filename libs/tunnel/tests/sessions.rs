@@ -5,29 +5,13 @@ use std::time::Duration;
 
 use tunnel::control::Datagram;
 use tunnel::segment::ControlMessage;
+use tunnel::testing::Seeded;
 use tunnel::{
     Event, InitiationPolicy, Instant, LoadLimits, MIN_DATAGRAM, Now, Output, Payload, PayloadKind,
-    PeerConfig, PeerId, PeerPath, Random, ReassemblyLimits, RxActivity, SecretKey, Tunnel,
-    TunnelControl,
+    PeerConfig, PeerId, PeerPath, ReassemblyLimits, RxActivity, SecretKey, Tunnel, TunnelControl,
 };
 
 const MS: u64 = 1_000_000;
-
-/// SplitMix64, seeded. It is not secure.
-struct Seeded(u64);
-
-impl Random for Seeded {
-    fn fill(&mut self, out: &mut [u8]) {
-        for chunk in out.chunks_mut(8) {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            let bytes = (z ^ (z >> 31)).to_le_bytes();
-            chunk.copy_from_slice(&bytes[..chunk.len()]);
-        }
-    }
-}
 
 struct Pair {
     random: Seeded,

@@ -21,7 +21,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread::sleep,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -29,10 +29,8 @@ use aya::{
     programs::{Xdp, XdpMode, xdp::XdpLinkId},
 };
 use causeway_tests::{gateway::missing, harness::workspace_root, skip, turn::Turn};
-use gateway_client::{
-    end::{End, EndEvent},
-    wire::{CircuitId, Key, Side},
-};
+use circuit_end::{CircuitEnd, clock};
+use gateway_client::wire::{CircuitId, Key, Side};
 use nix::{
     sched::{CloneFlags, setns},
     sys::signal::{Signal, kill},
@@ -41,8 +39,6 @@ use nix::{
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often an end binds while it is not bound.
-const INTERVAL: Duration = Duration::from_millis(100);
 const A: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
 const B: [&str; 2] = ["198.51.100.20", "2001:db8:2::20"];
 /// What ends in `a` and in `b` know of the gateway.
@@ -327,12 +323,9 @@ impl Site {
         (two("datagrams"), two("fast"))
     }
 
-    fn end(&self, host: &str, circuit: u64, side: Side, to: &str) -> Peer {
-        Peer {
-            socket: self.end_socket(host, to),
-            end: End::new(id(circuit), side, Key::new(key(circuit, side))),
-            circuit: id(circuit),
-        }
+    fn end(&self, host: &str, circuit: u64, side: Side, to: &str) -> CircuitEnd {
+        let key = Key::new(key(circuit, side));
+        CircuitEnd::new(self.end_socket(host, to), id(circuit), side, key)
     }
 
     fn end_socket(&self, host: &str, to: &str) -> UdpSocket {
@@ -340,7 +333,6 @@ impl Site {
         let own = if host == "a" { A } else { B };
         let own: IpAddr = own[usize::from(to.is_ipv6())].parse().expect("an address");
         let socket = self.within(host, || UdpSocket::bind((own, 0)).expect("a socket"));
-        socket.set_read_timeout(Some(INTERVAL)).expect("a deadline");
         socket.connect(to).expect("an address");
         socket
     }
@@ -379,75 +371,15 @@ fn base64(bytes: &[u8; 32]) -> String {
     digits + "="
 }
 
-fn clock() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.expect("after 1970").as_nanos() as u64
-}
-
-/// An end with a socket.
-struct Peer {
-    socket: UdpSocket,
-    end: End,
-    circuit: CircuitId,
-}
-
-impl Peer {
-    /// Binds, as often as it takes.
-    fn bind(&mut self) {
-        let begun = Instant::now();
-        let mut room = [0; 2048];
-        while begun.elapsed() < PATIENCE {
-            // A gateway that is not there is one that will be.
-            let _ = self.socket.send(&self.end.bind(clock()));
-            let until = Instant::now() + INTERVAL;
-            while Instant::now() < until {
-                let Ok(length) = self.socket.recv(&mut room) else {
-                    continue;
-                };
-                match self.end.receive(&room[..length], clock()) {
-                    Some(EndEvent::Send(word)) => {
-                        let _ = self.socket.send(&word);
-                    }
-                    Some(EndEvent::Bound(_)) => return,
-                    Some(EndEvent::Move) => panic!("it drains"),
-                    None => {}
-                }
-            }
-        }
-        panic!("never bound");
-    }
-
-    fn send(&self, payload: &[u8]) {
-        let datagram = [&self.circuit.to_bytes(), payload].concat();
-        self.socket.send(&datagram).expect("sent");
-    }
-
-    /// The next tunnel datagram; messages pass by.
-    fn receive(&self) -> Option<Vec<u8>> {
-        let mut room = vec![0; 1 << 16];
-        loop {
-            let length = self.socket.recv(&mut room).ok()?;
-            if room[..8] == self.circuit.to_bytes() {
-                return Some(room[8..length].to_vec());
-            }
-        }
-    }
-
-    #[track_caller]
-    fn hears(&self, payload: &[u8]) {
-        assert_eq!(self.receive().as_deref(), Some(payload));
-    }
-}
-
 /// So many datagrams each way.
 #[track_caller]
-fn talk(a: &Peer, b: &Peer, count: usize) {
+fn talk(a: &CircuitEnd, b: &CircuitEnd, count: usize) {
     for n in 0..count {
         let bytes: Vec<u8> = (0..n % 1400 + 1).map(|m| (n + m) as u8).collect();
         a.send(&bytes);
-        b.hears(&bytes);
+        b.expect(&bytes);
         b.send(&bytes);
-        a.hears(&bytes);
+        a.expect(&bytes);
     }
 }
 
@@ -518,7 +450,7 @@ fn ends_that_roam_leave_or_are_silent_are_followed() {
     site.start();
     let mut a = site.end("a", 1, Side::A, AT_A[0]);
     let mut b = site.end("b", 1, Side::B, AT_B[0]);
-    let bind = |a: &mut Peer, b: &mut Peer| {
+    let bind = |a: &mut CircuitEnd, b: &mut CircuitEnd| {
         a.bind();
         b.bind();
     };

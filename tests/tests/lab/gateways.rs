@@ -8,8 +8,8 @@ use std::{
 };
 
 use causeway_tests::{
-    end::{Peer, circuit, client_hello, clock, socket},
-    rng::Rng,
+    end::{circuit, circuit_end, client_hello, clock, socket},
+    rng::Seeded,
     series::length,
     site::{ENCRYPTED, Site},
 };
@@ -89,7 +89,7 @@ fn curl_and_openssl_work_through_the_relay() {
         return;
     };
     let mut page = vec![0; 20_000_000];
-    let mut rng = Rng::new(1);
+    let mut rng = Seeded::new(1);
     for chunk in page.chunks_mut(8) {
         chunk.copy_from_slice(&rng.next_u64().to_le_bytes()[..chunk.len()]);
     }
@@ -388,8 +388,8 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
     let Some(site) = cloud(|config| config) else {
         return;
     };
-    let mut a = Peer::new(&site, "acme-prod-b", GW1, "acme", Side::A);
-    let mut b = Peer::new(&site, "provider-appliance", GW1, "acme", Side::B);
+    let mut a = circuit_end(&site, "acme-prod-b", GW1, "acme", Side::A);
+    let mut b = circuit_end(&site, "provider-appliance", GW1, "acme", Side::B);
     let captured = a.end.bind(clock());
     a.bind();
     b.bind();
@@ -401,7 +401,7 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
     assert!(before[0].is_string() && before[1].is_string(), "{before}");
 
     let evil = socket(&site, "outside", GW1);
-    let mut rng = Rng::new(99);
+    let mut rng = Seeded::new(99);
     let attempts = 500_usize;
     let send_all = |what: &str, reason: &str, datagrams: Vec<Vec<u8>>| {
         let was = dropped(&site, reason);
@@ -425,7 +425,7 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
         assert_eq!(counted, datagrams.len() as u64, "{what}");
         assert_eq!(bound(&site, acme), before, "{what} moved an end");
     };
-    let mut many = |make: &mut dyn FnMut(&mut Rng) -> Vec<u8>| -> Vec<Vec<u8>> {
+    let mut many = |make: &mut dyn FnMut(&mut Seeded) -> Vec<u8>| -> Vec<Vec<u8>> {
         (0..attempts).map(|_| make(&mut rng)).collect()
     };
     let message = |kind, side, circuit, key: &Key, timestamp| {
@@ -506,9 +506,9 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
     send_all("rubbish", "malformed", rubbish);
 
     // What it may do, it does to itself: both its ends are its own, and what it sends comes to it.
-    let mut own_a = Peer::new(&site, "outside", GW1, "globex", Side::A);
+    let mut own_a = circuit_end(&site, "outside", GW1, "globex", Side::A);
     own_a.bind();
-    let mut own_b = Peer::new(&site, "outside", GW1, "globex", Side::B);
+    let mut own_b = circuit_end(&site, "outside", GW1, "globex", Side::B);
     own_b.bind();
     own_a.send(b"mine");
     assert_eq!(own_b.receive().as_deref(), Some(&b"mine"[..]));

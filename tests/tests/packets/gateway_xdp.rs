@@ -14,7 +14,7 @@ use causeway_tests::{
     gateway::*,
     harness::{Action, map_memory},
     packet::{V4, frame, transport_checksum, udp_no_checksum, udp_segment, v6},
-    rng::{Rng, seed_from_env},
+    rng::{Seeded, seed_from_env},
     series,
 };
 use etherparse::{LaxNetSlice, LaxSlicedPacket, NetSlice, SlicedPacket, TransportSlice};
@@ -763,7 +763,7 @@ fn the_program_forwards_only_what_the_table_would_forward() {
     stand.bind(7, Side::A, &v4()[0]);
     let seed = seed_from_env();
     println!("CAUSEWAY_SEED={seed}");
-    let mut rng = Rng::new(seed);
+    let mut rng = Seeded::new(seed);
     let mut runner = stand.runner();
     let begun = Instant::now();
     let (mut forwarded, mut changed) = (0u64, 0u64);
@@ -851,7 +851,7 @@ fn the_program_forwards_only_what_the_table_would_forward() {
     assert!(forwarded > count / 10 && changed > count / 1000);
 }
 
-fn change(rng: &mut Rng, sent: &mut Vec<u8>) {
+fn change(rng: &mut Seeded, sent: &mut Vec<u8>) {
     if sent.is_empty() {
         return;
     }

@@ -12,7 +12,7 @@ use causeway_tests::{
     harness::{Action, Harness, Program},
     nat::{End, HostPort, Message, ends, fragments, packet},
     packet::{frame, icmp, ip, l2, mac_at},
-    rng::{Rng, seed_from_env},
+    rng::{Seeded, seed_from_env},
     series,
     world::*,
 };
@@ -181,7 +181,7 @@ fn judge(who: Party, sent: &[u8], out: &[u8]) -> Result<(), String> {
 
 /// Generates random packets, also from the packets seen before.
 struct Generator {
-    rng: Rng,
+    rng: Seeded,
     /// The last packets that each was sent.
     heard: BTreeMap<Party, Vec<Vec<u8>>>,
     ids: u16,
@@ -310,7 +310,7 @@ fn no_packet_crosses_tenants_or_leaves_untranslated() {
     };
     println!("{packets} packets, seed {seed}");
     let mut mill = Generator {
-        rng: Rng::new(seed),
+        rng: Seeded::new(seed),
         heard: BTreeMap::new(),
         ids: 0,
     };
@@ -399,7 +399,7 @@ fn no_packet_crosses_tenants_or_leaves_untranslated() {
 }
 
 /// Something an operator might do meanwhile.
-fn change(h: &mut Harness, rng: &mut Rng) {
+fn change(h: &mut Harness, rng: &mut Seeded) {
     let mut world = h.world.clone();
     match rng.below(3) {
         0 => {

@@ -14,7 +14,7 @@ use causeway_tests::{
     harness::{Harness, MAX_PACKET, Program, describe},
     oracle::{self, Kind},
     packet::*,
-    rng::{Rng, seed_from_env},
+    rng::{Seeded, seed_from_env},
     series,
     world::*,
 };
@@ -368,7 +368,7 @@ const EDGES: [u16; 16] = [
 ];
 
 /// Changes a packet a little, or a lot.
-fn mutate(rng: &mut Rng, packet: &mut Vec<u8>) {
+fn mutate(rng: &mut Seeded, packet: &mut Vec<u8>) {
     let rounds = [0, 1, 1, 1, 2, 3, 6][rng.below(7)];
     for _ in 0..rounds {
         // Headers are where programs look.
@@ -477,7 +477,7 @@ fn run_random(program: Program, setting: Setting, must_see: &[Kind]) {
     ] {
         h.fill(world.clone()).expect("filled");
         let before = h.snapshot().without_marks();
-        let mut rng = Rng::new(seed ^ share ^ (program as u64) << 56);
+        let mut rng = Seeded::new(seed ^ share ^ (program as u64) << 56);
         let mut packet = Vec::with_capacity(4096);
         for index in 0..share {
             packet.clear();

@@ -17,7 +17,7 @@ use causeway_tests::{
     dump,
     harness::{Action, Harness, Program, describe},
     packet::*,
-    rng::{Rng, seed_from_env},
+    rng::{Seeded, seed_from_env},
     table::{self, Case, Out, run, slow},
     world::*,
 };
@@ -1023,7 +1023,7 @@ fn handshakes_are_rate_limited_for_each_source() {
         assert!(passed < 20, "{what}: the share does not come back at once");
     }
     // In a /64, addresses are free.
-    let mut rng = Rng::new(seed_from_env());
+    let mut rng = Seeded::new(seed_from_env());
     let got = flood(&mut h, Program::Uplink, PROVIDER6, 500, || {
         let low = u128::from(rng.next_u64());
         Ipv6Addr::from(0x2001_0db8_000a_0003_u128 << 64 | low).into()
@@ -1068,7 +1068,7 @@ fn unknown_sources_share_a_handshake_budget_apart_from_peers() {
     nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus).expect("to stay here");
     let seed = seed_from_env();
     println!("CAUSEWAY_SEED={seed}");
-    let mut rng = Rng::new(seed);
+    let mut rng = Seeded::new(seed);
     let budget = HANDSHAKES_FROM_UNKNOWN;
     for (what, to) in [("IPv4", PROVIDER), ("IPv6", PROVIDER6)] {
         h.clear_handshake_limits().expect("maps");

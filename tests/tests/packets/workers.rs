@@ -27,7 +27,7 @@ use causeway_tests::{
     dump,
     harness::{Action, Harness, Program, Record, describe},
     packet::{self, V4, ip, syn_options, tcp_flags, tcp_segment},
-    rng::{Rng, seed_from_env},
+    rng::{Seeded, seed_from_env},
     series,
     world::*,
 };
@@ -304,7 +304,7 @@ fn addresses(net: u8) -> (Vec<Ipv4Addr>, Vec<Ipv6Addr>) {
 }
 
 /// TCP options, good and bad.
-fn options(rng: &mut Rng) -> Vec<u8> {
+fn options(rng: &mut Seeded) -> Vec<u8> {
     let mss = [0_u16, 536, 1369, 1370, 1390, 1391, 1410, 1411, 1460, 0xffff][rng.below(10)];
     let [high, low] = mss.to_be_bytes();
     match rng.below(10) {
@@ -332,7 +332,7 @@ fn options(rng: &mut Rng) -> Vec<u8> {
 }
 
 /// A payload and its protocol; with `v6`, extension headers may come first.
-fn content(rng: &mut Rng, src: IpAddr, dst: IpAddr) -> (u8, Vec<u8>) {
+fn content(rng: &mut Seeded, src: IpAddr, dst: IpAddr) -> (u8, Vec<u8>) {
     let payload = vec![rng.byte(); [0, 1, 7, 8, 40, 1300, 3000][rng.below(7)]];
     let flags = *rng.pick(&[tcp_flags::SYN, 0x12, tcp_flags::ACK, 0xff, 0]);
     let (mut proto, mut body) = match rng.below(8) {
@@ -364,7 +364,7 @@ fn content(rng: &mut Rng, src: IpAddr, dst: IpAddr) -> (u8, Vec<u8>) {
 }
 
 /// An IP packet, mostly sound but for one thing.
-fn inner(rng: &mut Rng, net: u8, here: u8, there: u8) -> Vec<u8> {
+fn inner(rng: &mut Seeded, net: u8, here: u8, there: u8) -> Vec<u8> {
     let (v4, v6) = addresses(net);
     // Half of them from and to the right hosts, so that they get far.
     let right = [rng.below(3) != 0, rng.below(3) != 0];
@@ -506,7 +506,7 @@ fn compare(
     };
     let mut worker = Worker::new(world, peer_paths);
     let seed = seed_from_env();
-    let mut rng = Rng::new(seed);
+    let mut rng = Seeded::new(seed);
     println!("{what}: CAUSEWAY_SEED={seed}");
     let mut tally: BTreeMap<String, u64> = BTreeMap::new();
     let mut one = |slot: usize, peer: u32, l3: &[u8]| {
@@ -610,7 +610,7 @@ fn without_gateways_and_resolved_hosts_both_agree() {
     };
     let peer_paths = [[PROVIDER, TENANT]];
     let mut worker = Worker::new(&world, &peer_paths);
-    let mut rng = Rng::new(seed_from_env());
+    let mut rng = Seeded::new(seed_from_env());
     for _ in 0..packets() / 4 {
         let l3 = inner(&mut rng, 1, 11, 10);
         let programs = run_program(&mut h, Program::Combined, peer_paths[0], NET1, &l3);

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{MAX_LEN, Target};
+use crate::{MAX_LEN, Seeded, Target};
 
 /// The input files of a fuzz crate.
 #[derive(Clone, Debug)]
@@ -45,22 +45,7 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// A SplitMix64 generator.
-struct Seeded(u64);
-
 impl Seeded {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % bound.max(1) as u64) as usize
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.below(256) as u8
-    }
-
     /// Applies one to eight changes: a byte, a run of bytes, a part of another input.
     fn mutate(&mut self, all: &[(String, Vec<u8>)]) -> Vec<u8> {
         let mut bytes = all[self.below(all.len())].1.clone();

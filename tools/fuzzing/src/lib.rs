@@ -1,6 +1,7 @@
-//! What the fuzz crates (`*/fuzz`) share.
+//! Shared by the fuzz crates (`*/fuzz`) and the tests: inputs, corpora, seeded random numbers.
 //!
-//! For: reading values from an input, and running a fuzz crate's targets as an ordinary test.
+//! For: reading values from an input, running a fuzz crate's targets as an ordinary test, and random
+//! numbers that a seed repeats.
 //! Never: a target itself, or libFuzzer, which `cargo xtask fuzz` runs.
 //!
 //! ```text
@@ -11,9 +12,11 @@
 
 mod corpus;
 mod input;
+mod seeded;
 
 pub use corpus::{Corpus, Seed};
 pub use input::{Input, mutate};
+pub use seeded::Seeded;
 
 /// Longest input, bytes.
 pub const MAX_LEN: usize = 768;

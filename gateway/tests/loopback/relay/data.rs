@@ -1,5 +1,7 @@
 //! Bytes in both directions, and the ends of connections.
 
+use fuzzing::Seeded;
+
 use super::*;
 
 #[test]
@@ -16,7 +18,7 @@ fn tls_is_relayed_to_the_named_backend() {
 
             let mut client = tls_client(&tls.client, gateway.at(), name);
             let (mut noise, mut sent, mut heard) =
-                (Noise::new(1), vec![0; 10_000], vec![0; 10_000]);
+                (Seeded::new(1), vec![0; 10_000], vec![0; 10_000]);
             for _ in 0..50 {
                 noise.fill(&mut sent);
                 client.write_all(&sent).expect("say");
@@ -125,7 +127,7 @@ fn connections_never_mix_bytes() {
     let clients: Vec<_> = (1..=CLIENTS)
         .map(|n| {
             spawn(move || {
-                let mut noise = Noise::new(n);
+                let mut noise = Seeded::new(n);
                 let mut open = greet(at, "d.example");
                 for round in 0..ROUNDS {
                     let mut said = vec![0; (n * 79_193 + round * 104_729) as usize % 1_000_000 + 1];

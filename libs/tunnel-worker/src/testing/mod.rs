@@ -16,8 +16,10 @@ use appliance_common::{
 };
 use tunnel::{
     Cipher, Framing, InitiationPolicy, Instant, LoadLimits, Now, Output, PeerConfig, PeerId,
-    Random, ReassemblyLimits, Receiver, RxSession, SecretKey, Sender, TunnelControl, TxSession,
+    ReassemblyLimits, Receiver, RxSession, SecretKey, Sender, TunnelControl, TxSession,
 };
+
+pub use tunnel::testing::Seeded;
 
 use crate::pipeline::{
     Command, Event, LANES, LaneAssignment, OuterHeader, PacketSink, PeerLanes, Pipeline, Sent,
@@ -27,22 +29,6 @@ use crate::pipeline::{
 pub const UPLINK: u32 = 2;
 pub const ACCESS: u32 = 3;
 pub const VNI: u32 = 1001;
-
-/// A seeded generator (SplitMix64).
-pub struct Seeded(pub u64);
-
-impl Random for Seeded {
-    fn fill(&mut self, out: &mut [u8]) {
-        for chunk in out.chunks_mut(8) {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            let bytes = (z ^ (z >> 31)).to_le_bytes();
-            chunk.copy_from_slice(&bytes[..chunk.len()]);
-        }
-    }
-}
 
 #[derive(Default)]
 pub struct Memory {

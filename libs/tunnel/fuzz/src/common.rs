@@ -6,23 +6,8 @@ use std::time::Duration;
 
 use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
-use tunnel::{Instant, Now, Output, PeerPath, PublicKey, Random, SecretKey, TunnelControl};
-
-/// SplitMix64. It is not secure.
-pub(crate) struct Seeded(pub(crate) u64);
-
-impl Random for Seeded {
-    fn fill(&mut self, out: &mut [u8]) {
-        for chunk in out.chunks_mut(8) {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            let bytes = (z ^ (z >> 31)).to_le_bytes();
-            chunk.copy_from_slice(&bytes[..chunk.len()]);
-        }
-    }
-}
+pub(crate) use tunnel::testing::Seeded;
+use tunnel::{Instant, Now, Output, PeerPath, PublicKey, SecretKey, TunnelControl};
 
 /// Secret keys of the two ends.
 pub(crate) fn secrets() -> [SecretKey; 2] {

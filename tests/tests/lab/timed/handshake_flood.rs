@@ -11,7 +11,7 @@ use std::{
 use appliance_user::kernel::raw_socket::PacketSocket;
 use causeway_tests::{
     packet::{self, ip},
-    rng::Rng,
+    rng::Seeded,
     site::Site,
 };
 use lab::Probe;
@@ -20,7 +20,7 @@ const A: &str = "10.1.0.10";
 const PORT: u16 = 6180;
 
 /// A datagram that looks like a handshake from `source`.
-fn bogus(rng: &mut Rng, source: Ipv4Addr, from: [u8; 6], to: [u8; 6]) -> Vec<u8> {
+fn bogus(rng: &mut Seeded, source: Ipv4Addr, from: [u8; 6], to: [u8; 6]) -> Vec<u8> {
     let mut message = vec![0; 148];
     for byte in &mut message {
         *byte = rng.next_u64() as u8;
@@ -45,7 +45,7 @@ fn a_flood_of_handshakes_costs_an_established_tunnel_nothing() {
     };
     site.over("prod-a");
     site.reach("prod-b", A);
-    let mut rng = Rng::new(7);
+    let mut rng = Seeded::new(7);
     let to = mac_bytes(&site.mac("provider-appliance", "eth0"));
     let from = mac_bytes(&site.mac("wan", "provider"));
     // Half from anywhere, half from one neighbour of the tenant's.

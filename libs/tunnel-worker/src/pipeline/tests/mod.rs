@@ -443,6 +443,7 @@ fn use_of_a_host_is_told_once_a_second() {
 #[test]
 fn garbage_is_counted_and_goes_nowhere() {
     use tunnel::Random as _;
+
     let (_, mut provider) = pair();
     let mut random = crate::testing::Seeded(3);
     let before: u64 = Counter::ALL.iter().map(|c| provider.count(*c)).sum();
