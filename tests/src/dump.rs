@@ -25,7 +25,7 @@ pub fn hex(bytes: &[u8]) -> String {
     out
 }
 
-/// Where two packets differ first, and both around there.
+/// The first difference of two packets, with the bytes around it in both.
 #[must_use]
 pub fn difference(expected: &[u8], got: &[u8]) -> String {
     let at = expected

@@ -35,7 +35,7 @@ use crate::{
     skip,
 };
 
-/// Where frames come in.
+/// The interface on which frames arrive.
 pub const IN: u32 = 11;
 /// Another interface with the program, of a smaller MTU.
 pub const OUT: u32 = 12;
@@ -96,7 +96,7 @@ const NETWORKS: [(u32, [&str; 2], &[&str]); 4] = [
     (STRAY, ["10.9.0.1/24", "2001:db8:9::1/64"], &["10.9.0.40"]),
 ];
 
-/// A side of a circuit: whose address, and the gateway's that it speaks to.
+/// The addresses of one side of a circuit: its own and the gateway's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SideAddress {
     /// Its address.
@@ -109,7 +109,7 @@ impl SideAddress {
     /// From text, at the gateway's port.
     ///
     /// # Panics
-    /// When it is none.
+    /// If the text is not an address.
     #[must_use]
     pub fn new(remote: &str, local: &str) -> Self {
         let ip: IpAddr = local.parse().expect("an address");
@@ -147,7 +147,7 @@ impl SideAddress {
         self.tagged(&[], payload)
     }
 
-    /// Likewise, tagged.
+    /// The frame that it sends to [`IN`], with VLAN tags.
     #[must_use]
     pub fn tagged(&self, tags: &[(u16, u16)], payload: &[u8]) -> Vec<u8> {
         let from = neighbour_mac(self.remote.ip());
@@ -185,7 +185,7 @@ pub struct GatewayHarness {
     program: OwnedFd,
 }
 
-/// Interfaces for `PORTS`; `target` says whether frames may be redirected to [`OUT`].
+/// Entries of `PORTS`. `target` is 1 if frames may be redirected to [`OUT`], else 0.
 #[must_use]
 pub fn ports(target: u32) -> BTreeMap<u32, Port> {
     let ports = [(IN, IN, 0), (OUT, OUT, 0), (IN, VLAN, VID)];
@@ -202,7 +202,7 @@ pub fn ports(target: u32) -> BTreeMap<u32, Port> {
     ports.into()
 }
 
-/// Where the built object is: `CAUSEWAY_GATEWAY_BPF_OBJECT`, or in `target` of the workspace.
+/// Path of the BPF object: `CAUSEWAY_GATEWAY_BPF_OBJECT`, or in `target` of the workspace.
 #[must_use]
 pub fn object_path() -> PathBuf {
     std::env::var_os("CAUSEWAY_GATEWAY_BPF_OBJECT").map_or_else(
@@ -211,7 +211,7 @@ pub fn object_path() -> PathBuf {
     )
 }
 
-/// Why these tests cannot run here, if they cannot.
+/// The reason why these tests cannot run here; `None` if they can.
 #[must_use]
 pub fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
@@ -270,7 +270,7 @@ impl GatewayHarness {
             }],
             circuits: (1..=circuits).map(plan_of).collect(),
         };
-        let mut stand = Self {
+        let mut harness = Self {
             table: Table::new(Key::new([9; 32])),
             publisher: Publisher::new(Arc::clone(&fast)),
             fast,
@@ -279,8 +279,8 @@ impl GatewayHarness {
             timestamp: 1,
             program: fd.expect("a program"),
         };
-        stand.replan(|_| {});
-        Some(stand)
+        harness.replan(|_| {});
+        Some(harness)
     }
 
     /// Changes the plan.
@@ -310,17 +310,17 @@ impl GatewayHarness {
     ///
     /// # Panics
     /// When the table refuses.
-    pub fn bind(&mut self, circuit: u64, side: Side, seat: &SideAddress) {
+    pub fn bind(&mut self, circuit: u64, side: Side, address: &SideAddress) {
         self.timestamp += 1000;
         let timestamp = self.timestamp;
-        let mut word = self.end(circuit, side).bind(timestamp);
+        let mut message = self.end(circuit, side).bind(timestamp);
         loop {
-            let action = self.table.handle(clock(), &word, &seat.path());
+            let action = self.table.handle(clock(), &message, &address.path());
             let Action::Answer(answer) = action else {
                 panic!("{action:?} for a bind");
             };
             match self.end(circuit, side).receive(&answer, timestamp) {
-                Some(EndEvent::Send(next)) => word = next,
+                Some(EndEvent::Send(next)) => message = next,
                 Some(EndEvent::Bound(_)) => break,
                 other => panic!("{other:?} for a bind"),
             }
@@ -329,9 +329,9 @@ impl GatewayHarness {
     }
 
     /// Binds both.
-    pub fn join(&mut self, circuit: u64, seats: &[SideAddress; 2]) {
-        for (side, seat) in std::iter::zip(Side::BOTH, seats) {
-            self.bind(circuit, side, seat);
+    pub fn join(&mut self, circuit: u64, addresses: &[SideAddress; 2]) {
+        for (side, address) in std::iter::zip(Side::BOTH, addresses) {
+            self.bind(circuit, side, address);
         }
     }
 
@@ -339,11 +339,11 @@ impl GatewayHarness {
     ///
     /// # Panics
     /// When the table refuses.
-    pub fn unbind(&mut self, circuit: u64, side: Side, seat: &SideAddress) {
+    pub fn unbind(&mut self, circuit: u64, side: Side, address: &SideAddress) {
         self.timestamp += 1000;
         let timestamp = self.timestamp;
-        let word = self.end(circuit, side).unbind(timestamp);
-        let action = self.table.handle(clock(), &word, &seat.path());
+        let message = self.end(circuit, side).unbind(timestamp);
+        let action = self.table.handle(clock(), &message, &address.path());
         assert_eq!(action, Action::Done);
         self.publish();
     }
@@ -443,8 +443,7 @@ impl Runner {
             context_in: context.as_ptr() as u64,
             ..Attr::default()
         };
-        // SAFETY: all that the attributes lead to is there while the call lasts, and as long as
-        // they say.
+        // SAFETY: the pointers of the attributes are valid during the call, with these lengths.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,

@@ -2,9 +2,8 @@
 //!
 //! For: loading the XDP programs unpinned into a network namespace of their own, filling their
 //! maps, running packets through them with `BPF_PROG_TEST_RUN`, judging the output by an oracle
-//! written independently of the programs, driving labs, and setting our tunnel against another
-//! WireGuard. Never: part of the product, pinned maps, or an interface of the machine's own
-//! namespace.
+//! written independently of the programs, driving labs, and testing our tunnel with another
+//! WireGuard. Never: part of the product, pinned maps, or an interface of the host's namespace.
 //!
 //! ```text
 //!   World ──fill──▶ maps ┐
@@ -21,6 +20,7 @@ pub mod end;
 pub mod gateway;
 pub mod harness;
 pub mod iproute;
+pub mod lab_lock;
 pub mod nat;
 pub mod nftables;
 pub mod oracle;
@@ -29,7 +29,6 @@ pub mod rng;
 pub mod series;
 pub mod site;
 pub mod table;
-pub mod turn;
 pub mod wireguard;
 pub mod world;
 
@@ -39,8 +38,8 @@ pub fn test_name() -> String {
     std::thread::current().name().unwrap_or("test").to_owned()
 }
 
-/// Message aloud that the running test did not run, or fails if `CAUSEWAY_REQUIRE_PRIVILEGED` is
-/// `1`.
+/// Prints that the running test is skipped and the reason. Fails if `CAUSEWAY_REQUIRE_PRIVILEGED`
+/// is `1`.
 ///
 /// # Panics
 ///
@@ -49,7 +48,7 @@ pub fn skip(why: &str) {
     let line = format!("SKIPPED: {}: {why}\n", test_name());
     assert!(
         std::env::var_os("CAUSEWAY_REQUIRE_PRIVILEGED").is_none_or(|v| v != "1"),
-        "{line}CAUSEWAY_REQUIRE_PRIVILEGED=1 lets nothing be skipped"
+        "{line}CAUSEWAY_REQUIRE_PRIVILEGED=1 forbids skipping"
     );
     // Past the test runner's capture, so that a passing run shows it too.
     use std::io::Write as _;

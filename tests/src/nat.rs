@@ -52,7 +52,7 @@ pub fn end(text: &str, port: u16) -> End {
 
 /// An IP packet with this message and some data.
 #[must_use]
-pub fn packet(says: Message, from: End, to: End) -> Vec<u8> {
+pub fn packet(message: Message, from: End, to: End) -> Vec<u8> {
     const DATA: &[u8] = b"some data, of odd length.";
     let (src, dst) = (from.0, to.0);
     let query = |kind: u8, id: u16| {
@@ -61,7 +61,7 @@ pub fn packet(says: Message, from: End, to: End) -> Vec<u8> {
         rest.extend_from_slice(DATA);
         icmp(src, dst, kind, 0, &rest)
     };
-    match (says, src.is_ipv4()) {
+    match (message, src.is_ipv4()) {
         (Message::Udp, _) => udp(src, dst, from.1, to.1, DATA),
         (Message::Tcp(flags), _) => tcp(src, dst, from.1, to.1, flags, &[], DATA),
         (Message::EchoRequest, true) => query(8, from.1),
@@ -176,7 +176,7 @@ impl HostPort {
 pub enum Verdict {
     /// Out of the uplink: the IP packet.
     Outside(Vec<u8>),
-    /// To the host that is there: the frame.
+    /// Sent to a host: the frame.
     Host(Vec<u8>),
     /// To the kernel.
     Passed,
@@ -240,13 +240,13 @@ pub fn inside(h: &mut Harness, place: HostPort, l3: &[u8]) -> Verdict {
     send(h, Program::Access, place.ifindex, &place.sends(l3))
 }
 
-/// An IP packet comes in on the uplink.
+/// Sends an IP packet to the uplink.
 pub fn outside(h: &mut Harness, l3: &[u8]) -> Verdict {
     let packet = frame(UPLINK_MAC, NEXT_HOP_MAC, &[], l3);
     send(h, Program::Uplink, UPLINK, &packet)
 }
 
-/// The ends that a whole IP packet names: from and to. The identifier of an echo stands for the
+/// Source and destination of a whole IP packet. The identifier of an echo is used as the
 /// requester's port.
 ///
 /// # Panics

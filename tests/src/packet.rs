@@ -379,7 +379,7 @@ pub fn udp_no_checksum(
     }
 }
 
-/// Where the parts of a frame are.
+/// Offsets of the parts of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct L2 {
     /// Number of tags of type 0x8100 or 0x88a8.

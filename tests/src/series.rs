@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How many to run: what the environment variable `variable` says; else `full` with
-/// `CAUSEWAY_LONG=1`; else `bounded`. Printed, so that a log tells what was run.
+/// Length of a series: the environment variable `variable`, else `full` with `CAUSEWAY_LONG=1`,
+/// else `bounded`. It is printed, so that the log shows the length.
 #[must_use]
 pub fn length(variable: &str, bounded: u64, full: u64) -> u64 {
     let (count, reason) = if let Some(count) = parsed(variable) {

@@ -1,7 +1,7 @@
-//! Labs for tests: one at a time, taken down whatever happens, with their logs shown on failure.
+//! Labs for tests: always taken down, also after a panic; their logs are shown on failure.
 //!
-//! Everything here panics with what it saw: these are the hands of a test, and a lab that
-//! misbehaves is a failed test.
+//! Functions panic with their observations instead of returning errors, because a lab that fails is
+//! a failed test.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{skip, turn::Turn};
+use crate::{lab_lock::LabLock, skip};
 use lab::{Lab, Options, Output, Paths, Scoped, Topology};
 
 /// Time for a command that should be quick.
@@ -39,11 +39,11 @@ pub const PLAIN: Options = Options {
     ..ENCRYPTED
 };
 
-/// A lab with its appliances running, and the turn to have one.
+/// A lab with its appliances running, and the lock of its test.
 #[derive(Debug)]
 pub struct Site {
     lab: Scoped,
-    _turn: Turn,
+    _lab_lock: LabLock,
 }
 
 impl std::ops::Deref for Site {
@@ -159,7 +159,7 @@ impl Site {
             skip(&why);
             return None;
         }
-        let turn = Turn::take();
+        let lab_lock = LabLock::acquire();
         static COUNT: AtomicU32 = AtomicU32::new(1);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}{}-{count}", lab::TEST_PREFIX, std::process::id());
@@ -167,7 +167,7 @@ impl Site {
             .unwrap_or_else(|e| panic!("raising the lab: {e}"));
         Some(Self {
             lab: Scoped::new(lab),
-            _turn: turn,
+            _lab_lock: lab_lock,
         })
     }
 
@@ -240,7 +240,7 @@ impl Site {
         }
     }
 
-    /// Runs a command in a host, whatever its status.
+    /// Runs a command in a host and returns its output; any status is accepted.
     pub fn sh(&self, host: &str, words: &[&str]) -> Output {
         self.exec(host, words, SHORT)
             .unwrap_or_else(|e| panic!("{host}: {}: {e}", words.join(" ")))
@@ -262,8 +262,8 @@ impl Site {
         {
             assert!(Instant::now() < until, "{from} does not reach {to}");
         }
-        // Not by ping(8), which leaves twice the longest round trip after its last request: this
-        // machine is held up for longer than that now and then, and what is late is not lost.
+        // ping(8) exits twice the longest round trip after its last request. A busy machine can be
+        // slower than that, and a late reply is not a lost one.
         let report = self
             .ping_count(
                 from,
@@ -306,7 +306,7 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// What `work` fails with.
+    /// The error of `work`.
     pub fn inside<T: Send>(
         &self,
         host: &str,
@@ -432,8 +432,8 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Connects, waits for the greeting, and says a number every 20 ms, each once the one before
-    /// came back. The connection is given up after 15 s of silence.
+    /// Connects, waits for the greeting, and sends a number every 20 ms after the previous one was
+    /// echoed. Gives up after 15 s of silence.
     pub fn start(site: &Site, from: &str, to: &str, port: u16) -> Self {
         let at = SocketAddr::new(crate::packet::ip(to), port);
         let what = format!("conversation {from} → {at}");
@@ -448,39 +448,39 @@ impl Conversation {
             let mut lines = BufReader::new(&stream);
             let mut line = String::new();
             lines.read_line(&mut line)?;
-            let (mut said, mut longest) = (0u64, Duration::ZERO);
+            let (mut number, mut longest) = (0u64, Duration::ZERO);
             while !stopping.load(Ordering::Relaxed) {
                 let began = Instant::now();
-                (&stream).write_all(format!("{said}\n").as_bytes())?;
+                (&stream).write_all(format!("{number}\n").as_bytes())?;
                 line.clear();
                 if lines.read_line(&mut line)? == 0 {
                     return Err(std::io::ErrorKind::UnexpectedEof.into());
                 }
-                if line.trim_end() != said.to_string() {
+                if line.trim_end() != number.to_string() {
                     return Err(std::io::Error::other(format!(
-                        "{said} came back as {line:?}"
+                        "sent {number}, received {line:?}"
                     )));
                 }
-                said += 1;
+                number += 1;
                 longest = longest.max(began.elapsed());
                 thread::sleep(Duration::from_millis(20));
             }
-            Ok((said, longest))
+            Ok((number, longest))
         });
         Self { what, stop, thread }
     }
 
-    /// Whether it still goes on.
+    /// Whether the connection is still open.
     #[must_use]
-    pub fn goes_on(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         !self.thread.is_finished()
     }
 
-    /// Ends it: how many numbers came back, and the longest that one took.
+    /// Closes the connection. Returns the number of replies and the longest round trip.
     ///
     /// # Errors
     ///
-    /// If the connection ended before.
+    /// If the connection ended earlier.
     pub fn finish(self) -> std::io::Result<(u64, Duration)> {
         self.stop.store(true, Ordering::Relaxed);
         let result = self.thread.join().expect("no panic in a conversation");
@@ -489,8 +489,7 @@ impl Conversation {
     }
 }
 
-/// The number under `name`, wherever it is: as a member, or as the value of an object that is so
-/// named.
+/// The number of a member `name` at any depth, or the value of an object with that name.
 fn find_number(value: &serde_json::Value, name: &str) -> Option<u64> {
     match value {
         serde_json::Value::Object(map) => {
@@ -517,19 +516,19 @@ pub struct Transfer {
     bytes: u64,
 }
 
-/// Bytes that say where they are.
+/// The byte of the pattern at an offset.
 fn pattern(at: u64) -> u8 {
     (at.wrapping_mul(0x9e37_79b9) >> 24) as u8
 }
 
 impl Transfer {
-    /// Starts one, as fast as it goes.
+    /// Starts a transfer at full speed.
     pub fn start(site: &Site, from: &str, to: &str, address: &str, bytes: usize) -> Self {
         Self::paced(site, from, to, address, bytes, Duration::ZERO)
     }
 
-    /// Starts one that sends 64 KiB at a time with a pause after each, so that it fills no queue
-    /// and a packet that is lost was lost by what is tested.
+    /// Starts a transfer that pauses after each 64 KiB. It fills no queue, so every lost packet is
+    /// due to the code under test.
     pub fn paced(
         site: &Site,
         from: &str,

@@ -17,7 +17,7 @@ pub type RecordCheck<'a> = Box<dyn Fn(&[Record]) -> Result<(), String> + 'a>;
 
 /// The packet a case expects.
 pub enum Out<'a> {
-    /// As it came in.
+    /// Unchanged.
     Same,
     /// These bytes.
     Is(Vec<u8>),
@@ -177,7 +177,7 @@ fn run_one(harness: &mut Harness, case: &Case<'_>) -> Result<(), String> {
                 }
             }
         }
-        // Whatever the case checks, a sent packet must be one that the oracle allows.
+        // In every case the oracle must permit the packet sent.
         if let Err(why) = oracle::check(&harness.world, case.ifindex, &case.packet, action, &out) {
             let _ = writeln!(wrong, "reference: {why}\npacket out:\n{}", dump::hex(&out));
         }

@@ -47,7 +47,7 @@ pub fn missing() -> Option<String> {
 }
 
 impl Harness {
-    /// Loads the programs; with `trace`, those that can trace packets.
+    /// Loads the programs; with `trace`, the variants with packet tracing.
     pub(super) fn load_with(
         world: World,
         connections: u32,

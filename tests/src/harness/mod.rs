@@ -6,8 +6,8 @@
 //!   Harness::new ─ lock ─┘                                  └──▶ counters, ring-buffer records
 //! ```
 //!
-//! [`Harness::new`] lends the one set of programs of this process ([`shared`]), reset to the state
-//! of a fresh load ([`reset`]). [`Harness::load`] loads a set of its own.
+//! [`Harness::new`] lends the process's shared set of programs ([`shared`]), reset to the state of
+//! a fresh load ([`reset`]). [`Harness::load`] loads a separate set.
 
 mod error;
 mod load;
@@ -42,7 +42,7 @@ pub use snapshot::{Snapshot, counter_name};
 use crate::world::World;
 
 /// The loaded programs and their maps, filled with a [`World`]. The thread that loaded them is in a
-/// network namespace of its own.
+/// separate network namespace.
 pub struct Harness {
     ebpf: Ebpf,
     counters: RawMap,
@@ -68,7 +68,7 @@ impl fmt::Debug for Harness {
 }
 
 impl Harness {
-    /// Loads a set of programs of its own and fills its maps with `world`.
+    /// Loads a separate set of programs and fills its maps with `world`.
     ///
     /// The calling thread moves to a new network namespace with the interfaces of [`crate::world`].
     ///

@@ -250,7 +250,7 @@ impl RawMap {
             ..BatchAttr::default()
         };
         match bpf(LOOKUP_BATCH, &mut attr) {
-            // The kernel's word for the end of the map.
+            // The kernel reports the end of the map.
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
             result => result.map_err(|e| self.error("look up a batch", e))?,
         }

@@ -134,7 +134,7 @@ impl Harness {
         packet: &[u8],
     ) -> Result<(Action, &[u8]), HarnessError> {
         let context = context(ifindex, queue, packet);
-        // Not by `xdp`, which would borrow the buffer too.
+        // Not through the method `xdp`, which would borrow the buffer too.
         let xdp: &Xdp = self
             .ebpf
             .program(program.name())

@@ -112,7 +112,7 @@ pub(super) fn own_error(l3: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Where things are in an IP packet, whole or first fragment.
+/// Offsets in an IP packet, whole or first fragment.
 #[derive(Debug)]
 pub(super) struct View {
     protocol: u8,
@@ -121,9 +121,9 @@ pub(super) struct View {
     source: Option<(IpAddr, usize)>,
     /// The destination's.
     destination: Option<(IpAddr, usize)>,
-    /// Where the checksum is.
+    /// Offset of the checksum.
     check: usize,
-    /// Where the IP packet begins that an error quotes.
+    /// Offset of the IP packet that an error quotes.
     quoted: Option<usize>,
 }
 

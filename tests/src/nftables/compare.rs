@@ -76,7 +76,7 @@ impl Comparison {
     /// When the kernel refuses.
     pub fn run(&mut self, sequence: &Sequence, patience: Wait) -> Result<(), Box<Difference>> {
         self.patience = patience;
-        // Frames that came late for the sequence before.
+        // Late frames of the previous sequence.
         let zero = Duration::ZERO;
         let _ = self.kernel.receive(0, zero, zero).expect("the router");
         self.ours.clear_connections().expect("maps");

@@ -7,15 +7,15 @@
 //!
 //! The output is compared byte for byte, with these exceptions:
 //!
-//! - An external port or identifier that could not be kept is another on each side: each is given
-//!   the name that the sequence has for it, and a name has one port and a port one name, or the
-//!   step says so.
-//! - Fragments are put together within a step: the kernel does that before it translates and sends
-//!   the whole if it fits; a receiver sees the same (RFC 791 section 3.2, RFC 8200 section 4.5).
-//! - Ethernet padding is left out.
-//! - An ICMP error that the router makes itself is compared by addresses, type, code, MTU and the
-//!   first eight bytes behind the header that it quotes: length of the quote, TTL, type of service
-//!   and identification are the maker's (RFC 792, RFC 1812 section 4.3.2, RFC 4443 section 2.4).
+//! - An external port or identifier that was not preserved differs between the sides. Each is
+//!   replaced by the sequence's name for the endpoint. If a name has two ports, or a port two
+//!   names, the step reports it.
+//! - Fragments are reassembled within a step. The kernel reassembles before it translates and sends
+//!   the whole if it fits; the receiver sees the same (RFC 791 section 3.2, RFC 8200 section 4.5).
+//! - Ethernet padding is ignored.
+//! - An ICMP error that the router generates is compared by addresses, type, code, MTU and the
+//!   first eight bytes after the quoted header. Length of the quote, TTL, type of service and
+//!   identification may differ (RFC 792, RFC 1812 section 4.3.2, RFC 4443 section 2.4).
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -115,7 +115,7 @@ pub enum Out {
     Packet(Node, Vec<u8>),
     /// An ICMP error of the router's own and its receiver, cut to the compared fields.
     OwnError(Node, Vec<u8>),
-    /// An external port stands for two endpoints, or an endpoint has two.
+    /// An external port maps to two endpoints, or an endpoint to two ports.
     Clash(&'static str),
 }
 
@@ -128,7 +128,10 @@ impl Out {
                 format!("to {who:?}, {} bytes\n{}", bytes.len(), dump::hex(bytes))
             }
             Self::OwnError(who, bytes) => {
-                format!("an error of its own to {who:?}\n{}", dump::hex(bytes))
+                format!(
+                    "an ICMP error of the router to {who:?}\n{}",
+                    dump::hex(bytes)
+                )
             }
             Self::Clash(what) => format!("{what}\n"),
         }

@@ -59,7 +59,7 @@ impl Router {
             .is_ok_and(|status| status.success())
     }
 
-    /// A router in a namespace of its own, with these hosts inside.
+    /// A router in a new namespace, with these inside hosts.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl Router {
             ("ipv6/conf/all/forwarding", "1"),
             ("ipv4/conf/all/rp_filter", "0"),
             ("ipv4/conf/default/rp_filter", "0"),
-            // A packet that goes back out of the interface it came by is the hairpin, not a detour.
+            // A packet sent back through its input interface is a hairpin, so no redirect is due.
             ("ipv4/conf/all/send_redirects", "0"),
             ("ipv4/conf/default/send_redirects", "0"),
             ("ipv4/icmp_ratelimit", "0"),
@@ -155,7 +155,7 @@ impl Router {
         let len = nix::unistd::read(&self.conntrack, &mut answer)?;
         match answer.get(16..20).filter(|_| len >= 20) {
             Some([0, 0, 0, 0]) => Ok(()),
-            other => Err(io::Error::other(format!("conntrack says {other:?}"))),
+            other => Err(io::Error::other(format!("conntrack prints {other:?}"))),
         }
     }
 
@@ -173,8 +173,8 @@ impl Router {
         }
     }
 
-    /// The frames that came out, until as many as are `expected` have and no more do: for at most
-    /// `patience` if fewer, else for `quiet`.
+    /// The frames sent: waits at most `patience` for the `expected` number, then `quiet` for
+    /// superfluous ones.
     ///
     /// # Errors
     ///

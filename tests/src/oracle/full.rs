@@ -194,7 +194,7 @@ impl Routed<'_> {
                 ensure!(surplus == 0, "an error with {surplus} bytes of padding");
                 self.error(message)
             }
-            _ => Err("answered with something that a gateway does not say".to_owned()),
+            _ => Err("answered with a message that a gateway never sends".to_owned()),
         }
     }
 

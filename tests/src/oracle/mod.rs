@@ -1,9 +1,9 @@
-//! The oracle: given the contents of the maps and a packet in, may this packet come out?
+//! The oracle decides whether a packet sent is permitted, given the maps and the packet received.
 //!
 //! Written from the RFCs and the semantics in ARCHITECTURE.md, sharing no code with the programs
 //! but the layouts of the maps. It does not decide which packets must be answered or carried (the
-//! fixtures do that); it checks that a sent packet is well-formed, goes where it may go, and
-//! carries exactly the bytes that came in.
+//! fixtures do that). It checks that a sent packet is well-formed, has a permitted destination, and
+//! carries exactly the bytes received.
 
 use appliance_common::addr::from_ip;
 
@@ -190,7 +190,7 @@ fn check_sent(
             mac_at(input, 0) == attachment.mac,
             "hairpinned a frame that was not for us"
         );
-        // On the same link, so with whatever padding or trailer it had.
+        // On the same link: padding and trailer are kept.
         check_delivered(
             neighbour,
             ifindex,

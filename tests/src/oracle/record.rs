@@ -1,4 +1,4 @@
-//! Ring-buffer records: hosts heard, and packets for the slow path.
+//! Ring-buffer records: neighbour events, and packets for the slow path.
 
 use std::net::IpAddr;
 
@@ -26,9 +26,12 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
         Record::Neighbour(event) => {
             let attachment = world
                 .attachment(event.ifindex, event.outer, event.inner)
-                .ok_or("heard on a port without a network")?;
+                .ok_or("neighbour event on a port without a network")?;
             let network = &world.networks[attachment.network as usize];
-            ensure!(network.vni == event.vni, "heard in another network");
+            ensure!(
+                network.vni == event.vni,
+                "neighbour event in another network"
+            );
             ensure!(
                 NeighbourEventKind::from_u16(event.kind).is_some(),
                 "kind {}",
@@ -37,7 +40,7 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
             ensure!(event.reserved == 0, "reserved {}", event.reserved);
             ensure!(
                 event.mac[0] & 1 == 0 && event.mac != [0; 6],
-                "heard from {:02x?}",
+                "neighbour event from {:02x?}",
                 event.mac
             );
             let address = to_ip(&event.address);
@@ -45,7 +48,7 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                 IpAddr::V4(a) => a.is_unspecified() || a.octets()[0] >= 224,
                 IpAddr::V6(a) => a.is_unspecified() || a.is_multicast(),
             };
-            ensure!(!odd, "heard {address}");
+            ensure!(!odd, "neighbour event of {address}");
             Ok(())
         }
         Record::Slow(header, frame) => {
@@ -106,7 +109,7 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                     Ok(())
                 }
                 Some(SlowReason::RouterSolicitation) => {
-                    ensure!(full, "a router is wanted, and there is none");
+                    ensure!(full, "a record needs a router, but the network has none");
                     let kind = frame.get(l3 + 40).copied();
                     ensure!(
                         frame.get(l3 + 7) == Some(&255) && kind == Some(133),

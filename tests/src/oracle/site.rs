@@ -67,7 +67,7 @@ pub(super) fn is_unroutable(address: IpAddr) -> bool {
     }
 }
 
-/// Source here, and destination on the side asked for; nothing unroutable.
+/// Source here, destination on the given side; both routable.
 pub(super) fn check_addresses(
     world: &World,
     network: &Network,

@@ -180,7 +180,7 @@ pub(super) fn check_decapsulated(
         .tunnels
         .iter()
         .find_map(|(k, v)| (*k == key).then_some(v))
-        .ok_or("decapsulated a stranger's datagram")?;
+        .ok_or("decapsulated a datagram of an unknown peer")?;
     let network = &world.networks[tunnel.network as usize];
     ensure!(network.vni == vni, "the tunnel leads to another network");
     ensure!(
@@ -260,8 +260,8 @@ pub(super) fn check_delivered(
     }
 }
 
-/// Inner bytes: as they came, or with the MSS of a SYN lowered to the network's and the TCP
-/// checksum following it.
+/// Inner bytes: unchanged, or the MSS of a SYN lowered to the network's with an adjusted TCP
+/// checksum.
 pub(super) fn check_carried(body: &[u8], out: &[u8], network: &Network) -> Result<(), String> {
     if body == out {
         return Ok(());

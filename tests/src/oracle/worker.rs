@@ -95,7 +95,8 @@ pub(super) fn check_worker(
     };
     let arrival = attachment_of(world, ifindex, &li);
     let i = Ip::parse(li.ethertype, &input[li.l3..]);
-    // A host may send to our tunnels' ports through its tunnel: the frame out tells the two apart.
+    // A host may send to our tunnels' ports through its tunnel; the sent frame distinguishes the
+    // two.
     let sealed = arrival.is_some_and(|(_, network)| {
         be32(output, 8) == Some(1 << 24 | network.vni)
             && i.is_some_and(|i| output.len() == 16 + i.len)
@@ -179,7 +180,7 @@ pub(super) fn to_open(
         "to be opened, and the uplink has no socket"
     );
     ensure!(input == output, "to be opened, but changed");
-    // Else a worker could not tell it from a packet to be sealed.
+    // A worker must be able to distinguish it from a packet to seal.
     ensure!(
         matches!(li.ethertype, 0x0800 | 0x86dd) && li.l3 == 14,
         "to be opened, of type {:04x}",

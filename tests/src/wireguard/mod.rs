@@ -10,10 +10,10 @@
 //!   └──────────────────────────────┘                     └──────────────────────────────────┘
 //! ```
 //!
-//! [`Ours`] is the smallest thing that makes a sans-IO [`tunnel::Tunnel`] a WireGuard: a thread
-//! that waits for datagrams and deadlines, and a queue for packets that wait for a session.
-//! Everything panics with what it saw; a stand that is dropped by a failing test prints both ends'
-//! logs and state.
+//! [`Ours`] is a minimal WireGuard around a sans-IO [`tunnel::Tunnel`]: a thread that waits for
+//! datagrams and deadlines, and a queue for packets that wait for a session.
+//! Functions panic with their observations. A testbed that a failing test drops prints the logs and
+//! state of both ends.
 
 mod ours;
 
@@ -34,7 +34,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tunnel::{LoadLimits, PublicKey, SecretKey};
 
 pub use self::ours::{Datagram, Ours, State};
-use crate::{skip, turn::Turn};
+use crate::{lab_lock::LabLock, skip};
 
 /// Time for a command that should be quick.
 const SHORT: Duration = Duration::from_secs(20);
@@ -67,7 +67,7 @@ impl Implementation {
         }
     }
 
-    /// Where its program is.
+    /// Path of its program.
     fn find(self) -> Option<PathBuf> {
         let built = crate::harness::workspace_root()
             .join("target/tools/bin")
@@ -107,7 +107,7 @@ fn in_path(program: &str) -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// Why a stand cannot be raised here, or the program.
+/// The program, or the reason why the testbed cannot run here.
 fn find(implementation: Implementation) -> Result<PathBuf, String> {
     if !nix::unistd::geteuid().is_root() {
         return Err("needs root".to_owned());
@@ -143,13 +143,13 @@ impl Underlay {
     /// Both.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// Where our end listens.
+    /// The address and port of our end.
     #[must_use]
     pub const fn ours(self) -> SocketAddr {
         self.at(1)
     }
 
-    /// Where their end listens.
+    /// The address and port of their end.
     #[must_use]
     pub const fn theirs(self) -> SocketAddr {
         self.at(2)
@@ -178,22 +178,22 @@ pub const OUR_HOST: u16 = 1;
 /// Host number of their end, outside and inside.
 pub const THEIR_HOST: u16 = 2;
 
-/// What the two ends are told.
+/// Configuration of the two ends.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Addresses outside.
     pub underlay: Underlay,
-    /// Whether we know where they are.
+    /// Our end has their endpoint address, so it may initiate.
     pub we_know_them: bool,
-    /// Whether they know where we are.
+    /// Their end has our endpoint address, so it may initiate.
     pub they_know_us: bool,
     /// The shared key as we have it.
     pub our_psk: Option<[u8; 32]>,
     /// The shared key as they have it.
     pub their_psk: Option<[u8; 32]>,
-    /// Whether the key we have for them is theirs.
+    /// Our end has their right public key, not another.
     pub we_have_their_key: bool,
-    /// Whether the key they have for us is ours.
+    /// Their end has our right public key, not another.
     pub they_have_our_key: bool,
     /// Our bounds on handshakes.
     pub load: LoadLimits,
@@ -219,7 +219,7 @@ impl Default for Setup {
 
 /// Both ends and the wire between them; gone when dropped.
 #[derive(Debug)]
-pub struct Stand {
+pub struct Testbed {
     /// Our end.
     pub ours: Ours,
     /// Their end.
@@ -228,7 +228,7 @@ pub struct Stand {
     _wire: Wire,
 }
 
-impl Drop for Stand {
+impl Drop for Testbed {
     fn drop(&mut self) {
         if thread::panicking() {
             self.show();
@@ -236,7 +236,7 @@ impl Drop for Stand {
     }
 }
 
-impl Stand {
+impl Testbed {
     /// Raises both ends; `None` after saying why, where that is impossible.
     #[must_use]
     pub fn raise(implementation: Implementation, setup: Setup) -> Option<Self> {
@@ -307,25 +307,25 @@ impl Stand {
 struct Wire {
     dir: PathBuf,
     _stand: Flock<File>,
-    _turn: Turn,
+    _lab_lock: LabLock,
 }
 
 impl Wire {
     fn raise() -> Self {
         let file = File::create(TURN).expect("root may write to /run");
-        let stand = Flock::lock(file, FlockArg::LockExclusive)
+        let testbed = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, e)| e)
             .expect("a lock on a file of our own");
-        let turn = Turn::take();
+        let lab_lock = LabLock::acquire();
         remove_namespaces();
         let dir = PathBuf::from("/run/cwi");
-        // What a killed run left.
+        // Remains of a killed run.
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         let wire = Self {
             dir,
-            _stand: stand,
-            _turn: turn,
+            _stand: testbed,
+            _lab_lock: lab_lock,
         };
         for namespace in [OURS, THEIRS] {
             must(Command::new("ip").args(["netns", "add", namespace]));
@@ -344,7 +344,7 @@ impl Wire {
             );
             must(in_namespace(namespace, "ip").args(["link", "set", "wire", "up"]));
         }
-        // IPv6 comes up only when the kernel has noticed the carrier, up to a second later.
+        // IPv6 is usable up to a second later, when the kernel has noticed the carrier.
         for underlay in Underlay::ALL {
             for (namespace, to) in [(OURS, underlay.theirs()), (THEIRS, underlay.ours())] {
                 must(in_namespace(namespace, "ping").args([
@@ -405,7 +405,7 @@ fn must(command: &mut Command) -> String {
     out.stdout
 }
 
-/// What a command says, whatever becomes of it.
+/// Output of a command, or its error.
 fn attempt(command: &mut Command) -> String {
     match lab::run(command, SHORT) {
         Ok(out) => format!("{}{}", out.stdout, out.stderr),
@@ -444,7 +444,7 @@ impl tunnel::Random for Os {
     }
 }
 
-/// What their end is told.
+/// Configuration of their end.
 #[derive(Debug)]
 struct Config {
     secret: SecretKey,
@@ -466,9 +466,9 @@ pub struct Theirs {
 /// A peer as `wg show dump` has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TheirStatus {
-    /// Where it takes us to be.
+    /// Our endpoint in its status.
     pub endpoint: String,
-    /// Seconds since 1970 at which the last handshake was completed; zero is none.
+    /// Time of the last handshake, seconds since 1970; zero without one.
     pub latest_handshake: u64,
     /// Bytes received, as it counts them.
     pub received: u64,
@@ -547,7 +547,7 @@ impl Theirs {
             let _ = writeln!(text, "Endpoint = {endpoint}");
         }
         std::fs::write(&path, text).expect("a file in a directory of our own");
-        let mut said = String::new();
+        let mut output = String::new();
         let begun = Instant::now();
         loop {
             // Its socket appears some time after it starts.
@@ -558,7 +558,7 @@ impl Theirs {
                 if out.ok() {
                     break;
                 }
-                said = out.stderr;
+                output = out.stderr;
             }
             let ended = self
                 .process
@@ -566,7 +566,7 @@ impl Theirs {
                 .is_some_and(|p| !matches!(p.try_wait(), Ok(None)));
             assert!(
                 !ended && begun.elapsed() < SHORT,
-                "{} does not take its configuration: {said}\n{}",
+                "{} refuses its configuration: {output}\n{}",
                 self.implementation.program(),
                 self.log()
             );
@@ -630,18 +630,18 @@ impl Theirs {
             &to.to_string(),
         ]));
         let until = Instant::now() + Duration::from_secs(2);
-        let came = loop {
-            let came = echo_replies(to).saturating_sub(before);
-            if came >= count || Instant::now() >= until {
-                break came;
+        let replies = loop {
+            let replies = echo_replies(to).saturating_sub(before);
+            if replies >= count || Instant::now() >= until {
+                break replies;
             }
             thread::sleep(Duration::from_millis(20));
         };
-        (came, format!("{}{}", out.stdout, out.stderr))
+        (replies, format!("{}{}", out.stdout, out.stderr))
     }
 
     /// Pings from their kernel until one is answered, for at most `within`.
-    pub fn reach(&self, to: IpAddr, within: Duration) -> Duration {
+    pub fn await_reply(&self, to: IpAddr, within: Duration) -> Duration {
         let begun = Instant::now();
         let out = run(in_namespace(THEIRS, "ping").args([
             "-n",
@@ -670,7 +670,7 @@ impl Theirs {
         bind(THEIRS, SocketAddr::new(underlay.theirs().ip(), 0))
     }
 
-    /// What it knows of us.
+    /// Its status of our end.
     #[must_use]
     pub fn status(&self) -> TheirStatus {
         let dump = must(in_namespace(THEIRS, "wg").args(["show", INTERFACE, "dump"]));
@@ -687,7 +687,7 @@ impl Theirs {
         }
     }
 
-    /// What it logged.
+    /// Its log.
     #[must_use]
     pub fn log(&self) -> String {
         let bytes = std::fs::read(self.log_path()).unwrap_or_default();

@@ -38,16 +38,16 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// A datagram as it came.
+/// A received datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    /// From where.
+    /// Source address.
     pub from: SocketAddr,
     /// Its bytes.
     pub bytes: Vec<u8>,
 }
 
-/// What our end did and saw.
+/// Counters and events of our end.
 #[derive(Debug)]
 pub struct State {
     tunnel: Tunnel,
@@ -56,12 +56,12 @@ pub struct State {
     staged: VecDeque<Vec<u8>>,
     /// Answers to our pings: identifier and sequence number, and when.
     answers: BTreeMap<(u16, u16), Instant>,
-    /// Answers that came more than once.
-    strays: u64,
+    /// Number of duplicate replies.
+    duplicate_replies: u64,
     /// Why packets could not be sent, other than that there is no session.
     pub refused: Vec<String>,
     next_id: u16,
-    /// Datagrams that came, by message type.
+    /// Received datagrams, by message type.
     pub received: BTreeMap<u8, u64>,
     /// Datagrams that were sent, by message type.
     pub sent: BTreeMap<u8, u64>,
@@ -109,7 +109,7 @@ impl Ours {
             random,
             staged: VecDeque::new(),
             answers: BTreeMap::new(),
-            strays: 0,
+            duplicate_replies: 0,
             refused: Vec::new(),
             next_id,
             received: BTreeMap::new(),
@@ -138,8 +138,8 @@ impl Ours {
         }
     }
 
-    /// What happened so far, with everything held still.
-    pub fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+    /// Calls `look` with the state, which is locked meanwhile.
+    pub fn with_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.shared.lock())
     }
 
@@ -173,11 +173,12 @@ impl Ours {
     /// Counters of the receiver.
     #[must_use]
     pub fn stats(&self) -> RxStats {
-        self.look(State::stats)
+        self.with_state(State::stats)
     }
 
-    /// Pings their inside address: `count` echoes, one every `interval`, of the sizes of `packets`
-    /// in turn (bytes of IP). Waits at most `within` after the last for the answers; how many came.
+    /// Pings their inside address: `count` echoes, one every `interval`, with the IP lengths of
+    /// `packets` in rotation (bytes). Waits at most `within` after the last. Returns the number of
+    /// replies.
     #[must_use]
     pub fn ping(
         &self,
@@ -201,7 +202,7 @@ impl Ours {
 
     /// Pings every `interval` until one is answered; how long that took.
     #[must_use]
-    pub fn reach(&self, to: IpAddr, interval: Duration, within: Duration) -> Duration {
+    pub fn await_reply(&self, to: IpAddr, interval: Duration, within: Duration) -> Duration {
         let begun = Instant::now();
         loop {
             if self.ping(to, 1, Duration::ZERO, &[84], interval) == 1 {
@@ -236,10 +237,10 @@ impl Ours {
         id
     }
 
-    /// Answers that came more than once.
+    /// Number of duplicate replies.
     #[must_use]
-    pub fn strays(&self) -> u64 {
-        self.look(State::strays)
+    pub fn duplicate_replies(&self) -> u64 {
+        self.with_state(State::duplicate_replies)
     }
 
     /// Sends these bytes to their address as they are.
@@ -254,7 +255,7 @@ impl Ours {
         let state = self.shared.lock();
         let mut text = format!(
             "{:#?}\n{:#?}\n{:?}\nreceived by type {:?}\nsent by type {:?}\nevents {:?}\n\
-             rejected {:#?}\necho requests answered {}, staged {}, strays {}, refused {:?}\n",
+             rejected {:#?}\necho requests answered {}, staged {}, duplicate_replies {}, refused {:?}\n",
             self.shared.status(&state),
             state.stats(),
             state.tunnel.control().stats(),
@@ -264,7 +265,7 @@ impl Ours {
             state.rejected,
             state.answered,
             state.staged.len(),
-            state.strays,
+            state.duplicate_replies,
             state.refused,
         );
         for line in &state.log {
@@ -299,10 +300,10 @@ impl State {
         self.tunnel.control().stats()
     }
 
-    /// Answers that came more than once.
+    /// Number of duplicate replies.
     #[must_use]
-    pub const fn strays(&self) -> u64 {
-        self.strays
+    pub const fn duplicate_replies(&self) -> u64 {
+        self.duplicate_replies
     }
 
     /// Handshakes completed with the peer.
@@ -336,7 +337,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A test that fails while it looks still wants the report.
+        // The report is printed also if a test failed while it held the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -361,7 +362,7 @@ impl Shared {
         let mut buffer = vec![0; 1 << 16];
         while !self.stop.load(Ordering::Relaxed) {
             let mut state = self.lock();
-            // Everything that is there, then what is due.
+            // First all received datagrams, then expired timers.
             while let Ok((len, from)) = self.socket.recv_from(&mut buffer) {
                 if let Some(datagram) = buffer.get_mut(..len) {
                     self.receive(&mut state, from, datagram);
@@ -387,9 +388,9 @@ impl Shared {
         let _ = nix::poll::poll(&mut fds, within);
     }
 
-    fn transmit(&self, notes: &mut Vec<(SocketAddr, Vec<u8>)>, way: PeerPath, bytes: &[u8]) {
+    fn transmit(&self, notes: &mut Vec<(SocketAddr, Vec<u8>)>, path: PeerPath, bytes: &[u8]) {
         // There are no gateways here.
-        let PeerPath::Direct(to) = way else { return };
+        let PeerPath::Direct(to) = path else { return };
         if let Err(e) = self.socket.send_to(bytes, to) {
             println!("sending {} bytes to {to}: {e}", bytes.len());
         }
@@ -479,19 +480,19 @@ impl Shared {
                 Payload::Control(_) => {}
             },
         );
-        let told = match (&taken, bad) {
+        let result = match (&taken, bad) {
             (Ok(_), None) => "taken".to_owned(),
             (Ok(_), Some(content)) => content.to_string(),
             (Err(refused), _) => refused.to_string(),
         };
         state.note(
             self.started.elapsed(),
-            format!("← {from} type {kind}, {} bytes: {told}", copy.len()),
+            format!("← {from} type {kind}, {} bytes: {result}", copy.len()),
         );
         if taken.is_ok() && bad.is_none() {
             state.newest.insert(kind, Datagram { from, bytes: copy });
         } else {
-            *state.rejected.entry(told).or_default() += 1;
+            *state.rejected.entry(result).or_default() += 1;
         }
         self.poll(state);
         for packet in packets {
@@ -502,9 +503,9 @@ impl Shared {
                 }
                 Some(Echo::Reply { id, seq }) => {
                     let first = state.answers.insert((id, seq), Instant::now()).is_none();
-                    state.strays += u64::from(!first);
+                    state.duplicate_replies += u64::from(!first);
                 }
-                // Router solicitations, listener reports: what a kernel says on any interface.
+                // Router solicitations and listener reports, which a kernel sends on any interface.
                 None => {}
             }
         }

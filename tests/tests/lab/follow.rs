@@ -35,7 +35,7 @@ fn mac(text: &str) -> Mac {
         .unwrap_or_else(|_| panic!("{text} is no MAC address"))
 }
 
-/// The MAC that `host` has for a neighbour, once it has spoken to it.
+/// The MAC address that `host` resolves for a neighbour.
 fn next_hop(site: &Site, host: &str, address: &str) -> Mac {
     site.reach(host, address);
     let neighbours = site.neighbours(host);
@@ -44,7 +44,7 @@ fn next_hop(site: &Site, host: &str, address: &str) -> Mac {
 }
 
 #[test]
-fn a_fragment_that_comes_before_its_first_is_not_lost() {
+fn a_fragment_before_its_first_is_not_lost() {
     let Some(site) = Site::full() else { return };
     for (i, edge) in ["198.51.100.1", "2001:db8:99::1"].into_iter().enumerate() {
         let line = if i == 0 {
@@ -86,7 +86,7 @@ fn a_fragment_that_comes_before_its_first_is_not_lost() {
         assert_eq!(&buffer[..length], &whole[whole.len() - length..]);
         assert_eq!(from.ip(), ip(CLIENT[i]));
 
-        // And out, to the internet.
+        // From inside to the internet.
         let server = site.udp("server", SERVER[i], 7001);
         server
             .set_read_timeout(Some(Duration::from_secs(3)))
@@ -121,7 +121,7 @@ fn steps(text: &str) -> Vec<serde_json::Value> {
 }
 
 #[test]
-fn packets_are_followed_while_somebody_looks_and_connections_go_on() {
+fn a_trace_shows_packets_and_connections_continue() {
     let Some(site) = Site::full() else { return };
     let _ssh = site
         .greeter("replica-a", 22, "SSH-2.0-causeway_replica-a")
@@ -140,7 +140,7 @@ fn packets_are_followed_while_somebody_looks_and_connections_go_on() {
         trace.join().expect("no panic in the trace")
     });
     let steps = steps(&text);
-    let way: Vec<(&str, &str)> = steps
+    let path: Vec<(&str, &str)> = steps
         .iter()
         .map(|s| {
             (
@@ -149,7 +149,7 @@ fn packets_are_followed_while_somebody_looks_and_connections_go_on() {
             )
         })
         .collect();
-    // Of the first packet, an echo request or its answer.
+    // The first packet: an echo request or its reply.
     let out = [
         ("access", "enters"),
         ("full", "goes-on"),
@@ -161,7 +161,7 @@ fn packets_are_followed_while_somebody_looks_and_connections_go_on() {
         ("nat_in", "goes-on"),
         ("nat_in", "decided"),
     ];
-    assert!(way == out || way == back, "{text}");
+    assert!(path == out || path == back, "{text}");
     let last = steps.last().expect("a step");
     let counted = last["counted"].as_array().expect("counters");
     let name = counted.last().and_then(|c| c.as_str()).unwrap_or_default();
@@ -212,13 +212,13 @@ fn packets_are_followed_while_somebody_looks_and_connections_go_on() {
         unknown.stderr
     );
     // Programs were replaced six times meanwhile.
-    let (said, longest) = conversation.finish().unwrap_or_else(|e| panic!("{e}"));
-    assert!(said > 100, "{said} numbers came back");
+    let (replies, longest) = conversation.finish().unwrap_or_else(|e| panic!("{e}"));
+    assert!(replies > 100, "{replies} replies");
     assert!(longest < Duration::from_secs(1), "silent for {longest:?}");
 }
 
 #[test]
-fn a_discovery_client_finds_what_the_docs_say() {
+fn a_discovery_client_finds_the_documented_behaviour() {
     // RFC 5780 sections 4.3 and 4.4, by a client in a replica and a server with two addresses and
     // two ports.
     let Some(site) = Site::full() else { return };
@@ -245,20 +245,21 @@ fn a_discovery_client_finds_what_the_docs_say() {
                 .expect("a timeout");
         }
         let mut buffer = [0; 64];
-        // Test I, and whether an address is heard that was not spoken to: address- and
+        // Test I. A server that the client never sent to must be filtered: address- and
         // port-dependent filtering.
         client.send_to(b"one", (ip(SERVER[i]), 3478)).expect("sent");
-        let (_, seen) = servers[0]
-            .recv_from(&mut buffer)
-            .expect("the first is heard");
+        let (_, seen) = servers[0].recv_from(&mut buffer).expect("the first reply");
         assert!(seen.ip() != ip(REPLICA[i]), "untranslated");
         for (n, server) in servers.iter().enumerate().skip(1) {
             server.send_to(b"unasked", seen).expect("sent");
-            let heard = client.recv_from(&mut buffer);
-            assert!(heard.is_err(), "{seen}: server {n} is heard: {heard:?}");
+            let received = client.recv_from(&mut buffer);
+            assert!(
+                received.is_err(),
+                "{seen}: server {n} gets through: {received:?}"
+            );
         }
         servers[0].send_to(b"asked", seen).expect("sent");
-        let (length, from) = client.recv_from(&mut buffer).expect("the answer is heard");
+        let (length, from) = client.recv_from(&mut buffer).expect("the reply");
         assert_eq!(
             (&buffer[..length], from.ip()),
             (&b"asked"[..], ip(SERVER[i]))
@@ -271,7 +272,7 @@ fn a_discovery_client_finds_what_the_docs_say() {
             (second[i], 3479),
         ]) {
             client.send_to(b"who am I", (ip(to.0), to.1)).expect("sent");
-            let (_, again) = server.recv_from(&mut buffer).expect("it is heard");
+            let (_, again) = server.recv_from(&mut buffer).expect("the datagram");
             assert_eq!(again, seen, "seen as another by {to:?}");
         }
     }

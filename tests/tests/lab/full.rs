@@ -36,7 +36,7 @@ fn get(site: &Site, from: &str, to: &str, port: u16, seed: u64, bytes: u64) {
         .unwrap_or_else(|e| panic!("{from}: {to} port {port}: {e}"));
 }
 
-/// Expects that no connection comes about; how it failed.
+/// Expects that a connection fails. Returns the error.
 fn refused(site: &Site, from: &str, to: &str, port: u16) -> ErrorKind {
     match site.connect(from, SocketAddr::new(ip(to), port), SILENCE) {
         Ok(_) => panic!("{from} reaches {to} port {port}"),
@@ -66,16 +66,21 @@ fn ask(site: &Site, words: &[&str]) -> String {
     appliance.must(words).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Asks the provider's appliance for what it must refuse; what it says.
+/// Runs a command that the provider's appliance must refuse. Returns its error message.
 fn refusal(site: &Site, words: &[&str]) -> String {
     let appliance = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
-    let said = appliance.cli(words).unwrap_or_else(|e| panic!("{e}"));
-    assert!(!said.ok(), "{}: was done: {}", words.join(" "), said.stdout);
-    let why = said.stderr.trim().to_owned();
+    let output = appliance.cli(words).unwrap_or_else(|e| panic!("{e}"));
+    assert!(
+        !output.ok(),
+        "{}: was done: {}",
+        words.join(" "),
+        output.stdout
+    );
+    let why = output.stderr.trim().to_owned();
     println!("{}: {why}", words.join(" "));
     assert!(
         !why.is_empty(),
-        "{}: refused without a word",
+        "{}: refused without a message",
         words.join(" ")
     );
     why
@@ -92,7 +97,7 @@ fn mode(site: &Site, tenant: &str) -> String {
         .to_owned()
 }
 
-/// Whether an untagged frame's IP packet is from an address of a tenant's network.
+/// Whether the source of an untagged frame's IP packet is in a tenant's network.
 fn is_from_inside(frame: &[u8]) -> bool {
     match frame.get(12..14) {
         Some([0x08, 0x00]) => frame.get(26) == Some(&10),
@@ -104,7 +109,7 @@ fn is_from_inside(frame: &[u8]) -> bool {
 }
 
 #[test]
-fn replicas_have_their_gateway_and_the_internet_where_the_plan_says() {
+fn replicas_reach_their_gateway_and_the_internet_as_planned() {
     let Some(site) = Site::full() else { return };
     for tenant in ["acme", "globex"] {
         assert_eq!(mode(&site, tenant), "full", "{tenant}");
@@ -133,7 +138,7 @@ fn replicas_have_their_gateway_and_the_internet_where_the_plan_says() {
         assert_eq!(seen, [ip(nat), ip(nat)], "sources seen at {to}");
         site.reach("replica-a", to);
     }
-    // Globex has named no address: one of its own, or the appliance's.
+    // Globex configures no NAT address: its public address or the appliance's is used.
     get(&site, "globex-replica-a", SERVER[0], 80, 80, 200_000);
     let seen = internet.clients().last().copied();
     let own = "203.0.113.32/28".parse::<lab::Cidr>().expect("a prefix");
@@ -170,7 +175,7 @@ fn public_rules_lead_to_their_replicas_for_listed_sources_only() {
         get(&site, "client", public, 80, seed, 8 << 20);
         get(&site, "stranger", public, 80, seed, 100_000);
     }
-    // Of a network without internet, too.
+    // Also in a network without internet access.
     get(&site, "client", DB_PUBLIC, 8080, 9, 1 << 20);
     // The source is not translated on the way in.
     assert_eq!(greeting(&site, "client", WEB[0], 2222), GREETING);
@@ -246,7 +251,7 @@ fn networks_are_routed_only_where_and_as_the_plan_allows() {
         refused(&site, from, to, HTTP);
     }
     assert!(site.counter(PROVIDER, "drop_policy") > before);
-    // Ops may send to web, and hears nothing back.
+    // Ops may send to web, but web may not reply.
     let web = site.udp("replica-a", "10.1.0.10", 7000);
     let ops = site.udp("replica-d", OPS, 7000);
     ops.send_to(b"one way", ("10.1.0.10", 7000))
@@ -272,7 +277,7 @@ fn a_sibling_is_reached_by_its_public_address() {
     let _c = server(&site, "replica-c", HTTP, 9);
     for (public, nat) in SIBLING.into_iter().zip(NAT) {
         get(&site, "replica-a", public, 80, 8, 4 << 20);
-        // Its answers have to come back by us, so it may not see its neighbour's own address.
+        // Its replies must pass the appliance, so it must not see its neighbour's address.
         let seen = b.clients();
         let inside = ["10.1.0.10", "2001:db8:1::10"].map(ip);
         assert!(
@@ -297,7 +302,7 @@ fn equal_networks_of_two_tenants_never_meet() {
     get(&site, "client", WEB[0], 80, 7, 1 << 20);
     get(&site, "client", GLOBEX, 80, 17, 1 << 20);
     get(&site, "client", WEB[0], 80, 7, 1 << 20);
-    // Of acme's machines, globex's reaches none.
+    // Globex's machine reaches no machine of acme.
     let globex = site.mac("globex-replica-a", "eth0");
     for to in ["10.1.0.11", "2001:db8:1::11", DB[0], DB[1], OPS] {
         site.unreachable("globex-replica-a", to);
@@ -310,7 +315,7 @@ fn equal_networks_of_two_tenants_never_meet() {
             "{host} knows globex's machine: {known:?}"
         );
     }
-    // Nor may acme have a rule on an address of globex's.
+    // Acme may not have a rule on an address of globex.
     let line = format!("{GLOBEX}:81/tcp -> 10.1.0.10:8080");
     refusal(&site, &["rule", "add", "--tenant", "acme", "stolen", &line]);
     get(&site, "client", GLOBEX, 80, 17, 100_000);
@@ -326,7 +331,7 @@ fn a_connection_outlives_other_rules_and_the_daemon() {
     let outward = Conversation::start(&site, "replica-b", SERVER[0], 7);
     let both_go_on = |when: &str| {
         thread::sleep(Duration::from_millis(300));
-        assert!(inward.goes_on() && outward.goes_on(), "{when}");
+        assert!(inward.is_open() && outward.is_open(), "{when}");
     };
     both_go_on("before anything");
     let line = format!("{SPARE}:8080/tcp -> 10.1.0.11:8080");
@@ -359,14 +364,14 @@ fn a_connection_outlives_other_rules_and_the_daemon() {
     handle.kill().unwrap_or_else(|e| panic!("{e}"));
     thread::sleep(Duration::from_secs(2));
     both_go_on("without a daemon");
-    // What is known goes on, and what the rules say as well.
+    // Existing connections and rules stay in force.
     get(&site, "client", SPARE, 8080, 8, 100_000);
-    // Not `start`, which waits for tunnels that are cut.
+    // `start` would wait for the tunnels, which are cut.
     handle.launch().unwrap_or_else(|e| panic!("{e}"));
     let until = Instant::now() + Duration::from_secs(15);
     while !handle
         .cli(&["status", "--json"])
-        .is_ok_and(|said| said.ok())
+        .is_ok_and(|output| output.ok())
     {
         assert!(Instant::now() < until, "{}", handle.log_tail(20));
         thread::sleep(Duration::from_millis(50));
@@ -380,10 +385,10 @@ fn a_connection_outlives_other_rules_and_the_daemon() {
     refused(&site, "stranger", SPARE, 8080);
     site.reach("replica-a", "10.1.0.1");
     for conversation in [inward, outward] {
-        let (said, longest) = conversation
+        let (replies, longest) = conversation
             .finish()
             .unwrap_or_else(|e| panic!("the connection ended: {e}"));
-        assert!(said > 100, "{said} numbers came back");
+        assert!(replies > 100, "{replies} replies");
         assert!(longest < Duration::from_secs(3), "silent for {longest:?}");
     }
 }
@@ -419,7 +424,7 @@ fn full_excludes_partial_and_undo_leaves_nothing() {
     site.over("prod-a");
     site.reach("prod-b", "10.1.0.10");
     site.back("prod-a");
-    // And a second full one.
+    // A second full failover.
     for host in [PROVIDER, "tenant-appliance"] {
         site.appliance(host)
             .and_then(|a| a.must(&["mode", "--tenant", "acme", "idle"]))

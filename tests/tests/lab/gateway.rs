@@ -5,8 +5,8 @@
 //!   a  .10 ── 192.0.2.0/24, 2001:db8:1::/64 ── ga  gateway  gb ── 198.51.100.0/24, 2001:db8:2::/64 ── .20  b
 //! ```
 //!
-//! Both ends of a circuit in `a`: out by the interface that it came in by. In `a` and in `b`:
-//! redirected.
+//! If both ends of a circuit are in `a`, frames leave by their input interface. If one is in `a`
+//! and one in `b`, they are redirected.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ use aya::{
     Ebpf,
     programs::{Xdp, XdpMode, xdp::XdpLinkId},
 };
-use causeway_tests::{gateway::missing, harness::workspace_root, skip, turn::Turn};
+use causeway_tests::{gateway::missing, harness::workspace_root, lab_lock::LabLock, skip};
 use circuit_end::{CircuitEnd, clock};
 use gateway_client::wire::{CircuitId, Key, Side};
 use nix::{
@@ -41,7 +41,7 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(10);
 const A: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
 const B: [&str; 2] = ["198.51.100.20", "2001:db8:2::20"];
-/// What ends in `a` and in `b` know of the gateway.
+/// The gateway's addresses for ends in `a` and in `b`.
 const AT_A: [&str; 2] = ["192.0.2.1:6180", "[2001:db8:1::1]:6180"];
 const AT_B: [&str; 2] = ["198.51.100.1:6180", "[2001:db8:2::1]:6180"];
 
@@ -62,7 +62,7 @@ struct Site {
     far: Ebpf,
     far_links: BTreeMap<String, XdpLinkId>,
     child: Option<Child>,
-    _turn: Turn,
+    _lab_lock: LabLock,
 }
 
 fn run(words: &str) {
@@ -99,7 +99,7 @@ impl Site {
             far: far.expect("the lab's object"),
             far_links: BTreeMap::new(),
             child: None,
-            _turn: Turn::take(),
+            _lab_lock: LabLock::acquire(),
         };
         for host in ["gw", "a", "b"] {
             run(&format!("ip netns add {}", site.namespace(host)));
@@ -241,9 +241,9 @@ impl Site {
 
     /// Starts the gateway and waits until it is ready.
     fn start(&mut self) {
-        let told = self.dir.path().join("notify");
-        let _ = fs::remove_file(&told);
-        let manager = UnixDatagram::bind(&told).expect("a socket");
+        let notify = self.dir.path().join("notify");
+        let _ = fs::remove_file(&notify);
+        let manager = UnixDatagram::bind(&notify).expect("a socket");
         manager
             .set_read_timeout(Some(PATIENCE))
             .expect("a deadline");
@@ -255,7 +255,7 @@ impl Site {
         assert_eq!(&word[..length], b"READY=1", "{}", self.log());
     }
 
-    /// Starts a gateway that does not run: what it says.
+    /// Starts a gateway that must refuse its configuration. Returns its log.
     fn refused(&self) -> String {
         let _ = fs::remove_file(self.dir.path().join("log"));
         let mut child = self.spawn();
@@ -281,17 +281,17 @@ impl Site {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    fn say(&self, words: &[&str]) -> String {
+    fn cli(&self, words: &[&str]) -> String {
         let output = Command::new(program())
             .args(words)
             .arg("--socket")
             .arg(self.socket())
             .output()
             .expect("run");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         let wrong = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{words:?}: {wrong}{}", self.log());
-        said
+        printed
     }
 
     fn metrics(&self) -> String {
@@ -309,11 +309,11 @@ impl Site {
 
     fn circuits(&self) -> Value {
         let mut status: Value =
-            serde_json::from_str(&self.say(&["status", "--json"])).expect("JSON");
+            serde_json::from_str(&self.cli(&["status", "--json"])).expect("JSON");
         status["circuits"].take()
     }
 
-    /// Of circuit `n`: what each side sent and was carried, and of it what XDP carried.
+    /// Forwarded datagrams of circuit `n` by sending side: all, and those that XDP forwarded.
     fn carried(&self, n: u64) -> ([u64; 2], [u64; 2]) {
         let circuits = self.circuits();
         let list = circuits["list"].as_array().expect("a list");
@@ -371,7 +371,7 @@ fn base64(bytes: &[u8; 32]) -> String {
     digits + "="
 }
 
-/// So many datagrams each way.
+/// Exchanges `count` datagrams in each direction.
 #[track_caller]
 fn talk(a: &CircuitEnd, b: &CircuitEnd, count: usize) {
     for n in 0..count {
@@ -407,7 +407,7 @@ fn datagrams_go_through_the_driver_both_ways_and_families() {
         talk(&a, &b, 50);
         let (all, fast) = site.carried(circuit);
         assert_eq!(all, [50; 2]);
-        // An IPv4 end and an IPv6 one speak through user space.
+        // User space forwards between an IPv4 end and an IPv6 end.
         let expected = if circuit == 5 { [0; 2] } else { [50; 2] };
         assert_eq!(fast, expected, "circuit {circuit}");
     }
@@ -433,7 +433,7 @@ fn datagrams_go_through_the_driver_both_ways_and_families() {
     ] {
         assert!(page.lines().any(|l| l == line), "{line}:\n{page}");
     }
-    let page = site.say(&["status"]);
+    let page = site.cli(&["status"]);
     assert!(
         page.contains("XDP on ga: native\nXDP on gb: native\n"),
         "{page}"
@@ -473,14 +473,14 @@ fn ends_that_roam_leave_or_are_silent_are_followed() {
         talk(&a, &b, 1);
         sleep(Duration::from_millis(200));
     }
-    // It leaves: at once nothing goes on.
+    // An end unbinds: forwarding stops at once.
     a.socket.send(&a.end.unbind(clock())).expect("sent");
     sleep(Duration::from_millis(50));
-    b.send(b"to nobody");
+    b.send(b"dropped");
     assert_eq!(a.receive(), None);
     bind(&mut a, &mut b);
     talk(&a, &b, 1);
-    // It is silent: datagrams do not keep it.
+    // An end sends no bind messages: datagrams do not extend its lifetime.
     let begun = Instant::now();
     let mut last = Instant::now();
     while begun.elapsed() < Duration::from_millis(2500) {
@@ -495,7 +495,7 @@ fn ends_that_roam_leave_or_are_silent_are_followed() {
     let circuits = site.circuits();
     assert_eq!(circuits["bound"], 0);
     assert_eq!(circuits["list"][0]["events"]["moved"], 3);
-    // User space said why.
+    // User space counts the reason.
     let dropped = |reason: &str| {
         site.circuits()["dropped"][reason]
             .as_u64()
@@ -508,7 +508,7 @@ mod timed {
     use super::*;
 
     #[test]
-    fn killed_it_has_its_circuits_back_within_a_second() {
+    fn circuits_are_restored_within_a_second_of_a_kill() {
         let Some(mut site) = Site::raise() else {
             return;
         };
@@ -520,8 +520,8 @@ mod timed {
         b.bind();
         talk(&a, &b, 10);
         site.signal(Signal::SIGKILL);
-        // The program went with it.
-        a.send(b"to nobody");
+        // The kernel detached the program.
+        a.send(b"dropped");
         assert_eq!(b.receive(), None);
         let begun = Instant::now();
         site.start();
@@ -553,7 +553,7 @@ fn a_reload_keeps_circuits_and_their_counts() {
     b.bind();
     talk(&a, &b, 10);
     site.write(&[1, 2], NATIVE, "");
-    site.say(&["reload"]);
+    site.cli(&["reload"]);
     talk(&a, &b, 10);
     let mut c = site.end("a", 2, Side::A, AT_A[0]);
     let mut d = site.end("b", 2, Side::B, AT_B[0]);
@@ -562,40 +562,43 @@ fn a_reload_keeps_circuits_and_their_counts() {
     talk(&c, &d, 10);
     assert_eq!(site.carried(1), ([20; 2], [20; 2]));
     assert_eq!(site.carried(2), ([10; 2], [10; 2]));
-    // A limit comes to be, and is the driver's: what is beyond it is counted as ever.
+    // A new rate limit holds in the driver, and excess datagrams are counted.
     site.write(&[1, 2], NATIVE, "datagrams = 100");
-    site.say(&["reload"]);
+    site.cli(&["reload"]);
     sleep(Duration::from_millis(300));
     (0..500).for_each(|_| a.send(b"x"));
-    let mut heard = 0;
+    let mut received = 0;
     while b.receive().is_some() {
-        heard += 1;
+        received += 1;
     }
     let circuits = site.circuits();
     let dropped = circuits["dropped"]["rate"].as_u64().expect("a number");
-    assert_eq!(heard + dropped, 500);
+    assert_eq!(received + dropped, 500);
     assert_eq!(circuits["xdp"]["frames"]["rate"], dropped);
-    assert!((10..60).contains(&heard), "{heard}");
-    // Gone, the other stays.
+    assert!((10..60).contains(&received), "{received}");
+    // The removed circuit is gone, the other stays.
     site.write(&[2], NATIVE, "");
-    site.say(&["reload"]);
-    a.send(b"to nobody");
+    site.cli(&["reload"]);
+    a.send(b"dropped");
     assert_eq!(b.receive(), None);
     talk(&c, &d, 10);
-    // What cannot be changed.
+    // A setting that a reload cannot change.
     site.write(&[2], "xdp = \"off\"", "");
     let output = Command::new(program())
         .args(["reload", "--socket"])
         .arg(site.socket())
         .output()
         .expect("run");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("circuits.xdp cannot be changed"), "{said}");
+    let output = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.contains("circuits.xdp cannot be changed"),
+        "{output}"
+    );
     talk(&c, &d, 1);
 }
 
 #[test]
-fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
+fn the_configured_xdp_mode_is_used_or_the_start_fails_or_warns() {
     let Some(mut site) = Site::raise() else {
         return;
     };
@@ -603,7 +606,7 @@ fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
     site.ip("gw", "link add br0 type bridge");
     site.ip("gw", "addr add 203.0.113.1/24 dev br0");
     site.ip("gw", "link set br0 up");
-    for (settings, said) in [
+    for (settings, problem) in [
         (
             "xdp = \"native\"\ninterfaces = [\"ga\", \"br0\"]",
             "attach XDP to br0 in native mode",
@@ -627,13 +630,13 @@ fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
     ] {
         site.write(&[1], settings, "");
         let log = site.refused();
-        assert!(log.contains(said), "{settings}: {log}");
+        assert!(log.contains(problem), "{settings}: {log}");
     }
-    let gro = |site: &Site, word: &str| {
+    let gro = |site: &Site, state: &str| {
         let namespace = site.namespace("gw");
         for interface in ["ga", "gb"] {
             run(&format!(
-                "ip netns exec {namespace} ethtool -K {interface} gro {word}"
+                "ip netns exec {namespace} ethtool -K {interface} gro {state}"
             ));
         }
     };
@@ -671,18 +674,18 @@ fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
     assert_eq!(modes(&site), named(&[("ga", "generic"), ("gb", "generic")]));
     talks(&site, 10);
     site.signal(Signal::SIGKILL);
-    // As many as take it; what goes in or out elsewhere, through user space.
+    // XDP is attached where possible; user space forwards datagrams of other interfaces.
     site.write(&[1], "interfaces = [\"ga\", \"br0\"]", "");
     site.start();
     assert_eq!(modes(&site), named(&[("br0", "none"), ("ga", "native")]));
     talks(&site, 0);
-    let page = site.say(&["status"]);
+    let page = site.cli(&["status"]);
     assert!(
         page.contains("XDP on br0: none, circuits use user space: attach XDP to br0"),
         "{page}"
     );
     site.signal(Signal::SIGKILL);
-    // None is named: those of the default routes.
+    // Without a list: the interfaces of the default routes.
     site.ip("gw", "route add default via 198.51.100.20");
     site.ip("gw", "route add ::/0 via 2001:db8:1::10");
     site.write(&[1], "", "");
@@ -690,12 +693,12 @@ fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
     assert_eq!(modes(&site), named(&[("ga", "native"), ("gb", "native")]));
     talks(&site, 10);
     site.signal(Signal::SIGTERM);
-    // A far end without a program or GRO: its veth takes nothing that is redirected, and drops
-    // nothing for it.
+    // A veth whose far end has neither a program nor GRO accepts no redirected frame. Nothing is
+    // lost by that.
     site.no_far_end("b");
     site.write(&[1], "", "");
     site.start();
-    let page = site.say(&["status"]);
+    let page = site.cli(&["status"]);
     assert!(
         page.contains("XDP on gb: native, but the driver cannot accept XDP redirects"),
         "{page}"
@@ -707,16 +710,16 @@ fn the_mode_is_the_one_that_was_asked_for_or_it_is_said() {
     talk(&a, &b, 10);
     assert_eq!(site.carried(1), ([10; 2], [0, 10]));
     site.far_end("b");
-    site.say(&["reload"]);
+    site.cli(&["reload"]);
     talk(&a, &b, 10);
     assert_eq!(site.carried(1), ([20; 2], [10, 20]));
     site.signal(Signal::SIGTERM);
-    // While there is no circuit, it is nowhere.
+    // Without circuits, the program is not attached.
     site.write(&[], "xdp = \"native\"", "");
     site.start();
     assert_eq!(modes(&site), []);
     site.write(&[1], "xdp = \"native\"", "");
-    site.say(&["reload"]);
+    site.cli(&["reload"]);
     assert_eq!(modes(&site), named(&[("ga", "native"), ("gb", "native")]));
     talks(&site, 10);
     site.signal(Signal::SIGKILL);

@@ -20,10 +20,10 @@ use gateway_client::{
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 const GW1: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10)), 6180);
-/// What no circuit's id is without.
+/// Bits that every generated circuit id has set.
 const ID_BITS: u64 = 0x0100_0001_0000_0000;
 const DIRECTOR: &str = "director.example.net";
-/// A server name behind which a test has a backend of its own, on the director's host.
+/// A server name whose backend a test runs on the director's host.
 const RAW: &str = "raw.example.net";
 const RAW_PORT: u16 = 7000;
 
@@ -79,7 +79,7 @@ fn take_hello(stream: &mut TcpStream) -> io::Result<()> {
     if got == expected {
         Ok(())
     } else {
-        Err(io::Error::other("another hello came"))
+        Err(io::Error::other("the backend received another hello"))
     }
 }
 
@@ -160,13 +160,13 @@ fn curl_and_openssl_work_through_the_relay() {
             )
     });
     let gw2 = site.gateway("gw2").unwrap_or_else(|e| panic!("{e}"));
-    // Gw2 has no IPv6: it says so, and goes on.
+    // Gw2 has no IPv6: it warns and continues.
     gw2.must(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
     site.configure_gateway("gw2", |config| {
         config.replace("[2001:db8:d::130]:444", "198.51.100.130:444")
     });
     gw2.must(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
-    let said = |name: &str| {
+    let request = |name: &str| {
         let script = format!(
             "(echo causeway; sleep 1) | openssl s_client -connect 192.0.2.14:6180 -servername \
              {name} -verify_hostname {name} -CAfile {trusted} -verify_return_error -cert {trusted} \
@@ -174,7 +174,7 @@ fn curl_and_openssl_work_through_the_relay() {
         );
         site.sh("acme-prod-b", &["sh", "-c", &script])
     };
-    let out = said(&format!("rev.{DIRECTOR}"));
+    let out = request(&format!("rev.{DIRECTOR}"));
     assert!(
         out.stdout.contains("yawesuac"),
         "{}{}",
@@ -182,7 +182,7 @@ fn curl_and_openssl_work_through_the_relay() {
         out.stderr
     );
     // An unknown server name: TLS alert 112.
-    let out = said("nobody.example.net");
+    let out = request("unknown.example.net");
     assert!(
         out.stderr.contains("unrecognized name"),
         "{}{}",
@@ -192,7 +192,7 @@ fn curl_and_openssl_work_through_the_relay() {
     server.kill().unwrap_or_else(|e| panic!("{e}"));
 }
 
-/// Bytes that say where they are, eight at a time.
+/// A pattern of 64-bit words derived from their offsets.
 struct Pattern {
     seed: u64,
     at: u64,
@@ -217,12 +217,12 @@ fn send_pattern(stream: &mut TcpStream, seed: u64, bytes: u64) -> io::Result<()>
         pattern.next(&mut block);
         stream.write_all(&block)?;
     }
-    // And then its own half ends, and nothing else.
+    // Then this direction is closed, and no other.
     stream.shutdown(Shutdown::Write)
 }
 
-/// Reads to the end of the stream, which is to come exactly then.
-fn hear_pattern(stream: &mut TcpStream, seed: u64, bytes: u64) -> io::Result<()> {
+/// Reads `bytes` of the pattern and then the end of the stream.
+fn expect_pattern(stream: &mut TcpStream, seed: u64, bytes: u64) -> io::Result<()> {
     let mut pattern = Pattern { seed, at: 0 };
     let (mut block, mut wanted) = (vec![0; BLOCK], vec![0; BLOCK]);
     for number in 0..bytes / BLOCK as u64 {
@@ -247,27 +247,28 @@ fn bulk_data_is_exact_and_half_closes_are_kept() {
         length("CAUSEWAY_RELAY_BYTES", 100_000_000, 1_000_000_000).next_multiple_of(BLOCK as u64);
     let listener = raw_backend(&site);
     let began = Instant::now();
-    // All of one direction, its end, and only then all of the other, by who has heard that end.
+    // The whole first direction and its end. The receiver of that end then sends the other
+    // direction.
     let server = thread::spawn(move || {
         let (mut stream, _) = listener.accept()?;
         take_hello(&mut stream)?;
-        hear_pattern(&mut stream, 1, bytes)?;
-        let heard = Instant::now();
+        expect_pattern(&mut stream, 1, bytes)?;
+        let received = Instant::now();
         send_pattern(&mut stream, 2, bytes)?;
-        io::Result::Ok(heard)
+        io::Result::Ok(received)
     });
     let mut client = greet(&site, "acme-prod-b", 1).remove(0);
     send_pattern(&mut client, 1, bytes).unwrap_or_else(|e| panic!("up: {e}"));
-    let down = hear_pattern(&mut client, 2, bytes);
+    let down = expect_pattern(&mut client, 2, bytes);
     let ended = Instant::now();
-    let heard = server.join().expect("no panic");
-    let heard = heard.unwrap_or_else(|e| panic!("the server: {e}; the client: {down:?}"));
+    let received = server.join().expect("no panic");
+    let received = received.unwrap_or_else(|e| panic!("the server: {e}; the client: {down:?}"));
     down.unwrap_or_else(|e| panic!("down: {e}"));
     let rate = |time: Duration| bytes as f64 / time.as_secs_f64() / 1e6;
     println!(
         "{bytes} bytes each way: {:.0} MB/s up, {:.0} MB/s down",
-        rate(heard - began),
-        rate(ended - heard)
+        rate(received - began),
+        rate(ended - received)
     );
     let acme = &site.gateway_status("gw1")["tenants"][0];
     let hello = client_hello(RAW).len() as u64;
@@ -351,19 +352,19 @@ fn idle_connections_cost_little() {
     for client in clients.iter_mut().step_by(97) {
         client
             .write_all(&client.local_addr().expect("one").port().to_be_bytes())
-            .expect("say");
+            .expect("send");
     }
     for server in &servers {
         server.set_nonblocking(true).expect("a socket");
     }
     let until = Instant::now() + Duration::from_secs(10);
-    let mut heard = 0;
-    while heard < count.div_ceil(97) && Instant::now() < until {
+    let mut received = 0;
+    while received < count.div_ceil(97) && Instant::now() < until {
         for server in &mut servers {
-            heard += usize::from(server.read(&mut [0; 2]).is_ok_and(|n| n == 2));
+            received += usize::from(server.read(&mut [0; 2]).is_ok_and(|n| n == 2));
         }
     }
-    assert_eq!(heard, count.div_ceil(97));
+    assert_eq!(received, count.div_ceil(97));
 }
 
 /// Drops by reason, of a circuit or of unknown ids.
@@ -382,9 +383,9 @@ fn bound(site: &Site, circuit: CircuitId) -> serde_json::Value {
     found.map_or_else(|| panic!("{status}"), |c| c["bound"].clone())
 }
 
-/// What globex, from anywhere, can do about acme's circuit with all that it has of its own.
+/// Globex attacks acme's circuit from any address with its own keys. The circuit is not affected.
 #[test]
-fn a_tenant_that_tries_everything_gets_nowhere() {
+fn attacks_of_a_tenant_on_another_circuit_fail() {
     let Some(site) = cloud(|config| config) else {
         return;
     };
@@ -442,7 +443,7 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
 
     let guessed = many(&mut |rng| {
         let id = (rng.next_u64() | ID_BITS).to_be_bytes();
-        [&id[..], b"is anybody there?"].concat()
+        [&id[..], b"a forged datagram"].concat()
     });
     send_all("guessed ids", "no-circuit", guessed);
     let guessed = many(&mut |rng| {
@@ -458,7 +459,7 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
         ("a key of zeros", Key::new([0; 32])),
         ("the key of the other side", key_a.clone()),
     ] {
-        // The last is one that only acme has; even it is good for its own side only.
+        // The last key is acme's; it is valid for one side only.
         let forged = many(&mut |_| message(Kind::Bind, Side::B, acme, &key, clock()));
         send_all(
             &format!("binds of acme's side b with {what}"),
@@ -505,7 +506,7 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
     });
     send_all("rubbish", "malformed", rubbish);
 
-    // What it may do, it does to itself: both its ends are its own, and what it sends comes to it.
+    // Globex can only use its own circuit: both ends are its own and receive its datagrams.
     let mut own_a = circuit_end(&site, "outside", GW1, "globex", Side::A);
     own_a.bind();
     let mut own_b = circuit_end(&site, "outside", GW1, "globex", Side::B);
@@ -530,17 +531,16 @@ fn a_tenant_that_tries_everything_gets_nowhere() {
     assert_eq!(dropped(&site, "not-bound"), was + 100);
     assert!(dropped(&site, "bind-rate") > floods, "no limit of binds");
 
-    // A stranger that poses as the gateway towards an end is not believed: only the gateway's tag
-    // is.
+    // An end ignores a message with a forged gateway address: the tag must be the gateway's.
     let forged = message(Kind::Move, Side::A, acme, &own[0], clock());
     assert_eq!(a.end.receive(&forged, clock()), None);
 
-    // Acme's ends heard nothing of all this, and go on.
+    // Acme's ends received nothing of the attack and still exchange datagrams.
     assert_eq!(bound(&site, acme), before);
     assert_eq!(
         (a.receive(), b.receive()),
         (None, None),
-        "something came through"
+        "a datagram of the attacker was forwarded"
     );
     for n in 0..50_u8 {
         a.send(&[n]);

@@ -1,8 +1,7 @@
 //! Whole sites in network namespaces, a module for each capability.
 //!
-//! Two of these tests may run at the same time, but for those in a module `timed`, which assert
-//! times or rates and have the machine for themselves. `cargo xtask test` gives each test a process
-//! of its own.
+//! Two of these tests may run at the same time. Tests in a module `timed` assert times or rates and
+//! run alone. `cargo xtask test` runs each test in a separate process.
 
 mod follow;
 mod full;

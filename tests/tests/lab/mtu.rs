@@ -82,10 +82,12 @@ fn a_ping_with_df_learns_the_mtu() {
                 "ping", "-n", "-M", "do", "-s", len, "-c", "3", "-i", "0.2", "-W", "1", to,
             ],
         );
-        let said = format!("{}{}", out.stdout, out.stderr);
+        let output = format!("{}{}", out.stdout, out.stderr);
         assert!(
-            said.contains("mtu=1450") || said.contains("mtu = 1450") || said.contains("mtu: 1450"),
-            "{from} did not learn the MTU towards {to}:\n{said}"
+            output.contains("mtu=1450")
+                || output.contains("mtu = 1450")
+                || output.contains("mtu: 1450"),
+            "{from} did not learn the MTU towards {to}:\n{output}"
         );
         let route = site.ok(from, &["ip", "route", "get", to]);
         assert!(route.contains("mtu 1450"), "{from}: {route}");
@@ -114,7 +116,7 @@ fn datagrams_of_8000_bytes_arrive_whole() {
         ("remote", "2001:db8:9::2", "replica-a", A6, 5),
     ] {
         site.reach(from, address);
-        // What an earlier line learned is forgotten.
+        // Forget the MTU that an earlier row learned.
         site.ok(from, &["ip", "route", "flush", "cache"]);
         let receiver = site.udp(to, address, 5000);
         let sender = site.udp(from, from_address, 0);

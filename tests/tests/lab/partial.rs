@@ -109,7 +109,7 @@ fn machines_keep_addresses_and_unaffected_pairs_keep_their_neighbours() {
         }
     }
 
-    // And back: the caches are corrected without a request.
+    // Failback: the caches are corrected without a request.
     site.back("prod-a");
     let own = site.mac("prod-a", "eth0");
     std::thread::sleep(Duration::from_millis(500));
@@ -129,7 +129,7 @@ fn machines_keep_addresses_and_unaffected_pairs_keep_their_neighbours() {
 }
 
 #[test]
-fn the_second_network_fails_over_by_itself() {
+fn the_second_network_fails_over_alone() {
     let Some(site) = Site::partial() else { return };
     site.reach("prod-b", A);
     let before = site.mac("prod-a", "eth0");
@@ -162,7 +162,7 @@ fn the_second_network_fails_over_by_itself() {
 }
 
 #[test]
-fn a_replica_that_speaks_for_another_address_is_not_heard() {
+fn packets_of_a_replica_with_a_forged_source_are_dropped() {
     let Some(site) = Site::partial() else { return };
     site.over("prod-a");
     site.reach("replica-a", B);
@@ -190,7 +190,7 @@ fn a_replica_that_speaks_for_another_address_is_not_heard() {
 }
 
 #[test]
-fn strangers_do_not_get_into_a_network() {
+fn packets_of_unknown_senders_do_not_enter_a_network() {
     use causeway_tests::packet::{echo, frame, udp, udp_no_checksum, vxlan};
 
     let Some(site) = Site::partial() else { return };
@@ -219,7 +219,7 @@ fn strangers_do_not_get_into_a_network() {
     };
     for (what, packet, counter) in [
         (
-            "a stranger",
+            "an unknown host",
             datagram("192.0.2.66", 1001, 8),
             "drop_stranger",
         ),
@@ -250,7 +250,7 @@ fn strangers_do_not_get_into_a_network() {
     site.inject("wan", "provider", &[datagram("10.1.0.5", 1001, 8)])
         .unwrap_or_else(|e| panic!("{e}"));
     std::thread::sleep(Duration::from_millis(200));
-    // The replica's own "port unreachable" quotes the mark; it is not what came in.
+    // The replica's "port unreachable" quotes the mark; it is not a received packet.
     let replica = parse(site.mac("replica-a", "eth0"));
     let seen = frames(capture)
         .iter()

@@ -40,11 +40,11 @@ fn a_bad_configuration_leaves_the_running_one_in_force() {
         ),
         (
             "a peer that is not there",
-            good.replace("peer = \"provider\"", "peer = \"nobody\""),
+            good.replace("peer = \"provider\"", "peer = \"unknown\""),
         ),
         (
             "a tenant that is not there",
-            good.replace("tenant = \"acme\"", "tenant = \"nobody\""),
+            good.replace("tenant = \"acme\"", "tenant = \"unknown\""),
         ),
         (
             "a prefix with nonsense",
@@ -64,7 +64,7 @@ fn a_bad_configuration_leaves_the_running_one_in_force() {
         );
         assert!(
             !out.stderr.trim().is_empty(),
-            "{what}: refused without a word"
+            "{what}: refused without a message"
         );
         println!("{what}: {}", out.stderr.trim());
         let path = handle.config_path();
@@ -103,7 +103,7 @@ fn a_daemon_restarted_with_a_changed_configuration_converges() {
         let handle = site.appliance(host).unwrap_or_else(|e| panic!("{e}"));
         handle.stop().unwrap_or_else(|e| panic!("{host}: {e}"));
         site.configure(host, |good| {
-            // Net1 gets another MTU; net2, the last, goes.
+            // Net1 gets another MTU; net2, the last, is removed.
             let changed = good.replace("name = \"net1\"\n", "name = \"net1\"\nmtu = 1300\n");
             assert_ne!(changed, good, "{good}");
             let cut = changed.rfind("[[network]]").expect("two networks");
@@ -117,12 +117,12 @@ fn a_daemon_restarted_with_a_changed_configuration_converges() {
             changed
         });
         handle.launch().unwrap_or_else(|e| panic!("{host}: {e}"));
-        // It is not silent about the failover that it cannot carry any more, and lets it be undone.
-        let said = "network \"net2\" has 1 failed-over address and is not configured";
+        // Status reports the failover that has no network any more, and it can be undone.
+        let problem = "network \"net2\" has 1 failed-over address and is not configured";
         let until = Instant::now() + Duration::from_secs(15);
         loop {
             let out = handle.cli(&["status"]).expect("a command line");
-            if out.stdout.contains(said) {
+            if out.stdout.contains(problem) {
                 break;
             }
             assert!(Instant::now() < until, "{host}: {}", out.stdout);
@@ -155,7 +155,7 @@ fn a_daemon_restarted_with_a_changed_configuration_converges() {
     // Net2's endpoint is not answered for any more.
     site.ok("prod-d", &["ip", "neighbour", "flush", "all"]);
     site.unreachable("prod-d", "10.2.0.10");
-    // And back, by reload.
+    // Back to the first configuration by a reload.
     for host in BOTH {
         let handle = site.appliance(host).unwrap_or_else(|e| panic!("{e}"));
         handle
@@ -175,7 +175,7 @@ fn a_daemon_restarted_with_a_changed_configuration_converges() {
 }
 
 #[test]
-fn generic_mode_works_where_it_is_asked_for() {
+fn generic_mode_works_if_configured() {
     let options = lab::Options {
         offloads: false,
         ..causeway_tests::site::PLAIN
@@ -207,7 +207,7 @@ fn generic_mode_works_where_it_is_asked_for() {
             .unwrap_or_else(|e| panic!("{e}"));
         assert!(
             links.stdout.contains("xdpgeneric"),
-            "{host}: the kernel says otherwise:\n{}",
+            "{host}: the kernel has another state:\n{}",
             links.stdout
         );
     }

@@ -21,7 +21,7 @@ const BOTH: [&str; 2] = ["tenant-appliance", "provider-appliance"];
 const PORT: u16 = 6180;
 
 /// A mark that is in no other bytes.
-const MARK: &[u8] = b"<<what a machine says to another: 7d1c>>";
+const MARK: &[u8] = b"<<plaintext between two machines: 7d1c>>";
 
 /// UDP payload of an encrypted tunnel's frame.
 fn datagram(frame: &[u8]) -> Option<&[u8]> {
@@ -89,7 +89,7 @@ fn the_wan_carries_nothing_readable() {
 }
 
 #[test]
-fn what_was_captured_cannot_be_played_again() {
+fn captured_datagrams_cannot_be_replayed() {
     let Some(site) = Site::encrypted() else {
         return;
     };
@@ -115,7 +115,7 @@ fn what_was_captured_cannot_be_played_again() {
     let mut buffer = [0; 200];
     assert!(
         listener.recv_from(&mut buffer).is_err(),
-        "a replayed datagram came through"
+        "a replayed datagram was delivered"
     );
     let refused = site.counter("provider-appliance", "drop_replayed");
     assert_eq!(
@@ -197,12 +197,12 @@ fn a_full_size_lan_fits_whatever_the_wan_carries() {
                     "ping", "-n", "-M", "do", "-s", "1452", "-c", "2", "-i", "0.2", "-W", "1", to,
                 ],
             );
-            let said = format!("{}{}", out.stdout, out.stderr);
+            let output = format!("{}{}", out.stdout, out.stderr);
             assert!(
-                said.contains(&format!("mtu={learned}"))
-                    || said.contains(&format!("mtu = {learned}"))
-                    || said.contains(&format!("mtu: {learned}")),
-                "{from} did not learn the MTU towards {to}:\n{said}"
+                output.contains(&format!("mtu={learned}"))
+                    || output.contains(&format!("mtu = {learned}"))
+                    || output.contains(&format!("mtu: {learned}")),
+                "{from} did not learn the MTU towards {to}:\n{output}"
             );
         }
     }

@@ -105,7 +105,7 @@ fn never_meet(site: &Site) {
             2 << 20,
         );
     }
-    // One goes back; the other stays failed over.
+    // One machine fails back; the other stays failed over.
     site.back("acme-prod-a");
     site.reach("acme-prod-b", "10.1.0.10");
     site.reach("globex-prod-b", "10.1.0.10");

@@ -1,8 +1,8 @@
-//! Our tunnel against independent WireGuards over a real wire: who starts, with and without a
-//! shared key, over both families; strangers, load, replays, new keys, and an end that starts
-//! again.
+//! Our tunnel with independent WireGuard implementations over a veth: either end initiates, with
+//! and without a preshared key, over IPv4 and IPv6; unknown keys, load, replays, rekeys and
+//! restarts.
 //!
-//! The stand is drawn in `src/wireguard.rs`. Each test runs against each implementation.
+//! `src/wireguard/mod.rs` has a picture of the testbed. Each test runs against each implementation.
 
 use std::{
     net::IpAddr,
@@ -11,14 +11,14 @@ use std::{
 };
 
 use causeway_tests::wireguard::{
-    Implementation, OUR_HOST, Setup, Stand, THEIR_HOST, Underlay, inside,
+    Implementation, OUR_HOST, Setup, THEIR_HOST, Testbed, Underlay, inside,
 };
 use tunnel::{Backoff, DownReason, Event, LoadLimits, TimerConfig};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
-/// A handshake and an echo; WireGuard's pause between attempts is 5 s, and one may be lost to a
-/// machine that is busy.
+/// Time for a handshake and an echo. WireGuard retries after 5 s, and a busy machine may lose one
+/// attempt.
 const SOON: Duration = Duration::from_secs(8);
 const PSK: [u8; 32] = [0x5a; 32];
 const INITIATION: u8 = 1;
@@ -34,7 +34,7 @@ fn theirs() -> [IpAddr; 2] {
     inside(THEIR_HOST)
 }
 
-/// TimerConfig that try again soon, for tests that wait for attempts to fail.
+/// Timers with fast retries, for tests that wait for attempts to fail.
 fn eager() -> TimerConfig {
     TimerConfig {
         backoff: Backoff {
@@ -46,9 +46,8 @@ fn eager() -> TimerConfig {
     }
 }
 
-/// 200 packets each way of each family, of many sizes up to WireGuard's MTU, and each is answered
-/// once.
-fn exchange(stand: &Stand) {
+/// 200 echoes each way in each family, of many sizes up to WireGuard's MTU. Each gets one reply.
+fn exchange(testbed: &Testbed) {
     for family in 0..2 {
         let (ours, theirs) = (ours()[family], theirs()[family]);
         let smallest = if ours.is_ipv4() { 28 } else { 48 };
@@ -57,21 +56,21 @@ fn exchange(stand: &Stand) {
             .chain([576, 1280])
             .chain(1403..=1420)
             .collect();
-        let came = stand
+        let replies = testbed
             .ours
             .ping(theirs, 200, 2 * MILLISECOND, &sizes, 3 * SECOND);
-        assert_eq!(came, 200, "answers to our pings of {theirs}");
+        assert_eq!(replies, 200, "answers to our pings of {theirs}");
         for len in [84, 1420] {
-            let (came, said) = stand.theirs.ping(ours, 200, "0.002", len);
-            assert_eq!(came, 200, "answers to their pings of {ours}:\n{said}");
+            let (replies, output) = testbed.theirs.ping(ours, 200, "0.002", len);
+            assert_eq!(replies, 200, "answers to their pings of {ours}:\n{output}");
         }
     }
-    flawless(stand);
+    assert_no_errors(testbed);
 }
 
-/// Nothing that came was refused.
-fn flawless(stand: &Stand) {
-    let stats = stand.ours.stats();
+/// Asserts that our end refused no datagram.
+fn assert_no_errors(testbed: &Testbed) {
+    let stats = testbed.ours.stats();
     let refused = stats.duplicates
         + stats.too_old
         + stats.forged
@@ -79,8 +78,8 @@ fn flawless(stand: &Stand) {
         + stats.malformed
         + stats.invalid_content;
     assert_eq!(refused, 0, "{stats:?}");
-    assert_eq!(stand.ours.strays(), 0, "answers that came twice");
-    stand.ours.look(|state| {
+    assert_eq!(testbed.ours.duplicate_replies(), 0, "duplicate replies");
+    testbed.ours.with_state(|state| {
         assert!(state.rejected.is_empty(), "{:?}", state.rejected);
         assert!(state.refused.is_empty(), "{:?}", state.refused);
     });
@@ -101,23 +100,23 @@ fn we_initiate(implementation: Implementation) {
             they_know_us: false,
             ..Setup::default()
         };
-        let Some(stand) = Stand::raise(implementation, setup) else {
+        let Some(testbed) = Testbed::raise(implementation, setup) else {
             return;
         };
-        let took = stand.ours.reach(theirs()[0], SOON, SOON);
+        let took = testbed.ours.await_reply(theirs()[0], SOON, SOON);
         println!(
-            "{underlay:?}, shared key {}: up and answered after {took:?}",
+            "{underlay:?}, shared key {}: first reply after {took:?}",
             psk.is_some()
         );
-        stand.ours.look(|state| {
-            assert_eq!(state.received_of(INITIATION), 0, "they started nothing");
+        testbed.ours.with_state(|state| {
+            assert_eq!(state.received_of(INITIATION), 0, "they sent an initiation");
             assert_eq!(state.events.first(), Some(&Event::Up));
         });
-        exchange(&stand);
-        let status = stand.ours.status();
+        exchange(&testbed);
+        let status = testbed.ours.status();
         assert_eq!(status.path, Some(underlay.theirs().into()));
         assert_eq!(status.down, None);
-        let status = stand.theirs.status();
+        let status = testbed.theirs.status();
         assert_eq!(status.endpoint, underlay.ours().to_string());
         assert!(status.latest_handshake > 0, "{status:?}");
     }
@@ -132,20 +131,20 @@ fn they_initiate(implementation: Implementation) {
             we_know_them: false,
             ..Setup::default()
         };
-        let Some(stand) = Stand::raise(implementation, setup) else {
+        let Some(testbed) = Testbed::raise(implementation, setup) else {
             return;
         };
-        let took = stand.theirs.reach(ours()[1], SOON);
+        let took = testbed.theirs.await_reply(ours()[1], SOON);
         println!(
-            "{underlay:?}, shared key {}: up and answered after {took:?}",
+            "{underlay:?}, shared key {}: first reply after {took:?}",
             psk.is_some()
         );
-        stand.ours.look(|state| {
-            assert_eq!(state.sent_of(INITIATION), 0, "we started nothing");
+        testbed.ours.with_state(|state| {
+            assert_eq!(state.sent_of(INITIATION), 0, "we sent an initiation");
             assert_eq!(state.control().answered, state.received_of(INITIATION));
         });
-        exchange(&stand);
-        assert_eq!(stand.ours.status().path, Some(underlay.theirs().into()));
+        exchange(&testbed);
+        assert_eq!(testbed.ours.status().path, Some(underlay.theirs().into()));
     }
 }
 
@@ -164,35 +163,35 @@ fn a_wrong_shared_key_gives_no_session(implementation: Implementation) {
                 timers: eager(),
                 ..Setup::default()
             };
-            let Some(stand) = Stand::raise(implementation, setup) else {
+            let Some(testbed) = Testbed::raise(implementation, setup) else {
                 return;
             };
             if we_start {
-                // The shared key is mixed in with the response: it comes, and is not authentic.
-                let _ = stand
+                // The preshared key authenticates the response, which therefore is refused.
+                let _ = testbed
                     .ours
                     .ping(theirs()[0], 1, Duration::ZERO, &[84], MILLISECOND);
-                stand.ours.wait("two refused responses", SOON, |state| {
+                testbed.ours.wait("two refused responses", SOON, |state| {
                     state.control().authentication_failures >= 2
                 });
-                let down = stand.ours.status().down;
+                let down = testbed.ours.status().down;
                 assert!(
                     matches!(down, Some(DownReason::InvalidAnswers { .. })),
                     "{down:?}"
                 );
             } else {
-                // They get a response of ours, and are not to believe it.
-                let (came, said) = stand.theirs.ping(ours()[0], 5, "0.1", 84);
-                assert_eq!(came, 0, "{said}");
-                stand.ours.wait("an answered initiation", SOON, |state| {
+                // They receive our response and must refuse it.
+                let (replies, output) = testbed.theirs.ping(ours()[0], 5, "0.1", 84);
+                assert_eq!(replies, 0, "{output}");
+                testbed.ours.wait("an answered initiation", SOON, |state| {
                     state.control().answered >= 1
                 });
-                let status = stand.theirs.status();
+                let status = testbed.theirs.status();
                 assert_eq!(status.latest_handshake, 0, "{status:?}");
             }
-            let status = stand.ours.status();
+            let status = testbed.ours.status();
             assert_eq!((status.session_since, status.handshakes), (None, 0));
-            stand.ours.look(|state| {
+            testbed.ours.with_state(|state| {
                 assert_eq!(state.stats().opened, 0);
                 assert_eq!(state.sent_of(DATA), 0);
                 assert_eq!(state.answered, 0);
@@ -202,54 +201,54 @@ fn a_wrong_shared_key_gives_no_session(implementation: Implementation) {
 }
 
 fn an_unknown_key_gets_no_answer(implementation: Implementation) {
-    // They are strangers to us.
+    // Our end has another public key for them.
     let setup = Setup {
         we_have_their_key: false,
         we_know_them: false,
         ..Setup::default()
     };
-    let Some(stand) = Stand::raise(implementation, setup) else {
+    let Some(testbed) = Testbed::raise(implementation, setup) else {
         return;
     };
-    let (came, said) = stand.theirs.ping(ours()[0], 5, "0.1", 84);
-    assert_eq!(came, 0, "{said}");
-    stand.ours.wait("a refused initiation", SOON, |state| {
+    let (replies, output) = testbed.theirs.ping(ours()[0], 5, "0.1", 84);
+    assert_eq!(replies, 0, "{output}");
+    testbed.ours.wait("a refused initiation", SOON, |state| {
         state.control().authentication_failures >= 1
     });
-    stand.ours.look(|state| {
-        assert!(state.sent.is_empty(), "silence: {:?}", state.sent);
+    testbed.ours.with_state(|state| {
+        assert!(state.sent.is_empty(), "replies: {:?}", state.sent);
     });
-    assert_eq!(stand.theirs.status().received, 0);
-    drop(stand);
+    assert_eq!(testbed.theirs.status().received, 0);
+    drop(testbed);
 
-    // We are strangers to them.
+    // Their end has another public key for us.
     let setup = Setup {
         they_have_our_key: false,
         they_know_us: false,
         timers: eager(),
         ..Setup::default()
     };
-    let Some(stand) = Stand::raise(implementation, setup) else {
+    let Some(testbed) = Testbed::raise(implementation, setup) else {
         return;
     };
     assert_eq!(
-        stand
+        testbed
             .ours
             .ping(theirs()[0], 1, Duration::ZERO, &[84], MILLISECOND),
         0
     );
-    stand.ours.wait("three attempts", SOON, |state| {
+    testbed.ours.wait("three attempts", SOON, |state| {
         state.sent_of(INITIATION) >= 3
     });
-    let down = stand.ours.status().down;
+    let down = testbed.ours.status().down;
     assert!(
         matches!(down, Some(DownReason::NoAnswer { .. })),
         "{down:?}"
     );
-    stand.ours.look(|state| {
-        assert!(state.received.is_empty(), "silence: {:?}", state.received);
+    testbed.ours.with_state(|state| {
+        assert!(state.received.is_empty(), "replies: {:?}", state.received);
     });
-    drop(stand);
+    drop(testbed);
 
     // We have a wrong key for them: mac1 is not theirs.
     let setup = Setup {
@@ -258,24 +257,24 @@ fn an_unknown_key_gets_no_answer(implementation: Implementation) {
         timers: eager(),
         ..Setup::default()
     };
-    let Some(stand) = Stand::raise(implementation, setup) else {
+    let Some(testbed) = Testbed::raise(implementation, setup) else {
         return;
     };
     assert_eq!(
-        stand
+        testbed
             .ours
             .ping(theirs()[0], 1, Duration::ZERO, &[84], MILLISECOND),
         0
     );
-    stand.ours.wait("three attempts", SOON, |state| {
+    testbed.ours.wait("three attempts", SOON, |state| {
         state.sent_of(INITIATION) >= 3
     });
-    stand.ours.look(|state| {
-        assert!(state.received.is_empty(), "silence: {:?}", state.received);
+    testbed.ours.with_state(|state| {
+        assert!(state.received.is_empty(), "replies: {:?}", state.received);
     });
 }
 
-fn under_load_a_cookie_lets_them_in(implementation: Implementation) {
+fn under_our_load_their_handshake_needs_a_cookie(implementation: Implementation) {
     let setup = Setup {
         load: LoadLimits {
             cookie_threshold: 0,
@@ -284,25 +283,27 @@ fn under_load_a_cookie_lets_them_in(implementation: Implementation) {
         we_know_them: false,
         ..Setup::default()
     };
-    let Some(stand) = Stand::raise(implementation, setup) else {
+    let Some(testbed) = Testbed::raise(implementation, setup) else {
         return;
     };
-    let took = stand.theirs.reach(ours()[0], 2 * SOON);
-    let (stats, initiations) = stand
+    let took = testbed.theirs.await_reply(ours()[0], 2 * SOON);
+    let (stats, initiations) = testbed
         .ours
-        .look(|state| (state.control(), state.received_of(INITIATION)));
-    println!("they are in {took:?} after their first packet, by {initiations} initiations");
+        .with_state(|state| (state.control(), state.received_of(INITIATION)));
+    println!(
+        "their handshake completed {took:?} after their first packet, with {initiations} initiations"
+    );
     assert!(stats.cookies_sent >= 1, "{stats:?}");
     assert!(stats.answered >= 1, "{stats:?}");
-    // The one that was answered proved by mac2 that it received the cookie: nothing else gets in.
+    // An initiation is answered only if its mac2 proves that the peer received the cookie.
     assert_eq!(
         stats.answered + stats.cookies_sent,
         initiations,
         "{stats:?}"
     );
-    drop(stand);
+    drop(testbed);
 
-    // Our own initiation under our own load: their response is asked for a cookie too.
+    // Our initiation while our end is under load: our end also demands a cookie for their response.
     let setup = Setup {
         load: LoadLimits {
             cookie_threshold: 0,
@@ -312,37 +313,44 @@ fn under_load_a_cookie_lets_them_in(implementation: Implementation) {
         timers: eager(),
         ..Setup::default()
     };
-    let Some(stand) = Stand::raise(implementation, setup) else {
+    let Some(testbed) = Testbed::raise(implementation, setup) else {
         return;
     };
-    let took = stand.ours.reach(theirs()[0], 2 * SOON, 2 * SOON);
-    let stats = stand.ours.look(|state| state.control());
-    println!("we are in {took:?} after our first packet: {stats:?}");
+    let took = testbed.ours.await_reply(theirs()[0], 2 * SOON, 2 * SOON);
+    let stats = testbed.ours.with_state(|state| state.control());
+    println!("our handshake completed {took:?} after our first packet: {stats:?}");
     assert!(stats.cookies_sent >= 1, "{stats:?}");
 }
 
 fn a_replayed_datagram_is_refused_and_counted(implementation: Implementation) {
     for they_start in [true, false] {
-        let Some(stand) = Stand::raise(implementation, Setup::default()) else {
+        let Some(testbed) = Testbed::raise(implementation, Setup::default()) else {
             return;
         };
         if they_start {
-            stand.theirs.reach(ours()[0], SOON);
+            testbed.theirs.await_reply(ours()[0], SOON);
         }
-        let _ = stand.ours.reach(theirs()[0], SOON, SOON);
-        let (message, data, address) = stand.ours.look(|state| {
-            let of = |kind| state.newest.get(&kind).expect("one came").bytes.clone();
+        let _ = testbed.ours.await_reply(theirs()[0], SOON, SOON);
+        let (message, data, address) = testbed.ours.with_state(|state| {
+            let of = |kind| {
+                state
+                    .newest
+                    .get(&kind)
+                    .expect("a received datagram")
+                    .bytes
+                    .clone()
+            };
             let message = of(if they_start { INITIATION } else { RESPONSE });
             (message, of(DATA), Underlay::V4.ours())
         });
-        let elsewhere = stand.theirs.socket(Underlay::V4);
+        let elsewhere = testbed.theirs.socket(Underlay::V4);
         let send = |bytes: &[u8]| {
             elsewhere.send_to(bytes, address).expect("the wire is up");
         };
 
-        let before = stand.ours.stats();
+        let before = testbed.ours.stats();
         send(&data);
-        stand.ours.wait("a counted duplicate", SOON, |state| {
+        testbed.ours.wait("a counted duplicate", SOON, |state| {
             state.stats().duplicates == before.duplicates + 1
         });
         for byte in [15, 20, data.len() - 1] {
@@ -350,18 +358,18 @@ fn a_replayed_datagram_is_refused_and_counted(implementation: Implementation) {
             let mut forged = data.clone();
             forged[8] = forged[8].wrapping_add(100);
             forged[byte] ^= u8::from(byte != 15);
-            let before = stand.ours.stats();
+            let before = testbed.ours.stats();
             send(&forged);
-            stand.ours.wait("a counted forgery", SOON, |state| {
+            testbed.ours.wait("a counted forgery", SOON, |state| {
                 state.stats().forged == before.forged + 1
             });
         }
 
-        let before = stand
+        let before = testbed
             .ours
-            .look(|state| (state.control(), state.sent.clone()));
+            .with_state(|state| (state.control(), state.sent.clone()));
         send(&message);
-        stand.ours.wait("a counted replay", SOON, |state| {
+        testbed.ours.wait("a counted replay", SOON, |state| {
             let now = state.control();
             if they_start {
                 now.replayed == before.0.replayed + 1
@@ -369,29 +377,41 @@ fn a_replayed_datagram_is_refused_and_counted(implementation: Implementation) {
                 now.unexpected == before.0.unexpected + 1
             }
         });
-        stand.ours.look(|state| {
+        testbed.ours.with_state(|state| {
             assert_eq!(
                 state.sent_of(RESPONSE),
                 before.1.get(&RESPONSE).copied().unwrap_or(0)
             );
-            assert_eq!(state.strays(), 0, "a replayed answer was delivered");
+            assert_eq!(
+                state.duplicate_replies(),
+                0,
+                "a replayed answer was delivered"
+            );
         });
         assert_eq!(
-            stand.ours.status().path,
+            testbed.ours.status().path,
             Some(Underlay::V4.theirs().into()),
-            "a replay from another address moves no peer"
+            "a replay from another address must not move the peer"
         );
 
-        // And they refuse ours: the next echo is answered, the replayed one is not.
-        let ours_again = stand
-            .ours
-            .look(|state| state.newest_sent.get(&DATA).expect("one was sent").clone());
-        stand.ours.send_raw(&ours_again, Underlay::V4.theirs());
+        // Their end refuses our replay: it answers the next echo, not the replayed one.
+        let ours_again = testbed.ours.with_state(|state| {
+            state
+                .newest_sent
+                .get(&DATA)
+                .expect("a sent datagram")
+                .clone()
+        });
+        testbed.ours.send_raw(&ours_again, Underlay::V4.theirs());
         assert_eq!(
-            stand.ours.ping(theirs()[0], 10, MILLISECOND, &[84], SOON),
+            testbed.ours.ping(theirs()[0], 10, MILLISECOND, &[84], SOON),
             10
         );
-        assert_eq!(stand.ours.strays(), 0, "they answered a replayed echo");
+        assert_eq!(
+            testbed.ours.duplicate_replies(),
+            0,
+            "they answered a replayed echo"
+        );
     }
 }
 
@@ -406,12 +426,12 @@ fn three_rekeys_lose_nothing(implementation: Implementation) {
         },
         ..Setup::default()
     };
-    let Some(stand) = Stand::raise(implementation, setup) else {
+    let Some(testbed) = Testbed::raise(implementation, setup) else {
         return;
     };
-    let _ = stand.ours.reach(theirs()[0], SOON, SOON);
+    let _ = testbed.ours.await_reply(theirs()[0], SOON, SOON);
     let rekeys = || {
-        stand.ours.look(|state| {
+        testbed.ours.with_state(|state| {
             let rekeyed = |event: &&Event| **event == Event::Rekeyed;
             state.events.iter().filter(rekeyed).count()
         })
@@ -421,17 +441,21 @@ fn three_rekeys_lose_nothing(implementation: Implementation) {
         let elapsed = begun.elapsed();
         assert!(elapsed < 20 * SECOND, "{} rekeys in {elapsed:?}", rekeys());
         thread::scope(|scope| {
-            let pings = scope.spawn(|| stand.theirs.ping(ours()[1], 100, "0.01", 1420));
-            let came = stand
-                .ours
-                .ping(theirs()[0], 100, 10 * MILLISECOND, &[84, 1420], 3 * SECOND);
-            assert_eq!(came, 100, "answers to us, after {elapsed:?}");
-            let (came, said) = pings.join().expect("the other pings");
-            assert_eq!(came, 100, "answers to them, after {elapsed:?}:\n{said}");
+            let pings = scope.spawn(|| testbed.theirs.ping(ours()[1], 100, "0.01", 1420));
+            let replies =
+                testbed
+                    .ours
+                    .ping(theirs()[0], 100, 10 * MILLISECOND, &[84, 1420], 3 * SECOND);
+            assert_eq!(replies, 100, "answers to us, after {elapsed:?}");
+            let (replies, output) = pings.join().expect("the other pings");
+            assert_eq!(
+                replies, 100,
+                "answers to them, after {elapsed:?}:\n{output}"
+            );
         });
     }
     let elapsed = begun.elapsed();
-    let opened = stand.ours.stats().opened;
+    let opened = testbed.ours.stats().opened;
     println!(
         "{} rekeys in {elapsed:?}, {opened} packets opened",
         rekeys()
@@ -440,22 +464,22 @@ fn three_rekeys_lose_nothing(implementation: Implementation) {
         elapsed >= 8 * SECOND,
         "keys are renewed after 3 s, not before"
     );
-    exchange(&stand);
+    exchange(&testbed);
 }
 
-fn an_end_that_starts_again_is_back(implementation: Implementation) {
-    // They speak first: as fast as a first handshake.
-    let Some(mut stand) = Stand::raise(implementation, Setup::default()) else {
+fn traffic_resumes_after_their_restart(implementation: Implementation) {
+    // They send first: as fast as a first handshake.
+    let Some(mut testbed) = Testbed::raise(implementation, Setup::default()) else {
         return;
     };
-    let _ = stand.ours.reach(theirs()[0], SOON, SOON);
-    stand.theirs.restart();
-    let took = stand.theirs.reach(ours()[0], SOON);
-    println!("they speak first: traffic is back {took:?} after the start");
-    exchange(&stand);
-    drop(stand);
+    let _ = testbed.ours.await_reply(theirs()[0], SOON, SOON);
+    testbed.theirs.restart();
+    let took = testbed.theirs.await_reply(ours()[0], SOON);
+    println!("they send first: traffic resumed {took:?} after the restart");
+    exchange(&testbed);
+    drop(testbed);
 
-    // Only we speak: we notice by silence.
+    // Only we send: our end detects the restart by silence.
     for timers in [
         TimerConfig::wireguard(),
         TimerConfig {
@@ -469,23 +493,23 @@ fn an_end_that_starts_again_is_back(implementation: Implementation) {
             timers,
             ..Setup::default()
         };
-        let Some(mut stand) = Stand::raise(implementation, setup) else {
+        let Some(mut testbed) = Testbed::raise(implementation, setup) else {
             return;
         };
-        let _ = stand.ours.reach(theirs()[0], SOON, SOON);
-        stand.theirs.restart();
-        let took = stand
+        let _ = testbed.ours.await_reply(theirs()[0], SOON, SOON);
+        testbed.theirs.restart();
+        let took = testbed
             .ours
-            .reach(theirs()[0], 20 * MILLISECOND, silence + SOON);
-        println!("only we speak, silence {silence:?}: traffic is back {took:?} after the start");
-        stand.ours.look(|state| {
+            .await_reply(theirs()[0], 20 * MILLISECOND, silence + SOON);
+        println!("only we send, silence {silence:?}: traffic resumed {took:?} after the restart");
+        testbed.ours.with_state(|state| {
             assert!(state.events.contains(&Event::Silent), "{:?}", state.events);
         });
-        exchange(&stand);
+        exchange(&testbed);
     }
 }
 
-fn under_their_load_we_come_with_a_cookie(implementation: Implementation) {
+fn under_their_load_our_handshake_uses_a_cookie(implementation: Implementation) {
     let setup = Setup {
         they_know_us: false,
         timers: TimerConfig {
@@ -494,26 +518,26 @@ fn under_their_load_we_come_with_a_cookie(implementation: Implementation) {
         },
         ..Setup::default()
     };
-    let Some(stand) = Stand::raise(implementation, setup) else {
+    let Some(testbed) = Testbed::raise(implementation, setup) else {
         return;
     };
-    let _ = stand.ours.reach(theirs()[0], SOON, SOON);
-    let initiation = stand.ours.look(|state| {
+    let _ = testbed.ours.await_reply(theirs()[0], SOON, SOON);
+    let initiation = testbed.ours.with_state(|state| {
         state
             .newest_sent
             .get(&INITIATION)
-            .expect("one was sent")
+            .expect("a sent datagram")
             .clone()
     });
-    // A flood of old initiations, whose mac1 is right. It comes by our own socket, because
-    // boringtun has a limit per peer (10 a second); wireguard-go looks at its queue.
+    // A flood of old initiations with a valid mac1, sent by our socket: boringtun limits handshakes
+    // per peer (10 a second), wireguard-go by its queue length.
     let begun = Instant::now();
     let mut floods = 0;
     let mut before = None;
     loop {
-        let (cookie, handshakes) = stand
+        let (cookie, handshakes) = testbed
             .ours
-            .look(|state| (state.newest.contains_key(&COOKIE), state.handshakes()));
+            .with_state(|state| (state.newest.contains_key(&COOKIE), state.handshakes()));
         if cookie && handshakes > *before.get_or_insert(handshakes) {
             break;
         }
@@ -522,11 +546,11 @@ fn under_their_load_we_come_with_a_cookie(implementation: Implementation) {
             "no handshake by a cookie in {floods} floods"
         );
         for _ in 0..1000 {
-            stand.ours.send_raw(&initiation, Underlay::V4.theirs());
+            testbed.ours.send_raw(&initiation, Underlay::V4.theirs());
         }
         floods += 1;
-        // What makes our end renew the keys.
-        let _ = stand
+        // Traffic makes our end rekey.
+        let _ = testbed
             .ours
             .ping(theirs()[0], 1, Duration::ZERO, &[84], 20 * MILLISECOND);
     }
@@ -534,11 +558,13 @@ fn under_their_load_we_come_with_a_cookie(implementation: Implementation) {
         "a handshake by a cookie amid {floods} floods of 1000 initiations, {:?}",
         begun.elapsed()
     );
-    stand.ours.look(|state| {
+    testbed.ours.with_state(|state| {
         let mac2 = state.newest_sent[&INITIATION].last_chunk::<16>();
-        assert_ne!(mac2, Some(&[0; 16]), "our initiation bore mac2");
+        assert_ne!(mac2, Some(&[0; 16]), "our initiation carried mac2");
     });
-    let _ = stand.ours.reach(theirs()[0], 100 * MILLISECOND, SOON);
+    let _ = testbed
+        .ours
+        .await_reply(theirs()[0], 100 * MILLISECOND, SOON);
 }
 
 macro_rules! against {
@@ -563,9 +589,9 @@ against!(
     they_initiate,
     a_wrong_shared_key_gives_no_session,
     an_unknown_key_gets_no_answer,
-    under_load_a_cookie_lets_them_in,
-    under_their_load_we_come_with_a_cookie,
+    under_our_load_their_handshake_needs_a_cookie,
+    under_their_load_our_handshake_uses_a_cookie,
     a_replayed_datagram_is_refused_and_counted,
     three_rekeys_lose_nothing,
-    an_end_that_starts_again_is_back,
+    traffic_resumes_after_their_restart,
 );

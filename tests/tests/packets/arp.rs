@@ -36,7 +36,7 @@ fn reply(tags: &[(u16, u16)], ours: Mac, asker: Mac, tpa: &str, spa: &str) -> Ou
 }
 
 /// Expects exactly one neighbour event of this kind, or none.
-fn heard(
+fn neighbour_event(
     kind: Option<NeighbourEventKind>,
     address: &'static str,
     mac: Mac,
@@ -77,7 +77,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
                 reply(&[], UPLINK_MAC, B_MAC, "10.1.0.10", "10.1.0.11"),
             )
             .counts(Counter::ArpAnswered)
-            .records(heard(None, "10.1.0.11", B_MAC)),
+            .records(neighbour_event(None, "10.1.0.11", B_MAC)),
             Case::new(
                 "an endpoint on a tenant-only port",
                 a,
@@ -90,7 +90,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
             )
             .counts(Counter::ArpAnswered),
             Case::new(
-                "an asker not known yet is heard",
+                "an unknown requester is reported",
                 c,
                 UPLINK,
                 request(&[], [2, 9, 9, 9, 9, 9], "10.1.0.99", "10.1.0.10"),
@@ -107,7 +107,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
             )
             .counts(Counter::ArpAnswered)
             .counts(Counter::NeighbourSeen)
-            .records(heard(
+            .records(neighbour_event(
                 Some(NeighbourEventKind::RequestToUs),
                 "10.1.0.99",
                 [2, 9, 9, 9, 9, 9],
@@ -123,7 +123,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
                 reply(&[], UPLINK_MAC, B_MAC, "10.1.0.10", "0.0.0.0"),
             )
             .counts(Counter::ArpAnswered)
-            .records(heard(None, "0.0.0.0", B_MAC)),
+            .records(neighbour_event(None, "0.0.0.0", B_MAC)),
             Case::new(
                 "another machine's address on the shared port",
                 c,
@@ -165,7 +165,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
             )
             .passed()
             .counts(Counter::NeighbourSeen)
-            .records(heard(
+            .records(neighbour_event(
                 Some(NeighbourEventKind::Reply),
                 "10.1.0.98",
                 [2, 9, 9, 9, 9, 8],
@@ -178,7 +178,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
             )
             .passed()
             .counts(Counter::NeighbourSeen)
-            .records(heard(
+            .records(neighbour_event(
                 Some(NeighbourEventKind::Announcement),
                 "10.1.0.11",
                 [2, 9, 9, 9, 9, 7],
@@ -190,15 +190,15 @@ fn the_tenant_side_answers_for_endpoints_only() {
                 request(&[], [2, 9, 9, 9, 9, 6], "10.1.0.96", "10.1.0.1"),
             )
             .passed()
-            .records(heard(None, "10.1.0.96", B_MAC)),
+            .records(neighbour_event(None, "10.1.0.96", B_MAC)),
             Case::new(
-                "an endpoint's old machine is not heard",
+                "an endpoint's old machine is not reported",
                 c,
                 UPLINK,
                 request(&[], A_MAC, "10.1.0.10", "10.1.0.1"),
             )
             .passed()
-            .records(heard(None, "10.1.0.10", A_MAC)),
+            .records(neighbour_event(None, "10.1.0.10", A_MAC)),
         ],
     );
 }
@@ -287,7 +287,7 @@ fn the_provider_side_answers_for_all_others() {
             )
             .counts(Counter::ArpAnswered),
             Case::new(
-                "a replica that is resolved anew is heard",
+                "a replica that is resolved anew is reported",
                 a,
                 TRUNK,
                 request(&vlan, [2, 8, 8, 8, 8, 8], "10.1.0.12", "10.1.0.11"),
@@ -304,7 +304,7 @@ fn the_provider_side_answers_for_all_others() {
             )
             .counts(Counter::ArpAnswered)
             .counts(Counter::NeighbourSeen)
-            .records(heard(
+            .records(neighbour_event(
                 Some(NeighbourEventKind::RequestToUs),
                 "10.1.0.12",
                 [2, 8, 8, 8, 8, 8],
@@ -320,7 +320,7 @@ fn the_provider_side_answers_for_all_others() {
                 reply(&[tag(201)], TRUNK_MAC, G_MAC, "10.1.0.11", "10.1.0.10"),
             )
             .counts(Counter::ArpAnswered)
-            .records(heard(None, "10.1.0.10", G_MAC)),
+            .records(neighbour_event(None, "10.1.0.10", G_MAC)),
         ],
     );
 }

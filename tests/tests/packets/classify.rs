@@ -81,7 +81,7 @@ fn tags_and_interface_select_the_network() {
             .gives(Action::Redirect, tunnelled(PROVIDER, TENANT, NET4, ping(4)))
             .counts(Counter::Encapsulated),
             Case::new(
-                "a priority tag before a VLAN tag is none",
+                "a priority tag before a VLAN tag is not accepted",
                 access,
                 TRUNK,
                 on(&[tag(0), tag(101)], 1),

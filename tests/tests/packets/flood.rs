@@ -22,7 +22,7 @@ const PA: HostPort = HostPort::trunk(101, A_MAC);
 const SYN: Message = Message::Tcp(0x02);
 const SYN_ACK: Message = Message::Tcp(0x12);
 const ACK: Message = Message::Tcp(0x10);
-/// Connections that are there before.
+/// Connections established before the flood.
 const ESTABLISHED: u16 = 500;
 /// Packets of the flood between two looks at those.
 const BETWEEN: u32 = 100_000;
@@ -181,7 +181,7 @@ fn a_blind_acknowledgment_establishes_no_connection() {
     let Some(mut h) = Harness::new(World::nat()) else {
         return;
     };
-    // In another's name: a SYN, and later an acknowledgment of a number that was never heard.
+    // With a forged source: a SYN, later an acknowledgment of a sequence number never received.
     let (client, outer, inner) = (end(REMOTE, 5000), end(PUBLIC4, 443), end(A, 8443));
     let blind = |number: u32| {
         let mut l3 = packet(ACK, client, outer);
@@ -259,7 +259,7 @@ fn each_tenant_has_its_own_share_of_connections() {
         matches!(leaves(&mut h, PA, 3000), Verdict::Outside(_)),
         "it has it already"
     );
-    // And the other tenant has its own.
+    // The other tenant has a separate quota.
     let globex = HostPort::trunk(201, G_MAC);
     assert!(matches!(
         leaves(&mut h, globex, 12_000),

@@ -11,7 +11,7 @@ use causeway_tests::{
 
 const A: &str = "10.1.0.10";
 const A6: &str = "2001:db8:1::10";
-/// Of net4, which net1 may send to, and which may send to net1.
+/// A host of net4. Policy permits net1 and net4 to send to each other.
 const D: &str = "10.4.0.10";
 const D6: &str = "2001:db8:4::10";
 /// A host of net3, which may send to net1, and to which no network may send.
@@ -62,7 +62,7 @@ fn error(l3: &[u8], kind: u8, code: u8, mtu: u16, quote: usize) -> Vec<u8> {
     header.build(&icmp_message(ip(GW), ip(A), kind, code, &rest))
 }
 
-/// To A, as it hears from us.
+/// A frame from the appliance to A.
 fn to_a(l3: &[u8]) -> Vec<u8> {
     frame(A_MAC, TRUNK_MAC, &[tag(101)], l3)
 }
@@ -193,7 +193,7 @@ fn the_gateway_answers_pings_and_nothing_else() {
     run(&mut h, cases);
 }
 
-/// An answer to a ping: this packet, with whatever hop limit and a right checksum.
+/// Checks the reply to a ping: `want`, with any hop limit and a correct checksum.
 fn answered(out: &[u8], want: &[u8]) -> Result<(), String> {
     let l3 = &out[18..];
     if out[..18] != to_a(want)[..18] {
@@ -508,7 +508,7 @@ fn on_a_shared_port_the_appliance_s_own_packets_pass_to_the_kernel() {
                 &tcp(ip(A6), ip(PROVIDER6), 1, 22, tcp_flags::SYN, &[], &[]),
             )
             .passed(),
-            // It is not the kernel that decides where else a packet goes.
+            // The kernel's routes do not decide about other destinations.
             from_a("forged", &udp(ip("10.9.9.9"), ip(D), 1, 2, b"x"))
                 .dropped(Counter::DropSourceGuard),
         ],
@@ -541,7 +541,7 @@ fn a_router_solicitation_is_handed_to_the_slow_path() {
             case("of another code", message(255, 1)).dropped(Counter::DropMalformed),
         ],
     );
-    // In partial failover the production site's router is asked, not ours.
+    // In partial failover the production site's router replies, not the appliance.
     h.fill(World::provider()).expect("filled");
     run(
         &mut h,

@@ -1,4 +1,4 @@
-//! The gateway's XDP program: forwarded datagrams byte for byte, and those that pass to the table
+//! The gateway's XDP program: it forwards datagrams byte for byte, and passes others to the table
 //! in user space.
 
 use std::{
@@ -41,7 +41,7 @@ fn v6s() -> [SideAddress; 2] {
     ]
 }
 
-/// The second end is behind the interface of the smaller MTU.
+/// The second end is reached through the interface of the smaller MTU.
 fn v4_out() -> [SideAddress; 2] {
     [
         v4()[0],
@@ -79,11 +79,11 @@ struct Read {
     payload: Vec<u8>,
     vlan: Option<u16>,
     hops: u8,
-    /// Whether the checksum is right; `None`: there is none.
+    /// Whether the checksum is correct; `None` without one.
     is_right: Option<bool>,
 }
 
-/// Reads a frame as a receiver does; panics where one would not take it.
+/// Parses a frame as a receiver does; panics where a receiver would drop it.
 fn read(bytes: &[u8]) -> Read {
     let packet = SlicedPacket::from_ethernet(bytes).expect("a packet");
     let Some(TransportSlice::Udp(udp)) = &packet.transport else {
@@ -120,9 +120,14 @@ fn read(bytes: &[u8]) -> Read {
     }
 }
 
-/// Checks that a frame is carried from one seat to the other.
-fn carried(stand: &GatewayHarness, sent: &[u8], seats: [&SideAddress; 2], device: u32) {
-    let (action, out, outcome) = stand.run(IN, sent);
+/// Checks that a frame is carried from one address to the other.
+fn assert_forwarded(
+    harness: &GatewayHarness,
+    sent: &[u8],
+    addresses: [&SideAddress; 2],
+    device: u32,
+) {
+    let (action, out, outcome) = harness.run(IN, sent);
     assert_eq!(outcome, Outcome::Forwarded);
     let expected = if device == IN {
         Action::Tx
@@ -132,7 +137,7 @@ fn carried(stand: &GatewayHarness, sent: &[u8], seats: [&SideAddress; 2], device
     assert_eq!(action, expected);
     assert_eq!(out.len(), sent.len());
     let (before, after) = (read(sent), read(&out));
-    let to = seats[1];
+    let to = addresses[1];
     let is_tagged = before.vlan.is_some();
     let source = if is_tagged { VLAN } else { device };
     assert_eq!(out[..6], neighbour_mac(to.remote.ip()));
@@ -148,21 +153,25 @@ fn carried(stand: &GatewayHarness, sent: &[u8], seats: [&SideAddress; 2], device
     );
     if to.remote.is_ipv4() {
         let l3 = if is_tagged { 18 } else { 14 };
-        assert_eq!(out[l3 + 1], 0, "no service");
-        assert_eq!(out[l3 + 4..l3 + 8], [0, 0, 0x40, 0], "not to be fragmented");
+        assert_eq!(out[l3 + 1], 0, "type of service is 0");
+        assert_eq!(
+            out[l3 + 4..l3 + 8],
+            [0, 0, 0x40, 0],
+            "don't fragment is set"
+        );
     }
 }
 
-/// Checks that a frame is left to user space as it is.
-fn passed(stand: &GatewayHarness, ifindex: u32, sent: &[u8], expected: Outcome) {
-    let (action, out, outcome) = stand.run(ifindex, sent);
+/// Checks that a frame passes to user space unchanged.
+fn assert_passed(harness: &GatewayHarness, ifindex: u32, sent: &[u8], expected: Outcome) {
+    let (action, out, outcome) = harness.run(ifindex, sent);
     assert_eq!((action, outcome), (Action::Pass, expected));
     assert!(out == sent, "changed");
 }
 
 #[test]
 fn a_datagram_is_forwarded_byte_for_byte() {
-    let Some(mut stand) = GatewayHarness::new(8, LONG, None, None) else {
+    let Some(mut harness) = GatewayHarness::new(8, LONG, None, None) else {
         return;
     };
     let circuits = [
@@ -171,37 +180,37 @@ fn a_datagram_is_forwarded_byte_for_byte() {
         (3, v4_out(), OUT),
         (4, v6_out(), OUT),
     ];
-    for (circuit, seats, device) in circuits {
-        stand.join(circuit, &seats);
-        let [a, b] = &seats;
+    for (circuit, addresses, device) in circuits {
+        harness.join(circuit, &addresses);
+        let [a, b] = &addresses;
         let mut bytes = [0; 2];
         for length in [1, 2, 3, 17, 46, 500, 1301, 1302] {
             let payload = payload(circuit, length);
-            carried(&stand, &a.frame(&payload), [a, b], device);
+            assert_forwarded(&harness, &a.frame(&payload), [a, b], device);
             bytes[0] += payload.len() as u64;
             if device == IN {
-                carried(&stand, &b.frame(&payload), [b, a], device);
+                assert_forwarded(&harness, &b.frame(&payload), [b, a], device);
                 bytes[1] += payload.len() as u64;
             }
         }
-        let stats = stand.stats(circuit);
+        let stats = harness.stats(circuit);
         let back = if device == IN { 8 } else { 0 };
         assert_eq!((stats.datagrams, stats.bytes), ([8, back], bytes));
         assert_eq!(stats.rate, 0);
     }
-    for (circuit, seats) in [(5, v4_vlan()), (6, v6_vlan())] {
-        stand.join(circuit, &seats);
-        let [a, b] = &seats;
+    for (circuit, addresses) in [(5, v4_vlan()), (6, v6_vlan())] {
+        harness.join(circuit, &addresses);
+        let [a, b] = &addresses;
         let payload = payload(circuit, 100);
-        // The priority stays, too.
+        // The priority is kept, too.
         let sent = a.tagged(&[(0x8100, 0x6000 | VID)], &payload);
-        carried(&stand, &sent, [a, b], IN);
-        let (_, out, _) = stand.run(IN, &sent);
+        assert_forwarded(&harness, &sent, [a, b], IN);
+        let (_, out, _) = harness.run(IN, &sent);
         assert_eq!(out[12..16], sent[12..16]);
-        // Not by another VLAN, and not by none.
+        // With another VLAN or untagged it is not forwarded.
         for tags in [&[(0x8100, VID + 1)][..], &[]] {
-            passed(
-                &stand,
+            assert_passed(
+                &harness,
                 IN,
                 &a.tagged(tags, &payload),
                 Outcome::OtherInterface,
@@ -212,56 +221,61 @@ fn a_datagram_is_forwarded_byte_for_byte() {
 
 #[test]
 fn only_short_frames_are_padded() {
-    let Some(mut stand) = GatewayHarness::new(1, LONG, None, None) else {
+    let Some(mut harness) = GatewayHarness::new(1, LONG, None, None) else {
         return;
     };
-    let seats @ [a, b] = &v4();
-    stand.join(1, seats);
+    let addresses @ [a, b] = &v4();
+    harness.join(1, addresses);
     let mut sent = a.frame(&payload(1, 1));
     sent.resize(60, 0);
-    carried(&stand, &sent, [a, b], IN);
+    assert_forwarded(&harness, &sent, [a, b], IN);
     sent.resize(51 + 46, 7);
-    carried(&stand, &sent, [a, b], IN);
+    assert_forwarded(&harness, &sent, [a, b], IN);
     sent.push(7);
-    passed(&stand, IN, &sent, Outcome::Malformed);
+    assert_passed(&harness, IN, &sent, Outcome::Malformed);
 }
 
 #[test]
 fn a_missing_or_wrong_udp_checksum_is_kept() {
-    let Some(mut stand) = GatewayHarness::new(2, LONG, None, None) else {
+    let Some(mut harness) = GatewayHarness::new(2, LONG, None, None) else {
         return;
     };
-    let seats @ [a, b] = &v4();
-    stand.join(1, seats);
-    let none = |seat: &SideAddress, circuit| {
+    let addresses @ [a, b] = &v4();
+    harness.join(1, addresses);
+    let none = |address: &SideAddress, circuit| {
         let l3 = udp_no_checksum(
-            seat.remote.ip(),
-            seat.local.ip(),
-            seat.remote.port(),
-            seat.local.port(),
+            address.remote.ip(),
+            address.local.ip(),
+            address.remote.port(),
+            address.local.port(),
             &payload(circuit, 77),
         );
-        frame(gateway_mac(IN), neighbour_mac(seat.remote.ip()), &[], &l3)
+        frame(
+            gateway_mac(IN),
+            neighbour_mac(address.remote.ip()),
+            &[],
+            &l3,
+        )
     };
-    carried(&stand, &none(a, 1), [a, b], IN);
+    assert_forwarded(&harness, &none(a, 1), [a, b], IN);
     let mut wrong = a.frame(&payload(1, 77));
     *wrong.last_mut().expect("a byte") ^= 1;
     assert_eq!(read(&wrong).is_right, Some(false));
-    carried(&stand, &wrong, [a, b], IN);
-    // IPv6 has no such thing (RFC 8200 section 8.1).
-    let seats @ [a, b] = &v6s();
-    stand.join(2, seats);
-    passed(&stand, IN, &none(a, 2), Outcome::Malformed);
+    assert_forwarded(&harness, &wrong, [a, b], IN);
+    // IPv6 requires a checksum (RFC 8200 section 8.1).
+    let addresses @ [a, b] = &v6s();
+    harness.join(2, addresses);
+    assert_passed(&harness, IN, &none(a, 2), Outcome::Malformed);
     let mut wrong = a.frame(&payload(2, 77));
     *wrong.last_mut().expect("a byte") ^= 1;
-    carried(&stand, &wrong, [a, b], IN);
-    // A checksum that comes to zero is written as its other form (RFC 768).
+    assert_forwarded(&harness, &wrong, [a, b], IN);
+    // A computed checksum of zero is sent as 0xffff (RFC 768).
     let mut seen = false;
     for n in 0..=u16::MAX {
         let mut bytes = payload(2, 2);
         bytes[8..10].copy_from_slice(&n.to_be_bytes());
         let sent = a.frame(&bytes);
-        let (_, out) = stand_run(&stand, &sent);
+        let (_, out) = run_frame(&harness, &sent);
         let check = &out[14 + 46..14 + 48];
         assert_ne!(check, [0, 0]);
         if check == [0xff, 0xff] {
@@ -273,26 +287,26 @@ fn a_missing_or_wrong_udp_checksum_is_kept() {
     assert!(seen);
 }
 
-fn stand_run(stand: &GatewayHarness, sent: &[u8]) -> (Action, Vec<u8>) {
-    let mut runner = stand.runner();
+fn run_frame(harness: &GatewayHarness, sent: &[u8]) -> (Action, Vec<u8>) {
+    let mut runner = harness.runner();
     let (action, out) = runner.run(IN, sent);
     (action, out.to_vec())
 }
 
 #[test]
 fn other_frames_than_plain_datagrams_pass_to_the_kernel() {
-    let Some(mut stand) = GatewayHarness::new(2, LONG, None, None) else {
+    let Some(mut harness) = GatewayHarness::new(2, LONG, None, None) else {
         return;
     };
     let four = v4();
     let six = v6s();
-    stand.join(1, &four);
-    stand.join(2, &six);
+    harness.join(1, &four);
+    harness.join(2, &six);
     let (IpAddr::V4(from), IpAddr::V4(to)) = (four[0].remote.ip(), four[0].local.ip()) else {
         unreachable!("IPv4");
     };
-    let segment = |seat: &SideAddress, payload: &[u8]| {
-        let (from, to) = (seat.remote, seat.local);
+    let segment = |address: &SideAddress, payload: &[u8]| {
+        let (from, to) = (address.remote, address.local);
         udp_segment(from.ip(), to.ip(), from.port(), to.port(), payload)
     };
     let whole = segment(&four[0], &payload(1, 30));
@@ -303,48 +317,63 @@ fn other_frames_than_plain_datagrams_pass_to_the_kernel() {
         change(&mut header);
         wrap(&header.build(&whole))
     };
-    passed(&stand, IN, &header(|h| h.frag = 0x2000), Outcome::Fragment);
-    passed(&stand, IN, &header(|h| h.frag = 0x4001), Outcome::Fragment);
-    passed(&stand, IN, &header(|h| h.frag = 0x8000), Outcome::Fragment);
-    passed(
-        &stand,
+    assert_passed(
+        &harness,
+        IN,
+        &header(|h| h.frag = 0x2000),
+        Outcome::Fragment,
+    );
+    assert_passed(
+        &harness,
+        IN,
+        &header(|h| h.frag = 0x4001),
+        Outcome::Fragment,
+    );
+    assert_passed(
+        &harness,
+        IN,
+        &header(|h| h.frag = 0x8000),
+        Outcome::Fragment,
+    );
+    assert_passed(
+        &harness,
         IN,
         &header(|h| h.options = vec![1; 4]),
         Outcome::Options,
     );
-    passed(&stand, IN, &header(|h| h.proto = 6), Outcome::Other);
-    // Without "don't fragment", with another service and few hops it is still one.
+    assert_passed(&harness, IN, &header(|h| h.proto = 6), Outcome::Other);
+    // Without "don't fragment", or with another type of service or a low TTL, it is forwarded.
     for change in [
         |h: &mut V4| h.frag = 0,
         |h: &mut V4| h.tos = 0xb8,
         |h: &mut V4| h.ttl = 1,
     ] {
         let [a, b] = &four;
-        carried(&stand, &header(change), [a, b], IN);
+        assert_forwarded(&harness, &header(change), [a, b], IN);
     }
     let mut broken = header(|_| {});
     broken[14 + 10] ^= 1;
-    passed(&stand, IN, &broken, Outcome::Malformed);
+    assert_passed(&harness, IN, &broken, Outcome::Malformed);
     // Lengths: of the datagram, one more and one less; of the packet, longer than the frame.
     for change in [-1i16, 1] {
         let mut segment = whole.clone();
         let length = segment.len() as i16 + change;
         segment[4..6].copy_from_slice(&length.to_be_bytes());
         let sent = wrap(&V4::new(from, to, 17).build(&segment));
-        passed(&stand, IN, &sent, Outcome::Malformed);
+        assert_passed(&harness, IN, &sent, Outcome::Malformed);
         let l3 = v6(six_of(&six[0]), six_of_local(&six[0]), 17, 64, &{
             let mut segment = self::segment_of(&six[0], &payload(2, 30));
             let length = segment.len() as i16 + change;
             segment[4..6].copy_from_slice(&length.to_be_bytes());
             segment
         });
-        passed(&stand, IN, &wrap(&l3), Outcome::Malformed);
+        assert_passed(&harness, IN, &wrap(&l3), Outcome::Malformed);
     }
     let sent = four[0].frame(&payload(1, 30));
-    passed(&stand, IN, &sent[..sent.len() - 1], Outcome::Malformed);
-    passed(&stand, IN, &sent[..14 + 36], Outcome::Other);
+    assert_passed(&harness, IN, &sent[..sent.len() - 1], Outcome::Malformed);
+    assert_passed(&harness, IN, &sent[..14 + 36], Outcome::Other);
     let sent = six[0].frame(&payload(2, 30));
-    passed(&stand, IN, &sent[..sent.len() - 1], Outcome::Malformed);
+    assert_passed(&harness, IN, &sent[..sent.len() - 1], Outcome::Malformed);
     // Extension headers, a fragment's one of them.
     let behind = |next: u8| {
         let mut bytes = vec![17, 0, 0, 0, 0, 0, 0, 0];
@@ -357,9 +386,9 @@ fn other_frames_than_plain_datagrams_pass_to_the_kernel() {
             &bytes,
         ))
     };
-    passed(&stand, IN, &behind(0), Outcome::Other);
-    passed(&stand, IN, &behind(60), Outcome::Other);
-    passed(&stand, IN, &behind(44), Outcome::Fragment);
+    assert_passed(&harness, IN, &behind(0), Outcome::Other);
+    assert_passed(&harness, IN, &behind(60), Outcome::Other);
+    assert_passed(&harness, IN, &behind(44), Outcome::Fragment);
     // Tags: two, one of a provider, one of no VLAN.
     let bytes = payload(1, 30);
     for tags in [
@@ -367,35 +396,35 @@ fn other_frames_than_plain_datagrams_pass_to_the_kernel() {
         &[(0x88a8, 5)],
         &[(0x8100, 0)],
     ] {
-        passed(&stand, IN, &four[0].tagged(tags, &bytes), Outcome::Other);
+        assert_passed(&harness, IN, &four[0].tagged(tags, &bytes), Outcome::Other);
     }
     // To another MAC address, to broadcast, and on an interface that the program does not know.
     let mut sent = four[0].frame(&bytes);
-    passed(&stand, STRAY, &sent, Outcome::NotForUs);
+    assert_passed(&harness, STRAY, &sent, Outcome::NotForUs);
     sent[5] ^= 1;
-    passed(&stand, IN, &sent, Outcome::NotForUs);
+    assert_passed(&harness, IN, &sent, Outcome::NotForUs);
     sent[..6].fill(0xff);
-    passed(&stand, IN, &sent, Outcome::NotForUs);
+    assert_passed(&harness, IN, &sent, Outcome::NotForUs);
     // Not IP.
     sent = four[0].frame(&bytes);
     sent[12..14].copy_from_slice(&[0x08, 0x06]);
-    passed(&stand, IN, &sent, Outcome::Other);
+    assert_passed(&harness, IN, &sent, Outcome::Other);
 }
 
-fn segment_of(seat: &SideAddress, payload: &[u8]) -> Vec<u8> {
-    let (from, to) = (seat.remote, seat.local);
+fn segment_of(address: &SideAddress, payload: &[u8]) -> Vec<u8> {
+    let (from, to) = (address.remote, address.local);
     udp_segment(from.ip(), to.ip(), from.port(), to.port(), payload)
 }
 
-fn six_of(seat: &SideAddress) -> std::net::Ipv6Addr {
-    match seat.remote.ip() {
+fn six_of(address: &SideAddress) -> std::net::Ipv6Addr {
+    match address.remote.ip() {
         IpAddr::V6(v6) => v6,
         IpAddr::V4(_) => unreachable!("IPv6"),
     }
 }
 
-fn six_of_local(seat: &SideAddress) -> std::net::Ipv6Addr {
-    match seat.local.ip() {
+fn six_of_local(address: &SideAddress) -> std::net::Ipv6Addr {
+    match address.local.ip() {
         IpAddr::V6(v6) => v6,
         IpAddr::V4(_) => unreachable!("IPv6"),
     }
@@ -403,33 +432,33 @@ fn six_of_local(seat: &SideAddress) -> std::net::Ipv6Addr {
 
 #[test]
 fn datagrams_that_need_the_table_pass_to_user_space() {
-    let Some(mut stand) = GatewayHarness::new(8, LONG, None, None) else {
+    let Some(mut harness) = GatewayHarness::new(8, LONG, None, None) else {
         return;
     };
-    let seats @ [a, b] = &v4();
-    stand.join(1, seats);
+    let addresses @ [a, b] = &v4();
+    harness.join(1, addresses);
     // Control messages, and datagrams too short for an id.
-    passed(&stand, IN, &a.frame(&[0; 64]), Outcome::Message);
-    passed(
-        &stand,
+    assert_passed(&harness, IN, &a.frame(&[0; 64]), Outcome::Message);
+    assert_passed(
+        &harness,
         IN,
         &a.frame(&[0, 0, 0, 0, 1, 2, 3, 4, 5]),
         Outcome::Message,
     );
-    passed(&stand, IN, &a.frame(&id(1).to_bytes()), Outcome::Other);
+    assert_passed(&harness, IN, &a.frame(&id(1).to_bytes()), Outcome::Other);
     let mut padded = a.frame(&id(1).to_bytes());
     padded.resize(60, 0);
-    passed(&stand, IN, &padded, Outcome::Malformed);
-    // Circuits that are none, and one with a side that is not bound.
-    passed(
-        &stand,
+    assert_passed(&harness, IN, &padded, Outcome::Malformed);
+    // Unknown circuits, and one with an unbound side.
+    assert_passed(
+        &harness,
         IN,
         &a.frame(&payload(99, 10)),
         Outcome::UnknownCircuit,
     );
-    stand.bind(2, Side::A, a);
-    passed(
-        &stand,
+    harness.bind(2, Side::A, a);
+    assert_passed(
+        &harness,
         IN,
         &a.frame(&payload(2, 10)),
         Outcome::UnknownCircuit,
@@ -443,16 +472,21 @@ fn datagrams_that_need_the_table_pass_to_user_space() {
         ("192.0.2.10:1001", "198.51.100.1"),
     ] {
         let other = SideAddress::new(remote, local);
-        passed(&stand, IN, &other.frame(bytes), Outcome::WrongSource);
+        assert_passed(&harness, IN, &other.frame(bytes), Outcome::WrongSource);
     }
     let mut other = *a;
     other.local.set_port(PORT + 1);
-    passed(&stand, IN, &other.frame(bytes), Outcome::WrongSource);
-    passed(&stand, IN, &v6s()[0].frame(bytes), Outcome::UnknownCircuit);
+    assert_passed(&harness, IN, &other.frame(bytes), Outcome::WrongSource);
+    assert_passed(
+        &harness,
+        IN,
+        &v6s()[0].frame(bytes),
+        Outcome::UnknownCircuit,
+    );
     // An IPv4 end and an IPv6 one.
-    stand.join(3, &[*a, v6s()[1]]);
-    passed(
-        &stand,
+    harness.join(3, &[*a, v6s()[1]]);
+    assert_passed(
+        &harness,
         IN,
         &a.frame(&payload(3, 10)),
         Outcome::UnknownCircuit,
@@ -470,22 +504,22 @@ fn datagrams_that_need_the_table_pass_to_user_space() {
             Outcome::OtherInterface,
         ),
     ] {
-        stand.join(circuit, &[*a, SideAddress::new(remote, local)]);
-        passed(&stand, IN, &a.frame(&payload(circuit, 10)), outcome);
+        harness.join(circuit, &[*a, SideAddress::new(remote, local)]);
+        assert_passed(&harness, IN, &a.frame(&payload(circuit, 10)), outcome);
     }
-    carried(&stand, &a.frame(bytes), [a, b], IN);
+    assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
 }
 
 #[test]
 fn a_stale_entry_never_forwards_into_another_circuit() {
-    let Some(mut stand) = GatewayHarness::new(2, LONG, None, None) else {
+    let Some(mut harness) = GatewayHarness::new(2, LONG, None, None) else {
         return;
     };
-    // The ends of both are the same: the id alone tells them apart.
-    let seats @ [a, b] = &v4();
-    stand.join(1, seats);
-    stand.join(2, seats);
-    let info = stand.fast.with_program(|program| program.info());
+    // Both circuits have the same ends: only the id distinguishes them.
+    let addresses @ [a, b] = &v4();
+    harness.join(1, addresses);
+    harness.join(2, addresses);
+    let info = harness.fast.with_program(|program| program.info());
     let of_program = info.expect("a program").expect("its info").map_ids();
     let of_program = of_program.expect("to root").expect("Linux 4.15");
     let ids = aya::maps::loaded_maps().flatten();
@@ -496,17 +530,17 @@ fn a_stale_entry_never_forwards_into_another_circuit() {
     let key = |n| u64::from_ne_bytes(id(n).to_bytes());
     let place = ids.get(&key(2), 0).expect("an entry");
     ids.insert(key(1), place, 0).expect("written");
-    passed(
-        &stand,
+    assert_passed(
+        &harness,
         IN,
         &a.frame(&payload(1, 10)),
         Outcome::UnknownCircuit,
     );
-    carried(&stand, &a.frame(&payload(2, 10)), [a, b], IN);
-    // And one that leads out of the map.
+    assert_forwarded(&harness, &a.frame(&payload(2, 10)), [a, b], IN);
+    // An index outside of the map.
     ids.insert(key(1), u32::MAX, 0).expect("written");
-    passed(
-        &stand,
+    assert_passed(
+        &harness,
         IN,
         &a.frame(&payload(1, 10)),
         Outcome::UnknownCircuit,
@@ -515,36 +549,36 @@ fn a_stale_entry_never_forwards_into_another_circuit() {
 
 #[test]
 fn no_frame_is_redirected_to_a_driver_that_cannot_accept_it() {
-    let Some(mut stand) = GatewayHarness::new(2, LONG, None, None) else {
+    let Some(mut harness) = GatewayHarness::new(2, LONG, None, None) else {
         return;
     };
     let (here, there) = (v4(), v4_out());
-    stand.join(1, &here);
-    stand.join(2, &there);
-    carried(
-        &stand,
+    harness.join(1, &here);
+    harness.join(2, &there);
+    assert_forwarded(
+        &harness,
         &there[0].frame(&payload(2, 10)),
         [&there[0], &there[1]],
         OUT,
     );
-    stand.fast.set_ports(&ports(0)).expect("PORTS");
-    passed(
-        &stand,
+    harness.fast.set_ports(&ports(0)).expect("PORTS");
+    assert_passed(
+        &harness,
         IN,
         &there[0].frame(&payload(2, 10)),
         Outcome::OtherInterface,
     );
-    // Out by the interface that it came in by, it goes on.
-    carried(
-        &stand,
+    // Through its input interface it is still forwarded.
+    assert_forwarded(
+        &harness,
         &here[0].frame(&payload(1, 10)),
         [&here[0], &here[1]],
         IN,
     );
     // An interface that was removed from the map.
-    stand.fast.set_ports(&Default::default()).expect("PORTS");
-    passed(
-        &stand,
+    harness.fast.set_ports(&Default::default()).expect("PORTS");
+    assert_passed(
+        &harness,
         IN,
         &here[0].frame(&payload(1, 10)),
         Outcome::NotForUs,
@@ -553,106 +587,106 @@ fn no_frame_is_redirected_to_a_driver_that_cannot_accept_it() {
 
 #[test]
 fn a_datagram_over_the_mtu_passes_to_the_kernel() {
-    let Some(mut stand) = GatewayHarness::new(2, LONG, None, None) else {
+    let Some(mut harness) = GatewayHarness::new(2, LONG, None, None) else {
         return;
     };
-    for (circuit, seats, headers) in [(1, v4_out(), 28), (2, v6_out(), 48)] {
-        stand.join(circuit, &seats);
-        let [a, b] = &seats;
+    for (circuit, addresses, headers) in [(1, v4_out(), 28), (2, v6_out(), 48)] {
+        harness.join(circuit, &addresses);
+        let [a, b] = &addresses;
         let fits = SMALL_MTU - headers - 8;
-        carried(&stand, &a.frame(&payload(circuit, fits)), [a, b], OUT);
+        assert_forwarded(&harness, &a.frame(&payload(circuit, fits)), [a, b], OUT);
         let longer = a.frame(&payload(circuit, fits + 1));
-        passed(&stand, IN, &longer, Outcome::TooLong);
+        assert_passed(&harness, IN, &longer, Outcome::TooLong);
     }
 }
 
 #[test]
 fn the_program_follows_the_table() {
     let lifetime = Duration::from_millis(600);
-    let Some(mut stand) = GatewayHarness::new(1, lifetime, None, None) else {
+    let Some(mut harness) = GatewayHarness::new(1, lifetime, None, None) else {
         return;
     };
-    let seats @ [a, b] = &v4();
-    stand.join(1, seats);
+    let addresses @ [a, b] = &v4();
+    harness.join(1, addresses);
     let bytes = &payload(1, 10);
     // Renewed in time, again and again.
     for _ in 0..4 {
         sleep(Duration::from_millis(300));
-        stand.bind(1, Side::A, a);
-        stand.bind(1, Side::B, b);
-        carried(&stand, &a.frame(bytes), [a, b], IN);
+        harness.bind(1, Side::A, a);
+        harness.bind(1, Side::B, b);
+        assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
     }
-    // One side is silent: nothing is carried either way, swept or not.
+    // One side is silent: nothing is forwarded in either direction, before and after a sweep.
     sleep(Duration::from_millis(400));
-    stand.bind(1, Side::A, a);
+    harness.bind(1, Side::A, a);
     sleep(Duration::from_millis(300));
-    passed(&stand, IN, &a.frame(bytes), Outcome::Expired);
-    passed(&stand, IN, &b.frame(bytes), Outcome::Expired);
-    stand.table.sweep(clock());
-    stand.publish();
-    passed(&stand, IN, &a.frame(bytes), Outcome::UnknownCircuit);
-    stand.join(1, seats);
-    carried(&stand, &a.frame(bytes), [a, b], IN);
-    // It moves: from where it was nothing comes, and nothing goes there.
+    assert_passed(&harness, IN, &a.frame(bytes), Outcome::Expired);
+    assert_passed(&harness, IN, &b.frame(bytes), Outcome::Expired);
+    harness.table.sweep(clock());
+    harness.publish();
+    assert_passed(&harness, IN, &a.frame(bytes), Outcome::UnknownCircuit);
+    harness.join(1, addresses);
+    assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
+    // It moves: nothing is accepted from or sent to its former address.
     let moved = SideAddress::new("192.0.2.11:2222", "192.0.2.1");
-    stand.bind(1, Side::B, &moved);
-    passed(&stand, IN, &b.frame(bytes), Outcome::WrongSource);
-    carried(&stand, &moved.frame(bytes), [&moved, a], IN);
-    carried(&stand, &a.frame(bytes), [a, &moved], IN);
-    let counted = stand.stats(1);
+    harness.bind(1, Side::B, &moved);
+    assert_passed(&harness, IN, &b.frame(bytes), Outcome::WrongSource);
+    assert_forwarded(&harness, &moved.frame(bytes), [&moved, a], IN);
+    assert_forwarded(&harness, &a.frame(bytes), [a, &moved], IN);
+    let counted = harness.stats(1);
     assert_eq!(counted.datagrams, [6, 1]);
-    // It leaves.
-    stand.unbind(1, Side::B, &moved);
-    passed(&stand, IN, &a.frame(bytes), Outcome::UnknownCircuit);
-    stand.bind(1, Side::B, b);
-    carried(&stand, &a.frame(bytes), [a, b], IN);
-    // Another plan with the circuit; one without; and with it again, as a new one.
-    stand.replan(|plan| plan.lifetime = LONG);
-    carried(&stand, &a.frame(bytes), [a, b], IN);
-    assert_eq!(stand.stats(1).datagrams, [8, 1]);
-    stand.replan(|plan| plan.circuits.clear());
-    passed(&stand, IN, &a.frame(bytes), Outcome::UnknownCircuit);
-    stand.replan(|plan| plan.circuits.push(plan_of(1)));
-    passed(&stand, IN, &a.frame(bytes), Outcome::UnknownCircuit);
-    stand.join(1, seats);
-    carried(&stand, &a.frame(bytes), [a, b], IN);
-    assert_eq!(stand.stats(1).datagrams, [1, 0]);
-    // The socket that it is bound through is taken away.
-    stand.table.renumber_sockets(&[None, Some(0)]);
-    stand.publish();
-    passed(&stand, IN, &a.frame(bytes), Outcome::UnknownCircuit);
+    // It unbinds.
+    harness.unbind(1, Side::B, &moved);
+    assert_passed(&harness, IN, &a.frame(bytes), Outcome::UnknownCircuit);
+    harness.bind(1, Side::B, b);
+    assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
+    // A plan with the circuit, one without it, and one that adds it again.
+    harness.replan(|plan| plan.lifetime = LONG);
+    assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
+    assert_eq!(harness.stats(1).datagrams, [8, 1]);
+    harness.replan(|plan| plan.circuits.clear());
+    assert_passed(&harness, IN, &a.frame(bytes), Outcome::UnknownCircuit);
+    harness.replan(|plan| plan.circuits.push(plan_of(1)));
+    assert_passed(&harness, IN, &a.frame(bytes), Outcome::UnknownCircuit);
+    harness.join(1, addresses);
+    assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
+    assert_eq!(harness.stats(1).datagrams, [1, 0]);
+    // Its socket is removed.
+    harness.table.renumber_sockets(&[None, Some(0)]);
+    harness.publish();
+    assert_passed(&harness, IN, &a.frame(bytes), Outcome::UnknownCircuit);
 }
 
 #[test]
 fn repeated_roaming_needs_no_more_map_entries() {
-    let Some(mut stand) = GatewayHarness::new(1, LONG, None, None) else {
+    let Some(mut harness) = GatewayHarness::new(1, LONG, None, None) else {
         return;
     };
-    let seats @ [a, _] = &v4();
-    stand.join(1, seats);
+    let addresses @ [a, _] = &v4();
+    harness.join(1, addresses);
     let bytes = &payload(1, 10);
-    // As often as an end may, for longer than places rest.
+    // At the highest permitted rate, for longer than freed map entries stay unused.
     let begun = Instant::now();
     let mut moves = 0u16;
     while begun.elapsed() < Duration::from_millis(2500) {
         let b = SideAddress::new(&format!("192.0.2.11:{}", 3000 + moves), "192.0.2.1");
-        stand.bind(1, Side::B, &b);
-        carried(&stand, &a.frame(bytes), [a, &b], IN);
+        harness.bind(1, Side::B, &b);
+        assert_forwarded(&harness, &a.frame(bytes), [a, &b], IN);
         moves += 1;
         sleep(Duration::from_millis(70));
     }
-    assert_eq!(stand.stats(1).datagrams, [u64::from(moves), 0]);
+    assert_eq!(harness.stats(1).datagrams, [u64::from(moves), 0]);
 }
 
 #[test]
 fn a_tenant_s_rate_limit_covers_program_and_user_space() {
     // 1000 a second, and 100 at once.
-    let Some(mut stand) = GatewayHarness::new(2, LONG, Some(1000), None) else {
+    let Some(mut harness) = GatewayHarness::new(2, LONG, Some(1000), None) else {
         return;
     };
-    let seats @ [a, b] = &v4();
-    stand.join(1, seats);
-    stand.join(2, &v6s());
+    let addresses @ [a, b] = &v4();
+    harness.join(1, addresses);
+    harness.join(2, &v6s());
     let done = AtomicBool::new(false);
     let (carried, dropped) = (AtomicU64::new(0), AtomicU64::new(0));
     let begun = Instant::now();
@@ -663,14 +697,14 @@ fn a_tenant_s_rate_limit_covers_program_and_user_space() {
             b.frame(&payload(1, 10)),
             v6s()[0].frame(&payload(2, 10)),
         ] {
-            let mut runner = stand.runner();
+            let mut runner = harness.runner();
             let (done, carried, dropped) = (&done, &carried, &dropped);
             scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
                     match runner.run(IN, &sent).0 {
                         Action::Tx => carried.fetch_add(1, Ordering::Relaxed),
                         Action::Drop => dropped.fetch_add(1, Ordering::Relaxed),
-                        // All were faster, eight times.
+                        // The bucket's compare-and-swap failed eight times.
                         Action::Pass => 0,
                         other => panic!("{other:?}"),
                     };
@@ -679,7 +713,7 @@ fn a_tenant_s_rate_limit_covers_program_and_user_space() {
         }
         let mut by_table = 0u64;
         while begun.elapsed() < Duration::from_secs(1) {
-            let action = stand.table.handle(clock(), &payload(1, 10), &a.path());
+            let action = harness.table.handle(clock(), &payload(1, 10), &a.path());
             match action {
                 table::Action::Forward(_) => by_table += 1,
                 table::Action::Drop(Reason::Rate) => {}
@@ -697,7 +731,7 @@ fn a_tenant_s_rate_limit_covers_program_and_user_space() {
     let share = 1000.0 * seconds + 100.0;
     assert!((all as f64) <= share + 2.0, "{all} of {share}");
     assert!(all >= 1000, "{all} of {share}");
-    let stats = [stand.stats(1), stand.stats(2)];
+    let stats = [harness.stats(1), harness.stats(2)];
     let counted: u64 = stats.iter().flat_map(|s| s.datagrams).sum();
     assert_eq!(counted, by_program);
     let counted: u64 = stats.iter().map(|s| s.rate).sum();
@@ -706,16 +740,16 @@ fn a_tenant_s_rate_limit_covers_program_and_user_space() {
 
 #[test]
 fn bytes_are_limited_and_passed_datagrams_are_not_counted() {
-    let Some(mut stand) = GatewayHarness::new(1, LONG, Some(1_000_000), Some(10_000)) else {
+    let Some(mut harness) = GatewayHarness::new(1, LONG, Some(1_000_000), Some(10_000)) else {
         return;
     };
-    let seats @ [a, _] = &v4();
-    stand.join(1, seats);
+    let addresses @ [a, _] = &v4();
+    harness.join(1, addresses);
     // A tenth of a second: 1000 bytes. Datagrams that are not forwarded use none.
     let other = SideAddress::new("192.0.2.10:1009", "192.0.2.1");
     for _ in 0..1000 {
-        passed(
-            &stand,
+        assert_passed(
+            &harness,
             IN,
             &other.frame(&payload(1, 500)),
             Outcome::WrongSource,
@@ -725,7 +759,7 @@ fn bytes_are_limited_and_passed_datagrams_are_not_counted() {
     let begun = Instant::now();
     let mut got = 0u64;
     while begun.elapsed() < Duration::from_millis(1500) {
-        let (action, _, outcome) = stand.run(IN, &sent);
+        let (action, _, outcome) = harness.run(IN, &sent);
         match outcome {
             Outcome::Forwarded => got += 1,
             Outcome::OverRate => assert_eq!(action, Action::Drop),
@@ -737,16 +771,16 @@ fn bytes_are_limited_and_passed_datagrams_are_not_counted() {
         ((share - 2.0)..=(share + 1.0)).contains(&(got as f64)),
         "{got} of {share}"
     );
-    assert_eq!(stand.stats(1).bytes, [got * 500, 0]);
-    assert!(stand.stats(1).rate > 0);
+    assert_eq!(harness.stats(1).bytes, [got * 500, 0]);
+    assert!(harness.stats(1).rate > 0);
 }
 
-/// Random changes to datagrams of circuits: whatever the program forwards, the table would have, to
-/// the same place and as it was.
+/// Random changes to datagrams of circuits: the table would forward each datagram that the program
+/// forwards, unchanged and to the same address.
 #[test]
 fn the_program_forwards_only_what_the_table_would_forward() {
     let count = series::length("CAUSEWAY_RANDOM_PACKETS", 200_000, 1_000_000);
-    let Some(mut stand) = GatewayHarness::new(8, LONG, None, None) else {
+    let Some(mut harness) = GatewayHarness::new(8, LONG, None, None) else {
         return;
     };
     let circuits = [
@@ -757,19 +791,19 @@ fn the_program_forwards_only_what_the_table_would_forward() {
         (5, v4_vlan()),
         (6, v6_vlan()),
     ];
-    for (circuit, seats) in &circuits {
-        stand.join(*circuit, seats);
+    for (circuit, addresses) in &circuits {
+        harness.join(*circuit, addresses);
     }
-    stand.bind(7, Side::A, &v4()[0]);
+    harness.bind(7, Side::A, &v4()[0]);
     let seed = seed_from_env();
     println!("CAUSEWAY_SEED={seed}");
     let mut rng = Seeded::new(seed);
-    let mut runner = stand.runner();
+    let mut runner = harness.runner();
     let begun = Instant::now();
     let (mut forwarded, mut changed) = (0u64, 0u64);
     for n in 0..count {
-        let (circuit, seats) = rng.pick(&circuits);
-        let seat = seats[rng.below(2)];
+        let (circuit, addresses) = rng.pick(&circuits);
+        let address = addresses[rng.below(2)];
         let most = if rng.below(4) == 0 { 1450 } else { 60 };
         let length = 1 + rng.below(most);
         let circuit = if rng.below(16) == 0 {
@@ -781,13 +815,13 @@ fn the_program_forwards_only_what_the_table_would_forward() {
         rng.fill(&mut bytes[8..]);
         let is_tagged = matches!(circuit, 5 | 6) != (rng.below(50) == 0);
         let tags: &[(u16, u16)] = if is_tagged { &[(0x8100, VID)] } else { &[] };
-        let mut sent = seat.tagged(tags, &bytes);
+        let mut sent = address.tagged(tags, &bytes);
         let changes = rng.below(4);
         for _ in 0..changes {
             change(&mut rng, &mut sent);
         }
         if rng.below(2) == 0 {
-            mend(&mut sent);
+            fix_checksum(&mut sent);
         }
         if sent.len() < 14 {
             continue;
@@ -806,7 +840,7 @@ fn the_program_forwards_only_what_the_table_would_forward() {
             Action::Tx | Action::Redirect => {
                 forwarded += 1;
                 changed += u64::from(changes > 0);
-                let before = read_lax(&sent).unwrap_or_else(|| fail("it was no datagram"));
+                let before = read_lax(&sent).unwrap_or_else(|| fail("it was not a UDP datagram"));
                 let after = read(out);
                 let from = Path {
                     socket: before.source.is_ipv6().into(),
@@ -814,11 +848,11 @@ fn the_program_forwards_only_what_the_table_would_forward() {
                     remote: before.source,
                 };
                 if before.destination.port() != PORT || sent[..6] != gateway_mac(ifindex) {
-                    fail("it was not to the gateway");
+                    fail("it was not sent to the gateway");
                 }
-                let to = match stand.table.handle(clock(), &before.payload, &from) {
+                let to = match harness.table.handle(clock(), &before.payload, &from) {
                     table::Action::Forward(to) => to,
-                    other => fail(&format!("the table says {other:?}")),
+                    other => fail(&format!("the table decides {other:?}")),
                 };
                 let expected = Read {
                     source: SocketAddr::new(to.local.expect("ours"), PORT),
@@ -827,7 +861,7 @@ fn the_program_forwards_only_what_the_table_would_forward() {
                     ..before
                 };
                 if after != expected || out[..6] != neighbour_mac(to.remote.ip()) {
-                    fail(&format!("{after:?} and not {expected:?}"));
+                    fail(&format!("{after:?}, expected {expected:?}"));
                 }
                 let is_out = to.remote.ip().to_string().contains("198.51.100.20")
                     || to.remote.ip().to_string().contains("db8:2::20");
@@ -838,10 +872,10 @@ fn the_program_forwards_only_what_the_table_would_forward() {
                     Action::Redirect
                 };
                 if action != there {
-                    fail("by another interface");
+                    fail("through another interface");
                 }
             }
-            _ => fail("not an action of it"),
+            _ => fail("unexpected action"),
         }
     }
     let seconds = begun.elapsed().as_secs_f64();
@@ -865,7 +899,7 @@ fn change(rng: &mut Seeded, sent: &mut Vec<u8>) {
             let at = rng.below(sent.len());
             sent[at] = rng.byte();
         }
-        // Among the headers, a bit.
+        // A bit of the headers.
         1..=3 => {
             let at = rng.below(sent.len().min(80));
             sent[at] ^= 1 << rng.below(8);
@@ -879,14 +913,14 @@ fn change(rng: &mut Seeded, sent: &mut Vec<u8>) {
                 *byte = byte.wrapping_add(*rng.pick(&[1, 255, 8, 248]));
             }
         }
-        // Flags, fragments, hops, service, checksum.
+        // Flags, fragment offset, TTL, type of service, checksum.
         7 => {
             let at = l3 + *rng.pick(&[1, 6, 7, 8, 26, 46]);
             if let Some(byte) = sent.get_mut(at) {
                 *byte = rng.byte();
             }
         }
-        // Behind the headers.
+        // A byte at the end.
         _ => {
             let at = sent.len() - 1 - rng.below(sent.len().min(8));
             sent[at] = rng.byte();
@@ -895,7 +929,7 @@ fn change(rng: &mut Seeded, sent: &mut Vec<u8>) {
 }
 
 /// Recomputes the checksum of an IPv4 header, so that other faults are reached.
-fn mend(sent: &mut [u8]) {
+fn fix_checksum(sent: &mut [u8]) {
     let l3 = if sent.get(12..14) == Some(&[0x81, 0]) {
         18
     } else {
@@ -911,7 +945,7 @@ fn mend(sent: &mut [u8]) {
     }
 }
 
-/// As [`read`]; `None` for a frame that is no UDP datagram.
+/// As [`read`]; `None` if the frame is not a UDP datagram.
 fn read_lax(bytes: &[u8]) -> Option<Read> {
     let packet = LaxSlicedPacket::from_ethernet(bytes).ok()?;
     if packet.stop_err.is_some() {
@@ -934,10 +968,10 @@ const MEMORY_BUDGET: u64 = 6 << 20;
 
 #[test]
 fn the_program_and_its_maps_stay_within_their_budgets() {
-    let Some(stand) = GatewayHarness::new(500, LONG, Some(1), None) else {
+    let Some(harness) = GatewayHarness::new(500, LONG, Some(1), None) else {
         return;
     };
-    let info = stand.fast.with_program(|program| program.info());
+    let info = harness.fast.with_program(|program| program.info());
     let info = info.expect("a program").expect("its info");
     let instructions = info.size_translated().expect("to root") as usize / 8;
     let verified = info.verified_instruction_count().expect("Linux 5.16");

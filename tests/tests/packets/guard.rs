@@ -1,4 +1,4 @@
-//! A port speaks only for its own network's addresses.
+//! A port accepts only source addresses of its own network.
 
 use appliance_common::counters::Counter;
 use causeway_tests::{

@@ -500,7 +500,7 @@ fn datagrams_of_unknown_peers_and_unknown_networks_are_counted_apart() {
                 Counter::DropUnknownVni,
             ),
             case(
-                "a stranger",
+                "an unknown sender",
                 "192.0.2.66",
                 PROVIDER,
                 NET1,
@@ -521,7 +521,7 @@ fn datagrams_of_unknown_peers_and_unknown_networks_are_counted_apart() {
                 Counter::DropStranger,
             ),
             case(
-                "a v6 stranger",
+                "an unknown IPv6 sender",
                 "2001:db8:bad::1",
                 PROVIDER6,
                 NET3,
@@ -766,7 +766,7 @@ fn options_extension_headers_and_fragments_are_carried_unchanged() {
 }
 
 #[test]
-fn neighbour_discovery_never_comes_out_of_a_tunnel() {
+fn neighbour_discovery_is_never_decapsulated() {
     let Some(mut h) = Harness::new(World::provider()) else {
         return;
     };

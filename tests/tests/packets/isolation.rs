@@ -1,6 +1,6 @@
-//! No packet ever crosses from one tenant to another, or leaves untranslated: random packets of two
-//! tenants with equal addresses and of strangers, through routes, mappings, rules, 1:1, hairpin,
-//! errors and fragments, while modes, rules and epochs change.
+//! No packet crosses from one tenant to another or leaves untranslated. Random packets of two
+//! tenants with equal addresses and of outside hosts pass routes, mappings, rules, 1:1 rules,
+//! hairpins, errors and fragments, while modes, rules and epochs change.
 //!
 //! 200 000 packets; a million with `CAUSEWAY_LONG=1`; or `CAUSEWAY_RANDOM_PACKETS`, at most a
 //! million. `CAUSEWAY_SEED` replays a run.
@@ -57,14 +57,14 @@ fn owner(address: IpAddr) -> Option<Party> {
     }
 }
 
-/// Whether the address is one of a tenant's networks; of the outside, or of any party.
-fn is_inside(who: Party, address: IpAddr) -> bool {
+/// Whether the address is in a party's networks.
+fn is_inside(party: Party, address: IpAddr) -> bool {
     let number = match address {
         IpAddr::V4(a) if a.octets()[0] == 10 => u16::from(a.octets()[1]),
         IpAddr::V6(a) if a.segments()[..2] == [0x2001, 0xdb8] => a.segments()[2],
         _ => return false,
     };
-    match who {
+    match party {
         Party::Acme | Party::Outside => [1, 3, 4].contains(&number),
         Party::Globex => number == 1,
     }
@@ -114,7 +114,7 @@ fn quoted(l3: &[u8]) -> Option<&[u8]> {
     (inner.len() >= least).then_some(inner)
 }
 
-/// Whether it is of a connection: no ICMP but echoes.
+/// Whether the packet belongs to a connection: of ICMP, only echoes do.
 fn has_ends(l3: &[u8]) -> bool {
     let (protocol, l4) = if l3[0] >> 4 == 4 {
         (l3[9], usize::from(l3[0] & 15) * 4)
@@ -128,8 +128,8 @@ fn has_ends(l3: &[u8]) -> bool {
     }
 }
 
-/// Checks the output for a packet from `who`.
-fn judge(who: Party, sent: &[u8], out: &[u8]) -> Result<(), String> {
+/// Checks the output for a packet from `party`.
+fn judge(party: Party, sent: &[u8], out: &[u8]) -> Result<(), String> {
     let to = receiver(out).ok_or("out of no port that there is")?;
     let l3 = &out[l2(out).ok_or("no frame")?.l3..];
     let (source, destination) = addresses(l3);
@@ -138,20 +138,20 @@ fn judge(who: Party, sent: &[u8], out: &[u8]) -> Result<(), String> {
     match to {
         Party::Outside => {
             let own = owner(source).ok_or_else(|| format!("from {source}, untranslated"))?;
-            // Our error about a packet from outside comes from that packet's destination.
-            let allowed = if who == Party::Outside {
+            // The source of our error about a packet from outside is that packet's destination.
+            let allowed = if party == Party::Outside {
                 source == asked
             } else {
-                own == who
+                own == party
             };
             if !allowed {
-                return Err(format!("{who:?} is translated to {source}"));
+                return Err(format!("{party:?} is translated to {source}"));
             }
-            if is_inside(who, destination) {
+            if is_inside(party, destination) {
                 return Err(format!("to {destination}, which is inside"));
             }
             if let Some((a, b)) = inner
-                && (is_inside(who, a) || is_inside(who, b))
+                && (is_inside(party, a) || is_inside(party, b))
             {
                 return Err(format!("quotes {a} to {b}"));
             }
@@ -162,14 +162,14 @@ fn judge(who: Party, sent: &[u8], out: &[u8]) -> Result<(), String> {
                 return Err(format!("to {destination}, which is not inside"));
             }
             // Within a tenant; between tenants only to a public address of the receiver.
-            if who != tenant && owner(asked) != Some(tenant) {
-                return Err(format!("from {who:?} to {tenant:?}, to {asked}"));
+            if party != tenant && owner(asked) != Some(tenant) {
+                return Err(format!("from {party:?} to {tenant:?}, to {asked}"));
             }
-            if who != tenant && is_inside(tenant, source) {
-                return Err(format!("from {who:?} to {tenant:?} as {source}"));
+            if party != tenant && is_inside(tenant, source) {
+                return Err(format!("from {party:?} to {tenant:?} as {source}"));
             }
             if let Some((a, b)) = inner
-                && who != tenant
+                && party != tenant
                 && a != destination
             {
                 return Err(format!("quotes {a} to {b}, to {destination}"));
@@ -183,7 +183,7 @@ fn judge(who: Party, sent: &[u8], out: &[u8]) -> Result<(), String> {
 struct Generator {
     rng: Seeded,
     /// The last packets that each was sent.
-    heard: BTreeMap<Party, Vec<Vec<u8>>>,
+    received: BTreeMap<Party, Vec<Vec<u8>>>,
     ids: u16,
 }
 
@@ -192,7 +192,7 @@ impl Generator {
         of[self.rng.below(of.len())]
     }
 
-    fn says(&mut self) -> Message {
+    fn random_message(&mut self) -> Message {
         match self.rng.below(8) {
             0..=2 => Message::Udp,
             3 => Message::EchoRequest,
@@ -201,48 +201,48 @@ impl Generator {
         }
     }
 
-    /// A new packet of `who`.
-    fn fresh(&mut self, who: Party) -> Vec<u8> {
+    /// A new packet of `party`.
+    fn fresh(&mut self, party: Party) -> Vec<u8> {
         loop {
-            let from = match who {
+            let from = match party {
                 Party::Outside => self.pick(&REMOTES),
                 Party::Acme => self.pick(&HOSTS),
                 Party::Globex => self.pick(&["10.1.0.10", "2001:db8:1::10"]),
             };
             let to = match self.rng.below(4) {
-                0 if who != Party::Outside => self.pick(&HOSTS),
-                1 if who != Party::Outside => self.pick(&REMOTES),
+                0 if party != Party::Outside => self.pick(&HOSTS),
+                1 if party != Party::Outside => self.pick(&REMOTES),
                 2 => self.pick(&GLOBEX),
                 _ => self.pick(&ACME),
             };
             let (from, to) = (ip(from), ip(to));
             if from.is_ipv4() == to.is_ipv4() {
                 let ends: (End, End) = ((from, self.pick(&PORTS)), (to, self.pick(&PORTS)));
-                return packet(self.says(), ends.0, ends.1);
+                return packet(self.random_message(), ends.0, ends.1);
             }
         }
     }
 
-    /// An answer to, or an error about, a packet that `who` received; else a new packet.
-    fn next(&mut self, who: Party) -> Vec<u8> {
-        let known = self.heard.get(&who).map_or(0, Vec::len);
+    /// An answer to, or an error about, a packet that `party` received; else a new packet.
+    fn next(&mut self, party: Party) -> Vec<u8> {
+        let known = self.received.get(&party).map_or(0, Vec::len);
         if known == 0 || self.rng.below(3) == 0 {
-            return self.fresh(who);
+            return self.fresh(party);
         }
         let at = self.rng.below(known);
-        let heard = &self.heard[&who][at].clone();
-        let whole = match heard[0] >> 4 {
-            4 => u16::from_be_bytes([heard[6], heard[7]]) & 0x3fff == 0,
-            _ => heard[6] != 44,
+        let received = &self.received[&party][at].clone();
+        let whole = match received[0] >> 4 {
+            4 => u16::from_be_bytes([received[6], received[7]]) & 0x3fff == 0,
+            _ => received[6] != 44,
         };
-        if !whole || !has_ends(heard) {
-            return self.fresh(who);
+        if !whole || !has_ends(received) {
+            return self.fresh(party);
         }
-        let (from, to) = ends(heard);
+        let (from, to) = ends(received);
         if self.rng.below(4) == 0 {
             let mut rest = vec![0; 4];
             let most = if self.rng.below(2) == 0 { 48 } else { 400 };
-            rest.extend_from_slice(&heard[..heard.len().min(most)]);
+            rest.extend_from_slice(&received[..received.len().min(most)]);
             let (kind, code) = if from.0.is_ipv4() {
                 self.pick(&[(3, 3), (11, 0), (12, 0), (5, 1), (4, 0)])
             } else {
@@ -250,22 +250,22 @@ impl Generator {
             };
             return icmp(to.0, from.0, kind, code, &rest);
         }
-        let protocol = if heard[0] >> 4 == 4 {
-            heard[9]
+        let protocol = if received[0] >> 4 == 4 {
+            received[9]
         } else {
-            heard[6]
+            received[6]
         };
-        let says = match protocol {
+        let message = match protocol {
             17 => Message::Udp,
             6 => Message::Tcp(self.pick(&[0x12, 0x10, 0x11, 0x14])),
             _ if to.1 == 0 => Message::EchoReply,
             _ => Message::EchoRequest,
         };
-        packet(says, to, from)
+        packet(message, to, from)
     }
 }
 
-fn place(who: Party, l3: &[u8]) -> (Program, u32, Vec<u8>) {
+fn place(party: Party, l3: &[u8]) -> (Program, u32, Vec<u8>) {
     let (source, _) = addresses(l3);
     let third = match source {
         IpAddr::V4(a) => u16::from(a.octets()[1]),
@@ -275,7 +275,7 @@ fn place(who: Party, l3: &[u8]) -> (Program, u32, Vec<u8>) {
         IpAddr::V4(a) => u16::from(a.octets()[3]),
         IpAddr::V6(a) => a.segments()[7] - 6,
     };
-    match who {
+    match party {
         Party::Outside => (
             Program::Uplink,
             UPLINK,
@@ -311,7 +311,7 @@ fn no_packet_crosses_tenants_or_leaves_untranslated() {
     println!("{packets} packets, seed {seed}");
     let mut mill = Generator {
         rng: Seeded::new(seed),
-        heard: BTreeMap::new(),
+        received: BTreeMap::new(),
         ids: 0,
     };
     let mut went: BTreeMap<(Party, Party), u64> = BTreeMap::new();
@@ -320,14 +320,14 @@ fn no_packet_crosses_tenants_or_leaves_untranslated() {
         if mill.rng.below((packets / CHANGES).max(1) as usize) == 0 {
             change(&mut h, &mut mill.rng);
         }
-        let who = mill.pick(&[
+        let party = mill.pick(&[
             Party::Acme,
             Party::Acme,
             Party::Globex,
             Party::Outside,
             Party::Outside,
         ]);
-        let l3 = mill.next(who);
+        let l3 = mill.next(party);
         let pieces = if mill.rng.below(10) == 0 && l3.len() > 20 + 40 {
             mill.ids = mill.ids.wrapping_add(1) % 64;
             let at = if l3[0] >> 4 == 4 { 24 } else { 32 };
@@ -341,7 +341,7 @@ fn no_packet_crosses_tenants_or_leaves_untranslated() {
         };
         for l3 in pieces {
             sent += 1;
-            let (program, ifindex, packet) = place(who, &l3);
+            let (program, ifindex, packet) = place(party, &l3);
             let (action, out) = h.run(program, ifindex, &packet).expect("it runs");
             if action == Action::Pass {
                 assert_eq!(out, packet, "passed, and not as it was");
@@ -353,18 +353,18 @@ fn no_packet_crosses_tenants_or_leaves_untranslated() {
                 continue;
             }
             let out = out.to_vec();
-            if let Err(why) = judge(who, &l3, &out) {
+            if let Err(why) = judge(party, &l3, &out) {
                 panic!("seed {seed}, packet {sent}: {why}\nsent {l3:02x?}\nout {out:02x?}");
             }
             let to = receiver(&out).expect("judged");
-            *went.entry((who, to)).or_default() += 1;
-            let heard = mill.heard.entry(to).or_default();
+            *went.entry((party, to)).or_default() += 1;
+            let received = mill.received.entry(to).or_default();
             let l3 = out[l2(&out).expect("judged").l3..].to_vec();
-            if heard.len() < 64 {
-                heard.push(l3);
+            if received.len() < 64 {
+                received.push(l3);
             } else {
                 let at = mill.rng.below(64);
-                heard[at] = l3;
+                received[at] = l3;
             }
         }
         h.each_record(|_| {});

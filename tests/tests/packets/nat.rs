@@ -21,7 +21,7 @@ const PA: HostPort = HostPort::trunk(101, A_MAC);
 const PB: HostPort = HostPort::trunk(101, B_MAC);
 /// Globex's replica with the addresses of A.
 const PG: HostPort = HostPort::trunk(201, G_MAC);
-/// Of net4, which has no internet.
+/// A host of net4, which has no internet access.
 const D: &str = "10.4.0.10";
 const PD: HostPort = HostPort {
     ifindex: ACCESS,
@@ -95,20 +95,20 @@ fn an_endpoint_has_one_mapping_for_all_destinations() {
         } else {
             [REMOTE6, LISTED6, "2001:db8:ee::9"]
         };
-        for says in [Message::Udp, Message::Tcp(SYN), Message::EchoRequest] {
+        for message in [Message::Udp, Message::Tcp(SYN), Message::EchoRequest] {
             // A port below the range is not kept.
             let from = end(a, 700);
             let mut outer = Vec::new();
             for remote in remotes {
                 for port in [80, 81] {
-                    let port = if says == Message::EchoRequest {
+                    let port = if message == Message::EchoRequest {
                         0
                     } else {
                         port
                     };
-                    match inside(&mut h, PA, &packet(says, from, end(remote, port))) {
+                    match inside(&mut h, PA, &packet(message, from, end(remote, port))) {
                         Verdict::Outside(l3) => outer.push(ends(&l3).0),
-                        other => panic!("{says:?} to {remote}: {other:?}"),
+                        other => panic!("{message:?} to {remote}: {other:?}"),
                     }
                 }
             }
@@ -166,7 +166,7 @@ fn tenants_with_equal_addresses_are_kept_apart() {
 fn a_rule_forwards_to_its_machine_and_translates_the_answers() {
     let Some(mut h) = nat() else { return };
     for (a, _, public, remote) in FAMILIES {
-        for (says, answer, port, internal) in [
+        for (message, answer, port, internal) in [
             (Message::Tcp(SYN), Message::Tcp(SYN | ACK), 443, 8443),
             // The machine's own 22 is reached by another public port.
             (Message::Tcp(SYN), Message::Tcp(SYN | ACK), 2222, 22),
@@ -175,8 +175,8 @@ fn a_rule_forwards_to_its_machine_and_translates_the_answers() {
         ] {
             let (client, outer, inner) = (end(remote, 50_000), end(public, port), end(a, internal));
             assert_eq!(
-                outside(&mut h, &packet(says, client, outer)),
-                to_a(&hop(&packet(says, client, inner))),
+                outside(&mut h, &packet(message, client, outer)),
+                to_a(&hop(&packet(message, client, inner))),
                 "{public} {port}"
             );
             assert_eq!(
@@ -185,14 +185,14 @@ fn a_rule_forwards_to_its_machine_and_translates_the_answers() {
             );
             assert_eq!(
                 outside(&mut h, &packet(Message::Tcp(ACK), client, outer)),
-                if says == Message::Udp {
+                if message == Message::Udp {
                     dropped(Counter::DropNoFlow)
                 } else {
                     to_a(&hop(&packet(Message::Tcp(ACK), client, inner)))
                 }
             );
         }
-        for (says, port, reason) in [
+        for (message, port, reason) in [
             (Message::Tcp(SYN), 444, Counter::DropNoRule),
             (Message::Udp, 443, Counter::DropNoRule),
             (Message::Tcp(SYN), 5010, Counter::DropNoRule),
@@ -203,9 +203,9 @@ fn a_rule_forwards_to_its_machine_and_translates_the_answers() {
         ] {
             let client = end(remote, 50_001);
             assert_eq!(
-                outside(&mut h, &packet(says, client, end(public, port))),
+                outside(&mut h, &packet(message, client, end(public, port))),
                 dropped(reason),
-                "{says:?} to {public} {port}"
+                "{message:?} to {public} {port}"
             );
         }
     }
@@ -213,7 +213,7 @@ fn a_rule_forwards_to_its_machine_and_translates_the_answers() {
     for (inner, public) in [
         ("10.4.0.10", PUBLIC4),
         ("2001:db8:1::77", PUBLIC6),
-        // Or as one of our public addresses (LAND), its own included.
+        // With one of our own public addresses as the source (LAND).
         (PUBLIC4, PUBLIC4),
         (NAT6, PUBLIC6),
         (PROVIDER, PUBLIC4),
@@ -273,15 +273,15 @@ fn port_22_is_dropped_even_if_a_map_holds_such_a_rule() {
         (ONE_TO_ONE6, REMOTE6),
         (NAT4, REMOTE),
     ] {
-        for says in [Message::Tcp(SYN), Message::Tcp(ACK), Message::Udp] {
+        for message in [Message::Tcp(SYN), Message::Tcp(ACK), Message::Udp] {
             assert_eq!(
-                outside(&mut h, &packet(says, end(remote, 1000), end(public, 22))),
+                outside(&mut h, &packet(message, end(remote, 1000), end(public, 22))),
                 dropped(Counter::DropManagementPort),
-                "{says:?} to {public}"
+                "{message:?} to {public}"
             );
         }
     }
-    // Nor from inside.
+    // The same from inside.
     for (place, a, public) in [(PA, A, PUBLIC4), (PA, A6, PUBLIC6), (PG, A, ONE_TO_ONE4)] {
         assert_eq!(
             inside(
@@ -293,9 +293,9 @@ fn port_22_is_dropped_even_if_a_map_holds_such_a_rule() {
         );
     }
     // The appliance's own address is managed over it, always.
-    for says in [Message::Tcp(SYN), Message::Tcp(ACK), Message::Udp] {
+    for message in [Message::Tcp(SYN), Message::Tcp(ACK), Message::Udp] {
         for (own, remote) in [(PROVIDER, REMOTE), (PROVIDER6, REMOTE6)] {
-            let l3 = packet(says, end(remote, 1000), end(own, 22));
+            let l3 = packet(message, end(remote, 1000), end(own, 22));
             assert_eq!(outside(&mut h, &l3), Verdict::Passed);
         }
     }
@@ -305,21 +305,21 @@ fn port_22_is_dropped_even_if_a_map_holds_such_a_rule() {
 fn packets_to_our_own_address_without_a_connection_pass_to_the_kernel() {
     let Some(mut h) = nat() else { return };
     for (own, remote) in [(PROVIDER, REMOTE), (PROVIDER6, REMOTE6)] {
-        for (says, port) in [
+        for (message, port) in [
             (Message::Udp, 20_000),
             (Message::Tcp(SYN), 443),
             (Message::Tcp(ACK), 20_000),
             (Message::EchoRequest, 0),
             (Message::EchoReply, 20_000),
         ] {
-            let l3 = packet(says, end(remote, 53), end(own, port));
+            let l3 = packet(message, end(remote, 53), end(own, port));
             assert_eq!(
                 outside(&mut h, &l3),
                 Verdict::Passed,
-                "{says:?} to {own} {port}"
+                "{message:?} to {own} {port}"
             );
         }
-        // Nor do tenants reach it.
+        // Tenants do not reach it.
         let a = if own == PROVIDER { A } else { A6 };
         for port in [22, 443] {
             let l3 = packet(Message::Tcp(SYN), end(a, 1000), end(own, port));
@@ -338,7 +338,7 @@ fn a_one_to_one_machine_is_translated_to_its_public_address() {
     let Some(mut h) = nat() else { return };
     for (b, public, remote) in [(B, ONE_TO_ONE4, REMOTE), (B6, ONE_TO_ONE6, REMOTE6)] {
         let to_b = |l3: &[u8]| Verdict::Host(PB.receives(l3));
-        for (says, answer, port) in [
+        for (message, answer, port) in [
             (Message::Tcp(SYN), Message::Tcp(SYN | ACK), 443),
             (Message::Udp, Message::Udp, 1),
             (Message::Udp, Message::Udp, 65_535),
@@ -347,25 +347,25 @@ fn a_one_to_one_machine_is_translated_to_its_public_address() {
             // In.
             let (client, outer, inner) = (end(remote, 777), end(public, port), end(b, port));
             assert_eq!(
-                outside(&mut h, &packet(says, client, outer)),
-                to_b(&hop(&packet(says, client, inner)))
+                outside(&mut h, &packet(message, client, outer)),
+                to_b(&hop(&packet(message, client, inner)))
             );
             assert_eq!(
                 inside(&mut h, PB, &packet(answer, inner, client)),
                 Verdict::Outside(hop(&packet(answer, outer, client)))
             );
-            // And out, by the same port.
+            // In the other direction, by the same port.
             let (inner, outer, far) = (end(b, 900), end(public, 900), end(remote, port));
             assert_eq!(
-                inside(&mut h, PB, &packet(says, inner, far)),
-                Verdict::Outside(hop(&packet(says, outer, far)))
+                inside(&mut h, PB, &packet(message, inner, far)),
+                Verdict::Outside(hop(&packet(message, outer, far)))
             );
             assert_eq!(
                 outside(&mut h, &packet(answer, far, outer)),
                 to_b(&hop(&packet(answer, far, inner)))
             );
         }
-        // From 22 nothing could come back.
+        // Replies to source port 22 would be refused.
         assert_eq!(
             inside(
                 &mut h,
@@ -444,25 +444,25 @@ fn icmp_errors_are_translated_with_their_quote() {
             "2001:db8:ab::1"
         };
         let header = if a == A { 20 } else { 40 };
-        for (says, rport) in [
+        for (message, rport) in [
             (Message::Udp, 33_434),
             (Message::Tcp(SYN), 80),
             (Message::EchoRequest, 0),
         ] {
             let (from, outer, far) = (end(a, 41_000), end(seen, 41_000), end(remote, rport));
-            let there = packet(says, from, far);
+            let there = packet(message, from, far);
             let Verdict::Outside(left) = inside(&mut h, PA, &there) else {
                 panic!("it does not leave");
             };
             assert_eq!(ends(&left).0, outer);
             // The error quotes the packet as the sender sent it, one hop further, byte for byte.
-            let heard = hop(&there);
+            let received = hop(&there);
             for bytes in [header + 8, header + 20, 4000] {
                 for who in [router, remote] {
                     assert_eq!(
                         outside(&mut h, &error(who, seen, &left, bytes)),
-                        to_a(&hop(&error(who, a, &heard, bytes))),
-                        "{bytes} bytes of {says:?} from {who}"
+                        to_a(&hop(&error(who, a, &received, bytes))),
+                        "{bytes} bytes of {message:?} from {who}"
                     );
                 }
             }
@@ -517,10 +517,10 @@ fn fragments_follow_the_translation_of_the_first() {
     let Some(mut h) = nat() else { return };
     for (a, seen, public, remote) in FAMILIES {
         let (from, outer, far) = (end(a, 42_000), end(seen, 42_000), end(remote, 53));
-        for (id, says) in [(7, Message::Udp), (8, Message::Tcp(SYN))] {
-            let cut = if says == Message::Udp { 16 } else { 24 };
-            let whole = fragments(&packet(says, from, far), cut, id);
-            let want = fragments(&packet(says, outer, far), cut, id);
+        for (id, message) in [(7, Message::Udp), (8, Message::Tcp(SYN))] {
+            let cut = if message == Message::Udp { 16 } else { 24 };
+            let whole = fragments(&packet(message, from, far), cut, id);
+            let want = fragments(&packet(message, outer, far), cut, id);
             // A later one before the first waits in user space.
             h.records();
             assert_eq!(
@@ -539,7 +539,7 @@ fn fragments_follow_the_translation_of_the_first() {
         for (piece, want) in whole.iter().zip(&want) {
             assert_eq!(outside(&mut h, piece), to_a(&hop(want)));
         }
-        // Of another datagram.
+        // A fragment of another datagram.
         let other = fragments(&packet(Message::Udp, client, outer), 8, 10);
         h.records();
         assert_eq!(outside(&mut h, &other[1]), dropped(Counter::SlowFragment));
@@ -573,7 +573,7 @@ fn a_connection_is_established_once_both_ends_have_sent() {
     assert_eq!(count(&mut h), (0, 0));
     outside(&mut h, &packet(Message::Tcp(SYN), client, outer));
     assert_eq!(count(&mut h), (0, 2));
-    // As often as the one end may say so.
+    // Repeated packets of one end do not make the flow assured.
     outside(&mut h, &packet(Message::Tcp(SYN), client, outer));
     outside(&mut h, &packet(Message::Tcp(ACK), client, outer));
     assert_eq!(count(&mut h), (0, 2));
@@ -632,7 +632,7 @@ fn changing_a_rule_ends_only_its_connections() {
     h.refill_rules(&world).expect("refilled");
     assert_eq!(data(&mut h, 443), dropped(Counter::DropNoFlow));
     assert!(matches!(data(&mut h, 2222), Verdict::Host(_)));
-    // And the machine's side of it.
+    // The machine's side of the flow.
     let back = packet(Message::Tcp(ACK), end(A, 8443), end(REMOTE, 50_000));
     assert_eq!(inside(&mut h, PA, &back), dropped(Counter::DropNoFlow));
     assert!(
@@ -724,7 +724,7 @@ fn expired_and_too_long_packets_are_reported_to_their_source() {
         11,
         "time exceeded"
     );
-    // From outside, as the address that was asked; net4 takes 1400 bytes.
+    // From outside, the error's source is the address of the request; net4's MTU is 1400.
     let mut l3 = packet(Message::Udp, end(REMOTE, 1), end(PUBLIC4, 53));
     l3[8] = 3;
     let l3 = hop(&l3);

@@ -4,7 +4,7 @@
 //!
 //! `src/nftables/` has the comparison (`compare.rs`), the sequences (`sequences/`), the router and
 //! its rules (`router.rs`). `CAUSEWAY_SEQUENCE` runs those whose name contains it and shows every
-//! difference. All of them run with `CAUSEWAY_LONG=1`; else one in ten, and all that are listed.
+//! difference. With `CAUSEWAY_LONG=1` all run, else one in ten and all listed ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use causeway_tests::{
     series,
 };
 
-/// Which paths a listed sequence goes.
+/// The paths on which a listed sequence differs.
 #[derive(Clone, Copy)]
 enum Paths {
     All,
@@ -31,15 +31,15 @@ use Paths::{All, Hairpin, These, V4, V6};
 struct Listed {
     category: &'static str,
     reason: &'static str,
-    /// The part of a name before the `/`; `{}` in it stands for tcp, udp and icmp.
+    /// The part of a name before the `/`; `{}` is replaced by tcp, udp and icmp.
     sequences: &'static [(&'static str, Paths)],
 }
 
 const LISTED: &[Listed] = &[
     Listed {
         category: "fragment before its first",
-        reason: "dropped: the programs keep no packets. RFC 4787 REQ-14 wants it translated: to be \
-            done in user space",
+        reason: "dropped: the programs keep no packets. RFC 4787 REQ-14 requires translation: to \
+            be done in user space",
         sequences: &[("{} fragments backwards", All)],
     },
     Listed {
@@ -50,14 +50,14 @@ const LISTED: &[Listed] = &[
     },
     Listed {
         category: "too long, and may be split",
-        reason: "dropped. RFC 4787 REQ-13a wants it split: to be done in user space",
+        reason: "dropped. RFC 4787 REQ-13a requires fragmentation: to be done in user space",
         sequences: &[
             (
-                "udp too long for the way out, to be split",
+                "udp too long for the path out, to be split",
                 These(&["out4", "own-out4"]),
             ),
             (
-                "icmp too long for the way out, to be split",
+                "icmp too long for the path out, to be split",
                 These(&["out4", "own-out4"]),
             ),
         ],
@@ -67,13 +67,19 @@ const LISTED: &[Listed] = &[
         reason: "nftables gives two endpoints one port while they speak to different far ends, \
                  which RFC 4787 REQ-1 and REQ-3, RFC 5382 REQ-1 and REQ-7 forbid",
         sequences: &[
-            ("udp two want one port for two far ends", These(&["4", "6"])),
-            ("tcp two want one port for two far ends", These(&["4", "6"])),
+            (
+                "udp two hosts use one port for two far ends",
+                These(&["4", "6"]),
+            ),
+            (
+                "tcp two hosts use one port for two far ends",
+                These(&["4", "6"]),
+            ),
         ],
     },
     Listed {
         category: "hairpin to a mapping",
-        reason: "RFC 4787 REQ-9 and RFC 5382 REQ-8 want it; nftables has no such thing",
+        reason: "RFC 4787 REQ-9 and RFC 5382 REQ-8 require it; nftables has no such thing",
         sequences: &[("udp between two by their external ends", These(&["4", "6"]))],
     },
     Listed {
@@ -85,9 +91,9 @@ const LISTED: &[Listed] = &[
     },
     Listed {
         category: "window of TCP",
-        reason: "not followed: whether a segment is in the window is its receiver's to judge (RFC \
-                 9293 section 3.10.7); RFC 5382 REQ-2 wants all valid sequences to pass, and more \
-                 may. A reset ends nothing that goes on (RFC 7857 section 2.2)",
+        reason: "not followed: only the receiver can judge whether a segment is in the window (RFC \
+                 9293 section 3.10.7); RFC 5382 REQ-2 requires all valid sequences to pass, and more \
+                 may. A reset does not end a connection that continues (RFC 7857 section 2.2)",
         sequences: &[
             ("tcp acknowledges data that was not sent", All),
             ("tcp data outside of the window", All),
@@ -125,7 +131,7 @@ const LISTED: &[Listed] = &[
     },
     Listed {
         category: "source quench",
-        reason: "dropped: it is no longer in use, and a way to slow others down (RFC 6633 section \
+        reason: "dropped: it is no longer in use, and a path to slow others down (RFC 6633 section \
             5)",
         sequences: &[
             ("source quench about {} answers by a router", V4),
@@ -147,7 +153,7 @@ const LISTED: &[Listed] = &[
     Listed {
         category: "other protocols",
         reason: "dropped: without ports one endpoint in all could have them, and answers could not \
-                 be told apart (RFC 3022 section 2.2 speaks of TCP, UDP and ICMP only)",
+                 be distinguished (RFC 3022 section 2.2 speaks of TCP, UDP and ICMP only)",
         sequences: &[
             ("esp", These(&["out4", "out6", "own-out4", "own-out6"])),
             ("gre", These(&["out4", "out6", "own-out4", "own-out6"])),
@@ -182,9 +188,9 @@ fn listed() -> BTreeMap<String, &'static str> {
         assert!(entry.reason.contains("RFC") || entry.reason.contains("SPEC"));
         for (what, paths) in entry.sequences {
             if let (false, These(these)) = (what.contains("{}"), paths) {
-                for way in *these {
-                    let old = out.insert(format!("{what}/{way}"), entry.category);
-                    assert!(old.is_none(), "{what}/{way} is listed twice");
+                for path in *these {
+                    let old = out.insert(format!("{what}/{path}"), entry.category);
+                    assert!(old.is_none(), "{what}/{path} is listed twice");
                 }
                 continue;
             }
@@ -194,18 +200,18 @@ fn listed() -> BTreeMap<String, &'static str> {
                     continue;
                 }
                 let what = what.replace("{}", name);
-                for way in sequences::paths(carrier).into_iter().map(|way| way.name) {
+                for path in sequences::paths(carrier).into_iter().map(|path| path.name) {
                     let is_one = match paths {
                         All => true,
-                        V4 => way.ends_with('4'),
-                        V6 => way.ends_with('6'),
-                        Hairpin => way.starts_with("hairpin"),
-                        These(these) => these.contains(&&way[..]),
+                        V4 => path.ends_with('4'),
+                        V6 => path.ends_with('6'),
+                        Hairpin => path.starts_with("hairpin"),
+                        These(these) => these.contains(&&path[..]),
                     };
                     if !is_one {
                         continue;
                     }
-                    let name = format!("{what}/{way}");
+                    let name = format!("{what}/{path}");
                     let old = out.insert(name.clone(), entry.category);
                     assert!(old.is_none(), "{name} is listed twice");
                 }
@@ -278,8 +284,8 @@ fn programs_and_nftables_agree_except_for_the_list() {
     }
     let mut by: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, _) in &unlisted {
-        let (what, way) = name.split_once('/').unwrap_or((name, ""));
-        by.entry(what).or_default().push(way);
+        let (what, path) = name.split_once('/').unwrap_or((name, ""));
+        by.entry(what).or_default().push(path);
     }
     assert!(
         unlisted.is_empty(),

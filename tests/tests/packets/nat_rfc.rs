@@ -65,26 +65,26 @@ fn connect(h: &mut Harness, from: End, far: End) -> End {
     outer
 }
 
-fn is_heard(h: &mut Harness, says: Message, far: End, outer: End) -> bool {
-    matches!(outside(h, &packet(says, far, outer)), Verdict::Host(_))
+fn is_received(h: &mut Harness, message: Message, far: End, outer: End) -> bool {
+    matches!(outside(h, &packet(message, far, outer)), Verdict::Host(_))
 }
 
 #[test]
 fn rfc4787_req3_no_two_endpoints_share_a_port() {
     let Some(mut h) = nat() else { return };
     for (a, c, _, remote) in FAMILIES {
-        for says in [Message::Udp, Message::Tcp(SYN), Message::EchoRequest] {
+        for message in [Message::Udp, Message::Tcp(SYN), Message::EchoRequest] {
             let one = seen_as(inside(
                 &mut h,
                 PA,
-                &packet(says, end(a, 40_000), end(remote, 53)),
+                &packet(message, end(a, 40_000), end(remote, 53)),
             ));
             let two = seen_as(inside(
                 &mut h,
                 PC,
-                &packet(says, end(c, 40_000), end(remote, 54)),
+                &packet(message, end(c, 40_000), end(remote, 54)),
             ));
-            assert_ne!(one, two, "{says:?}");
+            assert_ne!(one, two, "{message:?}");
             assert!(one.1 >= 1024 && two.1 >= 1024);
         }
     }
@@ -95,11 +95,11 @@ fn rfc4787_req2_all_endpoints_of_a_host_get_one_address() {
     let Some(mut h) = nat() else { return };
     for (a, _, seen, remote) in FAMILIES {
         for port in [1, 1023, 1024, 30_000, 65_535] {
-            for says in [Message::Udp, Message::Tcp(SYN), Message::EchoRequest] {
+            for message in [Message::Udp, Message::Tcp(SYN), Message::EchoRequest] {
                 let outer = seen_as(inside(
                     &mut h,
                     PA,
-                    &packet(says, end(a, port), end(remote, 9)),
+                    &packet(message, end(a, port), end(remote, 9)),
                 ));
                 assert_eq!(outer.0, ip(seen));
             }
@@ -116,11 +116,11 @@ fn rfc4787_req5_udp_is_kept_for_five_minutes_and_no_longer() {
             h.clear_connections().expect("maps");
             let outer = seen_as(inside(&mut h, PA, &packet(Message::Udp, from, far)));
             if answered {
-                assert!(is_heard(&mut h, Message::Udp, far, outer));
+                assert!(is_received(&mut h, Message::Udp, far, outer));
             }
             silence(&mut h, 295);
             assert!(
-                is_heard(&mut h, Message::Udp, far, outer),
+                is_received(&mut h, Message::Udp, far, outer),
                 "answered: {answered}"
             );
             silence(&mut h, 310);
@@ -137,7 +137,7 @@ fn rfc4787_req6_outbound_packets_refresh_a_connection() {
     let Some(mut h) = nat() else { return };
     let (from, far) = (end(A, 41_000), end(REMOTE, 53));
     let outer = seen_as(inside(&mut h, PA, &packet(Message::Udp, from, far)));
-    assert!(is_heard(&mut h, Message::Udp, far, outer));
+    assert!(is_received(&mut h, Message::Udp, far, outer));
     for _ in 0..5 {
         silence(&mut h, 200);
         assert_eq!(
@@ -146,7 +146,7 @@ fn rfc4787_req6_outbound_packets_refresh_a_connection() {
         );
     }
     silence(&mut h, 200);
-    assert!(is_heard(&mut h, Message::Udp, far, outer));
+    assert!(is_received(&mut h, Message::Udp, far, outer));
 }
 
 #[test]
@@ -163,30 +163,30 @@ fn timeouts_are_read_from_the_map() {
         return;
     };
     let far = end(REMOTE, 80);
-    for (says, answer) in [
+    for (message, answer) in [
         (Message::Udp, Message::Udp),
         (Message::EchoRequest, Message::EchoReply),
         (Message::Tcp(SYN), Message::Tcp(SYN | ACK)),
     ] {
-        let far = if says == Message::EchoRequest {
+        let far = if message == Message::EchoRequest {
             end(REMOTE, 0)
         } else {
             far
         };
-        let outer = seen_as(inside(&mut h, PA, &packet(says, end(A, 42_000), far)));
+        let outer = seen_as(inside(&mut h, PA, &packet(message, end(A, 42_000), far)));
         silence(&mut h, 3);
-        assert!(is_heard(&mut h, answer, far, outer), "{says:?}");
+        assert!(is_received(&mut h, answer, far, outer), "{message:?}");
         silence(&mut h, 6);
-        assert!(!is_heard(&mut h, answer, far, outer), "{says:?}");
+        assert!(!is_received(&mut h, answer, far, outer), "{message:?}");
     }
     let outer = connect(&mut h, end(A, 42_001), far);
     silence(&mut h, 6);
     assert!(
-        is_heard(&mut h, Message::Tcp(ACK), far, outer),
+        is_received(&mut h, Message::Tcp(ACK), far, outer),
         "established"
     );
     silence(&mut h, 11);
-    assert!(!is_heard(&mut h, Message::Tcp(ACK), far, outer));
+    assert!(!is_received(&mut h, Message::Tcp(ACK), far, outer));
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn rfc5382_req5_tcp_is_kept_for_two_hours_and_four_minutes_and_four_minutes_once
         let outer = connect(&mut h, from, far);
         for _ in 0..2 {
             silence(&mut h, 7435);
-            assert!(is_heard(&mut h, Message::Tcp(ACK), far, outer));
+            assert!(is_received(&mut h, Message::Tcp(ACK), far, outer));
         }
         silence(&mut h, 7450);
         assert_eq!(
@@ -211,21 +211,21 @@ fn rfc5382_req5_tcp_is_kept_for_two_hours_and_four_minutes_and_four_minutes_once
             inside(&mut h, PA, &packet(Message::Tcp(end_of_it), from, far));
             silence(&mut h, 235);
             assert!(
-                is_heard(&mut h, Message::Tcp(FIN | ACK), far, outer),
+                is_received(&mut h, Message::Tcp(FIN | ACK), far, outer),
                 "{end_of_it}"
             );
             silence(&mut h, 250);
             assert!(
-                !is_heard(&mut h, Message::Tcp(ACK), far, outer),
+                !is_received(&mut h, Message::Tcp(ACK), far, outer),
                 "{end_of_it}"
             );
         }
         h.clear_connections().expect("maps");
         let outer = seen_as(inside(&mut h, PA, &packet(Message::Tcp(SYN), from, far)));
         silence(&mut h, 235);
-        assert!(is_heard(&mut h, Message::Tcp(SYN | ACK), far, outer));
+        assert!(is_received(&mut h, Message::Tcp(SYN | ACK), far, outer));
         silence(&mut h, 250);
-        assert!(!is_heard(&mut h, Message::Tcp(SYN | ACK), far, outer));
+        assert!(!is_received(&mut h, Message::Tcp(SYN | ACK), far, outer));
     }
 }
 
@@ -236,7 +236,7 @@ fn rfc5382_req2_simultaneous_open_works() {
         let (from, far) = (end(a, 44_000), end(remote, 80));
         let outer = seen_as(inside(&mut h, PA, &packet(Message::Tcp(SYN), from, far)));
         for flags in [SYN, SYN | ACK, ACK] {
-            assert!(is_heard(&mut h, Message::Tcp(flags), far, outer));
+            assert!(is_received(&mut h, Message::Tcp(flags), far, outer));
             inside(&mut h, PA, &packet(Message::Tcp(flags | ACK), from, far));
         }
         assert_eq!(h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS").len(), 2);
@@ -265,12 +265,12 @@ fn rfc7857_a_reset_does_not_end_a_connection_that_continues() {
     let Some(mut h) = nat() else { return };
     let (from, far) = (end(A, 46_000), end(REMOTE, 80));
     let outer = connect(&mut h, from, far);
-    assert!(is_heard(&mut h, Message::Tcp(RST), far, outer));
+    assert!(is_received(&mut h, Message::Tcp(RST), far, outer));
     silence(&mut h, 200);
     inside(&mut h, PA, &packet(Message::Tcp(ACK), from, far));
     silence(&mut h, 7000);
     assert!(
-        is_heard(&mut h, Message::Tcp(ACK), far, outer),
+        is_received(&mut h, Message::Tcp(ACK), far, outer),
         "established again"
     );
 }
@@ -308,7 +308,7 @@ fn rfc4787_req12_no_icmp_message_ends_or_refreshes_a_connection() {
             let fate = outside(&mut h, &error(far.0, outer.0, *kind, *code, &sent));
             assert!(matches!(fate, Verdict::Host(_)), "{kind} {code}: {fate:?}");
             assert!(
-                is_heard(&mut h, Message::Tcp(ACK), far, outer),
+                is_received(&mut h, Message::Tcp(ACK), far, outer),
                 "{kind} {code}"
             );
         }
@@ -323,7 +323,7 @@ fn rfc4787_req12_no_icmp_message_ends_or_refreshes_a_connection() {
                 &error(far.0, outer.0, kinds[0].0, kinds[0].1, &sent),
             );
         }
-        assert!(!is_heard(&mut h, Message::Udp, far, outer));
+        assert!(!is_received(&mut h, Message::Udp, far, outer));
     }
 }
 
@@ -370,9 +370,9 @@ fn rfc5508_req2_a_query_mapping_lasts_a_minute() {
             &packet(Message::EchoRequest, end(a, 2001), far),
         ));
         silence(&mut h, 58);
-        assert!(is_heard(&mut h, Message::EchoReply, far, outer));
+        assert!(is_received(&mut h, Message::EchoReply, far, outer));
         silence(&mut h, 65);
-        assert!(!is_heard(&mut h, Message::EchoReply, far, outer));
+        assert!(!is_received(&mut h, Message::EchoReply, far, outer));
     }
 }
 
@@ -391,7 +391,7 @@ fn rfc5508_req4_packet_too_big_about_a_fragment_reaches_its_sender() {
         outside(&mut h, &error(router, outer.0, 2, 0, &hop(&left[0]))),
         Verdict::Host(PA.receives(&hop(&error(router, from.0, 2, 0, &hop(&sent[0])))))
     );
-    // A later one does not say whose it is.
+    // A later fragment has no ports.
     assert_eq!(
         outside(&mut h, &error(router, outer.0, 2, 0, &hop(&left[1]))),
         dropped(Counter::DropNoFlow)
@@ -437,9 +437,9 @@ fn rfc4787_req9_two_hosts_inside_reach_each_other_by_their_external_endpoints() 
             );
         }
         // A port without a mapping.
-        let nobody = end(if a == A { NAT4 } else { NAT6 }, 50_999);
+        let unused = end(if a == A { NAT4 } else { NAT6 }, 50_999);
         assert_eq!(
-            inside(&mut h, PA, &packet(Message::Udp, end(a, 49_000), nobody)),
+            inside(&mut h, PA, &packet(Message::Udp, end(a, 49_000), unused)),
             dropped(Counter::DropNoRule)
         );
         // A mapping whose endpoint has not sent to this source.
@@ -462,15 +462,15 @@ fn rfc5508_req7_errors_about_hairpinned_packets_are_translated() {
     for (a, c, seen, public) in [(A, C, NAT4, PUBLIC4), (A6, C6, NAT6, PUBLIC6)] {
         let (from, to) = (end(c, 49_100), end(public, 5000));
         let (outer, inner) = (end(seen, 49_100), end(a, 6000));
-        let heard = hop(&packet(Message::Udp, outer, inner));
+        let received = hop(&packet(Message::Udp, outer, inner));
         assert_eq!(
             inside(&mut h, PC, &packet(Message::Udp, from, to)),
-            Verdict::Host(PA.receives(&heard))
+            Verdict::Host(PA.receives(&received))
         );
         let (kind, code) = if a == A { (3, 3) } else { (1, 4) };
         let sent = hop(&packet(Message::Udp, from, to));
         assert_eq!(
-            inside(&mut h, PA, &error(inner.0, outer.0, kind, code, &heard)),
+            inside(&mut h, PA, &error(inner.0, outer.0, kind, code, &received)),
             Verdict::Host(PC.receives(&hop(&error(to.0, from.0, kind, code, &sent))))
         );
     }
@@ -516,7 +516,7 @@ fn a_one_way_connection_is_not_handed_to_another() {
     let by = |port| packet(Message::Udp, client, end(PUBLIC4, port));
     assert!(matches!(outside(&mut h, &by(5000)), Verdict::Host(_)));
     inside(&mut h, PA, &packet(Message::Udp, inner, client));
-    // Only the client goes on.
+    // Only the client sends.
     for _ in 0..3 {
         silence(&mut h, 200);
         assert!(matches!(outside(&mut h, &by(5000)), Verdict::Host(_)));
@@ -578,8 +578,8 @@ impl Stun {
         (self.addresses[address], self.ports[port])
     }
 
-    /// A binding request from `place` to one of its ends; whence it answers. What the client is
-    /// told that it is seen as, if the answer reaches it, and what it is seen as.
+    /// Sends a binding request to one of the server's endpoints; it replies from `answers`. Returns
+    /// the mapped address in the reply, if it arrives, and the one that the server sees.
     fn ask(&self, h: &mut Harness, from: End, to: End, answers: End) -> (Option<End>, End) {
         let seen = seen_as(inside(h, PA, &packet(Message::Udp, from, to)));
         let answer = packet(Message::Udp, answers, seen);
@@ -620,7 +620,7 @@ fn mapping(h: &mut Harness, stun: &Stun, from: End) -> Behaviour {
     }
 }
 
-/// RFC 5780 section 4.4: the server is asked to answer from elsewhere.
+/// RFC 5780 section 4.4: the client requests a reply from another endpoint.
 fn filtering(h: &mut Harness, stun: &Stun, from: End) -> Behaviour {
     let to = stun.at(0, 0);
     assert!(stun.ask(h, from, to, to).0.is_some());
@@ -642,8 +642,8 @@ fn rfc5780_discovers_endpoint_independent_mapping_and_address_and_port_filtering
             addresses: addresses.map(ip),
             ports: [3478, 3479],
         };
-        // One whose port is kept and one whose is not; each test from a port of its own (section
-        // 4.6).
+        // Ports that are preserved and ports that are not. Each test uses another source port
+        // (section 4.6).
         for ports in [[52_000, 52_001], [700, 701]] {
             let found = mapping(&mut h, &stun, end(a, ports[0]));
             assert_eq!(

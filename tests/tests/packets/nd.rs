@@ -121,7 +121,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
             )
             .dropped(Counter::ControlIgnored),
             Case::new(
-                "an advertisement to us is heard, and the kernel's",
+                "an advertisement to us is reported, and the kernel's",
                 c,
                 UPLINK,
                 frame(
@@ -146,7 +146,7 @@ fn the_tenant_side_answers_for_endpoints_only() {
                 {
                     Ok(())
                 }
-                _ => Err("expected one answer heard".to_owned()),
+                _ => Err("expected one event".to_owned()),
             }),
         ],
     );
@@ -180,7 +180,7 @@ fn the_provider_side_answers_for_all_others() {
             )
             .counts(Counter::NdAnswered),
             Case::new(
-                "the router says it is one",
+                "the router sends its router flag",
                 a,
                 TRUNK,
                 solicit(&vlan, A_MAC, me, gw),

@@ -1,9 +1,9 @@
 //! Mutated and random packets through each program: with plain tunnels, with encrypted ones, and
 //! for tenants in full failover. A million for each program; ten million with `CAUSEWAY_LONG=1`.
 //!
-//! Each is judged by the reference: the action is one of those allowed, a passed packet is
-//! unchanged, a sent one is well-formed and goes where it may. At the end no map that user space
-//! writes has changed but for the two marks on neighbours, and the rings held only sound records.
+//! The oracle judges each: the action is permitted, a passed packet is unchanged, a sent one is
+//! well-formed and has a permitted destination. At the end, the maps that user space writes are
+//! unchanged except for the two marks on neighbours, and all ring-buffer records were valid.
 //!
 //! `CAUSEWAY_SEED` replays a run; `CAUSEWAY_RANDOM_PACKETS` sets the count for each program.
 

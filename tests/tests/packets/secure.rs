@@ -1,5 +1,5 @@
-//! Encrypted tunnels: the packets that a worker gets to seal and to open, the handshakes that reach
-//! the daemon, and that a packet of an encrypted network goes through the same guards as any other.
+//! Encrypted tunnels: the packets that a worker seals and opens, and the handshakes that reach the
+//! daemon. A packet of an encrypted network passes the same checks as any other.
 
 use std::{
     collections::BTreeSet,
@@ -554,7 +554,7 @@ fn a_plain_tunnel_next_to_encrypted_ones_is_unchanged() {
     );
 }
 
-/// Where a datagram to the tunnels' port goes.
+/// The destination of a datagram to the tunnels' port.
 #[derive(Clone, Copy)]
 enum Steering {
     Open,
@@ -1014,8 +1014,8 @@ fn handshakes_are_rate_limited_for_each_source() {
     };
     assert_eq!(share, 20);
     for (what, one, another) in [
-        ("IPv4 strangers", "192.0.2.1", "192.0.2.2"),
-        ("IPv6 strangers", "2001:db8:a:1::1", "2001:db8:a:2::1"),
+        ("unknown IPv4 sources", "192.0.2.1", "192.0.2.2"),
+        ("unknown IPv6 sources", "2001:db8:a:1::1", "2001:db8:a:2::1"),
     ] {
         within(what, from(&mut h, one, 500), share, share);
         within(what, from(&mut h, another, 500), share, share);
@@ -1045,7 +1045,7 @@ fn handshakes_are_rate_limited_for_each_source() {
     }
     let took = started.elapsed().as_secs_f64();
     within("three kinds", (passed, took), share, share);
-    // It comes back with time.
+    // The bucket refills with time.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     within(
         "a second later",
@@ -1092,7 +1092,10 @@ fn unknown_sources_share_a_handshake_budget_apart_from_peers() {
         };
         let address = ip(peer);
         let got = flood(&mut h, Program::Uplink, at, 100, || address);
-        assert_eq!(got.0, 100, "a peer's are not held up by strangers'");
+        assert_eq!(
+            got.0, 100,
+            "handshakes of a peer pass despite a flood from unknown sources"
+        );
         // A forged source of a peer uses the peers' budget, and no more.
         let got = flood(&mut h, Program::Uplink, at, 100_000, || address);
         within(

@@ -1,5 +1,5 @@
-//! The switch of modes is one store, whatever the number of networks: while it happens, over and
-//! over, each packet is treated by the one mode or by the other.
+//! The switch of modes is one store for any number of networks. During repeated switches, each
+//! packet is processed in exactly one mode.
 
 use std::{
     sync::{
@@ -73,7 +73,7 @@ fn a_mode_switch_never_mixes_modes_within_a_packet() {
     }
 
     let stop = Arc::new(AtomicBool::new(false));
-    // The epoch that is being stored, and the one that is.
+    // The epoch that is being stored, and the stored one.
     let epochs = Arc::new([AtomicU32::new(1), AtomicU32::new(1)]);
     let switcher = {
         let (stop, epochs) = (stop.clone(), epochs.clone());
@@ -99,11 +99,11 @@ fn a_mode_switch_never_mixes_modes_within_a_packet() {
             if stop.load(Ordering::SeqCst) {
                 break 'all;
             }
-            let told = epochs[1].load(Ordering::SeqCst);
+            let epoch_before = epochs[1].load(Ordering::SeqCst);
             let (action, out) = h.run(Program::Access, TRUNK, packet).expect("it runs");
             let out = (action, out.to_vec());
             // No store was under way from before the packet until after it.
-            let still = epochs[0].load(Ordering::SeqCst) == told;
+            let still = epochs[0].load(Ordering::SeqCst) == epoch_before;
             sent += 1;
             let mode = match &out {
                 (Action::Redirect, out) if *out == wanted[n].0 => Mode::Partial,
@@ -121,7 +121,11 @@ fn a_mode_switch_never_mixes_modes_within_a_packet() {
             }
             if still {
                 settled += 1;
-                assert_eq!(mode, modes[(told as usize + 1) % 2], "in epoch {told}");
+                assert_eq!(
+                    mode,
+                    modes[(epoch_before as usize + 1) % 2],
+                    "in epoch {epoch_before}"
+                );
             }
         }
     }

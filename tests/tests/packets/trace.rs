@@ -79,9 +79,9 @@ fn a_packet_is_traced_from_program_to_program() {
             ),
         ]
     );
-    let came = PA.sends(&there);
-    assert_eq!(events[0].head[..came.len()], came);
-    assert_eq!(events[0].len as usize, came.len());
+    let ingress = PA.sends(&there);
+    assert_eq!(events[0].head[..ingress.len()], ingress);
+    assert_eq!(events[0].len as usize, ingress.len());
     assert_eq!(events[0].ifindex, TRUNK);
     // As it is at each step: in the end, as it leaves.
     let last = &events[3];
@@ -145,7 +145,7 @@ fn only_packets_that_match_the_filter_are_traced() {
         address: address(text),
         ..ALL
     };
-    // Filter; whether it wants: that packet, TCP, another host's, IPv6.
+    // A filter, and whether it matches: that packet, TCP, another host's, IPv6.
     for (what, filter, wants) in [
         ("everything", ALL, [true; 4]),
         ("nothing", TraceFilter { active: 0, ..ALL }, [false; 4]),

@@ -48,7 +48,7 @@ const LONGEST: usize = 3400;
 /// Outcome of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Delivery {
-    /// The frame sent, and whether by the interface that the datagram came in on.
+    /// The frame sent, and whether it left by the input interface.
     sent: Option<(bool, Vec<u8>)>,
     /// VNI, next hop and packet, where it waits for its host.
     waits: Option<(u32, Address, Vec<u8>)>,
@@ -69,7 +69,7 @@ impl Delivery {
 /// A difference that is right.
 struct Difference {
     why: &'static str,
-    /// Whether it is this one: packet, program, worker.
+    /// Whether this listed difference applies to a packet, given both deliveries.
     is: fn(&[u8], &Delivery, &Delivery) -> bool,
 }
 

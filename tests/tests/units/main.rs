@@ -115,7 +115,7 @@ impl Cgroup {
     fn new() -> Self {
         let root = cgroup2().expect("a cgroup2 mount");
         for entry in fs::read_dir(&root).expect("cgroups").flatten() {
-            // Of a run that was killed. One that is in use cannot be removed.
+            // Left by a killed run. A cgroup in use cannot be removed.
             if entry.file_name().to_string_lossy().starts_with(CGROUP) {
                 remove(&entry.path());
             }

@@ -1,4 +1,4 @@
-//! The appliance daemon inside a host: started, killed, asked by its own command line.
+//! The appliance daemon inside a host: start, kill, and queries by its command line.
 
 use std::{
     collections::BTreeMap,
@@ -98,7 +98,7 @@ impl<'a> Handle<'a> {
         self.daemon().socket_path()
     }
 
-    /// Where it keeps its state.
+    /// Its state directory.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
         self.lab.run_dir().join("state").join(self.host())
@@ -125,7 +125,7 @@ impl<'a> Handle<'a> {
         self.lab.run_dir().join("etc").join(file)
     }
 
-    /// Its public key; a private one is made first where there is none.
+    /// Its public key. Generates the private key if it does not exist.
     ///
     /// # Errors
     /// If `causeway-appliance keygen` fails.
@@ -188,8 +188,8 @@ impl<'a> Handle<'a> {
         )
     }
 
-    /// Writes the configuration file that the topology says, and keys where its tunnels are
-    /// encrypted.
+    /// Writes the configuration file that the topology describes, and the keys of encrypted
+    /// tunnels.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -257,7 +257,7 @@ impl<'a> Handle<'a> {
         self.daemon().launch(&[("CAUSEWAY_BPF_OBJECT", object)])
     }
 
-    /// Waits until the daemon says that it is ready.
+    /// Waits until the daemon reports that it is ready.
     ///
     /// # Errors
     /// If it ended, or after 15 s; the error ends with its log.
@@ -301,7 +301,7 @@ impl<'a> Handle<'a> {
     ///
     /// # Errors
     /// If it does not answer, or has no such peer.
-    pub fn way(&self, peer: &str) -> Result<(String, String)> {
+    pub fn peer_path(&self, peer: &str) -> Result<(String, String)> {
         let status = self.json(&["status", "--json"])?;
         let all = status["peers"].as_array();
         let found = all.into_iter().flatten().find(|p| p["name"] == peer);
@@ -437,8 +437,8 @@ impl Lab {
             change(tenant, "add")?;
             on
         } else {
-            // First the tenant's appliance lets the addresses go, or it would tell the machine that
-            // comes up that they are taken (RFC 4862 §5.4).
+            // First the tenant's appliance releases the addresses. Otherwise its replies would make
+            // the booting machine detect duplicates (RFC 4862 §5.4).
             change(tenant, "remove")?;
             change(provider, "remove")?;
             self.power(takes, true)?;

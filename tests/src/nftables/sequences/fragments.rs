@@ -8,7 +8,7 @@ use super::{Corpus, FlowPath, Left, NONE, Right, Side, Transport};
 use crate::packet::tcp_flags::{ACK, SYN};
 
 impl Corpus {
-    pub(super) fn fragments(&mut self, carrier: Transport, way: &FlowPath) {
+    pub(super) fn fragments(&mut self, carrier: Transport, path: &FlowPath) {
         let carried = match carrier {
             Transport::Tcp => "tcp",
             Transport::Udp => "udp",
@@ -18,7 +18,7 @@ impl Corpus {
         let mut pieces = |side: Side, len: usize, each: usize| {
             id += 1;
             let packet = if carrier == Transport::Tcp {
-                let (from, to) = way.sends(side);
+                let (from, to) = path.sends(side);
                 segment(
                     from,
                     to,
@@ -29,34 +29,34 @@ impl Corpus {
                     len,
                 )
             } else {
-                packet(carrier, way, side, len)
+                packet(carrier, path, side, len)
             };
             cut(&packet, each, id)
         };
-        let step = |side: Side, pieces: Vec<Vec<u8>>| Step::Send(way.who(side), pieces);
+        let step = |side: Side, pieces: Vec<Vec<u8>>| Step::Send(path.node(side), pieces);
         let name = |what: &str| format!("{carried} {what}");
         if carrier != Transport::Tcp {
             let steps = vec![
                 step(Left, pieces(Left, 3000, 1400)),
                 step(Right, pieces(Right, 4000, 1400)),
             ];
-            self.add(&name("fragments in order"), &way.name, NONE, steps);
+            self.add(&name("fragments in order"), &path.name, NONE, steps);
             let steps = vec![
                 step(Left, pieces(Left, 1800, 1280)),
                 step(Right, pieces(Right, 1500, 1280)),
             ];
-            self.add(&name("two fragments"), &way.name, NONE, steps);
+            self.add(&name("two fragments"), &path.name, NONE, steps);
         }
         let steps = vec![
             step(Left, pieces(Left, 200, 64)),
             step(Right, pieces(Right, 120, 24)),
         ];
-        self.add(&name("small fragments"), &way.name, NONE, steps);
+        self.add(&name("small fragments"), &path.name, NONE, steps);
         let mut backwards = pieces(Left, 3000, 1400);
         backwards.reverse();
         self.add(
             &name("fragments backwards"),
-            &way.name,
+            &path.name,
             NONE,
             vec![step(Left, backwards)],
         );
@@ -64,21 +64,21 @@ impl Corpus {
         swapped.swap(1, 2);
         self.add(
             &name("later fragments out of order"),
-            &way.name,
+            &path.name,
             NONE,
             vec![step(Left, swapped)],
         );
         let first = pieces(Left, 3000, 1400);
         self.add(
             &name("first fragment alone"),
-            &way.name,
+            &path.name,
             NONE,
             vec![step(Left, first[..1].to_vec())],
         );
         let later = pieces(Left, 3000, 1400);
         self.add(
             &name("later fragments alone"),
-            &way.name,
+            &path.name,
             NONE,
             vec![step(Left, later[1..].to_vec())],
         );

@@ -22,24 +22,24 @@ const NONE: &[&str] = &[];
 #[must_use]
 pub fn all() -> Vec<Sequence> {
     let mut out = Corpus(Vec::new());
-    for way in paths(Transport::Tcp) {
-        out.tcp(&way);
-        out.tcp_odd(&way);
-        out.tcp_timeouts(&way);
+    for path in paths(Transport::Tcp) {
+        out.tcp(&path);
+        out.tcp_odd(&path);
+        out.tcp_timeouts(&path);
     }
     for carrier in [Transport::Tcp, Transport::Udp, Transport::Icmp] {
-        for way in paths(carrier) {
-            out.datagrams(carrier, &way);
-            out.errors(carrier, &way);
-            out.fragments(carrier, &way);
-            out.routing(carrier, &way);
+        for path in paths(carrier) {
+            out.datagrams(carrier, &path);
+            out.errors(carrier, &path);
+            out.fragments(carrier, &path);
+            out.routing(carrier, &path);
         }
     }
-    for way in paths(Transport::Udp) {
-        out.udp(&way);
+    for path in paths(Transport::Udp) {
+        out.udp(&path);
     }
-    for way in paths(Transport::Icmp) {
-        out.icmp(&way);
+    for path in paths(Transport::Icmp) {
+        out.icmp(&path);
     }
     out.ports();
     out.others();
@@ -49,9 +49,9 @@ pub fn all() -> Vec<Sequence> {
 struct Corpus(Vec<Sequence>);
 
 impl Corpus {
-    fn add(&mut self, what: &str, way: &str, timeouts: &'static [&'static str], steps: Vec<Step>) {
+    fn add(&mut self, what: &str, path: &str, timeouts: &'static [&'static str], steps: Vec<Step>) {
         self.0.push(Sequence {
-            name: format!("{what}/{way}"),
+            name: format!("{what}/{path}"),
             steps,
             timeouts,
         });

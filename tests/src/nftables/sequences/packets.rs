@@ -1,4 +1,4 @@
-//! Packets that the sequences are made of.
+//! Packets of the sequences.
 
 use std::net::IpAddr;
 
@@ -11,14 +11,14 @@ use crate::packet::tcp_flags::{ACK, SYN};
 use crate::packet::{checksum, icmp, icmp_message, ip_packet, udp};
 
 /// A packet that a side sends.
-pub(super) fn packet(carrier: Transport, way: &FlowPath, side: Side, len: usize) -> Vec<u8> {
-    let (from, to) = way.sends(side);
+pub(super) fn packet(carrier: Transport, path: &FlowPath, side: Side, len: usize) -> Vec<u8> {
+    let (from, to) = path.sends(side);
     between(carrier, side, from, to, len)
 }
 
 /// The same packet as the other side receives it.
-pub(super) fn heard(carrier: Transport, way: &FlowPath, side: Side) -> Vec<u8> {
-    let (from, to) = way.receives(side);
+pub(super) fn received(carrier: Transport, path: &FlowPath, side: Side) -> Vec<u8> {
+    let (from, to) = path.receives(side);
     between(carrier, side.other(), from, to, 40)
 }
 
@@ -51,11 +51,11 @@ pub(super) fn between(carrier: Transport, side: Side, from: End, to: End, len: u
     }
 }
 
-pub(super) fn said(carrier: Transport, way: &FlowPath, side: Side, len: usize) -> Step {
-    Step::Send(way.who(side), vec![packet(carrier, way, side, len)])
+pub(super) fn send_step(carrier: Transport, path: &FlowPath, side: Side, len: usize) -> Step {
+    Step::Send(path.node(side), vec![packet(carrier, path, side, len)])
 }
 
-/// An error of a type and code that quotes this; its second word is 1400, an MTU.
+/// An ICMP error of a type and code with this quote. Its MTU field, if any, is 1400.
 pub(super) fn error(from: IpAddr, to: IpAddr, (kind, code): (u8, u8), quote: &[u8]) -> Vec<u8> {
     let mut rest = match (from.is_ipv4(), kind, code) {
         (true, 3, 4) | (false, 2, _) => vec![0, 0, 5, 120],
@@ -84,7 +84,7 @@ pub(super) fn cut(l3: &[u8], each: usize, id: u16) -> Vec<Vec<u8>> {
             let field = (at / 8) as u16 | if more { 0x2000 } else { 0 };
             fragment[6..8].copy_from_slice(&field.to_be_bytes());
             fragment.extend_from_slice(piece);
-            mend(&mut fragment);
+            fix_checksum(&mut fragment);
             out.push(fragment);
         } else {
             let mut fragment = l3[..40].to_vec();
@@ -101,7 +101,7 @@ pub(super) fn cut(l3: &[u8], each: usize, id: u16) -> Vec<Vec<u8>> {
 }
 
 /// Makes the checksum of an IPv4 header right.
-pub(super) fn mend(l3: &mut [u8]) {
+pub(super) fn fix_checksum(l3: &mut [u8]) {
     let header = usize::from(l3[0] & 15) * 4;
     l3[10..12].fill(0);
     let check = checksum(&l3[..header]);
@@ -111,7 +111,7 @@ pub(super) fn mend(l3: &mut [u8]) {
 pub(super) fn set_hops(l3: &mut [u8], hops: u8) {
     if l3[0] >> 4 == 4 {
         l3[8] = hops;
-        mend(l3);
+        fix_checksum(l3);
     } else {
         l3[7] = hops;
     }

@@ -1,5 +1,4 @@
-//! Paths through the translation: both ends of a connection, as they are and as each sees the
-//! other.
+//! Paths through the translation: both endpoints of a connection, and the translated endpoints.
 
 use std::net::IpAddr;
 
@@ -11,12 +10,13 @@ use crate::world::{
     LISTED, LISTED6, NAT4, NAT6, ONE_TO_ONE4, ONE_TO_ONE6, PUBLIC4, PUBLIC6, REMOTE, REMOTE6,
 };
 
-/// A path through the translation: both ends, and each as the other sees it. The left one begins.
+/// A path through the translation: both endpoints, untranslated and translated. The left side opens
+/// the connection.
 #[derive(Clone, Debug)]
 pub struct FlowPath {
     /// Direction and IP version, as in the names of sequences.
     pub name: String,
-    /// The host that begins.
+    /// The host that opens the connection.
     pub left: Node,
     /// Its own endpoint.
     pub l: End,
@@ -33,9 +33,9 @@ pub struct FlowPath {
 /// One of the two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The one that begins.
+    /// The side that opens the connection.
     Left,
-    /// The other.
+    /// The other side.
     Right,
 }
 
@@ -51,7 +51,7 @@ impl Side {
 }
 
 impl FlowPath {
-    pub(super) fn who(&self, side: Side) -> Node {
+    pub(super) fn node(&self, side: Side) -> Node {
         match side {
             Left => self.left,
             Right => self.right,
@@ -80,7 +80,7 @@ impl FlowPath {
 
     /// A router on a side, and the host that forwards its packets.
     pub(super) fn router(&self, side: Side) -> (Node, IpAddr) {
-        match (self.who(side), self.is_v4()) {
+        match (self.node(side), self.is_v4()) {
             (Node::Remote, true) => (Node::Remote, ip("198.18.0.1")),
             (Node::Remote, false) => (Node::Remote, ip("2001:db8:ab::1")),
             (_, v4) => (Node::D, ip(Node::D.addresses()[usize::from(!v4)])),
@@ -110,14 +110,14 @@ pub fn paths(carrier: Transport) -> Vec<FlowPath> {
         let at = |who: Node| who.addresses()[family];
         let (a, b, c) = (at(Node::A), at(Node::B), at(Node::C));
         let icmp = carrier == Transport::Icmp;
-        // The port that the left end speaks to, and the rule's.
-        let asked = if icmp { 0 } else { 80 };
+        // Destination port of the left side, and the rule's port.
+        let port = if icmp { 0 } else { 80 };
         let (rule, internal) = if carrier == Transport::Tcp {
             (443, 8443)
         } else {
             (5000, 6000)
         };
-        let mut way = |name: &str, left, l: End, l_peer: End, right, r: End, r_peer: End| {
+        let mut add = |name: &str, left, l: End, l_peer: End, right, r: End, r_peer: End| {
             let name = format!("{name}{}", if family == 0 { 4 } else { 6 });
             all.push(FlowPath {
                 name,
@@ -131,42 +131,42 @@ pub fn paths(carrier: Transport) -> Vec<FlowPath> {
         };
         let (c1, b1) = (end(c, 40_000), end(b, 40_000));
         let (seen_c, seen_b) = (end(seen, 40_000), end(own, 40_000));
-        let (far, client) = (end(remote, asked), end(remote, 50_000));
+        let (far, client) = (end(remote, port), end(remote, 50_000));
         use Node::{A, B, C, Remote};
-        way("out", C, c1, far, Remote, far, seen_c);
-        way("own-out", B, b1, far, Remote, far, seen_b);
-        let asked = if icmp { 0 } else { 3389 };
-        way(
+        add("out", C, c1, far, Remote, far, seen_c);
+        add("own-out", B, b1, far, Remote, far, seen_b);
+        let port = if icmp { 0 } else { 3389 };
+        add(
             "own-in",
             Remote,
             client,
-            end(own, asked),
+            end(own, port),
             B,
-            end(b, asked),
+            end(b, port),
             client,
         );
-        way(
+        add(
             "hairpin-own",
             C,
             c1,
-            end(own, asked),
+            end(own, port),
             B,
-            end(b, asked),
+            end(b, port),
             seen_c,
         );
         if icmp {
             continue;
         }
         let (to, inner) = (end(public, rule), end(a, internal));
-        way("in", Remote, client, to, A, inner, client);
-        way("hairpin", C, c1, to, A, inner, seen_c);
-        way("hairpin-from-own", B, b1, to, A, inner, seen_b);
-        way("hairpin-self", A, end(a, 40_000), to, A, inner, seen_c);
+        add("in", Remote, client, to, A, inner, client);
+        add("hairpin", C, c1, to, A, inner, seen_c);
+        add("hairpin-from-own", B, b1, to, A, inner, seen_b);
+        add("hairpin-self", A, end(a, 40_000), to, A, inner, seen_c);
         let (to, inner) = (end(public, 5009), end(a, 6009));
-        way("range", Remote, client, to, A, inner, client);
+        add("range", Remote, client, to, A, inner, client);
         if carrier == Transport::Tcp {
             let client = end(listed, 50_000);
-            way(
+            add(
                 "listed",
                 Remote,
                 client,
@@ -175,7 +175,7 @@ pub fn paths(carrier: Transport) -> Vec<FlowPath> {
                 end(a, 80),
                 client,
             );
-            way(
+            add(
                 "to-22",
                 Remote,
                 client,

@@ -13,7 +13,7 @@ use crate::world::{
 };
 
 impl Corpus {
-    /// Ports that two want, that are not allowed, that were another's.
+    /// Ports that two hosts use, that are not allowed, or that another connection used before.
     pub(super) fn ports(&mut self) {
         for (family, remote, other, seen, public, own) in [
             (0, REMOTE, LISTED, NAT4, PUBLIC4, ONE_TO_ONE4),
@@ -32,7 +32,7 @@ impl Corpus {
             let (one, two) = (end(seen, 40_000), end(seen, SECOND));
             let mut add = |what: &str, timeouts, steps| self.add(what, version, timeouts, steps);
             add(
-                "udp two want one port for one far end",
+                "udp two hosts use one port for one far end",
                 NONE,
                 vec![
                     datagram(Node::C, c, far),
@@ -44,7 +44,7 @@ impl Corpus {
                 ],
             );
             add(
-                "udp two want one port for two far ends",
+                "udp two hosts use one port for two far ends",
                 NONE,
                 vec![
                     datagram(Node::C, c, far),
@@ -54,7 +54,7 @@ impl Corpus {
                 ],
             );
             add(
-                "tcp two want one port for one far end",
+                "tcp two hosts use one port for one far end",
                 NONE,
                 vec![
                     syn(Node::C, c, far),
@@ -70,7 +70,7 @@ impl Corpus {
                 ],
             );
             add(
-                "tcp two want one port for two far ends",
+                "tcp two hosts use one port for two far ends",
                 NONE,
                 vec![syn(Node::C, c, far), syn(Node::D, d, end(other, 53))],
             );
@@ -101,7 +101,7 @@ impl Corpus {
                 )
             };
             add(
-                "icmp two want one identifier",
+                "icmp two hosts use one identifier",
                 NONE,
                 vec![ask(Node::C, c), ask(Node::D, d), answer(one), answer(two)],
             );
@@ -238,7 +238,7 @@ impl Corpus {
 
     /// Protocols other than TCP, UDP and ICMP.
     pub(super) fn others(&mut self) {
-        for way in paths(Transport::Icmp) {
+        for path in paths(Transport::Icmp) {
             for (name, protocol, body) in [
                 (
                     "sctp",
@@ -255,8 +255,13 @@ impl Corpus {
                 ("gre", 47, &[0, 0, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8]),
                 ("esp", 50, &[0, 0, 1, 0, 0, 0, 0, 1, 5, 6, 7, 8]),
             ] {
-                let l3 = ip_packet(way.l.0, way.l_peer.0, protocol, body);
-                self.add(name, &way.name, NONE, vec![Step::Send(way.left, vec![l3])]);
+                let l3 = ip_packet(path.l.0, path.l_peer.0, protocol, body);
+                self.add(
+                    name,
+                    &path.name,
+                    NONE,
+                    vec![Step::Send(path.left, vec![l3])],
+                );
             }
         }
     }

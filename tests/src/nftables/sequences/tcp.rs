@@ -27,23 +27,23 @@ pub(super) fn segment(
     ip_packet(from.0, to.0, 6, &out)
 }
 
-/// A connection of TCP that is written down.
-pub(super) struct Tcp<'w> {
-    pub way: &'w FlowPath,
+/// A TCP connection as a list of steps.
+pub(super) struct Tcp<'p> {
+    pub path: &'p FlowPath,
     pub next: [u32; 2],
     pub steps: Vec<Step>,
 }
 
-impl<'w> Tcp<'w> {
-    pub(super) const fn new(way: &'w FlowPath) -> Self {
+impl<'p> Tcp<'p> {
+    pub(super) const fn new(path: &'p FlowPath) -> Self {
         Self {
-            way,
+            path,
             next: [1_000_000, 3_000_000_000],
             steps: Vec::new(),
         }
     }
 
-    /// A segment with numbers of its own.
+    /// A segment with arbitrary sequence numbers.
     pub(super) fn raw(
         &mut self,
         side: Side,
@@ -53,10 +53,10 @@ impl<'w> Tcp<'w> {
         options: &[u8],
         data: usize,
     ) {
-        let (from, to) = self.way.sends(side);
+        let (from, to) = self.path.sends(side);
         let packet = segment(from, to, flags, seq, ack, options, data);
         self.steps
-            .push(Step::Send(self.way.who(side), vec![packet]));
+            .push(Step::Send(self.path.node(side), vec![packet]));
     }
 
     /// The next segment of a side.
@@ -129,11 +129,11 @@ const TCP_SHORT: &[&str] = &[
 const TCP_ESTABLISHED: &[&str] = &["tcp_timeout_established"];
 
 impl Corpus {
-    pub(super) fn tcp(&mut self, way: &FlowPath) {
+    pub(super) fn tcp(&mut self, path: &FlowPath) {
         let mut add = |what: &str, write: &dyn Fn(&mut Tcp<'_>)| {
-            let mut tcp = Tcp::new(way);
+            let mut tcp = Tcp::new(path);
             write(&mut tcp);
-            self.add(what, &way.name, NONE, tcp.steps);
+            self.add(what, &path.name, NONE, tcp.steps);
         };
         add("tcp open", &|t| {
             t.open();
@@ -225,7 +225,7 @@ impl Corpus {
             t.send(Left, SYN, 10);
             t.send(Right, SYN | ACK, 0).send(Left, ACK, 0).data();
         });
-        add("tcp probes whether the other is there", &|t| {
+        add("tcp keepalive probes", &|t| {
             t.open().data();
             let [l, r] = t.next;
             t.raw(Left, ACK, l - 1, r, &[], 0);
@@ -238,11 +238,11 @@ impl Corpus {
         });
     }
 
-    pub(super) fn tcp_odd(&mut self, way: &FlowPath) {
+    pub(super) fn tcp_odd(&mut self, path: &FlowPath) {
         let mut add = |what: &str, write: &dyn Fn(&mut Tcp<'_>)| {
-            let mut tcp = Tcp::new(way);
+            let mut tcp = Tcp::new(path);
             write(&mut tcp);
-            self.add(what, &way.name, NONE, tcp.steps);
+            self.add(what, &path.name, NONE, tcp.steps);
         };
         for (name, flags) in [
             ("ack", ACK),
@@ -282,7 +282,7 @@ impl Corpus {
             t.raw(Right, RST, r.wrapping_add(500_000_000), 0, &[], 0);
             t.send(Left, ACK | 8, 20).send(Right, ACK, 0);
         });
-        add("tcp goes on after a reset", &|t| {
+        add("tcp data after a reset", &|t| {
             t.open().data().send(Right, RST | ACK, 0);
             t.send(Left, ACK | 8, 20);
         });
@@ -312,24 +312,24 @@ impl Corpus {
                 packets[0][last] ^= 0x10;
             }
         });
-        // Seen from elsewhere, a connection is not there.
+        // A segment with another source port belongs to no connection.
         add("tcp answered by another port", &|t| {
             t.send(Left, SYN, 0);
-            let (from, to) = t.way.sends(Right);
+            let (from, to) = t.path.sends(Right);
             let packet = segment((from.0, from.1 + 1), to, SYN | ACK, 7, t.next[0], &[], 0);
-            t.steps.push(Step::Send(t.way.right, vec![packet]));
+            t.steps.push(Step::Send(t.path.right, vec![packet]));
         });
     }
 
-    pub(super) fn tcp_timeouts(&mut self, way: &FlowPath) {
-        // One way of each kind: the kernel's second passes in each.
-        if !["out4", "in6", "hairpin4"].contains(&&way.name[..]) {
+    pub(super) fn tcp_timeouts(&mut self, path: &FlowPath) {
+        // One path of each kind, because each waits for a shortened kernel timeout.
+        if !["out4", "in6", "hairpin4"].contains(&&path.name[..]) {
             return;
         }
         let mut add = |what: &str, timeouts, write: &dyn Fn(&mut Tcp<'_>)| {
-            let mut tcp = Tcp::new(way);
+            let mut tcp = Tcp::new(path);
             write(&mut tcp);
-            self.add(what, &way.name, timeouts, tcp.steps);
+            self.add(what, &path.name, timeouts, tcp.steps);
         };
         add(
             "tcp established, silent for too long",

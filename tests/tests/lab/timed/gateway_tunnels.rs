@@ -1,9 +1,9 @@
-//! Tunnels through gateways: the one in use dies, is cut off, turns into a black hole, drains; a
-//! NAT forgets; UDP is blocked. Traffic goes on, and TCP inside survives.
+//! Tunnels through gateways. The gateway in use is killed, cut off, blackholed or drained; a NAT
+//! loses its mappings; UDP is blocked. Traffic continues, and TCP connections survive.
 //!
-//! The machine that measures may itself be held up for longer than the bound: a bound on time holds
-//! in one try of three, everything else in all of them. An ordinary run stops at the first try
-//! within the bound; `cargo xtask test --long` makes all three. Both print the distribution.
+//! A busy test machine may itself pause for longer than a bound. So a bound on time must hold in
+//! one try of three, all else in every try. An ordinary run stops at the first try within the
+//! bound; `cargo xtask test --long` makes all three. Both print the distribution.
 
 use std::{
     net::SocketAddr,
@@ -19,7 +19,7 @@ use causeway_tests::{
 use lab::{Probe, Report};
 
 const A: &str = "10.1.0.10";
-/// What globex's router translates to.
+/// Globex's address after its router's NAT.
 const GLOBEX: &str = "198.51.100.6";
 const PACE: Duration = Duration::from_millis(10);
 /// How long traffic may pause when the gateway in use fails.
@@ -37,10 +37,10 @@ fn tunnelled(tenant: &str) -> Option<Site> {
 }
 
 /// The gateway that a tenant's tunnel passes through, and by what.
-fn way(site: &Site, tenant: &str) -> (String, String) {
+fn peer_path(site: &Site, tenant: &str) -> (String, String) {
     let appliance = site.appliance(&format!("{tenant}-appliance"));
-    let way = appliance.and_then(|a| a.way("provider"));
-    way.unwrap_or_else(|e| panic!("{tenant}: {e}"))
+    let path = appliance.and_then(|a| a.peer_path("provider"));
+    path.unwrap_or_else(|e| panic!("{tenant}: {e}"))
 }
 
 /// Waits until `holds`; how long it took.
@@ -54,7 +54,7 @@ fn until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) -> Dur
     began.elapsed()
 }
 
-/// A series of pings, with something that happens meanwhile, and what came of it.
+/// Runs `event` during a series of pings. Returns the report.
 fn across(site: &Site, tenant: &str, after: Duration, event: impl FnOnce()) -> (Report, Instant) {
     let from = format!("{tenant}-prod-b");
     let pinger = site
@@ -71,7 +71,7 @@ fn across(site: &Site, tenant: &str, after: Duration, event: impl FnOnce()) -> (
             .iter()
             .flatten()
             .any(|at| *at > began + after * 3 / 4),
-        "nothing comes any more: {}",
+        "no more replies: {}",
         report.summary()
     );
     (report, began)
@@ -83,7 +83,7 @@ struct Survivor {
     carrier: &'static str,
     /// Waits until a gateway that is back could be used.
     back: fn(&Site, &str),
-    /// What came by a gateway so far.
+    /// Number of datagrams that a gateway carried.
     carried: fn(&Site, &str) -> u64,
     /// Upper bound of it within 300 pings if the gateway is unused.
     unused: u64,
@@ -109,11 +109,11 @@ const BY_UDP: Survivor = Survivor {
         let ways = ways.iter().filter_map(|c| c["datagrams"].as_array());
         ways.flatten().filter_map(serde_json::Value::as_u64).sum()
     },
-    // What an end asks of a gateway is no datagram of the tunnel.
+    // Control messages to a gateway are not tunnel datagrams.
     unused: 30,
 };
 
-/// Its pool has two gateways, and its way lets no UDP through.
+/// Its pool has two gateways, and its path blocks UDP.
 const OVER_TLS: Survivor = Survivor {
     tenant: "globex",
     carrier: "tls",
@@ -127,8 +127,7 @@ const OVER_TLS: Survivor = Survivor {
     unused: 1,
 };
 
-/// The gateway in use fails in some way, up to three times, and is well again; what is said stays
-/// connected all the time.
+/// The gateway in use fails and recovers, up to three times. A TCP connection survives all of it.
 fn survives(who: &Survivor, trouble: impl Fn(&Site, &str), mend: impl Fn(&Site, &str)) {
     let Survivor {
         tenant, carrier, ..
@@ -142,14 +141,14 @@ fn survives(who: &Survivor, trouble: impl Fn(&Site, &str), mend: impl Fn(&Site, 
     let talk = Conversation::start(&site, &production, A, GREETER);
     let mut gaps = Vec::new();
     for round in 1..=TRIES {
-        let (used, by) = way(&site, tenant);
+        let (used, by) = peer_path(&site, tenant);
         assert_eq!(by, carrier);
         let pause = Duration::from_millis(40);
         let transfer = Transfer::paced(&site, &replica, &production, "10.1.0.11", 4 << 20, pause);
         let (report, _) = across(&site, tenant, 3 * SECOND, || trouble(&site, &used));
         transfer.finish();
         let gap = report.longest_gap().expect("replies").length();
-        let (next, by) = way(&site, tenant);
+        let (next, by) = peer_path(&site, tenant);
         println!(
             "round {round}: {used} fails, on by {next}: {}",
             report.summary()
@@ -165,12 +164,9 @@ fn survives(who: &Survivor, trouble: impl Fn(&Site, &str), mend: impl Fn(&Site, 
         let report = site.ping_count(&production, ip(A), Probe::Echo, PACE, 300);
         let report = report.unwrap_or_else(|e| panic!("{e}"));
         assert!(report.lost().len() <= 3, "{}", report.summary());
-        assert_eq!(way(&site, tenant).0, next, "back at once");
+        assert_eq!(peer_path(&site, tenant).0, next, "back at once");
         let moved = (who.carried)(&site, &used) - before;
-        assert!(
-            moved < who.unused,
-            "{moved} came by the gateway that is back"
-        );
+        assert!(moved < who.unused, "{moved} used the recovered gateway");
         if gap <= GAP && !is_long() {
             break;
         }
@@ -178,8 +174,11 @@ fn survives(who: &Survivor, trouble: impl Fn(&Site, &str), mend: impl Fn(&Site, 
     println!("without a reply: {}", distribution(&gaps));
     let best = gaps.iter().min().expect("a try");
     assert!(*best <= GAP, "without a reply for {gaps:?}");
-    let (said, longest) = talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
-    assert!(said > 50, "{said} numbers, the longest took {longest:?}");
+    let (replies, longest) = talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
+    assert!(
+        replies > 50,
+        "{replies} replies, the longest took {longest:?}"
+    );
 }
 
 fn kill(site: &Site, gateway: &str) {
@@ -227,7 +226,7 @@ fn a_black_hole_is_left_within_half_a_second() {
     survives(&BY_UDP, hole, end_hole);
 }
 
-/// Where acme's end is bound at a gateway.
+/// The address at which an end is bound at a gateway.
 fn bound(site: &Site, gateway: &str, tenant: &str, side: usize) -> String {
     let status = site.gateway_status(gateway);
     let mut all = status["circuits"]["list"].as_array().into_iter().flatten();
@@ -237,7 +236,7 @@ fn bound(site: &Site, gateway: &str, tenant: &str, side: usize) -> String {
 }
 
 #[test]
-fn a_nat_that_forgets_is_followed() {
+fn a_new_nat_mapping_is_followed() {
     let Some(site) = tunnelled("acme") else {
         return;
     };
@@ -246,14 +245,14 @@ fn a_nat_that_forgets_is_followed() {
     let talk = Conversation::start(&site, "acme-prod-b", A, GREETER);
     let mut gaps = Vec::new();
     for round in 0..TRIES as u16 {
-        let (used, _) = way(&site, "acme");
+        let (used, _) = peer_path(&site, "acme");
         let ports = (40_000 + 1000 * round, 40_999 + 1000 * round);
         let before = bound(&site, &used, "acme", 0);
         let (report, _) = across(&site, "acme", 2 * SECOND, || {
             let rebound = site.rebind_nat("acme-router", "wan", ports);
             rebound.unwrap_or_else(|e| panic!("{e}"));
         });
-        let (now, _) = way(&site, "acme");
+        let (now, _) = peer_path(&site, "acme");
         let after = bound(&site, &now, "acme", 0);
         println!("at {before}, then at {after}: {}", report.summary());
         let port = after.rsplit(':').next().and_then(|p| p.parse::<u16>().ok());
@@ -271,20 +270,20 @@ fn a_nat_that_forgets_is_followed() {
 }
 
 #[test]
-fn where_udp_is_blocked_the_tunnel_runs_over_tls_until_it_is_not() {
+fn the_tunnel_runs_over_tls_while_udp_is_blocked() {
     let Some(site) = Site::raise(lab::sites::gateways, ENCRYPTED) else {
         return;
     };
     let by = |wanted: &str, patience| {
         until(&format!("globex by {wanted}"), patience, || {
-            way(&site, "globex").1 == wanted
+            peer_path(&site, "globex").1 == wanted
         })
     };
     println!(
         "by TLS {} ms after the start",
         by("tls", 30 * SECOND).as_millis()
     );
-    // The gateway said who connected: the tenant's router, which translates.
+    // The gateway reports the client's address: the tenant's router, which translates.
     let status = site.status("provider-appliance");
     let mut peers = status["peers"].as_array().into_iter().flatten();
     let globex = peers.find_map(|p| p["tunnel"]["stream"]["peer"].as_str());
@@ -316,10 +315,10 @@ fn where_udp_is_blocked_the_tunnel_runs_over_tls_until_it_is_not() {
         Some(1),
         "{status}"
     );
-    assert_eq!(way(&site, "globex").1, "tls");
+    assert_eq!(peer_path(&site, "globex").1, "tls");
     site.reach("globex-prod-b", A);
     // Acme, at the same time, uses UDP.
-    assert_eq!(way(&site, "acme").1, "udp");
+    assert_eq!(peer_path(&site, "acme").1, "udp");
 
     let (report, _) = across(&site, "globex", SECOND, || {
         site.unblock_udp("globex-router")
@@ -362,8 +361,8 @@ fn over_tls_a_black_hole_is_left_within_half_a_second() {
     survives(&OVER_TLS, hole, end_hole);
 }
 
-/// Acme may use the third gateway when its pool is gone. Over TLS no message tells it that a
-/// gateway that it does not use is dead.
+/// Acme may use the third gateway when its pool is gone. Over TLS it gets no message about the
+/// death of an unused gateway.
 #[test]
 fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
     let Some(site) = Site::raise(lab::sites::gateways, ENCRYPTED) else {
@@ -371,7 +370,7 @@ fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
     };
     site.block_udp("acme-router", "wan")
         .unwrap_or_else(|e| panic!("{e}"));
-    let by_tls = || way(&site, "acme").1 == "tls";
+    let by_tls = || peer_path(&site, "acme").1 == "tls";
     until("acme by tls", 30 * SECOND, by_tls);
     site.over("acme-prod-a");
     site.reach("acme-prod-b", A);
@@ -380,11 +379,11 @@ fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
     let talk = Conversation::start(&site, "acme-prod-b", A, GREETER);
     let mut gaps = Vec::new();
     for round in 1..=TRIES {
-        let (used, _) = way(&site, "acme");
+        let (used, _) = peer_path(&site, "acme");
         let other = if used == "gw1" { "gw2" } else { "gw1" };
         hole(&site, other);
         let (report, _) = across(&site, "acme", 3 * SECOND, || hole(&site, &used));
-        let (next, carrier) = way(&site, "acme");
+        let (next, carrier) = peer_path(&site, "acme");
         println!(
             "round {round}: {other} and {used} are black holes, on by {next}: {}",
             report.summary()
@@ -399,7 +398,7 @@ fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
         }
         hole(&site, "gw3");
         until("acme by another", 30 * SECOND, || {
-            way(&site, "acme").0 != "gw3"
+            peer_path(&site, "acme").0 != "gw3"
         });
         end_hole(&site, "gw3");
     }
@@ -409,13 +408,13 @@ fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
 }
 
 #[test]
-fn a_gateway_that_drains_is_left_without_loss() {
+fn ends_leave_a_draining_gateway_without_loss() {
     let Some(site) = tunnelled("acme") else {
         return;
     };
     let mut lost = Vec::new();
     for round in 1..=TRIES {
-        let (used, _) = way(&site, "acme");
+        let (used, _) = peer_path(&site, "acme");
         let handle = site.gateway(&used).unwrap_or_else(|e| panic!("{e}"));
         let process = handle.process().unwrap_or_else(|e| panic!("{e}"));
         let process = process.expect("it runs");
@@ -423,7 +422,7 @@ fn a_gateway_that_drains_is_left_without_loss() {
             handle.drain().unwrap_or_else(|e| panic!("{e}"));
         });
         println!("round {round}: {used} drains: {}", report.summary());
-        assert_ne!(way(&site, "acme").0, used);
+        assert_ne!(peer_path(&site, "acme").0, used);
         until("its end", 10 * SECOND, || !process.is_alive());
         lost.push(report.lost_since(began).len());
         handle.start().unwrap_or_else(|e| panic!("{e}"));
@@ -436,7 +435,7 @@ fn a_gateway_that_drains_is_left_without_loss() {
 }
 
 #[test]
-fn the_last_gateway_comes_back_and_so_does_the_tunnel_within_a_second() {
+fn the_tunnel_recovers_within_a_second_of_the_last_gateway() {
     let Some(site) = tunnelled("acme") else {
         return;
     };
@@ -447,7 +446,9 @@ fn the_last_gateway_comes_back_and_so_does_the_tunnel_within_a_second() {
     for name in ["gw2", "gw3"] {
         handle(name).kill().unwrap_or_else(|e| panic!("{e}"));
     }
-    until("all by gw1", 20 * SECOND, || way(&site, "acme").0 == "gw1");
+    until("all by gw1", 20 * SECOND, || {
+        peer_path(&site, "acme").0 == "gw1"
+    });
     site.reach("acme-prod-b", A);
     let mut took = Vec::new();
     for round in 1..=TRIES {
@@ -484,7 +485,7 @@ fn the_last_gateway_comes_back_and_so_does_the_tunnel_within_a_second() {
 }
 
 #[test]
-fn pools_are_kept_to_and_families_may_differ() {
+fn pools_are_respected_and_address_families_may_differ() {
     let Some(site) = Site::bare(lab::sites::gateways, ENCRYPTED) else {
         return;
     };
@@ -504,21 +505,25 @@ fn pools_are_kept_to_and_families_may_differ() {
     let handle = |name: &str| site.gateway(name).unwrap_or_else(|e| panic!("{e}"));
     handle("gw2").kill().unwrap_or_else(|e| panic!("{e}"));
     for tenant in ["acme", "globex"] {
-        until("by gw1", 20 * SECOND, || way(&site, tenant).0 == "gw1");
+        until("by gw1", 20 * SECOND, || {
+            peer_path(&site, tenant).0 == "gw1"
+        });
         site.reach(&format!("{tenant}-prod-b"), A);
     }
     assert!(bound(&site, "gw1", "acme", 1).starts_with("[2001:db8:e::5]"));
     assert!(bound(&site, "gw1", "acme", 0).starts_with("198.51.100.2:"));
     // The pool is empty: acme may use what is in none, globex may not.
     handle("gw1").kill().unwrap_or_else(|e| panic!("{e}"));
-    until("acme by gw3", 20 * SECOND, || way(&site, "acme").0 == "gw3");
+    until("acme by gw3", 20 * SECOND, || {
+        peer_path(&site, "acme").0 == "gw3"
+    });
     site.reach("acme-prod-b", A);
     site.unreachable("globex-prod-b", A);
     assert_eq!(bound(&site, "gw3", "globex", 0), "");
-    // And it comes back by itself.
+    // Traffic returns automatically.
     handle("gw2").start().unwrap_or_else(|e| panic!("{e}"));
     until("globex by gw2", 20 * SECOND, || {
-        way(&site, "globex").0 == "gw2"
+        peer_path(&site, "globex").0 == "gw2"
     });
     site.reach("globex-prod-b", A);
 }

@@ -72,7 +72,7 @@ fn a_flood_of_handshakes_costs_an_established_tunnel_nothing() {
     let began = Instant::now();
     let mut sent = 0;
     while began.elapsed() < Duration::from_secs(5) {
-        // As many as are due at 100 000 a second, in bursts that a cable of 256 frames holds.
+        // 100 000 per second, in bursts that a link's queue of 256 frames holds.
         let due = (began.elapsed().as_secs_f64() * 100_000.0) as usize;
         let at = sent % flood.len();
         let batch = due.saturating_sub(sent).min(128).min(flood.len() - at);
@@ -94,8 +94,8 @@ fn a_flood_of_handshakes_costs_an_established_tunnel_nothing() {
     );
     let lost = report.lost().len() as f64 / report.sent.len() as f64;
     assert!(lost < 0.01, "{:.2} % lost", lost * 100.0);
-    // And a tunnel that has to come up meanwhile does: its peer's address is known. So it does when
-    // the flood is in the peer's name.
+    // A tunnel can be established during the flood, because its peer's address is known. This holds
+    // also if the flood has the peer's source address.
     let peer = site.status("provider-appliance")["peers"][0]["address"].clone();
     let peer: SocketAddr = peer
         .as_str()
@@ -107,7 +107,10 @@ fn a_flood_of_handshakes_costs_an_established_tunnel_nothing() {
     let in_its_name: Vec<Vec<u8>> = (0..20_000)
         .map(|_| bogus(&mut rng, peer, from, to))
         .collect();
-    for (what, flood) in [("of strangers", flood), ("in its name", in_its_name)] {
+    for (what, flood) in [
+        ("unknown sources", flood),
+        ("the peer's address", in_its_name),
+    ] {
         let tenant = site
             .appliance("tenant-appliance")
             .unwrap_or_else(|e| panic!("{e}"));

@@ -1,4 +1,5 @@
-//! Tests that assert times or rates: nothing else of the lab runs at the same time (`site::Turn`).
+//! Tests that assert times or rates: nothing else of the lab runs at the same time
+//! (`causeway_tests::lab_lock`).
 
 mod gateway_tunnels;
 mod handshake_flood;

@@ -1,5 +1,5 @@
-//! Encrypted tunnels come back by themselves: a killed daemon, a rebooted appliance, a changed
-//! address, an unplugged WAN. TCP inside survives all of it.
+//! Encrypted tunnels recover automatically from a killed daemon, a rebooted appliance, a changed
+//! address and an unplugged WAN. TCP connections survive all of it.
 
 use std::{
     io::{Read as _, Write as _},
@@ -22,14 +22,14 @@ use lab::Probe;
 const A: &str = "10.1.0.10";
 const B: &str = "10.1.0.11";
 const BOTH: [&str; 2] = ["tenant-appliance", "provider-appliance"];
-/// Traffic is back within this time, whatever was killed.
+/// Longest time until traffic flows again after a kill.
 const BACK: Duration = Duration::from_secs(2);
 
-/// A TCP connection that always has something to say, until it is told to end.
+/// A TCP connection that sends all the time until it is stopped.
 struct Talk {
     stop: Arc<AtomicBool>,
     /// Bytes that arrived.
-    heard: Arc<AtomicU64>,
+    received: Arc<AtomicU64>,
     threads: [JoinHandle<std::io::Result<u64>>; 2],
 }
 
@@ -40,11 +40,11 @@ impl Talk {
             .inside(to, || TcpListener::bind(at))
             .unwrap_or_else(|e| panic!("{to}: {e}"));
         let at = listener.local_addr().expect("a bound socket");
-        let (stop, heard) = (
+        let (stop, received) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),
         );
-        let counted = Arc::clone(&heard);
+        let counted = Arc::clone(&received);
         let receiver = thread::spawn(move || {
             let (mut stream, _) = listener.accept()?;
             let mut buffer = vec![0; 1 << 16];
@@ -80,15 +80,15 @@ impl Talk {
         });
         Self {
             stop,
-            heard,
+            received,
             threads: [sender, receiver],
         }
     }
 
     /// How long it takes until something more arrives.
     fn resumes(&self, patience: Duration) -> Duration {
-        let (before, began) = (self.heard.load(Ordering::Relaxed), Instant::now());
-        while self.heard.load(Ordering::Relaxed) == before {
+        let (before, began) = (self.received.load(Ordering::Relaxed), Instant::now());
+        while self.received.load(Ordering::Relaxed) == before {
             assert!(began.elapsed() < patience, "TCP does not go on");
             thread::sleep(Duration::from_millis(1));
         }
@@ -98,12 +98,12 @@ impl Talk {
     /// Ends it and expects every byte to have arrived.
     fn finish(self) {
         self.stop.store(true, Ordering::Relaxed);
-        let [sent, heard] = self.threads.map(|t| {
+        let [sent, received] = self.threads.map(|t| {
             t.join()
                 .expect("no panic")
                 .unwrap_or_else(|e| panic!("TCP: {e}"))
         });
-        assert_eq!(sent, heard);
+        assert_eq!(sent, received);
     }
 }
 
@@ -161,7 +161,7 @@ fn after_a_sigkill_traffic_is_back_within_two_seconds_and_tcp_survives() {
 }
 
 #[test]
-fn a_rebooted_appliance_comes_back_by_itself() {
+fn a_rebooted_appliance_recovers_automatically() {
     let Some(site) = Site::encrypted() else {
         return;
     };
@@ -242,7 +242,7 @@ fn a_tenant_behind_a_nat_dials_and_is_followed_through_a_new_mapping() {
         return;
     };
     let nft = |text: &str| drop(site.ok("router", &["nft", text]));
-    // In one step: a packet between two rules would make a mapping of its own.
+    // In one transaction: a packet between two rules would create another mapping.
     let map = |port: u16| {
         nft(&format!(
             "table ip nat; delete table ip nat; table ip nat {{ chain post {{ type nat hook postrouting priority srcnat; oif \"wan\" udp sport 6180 snat to 198.51.100.2:{port}; \
@@ -252,7 +252,7 @@ fn a_tenant_behind_a_nat_dials_and_is_followed_through_a_new_mapping() {
     // The tenant's appliance is unreachable from outside.
     site.ok("wan", &["ip", "route", "del", "10.1.0.5/32"]);
     map(40001);
-    // A mapping ends when nothing was heard for a while.
+    // A mapping expires after silence.
     site.ok(
         "router",
         &["sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=2"],
@@ -274,7 +274,7 @@ fn a_tenant_behind_a_nat_dials_and_is_followed_through_a_new_mapping() {
     };
     address("198.51.100.2:40001");
     let talk = Talk::start(&site, "prod-b", "replica-a", A);
-    // The NAT forgets its mappings, as one that reboots does, and gives another port.
+    // The NAT loses its mappings, as in a reboot, and assigns another port.
     nft(
         "table ip raw { chain pre { type filter hook prerouting priority raw; udp sport 6180 drop; }; \
          }",
@@ -290,7 +290,7 @@ fn a_tenant_behind_a_nat_dials_and_is_followed_through_a_new_mapping() {
 }
 
 #[test]
-fn after_an_unplugged_wan_tcp_goes_on_within_a_second() {
+fn after_an_unplugged_wan_tcp_resumes_within_a_second() {
     let Some(site) = Site::encrypted() else {
         return;
     };
@@ -307,7 +307,7 @@ fn after_an_unplugged_wan_tcp_goes_on_within_a_second() {
         let peer = site.status(host)["peers"][0].clone();
         assert_eq!(peer["tunnel"]["up"], false, "{host}: {peer}");
         let why = peer["detail"].as_str().unwrap_or_default();
-        println!("{host} says: {why}");
+        println!("{host} reports: {why}");
         assert!(!why.is_empty() && why != "up", "{host}: {peer}");
     }
     let unplugged = Duration::from_secs(length("CAUSEWAY_UNPLUG_SECONDS", 10, 300));

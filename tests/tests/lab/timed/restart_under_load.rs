@@ -92,7 +92,7 @@ fn kill_both_under_load(site: &Site) -> usize {
             (from, to, pinger)
         })
         .collect();
-    // 4 MB/s each way, for longer than all that follows.
+    // 4 MB/s each way until the end of the test.
     let pause = Duration::from_millis(16);
     let paced = |from, to, at| Transfer::paced(site, from, to, at, 20 << 20, pause);
     let transfers = [

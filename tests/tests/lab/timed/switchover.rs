@@ -40,8 +40,7 @@ fn through(site: &Site, what: &str, switch: impl FnOnce() -> lab::Switchover) {
     let mut wrong = String::new();
     for (from, to, pinger) in series {
         let report = pinger.stop().unwrap_or_else(|e| panic!("{from}: {e}"));
-        // The machine that is left was off by then, so whatever was asked later and answered, was
-        // answered by the one that takes over.
+        // The production machine was off by then, so the replica answered all later requests.
         let first = report
             .sent
             .iter()

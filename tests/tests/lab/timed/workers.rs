@@ -1,5 +1,5 @@
-//! Several workers: flows spread over them, each in order, whichever worker's socket its frames
-//! come to.
+//! Several workers: flows spread over them, and each flow stays in order, also if its frames arrive
+//! at another worker's socket.
 
 use std::{
     net::SocketAddr,
@@ -19,8 +19,7 @@ const A6: &str = "2001:db8:1::10";
 const TENANT: &str = "tenant-appliance";
 const PROVIDER: &str = "provider-appliance";
 
-/// So many that the kernel, which gives each flow a queue by its hash, does not choose one queue
-/// for all.
+/// Enough flows that the kernel's hash does not map all of them to one queue.
 const FLOWS: u16 = 48;
 
 /// Datagrams on many flows at once; each arrives once, in the order of its flow.
@@ -97,7 +96,7 @@ fn flows_spread_over_the_workers_and_stay_in_order() {
         let delivered = workers(&site, to, "delivered");
         assert_eq!((sealed.len(), delivered.len()), (ours, theirs));
         spread(&sealed);
-        // What a worker seals is of its lane, and each lane has one that opens it.
+        // A worker seals in its own lane, and one worker opens each lane.
         let mut expected = vec![0; theirs];
         for (lane, packets) in sealed.iter().enumerate() {
             expected[lane % theirs] += packets;
@@ -110,7 +109,7 @@ fn flows_spread_over_the_workers_and_stay_in_order() {
 /// A NIC gives one queue to all datagrams of one peer: they are one UDP flow. Then workers hand
 /// over.
 #[test]
-fn what_comes_to_one_queue_is_opened_by_all_workers() {
+fn datagrams_of_one_queue_are_decrypted_by_all_workers() {
     let options = Options {
         workers: 4,
         ..ENCRYPTED
@@ -130,7 +129,7 @@ fn what_comes_to_one_queue_is_opened_by_all_workers() {
     assert_eq!(workers(&site, PROVIDER, "handed_over"), [others, 0, 0, 0]);
     assert_eq!(site.counter(PROVIDER, "drop_worker_full"), 0);
 
-    // A killed daemon comes back with all its workers.
+    // A restarted daemon has all its workers.
     let provider = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
     provider.kill().unwrap_or_else(|e| panic!("{e}"));
     provider.start().unwrap_or_else(|e| panic!("{e}"));
@@ -148,7 +147,7 @@ fn an_interface_with_fewer_queues_than_workers_is_named() {
     provider.launch().unwrap_or_else(|e| panic!("{e}"));
     let begun = Instant::now();
     loop {
-        // Its control socket comes a moment after it.
+        // The control socket appears a moment later.
         let status = provider.cli(&["status"]).unwrap_or_else(|e| panic!("{e}"));
         if status
             .stdout

@@ -77,7 +77,7 @@ pub(super) fn scenes(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ping, download and iperf3 with prod-a, wherever it runs.
+/// Ping, download and iperf3 with prod-a or its replica.
 fn look(lab: &Lab, outcome: &mut Outcome, when: &str, server: &str) -> anyhow::Result<()> {
     for (from, to) in [
         ("prod-b", V4),
@@ -233,7 +233,7 @@ fn secrecy(lab: &Lab) -> anyhow::Result<((), String)> {
 
 /// The gateway in use, from the status of the tenant's appliance.
 fn in_use(lab: &Lab) -> anyhow::Result<String> {
-    let (via, _) = lab.appliance("tenant-appliance")?.way("provider")?;
+    let (via, _) = lab.appliance("tenant-appliance")?.peer_path("provider")?;
     anyhow::ensure!(
         !via.is_empty(),
         "the tunnel does not pass through a gateway"

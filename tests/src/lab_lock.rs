@@ -1,4 +1,4 @@
-//! Turns of lab tests, over all processes on the machine.
+//! Locks that lab tests take, across all processes on the machine.
 //!
 //! ```text
 //!   a test in a module `timed`    causeway-tests.lock, exclusive: it runs alone
@@ -14,21 +14,21 @@ const LOCK: &str = "/run/causeway-tests.lock";
 /// Each held by one test that shares the machine.
 const SLOTS: [&str; 2] = ["/run/causeway-tests.slot1", "/run/causeway-tests.slot2"];
 
-/// The turn of the running test; given back when dropped.
+/// The lock of the running test, released on drop.
 #[derive(Debug)]
-pub struct Turn {
+pub struct LabLock {
     _slot: Option<Flock<File>>,
     _lock: Flock<File>,
 }
 
-impl Turn {
-    /// Waits for the turn of the running test, which is timed if it is in a module `timed`.
+impl LabLock {
+    /// Waits for the lock: exclusive if the running test is in a module `timed`.
     #[must_use]
-    pub fn take() -> Self {
+    pub fn acquire() -> Self {
         if crate::test_name().split("::").any(|part| part == "timed") {
             return Self {
                 _slot: None,
-                _lock: lock(LOCK, FlockArg::LockExclusive).expect("a lock that was waited for"),
+                _lock: lock(LOCK, FlockArg::LockExclusive).expect("a blocking lock"),
             };
         }
         let slot = loop {
@@ -42,12 +42,12 @@ impl Turn {
         };
         Self {
             _slot: Some(slot),
-            _lock: lock(LOCK, FlockArg::LockShared).expect("a lock that was waited for"),
+            _lock: lock(LOCK, FlockArg::LockShared).expect("a blocking lock"),
         }
     }
 }
 
-/// A lock, or `None` where it is taken and not waited for.
+/// The lock, or `None` if `how` does not block and another process holds it.
 fn lock(path: &str, how: FlockArg) -> Option<Flock<File>> {
     let file = File::create(path).unwrap_or_else(|e| panic!("{path}: {e}"));
     match Flock::lock(file, how) {
