@@ -1,4 +1,5 @@
-//! What circuits carry costs no allocation: counted for the whole process, so alone in its own.
+//! Forwarding on circuits allocates no memory. The count covers the whole process, so this test has
+//! a separate one.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -20,7 +21,7 @@ struct Counting;
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: everything is done by the system's allocator, as it was asked for.
+// SAFETY: every call is passed unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.fetch_add(1, Ordering::Relaxed);
@@ -63,13 +64,13 @@ fn a_datagram_costs_no_allocation() {
         socket.set_read_timeout(patience).expect("a deadline");
         socket.connect(gateway.addresses()[0]).expect("an address");
         let mut end = End::new(id, side, key);
-        let mut room = [0; 64];
-        let mut word = end.bind(1);
+        let mut buffer = [0; 64];
+        let mut message = end.bind(1);
         loop {
-            socket.send(&word).expect("send");
-            let length = socket.recv(&mut room).expect("an answer");
-            match end.receive(&room[..length], 1) {
-                Some(EndEvent::Send(next)) => word = next,
+            socket.send(&message).expect("send");
+            let length = socket.recv(&mut buffer).expect("an answer");
+            match end.receive(&buffer[..length], 1) {
+                Some(EndEvent::Send(next)) => message = next,
                 Some(EndEvent::Bound(_)) => return (socket, end),
                 other => panic!("{other:?}"),
             }
@@ -79,7 +80,7 @@ fn a_datagram_costs_no_allocation() {
         ends.collect::<Vec<_>>().try_into().expect("two");
     let mut datagram = [9; 500];
     datagram[..8].copy_from_slice(&id.to_bytes());
-    let mut room = [0; 500];
+    let mut buffer = [0; 500];
     let mut carry = |count: u64| {
         let before = COUNT.load(Ordering::Relaxed);
         for n in 0..count {
@@ -87,12 +88,12 @@ fn a_datagram_costs_no_allocation() {
             let forged = [0; 64];
             match n % 10 {
                 7 => a.send(&forged).expect("send"),
-                8 => a.send(&room[1..20]).expect("send"),
+                8 => a.send(&buffer[1..20]).expect("send"),
                 _ => 0,
             };
             a.send(&datagram).expect("send");
-            b.recv(&mut room).expect("hear");
-            assert!(room == datagram);
+            b.recv(&mut buffer).expect("receive");
+            assert!(buffer == datagram);
         }
         COUNT.load(Ordering::Relaxed) - before
     };

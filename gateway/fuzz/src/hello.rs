@@ -24,7 +24,7 @@ pub fn hello(data: &[u8]) {
     check(&wire, sizes);
 }
 
-/// What follows a length of `BYTES` bytes, which wraps.
+/// `content` with its length before it, in `BYTES` bytes, modulo their range.
 pub(crate) fn vector<const BYTES: usize>(content: &[u8]) -> Vec<u8> {
     let mut out = (content.len() as u64).to_be_bytes()[8 - BYTES..].to_vec();
     out.extend_from_slice(content);
@@ -35,7 +35,7 @@ fn extension(kind: u16, content: &[u8]) -> Vec<u8> {
     [kind.to_be_bytes().to_vec(), vector::<2>(content)].concat()
 }
 
-/// A hello as the input says, good or not, in records of one size.
+/// A hello that the input describes, valid or not, in records of one size.
 fn written(input: &mut Input<'_>) -> Vec<u8> {
     let mut body = vec![3, 3];
     body.extend([7; 32]);
@@ -161,7 +161,7 @@ fn check(wire: &[u8], sizes: [usize; SIZES]) {
             assert_eq!(alone, whole);
         }
         (Ok(Progress::More) | Err(_), None) => {}
-        (whole, wanted) => panic!("read {whole:?}, and again {wanted:?}"),
+        (whole, wanted) => panic!("read {whole:?}, expected {wanted:?}"),
     }
     if let Err(refusal) = whole {
         assert!(!refusal.to_string().is_empty() && !refusal.reason().is_empty());
@@ -277,7 +277,7 @@ fn cut<'a>(bytes: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-/// What stands behind `bytes` bytes of its length.
+/// The content after a length field of `bytes` bytes.
 fn block<'a>(from: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
     let length = number(cut(from, bytes)?);
     cut(from, length)

@@ -51,7 +51,7 @@ fn wire(name: &[u8], fragment: usize) -> Vec<u8> {
 fn hellos() -> Vec<Seed> {
     // The sizes of the pieces, and that the bytes are those of the wire.
     let raw = |bytes: &[u8]| [&[0, 4, 99, 255, 0][..], bytes].concat();
-    // And that a hello is to be written: a session, four bytes of suites, a compression method.
+    // The target writes a hello: a session, four bytes of suites, a compression method.
     let written = |bytes: &[u8]| [&[2, 30, 200, 255, 1, 32, 4, 1][..], bytes].concat();
     vec![
         (
@@ -119,8 +119,7 @@ fn hellos() -> Vec<Seed> {
 }
 
 fn streams() -> Vec<Seed> {
-    // Not written: the sizes of the pieces and the longest frame, 255 times 256 and more; then the
-    // stream.
+    // A raw stream: the sizes of the pieces, the longest frame (more than 255 × 256), the bytes.
     let raw = |cut: u8, bytes: &[u8]| [&[0, cut, 255][..], bytes].concat();
     // Written: the same, bytes that are missing at the end, then a length and a first byte for each
     // frame.
@@ -133,7 +132,7 @@ fn streams() -> Vec<Seed> {
         }
         seed
     };
-    // The target tries keys of one byte 32 times: this is none that a mutation comes to.
+    // The target tries keys of one repeated byte; no mutation reaches this key.
     let key = Key::new(std::array::from_fn(|n| n as u8));
     let circuit = CircuitId::new(0x3f9a_1c02_77d1_e05b).expect("an id");
     let hello = stream::hello(circuit, &key, 0x0102, Tag([9; 16]));
@@ -216,7 +215,7 @@ fn streams() -> Vec<Seed> {
             "an-answer-and-frames",
             raw(5, &[&answer[..], &frames].concat()),
         ),
-        // Behind short frames, so that the decoder has to move what it holds of the long ones.
+        // After short frames, so that the decoder has to move its partial long frame.
         (
             "stream",
             "as-long-as-may-be",

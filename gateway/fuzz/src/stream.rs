@@ -1,4 +1,4 @@
-//! The tunnel's datagrams in a stream, in any pieces, against the frames that are found by hand.
+//! The tunnel's datagrams in a stream, in any pieces, compared with the frames of a simple parser.
 
 use fuzzing::Input;
 
@@ -16,15 +16,15 @@ pub fn stream(data: &[u8]) {
     }
 }
 
-/// How it is cut, and frames of the lengths that the input says, of which the last may not be there
-/// as a whole.
+/// The sizes of the pieces, and frames whose lengths the input selects. The last frame may be
+/// incomplete.
 fn written(input: &mut Input<'_>) -> Vec<u8> {
     let mut stream = input.array::<2>().to_vec();
     let missing = usize::from(input.u16());
     while !input.is_empty() && stream.len() < LONG {
         let (length, first) = (input.u16(), input.u8());
         stream.extend(length.to_be_bytes());
-        // No byte is its neighbours': one that is out of its place shows.
+        // Adjacent bytes differ, so that a displaced byte is detected.
         stream.extend((0..length).map(|n| first.wrapping_add((n % 251) as u8)));
     }
     stream.truncate(stream.len().saturating_sub(missing).clamp(2, LONG));

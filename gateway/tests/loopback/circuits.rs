@@ -1,4 +1,4 @@
-//! Circuits on loopback: ends that bind, roam and leave, and those who would like to be one.
+//! Circuits on loopback: ends that bind, roam and unbind, and attackers.
 
 use std::{
     io::{self, IoSlice},
@@ -62,7 +62,7 @@ fn plan(lifetime: Duration) -> Plan {
 }
 
 fn start(listen: &[SocketAddr], threads: usize) -> Circuits {
-    Circuits::start(plan(PATIENCE), listen, threads).expect("listen")
+    Circuits::start(plan(TIMEOUT), listen, threads).expect("listen")
 }
 
 /// One side of a circuit, towards the gateway at `to`.
@@ -129,10 +129,10 @@ fn ends_of_any_address_family_exchange_datagrams() {
 }
 
 #[test]
-fn an_answer_comes_from_the_address_that_was_asked() {
+fn a_reply_has_the_address_of_the_request_as_its_source() {
     let gateway = start(&[(Ipv4Addr::UNSPECIFIED, 0).into()], 1);
     let port = gateway.addresses()[0].port();
-    // The sockets of the ends hear these only.
+    // The ends' sockets are connected, so they receive from these addresses only.
     let [a, b] = joined(
         1,
         (Ipv4Addr::new(127, 0, 0, 2), port).into(),
@@ -151,12 +151,12 @@ fn a_roaming_end_is_reached_after_its_bind() {
     let [mut a, b] = joined(1, at, at);
     a.socket = socket_to(at);
     a.send(b"from nowhere");
-    b.send(b"to nobody");
+    b.send(b"dropped");
     assert_eq!(b.receive(), None);
     assert_eq!(a.receive(), None);
     a.bind();
-    b.send(b"to somebody");
-    a.expect(b"to somebody");
+    b.send(b"delivered");
+    a.expect(b"delivered");
     a.send(b"from somewhere");
     b.expect(b"from somewhere");
     let state = gateway.state();
@@ -176,7 +176,7 @@ fn a_silent_end_becomes_unbound() {
     let [mut a, mut b] = joined(1, at, at);
     for _ in 0..8 {
         sleep(Duration::from_millis(150));
-        assert_eq!(a.bind_within(PATIENCE), Some(EndEvent::Bound(600)));
+        assert_eq!(a.bind_within(TIMEOUT), Some(EndEvent::Bound(600)));
         // Datagrams alone do not keep it.
         b.send(b"still here");
     }
@@ -185,13 +185,13 @@ fn a_silent_end_becomes_unbound() {
     assert_eq!(state.circuits[0].counts.events.expired, 1);
     assert!(dropped(&state, Reason::NotBound) >= 1);
     while a.receive().is_some() {}
-    a.send(b"to nobody");
+    a.send(b"dropped");
     assert_eq!(b.receive(), None);
     a.bind();
     b.bind();
-    a.send(b"to somebody");
-    b.expect(b"to somebody");
-    // Who leaves need not be waited for.
+    a.send(b"delivered");
+    b.expect(b"delivered");
+    // An end that unbinds does not wait for its lifetime to expire.
     b.socket.send(&b.end.unbind(clock())).expect("send");
     until("gone", || gateway.state().bound == 1);
 }
@@ -210,7 +210,7 @@ fn ends_bind_again_within_a_second_after_a_restart() {
     assert!(begun.elapsed() < Duration::from_secs(1));
     a.send(b"again");
     b.expect(b"again");
-    // What was said before it was stopped is old, and was it.
+    // A message captured before the restart is refused as a replay.
     let thief = socket_to(at);
     thief.send(&old).expect("send");
     until("refused", || {
@@ -231,7 +231,7 @@ fn attackers_are_dropped_without_an_answer() {
     let mut attempt = |bytes: &[u8]| {
         attacker.send(bytes).expect("send");
         tried += 1;
-        // So that none is lost for want of room.
+        // Waits for the gateway, so that its receive buffer does not overflow.
         if tried % 32 == 0 {
             until("seen", || gateway.state().totals.received >= tried);
         }
@@ -243,18 +243,19 @@ fn attackers_are_dropped_without_an_answer() {
         let mut bytes = vec![0; (n % 100) as usize];
         noise.fill(&mut bytes);
         match n % 8 {
-            // Noise; on guessed circuits; on a known one.
+            // Random bytes; on guessed circuits; on a known one.
             0 => {}
             1 => bytes.splice(0..0, id(n).to_bytes()).for_each(drop),
             2 => bytes.splice(0..0, id(1).to_bytes()).for_each(drop),
             3 => bytes.splice(0..0, [0; 8]).for_each(drop),
-            // As recorded on the path; and with a bit changed.
+            // A captured message; one with a changed bit.
             4 => bytes = captured.to_vec(),
             5 => {
                 bytes = captured.to_vec();
                 bytes[(n / 8 % 64) as usize] ^= 1 << (n / 512 % 8);
             }
-            // With keys of its own circuit, for another; for one that is none.
+            // Signed with the keys of the attacker's circuit: for another circuit, and for an
+            // unknown one.
             6 => {
                 let key = Key::new(key_bytes(3, Side::A));
                 bytes = End::new(id(1), Side::A, key).bind(clock()).to_vec();
@@ -266,8 +267,8 @@ fn attackers_are_dropped_without_an_answer() {
         }
         attempt(&bytes);
     }
-    let mut room = [0; 2048];
-    assert!(attacker.recv(&mut room).is_err(), "not a word");
+    let mut buffer = [0; 2048];
+    assert!(attacker.recv(&mut buffer).is_err(), "a reply");
     let state = gateway.state();
     let answered = state.totals.sent - sent_before;
     // A's own bind, unless a copy was first: that one was challenged and moved nothing.
@@ -281,11 +282,11 @@ fn attackers_are_dropped_without_an_answer() {
     ] {
         assert!(dropped(&state, reason) >= 200, "{reason:?}: {state:#?}");
     }
-    a.send(b"as ever");
-    b.expect(b"as ever");
+    a.send(b"after the attack");
+    b.expect(b"after the attack");
     a.bind();
-    b.send(b"as ever");
-    a.expect(b"as ever");
+    b.send(b"after the attack");
+    a.expect(b"after the attack");
 }
 
 #[test]
@@ -295,26 +296,26 @@ fn a_first_bind_has_one_short_answer() {
     let mut end = End::new(id(1), Side::A, Key::new(key_bytes(1, Side::A)));
     let bind = end.bind(clock());
     let (first, second) = (socket_to(at), socket_to(at));
-    let mut room = [0; 2048];
+    let mut buffer = [0; 2048];
     first.send(&bind).expect("send");
-    assert_eq!(first.recv(&mut room).expect("a challenge"), bind.len());
+    assert_eq!(first.recv(&mut buffer).expect("a challenge"), bind.len());
     for socket in [&first, &second] {
         socket.send(&bind).expect("send");
-        assert!(socket.recv(&mut room).is_err(), "said once");
+        assert!(socket.recv(&mut buffer).is_err(), "output once");
     }
-    // The cookie is of the first address.
-    let Some(EndEvent::Send(word)) = end.receive(&room[..bind.len()], clock()) else {
+    // The cookie is valid for the first address.
+    let Some(EndEvent::Send(message)) = end.receive(&buffer[..bind.len()], clock()) else {
         panic!("not a challenge");
     };
-    second.send(&word).expect("send");
-    second.recv(&mut room).expect("a challenge of its own");
+    second.send(&message).expect("send");
+    second.recv(&mut buffer).expect("another challenge");
     assert_eq!(gateway.state().bound, 0);
     assert_eq!(gateway.state().circuits[0].counts.events.challenged, 2);
 }
 
 #[test]
 fn each_tenant_has_its_own_rate() {
-    let mut limited = plan(PATIENCE);
+    let mut limited = plan(TIMEOUT);
     limited.tenants[0].datagrams = Some(Arc::new(Bucket::new(1000, Duration::from_millis(100))));
     let gateway = Circuits::start(limited, &[V4], 2).expect("listen");
     let at = gateway.addresses()[0];
@@ -344,7 +345,7 @@ fn each_tenant_has_its_own_rate() {
     if rounds > 1500 {
         assert!(both >= 400.0, "{carried:?} in {elapsed} s");
     }
-    // What is dropped is dropped: nothing waits.
+    // Excess datagrams are dropped, not queued.
     assert!(dropped(&state, Reason::Rate) + carried[0] + carried[1] <= rounds * 2);
     drop((b, d));
 }
@@ -368,9 +369,9 @@ fn a_new_plan_drops_no_circuit() -> Result<(), Error> {
             n
         }
     });
-    // Addresses come and go, circuits too.
+    // Addresses and circuits are added and removed.
     for n in 0..20 {
-        let mut new = plan(PATIENCE);
+        let mut new = plan(TIMEOUT);
         if n % 2 == 0 {
             new.circuits.remove(1);
         }
@@ -381,15 +382,15 @@ fn a_new_plan_drops_no_circuit() -> Result<(), Error> {
         sleep(Duration::from_millis(10));
     }
     stop.store(true, Ordering::Relaxed);
-    let talked = talking.join().expect("not one is lost");
+    let talked = talking.join().expect("no datagram is lost");
     assert!(talked > 100, "{talked}");
-    // What was taken away is as new.
+    // A circuit that was removed and added has no bound ends.
     c.send(b"x");
     assert_eq!(d.receive(), None);
-    // What cannot be had changes nothing.
+    // A failed change has no effect.
     let held = UdpSocket::bind(V4).expect("a socket");
     let taken = held.local_addr().expect("an address");
-    let Err(error) = gateway.prepare(plan(PATIENCE), &[V4, taken]) else {
+    let Err(error) = gateway.prepare(plan(TIMEOUT), &[V4, taken]) else {
         panic!("it is taken");
     };
     let wanted = format!("cannot listen on {taken} (UDP): ");
@@ -404,28 +405,28 @@ fn a_draining_gateway_orders_ends_to_move() {
     let at = gateway.addresses()[0];
     let [mut a, b] = joined(1, at, at);
     gateway.drain();
-    let mut room = [0; 2048];
+    let mut buffer = [0; 2048];
     for peer in [&mut a, &mut { b }] {
-        let length = peer.socket.recv(&mut room).expect("a word");
+        let length = peer.socket.recv(&mut buffer).expect("a message");
         assert_eq!(
-            peer.end.receive(&room[..length], clock()),
+            peer.end.receive(&buffer[..length], clock()),
             Some(EndEvent::Move)
         );
     }
     let mut late = circuit_end(2, Side::A, at);
-    assert_eq!(late.bind_within(PATIENCE), Some(EndEvent::Move));
-    assert_eq!(a.bind_within(PATIENCE), Some(EndEvent::Move));
+    assert_eq!(late.bind_within(TIMEOUT), Some(EndEvent::Move));
+    assert_eq!(a.bind_within(TIMEOUT), Some(EndEvent::Move));
     let state = gateway.state();
     assert_eq!(state.bound, 2);
     a.socket.send(&a.end.unbind(clock())).expect("send");
     until("gone", || gateway.state().bound == 1);
 }
 
-/// Sends `count` datagrams of `size` bytes with numbers and noise, `window` of them on the way at
-/// most, one by one or joined by GSO; each must come as it was, in its turn.
+/// Sends `count` numbered random datagrams of `size` bytes, at most 64 of them in flight, singly or
+/// joined by GSO. Each must arrive unchanged and in order.
 fn carry(a: &CircuitEnd, b: &CircuitEnd, count: u64, size: usize, joined: usize) -> Duration {
     const WINDOW: u64 = 64;
-    let heard = AtomicU64::new(0);
+    let received = AtomicU64::new(0);
     let payload = |n: u64| {
         let mut bytes = vec![0; size];
         Seeded::new(n + 1).fill(&mut bytes);
@@ -438,9 +439,9 @@ fn carry(a: &CircuitEnd, b: &CircuitEnd, count: u64, size: usize, joined: usize)
             let mut n = 0;
             while n < count {
                 let more = (count - n).min(joined as u64);
-                if n + more > heard.load(Ordering::Acquire) + WINDOW {
+                if n + more > received.load(Ordering::Acquire) + WINDOW {
                     std::thread::yield_now();
-                    assert!(begun.elapsed() < PATIENCE * 3, "lost");
+                    assert!(begun.elapsed() < TIMEOUT * 3, "lost");
                     continue;
                 }
                 let mut bytes = Vec::new();
@@ -452,17 +453,17 @@ fn carry(a: &CircuitEnd, b: &CircuitEnd, count: u64, size: usize, joined: usize)
                 n += more;
             }
         });
-        let mut room = vec![0; 1 << 16];
+        let mut buffer = vec![0; 1 << 16];
         for n in 0..count {
             let length = loop {
-                match b.socket.recv(&mut room) {
-                    Ok(length) if room[..8] == b.circuit.to_bytes() => break length,
+                match b.socket.recv(&mut buffer) {
+                    Ok(length) if buffer[..8] == b.circuit.to_bytes() => break length,
                     Ok(_) => {}
-                    Err(error) => assert!(begun.elapsed() < PATIENCE * 3, "{n}: {error}"),
+                    Err(error) => assert!(begun.elapsed() < TIMEOUT * 3, "{n}: {error}"),
                 }
             };
-            assert!(room[8..length] == payload(n), "datagram {n} differs");
-            heard.store(n + 1, Ordering::Release);
+            assert!(buffer[8..length] == payload(n), "datagram {n} differs");
+            received.store(n + 1, Ordering::Release);
         }
     });
     begun.elapsed()
@@ -513,26 +514,26 @@ fn throughput() {
     let at = gateway.addresses()[0];
     for (size, joined_at) in [(64usize, 1usize), (64, 64), (1400, 1), (1400, 46)] {
         let [a, b] = joined(1, at, at);
-        setsockopt(&b.socket, sockopt::RcvBuf, &(8 << 20)).expect("room");
+        setsockopt(&b.socket, sockopt::RcvBuf, &(8 << 20)).expect("buffer");
         setsockopt(&b.socket, sockopt::UdpGroSegment, &true).expect("GRO");
         let before = gateway.state().totals;
         let stop = AtomicBool::new(false);
-        let heard = AtomicU64::new(0);
+        let received = AtomicU64::new(0);
         let begun = Instant::now();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let datagram = [&a.circuit.to_bytes()[..], &vec![7; size - 8]].concat();
                 let bytes = datagram.repeat(joined_at);
                 while !stop.load(Ordering::Relaxed) {
-                    // A full queue is what a flood is there for.
+                    // A full queue is expected in a flood.
                     let _ = send_joined(&a.socket, &bytes, size);
                 }
             });
             scope.spawn(|| {
-                let mut room = vec![0; 1 << 16];
+                let mut buffer = vec![0; 1 << 16];
                 while !stop.load(Ordering::Relaxed) {
-                    let length = b.socket.recv(&mut room).unwrap_or(0);
-                    heard.fetch_add((length / size) as u64, Ordering::Relaxed);
+                    let length = b.socket.recv(&mut buffer).unwrap_or(0);
+                    received.fetch_add((length / size) as u64, Ordering::Relaxed);
                 }
             });
             sleep(Duration::from_millis(700));
@@ -541,12 +542,12 @@ fn throughput() {
         let elapsed = begun.elapsed().as_secs_f64();
         let after = gateway.state().totals;
         println!(
-            "{size} bytes, {joined_at} at once: {:.0} came a second, {:.0} were sent, {:.0} were \
-             heard",
+            "{size} bytes, {joined_at} at once: {:.0} received per second, {:.0} sent, {:.0} \
+             delivered",
             (after.received - before.received) as f64 / elapsed,
             (after.sent - before.sent) as f64 / elapsed,
-            heard.load(Ordering::Relaxed) as f64 / elapsed,
+            received.load(Ordering::Relaxed) as f64 / elapsed,
         );
-        assert!(heard.load(Ordering::Relaxed) > 0);
+        assert!(received.load(Ordering::Relaxed) > 0);
     }
 }

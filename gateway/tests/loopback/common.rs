@@ -15,10 +15,10 @@ use rustls::{
     SupportedProtocolVersion,
 };
 
-/// No wait of a test is longer.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait of a test.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The hello of a client that asks for `name`, with these protocols.
+/// The hello of a client with a server name and ALPN protocols.
 pub fn hello(name: &str, protocols: &[&str]) -> Vec<u8> {
     let mut config = ClientConfig::builder()
         .with_root_certificates(RootCertStore::empty())
@@ -31,7 +31,7 @@ pub fn hello(name: &str, protocols: &[&str]) -> Vec<u8> {
     wire
 }
 
-/// A connection that gives up in time.
+/// A connection with timeouts.
 pub fn connect(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(to).expect("connect");
     patient(&stream);
@@ -39,10 +39,8 @@ pub fn connect(to: SocketAddr) -> TcpStream {
 }
 
 pub fn patient(stream: &TcpStream) {
-    stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
-    stream
-        .set_write_timeout(Some(PATIENCE))
-        .expect("a deadline");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a deadline");
+    stream.set_write_timeout(Some(TIMEOUT)).expect("a deadline");
 }
 
 /// A connection that has sent its hello.
@@ -59,7 +57,7 @@ pub fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// What a backend was given: reads the hello of a connection off it.
+/// Accepts a connection of a backend and reads its hello.
 pub fn accept(listener: &TcpListener) -> TcpStream {
     let (mut stream, _) = listener.accept().expect("accept");
     patient(&stream);
@@ -73,7 +71,7 @@ pub fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// A backend that runs `talk` with each connection, its hello read.
+/// A backend that calls `talk` for each connection after its hello.
 pub fn backend(talk: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
     let (listener, address) = listener();
     std::thread::spawn(move || {
@@ -86,45 +84,45 @@ pub fn backend(talk: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr 
     address
 }
 
-/// A backend that sends back what it gets.
+/// A backend that echoes.
 pub fn echo() -> SocketAddr {
     backend(|mut stream| {
         let mut read = stream.try_clone().expect("a clone");
-        // A client that resets ends it.
+        // A reset of the client ends the copy.
         let _ = io::copy(&mut read, &mut stream);
         let _ = stream.shutdown(Shutdown::Write);
     })
 }
 
-/// Says `word` and hears it back.
-pub fn echoed(stream: &mut TcpStream, word: &[u8]) {
-    stream.write_all(word).expect("say");
-    let mut heard = vec![0; word.len()];
-    stream.read_exact(&mut heard).expect("hear");
-    assert_eq!(heard, word);
+/// Sends `message` and expects its echo.
+pub fn exchange(stream: &mut TcpStream, message: &[u8]) {
+    stream.write_all(message).expect("send");
+    let mut received = vec![0; message.len()];
+    stream.read_exact(&mut received).expect("receive");
+    assert_eq!(received, message);
 }
 
-/// Everything up to the end of the stream.
+/// Reads up to the end of the stream.
 pub fn rest(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Waits until it holds.
+/// Waits until a condition holds.
 #[track_caller]
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "never: {what}");
+        assert!(begun.elapsed() < TIMEOUT, "never: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Bytes of noise that are sent at once; lengths below are multiples of it.
+/// Bytes of noise per write. Lengths must be multiples of it.
 pub const BLOCK: usize = 1 << 16;
 
-/// Sends `length` bytes of noise.
+/// Sends `length` random bytes of a seed.
 pub fn send_noise(stream: &mut TcpStream, seed: u64, length: usize) {
     let mut noise = Seeded::new(seed);
     let mut block = vec![0; BLOCK];
@@ -134,18 +132,18 @@ pub fn send_noise(stream: &mut TcpStream, seed: u64, length: usize) {
     }
 }
 
-/// Hears exactly `length` bytes of it.
-pub fn hear_noise(stream: &mut TcpStream, seed: u64, length: usize) {
+/// Reads `length` bytes and compares them with those of `send_noise`.
+pub fn expect_noise(stream: &mut TcpStream, seed: u64, length: usize) {
     let mut noise = Seeded::new(seed);
     let (mut block, mut wanted) = (vec![0; BLOCK], vec![0; BLOCK]);
     for n in 0..length / BLOCK {
         noise.fill(&mut wanted);
-        stream.read_exact(&mut block).expect("hear");
+        stream.read_exact(&mut block).expect("receive");
         assert!(block == wanted, "block {n} differs");
     }
 }
 
-/// A certificate of one server, and what its clients trust.
+/// TLS configurations of a server and of clients that trust its certificate.
 pub struct Certified {
     pub server: Arc<ServerConfig>,
     pub client: Arc<ClientConfig>,
@@ -170,8 +168,7 @@ pub fn certified(name: &str, versions: &[&'static SupportedProtocolVersion]) -> 
     }
 }
 
-/// A TLS server that sends back what it gets until its client says that it is done, and says so
-/// too.
+/// A TLS server that echoes until the client closes TLS, and then closes it too.
 pub fn tls_echo(config: Arc<ServerConfig>) -> (SocketAddr, JoinHandle<()>) {
     let (listener, address) = listener();
     let serving = std::thread::spawn(move || {
@@ -181,15 +178,15 @@ pub fn tls_echo(config: Arc<ServerConfig>) -> (SocketAddr, JoinHandle<()>) {
         let mut stream = StreamOwned::new(connection, stream);
         let mut bytes = vec![0; BLOCK];
         loop {
-            // An end without the client's word for it would be an error here.
-            let read = stream.read(&mut bytes).expect("hear");
+            // An end of the stream without close_notify would be an error here.
+            let read = stream.read(&mut bytes).expect("receive");
             if read == 0 {
                 break;
             }
             stream.write_all(&bytes[..read]).expect("send back");
         }
         stream.conn.send_close_notify();
-        stream.flush().expect("say that it is done");
+        stream.flush().expect("close TLS");
     });
     (address, serving)
 }

@@ -98,21 +98,19 @@ impl Gateway {
     }
 
     fn ready(dir: &TempDir) -> Child {
-        let told = dir.path().join("notify");
-        let _ = fs::remove_file(&told);
-        let manager = UnixDatagram::bind(&told).expect("a socket");
-        manager
-            .set_read_timeout(Some(PATIENCE))
-            .expect("a deadline");
+        let notify = dir.path().join("notify");
+        let _ = fs::remove_file(&notify);
+        let manager = UnixDatagram::bind(&notify).expect("a socket");
+        manager.set_read_timeout(Some(TIMEOUT)).expect("a deadline");
         let log = fs::File::create(dir.path().join("log")).expect("a file");
         let mut child = command(dir.path())
-            .env("NOTIFY_SOCKET", &told)
+            .env("NOTIFY_SOCKET", &notify)
             .stderr(log)
             .spawn()
             .expect("start");
-        let mut word = [0; 64];
+        let mut message = [0; 64];
         let length = loop {
-            match manager.recv(&mut word) {
+            match manager.recv(&mut message) {
                 Ok(length) => break length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -121,7 +119,7 @@ impl Gateway {
                 }
             }
         };
-        assert_eq!(&word[..length], b"READY=1");
+        assert_eq!(&message[..length], b"READY=1");
         child
     }
 
@@ -133,7 +131,7 @@ impl Gateway {
         self.dir.path().join("gw.sock")
     }
 
-    fn say(&self, words: &[&str]) -> Output {
+    fn cli(&self, words: &[&str]) -> Output {
         Command::new(PROGRAM)
             .args(words)
             .arg("--socket")
@@ -143,7 +141,7 @@ impl Gateway {
     }
 
     fn status(&self) -> Status {
-        let output = self.say(&["status", "--json"]);
+        let output = self.cli(&["status", "--json"]);
         assert!(output.status.success(), "{}", text(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("a status")
     }
@@ -209,7 +207,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// What an HTTP server answers: the head and the body.
+/// Response of an HTTP server: the head and the body.
 fn get(from: SocketAddr, request: &str) -> (String, String) {
     let mut stream = connect(from);
     write!(stream, "{request} HTTP/1.1\r\nHost: x\r\n\r\n").expect("ask");
@@ -231,9 +229,9 @@ fn status_and_metrics_report_connections() {
     assert_eq!(mode.mode() & 0o777, 0o600);
     let at = gateway.at();
     let mut open = greet(at, "x.acme.example");
-    echoed(&mut open, b"12345");
+    exchange(&mut open, b"12345");
     let mut stranger = connect(at);
-    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("say");
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("send");
     let _ = rest(&mut stranger);
     until("refused", || gateway.status().refused["not-tls"] == 1);
 
@@ -247,7 +245,7 @@ fn status_and_metrics_report_connections() {
         ("acme", 1, Some(5))
     );
     assert_eq!((acme.relayed, acme.bytes_down), (1, 5));
-    let page = text(&gateway.say(&["status"]).stdout);
+    let page = text(&gateway.cli(&["status"]).stdout);
     assert!(
         page.contains("gw1: running") && page.contains("refused not-tls: 1"),
         "{page}"
@@ -278,19 +276,19 @@ fn a_reload_applies_and_connections_stay() {
     let gateway = Gateway::start(echo(), ANYWHERE, "");
     let at = gateway.at();
     let mut open = greet(at, "d.example");
-    echoed(&mut open, b"before");
-    let other = backend(|mut stream| stream.write_all(b"other").expect("say"));
+    exchange(&mut open, b"before");
+    let other = backend(|mut stream| stream.write_all(b"other").expect("send"));
     let new = config(gateway.dir.path(), other, ANYWHERE, "").replace("d.example", "e.example");
     gateway.write(&new);
     gateway.signal(Signal::SIGHUP);
     until("the new route", || {
-        rest(&mut greet(at, "e.example")).is_ok_and(|heard| heard == b"other")
+        rest(&mut greet(at, "e.example")).is_ok_and(|received| received == b"other")
     });
     let mut gone = greet(at, "d.example");
     assert_eq!(rest(&mut gone).expect("an alert"), [21, 3, 3, 0, 2, 2, 112]);
-    echoed(&mut open, b"after");
+    exchange(&mut open, b"after");
 
-    // A bad one, by both ways to say it.
+    // A bad configuration, with both errors.
     let bad = new
         .replace("backend = \"b\"", "backend = \"c\"")
         .replace("gw1", "GW");
@@ -301,30 +299,30 @@ fn a_reload_applies_and_connections_stay() {
             .log()
             .contains("reload refused; the running configuration stays in force")
     });
-    let output = gateway.say(&["reload"]);
+    let output = gateway.cli(&["reload"]);
     assert!(!output.status.success());
-    let said = text(&output.stderr);
-    assert!(said.contains("3 problems:"), "{said}");
+    let output = text(&output.stderr);
+    assert!(output.contains("3 problems:"), "{output}");
     assert_eq!(
-        said.matches("there is no backend \"c\"").count(),
+        output.matches("there is no backend \"c\"").count(),
         2,
-        "{said}"
+        "{output}"
     );
     assert_eq!(
         rest(&mut greet(at, "e.example")).expect("as before"),
         b"other"
     );
-    echoed(&mut open, b"and after that");
+    exchange(&mut open, b"and after that");
     assert_eq!(gateway.status().name, "gw1");
 
-    // What cannot change while it runs.
+    // A setting that cannot change while the gateway runs.
     gateway.write(&new.replacen("gw.sock", "other.sock", 1));
-    let said = text(&gateway.say(&["reload"]).stderr);
+    let output = text(&gateway.cli(&["reload"]).stderr);
     assert!(
-        said.contains("gateway.control_socket cannot be changed"),
-        "{said}"
+        output.contains("gateway.control_socket cannot be changed"),
+        "{output}"
     );
-    // What can: a tenant more, metrics and another address.
+    // Settings that can change: another tenant, metrics and another address.
     let (held, taken) = listener();
     let more = new
         .replace(
@@ -336,15 +334,15 @@ fn a_reload_applies_and_connections_stay() {
             "listen = [\"127.0.0.1:0\", \"[::1]:0\"]\nmetrics = \"TAKEN\"",
         );
     gateway.write(&more.replace("TAKEN", &taken.to_string()));
-    let said = text(&gateway.say(&["reload"]).stderr);
+    let output = text(&gateway.cli(&["reload"]).stderr);
     assert!(
-        said.contains(&format!("cannot serve metrics on {taken}")),
-        "{said}"
+        output.contains(&format!("cannot serve metrics on {taken}")),
+        "{output}"
     );
     assert_eq!(gateway.status().listen, [at]);
     drop(held);
     gateway.write(&more.replace("TAKEN", "127.0.0.1:0"));
-    assert!(gateway.say(&["reload"]).status.success());
+    assert!(gateway.cli(&["reload"]).status.success());
     let status = gateway.status();
     assert_eq!(status.listen.len(), 2);
     assert_eq!(status.listen[0], at);
@@ -352,30 +350,30 @@ fn a_reload_applies_and_connections_stay() {
     let first = status.metrics.expect("an address");
     assert!(get(first, "GET /metrics").1.contains("# EOF"));
     gateway.write(&more.replace("metrics = \"TAKEN\"", ""));
-    assert!(gateway.say(&["reload"]).status.success());
+    assert!(gateway.cli(&["reload"]).status.success());
     assert_eq!(gateway.status().metrics, None);
     until("closed", || TcpStream::connect(first).is_err());
 }
 
 #[test]
 fn sigterm_lets_connections_end() {
-    for word in ["a signal", "a command"] {
+    for message in ["a signal", "a command"] {
         let mut gateway = Gateway::start(echo(), ANYWHERE, "");
         let at = gateway.at();
         let mut open = greet(at, "d.example");
-        echoed(&mut open, b"before");
-        if word == "a signal" {
+        exchange(&mut open, b"before");
+        if message == "a signal" {
             gateway.signal(Signal::SIGTERM);
         } else {
-            let output = gateway.say(&["drain"]);
+            let output = gateway.cli(&["drain"]);
             assert_eq!(text(&output.stdout), "gw1: draining; 1 connections left\n");
         }
         until("closed", || TcpStream::connect(at).is_err());
-        echoed(&mut open, b"after");
+        exchange(&mut open, b"after");
         let status = gateway.status();
         assert!(status.draining && status.listen.is_empty());
-        let said = text(&gateway.say(&["reload"]).stderr);
-        assert!(said.contains("the gateway is draining"), "{said}");
+        let output = text(&gateway.cli(&["reload"]).stderr);
+        assert!(output.contains("the gateway is draining"), "{output}");
         assert!(gateway.child.try_wait().expect("a child").is_none());
         drop(open);
         assert!(gateway.ends().success());
@@ -388,16 +386,16 @@ fn the_drain_ends_after_its_time() {
     // Its patience ends.
     let mut gateway = Gateway::start(echo(), &format!("{ANYWHERE}\ndrain = 0.4"), "");
     let mut open = greet(gateway.at(), "d.example");
-    echoed(&mut open, b"before");
+    exchange(&mut open, b"before");
     let begun = Instant::now();
     gateway.signal(Signal::SIGTERM);
     assert!(gateway.ends().success());
     assert!(begun.elapsed() >= Duration::from_millis(390));
     assert!(rest(&mut open).unwrap_or_default().is_empty());
-    // It is told twice.
+    // A second signal ends the drain.
     let mut gateway = Gateway::start(echo(), &format!("{ANYWHERE}\ndrain = 3600"), "");
     let mut open = greet(gateway.at(), "d.example");
-    echoed(&mut open, b"before");
+    exchange(&mut open, b"before");
     gateway.signal(Signal::SIGTERM);
     until("draining", || gateway.status().draining);
     gateway.signal(Signal::SIGTERM);
@@ -409,27 +407,27 @@ fn a_killed_gateway_binds_its_port_again_at_once() {
     let mut gateway = Gateway::start(echo(), ANYWHERE, "");
     let at = gateway.at();
     let mut open: Vec<_> = (0..5).map(|_| greet(at, "d.example")).collect();
-    open.iter_mut().for_each(|c| echoed(c, b"before"));
-    // Its port, from now on.
+    open.iter_mut().for_each(|c| exchange(c, b"before"));
+    // A fixed port instead of one that the kernel assigns.
     let listen = format!("listen = [\"{at}\"]");
     gateway.write(&config(gateway.dir.path(), echo(), &listen, ""));
     gateway.signal(Signal::SIGKILL);
     assert!(!gateway.ends().success());
     let begun = Instant::now();
     gateway.child = Gateway::ready(&gateway.dir);
-    echoed(&mut greet(at, "d.example"), b"after");
+    exchange(&mut greet(at, "d.example"), b"after");
     assert!(
         begun.elapsed() < Duration::from_secs(5),
         "{:?}",
         begun.elapsed()
     );
-    // And there is one only.
+    // A second gateway refuses to start.
     let output = command(gateway.dir.path()).output().expect("run");
     assert!(!output.status.success());
-    let said = text(&output.stderr);
+    let output = text(&output.stderr);
     assert!(
-        said.contains("a gateway is already running: it answers at "),
-        "{said}"
+        output.contains("a gateway is already running: it answers at "),
+        "{output}"
     );
     assert_eq!(gateway.status().listen, [at]);
 }
@@ -453,10 +451,11 @@ fn check_lists_every_problem() {
     fs::write(&file, good.replace("gw1", "GW").replace("443", "0")).expect("write");
     let output = check();
     assert!(!output.status.success());
-    let said = text(&output.stderr);
+    let output = text(&output.stderr);
     assert!(
-        said.contains("2 problems:\n  - gateway.name: ") && said.contains("\n  - backend \"b\": "),
-        "{said}"
+        output.contains("2 problems:\n  - gateway.name: ")
+            && output.contains("\n  - backend \"b\": "),
+        "{output}"
     );
 }
 
@@ -504,29 +503,29 @@ fn errors_at_the_start_name_the_cause() {
         assert!(!output.status.success());
         self::text(&output.stderr)
     };
-    let said = start(ANYWHERE, "[limits]\nconnections = 500", 1000);
+    let output = start(ANYWHERE, "[limits]\nconnections = 500", 1000);
     let others = 128 + gateway::relay::Relay::files(1);
     let (needed, most) = ((500 + 64) * 2 + others, (1000 - 64 * 2 - others) / 2);
     let wanted = format!(
         "limits.connections: 500 need {needed} open files, and 1000 are allowed: write {most} at \
          most, or raise the limit"
     );
-    assert!(said.contains(&wanted), "{said}\nnot: {wanted}");
+    assert!(output.contains(&wanted), "{output}\nexpected: {wanted}");
     let (_held, taken) = listener();
-    let said = start(&format!("listen = [\"{taken}\"]"), "", 1000);
+    let output = start(&format!("listen = [\"{taken}\"]"), "", 1000);
     assert!(
-        said.contains(&format!("cannot listen on {taken}: ")),
-        "{said}"
+        output.contains(&format!("cannot listen on {taken}: ")),
+        "{output}"
     );
     assert!(
         !dir.path().join("gw.sock").exists(),
         "a failed start removes its socket"
     );
     fs::write(dir.path().join("gw.sock"), "mine").expect("write");
-    let said = start(ANYWHERE, "", 1000);
+    let output = start(ANYWHERE, "", 1000);
     assert!(
-        said.contains("is there and is not a socket; move it away"),
-        "{said}"
+        output.contains("is there and is not a socket; move it away"),
+        "{output}"
     );
     // No gateway runs.
     let output = Command::new(PROGRAM)
@@ -542,7 +541,7 @@ fn the_control_socket_refuses_unknown_requests() {
     let ask = |line: &str| {
         let mut stream =
             std::os::unix::net::UnixStream::connect(gateway.socket()).expect("connect");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a deadline");
         stream.write_all(line.as_bytes()).expect("ask");
         stream.shutdown(std::net::Shutdown::Write).expect("an end");
         let mut answer = String::new();
@@ -588,7 +587,7 @@ fn idle_connections_are_small_and_hold_no_pipe() {
         let mut open = Vec::new();
         loop {
             let mut stream = accept(&listener);
-            // More than goes without a pipe.
+            // Enough bytes that the relay needs a pipe.
             let answering = stream.write_all(&[7; 50_000]);
             answering.expect("answer");
             open.push(stream);
@@ -600,9 +599,9 @@ fn idle_connections_are_small_and_hold_no_pipe() {
     let mut more = |count: usize| {
         for _ in 0..count {
             let mut client = greet(at, "d.example");
-            let mut heard = [0; 50_000];
-            client.read_exact(&mut heard).expect("hear");
-            assert_eq!(heard, [7; 50_000]);
+            let mut received = [0; 50_000];
+            client.read_exact(&mut received).expect("receive");
+            assert_eq!(received, [7; 50_000]);
             open.push(client);
         }
     };
@@ -634,16 +633,16 @@ fn circuits_are_configured_and_reported() {
     let mut a = circuit_end(1, Side::A, at);
     let mut b = circuit_end(1, Side::B, at);
     assert_eq!(
-        [&mut a, &mut b].map(|end| end.bind_within(PATIENCE)),
+        [&mut a, &mut b].map(|end| end.bind_within(TIMEOUT)),
         [Some(EndEvent::Bound(30_000)); 2]
     );
     a.send(b"12345");
     b.expect(b"12345");
-    a.socket.send(b"no datagram of ours").expect("send");
+    a.socket.send(b"not of a circuit").expect("send");
     let status = gateway.status();
     let circuits = &status.circuits;
     assert_eq!((circuits.bound, circuits.dropped["no-circuit"]), (2, 1));
-    // Nothing is attached to the loopback, and that is said.
+    // No program is attached to the loopback; status reports it.
     assert_eq!(circuits.xdp.asked, "auto");
     assert!(circuits.xdp.refused.is_some() && circuits.xdp.interfaces.is_empty());
     let one = &circuits.list[0];
@@ -659,7 +658,7 @@ fn circuits_are_configured_and_reported() {
         (acme.datagrams, acme.datagram_bytes, acme.datagrams_dropped),
         (1, 13, 0)
     );
-    let page = text(&gateway.say(&["status"]).stdout);
+    let page = text(&gateway.cli(&["status"]).stdout);
     assert!(
         page.contains("1 circuits, 2 ends bound; 6 datagrams received, 5 sent"),
         "{page}"
@@ -689,41 +688,41 @@ fn circuits_are_configured_and_reported() {
         assert!(documented.contains(&row), "docs/metrics.md lacks {row}");
     }
 
-    // Another one; those that are there go on.
+    // Another circuit is added; existing ones continue.
     let dir = gateway.dir.path();
     let more = config(dir, echo(), &anywhere, &(circuit(1) + &circuit(2)));
     gateway.write(&more);
-    assert!(gateway.say(&["reload"]).status.success());
+    assert!(gateway.cli(&["reload"]).status.success());
     b.send(b"on");
     a.expect(b"on");
     let mut c = circuit_end(2, Side::A, at);
-    assert_eq!(c.bind_within(PATIENCE), Some(EndEvent::Bound(30_000)));
+    assert_eq!(c.bind_within(TIMEOUT), Some(EndEvent::Bound(30_000)));
     gateway.write(&more.replace("[[tenant]]", "[circuits]\nthreads = 63\n[[tenant]]"));
-    let said = text(&gateway.say(&["reload"]).stderr);
+    let output = text(&gateway.cli(&["reload"]).stderr);
     assert!(
-        said.contains("circuits.threads cannot be changed"),
-        "{said}"
+        output.contains("circuits.threads cannot be changed"),
+        "{output}"
     );
     assert!(!gateway.log().contains(&base64(&key_bytes(1, Side::A))));
 
     // It drains until the last has left.
     gateway.signal(Signal::SIGTERM);
-    let mut room = [0; 2048];
-    let length = a.socket.recv(&mut room).expect("a word");
+    let mut buffer = [0; 2048];
+    let length = a.socket.recv(&mut buffer).expect("a message");
     assert_eq!(
-        a.end.receive(&room[..length], clock()),
+        a.end.receive(&buffer[..length], clock()),
         Some(EndEvent::Move)
     );
     a.send(b"still");
     b.expect(b"still");
     assert_eq!(
-        circuit_end(2, Side::B, at).bind_within(PATIENCE),
+        circuit_end(2, Side::B, at).bind_within(TIMEOUT),
         Some(EndEvent::Move)
     );
     for peer in [&mut a, &mut b, &mut c] {
         assert!(gateway.child.try_wait().expect("a child").is_none());
-        let word = peer.end.unbind(clock());
-        peer.socket.send(&word).expect("send");
+        let message = peer.end.unbind(clock());
+        peer.socket.send(&message).expect("send");
     }
     assert!(gateway.ends().success());
 }
@@ -731,12 +730,12 @@ fn circuits_are_configured_and_reported() {
 #[test]
 fn ends_bind_again_within_a_second_after_a_kill() {
     let mut gateway = Gateway::start(echo(), ANYWHERE, &circuit(1));
-    // Of both protocols, from now on.
+    // A free port for TCP and UDP.
     let (_held, free) = listener();
     drop(_held);
     let listen = format!("listen = [\"{free}\"]");
     gateway.write(&config(gateway.dir.path(), echo(), &listen, &circuit(1)));
-    assert!(gateway.say(&["reload"]).status.success());
+    assert!(gateway.cli(&["reload"]).status.success());
     let (mut a, mut b) = (circuit_end(1, Side::A, free), circuit_end(1, Side::B, free));
     a.bind();
     b.bind();

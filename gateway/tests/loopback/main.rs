@@ -1,4 +1,4 @@
-//! The gateway on loopback: no privilege, no port of its own.
+//! The gateway on loopback, without privileges, on ports that the kernel assigns.
 
 mod circuits;
 mod common;

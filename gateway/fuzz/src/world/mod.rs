@@ -42,7 +42,7 @@ pub(crate) struct World {
     /// Messages and answers that the attacker has recorded.
     kept: Vec<Vec<u8>>,
     /// Messages that ends made.
-    said: Vec<Vec<u8>>,
+    sent: Vec<Vec<u8>>,
     /// Whether the attacker has the keys.
     is_keyed: bool,
 }
@@ -78,7 +78,7 @@ impl World {
                 side,
                 place: n,
                 newest: 0,
-                heard: 0,
+                received: 0,
                 challenged: false,
             }
         });
@@ -95,7 +95,7 @@ impl World {
             ends: ends.collect(),
             clock: 1_700_000_000 * SECOND,
             kept: Vec::new(),
-            said: Vec::new(),
+            sent: Vec::new(),
             is_keyed,
         };
         this.replan(0);
@@ -139,10 +139,10 @@ impl World {
             Act::Bind | Act::Unbind => {
                 let n = input.below(self.ends.len());
                 let fate = input.u8();
-                let word = self.make_message(n, matches!(act, Act::Unbind));
-                self.keep(&word);
+                let message = self.make_message(n, matches!(act, Act::Unbind));
+                self.keep(&message);
                 if fate & 1 == 0 {
-                    self.deliver(n, &word, fate & 2 == 0);
+                    self.deliver(n, &message, fate & 2 == 0);
                 }
             }
             Act::Roam => {
@@ -168,7 +168,7 @@ impl World {
                 let place = input.below(PLACES);
                 if input.flag() {
                     let n = input.below(self.ends.len());
-                    self.hears(n, &bytes);
+                    self.receive(n, &bytes);
                 } else {
                     self.arrives(&bytes, place);
                 }
@@ -177,9 +177,9 @@ impl World {
                 let which = input.below(self.kept.len());
                 let bytes = self.kept[which].clone();
                 let n = input.below(self.ends.len());
-                if let Some(word) = self.hears(n, &bytes) {
-                    self.keep(&word);
-                    self.deliver(n, &word, true);
+                if let Some(message) = self.receive(n, &bytes) {
+                    self.keep(&message);
+                    self.deliver(n, &message, true);
                 }
             }
             Act::Admin => self.admin(input.u8()),
@@ -198,7 +198,7 @@ impl World {
             Act::ForgeAnswer => {
                 let bytes = self.forged(input);
                 let n = input.below(self.ends.len());
-                self.hears(n, &bytes);
+                self.receive(n, &bytes);
             }
         }
     }
@@ -259,41 +259,41 @@ impl World {
     /// An end makes a bind or unbind.
     fn make_message(&mut self, n: usize, leaves: bool) -> Vec<u8> {
         let (clock, end) = (self.clock, &mut self.ends[n]);
-        let word = if leaves {
+        let message = if leaves {
             end.end.unbind(clock)
         } else {
             end.challenged = false;
             end.end.bind(clock)
         };
-        self.record(n, &word);
-        word.to_vec()
+        self.record(n, &message);
+        message.to_vec()
     }
 
     /// Records a new message of an end.
-    fn record(&mut self, n: usize, word: &[u8]) {
+    fn record(&mut self, n: usize, message: &[u8]) {
         let (clock, end) = (self.clock, &mut self.ends[n]);
         if end.newest == 0 {
-            end.heard = clock;
+            end.received = clock;
         }
         end.newest = end.newest.max(clock) + 1;
-        let stamp = word[20..28].try_into().expect("eight bytes");
+        let stamp = message[20..28].try_into().expect("eight bytes");
         assert_eq!(u64::from_be_bytes(stamp), end.newest, "a new timestamp");
-        self.said.push(word.to_vec());
+        self.sent.push(message.to_vec());
     }
 
     /// Delivers a message to the gateway, and the answers to the end.
-    fn deliver(&mut self, n: usize, word: &[u8], back: bool) {
-        let mut word = word.to_vec();
+    fn deliver(&mut self, n: usize, message: &[u8], back: bool) {
+        let mut message = message.to_vec();
         // A challenge is answered once.
         for _ in 0..2 {
-            let Some(answer) = self.arrives(&word, self.ends[n].place) else {
+            let Some(answer) = self.arrives(&message, self.ends[n].place) else {
                 return;
             };
             if !back {
                 return;
             }
-            match self.hears(n, &answer) {
-                Some(next) => word = next,
+            match self.receive(n, &answer) {
+                Some(next) => message = next,
                 None => return,
             }
         }
@@ -307,7 +307,7 @@ impl World {
         let wanted = self.wanted(bytes, &from);
         if !self.is_keyed && matches!(action, Action::Answer(_) | Action::Done) {
             assert!(
-                self.said.iter().any(|word| word == bytes),
+                self.sent.iter().any(|message| message == bytes),
                 "an answer to a message that no end made: {bytes:02x?}"
             );
         }
@@ -324,7 +324,9 @@ impl World {
                 self.keep(answer);
                 Some(answer.to_vec())
             }
-            _ => panic!("{action:?}, not {wanted:?}, of {bytes:02x?} from {from:?}: {self:#?}"),
+            _ => {
+                panic!("{action:?}, expected {wanted:?}, for {bytes:02x?} from {from:?}: {self:#?}")
+            }
         }
     }
 
@@ -429,10 +431,10 @@ impl World {
         }
     }
 
-    /// An end receives a datagram; returns the message that it sends then.
-    fn hears(&mut self, n: usize, bytes: &[u8]) -> Option<Vec<u8>> {
+    /// Gives a datagram to an end. Returns its reply.
+    fn receive(&mut self, n: usize, bytes: &[u8]) -> Option<Vec<u8>> {
         let known = &mut self.ends[n];
-        let heard = known.end.receive(bytes, self.clock);
+        let event = known.end.receive(bytes, self.clock);
         let message = match read(bytes) {
             Some(Form::Message(message))
                 if (message.circuit, message.side) == (id(known.circuit), known.side) =>
@@ -443,30 +445,30 @@ impl World {
         };
         let own = self.keys.key(known.circuit, known.side, 0);
         let message = message.filter(|message| {
-            let is_news = message.timestamp > known.heard
-                || message.kind == Kind::Move && message.timestamp == known.heard;
+            let is_news = message.timestamp > known.received
+                || message.kind == Kind::Move && message.timestamp == known.received;
             // Reflected messages of ends are ignored, and do not block the answer.
             let is_gateways = !matches!(message.kind, Kind::Bind | Kind::Unbind);
             is_tagged(bytes, &own) && is_gateways && is_news && message.timestamp <= known.newest
         });
         let Some(message) = message else {
-            assert_eq!(heard, None, "{bytes:02x?}: {self:#?}");
+            assert_eq!(event, None, "{bytes:02x?}: {self:#?}");
             return None;
         };
-        known.heard = message.timestamp;
-        match (message.kind, heard) {
-            (Kind::Challenge, Some(EndEvent::Send(word))) if !known.challenged => {
+        known.received = message.timestamp;
+        match (message.kind, event) {
+            (Kind::Challenge, Some(EndEvent::Send(next))) if !known.challenged => {
                 known.challenged = true;
-                assert_eq!(word[28..44], message.cookie.0);
-                self.record(n, &word);
-                return Some(word.to_vec());
+                assert_eq!(next[28..44], message.cookie.0);
+                self.record(n, &next);
+                return Some(next.to_vec());
             }
             (Kind::Challenge, None) if known.challenged => {}
             (Kind::Bound, Some(EndEvent::Bound(lifetime))) => {
                 assert_eq!(lifetime, message.lifetime)
             }
             (Kind::Move, Some(EndEvent::Move)) => {}
-            (_, heard) => panic!("{heard:?} of {message:?}: {self:#?}"),
+            (_, event) => panic!("{event:?} of {message:?}: {self:#?}"),
         }
         None
     }
@@ -488,7 +490,7 @@ impl World {
 
     /// Checks that exactly the bound sides are ordered to move.
     fn check_moves(&mut self) {
-        let told: Vec<_> = self.table.moves(self.now).collect();
+        let moves: Vec<_> = self.table.moves(self.now).collect();
         let mut wanted = Vec::new();
         for known in &self.circuits {
             for (side, known_side) in Side::BOTH.into_iter().zip(&known.sides) {
@@ -505,8 +507,8 @@ impl World {
                 }
             }
         }
-        assert_eq!(told, wanted);
-        for (_, bytes) in told {
+        assert_eq!(moves, wanted);
+        for (_, bytes) in moves {
             self.keep(&bytes);
         }
     }
@@ -645,8 +647,8 @@ impl World {
             }
             self.clock = self.clock.max(spent);
             self.ends[n].place = n;
-            let word = self.make_message(n, false);
-            self.deliver(n, &word, true);
+            let message = self.make_message(n, false);
+            self.deliver(n, &message, true);
             bound[circuit][side] = true;
             let known = &self.circuits[circuit].sides[side];
             assert_eq!(known.live(self.now), Some(at(n)), "{self:#?}");

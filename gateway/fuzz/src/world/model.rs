@@ -1,4 +1,4 @@
-//! The model: what `docs/gateway.md` says of circuits, written a second time.
+//! The model: a second implementation of the circuits in `docs/gateway.md`.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -168,7 +168,7 @@ pub(super) struct KnownEnd {
     pub(super) side: Side,
     pub(super) place: usize,
     pub(super) newest: u64,
-    pub(super) heard: u64,
+    pub(super) received: u64,
     pub(super) challenged: bool,
 }
 

@@ -17,18 +17,18 @@ fn tls_is_relayed_to_the_named_backend() {
             let gateway = draft.start();
 
             let mut client = tls_client(&tls.client, gateway.at(), name);
-            let (mut noise, mut sent, mut heard) =
+            let (mut noise, mut sent, mut received) =
                 (Seeded::new(1), vec![0; 10_000], vec![0; 10_000]);
             for _ in 0..50 {
                 noise.fill(&mut sent);
-                client.write_all(&sent).expect("say");
-                client.read_exact(&mut heard).expect("hear");
-                assert!(heard == sent);
+                client.write_all(&sent).expect("send");
+                client.read_exact(&mut received).expect("receive");
+                assert!(received == sent);
             }
             client.conn.send_close_notify();
-            client.flush().expect("say that it is done");
-            // The server says so too, after which its end is a clean one.
-            assert_eq!(client.read(&mut heard).expect("its word"), 0);
+            client.flush().expect("close TLS");
+            // The server closes TLS too, so its end of stream is clean.
+            assert_eq!(client.read(&mut received).expect("end of stream"), 0);
             drop(client);
             serving.join().expect("a server without complaint");
             until("closed", || gateway.ended("closed") == 1);
@@ -61,7 +61,7 @@ fn a_client_notices_a_wrong_server() {
 fn bulk(spliced: bool) {
     const LENGTH: usize = 100 << 20;
     let to = backend(|mut stream| {
-        hear_noise(&mut stream, 1, LENGTH);
+        expect_noise(&mut stream, 1, LENGTH);
         assert_eq!(rest(&mut stream).expect("an end"), b"");
         send_noise(&mut stream, 2, LENGTH);
     });
@@ -71,7 +71,7 @@ fn bulk(spliced: bool) {
     let mut client = greet(gateway.at(), "d.example");
     send_noise(&mut client, 1, LENGTH);
     client.shutdown(Shutdown::Write).expect("half an end");
-    hear_noise(&mut client, 2, LENGTH);
+    expect_noise(&mut client, 2, LENGTH);
     assert_eq!(rest(&mut client).expect("an end"), b"");
     until("closed", || gateway.ended("closed") == 1);
     assert_eq!(gateway.bytes("", "down"), LENGTH as u64);
@@ -101,7 +101,7 @@ fn both_ways_at_once_with_a_slow_reader_lose_nothing() {
         let writing = spawn(move || send_noise(&mut write, 4, LENGTH));
         let mut read = stream;
         sleep(Duration::from_millis(300));
-        hear_noise(&mut read, 3, LENGTH);
+        expect_noise(&mut read, 3, LENGTH);
         writing.join().expect("all of it");
     });
     let gateway = Draft::to(to).start();
@@ -110,7 +110,7 @@ fn both_ways_at_once_with_a_slow_reader_lose_nothing() {
     let writing = spawn(move || send_noise(&mut write, 3, LENGTH));
     let mut read = client;
     sleep(Duration::from_millis(600));
-    hear_noise(&mut read, 4, LENGTH);
+    expect_noise(&mut read, 4, LENGTH);
     writing.join().expect("all of it");
 }
 
@@ -130,28 +130,28 @@ fn connections_never_mix_bytes() {
                 let mut noise = Seeded::new(n);
                 let mut open = greet(at, "d.example");
                 for round in 0..ROUNDS {
-                    let mut said = vec![0; (n * 79_193 + round * 104_729) as usize % 1_000_000 + 1];
-                    noise.fill(&mut said);
+                    let mut sent = vec![0; (n * 79_193 + round * 104_729) as usize % 1_000_000 + 1];
+                    noise.fill(&mut sent);
                     if (n + round) % 11 == 0 {
-                        let _ = open.write_all(&said);
+                        let _ = open.write_all(&sent);
                         if n % 2 == 0 {
                             reset(open);
                         }
                         open = greet(at, "d.example");
                     }
                     let mut write = open.try_clone().expect("a clone");
-                    let saying = said.clone();
-                    let saying = spawn(move || write.write_all(&saying).expect("say"));
-                    let mut heard = vec![0; said.len()];
-                    open.read_exact(&mut heard).expect("hear");
-                    saying.join().expect("said");
-                    assert!(heard == said, "client {n}, round {round}");
+                    let saying = sent.clone();
+                    let saying = spawn(move || write.write_all(&saying).expect("send"));
+                    let mut received = vec![0; sent.len()];
+                    open.read_exact(&mut received).expect("receive");
+                    saying.join().expect("no panic");
+                    assert!(received == sent, "client {n}, round {round}");
                 }
             })
         })
         .collect();
     for client in clients {
-        client.join().expect("heard what it said");
+        client.join().expect("the client received the reply");
     }
     until("gone", || gateway.relay.connections() == 0);
     assert!(gateway.relay.unused_pipes() <= 1);
@@ -170,14 +170,14 @@ fn each_direction_ends_independently() {
         } else {
             (client, server)
         };
-        first.write_all(b"the last").expect("say");
+        first.write_all(b"the last").expect("send");
         first.shutdown(Shutdown::Write).expect("half an end");
         assert_eq!(rest(&mut second).expect("an end"), b"the last");
         for _ in 0..3 {
-            second.write_all(b"more").expect("say");
-            let mut heard = [0; 4];
-            first.read_exact(&mut heard).expect("hear");
-            assert_eq!(&heard, b"more");
+            second.write_all(b"more").expect("send");
+            let mut received = [0; 4];
+            first.read_exact(&mut received).expect("receive");
+            assert_eq!(&received, b"more");
             sleep(Duration::from_millis(50));
         }
         second.shutdown(Shutdown::Write).expect("half an end");
@@ -206,7 +206,7 @@ fn a_reset_is_relayed_in_both_directions() {
     until("counted", || gateway.ended("reset") == 2);
 }
 
-/// Waits until the other end has all that was sent.
+/// Waits until the other end has acknowledged all sent bytes.
 fn delivered(stream: &TcpStream) {
     nix::ioctl_read_bad!(outq, nix::libc::TIOCOUTQ, nix::libc::c_int);
     until("delivered", || {
@@ -240,7 +240,7 @@ fn an_answer_arrives_although_the_backend_did_not_read() {
     let mut client = greet(gateway.at(), "d.example");
     let talking = talkative(&client);
     sleep(Duration::from_millis(200));
-    hear_noise(&mut client, 5, LENGTH);
+    expect_noise(&mut client, 5, LENGTH);
     assert_eq!(rest(&mut client).expect("a clean end"), b"");
     client.shutdown(Shutdown::Both).expect("an end");
     talking.join().expect("an end");
@@ -258,8 +258,8 @@ fn a_truncated_answer_ends_with_a_reset() {
     for n in 1..=20 {
         let mut client = greet(gateway.at(), "d.example");
         let talking = talkative(&client);
-        // The kernel reports it to the first that asks, the sender or the receiver; so the
-        // gateway is asked.
+        // The kernel reports the error once, to the sender or the receiver. So the test reads the
+        // gateway's counters.
         let _ = rest(&mut client);
         talking.join().expect("an end");
         until("an end", || gateway.relay.connections() == 0);
@@ -273,8 +273,8 @@ fn bytes_after_the_hello_are_relayed() {
     let mut client = connect(gateway.at());
     let mut wire = hello("x.acme.example", &["h2"]);
     wire.extend(b"early");
-    client.write_all(&wire).expect("say");
-    let mut heard = [0; 5];
-    client.read_exact(&mut heard).expect("hear");
-    assert_eq!(&heard, b"early");
+    client.write_all(&wire).expect("send");
+    let mut received = [0; 5];
+    client.read_exact(&mut received).expect("receive");
+    assert_eq!(&received, b"early");
 }

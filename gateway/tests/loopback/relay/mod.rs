@@ -51,9 +51,9 @@ impl Draft {
                 pipes: 1000,
             },
             times: Times {
-                hello: PATIENCE,
-                dial: PATIENCE,
-                idle: PATIENCE,
+                hello: TIMEOUT,
+                dial: TIMEOUT,
+                idle: TIMEOUT,
             },
             tenant: 1000,
             backend: vec![backend],
@@ -138,7 +138,7 @@ pub fn handing_over() -> (SocketAddr, mpsc::Receiver<TcpStream>) {
 }
 
 pub fn next(connections: &mpsc::Receiver<TcpStream>) -> TcpStream {
-    connections.recv_timeout(PATIENCE).expect("a connection")
+    connections.recv_timeout(TIMEOUT).expect("a connection")
 }
 
 pub fn reset(stream: TcpStream) {

@@ -15,8 +15,8 @@ fn only_idle_connections_are_ended() {
     for _ in 0..8 {
         // One way only.
         sleep(Duration::from_millis(200));
-        speaks_server.write_all(b"x").expect("say");
-        speaks.read_exact(&mut [0]).expect("hear");
+        speaks_server.write_all(b"x").expect("send");
+        speaks.read_exact(&mut [0]).expect("receive");
     }
     for stream in [&mut silent, &mut silent_server] {
         let error = rest(stream).expect_err("not a clean end");
@@ -33,7 +33,7 @@ fn the_next_address_of_a_backend_is_tried() {
     draft.backend.push(echo());
     let gateway = draft.start();
     for _ in 0..3 {
-        echoed(&mut greet(gateway.at(), "d.example"), b"well");
+        exchange(&mut greet(gateway.at(), "d.example"), b"well");
     }
     let failures =
         gateway
@@ -52,7 +52,7 @@ fn the_next_address_of_a_backend_is_tried() {
 
 #[test]
 fn a_silent_backend_is_given_up_after_the_timeout() {
-    // Its queue is full: the kernel drops what comes (tcp_conn_request(), net/ipv4/tcp_input.c).
+    // Its queue is full: the kernel drops further SYNs (tcp_conn_request(), net/ipv4/tcp_input.c).
     let (full, to) = listener();
     nix::sys::socket::listen(&full, nix::sys::socket::Backlog::new(0).expect("none"))
         .expect("listen");
@@ -62,8 +62,8 @@ fn a_silent_backend_is_given_up_after_the_timeout() {
     let gateway = draft.start();
     let begun = Instant::now();
     let mut client = greet(gateway.at(), "d.example");
-    let heard = rest(&mut client).expect("an end");
-    assert_eq!(heard, [21, 3, 3, 0, 2, 2, 80]);
+    let received = rest(&mut client).expect("an end");
+    assert_eq!(received, [21, 3, 3, 0, 2, 2, 80]);
     assert!(
         begun.elapsed() >= Duration::from_millis(290),
         "{:?}",
@@ -77,7 +77,7 @@ fn a_backend_gets_a_proxy_header() {
     let (listener, to) = listener();
     let mut draft = Draft::to(to);
     draft.proxy = true;
-    // A wildcard: the address that the client knows is told, not this one.
+    // A wildcard: the PROXY header has the address that the client connected to, not this one.
     draft.listen = vec![(Ipv4Addr::UNSPECIFIED, 0).into()];
     let gateway = draft.start();
     let port = gateway.at().port();
@@ -93,7 +93,7 @@ fn a_backend_gets_a_proxy_header() {
     assert_eq!(header[26..28], port.to_be_bytes());
     assert_eq!(&header[28..], b"\x02\0\x09d.example");
     server.read_exact(&mut [0]).expect("the hello behind it");
-    client.write_all(b"x").expect("say");
+    client.write_all(b"x").expect("send");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_new_plan_applies_to_new_connections() {
     let gateway = gateway_of(&draft);
     let old_address = gateway.at();
     let mut old = greet(old_address, "d.example");
-    echoed(&mut old, b"before");
+    exchange(&mut old, b"before");
 
     // An address of another's: nothing of the plan is taken.
     let (_taken, taken) = listener();
@@ -118,17 +118,19 @@ fn a_new_plan_applies_to_new_connections() {
         "{error}"
     );
     assert_eq!(gateway.relay.addresses(), [old_address]);
-    echoed(&mut greet(old_address, "d.example"), b"as before");
+    exchange(&mut greet(old_address, "d.example"), b"as before");
 
     // Another address, another backend.
     draft.listen = vec![(Ipv6Addr::LOCALHOST, 0).into()];
-    draft.backend = vec![backend(|mut stream| stream.write_all(b"new").expect("say"))];
+    draft.backend = vec![backend(|mut stream| {
+        stream.write_all(b"new").expect("send")
+    })];
     gateway.replan(&draft).expect("a new plan");
     let mut new = greet(gateway.at(), "d.example");
     assert_eq!(rest(&mut new).expect("an end"), b"new");
-    echoed(&mut old, b"after");
+    exchange(&mut old, b"after");
     until("closed", || TcpStream::connect(old_address).is_err());
-    echoed(&mut old, b"after that");
+    exchange(&mut old, b"after that");
 }
 
 #[test]
@@ -137,19 +139,19 @@ fn draining_keeps_existing_connections() {
     let gateway = draft.start();
     let at = gateway.at();
     let mut open = greet(at, "d.example");
-    echoed(&mut open, b"before");
+    exchange(&mut open, b"before");
     // One that is in the middle of its hello.
     let mut opening = connect(at);
     let hello = hello("d.example", &[]);
-    opening.write_all(&hello[..50]).expect("say");
+    opening.write_all(&hello[..50]).expect("send");
     until("both are there", || gateway.relay.connections() == 2);
     gateway.relay.drain();
     until("closed", || TcpStream::connect(at).is_err());
     assert!(gateway.relay.addresses().is_empty());
     assert!(matches!(gateway.replan(&draft), Err(Error::Draining)));
-    opening.write_all(&hello[50..]).expect("say");
-    echoed(&mut opening, b"well");
-    echoed(&mut open, b"after");
+    opening.write_all(&hello[50..]).expect("send");
+    exchange(&mut opening, b"well");
+    exchange(&mut open, b"after");
     let wait = |time| {
         let empty = gateway.relay.empty();
         gateway
@@ -158,7 +160,7 @@ fn draining_keeps_existing_connections() {
     };
     wait(Duration::from_millis(100)).expect_err("two are there");
     drop((open, opening));
-    wait(PATIENCE).expect("empty");
+    wait(TIMEOUT).expect("empty");
     until("closed", || gateway.ended("closed") == 2);
 }
 
@@ -176,8 +178,8 @@ fn connections_in_the_accept_queue_are_served() {
         .block_on(async { tokio::time::timeout(Duration::from_millis(200), empty).await })
         .expect_err("they are waited for");
     for client in &mut clients {
-        client.write_all(&hello).expect("say");
-        echoed(client, b"well");
+        client.write_all(&hello).expect("send");
+        exchange(client, b"well");
     }
 }
 
@@ -207,7 +209,7 @@ fn two_families_share_a_port() {
         SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
         SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
     ] {
-        echoed(&mut greet(to, "d.example"), b"well");
+        exchange(&mut greet(to, "d.example"), b"well");
     }
     until("counted", || gateway.relay.counters().accepted.get() == 2);
 }
@@ -217,12 +219,12 @@ fn limits_count_connections_of_all_names() {
     let gateway = Draft::to(echo()).start();
     let names: Vec<Arc<str>> = vec!["A.acme.example".into(), "b.c.acme.EXAMPLE".into()];
     for name in names {
-        echoed(&mut greet(gateway.at(), &name), b"well");
+        exchange(&mut greet(gateway.at(), &name), b"well");
     }
     until("gone", || gateway.relay.connections() == 0);
     assert_eq!(gateway.bytes("acme", "down"), 8);
     let mut client = connect(gateway.at());
     let hello = hello("p.example", &["h2", "x/1"]);
-    client.write_all(&hello).expect("say");
-    echoed(&mut client, b"well");
+    client.write_all(&hello).expect("send");
+    exchange(&mut client, b"well");
 }

@@ -8,9 +8,9 @@ fn a_hello_in_single_bytes_is_accepted() {
     let mut client = connect(gateway.at());
     client.set_nodelay(true).expect("no delay");
     for byte in hello("d.example", &[]) {
-        client.write_all(&[byte]).expect("say");
+        client.write_all(&[byte]).expect("send");
     }
-    echoed(&mut client, b"and on");
+    exchange(&mut client, b"and on");
 }
 
 #[test]
@@ -23,24 +23,24 @@ fn slow_and_silent_clients_are_closed_in_time() {
     // One that sends a byte often enough to be waited for, if it were the pause that counts.
     let mut slow = connect(gateway.at());
     let trickle = spawn(move || {
-        let mut heard = Vec::new();
+        let mut received = Vec::new();
         for byte in hello("d.example", &[]) {
             if slow.write_all(&[byte]).is_err() {
                 break;
             }
             sleep(Duration::from_millis(20));
         }
-        let _ = slow.read_to_end(&mut heard);
-        heard
+        let _ = slow.read_to_end(&mut received);
+        received
     });
-    assert_eq!(rest(&mut silent).expect("an end"), b"", "without a word");
+    assert_eq!(rest(&mut silent).expect("an end"), b"", "without a message");
     assert!(begun.elapsed() >= Duration::from_millis(390));
     assert_eq!(trickle.join().expect("an end"), b"");
     assert!(begun.elapsed() < Duration::from_secs(8));
     until("counted", || gateway.refused("hello-slow") == 2);
     until("gone", || gateway.relay.connections() == 0);
     // In time is in time.
-    echoed(&mut greet(gateway.at(), "d.example"), b"well");
+    exchange(&mut greet(gateway.at(), "d.example"), b"well");
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn clients_that_close_within_the_hello_are_counted() {
     drop(connect(gateway.at()));
     let mut half = connect(gateway.at());
     half.write_all(&hello("d.example", &[])[..100])
-        .expect("say");
+        .expect("send");
     half.shutdown(Shutdown::Write).expect("half an end");
     assert_eq!(rest(&mut half).expect("an end"), b"");
     until("counted", || {
@@ -68,10 +68,10 @@ fn garbage_is_closed_without_an_answer() {
         (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", "not-a-hello"),
     ] {
         let mut client = connect(gateway.at());
-        client.write_all(wire).expect("say");
+        client.write_all(wire).expect("send");
         // A reset where it had not read everything.
-        let heard = rest(&mut client).unwrap_or_default();
-        assert_eq!(heard, b"", "{reason}");
+        let received = rest(&mut client).unwrap_or_default();
+        assert_eq!(received, b"", "{reason}");
         until(reason, || gateway.refused(reason) == 1);
     }
 }
@@ -84,7 +84,7 @@ fn a_refused_tls_client_gets_an_alert() {
     let gateway = draft.start();
     let long = [&[22, 3, 1, 63, 0, 1, 0, 0x3e, 0xfc][..], &[0; 200]].concat();
     for (wire, number, reason) in [
-        (hello("nobody.example", &[]), 112, "no-route"),
+        (hello("unknown.example", &[]), 112, "no-route"),
         (hello("p.example", &["h2"]), 120, "no-protocol"),
         (hello("127.0.0.1", &[]), 112, "no-server-name"),
         (hello("x.acme.example", &[]), 80, "limit-tenant"),
@@ -106,16 +106,20 @@ fn a_refused_tls_client_gets_an_alert() {
         ),
     ] {
         let mut client = connect(gateway.at());
-        client.write_all(&wire).expect("say");
-        let heard = rest(&mut client).expect("an end");
-        assert_eq!(heard, [21, 3, 3, 0, 2, 2, number], "{reason}");
+        client.write_all(&wire).expect("send");
+        let received = rest(&mut client).expect("an end");
+        assert_eq!(received, [21, 3, 3, 0, 2, 2, number], "{reason}");
         until(reason, || gateway.refused(reason) == 1);
     }
-    // One that is too long only by what is still to come: it is not waited for.
+    // The first bytes of a hello that becomes too long later: it is not refused yet.
     let mut client = connect(gateway.at());
-    client.write_all(&long).expect("say");
+    client.write_all(&long).expect("send");
     sleep(Duration::from_millis(100));
-    assert_eq!(gateway.refused("hello-too-long"), 1, "it fits so far");
+    assert_eq!(
+        gateway.refused("hello-too-long"),
+        1,
+        "it is not too long yet"
+    );
     let mut more = records_of_padding();
     more.truncate(20_000);
     // It may be closed while it is written.
@@ -123,7 +127,7 @@ fn a_refused_tls_client_gets_an_alert() {
     until("too long", || gateway.relay.connections() == 0);
 }
 
-/// What never ends: records of one byte each.
+/// An endless hello: records of one byte each.
 fn records_of_padding() -> Vec<u8> {
     [22, 3, 1, 0, 1, 0].repeat(5000)
 }
@@ -140,7 +144,7 @@ fn limits_of_source_tenant_and_gateway_hold() {
     let gateway = draft.start();
     let open = |name: &str| {
         let mut client = greet(gateway.at(), name);
-        echoed(&mut client, b"well");
+        exchange(&mut client, b"well");
         client
     };
     let first = open("a.acme.example");
@@ -155,9 +159,9 @@ fn limits_of_source_tenant_and_gateway_hold() {
     let mut fourth = connect(gateway.at());
     assert!(rest(&mut fourth).unwrap_or_default().is_empty());
     assert_eq!(gateway.refused("limit-source"), 1);
-    // Another source, and one that went away.
+    // Another source address, and one whose connection has ended.
     let v6 = gateway.relay.addresses()[1];
-    echoed(&mut greet(v6, "d.example"), b"well");
+    exchange(&mut greet(v6, "d.example"), b"well");
     drop(first);
     until("gone", || gateway.relay.connections_of("acme") == 1);
     let _again = open("a.acme.example");
