@@ -347,8 +347,8 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
     };
     for len in [64, 1400] {
         let mut rates = [Vec::new(), Vec::new()];
-        for turn in 0..runs {
-            eprintln!("packets of {len} B: run {} of {runs}", turn + 1);
+        for run in 0..runs {
+            eprintln!("packets of {len} B: run {} of {runs}", run + 1);
             for (rates, contender) in rates
                 .iter_mut()
                 .zip([Contender::Causeway, Contender::KernelVxlan])
@@ -380,8 +380,8 @@ pub fn run(runs: usize) -> anyhow::Result<Report> {
             Contender::KernelBridge,
         ];
         let mut figures = [const { (Vec::new(), Vec::new()) }; 3];
-        for turn in 0..runs {
-            eprintln!("TCP, {what}: run {} of {runs}", turn + 1);
+        for run in 0..runs {
+            eprintln!("TCP, {what}: run {} of {runs}", run + 1);
             for ((rates, costs), contender) in figures.iter_mut().zip(all) {
                 let (rate, cost) = tcp(contender, wire_like)?;
                 rates.push(rate);

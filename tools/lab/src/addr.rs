@@ -122,7 +122,7 @@ impl Vlan {
         }
     }
 
-    /// Whether every id is one that a frame may carry.
+    /// Whether every VLAN id is valid.
     #[must_use]
     pub fn is_valid(self) -> bool {
         let ok = |id| (1..=4094).contains(&id);

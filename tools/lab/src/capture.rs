@@ -197,7 +197,7 @@ fn record(
     let mut frames = Vec::new();
     let mut buffer = vec![0_u8; pcap::SNAP as usize];
     loop {
-        // Asked before polling: what came before the request to stop is still read.
+        // Read before polling, so that frames before the stop request are still captured.
         let stopping = stop.load(Ordering::Relaxed);
         let mut poll = libc::pollfd {
             fd: socket.as_raw_fd(),
@@ -205,7 +205,7 @@ fn record(
             revents: 0,
         };
         let wait = if stopping { 0 } else { POLL_MS };
-        // SAFETY: the pointer is to one `pollfd`, as the count says.
+        // SAFETY: the pointer is valid for one `pollfd`, and the count is 1.
         let ready = unsafe { libc::poll(&raw mut poll, 1, wait) };
         if ready <= 0 {
             if stopping {
@@ -244,7 +244,7 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<Frame>> {
     let Ok(length) = usize::try_from(got) else {
         let error = std::io::Error::last_os_error();
         return match error.raw_os_error() {
-            // ENETDOWN: the link is down; it may come back.
+            // ENETDOWN: the link is down, maybe temporarily.
             Some(libc::EAGAIN | libc::EINTR | libc::ENETDOWN) => Ok(None),
             _ => Err(Error::Io {
                 operation: "reading a capture".to_owned(),

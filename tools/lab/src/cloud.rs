@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::topology::{Kind, Topology};
 
-/// Where a gateway listens.
+/// The gateways' port.
 pub const GATEWAY_PORT: u16 = 6180;
-/// Where an appliance takes tunnels that gateways bring over TLS.
+/// Port on which an appliance accepts tunnels over TLS from gateways.
 pub const TLS_PORT: u16 = 6443;
 
-/// The gateways of a topology and what they carry; empty where there are none.
+/// The gateways of a topology and their circuits; empty without gateways.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cloud {
@@ -22,7 +22,7 @@ pub struct Cloud {
     pub gateways: Vec<Gateway>,
     /// Circuits between appliances, at every gateway.
     pub circuits: Vec<Circuit>,
-    /// The host of the director, for which a TLS server stands in.
+    /// The host of the director, played by a TLS server.
     pub director: Option<Director>,
 }
 
@@ -33,7 +33,7 @@ pub struct Gateway {
     pub host: String,
     /// Its pool.
     pub pool: Option<String>,
-    /// How full it is said to be, thousandths.
+    /// Its load in the appliances' configuration, thousandths.
     #[serde(default)]
     pub load: u16,
 }
@@ -56,7 +56,7 @@ pub struct Circuit {
 pub struct Access {
     /// Pools, in order.
     pub pools: Vec<String>,
-    /// Whether those without a pool in addition.
+    /// Whether gateways without a pool may be used, too.
     pub unpooled: bool,
 }
 
@@ -88,7 +88,7 @@ impl Cloud {
             .filter(move |c| c.ends.get(side).is_some_and(|end| end == host))
     }
 
-    /// Whether a circuit of which the appliance on `host` is that side has a way over TLS.
+    /// Whether the appliance on `host`, on this side of a circuit, may use TLS.
     #[must_use]
     pub fn has_tls(&self, host: &str, side: usize) -> bool {
         self.of(host, side).any(|c| c.tls.is_some())
@@ -102,7 +102,7 @@ impl Topology {
         links.flat_map(|l| &l.addresses).map(|c| c.addr)
     }
 
-    /// Where a gateway listens: its addresses with the gateways' port.
+    /// A gateway's addresses with the gateways' port.
     #[must_use]
     pub fn gateway_addresses(&self, host: &str) -> Vec<SocketAddr> {
         let all = self.addresses_of(host);

@@ -14,7 +14,7 @@ use crate::{
     topology::{Appliance, Role, Topology},
 };
 
-/// Where one appliance keeps its things.
+/// Paths of one appliance.
 #[derive(Clone, Debug)]
 pub(crate) struct Places<'a> {
     pub state_dir: &'a Path,
@@ -31,7 +31,7 @@ pub(crate) struct Places<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Circuit {
     pub id: String,
-    /// Where its side's key is.
+    /// Path of its side's key.
     pub key_file: PathBuf,
     /// Server name and fingerprint of the way over TLS.
     pub tls: Option<(String, String)>,
@@ -328,7 +328,7 @@ struct GatewayCircuit<'a> {
 struct Backend<'a> {
     name: &'a str,
     addresses: Vec<SocketAddr>,
-    /// Whether it is told who connected.
+    /// Whether it receives the client's address by the PROXY protocol.
     proxy: bool,
 }
 
@@ -424,8 +424,8 @@ pub(crate) fn render_gateway(
     })
 }
 
-/// The CPUs of an appliance's workers, each with one of its own as far as they go: with one worker
-/// each, the two ends of a tunnel have different ones.
+/// The CPUs of an appliance's workers, different ones as far as possible. With one worker each, the
+/// two ends of a tunnel use different CPUs.
 fn cpus(topology: &Topology, appliance: &Appliance) -> Vec<usize> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let place = topology
@@ -560,7 +560,11 @@ mod tests {
         );
         let backend = &c["backend"][0];
         assert_eq!(backend["addresses"][0].as_str(), Some("203.0.113.5:6443"));
-        assert_eq!(backend["proxy"].as_bool(), Some(true), "as it wants it");
+        assert_eq!(
+            backend["proxy"].as_bool(),
+            Some(true),
+            "the director expects a PROXY header"
+        );
         let director = &c["backend"][1];
         assert_eq!(director["proxy"].as_bool(), Some(false));
     }

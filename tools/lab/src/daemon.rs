@@ -1,4 +1,4 @@
-//! A daemon of ours inside a host: started, killed, asked by its own command line.
+//! A Causeway daemon inside a host: start, kill, and queries by its command line.
 
 use std::{
     ffi::OsString,

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-/// What went wrong, naming the operation that failed and what to do where that is known.
+/// An error of the lab, with the failed operation and, where known, the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -21,7 +21,7 @@ pub enum Error {
         what: &'static str,
         /// The text.
         value: String,
-        /// Why that is none.
+        /// The reason.
         reason: &'static str,
     },
     /// A system call or file operation.
@@ -65,7 +65,7 @@ pub enum Error {
     Unknown {
         /// `host`, `link`, `appliance`, `machine`, …
         kind: &'static str,
-        /// The name asked for.
+        /// The requested name.
         name: String,
         /// The lab.
         lab: String,
@@ -78,7 +78,7 @@ pub enum Error {
          up`"
     )]
     NotUp {
-        /// The name asked for.
+        /// The requested name.
         name: String,
     },
     /// The lab of that name belongs to a process that still uses it.
@@ -87,7 +87,7 @@ pub enum Error {
          name"
     )]
     InUse {
-        /// The name asked for.
+        /// The requested name.
         name: String,
     },
     /// The virtual switch's programs.
@@ -101,12 +101,12 @@ pub enum Error {
     /// A file that must be built first.
     #[error("{} is missing: {hint}", .path.display())]
     Missing {
-        /// Where it was looked for.
+        /// The expected path.
         path: PathBuf,
         /// How to get it.
         hint: &'static str,
     },
-    /// SIGINT or SIGTERM came.
+    /// SIGINT or SIGTERM was received.
     #[error("interrupted")]
     Interrupted,
 }

@@ -14,7 +14,7 @@ use crate::{
 pub struct SiteSwitch {
     /// Before the first step.
     pub began: Instant,
-    /// The production site is cut off, the replicas have booted; the appliance is asked.
+    /// When the production site was cut off and the replicas had booted, before the request.
     pub booted: Instant,
     /// The appliance has switched.
     pub switched: Instant,
@@ -32,7 +32,7 @@ impl Lab {
             .ok_or_else(|| self.unknown("failover", tenant, all.iter().map(|f| &f.tenant)))
     }
 
-    /// Where a tenant's plan is written.
+    /// Path of a tenant's plan.
     #[must_use]
     pub fn plan_path(&self, tenant: &str) -> PathBuf {
         let file = format!("{tenant}-plan.toml");
@@ -141,7 +141,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Mends a WAN link that was cut: its ends come up with their addresses and routes.
+    /// Restores a WAN link that was cut, with addresses and routes.
     ///
     /// # Errors
     /// If there is no such link.

@@ -1,5 +1,4 @@
-//! The gateway daemon inside a host, the circuits' keys, and the server that stands in for the
-//! director.
+//! The gateway daemon inside a host, the circuits' keys, and the server that plays the director.
 
 use std::{
     ffi::OsString,
@@ -24,7 +23,7 @@ use crate::{
     site::{Lab, wait},
 };
 
-/// A circuit as it was drawn when the lab came up.
+/// A circuit, generated when the lab was raised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drawn {
     /// Its tenant.
@@ -77,7 +76,7 @@ impl Lab {
     /// The circuit of a tenant.
     ///
     /// # Errors
-    /// If there is none, or what was drawn cannot be read.
+    /// If there is none, or the file of circuits cannot be read.
     pub fn circuit(&self, tenant: &str) -> Result<Drawn> {
         let all = self.circuits()?;
         let names: Vec<String> = all.iter().map(|c| c.tenant.clone()).collect();
@@ -86,7 +85,7 @@ impl Lab {
             .ok_or_else(|| self.unknown("circuit", tenant, names.iter()))
     }
 
-    /// Every circuit, as drawn when the lab came up.
+    /// Every circuit, as generated when the lab was raised.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -116,7 +115,7 @@ impl Lab {
         let mut all = Vec::new();
         for circuit in &self.topology().cloud.circuits {
             let mut id: [u8; 8] = random()?;
-            // Neither a message nor a tunnel's own datagram begins so.
+            // No message and no datagram of a tunnel begins with this bit set.
             id[0] |= 1;
             id[3] |= 1;
             let drawn = Drawn {
@@ -170,7 +169,7 @@ impl Lab {
         self.run_dir().join("www")
     }
 
-    /// `openssl s_server -WWW` for the director, if there is one that does not run yet.
+    /// Starts `openssl s_server -WWW` as the director, if it is configured and does not run.
     fn start_director(&self) -> Result<()> {
         let Some(director) = &self.topology().cloud.director else {
             return Ok(());
@@ -272,7 +271,8 @@ impl<'a> GatewayHandle<'a> {
         self.daemon().process()
     }
 
-    /// Writes the configuration file that the topology says; it has keys, so for its owner only.
+    /// Writes the configuration file that the topology describes, readable by its owner only
+    /// because it has keys.
     ///
     /// # Errors
     /// If it cannot be written.

@@ -29,7 +29,7 @@ impl Server {
     }
 }
 
-/// A download that was whole and right.
+/// A complete download with correct contents.
 #[derive(Clone, Copy, Debug)]
 pub struct Download {
     /// Bytes of the body.
@@ -167,7 +167,7 @@ fn fetch(stream: TcpStream, seed: u64, bytes: u64, within: Duration) -> io::Resu
     if at == bytes {
         Ok(())
     } else {
-        Err(bad(format!("{at} bytes came instead of {bytes}")))
+        Err(bad(format!("received {at} bytes instead of {bytes}")))
     }
 }
 

@@ -31,7 +31,7 @@ pub fn install() -> Result<()> {
 }
 
 /// # Errors
-/// [`Error::Interrupted`] once a signal has come.
+/// [`Error::Interrupted`] after a signal.
 pub fn check() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {
         Err(Error::Interrupted)
@@ -40,7 +40,7 @@ pub fn check() -> Result<()> {
     }
 }
 
-/// Forgets signals that came: a tear-down runs to its end. Returns whether one had come.
+/// Clears pending signals, so that a tear-down completes. Returns whether there was one.
 pub fn clear() -> bool {
     INTERRUPTED.swap(false, Ordering::Relaxed)
 }

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn its_own_error_is_passed_on() {
+    fn the_error_of_the_work_is_returned() {
         let text = r#"{"error":"unable to connect"}"#;
         assert_eq!(parse(text).unwrap_err(), "unable to connect");
         assert!(parse("").is_err());

@@ -1,5 +1,5 @@
-//! What the lab's servers have in common: a TCP port of a host, a thread for each client, and who
-//! came.
+//! Base of the lab's servers: a TCP port of a host, a thread for each client, and the clients'
+//! addresses.
 
 use std::{
     io,
@@ -18,7 +18,7 @@ use crate::{
     site::Lab,
 };
 
-/// A TCP port that is served until dropped. Connections that stand go on.
+/// A TCP port that is served until dropped. Open connections continue.
 #[derive(Debug)]
 pub(crate) struct Listener {
     stop: Arc<AtomicBool>,
@@ -61,7 +61,7 @@ impl Listener {
                         .unwrap_or_else(PoisonError::into_inner)
                         .push(from.ip().to_canonical());
                     let serve = Arc::clone(&serve);
-                    // A client that goes away notices itself.
+                    // A client that disconnects ends its thread.
                     std::thread::spawn(move || {
                         stream.set_nonblocking(false)?;
                         serve(&stream)

@@ -20,7 +20,7 @@ pub fn name(lab: &str, host: &str) -> String {
     format!("{PREFIX}{lab}-{host}")
 }
 
-/// Where iproute2 keeps named namespaces.
+/// Path of a named namespace of iproute2.
 fn path(namespace: &str) -> PathBuf {
     PathBuf::from("/run/netns").join(namespace)
 }
@@ -87,8 +87,8 @@ pub(crate) fn index(link: &str) -> Result<u32> {
     nix::net::if_::if_nametoindex(link).during(|| format!("finding link {link}"))
 }
 
-/// Addresses in the namespace that this thread is in which duplicate address detection still
-/// holds back, and those that it found taken (marked so).
+/// Addresses in this thread's namespace that are tentative (duplicate address detection runs), and
+/// duplicates, marked as such.
 pub(crate) fn tentative() -> Result<Vec<String>> {
     // `/proc/net` follows the process; this one follows the thread.
     let path = "/proc/thread-self/net/if_inet6";
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tentative_addresses_are_told_from_usable_and_taken_ones() {
+    fn tentative_usable_and_duplicate_addresses_are_distinguished() {
         let text = "\
 20010db8000100000000000000000010 02 40 00 c0     eth0
 fe800000000000000000000000000001 02 40 20 80     eth0

@@ -1,4 +1,4 @@
-//! Where the built files are.
+//! Paths of the built files.
 
 use std::{
     env,

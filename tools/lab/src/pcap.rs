@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_back_with_their_times() {
+    fn frames_are_read_with_their_times() {
         let frames = [
             frame(1, &[1; 60]),
             frame(999_999_999, &[]),
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_cut_short_anywhere_gives_the_whole_frames_before() {
+    fn a_truncated_file_yields_its_complete_frames() {
         let mut file = Vec::new();
         write_header(&mut file).unwrap();
         write_frame(&mut file, &frame(1, &[1; 60])).unwrap();

@@ -40,7 +40,7 @@ pub struct Pinger {
 pub struct Report {
     /// When each number was sent, by number from 0 on.
     pub sent: Vec<Option<Instant>>,
-    /// When each number came back; `None`: it did not. Duplicates count once.
+    /// Time of each number's reply, or `None` without one. Duplicates count once.
     pub received: Vec<Option<Instant>>,
     /// Replies beyond the first to a number.
     pub duplicates: u32,
@@ -64,7 +64,7 @@ impl Gap {
 }
 
 impl Report {
-    /// Numbers that did not come back, in order.
+    /// Numbers without a reply, in order.
     #[must_use]
     pub fn lost(&self) -> Vec<usize> {
         (0..self.sent.len())
@@ -72,13 +72,13 @@ impl Report {
             .collect()
     }
 
-    /// How many came back.
+    /// Number of replies.
     #[must_use]
     pub fn answered(&self) -> usize {
         self.received.iter().flatten().count()
     }
 
-    /// Numbers that were sent at or after `moment` and did not come back.
+    /// Numbers sent at or after `moment` without a reply.
     #[must_use]
     pub fn lost_since(&self, moment: Instant) -> Vec<usize> {
         self.lost()
@@ -167,7 +167,7 @@ impl Pinger {
 
 impl Drop for Pinger {
     fn drop(&mut self) {
-        // The report is not wanted.
+        // The report is dropped.
         let _ = self.end();
     }
 }
@@ -346,7 +346,7 @@ impl Socket {
         usize::try_from(sent) == Ok(packet.len())
     }
 
-    /// The number of a reply that is there, if it is one of ours.
+    /// The number of a received reply, if it is one of ours.
     fn receive(&self) -> Option<Option<u32>> {
         let mut buffer = [0_u8; 2048];
         // SAFETY: the buffer is valid for its length for the duration of the call.
@@ -456,7 +456,7 @@ fn await_readable(socket: &Socket, within: Duration) {
         tv_sec: libc::time_t::try_from(within.as_secs()).unwrap_or(1),
         tv_nsec: libc::c_long::from(within.subsec_nanos().cast_signed()),
     };
-    // SAFETY: the pointers are to one `pollfd`, as the count says, and to a `timespec`.
+    // SAFETY: the pointers are valid for one `pollfd`, the count, and for a `timespec`.
     unsafe { libc::ppoll(&raw mut poll, 1, &raw const wait, std::ptr::null()) };
 }
 

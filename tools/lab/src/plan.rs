@@ -101,7 +101,7 @@ pub(crate) fn plan(topology: &Topology, lab: &str) -> Plan {
     plan
 }
 
-/// What brings a host's NICs up with all that they need. Lines for `ip -batch` inside it.
+/// Lines for `ip -batch` in a host that bring its NICs up, with addresses and routes.
 pub(crate) fn power_on(topology: &Topology, host: &Host) -> Vec<String> {
     let nodad = if topology.options.dad { "" } else { " nodad" };
     let mut lines = Vec::new();
@@ -124,7 +124,7 @@ pub(crate) fn power_on(topology: &Topology, host: &Host) -> Vec<String> {
     lines
 }
 
-/// What takes a host's NICs down; the addresses are put back by [`power_on`].
+/// Lines that take a host's NICs down. [`power_on`] restores the addresses.
 pub(crate) fn power_off(host: &Host) -> Vec<String> {
     host.links
         .iter()
@@ -132,8 +132,8 @@ pub(crate) fn power_off(host: &Host) -> Vec<String> {
         .collect()
 }
 
-/// As many queues as workers, as `ip link` has it. Both ends: a veth sends on one end's by the
-/// other's.
+/// Queue options of `ip link`, one queue per worker. Both ends need them: a veth transmits on the
+/// other end's receive queues.
 fn queues(topology: &Topology) -> String {
     match topology.options.workers {
         0 | 1 => String::new(),
@@ -226,9 +226,8 @@ fn host_features(topology: &Topology, lab: &str, host: &Host, link: &Link) -> Fe
     }
 }
 
-/// The other end of a NIC's cable. Of an appliance's or a gateway's: whole checksums towards it,
-/// and GRO as a hypervisor's switch has it. Of a trunk: the tag goes into the packet, where XDP
-/// sees it.
+/// Features of the far end of a NIC's cable. For an appliance or gateway: complete checksums, and
+/// GRO as on a hypervisor's switch. For a trunk: the tag is in the packet, where XDP sees it.
 fn far_end_features(topology: &Topology, appliance: bool, trunk: bool) -> Vec<&'static str> {
     let mut set = Vec::new();
     if appliance {
@@ -319,11 +318,11 @@ fn switches(topology: &Topology, lab: &str, plan: &mut Plan) {
 /// Sysctls of a namespace, below `/proc/sys/net/`; written before its links are there.
 pub(crate) fn sysctls(router: bool, switch: bool, dad: bool) -> Vec<(&'static str, &'static str)> {
     let mut set = vec![
-        // No router advertisement is heard: addresses are those declared.
+        // Router advertisements are ignored: addresses are the declared ones.
         ("ipv6/conf/default/accept_ra", "0"),
         ("ipv6/conf/default/autoconf", "0"),
         ("ipv6/conf/default/router_solicitations", "0"),
-        // A machine that comes up announces itself.
+        // A booting machine announces its addresses.
         ("ipv4/conf/default/arp_notify", "1"),
         ("ipv6/conf/default/ndisc_notify", "1"),
         // The larger of `all` and the link's own value counts.
@@ -338,7 +337,7 @@ pub(crate) fn sysctls(router: bool, switch: bool, dad: bool) -> Vec<(&'static st
         set.push(("ipv6/conf/default/accept_dad", "0"));
     }
     if switch {
-        // A switch has no stack of its own.
+        // A switch has no IP stack.
         set.push(("ipv6/conf/all/disable_ipv6", "1"));
         set.push(("ipv6/conf/default/disable_ipv6", "1"));
     }
@@ -368,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn far_ends_of_appliances_send_whole_checksums_and_get_a_program() {
+    fn far_ends_of_appliances_have_complete_checksums_and_a_program() {
         for offloads in [true, false] {
             let t = sites::partial(Options {
                 offloads,
@@ -440,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn public_addresses_are_asked_for_on_the_uplink() {
+    fn public_addresses_are_resolved_on_the_uplink() {
         let t = sites::full(Options::default());
         let on = power_on(&t, t.find_host("edge").unwrap()).join("\n");
         assert!(

@@ -155,7 +155,7 @@ fn parse_stat(stat: &[u8]) -> Option<(u8, u64)> {
     Some((state, number))
 }
 
-/// Makes `command` run in the network namespace behind `namespace`, in a process group of its own
+/// Makes `command` run in the network namespace behind `namespace`, in a separate process group
 /// unless `foreground`.
 pub(crate) fn in_namespace(command: &mut Command, namespace: OwnedFd, foreground: bool) {
     if !foreground {
@@ -225,7 +225,7 @@ pub(crate) fn run_with(
         thread::spawn(move || {
             let mut bytes = Vec::new();
             if let Some(mut stream) = stream {
-                // What was read before an error is still worth showing.
+                // The output before an error is kept.
                 let _ = stream.read_to_end(&mut bytes);
             }
             String::from_utf8_lossy(&bytes).into_owned()
@@ -235,7 +235,7 @@ pub(crate) fn run_with(
     let stderr = drain(child.stderr.take().map(|s| Box::new(s) as _));
     if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
         use std::io::Write as _;
-        // A program that ends without reading says why on standard error.
+        // A program that ends without reading prints the reason on standard error.
         let _ = stdin.write_all(input.as_bytes());
     }
     let until = Instant::now() + within;
@@ -288,7 +288,7 @@ pub(crate) fn must(
     })
 }
 
-/// Starts `command` in the background; before it becomes the program, it writes itself down in
+/// Starts `command` in the background; before it executes the program, it adds itself to
 /// `record`. Its output goes to `log`.
 pub(crate) fn spawn(
     command: &mut Command,
@@ -388,7 +388,7 @@ impl Line {
     }
 }
 
-/// A command from its words.
+/// A command from its program and arguments.
 pub(crate) fn command<S: Into<OsString> + Clone>(words: &[S]) -> Result<Command> {
     let Some((program, args)) = words.split_first() else {
         return Err(Error::Parse {
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn output_and_status_come_back() {
+    fn output_and_status_are_returned() {
         let out = run(
             Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"]),
             10 * SECOND,

@@ -31,7 +31,7 @@ pub enum Entry {
         pid: i32,
         /// Its start, clock ticks since boot: field 22 of `/proc/<pid>/stat`.
         start: u64,
-        /// What it is, for people; `appliance:<host>` and `gateway:<host>` for the daemons.
+        /// Its description; `appliance:<host>` and `gateway:<host>` for the daemons.
         name: String,
     },
     /// A directory on a BPF file system.
@@ -41,7 +41,7 @@ pub enum Entry {
     },
     /// A BPF file system that the lab mounted.
     Mount {
-        /// Where.
+        /// Its path.
         path: PathBuf,
     },
 }
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_come_back_in_order_after_reopening() {
+    fn entries_are_read_in_order_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
         let entries = [
             Entry::Namespace {

@@ -1,5 +1,4 @@
-//! A TCP service that greets, as ssh does, and then sends back whatever it gets; and connections to
-//! it.
+//! A TCP service that sends a greeting, as ssh does, and then echoes; and connections to it.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -14,7 +13,7 @@ use crate::{
     site::Lab,
 };
 
-/// A greeter at work on a host. Dropping it ends it; connections that stand go on.
+/// A running greeter on a host. Dropping it ends it; open connections continue.
 #[derive(Debug)]
 pub struct Greeter(Listener);
 
@@ -40,7 +39,7 @@ impl Lab {
     /// Connects from `host`.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) with what the stack says; of kind
+    /// [`Error::Io`](crate::Error::Io) with the stack's error; of kind
     /// [`io::ErrorKind::TimedOut`] if no answer came `within` the time.
     pub fn connect(&self, host: &str, to: SocketAddr, within: Duration) -> Result<TcpStream> {
         netns::within(&self.namespace(host)?, || {

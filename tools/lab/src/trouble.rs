@@ -1,5 +1,4 @@
-//! What happens to packets on their way: dropped without a word, UDP blocked, addresses translated
-//! anew.
+//! Faults of the network: packets dropped silently, UDP blocked, NAT mappings changed.
 
 use std::{
     io,
@@ -41,8 +40,7 @@ impl Lab {
         })
     }
 
-    /// A black hole: a WAN link stays up, and its router drops what it has to send there and what
-    /// comes from there.
+    /// A black hole: a WAN link stays up, and its router drops all packets to and from it.
     ///
     /// # Errors
     /// If there is no such link, or nft fails.
@@ -57,7 +55,7 @@ impl Lab {
         )
     }
 
-    /// The black hole of a WAN link ends.
+    /// Ends the black hole of a WAN link.
     ///
     /// # Errors
     /// If there is none.
@@ -83,8 +81,7 @@ impl Lab {
         self.nft(router, "delete table inet no-udp")
     }
 
-    /// A translating router forgets every mapping, as one that restarts does, and gives source
-    /// ports from `ports` on.
+    /// A NAT router loses every mapping, as in a restart, and assigns source ports from `ports`.
     ///
     /// # Errors
     /// If there is no such host, or the kernel refuses.

@@ -1,6 +1,6 @@
-//! What a raised lab holds: VLANs stay apart, tags are on the trunk, nothing is left behind.
+//! A raised lab: VLANs are isolated, the trunk carries tags, nothing remains after the end.
 //!
-//! Needs root and the switch's BPF object; says so aloud and passes nothing silently otherwise.
+//! Needs root and the switch's BPF object. Without them, tests print that they are skipped.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
@@ -101,8 +101,8 @@ fn who_has(tags: &[u8], from: [u8; 6]) -> Vec<u8> {
     frame
 }
 
-/// Whether a series of pings was answered but for one at most. A busy machine sends fewer than were
-/// asked for.
+/// Whether at most one ping of a series had no reply. A busy machine sends fewer pings than
+/// requested.
 fn reaches(report: &lab::Report) -> bool {
     report.answered() >= 5 && report.lost().len() <= 1
 }
@@ -280,8 +280,8 @@ fn hosts_reach_each_other_through_switch_and_router() {
 }
 
 #[test]
-fn the_internet_asks_for_public_addresses_on_the_providers_uplink() {
-    let Some(paths) = able("the_internet_asks_for_public_addresses_on_the_providers_uplink") else {
+fn public_addresses_are_resolved_on_the_providers_uplink() {
+    let Some(paths) = able("public_addresses_are_resolved_on_the_providers_uplink") else {
         return;
     };
     let lab = Scoped::new(Lab::up(full(Options::default()), "t-full", paths).unwrap());
@@ -507,6 +507,6 @@ fn exec_passes_output_and_status_and_dies_with_its_time() {
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&unread.stderr), "");
     assert_eq!(unread.status.code(), Some(0));
-    let error = lab.exec("nobody", &["true"], SECOND).unwrap_err();
+    let error = lab.exec("unknown", &["true"], SECOND).unwrap_err();
     assert!(error.to_string().contains("a1, a2"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! What the benchmarks run around the programs under test.
+//! XDP programs that the benchmarks run around the programs under test.
 //!
 //! For: making one BPF_PROG_TEST_RUN call with many repeats measure a program that edits its packet
 //! (`restore`, then a tail call), making frames (`generate`) and counting them (`sink`). Never: a
@@ -40,9 +40,9 @@ pub struct Template {
 #[map]
 static TEMPLATE: Array<Template> = Array::with_max_entries(TEMPLATES, 0);
 
-/// Whose turn it is.
+/// Index of the next template or flow.
 #[map]
-static TURN: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+static POSITION: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 
 /// The program under test.
 #[map]
@@ -79,11 +79,11 @@ pub fn restore(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn put_back(ctx: &XdpContext) -> Option<()> {
-    let turn = TURN.get_ptr_mut(0)?;
+    let position = POSITION.get_ptr_mut(0)?;
     // SAFETY: this CPU's slot, and one run at a time.
     let index = unsafe {
-        *turn = turn.read().wrapping_add(1);
-        *turn & (TEMPLATES - 1)
+        *position = position.read().wrapping_add(1);
+        *position & (TEMPLATES - 1)
     };
     let template = TEMPLATE.get_ptr(index)?;
     // SAFETY: array values are always there.
@@ -136,8 +136,8 @@ pub fn mac_swap(ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
-/// Sends the next packet out of the interface that it is said to have come in on. Live frames are
-/// recycled with what was last written to them (net/bpf/test_run.c), so the head is put back.
+/// Sends the next packet through its given input interface. Live frames are recycled with their
+/// last contents (net/bpf/test_run.c), so the head is restored.
 #[xdp]
 pub fn generate(ctx: XdpContext) -> u32 {
     match put_back(&ctx) {
@@ -190,7 +190,7 @@ fn pace(ctx: &XdpContext) -> Option<u32> {
     Some(xdp_action::XDP_TX)
 }
 
-/// What `flows` makes of its template.
+/// Parameters by which `flows` varies its template.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Flows {
@@ -201,7 +201,7 @@ pub struct Flows {
     /// Source ports that take turns, from that of the template on, at least 1: then the next
     /// address.
     pub per_address: u32,
-    /// 0: the destination address goes on; 1: the source address.
+    /// 0: vary the destination address; 1: vary the source address.
     pub which: u32,
 }
 
@@ -219,13 +219,13 @@ pub fn flows(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn vary(ctx: &XdpContext) -> Option<()> {
-    let turn = TURN.get_ptr_mut(0)?;
+    let position = POSITION.get_ptr_mut(0)?;
     let flows = FLOWS.get(0)?;
     if flows.count == 0 || flows.ports == 0 || flows.per_address == 0 {
         return None;
     }
     // SAFETY: this CPU's slot, and one run at a time.
-    let i = unsafe { *turn } % flows.count;
+    let i = unsafe { *position } % flows.count;
     let start = ctx.data();
     if start + 42 > ctx.data_end() {
         return None;

@@ -1,10 +1,10 @@
-//! What every contender of `encrypted` provides.
+//! Interface of every contender of `encrypted`.
 
 use crate::{report::figures::Role, rig::process::Running};
 
 use super::sites::{Layer, Sites};
 
-/// What one worker on one core carries.
+/// Throughput of one worker on one core.
 #[derive(Clone, Copy, Debug)]
 pub struct OneCore {
     /// Bytes of each packet.
@@ -47,7 +47,7 @@ pub trait Contender {
         Ok(())
     }
 
-    /// What one worker on one core carries of packets of 1420 bytes. Only `causeway` and
+    /// Throughput of one worker on one core with packets of 1420 bytes. Only `causeway` and
     /// [`super::FORWARD`], the same worker without a cipher, can measure it. Called after the other
     /// figures, with offloads off only.
     fn one_core(&self, _sites: &Sites, _running: &Running) -> anyhow::Result<Option<OneCore>> {

@@ -95,7 +95,7 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
         missing.is_none()
     });
     let mut figures = Figures::default();
-    for turn in 0..runs {
+    for run in 0..runs {
         floors(&mut figures)?;
         for offloads in Offloads::ALL {
             contenders.retain(|contender| {
@@ -103,17 +103,9 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
                     return true;
                 }
                 let (name, mode) = (contender.name(), offloads.name());
-                eprintln!("run {} of {runs}, {mode}: {name}", turn + 1);
-                match one(contender.as_ref(), offloads, iperf, &mut figures) {
-                    Ok(()) => true,
-                    Err(_) if lab::interrupt::check().is_err() => true,
-                    Err(error) => {
-                        let why = format!("{mode}, run {}: {error:#}", turn + 1);
-                        eprintln!("  no further runs of {name}: {why}");
-                        report.skip(name, why);
-                        false
-                    }
-                }
+                eprintln!("run {} of {runs}, {mode}: {name}", run + 1);
+                let result = one(contender.as_ref(), offloads, iperf, &mut figures);
+                report.retain(name, &format!("{mode}, run {}", run + 1), result)
             });
             lab::interrupt::check()?;
         }

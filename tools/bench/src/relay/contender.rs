@@ -69,7 +69,7 @@ pub enum Contender {
     Haproxy,
 }
 
-/// What the client has to send so that its datagrams are relayed.
+/// The client's socket and the header of its relayed datagrams.
 pub struct Relayed {
     /// The header in front of the payload, by the length of both in bytes.
     pub head: fn(usize) -> Vec<u8>,
@@ -332,7 +332,7 @@ impl Contender {
         datagram.resize(bytes, 0x5a);
         let mut buffer = [0; 2048];
         until("relays a datagram", || {
-            // An error says that it does not listen yet.
+            // An error means that it does not listen yet.
             let _ = client.send_to(&datagram, to);
             match end.recv(&mut buffer) {
                 Ok(_) => Ok(true),
@@ -404,17 +404,17 @@ fn bind(socket: &UdpSocket, to: SocketAddrV4, side: Side) -> anyhow::Result<()> 
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         now.map_or(1, |now| now.as_nanos() as u64)
     };
-    let mut heard = [0; 2048];
+    let mut buffer = [0; 2048];
     until("binds an end", || {
-        let mut word = end.bind(clock());
+        let mut message = end.bind(clock());
         loop {
-            // An error says that it does not listen yet.
-            let _ = socket.send_to(&word, to);
-            let Ok(bytes) = socket.recv(&mut heard) else {
+            // An error means that it does not listen yet.
+            let _ = socket.send_to(&message, to);
+            let Ok(bytes) = socket.recv(&mut buffer) else {
                 return Ok(false);
             };
-            match end.receive(&heard[..bytes], clock()) {
-                Some(EndEvent::Send(next)) => word = next,
+            match end.receive(&buffer[..bytes], clock()) {
+                Some(EndEvent::Send(next)) => message = next,
                 Some(EndEvent::Bound(_)) => return Ok(true),
                 Some(EndEvent::Move) | None => return Ok(false),
             }

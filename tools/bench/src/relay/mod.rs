@@ -106,24 +106,16 @@ pub fn run(runs: usize, only: Option<&str>) -> anyhow::Result<Report> {
     // All contenders of one load, then those of the other.
     turns.sort_by_key(|(_, load)| *load != Load::Datagrams);
     let mut figures = Figures::default();
-    for turn in 0..runs {
+    for run in 0..runs {
         for offloads in Offloads::ALL {
             turns.retain(|(contender, load)| {
                 if lab::interrupt::check().is_err() {
                     return true;
                 }
                 let (name, mode) = (contender.name(), offloads.name());
-                eprintln!("run {} of {runs}, {mode}: {name}, {load:?}", turn + 1);
-                match one(*contender, *load, offloads, &mut figures) {
-                    Ok(()) => true,
-                    Err(_) if lab::interrupt::check().is_err() => true,
-                    Err(error) => {
-                        let why = format!("{load:?}, {mode}, run {}: {error:#}", turn + 1);
-                        eprintln!("  no further runs of {name}: {why}");
-                        report.skip(name, why);
-                        false
-                    }
-                }
+                eprintln!("run {} of {runs}, {mode}: {name}, {load:?}", run + 1);
+                let result = one(*contender, *load, offloads, &mut figures);
+                report.retain(name, &format!("{load:?}, {mode}, run {}", run + 1), result)
             });
             lab::interrupt::check()?;
         }

@@ -119,7 +119,7 @@ impl Sites {
         Ok(this)
     }
 
-    /// What the hosts leave to their NICs.
+    /// Offloads of the hosts' NICs.
     pub const fn offloads(&self) -> Offloads {
         self.offloads
     }

@@ -117,6 +117,21 @@ impl Report {
         named.collect()
     }
 
+    /// Whether a contender takes part in further runs after the `result` of one. Reports a failure,
+    /// unless the user interrupted the run.
+    pub fn retain(&mut self, name: &str, run: &str, result: anyhow::Result<()>) -> bool {
+        match result {
+            Ok(()) => true,
+            Err(_) if lab::interrupt::check().is_err() => true,
+            Err(error) => {
+                let why = format!("{run}: {error:#}");
+                eprintln!("  no further runs of {name}: {why}");
+                self.skip(name, why);
+                false
+            }
+        }
+    }
+
     /// Reports a contender that did not run.
     pub fn skip(&mut self, contender: impl Into<String>, why: impl Into<String>) {
         self.skipped.push(Skipped {

@@ -8,8 +8,8 @@ use anyhow::Context as _;
 const OBSERVED: Duration = Duration::from_millis(500);
 /// How long [`others`] waits for other work to end.
 const LIMIT: Duration = Duration::from_secs(10);
-/// CPUs that other processes may use. Above it, the machine's CPU time says nothing about a
-/// contender.
+/// CPUs that other processes may use. Above it, the machine's CPU time is not comparable
+/// between contenders.
 pub const QUIET_ENOUGH: f64 = 0.1;
 
 /// Seconds that all CPUs were busy since boot: user, nice, system, irq, softirq (proc(5)).

@@ -41,7 +41,7 @@ impl Server {
     }
 }
 
-/// What the receiver got.
+/// The receiver's result.
 pub struct Received {
     /// Gbit/s.
     pub gigabits: f64,

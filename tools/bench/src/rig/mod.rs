@@ -1,10 +1,11 @@
-//! What all benchmarks share: namespaces, commands, contenders' processes, loads and counters.
+//! Parts that all benchmarks share: namespaces, commands, contenders' processes, loads and
+//! counters.
 //!
 //! ```text
 //!   netns      namespaces of a run, removed at its end          command    commands, in a namespace or not
 //!   process    a contender's processes, files and CPU time       cpu        CPU time of the machine
 //!   programs   XDP programs that generate and count packets      iperf      TCP streams
-//!   offloads   what the hosts leave to their NICs
+//!   offloads   offloads of the hosts' NICs
 //! ```
 
 pub mod command;

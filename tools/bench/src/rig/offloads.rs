@@ -1,4 +1,4 @@
-//! What the hosts leave to their NICs.
+//! Offloads of the hosts' NICs.
 
 /// Whether super-frames cross the links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -6,7 +6,7 @@ pub enum Offloads {
     /// "Wire-like": TSO, GSO and GRO are off, and checksums are complete, as on a wire. The main
     /// figure.
     Off,
-    /// What Linux does by default: super-frames of up to 64 KB cross the veths.
+    /// The default of Linux: super-frames of up to 64 KB cross the veths.
     On,
 }
 

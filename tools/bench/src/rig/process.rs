@@ -30,7 +30,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// No process yet; a directory of its own that only root reads.
+    /// No process yet; a separate directory that only root reads.
     pub fn new() -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("causeway-bench-")
@@ -80,7 +80,7 @@ impl Running {
         seconds
     }
 
-    /// Whether it has processes, so that it has CPU time of its own.
+    /// Whether it has processes whose CPU time can be measured.
     pub fn has_processes(&self) -> bool {
         !self.daemons.is_empty()
     }
@@ -139,7 +139,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it in a process group of its own, so that the terminal's Ctrl-C does not reach it.
+    /// Starts it in a separate process group, so that the terminal's Ctrl-C does not reach it.
     pub fn start(command: &mut Command, log: PathBuf) -> anyhow::Result<Self> {
         let out = File::create(&log).with_context(|| format!("create {}", log.display()))?;
         command

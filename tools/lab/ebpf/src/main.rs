@@ -56,9 +56,9 @@ pub fn vlan_out(ctx: TcContext) -> i32 {
     to_trunk(&ctx).unwrap_or(TC_ACT_SHOT)
 }
 
-/// At the far end of an appliance's NIC: lets everything through. That it is there is what counts:
+/// Passes every frame. It is attached to the far end of an appliance's NIC, because
 /// veth wakes the receiver of frames that XDP sends back (`XDP_TX`) only if that end has a program
-/// (`veth_xdp_flush` looks at `xdp_prog`); with GRO alone they lie in the ring until something else
+/// (`veth_xdp_flush` looks at `xdp_prog`); with GRO alone they stay in the ring until another event
 /// wakes it.
 #[xdp]
 pub fn far_end(_ctx: XdpContext) -> u32 {

@@ -245,7 +245,7 @@ impl Lab {
         process::run(&mut command, within)
     }
 
-    /// As [`Lab::exec`], but a status other than 0 is an error with what the command said. Returns
+    /// As [`Lab::exec`], but a status other than 0 is an error with the command's output. Returns
     /// its standard output.
     ///
     /// # Errors
@@ -260,7 +260,7 @@ impl Lab {
         process::must(&mut command, None, within, interrupt::check).map(|o| o.stdout)
     }
 
-    /// A command that will run in a host or switch, for a caller with needs of its own.
+    /// A command that will run in a host or switch, for a caller that configures it further.
     /// `foreground`: it stays in the caller's process group, as an interactive one must; else it
     /// has its own, and dies with the calling thread.
     ///
@@ -340,7 +340,7 @@ impl Lab {
     }
 }
 
-/// Polls until `probe` says `Ok(Ok(value))`; `Ok(Err(detail))` says what it saw instead.
+/// Polls until `probe` returns `Ok(Ok(value))`; `Ok(Err(detail))` describes the present state.
 ///
 /// # Errors
 /// [`Error::Timeout`] with the last detail, an interrupt, and whatever `probe` fails with.

@@ -30,7 +30,7 @@ impl Lab {
     ///
     /// # Errors
     /// [`Error::InUse`]. If the topology is not valid, this is not root, a tool is missing or
-    /// fails, or a signal came. What was made until then is taken down again.
+    /// fails, or on a signal. The unfinished lab is taken down again.
     pub fn up(topology: Topology, name: &str, paths: Paths) -> Result<Self> {
         topology.validate()?;
         check_name(name, 24).map_err(|reason| Error::Topology {
@@ -91,7 +91,7 @@ impl Lab {
         }
         self.ip(&namespace, &plan::power_on(&self.topology, host))?;
         self.await_ports(host)?;
-        // The port forwards only now: what was announced when the link came up was not heard.
+        // The port forwards only now, so it dropped the announcements of the link's start.
         // Setting the MAC that is already there makes the kernel announce again.
         let again: Vec<_> = host
             .links
@@ -275,7 +275,7 @@ impl Lab {
         Ok(path)
     }
 
-    /// Where a host's or switch's pins are; an appliance's are all in it.
+    /// Directory of a host's or switch's pins, including all of an appliance's.
     #[must_use]
     pub fn pin_dir(&self, host: &str) -> PathBuf {
         Path::new(PIN_ROOT).join(&self.name).join(host)

@@ -250,7 +250,7 @@ impl Topology {
             let public = |a: &IpAddr| tenant.public.iter().any(|p| p.contains(*a));
             if let Some(address) = tenant.nat.iter().find(|a| !public(a)) {
                 return Err(format!(
-                    "tenant {:?}: NAT address {address} is none of its public addresses",
+                    "tenant {:?}: NAT address {address} is not in its public addresses",
                     tenant.name
                 ));
             }
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_switch_is_named_beside_the_known_ones() {
+    fn an_unknown_switch_is_reported_with_the_known_ones() {
         let mut t = partial();
         t.hosts[0].links[0].to = Attach::Access {
             switch: "nowhere".to_owned(),
@@ -419,8 +419,8 @@ mod tests {
     #[test]
     fn machines_need_their_hosts_and_appliances() {
         let mut t = partial();
-        t.machines[0].replica = "nobody".to_owned();
-        assert!(reason(&t).contains("no host \"nobody\""));
+        t.machines[0].replica = "unknown".to_owned();
+        assert!(reason(&t).contains("no host \"unknown\""));
         let mut t = partial();
         t.machines[0].network = "net9".to_owned();
         assert!(reason(&t).contains("no network \"net9\""));
@@ -435,7 +435,7 @@ mod tests {
         };
         let no_provider = with(|f| f.appliance = "tenant-appliance".to_owned());
         assert!(no_provider.contains("no provider's appliance"));
-        assert!(with(|f| f.tenant = "nobody".to_owned()).contains("no such tenant"));
+        assert!(with(|f| f.tenant = "unknown".to_owned()).contains("no such tenant"));
         assert!(with(|f| f.wan = "nowhere".to_owned()).contains("no WAN link \"nowhere\""));
     }
 
@@ -448,7 +448,7 @@ mod tests {
             .find(|a| a.role == Role::Provider)
             .unwrap();
         provider.tenants[0].nat = vec!["203.0.113.99".parse().unwrap()];
-        assert!(reason(&t).contains("203.0.113.99 is none of its public addresses"));
+        assert!(reason(&t).contains("203.0.113.99 is not in its public addresses"));
     }
 
     #[test]

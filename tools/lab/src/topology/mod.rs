@@ -36,7 +36,7 @@ pub struct Topology {
     pub failovers: Vec<Failover>,
     /// Gateways, and the circuits by which appliances reach each other through them.
     pub cloud: Cloud,
-    /// What routers do to packets besides forwarding them.
+    /// nftables rules of routers.
     pub rules: Vec<Rules>,
     /// How links and stacks behave.
     pub options: Options,
@@ -93,7 +93,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether its daemon sends by XDP, for which the far ends of its links need a program.
+    /// Whether its daemon sends by XDP; then the far ends of its links need a program.
     pub(crate) const fn sends_by_xdp(self) -> bool {
         matches!(self, Self::Appliance | Self::Gateway)
     }
@@ -125,15 +125,15 @@ pub struct Host {
 pub struct Link {
     /// Unique in its host, 15 bytes at most.
     pub name: String,
-    /// Where its cable goes.
+    /// The other end of its cable.
     pub to: Attach,
     /// Its addresses.
     #[serde(default)]
     pub addresses: Vec<Cidr>,
 }
 
-/// Where a cable goes. As text: `access SWITCH`, `access SWITCH vlan VLAN`, `trunk SWITCH`, `wan
-/// WAN`.
+/// The other end of a cable. As text: `access SWITCH`, `access SWITCH vlan VLAN`, `trunk SWITCH`,
+/// `wan WAN`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Attach {
@@ -163,16 +163,16 @@ pub enum Attach {
 pub struct Route {
     /// Destination, `0.0.0.0/0` for the default.
     pub to: Cidr,
-    /// Where packets go.
+    /// The next hop.
     pub hop: Hop,
 }
 
-/// Where a route leads.
+/// The next hop of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hop {
     /// To this router, on one of the host's links.
     Via(IpAddr),
-    /// To the destination itself, which is asked for on this link.
+    /// The destination is resolved on this link.
     OnLink(String),
 }
 
@@ -198,7 +198,7 @@ pub struct Wan {
     pub mtu: u16,
 }
 
-/// An appliance's part in the topology: what its configuration file says.
+/// An appliance's part of the topology, written to its configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Appliance {
@@ -210,8 +210,8 @@ pub struct Appliance {
     pub uplink: String,
     /// Its tenants.
     pub tenants: Vec<Tenant>,
-    /// Name and tunnel address of each peer. Where a circuit joins the two, the address only says
-    /// who it is.
+    /// Name and tunnel address of each peer. With a circuit, the address only
+    /// identifies the peer.
     pub peers: Vec<(String, IpAddr)>,
     /// The networks that it stretches.
     pub networks: Vec<Network>,

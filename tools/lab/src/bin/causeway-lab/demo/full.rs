@@ -359,11 +359,11 @@ fn apart(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
 }
 
 fn throughput(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
-    let ways = [("in", &[][..]), ("out", &["-R"][..])];
+    let directions = [("in", &[][..]), ("out", &["-R"][..])];
     for public in WEB {
         let to: IpAddr = public.parse()?;
-        for (way, further) in ways {
-            let name = format!("iperf3 {} through the rule, {way}", family(to));
+        for (direction, further) in directions {
+            let name = format!("iperf3 {} through the rule, {direction}", family(to));
             outcome.step(&name, |measured| {
                 let iperf = lab.iperf_server("replica-a", IPERF_PORT)?;
                 let result = lab.iperf("client", to, IPERF_PORT, IPERF_SECONDS, further);
@@ -371,7 +371,7 @@ fn throughput(lab: &Lab, outcome: &mut Outcome) -> anyhow::Result<()> {
                 let got = result?;
                 anyhow::ensure!(got.bytes > 0, "no data arrived");
                 let rate = got.bits_per_second / 1e9;
-                measured.insert(format!("iperf3_{way}_{}_gbit_per_s", key(to)), rate);
+                measured.insert(format!("iperf3_{direction}_{}_gbit_per_s", key(to)), rate);
                 let detail = format!("{rate:.2} Gbit/s, {} retransmits", got.retransmits);
                 Ok(((), detail))
             })?;

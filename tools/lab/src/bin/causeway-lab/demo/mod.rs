@@ -32,7 +32,7 @@ pub(crate) enum Scenario {
     All,
 }
 
-/// What `--json` writes. Its keys are stable (DESIGN, "Commands a newcomer types").
+/// The report of `--json`. Its keys are stable (DESIGN, "Commands a newcomer types").
 #[derive(Default, Serialize)]
 struct Outcome {
     /// `partial`, `full` or `all`. With `all`, names of steps and figures begin with their
