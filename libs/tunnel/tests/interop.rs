@@ -317,6 +317,6 @@ fn a_wrong_shared_key_gives_no_session() {
     let mut buffer = [0; 256];
     assert!(
         pair.their_socket.recv_from(&mut buffer).is_err(),
-        "silence towards strangers"
+        "no reply to an unknown key"
     );
 }

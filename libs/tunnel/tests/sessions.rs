@@ -159,7 +159,7 @@ fn a_lane_once_without_session_requests_no_more_handshakes() {
     assert_eq!(pair.delivered, 600);
 }
 
-/// An idle end hears the peer once a second; a lost probe must not count as silence.
+/// An idle end receives from the peer once a second; a lost probe must not count as silence.
 #[test]
 fn a_lost_probe_is_no_silence() {
     for longest in [1240, 1300, 1452] {
@@ -196,7 +196,7 @@ fn handshake_messages(control: &mut TunnelControl) -> Vec<Datagram> {
         .collect()
 }
 
-/// A reply that was on its way while the path changed says nothing about the new path.
+/// A reply in flight during a change of path is no evidence for the new path.
 #[test]
 fn a_late_reply_does_not_raise_the_new_paths_mtu() {
     let mut random = Seeded(6);

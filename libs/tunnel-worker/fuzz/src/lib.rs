@@ -1,12 +1,11 @@
-//! Two workers' pipelines with a session between them, and whatever comes from the programs and the
-//! wire.
+//! Two workers' pipelines with a session, and arbitrary frames from the programs and the wire.
 //!
-//! For: finding inputs that make a worker panic, deliver what its rules forbid, deliver twice, or
-//! lose count. Never: randomness, a clock or a file; an input always does the same.
+//! For: finding inputs that make a worker panic, deliver a forbidden packet, deliver twice, or
+//! miscount. Never: randomness, a clock or a file; an input always has the same effect.
 //!
-//! Besides the tenant's worker three peers talk to the provider's, all of them hostile: whatever
-//! plaintext the input says is sealed with their keys. One has stolen the tenant's, one is another
-//! tenant with the same subnet, one a WireGuard client of the first.
+//! Three hostile peers also send to the provider's worker, with arbitrary plaintexts sealed with
+//! their keys. One has the tenant's stolen key, one is another tenant with the same subnet, one is
+//! a WireGuard client of the first tenant.
 //!
 //! ```text
 //!   tenant's worker ──┐ VNI 1001            VLAN 101
@@ -16,8 +15,8 @@
 //!                                       VLAN 201
 //! ```
 //!
-//! The input is a program: a byte that names an act, then what the act needs. Acts past the end of
-//! the input read zeros, and there is a bound on acts.
+//! The input is a program: a byte selects an act, then follow its arguments. Past the end of the
+//! input, acts read zeros. The number of acts is bounded.
 
 use appliance_common::{
     counters::Counter,
@@ -41,7 +40,7 @@ pub const TARGET: Target = Target {
 /// Acts of one input.
 const ACTS: usize = 24;
 
-/// Bytes of a length that the input says.
+/// Bytes whose length the input selects.
 fn bytes(input: &mut Input<'_>) -> Vec<u8> {
     let length = usize::from(input.u8());
     input.bytes(length).to_vec()
@@ -103,8 +102,8 @@ fn hands(provider: &mut Side) -> [Hand; 3] {
     [stolen, other, client]
 }
 
-/// What a hostile peer may have out of the provider's worker: frames to hosts of its own network,
-/// and as a client only from its own address.
+/// Checks a frame that a hostile peer caused: only to hosts of the peer's network, and for a client
+/// only from its address.
 fn allowed(hand: usize, frame: &[u8]) {
     let vlan = u16::from_be_bytes([frame[14], frame[15]]);
     assert_eq!(
@@ -118,27 +117,27 @@ fn allowed(hand: usize, frame: &[u8]) {
     }
 }
 
-/// What a hostile peer can read of what is sent to it: packets of its own network, and as a client
-/// only those to its own address.
-fn heard(hands: &mut [Hand; 3], now: tunnel::Now, frame: &[u8]) {
+/// Checks that a hostile peer can decrypt only packets of its network, and a client only packets to
+/// its address.
+fn received(hands: &mut [Hand; 3], now: tunnel::Now, frame: &[u8]) {
     for (at, hand) in hands.iter_mut().enumerate() {
         match (at, hand.hear(now, frame)) {
             (_, None) => {}
-            (1, Some(heard)) => assert!(
-                heard.is_empty() || heard.starts_with(&OTHER.to_be_bytes()),
+            (1, Some(received)) => assert!(
+                received.is_empty() || received.starts_with(&OTHER.to_be_bytes()),
                 "another tenant's packet"
             ),
-            (2, Some(heard)) => assert!(
-                heard.is_empty() || heard[16..20] == CLIENT,
+            (2, Some(received)) => assert!(
+                received.is_empty() || received[16..20] == CLIENT,
                 "another client's packet"
             ),
             // No end sends in the session of the stolen keys.
-            _ => panic!("hand {at} hears what is not for it"),
+            _ => panic!("peer {at} received a packet of another network or host"),
         }
     }
 }
 
-/// What a worker handed to its sockets must be fit for them, whatever came in.
+/// Checks the frames that a worker gave to its sockets.
 fn judge(side: &mut Side, provider: bool, delivered: &mut Vec<Vec<u8>>) -> Vec<(u32, Vec<u8>)> {
     let mut out = Vec::new();
     for (ifindex, frame) in side.take() {
@@ -237,7 +236,7 @@ fn content(input: &mut Input<'_>) -> Vec<u8> {
     }
 }
 
-/// What the control half orders.
+/// Commands of the control half.
 fn order(
     which: u8,
     input: &mut Input<'_>,
@@ -306,7 +305,7 @@ pub fn pipeline(data: &[u8]) {
         let act = input.u8();
         let (before_t, before_p) = (outcomes(&tenant), outcomes(&provider));
         match act % 9 {
-            // Whatever a socket may hold.
+            // Arbitrary bytes of a socket.
             0 => {
                 let mut frame = bytes(&mut input);
                 provider
@@ -382,12 +381,12 @@ pub fn pipeline(data: &[u8]) {
             .into_iter()
             .chain(judge(&mut provider, true, &mut at_provider))
         {
-            heard(&mut hands, now, &frame);
+            received(&mut hands, now, &frame);
             wire.push(frame);
         }
         assert!(outcomes(&tenant) >= before_t && outcomes(&provider) >= before_p);
     }
-    // Nothing comes out twice: each delivery is one message of the wire, accepted once.
+    // Nothing is delivered twice: each delivery is one message of the wire, accepted once.
     for (side, delivered) in [(&tenant, at_tenant), (&provider, at_provider)] {
         assert_eq!(side.count(Counter::Decapsulated), delivered.len() as u64);
     }

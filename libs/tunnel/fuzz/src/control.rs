@@ -47,7 +47,7 @@ struct End {
     /// Sessions that the receivers were given and must not lose: name, expiry.
     held: Vec<(u32, Instant)>,
     ceiling: usize,
-    /// Where data goes.
+    /// The path of data.
     path: Option<PeerPath>,
     /// Sizes probed on this path.
     probed: Vec<usize>,

@@ -1,8 +1,8 @@
 //! Fuzz targets for every parser of bytes from the wire, for libFuzzer and for `tests/corpus.rs`.
 //!
-//! What they are for: inputs that make the tunnel panic, accept forged messages, deliver twice,
-//! reassemble what was never a packet, or loop. What they never do: use randomness, a clock or a
-//! file; the same input always does the same.
+//! For: finding inputs that make the tunnel panic, accept forged messages, deliver twice,
+//! reassemble fragments of different packets, or loop. Never: randomness, a clock or a file; the
+//! same input always has the same effect.
 //!
 //! ```text
 //!   seeds/  regressions/                    corpus/ (grown, not committed)
@@ -15,7 +15,7 @@
 //! ```
 //!
 //! The last four interpret their input as a program: a byte that names an act, then the arguments
-//! of the act. Behind the end of the input they read zeros. Each target has an upper bound on acts.
+//! of the act. Past the end of the input they read zeros. Each target has an upper bound on acts.
 
 mod common;
 mod control;

@@ -23,8 +23,8 @@ const LIMITS: ReassemblyLimits = ReassemblyLimits {
     timeout: Duration::from_millis(500),
 };
 
-/// Makes a session by a handshake, then seals what the input says, including invalid content, and
-/// delivers it in any order, changed or not, to the right lane or a wrong one.
+/// Makes a session by a handshake, then seals plaintexts of the input, including invalid content,
+/// and delivers it in any order, changed or not, to the right lane or a wrong one.
 pub fn receiver(data: &[u8]) {
     let mut input = Input::new(data);
     let mut world = World::new(&mut input);
@@ -381,11 +381,17 @@ fn judge(
                 return;
             }
             let base = counter - u64::from(header.index);
-            assert!(rejoined.insert((lane, base)), "a packet came out twice");
+            assert!(
+                rejoined.insert((lane, base)),
+                "a packet was delivered twice"
+            );
             let mut joined = Vec::new();
             for index in 0..=header.last {
                 let at = (lane, base + u64::from(index));
-                assert!(taken.contains(&at), "a fragment that never came was used");
+                assert!(
+                    taken.contains(&at),
+                    "a fragment that was never received was used"
+                );
                 let (fragment, body) =
                     Header::parse(&plain[&at]).expect("only fragments are reassembled");
                 assert_eq!(fragment, Header { index, ..header });

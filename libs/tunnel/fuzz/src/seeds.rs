@@ -160,7 +160,7 @@ fn receivers() -> Vec<Seed> {
     nonsense.extend([1, 2, 3, 4]);
     nonsense.extend([1, 1, 1, 4, 1, 0x77, 1, 9, 0, 1, 9, 1, 1, 9, 1]);
     nonsense.extend([0, 8, 0, 1, 6, 0, 0, 20, 0, 1]);
-    // A packet before the session expires; then the clock goes 200 s forward and back.
+    // A packet before the session expires; then the clock jumps 200 s forward and back.
     let mut over = begin(0, 0);
     over.extend([
         0, 2, 7, 0, 80, 0, 9, 0, 0, 2, 8, 0, 90, 0, 4, 7, 208, 0, 0, 9, 0,
