@@ -8,7 +8,7 @@ use crate::{step::output, workspace};
 
 /// Release of bpf-linker; it must be built for the LLVM that rustc uses.
 pub const LINKER_VERSION: &str = "0.13.0";
-/// Where Debian puts the LLVM of its rustc-web.
+/// Debian's folder for the LLVM of its rustc-web.
 pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 /// The BPF toolchain that the user chose.
@@ -57,8 +57,8 @@ pub fn is_debian() -> bool {
         && output("apt-get", &["--version"]).is_some()
 }
 
-/// Where bpf-linker is installed: below the workspace, whatever the target directory is, so that it
-/// outlives `cargo clean` of another one.
+/// Folder of bpf-linker: in the workspace's `target`, independent of CARGO_TARGET_DIR, so that a
+/// `cargo clean` of another target directory keeps it.
 pub fn tools() -> PathBuf {
     workspace().join("target/tools")
 }

@@ -14,7 +14,7 @@ use crate::{
 
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Where the objects are.
+/// Folder of the built objects.
 pub fn objects() -> PathBuf {
     target().join("bpf")
 }

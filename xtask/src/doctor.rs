@@ -17,7 +17,7 @@ struct Check {
     found: String,
     /// Empty when all is well.
     mend: String,
-    /// Whether things cannot work without it.
+    /// Whether it is required.
     required: bool,
 }
 
@@ -260,7 +260,7 @@ fn kernel() -> Check {
     }
 }
 
-/// Tries to make a veth pair in a namespace of its own, which leaves nothing behind.
+/// Tries to make a veth pair in a temporary namespace, which the kernel removes.
 fn veth() -> Check {
     let made = output(
         "unshare",

@@ -38,7 +38,7 @@ struct Row {
     name: String,
     executions: Option<u64>,
     seconds: f64,
-    /// Whether it found nothing.
+    /// Whether there was no finding.
     ok: bool,
 }
 
@@ -137,7 +137,7 @@ fn check_command(folder: &str) -> Command {
     command
 }
 
-/// Where targets are.
+/// Folders of fuzz crates.
 const FOLDERS: [&str; 3] = [
     "libs/tunnel/fuzz",
     "libs/tunnel-worker/fuzz",

@@ -16,11 +16,11 @@ pub struct Peers {
     /// Services that their packages start and enable. They are disabled: the benchmark runs the
     /// servers.
     services: &'static [(&'static str, &'static str)],
-    /// Whether [`BORINGTUN`] is one.
+    /// Whether [`BORINGTUN`] is needed.
     boringtun: bool,
 }
 
-/// Of `bench encrypted`.
+/// Peers of `bench encrypted`.
 pub const TUNNELS: Peers = Peers {
     packages: &[
         ("openssl", "/usr/bin/openssl"),
@@ -38,7 +38,7 @@ pub const TUNNELS: Peers = Peers {
     services: &[("softether-vpnserver", "softether-vpnserver.service")],
     boringtun: true,
 };
-/// Of `bench relay`.
+/// Peers of `bench relay`.
 pub const RELAYS: Peers = Peers {
     packages: &[
         ("coturn", "/usr/bin/turnserver"),

@@ -66,7 +66,7 @@ pub fn prepare(asked: Asked, packages: &[&str]) -> anyhow::Result<()> {
 
 /// Runs `causeway-lab VERB ARGS…`.
 pub fn lab(asked: Asked, verb: &str, args: &[String]) -> anyhow::Result<ExitCode> {
-    // Looking at a lab that stands, or taking it down, must not wait for a build.
+    // To look at a running lab, or to take it down, must not need a build.
     let built = target().join("release/causeway-lab").exists();
     if !(built && matches!(verb, "exec" | "list" | "down" | "capture" | "gateway")) {
         prepare(asked, &["appliance-user", "causeway-gateway", "lab"])?;
@@ -78,7 +78,7 @@ pub fn lab(asked: Asked, verb: &str, args: &[String]) -> anyhow::Result<ExitCode
 
 /// Runs `causeway-bench ARGS…`.
 pub fn bench(asked: Asked, args: &[String]) -> anyhow::Result<ExitCode> {
-    // Before the name there may be options; a benchmark's peers are wanted for nothing else.
+    // Options may precede the name. Peers are needed for their benchmark only.
     for (bench, of) in [("encrypted", peers::TUNNELS), ("relay", peers::RELAYS)] {
         if args.iter().any(|arg| arg == bench) {
             peers::install(&of);

@@ -248,7 +248,7 @@ pub fn mount_bpffs() -> anyhow::Result<()> {
     })
 }
 
-/// Whether the BPF file system is mounted where it belongs.
+/// Whether the BPF file system is mounted on /sys/fs/bpf.
 pub fn has_bpffs() -> bool {
     std::fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| {
         mounts

@@ -21,7 +21,7 @@ pub fn step<T>(what: &str, run: impl FnOnce() -> anyhow::Result<T>) -> anyhow::R
     result
 }
 
-/// Runs a command to its end, its output where ours goes.
+/// Runs a command to its end. Its output is inherited.
 pub fn run(command: &mut Command) -> anyhow::Result<()> {
     let shown = show(command);
     let status = command

@@ -18,7 +18,7 @@ use crate::{
 /// A built test program.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// What it tests.
+    /// Its test target.
     pub target: Target,
     /// The file to run.
     pub path: PathBuf,
@@ -52,7 +52,7 @@ pub fn build(
         command.args(["test", "--no-run", "--locked"]);
         command.arg("--message-format=json-render-diagnostics");
         match profile {
-            // Everything, whatever is wanted now: features are resolved the same way each time.
+            // Always everything, so that features are resolved in the same way each time.
             Profile::Release => command.args(["--release", "--lib", "--bins", "--tests"]),
             Profile::Dev => {
                 command.args(["--lib", "--bins"]);

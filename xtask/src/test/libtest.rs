@@ -1,4 +1,4 @@
-//! What a test program prints with `--format json`: one object a line, `{ "type": …`.
+//! Output of a test program with `--format json`: one object per line, `{ "type": …`.
 
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ pub struct Outcome {
     pub status: Status,
     /// How long it took.
     pub seconds: f64,
-    /// What it printed, if libtest captured it.
+    /// Its output, if libtest captured it.
     pub output: String,
 }
 
@@ -41,7 +41,7 @@ pub enum Status {
 
 impl Status {
     /// As shown in front of a test.
-    pub const fn word(self) -> &'static str {
+    pub const fn label(self) -> &'static str {
         match self {
             Self::Passed => "ok",
             Self::Failed => "FAILED",
@@ -55,17 +55,17 @@ pub fn parse(line: &str) -> Option<(&str, Event)> {
     let at = line.find("{ \"type\": \"")?;
     let (before, json) = line.split_at(at);
     let value: Value = serde_json::from_str(json).ok()?;
-    let word = |key: &str| value[key].as_str().unwrap_or_default();
+    let field = |key: &str| value[key].as_str().unwrap_or_default();
     let ended = |status| {
         Event::Ended(Outcome {
-            name: word("name").to_owned(),
+            name: field("name").to_owned(),
             status,
             seconds: value["exec_time"].as_f64().unwrap_or(0.0),
-            output: word("stdout").to_owned() + word("message"),
+            output: field("stdout").to_owned() + field("message"),
         })
     };
-    let event = match (word("type"), word("event")) {
-        ("test", "started") => Event::Started(word("name").to_owned()),
+    let event = match (field("type"), field("event")) {
+        ("test", "started") => Event::Started(field("name").to_owned()),
         ("test", "ok") => ended(Status::Passed),
         ("test", "failed") => ended(Status::Failed),
         ("test", "ignored") => ended(Status::Skipped),

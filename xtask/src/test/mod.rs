@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test of the workspace, tier by tier, timed and counted.
 //!
 //! For: building everything once, running each test program, and a summary whose last line is
-//! `N passed, N failed, N skipped`. Never: a list of packages or files of its own ([`targets`] asks
+//! `N passed, N failed, N skipped`. Never: a list of packages or files ([`targets`] asks
 //! cargo), nor a lab that a person raised (only those that ended tests left are taken down).
 //!
 //! ```text
@@ -80,12 +80,13 @@ impl Tier {
     }
 }
 
-/// What `--long` sets: each test then makes its whole series in place of the bounded form.
+/// The variable that `--long` sets: each test then runs its whole series instead of the bounded
+/// form.
 const LONG: &str = "CAUSEWAY_LONG";
 /// How much longer than otherwise a test may take with `--long`.
 const LONG_LIMIT: u32 = 6;
 
-/// What is asked for.
+/// The requested run.
 #[derive(Debug)]
 pub struct Options {
     /// How to build the BPF programs.
@@ -240,7 +241,7 @@ fn in_turn(
     Ok(())
 }
 
-/// A lab test by itself: each has a process of its own.
+/// One lab test, which runs in a separate process.
 struct LabTest<'a> {
     program: &'a Program,
     name: String,

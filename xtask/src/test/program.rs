@@ -74,8 +74,8 @@ pub fn tests(program: &Program, settings: &Settings) -> anyhow::Result<Vec<Strin
     Ok(listed(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// Runs these tests of a program, each to an outcome; `ended` gets each as it comes. A program that
-/// one test takes down is started again for the tests after it.
+/// Runs these tests of a program, each to an outcome, which `ended` gets at once. If a test
+/// crashes the program, it is started again for the remaining tests.
 ///
 /// # Errors
 /// If the program cannot be started.
@@ -98,7 +98,7 @@ pub fn run(
             None if left.is_empty() => break,
             None => "it ended without running this test".to_owned(),
         };
-        // The tests that were running are to blame; if there were none, all that are left.
+        // The running tests failed; if there were none, all remaining tests.
         let mut blamed = end.running;
         if blamed.is_empty() {
             blamed = left.iter().map(|name| (name.clone(), 0.0)).collect();
@@ -120,7 +120,7 @@ pub fn run(
 struct End {
     /// Tests that had started and not ended, with their seconds.
     running: BTreeMap<String, f64>,
-    /// What was wrong with the program itself.
+    /// A failure of the program itself.
     trouble: Option<String>,
     /// Its last output that belongs to no test that ended.
     tail: String,
@@ -397,7 +397,7 @@ mod tests {
     const COUNTED: &str = r#"echo '{ "type": "suite", "event": "ok", "passed": 1 }'"#;
 
     #[test]
-    fn a_test_that_passes_is_shown_with_what_it_printed() {
+    fn a_passed_test_is_shown_with_its_output() {
         let text = format!("{STARTED}; echo said; {PASSED}; {COUNTED}");
         let all = outcomes("passes", &text, &["a"]);
         assert_eq!(all.len(), 1);

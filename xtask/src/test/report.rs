@@ -42,7 +42,7 @@ impl Report {
         let name = format!("{}: {}", part.name, outcome.name);
         let mut text = format!(
             "{:<7} {:>8.3} s  {name}",
-            outcome.status.word(),
+            outcome.status.label(),
             outcome.seconds
         );
         if shown || outcome.status != Status::Passed {

@@ -1,6 +1,6 @@
 //! Reads what test programs print.
 
-/// What a run counted.
+/// Counts of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Tests that passed.
@@ -19,11 +19,11 @@ impl std::ops::AddAssign for Counts {
     }
 }
 
-/// What one line of output adds: a summary of libtest, or a test that skipped itself aloud (which
-/// libtest counts as passed).
+/// Counts of one line of output: a summary of libtest, or a test that prints that it is skipped
+/// (libtest counts it as passed).
 pub fn line(text: &str) -> Counts {
     let text = text.trim();
-    // Behind `test name ... ` where output isn't captured.
+    // After `test name ... ` if output is not captured.
     if text.contains("SKIPPED: ") {
         return Counts {
             skipped: 1,
@@ -46,7 +46,7 @@ pub fn line(text: &str) -> Counts {
     }
 }
 
-/// Counts over lines, tests that skipped themselves taken from those that passed.
+/// Sum over lines. Skipped tests are subtracted from the passed ones.
 pub fn total<'l>(lines: impl Iterator<Item = &'l str>) -> Counts {
     let mut all = Counts::default();
     let mut said = 0;

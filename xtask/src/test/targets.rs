@@ -43,7 +43,7 @@ impl Target {
     }
 }
 
-/// What `cargo metadata` says about the workspace.
+/// The workspace according to `cargo metadata`.
 #[derive(Debug)]
 pub struct Workspace {
     /// Targets with tests.
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_target_without_a_tier_is_an_error_that_says_what_to_do() {
+    fn a_test_target_without_a_tier_is_an_error_with_a_remedy() {
         let targets = [("test", "forgotten", "/w/p/tests/forgotten.rs", true)];
         let error = Workspace::parse(&metadata(&Value::Null, &targets))
             .unwrap_err()
@@ -295,7 +295,7 @@ mod tests {
         for (package, _) in &workspace.bpf {
             assert!(
                 !has(package),
-                "{package} is compiled for BPF and cannot have tests of its own"
+                "{package} is compiled for BPF and cannot have tests"
             );
         }
     }
