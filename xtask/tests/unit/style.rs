@@ -1,4 +1,5 @@
-//! The rules of the house that can be counted: widths of lines, lengths of files, vague pronouns.
+//! Rules of style that can be counted: widths of lines, lengths of files, vague pronouns and
+//! phrases.
 
 use std::{
     fs,
@@ -10,8 +11,35 @@ use std::{
 const COLUMNS: usize = 100;
 /// Longest source file outside of tests, lines.
 const LINES: usize = 800;
-/// Pronouns that hide the actor, where a noun names it: "the daemon", "the peer", "a stranger".
+/// Pronouns that hide the actor, where a noun names it: "the daemon", "the peer", "the attacker".
 const VAGUE: [&str; 5] = ["nobody", "whoever", "somebody", "anybody", "who's"];
+/// Literary phrases, where a plain verb states the fact: "silently", "distinguished", "reports".
+const PHRASES: [&str; 14] = [
+    "aloud",
+    "by himself",
+    "come home",
+    "comes about",
+    "comes home",
+    "held against",
+    "in its turn",
+    "in vain",
+    "of its own accord",
+    "said so",
+    "told apart",
+    "well again",
+    "whence",
+    "without a word",
+];
+/// Folders whose comments name their subject instead of beginning with a relative clause.
+const NAMED: [&str; 6] = [
+    "docs/",
+    "gateway/fuzz/",
+    "gateway/tests/",
+    "tests/",
+    "tools/",
+    "xtask/",
+];
+const RELATIVE: [&str; 3] = ["What ", "Who ", "That which "];
 
 fn root() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
@@ -108,6 +136,31 @@ fn prose(path: &Path) -> Vec<(usize, String)> {
     lines
 }
 
+/// The string literals of a source file, with their line numbers. A literal of several lines is
+/// found on its first line only.
+fn literals(path: &Path) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (number, line) in read(path).lines().enumerate() {
+        if line.trim_start().starts_with("//") {
+            continue;
+        }
+        // `\"` does not end a literal.
+        let line = line.replace("\\\\", "").replace("\\\"", "");
+        let parts = line.split('"').skip(1).step_by(2);
+        found.extend(parts.map(|text| (number + 1, text.to_owned())));
+    }
+    found
+}
+
+/// Whether `text` contains `phrase` as whole words.
+fn contains_words(text: &str, phrase: &str) -> bool {
+    let is_inner = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    text.match_indices(phrase).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + phrase.len()..]);
+        !is_inner(before.chars().next_back()) && !is_inner(after.chars().next())
+    })
+}
+
 #[test]
 fn prose_is_at_most_100_columns_wide() {
     let mut long = Vec::new();
@@ -146,20 +199,55 @@ fn source_files_have_at_most_800_lines() {
 }
 
 #[test]
-fn prose_names_the_actor() {
-    let mut vague = Vec::new();
+fn prose_and_messages_use_plain_terms() {
+    let mut wrong = Vec::new();
     for path in files(&[".rs", ".md", ".toml", ".service"]) {
         // This file has to quote them.
         if path.ends_with("xtask/tests/unit/style.rs") {
             continue;
         }
-        for (number, line) in prose(&path) {
+        let mut check = |number: usize, line: &str, terms: &[&str]| {
             let lower = line.to_lowercase();
-            let words = lower.split(|c: char| !c.is_alphabetic() && c != '\'');
-            for word in words.filter(|word| VAGUE.contains(word)) {
-                vague.push(format!("{}:{number}: {word}", shown(&path)));
+            for term in terms.iter().filter(|term| contains_words(&lower, term)) {
+                wrong.push(format!("{}:{number}: {term}", shown(&path)));
+            }
+        };
+        // Identifiers have no spaces, so phrases are looked for in code, too.
+        for (number, line) in read(&path).lines().enumerate() {
+            check(number + 1, line, &PHRASES);
+        }
+        let mut lines = prose(&path);
+        if path.extension().is_some_and(|ending| ending == "rs") {
+            lines.extend(literals(&path));
+        }
+        for (number, line) in lines {
+            check(number, &line, &VAGUE);
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "name the actor and use plain terms:\n{}",
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn comments_begin_with_their_subject() {
+    let mut wrong = Vec::new();
+    for path in files(&[".rs", ".md"]) {
+        let name = shown(&path);
+        if !NAMED.iter().any(|folder| name.starts_with(folder)) {
+            continue;
+        }
+        let mut before = 0;
+        for (number, line) in prose(&path) {
+            let text = line.trim_start().trim_start_matches(['/', '!', ' ']);
+            let is_first = number != before + 1;
+            before = number;
+            if is_first && RELATIVE.iter().any(|word| text.starts_with(word)) {
+                wrong.push(format!("{name}:{number}: {text}"));
             }
         }
     }
-    assert!(vague.is_empty(), "name the actor:\n{}", vague.join("\n"));
+    assert!(wrong.is_empty(), "name the subject:\n{}", wrong.join("\n"));
 }
