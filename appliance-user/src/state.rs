@@ -55,14 +55,14 @@ pub type Timestamps = BTreeMap<String, [u8; 12]>;
 #[serde(try_from = "FileMode", into = "FileMode")]
 pub struct TenantMode {
     /// The mode of its networks.
-    pub doing: Doing,
+    pub failover: FailoverState,
     /// Raised at each switch.
     pub epoch: u32,
 }
 
 /// The mode of a tenant's networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Doing {
+pub enum FailoverState {
     /// Nothing has failed over.
     #[default]
     Idle,
@@ -72,7 +72,7 @@ pub enum Doing {
     Full(Box<Plan>),
 }
 
-impl Doing {
+impl FailoverState {
     /// The plan of a full failover.
     #[must_use]
     pub fn plan(&self) -> Option<&Plan> {
@@ -108,11 +108,11 @@ struct FileMode {
 impl From<TenantMode> for FileMode {
     fn from(mode: TenantMode) -> Self {
         Self {
-            partial: mode.doing == Doing::Partial,
+            partial: mode.failover == FailoverState::Partial,
             epoch: mode.epoch,
-            full: match mode.doing {
-                Doing::Full(plan) => Some(plan),
-                Doing::Idle | Doing::Partial => None,
+            full: match mode.failover {
+                FailoverState::Full(plan) => Some(plan),
+                FailoverState::Idle | FailoverState::Partial => None,
             },
         }
     }
@@ -123,10 +123,10 @@ impl TryFrom<FileMode> for TenantMode {
 
     fn try_from(file: FileMode) -> Result<Self, Self::Error> {
         Ok(Self {
-            doing: match (file.partial, file.full) {
-                (false, None) => Doing::Idle,
-                (true, None) => Doing::Partial,
-                (false, Some(plan)) => Doing::Full(plan),
+            failover: match (file.partial, file.full) {
+                (false, None) => FailoverState::Idle,
+                (true, None) => FailoverState::Partial,
+                (false, Some(plan)) => FailoverState::Full(plan),
                 (true, Some(_)) => {
                     return Err("a tenant is in partial failover and in full failover");
                 }
@@ -159,7 +159,7 @@ impl State {
     #[must_use]
     pub fn left_over(&self, config: &Config) -> Vec<String> {
         let left = |(name, mode): &(&String, &TenantMode)| {
-            mode.doing != Doing::Idle && config.tenant(name).is_none()
+            mode.failover != FailoverState::Idle && config.tenant(name).is_none()
         };
         let left = self.modes.iter().filter(left);
         left.map(|(name, _)| name.clone()).collect()
@@ -170,7 +170,7 @@ impl State {
         let keys: Vec<String> = self
             .modes
             .iter()
-            .filter_map(|(tenant, mode)| Some((tenant, mode.doing.plan()?)))
+            .filter_map(|(tenant, mode)| Some((tenant, mode.failover.plan()?)))
             .flat_map(|(tenant, plan)| {
                 let rules = plan.rules().iter();
                 rules.map(move |rule| rule_key(tenant, rule.name()))
@@ -387,10 +387,10 @@ mod tests {
             "endpoints":{},"slots":{"tenants":{"a":0},"peers":{},"networks":{}}}"#;
         fs::write(dir.path().join("state.json"), text).expect("written");
         let state = store.load().expect("read");
-        assert_eq!(state.modes["a"].doing, Doing::Partial);
+        assert_eq!(state.modes["a"].failover, FailoverState::Partial);
         assert_eq!(
-            (&state.modes["b"].doing, state.modes["b"].epoch),
-            (&Doing::Idle, 4)
+            (&state.modes["b"].failover, state.modes["b"].epoch),
+            (&FailoverState::Idle, 4)
         );
         assert!(!state.maintenance && state.slots.rules.is_empty());
         store.save(&state).expect("saved");
@@ -425,7 +425,7 @@ mod tests {
             ..State::default()
         };
         let mode = TenantMode {
-            doing: Doing::Full(Box::new(plan)),
+            failover: FailoverState::Full(Box::new(plan)),
             epoch: 9,
         };
         state.modes.insert("acme".to_owned(), mode);

@@ -84,7 +84,7 @@ fn networks_in_full(
 ) -> impl Iterator<Item = (&Network, &failover::PlanNetwork)> {
     in_force.config.networks.iter().filter_map(|network| {
         let mode = in_force.state.modes.get(&network.tenant)?;
-        Some((network, mode.doing.plan()?.network(&network.name)?))
+        Some((network, mode.failover.plan()?.network(&network.name)?))
     })
 }
 

@@ -97,8 +97,8 @@ struct Daemon {
     /// The neighbours that an earlier process left in the map were taken over.
     adopted_neighbours: bool,
     started: Instant,
-    /// Removes connections that are over; it works while it lives.
-    _collector: Option<ConnectionSweeper>,
+    /// Thread that removes expired connections; dropping it ends the thread.
+    _connection_sweeper: Option<ConnectionSweeper>,
 }
 
 /// Runs the appliance until it is told to stop. The data path goes on forwarding after that.
@@ -121,7 +121,10 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     let control = Control::bind(&control::SOCKET, &config.control_socket)?;
     // The routers are watched from the start: no public address of theirs may become ours, however
     // shortly.
-    let full = state.modes.values().any(|mode| mode.doing.plan().is_some());
+    let full = state
+        .modes
+        .values()
+        .any(|mode| mode.failover.plan().is_some());
     let paths = config.plain_peers();
     let paths = paths
         .chain(claims::watched_outside(&config, full))
@@ -148,7 +151,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         pins = %forwarding.datapath.root().display(),
         "data path loaded"
     );
-    let collector = match config.role {
+    let connection_sweeper = match config.role {
         Role::Provider => {
             let root = forwarding.datapath.root();
             Some(ConnectionSweeper::spawn(root).context("start the connection collector")?)
@@ -182,7 +185,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         incomplete: false,
         adopted_neighbours: false,
         started: Instant::now(),
-        _collector: collector,
+        _connection_sweeper: connection_sweeper,
     };
     daemon.tunnels.write_all(daemon.forwarding.tables());
     daemon.set_peers();

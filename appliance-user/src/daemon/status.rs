@@ -214,7 +214,7 @@ fn tenants(in_force: &InForce, snapshot: &Snapshot) -> Vec<TenantStatus> {
     let InForce { config, state, .. } = in_force;
     let status = |name: String| {
         let mode = state.modes.get(&name);
-        let plan = mode.and_then(|m| m.doing.plan());
+        let plan = mode.and_then(|m| m.failover.plan());
         let of = plan_tenant(config, snapshot, &name);
         let rules = plan
             .zip(of)

@@ -8,7 +8,7 @@ use tunnel::Random;
 
 use crate::{
     config::Config,
-    state::{Doing, State, TenantMode},
+    state::{FailoverState, State, TenantMode},
 };
 
 /// The switch that an operator asks for. The tenant's name is in the [`Circumstances`].
@@ -52,13 +52,13 @@ pub(in crate::daemon) fn switch(
 ) -> Result<Switch, mode::Refusal> {
     let tenant = circumstances.tenant.as_str();
     let now = state.modes.get(tenant);
-    let doing = now.map_or(Doing::Idle, |mode| mode.doing.clone());
+    let failover = now.map_or(FailoverState::Idle, |mode| mode.failover.clone());
     let Asked { goal, plan, force } = asked;
-    let step = decide(doing.state(), Request { goal, force }, circumstances)?;
+    let step = decide(failover.state(), Request { goal, force }, circumstances)?;
     let mut switch = Switch {
         state: state.clone(),
         kind: step.kind,
-        changes: match (doing.plan(), &plan, step.kind) {
+        changes: match (failover.plan(), &plan, step.kind) {
             (Some(old), Some(new), Kind::Update) => old.diff(new),
             _ => Vec::new(),
         },
@@ -72,12 +72,12 @@ pub(in crate::daemon) fn switch(
         (Some(now), _) => next_epoch(now.epoch),
         (None, _) => first_epoch(random),
     };
-    let was_partial = doing == Doing::Partial;
-    let before = doing;
-    let doing = match (step.mode, plan) {
-        (mode::State::Full { .. }, Some(plan)) => Doing::Full(Box::new(plan)),
-        (mode::State::Partial, _) => Doing::Partial,
-        (mode::State::Idle | mode::State::Full { .. }, _) => Doing::Idle,
+    let was_partial = failover == FailoverState::Partial;
+    let before = failover;
+    let failover = match (step.mode, plan) {
+        (mode::State::Full { .. }, Some(plan)) => FailoverState::Full(Box::new(plan)),
+        (mode::State::Partial, _) => FailoverState::Partial,
+        (mode::State::Idle | mode::State::Full { .. }, _) => FailoverState::Idle,
     };
     // `mode idle` after a partial failover leaves the addresses, which are removed one by one.
     let clears = step.endpoints == Endpoints::Clear && !(step.kind == Kind::Undo && was_partial);
@@ -88,7 +88,7 @@ pub(in crate::daemon) fn switch(
                 new.endpoints.remove(&network.name);
             }
         }
-        let mode = TenantMode { doing, epoch };
+        let mode = TenantMode { failover, epoch };
         new.modes.insert(tenant.to_owned(), mode);
     } else {
         // The tenant is not configured any more, and only the plan knows its networks.
@@ -220,7 +220,7 @@ gateway = ["10.1.0.1"]
         );
         // In one step, and connections that it does not concern go on.
         let mode = |s: &Switch| s.state.modes["acme"].clone();
-        assert_eq!(mode(&changed).doing.plan(), Some(&plan(&other)));
+        assert_eq!(mode(&changed).failover.plan(), Some(&plan(&other)));
         assert_eq!(mode(&changed).epoch, mode(&full).epoch);
 
         let another = plan(&other.replace("name = \"dr\"", "name = \"test\""));

@@ -178,7 +178,7 @@ impl Daemon {
 
     /// The plan in force of a tenant.
     pub(super) fn plan(&self, tenant: &str) -> Option<&Plan> {
-        self.in_force.state.modes.get(tenant)?.doing.plan()
+        self.in_force.state.modes.get(tenant)?.failover.plan()
     }
 
     /// What a plan of a tenant is checked against.

@@ -7,7 +7,7 @@ use crate::{
     control::Refusal,
     daemon::{Daemon, controller::Proposal, keys::Keys, metrics},
     datapath::reconcile,
-    state::Doing,
+    state::FailoverState,
 };
 
 impl Daemon {
@@ -81,9 +81,9 @@ impl Daemon {
         }
         let mut state = state.clone();
         // A failover of a tenant that is gone stays until it is undone, or the tenant is back.
-        state
-            .modes
-            .retain(|tenant, mode| mode.doing != Doing::Idle || config.tenant(tenant).is_some());
+        state.modes.retain(|tenant, mode| {
+            mode.failover != FailoverState::Idle || config.tenant(tenant).is_some()
+        });
         Ok(Proposal {
             file: Some(Box::new((config, keys))),
             state,

@@ -8,7 +8,7 @@ use crate::{
     control::Refusal,
     daemon::{Daemon, controller::Proposal},
     datapath::reconcile::mode_of,
-    state::Doing,
+    state::FailoverState,
 };
 
 impl Daemon {
@@ -56,7 +56,7 @@ impl Daemon {
             .map_err(|problems| Refusal::new("invalid", lines(&problems)))?;
         let mut new = state.clone();
         let mode = new.modes.entry(tenant.to_owned()).or_default();
-        mode.doing = Doing::Full(Box::new(plan));
+        mode.failover = FailoverState::Full(Box::new(plan));
         Ok(Proposal::state(new))
     }
 

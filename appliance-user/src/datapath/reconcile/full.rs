@@ -22,7 +22,7 @@ use super::{MapContents, local_addresses};
 use crate::{
     config::{Config, Tenant},
     kernel::underlay::{DEFAULT_ROUTE_PROBES, Snapshot},
-    state::{Doing, State, rule_key},
+    state::{FailoverState, State, rule_key},
 };
 
 /// Translation ports of a tenant's own address: all except system ports (RFC 6335 section 6).
@@ -156,10 +156,10 @@ pub fn failover_problems(config: &Config, state: &State, snapshot: &Snapshot) ->
     let reserved = reserved_addresses(config, snapshot);
     let mut problems = Vec::new();
     for (name, mode) in &state.modes {
-        let plan = mode.doing.plan();
-        match (config.tenant_alone(name), &mode.doing) {
-            (_, Doing::Idle) | (Some(_), Doing::Partial) => {}
-            (Some(mut tenant), Doing::Full(plan)) => {
+        let plan = mode.failover.plan();
+        match (config.tenant_alone(name), &mode.failover) {
+            (_, FailoverState::Idle) | (Some(_), FailoverState::Partial) => {}
+            (Some(mut tenant), FailoverState::Full(plan)) => {
                 tenant.reserved = reserved_in(&reserved, &tenant.allocation);
                 let errors = plan.check(&tenant).err();
                 problems.extend(errors.iter().flat_map(PlanErrors::iter).map(|problem| {
@@ -172,11 +172,11 @@ pub fn failover_problems(config: &Config, state: &State, snapshot: &Snapshot) ->
                     format!("tenant {name:?}: {problem}{effect}")
                 }));
             }
-            (None, doing) => problems.push(format!(
+            (None, failover) => problems.push(format!(
                 "tenant {name:?} is in {} failover{} but is not configured: add it to the \
                  configuration again, or end the failover (`causeway-appliance mode --tenant \
                  {name} idle`)",
-                if *doing == Doing::Partial {
+                if *failover == FailoverState::Partial {
                     "partial"
                 } else {
                     "full"
@@ -201,7 +201,7 @@ fn in_full<'a>(
 ) -> impl Iterator<Item = (&'a Tenant, u32, &'a Plan)> {
     config.tenants.iter().filter_map(|tenant| {
         let slot = *state.slots.tenants.get(&tenant.name)?;
-        let plan = state.modes.get(&tenant.name)?.doing.plan()?;
+        let plan = state.modes.get(&tenant.name)?.failover.plan()?;
         Some((tenant, slot, plan))
     })
 }

@@ -15,7 +15,7 @@ use super::{
     tests::{CONFIG, snapshot},
     *,
 };
-use crate::state::{Doing, TenantMode, rule_key};
+use crate::state::{FailoverState, TenantMode, rule_key};
 
 const PLAN: &str = r#"
 name = "dr"
@@ -66,7 +66,7 @@ fn full(config: &Config, plan: Plan, epoch: u32) -> State {
     let mut state = super::tests::state(config);
     state.nat_seed = Some(77);
     let mode = TenantMode {
-        doing: Doing::Full(Box::new(plan)),
+        failover: FailoverState::Full(Box::new(plan)),
         epoch,
     };
     state.modes.insert("acme".to_owned(), mode);
@@ -228,7 +228,7 @@ fn a_forced_full_failover_keeps_the_endpoints_until_the_switch() {
     let config = config();
     let mut partial = super::tests::state(&config);
     let mode = TenantMode {
-        doing: Doing::Partial,
+        failover: FailoverState::Partial,
         epoch: 1,
     };
     partial.modes.insert("acme".to_owned(), mode);
@@ -263,7 +263,7 @@ fn a_rule_is_switched_off_before_its_ports_are_removed_and_complete_before_they_
     ];
     let changed = plan.apply(&tenant, changes).expect("a change");
     let mode = after.modes.get_mut("acme").expect("a mode");
-    mode.doing = Doing::Full(Box::new(changed));
+    mode.failover = FailoverState::Full(Box::new(changed));
     after.give_rule_slots();
     let from = assign_rule_epochs(&MapContents::default(), wanted(&config, &before));
     let target = wanted(&config, &after);
@@ -348,7 +348,7 @@ fn only_a_narrowed_rule_gets_a_new_epoch() {
             .apply(&tenant, vec![RuleChange::Replace(rule)])
             .expect("a change");
         let mode = after.modes.get_mut("acme").expect("a mode");
-        mode.doing = Doing::Full(Box::new(changed));
+        mode.failover = FailoverState::Full(Box::new(changed));
         let to = assign_rule_epochs(&from, wanted(&config, &after));
         assert_eq!(to.rules[&web].epoch, 1 + u32::from(raised), "{line}");
         assert_eq!(to.rules[&whole], from.rules[&whole]);
@@ -557,12 +557,12 @@ fn a_removed_tenant_with_an_active_failover_is_a_problem() {
     let t = wanted(&without, &state);
     assert!(t.rules.is_empty() && t.public.is_empty() && t.nat_addresses.is_empty());
     assert!(new_problems(&without, &without, &state, &snapshot()).is_empty());
-    state.modes.get_mut("acme").expect("a mode").doing = Doing::Partial;
+    state.modes.get_mut("acme").expect("a mode").failover = FailoverState::Partial;
     assert_eq!(
         failover_problems(&without, &state, &snapshot()),
         [expected.replace("full failover by plan \"dr\"", "partial failover")]
     );
-    state.modes.get_mut("acme").expect("a mode").doing = Doing::Idle;
+    state.modes.get_mut("acme").expect("a mode").failover = FailoverState::Idle;
     assert!(failover_problems(&without, &state, &snapshot()).is_empty());
     assert!(state.left_over(&without).is_empty());
 }

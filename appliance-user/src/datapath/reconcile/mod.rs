@@ -28,7 +28,7 @@ use appliance_common::{
 use crate::{
     config::{Config, PeerKind, Role, prefix_of},
     kernel::underlay::{Snapshot, UnderlayPath},
-    state::{Doing, State},
+    state::{FailoverState, State},
 };
 
 pub use super::contents::{MapContents, MapUpdate};
@@ -142,10 +142,10 @@ fn tunnel_mtu(
 /// The failover mode of a tenant.
 #[must_use]
 pub fn mode_of(state: &State, tenant: &str) -> Mode {
-    match state.modes.get(tenant).map(|mode| &mode.doing) {
-        None | Some(Doing::Idle) => Mode::Idle,
-        Some(Doing::Partial) => Mode::Partial,
-        Some(Doing::Full(_)) => Mode::Full,
+    match state.modes.get(tenant).map(|mode| &mode.failover) {
+        None | Some(FailoverState::Idle) => Mode::Idle,
+        Some(FailoverState::Partial) => Mode::Partial,
+        Some(FailoverState::Full(_)) => Mode::Full,
     }
 }
 
@@ -254,7 +254,7 @@ fn add_network(
     };
     // In full failover, the appliance is the router of the networks in the plan only.
     let plan = state.modes.get(&network.tenant);
-    let plan = plan.and_then(|mode| mode.doing.plan());
+    let plan = plan.and_then(|mode| mode.failover.plan());
     let (gateway_v4, gateway_v6, internet) = match plan.map(|plan| plan.network(&network.name)) {
         None => (network.gateway_v4, network.gateway_v6, false),
         Some(None) => (None, None, false),

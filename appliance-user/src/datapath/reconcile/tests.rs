@@ -135,7 +135,7 @@ fn a_mode_switch_is_one_update() {
     let before = state(&config);
     let mut after = before.clone();
     let mode = after.modes.entry("acme".to_owned()).or_default();
-    mode.doing = crate::state::Doing::Partial;
+    mode.failover = crate::state::FailoverState::Partial;
     mode.epoch = 1;
     let writes = diff(
         &desired(&config, &before, &snapshot(), &EncryptedTunnels::default()),
