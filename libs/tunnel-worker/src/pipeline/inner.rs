@@ -1,20 +1,23 @@
-//! The packet inside: what the programs check of a plain tunnel's packet, for those that workers
-//! open.
+//! Validates packets that workers open, by the rules of `packet-rules`, which the XDP program
+//! `uplink` applies to those of plain tunnels.
 
 use appliance_common::{
     addr::{Address, mapped},
-    checksum,
     counters::Counter,
-    limits::{MAX_EXTENSION_HEADERS, MAX_TCP_OPTIONS},
     wire::{
         ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPPROTO_TCP, IPV4_LEN, IPV6_LEN, mss_for,
     },
 };
+use packet_rules::{
+    addr::{v4_is_host, v4_is_link_local, v6_is_host, v6_is_link_local, words},
+    icmp::is_discovery,
+    ipv4::{is_later_fragment, lengths},
+    ipv6::{skip_extensions, total_len},
+    tcp,
+};
 
 /// An ICMPv6 header with what every message has behind it, bytes.
 const ICMPV6_LEN: usize = 8;
-/// The SYN bit in byte 13 of a TCP header.
-const SYN: u8 = 0x02;
 
 /// An IP packet whose header holds together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,28 +51,26 @@ pub(crate) fn parse(packet: &[u8]) -> Result<Inner, Counter> {
 
 fn ipv4(packet: &[u8]) -> Result<Inner, Counter> {
     let head: &[u8; IPV4_LEN] = packet.first_chunk().ok_or(Counter::DropMalformed)?;
-    let header = usize::from(head[0] & 0x0f) * 4;
-    let total = usize::from(u16::from_be_bytes([head[2], head[3]]));
-    if header < IPV4_LEN || total < header || total > packet.len() {
-        return Err(Counter::DropMalformed);
-    }
+    let total = u16::from_be_bytes([head[2], head[3]]);
+    let size = lengths(head[0], total, 0, packet.len()).ok_or(Counter::DropMalformed)?;
     let source = [head[12], head[13], head[14], head[15]];
     let destination = [head[16], head[17], head[18], head[19]];
-    if is_v4_link_local(source) || is_v4_link_local(destination) {
+    let [from, to] = [source, destination].map(u32::from_ne_bytes);
+    if v4_is_link_local(from) || v4_is_link_local(to) {
         return Err(Counter::DropLinkLocal);
     }
-    if !is_v4_host(destination) {
+    if !v4_is_host(to) {
         return Err(Counter::DropNotCarried);
     }
-    let first = u16::from_be_bytes([head[6], head[7]]) & 0x1fff == 0;
+    let first = !is_later_fragment(u16::from_be_bytes([head[6], head[7]]));
     let syn = (first && head[9] == IPPROTO_TCP)
-        .then_some(header)
-        .filter(|at| is_syn(packet, *at, total));
+        .then_some(size.header)
+        .filter(|at| is_syn(packet, *at, size.total));
     Ok(Inner {
-        len: total,
+        len: size.total,
         ethertype: ETHERTYPE_IPV4,
         source: mapped(source),
-        from_host: is_v4_host(source),
+        from_host: v4_is_host(from),
         destination: mapped(destination),
         syn,
         discovery: false,
@@ -78,17 +79,16 @@ fn ipv4(packet: &[u8]) -> Result<Inner, Counter> {
 
 fn ipv6(packet: &[u8]) -> Result<Inner, Counter> {
     let head: &[u8; IPV6_LEN] = packet.first_chunk().ok_or(Counter::DropMalformed)?;
-    let total = IPV6_LEN + usize::from(u16::from_be_bytes([head[4], head[5]]));
-    if total > packet.len() {
-        return Err(Counter::DropMalformed);
-    }
+    let payload = u16::from_be_bytes([head[4], head[5]]);
+    let total = total_len(head[0], payload, 0, packet.len()).ok_or(Counter::DropMalformed)?;
     let (mut source, mut destination) = ([0; 16], [0; 16]);
     source.copy_from_slice(&head[8..24]);
     destination.copy_from_slice(&head[24..40]);
-    if is_v6_link_local(&source) || is_v6_link_local(&destination) {
+    let (from, to) = (words(&source), words(&destination));
+    if v6_is_link_local(from) || v6_is_link_local(to) {
         return Err(Counter::DropLinkLocal);
     }
-    if !is_v6_host(&destination) {
+    if !v6_is_host(to) {
         return Err(Counter::DropNotCarried);
     }
     let packet = &packet[..total];
@@ -99,7 +99,8 @@ fn ipv6(packet: &[u8]) -> Result<Inner, Counter> {
             return Err(Counter::DropNotCarried);
         }
     }
-    let (protocol, at) = behind_extensions(packet, head[6]);
+    let (protocol, at) = skip_extensions(packet, IPV6_LEN as u32, head[6], total as u32);
+    let at = at as usize;
     let discovery = protocol == IPPROTO_ICMPV6 && packet.get(at).copied().is_some_and(is_discovery);
     let syn = (protocol == IPPROTO_TCP)
         .then_some(at)
@@ -108,7 +109,7 @@ fn ipv6(packet: &[u8]) -> Result<Inner, Counter> {
         len: total,
         ethertype: ETHERTYPE_IPV6,
         source,
-        from_host: is_v6_host(&source),
+        from_host: v6_is_host(from),
         destination,
         syn,
         discovery,
@@ -124,93 +125,12 @@ pub(crate) fn destination(packet: &[u8]) -> Option<Address> {
     }
 }
 
-/// Protocol and offset behind at most [`MAX_EXTENSION_HEADERS`] extension headers that TCP may
-/// follow. What cannot be followed to its end is hop-by-hop options, which nothing is done about.
-fn behind_extensions(packet: &[u8], next: u8) -> (u8, usize) {
-    let (mut next, mut at) = (next, IPV6_LEN);
-    for _ in 0..MAX_EXTENSION_HEADERS {
-        if !is_extension(next) {
-            break;
-        }
-        // Each has at least eight bytes.
-        let Some([following, words, ..]) = packet.get(at..at + 8) else {
-            return (0, at);
-        };
-        next = *following;
-        at += (usize::from(*words) + 1) * 8;
-    }
-    if is_extension(next) || at >= packet.len() {
-        return (0, at);
-    }
-    (next, at)
-}
-
-/// Hop-by-hop options, routing, destination options (RFC 8200 section 4).
-const fn is_extension(next: u8) -> bool {
-    matches!(next, 0 | 43 | 60)
-}
-
-/// Router and neighbour discovery and redirect (RFC 4861 section 4).
-const fn is_discovery(kind: u8) -> bool {
-    matches!(kind, 133..=137)
-}
-
 fn is_syn(packet: &[u8], at: usize, end: usize) -> bool {
-    at + 20 <= end && packet[at + 13] & SYN != 0
+    at + tcp::HEADER_LEN <= end && tcp::is_syn(packet[at + tcp::FLAGS_AT])
 }
 
-const fn is_v4_host(address: [u8; 4]) -> bool {
-    address[0] != 0 && address[0] != 127 && address[0] < 224
-}
-
-const fn is_v4_link_local(address: [u8; 4]) -> bool {
-    address[0] == 169 && address[1] == 254
-}
-
-const fn is_v6_link_local(address: &Address) -> bool {
-    address[0] == 0xfe && address[1] & 0xc0 == 0x80
-}
-
-fn is_v6_host(address: &Address) -> bool {
-    address[0] != 0xff && address[..8] != [0; 8]
-}
-
-/// Lowers the MSS option of the SYN whose TCP header is at `at` to what `mtu` leaves, and mends the
-/// checksum (RFC 1624). Returns whether it did. Malformed options are left: the receiver refuses
-/// them.
+/// Lowers the MSS option of the SYN whose TCP header is at `at` to what `mtu` leaves, and corrects
+/// the checksum. Returns whether it did. Malformed options are left: the receiver refuses them.
 pub(crate) fn clamp_mss(packet: &mut [u8], at: usize, mtu: u16, ipv6: bool) -> bool {
-    let limit = mss_for(mtu, ipv6);
-    let Some(data) = packet.get(at + 12).map(|b| usize::from(b >> 4) * 4) else {
-        return false;
-    };
-    let Some(tcp) = packet.get_mut(at..at + data) else {
-        return false;
-    };
-    let mut option = 20;
-    for _ in 0..MAX_TCP_OPTIONS {
-        match tcp.get(option..) {
-            Some([1, ..]) => option += 1,
-            Some([2, 4, high, low, ..]) => {
-                let mss = u16::from_be_bytes([*high, *low]);
-                if mss <= limit {
-                    return false;
-                }
-                // An option at an odd offset changes halves of two words: the same sum, bytes
-                // exchanged.
-                let (old, new) = if option.is_multiple_of(2) {
-                    (mss.to_be(), limit.to_be())
-                } else {
-                    (mss.to_be().swap_bytes(), limit.to_be().swap_bytes())
-                };
-                let check = u16::from_ne_bytes([tcp[16], tcp[17]]);
-                let check = checksum::update(check, old, new).to_ne_bytes();
-                tcp[option + 2..option + 4].copy_from_slice(&limit.to_be_bytes());
-                tcp[16..18].copy_from_slice(&check);
-                return true;
-            }
-            Some([kind, size, ..]) if *kind > 2 && *size >= 2 => option += usize::from(*size),
-            _ => return false,
-        }
-    }
-    false
+    tcp::clamp(packet, at, mss_for(mtu, ipv6))
 }
