@@ -20,6 +20,7 @@ mod error_chain;
 pub mod forwarding;
 pub mod http;
 mod logging;
+pub mod netlink;
 mod notify;
 mod panic;
 pub mod render;

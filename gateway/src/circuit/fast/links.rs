@@ -14,7 +14,7 @@ use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 
 use service::{forwarding, xdp};
 
-use super::{Error, Fast, features, lock};
+use super::{Error, Fast, lock};
 use crate::config::Xdp;
 
 /// Time that the kernel needs to detach the program of a killed process.
@@ -249,7 +249,7 @@ impl Fast {
             // The generic hook can send on every driver. Before Linux 6.3 the kernel reports no
             // features; most drivers accept redirects.
             link.target = link.mode == Ok(Mode::Generic)
-                || features::takes_redirected(link.ifindex).unwrap_or(true);
+                || xdp::accepts_redirects(link.ifindex).unwrap_or(true);
             if !link.target && interfaces.len() > 1 {
                 tracing::warn!(
                     interface = link.name,

@@ -1,5 +1,5 @@
 //! Maps as memory that user space reads and writes without system calls. The unsafe code of the
-//! fast path is here, except queries of the kernel in `links` and `features`.
+//! fast path is here, except queries of the kernel in `links`.
 
 use std::{
     io,

@@ -10,7 +10,6 @@
 //! the kernel. Maps and program end with the process; the next process forwards once ends have
 //! bound again.
 
-mod features;
 mod links;
 mod memory;
 mod publish;

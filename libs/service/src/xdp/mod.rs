@@ -1,8 +1,12 @@
-//! Remedies where a kernel or driver refuses an XDP program.
+//! What drivers can do with XDP, and remedies where a kernel or driver refuses a program.
+
+mod features;
 
 use std::{error::Error, io};
 
 use nix::libc;
+
+pub use features::accepts_redirects;
 
 /// What to do about a program that cannot be attached. `no_native` is the remedy where the driver
 /// has no native XDP.
@@ -10,7 +14,7 @@ use nix::libc;
 pub fn remedy(error: &(dyn Error + 'static), no_native: &'static str) -> &'static str {
     match os_code(error) {
         Some(libc::EOPNOTSUPP) => no_native,
-        Some(libc::EBUSY) => {
+        Some(libc::EBUSY | libc::EEXIST) => {
             "Another program is attached; find it with `ip link show` and detach it."
         }
         Some(libc::ERANGE | libc::EINVAL) => {
@@ -50,6 +54,7 @@ mod tests {
         for (code, text) in [
             (libc::EOPNOTSUPP, "another NIC"),
             (libc::EBUSY, "Another program"),
+            (libc::EEXIST, "Another program"),
             (libc::EINVAL, "MTU"),
             (libc::EPERM, "root"),
             (libc::EIO, "dmesg"),
