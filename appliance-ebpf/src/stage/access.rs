@@ -12,6 +12,7 @@
 //! ```
 
 use appliance_common::{
+    checksum,
     counters::Counter,
     events::SlowReason,
     maps::{Jump, Network},
@@ -174,6 +175,12 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
             hash ^= w.get::<u32, 0>();
         }
         if protocol == IPPROTO_TCP {
+            if header == IPV4_LEN && mss::is_syn(ctx, L3 + IPV4_LEN) {
+                let addresses = u64::from(source_word) + u64::from(destination_word);
+                let pseudo = pseudo_sum(addresses, total - IPV4_LEN);
+                let (tcp, end) = (L3 + IPV4_LEN, L3 + total);
+                mss::count_partial(ctx, tcp as u32, end as u32, pseudo);
+            }
             mss::clamp_v4::<L3>(ctx, header, total, network.mtu);
         }
     }
@@ -262,6 +269,12 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
     } else if is_extension(next) && behind.0 == IPPROTO_TCP {
         tcp = behind.1;
     }
+    if tcp == L3 + IPV6_LEN {
+        let addresses = source.iter().chain(&destination);
+        let addresses = addresses.map(|word| u64::from(*word)).sum();
+        let pseudo = pseudo_sum(addresses, total - IPV6_LEN);
+        mss::count_partial(ctx, tcp as u32, (L3 + total) as u32, pseudo);
+    }
     if tcp != 0 {
         mss::clamp(
             ctx,
@@ -278,6 +291,14 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         xsk: frame.xsk,
     };
     tunnel::enter::<L3>(ctx, network, &inner)
+}
+
+/// The folded sum of the pseudo-header of a TCP segment of `len` bytes, memory order; `addresses` is
+/// the sum of the words of its addresses.
+#[inline(always)]
+fn pseudo_sum(addresses: u64, len: usize) -> u16 {
+    let protocol = u16::from(IPPROTO_TCP).to_be();
+    checksum::fold64(addresses + u64::from(protocol) + u64::from((len as u16).to_be()))
 }
 
 /// A packet to our MAC address for a host on this same side: its sender's neighbour cache is not

@@ -217,6 +217,9 @@ counters! {
     SlowSolicited = 100, "slow_solicited";
     /// Fragments that arrived before their first one, given to the slow path to wait for it.
     SlowFragment = 101, "slow_fragment";
+    /// TCP SYNs whose checksum their sender left to its NIC. Nothing on the way completes it, so
+    /// the receiver drops them.
+    ChecksumPartial = 102, "checksum_partial";
 }
 
 impl Counter {

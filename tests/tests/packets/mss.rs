@@ -232,3 +232,57 @@ fn tcp_is_found_behind_ip_options_and_extension_headers() {
         ],
     );
 }
+
+/// The packet with the checksum that a sender leaves to its NIC: the pseudo-header's alone.
+fn partial(l3: &[u8]) -> Vec<u8> {
+    let mut l3 = l3.to_vec();
+    let v6 = l3[0] >> 4 == 6;
+    let header = if v6 { 40 } else { 20 };
+    let addresses = if v6 { &l3[8..40] } else { &l3[12..20] };
+    let length = (l3.len() - header) as u16;
+    let words = addresses
+        .chunks(2)
+        .map(|w| u16::from_be_bytes([w[0], w[1]]));
+    let mut sum: u32 = words.chain([6, length]).map(u32::from).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    l3[header + 16..header + 18].copy_from_slice(&(sum as u16).to_be_bytes());
+    l3
+}
+
+#[test]
+fn syns_whose_checksum_the_sender_left_to_its_nic_are_counted() {
+    let Some(mut h) = Harness::new(World::provider()) else {
+        return;
+    };
+    let mut cases = Vec::new();
+    for (src, dst) in [
+        ("10.1.0.10", "10.1.0.11"),
+        ("2001:db8:1::10", "2001:db8:1::11"),
+    ] {
+        // An MSS that fits: no other byte changes.
+        let whole = remade(src, dst, SYN, &syn_options(1300));
+        for (what, l3, is_partial) in [
+            ("whole", whole.clone(), false),
+            ("partial", partial(&whole), true),
+            ("no SYN", partial(&remade(src, dst, ACK, &[])), false),
+        ] {
+            let out = causeway_tests::table::tunnelled(PROVIDER, TENANT, NET1, l3.clone());
+            let case = Case::new(
+                format!("{src}, {what}"),
+                Program::Access,
+                TRUNK,
+                replica(&l3),
+            )
+            .gives(Action::Redirect, out)
+            .counts(Counter::Encapsulated);
+            cases.push(if is_partial {
+                case.counts(Counter::ChecksumPartial)
+            } else {
+                case
+            });
+        }
+    }
+    run(&mut h, cases);
+}
