@@ -423,6 +423,10 @@ fn to_host<const FROM: usize>(
         };
         next_hop = router;
     }
+    // The kernel would drop it after the redirect, uncounted.
+    if total > network.lan_mtu as usize {
+        return Outcome::Drop(Counter::DropTooLarge);
+    }
     if !trim(ctx, FROM + total) {
         return Outcome::Drop(Counter::DropAdjust);
     }

@@ -203,6 +203,11 @@ pub(super) fn check_decapsulated(
         "delivered a packet to {}, which is not on this side",
         i.dst
     );
+    ensure!(
+        i.len <= usize::from(network.lan_mtu),
+        "delivered a packet over the MTU {} of its LAN",
+        network.lan_mtu
+    );
     let hop = if is_provider(network) || in_prefixes(network, i.dst) {
         from_ip(i.dst)
     } else if i.dst.is_ipv4() {

@@ -6,7 +6,7 @@ use appliance_common::maps::{
     Tenant, Tunnel, TunnelKey, attachment_flags, network_flags,
 };
 
-use super::{NEXT_HOP_MAC, PORT, UPLINK, UPLINK_MAC, World, address, host};
+use super::{LAN_MTU, NEXT_HOP_MAC, PORT, UPLINK, UPLINK_MAC, World, address, host};
 
 use crate::packet::{Mac, ip};
 
@@ -69,6 +69,7 @@ impl World {
                     0
                 },
             mtu: spec.mtu,
+            lan_mtu: LAN_MTU,
             prefix_count: spec.prefixes.len() as u16,
             ..Network::default()
         };

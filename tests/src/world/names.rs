@@ -50,6 +50,8 @@ pub const SECURE_PORT: u16 = 6180;
 pub const SESSIONS: [u32; 3] = [1, 0x0102_0304, 0xffff_fff0];
 /// Largest packet of the networks over IPv4.
 pub const MTU: u16 = 1450;
+/// MTU of the networks' own LANs.
+pub const LAN_MTU: u16 = 1500;
 /// The provider's tunnel addresses.
 pub const PROVIDER: &str = "203.0.113.5";
 /// The provider's IPv6 tunnel address.

@@ -8,7 +8,7 @@ use appliance_common::maps::{
 
 use super::build::NetworkSpec;
 use super::{
-    A_MAC, ACCESS, ACCESS_MAC, B_MAC, G_MAC, MTU, NET1, NET2, NET2T, NET3, NET4, PROVIDER,
+    A_MAC, ACCESS, ACCESS_MAC, B_MAC, G_MAC, LAN_MTU, MTU, NET1, NET2, NET2T, NET3, NET4, PROVIDER,
     PROVIDER6, ROUTER_MAC, SECURE_PORT, SESSIONS, TENANT, TENANT2, TENANT6, TRUNK, TRUNK_MAC,
     UPLINK, UPLINK_MAC, World, address, host, many_host, many_next, xsk_of,
 };
@@ -157,7 +157,7 @@ impl World {
                 peer,
                 flags: network_flags::ACTIVE | network_flags::PROVIDER,
                 mtu: MTU,
-                lan_mtu: 1500,
+                lan_mtu: LAN_MTU,
                 prefix_count: 1,
                 ..Network::default()
             };

@@ -377,3 +377,36 @@ fn other_packets_than_tunnel_datagrams_pass_to_the_kernel() {
         ],
     );
 }
+
+#[test]
+fn a_packet_over_the_lans_mtu_is_dropped_and_counted() {
+    let Some(mut h) = Harness::new(World::provider()) else {
+        return;
+    };
+    let mut cases = Vec::new();
+    for (src, dst, header) in [
+        ("10.1.0.11", "10.1.0.10", 28),
+        ("2001:db8:1::11", "2001:db8:1::10", 48),
+    ] {
+        let of = |len: usize| {
+            let payload = vec![5; len - header];
+            let l3 = udp(ip(src), ip(dst), 9, 9, &payload);
+            (tunnelled(TENANT, PROVIDER, NET1, &l3), l3)
+        };
+        let (fits, l3) = of(usize::from(LAN_MTU));
+        cases.push(
+            Case::new(format!("{src}, fits"), Program::Uplink, UPLINK, fits)
+                .gives(
+                    Action::Redirect,
+                    Out::Is(frame(A_MAC, TRUNK_MAC, &[tag(101)], &l3)),
+                )
+                .counts(Counter::Decapsulated),
+        );
+        let (over, _) = of(usize::from(LAN_MTU) + 1);
+        cases.push(
+            Case::new(format!("{src}, over"), Program::Uplink, UPLINK, over)
+                .dropped(Counter::DropTooLarge),
+        );
+    }
+    run(&mut h, cases);
+}

@@ -172,6 +172,7 @@ fn world(provider: bool) -> anyhow::Result<World> {
         vni: VNI,
         flags: network_flags::ACTIVE | if provider { network_flags::PROVIDER } else { 0 },
         mtu: 1500,
+        lan_mtu: 1500,
         prefix_count: 1,
         prefixes,
         ..Network::default()

@@ -128,6 +128,7 @@ fn world(size: Size) -> anyhow::Result<World> {
             peer: 0,
             flags: network_flags::ACTIVE | network_flags::PROVIDER,
             mtu: LARGEST as u16,
+            lan_mtu: LARGEST as u16,
             prefix_count: 2,
             prefixes,
             ..Network::default()

@@ -661,6 +661,9 @@ fn deliver(
         vni,
         address: next_hop,
     };
+    if packet.len() > usize::from(network.lan_mtu) {
+        return Err(Counter::DropTooLarge);
+    }
     let Some(host) = tables.host(&key) else {
         return hand_to_slow_path(&network, next_hop, packet, &inner, wire, counters);
     };

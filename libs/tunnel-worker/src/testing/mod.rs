@@ -130,6 +130,7 @@ impl Side {
                 | network_flags::SECURE
                 | if provider { network_flags::PROVIDER } else { 0 },
             mtu: 1432,
+            lan_mtu: u16::MAX,
             prefix_count: 2,
             gateway_v4: address("10.1.0.1"),
             ..Network::default()

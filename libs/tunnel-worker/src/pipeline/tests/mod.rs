@@ -304,6 +304,7 @@ fn a_peer_has_no_part_in_another_peer_s_network() {
             | appliance_common::maps::network_flags::SECURE
             | appliance_common::maps::network_flags::PROVIDER,
         mtu: 1432,
+        lan_mtu: u16::MAX,
         ..Network::default()
     };
     network.prefix_count = 0;
@@ -502,6 +503,7 @@ fn second_tenant(provider: &mut Side) -> Hand {
         peer: 1,
         flags: network_flags::ACTIVE | network_flags::SECURE | network_flags::PROVIDER,
         mtu: 1432,
+        lan_mtu: u16::MAX,
         prefix_count: 1,
         ..Network::default()
     };
@@ -615,6 +617,7 @@ fn a_slot_that_changed_hands_sends_nothing_of_the_old_tenant_to_the_new_one_s_pe
         peer: 1,
         flags: network_flags::ACTIVE | network_flags::SECURE | network_flags::PROVIDER,
         mtu: 1432,
+        lan_mtu: u16::MAX,
         ..Network::default()
     };
     provider.order(at(7), Command::Network(4, Some(Box::new(network))));

@@ -418,6 +418,7 @@ impl World {
                 | network_flags::SECURE
                 | if provider { network_flags::PROVIDER } else { 0 },
             mtu: 1432,
+            lan_mtu: u16::MAX,
             prefix_count: 2,
             ..Network::default()
         };
