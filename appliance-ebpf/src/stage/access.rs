@@ -293,8 +293,8 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
     tunnel::enter::<L3>(ctx, network, &inner)
 }
 
-/// The folded sum of the pseudo-header of a TCP segment of `len` bytes, memory order; `addresses` is
-/// the sum of the words of its addresses.
+/// The folded sum of the pseudo-header of a TCP segment of `len` bytes, memory order; `addresses`
+/// is the sum of the words of its addresses.
 #[inline(always)]
 fn pseudo_sum(addresses: u64, len: usize) -> u16 {
     let protocol = u16::from(IPPROTO_TCP).to_be();

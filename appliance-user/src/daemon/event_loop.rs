@@ -85,6 +85,7 @@ impl service::Daemon for Daemon {
 
     async fn step(&mut self) -> anyhow::Result<ControlFlow<()>> {
         self.poll_engines();
+        self.report_groups();
         self.work_tunnels();
         let deadline = self.next_deadline();
         let Self {
@@ -164,7 +165,11 @@ impl Daemon {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let deadlines = [self.engines.next_deadline(), self.tunnels.next_deadline()];
+        let deadlines = [
+            self.engines.next_deadline(),
+            self.tunnels.next_deadline(),
+            self.interfaces.next_report(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 
@@ -201,6 +206,13 @@ impl Daemon {
                     self.forwarding.remove_neighbour(&mut self.tunnels, key);
                 }
             }
+        }
+    }
+
+    /// Tells snooping switches which multicast groups the ports listen to.
+    fn report_groups(&mut self) {
+        while let Some((ifindex, frame)) = self.interfaces.poll_reports(Instant::now()) {
+            self.sender.send(ifindex, &frame);
         }
     }
 
@@ -250,6 +262,13 @@ impl Daemon {
                 }
             }
         }
+        self.interfaces.check(
+            now,
+            &self.in_force.config,
+            &self.snapshot,
+            &self.forwarding.datapath,
+        );
+        self.sample_packet_health(now);
         // An interface may have become usable, a map may have room again.
         if (self.interfaces.incomplete() || self.incomplete)
             && let Err(error) = self.apply_snapshot()

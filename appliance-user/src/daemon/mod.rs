@@ -18,10 +18,11 @@
 //! | `engines` | pure: neighbours, announcements, advertisements, slow path, fragments |
 //! | `controller` | what is in force, and how it changes |
 //! | `requests` | what the operator may ask, checked; refusals |
-//! | `interfaces`, `claims` | NICs and programs; our own addresses on the wire |
+//! | `interfaces`, `claims`, `groups` | NICs and programs; our own addresses and groups |
 //! | `forwarding` | programs, maps, and a copy of the tables |
 //! | `tunnels`, `keys` | the tunnel manager and its keys |
-//! | `path_watch`, `sender`, `health` | watched routes, raw sockets, problems of failovers |
+//! | `path_watch`, `sender` | watched routes, raw sockets |
+//! | `health`, `packet_health` | problems of failovers, counters that must not rise |
 //! | `status`, `metrics` | what the daemon reports of itself |
 
 mod claims;
@@ -29,10 +30,12 @@ mod controller;
 mod engines;
 mod event_loop;
 mod forwarding;
+mod groups;
 mod health;
 mod interfaces;
 mod keys;
 mod metrics;
+mod packet_health;
 mod path_watch;
 mod requests;
 mod sender;
@@ -57,6 +60,7 @@ use self::{
     interfaces::Interfaces,
     keys::Keys,
     metrics::Metrics,
+    packet_health::PacketHealth,
     path_watch::PathWatch,
     requests::packet_trace::PacketTrace,
     sender::FrameSender,
@@ -68,6 +72,7 @@ use crate::{
     datapath::Datapath,
     datapath::connections::ConnectionSweeper,
     kernel::underlay::{Snapshot, Watcher},
+    kernel::xdp_errors::XdpErrors,
 };
 
 /// How long a start waits for the kernel's view of links and routes.
@@ -86,6 +91,9 @@ struct Daemon {
     tunnels: Tunnels,
     path_watch: PathWatch,
     health: FailoverHealth,
+    packet_health: PacketHealth,
+    /// Counts what the kernel drops behind the programs; `None` where it reports nothing.
+    xdp_errors: Option<XdpErrors>,
     packet_trace: PacketTrace,
     metrics: Metrics,
     /// Serves the metrics, where they are configured.
@@ -178,6 +186,8 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         sender: FrameSender::default(),
         path_watch: PathWatch::new(watcher),
         health: FailoverHealth::default(),
+        packet_health: PacketHealth::default(),
+        xdp_errors: open_xdp_errors(),
         packet_trace: PacketTrace::default(),
         metrics,
         http,
@@ -193,6 +203,20 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     daemon.apply_snapshot()?;
     daemon.sample_metrics();
     Ok((daemon, control))
+}
+
+/// Opens the counters of what the kernel drops behind the programs.
+fn open_xdp_errors() -> Option<XdpErrors> {
+    match XdpErrors::open() {
+        Ok(errors) => Some(errors),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "frames that the kernel drops behind XDP programs are not counted"
+            );
+            None
+        }
+    }
 }
 
 /// The kernel's first view of links and routes; `None` if it does not come in time.

@@ -4,10 +4,11 @@ use std::{net::SocketAddr, time::Instant};
 
 use appliance_common::{
     addr::to_ip,
+    counters::Counter,
     maps::{Mode, NetworkStats},
 };
 
-use super::{Daemon, controller::InForce};
+use super::{Daemon, controller::InForce, packet_health::Sample};
 use crate::{
     config::{Network, Peer},
     control::{
@@ -17,6 +18,7 @@ use crate::{
     datapath,
     datapath::reconcile::{local_addresses, mode_of, network_mtu, plan_tenant},
     kernel::underlay::{Snapshot, UnderlayPath},
+    kernel::xdp_errors::XdpErrors,
 };
 
 impl Daemon {
@@ -97,6 +99,8 @@ impl Daemon {
         }));
         reasons.extend(self.tunnels.problems());
         reasons.extend(self.health.problems().cloned());
+        let ports = self.interfaces.summary(&self.forwarding.datapath);
+        reasons.extend(self.packet_health.problems(&ports));
         reasons
     }
 
@@ -181,8 +185,17 @@ impl Daemon {
     fn user_counters(&self) -> Vec<CounterStatus> {
         let engines = self.engines.counters().into_iter();
         let sent = [("send_errors", self.sender.errors())];
+        let dropped = self.xdp_errors.as_ref().map(XdpErrors::read);
+        let dropped = dropped.map(|dropped| {
+            [
+                ("xdp_redirect_failed", dropped.redirects),
+                ("xdp_exception", dropped.exceptions),
+                ("xdp_transmit_failed", dropped.batches),
+            ]
+        });
         engines
             .chain(sent)
+            .chain(dropped.into_iter().flatten())
             .chain(self.tunnels.counters())
             .map(|(name, value)| CounterStatus {
                 name: name.to_owned(),
@@ -190,6 +203,37 @@ impl Daemon {
                 help: String::new(),
             })
             .collect()
+    }
+
+    /// Takes the counters that must not rise, and has the kernel's drops counted for the programs
+    /// that are attached now.
+    pub(super) fn sample_packet_health(&mut self, now: Instant) {
+        let datapath = &self.forwarding.datapath;
+        let mut redirects = 0;
+        if let Some(errors) = &mut self.xdp_errors {
+            let interfaces: Vec<u32> = datapath.attached().values().map(|a| a.ifindex).collect();
+            let watched = datapath
+                .program_ids()
+                .map_err(anyhow::Error::from)
+                .and_then(|ids| Ok(errors.watch(&ids, &interfaces)?));
+            if let Err(error) = watched {
+                tracing::debug!(%error, "cannot count the kernel's drops");
+            }
+            redirects = errors.read().redirects;
+        }
+        let Ok(counters) = datapath.counters() else {
+            return;
+        };
+        let value = |wanted: Counter| {
+            let of_programs = counters.iter().find(|(counter, _)| *counter == wanted);
+            of_programs.map_or(0, |(_, value)| *value) + self.tunnels.counter(wanted)
+        };
+        let sample = Sample {
+            adjust: value(Counter::DropAdjust),
+            partial: value(Counter::ChecksumPartial),
+            redirects,
+        };
+        self.packet_health.sample(now, sample);
     }
 
     /// What programs and workers counted.

@@ -97,6 +97,24 @@ pub enum Error {
         /// The cause.
         source: Box<LinkError>,
     },
+    /// Another XDP program is attached.
+    #[error(
+        "attach XDP to {interface} in {mode} mode: another XDP program is attached there in \
+         {other} mode (id {id}): detach it with `ip link set {interface} {command} off`, or end \
+         what attached it (`bpftool net`, `bpftool link`); the appliance then attaches by itself"
+    )]
+    Occupied {
+        /// The interface.
+        interface: String,
+        /// The requested mode.
+        mode: &'static str,
+        /// The other program's mode.
+        other: &'static str,
+        /// The other program's id.
+        id: u32,
+        /// The word of ip-link(8) for the other program's mode.
+        command: &'static str,
+    },
     /// XDP could not be attached.
     #[error("attach XDP to {interface} in {mode} mode: {source}. {remedy}")]
     Attach {

@@ -19,7 +19,10 @@ use super::{
     load::program,
     pins::{other_roots, remove_root},
 };
-use crate::config::{self, Kind};
+use crate::{
+    config::{self, Kind},
+    kernel::nic,
+};
 
 /// How XDP is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +127,7 @@ impl Datapath {
             return Ok(());
         }
         let dir = self.root.join("links");
+        let mut removed = false;
         for pin in pins(&dir)? {
             if pin.interface != interface {
                 continue;
@@ -146,6 +150,7 @@ impl Datapath {
             }
             // Another index, another mode, or a link whose interface was removed.
             remove(&pin.path)?;
+            removed = true;
         }
         if let Some(mode) = self.adopt_other_version(interface, ifindex, kind, requested)? {
             let pin = Pin::path(&dir, interface, ifindex, mode);
@@ -175,6 +180,7 @@ impl Datapath {
                 interface,
                 ifindex,
                 *mode,
+                if removed { DETACH_TRIES } else { 0 },
             ) {
                 Ok(pin) => {
                     if let Some(error) = failure {
@@ -320,22 +326,29 @@ fn replace(program: &mut Xdp, pin: &Pin) -> Result<(), Error> {
         .map_err(|source| attach_error(&pin.interface, pin.mode, source))
 }
 
-/// Attaches the program and pins the link.
+/// Times that an attachment is tried again, 20 ms apart, after a link of ours was removed: the
+/// kernel detaches it some time after the removal of its pin.
+const DETACH_TRIES: u32 = 25;
+
+/// Attaches the program and pins the link. While an interface is busy, tries again up to `tries`
+/// times.
 fn attach_new(
     program: &mut Xdp,
     dir: &Path,
     interface: &str,
     ifindex: u32,
     mode: Mode,
+    mut tries: u32,
 ) -> Result<PathBuf, Error> {
-    let refused = |source| attach_error(interface, mode, source);
-    // The kernel detaches a link some time after the removal of its pin.
-    let mut tries = 0;
+    let refused = |source| match other_program(interface, ifindex, mode, &source) {
+        Some(occupied) => occupied,
+        None => attach_error(interface, mode, source),
+    };
     let id = loop {
         match program.attach_to_if_index(ifindex, mode.aya()) {
             Ok(id) => break id,
-            Err(error) if tries < 25 && xdp::os_code(&error) == Some(libc::EBUSY) => {
-                tries += 1;
+            Err(error) if tries > 0 && xdp::os_code(&error) == Some(libc::EBUSY) => {
+                tries -= 1;
                 std::thread::sleep(std::time::Duration::from_millis(20));
             }
             Err(error) => return Err(refused(error)),
@@ -351,6 +364,32 @@ fn attach_new(
     link.pin(&path)
         .map_err(|source| io_error("pin the link at", &path, io::Error::other(source)))?;
     Ok(path)
+}
+
+/// The error that names another program on the interface, if that is why the kernel refused: EBUSY
+/// in the same mode, EEXIST in another (net/core/dev.c, dev_xdp_attach).
+fn other_program(
+    interface: &str,
+    ifindex: u32,
+    mode: Mode,
+    source: &ProgramError,
+) -> Option<Error> {
+    if !matches!(xdp::os_code(source), Some(libc::EBUSY | libc::EEXIST)) {
+        return None;
+    }
+    let programs = nic::xdp_programs(ifindex).ok()?;
+    let (other, id) = programs.into_iter().next()?;
+    Some(Error::Occupied {
+        interface: interface.to_owned(),
+        mode: mode.name(),
+        other,
+        id,
+        command: match other {
+            "native" => "xdpdrv",
+            "generic" => "xdpgeneric",
+            _ => "xdpoffload",
+        },
+    })
 }
 
 fn attach_error(interface: &str, mode: Mode, source: ProgramError) -> Error {

@@ -52,6 +52,7 @@ use aya::{
     programs::{TestRun as _, TestRunAttrs, TestRunOptions},
 };
 
+use crate::config::Kind;
 use error::map_error;
 use load::{load, program, set_tail_calls, typed};
 use log::ProgramLog;
@@ -200,6 +201,25 @@ impl Datapath {
     #[must_use]
     pub const fn attached(&self) -> &BTreeMap<String, Attached> {
         &self.attached
+    }
+
+    /// The kernel's ids of the programs that interfaces run, which its tracepoints name.
+    ///
+    /// # Errors
+    /// When the kernel does not report them.
+    pub fn program_ids(&self) -> Result<Vec<u32>, Error> {
+        let mut ids = Vec::new();
+        for kind in [Kind::Access, Kind::Uplink, Kind::Combined] {
+            let name = kind.program();
+            let program = self.object.program(name);
+            let program = program.ok_or(Error::Missing { what: name })?;
+            let info = program.info().map_err(|source| Error::Program {
+                program: name,
+                source: Box::new(source),
+            })?;
+            ids.push(info.id());
+        }
+        Ok(ids)
     }
 
     /// Replaces the programs by those with packet tracing, or by those without. Each link changes

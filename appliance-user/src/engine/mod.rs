@@ -9,7 +9,8 @@
 //!   SLOW_PACKETS ──┬──▶ slow_path ◀───────┘        ┌─▶ packet sockets
 //!                  └──▶ fragment_buffer ─▶ programs │
 //!   switch-over ──────▶ announce ──────────────────┤
-//!   full failover ────▶ router_advert ─────────────┘
+//!   full failover ────▶ router_advert ─────────────┤
+//!   groups to answer in ▶ group_reports ───────────┘
 //! ```
 //!
 //! Every engine has the same three parts:
@@ -20,6 +21,7 @@
 
 pub mod announce;
 pub mod fragment_buffer;
+pub mod group_reports;
 pub mod neighbour;
 mod pacing;
 pub mod router_advert;

@@ -1,16 +1,18 @@
 //! Builders of the frames that the appliance sends itself.
 //!
-//! For: ARP, neighbour discovery and IPv4 fragments. Never: input or output; every function returns
-//! bytes.
+//! For: ARP, neighbour discovery, listener reports and IPv4 fragments. Never: input or output;
+//! every function returns bytes.
 //!
 //! ```text
 //!   arp       request (probe form), announcement (request and reply form)
 //!   ndp       neighbour solicitation, unsolicited neighbour advertisement, router advertisement
+//!   mld       listener report, multicast router advertisement
 //!   fragment  one IPv4 packet ─▶ fragments that fit an MTU
 //! ```
 
 mod arp;
 mod fragment;
+mod mld;
 mod ndp;
 
 use appliance_common::maps::Neighbour;
@@ -18,6 +20,7 @@ use appliance_common::wire::ETH_LEN;
 
 pub use arp::{arp_announcement, arp_request};
 pub use fragment::{SplitError, ipv4_lengths, split_v4};
+pub use mld::{MAX_GROUPS, listener_report, multicast_router_advertisement};
 pub use ndp::{
     link_local, neighbour_solicitation, router_advertisement, unsolicited_advertisement,
 };

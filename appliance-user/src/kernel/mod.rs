@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   underlay    links, addresses, routes and next hops, watched by rtnetlink
-//!   nic         driver, offloads, queues and multicast groups, by ethtool and ioctl
+//!   nic         driver, offloads, filters and queues, by ethtool and rtnetlink
+//!   xdp_errors  frames that the kernel dropped after a program, by perf events
 //!   raw_socket  sends Ethernet frames and whole IP packets
 //!   forwarding  the sysctls that let the XDP programs look up routes
 //! ```
@@ -11,3 +12,4 @@ pub mod forwarding;
 pub mod nic;
 pub mod raw_socket;
 pub mod underlay;
+pub mod xdp_errors;

@@ -24,7 +24,7 @@ use appliance_common::{
     maps::{HostKey, Mode},
 };
 
-use super::{Daemon, claims, interfaces, keys::Keys};
+use super::{Daemon, claims, groups, interfaces, keys::Keys};
 use crate::{
     config::{Config, Role, Tenant},
     control::Refusal,
@@ -364,8 +364,15 @@ impl Daemon {
         let tables = self.forwarding.tables();
         let claims = claims::claims(&self.in_force, &self.snapshot, &self.engines, tables);
         self.engines.set_claims(now, claims);
-        self.interfaces
-            .join_groups(self.engines.claims(), &self.snapshot);
+        let InForce { config, state, .. } = &self.in_force;
+        let groups = groups::wanted(
+            config,
+            |tenant| mode_of(state, tenant) == Mode::Partial,
+            &self.in_force.endpoints(),
+            self.engines.claims(),
+            |vni| self.engines.port(vni),
+        );
+        self.interfaces.listen(now, &groups, &self.snapshot);
         let routers = claims::routers(&self.in_force, &self.snapshot, &self.engines);
         self.engines.set_routers(now, routers);
         self.watch_paths();

@@ -27,6 +27,7 @@ use appliance_common::{
 
 use crate::{
     config::{Config, PeerKind, Role, prefix_of},
+    kernel::nic::SECOND_TAG,
     kernel::underlay::{Snapshot, UnderlayPath},
     state::{FailoverState, State},
 };
@@ -73,7 +74,7 @@ pub fn local_addresses(config: &Config, snapshot: &Snapshot) -> Vec<IpAddr> {
 }
 
 /// MTU of a network, bytes: the configured one, otherwise the path MTU without the tunnel's
-/// overhead.
+/// overhead; at most what its LAN carries.
 #[must_use]
 pub fn network_mtu(
     config: &Config,
@@ -81,8 +82,9 @@ pub fn network_mtu(
     encrypted: &EncryptedTunnels,
     network: &crate::config::Network,
 ) -> u16 {
+    let lan = lan_mtu(snapshot, network);
     if let Some(mtu) = network.mtu {
-        return mtu;
+        return mtu.min(lan).max(MIN_INNER_MTU);
     }
     // Every WireGuard peer of the network must be able to receive the largest packet.
     let is_member = |peer: &&crate::config::Peer| match &peer.kind {
@@ -97,7 +99,23 @@ pub fn network_mtu(
         .unwrap_or(u16::MAX);
     tunnel_mtu(config, snapshot, encrypted, network)
         .min(least)
+        .min(lan)
         .max(MIN_INNER_MTU)
+}
+
+/// Largest IP packet on the network's own LAN, bytes: its interface's MTU, less the second tag of a
+/// QinQ port.
+fn lan_mtu(snapshot: &Snapshot, network: &crate::config::Network) -> u16 {
+    let link = snapshot.links.get(&network.interface);
+    let mtu = link
+        .and_then(|link| u16::try_from(link.mtu).ok())
+        .unwrap_or(1500);
+    let second = if network.vlan.inner == 0 {
+        0
+    } else {
+        SECOND_TAG
+    };
+    mtu.saturating_sub(second)
 }
 
 /// MTU inside the tunnel to the network's own peer, bytes.
@@ -273,11 +291,7 @@ fn add_network(
             peer: *peer_slot,
             flags: network_flags::ACTIVE | provider | secure | internet,
             mtu: network_mtu(config, snapshot, encrypted, network),
-            lan_mtu: snapshot
-                .links
-                .get(&network.interface)
-                .and_then(|link| u16::try_from(link.mtu).ok())
-                .unwrap_or(1500),
+            lan_mtu: lan_mtu(snapshot, network),
             prefix_count: network.prefixes.len() as u16,
             reserved: 0,
             gateway_v4: gateway_v4.map_or(UNSPECIFIED, from_ip),

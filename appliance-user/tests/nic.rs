@@ -1,0 +1,416 @@
+//! NIC settings, facts and filters, against a real kernel.
+//!
+//! ```text
+//!   namespace A (the test's thread)      namespace B (kept alive by a second thread)
+//!   va ──────────────── veth ─────────── vb, in one test a port of a snooping bridge
+//! ```
+//!
+//! Both namespaces are private to the test and end with its threads.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use appliance_common::addr::{Address, from_ip, multicast_mac_v6, solicited_node};
+use appliance_user::config::{Kind, Xdp};
+use appliance_user::datapath::Datapath;
+use appliance_user::frame::{self, Port};
+use appliance_user::kernel::nic::{self, Requirements};
+use appliance_user::kernel::raw_socket::PacketSocket;
+use appliance_user::kernel::xdp_errors::XdpErrors;
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::gettid;
+use service::xdp::accepts_redirects;
+
+/// Two network namespaces; the current thread is in A.
+struct Pair {
+    a: File,
+    b: File,
+    va: u32,
+    vb: u32,
+    _hold: mpsc::Sender<()>,
+}
+
+fn own_namespace() -> File {
+    File::open(format!("/proc/self/task/{}/ns/net", gettid())).expect("namespace")
+}
+
+fn run(command: &str) -> String {
+    let mut words = command.split_whitespace();
+    let output = Command::new(words.next().expect("a program"))
+        .args(words)
+        .output()
+        .expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command}: {text}{error}");
+    text
+}
+
+impl Pair {
+    fn new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET).expect("unshare");
+        let (hold, held) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("unshare");
+            tell.send((own_namespace(), gettid())).expect("main thread");
+            let _ = held.recv();
+        });
+        let (b, b_tid) = told.recv().expect("namespace B");
+        run("ip link add va type veth peer name vb");
+        run(&format!("ip link set vb netns {b_tid}"));
+        run("ip link set lo up");
+        run("ip link set va up");
+        let mut pair = Self {
+            a: own_namespace(),
+            b,
+            va: if_nametoindex("va").expect("va"),
+            vb: 0,
+            _hold: hold,
+        };
+        pair.vb = pair.in_b(|| {
+            run("ip link set vb up");
+            if_nametoindex("vb").expect("vb")
+        });
+        pair
+    }
+
+    fn in_b<T>(&self, body: impl FnOnce() -> T) -> T {
+        setns(&self.b, CloneFlags::CLONE_NEWNET).expect("enter B");
+        let result = body();
+        setns(&self.a, CloneFlags::CLONE_NEWNET).expect("back to A");
+        result
+    }
+
+    /// Sends frames from B.
+    fn send_from_b(&self, frames: &[Vec<u8>]) {
+        self.in_b(|| {
+            let socket = PacketSocket::open(self.vb).expect("a raw socket");
+            for frame in frames {
+                socket.send(frame).expect("sent");
+            }
+        });
+    }
+}
+
+/// Runs a test in a separate thread with its own namespaces. Without root, prints that it is
+/// skipped.
+fn isolated(test: &'static str, body: impl FnOnce(Pair) + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: {test}: needs root");
+        return;
+    }
+    std::thread::spawn(move || body(Pair::new()))
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// Instructions of XDP programs, `struct bpf_insn` each.
+mod program {
+    /// `r0 = 2 (XDP_PASS)`, exit.
+    pub fn pass() -> Vec<[u8; 8]> {
+        vec![mov(0, 2), EXIT]
+    }
+
+    /// `bpf_redirect(ifindex, 0)`, exit.
+    pub fn redirect(ifindex: u32) -> Vec<[u8; 8]> {
+        const CALL_REDIRECT: [u8; 8] = [0x85, 0, 0, 0, 23, 0, 0, 0];
+        vec![mov(1, ifindex), mov(2, 0), CALL_REDIRECT, EXIT]
+    }
+
+    const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+
+    fn mov(register: u8, value: u32) -> [u8; 8] {
+        let [a, b, c, d] = value.to_ne_bytes();
+        [0xb7, register, 0, 0, a, b, c, d]
+    }
+}
+
+fn bpf(command: u32, attributes: &mut [u64; 16]) -> OwnedFd {
+    // SAFETY: the attributes have the given size, and what they point to outlives the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attributes.as_mut_ptr(),
+            size_of_val(attributes),
+        )
+    };
+    assert!(fd >= 0, "bpf({command}): {}", io::Error::last_os_error());
+    // SAFETY: the descriptor was just opened and has no other owner.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+fn pair_of(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+/// Attaches a program; it is detached when the descriptors are dropped.
+fn attach(ifindex: u32, instructions: &[[u8; 8]], native: bool) -> [OwnedFd; 2] {
+    const PROG_LOAD: u32 = 5;
+    const LINK_CREATE: u32 = 28;
+    const PROG_TYPE_XDP: u32 = 6;
+    const ATTACH_XDP: u32 = 37;
+    let mut load = [0; 16];
+    load[0] = pair_of(PROG_TYPE_XDP, instructions.len() as u32);
+    load[1] = instructions.as_ptr() as u64;
+    load[2] = c"GPL".as_ptr() as u64;
+    let program = bpf(PROG_LOAD, &mut load);
+    let mut link = [0; 16];
+    link[0] = pair_of(program.as_raw_fd() as u32, ifindex);
+    link[1] = pair_of(ATTACH_XDP, if native { 4 } else { 2 });
+    [bpf(LINK_CREATE, &mut link), program]
+}
+
+fn untagged() -> Requirements {
+    Requirements {
+        mtu: 1500,
+        ..Requirements::default()
+    }
+}
+
+fn feature(interface: &str, name: &str) -> String {
+    let all = run(&format!("ethtool -k {interface}"));
+    let line = all.lines().find_map(|l| l.trim().strip_prefix(name));
+    line.unwrap_or_default().trim_matches([':', ' ']).to_owned()
+}
+
+#[test]
+fn gro_is_switched_off_in_front_of_generic_xdp_only() {
+    isolated("gro", |pair| {
+        const GRO: &str = "generic-receive-offload";
+        run("ethtool -K va gro on");
+        let nic = nic::prepare("va", pair.va, untagged()).expect("prepared");
+        assert_eq!((nic.driver.as_str(), nic.problems), ("veth", vec![]));
+        assert_eq!(feature("va", GRO), "on");
+        let generic = Requirements {
+            generic: true,
+            ..untagged()
+        };
+        let nic = nic::prepare("va", pair.va, generic).expect("prepared");
+        assert_eq!(nic.problems, Vec::<String>::new());
+        assert_eq!(feature("va", GRO), "off");
+    });
+}
+
+#[test]
+fn vlan_insertion_is_switched_off_where_there_are_tags() {
+    isolated("vlan insertion", |pair| {
+        const INSERT: &str = "tx-vlan-offload";
+        assert_eq!(feature("va", INSERT), "on");
+        let tagged = Requirements {
+            vlans: vec![(0x8100, 101)],
+            ..untagged()
+        };
+        let nic = nic::prepare("va", pair.va, tagged).expect("prepared");
+        assert_eq!(nic.problems, Vec::<String>::new());
+        assert_eq!(feature("va", INSERT), "off");
+        // A veth has no filter, so no VLAN device registers anything.
+        assert!(!run("ip link show").contains("cw"));
+    });
+}
+
+#[test]
+fn another_program_is_found_with_its_mode() {
+    isolated("another program", |pair| {
+        assert!(nic::xdp_programs(pair.va).expect("a link").is_empty());
+        for (native, mode) in [(true, "native"), (false, "generic")] {
+            let attached = attach(pair.va, &program::pass(), native);
+            let programs = nic::xdp_programs(pair.va).expect("a link");
+            assert!(
+                matches!(programs[..], [(found, id)] if found == mode && id != 0),
+                "{programs:?}"
+            );
+            drop(attached);
+            until("it is detached", || {
+                nic::xdp_programs(pair.va).expect("a link").is_empty()
+            });
+        }
+    });
+}
+
+#[test]
+fn an_interface_with_another_program_is_attached_once_it_is_free() {
+    isolated("occupied", |pair| {
+        let Some(object) = std::env::var_os("CAUSEWAY_BPF_OBJECT") else {
+            println!("SKIPPED: occupied: CAUSEWAY_BPF_OBJECT is not set");
+            return;
+        };
+        let pins = format!("/sys/fs/bpf/causeway-nic-{}", std::process::id());
+        let pins = Path::new(&pins);
+        let opened = Datapath::open(pins, Path::new(&object), 1024);
+        let (mut datapath, _rings) = opened.unwrap_or_else(|e| panic!("{e}"));
+        let mut try_modes = |native: bool, other: &str, command: &str| {
+            let foreign = attach(pair.va, &program::pass(), native);
+            for asked in [Xdp::Native, Xdp::Generic, Xdp::Auto] {
+                let begun = Instant::now();
+                let refused = datapath.attach("va", pair.va, Kind::Access, asked);
+                let error = refused.expect_err("occupied").to_string();
+                let named = format!("another XDP program is attached there in {other} mode");
+                assert!(error.contains(&named), "{asked:?}: {error}");
+                assert!(error.contains(command), "{asked:?}: {error}");
+                // The daemon's loop does not wait for it.
+                assert!(begun.elapsed() < Duration::from_millis(300), "{asked:?}");
+            }
+            drop(foreign);
+            until("it is detached", || {
+                nic::xdp_programs(pair.va).expect("a link").is_empty()
+            });
+            let attached = datapath.attach("va", pair.va, Kind::Access, Xdp::Native);
+            attached.unwrap_or_else(|e| panic!("{e}"));
+            datapath.detach_others(|_| false).expect("detached");
+            until("ours is detached", || {
+                nic::xdp_programs(pair.va).expect("a link").is_empty()
+            });
+        };
+        try_modes(true, "native", "`ip link set va xdpdrv off`");
+        try_modes(false, "generic", "`ip link set va xdpgeneric off`");
+        drop(datapath);
+        appliance_user::datapath::detach(pins).expect("removed");
+        let _ = std::fs::remove_dir_all(pins);
+    });
+}
+
+#[test]
+fn a_veth_accepts_redirects_by_its_peers_settings() {
+    isolated("redirects", |pair| {
+        // An older kernel reports nothing.
+        let Some(before) = accepts_redirects(pair.va) else {
+            println!("SKIPPED: redirects: the kernel does not report XDP features");
+            return;
+        };
+        pair.in_b(|| run("ethtool -K vb gro off"));
+        assert_eq!(accepts_redirects(pair.va), Some(false), "before: {before}");
+        pair.in_b(|| run("ethtool -K vb gro on"));
+        assert_eq!(accepts_redirects(pair.va), Some(true));
+    });
+}
+
+#[test]
+fn refused_redirects_are_counted() {
+    isolated("refused redirects", |pair| {
+        if !Path::new("/sys/kernel/tracing/events").exists() {
+            run("mount -t tracefs tracefs /sys/kernel/tracing");
+        }
+        let mut errors = XdpErrors::open().expect("perf events");
+        // The loopback has no ndo_xdp_xmit.
+        let attached = attach(pair.va, &program::redirect(1), true);
+        let programs = nic::xdp_programs(pair.va).expect("a link");
+        let ids: Vec<u32> = programs.iter().map(|(_, id)| *id).collect();
+        errors.watch(&ids, &[pair.va]).expect("a filter");
+        let frame = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 7], &[0x88, 0xb5], &[0; 50]].concat();
+        pair.send_from_b(&vec![frame; 10]);
+        until("10 refused redirects", || errors.read().redirects == 10);
+        assert_eq!(errors.read().exceptions, 0);
+        drop(attached);
+    });
+}
+
+fn group(address: &str) -> Address {
+    solicited_node(&from_ip(address.parse().expect("an address")))
+}
+
+/// A frame to an Ethernet group.
+fn to_group(mac: [u8; 6]) -> Vec<u8> {
+    [&mac[..], &[2, 0, 0, 0, 0, 7], &[0x88, 0xb5], &[0; 50]].concat()
+}
+
+#[test]
+fn a_port_that_filters_groups_passes_those_that_were_joined() {
+    isolated("groups", |pair| {
+        run("ip link add link va name mv type macvlan");
+        run("ip link set mv up");
+        let received = || {
+            let links = run("ip -j -s link show mv");
+            let links: serde_json::Value = serde_json::from_str(&links).expect("JSON");
+            links[0]["stats64"]["rx"]["packets"]
+                .as_u64()
+                .expect("a number")
+        };
+        let mac = |address: &str| multicast_mac_v6(&group(address));
+        let (joined, other) = (mac("2001:db8:1::10"), mac("2001:db8:1::11"));
+        let mut before = received();
+        let mut passes = |mac: [u8; 6], passes: bool, what: &str| {
+            pair.send_from_b(&vec![to_group(mac); 5]);
+            if passes {
+                until(what, || received() >= before + 5);
+            } else {
+                sleep(Duration::from_millis(100));
+                assert!(received() < before + 5, "{what}");
+            }
+            before = received();
+        };
+        let listed = || run("ip maddr show dev mv").contains("33:33:ff:00:00:10");
+        passes(joined, false, "filtered before");
+        nic::set_multicast_group("mv", joined, true).expect("joined");
+        nic::set_multicast_group("mv", joined, true).expect("joined again");
+        passes(joined, true, "the group is joined");
+        assert!(listed());
+        nic::set_multicast_group("mv", joined, false).expect("left");
+        nic::set_multicast_group("mv", joined, false).expect("left again");
+        // A macvlan goes on passing it.
+        assert!(!listed());
+        passes(other, false, "another group is filtered");
+        assert!(nic::set_all_multicast("mv", true).expect("set"));
+        passes(other, true, "all groups");
+        assert!(run("ip link show mv").contains("ALLMULTI"));
+        assert!(!nic::set_all_multicast("mv", false).expect("cleared"));
+        assert!(nic::set_all_multicast("no-such-nic", true).is_err());
+    });
+}
+
+#[test]
+fn a_snooping_switch_learns_the_groups_and_the_router_port() {
+    isolated("snooping", |pair| {
+        pair.in_b(|| {
+            run("ip link add br0 type bridge mcast_snooping 1 mcast_querier 1");
+            run("ip link set vb master br0");
+            run("ip link set br0 up");
+        });
+        let port = Port {
+            ifindex: pair.va,
+            outer: 0,
+            inner: 0,
+            outer_ethertype: 0,
+            mac: [2, 0, 0, 0, 0, 9],
+        };
+        let groups: Vec<Address> = (1..=frame::MAX_GROUPS)
+            .map(|n| group(&format!("2001:db8::{n:x}")))
+            .collect();
+        let socket = PacketSocket::open(pair.va).expect("a raw socket");
+        // The port forwards after a moment, so each is sent until it is learnt.
+        let learnt = |what: &str, frame: &[u8], holds: &dyn Fn(&str) -> bool| {
+            until(what, || {
+                socket.send(frame).expect("sent");
+                sleep(Duration::from_millis(50));
+                holds(&pair.in_b(|| run("bridge -d mdb show")))
+            });
+        };
+        let report = frame::listener_report(&port, &groups);
+        assert!(report.len() <= 1280 + 14);
+        learnt("every group", &report, &|mdb| {
+            let of = |n: usize| format!("grp ff02::1:ff00:{n:x} ");
+            (1..=frame::MAX_GROUPS).all(|n| mdb.contains(&of(n)))
+        });
+        let advertisement = frame::multicast_router_advertisement(&port, 20);
+        learnt("the router port", &advertisement, &|mdb| {
+            mdb.lines()
+                .any(|l| l.contains("router") && l.contains("vb"))
+        });
+    });
+}
