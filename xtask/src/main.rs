@@ -25,6 +25,7 @@ mod build_ebpf;
 mod doctor;
 mod fuzz;
 mod peers;
+mod qemu;
 mod run;
 mod setup;
 mod step;
@@ -67,7 +68,7 @@ enum Command {
     },
     /// Build everything and run every test; print the seconds of each and the reason of each skip.
     Test {
-        /// Only these tiers.
+        /// Only these tiers. Without it, all but qemu, which --long includes.
         #[arg(long, value_enum)]
         tier: Vec<Tier>,
         /// Only tests whose name contains this.

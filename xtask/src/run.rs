@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use crate::{
     bpf::{self, Asked},
     build_ebpf::{self, objects},
-    peers, setup,
+    peers, qemu, setup,
     step::{run, step},
     target, workspace,
 };
@@ -39,6 +39,7 @@ pub fn with_paths(command: &mut Command) -> &mut Command {
         .env("CAUSEWAY_BENCH_BPF_OBJECT", objects().join("bench.bpf.o"))
         .env("CAUSEWAY_BORINGTUN", bpf::tools().join("bin/boringtun-cli"))
         .env("CAUSEWAY_BENCH_TOOLS", bpf::tools().join("bin"))
+        .env("CAUSEWAY_QEMU", qemu::folder())
 }
 
 /// Installs what is missing and builds the BPF programs.

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   build ─▶ ┌ unit tests, fuzz targets, examples ┐ ─▶ lab tests, two at once ─▶ timed lab tests
-//!            └ packet tests, one at a time        ┘
+//!            └ packet tests, one at a time        ┘        ─▶ virtual machines, where asked for
 //! ```
 
 mod build;
@@ -36,7 +36,7 @@ use self::{
 };
 use crate::{
     bpf::Asked,
-    fuzz,
+    fuzz, qemu,
     run::{self, cargo},
     setup,
     step::step,
@@ -52,6 +52,8 @@ pub enum Tier {
     Packets,
     /// Network namespaces; needs root.
     Lab,
+    /// Virtual machines with the NICs of hypervisors; needs root and QEMU.
+    Qemu,
 }
 
 impl Tier {
@@ -61,12 +63,13 @@ impl Tier {
             Self::Unit => "unit",
             Self::Packets => "packets",
             Self::Lab => "lab",
+            Self::Qemu => "qemu",
         }
     }
 
     /// The tier of that name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Unit, Self::Packets, Self::Lab]
+        [Self::Unit, Self::Packets, Self::Lab, Self::Qemu]
             .into_iter()
             .find(|tier| tier.name() == name)
     }
@@ -75,7 +78,7 @@ impl Tier {
     const fn limit(self) -> Duration {
         Duration::from_secs(match self {
             Self::Unit => 300,
-            Self::Packets | Self::Lab => 600,
+            Self::Packets | Self::Lab | Self::Qemu => 600,
         })
     }
 }
@@ -103,7 +106,10 @@ pub struct Options {
 
 impl Options {
     fn wants(&self, tier: Tier) -> bool {
-        self.tiers.is_empty() || self.tiers.contains(&tier)
+        match self.tiers.is_empty() {
+            true => tier != Tier::Qemu || self.long,
+            false => self.tiers.contains(&tier),
+        }
     }
 
     fn settings(&self, tier: Tier) -> Settings {
@@ -132,7 +138,8 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let report = Report::default();
     let workspace = Workspace::read()?;
-    let privileged = options.wants(Tier::Packets) || options.wants(Tier::Lab);
+    let privileged = [Tier::Packets, Tier::Lab, Tier::Qemu];
+    let privileged = privileged.into_iter().any(|tier| options.wants(tier));
     if privileged {
         run::prepare_bpf(options.bpf)?;
     }
@@ -141,6 +148,12 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
         && let Err(error) = setup::peers()
     {
         errln!("xtask: {error:#}; the tests that need it are skipped");
+    }
+    if options.wants(Tier::Qemu)
+        && setup::is_root()
+        && let Err(error) = qemu::prepare()
+    {
+        errln!("xtask: {error:#}; the tests in virtual machines are skipped");
     }
     report.stage("tools and BPF programs", begun);
     let built = Instant::now();
@@ -186,6 +199,12 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     report.stage("unit and packet tests", at);
     if options.wants(Tier::Lab) {
         lab(&of(Tier::Lab), &options.settings(Tier::Lab), &report)?;
+    }
+    if options.wants(Tier::Qemu) {
+        let at = Instant::now();
+        let settings = options.settings(Tier::Qemu);
+        in_turn(&of(Tier::Qemu), Mode::Serial, &settings, &report)?;
+        report.stage("tests in virtual machines", at);
     }
     if options.long && options.wants(Tier::Unit) {
         let at = Instant::now();
@@ -392,6 +411,24 @@ mod tests {
         assert!(timed("restart::timed::a_killed_daemon_is_back"));
         assert!(timed("timed::a_test"));
         assert!(!timed("restart::timed_out"));
+    }
+
+    #[test]
+    fn virtual_machines_run_where_they_are_asked_for() {
+        let wants = |tiers: &[Tier], long| {
+            let options = Options {
+                bpf: Asked::Auto,
+                tiers: tiers.to_vec(),
+                filter: None,
+                require_privileged: false,
+                long,
+            };
+            (options.wants(Tier::Qemu), options.wants(Tier::Lab))
+        };
+        assert_eq!(wants(&[], false), (false, true));
+        assert_eq!(wants(&[], true), (true, true));
+        assert_eq!(wants(&[Tier::Qemu], false), (true, false));
+        assert_eq!(wants(&[Tier::Lab], true), (false, true));
     }
 
     #[test]

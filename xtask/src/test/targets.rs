@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   src/lib.rs, src/main.rs, src/bin/   unit
-//!   tests/<tier>/                       that tier: unit, packets, lab
+//!   tests/<tier>/                       that tier: unit, packets, lab, qemu
 //!   [package.metadata.causeway.tests]   <target> = "<tier>", where the two rules above do not fit
 //! ```
 //!
@@ -131,8 +131,8 @@ impl Workspace {
                 }),
                 Err(why) => problems.push(format!(
                     "{} target `{target_name}` of package {name}: {why}. Put it into a folder \
-                     tests/unit, tests/packets or tests/lab, or add `{target_name} = \"TIER\"` to \
-                     [package.metadata.causeway.tests] in {}",
+                     tests/unit, tests/packets, tests/lab or tests/qemu, or add `{target_name} = \
+                     \"TIER\"` to [package.metadata.causeway.tests] in {}",
                     kind,
                     manifest.display()
                 )),
