@@ -19,7 +19,8 @@
 //!
 //! A module imports only its own layer and those to its right, and there is no import circle: a
 //! test checks it. A frame that is not provably ours is passed. From the first byte written on, any
-//! failure is a counted drop. Packet life and map table: ARCHITECTURE.md.
+//! failure is a counted drop. Packet life and map table:
+//! docs/architecture/data-path.md.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
 

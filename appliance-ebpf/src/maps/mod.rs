@@ -1,7 +1,7 @@
 //! All maps of the appliance: key, value, writer, size.
 //!
 //! For: the one definition of each map. Never: a lookup, a decision; imports nothing of this crate.
-//! Memory of each map: ARCHITECTURE.md, measured by a test.
+//! Table of the maps: docs/architecture/data-path.md; a test measures their memory.
 //!
 //! ```text
 //!   user space ──▶ configuration: CONFIG … ONE_TO_ONE      programs ──▶ state: FLOWS … SCRATCH

@@ -1,8 +1,9 @@
 //! A tenant's port: what to do with a frame that a host sent.
 //!
-//! For: the rules of partial failover on the way into the tunnel (ARCHITECTURE.md, rules 2 to 10),
-//! and the hairpin of packets that stale neighbour caches send here. Never: a packet of a tenant in
-//! full failover, but for its ARP and neighbour discovery; those continue in the stage `full`.
+//! For: rules 2 to 10 of docs/architecture/data-path.md, of partial failover on the way into the
+//! tunnel, and the hairpin of packets that stale neighbour caches send here. Never: a packet of a
+//! tenant in full failover, but for its ARP and neighbour discovery; those continue in the stage
+//! `full`.
 //!
 //! ```text
 //!   frame ─▶ network ─▶ full failover, IP? ──────────────────────▶ tail call: full

@@ -1,8 +1,8 @@
 //! The tunnels' port: opens datagrams of tunnels, and finds packets to public addresses.
 //!
-//! For: tunnel datagrams to us (ARCHITECTURE.md, rules 5 to 7), and in full failover packets, ARP
-//! and discovery for public addresses. Never: anything that is not provably ours, which the kernel
-//! gets.
+//! For: tunnel datagrams to us (docs/architecture/data-path.md, rules 5 to 7), and in full failover
+//! packets, ARP and discovery for public addresses. Never: anything that is not provably ours,
+//! which the kernel gets.
 //!
 //! ```text
 //!   frame ─▶ to our address, a tunnel's port?

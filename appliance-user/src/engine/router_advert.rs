@@ -3,8 +3,8 @@
 //!
 //! For: advertising the router of a network at the start of a failover, at intervals and when a
 //! host solicits it, and withdrawing it at the end. Never: input, output or a clock; frames come
-//! out of [`RouterAdvertiser::poll`]. Never address autoconfiguration: hosts keep their addresses
-//! (SPEC section 3).
+//! out of [`RouterAdvertiser::poll`]. Never address autoconfiguration: hosts keep their
+//! addresses.
 //!
 //! ```text
 //!   set_routers ─▶ now ─▶ 16 s ─▶ 16 s ─▶ every 200 s ─ removed ─▶ one last, with lifetime 0

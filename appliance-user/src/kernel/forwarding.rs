@@ -1,8 +1,8 @@
 //! Enables the route lookup that the XDP programs need in full failover.
 //!
 //! The programs ask the kernel for the route and next hop of packets that leave through the uplink
-//! (`appliance-ebpf`, `nat/outside.rs`). The lookup fails while IP forwarding is off, so the daemon
-//! enables the sysctls of [`service::forwarding`].
+//! (`appliance-ebpf/src/helper/nat/egress.rs`). The lookup fails while IP forwarding is off, so the
+//! daemon enables the sysctls of [`service::forwarding`].
 
 use std::path::Path;
 

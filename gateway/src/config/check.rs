@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// The default port (SPEC section 8).
+/// The default port.
 const PORT: u16 = 6180;
 /// Addresses of a backend at most: each one that does not answer costs a dial timeout.
 const MAX_ADDRESSES: usize = 16;

@@ -1,4 +1,5 @@
-//! Bounds of the data path. A table's size is also its memory bound; ARCHITECTURE.md lists both.
+//! Bounds of the data path. A table's size also bounds its memory;
+//! docs/architecture/data-path.md lists the sizes.
 
 /// Networks of one appliance: every VLAN of a trunk, and test networks in addition.
 pub const MAX_NETWORKS: u32 = 4096;

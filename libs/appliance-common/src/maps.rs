@@ -1,4 +1,4 @@
-//! Keys and values of the maps, one table in ARCHITECTURE.md ("The maps").
+//! Keys and values of the maps; docs/architecture/data-path.md has a table of them.
 //!
 //! An all-zero value is never a valid entry: an unwritten array slot means "not configured".
 

@@ -30,5 +30,5 @@ pub use prefix::{IpPrefix, IpPrefixError};
 pub use rule::{Protocol, Rule, RuleError, RuleTarget};
 pub use rules::{NetworkContext, ReservedAddress, RuleChange, RuleProblem, RuleSet, TenantContext};
 
-/// The port over which the appliance is managed. No rule makes it public (SPEC section 3).
+/// The port over which the appliance is managed. No rule makes it public.
 pub const MANAGEMENT_PORT: u16 = 22;

@@ -1,9 +1,9 @@
 //! The oracle decides whether a packet sent is permitted, given the maps and the packet received.
 //!
-//! Written from the RFCs and the semantics in ARCHITECTURE.md, sharing no code with the programs
-//! but the layouts of the maps. It does not decide which packets must be answered or carried (the
-//! fixtures do that). It checks that a sent packet is well-formed, has a permitted destination, and
-//! carries exactly the bytes received.
+//! Written from the RFCs and the rules in docs/architecture/data-path.md, sharing no code with the
+//! programs but the layouts of the maps. It does not decide which packets must be answered or
+//! carried (the fixtures do that). It checks that a sent packet is well-formed, has a permitted
+//! destination, and carries exactly the bytes received.
 
 use appliance_common::addr::from_ip;
 

@@ -1,5 +1,4 @@
-//! The choice of a gateway (SPEC section 6): the least loaded working gateway that the tenant may
-//! use.
+//! The choice of a gateway: the least loaded working gateway that the tenant may use.
 //!
 //! ```text
 //!   gateways, pools, a tenant's access ─▶ List ──bootstrap──▶ Chooser ─▶ use this one | no service, and why

@@ -1,6 +1,6 @@
 //! The tunnels of an appliance: peers, handshakes, paths and workers, driven by the owner's loop.
 //!
-//! For: doing what the sans-IO halves decide (`tunnel::TunnelControl`, `gateway_client::reach`,
+//! For: doing what the sans-IO halves decide (`tunnel::TunnelControl`, `gateway_client::selector`,
 //! [`transport`]). Never: a packet of a network, or a wait.
 //!
 //! ```text
@@ -10,7 +10,7 @@
 //!   time ─────────────────────▶ └───────────────┘ ─ HostActivity ──────▶ owner
 //!        peer_table   what is known of each peer            pure
 //!        paths        next hops, circuits that are due      pure
-//!        circuit      gateways of a peer                    around `gateway_client::reach`
+//!        circuit      gateways of a peer                    around `gateway_client::selector`
 //!        transport    UDP or TLS                            pure
 //!        ports        AF_XDP sockets of interfaces
 //!        status       what operators are told

@@ -11,7 +11,7 @@
 //!             ─▶ source there? destination here? ─▶ host ─▶ Ethernet header ─▶ the tenant's port
 //! ```
 //!
-//! The rules for a packet that comes out are those of `appliance-ebpf/src/decap.rs`;
+//! The rules for a packet that comes out are those of `appliance-ebpf/src/stage/uplink.rs`;
 //! `tests/tests/packets/workers.rs` holds the two side by side.
 
 mod counters;

@@ -448,7 +448,7 @@ fn acts() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// What a reader of SPEC section 6 would know of a gateway.
+/// A gateway as the reference model of the choice sees it.
 #[derive(Clone, Copy, Default)]
 struct Known {
     tier: usize,
