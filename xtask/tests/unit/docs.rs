@@ -3,9 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+
+use crate::repository::{files, read, root, shown};
 
 /// Folders at the top of the repository: a quoted path that begins with one of them must exist.
 const TOP: [&str; 8] = [
@@ -18,13 +21,6 @@ const TOP: [&str; 8] = [
     "tools/",
     "xtask/",
 ];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies in the repository")
-        .to_owned()
-}
 
 /// Markdown files of the repository, by path.
 fn pages() -> BTreeMap<PathBuf, String> {
@@ -173,61 +169,365 @@ fn every_quoted_path_of_the_repository_exists() {
     assert!(missing.is_empty(), "no such path:\n{}", missing.join("\n"));
 }
 
-/// The words that follow a program's name where a page quotes a command, down to the first that is
-/// an option, a placeholder or an argument.
-fn subcommand<'q>(line: &'q str, program: &str) -> Option<&'q str> {
-    let rest = line.strip_prefix(program)?.strip_prefix(' ')?;
-    let word = rest.split_whitespace().next()?;
-    let plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-    (plain && !word.starts_with('-')).then_some(word)
+/// Files that git tracks, or, without git, all files outside of `target`, by path from the root.
+fn tracked() -> BTreeSet<String> {
+    let names: BTreeSet<_> = files(&[""]).iter().map(|path| shown(path)).collect();
+    assert!(names.len() > 100, "the repository's files: {names:?}");
+    names
+}
+
+/// Whether `path` matches `pattern`, in which `*` stands for any characters.
+fn matches(pattern: &str, path: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == path,
+        Some((head, rest)) => path.strip_prefix(head).is_some_and(|path| {
+            (0..=path.len()).any(|at| path.is_char_boundary(at) && matches(rest, &path[at..]))
+        }),
+    }
+}
+
+/// Whether a file or folder has this path from the root, or from a folder of the repository.
+fn is_known(path: &str, tracked: &BTreeSet<String>) -> bool {
+    let path = path.trim_end_matches('/');
+    let below = format!("*/{path}");
+    if path.contains('*') {
+        return tracked
+            .iter()
+            .any(|file| matches(path, file) || matches(&below, file));
+    }
+    let (inner, last) = (format!("/{path}/"), format!("/{path}"));
+    tracked.iter().any(|file| {
+        let file = format!("/{file}");
+        file.contains(&inner) || file.ends_with(&last)
+    })
+}
+
+/// Words of a comment that are paths of the repository: they begin with one of its folders, or are
+/// names of sources or pages.
+fn paths_in(comment: &str) -> Vec<String> {
+    comment
+        .split_whitespace()
+        .filter(|word| !word.contains("://"))
+        .flat_map(|word| {
+            word.split(|c: char| !(c.is_ascii_alphanumeric() || "_-./{},*".contains(c)))
+        })
+        .map(|word| word.trim_end_matches(['.', ',']))
+        .filter(|word| {
+            let is_file = [".rs", ".md"]
+                .iter()
+                .any(|end| word.strip_suffix(end).is_some_and(|stem| !stem.is_empty()));
+            is_file || TOP.iter().any(|top| word.starts_with(top))
+        })
+        .flat_map(expanded)
+        .collect()
 }
 
 #[test]
-fn every_quoted_command_exists() {
-    let xtask = PathBuf::from(env!("CARGO_BIN_EXE_xtask"));
-    let programs = [
-        ("cargo xtask", xtask.clone()),
-        (
-            "causeway-appliance",
-            xtask.with_file_name("causeway-appliance"),
-        ),
-        ("causeway-gateway", xtask.with_file_name("causeway-gateway")),
-    ];
-    let mut named = BTreeSet::new();
-    for (page, text) in pages() {
-        for quoted in quoted(&text) {
-            for (index, (program, _)) in programs.iter().enumerate() {
-                if let Some(word) = subcommand(&quoted, program) {
-                    named.insert((index, word.to_owned(), page.clone()));
+fn every_path_in_a_comment_exists() {
+    let tracked = tracked();
+    let mut missing = Vec::new();
+    let mut checked = 0;
+    for path in files(&[".rs"]) {
+        // This file has examples of missing ones.
+        if path.ends_with("xtask/tests/unit/docs.rs") {
+            continue;
+        }
+        for (number, line) in read(&path).lines().enumerate() {
+            let Some(at) = line.find("//") else { continue };
+            let comment = &line[at..];
+            for word in paths_in(comment) {
+                checked += 1;
+                if !is_known(&word, &tracked) {
+                    missing.push(format!("{}:{}: {word}", shown(&path), number + 1));
                 }
+            }
+            // A document that is not in the repository.
+            if comment.contains("SPEC section") {
+                missing.push(format!("{}:{}: SPEC", shown(&path), number + 1));
             }
         }
     }
-    assert!(named.len() > 10, "the pages quote commands");
-    let mut unknown = Vec::new();
-    for (index, word, page) in named {
-        let (program, path) = &programs[index];
-        if !path.exists() {
-            println!(
-                "SKIPPED: every_quoted_command_exists: {program} {word}: {} is not built",
-                path.display()
-            );
-            continue;
-        }
-        let status = Command::new(path)
-            .args([&word, "--help"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .expect("the program starts");
-        if !status.success() {
-            unknown.push(format!("{}: `{program} {word}`", page.display()));
+    assert!(checked > 50, "only {checked} paths were found in comments");
+    assert!(missing.is_empty(), "no such path:\n{}", missing.join("\n"));
+}
+
+/// Whether a page quotes this as the name of a test, a field or a counter; metrics have their own
+/// test. `…` ends an abbreviated name.
+fn is_name(quoted: &str) -> bool {
+    let words: Vec<_> = quoted.trim_end_matches(['…', '_']).split('_').collect();
+    let is_word = |word: &&str| {
+        !word.is_empty()
+            && word
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+    };
+    (words.len() > 2 || (words.len() > 1 && quoted.ends_with('…')))
+        && words.iter().all(is_word)
+        && !quoted.starts_with("causeway_")
+        && !quoted.ends_with("_total")
+}
+
+#[test]
+fn every_name_that_a_page_quotes_is_in_the_sources() {
+    let mut names = BTreeSet::new();
+    for path in files(&[".rs"]) {
+        let stem = path.file_stem().expect("a file's name");
+        names.insert(stem.to_string_lossy().into_owned());
+        let text = read(&path);
+        let code = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"));
+        for line in code {
+            let words = line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+            names.extend(words.filter(|word| word.contains('_')).map(str::to_owned));
         }
     }
-    assert!(
-        unknown.is_empty(),
-        "no such command:\n{}",
-        unknown.join("\n")
+    let mut unknown = Vec::new();
+    let mut checked = 0;
+    for (page, text) in pages() {
+        for quoted in quoted(&text).iter().filter(|quoted| is_name(quoted)) {
+            checked += 1;
+            let known = match quoted.strip_suffix('…') {
+                Some(head) => names
+                    .range(head.to_owned()..)
+                    .next()
+                    .is_some_and(|name| name.starts_with(head)),
+                None => names.contains(quoted),
+            };
+            if !known {
+                unknown.push(format!("{}: `{quoted}`", page.display()));
+            }
+        }
+    }
+    assert!(checked > 30, "only {checked} names were found in the pages");
+    assert!(unknown.is_empty(), "no such name:\n{}", unknown.join("\n"));
+}
+
+#[test]
+fn paths_and_names_are_recognised() {
+    let found = paths_in("// see libs/a/{b,c}.rs, (`d/e.rs`), https://x.org/libs/f.rs and `g.md`.");
+    assert_eq!(found, ["libs/a/b.rs", "libs/a/c.rs", "d/e.rs", "g.md"]);
+    let tracked = BTreeSet::from(["libs/a/src/b.rs".to_owned()]);
+    for known in ["libs/a/", "src/b.rs", "b.rs", "libs/*/src/*.rs", "src/*.rs"] {
+        assert!(is_known(known, &tracked), "{known}");
+    }
+    for unknown in ["libs/b/", "rc/b.rs", "src/c.rs", "libs/*/b.rs.rs"] {
+        assert!(!is_known(unknown, &tracked), "{unknown}");
+    }
+    assert!(is_name("a_b_c") && is_name("rfc1_req2_…") && is_name("a_b…"));
+    assert!(!is_name("a_b") && !is_name("a_B_c") && !is_name("a_b_total"));
+}
+
+/// A quoted command that does not exist as it is quoted.
+#[derive(Debug, PartialEq, Eq)]
+enum Wrong {
+    Subcommand(String),
+    Argument(String),
+    Option(String),
+}
+
+/// Checks subcommands, options and the first argument of a quoted command line by the help texts of
+/// the program: `help` returns that of a program with some subcommands. The argument is checked
+/// where the help lists its values.
+fn check_command(
+    line: &str,
+    program: &str,
+    help: &mut dyn FnMut(&[&str]) -> String,
+) -> Result<(), Wrong> {
+    let mut subcommands = Vec::new();
+    let mut text = help(&subcommands);
+    let mut had_argument = false;
+    for word in line.split_whitespace() {
+        let word = word.trim_matches(['[', ']', ',']);
+        // The end of the command: a comment, a pipe or the program's own arguments.
+        if ["#", "|", ">", "--", "&&", ";"].contains(&word) {
+            break;
+        }
+        if word.starts_with("--") {
+            let option = word.split('=').next().expect("a first part");
+            let known = text
+                .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'))
+                .any(|known| known == option);
+            if !known {
+                return Err(Wrong::Option(format!(
+                    "{program} {} {option}",
+                    subcommands.join(" ")
+                )));
+            }
+        } else if let Some(commands) = section(&text, "Commands:") {
+            let plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+            // A placeholder, as `VERB`, ends what can be checked.
+            if !plain {
+                break;
+            }
+            if !commands.contains(&word.to_owned()) {
+                subcommands.push(word);
+                return Err(Wrong::Subcommand(format!(
+                    "{program} {}",
+                    subcommands.join(" ")
+                )));
+            }
+            subcommands.push(word);
+            text = help(&subcommands);
+        } else if !std::mem::replace(&mut had_argument, true) {
+            let values = first_argument_values(&text);
+            let plain = word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+            if plain && !values.is_empty() && !values.contains(&word) {
+                return Err(Wrong::Argument(format!(
+                    "{program} {} {word}",
+                    subcommands.join(" ")
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The permitted values of the first argument, as a help text lists them; empty if it does not.
+fn first_argument_values(help: &str) -> Vec<&str> {
+    help.lines()
+        .skip_while(|line| *line != "Arguments:")
+        .take_while(|line| *line != "Options:")
+        .skip_while(|line| line.trim() != "Possible values:")
+        .skip(1)
+        .map_while(|line| line.trim().strip_prefix("- "))
+        .filter_map(|line| line.split(':').next())
+        .collect()
+}
+
+/// The first words of the indented lines below a heading of a help text; `None` without it.
+fn section(help: &str, heading: &str) -> Option<Vec<String>> {
+    let mut lines = help.lines().skip_while(|line| line.trim() != heading);
+    lines.next()?;
+    let entries = lines
+        .take_while(|line| line.starts_with(' '))
+        .filter_map(|line| line.split_whitespace().next().map(str::to_owned));
+    Some(entries.collect())
+}
+
+#[test]
+fn options_and_subcommands_of_a_quoted_command_are_checked() {
+    let mut help = |path: &[&str]| {
+        match path {
+            [] => "Usage\n\nCommands:\n  add     Adds\n  list    Lists\n\nOptions:\n  --help\n",
+            ["list"] => {
+                "Usage: x list\n\nArguments:\n  <KIND>\n\n  Possible values:\n  - all: All\n"
+            }
+            _ => "Usage: x add [OPTIONS] NAME\n\nOptions:\n      --to <FILE>  Where to\n",
+        }
+        .to_owned()
+    };
+    let mut check = |line| check_command(line, "x", &mut help);
+    for right in [
+        "",
+        "add",
+        "add a --to=f",
+        "--help",
+        "VERB --old",
+        "add a # --old",
+    ] {
+        assert_eq!(check(right), Ok(()), "{right}");
+    }
+    assert_eq!(check("list all"), Ok(()));
+    assert_eq!(
+        check("list old"),
+        Err(Wrong::Argument("x list old".to_owned()))
     );
+    assert_eq!(check("drop a"), Err(Wrong::Subcommand("x drop".to_owned())));
+    assert_eq!(
+        check("add a --t"),
+        Err(Wrong::Option("x add --t".to_owned()))
+    );
+}
+
+/// The programs that pages quote commands of, and the file of each. The commands of `cargo xtask
+/// lab`, `demo` and `bench` are those of other programs.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("cargo xtask lab", "causeway-lab"),
+    ("cargo xtask demo", "causeway-lab"),
+    ("cargo xtask bench", "causeway-bench"),
+    ("cargo xtask", "xtask"),
+    ("causeway-appliance", "causeway-appliance"),
+    ("causeway-gateway", "causeway-gateway"),
+];
+
+/// The output of `program ARGUMENTS --help`; empty if it fails.
+fn help_of(program: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .arg("--help")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    if output.status.success() {
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    } else {
+        String::new()
+    }
+}
+
+/// Tells the runner that a test cannot run, past the capture of its output. Fails where nothing may
+/// be skipped.
+fn skip(test: &str, reason: &str) {
+    let line = format!("SKIPPED: {test}: {reason}\n");
+    assert!(
+        std::env::var_os("CAUSEWAY_REQUIRE_PRIVILEGED").is_none_or(|v| v != "1"),
+        "{line}CAUSEWAY_REQUIRE_PRIVILEGED=1 forbids skipping"
+    );
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// The programs are those that `cargo xtask test` or `cargo build` has built beside xtask.
+#[test]
+fn every_quoted_command_exists() {
+    let xtask = PathBuf::from(env!("CARGO_BIN_EXE_xtask"));
+    let missing: BTreeSet<_> = PROGRAMS
+        .map(|(_, file)| file)
+        .into_iter()
+        .filter(|file| !xtask.with_file_name(file).exists())
+        .collect();
+    let mut helps: BTreeMap<(&str, Vec<String>), String> = BTreeMap::new();
+    let (mut wrong, mut checked) = (Vec::new(), 0);
+    for (page, text) in pages() {
+        for quoted in quoted(&text) {
+            // The longest name comes first.
+            let Some((program, file, rest)) = PROGRAMS.iter().find_map(|(program, file)| {
+                let rest = quoted.strip_prefix(program)?;
+                (rest.is_empty() || rest.starts_with(' ')).then_some((*program, *file, rest))
+            }) else {
+                continue;
+            };
+            if missing.contains(file) {
+                continue;
+            }
+            let mut help = |path: &[&str]| {
+                // `demo` is a subcommand of the lab's program, too.
+                let mut arguments: Vec<String> = path.iter().map(|&word| word.into()).collect();
+                if program == "cargo xtask demo" {
+                    arguments.insert(0, "demo".to_owned());
+                }
+                let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+                helps
+                    .entry((
+                        file,
+                        arguments.iter().map(|&word| word.to_owned()).collect(),
+                    ))
+                    .or_insert_with(|| help_of(&xtask.with_file_name(file), &arguments))
+                    .clone()
+            };
+            checked += 1;
+            if let Err(error) = check_command(rest, program, &mut help) {
+                wrong.push(format!("{}: {error:?} in `{quoted}`", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "no such command:\n{}", wrong.join("\n"));
+    assert!(checked > 10, "the pages quote commands of xtask");
+    if !missing.is_empty() {
+        let missing: Vec<_> = missing.into_iter().collect();
+        skip(
+            "docs::every_quoted_command_exists",
+            &format!("{} not built (`cargo build --release`)", missing.join(", ")),
+        );
+    }
 }

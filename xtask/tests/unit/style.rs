@@ -1,11 +1,9 @@
 //! Rules of style that can be counted: widths of lines, lengths of files, vague pronouns and
 //! phrases.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::Path;
+
+use crate::repository::{files, read, shown};
 
 /// Longest line of code, comments and prose, characters.
 const COLUMNS: usize = 100;
@@ -40,69 +38,6 @@ const NAMED: [&str; 6] = [
     "xtask/",
 ];
 const RELATIVE: [&str; 3] = ["What ", "Who ", "That which "];
-
-fn root() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    root.expect("xtask lies in the repository").to_owned()
-}
-
-/// Files that git tracks, or, without git, all files outside of `target`, with one of these
-/// endings.
-fn files(endings: &[&str]) -> Vec<PathBuf> {
-    fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).expect("a folder of the repository") {
-            let entry = entry.expect("an entry of the folder");
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if entry.file_type().expect("its type").is_dir() {
-                if name != "target" && !name.starts_with('.') {
-                    walk(&entry.path(), files);
-                }
-            } else {
-                files.push(entry.path());
-            }
-        }
-    }
-    let root = root();
-    let tracked = Command::new("git")
-        .args(["ls-files", "-z"])
-        .current_dir(&root)
-        .output();
-    let mut all = match tracked {
-        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout)
-            .split_terminator('\0')
-            .map(|name| root.join(name))
-            .filter(|path| path.is_file())
-            .collect(),
-        _ => {
-            let mut all = Vec::new();
-            walk(&root, &mut all);
-            all
-        }
-    };
-    all.retain(|path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        endings.iter().any(|ending| name.ends_with(ending)) && name != "Cargo.lock"
-    });
-    assert!(
-        all.len() > 10,
-        "{endings:?}: too few files found below {}",
-        root.display()
-    );
-    all
-}
-
-fn read(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-fn shown(path: &Path) -> String {
-    let root = root();
-    path.strip_prefix(&root)
-        .unwrap_or(path)
-        .display()
-        .to_string()
-}
 
 /// The prose of a file: comments of sources and settings, and text of pages, without fenced blocks,
 /// tables and pictures. Yields line numbers from 1. The formatter keeps the width of code.
