@@ -8,15 +8,18 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use gateway::{
     config::Config,
-    control::{self, Request, Status, render},
+    control::{self, Brief, Request, Status, render},
     daemon,
 };
+use gateway_client::wire::Key;
+use serde::de::DeserializeOwned;
 use service::{
     cli::{self, RunArgs},
-    socket,
+    socket::{self, Page},
 };
 
 /// The cloud gateway of Causeway: one address and port for the control connections and tunnels of
@@ -29,7 +32,7 @@ struct Cli {
         long,
         global = true,
         env = "CAUSEWAY_GATEWAY_SOCKET",
-        default_value = "/run/causeway/gateway.sock"
+        default_value = "/run/causeway-gateway/gateway.sock"
     )]
     socket: PathBuf,
     #[command(subcommand)]
@@ -50,13 +53,29 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+        /// Leave tenants and circuits out.
+        #[arg(long, conflicts_with = "tenant")]
+        summary: bool,
+        /// Show circuits of this tenant only.
+        #[arg(long, value_name = "NAME")]
+        tenant: Option<String>,
+    },
+    /// Print the key that a gateway has for an end of a circuit, for `keys` of the gateway's file.
+    CircuitKey {
+        /// Name of the gateway.
+        #[arg(long, value_name = "NAME")]
+        gateway: String,
+        /// File with the key of the end, as `causeway-appliance keygen --preshared` writes it.
+        file: PathBuf,
     },
     /// Read the configuration file again. If it has a problem, the running configuration stays in
     /// force.
     Reload,
-    /// Accept no new connections, and stop when the existing ones have ended or `gateway.drain` has
-    /// passed.
+    /// Accept no new connections and binds, and tell the ends of circuits to use another gateway.
+    /// The gateway goes on running: `undrain` ends the drain, `systemctl stop` the gateway.
     Drain,
+    /// Accept connections and binds again.
+    Undrain,
 }
 
 fn main() -> ExitCode {
@@ -64,9 +83,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let ask = |request: &Request| -> Result<Status, socket::AskError> {
-        socket::ask(&control::SOCKET, &cli.socket, request)
-    };
+    let ask = Asker(cli.socket);
     match cli.command {
         Command::Run(args) => daemon::run(&args)?,
         Command::Check { file } => {
@@ -79,26 +96,72 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 config.circuits.list.len()
             );
         }
-        Command::Status { json } => {
-            let status = ask(&Request::Status)?;
+        Command::Status {
+            json,
+            summary,
+            tenant,
+        } => {
+            let mut status: Status = ask.one(&Request::Status)?;
+            if !summary {
+                ask.lists(&mut status, tenant.as_deref())?;
+            }
             if json {
                 cli::print_json(&status)?;
             } else {
                 service::stdout::print(render::status(&status));
             }
         }
+        Command::CircuitKey { gateway, file } => {
+            service::config::name(&gateway).map_err(anyhow::Error::msg)?;
+            let text = std::fs::read_to_string(&file)
+                .with_context(|| format!("cannot read {}", file.display()))?;
+            let key = Key::from_base64(text.trim()).with_context(|| {
+                format!(
+                    "{}: not 32 bytes in base64: make it with `causeway-appliance keygen \
+                     --preshared FILE`",
+                    file.display()
+                )
+            })?;
+            service::outln!("{}", key.for_gateway(&gateway).to_base64());
+        }
         Command::Reload => {
-            ask(&Request::Reload)?;
+            let _: Brief = ask.one(&Request::Reload)?;
             service::outln!("reloaded");
         }
         Command::Drain => {
-            let status = ask(&Request::Drain)?;
+            let brief: Brief = ask.one(&Request::Drain)?;
             service::outln!(
                 "{}: draining; {} connections left",
-                status.name,
-                status.connections
+                brief.name,
+                brief.connections
             );
+        }
+        Command::Undrain => {
+            let brief: Brief = ask.one(&Request::Undrain)?;
+            service::outln!("{}: accepts connections", brief.name);
         }
     }
     Ok(())
+}
+
+/// Asks the gateway at a control socket.
+struct Asker(PathBuf);
+
+impl Asker {
+    fn one<T: DeserializeOwned>(&self, request: &Request) -> Result<T, socket::AskError> {
+        socket::ask(&control::SOCKET, &self.0, request)
+    }
+
+    /// Fills in tenants and circuits, page by page.
+    fn lists(&self, status: &mut Status, tenant: Option<&str>) -> Result<(), socket::AskError> {
+        status.tenants = Page::collect(|after| self.one(&Request::Tenants { after }))?;
+        status.circuits.list = Page::collect(|after| {
+            let tenant = tenant.map(str::to_owned);
+            self.one(&Request::Circuits { after, tenant })
+        })?;
+        if let Some(name) = tenant {
+            status.tenants.retain(|tenant| tenant.name == name);
+        }
+        Ok(())
+    }
 }

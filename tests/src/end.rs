@@ -43,7 +43,7 @@ pub fn circuit_end(
     side: Side,
 ) -> CircuitEnd {
     let (circuit, keys) = circuit(site, tenant);
-    let key = keys[side.index()].clone();
+    let key = keys[side.index()].for_gateway(&gateway_at(site, to));
     CircuitEnd::new(socket(site, host, to), circuit, side, key)
 }
 
@@ -60,7 +60,16 @@ pub fn socket(site: &Site, host: &str, to: SocketAddr) -> UdpSocket {
     made.unwrap_or_else(|e| panic!("{host}: {e}"))
 }
 
-/// Id and keys of a tenant's circuit, as the lab generated them.
+/// The name of the gateway at an address.
+fn gateway_at(site: &Site, at: SocketAddr) -> String {
+    let topology = site.topology();
+    let mut gateways = topology.cloud.gateways.iter();
+    let found = gateways.find(|g| topology.addresses_of(&g.host).any(|ip| ip == at.ip()));
+    found.map_or_else(|| panic!("no gateway at {at}"), |g| g.host.clone())
+}
+
+/// Id and keys of a tenant's circuit, as the lab generated them. Each gateway has other keys:
+/// [`Key::for_gateway`].
 #[must_use]
 pub fn circuit(site: &Site, tenant: &str) -> (CircuitId, [Key; 2]) {
     let generated = site.circuit(tenant).unwrap_or_else(|e| panic!("{e}"));

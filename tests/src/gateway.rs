@@ -354,8 +354,8 @@ impl GatewayHarness {
     /// When the map cannot be read.
     #[must_use]
     pub fn stats(&self, circuit: u64) -> Stats {
-        let place = self.publisher.stats().find(|(of, _)| *of == id(circuit));
-        place.map_or_else(Stats::default, |(_, place)| {
+        let place = self.publisher.stats_of(id(circuit));
+        place.map_or_else(Stats::default, |place| {
             self.fast.stats(place).expect("STATS")
         })
     }

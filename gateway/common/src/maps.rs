@@ -89,6 +89,66 @@ impl Bucket {
     }
 }
 
+/// An address that a side is bound to; zeros: it is not bound.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remote {
+    pub address: Address,
+    /// Network byte order; never zero for a bound side.
+    pub port: u16,
+    /// Zero.
+    pub zero: u16,
+}
+
+/// Value of the hash `KNOWN`, by circuit ID as on the wire: a configured circuit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    pub remotes: [Remote; 2],
+}
+
+/// An address of `gateway.listen`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listen {
+    /// Zeros: every address of the family.
+    pub address: Address,
+    /// Network byte order.
+    pub port: u16,
+    /// Zero.
+    pub zero: u16,
+    /// IP version, 4 or 6; 0: the entry is not used.
+    pub family: u32,
+}
+
+/// Listen addresses that admission knows. Datagrams to others are all passed.
+pub const MAX_LISTEN: usize = 8;
+
+/// The one value of the array `ADMISSION`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// Random, so that a sender cannot choose the bucket of another one.
+    pub secret: [u64; 2],
+    pub listen: [Listen; MAX_LISTEN],
+    /// Not 0: `KNOWN` has every configured circuit.
+    pub complete: u32,
+    /// Zero.
+    pub zero: u32,
+}
+
+/// Entries of `SOURCES`; a power of two.
+pub const SOURCE_BUCKETS: u32 = 1 << 13;
+/// Datagrams a second that user space gets from one source, an IPv4 address or an IPv6 /64, that is
+/// not bound to the circuit; the burst is that of a second. The appliance of a provider binds many
+/// circuits at once.
+pub const SOURCE_RATE: u64 = 1024;
+/// Messages a second from a source that is bound, for each circuit; the burst is that of a second.
+pub const BOUND_RATE: u64 = 128;
+/// Datagrams a second of all sources that are not bound; the burst is that of a second. A core
+/// handles about 50 times as many.
+pub const STRANGERS_RATE: u64 = 16_384;
+
 /// Value of the per-CPU array `STATS`: the traffic of a circuit through the program.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -120,6 +180,9 @@ const _: () = assert!(size_of::<Circuit>() == 120);
 const _: () = assert!(size_of::<Bucket>() == 64);
 const _: () = assert!(size_of::<Stats>() == 40);
 const _: () = assert!(size_of::<Port>() == 16);
+const _: () = assert!(size_of::<Known>() == 40);
+const _: () = assert!(size_of::<Listen>() == 24);
+const _: () = assert!(size_of::<Admission>() == 216);
 
 /// What the program did with a frame: the index in the per-CPU array `COUNTERS`. Numbers are never
 /// reused.
@@ -156,11 +219,15 @@ pub enum Outcome {
     OtherInterface = 13,
     /// Passed: several CPUs contended for one bucket too often.
     BucketContention = 14,
+    /// Dropped: no configured circuit has the ID.
+    NoCircuit = 15,
+    /// Dropped: sources that are not bound sent too much.
+    Strangers = 16,
 }
 
 impl Outcome {
     /// Every outcome, by number.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Forwarded,
         Self::OverRate,
         Self::Other,
@@ -176,6 +243,8 @@ impl Outcome {
         Self::NoNextHop,
         Self::OtherInterface,
         Self::BucketContention,
+        Self::NoCircuit,
+        Self::Strangers,
     ];
 
     /// Entries of `COUNTERS`.
@@ -200,13 +269,15 @@ impl Outcome {
             Self::NoNextHop => "no-way",
             Self::OtherInterface => "elsewhere",
             Self::BucketContention => "busy",
+            Self::NoCircuit => "no-circuit",
+            Self::Strangers => "strangers",
         }
     }
 }
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Bucket, Circuit, Port, Stats};
+    use super::{Admission, Bucket, Circuit, Known, Port, Stats};
 
     // SAFETY: `repr(C)` of integers without padding, as the sizes above assert.
     unsafe impl aya::Pod for Circuit {}
@@ -216,6 +287,10 @@ mod pod {
     unsafe impl aya::Pod for Stats {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Port {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Known {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Admission {}
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! ```
 
 pub mod hello;
+pub mod prefix;
 pub mod rate;
 pub mod route;
 pub mod table;

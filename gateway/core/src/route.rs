@@ -74,17 +74,21 @@ impl Table {
     /// Every pair of routes that match the same hello, neither being more specific.
     pub fn new(routes: Vec<Route>) -> Result<Self, Vec<Conflict>> {
         let mut conflicts = Vec::new();
+        let mut same: HashMap<&Names, Vec<usize>> = HashMap::new();
         for (second, b) in routes.iter().enumerate() {
-            for (first, a) in routes[..second].iter().enumerate() {
+            let before = same.entry(&b.names).or_default();
+            for &first in &*before {
+                let a = &routes[first];
                 let both = match (a.protocols.is_empty(), b.protocols.is_empty()) {
                     (true, true) => true,
                     (false, false) => a.protocols.iter().any(|p| b.protocols.contains(p)),
                     (true, false) | (false, true) => false,
                 };
-                if both && a.names == b.names {
+                if both {
                     conflicts.push(Conflict { first, second });
                 }
             }
+            before.push(second);
         }
         if !conflicts.is_empty() {
             return Err(conflicts);

@@ -9,7 +9,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray},
 };
 use gateway_common::maps::{
-    Bucket, Circuit, MAX_PORTS, MIN_BUCKETS, MIN_CIRCUITS, Outcome, Port, SLOTS_PER_CIRCUIT, Stats,
+    Admission, Bucket, Circuit, Known, MAX_PORTS, MIN_BUCKETS, MIN_CIRCUITS, Outcome, Port,
+    SLOTS_PER_CIRCUIT, SOURCE_BUCKETS, Stats,
 };
 
 /// Circuit ID, as on the wire, to slot in [`CIRCUITS`]. Written by user space.
@@ -28,6 +29,20 @@ pub static BUCKETS: Array<Bucket> = Array::with_max_entries(MIN_BUCKETS, BPF_F_M
 /// Traffic by circuit. Written by the program.
 #[map]
 pub static STATS: PerCpuArray<Stats> = PerCpuArray::with_max_entries(MIN_CIRCUITS, 0);
+
+/// Configured circuits, by ID as on the wire, with the addresses of bound sides. Written by user
+/// space.
+#[map]
+pub static KNOWN: HashMap<u64, Known> = HashMap::with_max_entries(MIN_CIRCUITS, 0);
+
+/// What user space gets of datagrams that are not forwarded. Written by user space.
+#[map]
+pub static ADMISSION: Array<Admission> = Array::with_max_entries(1, 0);
+
+/// When the bucket of a source is full again, nanoseconds; the last one is that of all strangers.
+/// Written by the program.
+#[map]
+pub static SOURCES: Array<u64> = Array::with_max_entries(SOURCE_BUCKETS + 1, 0);
 
 /// Frames by [`Outcome`]. Written by the program.
 #[map]

@@ -9,9 +9,11 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use gateway_client::wire::Side;
-
-use super::{fast::Fast, socket::Observer, table::Reason};
+use super::{
+    fast::Fast,
+    socket::Observer,
+    table::{Reason, TenantCounts},
+};
 
 /// The metrics of all circuits.
 #[derive(Debug)]
@@ -74,9 +76,7 @@ fn encode_xdp(encoder: &mut DescriptorEncoder<'_>, fast: &Fast) -> Result<(), fm
 
 impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let state = self.0.state();
-        let ids: Vec<String> = state.circuits.iter().map(|c| c.id.to_string()).collect();
-        let circuits = || state.circuits.iter().zip(&ids);
+        let state = self.0.summary();
         let encoder = &mut encoder;
         let totals = state.totals;
         for (name, help, value) in [
@@ -110,95 +110,70 @@ impl Collector for Collected {
             ConstCounter::new(value).encode(metric)?;
         }
         let name = "causeway_gateway_datagrams_dropped";
-        let help = "Dropped datagrams; empty `circuit` means unknown ID";
+        let help = "Dropped datagrams; empty `tenant` means unknown circuit ID";
         let unknown = Reason::ALL.into_iter().zip(state.drops);
         let unknown = unknown.filter(|(reason, _)| !reason.has_circuit());
-        let unknown = unknown.map(|(reason, count)| {
-            (
-                vec![("tenant", ""), ("circuit", ""), ("reason", reason.name())],
-                count,
-            )
-        });
-        let of_circuits = circuits().flat_map(|(circuit, id)| {
-            let drops = Reason::ALL.into_iter().zip(circuit.counts.drops);
-            let drops = drops.filter(|(reason, _)| reason.has_circuit());
-            drops.map(move |(reason, count)| {
-                let labels = vec![
-                    ("tenant", &*circuit.tenant),
-                    ("circuit", id.as_str()),
-                    ("reason", reason.name()),
-                ];
-                (labels, count)
+        let unknown =
+            unknown.map(|(reason, n)| (vec![("tenant", ""), ("reason", reason.name())], n));
+        let of_tenants = state.tenants.iter().flat_map(|(tenant, of)| {
+            let drops = Reason::ALL.into_iter().zip(of.counts.drops);
+            let drops = drops.filter(|(_, count)| *count > 0);
+            drops.map(|(reason, count)| {
+                (
+                    vec![("tenant", &**tenant), ("reason", reason.name())],
+                    count,
+                )
             })
         });
-        counters(encoder, (name, help, None), unknown.chain(of_circuits))?;
-        let by_side = |value: fn(&super::table::Traffic) -> u64| {
-            circuits().flat_map(move |(circuit, id)| {
-                Side::BOTH.into_iter().map(move |side| {
-                    let labels = vec![
-                        ("tenant", &*circuit.tenant),
-                        ("circuit", id.as_str()),
-                        ("from", SIDES[side.index()]),
-                    ];
-                    (labels, value(&circuit.counts.from[side.index()]))
+        counters(encoder, (name, help, None), unknown.chain(of_tenants))?;
+        let by_side = |value: fn(&TenantCounts, usize) -> u64| {
+            state.tenants.iter().flat_map(move |(tenant, of)| {
+                SIDES.into_iter().enumerate().map(move |(side, name)| {
+                    (vec![("tenant", &**tenant), ("from", name)], value(of, side))
                 })
             })
         };
         let name = "causeway_gateway_circuit_datagrams";
         let help = "Forwarded datagrams, by sending side";
-        counters(encoder, (name, help, None), by_side(|t| t.datagrams))?;
+        let datagrams = by_side(|of, side| of.counts.from[side].datagrams);
+        counters(encoder, (name, help, None), datagrams)?;
         let name = "causeway_gateway_circuit";
         let help = "Forwarded bytes, circuit IDs included, by sending side";
-        counters(
-            encoder,
-            (name, help, Some(&Unit::Bytes)),
-            by_side(|t| t.bytes),
-        )?;
-        let of_fast = circuits().flat_map(|(circuit, id)| {
-            Side::BOTH.into_iter().map(move |side| {
-                let labels = vec![
-                    ("tenant", &*circuit.tenant),
-                    ("circuit", id.as_str()),
-                    ("from", SIDES[side.index()]),
-                ];
-                (labels, circuit.fast[side.index()].datagrams)
-            })
-        });
+        let bytes = by_side(|of, side| of.counts.from[side].bytes);
+        counters(encoder, (name, help, Some(&Unit::Bytes)), bytes)?;
         let name = "causeway_gateway_circuit_fast_datagrams";
         let help = "Forwarded datagrams that XDP forwarded, by sending side";
-        counters(encoder, (name, help, None), of_fast)?;
+        let fast = by_side(|of, side| of.fast[side].datagrams);
+        counters(encoder, (name, help, None), fast)?;
         if let Some(fast) = self.0.fast() {
             encode_xdp(encoder, fast)?;
         }
-        let events = circuits().flat_map(|(circuit, id)| {
-            circuit
-                .counts
-                .events
-                .named()
-                .into_iter()
-                .map(move |(event, count)| {
-                    let labels = vec![
-                        ("tenant", &*circuit.tenant),
-                        ("circuit", id.as_str()),
-                        ("event", event),
-                    ];
-                    (labels, count)
-                })
+        let events = state.tenants.iter().flat_map(|(tenant, of)| {
+            let events = of.counts.events.named().into_iter();
+            let events = events.filter(|(_, count)| *count > 0);
+            events.map(|(event, count)| (vec![("tenant", &**tenant), ("event", event)], count))
         });
         let name = "causeway_gateway_circuit_events";
         let help =
             "Events of the ends of circuits: bound, moved, challenged, expired, left, sent-away";
         counters(encoder, (name, help, None), events)?;
-        let mut metric = encoder.encode_descriptor(
-            "causeway_gateway_circuit_bound",
-            "Bound ends of the circuit, 0 to 2",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (circuit, id) in circuits() {
-            let bound = circuit.bound.iter().flatten().count() as u64;
-            let labels = vec![("tenant", &*circuit.tenant), ("circuit", id.as_str())];
-            ConstGauge::new(bound).encode(metric.encode_family(&Labels(labels))?)?;
+        for (name, help, value) in [
+            (
+                "causeway_gateway_circuits",
+                "Circuits of the tenant",
+                (|of| of.circuits) as fn(&TenantCounts) -> usize,
+            ),
+            (
+                "causeway_gateway_circuit_bound",
+                "Bound ends of the tenant's circuits, two for each circuit at most",
+                |of| of.bound,
+            ),
+        ] {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (tenant, of) in &state.tenants {
+                let labels = Labels(vec![("tenant", &**tenant)]);
+                ConstGauge::new(value(of) as u64).encode(metric.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

@@ -12,6 +12,7 @@
 
 pub mod counters;
 pub mod fast;
+mod observe;
 pub mod socket;
 mod sys;
 

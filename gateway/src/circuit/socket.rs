@@ -11,12 +11,13 @@
 //! are sent from the buffer that they were received in; an answer overwrites its message.
 
 use std::{
+    collections::{BTreeMap, HashMap},
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
     sync::{
         Arc,
-        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+        mpsc::{Receiver, Sender, SyncSender, channel},
     },
     thread::JoinHandle,
     time::Duration,
@@ -25,11 +26,13 @@ use std::{
 use gateway_client::wire::{CircuitId, ID_BYTES, KEY_BYTES, Key, MESSAGE_BYTES};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+pub use super::observe::{Observer, Query, State, Summary};
 use super::{
     clock,
     fast::{Fast, Publisher},
+    observe::{PagePart, SummaryPart},
     sys::{BATCH, Batch, Outbox, Poll, Sent, Socket},
-    table::{Action, CircuitState, Drops, Path, Plan, Reason, Table, Traffic},
+    table::{Action, Path, Plan, Table, TenantPlan},
 };
 
 /// Interval of sweeps, milliseconds.
@@ -38,8 +41,6 @@ const TICK: u16 = 250;
 const TURN: usize = 4;
 /// Datagrams that an outbox collects before it sends.
 const COLLECTED: usize = BATCH * 64;
-/// Time that a thread has to answer the daemon.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why circuits do not start, or keep the old plan.
 #[derive(Debug, thiserror::Error)]
@@ -76,29 +77,25 @@ pub struct Totals {
     pub unreadable: u64,
     /// Dropped by the kernel: the receive buffer of a present socket was full.
     pub overflowed: u64,
-}
-
-/// State and counters of all circuits.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    /// In the order of IDs.
-    pub circuits: Vec<CircuitState>,
-    /// Dropped datagrams without a circuit.
-    pub drops: Drops,
-    /// Counters of all datagrams.
-    pub totals: Totals,
-    /// Number of bound sides.
-    pub bound: usize,
-    /// Circuits with XDP counters, and the index of these.
-    stats: Vec<(CircuitId, u32)>,
+    /// Dropped by XDP: sources that are not bound sent too much.
+    pub strangers: u64,
 }
 
 /// A command to a thread.
-enum Command {
+pub(super) enum Command {
     Plan(Arc<Plan>, Vec<Socket>, Vec<Option<u16>>),
-    State(SyncSender<State>),
+    Bound(SyncSender<usize>),
+    Summary(SyncSender<SummaryPart>),
+    Page(Query, SyncSender<PagePart>),
     Drain,
+    Undrain,
     Stop,
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Command(..)")
+    }
 }
 
 struct Worker {
@@ -205,9 +202,16 @@ impl Circuits {
     /// When a new address cannot be bound.
     pub fn prepare(&self, mut plan: Plan, listen: &[SocketAddr]) -> Result<Prepared, Error> {
         // A reload must not refill a bucket.
+        let old: HashMap<&str, &TenantPlan> = self
+            .plan
+            .tenants
+            .iter()
+            .map(|tenant| (&*tenant.name, tenant))
+            .collect();
         for tenant in &mut plan.tenants {
-            let old = self.plan.tenants.iter().find(|old| old.name == tenant.name);
-            let Some(old) = old else { continue };
+            let Some(old) = old.get(&*tenant.name) else {
+                continue;
+            };
             for (new, old) in [
                 (&mut tenant.datagrams, &old.datagrams),
                 (&mut tenant.bytes, &old.bytes),
@@ -291,6 +295,11 @@ impl Circuits {
         }
         self.plan = prepared.plan;
         self.listening = prepared.listening;
+        if let Some(fast) = &self.fast
+            && let Err(error) = fast.admit_at(&self.addresses())
+        {
+            tracing::warn!(%error, "strangers' datagrams reach user space without a limit");
+        }
     }
 
     /// Listen addresses with the ports in use.
@@ -306,6 +315,13 @@ impl Circuits {
             .for_each(|worker| worker.send(Command::Drain));
     }
 
+    /// Accepts bindings again after a drain.
+    pub fn undrain(&self) {
+        self.workers
+            .iter()
+            .for_each(|worker| worker.send(Command::Undrain));
+    }
+
     /// A handle to read the state from other threads.
     #[must_use]
     pub fn observer(&self) -> Observer {
@@ -318,10 +334,32 @@ impl Circuits {
         }
     }
 
-    /// The present state.
+    /// The counters.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        self.observer().summary()
+    }
+
+    /// The counters, and all circuits.
     #[must_use]
     pub fn state(&self) -> State {
-        self.observer().state()
+        let observer = self.observer();
+        let Summary {
+            drops,
+            totals,
+            bound,
+            ..
+        } = observer.summary();
+        let all = Query {
+            limit: usize::MAX,
+            ..Query::default()
+        };
+        State {
+            circuits: observer.page(&all),
+            drops,
+            totals,
+            bound,
+        }
     }
 }
 
@@ -337,98 +375,6 @@ impl Drop for Circuits {
             if let Some(Err(_)) = worker.thread.take().map(JoinHandle::join) {
                 tracing::error!("a thread of circuits has panicked");
             }
-        }
-    }
-}
-
-/// Reads the state of all circuits from their threads.
-#[derive(Clone, Debug)]
-pub struct Observer {
-    workers: Vec<(Sender<Command>, Arc<EventFd>)>,
-    fast: Option<Arc<Fast>>,
-}
-
-impl std::fmt::Debug for Command {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Command(..)")
-    }
-}
-
-impl Observer {
-    /// The present state. A thread that does not answer in time is left out.
-    #[must_use]
-    pub fn state(&self) -> State {
-        let asked = self.workers.iter().map(|(commands, waker)| {
-            let (answer, answered) = sync_channel(1);
-            let _ = commands.send(Command::State(answer));
-            let _ = waker.write(1);
-            answered
-        });
-        let asked: Vec<Receiver<State>> = asked.collect();
-        let mut all = State::default();
-        for answered in asked {
-            let Ok(state) = answered.recv_timeout(PATIENCE) else {
-                continue;
-            };
-            all.circuits.extend(state.circuits);
-            for (sum, count) in all.drops.iter_mut().zip(state.drops) {
-                *sum += count;
-            }
-            all.totals.received += state.totals.received;
-            all.totals.sent += state.totals.sent;
-            all.totals.full += state.totals.full;
-            all.totals.refused += state.totals.refused;
-            all.totals.unreadable += state.totals.unreadable;
-            all.totals.overflowed += state.totals.overflowed;
-            all.bound += state.bound;
-            all.stats.extend(state.stats);
-        }
-        all.circuits.sort_by_key(|circuit| circuit.id);
-        if let Some(fast) = &self.fast {
-            all.add(fast);
-        }
-        all
-    }
-
-    /// The XDP program, if it is loaded.
-    #[must_use]
-    pub const fn fast(&self) -> Option<&Arc<Fast>> {
-        self.fast.as_ref()
-    }
-}
-
-impl State {
-    /// Adds the counters of the XDP program. Done here and not on the threads, which have datagrams
-    /// to serve.
-    fn add(&mut self, fast: &Fast) {
-        for (id, place) in std::mem::take(&mut self.stats) {
-            let Ok(at) = self
-                .circuits
-                .binary_search_by_key(&id, |circuit| circuit.id)
-            else {
-                continue;
-            };
-            let stats = match fast.stats(place) {
-                Ok(stats) => stats,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot read the XDP counters; the status leaves them \
-                        out");
-                    return;
-                }
-            };
-            let circuit = &mut self.circuits[at];
-            for side in 0..2 {
-                circuit.fast[side] = Traffic {
-                    datagrams: stats.datagrams[side],
-                    bytes: stats.bytes[side],
-                };
-                circuit.counts.from[side].datagrams += stats.datagrams[side];
-                circuit.counts.from[side].bytes += stats.bytes[side];
-            }
-            circuit.counts.drops[Reason::Rate as usize] += stats.rate;
-            let carried = stats.datagrams[0] + stats.datagrams[1];
-            self.totals.sent += carried;
-            self.totals.received += carried + stats.rate;
         }
     }
 }
@@ -493,11 +439,14 @@ fn work(
                         state.publish_plan();
                         poll = Poll::new(&woken, state.sockets.iter());
                     }
-                    Command::State(answer) => {
-                        // The observer may have timed out.
-                        let _ = answer.try_send(state.observed(now));
+                    // An observer may have timed out.
+                    Command::Bound(answer) => drop(answer.try_send(state.table.bound(now))),
+                    Command::Summary(answer) => drop(answer.try_send(state.summary(now))),
+                    Command::Page(query, answer) => {
+                        drop(answer.try_send(state.page(now, &query)));
                     }
                     Command::Drain => state.drain(now, batch.bytes()),
+                    Command::Undrain => state.table.undrain(),
                     Command::Stop => return,
                 }
             }
@@ -660,18 +609,32 @@ impl Carrier {
         self.flush(bytes);
     }
 
-    fn observed(&self, now: Duration) -> State {
+    fn summary(&self, now: Duration) -> SummaryPart {
         let overflowed = self.sockets.iter().map(|s| u64::from(s.overflowed()));
-        State {
-            circuits: self.table.state(now).collect(),
+        let tenants: BTreeMap<_, _> = self.table.tenants(now).into_iter().collect();
+        let summary = Summary {
+            circuits: tenants.values().map(|counts| counts.circuits).sum(),
+            bound: tenants.values().map(|counts| counts.bound).sum(),
+            tenants,
             drops: *self.table.drops(),
             totals: Totals {
                 overflowed: overflowed.sum(),
                 ..self.totals
             },
-            bound: self.table.bound(now),
-            stats: self.publisher.iter().flat_map(Publisher::stats).collect(),
-        }
+        };
+        let stats = self.publisher.iter().flat_map(Publisher::stats).collect();
+        (summary, stats)
+    }
+
+    fn page(&self, now: Duration, query: &Query) -> PagePart {
+        let page = (query.after, query.limit);
+        let circuits = self.table.page(now, page, query.tenant.as_deref());
+        let place = |id| self.publisher.as_ref()?.stats_of(id);
+        let pairs = circuits.into_iter().map(|circuit| {
+            let place = place(circuit.id);
+            (circuit, place)
+        });
+        pairs.collect()
     }
 }
 

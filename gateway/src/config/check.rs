@@ -1,7 +1,7 @@
 //! Checks a file as a whole and collects every problem.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -17,7 +17,7 @@ use gateway_core::hello;
 use crate::{
     circuit::table::CircuitPlan,
     relay::{
-        Times,
+        Endpoint, Prefix, Times,
         route::{Names, Route, Table},
     },
 };
@@ -100,11 +100,12 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     let mut c = Checker::new();
     let gateway = file.gateway;
     c.name("gateway.name", &gateway.name);
+    let default_listen = gateway.listen.is_none();
     let listen = listen(&mut c, gateway.listen);
     let control_socket = c.control_socket(
         "gateway.control_socket",
         gateway.control_socket,
-        "/run/causeway/gateway.sock",
+        "/run/causeway-gateway/gateway.sock",
     );
     let metrics = metrics(&mut c, gateway.metrics.as_deref(), &listen);
     let drain = seconds(
@@ -133,7 +134,17 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
             relay.idle_timeout,
             (1.0, 604_800.0, 600.0),
         ),
+        trial: seconds(
+            &mut c,
+            "relay.trial_time",
+            relay.trial_time,
+            (0.1, 600.0, 10.0),
+        ),
     };
+    let proxy_from = proxy_from(&mut c, relay.proxy_from);
+    let access_log = relay
+        .access_log
+        .map(|path| c.absolute("relay.access_log", Some(path), ""));
     let ways = [("splice", true), ("copy", false)];
     let spliced = c.choice("relay.way", relay.way.as_deref(), &ways);
     let limits = file.limits;
@@ -156,10 +167,13 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     c.finish(Config {
         name: gateway.name,
         listen,
+        default_listen,
         control_socket,
         metrics,
         drain,
         times,
+        proxy_from,
+        access_log,
         spliced,
         connections,
         per_source,
@@ -209,6 +223,56 @@ fn covers(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() != 0 && a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && ips
 }
 
+fn proxy_from(c: &mut Checker, texts: Option<Vec<String>>) -> Vec<Prefix> {
+    let mut out = Vec::new();
+    for text in texts.into_iter().flatten() {
+        match text.parse() {
+            Ok(prefix) => out.push(prefix),
+            Err(error) => c.problem("relay.proxy_from", format!("{text:?}: {error}")),
+        }
+    }
+    out
+}
+
+/// Where a backend listens: an address and a port, or a DNS name and a port.
+fn endpoint(c: &mut Checker, at: &str, text: &str, listen: &[SocketAddr]) -> Option<Endpoint> {
+    let named = text.rsplit_once(':').and_then(|(name, port)| {
+        let name = hello::dns_name(name.as_bytes()).ok()?;
+        let port: u16 = port.parse().ok()?;
+        Some((name, port))
+    });
+    if text.parse::<SocketAddr>().is_err()
+        && let Some((name, port)) = named
+    {
+        if port == 0 {
+            c.problem(at, format!("{text:?}: a port is 1 to 65535"));
+        }
+        return Some(Endpoint::Name(name.into(), port));
+    }
+    let Ok(address) = text.parse::<SocketAddr>() else {
+        c.problem(
+            at,
+            format!(
+                "{text:?} is neither an address nor a name with a port: write such as \
+                 \"192.0.2.1:{PORT}\", \"[2001:db8::1]:{PORT}\" or \"backend.example.net:{PORT}\""
+            ),
+        );
+        return None;
+    };
+    let address = self::address(c, at, &address.to_string())?;
+    if address.port() == 0 || address.ip().is_unspecified() {
+        c.problem(at, format!("{address} is not an address to connect to"));
+    }
+    let own = |l: &SocketAddr| *l == address || (address.ip().is_loopback() && covers(*l, address));
+    if listen.iter().any(own) {
+        c.problem(
+            at,
+            format!("{address} is an address of this gateway; connections would loop"),
+        );
+    }
+    Some(Endpoint::Address(address))
+}
+
 fn metrics(c: &mut Checker, text: Option<&str>, listen: &[SocketAddr]) -> Option<SocketAddr> {
     let at = "gateway.metrics";
     let address = address(c, at, text?)?;
@@ -232,10 +296,11 @@ fn metrics(c: &mut Checker, text: Option<&str>, listen: &[SocketAddr]) -> Option
 
 fn tenants(c: &mut Checker, tenants: &[file::Tenant]) -> Vec<(Arc<str>, u32)> {
     let mut out: Vec<(Arc<str>, u32)> = Vec::new();
+    let mut names = HashSet::new();
     for tenant in tenants {
         let at = format!("tenant {:?}", tenant.name);
         c.name(&format!("{at}: name"), &tenant.name);
-        if out.iter().any(|(name, _)| **name == *tenant.name) {
+        if !names.insert(&*tenant.name) {
             c.problem(&at, "is defined twice");
         }
         let connections = tenant.connections.unwrap_or(1000);
@@ -265,21 +330,9 @@ fn backends(c: &mut Checker, backends: &[file::Backend], listen: &[SocketAddr]) 
         }
         let mut addresses = Vec::new();
         for text in &backend.addresses {
-            let Some(address) = address(c, &at, text) else {
+            let Some(address) = endpoint(c, &at, text, listen) else {
                 continue;
             };
-            if address.port() == 0 || address.ip().is_unspecified() {
-                c.problem(&at, format!("{address} is not an address to connect to"));
-            }
-            let own = |l: &SocketAddr| {
-                *l == address || (address.ip().is_loopback() && covers(*l, address))
-            };
-            if listen.iter().any(own) {
-                c.problem(
-                    &at,
-                    format!("{address} is an address of this gateway; connections would loop"),
-                );
-            }
             if addresses.contains(&address) {
                 c.problem(&at, format!("{address} is listed twice"));
             }
@@ -301,6 +354,8 @@ fn routes(
     backends: &[Target],
 ) -> Table {
     let mut out = Vec::new();
+    let tenants: HashMap<&str, &Arc<str>> = tenants.iter().map(|(n, _)| (&**n, n)).collect();
+    let backends: HashSet<&str> = backends.iter().map(|backend| &*backend.name).collect();
     for route in routes {
         let written = match (route.name, route.below) {
             (Some(name), None) => {
@@ -337,19 +392,16 @@ fn routes(
             }
         }
         let tenant = route.tenant.map(|tenant| {
-            let known = tenants.iter().find(|(name, _)| **name == *tenant);
+            let known = tenants.get(&*tenant);
             if known.is_none() {
                 c.problem(
                     format!("{at}: tenant"),
                     format!("there is no tenant {tenant:?}; write [[tenant]] with that name"),
                 );
             }
-            known.map_or_else(|| tenant.as_str().into(), |(name, _)| Arc::clone(name))
+            known.map_or_else(|| tenant.as_str().into(), |name| Arc::clone(name))
         });
-        if !backends
-            .iter()
-            .any(|backend| *backend.name == *route.backend)
-        {
+        if !backends.contains(&*route.backend) {
             c.problem(
                 format!("{at}: backend"),
                 format!(
@@ -402,6 +454,9 @@ fn circuits(
     let threads = settings
         .threads
         .map(|threads| c.count("circuits.threads", threads, MAX_THREADS));
+    let capacity = settings
+        .capacity
+        .map(|capacity| c.count("circuits.capacity", capacity, MAX_CIRCUITS));
     let modes = [Xdp::Auto, Xdp::Native, Xdp::Generic, Xdp::Off].map(|xdp| (xdp.name(), xdp));
     let xdp = c.choice("circuits.xdp", settings.xdp.as_deref(), &modes);
     if let Some(interfaces) = &settings.interfaces {
@@ -425,6 +480,10 @@ fn circuits(
         );
     }
     let mut list: Vec<CircuitPlan> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for (place, tenant) in tenants.iter().enumerate() {
+        places.entry(&tenant.name).or_insert(place);
+    }
     let (mut ids, mut keys) = (HashSet::new(), HashSet::new());
     for circuit in circuits {
         let at = format!("circuit {:?}", circuit.id);
@@ -440,7 +499,7 @@ fn circuits(
         if id.is_some_and(|id| !ids.insert(id)) {
             c.problem(&at, "is defined twice");
         }
-        let tenant = tenants.iter().position(|t| t.name == circuit.tenant);
+        let tenant = places.get(&*circuit.tenant).copied();
         if tenant.is_none() {
             c.problem(
                 format!("{at}: tenant"),
@@ -463,8 +522,8 @@ fn circuits(
                 c.problem(
                     &at,
                     format!(
-                        "key {} is not 32 bytes in base64: write the file of `causeway-appliance \
-                         keygen --preshared`, or the output of `wg genkey`",
+                        "key {} is not 32 bytes in base64: write what `causeway-gateway circuit-key \
+                         --gateway NAME FILE` prints for the key of the end",
                         n + 1
                     ),
                 );
@@ -490,6 +549,7 @@ fn circuits(
     Circuits {
         lifetime,
         threads,
+        capacity,
         xdp,
         interfaces: settings.interfaces.clone(),
         bpf_object: settings.bpf_object.clone(),

@@ -40,6 +40,9 @@ pub(super) struct Relay {
     pub hello_timeout: Option<f64>,
     pub dial_timeout: Option<f64>,
     pub idle_timeout: Option<f64>,
+    pub trial_time: Option<f64>,
+    pub proxy_from: Option<Vec<String>>,
+    pub access_log: Option<PathBuf>,
     pub way: Option<String>,
 }
 
@@ -84,6 +87,7 @@ pub(super) struct Route {
 pub(super) struct Circuits {
     pub lifetime: Option<f64>,
     pub threads: Option<i64>,
+    pub capacity: Option<i64>,
     pub xdp: Option<String>,
     pub interfaces: Option<Vec<String>>,
     pub bpf_object: Option<PathBuf>,

@@ -20,7 +20,7 @@ use crate::{
         rate::Bucket,
         table::{self, CircuitPlan, TenantPlan},
     },
-    relay::{Backend, Limits, Plan, Times, route::Table},
+    relay::{Backend, Endpoint, Limits, Plan, Prefix, Times, route::Table},
 };
 
 /// A checked configuration.
@@ -30,6 +30,8 @@ pub struct Config {
     pub name: String,
     /// Listen addresses; the kernel chooses a port for port 0.
     pub listen: Vec<SocketAddr>,
+    /// Whether `listen` is the default.
+    pub default_listen: bool,
     /// Path of the control socket.
     pub control_socket: PathBuf,
     /// Address of the metrics, a loopback address; `None`: no metrics.
@@ -38,6 +40,10 @@ pub struct Config {
     pub drain: Duration,
     /// Timeouts of the relay.
     pub times: Times,
+    /// Senders whose connections begin with a PROXY header.
+    pub proxy_from: Vec<Prefix>,
+    /// File of access records.
+    pub access_log: Option<PathBuf>,
     /// Whether bytes are moved by splice(2), or copied.
     pub spliced: bool,
     /// Connections at most; `None`: as many as open files allow.
@@ -59,6 +65,8 @@ pub struct Circuits {
     pub lifetime: Duration,
     /// Threads; `None`: one for each processor, up to 8.
     pub threads: Option<usize>,
+    /// Circuits that the maps of XDP have room for; `None`: twice those of the file at the start.
+    pub capacity: Option<usize>,
     /// Mode of XDP.
     pub xdp: Xdp,
     /// Interfaces with XDP; `None`: the interfaces of the listen addresses.
@@ -107,8 +115,8 @@ const BURST: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub name: Arc<str>,
-    /// Addresses in order of preference.
-    pub addresses: Vec<SocketAddr>,
+    /// Addresses and names in order of preference.
+    pub addresses: Vec<Endpoint>,
     /// Whether the gateway sends a PROXY protocol header.
     pub proxy: bool,
 }
@@ -143,6 +151,16 @@ impl Config {
         config::parse(text, path, check::check)
     }
 
+    /// Leaves IPv6 out of the default listen addresses on a machine without it; returns whether it
+    /// did.
+    pub fn drop_missing_family(&mut self, has_ipv6: impl FnOnce() -> bool) -> bool {
+        let drops = self.default_listen && !has_ipv6();
+        if drops {
+            self.listen.retain(SocketAddr::is_ipv4);
+        }
+        drops
+    }
+
     /// Threads that carry datagrams: as configured, or one for each processor.
     #[must_use]
     pub fn circuit_threads(&self) -> usize {
@@ -172,7 +190,10 @@ impl Config {
     #[must_use]
     pub fn plan(&self, connections: usize, pipes: usize) -> Plan {
         let backends = self.backends.iter().map(|target| {
-            let backend = Backend::new(target.addresses.clone(), target.proxy);
+            let backend = Backend {
+                endpoints: target.addresses.clone(),
+                proxy: target.proxy,
+            };
             (Arc::clone(&target.name), backend)
         });
         Plan {
@@ -183,6 +204,8 @@ impl Config {
                 pipes,
             },
             times: self.times,
+            proxy_from: self.proxy_from.clone(),
+            access_log: self.access_log.clone(),
             tenants: self.tenants.iter().cloned().collect(),
             backends: backends.collect(),
             table: self.table.clone(),

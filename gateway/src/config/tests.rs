@@ -43,7 +43,7 @@ fn a_good_file_is_accepted_with_defaults() {
     assert_eq!(config.drain, Duration::from_secs(30));
     assert_eq!(
         config.control_socket,
-        Path::new("/run/causeway/gateway.sock")
+        Path::new("/run/causeway-gateway/gateway.sock")
     );
     assert_eq!((config.connections, config.per_source), (None, 256));
     let circuits = &config.circuits;
@@ -452,4 +452,96 @@ fn xdp_settings_are_accepted_or_refused() {
         let error = with(circuits).expect_err("bad");
         assert!(error.contains(message), "{circuits}: {error}");
     }
+}
+
+/// REVIEW C14: the default addresses work on a machine without IPv6; configured ones are not
+/// changed.
+#[test]
+fn the_default_addresses_follow_the_families_of_the_machine() {
+    let default = GOOD.replace(
+        "listen = [\"192.0.2.1:6180\", \"[2001:db8::1]:6180\"]\n",
+        "",
+    );
+    let mut config = parse(&default).expect("good");
+    assert!(!config.drop_missing_family(|| true));
+    assert_eq!(config.listen.len(), 2);
+    assert!(config.drop_missing_family(|| false));
+    assert_eq!(config.listen, ["0.0.0.0:6180".parse().expect("an address")]);
+    let mut config = parse(GOOD).expect("good");
+    assert!(!config.drop_missing_family(|| false));
+    assert_eq!(config.listen.len(), 2);
+}
+
+/// REVIEW C11: the examples of both ends and of the gateway are one installation: the ends bind,
+/// and the tunnel over TLS finds the provider's appliance.
+#[test]
+fn the_examples_bind_to_each_other() {
+    use gateway_client::{
+        end::{End, EndEvent},
+        wire::{CircuitId, Key, Side},
+    };
+    use gateway_core::{
+        hello::Hello,
+        table::{Action, Path as Way, Table},
+    };
+
+    let config = parse(include_str!("../../examples/gateway.toml")).expect("good");
+    let examples = [
+        include_str!("../../../appliance-user/examples/tenant-through-gateways.toml"),
+        include_str!("../../../appliance-user/examples/provider-through-gateways.toml"),
+    ];
+    let [tenant, provider] = examples.map(|text| text.parse::<toml::Table>().expect("TOML"));
+    let keys = [
+        "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
+        "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=",
+    ];
+    let mut table = Table::new(Key::new([1; 32]));
+    table.replan(&config.circuit_plan(), |_| true);
+    for (side, file) in Side::BOTH.into_iter().zip([&tenant, &provider]) {
+        let mut gateways = file["gateway"].as_array().expect("gateways").iter();
+        let known = gateways.any(|gateway| gateway["name"].as_str() == Some(&*config.name));
+        assert!(known, "{} is none of its gateways", config.name);
+        let id = file["peer"][0]["circuit"]["id"].as_str().expect("an id");
+        let id = CircuitId::new(u64::from_str_radix(id, 16).expect("digits")).expect("an id");
+        let key = Key::from_base64(keys[side.index()]).expect("a key");
+        let mut end = End::new(id, side, key.for_gateway(&config.name));
+        let from = Way {
+            socket: 0,
+            local: None,
+            remote: ([192, 0, 2, 1], 1000 + side as u16).into(),
+        };
+        let mut word = end.bind(1);
+        let mut heard = None;
+        while !matches!(heard, Some(EndEvent::Bound(_))) {
+            let Action::Answer(answer) = table.handle(Duration::ZERO, &word, &from) else {
+                panic!("no answer to {side:?}");
+            };
+            heard = end.receive(&answer, 1);
+            match heard {
+                Some(EndEvent::Send(next)) => word = next,
+                heard => assert!(matches!(heard, Some(EndEvent::Bound(_))), "{heard:?}"),
+            }
+        }
+    }
+    let hello = Hello {
+        name: tenant["peer"][0]["tls"]["name"].as_str().map(str::to_owned),
+        protocols: vec![b"causeway-tunnel/1".to_vec()],
+        bytes: 0,
+    };
+    let route = config.table.find(&hello).expect("a route");
+    let backend = config.backends.iter().find(|b| b.name == route.backend);
+    let backend = backend.expect("a backend");
+    let tls = &provider["tls"];
+    assert_eq!(Some(backend.proxy), tls["proxy"].as_bool());
+    let listen: SocketAddr = tls["listen"][0]
+        .as_str()
+        .expect("text")
+        .parse()
+        .expect("an address");
+    assert!(
+        backend
+            .addresses
+            .iter()
+            .all(|at| at.port() == listen.port())
+    );
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 pub use service::socket::Refusal;
-use service::socket::{Access, Socket};
+use service::socket::{Access, Page, Socket};
 
 /// The control socket of the gateway.
 pub static SOCKET: Socket = Socket {
@@ -18,19 +18,59 @@ pub static SOCKET: Socket = Socket {
     access: Access::RootAndOwner,
 };
 
-/// The reply to every request: the state of the gateway.
-pub type Reply = service::socket::Reply<Box<Status>>;
+/// Tenants or circuits in a reply, at most.
+pub const PAGE: usize = 1000;
+
+/// A reply. On the wire it is the content alone: the request says which one it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To [`Request::Tenants`].
+    Tenants(Page<TenantStatus>),
+    /// To [`Request::Circuits`].
+    Circuits(Page<CircuitStatus>),
+    /// To every other request.
+    Brief(Brief),
+}
+
+/// The state of the gateway in short.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Brief {
+    pub name: String,
+    /// Whether it accepts no new connections and binds.
+    pub draining: bool,
+    /// Present connections.
+    pub connections: usize,
+    /// Bound ends of circuits.
+    pub bound: usize,
+}
 
 /// Requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Get the state of the gateway.
+    /// Get the state of the gateway, without tenants and circuits.
     Status,
+    /// Get a page of tenants, in the order of names.
+    Tenants {
+        /// The name before the first one.
+        after: Option<String>,
+    },
+    /// Get a page of circuits, in the order of IDs.
+    Circuits {
+        /// The ID before the first one.
+        after: Option<String>,
+        /// Of this tenant only.
+        tenant: Option<String>,
+    },
     /// Read the configuration file again.
     Reload,
-    /// Accept no new connections, and stop when the existing ones have ended.
+    /// Accept no new connections and binds until [`Request::Undrain`] or a stop.
     Drain,
+    /// Accept connections and binds again.
+    Undrain,
 }
 
 /// The state of the gateway.
@@ -56,8 +96,9 @@ pub struct Status {
     pub ended: BTreeMap<String, u64>,
     /// UDP circuits.
     pub circuits: CircuitsStatus,
-    /// The configured tenants in order; the last entry, without a name, is for connections without
-    /// a tenant.
+    /// In the order of names; the entry without a name is for connections without a tenant. Empty
+    /// in a reply: see [`Request::Tenants`].
+    #[serde(default)]
     pub tenants: Vec<TenantStatus>,
 }
 
@@ -80,6 +121,9 @@ pub struct TenantStatus {
     pub datagram_bytes: u64,
     /// Dropped datagrams of the circuits.
     pub datagrams_dropped: u64,
+    /// Circuits, and their bound ends.
+    pub circuits: usize,
+    pub bound: usize,
 }
 
 /// The state of all circuits.
@@ -89,6 +133,8 @@ pub struct CircuitsStatus {
     pub listen: Vec<SocketAddr>,
     /// Threads of circuits.
     pub threads: usize,
+    /// Number of circuits.
+    pub configured: usize,
     /// Number of bound ends.
     pub bound: usize,
     /// Received datagrams.
@@ -101,7 +147,8 @@ pub struct CircuitsStatus {
     pub dropped: BTreeMap<String, u64>,
     /// XDP.
     pub xdp: XdpStatus,
-    /// The circuits, in the order of IDs.
+    /// The circuits, in the order of IDs. Empty in a reply: see [`Request::Circuits`].
+    #[serde(default)]
     pub list: Vec<CircuitStatus>,
 }
 

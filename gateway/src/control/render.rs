@@ -36,7 +36,7 @@ pub fn status(status: &Status) -> String {
     line!(
         &mut out,
         "{} circuits, {} ends bound; {} datagrams received, {} sent",
-        circuits.list.len(),
+        circuits.configured,
         circuits.bound,
         circuits.received,
         circuits.sent

@@ -1,8 +1,16 @@
 //! Puts a configuration in force: at the start, and later whole or not at all.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use prometheus_client::registry::Registry;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
 use service::{Health, http};
 
 use super::{
@@ -22,6 +30,61 @@ use crate::{
 /// The XDP program where none is configured.
 const BPF_OBJECT: &str = "/usr/lib/causeway/gateway.bpf.o";
 
+/// Label `result`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+/// Labels of the build.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InfoLabels {
+    name: String,
+    version: &'static str,
+}
+
+/// Metrics of the process and its configuration.
+#[derive(Debug, Default)]
+struct Own {
+    reloads: Family<ResultLabel, Counter>,
+    /// Seconds since 1970.
+    configured: Gauge,
+    info: Family<InfoLabels, Gauge>,
+}
+
+impl Own {
+    fn register(&self, registry: &mut Registry) {
+        for result in ["applied", "refused"] {
+            drop(self.reloads.get_or_create(&ResultLabel { result }));
+        }
+        let registry = registry.sub_registry_with_prefix("causeway_gateway");
+        registry.register(
+            "reloads",
+            "Reloads of the configuration, by `result`",
+            self.reloads.clone(),
+        );
+        registry.register(
+            "configured_timestamp_seconds",
+            "When the configuration in force was applied, seconds since 1970",
+            self.configured.clone(),
+        );
+        registry.register("info", "Always 1: name and version", self.info.clone());
+    }
+
+    /// The configuration of this name is in force from now on.
+    fn applied(&self, name: &str) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |since| since.as_secs());
+        self.configured.set(i64::try_from(now).unwrap_or(i64::MAX));
+        self.info.clear();
+        let labels = InfoLabels {
+            name: name.to_owned(),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        self.info.get_or_create(&labels).set(1);
+    }
+}
+
 /// The parts of a gateway that a configuration applies to, and the configuration in force.
 pub(super) struct Controller {
     pub config: Config,
@@ -36,6 +99,7 @@ pub(super) struct Controller {
     files: files::Limits,
     registry: Arc<Registry>,
     health: Health,
+    own: Own,
 }
 
 impl Controller {
@@ -48,6 +112,9 @@ impl Controller {
         let relay = Relay::start(config.plan(limits.connections, limits.pipes))?;
         let mut registry = Registry::default();
         relay.counters().register(&mut registry);
+        let own = Own::default();
+        own.register(&mut registry);
+        own.applied(&config.name);
         let (fast, refused) = load(&config)?;
         let threads = config.circuit_threads();
         let circuits =
@@ -66,6 +133,7 @@ impl Controller {
             files,
             registry: Arc::new(registry),
             health,
+            own,
             config,
         };
         controller.http = controller.serve(&controller.config).await?;
@@ -111,7 +179,17 @@ impl Controller {
         }
         self.limits = limits;
         self.config = config;
+        self.own.applied(&self.config.name);
         Ok(())
+    }
+
+    /// Counts a reload.
+    pub fn count_reload(&self, applied: bool) {
+        let result = if applied { "applied" } else { "refused" };
+        self.own
+            .reloads
+            .get_or_create(&ResultLabel { result })
+            .inc();
     }
 
     async fn serve(&self, config: &Config) -> Result<Option<http::Server>, Error> {
@@ -139,6 +217,11 @@ fn unchanged(running: &Config, new: &Config) -> Result<(), Error> {
             "circuits.threads",
             running.circuit_threads() == new.circuit_threads(),
             running.circuit_threads().to_string(),
+        ),
+        (
+            "circuits.capacity",
+            now.capacity == then.capacity,
+            listed(now.capacity.map(|capacity| capacity.to_string())),
         ),
         (
             "circuits.xdp",
@@ -178,9 +261,11 @@ fn load(config: &Config) -> Result<(Option<Arc<Fast>>, Option<String>), fast::Er
         .or_else(|| std::env::var_os("CAUSEWAY_GATEWAY_BPF_OBJECT").map(PathBuf::from))
         .unwrap_or_else(|| PathBuf::from(BPF_OBJECT));
     let limits = circuits.rates.iter().flat_map(|(a, b)| [a, b]).flatten();
+    // `Fast::load` makes room for twice the size. A tenant has two limits and at least a circuit.
+    let capacity = circuits.capacity.unwrap_or(0);
     let size = fast::Size {
-        circuits: circuits.list.len(),
-        buckets: limits.count(),
+        circuits: circuits.list.len().max(capacity.div_ceil(2)),
+        buckets: limits.count().max(capacity),
     };
     match Fast::load(&object, size) {
         Ok(fast) => Ok((Some(Arc::new(fast)), None)),

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   SIGHUP, reload ─▶ file ─▶ checked whole ─▶ Controller::change: all in force, or nothing changes
-//!   SIGTERM, drain ─▶ no new connections ─▶ the last has ended, or gateway.drain has passed ─▶ stop
-//!                                           a second SIGTERM ─▶ stop at once
+//!   drain ─────────▶ no new connections and binds, until undrain; the process goes on
+//!   SIGTERM ───────▶ drain ─▶ the last has left, or gateway.drain has passed ─▶ stop
+//!                            a second SIGTERM ─▶ stop at once
 //! ```
 //!
 //! Connections and circuits have threads of their own; this loop only controls them.
@@ -12,10 +13,15 @@ mod controller;
 mod files;
 mod status;
 
-use std::{io, ops::ControlFlow, path::PathBuf, time::Duration};
+use std::{
+    io,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use service::{
-    Context, Daemon as _,
+    Context,
     cli::RunArgs,
     socket::{self, Control, Refusal, Responder},
 };
@@ -25,7 +31,7 @@ use self::controller::Controller;
 use crate::{
     circuit::{self, fast},
     config::{self, Config},
-    control::{self, Request, Status},
+    control::{self, Answer, Request},
     relay,
 };
 
@@ -67,7 +73,7 @@ pub enum Error {
 /// When it cannot start.
 pub fn run(args: &RunArgs) -> Result<(), Error> {
     service::run(args.log_format, async |context: &Context| {
-        let config = Config::load(&args.config)?;
+        let config = load(&args.config)?;
         let limits = files::Limits::of_process()?;
         // First of all: a second gateway must not disturb the one that runs.
         let control = Control::bind(&control::SOCKET, &config.control_socket)?;
@@ -75,7 +81,7 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
         let gateway = Gateway {
             path: args.config.clone(),
             controller,
-            drain_until: None,
+            drain: None,
         };
         Ok((gateway, control))
     })
@@ -85,18 +91,49 @@ struct Gateway {
     /// The configuration file.
     path: PathBuf,
     controller: Controller,
-    /// When a draining gateway stops, if connections are left by then.
-    drain_until: Option<Instant>,
+    drain: Option<Drain>,
+}
+
+/// A drain.
+#[derive(Clone, Copy, Debug)]
+struct Drain {
+    /// When the process stops, if connections are left by then; `None`: it goes on until it is told
+    /// to stop.
+    until: Option<Instant>,
+    /// That nothing is left was logged.
+    is_empty: bool,
+}
+
+/// The configuration, for the address families of this machine.
+fn load(path: &Path) -> Result<Config, config::Error> {
+    let mut config = Config::load(path)?;
+    let has_ipv6 = || std::net::UdpSocket::bind("[::]:0").is_ok();
+    if config.drop_missing_family(has_ipv6) {
+        tracing::info!("IPv6 is off on this machine: the default of gateway.listen is IPv4 only");
+    }
+    Ok(config)
 }
 
 impl service::Daemon for Gateway {
     type Request = Request;
-    type Reply = Box<Status>;
+    type Reply = Answer;
     type Error = Error;
 
     async fn step(&mut self) -> Result<ControlFlow<()>, Error> {
-        let Some(deadline) = self.drain_until else {
+        let Some(drain) = self.drain else {
             return std::future::pending().await;
+        };
+        let Some(deadline) = drain.until else {
+            if drain.is_empty {
+                return std::future::pending().await;
+            }
+            self.empty().await;
+            tracing::info!("drained; `undrain` accepts connections again");
+            self.drain = Some(Drain {
+                is_empty: true,
+                ..drain
+            });
+            return Ok(ControlFlow::Continue(()));
         };
         tokio::select! {
             () = self.empty() => tracing::info!("drained"),
@@ -108,46 +145,59 @@ impl service::Daemon for Gateway {
         Ok(ControlFlow::Break(()))
     }
 
-    async fn handle(&mut self, request: Request, responder: Responder<Box<Status>>) {
-        match request {
+    async fn handle(&mut self, request: Request, responder: Responder<Answer>) {
+        let controller = &self.controller;
+        let answer = match request {
+            Request::Status => Ok(Answer::Status(Box::new(controller.status()))),
+            Request::Tenants { after } => {
+                Ok(Answer::Tenants(controller.tenants_page(after.as_deref())))
+            }
+            Request::Circuits { after, tenant } => controller
+                .circuits_page(after.as_deref(), tenant.as_deref())
+                .map(Answer::Circuits)
+                .ok_or_else(|| Refusal::new("bad-request", "after: write the ID of a circuit")),
             // The runtime calls `reload` instead.
-            Request::Status | Request::Reload => {}
-            Request::Drain => self.drain(),
-        }
-        responder.send(Ok(Box::new(self.controller.status())));
+            Request::Reload => Ok(Answer::Brief(controller.brief())),
+            Request::Drain => {
+                self.drain(None);
+                Ok(Answer::Brief(self.controller.brief()))
+            }
+            Request::Undrain => self
+                .undrain()
+                .await
+                .map(|()| Answer::Brief(self.controller.brief())),
+        };
+        responder.send(answer);
     }
 
     fn is_reload(request: &Request) -> bool {
         matches!(request, Request::Reload)
     }
 
-    async fn reload(&mut self) -> Result<Box<Status>, Refusal> {
-        let invalid = |error: Error| Refusal::new("invalid", error.to_string());
-        if self.is_draining() {
-            return Err(invalid(relay::Error::Draining.into()));
-        }
-        let config = Config::load(&self.path).map_err(|error| invalid(error.into()))?;
-        self.controller.change(config).await.map_err(invalid)?;
-        Ok(Box::new(self.controller.status()))
+    async fn reload(&mut self) -> Result<Answer, Refusal> {
+        let result = self.change().await;
+        self.controller.count_reload(result.is_ok());
+        result.map_err(|error| Refusal::new("invalid", error.to_string()))?;
+        Ok(Answer::Brief(self.controller.brief()))
     }
 
     fn stop(&mut self) -> ControlFlow<()> {
-        if self.is_draining() {
+        if self.drain.is_some_and(|drain| drain.until.is_some()) {
             return ControlFlow::Break(());
         }
-        self.drain();
+        self.drain(Some(Instant::now() + self.controller.config.drain));
         ControlFlow::Continue(())
     }
 
     fn is_draining(&self) -> bool {
-        self.drain_until.is_some()
+        self.drain.is_some()
     }
 
     fn status_line(&self) -> Option<String> {
-        let state = if self.is_draining() {
-            "draining"
-        } else {
-            "running"
+        let state = match self.drain {
+            None => "running",
+            Some(Drain { is_empty: true, .. }) => "drained",
+            Some(_) => "draining",
         };
         let connections = self.controller.relay.connections();
         Some(format!("{state}, {connections} connections"))
@@ -155,26 +205,57 @@ impl service::Daemon for Gateway {
 }
 
 impl Gateway {
-    /// Takes no new connections and binds. A second call changes nothing.
-    fn drain(&mut self) {
-        if self.is_draining() {
+    /// Reads the file again and puts it in force.
+    async fn change(&mut self) -> Result<(), Error> {
+        if self.drain.is_some() {
+            return Err(relay::Error::Draining.into());
+        }
+        let config = load(&self.path)?;
+        self.controller.change(config).await
+    }
+
+    /// Takes no new connections and binds; with a deadline, the process stops afterwards.
+    fn drain(&mut self, until: Option<Instant>) {
+        if self.drain.is_none() {
+            self.controller.relay.drain();
+            self.controller.circuits.drain();
+        } else if until.is_none() {
             return;
         }
-        let limit = self.controller.config.drain;
-        self.controller.relay.drain();
-        self.controller.circuits.drain();
-        self.drain_until = Some(Instant::now() + limit);
+        self.drain = Some(Drain {
+            until,
+            is_empty: false,
+        });
         tracing::info!(
             connections = self.controller.relay.connections(),
-            seconds = limit.as_secs_f64(),
+            stops = until.is_some(),
             "draining"
         );
+    }
+
+    /// Accepts connections and binds again.
+    async fn undrain(&mut self) -> Result<(), Refusal> {
+        match self.drain {
+            None => return Ok(()),
+            Some(Drain { until: Some(_), .. }) => {
+                let why = "the gateway stops: start it again";
+                return Err(Refusal::new("conflict", why));
+            }
+            Some(Drain { until: None, .. }) => {}
+        }
+        let resumed = self.controller.relay.resume().await;
+        resumed.map_err(|error| Refusal::new("internal", error.to_string()))?;
+        self.controller.circuits.undrain();
+        self.drain = None;
+        tracing::info!("accepting connections again");
+        Ok(())
     }
 
     /// Waits until there is neither a connection nor a bound end of a circuit.
     async fn empty(&self) {
         self.controller.relay.empty().await;
-        while self.controller.circuits.state().bound > 0 {
+        let circuits = self.controller.circuits.observer();
+        while circuits.bound() > 0 {
             sleep(DRAIN_POLL).await;
         }
     }

@@ -1,15 +1,20 @@
 //! The status of the gateway, as the control socket gives it.
 
+use gateway_client::wire::CircuitId;
 use prometheus_client::metrics::{counter::Counter, family::Family};
+use service::socket::Page;
 
 use super::controller::Controller;
 use crate::{
     circuit::{
         fast,
-        socket::State,
-        table::{CircuitCounts, Drops, Reason as DropReason},
+        socket::{Query, Summary},
+        table::{CircuitState, Drops, Reason as DropReason, TenantCounts},
     },
-    control::{CircuitStatus, CircuitsStatus, InterfaceStatus, Status, TenantStatus, XdpStatus},
+    control::{
+        Brief, CircuitStatus, CircuitsStatus, InterfaceStatus, PAGE, Status, TenantStatus,
+        XdpStatus,
+    },
     relay::{
         Refused,
         carry::End,
@@ -17,45 +22,125 @@ use crate::{
     },
 };
 
+fn named(drops: &Drops) -> std::collections::BTreeMap<String, u64> {
+    let counts = DropReason::ALL.into_iter().zip(drops);
+    counts
+        .map(|(reason, count)| (reason.name().to_owned(), *count))
+        .collect()
+}
+
+fn circuit_status(circuit: &CircuitState) -> CircuitStatus {
+    CircuitStatus {
+        id: circuit.id.to_string(),
+        tenant: circuit.tenant.to_string(),
+        bound: circuit.bound,
+        datagrams: circuit.counts.from.map(|traffic| traffic.datagrams),
+        bytes: circuit.counts.from.map(|traffic| traffic.bytes),
+        fast: circuit.fast.map(|traffic| traffic.datagrams),
+        events: circuit
+            .counts
+            .events
+            .named()
+            .map(|(name, count)| (name.to_owned(), count))
+            .into(),
+        dropped: named(&circuit.counts.drops),
+    }
+}
+
 impl Controller {
-    fn circuits_status(&self, state: &State) -> CircuitsStatus {
-        let dropped = |drops: &Drops| {
-            let counts = DropReason::ALL.into_iter().zip(drops);
-            counts
-                .map(|(reason, count)| (reason.name().to_owned(), *count))
-                .collect()
-        };
-        let mut all = state.drops;
-        let of_circuits = state.circuits.iter().map(|circuit| circuit.counts.drops);
-        for (sum, count) in of_circuits.flat_map(|drops| std::iter::zip(0.., drops)) {
+    fn circuits_status(&self, summary: &Summary) -> CircuitsStatus {
+        let mut all = summary.drops;
+        let of_tenants = summary.tenants.values().map(|of| of.counts.drops);
+        for (sum, count) in of_tenants.flat_map(|drops| std::iter::zip(0.., drops)) {
             let sum: usize = sum;
             all[sum] += count;
         }
-        let list = state.circuits.iter().map(|circuit| CircuitStatus {
-            id: circuit.id.to_string(),
-            tenant: circuit.tenant.to_string(),
-            bound: circuit.bound,
-            datagrams: circuit.counts.from.map(|traffic| traffic.datagrams),
-            bytes: circuit.counts.from.map(|traffic| traffic.bytes),
-            fast: circuit.fast.map(|traffic| traffic.datagrams),
-            events: circuit
-                .counts
-                .events
-                .named()
-                .map(|(name, count)| (name.to_owned(), count))
-                .into(),
-            dropped: dropped(&circuit.counts.drops),
-        });
         CircuitsStatus {
             listen: self.circuits.addresses(),
             threads: self.config.circuit_threads(),
-            bound: state.bound,
-            received: state.totals.received,
-            overflowed: state.totals.overflowed,
-            sent: state.totals.sent,
-            dropped: dropped(&all),
+            configured: summary.circuits,
+            bound: summary.bound,
+            received: summary.totals.received,
+            overflowed: summary.totals.overflowed,
+            sent: summary.totals.sent,
+            dropped: {
+                let mut dropped = named(&all);
+                dropped.insert("strangers".to_owned(), summary.totals.strangers);
+                dropped
+            },
             xdp: self.xdp_status(),
-            list: list.collect(),
+            list: Vec::new(),
+        }
+    }
+
+    /// A page of circuits. `None`: `after` is no ID.
+    pub(super) fn circuits_page(
+        &self,
+        after: Option<&str>,
+        tenant: Option<&str>,
+    ) -> Option<Page<CircuitStatus>> {
+        let after = match after {
+            Some(text) => Some(CircuitId::new(u64::from_str_radix(text, 16).ok()?)?),
+            None => None,
+        };
+        let query = Query {
+            after,
+            tenant: tenant.map(Into::into),
+            limit: PAGE + 1,
+        };
+        let circuits = self.circuits.observer().page(&query);
+        let items = circuits.iter().map(circuit_status);
+        Some(Page::of(items, |item| item.id.clone(), None, PAGE))
+    }
+
+    /// A page of tenants, the one without a name first.
+    pub(super) fn tenants_page(&self, after: Option<&str>) -> Page<TenantStatus> {
+        let summary = self.circuits.summary();
+        let mut named: Vec<(&str, Option<u32>)> = self
+            .config
+            .tenants
+            .iter()
+            .map(|(n, l)| (&**n, Some(*l)))
+            .collect();
+        named.push(("", None));
+        named.sort_unstable();
+        let none = TenantCounts::default();
+        let tenants = named.into_iter().map(|(name, limit)| {
+            let counts = summary.tenants.get(name).unwrap_or(&none);
+            self.tenant_status(name, limit, counts)
+        });
+        Page::of(tenants, |tenant| tenant.name.clone(), after, PAGE)
+    }
+
+    fn tenant_status(&self, name: &str, limit: Option<u32>, of: &TenantCounts) -> TenantStatus {
+        let counters = self.relay.counters();
+        let label = Tenant {
+            tenant: name.to_owned(),
+        };
+        let traffic = counters.traffic(name);
+        let open = counters.open.get_or_create_owned(&label).get();
+        TenantStatus {
+            name: name.to_owned(),
+            connections: u64::try_from(open).unwrap_or(0),
+            limit,
+            relayed: counters.relayed.get_or_create_owned(&label).get(),
+            bytes_up: traffic.up.get(),
+            bytes_down: traffic.down.get(),
+            datagrams: of.counts.from.iter().map(|t| t.datagrams).sum(),
+            datagram_bytes: of.counts.from.iter().map(|t| t.bytes).sum(),
+            datagrams_dropped: of.counts.drops.iter().sum(),
+            circuits: of.circuits,
+            bound: of.bound,
+        }
+    }
+
+    /// The state in short.
+    pub(super) fn brief(&self) -> Brief {
+        Brief {
+            name: self.config.name.clone(),
+            draining: self.relay.is_draining(),
+            connections: self.relay.connections(),
+            bound: self.circuits.observer().bound(),
         }
     }
 
@@ -96,35 +181,14 @@ impl Controller {
         }
     }
 
-    /// The whole status.
+    /// The status, without tenants and circuits.
     pub(super) fn status(&self) -> Status {
-        let state = self.circuits.state();
+        let summary = self.circuits.summary();
         let counters = self.relay.counters();
         let count = |family: &Family<Reason, Counter>, reason| {
             let counter = family.get_or_create_owned(&Reason { reason });
             (reason.to_owned(), counter.get())
         };
-        let named = self.config.tenants.iter().map(|(n, l)| (&**n, Some(*l)));
-        let tenants = named.chain([("", None)]).map(|(name, limit)| {
-            let label = Tenant {
-                tenant: name.to_owned(),
-            };
-            let traffic = counters.traffic(name);
-            let open = counters.open.get_or_create_owned(&label).get();
-            let circuits = state.circuits.iter().filter(|c| &*c.tenant == name);
-            let sum = |of: fn(&CircuitCounts) -> u64| circuits.clone().map(|c| of(&c.counts)).sum();
-            TenantStatus {
-                name: name.to_owned(),
-                connections: u64::try_from(open).unwrap_or(0),
-                limit,
-                relayed: counters.relayed.get_or_create_owned(&label).get(),
-                bytes_up: traffic.up.get(),
-                bytes_down: traffic.down.get(),
-                datagrams: sum(|counts| counts.from.iter().map(|t| t.datagrams).sum()),
-                datagram_bytes: sum(|counts| counts.from.iter().map(|t| t.bytes).sum()),
-                datagrams_dropped: sum(|counts| counts.drops.iter().sum()),
-            }
-        });
         Status {
             name: self.config.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -142,8 +206,8 @@ impl Controller {
                 .into_iter()
                 .map(|end| count(&counters.ended, end.name()))
                 .collect(),
-            circuits: self.circuits_status(&state),
-            tenants: tenants.collect(),
+            circuits: self.circuits_status(&summary),
+            tenants: Vec::new(),
         }
     }
 }

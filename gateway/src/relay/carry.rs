@@ -53,11 +53,13 @@ pub enum End {
     Reset,
     /// The idle timeout passed.
     Idle,
+    /// It gave way to other connections of its tenant before its trial was over.
+    Evicted,
 }
 
 impl End {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Closed, Self::Reset, Self::Idle];
+    pub const ALL: [Self; 4] = [Self::Closed, Self::Reset, Self::Idle, Self::Evicted];
 
     /// Stable name for counters.
     #[must_use]
@@ -66,6 +68,7 @@ impl End {
             Self::Closed => "closed",
             Self::Reset => "reset",
             Self::Idle => "idle",
+            Self::Evicted => "evicted",
         }
     }
 }
@@ -74,16 +77,16 @@ impl End {
 struct Side<'a> {
     stream: &'a TcpStream,
     /// Bytes read.
-    read: AtomicU64,
+    read: &'a AtomicU64,
     /// Whether the end of the stream was read.
     ended: AtomicBool,
 }
 
 impl<'a> Side<'a> {
-    const fn new(stream: &'a TcpStream, read: u64) -> Self {
+    const fn new(stream: &'a TcpStream, read: &'a AtomicU64) -> Self {
         Self {
             stream,
-            read: AtomicU64::new(read),
+            read,
             ended: AtomicBool::new(false),
         }
     }
@@ -133,10 +136,10 @@ impl Activity {
 }
 
 /// Relays until both directions have ended, a side is lost, or no byte came for `idle`. `read`
-/// bytes of the client were read before.
+/// counts the bytes read from the client, with those read before, and from the backend.
 pub async fn carry(
     client: &TcpStream,
-    read: usize,
+    read: &[AtomicU64; 2],
     backend: &TcpStream,
     idle: Duration,
     traffic: &Traffic,
@@ -146,20 +149,23 @@ pub async fn carry(
         begun: Instant::now(),
         last: AtomicU64::new(0),
     };
-    let (client, backend) = (Side::new(client, read as u64), Side::new(backend, 0));
+    let (client, backend) = (Side::new(client, &read[0]), Side::new(backend, &read[1]));
     let end = tokio::select! {
         end = both(&client, &backend, traffic, &activity, pipes) => end,
         () = lasting(&activity, &backend, idle) => End::Idle,
     };
     match end {
         End::Closed => {}
-        End::Reset | End::Idle => {
-            // It fails only for a side that is closed already.
-            let _ = client.stream.set_zero_linger();
-            let _ = backend.stream.set_zero_linger();
-        }
+        End::Reset | End::Idle | End::Evicted => abort(client.stream, backend.stream),
     }
     end
+}
+
+/// Makes the close of both sides a reset.
+pub fn abort(client: &TcpStream, backend: &TcpStream) {
+    // It fails only for a side that is closed already.
+    let _ = client.set_zero_linger();
+    let _ = backend.set_zero_linger();
 }
 
 /// Waits until no byte came for `idle`.

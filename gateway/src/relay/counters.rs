@@ -60,6 +60,8 @@ pub struct Counters {
     pub short_of_pipes: Counter,
     /// Failed accepts.
     pub accept_failures: Counter,
+    /// Access records that were not written.
+    pub lost_records: Counter,
 }
 
 impl Counters {
@@ -76,6 +78,7 @@ impl Counters {
             dial_failures: Family::default(),
             short_of_pipes,
             accept_failures: Counter::default(),
+            lost_records: Counter::default(),
         };
         // Series exist from the start, so that their rates are right.
         for reason in Refused::REASONS {
@@ -134,6 +137,11 @@ impl Counters {
             &self.short_of_pipes,
         );
         add("accept_failures", "Failed accepts", &self.accept_failures);
+        add(
+            "access_records_lost",
+            "Access records lost because the file could not be written in time",
+            &self.lost_records,
+        );
         registry.register(
             "refused",
             "Refused connections, by `reason`",

@@ -1,7 +1,17 @@
 //! Limits of connections: of the gateway, of a source, of a tenant.
+//!
+//! ```text
+//!   accepted ─▶ hello names a tenant ─▶ on trial ───────────── still there ─▶ the tenant's
+//!               (any client can)        a budget of its own                    limit
+//!                                       full: the oldest of the source with most gives way
+//! ```
+//!
+//! The gateway does not authenticate clients; backends do, and close connections of others at once.
+//! So a new connection does not count for the limit of its tenant: strangers who know a name use up
+//! only the budget of connections on trial, and one source cannot keep others out of that.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::Hash,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -45,7 +55,43 @@ struct Taken {
     /// Listeners that may still add connections.
     listeners: usize,
     sources: HashMap<Source, u32>,
-    tenants: HashMap<Arc<str>, u32>,
+    tenants: HashMap<Arc<str>, Tenant>,
+    /// The next number of a connection on trial.
+    next: u64,
+}
+
+/// The connections of a tenant.
+#[derive(Debug, Default)]
+struct Tenant {
+    /// Those that were on trial long enough.
+    settled: u32,
+    /// By number, the oldest first. Notified, a connection gives way.
+    trials: BTreeMap<u64, (Source, Arc<Notify>)>,
+}
+
+impl Tenant {
+    fn of_source(&self, source: Source) -> usize {
+        self.trials.values().filter(|(of, _)| *of == source).count()
+    }
+
+    /// The oldest connection of the source with most, if that has more than `than`.
+    fn excess(&self, than: usize) -> Option<u64> {
+        let mut counts: HashMap<Source, usize> = HashMap::new();
+        for (source, _) in self.trials.values() {
+            *counts.entry(*source).or_default() += 1;
+        }
+        let most = *counts.values().max()?;
+        let mut oldest = self
+            .trials
+            .iter()
+            .filter(|(_, (source, _))| counts[source] == most);
+        let number = *oldest.next()?.0;
+        (most > than).then_some(number)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.settled == 0 && self.trials.is_empty()
+    }
 }
 
 /// The counts of present connections.
@@ -59,8 +105,17 @@ pub struct Connections {
 #[derive(Debug)]
 pub struct Counted {
     connections: Arc<Connections>,
-    source: Source,
-    tenant: Option<Arc<str>>,
+    /// `None`: a proxy that has not named its client yet.
+    source: Option<Source>,
+    tenant: Option<Counting>,
+}
+
+/// How a connection counts for its tenant.
+#[derive(Debug)]
+struct Counting {
+    name: Arc<str>,
+    /// Its number on trial, and how it is told to give way; `None`: it has settled.
+    trial: Option<(u64, Arc<Notify>)>,
 }
 
 /// A listener that may add connections: [`Connections::empty`] waits for its drop.
@@ -89,19 +144,26 @@ impl Connections {
         all: usize,
         per_source: u32,
     ) -> Result<Counted, Full> {
-        let source = Source::of(source);
+        let mut counted = self.take_of_proxy(all)?;
+        counted.name_source(source, per_source)?;
+        Ok(counted)
+    }
+
+    /// As [`take`](Self::take), for a proxy that names the source later:
+    /// [`Counted::name_source`].
+    ///
+    /// # Errors
+    /// [`Full::Gateway`]; the connection is not counted.
+    pub fn take_of_proxy(self: &Arc<Self>, all: usize) -> Result<Counted, Full> {
         let mut taken = self.lock();
         if taken.all >= all {
             return Err(Full::Gateway);
-        }
-        if !take(&mut taken.sources, &source, per_source) {
-            return Err(Full::Source);
         }
         taken.all += 1;
         drop(taken);
         Ok(Counted {
             connections: Arc::clone(self),
-            source,
+            source: None,
             tenant: None,
         })
     }
@@ -115,7 +177,9 @@ impl Connections {
     /// Number of connections of a tenant.
     #[must_use]
     pub fn of(&self, tenant: &str) -> u32 {
-        self.lock().tenants.get(tenant).copied().unwrap_or(0)
+        let taken = self.lock();
+        let tenant = taken.tenants.get(tenant);
+        tenant.map_or(0, |tenant| tenant.settled + tenant.trials.len() as u32)
     }
 
     /// Waits until no connection and no listener is left.
@@ -136,32 +200,125 @@ impl Connections {
 }
 
 impl Counted {
-    /// Counts the connection for `tenant`, within `limit` connections of the tenant.
+    /// Counts the connection for its source, within `per_source` connections.
+    ///
+    /// # Errors
+    /// [`Full::Source`].
+    pub fn name_source(&mut self, source: IpAddr, per_source: u32) -> Result<(), Full> {
+        let source = Source::of(source);
+        let mut taken = self.connections.lock();
+        if !take(&mut taken.sources, &source, per_source) {
+            return Err(Full::Source);
+        }
+        if let Some(old) = self.source.replace(source) {
+            release(&mut taken.sources, &old);
+        }
+        Ok(())
+    }
+
+    /// Puts the connection on trial for `tenant`, which may have `limit` connections, and as many
+    /// on trial. If these are used up, one of a source with more of them gives way.
     ///
     /// # Errors
     /// [`Full::Tenant`].
     pub fn assign(&mut self, tenant: &Arc<str>, limit: u32) -> Result<(), Full> {
-        let mut taken = self.connections.lock();
-        if !take(&mut taken.tenants, tenant, limit) {
+        let connections = Arc::clone(&self.connections);
+        let mut taken = connections.lock();
+        let taken = &mut *taken;
+        self.leave_tenant(taken);
+        // A proxy that names no client is a source like any other.
+        let source = self.source.unwrap_or(Source::V4(0));
+        let number = taken.next;
+        taken.next += 1;
+        let entry = taken.tenants.entry(Arc::clone(tenant)).or_default();
+        let mut admitted = entry.settled < limit && limit > 0;
+        if admitted && entry.trials.len() >= limit as usize {
+            match entry.excess(entry.of_source(source)) {
+                Some(number) => {
+                    if let Some((_, evicted)) = entry.trials.remove(&number) {
+                        evicted.notify_one();
+                    }
+                }
+                None => admitted = false,
+            }
+        }
+        if !admitted {
+            if entry.is_empty() {
+                taken.tenants.remove(tenant);
+            }
             return Err(Full::Tenant);
         }
-        if let Some(old) = self.tenant.replace(Arc::clone(tenant)) {
-            release(&mut taken.tenants, &old);
-        }
+        let evicted = Arc::new(Notify::new());
+        entry.trials.insert(number, (source, Arc::clone(&evicted)));
+        self.tenant = Some(Counting {
+            name: Arc::clone(tenant),
+            trial: Some((number, evicted)),
+        });
         Ok(())
+    }
+
+    /// Waits until the connection has to give way to others on trial.
+    pub async fn evicted(&self) {
+        match &self.tenant {
+            Some(Counting {
+                trial: Some((_, evicted)),
+                ..
+            }) => evicted.notified().await,
+            Some(_) | None => std::future::pending().await,
+        }
+    }
+
+    /// The trial is over: the connection counts for the limit of its tenant.
+    ///
+    /// # Errors
+    /// [`Full::Tenant`]: the tenant has `limit` others. The connection stays on trial.
+    pub fn settle(&mut self, limit: u32) -> Result<(), Full> {
+        let Some(counting) = &mut self.tenant else {
+            return Ok(());
+        };
+        let Some((number, _)) = &counting.trial else {
+            return Ok(());
+        };
+        let mut taken = self.connections.lock();
+        let entry = taken.tenants.entry(Arc::clone(&counting.name)).or_default();
+        if entry.settled >= limit {
+            return Err(Full::Tenant);
+        }
+        entry.trials.remove(number);
+        entry.settled += 1;
+        counting.trial = None;
+        Ok(())
+    }
+
+    fn leave_tenant(&mut self, taken: &mut Taken) {
+        let Some(Counting { name, trial }) = self.tenant.take() else {
+            return;
+        };
+        let Some(entry) = taken.tenants.get_mut(&name) else {
+            return;
+        };
+        match trial {
+            // It is no longer there if it has given way.
+            Some((number, _)) => drop(entry.trials.remove(&number)),
+            None => entry.settled -= 1,
+        }
+        if entry.is_empty() {
+            taken.tenants.remove(&name);
+        }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut taken = self.connections.lock();
+        let connections = Arc::clone(&self.connections);
+        let mut taken = connections.lock();
         taken.all -= 1;
-        release(&mut taken.sources, &self.source);
-        if let Some(tenant) = &self.tenant {
-            release(&mut taken.tenants, tenant);
+        if let Some(source) = &self.source {
+            release(&mut taken.sources, source);
         }
+        self.leave_tenant(&mut taken);
         if taken.are_empty() {
-            self.connections.empty.notify_waiters();
+            connections.empty.notify_waiters();
         }
     }
 }
@@ -231,7 +388,7 @@ mod tests {
         let mut counted = connections.take(ip("::1"), 1, 1).expect("a count");
         assert_eq!(connections.take(ip("::2"), 1, 1).err(), Some(Full::Gateway));
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
-        assert_eq!(counted.assign(&a, 0), Err(Full::Tenant));
+        assert_eq!(counted.assign(&a, 0).err(), Some(Full::Tenant));
         assert_eq!(counted.assign(&a, 1), Ok(()));
         assert_eq!(counted.assign(&b, 1), Ok(()));
         assert_eq!((connections.of("a"), connections.of("b")), (0, 1));
@@ -267,6 +424,50 @@ mod tests {
         second.await.expect("woken");
     }
 
+    /// REVIEW C9: clients that only know a tenant's name do not lock it out.
+    #[tokio::test]
+    async fn strangers_on_trial_use_up_their_own_budget_only() {
+        const LIMIT: u32 = 10;
+        let connections = Arc::new(Connections::default());
+        let acme: Arc<str> = "acme".into();
+        let open = |source: &str| {
+            let mut counted = connections.take(ip(source), 1000, 1000).expect("a count");
+            counted.assign(&acme, LIMIT).map(|()| counted)
+        };
+        // What is settled stays, whatever comes.
+        let mut honest: Vec<_> = (0..3).map(|_| open("192.0.2.1").expect("room")).collect();
+        for counted in &mut honest {
+            counted.settle(LIMIT).expect("room");
+        }
+        // A flood from two sources: each new one is refused or takes the place of another stranger.
+        let mut flood: Vec<_> = (0..50)
+            .filter_map(|n| open(["192.0.2.66", "192.0.2.67"][n % 2]).ok())
+            .collect();
+        assert_eq!(connections.of("acme"), 3 + LIMIT);
+        assert!(open("192.0.2.66").is_err(), "the source has most of them");
+        let mut new = open("192.0.2.2").expect("a stranger gives way");
+        assert_eq!(connections.of("acme"), 3 + LIMIT);
+        let mut evicted = 0;
+        for counted in &flood {
+            let waited = tokio::time::timeout(std::time::Duration::ZERO, counted.evicted());
+            evicted += usize::from(waited.await.is_ok());
+        }
+        assert_eq!(evicted, 1, "the oldest");
+        flood.retain(|_| false);
+        new.settle(LIMIT).expect("room");
+        assert_eq!(connections.of("acme"), 4);
+        // The limit itself holds for what is settled.
+        honest.push(new);
+        for _ in 0..6 {
+            let mut counted = open("192.0.2.3").expect("room");
+            counted.settle(LIMIT).expect("room");
+            honest.push(counted);
+        }
+        assert_eq!(open("192.0.2.4").err(), Some(Full::Tenant));
+        honest.clear();
+        assert_eq!((connections.all(), connections.of("acme")), (0, 0));
+    }
+
     proptest! {
         #[test]
         fn counts_equal_the_held_connections(
@@ -279,7 +480,6 @@ mod tests {
             let mut held: Vec<(Counted, usize, Option<usize>)> = Vec::new();
             for (act, which, at) in acts {
                 let of_source = held.iter().filter(|h| h.1 == which).count();
-                let of_tenant = held.iter().filter(|h| h.2 == Some(which)).count();
                 match act {
                     0 | 1 => {
                         let wanted = if held.len() >= all {
@@ -294,10 +494,35 @@ mod tests {
                         held.extend(counted.ok().map(|counted| (counted, which, None)));
                     }
                     2 if at < held.len() => {
+                        held[at].2 = None;
+                        let others = |h: &&(Counted, usize, Option<usize>)| h.2 == Some(which);
+                        let of_tenant = held.iter().filter(others).count();
+                        let own = held[at].1;
+                        let of_own = held.iter().filter(others).filter(|h| h.1 == own).count();
+                        let most = (0..3)
+                            .map(|s| held.iter().filter(others).filter(|h| h.1 == s).count())
+                            .max()
+                            .unwrap_or(0);
+                        let fits = of_tenant < per_tenant as usize;
                         let given = held[at].0.assign(&tenants[which], per_tenant);
-                        prop_assert_eq!(given.is_ok(), of_tenant < per_tenant as usize);
+                        prop_assert_eq!(given.is_ok(), per_tenant > 0 && (fits || most > of_own));
                         if given.is_ok() {
                             held[at].2 = Some(which);
+                            if !fits {
+                                // Which one gave way: the oldest of a source with most.
+                                let gone = |h: &(Counted, usize, Option<usize>)| {
+                                    let trial = h.0.tenant.as_ref().and_then(|t| t.trial.as_ref());
+                                    let taken = connections.lock();
+                                    let entry = taken.tenants.get(&tenants[which]);
+                                    h.2 == Some(which) && !trial.is_some_and(|(number, _)| {
+                                        entry.is_some_and(|e| e.trials.contains_key(number))
+                                    })
+                                };
+                                let gone: Vec<usize> =
+                                    (0..held.len()).filter(|n| gone(&held[*n])).collect();
+                                prop_assert_eq!(gone.len(), 1);
+                                held[gone[0]].2 = None;
+                            }
                         }
                     }
                     3 if at < held.len() => drop(held.swap_remove(at)),

@@ -10,8 +10,10 @@
 //! The relay never terminates TLS; the gateway has no key for that. An idle connection has two
 //! sockets, a task and no buffer, and stays on one thread (`threads`).
 
+pub mod access;
 pub mod carry;
 pub mod counters;
+pub mod dial;
 pub mod limits;
 mod open;
 mod pipe;
@@ -21,35 +23,40 @@ mod threads;
 use std::{
     collections::HashMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZero,
     os::fd::AsFd,
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicUsize},
-    time::Duration,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-pub use gateway_core::route;
+pub use gateway_core::{prefix::Prefix, route};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
-pub use self::open::Refused;
 use self::{
-    carry::{Traffic, carry},
+    access::{AccessLog, Record},
+    carry::{End, Traffic, abort, carry},
     counters::Counters,
+    dial::Learned,
     limits::Connections,
     pipe::Pipes,
     route::Table,
     threads::{Busy, Threads},
 };
+pub use self::{dial::Endpoint, open::Refused};
 
 /// Length of the accept queue; `net.core.somaxconn` may limit it further.
 const BACKLOG: u32 = 4096;
 /// Pause after a failed accept: its usual cause, too many open files, does not end at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time that the accept tasks of a drain have to close their sockets.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
 /// TCP keepalive: idle time and interval in seconds, and number of probes without an answer.
 const KEEPALIVE: (u32, u32, u32) = (60, 10, 6);
 /// Threads at most, on any number of processors.
@@ -64,6 +71,9 @@ pub struct Times {
     pub dial: Duration,
     /// Time without a byte from either side.
     pub idle: Duration,
+    /// Age at which a connection counts for the limit of its tenant: backends have closed those of
+    /// strangers by then.
+    pub trial: Duration,
 }
 
 /// Limits of connections.
@@ -78,35 +88,24 @@ pub struct Limits {
 }
 
 /// A backend: the server behind the gateway.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Addresses in order of preference; the next is tried when one does not answer.
-    pub addresses: Vec<SocketAddr>,
+    /// In order of preference.
+    pub endpoints: Vec<Endpoint>,
     /// Whether the gateway sends a PROXY protocol header (version 2) first.
     pub proxy: bool,
-    /// Index of the address that last answered.
-    last: AtomicUsize,
 }
 
 impl Backend {
     /// A backend with these addresses.
     #[must_use]
-    pub const fn new(addresses: Vec<SocketAddr>, proxy: bool) -> Self {
+    pub fn new(addresses: Vec<SocketAddr>, proxy: bool) -> Self {
         Self {
-            addresses,
+            endpoints: addresses.into_iter().map(Endpoint::Address).collect(),
             proxy,
-            last: AtomicUsize::new(0),
         }
     }
 }
-
-impl PartialEq for Backend {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.addresses, self.proxy) == (&other.addresses, other.proxy)
-    }
-}
-
-impl Eq for Backend {}
 
 /// The configuration of the relay.
 #[derive(Debug, PartialEq, Eq)]
@@ -115,12 +114,23 @@ pub struct Plan {
     pub listen: Vec<SocketAddr>,
     pub limits: Limits,
     pub times: Times,
+    /// Senders whose connections begin with a PROXY protocol header of version 2.
+    pub proxy_from: Vec<Prefix>,
+    /// File of access records.
+    pub access_log: Option<PathBuf>,
     /// Connections of each tenant at most.
     pub tenants: HashMap<Arc<str>, u32>,
     /// Backends by name.
     pub backends: HashMap<Arc<str>, Backend>,
     /// Routes from hellos to backends.
     pub table: Table,
+}
+
+impl Plan {
+    /// Whether a sender's connections begin with a PROXY header.
+    fn is_proxy(&self, sender: IpAddr) -> bool {
+        self.proxy_from.iter().any(|prefix| prefix.contains(sender))
+    }
 }
 
 /// Why the relay does not start, or keeps its old plan.
@@ -135,17 +145,25 @@ pub enum Error {
         address: SocketAddr,
         source: io::Error,
     },
+    /// The file of access records cannot be opened.
+    #[error(
+        "relay.access_log: cannot open {}: {source}; its folder must exist and belong to the user \
+         of the gateway", path.display()
+    )]
+    AccessLog { path: PathBuf, source: io::Error },
     /// The threads cannot be started.
     #[error("cannot start the threads of the relay: {0}")]
     Threads(#[source] io::Error),
     /// The relay drains.
-    #[error("the gateway is draining and accepts no new configuration; restart it")]
+    #[error("the gateway is draining and accepts no new configuration; `undrain` or restart it")]
     Draining,
 }
 
 /// What all connections share.
 struct Shared {
     plan: RwLock<Arc<Plan>>,
+    access: RwLock<Option<Arc<AccessLog>>>,
+    learned: Arc<Learned>,
     connections: Arc<Connections>,
     pipes: Pipes,
     counters: Counters,
@@ -153,6 +171,11 @@ struct Shared {
 }
 
 impl Shared {
+    fn access(&self) -> Option<Arc<AccessLog>> {
+        let access = self.access.read();
+        access.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn plan(&self) -> Arc<Plan> {
         Arc::clone(&self.plan.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -178,6 +201,7 @@ impl Drop for Listening {
 pub struct Prepared {
     plan: Plan,
     bound: Vec<Bound>,
+    access: Option<Arc<AccessLog>>,
 }
 
 /// An address that is bound and not yet accepted on.
@@ -196,7 +220,8 @@ pub struct Relay {
 
 enum Listeners {
     Open(Vec<Listening>),
-    Draining,
+    /// The addresses of the plan, each with the address in use before.
+    Draining(Vec<(SocketAddr, SocketAddr)>),
 }
 
 impl Relay {
@@ -216,6 +241,8 @@ impl Relay {
             connections: Arc::default(),
             counters: Counters::new(pipes.short.clone()),
             pipes,
+            access: RwLock::default(),
+            learned: Arc::default(),
             threads: Threads::start(processors()).map_err(Error::Threads)?,
             plan: RwLock::new(Arc::new(plan)),
         });
@@ -223,8 +250,10 @@ impl Relay {
             shared,
             listening: Mutex::new(Listeners::Open(Vec::new())),
         };
-        let bound = relay.bind(&relay.shared.plan().listen)?;
-        relay.listen(&relay.shared.plan().listen, bound);
+        let plan = relay.shared.plan();
+        let bound = relay.bind(&plan.listen)?;
+        relay.set_access(relay.open_access(&plan)?);
+        relay.listen(&plan.listen, bound);
         Ok(relay)
     }
 
@@ -243,12 +272,43 @@ impl Relay {
     /// As [`replan`](Self::replan).
     pub fn prepare(&self, plan: Plan) -> Result<Prepared, Error> {
         let bound = self.bind(&plan.listen)?;
-        Ok(Prepared { plan, bound })
+        let access = self.open_access(&plan)?;
+        Ok(Prepared {
+            plan,
+            bound,
+            access,
+        })
+    }
+
+    /// Opens the file of access records, also if it is open: it may have been moved away.
+    fn open_access(&self, plan: &Plan) -> Result<Option<Arc<AccessLog>>, Error> {
+        let Some(path) = &plan.access_log else {
+            return Ok(None);
+        };
+        let lost = self.shared.counters.lost_records.clone();
+        match AccessLog::open(path, lost) {
+            Ok(log) => Ok(Some(Arc::new(log))),
+            Err(source) => Err(Error::AccessLog {
+                path: path.clone(),
+                source,
+            }),
+        }
+    }
+
+    fn set_access(&self, access: Option<Arc<AccessLog>>) {
+        let present = self.shared.access.write();
+        *present.unwrap_or_else(PoisonError::into_inner) = access;
     }
 
     /// Puts a prepared plan in force. A relay that drains since keeps its old plan.
     pub fn take(&self, prepared: Prepared) {
-        let Prepared { plan, bound } = prepared;
+        let Prepared {
+            plan,
+            bound,
+            access,
+        } = prepared;
+        self.set_access(access);
+        self.shared.learned.prune(Instant::now());
         self.listen(&plan.listen, bound);
         self.shared.pipes.limit(plan.limits.pipes);
         let mut current = self
@@ -316,19 +376,59 @@ impl Relay {
     pub fn addresses(&self) -> Vec<SocketAddr> {
         match &*self.listening() {
             Listeners::Open(open) => open.iter().map(|l| l.address).collect(),
-            Listeners::Draining => Vec::new(),
+            Listeners::Draining(_) => Vec::new(),
         }
     }
 
     /// Stops accepting. Connections in the accept queue are still served.
     pub fn drain(&self) {
-        *self.listening() = Listeners::Draining;
+        let mut listening = self.listening();
+        if let Listeners::Open(open) = &*listening {
+            let addresses = open.iter().map(|l| (l.wanted, l.address)).collect();
+            *listening = Listeners::Draining(addresses);
+        }
+    }
+
+    /// Accepts again after [`drain`](Self::drain), at the same addresses.
+    ///
+    /// # Errors
+    /// When an address cannot be bound; the relay still drains then.
+    pub async fn resume(&self) -> Result<(), Error> {
+        let addresses = match &*self.listening() {
+            Listeners::Open(_) => return Ok(()),
+            Listeners::Draining(addresses) => addresses.clone(),
+        };
+        let begun = tokio::time::Instant::now();
+        let bound = loop {
+            let bound = addresses.iter().map(|&(wanted, before)| {
+                let (address, sockets) =
+                    bind(before, &self.shared.threads).map_err(|source| Error::Listen {
+                        address: before,
+                        source,
+                    })?;
+                Ok(Bound {
+                    wanted,
+                    address,
+                    sockets,
+                })
+            });
+            match bound.collect::<Result<Vec<_>, Error>>() {
+                Ok(bound) => break bound,
+                // The accept tasks close the old sockets on their threads.
+                Err(_) if begun.elapsed() < LEFT_BEHIND => sleep(ACCEPT_PAUSE / 10).await,
+                Err(error) => return Err(error),
+            }
+        };
+        *self.listening() = Listeners::Open(Vec::new());
+        let wanted: Vec<_> = addresses.iter().map(|(wanted, _)| *wanted).collect();
+        self.listen(&wanted, bound);
+        Ok(())
     }
 
     /// Whether [`drain`](Self::drain) was called.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        matches!(*self.listening(), Listeners::Draining)
+        matches!(*self.listening(), Listeners::Draining(_))
     }
 
     /// Waits until no connection is left and no listener.
@@ -463,10 +563,13 @@ fn begin(n: usize, client: TcpStream, ends: (SocketAddr, SocketAddr), shared: &A
         per_source,
         ..
     } = plan.limits;
-    let counted = match shared
-        .connections
-        .take(ends.0.ip(), connections, per_source)
-    {
+    let counted = if plan.is_proxy(ends.0.ip()) {
+        shared.connections.take_of_proxy(connections)
+    } else {
+        let source = ends.0.ip();
+        shared.connections.take(source, connections, per_source)
+    };
+    let counted = match counted {
         Ok(counted) => counted,
         Err(full) => return refuse(ends.0, &full.into(), shared),
     };
@@ -504,40 +607,121 @@ async fn serve(
     shared: Arc<Shared>,
 ) {
     let counters = &shared.counters;
+    let accepted = (SystemTime::now(), Instant::now());
+    let mut known = open::Known {
+        from,
+        local,
+        name: String::new(),
+        tenant: String::new(),
+        backend: String::new(),
+        address: None,
+    };
     // Boxed, so that the large state of opening is freed before the connection may become idle.
     let opened = Box::pin(open::open(
         &client,
-        (from, local),
+        &mut known,
         &mut counted,
         &plan,
-        counters,
+        (counters, &shared.learned),
     ))
     .await;
     let open::Opened {
         backend,
-        tenant,
+        limit,
         bytes,
+        header,
     } = match opened {
         Ok(opened) => opened,
-        Err(refused) => return refuse(from, &refused, &shared),
+        Err(refused) => {
+            refuse(known.from, &refused, &shared);
+            // Strangers who know no name leave no record.
+            if !known.backend.is_empty() {
+                record(&shared, accepted, known, [0; 2], refused.reason());
+            }
+            return;
+        }
     };
-    let idle = plan.times.idle;
+    let Times { idle, trial, .. } = plan.times;
     drop(plan);
-    let traffic: Traffic = counters.traffic(&tenant);
+    let traffic: Traffic = counters.traffic(&known.tenant);
     traffic.up.inc_by(bytes as u64);
-    let open = counters.opened(&tenant);
-    tracing::debug!(%from, tenant, "connection relayed");
-    drop(tenant);
-    let end = carry(&client, bytes, &backend, idle, &traffic, &shared.pipes).await;
+    let open = counters.opened(&known.tenant);
+    tracing::debug!(from = %known.from, tenant = known.tenant, "connection relayed");
+    let read = [bytes + header, 0].map(|read| AtomicU64::new(read as u64));
+    // Boxed, so that it is not kept where there is nothing to record.
+    let known = shared.access().is_some().then(|| Box::new(known));
+    let carried = carry(&client, &read, &backend, idle, &traffic, &shared.pipes);
+    let end = match limit {
+        Some(limit) => on_trial(carried, &mut counted, (trial, limit)).await,
+        None => carried.await,
+    };
+    if end == End::Evicted {
+        abort(&client, &backend);
+    }
     let reason = end.name();
     counters
         .ended
         .get_or_create(&counters::Reason { reason })
         .inc();
     tracing::debug!(%from, end = reason, "connection ended");
+    if let Some(known) = known {
+        let [up, down] = read.map(AtomicU64::into_inner);
+        record(
+            &shared,
+            accepted,
+            *known,
+            [up - header as u64, down],
+            reason,
+        );
+    }
     // Closed before they leave the count: an empty relay has no socket.
     drop((client, backend, open));
     drop((busy, counted));
+}
+
+/// Carries a connection of a tenant, which gives way to others while it is on trial.
+async fn on_trial(
+    carried: impl Future<Output = End>,
+    counted: &mut limits::Counted,
+    (trial, limit): (Duration, u32),
+) -> End {
+    tokio::pin!(carried);
+    tokio::select! {
+        end = &mut carried => return end,
+        () = counted.evicted() => return End::Evicted,
+        () = sleep(trial) => {}
+    }
+    match counted.settle(limit) {
+        Ok(()) => carried.await,
+        Err(_) => End::Evicted,
+    }
+}
+
+/// Writes an access record, if there is a file for them.
+fn record(
+    shared: &Shared,
+    (time, begun): (SystemTime, Instant),
+    known: open::Known,
+    [up, down]: [u64; 2],
+    end: &'static str,
+) {
+    let Some(access) = shared.access() else {
+        return;
+    };
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    access.add(Record {
+        accepted: time.duration_since(UNIX_EPOCH).map_or(0, milliseconds),
+        milliseconds: milliseconds(begun.elapsed()),
+        client: known.from,
+        local: known.local,
+        name: known.name,
+        tenant: known.tenant,
+        backend: known.backend,
+        address: known.address,
+        up,
+        down,
+        end,
+    });
 }
 
 #[cfg(test)]

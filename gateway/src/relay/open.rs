@@ -1,15 +1,17 @@
 //! Opens a connection: from the first byte of a client until the backend has its hello.
 
-use std::{io, net::SocketAddr, sync::atomic::Ordering, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
+    io::Interest,
     net::TcpStream,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
-    Backend, Plan,
+    Plan,
     counters::{Backend as BackendLabel, Counters, label},
+    dial::{Learned, dial},
     limits::{Counted, Full},
     pipe::receive,
     route::NoRoute,
@@ -17,6 +19,8 @@ use super::{
 use gateway_client::proxy_header;
 use gateway_core::hello::{self, Hello, Progress, Reader};
 
+/// Interval of looks whether the client is still there, while its backend is dialled.
+const WATCH: Duration = Duration::from_millis(100);
 /// Bytes of one read.
 const READ: usize = 4096;
 
@@ -26,6 +30,14 @@ pub enum Refused {
     /// A limit is reached.
     #[error(transparent)]
     Full(#[from] Full),
+    /// A sender of `relay.proxy_from` sent no PROXY header, or not in time.
+    #[error(
+        "the sender is in relay.proxy_from, and its first bytes are no PROXY header of version 2"
+    )]
+    NoProxyHeader,
+    /// The client closed while its backend was dialled.
+    #[error("the client closed the connection while its backend was dialled")]
+    Gone,
     /// The client closed before its first byte.
     #[error("the client closed the connection before its first byte")]
     NoHello,
@@ -52,10 +64,12 @@ pub enum Refused {
 
 impl Refused {
     /// All reasons.
-    pub const REASONS: [&'static str; 19] = [
+    pub const REASONS: [&'static str; 21] = [
         "limit-gateway",
         "limit-source",
         "limit-tenant",
+        "proxy-header",
+        "client-gone",
         "hello-none",
         "hello-cut",
         "hello-slow",
@@ -81,6 +95,8 @@ impl Refused {
             Self::Full(Full::Gateway) => "limit-gateway",
             Self::Full(Full::Source) => "limit-source",
             Self::Full(Full::Tenant) => "limit-tenant",
+            Self::NoProxyHeader => "proxy-header",
+            Self::Gone => "client-gone",
             Self::NoHello => "hello-none",
             Self::CutHello => "hello-cut",
             Self::SlowHello => "hello-slow",
@@ -114,6 +130,8 @@ impl Refused {
                 hello::Refusal::Twice { .. } | hello::Refusal::Name => Some(47),
             },
             Self::Full(Full::Gateway | Full::Source)
+            | Self::NoProxyHeader
+            | Self::Gone
             | Self::NoHello
             | Self::CutHello
             | Self::SlowHello => None,
@@ -124,21 +142,37 @@ impl Refused {
 /// A connected backend that has the hello of the client.
 pub(super) struct Opened {
     pub backend: TcpStream,
-    /// Tenant of the connection, for counters.
-    pub tenant: String,
+    /// Limit of the tenant's connections, if the connection has one.
+    pub limit: Option<u32>,
     /// Bytes of the client that were sent to the backend.
     pub bytes: usize,
+    /// Bytes of a PROXY header that the client sent before them.
+    pub header: usize,
+}
+
+/// What is known of a connection while it is opened.
+pub(super) struct Known {
+    /// The client: its own address, or that of its PROXY header.
+    pub from: SocketAddr,
+    /// The address of the listener.
+    pub local: SocketAddr,
+    pub name: String,
+    /// Tenant, for counters; empty: none.
+    pub tenant: String,
+    /// Name of the backend; empty: no route was found.
+    pub backend: String,
+    pub address: Option<SocketAddr>,
 }
 
 /// Opens a connection. A refused client that speaks TLS gets an alert.
 pub(super) async fn open(
     client: &TcpStream,
-    (from, local): (SocketAddr, SocketAddr),
+    known: &mut Known,
     counted: &mut Counted,
     plan: &Plan,
-    counters: &Counters,
+    (counters, learned): (&Counters, &Arc<Learned>),
 ) -> Result<Opened, Refused> {
-    let opened = opened(client, (from, local), counted, plan, counters).await;
+    let opened = opened(client, known, counted, plan, (counters, learned)).await;
     if let Err(refused) = &opened
         && let Some(number) = refused.alert()
     {
@@ -150,16 +184,29 @@ pub(super) async fn open(
 
 async fn opened(
     client: &TcpStream,
-    (from, local): (SocketAddr, SocketAddr),
+    known: &mut Known,
     counted: &mut Counted,
     plan: &Plan,
-    counters: &Counters,
+    (counters, learned): (&Counters, &Arc<Learned>),
 ) -> Result<Opened, Refused> {
-    let (hello, bytes) = read(client, plan.times.hello).await?;
+    let end = Instant::now() + plan.times.hello;
+    let mut header = 0;
+    if plan.is_proxy(known.from.ip()) {
+        let (named, bytes) = read_proxy_header(client, end).await?;
+        known.from = named.unwrap_or(known.from);
+        header = bytes;
+        counted.name_source(known.from.ip(), plan.limits.per_source)?;
+    }
+    let (hello, bytes) = read(client, end).await?;
     let route = plan.table.find(&hello)?;
+    known.name = hello.name.unwrap_or_default();
+    known.tenant = label(route.tenant.as_ref()).to_owned();
+    known.backend = (*route.backend).to_owned();
+    let mut limit = None;
     if let Some(tenant) = &route.tenant {
-        let limit = plan.tenants.get(tenant).copied().unwrap_or(u32::MAX);
-        counted.assign(tenant, limit)?;
+        let most = plan.tenants.get(tenant).copied().unwrap_or(u32::MAX);
+        counted.assign(tenant, most)?;
+        limit = Some(most);
     }
     let unreachable = |source| Refused::Unreachable {
         backend: (*route.backend).to_owned(),
@@ -168,19 +215,21 @@ async fn opened(
     let Some(backend) = plan.backends.get(&route.backend) else {
         return Err(unreachable(io::ErrorKind::NotFound.into()));
     };
-    let stream = dial(backend, plan.times.dial, || {
+    let dialed = dial(backend, learned, plan.times.dial, || {
         let backend = (*route.backend).to_owned();
         counters
             .dial_failures
             .get_or_create(&BackendLabel { backend })
             .inc();
-    })
-    .await
-    .map_err(unreachable)?;
+    });
+    let (stream, address) = dial_while_there(client, dialed)
+        .await?
+        .map_err(unreachable)?;
+    known.address = Some(address);
     let mut first = if backend.proxy {
         // The address that the client connected to, where the listener has the wildcard address.
-        let to = client.local_addr().unwrap_or(local);
-        proxy_header::header(from, to, hello.name.as_deref().unwrap_or_default())
+        let to = client.local_addr().unwrap_or(known.local);
+        proxy_header::header(known.from, to, &known.name)
     } else {
         Vec::new()
     };
@@ -191,14 +240,47 @@ async fn opened(
         .map_err(unreachable)?;
     Ok(Opened {
         backend: stream,
-        tenant: label(route.tenant.as_ref()).to_owned(),
+        limit,
         bytes: bytes.len(),
+        header,
     })
 }
 
+/// Reads the PROXY header of a listed sender: the client's address, if it has one, and the number
+/// of its bytes.
+async fn read_proxy_header(
+    client: &TcpStream,
+    end: Instant,
+) -> Result<(Option<SocketAddr>, usize), Refused> {
+    let mut head = [0; proxy_header::HEAD_BYTES];
+    read_exactly(client, &mut head, end).await?;
+    let length = proxy_header::body_length(&head).map_err(|_| Refused::NoProxyHeader)?;
+    let mut body = vec![0; length];
+    read_exactly(client, &mut body, end).await?;
+    let named = proxy_header::client(&head, &body).map_err(|_| Refused::NoProxyHeader)?;
+    Ok((named, head.len() + length))
+}
+
+/// Fills `room`, and reads no byte more.
+async fn read_exactly(client: &TcpStream, room: &mut [u8], end: Instant) -> Result<(), Refused> {
+    let mut read = 0;
+    while read < room.len() {
+        match timeout_at(end, client.readable()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return Err(Refused::NoProxyHeader),
+        }
+        match client.try_read(&mut room[read..]) {
+            Ok(0) => return Err(Refused::NoProxyHeader),
+            Ok(some) => read += some,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return Err(Refused::NoProxyHeader),
+        }
+    }
+    Ok(())
+}
+
 /// Reads the hello, and the bytes that came with it.
-async fn read(client: &TcpStream, patience: Duration) -> Result<(Hello, Vec<u8>), Refused> {
-    let end = Instant::now() + patience;
+async fn read(client: &TcpStream, end: Instant) -> Result<(Hello, Vec<u8>), Refused> {
     let mut reader = Reader::new();
     loop {
         match timeout_at(end, client.readable()).await {
@@ -236,35 +318,33 @@ fn cut(reader: &Reader) -> Refused {
     }
 }
 
-/// Connects to the first address that answers, beginning with the one that answered last.
-async fn dial(backend: &Backend, patience: Duration, failed: impl Fn()) -> io::Result<TcpStream> {
-    let count = backend.addresses.len();
-    let first = backend.last.load(Ordering::Relaxed);
-    let mut error = io::ErrorKind::AddrNotAvailable.into();
-    for n in 0..count {
-        let at = (first + n) % count;
-        let address = backend.addresses[at];
-        let dialed = timeout(patience, TcpStream::connect(address))
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        match dialed {
-            Ok(stream) => {
-                backend.last.store(at, Ordering::Relaxed);
-                // It fails only if the connection is closed already.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "cannot set TCP_NODELAY");
-                }
-                return Ok(stream);
-            }
-            Err(source) => {
-                tracing::debug!(%address, error = %source, "cannot connect to an address of the \
-                    backend");
-                failed();
-                error = source;
-            }
+/// Connects to the backend, unless the client goes away meanwhile.
+async fn dial_while_there(
+    client: &TcpStream,
+    dialed: impl Future<Output = io::Result<(TcpStream, SocketAddr)>>,
+) -> Result<io::Result<(TcpStream, SocketAddr)>, Refused> {
+    tokio::select! {
+        biased;
+        dialed = dialed => Ok(dialed),
+        () = gone(client) => Err(Refused::Gone),
+    }
+}
+
+/// Waits until the client has closed or reset its connection.
+async fn gone(client: &TcpStream) {
+    loop {
+        // Most backends answer before: a client is not asked for nothing.
+        sleep(WATCH).await;
+        let ready = timeout(
+            Duration::ZERO,
+            client.ready(Interest::READABLE | Interest::ERROR),
+        );
+        if let Ok(Ok(ready)) = ready.await
+            && (ready.is_read_closed() || ready.is_error())
+        {
+            return;
         }
     }
-    Err(error)
 }
 
 async fn write(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {

@@ -4,3 +4,4 @@ mod circuits;
 mod common;
 mod daemon;
 mod relay;
+mod scale;

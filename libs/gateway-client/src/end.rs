@@ -3,9 +3,12 @@
 //! The owner of the socket asks for a bind about every second, and at once when its network has
 //! changed; hands in received messages; and sends the messages that it gets.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use crate::wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse};
+
+/// Unanswered binds at most: those of five seconds at the shortest interval of binds.
+const OUTSTANDING: usize = 64;
 
 /// One side of a circuit at one gateway.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub struct End {
     newest: u64,
     /// Timestamp of the newest answered message; at first, below that of the first message.
     answered: u64,
+    /// Timestamps of the binds whose answers count, ascending: those of [`OUTSTANDING`] at most.
+    outstanding: VecDeque<u64>,
     /// Whether the last bind was challenged: one challenge for each bind prevents endless
     /// exchanges.
     challenged: bool,
@@ -37,7 +42,7 @@ pub enum EndEvent {
 impl End {
     /// An end that has sent no message.
     #[must_use]
-    pub const fn new(circuit: CircuitId, side: Side, key: Key) -> Self {
+    pub fn new(circuit: CircuitId, side: Side, key: Key) -> Self {
         Self {
             circuit,
             side,
@@ -45,6 +50,7 @@ impl End {
             cookie: Tag::NONE,
             newest: 0,
             answered: 0,
+            outstanding: VecDeque::new(),
             challenged: false,
         }
     }
@@ -74,12 +80,14 @@ impl End {
         if matches!(message.kind, Kind::Bind | Kind::Unbind) {
             return None;
         }
-        // Only `Move` may come without a new request.
-        let is_news = message.timestamp > self.answered
+        // An answer counts once, and only for a bind of this instance. Only `Move` may come without
+        // a new request.
+        let is_awaited = self.outstanding.contains(&message.timestamp)
             || (message.kind == Kind::Move && message.timestamp == self.answered);
-        if !is_news || message.timestamp > self.newest {
+        if !is_awaited {
             return None;
         }
+        self.outstanding.retain(|sent| *sent > message.timestamp);
         self.answered = message.timestamp;
         match message.kind {
             Kind::Challenge if self.challenged => None,
@@ -108,6 +116,12 @@ impl End {
             self.answered = clock;
         }
         self.newest = clock.max(self.newest).saturating_add(1);
+        if kind == Kind::Bind {
+            if self.outstanding.len() == OUTSTANDING {
+                self.outstanding.pop_front();
+            }
+            self.outstanding.push_back(self.newest);
+        }
         let message = Message {
             kind,
             side: self.side,
@@ -172,6 +186,16 @@ mod tests {
         let news = answer(&second, Kind::Bound);
         assert_eq!(end.receive(&news, 21), Some(EndEvent::Bound(500)));
         assert_eq!(end.receive(&move_of(&first), 21), None, "old");
+        // A message that was never asked for does not count, whatever its timestamp.
+        let third = end.bind(30);
+        let mut made_up = answer(&third, Kind::Bound);
+        let stamp = 25u64.to_be_bytes();
+        made_up[20..28].copy_from_slice(&stamp);
+        let tag = key().tag(&[&made_up[..48]]);
+        made_up[48..].copy_from_slice(&tag.0);
+        assert_eq!(end.receive(&made_up, 31), None);
+        let unbound = end.unbind(40);
+        assert_eq!(end.receive(&answer(&unbound, Kind::Bound), 41), None);
         // Answers to an earlier instance do not count.
         let mut again = super::tests::end();
         again.bind(30);

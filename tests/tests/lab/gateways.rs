@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -13,6 +14,7 @@ use causeway_tests::{
     series::length,
     site::{ENCRYPTED, Site},
 };
+use circuit_end::CircuitEnd;
 use gateway_client::{
     end::{End, EndEvent},
     wire::{CircuitId, Key, Kind, MESSAGE_BYTES, Message, Side, Tag},
@@ -373,6 +375,96 @@ fn dropped(site: &Site, reason: &str) -> u64 {
     status["circuits"]["dropped"][reason].as_u64().unwrap_or(0)
 }
 
+/// Drops by reason, and those that XDP dropped before the reason was looked for, because the source
+/// sent too much.
+fn refused(site: &Site, reason: &str) -> u64 {
+    let status = site.gateway_status("gw1");
+    let dropped = &status["circuits"]["dropped"];
+    [reason, "strangers"]
+        .iter()
+        .filter_map(|reason| dropped[*reason].as_u64())
+        .sum()
+}
+
+/// An honest pair of ends beside attackers, for a few seconds: of `sent` datagrams, `heard` came.
+/// The attackers flood a worker with binds of acme's circuit, repeat a captured bind, and open
+/// connections with a name of acme.
+fn beside_attackers(
+    site: &Site,
+    (a, b): (&mut CircuitEnd, &mut CircuitEnd),
+    captured: &[u8],
+    time: Duration,
+) -> (u64, u64) {
+    let stop = AtomicBool::new(false);
+    let hello = client_hello("acme.director.example.net");
+    let id = a.circuit;
+    thread::scope(|scope| {
+        let mut forged = End::new(id, Side::B, Key::new([5; 32]));
+        let flood = socket(site, "outside", GW1);
+        let replays = socket(site, "outside", GW1);
+        let (stop, hello) = (&stop, &hello);
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                for _ in 0..100 {
+                    // The queue may be full.
+                    let _ = flood.send(&forged.bind(clock()));
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = replays.send(captured);
+                thread::sleep(Duration::from_micros(500));
+            }
+        });
+        scope.spawn(move || {
+            let mut open = std::collections::VecDeque::new();
+            while !stop.load(Ordering::Relaxed) {
+                let connected = site.inside("outside", || {
+                    TcpStream::connect_timeout(&GW1, Duration::from_secs(1))
+                });
+                if let Ok(mut stream) = connected {
+                    let _ = stream.write_all(hello);
+                    open.push_back(stream);
+                }
+                if open.len() > 100 {
+                    open.pop_front();
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let begun = Instant::now();
+        let (mut sent, mut heard, mut renewed) = (0u64, 0u64, begun);
+        let mut room = [0; 2048];
+        let mut hears = |b: &mut CircuitEnd| -> u64 {
+            let Ok(length) = b.socket.recv(&mut room) else {
+                return 0;
+            };
+            if let Some(EndEvent::Send(word)) = b.end.receive(&room[..length], clock()) {
+                let _ = b.socket.send(&word);
+            }
+            u64::from(room[..8] == id.to_bytes())
+        };
+        while begun.elapsed() < time {
+            a.send(&sent.to_be_bytes());
+            sent += 1;
+            heard += hears(b);
+            if renewed.elapsed() > Duration::from_secs(1) {
+                renewed = Instant::now();
+                a.bind();
+                let _ = b.socket.send(&b.end.bind(clock()));
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let until = Instant::now() + Duration::from_secs(1);
+        while heard < sent && Instant::now() < until {
+            heard += hears(b);
+        }
+        (sent, heard)
+    })
+}
+
 fn bound(site: &Site, circuit: CircuitId) -> serde_json::Value {
     let status = site.gateway_status("gw1");
     let list = status["circuits"]["list"].as_array();
@@ -396,8 +488,11 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
     b.bind();
     a.send(b"from a");
     assert_eq!(b.receive().as_deref(), Some(&b"from a"[..]));
-    let (acme, [key_a, _]) = circuit(&site, "acme");
+    let (acme, acme_keys) = circuit(&site, "acme");
     let (globex, own) = circuit(&site, "globex");
+    let at_gw1 = |keys: [Key; 2]| keys.map(|key| key.for_gateway("gw1"));
+    let gw2 = acme_keys[1].for_gateway("gw2");
+    let ([key_a, _], own) = (at_gw1(acme_keys), at_gw1(own));
     let before = bound(&site, acme);
     assert!(before[0].is_string() && before[1].is_string(), "{before}");
 
@@ -405,7 +500,7 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
     let mut rng = Seeded::new(99);
     let attempts = 500_usize;
     let send_all = |what: &str, reason: &str, datagrams: Vec<Vec<u8>>| {
-        let was = dropped(&site, reason);
+        let was = refused(&site, reason);
         for (number, datagram) in datagrams.iter().enumerate() {
             evil.send(datagram)
                 .unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -415,15 +510,21 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
             }
         }
         let until = Instant::now() + Duration::from_secs(5);
-        while dropped(&site, reason) - was < datagrams.len() as u64 && Instant::now() < until {
+        // A capture is challenged four times a second, which changes nothing; others are dropped.
+        let challenged = if reason == "replayed" { 100 } else { 0 };
+        let least = datagrams.len() as u64 - challenged;
+        while refused(&site, reason) - was < least && Instant::now() < until {
             thread::sleep(Duration::from_millis(10));
         }
-        let counted = dropped(&site, reason) - was;
+        let counted = refused(&site, reason) - was;
         println!(
             "{what}: {} sent, {counted} dropped as {reason}",
             datagrams.len()
         );
-        assert_eq!(counted, datagrams.len() as u64, "{what}");
+        assert!(
+            (least..=datagrams.len() as u64).contains(&counted),
+            "{what}"
+        );
         assert_eq!(bound(&site, acme), before, "{what} moved an end");
     };
     let mut many = |make: &mut dyn FnMut(&mut Seeded) -> Vec<u8>| -> Vec<Vec<u8>> {
@@ -458,6 +559,7 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
         ("its own keys", own[0].clone()),
         ("a key of zeros", Key::new([0; 32])),
         ("the key of the other side", key_a.clone()),
+        ("the key that another gateway has", gw2),
     ] {
         // The last key is acme's; it is valid for one side only.
         let forged = many(&mut |_| message(Kind::Bind, Side::B, acme, &key, clock()));
@@ -514,7 +616,7 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
     own_a.send(b"mine");
     assert_eq!(own_b.receive().as_deref(), Some(&b"mine"[..]));
     // From a bound address, with another's id.
-    let was = dropped(&site, "not-bound");
+    let was = refused(&site, "not-bound");
     for _ in 0..100 {
         let datagram = [&acme.to_bytes()[..], b"from b"].concat();
         own_a.socket.send(&datagram).expect("send");
@@ -525,10 +627,10 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
         own_a.socket.send(&own_a.end.bind(clock())).expect("send");
     }
     let until = Instant::now() + Duration::from_secs(5);
-    while dropped(&site, "not-bound") < was + 100 && Instant::now() < until {
+    while refused(&site, "not-bound") < was + 100 && Instant::now() < until {
         thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(dropped(&site, "not-bound"), was + 100);
+    assert_eq!(refused(&site, "not-bound"), was + 100);
     assert!(dropped(&site, "bind-rate") > floods, "no limit of binds");
 
     // An end ignores a message with a forged gateway address: the tag must be the gateway's.
@@ -548,6 +650,14 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
         b.send(&[n]);
         assert_eq!(a.receive(), Some(vec![n]));
     }
+    let seconds = length("CAUSEWAY_ATTACK_SECONDS", 3, 180);
+    let before_attack = refused(&site, "forged");
+    let time = Duration::from_secs(seconds);
+    let (sent, heard) = beside_attackers(&site, (&mut a, &mut b), &captured, time);
+    let attacks = refused(&site, "forged") - before_attack;
+    println!("beside {attacks} refused datagrams in {seconds} s: {heard} of {sent} came");
+    assert!(attacks > 1000 * seconds, "no attack");
+    assert!(heard * 100 >= sent * 99, "{heard} of {sent} came");
     let status = site.gateway_status("gw1");
     let list = status["circuits"]["list"].as_array();
     let of_acme = list
@@ -555,11 +665,8 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
         .flatten()
         .find(|c| c["id"] == acme.to_string())
         .expect("acme's circuit");
-    assert_eq!(
-        of_acme["datagrams"],
-        serde_json::json!([51, 50]),
-        "{of_acme}"
-    );
+    let carried = serde_json::json!([51 + sent, 50]);
+    assert_eq!(of_acme["datagrams"], carried, "{of_acme}");
     assert_eq!(of_acme["events"]["bound"], 2, "{of_acme}");
     assert!(matches!(
         own_a.bind_within(Duration::from_secs(3)),

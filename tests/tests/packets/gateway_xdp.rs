@@ -997,10 +997,137 @@ fn the_program_and_its_maps_stay_within_their_budgets() {
     }
     println!("{:<18} {:>10} {total:>12}", "all", "");
     seen.sort();
-    let all = ["BUCKETS", "CIRCUITS", "COUNTERS", "IDS", "PORTS", "STATS"];
+    let all = [
+        "ADMISSION",
+        "BUCKETS",
+        "CIRCUITS",
+        "COUNTERS",
+        "IDS",
+        "KNOWN",
+        "PORTS",
+        "SOURCES",
+        "STATS",
+    ];
     assert_eq!(seen, all, "each map is there, once, and no other");
     assert!(
         total <= MEMORY_BUDGET,
         "{total} bytes, over {MEMORY_BUDGET}"
     );
+}
+
+/// A message with the ID of circuit `n`, without a valid tag.
+fn message(n: u64) -> Vec<u8> {
+    let mut bytes = vec![0; 64];
+    bytes[8..12].copy_from_slice(&[1, 1, 0, 0]);
+    bytes[12..20].copy_from_slice(&id(n).to_bytes());
+    bytes
+}
+
+/// REVIEW C2: user space gets nothing of unknown circuits, and a bounded number of strangers'
+/// datagrams, whatever they know; ends that are bound do not pay for strangers.
+#[test]
+fn strangers_reach_user_space_within_a_budget_and_bound_ends_always() {
+    use gateway_common::maps::{BOUND_RATE, SOURCE_RATE, STRANGERS_RATE};
+
+    let Some(mut harness) = GatewayHarness::new(4, LONG, None, None) else {
+        return;
+    };
+    let [a, b] = v4();
+    let [a6, _] = v6s();
+    harness.join(1, &[a, b]);
+    let unknown = [
+        a.frame(&payload(77, 20)),
+        a.frame(&message(77)),
+        a6.frame(&message(77)),
+    ];
+    for frame in &unknown {
+        // Not asked yet: everything is passed.
+        assert_eq!(harness.run(IN, frame).0, Action::Pass);
+    }
+    let listen = [PORT; 2].map(|port| SocketAddr::from(([0; 4], port)));
+    let v6: SocketAddr = format!("[::]:{PORT}").parse().expect("an address");
+    harness.fast.admit_at(&[listen[0], v6]).expect("ADMISSION");
+    for frame in &unknown {
+        let (action, _, outcome) = harness.run(IN, frame);
+        assert_eq!((action, outcome), (Action::Drop, Outcome::NoCircuit));
+    }
+    // Another port is none of the gateway's.
+    let mut other = a;
+    other.local.set_port(PORT + 1);
+    assert_passed(&harness, IN, &other.frame(&message(77)), Outcome::Message);
+    assert_passed(
+        &harness,
+        IN,
+        &other.frame(&payload(77, 20)),
+        Outcome::UnknownCircuit,
+    );
+
+    // A flood of binds of a known circuit from one address with many ports, and then from many.
+    let count = |harness: &GatewayHarness, outcome: Outcome| {
+        let all = harness.fast.outcomes().expect("COUNTERS");
+        all.into_iter()
+            .find(|(o, _)| *o == outcome)
+            .expect("counted")
+            .1
+    };
+    let mut runner = harness.runner();
+    let flood = |runner: &mut Runner, from: &dyn Fn(u32) -> SocketAddr, frames: u32| {
+        let begun = Instant::now();
+        let (before, lost) = (
+            count(&harness, Outcome::Message),
+            count(&harness, Outcome::Strangers),
+        );
+        for n in 0..frames {
+            let stranger = SideAddress {
+                remote: from(n),
+                local: a.local,
+            };
+            let bytes = frame(
+                gateway_mac(IN),
+                neighbour_mac(a.remote.ip()),
+                &[],
+                &stranger.packet(&message(1)),
+            );
+            runner.run(IN, &bytes);
+        }
+        let passed = count(&harness, Outcome::Message) - before;
+        assert_eq!(
+            passed + count(&harness, Outcome::Strangers) - lost,
+            u64::from(frames)
+        );
+        (passed, begun.elapsed().as_secs_f64())
+    };
+    let one = |n: u32| SocketAddr::from(([192, 0, 2, 66], 1024 + (n % 60_000) as u16));
+    let (got, seconds) = flood(&mut runner, &one, 20_000);
+    let most = SOURCE_RATE as f64 * (1.0 + seconds) + 2.0;
+    assert!(
+        got >= SOURCE_RATE && got as f64 <= most,
+        "{got} in {seconds} s"
+    );
+    let many = |n: u32| SocketAddr::from((n.to_be_bytes(), 5000));
+    let (got, seconds) = flood(&mut runner, &|n| many(0x0b00_0000 + n * 77), 60_000);
+    let most = STRANGERS_RATE as f64 * (1.0 + seconds) + 2.0;
+    assert!(got as f64 <= most, "{got} in {seconds} s");
+    println!("{got} of 60000 strangers' messages passed in {seconds:.2} s");
+
+    // Meanwhile a bound end renews its binding, and its datagrams are forwarded or passed as ever.
+    for _ in 0..BOUND_RATE / 4 {
+        assert_passed(&harness, IN, &a.frame(&message(1)), Outcome::Message);
+    }
+    assert_forwarded(&harness, &a.frame(&payload(1, 20)), [&a, &b], IN);
+    harness.unbind(1, Side::B, &b);
+    for _ in 0..5000 {
+        let (action, ..) = harness.run(IN, &a.frame(&payload(1, 20)));
+        assert_eq!(action, Action::Pass);
+    }
+    // Even so a bound source is not without limit.
+    let mut got = 0;
+    for _ in 0..2000 {
+        got += u64::from(harness.run(IN, &a.frame(&message(1))).0 == Action::Pass);
+    }
+    assert!(got <= 2 * BOUND_RATE + 64, "{got}");
+    // A removed circuit is unknown.
+    harness.replan(|plan| plan.circuits.clear());
+    let (action, _, outcome) = harness.run(IN, &a.frame(&message(1)));
+    assert_eq!((action, outcome), (Action::Drop, Outcome::NoCircuit));
 }

@@ -23,6 +23,10 @@ mkdir -p /etc/causeway
 umask 077
 printf '%s' "$APPLIANCE_CONFIG" > /etc/causeway/appliance.toml
 printf '%s' "$GATEWAY_CONFIG" > /etc/causeway/gateway.toml
+systemd-sysusers "$GATEWAY_SYSUSERS"
+chgrp causeway-gateway /etc/causeway/gateway.toml
+chmod 640 /etc/causeway/gateway.toml
+chmod 755 /etc/causeway
 causeway-appliance keygen --private-key /etc/causeway/tunnel.key > /dev/null
 umask 022
 

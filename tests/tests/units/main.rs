@@ -186,6 +186,10 @@ impl Machine {
                 root.join("appliance-user/systemd").join(UNITS[0]),
             )
             .env("GATEWAY_UNIT", root.join("gateway/systemd").join(UNITS[1]))
+            .env(
+                "GATEWAY_SYSUSERS",
+                root.join("gateway/systemd/causeway-gateway.sysusers.conf"),
+            )
             .env("GATEWAY_CONFIG", GATEWAY_CONFIG)
             .env("APPLIANCE_CONFIG", APPLIANCE_CONFIG)
             .stdin(Stdio::null())
@@ -341,6 +345,37 @@ fn shipped_units_stay_up_reload_stop_and_restart() {
 
     let status = machine.unit(UNITS[1]);
     assert_eq!(status.get("StatusText"), "running, 0 connections");
+
+    // The gateway is not root, loads its XDP program all the same, and a drain does not end it.
+    let pid = status.get("MainPID").to_owned();
+    let owner = machine.inside("stat", &["--format=%U", &format!("/proc/{pid}")]);
+    assert_eq!(
+        String::from_utf8_lossy(&owner.stdout).trim(),
+        "causeway-gateway"
+    );
+    let output = machine.inside("causeway-gateway", &["status", "--json"]);
+    let json = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        json.contains("\"mode\":\"native\""),
+        "{json}\n{}",
+        machine.logs()
+    );
+    assert!(
+        machine
+            .inside("causeway-gateway", &["drain"])
+            .status
+            .success()
+    );
+    machine.wait("it is drained", |m| {
+        m.unit(UNITS[1]).get("StatusText") == "drained, 0 connections"
+    });
+    assert_eq!(machine.unit(UNITS[1]).get("MainPID"), pid);
+    assert!(
+        machine
+            .inside("causeway-gateway", &["undrain"])
+            .status
+            .success()
+    );
 
     // A stop is clean; a start and a restart bring a new process.
     for (unit, pid) in UNITS.into_iter().zip(&pids) {

@@ -321,7 +321,7 @@ struct GatewayTenant<'a> {
 struct GatewayCircuit<'a> {
     id: &'a str,
     tenant: &'a str,
-    keys: &'a [String; 2],
+    keys: [String; 2],
 }
 
 #[derive(Serialize)]
@@ -416,7 +416,7 @@ pub(crate) fn render_gateway(
             .map(|c| GatewayCircuit {
                 id: &c.id,
                 tenant: &c.tenant,
-                keys: &c.keys,
+                keys: c.keys_at(&gateway.host),
             })
             .collect(),
         backend,
@@ -536,14 +536,18 @@ mod tests {
         let drawn = ["acme", "globex"].map(|tenant| Drawn {
             tenant: tenant.to_owned(),
             id: "0100000100000000".to_owned(),
-            keys: ["a", "b"].map(str::to_owned),
+            keys: ["A", "Q"].map(|last| format!("{}{last}=", "A".repeat(42))),
         });
         let socket = Path::new("/run/x/gw1.sock");
         let text = render_gateway(&t, &t.cloud.gateways[0], &drawn, socket, 5).unwrap();
         let c: toml::Table = text.parse().unwrap();
         assert_eq!(c["gateway"]["name"].as_str(), Some("gw1"));
         assert_eq!(c["circuit"].as_array().unwrap().len(), 2);
-        assert_eq!(c["circuit"][1]["keys"][1].as_str(), Some("b"));
+        let derived = gateway_client::wire::Key::from_base64(&drawn[1].keys[1])
+            .unwrap()
+            .for_gateway("gw1")
+            .to_base64();
+        assert_eq!(c["circuit"][1]["keys"][1].as_str(), Some(&*derived));
         let route = |name: &str| {
             let all = c["route"].as_array().unwrap();
             let found = all.iter().find(|r| r["name"].as_str() == Some(name));

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use gateway_client::wire::Key;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,19 @@ pub struct Drawn {
     pub id: String,
     /// Keys of side a and of side b, base64.
     pub keys: [String; 2],
+}
+
+impl Drawn {
+    /// The keys that a gateway of this name has, base64. A drawn text that is no key is kept.
+    #[must_use]
+    pub fn keys_at(&self, gateway: &str) -> [String; 2] {
+        self.keys
+            .each_ref()
+            .map(|text| match Key::from_base64(text) {
+                Some(key) => key.for_gateway(gateway).to_base64(),
+                None => text.clone(),
+            })
+    }
 }
 
 /// One gateway of a lab.
@@ -121,7 +135,10 @@ impl Lab {
             let drawn = Drawn {
                 tenant: circuit.tenant.clone(),
                 id: id.iter().map(|b| format!("{b:02x}")).collect(),
-                keys: [base64(&random()?), base64(&random()?)],
+                keys: [
+                    Key::new(random()?).to_base64(),
+                    Key::new(random()?).to_base64(),
+                ],
             };
             for (side, key) in drawn.keys.iter().enumerate() {
                 write_secret(&self.circuit_key_path(&circuit.tenant, side), key)?;
@@ -394,33 +411,9 @@ fn random<const N: usize>() -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// RFC 4648 section 4.
-fn base64(bytes: &[u8; 32]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for three in bytes.chunks(3) {
-        let number = (0..3).fold(0, |n, i| {
-            n << 8 | usize::from(three.get(i).copied().unwrap_or(0))
-        });
-        for place in 0..=three.len() {
-            text.push(char::from(DIGITS[number >> (18 - 6 * place) & 63]));
-        }
-    }
-    text + "="
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_are_written_as_keygen_prints_them() {
-        assert_eq!(
-            base64(&std::array::from_fn(|n| n as u8)),
-            "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
-        );
-        assert_eq!(base64(&[0xff; 32]), format!("{}8=", "/".repeat(42)));
-    }
 
     #[test]
     fn what_is_drawn_differs() {

@@ -11,10 +11,16 @@
 //! ```
 //!
 //! - A message without a valid tag changes nothing and has no answer.
+//! - Only a bind that repeats a cookie moves the watermark of timestamps that binds are compared
+//!   with. A bind that is older than that, without a cookie, is challenged as well, within a small
+//!   budget: its cookie is good for one bind, whatever the timestamp. So a clock that was wrong once
+//!   locks no end out, and a repeated capture binds nothing.
 //! - A message with a valid tag has at most one answer, of the same length, to its source.
 //! - The table forwards tunnel datagrams only between bound addresses: those that repeated a cookie
 //!   within the lifetime, and so receive what is sent to them.
 //! - Each configured circuit has one entry. No datagram adds an entry.
+
+mod counts;
 
 use std::{
     collections::HashMap,
@@ -28,12 +34,16 @@ use gateway_client::wire::{
     CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse,
 };
 
+pub use self::counts::{CircuitCounts, CircuitState, Drops, Events, Reason, TenantCounts, Traffic};
 use super::rate::Bucket;
 
 /// Least validity of a cookie; the most is twice this.
 const COOKIE_WINDOW: Duration = Duration::from_secs(120);
 /// Messages with a valid tag that a side may send a second, and the burst.
 const BINDS: u64 = 32;
+/// Challenges a second, and the burst, to messages of a side that are not newer than others with a
+/// valid tag: repeated captures, or those of an end whose clock was set back.
+const OLD_CHALLENGES: u64 = 4;
 
 /// The addresses of a datagram that was received or is to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,73 +68,6 @@ pub enum Action {
     /// Drop the datagram.
     Drop(Reason),
 }
-
-/// Why a datagram is dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The datagram is neither a message nor a tunnel datagram.
-    Malformed,
-    /// No circuit has the ID.
-    NoCircuit,
-    /// The tag of a message is not valid under the key of its side.
-    Forged,
-    /// The timestamp of a message is not newer than the last one.
-    Replayed,
-    /// Only gateways send messages of this kind.
-    NotForUs,
-    /// A side sends too many messages.
-    BindRate,
-    /// The other side of the circuit is bound to the same address.
-    SameAddress,
-    /// No side is bound to the source of a tunnel datagram.
-    NotBound,
-    /// The other side of the circuit is not bound.
-    NoPeer,
-    /// The tenant exceeds its rate limit.
-    Rate,
-}
-
-impl Reason {
-    /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
-        Self::Malformed,
-        Self::NoCircuit,
-        Self::Forged,
-        Self::Replayed,
-        Self::NotForUs,
-        Self::BindRate,
-        Self::SameAddress,
-        Self::NotBound,
-        Self::NoPeer,
-        Self::Rate,
-    ];
-
-    /// Whether the datagram belongs to a known circuit.
-    #[must_use]
-    pub const fn has_circuit(self) -> bool {
-        !matches!(self, Self::Malformed | Self::NoCircuit)
-    }
-
-    /// Name in status and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::NoCircuit => "no-circuit",
-            Self::Forged => "forged",
-            Self::Replayed => "replayed",
-            Self::NotForUs => "not-for-us",
-            Self::BindRate => "bind-rate",
-            Self::SameAddress => "same-address",
-            Self::NotBound => "not-bound",
-            Self::NoPeer => "no-peer",
-            Self::Rate => "rate",
-        }
-    }
-}
-
-/// Dropped datagrams, by [`Reason`].
-pub type Drops = [u64; Reason::ALL.len()];
 
 /// The configuration of all tables of a gateway.
 #[derive(Clone, Debug)]
@@ -157,61 +100,6 @@ pub struct CircuitPlan {
     pub keys: [Key; 2],
 }
 
-/// Forwarded datagrams and bytes, circuit IDs included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    pub datagrams: u64,
-    pub bytes: u64,
-}
-
-impl Traffic {
-    fn add(&mut self, length: usize) {
-        self.datagrams += 1;
-        self.bytes += length as u64;
-    }
-}
-
-/// Counts of events of the sides of a circuit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Events {
-    /// A side was bound.
-    pub bound: u64,
-    /// A bound side moved to another address.
-    pub moved: u64,
-    /// A side was sent a challenge.
-    pub challenged: u64,
-    /// A side sent no bind for the lifetime.
-    pub expired: u64,
-    /// A side sent an unbind.
-    pub left: u64,
-    /// A bind was answered with the order to use another gateway.
-    pub sent_away: u64,
-}
-
-impl Events {
-    /// Counts with their names in status and metrics.
-    #[must_use]
-    pub const fn named(&self) -> [(&'static str, u64); 6] {
-        [
-            ("bound", self.bound),
-            ("moved", self.moved),
-            ("challenged", self.challenged),
-            ("expired", self.expired),
-            ("left", self.left),
-            ("sent-away", self.sent_away),
-        ]
-    }
-}
-
-/// Counters of a circuit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CircuitCounts {
-    /// Forwarded datagrams, by sending side.
-    pub from: [Traffic; 2],
-    pub drops: Drops,
-    pub events: Events,
-}
-
 /// The bindings of a circuit, for XDP.
 #[derive(Clone, Copy, Debug)]
 pub struct Bound<'a> {
@@ -219,19 +107,6 @@ pub struct Bound<'a> {
     pub tenant: &'a TenantPlan,
     /// Address of each side and end of its binding.
     pub ends: [Option<(Path, Duration)>; 2],
-}
-
-/// The state of a circuit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CircuitState {
-    pub id: CircuitId,
-    pub tenant: Arc<str>,
-    /// Addresses of the bound sides.
-    pub bound: [Option<SocketAddr>; 2],
-    /// Counters of user space and XDP together.
-    pub counts: CircuitCounts,
-    /// The part of `counts.from` that XDP forwarded.
-    pub fast: [Traffic; 2],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -245,19 +120,67 @@ struct Binding {
 struct End {
     key: Key,
     binding: Option<Binding>,
-    /// Newest timestamp of a message with a valid tag.
-    newest: u64,
+    /// Timestamp of the last accepted message from a proven address.
+    proven: u64,
+    /// Newest timestamp of a bind without a cookie since then.
+    challenged: u64,
+    /// Number that cookies depend on, unique in the table. It changes when the watermarks are set
+    /// back, so that no cookie from before is valid.
+    epoch: u64,
     messages: Bucket,
+    old_challenges: Bucket,
+}
+
+/// What a cookie permits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    /// A bind that is newer than the last accepted one.
+    Newer = 0,
+    /// One bind with any timestamp.
+    AnyTime = 1,
 }
 
 impl End {
-    fn new(key: Key) -> Self {
+    fn new(key: Key, epoch: u64) -> Self {
         Self {
             key,
             binding: None,
-            newest: 0,
+            proven: 0,
+            challenged: 0,
+            epoch,
             messages: Bucket::new(BINDS, Duration::from_secs(1)),
+            old_challenges: Bucket::new(OLD_CHALLENGES, Duration::from_secs(1)),
         }
+    }
+
+    /// Which kind of cookie answers this bind, or why there is no answer.
+    fn accept(
+        &mut self,
+        now: Duration,
+        timestamp: u64,
+        proof: Option<Proof>,
+    ) -> Result<Proof, Reason> {
+        let is_new = match proof {
+            Some(Proof::AnyTime) => true,
+            Some(Proof::Newer) => timestamp > self.proven,
+            None => timestamp > self.proven.max(self.challenged),
+        };
+        // An end never repeats a timestamp: the same message again has no answer.
+        let is_repeated = timestamp == self.proven || timestamp == self.challenged;
+        if proof.is_none() && !is_new {
+            return if !is_repeated && self.old_challenges.take(now, 1) {
+                Ok(Proof::AnyTime)
+            } else {
+                Err(Reason::Replayed)
+            };
+        }
+        if !is_new {
+            return Err(Reason::Replayed);
+        }
+        if !self.messages.take(now, 1) {
+            return Err(Reason::BindRate);
+        }
+        Ok(Proof::Newer)
     }
 
     fn live(&self, now: Duration) -> Option<&Path> {
@@ -292,6 +215,8 @@ pub struct Table {
     drops: Drops,
     /// Circuits whose bindings changed or were renewed since the last report.
     changed: Vec<usize>,
+    /// The last used [`End::epoch`].
+    epoch: u64,
 }
 
 impl Table {
@@ -307,6 +232,7 @@ impl Table {
             draining: false,
             drops: Drops::default(),
             changed: Vec::new(),
+            epoch: 0,
         }
     }
 
@@ -324,7 +250,10 @@ impl Table {
                 Some(old) => (Some(old.ends), old.counts),
                 None => (None, CircuitCounts::default()),
             };
-            let [mut a, mut b] = wanted.keys.clone().map(End::new);
+            let [mut a, mut b] = wanted.keys.clone().map(|key| {
+                self.epoch += 1;
+                End::new(key, self.epoch)
+            });
             for (new, old) in [&mut a, &mut b]
                 .into_iter()
                 .zip(old_ends.into_iter().flatten())
@@ -411,13 +340,28 @@ impl Table {
     }
 
     fn bind(&mut self, now: Duration, position: usize, bind: &Message, from: &Path) -> Action {
+        let proof = self.proof(now, position, bind, from);
         let circuit = &mut self.circuits[position];
-        if let Err(reason) = circuit.accept(now, bind) {
-            return circuit.counted(Action::Drop(reason));
+        let end = &mut circuit.ends[bind.side.index()];
+        let given = match end.accept(now, bind.timestamp, proof) {
+            Ok(given) => given,
+            Err(reason) => return circuit.counted(Action::Drop(reason)),
+        };
+        let other = circuit.ends[bind.side.other().index()].live(now);
+        let is_same = other.is_some_and(|path| path.remote == from.remote);
+        let end = &mut circuit.ends[bind.side.index()];
+        match proof {
+            None => end.challenged = end.challenged.max(bind.timestamp),
+            // It answers a challenge of this address that was not used before.
+            Some(Proof::AnyTime) => {
+                self.epoch += 1;
+                end.epoch = self.epoch;
+                (end.proven, end.challenged) = (bind.timestamp, bind.timestamp);
+            }
+            Some(Proof::Newer) => end.proven = bind.timestamp,
         }
         let (lifetime, draining) = (self.lifetime, self.draining);
-        let proven = self.has_proven(now, bind, from);
-        let cookie = self.cookie(window(now), bind, from);
+        let cookie = self.cookie((window(now), given), position, bind, from);
         let circuit = &mut self.circuits[position];
         let answer = |kind, cookie, lifetime| Message {
             kind,
@@ -425,12 +369,10 @@ impl Table {
             lifetime,
             ..*bind
         };
-        let other = circuit.ends[bind.side.other().index()].live(now);
-        let is_same = other.is_some_and(|path| path.remote == from.remote);
         let end = &mut circuit.ends[bind.side.index()];
         let live = end.live(now).map(|path| path.remote);
         let events = &mut circuit.counts.events;
-        if !proven {
+        if proof.is_none() {
             events.challenged += 1;
             return Action::Answer(answer(Kind::Challenge, cookie, 0).seal(&end.key));
         }
@@ -467,35 +409,50 @@ impl Table {
 
     fn unbind(&mut self, now: Duration, position: usize, unbind: &Message, from: &Path) -> Action {
         let circuit = &mut self.circuits[position];
-        if let Err(reason) = circuit.accept(now, unbind) {
+        let end = &mut circuit.ends[unbind.side.index()];
+        if let Err(reason) = end.accept(now, unbind.timestamp, Some(Proof::Newer)) {
             return circuit.counted(Action::Drop(reason));
         }
-        let end = &mut circuit.ends[unbind.side.index()];
         if end.live(now).map(|path| path.remote) != Some(from.remote) {
             return circuit.counted(Action::Drop(Reason::NotBound));
         }
+        end.proven = unbind.timestamp;
         end.binding = None;
         circuit.counts.events.left += 1;
         note(&mut circuit.changed, position, &mut self.changed);
         Action::Done
     }
 
-    /// Whether the bind repeats a cookie that the table sent to this source.
-    fn has_proven(&self, now: Duration, bind: &Message, from: &Path) -> bool {
+    /// What the cookie of the bind permits, if the table sent it to this source.
+    fn proof(&self, now: Duration, position: usize, bind: &Message, from: &Path) -> Option<Proof> {
+        if bind.cookie == Tag::NONE {
+            return None;
+        }
         let window = window(now);
-        [Some(window), window.checked_sub(1)]
-            .into_iter()
-            .flatten()
-            .any(|window| self.cookie(window, bind, from) == bind.cookie)
+        let windows = [Some(window), window.checked_sub(1)];
+        let proofs = [Proof::Newer, Proof::AnyTime];
+        proofs.into_iter().find(|proof| {
+            let mut windows = windows.into_iter().flatten();
+            windows.any(|window| self.cookie((window, *proof), position, bind, from) == bind.cookie)
+        })
     }
 
-    fn cookie(&self, window: u64, bind: &Message, from: &Path) -> Tag {
+    fn cookie(
+        &self,
+        (window, proof): (u64, Proof),
+        position: usize,
+        bind: &Message,
+        from: &Path,
+    ) -> Tag {
+        let epoch = self.circuits[position].ends[bind.side.index()].epoch;
         let (ip, scope) = match from.remote {
             SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
             SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
         };
         self.secret.tag(&[
             &window.to_be_bytes(),
+            &epoch.to_be_bytes(),
+            &[proof as u8],
             &bind.circuit.to_bytes(),
             &[bind.side as u8],
             &ip.octets(),
@@ -546,6 +503,11 @@ impl Table {
         self.draining = true;
     }
 
+    /// Accepts bindings again.
+    pub const fn undrain(&mut self) {
+        self.draining = false;
+    }
+
     /// For each bound side, its address and the message that orders it to use another gateway: an
     /// answer to its last bind.
     pub fn moves(&self, now: Duration) -> impl Iterator<Item = (Path, [u8; MESSAGE_BYTES])> {
@@ -557,7 +519,7 @@ impl Table {
                     kind: Kind::Move,
                     side,
                     circuit: circuit.id,
-                    timestamp: end.newest,
+                    timestamp: end.proven,
                     cookie: Tag::NONE,
                     lifetime: 0,
                 };
@@ -591,14 +553,64 @@ impl Table {
 
     /// The state of all circuits.
     pub fn state(&self, now: Duration) -> impl Iterator<Item = CircuitState> {
-        self.circuits.iter().map(move |circuit| CircuitState {
+        self.circuits
+            .iter()
+            .map(move |circuit| self.state_of(circuit, now))
+    }
+
+    /// The circuits of each tenant together, for tenants with circuits here.
+    pub fn tenants(&self, now: Duration) -> Vec<(Arc<str>, TenantCounts)> {
+        let mut all = vec![TenantCounts::default(); self.tenants.len()];
+        for circuit in &self.circuits {
+            let sum = &mut all[circuit.tenant];
+            sum.circuits += 1;
+            sum.bound += circuit
+                .ends
+                .iter()
+                .filter(|e| e.live(now).is_some())
+                .count();
+            sum.counts += &circuit.counts;
+        }
+        let named = self.tenants.iter().map(|tenant| Arc::clone(&tenant.name));
+        let pairs = named.zip(all);
+        pairs.filter(|(_, counts)| counts.circuits > 0).collect()
+    }
+
+    /// The states of at most `limit` circuits after an ID, of one tenant or of all, in the order of
+    /// IDs.
+    pub fn page(
+        &self,
+        now: Duration,
+        (after, limit): (Option<CircuitId>, usize),
+        tenant: Option<&str>,
+    ) -> Vec<CircuitState> {
+        let of_tenant = |circuit: &&Circuit| {
+            tenant.is_none_or(|name| *self.tenants[circuit.tenant].name == *name)
+        };
+        let circuits = self.circuits.iter().filter(of_tenant);
+        let mut found: Vec<&Circuit> = circuits
+            .filter(|circuit| after.is_none_or(|after| circuit.id > after))
+            .collect();
+        if found.len() > limit && limit > 0 {
+            found.select_nth_unstable_by_key(limit - 1, |circuit| circuit.id);
+        }
+        found.truncate(limit);
+        found.sort_unstable_by_key(|circuit| circuit.id);
+        found
+            .into_iter()
+            .map(|circuit| self.state_of(circuit, now))
+            .collect()
+    }
+
+    fn state_of(&self, circuit: &Circuit, now: Duration) -> CircuitState {
+        CircuitState {
             id: circuit.id,
             tenant: Arc::clone(&self.tenants[circuit.tenant].name),
             bound: Side::BOTH
                 .map(|side| circuit.ends[side.index()].live(now).map(|path| path.remote)),
             counts: circuit.counts,
             fast: [Traffic::default(); 2],
-        })
+        }
     }
 
     /// Dropped datagrams without a circuit, by reason.
@@ -614,20 +626,6 @@ impl Circuit {
             self.counts.drops[reason as usize] += 1;
         }
         action
-    }
-
-    /// Accepts a message with a valid tag if its timestamp is newest and the rate limit of its side
-    /// allows it. Its timestamp is the newest from then on.
-    fn accept(&mut self, now: Duration, message: &Message) -> Result<(), Reason> {
-        let end = &mut self.ends[message.side.index()];
-        if message.timestamp <= end.newest {
-            return Err(Reason::Replayed);
-        }
-        if !end.messages.take(now, 1) {
-            return Err(Reason::BindRate);
-        }
-        end.newest = message.timestamp;
-        Ok(())
     }
 }
 

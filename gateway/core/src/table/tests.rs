@@ -198,6 +198,97 @@ fn each_drop_has_its_reason() {
     assert_eq!(total + of_circuits, 13, "each is counted once");
 }
 
+/// REVIEW C4, FIELD-REPORTS B18: an end that was bound with a clock in 2099, and one whose clock
+/// was set back, bind with the right time; and what was captured before binds nothing.
+#[test]
+fn a_clock_of_2099_locks_no_end_out() {
+    const YEAR_2099: u64 = 4_070_908_800_000_000_000;
+    let (mut table, ..) = joined();
+    let mut wrong = client(1, Side::A);
+    let mut now = seconds(1);
+    let from = at(4);
+    let mut captured = Vec::new();
+    let mut word = wrong.bind(YEAR_2099);
+    while let Action::Answer(answer) = table.handle(now, &word, &from) {
+        captured.push(word);
+        match wrong.receive(&answer, YEAR_2099) {
+            Some(EndEvent::Send(next)) => word = next,
+            heard => {
+                assert_eq!(heard, Some(EndEvent::Bound(10_000)));
+                break;
+            }
+        }
+    }
+    // It starts again, with the right time.
+    let mut right = client(1, Side::A);
+    bind(&mut table, now, &mut right, 4);
+    now += seconds(1);
+    bind(&mut table, now, &mut right, 4);
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(3)),
+        Action::Forward(at(4))
+    );
+    // It moves on; neither a challenge nor a bind of 2099 takes it back, and challenges to repeated
+    // captures are few.
+    bind(&mut table, now, &mut right, 6);
+    let mut challenges = 0;
+    for _ in 0..100 {
+        for word in &captured {
+            match table.handle(now, word, &from) {
+                Action::Answer(answer) => {
+                    assert_eq!(answer[9], Kind::Challenge as u8);
+                    assert_eq!(right.receive(&answer, 0), None, "it did not ask");
+                    challenges += 1;
+                }
+                action => assert_eq!(action, Action::Drop(Reason::Replayed)),
+            }
+        }
+    }
+    assert!(
+        challenges <= OLD_CHALLENGES + 1 + captured.len() as u64,
+        "{challenges}"
+    );
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(3)),
+        Action::Forward(at(6))
+    );
+}
+
+/// A bind that was kept back or copied has used its cookie up.
+#[test]
+fn a_cookie_outranks_the_timestamp_once() {
+    let (mut table, mut a, _) = joined();
+    let now = seconds(1);
+    // The clock of A was set back by a start.
+    a.bind(1_000_000);
+    assert!(matches!(
+        table.handle(now, &a.bind(0), &at(2)),
+        Action::Answer(_)
+    ));
+    let mut again = client(1, Side::A);
+    let Action::Answer(challenge) = table.handle(now, &again.bind(5), &at(2)) else {
+        panic!("{table:#?}");
+    };
+    let Some(EndEvent::Send(word)) = again.receive(&challenge, 5) else {
+        panic!("no challenge");
+    };
+    let Action::Answer(bound) = table.handle(now, &word, &at(2)) else {
+        panic!("{table:#?}");
+    };
+    assert_eq!(again.receive(&bound, 5), Some(EndEvent::Bound(10_000)));
+    bind(&mut table, now, &mut again, 4);
+    // Its copy comes late, when the end is elsewhere.
+    let late = table.handle(now, &word, &at(2));
+    assert!(
+        matches!(late, Action::Drop(Reason::Replayed))
+            || matches!(late, Action::Answer(answer) if answer[9] == Kind::Challenge as u8)
+    );
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(3)),
+        Action::Forward(at(4))
+    );
+}
+
 #[test]
 fn an_address_is_used_only_after_its_cookie_came_back() {
     let (mut table, mut a, _) = joined();
@@ -563,8 +654,9 @@ impl World {
             }
             Action::Answer(answer) => {
                 prop_assert!(answer.len() <= bytes.len());
+                // A repeated message is challenged at most.
                 prop_assert!(
-                    self.answered.insert(bytes.to_vec()),
+                    answer[9] == Kind::Challenge as u8 || self.answered.insert(bytes.to_vec()),
                     "answered twice: {bytes:?}"
                 );
                 self.heard.push(answer.to_vec());
@@ -781,4 +873,35 @@ proptest! {
         }
         prop_assert!(known.len() <= 3);
     }
+}
+
+#[test]
+fn pages_and_sums_have_every_circuit_once() {
+    let (mut table, ..) = joined();
+    let now = seconds(1);
+    table.handle(now, &datagram(1), &at(2));
+    bind(&mut table, now, &mut client(3, Side::A), 6);
+    let sums: HashMap<Arc<str>, TenantCounts> = table.tenants(now).into_iter().collect();
+    assert_eq!((sums["acme"].circuits, sums["acme"].bound), (2, 2));
+    assert_eq!((sums["evil"].circuits, sums["evil"].bound), (1, 1));
+    assert_eq!(sums["acme"].counts.from[0].datagrams, 1);
+    let all: Vec<CircuitState> = table.state(now).collect();
+    for limit in 1..5 {
+        let (mut after, mut found) = (None, Vec::new());
+        loop {
+            let page = table.page(now, (after, limit), None);
+            let Some(last) = page.last() else { break };
+            assert!(page.len() <= limit);
+            after = Some(last.id);
+            found.extend(page);
+        }
+        assert_eq!(found, all);
+    }
+    let of_evil = table.page(now, (None, 9), Some("evil"));
+    assert_eq!(of_evil.iter().map(|c| c.id).collect::<Vec<_>>(), [id(3)]);
+    table.drain();
+    table.undrain();
+    let heard = table.handle(now, &client(2, Side::A).bind(9), &at(4));
+    assert!(matches!(heard, Action::Answer(_)));
+    bind(&mut table, now, &mut client(2, Side::B), 5);
 }

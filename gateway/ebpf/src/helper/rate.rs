@@ -50,13 +50,42 @@ pub fn take(slot: u32, now: u64, tokens: u64) -> u32 {
     CONTENDED
 }
 
+/// Gives tokens back that were taken from the bucket in a slot, for a datagram that user space pays
+/// for again. Under contention they stay taken.
+#[inline(never)]
+pub fn give_back(slot: u32, tokens: u64) {
+    if slot == NO_BUCKET {
+        return;
+    }
+    let Some(bucket) = BUCKETS.get_ptr_mut(slot) else {
+        return;
+    };
+    // SAFETY: as in `take`.
+    let (rate, full_at) = unsafe {
+        let Bucket { rate, .. } = &*bucket;
+        (core::ptr::read_volatile(rate), &raw mut (*bucket).full_at)
+    };
+    if rate == 0 {
+        return;
+    }
+    let cost = tokens * 1_000_000_000 / rate;
+    for _ in 0..TRIES {
+        // SAFETY: as in `take`.
+        let seen = unsafe { core::ptr::read_volatile(full_at) };
+        // SAFETY: as in `take`.
+        if unsafe { compare_exchange(full_at, seen, seen.wrapping_sub(cost)) } == seen {
+            return;
+        }
+    }
+}
+
 /// Stores `new` at `at` if that holds `expected`. Returns what it held.
 ///
 /// # Safety
 /// `at` must be eight aligned bytes of a map value.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-unsafe fn compare_exchange(at: *mut u64, expected: u64, new: u64) -> u64 {
+pub unsafe fn compare_exchange(at: *mut u64, expected: u64, new: u64) -> u64 {
     let seen: u64;
     // SAFETY: the caller guarantees it; the verifier checks it.
     unsafe {
@@ -72,7 +101,7 @@ unsafe fn compare_exchange(at: *mut u64, expected: u64, new: u64) -> u64 {
 /// # Safety
 /// As for BPF.
 #[cfg(not(target_arch = "bpf"))]
-unsafe fn compare_exchange(at: *mut u64, expected: u64, new: u64) -> u64 {
+pub unsafe fn compare_exchange(at: *mut u64, expected: u64, new: u64) -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     // SAFETY: the caller guarantees it.
     let at = unsafe { AtomicU64::from_ptr(at) };

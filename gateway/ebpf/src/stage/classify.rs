@@ -5,7 +5,11 @@ use aya_ebpf::programs::XdpContext;
 use gateway_common::maps::Outcome;
 use xdp_frame::{Window, ingress};
 
-use crate::{helper::datagram, maps::PORTS, stage::forward::forward};
+use crate::{
+    helper::datagram,
+    maps::PORTS,
+    stage::forward::{admit, forward},
+};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -50,11 +54,26 @@ pub fn process(ctx: &XdpContext) -> Result<u32, Outcome> {
 #[inline(always)]
 fn ipv4<const L3: usize>(ctx: &XdpContext, ingress: u32, vlan: u16) -> Result<u32, Outcome> {
     let datagram = datagram::ipv4::<L3>(ctx, vlan)?;
-    forward::<L3>(ctx, &datagram, ingress)
+    admitted::<L3>(ctx, &datagram, ingress)
 }
 
 #[inline(always)]
 fn ipv6<const L3: usize>(ctx: &XdpContext, ingress: u32, vlan: u16) -> Result<u32, Outcome> {
     let datagram = datagram::ipv6::<L3>(ctx, vlan)?;
-    forward::<L3>(ctx, &datagram, ingress)
+    admitted::<L3>(ctx, &datagram, ingress)
+}
+
+/// Forwards a datagram, or decides whether user space gets it.
+#[inline(always)]
+fn admitted<const L3: usize>(
+    ctx: &XdpContext,
+    d: &datagram::Datagram,
+    ingress: u32,
+) -> Result<u32, Outcome> {
+    match forward::<L3>(ctx, d, ingress) {
+        Err(why @ (Outcome::Message | Outcome::UnknownCircuit | Outcome::WrongSource)) => {
+            Err(admit::<L3>(ctx, d, why))
+        }
+        result => result,
+    }
 }

@@ -13,11 +13,16 @@ use xdp_frame::{
 
 use crate::{
     helper::{
-        datagram::{Datagram, UDP},
+        admission,
+        datagram::{Datagram, IPV4_LEN, IPV6_LEN, UDP, UDP_LEN},
         rate, rewrite,
     },
-    maps::{CIRCUITS, IDS, PORTS, STATS},
+    maps::{ADMISSION, CIRCUITS, IDS, KNOWN, PORTS, STATS},
 };
+
+/// Length of a message, and the offset of its circuit ID (docs/gateway.md).
+const MESSAGE_BYTES: u32 = 64;
+const MESSAGE_ID: usize = 12;
 
 /// Forwards a datagram and returns the XDP action. Writes to the packet only if it is forwarded.
 ///
@@ -81,6 +86,7 @@ pub fn forward<const L3: usize>(
         .ok_or(Outcome::UnknownCircuit)?;
     // Everything that can fail is above, but for the rate: tokens that are taken are used.
     let link = Window::<12>::at(ctx, 0).ok_or(Outcome::Other)?;
+    let mut is_second = false;
     for (slot, tokens) in [(circuit.buckets[0], 1), (circuit.buckets[1], d.length())] {
         match rate::take(slot, now, tokens.into()) {
             rate::TAKEN => {}
@@ -89,8 +95,15 @@ pub fn forward<const L3: usize>(
                 unsafe { (*stats).rate += 1 };
                 return Err(Outcome::OverRate);
             }
-            _ => return Err(Outcome::BucketContention),
+            _ => {
+                // User space pays for the datagram.
+                if is_second {
+                    rate::give_back(circuit.buckets[0], 1);
+                }
+                return Err(Outcome::BucketContention);
+            }
         }
+        is_second = true;
     }
     if d.family == 4 {
         rewrite::ipv4::<L3>(ctx, d, to)?;
@@ -116,6 +129,55 @@ pub fn forward<const L3: usize>(
     }
     // SAFETY: no memory is passed.
     Ok(unsafe { bpf_redirect(device, 0) } as u32)
+}
+
+/// The outcome of a datagram that user space would get for the reason `why`: that, or why it is
+/// dropped.
+#[inline(always)]
+pub fn admit<const L3: usize>(ctx: &XdpContext, d: &Datagram, why: Outcome) -> Outcome {
+    let Some(admission) = ADMISSION.get(0) else {
+        return why;
+    };
+    if admission.complete == 0 || !admission::is_listened(admission, d) {
+        return why;
+    }
+    let is_message = matches!(why, Outcome::Message);
+    let id = if !is_message {
+        d.id
+    } else if d.length() != MESSAGE_BYTES {
+        // Malformed: user space counts those that it gets.
+        0
+    } else if d.family == 4 {
+        word(ctx, L3 + IPV4_LEN + UDP_LEN + MESSAGE_ID)
+    } else {
+        word(ctx, L3 + IPV6_LEN + UDP_LEN + MESSAGE_ID)
+    };
+    // SAFETY: an entry may change meanwhile: then a datagram is taken for a stranger's, or not.
+    let known = unsafe { KNOWN.get(id) };
+    let is_bound = match known {
+        Some(known) => admission::is_bound(known, d),
+        None if id != 0 => return Outcome::NoCircuit,
+        None => false,
+    };
+    if is_bound && !is_message {
+        return why;
+    }
+    // SAFETY: the helper takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let of = if is_bound { id } else { 0 };
+    let slot = admission::bucket(admission.secret, d.family, &d.source, of);
+    let admitted = if is_bound {
+        admission::admit_bound(slot, now)
+    } else {
+        admission::admit_stranger(slot, now)
+    };
+    if admitted { why } else { Outcome::Strangers }
+}
+
+/// Eight bytes of the frame; zero if it is shorter.
+#[inline(always)]
+fn word(ctx: &XdpContext, offset: usize) -> u64 {
+    Window::<8>::at(ctx, offset).map_or(0, |window| window.get::<u64, 0>())
 }
 
 /// Whether the datagram has the addresses and ports of this end.

@@ -45,6 +45,8 @@ pub(crate) struct World {
     sent: Vec<Vec<u8>>,
     /// Whether the attacker has the keys.
     is_keyed: bool,
+    /// The last used epoch of a side.
+    epoch: u64,
 }
 
 /// An event.
@@ -79,6 +81,7 @@ impl World {
                 place: n,
                 newest: 0,
                 received: 0,
+                outstanding: Vec::new(),
                 challenged: false,
             }
         });
@@ -97,6 +100,7 @@ impl World {
             kept: Vec::new(),
             sent: Vec::new(),
             is_keyed,
+            epoch: 0,
         };
         this.replan(0);
         this
@@ -276,6 +280,11 @@ impl World {
             end.received = clock;
         }
         end.newest = end.newest.max(clock) + 1;
+        if message[9] == Kind::Bind as u8 {
+            end.outstanding.push(end.newest);
+            let most = end.outstanding.len().saturating_sub(64);
+            end.outstanding.drain(..most);
+        }
         let stamp = message[20..28].try_into().expect("eight bytes");
         assert_eq!(u64::from_be_bytes(stamp), end.newest, "a new timestamp");
         self.sent.push(message.to_vec());
@@ -315,12 +324,12 @@ impl World {
             (Action::Forward(to), Wanted::Forward(path)) if to == path => None,
             (Action::Done, Wanted::Done) => None,
             (Action::Drop(reason), Wanted::Drop(known)) if reason == known => None,
-            (Action::Answer(answer), Wanted::Answer(question, kind)) => {
+            (Action::Answer(answer), Wanted::Answer(question, kind, any_time)) => {
                 assert!(
                     answer.len() <= bytes.len(),
                     "an answer longer than the message"
                 );
-                self.answered(answer, question, *kind, &from);
+                self.answered(answer, question, (*kind, *any_time), &from);
                 self.keep(answer);
                 Some(answer.to_vec())
             }
@@ -372,14 +381,24 @@ impl World {
                 }
             }
             Form::Message(message) => {
-                let proven = self.given.iter().any(|given| {
+                let epoch = known.sides[message.side.index()].epoch;
+                let proof = self.given.iter().find(|given| {
                     let age = (now.as_secs() / WINDOW).checked_sub(given.window);
-                    (given.circuit, given.side, given.remote)
-                        == (message.circuit, message.side, from.remote)
+                    (given.circuit, given.side, given.remote, given.epoch)
+                        == (message.circuit, message.side, from.remote, epoch)
                         && given.cookie == message.cookie
                         && age.is_some_and(|age| age < 2)
                 });
-                known.message(now, bytes, &message, from, proven, self.draining)
+                self.epoch += 1;
+                let proof = proof.map(|given| given.any_time);
+                known.message(
+                    now,
+                    bytes,
+                    &message,
+                    from,
+                    proof,
+                    (self.draining, self.epoch),
+                )
             }
         };
         if let Wanted::Drop(reason) = wanted {
@@ -389,7 +408,13 @@ impl World {
     }
 
     /// Checks an answer.
-    fn answered(&mut self, answer: &[u8], question: &Message, kind: Kind, from: &Path) {
+    fn answered(
+        &mut self,
+        answer: &[u8],
+        question: &Message,
+        (kind, any_time): (Kind, bool),
+        from: &Path,
+    ) {
         let known = self
             .circuits
             .iter()
@@ -415,9 +440,11 @@ impl World {
             side: question.side,
             remote: from.remote,
             window: self.now.as_secs() / WINDOW,
+            epoch: known.sides[question.side.index()].epoch,
+            any_time,
             cookie: message.cookie,
         };
-        let whose = |g: &Given| (g.circuit, g.side, g.remote, g.window);
+        let whose = |g: &Given| (g.circuit, g.side, g.remote, g.window, g.epoch, g.any_time);
         match self.given.iter().find(|old| whose(old) == whose(&new)) {
             Some(old) => assert_eq!(old.cookie, new.cookie),
             None => {
@@ -445,17 +472,18 @@ impl World {
         };
         let own = self.keys.key(known.circuit, known.side, 0);
         let message = message.filter(|message| {
-            let is_news = message.timestamp > known.received
+            let is_news = known.outstanding.contains(&message.timestamp)
                 || message.kind == Kind::Move && message.timestamp == known.received;
             // Reflected messages of ends are ignored, and do not block the answer.
             let is_gateways = !matches!(message.kind, Kind::Bind | Kind::Unbind);
-            is_tagged(bytes, &own) && is_gateways && is_news && message.timestamp <= known.newest
+            is_tagged(bytes, &own) && is_gateways && is_news
         });
         let Some(message) = message else {
             assert_eq!(event, None, "{bytes:02x?}: {self:#?}");
             return None;
         };
         known.received = message.timestamp;
+        known.outstanding.retain(|sent| *sent > message.timestamp);
         match (message.kind, event) {
             (Kind::Challenge, Some(EndEvent::Send(next))) if !known.challenged => {
                 known.challenged = true;
@@ -499,7 +527,7 @@ impl World {
                         kind: Kind::Move,
                         side,
                         circuit: id(known.circuit),
-                        timestamp: known_side.newest,
+                        timestamp: known_side.proven,
                         cookie: Tag::NONE,
                         lifetime: 0,
                     };
@@ -570,13 +598,17 @@ impl World {
             let mut known = old.cloned().unwrap_or_else(|| Known {
                 circuit,
                 tenant,
-                sides: keys(circuit, generations).map(KnownSide::new),
+                sides: keys(circuit, generations).map(|key| {
+                    self.epoch += 1;
+                    KnownSide::new(key, self.epoch)
+                }),
                 drops: [0; Reason::ALL.len()],
                 from: [Traffic::default(); 2],
             });
             for (side, key) in known.sides.iter_mut().zip(keys(circuit, generations)) {
                 if side.key != key {
-                    *side = KnownSide::new(key);
+                    self.epoch += 1;
+                    *side = KnownSide::new(key, self.epoch);
                 }
             }
             self.circuits.push(known);
@@ -628,8 +660,8 @@ impl World {
         assert_eq!(self.table.bound(self.now), bound);
     }
 
-    /// Checks that all ends can bind again and exchange datagrams, except where an attacker with
-    /// the key has used up the timestamps.
+    /// Checks that all ends can bind again and exchange datagrams, even where an attacker with the
+    /// key has used up the timestamps.
     fn check_recovery(&mut self) {
         if self.draining {
             return;
@@ -640,15 +672,15 @@ impl World {
         let mut bound = [[false; 2]; CIRCUITS];
         for n in 0..self.ends.len() {
             let (circuit, side) = (self.ends[n].circuit, self.ends[n].side.index());
-            let spent = self.circuits[circuit].sides[side].newest;
             self.clock = self.clock.max(self.ends[n].newest);
-            if spent > LATE {
-                continue;
-            }
-            self.clock = self.clock.max(spent);
             self.ends[n].place = n;
-            let message = self.make_message(n, false);
-            self.deliver(n, &message, true);
+            // An attacker with the key may have used up one timestamp; the next bind has another.
+            for _ in 0..2 {
+                if self.circuits[circuit].sides[side].live(self.now) != Some(at(n)) {
+                    let message = self.make_message(n, false);
+                    self.deliver(n, &message, true);
+                }
+            }
             bound[circuit][side] = true;
             let known = &self.circuits[circuit].sides[side];
             assert_eq!(known.live(self.now), Some(at(n)), "{self:#?}");

@@ -14,6 +14,8 @@ pub(super) const LIFETIME: Duration = Duration::from_secs(10);
 pub(super) const WINDOW: u64 = 120;
 /// Messages of a side: burst, and a second.
 pub(super) const BINDS: u64 = 32;
+/// Challenges of a side to old messages: burst, and a second.
+pub(super) const OLD_CHALLENGES: u64 = 4;
 /// Limits a second: datagrams of tenant acme, bytes of tenant evil. Both divide a second into whole
 /// nanoseconds.
 pub(super) const DATAGRAMS: u64 = 1000;
@@ -109,17 +111,26 @@ impl Leaky {
 #[derive(Clone, Debug)]
 pub(super) struct KnownSide {
     pub(super) key: Key,
-    pub(super) newest: u64,
+    /// Timestamp of the last message that was accepted from a proven address.
+    pub(super) proven: u64,
+    /// Newest timestamp of a bind without a cookie.
+    pub(super) challenged: u64,
+    /// Differs between lives of a side, and after each bind that set its clock back.
+    pub(super) epoch: u64,
     pub(super) messages: Leaky,
+    pub(super) old: Leaky,
     pub(super) bound: Option<(Path, Duration)>,
 }
 
 impl KnownSide {
-    pub(super) const fn new(key: Key) -> Self {
+    pub(super) const fn new(key: Key, epoch: u64) -> Self {
         Self {
             key,
-            newest: 0,
+            proven: 0,
+            challenged: 0,
+            epoch,
             messages: Leaky { level: 0, at: 0 },
+            old: Leaky { level: 0, at: 0 },
             bound: None,
         }
     }
@@ -147,6 +158,9 @@ pub(super) struct Given {
     pub(super) side: Side,
     pub(super) remote: SocketAddr,
     pub(super) window: u64,
+    pub(super) epoch: u64,
+    /// Whether it permits one bind with any timestamp.
+    pub(super) any_time: bool,
     pub(super) cookie: Tag,
 }
 
@@ -154,8 +168,8 @@ pub(super) struct Given {
 #[derive(Debug)]
 pub(super) enum Wanted {
     Forward(Path),
-    /// An answer to this message, of this kind.
-    Answer(Message, Kind),
+    /// An answer to this message, of this kind; whether its cookie permits any timestamp.
+    Answer(Message, Kind, bool),
     Done,
     Drop(Reason),
 }
@@ -169,6 +183,8 @@ pub(super) struct KnownEnd {
     pub(super) place: usize,
     pub(super) newest: u64,
     pub(super) received: u64,
+    /// Timestamps of binds that no answer has come to yet, nor to a later one.
+    pub(super) outstanding: Vec<u64>,
     pub(super) challenged: bool,
 }
 
@@ -180,8 +196,8 @@ impl Known {
         bytes: &[u8],
         message: &Message,
         from: &Path,
-        proven: bool,
-        draining: bool,
+        proof: Option<bool>,
+        (draining, epoch): (bool, u64),
     ) -> Wanted {
         let other = self.sides[message.side.other().index()].live(now);
         let side = &mut self.sides[message.side.index()];
@@ -191,35 +207,52 @@ impl Known {
         if !matches!(message.kind, Kind::Bind | Kind::Unbind) {
             return Wanted::Drop(Reason::NotForUs);
         }
-        if message.timestamp <= side.newest {
+        let depth = Duration::from_secs(1);
+        let unbinds = message.kind == Kind::Unbind;
+        if proof.is_none() && !unbinds && message.timestamp <= side.proven.max(side.challenged) {
+            let repeated = [side.proven, side.challenged].contains(&message.timestamp);
+            return if !repeated && side.old.pour(now, SECOND / OLD_CHALLENGES, depth) {
+                Wanted::Answer(*message, Kind::Challenge, true)
+            } else {
+                Wanted::Drop(Reason::Replayed)
+            };
+        }
+        if (proof != Some(true) || unbinds) && message.timestamp <= side.proven {
             return Wanted::Drop(Reason::Replayed);
         }
-        let depth = Duration::from_secs(1);
         if !side.messages.pour(now, SECOND / BINDS, depth) {
             return Wanted::Drop(Reason::BindRate);
         }
-        side.newest = message.timestamp;
         let live = side.live(now);
         if message.kind == Kind::Unbind {
             return if live.is_some_and(|path| path.remote == from.remote) {
+                side.proven = message.timestamp;
                 side.bound = None;
                 Wanted::Done
             } else {
                 Wanted::Drop(Reason::NotBound)
             };
         }
-        if !proven {
-            return Wanted::Answer(*message, Kind::Challenge);
+        match proof {
+            None => {
+                side.challenged = message.timestamp;
+                return Wanted::Answer(*message, Kind::Challenge, false);
+            }
+            Some(true) => {
+                (side.proven, side.challenged) = (message.timestamp, message.timestamp);
+                side.epoch = epoch;
+            }
+            Some(false) => side.proven = message.timestamp,
         }
         if other.is_some_and(|path| path.remote == from.remote) {
             return Wanted::Drop(Reason::SameAddress);
         }
         if draining && live.is_none() {
-            return Wanted::Answer(*message, Kind::Move);
+            return Wanted::Answer(*message, Kind::Move, false);
         }
         side.bound = Some((*from, now + LIFETIME));
         let kind = if draining { Kind::Move } else { Kind::Bound };
-        Wanted::Answer(*message, kind)
+        Wanted::Answer(*message, kind, false)
     }
 }
 

@@ -18,6 +18,7 @@ mod slots;
 use std::{
     collections::BTreeMap,
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -28,12 +29,12 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{ProgramError, Xdp},
 };
 use gateway_common::maps::{
-    BUCKET_REUSE_DELAY, Bucket, Circuit, MIN_BUCKETS, MIN_CIRCUITS, Outcome, Port,
-    SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats,
+    Admission, BUCKET_REUSE_DELAY, Bucket, Circuit, Known, Listen, MAX_LISTEN, MIN_BUCKETS,
+    MIN_CIRCUITS, Outcome, Port, SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats,
 };
 
 pub use links::{Interface, Mode, wanted};
@@ -192,6 +193,8 @@ pub struct Fast {
     stats_slots: Mutex<Slots>,
     counters: PerCpuArray<MapData, u64>,
     ports: Mutex<HashMap<MapData, u32, Port>>,
+    known: Mutex<HashMap<MapData, u64, Known>>,
+    admission: Mutex<(Array<MapData, Admission>, Admission)>,
     links: Mutex<Vec<links::Attached>>,
     /// Circuits that fit the maps.
     room: usize,
@@ -233,6 +236,7 @@ impl Fast {
         let buckets = twice(size.buckets, MIN_BUCKETS);
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("IDS", circuits)
+            .map_max_entries("KNOWN", circuits)
             .map_max_entries("CIRCUITS", circuits * SLOTS_PER_CIRCUIT)
             .map_max_entries("STATS", circuits)
             .map_max_entries("BUCKETS", buckets)
@@ -241,6 +245,23 @@ impl Fast {
                 path: object.to_owned(),
                 source: Box::new(source),
             })?;
+        let mut secret = [0; 16];
+        getrandom::fill(&mut secret)
+            .map_err(io::Error::from)
+            .map_err(|source| Error::System {
+                operation: "get random bytes for the admission of strangers",
+                source,
+            })?;
+        let half = |at: usize| {
+            secret[at..at + 8]
+                .iter()
+                .fold(0, |n, byte| n << 8 | u64::from(*byte))
+        };
+        let admission = Admission {
+            secret: [half(0), half(8)],
+            complete: 1,
+            ..Admission::default()
+        };
         program(&mut ebpf)?
             .load()
             .map_err(|source| Error::Program(Box::new(source)))?;
@@ -256,6 +277,8 @@ impl Fast {
             stats_slots: Mutex::new(Slots::new(circuits, SLOT_REUSE_DELAY)),
             counters: typed(&mut ebpf, "COUNTERS")?,
             ports: Mutex::new(typed(&mut ebpf, "PORTS")?),
+            known: Mutex::new(typed(&mut ebpf, "KNOWN")?),
+            admission: Mutex::new((typed(&mut ebpf, "ADMISSION")?, admission)),
             links: Mutex::new(Vec::new()),
             room: circuits as usize,
             object: Mutex::new(ebpf),
@@ -337,6 +360,54 @@ impl Fast {
             }
         }
         Ok(())
+    }
+
+    /// Sets the addresses at which datagrams that are not forwarded are admitted by their circuit
+    /// and source. Those to other addresses are all passed.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn admit_at(&self, listen: &[SocketAddr]) -> Result<(), Error> {
+        let mut admission = lock(&self.admission);
+        let (map, value) = &mut *admission;
+        value.listen = [Listen::default(); MAX_LISTEN];
+        for (entry, address) in value.listen.iter_mut().zip(listen) {
+            *entry = Listen {
+                address: publish::address(address.ip()),
+                port: address.port().to_be(),
+                zero: 0,
+                family: if address.is_ipv4() { 4 } else { 6 },
+            };
+        }
+        map.set(0, *value, 0)
+            .map_err(map_error("write", "ADMISSION"))
+    }
+
+    /// Makes a configured circuit known to the program, with the addresses of its bound sides.
+    fn know(&self, id: u64, known: &Known) {
+        if let Err(error) = lock(&self.known).insert(id, *known, 0) {
+            let mut admission = lock(&self.admission);
+            let (map, value) = &mut *admission;
+            if value.complete == 0 {
+                return;
+            }
+            value.complete = 0;
+            tracing::warn!(
+                %error,
+                "the XDP map of circuits is full: strangers' datagrams reach user space until the \
+                 gateway restarts"
+            );
+            if let Err(error) = map.set(0, *value, 0) {
+                tracing::error!(%error, "cannot switch the admission of strangers off; some \
+                    circuits cannot bind");
+            }
+        }
+    }
+
+    fn forget(&self, id: u64) {
+        if let Err(error) = lock(&self.known).remove(&id) {
+            tracing::debug!(%error, "cannot remove a circuit from the XDP map");
+        }
     }
 
     /// Gives access to the program.

@@ -8,7 +8,7 @@ use std::{
 
 use ahash::RandomState;
 use gateway_client::wire::CircuitId;
-use gateway_common::maps::{Address, Circuit, End, NO_BUCKET};
+use gateway_common::maps::{Address, Circuit, End, Known, NO_BUCKET, Remote};
 
 use super::Fast;
 use crate::circuit::{
@@ -31,6 +31,8 @@ struct Published {
 pub struct Publisher {
     fast: Arc<Fast>,
     published: HashMap<CircuitId, Published, RandomState>,
+    /// What the program knows of configured circuits.
+    known: HashMap<CircuitId, Known, RandomState>,
 }
 
 impl Publisher {
@@ -40,12 +42,25 @@ impl Publisher {
         Self {
             fast,
             published: HashMap::with_hasher(RandomState::with_seed(0)),
+            known: HashMap::with_hasher(RandomState::with_seed(0)),
         }
     }
 
     /// Publishes the bindings of a circuit. `local` gives the gateway's address of a path. A
     /// renewed binding costs two stores; other changes cost system calls.
     pub fn publish(&mut self, bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) {
+        let known = Known {
+            remotes: bound.ends.map(|end| {
+                end.map_or_else(Remote::default, |(path, _)| Remote {
+                    address: address(path.remote.ip()),
+                    port: path.remote.port().to_be(),
+                    zero: 0,
+                })
+            }),
+        };
+        if self.known.insert(bound.id, known) != Some(known) {
+            self.fast.know(key(bound.id), &known);
+        }
         let wanted = circuit(bound, local);
         if wanted.is_none() && !self.published.contains_key(&bound.id) {
             return;
@@ -95,6 +110,13 @@ impl Publisher {
     /// Withdraws the circuits that are not there any more.
     pub fn keep(&mut self, is_there: impl Fn(CircuitId) -> bool) {
         let fast = &self.fast;
+        self.known.retain(|id, _| {
+            let kept = is_there(*id);
+            if !kept {
+                fast.forget(key(*id));
+            }
+            kept
+        });
         self.published.retain(|id, published| {
             let kept = is_there(*id);
             if !kept {
@@ -109,10 +131,16 @@ impl Publisher {
         });
     }
 
-    /// The index of each circuit's counters.
-    pub fn stats(&self) -> impl Iterator<Item = (CircuitId, u32)> {
-        let published = self.published.iter();
-        published.filter_map(|(id, published)| Some((*id, published.stats?)))
+    /// The tenant and the index of each circuit's counters.
+    pub fn stats(&self) -> impl Iterator<Item = (Arc<str>, u32)> {
+        let published = self.published.values();
+        published.filter_map(|published| Some((Arc::clone(&published.tenant), published.stats?)))
+    }
+
+    /// The index of a circuit's counters.
+    #[must_use]
+    pub fn stats_of(&self, id: CircuitId) -> Option<u32> {
+        self.published.get(&id)?.stats
     }
 }
 
@@ -166,7 +194,7 @@ fn circuit(bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) -> Option<Cir
     };
     let until = [a.1, b.1].map(|until| u64::try_from(until.as_nanos()).unwrap_or(u64::MAX));
     Some(Circuit {
-        id: u64::from_ne_bytes(bound.id.to_bytes()),
+        id: key(bound.id),
         expires: until,
         ends: [end(&a.0)?, end(&b.0)?],
         buckets: [
@@ -178,7 +206,12 @@ fn circuit(bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) -> Option<Cir
     })
 }
 
-fn address(ip: IpAddr) -> Address {
+/// A circuit ID as a key of maps: as on the wire.
+const fn key(id: CircuitId) -> u64 {
+    u64::from_ne_bytes(id.to_bytes())
+}
+
+pub(super) fn address(ip: IpAddr) -> Address {
     match ip {
         IpAddr::V4(v4) => [0, 0, 0, u32::from_ne_bytes(v4.octets())],
         IpAddr::V6(v6) => {

@@ -1,6 +1,7 @@
 //! The relay on loopback, with TLS clients and others.
 
 mod data;
+mod dial;
 mod plans;
 mod refusals;
 
@@ -39,6 +40,8 @@ pub struct Draft {
     pub tenant: u32,
     pub backend: Vec<SocketAddr>,
     pub proxy: bool,
+    pub proxy_from: Vec<gateway::relay::Prefix>,
+    pub access_log: Option<std::path::PathBuf>,
 }
 
 impl Draft {
@@ -54,10 +57,13 @@ impl Draft {
                 hello: TIMEOUT,
                 dial: TIMEOUT,
                 idle: TIMEOUT,
+                trial: Duration::from_secs(10),
             },
             tenant: 1000,
             backend: vec![backend],
             proxy: false,
+            proxy_from: Vec::new(),
+            access_log: None,
         }
     }
 
@@ -72,6 +78,8 @@ impl Draft {
             listen: self.listen.clone(),
             limits: self.limits,
             times: self.times,
+            proxy_from: self.proxy_from.clone(),
+            access_log: self.access_log.clone(),
             tenants: HashMap::from([("acme".into(), self.tenant)]),
             backends: HashMap::from([("b".into(), Backend::new(self.backend.clone(), self.proxy))]),
             table: Table::new(vec![

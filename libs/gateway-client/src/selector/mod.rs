@@ -199,7 +199,8 @@ impl GatewaySelector {
                 Some(place) => old.swap_remove(place),
                 None => Member {
                     at: at.clone(),
-                    end: End::new(self.circuit, self.side, self.key.clone()),
+                    // A gateway of this name only: what another one learns is of no use there.
+                    end: End::new(self.circuit, self.side, self.key.for_gateway(&at.name)),
                     next: now + self.random.up_to(self.settings.other),
                     paced: now,
                     asked: None,

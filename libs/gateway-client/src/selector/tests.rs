@@ -47,14 +47,15 @@ impl Gateway {
         };
     }
 
-    fn answer(&mut self, bytes: &[u8]) -> Option<[u8; MESSAGE_BYTES]> {
+    fn answer(&mut self, name: &str, bytes: &[u8]) -> Option<[u8; MESSAGE_BYTES]> {
+        let key = key().for_gateway(name);
         if self.dead {
             return None;
         }
         let Ok(Datagram::Message(sealed)) = parse(bytes) else {
             panic!("an end says messages only");
         };
-        let message = sealed.open(&key()).expect("of this key");
+        let message = sealed.open(&key).expect("of this gateway's key");
         assert!(message.timestamp > self.newest, "timestamps grow");
         self.newest = message.timestamp;
         self.asked += 1;
@@ -78,7 +79,7 @@ impl Gateway {
             lifetime,
             ..message
         };
-        Some(answer.seal(&key()))
+        Some(answer.seal(&key))
     }
 }
 
@@ -172,7 +173,9 @@ impl World {
                 .and_then(|arrival| self.flying.remove(&arrival))
             {
                 if up {
-                    if let Some(answer) = self.gateways[place].answer(&message) {
+                    if let Some(answer) =
+                        self.gateways[place].answer(&at(place as u8 + 1).name, &message)
+                    {
                         self.fly(place, false, answer);
                     }
                 } else {

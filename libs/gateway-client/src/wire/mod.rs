@@ -7,7 +7,7 @@ use std::{fmt, num::NonZeroU64};
 
 use blake2::{
     Blake2sMac,
-    digest::{FixedOutput as _, KeyInit as _, Update as _, consts::U16},
+    digest::{FixedOutput as _, KeyInit as _, Update as _, consts::U16, consts::U32},
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -22,6 +22,8 @@ pub const VERSION: u8 = 1;
 
 /// Length of the part that the tag covers.
 const COVERED: usize = 48;
+/// Label of the keys that ends and gateways share.
+const GATEWAY_LABEL: &[u8] = b"causeway circuit at gateway 1";
 /// Length of a tag and of a cookie.
 const TAG_BYTES: usize = 16;
 
@@ -104,8 +106,8 @@ impl Side {
     }
 }
 
-/// The secret key of one side of a circuit, shared with the gateway: 32 random bytes. Wiped by the
-/// drop.
+/// The secret key of one side of a circuit: 32 random bytes. Each gateway has the key that
+/// [`Key::for_gateway`] derives for it, and no other. Wiped by the drop.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Key([u8; KEY_BYTES]);
 
@@ -142,6 +144,34 @@ impl Key {
             }
         }
         (bits == 0).then_some(key)
+    }
+
+    /// The key that the gateway of this name has in place of this key: BLAKE2s-256 of a label and
+    /// the name, keyed with this key (RFC 7693). One gateway's keys say nothing about another's.
+    #[must_use]
+    pub fn for_gateway(&self, name: &str) -> Self {
+        let mut state = Blake2sMac::<U32>::new(&self.0.into());
+        state.update(GATEWAY_LABEL);
+        state.update(name.as_bytes());
+        Self(state.finalize_fixed().into())
+    }
+
+    /// As [`Key::from_base64`] reads it.
+    #[must_use]
+    pub fn to_base64(&self) -> String {
+        const DIGITS: &[u8; 64] =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let mut text = String::with_capacity(44);
+        for three in self.0.chunks(3) {
+            let number = (0..3).fold(0, |number, n| {
+                number << 8 | usize::from(three.get(n).copied().unwrap_or(0))
+            });
+            for place in 0..=three.len() {
+                text.push(char::from(DIGITS[number >> (18 - 6 * place) & 63]));
+            }
+        }
+        text.push('=');
+        text
     }
 
     /// BLAKE2s-128 of the concatenated parts with this key (RFC 7693).

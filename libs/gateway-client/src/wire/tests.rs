@@ -70,6 +70,7 @@ fn a_key_is_44_characters_of_base64() {
     let bytes: Vec<u8> = (0..32).collect();
     let key = Key::from_base64(text).expect("a key");
     assert_eq!(key, Key::new(bytes.try_into().expect("32")));
+    assert_eq!(key.to_base64(), text);
     let other = text.replace('B', "/");
     assert_ne!(Key::from_base64(&other).expect("a key"), key);
     for bad in [
@@ -159,5 +160,17 @@ proptest! {
         prop_assert_eq!(open(&sealed[..length], &key), None);
         let longer = [&sealed[..], &[0]].concat();
         prop_assert_eq!(open(&longer, &key), None);
+    }
+}
+
+#[test]
+fn each_gateway_has_a_key_of_its_own() {
+    let key = Key::new([7; 32]);
+    let keys = ["gw1", "gw2", "gw11", ""].map(|name| key.for_gateway(name));
+    for (n, one) in keys.iter().enumerate() {
+        assert_ne!(*one, key);
+        assert!(keys[..n].iter().all(|other| other != one));
+        assert_ne!(Key::new([8; 32]).for_gateway("gw1"), *one);
+        assert_eq!(Key::from_base64(&one.to_base64()).as_ref(), Some(one));
     }
 }

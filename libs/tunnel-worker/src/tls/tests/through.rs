@@ -25,7 +25,10 @@ fn relay(to: SocketAddr, proxy: bool) -> (tokio::runtime::Runtime, Relay) {
             hello: PATIENCE,
             dial: PATIENCE,
             idle: PATIENCE,
+            trial: PATIENCE,
         },
+        proxy_from: Vec::new(),
+        access_log: None,
         tenants: HashMap::from([("acme".into(), 10)]),
         backends: HashMap::from([("appliance".into(), Backend::new(vec![to], proxy))]),
         table: Table::new(vec![Route {
