@@ -14,7 +14,7 @@ use std::{
 
 use causeway_tests::{
     packet::ip,
-    series::length,
+    series::{distribution, is_long, length},
     site::{ENCRYPTED, Site, Transfer},
 };
 use lab::Probe;
@@ -118,7 +118,7 @@ fn after_a_sigkill_traffic_is_back_within_two_seconds_and_tcp_survives() {
         Talk::start(&site, "prod-b", "replica-a", A),
         Talk::start(&site, "replica-a", "prod-b", B),
     ];
-    let mut late = 0;
+    let (mut gaps, mut late) = (Vec::new(), 0);
     for (round, host) in [BOTH[0], BOTH[1], BOTH[0], BOTH[1]].into_iter().enumerate() {
         let transfer = Transfer::paced(
             &site,
@@ -143,6 +143,7 @@ fn after_a_sigkill_traffic_is_back_within_two_seconds_and_tcp_survives() {
             gap.as_millis()
         );
         late += usize::from(gap >= BACK);
+        gaps.push(gap);
         assert!(gap < 2 * BACK, "{host}: {}", report.summary());
         // The daemon was really gone: its sessions ended with it.
         assert!(
@@ -151,10 +152,15 @@ fn after_a_sigkill_traffic_is_back_within_two_seconds_and_tcp_survives() {
             report.summary()
         );
         transfer.finish();
+        // Each end was killed once, and no round was late.
+        if gaps.len() == 2 && late == 0 && !is_long() {
+            break;
+        }
     }
-    // A machine that is held up for a second makes one round late; a tunnel that is slow, all of
-    // them.
-    assert!(late <= 1, "{late} of 4 rounds took longer than {BACK:?}");
+    println!("without a reply: {}", distribution(&gaps));
+    // A machine that is held up for a second makes one round of four late; a tunnel that is slow,
+    // all of them.
+    assert!(late <= 1, "rounds over {BACK:?}: {gaps:?}");
     for talk in talks {
         talk.finish();
     }
@@ -245,8 +251,9 @@ fn a_tenant_behind_a_nat_dials_and_is_followed_through_a_new_mapping() {
     // In one transaction: a packet between two rules would create another mapping.
     let map = |port: u16| {
         nft(&format!(
-            "table ip nat; delete table ip nat; table ip nat {{ chain post {{ type nat hook postrouting priority srcnat; oif \"wan\" udp sport 6180 snat to 198.51.100.2:{port}; \
-             }}; }}"
+            "table ip nat; delete table ip nat; table ip nat {{ chain post {{ type nat hook \
+             postrouting priority srcnat; oif \"wan\" udp sport 6180 snat to \
+             198.51.100.2:{port}; }}; }}"
         ));
     };
     // The tenant's appliance is unreachable from outside.
@@ -276,8 +283,8 @@ fn a_tenant_behind_a_nat_dials_and_is_followed_through_a_new_mapping() {
     let talk = Talk::start(&site, "prod-b", "replica-a", A);
     // The NAT loses its mappings, as in a reboot, and assigns another port.
     nft(
-        "table ip raw { chain pre { type filter hook prerouting priority raw; udp sport 6180 drop; }; \
-         }",
+        "table ip raw { chain pre { type filter hook prerouting priority raw; udp sport 6180 \
+         drop; }; }",
     );
     thread::sleep(Duration::from_secs(4));
     map(40002);
