@@ -7,6 +7,8 @@
 //!
 //! Both namespaces are private to the test and end with its threads.
 
+mod skip;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -27,6 +29,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::gettid;
 use service::xdp::accepts_redirects;
+use skip::skip;
 
 /// Two network namespaces; the current thread is in A.
 struct Pair {
@@ -101,10 +104,10 @@ impl Pair {
 }
 
 /// Runs a test in a separate thread with its own namespaces. Without root, prints that it is
-/// skipped.
+/// skipped, or fails where that is not permitted.
 fn isolated(test: &'static str, body: impl FnOnce(Pair) + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
-        println!("SKIPPED: {test}: needs root");
+        skip(test, "needs root");
         return;
     }
     std::thread::spawn(move || body(Pair::new()))
@@ -248,7 +251,7 @@ fn another_program_is_found_with_its_mode() {
 fn an_interface_with_another_program_is_attached_once_it_is_free() {
     isolated("occupied", |pair| {
         let Some(object) = std::env::var_os("CAUSEWAY_BPF_OBJECT") else {
-            println!("SKIPPED: occupied: CAUSEWAY_BPF_OBJECT is not set");
+            skip("occupied", "CAUSEWAY_BPF_OBJECT is not set");
             return;
         };
         let pins = format!("/sys/fs/bpf/causeway-nic-{}", std::process::id());
@@ -291,7 +294,7 @@ fn a_veth_accepts_redirects_by_its_peers_settings() {
     isolated("redirects", |pair| {
         // An older kernel reports nothing.
         let Some(before) = accepts_redirects(pair.va) else {
-            println!("SKIPPED: redirects: the kernel does not report XDP features");
+            skip("redirects", "the kernel does not report XDP features");
             return;
         };
         pair.in_b(|| run("ethtool -K vb gro off"));

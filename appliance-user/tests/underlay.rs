@@ -7,6 +7,8 @@
 //!
 //! Both namespaces are private to the test and end with its threads.
 
+mod skip;
+
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
@@ -19,6 +21,7 @@ use appliance_user::kernel::raw_socket::{self, PacketSocket};
 use appliance_user::kernel::underlay::{PathError, Snapshot, UnderlayPath, Watcher};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::gettid;
+use skip::skip;
 use tokio::sync::watch;
 
 const MAC_A: [u8; 6] = [2, 0, 0, 0, 9, 1];
@@ -108,10 +111,10 @@ impl Pair {
 }
 
 /// Runs a test in a separate thread with its own namespaces. Without root, prints that it is
-/// skipped.
+/// skipped, or fails where that is not permitted.
 fn isolated(test: &'static str, body: impl FnOnce(Pair) + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
-        println!("SKIPPED: {test}: needs root");
+        skip(test, "needs root");
         return;
     }
     std::thread::spawn(move || body(Pair::new()))
@@ -172,7 +175,10 @@ fn paths_and_links_follow_the_kernel() {
             .expect("watcher");
 
             let resolved = |s: &Snapshot, peer, mac: [u8; 6]| {
-                matches!(s.paths.get(&peer), Some(UnderlayPath::Resolved { next_hop_mac, .. }) if *next_hop_mac == mac)
+                matches!(
+                    s.paths.get(&peer),
+                    Some(UnderlayPath::Resolved { next_hop_mac, .. }) if *next_hop_mac == mac
+                )
             };
             let (s, _) = until(&mut snapshots, "both peers resolve", |s| {
                 resolved(s, far, MAC_B) && resolved(s, near_v6, MAC_B)
@@ -208,7 +214,10 @@ fn paths_and_links_follow_the_kernel() {
             assert_eq!(reason(&s, "192.0.2.1"), PathError::NoRoute);
             assert_eq!(reason(&s, "203.0.114.1"), PathError::RouteRefuses);
             assert_eq!(reason(&s, "10.9.9.1"), PathError::OwnAddress);
-            assert!(matches!(reason(&s, "10.9.9.77"), PathError::NextHopUnresolved { .. }));
+            assert!(matches!(
+                reason(&s, "10.9.9.77"),
+                PathError::NextHopUnresolved { .. }
+            ));
             let link = &s.links["va"];
             assert!(link.up);
             assert_eq!((link.ifindex, link.mac, link.mtu), (pair.va, MAC_A, 1500));
@@ -226,7 +235,14 @@ fn paths_and_links_follow_the_kernel() {
             // Another next hop, with an MTU.
             ip("route replace 203.0.113.0/24 via 10.9.9.3 mtu 1400");
             let (_, took) = until(&mut snapshots, "new route", |s| {
-                matches!(s.paths[&far], UnderlayPath::Resolved { mtu: 1400, next_hop_mac: MAC_B, .. })
+                matches!(
+                    s.paths[&far],
+                    UnderlayPath::Resolved {
+                        mtu: 1400,
+                        next_hop_mac: MAC_B,
+                        ..
+                    }
+                )
             })
             .await;
             assert!(took < Duration::from_millis(500), "{took:?}");
@@ -269,26 +285,30 @@ fn next_hop_is_confirmed_without_traffic_of_the_kernel() {
                 sysctl(&format!("{family}/neigh/va/delay_first_probe_time"), "1");
             }
             runtime().block_on(async {
-            let peers = vec![address("10.9.9.2"), address("fd00:9::2")];
-            let (_watcher, mut snapshots) = Watcher::spawn(peers.clone(), vec![]).expect("watcher");
-            let all_at = |s: &Snapshot, mac: [u8; 6]| {
-                peers.iter().all(|peer| {
-                    matches!(s.paths.get(peer), Some(UnderlayPath::Resolved { next_hop_mac, .. }) if *next_hop_mac == mac)
+                let peers = vec![address("10.9.9.2"), address("fd00:9::2")];
+                let (_watcher, mut snapshots) =
+                    Watcher::spawn(peers.clone(), vec![]).expect("watcher");
+                let all_at = |s: &Snapshot, mac: [u8; 6]| {
+                    peers.iter().all(|peer| {
+                    matches!(
+                        s.paths.get(peer),
+                        Some(UnderlayPath::Resolved { next_hop_mac, .. }) if *next_hop_mac == mac
+                    )
                 })
-            };
-            until(&mut snapshots, "resolved", |s| all_at(s, MAC_B)).await;
-            // The machine behind the address is replaced without an announcement.
-            pair.in_b(|| {
-                ip("link set vb down");
-                ip("link set vb address 02:00:00:00:09:bb");
-                ip("link set vb up");
-                ip("addr replace fd00:9::2/64 dev vb nodad");
+                };
+                until(&mut snapshots, "resolved", |s| all_at(s, MAC_B)).await;
+                // The machine behind the address is replaced without an announcement.
+                pair.in_b(|| {
+                    ip("link set vb down");
+                    ip("link set vb address 02:00:00:00:09:bb");
+                    ip("link set vb up");
+                    ip("addr replace fd00:9::2/64 dev vb nodad");
+                });
+                until(&mut snapshots, "replaced next hop found", |s| {
+                    all_at(s, [2, 0, 0, 0, 9, 0xbb])
+                })
+                .await;
             });
-            until(&mut snapshots, "replaced next hop found", |s| {
-                all_at(s, [2, 0, 0, 0, 9, 0xbb])
-            })
-            .await;
-        });
         },
     );
 }

@@ -7,13 +7,14 @@
 //!     main thread  ◄─ Rx ─┘  (XDP: redirect to XSKMAP, both ends)  Tx ◄────┘
 //! ```
 //!
-//! Needs root; prints that it was skipped otherwise.
+//! Needs root; without, the tests print that they are skipped, and fail if
+//! `CAUSEWAY_REQUIRE_PRIVILEGED` is `1`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 use std::{
     fs::File,
-    io,
+    io::{self, Write as _},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -339,6 +340,18 @@ fn wait(fd: BorrowedFd<'_>, millis: u16) -> bool {
     poll(&mut fds, PollTimeout::from(millis)).unwrap() > 0
 }
 
+/// Tells the test runner that the running test is skipped, past the capture of its output. Fails
+/// where nothing may be skipped.
+fn skip(reason: &str) {
+    let name = thread::current().name().unwrap_or("test").to_owned();
+    let line = format!("SKIPPED: {name}: {reason}\n");
+    assert!(
+        std::env::var_os("CAUSEWAY_REQUIRE_PRIVILEGED").is_none_or(|v| v != "1"),
+        "{line}CAUSEWAY_REQUIRE_PRIVILEGED=1 forbids skipping"
+    );
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
 /// Two namespaces with a veth between them.
 struct Pair {
     near: End,
@@ -355,7 +368,7 @@ impl Pair {
     /// earlier run.
     fn make(test: &str) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED: {test}: not root");
+            skip("needs root");
             return None;
         }
         let end = |side| {
