@@ -15,8 +15,12 @@ use super::{MAX_LINE, Refusal, Reply, Socket};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No process listens.
-    #[error("no {} answers at {}: {source}; is it running (`systemctl status causeway-{}`), and is \
-        --socket right?", of.name, path.display(), of.name)]
+    #[error(
+        "cannot connect to the {name} at {path}: {source}; check that it is running (`systemctl \
+         status causeway-{name}`) and that --socket is correct",
+        name = of.name,
+        path = path.display()
+    )]
     Connect {
         /// The kind of daemon.
         of: &'static Socket,
@@ -25,15 +29,19 @@ pub enum Error {
         source: io::Error,
     },
     /// The request was not sent whole.
-    #[error("asking the {}: {source}; the request was not sent whole: ask again", of.name)]
+    #[error("cannot send the request to the {}: {source}; retry", of.name)]
     Unsent {
         /// The kind of daemon.
         of: &'static Socket,
         source: io::Error,
     },
     /// The daemon has the request and did not reply in time. It may still carry the request out.
-    #[error("the {} has not answered for {} s, and may still carry out what it was asked: look \
-        with `causeway-{} status` before asking again", of.name, patience.as_secs_f64(), of.name)]
+    #[error(
+        "the {name} did not reply within {} s. The request may still be executed; check \
+         `causeway-{name} status` before retrying",
+        patience.as_secs_f64(),
+        name = of.name
+    )]
     Silent {
         /// The kind of daemon.
         of: &'static Socket,
@@ -41,22 +49,32 @@ pub enum Error {
         patience: Duration,
     },
     /// The connection broke before the reply.
-    #[error("waiting for the answer of the {}: {source}; what it was asked may have been carried \
-        out: look with `causeway-{} status` before asking again", of.name, of.name)]
+    #[error(
+        "connection lost while waiting for the {name}'s reply: {source}; the request may have been \
+         executed; check `causeway-{name} status` before retrying",
+        name = of.name
+    )]
     Unanswered {
         /// The kind of daemon.
         of: &'static Socket,
         source: io::Error,
     },
     /// The daemon closed the connection without a reply.
-    #[error("the {} closed the connection without an answer: {}; if it was being stopped it may \
-        have carried out what it was asked: look with `causeway-{} status` before asking again", of.name, of.access.rule(), of.name)]
+    #[error(
+        "the {name} closed the connection without a reply: {}; if it was stopping, the request may \
+         have been executed; check `causeway-{name} status` before retrying",
+        of.access.rule(),
+        name = of.name
+    )]
     Closed {
         /// The kind of daemon.
         of: &'static Socket,
     },
     /// The reply cannot be read.
-    #[error("the {} answered something else: {source}; is it of another version?", of.name)]
+    #[error(
+        "cannot parse the {}'s reply: {source}; client and daemon versions may differ",
+        of.name
+    )]
     Reply {
         /// The kind of daemon.
         of: &'static Socket,
@@ -101,7 +119,7 @@ pub(super) fn ask_within<Q: Serialize, T: DeserializeOwned>(
         of,
         source: match source.kind() {
             _ if is_timeout(&source) => {
-                io::Error::new(ErrorKind::TimedOut, "it does not take the request")
+                io::Error::new(ErrorKind::TimedOut, "it does not read the request")
             }
             ErrorKind::BrokenPipe => io::Error::new(
                 ErrorKind::BrokenPipe,

@@ -113,17 +113,22 @@ impl Drop for SocketPath {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process answers there.
-    #[error("{} is already running: it answers at {}; stop it first, or give this one another {}", of.one, path.display(), of.setting)]
+    #[error(
+        "{} is already running: it answers at {}; stop it first, or give this one another {}",
+        of.one,
+        path.display(),
+        of.setting
+    )]
     Running {
         of: &'static Socket,
         /// The path of the socket.
         path: PathBuf,
     },
     /// The path is taken by something that is no socket.
-    #[error("{} is there and is not a socket; move it away", path.display())]
+    #[error("{} exists and is not a socket; move it away", path.display())]
     NotASocket { path: PathBuf },
     /// A file operation failed.
-    #[error("{operation} {}: {source}", path.display())]
+    #[error("cannot {operation} {}: {source}", path.display())]
     Io {
         /// The operation, as in "listen on".
         operation: &'static str,
@@ -159,16 +164,17 @@ pub fn bind(of: &'static Socket, path: &Path) -> Result<UnixListener, Error> {
                     path: path.to_owned(),
                 });
             }
-            fs::remove_file(path).map_err(failed("replace the dead socket"))?;
+            fs::remove_file(path).map_err(failed("remove the stale socket"))?;
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(failed("look at")(source)),
+        Err(source) => return Err(failed("inspect")(source)),
     }
     if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).map_err(failed("make the directory of"))?;
+        fs::create_dir_all(dir).map_err(failed("create the directory of"))?;
     }
     let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .map_err(failed("set the permissions of"))?;
     Ok(listener)
 }
 
@@ -230,7 +236,7 @@ async fn client<Q: DeserializeOwned, T: Serialize>(
             Ok(request) => answer(of, &calls, request).await,
             Err(error) => Reply::Error(Refusal::new(
                 "bad-request",
-                format!("not a request of this version: {error}"),
+                format!("cannot parse the request: {error}; client and daemon versions may differ"),
             )),
         };
         let mut bytes = serde_json::to_vec(&reply)?;

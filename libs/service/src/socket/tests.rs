@@ -1,5 +1,5 @@
 use std::{
-    io::Read as _,
+    io::{Read as _, Write as _},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
     time::Duration,
@@ -56,8 +56,10 @@ async fn requests_are_answered_or_refused() {
     let path = dir.path().join("lamp.sock");
     let absent = asked(&path, Request::Dark).await.expect_err("no daemon");
     assert!(
-        absent.starts_with(&format!("no lamp answers at {}: ", path.display()))
-            && absent.contains("`systemctl status causeway-lamp`"),
+        absent.starts_with(&format!(
+            "cannot connect to the lamp at {}: ",
+            path.display()
+        )) && absent.contains("`systemctl status causeway-lamp`"),
         "{absent}"
     );
     serve_lamp(&path).await;
@@ -70,17 +72,11 @@ async fn requests_are_answered_or_refused() {
     let other = asked(&path, json!({ "request": "blink" }))
         .await
         .expect_err("no such request");
-    assert!(
-        other.starts_with("not a request of this version: "),
-        "{other}"
-    );
+    assert!(other.starts_with("cannot parse the request: "), "{other}");
     // Longer than the longest request: cut, and so no JSON.
     let long = json!({ "request": "light", "watts": 1, "why": "x".repeat(100) });
     let long = asked(&path, long).await.expect_err("too long");
-    assert!(
-        long.starts_with("not a request of this version: "),
-        "{long}"
-    );
+    assert!(long.starts_with("cannot parse the request: "), "{long}");
     assert!(
         asked(&path, Request::Light { watts: 1 }).await.is_ok(),
         "it goes on"
@@ -106,7 +102,7 @@ async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     std::fs::write(&file, "kept").expect("a file");
     let error = bind(&LAMP, &file).expect_err("no socket").to_string();
     assert!(
-        error.ends_with("is there and is not a socket; move it away"),
+        error.ends_with("exists and is not a socket; move it away"),
         "{error}"
     );
     assert_eq!(std::fs::read(&file).expect("a file"), b"kept");
@@ -137,20 +133,17 @@ fn error_of(answerer: fn(UnixStream) -> Option<UnixStream>, why: usize) -> Strin
 
 #[test]
 fn an_error_without_an_answer_tells_whether_the_request_may_be_carried_out() {
-    let look = "look with `causeway-lamp status` before asking again";
+    let check = "check `causeway-lamp status` before retrying";
     assert_eq!(
         error_of(read_request, 0),
-        format!(
-            "the lamp has not answered for 0.2 s, and may still carry out what it was asked: {look}"
-        )
+        format!("the lamp did not reply within 0.2 s. The request may still be executed; {check}")
     );
     let closed = |stream: UnixStream| read_request(stream).and(None);
     assert_eq!(
         error_of(closed, 0),
         format!(
-            "the lamp closed the connection without an answer: it accepts requests of root and of \
-             its own user only; if it was being stopped it may have carried out what it was asked: \
-             {look}"
+            "the lamp closed the connection without a reply: it accepts requests of root and of \
+             its own user only; if it was stopping, the request may have been executed; {check}"
         )
     );
     // Closed with unread bytes: a reset.
@@ -158,20 +151,32 @@ fn an_error_without_an_answer_tells_whether_the_request_may_be_carried_out() {
         stream.read_exact(&mut [0]).expect("a request");
         None
     };
-    let said = error_of(reset, 0);
+    let lost = error_of(reset, 0);
     assert!(
-        said.starts_with("waiting for the answer of the lamp: ") && said.ends_with(look),
-        "{said}"
+        lost.starts_with("connection lost while waiting for the lamp's reply: ")
+            && lost.ends_with(&format!("; the request may have been executed; {check}")),
+        "{lost}"
     );
     // More than any socket buffer holds.
     assert_eq!(
         error_of(Some, 8 << 20),
-        "asking the lamp: it does not take the request; the request was not sent whole: ask again"
+        "cannot send the request to the lamp: it does not read the request; retry"
     );
     assert_eq!(
         error_of(reset, 8 << 20),
-        "asking the lamp: it closed the connection: it accepts requests of root and of its own \
-         user only; the request was not sent whole: ask again"
+        "cannot send the request to the lamp: it closed the connection: it accepts requests of \
+         root and of its own user only; retry"
+    );
+    let unreadable = |stream: UnixStream| {
+        let mut stream = read_request(stream)?;
+        stream.write_all(b"lit\n").expect("a client");
+        Some(stream)
+    };
+    let unread = error_of(unreadable, 0);
+    assert!(
+        unread.starts_with("cannot parse the lamp's reply: ")
+            && unread.ends_with("; client and daemon versions may differ"),
+        "{unread}"
     );
 }
 
