@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use packet_rules::checksum::checksum;
+
 use crate::{
     error::{During as _, Result},
     netns,
@@ -332,7 +334,7 @@ impl Socket {
         packet.resize(56, 0);
         if self.probe == Probe::Echo && !self.v6 {
             let sum = checksum(&packet);
-            packet[2..4].copy_from_slice(&sum.to_be_bytes());
+            packet[2..4].copy_from_slice(&sum.to_ne_bytes());
         }
         // SAFETY: the buffer is valid for its length for the duration of the call.
         let sent = unsafe {
@@ -389,23 +391,6 @@ impl Socket {
 fn connect(fd: &OwnedFd, to: SocketAddr) -> io::Result<()> {
     use nix::sys::socket::{SockaddrStorage, connect};
     connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).map_err(io::Error::from)
-}
-
-/// RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum = 0_u32;
-    for pair in bytes.chunks(2) {
-        let word = match pair {
-            [a, b] => u16::from_be_bytes([*a, *b]),
-            [a] => u16::from_be_bytes([*a, 0]),
-            _ => 0,
-        };
-        sum += u32::from(word);
-    }
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 fn series(socket: &Socket, interval: Duration, stop: &AtomicBool) -> Result<Report> {
