@@ -184,8 +184,8 @@ const _: () = assert!(size_of::<Known>() == 40);
 const _: () = assert!(size_of::<Listen>() == 24);
 const _: () = assert!(size_of::<Admission>() == 216);
 
-/// What the program did with a frame: the index in the per-CPU array `COUNTERS`. Numbers are never
-/// reused.
+/// The outcome of a frame in the program: the index in the per-CPU array `COUNTERS`. Numbers are
+/// never reused.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {

@@ -240,8 +240,9 @@ mod tests {
                 let place = place.or(r.protocols.is_empty().then_some(usize::MAX))?;
                 Some((open, place))
             };
-            let best = kept.iter().filter_map(|r| Some((rank(r)?, &r.backend))).min_by_key(|(rank, _)| *rank);
-            prop_assert_eq!(table.find(&hello).ok().map(|r| &r.backend), best.map(|(_, backend)| backend));
+            let ranked = kept.iter().filter_map(|r| Some((rank(r)?, &r.backend)));
+            let best = ranked.min_by_key(|(rank, _)| *rank).map(|(_, backend)| backend);
+            prop_assert_eq!(table.find(&hello).ok().map(|r| &r.backend), best);
         }
     }
 }

@@ -82,14 +82,14 @@ pub struct UnreadyAppliance {
     pub reason: String,
 }
 
-/// What a switch does, in one step.
+/// The effects of a switch, in one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The new mode.
     pub mode: State,
     /// Kind of the step.
     pub kind: Kind,
-    /// What happens to endpoints that failed over one by one.
+    /// The treatment of endpoints that failed over one by one.
     pub endpoints: Endpoints,
     /// Whether connections end, because their state belongs to the mode before.
     pub flush_flows: bool,
@@ -115,7 +115,7 @@ pub enum Kind {
     Undo,
 }
 
-/// What happens to the endpoints of a partial failover.
+/// The treatment of the endpoints of a partial failover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoints {
     /// They stay failed over.
@@ -580,7 +580,9 @@ mod tests {
                     dr"), Just("promote \
                     test")
             ].prop_map(goal),
-            force: bool, maintenance in proptest::bool::weighted(0.2), healthy in proptest::bool::weighted(0.8),
+            force: bool,
+            maintenance in proptest::bool::weighted(0.2),
+            healthy in proptest::bool::weighted(0.8),
         ) -> (Request, Circumstances) {
             (Request { goal, force }, circumstances(maintenance, healthy))
         }
@@ -588,7 +590,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn partial_and_full_are_never_both_active(requests in proptest::collection::vec(requests(), 0..40)) {
+        fn partial_and_full_are_never_both_active(
+            requests in proptest::collection::vec(requests(), 0..40),
+        ) {
             let (mut now, mut path) = (State::Idle, Path::default());
             for (request, around) in requests {
                 let (before, old) = (now.clone(), path.clone());
@@ -609,7 +613,7 @@ mod tests {
                     // Nothing of the undone failover is left.
                     State::Idle => prop_assert_eq!(&path, &Path::default()),
                     // Only a promotion brings endpoints into a full failover, all of them.
-                    State::Full { .. } if step.kind == Kind::Begin || step.kind == Kind::Replace => {
+                    State::Full { .. } if matches!(step.kind, Kind::Begin | Kind::Replace) => {
                         prop_assert_eq!((path.endpoints, path.flows), (0, 0));
                     }
                     State::Full { .. } => {
@@ -617,7 +621,7 @@ mod tests {
                     }
                     State::Partial => {}
                 }
-                // What begins is refused in maintenance and without a healthy appliance.
+                // A beginning failover is refused in maintenance and without a healthy appliance.
                 if around.maintenance || !around.unready.is_empty() {
                     prop_assert!(now == State::Idle || now == before);
                 }

@@ -271,7 +271,11 @@ mod tests {
         }
 
         #[test]
-        fn an_intersection_has_the_ports_of_both(a in ranges(), b in ranges(), port in 1..=u16::MAX) {
+        fn an_intersection_has_the_ports_of_both(
+            a in ranges(),
+            b in ranges(),
+            port in 1..=u16::MAX,
+        ) {
             let both = a.contains(port) && b.contains(port);
             prop_assert_eq!(a.intersection(b).is_some_and(|i| i.contains(port)), both);
         }

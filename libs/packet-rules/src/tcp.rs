@@ -280,7 +280,10 @@ mod tests {
         }
 
         #[test]
-        fn random_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..80), at in 0usize..100) {
+        fn random_bytes_never_panic(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..80),
+            at in 0usize..100,
+        ) {
             if let Some(flags) = bytes.get_mut(at + FLAGS_AT) {
                 *flags |= SYN;
             }

@@ -159,7 +159,7 @@ fn circle<'a>(
     None
 }
 
-/// What is wrong with the imports of a program; nothing, if the list is empty.
+/// The errors in the imports of a program.
 fn defects(modules: &Modules) -> Vec<String> {
     let mut defects = Vec::new();
     let mut imports = BTreeMap::new();

@@ -87,7 +87,12 @@ pub fn data(ctx: &XdpContext) -> usize {
     let start: u64;
     // SAFETY: the context is valid while the program runs; byte 0 is `data` (struct xdp_md).
     unsafe {
-        core::arch::asm!("{0} = *(u32 *)({1} + 0)", out(reg) start, in(reg) ctx.ctx, options(readonly, nostack));
+        core::arch::asm!(
+            "{0} = *(u32 *)({1} + 0)",
+            out(reg) start,
+            in(reg) ctx.ctx,
+            options(readonly, nostack)
+        );
     }
     start as usize
 }
@@ -99,7 +104,12 @@ pub fn data_end(ctx: &XdpContext) -> usize {
     let end: u64;
     // SAFETY: as in `data`; byte 4 is `data_end`.
     unsafe {
-        core::arch::asm!("{0} = *(u32 *)({1} + 4)", out(reg) end, in(reg) ctx.ctx, options(readonly, nostack));
+        core::arch::asm!(
+            "{0} = *(u32 *)({1} + 4)",
+            out(reg) end,
+            in(reg) ctx.ctx,
+            options(readonly, nostack)
+        );
     }
     end as usize
 }

@@ -309,7 +309,8 @@ mod tests {
                         receive_and_check(&mut receiver, &mut kernel, max);
                     }
                     Step::Bogus(address) => {
-                        let outstanding = (START..START + u64::from(FRAMES * SIZE)).contains(&address);
+                        let end = START + u64::from(FRAMES * SIZE);
+                        let outstanding = (START..end).contains(&address);
                         if !outstanding && kernel.give(address, 64) {
                             bogus += 1;
                         }

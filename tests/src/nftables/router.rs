@@ -344,8 +344,10 @@ pub fn ruleset() -> String {
         "table inet causeway {{
            chain first {{
              type filter hook prerouting priority raw; policy accept;
-             ip daddr {{ {NAT4}, {PUBLIC4}, {ONE_TO_ONE4} }} meta l4proto {{ tcp, udp }} th dport 22 drop;
-             ip6 daddr {{ {NAT6}, {PUBLIC6}, {ONE_TO_ONE6} }} meta l4proto {{ tcp, udp }} th dport 22 drop;
+             ip daddr {{ {NAT4}, {PUBLIC4}, {ONE_TO_ONE4} }} meta l4proto {{ tcp, udp }} \
+             th dport 22 drop;
+             ip6 daddr {{ {NAT6}, {PUBLIC6}, {ONE_TO_ONE6} }} meta l4proto {{ tcp, udp }} \
+             th dport 22 drop;
              iifname outside ip saddr 10.1.0.0/24 drop;
              iifname outside ip6 saddr 2001:db8:1::/64 drop;
            }}

@@ -255,7 +255,8 @@ impl Ours {
         let state = self.shared.lock();
         let mut text = format!(
             "{:#?}\n{:#?}\n{:?}\nreceived by type {:?}\nsent by type {:?}\nevents {:?}\n\
-             rejected {:#?}\necho requests answered {}, staged {}, duplicate_replies {}, refused {:?}\n",
+             rejected {:#?}\necho requests answered {}, staged {}, duplicate_replies {}, \
+             refused {:?}\n",
             self.shared.status(&state),
             state.stats(),
             state.tunnel.control().stats(),

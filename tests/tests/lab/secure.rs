@@ -147,7 +147,7 @@ fn captured_datagrams_cannot_be_replayed() {
 }
 
 #[test]
-fn a_full_size_lan_fits_whatever_the_wan_carries() {
+fn a_full_size_lan_fits_over_any_wan_mtu() {
     for wan_mtu in [1500, 1400] {
         let options = Options {
             wan_mtu,

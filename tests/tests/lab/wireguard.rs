@@ -291,7 +291,8 @@ fn under_our_load_their_handshake_needs_a_cookie(implementation: Implementation)
         .ours
         .with_state(|state| (state.control(), state.received_of(INITIATION)));
     println!(
-        "their handshake completed {took:?} after their first packet, with {initiations} initiations"
+        "their handshake completed {took:?} after their first packet, with {initiations} \
+         initiations"
     );
     assert!(stats.cookies_sent >= 1, "{stats:?}");
     assert!(stats.answered >= 1, "{stats:?}");

@@ -92,8 +92,8 @@ const LISTED: &[Listed] = &[
     Listed {
         category: "window of TCP",
         reason: "not followed: only the receiver can judge whether a segment is in the window (RFC \
-                 9293 section 3.10.7); RFC 5382 REQ-2 requires all valid sequences to pass, and more \
-                 may. A reset does not end a connection that continues (RFC 7857 section 2.2)",
+                 9293 section 3.10.7); RFC 5382 REQ-2 requires all valid sequences to pass, and \
+                 more may. A reset does not end a connection that continues (RFC 7857 section 2.2)",
         sequences: &[
             ("tcp acknowledges data that was not sent", All),
             ("tcp data outside of the window", All),

@@ -101,7 +101,10 @@ mod tests {
             (before, event),
             ("half a line", Event::Started("a::b".to_owned()))
         );
-        let line = r#"{ "type": "test", "name": "a", "event": "failed", "exec_time": 1.5, "stdout": "x\n" }"#;
+        let line = concat!(
+            r#"{ "type": "test", "name": "a", "event": "failed", "#,
+            r#""exec_time": 1.5, "stdout": "x\n" }"#
+        );
         let Some(("", Event::Ended(outcome))) = parse(line) else {
             panic!("an end")
         };

@@ -25,7 +25,7 @@ fn of_rustls(
     wire
 }
 
-/// What follows a length of `BYTES` bytes.
+/// The body behind a length of `BYTES` bytes.
 fn vector<const BYTES: usize>(content: &[u8]) -> Vec<u8> {
     let mut out = (content.len() as u64).to_be_bytes()[8 - BYTES..].to_vec();
     out.extend_from_slice(content);

@@ -56,7 +56,7 @@ pub struct Path {
     pub remote: SocketAddr,
 }
 
-/// What the worker does with a datagram.
+/// The action of the worker for a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Send the datagram unchanged.
@@ -280,8 +280,8 @@ impl Table {
         self.lifetime = plan.lifetime;
     }
 
-    /// What the worker does with a datagram. `now` is the time since an origin that all tables with
-    /// the same buckets have in common.
+    /// Decides what the worker does with a datagram. `now` is the time since an origin that all
+    /// tables with the same buckets have in common.
     pub fn handle(&mut self, now: Duration, datagram: &[u8], from: &Path) -> Action {
         let action = match parse(datagram) {
             Ok(Datagram::Tunnel(id)) => match self.index.get(&id) {

@@ -471,7 +471,7 @@ fn draining_orders_ends_to_move_and_drops_no_datagram() {
         table.handle(now, &datagram(1), &at(3)),
         Action::Forward(at(4))
     );
-    // Who is not bound is told and not bound.
+    // An end that is not bound gets an answer and is not bound.
     let mut late = client(2, Side::A);
     let Action::Answer(challenge) = table.handle(now, &late.bind(0), &at(6)) else {
         panic!("{table:#?}");
@@ -572,11 +572,19 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (0usize..6, 0u8..6).prop_map(|(end, to)| Act::Roam(end, to)),
         6 => (0usize..6, prop::bool::weighted(0.8)).prop_map(|(end, sent)| Act::Bind(end, sent)),
         6 => (0usize..6).prop_map(Act::Send),
-        4 => (any::<prop::sample::Index>(), address.clone()).prop_map(|(n, from)| Act::Replay(n, from)),
+        4 => (any::<prop::sample::Index>(), address.clone())
+            .prop_map(|(n, from)| Act::Replay(n, from)),
         2 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), address.clone())
             .prop_map(|(n, bit, from)| Act::Change(n, bit, from)),
         4 => (0u64..5, address.clone()).prop_map(|(circuit, from)| Act::Inject(circuit, from)),
-        4 => (0u64..5, any::<bool>(), any::<bool>(), any::<prop::sample::Index>(), 0u64..1 << 50, address)
+        4 => (
+            0u64..5,
+            any::<bool>(),
+            any::<bool>(),
+            any::<prop::sample::Index>(),
+            0u64..1 << 50,
+            address,
+        )
             .prop_map(|(c, b, key, cookie, time, from)| Act::Forge(c, b, key, cookie, time, from)),
         1 => Just(Act::Sweep),
     ]
@@ -624,7 +632,7 @@ impl World {
         self.now.as_nanos() as u64 + 1
     }
 
-    /// What comes to the gateway; what must never be is not.
+    /// Datagrams from anywhere reach the gateway; the invariants hold.
     fn arrives(&mut self, bytes: &[u8], from: u8) -> Result<(), TestCaseError> {
         self.heard.push(bytes.to_vec());
         let action = self.table.handle(self.now, bytes, &at(from));
@@ -757,7 +765,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
     #[test]
-    fn an_enemy_who_tries_everything_gets_nowhere(acts in vec(act(), 0..120)) {
+    fn an_attacker_without_a_key_changes_nothing(acts in vec(act(), 0..120)) {
         let mut world = World::new();
         for act in acts {
             world.act(act)?;
@@ -824,11 +832,13 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 }
 
 proptest! {
-    /// Who hears of changes only knows at any time where each circuit is bound, and until when.
+    /// A listener that hears of changes only knows at any time where each circuit is bound, and
+    /// until when.
     #[test]
-    fn who_is_told_of_changes_knows_what_the_table_knows(events in events()) {
+    fn a_listener_of_changes_has_the_contents_of_the_table(events in events()) {
         let mut table = table();
-        let mut clients: Vec<[Client; 2]> = (1..=3).map(|n| Side::BOTH.map(|side| client(n, side))).collect();
+        let of_circuit = |n| Side::BOTH.map(|side| client(n, side));
+        let mut clients: Vec<[Client; 2]> = (1..=3).map(of_circuit).collect();
         let mut known: HashMap<CircuitId, [Option<(Path, Duration)>; 2]> = HashMap::new();
         let mut now = seconds(1);
         for event in events {
@@ -840,7 +850,9 @@ proptest! {
                     let end = &mut clients[n][side.index()];
                     let mut word = end.bind(clock);
                     for _ in 0..2 {
-                        let Action::Answer(answer) = table.handle(now, &word, &at(from)) else { break };
+                        let Action::Answer(answer) = table.handle(now, &word, &at(from)) else {
+                            break;
+                        };
                         let Some(EndEvent::Send(next)) = end.receive(&answer, clock) else { break };
                         word = next;
                     }

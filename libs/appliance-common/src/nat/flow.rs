@@ -363,7 +363,11 @@ mod tests {
         }
 
         #[test]
-        fn a_change_of_any_bit_changes_the_tag(key in any_key(), word in 0usize..8, bit in 0u32..32) {
+        fn a_change_of_any_bit_changes_the_tag(
+            key in any_key(),
+            word in 0usize..8,
+            bit in 0u32..32,
+        ) {
             let mut other = key;
             if word < 4 {
                 other.source[word] ^= 1 << bit;

@@ -203,7 +203,7 @@ mod tests {
         assert!(after(&packets).is_closed());
         packets.push((Original, ACK));
         assert!(after(&packets).is_established());
-        // What was never open stays refused.
+        // A connection that was never open stays refused.
         let refused = [(Original, SYN), (Reply, RST | ACK), (Original, ACK)];
         assert!(after(&refused).is_closed());
     }

@@ -65,7 +65,7 @@ pub struct Allow {
 pub struct PlanProblem {
     /// The key or the line, as in `network "web": gateway`.
     pub at: String,
-    /// What is wrong, and what to write.
+    /// The error, and the text to write instead.
     pub message: String,
 }
 

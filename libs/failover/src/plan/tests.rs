@@ -154,7 +154,7 @@ fn omitted_gateways_are_the_configured_ones() {
         web.gateway_v6().map(|g| g.to_string()),
         Some("fe80::1".to_owned())
     );
-    // What is written is all there is: no IPv6 gateway, though there is an IPv6 prefix.
+    // Only the written gateways exist: no IPv6 gateway, though there is an IPv6 prefix.
     let second = plan(&[WEB, "gateway = [\"10.1.0.2\"]\n"]).expect("a plan");
     let web = second.network("web").expect("the network");
     assert_eq!(
@@ -632,11 +632,16 @@ prop_compose! {
     /// The text of a plan, which may name a network that is not in it, or lead a rule to its
     /// gateway.
     fn texts()(
-        web in 1u8..=20, db in 1u8..=254, flags: [bool; 6], machines in proptest::collection::vec(1u8..=20, 0..6),
+        web in 1u8..=20, db in 1u8..=254, flags: [bool; 6],
+        machines in proptest::collection::vec(1u8..=20, 0..6),
         description in "[ -~]{0,20}",
     ) -> String {
         let [six, internet, advertise, second, allow, both] = flags;
-        let gateway = if six { format!("10.1.0.{web}\", \"2001:db8:1::{web:x}") } else { format!("10.1.0.{web}") };
+        let gateway = if six {
+            format!("10.1.0.{web}\", \"2001:db8:1::{web:x}")
+        } else {
+            format!("10.1.0.{web}")
+        };
         let description = toml::Value::String(description);
         let mut text = format!(
             "{HEAD}description = {description}\n{WEB}gateway = [\"{gateway}\"]\n\
@@ -689,14 +694,20 @@ proptest! {
     fn a_plan_is_accepted_if_and_only_if_it_has_no_problem(text in texts()) {
         let allow_without = text.contains("[[allow]]") && !text.contains("\"db\"\ngateway");
         let web = text.split("gateway = [\"").nth(1).and_then(|rest| rest.split('"').next());
-        let to_gateway = web.is_some_and(|web| text.contains(&format!("internal_ip = \"{web}\"\n")));
+        let to_gateway =
+            web.is_some_and(|web| text.contains(&format!("internal_ip = \"{web}\"\n")));
         prop_assert_eq!(parse(&text).is_ok(), !allow_without && !to_gateway, "{}", text);
     }
 
     #[test]
-    fn no_text_panics_and_every_problem_is_a_line(text: String, at in 0usize..400, good in texts()) {
+    fn no_text_panics_and_every_problem_is_a_line(
+        text: String,
+        at in 0usize..400,
+        good in texts(),
+    ) {
         let at = (0..=at.min(good.len())).rev().find(|at| good.is_char_boundary(*at)).unwrap_or(0);
-        for text in [text.clone(), format!("{}{text}{}", &good[..at], &good[at..]), good[..at].to_owned()] {
+        let inside = format!("{}{text}{}", &good[..at], &good[at..]);
+        for text in [text.clone(), inside, good[..at].to_owned()] {
             if let Err(errors) = parse(&text) {
                 let lines = errors.to_string();
                 prop_assert!(errors.iter().count() > 0);

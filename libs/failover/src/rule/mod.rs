@@ -207,7 +207,7 @@ impl Rule {
         &self.description
     }
 
-    /// What this and another rule both claim, for messages: `203.0.113.20 tcp 443`.
+    /// The ports that this and another rule both claim, for messages: `203.0.113.20 tcp 443`.
     #[must_use]
     pub fn overlap(&self, other: &Self) -> Option<String> {
         if self.public_ip != other.public_ip {

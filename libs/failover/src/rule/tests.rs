@@ -15,7 +15,7 @@ fn refused(line: &str) -> String {
 }
 
 #[test]
-fn port_22_is_refused_alone_and_inside_a_range_whatever_the_protocol() {
+fn port_22_is_refused_alone_and_inside_a_range_for_every_protocol() {
     let alone = "rule \"web\": public_port: 22 is refused: it is reserved for managing the \
         appliance; use another public port, such as 2222, with internal_port = 22 to reach port 22 \
         of the machine";
@@ -96,7 +96,7 @@ fn every_refusal_says_what_to_do() {
         "2001:db8::1:80/tcp -> 2001:db8:1::1",
         "[2001:db8::1]80/tcp -> 2001:db8:1::1",
     ] {
-        // What parses as an address is one: `2001:db8::1:80` is.
+        // A text that parses as an address is one: `2001:db8::1:80` is.
         if text.starts_with("2001") {
             assert!(refused(text).starts_with("\"2001:db8::1:80/tcp"), "{text}");
             continue;
@@ -193,7 +193,8 @@ fn a_file_has_ports_or_the_whole_address() {
 prop_compose! {
     fn rules()(
         v4: bool, public in 0x0100_0001u32..0x7eff_ffff, internal in 0x8000_0001u32..0xa8ff_ffff,
-        first in 23u16..=60_000, count in 0u16..=5000, to in 1u16..=60_000, protocol in 0usize..3, whole: bool,
+        first in 23u16..=60_000, count in 0u16..=5000, to in 1u16..=60_000,
+        protocol in 0usize..3, whole: bool,
     ) -> Rule {
         let ip = |bits: u32| -> IpAddr {
             if v4 {

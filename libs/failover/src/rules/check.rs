@@ -183,11 +183,13 @@ pub(super) fn tenant_problems(rule: &Rule, tenant: &TenantContext) -> Vec<String
              during a full failover: use the address of a machine",
             network.name
         )),
-        Some((network, prefix)) if prefix.is_network_or_broadcast(internal) => problems.push(format!(
-            "internal_ip: {internal} is the network or broadcast address of {prefix} in network \
-             {:?}: use the address of a machine",
-            network.name
-        )),
+        Some((network, prefix)) if prefix.is_network_or_broadcast(internal) => {
+            let name = &network.name;
+            problems.push(format!(
+                "internal_ip: {internal} is the network or broadcast address of {prefix} in \
+                 network {name:?}: use the address of a machine"
+            ));
+        }
         Some(_) => {}
     }
     problems

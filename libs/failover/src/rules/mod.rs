@@ -15,7 +15,7 @@ use std::{
 use crate::{IpPrefix, Rule, RuleTarget};
 use check::{mapped_already, overlaps, second_one_to_one, tenant_problems, there_is_none};
 
-/// What rules and plans are checked against: a tenant's networks and public addresses.
+/// The facts that rules and plans are checked against: a tenant's networks and public addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TenantContext {
     /// The tenant's name.
@@ -39,7 +39,7 @@ pub struct TenantContext {
 pub struct ReservedAddress {
     /// The address.
     pub address: IpAddr,
-    /// What it is, as in "the appliance's own address on eth0".
+    /// Its description, as in "the appliance's own address on eth0".
     pub owner: String,
 }
 
@@ -67,12 +67,12 @@ pub enum RuleChange {
     Remove(String),
 }
 
-/// What is wrong with a rule, for this tenant or among other rules.
+/// The error of a rule, for this tenant or among other rules.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RuleProblem {
     /// The rule's name.
     pub rule: String,
-    /// What is wrong, and what to do.
+    /// The error and the remedy.
     pub message: String,
 }
 

@@ -276,7 +276,7 @@ fn a_change_is_done_whole_or_not_at_all() {
         ]
     );
     assert_eq!(before, kept);
-    // What one step leaves, another may take.
+    // Ports that one step leaves, another may take.
     let after = before
         .apply(
             &acme(),
@@ -401,7 +401,7 @@ proptest! {
             prop_assert!(claims(rule).iter().all(|(.., port)| *port != MANAGEMENT_PORT));
         }
         let rules: Vec<Rule> = rules.into_iter().flatten().collect();
-        // What the tenant's networks are seen as is claimed before any rule is there.
+        // The NAT address of the tenant's networks is claimed before any rule is there.
         let nat_addresses = acme().nat_addresses.into_iter().map(|address| (address, 0, 0));
         let mut all: Vec<_> = rules.iter().flat_map(claims).chain(nat_addresses).collect();
         let claimed = all.len();

@@ -44,7 +44,13 @@ pub enum Error {
         source: Box<toml::de::Error>,
     },
     /// The values of the file are wrong; every problem is listed.
-    #[error("{}: {} problem{}:\n{}", path.display(), problems.len(), if problems.len() == 1 { "" } else { "s" }, list(problems))]
+    #[error(
+        "{}: {} problem{}:\n{}",
+        path.display(),
+        problems.len(),
+        if problems.len() == 1 { "" } else { "s" },
+        list(problems)
+    )]
     Invalid {
         /// The file.
         path: PathBuf,

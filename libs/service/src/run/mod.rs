@@ -38,7 +38,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Requests that wait for the loop.
 const QUEUE: usize = 16;
 
-/// What a daemon does for the runtime. All methods are called from one thread, one at a time.
+/// The part of a daemon that the runtime calls. All methods are called from one thread, one at a
+/// time.
 ///
 /// Every method but [`step`](Self::step) must return soon: while it runs, the loop does nothing
 /// else, the watchdog included.
@@ -98,7 +99,7 @@ pub trait Daemon: Sized {
     fn shut_down(self) {}
 }
 
-/// What a daemon gets from the runtime at its start.
+/// The runtime's interface, which a daemon gets at its start.
 #[derive(Debug)]
 pub struct Context {
     /// For [`http::Server::bind`](crate::http::Server::bind).
@@ -210,7 +211,7 @@ impl Signals {
     }
 }
 
-/// What a signal asks for.
+/// The request of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Reload,

@@ -8,7 +8,7 @@ use nix::libc;
 
 pub use features::accepts_redirects;
 
-/// What to do about a program that cannot be attached. `no_native` is the remedy where the driver
+/// The remedy for a program that cannot be attached. `no_native` is the remedy where the driver
 /// has no native XDP.
 #[must_use]
 pub fn remedy(error: &(dyn Error + 'static), no_native: &'static str) -> &'static str {

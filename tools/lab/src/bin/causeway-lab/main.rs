@@ -183,7 +183,12 @@ struct Links {
     #[arg(long)]
     plain: bool,
     /// Workers of each appliance, which is also the number of queues of its links: 1 to 8.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    #[arg(
+        long,
+        default_value_t = 1,
+        value_name = "N",
+        value_parser = clap::value_parser!(u8).range(1..=8)
+    )]
     workers: u8,
 }
 
