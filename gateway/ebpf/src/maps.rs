@@ -35,7 +35,7 @@ pub static STATS: PerCpuArray<Stats> = PerCpuArray::with_max_entries(MIN_CIRCUIT
 #[map]
 pub static KNOWN: HashMap<u64, Known> = HashMap::with_max_entries(MIN_CIRCUITS, 0);
 
-/// What user space gets of datagrams that are not forwarded. Written by user space.
+/// Bounds on the datagrams that are not forwarded and pass to user space. Written by user space.
 #[map]
 pub static ADMISSION: Array<Admission> = Array::with_max_entries(1, 0);
 

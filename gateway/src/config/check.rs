@@ -522,8 +522,8 @@ fn circuits(
                 c.problem(
                     &at,
                     format!(
-                        "key {} is not 32 bytes in base64: write what `causeway-gateway circuit-key \
-                         --gateway NAME FILE` prints for the key of the end",
+                        "key {} is not 32 bytes in base64: write what `causeway-gateway \
+                         circuit-key --gateway NAME FILE` prints for the key of the end",
                         n + 1
                     ),
                 );

@@ -13,8 +13,8 @@
 //! - A message without a valid tag changes nothing and has no answer.
 //! - Only a bind that repeats a cookie moves the watermark of timestamps that binds are compared
 //!   with. A bind that is older than that, without a cookie, is challenged as well, within a small
-//!   budget: its cookie is good for one bind, whatever the timestamp. So a clock that was wrong once
-//!   locks no end out, and a repeated capture binds nothing.
+//!   budget: its cookie is good for one bind, whatever the timestamp. So a clock that was wrong
+//!   once locks no end out, and a repeated capture binds nothing.
 //! - A message with a valid tag has at most one answer, of the same length, to its source.
 //! - The table forwards tunnel datagrams only between bound addresses: those that repeated a cookie
 //!   within the lifetime, and so receive what is sent to them.
@@ -131,7 +131,7 @@ struct End {
     old_challenges: Bucket,
 }
 
-/// What a cookie permits.
+/// The rights that a cookie gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proof {
     /// A bind that is newer than the last accepted one.
@@ -423,7 +423,7 @@ impl Table {
         Action::Done
     }
 
-    /// What the cookie of the bind permits, if the table sent it to this source.
+    /// The rights that the cookie of the bind gives, if the table sent it to this source.
     fn proof(&self, now: Duration, position: usize, bind: &Message, from: &Path) -> Option<Proof> {
         if bind.cookie == Tag::NONE {
             return None;

@@ -1,8 +1,8 @@
 //! Bounds what user space gets of datagrams that are not forwarded: nothing of unknown circuits,
 //! and of sources that are not bound a share for each and one for all.
 //!
-//! The kernel gives a datagram to the thread of its circuit. So without a bound, a sender that knows
-//! one ID could keep that thread from serving the binds of others.
+//! The kernel gives a datagram to the thread of its circuit. So without a bound, a sender that
+//! knows one ID could keep that thread from serving the binds of others.
 
 use gateway_common::maps::{
     Address, Admission, BOUND_RATE, Bucket, Known, Remote, SOURCE_BUCKETS, SOURCE_RATE,
