@@ -30,6 +30,14 @@ impl PathWatch {
     }
 }
 
+impl PathWatch {
+    /// In full failover, has the neighbours of the uplink confirmed: translated packets go to them.
+    fn confirm_neighbours(&self, uplink: Option<&str>) {
+        self.watcher
+            .confirm_neighbours(uplink.map(ToOwned::to_owned));
+    }
+}
+
 impl Daemon {
     /// Watches the route to every address that a tunnel goes to, and those to the outside where
     /// there is NAT.
@@ -40,6 +48,9 @@ impl Daemon {
             .chain(self.tunnels.watched())
             .chain(claims::watched_outside(config, self.in_force.any_full()))
             .collect();
+        let full = self.in_force.any_full();
+        self.path_watch
+            .confirm_neighbours(full.then_some(config.uplink.interface.as_str()));
         self.path_watch.set(wanted, interfaces::names(config));
     }
 }

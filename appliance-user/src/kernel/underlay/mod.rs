@@ -4,7 +4,8 @@
 //! rtnetlink, and turning them into one [`Snapshot`]: an [`UnderlayPath`] per peer and a
 //! [`LinkState`] per named interface. Never: changing any of them, with one exception. XDP sends
 //! the tunnels' traffic, so the kernel does not see that a next hop is in use. The watcher marks
-//! next hops as used (`NTF_USE`), so that the kernel keeps their neighbour entries fresh.
+//! next hops as used (`NTF_USE`), so that the kernel keeps their neighbour entries fresh. Translated
+//! packets go to any neighbour of the uplink, so there every stale entry is confirmed.
 //!
 //! ```text
 //!   events (multicast groups) ─▶ relevant? ─▶ 10 ms ─▶ refresh ─▶ Snapshot, if it differs
@@ -28,7 +29,7 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::stream::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::neighbour::NeighbourMessage;
+use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::SocketAddr;
@@ -46,6 +47,10 @@ const DEBOUNCE: Duration = Duration::from_millis(10);
 const REFRESH_INTERVAL: Duration = Duration::from_secs(15);
 /// Time between `NTF_USE` requests for a next hop that is stale or does not answer.
 const NEXT_HOP_RETRY: Duration = Duration::from_millis(250);
+/// Stale neighbours confirmed in one refresh, at most.
+const MAX_CONFIRMED: usize = 256;
+/// Time between looks for stale neighbours, without an event.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(5);
 /// Delay after a failed refresh.
 const ERROR_RETRY: Duration = Duration::from_millis(100);
 
@@ -89,6 +94,8 @@ pub struct Watcher {
 struct Targets {
     peers: BTreeSet<IpAddr>,
     interfaces: BTreeSet<String>,
+    /// The interface whose stale neighbours are confirmed.
+    confirm: Option<String>,
 }
 
 impl Targets {
@@ -96,6 +103,7 @@ impl Targets {
         Self {
             peers: peers.into_iter().collect(),
             interfaces: interfaces.into_iter().collect(),
+            confirm: None,
         }
     }
 }
@@ -127,6 +135,7 @@ impl Watcher {
             targets: targets_rx,
             snapshots,
             used_at: BTreeMap::new(),
+            confirmed: None,
         };
         let tasks = vec![
             runtime.spawn(events_connection),
@@ -143,10 +152,22 @@ impl Watcher {
     /// Changes the peers and interfaces to watch. A refresh follows at once, and the next snapshot
     /// has the new ones.
     pub fn update(&self, peers: Vec<IpAddr>, interfaces: Vec<String>) {
-        let targets = Targets::new(peers, interfaces);
+        let mut targets = Targets::new(peers, interfaces);
         self.targets.send_if_modified(|old| {
+            targets.confirm.clone_from(&old.confirm);
             let differs = *old != targets;
             *old = targets;
+            differs
+        });
+    }
+
+    /// Has every stale neighbour of an interface confirmed, or of none. For the interface to whose
+    /// neighbours XDP sends by the kernel's table: the kernel does not see that traffic, so it would
+    /// neither confirm an entry nor replace a wrong one.
+    pub fn confirm_neighbours(&self, interface: Option<String>) {
+        self.targets.send_if_modified(|old| {
+            let differs = old.confirm != interface;
+            old.confirm = interface;
             differs
         });
     }
@@ -171,6 +192,8 @@ struct Task {
     snapshots: watch::Sender<Snapshot>,
     /// Time of the last `NTF_USE` request for each next hop.
     used_at: BTreeMap<NextHop, Instant>,
+    /// Index of the interface whose stale neighbours are confirmed.
+    confirmed: Option<u32>,
 }
 
 impl Task {
@@ -224,7 +247,12 @@ impl Task {
         match &message.payload {
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewNeighbour(n) | RouteNetlinkMessage::DelNeighbour(n),
-            ) => next_hop_of(n).is_some_and(|hop| self.used_at.contains_key(&hop)),
+            ) => {
+                let stale = n.header.state == NeighbourState::Stale;
+                let next_hop = next_hop_of(n);
+                (stale && self.confirmed == Some(n.header.ifindex))
+                    || next_hop.is_some_and(|hop| self.used_at.contains_key(&hop))
+            }
             NetlinkPayload::Overrun(_) => {
                 warn!("netlink events lost; refreshing the underlay");
                 true
@@ -308,6 +336,20 @@ impl Task {
             used_at.insert(key, last);
         }
         self.used_at = used_at;
+        self.confirmed = targets
+            .confirm
+            .as_ref()
+            .and_then(|name| links.values().find(|link| link.name == *name && link.up))
+            .map(|link| link.ifindex);
+        if let Some(ifindex) = self.confirmed {
+            next = next.min(CONFIRM_INTERVAL);
+            let stale = self.netlink.stale_neighbours(ifindex).await?;
+            for address in stale.into_iter().take(MAX_CONFIRMED) {
+                if let Err(error) = self.netlink.probe_neighbour(ifindex, address).await {
+                    debug!(%error, %address, "cannot have a stale neighbour confirmed");
+                }
+            }
+        }
         Ok((snapshot, next))
     }
 }

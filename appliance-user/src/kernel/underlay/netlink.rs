@@ -195,6 +195,38 @@ impl Netlink {
         }
     }
 
+    /// The stale neighbours of an interface, of both families.
+    pub(super) async fn stale_neighbours(
+        &self,
+        ifindex: u32,
+    ) -> Result<Vec<IpAddr>, rtnetlink::Error> {
+        let mut stale = Vec::new();
+        let mut answers = self.handle.neighbours().get().execute();
+        while let Some(message) = answers.try_next().await? {
+            if message.header.ifindex == ifindex && message.header.state == NeighbourState::Stale {
+                stale.extend(neighbour_address(&message));
+            }
+        }
+        Ok(stale)
+    }
+
+    /// Has the kernel confirm a neighbour at once by unicast (`NUD_PROBE`), without the five seconds
+    /// of `NUD_DELAY`. An entry that does not answer becomes invalid after three seconds, and the
+    /// next packet has it resolved anew.
+    pub(super) async fn probe_neighbour(
+        &self,
+        ifindex: u32,
+        address: IpAddr,
+    ) -> Result<(), rtnetlink::Error> {
+        self.handle
+            .neighbours()
+            .add(ifindex, address)
+            .state(NeighbourState::Probe)
+            .replace()
+            .execute()
+            .await
+    }
+
     /// Tells the kernel that a neighbour is in use. The kernel then resolves or confirms it
     /// (`neigh_event_send`), as for a packet of its own.
     pub(super) async fn use_neighbour(
