@@ -11,7 +11,7 @@
 use appliance_common::{
     counters::Counter,
     events::NeighbourEventKind,
-    maps::Network,
+    maps::{NO_VLAN, Network},
     wire::{ARP_LEN, ETH_LEN},
 };
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
@@ -22,7 +22,7 @@ use crate::helper::{
     frame::{Frame, pass_or_drop},
     lookup::{gateway, is_endpoint, is_here, is_host_of, is_provider, prefix_of},
     packet::{Mac, Outcome, Window, reverse},
-    report::report,
+    report::{Seen, claimant, report},
 };
 
 /// The first eight bytes for Ethernet and IPv4: types, address lengths 6 and 4, operation.
@@ -80,7 +80,20 @@ pub fn process<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
             REPLY if announcement || l2.destination.is_group() => NeighbourEventKind::Announcement,
             _ => NeighbourEventKind::Reply,
         };
-        report(ctx, l2, network, sender, sender_mac, kind);
+        let seen = Seen {
+            vni: network.vni,
+            address: sender,
+            mac: sender_mac,
+            kind,
+            flags: 0,
+        };
+        report(ctx, l2, network, &seen);
+    } else if (partial || full)
+        && v4_is_host(sender_word)
+        && sender_mac != our_mac
+        && is_claimed(network, full, sender)
+    {
+        claimant(ctx, l2.outer, l2.inner, network.vni, sender, sender_mac);
     }
     if !answer {
         return pass_or_drop(port, Counter::ControlIgnored);
@@ -115,16 +128,25 @@ fn reply(ctx: &XdpContext, w: Window<ARP_LEN>, our_mac: Mac) -> Outcome {
     Outcome::Send(Counter::ArpAnswered, xdp_action::XDP_TX)
 }
 
-/// Answers a request on the uplink for an address that `is_ours`; `None` for any other packet.
+/// Answers a request on the uplink for an address that `is_ours`; `None` for any other packet. A
+/// sender that has such an address is reported.
 #[inline(always)]
 pub fn on_uplink(
     ctx: &XdpContext,
     our_mac: Mac,
-    is_ours: impl FnOnce(&Words) -> bool,
+    is_ours: impl Fn(&Words) -> bool,
 ) -> Option<Outcome> {
     let w = Window::<ARP_LEN>::at(ctx, ETH_LEN)?;
     let sender_mac = Mac(w.get::<u32, 8>(), w.get::<u16, 12>());
+    let sender = w.get::<u32, 14>();
     let target = w.get::<u32, 24>();
+    if w.get::<u64, 0>() & KIND_MASK == ETHERNET_IPV4
+        && sender_mac != our_mac
+        && v4_is_host(sender)
+        && is_ours(&v4_mapped(sender))
+    {
+        claimant(ctx, NO_VLAN, NO_VLAN, 0, v4_mapped(sender), sender_mac);
+    }
     let asked = w.get::<u64, 0>() & KIND_MASK == ETHERNET_IPV4
         && w.get::<u16, 6>() == REQUEST.to_be()
         && !sender_mac.is_group()
@@ -162,6 +184,17 @@ fn is_ours(
     is_gateway(network, target)
         || prefix_of(network, target)
             .is_some_and(|p| !p.is_v4_network_or_broadcast(&addr::bytes(target)))
+}
+
+/// Whether a host with the address is a second claimant: we answer for exactly this address, not
+/// only for the prefix that it is in.
+#[inline(always)]
+fn is_claimed(network: &Network, full: bool, sender: Words) -> bool {
+    if full || is_provider(network) {
+        is_gateway(network, sender)
+    } else {
+        is_endpoint(network, sender)
+    }
 }
 
 #[inline(always)]

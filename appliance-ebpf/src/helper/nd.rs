@@ -3,7 +3,8 @@
 
 use appliance_common::{
     counters::Counter,
-    events::{NeighbourEventKind, SlowReason},
+    events::{NeighbourEventKind, SlowReason, neighbour_event_flags},
+    maps::NO_VLAN,
     wire::{ETH_LEN, IPPROTO_ICMPV6, IPV6_LEN},
 };
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
@@ -13,10 +14,10 @@ use packet_rules::checksum::fold64;
 use crate::helper::{
     addr::{NONE, Words, v6_is_host, v6_is_link_local},
     count::count,
-    frame::{Frame, pass_or_drop},
+    frame::{Frame, Port, pass_or_drop},
     lookup::{gateway, is_endpoint, is_here, is_host_of, is_provider, prefix_of},
     packet::{Mac, Outcome, Window, frame_len, reverse},
-    report::report,
+    report::{Seen, claimant, report},
     slow_path,
 };
 
@@ -32,6 +33,10 @@ const ANSWER_LEN: usize = 32;
 const UNIT: usize = 8;
 /// Units of options that an accepted message may have.
 const MAX_OPTIONS: usize = 8;
+/// Units of options in which the link-layer address is looked for.
+const MAX_SCANNED: usize = 4;
+const OPTION_SOURCE: u8 = 1;
+const OPTION_TARGET: u8 = 2;
 
 const ROUTER: u32 = 0x8000_0000;
 const SOLICITED: u32 = 0x4000_0000;
@@ -75,17 +80,31 @@ pub fn process<const L3: usize>(
     }
 
     if kind == ADVERTISEMENT {
-        let solicited = u32::from_be(w.get::<u32, 4>()) & SOLICITED != 0;
-        let mac = target_mac::<L3>(ctx, frame, total);
-        let kind = if solicited {
+        let flags = u32::from_be(w.get::<u32, 4>());
+        let mac = link_layer_option::<L3>(ctx, total, OPTION_TARGET).unwrap_or(frame.l2.source);
+        let kind = if flags & SOLICITED != 0 {
             NeighbourEventKind::Reply
         } else {
             NeighbourEventKind::Announcement
         };
-        report_host(ctx, frame, target, mac, kind);
+        let seen = Seen {
+            vni: network.vni,
+            address: target,
+            mac,
+            kind,
+            flags: if flags & OVERRIDE == 0 {
+                neighbour_event_flags::NO_OVERRIDE
+            } else {
+                0
+            },
+        };
+        report_host(ctx, frame, &seen);
         return pass_or_drop(frame.port, Counter::ControlIgnored);
     }
 
+    // RFC 4861 section 7.2.3: the sender's MAC address is in its option. The frame may have
+    // another source, as from a team of NICs.
+    let asker = link_layer_option::<L3>(ctx, total, OPTION_SOURCE).unwrap_or(frame.l2.source);
     let probe = source == NONE;
     let answer = (frame.partial() || frame.full()) && is_ours(frame, target);
     if !probe {
@@ -94,20 +113,27 @@ pub fn process<const L3: usize>(
         } else {
             NeighbourEventKind::RequestToOther
         };
-        report_host(ctx, frame, source, frame.l2.source, kind);
+        let seen = Seen {
+            vni: network.vni,
+            address: source,
+            mac: asker,
+            kind,
+            flags: 0,
+        };
+        report_host(ctx, frame, &seen);
     }
     if !answer {
         return pass_or_drop(frame.port, Counter::ControlIgnored);
     }
-    let is_gateway = gateway(network, true) == Some(target)
-        || (frame.full() && target == link_local_of(frame.mac));
-    if probe && is_provider(network) && !is_gateway {
+    let own = is_own_link_local(frame, target);
+    let is_gateway = gateway(network, true) == Some(target) || (frame.full() && own);
+    if probe && is_provider(network) && !is_gateway && !own {
         // As for ARP probes: only the prefix indicates that the address is at the other site.
         count(Counter::ProbeIgnored);
         return pass_or_drop(frame.port, Counter::ControlIgnored);
     }
 
-    advertise::<L3>(ctx, frame.l2.source, frame.mac, source, target, is_gateway)
+    advertise::<L3>(ctx, asker, frame.mac, source, target, is_gateway)
 }
 
 /// Makes a solicitation from `source` the advertisement that `target` is at `mac`, with or without
@@ -215,32 +241,56 @@ fn router_solicitation<const L3: usize>(ctx: &XdpContext, frame: &Frame, total: 
     )
 }
 
-/// Answers a solicitation on the uplink for an address that `is_ours`; `None` for any other packet.
+/// Whether the IPv6 packet behind an untagged Ethernet header is a neighbour solicitation.
 #[inline(always)]
-pub fn on_uplink(
-    ctx: &XdpContext,
-    mac: Mac,
-    is_ours: impl FnOnce(&Words) -> bool,
-) -> Option<Outcome> {
+pub fn is_solicitation(ctx: &XdpContext, ip: Window<IPV6_LEN>) -> bool {
+    ip.get::<u8, 6>() == IPPROTO_ICMPV6
+        && ip.get::<u8, 7>() == 255
+        && Window::<MESSAGE_LEN>::at(ctx, ETH_LEN + IPV6_LEN)
+            .is_some_and(|w| w.get::<u8, 0>() == SOLICITATION)
+}
+
+/// Answers a solicitation on the uplink for an address that `is_ours`, by unicast or to its group;
+/// `None` for any other packet. A host that says it has such an address is reported.
+#[inline(always)]
+pub fn on_uplink(ctx: &XdpContext, mac: Mac, is_ours: impl Fn(&Words) -> bool) -> Option<Outcome> {
     const L3: usize = ETH_LEN;
     let ip = Window::<IPV6_LEN>::at(ctx, L3)?;
     let w = Window::<MESSAGE_LEN>::at(ctx, L3 + IPV6_LEN)?;
     let head = Window::<12>::at(ctx, 0)?;
     let total = IPV6_LEN + u16::from_be(ip.get::<u16, 4>()) as usize;
     let (source, target) = (ip.get::<Words, 8>(), w.get::<Words, 8>());
-    let asked = ip.get::<u8, 6>() == IPPROTO_ICMPV6
-        && w.get::<u8, 0>() == SOLICITATION
+    let kind = w.get::<u8, 0>();
+    let valid = ip.get::<u8, 6>() == IPPROTO_ICMPV6
+        && (kind == SOLICITATION || kind == ADVERTISEMENT)
         && w.get::<u8, 1>() == 0
         && ip.get::<u8, 7>() == 255
         && total >= IPV6_LEN + MESSAGE_LEN
-        && L3 + total <= frame_len(ctx)
-        && v6_is_host(target)
-        && is_ours(&target);
-    if !asked || !has_valid_checksum::<L3>(ctx, ip, total) {
+        && L3 + total <= frame_len(ctx);
+    if !valid {
         return None;
     }
-    let asker = Mac(head.get::<u32, 6>(), head.get::<u16, 10>());
-    Some(advertise::<L3>(ctx, asker, mac, source, target, false))
+    let solicitation = kind == SOLICITATION;
+    let answer = solicitation && v6_is_host(target) && is_ours(&target);
+    let claimed = if solicitation { source } else { target };
+    let claim = v6_is_host(claimed) && is_ours(&claimed);
+    if !(answer || claim) || !has_valid_checksum::<L3>(ctx, ip, total) {
+        return None;
+    }
+    let option = if solicitation {
+        OPTION_SOURCE
+    } else {
+        OPTION_TARGET
+    };
+    let sender = link_layer_option::<L3>(ctx, total, option)
+        .unwrap_or(Mac(head.get::<u32, 6>(), head.get::<u16, 10>()));
+    if claim && sender != mac {
+        claimant(ctx, NO_VLAN, NO_VLAN, 0, claimed, sender);
+    }
+    if !answer {
+        return None;
+    }
+    Some(advertise::<L3>(ctx, sender, mac, source, target, false))
 }
 
 /// Whether the message's checksum is correct (RFC 4861 section 7.1), for at most [`MAX_OPTIONS`]
@@ -275,42 +325,62 @@ fn sum_words(words: Words) -> u64 {
     u64::from(words[0]) + u64::from(words[1]) + u64::from(words[2]) + u64::from(words[3])
 }
 
-/// Reports a host of this side.
+/// Reports a host of this side, or a second claimant of an address that we answer for.
 #[inline(always)]
-fn report_host(
-    ctx: &XdpContext,
-    frame: &Frame,
-    address: Words,
-    mac: Mac,
-    kind: NeighbourEventKind,
-) {
+fn report_host(ctx: &XdpContext, frame: &Frame, seen: &Seen) {
     let network = frame.network;
+    let address = seen.address;
+    let is_gateway = gateway(network, true) == Some(address);
     // The router may use a link-local address; those of other hosts are of no use here.
-    let known = v6_is_host(address) || gateway(network, true) == Some(address);
-    let here = if frame.partial() {
+    let known = v6_is_host(address) || is_gateway;
+    let (partial, full) = (frame.partial(), frame.full());
+    let here = if partial {
         is_here(network, address)
-    } else if frame.full() {
+    } else if full {
         is_host_of(network, address)
     } else {
         !is_provider(network)
     };
     if known && here {
-        report(ctx, &frame.l2, network, address, mac, kind);
+        report(ctx, &frame.l2, network, seen);
+        return;
+    }
+    let claimed = if full || is_provider(network) {
+        is_gateway
+    } else {
+        is_endpoint(network, address)
+    };
+    if (partial || full) && claimed && seen.mac != frame.mac {
+        let l2 = &frame.l2;
+        claimant(ctx, l2.outer, l2.inner, network.vni, address, seen.mac);
     }
 }
 
-/// The MAC address that an advertisement gives: its target link-layer address option, where that
-/// comes first (as every stack sends it), else the frame's source.
+/// The MAC address in the first link-layer address option of type `wanted` (RFC 4861 section 4.6.1)
+/// within the first [`MAX_SCANNED`] units of options. The caller has checked that the message is
+/// whole.
 #[inline(always)]
-fn target_mac<const L3: usize>(ctx: &XdpContext, frame: &Frame, total: usize) -> Mac {
-    if total >= IPV6_LEN + ANSWER_LEN
-        && let Some(w) = Window::<8>::at(ctx, L3 + IPV6_LEN + MESSAGE_LEN)
-        && w.get::<u8, 0>() == 2
-        && w.get::<u8, 1>() == 1
-    {
-        return Mac(w.get::<u32, 2>(), w.get::<u16, 6>());
+fn link_layer_option<const L3: usize>(ctx: &XdpContext, total: usize, wanted: u8) -> Option<Mac> {
+    let units = (total - IPV6_LEN) / UNIT;
+    let mut next = MESSAGE_LEN / UNIT;
+    for unit in MESSAGE_LEN / UNIT..MESSAGE_LEN / UNIT + MAX_SCANNED {
+        if unit >= units {
+            return None;
+        }
+        let w = Window::<UNIT>::at(ctx, L3 + IPV6_LEN + unit * UNIT)?;
+        if unit != next {
+            continue;
+        }
+        let length = w.get::<u8, 1>();
+        if w.get::<u8, 0>() == wanted && length == 1 {
+            return Some(Mac(w.get::<u32, 2>(), w.get::<u16, 6>()));
+        }
+        if length == 0 {
+            return None;
+        }
+        next += length as usize;
     }
-    frame.l2.source
+    None
 }
 
 /// The link-local address of a MAC address (RFC 4291 appendix A).
@@ -325,14 +395,23 @@ pub const fn link_local_of(mac: Mac) -> Words {
     ]
 }
 
+/// Whether `target` is the address of the daemon's solicitations, and in full failover of its router
+/// advertisements where the gateway's address is not link-local. On a port that the kernel shares,
+/// the kernel has a link-local address of its own, with which the daemon asks.
+#[inline(always)]
+fn is_own_link_local(frame: &Frame, target: Words) -> bool {
+    (frame.full() || frame.port == Port::TenantOnly) && target == link_local_of(frame.mac)
+}
+
 /// Whether solicitations for `target` are ours to answer.
 #[inline(always)]
 fn is_ours(frame: &Frame, target: Words) -> bool {
     let network = frame.network;
+    if is_own_link_local(frame, target) {
+        return true;
+    }
     if frame.full() {
-        // If the gateway's address is not link-local, router advertisements have the link-local
-        // address of our MAC as source.
-        return gateway(network, true) == Some(target) || target == link_local_of(frame.mac);
+        return gateway(network, true) == Some(target);
     }
     let endpoint = is_endpoint(network, target);
     if !is_provider(network) {

@@ -1,4 +1,5 @@
-//! Reports hosts that were seen on a tenant's network to user space.
+//! Reports hosts that were seen on a tenant's network, and hosts that use an address of ours, to user
+//! space.
 
 use appliance_common::{
     counters::Counter,
@@ -17,18 +18,29 @@ use crate::{
     maps::{NEIGHBOUR_EVENTS, NEIGHBOURS},
 };
 
-/// Reports `address` at `mac`, unless the neighbour table has the same entry already; then only
-/// marks the entry as heard. Bounded by the ring: a report that does not fit is counted.
+/// A host seen, and where it is reported from.
+pub struct Seen {
+    /// VNI of the network, host byte order; zero on the uplink.
+    pub vni: u32,
+    /// The host's address.
+    pub address: Words,
+    /// Its MAC address; may be a group's, which user space names to the operator.
+    pub mac: Mac,
+    /// How it was seen.
+    pub kind: NeighbourEventKind,
+    /// [`neighbour_event_flags`](appliance_common::events::neighbour_event_flags).
+    pub flags: u32,
+}
+
+/// Reports `seen`, unless the neighbour table has the same entry already; then only marks the entry
+/// as heard. Bounded by the ring: a report that does not fit is counted.
 #[inline(always)]
-pub fn report(
-    ctx: &XdpContext,
-    l2: &L2,
-    network: &Network,
-    address: Words,
-    mac: Mac,
-    kind: NeighbourEventKind,
-) {
-    if mac.is_group() || mac.is_zero() {
+pub fn report(ctx: &XdpContext, l2: &L2, network: &Network, seen: &Seen) {
+    let &Seen {
+        address, mac, kind, ..
+    } = seen;
+    // A group's MAC address is reported where it is of use to the operator: a host that is asked for.
+    if mac.is_zero() || (mac.is_group() && matches!(kind, NeighbourEventKind::RequestToOther)) {
         return;
     }
     let ifindex = ingress(ctx);
@@ -49,19 +61,41 @@ pub fn report(
             }
         }
     }
+    write(ctx, l2.outer, l2.inner, seen);
+}
+
+/// Reports that a host other than us uses an address that we answer for.
+#[inline(always)]
+pub fn claimant(ctx: &XdpContext, outer: u16, inner: u16, vni: u32, address: Words, mac: Mac) {
+    if mac.is_zero() {
+        return;
+    }
+    let seen = Seen {
+        vni,
+        address,
+        mac,
+        kind: NeighbourEventKind::Claim,
+        flags: 0,
+    };
+    write(ctx, outer, inner, &seen);
+}
+
+/// Writes a record into the ring.
+#[inline(always)]
+fn write(ctx: &XdpContext, outer: u16, inner: u16, seen: &Seen) {
     let Some(mut record) = NEIGHBOUR_EVENTS.reserve::<NeighbourEvent>(0) else {
         count(Counter::NeighbourSeenLost);
         return;
     };
     record.write(NeighbourEvent {
-        vni: network.vni,
-        ifindex,
-        address: bytes(address),
-        mac: mac.bytes(),
-        outer: l2.outer,
-        inner: l2.inner,
-        kind: kind as u16,
-        reserved: 0,
+        vni: seen.vni,
+        ifindex: ingress(ctx),
+        address: bytes(seen.address),
+        mac: seen.mac.bytes(),
+        outer,
+        inner,
+        kind: seen.kind as u16,
+        flags: seen.flags,
     });
     record.submit(0);
     count(Counter::NeighbourSeen);

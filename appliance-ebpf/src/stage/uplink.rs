@@ -46,6 +46,7 @@ use crate::{
         },
         mss,
         nat::{self, proxy},
+        nd,
         packet::{Outcome, Window, frame_len, trim},
         slow_path, worker,
     },
@@ -81,8 +82,11 @@ fn public(ctx: &XdpContext) -> Outcome {
             None => return PASS,
         },
         ETHERTYPE_IPV6 => match Window::<IPV6_LEN>::at(ctx, ETH_LEN) {
-            // A group: only solicitations matter here.
-            Some(ip) if ip.get::<u8, 24>() == 0xff => return proxy::discovery(ctx, nat),
+            // To a group only discovery matters here. A router that confirms its cache entry
+            // solicits by unicast (RFC 4861 section 7.3.3).
+            Some(ip) if ip.get::<u8, 24>() == 0xff || nd::is_solicitation(ctx, ip) => {
+                return proxy::discovery(ctx, nat);
+            }
             Some(ip) => ip.get::<Words, 24>(),
             None => return PASS,
         },

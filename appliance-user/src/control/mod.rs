@@ -173,6 +173,12 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Resolved hosts.
     pub neighbours: Vec<NeighbourStatus>,
+    /// Other machines that use addresses of the appliance.
+    #[serde(default)]
+    pub conflicts: Vec<ConflictStatus>,
+    /// What to mend although all of the configuration is in force.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Counters of the daemon, by stable name.
     pub user_counters: Vec<CounterStatus>,
 }
@@ -391,6 +397,31 @@ pub struct NeighbourStatus {
     pub state: String,
     /// Seconds in that state.
     pub age_seconds: u64,
+}
+
+/// Another machine that uses an address of the appliance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictStatus {
+    /// The address.
+    pub address: IpAddr,
+    /// Its network; empty on the uplink.
+    pub network: String,
+    /// The interface on which the other machine was seen.
+    pub interface: String,
+    /// The tags there, as text.
+    pub vlan: String,
+    /// The other machine's MAC address.
+    pub mac: String,
+    /// The appliance's MAC address there.
+    pub own_mac: String,
+    /// Seconds since it was first seen.
+    pub age_seconds: u64,
+    /// Seconds since it was last seen.
+    pub seen_seconds: u64,
+    /// Its messages with the address.
+    pub claims: u64,
+    /// The appliance's announcements in defence.
+    pub defences: u64,
 }
 
 /// A counter.

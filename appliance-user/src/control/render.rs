@@ -28,6 +28,25 @@ pub fn status(s: &Status) -> String {
     for reason in &s.not_ready {
         line!(&mut out, "  ! {reason}");
     }
+    for c in &s.conflicts {
+        let place = match c.network.as_str() {
+            "" => c.interface.clone(),
+            network => format!("{network} ({}, {})", c.interface, c.vlan),
+        };
+        line!(
+            &mut out,
+            "  ! address conflict: {} on {place} is used by {}, and the appliance ({}) answers for \
+             it; last seen {} s ago, defended {} times",
+            c.address,
+            c.mac,
+            c.own_mac,
+            c.seen_seconds,
+            c.defences
+        );
+    }
+    for warning in &s.warnings {
+        line!(&mut out, "  ! {warning}");
+    }
     if s.maintenance {
         line!(&mut out, "  in maintenance: new failovers are refused");
     }

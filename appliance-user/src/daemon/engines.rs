@@ -11,12 +11,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Bound,
     time::{Duration, Instant},
 };
 
 use appliance_common::{
     addr::{Address, to_ip},
-    events::{NeighbourEvent, SlowHeader, SlowReason},
+    events::{NeighbourEvent, NeighbourEventKind, SlowHeader, SlowReason},
     maps::{self, HostKey, Neighbour},
     nat::{FlowKey, OUTSIDE},
 };
@@ -25,8 +26,9 @@ use crate::{
     config::Role,
     datapath::reconcile::{self, MapContents},
     engine::announce::{self, Announcement, Announcer},
+    engine::conflict::{self, Conflict, ConflictTable},
     engine::fragment_buffer::{FragmentBuffer, fragment_key},
-    engine::neighbour::{self, Action, EntryStatus, NeighbourTable},
+    engine::neighbour::{self, Action, EntryStatus, NeighbourTable, Senders},
     engine::router_advert::{AdvertisedRouter, RouterAdvertiser},
     engine::slow_path::{self, SlowPath},
     frame::Port,
@@ -39,6 +41,10 @@ const SWEEP: usize = 8192;
 /// How long a machine that went back to production is looked for, so that its neighbours' caches
 /// can be corrected.
 const CORRECTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// Time in which another machine is asked for once at every address of ours, where they are few.
+const CLAIM_CHECK_ROUND: Duration = Duration::from_secs(30);
+/// Shortest time between two such questions.
+const CLAIM_CHECK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The appliance's own addresses on the wire, and whether each is a router's.
 pub(super) type Claims = BTreeMap<(Port, Address), bool>;
@@ -70,6 +76,10 @@ pub(super) enum Output {
         /// The host.
         key: HostKey,
     },
+    /// Report that another machine uses an address of ours.
+    ConflictBegun(Conflict),
+    /// Report that it does so no longer.
+    ConflictEnded(Conflict),
 }
 
 /// What the slow path looks up in the tables.
@@ -95,6 +105,12 @@ pub(super) struct Engines {
     /// By VNI.
     ports: BTreeMap<u32, Port>,
     claims: Claims,
+    conflicts: ConflictTable,
+    /// The claim for whose other machine was last asked, and when to ask for the next.
+    asked_claim: Option<(Port, Address)>,
+    next_claim_check: Option<Instant>,
+    /// The addresses with which hosts are asked for, by port.
+    senders: BTreeMap<Port, Senders>,
     /// Addresses that went back to production, and until when their machine is looked for: its MAC
     /// address is announced once it is known.
     corrections: BTreeMap<HostKey, Instant>,
@@ -110,12 +126,16 @@ impl Engines {
     pub fn new(seed: u64) -> Self {
         Self {
             neighbours: NeighbourTable::new(neighbour::Settings::default(), seed),
-            announcer: Announcer::new(announce::Settings::default()),
+            announcer: Announcer::new(announce::Settings::default(), seed),
             advertiser: RouterAdvertiser::default(),
             slow_path: SlowPath::new(slow_path::Limits::default()),
             fragments: FragmentBuffer::default(),
             ports: BTreeMap::new(),
             claims: Claims::new(),
+            conflicts: ConflictTable::new(conflict::Settings::default()),
+            asked_claim: None,
+            next_claim_check: None,
+            senders: BTreeMap::new(),
             corrections: BTreeMap::new(),
             awaited_replicas: BTreeSet::new(),
             sweep_after: None,
@@ -131,6 +151,8 @@ impl Engines {
             self.advertiser.next_deadline(),
             self.slow_path.next_deadline(),
             self.fragments.next_deadline(),
+            self.conflicts.next_deadline(),
+            self.next_claim_check,
         ]
         .into_iter()
         .flatten()
@@ -184,7 +206,43 @@ impl Engines {
             busy = true;
             self.ready.push_back(Output::Send { ifindex, frame });
         }
+        if let Some(output) = self.conflicts.poll(now) {
+            busy = true;
+            self.ready.push_back(match output {
+                conflict::Output::Send { ifindex, frame } => Output::Send { ifindex, frame },
+                conflict::Output::Begun(conflict) => Output::ConflictBegun(conflict),
+                conflict::Output::Ended(conflict) => Output::ConflictEnded(conflict),
+            });
+        }
+        if self.next_claim_check.is_some_and(|at| at <= now) {
+            busy = true;
+            self.check_next_claim(now);
+        }
         busy
+    }
+
+    /// Asks whether another machine has an address of ours, of one claim after the other. A machine
+    /// that is silent on the wire is found this way: its answer is reported as a claim.
+    fn check_next_claim(&mut self, now: Instant) {
+        let after = self.asked_claim.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut range = self.claims.range((after, Bound::Unbounded));
+        let next = range.next().or_else(|| self.claims.iter().next());
+        let next = next.map(|(claim, _)| *claim);
+        self.asked_claim = next;
+        let Some((port, address)) = next else {
+            self.next_claim_check = None;
+            return;
+        };
+        let count = self.claims.len().try_into().unwrap_or(u32::MAX);
+        let pause = (CLAIM_CHECK_ROUND / count).max(CLAIM_CHECK_PAUSE);
+        self.next_claim_check = Some(now + pause);
+        let senders = self.senders.get(&port);
+        if let Some(sender) = senders.and_then(|s| s.for_target(&address)) {
+            self.ready.push_back(Output::Send {
+                ifindex: port.ifindex,
+                frame: neighbour::question(&port, &sender, &address, None),
+            });
+        }
     }
 
     fn act(&mut self, now: Instant, action: Action) {
@@ -218,7 +276,32 @@ impl Engines {
 
     /// A program reported a host.
     pub fn heard(&mut self, now: Instant, event: &NeighbourEvent) {
-        self.neighbours.heard(now, event);
+        if event.kind != NeighbourEventKind::Claim as u16 {
+            self.neighbours.heard(now, event);
+            return;
+        }
+        let on_port = |(port, address): &&(Port, Address)| {
+            *address == event.address
+                && (port.ifindex, port.outer, port.inner)
+                    == (event.ifindex, event.outer, event.inner)
+        };
+        // A port has one MAC address and tag type, so its claims are neighbours in the order.
+        let from = Port {
+            ifindex: event.ifindex,
+            outer: event.outer,
+            inner: event.inner,
+            outer_ethertype: 0,
+            mac: [0; 6],
+        };
+        let port = self.claims.range((from, [0; 16])..).next();
+        let place = port.map(|(claim, _)| (claim.0, event.address));
+        let claim = place.and_then(|place| self.claims.get_key_value(&place));
+        if let Some((place, router)) = claim.filter(|(place, _)| on_port(place))
+            && event.mac != place.0.mac
+        {
+            self.conflicts
+                .claimed(now, *place, event.vni, event.mac, *router);
+        }
     }
 
     /// The flags of a neighbour's map entry: what the programs saw of the host since the last look.
@@ -288,6 +371,16 @@ impl Engines {
         self.ports = ports;
     }
 
+    /// Sets the addresses with which hosts are asked for, by VNI.
+    pub fn set_senders(&mut self, now: Instant, senders: &BTreeMap<u32, Senders>) {
+        self.senders.clear();
+        for (vni, port) in &self.ports {
+            let senders = senders.get(vni).copied().unwrap_or_default();
+            self.neighbours.set_senders(now, *vni, senders);
+            self.senders.insert(*port, senders);
+        }
+    }
+
     /// Takes over a neighbour that an earlier process left in the map. `false`: its network is gone
     /// or moved, and the entry must be removed.
     pub fn adopt(&mut self, now: Instant, key: HostKey, neighbour: Neighbour) -> bool {
@@ -315,15 +408,16 @@ impl Engines {
         self.neighbours.stop_keeping(now, key);
     }
 
-    /// An address fails over: on the tenant side the appliance answers for it and says so; on the
-    /// provider side its replica is resolved and then announced.
+    /// An address fails over: on the tenant side the appliance answers for it and claims it
+    /// ([`set_claims`](Self::set_claims)); on the provider side its replica is resolved and then
+    /// announced.
     pub fn endpoint_added(&mut self, now: Instant, role: Role, key: HostKey) {
         self.cancel_announcement(key);
         match role {
             Role::Tenant => {
+                // Its claim follows, which announces it.
                 self.corrections.remove(&key);
                 self.neighbours.stop_keeping(now, key);
-                self.announce(now, key, None);
             }
             Role::Provider => {
                 self.awaited_replicas.insert(key);
@@ -358,10 +452,11 @@ impl Engines {
         }
     }
 
-    /// Ends the announcements in a network.
+    /// Ends the announcements in a network, also of claims: those that stay are announced anew.
     pub fn cancel_announcements(&mut self, vni: u32) {
         if let Some(port) = self.ports.get(&vni) {
             self.announcer.cancel_port(port);
+            self.claims.retain(|(claimed, _), _| claimed != port);
         }
     }
 
@@ -377,8 +472,10 @@ impl Engines {
         });
     }
 
-    /// Sets the addresses that are the appliance's own on the wire: new ones are announced, and
-    /// announcements of those that are gone end.
+    /// Sets the addresses that are the appliance's own on the wire. New ones are announced, and
+    /// then again and again; announcements of those that are gone end. A claim names its port, and
+    /// only ports that are up are claimed on: addresses are announced again at a start, when a link
+    /// comes up, and when a MAC address changed.
     pub fn set_claims(&mut self, now: Instant, claims: Claims) {
         for (port, address) in self.claims.keys() {
             if !claims.contains_key(&(*port, *address)) {
@@ -392,11 +489,26 @@ impl Engines {
                     mac: port.mac,
                     port: *port,
                     router: *router,
+                    held: true,
                 };
                 self.announcer.announce(now, announcement);
             }
         }
+        self.conflicts.keep(|place| claims.contains_key(place));
+        if self.claims.is_empty() && !claims.is_empty() {
+            self.next_claim_check = Some(now + CLAIM_CHECK_PAUSE);
+        }
         self.claims = claims;
+    }
+
+    /// Other machines that use addresses of ours.
+    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
+        self.conflicts.conflicts()
+    }
+
+    /// Hosts whose address is at a group MAC address.
+    pub fn group_macs(&self, now: Instant) -> impl Iterator<Item = (HostKey, [u8; 6])> + '_ {
+        self.neighbours.group_macs(now)
     }
 
     /// The addresses that are the appliance's own on the wire.
@@ -442,12 +554,19 @@ impl Engines {
     /// What the engines counted, by stable name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let n = self.neighbours.counters();
+        let c = self.conflicts.counters();
         [
             ("neighbour_probes_sent", n.probes_sent),
+            ("neighbour_without_sender", n.without_sender),
             ("neighbour_failed", n.failed),
             ("neighbour_mac_changed", n.mac_changed),
             ("neighbour_conflicts", n.conflicts),
             ("neighbour_flaps_damped", n.flaps_damped),
+            ("neighbour_not_overridden", n.not_overridden),
+            ("address_conflicts", c.conflicts),
+            ("address_claims_seen", c.claims),
+            ("address_defences_sent", c.defences),
+            ("address_conflicts_refused_full", c.refused_full),
             ("neighbour_evicted", n.evicted),
             ("neighbour_refused_full", n.refused_full),
             ("neighbour_throttled", n.throttled),
@@ -470,6 +589,7 @@ impl Engines {
             mac: mac.unwrap_or(port.mac),
             port,
             router: false,
+            held: false,
         };
         self.announcer.announce(now, announcement);
     }
@@ -484,7 +604,7 @@ impl Engines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use appliance_common::{addr::from_ip, events::NeighbourEventKind};
+    use appliance_common::addr::from_ip;
 
     const VNI: u32 = 1001;
     const PORT: Port = Port {
@@ -499,6 +619,11 @@ mod tests {
     fn engines(now: Instant) -> Engines {
         let mut engines = Engines::new(1);
         engines.set_ports(now, BTreeMap::from([(VNI, PORT)]));
+        let senders = Senders {
+            v4: [Some([10, 1, 0, 1]), None],
+            v6: None,
+        };
+        engines.set_senders(now, &BTreeMap::from([(VNI, senders)]));
         engines
     }
 
@@ -533,11 +658,115 @@ mod tests {
         let now = Instant::now();
         let mut engines = engines(now);
         engines.endpoint_added(now, Role::Tenant, key());
+        engines.set_claims(now, claim_on(PORT));
         let sent = frames(&mut engines, now);
         assert!(!sent.is_empty());
         for frame in sent {
             assert_eq!(sender(&frame), (PORT.mac, [10, 1, 0, 10]));
         }
+    }
+
+    fn claim_on(port: Port) -> Claims {
+        Claims::from([((port, key().address), false)])
+    }
+
+    #[test]
+    fn claims_are_announced_anew_after_a_link_came_up_or_a_mac_address_changed() {
+        let now = Instant::now();
+        let later = |seconds| now + Duration::from_secs(seconds);
+        let mut engines = engines(now);
+        engines.set_claims(now, claim_on(PORT));
+        // The rounds are over, and the first repetition may be.
+        for second in 0..=10 {
+            frames(&mut engines, later(second));
+        }
+        engines.set_claims(later(10), claim_on(PORT));
+        assert!(frames(&mut engines, later(10)).is_empty(), "nothing is new");
+        // The link is down, and up again.
+        engines.set_claims(later(11), Claims::new());
+        for second in 11..100 {
+            assert!(frames(&mut engines, later(second)).is_empty(), "{second}");
+        }
+        engines.set_claims(later(100), claim_on(PORT));
+        assert_eq!(frames(&mut engines, later(100)).len(), 2);
+        // Another MAC address.
+        let changed = Port {
+            mac: [2, 0, 0, 0, 0, 2],
+            ..PORT
+        };
+        engines.set_ports(later(101), BTreeMap::from([(VNI, changed)]));
+        engines.set_claims(later(101), claim_on(changed));
+        let sent = frames(&mut engines, later(101));
+        assert_eq!(sent.len(), 2);
+        for frame in sent {
+            assert_eq!(sender(&frame), (changed.mac, [10, 1, 0, 10]));
+        }
+    }
+
+    fn claim_event(mac: [u8; 6]) -> NeighbourEvent {
+        NeighbourEvent {
+            vni: VNI,
+            ifindex: PORT.ifindex,
+            address: key().address,
+            mac,
+            outer: 0,
+            inner: 0,
+            kind: NeighbourEventKind::Claim as u16,
+            flags: 0,
+        }
+    }
+
+    fn conflicts_begun(engines: &mut Engines, now: Instant) -> usize {
+        let outputs = std::iter::from_fn(|| engines.poll(now));
+        outputs
+            .filter(|output| matches!(output, Output::ConflictBegun(_)))
+            .count()
+    }
+
+    #[test]
+    fn another_machine_with_a_claimed_address_is_a_conflict_until_the_claim_ends() {
+        let now = Instant::now();
+        let mut engines = engines(now);
+        engines.heard(now, &claim_event(REPLICA_MAC));
+        assert_eq!(conflicts_begun(&mut engines, now), 0, "not ours");
+        engines.set_claims(now, claim_on(PORT));
+        frames(&mut engines, now);
+        engines.heard(now, &claim_event(PORT.mac));
+        assert_eq!(conflicts_begun(&mut engines, now), 0, "our own frame");
+        engines.heard(now, &claim_event(REPLICA_MAC));
+        assert_eq!(conflicts_begun(&mut engines, now), 1);
+        assert_eq!(engines.conflicts().next().map(|c| c.mac), Some(REPLICA_MAC));
+        engines.set_claims(now, Claims::new());
+        assert_eq!(engines.conflicts().count(), 0);
+    }
+
+    #[test]
+    fn machines_with_a_claimed_address_are_asked_for_with_another_address() {
+        let now = Instant::now();
+        let mut engines = engines(now);
+        engines.set_claims(now, claim_on(PORT));
+        let mut asked = Vec::new();
+        for second in 0..65 {
+            let sent = frames(&mut engines, now + Duration::from_secs(second));
+            // The announcement has the address as sender.
+            asked.extend(sent.into_iter().filter(|f| sender(f).1 != [10, 1, 0, 10]));
+        }
+        assert!((2..=4).contains(&asked.len()), "{}", asked.len());
+        for frame in asked {
+            assert_eq!(sender(&frame), (PORT.mac, [10, 1, 0, 1]));
+            assert_eq!(frame[38..42], [10, 1, 0, 10]);
+        }
+    }
+
+    #[test]
+    fn claim_that_outlives_a_mode_is_announced_in_the_new_one() {
+        let now = Instant::now();
+        let mut engines = engines(now);
+        engines.set_claims(now, claim_on(PORT));
+        frames(&mut engines, now);
+        engines.cancel_announcements(VNI);
+        engines.set_claims(now, claim_on(PORT));
+        assert_eq!(frames(&mut engines, now).len(), 2);
     }
 
     #[test]
@@ -558,7 +787,7 @@ mod tests {
             outer: 0,
             inner: 0,
             kind: NeighbourEventKind::Reply as u16,
-            reserved: 0,
+            flags: 0,
         };
         engines.heard(now, &event);
         let sent = frames(&mut engines, now);

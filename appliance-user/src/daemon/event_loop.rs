@@ -205,6 +205,8 @@ impl Daemon {
                 Output::RemoveNeighbour { key } => {
                     self.forwarding.remove_neighbour(&mut self.tunnels, key);
                 }
+                Output::ConflictBegun(conflict) => self.conflict_begun(&conflict),
+                Output::ConflictEnded(conflict) => self.conflict_ended(&conflict),
             }
         }
     }

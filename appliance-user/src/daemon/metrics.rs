@@ -294,6 +294,11 @@ impl Sample {
             flag(s.maintenance),
         )?;
         families.value(
+            "address_conflicts",
+            "Addresses of the appliance that another machine uses",
+            s.conflicts.len() as f64,
+        )?;
+        families.value(
             "uptime_seconds",
             "Seconds since the daemon started",
             s.uptime_seconds as f64,
@@ -654,6 +659,7 @@ mod tests {
             ("ready", 0.0),
             ("not_ready_reasons", 1.0),
             ("maintenance", 0.0),
+            ("address_conflicts", 0.0),
             ("interface_ready{interface=\"eth0\",mode=\"native\"}", 1.0),
             ("packets_total{outcome=\"encapsulated\"}", 8.0),
             ("dropped_packets_total{reason=\"idle\"}", 9.0),

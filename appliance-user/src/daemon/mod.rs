@@ -23,9 +23,11 @@
 //! | `tunnels`, `keys` | the tunnel manager and its keys |
 //! | `path_watch`, `sender` | watched routes, raw sockets |
 //! | `health`, `packet_health` | problems of failovers, counters that must not rise |
+//! | `conflicts` | other users of our addresses, in the log and in status |
 //! | `status`, `metrics` | what the daemon reports of itself |
 
 mod claims;
+mod conflicts;
 mod controller;
 mod engines;
 mod event_loop;

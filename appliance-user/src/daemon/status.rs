@@ -73,6 +73,8 @@ impl Daemon {
             peers,
             workers: self.tunnels.workers(),
             neighbours: Vec::new(),
+            conflicts: self.conflicts_status(),
+            warnings: self.warnings(),
             user_counters: self.user_counters(),
         })
     }

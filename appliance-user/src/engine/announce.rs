@@ -5,20 +5,23 @@
 //! frames come out of [`Announcer::poll`].
 //!
 //! ```text
-//!   announce ─▶ round 1 now ─▶ 100 ms ─▶ 500 ms ─▶ 1 s ─▶ 2 s ─▶ done
-//!                 each round: IPv4 two frames (request and reply form), IPv6 one
+//!   announce ─▶ round 1 now ─▶ 100 ms ─▶ 500 ms ─▶ 1 s ─▶ 2 s ─┬─▶ done
+//!                 each round: IPv4 two frames (request and     └─▶ held: again every 30 s,
+//!                 reply form), IPv6 one                            seldomer when there are many
 //! ```
 //!
 //! Announcements may be lost, so there are several rounds (RFC 5227 section 2.3, RFC 4861 section
-//! 7.2.6). Thousands of addresses may move at once, so a limit per millisecond protects the queues
-//! of NICs and switches.
+//! 7.2.6). All of them may be lost, and a router may keep a cache entry for hours, so an address
+//! that the appliance holds is announced again without end. Thousands of addresses may move at
+//! once, so a limit per millisecond protects the queues of NICs and switches; repetitions are
+//! spread over their interval.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use appliance_common::addr::{Address, as_v4};
 
-use super::pacing::RateLimiter;
+use super::pacing::{Random, RateLimiter};
 use crate::frame::{self, Port};
 
 /// How announcements are sent.
@@ -28,6 +31,11 @@ pub struct Settings {
     pub rounds: Vec<Duration>,
     /// Maximum frames per millisecond; at least 1.
     pub frames_per_ms: u32,
+    /// Interval of the repetitions of a held address.
+    pub repeat: Duration,
+    /// Maximum repetitions per second, of all held addresses; at least 1. With more addresses than
+    /// fit into `repeat` at this rate, the interval grows.
+    pub repeats_per_second: u32,
 }
 
 impl Default for Settings {
@@ -37,6 +45,8 @@ impl Default for Settings {
                 .map(Duration::from_millis)
                 .to_vec(),
             frames_per_ms: 50,
+            repeat: Duration::from_secs(30),
+            repeats_per_second: 200,
         }
     }
 }
@@ -53,6 +63,8 @@ pub struct Announcement {
     /// Whether it is a router's address: sets the Router flag of neighbour advertisements (IPv6
     /// only).
     pub router: bool,
+    /// Whether it is announced again and again until it is cancelled.
+    pub held: bool,
 }
 
 /// Key of an announcement: interface, outer and inner VLAN, address.
@@ -67,6 +79,9 @@ pub struct Announcer {
     /// The next round of each announcement, by time and then by order of announcement.
     due: BTreeSet<(Instant, u64, Key)>,
     sequence: u64,
+    /// Number of pending announcements of held addresses.
+    held: u32,
+    random: Random,
     /// Unsent frames of the current round.
     ready: VecDeque<(Key, u32, Vec<u8>)>,
 }
@@ -81,9 +96,9 @@ struct Pending {
 }
 
 impl Announcer {
-    /// An announcer without announcements.
+    /// An announcer without announcements. `seed` starts the jitter of repetitions.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings, seed: u64) -> Self {
         let per_ms = settings.frames_per_ms.max(1);
         Self {
             limiter: RateLimiter::new(per_ms.saturating_mul(1000), per_ms),
@@ -91,6 +106,8 @@ impl Announcer {
             pending: BTreeMap::new(),
             due: BTreeSet::new(),
             sequence: 0,
+            held: 0,
+            random: Random::new(seed),
             ready: VecDeque::new(),
         }
     }
@@ -114,6 +131,7 @@ impl Announcer {
         self.sequence += 1;
         self.due
             .insert((pending.next_round_at, pending.sequence, key));
+        self.held += u32::from(announcement.held);
         self.pending.insert(key, pending);
     }
 
@@ -147,7 +165,7 @@ impl Announcer {
                 return None;
             }
             self.due.remove(&(at, sequence, key));
-            self.start_round(key);
+            self.start_round(now, key);
         }
         if self.limiter.next_slot(now) > now {
             return None;
@@ -169,14 +187,15 @@ impl Announcer {
         }
     }
 
-    /// Number of addresses with rounds left.
+    /// Number of addresses with rounds left, or held.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
 
     /// Builds the frames of a round and schedules the next round.
-    fn start_round(&mut self, key: Key) {
+    fn start_round(&mut self, now: Instant, key: Key) {
+        let settings = &self.settings;
         let Some(pending) = self.pending.get_mut(&key) else {
             return;
         };
@@ -185,6 +204,7 @@ impl Announcer {
             mac,
             port,
             router,
+            held,
         } = pending.announcement;
         match as_v4(&address) {
             Some(v4) => {
@@ -199,21 +219,31 @@ impl Announcer {
             }
         }
         pending.round += 1;
-        match self.settings.rounds.get(pending.round) {
-            Some(after) => {
-                pending.next_round_at = pending.announced_at + *after;
-                self.due
-                    .insert((pending.next_round_at, pending.sequence, key));
+        let next = match settings.rounds.get(pending.round) {
+            Some(after) => pending.announced_at + *after,
+            None if held => {
+                let rate = settings.repeats_per_second.max(1);
+                let interval = (Duration::from_secs(1) / rate * self.held).max(settings.repeat);
+                // The first repetition at a random time of the interval, so that addresses that
+                // moved together are not repeated together.
+                let first = pending.round == settings.rounds.len();
+                now + self
+                    .random
+                    .around(interval, if first { 0 } else { 90 }, 100)
             }
             None => {
                 self.pending.remove(&key);
+                return;
             }
-        }
+        };
+        pending.next_round_at = next;
+        self.due.insert((next, pending.sequence, key));
     }
 
     fn remove(&mut self, key: Key) {
         if let Some(old) = self.pending.remove(&key) {
             self.due.remove(&(old.next_round_at, old.sequence, key));
+            self.held -= u32::from(old.announcement.held);
         }
         self.ready.retain(|(of, ..)| *of != key);
     }
@@ -239,7 +269,12 @@ mod tests {
             mac: [mac; 6],
             port: PORT,
             router: false,
+            held: false,
         }
+    }
+
+    fn announcer() -> Announcer {
+        Announcer::new(Settings::default(), 7)
     }
 
     /// Polls until no announcement is left; returns the frames with their times in milliseconds.
@@ -262,7 +297,7 @@ mod tests {
     #[test]
     fn each_round_sends_both_arp_forms_on_time() {
         let start = Instant::now();
-        let mut announcer = Announcer::new(Settings::default());
+        let mut announcer = announcer();
         announcer.announce(start, announcement(7, 6));
         let out = run(&mut announcer, start);
         let times: Vec<u128> = out.iter().map(|(at, _)| *at).collect();
@@ -275,7 +310,7 @@ mod tests {
     #[test]
     fn ipv6_advertisement_carries_the_router_flag() {
         let start = Instant::now();
-        let mut announcer = Announcer::new(Settings::default());
+        let mut announcer = announcer();
         announcer.announce(
             start,
             Announcement {
@@ -292,7 +327,7 @@ mod tests {
     #[test]
     fn newer_announcement_replaces_the_older_one() {
         let start = Instant::now();
-        let mut announcer = Announcer::new(Settings::default());
+        let mut announcer = announcer();
         announcer.announce(start, announcement(7, 6));
         assert!(announcer.poll(start).is_some());
         let later = start + Duration::from_millis(50);
@@ -308,7 +343,7 @@ mod tests {
     #[test]
     fn cancelling_an_address_keeps_the_other_announcements() {
         let start = Instant::now();
-        let mut announcer = Announcer::new(Settings::default());
+        let mut announcer = announcer();
         announcer.announce(start, announcement(7, 6));
         announcer.announce(start, announcement(8, 8));
         assert!(announcer.poll(start).is_some());
@@ -328,10 +363,11 @@ mod tests {
     #[test]
     fn thousands_of_addresses_stay_within_the_rate_limit() {
         let start = Instant::now();
-        let mut announcer = Announcer::new(Settings {
+        let settings = Settings {
             rounds: vec![Duration::ZERO],
-            frames_per_ms: 50,
-        });
+            ..Settings::default()
+        };
+        let mut announcer = Announcer::new(settings, 7);
         for n in 0..5000u16 {
             let [high, low] = n.to_be_bytes();
             announcer.announce(
@@ -352,5 +388,78 @@ mod tests {
         assert!(per_ms.values().all(|n| *n <= 100), "{per_ms:?}");
         assert!(per_ms.values().skip(1).all(|n| *n <= 51), "{per_ms:?}");
         assert!(out.last().expect("frames").0 >= 190);
+    }
+    /// The times in seconds at which each address is announced until `end`, by last byte.
+    fn times(announcer: &mut Announcer, start: Instant, end: Duration) -> BTreeMap<u8, Vec<u64>> {
+        let mut times: BTreeMap<u8, Vec<u64>> = BTreeMap::new();
+        let mut now = start;
+        while now <= start + end {
+            while let Some((_, frame)) = announcer.poll(now) {
+                let at = now.duration_since(start).as_secs();
+                let of_address = times.entry(frame[frame.len() - 1]).or_default();
+                if of_address.last() != Some(&at) {
+                    of_address.push(at);
+                }
+            }
+            now = announcer.next_deadline().expect("held addresses");
+        }
+        times
+    }
+
+    #[test]
+    fn held_address_is_announced_at_least_twice_a_minute_until_it_is_cancelled() {
+        let start = Instant::now();
+        let mut announcer = announcer();
+        for last in 0..50 {
+            let held = true;
+            announcer.announce(
+                start,
+                Announcement {
+                    held,
+                    ..announcement(last, 6)
+                },
+            );
+        }
+        let minutes = times(&mut announcer, start, Duration::from_secs(300));
+        let mut first = BTreeSet::new();
+        for (last, times) in &minutes {
+            let gaps: Vec<u64> = times.windows(2).map(|w| w[1] - w[0]).collect();
+            assert!(gaps.iter().all(|gap| *gap <= 31), "{last}: {times:?}");
+            assert!(times.len() <= 3 + 300 / 27 + 1, "{last}: {times:?}");
+            first.insert(times[3]);
+        }
+        assert!(first.len() > 15, "repetitions are spread: {first:?}");
+        for last in 0..50 {
+            announcer.cancel(&PORT, &mapped([10, 1, 0, last]));
+        }
+        assert_eq!((announcer.pending(), announcer.next_deadline()), (0, None));
+        assert_eq!(announcer.held, 0);
+    }
+
+    #[test]
+    fn many_held_addresses_keep_to_the_rate_of_repetitions() {
+        let start = Instant::now();
+        let mut announcer = announcer();
+        for n in 0..20_000u16 {
+            let [high, low] = n.to_be_bytes();
+            announcer.announce(
+                start,
+                Announcement {
+                    address: mapped([10, 1, high, low]),
+                    held: true,
+                    ..announcement(0, 6)
+                },
+            );
+        }
+        let mut frames = 0;
+        let mut now = start;
+        while now <= start + Duration::from_secs(120) {
+            while announcer.poll(now).is_some() {
+                frames += u32::from(now >= start + Duration::from_secs(60));
+            }
+            now = announcer.next_deadline().expect("held addresses");
+        }
+        // 200 addresses a second, two frames each, for a minute; a fifth of tolerance.
+        assert!((19_200..=28_800).contains(&frames), "{frames}");
     }
 }

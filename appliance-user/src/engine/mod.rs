@@ -9,6 +9,7 @@
 //!   SLOW_PACKETS ──┬──▶ slow_path ◀───────┘        ┌─▶ packet sockets
 //!                  └──▶ fragment_buffer ─▶ programs │
 //!   switch-over ──────▶ announce ──────────────────┤
+//!   NEIGHBOUR_EVENTS ─▶ conflict ──────────────────┤
 //!   full failover ────▶ router_advert ─────────────┤
 //!   groups to answer in ▶ group_reports ───────────┘
 //! ```
@@ -20,6 +21,7 @@
 //! - `next_deadline()`, when `poll` has something to do although no event comes.
 
 pub mod announce;
+pub mod conflict;
 pub mod fragment_buffer;
 pub mod group_reports;
 pub mod neighbour;

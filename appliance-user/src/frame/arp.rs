@@ -7,17 +7,23 @@ use super::{BROADCAST, Port, begin};
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
 
-/// An ARP request for `target` with sender address 0.0.0.0, which is the form of an ARP probe (RFC
-/// 5227 section 2.1.1). The appliance has no address on a tenant's network, and this form changes
-/// no host's cache. `destination` is the MAC address of one host, or `None` for a broadcast.
+/// An ARP request for `target` from `sender`, an address that is the appliance's to use on the
+/// port and that it answers for there. Never 0.0.0.0: a host that probes for its own address must
+/// take a request with that sender for another claimant (RFC 5227 section 2.1.1), and ARP
+/// inspection drops it. `destination` is the MAC address of one host, or `None` for a broadcast.
 #[must_use]
-pub fn arp_request(port: &Port, target: [u8; 4], destination: Option<[u8; 6]>) -> Vec<u8> {
+pub fn arp_request(
+    port: &Port,
+    sender: [u8; 4],
+    target: [u8; 4],
+    destination: Option<[u8; 6]>,
+) -> Vec<u8> {
     arp(
         port,
         port.mac,
         destination.unwrap_or(BROADCAST),
         REQUEST,
-        [0; 4],
+        sender,
         [0; 6],
         target,
     )

@@ -4,7 +4,7 @@
 //! every function returns bytes.
 //!
 //! ```text
-//!   arp       request (probe form), announcement (request and reply form)
+//!   arp       request, announcement (request and reply form)
 //!   ndp       neighbour solicitation, unsolicited neighbour advertisement, router advertisement
 //!   mld       listener report, multicast router advertisement
 //!   fragment  one IPv4 packet ─▶ fragments that fit an MTU

@@ -47,13 +47,15 @@ pub const fn link_local(mac: &[u8; 6]) -> Address {
     ]
 }
 
-/// A neighbour solicitation for `target` (RFC 4861 section 4.3) from the link-local address of the
-/// port's MAC address. It carries that MAC address as source link-layer option, so that the host
-/// can answer without a solicitation of its own. `destination` is the MAC address of one host, to
-/// whose unicast address the solicitation goes, or `None` for the solicited-node group.
+/// A neighbour solicitation for `target` (RFC 4861 section 4.3) from `source`, an address that is
+/// answered for on the port; never `::`, which is duplicate address detection (RFC 4862 section
+/// 5.4.3). It carries the port's MAC address as source link-layer option, so that the host can
+/// answer without a solicitation of its own. `destination` is the MAC address of one host, to whose
+/// unicast address the solicitation goes, or `None` for the solicited-node group.
 #[must_use]
 pub fn neighbour_solicitation(
     port: &Port,
+    source: &Address,
     target: &Address,
     destination: Option<[u8; 6]>,
 ) -> Vec<u8> {
@@ -64,12 +66,11 @@ pub fn neighbour_solicitation(
             (group, multicast_mac_v6(&group))
         }
     };
-    let source = link_local(&port.mac);
     neighbour_message(
         port,
         port.mac,
         mac,
-        &source,
+        source,
         &ip,
         SOLICITATION,
         0,

@@ -15,15 +15,15 @@ const PORT: Port = Port {
 const V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
 
 #[test]
-fn arp_request_is_a_probe_behind_both_tags() {
-    let frame = arp_request(&PORT, [10, 1, 0, 7], None);
+fn arp_request_names_its_sender_behind_both_tags() {
+    let frame = arp_request(&PORT, [10, 1, 0, 1], [10, 1, 0, 7], None);
     assert_eq!(&frame[..6], &[0xff; 6]);
     assert_eq!(&frame[12..22], &[0x88, 0xa8, 0, 200, 0x81, 0, 0, 101, 8, 6]);
     assert_eq!(&frame[22..30], &[0, 1, 8, 0, 6, 4, 0, 1]);
     assert_eq!(&frame[30..36], &PORT.mac);
-    assert_eq!(&frame[36..46], &[0; 10]);
+    assert_eq!(&frame[36..46], &[10, 1, 0, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(&frame[46..], &[10, 1, 0, 7]);
-    let unicast = arp_request(&PORT, [10, 1, 0, 7], Some([4; 6]));
+    let unicast = arp_request(&PORT, [10, 1, 0, 1], [10, 1, 0, 7], Some([4; 6]));
     assert_eq!(&unicast[..6], &[4; 6]);
 }
 
@@ -62,7 +62,12 @@ fn icmpv6(frame: &[u8]) -> (etherparse::Ipv6Header, Vec<u8>) {
 
 #[test]
 fn solicitation_has_a_source_option_and_the_given_destination() {
-    let (ip, message) = icmpv6(&neighbour_solicitation(&PORT, &V6, None));
+    let (ip, message) = icmpv6(&neighbour_solicitation(
+        &PORT,
+        &link_local(&PORT.mac),
+        &V6,
+        None,
+    ));
     assert_eq!(ip.hop_limit, 255);
     assert_eq!(ip.source, link_local(&PORT.mac));
     assert_eq!(ip.destination, solicited_node(&V6));
@@ -70,7 +75,8 @@ fn solicitation_has_a_source_option_and_the_given_destination() {
     assert_eq!(&message[8..24], &V6);
     assert_eq!(&message[24..26], &[1, 1]);
     assert_eq!(&message[26..], &PORT.mac);
-    let unicast = neighbour_solicitation(&PORT, &V6, Some([4; 6]));
+    let unicast = neighbour_solicitation(&PORT, &[0xfd; 16], &V6, Some([4; 6]));
+    assert_eq!(icmpv6(&unicast).0.source, [0xfd; 16]);
     assert_eq!(&unicast[..6], &[4; 6]);
     assert_eq!(icmpv6(&unicast).0.destination, V6);
 }

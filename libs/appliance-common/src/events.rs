@@ -13,7 +13,7 @@ pub struct NeighbourEvent {
     pub ifindex: u32,
     /// The host's address.
     pub address: Address,
-    /// The host's MAC address.
+    /// The host's MAC address; a group's where a cluster uses one.
     pub mac: [u8; 6],
     /// Outer VLAN identifier as in [`crate::maps::AttachmentKey`], host byte order.
     pub outer: u16,
@@ -21,8 +21,15 @@ pub struct NeighbourEvent {
     pub inner: u16,
     /// A [`NeighbourEventKind`], host byte order.
     pub kind: u16,
-    /// Zero.
-    pub reserved: u32,
+    /// Bits of [`neighbour_event_flags`], host byte order.
+    pub flags: u32,
+}
+
+/// Bits of [`NeighbourEvent::flags`].
+pub mod neighbour_event_flags {
+    /// The message does not replace a known MAC address: an advertisement without the Override flag
+    /// (RFC 4861 section 7.2.5).
+    pub const NO_OVERRIDE: u32 = 1;
 }
 
 /// How a host was seen. Decides whether a neighbour entry is created or only refreshed.
@@ -38,6 +45,8 @@ pub enum NeighbourEventKind {
     Announcement = 3,
     /// It requested the address of another host. Refreshes an entry, never creates one.
     RequestToOther = 4,
+    /// It uses an address that we answer for. The VNI is zero on the uplink.
+    Claim = 5,
 }
 
 impl NeighbourEventKind {
@@ -49,6 +58,7 @@ impl NeighbourEventKind {
             2 => Some(Self::Reply),
             3 => Some(Self::Announcement),
             4 => Some(Self::RequestToOther),
+            5 => Some(Self::Claim),
             _ => None,
         }
     }

@@ -219,17 +219,9 @@ fn check_sent(
     match (o.proto, output.get(lo.l3 + o.header).copied()) {
         (1, Some(3)) => frag_needed(world, network, &li, input, &i, output, &lo, &o, attachment),
         (58, Some(2)) => too_big(world, network, &li, input, &i, output, &lo, &o, attachment),
-        (58, Some(136)) => advertisement(
-            world,
-            network,
-            &li,
-            input,
-            &i,
-            output,
-            &lo,
-            &o,
-            attachment.mac,
-        ),
+        (58, Some(136)) => {
+            advertisement(world, network, &li, input, &i, output, &lo, &o, attachment)
+        }
         _ => Err("sent something that is no answer, no tunnel datagram and no delivery".to_owned()),
     }
 }

@@ -3,13 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use appliance_common::addr::{UNSPECIFIED, from_ip, to_ip};
-use appliance_common::maps::{Attachment, Network};
+use appliance_common::maps::{Attachment, Network, attachment_flags};
 
 use super::ip::Ip;
 use super::site::{in_partial, in_prefixes, is_provider};
 use super::{Kind, full};
 
-use crate::packet::{L2, Mac, transport_checksum};
+use crate::packet::{L2, transport_checksum};
 use crate::world::World;
 
 /// The link-local address that a MAC address makes (RFC 4291 appendix A).
@@ -127,8 +127,9 @@ pub(super) fn advertisement(
     output: &[u8],
     lo: &L2,
     o: &Ip,
-    mac: Mac,
+    attachment: &Attachment,
 ) -> Result<Kind, String> {
+    let mac = attachment.mac;
     let q = &input[li.l3..li.l3 + i.len];
     ensure!(
         i.proto == 58 && q[7] == 255 && q.len() >= 64 && q[40] == 135 && q[41] == 0,
@@ -138,7 +139,9 @@ pub(super) fn advertisement(
     target.copy_from_slice(&q[48..64]);
     let target: IpAddr = Ipv6Addr::from(target).into();
     let probe = to_ip(&UNSPECIFIED) == i.src;
-    let own = full::in_full(world, network) && target == link_local_of(mac);
+    let full = full::in_full(world, network);
+    let shared = attachment.flags & attachment_flags::HOST != 0;
+    let own = (full || !shared) && target == link_local_of(mac);
     if !own {
         answers_for(world, network, target, probe)?;
     }
@@ -166,7 +169,7 @@ pub(super) fn advertisement(
         ensure!(output[0] & 1 == 0, "an advertisement to a group's MAC");
     }
     ensure!(r[41] == 0, "code {}", r[41]);
-    let router = own || is_provider(network) && from_ip(target) == network.gateway_v6;
+    let router = full && own || is_provider(network) && from_ip(target) == network.gateway_v6;
     let flags = 0x20 | if probe { 0 } else { 0x40 } | if router { 0x80 } else { 0 };
     ensure!(
         r[44] == flags && r[45..48] == [0, 0, 0],

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use appliance_common::addr::{from_ip, to_ip};
-use appliance_common::events::{NeighbourEventKind, SlowReason};
+use appliance_common::events::{NeighbourEventKind, SlowReason, neighbour_event_flags};
+use appliance_common::nat::public_flags;
 
 use super::full;
 use super::ip::Ip;
@@ -24,6 +25,28 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
     match record {
         Record::Garbage(ring, bytes) => Err(format!("{} bytes in {ring}", bytes.len())),
         Record::Neighbour(event) => {
+            let kind = NeighbourEventKind::from_u16(event.kind)
+                .ok_or_else(|| format!("kind {}", event.kind))?;
+            ensure!(
+                event.mac != [0; 6],
+                "neighbour event from {:02x?}",
+                event.mac
+            );
+            ensure!(
+                event.flags & !neighbour_event_flags::NO_OVERRIDE == 0,
+                "flags {}",
+                event.flags
+            );
+            if kind == NeighbourEventKind::Claim && event.vni == 0 {
+                let public = world.public.iter().find(|(a, _)| *a == event.address);
+                let ours = public.is_some_and(|(_, p)| p.flags & public_flags::OWN == 0);
+                ensure!(ours, "a claim to {}", to_ip(&event.address));
+                ensure!(
+                    event.ifindex == world.nat.uplink && event.mac != world.nat.mac,
+                    "our own claim, or not on the uplink"
+                );
+                return Ok(());
+            }
             let attachment = world
                 .attachment(event.ifindex, event.outer, event.inner)
                 .ok_or("neighbour event on a port without a network")?;
@@ -32,17 +55,18 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                 network.vni == event.vni,
                 "neighbour event in another network"
             );
-            ensure!(
-                NeighbourEventKind::from_u16(event.kind).is_some(),
-                "kind {}",
-                event.kind
-            );
-            ensure!(event.reserved == 0, "reserved {}", event.reserved);
-            ensure!(
-                event.mac[0] & 1 == 0 && event.mac != [0; 6],
-                "neighbour event from {:02x?}",
-                event.mac
-            );
+            if kind == NeighbourEventKind::Claim {
+                let ours = if is_provider(network) {
+                    event.address == network.gateway_v4 || event.address == network.gateway_v6
+                } else {
+                    world.is_endpoint(network.vni, to_ip(&event.address))
+                };
+                ensure!(
+                    ours && event.mac != attachment.mac,
+                    "a claim to {}",
+                    to_ip(&event.address)
+                );
+            }
             let address = to_ip(&event.address);
             let odd = match address {
                 IpAddr::V4(a) => a.is_unspecified() || a.octets()[0] >= 224,

@@ -7,6 +7,7 @@ mod follow;
 mod full;
 mod gateway;
 mod gateways;
+mod guests;
 mod mtu;
 mod partial;
 mod restart;

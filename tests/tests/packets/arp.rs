@@ -13,6 +13,8 @@ use causeway_tests::{
 
 const ANY: Mac = [0xff; 6];
 const NONE: Mac = [0; 6];
+/// As of a cluster that balances load by multicast.
+const GROUP: Mac = [0x03, 0xbf, 10, 1, 0, 97];
 
 fn v4(text: &str) -> Ipv4Addr {
     match ip(text) {
@@ -192,13 +194,70 @@ fn the_tenant_side_answers_for_endpoints_only() {
             .passed()
             .records(neighbour_event(None, "10.1.0.96", B_MAC)),
             Case::new(
-                "an endpoint's old machine is not reported",
+                "an endpoint's old machine is a second claimant",
                 c,
                 UPLINK,
                 request(&[], A_MAC, "10.1.0.10", "10.1.0.1"),
             )
             .passed()
+            .counts(Counter::NeighbourSeen)
+            .records(neighbour_event(
+                Some(NeighbourEventKind::Claim),
+                "10.1.0.10",
+                A_MAC,
+            )),
+            Case::new(
+                "its answer to us as well",
+                c,
+                UPLINK,
+                eth(
+                    UPLINK_MAC,
+                    A_MAC,
+                    &[],
+                    0x0806,
+                    &arp(2, A_MAC, v4("10.1.0.10"), UPLINK_MAC, v4("10.1.0.5")),
+                ),
+            )
+            .passed()
+            .counts(Counter::NeighbourSeen)
+            .records(neighbour_event(
+                Some(NeighbourEventKind::Claim),
+                "10.1.0.10",
+                A_MAC,
+            )),
+            Case::new(
+                "a correction that names our own MAC is none",
+                c,
+                UPLINK,
+                eth(
+                    ANY,
+                    A_MAC,
+                    &[],
+                    0x0806,
+                    &arp(1, UPLINK_MAC, v4("10.1.0.10"), NONE, v4("10.1.0.1")),
+                ),
+            )
+            .passed()
             .records(neighbour_event(None, "10.1.0.10", A_MAC)),
+            Case::new(
+                "a cluster at a group MAC is reported by name",
+                c,
+                UPLINK,
+                eth(
+                    UPLINK_MAC,
+                    B_MAC,
+                    &[],
+                    0x0806,
+                    &arp(2, GROUP, v4("10.1.0.97"), UPLINK_MAC, v4("10.1.0.5")),
+                ),
+            )
+            .passed()
+            .counts(Counter::NeighbourSeen)
+            .records(neighbour_event(
+                Some(NeighbourEventKind::Reply),
+                "10.1.0.97",
+                GROUP,
+            )),
         ],
     );
 }
@@ -233,6 +292,19 @@ fn the_provider_side_answers_for_all_others() {
             ignored("the network address", "10.1.0.10", "10.1.0.0"),
             ignored("the broadcast address", "10.1.0.10", "10.1.0.255"),
             ignored("its own announcement", "10.1.0.10", "10.1.0.10"),
+            Case::new(
+                "a second router",
+                a,
+                TRUNK,
+                request(&vlan, G_MAC, "10.1.0.1", "10.1.0.12"),
+            )
+            .dropped(Counter::ControlIgnored)
+            .counts(Counter::NeighbourSeen)
+            .records(neighbour_event(
+                Some(NeighbourEventKind::Claim),
+                "10.1.0.1",
+                G_MAC,
+            )),
             Case::new(
                 "a probe",
                 a,

@@ -464,7 +464,8 @@ fn only_the_gateway_s_address_is_answered() {
                 .counts(Counter::ArpAnswered),
             case("its announcement by another", ask(GW, GW))
                 .gives(Action::Tx, Out::Is(answer(GW)))
-                .counts(Counter::ArpAnswered),
+                .counts(Counter::ArpAnswered)
+                .counts(Counter::NeighbourSeen),
             case("for a neighbour that is here", ask("10.1.0.12", A))
                 .dropped(Counter::ControlIgnored),
             case("for an address without a host", ask("10.1.0.200", A))

@@ -798,21 +798,98 @@ fn arp_and_discovery_for_public_addresses_are_answered_on_the_uplink() {
         };
         let from = "2001:db8:f::1".parse().expect("an address");
         let group = solicited_node(target);
-        let question = eth(
-            multicast_mac(group),
-            asker,
-            &[],
-            0x86dd,
-            &ns(from, group, target, Some(asker)),
-        );
-        let (action, out) = h.run(Program::Uplink, UPLINK, &question).expect("it runs");
-        if !ours {
-            assert_eq!(action, causeway_tests::harness::Action::Pass);
-            continue;
+        // To the group, and by unicast as a router confirms its cache entry.
+        for (mac, destination) in [(multicast_mac(group), group), (UPLINK_MAC, target)] {
+            let question = eth(
+                mac,
+                asker,
+                &[],
+                0x86dd,
+                &ns(from, destination, target, Some(asker)),
+            );
+            let (action, out) = h.run(Program::Uplink, UPLINK, &question).expect("it runs");
+            if !ours {
+                assert_eq!(action, causeway_tests::harness::Action::Pass);
+                continue;
+            }
+            assert_eq!(action, causeway_tests::harness::Action::Tx);
+            // Solicited and override, no router.
+            let answer = na(target, from, target, 0x60, Some(UPLINK_MAC));
+            assert_eq!(out, eth(asker, UPLINK_MAC, &[], 0x86dd, &answer));
         }
-        assert_eq!(action, causeway_tests::harness::Action::Tx);
-        // Solicited and override, no router.
-        let answer = na(target, from, target, 0x60, Some(UPLINK_MAC));
-        assert_eq!(out, eth(asker, UPLINK_MAC, &[], 0x86dd, &answer));
     }
+}
+
+#[test]
+fn a_second_owner_of_a_public_address_is_reported() {
+    use appliance_common::events::NeighbourEventKind;
+    use causeway_tests::{
+        harness::Record,
+        table::{Case, run},
+    };
+
+    let Some(mut h) = nat() else { return };
+    let other = [2, 0, 0, 0, 0x99, 9];
+    let is_v4 = |text| match ip(text) {
+        std::net::IpAddr::V4(a) => a,
+        std::net::IpAddr::V6(_) => unreachable!("an IPv4 fixture"),
+    };
+    let is_v6 = |text| match ip(text) {
+        std::net::IpAddr::V6(a) => a,
+        std::net::IpAddr::V4(_) => unreachable!("an IPv6 fixture"),
+    };
+    let arp_from = |mac, sender| {
+        let target = [203, 0, 113, 1].into();
+        eth(
+            [0xff; 6],
+            other,
+            &[],
+            0x0806,
+            &arp(1, mac, sender, [0; 6], target),
+        )
+    };
+    let advertised = |target| {
+        let all_nodes = is_v6("ff02::1");
+        let l3 = na(target, all_nodes, target, 0x20, Some(other));
+        eth([0x33, 0x33, 0, 0, 0, 1], other, &[], 0x86dd, &l3)
+    };
+    let claim = |address: &'static str| {
+        move |records: &[Record]| match records {
+            [Record::Neighbour(event)]
+                if event.kind == NeighbourEventKind::Claim as u16
+                    && (event.vni, event.mac) == (0, other)
+                    && event.address == causeway_tests::world::address(address) =>
+            {
+                Ok(())
+            }
+            _ => Err(format!("expected one claim to {address}")),
+        }
+    };
+    let none = |records: &[Record]| match records {
+        [] => Ok(()),
+        _ => Err("expected no claim".to_owned()),
+    };
+    let case = |what: &str, packet| Case::new(what, Program::Uplink, UPLINK, packet).passed();
+    run(
+        &mut h,
+        vec![
+            case("by ARP", arp_from(other, is_v4(PUBLIC4)))
+                .counts(Counter::NeighbourSeen)
+                .records(claim(PUBLIC4)),
+            case("our own frame", arp_from(UPLINK_MAC, is_v4(PUBLIC4))).records(none),
+            case(
+                "an address of others",
+                arp_from(other, [203, 0, 113, 9].into()),
+            )
+            .records(none),
+            case("by advertisement", advertised(is_v6(PUBLIC6)))
+                .counts(Counter::NeighbourSeen)
+                .records(claim(PUBLIC6)),
+            case(
+                "an advertisement of others",
+                advertised(is_v6("2001:db8:f::9")),
+            )
+            .records(none),
+        ],
+    );
 }

@@ -29,6 +29,29 @@ fn solicit(tags: &[(u16, u16)], mac: Mac, src: &str, target: &str) -> Vec<u8> {
     )
 }
 
+/// The link-local address of a MAC address (RFC 4291 appendix A).
+fn link_local(mac: Mac) -> [u8; 16] {
+    let [a, b, c, d, e, f] = mac;
+    [
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a ^ 2,
+        b,
+        c,
+        0xff,
+        0xfe,
+        d,
+        e,
+        f,
+    ]
+}
+
 fn advertised(
     tags: &[(u16, u16)],
     ours: Mac,
@@ -161,6 +184,7 @@ fn the_provider_side_answers_for_all_others() {
     let vlan = [tag(101)];
     let qinq = [service_tag(200), tag(102)];
     let (me, gw) = ("2001:db8:1::10", "2001:db8:1::1");
+    let own = Ipv6Addr::from(link_local(TRUNK_MAC));
     let ignored = |what: &str, src: &str, target: &str| {
         Case::new(what, a, TRUNK, solicit(&vlan, A_MAC, src, target))
             .dropped(Counter::ControlIgnored)
@@ -199,6 +223,17 @@ fn the_provider_side_answers_for_all_others() {
             .gives(
                 Action::Tx,
                 advertised(&qinq, TRUNK_MAC, A_MAC, "fe80::a", "fe80::1", 0xe0),
+            )
+            .counts(Counter::NdAnswered),
+            Case::new(
+                "the link-local address with which the daemon asks",
+                a,
+                TRUNK,
+                solicit(&vlan, A_MAC, "fe80::a", &own.to_string()),
+            )
+            .gives(
+                Action::Tx,
+                advertised(&vlan, TRUNK_MAC, A_MAC, "fe80::a", &own.to_string(), 0x60),
             )
             .counts(Counter::NdAnswered),
             ignored("another replica", me, "2001:db8:1::12"),
@@ -276,6 +311,121 @@ fn solicitations_that_rfc_4861_calls_invalid_are_not_answered() {
             case("payload length beyond the frame", with(5, 200)),
             case("cut", good[..60].to_vec()),
             case("a wrong checksum", wrong_sum),
+        ],
+    );
+}
+
+/// The option of Enhanced Duplicate Address Detection (RFC 7527): a nonce of six bytes.
+const NONCE: [u8; 8] = [14, 1, 1, 2, 3, 4, 5, 6];
+/// The frame's source, as of a team of NICs; the option has another MAC.
+const TEAM_MAC: Mac = [2, 9, 9, 9, 9, 2];
+const OPTION_MAC: Mac = [2, 9, 9, 9, 9, 3];
+
+/// A neighbour message from `source` to `destination` with these options.
+fn discovery(kind: u8, source: &str, destination: &str, flags: u8, options: &[&[u8]]) -> Vec<u8> {
+    let target: &[u8] = match kind {
+        135 => &v6("2001:db8:1::10").octets(),
+        _ => &v6(source).octets(),
+    };
+    let body = [&[flags, 0, 0, 0][..], target, &options.concat()].concat();
+    let mut l3 = causeway_tests::packet::icmp(ip(source), ip(destination), kind, 0, &body);
+    // The hop limit of discovery.
+    l3[7] = 255;
+    frame(UPLINK_MAC, TEAM_MAC, &[], &l3)
+}
+
+fn link_layer(kind: u8) -> Vec<u8> {
+    [&[kind, 1][..], &OPTION_MAC].concat()
+}
+
+#[test]
+fn a_host_is_where_its_link_layer_option_says_and_not_where_the_frame_came_from() {
+    let Some(mut h) = Harness::new(World::tenant()) else {
+        return;
+    };
+    let (asker, endpoint) = ("2001:db8:1::98", "2001:db8:1::10");
+    let source = link_layer(1);
+    let heard_at = |mac: Mac, kind: NeighbourEventKind, flags: u32| {
+        move |records: &[Record]| match records {
+            [Record::Neighbour(e)]
+                if (e.mac, e.kind, e.flags) == (mac, kind as u16, flags)
+                    && e.address == address("2001:db8:1::98") =>
+            {
+                Ok(())
+            }
+            _ => Err(format!("expected {kind:?} at {mac:02x?}, flags {flags}")),
+        }
+    };
+    let asked = |what: &str, options: &[&[u8]], mac: Mac| {
+        let packet = discovery(135, asker, endpoint, 0, options);
+        Case::new(what, Program::Combined, UPLINK, packet)
+            .gives(
+                Action::Tx,
+                advertised(&[], UPLINK_MAC, mac, asker, endpoint, 0x60),
+            )
+            .counts(Counter::NdAnswered)
+            .counts(Counter::NeighbourSeen)
+            .records(heard_at(mac, NeighbourEventKind::RequestToUs, 0))
+    };
+    let target = link_layer(2);
+    let said = |what: &str, flags: u8, options: &[&[u8]], mac: Mac, event: u32| {
+        let packet = discovery(136, asker, "2001:db8:1::5", flags, options);
+        Case::new(what, Program::Combined, UPLINK, packet)
+            .passed()
+            .counts(Counter::NeighbourSeen)
+            .records(heard_at(mac, NeighbourEventKind::Reply, event))
+    };
+    run(
+        &mut h,
+        vec![
+            asked("by the option", &[&source], OPTION_MAC),
+            asked(
+                "by an option behind a nonce",
+                &[&NONCE, &source],
+                OPTION_MAC,
+            ),
+            asked("without an option", &[], TEAM_MAC),
+            asked("with another option", &[&NONCE], TEAM_MAC),
+            asked("with the option of advertisements", &[&target], TEAM_MAC),
+            said("an advertisement", 0x60, &[&target], OPTION_MAC, 0),
+            said("behind a nonce", 0x60, &[&NONCE, &target], OPTION_MAC, 0),
+            said("an advertisement without an option", 0x60, &[], TEAM_MAC, 0),
+            // RFC 4861 section 7.2.5: it does not replace a MAC address that is known.
+            said("without Override", 0x40, &[&target], OPTION_MAC, 1),
+        ],
+    );
+}
+
+#[test]
+fn a_second_claimant_of_an_ipv6_address_of_ours_is_reported() {
+    let Some(mut h) = Harness::new(World::tenant()) else {
+        return;
+    };
+    let endpoint = "2001:db8:1::10";
+    let claim = |records: &[Record]| match records {
+        [Record::Neighbour(e)]
+            if e.kind == NeighbourEventKind::Claim as u16
+                && e.mac == OPTION_MAC
+                && e.address == address("2001:db8:1::10") =>
+        {
+            Ok(())
+        }
+        _ => Err("expected one claim".to_owned()),
+    };
+    let target = link_layer(2);
+    let case = |what: &str, packet| {
+        Case::new(what, Program::Combined, UPLINK, packet)
+            .passed()
+            .counts(Counter::NeighbourSeen)
+            .records(claim)
+    };
+    let all_nodes = discovery(136, endpoint, "ff02::1", 0x20, &[&target]);
+    let to_us = discovery(136, endpoint, "2001:db8:1::5", 0x60, &[&target]);
+    run(
+        &mut h,
+        vec![
+            case("an unsolicited advertisement", all_nodes),
+            case("an answer to us", to_us),
         ],
     );
 }

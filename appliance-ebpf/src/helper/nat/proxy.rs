@@ -25,7 +25,7 @@ pub fn arp(ctx: &XdpContext, nat: &Nat) -> Outcome {
     arp::on_uplink(ctx, Mac::new(nat.mac), is_ours).unwrap_or(Outcome::Pass(Counter::Passed))
 }
 
-/// A packet to an IPv6 group, on the uplink.
+/// A packet to an IPv6 group, or a neighbour solicitation to any address, on the uplink.
 #[inline(never)]
 pub fn discovery(ctx: &XdpContext, nat: &Nat) -> Outcome {
     nd::on_uplink(ctx, Mac::new(nat.mac), is_ours).unwrap_or(Outcome::Pass(Counter::Passed))

@@ -199,6 +199,7 @@ impl Daemon {
         }
 
         // Tell the wire.
+        self.follow_senders(now);
         self.tell_changes(now, &before);
         if reload {
             self.engines
@@ -257,6 +258,7 @@ impl Daemon {
         self.apply_links(now)?;
         self.reconcile()?;
         self.underlay_changed();
+        self.follow_senders(now);
         self.follow_claims(now);
         self.report_problems();
         if !self.adopted_neighbours {
@@ -357,6 +359,13 @@ impl Daemon {
             self.engines.release(now, *key);
         }
         self.engines.keep_resolved(now, after.rule_targets);
+    }
+
+    /// Gives the engines the addresses with which the appliance asks on its networks.
+    fn follow_senders(&mut self, now: Instant) {
+        let tables = self.forwarding.tables();
+        let senders = claims::senders(&self.in_force, &self.snapshot, tables);
+        self.engines.set_senders(now, &senders);
     }
 
     /// Has the wire know which addresses are the appliance's own: announces, listens, advertises.

@@ -8,13 +8,14 @@ use appliance_common::maps::{HostKey, Neighbour};
 use packet_rules::addr::v4_is_host;
 
 use super::super::pacing::RateLimiter;
-use super::State;
-use crate::frame::Port;
+use super::{Senders, State};
+use crate::frame::{self, Port};
 
 /// A tenant's network and its probe budgets.
 #[derive(Debug)]
 pub(super) struct Net {
     pub(super) port: Port,
+    pub(super) senders: Senders,
     pub(super) entries: usize,
     /// Entries that are not kept, in the order of eviction.
     pub(super) evictable: BTreeSet<Rank>,
@@ -68,6 +69,19 @@ pub(super) fn map_entry(port: &Port, mac: [u8; 6]) -> Neighbour {
         port.inner,
         port.outer_ethertype,
     )
+}
+
+/// The frame that asks for `target` from `sender`, both of one family.
+pub(crate) fn question(
+    port: &Port,
+    sender: &Address,
+    target: &Address,
+    destination: Option<[u8; 6]>,
+) -> Vec<u8> {
+    match (as_v4(sender), as_v4(target)) {
+        (Some(sender), Some(target)) => frame::arp_request(port, sender, target, destination),
+        _ => frame::neighbour_solicitation(port, sender, target, destination),
+    }
 }
 
 /// The range of all keys of a network.

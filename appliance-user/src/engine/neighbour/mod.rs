@@ -30,21 +30,28 @@
 
 mod entry;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 mod types;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use appliance_common::addr::as_v4;
-use appliance_common::events::{NeighbourEvent, NeighbourEventKind};
+use appliance_common::events::{NeighbourEvent, NeighbourEventKind, neighbour_event_flags};
 use appliance_common::maps::{HostKey, Neighbour, neighbour_flags};
 
+pub(crate) use entry::question;
 use entry::{Entry, Net, Reserved, is_host, keys_of, map_entry};
-pub use types::{Action, Counters, EntryStatus, Settings, State};
+pub use types::{Action, Counters, EntryStatus, Senders, Settings, State};
 
 use super::pacing::{Random, RateLimiter};
 use crate::frame::{self, Port};
+
+/// Hosts with group MAC addresses that are remembered.
+const MAX_GROUP_MACS: usize = 64;
+/// How long they are remembered.
+const GROUP_MAC_LIFETIME: Duration = Duration::from_secs(600);
 
 /// The neighbour table. The [module](self) draws its states.
 ///
@@ -63,6 +70,8 @@ pub struct NeighbourTable {
     kept_budget: RateLimiter,
     other_budget: RateLimiter,
     actions: VecDeque<Action>,
+    /// Hosts whose address is at a group MAC address, and when that was last heard.
+    group_macs: BTreeMap<HostKey, ([u8; 6], Instant)>,
     counters: Counters,
 }
 
@@ -79,6 +88,7 @@ impl NeighbourTable {
             kept_budget: RateLimiter::new(settings.probes_total, settings.probe_burst),
             other_budget: RateLimiter::new(settings.probes_total, settings.probe_burst),
             actions: VecDeque::new(),
+            group_macs: BTreeMap::new(),
             counters: Counters::default(),
             settings,
         }
@@ -107,6 +117,7 @@ impl NeighbourTable {
             vni,
             Net {
                 port,
+                senders: Senders::default(),
                 entries: 0,
                 evictable: BTreeSet::new(),
                 kept_budget: budget,
@@ -114,6 +125,29 @@ impl NeighbourTable {
             },
         );
         self.sizes.insert((0, vni));
+    }
+
+    /// Sets the addresses with which the appliance asks on a network. A kept host that could not be
+    /// asked before is asked at once.
+    pub fn set_senders(&mut self, now: Instant, vni: u32, senders: Senders) {
+        let Some(net) = self.networks.get_mut(&vni) else {
+            return;
+        };
+        let before = std::mem::replace(&mut net.senders, senders);
+        if before == senders {
+            return;
+        }
+        let unasked = |(key, entry): &(&HostKey, &Entry)| {
+            entry.keep
+                && entry.mac.is_none()
+                && before.for_target(&key.address).is_none()
+                && senders.for_target(&key.address).is_some()
+        };
+        let entries = self.entries.range(keys_of(vni)).filter(unasked);
+        let keys: Vec<HostKey> = entries.map(|(key, _)| *key).collect();
+        for key in keys {
+            self.enter(now, key, State::Incomplete, Some(now));
+        }
     }
 
     /// Removes a network and its entries, from the table and from the map.
@@ -184,10 +218,13 @@ impl NeighbourTable {
             self.counters.ignored_port += 1;
             return;
         };
-        let (Some(kind), true) = (
-            NeighbourEventKind::from_u16(event.kind),
-            is_host(&event.address) && frame::is_host_mac(&event.mac),
-        ) else {
+        let kind = NeighbourEventKind::from_u16(event.kind);
+        let kind = kind.filter(|kind| *kind != NeighbourEventKind::Claim);
+        let valid = kind.is_some() && is_host(&event.address);
+        if valid && event.mac[0] & 1 != 0 && event.mac != frame::BROADCAST {
+            self.remember_group_mac(now, key, event.mac);
+        }
+        let (Some(kind), true) = (kind, valid && frame::is_host_mac(&event.mac)) else {
             self.counters.ignored_invalid += 1;
             return;
         };
@@ -207,6 +244,10 @@ impl NeighbourTable {
         if let Some(old) = known
             && old != event.mac
         {
+            if event.flags & neighbour_event_flags::NO_OVERRIDE != 0 {
+                self.doubt(now, key);
+                return;
+            }
             let conflict = entry.heard.is_some_and(|at| {
                 now.saturating_duration_since(at) < self.settings.conflict_window
             });
@@ -237,6 +278,48 @@ impl NeighbourTable {
             self.resolve_waiters(key);
         }
         self.confirm(now, key);
+    }
+
+    /// Handles an advertisement of another MAC address without the Override flag: the known one
+    /// stays and is to be confirmed (RFC 4861 section 7.2.5).
+    fn doubt(&mut self, now: Instant, key: HostKey) {
+        self.counters.not_overridden += 1;
+        let Some(entry) = self.entries.get(&key) else {
+            return;
+        };
+        if entry.state != State::Reachable {
+            return;
+        }
+        if entry.keep {
+            self.enter(now, key, State::Probe, Some(now));
+        } else {
+            let expires = entry.active.max(now) + self.settings.idle;
+            self.enter(now, key, State::Stale, Some(expires));
+        }
+    }
+
+    /// Remembers that a host's address is at a group MAC address, to be named in status.
+    fn remember_group_mac(&mut self, now: Instant, key: HostKey, mac: [u8; 6]) {
+        let lifetime = GROUP_MAC_LIFETIME;
+        if self.group_macs.len() >= MAX_GROUP_MACS {
+            self.group_macs
+                .retain(|_, (_, heard)| now.saturating_duration_since(*heard) < lifetime);
+        }
+        if self.group_macs.len() < MAX_GROUP_MACS || self.group_macs.contains_key(&key) {
+            self.group_macs.insert(key, (mac, now));
+        }
+    }
+
+    /// Hosts whose address is at a group MAC address, as of a cluster that balances load by
+    /// multicast. The programs deliver to no group, so these hosts are not reached. Those that were
+    /// not heard for ten minutes are left out.
+    pub fn group_macs(&self, now: Instant) -> impl Iterator<Item = (HostKey, [u8; 6])> + '_ {
+        let recent = move |(key, (_, heard)): &(&HostKey, &([u8; 6], Instant))| {
+            self.networks.contains_key(&key.vni)
+                && now.saturating_duration_since(*heard) < GROUP_MAC_LIFETIME
+        };
+        let hosts = self.group_macs.iter().filter(recent);
+        hosts.map(|(key, (mac, _))| (*key, *mac))
     }
 
     /// Resolves a host that a packet waits for. [`Action::Resolved`] or [`Action::Failed`] follows:
@@ -488,15 +571,16 @@ impl NeighbourTable {
         }
         entry.probes = entry.probes.saturating_add(1);
         let destination = entry.mac.filter(|_| unicast);
-        let frame = match as_v4(&key.address) {
-            Some(v4) => frame::arp_request(&net.port, v4, destination),
-            None => frame::neighbour_solicitation(&net.port, &key.address, destination),
-        };
-        self.counters.probes_sent += 1;
-        self.actions.push_back(Action::Send {
-            ifindex: net.port.ifindex,
-            frame,
-        });
+        match net.senders.for_target(&key.address) {
+            Some(sender) => {
+                self.counters.probes_sent += 1;
+                self.actions.push_back(Action::Send {
+                    ifindex: net.port.ifindex,
+                    frame: question(&net.port, &sender, &key.address, destination),
+                });
+            }
+            None => self.counters.without_sender += 1,
+        }
         self.set_deadline(key, Some(now + wait));
     }
 

@@ -16,12 +16,21 @@ const PORT: Port = Port {
 const MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
 const BROADCAST: [u8; 6] = [0xff; 6];
+/// The gateway, and an address beside it for questions about the gateway.
+const SENDERS: Senders = Senders {
+    v4: [Some([10, 1, 0, 1]), Some([10, 1, 0, 254])],
+    v6: Some([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, 9]),
+};
 
 /// A table with two networks, on ports with different interfaces.
 fn table(settings: Settings) -> NeighbourTable {
     let mut table = NeighbourTable::new(settings, 7);
     table.set_network(VNI, PORT);
     table.set_network(OTHER_VNI, Port { ifindex: 4, ..PORT });
+    let now = Instant::now();
+    for vni in [VNI, OTHER_VNI] {
+        table.set_senders(now, vni, SENDERS);
+    }
     table
 }
 
@@ -41,7 +50,7 @@ fn event(key: HostKey, mac: [u8; 6], kind: NeighbourEventKind) -> NeighbourEvent
         outer: PORT.outer,
         inner: PORT.inner,
         kind: kind as u16,
-        reserved: 0,
+        flags: 0,
     }
 }
 
@@ -458,4 +467,97 @@ fn a_changed_port_rewrites_the_entries_of_the_network() {
     assert_eq!(due(&mut table, now), [Action::Remove { key: host(7) }]);
     table.resolve(now, host(7));
     assert_eq!(due(&mut table, now), [Action::Failed { key: host(7) }]);
+}
+
+/// Sender's MAC and IPv4 address of an ARP request behind one tag.
+fn arp_sender(frame: &[u8]) -> ([u8; 6], [u8; 4]) {
+    assert_eq!(frame[16..18], [8, 6], "{frame:02x?}");
+    let field = |at: usize| &frame[18 + at..];
+    let mac = *field(8).first_chunk().expect("a MAC address");
+    (mac, *field(14).first_chunk().expect("an IPv4 address"))
+}
+
+#[test]
+fn hosts_are_asked_with_an_address_of_ours_and_never_with_their_own_or_none() {
+    let now = Instant::now();
+    let mut table = table(Settings::default());
+    for (host_number, sender) in [(7, 1), (1, 254)] {
+        table.resolve(now, host(host_number));
+        let [Action::Send { frame, .. }] = &due(&mut table, now)[..] else {
+            panic!("one request");
+        };
+        // ARP inspection compares the frame's source with the sender in the body.
+        assert_eq!(frame[6..12], PORT.mac);
+        assert_eq!(arp_sender(frame), (PORT.mac, [10, 1, 0, sender]));
+    }
+}
+
+#[test]
+fn without_an_address_to_ask_with_a_host_is_not_asked_but_heard() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    table.set_senders(start, VNI, Senders::default());
+    table.keep_resolved(start, host(7));
+    table.resolve(start, host(8));
+    let actions = run(&mut table, start, seconds(10));
+    assert_eq!(probes(&actions), []);
+    assert!(results(&actions).contains(&(2100, Action::Failed { key: host(8) })));
+    assert!(table.counters().without_sender > 3);
+    // With an address it is asked at once, without waiting for its next turn.
+    let now = start + seconds(10);
+    table.set_senders(now, VNI, SENDERS);
+    assert!(matches!(due(&mut table, now)[..], [Action::Send { .. }]));
+    // What it sends by itself is enough as well.
+    table.set_senders(now, VNI, Senders::default());
+    table.heard(
+        now,
+        &event(host(7), MAC, NeighbourEventKind::RequestToOther),
+    );
+    assert_eq!(due(&mut table, now), [install(host(7), MAC)]);
+}
+
+#[test]
+fn an_advertisement_without_override_keeps_the_mac_address_and_has_it_confirmed() {
+    let start = Instant::now();
+    let without_override = |mac| NeighbourEvent {
+        flags: neighbour_event_flags::NO_OVERRIDE,
+        ..reply(host(7), mac)
+    };
+    for keep in [false, true] {
+        let mut table = table(Settings::default());
+        table.heard(start, &without_override(MAC));
+        if keep {
+            table.keep_resolved(start, host(7));
+        }
+        // The first MAC address is taken, and the same one is a sign of life.
+        table.heard(start, &without_override(MAC));
+        assert_eq!(due(&mut table, start), [install(host(7), MAC)]);
+        assert_eq!(state(&table, host(7), start), Some(State::Reachable));
+        table.heard(start, &without_override(OTHER_MAC));
+        let actions = run(&mut table, start, Duration::ZERO);
+        assert_eq!(results(&actions), []);
+        assert_eq!(table.counters().not_overridden, 1);
+        if keep {
+            assert_eq!(probes(&actions), [(0, MAC)]);
+        } else {
+            assert_eq!(state(&table, host(7), start), Some(State::Stale));
+        }
+    }
+}
+
+#[test]
+fn a_host_at_a_group_mac_address_is_remembered_for_status() {
+    let now = Instant::now();
+    let mut table = table(Settings::default());
+    let group = [0x03, 0xbf, 10, 1, 0, 7];
+    table.heard(now, &reply(host(7), group));
+    table.heard(now, &reply(host(8), BROADCAST));
+    assert_eq!(due(&mut table, now), []);
+    let named: Vec<_> = table.group_macs(now).collect();
+    assert_eq!(named, [(host(7), group)]);
+    assert_eq!(table.group_macs(now + seconds(600)).count(), 0);
+    for n in 0..200 {
+        table.heard(now, &reply(host(n), group));
+    }
+    assert_eq!(table.group_macs(now).count(), 64);
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use appliance_common::addr::{Address, as_v4};
 use appliance_common::maps::{HostKey, Neighbour};
 
 /// An action that the caller must carry out. Actions must be done in the order in which they come.
@@ -39,6 +40,33 @@ pub enum Action {
         /// The host.
         key: HostKey,
     },
+}
+
+/// The addresses with which the appliance asks on a network: its own there, or ones that it answers
+/// for. Without one of a family, no host of that family is asked; hosts are then learnt from what
+/// they send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Senders {
+    /// IPv4, in the order of preference. The second is for questions about the first.
+    pub v4: [Option<[u8; 4]>; 2],
+    /// IPv6.
+    pub v6: Option<Address>,
+}
+
+impl Senders {
+    /// The sender of a question about `target`, never `target` itself: that would be an
+    /// announcement. An IPv4 address is in mapped form.
+    #[must_use]
+    pub fn for_target(&self, target: &Address) -> Option<Address> {
+        match as_v4(target) {
+            Some(target) => {
+                let mut senders = self.v4.iter().flatten();
+                let sender = senders.find(|sender| **sender != target)?;
+                Some(appliance_common::addr::mapped(*sender))
+            }
+            None => self.v6.filter(|sender| sender != target),
+        }
+    }
 }
 
 /// State of an entry. The [module](super) draws the transitions.
@@ -95,6 +123,8 @@ pub struct EntryStatus {
 pub struct Counters {
     /// ARP requests and neighbour solicitations sent.
     pub probes_sent: u64,
+    /// Probes not sent because the appliance has no address to ask with ([`Senders`]).
+    pub without_sender: u64,
     /// Entries that failed: no answer to the last probe.
     pub failed: u64,
     /// Changed MAC addresses that replaced the known one.
@@ -104,6 +134,8 @@ pub struct Counters {
     pub conflicts: u64,
     /// Changes ignored because the address changed too often.
     pub flaps_damped: u64,
+    /// Advertisements of another MAC address that may not replace the known one.
+    pub not_overridden: u64,
     /// Entries evicted to make room.
     pub evicted: u64,
     /// Entries not created because the table was full of kept entries.

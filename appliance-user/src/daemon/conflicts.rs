@@ -1,0 +1,94 @@
+//! Machines that disturb an address or cannot be reached, for the log and for status: other users of
+//! addresses of ours, and hosts with group MAC addresses.
+
+use std::time::Instant;
+
+use appliance_common::addr::to_ip;
+
+use super::Daemon;
+use crate::{
+    control::{ConflictStatus, mac_text},
+    engine::conflict::Conflict,
+};
+
+impl Daemon {
+    /// Logs that another machine uses an address of ours.
+    pub(super) fn conflict_begun(&self, conflict: &Conflict) {
+        let status = self.conflict_status(conflict, Instant::now());
+        tracing::warn!(
+            address = %status.address,
+            network = status.network,
+            interface = status.interface,
+            vlan = status.vlan,
+            mac = status.mac,
+            own_mac = status.own_mac,
+            "another machine uses an address that the appliance answers for; shut it down, or end \
+             the failover of the address"
+        );
+    }
+
+    /// Logs that it does so no longer.
+    pub(super) fn conflict_ended(&self, conflict: &Conflict) {
+        let status = self.conflict_status(conflict, Instant::now());
+        tracing::info!(
+            address = %status.address,
+            network = status.network,
+            interface = status.interface,
+            mac = status.mac,
+            "the other machine does not use the appliance's address any more"
+        );
+    }
+
+    /// Other machines that use addresses of ours, for status.
+    pub(super) fn conflicts_status(&self) -> Vec<ConflictStatus> {
+        let now = Instant::now();
+        let conflicts = self.engines.conflicts();
+        conflicts.map(|c| self.conflict_status(c, now)).collect()
+    }
+
+    fn conflict_status(&self, conflict: &Conflict, now: Instant) -> ConflictStatus {
+        let port = &conflict.port;
+        let mut links = self.snapshot.links.values();
+        let link = links.find(|link| link.ifindex == port.ifindex);
+        let seconds = |at: Instant| now.saturating_duration_since(at).as_secs();
+        ConflictStatus {
+            address: to_ip(&conflict.address),
+            network: self.network_name(conflict.vni),
+            interface: link.map(|link| link.name.clone()).unwrap_or_default(),
+            vlan: match (port.outer, port.inner) {
+                (0, _) => "untagged".to_owned(),
+                (outer, 0) => outer.to_string(),
+                (outer, inner) => format!("{outer}.{inner}"),
+            },
+            mac: mac_text(conflict.mac),
+            own_mac: mac_text(port.mac),
+            age_seconds: seconds(conflict.since),
+            seen_seconds: seconds(conflict.seen_at),
+            claims: conflict.claims,
+            defences: conflict.defences,
+        }
+    }
+
+    /// What the operator should know although all of the configuration is in force.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let hosts = self.engines.group_macs(Instant::now());
+        hosts
+            .map(|(key, mac)| {
+                format!(
+                    "network {:?}: {} answers with the group MAC address {}, to which the \
+                     appliance sends nothing; switch the cluster from multicast to unicast mode",
+                    self.network_name(key.vni),
+                    to_ip(&key.address),
+                    mac_text(mac),
+                )
+            })
+            .collect()
+    }
+
+    /// The name of a network; empty for a VNI that is not configured, as the uplink's.
+    fn network_name(&self, vni: u32) -> String {
+        let mut networks = self.in_force.config.networks.iter();
+        let network = networks.find(|network| network.vni == vni);
+        network.map(|n| n.name.clone()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,411 @@
+//! Other machines that use an address of the appliance: seen, reported, and answered.
+//!
+//! For: a production machine that comes back while its replica serves, a second gateway, a second
+//! owner of a public address. Each is a conflict with a beginning and an end, and the address is
+//! defended by announcements as RFC 5227 section 2.4 allows: at most one in ten seconds. Never:
+//! input, output or a clock; frames and changes come out of [`ConflictTable::poll`].
+//!
+//! ```text
+//!   claim seen ─▶ new: Begun ─▶ defend now ─▶ further claims: defend after 10 s, 20 s, ...
+//!                                 └─ no claim for two minutes: Ended
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use appliance_common::addr::{Address, as_v4};
+
+use super::pacing::RateLimiter;
+use crate::frame::{self, Port};
+
+/// Limits and timers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Shortest time between two defences of an address (RFC 5227 `DEFEND_INTERVAL`).
+    pub defend_interval: Duration,
+    /// Time without a claim after which a conflict is over. Longer than the interval at which
+    /// machines with one of the appliance's addresses are asked for.
+    pub quiet: Duration,
+    /// Conflicts known at once; further ones are counted only.
+    pub max: usize,
+    /// Defences per second, of all addresses.
+    pub defences_per_second: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            defend_interval: Duration::from_secs(10),
+            quiet: Duration::from_secs(120),
+            max: 1024,
+            defences_per_second: 100,
+        }
+    }
+}
+
+/// Where an address is the appliance's: the port, and the address.
+pub type Place = (Port, Address);
+
+/// Another machine that uses an address of the appliance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The port on which it was seen, with our MAC address.
+    pub port: Port,
+    /// The network's VNI; zero on the uplink.
+    pub vni: u32,
+    /// The address.
+    pub address: Address,
+    /// The other machine's MAC address.
+    pub mac: [u8; 6],
+    /// When it was first seen.
+    pub since: Instant,
+    /// When it was last seen.
+    pub seen_at: Instant,
+    /// Its messages.
+    pub claims: u64,
+    /// Our announcements in reply.
+    pub defences: u64,
+}
+
+/// What the caller is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a frame.
+    Send {
+        /// Interface to send it on.
+        ifindex: u32,
+        /// The frame, from the Ethernet header on, without FCS.
+        frame: Vec<u8>,
+    },
+    /// Report a conflict that began, or whose other machine changed.
+    Begun(Conflict),
+    /// Report a conflict that is over.
+    Ended(Conflict),
+}
+
+/// Counts since the table was created.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Messages of other machines with an address of the appliance.
+    pub claims: u64,
+    /// Conflicts that began.
+    pub conflicts: u64,
+    /// Announcements in defence.
+    pub defences: u64,
+    /// Claims not followed because the table was full.
+    pub refused_full: u64,
+}
+
+/// The conflicts. See the [module](self).
+#[derive(Debug)]
+pub struct ConflictTable {
+    settings: Settings,
+    limiter: RateLimiter,
+    conflicts: BTreeMap<Place, Entry>,
+    /// When each conflict is to be looked at.
+    deadlines: BTreeSet<(Instant, Place)>,
+    ready: VecDeque<Output>,
+    counters: Counters,
+}
+
+#[derive(Debug)]
+struct Entry {
+    conflict: Conflict,
+    router: bool,
+    /// A claim was seen that is not answered yet.
+    unanswered: bool,
+    defended_at: Option<Instant>,
+    deadline: Instant,
+}
+
+impl ConflictTable {
+    /// A table without conflicts.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let rate = settings.defences_per_second.max(1);
+        Self {
+            settings,
+            limiter: RateLimiter::new(rate, rate),
+            conflicts: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            ready: VecDeque::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// A machine at `mac` uses an address of ours. `router` is whether it is a router's address.
+    pub fn claimed(&mut self, now: Instant, place: Place, vni: u32, mac: [u8; 6], router: bool) {
+        self.counters.claims += 1;
+        let (port, address) = place;
+        if let Some(entry) = self.conflicts.get_mut(&place) {
+            let conflict = &mut entry.conflict;
+            conflict.seen_at = now;
+            conflict.claims += 1;
+            entry.unanswered = true;
+            entry.router = router;
+            if conflict.mac != mac {
+                conflict.mac = mac;
+                self.ready.push_back(Output::Begun(*conflict));
+            }
+            self.schedule(now, place);
+            return;
+        }
+        if self.conflicts.len() >= self.settings.max {
+            self.counters.refused_full += 1;
+            return;
+        }
+        let conflict = Conflict {
+            port,
+            vni,
+            address,
+            mac,
+            since: now,
+            seen_at: now,
+            claims: 1,
+            defences: 0,
+        };
+        self.counters.conflicts += 1;
+        self.ready.push_back(Output::Begun(conflict));
+        let entry = Entry {
+            conflict,
+            router,
+            unanswered: true,
+            defended_at: None,
+            deadline: now,
+        };
+        self.conflicts.insert(place, entry);
+        self.deadlines.insert((now, place));
+    }
+
+    /// Ends the conflicts about addresses that are not the appliance's any more.
+    pub fn keep(&mut self, is_ours: impl Fn(&Place) -> bool) {
+        let gone: Vec<Place> = self.conflicts.keys().copied().collect();
+        for place in gone.into_iter().filter(|place| !is_ours(place)) {
+            self.end(place);
+        }
+    }
+
+    /// The next thing to do, or `None` until [`next_deadline`](Self::next_deadline).
+    pub fn poll(&mut self, now: Instant) -> Option<Output> {
+        loop {
+            if let Some(output) = self.ready.pop_front() {
+                return Some(output);
+            }
+            let (at, place) = *self.deadlines.first()?;
+            if at > now {
+                return None;
+            }
+            self.look_at(now, place);
+        }
+    }
+
+    /// When [`poll`](Self::poll), having returned `None`, has something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// The conflicts, sorted by port and address.
+    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
+        self.conflicts.values().map(|entry| &entry.conflict)
+    }
+
+    /// Counts since [`new`](Self::new).
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// A conflict's deadline has come: it is over, or the address is defended.
+    fn look_at(&mut self, now: Instant, place: Place) {
+        let Some(entry) = self.conflicts.get_mut(&place) else {
+            return;
+        };
+        if entry.conflict.seen_at + self.settings.quiet <= now {
+            self.end(place);
+            return;
+        }
+        if entry.unanswered {
+            let slot = self.limiter.next_slot(now);
+            if slot > now {
+                self.set_deadline(place, slot);
+                return;
+            }
+            self.limiter.reserve(now);
+            entry.unanswered = false;
+            entry.defended_at = Some(now);
+            entry.conflict.defences += 1;
+            self.counters.defences += 1;
+            let (port, address) = place;
+            // RFC 5227 section 2.4: an announcement, broadcast once.
+            let frame = match as_v4(&address) {
+                Some(v4) => frame::arp_announcement(&port, v4, port.mac, false),
+                None => frame::unsolicited_advertisement(&port, &address, port.mac, entry.router),
+            };
+            let ifindex = port.ifindex;
+            self.ready.push_back(Output::Send { ifindex, frame });
+        }
+        self.schedule(now, place);
+    }
+
+    /// Sets the deadline: the next defence, or the end.
+    fn schedule(&mut self, now: Instant, place: Place) {
+        let Some(entry) = self.conflicts.get(&place) else {
+            return;
+        };
+        let end = entry.conflict.seen_at + self.settings.quiet;
+        let defence = entry
+            .defended_at
+            .map_or(now, |at| (at + self.settings.defend_interval).max(now));
+        self.set_deadline(place, if entry.unanswered { defence } else { end });
+    }
+
+    fn set_deadline(&mut self, place: Place, deadline: Instant) {
+        if let Some(entry) = self.conflicts.get_mut(&place) {
+            self.deadlines.remove(&(entry.deadline, place));
+            entry.deadline = deadline;
+            self.deadlines.insert((deadline, place));
+        }
+    }
+
+    fn end(&mut self, place: Place) {
+        if let Some(entry) = self.conflicts.remove(&place) {
+            self.deadlines.remove(&(entry.deadline, place));
+            self.ready.push_back(Output::Ended(entry.conflict));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use appliance_common::addr::mapped;
+
+    use super::*;
+
+    const PORT: Port = Port {
+        ifindex: 3,
+        outer: 0,
+        inner: 0,
+        outer_ethertype: 0x8100,
+        mac: [2, 0, 0, 0, 0, 9],
+    };
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 1, 1];
+
+    fn place(last: u8) -> Place {
+        (PORT, mapped([10, 1, 0, last]))
+    }
+
+    fn due(table: &mut ConflictTable, now: Instant) -> Vec<Output> {
+        std::iter::from_fn(|| table.poll(now)).collect()
+    }
+
+    /// Times of the defences in seconds, with a claim at each of the given times, also in seconds.
+    fn defences(table: &mut ConflictTable, start: Instant, claims: &[u64], end: u64) -> Vec<u64> {
+        let mut sent = Vec::new();
+        for second in 0..=end {
+            let now = start + Duration::from_secs(second);
+            if claims.contains(&second) {
+                table.claimed(now, place(7), 1001, OTHER, false);
+            }
+            for output in due(table, now) {
+                if matches!(output, Output::Send { .. }) {
+                    sent.push(second);
+                }
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn a_claim_is_reported_and_the_address_announced_at_our_mac_address() {
+        let now = Instant::now();
+        let mut table = ConflictTable::new(Settings::default());
+        table.claimed(now, place(7), 1001, OTHER, false);
+        let outputs = due(&mut table, now);
+        let [Output::Begun(begun), Output::Send { ifindex: 3, frame }] = &outputs[..] else {
+            panic!("{outputs:?}");
+        };
+        assert_eq!(
+            (begun.vni, begun.mac, begun.port.mac),
+            (1001, OTHER, PORT.mac)
+        );
+        assert_eq!(frame[22..28], PORT.mac);
+        assert_eq!(frame[28..32], [10, 1, 0, 7]);
+        assert_eq!(frame[38..42], [10, 1, 0, 7]);
+        assert_eq!(table.conflicts().count(), 1);
+    }
+
+    #[test]
+    fn an_address_is_defended_at_most_once_in_ten_seconds() {
+        let start = Instant::now();
+        let mut table = ConflictTable::new(Settings::default());
+        let every_second: Vec<u64> = (0..60).collect();
+        let sent = defences(&mut table, start, &every_second, 100);
+        assert_eq!(sent, [0, 10, 20, 30, 40, 50, 60]);
+        let mut table = ConflictTable::new(Settings::default());
+        assert_eq!(defences(&mut table, start, &[0, 3, 30], 100), [0, 10, 30]);
+    }
+
+    #[test]
+    fn a_conflict_ends_two_minutes_after_the_last_claim() {
+        let start = Instant::now();
+        let mut table = ConflictTable::new(Settings::default());
+        defences(&mut table, start, &[0, 50], 169);
+        assert_eq!(table.conflicts().count(), 1);
+        let outputs = due(&mut table, start + Duration::from_secs(170));
+        assert!(matches!(outputs[..], [Output::Ended(c)] if c.claims == 2));
+        assert_eq!(
+            (table.conflicts().count(), table.next_deadline()),
+            (0, None)
+        );
+    }
+
+    #[test]
+    fn a_conflict_ends_with_the_claim_to_the_address() {
+        let now = Instant::now();
+        let mut table = ConflictTable::new(Settings::default());
+        for last in [7, 8] {
+            table.claimed(now, place(last), 1001, OTHER, false);
+        }
+        due(&mut table, now);
+        table.keep(|place| place.1 == mapped([10, 1, 0, 8]));
+        assert!(matches!(due(&mut table, now)[..], [Output::Ended(c)]
+            if c.address == mapped([10, 1, 0, 7])));
+        assert_eq!(table.conflicts().count(), 1);
+    }
+
+    #[test]
+    fn another_machine_is_reported_by_its_own_mac_address() {
+        let now = Instant::now();
+        let mut table = ConflictTable::new(Settings::default());
+        table.claimed(now, place(7), 1001, OTHER, false);
+        due(&mut table, now);
+        table.claimed(now, place(7), 1001, [2; 6], false);
+        assert!(matches!(due(&mut table, now)[..], [Output::Begun(c)] if c.mac == [2; 6]));
+    }
+
+    #[test]
+    fn a_flood_of_claims_is_bounded_in_memory_and_frames() {
+        let start = Instant::now();
+        let mut table = ConflictTable::new(Settings::default());
+        let mut sent = 0;
+        for n in 0..5000u16 {
+            let [high, low] = n.to_be_bytes();
+            let place = (PORT, mapped([10, 1, high, low]));
+            table.claimed(start, place, 1001, OTHER, false);
+        }
+        assert_eq!(table.conflicts().count(), 1024);
+        assert_eq!(table.counters().refused_full, 5000 - 1024);
+        let mut now = start;
+        while now < start + Duration::from_secs(1) {
+            for output in due(&mut table, now) {
+                sent += u32::from(matches!(output, Output::Send { .. }));
+            }
+            now = table.next_deadline().expect("unanswered claims");
+        }
+        assert!(
+            (190..=210).contains(&sent),
+            "a burst of 100 and 100 a second: {sent}"
+        );
+    }
+}
