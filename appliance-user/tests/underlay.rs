@@ -314,6 +314,37 @@ fn next_hop_is_confirmed_without_traffic_of_the_kernel() {
 }
 
 #[test]
+fn stale_neighbours_of_the_uplink_are_confirmed_or_given_up_without_traffic() {
+    isolated(
+        "stale_neighbours_of_the_uplink_are_confirmed_or_given_up_without_traffic",
+        |_pair| {
+            runtime().block_on(async {
+                let (watcher, _snapshots) =
+                    Watcher::spawn(Vec::new(), vec!["va".into()]).expect("watcher");
+                watcher.confirm_neighbours(Some("va".into()));
+                // A true entry, one whose host has another MAC address by now, a fixed one.
+                ip("neigh replace 10.9.9.2 lladdr 02:00:00:00:09:02 dev va nud stale");
+                ip("neigh replace 10.9.9.3 lladdr 02:00:00:00:00:99 dev va nud stale");
+                ip("neigh replace 10.9.9.9 lladdr 02:00:00:00:00:09 dev va nud permanent");
+                let line = |host: &str| {
+                    let table = ip_show("neigh show dev va");
+                    let mut lines = table.lines().map(ToOwned::to_owned);
+                    let start = format!("{host} ");
+                    lines.find(|l| l.starts_with(&start)).unwrap_or_default()
+                };
+                let wrong = |l: &str| l.contains("00:99") && !l.contains("FAILED");
+                let until = Instant::now() + Duration::from_secs(8);
+                while !line("10.9.9.2").contains("REACHABLE") || wrong(&line("10.9.9.3")) {
+                    assert!(Instant::now() < until, "{}", ip_show("neigh show dev va"));
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                assert!(line("10.9.9.9").contains("PERMANENT"));
+            });
+        },
+    );
+}
+
+#[test]
 fn lost_events_do_not_leave_a_stale_snapshot() {
     isolated("lost_events_do_not_leave_a_stale_snapshot", |_pair| {
         runtime().block_on(async {
@@ -416,7 +447,12 @@ fn a_real_stack_answers_requests_and_accepts_announcements() {
             let tap = tap(pair.va);
             for destination in [None, Some(MAC_B)] {
                 socket
-                    .send(&frame::arp_request(&port, [10, 9, 9, 3], destination))
+                    .send(&frame::arp_request(
+                        &port,
+                        [10, 9, 9, 1],
+                        [10, 9, 9, 3],
+                        destination,
+                    ))
                     .expect("send");
                 let reply = receive(&tap, |f| {
                     f[..14] == [&MAC_A[..], &MAC_B, &[8, 6]].concat() && f[21] == 2
@@ -426,7 +462,12 @@ fn a_real_stack_answers_requests_and_accepts_announcements() {
 
                 let target = from_ip(address("fd00:9::2"));
                 socket
-                    .send(&frame::neighbour_solicitation(&port, &target, destination))
+                    .send(&frame::neighbour_solicitation(
+                        &port,
+                        &frame::link_local(&MAC_A),
+                        &target,
+                        destination,
+                    ))
                     .expect("send");
                 let advertisement = receive(&tap, |f| {
                     f[..6] == MAC_A && f[12..14] == [0x86, 0xdd] && f[54] == 136

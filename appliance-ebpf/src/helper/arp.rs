@@ -70,7 +70,9 @@ pub fn process<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         } else if full {
             is_host_of(network, sender)
         } else {
-            !is_provider(network)
+            // Of an idle tenant's hosts at the provider, only the answers to the daemon's questions
+            // matter, before a failover.
+            !is_provider(network) || (operation == REPLY && l2.destination == our_mac)
         };
     if known_sender {
         let kind = match operation {

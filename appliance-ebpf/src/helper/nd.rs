@@ -339,7 +339,12 @@ fn report_host(ctx: &XdpContext, frame: &Frame, seen: &Seen) {
     } else if full {
         is_host_of(network, address)
     } else {
+        // As for ARP: answers to the daemon's questions before a failover, also to all nodes.
         !is_provider(network)
+            || matches!(
+                seen.kind,
+                NeighbourEventKind::Reply | NeighbourEventKind::Announcement
+            )
     };
     if known && here {
         report(ctx, &frame.l2, network, seen);
@@ -395,9 +400,9 @@ pub const fn link_local_of(mac: Mac) -> Words {
     ]
 }
 
-/// Whether `target` is the address of the daemon's solicitations, and in full failover of its router
-/// advertisements where the gateway's address is not link-local. On a port that the kernel shares,
-/// the kernel has a link-local address of its own, with which the daemon asks.
+/// Whether `target` is the address of the daemon's solicitations, and in full failover of its
+/// router advertisements where the gateway's address is not link-local. On a port that the kernel
+/// shares, the kernel has a link-local address of its own, with which the daemon asks.
 #[inline(always)]
 fn is_own_link_local(frame: &Frame, target: Words) -> bool {
     (frame.full() || frame.port == Port::TenantOnly) && target == link_local_of(frame.mac)

@@ -1,5 +1,5 @@
-//! Reports hosts that were seen on a tenant's network, and hosts that use an address of ours, to user
-//! space.
+//! Reports hosts that were seen on a tenant's network, and hosts that use an address of ours, to
+//! user space.
 
 use appliance_common::{
     counters::Counter,
@@ -39,7 +39,8 @@ pub fn report(ctx: &XdpContext, l2: &L2, network: &Network, seen: &Seen) {
     let &Seen {
         address, mac, kind, ..
     } = seen;
-    // A group's MAC address is reported where it is of use to the operator: a host that is asked for.
+    // A group's MAC address is reported where it is of use to the operator: a host that is asked
+    // for.
     if mac.is_zero() || (mac.is_group() && matches!(kind, NeighbourEventKind::RequestToOther)) {
         return;
     }

@@ -105,7 +105,8 @@ pub struct ModeArgs {
     /// Failover plan file. Reapplying the active plan applies and prints the differences.
     #[arg(long)]
     pub plan: Option<PathBuf>,
-    /// End a running partial failover for the full failover.
+    /// End a running partial failover for the full failover, and do not ask whether the addresses
+    /// to take over are in use.
     #[arg(long)]
     pub force: bool,
     /// Turn the running partial failover into the full failover; its addresses stay failed over.

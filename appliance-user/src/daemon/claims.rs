@@ -22,32 +22,32 @@ use crate::{
     frame,
     frame::Port,
     kernel::underlay::{DEFAULT_ROUTE_PROBES, Snapshot},
+    state::State,
 };
 
 /// The addresses that are the appliance's own, where, and whether as a router.
 pub(super) fn claims(
-    in_force: &InForce,
+    (config, state): (&Config, &State),
     snapshot: &Snapshot,
     engines: &Engines,
     tables: &MapContents,
 ) -> Claims {
     let mut claims = Claims::new();
-    let config = &in_force.config;
-    let partial = |n: &&Network| mode_of(&in_force.state, &n.tenant) == Mode::Partial;
+    let partial = |n: &&Network| mode_of(state, &n.tenant) == Mode::Partial;
     for network in config.networks.iter().filter(partial) {
         let Some(port) = port_up(network, snapshot, engines) else {
             continue;
         };
         match config.role {
             Role::Tenant => {
-                let endpoints = in_force.state.endpoints.get(&network.name);
+                let endpoints = state.endpoints.get(&network.name);
                 let addresses = endpoints.into_iter().flatten();
                 claims.extend(addresses.map(|address| ((port, from_ip(*address)), false)));
             }
             Role::Provider => claims.extend(network.gateways().map(|a| ((port, a), true))),
         }
     }
-    for (network, plan) in networks_in_full(in_force) {
+    for (network, plan) in networks_in_full(config, state) {
         let Some(port) = port_up(network, snapshot, engines) else {
             continue;
         };
@@ -78,7 +78,7 @@ pub(super) fn routers(
     snapshot: &Snapshot,
     engines: &Engines,
 ) -> BTreeMap<u32, AdvertisedRouter> {
-    networks_in_full(in_force)
+    networks_in_full(&in_force.config, &in_force.state)
         .filter(|(_, plan)| plan.router_advertisements())
         .filter_map(|(network, plan)| {
             let gateway = plan.gateway_v6()?;
@@ -107,7 +107,7 @@ const MAX_CANDIDATES: u32 = 1024;
 /// the programs answer for in the tenant's mode. Hosts may thus remember the sender of a question,
 /// and are right.
 pub(super) fn senders(
-    in_force: &InForce,
+    (config, state): (&Config, &State),
     snapshot: &Snapshot,
     tables: &MapContents,
 ) -> BTreeMap<u32, Senders> {
@@ -115,7 +115,7 @@ pub(super) fn senders(
         tables.networks.values().map(|n| (n.vni, n)).collect();
     let senders = |network: &Network| {
         let link = snapshot.links.get(&network.interface)?;
-        let mode = mode_of(&in_force.state, &network.tenant);
+        let mode = mode_of(state, &network.tenant);
         // The kernel's addresses are in the untagged network.
         let untagged = link.addresses.iter().map(|(address, _)| *address);
         let mut own = untagged.filter(|_| network.vlan.outer == 0);
@@ -127,8 +127,8 @@ pub(super) fn senders(
         let mut v4: Vec<[u8; 4]> = Vec::new();
         let inside = |a: &IpAddr| a.is_ipv4() && network.prefixes.iter().any(|p| p.contains(*a));
         v4.extend(own.find(inside).and_then(octets));
-        v4.extend(match (in_force.config.role, mode) {
-            (Role::Tenant, Mode::Partial) => failed_over(in_force, network),
+        v4.extend(match (config.role, mode) {
+            (Role::Tenant, Mode::Partial) => failed_over(state, network),
             (Role::Provider, Mode::Partial | Mode::Full) => {
                 let table = by_vni.get(&network.vni)?;
                 match as_v4(&table.gateway_v4).filter(|v4| *v4 != [0; 4]) {
@@ -142,17 +142,12 @@ pub(super) fn senders(
         let v4 = [v4.first().copied(), v4.get(1).copied()];
         Some((network.vni, Senders { v4, v6 }))
     };
-    in_force
-        .config
-        .networks
-        .iter()
-        .filter_map(senders)
-        .collect()
+    config.networks.iter().filter_map(senders).collect()
 }
 
 /// Two IPv4 addresses of a network that are failed over.
-fn failed_over(in_force: &InForce, network: &Network) -> Vec<[u8; 4]> {
-    let endpoints = in_force.state.endpoints.get(&network.name);
+fn failed_over(state: &State, network: &Network) -> Vec<[u8; 4]> {
+    let endpoints = state.endpoints.get(&network.name);
     let addresses = endpoints.into_iter().flatten().copied();
     addresses.filter_map(octets).take(2).collect()
 }
@@ -186,11 +181,12 @@ fn octets(address: IpAddr) -> Option<[u8; 4]> {
 }
 
 /// The networks of plans in force, as configured and as the plan has them.
-fn networks_in_full(
-    in_force: &InForce,
-) -> impl Iterator<Item = (&Network, &failover::PlanNetwork)> {
-    in_force.config.networks.iter().filter_map(|network| {
-        let mode = in_force.state.modes.get(&network.tenant)?;
+fn networks_in_full<'a>(
+    config: &'a Config,
+    state: &'a State,
+) -> impl Iterator<Item = (&'a Network, &'a failover::PlanNetwork)> {
+    config.networks.iter().filter_map(|network| {
+        let mode = state.modes.get(&network.tenant)?;
         Some((network, mode.failover.plan()?.network(&network.name)?))
     })
 }
@@ -209,4 +205,140 @@ pub(super) fn watched_outside(config: &Config, full: bool) -> impl Iterator<Item
     DEFAULT_ROUTE_PROBES
         .into_iter()
         .filter(move |a| full || families.contains(&a.is_ipv4()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        daemon::controller::assign_slots,
+        datapath::reconcile::{EncryptedTunnels, desired},
+        kernel::underlay::LinkState,
+        state::FailoverState,
+    };
+
+    /// A network without tags and one with a tag, each with a gateway.
+    fn config(role: &str, gateways: bool) -> Config {
+        let gateway = |n: u8| match gateways {
+            true => format!("gateway = [\"10.{n}.0.1\"]\n"),
+            false => String::new(),
+        };
+        let text = format!(
+            "[appliance]\nname = \"x\"\nrole = {role:?}\n[uplink]\ninterface = \"eth0\"\n\
+             [[tenant]]\nname = \"acme\"\n[[peer]]\nname = \"a\"\nkind = \"vxlan\"\n\
+             address = \"198.51.100.5\"\n\
+             [[network]]\nname = \"net1\"\ntenant = \"acme\"\npeer = \"a\"\nvni = 1\n\
+             interface = \"eth1\"\nprefixes = [\"10.1.0.0/24\"]\n{}\
+             [[network]]\nname = \"net2\"\ntenant = \"acme\"\npeer = \"a\"\nvni = 2\n\
+             interface = \"eth1\"\nvlan = \"102\"\nprefixes = [\"10.2.0.0/24\"]\n{}",
+            gateway(1),
+            gateway(2),
+        );
+        Config::parse(&text, Path::new("t")).expect("good")
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn snapshot(addresses: &[&str]) -> Snapshot {
+        let link = LinkState {
+            name: "eth1".to_owned(),
+            ifindex: 3,
+            mac: [2, 0, 0, 0, 0, 9],
+            mtu: 1500,
+            up: true,
+            addresses: addresses.iter().map(|a| (ip(a), 24)).collect(),
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.links.insert(link.name.clone(), link);
+        snapshot
+    }
+
+    /// The IPv4 senders of both networks.
+    fn v4(
+        config: &Config,
+        partial: bool,
+        endpoints: &[&str],
+        snapshot: &Snapshot,
+    ) -> [[Option<[u8; 4]>; 2]; 2] {
+        let mut state = State::default();
+        assign_slots(config, &mut state);
+        if partial {
+            let mode = state.modes.entry("acme".to_owned()).or_default();
+            mode.failover = FailoverState::Partial;
+        }
+        for endpoint in endpoints {
+            let network = if endpoint.starts_with("10.1.") {
+                "net1"
+            } else {
+                "net2"
+            };
+            let addresses = state.endpoints.entry(network.to_owned()).or_default();
+            addresses.insert(ip(endpoint));
+        }
+        let tables = desired(config, &state, snapshot, &EncryptedTunnels::default());
+        let senders = senders((config, &state), snapshot, &tables);
+        [senders[&1].v4, senders[&2].v4]
+    }
+
+    const NONE: [Option<[u8; 4]>; 2] = [None, None];
+
+    #[test]
+    fn tenant_side_asks_with_its_own_address_or_with_a_failed_over_one() {
+        let config = config("tenant", true);
+        let snapshot = snapshot(&["10.1.0.5", "192.0.2.1", "fe80::5"]);
+        assert_eq!(
+            v4(&config, false, &[], &snapshot),
+            [[Some([10, 1, 0, 5]), None], NONE],
+            "the kernel's address is in the network without a tag"
+        );
+        let endpoints = ["10.1.0.10", "10.2.0.10", "10.2.0.11", "10.2.0.12"];
+        assert_eq!(
+            v4(&config, true, &endpoints, &snapshot),
+            [
+                [Some([10, 1, 0, 5]), Some([10, 1, 0, 10])],
+                [Some([10, 2, 0, 10]), Some([10, 2, 0, 11])]
+            ]
+        );
+        // Nothing is answered for while the tenant is idle.
+        assert_eq!(v4(&config, false, &endpoints, &snapshot)[1], NONE);
+    }
+
+    #[test]
+    fn provider_side_asks_with_the_gateway_s_address_while_it_answers_for_it() {
+        let with = config("provider", true);
+        let snapshot = snapshot(&[]);
+        assert_eq!(
+            v4(&with, true, &["10.1.0.10"], &snapshot),
+            [[Some([10, 1, 0, 1]), None], [Some([10, 2, 0, 1]), None]]
+        );
+        assert_eq!(v4(&with, false, &["10.1.0.10"], &snapshot), [NONE, NONE]);
+        // Without a gateway, with an address of the prefix that is not here.
+        let without = config("provider", false);
+        assert_eq!(
+            v4(&without, true, &["10.1.0.254"], &snapshot),
+            [[Some([10, 1, 0, 253]), None], [Some([10, 2, 0, 254]), None]]
+        );
+    }
+
+    #[test]
+    fn solicitations_come_from_the_kernel_s_address_or_that_of_our_mac() {
+        let config = config("tenant", true);
+        let mut state = State::default();
+        assign_slots(&config, &mut state);
+        let snapshot = snapshot(&["fe80::5"]);
+        let tables = MapContents::default();
+        let idle = senders((&config, &state), &snapshot, &tables);
+        assert_eq!(idle[&1].v6, Some(from_ip(ip("fe80::5"))));
+        assert_eq!(idle[&2].v6, None);
+        let mode = state.modes.entry("acme".to_owned()).or_default();
+        mode.failover = FailoverState::Partial;
+        let partial = senders((&config, &state), &snapshot, &tables);
+        assert_eq!(partial[&1].v6, Some(from_ip(ip("fe80::5"))));
+        let of_mac = frame::link_local(&[2, 0, 0, 0, 0, 9]);
+        assert_eq!(partial[&2].v6, Some(of_mac));
+    }
 }

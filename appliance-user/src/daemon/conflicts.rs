@@ -1,5 +1,5 @@
-//! Machines that disturb an address or cannot be reached, for the log and for status: other users of
-//! addresses of ours, and hosts with group MAC addresses.
+//! Machines that disturb an address or cannot be reached, for the log and for status: other users
+//! of addresses of ours, and hosts with group MAC addresses.
 
 use std::time::Instant;
 

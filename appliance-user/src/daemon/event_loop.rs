@@ -187,6 +187,7 @@ impl Daemon {
                 tracing::debug!(%error, ifindex, "cannot run a waiting fragment through XDP");
             }
         }
+        self.read_takeover_answers();
         for _ in 0..MAX_OUTPUTS {
             let Some(output) = self.engines.poll(now) else {
                 return;
@@ -207,6 +208,7 @@ impl Daemon {
                 }
                 Output::ConflictBegun(conflict) => self.conflict_begun(&conflict),
                 Output::ConflictEnded(conflict) => self.conflict_ended(&conflict),
+                Output::TakeoverChecked(owners) => self.takeover_checked(&owners),
             }
         }
     }

@@ -24,6 +24,7 @@
 //! | `path_watch`, `sender` | watched routes, raw sockets |
 //! | `health`, `packet_health` | problems of failovers, counters that must not rise |
 //! | `conflicts` | other users of our addresses, in the log and in status |
+//! | `takeover` | asks for owners of addresses before a failover takes them over |
 //! | `status`, `metrics` | what the daemon reports of itself |
 
 mod claims;
@@ -42,6 +43,7 @@ mod path_watch;
 mod requests;
 mod sender;
 mod status;
+mod takeover;
 mod tunnels;
 
 use std::{
@@ -66,6 +68,7 @@ use self::{
     path_watch::PathWatch,
     requests::packet_trace::PacketTrace,
     sender::FrameSender,
+    takeover::Takeover,
     tunnels::Tunnels,
 };
 use crate::{
@@ -97,6 +100,8 @@ struct Daemon {
     /// Counts what the kernel drops behind the programs; `None` where it reports nothing.
     xdp_errors: Option<XdpErrors>,
     packet_trace: PacketTrace,
+    /// A request that waits for the check of the addresses that it takes over.
+    takeover: Option<Takeover>,
     metrics: Metrics,
     /// Serves the metrics, where they are configured.
     http: Option<http::Server>,
@@ -191,6 +196,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         packet_health: PacketHealth::default(),
         xdp_errors: open_xdp_errors(),
         packet_trace: PacketTrace::default(),
+        takeover: None,
         metrics,
         http,
         loop_health: context.health.clone(),

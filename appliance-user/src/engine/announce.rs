@@ -89,6 +89,8 @@ pub struct Announcer {
 #[derive(Debug)]
 struct Pending {
     announcement: Announcement,
+    /// MAC addresses to announce to; empty: all hosts.
+    receivers: Vec<[u8; 6]>,
     announced_at: Instant,
     round: usize,
     next_round_at: Instant,
@@ -115,6 +117,17 @@ impl Announcer {
     /// Starts all rounds of an announcement. It replaces an earlier one for the same port and
     /// address, whose remaining frames are not sent.
     pub fn announce(&mut self, now: Instant, announcement: Announcement) {
+        self.announce_to(now, announcement, Vec::new());
+    }
+
+    /// As [`announce`](Self::announce), by unicast to these MAC addresses; to all hosts if there
+    /// are none. A machine that still has the address must not hear that it is another's.
+    pub fn announce_to(
+        &mut self,
+        now: Instant,
+        announcement: Announcement,
+        receivers: Vec<[u8; 6]>,
+    ) {
         self.cancel(&announcement.port, &announcement.address);
         let Some(first) = self.settings.rounds.first() else {
             return;
@@ -123,6 +136,7 @@ impl Announcer {
         let key = (port.ifindex, port.outer, port.inner, announcement.address);
         let pending = Pending {
             announcement,
+            receivers,
             announced_at: now,
             round: 0,
             next_round_at: now + *first,
@@ -206,17 +220,25 @@ impl Announcer {
             router,
             held,
         } = pending.announcement;
-        match as_v4(&address) {
-            Some(v4) => {
-                for reply in [false, true] {
-                    let frame = frame::arp_announcement(&port, v4, mac, reply);
-                    self.ready.push_back((key, port.ifindex, frame));
-                }
-            }
+        let frames = match as_v4(&address) {
+            Some(v4) => [false, true]
+                .map(|reply| frame::arp_announcement(&port, v4, mac, reply))
+                .to_vec(),
             None => {
                 let frame = frame::unsolicited_advertisement(&port, &address, mac, router);
+                vec![frame]
+            }
+        };
+        for receiver in &pending.receivers {
+            for frame in &frames {
+                let mut frame = frame.clone();
+                frame[..receiver.len()].copy_from_slice(receiver);
                 self.ready.push_back((key, port.ifindex, frame));
             }
+        }
+        if pending.receivers.is_empty() {
+            let frames = frames.into_iter().map(|frame| (key, port.ifindex, frame));
+            self.ready.extend(frames);
         }
         pending.round += 1;
         let next = match settings.rounds.get(pending.round) {

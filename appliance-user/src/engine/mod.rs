@@ -11,6 +11,7 @@
 //!   switch-over ──────▶ announce ──────────────────┤
 //!   NEIGHBOUR_EVENTS ─▶ conflict ──────────────────┤
 //!   full failover ────▶ router_advert ─────────────┤
+//!   mode full, rule add ▶ takeover ────────────────┤
 //!   groups to answer in ▶ group_reports ───────────┘
 //! ```
 //!
@@ -28,3 +29,4 @@ pub mod neighbour;
 mod pacing;
 pub mod router_advert;
 pub mod slow_path;
+pub mod takeover;

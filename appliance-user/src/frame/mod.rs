@@ -7,6 +7,7 @@
 //!   arp       request, announcement (request and reply form)
 //!   ndp       neighbour solicitation, unsolicited neighbour advertisement, router advertisement
 //!   mld       listener report, multicast router advertisement
+//!   probe     probe for an address that is to become ours; the address that a host says it has
 //!   fragment  one IPv4 packet ─▶ fragments that fit an MTU
 //! ```
 
@@ -14,6 +15,7 @@ mod arp;
 mod fragment;
 mod mld;
 mod ndp;
+mod probe;
 
 use appliance_common::maps::Neighbour;
 use appliance_common::wire::ETH_LEN;
@@ -24,6 +26,7 @@ pub use mld::{MAX_GROUPS, listener_report, multicast_router_advertisement};
 pub use ndp::{
     link_local, neighbour_solicitation, router_advertisement, unsolicited_advertisement,
 };
+pub use probe::{address_probe, claimed_address};
 
 /// The appliance's port on a tenant's network: interface, VLAN tags and source MAC address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -79,6 +79,20 @@ pub fn neighbour_solicitation(
     )
 }
 
+/// A neighbour solicitation for `target` to its group, without the source link-layer option, which
+/// a solicitation from `::` must not have (RFC 4861 section 4.3).
+pub(super) fn solicitation_without_option(
+    port: &Port,
+    source: &Address,
+    target: &Address,
+) -> Vec<u8> {
+    let group = solicited_node(target);
+    let mut message = [0u8; 24];
+    message[0] = SOLICITATION;
+    message[8..24].copy_from_slice(target);
+    icmpv6_frame(port, multicast_mac_v6(&group), source, &group, &mut message)
+}
+
 /// An unsolicited neighbour advertisement of `address` at `mac` to all nodes (RFC 4861 section
 /// 7.2.6), with the Override flag, so that caches change at once. `router` sets the Router flag:
 /// without it, hosts would remove a router from their default router lists (section 7.2.5).

@@ -1,4 +1,4 @@
-//! Sockets that only send, on one interface: Ethernet frames, and whole IP packets.
+//! Sockets of one interface: Ethernet frames, and whole IP packets.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -40,7 +40,8 @@ pub enum Error {
 
 /// An `AF_PACKET` socket bound to one interface.
 ///
-/// Protocol 0: the kernel delivers nothing to it, so it costs the receive path nothing (packet(7)).
+/// A socket that only sends has protocol 0: the kernel delivers nothing to it, so it costs the
+/// receive path nothing (packet(7)).
 /// Frames pass the interface's queueing discipline (`PACKET_QDISC_BYPASS` stays off), so they queue
 /// behind the kernel's own packets.
 #[derive(Debug)]
@@ -57,6 +58,20 @@ impl PacketSocket {
     ///
     /// [`Error`], naming the system call that failed.
     pub fn open(ifindex: u32) -> Result<Self, Error> {
+        Self::with_protocol(ifindex, 0)
+    }
+
+    /// Opens a non-blocking socket that receives the frames of an EtherType, host byte order, that
+    /// pass to the kernel on the interface.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`], naming the system call that failed.
+    pub fn listen(ifindex: u32, ethertype: u16) -> Result<Self, Error> {
+        Self::with_protocol(ifindex, ethertype)
+    }
+
+    fn with_protocol(ifindex: u32, ethertype: u16) -> Result<Self, Error> {
         // SAFETY: socket(2) takes no pointers.
         let fd = unsafe {
             libc::socket(
@@ -73,7 +88,7 @@ impl PacketSocket {
         // SAFETY: all-zero is a valid `sockaddr_ll`: integers and a byte array.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = 0;
+        address.sll_protocol = ethertype.to_be();
         address.sll_ifindex = i32::try_from(ifindex).map_err(|_| Error::NoInterface {
             operation: "bind",
             ifindex,
@@ -96,6 +111,25 @@ impl PacketSocket {
     #[must_use]
     pub const fn ifindex(&self) -> u32 {
         self.ifindex
+    }
+
+    /// Receives one frame into `frame`, from the Ethernet header on, and returns its length; what
+    /// does not fit is cut off. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// That of recv(2): [`WouldBlock`](io::ErrorKind::WouldBlock) when there is none.
+    pub fn receive(&self, frame: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: the pointer and the length are those of a live slice.
+        let length = unsafe {
+            libc::recv(
+                self.fd.as_raw_fd(),
+                frame.as_mut_ptr().cast(),
+                frame.len(),
+                libc::MSG_DONTWAIT,
+            )
+        };
+        usize::try_from(length).map_err(|_| io::Error::last_os_error())
     }
 
     /// Sends one frame, from the Ethernet header on, without FCS. Never blocks.

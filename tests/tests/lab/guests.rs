@@ -58,8 +58,8 @@ fn is_conflict(frame: &[u8], own: Mac, address: Ipv4Addr, probing: bool) -> bool
     mac != own && (sender == address || (probing && probe))
 }
 
-/// Boots a powered-off host as RFC 5227 asks: three probes, then its address. Returns the capture of
-/// all that it heard since, and fails if it had to give up the address while probing.
+/// Boots a powered-off host as RFC 5227 asks: three probes, then its address. Returns the capture
+/// of all that it heard since, and fails if it had to give up the address while probing.
 fn boot(site: &Site, host: &str, address: Ipv4Addr) -> lab::Capture {
     let own = mac_of(site, host);
     site.ok(host, &["ip", "link", "set", "eth0", "up"]);
@@ -128,11 +128,11 @@ fn a_guest_that_probes_keeps_its_address_in_failover_and_failback() {
         }
         change(TENANT, "add");
         site.reach("prod-b", "10.1.0.10");
-        kept(&site, "replica-a", A, replica);
-
-        shut(&site, "replica-a");
+        // The address returns before the replica is off, as after a test.
         change(TENANT, "remove");
         change(PROVIDER, "remove");
+        kept(&site, "replica-a", A, replica);
+        shut(&site, "replica-a");
         let production = boot(&site, "prod-a", A);
         site.reach("prod-b", "10.1.0.10");
         kept(&site, "prod-a", A, production);
@@ -210,16 +210,19 @@ fn a_production_machine_that_comes_back_is_named_and_the_address_is_defended() {
 #[test]
 fn failover_works_where_the_switch_inspects_arp() {
     let Some(site) = Site::partial() else { return };
-    // As `ip arp inspection validate src-mac ip` of a switch: on the appliance's port, the sender in
-    // the body must be the frame's source, and not 0.0.0.0.
+    // As `ip arp inspection validate src-mac ip` of a switch: on the appliance's port, the sender
+    // in the body must be the frame's source, and not 0.0.0.0.
     let (switch, port) = site
         .topology()
         .port_of(TENANT, "eth0")
         .expect("a port of a switch");
     let mac = site.mac(TENANT, "eth0");
     let rules = format!(
-        "table netdev inspection {{ chain port {{ type filter hook ingress device {port} priority \
-         0; arp saddr ether != {mac} counter drop; arp saddr ip 0.0.0.0 counter drop; }} }}"
+        "table netdev inspection {{\nchain port {{\n\
+         type filter hook ingress device {port} priority 0;\n\
+         arp saddr ether != {mac} counter drop\n\
+         arp saddr ip 0.0.0.0 counter drop\n\
+         }}\n}}\n"
     );
     site.ok(&switch, &["nft", &rules]);
     site.reach("prod-b", "10.1.0.10");
@@ -234,4 +237,100 @@ fn failover_works_where_the_switch_inspects_arp() {
     assert_eq!(zero_or_foreign(&site), 2, "nothing was inspected away");
     site.back("prod-a");
     site.reach("prod-b", "10.1.0.10");
+}
+
+#[test]
+fn a_cluster_at_a_group_mac_address_is_named() {
+    let Some(site) = Site::partial() else { return };
+    site.over("prod-a");
+    // As Windows NLB in multicast mode: a host answers for the cluster's address with a group MAC.
+    let group = [0x03, 0xbf, 10, 1, 0, 20];
+    let answer = eth(
+        mac_of(&site, TENANT),
+        mac_of(&site, "prod-b"),
+        &[],
+        0x0806,
+        &arp(
+            2,
+            group,
+            Ipv4Addr::new(10, 1, 0, 20),
+            mac_of(&site, TENANT),
+            Ipv4Addr::new(10, 1, 0, 5),
+        ),
+    );
+    site.inject("prod-b", "eth0", &[answer])
+        .unwrap_or_else(|e| panic!("prod-b: {e}"));
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        let warnings = site.status(TENANT)["warnings"].to_string();
+        if warnings.contains("10.1.0.20") && warnings.contains("03:bf:0a:01:00:14") {
+            break;
+        }
+        assert!(Instant::now() < until, "{warnings}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn owners_of_addresses_are_found_and_wrong_neighbours_of_the_uplink_are_replaced() {
+    let Some(site) = Site::raise(lab::sites::full, causeway_tests::site::PLAIN) else {
+        return;
+    };
+    site.boot_replicas("acme").unwrap_or_else(|e| panic!("{e}"));
+    // A host on the uplink has one of the public addresses, another one the gateway's.
+    let edge = site.mac("edge", "uplink");
+    let public = ["address", "203.0.113.20/24", "dev", "uplink"];
+    let gateway = ["address", "10.1.0.1/24", "dev", "eth0"];
+    let ip_on = |host: &str, verb: &str, [object, rest @ ..]: [&str; 4]| {
+        site.ok(host, &[&["ip", object, verb][..], &rest[..]].concat());
+    };
+    for (host, address, mac, what) in [
+        ("edge", public, edge.clone(), "203.0.113.20"),
+        (
+            "replica-b",
+            gateway,
+            site.mac("replica-b", "eth0"),
+            "10.1.0.1",
+        ),
+    ] {
+        ip_on(host, "add", address);
+        let refusal = site.mode_full("acme").expect_err("an owner").to_string();
+        println!("{refusal}");
+        for part in [what, mac.as_str(), "--force"] {
+            assert!(refusal.contains(part), "{part} is not in: {refusal}");
+        }
+        ip_on(host, "del", address);
+    }
+    site.mode_full("acme").unwrap_or_else(|e| panic!("{e}"));
+
+    // Another neighbour of the uplink than the default router, whose MAC address changes.
+    ip_on(
+        "edge",
+        "add",
+        ["address", "203.0.113.77/24", "dev", "uplink"],
+    );
+    let _web = site
+        .http_server("replica-a", 8080, 7)
+        .unwrap_or_else(|e| panic!("replica-a: {e}"));
+    let get = || {
+        let url = "http://203.0.113.20/index.txt";
+        let source = ["curl", "--interface", "203.0.113.77", "-s", "-m", "2"];
+        let output = ["-o", "/dev/null", "-w", "%{http_code}", url];
+        site.sh("edge", &[&source[..], &output[..]].concat())
+    };
+    let reached = || get().stdout.trim() != "000";
+    let until = Instant::now() + Duration::from_secs(10);
+    while !reached() {
+        assert!(Instant::now() < until, "{:?}", get());
+    }
+    let wrong = "02:00:00:00:00:99";
+    let entry = ["neigh", "replace", "203.0.113.77", "dev", "eth0"];
+    let state = ["lladdr", wrong, "nud", "stale"];
+    site.ok(PROVIDER, &[&["ip"][..], &entry[..], &state[..]].concat());
+    let until = Instant::now() + Duration::from_secs(10);
+    while !reached() {
+        assert!(Instant::now() < until, "203.0.113.77 stays at {wrong}");
+    }
+    let now = site.neighbours(PROVIDER).get(&ip("203.0.113.77")).cloned();
+    assert_eq!(now.as_deref(), Some(edge.as_str()));
 }

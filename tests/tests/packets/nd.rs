@@ -327,7 +327,7 @@ fn discovery(kind: u8, source: &str, destination: &str, flags: u8, options: &[&[
         135 => &v6("2001:db8:1::10").octets(),
         _ => &v6(source).octets(),
     };
-    let body = [&[flags, 0, 0, 0][..], target, &options.concat()].concat();
+    let body = [&[flags, 0, 0, 0][..], target, &options.concat()[..]].concat();
     let mut l3 = causeway_tests::packet::icmp(ip(source), ip(destination), kind, 0, &body);
     // The hop limit of discovery.
     l3[7] = 255;

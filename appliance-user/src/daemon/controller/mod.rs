@@ -285,7 +285,7 @@ impl Daemon {
     }
 
     /// The tables for a configuration and a state.
-    fn wanted(&self, config: &Config, state: &State) -> MapContents {
+    pub(super) fn wanted(&self, config: &Config, state: &State) -> MapContents {
         reconcile::desired(config, state, &self.snapshot, self.tunnels.observed())
     }
 
@@ -364,14 +364,16 @@ impl Daemon {
     /// Gives the engines the addresses with which the appliance asks on its networks.
     fn follow_senders(&mut self, now: Instant) {
         let tables = self.forwarding.tables();
-        let senders = claims::senders(&self.in_force, &self.snapshot, tables);
+        let InForce { config, state, .. } = &self.in_force;
+        let senders = claims::senders((config, state), &self.snapshot, tables);
         self.engines.set_senders(now, &senders);
     }
 
     /// Has the wire know which addresses are the appliance's own: announces, listens, advertises.
     fn follow_claims(&mut self, now: Instant) {
         let tables = self.forwarding.tables();
-        let claims = claims::claims(&self.in_force, &self.snapshot, &self.engines, tables);
+        let InForce { config, state, .. } = &self.in_force;
+        let claims = claims::claims((config, state), &self.snapshot, &self.engines, tables);
         self.engines.set_claims(now, claims);
         let InForce { config, state, .. } = &self.in_force;
         let groups = groups::wanted(

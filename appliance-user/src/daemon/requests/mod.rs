@@ -5,7 +5,7 @@
 
 mod endpoints;
 mod flows;
-mod modes;
+pub(super) mod modes;
 pub(super) mod packet_trace;
 mod reload;
 mod rules;
@@ -29,6 +29,13 @@ impl Daemon {
             self.flows(request, responder);
             return;
         }
+        if let Some((request, responder)) = self.check_takeover(request, responder) {
+            self.carry_out(request, responder);
+        }
+    }
+
+    /// Carries a request out that is checked, and answers it.
+    pub(super) fn carry_out(&mut self, request: Request, responder: Responder<Value>) {
         let answer = self.answer(request);
         if let Err(refusal) = &answer {
             tracing::info!(
@@ -96,7 +103,7 @@ impl Daemon {
     }
 
     /// The tenant that a request names, or the only one.
-    fn one_tenant(&self, name: Option<&str>) -> Result<String, Refusal> {
+    pub(super) fn one_tenant(&self, name: Option<&str>) -> Result<String, Refusal> {
         let config = &self.in_force.config;
         let all = || self.tenants().join(", ");
         match (name, config.tenants.as_slice()) {

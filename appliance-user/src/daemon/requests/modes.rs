@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How a switch of modes is asked for.
-pub(super) struct SwitchOptions {
+pub(in crate::daemon) struct SwitchOptions {
     /// The text of the plan.
     pub plan: Option<String>,
     /// A partial failover may be ended for a full one.
@@ -100,7 +100,7 @@ impl Daemon {
         Ok((kind, changes))
     }
 
-    fn propose_switch(
+    pub(in crate::daemon) fn propose_switch(
         &self,
         tenant: &str,
         mode: &str,

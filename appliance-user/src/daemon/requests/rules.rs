@@ -39,7 +39,11 @@ impl Daemon {
         Ok(())
     }
 
-    fn with_rules(&self, tenant: &str, changes: Vec<RuleChange>) -> Result<Proposal, Refusal> {
+    pub(in crate::daemon) fn with_rules(
+        &self,
+        tenant: &str,
+        changes: Vec<RuleChange>,
+    ) -> Result<Proposal, Refusal> {
         let state = &self.in_force.state;
         let Some(plan) = self.plan(tenant) else {
             return Err(Refusal::new(

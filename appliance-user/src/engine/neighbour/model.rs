@@ -14,8 +14,8 @@ const VNIS: [u32; 2] = [1001, 2002];
 const HOSTS: u8 = 6;
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 9];
 /// Longest wait of a packet: the probes of an absent host with doubled pauses (2.1 s), or the time
-/// after which a kept host is reported (3 s, and up to 1.25 s to its next probe), each after waiting
-/// for a slot in two budgets.
+/// after which a kept host is reported (3 s, and up to 1.25 s to its next probe), each after
+/// waiting for a slot in two budgets.
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
 
 #[derive(Clone, Debug)]

@@ -4,8 +4,8 @@
 //! rtnetlink, and turning them into one [`Snapshot`]: an [`UnderlayPath`] per peer and a
 //! [`LinkState`] per named interface. Never: changing any of them, with one exception. XDP sends
 //! the tunnels' traffic, so the kernel does not see that a next hop is in use. The watcher marks
-//! next hops as used (`NTF_USE`), so that the kernel keeps their neighbour entries fresh. Translated
-//! packets go to any neighbour of the uplink, so there every stale entry is confirmed.
+//! next hops as used (`NTF_USE`), so that the kernel keeps their neighbour entries fresh.
+//! Translated packets go to any neighbour of the uplink, so there every stale entry is confirmed.
 //!
 //! ```text
 //!   events (multicast groups) ─▶ relevant? ─▶ 10 ms ─▶ refresh ─▶ Snapshot, if it differs
@@ -162,8 +162,8 @@ impl Watcher {
     }
 
     /// Has every stale neighbour of an interface confirmed, or of none. For the interface to whose
-    /// neighbours XDP sends by the kernel's table: the kernel does not see that traffic, so it would
-    /// neither confirm an entry nor replace a wrong one.
+    /// neighbours XDP sends by the kernel's table: the kernel does not see that traffic, so it
+    /// would neither confirm an entry nor replace a wrong one.
     pub fn confirm_neighbours(&self, interface: Option<String>) {
         self.targets.send_if_modified(|old| {
             let differs = old.confirm != interface;

@@ -210,9 +210,9 @@ impl Netlink {
         Ok(stale)
     }
 
-    /// Has the kernel confirm a neighbour at once by unicast (`NUD_PROBE`), without the five seconds
-    /// of `NUD_DELAY`. An entry that does not answer becomes invalid after three seconds, and the
-    /// next packet has it resolved anew.
+    /// Has the kernel confirm a neighbour at once by unicast (`NUD_PROBE`), without the five
+    /// seconds of `NUD_DELAY`. An entry that does not answer becomes invalid after three seconds,
+    /// and the next packet has it resolved anew.
     pub(super) async fn probe_neighbour(
         &self,
         ifindex: u32,

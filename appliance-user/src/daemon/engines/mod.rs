@@ -31,6 +31,7 @@ use crate::{
     engine::neighbour::{self, Action, EntryStatus, NeighbourTable, Senders},
     engine::router_advert::{AdvertisedRouter, RouterAdvertiser},
     engine::slow_path::{self, SlowPath},
+    engine::takeover::{self, Owner, TakeoverCheck, Target},
     frame::Port,
 };
 
@@ -43,6 +44,8 @@ const SWEEP: usize = 8192;
 const CORRECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Time in which another machine is asked for once at every address of ours, where they are few.
 const CLAIM_CHECK_ROUND: Duration = Duration::from_secs(30);
+/// Replicas that are told of a returned address one by one; more are told by broadcast.
+const MAX_RECEIVERS: usize = 64;
 /// Shortest time between two such questions.
 const CLAIM_CHECK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -80,6 +83,8 @@ pub(super) enum Output {
     ConflictBegun(Conflict),
     /// Report that it does so no longer.
     ConflictEnded(Conflict),
+    /// The check of addresses to take over is done; their owners.
+    TakeoverChecked(Vec<Owner>),
 }
 
 /// What the slow path looks up in the tables.
@@ -106,6 +111,7 @@ pub(super) struct Engines {
     ports: BTreeMap<u32, Port>,
     claims: Claims,
     conflicts: ConflictTable,
+    takeover: Option<TakeoverCheck>,
     /// The claim for whose other machine was last asked, and when to ask for the next.
     asked_claim: Option<(Port, Address)>,
     next_claim_check: Option<Instant>,
@@ -133,6 +139,7 @@ impl Engines {
             ports: BTreeMap::new(),
             claims: Claims::new(),
             conflicts: ConflictTable::new(conflict::Settings::default()),
+            takeover: None,
             asked_claim: None,
             next_claim_check: None,
             senders: BTreeMap::new(),
@@ -152,6 +159,9 @@ impl Engines {
             self.slow_path.next_deadline(),
             self.fragments.next_deadline(),
             self.conflicts.next_deadline(),
+            self.takeover
+                .as_ref()
+                .and_then(TakeoverCheck::next_deadline),
             self.next_claim_check,
         ]
         .into_iter()
@@ -212,6 +222,17 @@ impl Engines {
                 conflict::Output::Send { ifindex, frame } => Output::Send { ifindex, frame },
                 conflict::Output::Begun(conflict) => Output::ConflictBegun(conflict),
                 conflict::Output::Ended(conflict) => Output::ConflictEnded(conflict),
+            });
+        }
+        let checked = self.takeover.as_mut().and_then(|check| check.poll(now));
+        if let Some(output) = checked {
+            busy = true;
+            self.ready.push_back(match output {
+                takeover::Output::Send { ifindex, frame } => Output::Send { ifindex, frame },
+                takeover::Output::Done(owners) => {
+                    self.takeover = None;
+                    Output::TakeoverChecked(owners)
+                }
             });
         }
         if self.next_claim_check.is_some_and(|at| at <= now) {
@@ -276,6 +297,8 @@ impl Engines {
 
     /// A program reported a host.
     pub fn heard(&mut self, now: Instant, event: &NeighbourEvent) {
+        let port = (event.ifindex, event.outer, event.inner);
+        self.takeover_heard(port, event.address, event.mac);
         if event.kind != NeighbourEventKind::Claim as u16 {
             self.neighbours.heard(now, event);
             return;
@@ -446,10 +469,37 @@ impl Engines {
                 self.awaited_replicas.remove(&key);
                 self.neighbours.stop_keeping(now, key);
                 if still_partial {
-                    self.announce(now, key, None);
+                    self.correct_replicas(now, key);
                 }
             }
         }
+    }
+
+    /// Tells the other replicas of a network that an address is at the appliance now. By unicast:
+    /// the replica that had the address may still run, and must not take it for a conflict.
+    fn correct_replicas(&mut self, now: Instant, key: HostKey) {
+        let Some(port) = self.port(key.vni) else {
+            return;
+        };
+        let others = self.neighbours.entries(now);
+        let others = others.filter(|entry| entry.key.vni == key.vni && entry.key != key);
+        let mut receivers: Vec<[u8; 6]> = others.filter_map(|entry| entry.mac).collect();
+        receivers.sort_unstable();
+        receivers.dedup();
+        if receivers.is_empty() {
+            return;
+        }
+        if receivers.len() > MAX_RECEIVERS {
+            receivers.clear();
+        }
+        let announcement = Announcement {
+            address: key.address,
+            mac: port.mac,
+            port,
+            router: false,
+            held: false,
+        };
+        self.announcer.announce_to(now, announcement, receivers);
     }
 
     /// Ends the announcements in a network, also of claims: those that stay are announced anew.
@@ -499,6 +549,23 @@ impl Engines {
             self.next_claim_check = Some(now + CLAIM_CHECK_PAUSE);
         }
         self.claims = claims;
+    }
+
+    /// Asks whether addresses have owners; [`Output::TakeoverChecked`] follows.
+    pub fn check_takeover(&mut self, now: Instant, targets: Vec<Target>) {
+        self.takeover = Some(TakeoverCheck::new(now, targets));
+    }
+
+    /// A host has an address, on the port with this interface and these tags.
+    pub fn takeover_heard(&mut self, port: (u32, u16, u16), address: Address, mac: [u8; 6]) {
+        if let Some(check) = &mut self.takeover {
+            check.heard(port, address, mac);
+        }
+    }
+
+    /// The address with which the appliance asks for another on a port.
+    pub fn sender_for(&self, port: &Port, target: &Address) -> Option<Address> {
+        self.senders.get(port)?.for_target(target)
     }
 
     /// Other machines that use addresses of ours.
@@ -602,221 +669,4 @@ impl Engines {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use appliance_common::addr::from_ip;
-
-    const VNI: u32 = 1001;
-    const PORT: Port = Port {
-        ifindex: 3,
-        outer: 0,
-        inner: 0,
-        outer_ethertype: 0x8100,
-        mac: [2, 0, 0, 0, 0, 1],
-    };
-    const REPLICA_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
-
-    fn engines(now: Instant) -> Engines {
-        let mut engines = Engines::new(1);
-        engines.set_ports(now, BTreeMap::from([(VNI, PORT)]));
-        let senders = Senders {
-            v4: [Some([10, 1, 0, 1]), None],
-            v6: None,
-        };
-        engines.set_senders(now, &BTreeMap::from([(VNI, senders)]));
-        engines
-    }
-
-    fn key() -> HostKey {
-        HostKey {
-            vni: VNI,
-            address: from_ip([10, 1, 0, 10].into()),
-        }
-    }
-
-    fn frames(engines: &mut Engines, now: Instant) -> Vec<Vec<u8>> {
-        let mut frames = Vec::new();
-        while let Some(output) = engines.poll(now) {
-            if let Output::Send { ifindex, frame } = output {
-                assert_eq!(ifindex, PORT.ifindex);
-                frames.push(frame);
-            }
-        }
-        frames
-    }
-
-    /// The sender's MAC and IPv4 address of an ARP frame without a tag.
-    fn sender(frame: &[u8]) -> ([u8; 6], [u8; 4]) {
-        (
-            frame[22..28].try_into().expect("six bytes"),
-            frame[28..32].try_into().expect("four bytes"),
-        )
-    }
-
-    #[test]
-    fn tenant_side_announces_its_own_mac_for_a_failed_over_address() {
-        let now = Instant::now();
-        let mut engines = engines(now);
-        engines.endpoint_added(now, Role::Tenant, key());
-        engines.set_claims(now, claim_on(PORT));
-        let sent = frames(&mut engines, now);
-        assert!(!sent.is_empty());
-        for frame in sent {
-            assert_eq!(sender(&frame), (PORT.mac, [10, 1, 0, 10]));
-        }
-    }
-
-    fn claim_on(port: Port) -> Claims {
-        Claims::from([((port, key().address), false)])
-    }
-
-    #[test]
-    fn claims_are_announced_anew_after_a_link_came_up_or_a_mac_address_changed() {
-        let now = Instant::now();
-        let later = |seconds| now + Duration::from_secs(seconds);
-        let mut engines = engines(now);
-        engines.set_claims(now, claim_on(PORT));
-        // The rounds are over, and the first repetition may be.
-        for second in 0..=10 {
-            frames(&mut engines, later(second));
-        }
-        engines.set_claims(later(10), claim_on(PORT));
-        assert!(frames(&mut engines, later(10)).is_empty(), "nothing is new");
-        // The link is down, and up again.
-        engines.set_claims(later(11), Claims::new());
-        for second in 11..100 {
-            assert!(frames(&mut engines, later(second)).is_empty(), "{second}");
-        }
-        engines.set_claims(later(100), claim_on(PORT));
-        assert_eq!(frames(&mut engines, later(100)).len(), 2);
-        // Another MAC address.
-        let changed = Port {
-            mac: [2, 0, 0, 0, 0, 2],
-            ..PORT
-        };
-        engines.set_ports(later(101), BTreeMap::from([(VNI, changed)]));
-        engines.set_claims(later(101), claim_on(changed));
-        let sent = frames(&mut engines, later(101));
-        assert_eq!(sent.len(), 2);
-        for frame in sent {
-            assert_eq!(sender(&frame), (changed.mac, [10, 1, 0, 10]));
-        }
-    }
-
-    fn claim_event(mac: [u8; 6]) -> NeighbourEvent {
-        NeighbourEvent {
-            vni: VNI,
-            ifindex: PORT.ifindex,
-            address: key().address,
-            mac,
-            outer: 0,
-            inner: 0,
-            kind: NeighbourEventKind::Claim as u16,
-            flags: 0,
-        }
-    }
-
-    fn conflicts_begun(engines: &mut Engines, now: Instant) -> usize {
-        let outputs = std::iter::from_fn(|| engines.poll(now));
-        outputs
-            .filter(|output| matches!(output, Output::ConflictBegun(_)))
-            .count()
-    }
-
-    #[test]
-    fn another_machine_with_a_claimed_address_is_a_conflict_until_the_claim_ends() {
-        let now = Instant::now();
-        let mut engines = engines(now);
-        engines.heard(now, &claim_event(REPLICA_MAC));
-        assert_eq!(conflicts_begun(&mut engines, now), 0, "not ours");
-        engines.set_claims(now, claim_on(PORT));
-        frames(&mut engines, now);
-        engines.heard(now, &claim_event(PORT.mac));
-        assert_eq!(conflicts_begun(&mut engines, now), 0, "our own frame");
-        engines.heard(now, &claim_event(REPLICA_MAC));
-        assert_eq!(conflicts_begun(&mut engines, now), 1);
-        assert_eq!(engines.conflicts().next().map(|c| c.mac), Some(REPLICA_MAC));
-        engines.set_claims(now, Claims::new());
-        assert_eq!(engines.conflicts().count(), 0);
-    }
-
-    #[test]
-    fn machines_with_a_claimed_address_are_asked_for_with_another_address() {
-        let now = Instant::now();
-        let mut engines = engines(now);
-        engines.set_claims(now, claim_on(PORT));
-        let mut asked = Vec::new();
-        for second in 0..65 {
-            let sent = frames(&mut engines, now + Duration::from_secs(second));
-            // The announcement has the address as sender.
-            asked.extend(sent.into_iter().filter(|f| sender(f).1 != [10, 1, 0, 10]));
-        }
-        assert!((2..=4).contains(&asked.len()), "{}", asked.len());
-        for frame in asked {
-            assert_eq!(sender(&frame), (PORT.mac, [10, 1, 0, 1]));
-            assert_eq!(frame[38..42], [10, 1, 0, 10]);
-        }
-    }
-
-    #[test]
-    fn claim_that_outlives_a_mode_is_announced_in_the_new_one() {
-        let now = Instant::now();
-        let mut engines = engines(now);
-        engines.set_claims(now, claim_on(PORT));
-        frames(&mut engines, now);
-        engines.cancel_announcements(VNI);
-        engines.set_claims(now, claim_on(PORT));
-        assert_eq!(frames(&mut engines, now).len(), 2);
-    }
-
-    #[test]
-    fn provider_side_announces_a_replica_only_once_it_is_resolved() {
-        let now = Instant::now();
-        let mut engines = engines(now);
-        engines.endpoint_added(now, Role::Provider, key());
-        let asked = frames(&mut engines, now);
-        let announces = |frame: &Vec<u8>| sender(frame).1 == [10, 1, 0, 10];
-        assert!(!asked.is_empty() && !asked.iter().any(announces));
-        // A packet waits for it.
-        engines.neighbours.resolve(now, key());
-        let event = NeighbourEvent {
-            vni: VNI,
-            ifindex: PORT.ifindex,
-            address: key().address,
-            mac: REPLICA_MAC,
-            outer: 0,
-            inner: 0,
-            kind: NeighbourEventKind::Reply as u16,
-            flags: 0,
-        };
-        engines.heard(now, &event);
-        let sent = frames(&mut engines, now);
-        let announced: Vec<_> = sent.iter().filter(|f| announces(f)).collect();
-        assert!(!announced.is_empty());
-        for frame in announced {
-            assert_eq!(sender(frame).0, REPLICA_MAC);
-        }
-    }
-
-    #[test]
-    fn provider_side_answers_for_a_returned_address_only_in_partial_failover() {
-        for (still_partial, announced) in [(true, true), (false, false)] {
-            let now = Instant::now();
-            let mut engines = engines(now);
-            engines.endpoint_removed(now, Role::Provider, key(), still_partial);
-            assert_eq!(!frames(&mut engines, now).is_empty(), announced);
-        }
-    }
-
-    #[test]
-    fn machine_that_does_not_come_back_is_looked_for_ten_minutes() {
-        let now = Instant::now();
-        let mut engines = engines(now);
-        engines.endpoint_removed(now, Role::Tenant, key(), true);
-        assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 1);
-        engines.expire_corrections(now + CORRECTION_TIMEOUT - Duration::from_secs(1));
-        assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 1);
-        engines.expire_corrections(now + CORRECTION_TIMEOUT);
-        assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 0);
-    }
-}
+mod tests;

@@ -1,0 +1,233 @@
+//! The engines together: what a claim, an endpoint and a replica lead to.
+
+use super::*;
+use appliance_common::addr::from_ip;
+
+const VNI: u32 = 1001;
+const PORT: Port = Port {
+    ifindex: 3,
+    outer: 0,
+    inner: 0,
+    outer_ethertype: 0x8100,
+    mac: [2, 0, 0, 0, 0, 1],
+};
+const REPLICA_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+fn engines(now: Instant) -> Engines {
+    let mut engines = Engines::new(1);
+    engines.set_ports(now, BTreeMap::from([(VNI, PORT)]));
+    let senders = Senders {
+        v4: [Some([10, 1, 0, 1]), None],
+        v6: None,
+    };
+    engines.set_senders(now, &BTreeMap::from([(VNI, senders)]));
+    engines
+}
+
+fn key() -> HostKey {
+    HostKey {
+        vni: VNI,
+        address: from_ip([10, 1, 0, 10].into()),
+    }
+}
+
+fn frames(engines: &mut Engines, now: Instant) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    while let Some(output) = engines.poll(now) {
+        if let Output::Send { ifindex, frame } = output {
+            assert_eq!(ifindex, PORT.ifindex);
+            frames.push(frame);
+        }
+    }
+    frames
+}
+
+/// The sender's MAC and IPv4 address of an ARP frame without a tag.
+fn sender(frame: &[u8]) -> ([u8; 6], [u8; 4]) {
+    (
+        frame[22..28].try_into().expect("six bytes"),
+        frame[28..32].try_into().expect("four bytes"),
+    )
+}
+
+#[test]
+fn tenant_side_announces_its_own_mac_for_a_failed_over_address() {
+    let now = Instant::now();
+    let mut engines = engines(now);
+    engines.endpoint_added(now, Role::Tenant, key());
+    engines.set_claims(now, claim_on(PORT));
+    let sent = frames(&mut engines, now);
+    assert!(!sent.is_empty());
+    for frame in sent {
+        assert_eq!(sender(&frame), (PORT.mac, [10, 1, 0, 10]));
+    }
+}
+
+fn claim_on(port: Port) -> Claims {
+    Claims::from([((port, key().address), false)])
+}
+
+#[test]
+fn claims_are_announced_anew_after_a_link_came_up_or_a_mac_address_changed() {
+    let now = Instant::now();
+    let later = |seconds| now + Duration::from_secs(seconds);
+    let mut engines = engines(now);
+    engines.set_claims(now, claim_on(PORT));
+    // The rounds are over, and the first repetition may be.
+    for second in 0..=10 {
+        frames(&mut engines, later(second));
+    }
+    engines.set_claims(later(10), claim_on(PORT));
+    assert!(frames(&mut engines, later(10)).is_empty(), "nothing is new");
+    // The link is down, and up again.
+    engines.set_claims(later(11), Claims::new());
+    for second in 11..100 {
+        assert!(frames(&mut engines, later(second)).is_empty(), "{second}");
+    }
+    engines.set_claims(later(100), claim_on(PORT));
+    assert_eq!(frames(&mut engines, later(100)).len(), 2);
+    // Another MAC address.
+    let changed = Port {
+        mac: [2, 0, 0, 0, 0, 2],
+        ..PORT
+    };
+    engines.set_ports(later(101), BTreeMap::from([(VNI, changed)]));
+    engines.set_claims(later(101), claim_on(changed));
+    let sent = frames(&mut engines, later(101));
+    assert_eq!(sent.len(), 2);
+    for frame in sent {
+        assert_eq!(sender(&frame), (changed.mac, [10, 1, 0, 10]));
+    }
+}
+
+fn claim_event(mac: [u8; 6]) -> NeighbourEvent {
+    NeighbourEvent {
+        vni: VNI,
+        ifindex: PORT.ifindex,
+        address: key().address,
+        mac,
+        outer: 0,
+        inner: 0,
+        kind: NeighbourEventKind::Claim as u16,
+        flags: 0,
+    }
+}
+
+fn conflicts_begun(engines: &mut Engines, now: Instant) -> usize {
+    let outputs = std::iter::from_fn(|| engines.poll(now));
+    outputs
+        .filter(|output| matches!(output, Output::ConflictBegun(_)))
+        .count()
+}
+
+#[test]
+fn another_machine_with_a_claimed_address_is_a_conflict_until_the_claim_ends() {
+    let now = Instant::now();
+    let mut engines = engines(now);
+    engines.heard(now, &claim_event(REPLICA_MAC));
+    assert_eq!(conflicts_begun(&mut engines, now), 0, "not ours");
+    engines.set_claims(now, claim_on(PORT));
+    frames(&mut engines, now);
+    engines.heard(now, &claim_event(PORT.mac));
+    assert_eq!(conflicts_begun(&mut engines, now), 0, "our own frame");
+    engines.heard(now, &claim_event(REPLICA_MAC));
+    assert_eq!(conflicts_begun(&mut engines, now), 1);
+    assert_eq!(engines.conflicts().next().map(|c| c.mac), Some(REPLICA_MAC));
+    engines.set_claims(now, Claims::new());
+    assert_eq!(engines.conflicts().count(), 0);
+}
+
+#[test]
+fn machines_with_a_claimed_address_are_asked_for_with_another_address() {
+    let now = Instant::now();
+    let mut engines = engines(now);
+    engines.set_claims(now, claim_on(PORT));
+    let mut asked = Vec::new();
+    for second in 0..65 {
+        let sent = frames(&mut engines, now + Duration::from_secs(second));
+        // The announcement has the address as sender.
+        asked.extend(sent.into_iter().filter(|f| sender(f).1 != [10, 1, 0, 10]));
+    }
+    assert!((2..=4).contains(&asked.len()), "{}", asked.len());
+    for frame in asked {
+        assert_eq!(sender(&frame), (PORT.mac, [10, 1, 0, 1]));
+        assert_eq!(frame[38..42], [10, 1, 0, 10]);
+    }
+}
+
+#[test]
+fn claim_that_outlives_a_mode_is_announced_in_the_new_one() {
+    let now = Instant::now();
+    let mut engines = engines(now);
+    engines.set_claims(now, claim_on(PORT));
+    frames(&mut engines, now);
+    engines.cancel_announcements(VNI);
+    engines.set_claims(now, claim_on(PORT));
+    assert_eq!(frames(&mut engines, now).len(), 2);
+}
+
+#[test]
+fn provider_side_announces_a_replica_only_once_it_is_resolved() {
+    let now = Instant::now();
+    let mut engines = engines(now);
+    engines.endpoint_added(now, Role::Provider, key());
+    let asked = frames(&mut engines, now);
+    let announces = |frame: &Vec<u8>| sender(frame).1 == [10, 1, 0, 10];
+    assert!(!asked.is_empty() && !asked.iter().any(announces));
+    // A packet waits for it.
+    engines.neighbours.resolve(now, key());
+    let event = NeighbourEvent {
+        vni: VNI,
+        ifindex: PORT.ifindex,
+        address: key().address,
+        mac: REPLICA_MAC,
+        outer: 0,
+        inner: 0,
+        kind: NeighbourEventKind::Reply as u16,
+        flags: 0,
+    };
+    engines.heard(now, &event);
+    let sent = frames(&mut engines, now);
+    let announced: Vec<_> = sent.iter().filter(|f| announces(f)).collect();
+    assert!(!announced.is_empty());
+    for frame in announced {
+        assert_eq!(sender(frame).0, REPLICA_MAC);
+    }
+}
+
+#[test]
+fn provider_side_answers_for_a_returned_address_only_in_partial_failover() {
+    for (still_partial, announced) in [(true, true), (false, false)] {
+        let now = Instant::now();
+        let mut engines = engines(now);
+        // Another replica, and the one that is to leave.
+        for (address, mac) in [([10, 1, 0, 11], [2; 6]), ([10, 1, 0, 10], REPLICA_MAC)] {
+            let event = NeighbourEvent {
+                address: appliance_common::addr::mapped(address),
+                kind: NeighbourEventKind::Announcement as u16,
+                ..claim_event(mac)
+            };
+            engines.heard(now, &event);
+        }
+        frames(&mut engines, now);
+        engines.endpoint_removed(now, Role::Provider, key(), still_partial);
+        let sent = frames(&mut engines, now);
+        assert_eq!(!sent.is_empty(), announced);
+        for frame in sent {
+            assert_eq!(sender(&frame), (PORT.mac, [10, 1, 0, 10]));
+            assert_eq!(frame[..6], [2; 6], "not to the replica that had it");
+        }
+    }
+}
+
+#[test]
+fn machine_that_does_not_come_back_is_looked_for_ten_minutes() {
+    let now = Instant::now();
+    let mut engines = engines(now);
+    engines.endpoint_removed(now, Role::Tenant, key(), true);
+    assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 1);
+    engines.expire_corrections(now + CORRECTION_TIMEOUT - Duration::from_secs(1));
+    assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 1);
+    engines.expire_corrections(now + CORRECTION_TIMEOUT);
+    assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 0);
+}

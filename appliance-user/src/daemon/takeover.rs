@@ -1,0 +1,232 @@
+//! Before a full failover or a rule takes addresses over: asks whether they have an owner, and
+//! carries the request out, or refuses it with the owner's MAC address.
+//!
+//! ```text
+//!   request ─▶ what would be claimed anew? ─ nothing, or --force ─▶ carried out
+//!                 └─▶ Engines: TakeoverCheck ─▶ owners? ─ none ─▶ carried out
+//!                                                 └─────────────▶ refused
+//! ```
+
+use std::time::Instant;
+
+use appliance_common::addr::{as_v4, from_ip, to_ip};
+use failover::RuleChange;
+use serde_json::Value;
+use service::socket::Responder;
+
+use super::{
+    Daemon, claims, controller::assign_slots, engines::Claims, requests::modes::SwitchOptions,
+};
+use crate::{
+    control::{Refusal, Request, mac_text},
+    engine::takeover::{Owner, Target},
+    frame,
+    kernel::raw_socket::PacketSocket,
+    state::State,
+};
+
+/// Longest frame that is read of an answer.
+const MAX_FRAME: usize = 256;
+/// Frames read from a socket before other work gets its turn.
+const BATCH: usize = 1024;
+const ARP: u16 = 0x0806;
+const IPV6: u16 = 0x86dd;
+
+/// A request that waits for the check of the addresses that it takes over.
+pub(super) struct Takeover {
+    request: Request,
+    responder: Responder<Value>,
+    /// What passes to the kernel on the uplink, where no program reports hosts.
+    listeners: Vec<PacketSocket>,
+}
+
+impl Daemon {
+    /// Begins the check of the addresses that a request takes over, and keeps the request for its
+    /// end; gives it back where there is nothing to check.
+    pub(super) fn check_takeover(
+        &mut self,
+        request: Request,
+        responder: Responder<Value>,
+    ) -> Option<(Request, Responder<Value>)> {
+        let Some(state) = self.proposed_state(&request) else {
+            return Some((request, responder));
+        };
+        let targets = self.takeover_targets(&state);
+        if targets.is_empty() {
+            return Some((request, responder));
+        }
+        if self.takeover.is_some() {
+            let message = "another failover is about to begin; try again in a second";
+            responder.send(Err(Refusal::new("conflict", message)));
+            return None;
+        }
+        let uplink = self.uplink_index();
+        let listens = targets.iter().any(|t| Some(t.port.ifindex) == uplink);
+        let mut listeners = Vec::new();
+        for protocol in [ARP, IPV6] {
+            let Some(ifindex) = uplink.filter(|_| listens) else {
+                break;
+            };
+            match PacketSocket::listen(ifindex, protocol) {
+                Ok(socket) => listeners.push(socket),
+                Err(error) => {
+                    let message = format!("cannot check whether addresses are in use: {error}");
+                    responder.send(Err(Refusal::new("internal", message)));
+                    return None;
+                }
+            }
+        }
+        self.engines.check_takeover(Instant::now(), targets);
+        self.takeover = Some(Takeover {
+            request,
+            responder,
+            listeners,
+        });
+        None
+    }
+
+    /// Reads the answers that came on the uplink.
+    pub(super) fn read_takeover_answers(&mut self) {
+        let Some(takeover) = &self.takeover else {
+            return;
+        };
+        let mut frame = [0; MAX_FRAME];
+        for socket in &takeover.listeners {
+            for _ in 0..BATCH {
+                let Ok(length) = socket.receive(&mut frame) else {
+                    break;
+                };
+                if let Some((address, mac)) = frame::claimed_address(&frame[..length]) {
+                    let port = (socket.ifindex(), 0, 0);
+                    self.engines.takeover_heard(port, address, mac);
+                }
+            }
+        }
+    }
+
+    /// Carries the request out, or refuses it because addresses have owners.
+    pub(super) fn takeover_checked(&mut self, owners: &[Owner]) {
+        let Some(takeover) = self.takeover.take() else {
+            return;
+        };
+        let Takeover {
+            request, responder, ..
+        } = takeover;
+        if owners.is_empty() {
+            self.carry_out(request, responder);
+            return;
+        }
+        let refusal = self.in_use(owners, matches!(request, Request::Mode { .. }));
+        tracing::warn!(
+            reason = refusal.message,
+            "request refused: an address is in use"
+        );
+        responder.send(Err(refusal));
+    }
+
+    fn in_use(&self, owners: &[Owner], may_force: bool) -> Refusal {
+        let named: Vec<String> = owners
+            .iter()
+            .take(5)
+            .map(|owner| {
+                let mut links = self.snapshot.links.values();
+                let link = links.find(|link| link.ifindex == owner.port.ifindex);
+                let interface = link.map_or("?", |link| link.name.as_str());
+                let vlan = match owner.port.outer {
+                    0 => String::new(),
+                    vlan => format!(" VLAN {vlan}"),
+                };
+                let (address, mac) = (to_ip(&owner.address), mac_text(owner.mac));
+                format!("{address} by {mac} on {interface}{vlan}")
+            })
+            .collect();
+        let more = match owners.len() {
+            0..=5 => String::new(),
+            n => format!(" and {} more", n - 5),
+        };
+        let force = if may_force {
+            ", or take the addresses over in spite of it with --force"
+        } else {
+            ""
+        };
+        Refusal::new(
+            "conflict",
+            format!(
+                "addresses to take over are in use: {}{more}; switch the owner off{force}; nothing \
+                 was changed",
+                named.join(", ")
+            ),
+        )
+    }
+
+    /// The state that a request proposes, where it may take addresses over. `None` also where it
+    /// will be refused.
+    fn proposed_state(&self, request: &Request) -> Option<State> {
+        let mut state = match request {
+            Request::Mode {
+                tenant,
+                mode: Some(mode),
+                plan,
+                force: false,
+                promote,
+            } if mode == "full" => {
+                let tenant = self.one_tenant(tenant.as_deref()).ok()?;
+                let options = SwitchOptions {
+                    plan: plan.clone(),
+                    force: false,
+                    promote: *promote,
+                };
+                self.propose_switch(&tenant, mode, &options).ok()?.state
+            }
+            Request::RuleAdd { tenant, rules } => {
+                let tenant = self.one_tenant(tenant.as_deref()).ok()?;
+                let changes = rules.iter().cloned().map(RuleChange::Add).collect();
+                self.with_rules(&tenant, changes).ok()?.state
+            }
+            _ => return None,
+        };
+        assign_slots(&self.in_force.config, &mut state);
+        Some(state)
+    }
+
+    /// The addresses that a state claims and the present one does not.
+    fn takeover_targets(&self, state: &State) -> Vec<Target> {
+        let config = &self.in_force.config;
+        let tables = self.wanted(config, state);
+        let (snapshot, engines) = (&self.snapshot, &self.engines);
+        let wanted: Claims = claims::claims((config, state), snapshot, engines, &tables);
+        let held = self.engines.claims();
+        let uplink = self.uplink_index();
+        wanted
+            .into_keys()
+            .filter(|claim| !held.contains_key(claim))
+            .map(|(port, address)| Target {
+                port,
+                address,
+                sender: if Some(port.ifindex) == uplink && port.outer == 0 {
+                    self.uplink_sender(as_v4(&address).is_some())
+                } else {
+                    self.engines.sender_for(&port, &address)
+                },
+            })
+            .collect()
+    }
+
+    fn uplink_index(&self) -> Option<u32> {
+        let uplink = &self.in_force.config.uplink.interface;
+        self.snapshot.links.get(uplink).map(|link| link.ifindex)
+    }
+
+    /// The uplink's own address of a family; of IPv6 ones the link-local one, where there is one.
+    fn uplink_sender(&self, v4: bool) -> Option<appliance_common::addr::Address> {
+        let link = self
+            .snapshot
+            .links
+            .get(&self.in_force.config.uplink.interface)?;
+        let addresses = link.addresses.iter().map(|(address, _)| *address);
+        let mut of_family: Vec<_> = addresses.filter(|a| a.is_ipv4() == v4).collect();
+        of_family
+            .sort_by_key(|a| !matches!(a, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local()));
+        of_family.first().copied().map(from_ip)
+    }
+}
