@@ -16,6 +16,7 @@
 
 pub mod cli;
 pub mod config;
+mod core_dumps;
 mod error_chain;
 pub mod forwarding;
 pub mod http;

@@ -116,7 +116,7 @@ pub struct Error {
 
 /// Runs a daemon to its end on a runtime of this thread. `start` builds it, and its control socket.
 ///
-/// Installs the log output, and makes a panic of any thread end the process.
+/// Installs the log output, makes a panic of any thread end the process, and forbids core dumps.
 ///
 /// # Errors
 /// What `start` or [`Daemon::step`] fail with, and [`Error`].
@@ -127,6 +127,7 @@ where
 {
     crate::abort_on_panic();
     crate::init_logging(log);
+    crate::core_dumps::forbid();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
