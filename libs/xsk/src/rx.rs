@@ -65,8 +65,16 @@ impl Rx {
     /// then gives all of them back to the kernel. Returns their number.
     ///
     /// If `f` panics, its frame counts as received, and goes back at the next call.
+    ///
+    /// A driver in zero-copy mode that finds no free frame stops receiving on the queue until it is
+    /// woken (`XDP_RING_NEED_WAKEUP` of the fill ring). This wakes it whenever it asks for that, so
+    /// that a caller that never sleeps in `poll` does not lose the queue.
     pub fn receive(&mut self, max: usize, f: impl FnMut(&mut [u8])) -> usize {
-        self.receiver.receive(max, f)
+        let shared = &self.shared;
+        self.receiver.receive(max, f, || {
+            // What fails here (the link is down) is tried again at the next call.
+            let _ = sys::kick_rx(&shared.fd);
+        })
     }
 
     /// Whether the kernel needs [`Self::wake`] to receive more frames.
@@ -141,7 +149,7 @@ impl Receiver {
     }
 
     #[inline]
-    fn receive(&mut self, max: usize, mut f: impl FnMut(&mut [u8])) -> usize {
+    fn receive(&mut self, max: usize, mut f: impl FnMut(&mut [u8]), wake: impl FnOnce()) -> usize {
         let mut received = 0;
         while received < max
             && let Some(descriptor) = self.rx.pop()
@@ -160,6 +168,9 @@ impl Receiver {
         }
         self.rx.release();
         self.refill();
+        if self.fill.needs_wakeup() {
+            wake();
+        }
         received
     }
 
@@ -266,13 +277,17 @@ mod tests {
 
     fn receive_and_check(receiver: &mut Receiver, kernel: &mut Kernel, max: usize) {
         let expected = kernel.arrived.len().min(max);
-        let received = receiver.receive(max, |bytes| {
-            let (number, len) = kernel.arrived.pop_front().unwrap();
-            assert_eq!(bytes.len(), len);
-            assert_eq!(bytes[..8], number.to_ne_bytes());
-            assert!(bytes[8..].iter().all(|b| *b == number as u8));
-            bytes.fill(0xee);
-        });
+        let received = receiver.receive(
+            max,
+            |bytes| {
+                let (number, len) = kernel.arrived.pop_front().unwrap();
+                assert_eq!(bytes.len(), len);
+                assert_eq!(bytes[..8], number.to_ne_bytes());
+                assert!(bytes[8..].iter().all(|b| *b == number as u8));
+                bytes.fill(0xee);
+            },
+            || (),
+        );
         assert_eq!(received, expected);
     }
 
@@ -321,7 +336,7 @@ mod tests {
             prop_assert_eq!(receiver.skipped, bogus);
             kernel.take();
             kernel.fill.release();
-            prop_assert_eq!(receiver.receive(1, |_| ()), 0);
+            prop_assert_eq!(receiver.receive(1, |_| (), || ()), 0);
             kernel.take();
             prop_assert_eq!(kernel.held.len(), FRAMES as usize);
         }
@@ -342,12 +357,38 @@ mod tests {
         ] {
             assert!(kernel.give(addr, len));
         }
-        assert_eq!(receiver.receive(10, |bytes| assert_eq!(bytes.len(), 60)), 1);
+        assert_eq!(
+            receiver.receive(10, |bytes| assert_eq!(bytes.len(), 60), || ()),
+            1
+        );
         assert_eq!(receiver.skipped, 4);
         kernel.fill.release();
-        assert_eq!(receiver.receive(10, |_| ()), 0);
+        assert_eq!(receiver.receive(10, |_| (), || ()), 0);
         kernel.take();
         assert_eq!(kernel.held.len(), FRAMES as usize, "a frame was lost");
+    }
+
+    #[test]
+    fn the_kernel_is_woken_whenever_it_asks_for_that() {
+        let (pool, _) = pool::memory::pool(START, FRAMES, SIZE);
+        let (_kernel_rx, rx, _) = ring::memory::ring(2 * FRAMES, 0, EMPTY);
+        let (fill, _kernel_fill, flags) = ring::memory::ring(FRAMES, 0, 0u64);
+        let mut receiver = Receiver::new(pool, rx, fill);
+        let mut woken = 0;
+        let mut receive = |receiver: &mut Receiver| {
+            assert_eq!(receiver.receive(8, |_| (), || woken += 1), 0);
+            woken
+        };
+        assert_eq!(receive(&mut receiver), 0, "it does not ask");
+        flags.store(
+            libc::XDP_RING_NEED_WAKEUP,
+            std::sync::atomic::Ordering::Relaxed,
+        );
+        // Nothing was received, and no call of poll(2) wakes it: the queue would stand still.
+        assert_eq!(receive(&mut receiver), 1);
+        assert_eq!(receive(&mut receiver), 2, "until it stops asking");
+        flags.store(0, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(receive(&mut receiver), 2);
     }
 
     #[test]
@@ -358,7 +399,7 @@ mod tests {
         kernel.arrive(60);
         kernel.arrive(61);
         let caught = panic::catch_unwind(panic::AssertUnwindSafe(|| {
-            receiver.receive(8, |_| panic!("by the test"));
+            receiver.receive(8, |_| panic!("by the test"), || ());
         }));
         assert!(caught.is_err());
         kernel.arrived.pop_front();
