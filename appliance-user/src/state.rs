@@ -309,23 +309,36 @@ impl Store {
             .unwrap_or_default()
     }
 
-    /// Saves handshake timestamps, whole or not at all, without waiting for the disk: a power
-    /// failure loses the last few.
+    /// Saves handshake timestamps, whole or not at all. It waits for the disk.
     ///
     /// # Errors
     /// When they could not be written.
     pub fn save_timestamps(&self, timestamps: &Timestamps) -> Result<(), Error> {
-        let path = self.timestamps_path();
-        let temporary = path.with_extension("json.new");
         let text =
             serde_json::to_vec(timestamps).map_err(|e| self.io("encode", io::Error::other(e)))?;
-        fs::write(&temporary, text)
-            .and_then(|()| fs::rename(&temporary, &path))
-            .map_err(|source| Error::Io {
-                operation: "write",
-                path,
-                source,
-            })
+        replace(&self.timestamps_path(), &text)
+    }
+
+    /// A time, in nanoseconds since 1970, before which all messages to gateways and listeners were
+    /// marked; 0 where the file is missing or damaged: it matters only if the clock was set back.
+    #[must_use]
+    pub fn circuit_clock(&self) -> u64 {
+        fs::read_to_string(self.circuit_clock_path())
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or_default()
+    }
+
+    /// Saves the time of [`Store::circuit_clock`], whole or not at all.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub fn save_circuit_clock(&self, nanos: u64) -> Result<(), Error> {
+        replace(&self.circuit_clock_path(), format!("{nanos}\n").as_bytes())
+    }
+
+    fn circuit_clock_path(&self) -> PathBuf {
+        self.path.with_file_name("circuit-clock")
     }
 
     fn timestamps_path(&self) -> PathBuf {
@@ -339,6 +352,22 @@ impl Store {
             source,
         }
     }
+}
+
+/// Replaces a file, whole or not at all, also if the power fails.
+fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let temporary = path.with_extension("new");
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(content)?;
+        file.sync_data()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|source| Error::Io {
+        operation: "write",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Gives each of `names` a slot below `limit`: the one it has, or the lowest free one. Names that
@@ -451,6 +480,9 @@ mod tests {
         let kept = Timestamps::from([("key".to_owned(), [7; 12])]);
         store.save_timestamps(&kept).expect("saved");
         assert_eq!(store.timestamps(), kept);
+        assert_eq!(store.circuit_clock(), 0);
+        store.save_circuit_clock(u64::MAX).expect("saved");
+        assert_eq!(store.circuit_clock(), u64::MAX);
         fs::write(dir.path().join("timestamps.json"), "{\"key\":[1,2").expect("written");
         assert!(store.timestamps().is_empty());
     }

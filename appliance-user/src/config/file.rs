@@ -102,7 +102,24 @@ pub(super) struct Circuit {
 #[serde(deny_unknown_fields)]
 pub(super) struct PeerTls {
     pub name: String,
-    pub fingerprint: String,
+    pub fingerprint: OneOrMore,
+}
+
+/// A text, or a list of texts.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    pub fn as_slice(&self) -> &[String] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::More(all) => all,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -74,6 +74,6 @@ pub struct TlsListen {
 pub struct Tls {
     /// The server name by which a gateway routes it.
     pub name: String,
-    /// SHA-256 of the other end's certificate.
-    pub fingerprint: Fingerprint,
+    /// SHA-256 of each certificate that the other end may have.
+    pub fingerprints: Vec<Fingerprint>,
 }

@@ -551,6 +551,11 @@ fn what_is_wrong_with_gateways_is_named() {
             "a fingerprint is 64 hexadecimal digits",
         ),
         (
+            "fingerprint = \"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"",
+            "fingerprint = []",
+            "the list is empty",
+        ),
+        (
             "role = \"tenant\"",
             "role = \"provider\"",
             "gateways: a provider's appliance uses every gateway",

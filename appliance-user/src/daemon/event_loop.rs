@@ -223,11 +223,9 @@ impl Daemon {
     /// Does what is due in the tunnels.
     fn work_tunnels(&mut self) {
         let config = &self.in_force.config;
-        let worked = self
-            .tunnels
-            .work(&mut self.forwarding.datapath, &self.files.store, |name| {
-                config.peer(name).is_some()
-            });
+        let worked = self.tunnels.work(&mut self.forwarding.datapath, |name| {
+            config.peer(name).is_some()
+        });
         let now = Instant::now();
         for key in worked.hosts.used {
             self.engines.observed(now, key, neighbour_flags::USED);
@@ -253,6 +251,12 @@ impl Daemon {
         self.end_stale_trace();
         self.forwarding.datapath.flush_program_log();
         self.check_sending();
+        if self
+            .tunnels
+            .retry(&self.snapshot, &mut self.forwarding.datapath)
+        {
+            self.incomplete = true;
+        }
         // Where a change failed half way, the watched paths may be those of before.
         self.watch_paths();
         self.engines.expire_corrections(now);

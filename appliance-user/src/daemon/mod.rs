@@ -44,6 +44,7 @@ mod requests;
 mod sender;
 mod status;
 mod takeover;
+mod timestamp_writer;
 mod tunnels;
 
 use std::{

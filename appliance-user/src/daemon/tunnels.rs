@@ -16,13 +16,18 @@ use gateway_client::{selector::GatewayState, wire::Side};
 use tunnel::{InitiationPolicy, PeerPath, Tai64n};
 use tunnel_worker::{
     CircuitSpec, HostActivity, ListenSpec, PeerProtocol, PeerSpec, PortSpec, TlsSpec,
-    TunnelManager, certificate_file, clock,
+    TunnelManager, certificate_file,
+    clock::{self, ClockReservation},
     host::{MapWrite, NextHop, NextHops, ProgramMaps, TableWrite},
     max_udp_payload,
     tls::RefusalReason,
 };
 
-use super::{controller::InForce, keys::Keys};
+use super::{
+    controller::InForce,
+    keys::Keys,
+    timestamp_writer::{TimestampWriter, Written},
+};
 use crate::{
     config::{Config, Gateway, Identity, Peer, PeerKind, Role},
     control::{GatewayStatus, PeerStatus, StreamStatus, TlsStatus, TunnelStatus, WorkerStatus},
@@ -55,8 +60,10 @@ pub(super) struct Tunnels {
     manager: Option<TunnelManager>,
     /// What the tunnels last reported.
     observed: EncryptedTunnels,
-    /// Handshake timestamps, as saved.
-    timestamps: Timestamps,
+    /// What is saved of timestamps.
+    timestamps: Written,
+    reservation: ClockReservation,
+    writer: TimestampWriter,
 }
 
 /// What one round of work led to.
@@ -76,10 +83,17 @@ impl Tunnels {
     /// # Errors
     /// When a worker cannot be started.
     pub fn start(config: &Config, keys: &Keys, store: &Store) -> anyhow::Result<Self> {
+        let circuits = store.circuit_clock();
+        clock::CIRCUIT_CLOCK.start_above(circuits);
         Ok(Self {
             manager: start_manager(config, keys)?,
             observed: EncryptedTunnels::default(),
-            timestamps: store.timestamps(),
+            timestamps: Written {
+                handshakes: store.timestamps(),
+                circuits,
+            },
+            reservation: ClockReservation::new(circuits),
+            writer: TimestampWriter::spawn(store.clone())?,
         })
     }
 
@@ -104,12 +118,7 @@ impl Tunnels {
 
     /// Handles handshake messages, the workers' reports and what is due. `is_peer` says whether the
     /// configuration has a peer of that name.
-    pub fn work(
-        &mut self,
-        datapath: &mut Datapath,
-        store: &Store,
-        is_peer: impl Fn(&str) -> bool,
-    ) -> Worked {
+    pub fn work(&mut self, datapath: &mut Datapath, is_peer: impl Fn(&str) -> bool) -> Worked {
         let Some(manager) = &mut self.manager else {
             return Worked::default();
         };
@@ -123,13 +132,17 @@ impl Tunnels {
             .into_iter()
             .map(|(key, timestamp)| (key.to_string(), *timestamp.as_bytes()))
             .collect();
-        let is_new = |(key, timestamp)| self.timestamps.get(key) != Some(timestamp);
-        if timestamps.iter().any(is_new) {
-            // Those of peers that are gone for now are kept.
-            self.timestamps.extend(timestamps);
-            if let Err(error) = store.save_timestamps(&self.timestamps) {
-                tracing::warn!(%error, "cannot save the handshake timestamps");
-            }
+        let saved = &mut self.timestamps;
+        let is_new = |(key, timestamp)| saved.handshakes.get(key) != Some(timestamp);
+        let mut is_changed = timestamps.iter().any(is_new);
+        // Those of peers that are gone for now are kept.
+        saved.handshakes.extend(timestamps);
+        if let Some(circuits) = self.reservation.renew(clock::CIRCUIT_CLOCK.last()) {
+            saved.circuits = circuits;
+            is_changed = true;
+        }
+        if is_changed {
+            self.writer.write(saved.clone());
         }
         Worked {
             hosts,
@@ -182,15 +195,6 @@ impl Tunnels {
             keys,
             state,
         } = in_force;
-        let link = snapshot.links.get(&config.uplink.interface);
-        let mtu = config
-            .uplink
-            .mtu
-            .or_else(|| link.and_then(|l| u16::try_from(l.mtu).ok()))
-            .unwrap_or(1500);
-        let v6 = local_addresses(config, snapshot)
-            .iter()
-            .all(IpAddr::is_ipv6);
         let listen = config.tls.as_ref().map(|tls| ListenSpec {
             addresses: tls.listen.clone(),
             from: tls.from.clone(),
@@ -199,8 +203,8 @@ impl Tunnels {
             name: config.name.clone(),
         });
         manager.set_peers(
-            specs(config, keys, state, &self.timestamps),
-            max_udp_payload(mtu, v6),
+            specs(config, keys, state, &self.timestamps.handshakes),
+            max_payload(config, snapshot),
             listen.as_ref(),
             &mut Programs(datapath),
         );
@@ -239,8 +243,28 @@ impl Tunnels {
     ) {
         let locals = local_addresses(config, snapshot);
         if let Some(manager) = &mut self.manager {
-            manager.set_underlay(next_hops(snapshot), &locals, &mut Programs(datapath));
+            manager.set_underlay(
+                next_hops(snapshot),
+                &locals,
+                max_payload(config, snapshot),
+                &mut Programs(datapath),
+            );
         }
+    }
+
+    /// Tries again what failed before: binds, the TLS listener, sockets. To be called every second.
+    /// True if an interface has sockets now that had none: the tables are to be computed anew.
+    pub fn retry(&mut self, snapshot: &Snapshot, datapath: &mut Datapath) -> bool {
+        let Some(manager) = &mut self.manager else {
+            return false;
+        };
+        manager.retry();
+        if !manager.has_port_errors() {
+            return false;
+        }
+        let before = self.observed.socket_slots.clone();
+        self.set_sockets(snapshot, datapath);
+        self.observed.socket_slots != before
     }
 
     /// Addresses that tunnels go to, whose routes are to be watched.
@@ -306,6 +330,7 @@ impl Tunnels {
             ("handshake_replayed", h.replayed),
             ("handshake_unexpected", h.unexpected),
             ("handshake_send_errors", manager.send_errors()),
+            ("handshake_queue_full", manager.handshakes_dropped()),
             ("socket_rx_dropped", manager.rx_dropped()),
         ]
     }
@@ -447,6 +472,20 @@ fn start_manager(config: &Config, keys: &Keys) -> anyhow::Result<Option<TunnelMa
     Ok(Some(manager))
 }
 
+/// The longest UDP payload that the uplink takes, bytes.
+fn max_payload(config: &Config, snapshot: &Snapshot) -> usize {
+    let link = snapshot.links.get(&config.uplink.interface);
+    let mtu = config
+        .uplink
+        .mtu
+        .or_else(|| link.and_then(|l| u16::try_from(l.mtu).ok()))
+        .unwrap_or(1500);
+    let locals = local_addresses(config, snapshot);
+    // Without an address, of whatever family, there is nothing to send from yet.
+    let only_ipv6 = !locals.is_empty() && locals.iter().all(IpAddr::is_ipv6);
+    max_udp_payload(mtu, only_ipv6)
+}
+
 /// The encrypted peers of a configuration, as the tunnel manager wants them.
 fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -> Vec<PeerSpec> {
     let spec = |peer: &Peer| {
@@ -505,7 +544,7 @@ fn circuit(config: &Config, keys: &Keys, peer: &str, identity: &Identity) -> Opt
         list,
         tls: circuit.tls.as_ref().map(|tls| TlsSpec {
             name: tls.name.clone(),
-            fingerprint: tls.fingerprint,
+            fingerprints: tls.fingerprints.clone(),
         }),
     })
 }

@@ -204,6 +204,8 @@ counters! {
     DropFragment = 80, "drop_fragment";
     /// Dropped: the tenant's quota of connections or mappings is used up.
     DropShare = 81, "drop_share";
+    /// Dropped: control messages of a tunnel's peer over its budget.
+    DropControlRate = 82, "drop_control_rate";
 
     /// Connections opened, by rule or by mapping.
     FlowOpened = 96, "flow_opened";

@@ -1,5 +1,7 @@
-//! Clocks: the monotonic one that the tunnels and the owner's timers share, and an ever-increasing
-//! wall clock.
+//! Clocks: the one that the tunnels' timers share, and an ever-increasing wall clock.
+//!
+//! The tunnels go by `CLOCK_BOOTTIME`: unlike `CLOCK_MONOTONIC` it goes on while the machine is
+//! suspended, so that sessions do not outlive their time.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -8,10 +10,31 @@ use std::{
 
 use tunnel::{Instant, Now};
 
-/// `CLOCK_MONOTONIC`, nanoseconds.
+use crate::restore::ClockSample;
+
+/// `CLOCK_BOOTTIME`, nanoseconds.
 #[must_use]
 pub fn nanos() -> u64 {
-    read(libc::CLOCK_MONOTONIC)
+    read(libc::CLOCK_BOOTTIME)
+}
+
+/// All clocks.
+pub(crate) fn sample() -> ClockSample {
+    let time = |clock| Duration::from_nanos(read(clock));
+    let read = || ClockSample {
+        monotonic: time(libc::CLOCK_MONOTONIC),
+        boot: time(libc::CLOCK_BOOTTIME),
+        real: time(libc::CLOCK_REALTIME),
+    };
+    let mut sample = read();
+    // A thread that was held up between two clocks looks like a jump: read again.
+    for _ in 0..3 {
+        if time(libc::CLOCK_BOOTTIME) - sample.boot < Duration::from_millis(100) {
+            break;
+        }
+        sample = read();
+    }
+    sample
 }
 
 /// `CLOCK_THREAD_CPUTIME_ID`: CPU time of this thread, nanoseconds.
@@ -25,18 +48,18 @@ fn read(clock: libc::clockid_t) -> u64 {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `time` is a live timespec; both clocks always exist.
+    // SAFETY: `time` is a live timespec; all clocks that are read here always exist.
     unsafe { libc::clock_gettime(clock, &raw mut time) };
     (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Now, by the monotonic clock.
+/// Now, by the clock of the tunnels.
 #[must_use]
 pub fn mono() -> Instant {
     Instant::from_nanos(nanos())
 }
 
-/// Now, by the monotonic clock and the wall clock.
+/// Now, by the clock of the tunnels and the wall clock.
 #[must_use]
 pub fn now() -> Now {
     Now {
@@ -47,17 +70,77 @@ pub fn now() -> Now {
     }
 }
 
-/// Nanoseconds since 1970, more at each call, in whatever thread, even where the clock is set back.
-/// It marks the messages of circuits' ends: gateways and listeners refuse one that is not newer
-/// than the last.
+/// A clock whose times increase: nanoseconds since 1970, more at each call, in whatever thread,
+/// even where the wall clock is set back.
+#[derive(Debug, Default)]
+pub struct IncreasingClock(AtomicU64);
+
+impl IncreasingClock {
+    /// A clock that has given no time yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// The next time; that of the wall clock, unless an earlier call gave a later one.
+    pub fn next(&self, wall: u64) -> u64 {
+        // Two apart: the end of a circuit may add one.
+        let next = |last: u64| Some(wall.max(last.saturating_add(2)));
+        let last = self.0.fetch_update(Relaxed, Relaxed, next);
+        wall.max(last.unwrap_or(wall).saturating_add(2))
+    }
+
+    /// Gives only times above this one from now on.
+    pub fn start_above(&self, nanos: u64) {
+        self.0.fetch_max(nanos, Relaxed);
+    }
+
+    /// The last time that was given; 0: none was.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// The clock that marks the messages of circuits' ends, and hellos: gateways and listeners refuse
+/// one that is not newer than the last.
+pub static CIRCUIT_CLOCK: IncreasingClock = IncreasingClock::new();
+
+/// The next time of [`CIRCUIT_CLOCK`].
 #[must_use]
 pub fn unix_nanos_increasing() -> u64 {
-    static LAST: AtomicU64 = AtomicU64::new(0);
     let wall = u64::try_from(now().unix.as_nanos()).unwrap_or(u64::MAX / 2);
-    // Two apart: the end of a circuit may add one.
-    let next = |last: u64| Some(wall.max(last + 2));
-    let last = LAST.fetch_update(Relaxed, Relaxed, next).unwrap_or(wall);
-    wall.max(last + 2)
+    CIRCUIT_CLOCK.next(wall)
+}
+
+/// What of an [`IncreasingClock`] is stored, so that the next process goes on behind it: a time
+/// that the clock has not reached, renewed before it does. Pure.
+#[derive(Debug, Default)]
+pub struct ClockReservation {
+    reserved: u64,
+}
+
+/// How far a reservation reaches, nanoseconds: a start goes on that far ahead of the last process.
+const RESERVED: u64 = 300_000_000_000;
+/// A reservation is renewed when less than this is left of it, nanoseconds.
+const LEFT: u64 = 60_000_000_000;
+
+impl ClockReservation {
+    /// Goes on from what an earlier process stored.
+    #[must_use]
+    pub const fn new(stored: u64) -> Self {
+        Self { reserved: stored }
+    }
+
+    /// The time to be stored now, if it is time for that; `last` is the last one that the clock
+    /// gave.
+    pub const fn renew(&mut self, last: u64) -> Option<u64> {
+        if last == 0 || last.saturating_add(LEFT) <= self.reserved {
+            return None;
+        }
+        self.reserved = last.saturating_add(RESERVED);
+        Some(self.reserved)
+    }
 }
 
 /// Time until `at`; zero if it has passed.
@@ -69,6 +152,37 @@ pub fn until(at: Instant) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// B18: the machine boots with a clock that is a day ahead, and later with the right one.
+    #[test]
+    fn a_process_goes_on_behind_the_one_before_whatever_the_clock() {
+        const SECOND: u64 = 1_000_000_000;
+        let right = 1_700_000_000 * SECOND;
+        let day = 86_400 * SECOND;
+        let (mut stored, mut newest) = (0, 0);
+        for wall in [right + day, right + 10 * SECOND, right + 2 * day, right] {
+            let clock = IncreasingClock::new();
+            clock.start_above(stored);
+            let mut reservation = ClockReservation::new(stored);
+            for step in 0..1000 {
+                let time = clock.next(wall + step * SECOND);
+                assert!(time > newest, "refused at {step}");
+                newest = time;
+                stored = reservation.renew(clock.last()).unwrap_or(stored);
+                assert!(stored > newest + 2, "what is stored is ahead");
+            }
+            // It is written seldom: every four minutes.
+            let mut writes = 0;
+            for step in 1000..4600 {
+                let last = clock.next(wall + step * SECOND);
+                newest = last;
+                if let Some(time) = reservation.renew(last) {
+                    (stored, writes) = (time, writes + 1);
+                }
+            }
+            assert!(writes <= 16, "{writes} in an hour");
+        }
+    }
 
     #[test]
     fn the_increasing_clock_gives_no_time_twice() {

@@ -9,14 +9,17 @@
 //!   Secrets                                                   Secrets
 //! ```
 //!
-//! Two limits of `snow` are removed here. Its X25519 accepts points of small order; ours refuses
+//! Three limits of `snow` are removed here. Its X25519 accepts points of small order; ours refuses
 //! them, as WireGuard does. It does not wipe its states; [`Wiped`] does so for the memory of a
-//! state (not for copies that the compiler leaves on the stack while a state is built). Randomness
-//! comes from the caller: exactly one ephemeral key per handshake.
+//! state (not for copies that the compiler leaves on the stack while a state is built). Its
+//! ciphers, which are on the heap, keep their keys when they are dropped; [`HandshakeCipher`] wipes
+//! them. Randomness comes from the caller: exactly one ephemeral key per handshake.
 
 use std::mem::MaybeUninit;
 use std::sync::LazyLock;
 
+use chacha20poly1305::ChaCha20Poly1305;
+use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::{Builder, HandshakeState};
@@ -27,7 +30,8 @@ use crate::keys::{KEY_BYTES, PresharedKey, PublicKey, SecretKey, Secrets};
 use crate::random::Random;
 use crate::time::Tai64n;
 use crate::wire::{
-    INITIATION_BYTES, Initiation, RESPONSE_BYTES, Response, TYPE_INITIATION, TYPE_RESPONSE,
+    INITIATION_BYTES, Initiation, RESPONSE_BYTES, Response, TAG_BYTES, TYPE_INITIATION,
+    TYPE_RESPONSE,
 };
 
 /// WireGuard's identifier: the prologue of the handshake.
@@ -37,7 +41,7 @@ const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 static PARAMS: LazyLock<Option<NoiseParams>> =
     LazyLock::new(|| "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s".parse().ok());
 
-/// Gives `snow` its primitives: our X25519, our randomness, its own hash and cipher.
+/// Gives `snow` its primitives: our X25519, randomness and cipher, its own hash.
 struct Resolver {
     ephemeral: Zeroizing<[u8; KEY_BYTES]>,
 }
@@ -57,7 +61,78 @@ impl CryptoResolver for Resolver {
     }
 
     fn resolve_cipher(&self, choice: &CipherChoice) -> Option<Box<dyn snow::types::Cipher>> {
-        DefaultResolver.resolve_cipher(choice)
+        matches!(choice, CipherChoice::ChaChaPoly)
+            .then(|| -> Box<dyn snow::types::Cipher> { Box::new(HandshakeCipher::empty()) })
+    }
+}
+
+/// ChaCha20-Poly1305 with the nonces of Noise (revision 34, section 12.3): four zero bytes and the
+/// counter, little-endian. The key is wiped when it is replaced and when the cipher is dropped.
+///
+/// `snow` keeps four of these for a handshake: two for its messages, and two for the transport
+/// keys, which are the keys of a session's first lane.
+struct HandshakeCipher {
+    key: Zeroizing<[u8; KEY_BYTES]>,
+}
+
+impl HandshakeCipher {
+    fn empty() -> Self {
+        Self {
+            key: Zeroizing::new([0; KEY_BYTES]),
+        }
+    }
+
+    fn nonce(counter: u64) -> [u8; 12] {
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&counter.to_le_bytes());
+        nonce
+    }
+}
+
+impl snow::types::Cipher for HandshakeCipher {
+    fn name(&self) -> &'static str {
+        "ChaChaPoly"
+    }
+
+    fn set(&mut self, key: &[u8; KEY_BYTES]) {
+        self.key.copy_from_slice(key);
+    }
+
+    /// `out` has room for the tag: `snow` checks that before it calls.
+    fn encrypt(&self, nonce: u64, authtext: &[u8], plaintext: &[u8], out: &mut [u8]) -> usize {
+        let bytes = plaintext.len();
+        let (body, rest) = out.split_at_mut(bytes);
+        body.copy_from_slice(plaintext);
+        let cipher = ChaCha20Poly1305::new((&*self.key).into());
+        let nonce = Self::nonce(nonce).into();
+        match cipher.encrypt_inout_detached(&nonce, authtext, body.into()) {
+            Ok(tag) => {
+                rest[..TAG_BYTES].copy_from_slice(&tag);
+                bytes + TAG_BYTES
+            }
+            // Only for texts of more than 256 GiB. A message of this length is refused.
+            Err(_) => 0,
+        }
+    }
+
+    fn decrypt(
+        &self,
+        nonce: u64,
+        authtext: &[u8],
+        ciphertext: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, snow::Error> {
+        let (body, tag) = ciphertext
+            .split_last_chunk::<TAG_BYTES>()
+            .ok_or(snow::Error::Decrypt)?;
+        let out = out.get_mut(..body.len()).ok_or(snow::Error::Decrypt)?;
+        out.copy_from_slice(body);
+        let cipher = ChaCha20Poly1305::new((&*self.key).into());
+        let nonce = Self::nonce(nonce).into();
+        cipher
+            .decrypt_inout_detached(&nonce, authtext, out.into(), &(*tag).into())
+            .map_err(|_| snow::Error::Decrypt)?;
+        Ok(body.len())
     }
 }
 
@@ -297,6 +372,7 @@ impl Responder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::freed_memory::FreedMemory;
     use crate::testing::Seeded;
     use crate::wire::Message;
 
@@ -343,6 +419,31 @@ mod tests {
         assert_eq!(ours.from_initiator, theirs.from_initiator);
         assert_eq!(ours.from_responder, theirs.from_responder);
         assert_ne!(ours.from_initiator, ours.from_responder);
+    }
+
+    #[test]
+    fn no_freed_memory_holds_a_transport_key() {
+        let mut random = Seeded::new(6);
+        let (a, b) = (
+            SecretKey::generate(&mut random),
+            SecretKey::generate(&mut random),
+        );
+        let shared = PresharedKey::generate(&mut random);
+        let freed = FreedMemory::watch();
+        let (mut initiator, first) =
+            Initiator::start(&a, &b.public(), &shared, 5, Tai64n::default(), &mut random).unwrap();
+        let responder = Responder::read(&b, &parse_initiation(&first), &mut random).unwrap();
+        let (second, theirs) = responder.answer(&shared, 6).unwrap();
+        let ours = initiator.finish(&parse_response(&second)).unwrap();
+        drop(initiator);
+        let blocks = freed.end();
+        assert!(blocks.len() > 8, "the ciphers were freed: {}", blocks.len());
+        for secrets in [&ours, &theirs] {
+            for key in [&secrets.from_initiator, &secrets.from_responder] {
+                let holds = |block: &&Vec<u8>| block.windows(KEY_BYTES).any(|part| part == key);
+                assert_eq!(blocks.iter().filter(holds).count(), 0);
+            }
+        }
     }
 
     #[test]

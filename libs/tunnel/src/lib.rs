@@ -41,7 +41,10 @@
 pub mod cipher;
 pub mod control;
 pub mod data;
+mod deadlines;
 mod error;
+#[cfg(test)]
+mod freed_memory;
 mod handshake;
 mod keys;
 mod load;
@@ -66,6 +69,7 @@ pub use control::{
 pub use data::{
     Framing, MIN_DATAGRAM, Opened, Payload, Receiver, RxActivity, RxStats, Sender, TxActivity,
 };
+pub use deadlines::DeadlineQueue;
 pub use error::{HandshakeError, InvalidContent, OpenError, Rejected, SealError};
 pub use keys::{InvalidKey, KEY_BYTES, PresharedKey, PublicKey, SecretKey};
 pub use load::LoadLimits;

@@ -3,8 +3,11 @@
 
 use std::time::Duration;
 
-use crate::mac::hash;
+use zeroize::Zeroizing;
+
+use crate::mac::mac;
 use crate::path::PeerPath;
+use crate::random::Random;
 use crate::time::Instant;
 
 /// Limits on handshakes per second.
@@ -47,6 +50,9 @@ pub(crate) struct HandshakeLoad {
     window: Instant,
     count: u32,
     loaded_until: Option<Instant>,
+    /// Which sources share a bucket follows from this key, so that an attacker cannot choose to
+    /// share the bucket of a peer. Drawn at the first use.
+    key: Option<Zeroizing<[u8; 32]>>,
     sources: Box<[Bucket]>,
 }
 
@@ -57,6 +63,7 @@ impl HandshakeLoad {
             window: Instant::ORIGIN,
             count: 0,
             loaded_until: None,
+            key: None,
             sources: vec![
                 Bucket {
                     full_at: Instant::ORIGIN
@@ -82,9 +89,13 @@ impl HandshakeLoad {
     }
 
     /// Whether a source that has proven its path by a cookie gets a handshake under load.
-    pub(crate) fn allow(&mut self, now: Instant, source: &PeerPath) -> bool {
-        let entry = hash(&[&source.rate_limit_key()]);
-        let entry = usize::from(u16::from_le_bytes([entry[0], entry[1]])) % SOURCES;
+    pub(crate) fn allow(
+        &mut self,
+        now: Instant,
+        source: &PeerPath,
+        random: &mut dyn Random,
+    ) -> bool {
+        let entry = self.bucket(source, random);
         let bucket = &mut self.sources[entry];
         let cost = SECOND / self.limits.per_source.max(1);
         let from = bucket.full_at.max(now);
@@ -94,11 +105,23 @@ impl HandshakeLoad {
         bucket.full_at = from + cost;
         true
     }
+
+    /// The place of a source's bucket.
+    fn bucket(&mut self, source: &PeerPath, random: &mut dyn Random) -> usize {
+        let key = self.key.get_or_insert_with(|| {
+            let mut key = Zeroizing::new([0; 32]);
+            random.fill(key.as_mut());
+            key
+        });
+        let entry = mac(key.as_ref(), &[&source.rate_limit_key()]);
+        usize::from(u16::from_le_bytes([entry[0], entry[1]])) % SOURCES
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Seeded;
 
     fn source(last: u8) -> PeerPath {
         std::net::SocketAddr::from(([192, 0, 2, last], 51820)).into()
@@ -123,13 +146,34 @@ mod tests {
     fn a_source_gets_its_rate_and_no_more() {
         let mut load = HandshakeLoad::new(LoadLimits::default());
         let (one, two) = (source(1), source(2));
+        let mut random = Seeded::new(1);
         let mut now = Instant::ORIGIN + Duration::from_secs(1);
         let mut allowed = 0;
         for _ in 0..1000 {
-            allowed += u32::from(load.allow(now, &one));
+            allowed += u32::from(load.allow(now, &one, &mut random));
             now = now + Duration::from_millis(1);
         }
         assert!((20..=26).contains(&allowed), "{allowed}");
-        assert!(load.allow(now, &two));
+        assert!(load.allow(now, &two, &mut random));
+    }
+
+    #[test]
+    fn the_sources_that_share_a_bucket_differ_from_process_to_process() {
+        let source = |n: u16| {
+            let [high, low] = n.to_be_bytes();
+            PeerPath::from(std::net::SocketAddr::from(([192, 0, high, low], 51820)))
+        };
+        let sharing = |seed: u64| {
+            let mut random = Seeded::new(seed);
+            let mut load = HandshakeLoad::new(LoadLimits::default());
+            let victim = load.bucket(&source(0), &mut random);
+            let mut shares = |n: &u16| load.bucket(&source(*n), &mut random) == victim;
+            (1..u16::MAX).filter(|n| shares(n)).collect::<Vec<_>>()
+        };
+        let (one, two) = (sharing(1), sharing(2));
+        assert!(one.len() > 4 && two.len() > 4, "{one:?}, {two:?}");
+        let both = one.iter().filter(|n| two.contains(n)).count();
+        assert!(both < one.len() / 2, "{one:?}, {two:?}");
+        assert_eq!(sharing(1), one, "the key alone decides");
     }
 }

@@ -36,7 +36,7 @@ pub(crate) fn hash(parts: &[&[u8]]) -> [u8; 32] {
 }
 
 /// BLAKE2s-128 with a key of up to 32 bytes over the concatenated parts.
-fn mac(key: &[u8], parts: &[&[u8]]) -> Mac128 {
+pub(crate) fn mac(key: &[u8], parts: &[&[u8]]) -> Mac128 {
     let mut state = <Blake2sMac<blake2::digest::consts::U16> as KeyInit>::new_from_slice(key)
         .expect("BLAKE2s takes keys of up to 32 bytes");
     for part in parts {

@@ -52,6 +52,16 @@ impl PeerPath {
         }
     }
 
+    /// Whether both paths lead to the same host: they differ in the port at most. A NAT or the
+    /// choice of one of several links changes the port alone, and that says nothing about the
+    /// length of datagrams on the path.
+    #[must_use]
+    pub fn is_same_host(&self, other: &Self) -> bool {
+        let host = |path: &Self| path.address().map(|address| address.ip());
+        let same_kind = std::mem::discriminant(self) == std::mem::discriminant(other);
+        same_kind && host(self) == host(other) && self.circuit() == other.circuit()
+    }
+
     /// Key of a source's rate limit: an IPv4 address or an IPv6 /64, within which addresses cost
     /// nothing, and the circuit, so that tenants of one gateway do not share a limit.
     pub(crate) fn rate_limit_key(&self) -> [u8; 25] {
@@ -147,6 +157,21 @@ mod tests {
                 assert_eq!(
                     one.cookie_input() == other.cookie_input(),
                     n == m,
+                    "{one}, {other}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn paths_that_differ_in_the_port_lead_to_the_same_host() {
+        let paths = paths();
+        for (n, one) in paths.iter().enumerate() {
+            for (m, other) in paths.iter().enumerate() {
+                let only_port = matches!((n, m), (0, 1) | (1, 0));
+                assert_eq!(
+                    one.is_same_host(other),
+                    n == m || only_port,
                     "{one}, {other}"
                 );
             }

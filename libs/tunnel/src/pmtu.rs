@@ -190,6 +190,32 @@ impl PathMtu {
         *self = Self::new(self.config, now);
     }
 
+    /// The uplink takes datagrams of `ceiling` bytes from now on. True if [`PathMtu::current`] has
+    /// changed: what is longer than the ceiling is not used any more. A longer ceiling is tried at
+    /// once.
+    pub fn set_ceiling(&mut self, now: Instant, ceiling: usize) -> bool {
+        let ceiling = ceiling.clamp(MIN_DATAGRAM, MAX_DATAGRAM);
+        if ceiling == self.config.ceiling {
+            return false;
+        }
+        let was_open = self.bad > self.config.ceiling;
+        let is_longer = ceiling > self.config.ceiling;
+        self.config.ceiling = ceiling;
+        let before = self.good;
+        self.good = self.good.min(ceiling);
+        // A size that the path has lost stays lost, unless the path may have become longer.
+        self.bad = if is_longer || was_open {
+            ceiling + 1
+        } else {
+            self.bad.min(ceiling + 1)
+        };
+        if self.probe.is_some_and(|probe| probe.size > ceiling) || is_longer {
+            self.probe = None;
+            self.next = now;
+        }
+        self.good != before
+    }
+
     fn lost(&mut self, now: Instant, size: usize) {
         self.probe = None;
         self.next = now;
@@ -280,6 +306,29 @@ mod tests {
         search.hint(now, 1400);
         assert_eq!(search.poll(now, true), Some(1472));
         assert_eq!(search.current(), 1472, "a hint alone changes nothing");
+    }
+
+    #[test]
+    fn another_ceiling_counts_at_once_and_a_longer_one_is_tried() {
+        let mut now = Instant::ORIGIN;
+        let mut search = PathMtu::new(PmtuConfig::default(), now);
+        run(&mut search, &mut now, 1472, 5, true);
+        assert!(search.set_ceiling(now, 1400));
+        assert_eq!(search.current(), 1400);
+        assert!(!search.set_ceiling(now, 1400));
+        run(&mut search, &mut now, 1472, 60, true);
+        assert_eq!(search.current(), 1400);
+        assert!(
+            !search.set_ceiling(now, 8972),
+            "nothing longer is known yet"
+        );
+        run(&mut search, &mut now, 8972, 5, true);
+        assert_eq!(search.current(), 8972);
+        // A probe that the uplink does not take any more is given up.
+        search.restart(now);
+        assert_eq!(search.poll(now, true), Some(8972));
+        search.set_ceiling(now, 1472);
+        assert_eq!(search.poll(now, true), Some(1472));
     }
 
     proptest! {

@@ -45,6 +45,9 @@ impl Backoff {
 pub struct TimerConfig {
     /// Age of a session at which its initiator starts a new handshake.
     pub rekey_after: Duration,
+    /// Greatest random part by which a handshake starts before that age, so that sessions which
+    /// were made together are not renewed together. At most half of the age counts.
+    pub rekey_spread: Duration,
     /// Age at which a session expires: nothing is sealed or opened by it any more.
     pub reject_after: Duration,
     /// Time after which content that was received, and answered by nothing, gets a keep-alive.
@@ -75,6 +78,7 @@ impl TimerConfig {
     pub const fn wireguard() -> Self {
         Self {
             rekey_after: Duration::from_secs(120),
+            rekey_spread: Duration::ZERO,
             reject_after: Duration::from_secs(180),
             keepalive: Duration::from_secs(10),
             silence: Duration::from_secs(15),
@@ -97,6 +101,7 @@ impl TimerConfig {
     #[must_use]
     pub const fn causeway() -> Self {
         Self {
+            rekey_spread: Duration::from_secs(20),
             keepalive: Duration::from_millis(300),
             silence: Duration::from_millis(900),
             backoff: Backoff {
@@ -109,12 +114,43 @@ impl TimerConfig {
             ..Self::wireguard()
         }
     }
+
+    /// Age at which the end that initiated a session renews it. `index` is the session's index,
+    /// which is random: sessions get different ages, and one session always gets the same.
+    #[must_use]
+    pub fn rekey_age(&self, index: u32) -> Duration {
+        let spread = self.rekey_spread.min(self.rekey_after / 2);
+        // The low bits of an index are zero; the product's upper half has bits of all others.
+        let part = index.wrapping_mul(0x9e37_79b1) >> 16;
+        self.rekey_after - spread * part / (1 << 16)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::Seeded;
+
+    #[test]
+    fn sessions_made_together_are_renewed_over_the_whole_spread() {
+        let timers = TimerConfig::causeway();
+        let mut random = Seeded::new(3);
+        let mut ages: Vec<_> = (0..1000)
+            .map(|_| timers.rekey_age(random.u32() & !63))
+            .collect();
+        ages.sort();
+        assert!(ages[0] >= Duration::from_secs(100) && ages[999] <= timers.rekey_after);
+        // In no second more than three times its share of 50.
+        for second in 100..120 {
+            let in_second = ages.iter().filter(|age| age.as_secs() == second).count();
+            assert!(
+                (1..150).contains(&in_second),
+                "{in_second} in second {second}"
+            );
+        }
+        let wireguard = TimerConfig::wireguard();
+        assert_eq!(wireguard.rekey_age(random.u32()), wireguard.rekey_after);
+    }
 
     #[test]
     fn pauses_stay_within_bounds_and_differ() {

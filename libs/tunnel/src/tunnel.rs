@@ -84,6 +84,18 @@ impl Tunnel {
         id
     }
 
+    /// As [`TunnelControl::retire_all`]. The senders and receivers lose their sessions before this
+    /// returns.
+    pub fn retire_all(&mut self, now: Instant) {
+        self.control.retire_all(now);
+        self.drain(now, &mut |_, _| {}, &mut |_, _| {});
+    }
+
+    /// As [`TunnelControl::set_max_payload`].
+    pub fn set_max_payload(&mut self, now: Instant, peer: PeerId, bytes: usize) {
+        self.control.set_max_payload(now, peer, bytes);
+    }
+
     /// State of a peer.
     #[must_use]
     pub fn status(&self, now: Instant, peer: PeerId) -> Option<PeerStatus> {
@@ -179,7 +191,7 @@ impl Tunnel {
             self.control.confirm_session(now.mono, id, index);
         }
         if let Some(address) = moved {
-            self.control.move_peer(now.mono, id, address);
+            self.control.follow_peer(now.mono, id, address, now.mono);
         }
         match opened.payload {
             Payload::Control(message) => {

@@ -175,7 +175,7 @@ fn a_lost_probe_is_no_silence() {
                 }
             };
             run(&mut pair, 30_000 + phase);
-            pair.ends[0].2 = PeerPath::from(SocketAddr::from(([198, 51, 100, 2], 50_000)));
+            pair.ends[0].2 = PeerPath::from(SocketAddr::from(([198, 51, 100, 3], 50_000)));
             assert!(pair.send(0, 0));
             run(&mut pair, 30_000);
             let seen = (pair.silences, pair.initiations);
@@ -337,4 +337,211 @@ fn a_late_response_moves_only_an_end_that_roams() {
         assert!(status.down.is_none(), "the session is made all the same");
         assert_eq!(status.path, Some(if roams { old } else { new }));
     }
+}
+
+/// Sends from an established end and yields what identifies each nonce: the receiver's index and
+/// the counter.
+fn nonces(pair: &mut Pair, from: usize, packets: usize) -> Vec<(u32, u64)> {
+    let clock = pair.clock();
+    let (tunnel, peer, _) = &mut pair.ends[from];
+    let mut nonces = Vec::new();
+    let mut datagrams = Vec::new();
+    for _ in 0..packets {
+        let transmit = &mut |_: PeerPath, bytes: &[u8]| {
+            let index = u32::from_le_bytes(bytes[4..8].try_into().expect("4 bytes"));
+            let counter = u64::from_le_bytes(bytes[8..16].try_into().expect("8 bytes"));
+            nonces.push((index, counter));
+            datagrams.push((1 - from, bytes.to_vec()));
+        };
+        let packet = [9; 100];
+        let _ = tunnel.send(clock.mono, *peer, 0, PayloadKind::Ip, 7, &packet, transmit);
+    }
+    pair.carry(datagrams);
+    nonces
+}
+
+/// A virtual machine whose memory is restored from a snapshot has counters of the past. The same
+/// pair, made twice from one seed, is the snapshot and what was restored from it.
+#[test]
+fn an_end_restored_from_a_snapshot_repeats_no_nonce() {
+    for end in [0, 1] {
+        let snapshot = || {
+            let mut pair = Pair::new(2);
+            pair.carry(Vec::new());
+            pair.now += 10 * MS;
+            assert!(pair.send(0, 0) && pair.send(1, 0));
+            pair
+        };
+        let went_on = nonces(&mut snapshot(), end, 50);
+        assert_eq!(went_on.len(), 50);
+        let mut naive = snapshot();
+        assert_eq!(nonces(&mut naive, end, 50), went_on, "what must not happen");
+
+        let mut restored = snapshot();
+        // The kernel's generator is reseeded before processes run (drivers/virt/vmgenid.c, 6.12).
+        restored.random = Seeded(99);
+        let clock = restored.clock();
+        restored.ends[end].0.retire_all(clock.mono);
+        let at_once = nonces(&mut restored, end, 50);
+        assert!(at_once.is_empty(), "nothing is sealed with the old keys");
+        for _ in 0..300 {
+            restored.now += 10 * MS;
+            restored.carry(Vec::new());
+            restored.send(0, 0);
+        }
+        let later = nonces(&mut restored, end, 50);
+        assert_eq!(later.len(), 50, "a new session is in use within 3 s");
+        assert!(later.iter().all(|nonce| !went_on.contains(nonce)));
+    }
+}
+
+/// The response to an initiation from before the snapshot would yield the session that the machine
+/// had in its other life.
+#[test]
+fn a_restored_end_takes_no_response_to_an_initiation_of_before() {
+    let mut pair = Pair::new(1);
+    let clock = pair.clock();
+    let mut sent = Vec::new();
+    let transmit = &mut |_: PeerPath, bytes: &[u8]| sent.push(bytes.to_vec());
+    let mut random = Seeded(1);
+    pair.ends[0]
+        .0
+        .poll(clock, &mut random, transmit, &mut |_, _| {});
+    let mut answers = Vec::new();
+    for bytes in &mut sent {
+        let path = pair.ends[0].2;
+        let _ = pair.ends[1]
+            .0
+            .receive(clock, path, bytes, &mut random, &mut |_, _| {});
+        let transmit = &mut |_: PeerPath, bytes: &[u8]| answers.push(bytes.to_vec());
+        pair.ends[1]
+            .0
+            .poll(clock, &mut random, transmit, &mut |_, _| {});
+    }
+    assert!(!answers.is_empty());
+    pair.ends[0].0.retire_all(clock.mono);
+    for bytes in &mut answers {
+        let path = pair.ends[1].2;
+        let taken = pair.ends[0]
+            .0
+            .receive(clock, path, bytes, &mut random, &mut |_, _| {});
+        assert!(taken.is_err(), "{taken:?}");
+    }
+}
+
+/// B23: an end that was stopped past the end of its session, as by a snapshot's stun.
+#[test]
+fn an_end_that_was_stopped_for_long_is_back_at_once() {
+    let mut pair = Pair::new(1);
+    pair.carry(Vec::new());
+    assert!(pair.send(0, 0));
+    pair.now += 200_000 * MS;
+    pair.carry(Vec::new());
+    pair.now += 10 * MS;
+    pair.carry(Vec::new());
+    assert!(pair.send(0, 0) && pair.send(1, 0), "within 10 ms");
+}
+
+/// B-1: a peer may send each datagram from another address.
+#[test]
+fn a_peer_that_moves_with_every_datagram_is_followed_four_times_a_second() {
+    let mut random = Seeded(8);
+    let secrets = [(), ()].map(|()| SecretKey::generate(&mut random));
+    let mut control = TunnelControl::new(secrets[0].clone(), LoadLimits::default());
+    let config = PeerConfig::causeway(secrets[1].public(), InitiationPolicy::Never);
+    let at = |us: u64| Instant::from_nanos(MS + us * 1000);
+    let peer = control.add_peer(at(0), config);
+    for by_port in [true, false] {
+        let path = |n: u64| {
+            let (host, port) = if by_port { (2, n) } else { (n as u8, 2) };
+            PeerPath::from(SocketAddr::from(([192, 0, 2, host], 6180 + port as u16)))
+        };
+        control.move_peer(at(0), peer, path(1));
+        while control.poll_output().is_some() {}
+        let (mut moves, mut others, mut last) = (0, Vec::new(), None);
+        let mut count = |control: &mut TunnelControl| {
+            while let Some(output) = control.poll_output() {
+                match output {
+                    Output::Path { path, .. } => {
+                        moves += 1;
+                        last = Some(path);
+                    }
+                    Output::Event {
+                        event: Event::Moved(_),
+                        ..
+                    } => {}
+                    other => others.push(format!("{other:?}")),
+                }
+            }
+        };
+        // 100 000 datagrams of a second, from two places in turn.
+        for n in 0..100_000 {
+            control.follow_peer(at(n * 10), peer, path(1 + n % 2), at(n * 10));
+            count(&mut control);
+        }
+        let now = Now {
+            mono: at(2_000_000),
+            unix: Duration::from_secs(1_700_000_000),
+        };
+        control.handle_timeout(now, &mut random);
+        count(&mut control);
+        assert!((2..=6).contains(&moves), "{moves} moves by port: {by_port}");
+        assert_eq!(last, Some(path(2)), "the newest path counts at last");
+        if by_port {
+            assert_eq!(others, [""; 0], "the path MTU is not searched again");
+        } else {
+            assert_eq!(others.len(), moves, "{others:?}");
+        }
+        control.remove_peer(peer);
+        let config = PeerConfig::causeway(secrets[1].public(), InitiationPolicy::Never);
+        assert_eq!(control.add_peer(at(0), config), peer);
+    }
+}
+
+#[test]
+fn a_change_of_the_uplinks_mtu_reaches_a_live_tunnel() {
+    let mut pair = Pair::new(1);
+    pair.carry(Vec::new());
+    let run = |pair: &mut Pair, ms: u64| {
+        for _ in 0..ms / 10 {
+            pair.now += 10 * MS;
+            pair.carry(Vec::new());
+        }
+    };
+    let longest = |pair: &Pair| {
+        let (tunnel, peer, _) = &pair.ends[0];
+        let status = tunnel.status(pair.clock().mono, *peer);
+        status.map(|status| status.max_datagram)
+    };
+    run(&mut pair, 3000);
+    assert_eq!(longest(&pair), Some(1472));
+    let (now, peer) = (pair.clock().mono, pair.ends[0].1);
+    pair.ends[0].0.set_max_payload(now, peer, 1352);
+    assert_eq!(longest(&pair), Some(1352), "at once");
+    let (now, peer) = (pair.clock().mono, pair.ends[0].1);
+    pair.ends[0].0.set_max_payload(now, peer, 8972);
+    run(&mut pair, 3000);
+    assert_eq!(longest(&pair), Some(8972));
+    assert_eq!(pair.initiations, 1, "the session stays");
+}
+
+/// Reports of workers repeat the newest path that they saw, which may be from before a handshake
+/// moved the peer.
+#[test]
+fn a_repeated_report_does_not_move_the_peer_back() {
+    let secret = SecretKey::from_bytes(&[3; 32]);
+    let mut control = TunnelControl::new(secret, LoadLimits::default());
+    let key = SecretKey::from_bytes(&[4; 32]).public();
+    let at = |ms: u64| Instant::from_nanos((1000 + ms) * MS);
+    let config = PeerConfig::causeway(key, InitiationPolicy::Never);
+    let peer = control.add_peer(at(0), config);
+    let path = |host: u8| PeerPath::from(SocketAddr::from(([192, 0, 2, host], 6180)));
+    let current = |control: &TunnelControl| control.status(at(0), peer).and_then(|s| s.path);
+    control.follow_peer(at(1), peer, path(1), at(1));
+    assert_eq!(current(&control), Some(path(1)));
+    control.move_peer(at(500), peer, path(2));
+    control.follow_peer(at(900), peer, path(1), at(1));
+    assert_eq!(current(&control), Some(path(2)), "seen before the move");
+    control.follow_peer(at(1000), peer, path(1), at(990));
+    assert_eq!(current(&control), Some(path(1)), "seen after it");
 }

@@ -39,7 +39,7 @@ use tunnel_worker::{
     pipeline::{
         Command, Event, LaneAssignment, PacketSink, PeerLanes, Pipeline, Sent, WorkerCounters,
     },
-    testing::{self, Hand},
+    testing::{self, TestPeer},
 };
 
 /// Longest inner packet, bytes: with VXLAN's headers over IPv6 no longer than a test run takes.
@@ -146,7 +146,7 @@ struct Worker {
     pipeline: Pipeline,
     counters: Arc<WorkerCounters>,
     /// By slot.
-    peers: Vec<Hand>,
+    peers: Vec<TestPeer>,
     socket: Socket,
 }
 
@@ -160,13 +160,14 @@ impl Worker {
             let with_port =
                 |text: &str| std::net::SocketAddr::new(ip(text), SECURE_PORT).to_string();
             let (from, to) = (with_port(from), with_port(to));
-            let (hand, tx, rx) = Hand::new(Framing::Segments, u64::from(slot), [&from, &to]);
-            commands.extend(hand.commands(
+            let (test_peer, tx, rx) =
+                TestPeer::new(Framing::Segments, u64::from(slot), [&from, &to]);
+            commands.extend(test_peer.commands(
                 slot,
                 PeerLanes::appliance(LaneAssignment::WHOLE),
                 (tx, rx),
             ));
-            peers.push(hand);
+            peers.push(test_peer);
         }
         for (slot, network) in (0..).zip(&world.networks) {
             let mut network = *network;
@@ -207,7 +208,7 @@ impl Worker {
         plaintext.extend_from_slice(l3);
         assert_eq!(plaintext.len(), HEADER_BYTES + l3.len());
         let now = testing::at(10);
-        let mut frame = self.peers[peer as usize].say(now, &plaintext);
+        let mut frame = self.peers[peer as usize].send(now, &plaintext);
         self.pipeline.frame(now.mono, &mut frame, &mut self.socket);
         let sent = self.socket.sent.take();
         let waits = self.socket.waits.take();

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use gateway_client::{pool::Access, wire::CircuitId};
 use service::config::Checker;
-use tunnel_worker::tls::BadFingerprint;
+use tunnel_worker::tls::{BadFingerprint, Fingerprint};
 
 use super::{absolute, is_host};
 use crate::config::{
@@ -212,17 +212,29 @@ fn peer_tls(
     if tls.name.len() > 253 || !tls.name.split('.').all(label) {
         c.problem(at("tls: name"), format!("{:?} is not a DNS name", tls.name));
     }
-    let fingerprint = match tls.fingerprint.parse() {
-        Ok(fingerprint) => fingerprint,
+    let fingerprints: Result<Vec<Fingerprint>, BadFingerprint> = tls
+        .fingerprint
+        .as_slice()
+        .iter()
+        .map(|f| f.parse())
+        .collect();
+    let fingerprints = match fingerprints {
+        Ok(fingerprints) => fingerprints,
         Err(error) => {
-            let error: BadFingerprint = error;
             c.problem(at("tls: fingerprint"), error.to_string());
             return None;
         }
     };
+    if fingerprints.is_empty() {
+        c.problem(
+            at("tls: fingerprint"),
+            "the list is empty: write the fingerprint that `status` prints at the provider",
+        );
+        return None;
+    }
     Some(Tls {
         name: tls.name.to_ascii_lowercase(),
-        fingerprint,
+        fingerprints,
     })
 }
 

@@ -29,7 +29,7 @@ use tunnel::{
 };
 use tunnel_worker::{
     pipeline::{Command, LaneAssignment, PeerLanes, PeerRoute},
-    testing::{self as pair, ACCESS, Hand, Side, UPLINK, VNI, address, prefix},
+    testing::{self as pair, ACCESS, TestAppliance, TestPeer, UPLINK, VNI, address, prefix},
 };
 
 /// The target.
@@ -52,26 +52,26 @@ const OTHER: u32 = 2001;
 const CLIENT: [u8; 4] = [10, 1, 0, 77];
 
 /// Makes the three hostile peers.
-fn hands(provider: &mut Side) -> [Hand; 3] {
+fn test_peers(provider: &mut TestAppliance) -> [TestPeer; 3] {
     let to = "203.0.113.5:6180";
     let now = pair::at(4);
-    let (stolen, _, rx) = Hand::new(Framing::Segments, 10, ["198.51.100.5:6180", to]);
-    provider.order(now, Command::Receive(0, rx));
-    let (other, tx, rx) = Hand::new(Framing::Segments, 11, ["192.0.2.1:6180", to]);
+    let (stolen, _, rx) = TestPeer::new(Framing::Segments, 10, ["198.51.100.5:6180", to]);
+    provider.command(now, Command::Receive(0, rx));
+    let (other, tx, rx) = TestPeer::new(Framing::Segments, 11, ["192.0.2.1:6180", to]);
     for command in other.commands(1, PeerLanes::appliance(LaneAssignment::WHOLE), (tx, rx)) {
-        provider.order(now, command);
+        provider.command(now, command);
     }
     let client_prefix = prefix("10.1.0.77");
     let lane = PeerLanes::wireguard(LaneAssignment::WHOLE, VNI, Box::new([client_prefix]));
-    let (client, tx, rx) = Hand::new(Framing::WireGuard, 12, ["192.0.2.2:51820", to]);
+    let (client, tx, rx) = TestPeer::new(Framing::WireGuard, 12, ["192.0.2.2:51820", to]);
     for command in client.commands(2, lane, (tx, rx)) {
-        provider.order(now, command);
+        provider.command(now, command);
     }
     let member = PeerRoute {
         prefix: client_prefix,
         peer: 2,
     };
-    provider.order(now, Command::PeerRoutes(VNI, Box::new([member])));
+    provider.command(now, Command::PeerRoutes(VNI, Box::new([member])));
     let mut network = Network {
         vni: OTHER,
         tenant: 1,
@@ -97,21 +97,21 @@ fn hands(provider: &mut Side) -> [Hand; 3] {
         Command::Endpoint(key, true),
         Command::Neighbour(key, Some(Box::new(neighbour))),
     ] {
-        provider.order(now, command);
+        provider.command(now, command);
     }
     [stolen, other, client]
 }
 
 /// Checks a frame that a hostile peer caused: only to hosts of the peer's network, and for a client
 /// only from its address.
-fn allowed(hand: usize, frame: &[u8]) {
+fn allowed(test_peer: usize, frame: &[u8]) {
     let vlan = u16::from_be_bytes([frame[14], frame[15]]);
     assert_eq!(
         vlan,
-        [101, 201, 101][hand],
-        "hand {hand} in another's network"
+        [101, 201, 101][test_peer],
+        "test_peer {test_peer} in another's network"
     );
-    if hand == 2 {
+    if test_peer == 2 {
         assert_eq!(frame[18] >> 4, 4);
         assert_eq!(frame[30..34], CLIENT, "the client speaks for another");
     }
@@ -119,9 +119,9 @@ fn allowed(hand: usize, frame: &[u8]) {
 
 /// Checks that a hostile peer can decrypt only packets of its network, and a client only packets to
 /// its address.
-fn received(hands: &mut [Hand; 3], now: tunnel::Now, frame: &[u8]) {
-    for (at, hand) in hands.iter_mut().enumerate() {
-        match (at, hand.hear(now, frame)) {
+fn received(test_peers: &mut [TestPeer; 3], now: tunnel::Now, frame: &[u8]) {
+    for (at, test_peer) in test_peers.iter_mut().enumerate() {
+        match (at, test_peer.receive(now, frame)) {
             (_, None) => {}
             (1, Some(received)) => assert!(
                 received.is_empty() || received.starts_with(&OTHER.to_be_bytes()),
@@ -138,7 +138,11 @@ fn received(hands: &mut [Hand; 3], now: tunnel::Now, frame: &[u8]) {
 }
 
 /// Checks the frames that a worker gave to its sockets.
-fn judge(side: &mut Side, provider: bool, delivered: &mut Vec<Vec<u8>>) -> Vec<(u32, Vec<u8>)> {
+fn judge(
+    side: &mut TestAppliance,
+    provider: bool,
+    delivered: &mut Vec<Vec<u8>>,
+) -> Vec<(u32, Vec<u8>)> {
     let mut out = Vec::new();
     for (ifindex, frame) in side.take() {
         match ifindex {
@@ -175,7 +179,7 @@ fn judge(side: &mut Side, provider: bool, delivered: &mut Vec<Vec<u8>>) -> Vec<(
     out
 }
 
-fn outcomes(side: &Side) -> u64 {
+fn outcomes(side: &TestAppliance) -> u64 {
     // Counted besides an outcome, not as one.
     const BESIDES: [Counter; 5] = [
         Counter::SplitInTunnel,
@@ -241,13 +245,13 @@ fn order(
     which: u8,
     input: &mut Input<'_>,
     now: tunnel::Now,
-    tenant: &mut Side,
-    provider: &mut Side,
+    tenant: &mut TestAppliance,
+    provider: &mut TestAppliance,
 ) {
     let value = u32::from(input.u8());
     let slot = value & 3;
     match which % 12 {
-        0 => tenant.order(
+        0 => tenant.command(
             now,
             Command::Tenant(
                 0,
@@ -257,29 +261,29 @@ fn order(
                 },
             ),
         ),
-        1 => tenant.order(now, Command::PeerSilent(0)),
-        2 => tenant.order(now, Command::MaxDatagram(0, 1232 + value.min(240) as usize)),
-        3 => tenant.order(now, Command::Keepalive(0)),
-        4 => provider.order(now, Command::PeerSilent(slot)),
+        1 => tenant.command(now, Command::PeerSilent(0)),
+        2 => tenant.command(now, Command::MaxDatagram(0, 1232 + value.min(240) as usize)),
+        3 => tenant.command(now, Command::Keepalive(0)),
+        4 => provider.command(now, Command::PeerSilent(slot)),
         5 => {
             let mode = value >> 2 & 1;
-            provider.order(now, Command::Tenant(slot, Tenant { mode, epoch: 1 }));
+            provider.command(now, Command::Tenant(slot, Tenant { mode, epoch: 1 }));
         }
-        6 => provider.order(now, Command::OuterHeader(slot, None)),
-        7 => provider.order(now, Command::PeerRoutes(VNI, Box::default())),
-        8 => provider.order(now, Command::Network(if slot < 2 { 4 } else { 9 }, None)),
-        9 => provider.order(now, Command::Peer(slot, None)),
+        6 => provider.command(now, Command::OuterHeader(slot, None)),
+        7 => provider.command(now, Command::PeerRoutes(VNI, Box::default())),
+        8 => provider.command(now, Command::Network(if slot < 2 { 4 } else { 9 }, None)),
+        9 => provider.command(now, Command::Peer(slot, None)),
         10 => {
             let vni = if slot < 2 { VNI } else { OTHER };
             let address = address("10.1.0.10");
-            provider.order(now, Command::Neighbour(HostKey { vni, address }, None));
+            provider.command(now, Command::Neighbour(HostKey { vni, address }, None));
         }
         _ => {
             let word = ControlMessage::Echo {
                 token: u64::from(value),
                 size: 0,
             };
-            tenant.order(
+            tenant.command(
                 now,
                 Command::ControlMessage(0, word, (value as usize * 6).min(1472)),
             );
@@ -291,7 +295,7 @@ fn order(
 pub fn pipeline(data: &[u8]) {
     let mut input = Input::new(data);
     let (mut tenant, mut provider) = pair::pair();
-    let mut hands = hands(&mut provider);
+    let mut test_peers = test_peers(&mut provider);
     let mut said = 0;
     let mut wire: Vec<Vec<u8>> = Vec::new();
     let (mut at_tenant, mut at_provider) = (Vec::new(), Vec::new());
@@ -321,17 +325,17 @@ pub fn pipeline(data: &[u8]) {
             }
             // An authentic message of any content: a peer is hostile.
             2 => {
-                let hand = usize::from(act / 9) % 3;
+                let test_peer = usize::from(act / 9) % 3;
                 let plaintext = content(&mut input);
                 said += 1;
-                let mut frame = hands[hand].say(now, &plaintext);
+                let mut frame = test_peers[test_peer].send(now, &plaintext);
                 provider
                     .pipeline
                     .frame(now.mono, &mut frame, &mut provider.wire);
                 assert!(outcomes(&provider) - before_p <= 1, "counted twice");
                 for (ifindex, frame) in &provider.wire.frames {
                     if *ifindex == ACCESS {
-                        allowed(hand, frame);
+                        allowed(test_peer, frame);
                     }
                 }
             }
@@ -381,7 +385,7 @@ pub fn pipeline(data: &[u8]) {
             .into_iter()
             .chain(judge(&mut provider, true, &mut at_provider))
         {
-            received(&mut hands, now, &frame);
+            received(&mut test_peers, now, &frame);
             wire.push(frame);
         }
         assert!(outcomes(&tenant) >= before_t && outcomes(&provider) >= before_p);

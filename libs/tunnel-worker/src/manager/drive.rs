@@ -5,14 +5,17 @@
 //!                                       └────── another path ───────▲
 //! ```
 
+use std::{net::SocketAddr, time::Duration};
+
+use appliance_common::addr::from_ip;
 use gateway_client::wire::CircuitId;
-use tunnel::{DownReason, Now, Output, PeerId, PeerPath, Random as _};
+use tunnel::{DownReason, Instant, Now, Output, PeerId, PeerPath, Random as _, TunnelControl};
 
 use super::{
     TunnelManager,
     circuit::CircuitClient,
     handshake_io::{CircuitFrame, Incoming, classify},
-    peer_table::LaneActivity,
+    peer_table::{LaneActivity, Peer},
     status::HostActivity,
     tls_connections::{self, Change},
     transport::{Transport, TransportState},
@@ -27,43 +30,67 @@ use crate::{
 
 /// Handshakes without an answer that make a path doubtful.
 const UNANSWERED: u32 = 3;
+/// Time for handshake messages before other work is done.
+const TURN: Duration = Duration::from_millis(10);
 /// Rounds of outputs in a row before other work is done.
 const ROUNDS: usize = 4;
 
 impl TunnelManager {
-    /// Takes handshake messages and gateways' messages.
+    /// Takes handshake messages and gateways' messages, and works on them for a bounded time.
     pub(super) fn take_messages(&mut self) {
+        let (known, handshakes) = (&self.known_addresses, &mut self.handshakes);
+        self.sockets.receive(|from, datagram| {
+            let is_known = known.contains(&from_ip(from.ip().to_canonical()));
+            handshakes.push(is_known, from, datagram);
+        });
+        let started = clock::mono();
+        let mut now = started;
+        while now.since(started) < TURN
+            && let Some(message) = self.handshakes.take(now)
+        {
+            self.take_message(message.from, message.as_bytes());
+            let begun = now;
+            now = clock::mono();
+            if message.is_stranger {
+                self.handshakes.spent(now, now.since(begun));
+            }
+        }
         let now = clock::now();
         let Self {
-            sockets,
-            peers,
-            paths,
             control,
             random,
-            changes,
             tls,
             ..
         } = self;
-        sockets.receive(|from, datagram| match classify(from, datagram) {
+        tls.take_messages(|circuit, message| {
+            let path = PeerPath::Stream(circuit.number());
+            if let Err(error) = control.handle_datagram(now, path, message, random) {
+                tracing::debug!(%circuit, %error, "handshake message over TLS refused");
+            }
+        });
+    }
+
+    /// Takes one message of the tunnel's port.
+    fn take_message(&mut self, from: SocketAddr, datagram: &[u8]) {
+        let now = clock::now();
+        match classify(from, datagram) {
             Incoming::Gateway(message) => {
-                let circuit = super::circuit::of_message(message).and_then(|id| peers.circuit(id));
-                let taken = circuit.is_some_and(|(slot, circuit)| {
-                    let taken = circuit.receive(from, message, now);
-                    // What follows from it is done at once, and it may be due at another time now.
-                    if taken && circuit.follows() {
-                        paths.set_due_now(slot);
-                    }
-                    taken
-                });
-                if !taken {
+                let circuit = super::circuit::of_message(message);
+                let circuit = circuit.and_then(|id| self.peers.circuit(id));
+                let Some((slot, circuit)) = circuit else {
                     tracing::debug!(%from, "gateway message for an unknown circuit");
+                    return;
+                };
+                // What follows from it is done at once, and it may be due at another time now.
+                if circuit.receive(from, message, now) && circuit.follows() {
+                    self.paths.set_due_now(slot);
                 }
             }
             Incoming::Handshake { path, message } => {
                 // Directly, or from a gateway of a circuit that is configured here.
                 let is_known = match path {
                     PeerPath::Circuit { gateway, id } => CircuitId::new(id.get())
-                        .and_then(|id| peers.circuit(id))
+                        .and_then(|id| self.peers.circuit(id))
                         .is_some_and(|(_, circuit)| circuit.gateway_name(gateway).is_some()),
                     PeerPath::Direct(_) | PeerPath::Stream(_) => true,
                 };
@@ -71,23 +98,18 @@ impl TunnelManager {
                     tracing::debug!(%path, "handshake message by an unknown circuit");
                     return;
                 }
-                match control.handle_datagram(now, path, message, random) {
+                let random = &mut self.random;
+                match self.control.handle_datagram(now, path, message, random) {
                     Ok(id) => {
-                        if let Some((_, peer)) = peers.by_id(id) {
+                        if let Some((_, peer)) = self.peers.by_id(id) {
                             let last = peer.handshake_source.replace(from.ip());
-                            changes.watched |= last != Some(from.ip());
+                            self.changes.watched |= last != Some(from.ip());
                         }
                     }
                     Err(error) => tracing::debug!(%from, %error, "handshake message refused"),
                 }
             }
-        });
-        tls.take_messages(|circuit, message| {
-            let path = PeerPath::Stream(circuit.number());
-            if let Err(error) = control.handle_datagram(now, path, message, random) {
-                tracing::debug!(%circuit, %error, "handshake message over TLS refused");
-            }
-        });
+        }
     }
 
     /// Takes the workers' reports.
@@ -103,7 +125,6 @@ impl TunnelManager {
                         continue;
                     }
                     Event::SessionConfirmed { peer, .. }
-                    | Event::PeerMoved { peer, .. }
                     | Event::ControlMessage { peer, .. }
                     | Event::Activity { peer, .. } => *peer,
                 };
@@ -114,28 +135,17 @@ impl TunnelManager {
                     Event::SessionConfirmed { index, .. } => {
                         self.control.confirm_session(now, peer.id, index);
                     }
-                    Event::PeerMoved { way: path, .. } if peer.may_move_to(path) => {
-                        if let (Some(circuit), PeerPath::Circuit { gateway, .. }) =
-                            (&mut peer.circuit, path)
-                        {
-                            circuit.peer_heard_by(gateway);
-                        }
-                        self.control.move_peer(now, peer.id, path);
-                    }
-                    Event::PeerMoved { way: path, .. } => {
-                        tracing::debug!(
-                            peer = peer.spec.name,
-                            %path,
-                            "received from the peer by a path that it may not move to"
-                        );
-                    }
-                    Event::ControlMessage { word, .. } => {
-                        self.control.handle_control_message(now, peer.id, word);
+                    Event::ControlMessage { message, .. } => {
+                        self.control.handle_control_message(now, peer.id, message);
                     }
                     Event::Activity { tx, rx, stats, .. } => {
+                        if let Some(session) = rx.session {
+                            self.control.confirm_session(now, peer.id, session);
+                        }
                         if peer.record_activity(worker, LaneActivity { tx, rx, stats }) {
                             heard.push(slot);
                         }
+                        follow(&mut self.control, now, peer);
                         self.control.report_sent(now, peer.id, peer.tx());
                         self.control.report_received(now, peer.id, peer.rx());
                     }
@@ -156,7 +166,6 @@ impl TunnelManager {
         let mut moved = self.drive_circuits(maps);
         moved |= self.take_outputs(maps);
         for _ in 0..ROUNDS {
-            self.control.cache_deadline();
             let now = clock::now();
             if self.control.next_deadline().is_none_or(|at| at > now.mono) {
                 break;
@@ -164,7 +173,6 @@ impl TunnelManager {
             self.control.handle_timeout(now, &mut self.random);
             moved |= self.take_outputs(maps);
         }
-        self.control.cache_deadline();
         if moved {
             self.write_peer_addresses(maps);
         }
@@ -304,7 +312,7 @@ impl TunnelManager {
     }
 
     /// Does what the tunnel's control half says; whether a peer has another path now.
-    fn take_outputs(&mut self, maps: &mut dyn ProgramMaps) -> bool {
+    pub(super) fn take_outputs(&mut self, maps: &mut dyn ProgramMaps) -> bool {
         let mut moved = false;
         while let Some(output) = self.control.poll_output() {
             match output {
@@ -354,9 +362,12 @@ impl TunnelManager {
                 }
                 Output::Path { peer, path } => {
                     if let Some((slot, peer)) = self.peers.by_id(peer) {
-                        peer.path = Some(path);
-                        moved = true;
-                        self.changes.watched = true;
+                        let before = peer.path.replace(path);
+                        // Another port of the same host changes no route and no address.
+                        if !before.is_some_and(|before| before.is_same_host(&path)) {
+                            moved = true;
+                            self.changes.watched = true;
+                        }
                         self.workers.command_all(|| Command::PeerPath(slot, path));
                         self.update_outer(slot);
                     }
@@ -378,7 +389,7 @@ impl TunnelManager {
                 }
                 Output::Event { peer, event } => {
                     if let Some((slot, peer)) = self.peers.by_id(peer) {
-                        tracing::info!(peer = peer.spec.name, event = ?event, "tunnel");
+                        log_event(clock::mono(), peer, event);
                         if matches!(event, tunnel::Event::Silent | tunnel::Event::Down) {
                             peer.silent = true;
                             self.workers.command_all(|| Command::PeerSilent(slot));
@@ -433,6 +444,47 @@ impl TunnelManager {
                     self.sockets.count_send_error();
                 }
             }
+        }
+    }
+}
+
+/// Has data follow a peer to the path of its newest datagram, if it may.
+fn follow(control: &mut TunnelControl, now: Instant, peer: &mut Peer) {
+    let rx = peer.rx();
+    let (Some(path), Some(seen)) = (rx.path, rx.path_seen) else {
+        return;
+    };
+    if peer.path == Some(path) {
+        control.follow_peer(now, peer.id, path, seen);
+        return;
+    }
+    if !peer.may_move_to(path) {
+        tracing::trace!(
+            peer = peer.spec.name,
+            %path,
+            "received from the peer by a path that it may not move to"
+        );
+        return;
+    }
+    if let (Some(circuit), PeerPath::Circuit { gateway, .. }) = (&mut peer.circuit, path) {
+        circuit.peer_heard_by(gateway);
+    }
+    control.follow_peer(now, peer.id, path, seen);
+}
+
+/// Logs what happened to a peer; its moves seldom (`MoveLog`).
+fn log_event(now: Instant, peer: &mut Peer, event: tunnel::Event) {
+    match event {
+        tunnel::Event::Moved(path) => {
+            if let Some(moves) = peer.moves.note(now) {
+                tracing::info!(peer = peer.spec.name, %path, moves, "the peer has moved");
+            }
+        }
+        tunnel::Event::Rekeyed => {
+            tracing::debug!(peer = peer.spec.name, event = ?event, "tunnel");
+        }
+        tunnel::Event::Up | tunnel::Event::Down | tunnel::Event::Silent | tunnel::Event::GaveUp => {
+            tracing::info!(peer = peer.spec.name, event = ?event, "tunnel");
         }
     }
 }

@@ -13,15 +13,18 @@ use std::{
 
 use appliance_common::wire::CIRCUIT_ID_LEN;
 use tokio::net::UdpSocket;
-use tunnel::PeerPath;
+use tunnel::{Instant, PeerPath};
 
-use super::Error;
+use super::{Error, retry::Retry};
 use crate::pipeline::circuit_id;
 
 /// Datagrams taken from a socket before other work is done.
 const BATCH: usize = 256;
 /// Bytes of the longest handshake message.
 const LONGEST_HANDSHAKE: usize = 148;
+/// Bytes of the longest message on the tunnel's port: a handshake message behind a circuit's ID,
+/// and one byte more, so that a longer one is not taken for it.
+pub(super) const LONGEST_MESSAGE: usize = CIRCUIT_ID_LEN + LONGEST_HANDSHAKE + 1;
 
 /// A datagram on the tunnel's port.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,23 +85,25 @@ pub(super) struct HandshakeSockets {
     port: u16,
     sockets: BTreeMap<IpAddr, UdpSocket>,
     bind_errors: BTreeMap<IpAddr, String>,
+    retry: Retry,
     send_errors: u64,
 }
 
 impl HandshakeSockets {
     /// Without sockets, for this UDP port.
-    pub const fn new(port: u16) -> Self {
+    pub fn new(port: u16) -> Self {
         Self {
             port,
             sockets: BTreeMap::new(),
             bind_errors: BTreeMap::new(),
+            retry: Retry::default(),
             send_errors: 0,
         }
     }
 
     /// Has a socket on each of these addresses and no other. An address that cannot be bound is
-    /// tried again at the next call.
-    pub fn bind(&mut self, locals: &[IpAddr]) {
+    /// tried again at the next call, and by [`HandshakeSockets::bind_again`].
+    pub fn bind(&mut self, now: Instant, locals: &[IpAddr]) {
         self.sockets.retain(|local, _| locals.contains(local));
         self.bind_errors.retain(|local, _| locals.contains(local));
         for local in locals {
@@ -118,6 +123,16 @@ impl HandshakeSockets {
                     self.bind_errors.insert(*local, text);
                 }
             }
+        }
+        self.retry.attempted(now, self.bind_errors.is_empty());
+    }
+
+    /// Tries the addresses again that could not be bound, if it is time for that.
+    pub fn bind_again(&mut self, now: Instant) {
+        if self.retry.is_due(now) {
+            let sockets = self.sockets.keys();
+            let locals: Vec<_> = sockets.chain(self.bind_errors.keys()).copied().collect();
+            self.bind(now, &locals);
         }
     }
 
@@ -234,13 +249,18 @@ mod tests {
         let taken = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
         let port = taken.local_addr().expect("an address").port();
         let mut sockets = HandshakeSockets::new(port);
-        sockets.bind(&[Ipv4Addr::LOCALHOST.into()]);
+        let at = |ms: u64| Instant::from_nanos(ms * 1_000_000);
+        sockets.bind(at(0), &[Ipv4Addr::LOCALHOST.into()]);
         let problem = sockets.problems().next().expect("a problem");
         assert!(problem.contains("another program"), "{problem}");
+        sockets.bind_again(at(600));
+        assert_eq!(sockets.problems().count(), 1, "still in use");
         drop(taken);
-        sockets.bind(&[Ipv4Addr::LOCALHOST.into()]);
+        sockets.bind_again(at(700));
+        assert_eq!(sockets.problems().count(), 1, "not due yet");
+        sockets.bind_again(at(2000));
         assert_eq!(sockets.problems().count(), 0);
-        sockets.bind(&[]);
+        sockets.bind(at(2000), &[]);
         sockets.send(FROM, b"x");
         assert_eq!(sockets.send_errors(), 1, "no socket of the family");
     }

@@ -19,15 +19,16 @@
 //! A session is handed to its worker first, and only then its index to the programs: they steer
 //! nothing to a worker that has no key for it.
 
-mod cached_control;
 mod cipher;
 mod circuit;
-mod deadlines;
+
 mod drive;
 mod handshake_io;
+mod handshake_queue;
 mod paths;
 mod peer_table;
 mod ports;
+mod retry;
 mod spec;
 mod status;
 mod tls_connections;
@@ -41,7 +42,7 @@ use std::{
 };
 
 use appliance_common::{
-    addr::Address, counters::Counter, maps::NetworkStats, wire::CIRCUIT_ID_LEN,
+    addr::Address, counters::Counter, limits::MAX_QUEUES, maps::NetworkStats, wire::CIRCUIT_ID_LEN,
 };
 use tunnel::{
     Cipher, CipherChoice, Instant, LoadLimits, PeerConfig, PeerPath, PmtuConfig, PublicKey,
@@ -58,12 +59,13 @@ use crate::{
     host::{MapWrite, NextHops, ProgramMaps, TableWrite},
     keys::OsRandom,
     pipeline::{Command, LANES, PeerLanes},
+    restore::Restores,
     tls::{Fingerprint, ListenerStats},
     worker::{Request, WaitMode},
 };
-use cached_control::CachedControl;
 use circuit::CircuitClient;
 use handshake_io::HandshakeSockets;
+use handshake_queue::HandshakeQueue;
 use paths::PathSelector;
 use peer_table::{Peer, PeerTable};
 use ports::WorkerPorts;
@@ -109,6 +111,18 @@ pub enum Error {
         /// Workers that are configured.
         workers: u32,
     },
+    /// Packets of the queues past the last that the programs know would be dropped.
+    #[error(
+        "{interface} has {queues} receive queues, and packets of at most {MAX_QUEUES} can be given \
+         to workers: run `ethtool -L {interface} combined {MAX_QUEUES}` (NICs without combined \
+         queues: rx {MAX_QUEUES})"
+    )]
+    TooManyQueues {
+        /// The interface.
+        interface: String,
+        /// Its receive queues.
+        queues: u32,
+    },
     /// An AF_XDP socket could not be opened.
     #[error("AF_XDP on {interface}: {source}")]
     Socket {
@@ -137,18 +151,22 @@ pub struct TunnelManager {
     cipher: Cipher,
     /// Longest UDP payload that the uplink takes, bytes.
     max_payload: usize,
-    control: CachedControl,
+    control: TunnelControl,
     peers: PeerTable,
     /// Routes of WireGuard peers, as the workers have them.
     routes: PeerRoutes,
     paths: PathSelector,
     sockets: HandshakeSockets,
+    handshakes: HandshakeQueue,
     tls: TlsConnections,
     ports: WorkerPorts,
     workers: WorkerPool,
     /// Addresses in the programs' map of peers.
     known_addresses: BTreeSet<Address>,
     changes: Changes,
+    restores: Restores,
+    /// Restores that the control half has followed.
+    restored: u64,
 }
 
 impl TunnelManager {
@@ -165,9 +183,10 @@ impl TunnelManager {
         (workers, cpus, wait_mode): (u32, &[usize], WaitMode),
     ) -> Result<Self, Error> {
         let cipher = cipher::choose(choice);
-        let workers = WorkerPool::start(workers, cpus, wait_mode)?;
+        let restores = Restores::watched();
+        let workers = WorkerPool::start(workers, cpus, wait_mode, &restores)?;
         Ok(Self {
-            control: CachedControl::new(TunnelControl::new(secret.clone(), LoadLimits::default())),
+            control: TunnelControl::new(secret.clone(), LoadLimits::default()),
             secret,
             random: OsRandom,
             cipher,
@@ -176,6 +195,7 @@ impl TunnelManager {
             routes: PeerRoutes::new(),
             paths: PathSelector::new(port),
             sockets: HandshakeSockets::new(port),
+            handshakes: HandshakeQueue::default(),
             tls: TlsConnections::new(workers.wakers(), workers.event()),
             ports: WorkerPorts::new(memory),
             workers,
@@ -185,6 +205,8 @@ impl TunnelManager {
                 watched: true,
                 timestamps: false,
             },
+            restored: restores.count(),
+            restores,
         })
     }
 
@@ -205,7 +227,7 @@ impl TunnelManager {
         maps: &mut dyn ProgramMaps,
     ) {
         let now = clock::mono();
-        self.max_payload = max_payload;
+        self.set_max_payload(now, max_payload);
         (self.changes.inner_mtus, self.changes.watched) = (true, true);
         for slot in self.peers.stale(&specs) {
             self.remove_peer(slot, maps);
@@ -239,10 +261,7 @@ impl TunnelManager {
             let seed = tunnel::Random::u64(&mut self.random);
             CircuitClient::new(spec, self.paths.locals(), seed, now)
         });
-        let max_payload = match circuit {
-            Some(_) => self.max_payload.saturating_sub(CIRCUIT_ID_LEN),
-            None => self.max_payload,
-        };
+        let max_payload = self.peer_payload(circuit.is_some());
         let mut config = match &spec.protocol {
             PeerProtocol::Appliance => PeerConfig {
                 lanes: LANES,
@@ -261,7 +280,6 @@ impl TunnelManager {
                 ..PeerConfig::wireguard(spec.public_key)
             },
         };
-        config.max_datagram = config.max_datagram.min(max_payload);
         config.roams = circuit.is_none();
         config.preshared_key = spec.preshared_key.clone();
         config.paths = spec
@@ -272,6 +290,7 @@ impl TunnelManager {
             .collect();
         config.timestamp = spec.timestamp;
         let id = self.control.add_peer(now, config);
+        self.control.set_max_payload(now, id, max_payload);
         let assignments: Vec<_> = self.workers.assignments().collect();
         for (worker, assignment) in assignments.into_iter().enumerate() {
             let lanes = match &spec.protocol {
@@ -288,6 +307,33 @@ impl TunnelManager {
         }
         let peer = Peer::new(spec, id, circuit, self.workers.len(), now);
         self.peers.insert(peer);
+    }
+
+    /// The longest datagram to a peer that the uplink takes, bytes of UDP payload.
+    const fn peer_payload(&self, by_circuit: bool) -> usize {
+        let circuit = if by_circuit { CIRCUIT_ID_LEN } else { 0 };
+        self.max_payload.saturating_sub(circuit)
+    }
+
+    /// The uplink takes UDP payloads of this many bytes: peers that are there follow.
+    fn set_max_payload(&mut self, now: Instant, max_payload: usize) {
+        if max_payload == self.max_payload {
+            return;
+        }
+        tracing::info!(
+            bytes = max_payload,
+            "longest UDP payload of encrypted tunnels on the uplink"
+        );
+        self.max_payload = max_payload;
+        let peers: Vec<_> = self
+            .peers
+            .iter()
+            .map(|peer| (peer.id, peer.circuit.is_some()))
+            .collect();
+        for (id, by_circuit) in peers {
+            let bytes = self.peer_payload(by_circuit);
+            self.control.set_max_payload(now, id, bytes);
+        }
     }
 
     /// Gives a peer other addresses or gateways; its sessions stay.
@@ -407,7 +453,7 @@ impl TunnelManager {
     /// Whether [`TunnelManager::inner_mtus`] may have changed since the last call.
     #[must_use]
     pub const fn inner_mtus_changed(&mut self) -> bool {
-        self.control.touched() | std::mem::replace(&mut self.changes.inner_mtus, false)
+        self.control.take_mtus_changed() | std::mem::replace(&mut self.changes.inner_mtus, false)
     }
 
     /// Addresses whose next hop is to be watched.
@@ -456,16 +502,19 @@ impl TunnelManager {
         self.workers.wake_all();
     }
 
-    /// Follows next hops and our own addresses.
+    /// Follows next hops, our own addresses, and the longest UDP payload that the uplink takes,
+    /// bytes.
     pub fn set_underlay(
         &mut self,
         next_hops: NextHops,
         locals: &[IpAddr],
+        max_payload: usize,
         maps: &mut dyn ProgramMaps,
     ) {
         let changed = self.paths.set_underlay(next_hops, locals);
-        self.sockets.bind(locals);
         let now = clock::mono();
+        self.sockets.bind(now, locals);
+        self.set_max_payload(now, max_payload);
         self.changes.watched = true;
         for (slot, peer) in self.peers.iter_mut() {
             if let (Some(circuit), Some(spec)) = (&mut peer.circuit, &peer.spec.circuit) {
@@ -486,6 +535,27 @@ impl TunnelManager {
         self.drive(maps);
     }
 
+    /// Tries again what failed before and is due: addresses that could not be bound, the listener.
+    /// To be called every second; interfaces without sockets are tried again by
+    /// [`TunnelManager::set_ports`].
+    pub fn retry(&mut self) {
+        let now = clock::mono();
+        self.sockets.bind_again(now);
+        self.tls.listen_if_due(now);
+    }
+
+    /// Whether some interface has no sockets that should have.
+    #[must_use]
+    pub fn has_port_errors(&self) -> bool {
+        self.ports.has_errors()
+    }
+
+    /// Handshake messages that found no room in the queue.
+    #[must_use]
+    pub const fn handshakes_dropped(&self) -> u64 {
+        self.handshakes.dropped()
+    }
+
     /// Waits until a handshake message or a report is there.
     pub async fn ready(&self) {
         tokio::select! {
@@ -496,10 +566,28 @@ impl TunnelManager {
 
     /// Takes handshake messages and reports, and does what follows from them and from the time.
     pub fn work(&mut self, maps: &mut dyn ProgramMaps) -> HostActivity {
+        self.follow_restores(maps);
         self.take_messages();
         let hosts = self.take_reports();
         self.drive(maps);
         hosts
+    }
+
+    /// Retires all sessions if the machine was restored from a snapshot. The workers have wiped
+    /// them by themselves, and take new ones after the last command here.
+    fn follow_restores(&mut self, maps: &mut dyn ProgramMaps) {
+        let restores = self.restores.count();
+        if restores == self.restored {
+            return;
+        }
+        self.restored = restores;
+        self.control.retire_all(clock::mono());
+        if self.take_outputs(maps) {
+            self.write_peer_addresses(maps);
+        }
+        self.workers
+            .command_all(|| Command::SessionsRetired(restores));
+        self.workers.wake_all();
     }
 
     /// When [`TunnelManager::work`] is to be called if nothing else happens.
@@ -517,6 +605,7 @@ impl TunnelManager {
             .chain(transports.filter_map(TransportSelector::next_deadline))
             .chain(self.paths.next_following())
             .chain(self.control.next_deadline())
+            .chain(self.handshakes.next_deadline(clock::mono()))
             .min()
     }
 

@@ -12,9 +12,9 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use tunnel::{Instant, PeerPath};
+use tunnel::{DeadlineQueue, Instant, PeerPath};
 
-use super::{deadlines::DeadlineQueue, peer_table::Peer};
+use super::peer_table::Peer;
 use crate::{
     host::{NextHop, NextHops},
     pipeline::OuterHeader,
@@ -85,7 +85,7 @@ impl PathSelector {
             None
             | Some(NextHop::Unresolved {
                 transient: true, ..
-            }) => peer.outer.filter(|outer| outer.way == path),
+            }) => peer.outer.filter(|outer| outer.path == path),
             Some(NextHop::Unresolved { .. }) => None,
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use appliance_common::addr::{Address, from_ip};
@@ -14,6 +15,32 @@ use crate::pipeline::{Command, OuterHeader};
 
 /// Own messages that wait until the path to the peer is known.
 const MAX_QUEUED: usize = 8;
+
+/// Interval at which moves of a peer are logged.
+const MOVE_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Moves of a peer that are logged: a peer may move four times a second for ever.
+#[derive(Debug, Default)]
+pub(super) struct MoveLog {
+    last: Option<Instant>,
+    /// Moves that were not logged.
+    unlogged: u32,
+}
+
+impl MoveLog {
+    /// Notes a move. Yields the number of moves since the last one that was logged, if this one is
+    /// to be logged.
+    pub fn note(&mut self, now: Instant) -> Option<u32> {
+        let moves = self.unlogged + 1;
+        let too_soon = |last| now.since(last) < MOVE_LOG_INTERVAL;
+        if self.last.is_some_and(too_soon) {
+            self.unlogged = moves;
+            return None;
+        }
+        (self.last, self.unlogged) = (Some(now), 0);
+        Some(moves)
+    }
+}
 
 /// What one worker reported last of its lanes of a peer.
 #[derive(Clone, Copy, Default)]
@@ -43,6 +70,7 @@ pub(super) struct Peer {
     pub max_datagram: usize,
     /// The workers were told that nothing is received from it.
     pub silent: bool,
+    pub moves: MoveLog,
     /// By worker.
     activity: Vec<LaneActivity>,
     /// Session names by receiver index on the wire.
@@ -69,6 +97,7 @@ impl Peer {
             queued: Vec::new(),
             max_datagram: tunnel::MIN_DATAGRAM,
             silent: false,
+            moves: MoveLog::default(),
             activity: vec![LaneActivity::default(); workers],
             sessions: BTreeMap::new(),
         }
@@ -330,6 +359,18 @@ mod tests {
         assert!(peer.record_activity(1, report(6)));
         assert!(!peer.record_activity(0, report(7)), "it is heard already");
         assert!(!peer.record_activity(9, report(8)), "no such worker");
+    }
+
+    #[test]
+    fn moves_are_logged_seldom_with_their_number() {
+        let at = |ms: u64| Instant::from_nanos((1000 + ms) * 1_000_000);
+        let mut log = MoveLog::default();
+        assert_eq!(log.note(at(0)), Some(1));
+        for ms in (250..10_000).step_by(250) {
+            assert_eq!(log.note(at(ms)), None);
+        }
+        assert_eq!(log.note(at(10_000)), Some(40));
+        assert_eq!(log.note(at(30_000)), Some(1));
     }
 
     #[test]

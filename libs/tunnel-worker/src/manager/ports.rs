@@ -112,6 +112,12 @@ impl WorkerPorts {
                 source: io::Error::other("15 interfaces have sockets, which is the most"),
             })
         })?;
+        if spec.queues > MAX_QUEUES {
+            return Err(Error::TooManyQueues {
+                interface: interface.to_owned(),
+                queues: spec.queues,
+            });
+        }
         let queues = spec.queues.min(spec.tx_queues);
         if (queues as usize) < workers {
             return Err(Error::Queues {
@@ -121,7 +127,13 @@ impl WorkerPorts {
             });
         }
         let mut sockets = Vec::new();
-        for queue in 0..spec.queues.clamp(1, MAX_QUEUES) {
+        // Only the first attempt waits: the caller has other things to do meanwhile.
+        let timeout = if self.errors.contains_key(&spec.ifindex) {
+            Duration::ZERO
+        } else {
+            BIND_TIMEOUT
+        };
+        for queue in 0..spec.queues.max(1) {
             let config = xsk::Config {
                 ifindex: spec.ifindex,
                 queue,
@@ -132,7 +144,7 @@ impl WorkerPorts {
                 memory: self.memory,
                 busy_poll: None,
             };
-            sockets.push(xsk::bind_within(&config, BIND_TIMEOUT).map_err(failed)?);
+            sockets.push(xsk::bind_within(&config, timeout).map_err(failed)?);
         }
         let mut requests = Vec::with_capacity(sockets.len());
         for (queue, (rx, tx)) in (0u32..).zip(sockets) {
@@ -173,6 +185,11 @@ impl WorkerPorts {
     /// Why an interface has no sockets, if it should have.
     pub fn error(&self, ifindex: u32) -> Option<&str> {
         self.errors.get(&ifindex).map(String::as_str)
+    }
+
+    /// Whether some interface has no sockets that should have.
+    pub fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
     }
 
     /// Interfaces without sockets, as messages for the operator.
@@ -221,6 +238,17 @@ mod tests {
         assert_eq!(ports.remove_stale(&wanted(2)), [6]);
         assert_eq!(ports.slots(), BTreeMap::from([(5, 1)]));
         assert_eq!(ports.free_slot(), Some(65));
+    }
+
+    #[test]
+    fn more_queues_than_the_programs_know_are_refused_with_what_to_do() {
+        let mut ports = WorkerPorts::new(xsk::Memory::Copy);
+        let wanted = BTreeMap::from([("eth9".to_owned(), port(5, MAX_QUEUES + 8))]);
+        assert!(ports.open_missing(&wanted, 2, &mut NoMaps).is_empty());
+        let error = ports.error(5).expect("an error");
+        assert!(error.contains("eth9 has 72 receive queues"), "{error}");
+        assert!(error.contains("ethtool -L eth9 combined 64"), "{error}");
+        assert!(ports.has_errors());
     }
 
     #[test]

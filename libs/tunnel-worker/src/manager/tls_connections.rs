@@ -20,6 +20,7 @@ use gateway_client::wire::{CircuitId, Key};
 use nix::sys::eventfd::EventFd;
 use tunnel::{Instant, PublicKey, SecretKey};
 
+use super::retry::Retry;
 use crate::{
     clock,
     tls::{
@@ -57,8 +58,8 @@ pub struct ListenSpec {
 pub struct TlsSpec {
     /// The server name, by which gateways route the connection.
     pub name: String,
-    /// Fingerprint of the other end's certificate.
-    pub fingerprint: Fingerprint,
+    /// Fingerprints of the certificates that the other end may have.
+    pub fingerprints: Vec<Fingerprint>,
 }
 
 /// Why tunnels over TLS cannot be accepted.
@@ -117,6 +118,7 @@ pub(super) struct TlsConnections {
     rings: RingSetup,
     listener: Option<(ListenSpec, Fingerprint, Listener)>,
     listen_error: Option<String>,
+    listen_retry: Retry,
     /// What to listen on, while that fails.
     wanted: Option<(ListenSpec, HashMap<CircuitId, Key>)>,
     open: BTreeMap<CircuitId, Open>,
@@ -147,6 +149,7 @@ impl TlsConnections {
             listener: None,
             listen_error: None,
             wanted: None,
+            listen_retry: Retry::default(),
             open: BTreeMap::new(),
             dialers: BTreeMap::new(),
             dial_errors: BTreeMap::new(),
@@ -160,6 +163,7 @@ impl TlsConnections {
         self.wanted = None;
         let Some(spec) = spec else {
             (self.listener, self.listen_error) = (None, None);
+            self.listen_retry = Retry::default();
             return;
         };
         if let Some((current, _, listener)) = &self.listener
@@ -169,7 +173,9 @@ impl TlsConnections {
             return;
         }
         self.listener = None;
-        match self.start_listener(spec, circuits.clone()) {
+        let started = self.start_listener(spec, circuits.clone());
+        self.listen_retry.attempted(clock::mono(), started.is_ok());
+        match started {
             Ok((fingerprint, listener)) => {
                 tracing::info!(addresses = ?listener.addresses(), %fingerprint, "listening for \
                     tunnels over TLS");
@@ -184,6 +190,13 @@ impl TlsConnections {
                 self.listen_error = Some(text);
                 self.wanted = Some((spec.clone(), circuits));
             }
+        }
+    }
+
+    /// As [`TlsConnections::listen_again`], if it is time for that.
+    pub fn listen_if_due(&mut self, now: Instant) {
+        if self.listen_retry.is_due(now) {
+            self.listen_again();
         }
     }
 
@@ -239,7 +252,7 @@ impl TlsConnections {
         let config = DialConfig {
             addresses,
             name: tls.name.clone(),
-            fingerprint: tls.fingerprint,
+            fingerprints: tls.fingerprints.clone(),
             circuit,
             key,
             clock: Box::new(clock::unix_nanos_increasing),

@@ -16,6 +16,7 @@ use crate::{
     clock,
     keys::OsRandom,
     pipeline::{Command, Event, LANES, LaneAssignment},
+    restore::Restores,
     tls::ThreadWaker,
     worker::{Request, UnresolvedPacket, WaitMode, WorkerHandle, WorkerSettings, duplicate},
 };
@@ -37,7 +38,12 @@ impl WorkerPool {
     ///
     /// # Errors
     /// When a thread or descriptor cannot be had.
-    pub fn start(workers: u32, cpus: &[usize], wait_mode: WaitMode) -> Result<Self, Error> {
+    pub fn start(
+        workers: u32,
+        cpus: &[usize],
+        wait_mode: WaitMode,
+        restores: &Restores,
+    ) -> Result<Self, Error> {
         let failed = |index| move |source| Error::Worker { index, source };
         let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|source| failed(0)(source.into()))?;
@@ -58,7 +64,7 @@ impl WorkerPool {
                 seed: tunnel::Random::u64(&mut OsRandom),
             })
             .collect();
-        let workers = WorkerHandle::start_all(&settings, &event)
+        let workers = WorkerHandle::start_all(&settings, &event, restores)
             .map_err(|(index, source)| Error::Worker { index, source })?;
         Ok(Self {
             workers,

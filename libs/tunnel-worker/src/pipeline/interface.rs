@@ -42,28 +42,22 @@ pub trait PacketSink {
 )]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The first datagram of a session arrived.
+    /// The first datagram of a session arrived. The reports of activity repeat it.
     SessionConfirmed {
         /// The peer's slot.
         peer: u32,
         /// The session's index.
         index: u32,
     },
-    /// An authentic datagram of the peer came from another address.
-    PeerMoved {
-        /// The peer's slot.
-        peer: u32,
-        /// The new path.
-        way: PeerPath,
-    },
-    /// A control message of the peer.
+    /// A control message of the peer that the worker does not answer itself.
     ControlMessage {
         /// The peer's slot.
         peer: u32,
         /// The message.
-        word: ControlMessage,
+        message: ControlMessage,
     },
-    /// Activity on a worker's lanes of a peer since the last report.
+    /// Activity on a worker's lanes of a peer. It says what is, not what changed: the path of the
+    /// newest datagram and the newest session are in `rx`, so that a lost report loses nothing.
     Activity {
         /// The peer's slot.
         peer: u32,
@@ -102,6 +96,9 @@ pub enum Command {
     Send(u32, Box<TxSession>),
     /// Remove the session with this index.
     Retire(u32, u32),
+    /// The control half has retired all sessions of before this restore ([`crate::restore`]):
+    /// sessions that come from now on are new ones.
+    SessionsRetired(u64),
     /// A peer is silent, or has no session any more.
     PeerSilent(u32),
     /// Some worker received from a peer that was silent.

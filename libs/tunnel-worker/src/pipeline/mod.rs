@@ -14,6 +14,7 @@
 //! The rules for a packet that comes out are those of `appliance-ebpf/src/stage/uplink.rs`;
 //! `tests/tests/packets/workers.rs` holds the two side by side.
 
+mod control_budget;
 mod counters;
 mod inner;
 mod interface;
@@ -35,10 +36,12 @@ use appliance_common::{
 };
 use tunnel::{
     Framing, Instant, OpenError, Payload, PayloadKind, PeerPath, ReassemblyLimits, Receiver,
-    RxActivity, RxStats, SealError, Sender, segment::Header,
+    RxActivity, RxStats, SealError, Sender,
+    segment::{ControlMessage, Header},
 };
 pub use xsk::Sent;
 
+use control_budget::ControlBudget;
 pub use counters::WorkerCounters;
 use inner::Inner;
 pub use interface::{Command, Event, PacketSink};
@@ -63,6 +66,7 @@ pub struct PeerLanes {
     outer: Option<OuterHeader>,
     /// Of a WireGuard peer: the network it is in, and the addresses it may have there.
     member: Option<(u32, Box<[Prefix]>)>,
+    control_budget: ControlBudget,
     /// Changed since the last report.
     dirty: bool,
     rejoined: u64,
@@ -96,6 +100,7 @@ impl PeerLanes {
             framing,
             outer: None,
             member,
+            control_budget: ControlBudget::default(),
             dirty: false,
             rejoined: 0,
             silent: false,
@@ -114,7 +119,10 @@ pub struct Pipeline {
     sessions: AHashMap<u32, (u32, u32)>,
     counters: Arc<WorkerCounters>,
     outage_buffer: OutageBuffer,
-    dirty: bool,
+    /// Sessions are refused until the control half has followed this restore.
+    suspended: Option<u64>,
+    /// Slots of the peers with `dirty` set, each once; never more than there are slots.
+    dirty: Vec<u32>,
 }
 
 impl Pipeline {
@@ -132,14 +140,15 @@ impl Pipeline {
             ),
             counters,
             outage_buffer: OutageBuffer::new(),
-            dirty: false,
+            suspended: None,
+            dirty: Vec::with_capacity(MAX_PEERS as usize),
         }
     }
 
     /// Whether there is something for [`Pipeline::report`].
     #[must_use]
     pub const fn dirty(&self) -> bool {
-        self.dirty
+        !self.dirty.is_empty()
     }
 
     /// A frame of the programs: a packet to seal or a datagram to open. A datagram's Ethernet type
@@ -254,8 +263,7 @@ impl Pipeline {
         {
             return Err(Counter::DropNotAllowed);
         }
-        lanes.dirty = true;
-        self.dirty = true;
+        mark_dirty(&mut self.dirty, peer, &mut lanes.dirty);
         if packet.len() > sender.max_packet() && lanes.framing == Framing::Segments {
             // The segment header that the program wrote says "whole"; each piece gets its own.
             let mut pieces = sender
@@ -338,8 +346,7 @@ impl Pipeline {
             .get(&index)
             .ok_or(Counter::DropUnknownSession)?;
         let lanes = peer_lanes(&mut self.peers, peer).ok_or(Counter::DropUnknownSession)?;
-        lanes.dirty = true;
-        self.dirty = true;
+        mark_dirty(&mut self.dirty, peer, &mut lanes.dirty);
         let opened = lanes
             .receivers
             .get_mut(self.assignment.receiver_index(index))
@@ -349,15 +356,15 @@ impl Pipeline {
         if let Some(index) = opened.first_of_session {
             wire.event(Event::SessionConfirmed { peer, index });
         }
-        if let Some(way) = opened.moved_to {
-            wire.event(Event::PeerMoved { peer, way });
-        }
         let back = std::mem::take(&mut lanes.silent) || lanes.keeps;
         match opened.payload {
             Payload::Keepalive => self.counters.count(Counter::TunnelControl, 1),
-            Payload::Control(word) => {
-                wire.event(Event::ControlMessage { peer, word });
+            Payload::Control(message) => {
+                if !lanes.control_budget.take(now) {
+                    return Err(Counter::DropControlRate);
+                }
                 self.counters.count(Counter::TunnelControl, 1);
+                self.control_message(now, peer, message, wire);
             }
             Payload::Fragment => {}
             Payload::Packet {
@@ -396,6 +403,42 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Answers an echo; anything else is for the control half. So is an echo that cannot be
+    /// answered yet: a peer that has just dialed sends one before this end may send.
+    fn control_message(
+        &mut self,
+        now: Instant,
+        peer: u32,
+        message: ControlMessage,
+        wire: &mut impl PacketSink,
+    ) {
+        let may_send = peer_lanes(&mut self.peers, peer)
+            .is_some_and(|lanes| lanes.outer.is_some() && lanes.sender.session().is_some());
+        match message {
+            ControlMessage::Echo { token, size } if may_send => {
+                let reply = ControlMessage::EchoReply { token, size };
+                self.send_own(peer, wire, |sender, out| {
+                    sender.seal_control(now, reply, 0, out)
+                });
+            }
+            _ => wire.event(Event::ControlMessage { peer, message }),
+        }
+    }
+
+    /// Wipes every session, and takes none until the control half has retired all of before this
+    /// restore: the machine was restored from a snapshot, and the counters of its sessions are of
+    /// the past.
+    pub fn suspend_sessions(&mut self, restore: u64) {
+        self.suspended = Some(restore);
+        self.sessions.clear();
+        for lanes in self.peers.iter_mut().flatten() {
+            lanes.sender.retire_all();
+            for receiver in &mut lanes.receivers {
+                receiver.retire_all();
+            }
+        }
+    }
+
     /// Does what the control half says.
     pub fn command(&mut self, now: Instant, command: Command, wire: &mut impl PacketSink) {
         match command {
@@ -408,9 +451,16 @@ impl Pipeline {
             Command::PeerRoutes(vni, members) => self.tables.set_members(vni, members),
             Command::Peer(slot, lanes) => {
                 self.sessions.retain(|_, (peer, _)| *peer != slot);
+                self.dirty.retain(|dirty| *dirty != slot);
                 self.outage_buffer.forget(slot);
                 if let Some(place) = self.peers.get_mut(slot as usize) {
                     *place = lanes;
+                }
+            }
+            Command::Receive(..) | Command::Send(..) if self.suspended.is_some() => {}
+            Command::SessionsRetired(restore) => {
+                if self.suspended == Some(restore) {
+                    self.suspended = None;
                 }
             }
             Command::Receive(slot, session) => {
@@ -453,10 +503,10 @@ impl Pipeline {
                     }
                 }
             }
-            Command::PeerPath(slot, way) => {
+            Command::PeerPath(slot, path) => {
                 if let Some(lanes) = peer_lanes(&mut self.peers, slot) {
                     for receiver in &mut lanes.receivers {
-                        receiver.set_path(way);
+                        receiver.set_path(path);
                     }
                 }
             }
@@ -474,9 +524,9 @@ impl Pipeline {
             Command::Keepalive(slot) => {
                 self.send_own(slot, wire, |sender, out| sender.seal_keepalive(now, out));
             }
-            Command::ControlMessage(slot, word, pad_to) => {
+            Command::ControlMessage(slot, message, pad_to) => {
                 self.send_own(slot, wire, |sender, out| {
-                    sender.seal_control(now, word, pad_to, out)
+                    sender.seal_control(now, message, pad_to, out)
                 });
             }
         }
@@ -494,8 +544,7 @@ impl Pipeline {
             return;
         };
         let Some(outer) = lanes.outer else { return };
-        lanes.dirty = true;
-        self.dirty = true;
+        mark_dirty(&mut self.dirty, slot, &mut lanes.dirty);
         let sender = &mut lanes.sender;
         match seal_and_send(wire, &outer, |out| seal(sender, out)) {
             Ok(()) => self.counters.count(Counter::TunnelControl, 1),
@@ -505,20 +554,17 @@ impl Pipeline {
 
     /// The last report did not get through: the next tells of every peer.
     pub fn mark_all_dirty(&mut self) {
-        for lanes in self.peers.iter_mut().flatten() {
-            lanes.dirty = true;
+        for (slot, lanes) in (0..).zip(&mut self.peers) {
+            if let Some(lanes) = lanes {
+                mark_dirty(&mut self.dirty, slot, &mut lanes.dirty);
+            }
         }
-        self.dirty = true;
     }
 
     /// Tells what happened on every lane since the last report.
     pub fn report(&mut self, now: Instant, wire: &mut impl PacketSink) {
-        if !self.dirty {
-            return;
-        }
-        self.dirty = false;
-        for (slot, lanes) in (0..).zip(&mut self.peers) {
-            let Some(lanes) = lanes.as_mut().filter(|lanes| lanes.dirty) else {
+        for slot in self.dirty.drain(..) {
+            let Some(lanes) = peer_lanes(&mut self.peers, slot) else {
                 continue;
             };
             lanes.dirty = false;
@@ -546,6 +592,14 @@ impl Pipeline {
 #[inline]
 fn peer_lanes(peers: &mut [Option<Box<PeerLanes>>], slot: u32) -> Option<&mut PeerLanes> {
     peers.get_mut(slot as usize)?.as_deref_mut()
+}
+
+/// Has the next report tell of a peer.
+#[inline]
+fn mark_dirty(dirty: &mut Vec<u32>, slot: u32, is_dirty: &mut bool) {
+    if !std::mem::replace(is_dirty, true) {
+        dirty.push(slot);
+    }
 }
 
 /// The session's index in a data message.
@@ -600,7 +654,7 @@ fn seal_and_send(
             }
         }
     };
-    let sent = match outer.way {
+    let sent = match outer.path {
         PeerPath::Direct(_) | PeerPath::Circuit { .. } => wire.transmit(outer.ifindex, write),
         PeerPath::Stream(id) => wire.transmit_tls(id, write),
     };

@@ -78,7 +78,7 @@ impl PacketSink for Memory {
 }
 
 /// One appliance.
-pub struct Side {
+pub struct TestAppliance {
     pub control: TunnelControl,
     pub id: PeerId,
     /// Of its first worker.
@@ -113,7 +113,7 @@ pub fn at(ms: u64) -> Now {
     }
 }
 
-impl Side {
+impl TestAppliance {
     pub fn new(
         provider: bool,
         workers: u32,
@@ -208,11 +208,19 @@ impl Side {
                 Event::SessionConfirmed { index, .. } => {
                     self.control.confirm_session(now.mono, self.id, index);
                 }
-                Event::PeerMoved { way, .. } => self.control.move_peer(now.mono, self.id, way),
-                Event::ControlMessage { word, .. } => {
-                    self.control.handle_control_message(now.mono, self.id, word)
+                Event::ControlMessage { message, .. } => {
+                    self.control
+                        .handle_control_message(now.mono, self.id, message);
                 }
-                Event::Activity { .. } | Event::HostUsed { .. } => {}
+                Event::Activity { rx, .. } => {
+                    if let Some(session) = rx.session {
+                        self.control.confirm_session(now.mono, self.id, session);
+                    }
+                    if let (Some(path), Some(seen)) = (rx.path, rx.path_seen) {
+                        self.control.follow_peer(now.mono, self.id, path, seen);
+                    }
+                }
+                Event::HostUsed { .. } => {}
             }
         }
         while let Some(output) = self.control.poll_output() {
@@ -223,36 +231,40 @@ impl Side {
                 }
                 Output::Receive { session, lane, .. } => {
                     let opener = lane as usize % (1 + self.others.len());
-                    self.tell(now, opener, Command::Receive(0, session));
+                    self.command_worker(now, opener, Command::Receive(0, session));
                     continue;
                 }
                 Output::Send { session, lane, .. } => {
                     if lane as usize <= self.others.len() {
-                        self.tell(now, lane as usize, Command::Send(0, Box::new(session)));
+                        self.command_worker(
+                            now,
+                            lane as usize,
+                            Command::Send(0, Box::new(session)),
+                        );
                     }
                     continue;
                 }
                 Output::Path { path: address, .. } => {
                     for worker in 1..=self.others.len() {
-                        self.tell(now, worker, Command::PeerPath(0, address));
+                        self.command_worker(now, worker, Command::PeerPath(0, address));
                     }
                     Command::PeerPath(0, address)
                 }
                 Output::Retire { index, .. } => {
                     for worker in 1..=self.others.len() {
-                        self.tell(now, worker, Command::Retire(0, index));
+                        self.command_worker(now, worker, Command::Retire(0, index));
                     }
                     Command::Retire(0, index)
                 }
                 Output::Keepalive { .. } => Command::Keepalive(0),
                 _ => continue,
             };
-            self.tell(now, 0, command);
+            self.command_worker(now, 0, command);
         }
     }
 
-    /// Gives one worker an order.
-    pub fn tell(&mut self, now: Now, worker: usize, command: Command) {
+    /// Commands one worker.
+    pub fn command_worker(&mut self, now: Now, worker: usize, command: Command) {
         let pipeline = match worker.checked_sub(1) {
             None => &mut self.pipeline,
             Some(other) => &mut self.others[other].0,
@@ -296,8 +308,8 @@ impl Side {
         }
     }
 
-    /// Gives an order.
-    pub fn order(&mut self, now: Now, command: Command) {
+    /// Commands the first worker.
+    pub fn command(&mut self, now: Now, command: Command) {
         self.pipeline.command(now.mono, command, &mut self.wire);
     }
 
@@ -320,19 +332,19 @@ pub fn to_seal(slot: u32, vni: u32, packet: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A peer whose messages are made by hand, so that it may say anything.
-pub struct Hand {
+/// A peer whose messages the test composes, so that they may be of any content.
+pub struct TestPeer {
     pub sender: Sender,
     pub receiver: Receiver,
     /// From where to where its datagrams go.
-    pub way: [SocketAddr; 2],
+    pub path: [SocketAddr; 2],
 }
 
-impl Hand {
+impl TestPeer {
     /// A peer at an address, with a session; and the halves of that for the other end. `seed` tells
     /// it from others.
-    pub fn new(framing: Framing, seed: u64, way: [&str; 2]) -> (Self, TxSession, Box<RxSession>) {
-        let way = way.map(|text| text.parse::<SocketAddr>().expect("an address"));
+    pub fn new(framing: Framing, seed: u64, path: [&str; 2]) -> (Self, TxSession, Box<RxSession>) {
+        let path = path.map(|text| text.parse::<SocketAddr>().expect("an address"));
         let secret = |last: u8| {
             let mut bytes = [last; 32];
             bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -349,16 +361,16 @@ impl Hand {
         let mut theirs = TunnelControl::new(secret(2), LoadLimits::default());
         ours.add_peer(
             at(0).mono,
-            config(secret(2).public(), InitiationPolicy::Always, way[0].into()),
+            config(secret(2).public(), InitiationPolicy::Always, path[0].into()),
         );
         let id = theirs.add_peer(
             at(0).mono,
-            config(secret(1).public(), InitiationPolicy::Never, way[1].into()),
+            config(secret(1).public(), InitiationPolicy::Never, path[1].into()),
         );
-        let mut hand = Self {
+        let mut test_peer = Self {
             sender: Sender::new(framing),
             receiver: Receiver::new(framing, ReassemblyLimits::default()),
-            way,
+            path,
         };
         let (mut tx, mut rx) = (None, None);
         ours.handle_timeout(at(0), &mut random);
@@ -367,7 +379,7 @@ impl Hand {
                 match output {
                     Output::Transmit { datagram, .. } => {
                         let message = datagram.as_bytes();
-                        let handled = theirs.handle_datagram(at(0), way[1], message, &mut random);
+                        let handled = theirs.handle_datagram(at(0), path[1], message, &mut random);
                         handled.expect("an honest handshake");
                     }
                     Output::Send { session, .. } => tx = Some(session),
@@ -379,25 +391,25 @@ impl Hand {
                 match output {
                     Output::Transmit { datagram, .. } => {
                         let message = datagram.as_bytes();
-                        let handled = ours.handle_datagram(at(0), way[0], message, &mut random);
+                        let handled = ours.handle_datagram(at(0), path[0], message, &mut random);
                         handled.expect("an honest handshake");
                     }
                     Output::Receive { session, .. } => {
                         theirs.confirm_session(at(0).mono, id, session.index());
-                        hand.receiver.install(session);
+                        test_peer.receiver.install(session);
                     }
-                    Output::Send { session, .. } => hand.sender.install(session),
+                    Output::Send { session, .. } => test_peer.sender.install(session),
                     _ => {}
                 }
             }
         }
-        assert!(hand.sender.session().is_some(), "a session");
-        (hand, tx.expect("a session"), rx.expect("a session"))
+        assert!(test_peer.sender.session().is_some(), "a session");
+        (test_peer, tx.expect("a session"), rx.expect("a session"))
     }
 
     /// The headers by which the other end sends to it.
     pub fn outer(&self) -> OuterHeader {
-        OuterHeader::new(UPLINK, [9; 6], [8; 6], self.way[1], self.way[0]).expect("one family")
+        OuterHeader::new(UPLINK, [9; 6], [8; 6], self.path[1], self.path[0]).expect("one family")
     }
 
     /// Commands that make it the peer in a slot.
@@ -417,17 +429,17 @@ impl Hand {
     }
 
     /// A frame with `plaintext` sealed, as it arrives.
-    pub fn say(&mut self, now: Now, plaintext: &[u8]) -> Vec<u8> {
+    pub fn send(&mut self, now: Now, plaintext: &[u8]) -> Vec<u8> {
         let mut datagram = vec![0; plaintext.len() + 32];
         let len = self
             .sender
             .seal_into(now.mono, &[plaintext], &mut datagram)
             .expect("a session");
-        around(self.way, &datagram[..len])
+        around(self.path, &datagram[..len])
     }
 
-    /// What it is told in a frame: the plaintext's payload, if it is authentic.
-    pub fn hear(&mut self, now: Now, frame: &[u8]) -> Option<Vec<u8>> {
+    /// Takes a frame: the plaintext's payload, if it is authentic.
+    pub fn receive(&mut self, now: Now, frame: &[u8]) -> Option<Vec<u8>> {
         let (from, place) = parse_datagram(frame)?;
         let mut datagram = frame[place].to_vec();
         let opened = self.receiver.open(now.mono, from, &mut datagram).ok()?;
@@ -443,7 +455,7 @@ impl Hand {
     }
 }
 
-/// A frame with a datagram on its way.
+/// A frame with a datagram.
 pub fn around([from, to]: [SocketAddr; 2], datagram: &[u8]) -> Vec<u8> {
     let outer = OuterHeader::new(UPLINK, [8; 6], [9; 6], from, to).expect("one family");
     let mut frame = vec![0; outer.bytes() + datagram.len()];
@@ -456,16 +468,16 @@ pub fn around([from, to]: [SocketAddr; 2], datagram: &[u8]) -> Vec<u8> {
 }
 
 /// A tenant's and a provider's side with a session between them.
-pub fn pair() -> (Side, Side) {
+pub fn pair() -> (TestAppliance, TestAppliance) {
     joined(["198.51.100.5:6180", "203.0.113.5:6180"])
 }
 
-pub fn joined(addresses: [&str; 2]) -> (Side, Side) {
+pub fn joined(addresses: [&str; 2]) -> (TestAppliance, TestAppliance) {
     team(addresses, [1, 1])
 }
 
 /// With so many workers each.
-pub fn team(addresses: [&str; 2], workers: [u32; 2]) -> (Side, Side) {
+pub fn team(addresses: [&str; 2], workers: [u32; 2]) -> (TestAppliance, TestAppliance) {
     let (a, b) = (
         SecretKey::from_bytes(&[1; 32]),
         SecretKey::from_bytes(&[2; 32]),
@@ -481,8 +493,8 @@ pub fn team(addresses: [&str; 2], workers: [u32; 2]) -> (Side, Side) {
         ],
         ..PeerConfig::causeway(of_b, InitiationPolicy::Always)
     };
-    let mut tenant = Side::new(false, workers[0], a, to_provider, addresses);
-    let mut provider = Side::new(
+    let mut tenant = TestAppliance::new(false, workers[0], a, to_provider, addresses);
+    let mut provider = TestAppliance::new(
         true,
         workers[1],
         b,
@@ -499,7 +511,7 @@ pub fn team(addresses: [&str; 2], workers: [u32; 2]) -> (Side, Side) {
 }
 
 /// Carries handshakes and frames between the two until there are no more.
-pub fn join(tenant: &mut Side, provider: &mut Side, now: Now) {
+pub fn join(tenant: &mut TestAppliance, provider: &mut TestAppliance, now: Now) {
     for step in 0..4 {
         tenant.drive(now);
         provider.drive(now);

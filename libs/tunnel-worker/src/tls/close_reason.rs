@@ -16,6 +16,9 @@ pub enum CloseReason {
     /// The circuit was removed or given another key.
     #[error("the circuit is gone from the configuration, or has another key")]
     Removed,
+    /// The machine was restored from a snapshot.
+    #[error("this machine was restored from a snapshot: keys of before are not used any more")]
+    Restored,
     /// The other end closed it, with TLS's `close_notify`.
     #[error("closed by the other end")]
     ByPeer,

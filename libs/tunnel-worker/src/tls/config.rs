@@ -20,29 +20,29 @@ use super::identity::{Fingerprint, Identity};
 
 /// The certificate is not the pinned one.
 #[derive(Debug, thiserror::Error)]
-#[error("the certificate's fingerprint is {presented}, not {pinned}")]
+#[error("the certificate's fingerprint is {presented}, none of {pinned:?}")]
 pub(super) struct FingerprintMismatch {
     pub presented: Fingerprint,
-    pub pinned: Fingerprint,
+    pub pinned: Vec<Fingerprint>,
 }
 
 impl FingerprintMismatch {
     /// The fingerprints presented and pinned, if this is the error.
-    pub fn of(error: &Error) -> Option<(Fingerprint, Fingerprint)> {
+    pub fn of(error: &Error) -> Option<(Fingerprint, Vec<Fingerprint>)> {
         match error {
             Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => other
                 .downcast_ref::<Self>()
-                .map(|other| (other.presented, other.pinned)),
+                .map(|other| (other.presented, other.pinned.clone())),
             _ => None,
         }
     }
 }
 
-/// Configuration of the end that dials.
-pub(super) fn client(pinned: Fingerprint) -> Result<Arc<ClientConfig>, Error> {
+/// Configuration of the end that dials. It accepts a certificate with one of these fingerprints.
+pub(super) fn client(pinned: &[Fingerprint]) -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = Pinned {
-        pinned,
+        pinned: pinned.to_vec(),
         provider: Arc::clone(&provider),
     };
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -68,10 +68,10 @@ pub(super) fn server(identity: &Identity) -> Result<Arc<ServerConfig>, Error> {
     Ok(Arc::new(config))
 }
 
-/// Accepts one certificate, whatever names and times are in it.
+/// Accepts the pinned certificates, whatever names and times are in them.
 #[derive(Debug)]
 struct Pinned {
-    pinned: Fingerprint,
+    pinned: Vec<Fingerprint>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -85,10 +85,10 @@ impl ServerCertVerifier for Pinned {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let presented = Fingerprint::of(end_entity);
-        let pinned = self.pinned;
-        if presented == pinned {
+        if self.pinned.contains(&presented) {
             return Ok(ServerCertVerified::assertion());
         }
+        let pinned = self.pinned.clone();
         let other = OtherError(Arc::new(FingerprintMismatch { presented, pinned }));
         Err(CertificateError::Other(other).into())
     }

@@ -27,15 +27,16 @@ pub enum DialStepError {
     NoBackend,
     /// The certificate is not the pinned one.
     #[error(
-        "the certificate has the fingerprint {presented}, not {pinned} as in `tls.fingerprint`: \
+        "the certificate has the fingerprint {presented}, not {} as in `tls.fingerprint`: \
          either a third party answers in the provider's place, or the provider has a new \
-         certificate; ask the provider for its fingerprint and compare"
+         certificate; ask the provider for its fingerprint and compare",
+        any_of(pinned)
     )]
     Fingerprint {
         /// The fingerprint presented.
         presented: Fingerprint,
-        /// The fingerprint pinned.
-        pinned: Fingerprint,
+        /// The fingerprints pinned.
+        pinned: Vec<Fingerprint>,
     },
     /// TLS failed for another reason.
     #[error("TLS: {0}")]
@@ -119,4 +120,10 @@ pub enum DialStartError {
     /// There are no threads or descriptors left.
     #[error("cannot start a connection's thread: {0}")]
     Thread(#[source] io::Error),
+}
+
+/// A list in words: "a" or "a or b".
+fn any_of(all: &[Fingerprint]) -> String {
+    let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+    all.join(" or ")
 }

@@ -75,7 +75,7 @@ pub struct DialConfig {
     /// The server name by which a gateway finds the listener.
     pub name: String,
     /// Fingerprint of the listener's certificate.
-    pub fingerprint: Fingerprint,
+    pub fingerprints: Vec<Fingerprint>,
     /// The circuit.
     pub circuit: CircuitId,
     /// The circuit's key of side a.
@@ -117,7 +117,7 @@ impl Dialer {
             Ok(name @ ServerName::DnsName(_)) => name,
             Ok(_) | Err(_) => return Err(DialStartError::Name(dial.name)),
         };
-        let config = config::client(dial.fingerprint).map_err(DialStartError::Tls)?;
+        let config = config::client(&dial.fingerprints).map_err(DialStartError::Tls)?;
         let control = ThreadControl::new().map_err(DialStartError::Thread)?;
         let attempt = ConnectionId::next();
         let mut thread = Thread {

@@ -26,6 +26,7 @@ use super::{
     close_reason::CloseReason,
     thread_control::{StopReason, ThreadControl},
 };
+use crate::restore::Restores;
 
 /// Bytes read from the socket at a time, at most.
 const READ: usize = 64 << 10;
@@ -68,6 +69,9 @@ pub(super) struct TlsLink {
     pub received: bool,
     /// Bytes that the socket took.
     pub written: u64,
+    restores: Restores,
+    /// Restores before the connection was made.
+    restored: u64,
     buffer: Box<[u8]>,
     /// The part of `buffer` that is still to be given to TLS.
     unread: (usize, usize),
@@ -78,6 +82,7 @@ impl TlsLink {
     pub fn new(socket: TcpStream, mut tls: rustls::Connection) -> Self {
         // The caller bounds what it gives TLS to send.
         tls.set_buffer_limit(None);
+        let restores = Restores::watched();
         Self {
             socket,
             tls,
@@ -85,6 +90,8 @@ impl TlsLink {
             hello_sent: false,
             received: false,
             written: 0,
+            restored: restores.count(),
+            restores,
             buffer: vec![0; READ].into_boxed_slice(),
             unread: (0, 0),
         }
@@ -132,9 +139,13 @@ impl TlsLink {
         }
     }
 
-    /// Sends what TLS has; whether the socket is full.
+    /// Sends what TLS has; whether the socket is full. Nothing is sent once the machine was
+    /// restored from a snapshot: TLS would use its nonces a second time.
     pub fn flush(&mut self) -> Result<bool, CloseReason> {
         while self.tls.wants_write() {
+            if self.restores.count() != self.restored {
+                return Err(CloseReason::Restored);
+            }
             match self.tls.write_tls(&mut self.socket) {
                 Ok(bytes) => self.written += bytes as u64,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
@@ -263,4 +274,40 @@ pub(super) fn prepare(socket: &TcpStream) -> io::Result<()> {
 /// The moment this much later.
 pub(super) fn within(time: Duration) -> Instant {
     Instant::now() + time
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_sent_after_a_restore() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let connect = || {
+            let near = TcpStream::connect(listener.local_addr().expect("an address"));
+            let near = near.and_then(|near| near.set_nonblocking(true).map(|()| near));
+            let far = listener.accept().expect("a connection").0;
+            far.set_nonblocking(true).expect("an option");
+            let config = super::super::config::client(&[]);
+            let name = "provider.example".try_into().expect("a name");
+            let tls = rustls::ClientConnection::new(config.expect("a config"), name);
+            let mut link = TlsLink::new(near.expect("a socket"), tls.expect("a client").into());
+            link.restores = Restores::default();
+            link.restored = 0;
+            (link, far)
+        };
+        let (mut link, mut far) = connect();
+        assert!(!link.flush().expect("sent"));
+        let mut bytes = [0; 4096];
+        assert!(far.read(&mut bytes).expect("a TLS hello") > 100);
+
+        let (mut link, mut far) = connect();
+        link.restores.note();
+        assert!(matches!(link.flush(), Err(CloseReason::Restored)));
+        link.send_close_notify();
+        let error = far.read(&mut bytes).expect_err("nothing was sent");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    }
 }

@@ -30,6 +30,7 @@ use std::{
 
 use failover::IpPrefix;
 use gateway_client::{
+    proxy_header::NoHeader,
     stream::{ALPN, BadHello, answer, open_hello, read_hello},
     wire::{CircuitId, Key, Message},
 };
@@ -46,7 +47,7 @@ use super::{
     event::{ConnectionEvent, ConnectionId, EventSender},
     identity::Identity,
     link::{HandshakeError, TlsLink, prepare, within},
-    proxy_header::{self, InvalidHeader},
+    proxy_header,
     ring::RingSetup,
     thread_control::{StopReason, ThreadControl},
 };
@@ -557,7 +558,7 @@ impl Thread {
                 .map_err(|e| self.refusal(&e))?
             {
                 Ok(source) => peer = source.unwrap_or(from),
-                Err(InvalidHeader) => return Err(RefusalReason::NoProxy),
+                Err(NoHeader) => return Err(RefusalReason::NoProxy),
             }
         }
         let tls =

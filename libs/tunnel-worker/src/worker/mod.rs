@@ -34,6 +34,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::{
     pipeline::{Command, Event, LaneAssignment, Pipeline, WorkerCounters},
+    restore::Restores,
     tls::{RingPair, ThreadWaker},
 };
 use handover::HandoverRings;
@@ -48,7 +49,7 @@ const UNRESOLVED_PACKETS: usize = 128;
 /// How a worker waits for packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitMode {
-    /// Sleeps until the kernel wakes it, by poll(2).
+    /// Sleeps until the kernel wakes it, by epoll(7).
     Wake,
     /// Polls all the time: lower latency for a CPU that does nothing else.
     Busy,
@@ -119,6 +120,7 @@ impl WorkerHandle {
     pub fn start_all(
         settings: &[WorkerSettings],
         notify: &Arc<EventFd>,
+        restores: &Restores,
     ) -> Result<Vec<Self>, (u32, io::Error)> {
         let wakes = settings
             .iter()
@@ -134,7 +136,7 @@ impl WorkerHandle {
             .zip(wakes)
             .zip(rings)
             .map(|((settings, wake), rings)| {
-                Self::start(*settings, Arc::clone(notify), wake, rings)
+                Self::start(*settings, Arc::clone(notify), wake, rings, restores.clone())
                     .map_err(|source| (settings.assignment.index(), source))
             })
             .collect()
@@ -145,6 +147,7 @@ impl WorkerHandle {
         notify: Arc<EventFd>,
         wake: Arc<EventFd>,
         rings: HandoverRings,
+        restores: Restores,
     ) -> io::Result<Self> {
         let (requests, receiver) = mpsc::channel();
         let (events_in, events) = rtrb::RingBuffer::new(EVENTS);
@@ -159,7 +162,8 @@ impl WorkerHandle {
             (pipeline, Arc::clone(&counters)),
             Outputs::new(events_in, unresolved_in, rings.to),
             (rings.from, rings.is_sleeping),
-        );
+            restores,
+        )?;
         let thread = std::thread::Builder::new()
             .name(format!("worker-{}", settings.assignment.index()))
             .spawn(move || body.run())?;

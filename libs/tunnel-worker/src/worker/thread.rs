@@ -9,8 +9,8 @@
 //! Nothing here allocates once the sockets are open.
 
 use std::{
+    io,
     num::NonZeroU64,
-    os::fd::AsFd as _,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst, fence},
@@ -20,9 +20,11 @@ use std::{
 };
 
 use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CpuSet, sched_setaffinity},
-    sys::eventfd::EventFd,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        eventfd::EventFd,
+    },
     unistd::Pid,
 };
 use tunnel::Instant;
@@ -31,6 +33,7 @@ use super::{Request, WaitMode, WorkerSettings, handover::HandoverFrame, outputs:
 use crate::{
     clock,
     pipeline::{Pipeline, WorkerCounters},
+    restore::Restores,
     tls::RingReceiver,
 };
 
@@ -44,8 +47,10 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(10);
 const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest sleep while the kernel has not taken all frames.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
-/// Sockets that are polled at most.
-const MAX_POLLED: usize = 64;
+/// Events that one wait takes; more stay ready for the next.
+const READY: usize = 32;
+/// The wake-up in the epoll set; any other number is a socket.
+const WAKE: u64 = u64::MAX;
 
 /// What the thread has.
 pub(super) struct WorkerThread {
@@ -63,11 +68,18 @@ pub(super) struct WorkerThread {
     outputs: Outputs,
     /// Read by those who put frames into rings: whether this worker needs a wake.
     is_sleeping: Arc<AtomicBool>,
+    /// The wake-up and every socket. A socket leaves it when it is closed.
+    epoll: Epoll,
+    restores: Restores,
+    /// Restores that the pipeline has followed.
+    restored: u64,
     reported: Instant,
     beat: Instant,
 }
 
 impl WorkerThread {
+    /// # Errors
+    /// When there is no descriptor left.
     pub fn new(
         settings: WorkerSettings,
         requests: mpsc::Receiver<Request>,
@@ -75,8 +87,11 @@ impl WorkerThread {
         (pipeline, counters): (Pipeline, Arc<WorkerCounters>),
         outputs: Outputs,
         (handed_over, is_sleeping): (Vec<rtrb::Consumer<HandoverFrame>>, Arc<AtomicBool>),
-    ) -> Self {
-        Self {
+        restores: Restores,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&*wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        Ok(Self {
             settings,
             requests,
             wake,
@@ -88,9 +103,12 @@ impl WorkerThread {
             rings: Vec::with_capacity(64),
             outputs,
             is_sleeping,
+            epoll,
+            restored: restores.count(),
+            restores,
             reported: Instant::ORIGIN,
             beat: Instant::ORIGIN,
-        }
+        })
     }
 
     /// Carries packets until it is stopped.
@@ -98,6 +116,7 @@ impl WorkerThread {
         self.pin();
         loop {
             let now = clock::mono();
+            self.follow_restores();
             let Some(was_asked) = self.serve_requests(now) else {
                 return;
             };
@@ -138,6 +157,15 @@ impl WorkerThread {
             if frames == 0 && !was_asked && self.settings.wait_mode == WaitMode::Wake {
                 self.wait(now, unsent);
             }
+        }
+    }
+
+    /// Wipes all sessions if the machine was restored from a snapshot.
+    fn follow_restores(&mut self) {
+        let restores = self.restores.count();
+        if restores != self.restored {
+            self.restored = restores;
+            self.pipeline.suspend_sessions(restores);
         }
     }
 
@@ -187,6 +215,11 @@ impl WorkerThread {
                 }
                 Ok(Request::OpenPort(halves)) => {
                     let (rx, tx) = *halves;
+                    let interest = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+                    if let Err(error) = self.epoll.add(rx.fd(), interest) {
+                        // It is served all the same, with every look at the sockets.
+                        tracing::error!(%error, "cannot wait for a socket: its packets are late");
+                    }
                     self.sockets.push(rx);
                     self.outputs.sockets.push(tx);
                 }
@@ -246,17 +279,6 @@ impl WorkerThread {
         } else {
             BEAT_INTERVAL
         };
-        let mut fds: [PollFd<'_>; MAX_POLLED + 1] = std::array::from_fn(|n| match n {
-            0 => PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
-            // Past the last socket the descriptor repeats; `used` leaves it out.
-            _ => PollFd::new(
-                self.sockets
-                    .get(n - 1)
-                    .map_or(self.wake.as_fd(), xsk::Rx::fd),
-                PollFlags::POLLIN,
-            ),
-        });
-        let used = 1 + self.sockets.len().min(MAX_POLLED);
         // Rounded up: a sleep of no time would be a spin.
         let timeout = u16::try_from(until.as_millis() + 1).unwrap_or(u16::MAX);
         self.is_sleeping.store(true, Relaxed);
@@ -264,14 +286,16 @@ impl WorkerThread {
         // Frames that were put into a ring before the flag was set are not told by a wake.
         let is_there = self.handed_over.iter().any(|from| !from.is_empty())
             || self.rings.iter().any(|(_, ring)| !ring.is_empty());
+        let mut events = [EpollEvent::empty(); READY];
         let ready = if is_there {
-            Ok(0)
+            0
         } else {
-            poll(&mut fds[..used], PollTimeout::from(timeout))
+            let timeout = EpollTimeout::from(timeout);
+            // EINTR: the sockets are looked at, and the next wait is as good.
+            self.epoll.wait(&mut events, timeout).unwrap_or_default()
         };
         self.is_sleeping.store(false, Relaxed);
-        let Ok(ready) = ready else { return };
-        if ready > 0 && fds[0].any().unwrap_or(false) {
+        if events[..ready].iter().any(|event| event.data() == WAKE) {
             let _ = self.wake.read();
         }
     }

@@ -242,7 +242,7 @@ impl World {
                 let activity = RxActivity {
                     last_received: moment(input, self.clock),
                     last_content: moment(input, self.clock),
-                    path: None,
+                    ..RxActivity::default()
                 };
                 let end = &mut self.ends[at];
                 end.control.report_received(now, end.peer, activity);
@@ -471,7 +471,8 @@ impl World {
                     end.control.confirm_session(now.mono, end.peer, index);
                 }
                 if let Some(address) = moved {
-                    end.control.move_peer(now.mono, end.peer, address);
+                    end.control
+                        .follow_peer(now.mono, end.peer, address, now.mono);
                 }
                 if let Payload::Control(word) = payload {
                     end.control.handle_control_message(now.mono, end.peer, word);

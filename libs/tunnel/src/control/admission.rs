@@ -54,7 +54,7 @@ impl Admission {
             let cookie = self.verifier.reply(now, random, from, sender, message);
             return Verdict::CookieRequired(cookie);
         }
-        if self.load.allow(now, &from) {
+        if self.load.allow(now, &from, random) {
             Verdict::Admitted
         } else {
             Verdict::Rejected(Rejected::RateLimited)

@@ -258,6 +258,19 @@ impl Handshakes {
         expired
     }
 
+    /// Forgets every initiation under way, the cookie of the peer, and attempts. Yields the indices
+    /// of the initiations.
+    pub(super) fn forget_pending(&mut self, timers: &mut TimerTable) -> Vec<u32> {
+        let forgotten = self
+            .pending
+            .drain(..)
+            .map(|pending| pending.index)
+            .collect();
+        self.set_expiry_timer(timers);
+        self.stop(timers);
+        forgotten
+    }
+
     /// Whether an initiation with this index waits for its response.
     pub(super) fn awaits_response(&self, index: u32) -> bool {
         self.pending.iter().any(|pending| pending.index == index)

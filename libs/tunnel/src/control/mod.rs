@@ -16,7 +16,7 @@
 //!   │ attempts, back-off,   next → current →    silence,     roaming,   │
 //!   │ replay of initiations fading → wiped      keep-alive   MTU, echo  │
 //!   └───────────────────────────────────────────────────────────────────┘
-//!          │ Output                              next_deadline: earliest entry of the tables
+//!          │ Output                              next_deadline: first of the DeadlineQueue
 //!          ▼
 //! ```
 //!
@@ -44,6 +44,7 @@ pub use status::{ControlStats, DownReason, PeerStatus};
 use std::collections::{HashMap, VecDeque};
 
 use crate::data::{RxActivity, TxActivity};
+use crate::deadlines::DeadlineQueue;
 use crate::error::Rejected;
 use crate::handshake::Responder;
 use crate::keys::{PublicKey, SecretKey};
@@ -68,6 +69,10 @@ pub struct TunnelControl {
     indices: IndexTable,
     outputs: VecDeque<Output>,
     stats: ControlStats,
+    /// Deadlines by [`PeerId`]. [`TunnelControl::with_peer`] keeps them up to date.
+    deadlines: DeadlineQueue,
+    /// The longest packet inside some tunnel may be another.
+    mtus_changed: bool,
 }
 
 impl std::fmt::Debug for TunnelControl {
@@ -94,6 +99,8 @@ impl TunnelControl {
             indices: IndexTable::default(),
             outputs: VecDeque::new(),
             stats: ControlStats::default(),
+            deadlines: DeadlineQueue::default(),
+            mtus_changed: false,
         }
     }
 
@@ -128,7 +135,10 @@ impl TunnelControl {
             outputs: &mut self.outputs,
             indices: &mut self.indices,
         };
-        self.peers[place] = Some(Peer::new(now, config, &mut effects));
+        let added = Peer::new(now, config, &mut effects);
+        self.deadlines.set(peer.0, added.next_deadline());
+        self.peers[place] = Some(added);
+        self.mtus_changed = true;
         peer
     }
 
@@ -138,6 +148,8 @@ impl TunnelControl {
             return;
         };
         self.by_key.remove(&peer.config().public_key);
+        self.deadlines.set(id.0, None);
+        self.mtus_changed = true;
         let mut effects = Effects {
             peer: id,
             outputs: &mut self.outputs,
@@ -163,24 +175,37 @@ impl TunnelControl {
     /// Replaces the paths to a peer (other gateways). Without a session, the first one is tried at
     /// once.
     pub fn set_paths(&mut self, now: Instant, id: PeerId, paths: Vec<PeerPath>) {
-        if let Some((peer, mut effects)) = self.peer_mut(id) {
-            peer.set_paths(now, paths, &mut effects);
-        }
+        self.with_peer(id, |peer, effects| peer.set_paths(now, paths, effects));
     }
 
     /// Starts a handshake now. With [`InitiationPolicy::Never`] only while there is a session to
     /// renew.
     pub fn initiate(&mut self, now: Instant, id: PeerId) {
-        if let Some((peer, _)) = self.peer_mut(id) {
-            peer.request_handshake(now);
-        }
+        self.with_peer(id, |peer, _| peer.request_handshake(now));
     }
 
     /// Takes an ICMP message that datagrams to a peer may be `bytes` of UDP payload long. It only
     /// makes the search check the size in use at once: ICMP is not authentic.
     pub fn pmtu_hint(&mut self, now: Instant, id: PeerId, bytes: usize) {
-        if let Some((peer, _)) = self.peer_mut(id) {
-            peer.pmtu_hint(now, bytes);
+        self.with_peer(id, |peer, _| peer.pmtu_hint(now, bytes));
+    }
+
+    /// The uplink takes datagrams to a peer of `bytes` of UDP payload from now on: longer ones are
+    /// not sent any more, and longer ones than before are tried.
+    pub fn set_max_payload(&mut self, now: Instant, id: PeerId, bytes: usize) {
+        self.with_peer(id, |peer, effects| peer.set_ceiling(now, bytes, effects));
+    }
+
+    /// Retires every session of every peer, and forgets every handshake under way; ends that
+    /// initiate do so at once.
+    ///
+    /// For a machine that was restored from a snapshot of its memory, or cloned: the counters of
+    /// its sessions are those of the past, and a counter must not be used twice with one key. A
+    /// response to an initiation of before would yield such a session as well. The caller must wipe
+    /// the sessions of its senders at once, before it takes the outputs.
+    pub fn retire_all(&mut self, now: Instant) {
+        for id in 0..self.peers.len() as u32 {
+            self.with_peer(PeerId(id), |peer, effects| peer.retire_all(now, effects));
         }
     }
 
@@ -213,61 +238,74 @@ impl TunnelControl {
     /// The first message of a session was opened: call this with
     /// [`crate::Opened::first_of_session`].
     pub fn confirm_session(&mut self, now: Instant, id: PeerId, index: u32) {
-        if let Some((peer, mut effects)) = self.peer_mut(id) {
-            peer.confirm_session(now, index, &mut effects);
-        }
+        self.with_peer(id, |peer, effects| {
+            peer.confirm_session(now, index, effects);
+        });
     }
 
-    /// Sends data over another path from now on: call this with [`crate::Opened::moved_to`].
+    /// Sends data over another path from now on, by the caller's own decision.
     pub fn move_peer(&mut self, now: Instant, id: PeerId, path: impl Into<PeerPath>) {
-        if let Some((peer, mut effects)) = self.peer_mut(id) {
-            peer.move_to(now, path.into(), &mut effects);
-        }
+        self.with_peer(id, |peer, effects| peer.move_to(now, path.into(), effects));
+    }
+
+    /// Takes the path by which the peer's newest authentic message came, and when it came
+    /// ([`RxActivity::path`], or [`crate::Opened::moved_to`]): data follows the peer there. A peer
+    /// is followed at most once in 250 ms, however often it moves: in between only its newest path
+    /// is kept. The call may be repeated: what came before the path in use was taken changes
+    /// nothing.
+    pub fn follow_peer(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        path: impl Into<PeerPath>,
+        seen: Instant,
+    ) {
+        self.with_peer(id, |peer, effects| {
+            peer.follow(now, path.into(), seen, effects);
+        });
     }
 
     /// Takes the snapshot of a sender, whichever lane's. Call it at least as often as the shortest
     /// of the peer's timers.
     pub fn report_sent(&mut self, now: Instant, id: PeerId, activity: TxActivity) {
-        if let Some((peer, _)) = self.peer_mut(id) {
-            peer.report_sent(now, activity);
-        }
+        self.with_peer(id, |peer, _| peer.report_sent(now, activity));
     }
 
     /// Takes the snapshot of a receiver, whichever lane's. Call it at least as often as the
     /// shortest of the peer's timers.
     pub fn report_received(&mut self, now: Instant, id: PeerId, activity: RxActivity) {
-        if let Some((peer, _)) = self.peer_mut(id) {
-            peer.report_received(now, activity);
-        }
+        self.with_peer(id, |peer, _| peer.report_received(now, activity));
     }
 
     /// Takes a control message that a receiver opened.
     pub fn handle_control_message(&mut self, now: Instant, id: PeerId, message: ControlMessage) {
-        if let Some((peer, mut effects)) = self.peer_mut(id) {
-            peer.handle_control_message(now, message, &mut effects);
-        }
+        self.with_peer(id, |peer, effects| {
+            peer.handle_control_message(now, message, effects);
+        });
     }
 
     /// When to call [`TunnelControl::handle_timeout`] next; `None`: not before something else
     /// happens. It is later than now once `handle_timeout` has returned.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let peers = self.peers.iter().flatten();
-        peers.filter_map(Peer::next_deadline).min()
+        self.deadlines.next_deadline()
     }
 
-    /// Handles the expired timers of every peer.
+    /// Handles the expired timers of the peers that have any.
     pub fn handle_timeout(&mut self, now: Now, random: &mut dyn Random) {
-        for (id, peer) in (0..).zip(&mut self.peers) {
-            if let Some(peer) = peer {
-                let mut effects = Effects {
-                    peer: PeerId(id),
-                    outputs: &mut self.outputs,
-                    indices: &mut self.indices,
-                };
-                peer.handle_timeout(now, &self.secret, &mut effects, random);
-            }
+        let secret = self.secret.clone();
+        for id in self.deadlines.take(now.mono) {
+            self.with_peer(PeerId(id), |peer, effects| {
+                peer.handle_timeout(now, &secret, effects, random);
+            });
         }
+    }
+
+    /// Whether the longest packet inside some tunnel may have changed since the last call: a longer
+    /// or shorter datagram was found, a search has begun or ended, or a session has.
+    #[must_use]
+    pub const fn take_mtus_changed(&mut self) -> bool {
+        std::mem::replace(&mut self.mtus_changed, false)
     }
 
     /// The next action for the caller; `None` when there is none left.
@@ -285,14 +323,24 @@ impl TunnelControl {
         self.peers.get(id.0 as usize)?.as_ref()
     }
 
-    fn peer_mut(&mut self, id: PeerId) -> Option<(&mut Peer, Effects<'_>)> {
+    /// Changes a peer, in the only way: afterwards its deadline is the right one. `None` if there
+    /// is no such peer.
+    fn with_peer<R>(
+        &mut self,
+        id: PeerId,
+        change: impl FnOnce(&mut Peer, &mut Effects<'_>) -> R,
+    ) -> Option<R> {
         let peer = self.peers.get_mut(id.0 as usize)?.as_mut()?;
-        let effects = Effects {
+        let mut effects = Effects {
             peer: id,
             outputs: &mut self.outputs,
             indices: &mut self.indices,
         };
-        Some((peer, effects))
+        let before = peer.mtu_state();
+        let result = change(peer, &mut effects);
+        self.mtus_changed |= peer.mtu_state() != before;
+        self.deadlines.set(id.0, peer.next_deadline());
+        Some(result)
     }
 
     /// Decides whether a handshake message is worked on, before any curve arithmetic.
@@ -329,8 +377,10 @@ impl TunnelControl {
         let responder = Responder::read(&self.secret, initiation, random)?;
         let id = self.peer(&responder.peer).ok_or(Rejected::UnknownPeer)?;
         let index = self.indices.draw(random);
-        let (peer, mut effects) = self.peer_mut(id).ok_or(Rejected::UnknownPeer)?;
-        peer.handle_initiation(now, from, responder, index, &mut effects)?;
+        self.with_peer(id, |peer, effects| {
+            peer.handle_initiation(now, from, responder, index, effects)
+        })
+        .ok_or(Rejected::UnknownPeer)??;
         self.stats.answered += 1;
         Ok(id)
     }
@@ -352,8 +402,10 @@ impl TunnelControl {
         }
         let (sender, message) = (response.sender(), response.as_bytes());
         self.admit(now, from, sender, message, random)?;
-        let (peer, mut effects) = self.peer_mut(id).ok_or(not_expected)?;
-        peer.handle_response(now, from, response, &mut effects, random)?;
+        self.with_peer(id, |peer, effects| {
+            peer.handle_response(now, from, response, effects, random)
+        })
+        .ok_or(not_expected)??;
         self.stats.completed += 1;
         Ok(id)
     }
@@ -362,11 +414,9 @@ impl TunnelControl {
         let index = reply.receiver();
         let not_expected = Rejected::NotExpected { index };
         let id = self.indices.peer(index).ok_or(not_expected)?;
-        let (peer, _) = self.peer_mut(id).ok_or(not_expected)?;
-        if peer.take_cookie(now, reply) {
-            Ok(id)
-        } else {
-            Err(not_expected)
+        match self.with_peer(id, |peer, _| peer.take_cookie(now, reply)) {
+            Some(true) => Ok(id),
+            Some(false) | None => Err(not_expected),
         }
     }
 }

@@ -12,6 +12,8 @@ use crate::time::Instant;
 
 /// Echoes that count for the loss shown.
 const LOSS_WINDOW: u32 = 32;
+/// Shortest time between two moves that follow the peer.
+pub(super) const FOLLOW_GAP: Duration = Duration::from_millis(250);
 /// Path-MTU probes whose replies count, newest: as many as one size gets, and a late one.
 const MAX_PROBES: usize = 4;
 
@@ -30,6 +32,23 @@ pub(super) struct Path {
     lost_echoes: u32,
     echoes: u32,
     round_trip: Option<Duration>,
+    /// Since when data goes where it goes.
+    changed_at: Instant,
+    /// When data last followed the peer to another path.
+    followed_at: Option<Instant>,
+    /// Where the peer is, if data may not follow it there yet.
+    follow_to: Option<PeerPath>,
+}
+
+/// What [`Path::replace`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Replaced {
+    /// The path is the one in use already.
+    Unchanged,
+    /// Another port of the same host: what is known of the path counts.
+    Port,
+    /// Another path, of which nothing is known.
+    Path,
 }
 
 impl Path {
@@ -43,6 +62,9 @@ impl Path {
             lost_echoes: 0,
             echoes: 0,
             round_trip: None,
+            changed_at: Instant::ORIGIN,
+            followed_at: None,
+            follow_to: None,
         }
     }
 
@@ -97,25 +119,86 @@ impl Path {
         self.alternative = 0;
     }
 
-    /// Data goes to `path` from now on. If that is another path, what is known of the one before
-    /// does not count. True if it is.
+    /// The peer was at `path` when it was `seen`. Yields the path if data is to follow it there
+    /// now: at most once in [`FOLLOW_GAP`]. Within that time only the newest path is kept;
+    /// [`Timer::Follow`] then expires. What was seen before the path in use was taken is old news.
+    pub(super) fn follow(
+        &mut self,
+        now: Instant,
+        path: PeerPath,
+        seen: Instant,
+        timers: &mut TimerTable,
+    ) -> Option<PeerPath> {
+        if seen < self.changed_at {
+            return None;
+        }
+        if self.current == Some(path) {
+            self.follow_to = None;
+            timers.stop(Timer::Follow);
+            return None;
+        }
+        let next = self.followed_at.map(|last| last + FOLLOW_GAP);
+        if let Some(next) = next.filter(|next| now < *next) {
+            self.follow_to = Some(path);
+            timers.set(Timer::Follow, next);
+            return None;
+        }
+        self.follow_to = None;
+        timers.stop(Timer::Follow);
+        self.followed_at = Some(now);
+        Some(path)
+    }
+
+    /// [`Timer::Follow`] has expired: where data is to follow the peer now.
+    pub(super) fn follow_expired(&mut self, now: Instant) -> Option<PeerPath> {
+        let path = self.follow_to.take()?;
+        self.followed_at = Some(now);
+        Some(path)
+    }
+
+    /// Data goes to `path` from now on. If that is the path to another host, what is known of the
+    /// one before does not count.
     pub(super) fn replace(
         &mut self,
         now: Instant,
         path: Option<PeerPath>,
         established: bool,
         timers: &mut TimerTable,
-    ) -> bool {
+    ) -> Replaced {
         if self.current == path {
-            return false;
+            return Replaced::Unchanged;
         }
-        self.current = path;
+        self.changed_at = now;
+        self.follow_to = None;
+        timers.stop(Timer::Follow);
+        let before = std::mem::replace(&mut self.current, path);
+        if let (Some(before), Some(path)) = (before, path)
+            && before.is_same_host(&path)
+        {
+            return Replaced::Port;
+        }
         self.probes.clear();
         if let Some(mtu) = &mut self.mtu {
             mtu.restart(now);
         }
         self.set_mtu_timer(established, timers);
-        true
+        Replaced::Path
+    }
+
+    /// The uplink takes datagrams of `bytes` from now on. True if the longest datagram has changed.
+    pub(super) fn set_ceiling(
+        &mut self,
+        now: Instant,
+        bytes: usize,
+        established: bool,
+        timers: &mut TimerTable,
+    ) -> bool {
+        let Some(mtu) = &mut self.mtu else {
+            return false;
+        };
+        let changed = mtu.set_ceiling(now, bytes);
+        self.set_mtu_timer(established, timers);
+        changed
     }
 
     /// A session is in use that was not before: an echo goes out at once.

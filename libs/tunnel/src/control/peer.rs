@@ -12,7 +12,7 @@ use super::config::{InitiationPolicy, PeerConfig};
 use super::handshake::{Handshakes, Reason};
 use super::liveness::Liveness;
 use super::output::{Effects, Event};
-use super::path::Path;
+use super::path::{Path, Replaced};
 use super::sessions::{Confirmation, Session, Sessions};
 use super::status::{DownReason, PeerStatus};
 use super::timer_table::{Timer, TimerTable};
@@ -41,6 +41,8 @@ pub(super) struct Peer {
     completed: u64,
     /// Whether [`Event::Up`] was reported, and no [`Event::Down`] since.
     up: bool,
+    /// `PeerConfig::max_datagram` as configured; the uplink may take less.
+    own_max_datagram: usize,
 }
 
 impl Peer {
@@ -60,6 +62,7 @@ impl Peer {
             path: Path::new(path, mtu),
             completed: 0,
             up: false,
+            own_max_datagram: config.max_datagram,
             config,
         };
         if peer.config.initiation == InitiationPolicy::Always {
@@ -144,6 +147,11 @@ impl Peer {
                     }
                 }
                 Timer::PathMtu => self.probe(mono, effects, random),
+                Timer::Follow => {
+                    if let Some(path) = self.path.follow_expired(mono) {
+                        self.move_to(mono, path, effects);
+                    }
+                }
                 Timer::Attempt => self.attempt(now, secret, effects, random),
             }
         }
@@ -175,21 +183,72 @@ impl Peer {
         if let Some(path) = first {
             effects.path(path);
         }
-        if let Some(bytes) = self.path.max_datagram().filter(|_| moved) {
+        if let Some(bytes) = self.path.max_datagram().filter(|_| moved == Replaced::Path) {
             effects.max_datagram(bytes);
         }
+    }
+
+    /// The peer was at `path` when it was `seen`: data follows it, now or a little later.
+    pub(super) fn follow(
+        &mut self,
+        now: Instant,
+        path: PeerPath,
+        seen: Instant,
+        effects: &mut Effects<'_>,
+    ) {
+        if let Some(path) = self.path.follow(now, path, seen, &mut self.timers) {
+            self.move_to(now, path, effects);
+        }
+    }
+
+    /// The uplink takes datagrams of `bytes` of UDP payload from now on.
+    pub(super) fn set_ceiling(&mut self, now: Instant, bytes: usize, effects: &mut Effects<'_>) {
+        if self.config.framing == Framing::WireGuard {
+            let before = self.config.max_datagram;
+            self.config.max_datagram = self.own_max_datagram.min(bytes).max(MIN_DATAGRAM);
+            if self.config.max_datagram != before {
+                effects.max_datagram(self.config.max_datagram);
+            }
+            return;
+        }
+        let established = self.is_established();
+        let timers = &mut self.timers;
+        if self.path.set_ceiling(now, bytes, established, timers)
+            && let Some(bytes) = self.path.max_datagram()
+        {
+            effects.max_datagram(bytes);
+        }
+    }
+
+    /// Ends every session and every handshake under way, and starts anew where this end initiates:
+    /// see [`super::TunnelControl::retire_all`].
+    pub(super) fn retire_all(&mut self, now: Instant, effects: &mut Effects<'_>) {
+        for index in self.handshakes.forget_pending(&mut self.timers) {
+            effects.release(index);
+        }
+        let retired: Vec<u32> = self.sessions.indices().collect();
+        self.sessions = Sessions::default();
+        for index in retired {
+            effects.retire(index);
+        }
+        self.sessions_ended(now, effects);
     }
 
     /// Data goes to `path` from now on.
     pub(super) fn move_to(&mut self, now: Instant, path: PeerPath, effects: &mut Effects<'_>) {
         let established = self.is_established();
         let timers = &mut self.timers;
-        if !self.path.replace(now, Some(path), established, timers) {
+        let replaced = self.path.replace(now, Some(path), established, timers);
+        if replaced == Replaced::Unchanged {
             return;
         }
         effects.path(path);
         effects.event(Event::Moved(path));
-        if let Some(bytes) = self.path.max_datagram() {
+        if let Some(bytes) = self
+            .path
+            .max_datagram()
+            .filter(|_| replaced == Replaced::Path)
+        {
             effects.max_datagram(bytes);
         }
     }
@@ -412,6 +471,13 @@ impl Peer {
         }
     }
 
+    /// What the longest packet inside the tunnel follows from: the longest datagram, whether a
+    /// longer one is looked for, and whether there is a session.
+    pub(super) fn mtu_state(&self) -> (usize, bool, bool) {
+        let bytes = self.path.max_datagram().unwrap_or(self.config.max_datagram);
+        (bytes, self.path.is_searching(), self.is_established())
+    }
+
     const fn is_established(&self) -> bool {
         self.sessions.current().is_some()
     }
@@ -443,7 +509,7 @@ impl Peer {
         let initiated = self.sessions.current().filter(|session| session.initiator);
         let rekey = initiated
             .filter(|_| self.config.initiation == InitiationPolicy::Always)
-            .map(|session| session.created + self.config.timers.rekey_after);
+            .map(|session| session.created + self.config.timers.rekey_age(session.index));
         self.timers.set_or_stop(Timer::Rekey, rekey);
     }
 
@@ -468,6 +534,11 @@ impl Peer {
         for index in self.sessions.expire(now, reject_after) {
             effects.retire(index);
         }
+        self.sessions_ended(now, effects);
+    }
+
+    /// Sessions have ended, the one in use among them or not.
+    fn sessions_ended(&mut self, now: Instant, effects: &mut Effects<'_>) {
         self.set_expiry_timer();
         if self.is_established() {
             return;
@@ -549,7 +620,7 @@ impl Peer {
         let mtu = self.path.mtu().filter(|_| up.is_some());
         [
             self.sessions.expiry(config.reject_after),
-            rekey.map(|session| session.created + config.rekey_after),
+            rekey.map(|session| session.created + config.rekey_age(session.index)),
             pending.map(|sent| sent + PENDING_LIFETIME),
             unanswered_since.map(|since| since + config.silence),
             owed_since.map(|since| since + config.keepalive),

@@ -36,6 +36,12 @@ enum Step {
     Answer { probe: usize },
     /// Data goes to another path.
     Move { port: u16 },
+    /// The peer is heard by another path.
+    Follow { host: u8 },
+    /// The uplink takes datagrams of another length.
+    Ceiling { bytes: usize },
+    /// This end was restored from a snapshot.
+    RetireAll,
     /// Other paths are configured.
     SetPaths { count: usize },
     /// ICMP says that datagrams are too long.
@@ -57,6 +63,9 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0_u64..2_000, any::<bool>()).prop_map(|(ago, content)| Step::Received { ago, content }),
         3 => (0_usize..4).prop_map(|probe| Step::Answer { probe }),
         1 => (1_u16..4).prop_map(|port| Step::Move { port }),
+        2 => (1_u8..4).prop_map(|host| Step::Follow { host }),
+        1 => (1_000_usize..9_000).prop_map(|bytes| Step::Ceiling { bytes }),
+        1 => Just(Step::RetireAll),
         1 => (0_usize..3).prop_map(|count| Step::SetPaths { count }),
         1 => (1_000_usize..2_000).prop_map(|bytes| Step::Hint { bytes }),
         1 => Just(Step::Initiate),
@@ -177,7 +186,7 @@ impl World {
                 let activity = RxActivity {
                     last_received: ago(by),
                     last_content: ago(by).filter(|_| content),
-                    path: None,
+                    ..RxActivity::default()
                 };
                 end.control.report_received(now, end.peer, activity);
             }
@@ -188,6 +197,12 @@ impl World {
                 }
             }
             Step::Move { port } => end.control.move_peer(now, end.peer, path(port)),
+            Step::Follow { host } => {
+                let path = SocketAddr::from(([192, 0, 2, host], 1));
+                end.control.follow_peer(now, end.peer, path, now);
+            }
+            Step::Ceiling { bytes } => end.control.set_max_payload(now, end.peer, bytes),
+            Step::RetireAll => end.control.retire_all(now),
             Step::SetPaths { count } => {
                 let paths = (1..).take(count).map(path).collect();
                 end.control.set_paths(now, end.peer, paths);
@@ -208,6 +223,7 @@ impl World {
                 );
             }
             assert!(!peer.has_idle_timers(), "after {step:?}");
+            assert_eq!(table, end.control.next_deadline(), "after {step:?}");
         }
     }
 

@@ -30,13 +30,15 @@ pub(super) enum Timer {
     Echo,
     /// The path-MTU search wants to go on.
     PathMtu,
+    /// Data may follow the peer to another path again.
+    Follow,
     /// The next handshake attempt is due. Last, because the timers above start and stop attempts.
     Attempt,
 }
 
 impl Timer {
     /// Every timer, in the order in which they are handled.
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::SessionExpiry,
         Self::InitiationExpiry,
         Self::Silence,
@@ -46,6 +48,7 @@ impl Timer {
         Self::PersistentKeepalive,
         Self::Echo,
         Self::PathMtu,
+        Self::Follow,
         Self::Attempt,
     ];
 }

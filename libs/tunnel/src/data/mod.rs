@@ -78,24 +78,38 @@ pub struct RxActivity {
     pub last_received: Option<Instant>,
     /// When an authentic packet last came: not a keep-alive or a control message.
     pub last_content: Option<Instant>,
-    /// Where the newest authentic message came from.
+    /// Where the message with the newest counter came from.
     pub path: Option<PeerPath>,
+    /// When that message came.
+    pub path_seen: Option<Instant>,
+    /// Name of the newest session by which a message came.
+    pub session: Option<u32>,
+    /// When the first message of that session came.
+    pub session_seen: Option<Instant>,
 }
 
 impl RxActivity {
-    /// The snapshots of two lanes as one. The path is of the lane that received last; of `other` if
-    /// both did.
+    /// The snapshots of two lanes as one: each value of the lane where it is newer; of `other` if
+    /// it is equally old.
     #[must_use]
     pub fn merge(self, other: Self) -> Self {
-        let newest = if other.last_received >= self.last_received {
+        let path = if other.path_seen >= self.path_seen {
+            other
+        } else {
+            self
+        };
+        let session = if other.session_seen >= self.session_seen {
             other
         } else {
             self
         };
         Self {
-            last_received: newest.last_received,
+            last_received: self.last_received.max(other.last_received),
             last_content: self.last_content.max(other.last_content),
-            path: newest.path,
+            path: path.path,
+            path_seen: path.path_seen,
+            session: session.session,
+            session_seen: session.session_seen,
         }
     }
 }

@@ -41,8 +41,8 @@ pub struct Opened<'a> {
     /// Name of the session, if this is its first message: call
     /// [`crate::TunnelControl::confirm_session`] with it.
     pub first_of_session: Option<u32>,
-    /// The path, if the message came over another path than the one in use: call
-    /// [`crate::TunnelControl::move_peer`] with it.
+    /// The path, if the message came over another path than the one in use:
+    /// [`crate::TunnelControl::follow_peer`] takes it.
     pub moved_to: Option<PeerPath>,
 }
 
@@ -101,6 +101,11 @@ impl Receiver {
                 at += 1;
             }
         }
+    }
+
+    /// Wipes every session.
+    pub fn retire_all(&mut self) {
+        self.sessions = [const { None }; MAX_SESSIONS];
     }
 
     /// Sets the path in use, as [`crate::Output::Path`] says. Every lane needs it, because another
@@ -173,10 +178,15 @@ impl Receiver {
             // The first message of a session is newer than those of sessions before it.
             _ => first_of_session.is_some() || self.newest.is_none(),
         };
+        if first_of_session.is_some() {
+            self.activity.session = first_of_session;
+            self.activity.session_seen = Some(now);
+        }
         let mut moved_to = None;
         if newer {
             self.newest = Some((session.index, head.counter));
             self.activity.path = Some(from);
+            self.activity.path_seen = Some(now);
             if self.peer_at.replace(from) != Some(from) {
                 moved_to = Some(from);
             }

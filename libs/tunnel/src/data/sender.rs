@@ -57,6 +57,12 @@ impl Sender {
         }
     }
 
+    /// Wipes the session in use, whichever it is.
+    pub fn retire_all(&mut self) {
+        self.session = None;
+        self.activity.session = None;
+    }
+
     /// Sets the longest datagram, bytes of UDP payload; at least [`MIN_DATAGRAM`].
     pub fn set_max_datagram(&mut self, bytes: usize) {
         self.max_datagram = bytes.max(MIN_DATAGRAM);

@@ -1,5 +1,6 @@
 //! What the pipeline does with frames, one behaviour a test.
 
+mod hostile_peer;
 mod model;
 mod multi_worker;
 
@@ -11,7 +12,9 @@ use appliance_common::{
 use appliance_common::maps::{Neighbour, Tenant};
 
 use super::*;
-use crate::testing::{ACCESS, Hand, Side, UPLINK, VNI, address, at, join, joined, packet, pair};
+use crate::testing::{
+    ACCESS, TestAppliance, TestPeer, UPLINK, VNI, address, at, join, joined, packet, pair,
+};
 
 #[test]
 fn a_packet_crosses_byte_for_byte() {
@@ -272,7 +275,7 @@ fn what_comes_out_is_checked_as_in_the_programs() {
 
 #[test]
 fn an_idle_tenant_s_packets_go_nowhere() {
-    let idle = |side: &mut crate::testing::Side| {
+    let idle = |side: &mut crate::testing::TestAppliance| {
         let tenant = Tenant {
             mode: Mode::Idle as u32,
             epoch: 2,
@@ -379,7 +382,7 @@ fn a_wireguard_member_has_its_own_addresses_and_no_others() {
             .pipeline
             .command(at(5).mono, command, &mut provider.wire);
     }
-    // What is for the member goes to it (it has no way yet), the rest to the network's own peer.
+    // What is for the member goes to it (it has no path yet), the rest to the network's own peer.
     provider.seal(at(10), &packet("10.1.0.10", "10.1.0.77", b"x"));
     assert_eq!(provider.count(Counter::DropNoPeer), 1);
     provider.seal(at(10), &packet("10.1.0.10", "10.1.0.78", b"x"));
@@ -494,9 +497,9 @@ const OTHER: u32 = 2001;
 
 /// At the provider, a second tenant's network in slot 9, of the peer in slot 1, with the addresses
 /// of the first; its replica is behind VLAN 201.
-fn second_tenant(provider: &mut Side) -> Hand {
-    let way = ["192.0.2.9:6180", "203.0.113.5:6180"];
-    let (hand, tx, rx) = Hand::new(Framing::Segments, 5, way);
+fn second_tenant(provider: &mut TestAppliance) -> TestPeer {
+    let path = ["192.0.2.9:6180", "203.0.113.5:6180"];
+    let (test_peer, tx, rx) = TestPeer::new(Framing::Segments, 5, path);
     let mut network = Network {
         vni: OTHER,
         tenant: 1,
@@ -513,8 +516,8 @@ fn second_tenant(provider: &mut Side) -> Hand {
         epoch: 1,
     };
     let neighbour = Neighbour::new(ACCESS, [2, 0, 0, 0, 0, 9], [4; 6], 201, 0, 0x8100);
-    for command in hand.commands(1, PeerLanes::appliance(LaneAssignment::WHOLE), (tx, rx)) {
-        provider.order(at(5), command);
+    for command in test_peer.commands(1, PeerLanes::appliance(LaneAssignment::WHOLE), (tx, rx)) {
+        provider.command(at(5), command);
     }
     for command in [
         Command::Network(9, Some(Box::new(network))),
@@ -522,9 +525,9 @@ fn second_tenant(provider: &mut Side) -> Hand {
         Command::Endpoint(host(OTHER, "10.1.0.10"), true),
         Command::Neighbour(host(OTHER, "10.1.0.10"), Some(Box::new(neighbour))),
     ] {
-        provider.order(at(5), command);
+        provider.command(at(5), command);
     }
-    hand
+    test_peer
 }
 
 fn whole(vni: u32, packet: &[u8]) -> Vec<u8> {
@@ -534,7 +537,7 @@ fn whole(vni: u32, packet: &[u8]) -> Vec<u8> {
 }
 
 /// The VLANs that frames went out on at the provider.
-fn vlans(side: &mut Side) -> Vec<u16> {
+fn vlans(side: &mut TestAppliance) -> Vec<u16> {
     let vlan = |frame: &[u8]| u16::from_be_bytes([frame[14], frame[15]]);
     let frames = side.take();
     assert!(frames.iter().all(|(ifindex, _)| *ifindex == ACCESS));
@@ -551,17 +554,17 @@ fn counter_on_wire(frame: &[u8]) -> u64 {
 #[test]
 fn two_tenants_with_equal_subnets_never_meet() {
     let (mut tenant, mut provider) = pair();
-    let mut hand = second_tenant(&mut provider);
+    let mut test_peer = second_tenant(&mut provider);
     let sent = packet("10.1.0.11", "10.1.0.10", b"x");
     tenant.seal(at(10), &sent);
     let frames = tenant.take();
     provider.open(at(10), frames);
     assert_eq!(vlans(&mut provider), [101]);
-    let own = hand.say(at(11), &whole(OTHER, &sent));
+    let own = test_peer.send(at(11), &whole(OTHER, &sent));
     provider.open(at(11), vec![(UPLINK, own)]);
     assert_eq!(vlans(&mut provider), [201]);
     // Authentic, but of the other tenant's network: whole, and as the last of two pieces.
-    let foreign = hand.say(at(12), &whole(VNI, &sent));
+    let foreign = test_peer.send(at(12), &whole(VNI, &sent));
     provider.open(at(12), vec![(UPLINK, foreign)]);
     assert_eq!(provider.count(Counter::DropWrongPeer), 1);
     for index in 0..2 {
@@ -573,7 +576,7 @@ fn two_tenants_with_equal_subnets_never_meet() {
             last: 1,
         };
         let half = if index == 0 { &sent[..20] } else { &sent[20..] };
-        let piece = hand.say(at(13), &[&header.to_bytes()[..], half].concat());
+        let piece = test_peer.send(at(13), &[&header.to_bytes()[..], half].concat());
         provider.open(at(13), vec![(UPLINK, piece)]);
     }
     assert_eq!(provider.count(Counter::DropWrongPeer), 2);
@@ -586,13 +589,13 @@ fn two_tenants_with_equal_subnets_never_meet() {
         .frame(at(14).mono, &mut frame, &mut provider.wire);
     let frames = provider.take();
     assert_eq!(frames[0].1[30..34], [192, 0, 2, 9]);
-    let heard = hand.hear(at(14), &frames[0].1).expect("authentic");
+    let heard = test_peer.receive(at(14), &frames[0].1).expect("authentic");
     assert_eq!(heard, [&OTHER.to_be_bytes()[..], &sent].concat());
     tenant.open(at(14), frames);
     assert_eq!(tenant.count(Counter::DropUnknownSession), 1);
     provider.seal(at(15), &sent);
     let frames = provider.take();
-    assert_eq!(hand.hear(at(15), &frames[0].1), None);
+    assert_eq!(test_peer.receive(at(15), &frames[0].1), None);
     tenant.open(at(15), frames);
     assert_eq!(tenant.count(Counter::Decapsulated), 1);
 }
@@ -600,9 +603,9 @@ fn two_tenants_with_equal_subnets_never_meet() {
 #[test]
 fn a_slot_that_changed_hands_sends_nothing_of_the_old_tenant_to_the_new_one_s_peer() {
     let (_, mut provider) = pair();
-    let mut hand = second_tenant(&mut provider);
+    let mut test_peer = second_tenant(&mut provider);
     // Kept while the first tenant's tunnel is silent.
-    provider.order(at(6), Command::PeerSilent(0));
+    provider.command(at(6), Command::PeerSilent(0));
     let mut kept = Vec::new();
     etherparse::PacketBuilder::ipv4([10, 1, 0, 10], [10, 1, 0, 11], 64)
         .tcp(1, 2, 3, 4)
@@ -620,36 +623,36 @@ fn a_slot_that_changed_hands_sends_nothing_of_the_old_tenant_to_the_new_one_s_pe
         lan_mtu: u16::MAX,
         ..Network::default()
     };
-    provider.order(at(7), Command::Network(4, Some(Box::new(network))));
+    provider.command(at(7), Command::Network(4, Some(Box::new(network))));
     // Frames that the programs handed over before that, whole and longer than the path.
     for len in [1, 1472] {
         provider.seal(at(8), &packet("10.1.0.10", "10.1.0.11", &vec![7; len]));
     }
     assert_eq!(provider.count(Counter::DropInconsistent), 2);
     // The first tenant's tunnel is back.
-    let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], hand.way[1], hand.way[0]);
-    let (_, tx, _) = Hand::new(Framing::Segments, 6, ["192.0.2.8:1", "203.0.113.5:1"]);
-    provider.order(at(9), Command::OuterHeader(0, outer.map(Box::new)));
-    provider.order(at(9), Command::Send(0, Box::new(tx)));
+    let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], test_peer.path[1], test_peer.path[0]);
+    let (_, tx, _) = TestPeer::new(Framing::Segments, 6, ["192.0.2.8:1", "203.0.113.5:1"]);
+    provider.command(at(9), Command::OuterHeader(0, outer.map(Box::new)));
+    provider.command(at(9), Command::Send(0, Box::new(tx)));
     assert_eq!(provider.count(Counter::DropInconsistent), 3);
     assert!(provider.take().is_empty());
-    assert_eq!(hand.receiver.stats().opened, 0);
-    let _ = &mut hand;
+    assert_eq!(test_peer.receiver.stats().opened, 0);
+    let _ = &mut test_peer;
 }
 
 #[test]
-fn without_a_session_or_a_way_a_datagram_is_dropped_and_the_control_half_hears_of_the_first() {
+fn without_a_session_or_a_path_a_datagram_is_dropped_and_the_control_half_hears_of_the_first() {
     let (mut tenant, _) = pair();
     tenant.pipeline.report(at(5).mono, &mut tenant.wire);
     let sent = packet("10.1.0.11", "10.1.0.10", b"x");
-    tenant.order(at(6), Command::OuterHeader(0, None));
+    tenant.command(at(6), Command::OuterHeader(0, None));
     tenant.seal(at(6), &sent);
     assert_eq!(tenant.count(Counter::DropNoPeer), 1);
     assert!(!tenant.pipeline.dirty());
     let lane = Box::new(PeerLanes::appliance(LaneAssignment::WHOLE));
     let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], tenant.address, tenant.address);
-    tenant.order(at(7), Command::Peer(0, Some(lane)));
-    tenant.order(at(7), Command::OuterHeader(0, outer.map(Box::new)));
+    tenant.command(at(7), Command::Peer(0, Some(lane)));
+    tenant.command(at(7), Command::OuterHeader(0, outer.map(Box::new)));
     tenant.seal(at(7), &sent);
     assert_eq!(tenant.count(Counter::DropNoSession), 1);
     assert!(tenant.take().is_empty());
@@ -660,7 +663,7 @@ fn without_a_session_or_a_way_a_datagram_is_dropped_and_the_control_half_hears_o
     };
     assert_eq!(tx.last_no_session, Some(at(7).mono));
     // A peer that is gone, and a network that was never there.
-    tenant.order(at(9), Command::Peer(0, None));
+    tenant.command(at(9), Command::Peer(0, None));
     tenant.seal(at(9), &sent);
     tenant.pipeline.frame(
         at(9).mono,
@@ -757,35 +760,35 @@ fn outer_headers_that_do_not_hold_together_are_refused() {
 }
 
 /// A member of the provider's network with the addresses of `nets`, in `slot`.
-fn member(provider: &mut Side, slot: u32, nets: &[(&str, u8)]) -> Hand {
+fn member(provider: &mut TestAppliance, slot: u32, nets: &[(&str, u8)]) -> TestPeer {
     let nets: Box<[Prefix]> = nets.iter().map(|(n, l)| prefix(n, *l)).collect();
     let from = format!("192.0.2.{slot}:51820");
-    let way = [from.as_str(), "203.0.113.5:6180"];
-    let (hand, tx, rx) = Hand::new(Framing::WireGuard, u64::from(slot), way);
-    for command in hand.commands(
+    let path = [from.as_str(), "203.0.113.5:6180"];
+    let (test_peer, tx, rx) = TestPeer::new(Framing::WireGuard, u64::from(slot), path);
+    for command in test_peer.commands(
         slot,
         PeerLanes::wireguard(LaneAssignment::WHOLE, VNI, nets),
         (tx, rx),
     ) {
-        provider.order(at(5), command);
+        provider.command(at(5), command);
     }
-    hand
+    test_peer
 }
 
 #[test]
 fn a_wireguard_peer_s_addresses_are_its_own_both_ways() {
     let (mut tenant, mut provider) = pair();
-    let mut hand = member(&mut provider, 3, &[("10.1.0.77", 32)]);
+    let mut test_peer = member(&mut provider, 3, &[("10.1.0.77", 32)]);
     let members = [("10.1.0.77", 32, 3), ("10.1.0.78", 32, 3)].map(|(n, l, peer)| PeerRoute {
         prefix: prefix(n, l),
         peer,
     });
-    provider.order(at(5), Command::PeerRoutes(VNI, Box::new(members)));
+    provider.command(at(5), Command::PeerRoutes(VNI, Box::new(members)));
     // In: bare IP packets, padded; the padding is cut.
     let mut sent = packet("10.1.0.77", "10.1.0.10", b"in");
     let len = sent.len();
     sent.resize(len.next_multiple_of(16), 0);
-    let frame = hand.say(at(10), &sent);
+    let frame = test_peer.send(at(10), &sent);
     provider.open(at(10), vec![(UPLINK, frame)]);
     let out = provider.take();
     assert_eq!(out[0].1[18..], sent[..len]);
@@ -796,15 +799,15 @@ fn a_wireguard_peer_s_addresses_are_its_own_both_ways() {
         ("169.254.0.1", Counter::DropLinkLocal),
     ] {
         let before = provider.count(reason);
-        let frame = hand.say(at(11), &packet(source, "10.1.0.10", b"not mine"));
+        let frame = test_peer.send(at(11), &packet(source, "10.1.0.10", b"not mine"));
         provider.open(at(11), vec![(UPLINK, frame)]);
         assert_eq!(provider.count(reason), before + 1, "{source}");
     }
     // To another member or the network's own peer it does not go through here.
-    let frame = hand.say(at(12), &packet("10.1.0.77", "10.1.0.11", b"across"));
+    let frame = test_peer.send(at(12), &packet("10.1.0.77", "10.1.0.11", b"across"));
     provider.open(at(12), vec![(UPLINK, frame)]);
     assert_eq!(provider.count(Counter::DropSplitHorizon), 1);
-    let frame = hand.say(at(12), b"no packet");
+    let frame = test_peer.send(at(12), b"no packet");
     provider.open(at(12), vec![(UPLINK, frame)]);
     assert_eq!(provider.count(Counter::DropBadSegment), 1);
     assert!(provider.take().is_empty());
@@ -812,7 +815,10 @@ fn a_wireguard_peer_s_addresses_are_its_own_both_ways() {
     let reply = packet("10.1.0.10", "10.1.0.77", b"out");
     provider.seal(at(13), &reply);
     let frames = provider.take();
-    assert_eq!(hand.hear(at(13), &frames[0].1).as_ref(), Some(&reply));
+    assert_eq!(
+        test_peer.receive(at(13), &frames[0].1).as_ref(),
+        Some(&reply)
+    );
     let before = provider.count(Counter::DropNotAllowed);
     provider.seal(at(14), &packet("10.1.0.10", "10.1.0.78", b"out"));
     assert_eq!(provider.count(Counter::DropNotAllowed), before + 1);
@@ -837,7 +843,7 @@ fn of_two_members_the_longer_prefix_wins_both_ways() {
         peer,
     });
     for members in [members, [members[1], members[0]]] {
-        provider.order(at(6), Command::PeerRoutes(VNI, Box::new(members)));
+        provider.command(at(6), Command::PeerRoutes(VNI, Box::new(members)));
         for (to, narrowly) in [
             ("10.1.0.65", false),
             ("10.1.0.95", false),
@@ -848,14 +854,18 @@ fn of_two_members_the_longer_prefix_wins_both_ways() {
             provider.seal(at(10), &packet("10.1.0.10", to, b"x"));
             let frames = provider.take();
             assert_eq!(
-                narrow.hear(at(10), &frames[0].1).is_some(),
+                narrow.receive(at(10), &frames[0].1).is_some(),
                 narrowly,
                 "{to}"
             );
-            assert_eq!(wide.hear(at(10), &frames[0].1).is_some(), !narrowly, "{to}");
+            assert_eq!(
+                wide.receive(at(10), &frames[0].1).is_some(),
+                !narrowly,
+                "{to}"
+            );
             let before = provider.count(Counter::DropNotAllowed);
-            for hand in [&mut narrow, &mut wide] {
-                let frame = hand.say(at(11), &packet(to, "10.1.0.10", b"x"));
+            for test_peer in [&mut narrow, &mut wide] {
+                let frame = test_peer.send(at(11), &packet(to, "10.1.0.10", b"x"));
                 provider.open(at(11), vec![(UPLINK, frame)]);
             }
             assert_eq!(vlans(&mut provider), [101], "{to}: from one of them");
@@ -863,7 +873,7 @@ fn of_two_members_the_longer_prefix_wins_both_ways() {
         }
     }
     // Without the list all goes to the network's own peer, and nothing comes from members.
-    provider.order(at(12), Command::PeerRoutes(VNI, Box::default()));
+    provider.command(at(12), Command::PeerRoutes(VNI, Box::default()));
     provider.seal(at(12), &packet("10.1.0.10", "10.1.0.96", b"x"));
     let frames = provider.take();
     assert_eq!(frames[0].1[30..34], [198, 51, 100, 5]);
@@ -872,9 +882,9 @@ fn of_two_members_the_longer_prefix_wins_both_ways() {
 #[test]
 fn a_retired_session_is_over_and_another_peer_s_is_not() {
     let (mut tenant, mut provider) = pair();
-    let mut hand = second_tenant(&mut provider);
+    let mut test_peer = second_tenant(&mut provider);
     let sent = packet("10.1.0.11", "10.1.0.10", b"x");
-    let name = |side: &mut Side| {
+    let name = |side: &mut TestAppliance| {
         side.pipeline.mark_all_dirty();
         side.wire.events.clear();
         side.pipeline.report(at(6).mono, &mut side.wire);
@@ -889,19 +899,19 @@ fn a_retired_session_is_over_and_another_peer_s_is_not() {
     };
     let index = name(&mut provider);
     // The same name in another slot is another session.
-    provider.order(at(7), Command::Retire(1, index));
+    provider.command(at(7), Command::Retire(1, index));
     tenant.seal(at(8), &sent);
     let frames = tenant.take();
     provider.open(at(8), frames);
     assert_eq!(vlans(&mut provider), [101]);
-    provider.order(at(9), Command::Retire(0, index));
+    provider.command(at(9), Command::Retire(0, index));
     tenant.seal(at(10), &sent);
     let frames = tenant.take();
     provider.open(at(10), frames);
     assert_eq!(provider.count(Counter::DropUnknownSession), 1);
     provider.seal(at(10), &packet("10.1.0.10", "10.1.0.11", b"y"));
     assert_eq!(provider.count(Counter::DropNoSession), 1);
-    let frame = hand.say(at(11), &whole(OTHER, &sent));
+    let frame = test_peer.send(at(11), &whole(OTHER, &sent));
     provider.open(at(11), vec![(UPLINK, frame)]);
     assert_eq!(vlans(&mut provider), [201]);
 }
@@ -909,7 +919,7 @@ fn a_retired_session_is_over_and_another_peer_s_is_not() {
 #[test]
 fn a_packet_goes_in_sixteen_pieces_at_most() {
     let (mut tenant, mut provider) = pair();
-    tenant.order(at(5), Command::MaxDatagram(0, 1232));
+    tenant.command(at(5), Command::MaxDatagram(0, 1232));
     let most = 16 * (1232 - 32 - 8);
     // IPv4 and UDP headers are 28 bytes. The other end rejoins 9216 bytes.
     for (len, pieces, over) in [(most, 16, 0), (most + 1, 0, 1), (9216, 8, 1)] {
@@ -977,7 +987,7 @@ fn a_syn_is_found_behind_four_extension_headers_and_no_more() {
 fn a_syn_that_waits_for_its_host_is_clamped_too() {
     let (mut tenant, mut provider) = pair();
     let unresolved = "2001:db8:1::12";
-    provider.order(at(5), Command::Endpoint(host(VNI, unresolved), true));
+    provider.command(at(5), Command::Endpoint(host(VNI, unresolved), true));
     let sent = syn6(&[], unresolved);
     tenant.seal(at(10), &sent);
     let frames = tenant.take();
@@ -1001,7 +1011,7 @@ fn hosts_behind_the_tenant_s_router_are_sent_to_it() {
     assert_eq!(tenant.wire.waiting[0].0.next_hop, address("10.1.0.1"));
     let router = Neighbour::new(ACCESS, [2, 0, 0, 0, 0, 0x77], [4; 6], 0, 0, 0x8100);
     let key = host(VNI, "10.1.0.1");
-    tenant.order(at(11), Command::Neighbour(key, Some(Box::new(router))));
+    tenant.command(at(11), Command::Neighbour(key, Some(Box::new(router))));
     provider.seal(at(12), &far);
     let frames = provider.take();
     tenant.open(at(12), frames);
@@ -1041,7 +1051,7 @@ fn bytes_behind_the_packet_are_cut() {
 #[test]
 fn a_report_is_made_when_something_happened_and_again_when_it_was_lost() {
     let (mut tenant, mut provider) = pair();
-    let reports = |side: &mut Side| {
+    let reports = |side: &mut TestAppliance| {
         side.wire.events.clear();
         side.pipeline.report(at(50).mono, &mut side.wire);
         let report = |event: &&Event| matches!(event, Event::Activity { .. });
@@ -1063,7 +1073,7 @@ fn a_report_is_made_when_something_happened_and_again_when_it_was_lost() {
         Command::Retire(0, 0),
     ];
     for command in commands {
-        provider.order(at(10), command);
+        provider.command(at(10), command);
     }
     provider.open(at(10), vec![(UPLINK, vec![8; 60]), (UPLINK, vec![0; 60])]);
     assert!(!provider.pipeline.dirty());
@@ -1088,7 +1098,7 @@ fn a_report_is_made_when_something_happened_and_again_when_it_was_lost() {
     assert_eq!(reports(&mut provider), 0);
 }
 
-/// After an outage the first segment comes through a moment before the way back is there; its
+/// After an outage the first segment comes through a moment before the path back is there; its
 /// acknowledgement must not be lost, or the sender waits for its next retransmission, minutes away.
 #[test]
 fn an_acknowledgement_waits_for_the_way_back_and_displaces_nothing() {
@@ -1124,14 +1134,14 @@ fn behind_a_circuits_id_a_datagram_is_as_any() {
     ] {
         let [local, gateway] = [local, gateway].map(|text| text.parse().expect("an address"));
         let message = |len: usize| [&[4, 1, 0, 0][..], &vec![0x5a; len - 4]].concat();
-        for (way, front) in [
+        for (path, front) in [
             (PeerPath::Direct(gateway), &[][..]),
             (
                 PeerPath::Circuit { gateway, id },
                 &id.get().to_be_bytes()[..],
             ),
         ] {
-            let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], local, way).expect("one family");
+            let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], local, path).expect("one family");
             for len in [32, 33, 1400] {
                 let mut frame = vec![0xee; 2048];
                 frame[outer.bytes()..outer.bytes() + len].copy_from_slice(&message(len));
@@ -1145,17 +1155,17 @@ fn behind_a_circuits_id_a_datagram_is_as_any() {
                 assert_eq!(
                     udp.payload(),
                     [front, &message(len)].concat(),
-                    "{way}, {len}"
+                    "{path}, {len}"
                 );
                 if let Some(etherparse::NetSlice::Ipv6(ip)) = &sliced.net {
                     let (from, to) = (ip.header().source(), ip.header().destination());
                     let header = udp.to_header();
                     let sum = header.calc_checksum_ipv6_raw(from, to, udp.payload());
-                    assert_eq!(sum.expect("short"), udp.checksum(), "{way}, {len}");
+                    assert_eq!(sum.expect("short"), udp.checksum(), "{path}, {len}");
                 }
                 // The other end sees where it came from.
                 let (from, at) = parse_datagram(&frame).expect("a datagram");
-                let back = match way.circuit() {
+                let back = match path.circuit() {
                     None => PeerPath::Direct(local),
                     Some(id) => PeerPath::Circuit { gateway: local, id },
                 };

@@ -20,7 +20,7 @@ use tunnel::Random as _;
 use appliance_common::maps::{Neighbour, Tenant};
 
 use crate::pipeline::*;
-use crate::testing::{ACCESS, Hand, Memory, Seeded, UPLINK, around, at, packet, to_seal};
+use crate::testing::{ACCESS, Memory, Seeded, TestPeer, UPLINK, around, at, packet, to_seal};
 
 const VNIS: [u32; 3] = [1001, 2001, 0x00ff_ffff];
 const SLOTS: [u32; 3] = [0, 7, 4095];
@@ -76,8 +76,8 @@ struct ModelNetwork {
 struct ModelPeer {
     /// Of a WireGuard peer: network and addresses.
     member: Option<(u32, Vec<(IpAddr, u8)>)>,
-    way: bool,
-    /// The session it is sent to by, as an index of `hands`.
+    has_path: bool,
+    /// The session it is sent to by, as an index of `test_peers`.
     tx: Option<usize>,
     rx: BTreeSet<usize>,
     max_datagram: usize,
@@ -261,13 +261,13 @@ impl Model {
             }
         };
         let goes =
-            head[8..] == segment && self.partial.contains(&network.tenant) && peer.way && fits;
-        let hand = peer.tx.filter(|_| goes)?;
+            head[8..] == segment && self.partial.contains(&network.tenant) && peer.has_path && fits;
+        let test_peer = peer.tx.filter(|_| goes)?;
         // A WireGuard peer reads the packet by its own length; one that contradicts itself it does
         // not.
         Some(match peer.member {
-            None => (hand, [&network.vni.to_be_bytes()[..], packet].concat()),
-            Some(_) => (hand, packet.to_vec()),
+            None => (test_peer, [&network.vni.to_be_bytes()[..], packet].concat()),
+            Some(_) => (test_peer, packet.to_vec()),
         })
     }
 }
@@ -278,7 +278,7 @@ struct World {
     pipeline: Pipeline,
     counters: Arc<WorkerCounters>,
     wire: Memory,
-    hands: Vec<(Hand, u32, u32)>,
+    test_peers: Vec<(TestPeer, u32, u32)>,
     /// Datagrams sealed for us: session and plaintext; `None` once taken.
     said: BTreeMap<Vec<u8>, Option<(usize, Vec<u8>)>>,
     ms: u64,
@@ -305,7 +305,7 @@ impl World {
             pipeline: Pipeline::new(LaneAssignment::WHOLE, seed, Arc::clone(&counters)),
             counters,
             wire: Memory::default(),
-            hands: Vec::new(),
+            test_peers: Vec::new(),
             said: BTreeMap::new(),
             ms: 10,
         };
@@ -316,7 +316,7 @@ impl World {
         }
         for (slot, vni) in VNIS.into_iter().enumerate() {
             world.network(slot, vni, slot as u32 % 2);
-            world.order(Command::Tenant(
+            world.command(Command::Tenant(
                 slot as u32,
                 Tenant {
                     mode: Mode::Partial as u32,
@@ -336,7 +336,7 @@ impl World {
         (self.random.u64() % bound as u64) as usize
     }
 
-    fn order(&mut self, command: Command) {
+    fn command(&mut self, command: Command) {
         self.pipeline
             .command(at(self.ms).mono, command, &mut self.wire);
         assert!(self.wire.frames.is_empty(), "an order sends nothing");
@@ -361,7 +361,7 @@ impl World {
                 Some((vni, nets.to_vec())),
             )
         };
-        self.order(Command::Peer(slot, Some(Box::new(lane))));
+        self.command(Command::Peer(slot, Some(Box::new(lane))));
         let peer = ModelPeer {
             member,
             max_datagram: 1232,
@@ -371,16 +371,16 @@ impl World {
         self.outer(slot, true);
     }
 
-    fn way(slot: u32) -> [String; 2] {
+    fn addresses(slot: u32) -> [String; 2] {
         [format!("192.0.2.{}:6180", slot + 1), LOCAL.to_owned()]
     }
 
-    fn outer(&mut self, slot: u32, way: bool) {
-        let [remote, local] = Self::way(slot).map(|text| text.parse().expect("an address"));
-        let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], local, remote).filter(|_| way);
-        self.order(Command::OuterHeader(slot, outer.map(Box::new)));
+    fn outer(&mut self, slot: u32, has_path: bool) {
+        let [remote, local] = Self::addresses(slot).map(|text| text.parse().expect("an address"));
+        let outer = OuterHeader::new(UPLINK, [9; 6], [8; 6], local, remote).filter(|_| has_path);
+        self.command(Command::OuterHeader(slot, outer.map(Box::new)));
         if let Some(peer) = self.model.peers.get_mut(&slot) {
-            peer.way = way;
+            peer.has_path = has_path;
         }
     }
 
@@ -390,14 +390,14 @@ impl World {
         } else {
             Framing::WireGuard
         };
-        let [from, to] = Self::way(slot);
-        let seed = 1 + self.hands.len() as u64 + self.random.u64() % (1 << 40) * 1000;
-        let (hand, tx, rx) = Hand::new(framing, seed, [&from, &to]);
+        let [from, to] = Self::addresses(slot);
+        let seed = 1 + self.test_peers.len() as u64 + self.random.u64() % (1 << 40) * 1000;
+        let (test_peer, tx, rx) = TestPeer::new(framing, seed, [&from, &to]);
         let name = rx.index();
-        self.order(Command::Receive(slot, rx));
-        self.order(Command::Send(slot, Box::new(tx)));
-        let number = self.hands.len();
-        self.hands.push((hand, slot, name));
+        self.command(Command::Receive(slot, rx));
+        self.command(Command::Send(slot, Box::new(tx)));
+        let number = self.test_peers.len();
+        self.test_peers.push((test_peer, slot, name));
         if let Some(peer) = self.model.peers.get_mut(&slot) {
             peer.tx = Some(number);
             peer.rx.insert(number);
@@ -429,7 +429,7 @@ impl World {
         if router {
             network.gateway_v4 = from_ip(Ipv4Addr::new(10, 1, 0, 1).into());
         }
-        self.order(Command::Network(SLOTS[slot], Some(Box::new(network))));
+        self.command(Command::Network(SLOTS[slot], Some(Box::new(network))));
         let tenant = slot as u32;
         let network = ModelNetwork {
             vni,
@@ -446,7 +446,7 @@ impl World {
             vni,
             address: from_ip(ip),
         };
-        self.order(Command::Endpoint(key, there));
+        self.command(Command::Endpoint(key, there));
         if there {
             self.model.endpoints.insert((vni, ip));
         } else {
@@ -471,14 +471,14 @@ impl World {
                 }
             }
             1 => {
-                self.order(Command::Network(SLOTS[place], None));
+                self.command(Command::Network(SLOTS[place], None));
                 self.model.networks.remove(&SLOTS[place]);
             }
             2 => {
                 let partial = self.below(4) != 0;
                 let mode = if partial { Mode::Partial } else { Mode::Idle } as u32;
                 let tenant = place as u32;
-                self.order(Command::Tenant(tenant, Tenant { mode, epoch: 2 }));
+                self.command(Command::Tenant(tenant, Tenant { mode, epoch: 2 }));
                 if partial {
                     self.model.partial.insert(tenant);
                 } else {
@@ -493,11 +493,11 @@ impl World {
                 let number = self.random.u32() as u8;
                 let neighbour =
                     Neighbour::new(ACCESS, [2, 0, 0, 0, 0, number], [4; 6], 5, 6, 0x88a8);
-                self.order(Command::Neighbour(key, Some(Box::new(neighbour))));
+                self.command(Command::Neighbour(key, Some(Box::new(neighbour))));
                 self.model.neighbours.insert((vni, ip), number);
             }
             7 => {
-                self.order(Command::Neighbour(key, None));
+                self.command(Command::Neighbour(key, None));
                 self.model.neighbours.remove(&(vni, ip));
             }
             8 => {
@@ -513,31 +513,31 @@ impl World {
                     prefix: Prefix::new(&from_ip(*n), 96 + len).expect("a length"),
                     peer: *peer,
                 });
-                self.order(Command::PeerRoutes(vni, members.collect()));
+                self.command(Command::PeerRoutes(vni, members.collect()));
                 self.model.members.insert(vni, list);
             }
             9 => self.peer(slot),
             10 => {
-                self.order(Command::Peer(slot, None));
+                self.command(Command::Peer(slot, None));
                 self.model.peers.remove(&slot);
             }
             11 => self.session(slot),
-            12 if !self.hands.is_empty() => {
-                let number = self.below(self.hands.len());
-                let name = self.hands[number].2;
-                self.order(Command::Retire(slot, name));
+            12 if !self.test_peers.is_empty() => {
+                let number = self.below(self.test_peers.len());
+                let name = self.test_peers[number].2;
+                self.command(Command::Retire(slot, name));
                 if let Some(peer) = self.model.peers.get_mut(&slot)
-                    && self.hands[number].1 == slot
+                    && self.test_peers[number].1 == slot
                 {
                     peer.rx.remove(&number);
                     peer.tx = peer.tx.filter(|tx| *tx != number);
                 }
             }
             _ => {
-                let way = self.below(3) != 0;
-                self.outer(slot, way);
+                let has_path = self.below(3) != 0;
+                self.outer(slot, has_path);
                 let bytes = 1232 + self.below(300);
-                self.order(Command::MaxDatagram(slot, bytes));
+                self.command(Command::MaxDatagram(slot, bytes));
                 if let Some(peer) = self.model.peers.get_mut(&slot) {
                     peer.max_datagram = bytes;
                 }
@@ -635,8 +635,8 @@ impl World {
         for (ifindex, sent) in &frames {
             assert_eq!(*ifindex, UPLINK);
             assert!(sent.len() <= 42 + 1532);
-            for (other, (hand, ..)) in self.hands.iter_mut().enumerate() {
-                let said = hand.hear(now, sent);
+            for (other, (test_peer, ..)) in self.test_peers.iter_mut().enumerate() {
+                let said = test_peer.receive(now, sent);
                 assert_eq!(
                     said.is_some(),
                     other == number,
@@ -646,7 +646,7 @@ impl World {
             }
         }
         let heard = heard.expect("something was sent");
-        match self.model.peers[&self.hands[number].1].member {
+        match self.model.peers[&self.test_peers[number].1].member {
             None => assert_eq!(heard, wanted),
             // Empty where the peer cannot make sense of it; as long as it says, where that is
             // within the padding.
@@ -660,7 +660,7 @@ impl World {
     /// Something arrives. `plaintext` and session if it is authentic and new.
     fn arrives(&mut self, frame: &[u8], authentic: Option<(usize, Vec<u8>)>, piece: bool) {
         let fate = authentic.map_or(Fate::Dropped, |(number, plaintext)| {
-            let slot = self.hands[number].1;
+            let slot = self.test_peers[number].1;
             self.model.opened(slot, &plaintext)
         });
         self.wire.waiting.clear();
@@ -701,7 +701,7 @@ impl World {
         let datagram = frame.get(42..34 + len).filter(|_| good)?;
         let entry = self.said.get_mut(datagram)?;
         let (number, _) = entry.as_ref()?;
-        let known = self.model.peers.get(&self.hands[*number].1);
+        let known = self.model.peers.get(&self.test_peers[*number].1);
         if known.is_none_or(|peer| !peer.rx.contains(number)) {
             return None;
         }
@@ -711,21 +711,21 @@ impl World {
     /// A message sealed by some session; the frame.
     fn says(&mut self, number: usize, plaintext: &[u8]) -> Vec<u8> {
         let now = at(self.ms);
-        let frame = self.hands[number].0.say(now, plaintext);
+        let frame = self.test_peers[number].0.send(now, plaintext);
         let value = (number, plaintext.to_vec());
         self.said.insert(frame[42..].to_vec(), Some(value));
         frame
     }
 
     fn opens(&mut self) {
-        if self.hands.is_empty() {
+        if self.test_peers.is_empty() {
             return;
         }
         // Often one in use.
         let slot = self.below(PEERS as usize) as u32;
         let current = self.model.peers.get(&slot).and_then(|peer| peer.tx);
-        let number = current.unwrap_or(self.below(self.hands.len()));
-        let segments = self.hands[number].1 < 2;
+        let number = current.unwrap_or(self.below(self.test_peers.len()));
+        let segments = self.test_peers[number].1 < 2;
         let vni = VNIS[self.below(3)];
         let packet = self.packet(1300);
         match self.below(8) {
@@ -803,8 +803,8 @@ impl World {
             4 => {
                 let mut bytes = vec![0; self.below(200)];
                 self.random.fill(&mut bytes);
-                let way = self.hands[number].0.way;
-                let frame = around(way, &bytes);
+                let path = self.test_peers[number].0.path;
+                let frame = around(path, &bytes);
                 self.arrives(&frame, None, false);
                 // Bytes 12 and 13 zero make a packet to seal; random ones are hardly ever.
                 self.arrives(&bytes, None, false);

@@ -6,7 +6,7 @@ use appliance_common::counters::Counter;
 use tunnel::{Framing, Random};
 
 use crate::pipeline::*;
-use crate::testing::{ACCESS, Hand, Seeded, UPLINK, VNI, at, join, packet, team, to_seal};
+use crate::testing::{ACCESS, Seeded, TestPeer, UPLINK, VNI, at, join, packet, team, to_seal};
 
 const ADDRESSES: [&str; 2] = ["198.51.100.5:6180", "203.0.113.5:6180"];
 
@@ -97,28 +97,28 @@ fn a_wireguard_peer_belongs_to_the_first_worker() {
     let (_, mut provider) = team(ADDRESSES, [1, 3]);
     let prefix = crate::testing::prefix("10.1.0.77");
     let member = || PeerRoute { prefix, peer: 3 };
-    let way = ["192.0.2.7:51820", ADDRESSES[1]];
-    let (mut hand, tx, rx) = Hand::new(Framing::WireGuard, 5, way);
-    let outer = hand.outer();
+    let path = ["192.0.2.7:51820", ADDRESSES[1]];
+    let (mut test_peer, tx, rx) = TestPeer::new(Framing::WireGuard, 5, path);
+    let outer = test_peer.outer();
     let mut halves = Some((tx, rx));
     for index in 0..3 {
         let assignment = LaneAssignment::new(index, 3).expect("a valid worker number");
         let lanes = PeerLanes::wireguard(assignment, VNI, Box::new([prefix]));
         let worker = index as usize;
-        provider.tell(at(5), worker, Command::Peer(3, Some(Box::new(lanes))));
-        provider.tell(
+        provider.command_worker(at(5), worker, Command::Peer(3, Some(Box::new(lanes))));
+        provider.command_worker(
             at(5),
             worker,
             Command::OuterHeader(3, Some(Box::new(outer))),
         );
-        provider.tell(
+        provider.command_worker(
             at(5),
             worker,
             Command::PeerRoutes(VNI, Box::new([member()])),
         );
         if let Some((tx, rx)) = halves.take() {
-            provider.tell(at(5), worker, Command::Receive(3, rx));
-            provider.tell(at(5), worker, Command::Send(3, Box::new(tx)));
+            provider.command_worker(at(5), worker, Command::Receive(3, rx));
+            provider.command_worker(at(5), worker, Command::Send(3, Box::new(tx)));
         }
     }
     for worker in 0..3 {
@@ -128,11 +128,11 @@ fn a_wireguard_peer_belongs_to_the_first_worker() {
         assert_eq!(handed, usize::from(worker != 0));
         let frames = provider.take();
         assert_eq!(frames.len(), 1);
-        let heard = hand.hear(at(6), &frames[0].1).expect("authentic");
+        let heard = test_peer.receive(at(6), &frames[0].1).expect("authentic");
         assert!(heard.starts_with(&sent));
         // From it, at any queue.
         let answer = packet("10.1.0.77", "10.1.0.10", b"from the client");
-        let frame = hand.say(at(6), &answer);
+        let frame = test_peer.send(at(6), &answer);
         let handed = provider.frame(at(6), worker, frame);
         assert_eq!(handed, usize::from(worker != 0));
         let frames = provider.take();
@@ -147,19 +147,19 @@ fn a_wireguard_peer_belongs_to_the_first_worker() {
 fn what_every_worker_kept_comes_out_when_one_hears_the_peer() {
     let (mut tenant, mut provider) = team(ADDRESSES, [4, 1]);
     for worker in 0..4 {
-        tenant.tell(at(10), worker, Command::PeerSilent(0));
+        tenant.command_worker(at(10), worker, Command::PeerSilent(0));
         let mut frame = to_seal(4, VNI, &tcp(worker as u16));
         frame[4] = worker as u8;
         tenant.frame(at(10), worker, frame);
     }
     // Sent, in case it gets through; these did not.
     assert_eq!(tenant.take().len(), 4);
-    provider.order(at(20), Command::Keepalive(0));
+    provider.command(at(20), Command::Keepalive(0));
     let (_, frame) = provider.take().remove(0);
     tenant.frame(at(20), 0, frame);
     assert_eq!(tenant.take().len(), 1, "the worker that heard it");
     for worker in 0..4 {
-        tenant.tell(at(21), worker, Command::PeerHeard(0));
+        tenant.command_worker(at(21), worker, Command::PeerHeard(0));
     }
     let frames = tenant.take();
     assert_eq!(frames.len(), 3, "the others, once each");
@@ -181,10 +181,10 @@ fn tcp(port: u16) -> Vec<u8> {
 #[test]
 fn a_session_given_to_the_wrong_worker_opens_nothing() {
     let (_, mut provider) = team(ADDRESSES, [1, 2]);
-    let way = [ADDRESSES[0], ADDRESSES[1]];
-    let (mut hand, _, rx) = Hand::new(Framing::Segments, 9, way);
-    provider.tell(at(5), 1, Command::Receive(0, rx));
-    let frame = hand.say(at(6), &[0; 40]);
+    let path = [ADDRESSES[0], ADDRESSES[1]];
+    let (mut test_peer, _, rx) = TestPeer::new(Framing::Segments, 9, path);
+    provider.command_worker(at(5), 1, Command::Receive(0, rx));
+    let frame = test_peer.send(at(6), &[0; 40]);
     provider.frame(at(6), 1, frame);
     assert_eq!(provider.count(Counter::DropUnknownSession), 1);
     assert!(provider.take().is_empty());

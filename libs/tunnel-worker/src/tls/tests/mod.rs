@@ -156,7 +156,7 @@ fn dialing(to: SocketAddr, fingerprint: Fingerprint, n: u8) -> DialConfig {
     DialConfig {
         addresses: vec![to],
         name: NAME.to_owned(),
-        fingerprint,
+        fingerprints: vec![fingerprint],
         circuit: circuit(u64::from(n)),
         key: key(n),
         clock: Box::new(unix_nanos),
@@ -342,6 +342,27 @@ fn a_gigabyte_goes_through_and_nothing_is_lost_uncounted() {
 }
 
 #[test]
+fn each_of_several_pinned_certificates_is_accepted() {
+    let provider = Owner::new();
+    let (listener, presented) = provider.listen(Limits::default(), false);
+    let other = Identity::generate(NAME).expect("one").fingerprint();
+    // A provider changes its certificate while its tenants pin both.
+    for (n, pinned) in [(1, vec![other, presented]), (2, vec![presented, other])] {
+        let mut dialing = dialing(listener.addresses()[0], presented, n);
+        dialing.fingerprints = pinned;
+        let tenant = Owner::new();
+        let _dialer = tenant.dial(dialing);
+        tenant.established();
+    }
+    let tenant = Owner::new();
+    let mut neither = dialing(listener.addresses()[0], presented, 3);
+    neither.fingerprints = vec![other, Identity::generate(NAME).expect("one").fingerprint()];
+    let _dialer = tenant.dial(neither);
+    let error = tenant.failed().to_string();
+    assert!(error.contains(&format!("not {other} or ")), "{error}");
+}
+
+#[test]
 fn another_certificate_is_refused_and_said() {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, presented) = provider.listen(Limits::default(), false);
@@ -415,7 +436,7 @@ fn raw(
     at: SocketAddr,
     fingerprint: Fingerprint,
 ) -> (StreamOwned<ClientConnection, TcpStream>, Tag) {
-    let config = config::client(fingerprint).expect("a client");
+    let config = config::client(&[fingerprint]).expect("a client");
     let name = NAME.try_into().expect("a name");
     let mut tls = ClientConnection::new(config, name).expect("a client");
     let mut socket = TcpStream::connect(at).expect("connect");
@@ -570,7 +591,7 @@ fn an_older_tls_and_another_protocol_are_refused() {
         }
     };
     let config = |alpn: &[&[u8]]| {
-        let mut config = (*config::client(fingerprint).expect("a client")).clone();
+        let mut config = (*config::client(&[fingerprint]).expect("a client")).clone();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         Arc::new(config)
     };

@@ -1,13 +1,13 @@
-//! Deadlines of circuits, the earliest first: of hundreds that are idle only those that are due are
-//! driven. Pure.
+//! Deadlines of peers or circuits, the earliest first: of hundreds that are idle only those that
+//! are due are handled.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tunnel::Instant;
+use crate::time::Instant;
 
-/// Slots, each with its deadline, if it has one.
+/// Slots, each with its deadline, if it has one. Every operation is logarithmic in their number.
 #[derive(Debug, Default)]
-pub(super) struct DeadlineQueue {
+pub struct DeadlineQueue {
     due: BTreeSet<(Instant, u32)>,
     at: BTreeMap<u32, Instant>,
 }
@@ -37,6 +37,7 @@ impl DeadlineQueue {
 
     /// Takes the slots that are due, the earliest first. They have no deadline until they get
     /// another.
+    #[must_use]
     pub fn take(&mut self, now: Instant) -> Vec<u32> {
         let mut taken = Vec::new();
         while let Some(&(at, slot)) = self.due.first()
@@ -50,6 +51,7 @@ impl DeadlineQueue {
     }
 
     /// The earliest deadline.
+    #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }
