@@ -183,8 +183,11 @@ mod tests {
         }
     }
 
-    /// Runs to the end; times of the frames in milliseconds, the owners, and the time of the end.
-    fn run(check: &mut TakeoverCheck, start: Instant) -> (Vec<(u128, Vec<u8>)>, Vec<Owner>, u128) {
+    /// A frame and the time of its sending in milliseconds.
+    type Sent = (u128, Vec<u8>);
+
+    /// Runs to the end; the frames, the owners, and the time of the end in milliseconds.
+    fn run(check: &mut TakeoverCheck, start: Instant) -> (Vec<Sent>, Vec<Owner>, u128) {
         let mut now = start;
         let mut frames = Vec::new();
         loop {

@@ -129,8 +129,8 @@ fn token(text: &str) -> (usize, Option<&str>) {
         return (end, text.get(begin..end - close.len()));
     }
     // A character, and not a lifetime.
-    if text.starts_with('\'') {
-        let mut inside = text[1..].chars();
+    if let Some(inside) = text.strip_prefix('\'') {
+        let mut inside = inside.chars();
         let first = inside.next();
         if first == Some('\\') {
             return (end_of("'", 3.min(text.len())), None);
@@ -145,11 +145,11 @@ fn token(text: &str) -> (usize, Option<&str>) {
             None,
         );
     }
-    if text.starts_with('"') {
+    if let Some(inside) = text.strip_prefix('"') {
         let mut escaped = false;
-        for (at, c) in text[1..].char_indices() {
+        for (at, c) in inside.char_indices() {
             match c {
-                '"' if !escaped => return (at + 2, Some(&text[1..=at])),
+                '"' if !escaped => return (at + 2, Some(&inside[..at])),
                 _ => escaped = c == '\\' && !escaped,
             }
         }
