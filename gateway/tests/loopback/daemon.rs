@@ -560,7 +560,7 @@ fn errors_at_the_start_name_the_cause() {
     fs::write(dir.path().join("gw.sock"), "mine").expect("write");
     let output = start(ANYWHERE, "", 1000);
     assert!(
-        output.contains("is there and is not a socket; move it away"),
+        output.contains("exists and is not a socket; move it away"),
         "{output}"
     );
     // No gateway runs.

@@ -72,7 +72,7 @@ impl Rx {
     pub fn receive(&mut self, max: usize, f: impl FnMut(&mut [u8])) -> usize {
         let shared = &self.shared;
         self.receiver.receive(max, f, || {
-            // What fails here (the link is down) is tried again at the next call.
+            // A failed wake-up (the link is down) is tried again at the next call.
             let _ = sys::kick_rx(&shared.fd);
         })
     }
