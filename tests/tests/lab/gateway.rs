@@ -334,6 +334,9 @@ impl Site {
         let own: IpAddr = own[usize::from(to.is_ipv6())].parse().expect("an address");
         let socket = self.within(host, || UdpSocket::bind((own, 0)).expect("a socket"));
         socket.connect(to).expect("an address");
+        // Tests replace the socket of an end that has roamed.
+        let set = socket.set_read_timeout(Some(circuit_end::INTERVAL));
+        set.expect("set the read timeout");
         socket
     }
 }

@@ -126,12 +126,7 @@ fn curl_and_openssl_work_through_the_relay() {
         let got = std::fs::read(got).expect("what curl wrote");
         assert!(got == page, "{host}: {} bytes, or others", got.len());
     }
-    let status = site.gateway_status("gw1");
-    let acme = &status["tenants"][0];
-    assert_eq!(
-        (&acme["name"], &acme["relayed"]),
-        (&"acme".into(), &1.into())
-    );
+    assert_eq!(tenant(&site.gateway_status("gw1"), "acme")["relayed"], 1);
 
     // openssl at both ends, with a certificate of the client's: the gateway is no party to it.
     let words = [
@@ -272,7 +267,8 @@ fn bulk_data_is_exact_and_half_closes_are_kept() {
         rate(received - began),
         rate(ended - received)
     );
-    let acme = &site.gateway_status("gw1")["tenants"][0];
+    let status = site.gateway_status("gw1");
+    let acme = tenant(&status, "acme");
     let hello = client_hello(RAW).len() as u64;
     assert_eq!(acme["bytes_up"], bytes + hello, "{acme}");
     assert_eq!(acme["bytes_down"], bytes, "{acme}");
@@ -465,6 +461,13 @@ fn beside_attackers(
     })
 }
 
+/// A tenant in a gateway's status.
+fn tenant<'a>(status: &'a serde_json::Value, name: &str) -> &'a serde_json::Value {
+    let tenants = status["tenants"].as_array();
+    let found = tenants.into_iter().flatten().find(|t| t["name"] == name);
+    found.unwrap_or_else(|| panic!("no tenant {name} in {status}"))
+}
+
 fn bound(site: &Site, circuit: CircuitId) -> serde_json::Value {
     let status = site.gateway_status("gw1");
     let list = status["circuits"]["list"].as_array();
@@ -600,7 +603,10 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
         );
     }
     let rubbish = many(&mut |rng| {
-        let mut bytes = vec![0; 8 + (rng.next_u64() % 90) as usize];
+        let length = 8 + (rng.next_u64() % 90) as usize;
+        // Of a message's length it would be one of an unknown circuit.
+        let length = length + usize::from(length == MESSAGE_BYTES);
+        let mut bytes = vec![0; length];
         for byte in bytes.iter_mut().skip(8) {
             *byte = rng.next_u64() as u8 | 0x80;
         }
@@ -665,8 +671,10 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
         .flatten()
         .find(|c| c["id"] == acme.to_string())
         .expect("acme's circuit");
-    let carried = serde_json::json!([51 + sent, 50]);
-    assert_eq!(of_acme["datagrams"], carried, "{of_acme}");
+    // A busy machine may lose one before the gateway; none may be carried that was not sent.
+    let carried = of_acme["datagrams"][0].as_u64().expect("a number");
+    assert!((51 + heard..=51 + sent).contains(&carried), "{of_acme}");
+    assert_eq!(of_acme["datagrams"][1], 50, "{of_acme}");
     assert_eq!(of_acme["events"]["bound"], 2, "{of_acme}");
     assert!(matches!(
         own_a.bind_within(Duration::from_secs(3)),
