@@ -125,8 +125,12 @@ fn datagrams_of_one_queue_are_decrypted_by_all_workers() {
     let delivered = workers(&site, PROVIDER, "delivered");
     spread(&delivered);
     assert_eq!(delivered, workers(&site, TENANT, "sealed"));
-    let others = delivered[1..].iter().sum();
-    assert_eq!(workers(&site, PROVIDER, "handed_over"), [others, 0, 0, 0]);
+    let others: u64 = delivered[1..].iter().sum();
+    let handed_over = workers(&site, PROVIDER, "handed_over");
+    assert_eq!(handed_over[0], others, "{handed_over:?}");
+    // Control messages before the router had one queue may have used others.
+    let rest: u64 = handed_over[1..].iter().sum();
+    assert!(rest * 100 < others, "{handed_over:?}");
     assert_eq!(site.counter(PROVIDER, "drop_worker_full"), 0);
 
     // A restarted daemon has all its workers.
