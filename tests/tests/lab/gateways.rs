@@ -126,7 +126,10 @@ fn curl_and_openssl_work_through_the_relay() {
         let got = std::fs::read(got).expect("what curl wrote");
         assert!(got == page, "{host}: {} bytes, or others", got.len());
     }
-    assert_eq!(tenant(&site.gateway_status("gw1"), "acme")["relayed"], 1);
+    assert_eq!(
+        tenant_status(&site.gateway_status("gw1"), "acme")["relayed"],
+        1
+    );
 
     // openssl at both ends, with a certificate of the client's: the gateway is no party to it.
     let words = [
@@ -268,7 +271,7 @@ fn bulk_data_is_exact_and_half_closes_are_kept() {
         rate(ended - received)
     );
     let status = site.gateway_status("gw1");
-    let acme = tenant(&status, "acme");
+    let acme = tenant_status(&status, "acme");
     let hello = client_hello(RAW).len() as u64;
     assert_eq!(acme["bytes_up"], bytes + hello, "{acme}");
     assert_eq!(acme["bytes_down"], bytes, "{acme}");
@@ -462,7 +465,7 @@ fn beside_attackers(
 }
 
 /// A tenant in a gateway's status.
-fn tenant<'a>(status: &'a serde_json::Value, name: &str) -> &'a serde_json::Value {
+fn tenant_status<'a>(status: &'a serde_json::Value, name: &str) -> &'a serde_json::Value {
     let tenants = status["tenants"].as_array();
     let found = tenants.into_iter().flatten().find(|t| t["name"] == name);
     found.unwrap_or_else(|| panic!("no tenant {name} in {status}"))
