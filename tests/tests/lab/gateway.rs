@@ -498,7 +498,10 @@ fn ends_that_roam_leave_or_are_silent_are_followed() {
             .as_u64()
             .expect("a number")
     };
-    assert!(dropped("not-bound") + dropped("no-peer") > 10);
+    // XDP drops those over the budget of a source that is not bound.
+    let all = dropped("not-bound") + dropped("no-peer") + dropped("strangers");
+    // One each 0.2 s, the read timeout of the end that waits for them.
+    assert!(all > 3, "{all}");
 }
 
 mod timed {
