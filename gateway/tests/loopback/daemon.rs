@@ -568,7 +568,10 @@ fn errors_at_the_start_name_the_cause() {
         .args(["status", "--socket", "/no-such-directory/gw.sock"])
         .output()
         .expect("run");
-    assert!(text(&output.stderr).contains("no gateway answers at /no-such-directory/gw.sock: "));
+    assert!(
+        text(&output.stderr)
+            .contains("cannot connect to the gateway at /no-such-directory/gw.sock: ")
+    );
 }
 
 #[test]
