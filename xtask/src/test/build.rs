@@ -49,17 +49,17 @@ pub fn build(
     };
     step(what, || {
         let mut command = cargo();
-        command.args(["test", "--no-run", "--locked"]);
-        command.arg("--message-format=json-render-diagnostics");
         match profile {
-            // Always everything, so that features are resolved in the same way each time.
-            Profile::Release => command.args(["--release", "--lib", "--bins", "--tests"]),
+            // Always everything, so that features are resolved in the same way each time. `build`,
+            // since `test --no-run` builds no program of a package without integration tests.
+            Profile::Release => command.args(["build", "--release", "--lib", "--bins", "--tests"]),
             Profile::Dev => {
-                command.args(["--lib", "--bins"]);
+                command.args(["test", "--no-run", "--lib", "--bins"]);
                 let tests = targets.iter().filter(|t| t.kind == "test");
                 command.args(tests.flat_map(|t| ["--test", &t.name]))
             }
         };
+        command.args(["--locked", "--message-format=json-render-diagnostics"]);
         whole_workspace(&mut command, workspace);
         let artifacts = run(&mut command)?;
         targets
