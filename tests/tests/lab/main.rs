@@ -3,6 +3,7 @@
 //! Two of these tests may run at the same time. Tests in a module `timed` assert times or rates and
 //! run alone. `cargo xtask test` runs each test in a separate process.
 
+mod conditions;
 mod follow;
 mod full;
 mod gateway;

@@ -135,9 +135,33 @@ impl Lab {
     }
 }
 
+/// Sets an option of a socket whose value is a number.
+pub(crate) fn set_option(
+    socket: &OwnedFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> std::io::Result<()> {
+    // SAFETY: the pointer is to a `c_int` whose size is passed.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_ref(&value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
 /// An AF_PACKET socket bound to `link` in the namespace of this thread, VLAN tags of received
 /// frames delivered aside (`PACKET_AUXDATA`).
-fn packet_socket(link: &str) -> Result<OwnedFd> {
+pub(crate) fn packet_socket(link: &str) -> Result<OwnedFd> {
     let during = |result: libc::c_int, what: &str| {
         if result < 0 {
             Err(std::io::Error::last_os_error()).during(|| format!("{what} on {link}"))
@@ -151,26 +175,10 @@ fn packet_socket(link: &str) -> Result<OwnedFd> {
     let fd = during(fd, "opening a packet socket")?;
     // SAFETY: the descriptor was just made and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let set = |level, option, value: libc::c_int| {
-        // SAFETY: the pointer is to a `c_int` whose size is passed.
-        unsafe {
-            libc::setsockopt(
-                fd,
-                level,
-                option,
-                std::ptr::from_ref(&value).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        }
-    };
-    during(
-        set(libc::SOL_PACKET, libc::PACKET_AUXDATA, 1),
-        "asking for VLAN tags",
-    )?;
-    during(
-        set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER),
-        "sizing the buffer",
-    )?;
+    set_option(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)
+        .during(|| format!("asking for VLAN tags on {link}"))?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER)
+        .during(|| format!("sizing the buffer on {link}"))?;
     // SAFETY: all-zero is a valid value of this plain structure.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;

@@ -40,6 +40,7 @@ mod error;
 mod full;
 mod gateway;
 mod http;
+mod impairment;
 pub mod interrupt;
 mod iperf;
 mod listener;
@@ -64,6 +65,7 @@ pub use error::{Error, Result};
 pub use full::SiteSwitch;
 pub use gateway::{Drawn, GatewayHandle};
 pub use http::{Download, Server};
+pub use impairment::{Impaired, ImpairedLink, Impairment};
 pub use iperf::{IperfServer, Throughput};
 pub use netns::{
     PREFIX as NAMESPACE_PREFIX, list as list_namespaces, name as namespace_name,

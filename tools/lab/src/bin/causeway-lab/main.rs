@@ -20,7 +20,9 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lab::{Lab, Options, Paths, Switchover, Topology, interrupt, sites, topology::Failover};
+use lab::{
+    Impairment, Lab, Options, Paths, Switchover, Topology, interrupt, sites, topology::Failover,
+};
 
 mod demo;
 
@@ -152,6 +154,18 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Delay, lose, reorder or limit UDP and TCP that arrive on a router's link, until Ctrl-C.
+    Impair {
+        /// A router, such as `wan`.
+        host: String,
+        /// Its link, such as `tenant` (traffic from the tenant) or `provider`.
+        link: String,
+        /// The lab. May be omitted if only one is up.
+        #[arg(long)]
+        lab: Option<String>,
+        #[command(flatten)]
+        impairment: ImpairmentArgs,
+    },
     /// Raise sites, fail over a machine or whole sites, check and measure each step, take all down.
     Demo {
         /// The failover to show.
@@ -166,6 +180,49 @@ enum Command {
         #[command(flatten)]
         links: Links,
     },
+}
+
+#[derive(Args, Clone, Copy)]
+struct ImpairmentArgs {
+    /// Delay of each packet, milliseconds.
+    #[arg(long, default_value_t = 0, value_name = "MS")]
+    delay: u64,
+    /// At most this much more delay for each packet, milliseconds. Packets overtake each other.
+    #[arg(long, default_value_t = 0, value_name = "MS")]
+    jitter: u64,
+    /// Lost packets, percent.
+    #[arg(long, default_value_t = 0.0, value_name = "PERCENT", value_parser = percent)]
+    loss: f64,
+    /// Rate limit, kilobits per second; 0 for none.
+    #[arg(long, default_value_t = 0, value_name = "KBIT/S")]
+    rate: u64,
+    /// Bytes that wait for the rate limit; more are dropped.
+    #[arg(long, default_value_t = 256 * 1024, value_name = "BYTES")]
+    queue: usize,
+    /// Seed of losses and jitter.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+impl From<ImpairmentArgs> for Impairment {
+    fn from(args: ImpairmentArgs) -> Self {
+        Self {
+            delay: Duration::from_millis(args.delay),
+            jitter: Duration::from_millis(args.jitter),
+            loss_ppm: (args.loss * 10_000.0) as u32,
+            rate: args.rate.saturating_mul(1000),
+            queue: args.queue,
+            seed: args.seed,
+        }
+    }
+}
+
+/// Reads a percentage.
+fn percent(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        _ => Err("write a number from 0 to 100".to_owned()),
+    }
 }
 
 #[derive(Args, Clone, Copy)]
@@ -371,6 +428,29 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let lab = open(lab, paths)?;
             capture(&lab, &host, &link, far_end, seconds, out)?;
         }
+        Command::Impair {
+            host,
+            link,
+            lab,
+            impairment,
+        } => {
+            let lab = open(lab, paths)?;
+            interrupt::install()?;
+            let impaired = lab.impair(&host, &link, impairment.into())?;
+            service::errln!("impairing {link} of {host}; end it by Ctrl-C");
+            while interrupt::check().is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            interrupt::clear();
+            let counts = impaired.stop()?;
+            service::outln!(
+                "{} packets passed ({} overtaken), {} lost, {} dropped by the rate limit",
+                counts.passed,
+                counts.reordered,
+                counts.lost,
+                counts.overflowed
+            );
+        }
         Command::Demo {
             scenario,
             name,
@@ -555,5 +635,18 @@ mod tests {
             panic!("not read");
         };
         assert_eq!(which, "gw1");
+        let impair = |loss| {
+            let words = ["causeway-lab", "impair", "wan", "tenant", "--delay", "40"];
+            Cli::try_parse_from([&words[..], &["--loss", loss]].concat()).map(|c| c.command)
+        };
+        let Ok(Command::Impair { impairment, .. }) = impair("0.5") else {
+            panic!("not read");
+        };
+        let impairment = Impairment::from(impairment);
+        assert_eq!(impairment.loss_ppm, 5_000);
+        assert_eq!(impairment.delay, Duration::from_millis(40));
+        for wrong in ["-1", "101", "NaN", "much"] {
+            assert!(impair(wrong).is_err(), "{wrong}");
+        }
     }
 }
