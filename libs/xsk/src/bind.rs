@@ -148,7 +148,12 @@ pub fn bind(config: &Config) -> Result<(Rx, Tx), Error> {
         )
     };
     // Fills the fill ring, because drivers may read it as early as bind.
-    let receiver = Receiver::new(rx_pool, Consumer::new(rings.0), Producer::new(rings.1));
+    let receiver = Receiver::new(
+        rx_pool,
+        Consumer::new(rings.0),
+        Producer::new(rings.1),
+        config.memory == Memory::ZeroCopy,
+    );
     let transmitter = Transmitter::new(tx_pool, Producer::new(rings.2), Consumer::new(rings.3));
 
     if let Some(BusyPoll { micros, budget }) = config.busy_poll {

@@ -132,16 +132,26 @@ pub(crate) struct Receiver {
     pool: Pool,
     rx: Consumer<libc::xdp_desc>,
     fill: Producer<u64>,
+    /// Only a driver in zero-copy mode sets `XDP_RING_NEED_WAKEUP` on the fill ring
+    /// (`xsk_set_rx_need_wakeup`). Copy mode saves the memory barrier before each look at the flag:
+    /// it waits until the copies of a whole batch have reached the cache.
+    zero_copy: bool,
     skipped: u64,
 }
 
 impl Receiver {
     /// Gives all frames of `pool` to the kernel.
-    pub(crate) fn new(pool: Pool, rx: Consumer<libc::xdp_desc>, fill: Producer<u64>) -> Self {
+    pub(crate) fn new(
+        pool: Pool,
+        rx: Consumer<libc::xdp_desc>,
+        fill: Producer<u64>,
+        zero_copy: bool,
+    ) -> Self {
         let mut receiver = Self {
             pool,
             rx,
             fill,
+            zero_copy,
             skipped: 0,
         };
         receiver.refill();
@@ -168,7 +178,7 @@ impl Receiver {
         }
         self.rx.release();
         self.refill();
-        if self.fill.needs_wakeup() {
+        if self.zero_copy && self.fill.needs_wakeup() {
             wake();
         }
         received
@@ -232,7 +242,7 @@ mod tests {
             arrived: VecDeque::new(),
             number: 0,
         };
-        (Receiver::new(pool, rx, fill), kernel)
+        (Receiver::new(pool, rx, fill, false), kernel)
     }
 
     impl Kernel {
@@ -373,7 +383,7 @@ mod tests {
         let (pool, _) = pool::memory::pool(START, FRAMES, SIZE);
         let (_kernel_rx, rx, _) = ring::memory::ring(2 * FRAMES, 0, EMPTY);
         let (fill, _kernel_fill, flags) = ring::memory::ring(FRAMES, 0, 0u64);
-        let mut receiver = Receiver::new(pool, rx, fill);
+        let mut receiver = Receiver::new(pool, rx, fill, true);
         let mut woken = 0;
         let mut receive = |receiver: &mut Receiver| {
             assert_eq!(receiver.receive(8, |_| (), || woken += 1), 0);
