@@ -249,7 +249,7 @@ fn flows_older_than_the_switch_are_translated_after_it() {
         let report = pinger.stop().unwrap_or_else(|e| panic!("replica-a: {e}"));
         println!("{}", report.summary());
         assert!(report.lost().contains(&0), "the mode was not in force");
-        // The replica has asked in vain for its gateway until now, and asks again within a second.
+        // Nothing answered the replica's requests for its gateway; it asks again within a second.
         let lost = report.lost_since(switched + 2000 * MS);
         assert_eq!(lost, Vec::<usize>::new(), "{}", report.summary());
     }

@@ -39,7 +39,7 @@ const LONGEST: usize = METADATA + 14 + 65_536;
 /// How long the thread sleeps at most before it looks whether it is to end.
 const POLL: Duration = Duration::from_millis(20);
 
-/// What a link does to the UDP and TCP packets that arrive on it.
+/// Effects of a link on the UDP and TCP packets that arrive on it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Impairment {
     /// Added to each packet.
@@ -57,7 +57,7 @@ pub struct Impairment {
     pub seed: u64,
 }
 
-/// What an impairment did.
+/// Packets by their fate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Impaired {
     /// Packets that passed, late or not.
