@@ -28,8 +28,9 @@ pub enum DialStepError {
     /// The certificate is not the pinned one.
     #[error(
         "the certificate has the fingerprint {presented}, not {} as in `tls.fingerprint`: \
-         either a third party answers in the provider's place, or the provider has a new \
-         certificate; ask the provider for its fingerprint and compare",
+         either a third party answers in the provider's place, such as a proxy that inspects \
+         TLS, or the provider has a new certificate; ask the provider for its fingerprint and \
+         compare, and exempt the gateways from inspection",
         any_of(pinned)
     )]
     Fingerprint {
