@@ -1,4 +1,4 @@
-//! What the programs log, by aya-log: states that a correct daemon never leaves behind.
+//! Log lines of the programs, by aya-log: states that a correct daemon never leaves behind.
 //!
 //! For: one line a second from each CPU and reason at most, with the value that was wrong. Never: a
 //! line about a packet as such; packets are counted, and shown by `causeway-appliance trace`. None

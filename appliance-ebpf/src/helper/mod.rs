@@ -1,5 +1,5 @@
-//! What stages are made of. Each helper does one thing to a frame or a table; none decides what a
-//! program does next.
+//! Functions that the stages call. Each helper does one thing to a frame or a table; none decides
+//! what a program does next.
 
 pub mod addr;
 pub mod arp;

@@ -17,7 +17,7 @@ pub use xdp_frame::{Plain, Window, frame_len, ingress};
 
 use crate::maps::JUMPS;
 
-/// What becomes of a packet, and the counter of it.
+/// The verdict on a packet, and its counter.
 #[derive(Clone, Copy)]
 pub enum Outcome {
     /// Pass it to the kernel's stack, unchanged.

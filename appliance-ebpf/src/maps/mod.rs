@@ -188,7 +188,7 @@ pub static FRAGMENTS: LruHashMap<FlowKey, Flow> =
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// What a program passes to the target of its tail call, one entry per CPU. Written by the
+/// State that a program passes to the target of its tail call, one entry per CPU. Written by the
 /// programs.
 #[map]
 pub static PASSED: PerCpuArray<TailCallState> = PerCpuArray::with_max_entries(1, 0);

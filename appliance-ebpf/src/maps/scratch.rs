@@ -28,7 +28,7 @@ pub struct Scratch {
     pub packet: Packet,
     /// The key that finds its connection.
     pub key: FlowKey,
-    /// What the packet becomes, and where it goes.
+    /// The translated addresses and ports of the packet, and its destination network.
     pub flow: Flow,
     /// Key of the other direction.
     pub back_key: FlowKey,
@@ -64,7 +64,7 @@ pub struct Side {
     pub now: u32,
 }
 
-/// What kind of packet is translated.
+/// The kind of the packet that is translated.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Kind {

@@ -1,4 +1,4 @@
-//! What each program does with a frame, in order. A stage decides; helpers look up, answer and
+//! The steps of each program with a frame, in order. A stage decides; helpers look up, answer and
 //! rewrite.
 //!
 //! ```text

@@ -414,7 +414,8 @@ name = "acme"
 name = "provider"
 public_key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
 circuit = { id = "3f9a1c0277d1e05b", key_file = "/etc/causeway/circuit.key" }
-tls = { name = "acme.gateway.example.net", fingerprint = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff" }
+tls.name = "acme.gateway.example.net"
+tls.fingerprint = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
 [[network]]
 name = "net1"
 tenant = "acme"

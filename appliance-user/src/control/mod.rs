@@ -176,7 +176,7 @@ pub struct Status {
     /// Other machines that use addresses of the appliance.
     #[serde(default)]
     pub conflicts: Vec<ConflictStatus>,
-    /// What to mend although all of the configuration is in force.
+    /// Things to mend that do not make the daemon unready: all of the configuration is in force.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// Counters of the daemon, by stable name.

@@ -279,7 +279,7 @@ fn tunnels(out: &mut String, s: &Status) {
     );
 }
 
-/// What carries a tunnel: UDP or TLS, and the gateway or the address.
+/// The carrier of a tunnel: UDP or TLS, and the gateway or the address.
 fn path(t: &TunnelStatus) -> String {
     match (t.carrier.as_str(), t.via.as_str()) {
         ("", _) => "-".to_owned(),

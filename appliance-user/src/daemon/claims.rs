@@ -1,6 +1,7 @@
-//! What the appliance is on the wire: in partial failover the failed-over addresses, or at the
-//! provider the networks' routers; in full failover the gateways of the plans' networks, and the
-//! public addresses. Pure: a function of what is in force and what the kernel says.
+//! The addresses that the appliance claims on the wire: in partial failover the failed-over
+//! addresses, or at the provider the networks' routers; in full failover the gateways of the plans'
+//! networks, and the public addresses. Pure: a function of the configuration and state in force and
+//! of the kernel's snapshot.
 
 use std::{collections::BTreeMap, net::IpAddr};
 

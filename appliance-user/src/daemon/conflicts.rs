@@ -69,7 +69,8 @@ impl Daemon {
         }
     }
 
-    /// What the operator should know although all of the configuration is in force.
+    /// Warnings to the operator that do not make the daemon unready: all of the configuration is in
+    /// force.
     pub(super) fn warnings(&self) -> Vec<String> {
         let hosts = self.engines.group_macs(Instant::now());
         hosts

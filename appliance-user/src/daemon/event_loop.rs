@@ -33,7 +33,7 @@ const MAX_OUTPUTS: usize = 20_000;
 /// Longest delay of an answer to a router solicitation (RFC 4861 section 6.2.6), milliseconds.
 const MAX_ROUTER_DELAY: u64 = 500;
 
-/// What the loop waits for, besides deadlines and tunnels.
+/// The event sources of the loop, besides deadlines and tunnels.
 pub(super) struct Events {
     neighbours: AsyncFd<RingBuf<MapData>>,
     slow: AsyncFd<RingBuf<MapData>>,

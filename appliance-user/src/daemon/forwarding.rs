@@ -30,7 +30,7 @@ impl Forwarding {
         Ok(Self { datapath, tables })
     }
 
-    /// What the maps hold.
+    /// The contents of the maps.
     pub const fn tables(&self) -> &MapContents {
         &self.tables
     }

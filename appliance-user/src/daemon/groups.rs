@@ -19,9 +19,9 @@ const ALL_NODES: Address = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 /// All routers, where router solicitations go.
 const ALL_ROUTERS: Address = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 
-/// What each port listens to. `is_partial` says of a tenant whether it is in partial failover,
-/// `endpoints` are the failed-over addresses of such tenants, `claims` the addresses that are the
-/// appliance's own, and `port` finds a network's port.
+/// The multicast groups that each port listens to. `is_partial` says of a tenant whether it is in
+/// partial failover, `endpoints` are the failed-over addresses of such tenants, `claims` the
+/// addresses that are the appliance's own, and `port` finds a network's port.
 pub(super) fn wanted(
     config: &Config,
     is_partial: impl Fn(&str) -> bool,

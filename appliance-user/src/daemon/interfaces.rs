@@ -127,7 +127,7 @@ impl Interfaces {
                             "XDP attached"
                         );
                     }
-                    // What `auto` got is known only now.
+                    // Only an attached program tells the mode that `auto` selected.
                     let generic = attached.mode == Mode::Generic;
                     if let Err(error) = self.prepare(config, link, generic, true) {
                         errors.insert(name.clone(), error);
@@ -394,7 +394,7 @@ impl Interfaces {
     }
 }
 
-/// What the configuration requires of a NIC.
+/// The requirements of the configuration on a NIC.
 fn requirements(config: &Config, link: &LinkState, generic: bool) -> Requirements {
     let networks = || config.networks.iter().filter(|n| n.interface == link.name);
     let vlans = networks().filter(|n| n.vlan.outer != 0);

@@ -41,7 +41,7 @@ use crate::{
 /// Prefix of the names of counters that count dropped packets.
 const DROP: &str = "drop_";
 
-/// What is served: the newest sample. Clones share it.
+/// The newest sample, which the HTTP server renders. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Metrics(Arc<Mutex<Option<Arc<Sample>>>>);
 

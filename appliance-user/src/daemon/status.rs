@@ -1,4 +1,4 @@
-//! What the daemon reports of itself: status and counters.
+//! Status and counters of the daemon.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -79,7 +79,7 @@ impl Daemon {
         })
     }
 
-    /// What of the configuration is not in force.
+    /// The parts of the configuration that are not in force, with reasons.
     fn not_ready(&self, peers: &[PeerStatus]) -> Vec<String> {
         let InForce { config, state, .. } = &self.in_force;
         let mut reasons: Vec<String> = self.interfaces.problems().collect();
@@ -183,7 +183,7 @@ impl Daemon {
         entries.map(status).collect()
     }
 
-    /// What the daemon itself counted, by stable name.
+    /// Counters of the daemon itself, by stable name.
     fn user_counters(&self) -> Vec<CounterStatus> {
         let engines = self.engines.counters().into_iter();
         let sent = [("send_errors", self.sender.errors())];
@@ -238,7 +238,7 @@ impl Daemon {
         self.packet_health.sample(now, sample);
     }
 
-    /// What programs and workers counted.
+    /// Counters of programs and workers, summed.
     ///
     /// # Errors
     /// When the map cannot be read.

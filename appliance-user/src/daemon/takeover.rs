@@ -36,7 +36,8 @@ const IPV6: u16 = 0x86dd;
 pub(super) struct Takeover {
     request: Request,
     responder: Responder<Value>,
-    /// What passes to the kernel on the uplink, where no program reports hosts.
+    /// Sockets that receive the packets that XDP passes to the kernel on the uplink, where no
+    /// program reports hosts.
     listeners: Vec<PacketSocket>,
 }
 

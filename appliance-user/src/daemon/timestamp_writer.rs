@@ -11,7 +11,7 @@ use anyhow::Context as _;
 
 use crate::state::{Store, Timestamps};
 
-/// What is to be written.
+/// The timestamps to write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Written {
     /// Handshake timestamps by the peer's public key.

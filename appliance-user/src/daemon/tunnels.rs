@@ -58,18 +58,18 @@ impl ProgramMaps for Programs<'_> {
 /// The encrypted tunnels, where there are any.
 pub(super) struct Tunnels {
     manager: Option<TunnelManager>,
-    /// What the tunnels last reported.
+    /// The newest report of the tunnels.
     observed: EncryptedTunnels,
-    /// What is saved of timestamps.
+    /// The timestamps that are saved.
     timestamps: Written,
     reservation: ClockReservation,
     writer: TimestampWriter,
 }
 
-/// What one round of work led to.
+/// The results of one round of work.
 #[derive(Default)]
 pub(super) struct Worked {
-    /// What workers reported of hosts and packets.
+    /// The workers' reports of hosts and packets.
     pub hosts: HostActivity,
     /// Addresses of peers or gateways changed.
     pub moved: bool,
@@ -97,7 +97,7 @@ impl Tunnels {
         })
     }
 
-    /// What the tunnels last reported, as the tables need it.
+    /// The newest report of the tunnels, as the tables need it.
     pub const fn observed(&self) -> &EncryptedTunnels {
         &self.observed
     }
@@ -282,7 +282,7 @@ impl Tunnels {
         }
     }
 
-    /// What keeps encrypted tunnels from working, whatever the peer.
+    /// The problems that keep the encrypted tunnels of all peers from working.
     pub fn problems(&self) -> Vec<String> {
         self.manager
             .as_ref()
@@ -300,7 +300,7 @@ impl Tunnels {
         Some(self.manager.as_ref()?.public_key().to_string())
     }
 
-    /// What the workers counted.
+    /// The sum of the workers' counts.
     pub fn counter(&self, counter: Counter) -> u64 {
         self.manager.as_ref().map_or(0, |m| m.counter(counter))
     }
@@ -313,7 +313,7 @@ impl Tunnels {
             .unwrap_or_default()
     }
 
-    /// What the handshake code counted, by stable name; nothing without encrypted tunnels.
+    /// Counters of the handshake code, by stable name; empty without encrypted tunnels.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let Some(manager) = &self.manager else {
             return Vec::new();

@@ -1,4 +1,4 @@
-//! What the programs log, by aya-log, forwarded to `tracing`.
+//! Log lines of the programs, by aya-log, forwarded to `tracing`.
 //!
 //! For: the ring `AYA_LOGS` of one loaded object. Never: packet traces, which have a ring of their
 //! own.

@@ -67,7 +67,7 @@ pub struct Conflict {
     pub defences: u64,
 }
 
-/// What the caller is to do.
+/// An action of the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Send a frame.

@@ -28,7 +28,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// 180; 20 is the default).
 const ADVERTISED_INTERVAL: u8 = 20;
 
-/// What a port listens to.
+/// The multicast groups that a port listens to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Groups {
     /// Groups, IPv6.

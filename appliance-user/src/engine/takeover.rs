@@ -52,7 +52,7 @@ pub struct Owner {
     pub mac: [u8; 6],
 }
 
-/// What the caller is to do.
+/// An action of the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Send a frame.

@@ -1,4 +1,4 @@
-//! What the appliance asks of the Linux kernel, and what it sets there, apart from BPF.
+//! State of the Linux kernel that the appliance reads and sets, apart from BPF.
 //!
 //! ```text
 //!   underlay    links, addresses, routes and next hops, watched by rtnetlink

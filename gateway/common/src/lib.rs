@@ -1,4 +1,4 @@
-//! What the gateway's XDP program and its user space share.
+//! Types and limits that the gateway's XDP program and its user space share.
 //!
 //! For: the records of established circuits, the token buckets that both use, the counters and the
 //! limits. Never: a socket, a clock, an allocation, or anything that needs the standard library

@@ -163,7 +163,8 @@ impl Observer {
         circuits.collect()
     }
 
-    /// What XDP forwarded of a circuit by side, and what it dropped for the rate.
+    /// Datagrams and bytes of a circuit that XDP forwarded, by side, and the number that it dropped
+    /// for the rate.
     fn fast_counts(&self, place: u32) -> Option<([Traffic; 2], u64)> {
         match self.fast.as_ref()?.stats(place) {
             Ok(stats) => Some((

@@ -86,7 +86,7 @@ struct Lookup {
     running: bool,
 }
 
-/// What was learned about addresses and names.
+/// Failures of addresses, and results of name lookups.
 #[derive(Debug, Default)]
 pub struct Learned {
     failures: Mutex<HashMap<SocketAddr, Failures>>,

@@ -434,7 +434,7 @@ mod tests {
             let mut counted = connections.take(ip(source), 1000, 1000).expect("a count");
             counted.assign(&acme, LIMIT).map(|()| counted)
         };
-        // What is settled stays, whatever comes.
+        // Settled connections stay during the flood.
         let mut honest: Vec<_> = (0..3).map(|_| open("192.0.2.1").expect("room")).collect();
         for counted in &mut honest {
             counted.settle(LIMIT).expect("room");

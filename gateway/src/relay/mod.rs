@@ -159,7 +159,7 @@ pub enum Error {
     Draining,
 }
 
-/// What all connections share.
+/// State that all connections share.
 struct Shared {
     plan: RwLock<Arc<Plan>>,
     access: RwLock<Option<Arc<AccessLog>>>,

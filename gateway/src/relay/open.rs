@@ -150,7 +150,7 @@ pub(super) struct Opened {
     pub header: usize,
 }
 
-/// What is known of a connection while it is opened.
+/// The state of a connection while it is opened.
 pub(super) struct Known {
     /// The client: its own address, or that of its PROXY header.
     pub from: SocketAddr,

@@ -1,9 +1,9 @@
-//! What the XDP programs and user space agree on.
+//! Types, constants and limits that the XDP programs and user space share.
 //!
 //! For: map keys and values, wire constants, counters, limits, and small pure functions that both
 //! sides need (address mapping, the outer header of a tunnel). Rules about packets are in
-//! `packet-rules`. Never: a socket, a clock,
-//! an allocation, or anything that needs the standard library unless the feature `user` is on.
+//! `packet-rules`. Never: a socket, a clock, an allocation, or anything that needs the standard
+//! library unless the feature `user` is on.
 //!
 //! ```text
 //!   appliance-user ──writes──▶ ┌ maps: keys and values of this crate ┐ ◀──reads── appliance-ebpf

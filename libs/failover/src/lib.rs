@@ -1,9 +1,8 @@
 //! Failover plans, public IP rules and the order of modes, checked as a whole before any of it is
 //! applied.
 //!
-//! What it is for: the appliance's command line and control socket, and later the director's API,
-//! which share one set of refusals and one wording. What it never does: input or output, read a
-//! clock, or write a map.
+//! For: the appliance's command line and control socket, and later the director's API, which share
+//! one set of refusals and one wording. Never: input or output, read a clock, or write a map.
 //!
 //! ```text
 //!   text of a plan ─────────────────────────┬─▶ Plan::parse ─▶ a plan, or all its problems

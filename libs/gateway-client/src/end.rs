@@ -238,7 +238,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_accepted_without_a_panic(bytes in vec(any::<u8>(), 0..100), head in any::<bool>()) {
+        fn any_bytes_are_accepted_without_a_panic(
+            bytes in vec(any::<u8>(), 0..100),
+            head in any::<bool>(),
+        ) {
             let mut end = end();
             end.bind(10);
             let mut bytes = bytes;

@@ -1,4 +1,4 @@
-//! What the command lines of all daemons have in common.
+//! The common part of the command lines of all daemons.
 
 use std::{error::Error, io, path::PathBuf, process::ExitCode};
 

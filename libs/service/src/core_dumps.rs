@@ -7,7 +7,7 @@ use nix::sys::{
 
 /// Has the kernel write no core dump of this process, whatever `kernel.core_pattern` says, and let
 /// other processes of its user neither read its memory nor trace it (`PR_SET_DUMPABLE`, prctl(2)).
-/// What the kernel refuses is logged: the daemon works all the same.
+/// A refusal of the kernel is logged, and the daemon works without it.
 pub(crate) fn forbid() {
     let limited = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     if let Err(error) = limited.and_then(|()| prctl::set_dumpable(false)) {

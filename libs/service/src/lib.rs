@@ -1,4 +1,4 @@
-//! What every daemon of Causeway has in common towards its operator, its service manager and its
+//! The common part of every daemon of Causeway, towards its operator, its service manager and its
 //! kernel.
 //!
 //! For: the runtime with its loop, signals and watchdog; the control socket; metrics and health

@@ -113,8 +113,8 @@ pub fn unix_nanos_increasing() -> u64 {
     CIRCUIT_CLOCK.next(wall)
 }
 
-/// What of an [`IncreasingClock`] is stored, so that the next process goes on behind it: a time
-/// that the clock has not reached, renewed before it does. Pure.
+/// The stored time of an [`IncreasingClock`], at which the next process continues: a time that the
+/// clock has not reached, renewed before it does. Pure.
 #[derive(Debug, Default)]
 pub struct ClockReservation {
     reserved: u64,
@@ -155,7 +155,7 @@ mod tests {
 
     /// B18: the machine boots with a clock that is a day ahead, and later with the right one.
     #[test]
-    fn a_process_goes_on_behind_the_one_before_whatever_the_clock() {
+    fn times_increase_across_restarts_with_any_wall_clock() {
         const SECOND: u64 = 1_000_000_000;
         let right = 1_700_000_000 * SECOND;
         let day = 86_400 * SECOND;

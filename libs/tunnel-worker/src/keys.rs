@@ -25,7 +25,7 @@ pub enum Error {
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the kernel refused.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The file exists.
@@ -39,7 +39,11 @@ pub enum Error {
         path: PathBuf,
     },
     /// Other users can read the file.
-    #[error("{} can be read by others (mode {mode:03o}): `chmod 600 {}`", path.display(), path.display())]
+    #[error(
+        "{} can be read by others (mode {mode:03o}): `chmod 600 {}`",
+        path.display(),
+        path.display()
+    )]
     Readable {
         /// The file.
         path: PathBuf,
@@ -51,7 +55,7 @@ pub enum Error {
     Text {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Its error.
         source: InvalidKey,
     },
 }
@@ -61,8 +65,8 @@ pub enum Error {
 pub struct OsRandom;
 
 impl Random for OsRandom {
-    /// TunnelManager the process if the generator fails (a kernel without one, before 3.17):
-    /// nothing safe can be done without it.
+    /// Aborts the process if the generator fails (a kernel without one, before 3.17): nothing safe
+    /// can be done without it.
     fn fill(&mut self, out: &mut [u8]) {
         if let Err(error) = getrandom::fill(out) {
             tracing::error!(%error, "the operating system's random number generator failed; \

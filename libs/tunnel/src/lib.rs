@@ -1,12 +1,12 @@
 //! The encrypted tunnel between two appliances, or between an appliance and any WireGuard.
 //!
-//! What it is for: WireGuard's handshake (Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, mac1, mac2,
-//! cookies, TAI64N), sessions that renew themselves, a replay window of 8192 packets, roaming,
-//! path-MTU search, fragmentation and reassembly of packets longer than the path, and data sealed
-//! with ChaCha20-Poly1305 (WireGuard's messages, byte for byte) or AES-256-GCM.
+//! For: WireGuard's handshake (Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, mac1, mac2, cookies, TAI64N),
+//! sessions that renew themselves, a replay window of 8192 packets, roaming, path-MTU search,
+//! fragmentation and reassembly of packets longer than the path MTU, and data sealed with
+//! ChaCha20-Poly1305 (WireGuard's messages, byte for byte) or AES-256-GCM.
 //!
-//! What it never does: open a socket, start a thread, read a clock, draw a random number, take a
-//! lock, or allocate on the data path.
+//! Never: open a socket, start a thread, read a clock, draw a random number, take a lock, or
+//! allocate on the data path.
 //!
 //! ```text
 //!     datagrams 1–3, time, randomness            packets                    datagrams 4

@@ -140,7 +140,7 @@ impl MacStamper {
     }
 }
 
-/// What the MACs of a handshake message prove.
+/// Facts about the sender that the MACs of a handshake message prove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MacProof {
     /// Nothing: mac1 is wrong.

@@ -81,7 +81,7 @@ impl PeerPath {
         source
     }
 
-    /// What a cookie is made of: address, port and circuit, at which its holder must receive.
+    /// The input of a cookie: address, port and circuit, at which its holder must receive.
     pub(crate) fn cookie_input(&self) -> [u8; 27] {
         let mut bytes = [0; 27];
         let address = self

@@ -333,7 +333,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_path_is_found_to_within_the_grain(path in MIN_DATAGRAM..9000, ceiling in 1300_usize..9000) {
+        fn any_path_is_found_to_within_the_grain(
+            path in MIN_DATAGRAM..9000,
+            ceiling in 1300_usize..9000,
+        ) {
             let mut now = Instant::ORIGIN;
             let mut search = PathMtu::new(PmtuConfig { ceiling, ..PmtuConfig::default() }, now);
             run(&mut search, &mut now, path, 120, true);

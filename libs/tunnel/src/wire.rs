@@ -326,7 +326,8 @@ mod tests {
             let mut message = [0; 32];
             Data::write_header(message.first_chunk_mut().unwrap(), cipher, receiver, counter);
             let data = Data::parse(&message).unwrap();
-            prop_assert_eq!((data.cipher, data.receiver, data.counter), (cipher, receiver, counter));
+            let fields = (data.cipher, data.receiver, data.counter);
+            prop_assert_eq!(fields, (cipher, receiver, counter));
         }
     }
 }

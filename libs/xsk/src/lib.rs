@@ -1,8 +1,8 @@
 //! An AF_XDP socket on one queue of an interface, as two independent halves that a packet worker
 //! owns.
 //!
-//! What it never does: start a thread, take a lock, allocate after [`bind`], read a clock on the
-//! packet path, log, or use another mode than the one asked for.
+//! Never: start a thread, take a lock, allocate after [`bind`], read a clock on the packet path,
+//! log, or use another mode than the requested one.
 //!
 //! ```text
 //!             one UMEM, registered once, two disjoint halves

@@ -1,4 +1,4 @@
-//! What the programs log, by aya-log.
+//! Log lines of the programs, by aya-log.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -33,14 +33,14 @@ use crate::{
     state::{self, State, Store, assign},
 };
 
-/// What is in force: the configuration with its keys, and the operator's decisions.
+/// The configuration in force with its keys, and the operator's decisions.
 pub(super) struct InForce {
     pub config: Config,
     pub keys: Keys,
     pub state: State,
 }
 
-/// What is to be in force instead, checked. Without `file` the configuration stays.
+/// A checked change of what is in force. Without `file` the configuration stays.
 pub(super) struct Proposal {
     pub file: Option<Box<(Config, Keys)>>,
     pub state: State,
@@ -114,7 +114,7 @@ impl InForce {
     }
 }
 
-/// What hosts on the wire were told, to tell them the difference after a change.
+/// The state that hosts on the wire know, to announce the difference after a change.
 struct Told {
     modes: BTreeSet<(u32, u32)>,
     endpoints: BTreeSet<HostKey>,

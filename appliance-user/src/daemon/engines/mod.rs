@@ -52,7 +52,7 @@ const CLAIM_CHECK_PAUSE: Duration = Duration::from_millis(20);
 /// The appliance's own addresses on the wire, and whether each is a router's.
 pub(super) type Claims = BTreeMap<(Port, Address), bool>;
 
-/// What the event loop is to do. Outputs come in the order in which they must be done.
+/// An action of the event loop. Outputs come in the order in which they must be done.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Output {
     /// Send a frame.
@@ -87,7 +87,7 @@ pub(super) enum Output {
     TakeoverChecked(Vec<Owner>),
 }
 
-/// What the slow path looks up in the tables.
+/// The lookups of the slow path in the tables.
 struct Lookup<'t>(&'t MapContents);
 
 impl slow_path::Lookup for Lookup<'_> {
@@ -618,7 +618,7 @@ impl Engines {
         entries.filter(|entry| entry.mac.is_some()).count()
     }
 
-    /// What the engines counted, by stable name.
+    /// Counters of the engines, by stable name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let n = self.neighbours.counters();
         let c = self.conflicts.counters();

@@ -1,4 +1,5 @@
-//! What the operator may ask, checked against what is in force; refusals and replies.
+//! The operator's requests, checked against the configuration and state in force; refusals and
+//! replies.
 //!
 //! A request that changes something builds a proposal from a shared borrow of the daemon, so that
 //! it cannot touch anything while it is being checked, and hands it to the controller's `change`.

@@ -181,7 +181,7 @@ impl Daemon {
         self.in_force.state.modes.get(tenant)?.failover.plan()
     }
 
-    /// What a plan of a tenant is checked against.
+    /// The tenant with the data that a plan of it is checked against.
     pub(super) fn plan_context(&self, tenant: &str) -> Result<TenantContext, Refusal> {
         reconcile::plan_tenant(&self.in_force.config, &self.snapshot, tenant)
             .ok_or_else(|| Refusal::new("not-found", format!("there is no tenant {tenant:?}")))

@@ -39,7 +39,7 @@ pub use full::{
     zone_of,
 };
 
-/// What map contents need to know of the encrypted tunnels; empty without such tunnels.
+/// State of the encrypted tunnels that map contents depend on; empty without such tunnels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncryptedTunnels {
     /// First slot of each interface's sockets in `XSKS`, by interface index.

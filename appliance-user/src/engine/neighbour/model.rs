@@ -240,7 +240,7 @@ impl Model {
         }
     }
 
-    /// What holds at any time.
+    /// Asserts the invariants of the table.
     fn check(&self, settings: &Settings) {
         let mut sizes: BTreeMap<u32, usize> = BTreeMap::new();
         let mut installed = BTreeMap::new();

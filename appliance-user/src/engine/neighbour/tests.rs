@@ -507,7 +507,7 @@ fn without_an_address_to_ask_with_a_host_is_not_asked_but_heard() {
     let now = start + seconds(10);
     table.set_senders(now, VNI, SENDERS);
     assert!(matches!(due(&mut table, now)[..], [Action::Send { .. }]));
-    // What it sends by itself is enough as well.
+    // An unsolicited request of the host resolves it, too.
     table.set_senders(now, VNI, Senders::default());
     table.heard(
         now,

@@ -184,7 +184,7 @@ impl Ethtool {
                 on: block.active & bit != 0,
                 changeable: block.available & !block.never_changed & bit != 0,
             };
-            // What the operator asked for is not used.
+            // The features that the operator requested are not needed.
             let _ = block.requested;
             (name.clone(), feature)
         };

@@ -21,7 +21,7 @@ pub use rules::{
 /// A NIC as it was prepared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Nic {
-    /// What it was prepared for.
+    /// The requirements for which it was prepared.
     pub required: Requirements,
     /// Name of the driver, such as `veth` or `vmxnet3`; empty if unknown.
     pub driver: String,

@@ -1,5 +1,5 @@
-//! What a port requires of its NIC: the settings to change, and what prevents forwarding. Pure: a
-//! function of what the kernel reports.
+//! The requirements of a port on its NIC: the settings to change, and the settings that prevent
+//! forwarding. Pure: a function of the kernel's report.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ pub struct Requirements {
     pub largest_packet: Option<u16>,
 }
 
-/// What the kernel reports of a NIC.
+/// The kernel's report of a NIC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Name of the driver, such as `vmxnet3`; empty if unknown.
@@ -54,7 +54,7 @@ struct Unwanted {
     command: &'static str,
     /// In words.
     meaning: &'static str,
-    /// What it does to the port's packets.
+    /// Its effect on the port's packets.
     harm: &'static str,
 }
 
@@ -158,7 +158,7 @@ pub fn filtered_vlans(facts: &Facts, required: &Requirements) -> Vec<VlanId> {
     required.vlans.iter().filter(filtered).copied().collect()
 }
 
-/// What prevents forwarding, each with its remedy, with the features as read back.
+/// The settings that prevent forwarding, each with its remedy, from the features as read back.
 #[must_use]
 pub fn problems(interface: &str, facts: &Facts, required: &Requirements) -> Vec<String> {
     let mut problems: Vec<String> = Vec::new();
@@ -265,7 +265,7 @@ fn mtu_problem(interface: &str, facts: &Facts, required: &Requirements) -> Optio
 
 const ETHERNET_MTU: u32 = 1500;
 
-/// What the check of redirects needs to know of a port.
+/// A port, as the check of redirects sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedirectPort {
     /// Name of the interface.

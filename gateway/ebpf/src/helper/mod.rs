@@ -1,5 +1,5 @@
-//! What stages are made of: parsing, rewriting and rate limits. None decides what becomes of a
-//! frame.
+//! Functions that the stages call: parsing, rewriting and rate limits. None decides the verdict on
+//! a frame.
 
 pub mod admission;
 pub mod datagram;

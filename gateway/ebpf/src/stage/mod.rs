@@ -1,5 +1,5 @@
-//! What the program does with a frame, in order: `classify` finds the datagram, `forward` sends it
-//! to the other end of its circuit.
+//! The steps of the program with a frame, in order: `classify` finds the datagram, `forward` sends
+//! it to the other end of its circuit.
 
 pub mod classify;
 pub mod forward;

@@ -16,7 +16,7 @@ use crate::circuit::{
     table::{Bound, Path},
 };
 
-/// What was published of a circuit.
+/// The map entries of a published circuit.
 #[derive(Debug)]
 struct Published {
     tenant: Arc<str>,
@@ -31,7 +31,7 @@ struct Published {
 pub struct Publisher {
     fast: Arc<Fast>,
     published: HashMap<CircuitId, Published, RandomState>,
-    /// What the program knows of configured circuits.
+    /// The entries of configured circuits that the program has.
     known: HashMap<CircuitId, Known, RandomState>,
 }
 

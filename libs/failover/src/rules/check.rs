@@ -1,4 +1,4 @@
-//! What is wrong with rules: among each other, and for a tenant.
+//! Conflicts among rules, and rules that do not fit a tenant.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

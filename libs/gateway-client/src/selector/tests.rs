@@ -9,7 +9,7 @@ use crate::{
 };
 
 const MS: Duration = Duration::from_millis(1);
-/// What was the time of day when the model began, nanoseconds since 1970.
+/// Time of day when the model begins, nanoseconds since 1970.
 const EPOCH: u64 = 1_700_000_000_000_000_000;
 
 fn key() -> Key {
@@ -95,7 +95,7 @@ struct World {
     /// When, to which gateway or (`None`) from which address to the end.
     flying: BTreeMap<(Duration, u64), (usize, bool, [u8; MESSAGE_BYTES])>,
     sent: u64,
-    /// What the end said, and when.
+    /// The actions of the end, and when it took them.
     said: Vec<(Duration, Action)>,
 }
 

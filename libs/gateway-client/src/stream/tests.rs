@@ -184,7 +184,9 @@ proptest! {
         lengths in vec((any::<u8>(), 2usize..3000), 0..60),
         pieces in vec(1usize..5000, 1..20),
     ) {
-        let fill = |(byte, length): (u8, usize)| (0..length).map(|n| byte.wrapping_add(n as u8)).collect();
+        let fill = |(byte, length): (u8, usize)| {
+            (0..length).map(|n| byte.wrapping_add(n as u8)).collect()
+        };
         let datagrams: Vec<Vec<u8>> = lengths.into_iter().map(fill).collect();
         let mut encoder = Encoder::new(200_000);
         for datagram in &datagrams {

@@ -96,7 +96,7 @@ pub fn parse<File: DeserializeOwned, T>(
 /// Checks the name of a thing: 1 to 32 of `a-z`, `0-9` and `-`.
 ///
 /// # Errors
-/// What to write instead.
+/// A message that says what to write instead.
 pub fn name(name: &str) -> Result<(), String> {
     let fits = (1..=32).contains(&name.len())
         && name

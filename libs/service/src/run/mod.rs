@@ -119,7 +119,7 @@ pub struct Error {
 /// Installs the log output, makes a panic of any thread end the process, and forbids core dumps.
 ///
 /// # Errors
-/// What `start` or [`Daemon::step`] fail with, and [`Error`].
+/// The errors of `start` and [`Daemon::step`], and [`Error`].
 pub fn run<D, S>(log: LogFormat, start: S) -> Result<(), D::Error>
 where
     D: Daemon,
@@ -141,7 +141,7 @@ where
 /// As [`run`], on the tokio runtime of the caller, with signals, and without log output of its own.
 ///
 /// # Errors
-/// What `start` or [`Daemon::step`] fail with, and [`Error`].
+/// The errors of `start` and [`Daemon::step`], and [`Error`].
 pub async fn serve<D, S>(notifier: Notifier, start: S) -> Result<(), D::Error>
 where
     D: Daemon,

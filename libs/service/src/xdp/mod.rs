@@ -1,4 +1,4 @@
-//! What drivers can do with XDP, and remedies where a kernel or driver refuses a program.
+//! XDP features of drivers, and remedies where a kernel or driver refuses a program.
 
 mod features;
 

@@ -43,7 +43,7 @@ pub struct CircuitSpec {
 }
 
 impl CircuitSpec {
-    /// What a circuit is recognized by: a peer whose circuit differs in it loses its sessions.
+    /// The identity of a circuit: a peer whose circuit gets another identity loses its sessions.
     pub(super) const fn identity(&self) -> (CircuitId, Side, &Key, bool) {
         (self.id, self.side, &self.key, self.list.is_some())
     }

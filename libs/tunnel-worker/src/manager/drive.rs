@@ -81,7 +81,7 @@ impl TunnelManager {
                     tracing::debug!(%from, "gateway message for an unknown circuit");
                     return;
                 };
-                // What follows from it is done at once, and it may be due at another time now.
+                // Drives the circuit at once: the message may have changed its next deadline.
                 if circuit.receive(from, message, now) && circuit.follows() {
                     self.paths.set_due_now(slot);
                 }
@@ -198,7 +198,7 @@ impl TunnelManager {
             let Some((path, peer)) = chosen.zip(self.peers.get(slot)) else {
                 continue;
             };
-            // What the tunnel has is what counts, whatever made it so.
+            // The tunnel may have moved to this path for another reason.
             if peer.path == Some(path) {
                 continue;
             }

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn known_senders_go_first_whatever_waits() {
+    fn known_senders_go_before_queued_strangers() {
         let mut queue = HandshakeQueue::default();
         let now = Instant::from_nanos(1_000_000_000);
         for _ in 0..500 {

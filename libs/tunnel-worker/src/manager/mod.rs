@@ -86,7 +86,7 @@ pub enum Error {
     Worker {
         /// Its number, from 0.
         index: u32,
-        /// What the kernel refused.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The socket for handshakes could not be bound.
@@ -94,7 +94,7 @@ pub enum Error {
     Bind {
         /// The address and port.
         address: SocketAddr,
-        /// What the kernel refused.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Each worker sends by a queue of its own, and the interface has too few.
@@ -128,12 +128,12 @@ pub enum Error {
     Socket {
         /// The interface.
         interface: String,
-        /// What was refused.
+        /// The error of the socket.
         source: xsk::Error,
     },
 }
 
-/// What may have changed since the owner last asked.
+/// Kinds of changes since the owner last asked.
 #[derive(Default)]
 struct Changes {
     /// Longest inner packets.
@@ -609,7 +609,8 @@ impl TunnelManager {
             .min()
     }
 
-    /// What keeps encrypted tunnels from working, whatever the peer: messages for the operator.
+    /// The problems that keep the encrypted tunnels of all peers from working: messages for the
+    /// operator.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         self.sockets
@@ -691,7 +692,7 @@ impl TunnelManager {
         for &address in self.known_addresses.difference(&wanted) {
             let known = false;
             if let Err(error) = maps.apply(MapWrite::PeerAddress { address, known }) {
-                tracing::error!(%error, "cannot remove a peer's old address from the programs' map");
+                tracing::error!(%error, "cannot remove a peer's old address from PEER_ADDRESSES");
             }
         }
         for &address in wanted.difference(&self.known_addresses) {

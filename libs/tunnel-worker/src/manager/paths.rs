@@ -20,7 +20,7 @@ use crate::{
     pipeline::OuterHeader,
 };
 
-/// What path selection knows of all peers.
+/// State of path selection, for all peers.
 pub(super) struct PathSelector {
     /// The tunnel's UDP port.
     port: u16,

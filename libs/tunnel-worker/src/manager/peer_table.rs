@@ -42,7 +42,7 @@ impl MoveLog {
     }
 }
 
-/// What one worker reported last of its lanes of a peer.
+/// The newest report of one worker on its lanes of a peer.
 #[derive(Clone, Copy, Default)]
 pub(super) struct LaneActivity {
     pub tx: TxActivity,
@@ -137,13 +137,13 @@ impl Peer {
         heard
     }
 
-    /// What all workers sent.
+    /// The merged sending activity of all workers.
     pub fn tx(&self) -> TxActivity {
         let all = self.activity.iter().map(|lane| lane.tx);
         all.reduce(TxActivity::merge).unwrap_or_default()
     }
 
-    /// What all workers received.
+    /// The merged receiving activity of all workers.
     pub fn rx(&self) -> RxActivity {
         let all = self.activity.iter().map(|lane| lane.rx);
         all.reduce(RxActivity::merge).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! What the owner configures: peers, ports. Plain data; pure.
+//! The owner's configuration of peers and ports. Plain data; pure.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -30,13 +30,13 @@ pub struct PeerSpec {
     pub circuit: Option<CircuitSpec>,
     /// Which end dials.
     pub dial: InitiationPolicy,
-    /// What the peer speaks.
+    /// The protocol of the peer.
     pub protocol: PeerProtocol,
     /// Timestamp of the newest handshake sent to it, from storage. The peer refuses older ones.
     pub timestamp: Tai64n,
 }
 
-/// What a peer speaks.
+/// A peer's protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PeerProtocol {
     /// Another appliance: several lanes, segments, path-MTU discovery.
@@ -124,8 +124,8 @@ pub(super) fn peer_routes(specs: &[PeerSpec]) -> PeerRoutes {
     routes
 }
 
-/// What the workers are told when `old` becomes `new`: all routes of each network that changed;
-/// none of one that has none any more.
+/// The changes to send to the workers when `old` becomes `new`: all routes of each network whose
+/// routes changed; an empty list for a network that has no routes any more.
 pub(super) fn route_changes(old: &PeerRoutes, new: &PeerRoutes) -> Vec<(u32, Box<[PeerRoute]>)> {
     let changed = new
         .iter()

@@ -1,4 +1,4 @@
-//! What the manager tells the operator of peers and workers.
+//! Status of peers and workers, for the operator.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -50,7 +50,7 @@ pub struct PeerStatus {
     pub tx_packets: u64,
     /// Bytes of UDP payload sent.
     pub tx_bytes: u64,
-    /// What was received.
+    /// Counters of received packets.
     pub rx: RxStats,
     /// Replayed handshakes refused.
     pub replayed_handshakes: u64,
@@ -73,7 +73,7 @@ pub struct WorkerStatus {
     pub dropped: u64,
 }
 
-/// What the workers report of hosts of the networks.
+/// The workers' reports of hosts of the networks.
 #[derive(Default)]
 pub struct HostActivity {
     /// Hosts that packets were sent to.

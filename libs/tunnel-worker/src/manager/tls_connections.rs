@@ -119,7 +119,7 @@ pub(super) struct TlsConnections {
     listener: Option<(ListenSpec, Fingerprint, Listener)>,
     listen_error: Option<String>,
     listen_retry: Retry,
-    /// What to listen on, while that fails.
+    /// The listener's configuration while binding fails.
     wanted: Option<(ListenSpec, HashMap<CircuitId, Key>)>,
     open: BTreeMap<CircuitId, Open>,
     dialers: BTreeMap<CircuitId, Dialer>,

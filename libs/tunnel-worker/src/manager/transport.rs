@@ -71,7 +71,7 @@ pub(super) struct TransportState {
     pub silent: bool,
 }
 
-/// What to do.
+/// A decision on the transport.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TransportDecision {
     /// The transport to switch to; `None`: no change.
@@ -84,7 +84,7 @@ pub(super) struct TransportDecision {
     pub close: bool,
 }
 
-/// What carries the tunnel.
+/// A carrier of the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Transport {
     Udp,

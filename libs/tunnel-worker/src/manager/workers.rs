@@ -77,12 +77,12 @@ impl WorkerPool {
         self.workers.len()
     }
 
-    /// What reports are told by.
+    /// The event that reports set.
     pub const fn event(&self) -> &Arc<EventFd> {
         &self.event
     }
 
-    /// How each worker is told of datagrams of TLS connections.
+    /// The wakers by which TLS connections signal datagrams to each worker.
     pub fn wakers(&self) -> Vec<ThreadWaker> {
         let workers = self.workers.iter();
         workers.map(|worker| worker.ring_waker.clone()).collect()

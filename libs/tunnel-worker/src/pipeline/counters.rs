@@ -20,7 +20,7 @@ struct Traffic {
     rx_bytes: AtomicU64,
 }
 
-/// What the kernel says of a worker's sockets, and that the worker lives.
+/// Drops of a worker's sockets, as the kernel counts them, and the worker's heartbeat.
 #[derive(Default)]
 pub(crate) struct Sockets {
     /// Frames that found no room in a socket's rings.

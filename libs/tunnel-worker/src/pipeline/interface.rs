@@ -1,4 +1,4 @@
-//! What goes into the pipeline and comes out of it besides frames.
+//! Inputs and outputs of the pipeline other than frames.
 
 use std::num::NonZeroU64;
 
@@ -35,7 +35,7 @@ pub trait PacketSink {
     fn hand_over(&mut self, worker: u32, frame: &[u8]) -> bool;
 }
 
-/// What a worker reports to the manager.
+/// A report of a worker to the manager.
 #[expect(
     clippy::large_enum_variant,
     reason = "a ring has slots of one size; a box would allocate on the packet path"
@@ -75,7 +75,7 @@ pub enum Event {
     },
 }
 
-/// What the manager tells a worker.
+/// An order of the manager to a worker.
 #[derive(Debug)]
 pub enum Command {
     /// A slot of `NETWORKS` was written.

@@ -18,7 +18,7 @@ pub(super) const BYTES: usize = 2048;
 /// How long a segment is kept: the maximum segment lifetime (RFC 9293 section 3.4.2).
 const LIFETIME: Duration = Duration::from_secs(120);
 
-/// What is kept. 2 MiB, of which pages never used take no memory.
+/// The kept segments. 2 MiB, of which pages never used take no memory.
 pub(super) struct OutageBuffer {
     slots: Box<[Slot]>,
     bytes: Box<[u8]>,
@@ -89,7 +89,7 @@ impl OutageBuffer {
     }
 }
 
-/// What a packet is to its sender.
+/// The kind of a packet: whether its sender repeats it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// A TCP segment with data, SYN or FIN: sent again until acknowledged.

@@ -1,4 +1,4 @@
-//! What a worker looks up: its own copy of the maps that the programs read.
+//! Tables of a worker: its own copy of the maps that the programs read.
 //!
 //! The daemon sends every write of a map to the workers as well, in the same order, so that both
 //! halves of the data path follow one desired state and neither waits for the other.

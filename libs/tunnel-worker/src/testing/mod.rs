@@ -282,7 +282,7 @@ impl TestAppliance {
         }
     }
 
-    /// What the programs hand over for a packet of the network.
+    /// Passes a packet of the network to the pipeline, as the programs do.
     pub fn seal(&mut self, now: Now, packet: &[u8]) {
         let mut frame = to_seal(4, VNI, packet);
         self.pipeline.frame(now.mono, &mut frame, &mut self.wire);

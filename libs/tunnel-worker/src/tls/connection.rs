@@ -84,7 +84,7 @@ impl Liveness {
     }
 }
 
-/// What the thread has.
+/// State of the thread.
 struct ConnectionThread<'r> {
     circuit: CircuitId,
     id: ConnectionId,

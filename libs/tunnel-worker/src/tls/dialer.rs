@@ -68,7 +68,7 @@ impl Default for DialTimeouts {
     }
 }
 
-/// What to dial.
+/// Configuration of a dialer.
 pub struct DialConfig {
     /// Gateways, or the listener itself, in this order.
     pub addresses: Vec<SocketAddr>,

@@ -1,4 +1,4 @@
-//! What the threads of connections tell their owner.
+//! Events of the threads of connections, for their owner.
 
 use std::{
     net::SocketAddr,

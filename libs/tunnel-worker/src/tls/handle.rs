@@ -27,7 +27,7 @@ impl ConnectionHandle {
         self.control.stop_reason().is_some()
     }
 
-    /// What the connection carried until now, or in all once it is closed.
+    /// The connection's traffic until now, or its total once it is closed.
     #[must_use]
     pub fn stats(&self) -> ConnectionStats {
         self.stats.get()

@@ -80,7 +80,7 @@ pub enum Error {
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the kernel refused.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Other users can read the file.
@@ -104,7 +104,7 @@ pub enum Error {
     Text {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The error.
         why: String,
     },
     /// The certificate cannot be generated.

@@ -83,7 +83,7 @@ impl Default for Limits {
     }
 }
 
-/// What to listen for.
+/// Configuration of a listener.
 pub struct ListenConfig {
     /// Addresses; for port 0 the kernel chooses one.
     pub addresses: Vec<SocketAddr>,
@@ -111,7 +111,7 @@ pub enum ListenError {
     Address {
         /// The address.
         address: SocketAddr,
-        /// What the kernel refused.
+        /// The kernel's error.
         source: io::Error,
     },
     /// TLS refuses the identity.
@@ -257,7 +257,7 @@ struct Table {
     established: usize,
 }
 
-/// What all threads share.
+/// State that all threads share.
 struct Shared {
     table: Mutex<Table>,
     counts: Counts,

@@ -67,7 +67,7 @@ pub(crate) struct WorkerSettings {
     pub seed: u64,
 }
 
-/// What the manager asks of a worker.
+/// A request of the manager to a worker's thread.
 pub(crate) enum Request {
     Command(Command),
     /// Use one more socket.

@@ -52,7 +52,7 @@ const READY: usize = 32;
 /// The wake-up in the epoll set; any other number is a socket.
 const WAKE: u64 = u64::MAX;
 
-/// What the thread has.
+/// State of the thread.
 pub(super) struct WorkerThread {
     settings: WorkerSettings,
     requests: mpsc::Receiver<Request>,

@@ -16,7 +16,7 @@ pub(super) struct Admission {
     load: HandshakeLoad,
 }
 
-/// What becomes of a handshake message.
+/// The verdict on a handshake message.
 pub(super) enum Verdict {
     /// It is worked on.
     Admitted,

@@ -1,4 +1,4 @@
-//! What is configured for a peer.
+//! Configuration of a peer.
 
 use crate::cipher::Cipher;
 use crate::data::{Framing, MIN_DATAGRAM};
@@ -37,7 +37,7 @@ pub struct PeerConfig {
     pub public_key: PublicKey,
     /// Preshared key, mixed into the handshake; all zero for none.
     pub preshared_key: PresharedKey,
-    /// What data messages carry: segments to an appliance, bare IP packets to any WireGuard.
+    /// The content of data messages: segments to an appliance, bare IP packets to any WireGuard.
     pub framing: Framing,
     /// Cipher for sending to the peer; a WireGuard peer always gets ChaCha20-Poly1305. See
     /// [`crate::CipherChoice`].
@@ -99,7 +99,7 @@ impl PeerConfig {
         }
     }
 
-    /// What the peer's sessions are made with.
+    /// The parameters of the peer's sessions.
     pub(super) fn session_params(&self) -> SessionParams {
         let segments = self.framing == Framing::Segments;
         let (cipher, lanes) = if segments {

@@ -26,7 +26,7 @@ pub(super) struct Liveness {
     silent: bool,
 }
 
-/// What a sender's snapshot adds to those before.
+/// The difference of a sender's snapshot to earlier ones.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SentNews {
     /// A packet found no session.

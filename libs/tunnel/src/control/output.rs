@@ -1,4 +1,4 @@
-//! What the control half wants done.
+//! Outputs of the control half, which its owner carries out.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -113,12 +113,12 @@ pub enum Output {
     Event {
         /// The peer.
         peer: PeerId,
-        /// What happened.
+        /// The event.
         event: Event,
     },
 }
 
-/// What happened to a peer.
+/// A change of a peer's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A session is established; there was none before.

@@ -17,7 +17,7 @@ pub(super) const FOLLOW_GAP: Duration = Duration::from_millis(250);
 /// Path-MTU probes whose replies count, newest: as many as one size gets, and a late one.
 const MAX_PROBES: usize = 4;
 
-/// What is known of the path to a peer.
+/// The path to a peer, with its MTU search and its losses.
 pub(super) struct Path {
     current: Option<PeerPath>,
     /// Which of the other configured paths was tried last, by its place among them.
@@ -40,7 +40,7 @@ pub(super) struct Path {
     follow_to: Option<PeerPath>,
 }
 
-/// What [`Path::replace`] did.
+/// The result of [`Path::replace`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Replaced {
     /// The path is the one in use already.

@@ -471,8 +471,8 @@ impl Peer {
         }
     }
 
-    /// What the longest packet inside the tunnel follows from: the longest datagram, whether a
-    /// longer one is looked for, and whether there is a session.
+    /// The state that determines the longest packet inside the tunnel: the longest datagram in
+    /// bytes, whether the search for a longer one runs, and whether there is a session.
     pub(super) fn mtu_state(&self) -> (usize, bool, bool) {
         let bytes = self.path.max_datagram().unwrap_or(self.config.max_datagram);
         (bytes, self.path.is_searching(), self.is_established())
@@ -482,8 +482,8 @@ impl Peer {
         self.sessions.current().is_some()
     }
 
-    /// Whether what comes from the peer shows that it receives what we send. What comes by the
-    /// session before shows nothing while no message has come by the one that this end initiated.
+    /// Whether messages of the peer prove that it receives ours. Messages of the previous session
+    /// prove nothing until the first message of the session that this end initiated arrives.
     fn hears_us(&self) -> bool {
         let proves = |session: &Session| session.confirmed || !session.initiator;
         self.config.framing == Framing::WireGuard || self.sessions.current().is_none_or(proves)

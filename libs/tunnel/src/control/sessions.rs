@@ -28,7 +28,7 @@ pub(super) struct Session {
     pub(super) withheld: Vec<TxSession>,
 }
 
-/// What [`Sessions::confirm`] found.
+/// The result of [`Sessions::confirm`].
 pub(super) enum Confirmation {
     /// The session was in use already.
     Current,

@@ -1,4 +1,4 @@
-//! What the control half reports about itself and its peers.
+//! Status of the control half and of its peers.
 
 use std::time::Duration;
 

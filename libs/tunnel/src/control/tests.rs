@@ -12,7 +12,7 @@ use crate::keys::SecretKey;
 use crate::testing::Seeded;
 use crate::timers::TimerConfig;
 
-/// What is done to one of the two ends.
+/// A step of the test at one of the two ends.
 #[derive(Debug, Clone)]
 enum Step {
     /// Time passes; expired timers are handled as they expire.
@@ -60,7 +60,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(ago, expects_reply, no_session, rekey_due)| {
                 Step::Sent { ago, expects_reply, no_session, rekey_due }
             }),
-        4 => (0_u64..2_000, any::<bool>()).prop_map(|(ago, content)| Step::Received { ago, content }),
+        4 => (0_u64..2_000, any::<bool>())
+            .prop_map(|(ago, content)| Step::Received { ago, content }),
         3 => (0_usize..4).prop_map(|probe| Step::Answer { probe }),
         1 => (1_u16..4).prop_map(|port| Step::Move { port }),
         2 => (1_u8..4).prop_map(|host| Step::Follow { host }),

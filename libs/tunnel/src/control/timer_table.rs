@@ -6,7 +6,7 @@
 
 use crate::time::Instant;
 
-/// What a deadline is for.
+/// The purpose of a deadline.
 ///
 /// [`super::peer::Peer::handle_timeout`] handles expired timers in this order, once each. A handler
 /// must stop its timer or set it later than now; it may set a later timer of the order to now.

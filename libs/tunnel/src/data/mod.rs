@@ -21,7 +21,7 @@ use crate::path::PeerPath;
 use crate::segment::ReassemblyStats;
 use crate::time::Instant;
 
-/// What data messages to and from a peer carry.
+/// The content of data messages to and from a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// Segments ([`crate::segment`]): the peer is an appliance.

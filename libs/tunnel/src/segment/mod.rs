@@ -35,7 +35,7 @@ pub const MAX_FRAGMENTS: usize = 16;
 /// Greatest network id: 24 bits.
 pub const MAX_NETWORK: u32 = 0x00ff_ffff;
 
-/// What a segment carries.
+/// The kind of a segment's payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PayloadKind {
     /// An IP packet, of a network that is stretched host by host (`proxy`).
@@ -100,7 +100,7 @@ pub enum InvalidSegment {
 /// The header of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Header {
-    /// What the body is, or is a fragment of.
+    /// The kind of the body, or of the payload that the body is a fragment of.
     pub kind: PayloadKind,
     /// Network id (VNI), at most [`MAX_NETWORK`]; zero for control messages.
     pub network: u32,

@@ -109,15 +109,20 @@ fn a_packet_of_sixteen_fragments_rejoins_backwards() {
 
 proptest! {
     #[test]
-    fn headers_read_as_written(network in 0..=MAX_NETWORK, body in proptest::collection::vec(any::<u8>(), 1..50)) {
-        let mut bytes = Header::whole(PayloadKind::Frame, network).to_bytes().to_vec();
+    fn headers_read_as_written(
+        network in 0..=MAX_NETWORK,
+        body in proptest::collection::vec(any::<u8>(), 1..50),
+    ) {
+        let header = Header::whole(PayloadKind::Frame, network);
+        let mut bytes = header.to_bytes().to_vec();
         bytes.extend(&body);
-        prop_assert_eq!(Header::parse(&bytes), Ok((Header::whole(PayloadKind::Frame, network), &body[..])));
+        prop_assert_eq!(Header::parse(&bytes), Ok((header, &body[..])));
     }
 
     #[test]
     fn control_messages_read_as_written(token: u64, size: u16, pad in 0_usize..100) {
-        for message in [ControlMessage::Echo { token, size }, ControlMessage::EchoReply { token, size }] {
+        let echo = ControlMessage::Echo { token, size };
+        for message in [echo, ControlMessage::EchoReply { token, size }] {
             let mut bytes = message.to_bytes().to_vec();
             bytes.resize(bytes.len() + pad, 0);
             prop_assert_eq!(ControlMessage::parse(&bytes), Ok(message));
@@ -171,12 +176,25 @@ proptest! {
     #[test]
     fn hostile_fragments_stay_within_bounds(
         offers in proptest::collection::vec(
-            (0_u64..200, 0_u32..3, 0_u64..40, 0_u16..700, 0_u8..20, 0_u8..20, 0_usize..700, 0_u32..2),
+            (
+                0_u64..200,
+                0_u32..3,
+                0_u64..40,
+                0_u16..700,
+                0_u8..20,
+                0_u8..20,
+                0_usize..700,
+                0_u32..2,
+            ),
             1..400,
         ),
     ) {
-        let limits = ReassemblyLimits { slots: 4, max_packet: 2000, timeout: Duration::from_millis(50) };
-        let mut rejoin = Reassembler::new(limits);
+        let limits = ReassemblyLimits {
+            slots: 4,
+            max_packet: 2000,
+            timeout: Duration::from_millis(50),
+        };
+        let mut reassembler = Reassembler::new(limits);
         let mut clock = 0;
         for (step, session, counter, stride, index, last, len, network) in offers {
             clock += step;
@@ -187,11 +205,13 @@ proptest! {
             if header.is_whole() {
                 continue;
             }
-            if let Ok(Some(packet)) = rejoin.offer(at(clock), session, counter, header, body) {
-                prop_assert!(packet.len() <= 2000 && packet.len() > usize::from(last) * usize::from(stride));
+            let now = at(clock);
+            if let Ok(Some(packet)) = reassembler.offer(now, session, counter, header, body) {
+                prop_assert!(packet.len() <= 2000);
+                prop_assert!(packet.len() > usize::from(last) * usize::from(stride));
                 prop_assert!(packet.iter().all(|&byte| u32::from(byte) == session));
             }
-            prop_assert!(rejoin.pending() <= 4);
+            prop_assert!(reassembler.pending() <= 4);
         }
     }
 }

@@ -521,7 +521,13 @@ proptest! {
                         many(c, NAMES[*n], SILENT, 3, now);
                     }
                     if let Some(k) = known.get_mut(NAMES[*n]) {
-                        *k = Known { tier: k.tier, failures: 3, down: true, tried: k.tried, ..Known::default() };
+                        *k = Known {
+                            tier: k.tier,
+                            failures: 3,
+                            down: true,
+                            tried: k.tried,
+                            ..Known::default()
+                        };
                     }
                 }
                 Act::List(list) => {
@@ -544,7 +550,8 @@ proptest! {
                     let mut names: Vec<_> = down.iter().map(|d| d.name.clone()).collect();
                     names.sort();
                     prop_assert_eq!(names, known.keys().cloned().collect::<Vec<_>>());
-                    prop_assert!(using.as_ref().is_none_or(|u| known[u].down), "one in use drained");
+                    let is_down = using.as_ref().is_none_or(|u| known[u].down);
+                    prop_assert!(is_down, "one in use drained");
                 }
                 Choice::Use(name) => {
                     let k = known[name];

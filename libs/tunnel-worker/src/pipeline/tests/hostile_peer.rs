@@ -15,7 +15,7 @@ fn control(message: ControlMessage) -> Vec<u8> {
     plaintext
 }
 
-/// What workers report of a peer, without the reports of hosts.
+/// The workers' events of a peer, without the reports of hosts.
 fn events(side: &mut TestAppliance, slot: u32) -> Vec<Event> {
     let of_peer = |event: &Event| match event {
         Event::SessionConfirmed { peer, .. }
@@ -170,7 +170,7 @@ fn a_restored_worker_repeats_no_nonce_and_takes_no_session_of_before() {
     restored.pipeline.suspend_sessions(1);
     assert!(send(&mut restored, at(10), 20).is_empty());
     assert!(restored.count(Counter::DropNoSession) + restored.count(Counter::Parked) >= 20);
-    // What the manager had sent before it noticed is still on its way.
+    // Commands that the manager sent before it noticed the restore arrive late.
     restored.command(at(11), Command::Receive(0, old_rx));
     restored.command(at(11), Command::Send(0, Box::new(old_tx)));
     restored.command(at(11), Command::SessionsRetired(0));

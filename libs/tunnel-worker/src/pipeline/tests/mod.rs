@@ -1,4 +1,4 @@
-//! What the pipeline does with frames, one behaviour a test.
+//! Tests of the pipeline with frames, one behaviour each.
 
 mod hostile_peer;
 mod model;
@@ -210,7 +210,7 @@ fn without_a_session_a_segment_waits_for_the_next_for_two_minutes_at_most() {
     }
 }
 
-/// What a tenant's machine sends, sealed; nothing of it may come out at the provider.
+/// Seals a packet of a tenant's machine; asserts that the provider drops it for `reason`.
 fn refused(packet: &[u8], reason: Counter) {
     let (mut tenant, mut provider) = pair();
     tenant.seal(at(10), packet);
@@ -382,7 +382,7 @@ fn a_wireguard_member_has_its_own_addresses_and_no_others() {
             .pipeline
             .command(at(5).mono, command, &mut provider.wire);
     }
-    // What is for the member goes to it (it has no path yet), the rest to the network's own peer.
+    // A packet for the member goes to it (it has no path yet), others to the network's own peer.
     provider.seal(at(10), &packet("10.1.0.10", "10.1.0.77", b"x"));
     assert_eq!(provider.count(Counter::DropNoPeer), 1);
     provider.seal(at(10), &packet("10.1.0.10", "10.1.0.78", b"x"));

@@ -94,7 +94,7 @@ struct Model {
     peers: BTreeMap<u32, ModelPeer>,
 }
 
-/// What becomes of a packet.
+/// The verdict on a packet.
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
     Dropped,

@@ -382,7 +382,7 @@ fn another_certificate_is_refused_and_said() {
 }
 
 #[test]
-fn who_has_no_key_is_not_let_in() {
+fn peers_without_the_circuits_key_are_refused() {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
     let at = listener.addresses()[0];
@@ -399,7 +399,7 @@ fn who_has_no_key_is_not_let_in() {
     let stats = listener.stats();
     assert_eq!(stats.refused(RefusalReason::Forged), 1);
     assert_eq!((stats.accepted, stats.established), (2, 0));
-    // Nor has who answers without it.
+    // The dialer refuses a server that answers without the key.
     let identity = Identity::generate(NAME).expect("one");
     let fingerprint = identity.fingerprint();
     let server = config::server(&identity).expect("a server");
@@ -564,7 +564,7 @@ fn garbage_and_silence_are_closed_in_time_and_counted() {
     trickle.join().expect("no panic");
     until("counted", || counted(RefusalReason::Slow) == 3);
     assert!(begun.elapsed() < PATIENCE);
-    // Who leaves.
+    // A client that closes the connection before its hello is complete.
     drop(connect());
     until("counted", || counted(RefusalReason::Gone) == 1);
     until("gone", || listener.connections() == (0, 0));
@@ -661,7 +661,7 @@ fn a_newer_connection_takes_the_place_of_the_older() {
 }
 
 #[test]
-fn whoever_closes_the_other_hears_it() {
+fn a_close_at_either_end_is_reported_at_the_other() {
     let tenant_closes = joined();
     drop(tenant_closes.a);
     assert!(matches!(
@@ -755,7 +755,7 @@ fn a_way_that_takes_no_more_costs_datagrams_and_no_memory() {
         place.sender.wake();
     }
     assert_eq!(a.handle.stats().full_out, refused);
-    // What the kernels on the way hold is theirs; more than the ring is not with us.
+    // The kernels on the path hold the taken datagrams; the process holds one ring at most.
     assert!(taken < 100_000, "{taken} taken");
     until("counted", || {
         let out = a.handle.stats().datagrams_out;
@@ -834,7 +834,7 @@ fn an_end_that_breaks_the_protocol_later_is_closed() {
 }
 
 #[test]
-fn strangers_do_not_keep_out_who_has_a_key() {
+fn strangers_do_not_keep_out_an_end_with_a_key() {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let limits = Limits {
         connections: 2,
@@ -943,7 +943,7 @@ fn a_dialer_that_is_dropped_gives_up_at_once() {
 }
 
 #[test]
-fn datagrams_come_to_the_place_that_opens_them_and_wake_who_sleeps() {
+fn datagrams_reach_the_ring_of_their_worker_and_wake_it() {
     let (mut tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
     let sleeps: Vec<Arc<AtomicBool>> = (0..2).map(|_| Arc::default()).collect();

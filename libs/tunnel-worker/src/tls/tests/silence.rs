@@ -10,7 +10,7 @@ struct Path {
     pace: Arc<AtomicU64>,
 }
 
-/// What waits on it waits at the tenant's end, for it takes little.
+/// A path with small buffers: datagrams that it does not carry wait at the tenant's end.
 fn path(to: SocketAddr) -> Path {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
     setsockopt(&listener, sockopt::TcpMaxSeg, &1400).expect("short segments");
@@ -73,7 +73,10 @@ fn an_end_that_does_not_answer_is_silent_and_one_that_does_again_is_heard() {
         let stopped = Instant::now();
         let silent = tenant.next();
         assert!(
-            matches!(silent, ConnectionEvent::Stalled { circuit: of, id } if of == circuit(1) && id == a.id),
+            matches!(
+                silent,
+                ConnectionEvent::Stalled { circuit: of, id } if of == circuit(1) && id == a.id
+            ),
             "{silent:?}"
         );
         let took = stopped.elapsed();
@@ -90,7 +93,7 @@ fn an_end_that_does_not_answer_is_silent_and_one_that_does_again_is_heard() {
         sleep(Duration::from_millis(500));
     }
     exchange(&mut a.rings[0], &mut b.rings[0], 100, |n| payload(n, 900));
-    // Who is asked asks nothing, and so tells nothing.
+    // The provider answers probes and sends none, so it reports no silence.
     assert!(provider.events.try_recv().is_err());
 }
 
@@ -311,7 +314,7 @@ fn an_attempt_that_is_given_up_ends_unless_its_hello_is_said() {
 }
 
 #[test]
-fn a_gateway_that_is_there_but_goes_no_further_holds_nobody_up() {
+fn a_gateway_that_stalls_in_the_handshake_delays_no_other() {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
     // TCP is answered by its kernel, and nothing else.

@@ -47,7 +47,7 @@ fn relay(to: SocketAddr, proxy: bool) -> (tokio::runtime::Runtime, Relay) {
 }
 
 #[test]
-fn a_gateway_relays_it_by_its_name_and_says_who_it_is() {
+fn a_gateway_relays_by_server_name_and_passes_the_clients_address() {
     for proxy in [false, true] {
         let (tenant, provider) = (Owner::new(), Owner::new());
         let (listener, fingerprint) = provider.listen(Limits::default(), proxy);
@@ -88,7 +88,7 @@ fn a_gateway_relays_it_by_its_name_and_says_who_it_is() {
 }
 
 #[test]
-fn who_comes_from_nowhere_that_a_gateway_is_is_refused_whatever_it_says() {
+fn connections_from_outside_the_allowed_sources_are_refused() {
     let nets = |all: &[&str]| {
         all.iter()
             .map(|net| net.parse().expect("a prefix"))
