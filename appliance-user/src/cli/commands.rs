@@ -104,7 +104,7 @@ fn detach(config: &Path) -> anyhow::Result<()> {
         config.control_socket.display()
     );
     let removed = datapath::detach(&config.pin_dir)?;
-    outln!("removed {removed} pins; nothing is forwarded any more");
+    outln!("removed {removed} pins; forwarding has stopped");
     Ok(())
 }
 

@@ -35,7 +35,7 @@ impl Daemon {
             network = status.network,
             interface = status.interface,
             mac = status.mac,
-            "the other machine does not use the appliance's address any more"
+            "address conflict resolved: the other machine no longer uses the address"
         );
     }
 

@@ -498,7 +498,7 @@ impl Sample {
         )?;
         families.counter(
             "tunnel_incomplete_packets",
-            "Packets from the peer dropped because pieces of them were missing",
+            "Packets from the peer dropped because fragments of them were missing",
             tunnels().map(|(p, t)| (peer(p), t.rejoin_lost)),
         )?;
         families.gauge(

@@ -221,7 +221,7 @@ fn open_xdp_errors() -> Option<XdpErrors> {
         Err(error) => {
             tracing::warn!(
                 %error,
-                "frames that the kernel drops behind XDP programs are not counted"
+                "cannot count the frames that the kernel drops after XDP programs"
             );
             None
         }

@@ -44,7 +44,7 @@ fn address(c: &mut Checker, at: &str, text: &str) -> Option<SocketAddr> {
         c.problem(
             at,
             format!(
-                "{text:?} is not an address and a port: write such as \"192.0.2.1:{PORT}\" or \
+                "{text:?} is not an address and a port: write for example \"192.0.2.1:{PORT}\" or \
                  \"[2001:db8::1]:{PORT}\""
             ),
         );
@@ -253,7 +253,7 @@ fn endpoint(c: &mut Checker, at: &str, text: &str, listen: &[SocketAddr]) -> Opt
         c.problem(
             at,
             format!(
-                "{text:?} is neither an address nor a name with a port: write such as \
+                "{text:?} is neither an address nor a name with a port: write for example \
                  \"192.0.2.1:{PORT}\", \"[2001:db8::1]:{PORT}\" or \"backend.example.net:{PORT}\""
             ),
         );

@@ -155,7 +155,7 @@ impl service::Daemon for Gateway {
             Request::Circuits { after, tenant } => controller
                 .circuits_page(after.as_deref(), tenant.as_deref())
                 .map(Answer::Circuits)
-                .ok_or_else(|| Refusal::new("bad-request", "after: write the ID of a circuit")),
+                .ok_or_else(|| Refusal::new("bad-request", "after: write a circuit ID")),
             // The runtime calls `reload` instead.
             Request::Reload => Ok(Answer::Brief(controller.brief())),
             Request::Drain => {

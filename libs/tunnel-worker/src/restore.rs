@@ -139,8 +139,7 @@ fn watch(restores: &Restores) {
     let mut detector = RestoreDetector::default();
     let events = uevents()
         .inspect_err(|error| {
-            tracing::warn!(%error, "cannot receive uevents; a restored snapshot is noticed by the \
-                clocks alone");
+            tracing::warn!(%error, "no uevents; only the clocks detect a restored snapshot");
         })
         .ok();
     let mut buffer = [0; 4096];
@@ -162,8 +161,7 @@ fn watch(restores: &Restores) {
             restores.note();
             tracing::warn!(
                 ?sign,
-                "this machine may have been restored from a snapshot: all \
-                sessions are retired"
+                "this machine may have been restored from a snapshot: all sessions were retired"
             );
         }
     }

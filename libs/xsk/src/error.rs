@@ -83,7 +83,7 @@ pub enum Error {
         queue: u32,
     },
     /// This crate does not know the kernel's layout of a ring.
-    #[error("{operation}: the kernel's answer is not understood (Linux 5.4 or newer is needed)")]
+    #[error("{operation}: the kernel returned an unexpected answer (Linux 5.4 or newer is needed)")]
     Kernel {
         /// The operation that failed.
         operation: &'static str,

@@ -334,7 +334,7 @@ fn source(c: &mut Checker, text: &str) -> Option<IpPrefix> {
             c.problem(
                 "tls: from",
                 format!(
-                    "{net} cannot be the source of a gateway: leave from out to accept all sources"
+                    "{net} cannot be the source of a gateway: omit tls.from to accept all sources"
                 ),
             );
             None

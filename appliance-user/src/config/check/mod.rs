@@ -251,7 +251,8 @@ fn tunnel(c: &mut Checker, tunnel: file::Tunnel, uplink: &Uplink) -> Tunnel {
         c.problem(
             "tunnel: port",
             format!(
-                "{port} is uplink.port, the plain tunnels'; write another for the encrypted ones"
+                "{port} is uplink.port, which plain tunnels use; write another port for encrypted \
+                 tunnels"
             ),
         );
     }

@@ -91,7 +91,7 @@ pub(in crate::daemon) fn switch(
         let mode = TenantMode { failover, epoch };
         new.modes.insert(tenant.to_owned(), mode);
     } else {
-        // The tenant is not configured any more, and only the plan knows its networks.
+        // The tenant is no longer configured, and only the plan knows its networks.
         let networks = before.plan().into_iter().flat_map(Plan::networks);
         for network in networks.filter(|n| config.network(n.name()).is_none()) {
             new.endpoints.remove(network.name());

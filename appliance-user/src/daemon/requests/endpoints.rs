@@ -30,7 +30,7 @@ impl Daemon {
     }
 
     pub(super) fn endpoint_remove(&mut self, name: &str, addresses: &[IpAddr]) -> Answer {
-        // Those of a network that is not configured any more can be removed as well.
+        // Those of a network that is no longer configured can be removed as well.
         if !self.in_force.state.endpoints.contains_key(name) {
             self.network(name)?;
         }

@@ -112,7 +112,7 @@ impl Daemon {
             (Some(name), _) if self.left_over().iter().any(|l| l == name) => Err(Refusal::new(
                 "not-found",
                 format!(
-                    "tenant {name:?} is not configured any more: its failover can only be undone \
+                    "tenant {name:?} is no longer configured: its failover can only be undone \
                      (`mode --tenant {name} idle`), or put the tenant back into the configuration"
                 ),
             )),

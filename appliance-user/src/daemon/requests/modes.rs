@@ -43,7 +43,7 @@ impl Daemon {
         let left_over = self.left_over();
         let tenants = match (tenant, mode) {
             (None, None) => self.tenants().into_iter().chain(left_over).collect(),
-            // The failover of a tenant that is not configured any more can be undone.
+            // The failover of a tenant that is no longer configured can be undone.
             (Some(name), None | Some("idle")) if left_over.iter().any(|l| l == name) => {
                 vec![name.to_owned()]
             }

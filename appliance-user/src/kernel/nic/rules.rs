@@ -92,13 +92,13 @@ const TX_VLAN: Unwanted = Unwanted {
     feature: "tx-vlan-hw-insert",
     command: "txvlan",
     meaning: "VLAN insertion on transmit",
-    harm: "XDP writes the tags itself",
+    harm: "XDP writes the tags",
 };
 const TX_STAG: Unwanted = Unwanted {
     feature: "tx-vlan-stag-hw-insert",
     command: "tx-vlan-stag-hw-insert",
     meaning: "insertion of service tags on transmit",
-    harm: "XDP writes the tags itself",
+    harm: "XDP writes the tags",
 };
 
 /// Features that filter VLANs: by tag type, the kernel's name.

@@ -95,7 +95,7 @@ impl TunnelManager {
                     PeerPath::Direct(_) | PeerPath::Stream(_) => true,
                 };
                 if !is_known {
-                    tracing::debug!(%path, "handshake message by an unknown circuit");
+                    tracing::debug!(%path, "handshake message through an unknown circuit");
                     return;
                 }
                 let random = &mut self.random;
@@ -203,7 +203,7 @@ impl TunnelManager {
                 continue;
             }
             let id = peer.id;
-            tracing::info!(peer = peer.spec.name, %path, "the tunnel moves to another path");
+            tracing::info!(peer = peer.spec.name, %path, "tunnel path changed");
             self.control.set_paths(now.mono, id, vec![path]);
             self.control.move_peer(now.mono, id, path);
             moved |= self.take_outputs(maps);
@@ -462,7 +462,7 @@ fn follow(control: &mut TunnelControl, now: Instant, peer: &mut Peer) {
         tracing::trace!(
             peer = peer.spec.name,
             %path,
-            "received from the peer by a path that it may not move to"
+            "packet from the peer on a path that the peer may not move to"
         );
         return;
     }

@@ -113,8 +113,8 @@ pub enum Error {
     },
     /// Packets of the queues past the last that the programs know would be dropped.
     #[error(
-        "{interface} has {queues} receive queues, and packets of at most {MAX_QUEUES} can be given \
-         to workers: run `ethtool -L {interface} combined {MAX_QUEUES}` (NICs without combined \
+        "{interface} has {queues} receive queues, and workers can take the packets of {MAX_QUEUES} \
+         at most: run `ethtool -L {interface} combined {MAX_QUEUES}` (NICs without combined \
          queues: rx {MAX_QUEUES})"
     )]
     TooManyQueues {

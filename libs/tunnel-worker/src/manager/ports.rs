@@ -109,7 +109,7 @@ impl WorkerPorts {
         let first = self.free_slot().ok_or_else(|| {
             failed(xsk::Error::Os {
                 operation: "find a slot for the socket",
-                source: io::Error::other("15 interfaces have sockets, which is the most"),
+                source: io::Error::other("15 interfaces have sockets, the maximum"),
             })
         })?;
         if spec.queues > MAX_QUEUES {
@@ -154,7 +154,7 @@ impl WorkerPorts {
             })
             .map_err(|error| {
                 failed(xsk::Error::Os {
-                    operation: "tell the programs of the socket",
+                    operation: "write the socket to XSKS",
                     source: io::Error::other(error),
                 })
             })?;

@@ -21,7 +21,7 @@ use crate::{
     worker::{Request, UnresolvedPacket, WaitMode, WorkerHandle, WorkerSettings, duplicate},
 };
 
-/// A worker that has not looked at its sockets for so long hangs.
+/// A worker that has not polled its sockets for so long hangs.
 const HANGS_AFTER: Duration = Duration::from_secs(5);
 
 /// All workers. Dropping it ends their threads.
@@ -172,7 +172,7 @@ impl WorkerPool {
             let silent = Duration::from_nanos(now.saturating_sub(beat));
             (beat != 0 && silent > HANGS_AFTER).then(|| {
                 format!(
-                    "worker {index} has not looked at its sockets for {} s",
+                    "worker {index} has not polled its sockets for {} s",
                     silent.as_secs()
                 )
             })

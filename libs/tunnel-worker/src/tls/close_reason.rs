@@ -17,7 +17,7 @@ pub enum CloseReason {
     #[error("the circuit is gone from the configuration, or has another key")]
     Removed,
     /// The machine was restored from a snapshot.
-    #[error("this machine was restored from a snapshot: keys of before are not used any more")]
+    #[error("this machine was restored from a snapshot: its earlier keys are no longer used")]
     Restored,
     /// The other end closed it, with TLS's `close_notify`.
     #[error("closed by the other end")]

@@ -58,7 +58,7 @@ pub enum DialStepError {
     )]
     Refused,
     /// The answer to the hello is not authentic.
-    #[error("the answer to the hello is not made with the circuit's key")]
+    #[error("the answer to the hello was not made with the circuit's key")]
     WrongAnswer,
     /// The connection ended during the handshake.
     #[error("{0}")]

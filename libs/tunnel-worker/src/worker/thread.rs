@@ -217,8 +217,8 @@ impl WorkerThread {
                     let (rx, tx) = *halves;
                     let interest = EpollEvent::new(EpollFlags::EPOLLIN, 0);
                     if let Err(error) = self.epoll.add(rx.fd(), interest) {
-                        // It is served all the same, with every look at the sockets.
-                        tracing::error!(%error, "cannot wait for a socket: its packets are late");
+                        // The thread serves it with every poll of the sockets.
+                        tracing::error!(%error, "cannot wait for a socket; its packets are late");
                     }
                     self.sockets.push(rx);
                     self.outputs.sockets.push(tx);
