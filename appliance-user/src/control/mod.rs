@@ -312,10 +312,10 @@ pub struct TunnelStatus {
     pub replays: u64,
     /// Datagrams refused as not authentic.
     pub forged: u64,
-    /// Packets reassembled from pieces.
-    pub rejoined: u64,
-    /// Packets dropped because pieces were missing.
-    pub rejoin_lost: u64,
+    /// Packets reassembled from fragments.
+    pub reassembled: u64,
+    /// Packets dropped because fragments of them were missing.
+    pub reassembly_lost: u64,
 }
 
 /// The listener for tunnels over TLS.

@@ -499,7 +499,7 @@ impl Sample {
         families.counter(
             "tunnel_incomplete_packets",
             "Packets from the peer dropped because fragments of them were missing",
-            tunnels().map(|(p, t)| (peer(p), t.rejoin_lost)),
+            tunnels().map(|(p, t)| (peer(p), t.reassembly_lost)),
         )?;
         families.gauge(
             "tunnel_gateways_bound",
@@ -572,7 +572,7 @@ mod tests {
             "cipher": "aes-256-gcm", "handshake_age_seconds": 7, "handshakes": 3,
             "path_mtu": 1420, "round_trip_micros": 1500, "loss_percent": 25, "tx_packets": 10,
             "tx_bytes": 1000, "rx_packets": 20, "rx_bytes": 2000, "replays": 1, "forged": 2,
-            "rejoined": 0, "rejoin_lost": 4,
+            "reassembled": 0, "reassembly_lost": 4,
         });
         let status = serde_json::json!({
             "name": "provider", "role": "provider", "version": "1.0", "ready": false,

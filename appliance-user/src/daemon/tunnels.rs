@@ -420,8 +420,8 @@ fn tunnel_status(end: tunnel_worker::PeerStatus) -> TunnelStatus {
         rx_bytes: end.rx.bytes,
         replays: end.rx.duplicates + end.rx.too_old + end.replayed_handshakes,
         forged: end.rx.forged,
-        rejoined: end.rx.reassembly.completed,
-        rejoin_lost: end.rx.reassembly.timed_out + end.rx.reassembly.evicted,
+        reassembled: end.rx.reassembly.completed,
+        reassembly_lost: end.rx.reassembly.timed_out + end.rx.reassembly.evicted,
     }
 }
 

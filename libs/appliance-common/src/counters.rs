@@ -70,16 +70,16 @@ counters! {
     ToOpen = 17, "to_open";
     /// Handshake messages passed to the daemon by the kernel's stack.
     HandshakePassed = 18, "handshake_passed";
-    /// Packets encrypted in several pieces because they exceed the path MTU.
-    SplitInTunnel = 19, "split_in_tunnel";
-    /// Packets reassembled from their pieces.
-    Rejoined = 20, "rejoined";
+    /// Packets encrypted in several fragments because they exceed the path MTU.
+    TunnelFragmented = 19, "tunnel_fragmented";
+    /// Packets reassembled from the fragments of a tunnel.
+    TunnelReassembled = 20, "tunnel_reassembled";
     /// Keep-alives and control messages between the tunnel's ends.
     TunnelControl = 21, "tunnel_control";
-    /// TCP segments kept while their tunnel is down, the newest of each flow.
-    Parked = 22, "parked";
-    /// Kept TCP segments sent when their tunnel came back.
-    Released = 23, "released";
+    /// TCP segments put into the outage buffer while their tunnel is down, the newest of each flow.
+    OutageBuffered = 22, "outage_buffered";
+    /// TCP segments of the outage buffer that were sent when their tunnel came back.
+    OutageFlushed = 23, "outage_flushed";
     /// Packets passed to the worker that owns their lane.
     HandedOver = 24, "handed_over";
     /// Full failover: packets routed to a host of one of the tenant's networks.
@@ -166,7 +166,7 @@ counters! {
     DropWrongPeer = 62, "drop_wrong_peer";
     /// Dropped: authentic, but with an invalid or contradictory segment header.
     DropBadSegment = 63, "drop_bad_segment";
-    /// Dropped: too long for the tunnel even in pieces.
+    /// Dropped: too long for the tunnel even in fragments.
     DropTooLong = 64, "drop_too_long";
     /// Dropped: the ring to the worker that owns the packet's lane is full.
     DropWorkerFull = 65, "drop_worker_full";

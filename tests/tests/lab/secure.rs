@@ -162,8 +162,8 @@ fn a_full_size_lan_fits_over_any_wan_mtu() {
         {
             site.reach(from, address);
             site.ok(from, &["sysctl", "-qw", "net.ipv4.ip_no_pmtu_disc=1"]);
-            // Without DF, split in the tunnel and rejoined: the first try must arrive, as one
-            // packet.
+            // Without DF the tunnel fragments and reassembles the packet: the first must arrive,
+            // as one packet.
             let receiver = site.udp(to, address, 5000);
             let sender = site.udp(from, from_address, 0);
             for len in [1, 1000, 1392, 1393, 1404, 1405, 1472, 8000] {
@@ -185,8 +185,8 @@ fn a_full_size_lan_fits_over_any_wan_mtu() {
             site.await_path_mtu(host, wan_mtu);
             // 20 bytes of IPv4, 8 of UDP, 32 of the message, 8 of the segment.
             assert_eq!(net1(host), wan_mtu - 68, "{host}");
-            assert!(site.counter(host, "split_in_tunnel") >= 1, "{host}");
-            assert!(site.counter(host, "rejoined") >= 1, "{host}");
+            assert!(site.counter(host, "tunnel_fragmented") >= 1, "{host}");
+            assert!(site.counter(host, "tunnel_reassembled") >= 1, "{host}");
             assert_eq!(site.counter(host, "slow_split"), 0, "{host}");
         }
         let learned = wan_mtu - 68;

@@ -182,10 +182,10 @@ fn judge(
 fn outcomes(side: &TestAppliance) -> u64 {
     // Counted besides an outcome, not as one.
     const BESIDES: [Counter; 5] = [
-        Counter::SplitInTunnel,
-        Counter::Rejoined,
+        Counter::TunnelFragmented,
+        Counter::TunnelReassembled,
         Counter::MssClamped,
-        Counter::Released,
+        Counter::OutageFlushed,
         Counter::SlowUnresolved,
     ];
     Counter::ALL

@@ -7,7 +7,7 @@
 //! ```text
 //!   to seal:  [slot, hash | segment header | packet] ─▶ network ─▶ peer ─▶ seal, whole or in fragments
 //!             ─▶ outer headers ─▶ the uplink
-//!   to open:  [outer headers | datagram] ─▶ index ─▶ peer ─▶ open ─▶ rejoin ─▶ network of that peer?
+//!   to open:  [outer headers | datagram] ─▶ index ─▶ peer ─▶ open ─▶ reassemble ─▶ network of that peer?
 //!             ─▶ source there? destination here? ─▶ host ─▶ Ethernet header ─▶ the tenant's port
 //! ```
 //!
@@ -69,7 +69,7 @@ pub struct PeerLanes {
     control_budget: ControlBudget,
     /// Changed since the last report.
     dirty: bool,
-    rejoined: u64,
+    reassembled: u64,
     /// Nothing is heard: segments are kept besides being sent.
     silent: bool,
     /// Segments are kept for when the tunnel is back.
@@ -102,7 +102,7 @@ impl PeerLanes {
             member,
             control_budget: ControlBudget::default(),
             dirty: false,
-            rejoined: 0,
+            reassembled: 0,
             silent: false,
             keeps: false,
         }
@@ -178,7 +178,7 @@ impl Pipeline {
         match sealed {
             Ok(()) if silent => drop(self.buffer(now, peer, frame)),
             Err(Counter::DropNoSession | Counter::DropNoPeer) if self.buffer(now, peer, frame) => {
-                self.counters.count(Counter::Parked, 1);
+                self.counters.count(Counter::OutageBuffered, 1);
                 return Ok(());
             }
             _ => {}
@@ -218,7 +218,7 @@ impl Pipeline {
             let len = frame.len();
             buffer[..len].copy_from_slice(frame);
             match self.seal_for(now, &buffer[..len], &mut None, wire) {
-                Ok(()) => self.counters.count(Counter::Released, 1),
+                Ok(()) => self.counters.count(Counter::OutageFlushed, 1),
                 Err(reason) => self.counters.count(reason, 1),
             }
         }
@@ -274,7 +274,7 @@ impl Pipeline {
                     pieces.next_into(out).unwrap_or(Err(SealError::NoSession))
                 })?;
             }
-            self.counters.count(Counter::SplitInTunnel, 1);
+            self.counters.count(Counter::TunnelFragmented, 1);
         } else if lanes.framing == Framing::Segments {
             seal_and_send(wire, &outer, |out| sender.seal_into(now, &[segment], out))?;
         } else {
@@ -575,10 +575,10 @@ impl Pipeline {
                 stats = stats.merge(receiver.stats());
             }
             self.counters.count(
-                Counter::Rejoined,
-                stats.reassembly.completed - lanes.rejoined,
+                Counter::TunnelReassembled,
+                stats.reassembly.completed - lanes.reassembled,
             );
-            lanes.rejoined = stats.reassembly.completed;
+            lanes.reassembled = stats.reassembly.completed;
             wire.event(Event::Activity {
                 peer: slot,
                 tx: lanes.sender.activity(),

@@ -111,7 +111,7 @@ struct World {
     /// Accepted, by lane and counter.
     taken: BTreeSet<(usize, u64)>,
     /// Delivered after reassembly, by lane and counter of the first fragment.
-    rejoined: BTreeSet<(usize, u64)>,
+    reassembled: BTreeSet<(usize, u64)>,
     opens: u64,
 }
 
@@ -134,7 +134,7 @@ impl World {
             wire: Vec::new(),
             plain: BTreeMap::new(),
             taken: BTreeSet::new(),
-            rejoined: BTreeSet::new(),
+            reassembled: BTreeSet::new(),
             opens: 0,
         }
     }
@@ -297,7 +297,7 @@ impl World {
                     self.framing,
                     &self.plain,
                     &self.taken,
-                    &mut self.rejoined,
+                    &mut self.reassembled,
                     (lane, counter),
                     opened.payload,
                 );
@@ -332,7 +332,7 @@ fn judge(
     framing: Framing,
     plain: &BTreeMap<(usize, u64), Vec<u8>>,
     taken: &BTreeSet<(usize, u64)>,
-    rejoined: &mut BTreeSet<(usize, u64)>,
+    reassembled: &mut BTreeSet<(usize, u64)>,
     (lane, counter): (usize, u64),
     payload: Payload<'_>,
 ) {
@@ -382,7 +382,7 @@ fn judge(
             }
             let base = counter - u64::from(header.index);
             assert!(
-                rejoined.insert((lane, base)),
+                reassembled.insert((lane, base)),
                 "a packet was delivered twice"
             );
             let mut joined = Vec::new();

@@ -18,7 +18,7 @@ const MS: u64 = 1_000_000;
 pub fn segment(data: &[u8]) {
     header(data);
     word(data);
-    rejoin(&mut Input::new(data));
+    reassemble(&mut Input::new(data));
 }
 
 fn header(plaintext: &[u8]) {
@@ -133,13 +133,13 @@ impl Model {
 
 struct World {
     now: u64,
-    rejoin: Reassembler,
+    reassembler: Reassembler,
     model: Model,
     completed: u64,
     refused: u64,
 }
 
-fn rejoin(input: &mut Input<'_>) {
+fn reassemble(input: &mut Input<'_>) {
     let limits = ReassemblyLimits {
         slots: 1 + input.below(4),
         max_packet: 1 + usize::from(input.u16() % 600),
@@ -147,7 +147,7 @@ fn rejoin(input: &mut Input<'_>) {
     };
     let mut world = World {
         now: 1_000 * MS,
-        rejoin: Reassembler::new(limits),
+        reassembler: Reassembler::new(limits),
         model: Model {
             limits,
             slots: (0..limits.slots).map(|_| None).collect(),
@@ -171,7 +171,7 @@ impl World {
     fn offer(&mut self, session: u32, counter: u64, header: Header, body: &[u8]) {
         let now = Instant::from_nanos(self.now);
         let expected = self.model.offer(now, session, counter, header, body);
-        let got = self.rejoin.offer(now, session, counter, header, body);
+        let got = self.reassembler.offer(now, session, counter, header, body);
         match (&got, &expected) {
             (Ok(Some(got)), Ok(Some(expected))) => {
                 assert_eq!(got, expected);
@@ -185,8 +185,8 @@ impl World {
             _ => panic!("{header:?} of counter {counter}: {got:?}, expected {expected:?}"),
         }
         let pending = self.model.slots.iter().flatten().count();
-        assert_eq!(self.rejoin.pending(), pending);
-        let stats = self.rejoin.stats();
+        assert_eq!(self.reassembler.pending(), pending);
+        let stats = self.reassembler.stats();
         assert_eq!(
             (stats.completed, stats.refused),
             (self.completed, self.refused)
@@ -255,13 +255,13 @@ impl World {
             }
             _ => {
                 let now = Instant::from_nanos(self.now);
-                self.rejoin.expire(now);
+                self.reassembler.expire(now);
                 let timeout = self.model.limits.timeout;
                 for slot in &mut self.model.slots {
                     slot.take_if(|entry| now.since(entry.since) >= timeout);
                 }
                 let pending = self.model.slots.iter().flatten().count();
-                assert_eq!(self.rejoin.pending(), pending);
+                assert_eq!(self.reassembler.pending(), pending);
             }
         }
     }

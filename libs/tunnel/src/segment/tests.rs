@@ -36,7 +36,7 @@ fn a_full_ethernet_packet_goes_in_two_balanced_fragments() {
 
 #[test]
 fn missing_fragments_time_out_and_make_room() {
-    let mut rejoin = Reassembler::new(ReassemblyLimits {
+    let mut reassembler = Reassembler::new(ReassemblyLimits {
         slots: 2,
         max_packet: 4000,
         timeout: Duration::from_millis(100),
@@ -44,27 +44,42 @@ fn missing_fragments_time_out_and_make_room() {
     let cut = fragments(&[1; 3000], 1000);
     for n in 0..3_u64 {
         assert_eq!(
-            rejoin.offer(at(n), 1, n * 10, cut[0].0, &cut[0].1),
+            reassembler.offer(at(n), 1, n * 10, cut[0].0, &cut[0].1),
             Ok(None)
         );
     }
-    assert_eq!((rejoin.pending(), rejoin.stats().evicted), (2, 1));
-    rejoin.expire(at(150));
-    assert_eq!((rejoin.pending(), rejoin.stats().timed_out), (0, 2));
+    assert_eq!((reassembler.pending(), reassembler.stats().evicted), (2, 1));
+    reassembler.expire(at(150));
+    assert_eq!(
+        (reassembler.pending(), reassembler.stats().timed_out),
+        (0, 2)
+    );
     // A late fragment starts its packet again; it never joins a dropped one.
-    assert_eq!(rejoin.offer(at(151), 1, 11, cut[1].0, &cut[1].1), Ok(None));
-    assert_eq!(rejoin.offer(at(151), 1, 12, cut[2].0, &cut[2].1), Ok(None));
-    assert_eq!(rejoin.pending(), 1);
+    assert_eq!(
+        reassembler.offer(at(151), 1, 11, cut[1].0, &cut[1].1),
+        Ok(None)
+    );
+    assert_eq!(
+        reassembler.offer(at(151), 1, 12, cut[2].0, &cut[2].1),
+        Ok(None)
+    );
+    assert_eq!(reassembler.pending(), 1);
 }
 
 #[test]
 fn the_same_counters_of_another_session_are_another_packet() {
-    let mut rejoin = Reassembler::new(ReassemblyLimits::default());
+    let mut reassembler = Reassembler::new(ReassemblyLimits::default());
     let cut = fragments(&[1; 2000], 1000);
-    assert_eq!(rejoin.offer(at(0), 1, 0, cut[0].0, &cut[0].1), Ok(None));
-    assert_eq!(rejoin.offer(at(0), 2, 1, cut[1].0, &cut[1].1), Ok(None));
+    assert_eq!(
+        reassembler.offer(at(0), 1, 0, cut[0].0, &cut[0].1),
+        Ok(None)
+    );
+    assert_eq!(
+        reassembler.offer(at(0), 2, 1, cut[1].0, &cut[1].1),
+        Ok(None)
+    );
     assert!(
-        rejoin
+        reassembler
             .offer(at(0), 1, 1, cut[1].0, &cut[1].1)
             .unwrap()
             .is_some()
@@ -73,31 +88,34 @@ fn the_same_counters_of_another_session_are_another_packet() {
 
 #[test]
 fn contradicting_fragments_take_their_packet_with_them() {
-    let mut rejoin = Reassembler::new(ReassemblyLimits::default());
+    let mut reassembler = Reassembler::new(ReassemblyLimits::default());
     let cut = fragments(&[1; 2000], 1000);
-    assert_eq!(rejoin.offer(at(0), 1, 0, cut[0].0, &cut[0].1), Ok(None));
+    assert_eq!(
+        reassembler.offer(at(0), 1, 0, cut[0].0, &cut[0].1),
+        Ok(None)
+    );
     let other = Header {
         network: 6,
         ..cut[1].0
     };
     assert_eq!(
-        rejoin.offer(at(0), 1, 1, other, &cut[1].1),
+        reassembler.offer(at(0), 1, 1, other, &cut[1].1),
         Err(InvalidSegment::Conflict)
     );
-    assert_eq!(rejoin.pending(), 0);
+    assert_eq!(reassembler.pending(), 0);
 }
 
 #[test]
-fn a_packet_of_sixteen_fragments_rejoins_backwards() {
+fn sixteen_fragments_in_reverse_order_are_reassembled() {
     let packet: Vec<u8> = (0..16_000_u32).map(|n| n as u8).collect();
-    let mut rejoin = Reassembler::new(ReassemblyLimits {
+    let mut reassembler = Reassembler::new(ReassemblyLimits {
         max_packet: 16_000,
         ..ReassemblyLimits::default()
     });
     let cut = fragments(&packet, 1000);
     assert_eq!(cut.len(), MAX_FRAGMENTS);
     for (n, (header, body)) in cut.iter().enumerate().rev() {
-        let got = rejoin
+        let got = reassembler
             .offer(at(0), 1, 100 + n as u64, *header, body)
             .unwrap();
         assert_eq!(got.is_some(), n == 0);
@@ -156,14 +174,14 @@ proptest! {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             cut.swap(n, (seed >> 33) as usize % (n + 1));
         }
-        let mut rejoin = Reassembler::new(ReassemblyLimits::default());
+        let mut reassembler = Reassembler::new(ReassemblyLimits::default());
         let total = cut.len();
         for (n, (index, (header, body))) in cut.into_iter().enumerate() {
             prop_assert!(body.len() <= room && !body.is_empty());
             let mut bytes = header.to_bytes().to_vec();
             bytes.extend(&body);
             let (header, body) = Header::parse(&bytes).unwrap();
-            let got = rejoin.offer(at(0), 9, 1000 + index as u64, header, body).unwrap();
+            let got = reassembler.offer(at(0), 9, 1000 + index as u64, header, body).unwrap();
             prop_assert_eq!(got.is_some(), n + 1 == total);
             if let Some(got) = got {
                 prop_assert_eq!(got, &packet[..]);

@@ -169,7 +169,7 @@ fn a_restored_worker_repeats_no_nonce_and_takes_no_session_of_before() {
     let (_, old_tx, old_rx) = TestPeer::new(Framing::Segments, 6, path);
     restored.pipeline.suspend_sessions(1);
     assert!(send(&mut restored, at(10), 20).is_empty());
-    assert!(restored.count(Counter::DropNoSession) + restored.count(Counter::Parked) >= 20);
+    assert!(restored.count(Counter::DropNoSession) + restored.count(Counter::OutageBuffered) >= 20);
     // Commands that the manager sent before it noticed the restore arrive late.
     restored.command(at(11), Command::Receive(0, old_rx));
     restored.command(at(11), Command::Send(0, Box::new(old_tx)));

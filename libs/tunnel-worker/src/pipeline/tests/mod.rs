@@ -78,9 +78,9 @@ fn a_longer_packet_goes_in_pieces_and_arrives_whole() {
     let out = provider.take();
     assert_eq!(out.len(), 1);
     assert_eq!(out[0].1[18..], sent);
-    assert_eq!(tenant.count(Counter::SplitInTunnel), 1);
+    assert_eq!(tenant.count(Counter::TunnelFragmented), 1);
     provider.pipeline.report(at(20).mono, &mut provider.wire);
-    assert_eq!(provider.count(Counter::Rejoined), 1);
+    assert_eq!(provider.count(Counter::TunnelReassembled), 1);
 }
 
 #[test]
@@ -182,12 +182,12 @@ fn after_a_silence_the_newest_segment_of_a_flow_is_sent_again() {
     assert_eq!(frames.len(), 1);
     provider.open(at(32), frames);
     assert_eq!(provider.take()[0].1[18..], segment(b"new"));
-    assert_eq!(tenant.count(Counter::Released), 1);
+    assert_eq!(tenant.count(Counter::OutageFlushed), 1);
     // Once, and not again.
     provider.seal(at(40), &packet("10.1.0.10", "10.1.0.11", b"and again"));
     let frames = provider.take();
     tenant.open(at(41), frames);
-    assert_eq!(tenant.count(Counter::Released), 1);
+    assert_eq!(tenant.count(Counter::OutageFlushed), 1);
 }
 
 #[test]
@@ -196,12 +196,12 @@ fn without_a_session_a_segment_waits_for_the_next_for_two_minutes_at_most() {
         let (mut tenant, mut provider) = pair();
         // Sessions end after three minutes.
         tenant.seal(at(200_000), &segment(b"kept"));
-        assert_eq!(tenant.count(Counter::Parked), 1);
+        assert_eq!(tenant.count(Counter::OutageBuffered), 1);
         assert_eq!(tenant.count(Counter::DropNoSession), 0);
         assert!(tenant.take().is_empty());
         let now = at(200_000 + wait);
         join(&mut tenant, &mut provider, now);
-        assert_eq!(tenant.count(Counter::Released), wanted);
+        assert_eq!(tenant.count(Counter::OutageFlushed), wanted);
         let frames = provider.take();
         assert_eq!(
             frames.iter().filter(|(at, _)| *at == ACCESS).count() as u64,
@@ -472,7 +472,7 @@ fn garbage_is_counted_and_goes_nowhere() {
     let after: u64 = Counter::ALL.iter().map(|c| provider.count(*c)).sum();
     assert_eq!(
         after - before,
-        20_000 + provider.count(Counter::SplitInTunnel)
+        20_000 + provider.count(Counter::TunnelFragmented)
     );
     let out = provider.take();
     assert!(out.iter().all(|(ifindex, _)| *ifindex == UPLINK));
@@ -682,7 +682,7 @@ fn a_ring_that_fills_between_two_pieces_costs_the_packet_and_no_counter() {
     tenant.seal(at(10), &long);
     assert_eq!(tenant.count(Counter::DropTxFull), 1);
     assert_eq!(tenant.count(Counter::Encapsulated), before);
-    assert_eq!(tenant.count(Counter::SplitInTunnel), 0);
+    assert_eq!(tenant.count(Counter::TunnelFragmented), 0);
     let mut frames = tenant.take();
     tenant.wire.room = Some(0);
     tenant.seal(at(11), &long);
@@ -828,7 +828,7 @@ fn a_wireguard_peer_s_addresses_are_its_own_both_ways() {
     let frames = provider.take();
     tenant.open(at(15), frames);
     assert_eq!(tenant.count(Counter::Decapsulated), 1);
-    // Longer than the path: a WireGuard peer rejoins nothing.
+    // Longer than the path: a WireGuard peer reassembles nothing.
     provider.seal(at(16), &packet("10.1.0.10", "10.1.0.77", &[0; 1500]));
     assert_eq!(provider.count(Counter::DropTooLong), 1);
 }
@@ -921,7 +921,7 @@ fn a_packet_goes_in_sixteen_pieces_at_most() {
     let (mut tenant, mut provider) = pair();
     tenant.command(at(5), Command::MaxDatagram(0, 1232));
     let most = 16 * (1232 - 32 - 8);
-    // IPv4 and UDP headers are 28 bytes. The other end rejoins 9216 bytes.
+    // IPv4 and UDP headers are 28 bytes. The other end reassembles 9216 bytes.
     for (len, pieces, over) in [(most, 16, 0), (most + 1, 0, 1), (9216, 8, 1)] {
         tenant.seal(
             at(10),
@@ -1114,7 +1114,7 @@ fn an_acknowledgement_waits_for_the_way_back_and_displaces_nothing() {
         }
         assert!(tenant.take().is_empty());
         join(&mut tenant, &mut provider, at(200_500));
-        assert_eq!(tenant.count(Counter::Released), 1);
+        assert_eq!(tenant.count(Counter::OutageFlushed), 1);
         let delivered: Vec<_> = provider
             .take()
             .into_iter()

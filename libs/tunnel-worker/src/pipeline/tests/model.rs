@@ -287,10 +287,10 @@ struct World {
 /// Outcomes, of which a frame has exactly one. The other counters add detail to an outcome.
 fn outcomes(counters: &WorkerCounters) -> u64 {
     let details = [
-        Counter::SplitInTunnel,
-        Counter::Rejoined,
+        Counter::TunnelFragmented,
+        Counter::TunnelReassembled,
         Counter::MssClamped,
-        Counter::Released,
+        Counter::OutageFlushed,
     ];
     let all = Counter::ALL.iter().filter(|c| !details.contains(c));
     all.map(|c| counters.counter(*c)).sum()

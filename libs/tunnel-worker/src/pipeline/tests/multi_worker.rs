@@ -163,7 +163,7 @@ fn what_every_worker_kept_comes_out_when_one_hears_the_peer() {
     }
     let frames = tenant.take();
     assert_eq!(frames.len(), 3, "the others, once each");
-    assert_eq!(tenant.count(Counter::Released), 4);
+    assert_eq!(tenant.count(Counter::OutageFlushed), 4);
     provider.open(at(22), frames);
     let delivered = provider.take();
     assert_eq!(delivered.len(), 3);
