@@ -1,8 +1,8 @@
 //! The user-space half of the appliance.
 //!
-//! For: turning a configuration and an operator's words into map entries, resolving hosts, carrying
-//! the few packets that XDP cannot, and saying what the appliance does. Never: a packet that XDP
-//! can carry; forwarding goes on while this process is away.
+//! For: turning the configuration and the operator's requests into map entries, resolving hosts,
+//! carrying the few packets that XDP cannot, and reporting status and counters. Never: a packet
+//! that XDP can carry; forwarding continues while this process is stopped.
 //!
 //! ```text
 //!   config ───────────┐                      ┌─▶ datapath (programs, links, maps; pinned)

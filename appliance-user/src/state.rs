@@ -1,7 +1,6 @@
 //! The operator's decisions at run time, which survive the process: modes, plans, endpoints, slots.
 //!
-//! For: `state.json`, replaced whole. Never: what follows from the decisions
-//! (`daemon::controller`).
+//! For: `state.json`, replaced whole. Never: the effects of the decisions (`daemon::controller`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -19,9 +19,9 @@ use crate::{
 /// Whether the appliance's own stack shares the port.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Port {
-    /// A tenant's only: what the data path does not carry is dropped.
+    /// A tenant's only: frames that the data path does not carry are dropped.
     TenantOnly,
-    /// Shared with the kernel: what is not for the data path is passed to it.
+    /// Shared with the kernel: frames that are not for the data path are passed to it.
     Shared,
 }
 
@@ -55,8 +55,8 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Classifies the frame by interface and VLAN tags, or says what becomes of it because that is
-    /// not possible. `program` decides about a frame without an attachment.
+    /// Classifies the frame by interface and VLAN tags, or returns the verdict if that is not
+    /// possible. `program` decides about a frame without an attachment.
     #[inline(always)]
     pub fn classify(ctx: &XdpContext, program: Port) -> Result<Self, Outcome> {
         let l2 = match L2::parse(ctx) {

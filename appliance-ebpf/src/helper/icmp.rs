@@ -91,8 +91,8 @@ fn quote_sum<const QUOTE: usize>(ctx: &XdpContext, offset: usize) -> Option<u64>
 
 /// Sends "fragmentation needed and DF set" with `mtu` (RFC 792, RFC 1191 section 4) from `from`
 /// (for a tunnel: the destination of the packet) to the packet's source. Not rate-limited, as in
-/// Linux (net/ipv4/icmp.c, icmpv4_mask_allow): it is smaller than what it answers, and a sender
-/// that misses it stalls.
+/// Linux (net/ipv4/icmp.c, icmpv4_mask_allow): it is smaller than the packet that it answers, and a
+/// sender that misses it stalls.
 #[inline(never)]
 pub fn frag_needed<const L3: usize>(
     ctx: &XdpContext,

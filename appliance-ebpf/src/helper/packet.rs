@@ -132,7 +132,7 @@ impl L2 {
             return Err(L2Error::TooManyTags);
         }
         if l2.outer == NO_VLAN {
-            // A priority tag in front of a VLAN tag: the VLAN is what classifies.
+            // A priority tag in front of a VLAN tag: the VLAN tag classifies the frame.
             l2.outer = inner;
         } else {
             l2.inner = inner;

@@ -190,7 +190,7 @@ pub fn may_reach_udp_port<const AT: u32>(ctx: &XdpContext, next: u32, port: u32,
 
 /// Whether a handshake message from `source` is within the budget of its source, and of all unknown
 /// sources. For IPv6 a source is a /64: within one, a sender may choose addresses freely. Addresses
-/// of peers share one budget: a budget of its own could be spent by anyone who forges the address.
+/// of peers share one budget: an attacker that forges an address could use up a budget of its own.
 #[inline(always)]
 fn within_budget(source: &Words) -> bool {
     // SAFETY: the helper takes nothing and only reads a clock.

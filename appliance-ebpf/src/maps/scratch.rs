@@ -1,11 +1,11 @@
-//! Values of the maps that only the programs read: state that does not fit the stack, and what one
-//! program passes to the next.
+//! Values of the maps that only the programs read: state that does not fit the stack, and state
+//! that one program passes to the next.
 
 use appliance_common::nat::{Flow, FlowKey, Mapping, MappingKey};
 use xdp_frame::fib::Fib;
 
-/// Value of `PASSED`: what one program tells the next about the same packet on the same CPU, so
-/// that nothing is looked up twice and the mode is read once.
+/// Value of `PASSED`: state that one program passes to the next for the same packet on the same
+/// CPU, so that nothing is looked up twice and the mode is read once.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct TailCallState {
@@ -21,7 +21,7 @@ pub struct TailCallState {
     pub mode: u8,
 }
 
-/// Value of `SCRATCH`: what translating one packet needs and the stack has no room for.
+/// Value of `SCRATCH`: state of the translation of one packet, for which the stack has no room.
 #[repr(C)]
 pub struct Scratch {
     /// The packet.

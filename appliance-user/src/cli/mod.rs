@@ -1,4 +1,4 @@
-//! The command line: `args` says what may be typed, `commands` does it.
+//! The command line: `args` defines the commands and options, `commands` carries them out.
 //!
 //! Every command but `run`, `check`, `keygen`, `pubkey` and `detach` is one request to the daemon.
 

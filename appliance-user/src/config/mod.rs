@@ -1,7 +1,8 @@
 //! The configuration: plain data, and the checks of the file that it comes from.
 //!
-//! For: a file that is accepted whole or refused with every problem. Never: what the configuration
-//! leads to (`datapath::reconcile`), or how it comes into force (`daemon::controller`).
+//! For: a file that is accepted whole or refused with every problem. Never: map contents, which
+//! follow from the configuration (`datapath::reconcile`), or its application
+//! (`daemon::controller`).
 //!
 //! ```text
 //!   text ─ file.rs ─▶ file as written ─ check/ ─▶ Config

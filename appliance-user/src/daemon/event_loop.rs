@@ -173,7 +173,7 @@ impl Daemon {
         deadlines.into_iter().flatten().min()
     }
 
-    /// Does what is due in the engines.
+    /// Polls the engines and carries their outputs out.
     fn poll_engines(&mut self) {
         let now = Instant::now();
         let (datapath, ticks) = (
@@ -220,7 +220,7 @@ impl Daemon {
         }
     }
 
-    /// Does what is due in the tunnels.
+    /// Polls the tunnels and carries their outputs out.
     fn work_tunnels(&mut self) {
         let config = &self.in_force.config;
         let worked = self.tunnels.work(&mut self.forwarding.datapath, |name| {

@@ -1,7 +1,7 @@
 //! Programs and maps, and a copy of the tables that the maps hold.
 //!
-//! For: making the maps hold what is wanted, and the workers' tables with them. Never: deciding
-//! what is wanted (`reconcile`), or when (the controller).
+//! For: writing the wanted contents to the maps and to the workers' tables. Never: computing the
+//! wanted contents (`reconcile`), or deciding when to write them (the controller).
 
 use appliance_common::{
     addr::from_ip,
@@ -24,7 +24,7 @@ pub(super) struct Forwarding {
 }
 
 impl Forwarding {
-    /// Reads what the maps hold.
+    /// Reads the contents of the maps.
     pub fn new(datapath: Datapath) -> Result<Self, Error> {
         let tables = datapath.read()?;
         Ok(Self { datapath, tables })
@@ -35,10 +35,11 @@ impl Forwarding {
         &self.tables
     }
 
-    /// Writes the difference between what the maps hold and what is wanted, to the workers as well.
+    /// Writes the difference between the present and the wanted contents to the maps and to the
+    /// workers.
     ///
     /// # Errors
-    /// The map that refused. `tables` then says what the maps hold, and so do the workers' tables.
+    /// The map that refused. `tables` and the workers' tables then equal the maps.
     pub fn write(&mut self, tunnels: &mut Tunnels, wanted: MapContents) -> Result<(), Error> {
         let wanted = reconcile::assign_rule_epochs(&self.tables, wanted);
         let writes = reconcile::diff(&self.tables, &wanted);

@@ -34,7 +34,7 @@ impl FailoverHealth {
 
 impl Daemon {
     /// Checks that translated packets can be sent, and allows it where an operator's tool has
-    /// switched off what they need.
+    /// switched off something that they need.
     pub(super) fn check_sending(&mut self) {
         if self.health.sending.update(self.in_force.any_full()) {
             self.report_problems();

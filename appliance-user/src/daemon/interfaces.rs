@@ -28,7 +28,7 @@ pub(super) struct Interfaces {
     nics: BTreeMap<String, Nic>,
     /// Why an interface has no program.
     errors: BTreeMap<String, String>,
-    /// Why an interface would lose what others redirect to it.
+    /// Why an interface would lose the frames that others redirect to it.
     redirects: BTreeMap<String, String>,
     /// Ethernet groups that we joined, by interface name.
     groups: BTreeSet<(String, [u8; 6])>,
@@ -74,8 +74,8 @@ pub(super) fn routers(config: &Config) -> Vec<HostKey> {
 }
 
 impl Interfaces {
-    /// Prepares the NICs and has each run its program. What one interface is refused for is kept as
-    /// its error, and the others go on.
+    /// Prepares the NICs and attaches the program of each. A failure at one interface is kept as
+    /// its error, and the others are attached.
     ///
     /// # Errors
     /// When programs of interfaces that are no longer named, or pins of other versions, cannot be
@@ -183,8 +183,8 @@ impl Interfaces {
         Ok(())
     }
 
-    /// Checks what changes without a message to us: settings of NICs every 10 seconds, and whether
-    /// drivers accept redirects.
+    /// Checks states that change without a notification: settings of NICs every 10 seconds, and
+    /// whether drivers accept redirects.
     pub fn check(
         &mut self,
         now: Instant,

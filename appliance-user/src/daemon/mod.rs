@@ -1,9 +1,9 @@
 //! The daemon: where configuration, operator, kernel and wire meet the engines.
 //!
-//! For: one thread with one loop that waits, hands what happened to the right part, and does what
-//! the parts ask for. Never: work on the packet path. While the daemon waits, restarts or is gone,
-//! the programs forward by the maps as they are. Workers of encrypted tunnels are threads of their
-//! own.
+//! For: one thread with one loop that waits, hands each event to its part, and carries out the
+//! actions of the parts. Never: work on the packet path. While the daemon waits, restarts or is
+//! stopped, the programs forward by the maps as they are. Workers of encrypted tunnels are separate
+//! threads.
 //!
 //! ```text
 //!   netlink, rings, timers ─▶ event_loop ─▶ engines   poll(now) ─▶ sender, forwarding
@@ -12,12 +12,12 @@
 //!   worker threads ─────────▶ tunnels
 //! ```
 //!
-//! | module | what it has |
+//! | module | contents |
 //! |---|---|
 //! | `event_loop` | the loop |
 //! | `engines` | pure: neighbours, announcements, advertisements, slow path, fragments |
-//! | `controller` | what is in force, and how it changes |
-//! | `requests` | what the operator may ask, checked; refusals |
+//! | `controller` | the configuration and state in force, and their changes |
+//! | `requests` | the operator's requests, checked; refusals |
 //! | `interfaces`, `claims`, `groups` | NICs and programs; our own addresses and groups |
 //! | `forwarding` | programs, maps, and a copy of the tables |
 //! | `tunnels`, `keys` | the tunnel manager and its keys |
@@ -25,7 +25,7 @@
 //! | `health`, `packet_health` | problems of failovers, counters that must not rise |
 //! | `conflicts` | other users of our addresses, in the log and in status |
 //! | `takeover` | asks for owners of addresses before a failover takes them over |
-//! | `status`, `metrics` | what the daemon reports of itself |
+//! | `status`, `metrics` | the daemon's reports of itself |
 
 mod claims;
 mod conflicts;
@@ -98,7 +98,8 @@ struct Daemon {
     path_watch: PathWatch,
     health: FailoverHealth,
     packet_health: PacketHealth,
-    /// Counts what the kernel drops behind the programs; `None` where it reports nothing.
+    /// Counts the frames that the kernel drops after the programs; `None` where it does not report
+    /// them.
     xdp_errors: Option<XdpErrors>,
     packet_trace: PacketTrace,
     /// A request that waits for the check of the addresses that it takes over.
@@ -120,7 +121,7 @@ struct Daemon {
 /// Runs the appliance until it is told to stop. The data path goes on forwarding after that.
 ///
 /// # Errors
-/// When it cannot start. What an earlier process left running is then as it was.
+/// When it cannot start. The data path of an earlier process is then unchanged.
 pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     service::run(args.log_format, async |context: &Context| {
         start(&args.config, context).await
@@ -214,7 +215,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     Ok((daemon, control))
 }
 
-/// Opens the counters of what the kernel drops behind the programs.
+/// Opens the counters of the frames that the kernel drops after the programs.
 fn open_xdp_errors() -> Option<XdpErrors> {
     match XdpErrors::open() {
         Ok(errors) => Some(errors),

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use super::{Daemon, claims, interfaces};
 use crate::kernel::underlay::Watcher;
 
-/// The watcher, and what it was last told to watch.
+/// The watcher, and the routes that it was last asked to watch.
 pub(super) struct PathWatch {
     watcher: Watcher,
     watched: (BTreeSet<IpAddr>, Vec<String>),

@@ -7,8 +7,8 @@ use crate::{
     kernel::underlay::{LinkState, Snapshot},
 };
 
-/// Sends what the engines want sent. A link that is down or a full queue is counted, not fatal: the
-/// engine asks again.
+/// Sends the frames of the engines. A link that is down or a full queue is counted, not fatal: the
+/// engine repeats its question.
 #[derive(Default)]
 pub(super) struct FrameSender {
     /// By interface index.
@@ -66,7 +66,7 @@ impl FrameSender {
         }
     }
 
-    /// Counts a frame that could not be sent by another way.
+    /// Counts a frame that another sender could not send.
     pub const fn count_error(&mut self) {
         self.errors += 1;
     }

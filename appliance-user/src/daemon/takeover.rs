@@ -2,9 +2,9 @@
 //! carries the request out, or refuses it with the owner's MAC address.
 //!
 //! ```text
-//!   request ─▶ what would be claimed anew? ─ nothing, or --force ─▶ carried out
-//!                 └─▶ Engines: TakeoverCheck ─▶ owners? ─ none ─▶ carried out
-//!                                                 └─────────────▶ refused
+//!   request ─▶ newly claimed addresses? ─ none, or --force ─▶ carried out
+//!                └─▶ Engines: TakeoverCheck ─▶ owners? ─ none ─▶ carried out
+//!                                                └─────────────▶ refused
 //! ```
 
 use std::time::Instant;

@@ -2,7 +2,7 @@
 //! up the loop that keeps the tunnels up.
 //!
 //! ```text
-//!   loop ─ newest timestamps ─▶ channel ─▶ thread: the last of what waits ─▶ Store
+//!   loop ─ newest timestamps ─▶ channel ─▶ thread: the newest waiting value ─▶ Store
 //! ```
 
 use std::{sync::mpsc, thread::JoinHandle};

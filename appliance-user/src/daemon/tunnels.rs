@@ -116,8 +116,8 @@ impl Tunnels {
         Some(Instant::now() + clock::until(at))
     }
 
-    /// Handles handshake messages, the workers' reports and what is due. `is_peer` says whether the
-    /// configuration has a peer of that name.
+    /// Handles handshake messages, the workers' reports and expired timers. `is_peer` says whether
+    /// the configuration has a peer of that name.
     pub fn work(&mut self, datapath: &mut Datapath, is_peer: impl Fn(&str) -> bool) -> Worked {
         let Some(manager) = &mut self.manager else {
             return Worked::default();
@@ -252,7 +252,7 @@ impl Tunnels {
         }
     }
 
-    /// Tries again what failed before: binds, the TLS listener, sockets. To be called every second.
+    /// Retries failed operations: binds, the TLS listener, sockets. To be called every second.
     /// True if an interface has sockets now that had none: the tables are to be computed anew.
     pub fn retry(&mut self, snapshot: &Snapshot, datapath: &mut Datapath) -> bool {
         let Some(manager) = &mut self.manager else {

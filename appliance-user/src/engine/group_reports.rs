@@ -2,9 +2,8 @@
 //! solicitations.
 //!
 //! For: reporting the groups of each port when they change and at intervals. Never: input, output
-//! or a clock; frames come out of [`GroupReporter::poll`]. Queries are not read: on ports where
-//! the programs drop what is not theirs they never arrive, so reports are repeated often enough for
-//! every querier.
+//! or a clock; [`GroupReporter::poll`] returns frames. Queries are not read: on tenant-only ports
+//! the programs drop them, so reports are repeated often enough for every querier.
 //!
 //! ```text
 //!   set ─▶ now ─▶ 1 s ─▶ every 10 s ─ removed ─▶ silence: the switch forgets the groups
@@ -53,7 +52,7 @@ pub struct GroupReporter {
 }
 
 impl GroupReporter {
-    /// Sets what each port listens to. Ports that are new or changed report at once.
+    /// Sets the groups of each port. Ports that are new or changed report at once.
     pub fn set(&mut self, now: Instant, ports: &BTreeMap<Port, Groups>) {
         self.ports.retain(|port, _| ports.contains_key(port));
         for (port, groups) in ports {

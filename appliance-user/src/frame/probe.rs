@@ -1,4 +1,4 @@
-//! Probes for an address that is to become the appliance's, and what hosts answer.
+//! Probes for an address that is to become the appliance's, and the answers of hosts.
 
 use appliance_common::addr::{Address, UNSPECIFIED, as_v4, mapped};
 use appliance_common::wire::{ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPV6_LEN};

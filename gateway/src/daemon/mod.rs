@@ -1,4 +1,4 @@
-//! The gateway as a process: what its operator and its service manager ask for.
+//! The gateway's process: the requests of its operator and of its service manager.
 //!
 //! ```text
 //!   SIGHUP, reload ─▶ file ─▶ checked whole ─▶ Controller::change: all in force, or nothing changes

@@ -266,7 +266,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Does what can fail of [`replan`](Self::replan): binds the new addresses of a plan.
+    /// Does the part of [`replan`](Self::replan) that can fail: binds the new addresses of a plan.
     ///
     /// # Errors
     /// As [`replan`](Self::replan).
@@ -634,7 +634,7 @@ async fn serve(
         Ok(opened) => opened,
         Err(refused) => {
             refuse(known.from, &refused, &shared);
-            // Strangers who know no name leave no record.
+            // Connections without a route leave no record.
             if !known.backend.is_empty() {
                 record(&shared, accepted, known, [0; 2], refused.reason());
             }

@@ -1,4 +1,4 @@
-//! The order of a tenant's modes: which mode may follow which, and what a switch does.
+//! The order of a tenant's modes: which mode may follow which, and the steps of each switch.
 //!
 //! ```text
 //!                              undo
@@ -204,7 +204,7 @@ pub enum Refusal {
     },
 }
 
-/// Decides what a request does.
+/// Decides the steps of a request, or refuses it.
 ///
 /// # Errors
 /// [`Refusal`]: first by the order of the modes, because the end of maintenance would not change

@@ -1,4 +1,4 @@
-//! The MSS that a TCP SYN announces, and how it is clamped to what a tunnel carries.
+//! The MSS that a TCP SYN announces, and its clamping to the MTU of a tunnel.
 
 use crate::{Bytes, checksum};
 

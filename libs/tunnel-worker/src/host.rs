@@ -1,5 +1,5 @@
-//! The contract with the appliance around the tunnels: what it tells the manager, and what the
-//! manager has it write.
+//! The contract with the appliance around the tunnels: its inputs to the manager, and the
+//! map writes that the manager asks for.
 //!
 //! ```text
 //!   appliance ─ TableWrite, NextHop ─▶ manager ─ MapWrite ─▶ appliance ─▶ maps of the XDP programs

@@ -1,7 +1,7 @@
 //! The appliance's encrypted tunnels: packet workers on AF_XDP, peers and handshakes, and TLS where
 //! UDP is blocked.
 //!
-//! For: sealing what the XDP programs hand over and opening what arrives, at the speed of the CPU;
+//! For: sealing the packets that the XDP programs hand over and opening received datagrams, fast;
 //! keeping every peer's tunnel up without an operator. Never: the appliance's configuration,
 //! reconciliation or datapath (the owner gives specifications and writes the maps, see [`host`]); a
 //! packet through tokio; a handshake on a worker.
@@ -17,11 +17,11 @@
 //!                            owner
 //! ```
 //!
-//! - [`pipeline`]: what happens to a frame; pure.
+//! - [`pipeline`]: the processing of a frame; pure.
 //! - `worker`: the thread around a pipeline.
 //! - `manager`: [`TunnelManager`]: peers, handshakes, choice of the path, sockets.
 //! - [`tls`]: the tunnel's datagrams in a TLS connection.
-//! - [`host`]: what the owner provides: map writes, tables, next hops.
+//! - [`host`]: interface to the owner: map writes, tables, next hops.
 //! - [`keys`], [`clock`]: key files and clocks.
 //! - [`restore`]: a machine that was restored from a snapshot repeats no nonce.
 //! - `testing` (feature): two pipelines joined in memory.

@@ -1,4 +1,4 @@
-//! Errors of the tunnel. Each message names the operation, the cause, and what to do.
+//! Errors of the tunnel. Each message names the operation, the cause, and the remedy.
 
 use thiserror::Error;
 

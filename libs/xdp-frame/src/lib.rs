@@ -1,7 +1,7 @@
 //! A frame in an XDP program.
 //!
-//! For: what every XDP program needs of a frame: access to its bytes with the bounds checks that
-//! the verifier requires, and the FIB lookup of a packet. Never: a map, a counter, a decision.
+//! For: access to the bytes of a frame with the bounds checks that the verifier requires, and the
+//! FIB lookup of a packet. Never: a map, a counter, a decision.
 //!
 //! ```text
 //!   struct xdp_md ─▶ data, data_end ─▶ Window::at(offset): N checked bytes ─▶ get, set

@@ -171,7 +171,7 @@ fn a_trace_shows_packets_and_connections_continue() {
         "{text}"
     );
 
-    // One at a time; and who is killed leaves nothing behind.
+    // One trace at a time; and a killed client leaves nothing behind.
     let appliance = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
     let mut looker = Command::new(&site.paths().appliance)
         .arg("--socket")

@@ -1,4 +1,4 @@
-//! Partial failover between real hosts: who reaches whom, and what must not change.
+//! Partial failover between real hosts: which hosts reach each other, and what must not change.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Gateways as data: where they are, the circuits that they carry, what they relay to.
+//! Gateways as data: their sites, the circuits that they carry, the backends that they relay to.
 
 use std::{
     collections::BTreeSet,

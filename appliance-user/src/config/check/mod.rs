@@ -1,8 +1,8 @@
 //! Checks a whole file and collects every problem.
 //!
 //! One submodule a section: `peers`, `networks`, `gateways` (with circuits and TLS), `nat` (with
-//! the tenants' public addresses). They get what was checked before them, and add to the same
-//! `Checker`.
+//! the tenants' public addresses). Each gets the results of the earlier ones, and adds its problems
+//! to the same `Checker`.
 
 mod gateways;
 mod nat;

@@ -8,7 +8,7 @@
 //!               └─ refused        └─ refused           └─ refused
 //! ```
 //!
-//! A request that is refused leaves everything as it was: files, maps and what hosts were told.
+//! A refused request changes nothing: neither files nor maps, and nothing is announced to hosts.
 
 pub(super) mod switch;
 
@@ -101,8 +101,8 @@ impl InForce {
         reconcile::rule_targets(&self.config, &self.state)
     }
 
-    /// Hosts that are resolved whatever the traffic: routers at the production site; at the
-    /// provider replicas, and the hosts that rules lead to.
+    /// Hosts that are kept resolved without traffic: routers at the production site; at the
+    /// provider replicas, and the targets of rules.
     fn kept_resolved(&self) -> Vec<HostKey> {
         match self.config.role {
             Role::Tenant => interfaces::routers(&self.config),
@@ -218,8 +218,8 @@ impl Daemon {
             .context("the state could not be saved; nothing was changed")
     }
 
-    /// After a failed change: files, maps and workers as they were. What fails here is tried again
-    /// each second.
+    /// Restores files, maps and workers after a failed change. A failure is tried again each
+    /// second.
     fn put_back(&mut self, now: Instant, reload: bool) {
         if let Err(error) = self.save(&self.in_force.state) {
             tracing::error!(error = format!("{error:#}"), "cannot save the state again");
@@ -238,7 +238,7 @@ impl Daemon {
         }
     }
 
-    /// Makes peers, programs, ports, maps and workers what the configuration in force asks for.
+    /// Applies the configuration in force to peers, programs, ports, maps and workers.
     fn apply_configuration(&mut self, now: Instant) -> anyhow::Result<()> {
         self.set_peers();
         self.watch_paths();
@@ -248,7 +248,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Follows what the kernel says of links, addresses and routes.
+    /// Applies the kernel's newest snapshot of links, addresses and routes.
     ///
     /// # Errors
     /// When the data path could not follow whole; it is tried again each second.

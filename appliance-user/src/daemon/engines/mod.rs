@@ -1,8 +1,8 @@
 //! The engines: neighbour resolution, announcements, router advertisements, slow path, fragments.
 //!
-//! For: one place that is told what happened (a host was heard, a packet waits, an address failed
-//! over) and that is polled with the time for what to do next. Never: a socket, a map or the clock;
-//! the event loop does what the outputs say.
+//! For: one place that takes events (a host was heard, a packet waits, an address failed over) and
+//! that is polled with the time for actions. Never: a socket, a map or the clock; the event loop
+//! carries the actions out.
 //!
 //! ```text
 //!   heard, packet, endpoint_added, set_ports ... ─▶ Engines ─ poll(now) ─▶ Output ─▶ socket or map
@@ -327,7 +327,7 @@ impl Engines {
         }
     }
 
-    /// The flags of a neighbour's map entry: what the programs saw of the host since the last look.
+    /// The flags of a neighbour's map entry, which the programs set since the last sweep.
     pub fn observed(&mut self, now: Instant, key: HostKey, flags: u32) {
         self.neighbours.observe_flags(now, key, flags);
     }

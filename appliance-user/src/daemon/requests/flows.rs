@@ -56,7 +56,7 @@ impl Daemon {
         }
     }
 
-    /// The names of what is in the slots of the maps.
+    /// The names of the networks and tenants in the slots of the maps.
     fn slot_names(&self) -> SlotNames {
         let slots = &self.in_force.state.slots;
         let by_slot = |slots: &BTreeMap<String, u32>| {

@@ -42,9 +42,9 @@ pub enum Action {
     },
 }
 
-/// The addresses with which the appliance asks on a network: its own there, or ones that it answers
-/// for. Without one of a family, no host of that family is asked; hosts are then learnt from what
-/// they send.
+/// The sender addresses of the appliance's probes on a network: its own there, or ones that it
+/// answers for. Without one of a family, no host of that family is probed; hosts are then learnt
+/// from their own requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Senders {
     /// IPv4, in the order of preference. The second is for questions about the first.

@@ -2,7 +2,7 @@
 //! change.
 //!
 //! ```text
-//!   ethtool, link ─ facts ─▶ rules (pure) ─▶ what to switch off and register ─▶ ethtool, link
+//!   ethtool, link ─ facts ─▶ rules (pure) ─▶ features to clear, VLANs to add ─▶ ethtool, link
 //!        └──────── read back ─▶ rules ─▶ problems, with their remedies
 //! ```
 

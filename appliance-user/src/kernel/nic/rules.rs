@@ -110,7 +110,8 @@ const FILTERS: [(u16, &str); 2] = [
 /// Kinds of links whose frames XDP sees as those of their members.
 const AGGREGATES: [&str; 2] = ["bond", "team"];
 
-/// The bytes of a second VLAN tag, which neither drivers nor the kernel count beside the MTU.
+/// The bytes of a second VLAN tag, for which neither drivers nor the kernel reserve room above the
+/// MTU.
 pub const SECOND_TAG: u16 = 4;
 
 /// Largest MTU in bytes at which native XDP attaches, by driver: a page without headroom and tail,

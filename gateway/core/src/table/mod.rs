@@ -280,7 +280,7 @@ impl Table {
         self.lifetime = plan.lifetime;
     }
 
-    /// Decides what the worker does with a datagram. `now` is the time since an origin that all
+    /// Returns the worker's action for a datagram. `now` is the time since an origin that all
     /// tables with the same buckets have in common.
     pub fn handle(&mut self, now: Duration, datagram: &[u8], from: &Path) -> Action {
         let action = match parse(datagram) {

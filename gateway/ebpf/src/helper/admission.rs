@@ -1,4 +1,4 @@
-//! Bounds what user space gets of datagrams that are not forwarded: nothing of unknown circuits,
+//! Limits the datagrams that reach user space instead of being forwarded: none of unknown circuits,
 //! and of sources that are not bound a share for each and one for all.
 //!
 //! The kernel gives a datagram to the thread of its circuit. So without a bound, a sender that

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 pub use checker::{Checker, Range};
 
-/// One problem of a file: the key, and what to write instead.
+/// One problem of a file: the key, and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The key, as `network "net1": vni`.

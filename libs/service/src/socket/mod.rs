@@ -58,7 +58,7 @@ pub struct Refusal {
     /// Stable, for programs: `bad-request`, `not-found`, `conflict`, `invalid`, `unsupported` or
     /// `internal`.
     pub code: String,
-    /// For people: what is wrong and what to do.
+    /// For people: the problem and the remedy.
     pub message: String,
 }
 

@@ -1,4 +1,4 @@
-//! Our end of the circuit to a peer: what `gateway_client::selector` decides, in terms of paths.
+//! Our end of the circuit to a peer: turns the decisions of `gateway_client::selector` into paths.
 //!
 //! ```text
 //!   gateways' messages ─▶ receive ─┐                     ┌─▶ poll: messages to gateways
@@ -177,7 +177,7 @@ impl CircuitClient {
         self.selector.at(address).map(|at| at.name.as_str())
     }
 
-    /// Does what is due. `silent`: nothing is received from the other end.
+    /// Handles expired timers. `silent`: nothing is received from the other end.
     pub fn drive(&mut self, now: Now, silent: bool) {
         let mono = since_boot(now.mono);
         if silent {

@@ -1,4 +1,5 @@
-//! The manager's turn: what came is given to the sans-IO halves, and what they decide is done.
+//! One round of the manager: gives received messages to the sans-IO halves, and carries out their
+//! decisions.
 //!
 //! ```text
 //!   messages, reports ─▶ circuits and transports that are due ─▶ outputs of the tunnel's control half
@@ -311,7 +312,7 @@ impl TunnelManager {
         }
     }
 
-    /// Does what the tunnel's control half says; whether a peer has another path now.
+    /// Carries out the outputs of the tunnel's control half; whether the path of a peer changed.
     pub(super) fn take_outputs(&mut self, maps: &mut dyn ProgramMaps) -> bool {
         let mut moved = false;
         while let Some(output) = self.control.poll_output() {
@@ -472,7 +473,7 @@ fn follow(control: &mut TunnelControl, now: Instant, peer: &mut Peer) {
     control.follow_peer(now, peer.id, path, seen);
 }
 
-/// Logs what happened to a peer; its moves seldom (`MoveLog`).
+/// Logs an event of a peer; its moves at a limited rate (`MoveLog`).
 fn log_event(now: Instant, peer: &mut Peer, event: tunnel::Event) {
     match event {
         tunnel::Event::Moved(path) => {

@@ -157,7 +157,7 @@ impl HandshakeSockets {
         .await;
     }
 
-    /// Passes what came, at most 256 datagrams of each socket, to `handle`.
+    /// Passes received datagrams, at most 256 of each socket, to `handle`.
     pub fn receive(&self, mut handle: impl FnMut(SocketAddr, &[u8])) {
         let mut buffer = [0; 2048];
         for socket in self.sockets.values() {

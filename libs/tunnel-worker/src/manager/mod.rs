@@ -8,12 +8,12 @@
 //!   workers ────── reports ───▶ │ TunnelManager │ ─ MapWrite ──────────▶ maps of the programs
 //!   owner ── peers, underlay ─▶ │  (drive.rs)   │ ─ messages ──────────▶ handshake_io, tls_connections
 //!   time ─────────────────────▶ └───────────────┘ ─ HostActivity ──────▶ owner
-//!        peer_table   what is known of each peer            pure
+//!        peer_table   the state of each peer                pure
 //!        paths        next hops, circuits that are due      pure
 //!        circuit      gateways of a peer                    around `gateway_client::selector`
 //!        transport    UDP or TLS                            pure
 //!        ports        AF_XDP sockets of interfaces
-//!        status       what operators are told
+//!        status       status for operators
 //! ```
 //!
 //! A session is handed to its worker first, and only then its index to the programs: they steer
@@ -535,7 +535,7 @@ impl TunnelManager {
         self.drive(maps);
     }
 
-    /// Tries again what failed before and is due: addresses that could not be bound, the listener.
+    /// Retries failed operations that are due: addresses that could not be bound, the listener.
     /// To be called every second; interfaces without sockets are tried again by
     /// [`TunnelManager::set_ports`].
     pub fn retry(&mut self) {
@@ -564,7 +564,7 @@ impl TunnelManager {
         }
     }
 
-    /// Takes handshake messages and reports, and does what follows from them and from the time.
+    /// Handles handshake messages, reports and expired timers.
     pub fn work(&mut self, maps: &mut dyn ProgramMaps) -> HostActivity {
         self.follow_restores(maps);
         self.take_messages();

@@ -149,7 +149,7 @@ impl Peer {
         all.reduce(RxActivity::merge).unwrap_or_default()
     }
 
-    /// Counters of what all workers received.
+    /// The receive counters of all workers, summed.
     pub fn rx_stats(&self) -> RxStats {
         let all = self.activity.iter().map(|lane| lane.stats);
         all.fold(RxStats::default(), RxStats::merge)

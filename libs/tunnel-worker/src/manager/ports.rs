@@ -29,7 +29,7 @@ pub(super) type WorkerRequest = (usize, Request);
 /// The interfaces with sockets.
 pub(super) struct WorkerPorts {
     memory: xsk::Memory,
-    /// By interface index: what the sockets are for, and the first slot in `XSKS`.
+    /// By interface index: the interface's settings, and the first slot in `XSKS`.
     open: BTreeMap<u32, (PortSpec, u16)>,
     errors: BTreeMap<u32, String>,
 }

@@ -90,7 +90,7 @@ pub(super) struct Sources<'m> {
 }
 
 impl Sources<'_> {
-    /// The status of a peer; `control` is what the control half says of it.
+    /// The status of a peer; `control` is the control half's status of it.
     pub fn peer_status(&self, now: Instant, peer: &Peer, control: &ControlStatus) -> PeerStatus {
         let address = peer.path.and_then(|path| path.address());
         let is_ipv6 = address.is_some_and(|address| address.is_ipv6());

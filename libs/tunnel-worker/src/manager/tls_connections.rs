@@ -130,7 +130,7 @@ pub(super) struct TlsConnections {
 }
 
 impl TlsConnections {
-    /// Without connections. `workers` are woken for datagrams; `event` wakes the manager.
+    /// No connections yet. `workers` are woken for datagrams; `event` wakes the manager.
     pub fn new(workers: Vec<ThreadWaker>, event: &Arc<EventFd>) -> Self {
         let (sender, events) = mpsc::channel();
         let steer = steer_by_lane(u32::try_from(workers.len()).unwrap_or(1));

@@ -166,7 +166,7 @@ impl TransportSelector {
         self.next_race = self.next_race.max(now + jitter(RACE_SPREAD, chance));
     }
 
-    /// Our addresses changed: what failed may work now.
+    /// Our addresses changed: an attempt may succeed now.
     pub fn underlay_changed(&mut self, now: Instant) {
         self.next_dial = now;
         self.pause = FIRST_PAUSE;
@@ -176,7 +176,7 @@ impl TransportSelector {
         self.distrust = FIRST_DISTRUST;
     }
 
-    /// Decides what to do in this state.
+    /// Returns the decision in this state.
     pub fn step(&mut self, now: Instant, state: TransportState) -> TransportDecision {
         let mut decision = TransportDecision::default();
         self.silent = state.silent.then(|| self.silent.unwrap_or(now));

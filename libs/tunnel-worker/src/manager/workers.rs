@@ -1,4 +1,4 @@
-//! The worker threads as the manager has them: requests to them, and what they report and count.
+//! The manager's side of the worker threads: requests to them, their reports and counters.
 
 use std::{
     io,
@@ -93,7 +93,7 @@ impl WorkerPool {
         self.workers.iter().map(|worker| worker.settings.assignment)
     }
 
-    /// The worker that opens what the peer sends on a lane.
+    /// The worker that opens the peer's datagrams of a lane.
     pub fn opener(&self, lane: u32) -> usize {
         let first = self.assignments().next();
         first.map_or(0, |assignment| assignment.opener(lane) as usize)

@@ -16,7 +16,7 @@ use packet_rules::{
     tcp,
 };
 
-/// An ICMPv6 header with what every message has behind it, bytes.
+/// An ICMPv6 header with the four bytes that follow it in every message, bytes.
 const ICMPV6_LEN: usize = 8;
 
 /// An IP packet whose header holds together.

@@ -13,7 +13,7 @@ use xsk::Sent;
 
 use super::{OuterHeader, PeerLanes, PeerRoute};
 
-/// Takes what the pipeline sends and reports.
+/// The sink of the pipeline's frames and reports.
 pub trait PacketSink {
     /// Lets `write` fill a frame to be sent on an interface. It gets the whole buffer and returns
     /// the number of bytes it used, or `None` to send nothing.
@@ -56,8 +56,9 @@ pub enum Event {
         /// The message.
         message: ControlMessage,
     },
-    /// Activity on a worker's lanes of a peer. It says what is, not what changed: the path of the
-    /// newest datagram and the newest session are in `rx`, so that a lost report loses nothing.
+    /// Activity on a worker's lanes of a peer. It holds the whole state, not a difference: the path
+    /// of the newest datagram and the newest session are in `rx`, so that a lost report loses
+    /// nothing.
     Activity {
         /// The peer's slot.
         peer: u32,

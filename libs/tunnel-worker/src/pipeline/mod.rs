@@ -70,7 +70,7 @@ pub struct PeerLanes {
     /// Changed since the last report.
     dirty: bool,
     reassembled: u64,
-    /// Nothing is heard: segments are kept besides being sent.
+    /// Nothing is received from the peer: segments are sent, and kept as well.
     silent: bool,
     /// Segments are kept for when the tunnel is back.
     keeps: bool,
@@ -199,7 +199,7 @@ impl Pipeline {
         kept
     }
 
-    /// Sends what was kept for a peer whose tunnel is back.
+    /// Sends the segments that the outage buffer kept for a peer whose tunnel works again.
     #[cold]
     fn release(&mut self, now: Instant, peer: u32, wire: &mut impl PacketSink) {
         let Some(lanes) = peer_lanes(&mut self.peers, peer) else {
@@ -224,7 +224,7 @@ impl Pipeline {
         }
     }
 
-    /// Seals what the programs handed over; says for which peer, once that is known.
+    /// Seals a packet that the programs handed over; returns its peer, once that is known.
     fn seal_for(
         &mut self,
         now: Instant,
@@ -287,7 +287,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Hands a frame to another worker, which does with it what is to be done.
+    /// Hands a frame to another worker, which seals or opens it.
     fn hand_over(
         &self,
         worker: u32,
@@ -439,7 +439,7 @@ impl Pipeline {
         }
     }
 
-    /// Does what the control half says.
+    /// Carries out a command of the manager.
     pub fn command(&mut self, now: Instant, command: Command, wire: &mut impl PacketSink) {
         match command {
             Command::Network(slot, network) => self.tables.set_network(slot, network.as_deref()),
@@ -552,7 +552,7 @@ impl Pipeline {
         }
     }
 
-    /// The last report did not get through: the next tells of every peer.
+    /// The last report was lost: the next one covers every peer.
     pub fn mark_all_dirty(&mut self) {
         for (slot, lanes) in (0..).zip(&mut self.peers) {
             if let Some(lanes) = lanes {
@@ -561,7 +561,7 @@ impl Pipeline {
         }
     }
 
-    /// Tells what happened on every lane since the last report.
+    /// Reports the activity of every lane since the last report.
     pub fn report(&mut self, now: Instant, wire: &mut impl PacketSink) {
         for slot in self.dirty.drain(..) {
             let Some(lanes) = peer_lanes(&mut self.peers, slot) else {

@@ -68,7 +68,7 @@ impl OutageBuffer {
         true
     }
 
-    /// Takes what is kept for a peer, one after the other from slot `from` on: the slot, and the
+    /// Takes the segments of a peer, one after the other from slot `from` on: the slot, and the
     /// frame if it is not too old. `None` when there is no more.
     pub fn take(&mut self, now: Instant, peer: u32, from: usize) -> Option<(usize, Option<&[u8]>)> {
         let place =
@@ -79,7 +79,7 @@ impl OutageBuffer {
         Some((place, fresh.then(|| &self.bytes[place * BYTES..][..len])))
     }
 
-    /// Forgets what is kept for a peer.
+    /// Removes the segments of a peer.
     pub fn forget(&mut self, peer: u32) {
         for slot in &mut self.slots {
             if slot.peer == peer {

@@ -95,7 +95,7 @@ pub fn unix_nanos() -> u64 {
         .map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// An attempt, as its owner has it. Dropping it cancels what is not yet established.
+/// The owner's handle of an attempt. Dropping it cancels an attempt that is not yet established.
 #[derive(Debug)]
 pub struct Dialer {
     control: Arc<ThreadControl>,

@@ -29,7 +29,7 @@ pub type Steer = Arc<dyn Fn(&[u8]) -> usize + Send + Sync>;
 /// The rings that each connection gets.
 #[derive(Clone)]
 pub struct RingSetup {
-    /// How each consumer is told of datagrams.
+    /// The wakers that signal datagrams to each consumer.
     pub consumers: Vec<ThreadWaker>,
     /// Which consumer a received datagram is for.
     pub steer: Steer,
@@ -98,7 +98,7 @@ impl ThreadWaker {
         }
     }
 
-    /// Wakes the thread for what was put into a ring before.
+    /// Wakes the thread for the datagrams that were put into a ring.
     fn wake(&self) {
         // This side writes the datagrams, then reads the flag; the thread writes the flag, then
         // reads the ring. With the fences one of the two sees what the other wrote.

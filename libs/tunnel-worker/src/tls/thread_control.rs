@@ -32,7 +32,7 @@ pub(super) enum StopReason {
     GiveUp,
 }
 
-/// Shared by a connection's thread and those who stop it.
+/// Shared by a connection's thread and the threads that stop it.
 #[derive(Debug)]
 pub(super) struct ThreadControl {
     stop: AtomicU8,

@@ -1,5 +1,5 @@
 //! Frames for the lanes of another worker: the NIC gives all datagrams of a peer to one queue, and
-//! a worker hands on what it does not open itself.
+//! a worker hands on the datagrams that another worker opens.
 //!
 //! ```text
 //!   worker a ─ hand_over ─▶ ring (a, b) ─▶ worker b        one ring for each pair and direction

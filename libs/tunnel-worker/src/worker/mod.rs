@@ -105,7 +105,7 @@ pub(crate) struct WorkerHandle {
     pub unresolved: rtrb::Consumer<UnresolvedPacket>,
     pub counters: Arc<WorkerCounters>,
     pub settings: WorkerSettings,
-    /// How it is told of datagrams of TLS connections.
+    /// The waker that signals datagrams of TLS connections.
     pub ring_waker: ThreadWaker,
     thread: Option<JoinHandle<()>>,
     /// It was woken since the last request.

@@ -43,7 +43,7 @@ const BATCH: usize = 64;
 const REQUESTS: usize = 1024;
 /// Interval of reports while packets come.
 const REPORT_INTERVAL: Duration = Duration::from_millis(10);
-/// Longest sleep: a worker that hangs is told by its beat from one that idles.
+/// Longest sleep: the heartbeat distinguishes a worker that hangs from one that is idle.
 const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest sleep while the kernel has not taken all frames.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(1);
@@ -66,7 +66,7 @@ pub(super) struct WorkerThread {
     /// Datagrams of TLS connections, by circuit.
     rings: Vec<(NonZeroU64, RingReceiver)>,
     outputs: Outputs,
-    /// Read by those who put frames into rings: whether this worker needs a wake.
+    /// Read by the threads that put frames into rings: whether this worker needs a wake.
     is_sleeping: Arc<AtomicBool>,
     /// The wake-up and every socket. A socket leaves it when it is closed.
     epoll: Epoll,
@@ -169,7 +169,7 @@ impl WorkerThread {
         }
     }
 
-    /// Takes what other workers handed over; the number of frames.
+    /// Takes the frames that other workers handed over; returns their number.
     fn take_handed_over(&mut self, now: Instant) -> usize {
         let mut frames = 0;
         for from in &mut self.handed_over {
@@ -244,7 +244,7 @@ impl WorkerThread {
         self.outputs.rings.retain(|(of, _)| *of != circuit);
     }
 
-    /// Kicks what is to be sent; whether the kernel has not taken all of it.
+    /// Makes the kernel send; whether it has not taken all frames.
     fn flush(&mut self) -> bool {
         let mut unsent = false;
         for tx in &mut self.outputs.sockets {

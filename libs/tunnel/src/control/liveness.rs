@@ -1,6 +1,6 @@
 //! Whether the peer hears us, and when we owe it a sign of life (white paper, sections 6.4, 6.5).
 //!
-//! Two clocks run against each other: the peer owes us a reply to what expects one
+//! Two clocks run against each other: the peer owes us a reply to messages that expect one
 //! ([`Timer::Silence`]), and we owe the peer an answer to its content ([`Timer::Keepalive`]). Both
 //! are started by the snapshots of senders and receivers, in whatever order those arrive.
 

@@ -162,7 +162,7 @@ impl IndexTable {
     }
 }
 
-/// Where the machines of one peer put what they want done.
+/// The queue into which the machines of one peer put their outputs.
 pub(super) struct Effects<'a> {
     pub(super) peer: PeerId,
     pub(super) outputs: &'a mut VecDeque<Output>,

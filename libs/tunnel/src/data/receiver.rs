@@ -66,7 +66,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// A receiver without a session. Allocates what `limits` allow, here and never again.
+    /// A receiver without a session. Allocates all memory that `limits` allow, once.
     #[must_use]
     pub fn new(framing: Framing, limits: ReassemblyLimits) -> Self {
         Self {
