@@ -19,7 +19,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use appliance_common::addr::{Address, from_ip, multicast_mac_v6, solicited_node};
-use appliance_user::config::{Kind, Xdp};
+use appliance_user::config::Kind;
 use appliance_user::datapath::Datapath;
 use appliance_user::frame::{self, Port};
 use appliance_user::kernel::nic::{self, Requirements};
@@ -28,7 +28,7 @@ use appliance_user::kernel::xdp_errors::XdpErrors;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::gettid;
-use service::xdp::accepts_redirects;
+use service::xdp::{Mode, Setting, accepts_redirects};
 use skip::skip;
 
 /// Two network namespaces; the current thread is in A.
@@ -260,7 +260,7 @@ fn an_interface_with_another_program_is_attached_once_it_is_free() {
         let (mut datapath, _rings) = opened.unwrap_or_else(|e| panic!("{e}"));
         let mut try_modes = |native: bool, other: &str, command: &str| {
             let foreign = attach(pair.va, &program::pass(), native);
-            for asked in [Xdp::Native, Xdp::Generic, Xdp::Auto] {
+            for asked in Setting::ALL {
                 let begun = Instant::now();
                 let refused = datapath.attach("va", pair.va, Kind::Access, asked);
                 let error = refused.expect_err("occupied").to_string();
@@ -274,7 +274,8 @@ fn an_interface_with_another_program_is_attached_once_it_is_free() {
             until("it is detached", || {
                 nic::xdp_programs(pair.va).expect("a link").is_empty()
             });
-            let attached = datapath.attach("va", pair.va, Kind::Access, Xdp::Native);
+            let attached =
+                datapath.attach("va", pair.va, Kind::Access, Setting::Only(Mode::Native));
             attached.unwrap_or_else(|e| panic!("{e}"));
             datapath.detach_others(|_| false).expect("detached");
             until("ours is detached", || {

@@ -23,7 +23,7 @@ use std::{
 };
 
 use appliance_common::addr::{Address, Prefix, from_ip};
-use service::config;
+use service::{config, xdp};
 use tunnel::{CipherChoice, PublicKey};
 use tunnel_worker::WaitMode;
 
@@ -48,29 +48,6 @@ impl Role {
         match self {
             Self::Tenant => "tenant",
             Self::Provider => "provider",
-        }
-    }
-}
-
-/// How XDP is to be attached. Only `auto` falls back to another mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Xdp {
-    /// In the driver, or the interface is refused.
-    Native,
-    /// In the kernel's generic hook.
-    Generic,
-    /// In the driver where it supports XDP, else generic; the mode is logged and shown.
-    Auto,
-}
-
-impl Xdp {
-    /// As written in the file.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-            Self::Auto => "auto",
         }
     }
 }
@@ -110,7 +87,7 @@ pub struct Uplink {
     /// Name of the interface.
     pub interface: String,
     /// How XDP is attached there.
-    pub xdp: Xdp,
+    pub xdp: xdp::Setting,
     /// Tunnel addresses of the appliance, at most one of a family; empty: the interface's first
     /// ones.
     pub local: Vec<IpAddr>,
@@ -309,7 +286,7 @@ pub struct Config {
     /// This end of the encrypted tunnels; present where there are encrypted peers.
     pub tunnel: Option<Tunnel>,
     /// How XDP is attached on further interfaces.
-    pub interfaces: BTreeMap<String, Xdp>,
+    pub interfaces: BTreeMap<String, xdp::Setting>,
     /// The gateways, and which of them this appliance may use.
     pub gateways: Gateways,
     /// The listener for tunnels over TLS, if a provider's appliance has one.
@@ -398,14 +375,15 @@ impl Config {
 
     /// Every interface that XDP is attached to, with mode and program.
     #[must_use]
-    pub fn ports(&self) -> BTreeMap<String, (Xdp, Kind)> {
+    pub fn ports(&self) -> BTreeMap<String, (xdp::Setting, Kind)> {
         let on: BTreeSet<&str> = self.networks.iter().map(|n| n.interface.as_str()).collect();
         let mut ports = BTreeMap::new();
         for name in &on {
             if *name == self.uplink.interface {
                 continue;
             }
-            let xdp = self.interfaces.get(*name).copied().unwrap_or(Xdp::Native);
+            let xdp = self.interfaces.get(*name).copied();
+            let xdp = xdp.unwrap_or(xdp::Setting::Only(xdp::Mode::Native));
             ports.insert((*name).to_owned(), (xdp, Kind::Access));
         }
         let kind = if on.contains(self.uplink.interface.as_str()) {

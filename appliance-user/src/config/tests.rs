@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use service::xdp::{Mode, Setting};
+
 use super::*;
 
 const GOOD: &str = r#"
@@ -52,8 +54,11 @@ fn good_file_is_accepted_with_defaults() {
     assert_eq!(
         config.ports(),
         BTreeMap::from([
-            ("eth0".to_owned(), (Xdp::Native, Kind::Combined)),
-            ("eth1".to_owned(), (Xdp::Auto, Kind::Access)),
+            (
+                "eth0".to_owned(),
+                (Setting::Only(Mode::Native), Kind::Combined)
+            ),
+            ("eth1".to_owned(), (Setting::Auto, Kind::Access)),
         ])
     );
 }

@@ -6,13 +6,13 @@ use std::{
 };
 
 use appliance_common::{addr::multicast_mac_v6, maps::HostKey};
-use service::xdp;
+use service::xdp::{self, Mode, Setting};
 
 use super::groups;
 use crate::{
-    config::{Config, Role, Xdp},
+    config::{Config, Role},
     control::{InterfaceStatus, mac_text},
-    datapath::{Datapath, Error, Mode},
+    datapath::{Datapath, Error},
     engine::group_reports::{GroupReporter, Groups},
     frame::Port,
     kernel::nic::{self, Nic, RedirectPort, Requirements},
@@ -107,7 +107,9 @@ impl Interfaces {
                 .get(name)
                 .is_some_and(|a| a.ifindex == link.ifindex && a.kind == *kind);
             let attached = datapath.attached().get(name).filter(|_| running);
-            let generic = attached.map_or(*xdp == Xdp::Generic, |a| a.mode == Mode::Generic);
+            let generic = attached.map_or(*xdp == Setting::Only(Mode::Generic), |a| {
+                a.mode == Mode::Generic
+            });
             if let Err(error) = self.prepare(config, link, generic, running) {
                 errors.insert(name.clone(), error);
                 continue;
@@ -370,7 +372,7 @@ impl Interfaces {
         snapshot: &Snapshot,
         datapath: &Datapath,
     ) -> Vec<InterfaceStatus> {
-        let status = |(name, (asked, _)): (String, (crate::config::Xdp, _))| {
+        let status = |(name, (asked, _)): (String, (Setting, _))| {
             let link = snapshot.links.get(&name);
             let attached = datapath.attached().get(&name);
             let nic = self.nics.get(&name);

@@ -11,7 +11,7 @@ use aya::programs::{
     xdp::XdpLink,
 };
 
-use service::xdp;
+use service::xdp::{self, Mode, Setting};
 
 use super::{
     Datapath, Error,
@@ -19,43 +19,12 @@ use super::{
     load::program,
     pins::{other_roots, remove_root},
 };
-use crate::{
-    config::{self, Kind},
-    kernel::nic,
-};
+use crate::{config::Kind, kernel::nic};
 
-/// How XDP is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// In the driver.
-    Native,
-    /// In the kernel's generic hook, after the allocation of an skb.
-    Generic,
-}
-
-impl Mode {
-    /// The name in `status` and in the pin's file name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        }
-    }
-
-    const fn aya(self) -> XdpMode {
-        match self {
-            Self::Native => XdpMode::Driver,
-            Self::Generic => XdpMode::Skb,
-        }
-    }
-
-    const fn satisfies(self, requested: config::Xdp) -> bool {
-        match requested {
-            config::Xdp::Native => matches!(self, Self::Native),
-            config::Xdp::Generic => matches!(self, Self::Generic),
-            config::Xdp::Auto => true,
-        }
+const fn flag(mode: Mode) -> XdpMode {
+    match mode {
+        Mode::Native => XdpMode::Driver,
+        Mode::Generic => XdpMode::Skb,
     }
 }
 
@@ -91,11 +60,7 @@ impl Pin {
             // bpffs refuses names with a dot (kernel/bpf/inode.c, bpf_lookup).
             interface: interface.replace('%', "."),
             ifindex: ifindex.parse().ok()?,
-            mode: match mode {
-                "native" => Mode::Native,
-                "generic" => Mode::Generic,
-                _ => return None,
-            },
+            mode: Mode::parse(mode)?,
             path: path.to_owned(),
         })
     }
@@ -117,12 +82,12 @@ impl Datapath {
         interface: &str,
         ifindex: u32,
         kind: Kind,
-        requested: config::Xdp,
+        requested: Setting,
     ) -> Result<(), Error> {
         if let Some(now) = self.attached.get(interface)
             && now.ifindex == ifindex
             && now.kind == kind
-            && now.mode.satisfies(requested)
+            && requested.allows(now.mode)
         {
             return Ok(());
         }
@@ -133,7 +98,7 @@ impl Datapath {
                 continue;
             }
             if pin.ifindex == ifindex
-                && pin.mode.satisfies(requested)
+                && requested.allows(pin.mode)
                 && replace(program(&mut self.object, kind)?, &pin).is_ok()
             {
                 self.attached.insert(
@@ -167,19 +132,14 @@ impl Datapath {
             return Ok(());
         }
         self.attached.remove(interface);
-        let modes: &[Mode] = match requested {
-            config::Xdp::Native => &[Mode::Native],
-            config::Xdp::Generic => &[Mode::Generic],
-            config::Xdp::Auto => &[Mode::Native, Mode::Generic],
-        };
         let mut failure = None;
-        for mode in modes {
+        for mode in requested.modes() {
             match attach_new(
                 program(&mut self.object, kind)?,
                 &dir,
                 interface,
                 ifindex,
-                *mode,
+                mode,
                 if removed { DETACH_TRIES } else { 0 },
             ) {
                 Ok(pin) => {
@@ -195,7 +155,7 @@ impl Datapath {
                         Attached {
                             ifindex,
                             kind,
-                            mode: *mode,
+                            mode,
                             adopted: false,
                             pin,
                         },
@@ -229,7 +189,7 @@ impl Datapath {
         interface: &str,
         ifindex: u32,
         kind: Kind,
-        requested: config::Xdp,
+        requested: Setting,
     ) -> Result<Option<Mode>, Error> {
         for root in other_roots(&self.root) {
             let Ok(old) = pins(&root.join("links")) else {
@@ -237,7 +197,7 @@ impl Datapath {
             };
             for pin in old.iter().filter(|pin| pin.interface == interface) {
                 if pin.ifindex == ifindex
-                    && pin.mode.satisfies(requested)
+                    && requested.allows(pin.mode)
                     && replace(program(&mut self.object, kind)?, pin).is_ok()
                 {
                     let path = Pin::path(&self.root.join("links"), interface, ifindex, pin.mode);
@@ -345,7 +305,7 @@ fn attach_new(
         None => attach_error(interface, mode, source),
     };
     let id = loop {
-        match program.attach_to_if_index(ifindex, mode.aya()) {
+        match program.attach_to_if_index(ifindex, flag(mode)) {
             Ok(id) => break id,
             Err(error) if tries > 0 && xdp::os_code(&error) == Some(libc::EBUSY) => {
                 tries -= 1;

@@ -59,7 +59,7 @@ use log::ProgramLog;
 
 pub use contents::{MapContents, MapUpdate};
 pub use error::Error;
-pub use links::{Attached, Mode};
+pub use links::Attached;
 pub use pins::{detach, root};
 
 /// The loaded programs, the open maps and the attached interfaces.

@@ -9,9 +9,12 @@ use std::{
 
 use gateway_client::wire::{CircuitId, Key};
 
-use service::config::{Checker, Range};
+use service::{
+    config::{Checker, Range},
+    xdp::Setting,
+};
 
-use super::{Circuits, Config, Problem, Target, Xdp, file};
+use super::{Circuits, Config, Problem, Target, file};
 use gateway_core::hello;
 
 use crate::{
@@ -457,8 +460,9 @@ fn circuits(
     let capacity = settings
         .capacity
         .map(|capacity| c.count("circuits.capacity", capacity, MAX_CIRCUITS));
-    let modes = [Xdp::Auto, Xdp::Native, Xdp::Generic, Xdp::Off].map(|xdp| (xdp.name(), xdp));
-    let xdp = c.choice("circuits.xdp", settings.xdp.as_deref(), &modes);
+    let [native, generic, auto] = Setting::ALL.map(|setting| (setting.name(), Some(setting)));
+    let choices = [auto, native, generic, ("off", None)];
+    let xdp = c.choice("circuits.xdp", settings.xdp.as_deref(), &choices);
     if let Some(interfaces) = &settings.interfaces {
         self::interfaces(c, interfaces, xdp);
     }
@@ -558,9 +562,9 @@ fn circuits(
     }
 }
 
-fn interfaces(c: &mut Checker, interfaces: &[String], xdp: Xdp) {
+fn interfaces(c: &mut Checker, interfaces: &[String], xdp: Option<Setting>) {
     let at = "circuits.interfaces";
-    if xdp == Xdp::Off {
+    if xdp.is_none() {
         c.problem(
             at,
             "circuits.xdp is \"off\", so no interface has the program: leave one of the keys out",

@@ -4,7 +4,7 @@
 mod check;
 mod file;
 
-use service::config;
+use service::{config, xdp};
 use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
@@ -67,8 +67,8 @@ pub struct Circuits {
     pub threads: Option<usize>,
     /// Circuits that the maps of XDP have room for; `None`: twice those of the file at the start.
     pub capacity: Option<usize>,
-    /// Mode of XDP.
-    pub xdp: Xdp,
+    /// Mode of XDP; `None`: circuits use user space.
+    pub xdp: Option<xdp::Setting>,
     /// Interfaces with XDP; `None`: the interfaces of the listen addresses.
     pub interfaces: Option<Vec<String>>,
     /// File of the XDP program; `None`: the installed one.
@@ -79,29 +79,11 @@ pub struct Circuits {
     pub list: Vec<CircuitPlan>,
 }
 
-/// Mode of XDP for circuits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Xdp {
-    /// Native XDP where the driver supports it; user space elsewhere.
-    Auto,
-    /// Native XDP; the gateway does not start without it.
-    Native,
-    /// Generic XDP; the gateway does not start without it.
-    Generic,
-    /// No XDP.
-    Off,
-}
-
-impl Xdp {
-    /// The value in the file.
+impl Circuits {
+    /// The value of `circuits.xdp`.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Native => "native",
-            Self::Generic => "generic",
-            Self::Off => "off",
-        }
+    pub fn xdp_name(&self) -> &'static str {
+        self.xdp.map_or("off", xdp::Setting::name)
     }
 }
 

@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use service::xdp::Setting;
+
 use super::*;
 
 const GOOD: &str = r#"
@@ -51,7 +53,10 @@ fn a_good_file_is_accepted_with_defaults() {
         (circuits.lifetime, circuits.threads),
         (Duration::from_secs(30), None)
     );
-    assert_eq!((circuits.xdp, &circuits.interfaces), (Xdp::Auto, &None));
+    assert_eq!(
+        (circuits.xdp, &circuits.interfaces),
+        (Some(Setting::Auto), &None)
+    );
     assert_eq!(circuits.rates, [(None, None)]);
     assert_eq!(circuits.list[0].id.get(), 0x0123_4567_89ab_cdef);
     assert!(
@@ -422,9 +427,11 @@ fn xdp_settings_are_accepted_or_refused() {
     let with = |circuits: &str| {
         parse(&GOOD.replace("[[tenant]]", &format!("[circuits]\n{circuits}\n[[tenant]]")))
     };
-    for xdp in [Xdp::Auto, Xdp::Native, Xdp::Generic, Xdp::Off] {
-        let config = with(&format!("xdp = {:?}", xdp.name())).expect("good");
+    for xdp in Setting::ALL.map(Some).into_iter().chain([None]) {
+        let name = xdp.map_or("off", Setting::name);
+        let config = with(&format!("xdp = {name:?}")).expect("good");
         assert_eq!(config.circuits.xdp, xdp);
+        assert_eq!(config.circuits.xdp_name(), name);
     }
     let config = with("xdp = \"native\"\ninterfaces = [\"eth0\", \"eth1.5\"]").expect("good");
     let names = ["eth0", "eth1.5"].map(str::to_owned).to_vec();

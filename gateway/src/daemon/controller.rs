@@ -11,7 +11,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use service::{Health, http};
+use service::{Health, http, xdp::Setting};
 
 use super::{
     Error,
@@ -23,7 +23,7 @@ use crate::{
         fast::{self, Fast},
         socket::Circuits,
     },
-    config::{Config, Xdp},
+    config::Config,
     relay::Relay,
 };
 
@@ -226,7 +226,7 @@ fn unchanged(running: &Config, new: &Config) -> Result<(), Error> {
         (
             "circuits.xdp",
             now.xdp == then.xdp,
-            format!("{:?}", now.xdp.name()),
+            format!("{:?}", now.xdp_name()),
         ),
         (
             "circuits.interfaces",
@@ -252,9 +252,9 @@ fn unchanged(running: &Config, new: &Config) -> Result<(), Error> {
 /// Loads the XDP program of circuits; or says why there is none, where `xdp = "auto"` allows that.
 fn load(config: &Config) -> Result<(Option<Arc<Fast>>, Option<String>), fast::Error> {
     let circuits = &config.circuits;
-    if circuits.xdp == Xdp::Off {
+    let Some(setting) = circuits.xdp else {
         return Ok((None, None));
-    }
+    };
     let object = circuits
         .bpf_object
         .clone()
@@ -269,7 +269,7 @@ fn load(config: &Config) -> Result<(Option<Arc<Fast>>, Option<String>), fast::Er
     };
     match Fast::load(&object, size) {
         Ok(fast) => Ok((Some(Arc::new(fast)), None)),
-        Err(error) if circuits.xdp == Xdp::Auto => {
+        Err(error) if setting == Setting::Auto => {
             tracing::warn!(%error, "circuits use user space, as circuits.xdp = \"auto\" allows");
             Ok((None, Some(error.to_string())))
         }
@@ -280,16 +280,19 @@ fn load(config: &Config) -> Result<(Option<Arc<Fast>>, Option<String>), fast::Er
 /// Attaches the program to the interfaces of the configuration; to none, while there is no circuit.
 fn attach(fast: &Fast, config: &Config) -> Result<(), fast::Error> {
     let circuits = &config.circuits;
+    let Some(setting) = circuits.xdp else {
+        return Ok(());
+    };
     if circuits.list.is_empty() {
-        return fast.attach(&[], circuits.xdp);
+        return fast.attach(&[], setting);
     }
     let wanted = fast::wanted(circuits.interfaces.as_deref(), &config.listen)?;
     if wanted.is_empty() {
-        if circuits.xdp != Xdp::Auto {
+        if setting != Setting::Auto {
             return Err(fast::Error::NoInterface);
         }
         let error = fast::Error::NoInterface;
         tracing::info!(%error, "circuits use user space, as circuits.xdp = \"auto\" allows");
     }
-    fast.attach(&wanted, circuits.xdp)
+    fast.attach(&wanted, setting)
 }

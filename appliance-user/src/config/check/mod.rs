@@ -19,11 +19,14 @@ use appliance_common::{
     limits::{MAX_ATTACHMENTS, MAX_NETWORKS, MAX_PEERS, MAX_TENANTS, MIN_INNER_MTU},
     wire::{SECURE_PORT, VXLAN_PORT},
 };
-use service::config::{Checker, Problem};
+use service::{
+    config::{Checker, Problem},
+    xdp::Setting,
+};
 use tunnel::CipherChoice;
 use tunnel_worker::{WaitMode, pipeline::LANES};
 
-use super::{Config, Memory, Role, Tunnel, Uplink, Xdp, file};
+use super::{Config, Memory, Role, Tunnel, Uplink, file};
 
 /// Largest MTU that XDP takes on any NIC we know, bytes: a page less headroom and tail.
 const MAX_MTU: u16 = 3498;
@@ -148,9 +151,9 @@ fn metrics(c: &mut Checker, value: Option<&str>) -> Option<SocketAddr> {
     Some(address)
 }
 
-fn xdp(c: &mut Checker, at: &str, value: Option<&str>) -> Xdp {
-    let modes = [Xdp::Native, Xdp::Generic, Xdp::Auto].map(|mode| (mode.name(), mode));
-    c.choice(at, value, &modes)
+fn xdp(c: &mut Checker, at: &str, value: Option<&str>) -> Setting {
+    let settings = Setting::ALL.map(|setting| (setting.name(), setting));
+    c.choice(at, value, &settings)
 }
 
 /// An IP address.

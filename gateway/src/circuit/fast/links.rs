@@ -12,40 +12,22 @@ use aya::programs::{ProgramError, XdpMode, xdp::XdpLink};
 use gateway_common::maps::Port;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 
-use service::{forwarding, xdp};
+use service::{
+    forwarding,
+    xdp::{self, Mode, Setting},
+};
 
 use super::{Error, Fast, lock};
-use crate::config::Xdp;
 
 /// Time that the kernel needs to detach the program of a killed process.
 const LEAVING: Duration = Duration::from_millis(500);
 /// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Mode of the program on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// In the driver.
-    Native,
-    /// In the kernel's generic hook.
-    Generic,
-}
-
-impl Mode {
-    /// Name in status and logs.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        }
-    }
-
-    const fn aya(self) -> XdpMode {
-        match self {
-            Self::Native => XdpMode::Driver,
-            Self::Generic => XdpMode::Skb,
-        }
+const fn flag(mode: Mode) -> XdpMode {
+    match mode {
+        Mode::Native => XdpMode::Driver,
+        Mode::Generic => XdpMode::Skb,
     }
 }
 
@@ -183,15 +165,15 @@ pub fn wanted(named: Option<&[String]>, listen: &[SocketAddr]) -> Result<Vec<Str
 
 impl Fast {
     /// Attaches the program to exactly these interfaces; existing attachments stay. With
-    /// [`Xdp::Auto`] an interface whose driver refuses is left to user space, with a warning.
+    /// [`Setting::Auto`] an interface whose driver refuses is left to user space, with a warning.
     ///
     /// # Errors
     /// When an interface refuses the configured mode.
-    pub fn attach(&self, interfaces: &[String], asked: Xdp) -> Result<(), Error> {
+    pub fn attach(&self, interfaces: &[String], asked: Setting) -> Result<(), Error> {
+        // `auto` falls back to user space, not to generic XDP.
         let mode = match asked {
-            Xdp::Off => return Ok(()),
-            Xdp::Auto | Xdp::Native => Mode::Native,
-            Xdp::Generic => Mode::Generic,
+            Setting::Auto => Mode::Native,
+            Setting::Only(mode) => mode,
         };
         let devices = devices()?;
         let vlans = vlans();
@@ -224,7 +206,7 @@ impl Fast {
                         link: Some(link),
                     }
                 }
-                Err(error) if asked == Xdp::Auto => {
+                Err(error) if asked == Setting::Auto => {
                     tracing::warn!(interface = name, %error, "XDP refused; circuits use user space \
                         on this interface, as circuits.xdp = \"auto\" allows");
                     Attached {
@@ -315,7 +297,7 @@ impl Fast {
         let mut tries = LEAVING.as_millis() / PAUSE.as_millis();
         loop {
             let attached = self.with_program(|program| {
-                let id = program.attach_to_if_index(ifindex, mode.aya())?;
+                let id = program.attach_to_if_index(ifindex, flag(mode))?;
                 program.take_link(id)
             })?;
             match attached {

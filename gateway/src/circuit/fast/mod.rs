@@ -37,7 +37,7 @@ use gateway_common::maps::{
     MIN_CIRCUITS, Outcome, Port, SLOT_REUSE_DELAY, SLOTS_PER_CIRCUIT, Stats,
 };
 
-pub use links::{Interface, Mode, wanted};
+pub use links::{Interface, wanted};
 use service::forwarding;
 
 use memory::Memory;

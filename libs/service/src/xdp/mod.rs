@@ -1,12 +1,14 @@
-//! XDP features of drivers, and remedies where a kernel or driver refuses a program.
+//! Modes of XDP, XDP features of drivers, and remedies where a kernel or driver refuses a program.
 
 mod features;
+mod mode;
 
 use std::{error::Error, io};
 
 use nix::libc;
 
 pub use features::accepts_redirects;
+pub use mode::{Mode, Setting};
 
 /// The remedy for a program that cannot be attached. `no_native` is the remedy where the driver
 /// has no native XDP.
