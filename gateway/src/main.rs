@@ -16,10 +16,9 @@ use gateway::{
     daemon,
 };
 use gateway_client::wire::Key;
-use serde::de::DeserializeOwned;
 use service::{
     cli::{self, RunArgs},
-    socket::{self, Page},
+    socket::{AskError, Client, Page},
 };
 
 /// The cloud gateway of Causeway: one address and port for the control connections and tunnels of
@@ -83,7 +82,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let ask = Asker(cli.socket);
+    let client = Client::new(&control::SOCKET, cli.socket);
     match cli.command {
         Command::Run(args) => daemon::run(&args)?,
         Command::Check { file } => {
@@ -101,9 +100,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             summary,
             tenant,
         } => {
-            let mut status: Status = ask.one(&Request::Status)?;
+            let mut status: Status = client.ask(&Request::Status)?;
             if !summary {
-                ask.lists(&mut status, tenant.as_deref())?;
+                add_lists(&client, &mut status, tenant.as_deref())?;
             }
             if json {
                 cli::print_json(&status)?;
@@ -125,11 +124,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             service::outln!("{}", key.for_gateway(&gateway).to_base64());
         }
         Command::Reload => {
-            let _: Brief = ask.one(&Request::Reload)?;
+            let _: Brief = client.ask(&Request::Reload)?;
             service::outln!("reloaded");
         }
         Command::Drain => {
-            let brief: Brief = ask.one(&Request::Drain)?;
+            let brief: Brief = client.ask(&Request::Drain)?;
             service::outln!(
                 "{}: draining; {} connections left",
                 brief.name,
@@ -137,31 +136,22 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             );
         }
         Command::Undrain => {
-            let brief: Brief = ask.one(&Request::Undrain)?;
+            let brief: Brief = client.ask(&Request::Undrain)?;
             service::outln!("{}: accepts connections", brief.name);
         }
     }
     Ok(())
 }
 
-/// Asks the gateway at a control socket.
-struct Asker(PathBuf);
-
-impl Asker {
-    fn one<T: DeserializeOwned>(&self, request: &Request) -> Result<T, socket::AskError> {
-        socket::ask(&control::SOCKET, &self.0, request)
+/// Fills in tenants and circuits, page by page.
+fn add_lists(client: &Client, status: &mut Status, tenant: Option<&str>) -> Result<(), AskError> {
+    status.tenants = Page::collect(|after| client.ask(&Request::Tenants { after }))?;
+    status.circuits.list = Page::collect(|after| {
+        let tenant = tenant.map(str::to_owned);
+        client.ask(&Request::Circuits { after, tenant })
+    })?;
+    if let Some(name) = tenant {
+        status.tenants.retain(|tenant| tenant.name == name);
     }
-
-    /// Fills in tenants and circuits, page by page.
-    fn lists(&self, status: &mut Status, tenant: Option<&str>) -> Result<(), socket::AskError> {
-        status.tenants = Page::collect(|after| self.one(&Request::Tenants { after }))?;
-        status.circuits.list = Page::collect(|after| {
-            let tenant = tenant.map(str::to_owned);
-            self.one(&Request::Circuits { after, tenant })
-        })?;
-        if let Some(name) = tenant {
-            status.tenants.retain(|tenant| tenant.name == name);
-        }
-        Ok(())
-    }
+    Ok(())
 }

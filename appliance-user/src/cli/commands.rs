@@ -1,17 +1,25 @@
 //! The commands: a request to the daemon, and its reply as text or JSON.
 
-use std::{fs::File, io::Read as _, net::IpAddr, os::unix::net::UnixStream, path::Path};
+use std::{fs::File, io::Read as _, os::unix::net::UnixStream, path::Path};
 
 use anyhow::Context as _;
 use appliance_user::{
     config::Config,
-    control::{self, Request, render, rules},
+    control::{
+        self, Connections, CounterStatus, Done, Endpoints, EndpointsAdded, EndpointsRemoved,
+        MaintenanceStatus, ModeStatus, Request, RuleStatus, RulesAdded, RulesChecked, RulesRemoved,
+        Status, render, rules,
+    },
     daemon, datapath,
+    datapath::connections,
 };
 use failover::{IpPrefix, Rule};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
-use service::{outln, socket, stdout};
+use serde::Serialize;
+use service::{
+    outln,
+    socket::{AskError, Client, Page},
+    stdout,
+};
 use tunnel::{PresharedKey, SecretKey};
 use tunnel_worker::keys::{self, OsRandom};
 
@@ -20,9 +28,6 @@ use super::{
     trace,
 };
 
-/// Asks the daemon.
-pub type Ask<'a> = &'a dyn Fn(&Request) -> Result<Value, socket::AskError>;
-
 /// Longest file that is read for the daemon, bytes: a plan of ten thousand rules has less than two
 /// million.
 const MAX_FILE: u64 = 6 << 20;
@@ -30,16 +35,18 @@ const MAX_FILE: u64 = 6 << 20;
 /// Runs a command.
 ///
 /// # Errors
-/// Why it failed, with what to do.
+/// Why it failed, with the remedy.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
-    let socket = cli.socket;
-    let ask = |request: &Request| socket::ask(&control::SOCKET, &socket, request);
+    let client = Client::new(&control::SOCKET, cli.socket);
     match cli.command {
         Command::Run(args) => daemon::run(&args)?,
         Command::Check { file } => check(&file)?,
-        Command::Status { json } => print(ask(&Request::Status)?, json, render::status)?,
-        Command::Counters { json } => print(ask(&Request::Counters)?, json, render::counters)?,
-        Command::Mode(args) => mode(&ask, args)?,
+        Command::Status { json } => print(&status(&client)?, json, render::status)?,
+        Command::Counters { json } => {
+            let counters: Vec<CounterStatus> = client.ask(&Request::Counters)?;
+            print(&counters, json, |counters| render::counters(counters))?;
+        }
+        Command::Mode(args) => mode(&client, args)?,
         Command::Keygen {
             private_key,
             preshared,
@@ -47,18 +54,18 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Pubkey { private_key } => {
             outln!("{}", keys::private(&private_key)?.public());
         }
-        Command::Flows(args) => flows(&ask, args)?,
+        Command::Flows(args) => flows(&client, args)?,
         Command::Maintenance { switch } => {
             let on = switch.map(|switch| switch == "on");
-            let value = ask(&Request::Maintenance { on })?;
-            let on = value["maintenance"].as_bool().unwrap_or_default();
-            outln!("maintenance: {}", if on { "on" } else { "off" });
+            let status: MaintenanceStatus = client.ask(&Request::Maintenance { on })?;
+            let state = if status.maintenance { "on" } else { "off" };
+            outln!("maintenance: {state}");
         }
-        Command::Rule { command } => rule(&ask, command)?,
-        Command::Endpoint { command } => endpoint(&ask, command)?,
-        Command::Trace(args) => trace::run(&ask, args)?,
+        Command::Rule { command } => rule(&client, command)?,
+        Command::Endpoint { command } => endpoint(&client, command)?,
+        Command::Trace(args) => trace::run(&client, args)?,
         Command::Reload => {
-            ask(&Request::Reload)?;
+            let _: Done = client.ask(&Request::Reload)?;
             outln!("reloaded");
         }
         Command::Detach { config } => detach(&config)?,
@@ -66,19 +73,25 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints a reply as it came, or as text.
-fn print<T: DeserializeOwned>(
-    value: Value,
+/// Prints a reply as JSON with sorted keys, or as text.
+fn print<T: Serialize>(
+    reply: &T,
     json: bool,
     render: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<()> {
     if json {
-        outln!("{value}");
+        outln!("{}", serde_json::to_value(reply)?);
     } else {
-        let reply = serde_json::from_value(value).context("read the reply")?;
-        stdout::print(render(&reply));
+        stdout::print(render(reply));
     }
     Ok(())
+}
+
+/// The status with all neighbours.
+fn status(client: &Client) -> Result<Status, AskError> {
+    let mut status: Status = client.ask(&Request::Status)?;
+    status.neighbours = Page::collect(|after| client.ask(&Request::Neighbours { after }))?;
+    Ok(status)
 }
 
 fn check(file: &Path) -> anyhow::Result<()> {
@@ -120,54 +133,28 @@ fn keygen(private_key: &Path, preshared: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn mode(ask: Ask<'_>, args: ModeArgs) -> anyhow::Result<()> {
-    let value = ask(&Request::Mode {
+fn mode(client: &Client, args: ModeArgs) -> anyhow::Result<()> {
+    let modes: Vec<ModeStatus> = client.ask(&Request::Mode {
         tenant: args.tenant,
         mode: args.mode,
         plan: args.plan.as_deref().map(read).transpose()?,
         force: args.force,
         promote: args.promote,
     })?;
-    if args.json {
-        outln!("{value}");
-        return Ok(());
-    }
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    for tenant in value.as_array().into_iter().flatten() {
-        let plan = tenant["plan"].as_str().map(|plan| format!(" ({plan})"));
-        outln!(
-            "{}: {}{}",
-            text(&tenant["name"]),
-            text(&tenant["mode"]),
-            plan.unwrap_or_default()
-        );
-        let Some(changes) = tenant["changes"].as_array() else {
-            continue;
-        };
-        if changes.is_empty() {
-            outln!("  no changes: the plan is already in force");
-        }
-        for change in changes {
-            outln!("  {}", text(change));
-        }
-    }
-    Ok(())
+    print(&modes, args.json, |modes| render::modes(modes))
 }
 
-fn flows(ask: Ask<'_>, args: FlowArgs) -> anyhow::Result<()> {
-    let value = ask(&Request::Flows {
+fn flows(client: &Client, args: FlowArgs) -> anyhow::Result<()> {
+    let found: Connections = client.ask(&Request::Flows {
         tenant: args.tenant,
         protocol: args.protocol,
         address: args.address,
         port: args.port,
         top: args.top,
-        text: !args.json,
     })?;
-    match value.as_str() {
-        Some(text) if !args.json => stdout::print(text),
-        _ => outln!("{value}"),
-    };
-    Ok(())
+    print(&found, args.json, |found| {
+        connections::render(&found.connections, found.total)
+    })
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {
@@ -186,7 +173,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn rule(ask: Ask<'_>, command: RuleCommand) -> anyhow::Result<()> {
+fn rule(client: &Client, command: RuleCommand) -> anyhow::Result<()> {
     match command {
         RuleCommand::Add {
             tenant,
@@ -203,24 +190,25 @@ fn rule(ask: Ask<'_>, command: RuleCommand) -> anyhow::Result<()> {
                 }
                 (None, _, _) => anyhow::bail!("give a name and a rule, or --file FILE"),
             };
-            let count = rules.len();
-            ask(&Request::RuleAdd { tenant, rules })?;
-            outln!("{count} added");
+            let reply: RulesAdded = client.ask(&Request::RuleAdd { tenant, rules })?;
+            outln!("{} added", reply.added.len());
         }
         RuleCommand::Remove { tenant, names } => {
-            let count = names.len();
-            ask(&Request::RuleRemove { tenant, names })?;
-            outln!("{count} removed");
+            let reply: RulesRemoved = client.ask(&Request::RuleRemove { tenant, names })?;
+            outln!("{} removed", reply.removed.len());
         }
         RuleCommand::List { tenant, json } => {
-            print(ask(&Request::RuleList { tenant })?, json, render::rules)?;
+            let rules: Vec<RuleStatus> = Page::collect(|after| {
+                let tenant = tenant.clone();
+                client.ask(&Request::RuleList { tenant, after })
+            })?;
+            print(&rules, json, |rules| render::rules(rules))?;
         }
         RuleCommand::Check { tenant, file } => {
             let (rules, mut problems) = rules::read(&read(&file)?);
             let count = rules.len();
-            let value = ask(&Request::RuleCheck { tenant, rules })?;
-            let refused = value["refused"].as_array().into_iter().flatten();
-            problems.extend(refused.filter_map(|p| p.as_str().map(ToOwned::to_owned)));
+            let checked: RulesChecked = client.ask(&Request::RuleCheck { tenant, rules })?;
+            problems.extend(checked.refused);
             anyhow::ensure!(
                 problems.is_empty(),
                 "{} would be refused:\n{}",
@@ -255,28 +243,21 @@ fn one_rule(
     Ok(rule.with_description(&description.unwrap_or_default())?)
 }
 
-fn endpoint(ask: Ask<'_>, command: EndpointCommand) -> anyhow::Result<()> {
+fn endpoint(client: &Client, command: EndpointCommand) -> anyhow::Result<()> {
     match command {
         EndpointCommand::Add { network, addresses } => {
-            let (name, count): (_, usize) = (network.clone(), addresses.len());
-            ask(&Request::EndpointAdd { network, addresses })?;
-            outln!("{name}: {count} failed over");
+            let reply: EndpointsAdded = client.ask(&Request::EndpointAdd { network, addresses })?;
+            outln!("{}: {} failed over", reply.network, reply.added.len());
         }
         EndpointCommand::Remove { network, addresses } => {
-            let (name, count): (_, usize) = (network.clone(), addresses.len());
-            ask(&Request::EndpointRemove { network, addresses })?;
-            outln!("{name}: {count} back in production");
+            let request = Request::EndpointRemove { network, addresses };
+            let reply: EndpointsRemoved = client.ask(&request)?;
+            let count = reply.removed.len();
+            outln!("{}: {count} back in production", reply.network);
         }
         EndpointCommand::List { network, json } => {
-            let value = ask(&Request::EndpointList { network })?;
-            type Endpoints = std::collections::BTreeMap<String, Vec<IpAddr>>;
-            print(value, json, |endpoints: &Endpoints| {
-                let lines = endpoints.iter().flat_map(|(network, addresses)| {
-                    let line = move |address| format!("{network}  {address}\n");
-                    addresses.iter().map(line)
-                });
-                lines.collect()
-            })?;
+            let listed: Endpoints = client.ask(&Request::EndpointList { network })?;
+            print(&listed, json, render::endpoints)?;
         }
     }
     Ok(())

@@ -7,13 +7,13 @@ use std::{
 
 use anyhow::Context as _;
 use appliance_user::{
-    control::Request,
+    control::{Done, Request},
     trace::{PacketFilter, Step},
 };
 use nix::sys::signal::{SigHandler, Signal, signal};
-use service::outln;
+use service::{outln, socket::Client};
 
-use super::{args::TraceArgs, commands::Ask};
+use super::args::TraceArgs;
 
 /// Pause after a request that returned no steps.
 const IDLE_PAUSE: Duration = Duration::from_millis(100);
@@ -29,7 +29,7 @@ extern "C" fn stop(_signal: i32) {
 ///
 /// # Errors
 /// The daemon's refusal.
-pub fn run(ask: Ask<'_>, args: TraceArgs) -> anyhow::Result<()> {
+pub fn run(client: &Client, args: TraceArgs) -> anyhow::Result<()> {
     for interrupt in [Signal::SIGINT, Signal::SIGTERM] {
         // SAFETY: the handler only stores to an atomic.
         unsafe { signal(interrupt, SigHandler::Handler(stop)) }.context("handle the interrupt")?;
@@ -41,19 +41,18 @@ pub fn run(ask: Ask<'_>, args: TraceArgs) -> anyhow::Result<()> {
         address: args.address,
         port: args.port,
     };
-    ask(&Request::TraceStart(filter))?;
-    let printed = print_steps(ask, &args);
-    ask(&Request::TraceStop)?;
+    let _: Done = client.ask(&Request::TraceStart(filter))?;
+    let printed = print_steps(client, &args);
+    let _: Done = client.ask(&Request::TraceStop)?;
     printed
 }
 
-fn print_steps(ask: Ask<'_>, args: &TraceArgs) -> anyhow::Result<()> {
+fn print_steps(client: &Client, args: &TraceArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let duration = args.seconds.map(Duration::from_secs);
     let mut packets = 0;
     while !STOPPED.load(Ordering::SeqCst) && duration.is_none_or(|d| started.elapsed() < d) {
-        let steps = ask(&Request::TraceNext)?;
-        let steps: Vec<Step> = serde_json::from_value(steps).context("read the steps")?;
+        let steps: Vec<Step> = client.ask(&Request::TraceNext)?;
         if steps.is_empty() {
             std::thread::sleep(IDLE_PAUSE);
         }

@@ -3,6 +3,7 @@
 //! Field names are an interface: they stay as they are.
 
 pub mod render;
+mod reply;
 pub mod rules;
 
 use std::{
@@ -11,6 +12,10 @@ use std::{
 };
 
 use failover::Rule;
+pub use reply::{
+    Answer, Connections, Done, Endpoints, EndpointsAdded, EndpointsRemoved, MaintenanceStatus,
+    ModeStatus, NEIGHBOURS_PAGE, RULES_PAGE, RuleStatus, RulesAdded, RulesChecked, RulesRemoved,
+};
 use serde::{Deserialize, Serialize};
 pub use service::socket::Refusal;
 use service::socket::{Access, Socket};
@@ -26,14 +31,20 @@ pub static SOCKET: Socket = Socket {
 };
 
 /// A reply of the daemon.
-pub type Reply = service::socket::Reply<serde_json::Value>;
+pub type Reply = service::socket::Reply<Answer>;
 
 /// A request to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Show the state of the daemon.
+    /// Get the state of the daemon, without neighbours.
     Status,
+    /// Get a page of the neighbours, in the order of VNIs and addresses.
+    Neighbours {
+        /// [`Page::next`](service::socket::Page::next) of the page before.
+        #[serde(default)]
+        after: Option<String>,
+    },
     /// Show packets by counter.
     Counters,
     /// Show the mode of tenants, or switch one.
@@ -71,10 +82,13 @@ pub enum Request {
         /// Their names; all or none.
         names: Vec<String>,
     },
-    /// List the public IP rules in force.
+    /// Get a page of the public IP rules in force, in the order of tenants and names.
     RuleList {
         /// Only those of this tenant.
         tenant: Option<String>,
+        /// [`Page::next`](service::socket::Page::next) of the page before.
+        #[serde(default)]
+        after: Option<String>,
     },
     /// Check whether public IP rules could be added; nothing changes.
     RuleCheck {
@@ -120,9 +134,6 @@ pub enum Request {
         port: Option<u16>,
         /// Number of connections at most.
         top: usize,
-        /// Reply with text instead of JSON.
-        #[serde(default)]
-        text: bool,
     },
     /// Reload the configuration file.
     Reload,
@@ -171,7 +182,7 @@ pub struct Status {
     /// Workers of the encrypted tunnels.
     #[serde(default)]
     pub workers: Vec<WorkerStatus>,
-    /// Resolved hosts.
+    /// Hosts of the networks. Empty in a reply: see [`Request::Neighbours`].
     pub neighbours: Vec<NeighbourStatus>,
     /// Other machines that use addresses of the appliance.
     #[serde(default)]
@@ -477,9 +488,5 @@ mod tests {
         )
         .expect("documented form");
         assert!(matches!(rules, Request::RuleAdd { rules, .. } if rules.len() == 1));
-        assert_eq!(
-            serde_json::to_string(&Reply::Error(Refusal::new("conflict", "no"))).expect("plain"),
-            r#"{"error":{"code":"conflict","message":"no"}}"#
-        );
     }
 }

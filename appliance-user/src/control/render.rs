@@ -2,7 +2,9 @@
 
 use service::{line, render::table};
 
-use super::{CounterStatus, GatewayStatus, Status, TunnelStatus};
+use super::{
+    CounterStatus, Endpoints, GatewayStatus, ModeStatus, RuleStatus, Status, TunnelStatus,
+};
 
 /// Neighbours that are listed; the others are counted.
 const MAX_NEIGHBOURS: usize = 50;
@@ -333,16 +335,13 @@ fn gateways(out: &mut String, s: &Status) {
 
 /// Public IP rules.
 #[must_use]
-pub fn rules(value: &serde_json::Value) -> String {
-    let rows: Vec<Vec<String>> = value
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|row| {
-            let rule: failover::Rule = serde_json::from_value(row["rule"].clone()).ok()?;
+pub fn rules(rules: &[RuleStatus]) -> String {
+    let rows: Vec<Vec<String>> = rules
+        .iter()
+        .map(|RuleStatus { tenant, rule }| {
             let allow: Vec<String> = rule.allow().iter().map(ToString::to_string).collect();
-            Some(vec![
-                row["tenant"].as_str()?.to_owned(),
+            vec![
+                tenant.clone(),
                 rule.name().to_owned(),
                 rule.to_string(),
                 if allow.is_empty() {
@@ -351,7 +350,7 @@ pub fn rules(value: &serde_json::Value) -> String {
                     allow.join(", ")
                 },
                 rule.description().to_owned(),
-            ])
+            ]
         })
         .collect();
     let mut out = String::new();
@@ -362,10 +361,47 @@ pub fn rules(value: &serde_json::Value) -> String {
     out
 }
 
+/// Modes of tenants, with the changes of a plan that was in force.
+#[must_use]
+pub fn modes(modes: &[ModeStatus]) -> String {
+    let mut out = String::new();
+    for tenant in modes {
+        let plan = tenant.plan.as_ref().map(|plan| format!(" ({plan})"));
+        line!(
+            &mut out,
+            "{}: {}{}",
+            tenant.name,
+            tenant.mode,
+            plan.unwrap_or_default()
+        );
+        let Some(changes) = &tenant.changes else {
+            continue;
+        };
+        if changes.is_empty() {
+            line!(&mut out, "  no changes: the plan is already in force");
+        }
+        for change in changes {
+            line!(&mut out, "  {change}");
+        }
+    }
+    out
+}
+
+/// Failed-over addresses, one a line.
+#[must_use]
+pub fn endpoints(endpoints: &Endpoints) -> String {
+    let mut out = String::new();
+    for (network, addresses) in endpoints {
+        for address in addresses {
+            line!(&mut out, "{network}  {address}");
+        }
+    }
+    out
+}
+
 /// Counters that are not zero, drops after the rest.
 #[must_use]
-#[expect(clippy::ptr_arg, reason = "the reply is read into a vector")]
-pub fn counters(counters: &Vec<CounterStatus>) -> String {
+pub fn counters(counters: &[CounterStatus]) -> String {
     let mut out = String::new();
     let rows: Vec<Vec<String>> = counters
         .iter()

@@ -15,7 +15,6 @@ use appliance_common::{
     maps::neighbour_flags,
 };
 use aya::maps::{MapData, RingBuf};
-use serde_json::{Value, json};
 use service::socket::{Refusal, Responder};
 use tokio::{
     io::unix::AsyncFd,
@@ -24,7 +23,11 @@ use tokio::{
 };
 
 use super::{Daemon, engines::Output};
-use crate::{control::Request, datapath::Rings, kernel::underlay::Snapshot};
+use crate::{
+    control::{Answer, Done, Request},
+    datapath::Rings,
+    kernel::underlay::Snapshot,
+};
 
 /// Records taken from a ring before other work gets its turn.
 const BATCH: usize = 1024;
@@ -80,7 +83,7 @@ macro_rules! take_records {
 
 impl service::Daemon for Daemon {
     type Request = Request;
-    type Reply = Value;
+    type Reply = Answer;
     type Error = anyhow::Error;
 
     async fn step(&mut self) -> anyhow::Result<ControlFlow<()>> {
@@ -124,7 +127,7 @@ impl service::Daemon for Daemon {
         Ok(ControlFlow::Continue(()))
     }
 
-    async fn handle(&mut self, request: Request, responder: Responder<Value>) {
+    async fn handle(&mut self, request: Request, responder: Responder<Answer>) {
         self.handle_request(request, responder);
     }
 
@@ -132,8 +135,9 @@ impl service::Daemon for Daemon {
         matches!(request, Request::Reload)
     }
 
-    async fn reload(&mut self) -> Result<Value, Refusal> {
-        self.reload_file().await.map(|()| json!("reloaded"))
+    async fn reload(&mut self) -> Result<Answer, Refusal> {
+        self.reload_file().await?;
+        Ok(Answer::Done(Done::Reloaded))
     }
 
     fn status_line(&self) -> Option<String> {

@@ -108,7 +108,7 @@ impl Daemon {
     fn sample(&self) -> anyhow::Result<Sample> {
         let refused = |refusal: crate::control::Refusal| anyhow::anyhow!(refusal.message);
         Ok(Sample {
-            status: self.status_without_neighbours().map_err(refused)?,
+            status: self.status().map_err(refused)?,
             counters: self.counters().map_err(refused)?,
             maps: self.map_fill()?,
         })

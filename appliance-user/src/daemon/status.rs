@@ -1,38 +1,29 @@
 //! Status and counters of the daemon.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{collections::HashMap, net::SocketAddr, time::Instant};
 
 use appliance_common::{
-    addr::to_ip,
+    addr::{from_ip, to_ip},
     counters::Counter,
-    maps::{Mode, NetworkStats},
+    maps::{HostKey, Mode, NetworkStats},
 };
+use service::socket::Page;
 
 use super::{Daemon, controller::InForce, packet_health::Sample};
 use crate::{
     config::{Network, Peer},
     control::{
-        CounterStatus, NeighbourStatus, NetworkStatus, PeerStatus, Refusal, Status, TenantStatus,
-        mac_text,
+        CounterStatus, NEIGHBOURS_PAGE, NeighbourStatus, NetworkStatus, PeerStatus, Refusal,
+        Status, TenantStatus, mac_text,
     },
     datapath,
     datapath::reconcile::{local_addresses, mode_of, network_mtu, plan_tenant},
+    engine::neighbour::EntryStatus,
     kernel::underlay::{Snapshot, UnderlayPath},
     kernel::xdp_errors::XdpErrors,
 };
 
 impl Daemon {
-    /// Everything the daemon knows of itself.
-    ///
-    /// # Errors
-    /// When a map cannot be read.
-    pub(super) fn status(&self) -> Result<Status, Refusal> {
-        Ok(Status {
-            neighbours: self.neighbours_status(),
-            ..self.status_without_neighbours()?
-        })
-    }
-
     /// Whether all of the configuration is in force.
     pub(super) fn is_ready(&self) -> bool {
         let peers = self.in_force.config.peers.iter();
@@ -40,11 +31,11 @@ impl Daemon {
         self.not_ready(&peers).is_empty()
     }
 
-    /// The status but for the neighbours, of which there may be many.
+    /// The status without the neighbours, of which there may be many.
     ///
     /// # Errors
     /// When a map cannot be read.
-    pub(super) fn status_without_neighbours(&self) -> Result<Status, Refusal> {
+    pub(super) fn status(&self) -> Result<Status, Refusal> {
         let InForce { config, state, .. } = &self.in_force;
         let peers: Vec<PeerStatus> = config.peers.iter().map(|p| self.peer_status(p)).collect();
         let not_ready = self.not_ready(&peers);
@@ -164,23 +155,38 @@ impl Daemon {
         }
     }
 
-    fn neighbours_status(&self) -> Vec<NeighbourStatus> {
-        let networks = &self.in_force.config.networks;
-        let name = |vni: u32| {
-            networks
-                .iter()
-                .find(|n| n.vni == vni)
-                .map(|n| n.name.clone())
+    /// The neighbours after `after`, which is a `next` of the page before.
+    ///
+    /// # Errors
+    /// When `after` is no key of a neighbour.
+    pub(super) fn neighbours_page(
+        &self,
+        after: Option<&str>,
+    ) -> Result<Page<NeighbourStatus>, Refusal> {
+        let after = match after.map(|text| (text, neighbour_of(text))) {
+            Some((text, None)) => {
+                let message = format!("after: {text:?}: write the `next` of the page before");
+                return Err(Refusal::new("bad-request", message));
+            }
+            Some((_, key)) => key,
+            None => None,
         };
-        let status = |entry: crate::engine::neighbour::EntryStatus| NeighbourStatus {
-            network: name(entry.key.vni).unwrap_or_default(),
+        let networks = self.in_force.config.networks.iter();
+        let names: HashMap<u32, &str> = networks.map(|n| (n.vni, n.name.as_str())).collect();
+        let entries = self.engines.neighbours_after(Instant::now(), after);
+        let key = |entry: &EntryStatus| neighbour_key(&entry.key);
+        let page = Page::of(entries, key, None, NEIGHBOURS_PAGE);
+        Ok(page.map(|entry| NeighbourStatus {
+            network: names
+                .get(&entry.key.vni)
+                .copied()
+                .unwrap_or_default()
+                .to_owned(),
             address: to_ip(&entry.key.address),
             mac: entry.mac.map(mac_text),
             state: entry.state.name().to_owned(),
             age_seconds: entry.age.as_secs(),
-        };
-        let entries = self.engines.neighbours(Instant::now());
-        entries.map(status).collect()
+        }))
     }
 
     /// Counters of the daemon itself, by stable name.
@@ -223,16 +229,17 @@ impl Daemon {
             }
             redirects = errors.read().redirects;
         }
-        let Ok(counters) = datapath.counters() else {
+        let value = |counter| {
+            let of_programs = datapath.counter(counter).ok()?;
+            Some(of_programs + self.tunnels.counter(counter))
+        };
+        let values = value(Counter::DropAdjust).zip(value(Counter::ChecksumPartial));
+        let Some((adjust, partial)) = values else {
             return;
         };
-        let value = |wanted: Counter| {
-            let of_programs = counters.iter().find(|(counter, _)| *counter == wanted);
-            of_programs.map_or(0, |(_, value)| *value) + self.tunnels.counter(wanted)
-        };
         let sample = Sample {
-            adjust: value(Counter::DropAdjust),
-            partial: value(Counter::ChecksumPartial),
+            adjust,
+            partial,
             redirects,
         };
         self.packet_health.sample(now, sample);
@@ -255,7 +262,21 @@ impl Daemon {
     }
 }
 
-/// The configured tenants, and those that are in failover and not configured any more.
+/// The key of a neighbour in pages: VNI and address.
+fn neighbour_key(key: &HostKey) -> String {
+    format!("{} {}", key.vni, to_ip(&key.address))
+}
+
+/// The neighbour of a [`neighbour_key`].
+fn neighbour_of(text: &str) -> Option<HostKey> {
+    let (vni, address) = text.split_once(' ')?;
+    Some(HostKey {
+        vni: vni.parse().ok()?,
+        address: from_ip(address.parse().ok()?),
+    })
+}
+
+/// The configured tenants, and tenants in failover that are no longer configured.
 fn tenants(in_force: &InForce, snapshot: &Snapshot) -> Vec<TenantStatus> {
     let InForce { config, state, .. } = in_force;
     let status = |name: String| {

@@ -11,14 +11,13 @@ use std::time::Instant;
 
 use appliance_common::addr::{as_v4, from_ip, to_ip};
 use failover::RuleChange;
-use serde_json::Value;
 use service::socket::Responder;
 
 use super::{
     Daemon, claims, controller::assign_slots, engines::Claims, requests::modes::SwitchOptions,
 };
 use crate::{
-    control::{Refusal, Request, mac_text},
+    control::{Answer, Refusal, Request, mac_text},
     engine::takeover::{Owner, Target},
     frame,
     kernel::raw_socket::PacketSocket,
@@ -35,7 +34,7 @@ const IPV6: u16 = 0x86dd;
 /// A request that waits for the check of the addresses that it takes over.
 pub(super) struct Takeover {
     request: Request,
-    responder: Responder<Value>,
+    responder: Responder<Answer>,
     /// Sockets that receive the packets that XDP passes to the kernel on the uplink, where no
     /// program reports hosts.
     listeners: Vec<PacketSocket>,
@@ -47,8 +46,8 @@ impl Daemon {
     pub(super) fn check_takeover(
         &mut self,
         request: Request,
-        responder: Responder<Value>,
-    ) -> Option<(Request, Responder<Value>)> {
+        responder: Responder<Answer>,
+    ) -> Option<(Request, Responder<Answer>)> {
         let Some(state) = self.proposed_state(&request) else {
             return Some((request, responder));
         };

@@ -329,16 +329,21 @@ impl Datapath {
     /// # Errors
     /// When the map cannot be read.
     pub fn counters(&self) -> Result<Vec<(Counter, u64)>, Error> {
-        Counter::ALL
-            .iter()
-            .map(|counter| {
-                let values = self
-                    .counters
-                    .get(&(*counter as u32), 0)
-                    .map_err(|e| map_error("read", "COUNTERS", e))?;
-                Ok((*counter, values.iter().sum()))
-            })
+        let all = Counter::ALL.iter();
+        all.map(|counter| Ok((*counter, self.counter(*counter)?)))
             .collect()
+    }
+
+    /// A counter of the programs, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counter(&self, counter: Counter) -> Result<u64, Error> {
+        let values = self
+            .counters
+            .get(&(counter as u32), 0)
+            .map_err(|e| map_error("read", "COUNTERS", e))?;
+        Ok(values.iter().sum())
     }
 
     /// Traffic of the network in `slot`, summed over the CPUs.

@@ -591,11 +591,10 @@ impl Engines {
     /// The neighbours whose map entries are to be read next, a bounded number; the next call goes
     /// on behind them.
     pub fn next_to_sweep(&mut self, now: Instant) -> Vec<HostKey> {
-        let after = self.sweep_after;
         let keys: Vec<HostKey> = self
             .neighbours
-            .entries(now)
-            .filter(|e| e.mac.is_some() && after.is_none_or(|after| e.key > after))
+            .entries_after(now, self.sweep_after)
+            .filter(|e| e.mac.is_some())
             .map(|e| e.key)
             .take(SWEEP)
             .collect();
@@ -607,9 +606,13 @@ impl Engines {
         keys
     }
 
-    /// Neighbours, for status.
-    pub fn neighbours(&self, now: Instant) -> impl Iterator<Item = EntryStatus> + '_ {
-        self.neighbours.entries(now)
+    /// The neighbours after `after`, in the order of their keys, for status.
+    pub fn neighbours_after(
+        &self,
+        now: Instant,
+        after: Option<HostKey>,
+    ) -> impl Iterator<Item = EntryStatus> + '_ {
+        self.neighbours.entries_after(now, after)
     }
 
     /// Number of neighbours that have a MAC address.

@@ -225,9 +225,27 @@ fn machine_that_does_not_come_back_is_looked_for_ten_minutes() {
     let now = Instant::now();
     let mut engines = engines(now);
     engines.endpoint_removed(now, Role::Tenant, key(), true);
-    assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 1);
+    assert_eq!(
+        engines
+            .neighbours_after(now, None)
+            .filter(|e| e.keep)
+            .count(),
+        1
+    );
     engines.expire_corrections(now + CORRECTION_TIMEOUT - Duration::from_secs(1));
-    assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 1);
+    assert_eq!(
+        engines
+            .neighbours_after(now, None)
+            .filter(|e| e.keep)
+            .count(),
+        1
+    );
     engines.expire_corrections(now + CORRECTION_TIMEOUT);
-    assert_eq!(engines.neighbours(now).filter(|e| e.keep).count(), 0);
+    assert_eq!(
+        engines
+            .neighbours_after(now, None)
+            .filter(|e| e.keep)
+            .count(),
+        0
+    );
 }

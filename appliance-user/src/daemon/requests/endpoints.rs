@@ -3,19 +3,18 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use appliance_common::{addr::Address, limits::MAX_ENDPOINTS};
-use serde_json::{Value, json};
 
-use super::Answer;
+use super::Outcome;
 use crate::{
     config::{Config, Network},
-    control::Refusal,
+    control::{Answer, Endpoints, EndpointsAdded, EndpointsRemoved, Refusal},
     daemon::{Daemon, controller::Proposal},
     datapath::reconcile::check_endpoint,
     state::State,
 };
 
 impl Daemon {
-    pub(super) fn endpoint_add(&mut self, name: &str, addresses: &[IpAddr]) -> Answer {
+    pub(super) fn endpoint_add(&mut self, name: &str, addresses: &[IpAddr]) -> Outcome {
         let network = self.network(name)?;
         self.must_forward(network)?;
         let state = &self.in_force.state;
@@ -26,10 +25,13 @@ impl Daemon {
             count = addresses.len(),
             "addresses failed over"
         );
-        Ok(json!({ "network": name, "added": addresses }))
+        Ok(Answer::EndpointsAdded(EndpointsAdded {
+            network: name.to_owned(),
+            added: addresses.to_vec(),
+        }))
     }
 
-    pub(super) fn endpoint_remove(&mut self, name: &str, addresses: &[IpAddr]) -> Answer {
+    pub(super) fn endpoint_remove(&mut self, name: &str, addresses: &[IpAddr]) -> Outcome {
         // Those of a network that is no longer configured can be removed as well.
         if !self.in_force.state.endpoints.contains_key(name) {
             self.network(name)?;
@@ -41,26 +43,29 @@ impl Daemon {
             count = addresses.len(),
             "addresses returned to production"
         );
-        Ok(json!({ "network": name, "removed": addresses }))
+        Ok(Answer::EndpointsRemoved(EndpointsRemoved {
+            network: name.to_owned(),
+            removed: addresses.to_vec(),
+        }))
     }
 
-    pub(super) fn endpoint_list(&self, network: Option<&str>) -> Answer {
+    pub(super) fn endpoint_list(&self, network: Option<&str>) -> Outcome {
         let endpoints = &self.in_force.state.endpoints;
         if let Some(name) = network.filter(|name| !endpoints.contains_key(*name)) {
             self.network(name)?;
         }
         let configured = self.in_force.config.networks.iter().map(|n| &n.name);
-        // Those of networks that are not configured any more as well.
+        // Networks that are no longer configured may have addresses, too.
         let names: BTreeSet<&String> = configured.chain(endpoints.keys()).collect();
-        let listed: serde_json::Map<String, Value> = names
+        let listed: Endpoints = names
             .into_iter()
             .filter(|name| network.is_none_or(|n| n == *name))
             .map(|name| {
-                let addresses: Vec<&IpAddr> = endpoints.get(name).into_iter().flatten().collect();
-                (name.clone(), json!(addresses))
+                let addresses = endpoints.get(name).into_iter().flatten();
+                (name.clone(), addresses.copied().collect())
             })
             .collect();
-        Ok(Value::Object(listed))
+        Ok(Answer::Endpoints(listed))
     }
 
     /// Failed-over addresses that do not fit `config`.

@@ -2,25 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
 use service::socket::Responder;
 
 use crate::{
-    control::{Refusal, Reply, Request},
+    control::{Answer, Connections, Refusal, Reply, Request},
     daemon::Daemon,
     datapath::connections::{self, Filter, SlotNames},
 };
 
 impl Daemon {
     /// Answers a request for connections.
-    pub(super) fn flows(&self, request: Request, responder: Responder<Value>) {
+    pub(super) fn flows(&self, request: Request, responder: Responder<Answer>) {
         let Request::Flows {
             tenant,
             protocol,
             address,
             port,
             top,
-            text,
         } = request
         else {
             return;
@@ -42,8 +40,9 @@ impl Daemon {
             self.slot_names(),
         );
         let answer = move || match connections::list(&root, &filter, &names, top) {
-            Ok((rows, total)) if text => Reply::Ok(json!(connections::render(&rows, total))),
-            Ok((rows, total)) => Reply::Ok(json!({ "total": total, "connections": rows })),
+            Ok((connections, total)) => {
+                Reply::Ok(Answer::Connections(Connections { total, connections }))
+            }
             Err(error) => Reply::Error(Refusal::new(
                 "internal",
                 format!("cannot read the connections: {error}"),

@@ -11,21 +11,20 @@ pub(super) mod packet_trace;
 mod reload;
 mod rules;
 
-use serde_json::Value;
 use service::socket::Responder;
 
 use self::modes::SwitchOptions;
 use super::Daemon;
 use crate::{
     config::Network,
-    control::{Refusal, Request},
+    control::{Answer, Refusal, Request},
 };
 
-type Answer = Result<Value, Refusal>;
+type Outcome = Result<Answer, Refusal>;
 
 impl Daemon {
     /// Answers a request.
-    pub(super) fn handle_request(&mut self, request: Request, responder: Responder<Value>) {
+    pub(super) fn handle_request(&mut self, request: Request, responder: Responder<Answer>) {
         if let Request::Flows { .. } = request {
             self.flows(request, responder);
             return;
@@ -36,7 +35,7 @@ impl Daemon {
     }
 
     /// Carries a request out that is checked, and answers it.
-    pub(super) fn carry_out(&mut self, request: Request, responder: Responder<Value>) {
+    pub(super) fn carry_out(&mut self, request: Request, responder: Responder<Answer>) {
         let answer = self.answer(request);
         if let Err(refusal) = &answer {
             tracing::info!(
@@ -48,10 +47,13 @@ impl Daemon {
         responder.send(answer);
     }
 
-    fn answer(&mut self, request: Request) -> Answer {
+    fn answer(&mut self, request: Request) -> Outcome {
         match request {
-            Request::Status => self.status().and_then(|s| to_value(&s)),
-            Request::Counters => self.counters().and_then(|c| to_value(&c)),
+            Request::Status => self.status().map(|status| Answer::Status(Box::new(status))),
+            Request::Neighbours { after } => self
+                .neighbours_page(after.as_deref())
+                .map(Answer::Neighbours),
+            Request::Counters => self.counters().map(Answer::Counters),
             Request::Mode {
                 tenant,
                 mode,
@@ -69,7 +71,9 @@ impl Daemon {
             Request::Maintenance { on } => self.maintenance(on),
             Request::RuleAdd { tenant, rules } => self.rule_add(tenant.as_deref(), rules),
             Request::RuleRemove { tenant, names } => self.rule_remove(tenant.as_deref(), names),
-            Request::RuleList { tenant } => self.rule_list(tenant.as_deref()),
+            Request::RuleList { tenant, after } => {
+                self.rule_list(tenant.as_deref(), after.as_deref())
+            }
             Request::RuleCheck { tenant, rules } => self.rule_check(tenant.as_deref(), rules),
             Request::EndpointAdd { network, addresses } => self.endpoint_add(&network, &addresses),
             Request::EndpointRemove { network, addresses } => {
@@ -132,8 +136,4 @@ impl Daemon {
     fn left_over(&self) -> Vec<String> {
         self.in_force.state.left_over(&self.in_force.config)
     }
-}
-
-fn to_value(value: &impl serde::Serialize) -> Answer {
-    serde_json::to_value(value).map_err(|e| Refusal::new("internal", e.to_string()))
 }

@@ -4,13 +4,12 @@ use failover::{
     Plan, TenantContext,
     mode::{Circumstances, Goal, Kind, UnreadyAppliance},
 };
-use serde_json::json;
 use tunnel_worker::keys::OsRandom;
 
-use super::Answer;
+use super::Outcome;
 use crate::{
     config::{Network, Role},
-    control::Refusal,
+    control::{Answer, MaintenanceStatus, ModeStatus, Refusal},
     daemon::{
         Daemon,
         controller::{
@@ -39,7 +38,7 @@ impl Daemon {
         tenant: Option<&str>,
         mode: Option<&str>,
         options: &SwitchOptions,
-    ) -> Answer {
+    ) -> Outcome {
         let left_over = self.left_over();
         let tenants = match (tenant, mode) {
             (None, None) => self.tenants().into_iter().chain(left_over).collect(),
@@ -60,20 +59,14 @@ impl Daemon {
             ));
         }
         let state = &self.in_force.state;
-        Ok(tenants
-            .iter()
-            .map(|tenant| {
-                let mode = state.modes.get(tenant);
-                json!({
-                    "name": tenant,
-                    "mode": mode_of(state, tenant).name(),
-                    "epoch": mode.map_or(0, |m| m.epoch),
-                    "plan": self.plan(tenant).map(Plan::name),
-                    // Changes of a plan that was in force already; null where none was.
-                    "changes": changes,
-                })
-            })
-            .collect())
+        let modes = tenants.into_iter().map(|tenant| ModeStatus {
+            mode: mode_of(state, &tenant).name().to_owned(),
+            epoch: state.modes.get(&tenant).map_or(0, |m| m.epoch),
+            plan: self.plan(&tenant).map(|plan| plan.name().to_owned()),
+            changes: changes.clone(),
+            name: tenant,
+        });
+        Ok(Answer::Modes(modes.collect()))
     }
 
     /// Switches a tenant's mode. Returns the kind of switch, and the changes of a plan in force.
@@ -276,13 +269,15 @@ impl Daemon {
     }
 
     /// Shows or switches maintenance.
-    pub(super) fn maintenance(&mut self, on: Option<bool>) -> Answer {
+    pub(super) fn maintenance(&mut self, on: Option<bool>) -> Outcome {
         if let Some(on) = on.filter(|on| *on != self.in_force.state.maintenance) {
             let mut new = self.in_force.state.clone();
             new.maintenance = on;
             self.change(Proposal::state(new))?;
             tracing::info!(on, "maintenance switched");
         }
-        Ok(json!({ "maintenance": self.in_force.state.maintenance }))
+        Ok(Answer::Maintenance(MaintenanceStatus {
+            maintenance: self.in_force.state.maintenance,
+        }))
     }
 }

@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use appliance_common::events::TraceFilter;
-use serde_json::json;
 
-use super::Answer;
+use super::Outcome;
 use crate::{
-    control::Refusal,
+    control::{Answer, Done, Refusal},
     daemon::Daemon,
     datapath::Error,
     trace::{MAX_STEPS, PacketFilter, Step},
@@ -25,7 +24,7 @@ pub(in crate::daemon) struct PacketTrace {
 }
 
 impl Daemon {
-    pub(super) fn trace_start(&mut self, filter: &PacketFilter) -> Answer {
+    pub(super) fn trace_start(&mut self, filter: &PacketFilter) -> Outcome {
         if self.packet_trace.last_asked.is_some() {
             return Err(Refusal::new(
                 "conflict",
@@ -55,10 +54,10 @@ impl Daemon {
         datapath.set_tracing(true).map_err(internal)?;
         self.packet_trace.last_asked = Some(Instant::now());
         tracing::info!(?filter, "packet trace started: tracing programs attached");
-        Ok(json!("following"))
+        Ok(Answer::Done(Done::Following))
     }
 
-    pub(super) fn trace_next(&mut self) -> Answer {
+    pub(super) fn trace_next(&mut self) -> Outcome {
         let Some(last_asked) = &mut self.packet_trace.last_asked else {
             return Err(Refusal::new(
                 "conflict",
@@ -77,10 +76,10 @@ impl Daemon {
                 .map(|(name, _)| name.as_str());
             steps.push(Step::new(&event, name));
         }
-        super::to_value(&steps)
+        Ok(Answer::Steps(steps))
     }
 
-    pub(super) fn trace_stop(&mut self) -> Answer {
+    pub(super) fn trace_stop(&mut self) -> Outcome {
         if self.packet_trace.last_asked.take().is_some() {
             let datapath = &mut self.forwarding.datapath;
             datapath
@@ -89,7 +88,7 @@ impl Daemon {
             datapath.set_tracing(false).map_err(internal)?;
             tracing::info!("packet trace stopped: normal programs attached");
         }
-        Ok(json!("stopped"))
+        Ok(Answer::Done(Done::Stopped))
     }
 
     /// Ends a trace whose client has not asked for a while.

@@ -1,28 +1,28 @@
 //! Public IP rules of the plan in force: added, removed, listed, checked.
 
 use failover::{Rule, RuleChange, RuleProblem, RuleSet};
-use serde_json::{Value, json};
+use service::socket::Page;
 
-use super::Answer;
+use super::Outcome;
 use crate::{
-    control::Refusal,
+    control::{Answer, RULES_PAGE, Refusal, RuleStatus, RulesAdded, RulesChecked, RulesRemoved},
     daemon::{Daemon, controller::Proposal},
     datapath::reconcile::mode_of,
     state::FailoverState,
 };
 
 impl Daemon {
-    pub(super) fn rule_add(&mut self, tenant: Option<&str>, rules: Vec<Rule>) -> Answer {
+    pub(super) fn rule_add(&mut self, tenant: Option<&str>, rules: Vec<Rule>) -> Outcome {
         let names: Vec<String> = rules.iter().map(|r| r.name().to_owned()).collect();
         let changes = rules.into_iter().map(RuleChange::Add).collect();
         self.change_rules(tenant, changes)?;
-        Ok(json!({ "added": names }))
+        Ok(Answer::RulesAdded(RulesAdded { added: names }))
     }
 
-    pub(super) fn rule_remove(&mut self, tenant: Option<&str>, names: Vec<String>) -> Answer {
+    pub(super) fn rule_remove(&mut self, tenant: Option<&str>, names: Vec<String>) -> Outcome {
         let changes = names.iter().cloned().map(RuleChange::Remove).collect();
         self.change_rules(tenant, changes)?;
-        Ok(json!({ "removed": names }))
+        Ok(Answer::RulesRemoved(RulesRemoved { removed: names }))
     }
 
     /// Changes the rules of the plan in force, all or none.
@@ -64,20 +64,27 @@ impl Daemon {
         Ok(Proposal::state(new))
     }
 
-    pub(super) fn rule_list(&self, tenant: Option<&str>) -> Answer {
-        let tenants = match tenant {
+    pub(super) fn rule_list(&self, tenant: Option<&str>, after: Option<&str>) -> Outcome {
+        let mut tenants = match tenant {
             None => self.tenants(),
             Some(_) => vec![self.one_tenant(tenant)?],
         };
+        tenants.sort_unstable();
         let rules = tenants.iter().flat_map(|tenant| {
             let rules = self.plan(tenant).into_iter().flat_map(|p| p.rules().iter());
-            rules.map(move |rule| json!({ "tenant": tenant, "rule": rule }))
+            rules.map(move |rule| (tenant, rule))
         });
-        Ok(rules.collect::<Vec<Value>>().into())
+        // A space sorts before every character of a name.
+        let key = |(tenant, rule): &(&String, &Rule)| format!("{tenant} {}", rule.name());
+        let page = Page::of(rules, key, after, RULES_PAGE);
+        Ok(Answer::Rules(page.map(|(tenant, rule)| RuleStatus {
+            tenant: tenant.clone(),
+            rule: rule.clone(),
+        })))
     }
 
     /// Why adding rules would be refused.
-    pub(super) fn rule_check(&self, tenant: Option<&str>, rules: Vec<Rule>) -> Answer {
+    pub(super) fn rule_check(&self, tenant: Option<&str>, rules: Vec<Rule>) -> Outcome {
         let tenant = self.one_tenant(tenant)?;
         let context = self.plan_context(&tenant)?;
         let count = rules.len();
@@ -90,7 +97,11 @@ impl Daemon {
         };
         let problems = result.err().into_iter().flatten();
         let refused: Vec<String> = problems.map(|p| p.to_string()).collect();
-        Ok(json!({ "tenant": tenant, "rules": count, "refused": refused }))
+        Ok(Answer::RulesChecked(RulesChecked {
+            tenant,
+            rules: count,
+            refused,
+        }))
     }
 }
 

@@ -12,7 +12,7 @@ use appliance_common::{
     nat::{Direction, Flow, FlowKey, OUTSIDE, TcpState, UPLINK, Words},
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Names of the slots of the maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
@@ -39,7 +39,7 @@ pub struct Filter {
 }
 
 /// A connection, as the control socket reports it. The JSON keys are stable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionRow {
     /// `tcp`, `udp`, `icmp`, `icmpv6`.
     pub protocol: String,
@@ -49,10 +49,10 @@ pub struct ConnectionRow {
     pub network: String,
     /// `out`, `in` or `hairpin`.
     #[serde(rename = "way")]
-    pub direction: &'static str,
+    pub direction: String,
     /// TCP: `opening`, `established`, `closing`, `closed`. Other protocols: `unanswered`,
     /// `answered`.
-    pub state: &'static str,
+    pub state: String,
     /// Source as sent by the initiator.
     pub from: SocketAddr,
     /// Destination as sent by the initiator.
@@ -213,8 +213,8 @@ impl ConnectionRow {
             } else {
                 name(&names.networks, slot)
             },
-            direction,
-            state: state(key.protocol, flow.state),
+            direction: direction.to_owned(),
+            state: state(key.protocol, flow.state).to_owned(),
             from: socket(&key.source, key.source_port),
             to: socket(&key.destination, key.destination_port),
             seen_as: socket(&flow.source, flow.source_port),
@@ -352,10 +352,16 @@ mod tests {
             "tcp    established 198.51.100.7:5000 -> 203.0.113.20:443, leads to 10.1.0.10:8443, \
              rule https; acme web: 300 B there, 1000 B back, silent for 5 s\n1 connections\n"
         );
-        assert_eq!((row.direction, row.packets, row.packets_back), ("in", 3, 2));
+        assert_eq!((row.packets, row.packets_back), (3, 2));
+        assert_eq!(row.direction, "in");
         let json = serde_json::to_value(&row).expect("it can be written");
         assert_eq!(json["leads_to"], "10.1.0.10:8443");
         assert_eq!(json["rule"], "https");
+        assert_eq!(json["way"], "in");
+        assert_eq!(
+            serde_json::from_value::<ConnectionRow>(json).ok(),
+            Some(row)
+        );
     }
 
     #[test]

@@ -31,6 +31,7 @@
 mod entry;
 #[cfg(test)]
 mod model;
+mod status;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -436,24 +437,6 @@ impl NeighbourTable {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(at, _)| *at)
-    }
-
-    /// All entries, sorted by network and address.
-    pub fn entries(&self, now: Instant) -> impl Iterator<Item = EntryStatus> + '_ {
-        self.entries.iter().map(move |(key, entry)| EntryStatus {
-            key: *key,
-            state: entry.state,
-            mac: entry.mac,
-            keep: entry.keep,
-            age: now.saturating_duration_since(entry.since),
-            heard: entry.heard.map(|at| now.saturating_duration_since(at)),
-        })
-    }
-
-    /// Counts since [`new`](Self::new).
-    #[must_use]
-    pub const fn counters(&self) -> Counters {
-        self.counters
     }
 
     /// Handles the deadline of an entry.

@@ -561,3 +561,17 @@ fn a_host_at_a_group_mac_address_is_remembered_for_status() {
     }
     assert_eq!(table.group_macs(now).count(), 64);
 }
+
+#[test]
+fn entries_are_listed_after_any_key() {
+    let start = Instant::now();
+    let mut table = table(Settings::default());
+    for n in 1..=5 {
+        table.resolve(start, host(n));
+    }
+    let after = |key| table.entries_after(start, key).map(|entry| entry.key);
+    let all: Vec<HostKey> = after(None).collect();
+    assert_eq!(all, [1, 2, 3, 4, 5].map(host));
+    assert_eq!(after(Some(host(3))).collect::<Vec<_>>(), all[3..]);
+    assert_eq!(after(Some(host(5))).count(), 0);
+}

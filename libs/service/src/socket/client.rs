@@ -88,6 +88,29 @@ pub enum Error {
 /// Time that the daemon has to take the request, and to reply.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A client of the daemon at a path.
+#[derive(Clone, Debug)]
+pub struct Client {
+    of: &'static Socket,
+    path: PathBuf,
+}
+
+impl Client {
+    /// A client of the daemon `of`, which listens at `path`.
+    #[must_use]
+    pub const fn new(of: &'static Socket, path: PathBuf) -> Self {
+        Self { of, path }
+    }
+
+    /// As [`ask`].
+    ///
+    /// # Errors
+    /// When the daemon does not reply, or refuses.
+    pub fn ask<Q: Serialize, T: DeserializeOwned>(&self, request: &Q) -> Result<T, Error> {
+        ask(self.of, &self.path, request)
+    }
+}
+
 /// Sends a request to the daemon at `path` and waits for the reply, 30 s at most.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ mod client;
 mod page;
 mod server;
 
-pub use client::{Error as AskError, ask};
+pub use client::{Client, Error as AskError, ask};
 pub use page::Page;
 pub use server::{Call, Control, Error as BindError, Responder, bind};
 

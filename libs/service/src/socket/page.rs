@@ -32,6 +32,14 @@ impl<T> Page<T> {
         Self { items, next }
     }
 
+    /// The page with each item replaced by `f(item)`.
+    pub fn map<U>(self, f: impl FnMut(T) -> U) -> Page<U> {
+        Page {
+            items: self.items.into_iter().map(f).collect(),
+            next: self.next,
+        }
+    }
+
     /// All items of a list, by asking for page after page: `ask` is given the key to go on after.
     ///
     /// # Errors
