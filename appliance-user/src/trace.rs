@@ -6,6 +6,7 @@ use appliance_common::{
     addr::{UNSPECIFIED, from_ip},
     counters::Counter,
     events::{TraceEvent, TraceFilter, TraceProgram, TraceStep},
+    wire::{ETHERTYPE_8021AD, ETHERTYPE_8021Q, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6},
 };
 use serde::{Deserialize, Serialize};
 
@@ -160,7 +161,7 @@ pub fn describe(frame: &[u8]) -> String {
     let word = |at: usize| -> Option<u16> {
         Some(u16::from_be_bytes([*frame.get(at)?, *frame.get(at + 1)?]))
     };
-    while let (Some(0x8100 | 0x88a8), Some(tag)) = (word(at), word(at + 2)) {
+    while let (Some(ETHERTYPE_8021Q | ETHERTYPE_8021AD), Some(tag)) = (word(at), word(at + 2)) {
         let _ = write!(out, ", VLAN {}", tag & 0x0fff);
         at += 4;
     }
@@ -169,10 +170,10 @@ pub fn describe(frame: &[u8]) -> String {
     };
     let l3 = frame.get(at + 2..).unwrap_or_default();
     match ethertype {
-        0x0800 | 0x86dd => {
+        ETHERTYPE_IPV4 | ETHERTYPE_IPV6 => {
             let _ = write!(out, ", {}", packet(l3));
         }
-        0x0806 => {
+        ETHERTYPE_ARP => {
             let _ = write!(out, ", {}", arp(l3));
         }
         other => {

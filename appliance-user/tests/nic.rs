@@ -7,14 +7,12 @@
 //!
 //! Both namespaces are private to the test and end with its threads.
 
+mod namespaces;
 mod skip;
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
-use std::process::Command;
-use std::sync::mpsc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -25,94 +23,26 @@ use appliance_user::frame::{self, Port};
 use appliance_user::kernel::nic::{self, Requirements};
 use appliance_user::kernel::raw_socket::PacketSocket;
 use appliance_user::kernel::xdp_errors::XdpErrors;
-use nix::net::if_::if_nametoindex;
-use nix::sched::{CloneFlags, setns, unshare};
-use nix::unistd::gettid;
+use namespaces::{Pair, run};
 use service::xdp::{Mode, Setting, accepts_redirects};
 use skip::skip;
 
-/// Two network namespaces; the current thread is in A.
-struct Pair {
-    a: File,
-    b: File,
-    va: u32,
-    vb: u32,
-    _hold: mpsc::Sender<()>,
-}
-
-fn own_namespace() -> File {
-    File::open(format!("/proc/self/task/{}/ns/net", gettid())).expect("namespace")
-}
-
-fn run(command: &str) -> String {
-    let mut words = command.split_whitespace();
-    let output = Command::new(words.next().expect("a program"))
-        .args(words)
-        .output()
-        .expect("it runs");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command}: {text}{error}");
-    text
-}
-
-impl Pair {
-    fn new() -> Self {
-        unshare(CloneFlags::CLONE_NEWNET).expect("unshare");
-        let (hold, held) = mpsc::channel::<()>();
-        let (tell, told) = mpsc::channel();
-        std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("unshare");
-            tell.send((own_namespace(), gettid())).expect("main thread");
-            let _ = held.recv();
-        });
-        let (b, b_tid) = told.recv().expect("namespace B");
-        run("ip link add va type veth peer name vb");
-        run(&format!("ip link set vb netns {b_tid}"));
-        run("ip link set lo up");
-        run("ip link set va up");
-        let mut pair = Self {
-            a: own_namespace(),
-            b,
-            va: if_nametoindex("va").expect("va"),
-            vb: 0,
-            _hold: hold,
-        };
-        pair.vb = pair.in_b(|| {
-            run("ip link set vb up");
-            if_nametoindex("vb").expect("vb")
-        });
-        pair
-    }
-
-    fn in_b<T>(&self, body: impl FnOnce() -> T) -> T {
-        setns(&self.b, CloneFlags::CLONE_NEWNET).expect("enter B");
-        let result = body();
-        setns(&self.a, CloneFlags::CLONE_NEWNET).expect("back to A");
-        result
-    }
-
-    /// Sends frames from B.
-    fn send_from_b(&self, frames: &[Vec<u8>]) {
-        self.in_b(|| {
-            let socket = PacketSocket::open(self.vb).expect("a raw socket");
-            for frame in frames {
-                socket.send(frame).expect("sent");
-            }
-        });
-    }
-}
-
-/// Runs a test in a separate thread with its own namespaces. Without root, prints that it is
-/// skipped, or fails where that is not permitted.
+/// Runs a test with a pair that is up.
 fn isolated(test: &'static str, body: impl FnOnce(Pair) + Send + 'static) {
-    if !nix::unistd::geteuid().is_root() {
-        skip(test, "needs root");
-        return;
-    }
-    std::thread::spawn(move || body(Pair::new()))
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    namespaces::isolated(test, |pair| {
+        pair.up();
+        body(pair);
+    });
+}
+
+/// Sends frames from B.
+fn send_from_b(pair: &Pair, frames: &[Vec<u8>]) {
+    pair.in_b(|| {
+        let socket = PacketSocket::open(pair.vb).expect("a raw socket");
+        for frame in frames {
+            socket.send(frame).expect("sent");
+        }
+    });
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -318,7 +248,7 @@ fn refused_redirects_are_counted() {
         let ids: Vec<u32> = programs.iter().map(|(_, id)| *id).collect();
         errors.watch(&ids, &[pair.va]).expect("a filter");
         let frame = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 7], &[0x88, 0xb5], &[0; 50]].concat();
-        pair.send_from_b(&vec![frame; 10]);
+        send_from_b(&pair, &vec![frame; 10]);
         until("10 refused redirects", || errors.read().redirects == 10);
         assert_eq!(errors.read().exceptions, 0);
         drop(attached);
@@ -351,7 +281,7 @@ fn a_port_that_filters_groups_passes_those_that_were_joined() {
         // Whether all of five frames arrive.
         let arrive = |n: u8| {
             let before = received();
-            pair.send_from_b(&vec![to_group(mac(n)); 5]);
+            send_from_b(&pair, &vec![to_group(mac(n)); 5]);
             let until = Instant::now() + Duration::from_millis(200);
             while received() < before + 5 && Instant::now() < until {
                 sleep(Duration::from_millis(20));

@@ -7,119 +7,47 @@
 //!
 //! Both namespaces are private to the test and end with its threads.
 
+mod namespaces;
 mod skip;
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::process::Command;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use appliance_common::addr::from_ip;
 use appliance_user::frame::{self, Port};
 use appliance_user::kernel::raw_socket::{self, PacketSocket};
 use appliance_user::kernel::underlay::{PathError, Snapshot, UnderlayPath, Watcher};
-use nix::sched::{CloneFlags, setns, unshare};
+use namespaces::{Pair, run};
 use nix::unistd::gettid;
-use skip::skip;
 use tokio::sync::watch;
 
 const MAC_A: [u8; 6] = [2, 0, 0, 0, 9, 1];
 const MAC_B: [u8; 6] = [2, 0, 0, 0, 9, 2];
 
-/// Two network namespaces; the current thread is in A.
-struct Pair {
-    b: std::fs::File,
-    a: std::fs::File,
-    _hold: mpsc::Sender<()>,
-    va: u32,
-    vb: u32,
-}
-
-fn own_namespace() -> std::fs::File {
-    std::fs::File::open(format!("/proc/self/task/{}/ns/net", gettid())).expect("namespace")
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .expect("ip runs");
-    assert!(
-        output.status.success(),
-        "ip {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-fn ip_show(arguments: &str) -> String {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .expect("ip runs");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+fn ip(arguments: &str) -> String {
+    run(&format!("ip {arguments}"))
 }
 
 fn sysctl(path: &str, value: &str) {
     std::fs::write(format!("/proc/sys/net/{path}"), value).expect(path);
 }
 
-impl Pair {
-    fn new() -> Self {
-        unshare(CloneFlags::CLONE_NEWNET).expect("unshare");
-        let (hold, held) = mpsc::channel::<()>();
-        let (tell, told) = mpsc::channel();
-        std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("unshare");
-            tell.send((own_namespace(), gettid())).expect("main thread");
-            let _ = held.recv();
-        });
-        let (b, b_tid) = told.recv().expect("namespace B");
-        ip("link set lo up");
-        ip("link add va type veth peer name vb");
+/// Runs a test with a pair that is up and has addresses.
+fn isolated(test: &'static str, body: impl FnOnce(Pair) + Send + 'static) {
+    namespaces::isolated(test, |pair| {
         ip("link set va address 02:00:00:00:09:01");
-        ip("link set vb address 02:00:00:00:09:02");
-        ip(&format!("link set vb netns {b_tid}"));
         ip("addr add 10.9.9.1/24 dev va");
         ip("addr add fd00:9::1/64 dev va nodad");
-        ip("link set va up");
-        let mut pair = Self {
-            b,
-            a: own_namespace(),
-            _hold: hold,
-            va: 0,
-            vb: 0,
-        };
         pair.in_b(|| {
-            ip("link set lo up");
+            ip("link set vb address 02:00:00:00:09:02");
             ip("addr add 10.9.9.2/24 dev vb");
             ip("addr add 10.9.9.3/24 dev vb");
             ip("addr add fd00:9::2/64 dev vb nodad");
-            ip("link set vb up");
         });
-        pair.va = nix::net::if_::if_nametoindex("va").expect("va");
-        pair.vb = pair.in_b(|| nix::net::if_::if_nametoindex("vb").expect("vb"));
-        pair
-    }
-
-    fn in_b<T>(&self, body: impl FnOnce() -> T) -> T {
-        setns(&self.b, CloneFlags::CLONE_NEWNET).expect("enter B");
-        let result = body();
-        setns(&self.a, CloneFlags::CLONE_NEWNET).expect("back to A");
-        result
-    }
-}
-
-/// Runs a test in a separate thread with its own namespaces. Without root, prints that it is
-/// skipped, or fails where that is not permitted.
-fn isolated(test: &'static str, body: impl FnOnce(Pair) + Send + 'static) {
-    if !nix::unistd::geteuid().is_root() {
-        skip(test, "needs root");
-        return;
-    }
-    std::thread::spawn(move || body(Pair::new()))
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        pair.up();
+        body(pair);
+    });
 }
 
 fn address(text: &str) -> IpAddr {
@@ -327,7 +255,7 @@ fn stale_neighbours_of_the_uplink_are_confirmed_or_given_up_without_traffic() {
                 ip("neigh replace 10.9.9.3 lladdr 02:00:00:00:00:99 dev va nud stale");
                 ip("neigh replace 10.9.9.9 lladdr 02:00:00:00:00:09 dev va nud permanent");
                 let line = |host: &str| {
-                    let table = ip_show("neigh show dev va");
+                    let table = ip("neigh show dev va");
                     let mut lines = table.lines().map(ToOwned::to_owned);
                     let start = format!("{host} ");
                     lines.find(|l| l.starts_with(&start)).unwrap_or_default()
@@ -335,7 +263,7 @@ fn stale_neighbours_of_the_uplink_are_confirmed_or_given_up_without_traffic() {
                 let wrong = |l: &str| l.contains("00:99") && !l.contains("FAILED");
                 let until = Instant::now() + Duration::from_secs(8);
                 while !line("10.9.9.2").contains("REACHABLE") || wrong(&line("10.9.9.3")) {
-                    assert!(Instant::now() < until, "{}", ip_show("neigh show dev va"));
+                    assert!(Instant::now() < until, "{}", ip("neigh show dev va"));
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 assert!(line("10.9.9.9").contains("PERMANENT"));
@@ -497,7 +425,7 @@ fn a_real_stack_answers_requests_and_accepts_announcements() {
             }
             std::thread::sleep(Duration::from_millis(100));
             let (table, other_namespace) =
-                pair.in_b(|| (ip_show("neigh show dev vb"), PacketSocket::open(pair.vb)));
+                pair.in_b(|| (ip("neigh show dev vb"), PacketSocket::open(pair.vb)));
             for host in ["10.9.9.50", "10.9.9.51", "fd00:9::50"] {
                 let line = table.lines().find(|l| l.starts_with(&format!("{host} ")));
                 assert!(

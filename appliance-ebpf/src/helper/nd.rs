@@ -9,7 +9,13 @@ use appliance_common::{
 };
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
 
-use packet_rules::checksum::fold64;
+use packet_rules::{
+    checksum::fold64,
+    icmp::{
+        NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION, OPTION_SOURCE_LINK, OPTION_TARGET_LINK,
+        ROUTER_SOLICITATION,
+    },
+};
 
 use crate::helper::{
     addr::{NONE, Words, v6_is_host, v6_is_link_local},
@@ -21,9 +27,6 @@ use crate::helper::{
     slow_path,
 };
 
-const ROUTER_SOLICITATION: u8 = 133;
-const SOLICITATION: u8 = 135;
-const ADVERTISEMENT: u8 = 136;
 /// A neighbour message without options, bytes.
 const MESSAGE_LEN: usize = 24;
 /// A neighbour advertisement with the target's link-layer address, bytes.
@@ -35,8 +38,6 @@ const UNIT: usize = 8;
 const MAX_OPTIONS: usize = 8;
 /// Units of options in which the link-layer address is looked for.
 const MAX_SCANNED: usize = 4;
-const OPTION_SOURCE: u8 = 1;
-const OPTION_TARGET: u8 = 2;
 
 const ROUTER: u32 = 0x8000_0000;
 const SOLICITED: u32 = 0x4000_0000;
@@ -55,7 +56,7 @@ pub fn process<const L3: usize>(
     if kind == ROUTER_SOLICITATION && frame.full() && gateway(network, true).is_some() {
         return router_solicitation::<L3>(ctx, frame, total);
     }
-    if kind != SOLICITATION && kind != ADVERTISEMENT {
+    if kind != NEIGHBOUR_SOLICITATION && kind != NEIGHBOUR_ADVERTISEMENT {
         return pass_or_drop(frame.port, Counter::DropNotCarried);
     }
     let (Some(ip), Some(w)) = (
@@ -79,9 +80,10 @@ pub fn process<const L3: usize>(
         return pass_or_drop(frame.port, Counter::DropMalformed);
     }
 
-    if kind == ADVERTISEMENT {
+    if kind == NEIGHBOUR_ADVERTISEMENT {
         let flags = u32::from_be(w.get::<u32, 4>());
-        let mac = link_layer_option::<L3>(ctx, total, OPTION_TARGET).unwrap_or(frame.l2.source);
+        let mac =
+            link_layer_option::<L3>(ctx, total, OPTION_TARGET_LINK).unwrap_or(frame.l2.source);
         let kind = if flags & SOLICITED != 0 {
             NeighbourEventKind::Reply
         } else {
@@ -104,7 +106,7 @@ pub fn process<const L3: usize>(
 
     // RFC 4861 section 7.2.3: the sender's MAC address is in its option. The frame may have
     // another source, as from a team of NICs.
-    let asker = link_layer_option::<L3>(ctx, total, OPTION_SOURCE).unwrap_or(frame.l2.source);
+    let asker = link_layer_option::<L3>(ctx, total, OPTION_SOURCE_LINK).unwrap_or(frame.l2.source);
     let probe = source == NONE;
     let answer = (frame.partial() || frame.full()) && is_ours(frame, target);
     if !probe {
@@ -188,7 +190,7 @@ fn advertise<const L3: usize>(
     ip.set::<Words, 8>(target);
     ip.set::<Words, 24>(to);
     let fields = [
-        u32::from_ne_bytes([ADVERTISEMENT, 0, 0, 0]),
+        u32::from_ne_bytes([NEIGHBOUR_ADVERTISEMENT, 0, 0, 0]),
         flags.to_be(),
         target[0],
         target[1],
@@ -247,7 +249,7 @@ pub fn is_solicitation(ctx: &XdpContext, ip: Window<IPV6_LEN>) -> bool {
     ip.get::<u8, 6>() == IPPROTO_ICMPV6
         && ip.get::<u8, 7>() == 255
         && Window::<MESSAGE_LEN>::at(ctx, ETH_LEN + IPV6_LEN)
-            .is_some_and(|w| w.get::<u8, 0>() == SOLICITATION)
+            .is_some_and(|w| w.get::<u8, 0>() == NEIGHBOUR_SOLICITATION)
 }
 
 /// Answers a solicitation on the uplink for an address that `is_ours`, by unicast or to its group;
@@ -262,7 +264,7 @@ pub fn on_uplink(ctx: &XdpContext, mac: Mac, is_ours: impl Fn(&Words) -> bool) -
     let (source, target) = (ip.get::<Words, 8>(), w.get::<Words, 8>());
     let kind = w.get::<u8, 0>();
     let valid = ip.get::<u8, 6>() == IPPROTO_ICMPV6
-        && (kind == SOLICITATION || kind == ADVERTISEMENT)
+        && (kind == NEIGHBOUR_SOLICITATION || kind == NEIGHBOUR_ADVERTISEMENT)
         && w.get::<u8, 1>() == 0
         && ip.get::<u8, 7>() == 255
         && total >= IPV6_LEN + MESSAGE_LEN
@@ -270,7 +272,7 @@ pub fn on_uplink(ctx: &XdpContext, mac: Mac, is_ours: impl Fn(&Words) -> bool) -
     if !valid {
         return None;
     }
-    let solicitation = kind == SOLICITATION;
+    let solicitation = kind == NEIGHBOUR_SOLICITATION;
     let answer = solicitation && v6_is_host(target) && is_ours(&target);
     let claimed = if solicitation { source } else { target };
     let claim = v6_is_host(claimed) && is_ours(&claimed);
@@ -278,9 +280,9 @@ pub fn on_uplink(ctx: &XdpContext, mac: Mac, is_ours: impl Fn(&Words) -> bool) -
         return None;
     }
     let option = if solicitation {
-        OPTION_SOURCE
+        OPTION_SOURCE_LINK
     } else {
-        OPTION_TARGET
+        OPTION_TARGET_LINK
     };
     let sender = link_layer_option::<L3>(ctx, total, option)
         .unwrap_or(Mac(head.get::<u32, 6>(), head.get::<u16, 10>()));

@@ -86,14 +86,12 @@ mod tests {
     use appliance_common::addr::from_ip;
 
     use super::*;
+    use crate::frame::testing::UNTAGGED;
 
     const VNI: u32 = 1001;
     const PORT: Port = Port {
-        ifindex: 3,
-        outer: 0,
-        inner: 0,
-        outer_ethertype: 0x8100,
         mac: [2, 0, 0, 0, 0, 1],
+        ..UNTAGGED
     };
 
     fn config(role: &str) -> Config {

@@ -440,6 +440,8 @@ fn redirects(config: &Config) -> Vec<(String, String)> {
 mod tests {
     use std::path::Path;
 
+    use appliance_common::wire::{ETHERTYPE_8021AD, ETHERTYPE_8021Q};
+
     use super::*;
 
     fn config(role: &str, kind: &str) -> Config {
@@ -525,10 +527,10 @@ prefixes = ["10.2.0.0/24"]
         let of = |name| requirements(&config, &link(name), false);
         assert_eq!(of("eth0").vlans, []);
         let eth1 = of("eth1");
-        assert_eq!(eth1.vlans, [(0x8100, 101)]);
+        assert_eq!(eth1.vlans, [(ETHERTYPE_8021Q, 101)]);
         assert_eq!((eth1.two_tags, eth1.largest_packet), (false, Some(1400)));
         let eth2 = of("eth2");
-        assert_eq!(eth2.vlans, [(nic::SERVICE_TAG, 200)]);
+        assert_eq!(eth2.vlans, [(ETHERTYPE_8021AD, 200)]);
         assert_eq!((eth2.two_tags, eth2.largest_packet), (true, None));
     }
 }

@@ -9,7 +9,10 @@
 
 use std::time::Instant;
 
-use appliance_common::addr::{as_v4, from_ip, to_ip};
+use appliance_common::{
+    addr::{as_v4, from_ip, to_ip},
+    wire::{ETHERTYPE_ARP, ETHERTYPE_IPV6},
+};
 use failover::RuleChange;
 use service::socket::Responder;
 
@@ -28,8 +31,6 @@ use crate::{
 const MAX_FRAME: usize = 256;
 /// Frames read from a socket before other work gets its turn.
 const BATCH: usize = 1024;
-const ARP: u16 = 0x0806;
-const IPV6: u16 = 0x86dd;
 
 /// A request that waits for the check of the addresses that it takes over.
 pub(super) struct Takeover {
@@ -63,7 +64,7 @@ impl Daemon {
         let uplink = self.uplink_index();
         let listens = targets.iter().any(|t| Some(t.port.ifindex) == uplink);
         let mut listeners = Vec::new();
-        for protocol in [ARP, IPV6] {
+        for protocol in [ETHERTYPE_ARP, ETHERTYPE_IPV6] {
             let Some(ifindex) = uplink.filter(|_| listens) else {
                 break;
             };

@@ -276,14 +276,7 @@ mod tests {
     use appliance_common::addr::mapped;
 
     use super::*;
-
-    const PORT: Port = Port {
-        ifindex: 3,
-        outer: 101,
-        inner: 0,
-        outer_ethertype: 0x8100,
-        mac: [2, 0, 0, 0, 0, 9],
-    };
+    use crate::frame::testing::TAGGED as PORT;
 
     fn announcement(last: u8, mac: u8) -> Announcement {
         Announcement {

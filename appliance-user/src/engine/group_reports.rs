@@ -106,14 +106,7 @@ impl GroupReporter {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PORT: Port = Port {
-        ifindex: 3,
-        outer: 101,
-        inner: 0,
-        outer_ethertype: 0x8100,
-        mac: [2, 0, 0, 0, 0, 9],
-    };
+    use crate::frame::testing::TAGGED as PORT;
 
     fn groups(count: u8, all: bool) -> BTreeMap<Port, Groups> {
         let group = |last| {

@@ -137,14 +137,7 @@ fn frame(router: &AdvertisedRouter, lifetime: u16) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PORT: Port = Port {
-        ifindex: 3,
-        outer: 0,
-        inner: 0,
-        outer_ethertype: 0x8100,
-        mac: [2, 0, 0, 0, 0, 9],
-    };
+    use crate::frame::testing::UNTAGGED as PORT;
 
     fn routers(last: u8) -> BTreeMap<u32, AdvertisedRouter> {
         let mut source = frame::link_local(&PORT.mac);

@@ -165,14 +165,8 @@ mod tests {
     use appliance_common::addr::mapped;
 
     use super::*;
+    use crate::frame::testing::UNTAGGED as PORT;
 
-    const PORT: Port = Port {
-        ifindex: 3,
-        outer: 0,
-        inner: 0,
-        outer_ethertype: 0x8100,
-        mac: [2, 0, 0, 0, 0, 9],
-    };
     const OTHER: [u8; 6] = [2, 0, 0, 0, 1, 1];
 
     fn target(last: u8, sender: Option<Address>) -> Target {

@@ -43,6 +43,28 @@ pub struct Port {
     pub mac: [u8; 6],
 }
 
+/// Ports of tests.
+#[cfg(test)]
+pub(crate) mod testing {
+    use appliance_common::wire::ETHERTYPE_8021Q;
+
+    use super::Port;
+
+    /// A port without tags.
+    pub const UNTAGGED: Port = Port {
+        ifindex: 3,
+        outer: 0,
+        inner: 0,
+        outer_ethertype: ETHERTYPE_8021Q,
+        mac: [2, 0, 0, 0, 0, 9],
+    };
+    /// A port with VLAN 101.
+    pub const TAGGED: Port = Port {
+        outer: 101,
+        ..UNTAGGED
+    };
+}
+
 /// The Ethernet broadcast address.
 pub const BROADCAST: [u8; 6] = [0xff; 6];
 

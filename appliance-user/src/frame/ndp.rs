@@ -2,17 +2,18 @@
 
 use appliance_common::addr::{Address, multicast_mac_v6, solicited_node};
 use appliance_common::wire::{ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPV6_LEN};
-use packet_rules::checksum;
+use packet_rules::{
+    checksum,
+    icmp::{
+        NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION, OPTION_SOURCE_LINK, OPTION_TARGET_LINK,
+        ROUTER_ADVERTISEMENT,
+    },
+};
 
 use super::{Port, begin};
 
 /// Length of a neighbour solicitation or advertisement with one link-layer address option, bytes.
 const NEIGHBOUR_LEN: usize = 32;
-const SOLICITATION: u8 = 135;
-const ADVERTISEMENT: u8 = 136;
-const ROUTER_ADVERTISEMENT: u8 = 134;
-const OPTION_SOURCE: u8 = 1;
-const OPTION_TARGET: u8 = 2;
 const OPTION_PREFIX: u8 = 3;
 /// RFC 4861 section 4.6.2: the L bit.
 const FLAG_ON_LINK: u8 = 0x80;
@@ -72,10 +73,10 @@ pub fn neighbour_solicitation(
         mac,
         source,
         &ip,
-        SOLICITATION,
+        NEIGHBOUR_SOLICITATION,
         0,
         target,
-        OPTION_SOURCE,
+        OPTION_SOURCE_LINK,
     )
 }
 
@@ -88,7 +89,7 @@ pub(super) fn solicitation_without_option(
 ) -> Vec<u8> {
     let group = solicited_node(target);
     let mut message = [0u8; 24];
-    message[0] = SOLICITATION;
+    message[0] = NEIGHBOUR_SOLICITATION;
     message[8..24].copy_from_slice(target);
     icmpv6_frame(port, multicast_mac_v6(&group), source, &group, &mut message)
 }
@@ -110,10 +111,10 @@ pub fn unsolicited_advertisement(
         multicast_mac_v6(&ALL_NODES),
         address,
         &ALL_NODES,
-        ADVERTISEMENT,
+        NEIGHBOUR_ADVERTISEMENT,
         flags,
         address,
-        OPTION_TARGET,
+        OPTION_TARGET_LINK,
     )
 }
 
@@ -191,7 +192,7 @@ pub fn router_advertisement(
     message.extend_from_slice(&lifetime.to_be_bytes());
     // Reachable time and retransmission timer: unspecified.
     message.extend_from_slice(&[0; 8]);
-    message.extend_from_slice(&[OPTION_SOURCE, 1]);
+    message.extend_from_slice(&[OPTION_SOURCE_LINK, 1]);
     message.extend_from_slice(&port.mac);
     for (prefix, length) in prefixes {
         message.extend_from_slice(&[OPTION_PREFIX, 4, *length, FLAG_ON_LINK]);

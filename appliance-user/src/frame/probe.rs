@@ -2,13 +2,12 @@
 
 use appliance_common::addr::{Address, UNSPECIFIED, as_v4, mapped};
 use appliance_common::wire::{ETH_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPV6_LEN};
+use packet_rules::icmp::{NEIGHBOUR_ADVERTISEMENT, OPTION_TARGET_LINK};
 
 use super::{Port, arp, ndp};
 
 /// Offset of the sender's MAC address in an ARP message.
 const ARP_SENDER: usize = 8;
-const ADVERTISEMENT: u8 = 136;
-const OPTION_TARGET: u8 = 2;
 
 /// An ARP probe (RFC 5227 section 2.1.1) or a solicitation of duplicate address detection (RFC 4862
 /// section 5.4.2). Only for an address that the appliance is about to use, and where it has no
@@ -36,10 +35,12 @@ pub fn claimed_address(frame: &[u8]) -> Option<(Address, [u8; 6])> {
         }
         ETHERTYPE_IPV6 => {
             let message = body.get(IPV6_LEN..)?;
-            let is_advertisement =
-                body.get(6..8)? == [IPPROTO_ICMPV6, 255] && message.get(..2)? == [ADVERTISEMENT, 0];
+            let is_advertisement = body.get(6..8)? == [IPPROTO_ICMPV6, 255]
+                && message.get(..2)? == [NEIGHBOUR_ADVERTISEMENT, 0];
             let target = *message.get(8..)?.first_chunk()?;
-            let option = message.get(24..32).filter(|o| o[..2] == [OPTION_TARGET, 1]);
+            let option = message
+                .get(24..32)
+                .filter(|o| o[..2] == [OPTION_TARGET_LINK, 1]);
             let mac = option.and_then(|o| o[2..].first_chunk().copied());
             is_advertisement.then(|| (target, mac.unwrap_or(source)))
         }
@@ -50,15 +51,8 @@ pub fn claimed_address(frame: &[u8]) -> Option<(Address, [u8; 6])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::testing::UNTAGGED as PORT;
     use crate::frame::{arp_announcement, unsolicited_advertisement};
-
-    const PORT: Port = Port {
-        ifindex: 3,
-        outer: 0,
-        inner: 0,
-        outer_ethertype: 0x8100,
-        mac: [2, 0, 0, 0, 0, 9],
-    };
 
     #[test]
     fn claims_are_read_from_arp_and_advertisements_only() {

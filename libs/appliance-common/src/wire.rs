@@ -18,16 +18,9 @@ pub const VXLAN_LEN: usize = 8;
 /// ARP for Ethernet and IPv4, bytes (RFC 826).
 pub const ARP_LEN: usize = 28;
 
-/// IPv4.
-pub const ETHERTYPE_IPV4: u16 = 0x0800;
-/// ARP.
-pub const ETHERTYPE_ARP: u16 = 0x0806;
-/// 802.1Q customer tag.
-pub const ETHERTYPE_8021Q: u16 = 0x8100;
-/// 802.1ad service tag.
-pub const ETHERTYPE_8021AD: u16 = 0x88a8;
-/// IPv6.
-pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub use packet_rules::ethernet::{
+    ETHERTYPE_8021AD, ETHERTYPE_8021Q, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6,
+};
 
 /// ICMP (RFC 792).
 pub const IPPROTO_ICMP: u8 = 1;

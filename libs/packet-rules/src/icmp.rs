@@ -16,12 +16,28 @@ pub const fn is_v6_error(kind: u8) -> bool {
     kind < 128
 }
 
+/// Type of a router solicitation (RFC 4861 section 4.1).
+pub const ROUTER_SOLICITATION: u8 = 133;
+/// Type of a router advertisement (RFC 4861 section 4.2).
+pub const ROUTER_ADVERTISEMENT: u8 = 134;
+/// Type of a neighbour solicitation (RFC 4861 section 4.3).
+pub const NEIGHBOUR_SOLICITATION: u8 = 135;
+/// Type of a neighbour advertisement (RFC 4861 section 4.4).
+pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+/// Type of a redirect (RFC 4861 section 4.5).
+pub const REDIRECT: u8 = 137;
+
+/// Option of neighbour discovery: the sender's link-layer address (RFC 4861 section 4.6.1).
+pub const OPTION_SOURCE_LINK: u8 = 1;
+/// Option of neighbour discovery: the target's link-layer address (RFC 4861 section 4.6.1).
+pub const OPTION_TARGET_LINK: u8 = 2;
+
 /// Whether an ICMPv6 type is router or neighbour discovery or redirect, 133 to 137. These never
 /// leave their link (RFC 4861 section 4), so a tunnel that keeps the hop limit must not carry them.
 #[inline(always)]
 #[must_use]
 pub const fn is_discovery(kind: u8) -> bool {
-    matches!(kind, 133..=137)
+    matches!(kind, ROUTER_SOLICITATION..=REDIRECT)
 }
 
 #[cfg(test)]

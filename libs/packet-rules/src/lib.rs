@@ -23,6 +23,7 @@
 
 pub mod addr;
 pub mod checksum;
+pub mod ethernet;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;

@@ -1,15 +1,13 @@
 //! The engines together: what a claim, an endpoint and a replica lead to.
 
 use super::*;
+use crate::frame::testing::UNTAGGED;
 use appliance_common::addr::from_ip;
 
 const VNI: u32 = 1001;
 const PORT: Port = Port {
-    ifindex: 3,
-    outer: 0,
-    inner: 0,
-    outer_ethertype: 0x8100,
     mac: [2, 0, 0, 0, 0, 1],
+    ..UNTAGGED
 };
 const REPLICA_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 

@@ -3,16 +3,10 @@
 use appliance_common::addr::{UNSPECIFIED, mapped};
 
 use super::*;
+use crate::frame::testing::TAGGED as PORT;
 
 const VNI: u32 = 1001;
 const OTHER_VNI: u32 = 2002;
-const PORT: Port = Port {
-    ifindex: 3,
-    outer: 101,
-    inner: 0,
-    outer_ethertype: 0x8100,
-    mac: [2, 0, 0, 0, 0, 9],
-};
 const MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
 const BROADCAST: [u8; 6] = [0xff; 6];

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use appliance_common::wire::ETHERTYPE_8021AD;
 use service::netlink::{Socket, attribute, find};
 
 /// `struct ifinfomsg`: family, type, index, flags, change mask.
@@ -54,20 +55,12 @@ pub fn facts(ifindex: u32) -> io::Result<LinkFacts> {
             .unwrap_or_default(),
         ..LinkFacts::default()
     };
-    for link in socket.dump(libc::RTM_GETLINK, &header(0))? {
-        let (Some(index), Some(attributes)) = (index(&link), link.get(LINK_HEADER..)) else {
-            continue;
-        };
-        let name = || {
-            find(attributes, libc::IFLA_IFNAME)
-                .map(text)
-                .unwrap_or_default()
-        };
-        if Some(index) == master {
-            facts.master = name();
+    for link in links(&socket)? {
+        if Some(link.index) == master {
+            facts.master.clone_from(&link.name);
         }
-        if find(attributes, IFLA_MASTER).and_then(number) == Some(ifindex) {
-            facts.members.push(name());
+        if find(&link.attributes, IFLA_MASTER).and_then(number) == Some(ifindex) {
+            facts.members.push(link.name);
         }
     }
     Ok(facts)
@@ -100,20 +93,14 @@ pub fn register_vlans(ifindex: u32, vlans: &[VlanId]) -> io::Result<usize> {
     let socket = Socket::route()?;
     let names: Vec<String> = vlans.iter().map(|vlan| device(ifindex, *vlan)).collect();
     let mut present = Vec::new();
-    for link in socket.dump(libc::RTM_GETLINK, &header(0))? {
-        let (Some(index), Some(attributes)) = (index(&link), link.get(LINK_HEADER..)) else {
-            continue;
-        };
-        let name = find(attributes, libc::IFLA_IFNAME)
-            .map(text)
-            .unwrap_or_default();
-        if !name.starts_with(&prefix(ifindex)) {
+    for link in links(&socket)? {
+        if !link.name.starts_with(&prefix(ifindex)) {
             continue;
         }
-        if names.contains(&name) {
-            present.push(name);
+        if names.contains(&link.name) {
+            present.push(link.name);
         } else {
-            socket.change(libc::RTM_DELLINK, 0, &header(index))?;
+            socket.change(libc::RTM_DELLINK, 0, &header(link.index))?;
         }
     }
     let mut added = 0;
@@ -143,7 +130,7 @@ fn add_vlan(socket: &Socket, ifindex: u32, (tag, id): VlanId, name: &str) -> io:
     ];
     let flags = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
     match socket.change(libc::RTM_NEWLINK, flags, &message.concat()) {
-        // Someone else's VLAN device registers it already.
+        // Another program's VLAN device registers it already.
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         result => result,
     }
@@ -156,12 +143,9 @@ fn prefix(ifindex: u32) -> String {
 
 /// The name of our VLAN device: at most 15 bytes up to interface index 99999.
 fn device(ifindex: u32, (tag, id): VlanId) -> String {
-    let service = if tag == SERVICE_TAG { "s" } else { "" };
+    let service = if tag == ETHERTYPE_8021AD { "s" } else { "" };
     format!("{}{id}{service}", prefix(ifindex))
 }
-
-/// Type of the outer tag of IEEE 802.1ad.
-pub const SERVICE_TAG: u16 = 0x88a8;
 
 fn header(ifindex: u32) -> [u8; LINK_HEADER] {
     let mut header = [0; LINK_HEADER];
@@ -176,8 +160,26 @@ fn get(socket: &Socket, ifindex: u32) -> io::Result<Vec<u8>> {
     Ok(link)
 }
 
-fn index(link: &[u8]) -> Option<u32> {
-    link.get(4..8).and_then(number)
+/// A link of a dump.
+struct Link {
+    index: u32,
+    name: String,
+    attributes: Vec<u8>,
+}
+
+/// All links of the network namespace.
+fn links(socket: &Socket) -> io::Result<Vec<Link>> {
+    let links = socket.dump(libc::RTM_GETLINK, &header(0))?.into_iter();
+    let parse = |link: Vec<u8>| {
+        let attributes = link.get(LINK_HEADER..)?.to_vec();
+        let name = find(&attributes, libc::IFLA_IFNAME).map(text);
+        Some(Link {
+            index: link.get(4..8).and_then(number)?,
+            name: name.unwrap_or_default(),
+            attributes,
+        })
+    };
+    Ok(links.filter_map(parse).collect())
 }
 
 fn number(value: &[u8]) -> Option<u32> {
@@ -191,14 +193,16 @@ fn text(value: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use appliance_common::wire::ETHERTYPE_8021Q;
+
     use super::*;
 
     #[test]
     fn names_of_vlan_devices_fit_and_differ() {
-        assert_eq!(device(7, (0x8100, 101)), "cw7v101");
-        assert_eq!(device(7, (SERVICE_TAG, 101)), "cw7v101s");
-        assert!(device(99_999, (SERVICE_TAG, 4094)).len() < libc::IFNAMSIZ);
-        assert!(!device(71, (0x8100, 1)).starts_with(&prefix(7)));
+        assert_eq!(device(7, (ETHERTYPE_8021Q, 101)), "cw7v101");
+        assert_eq!(device(7, (ETHERTYPE_8021AD, 101)), "cw7v101s");
+        assert!(device(99_999, (ETHERTYPE_8021AD, 4094)).len() < libc::IFNAMSIZ);
+        assert!(!device(71, (ETHERTYPE_8021Q, 1)).starts_with(&prefix(7)));
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod rules;
 use std::io;
 
 use ethtool::Ethtool;
-pub use link::{LinkFacts, SERVICE_TAG, VlanId, XdpPrograms, xdp_programs};
+pub use link::{LinkFacts, VlanId, XdpPrograms, xdp_programs};
 pub use rules::{
     Facts, Feature, RedirectPort, Requirements, SECOND_TAG, max_mtu, redirect_problems,
 };

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use appliance_common::wire::{ETHERTYPE_8021AD, ETHERTYPE_8021Q};
+
 use super::link::{LinkFacts, VlanId};
 
 /// State of an ethtool feature.
@@ -103,8 +105,8 @@ const TX_STAG: Unwanted = Unwanted {
 
 /// Features that filter VLANs: by tag type, the kernel's name.
 const FILTERS: [(u16, &str); 2] = [
-    (0x8100, "rx-vlan-filter"),
-    (super::link::SERVICE_TAG, "rx-vlan-stag-filter"),
+    (ETHERTYPE_8021Q, "rx-vlan-filter"),
+    (ETHERTYPE_8021AD, "rx-vlan-stag-filter"),
 ];
 
 /// Kinds of links whose frames XDP sees as those of their members.

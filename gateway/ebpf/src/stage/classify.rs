@@ -3,6 +3,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use gateway_common::maps::Outcome;
+use packet_rules::ethernet::{ETHERTYPE_8021Q, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use xdp_frame::{Window, ingress};
 
 use crate::{
@@ -10,10 +11,6 @@ use crate::{
     maps::PORTS,
     stage::forward::{admit, forward},
 };
-
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_8021Q: u16 = 0x8100;
 
 /// The XDP action for a frame that is forwarded.
 ///
