@@ -149,7 +149,7 @@ fn a_roaming_end_is_reached_after_its_bind() {
     let gateway = start(&[V4], 1);
     let at = gateway.addresses()[0];
     let [mut a, b] = joined(1, at, at);
-    a.socket = socket_to(at);
+    a.roam(socket_to(at));
     a.send(b"from nowhere");
     b.send(b"dropped");
     assert_eq!(b.receive(), None);

@@ -334,9 +334,6 @@ impl Site {
         let own: IpAddr = own[usize::from(to.is_ipv6())].parse().expect("an address");
         let socket = self.within(host, || UdpSocket::bind((own, 0)).expect("a socket"));
         socket.connect(to).expect("an address");
-        // Tests replace the socket of an end that has roamed.
-        let set = socket.set_read_timeout(Some(circuit_end::INTERVAL));
-        set.expect("set the read timeout");
         socket
     }
 }
@@ -455,7 +452,7 @@ fn ends_that_roam_leave_or_are_silent_are_followed() {
     talk(&a, &b, 10);
     // To another port, and to another network.
     for (host, at) in [("a", AT_A[0]), ("b", AT_B[0]), ("a", AT_A[0])] {
-        a.socket = site.end_socket(host, at);
+        a.roam(site.end_socket(host, at));
         a.send(b"from nowhere");
         assert_eq!(b.receive(), None);
         bind(&mut a, &mut b);

@@ -25,6 +25,12 @@ pub fn clock() -> u64 {
     now.map_or(0, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX))
 }
 
+fn with_timeout(socket: UdpSocket) -> UdpSocket {
+    let set = socket.set_read_timeout(Some(INTERVAL));
+    set.expect("set the read timeout");
+    socket
+}
+
 /// An end of a circuit with its socket.
 #[derive(Debug)]
 pub struct CircuitEnd {
@@ -43,13 +49,19 @@ impl CircuitEnd {
     /// If the socket refuses a read timeout.
     #[must_use]
     pub fn new(socket: UdpSocket, circuit: CircuitId, side: Side, key: Key) -> Self {
-        let set = socket.set_read_timeout(Some(INTERVAL));
-        set.expect("set the read timeout");
         Self {
-            socket,
+            socket: with_timeout(socket),
             end: End::new(circuit, side, key),
             circuit,
         }
+    }
+
+    /// The end roams: it goes on with another socket, which is connected to the gateway.
+    ///
+    /// # Panics
+    /// If the socket refuses a read timeout.
+    pub fn roam(&mut self, socket: UdpSocket) {
+        self.socket = with_timeout(socket);
     }
 
     /// Sends bind messages until the gateway decides. Returns its decision, or `None` after
