@@ -14,7 +14,6 @@ use crate::{
 /// Transport message of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// UDP.
     Udp,
     /// TCP with these flags.
     Tcp(u8),
@@ -133,7 +132,6 @@ pub struct HostPort {
     pub ifindex: u32,
     /// Our MAC there.
     pub ours: Mac,
-    /// Its MAC.
     pub mac: Mac,
     /// VLAN; 0: untagged.
     pub vlan: u16,

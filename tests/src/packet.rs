@@ -193,7 +193,6 @@ pub fn udp(src: IpAddr, dst: IpAddr, sport: u16, dport: u16, payload: &[u8]) -> 
     ip_packet(src, dst, 17, &udp_segment(src, dst, sport, dport, payload))
 }
 
-/// TCP flags.
 pub mod tcp_flags {
     /// No more data from the sender.
     pub const FIN: u8 = 1;

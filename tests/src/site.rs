@@ -384,7 +384,6 @@ impl Site {
         std::fs::write(&path, edited).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     }
 
-    /// The status of a gateway.
     pub fn gateway_status(&self, gateway: &str) -> serde_json::Value {
         self.gateway(gateway)
             .and_then(|g| g.status())

@@ -10,7 +10,6 @@ use crate::{
     oracle,
 };
 
-/// A check of a packet.
 pub type PacketCheck<'a> = Box<dyn Fn(&[u8]) -> Result<(), String> + 'a>;
 /// A check of the records a packet left in the rings.
 pub type RecordCheck<'a> = Box<dyn Fn(&[Record]) -> Result<(), String> + 'a>;

@@ -39,7 +39,6 @@ pub fn pass_or_drop(port: Port, reason: Counter) -> Outcome {
 pub struct Frame {
     /// Its Ethernet header.
     pub l2: L2,
-    /// Its network.
     pub network: &'static Network,
     /// The network's slot.
     pub slot: u32,

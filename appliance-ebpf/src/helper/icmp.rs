@@ -134,7 +134,6 @@ pub struct Undeliverable {
     pub ipv6: bool,
     /// Whether no error may be sent about it.
     pub silent: bool,
-    /// Its source.
     pub source: Words,
     /// Bytes of its IP header.
     pub header: usize,

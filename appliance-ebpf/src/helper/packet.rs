@@ -71,9 +71,7 @@ impl Mac {
 /// The Ethernet header and its tags.
 #[derive(Clone, Copy)]
 pub struct L2 {
-    /// Destination.
     pub destination: Mac,
-    /// Source.
     pub source: Mac,
     /// Type behind the tags, host byte order.
     pub ethertype: u16,

@@ -24,7 +24,6 @@ pub struct TailCallState {
 /// Value of `SCRATCH`: state of the translation of one packet, for which the stack has no room.
 #[repr(C)]
 pub struct Scratch {
-    /// The packet.
     pub packet: Packet,
     /// The key that finds its connection.
     pub key: FlowKey,
@@ -40,7 +39,6 @@ pub struct Scratch {
     pub endpoint: MappingKey,
     /// The outside endpoint of a mapping.
     pub outer: MappingKey,
-    /// A mapping.
     pub mapping: Mapping,
     /// A FIB lookup.
     pub fib: Fib,
@@ -54,7 +52,6 @@ pub struct Scratch {
 pub struct Side {
     /// The slot of its network, or [`UPLINK`](appliance_common::nat::UPLINK).
     pub slot: u32,
-    /// Its zone.
     pub zone: u32,
     /// The tenant's epoch; zero for the outside.
     pub epoch: u32,
@@ -79,7 +76,6 @@ pub enum Kind {
 /// The parts of a packet that translation reads or writes. Offsets are in the frame, bytes.
 #[repr(C)]
 pub struct Packet {
-    /// Its kind.
     pub kind: Kind,
     /// Offset of its IP header.
     pub l3: u32,
@@ -111,6 +107,6 @@ pub struct Packet {
     pub may_split: u8,
     /// Protocol behind the IP headers of the packet itself.
     pub protocol: u8,
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: u8,
 }

@@ -13,7 +13,6 @@ use super::IpPrefix;
 /// A gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
-    /// Its name.
     pub name: String,
     /// Its addresses, at most one of a family.
     pub addresses: Vec<SocketAddr>,
@@ -50,7 +49,6 @@ impl Gateways {
 /// A circuit to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Circuit {
-    /// Its id.
     pub id: CircuitId,
     /// The file that holds our side's key.
     pub key_file: PathBuf,

@@ -148,9 +148,7 @@ impl Memory {
 /// The other end of tunnels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its name.
     pub name: String,
-    /// Its kind.
     pub kind: PeerKind,
 }
 
@@ -177,7 +175,6 @@ pub enum PeerKind {
 /// Keys and addresses of a peer of an encrypted tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Its public key.
     pub public_key: PublicKey,
     /// The file of an additional secret that both ends share.
     pub preshared_key_file: Option<PathBuf>,
@@ -220,19 +217,16 @@ impl Peer {
 /// A stretched network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// Its name.
     pub name: String,
     /// Its tenant's name.
     pub tenant: String,
     /// Its peer's name.
     pub peer: String,
-    /// Its VNI.
     pub vni: u32,
     /// The interface its port is on.
     pub interface: String,
     /// The port's tags.
     pub vlan: Vlan,
-    /// Its prefixes.
     pub prefixes: Vec<IpPrefix>,
     /// Its IPv4 router.
     pub gateway_v4: Option<IpAddr>,
@@ -255,7 +249,6 @@ impl Network {
 /// A tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenant {
-    /// Its name.
     pub name: String,
     /// Its public addresses.
     pub public: Vec<IpPrefix>,
@@ -275,7 +268,6 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where maps and links are pinned, a bpffs directory.
     pub pin_dir: PathBuf,
-    /// The control socket.
     pub control_socket: PathBuf,
     /// The object file of the programs; `None`: the environment's or the packaged one.
     pub bpf_object: Option<PathBuf>,
@@ -293,11 +285,8 @@ pub struct Config {
     pub tls: Option<TlsListen>,
     /// Address translation of full failover.
     pub nat: Nat,
-    /// Tenants.
     pub tenants: Vec<Tenant>,
-    /// Peers.
     pub peers: Vec<Peer>,
-    /// Networks.
     pub networks: Vec<Network>,
 }
 

@@ -94,19 +94,16 @@ pub enum Request {
     RuleCheck {
         /// The tenant; may be left out where there is only one.
         tenant: Option<String>,
-        /// The rules.
         rules: Vec<Rule>,
     },
     /// Fail addresses over.
     EndpointAdd {
-        /// The network.
         network: String,
         /// The addresses; all or none.
         addresses: Vec<IpAddr>,
     },
     /// Return addresses to production.
     EndpointRemove {
-        /// The network.
         network: String,
         /// The addresses; all or none.
         addresses: Vec<IpAddr>,
@@ -173,11 +170,8 @@ pub struct Status {
     pub local: Vec<IpAddr>,
     /// Interfaces with XDP.
     pub interfaces: Vec<InterfaceStatus>,
-    /// Tenants.
     pub tenants: Vec<TenantStatus>,
-    /// Networks.
     pub networks: Vec<NetworkStatus>,
-    /// Peers.
     pub peers: Vec<PeerStatus>,
     /// Workers of the encrypted tunnels.
     #[serde(default)]
@@ -197,11 +191,9 @@ pub struct Status {
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceStatus {
-    /// Its name.
     pub name: String,
     /// Its index.
     pub ifindex: Option<u32>,
-    /// Its driver.
     pub driver: String,
     /// Its MAC address.
     pub mac: String,
@@ -217,16 +209,13 @@ pub struct InterfaceStatus {
     pub xdp: Option<String>,
     /// Whether its link was adopted from an earlier process.
     pub adopted: bool,
-    /// Its problems.
     pub problems: Vec<String>,
 }
 
 /// A tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantStatus {
-    /// Its name.
     pub name: String,
-    /// Its mode.
     pub mode: String,
     /// Raised at each switch.
     pub epoch: u32,
@@ -241,13 +230,9 @@ pub struct TenantStatus {
 /// A network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkStatus {
-    /// Its name.
     pub name: String,
-    /// Its tenant.
     pub tenant: String,
-    /// Its VNI.
     pub vni: u32,
-    /// Its peer.
     pub peer: String,
     /// The interface of its port.
     pub interface: String,
@@ -270,7 +255,6 @@ pub struct NetworkStatus {
 /// A peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
-    /// Its name.
     pub name: String,
     /// `appliance`, `wireguard` or `vxlan`.
     pub kind: String,
@@ -362,7 +346,6 @@ pub struct StreamStatus {
 /// A gateway, for one peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatewayStatus {
-    /// Its name.
     pub name: String,
     /// Its address and port.
     pub address: SocketAddr,
@@ -398,9 +381,7 @@ pub struct WorkerStatus {
 /// A host of a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NeighbourStatus {
-    /// Its network.
     pub network: String,
-    /// Its address.
     pub address: IpAddr,
     /// Its MAC address, once known.
     pub mac: Option<String>,
@@ -413,7 +394,6 @@ pub struct NeighbourStatus {
 /// Another machine that uses an address of the appliance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConflictStatus {
-    /// The address.
     pub address: IpAddr,
     /// Its network; empty on the uplink.
     pub network: String,

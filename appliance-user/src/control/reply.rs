@@ -94,7 +94,6 @@ pub struct RulesRemoved {
 pub struct RuleStatus {
     /// The tenant's name.
     pub tenant: String,
-    /// The rule.
     pub rule: Rule,
 }
 

@@ -92,7 +92,6 @@ pub enum Error {
     Link {
         /// The failed operation.
         operation: &'static str,
-        /// The interface.
         interface: String,
         /// The cause.
         source: Box<LinkError>,
@@ -104,7 +103,6 @@ pub enum Error {
          what attached it (`bpftool net`, `bpftool link`); the appliance then attaches by itself"
     )]
     Occupied {
-        /// The interface.
         interface: String,
         /// The requested mode.
         mode: &'static str,
@@ -118,13 +116,11 @@ pub enum Error {
     /// XDP could not be attached.
     #[error("attach XDP to {interface} in {mode} mode: {source}. {remedy}")]
     Attach {
-        /// The interface.
         interface: String,
         /// The requested mode.
         mode: &'static str,
         /// The kernel's error.
         source: Box<ProgramError>,
-        /// The remedy.
         remedy: &'static str,
     },
 }

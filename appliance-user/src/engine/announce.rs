@@ -54,7 +54,6 @@ impl Default for Settings {
 /// One address to announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// The address.
     pub address: Address,
     /// Its new MAC address: the port's own at switch-over, the machine's at failback.
     pub mac: [u8; 6],

@@ -53,7 +53,6 @@ pub struct Conflict {
     pub port: Port,
     /// The network's VNI; zero on the uplink.
     pub vni: u32,
-    /// The address.
     pub address: Address,
     /// The other machine's MAC address.
     pub mac: [u8; 6],

@@ -34,7 +34,6 @@ const BURST: u32 = 100;
 pub struct Target {
     /// The port on which it will be answered for.
     pub port: Port,
-    /// The address.
     pub address: Address,
     /// An address of the appliance there, with which it asks. `None`: it asks as a host that probes
     /// its own address (RFC 5227 section 2.1.1, RFC 4862 section 5.4.2).
@@ -46,7 +45,6 @@ pub struct Target {
 pub struct Owner {
     /// The port on which it answered.
     pub port: Port,
-    /// The address.
     pub address: Address,
     /// Its MAC address.
     pub mac: [u8; 6],

@@ -29,11 +29,10 @@ pub struct End {
     pub remote: Address,
     /// The gateway's address that it sends to.
     pub local: Address,
-    /// Its port.
     pub remote_port: u16,
     /// The gateway's port.
     pub local_port: u16,
-    /// Zero.
+    /// Padding, always zero.
     pub zero: u32,
 }
 
@@ -68,7 +67,7 @@ pub struct Bucket {
     /// When it is full again. The program and the threads of user space change it by compare and
     /// exchange only.
     pub full_at: u64,
-    /// Zero.
+    /// Padding, always zero.
     pub zero: [u64; 5],
 }
 
@@ -96,7 +95,7 @@ pub struct Remote {
     pub address: Address,
     /// Network byte order; never zero for a bound side.
     pub port: u16,
-    /// Zero.
+    /// Padding, always zero.
     pub zero: u16,
 }
 
@@ -115,7 +114,7 @@ pub struct Listen {
     pub address: Address,
     /// Network byte order.
     pub port: u16,
-    /// Zero.
+    /// Padding, always zero.
     pub zero: u16,
     /// IP version, 4 or 6; 0: the entry is not used.
     pub family: u32,
@@ -133,7 +132,7 @@ pub struct Admission {
     pub listen: [Listen; MAX_LISTEN],
     /// Not 0: `KNOWN` has every configured circuit.
     pub complete: u32,
-    /// Zero.
+    /// Padding, always zero.
     pub zero: u32,
 }
 

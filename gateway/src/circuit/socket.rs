@@ -65,7 +65,6 @@ pub enum Error {
 /// Counters of all datagrams of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Received.
     pub received: u64,
     /// Sent, answers included.
     pub sent: u64,

@@ -145,7 +145,6 @@ pub struct CircuitsStatus {
     pub sent: u64,
     /// Dropped datagrams, by reason.
     pub dropped: BTreeMap<String, u64>,
-    /// XDP.
     pub xdp: XdpStatus,
     /// The circuits, in the order of IDs. Empty in a reply: see [`Request::Circuits`].
     #[serde(default)]

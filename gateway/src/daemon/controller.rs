@@ -183,7 +183,6 @@ impl Controller {
         Ok(())
     }
 
-    /// Counts a reload.
     pub fn count_reload(&self, applied: bool) {
         let result = if applied { "applied" } else { "refused" };
         self.own

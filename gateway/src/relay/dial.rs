@@ -44,7 +44,6 @@ const MAX_ADDRESSES: usize = 16;
 /// Where a backend listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
-    /// An address.
     Address(SocketAddr),
     /// A DNS name and a port.
     Name(Arc<str>, u16),

@@ -157,7 +157,7 @@ pub struct TraceEvent {
     pub action: u16,
     /// Counters raised before, each its number plus one; zero ends the list. Host byte order.
     pub counters: [u16; TRACE_COUNTERS],
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: u32,
     /// The first bytes of the frame at that step.
     pub head: [u8; TRACE_HEAD],
@@ -219,7 +219,6 @@ pub enum TraceStep {
     Enter = 1,
     /// It continues here after a tail call.
     Continue = 2,
-    /// The verdict.
     Verdict = 3,
 }
 
@@ -250,7 +249,7 @@ pub struct TraceFilter {
     pub port: u16,
     /// Only this IP protocol, without extension headers; zero: any, also frames other than IP.
     pub protocol: u8,
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: [u8; 3],
     /// Only from or to this address; [`crate::addr::UNSPECIFIED`]: any.
     pub address: Address,

@@ -73,7 +73,7 @@ pub struct Network {
     pub prefix_count: u16,
     /// Largest IP packet of the network's port, bytes, host byte order.
     pub lan_mtu: u16,
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: u16,
     /// The IPv4 router of the network, or [`crate::addr::UNSPECIFIED`]. On the tenant side the next
     /// hop for destinations outside the prefixes; on the provider side an address that is answered
@@ -151,7 +151,6 @@ impl Mode {
 pub struct HostKey {
     /// [`Network::vni`], host byte order.
     pub vni: u32,
-    /// The address.
     pub address: Address,
 }
 
@@ -179,7 +178,7 @@ pub struct Neighbour {
     pub l2: [u8; MAX_L2_LEN],
     /// Used bytes of `l2`: 14, 18 or 22.
     pub l2_len: u8,
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: u8,
 }
 
@@ -275,7 +274,7 @@ pub struct Peer {
     pub header: [u8; crate::wire::OUTER_V6_LEN],
     /// Used bytes of `header`: 50 for IPv4, 70 for IPv6.
     pub header_len: u8,
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: u8,
 }
 
@@ -415,7 +414,7 @@ pub struct Config {
     pub secure_port: u16,
     /// First slot of the uplink's sockets in `XSKS`, as [`Attachment::xsk`].
     pub uplink_xsk: u16,
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: u16,
     /// Our IPv4 tunnel address, or unspecified.
     pub local_v4: Address,

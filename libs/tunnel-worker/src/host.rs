@@ -34,7 +34,6 @@ pub enum MapWrite<'s> {
     Socket {
         /// The index in the map.
         slot: u32,
-        /// The socket.
         socket: BorrowedFd<'s>,
     },
 }

@@ -13,7 +13,6 @@ use super::{Harness, HarnessError};
 pub struct LogLine {
     /// Its severity.
     pub level: Level,
-    /// Its text.
     pub text: String,
 }
 

@@ -102,7 +102,6 @@ pub const EXPIRED: Duration = Duration::from_millis(1150);
 pub struct Sequence {
     /// The name: unique.
     pub name: String,
-    /// The steps.
     pub steps: Vec<Step>,
     /// Timeouts of the kernel that are a second for it: names below `netfilter/nf_conntrack_`.
     pub timeouts: &'static [&'static str],

@@ -46,9 +46,7 @@ pub use record::check_record;
 pub enum Kind {
     /// To the kernel.
     Passed,
-    /// Dropped.
     Dropped,
-    /// An ARP reply.
     ArpReply,
     /// A neighbour advertisement.
     Advertisement,

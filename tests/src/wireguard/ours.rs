@@ -43,7 +43,6 @@ struct Shared {
 pub struct Datagram {
     /// Source address.
     pub from: SocketAddr,
-    /// Its bytes.
     pub bytes: Vec<u8>,
 }
 

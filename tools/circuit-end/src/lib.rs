@@ -38,7 +38,6 @@ pub struct CircuitEnd {
     pub socket: UdpSocket,
     /// State machine of the end.
     pub end: End,
-    /// Its circuit.
     pub circuit: CircuitId,
 }
 

@@ -18,7 +18,6 @@ pub const TLS_PORT: u16 = 6443;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cloud {
-    /// The gateways.
     pub gateways: Vec<Gateway>,
     /// Circuits between appliances, at every gateway.
     pub circuits: Vec<Circuit>,
@@ -29,9 +28,7 @@ pub struct Cloud {
 /// A host that runs the gateway daemon, and its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gateway {
-    /// The host.
     pub host: String,
-    /// Its pool.
     pub pool: Option<String>,
     /// Its load in the appliances' configuration, thousandths.
     #[serde(default)]
@@ -63,7 +60,6 @@ pub struct Access {
 /// A TLS server that gateways relay to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Director {
-    /// Its host.
     pub host: String,
     /// Its port, on every address of the host.
     pub port: u16,

@@ -63,7 +63,6 @@ impl Daemon<'_> {
         self.lab.run_dir().join(format!("{}.sock", self.host))
     }
 
-    /// Its log.
     pub fn log_path(&self) -> PathBuf {
         self.lab.log_path(&self.name())
     }

@@ -21,7 +21,6 @@ pub enum Error {
         what: &'static str,
         /// The text.
         value: String,
-        /// The reason.
         reason: &'static str,
     },
     /// A system call or file operation.
@@ -37,7 +36,6 @@ pub enum Error {
     Command {
         /// The command line.
         command: String,
-        /// Its status.
         status: String,
         /// Its standard error.
         stderr: String,
@@ -67,7 +65,6 @@ pub enum Error {
         kind: &'static str,
         /// The requested name.
         name: String,
-        /// The lab.
         lab: String,
         /// The names it has.
         known: String,

@@ -27,7 +27,6 @@ use crate::{
 /// A circuit, generated when the lab was raised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drawn {
-    /// Its tenant.
     pub tenant: String,
     /// Its id: 16 hexadecimal digits.
     pub id: String,

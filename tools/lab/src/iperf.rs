@@ -11,7 +11,6 @@ use crate::{
 /// The result of an iperf3 run, as the receiver measured it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Throughput {
-    /// Bits per second.
     pub bits_per_second: f64,
     /// Bytes received.
     pub bytes: u64,

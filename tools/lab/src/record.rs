@@ -21,10 +21,7 @@ use crate::error::{During as _, Result};
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Entry {
     /// A named network namespace; links, bridges and TC programs go with it.
-    Namespace {
-        /// Its name.
-        name: String,
-    },
+    Namespace { name: String },
     /// A process, written by the process itself before it becomes the program.
     Process {
         /// Its id.
@@ -35,15 +32,9 @@ pub enum Entry {
         name: String,
     },
     /// A directory on a BPF file system.
-    Pins {
-        /// Its path.
-        path: PathBuf,
-    },
+    Pins { path: PathBuf },
     /// A BPF file system that the lab mounted.
-    Mount {
-        /// Its path.
-        path: PathBuf,
-    },
+    Mount { path: PathBuf },
 }
 
 /// The record of one lab, open for appending.

@@ -18,7 +18,6 @@ const SLOWEST: usize = 10;
 /// A part of a run: the tests of one program.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Part {
-    /// Its tier.
     pub tier: Tier,
     /// The program under test.
     pub name: String,

@@ -294,6 +294,94 @@ fn names_of_functions_use_plain_terms() {
     assert_none(&found, "name the actor");
 }
 
+/// The words of a name, lower case: `peer_table` and `PeerTable` are "peer" and "table".
+fn words_of(name: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    for c in name.chars() {
+        if c == '_' || c.is_uppercase() {
+            words.push(String::new());
+        }
+        if let Some(word) = words.last_mut().filter(|_| c != '_') {
+            word.extend(c.to_lowercase());
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Whether a docstring of one line says nothing beyond the name of its item.
+fn repeats_name(doc: &str, item: &str) -> bool {
+    const KEYWORDS: [&str; 9] = [
+        "async", "const", "enum", "fn", "mod", "pub", "static", "struct", "type",
+    ];
+    let mut item = item.trim();
+    while let Some((word, rest)) = item.split_once(' ') {
+        if !KEYWORDS.contains(&word) && !word.starts_with("pub(") {
+            break;
+        }
+        item = rest;
+    }
+    let name = item
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .next();
+    let name = words_of(name.unwrap_or_default());
+    let mut doc = doc
+        .split_whitespace()
+        .map(|word| word.trim_end_matches('.').to_lowercase())
+        .filter(|word| !matches!(word.as_str(), "a" | "an" | "its" | "of" | "the"))
+        .peekable();
+    let singular = |word: &str| word.trim_end_matches('s').to_owned();
+    doc.peek().is_some()
+        && doc.all(|word| name.iter().any(|part| singular(part) == singular(&word)))
+}
+
+#[test]
+fn docstrings_say_more_than_the_name() {
+    // Help texts of options are docstrings, and `missing_docs` asks for some in these crates.
+    let is_exempt = |name: &str, text: &str| {
+        text.contains("clap")
+            || ["failover", "packet-rules", "tunnel", "xsk"]
+                .iter()
+                .any(|library| name.starts_with(&format!("libs/{library}/")))
+            || name.contains("/fuzz/")
+    };
+    let mut found = Vec::new();
+    for path in files(&[".rs"]) {
+        let (name, text) = (shown(&path), read(&path));
+        if is_exempt(&name, &text) {
+            continue;
+        }
+        let lines: Vec<&str> = text.lines().collect();
+        let is_doc = |at: usize| lines.get(at).is_some_and(|l| l.trim().starts_with("///"));
+        for (at, line) in lines.iter().enumerate() {
+            let is_single = !is_doc(at + 1) && (at == 0 || !is_doc(at - 1));
+            let doc = line.trim().strip_prefix("/// ").filter(|_| is_single);
+            let Some((doc, item)) = doc.zip(lines.get(at + 1)) else {
+                continue;
+            };
+            if repeats_name(doc, item) {
+                found.push(format!("{name}:{}: {doc}", at + 1));
+            }
+        }
+    }
+    assert_none(&found, "say more than the name, or nothing");
+}
+
+#[test]
+fn names_are_split_into_words() {
+    assert_eq!(words_of("PeerTable"), ["peer", "table"]);
+    assert_eq!(words_of("tx_bytes"), ["tx", "bytes"]);
+    for (doc, item, repeats) in [
+        ("Its name.", "pub name: String,", true),
+        ("Networks.", "pub networks: Vec<Network>,", true),
+        ("The name.", "pub(super) const fn name(&self) {", true),
+        ("Its name, for messages.", "pub name: String,", false),
+        ("Zero: padding.", "pub zero: u32,", false),
+    ] {
+        assert_eq!(repeats_name(doc, item), repeats, "{doc}");
+    }
+}
+
 #[test]
 fn literals_are_found_whole() {
     let source = "let a = \"one \\\n    two\"; // \"no\"\nlet b: &'a str = r#\"three \"x\"\"#;\n\

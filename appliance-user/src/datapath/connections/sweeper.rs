@@ -75,7 +75,6 @@ fn run(root: &Path, stopped: &mpsc::Receiver<()>) {
     }
 }
 
-/// Result of a pass.
 enum PassResult {
     /// There are no entries.
     Idle,

@@ -106,7 +106,6 @@ impl State {
 pub struct EntryStatus {
     /// The host.
     pub key: HostKey,
-    /// Its state.
     pub state: State,
     /// Its MAC address, while one is known.
     pub mac: Option<[u8; 6]>,

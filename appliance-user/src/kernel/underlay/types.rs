@@ -93,7 +93,6 @@ pub enum PathError {
 /// A named interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkState {
-    /// Its name.
     pub name: String,
     /// Its index.
     pub ifindex: u32,

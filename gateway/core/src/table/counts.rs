@@ -154,7 +154,6 @@ impl std::ops::AddAssign<&Self> for CircuitCounts {
 /// The circuits of a tenant together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantCounts {
-    /// Its circuits.
     pub circuits: usize,
     /// Their bound sides.
     pub bound: usize,

@@ -23,7 +23,7 @@ pub struct FlowKey {
     pub zone: u16,
     /// IP protocol.
     pub protocol: u8,
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: u8,
 }
 

@@ -61,7 +61,6 @@ pub mod flow_flags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MappingKey {
-    /// Its address.
     pub address: Words,
     /// Its port, or the identifier of ICMP queries. Network byte order.
     pub port: u16,
@@ -69,7 +68,7 @@ pub struct MappingKey {
     pub zone: u16,
     /// IP protocol.
     pub protocol: u8,
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: [u8; 3],
 }
 
@@ -77,7 +76,6 @@ pub struct MappingKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mapping {
-    /// Its address.
     pub address: Words,
     /// Its port, network byte order.
     pub port: u16,
@@ -102,7 +100,7 @@ pub struct Nat {
     pub route_generation: u32,
     /// The interface's MAC address.
     pub mac: [u8; 6],
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: [u8; 2],
 }
 
@@ -111,7 +109,6 @@ pub struct Nat {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NatAddress {
-    /// The address.
     pub address: Words,
     /// The first port for mappings, host byte order.
     pub first: u16,
@@ -145,7 +142,7 @@ pub struct RuleKey {
     pub address: Words,
     /// IP protocol.
     pub protocol: u8,
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: u8,
     /// The public port, network byte order.
     pub port: [u8; 2],
@@ -179,7 +176,7 @@ pub struct Rule {
     pub public_first: u16,
     /// The machine's first port, host byte order.
     pub internal_first: u16,
-    /// Zero.
+    /// Padding, always zero.
     pub reserved: u16,
     /// The public address.
     pub public: Words,

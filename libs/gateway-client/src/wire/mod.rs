@@ -323,7 +323,6 @@ impl Sealed<'_> {
 pub enum Datagram<'a> {
     /// A tunnel datagram of this circuit, of at least one byte.
     Tunnel(CircuitId),
-    /// A message.
     Message(Sealed<'a>),
 }
 

@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 /// Items of a list in the order of a key, and the key to ask for the next ones with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page<T> {
-    /// The items.
     pub items: Vec<T>,
     /// The key of the last item, if more follow.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -27,7 +27,6 @@ const _: () = assert!(CIRCUIT_ID_LEN == ID_BYTES && CIRCUIT_MESSAGE_BYTES == MES
 /// A circuit as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CircuitSpec {
-    /// Its ID.
     pub id: CircuitId,
     /// Our side.
     pub side: Side,
@@ -128,7 +127,6 @@ impl CircuitClient {
             .update(spec.list.as_ref(), &at, since_boot(now));
     }
 
-    /// Its ID.
     pub const fn id(&self) -> CircuitId {
         self.selector.circuit()
     }

@@ -104,7 +104,6 @@ pub enum Error {
          tx {workers}), or write fewer in tunnel.workers"
     )]
     Queues {
-        /// The interface.
         interface: String,
         /// Queues that it has in both directions.
         queues: u32,
@@ -118,7 +117,6 @@ pub enum Error {
          queues: rx {MAX_QUEUES})"
     )]
     TooManyQueues {
-        /// The interface.
         interface: String,
         /// Its receive queues.
         queues: u32,
@@ -126,7 +124,6 @@ pub enum Error {
     /// An AF_XDP socket could not be opened.
     #[error("AF_XDP on {interface}: {source}")]
     Socket {
-        /// The interface.
         interface: String,
         /// The error of the socket.
         source: xsk::Error,

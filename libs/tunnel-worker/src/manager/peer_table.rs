@@ -50,7 +50,6 @@ pub(super) struct LaneActivity {
     pub stats: RxStats,
 }
 
-/// A peer.
 pub(super) struct Peer {
     pub spec: PeerSpec,
     pub id: PeerId,

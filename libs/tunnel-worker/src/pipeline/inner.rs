@@ -26,11 +26,9 @@ pub(crate) struct Inner {
     pub len: usize,
     /// Its Ethernet type, host byte order.
     pub ethertype: u16,
-    /// Its source.
     pub source: Address,
     /// Whether its source can be a host's.
     pub from_host: bool,
-    /// Its destination.
     pub destination: Address,
     /// Offset of its TCP header, if it is a SYN.
     pub syn: Option<usize>,

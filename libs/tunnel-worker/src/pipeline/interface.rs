@@ -53,7 +53,6 @@ pub enum Event {
     ControlMessage {
         /// The peer's slot.
         peer: u32,
-        /// The message.
         message: ControlMessage,
     },
     /// Activity on a worker's lanes of a peer. It holds the whole state, not a difference: the path

@@ -84,7 +84,6 @@ pub struct TestAppliance {
     /// Of its first worker.
     pub pipeline: Pipeline,
     pub counters: Arc<WorkerCounters>,
-    /// Of its others.
     pub others: Vec<(Pipeline, Arc<WorkerCounters>)>,
     pub wire: Memory,
     pub address: SocketAddr,

@@ -71,7 +71,6 @@ pub enum DialStepError {
 /// An address and why it failed.
 #[derive(Debug)]
 pub struct AddressError {
-    /// The address.
     pub address: SocketAddr,
     /// Why it failed.
     pub error: DialStepError,

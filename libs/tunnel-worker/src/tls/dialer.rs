@@ -76,7 +76,6 @@ pub struct DialConfig {
     pub name: String,
     /// Fingerprint of the listener's certificate.
     pub fingerprints: Vec<Fingerprint>,
-    /// The circuit.
     pub circuit: CircuitId,
     /// The circuit's key of side a.
     pub key: Key,

@@ -44,21 +44,18 @@ pub enum ConnectionEvent {
     },
     /// Nothing is received on a connection that was dialed, not even answers to probes.
     Stalled {
-        /// The circuit.
         circuit: CircuitId,
         /// The connection.
         id: ConnectionId,
     },
     /// Something is received on it again.
     Resumed {
-        /// The circuit.
         circuit: CircuitId,
         /// The connection.
         id: ConnectionId,
     },
     /// An established connection ended.
     Closed {
-        /// The circuit.
         circuit: CircuitId,
         /// The connection.
         id: ConnectionId,
@@ -70,7 +67,6 @@ pub enum ConnectionEvent {
 /// A connection that carries datagrams.
 #[derive(Debug)]
 pub struct Established {
-    /// The circuit.
     pub circuit: CircuitId,
     /// The connection, as later events name it.
     pub id: ConnectionId,

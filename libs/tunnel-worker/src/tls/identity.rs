@@ -110,7 +110,6 @@ pub enum Error {
     /// The certificate cannot be generated.
     #[error("cannot generate a certificate for \"{name}\": {source}")]
     Make {
-        /// The name.
         name: String,
         /// The error.
         source: rcgen::Error,

@@ -109,7 +109,6 @@ pub enum ListenError {
          address this machine's?"
     )]
     Address {
-        /// The address.
         address: SocketAddr,
         /// The kernel's error.
         source: io::Error,
@@ -241,7 +240,6 @@ struct Counts {
     refused: [AtomicU64; RefusalReason::ALL.len()],
 }
 
-/// A circuit.
 struct CircuitEntry {
     key: Key,
     /// Timestamp of the newest hello.

@@ -91,9 +91,7 @@ impl FlowPath {
 /// Protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// TCP.
     Tcp,
-    /// UDP.
     Udp,
     /// Echoes.
     Icmp,

@@ -63,9 +63,7 @@ pub enum Contender {
     Coturn,
     /// nginx's stream module.
     Nginx,
-    /// socat.
     Socat,
-    /// HAProxy.
     Haproxy,
 }
 

@@ -9,7 +9,6 @@ pub enum Role {
     Floor,
     /// Another project's program that does the same work.
     Peer,
-    /// Causeway.
     Causeway,
 }
 
@@ -78,14 +77,10 @@ impl Figures {
 
 /// The median of one case of one contender.
 pub struct Median {
-    /// Its case.
     pub case: String,
-    /// Its contender.
     pub contender: &'static str,
     /// The contender's role.
     pub role: Role,
-    /// Its unit.
     pub unit: &'static str,
-    /// Its value.
     pub value: f64,
 }

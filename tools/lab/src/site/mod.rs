@@ -93,7 +93,6 @@ pub struct Listed {
     pub name: String,
     /// Its topology's name; empty if that was not written down yet.
     pub topology: String,
-    /// Its hosts.
     pub hosts: Vec<String>,
     /// Hosts whose appliance daemon runs.
     pub appliances: Vec<String>,

@@ -140,16 +140,12 @@ pub enum Attach {
     /// An access port: untagged towards the host, in this VLAN of the switch, or in the switch's
     /// untagged network.
     Access {
-        /// The switch.
         switch: String,
         /// The port group's VLAN.
         vlan: Option<Vlan>,
     },
     /// A trunk port: every VLAN of the switch, tagged, and its untagged network without a tag.
-    Trunk {
-        /// The switch.
-        switch: String,
-    },
+    Trunk { switch: String },
     /// One of the two ends of a WAN link.
     Wan {
         /// The link.
@@ -204,11 +200,9 @@ pub struct Wan {
 pub struct Appliance {
     /// The host it runs on, and its name.
     pub host: String,
-    /// Its role.
     pub role: Role,
     /// The link that tunnels use.
     pub uplink: String,
-    /// Its tenants.
     pub tenants: Vec<Tenant>,
     /// Name and tunnel address of each peer. With a circuit, the address only
     /// identifies the peer.
@@ -221,7 +215,6 @@ pub struct Appliance {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tenant {
-    /// Its name.
     pub name: String,
     /// The public addresses allocated to it; at the provider, and only where it may fail over
     /// whole.
@@ -258,7 +251,6 @@ pub enum Role {
 pub struct Network {
     /// Unique in the appliance; the same at both ends.
     pub name: String,
-    /// Its tenant.
     pub tenant: String,
     /// The peer at the other end.
     pub peer: String,
@@ -268,7 +260,6 @@ pub struct Network {
     pub interface: String,
     /// Its tag there.
     pub vlan: Option<Vlan>,
-    /// Its prefixes.
     pub prefixes: Vec<Cidr>,
     /// Its default gateways, one per family at most.
     pub gateway: Vec<IpAddr>,
@@ -282,11 +273,9 @@ pub struct Machine {
     pub production: String,
     /// The replica's host.
     pub replica: String,
-    /// The tenant.
     pub tenant: String,
     /// The stretched network.
     pub network: String,
-    /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Host of the appliance at its production site.
     pub tenant_appliance: String,
@@ -312,7 +301,6 @@ pub struct Failover {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rules {
-    /// The host.
     pub host: String,
     /// Input of `nft`.
     pub nft: String,
