@@ -1,8 +1,8 @@
-//! Questions and answers, and what is told of an end that does not answer.
+//! Liveness probes: answers, and the reports of an end that does not answer.
 
 use super::*;
 
-/// A way between the two that may be stopped and go on.
+/// A path between the ends that can be paused and slowed down.
 struct Path {
     at: SocketAddr,
     stopped: Arc<AtomicBool>,
@@ -57,13 +57,13 @@ fn pass(mut from: &TcpStream, mut to: &TcpStream, stopped: &AtomicBool, pace: im
 }
 
 #[test]
-fn an_end_that_does_not_answer_is_silent_and_one_that_does_again_is_heard() {
+fn an_unresponsive_end_is_reported_as_stalled_and_then_as_resumed() {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
     let path = path(listener.addresses()[0]);
     let _dialer = tenant.dial(dialing(path.at, fingerprint, 1));
     let (mut a, mut b) = (tenant.established(), provider.established());
-    // Idle, and with something to carry: nothing is told, and questions are no datagrams.
+    // Neither idle nor busy connections are reported, and probes do not count as datagrams.
     sleep(Duration::from_secs(1));
     exchange(&mut a.rings[0], &mut b.rings[0], 2000, |n| payload(n, 900));
     assert!(tenant.events.try_recv().is_err());
@@ -83,7 +83,7 @@ fn an_end_that_does_not_answer_is_silent_and_one_that_does_again_is_heard() {
         println!("silent after {} ms", took.as_millis());
         assert!(took < Duration::from_millis(1500), "{took:?}");
         sleep(Duration::from_millis(300));
-        assert!(tenant.events.try_recv().is_err(), "said once");
+        assert!(tenant.events.try_recv().is_err(), "reported once");
         path.stopped.store(false, SeqCst);
         let heard = tenant.next();
         assert!(
@@ -97,20 +97,20 @@ fn an_end_that_does_not_answer_is_silent_and_one_that_does_again_is_heard() {
     assert!(provider.events.try_recv().is_err());
 }
 
-/// Of a machine that is held up itself, once in three times is enough.
+/// One success of three is enough: the machine of the test may be busy.
 #[test]
-fn a_slow_way_that_is_full_is_not_silence() {
+fn a_slow_path_with_full_queues_is_not_reported_as_stalled() {
     let mut tries = (0..3).map(|_| {
         let (came, told) = filled();
         println!("{came} datagrams; {told:?}");
         assert!(came > 100, "{came}");
         told.is_empty()
     });
-    assert!(tries.any(|quiet| quiet), "told each time");
+    assert!(tries.any(|quiet| quiet), "reported each time");
 }
 
-/// A slow way that is full for four seconds: datagrams that came, and what was told. Then it is
-/// stopped.
+/// Fills a slow path for four seconds. Returns the number of datagrams that arrived, and the
+/// events. Then stops the path, and waits for the report.
 fn filled() -> (usize, Vec<ConnectionEvent>) {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
@@ -118,8 +118,8 @@ fn filled() -> (usize, Vec<ConnectionEvent>) {
     let _dialer = tenant.dial(dialing(path.at, fingerprint, 1));
     let (mut a, mut b) = (tenant.established(), provider.established());
     sleep(Duration::from_millis(500));
-    // At some 500 kB/s what waits at our end is a third of a second and more, and nothing comes
-    // back but answers.
+    // At about 500 kB/s the datagrams that wait at the tenant's end take a third of a second and
+    // more. Only answers come back.
     path.pace.store(500, SeqCst);
     let begun = Instant::now();
     let (mut came, mut told) = (0, Vec::new());
@@ -130,7 +130,7 @@ fn filled() -> (usize, Vec<ConnectionEvent>) {
         told.extend(tenant.events.try_recv());
         sleep(Duration::from_millis(1));
     }
-    // One that is stopped is silent, however much waits.
+    // A stopped path is reported although datagrams wait.
     path.stopped.store(true, SeqCst);
     let stopped = Instant::now();
     while !matches!(tenant.next(), ConnectionEvent::Stalled { .. }) {}
@@ -139,7 +139,7 @@ fn filled() -> (usize, Vec<ConnectionEvent>) {
 }
 
 #[test]
-fn every_question_is_answered_at_once_and_a_flood_of_them_is_not_answered_one_by_one() {
+fn probes_are_answered_at_once_and_a_flood_of_probes_with_few_answers() {
     let provider = Owner::new();
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
     let (mut client, tag) = raw(listener.addresses()[0], fingerprint);
@@ -148,42 +148,45 @@ fn every_question_is_answered_at_once_and_a_flood_of_them_is_not_answered_one_by
     let mut answer = [0; stream::HELLO_BYTES];
     client.read_exact(&mut answer).expect("an answer");
     let established = provider.established();
-    let mut word = [0; LivenessFrame::FRAME_BYTES];
+    let mut frame = [0; LivenessFrame::FRAME_BYTES];
     for _ in 0..100 {
         client
             .write_all(&LivenessFrame::Question.frame())
             .expect("send");
-        client.read_exact(&mut word).expect("an answer");
-        assert_eq!(word, LivenessFrame::Answer.frame());
+        client.read_exact(&mut frame).expect("an answer");
+        assert_eq!(frame, LivenessFrame::Answer.frame());
     }
-    // Answers without a question are ignored.
+    // Answers without a probe are ignored.
     client
         .write_all(&LivenessFrame::Answer.frame())
         .expect("send");
-    // At most three for what is read in one go, and three for each go: far fewer than came.
+    // At most three answers for each read: far fewer than probes.
     let flood = LivenessFrame::Question.frame().repeat(5000);
     for _ in 0..20 {
         client.write_all(&flood).expect("send");
     }
     client.write_all(b"\x00\x02ok").expect("send");
-    let mut place = established.rings.into_iter().next().expect("a place");
-    until("come", || place.receiver.take(1, |_| ()) == 1);
+    let mut ring = established.rings.into_iter().next().expect("a ring");
+    until("come", || ring.receiver.take(1, |_| ()) == 1);
     client
         .sock
         .set_read_timeout(Some(Duration::from_millis(500)))
         .expect("a deadline");
     let mut answers = 0;
-    while client.read_exact(&mut word).is_ok() {
-        assert_eq!(word, LivenessFrame::Answer.frame());
+    while client.read_exact(&mut frame).is_ok() {
+        assert_eq!(frame, LivenessFrame::Answer.frame());
         answers += 1;
     }
-    println!("{answers} answers to 100000 questions");
+    println!("{answers} answers to 100000 probes");
     assert!((1..=20_000).contains(&answers), "{answers}");
-    assert!(provider.events.try_recv().is_err(), "it is still there");
+    assert!(
+        provider.events.try_recv().is_err(),
+        "the connection is still open"
+    );
 }
 
 #[test]
-fn a_frame_of_one_byte_that_is_no_word_ends_the_connection() {
+fn an_unknown_frame_of_one_byte_ends_the_connection() {
     for (behind_hello, frame) in [
         (true, b"\x00\x01\x03"),
         (true, b"\x00\x01\x00"),
@@ -215,10 +218,10 @@ fn a_frame_of_one_byte_that_is_no_word_ends_the_connection() {
 }
 
 #[test]
-fn an_address_that_does_not_answer_holds_up_no_other() {
+fn an_unresponsive_address_delays_no_other() {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
-    // Those wait in a queue that is full.
+    // Connections to these wait in a full queue.
     let full: Vec<_> = (0..2).map(|_| crowded()).collect();
     let mut all = dialing(full[0].0, fingerprint, 1);
     all.addresses = vec![full[0].0, full[1].0, listener.addresses()[0]];
@@ -229,7 +232,7 @@ fn an_address_that_does_not_answer_holds_up_no_other() {
     println!("the third after {} ms", took.as_millis());
     assert_eq!(established.peer, listener.addresses()[0]);
     assert!(took < Duration::from_millis(1500), "{took:?}");
-    // None of them: each in its time, in parallel.
+    // No address answers: all time out in parallel.
     let mut none = dialing(full[0].0, fingerprint, 2);
     none.addresses = full.iter().map(|(at, _)| *at).collect();
     none.timeouts.connect = Duration::from_secs(1);
@@ -240,7 +243,8 @@ fn an_address_that_does_not_answer_holds_up_no_other() {
     assert!(begun.elapsed() < Duration::from_millis(1900));
 }
 
-/// An address that takes no connection and does not say so, and what makes it so.
+/// An address whose queue of connections is full, so that it answers no SYN; and the sockets that
+/// fill it.
 fn crowded() -> (SocketAddr, (OwnedFd, Vec<TcpStream>)) {
     use nix::sys::socket::{
         AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, socket,
@@ -262,7 +266,7 @@ fn crowded() -> (SocketAddr, (OwnedFd, Vec<TcpStream>)) {
 }
 
 #[test]
-fn an_attempt_that_is_given_up_ends_unless_its_hello_is_said() {
+fn an_abandoned_attempt_ends_unless_its_hello_was_sent() {
     let tenant = Owner::new();
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
     let identity = Identity::generate(NAME).expect("one");
@@ -282,8 +286,8 @@ fn an_attempt_that_is_given_up_ends_unless_its_hello_is_said() {
         "{cancelled:?}"
     );
 
-    // The other end has taken the hello, and closed what there was before.
-    let (said, hears) = mpsc::channel();
+    // The other end has accepted the hello, and closed the earlier connection.
+    let (hello_came, hello) = mpsc::channel();
     let (go, goes) = mpsc::channel::<()>();
     let server = config::server(&identity).expect("a server");
     let serving = spawn(move || {
@@ -293,20 +297,20 @@ fn an_attempt_that_is_given_up_ends_unless_its_hello_is_said() {
         let mut tls = StreamOwned::new(server, socket);
         let mut hello = [0; stream::HELLO_BYTES];
         tls.read_exact(&mut hello).expect("a hello");
-        said.send(()).expect("told");
-        goes.recv().expect("told");
+        hello_came.send(()).expect("the test waits");
+        goes.recv().expect("the test goes on");
         let sealed = stream::read_hello(&hello[2..]).expect("a hello");
         let message = sealed.open(&key(1)).expect("its key");
         let answer = stream::answer(&message, &key(1));
         tls.write_all(&answer).expect("an answer");
-        // Questions, until it is closed.
+        // Probes, until the connection is closed.
         while tls.read(&mut hello).is_ok_and(|bytes| bytes > 0) {}
     });
     let dialer = tenant.dial(dialing(at, identity.fingerprint(), 1));
-    hears.recv_timeout(PATIENCE).expect("a hello");
+    hello.recv_timeout(PATIENCE).expect("a hello");
     dialer.give_up();
     sleep(Duration::from_millis(50));
-    go.send(()).expect("told");
+    go.send(()).expect("the server waits");
     let established = tenant.established();
     drop(established);
     assert!(matches!(tenant.closed().1, CloseReason::Requested));
@@ -317,7 +321,7 @@ fn an_attempt_that_is_given_up_ends_unless_its_hello_is_said() {
 fn a_gateway_that_stalls_in_the_handshake_delays_no_other() {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
-    // TCP is answered by its kernel, and nothing else.
+    // Only the kernel of this gateway answers.
     let dead = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
     let at = listener.addresses()[0];
     let mut dialing = dialing(dead.local_addr().expect("an address"), fingerprint, 1);
@@ -332,7 +336,7 @@ fn a_gateway_that_stalls_in_the_handshake_delays_no_other() {
 }
 
 #[test]
-fn many_that_come_at_once_wait_for_their_turn() {
+fn simultaneous_connections_wait_for_a_free_thread() {
     const MANY: usize = 12;
     let provider = Owner::new();
     let limits = Limits {
@@ -342,8 +346,8 @@ fn many_that_come_at_once_wait_for_their_turn() {
     let (listener, fingerprint) = provider.listen(limits, false);
     let at = listener.addresses()[0];
     let tenants: Vec<Owner> = (0..MANY).map(|_| Owner::new()).collect();
-    // Of a circuit each has a connection, and a newer one takes its place: that each was answered
-    // is what counts.
+    // Several dialers share a circuit, and a newer connection replaces an older one. Each dialer
+    // must get an answer.
     let _dialers: Vec<_> = (1..)
         .zip(&tenants)
         .map(|(n, tenant)| tenant.dial(dialing(at, fingerprint, n % 3 + 1)))
@@ -351,7 +355,8 @@ fn many_that_come_at_once_wait_for_their_turn() {
     for tenant in &tenants {
         match tenant.next() {
             ConnectionEvent::Established(_) => {}
-            // An older hello than another's of this circuit: its time is read before its turn.
+            // The hello is older than another one of this circuit: its timestamp is set before it
+            // waits.
             ConnectionEvent::Failed { error, .. } => {
                 let said = error.to_string();
                 assert!(said.contains("did not accept the circuit"), "{said}");

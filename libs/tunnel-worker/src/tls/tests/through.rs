@@ -67,12 +67,12 @@ fn a_gateway_relays_by_server_name_and_passes_the_clients_address() {
         assert_eq!(
             third.peer == from,
             proxy,
-            "the client's own, or the gateway's"
+            "the address of the client with a PROXY header, otherwise the gateway's"
         );
         drop(third);
         assert!(matches!(provider.closed().1, CloseReason::Requested));
         if proxy {
-            // The header is wanted, and a client that comes by itself has none.
+            // A client that does not come through the gateway sends no PROXY header.
             let direct = tenant.dial(dialing(listener.addresses()[0], fingerprint, 2));
             let step = tenant.failed();
             assert!(matches!(step, DialStepError::Ended(_)), "{step:?}");
@@ -123,7 +123,7 @@ fn connections_from_outside_the_allowed_sources_are_refused() {
 }
 
 #[test]
-fn what_a_gateway_refuses_it_for_is_said() {
+fn the_dialer_names_the_refusal_of_the_gateway() {
     let (tenant, provider) = (Owner::new(), Owner::new());
     let (listener, fingerprint) = provider.listen(Limits::default(), false);
     let (_runtime, relay) = relay(listener.addresses()[0], false);
