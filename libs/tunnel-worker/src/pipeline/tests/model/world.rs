@@ -1,287 +1,18 @@
-//! Random orders, packets and datagrams against a model that knows the rules by their names and
-//! nothing of the tables: what the pipeline sends is what the model sends, and every frame is
-//! counted once.
-//!
-//! TCP is left out: what is kept of it has tests of its own, and what is changed in it is held
-//! against the programs in `tests/tests/packets/workers.rs`.
+//! The pipeline beside the model: random orders, packets and datagrams go to both.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use super::*;
 
-use appliance_common::{
-    addr::{from_ip, to_ip},
-    maps::{Mode, network_flags},
-};
-use proptest::prelude::*;
-use tunnel::Random as _;
-
-use appliance_common::maps::{Neighbour, Tenant};
-
-use crate::pipeline::*;
-use crate::testing::{ACCESS, Memory, Seeded, TestPeer, UPLINK, around, at, packet, to_seal};
-
-const VNIS: [u32; 3] = [1001, 2001, 0x00ff_ffff];
-const SLOTS: [u32; 3] = [0, 7, 4095];
-/// Two appliances and two WireGuard peers.
-const PEERS: u32 = 4;
-const LOCAL: &str = "203.0.113.5:6180";
-
-/// Every network has the same prefixes, and the same addresses may be failed over in each.
-fn hosts() -> Vec<IpAddr> {
-    [
-        "10.1.0.10",
-        "10.1.0.11",
-        "10.1.0.77",
-        "10.1.0.1",
-        "10.9.9.9",
-        "2001:db8:1::10",
-        "2001:db8:1::11",
-        "2001:db8:9::9",
-    ]
-    .map(|text| text.parse().expect("an address"))
-    .to_vec()
-}
-
-/// And addresses that are never carried.
-fn nobodies() -> Vec<IpAddr> {
-    [
-        "10.1.0.0",
-        "10.1.0.255",
-        "0.0.0.0",
-        "127.0.0.1",
-        "169.254.0.1",
-        "224.0.0.1",
-        "255.255.255.255",
-        "::",
-        "::1",
-        "::ffff:10.1.0.10",
-        "fe80::1",
-        "ff02::1",
-    ]
-    .map(|text| text.parse().expect("an address"))
-    .to_vec()
-}
-
-struct ModelNetwork {
-    vni: u32,
-    tenant: u32,
-    peer: u32,
-    provider: bool,
-    router: bool,
-}
-
-#[derive(Default)]
-struct ModelPeer {
-    /// Of a WireGuard peer: network and addresses.
-    member: Option<(u32, Vec<(IpAddr, u8)>)>,
-    has_path: bool,
-    /// The session it is sent to by, as an index of `test_peers`.
-    tx: Option<usize>,
-    rx: BTreeSet<usize>,
-    max_datagram: usize,
-}
-
-#[derive(Default)]
-struct Model {
-    networks: BTreeMap<u32, ModelNetwork>,
-    partial: BTreeSet<u32>,
-    endpoints: BTreeSet<(u32, IpAddr)>,
-    /// To a host number by network and address.
-    neighbours: BTreeMap<(u32, IpAddr), u8>,
-    members: BTreeMap<u32, Vec<(IpAddr, u8, u32)>>,
-    peers: BTreeMap<u32, ModelPeer>,
-}
-
-/// The verdict on a packet.
-#[derive(Debug, PartialEq, Eq)]
-enum Fate {
-    Dropped,
-    /// To a host on this side, by number.
-    Host(u8, Vec<u8>),
-    UnresolvedPacket(u32, IpAddr, Vec<u8>),
-}
-
-fn within(net: (IpAddr, u8), address: IpAddr) -> bool {
-    let bits = |ip: IpAddr| match ip {
-        IpAddr::V4(ip) => u128::from(u32::from(ip)) << 96,
-        IpAddr::V6(ip) => u128::from(ip),
-    };
-    net.0.is_ipv4() == address.is_ipv4()
-        && (net.1 == 0 || (bits(net.0) ^ bits(address)) >> (128 - u32::from(net.1)) == 0)
-}
-
-fn on_link(address: IpAddr) -> bool {
-    let nets = [("10.1.0.0", 24), ("2001:db8:1::", 64)];
-    nets.iter()
-        .any(|(net, len)| within((net.parse().expect("an address"), *len), address))
-}
-
-/// Whether one host may have the address and speak beyond its link with it.
-fn carried(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(a) => {
-            let first = a.octets()[0];
-            first != 0 && first < 224 && !a.is_loopback() && !a.is_link_local()
-        }
-        IpAddr::V6(a) => {
-            let segments = a.segments();
-            segments[..4] != [0; 4] && segments[0] & 0xffc0 != 0xfe80 && segments[0] < 0xff00
-        }
-    }
-}
-
-/// Source, destination and the packet itself, without what is behind it.
-fn read(bytes: &[u8]) -> Option<(IpAddr, IpAddr, &[u8])> {
-    let word =
-        |at: usize| Some(usize::from(*bytes.get(at)?) << 8 | usize::from(*bytes.get(at + 1)?));
-    match bytes.first()? >> 4 {
-        4 => {
-            let at = |at: usize| -> Option<IpAddr> {
-                Some(Ipv4Addr::from(*bytes.get(at..at + 4)?.first_chunk::<4>()?).into())
-            };
-            let (header, total) = (usize::from(bytes[0] & 15) * 4, word(2)?);
-            let whole = bytes.get(..total)?;
-            (header >= 20 && total >= header).then_some((at(12)?, at(16)?, whole))
-        }
-        6 => {
-            let at = |at: usize| -> Option<IpAddr> {
-                Some(Ipv6Addr::from(*bytes.get(at..at + 16)?.first_chunk::<16>()?).into())
-            };
-            let whole = bytes.get(..40 + word(4)?)?;
-            let mut next = whole[6];
-            let mut place = 40;
-            if next == 58 && whole.len() < 48 {
-                return None;
-            }
-            for _ in 0..4 {
-                if [0, 43, 60].contains(&next) && whole.len() >= place + 8 {
-                    next = whole[place];
-                    place += 8 + 8 * usize::from(whole[place + 1]);
-                }
-            }
-            let discovery = next == 58
-                && whole
-                    .get(place)
-                    .is_some_and(|kind| (133..=137).contains(kind));
-            (!discovery).then_some((at(8)?, at(24)?, whole))
-        }
-        _ => None,
-    }
-}
-
-impl Model {
-    /// The peer that has an address: the member with the longest prefix, else the network's own.
-    fn peer_of(&self, network: &ModelNetwork, address: IpAddr) -> u32 {
-        let members = self
-            .members
-            .get(&network.vni)
-            .map_or(&[][..], Vec::as_slice);
-        let mut best = (None, network.peer);
-        for (net, len, peer) in members {
-            if within((*net, *len), address) && Some(*len) > best.0 {
-                best = (Some(*len), *peer);
-            }
-        }
-        best.1
-    }
-
-    fn here(&self, network: &ModelNetwork, address: IpAddr) -> bool {
-        let failed_over = self.endpoints.contains(&(network.vni, address));
-        failed_over == network.provider
-    }
-
-    /// A message of a peer that it sealed for us.
-    fn opened(&self, peer: u32, plaintext: &[u8]) -> Fate {
-        let of = &self.peers[&peer];
-        let (vni, bytes) = match &of.member {
-            Some((vni, _)) => (*vni, plaintext),
-            None => match plaintext {
-                [1, a, b, c, 0, 0, 0, 0, packet @ ..] => {
-                    (u32::from_be_bytes([0, *a, *b, *c]), packet)
-                }
-                _ => return Fate::Dropped,
-            },
-        };
-        self.delivered(peer, vni, bytes).unwrap_or(Fate::Dropped)
-    }
-
-    fn delivered(&self, peer: u32, vni: u32, bytes: &[u8]) -> Option<Fate> {
-        let network = self.networks.values().find(|n| n.vni == vni)?;
-        let (source, destination, packet) = read(bytes)?;
-        let allowed = match &self.peers[&peer].member {
-            None => network.peer == peer,
-            Some((_, nets)) => {
-                nets.iter().any(|net| within(*net, source)) && self.peer_of(network, source) == peer
-            }
-        };
-        let edge = ["10.1.0.0", "10.1.0.255"].map(|text| text.parse::<IpAddr>().ok());
-        let goes = allowed
-            && self.partial.contains(&network.tenant)
-            && carried(source)
-            && carried(destination)
-            && !edge.contains(&Some(destination))
-            && !self.here(network, source)
-            && self.here(network, destination);
-        let next_hop = match destination {
-            _ if network.provider || on_link(destination) => destination,
-            IpAddr::V4(_) if network.router => "10.1.0.1".parse().ok()?,
-            _ => return None,
-        };
-        if !goes {
-            return None;
-        }
-        Some(match self.neighbours.get(&(vni, next_hop)) {
-            Some(host) => Fate::Host(*host, packet.to_vec()),
-            None => Fate::UnresolvedPacket(vni, next_hop, packet.to_vec()),
-        })
-    }
-
-    /// A packet that the programs handed over: the session it goes by and what is heard there.
-    fn sealed(&self, frame: &[u8]) -> Option<(usize, Vec<u8>)> {
-        let (head, packet) = frame.split_at_checked(16)?;
-        let slot = u32::from_ne_bytes(*head.first_chunk::<4>()?);
-        let network = self.networks.get(&slot)?;
-        let segment = [&[1][..], &network.vni.to_be_bytes()[1..], &[0; 4]].concat();
-        let destination = match packet.first()? >> 4 {
-            4 => Ipv4Addr::from(*packet.get(16..20)?.first_chunk::<4>()?).into(),
-            // One form for both families; the programs hand over no such packet.
-            6 => Ipv6Addr::from(*packet.get(24..40)?.first_chunk::<16>()?).to_canonical(),
-            _ => return None,
-        };
-        let slot = self.peer_of(network, destination);
-        let peer = self.peers.get(&slot)?;
-        let fits = match &peer.member {
-            None => packet.len() <= 16 * (peer.max_datagram - 40),
-            Some((vni, nets)) => {
-                *vni == network.vni
-                    && nets.iter().any(|net| within(*net, destination))
-                    && packet.len() <= peer.max_datagram - 32
-            }
-        };
-        let goes =
-            head[8..] == segment && self.partial.contains(&network.tenant) && peer.has_path && fits;
-        let test_peer = peer.tx.filter(|_| goes)?;
-        // A WireGuard peer reads the packet by its own length; one that contradicts itself it does
-        // not.
-        Some(match peer.member {
-            None => (test_peer, [&network.vni.to_be_bytes()[..], packet].concat()),
-            Some(_) => (test_peer, packet.to_vec()),
-        })
-    }
-}
-
-struct World {
-    random: Seeded,
+pub(super) struct World {
+    pub random: Seeded,
     model: Model,
-    pipeline: Pipeline,
+    pub pipeline: Pipeline,
     counters: Arc<WorkerCounters>,
-    wire: Memory,
+    pub wire: Memory,
     test_peers: Vec<(TestPeer, u32, u32)>,
-    /// Datagrams sealed for us: session and plaintext; `None` once taken.
-    said: BTreeMap<Vec<u8>, Option<(usize, Vec<u8>)>>,
-    ms: u64,
+    /// Datagrams sealed for us: session and plaintext; `None` once received.
+    sealed: BTreeMap<Vec<u8>, Option<(usize, Vec<u8>)>>,
+    /// The time, milliseconds.
+    pub ms: u64,
 }
 
 /// Outcomes, of which a frame has exactly one. The other counters add detail to an outcome.
@@ -297,7 +28,7 @@ fn outcomes(counters: &WorkerCounters) -> u64 {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         let counters = Arc::new(WorkerCounters::default());
         let mut world = Self {
             random: Seeded(seed),
@@ -306,10 +37,10 @@ impl World {
             counters,
             wire: Memory::default(),
             test_peers: Vec::new(),
-            said: BTreeMap::new(),
+            sealed: BTreeMap::new(),
             ms: 10,
         };
-        // A beginning from which packets get somewhere.
+        // A state in which packets are delivered.
         for slot in 0..PEERS {
             world.peer(slot);
             world.session(slot);
@@ -401,7 +132,7 @@ impl World {
         if let Some(peer) = self.model.peers.get_mut(&slot) {
             peer.tx = Some(number);
             peer.rx.insert(number);
-            // Five are held; the oldest gives way.
+            // The receiver keeps five; the oldest is replaced.
             if peer.rx.len() > 5 {
                 peer.rx.pop_first();
             }
@@ -454,7 +185,8 @@ impl World {
         }
     }
 
-    fn some_order(&mut self) {
+    /// Gives a random order to the pipeline and to the model.
+    pub fn random_order(&mut self) {
         let slot = self.below(PEERS as usize) as u32;
         let place = self.below(3);
         let vni = VNIS[self.below(3)];
@@ -545,17 +277,17 @@ impl World {
         }
     }
 
-    /// A packet between addresses of one family, perhaps spoiled.
+    /// A packet between addresses of one family, perhaps with a changed byte or length.
     fn packet(&mut self, most: usize) -> Vec<u8> {
         let all = if self.below(4) == 0 {
-            nobodies()
+            uncarried()
         } else {
             hosts()
         };
         let source = all[self.below(all.len())];
         let family: Vec<IpAddr> = hosts()
             .into_iter()
-            .chain(nobodies())
+            .chain(uncarried())
             .filter(|ip| ip.is_ipv4() == source.is_ipv4())
             .collect();
         let reach = if self.below(4) == 0 { family.len() } else { 3 };
@@ -585,7 +317,7 @@ impl World {
             2 => out.extend_from_slice(&[byte; 24]),
             _ => {}
         }
-        // No TCP, wherever the version byte has gone.
+        // No TCP, with either IP version.
         for at in [6, 9] {
             if out.get(at) == Some(&6) {
                 out[at] = 17;
@@ -594,7 +326,7 @@ impl World {
         out
     }
 
-    /// Feeds a frame; how many outcomes were counters.
+    /// Gives the pipeline a frame; returns the number of counted outcomes.
     fn feed(&mut self, frame: &[u8]) -> u64 {
         let before = outcomes(&self.counters);
         let mut frame = frame.to_vec();
@@ -603,7 +335,8 @@ impl World {
         outcomes(&self.counters) - before
     }
 
-    fn seals(&mut self) {
+    /// Gives the pipeline a packet to seal, and compares with the model.
+    pub fn seal(&mut self) {
         let most = [100, 1100, 1160, 1300, 1472][self.below(5)];
         let packet = self.packet(most);
         let slot = if self.below(16) == 0 {
@@ -631,48 +364,49 @@ impl World {
             return;
         };
         let now = at(self.ms);
-        let mut heard = None;
+        let mut received = None;
         for (ifindex, sent) in &frames {
             assert_eq!(*ifindex, UPLINK);
             assert!(sent.len() <= 42 + 1532);
             for (other, (test_peer, ..)) in self.test_peers.iter_mut().enumerate() {
-                let said = test_peer.receive(now, sent);
+                let opened = test_peer.receive(now, sent);
                 assert_eq!(
-                    said.is_some(),
+                    opened.is_some(),
                     other == number,
                     "session {other} for {number}"
                 );
-                heard = said.or(heard);
+                received = opened.or(received);
             }
         }
-        let heard = heard.expect("something was sent");
+        let received = received.expect("something was sent");
         match self.model.peers[&self.test_peers[number].1].member {
-            None => assert_eq!(heard, wanted),
-            // Empty where the peer cannot make sense of it; as long as it says, where that is
+            None => assert_eq!(received, wanted),
+            // Empty if the peer cannot parse the packet; as long as its header says, if that is
             // within the padding.
             Some(_) => {
                 let padded = [&wanted[..], &[0; 15]].concat();
-                assert!(heard.is_empty() || padded.starts_with(&heard));
+                assert!(received.is_empty() || padded.starts_with(&received));
             }
         }
     }
 
-    /// Something arrives. `plaintext` and session if it is authentic and new.
-    fn arrives(&mut self, frame: &[u8], authentic: Option<(usize, Vec<u8>)>, piece: bool) {
-        let fate = authentic.map_or(Fate::Dropped, |(number, plaintext)| {
+    /// A frame arrives; `authentic` is its session and plaintext if it is authentic and new.
+    /// `fragment`: it may be kept without an outcome.
+    fn arrive(&mut self, frame: &[u8], authentic: Option<(usize, Vec<u8>)>, fragment: bool) {
+        let verdict = authentic.map_or(Verdict::Dropped, |(number, plaintext)| {
             let slot = self.test_peers[number].1;
             self.model.opened(slot, &plaintext)
         });
         self.wire.waiting.clear();
         let counters = self.feed(frame);
-        // A piece that is kept is counters with the packet it becomes a part of.
+        // A kept fragment has no outcome of its own: the reassembled packet is counted.
         assert!(
-            counters == 1 || piece && counters == 0,
+            counters == 1 || fragment && counters == 0,
             "{counters} of {frame:x?}"
         );
         let frames = std::mem::take(&mut self.wire.frames);
         let got = match (frames.as_slice(), self.wire.waiting.as_slice()) {
-            ([], []) => Fate::Dropped,
+            ([], []) => Verdict::Dropped,
             ([(ifindex, frame)], []) => {
                 assert_eq!(*ifindex, ACCESS);
                 assert_eq!(frame[12..20], [0x88, 0xa8, 0, 5, 0x81, 0, 0, 6]);
@@ -682,24 +416,24 @@ impl World {
                     [0x86, 0xdd]
                 };
                 assert_eq!(frame[20..22], kind);
-                Fate::Host(frame[5], frame[22..].to_vec())
+                Verdict::Host(frame[5], frame[22..].to_vec())
             }
             ([], [(header, packet)]) => {
-                Fate::UnresolvedPacket(header.vni, to_ip(&header.next_hop), packet.clone())
+                Verdict::UnresolvedPacket(header.vni, to_ip(&header.next_hop), packet.clone())
             }
             more => panic!("{more:x?}"),
         };
-        assert_eq!(got, fate, "{frame:x?}");
+        assert_eq!(got, verdict, "{frame:x?}");
     }
 
-    /// The session and plaintext of a datagram that was said and not taken yet, if the session is
-    /// known. It is taken by this.
-    fn taken(&mut self, frame: &[u8]) -> Option<(usize, Vec<u8>)> {
+    /// The session and plaintext of a datagram that was sealed and not received yet, if the session
+    /// is known. Marks it as received.
+    fn receive(&mut self, frame: &[u8]) -> Option<(usize, Vec<u8>)> {
         // Ethernet, IPv4, UDP; the length is UDP's.
         let good = frame.get(12..15)? == [8, 0, 0x45] && *frame.get(23)? == 17;
         let len = usize::from(*frame.get(38)?) << 8 | usize::from(*frame.get(39)?);
         let datagram = frame.get(42..34 + len).filter(|_| good)?;
-        let entry = self.said.get_mut(datagram)?;
+        let entry = self.sealed.get_mut(datagram)?;
         let (number, _) = entry.as_ref()?;
         let known = self.model.peers.get(&self.test_peers[*number].1);
         if known.is_none_or(|peer| !peer.rx.contains(number)) {
@@ -708,20 +442,21 @@ impl World {
         entry.take()
     }
 
-    /// A message sealed by some session; the frame.
-    fn says(&mut self, number: usize, plaintext: &[u8]) -> Vec<u8> {
+    /// Seals a message in a session; returns the frame.
+    fn seal_in(&mut self, number: usize, plaintext: &[u8]) -> Vec<u8> {
         let now = at(self.ms);
         let frame = self.test_peers[number].0.send(now, plaintext);
         let value = (number, plaintext.to_vec());
-        self.said.insert(frame[42..].to_vec(), Some(value));
+        self.sealed.insert(frame[42..].to_vec(), Some(value));
         frame
     }
 
-    fn opens(&mut self) {
+    /// Gives the pipeline datagrams to open, and compares with the model.
+    pub fn open(&mut self) {
         if self.test_peers.is_empty() {
             return;
         }
-        // Often one in use.
+        // Often a session in use.
         let slot = self.below(PEERS as usize) as u32;
         let current = self.model.peers.get(&slot).and_then(|peer| peer.tx);
         let number = current.unwrap_or(self.below(self.test_peers.len()));
@@ -729,20 +464,20 @@ impl World {
         let vni = VNIS[self.below(3)];
         let packet = self.packet(1300);
         match self.below(8) {
-            // Anything at all, sealed.
+            // Random bytes, sealed.
             0 => {
                 let mut plaintext = vec![0; self.below(64)];
                 self.random.fill(&mut plaintext);
                 let len = plaintext.len();
-                // Never a piece, which is for the next arm.
+                // No fragment: that is the next arm.
                 if len > 7 && segments {
                     plaintext[7] = 0;
                 }
-                let frame = self.says(number, &plaintext);
-                let taken = self.taken(&frame);
-                self.arrives(&frame, taken, false);
+                let frame = self.seal_in(number, &plaintext);
+                let authentic = self.receive(&frame);
+                self.arrive(&frame, authentic, false);
             }
-            // In pieces, in any order, perhaps not all of them.
+            // Fragments in any order; one may be missing.
             1 if segments && packet.len() > 15 => {
                 let most = 2 + self.below(14);
                 let stride = packet.len().div_ceil(most);
@@ -756,7 +491,7 @@ impl World {
                         index: index as u8,
                         last: last as u8,
                     };
-                    frames.push(self.says(number, &[&header.to_bytes()[..], part].concat()));
+                    frames.push(self.seal_in(number, &[&header.to_bytes()[..], part].concat()));
                 }
                 for at in (1..frames.len()).rev() {
                     let with = self.below(at + 1);
@@ -767,36 +502,36 @@ impl World {
                 }
                 let mut came = 0;
                 for frame in frames {
-                    came += usize::from(self.taken(&frame).is_some());
+                    came += usize::from(self.receive(&frame).is_some());
                     let whole = (came == last + 1).then(|| {
                         let header = Header::whole(PayloadKind::Ip, vni).to_bytes();
                         (number, [&header[..], &packet].concat())
                     });
-                    self.arrives(&frame, whole, true);
+                    self.arrive(&frame, whole, true);
                 }
             }
-            // Once more, or touched.
+            // A replayed datagram, and a changed one.
             2 | 3 => {
                 let plaintext =
                     [&Header::whole(PayloadKind::Ip, vni).to_bytes()[..], &packet].concat();
-                let frame = self.says(number, if segments { &plaintext } else { &packet });
-                let mut touched = frame.clone();
+                let frame = self.seal_in(number, if segments { &plaintext } else { &packet });
+                let mut changed = frame.clone();
                 for _ in 0..1 + self.below(3) {
-                    let at = self.below(touched.len());
+                    let at = self.below(changed.len());
                     match self.below(4) {
-                        0 => touched.truncate(at),
-                        1 => touched.extend_from_slice(&[7; 9]),
-                        // The first bytes tell a packet to seal: not those.
-                        _ if at > 13 => touched[at] ^= 1 << self.below(8),
+                        0 => changed.truncate(at),
+                        1 => changed.extend_from_slice(&[7; 9]),
+                        // The first bytes mark a packet to seal: these stay.
+                        _ if at > 13 => changed[at] ^= 1 << self.below(8),
                         _ => {}
                     }
-                    if touched.is_empty() {
-                        touched.push(0);
+                    if changed.is_empty() {
+                        changed.push(0);
                     }
                 }
-                for frame in [touched, frame.clone(), frame] {
-                    let taken = self.taken(&frame);
-                    self.arrives(&frame, taken, false);
+                for frame in [changed, frame.clone(), frame] {
+                    let authentic = self.receive(&frame);
+                    self.arrive(&frame, authentic, false);
                 }
             }
             // Random bytes, some after outer headers.
@@ -805,54 +540,17 @@ impl World {
                 self.random.fill(&mut bytes);
                 let path = self.test_peers[number].0.path;
                 let frame = around(path, &bytes);
-                self.arrives(&frame, None, false);
-                // Bytes 12 and 13 zero make a packet to seal; random ones are hardly ever.
-                self.arrives(&bytes, None, false);
+                self.arrive(&frame, None, false);
+                // Bytes 12 and 13 of a packet to seal are zero; random bytes rarely are.
+                self.arrive(&bytes, None, false);
             }
             _ => {
                 let plaintext =
                     [&Header::whole(PayloadKind::Ip, vni).to_bytes()[..], &packet].concat();
-                let frame = self.says(number, if segments { &plaintext } else { &packet });
-                let taken = self.taken(&frame);
-                self.arrives(&frame, taken, false);
+                let frame = self.seal_in(number, if segments { &plaintext } else { &packet });
+                let authentic = self.receive(&frame);
+                self.arrive(&frame, authentic, false);
             }
-        }
-    }
-}
-
-/// Few cases, for each is long; `PROPTEST_CASES` sets the number.
-fn config() -> ProptestConfig {
-    let set = std::env::var("PROPTEST_CASES");
-    ProptestConfig {
-        cases: set.ok().and_then(|n| n.parse().ok()).unwrap_or(24),
-        max_shrink_iters: 100,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
-
-proptest! {
-    #![proptest_config(config())]
-
-    #[test]
-    fn what_is_sent_is_what_the_rules_send_and_every_frame_is_counted_once(
-        seed in any::<u64>(),
-        acts in proptest::collection::vec(any::<(u8, u64)>(), 1..300),
-    ) {
-        let mut world = World::new(seed);
-        for (act, seed) in acts {
-            world.random = Seeded(seed);
-            world.ms += u64::from(act & 1);
-            match act >> 1 & 15 {
-                0 | 1 => world.some_order(),
-                2 => {
-                    world.pipeline.report(at(world.ms).mono, &mut world.wire);
-                    prop_assert!(!world.pipeline.dirty());
-                }
-                3..=7 => world.seals(),
-                _ => world.opens(),
-            }
-            world.wire.events.clear();
         }
     }
 }
