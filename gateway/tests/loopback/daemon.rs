@@ -16,7 +16,10 @@ use std::{
 
 use circuit_end::clock;
 use gateway::control::Status;
-use gateway_client::{end::EndEvent, wire::Side};
+use gateway_client::{
+    end::EndEvent,
+    wire::{Key, Side},
+};
 use nix::{
     sys::{
         resource::{Resource, getrlimit, setrlimit},
@@ -51,7 +54,7 @@ fn config(dir: &Path, backend: SocketAddr, gateway: &str, rest: &str) -> String 
     )
 }
 
-/// As a file with keys is to be.
+/// Writes the configuration, readable by its owner only, as a file with keys must be.
 fn write_secret(dir: &Path, text: &str) {
     let path = dir.join("gw.toml");
     fs::write(&path, text).expect("write");
@@ -60,19 +63,11 @@ fn write_secret(dir: &Path, text: &str) {
 
 /// Circuit `n` of tenant acme, as it is written.
 fn circuit(n: u64) -> String {
-    let keys = Side::BOTH.map(|side| base64(&key_bytes(n, side)));
+    let keys = Side::BOTH.map(|side| Key::new(key_bytes(n, side)).to_base64());
     format!(
         "[[circuit]]\nid = \"{}\"\ntenant = \"acme\"\nkeys = {keys:?}\n",
         id(n)
     )
-}
-
-fn base64(bytes: &[u8; 32]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let bit = |n: usize| n < 256 && bytes[n / 8] & (0x80 >> (n % 8)) != 0;
-    let digit = |n: usize| (0..6).fold(0, |value, m| value << 1 | usize::from(bit(n * 6 + m)));
-    let digits: String = (0..43).map(|n| char::from(DIGITS[digit(n)])).collect();
-    digits + "="
 }
 
 const ANYWHERE: &str = "listen = [\"127.0.0.1:0\"]";
@@ -744,7 +739,8 @@ fn circuits_are_configured_and_reported() {
         output.contains("circuits.threads cannot be changed"),
         "{output}"
     );
-    assert!(!gateway.log().contains(&base64(&key_bytes(1, Side::A))));
+    let key = Key::new(key_bytes(1, Side::A)).to_base64();
+    assert!(!gateway.log().contains(&key));
 
     // It drains until the last has left.
     gateway.signal(Signal::SIGTERM);

@@ -197,7 +197,7 @@ impl Site {
             self.socket()
         );
         for n in circuits {
-            let keys = Side::BOTH.map(|side| base64(&key(*n, side)));
+            let keys = Side::BOTH.map(|side| Key::new(key(*n, side)).to_base64());
             text += &format!(
                 "[[circuit]]\nid = \"{}\"\ntenant = \"acme\"\nkeys = {keys:?}\n",
                 id(*n)
@@ -361,14 +361,6 @@ fn id(n: u64) -> CircuitId {
 
 fn key(circuit: u64, side: Side) -> [u8; 32] {
     [circuit as u8 * 2 + side as u8 + 1; 32]
-}
-
-fn base64(bytes: &[u8; 32]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let bit = |n: usize| n < 256 && bytes[n / 8] & (0x80 >> (n % 8)) != 0;
-    let digit = |n: usize| (0..6).fold(0, |value, m| value << 1 | usize::from(bit(n * 6 + m)));
-    let digits: String = (0..43).map(|n| char::from(DIGITS[digit(n)])).collect();
-    digits + "="
 }
 
 /// Exchanges `count` datagrams in each direction.
