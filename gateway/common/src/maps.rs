@@ -265,7 +265,7 @@ impl Outcome {
             Self::WrongSource => "source",
             Self::Expired => "expired",
             Self::TooLong => "too-long",
-            Self::NoNextHop => "no-way",
+            Self::NoNextHop => "no-next-hop",
             Self::OtherInterface => "elsewhere",
             Self::BucketContention => "busy",
             Self::NoCircuit => "no-circuit",

@@ -454,7 +454,7 @@ fn work(
         }
         for place in 0..state.sockets.len() {
             if poll.is_ready(place) {
-                state.turn(place, &mut batch);
+                state.serve(place, &mut batch);
             }
         }
         let now = clock();
@@ -499,7 +499,7 @@ impl Carrier {
     }
 
     /// Serves up to [`TURN`] batches of one socket.
-    fn turn(&mut self, place: usize, batch: &mut Batch) {
+    fn serve(&mut self, place: usize, batch: &mut Batch) {
         for _ in 0..TURN {
             let count = match batch.receive(&self.sockets[place]) {
                 Ok(count) => count,

@@ -152,7 +152,7 @@ pub async fn carry(
     let (client, backend) = (Side::new(client, &read[0]), Side::new(backend, &read[1]));
     let end = tokio::select! {
         end = both(&client, &backend, traffic, &activity, pipes) => end,
-        () = lasting(&activity, &backend, idle) => End::Idle,
+        () = until_idle(&activity, &backend, idle) => End::Idle,
     };
     match end {
         End::Closed => {}
@@ -169,7 +169,7 @@ pub fn abort(client: &TcpStream, backend: &TcpStream) {
 }
 
 /// Waits until no byte came for `idle`.
-async fn lasting(activity: &Activity, backend: &Side<'_>, idle: Duration) {
+async fn until_idle(activity: &Activity, backend: &Side<'_>, idle: Duration) {
     if idle > LASTING {
         sleep(LASTING).await;
         // It fails only if the connection is closed already.

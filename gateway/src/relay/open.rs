@@ -222,7 +222,7 @@ async fn opened(
             .get_or_create(&BackendLabel { backend })
             .inc();
     });
-    let (stream, address) = dial_while_there(client, dialed)
+    let (stream, address) = dial_while_connected(client, dialed)
         .await?
         .map_err(unreachable)?;
     known.address = Some(address);
@@ -318,8 +318,8 @@ fn cut(reader: &Reader) -> Refused {
     }
 }
 
-/// Connects to the backend, unless the client goes away meanwhile.
-async fn dial_while_there(
+/// Connects to the backend; fails if the client closes its connection meanwhile.
+async fn dial_while_connected(
     client: &TcpStream,
     dialed: impl Future<Output = io::Result<(TcpStream, SocketAddr)>>,
 ) -> Result<io::Result<(TcpStream, SocketAddr)>, Refused> {

@@ -115,13 +115,13 @@ impl InForce {
 }
 
 /// The state that hosts on the wire know, to announce the difference after a change.
-struct Told {
+struct Announced {
     modes: BTreeSet<(u32, u32)>,
     endpoints: BTreeSet<HostKey>,
     rule_targets: BTreeSet<HostKey>,
 }
 
-impl Told {
+impl Announced {
     fn of(in_force: &InForce) -> Self {
         Self {
             modes: in_force.modes(),
@@ -181,7 +181,7 @@ impl Daemon {
         self.save(&proposal.state).map_err(internal)?;
 
         // Apply.
-        let before = Told::of(&self.in_force);
+        let before = Announced::of(&self.in_force);
         let reload = proposal.file.is_some();
         let undo = self.in_force.swap(proposal);
         let now = Instant::now();
@@ -192,20 +192,20 @@ impl Daemon {
         };
         if let Err(error) = applied {
             self.in_force.swap(undo);
-            self.put_back(now, reload);
+            self.roll_back(now, reload);
             return Err(internal(
                 error.context("the change could not be applied and was undone"),
             ));
         }
 
         // Tell the wire.
-        self.follow_senders(now);
-        self.tell_changes(now, &before);
+        self.update_senders(now);
+        self.notify_engines(now, &before);
         if reload {
             self.engines
                 .keep_resolved(now, self.in_force.kept_resolved());
         }
-        self.follow_claims(now);
+        self.update_claims(now);
         self.report_problems();
         Ok(())
     }
@@ -220,7 +220,7 @@ impl Daemon {
 
     /// Restores files, maps and workers after a failed change. A failure is tried again each
     /// second.
-    fn put_back(&mut self, now: Instant, reload: bool) {
+    fn roll_back(&mut self, now: Instant, reload: bool) {
         if let Err(error) = self.save(&self.in_force.state) {
             tracing::error!(error = format!("{error:#}"), "cannot save the state again");
         }
@@ -258,8 +258,8 @@ impl Daemon {
         self.apply_links(now)?;
         self.reconcile()?;
         self.underlay_changed();
-        self.follow_senders(now);
-        self.follow_claims(now);
+        self.update_senders(now);
+        self.update_claims(now);
         self.report_problems();
         if !self.adopted_neighbours {
             self.adopt_neighbours(now)?;
@@ -335,8 +335,8 @@ impl Daemon {
 
     /// Tells the engines which addresses failed over and which went back, and which hosts are to be
     /// resolved.
-    fn tell_changes(&mut self, now: Instant, before: &Told) {
-        let after = Told::of(&self.in_force);
+    fn notify_engines(&mut self, now: Instant, before: &Announced) {
+        let after = Announced::of(&self.in_force);
         let role = self.in_force.config.role;
         if role == Role::Provider {
             // The announcements of an earlier mode end: a replica that boots in the new one must
@@ -362,7 +362,7 @@ impl Daemon {
     }
 
     /// Gives the engines the addresses with which the appliance asks on its networks.
-    fn follow_senders(&mut self, now: Instant) {
+    fn update_senders(&mut self, now: Instant) {
         let tables = self.forwarding.tables();
         let InForce { config, state, .. } = &self.in_force;
         let senders = claims::senders((config, state), &self.snapshot, tables);
@@ -370,7 +370,7 @@ impl Daemon {
     }
 
     /// Has the wire know which addresses are the appliance's own: announces, listens, advertises.
-    fn follow_claims(&mut self, now: Instant) {
+    fn update_claims(&mut self, now: Instant) {
         let tables = self.forwarding.tables();
         let InForce { config, state, .. } = &self.in_force;
         let claims = claims::claims((config, state), &self.snapshot, &self.engines, tables);

@@ -93,7 +93,7 @@ pub(super) fn mapped_already(rule: &Rule, other: &Rule) -> String {
     )
 }
 
-pub(super) fn there_is_none(rules: &BTreeMap<String, Rule>) -> String {
+pub(super) fn no_such_rule(rules: &BTreeMap<String, Rule>) -> String {
     if rules.is_empty() {
         return "there is no rule of this name, and there are no others".to_owned();
     }

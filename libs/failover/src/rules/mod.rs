@@ -144,7 +144,7 @@ impl RuleSet {
                     "is named twice in one change: name it once".to_owned(),
                 );
             } else if rules.remove(name).is_none() {
-                problem(name, there_is_none(&self.rules));
+                problem(name, no_such_rule(&self.rules));
             }
         }
         for change in &changes {

@@ -284,7 +284,7 @@ impl GatewaySelector {
 
     /// The other end has not answered for too long. If another gateway works, the one in use counts
     /// as failed.
-    pub fn unheard(&mut self, now: Duration) {
+    pub fn other_end_silent(&mut self, now: Duration) {
         let (Some(chooser), Some(used)) = (&mut self.chooser, &self.used) else {
             return;
         };
@@ -304,7 +304,7 @@ impl GatewaySelector {
     }
 
     /// A datagram of the other end was received.
-    pub const fn heard(&mut self) {
+    pub const fn other_end_heard(&mut self) {
         self.blame_pause = self.settings.blame;
     }
 
@@ -324,7 +324,7 @@ impl GatewaySelector {
             if !is_due {
                 continue;
             }
-            self.judge(place, paced, now);
+            self.report_unanswered(place, paced, now);
             let pause = match paced {
                 Some(pace) if self.is_chosen(place) => pace,
                 Some(pace) => pace + self.random.up_to(pace),
@@ -358,7 +358,7 @@ impl GatewaySelector {
     }
 
     /// Reports a failure if the last bind to a gateway is unanswered for too long.
-    fn judge(&mut self, place: usize, pace: Option<Duration>, now: Duration) {
+    fn report_unanswered(&mut self, place: usize, pace: Option<Duration>, now: Duration) {
         let Some(chooser) = &mut self.chooser else {
             return;
         };

@@ -84,7 +84,7 @@ impl Gateway {
 }
 
 struct World {
-    reach: GatewaySelector,
+    selector: GatewaySelector,
     gateways: Vec<Gateway>,
     now: Duration,
     /// One way.
@@ -104,7 +104,7 @@ impl World {
         let gateways: Vec<GatewayAddress> = (1..=count).map(at).collect();
         let list = list(&gateways);
         let now = Duration::from_secs(1000);
-        let reach = GatewaySelector::new(
+        let selector = GatewaySelector::new(
             (circuit(), Side::A, key()),
             Settings::default(),
             seeks.then_some(&list),
@@ -113,7 +113,7 @@ impl World {
             now,
         );
         Self {
-            reach,
+            selector,
             gateways: gateways.iter().map(|_| Gateway::default()).collect(),
             now,
             delay: 5 * MS,
@@ -138,7 +138,7 @@ impl World {
     }
 
     fn actions(&mut self) {
-        while let Some(action) = self.reach.poll() {
+        while let Some(action) = self.selector.poll() {
             match action {
                 Action::Send { to, message } => {
                     let place = self.place(to);
@@ -161,7 +161,7 @@ impl World {
         for _ in 0..1_000_000 {
             self.actions();
             let arrival = self.flying.keys().next().copied();
-            let deadline = self.reach.next_deadline();
+            let deadline = self.selector.next_deadline();
             let next = arrival.map(|(at, _)| at).into_iter().chain(deadline).min();
             let Some(next) = next.filter(|next| *next <= until) else {
                 self.now = until;
@@ -181,18 +181,18 @@ impl World {
                 } else {
                     let from = at(place as u8 + 1).address;
                     let times = (self.now, self.clock());
-                    self.reach.receive(from, &message, times);
+                    self.selector.receive(from, &message, times);
                 }
             } else {
                 let clock = self.clock();
-                self.reach.timeout(self.now, clock);
+                self.selector.timeout(self.now, clock);
             }
         }
-        panic!("it never rests: {:?}", self.reach);
+        panic!("it never rests: {:?}", self.selector);
     }
 
     fn used(&self) -> usize {
-        self.place(self.reach.used().expect("a gateway in use").address)
+        self.place(self.selector.used().expect("a gateway in use").address)
     }
 
     fn uses(&self) -> usize {
@@ -219,7 +219,7 @@ fn one_gateway_is_used_and_the_end_is_bound_at_all() {
         world.run(3000 * MS);
         assert_eq!(world.uses(), 1, "it stays: {:?}", world.said);
         assert!(world.gateways.iter().all(|g| g.bound));
-        let states = world.reach.states(world.now);
+        let states = world.selector.states(world.now);
         assert_eq!(states.iter().filter(|s| s.used && s.bound).count(), 1);
         for state in states {
             let time = state.round_trip.expect("it answered");
@@ -302,8 +302,8 @@ fn without_a_gateway_the_reason_is_reported_until_one_answers() {
         gateway.dead = true;
     }
     world.run(Duration::from_secs(20));
-    assert_eq!(world.reach.used(), None);
-    let why = world.reach.lost().expect("no service").to_string();
+    assert_eq!(world.selector.used(), None);
+    let why = world.selector.lost().expect("no service").to_string();
     assert_eq!(
         why,
         "no gateway works: gw1 is silent, gw2 is silent; each is tried again automatically"
@@ -313,13 +313,13 @@ fn without_a_gateway_the_reason_is_reported_until_one_answers() {
     world.gateways[1].restart();
     world.run(1000 * MS);
     assert_eq!(world.used(), 1);
-    assert_eq!(world.reach.lost(), None);
+    assert_eq!(world.selector.lost(), None);
 }
 
 #[test]
 fn an_empty_list_is_no_service_at_once() {
     let world = World::new(0, true, 3);
-    assert_eq!(world.reach.lost(), Some(&NoService::Nothing));
+    assert_eq!(world.selector.lost(), Some(&NoService::Nothing));
 }
 
 #[test]
@@ -327,17 +327,17 @@ fn a_gateway_that_forwards_nothing_is_left() {
     let mut world = World::new(2, true, 5);
     world.run(2000 * MS);
     let first = world.used();
-    world.reach.unheard(world.now);
+    world.selector.other_end_silent(world.now);
     world.run(100 * MS);
     assert_ne!(world.used(), first);
     // If the other end is what is silent, they take turns ever more slowly.
     for _ in 0..1200 {
-        world.reach.unheard(world.now);
+        world.selector.other_end_silent(world.now);
         world.run(100 * MS);
     }
     assert!((4..10).contains(&world.uses()), "{}", world.uses());
     assert_eq!(
-        world.reach.lost(),
+        world.selector.lost(),
         None,
         "there is another to take turns with"
     );
@@ -348,7 +348,7 @@ fn the_only_gateway_is_never_left() {
     let mut world = World::new(1, true, 5);
     world.run(2000 * MS);
     for _ in 0..100 {
-        world.reach.unheard(world.now);
+        world.selector.other_end_silent(world.now);
         world.run(100 * MS);
     }
     assert_eq!((world.used(), world.uses()), (0, 1));
@@ -382,11 +382,11 @@ fn an_end_without_a_list_follows_the_other_end() {
     world.run(2000 * MS);
     assert!(world.gateways.iter().all(|g| g.bound));
     assert_eq!(world.said, []);
-    world.reach.peer_received_from(at(1).address);
+    world.selector.peer_received_from(at(1).address);
     world.gateways[0].draining = true;
     world.run(2000 * MS);
     assert!(world.gateways[0].bound, "the other end is there");
-    world.reach.peer_received_from(at(2).address);
+    world.selector.peer_received_from(at(2).address);
     world.run(2000 * MS);
     assert!(!world.gateways[0].bound, "it has moved");
     let asked: Vec<u32> = world.gateways.iter().map(|g| g.asked).collect();
@@ -405,10 +405,10 @@ fn a_removed_gateway_is_left() {
     let mut left: Vec<GatewayAddress> = (1..=3).map(at).collect();
     left.remove(old);
     let list = list(&left);
-    world.reach.update(Some(&list), &left, world.now);
+    world.selector.update(Some(&list), &left, world.now);
     world.run(200 * MS);
     assert_ne!(world.used(), old);
-    assert_eq!(world.reach.states(world.now).len(), 2);
+    assert_eq!(world.selector.states(world.now).len(), 2);
     world.run(1000 * MS);
     assert!(!world.gateways[old].bound, "it was told");
 }
@@ -419,7 +419,7 @@ fn close_sends_unbinds_to_all_gateways() {
         let mut world = World::new(3, seeks, 8);
         world.run(2000 * MS);
         let clock = world.clock();
-        world.reach.close(world.now, clock);
+        world.selector.close(world.now, clock);
         world.run(20 * MS);
         assert!(world.gateways.iter().all(|gateway| !gateway.bound));
     }
@@ -444,11 +444,15 @@ fn messages_of_strangers_are_ignored() {
     let mut other = End::new(circuit(), Side::A, key());
     let bind = other.bind(clock);
     let stranger = SocketAddr::from(([192, 0, 2, 99], 6180));
-    assert!(!world.reach.receive(stranger, &bind, (world.now, clock)));
+    assert!(!world.selector.receive(stranger, &bind, (world.now, clock)));
     assert!(
         !world
-            .reach
+            .selector
             .receive(at(1).address, &bind, (world.now, clock))
     );
-    assert!(!world.reach.receive(at(1).address, &[], (world.now, clock)));
+    assert!(
+        !world
+            .selector
+            .receive(at(1).address, &[], (world.now, clock))
+    );
 }

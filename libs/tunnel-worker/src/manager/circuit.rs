@@ -155,7 +155,7 @@ impl CircuitClient {
 
     /// The other end is heard again.
     pub const fn peer_heard(&mut self) {
-        self.selector.heard();
+        self.selector.other_end_heard();
     }
 
     /// Takes a message from a gateway; whether it was one to this end.
@@ -179,7 +179,7 @@ impl CircuitClient {
     pub fn drive(&mut self, now: Now, silent: bool) {
         let mono = since_boot(now.mono);
         if silent {
-            self.selector.unheard(mono);
+            self.selector.other_end_silent(mono);
         }
         if self.selector.next_deadline().is_some_and(|at| at <= mono) {
             self.selector.timeout(mono, clock::unix_nanos_increasing());

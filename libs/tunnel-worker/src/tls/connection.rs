@@ -168,7 +168,7 @@ impl ConnectionThread<'_> {
     /// Carries datagrams until something ends the connection.
     fn run(mut self) -> CloseReason {
         loop {
-            match self.turn() {
+            match self.run_once() {
                 Ok(()) => {}
                 Err(reason) => {
                     // The consumers get what was received before the end.
@@ -180,7 +180,7 @@ impl ConnectionThread<'_> {
         }
     }
 
-    fn turn(&mut self) -> Result<(), CloseReason> {
+    fn run_once(&mut self) -> Result<(), CloseReason> {
         match self.control.stop_reason() {
             None => {}
             Some(StopReason::Replaced) => return Err(CloseReason::Replaced),

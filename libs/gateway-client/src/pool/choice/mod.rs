@@ -366,11 +366,11 @@ impl Chooser {
             Health::Down => false,
         };
         let left = member.leave.is_some_and(|leave| leave <= now);
-        works && !left && !self.home_is_open(member.tier, now)
+        works && !left && !self.preferred_tier_is_open(member.tier, now)
     }
 
     /// Whether an end that uses `tier` returns to a lower one.
-    fn home_is_open(&self, tier: usize, now: Duration) -> bool {
+    fn preferred_tier_is_open(&self, tier: usize, now: Duration) -> bool {
         self.members.iter().any(|m| {
             m.tier < tier && m.usable() && m.failures == 0 && m.home.is_some_and(|home| home <= now)
         })
