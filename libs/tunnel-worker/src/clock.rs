@@ -76,26 +76,26 @@ pub fn now() -> Now {
 pub struct IncreasingClock(AtomicU64);
 
 impl IncreasingClock {
-    /// A clock that has given no time yet.
+    /// A clock that has returned no time yet.
     #[must_use]
     pub const fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
-    /// The next time; that of the wall clock, unless an earlier call gave a later one.
+    /// The next time; that of the wall clock, unless an earlier call returned a later one.
     pub fn next(&self, wall: u64) -> u64 {
-        // Two apart: the end of a circuit may add one.
+        // Steps of two: the end of a circuit may add one.
         let next = |last: u64| Some(wall.max(last.saturating_add(2)));
         let last = self.0.fetch_update(Relaxed, Relaxed, next);
         wall.max(last.unwrap_or(wall).saturating_add(2))
     }
 
-    /// Gives only times above this one from now on.
+    /// Returns only times above this one from now on.
     pub fn start_above(&self, nanos: u64) {
         self.0.fetch_max(nanos, Relaxed);
     }
 
-    /// The last time that was given; 0: none was.
+    /// The last returned time; 0: none yet.
     #[must_use]
     pub fn last(&self) -> u64 {
         self.0.load(Relaxed)
@@ -120,19 +120,19 @@ pub struct ClockReservation {
     reserved: u64,
 }
 
-/// How far a reservation reaches, nanoseconds: a start goes on that far ahead of the last process.
+/// Length of a reservation, nanoseconds: the next process starts that far ahead.
 const RESERVED: u64 = 300_000_000_000;
 /// A reservation is renewed when less than this is left of it, nanoseconds.
 const LEFT: u64 = 60_000_000_000;
 
 impl ClockReservation {
-    /// Goes on from what an earlier process stored.
+    /// Continues from the stored time of an earlier process.
     #[must_use]
     pub const fn new(stored: u64) -> Self {
         Self { reserved: stored }
     }
 
-    /// The time to be stored now, if it is time for that; `last` is the last one that the clock
+    /// The time to store now, if the reservation is due; `last` is the last one that the clock
     /// gave.
     pub const fn renew(&mut self, last: u64) -> Option<u64> {
         if last == 0 || last.saturating_add(LEFT) <= self.reserved {

@@ -1,9 +1,9 @@
-//! Notices that the machine was restored from a snapshot of its memory.
+//! Detects that the machine was restored from a snapshot of its memory.
 //!
-//! After that, every counter in memory is one of the past, and a session would use nonces a second
+//! After a restore every counter in memory is an old one, and a session would use nonces a second
 //! time. So every holder of keys compares [`Restores::count`] with the number that it last saw, and
-//! wipes them when it differs: workers before each batch of frames, TLS connections before each
-//! record, the manager before it does anything else.
+//! wipes its keys when the number differs: workers before each batch of frames, TLS connections
+//! before each record, the manager before all other work.
 //!
 //! ```text
 //!   kernel: NEW_VMGENID=1 (uevent) ─┐
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The uevent is sent when the hypervisor changes the VM generation ID (drivers/virt/vmgenid.c,
-//! Linux 6.12). Where there is none, a wall clock that is set right shows that time is missing.
+//! Linux 6.12). Without such a device, a correction of the wall clock reveals the missing time.
 
 use std::{
     io,
@@ -63,7 +63,7 @@ pub enum RestoreSign {
     ClockSet(Duration),
 }
 
-/// Tells restores from ordinary time. Pure.
+/// Distinguishes restores from ordinary time. Pure.
 #[derive(Debug, Default)]
 pub struct RestoreDetector {
     last: Option<ClockSample>,
@@ -113,7 +113,7 @@ impl Restores {
         self.0.fetch_add(1, SeqCst);
     }
 
-    /// Those of this process. The first call starts a thread that watches for them.
+    /// The restores of this process. The first call starts a thread that watches for them.
     #[must_use]
     pub fn watched() -> Self {
         static RESTORES: OnceLock<Restores> = OnceLock::new();

@@ -27,8 +27,8 @@ pub(super) fn choose(choice: CipherChoice) -> Cipher {
     cipher
 }
 
-/// Seals with both ciphers. It takes the time of the CPU, not of the clock, and the best of several
-/// rounds: a busy machine chooses as an idle one does.
+/// Seals with both ciphers. Measures CPU time, and takes the best of several rounds, so that a busy
+/// machine chooses as an idle one does.
 fn measure() -> CipherTimings {
     let time = |cipher| {
         (0..ROUNDS)

@@ -93,9 +93,9 @@ pub(super) struct GatewayMessage {
 #[derive(Debug)]
 pub(super) struct CircuitClient {
     selector: GatewaySelector,
-    /// None of our addresses is of a gateway's family: not yet, or not at all.
+    /// None of our addresses is of a gateway's address family.
     no_family: bool,
-    /// That there is no gateway was logged.
+    /// The lack of a gateway was logged.
     lost_logged: bool,
 }
 
@@ -119,7 +119,7 @@ impl CircuitClient {
         }
     }
 
-    /// Takes other gateways, or addresses of our own of other families.
+    /// Sets the gateways, and the address families of our own addresses.
     pub fn update(&mut self, spec: &CircuitSpec, locals: &[IpAddr], now: Instant) {
         let at = spec.at(locals);
         self.no_family = at.is_empty();
@@ -148,7 +148,7 @@ impl CircuitClient {
         path.circuit() == Some(self.id().number())
     }
 
-    /// Data of the other end came through this gateway.
+    /// Data of the other end arrived through this gateway.
     pub fn peer_heard_by(&mut self, gateway: SocketAddr) {
         self.selector.peer_received_from(gateway);
     }
@@ -158,7 +158,7 @@ impl CircuitClient {
         self.selector.other_end_heard();
     }
 
-    /// Takes a message from a gateway; whether it was one to this end.
+    /// Handles a message from a gateway; returns whether it was for this end.
     pub fn receive(&mut self, from: SocketAddr, message: &[u8], now: Now) -> bool {
         let times = (since_boot(now.mono), clock::unix_nanos_increasing());
         self.selector.receive(from, message, times)

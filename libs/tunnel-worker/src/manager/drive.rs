@@ -37,7 +37,7 @@ const TURN: Duration = Duration::from_millis(10);
 const ROUNDS: usize = 4;
 
 impl TunnelManager {
-    /// Takes handshake messages and gateways' messages, and works on them for a bounded time.
+    /// Receives handshake messages and gateways' messages, and handles them for a bounded time.
     pub(super) fn take_messages(&mut self) {
         let (known, handshakes) = (&self.known_addresses, &mut self.handshakes);
         self.sockets.receive(|from, datagram| {
@@ -71,7 +71,7 @@ impl TunnelManager {
         });
     }
 
-    /// Takes one message of the tunnel's port.
+    /// Handles one message of the tunnel's port.
     fn take_message(&mut self, from: SocketAddr, datagram: &[u8]) {
         let now = clock::now();
         match classify(from, datagram) {
@@ -113,7 +113,7 @@ impl TunnelManager {
         }
     }
 
-    /// Takes the workers' reports.
+    /// Handles the workers' reports.
     pub(super) fn take_reports(&mut self) -> HostActivity {
         let mut hosts = HostActivity::default();
         let now = clock::mono();
@@ -162,7 +162,7 @@ impl TunnelManager {
         hosts
     }
 
-    /// Does everything that is due.
+    /// Handles all expired timers.
     pub(super) fn drive(&mut self, maps: &mut dyn ProgramMaps) {
         let mut moved = self.drive_circuits(maps);
         moved |= self.take_outputs(maps);
@@ -214,7 +214,7 @@ impl TunnelManager {
         moved
     }
 
-    /// Follows a change of a TLS connection.
+    /// Handles a change of a TLS connection.
     fn tls_changed(&mut self, now: Now, change: Change) {
         let circuit = change.circuit();
         let chance = self.random.u64();
@@ -301,7 +301,7 @@ impl TunnelManager {
             let last = (self.tls.failed_at(id, now.mono), self.tls.peer(id));
             let locals = self.paths.locals();
             let addresses = spec.dial_order(locals, last, || self.random.u64());
-            // Without an address there is nothing to try, and that is no failure.
+            // Without an address there is no attempt, and so no failure.
             if !addresses.is_empty() && !self.tls.dial(id, key, tls, addresses) {
                 transport.failed(now.mono, self.random.u64());
             }
@@ -402,7 +402,7 @@ impl TunnelManager {
         moved
     }
 
-    /// Works out the headers for a peer's datagrams, and tells the workers if they changed.
+    /// Computes the headers for a peer's datagrams, and sends them to the workers if they changed.
     pub(super) fn update_outer(&mut self, slot: u32) {
         let Some(peer) = self.peers.get_mut(slot) else {
             return;
@@ -449,7 +449,7 @@ impl TunnelManager {
     }
 }
 
-/// Has data follow a peer to the path of its newest datagram, if it may.
+/// Moves data to the path of a peer's newest datagram, if that is allowed.
 fn follow(control: &mut TunnelControl, now: Instant, peer: &mut Peer) {
     let rx = peer.rx();
     let (Some(path), Some(seen)) = (rx.path, rx.path_seen) else {
@@ -490,13 +490,13 @@ fn log_event(now: Instant, peer: &mut Peer, event: tunnel::Event) {
     }
 }
 
-/// Takes a circuit's rings from the workers.
+/// Removes a circuit's rings from the workers.
 pub(super) fn close_rings(workers: &mut WorkerPool, circuit: CircuitId) {
     workers.request_all(|| Request::CloseRing(circuit.number()));
     workers.wake_all();
 }
 
-/// Takes a session's index from the programs.
+/// Removes a session's index from the programs' map.
 pub(super) fn forget_session(maps: &mut dyn ProgramMaps, index: u32) {
     let known = false;
     if let Err(error) = maps.apply(MapWrite::Session { index, known }) {

@@ -101,8 +101,8 @@ impl HandshakeSockets {
         }
     }
 
-    /// Has a socket on each of these addresses and no other. An address that cannot be bound is
-    /// tried again at the next call, and by [`HandshakeSockets::bind_again`].
+    /// Opens a socket on each of these addresses, and closes all others. An address that cannot be
+    /// bound is tried again at the next call, and by [`HandshakeSockets::bind_again`].
     pub fn bind(&mut self, now: Instant, locals: &[IpAddr]) {
         self.sockets.retain(|local, _| locals.contains(local));
         self.bind_errors.retain(|local, _| locals.contains(local));
@@ -170,8 +170,8 @@ impl HandshakeSockets {
         }
     }
 
-    /// Sends a datagram from a socket of the destination's family. A failure is counted: the
-    /// attempt is repeated, with back-off, whatever the reason.
+    /// Sends a datagram from a socket of the destination's family. A failure is counted; the
+    /// control half repeats the attempt with back-off.
     pub fn send(&mut self, to: SocketAddr, datagram: &[u8]) {
         let socket = self
             .sockets
@@ -187,7 +187,7 @@ impl HandshakeSockets {
         }
     }
 
-    /// Counts a message that could not be sent by another transport.
+    /// Counts a message that another transport could not send.
     pub const fn count_send_error(&mut self) {
         self.send_errors += 1;
     }

@@ -1,5 +1,5 @@
-//! The order in which handshake messages are worked on: those of peers and gateways first, and
-//! those of strangers within a budget of time. Pure.
+//! The order in which handshake messages are handled: those of peers and gateways first, and those
+//! of strangers within a budget of time. Pure.
 //!
 //! ```text
 //!   sockets ─▶ push ─┬─ from a peer or gateway ─▶ known ─────┐
@@ -8,9 +8,9 @@
 //!                                                     └──── one budget ◀─────┘
 //! ```
 //!
-//! The programs bound messages for each CPU; a curve operation here costs the one thread that keeps
-//! every tunnel up. So strangers, from wherever they come, share a fifth of its time. They may be
-//! peers whose address has changed, so they are not refused, only later.
+//! The programs limit messages for each CPU, but all curve operations run on the one thread that
+//! keeps every tunnel up. So all strangers together get a fifth of its time. They may be peers
+//! whose address has changed, so they are delayed and not refused.
 
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
@@ -86,7 +86,7 @@ impl HandshakeQueue {
         None
     }
 
-    /// Work on a stranger's message took this long.
+    /// Charges the time that a stranger's message took.
     pub fn spent(&mut self, now: Instant, time: Duration) {
         self.full_at = self.full_at.max(now) + time * SHARE;
     }

@@ -1,7 +1,7 @@
 //! The tunnels of an appliance: peers, handshakes, paths and workers, driven by the owner's loop.
 //!
-//! For: doing what the sans-IO halves decide (`tunnel::TunnelControl`, `gateway_client::selector`,
-//! [`transport`]). Never: a packet of a network, or a wait.
+//! For: carrying out the decisions of the sans-IO halves (`tunnel::TunnelControl`,
+//! `gateway_client::selector`, [`transport`]). Never: a packet of a network, or a wait.
 //!
 //! ```text
 //!   handshake_io ─ messages ──▶ ┌───────────────┐ ─ sessions, headers ─▶ workers (a thread each)
@@ -312,7 +312,7 @@ impl TunnelManager {
         self.max_payload.saturating_sub(circuit)
     }
 
-    /// The uplink takes UDP payloads of this many bytes: peers that are there follow.
+    /// Sets the longest UDP payload of the uplink, bytes, for present peers, too.
     fn set_max_payload(&mut self, now: Instant, max_payload: usize) {
         if max_payload == self.max_payload {
             return;
@@ -405,7 +405,7 @@ impl TunnelManager {
         }
     }
 
-    /// Has sockets of the workers on these interfaces, by name, and no others, and tells the
+    /// Opens sockets of the workers on these interfaces, by name, closes all others, and tells the
     /// programs of them.
     pub fn set_ports(&mut self, wanted: &BTreeMap<String, PortSpec>, maps: &mut dyn ProgramMaps) {
         for ifindex in self.ports.remove_stale(wanted) {

@@ -26,7 +26,7 @@ pub(super) struct PathSelector {
     port: u16,
     locals: Vec<IpAddr>,
     next_hops: NextHops,
-    /// Slots whose end of the circuit chooses the gateway: looked at each time, being few.
+    /// Slots whose end of the circuit chooses the gateway: few, and checked each time.
     choosing: BTreeSet<u32>,
     /// Slots whose end follows the other end's choice: as many as there are tenants.
     following: DeadlineQueue,
@@ -48,7 +48,7 @@ impl PathSelector {
         &self.locals
     }
 
-    /// Takes the state of the underlay; whether our own addresses changed.
+    /// Sets the state of the underlay; returns whether our own addresses changed.
     pub fn set_underlay(&mut self, next_hops: NextHops, locals: &[IpAddr]) -> bool {
         self.next_hops = next_hops;
         let changed = self.locals != locals;
@@ -81,7 +81,7 @@ impl PathSelector {
                 SocketAddr::new(*local, self.port),
                 path,
             ),
-            // The headers that it had are right far more often than none.
+            // The former headers are right in most cases.
             None
             | Some(NextHop::Unresolved {
                 transient: true, ..
@@ -90,7 +90,7 @@ impl PathSelector {
         }
     }
 
-    /// Of these addresses the first without a next hop, and the reason.
+    /// The first of these addresses without a next hop, and the reason.
     pub fn unresolved(&self, mut addresses: impl Iterator<Item = IpAddr>) -> Option<String> {
         addresses.find_map(|address| match self.next_hops.get(&address)? {
             NextHop::Unresolved { reason, .. } => Some(format!("{address}: {reason}")),
@@ -98,7 +98,7 @@ impl PathSelector {
         })
     }
 
-    /// A peer with a circuit is there; `follows`: its end follows the other end's choice.
+    /// Adds a peer with a circuit; `follows`: its end follows the other end's choice.
     pub fn add(&mut self, slot: u32, follows: bool) {
         if follows {
             self.following.set_due_now(slot);
@@ -112,7 +112,7 @@ impl PathSelector {
         self.following.set(slot, None);
     }
 
-    /// Something happened to the circuit of a peer whose end follows: its deadline may be another.
+    /// The circuit of a peer whose end follows has changed: its deadline may be another.
     pub fn set_due_now(&mut self, slot: u32) {
         self.following.set_due_now(slot);
     }

@@ -17,7 +17,7 @@ use crate::{
 
 /// Frames of each direction of a socket.
 const FRAMES: u32 = 4096;
-/// The process before this one may have had the queue until a moment ago.
+/// The previous process may not have released the queue yet.
 const BIND_TIMEOUT: Duration = Duration::from_millis(500);
 /// Interfaces that may have sockets: as many blocks of [`MAX_QUEUES`] slots fit `XSKS` behind slot
 /// 0.
@@ -43,7 +43,7 @@ impl WorkerPorts {
         }
     }
 
-    /// Forgets interfaces that are not wanted any more or have changed; their indices. Their
+    /// Removes interfaces that are no longer wanted or have changed; returns their indices. Their
     /// sockets are to be closed before [`WorkerPorts::open_missing`]: a queue has one socket.
     pub fn remove_stale(&mut self, wanted: &BTreeMap<String, PortSpec>) -> Vec<u32> {
         let stale: Vec<u32> = self

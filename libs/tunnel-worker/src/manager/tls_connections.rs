@@ -33,7 +33,7 @@ use crate::{
 
 /// How long TCP may take to connect to a gateway while other gateways wait.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a gateway is dialed last after a connection through it failed.
+/// How long a gateway is the last to be dialed after a connection through it failed.
 const AVOIDED: Duration = Duration::from_secs(60);
 /// Datagrams that fit a ring.
 const RING_CAPACITY: usize = 512;
@@ -157,8 +157,8 @@ impl TlsConnections {
         }
     }
 
-    /// Listens as specified, for these circuits. What fails is tried again by
-    /// [`TlsConnections::listen_again`].
+    /// Listens as specified, for these circuits. [`TlsConnections::listen_again`] retries a
+    /// failure.
     pub fn listen(&mut self, spec: Option<&ListenSpec>, circuits: HashMap<CircuitId, Key>) {
         self.wanted = None;
         let Some(spec) = spec else {

@@ -21,7 +21,7 @@ use crate::{
     worker::{Request, UnresolvedPacket, WaitMode, WorkerHandle, WorkerSettings, duplicate},
 };
 
-/// A worker that has not polled its sockets for so long hangs.
+/// A worker hangs if it has not polled its sockets for this long.
 const HANGS_AFTER: Duration = Duration::from_secs(5);
 
 /// All workers. Dropping it ends their threads.
@@ -99,7 +99,7 @@ impl WorkerPool {
         first.map_or(0, |assignment| assignment.opener(lane) as usize)
     }
 
-    /// Commands one worker. A worker that does not exist has no such lane, and nothing to do.
+    /// Commands one worker. A command for a worker that does not exist is ignored.
     pub fn command(&mut self, worker: usize, command: Command) {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.command(command);
@@ -127,14 +127,14 @@ impl WorkerPool {
         }
     }
 
-    /// Makes one worker look at its requests now.
+    /// Makes one worker read its requests now.
     pub fn wake(&mut self, worker: usize) {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.wake();
         }
     }
 
-    /// Makes every worker look at its requests, if there are new ones.
+    /// Makes every worker read its requests, if there are new ones.
     pub fn wake_all(&mut self) {
         for worker in &mut self.workers {
             worker.wake();

@@ -1,7 +1,7 @@
-//! How many control messages of one peer a worker handles.
+//! Limit of the control messages of one peer that a worker handles.
 //!
-//! A peer is authenticated, and may still send control messages as fast as its line is: each costs
-//! an answer or the manager's time. An honest peer sends an echo a second, and some tens of
+//! An authenticated peer may send control messages at the speed of its line, and each costs an
+//! answer or the manager's time. An honest peer sends an echo a second, and some tens of
 //! path-MTU probes after a change of the path.
 
 use std::time::Duration;

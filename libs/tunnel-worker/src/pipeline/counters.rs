@@ -25,7 +25,7 @@ struct Traffic {
 pub(crate) struct Sockets {
     /// Frames that found no room in a socket's rings.
     pub rx_dropped: AtomicU64,
-    /// When the worker last looked, nanoseconds of the monotonic clock.
+    /// When the worker last polled its sockets, nanoseconds of the monotonic clock.
     pub beat: AtomicU64,
 }
 
@@ -46,7 +46,7 @@ fn add(cell: &AtomicU64, value: u64) {
 }
 
 impl WorkerCounters {
-    /// Packets counters.
+    /// The value of a counter.
     #[must_use]
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters[counter as usize].load(Relaxed)

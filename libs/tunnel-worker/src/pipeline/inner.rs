@@ -19,10 +19,10 @@ use packet_rules::{
 /// An ICMPv6 header with the four bytes that follow it in every message, bytes.
 const ICMPV6_LEN: usize = 8;
 
-/// An IP packet whose header holds together.
+/// An IP packet with a valid header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Inner {
-    /// Bytes of the packet by its own account, at most those given.
+    /// Length of the packet by its header, bytes; at most that of the buffer.
     pub len: usize,
     /// Its Ethernet type, host byte order.
     pub ethertype: u16,
@@ -36,9 +36,9 @@ pub(crate) struct Inner {
     pub discovery: bool,
 }
 
-/// Reads an IP packet, and refuses what is never carried: to no unicast host, link-local addresses,
-/// neighbour discovery. The counter says why. What is left to see is checked by the caller, in the
-/// order that the programs have: source, sides, and discovery behind extension headers.
+/// Reads an IP packet, and refuses packets that are never carried: to no unicast host, link-local
+/// addresses, neighbour discovery. The counter gives the reason. The caller makes the remaining
+/// checks in the order of the programs: source, sides, and discovery behind extension headers.
 pub(crate) fn parse(packet: &[u8]) -> Result<Inner, Counter> {
     match packet.first().map(|first| first >> 4) {
         Some(4) => ipv4(packet),
@@ -90,7 +90,7 @@ fn ipv6(packet: &[u8]) -> Result<Inner, Counter> {
         return Err(Counter::DropNotCarried);
     }
     let packet = &packet[..total];
-    // The other side never sends discovery; with the hop limit kept, it would pass for on-link.
+    // The other side never sends discovery; with its hop limit, hosts would take it for on-link.
     if head[6] == IPPROTO_ICMPV6 {
         let message = packet.get(IPV6_LEN..IPV6_LEN + ICMPV6_LEN);
         if is_discovery(message.ok_or(Counter::DropMalformed)?[0]) {
@@ -114,7 +114,7 @@ fn ipv6(packet: &[u8]) -> Result<Inner, Counter> {
     })
 }
 
-/// The destination of an IP packet, without any check of the rest.
+/// The destination of an IP packet; nothing else is checked.
 pub(crate) fn destination(packet: &[u8]) -> Option<Address> {
     match packet.first()? >> 4 {
         4 => mapped(*packet.get(16..20)?.first_chunk()?).into(),

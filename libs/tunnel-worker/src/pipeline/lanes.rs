@@ -1,15 +1,15 @@
-//! Which worker has which lane of a peer.
+//! Assignment of the lanes of a peer to workers.
 //!
-//! A tunnel between appliances has [`LANES`] lanes, whatever the number of workers at either end:
-//! what one end sends on lane *n* (its worker *n*'s), worker *n* modulo the workers of the other
-//! end opens. So no two workers ever share a key, a counter or a replay window, and neither end
-//! needs to know how many workers the other has. What comes to another worker's socket (the NIC
-//! chooses the queue by addresses and ports, which are those of one UDP flow for a whole peer) is
-//! handed over, sealed as it is.
+//! A tunnel between appliances has [`LANES`] lanes, independent of the number of workers at either
+//! end. Worker *n* sends on lane *n*; at the other end, worker *n* modulo the number of workers
+//! opens the lane. So no two workers share a key, a counter or a replay window, and neither end
+//! needs to know the number of workers of the other. A NIC chooses the queue by addresses and
+//! ports, and a peer is one UDP flow: a worker hands sealed datagrams of another worker's lane over
+//! to it.
 
 use tunnel::MAX_LANES;
 
-/// PeerLanes of a tunnel between appliances, and workers at most.
+/// Lanes of a tunnel between appliances; also the most workers.
 pub const LANES: u32 = 8;
 
 /// A worker's part of the lanes.
@@ -20,13 +20,14 @@ pub struct LaneAssignment {
 }
 
 impl LaneAssignment {
-    /// Of a worker that is the only one.
+    /// The assignment of a single worker.
     pub const WHOLE: Self = Self {
         index: 0,
         workers: 1,
     };
 
-    /// Of worker `index`, from 0, of `workers`. `None` unless `index < workers <= LANES`.
+    /// The assignment of worker `index`, from 0, of `workers`. `None` unless
+    /// `index < workers <= LANES`.
     #[must_use]
     pub const fn new(index: u32, workers: u32) -> Option<Self> {
         if index < workers && workers <= LANES {
@@ -53,12 +54,12 @@ impl LaneAssignment {
         lane % self.workers
     }
 
-    /// Whether it is the worker of lane 0: of the control words, and of WireGuard peers.
+    /// Whether it is the worker of lane 0: of control messages, and of WireGuard peers.
     pub(super) const fn is_first(self) -> bool {
         self.index == 0
     }
 
-    /// The worker that opens messages of this index on the wire, if it is another.
+    /// The other worker that opens messages of this index on the wire; `None`: this worker does.
     #[inline]
     pub(super) const fn other_worker(self, wire_index: u32) -> Option<u32> {
         let opener = self.opener(wire_index % MAX_LANES);
@@ -69,7 +70,7 @@ impl LaneAssignment {
         }
     }
 
-    /// Where the receiver for messages of this index is among the worker's own.
+    /// The index of the receiver for messages of this index among the worker's own.
     #[inline]
     pub(super) const fn receiver_index(self, wire_index: u32) -> usize {
         (wire_index % MAX_LANES / self.workers) as usize

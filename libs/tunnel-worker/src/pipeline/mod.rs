@@ -11,8 +11,8 @@
 //!             ─▶ source there? destination here? ─▶ host ─▶ Ethernet header ─▶ the tenant's port
 //! ```
 //!
-//! The rules for a packet that comes out are those of `appliance-ebpf/src/stage/uplink.rs`;
-//! `tests/tests/packets/workers.rs` holds the two side by side.
+//! The rules for an opened packet are those of `appliance-ebpf/src/stage/uplink.rs`;
+//! `tests/tests/packets/workers.rs` compares the two.
 
 mod control_budget;
 mod counters;
@@ -51,7 +51,7 @@ pub use outer_header::{OuterHeader, circuit_id, parse_datagram};
 pub use tables::PeerRoute;
 use tables::{Tables, gateway, is_provider, prefix_of};
 
-/// Between two tellings that a host is in use.
+/// Interval between two reports that a host is in use.
 const REPORT_USE_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 /// Session indices a worker knows at most: five sessions of every lane of every peer.
 const SESSIONS: usize = MAX_PEERS as usize * 5 * LANES as usize;
@@ -60,11 +60,11 @@ const SESSIONS: usize = MAX_PEERS as usize * 5 * LANES as usize;
 #[derive(Debug)]
 pub struct PeerLanes {
     sender: Sender,
-    /// Of every lane that the worker opens, by [`LaneAssignment::receiver_index`].
+    /// The receiver of every lane that the worker opens, by [`LaneAssignment::receiver_index`].
     receivers: Box<[Receiver]>,
     framing: Framing,
     outer: Option<OuterHeader>,
-    /// Of a WireGuard peer: the network it is in, and the addresses it may have there.
+    /// For a WireGuard peer: its network, and its allowed addresses there.
     member: Option<(u32, Box<[Prefix]>)>,
     control_budget: ControlBudget,
     /// Changed since the last report.
@@ -72,7 +72,7 @@ pub struct PeerLanes {
     reassembled: u64,
     /// Nothing is received from the peer: segments are sent, and kept as well.
     silent: bool,
-    /// Segments are kept for when the tunnel is back.
+    /// The outage buffer has segments of the peer.
     keeps: bool,
 }
 
@@ -126,8 +126,8 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Takes all its memory now. `lanes` says which lanes are its; `seed` keys its hash tables;
-    /// `counters` is its alone to write.
+    /// Allocates all its memory now. `lanes` are the worker's lanes; `seed` keys its hash tables;
+    /// only this pipeline writes `counters`.
     #[must_use]
     pub fn new(assignment: LaneAssignment, seed: u64, counters: Arc<WorkerCounters>) -> Self {
         Self {
@@ -315,7 +315,7 @@ impl Pipeline {
         self.open_datagram(now, from, index, &mut frame[at], wire)
     }
 
-    /// A datagram of a circuit's stream. Such are steered to the worker that opens them.
+    /// A datagram of a circuit's stream, which was steered to the worker that opens it.
     pub fn tls_datagram(
         &mut self,
         now: Instant,
@@ -403,7 +403,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Answers an echo; anything else is for the control half. So is an echo that cannot be
+    /// Answers an echo; passes all other messages to the control half, and an echo that cannot be
     /// answered yet: a peer that has just dialed sends one before this end may send.
     fn control_message(
         &mut self,
@@ -425,7 +425,7 @@ impl Pipeline {
         }
     }
 
-    /// Wipes every session, and takes none until the control half has retired all of before this
+    /// Wipes every session, and accepts none until the control half has retired all of before this
     /// restore: the machine was restored from a snapshot, and the counters of its sessions are of
     /// the past.
     pub fn suspend_sessions(&mut self, restore: u64) {
@@ -477,7 +477,7 @@ impl Pipeline {
             Command::Send(slot, session) => {
                 if let Some(lanes) = peer_lanes(&mut self.peers, slot) {
                     lanes.sender.install(*session);
-                    // The handshake says that the path is there.
+                    // The handshake proved the path.
                     lanes.silent = false;
                 }
                 self.release(now, slot, wire);
@@ -594,7 +594,7 @@ fn peer_lanes(peers: &mut [Option<Box<PeerLanes>>], slot: u32) -> Option<&mut Pe
     peers.get_mut(slot as usize)?.as_deref_mut()
 }
 
-/// Has the next report tell of a peer.
+/// Puts a peer into the next report.
 #[inline]
 fn mark_dirty(dirty: &mut Vec<u32>, slot: u32, is_dirty: &mut bool) {
     if !std::mem::replace(is_dirty, true) {
@@ -665,8 +665,8 @@ fn seal_and_send(
     }
 }
 
-/// Sends a packet that came out of the tunnel of `peer` to its host. A WireGuard peer comes with
-/// the addresses it may have.
+/// Sends a packet from the tunnel of `peer` to its host. For a WireGuard peer, with its allowed
+/// addresses.
 fn deliver(
     now: Instant,
     tables: &mut Tables,
@@ -689,7 +689,7 @@ fn deliver(
     if prefix.is_some_and(|prefix| prefix.is_v4_network_or_broadcast(&inner.destination)) {
         return Err(Counter::DropNotCarried);
     }
-    // Its own, and what goes there would go to it.
+    // The source must be an address of this peer: packets to it must go to this peer, too.
     if let Some(allowed) = allowed
         && (!allowed.iter().any(|prefix| prefix.contains(&inner.source))
             || tables.peer_of(&network, &inner.source) != peer)
@@ -759,7 +759,7 @@ fn deliver(
     Ok(())
 }
 
-/// The packet waits in user space while its host is resolved.
+/// Hands the packet to user space, where it waits until its host is resolved.
 #[cold]
 fn hand_to_slow_path(
     network: &Network,

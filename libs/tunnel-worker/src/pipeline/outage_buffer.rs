@@ -1,9 +1,9 @@
 //! The newest TCP segment of each flow, kept while its tunnel is silent or down.
 //!
 //! After an outage of minutes a sender's next retransmission is up to two minutes away (RFC 6298
-//! section 2.5 lets the timer grow to 60 s and more; Linux to 120 s, `TCP_RTO_MAX`). What it sent
-//! last, sent again the moment the tunnel is back, brings an acknowledgement, and the connection
-//! goes on at once. A copy more of a segment is what TCP expects of a network (RFC 9293 section
+//! section 2.5 lets the timer grow to 60 s and more; Linux to 120 s, `TCP_RTO_MAX`). The buffer
+//! sends its last segment again as soon as the tunnel works, the receiver acknowledges it, and the
+//! connection continues at once. TCP expects duplicate segments of a network (RFC 9293 section
 //! 3.4).
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use appliance_common::wire::{IPPROTO_TCP, IPV4_LEN, IPV6_LEN};
 use tunnel::Instant;
 
-/// Flows kept; two that meet in a slot share it, and the newer stays.
+/// Flows kept; of two flows with the same slot, the newer one stays.
 const SLOTS: usize = 1024;
 /// Bytes of a slot.
 pub(super) const BYTES: usize = 2048;
@@ -45,10 +45,10 @@ impl OutageBuffer {
         }
     }
 
-    /// Keeps `frame`, as the programs handed it over, if the packet at `at` in it is a TCP segment:
-    /// one that its sender would send again in place of what was kept, a mere acknowledgement only
-    /// where nothing is (the other end's segment may have come through before the way back was
-    /// there). `hash` is of its flow. Returns whether it is kept.
+    /// Keeps `frame`, as the programs handed it over, if the packet at `at` in it is a TCP segment.
+    /// A segment that its sender would repeat replaces the kept one; a mere acknowledgement only
+    /// fills an empty slot (the other end's segment may have arrived before this end could send).
+    /// `hash` is that of its flow. Returns whether the frame is kept.
     pub fn keep(&mut self, now: Instant, peer: u32, hash: u32, frame: &[u8], at: usize) -> bool {
         let place = hash as usize % SLOTS;
         let fits = match frame.get(at..).map(kind) {

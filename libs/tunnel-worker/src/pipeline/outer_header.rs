@@ -1,4 +1,4 @@
-//! The headers around a datagram: written from a template, read without trust.
+//! The headers around a datagram: written from a template, and checked on receipt.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -28,9 +28,9 @@ pub struct OuterHeader {
     /// Where to.
     pub path: PeerPath,
     header: [u8; V6 + CIRCUIT_ID_LEN],
-    /// Up to and with UDP's.
+    /// The length of the headers up to and including that of UDP.
     headers: usize,
-    /// With the circuit's id behind them.
+    /// The length with the circuit's ID.
     len: usize,
 }
 
@@ -98,7 +98,7 @@ impl OuterHeader {
         self.len
     }
 
-    /// Of a stream: there are no headers, and no interface.
+    /// For a stream: there are no headers, and no interface.
     #[must_use]
     pub const fn tls(id: NonZeroU64) -> Self {
         Self {

@@ -49,7 +49,7 @@ const RECEIVE_STEPS: usize = 64;
 /// Rounds of sending before receiving gets its turn.
 const SEND_ROUNDS: usize = 8;
 
-/// Answers that are pending at most: an end that keeps to the protocol waits for no more.
+/// Most pending answers: an end that follows the protocol waits for no more.
 const MAX_PENDING_ANSWERS: usize = liveness::MOST;
 
 const _: () = assert!(LENGTH_BYTES + DATAGRAM_BYTES <= RECORD);
@@ -104,7 +104,8 @@ struct ConnectionThread<'r> {
     first: usize,
 }
 
-/// Tells the owner of an established connection, and carries datagrams until it ends; why it did.
+/// Reports an established connection to its owner, and carries datagrams until the connection ends;
+/// returns the reason.
 pub(super) fn carry(
     (circuit, id, peer): (CircuitId, ConnectionId, SocketAddr),
     link: TlsLink,
@@ -353,7 +354,7 @@ impl ConnectionThread<'_> {
         }
         self.control.is_sleeping.store(true, Relaxed);
         fence(SeqCst);
-        // Datagrams that were put in before the flag was set are not told by a wake.
+        // No wake announces datagrams that were put in before the flag was set.
         if self.outlets.iter().all(Outlet::is_empty) {
             self.control
                 .wait(&self.link.socket, PollFlags::POLLIN, deadline);
@@ -372,7 +373,7 @@ fn wake(inlets: &mut [Inlet]) {
 /// Result of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
-    /// All that there was was sent.
+    /// All datagrams were sent.
     All,
     /// There may be more at once.
     More,

@@ -1,4 +1,4 @@
-//! Why an attempt to connect failed, in messages that say what to do.
+//! Why an attempt to connect failed, in messages with the remedy.
 
 use std::{fmt, io, net::SocketAddr, time::Duration};
 

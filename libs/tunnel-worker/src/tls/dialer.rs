@@ -8,7 +8,7 @@
 //!   all failed ─▶ Failed, with the error of each address
 //! ```
 //!
-//! The other sockets stay connected meanwhile; TLS and the hello are spoken with one address at a
+//! The other sockets stay connected meanwhile; TLS and the hello are tried with one address at a
 //! time.
 
 use std::{
@@ -46,7 +46,8 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Least time for TLS and the hello while other addresses are left: a gateway may answer and the
 /// appliance behind it not.
 const HURRY: Duration = Duration::from_secs(1);
-/// Or as many times what TCP took: for TLS, the hello and the gateway's own connection.
+/// The same as a multiple of the time of TCP's handshake: for TLS, the hello and the gateway's own
+/// connection.
 const HURRY_TIMES: u32 = 8;
 
 /// Deadlines of an attempt's steps, for each address.
@@ -391,7 +392,7 @@ enum Failed {
     Step(DialStepError),
 }
 
-/// A TLS error as a message that says what to do.
+/// A TLS error as a message with the remedy.
 fn tls_error(error: rustls::Error, name: &str) -> DialStepError {
     if let Some((presented, pinned)) = FingerprintMismatch::of(&error) {
         return DialStepError::Fingerprint { presented, pinned };

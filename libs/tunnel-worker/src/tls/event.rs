@@ -92,7 +92,7 @@ impl EventSender {
     pub(super) fn send(&self, event: ConnectionEvent) {
         // Without an owner the event is dropped here, and a connection in it closed.
         let _ = self.events.send(event);
-        // EAGAIN: the owner has not looked yet, and will.
+        // EAGAIN: the owner has not read the event yet.
         let _ = self.wake.write(1);
     }
 }

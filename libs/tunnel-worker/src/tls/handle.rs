@@ -1,4 +1,4 @@
-//! An established connection, as its owner has it.
+//! The owner's handle of an established connection.
 
 use std::sync::Arc;
 

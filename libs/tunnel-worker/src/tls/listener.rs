@@ -466,7 +466,7 @@ fn start_connection(shared: &Arc<Shared>, socket: TcpStream, from: SocketAddr) {
         tracing::debug!(%from, "connection refused: its source is not in tls.from");
         return refuse(RefusalReason::NoGateway);
     }
-    // Those that were told to stop are stopping; the number of threads is bounded anyway.
+    // Bounds all threads, those included that were ordered to stop and still run.
     if shared.authenticating.load(SeqCst) >= 2 * shared.limits.pending {
         return refuse(RefusalReason::Crowded);
     }

@@ -2,11 +2,11 @@
 //! tenant's appliance and its provider's, through a gateway that relays the connection by its
 //! server name.
 //!
-//! For: carrying datagrams as UDP would. What finds no room is dropped and counted; nothing waits
+//! For: carrying datagrams as UDP would. Datagrams without room are dropped and counted; none waits
 //! without bound. Never: tokio; a decision when to dial (a [`Dialer`] makes one attempt and reports
-//! the outcome); a look into a datagram. The tunnel inside authenticates and encrypts by itself.
-//! TLS serves to pass; the pinned certificate, the hello and its answer keep third parties from
-//! taking the connection's place. Wire format: `docs/gateway.md`.
+//! the outcome); the content of a datagram. The tunnel inside authenticates and encrypts by itself.
+//! TLS is needed to pass firewalls; the pinned certificate, the hello and its answer keep third
+//! parties from replacing the connection. Wire format: `docs/gateway.md`.
 //!
 //! ```text
 //!  owner                       Dialer, Listener: a thread each       connection: a thread each

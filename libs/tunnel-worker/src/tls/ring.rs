@@ -158,7 +158,7 @@ pub(super) fn ring(datagrams: usize, waker: ThreadWaker) -> (Inlet, Outlet) {
 }
 
 impl Inlet {
-    /// Copies a datagram in; whether there was room for one of its length.
+    /// Copies a datagram into the ring; returns whether there was room for its length.
     pub fn push(&mut self, datagram: &[u8]) -> bool {
         let fits = (MIN_DATAGRAM..=DATAGRAM_BYTES).contains(&datagram.len());
         // An abandoned ring has no thread that takes the datagram out.
