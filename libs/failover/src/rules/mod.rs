@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{IpPrefix, Rule, RuleTarget};
-use check::{mapped_already, overlaps, second_one_to_one, tenant_problems, there_is_none};
+use check::{mapped_already, no_such_rule, overlaps, second_one_to_one, tenant_problems};
 
 /// The facts that rules and plans are checked against: a tenant's networks and public addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
