@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
 };
 
 use aya::programs::Xdp;
@@ -140,6 +141,67 @@ fn maps_stay_within_their_memory_budget() {
         total <= MEMORY_BUDGET,
         "the maps take {total} bytes, over {MEMORY_BUDGET}"
     );
+}
+
+/// Bytes as the documentation gives them: rounded to KiB or MiB.
+fn amount(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..0x10_0000 => format!("{} KiB", bytes.div_ceil(1024)),
+        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0).replace(".0 MiB", " MiB"),
+    }
+}
+
+/// The columns "element" and "memory" of the table of maps in the documentation, as the kernel
+/// reports the loaded maps.
+#[test]
+fn the_documented_sizes_of_maps_are_true() {
+    const PAGE: &str = "../docs/architecture/data-path.md";
+    let Some(h) = Harness::new(World::provider()) else {
+        return;
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let page = std::fs::read_to_string(path).expect("the page");
+    let rows: BTreeMap<String, Vec<&str>> = page
+        .lines()
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let name = cells.get(1)?.strip_prefix('`')?.strip_suffix('`')?;
+            // The kernel keeps 15 bytes of a name.
+            Some((name.chars().take(15).collect(), cells))
+        })
+        .collect();
+    let mut wrong = Vec::new();
+    for info in aya::maps::loaded_maps().flatten() {
+        if h.raw_maps().iter().all(|map| map.id() != info.id()) {
+            continue;
+        }
+        let name = info.name_as_str().unwrap_or("?");
+        let Some(cells) = rows.get(name) else {
+            // The compiler makes the map of constants.
+            assert_eq!(name, ".rodata", "no row in {PAGE}");
+            continue;
+        };
+        // The key of an array is an index, which is not stored.
+        let is_per_cpu = cells[2] == "per-CPU array";
+        let is_array = is_per_cpu || cells[2] == "array";
+        let key = if is_array { 0 } else { info.key_size() };
+        let element = u64::from(key + info.value_size());
+        let memory = element.max(1) * u64::from(info.max_entries());
+        let expected = (
+            if element == 0 {
+                "\u{2013}".to_owned()
+            } else {
+                element.to_string()
+            },
+            amount(memory) + if is_per_cpu { " a CPU" } else { "" },
+        );
+        let documented = (cells[6], cells[7]);
+        if documented != (expected.0.as_str(), expected.1.as_str()) {
+            wrong.push(format!("{name}: {} | {}", expected.0, expected.1));
+        }
+    }
+    assert!(wrong.is_empty(), "{PAGE}: write\n{}", wrong.join("\n"));
 }
 
 trait FdNumber {
