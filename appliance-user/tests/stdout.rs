@@ -53,7 +53,10 @@ fn a_command_ends_quietly_when_its_output_pipe_is_closed() {
         .map(|n| format!("\"10.1.{}.{}\"", n / 250, n % 250))
         .collect();
     let endpoints = format!("{{\"office\":[{}]}}", endpoints.join(","));
-    let _requests = serve(&socket, move |_| endpoints.clone());
+    let _requests = serve(&socket, move |line| match line.contains("reload") {
+        true => "\"reloaded\"".to_owned(),
+        false => endpoints.clone(),
+    });
     for words in [
         &["endpoint", "list"][..],
         &["endpoint", "list", "--json"],
@@ -84,9 +87,10 @@ fn a_trace_is_stopped_when_its_output_pipe_is_closed() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("appliance.sock");
     let step = r#"[{"at":1,"packet":"0.1","program":"access","step":"enters","interface":"eth0","action":"","counted":[],"len":60,"frame":"arp"}]"#;
-    let requests = serve(&socket, move |line| match line.contains("next") {
-        true => step.to_owned(),
-        false => "null".to_owned(),
+    let requests = serve(&socket, move |line| match line {
+        line if line.contains("next") => step.to_owned(),
+        line if line.contains("stop") => "\"stopped\"".to_owned(),
+        _ => "\"following\"".to_owned(),
     });
     let output = run_with_closed_stdout(&socket, &["trace"]);
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
@@ -100,7 +104,7 @@ fn a_trace_is_stopped_when_its_output_pipe_is_closed() {
 fn a_full_disk_is_an_error() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("appliance.sock");
-    let _requests = serve(&socket, |_| "null".to_owned());
+    let _requests = serve(&socket, |_| "\"reloaded\"".to_owned());
     let full: File = OpenOptions::new()
         .write(true)
         .open("/dev/full")

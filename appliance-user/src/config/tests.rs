@@ -279,7 +279,7 @@ fn each_mistake_about_encryption_is_named_with_its_place() {
         (
             tunnel,
             &format!("{tunnel}port = 4789\n"),
-            "the plain tunnels'",
+            "which plain tunnels use",
         ),
         (
             tunnel,
@@ -462,7 +462,7 @@ fn a_peer_is_reached_through_the_gateways_that_are_open() {
 #[test]
 fn what_is_wrong_with_gateways_is_named() {
     let circuit = "circuit = { id = \"3f9a1c0277d1e05b\"";
-    let tls = "tls = { name = \"acme.gateway.example.net\"";
+    let tls = "tls.name = \"acme.gateway.example.net\"";
     let gw2 = "addresses = [\"192.0.2.14:6180\"]";
     for (from, to, wanted) in [
         (
@@ -548,7 +548,7 @@ fn what_is_wrong_with_gateways_is_named() {
         ),
         (
             tls,
-            "tls = { name = \"acme..net\"",
+            "tls.name = \"acme..net\"",
             "\"acme..net\" is not a DNS name",
         ),
         (
@@ -607,7 +607,7 @@ fn what_is_wrong_with_gateways_is_named() {
             "this appliance may use no [[gateway]]",
         ),
         (
-            without("circuit =", "tls ="),
+            without("circuit =", "tls.name ="),
             "give the peer a circuit as well",
         ),
         (
@@ -667,7 +667,7 @@ fn provider_listens_for_tunnels_over_tls_as_configured() {
         ),
         (
             "from = [\"0.0.0.0/0\"]",
-            "tls: from: 0.0.0.0/0 cannot be the source of a gateway: leave from out",
+            "tls: from: 0.0.0.0/0 cannot be the source of a gateway: omit tls.from",
         ),
         (
             "from = [\"192.0.2.7\", \"192.0.2.0/28\"]",
