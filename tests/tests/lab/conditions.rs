@@ -1,5 +1,5 @@
-//! What real sites have: long, lossy and narrow WANs, routers with long caches, senders that leave
-//! checksums to an offload, marked packets, flows older than the failover.
+//! Conditions of real sites: long, lossy and narrow WANs, routers with long caches, checksums
+//! left to an offload, marked packets, flows older than the failover.
 
 use std::{
     net::SocketAddr,

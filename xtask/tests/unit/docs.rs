@@ -284,8 +284,11 @@ fn every_name_that_a_page_quotes_is_in_the_sources() {
     }
     let mut unknown = Vec::new();
     let mut checked = 0;
-    for (page, text) in pages() {
-        for quoted in quoted(&text).iter().filter(|quoted| is_name(quoted)) {
+    // The changelog quotes former names too.
+    let pages = pages();
+    let current = pages.iter().filter(|(p, _)| !p.ends_with("CHANGELOG.md"));
+    for (page, text) in current {
+        for quoted in quoted(text).iter().filter(|quoted| is_name(quoted)) {
             checked += 1;
             let known = match quoted.strip_suffix('…') {
                 Some(head) => names
