@@ -1,0 +1,184 @@
+//! The three changes of an object: create, replace its spec, remove.
+
+use crate::{
+    Conflict, Kind, Metadata, Must, Object, Origin, Refusal, Scope, State, Transaction,
+    draft::Draft,
+    name::{NAME_RULE, is_name},
+    refusal::Problems,
+};
+
+/// Options of a change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Do what would be refused for the sake of others: take the last gateway from tenants, or
+    /// remove a tenant together with all that it has. A warning then says what it costs.
+    pub force: bool,
+}
+
+/// A change that may be committed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Accepted<K: Kind> {
+    /// The difference to commit. Empty if nothing changes.
+    pub transaction: Transaction,
+    /// The object after the change, with the revision of before; the removed object for
+    /// [`remove`].
+    pub object: Object<K>,
+    /// Consequences that the person who asked should know.
+    pub warnings: Vec<String>,
+}
+
+/// Creates an object. `tenant` is `None` exactly for objects of the provider.
+///
+/// # Errors
+/// [`Refusal`]: the object is wrong, exists, or contradicts others.
+pub fn create<K: Kind>(
+    state: &State,
+    tenant: Option<&str>,
+    name: &str,
+    spec: K,
+    origin: Origin,
+    options: Options,
+) -> Result<Accepted<K>, Refusal> {
+    let mut draft = begin::<K>(state, tenant, origin, options)?;
+    check(tenant, name, &spec)?;
+    if let Some(there) = state.get::<K>(tenant, name) {
+        let mut conflict = Conflict::new::<K>(name, "name", name);
+        conflict.tenant.clone_from(&there.metadata.tenant);
+        return Err(Refusal::conflict(
+            format!(
+                "a {} {name:?} exists already: use another name, or change that one",
+                K::KIND
+            ),
+            vec![conflict],
+        ));
+    }
+    if let Some(tenant) = tenant {
+        draft.active_tenant(tenant)?;
+    }
+    let mut object = Object {
+        metadata: Metadata {
+            name: name.to_owned(),
+            tenant: tenant.map(ToOwned::to_owned),
+            uid: origin.uid,
+            generation: 1,
+            created: origin.now,
+            revision: 0,
+        },
+        spec,
+        status: K::Status::default(),
+    };
+    K::put(None, &mut object, &mut draft)?;
+    Ok(finish(draft, object))
+}
+
+/// Replaces the spec of an object.
+///
+/// # Errors
+/// [`Refusal`]: the object does not exist, the spec is wrong, or contradicts others.
+pub fn replace<K: Kind>(
+    state: &State,
+    tenant: Option<&str>,
+    name: &str,
+    spec: K,
+    origin: Origin,
+    options: Options,
+) -> Result<Accepted<K>, Refusal> {
+    let mut draft = begin::<K>(state, tenant, origin, options)?;
+    let old = state
+        .get::<K>(tenant, name)
+        .ok_or_else(|| Refusal::not_found::<K>(tenant, name))?;
+    check(tenant, name, &spec)?;
+    if old.spec == spec {
+        let mut transaction = Transaction::default();
+        let must = Must::At(old.metadata.revision);
+        transaction.must.insert(old.key(), must);
+        return Ok(Accepted {
+            transaction,
+            object: old.clone(),
+            warnings: Vec::new(),
+        });
+    }
+    let mut object = old.clone();
+    object.spec = spec;
+    object.metadata.generation += 1;
+    K::put(Some(old), &mut object, &mut draft)?;
+    Ok(finish(draft, object))
+}
+
+/// Removes an object, and gives back what it had claimed.
+///
+/// # Errors
+/// [`Refusal`]: the object does not exist, or others use it.
+pub fn remove<K: Kind>(
+    state: &State,
+    tenant: Option<&str>,
+    name: &str,
+    origin: Origin,
+    options: Options,
+) -> Result<Accepted<K>, Refusal> {
+    let mut draft = begin::<K>(state, tenant, origin, options)?;
+    let old = state
+        .get::<K>(tenant, name)
+        .ok_or_else(|| Refusal::not_found::<K>(tenant, name))?;
+    K::delete(old, &mut draft)?;
+    draft.erase(old);
+    let (transaction, warnings) = draft.finish();
+    Ok(Accepted {
+        transaction,
+        object: old.clone(),
+        warnings,
+    })
+}
+
+fn begin<'s, K: Kind>(
+    state: &'s State,
+    tenant: Option<&str>,
+    origin: Origin,
+    options: Options,
+) -> Result<Draft<'s>, Refusal> {
+    let mut draft = Draft::new(state, origin, options);
+    match (K::SCOPE, tenant) {
+        (Scope::Provider, None) => draft.guard_provider(),
+        (Scope::Tenant, Some(tenant)) => {
+            draft.tenant(tenant)?;
+            draft.guard_tenant(tenant);
+        }
+        (Scope::Provider, Some(tenant)) => {
+            return Err(scope::<K>(
+                tenant,
+                "belongs to the provider: name no tenant",
+            ));
+        }
+        (Scope::Tenant, None) => {
+            return Err(scope::<K>("", "belongs to a tenant: name the tenant"));
+        }
+    }
+    Ok(draft)
+}
+
+fn scope<K: Kind>(tenant: &str, rule: &str) -> Refusal {
+    let mut problems = Problems::new::<K>(None, "");
+    problems.add("tenant", tenant, format!("a {} {rule}", K::KIND));
+    match problems.into_result() {
+        Err(refusal) => refusal,
+        // A problem was added.
+        Ok(()) => Refusal::not_found::<K>(None, ""),
+    }
+}
+
+fn check<K: Kind>(tenant: Option<&str>, name: &str, spec: &K) -> Result<(), Refusal> {
+    let mut problems = Problems::new::<K>(tenant, name);
+    problems.require(is_name(name), "name", name, NAME_RULE);
+    spec.check(&mut problems);
+    problems.into_result()
+}
+
+fn finish<K: Kind>(mut draft: Draft<'_>, object: Object<K>) -> Accepted<K> {
+    draft.write(&object);
+    let (transaction, warnings) = draft.finish();
+    Accepted {
+        transaction,
+        object,
+        warnings,
+    }
+}

@@ -1,0 +1,210 @@
+//! A public address that a tenant has.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AddressPool, Rule, Tenant, kind};
+use crate::{
+    Claim, Conflict, Object, Reason, Refusal,
+    draft::{Draft, shown},
+    name::{NAME_RULE, is_name},
+    object::Rules,
+    refusal::Problems,
+    state::address_claim,
+};
+
+/// A public address of a tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Address {
+    /// The pool. Cannot be changed.
+    pub pool: String,
+    /// The address; omitted for the pool's next free one. Cannot be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+}
+
+/// The address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddressStatus {
+    /// The address that the tenant has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+}
+
+kind!(
+    Address,
+    "address",
+    "addresses",
+    Tenant,
+    addresses,
+    AddressStatus
+);
+
+impl Rules for Address {
+    fn check(&self, problems: &mut Problems) {
+        problems.require(is_name(&self.pool), "pool", &self.pool, NAME_RULE);
+    }
+
+    fn put(
+        old: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        draft.guard_provider();
+        let (tenant, name) = (new.tenant().to_owned(), new.name().to_owned());
+        if let Some(old) = old {
+            let value = old
+                .status
+                .address
+                .map_or_else(String::new, |a| a.to_string());
+            return Err(Refusal::conflict(
+                format!(
+                    "address {name:?} of tenant {tenant:?} is {value} of pool {:?}: release it and \
+                     assign another one",
+                    old.spec.pool
+                ),
+                vec![Conflict::new::<Self>(&name, "address", value).of(&tenant)],
+            ));
+        }
+        within_limit(draft, &tenant)?;
+        let pool = &new.spec.pool;
+        let Some(pool) = draft.state.address_pools.get("", pool) else {
+            let pools: Vec<_> = draft.state.address_pools.iter().map(Object::name).collect();
+            return Err(Refusal::conflict(
+                format!(
+                    "pool: {pool:?} does not exist: create it first, or use one of {}",
+                    shown(&pools)
+                ),
+                vec![Conflict::new::<AddressPool>(pool, "name", pool)],
+            ));
+        };
+        let address = match new.spec.address {
+            Some(address) => requested(draft, pool, address)?,
+            None => next_free(draft, pool)?,
+        };
+        let claim = Claim {
+            pool: pool.name().to_owned(),
+            tenant,
+            owner: name,
+        };
+        draft.claim(address_claim(address), &claim);
+        new.status.address = Some(address);
+        Ok(())
+    }
+
+    fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal> {
+        draft.guard_provider();
+        let tenant = old.tenant();
+        let rules = draft.state.rules.of_tenant(tenant);
+        let conflicts: Vec<_> = rules
+            .filter(|rule| Some(rule.spec.public_ip) == old.status.address)
+            .map(|rule| {
+                Conflict::new::<Rule>(rule.name(), "public_ip", rule.spec.public_ip).of(tenant)
+            })
+            .collect();
+        if conflicts.is_empty() {
+            release(draft, old);
+            return Ok(());
+        }
+        let rules: Vec<_> = conflicts.iter().map(|conflict| &conflict.name).collect();
+        Err(Refusal::conflict(
+            format!(
+                "address {:?} of tenant {tenant:?} is used by rules {}: remove them first",
+                old.name(),
+                shown(&rules)
+            ),
+            conflicts,
+        ))
+    }
+}
+
+/// Gives the address back. The caller erases the object.
+pub(super) fn release(draft: &mut Draft<'_>, address: &Object<Address>) {
+    if let Some(address) = address.status.address {
+        draft.release(address_claim(address));
+    }
+}
+
+fn within_limit(draft: &Draft<'_>, tenant: &str) -> Result<(), Refusal> {
+    let limit = draft.tenant(tenant)?.spec.limits.public_addresses;
+    let count = draft.state.addresses.of_tenant(tenant).count();
+    let Some(limit) = limit.filter(|limit| count >= *limit as usize) else {
+        return Ok(());
+    };
+    Err(Refusal::new(
+        Reason::Exhausted,
+        format!(
+            "tenant {tenant:?} has {count} public addresses and may have {limit}: release one, or \
+             raise limits.public_addresses of the tenant"
+        ),
+        vec![Conflict::new::<Tenant>(
+            tenant,
+            "limits.public_addresses",
+            limit,
+        )],
+    ))
+}
+
+fn requested(
+    draft: &Draft<'_>,
+    pool: &Object<AddressPool>,
+    address: IpAddr,
+) -> Result<IpAddr, Refusal> {
+    let key = address_claim(address);
+    if let Some(claim) = draft.state.claims.get(&key) {
+        let conflict = Conflict::new::<Address>(&claim.owner, "address", address);
+        return Err(Refusal::conflict(
+            format!(
+                "{address} is assigned to tenant {:?} ({:?}): assign another address, or omit it \
+                 to take the next free one",
+                claim.tenant, claim.owner
+            ),
+            vec![conflict.of(&claim.tenant)],
+        ));
+    }
+    if !pool.spec.holds(address) {
+        return Err(Refusal::conflict(
+            format!(
+                "{address} is not in address pool {:?} ({}): use one of its addresses, or omit it \
+                 to take the next free one",
+                pool.name(),
+                ranges(pool)
+            ),
+            vec![Conflict::new::<AddressPool>(
+                pool.name(),
+                "ranges",
+                ranges(pool),
+            )],
+        ));
+    }
+    Ok(address)
+}
+
+/// The pool's first address that has no claim. It looks at one address more than there are claims.
+fn next_free(draft: &Draft<'_>, pool: &Object<AddressPool>) -> Result<IpAddr, Refusal> {
+    let mut addresses = pool.spec.ranges.iter().flat_map(|range| range.iter());
+    let free = addresses.find(|address| draft.is_free(&address_claim(*address)));
+    free.ok_or_else(|| {
+        Refusal::new(
+            Reason::Exhausted,
+            format!(
+                "address pool {:?} has no free address: add a range to the pool, or release \
+                 addresses",
+                pool.name()
+            ),
+            vec![Conflict::new::<AddressPool>(
+                pool.name(),
+                "ranges",
+                ranges(pool),
+            )],
+        )
+    })
+}
+
+fn ranges(pool: &Object<AddressPool>) -> String {
+    let ranges: Vec<_> = pool.spec.ranges.iter().map(ToString::to_string).collect();
+    ranges.join(", ")
+}

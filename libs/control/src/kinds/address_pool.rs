@@ -1,0 +1,249 @@
+//! Public addresses of the provider that tenants may have.
+
+use std::net::IpAddr;
+
+use failover::IpPrefix;
+use serde::{Deserialize, Serialize};
+
+use super::{Address, Appliance, Gateway, kind};
+use crate::{
+    AddressRange, Conflict, Nothing, Object, Refusal, State,
+    draft::Draft,
+    name::{DESCRIPTION_RULE, is_description},
+    object::Rules,
+    refusal::Problems,
+};
+
+/// Most ranges of a pool.
+const MAX_RANGES: usize = 256;
+
+/// Public addresses, IPv4 or IPv6, that tenants may have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddressPool {
+    /// The addresses.
+    pub ranges: Vec<AddressRange>,
+    /// The prefix of the uplink that the addresses are in; omitted for addresses that the
+    /// provider's router routes to the appliances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<IpPrefix>,
+    /// The provider's router in this prefix. No tenant gets its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<IpAddr>,
+    /// Description, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+}
+
+kind!(
+    AddressPool,
+    "address-pool",
+    "address-pools",
+    Provider,
+    address_pools,
+    Nothing
+);
+
+impl Rules for AddressPool {
+    fn check(&self, problems: &mut Problems) {
+        problems.require(
+            (1..=MAX_RANGES).contains(&self.ranges.len()),
+            "ranges",
+            self.ranges.len(),
+            format_args!("write 1 to {MAX_RANGES} addresses, prefixes or ranges"),
+        );
+        for (place, range) in self.ranges.iter().take(MAX_RANGES).enumerate() {
+            let before = &self.ranges[..place];
+            if let Some(both) = before.iter().find_map(|other| other.intersection(*range)) {
+                problems.add(
+                    "ranges",
+                    both,
+                    format_args!("{both} is in two ranges: write each address once"),
+                );
+            }
+            self.check_range(*range, problems);
+        }
+        if let (Some(prefix), Some(router)) = (self.prefix, self.router) {
+            problems.require(
+                prefix.contains(router),
+                "router",
+                router,
+                format_args!("{router} is not in {prefix}: write an address of the prefix"),
+            );
+        }
+        let text = &self.description;
+        problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
+    }
+
+    fn put(
+        old: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        refuse_overlap(draft.state, new)?;
+        refuse_own_addresses(draft.state, new)?;
+        let Some(old) = old else {
+            return Ok(());
+        };
+        let lost: Vec<_> = assigned(draft.state, old.name())
+            .filter(|address| !address.status.address.is_some_and(|a| new.spec.holds(a)))
+            .map(held)
+            .collect();
+        refuse_assigned(old.name(), "would lose addresses", lost)
+    }
+
+    fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal> {
+        let held = assigned(draft.state, old.name()).map(held).collect();
+        refuse_assigned(old.name(), "has addresses", held)
+    }
+}
+
+impl AddressPool {
+    /// Whether the pool has this address.
+    pub(super) fn holds(&self, address: IpAddr) -> bool {
+        self.ranges.iter().any(|range| range.contains(address))
+    }
+
+    fn check_range(&self, range: AddressRange, problems: &mut Problems) {
+        for address in [range.first(), range.last()] {
+            // Whether hosts can have it: see `failover::Rule::new`, which rules go through.
+            problems.require(
+                !(address.is_loopback() || address.is_multicast() || address.is_unspecified()),
+                "ranges",
+                address,
+                format_args!("{address} is not a host address: write public addresses"),
+            );
+        }
+        if let Some(router) = self.router.filter(|router| range.contains(*router)) {
+            problems.add(
+                "ranges",
+                router,
+                format_args!("{range} has the router {router}: leave its address out"),
+            );
+        }
+        let Some(prefix) = self.prefix else {
+            return;
+        };
+        for address in [range.first(), range.last()] {
+            problems.require(
+                prefix.contains(address),
+                "ranges",
+                range,
+                format_args!("{address} is not in {prefix}: write addresses of the prefix"),
+            );
+            problems.require(
+                !prefix.is_network_or_broadcast(address),
+                "ranges",
+                address,
+                format_args!(
+                    "{address} is the network or broadcast address of {prefix}: leave it out"
+                ),
+            );
+        }
+    }
+}
+
+fn assigned<'s>(state: &'s State, pool: &str) -> impl Iterator<Item = &'s Object<Address>> {
+    let addresses = state.addresses.iter();
+    addresses.filter(move |address| address.spec.pool == pool)
+}
+
+fn held(address: &Object<Address>) -> Conflict {
+    let value = address
+        .status
+        .address
+        .map_or_else(String::new, |a| a.to_string());
+    Conflict::new::<Address>(address.name(), "address", value).of(address.tenant())
+}
+
+fn refuse_assigned(pool: &str, problem: &str, conflicts: Vec<Conflict>) -> Result<(), Refusal> {
+    let Some(first) = conflicts.first() else {
+        return Ok(());
+    };
+    Err(Refusal::conflict(
+        format!(
+            "address pool {pool:?} {problem} that tenants have, {} of tenant {:?} among them: \
+             release them first",
+            first.value,
+            first.tenant.as_deref().unwrap_or_default()
+        ),
+        conflicts,
+    ))
+}
+
+fn refuse_overlap(state: &State, new: &Object<AddressPool>) -> Result<(), Refusal> {
+    let mut conflicts = Vec::new();
+    for other in state
+        .address_pools
+        .iter()
+        .filter(|other| other.name() != new.name())
+    {
+        for theirs in &other.spec.ranges {
+            for ours in &new.spec.ranges {
+                if let Some(both) = ours.intersection(*theirs) {
+                    conflicts.push(Conflict::new::<AddressPool>(other.name(), "ranges", both));
+                }
+            }
+            let router = new.spec.router.filter(|router| theirs.contains(*router));
+            if let Some(router) = router {
+                conflicts.push(Conflict::new::<AddressPool>(other.name(), "ranges", router));
+            }
+        }
+        let router = other.spec.router.filter(|router| new.spec.holds(*router));
+        if let Some(router) = router {
+            conflicts.push(Conflict::new::<AddressPool>(other.name(), "router", router));
+        }
+    }
+    let Some(first) = conflicts.first() else {
+        return Ok(());
+    };
+    Err(Refusal::conflict(
+        format!(
+            "address pool {:?}: {} is in {} of pool {:?}: use other addresses, or remove them from \
+             that pool first",
+            new.name(),
+            first.value,
+            first.field,
+            first.name
+        ),
+        conflicts,
+    ))
+}
+
+/// Refuses addresses that gateways and appliances have themselves.
+fn refuse_own_addresses(state: &State, new: &Object<AddressPool>) -> Result<(), Refusal> {
+    let mut conflicts = Vec::new();
+    for gateway in state.gateways.iter() {
+        for address in gateway
+            .spec
+            .addresses
+            .iter()
+            .filter(|a| new.spec.holds(**a))
+        {
+            conflicts.push(Conflict::new::<Gateway>(
+                gateway.name(),
+                "addresses",
+                address,
+            ));
+        }
+    }
+    for appliance in state.appliances.iter() {
+        if let Some(address) = appliance.spec.address().filter(|a| new.spec.holds(*a)) {
+            let conflict = Conflict::new::<Appliance>(appliance.name(), "uplink.address", address);
+            conflicts.push(conflict.of(appliance.tenant()));
+        }
+    }
+    let Some(first) = conflicts.first() else {
+        return Ok(());
+    };
+    Err(Refusal::conflict(
+        format!(
+            "address pool {:?}: {} is the address of {} {:?}: leave it out",
+            new.name(),
+            first.value,
+            first.kind,
+            first.name
+        ),
+        conflicts,
+    ))
+}

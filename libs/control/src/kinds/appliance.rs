@@ -1,0 +1,182 @@
+//! A tenant's appliance on a host of the provider.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AddressPool, Gateway, kind};
+use crate::{
+    Conflict, Object, Refusal, State,
+    draft::Draft,
+    name::{DESCRIPTION_RULE, is_description},
+    object::Rules,
+    refusal::Problems,
+};
+
+/// A tenant's appliance on one host of the provider. A subscription makes it; it has the host's
+/// name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Appliance {
+    /// Address on the provider's production network.
+    pub uplink: Uplink,
+    /// Description, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+}
+
+/// How an appliance gets its address on the provider's production network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Uplink {
+    /// By DHCP.
+    Dhcp,
+    /// As written here.
+    Static {
+        /// The appliance's address.
+        address: IpAddr,
+        /// Prefix length, bits.
+        prefix_length: u8,
+        /// The next hop of packets to other networks.
+        router: IpAddr,
+    },
+}
+
+/// Where an appliance is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplianceStatus {
+    /// Name of the provider's host that it runs on.
+    pub host: String,
+}
+
+kind!(
+    Appliance,
+    "appliance",
+    "appliances",
+    Tenant,
+    appliances,
+    ApplianceStatus
+);
+
+impl Appliance {
+    /// The static address, if there is one.
+    pub(super) const fn address(&self) -> Option<IpAddr> {
+        match self.uplink {
+            Uplink::Dhcp => None,
+            Uplink::Static { address, .. } => Some(address),
+        }
+    }
+}
+
+impl Rules for Appliance {
+    fn check(&self, problems: &mut Problems) {
+        if let Uplink::Static {
+            address,
+            prefix_length,
+            router,
+        } = self.uplink
+        {
+            let prefix = failover::IpPrefix::new_truncated(address, prefix_length);
+            match prefix {
+                None => problems.add(
+                    "uplink.prefix_length",
+                    prefix_length,
+                    "write at most 32 for IPv4 and 128 for IPv6",
+                ),
+                Some(prefix) => {
+                    problems.require(
+                        !prefix.is_network_or_broadcast(address),
+                        "uplink.address",
+                        address,
+                        format_args!("{address} is the network or broadcast address of {prefix}"),
+                    );
+                    problems.require(
+                        prefix.contains(router) && router != address,
+                        "uplink.router",
+                        router,
+                        format_args!("write another address within {prefix}"),
+                    );
+                }
+            }
+        }
+        let text = &self.description;
+        problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
+    }
+
+    fn put(
+        old: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        draft.guard_provider();
+        if old.is_none() {
+            return Err(by_subscription(new));
+        }
+        let Some(address) = new.spec.address() else {
+            return Ok(());
+        };
+        refuse_taken(draft.state, address, Some((new.tenant(), new.name())), None)
+    }
+
+    fn delete(old: &Object<Self>, _: &mut Draft<'_>) -> Result<(), Refusal> {
+        Err(by_subscription(old))
+    }
+}
+
+fn by_subscription(appliance: &Object<Appliance>) -> Refusal {
+    let (tenant, name) = (appliance.tenant(), appliance.name());
+    Refusal::conflict(
+        format!(
+            "appliance {name:?} of tenant {tenant:?}: the tenant has one on each host of its \
+             subscriptions: subscribe to a hardware plan there, or end the subscriptions there"
+        ),
+        vec![Conflict::new::<Appliance>(name, "name", name).of(tenant)],
+    )
+}
+
+/// Refuses an address on the provider's production network that an appliance, a gateway or a pool
+/// has, other than the named appliance (tenant, name) or gateway.
+pub(super) fn refuse_taken(
+    state: &State,
+    address: IpAddr,
+    appliance: Option<(&str, &str)>,
+    gateway: Option<&str>,
+) -> Result<(), Refusal> {
+    let mut conflicts = Vec::new();
+    for other in state.appliances.iter() {
+        if other.spec.address() == Some(address)
+            && appliance != Some((other.tenant(), other.name()))
+        {
+            let conflict = Conflict::new::<Appliance>(other.name(), "uplink.address", address);
+            conflicts.push(conflict.of(other.tenant()));
+        }
+    }
+    for other in state.gateways.iter() {
+        if other.spec.addresses.contains(&address) && gateway != Some(other.name()) {
+            conflicts.push(Conflict::new::<Gateway>(other.name(), "addresses", address));
+        }
+    }
+    for pool in state.address_pools.iter() {
+        if let Some(range) = pool
+            .spec
+            .ranges
+            .iter()
+            .find(|range| range.contains(address))
+        {
+            conflicts.push(Conflict::new::<AddressPool>(pool.name(), "ranges", range));
+        } else if pool.spec.router == Some(address) {
+            conflicts.push(Conflict::new::<AddressPool>(pool.name(), "router", address));
+        }
+    }
+    let Some(first) = conflicts.first() else {
+        return Ok(());
+    };
+    Err(Refusal::conflict(
+        format!(
+            "{address} is taken by {} {:?} ({}): use another address",
+            first.kind, first.name, first.field
+        ),
+        conflicts,
+    ))
+}

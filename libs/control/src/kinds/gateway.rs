@@ -1,0 +1,232 @@
+//! Cloud gateways.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{GatewayPool, Tenant, appliance::refuse_taken, kind, yes};
+use crate::{
+    Conflict, Nothing, Object, Refusal, State,
+    draft::{Draft, shown},
+    name::{DESCRIPTION_RULE, is_description},
+    object::Rules,
+    refusal::Problems,
+};
+
+/// Port of gateways unless configured.
+const PORT: u16 = 6180;
+/// Most addresses of a gateway.
+const MAX_ADDRESSES: usize = 16;
+/// Longest DNS name, characters (RFC 1035 section 2.3.4, without the root).
+const DNS_NAME: usize = 253;
+
+/// A cloud gateway: tenants' appliances connect to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gateway {
+    /// Addresses that tenants connect to, public ones where the gateway is behind NAT.
+    pub addresses: Vec<IpAddr>,
+    /// DNS name of these addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns_name: Option<String>,
+    /// TCP and UDP port, 1 to 65535.
+    #[serde(default = "default_port")]
+    pub port: u16,
+    /// Whether tenants may use it.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// Description, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+}
+
+const fn default_port() -> u16 {
+    PORT
+}
+
+kind!(Gateway, "gateway", "gateways", Provider, gateways, Nothing);
+
+impl Rules for Gateway {
+    fn check(&self, problems: &mut Problems) {
+        problems.require(
+            (1..=MAX_ADDRESSES).contains(&self.addresses.len()),
+            "addresses",
+            self.addresses.len(),
+            format_args!("write 1 to {MAX_ADDRESSES} addresses"),
+        );
+        let mut seen = BTreeSet::new();
+        for address in &self.addresses {
+            problems.require(
+                seen.insert(address),
+                "addresses",
+                address,
+                format_args!("{address} is there twice: write each address once"),
+            );
+            problems.require(
+                !(address.is_multicast() || address.is_unspecified()),
+                "addresses",
+                address,
+                format_args!("{address} is not a host address: write a unicast address"),
+            );
+        }
+        problems.require(self.port != 0, "port", self.port, "write 1 to 65535");
+        if let Some(name) = &self.dns_name {
+            problems.require(
+                is_dns_name(name),
+                "dns_name",
+                name,
+                "write a DNS name such as gw1.example.net",
+            );
+        }
+        let text = &self.description;
+        problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
+    }
+
+    fn put(
+        old: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        for address in &new.spec.addresses {
+            refuse_taken(draft.state, *address, None, Some(new.name()))?;
+        }
+        if old.is_some_and(|old| old.spec.enabled) && !new.spec.enabled {
+            let name = new.name().to_owned();
+            keep_gateways(
+                draft,
+                &format!("gateway {name:?} cannot be disabled"),
+                |gateways| {
+                    gateways.disabled.insert(name.clone());
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal> {
+        let name = old.name();
+        let pools: Vec<_> = draft
+            .state
+            .gateway_pools
+            .iter()
+            .filter(|pool| pool.spec.gateways.iter().any(|gateway| gateway == name))
+            .map(|pool| Conflict::new::<GatewayPool>(pool.name(), "gateways", name))
+            .collect();
+        if let Some(pool) = pools.first() {
+            return Err(Refusal::conflict(
+                format!(
+                    "gateway {name:?} is in pool {:?}: take it out of the pool first",
+                    pool.name
+                ),
+                pools,
+            ));
+        }
+        keep_gateways(
+            draft,
+            &format!("gateway {name:?} cannot be removed"),
+            |gateways| {
+                gateways.disabled.insert(name.to_owned());
+            },
+        )
+    }
+}
+
+fn is_dns_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= DNS_NAME && name.split('.').all(is_label)
+}
+
+/// Which gateways tenants may use: the state's, with the differences of a change.
+pub(super) struct Gateways<'s> {
+    state: &'s State,
+    /// Gateways that are not enabled, or removed.
+    pub(super) disabled: BTreeSet<String>,
+    /// Pools and their gateways.
+    pub(super) pools: BTreeMap<String, Vec<String>>,
+}
+
+impl<'s> Gateways<'s> {
+    fn of(state: &'s State) -> Self {
+        let disabled = state
+            .gateways
+            .iter()
+            .filter(|gateway| !gateway.spec.enabled);
+        let pools = state.gateway_pools.iter();
+        Self {
+            state,
+            disabled: disabled.map(|gateway| gateway.name().to_owned()).collect(),
+            pools: pools
+                .map(|pool| (pool.name().to_owned(), pool.spec.gateways.clone()))
+                .collect(),
+        }
+    }
+
+    /// Whether a tenant may use any gateway: those of its pools, and those in no pool if it has no
+    /// pool or may fall back to them. A pool that the change removes is taken from its tenants.
+    fn has_any(&self, tenant: &Tenant) -> bool {
+        let is_enabled = |gateway: &str| {
+            self.state.gateways.get("", gateway).is_some() && !self.disabled.contains(gateway)
+        };
+        let pooled = |gateway: &str| self.pools.values().flatten().any(|g| g == gateway);
+        let pools = tenant.gateway_pools.iter();
+        let pools: Vec<_> = pools.filter_map(|pool| self.pools.get(pool)).collect();
+        pools
+            .iter()
+            .any(|gateways| gateways.iter().any(|gateway| is_enabled(gateway)))
+            || (pools.is_empty() || tenant.gateway_fallback)
+                && self
+                    .state
+                    .gateways
+                    .iter()
+                    .any(|gateway| is_enabled(gateway.name()) && !pooled(gateway.name()))
+    }
+}
+
+/// Refuses a change that takes the last gateway from tenants; warns of it with `force`.
+pub(super) fn keep_gateways(
+    draft: &mut Draft<'_>,
+    refused: &str,
+    change: impl FnOnce(&mut Gateways<'_>),
+) -> Result<(), Refusal> {
+    let before = Gateways::of(draft.state);
+    let mut after = Gateways::of(draft.state);
+    change(&mut after);
+    let tenants = draft.state.tenants.iter();
+    let lost: Vec<_> = tenants
+        .filter(|tenant| before.has_any(&tenant.spec) && !after.has_any(&tenant.spec))
+        .map(|tenant| tenant.name().to_owned())
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    if draft.options.force {
+        draft.warn(format!("tenants {} have no gateway left", shown(&lost)));
+        return Ok(());
+    }
+    let conflicts = lost.iter().map(|tenant| {
+        let pools = draft
+            .state
+            .tenants
+            .get("", tenant)
+            .map(|t| t.spec.gateway_pools.join(", "));
+        Conflict::new::<Tenant>(tenant, "gateway_pools", pools.unwrap_or_default())
+    });
+    Err(Refusal::conflict(
+        format!(
+            "{refused}: tenants {} would have no gateway left: give them another one first, or \
+             repeat the request with force",
+            shown(&lost)
+        ),
+        conflicts.collect(),
+    ))
+}

@@ -1,0 +1,104 @@
+//! Which network at the provider stands for a production network.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Network, kind};
+use crate::{
+    Conflict, Nothing, Object, Refusal, State,
+    draft::{Draft, shown},
+    name::{FOREIGN_RULE, NAME_RULE, is_foreign_name, is_name},
+    object::Rules,
+    refusal::Problems,
+};
+
+/// Replicas of machines on a production network are on a network at the provider.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mapping {
+    /// The production network, as the tenant's platform names it.
+    pub production: String,
+    /// The tenant's network at the provider.
+    pub replica: String,
+}
+
+kind!(Mapping, "mapping", "mappings", Tenant, mappings, Nothing);
+
+impl Rules for Mapping {
+    fn check(&self, problems: &mut Problems) {
+        let (production, replica) = (&self.production, &self.replica);
+        problems.require(
+            is_foreign_name(production),
+            "production",
+            production,
+            FOREIGN_RULE,
+        );
+        problems.require(is_name(replica), "replica", replica, NAME_RULE);
+    }
+
+    fn put(
+        old: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        let tenant = new.tenant().to_owned();
+        if old.is_some() {
+            draft.must_be_idle(&tenant, "change a mapping")?;
+        }
+        require_network(draft.state, &tenant, "replica", &new.spec.replica)?;
+        let mut conflicts = Vec::new();
+        for other in draft.state.mappings.of_tenant(&tenant) {
+            if other.name() == new.name() {
+                continue;
+            }
+            let (theirs, ours) = (&other.spec, &new.spec);
+            if theirs.production == ours.production {
+                let value = &theirs.production;
+                conflicts
+                    .push(Conflict::new::<Self>(other.name(), "production", value).of(&tenant));
+            }
+            if theirs.replica == ours.replica {
+                let value = &theirs.replica;
+                conflicts.push(Conflict::new::<Self>(other.name(), "replica", value).of(&tenant));
+            }
+        }
+        let Some(first) = conflicts.first() else {
+            return Ok(());
+        };
+        Err(Refusal::conflict(
+            format!(
+                "mapping {:?}: {} {:?} is in mapping {:?}: map each network once",
+                new.name(),
+                first.field,
+                first.value,
+                first.name
+            ),
+            conflicts,
+        ))
+    }
+
+    fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal> {
+        draft.must_be_idle(old.tenant(), "remove a mapping")
+    }
+}
+
+/// The tenant's network of this name, which an object's `field` names.
+///
+/// # Errors
+/// A refusal that lists the tenant's networks.
+pub(super) fn require_network<'s>(
+    state: &'s State,
+    tenant: &str,
+    field: &str,
+    name: &str,
+) -> Result<&'s Object<Network>, Refusal> {
+    state.networks.get(tenant, name).ok_or_else(|| {
+        let networks: Vec<_> = state.networks.of_tenant(tenant).map(Object::name).collect();
+        Refusal::conflict(
+            format!(
+                "{field}: network {name:?} does not exist; tenant {tenant:?}'s networks are {}",
+                shown(&networks)
+            ),
+            vec![Conflict::new::<Network>(name, "name", name).of(tenant)],
+        )
+    })
+}

@@ -1,0 +1,197 @@
+//! A tenant's network at the provider: its VLAN, and the tenant's settings for it.
+
+use std::net::IpAddr;
+
+use failover::IpPrefix;
+use serde::{Deserialize, Serialize};
+
+use super::{Mapping, Plan, Policy, Rule, kind};
+use crate::{
+    Conflict, Object, Refusal, State,
+    draft::Draft,
+    name::{DESCRIPTION_RULE, is_description},
+    object::Rules,
+    refusal::Problems,
+    tenant_view::TenantView,
+};
+
+/// Most prefixes of a network.
+const MAX_PREFIXES: usize = 16;
+
+/// A tenant's settings for one of its networks at the provider, where replicas are. A subscription
+/// makes the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Prefixes of the production network, IPv4 and IPv6.
+    #[serde(default)]
+    pub prefixes: Vec<IpPrefix>,
+    /// Default gateways of its machines, at most one of each address family. In full failover the
+    /// appliance takes them over.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// Description, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+}
+
+/// Where a network is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkStatus {
+    /// The tenant's subscription that it belongs to.
+    pub subscription: String,
+    /// The VLAN pool.
+    pub pool: String,
+    /// Name of the provider's host that the switch belongs to.
+    pub host: String,
+    /// The virtual switch of the host.
+    pub switch: String,
+    /// Whether it has internet access in full failover.
+    pub internet: bool,
+    /// VLAN, 1 to 4094.
+    pub vlan: u16,
+}
+
+kind!(
+    Network,
+    "network",
+    "networks",
+    Tenant,
+    networks,
+    NetworkStatus
+);
+
+impl Rules for Network {
+    fn check(&self, problems: &mut Problems) {
+        problems.require(
+            self.prefixes.len() <= MAX_PREFIXES,
+            "prefixes",
+            self.prefixes.len(),
+            format_args!("write at most {MAX_PREFIXES}"),
+        );
+        for (place, prefix) in self.prefixes.iter().enumerate() {
+            problems.require(
+                prefix.length() > 0,
+                "prefixes",
+                prefix,
+                format_args!("{prefix} has every address: write the prefix of the network"),
+            );
+            let before = &self.prefixes[..place];
+            if let Some(other) = before.iter().find(|other| other.overlaps(prefix)) {
+                problems.add(
+                    "prefixes",
+                    prefix,
+                    format_args!("{prefix} and {other} overlap: write each address once"),
+                );
+            }
+        }
+        let text = &self.description;
+        problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
+    }
+
+    fn put(
+        old: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        let (tenant, name) = (new.tenant().to_owned(), new.name().to_owned());
+        let Some(old) = old else {
+            return Err(by_subscription(&tenant, &name, "made"));
+        };
+        let is_address =
+            (&old.spec.prefixes, &old.spec.gateways) != (&new.spec.prefixes, &new.spec.gateways);
+        if !is_address {
+            return Ok(());
+        }
+        draft.must_be_idle(&tenant, "change a network")?;
+        refuse_overlap(draft.state, new)?;
+        let mut view = TenantView::of(draft.state, &tenant);
+        view.set_network(new);
+        view.check_gateways(new)?;
+        view.check_all(&format!("network {name:?} cannot be changed"))
+    }
+
+    fn delete(old: &Object<Self>, _: &mut Draft<'_>) -> Result<(), Refusal> {
+        Err(by_subscription(old.tenant(), old.name(), "removed"))
+    }
+}
+
+fn by_subscription(tenant: &str, name: &str, done: &str) -> Refusal {
+    Refusal::conflict(
+        format!(
+            "network {name:?} of tenant {tenant:?}: networks are {done} by subscriptions: \
+             subscribe to a hardware plan, change its number of networks, or end the subscription"
+        ),
+        vec![Conflict::new::<Network>(name, "subscription", "").of(tenant)],
+    )
+}
+
+/// Refuses prefixes that overlap those of another network of the tenant: there would be no telling
+/// where an address is.
+fn refuse_overlap(state: &State, new: &Object<Network>) -> Result<(), Refusal> {
+    let mut conflicts = Vec::new();
+    for other in state.networks.of_tenant(new.tenant()) {
+        if other.name() == new.name() {
+            continue;
+        }
+        for prefix in &other.spec.prefixes {
+            if new.spec.prefixes.iter().any(|ours| ours.overlaps(prefix)) {
+                let conflict = Conflict::new::<Network>(other.name(), "prefixes", prefix);
+                conflicts.push(conflict.of(new.tenant()));
+            }
+        }
+    }
+    let Some(first) = conflicts.first() else {
+        return Ok(());
+    };
+    Err(Refusal::conflict(
+        format!(
+            "network {:?}: a prefix overlaps {} of network {:?}: change one of the two",
+            new.name(),
+            first.value,
+            first.name
+        ),
+        conflicts,
+    ))
+}
+
+/// The objects of the tenant that use a network.
+pub(crate) fn uses(state: &State, network: &Object<Network>) -> Vec<Conflict> {
+    let (tenant, name) = (network.tenant(), network.name());
+    let mut uses = Vec::new();
+    for mapping in state.mappings.of_tenant(tenant) {
+        if mapping.spec.replica == name {
+            uses.push(Conflict::new::<Mapping>(mapping.name(), "replica", name).of(tenant));
+        }
+    }
+    for policy in state.policies.of_tenant(tenant) {
+        for (field, network) in [("from", &policy.spec.from), ("to", &policy.spec.to)] {
+            if network == name {
+                uses.push(Conflict::new::<Policy>(policy.name(), field, name).of(tenant));
+            }
+        }
+    }
+    for rule in state.rules.of_tenant(tenant) {
+        let internal = rule.spec.internal_ip;
+        if network
+            .spec
+            .prefixes
+            .iter()
+            .any(|prefix| prefix.contains(internal))
+        {
+            uses.push(Conflict::new::<Rule>(rule.name(), "internal_ip", internal).of(tenant));
+        }
+    }
+    for plan in state.plans.of_tenant(tenant) {
+        if plan
+            .spec
+            .networks
+            .iter()
+            .any(|network| network.name == name)
+        {
+            uses.push(Conflict::new::<Plan>(plan.name(), "networks", name).of(tenant));
+        }
+    }
+    uses
+}

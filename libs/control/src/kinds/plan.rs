@@ -1,0 +1,268 @@
+//! Failover plans: what fails over as a whole, in which order, and how it is reached then.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Rule, kind, mapping::require_network, yes};
+use crate::{
+    Conflict, Mode, Nothing, Object, Refusal,
+    draft::Draft,
+    name::{DESCRIPTION_RULE, FOREIGN_RULE, is_description, is_foreign_name},
+    object::Rules,
+    refusal::Problems,
+    tenant_view::TenantView,
+};
+
+/// Delay after a machine unless configured, seconds.
+const DELAY: u32 = 60;
+/// Longest delay after a machine, seconds: a day.
+const MAX_DELAY: u32 = 86_400;
+/// Most machines of a plan.
+const MAX_VMS: usize = 1000;
+
+/// A plan for full site failover. It is data; a run of it takes a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// The tenant's networks that fail over, at least one. Their default gateways, and the policies
+    /// between them, are those of the tenant.
+    pub networks: Vec<PlanNetwork>,
+    /// The machines, at least one, in the order in which they start.
+    pub vms: Vec<PlanVm>,
+    /// The tenant's public IP rules that are in force during the failover.
+    #[serde(default)]
+    pub rules: Vec<String>,
+    /// Commands before and after a run.
+    #[serde(default)]
+    pub hooks: Hooks,
+    /// Description, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+}
+
+/// A network of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanNetwork {
+    /// The tenant's network.
+    pub name: String,
+    /// Whether its machines reach the internet; only for networks with internet access. The
+    /// default is the network's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub internet: Option<bool>,
+    /// Whether the appliance sends router advertisements in the network.
+    #[serde(default = "yes")]
+    pub router_advertisements: bool,
+}
+
+/// A machine of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanVm {
+    /// The machine, as the tenant's platform names it.
+    pub name: String,
+    /// Its addresses, as far as they are known.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Time until the next machine starts, seconds, at most a day.
+    #[serde(default = "default_delay")]
+    pub delay_seconds: u32,
+}
+
+/// Commands before and after a run. Each is the name of an executable in the hook folder of the
+/// director, or the `https://` address of a webhook.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hooks {
+    /// Before the first machine starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// After the last machine has started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+const fn default_delay() -> u32 {
+    DELAY
+}
+
+kind!(Plan, "plan", "plans", Tenant, plans, Nothing);
+
+impl Rules for Plan {
+    fn check(&self, problems: &mut Problems) {
+        problems.require(
+            !self.networks.is_empty(),
+            "networks",
+            "",
+            "the plan has none: write the networks that fail over",
+        );
+        problems.require(
+            (1..=MAX_VMS).contains(&self.vms.len()),
+            "vms",
+            self.vms.len(),
+            format_args!("write 1 to {MAX_VMS} machines"),
+        );
+        let mut seen = BTreeSet::new();
+        for network in &self.networks {
+            let name = &network.name;
+            let text = format_args!("{name:?} is there twice: write each network once");
+            problems.require(seen.insert(name), "networks.name", name, text);
+        }
+        let mut seen = BTreeSet::new();
+        for vm in &self.vms {
+            let (name, delay) = (&vm.name, vm.delay_seconds);
+            problems.require(is_foreign_name(name), "vms.name", name, FOREIGN_RULE);
+            let text = format_args!("{name:?} is there twice: write each machine once");
+            problems.require(seen.insert(name), "vms.name", name, text);
+            let text = format_args!("write 0 to {MAX_DELAY} seconds for {name:?}");
+            problems.require(delay <= MAX_DELAY, "vms.delay_seconds", delay, text);
+        }
+        let mut seen = BTreeSet::new();
+        for rule in &self.rules {
+            let text = format_args!("{rule:?} is there twice: write each rule once");
+            problems.require(seen.insert(rule), "rules", rule, text);
+        }
+        for (field, hook) in [
+            ("hooks.before", &self.hooks.before),
+            ("hooks.after", &self.hooks.after),
+        ] {
+            if let Some(hook) = hook {
+                problems.require(
+                    is_hook(hook),
+                    field,
+                    hook,
+                    "write the name of an executable in the hook folder (a to z, 0 to 9, '.', '_' \
+                     and '-'), or an address that begins with https://",
+                );
+            }
+        }
+        let text = &self.description;
+        problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
+    }
+
+    fn put(
+        _: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        let tenant = new.tenant().to_owned();
+        check_networks(new, draft)?;
+        refuse_vms_of_others(new, draft)?;
+        let missing: Vec<_> = new
+            .spec
+            .rules
+            .iter()
+            .filter(|rule| draft.state.rules.get(&tenant, rule).is_none())
+            .map(|rule| Conflict::new::<Rule>(rule, "name", rule).of(&tenant))
+            .collect();
+        if let Some(first) = missing.first() {
+            return Err(Refusal::conflict(
+                format!(
+                    "rules: {:?} does not exist: create the rule first",
+                    first.name
+                ),
+                missing,
+            ));
+        }
+        let mut view = TenantView::of(draft.state, &tenant);
+        view.plans.insert(new.name().to_owned(), new.spec.clone());
+        view.check_plan(new.name(), &new.spec).map_err(|text| {
+            let networks: Vec<_> = new.spec.networks.iter().map(|n| n.name.as_str()).collect();
+            let value = networks.join(", ");
+            let conflict = Conflict::new::<Self>(new.name(), "networks", value).of(&tenant);
+            Refusal::conflict(text, vec![conflict])
+        })?;
+        if new
+            .spec
+            .vms
+            .last()
+            .is_some_and(|last| last.delay_seconds != DELAY)
+        {
+            draft.warn("the delay of the last machine has no effect: no machine starts after it");
+        }
+        Ok(())
+    }
+
+    fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal> {
+        let (tenant, name) = (old.tenant(), old.name());
+        let mode = &draft.tenant(tenant)?.status.mode;
+        if matches!(mode, Mode::Full { plan } if plan == name) {
+            return draft.must_be_idle(tenant, "remove its plan");
+        }
+        Ok(())
+    }
+}
+
+fn is_hook(hook: &str) -> bool {
+    let is_plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '.' | '_' | '-');
+    let is_file = !hook.starts_with('.') && !hook.is_empty() && hook.chars().all(is_plain);
+    let is_webhook = hook.strip_prefix("https://").is_some_and(|rest| {
+        !rest.is_empty() && !rest.starts_with('/') && rest.chars().all(|c| c.is_ascii_graphic())
+    });
+    hook.len() <= 1024 && (is_file || is_webhook)
+}
+
+/// Checks that the networks exist, have a default gateway, and may have internet access.
+fn check_networks(plan: &Object<Plan>, draft: &Draft<'_>) -> Result<(), Refusal> {
+    let tenant = plan.tenant();
+    for wanted in &plan.spec.networks {
+        let name = &wanted.name;
+        let network = require_network(draft.state, tenant, "networks", name)?;
+        let conflict =
+            |field, value| vec![Conflict::new::<super::Network>(name, field, value).of(tenant)];
+        if network.spec.gateways.is_empty() {
+            return Err(Refusal::conflict(
+                format!(
+                    "plan {:?}: network {name:?} has no default gateway: set `gateways` of the \
+                     network to the address that its machines use as their router",
+                    plan.name()
+                ),
+                conflict("gateways", ""),
+            ));
+        }
+        if wanted.internet == Some(true) && !network.status.internet {
+            return Err(Refusal::conflict(
+                format!(
+                    "plan {:?}: network {name:?} is one without internet access: omit `internet`, \
+                     or use a network with internet access",
+                    plan.name()
+                ),
+                conflict("internet", "false"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses machines that another plan of the tenant has.
+fn refuse_vms_of_others(plan: &Object<Plan>, draft: &Draft<'_>) -> Result<(), Refusal> {
+    let tenant = plan.tenant();
+    let ours: BTreeSet<_> = plan.spec.vms.iter().map(|vm| vm.name.as_str()).collect();
+    let mut conflicts = Vec::new();
+    for other in draft.state.plans.of_tenant(tenant) {
+        if other.name() == plan.name() {
+            continue;
+        }
+        for vm in other
+            .spec
+            .vms
+            .iter()
+            .filter(|vm| ours.contains(vm.name.as_str()))
+        {
+            conflicts.push(Conflict::new::<Plan>(other.name(), "vms", &vm.name).of(tenant));
+        }
+    }
+    let Some(first) = conflicts.first() else {
+        return Ok(());
+    };
+    Err(Refusal::conflict(
+        format!(
+            "plan {:?}: machine {:?} is in plan {:?}: a machine is in one plan at most",
+            plan.name(),
+            first.value,
+            first.name
+        ),
+        conflicts,
+    ))
+}

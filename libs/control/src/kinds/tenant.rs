@@ -1,0 +1,212 @@
+//! Tenants: the provider's customers.
+
+use std::{collections::BTreeSet, fmt};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Address, GatewayPool, Mapping, Plan, Policy, Rule, Subscription, address, kind, subscription,
+    yes,
+};
+use crate::{
+    Conflict, Kind, Object, Refusal,
+    draft::{Draft, shown},
+    name::{DESCRIPTION_RULE, is_description},
+    object::Rules,
+    refusal::Problems,
+};
+
+/// A customer of the provider.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tenant {
+    /// Whether the tenant may get anything new. A disabled tenant keeps all that it has, and its
+    /// failovers go on.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// End of the lease; from then on the tenant counts as disabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ends: Option<Timestamp>,
+    /// Limits.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Gateway pools, in the order of preference. Without any, the tenant uses the gateways that
+    /// are in no pool.
+    #[serde(default)]
+    pub gateway_pools: Vec<String>,
+    /// Whether the tenant may also use gateways that are in no pool when those of its pools fail.
+    #[serde(default)]
+    pub gateway_fallback: bool,
+    /// Description, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+}
+
+/// Limits of a tenant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Most public addresses; omitted for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_addresses: Option<u32>,
+    /// Bandwidth of the tunnels in each direction, Mbit/s, at least 1; omitted for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_mbit: Option<u32>,
+}
+
+/// Failover mode of a tenant's networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Mode {
+    /// No failover.
+    #[default]
+    Idle,
+    /// Partial site failover: some machines have failed over.
+    Partial,
+    /// Full site failover: all machines have failed over.
+    Full {
+        /// Name of the tenant's failover plan that is in force.
+        plan: String,
+    },
+}
+
+impl Mode {
+    /// Whether a failover is active.
+    #[must_use]
+    pub const fn is_failover(&self) -> bool {
+        !matches!(self, Self::Idle)
+    }
+}
+
+/// For people: `full failover by plan "all"`.
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Idle => f.write_str("no failover"),
+            Self::Partial => f.write_str("partial failover"),
+            Self::Full { plan } => write!(f, "full failover by plan {plan:?}"),
+        }
+    }
+}
+
+/// The state of a tenant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TenantStatus {
+    /// Failover mode.
+    #[serde(default)]
+    pub mode: Mode,
+}
+
+kind!(Tenant, "tenant", "tenants", Provider, tenants, TenantStatus);
+
+impl Rules for Tenant {
+    fn check(&self, problems: &mut Problems) {
+        let mut seen = BTreeSet::new();
+        for pool in &self.gateway_pools {
+            problems.require(
+                seen.insert(pool),
+                "gateway_pools",
+                pool,
+                format_args!("{pool:?} is there twice: write each pool once"),
+            );
+        }
+        problems.require(
+            self.limits.bandwidth_mbit != Some(0),
+            "limits.bandwidth_mbit",
+            0,
+            "write 1 or more Mbit/s, or omit it for no limit",
+        );
+        let text = &self.description;
+        problems.require(is_description(text), "description", text, DESCRIPTION_RULE);
+    }
+
+    fn put(
+        old: Option<&Object<Self>>,
+        new: &mut Object<Self>,
+        draft: &mut Draft<'_>,
+    ) -> Result<(), Refusal> {
+        draft.guard_tenant(new.name());
+        let missing: Vec<_> = new
+            .spec
+            .gateway_pools
+            .iter()
+            .filter(|pool| draft.state.gateway_pools.get("", pool).is_none())
+            .map(|pool| Conflict::new::<GatewayPool>(pool, "name", pool))
+            .collect();
+        if let Some(first) = missing.first() {
+            return Err(Refusal::conflict(
+                format!(
+                    "gateway_pools: {:?} does not exist: create the pool first",
+                    first.name
+                ),
+                missing,
+            ));
+        }
+        let count = draft.state.addresses.of_tenant(new.name()).count();
+        let limit = new.spec.limits.public_addresses;
+        if old.is_some() && limit.is_some_and(|limit| (limit as usize) < count) {
+            draft.warn(format!(
+                "tenant {:?} has {count} public addresses and keeps them",
+                new.name()
+            ));
+        }
+        Ok(())
+    }
+
+    fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal> {
+        let name = old.name();
+        draft.must_be_idle(name, "remove the tenant")?;
+        let state = draft.state;
+        let mut conflicts = Vec::new();
+        for subscription in state.subscriptions.of_tenant(name) {
+            let plan = &subscription.spec.hardware_plan;
+            let conflict =
+                Conflict::new::<Subscription>(subscription.name(), "hardware_plan", plan);
+            conflicts.push(conflict.of(name));
+        }
+        for address in state.addresses.of_tenant(name) {
+            let value = address
+                .status
+                .address
+                .map_or_else(String::new, |a| a.to_string());
+            conflicts.push(Conflict::new::<Address>(address.name(), "address", value).of(name));
+        }
+        if !conflicts.is_empty() && !draft.options.force {
+            let names: Vec<_> = conflicts.iter().map(Conflict::to_string).collect();
+            return Err(Refusal::conflict(
+                format!(
+                    "tenant {name:?} has {}: end the subscriptions and release the addresses \
+                     first, or repeat the request with force, which does so",
+                    shown(&names)
+                ),
+                conflicts,
+            ));
+        }
+        for subscription in state.subscriptions.of_tenant(name) {
+            subscription::end(draft, subscription);
+            draft.erase(subscription);
+        }
+        // With several subscriptions on a host, `end` leaves the appliance to the last one.
+        for appliance in state.appliances.of_tenant(name) {
+            draft.erase(appliance);
+        }
+        for address in state.addresses.of_tenant(name) {
+            address::release(draft, address);
+            draft.erase(address);
+        }
+        erase_all::<Mapping>(draft, name);
+        erase_all::<Policy>(draft, name);
+        erase_all::<Rule>(draft, name);
+        erase_all::<Plan>(draft, name);
+        draft.remove_tenant_guard(name);
+        Ok(())
+    }
+}
+
+fn erase_all<K: Kind>(draft: &mut Draft<'_>, tenant: &str) {
+    for object in K::table(draft.state).of_tenant(tenant) {
+        draft.erase(object);
+    }
+}

@@ -1,0 +1,51 @@
+//! The control plane's vocabulary: API objects, their validation, and the rules between them.
+//!
+//! For: the director, its command line and its agents, which all speak of hosts, VLAN pools,
+//! hardware plans, tenants and their networks. Never: input or output, a clock, a random source, or
+//! a store. A change is computed over a [`State`] in memory, and the caller commits the
+//! [`Transaction`] that results.
+//!
+//! ```text
+//!   stored objects ──▶ State ─┐
+//!                             ├─▶ create, replace, remove ─┬─▶ Accepted: Transaction, object,
+//!   request: name, spec ──────┤                            │   warnings
+//!   Origin: time, uid ────────┘                            └─▶ Refusal: detail, conflicts
+//!
+//!   Transaction ─▶ the store compares and sets ─┬─▶ revision ─▶ State::apply
+//!                                               └─▶ stale: read again, compute again
+//! ```
+//!
+//! Three mechanisms keep changes of several directors consistent, whatever they compute at once:
+//!
+//! - each object that a change writes must be at the revision that the change has read;
+//! - each change writes the *guards* of the parts that it reads: of the provider, of a tenant;
+//! - each VLAN and each public address that is in use has a *claim*, a key that must be absent
+//!   before, so that even a wrong computation cannot give one out twice.
+
+#![warn(missing_docs)]
+
+mod change;
+mod difference;
+mod draft;
+mod kinds;
+mod name;
+mod object;
+mod range;
+mod refusal;
+mod state;
+mod tenant_view;
+mod transaction;
+
+pub use change::{Accepted, Options, create, remove, replace};
+pub use difference::{ChangeOfObject, Difference, FieldDifference, differences};
+pub use kinds::{
+    Address, AddressPool, AddressStatus, Appliance, ApplianceStatus, Gateway, GatewayPool,
+    HardwarePlan, Hooks, Host, Limits, Mapping, Mode, Network, NetworkStatus, Plan, PlanNetwork,
+    PlanVm, Platform, Policy, Rule, Subscription, SubscriptionStatus, Switch, Tenant, TenantStatus,
+    Uplink, VlanPool,
+};
+pub use object::{Kind, Metadata, Nothing, Object, Origin, Scope};
+pub use range::{AddressRange, RangeError, VlanRange};
+pub use refusal::{Conflict, Reason, Refusal};
+pub use state::{Claim, Corrupt, State, Table};
+pub use transaction::{Must, Revision, Transaction};

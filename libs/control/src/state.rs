@@ -1,0 +1,359 @@
+//! The whole state of the provider, in memory.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Address, AddressPool, Appliance, Gateway, GatewayPool, HardwarePlan, Host, Kind, Mapping,
+    Network, Object, Plan, Policy, Revision, Rule, Scope, Subscription, Tenant, Transaction,
+    VlanPool, name::segment,
+};
+
+/// First segment of the keys of claims.
+const CLAIM: &str = "claim";
+/// First segment of the keys of guards.
+const GUARD: &str = "guard";
+
+/// Calls a macro with all kinds.
+macro_rules! for_all_kinds {
+    ($macro:ident) => {
+        $macro!(
+            Host,
+            VlanPool,
+            AddressPool,
+            HardwarePlan,
+            Tenant,
+            Subscription,
+            Network,
+            Appliance,
+            Address,
+            Gateway,
+            GatewayPool,
+            Mapping,
+            Policy,
+            Rule,
+            Plan
+        )
+    };
+}
+
+/// The objects of one kind, by tenant and name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table<K: Kind>(BTreeMap<(String, String), Object<K>>);
+
+impl<K: Kind> Default for Table<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Kind> Table<K> {
+    /// The object of this name; `tenant` is empty for objects of the provider.
+    #[must_use]
+    pub fn get(&self, tenant: &str, name: &str) -> Option<&Object<K>> {
+        self.0.get(&(tenant.to_owned(), name.to_owned()))
+    }
+
+    /// All objects, sorted by tenant and name.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Object<K>> {
+        self.0.values()
+    }
+
+    /// The objects of a tenant, sorted by name.
+    pub fn of_tenant(&self, tenant: &str) -> impl Iterator<Item = &Object<K>> {
+        let from = (tenant.to_owned(), String::new());
+        let objects = self.0.range(from..);
+        objects
+            .take_while(move |((of, _), _)| of == tenant)
+            .map(|(_, object)| object)
+    }
+
+    /// The objects after this one, sorted by tenant and name; all for `None`.
+    pub fn after(&self, last: Option<(&str, &str)>) -> impl Iterator<Item = &Object<K>> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = last.map_or(Unbounded, |(tenant, name)| {
+            Excluded((tenant.to_owned(), name.to_owned()))
+        });
+        self.0.range((from, Unbounded)).map(|(_, object)| object)
+    }
+
+    /// Number of objects.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are no objects.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The use of one VLAN or one public address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// The pool that it was taken from.
+    pub pool: String,
+    /// The tenant that it was given to.
+    pub tenant: String,
+    /// The tenant's network (VLAN) or address (public address).
+    pub owner: String,
+}
+
+/// A stored value cannot be read. The state is not used then: a part of it would look like a
+/// withdrawal of the rest.
+#[derive(Debug, thiserror::Error)]
+pub enum Corrupt {
+    /// The key is of no known kind.
+    #[error(
+        "the stored key {key:?} is of no kind that this version knows: start the version that \
+         wrote it, or restore a backup"
+    )]
+    Key {
+        /// As it is stored.
+        key: String,
+    },
+    /// The value is no object of the key's kind.
+    #[error(
+        "the stored value of {key:?} cannot be read: {source}; start the version that wrote it, or \
+         restore a backup"
+    )]
+    Value {
+        /// Where the value is stored.
+        key: String,
+        /// The error.
+        source: serde_json::Error,
+    },
+}
+
+/// All objects, claims and guards of one revision.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    pub(crate) revision: Revision,
+    pub(crate) hosts: Table<Host>,
+    pub(crate) vlan_pools: Table<VlanPool>,
+    pub(crate) address_pools: Table<AddressPool>,
+    pub(crate) hardware_plans: Table<HardwarePlan>,
+    pub(crate) tenants: Table<Tenant>,
+    pub(crate) subscriptions: Table<Subscription>,
+    pub(crate) networks: Table<Network>,
+    pub(crate) appliances: Table<Appliance>,
+    pub(crate) addresses: Table<Address>,
+    pub(crate) gateways: Table<Gateway>,
+    pub(crate) gateway_pools: Table<GatewayPool>,
+    pub(crate) mappings: Table<Mapping>,
+    pub(crate) policies: Table<Policy>,
+    pub(crate) rules: Table<Rule>,
+    pub(crate) plans: Table<Plan>,
+    pub(crate) claims: BTreeMap<String, Claim>,
+    pub(crate) guards: BTreeMap<String, Revision>,
+}
+
+impl State {
+    /// The state of a snapshot of the store: its keys, values and their revisions.
+    ///
+    /// # Errors
+    /// [`Corrupt`] for the first value that cannot be read.
+    pub fn load<'a>(
+        values: impl IntoIterator<Item = (&'a str, &'a str, Revision)>,
+        revision: Revision,
+    ) -> Result<Self, Corrupt> {
+        let mut state = Self::default();
+        for (key, value, written) in values {
+            state.set(key, Some(value), written)?;
+        }
+        state.revision = revision;
+        Ok(state)
+    }
+
+    /// Prefixes of all keys of a state, for snapshots of a store that has other keys, too.
+    #[must_use]
+    pub fn prefixes() -> Vec<String> {
+        macro_rules! kinds {
+            ($($kind:ty),*) => { [CLAIM, GUARD, $(<$kind as Kind>::KIND),*] };
+        }
+        let kinds = for_all_kinds!(kinds);
+        kinds.iter().map(|kind| format!("{kind}/")).collect()
+    }
+
+    /// The revision of the last commit that is in the state.
+    #[must_use]
+    pub const fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The objects of a kind.
+    #[must_use]
+    pub fn all<K: Kind>(&self) -> &Table<K> {
+        K::table(self)
+    }
+
+    /// An object; `tenant` is `None` for objects of the provider.
+    #[must_use]
+    pub fn get<K: Kind>(&self, tenant: Option<&str>, name: &str) -> Option<&Object<K>> {
+        K::table(self).get(tenant.unwrap_or_default(), name)
+    }
+
+    /// The claims of VLANs and public addresses, by key.
+    pub fn claims(&self) -> impl Iterator<Item = (&str, &Claim)> {
+        self.claims.iter().map(|(key, claim)| (key.as_str(), claim))
+    }
+
+    /// Applies a committed transaction.
+    ///
+    /// # Errors
+    /// [`Corrupt`]; the state is then to be loaded again.
+    pub fn apply(&mut self, transaction: &Transaction, revision: Revision) -> Result<(), Corrupt> {
+        for key in &transaction.delete {
+            self.set(key, None, revision)?;
+        }
+        for (key, value) in &transaction.put {
+            self.set(key, Some(value), revision)?;
+        }
+        self.revision = revision;
+        Ok(())
+    }
+
+    /// Applies one value of a commit, or its deletion.
+    ///
+    /// # Errors
+    /// [`Corrupt`].
+    pub fn set(
+        &mut self,
+        key: &str,
+        value: Option<&str>,
+        revision: Revision,
+    ) -> Result<(), Corrupt> {
+        let (kind, _) = key.split_once('/').unwrap_or((key, ""));
+        macro_rules! kinds {
+            ($($kind:ty),*) => {
+                match kind {
+                    CLAIM => self.set_claim(key, value),
+                    GUARD => {
+                        match value {
+                            Some(_) => self.guards.insert(key.to_owned(), revision),
+                            None => self.guards.remove(key),
+                        };
+                        Ok(())
+                    }
+                    $(<$kind as Kind>::KIND => self.set_object::<$kind>(key, value, revision),)*
+                    _ => Err(Corrupt::Key { key: key.to_owned() }),
+                }
+            };
+        }
+        for_all_kinds!(kinds)
+    }
+
+    /// An object as JSON, by its key; `None` for keys of other things.
+    pub(crate) fn value(&self, key: &str) -> Option<serde_json::Value> {
+        let (kind, _) = key.split_once('/')?;
+        macro_rules! kinds {
+            ($($kind:ty),*) => {
+                match kind {
+                    $(<$kind as Kind>::KIND => self.json::<$kind>(key),)*
+                    _ => None,
+                }
+            };
+        }
+        for_all_kinds!(kinds)
+    }
+
+    fn json<K: Kind>(&self, key: &str) -> Option<serde_json::Value> {
+        let (tenant, name) = place::<K>(key)?;
+        serde_json::to_value(K::table(self).get(tenant, name)?).ok()
+    }
+
+    fn set_claim(&mut self, key: &str, value: Option<&str>) -> Result<(), Corrupt> {
+        match value {
+            Some(value) => {
+                let claim = parse(key, value)?;
+                self.claims.insert(key.to_owned(), claim);
+            }
+            None => drop(self.claims.remove(key)),
+        }
+        Ok(())
+    }
+
+    fn set_object<K: Kind>(
+        &mut self,
+        key: &str,
+        value: Option<&str>,
+        revision: Revision,
+    ) -> Result<(), Corrupt> {
+        let unknown = || Corrupt::Key {
+            key: key.to_owned(),
+        };
+        let (tenant, name) = place::<K>(key).ok_or_else(unknown)?;
+        let at = (tenant.to_owned(), name.to_owned());
+        match value {
+            Some(value) => {
+                let mut object: Object<K> = parse(key, value)?;
+                if object.key() != key {
+                    return Err(unknown());
+                }
+                object.metadata.revision = revision;
+                K::table_mut(self).0.insert(at, object);
+            }
+            None => drop(K::table_mut(self).0.remove(&at)),
+        }
+        Ok(())
+    }
+}
+
+/// Tenant and name of a key of the kind; the tenant is empty for objects of the provider.
+fn place<K: Kind>(key: &str) -> Option<(&str, &str)> {
+    let mut segments = key.split('/').skip(1);
+    let (first, second) = (segments.next()?, segments.next());
+    match (K::SCOPE, second, segments.next()) {
+        (Scope::Provider, None, None) => Some(("", first)),
+        (Scope::Tenant, Some(name), None) => Some((first, name)),
+        (Scope::Provider | Scope::Tenant, _, _) => None,
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(key: &str, value: &str) -> Result<T, Corrupt> {
+    serde_json::from_str(value).map_err(|source| Corrupt::Value {
+        key: key.to_owned(),
+        source,
+    })
+}
+
+/// Key of the claim of a VLAN. `domain` is that of [`vlan_domain`].
+pub(crate) fn vlan_claim(domain: &str, vlan: u16) -> String {
+    vlan_claims(domain) + &vlan.to_string()
+}
+
+/// The keys of claims of a domain's VLANs begin with this.
+pub(crate) fn vlan_claims(domain: &str) -> String {
+    format!("{CLAIM}/vlan/{domain}/")
+}
+
+/// Key of the claim of a public address.
+pub(crate) fn address_claim(address: std::net::IpAddr) -> String {
+    format!("{CLAIM}/address/{address}")
+}
+
+/// Key of the guard of the provider's objects, and of what tenants take from its pools.
+pub(crate) fn provider_guard() -> String {
+    format!("{GUARD}/provider")
+}
+
+/// Key of the guard of a tenant's objects.
+pub(crate) fn tenant_guard(tenant: &str) -> String {
+    format!("{GUARD}/tenant/{tenant}")
+}
+
+/// The part of keys that stands for one set of VLANs: a trunk that several switches share, or a
+/// switch by itself. `None` if there is no such switch.
+pub(crate) fn vlan_domain(state: &State, host: &str, switch: &str) -> Option<String> {
+    let found = state.hosts.get("", host)?;
+    let mut switches = found.spec.switches.iter();
+    let found = switches.find(|found| found.name == switch)?;
+    Some(match &found.trunk {
+        Some(trunk) => format!("trunk/{}", segment(trunk)),
+        None => format!("switch/{}/{}", segment(host), segment(switch)),
+    })
+}

@@ -1,0 +1,6 @@
+//! The rules of the control plane, by example and by a reference model.
+
+mod model;
+mod refusals;
+mod state;
+mod store;
