@@ -1,0 +1,104 @@
+//! Errors of stores.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use crate::Revision;
+
+/// The store cannot be used.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// A statement failed.
+    #[error("cannot {operation} the store {}: {source}", path.display())]
+    Sql {
+        /// The operation, as in "open".
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The error of SQLite.
+        source: Arc<rusqlite::Error>,
+    },
+    /// A file cannot be read or written.
+    #[error("cannot {operation} {}: {source}", path.display())]
+    File {
+        /// The operation, as in "create".
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The error of the kernel.
+        source: Arc<io::Error>,
+    },
+    /// Another process has the store open.
+    #[error(
+        "the store {} is open in another process: stop that process first, or use another file",
+        path.display()
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is no store, or not whole.
+    #[error("{} is not a store that can be used: {reason}; restore a backup", path.display())]
+    NoStore {
+        /// The file.
+        path: PathBuf,
+        /// As SQLite reports it, or a difference to a store.
+        reason: String,
+    },
+    /// A newer program wrote the file.
+    #[error(
+        "the store {} has schema {found}, and this program knows {known}: use the program that \
+         wrote it, or a newer one",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Schema of the file.
+        found: u32,
+        /// Greatest schema that this program knows.
+        known: u32,
+    },
+    /// The file is there already.
+    #[error("{} exists: write another path, or move that file away first", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The thread of the store has ended.
+    #[error("the store has stopped: see the log for the reason")]
+    Stopped,
+}
+
+/// A commit did not happen, or it is not known whether it did.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommitError {
+    /// A key is not as the transaction must have it. Nothing was written.
+    #[error("{key} has changed: read it again, and compute the change again")]
+    Stale {
+        /// The first one that differs from the precondition.
+        key: String,
+    },
+    /// The holder of the fence does not have the lease any more. Nothing was written.
+    #[error("the lease {lease:?} has ended, or another holder has it")]
+    Fenced {
+        /// Name of what the holder campaigned for.
+        lease: String,
+    },
+    /// The store cannot be written. The commit may have happened.
+    #[error(transparent)]
+    Unavailable(#[from] Error),
+}
+
+/// Changes cannot be read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Changes after the revision are no longer known.
+    #[error("changes after revision {after} are not known: take a snapshot")]
+    Compacted {
+        /// The revision.
+        after: Revision,
+    },
+    /// The store cannot be read.
+    #[error(transparent)]
+    Unavailable(#[from] Error),
+}

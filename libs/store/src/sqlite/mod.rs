@@ -1,0 +1,219 @@
+//! A store in one file of SQLite.
+//!
+//! ```text
+//!   handles ─▶ queue ─▶ one thread, which owns the connection (writer.rs)
+//!                          │ all commits that wait ─▶ BEGIN IMMEDIATE … COMMIT ─▶ fsync ─▶ answers
+//!                          │ snapshot, changes: between two such transactions
+//!                          └ after each: up to TRIM old rows of the log are deleted
+//!   backup ─▶ a connection of its own, which reads one snapshot of the write-ahead log (backup.rs)
+//! ```
+
+mod backup;
+mod schema;
+mod writer;
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use backup::restore;
+
+use crate::{
+    Campaign, Changes, Clock, CommitError, Error, Fence, ReadError, Revision, Snapshot, Store,
+    System, Transaction,
+};
+use writer::{Request, Writer};
+
+/// Requests that wait for the thread; callers beyond them wait in turn.
+const QUEUE: usize = 1024;
+
+/// Settings of a store.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Age of changes that a watch may still ask for.
+    pub keep_log: Duration,
+    /// Source of time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            keep_log: Duration::from_secs(3600),
+            clock: Arc::new(System::default()),
+        }
+    }
+}
+
+/// A store in one file of SQLite. The file has one process at a time; the lock is a file beside it.
+/// The last handle that is dropped closes the store.
+#[derive(Clone, Debug)]
+pub struct Sqlite(Arc<Handle>);
+
+#[derive(Debug)]
+struct Handle {
+    path: PathBuf,
+    /// `None` while it is dropped.
+    requests: Option<mpsc::Sender<Request>>,
+    revision: watch::Receiver<Revision>,
+    thread: Option<thread::JoinHandle<()>>,
+    /// The kernel unlocks it when it is closed.
+    _lock: File,
+}
+
+impl Sqlite {
+    /// Opens the store, or creates it. Migrates a store of an earlier version.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn open(path: &Path, options: Options) -> Result<Self, Error> {
+        let lock = lock(path)?;
+        let connection = schema::open(path)?;
+        let sender = watch::Sender::new(0);
+        let revision = sender.subscribe();
+        let mut writer = Writer::new(connection, path.to_owned(), options, sender)?;
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let thread = thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || writer.run(queue))
+            .map_err(|source| file_error("start a thread for", path, source))?;
+        Ok(Self(Arc::new(Handle {
+            path: path.to_owned(),
+            requests: Some(requests),
+            revision,
+            thread: Some(thread),
+            _lock: lock,
+        })))
+    }
+
+    /// Writes a backup of the store to a new file, while the store goes on. The file is whole when
+    /// it appears. Blocks until then.
+    ///
+    /// # Errors
+    /// [`Error`], such as [`Error::Exists`].
+    pub fn backup(&self, to: &Path) -> Result<(), Error> {
+        backup::backup(&self.0.path, to)
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        let requests = self.0.requests.as_ref().ok_or(Error::Stopped)?;
+        let sent = requests.send(request(reply)).await;
+        sent.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has closed its connection.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Store for Sqlite {
+    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, Error> {
+        let prefix = prefix.to_owned();
+        self.ask(|reply| Request::Snapshot { prefix, reply })
+            .await?
+    }
+
+    async fn commit(
+        &self,
+        transaction: Transaction,
+        fence: Option<Fence>,
+    ) -> Result<Revision, CommitError> {
+        self.ask(|reply| Request::Commit {
+            transaction,
+            fence,
+            reply,
+        })
+        .await?
+    }
+
+    async fn changes(&self, prefix: &str, after: Revision) -> Result<Changes, ReadError> {
+        let prefix = prefix.to_owned();
+        self.ask(|reply| Request::Changes {
+            prefix,
+            after,
+            reply,
+        })
+        .await?
+    }
+
+    fn revisions(&self) -> watch::Receiver<Revision> {
+        self.0.revision.clone()
+    }
+
+    async fn campaign(&self, name: &str, holder: &str, ttl: Duration) -> Result<Campaign, Error> {
+        let (name, holder) = (name.to_owned(), holder.to_owned());
+        self.ask(|reply| Request::Campaign {
+            name,
+            holder,
+            ttl,
+            reply,
+        })
+        .await?
+    }
+
+    async fn keep_alive(&self, fence: &Fence, ttl: Duration) -> Result<bool, Error> {
+        let fence = fence.clone();
+        self.ask(|reply| Request::KeepAlive { fence, ttl, reply })
+            .await
+    }
+
+    async fn resign(&self, fence: Fence) -> Result<(), Error> {
+        self.ask(|reply| Request::Resign { fence, reply }).await
+    }
+}
+
+fn file_error(operation: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::File {
+        operation,
+        path: path.to_owned(),
+        source: Arc::new(source),
+    }
+}
+
+fn sql_error(operation: &'static str, path: &Path) -> impl Fn(rusqlite::Error) -> Error {
+    move |source| Error::Sql {
+        operation,
+        path: path.to_owned(),
+        source: Arc::new(source),
+    }
+}
+
+/// Takes the lock of a store: a file beside it, so that SQLite's own locks stay undisturbed.
+fn lock(path: &Path) -> Result<File, Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock = PathBuf::from(name);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&lock)
+        .map_err(|source| file_error("create", &lock, source))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::InUse {
+            path: path.to_owned(),
+        }),
+        Err(std::fs::TryLockError::Error(source)) => Err(file_error("lock", &lock, source)),
+    }
+}

@@ -1,0 +1,404 @@
+//! The thread that owns the connection.
+
+use std::{path::PathBuf, time::Duration};
+
+use rusqlite::{
+    Connection, OptionalExtension as _, TransactionBehavior, named_params, params, types::Value,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Options, sql_error};
+use crate::{
+    Campaign, Change, Changes, CommitError, Entry, Error, Fence, Must, PAGE, ReadError, Revision,
+    Snapshot, Transaction,
+    lease::{Leases, PREFIX},
+};
+
+/// Transactions in one commit of SQLite.
+const GROUP: usize = 256;
+/// Rows of the log that are deleted after a commit, unless one revision has more.
+const TRIM: usize = 256;
+
+/// A request to the thread.
+#[derive(Debug)]
+pub(super) enum Request {
+    Snapshot {
+        prefix: String,
+        reply: oneshot::Sender<Result<Snapshot, Error>>,
+    },
+    Commit {
+        transaction: Transaction,
+        fence: Option<Fence>,
+        reply: oneshot::Sender<Result<Revision, CommitError>>,
+    },
+    Changes {
+        prefix: String,
+        after: Revision,
+        reply: oneshot::Sender<Result<Changes, ReadError>>,
+    },
+    Campaign {
+        name: String,
+        holder: String,
+        ttl: Duration,
+        reply: oneshot::Sender<Result<Campaign, Error>>,
+    },
+    KeepAlive {
+        fence: Fence,
+        ttl: Duration,
+        reply: oneshot::Sender<bool>,
+    },
+    Resign {
+        fence: Fence,
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// A commit that waits for the commit of its group.
+struct Waiting {
+    transaction: Transaction,
+    fence: Option<Fence>,
+    reply: oneshot::Sender<Result<Revision, CommitError>>,
+}
+
+pub(super) struct Writer {
+    connection: Connection,
+    path: PathBuf,
+    options: Options,
+    sender: watch::Sender<Revision>,
+    revision: Revision,
+    compacted: Revision,
+    leases: Leases,
+}
+
+impl Writer {
+    /// Leases of an earlier process have ended: their keys are deleted, and no fence of theirs
+    /// holds.
+    pub(super) fn new(
+        connection: Connection,
+        path: PathBuf,
+        options: Options,
+        sender: watch::Sender<Revision>,
+    ) -> Result<Self, Error> {
+        let number = |name: &str| {
+            let statement = "SELECT value FROM numbers WHERE name = ?";
+            let value = connection.query_row(statement, [name], |row| row.get::<_, i64>(0));
+            value
+                .map(i64::cast_unsigned)
+                .map_err(sql_error("read", &path))
+        };
+        let (revision, compacted) = (number("revision")?, number("compacted")?);
+        let mut writer = Self {
+            connection,
+            path,
+            options,
+            sender,
+            revision,
+            compacted,
+            leases: Leases::default(),
+        };
+        let old = writer.snapshot(PREFIX)?;
+        let mut transaction = Transaction::default();
+        transaction
+            .delete
+            .extend(old.entries.into_iter().map(|entry| entry.key));
+        let ended = writer.commit_all(&[(&transaction, None)])?;
+        debug_assert!(ended.iter().all(Result::is_ok), "it has no preconditions");
+        writer.sender.send_replace(writer.revision);
+        Ok(writer)
+    }
+
+    /// Answers requests until all handles are dropped.
+    pub(super) fn run(&mut self, mut queue: mpsc::Receiver<Request>) {
+        while let Some(first) = queue.blocking_recv() {
+            let mut group = Vec::new();
+            let mut next = Some(first);
+            let other = loop {
+                match next {
+                    Some(Request::Commit {
+                        transaction,
+                        fence,
+                        reply,
+                    }) => group.push(Waiting {
+                        transaction,
+                        fence,
+                        reply,
+                    }),
+                    other => break other,
+                }
+                if group.len() == GROUP {
+                    break None;
+                }
+                next = queue.try_recv().ok();
+            };
+            if !group.is_empty() {
+                self.commit_group(group);
+            }
+            if let Some(other) = other {
+                self.answer(other);
+            }
+        }
+    }
+
+    /// Callers that have gone away get no reply.
+    fn answer(&mut self, request: Request) {
+        match request {
+            Request::Snapshot { prefix, reply } => drop(reply.send(self.snapshot(&prefix))),
+            Request::Changes {
+                prefix,
+                after,
+                reply,
+            } => drop(reply.send(self.changes(&prefix, after))),
+            Request::Campaign {
+                name,
+                holder,
+                ttl,
+                reply,
+            } => drop(reply.send(self.campaign(&name, &holder, ttl))),
+            Request::KeepAlive { fence, ttl, reply } => {
+                let now = self.options.clock.monotonic();
+                let _ = reply.send(self.leases.extend(&fence, now, now + ttl));
+            }
+            Request::Resign { fence, reply } => {
+                self.leases.resign(&fence);
+                let _ = reply.send(());
+            }
+            Request::Commit {
+                transaction,
+                fence,
+                reply,
+            } => self.commit_group(vec![Waiting {
+                transaction,
+                fence,
+                reply,
+            }]),
+        }
+    }
+
+    fn commit_group(&mut self, group: Vec<Waiting>) {
+        let transactions: Vec<_> = group
+            .iter()
+            .map(|waiting| (&waiting.transaction, waiting.fence.as_ref()))
+            .collect();
+        match self.commit_all(&transactions) {
+            Ok(results) => {
+                for (waiting, result) in group.into_iter().zip(results) {
+                    drop(waiting.reply.send(result));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, commits = group.len(), "commits failed");
+                for waiting in group {
+                    drop(waiting.reply.send(Err(error.clone().into())));
+                }
+            }
+        }
+    }
+
+    /// Commits transactions one after the other, in one transaction of SQLite. With an error, none
+    /// of them.
+    fn commit_all(
+        &mut self,
+        transactions: &[(&Transaction, Option<&Fence>)],
+    ) -> Result<Vec<Result<Revision, CommitError>>, Error> {
+        let failed = sql_error("write", &self.path);
+        let now = self.options.clock.monotonic();
+        let wall = self.options.clock.wall();
+        let sql = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(&failed)?;
+        let mut revision = self.revision;
+        let mut results = Vec::new();
+        for (transaction, fence) in transactions {
+            if let Some(fence) = fence.filter(|fence| !self.leases.holds(fence, now)) {
+                results.push(Err(CommitError::Fenced {
+                    lease: fence.lease.clone(),
+                }));
+                continue;
+            }
+            results.push(match stale(&sql, transaction).map_err(&failed)? {
+                Some(key) => Err(CommitError::Stale { key }),
+                None if transaction.is_empty() => Ok(revision),
+                None => {
+                    revision += 1;
+                    write(&sql, transaction, revision, wall).map_err(&failed)?;
+                    Ok(revision)
+                }
+            });
+        }
+        if revision == self.revision {
+            return Ok(results);
+        }
+        set_number(&sql, "revision", revision).map_err(&failed)?;
+        let oldest = wall.saturating_sub(self.options.keep_log);
+        let compacted = trim(&sql, oldest).map_err(&failed)?;
+        sql.commit().map_err(&failed)?;
+        self.revision = revision;
+        self.compacted = compacted.unwrap_or(self.compacted);
+        self.sender.send_replace(revision);
+        Ok(results)
+    }
+
+    fn campaign(&mut self, name: &str, holder: &str, ttl: Duration) -> Result<Campaign, Error> {
+        let now = self.options.clock.monotonic();
+        if let Some(held) = self.leases.other(name, holder, now) {
+            return Ok(held);
+        }
+        let mut transaction = Transaction::default();
+        transaction
+            .put
+            .insert(format!("{PREFIX}{name}"), holder.to_owned());
+        self.commit_all(&[(&transaction, None)])?;
+        Ok(self.leases.elect(name, holder, self.revision, now + ttl))
+    }
+
+    fn snapshot(&self, prefix: &str) -> Result<Snapshot, Error> {
+        let read = || {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT key, value, revision FROM entries
+                 WHERE key >= :prefix AND key < :end ORDER BY key",
+            )?;
+            let entries = statement.query_map(
+                named_params! { ":prefix": prefix, ":end": end(prefix) },
+                |row| {
+                    Ok(Entry {
+                        key: row.get(0)?,
+                        value: row.get(1)?,
+                        revision: row.get::<_, i64>(2)?.cast_unsigned(),
+                    })
+                },
+            )?;
+            entries.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        Ok(Snapshot {
+            entries: read().map_err(sql_error("read", &self.path))?,
+            revision: self.revision,
+        })
+    }
+
+    fn changes(&self, prefix: &str, after: Revision) -> Result<Changes, ReadError> {
+        if after < self.compacted || after > self.revision {
+            return Err(ReadError::Compacted { after });
+        }
+        let read = || -> rusqlite::Result<Changes> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT key, value, revision FROM log
+                 WHERE revision > :after AND key >= :prefix AND key < :end ORDER BY revision, key",
+            )?;
+            let mut rows = statement.query(
+                named_params! { ":after": after.cast_signed(), ":prefix": prefix,
+                ":end": end(prefix) },
+            )?;
+            let mut changes: Vec<Change> = Vec::new();
+            while let Some(row) = rows.next()? {
+                let revision = row.get::<_, i64>(2)?.cast_unsigned();
+                let last = changes.last().map(|last| last.revision);
+                if let Some(last) = last.filter(|last| changes.len() >= PAGE && *last != revision) {
+                    return Ok(Changes {
+                        changes,
+                        through: last,
+                    });
+                }
+                changes.push(Change {
+                    key: row.get(0)?,
+                    value: row.get(1)?,
+                    revision,
+                });
+            }
+            Ok(Changes {
+                changes,
+                through: self.revision,
+            })
+        };
+        Ok(read().map_err(sql_error("read", &self.path))?)
+    }
+}
+
+/// The smallest value that is greater than every key with the prefix. SQLite compares texts by
+/// their bytes, which is the order of their characters, and every blob is greater than every text.
+fn end(prefix: &str) -> Value {
+    let mut characters: Vec<_> = prefix.chars().collect();
+    while let Some(last) = characters.pop() {
+        if let Some(next) = (last..=char::MAX).nth(1) {
+            characters.push(next);
+            return Value::Text(characters.into_iter().collect());
+        }
+    }
+    Value::Blob(Vec::new())
+}
+
+/// The first key that is not as the transaction must have it.
+fn stale(
+    sql: &rusqlite::Transaction<'_>,
+    transaction: &Transaction,
+) -> rusqlite::Result<Option<String>> {
+    let mut statement = sql.prepare_cached("SELECT revision FROM entries WHERE key = ?")?;
+    for (key, must) in &transaction.must {
+        let there: Option<i64> = statement.query_row([key], |row| row.get(0)).optional()?;
+        let holds = match must {
+            Must::Absent => there.is_none(),
+            Must::At(revision) => there == Some(revision.cast_signed()),
+        };
+        if !holds {
+            return Ok(Some(key.clone()));
+        }
+    }
+    Ok(None)
+}
+
+fn write(
+    sql: &rusqlite::Transaction<'_>,
+    transaction: &Transaction,
+    revision: Revision,
+    wall: Duration,
+) -> rusqlite::Result<()> {
+    let (revision, at) = (revision.cast_signed(), milliseconds(wall));
+    let mut log = sql.prepare_cached("INSERT INTO log VALUES (?, ?, ?, ?)")?;
+    let mut delete = sql.prepare_cached("DELETE FROM entries WHERE key = ?")?;
+    for key in &transaction.delete {
+        if delete.execute([key])? > 0 {
+            log.execute(params![revision, key, None::<&str>, at])?;
+        }
+    }
+    let mut put = sql.prepare_cached("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)")?;
+    for (key, value) in &transaction.put {
+        put.execute(params![key, value, revision])?;
+        log.execute(params![revision, key, value, at])?;
+    }
+    Ok(())
+}
+
+fn set_number(
+    sql: &rusqlite::Transaction<'_>,
+    name: &str,
+    value: Revision,
+) -> rusqlite::Result<()> {
+    let mut statement = sql.prepare_cached("UPDATE numbers SET value = ? WHERE name = ?")?;
+    statement.execute(params![value.cast_signed(), name])?;
+    Ok(())
+}
+
+/// Deletes whole revisions of the log that are older than `oldest`, about [`TRIM`] rows: the last
+/// revision that was deleted.
+fn trim(sql: &rusqlite::Transaction<'_>, oldest: Duration) -> rusqlite::Result<Option<Revision>> {
+    let mut statement =
+        sql.prepare_cached("SELECT revision, at FROM log ORDER BY revision, key LIMIT ?")?;
+    let mut rows = statement.query([TRIM as i64])?;
+    let mut last = None;
+    while let Some(row) = rows.next()? {
+        if row.get::<_, i64>(1)? >= milliseconds(oldest) {
+            break;
+        }
+        last = Some(row.get::<_, i64>(0)?.cast_unsigned());
+    }
+    if let Some(last) = last {
+        let mut delete = sql.prepare_cached("DELETE FROM log WHERE revision <= ?")?;
+        delete.execute([last.cast_signed()])?;
+        set_number(sql, "compacted", last)?;
+    }
+    Ok(last)
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
