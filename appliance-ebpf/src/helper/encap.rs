@@ -11,7 +11,7 @@
 use appliance_common::{
     checksum,
     counters::Counter,
-    maps::{Neighbour, Peer},
+    maps::{Peer, neighbour_flags},
     wire::{
         ETH_LEN, IPV4_LEN, IPV6_LEN, OUTER_V4_LEN, OUTER_V6_LEN, UDP_LEN, VXLAN_LEN, inner_mac,
         source_port,
@@ -21,6 +21,7 @@ use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 
 use crate::helper::{
     count::sent,
+    lookup::Host,
     packet::{Mac, Outcome, Plain, Window, send},
 };
 
@@ -143,14 +144,11 @@ impl<const N: usize> Template<N> {
 #[inline(always)]
 pub fn deliver<const FROM: usize>(
     ctx: &XdpContext,
-    neighbour: *const Neighbour,
+    host: Host,
     ethertype: u16,
     counter: Counter,
 ) -> Outcome {
-    // SAFETY: the map returned the value. If user space replaces it meanwhile, one packet gets the
-    // old or the new header of the same host, or at worst a mix of both.
-    let neighbour = unsafe { &*neighbour };
-    let l2_len = neighbour.l2_len;
+    let l2_len = host.l2_len();
     let delta = FROM as i32 - l2_len as i32;
     if delta != 0 {
         // SAFETY: as in `over_ipv4`.
@@ -158,35 +156,46 @@ pub fn deliver<const FROM: usize>(
             return Outcome::Drop(Counter::DropAdjust);
         }
     }
-    let h = Template(&raw const neighbour.l2);
+    let Some(resolved) = host.read().filter(|resolved| resolved.l2_len() == l2_len) else {
+        return Outcome::Drop(Counter::DropRecycled);
+    };
+    host.mark(neighbour_flags::USED);
+    let [a, b, c] = resolved.header;
     match l2_len {
         14 => {
             let Some(w) = Window::<14>::at(ctx, 0) else {
                 return Outcome::Drop(Counter::DropAdjust);
             };
-            w.set::<u64, 0>(h.get::<u64, 0>());
-            w.set::<u32, 8>(h.get::<u32, 8>());
+            w.set::<u64, 0>(a);
+            w.set::<u32, 8>(first_half(b));
             w.set::<u16, 12>(ethertype.to_be());
         }
         18 => {
             let Some(w) = Window::<18>::at(ctx, 0) else {
                 return Outcome::Drop(Counter::DropAdjust);
             };
-            w.set::<u64, 0>(h.get::<u64, 0>());
-            w.set::<u64, 8>(h.get::<u64, 8>());
+            w.set::<u64, 0>(a);
+            w.set::<u64, 8>(b);
             w.set::<u16, 16>(ethertype.to_be());
         }
         22 => {
             let Some(w) = Window::<22>::at(ctx, 0) else {
                 return Outcome::Drop(Counter::DropAdjust);
             };
-            w.set::<u64, 0>(h.get::<u64, 0>());
-            w.set::<u64, 8>(h.get::<u64, 8>());
-            w.set::<u32, 16>(h.get::<u32, 16>());
+            w.set::<u64, 0>(a);
+            w.set::<u64, 8>(b);
+            w.set::<u32, 16>(first_half(c));
             w.set::<u16, 20>(ethertype.to_be());
         }
         // User space writes no other length.
         _ => return Outcome::Drop(Counter::DropInconsistent),
     }
-    send(ctx, neighbour.ifindex, counter)
+    send(ctx, resolved.ifindex, counter)
+}
+
+/// The first four bytes of a word in memory order.
+#[inline(always)]
+const fn first_half(word: u64) -> u32 {
+    let [a, b, c, d, ..] = word.to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
 }

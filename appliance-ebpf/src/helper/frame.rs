@@ -2,7 +2,8 @@
 
 use appliance_common::{
     counters::Counter,
-    maps::{AttachmentKey, Mode, Network, attachment_flags},
+    maps::{Attachment, AttachmentKey, Mode, Network, attachment_flags},
+    tag,
 };
 use aya_ebpf::programs::XdpContext;
 
@@ -65,27 +66,27 @@ impl Frame {
                 return Err(pass_or_drop(program, Counter::DropTooManyTags));
             }
         };
-        // SAFETY: the fields are read at once; preallocated entries are never unmapped.
-        let attachment = unsafe {
-            ATTACHMENTS.get(AttachmentKey {
-                ifindex: ingress(ctx),
-                outer: l2.outer,
-                inner: l2.inner,
-            })
+        let key = AttachmentKey {
+            ifindex: ingress(ctx),
+            outer: l2.outer,
+            inner: l2.inner,
         };
-        let Some(attachment) = attachment else {
+        let Some(entry) = ATTACHMENTS.get_ptr(key) else {
             return Err(pass_or_drop(program, Counter::DropUnknownVlan));
         };
-        let port = if attachment.flags & attachment_flags::HOST != 0 {
+        let Some([slot, flags, mac, rest]) = read(entry, &key) else {
+            return Err(Outcome::Drop(Counter::DropRecycled));
+        };
+        let port = if flags & attachment_flags::HOST != 0 {
             Port::Shared
         } else {
             Port::TenantOnly
         };
-        let mac = Mac::new(attachment.mac);
+        let [mac_4, mac_5, xsk_0, xsk_1] = rest.to_ne_bytes();
+        let mac = Mac(mac, u16::from_ne_bytes([mac_4, mac_5]));
         if l2.source == mac {
             return Err(Outcome::Drop(Counter::DropLoop));
         }
-        let slot = attachment.network;
         let Some(network) = network(slot) else {
             logging::no_network(ctx, slot);
             return Err(pass_or_drop(port, Counter::DropInconsistent));
@@ -95,7 +96,7 @@ impl Frame {
             network,
             slot,
             mac,
-            xsk: attachment.xsk,
+            xsk: u16::from_ne_bytes([xsk_0, xsk_1]),
             port,
             mode: mode(network) as u8,
         })
@@ -175,6 +176,38 @@ impl Frame {
     pub const fn full(&self) -> bool {
         self.mode == Mode::Full as u8
     }
+}
+
+/// Reads the attachment of `key` once: network, flags, and MAC address with `xsk`, in memory order.
+/// `None` if the element is another port's by now, or partly written.
+#[inline(always)]
+fn read(entry: *const Attachment, key: &AttachmentKey) -> Option<[u32; 4]> {
+    const {
+        assert!(core::mem::offset_of!(Attachment, tag) == 16);
+    }
+    let words = entry.cast::<u64>();
+    // SAFETY: the map returned the value, three words; preallocated elements are never unmapped.
+    // Volatile, so that the words used are the words checked.
+    let (network, port, tag) = unsafe {
+        (
+            words.read_volatile(),
+            words.add(1).read_volatile(),
+            words.add(2).read_volatile(),
+        )
+    };
+    let (network, port) = (halves(network), halves(port));
+    (tag::attachment(key, network, port) == tag)
+        .then_some([network[0], network[1], port[0], port[1]])
+}
+
+/// The halves of a word in memory order.
+#[inline(always)]
+const fn halves(word: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+    ]
 }
 
 /// Whether `word` is the network or broadcast address of one of the network's prefixes, so that no

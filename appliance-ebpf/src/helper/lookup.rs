@@ -4,9 +4,10 @@ use appliance_common::{
     addr::Prefix,
     limits::MAX_PREFIXES,
     maps::{
-        Config, Mode, Neighbour, Network, PolicyKey, ROUTE_KEY_BITS, RouteKey, SCHEMA_VERSION,
-        Tunnel, TunnelKey, neighbour_flags, network_flags,
+        Config, MAX_L2_LEN, Mode, Neighbour, Network, PolicyKey, ROUTE_KEY_BITS, RouteKey,
+        SCHEMA_VERSION, Tunnel, TunnelKey, network_flags,
     },
+    tag,
 };
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::XdpContext};
@@ -156,19 +157,83 @@ pub fn gateway(network: &Network, ipv6: bool) -> Option<Words> {
     Some(gateway)
 }
 
-/// The neighbour entry of a host on this side; marks it as used.
-#[inline(always)]
-pub fn neighbour(network: &Network, address: Words) -> Option<*mut Neighbour> {
-    let neighbour = NEIGHBOURS.get_ptr_mut(key(network.vni, address))?;
-    // SAFETY: the map returned a value. User space and other CPUs may write it meanwhile; at worst
-    // a flag bit is lost, which the next packet sets again.
-    unsafe {
-        let flags = (*neighbour).flags;
-        if flags & neighbour_flags::USED == 0 {
-            (*neighbour).flags = flags | neighbour_flags::USED;
+/// A host found in `NEIGHBOURS`. The element may be reused for another host before it is read:
+/// [`Host::read`] finds that out.
+#[derive(Clone, Copy)]
+pub struct Host {
+    entry: *mut Neighbour,
+    /// The key's part of the tag.
+    tag: u64,
+}
+
+/// What an entry of `NEIGHBOURS` says about a host.
+#[derive(Clone, Copy)]
+pub struct Resolved {
+    /// Interface to send on.
+    pub ifindex: u32,
+    /// `l2`, `l2_len` and `reserved` of [`Neighbour`], in memory order.
+    pub header: [u64; 3],
+}
+
+impl Resolved {
+    /// Used bytes of the Ethernet header.
+    #[inline(always)]
+    pub const fn l2_len(&self) -> u8 {
+        self.header[2].to_ne_bytes()[MAX_L2_LEN - 16]
+    }
+}
+
+impl Host {
+    /// Used bytes of the Ethernet header. The element may be another host's by now.
+    #[inline(always)]
+    pub fn l2_len(self) -> u8 {
+        // SAFETY: the map returned the value; preallocated elements are never unmapped.
+        unsafe { (&raw const (*self.entry).l2_len).read_volatile() }
+    }
+
+    /// Reads the entry once. `None` if it is another host's by now, or partly written.
+    #[inline(always)]
+    pub fn read(self) -> Option<Resolved> {
+        const { assert!(core::mem::offset_of!(Neighbour, l2) % 8 == 0) };
+        // SAFETY: as above; `l2` and the two bytes behind it are three aligned words. Volatile, so
+        // that the words used are the words checked.
+        let (resolved, tag) = unsafe {
+            let words = (&raw const (*self.entry).l2).cast::<u64>();
+            let header = [
+                words.read_volatile(),
+                words.add(1).read_volatile(),
+                words.add(2).read_volatile(),
+            ];
+            let ifindex = (&raw const (*self.entry).ifindex).read_volatile();
+            let tag = (&raw const (*self.entry).tag).read_volatile();
+            (Resolved { ifindex, header }, tag)
+        };
+        let content = tag::neighbour(resolved.ifindex, resolved.header);
+        (self.tag.wrapping_add(content) == tag).then_some(resolved)
+    }
+
+    /// Sets bits of [`neighbour_flags`].
+    #[inline(always)]
+    pub fn mark(self, flag: u32) {
+        // SAFETY: as above. User space and other CPUs may write it meanwhile; at worst a flag bit
+        // is lost, which the next packet sets again.
+        unsafe {
+            let flags = (*self.entry).flags;
+            if flags & flag == 0 {
+                (*self.entry).flags = flags | flag;
+            }
         }
     }
-    Some(neighbour)
+}
+
+/// The entry of a host on this side.
+#[inline(always)]
+pub fn neighbour(network: &Network, address: Words) -> Option<Host> {
+    let entry = NEIGHBOURS.get_ptr_mut(key(network.vni, address))?;
+    Some(Host {
+        entry,
+        tag: tag::host(network.vni, address),
+    })
 }
 
 /// The tunnel entry of `peer` for `vni`.

@@ -4,18 +4,19 @@
 use appliance_common::{
     counters::Counter,
     events::{NeighbourEvent, NeighbourEventKind},
-    maps::{Neighbour, Network, neighbour_flags},
+    maps::{Network, neighbour_flags},
     wire::{ETH_LEN, VLAN_TAG_LEN},
 };
 use aya_ebpf::programs::XdpContext;
 
 use crate::{
     helper::{
-        addr::{Words, bytes, key},
+        addr::{Words, bytes},
         count::count,
+        lookup::{Host, neighbour},
         packet::{L2, Mac, ingress},
     },
-    maps::{NEIGHBOUR_EVENTS, NEIGHBOURS},
+    maps::NEIGHBOUR_EVENTS,
 };
 
 /// A host seen, and where it is reported from.
@@ -45,14 +46,10 @@ pub fn report(ctx: &XdpContext, l2: &L2, network: &Network, seen: &Seen) {
         return;
     }
     let ifindex = ingress(ctx);
-    match NEIGHBOURS.get_ptr_mut(key(network.vni, address)) {
+    match neighbour(network, address) {
         Some(neighbour) => {
-            // SAFETY: the map returned a value; for racing writers see `lookup::neighbour`.
-            let known = unsafe { &mut *neighbour };
-            if known.ifindex == ifindex && same_host(known, l2, mac) {
-                if known.flags & neighbour_flags::HEARD == 0 {
-                    known.flags |= neighbour_flags::HEARD;
-                }
+            if is_known(neighbour, ifindex, l2, mac) {
+                neighbour.mark(neighbour_flags::HEARD);
                 return;
             }
         }
@@ -102,9 +99,28 @@ fn write(ctx: &XdpContext, outer: u16, inner: u16, seen: &Seen) {
     count(Counter::NeighbourSeen);
 }
 
-/// Whether the entry has this MAC address behind as many tags as the frame has.
+/// Whether the entry has this interface and MAC address, behind as many tags as the frame has.
 #[inline(always)]
-fn same_host(known: &Neighbour, l2: &L2, mac: Mac) -> bool {
+fn is_known(host: Host, ifindex: u32, l2: &L2, mac: Mac) -> bool {
     let tags = (l2.outer != 0) as usize + (l2.inner != 0) as usize;
-    known.mac() == mac.bytes() && known.l2_len as usize == ETH_LEN + tags * VLAN_TAG_LEN
+    let [a, b, c, d] = mac.0.to_ne_bytes();
+    let [e, f] = mac.1.to_ne_bytes();
+    let len = (ETH_LEN + tags * VLAN_TAG_LEN) as u8;
+    has(
+        host,
+        ifindex,
+        u64::from_ne_bytes([a, b, c, d, e, f, 0, len]),
+    )
+}
+
+/// Whether the entry has this interface, and the MAC address and header length in `expected`: six
+/// bytes, zero, one byte. In a function of its own: many places call it, and their frames are the
+/// longest.
+#[inline(never)]
+fn has(host: Host, ifindex: u32, expected: u64) -> bool {
+    host.read().is_some_and(|known| {
+        let [a, b, c, d, e, f, ..] = known.header[0].to_ne_bytes();
+        let found = u64::from_ne_bytes([a, b, c, d, e, f, 0, known.l2_len()]);
+        known.ifindex == ifindex && found == expected
+    })
 }

@@ -280,6 +280,10 @@ fn open<const FROM: usize>(
         logging::no_network(ctx, slot);
         return Outcome::Drop(Counter::DropInconsistent);
     };
+    if network.vni != vni {
+        // The element of `TUNNELS` is another network's by now.
+        return Outcome::Drop(Counter::DropRecycled);
+    }
     if is_secure(network) {
         // An encrypted network accepts nothing in the clear. User space is about to delete the
         // entry.

@@ -206,6 +206,9 @@ counters! {
     DropShare = 81, "drop_share";
     /// Dropped: control messages of a tunnel's peer over its budget.
     DropControlRate = 82, "drop_control_rate";
+    /// Dropped: the entry of the port, host or tunnel was deleted, and its place in the map reused,
+    /// while the packet was processed.
+    DropRecycled = 83, "drop_recycled";
 
     /// Connections opened, by rule or by mapping.
     FlowOpened = 96, "flow_opened";

@@ -21,6 +21,7 @@ pub mod events;
 pub mod limits;
 pub mod maps;
 pub mod nat;
+pub mod tag;
 pub mod wire;
 
 pub use packet_rules::checksum;

@@ -4,10 +4,11 @@
 
 use crate::addr::{Address, Prefix};
 use crate::limits::MAX_PREFIXES;
+use crate::tag;
 
 /// Version of all layouts in this file. It is part of the pin path, so that a daemon with another
 /// layout never adopts maps that it would misread.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// No VLAN tag at this level. On the wire, VLAN identifier 0 means "priority only" (IEEE 802.1Q
 /// section 9.6), so it is free for this.
@@ -44,6 +45,23 @@ pub struct Attachment {
     /// First slot of the interface's sockets in `XSKS`: queue `q` is at `xsk + q`. Host byte order;
     /// [`NO_XSK`] for none.
     pub xsk: u16,
+    /// [`tag::attachment`] of the key and the fields above.
+    pub tag: u64,
+}
+
+impl Attachment {
+    /// The value with the tag that `key` gives it.
+    #[must_use]
+    pub const fn tagged(mut self, key: &AttachmentKey) -> Self {
+        let [a, b, c, d, e, f] = self.mac;
+        let [g, h] = self.xsk.to_ne_bytes();
+        let port = [
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+        ];
+        self.tag = tag::attachment(key, [self.network, self.flags], port);
+        self
+    }
 }
 
 /// Bits of [`Attachment::flags`].
@@ -180,6 +198,8 @@ pub struct Neighbour {
     pub l2_len: u8,
     /// Padding, always zero.
     pub reserved: u8,
+    /// [`tag::host`] of the key plus [`tag::neighbour`] of the fields above but for `flags`.
+    pub tag: u64,
 }
 
 /// Bits of [`Neighbour::flags`].
@@ -227,7 +247,24 @@ impl Neighbour {
             l2,
             l2_len: (len + 2) as u8,
             reserved: 0,
+            tag: 0,
         }
+    }
+
+    /// The entry with the tag that `key` gives it. Without it the programs refuse the entry.
+    #[must_use]
+    pub fn tagged(mut self, key: &HostKey) -> Self {
+        let mut bytes = [0u8; 24];
+        bytes[..MAX_L2_LEN].copy_from_slice(&self.l2);
+        bytes[MAX_L2_LEN] = self.l2_len;
+        bytes[MAX_L2_LEN + 1] = self.reserved;
+        let (words, _) = bytes.as_chunks::<8>();
+        let words = core::array::from_fn(|i| u64::from_ne_bytes(words[i]));
+        let (address, _) = key.address.as_chunks::<4>();
+        let address = core::array::from_fn(|i| u32::from_ne_bytes(address[i]));
+        let content = tag::neighbour(self.ifindex, words);
+        self.tag = tag::host(key.vni, address).wrapping_add(content);
+        self
     }
 
     /// The host's MAC address.
@@ -444,6 +481,7 @@ impl Default for Neighbour {
             l2: [0; MAX_L2_LEN],
             l2_len: 0,
             reserved: 0,
+            tag: 0,
         }
     }
 }
@@ -568,12 +606,12 @@ impl Peer {
 
 const _: () = {
     assert!(size_of::<AttachmentKey>() == 8);
-    assert!(size_of::<Attachment>() == 16);
+    assert!(size_of::<Attachment>() == 24);
     assert!(size_of::<Network>() == 56 + 32 * MAX_PREFIXES);
     assert!(size_of::<Tenant>() == 8);
     assert!(size_of::<HostKey>() == 20);
     assert!(size_of::<Endpoint>() == 4);
-    assert!(size_of::<Neighbour>() == 32);
+    assert!(size_of::<Neighbour>() == 40);
     assert!(size_of::<TunnelKey>() == 20);
     assert!(size_of::<Tunnel>() == 8);
     assert!(size_of::<Peer>() == 80);

@@ -17,7 +17,7 @@ use super::{Harness, HarnessError};
 use crate::world::World;
 
 impl Harness {
-    /// Writes `world` into the maps in place of the world before. Counters, handshake limits and
+    /// Writes `world` into the maps in place of the world before, and tags its ports and hosts. Counters, handshake limits and
     /// rings stay as they are; [`Harness::reset`] clears those.
     ///
     /// # Errors
@@ -29,7 +29,8 @@ impl Harness {
         self.array("NETWORKS", &world.networks, old.networks.len())?;
         self.array("TENANTS", &world.tenants, old.tenants.len())?;
         self.array("PEERS", &world.peers, old.peers.len())?;
-        self.hash("ATTACHMENTS", &world.attachments)?;
+        let attachments = world.attachments.iter().map(|(k, v)| (*k, v.tagged(k)));
+        self.hash("ATTACHMENTS", &attachments.collect::<Vec<_>>())?;
         self.hash("TUNNELS", &world.tunnels)?;
         let endpoints: Vec<_> = world
             .endpoints
@@ -37,7 +38,8 @@ impl Harness {
             .map(|k| (*k, Endpoint { flags: 1 }))
             .collect();
         self.hash("ENDPOINTS", &endpoints)?;
-        self.hash("NEIGHBOURS", &world.neighbours)?;
+        let neighbours = world.neighbours.iter().map(|(k, v)| (*k, v.tagged(k)));
+        self.hash("NEIGHBOURS", &neighbours.collect::<Vec<_>>())?;
         let sessions: Vec<(SessionKey, _)> = world
             .sessions
             .iter()

@@ -21,6 +21,7 @@ mod nd;
 mod pmtu;
 mod program_log;
 mod random;
+mod recycle;
 mod reset;
 mod secure;
 mod switch;

@@ -274,8 +274,8 @@ struct Function {
 }
 
 /// The functions by where they begin. Stack is the lowest address below the frame pointer that is
-/// loaded, stored or taken, rounded up to 32 as the verifier does (kernel/bpf/verifier.c,
-/// check_max_stack_depth_subprog, Linux 6.18).
+/// loaded, stored or taken, rounded up to 16 as the verifier does for programs that are compiled to
+/// machine code (kernel/bpf/verifier.c, round_up_stack_depth, Linux 6.18).
 fn functions(code: &[Insn]) -> BTreeMap<usize, Function> {
     const CALL: u8 = 0x85;
     const PSEUDO_CALL: u8 = 1;
@@ -330,7 +330,7 @@ fn functions(code: &[Insn]) -> BTreeMap<usize, Function> {
             at += if insn.code == 0x18 { 2 } else { 1 };
         }
         let function = all.get_mut(start).expect("a key of the map");
-        function.stack = lowest.unsigned_abs().max(1).next_multiple_of(32);
+        function.stack = lowest.unsigned_abs().max(1).next_multiple_of(16);
         function.calls = calls;
     }
     all

@@ -318,19 +318,19 @@ fn add_network(
     }
     if let Some(link) = snapshot.links.get(&network.interface) {
         let shared = network.interface == config.uplink.interface && network.vlan.outer == 0;
-        contents.attachments.insert(
-            AttachmentKey {
-                ifindex: link.ifindex,
-                outer: network.vlan.outer,
-                inner: network.vlan.inner,
-            },
-            Attachment {
-                network: *slot,
-                flags: attachment_flags::ACTIVE | if shared { attachment_flags::HOST } else { 0 },
-                mac: link.mac,
-                xsk: xsk_of(encrypted, link.ifindex),
-            },
-        );
+        let key = AttachmentKey {
+            ifindex: link.ifindex,
+            outer: network.vlan.outer,
+            inner: network.vlan.inner,
+        };
+        let attachment = Attachment {
+            network: *slot,
+            flags: attachment_flags::ACTIVE | if shared { attachment_flags::HOST } else { 0 },
+            mac: link.mac,
+            xsk: xsk_of(encrypted, link.ifindex),
+            tag: 0,
+        };
+        contents.attachments.insert(key, attachment.tagged(&key));
     }
     for address in state.endpoints.get(&network.name).into_iter().flatten() {
         contents

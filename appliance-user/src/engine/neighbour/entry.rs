@@ -59,8 +59,8 @@ pub(super) struct Entry {
     pub(super) flaps: Option<(Instant, u32)>,
 }
 
-/// The map entry for a host with MAC address `mac` on `port`.
-pub(super) fn map_entry(port: &Port, mac: [u8; 6]) -> Neighbour {
+/// The map entry for the host `key` with MAC address `mac` on `port`.
+pub(super) fn map_entry(key: &HostKey, port: &Port, mac: [u8; 6]) -> Neighbour {
     Neighbour::new(
         port.ifindex,
         mac,
@@ -69,6 +69,7 @@ pub(super) fn map_entry(port: &Port, mac: [u8; 6]) -> Neighbour {
         port.inner,
         port.outer_ethertype,
     )
+    .tagged(key)
 }
 
 /// The frame that asks for `target` from `sender`, both of one family.

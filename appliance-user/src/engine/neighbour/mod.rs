@@ -107,7 +107,7 @@ impl NeighbourTable {
                 if let Some(mac) = entry.mac {
                     self.actions.push_back(Action::Install {
                         key: *key,
-                        neighbour: map_entry(&port, mac),
+                        neighbour: map_entry(key, &port, mac),
                     });
                 }
             }
@@ -182,7 +182,7 @@ impl NeighbourTable {
             self.actions.push_back(Action::Remove { key });
             return;
         }
-        let mut wanted = map_entry(&port, mac);
+        let mut wanted = map_entry(&key, &port, mac);
         wanted.flags = pinned.flags;
         let Some(entry) = self.entries.get_mut(&key) else {
             return;
@@ -274,7 +274,7 @@ impl NeighbourTable {
             entry.mac = Some(event.mac);
             self.actions.push_back(Action::Install {
                 key,
-                neighbour: map_entry(&port, event.mac),
+                neighbour: map_entry(&key, &port, event.mac),
             });
             self.resolve_waiters(key);
         }
@@ -617,7 +617,7 @@ impl NeighbourTable {
             entry.awaited = false;
             self.actions.push_back(Action::Resolved {
                 key,
-                neighbour: map_entry(&net.port, mac),
+                neighbour: map_entry(&key, &net.port, mac),
             });
         }
     }
@@ -629,7 +629,7 @@ impl NeighbourTable {
         if let Some(mac) = entry.mac {
             self.actions.push_back(Action::Install {
                 key,
-                neighbour: map_entry(&net.port, mac),
+                neighbour: map_entry(&key, &net.port, mac),
             });
         }
     }

@@ -254,7 +254,7 @@ impl Model {
             assert_eq!(entry.mac.is_some(), has_mac, "{entry:?}");
             if let Some(mac) = entry.mac {
                 assert!(frame::is_host_mac(&mac) && mac != OWN, "{entry:?}");
-                installed.insert(entry.key, map_entry(port, mac));
+                installed.insert(entry.key, map_entry(&entry.key, port, mac));
             }
         }
         assert_eq!(self.map, installed, "the map and the table");

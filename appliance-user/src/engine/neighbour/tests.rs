@@ -104,7 +104,7 @@ fn state(table: &NeighbourTable, key: HostKey, now: Instant) -> Option<State> {
 fn install(key: HostKey, mac: [u8; 6]) -> Action {
     Action::Install {
         key,
-        neighbour: map_entry(&PORT, mac),
+        neighbour: map_entry(&key, &PORT, mac),
     }
 }
 
@@ -147,7 +147,7 @@ fn a_reply_installs_the_entry_and_releases_the_packets() {
     table.heard(at, &reply(host(7), MAC));
     let resolved = Action::Resolved {
         key: host(7),
-        neighbour: map_entry(&PORT, MAC),
+        neighbour: map_entry(&host(7), &PORT, MAC),
     };
     assert_eq!(
         due(&mut table, at),
@@ -414,23 +414,23 @@ fn a_full_table_evicts_unused_entries_and_never_kept_ones() {
 fn adopted_entries_are_checked_and_confirmed() {
     let start = Instant::now();
     let mut table = table(Settings::default());
-    let active = |port: &Port, mac| {
-        let mut neighbour = map_entry(port, mac);
+    let active = |key, port: &Port, mac| {
+        let mut neighbour = map_entry(&key, port, mac);
         neighbour.flags |= neighbour_flags::ACTIVE;
         neighbour
     };
-    table.adopt(start, host(1), active(&PORT, MAC));
+    table.adopt(start, host(1), active(host(1), &PORT, MAC));
     let moved = Port { ifindex: 9, ..PORT };
-    table.adopt(start, host(2), active(&moved, MAC));
-    table.adopt(start, host(3), active(&PORT, BROADCAST));
+    table.adopt(start, host(2), active(host(2), &moved, MAC));
+    table.adopt(start, host(3), active(host(3), &PORT, BROADCAST));
     let unknown = HostKey { vni: 1, ..host(4) };
-    table.adopt(start, unknown, active(&PORT, MAC));
+    table.adopt(start, unknown, active(unknown, &PORT, MAC));
     assert_eq!(
         due(&mut table, start),
         [
             Action::Install {
                 key: host(2),
-                neighbour: active(&PORT, MAC)
+                neighbour: active(host(2), &PORT, MAC)
             },
             Action::Remove { key: host(3) },
             Action::Remove { key: unknown },
@@ -454,7 +454,7 @@ fn a_changed_port_rewrites_the_entries_of_the_network() {
     table.set_network(VNI, port);
     let rewritten = Action::Install {
         key: host(7),
-        neighbour: map_entry(&port, MAC),
+        neighbour: map_entry(&host(7), &port, MAC),
     };
     assert_eq!(due(&mut table, now), [rewritten]);
     table.remove_network(now, VNI);
