@@ -148,6 +148,9 @@ pub fn deliver<const FROM: usize>(
     ethertype: u16,
     counter: Counter,
 ) -> Outcome {
+    if host.is_absent() {
+        return Outcome::Drop(Counter::DropHostAbsent);
+    }
     let l2_len = host.l2_len();
     let delta = FROM as i32 - l2_len as i32;
     if delta != 0 {

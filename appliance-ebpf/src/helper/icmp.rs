@@ -6,28 +6,25 @@
 
 use appliance_common::{
     counters::Counter,
-    limits::{ICMP_ERROR_RATE, ICMP_QUOTE_BYTES},
+    limits::ICMP_QUOTE_BYTES,
+    maps::Budget,
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPV4_LEN, IPV6_LEN},
 };
 use aya_ebpf::{
     bindings::xdp_action,
-    helpers::{
-        bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, generated::bpf_csum_diff,
-    },
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, generated::bpf_csum_diff},
     programs::XdpContext,
 };
 
 use packet_rules::{checksum::fold64, icmp::is_v4_error};
 
-use crate::{
-    helper::{
-        addr::{NONE, Words},
-        bytes::byte,
-        count::count,
-        frame::Frame,
-        packet::{Outcome, Window, frame_len, reverse},
-    },
-    maps::ICMP_BUDGET,
+use crate::helper::{
+    addr::{NONE, Words},
+    budget,
+    bytes::byte,
+    count::count,
+    frame::Frame,
+    packet::{Outcome, Window, frame_len, reverse},
 };
 
 /// An ICMP or ICMPv6 error header, bytes.
@@ -142,7 +139,7 @@ pub struct Undeliverable {
 }
 
 /// Counts a drop for `reason` and sends "unreachable" from the network's gateway, at a bounded
-/// rate: no route (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1) or prohibited.
+/// rate: no route, no such host (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1) or prohibited.
 #[inline(never)]
 pub fn unreachable<const L3: usize>(
     ctx: &XdpContext,
@@ -150,12 +147,13 @@ pub fn unreachable<const L3: usize>(
     packet: &Undeliverable,
     reason: Counter,
 ) -> Outcome {
-    let prohibited = reason as u32 == Counter::DropPolicy as u32;
-    let kind = match (packet.ipv6, prohibited) {
-        (false, false) => [3, 0, 0, 0],
-        (false, true) => [3, 13, 0, 0],
-        (true, false) => [1, 0, 0, 0],
-        (true, true) => [1, 1, 0, 0],
+    let kind = match (packet.ipv6, reason) {
+        (false, Counter::DropPolicy) => [3, 13, 0, 0],
+        (false, Counter::DropHostAbsent) => [3, 1, 0, 0],
+        (false, _) => [3, 0, 0, 0],
+        (true, Counter::DropPolicy) => [1, 1, 0, 0],
+        (true, Counter::DropHostAbsent) => [1, 3, 0, 0],
+        (true, _) => [1, 0, 0, 0],
     };
     count(reason);
     send_error::<L3>(ctx, frame, packet, kind, Counter::UnreachableSent)
@@ -192,7 +190,8 @@ fn send_error<const L3: usize>(
     if packet.silent || router == NONE {
         return Outcome::DropCounted;
     }
-    if !within_error_budget() {
+    // RFC 1812 section 4.3.2.8, RFC 4443 section 2.4(f).
+    if !budget::take(Budget::IcmpError, frame.network.tenant + 1) {
         return Outcome::DropCounted;
     }
     let kind = u32::from_ne_bytes(kind);
@@ -220,18 +219,6 @@ fn send_error<const L3: usize>(
         Outcome::Send(counter, xdp_action::XDP_TX)
     } else {
         Outcome::DropCounted
-    }
-}
-
-/// Whether this CPU may send another error (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4(f)).
-#[inline(always)]
-fn within_error_budget() -> bool {
-    // SAFETY: no arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    match ICMP_BUDGET.get_ptr_mut(0) {
-        // SAFETY: this CPU's slot.
-        Some(bucket) => unsafe { (*bucket).take(now, ICMP_ERROR_RATE.0, ICMP_ERROR_RATE.1) },
-        None => false,
     }
 }
 

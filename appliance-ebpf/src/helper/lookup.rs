@@ -191,6 +191,13 @@ impl Host {
         unsafe { (&raw const (*self.entry).l2_len).read_volatile() }
     }
 
+    /// Whether the host did not answer when it was last asked for. The element may be another
+    /// host's by now.
+    #[inline(always)]
+    pub fn is_absent(self) -> bool {
+        self.l2_len() == 0
+    }
+
     /// Reads the entry once. `None` if it is another host's by now, or partly written.
     #[inline(always)]
     pub fn read(self) -> Option<Resolved> {

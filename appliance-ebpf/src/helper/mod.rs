@@ -3,6 +3,7 @@
 
 pub mod addr;
 pub mod arp;
+pub mod budget;
 pub mod bytes;
 pub mod count;
 pub mod encap;

@@ -1,7 +1,7 @@
 //! Gives a packet to user space, by the ring `SLOW_PACKETS`.
 //!
-//! For: packets that must be split, resolved, advertised or reassembled. Never: more than the ring
-//! holds; a packet that does not fit is dropped and counted.
+//! For: packets that must be split, resolved, advertised or reassembled. Never: more than the
+//! tenant's budget for each reason or than the ring holds; other packets are dropped and counted.
 
 use appliance_common::{
     counters::Counter,
@@ -14,6 +14,7 @@ use aya_ebpf::{helpers::generated::bpf_xdp_load_bytes, programs::XdpContext};
 use crate::{
     helper::{
         addr::{Words, bytes},
+        budget,
         packet::{Outcome, frame_len, ingress},
     },
     maps::SLOW_PACKETS,
@@ -29,14 +30,16 @@ pub fn send(
     reason: SlowReason,
     next_hop: &Words,
 ) -> Outcome {
-    copy_to_ring(ctx, network.vni, l3, reason, next_hop)
+    copy_to_ring(ctx, network.vni, network.tenant + 1, l3, reason, next_hop)
 }
 
-/// As [`send`], for the network `vni`; zero for none.
+/// As [`send`], for the network `vni`, zero for none, and within the budget of `owner`: a tenant's
+/// slot plus one, or zero for packets of no single tenant.
 #[inline(always)]
 pub fn copy_to_ring(
     ctx: &XdpContext,
     vni: u32,
+    owner: u32,
     l3: u16,
     reason: SlowReason,
     next_hop: &Words,
@@ -44,6 +47,9 @@ pub fn copy_to_ring(
     let len = frame_len(ctx) as u32;
     if len == 0 || len > SLOW_PACKET_BYTES as u32 {
         return Outcome::Drop(Counter::DropTooLarge);
+    }
+    if !budget::take(reason.budget(), owner) {
+        return Outcome::Drop(Counter::DropSlowRate);
     }
     let Some(mut record) = SLOW_PACKETS.reserve::<SlowPacket>(0) else {
         return Outcome::Drop(Counter::DropSlowRingFull);

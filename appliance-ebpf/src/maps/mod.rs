@@ -22,9 +22,9 @@ use appliance_common::{
         TRACE_RING_BYTES,
     },
     maps::{
-        Attachment, AttachmentKey, Bucket, Config, Endpoint, HostKey, Jump, Neighbour, Network,
-        NetworkStats, Peer, PeerAddress, Policy, PolicyKey, Route, RouteKey, Session, SessionKey,
-        Tenant, Tunnel, TunnelKey,
+        Attachment, AttachmentKey, Bucket, Budget, Config, Endpoint, HostKey, Jump, Neighbour,
+        Network, NetworkStats, Peer, PeerAddress, Policy, PolicyKey, Route, RouteKey, Session,
+        SessionKey, Tenant, Tunnel, TunnelKey,
     },
     nat::{
         Flow, FlowKey, MachineKey, Mapping, MappingKey, Nat, NatAddress, PublicAddress, Rule,
@@ -131,9 +131,9 @@ pub static ROUTES: LpmTrie<RouteKey, Route> =
 #[map]
 pub static POLICIES: HashMap<PolicyKey, Policy> = HashMap::with_max_entries(MAX_POLICIES, 0);
 
-/// Budget of ICMP errors, one entry per CPU. Written by the programs.
+/// Budgets of tenants, by [`Budget::index`]. Written by the programs.
 #[map]
-pub static ICMP_BUDGET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+pub static BUDGETS: Array<Bucket> = Array::with_max_entries((MAX_TENANTS + 1) * Budget::SLOTS, 0);
 
 /// Settings of translation, one entry. Written by user space.
 #[map]

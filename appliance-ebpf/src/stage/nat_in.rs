@@ -84,11 +84,16 @@ pub fn process(ctx: &XdpContext) -> Outcome {
     }
     if let Some(reason) = find(nat, s) {
         if reason as u32 == Counter::DropFragment as u32 {
+            // Only a connection, or a rule that could open one, can translate the first fragment.
+            if !public.receives(s.key.protocol) {
+                return untranslated(reason);
+            }
             // On the appliance's own address it may be for the kernel or for a connection: both get
             // it.
             let in_slow_path = slow_path::copy_to_ring(
                 ctx,
                 0,
+                public.zone,
                 ETH_LEN as u16,
                 SlowReason::Fragment,
                 &s.key.destination,

@@ -207,6 +207,9 @@ impl Daemon {
                     self.forwarding
                         .install_neighbour(&mut self.tunnels, key, neighbour)
                 }
+                Output::InstallAbsent { key } => {
+                    self.forwarding.install_absent(&mut self.tunnels, key);
+                }
                 Output::RemoveNeighbour { key } => {
                     self.forwarding.remove_neighbour(&mut self.tunnels, key);
                 }

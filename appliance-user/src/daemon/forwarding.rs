@@ -113,6 +113,15 @@ impl Forwarding {
         }
     }
 
+    /// Writes that a host did not answer. The workers' tables have no such entries.
+    pub fn install_absent(&mut self, tunnels: &mut Tunnels, key: HostKey) {
+        tunnels.neighbour(key, None);
+        let absent = Neighbour::absent().tagged(&key);
+        if let Err(error) = self.datapath.set_neighbour(&key, &absent) {
+            tracing::error!(%error, "cannot write that a host is absent");
+        }
+    }
+
     /// Removes a neighbour, from the workers' tables as well.
     pub fn remove_neighbour(&mut self, tunnels: &mut Tunnels, key: HostKey) {
         tunnels.neighbour(key, None);

@@ -38,7 +38,7 @@ const MAPS: [&str; 40] = [
     "JUMPS",
     "ROUTES",
     "POLICIES",
-    "ICMP_BUDGET",
+    "BUDGETS",
     "NAT",
     "NAT_ADDRESSES",
     "SHARES",

@@ -14,7 +14,7 @@
 //! ```
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -25,7 +25,9 @@ use appliance_common::{
 use packet_rules::{addr::v4_mapped, ipv6};
 
 /// Maximum number of buffered fragments in total.
-const MAX_FRAGMENTS: usize = 1024;
+const MAX_FRAGMENTS: usize = 4096;
+/// Maximum number of buffered fragments of one owner, so that one tenant's cannot take all places.
+const MAX_PER_OWNER: usize = 512;
 /// Maximum number of buffered fragments of one datagram: 64 KiB in fragments of 1 KiB.
 const MAX_PER_DATAGRAM: usize = 64;
 /// Maximum time in the buffer. A first fragment later than this is taken as lost.
@@ -36,10 +38,16 @@ const MAX_INTERVAL: Duration = Duration::from_millis(64);
 
 #[derive(Debug)]
 struct Fragment {
-    key: FlowKey,
     ifindex: u32,
     frame: Vec<u8>,
     expires: Instant,
+}
+
+/// The buffered fragments of one datagram, the oldest first; never empty.
+#[derive(Debug)]
+struct Datagram {
+    owner: u32,
+    fragments: VecDeque<Fragment>,
     next_lookup: Instant,
     interval: Duration,
 }
@@ -47,10 +55,17 @@ struct Fragment {
 /// Buffered fragments. See the [module](self).
 #[derive(Debug, Default)]
 pub struct FragmentBuffer {
-    fragments: VecDeque<Fragment>,
+    datagrams: BTreeMap<FlowKey, Datagram>,
+    /// The next lookup of each datagram.
+    lookups: BTreeSet<(Instant, FlowKey)>,
+    /// Buffered fragments, by owner and in total.
+    owned: BTreeMap<u32, usize>,
+    total: usize,
     /// Hashes of released frames, each with the time until which it is remembered. A released frame
     /// that comes back is dropped, so that no frame circulates.
-    released_hashes: VecDeque<(u64, Instant)>,
+    released_hashes: BTreeMap<u64, Instant>,
+    /// The same in the order of time.
+    released_order: VecDeque<(Instant, u64)>,
     /// Fragments buffered.
     pub buffered: u64,
     /// Fragments released to the programs.
@@ -132,47 +147,46 @@ fn hash(ifindex: u32, frame: &[u8]) -> u64 {
 }
 
 impl FragmentBuffer {
-    /// Buffers a frame received on `ifindex`, or drops it if there is no room.
-    pub fn push(&mut self, now: Instant, key: FlowKey, ifindex: u32, frame: &[u8]) {
-        while self
-            .released_hashes
-            .front()
-            .is_some_and(|(_, expires)| *expires <= now)
+    /// Buffers a frame received on `ifindex`, or drops it if there is no room. `owner` is the zone of
+    /// the tenant that the frame counts for; zero for none.
+    pub fn push(&mut self, now: Instant, key: FlowKey, owner: u32, ifindex: u32, frame: &[u8]) {
+        self.forget_released(now);
+        let has_returned = self.released_hashes.contains_key(&hash(ifindex, frame));
+        let same_datagram = self.datagrams.get(&key).map_or(0, |d| d.fragments.len());
+        let owned = self.owned.get(&owner).copied().unwrap_or(0);
+        if has_returned
+            || self.total >= MAX_FRAGMENTS
+            || owned >= MAX_PER_OWNER
+            || same_datagram >= MAX_PER_DATAGRAM
         {
-            self.released_hashes.pop_front();
-        }
-        let hash = hash(ifindex, frame);
-        if self.released_hashes.iter().any(|(known, _)| *known == hash) {
-            self.dropped += 1;
-            return;
-        }
-        let same_datagram = self
-            .fragments
-            .iter()
-            .filter(|fragment| fragment.key == key)
-            .count();
-        if self.fragments.len() >= MAX_FRAGMENTS || same_datagram >= MAX_PER_DATAGRAM {
             self.dropped += 1;
             return;
         }
         self.buffered += 1;
-        self.fragments.push_back(Fragment {
-            key,
+        self.total += 1;
+        let lookups = &mut self.lookups;
+        let datagram = self.datagrams.entry(key).or_insert_with(|| {
+            let next_lookup = now + FIRST_INTERVAL;
+            lookups.insert((next_lookup, key));
+            Datagram {
+                owner,
+                fragments: VecDeque::new(),
+                next_lookup,
+                interval: FIRST_INTERVAL,
+            }
+        });
+        *self.owned.entry(datagram.owner).or_default() += 1;
+        datagram.fragments.push_back(Fragment {
             ifindex,
             frame: frame.to_vec(),
             expires: now + TIMEOUT,
-            next_lookup: now + FIRST_INTERVAL,
-            interval: FIRST_INTERVAL,
         });
     }
 
     /// When [`FragmentBuffer::poll`] must be called next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.fragments
-            .iter()
-            .map(|fragment| fragment.next_lookup)
-            .min()
+        self.lookups.first().map(|(at, _)| *at)
     }
 
     /// Returns the frames, with their interfaces, whose first fragment `is_known` by now. Drops
@@ -183,25 +197,58 @@ impl FragmentBuffer {
         mut is_known: impl FnMut(&FlowKey) -> bool,
     ) -> Vec<(u32, Vec<u8>)> {
         let mut out = Vec::new();
-        let mut waiting = VecDeque::with_capacity(self.fragments.len());
-        for mut fragment in self.fragments.drain(..) {
-            if fragment.next_lookup > now {
-                waiting.push_back(fragment);
-            } else if is_known(&fragment.key) {
-                self.released += 1;
-                self.released_hashes
-                    .push_back((hash(fragment.ifindex, &fragment.frame), now + TIMEOUT));
-                out.push((fragment.ifindex, fragment.frame));
-            } else if fragment.expires <= now {
-                self.dropped += 1;
+        while let Some((at, key)) = self.lookups.first().copied().filter(|(at, _)| *at <= now) {
+            self.lookups.remove(&(at, key));
+            let Some(mut datagram) = self.datagrams.remove(&key) else {
+                continue;
+            };
+            let before = datagram.fragments.len();
+            if is_known(&key) {
+                for fragment in datagram.fragments.drain(..) {
+                    self.released += 1;
+                    let hash = hash(fragment.ifindex, &fragment.frame);
+                    self.released_hashes.insert(hash, now + TIMEOUT);
+                    self.released_order.push_back((now + TIMEOUT, hash));
+                    out.push((fragment.ifindex, fragment.frame));
+                }
             } else {
-                fragment.interval = (fragment.interval * 2).min(MAX_INTERVAL);
-                fragment.next_lookup = (now + fragment.interval).min(fragment.expires);
-                waiting.push_back(fragment);
+                datagram.fragments.retain(|fragment| fragment.expires > now);
+                self.dropped += (before - datagram.fragments.len()) as u64;
+            }
+            self.free(datagram.owner, before - datagram.fragments.len());
+            if let Some(oldest) = datagram.fragments.front() {
+                datagram.interval = (datagram.interval * 2).min(MAX_INTERVAL);
+                datagram.next_lookup = (now + datagram.interval).min(oldest.expires);
+                self.lookups.insert((datagram.next_lookup, key));
+                self.datagrams.insert(key, datagram);
             }
         }
-        self.fragments = waiting;
         out
+    }
+
+    /// Subtracts fragments that left the buffer.
+    fn free(&mut self, owner: u32, fragments: usize) {
+        self.total -= fragments;
+        if let Some(owned) = self.owned.get_mut(&owner) {
+            *owned -= fragments;
+            if *owned == 0 {
+                self.owned.remove(&owner);
+            }
+        }
+    }
+
+    /// Forgets released frames whose time is over.
+    fn forget_released(&mut self, now: Instant) {
+        while let Some((at, hash)) = self.released_order.front().copied() {
+            if at > now {
+                break;
+            }
+            self.released_order.pop_front();
+            // Not if the same frame was released again since.
+            if self.released_hashes.get(&hash) == Some(&at) {
+                self.released_hashes.remove(&hash);
+            }
+        }
     }
 }
 
@@ -254,8 +301,8 @@ mod tests {
     fn a_fragment_is_released_once_its_first_fragment_is_known() {
         let start = Instant::now();
         let mut fragments = FragmentBuffer::default();
-        fragments.push(start, key_of(1), 7, b"one");
-        fragments.push(start, key_of(2), 7, b"two");
+        fragments.push(start, key_of(1), 1, 7, b"one");
+        fragments.push(start, key_of(2), 1, 7, b"two");
         assert!(fragments.poll(start, |_| true).is_empty(), "not at once");
         let at = fragments.next_deadline().expect("a deadline");
         let out = fragments.poll(at, |key| *key == key_of(2));
@@ -268,14 +315,14 @@ mod tests {
         // The programs may refuse a released frame again: it must not circulate for ever.
         let start = Instant::now();
         let mut fragments = FragmentBuffer::default();
-        fragments.push(start, key_of(1), 7, b"one");
+        fragments.push(start, key_of(1), 1, 7, b"one");
         let at = fragments.next_deadline().expect("a deadline");
         assert_eq!(fragments.poll(at, |_| true).len(), 1);
-        fragments.push(at, key_of(1), 7, b"one");
+        fragments.push(at, key_of(1), 1, 7, b"one");
         assert_eq!((fragments.next_deadline(), fragments.dropped), (None, 1));
         // Another fragment of the datagram is buffered, and so is the same frame much later.
-        fragments.push(at, key_of(1), 7, b"two");
-        fragments.push(at + TIMEOUT, key_of(1), 7, b"one");
+        fragments.push(at, key_of(1), 1, 7, b"two");
+        fragments.push(at + TIMEOUT, key_of(1), 1, 7, b"one");
         assert_eq!(fragments.buffered, 3);
     }
 
@@ -283,7 +330,7 @@ mod tests {
     fn a_fragment_is_dropped_at_its_timeout() {
         let start = Instant::now();
         let mut fragments = FragmentBuffer::default();
-        fragments.push(start, key_of(1), 7, b"one");
+        fragments.push(start, key_of(1), 1, 7, b"one");
         let mut lookups = 0;
         while let Some(at) = fragments.next_deadline() {
             assert!(at <= start + TIMEOUT);
@@ -295,18 +342,47 @@ mod tests {
     }
 
     #[test]
-    fn the_buffer_is_bounded() {
+    fn the_buffer_is_bounded_for_each_datagram_owner_and_in_total() {
         let now = Instant::now();
         let mut fragments = FragmentBuffer::default();
         for _ in 0..100 {
-            fragments.push(now, key_of(1), 7, b"of one datagram");
+            fragments.push(now, key_of(1), 1, 7, b"of one datagram");
         }
         assert_eq!(fragments.buffered, MAX_PER_DATAGRAM as u64);
         for id in 0..5000 {
-            fragments.push(now, key_of(id + 2), 7, b"of many");
+            fragments.push(now, key_of(id + 2), 1, 7, b"of many");
+        }
+        assert_eq!(fragments.buffered, MAX_PER_OWNER as u64);
+        // Another owner has room of its own.
+        fragments.push(now, key_of(5002), 2, 7, b"of another");
+        assert_eq!(fragments.buffered, MAX_PER_OWNER as u64 + 1);
+        for id in 0..20_000u32 {
+            fragments.push(now, key_of(6000 + id as u16), 3 + id / 100, 7, b"of all");
         }
         assert_eq!(fragments.buffered, MAX_FRAGMENTS as u64);
-        assert_eq!(fragments.dropped, 5100 - MAX_FRAGMENTS as u64);
+        assert_eq!(fragments.dropped, 25_101 - MAX_FRAGMENTS as u64);
+    }
+
+    #[test]
+    fn a_lookup_is_for_a_datagram_and_the_time_for_a_fragment() {
+        let start = Instant::now();
+        let mut fragments = FragmentBuffer::default();
+        for _ in 0..50 {
+            fragments.push(start, key_of(1), 1, 7, b"early");
+        }
+        let mut lookups = 0;
+        fragments.poll(start + FIRST_INTERVAL, |_| {
+            lookups += 1;
+            false
+        });
+        assert_eq!(lookups, 1);
+        fragments.push(start + TIMEOUT / 2, key_of(1), 1, 7, b"late");
+        assert!(fragments.poll(start + TIMEOUT, |_| false).is_empty());
+        assert_eq!(fragments.dropped, 50);
+        let at = fragments.next_deadline().expect("a deadline");
+        assert_eq!(fragments.poll(at, |_| true), [(7, b"late".to_vec())]);
+        assert_eq!((fragments.next_deadline(), fragments.total), (None, 0));
+        assert!(fragments.owned.is_empty());
     }
 
     proptest! {

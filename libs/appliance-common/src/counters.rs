@@ -209,6 +209,11 @@ counters! {
     /// Dropped: the entry of the port, host or tunnel was deleted, and its place in the map reused,
     /// while the packet was processed.
     DropRecycled = 83, "drop_recycled";
+    /// Dropped: the tenant's budget for slow-path packets of this kind is used up.
+    DropSlowRate = 84, "drop_slow_rate";
+    /// Dropped: the host did not answer when it was last asked for. It is asked for again after a
+    /// second.
+    DropHostAbsent = 85, "drop_host_absent";
 
     /// Connections opened, by rule or by mapping.
     FlowOpened = 96, "flow_opened";

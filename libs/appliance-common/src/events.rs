@@ -2,6 +2,7 @@
 
 use crate::addr::Address;
 use crate::limits::SLOW_PACKET_BYTES;
+use crate::maps::Budget;
 
 /// A host was seen on a tenant network. Record of the ring `NEIGHBOUR_EVENTS`.
 #[repr(C)]
@@ -113,6 +114,19 @@ pub enum SlowReason {
 }
 
 impl SlowReason {
+    /// The budget that bounds packets for this reason.
+    #[inline(always)]
+    #[must_use]
+    pub const fn budget(self) -> Budget {
+        match self {
+            Self::Split => Budget::Split,
+            Self::Unresolved => Budget::Unresolved,
+            Self::UplinkUnresolved => Budget::UplinkUnresolved,
+            Self::RouterSolicitation => Budget::RouterSolicitation,
+            Self::Fragment => Budget::Fragment,
+        }
+    }
+
     /// The reason of a record; `None` for a number that this version does not know.
     #[must_use]
     pub const fn from_u16(value: u16) -> Option<Self> {

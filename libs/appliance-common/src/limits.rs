@@ -42,8 +42,6 @@ pub const ICMP_QUOTE_BYTES: usize = 512;
 pub const MAX_ROUTES: u32 = 16_384;
 /// Ordered pairs of networks between which full failover routes.
 pub const MAX_POLICIES: u32 = 65_536;
-/// ICMP errors other than path MTU errors that one CPU sends: per second, and in a burst.
-pub const ICMP_ERROR_RATE: (u64, u64) = (1000, 50);
 /// Queues of one interface that may have a worker's socket.
 pub const MAX_QUEUES: u32 = 64;
 /// Slots for workers' sockets: slot 0 stays empty, then [`MAX_QUEUES`] for each of 15 interfaces.

@@ -194,7 +194,8 @@ pub struct Neighbour {
     /// The Ethernet header: destination, source, tags, and two bytes for the type, which the
     /// program fills from the packet.
     pub l2: [u8; MAX_L2_LEN],
-    /// Used bytes of `l2`: 14, 18 or 22.
+    /// Used bytes of `l2`: 14, 18 or 22; zero for a host that did not answer, packets to which are
+    /// dropped.
     pub l2_len: u8,
     /// Padding, always zero.
     pub reserved: u8,
@@ -267,6 +268,21 @@ impl Neighbour {
         self
     }
 
+    /// The entry of a host that did not answer.
+    #[must_use]
+    pub fn absent() -> Self {
+        Self {
+            flags: neighbour_flags::ACTIVE,
+            ..Self::default()
+        }
+    }
+
+    /// Whether it is the entry of a host that did not answer.
+    #[must_use]
+    pub const fn is_absent(&self) -> bool {
+        self.l2_len == 0
+    }
+
     /// The host's MAC address.
     #[inline(always)]
     #[must_use]
@@ -335,7 +351,7 @@ pub struct Session {
     pub flags: u32,
 }
 
-/// Value of `HANDSHAKE_SOURCES`, `HANDSHAKE_BUDGET` and `ICMP_BUDGET`: a token bucket (the generic
+/// Value of `HANDSHAKE_SOURCES`, `HANDSHAKE_BUDGET` and `BUDGETS`: a token bucket (the generic
 /// cell rate algorithm, ITU-T I.371).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -360,6 +376,63 @@ impl Bucket {
         }
         self.full_at = from + cost;
         true
+    }
+}
+
+/// What packets of one tenant may cause at a bounded rate, on all CPUs together. Each tenant has a
+/// bucket for each in `BUDGETS`, so that a flood of one kind takes nothing from other kinds or
+/// tenants.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// ICMP errors other than path MTU errors.
+    IcmpError = 0,
+    /// Packets to be split by the daemon.
+    Split = 1,
+    /// Packets that wait in the daemon until their host is resolved.
+    Unresolved = 2,
+    /// Translated packets that the kernel sends, because it has to resolve their next hop.
+    UplinkUnresolved = 3,
+    /// Router solicitations.
+    RouterSolicitation = 4,
+    /// Fragments that wait in the daemon for the first one of their datagram.
+    Fragment = 5,
+}
+
+impl Budget {
+    /// Buckets of one owner: a power of two, so that an index is a shift.
+    pub const SLOTS: u32 = 8;
+    /// All budgets.
+    pub const ALL: [Self; 6] = [
+        Self::IcmpError,
+        Self::Split,
+        Self::Unresolved,
+        Self::UplinkUnresolved,
+        Self::RouterSolicitation,
+        Self::Fragment,
+    ];
+
+    /// Its index in `BUDGETS` for an owner: a tenant's slot plus one, or zero for packets of no
+    /// single tenant.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(self, owner: u32) -> u32 {
+        owner.wrapping_mul(Self::SLOTS) | self as u32
+    }
+
+    /// Tokens for each second, and at once. The bursts of the slow path, of one tenant together,
+    /// are little more than half of its ring.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rate(self) -> (u64, u64) {
+        match self {
+            Self::IcmpError => (1000, 50),
+            Self::Split => (10_000, 256),
+            Self::Unresolved => (2000, 256),
+            Self::UplinkUnresolved => (1000, 64),
+            Self::RouterSolicitation => (50, 16),
+            Self::Fragment => (2000, 128),
+        }
     }
 }
 

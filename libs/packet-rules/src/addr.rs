@@ -17,6 +17,16 @@ pub const fn words(address: &[u8; 16]) -> Words {
     ]
 }
 
+/// The 16 bytes of an address's words.
+#[must_use]
+pub fn address_of(words: &Words) -> [u8; 16] {
+    let mut address = [0; 16];
+    for (bytes, word) in address.chunks_exact_mut(4).zip(words) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    address
+}
+
 /// The IPv4-mapped form of an IPv4 address loaded from memory.
 #[inline(always)]
 #[must_use]

@@ -4,7 +4,8 @@ use appliance_common::{
     addr::Address,
     events::TraceFilter,
     maps::{
-        Bucket, Endpoint, PeerAddress, Policy, ROUTE_KEY_BITS, Route, RouteKey, Session, SessionKey,
+        Bucket, Budget, Endpoint, PeerAddress, Policy, ROUTE_KEY_BITS, Route, RouteKey, Session,
+        SessionKey,
     },
     nat::{Flow, FlowKey, Mapping, MappingKey, RuleSlot, TenantUsage},
 };
@@ -241,6 +242,17 @@ impl Harness {
                 .map_err(|e| HarnessError::map("HANDSHAKE_BUDGET", e))?;
         }
         Ok(())
+    }
+
+    /// Refills the budgets of every tenant.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a map operation.
+    pub fn clear_budgets(&mut self) -> Result<(), HarnessError> {
+        let tenants = self.world.tenants.len() as u32;
+        let used = (tenants + 1) * Budget::SLOTS;
+        self.array::<Bucket>("BUDGETS", &[], used as usize)
     }
 
     /// Writes the first elements of an array, and zero in those up to `used` that follow.

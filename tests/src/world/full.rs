@@ -9,7 +9,7 @@ use appliance_common::nat::{
 use super::{
     B_MAC, LISTED, LISTED6, NAT4, NAT6, NET1, NET2, NET3, NET4, ONE_TO_ONE4, ONE_TO_ONE6, PROVIDER,
     PROVIDER6, PUBLIC2, PUBLIC4, PUBLIC6, TRUNK, TRUNK_MAC, UPLINK, UPLINK_MAC, World, address,
-    words,
+    words, words_of,
 };
 
 use crate::packet::ip;
@@ -107,13 +107,37 @@ impl World {
             w.neighbour(NET1, internal, TRUNK, B_MAC, TRUNK_MAC, 101, 0);
         }
         w.rule(1, NET2, PUBLIC2, "10.1.0.10", (443, 443, 443), &[6]);
+        w.mark_public();
         w
+    }
+
+    /// Gives each public address its tenant, and the protocols that it receives.
+    pub fn mark_public(&mut self) {
+        let all = public_flags::TCP | public_flags::UDP | public_flags::ICMP;
+        let of_mappings = self.nat_addresses.iter().zip(0u32..);
+        let of_mappings = of_mappings.map(|(nat, slot)| (nat.address, slot / 2 + 1, all));
+        let of_rules = self.rule_ports.iter().map(|(_, key, slot)| {
+            let zone = self.rules[*slot as usize].zone.into();
+            (key.address, zone, public_flags::of_protocol(key.protocol))
+        });
+        let marks: Vec<_> = of_mappings.chain(of_rules).collect();
+        for (address, zone, flags) in marks {
+            let public = self
+                .public
+                .iter_mut()
+                .find(|(public, _)| words_of(public) == address);
+            if let Some((_, public)) = public {
+                public.zone = zone;
+                public.flags |= flags;
+            }
+        }
     }
 
     /// An address that is translated on the uplink.
     pub fn public(&mut self, text: &str, flags: u32) {
         let public = PublicAddress {
             flags: public_flags::ACTIVE | flags,
+            zone: 0,
         };
         self.public.push((address(text), public));
     }

@@ -100,7 +100,12 @@ pub const fn many_next(n: u32, networks: u32) -> u32 {
 /// The four words of an address.
 #[must_use]
 pub fn words(text: &str) -> Words {
-    let address = address(text);
+    words_of(&address(text))
+}
+
+/// The four words of an address in map form.
+#[must_use]
+pub fn words_of(address: &Address) -> Words {
     std::array::from_fn(|i| u32::from_ne_bytes(std::array::from_fn(|j| address[4 * i + j])))
 }
 

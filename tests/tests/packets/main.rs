@@ -24,6 +24,7 @@ mod random;
 mod recycle;
 mod reset;
 mod secure;
+mod slow;
 mod switch;
 mod trace;
 mod verifier;

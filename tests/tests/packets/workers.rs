@@ -613,6 +613,8 @@ fn without_gateways_and_resolved_hosts_both_agree() {
     let mut worker = Worker::new(&world, &peer_paths);
     let mut rng = Seeded::new(seed_from_env());
     for _ in 0..packets() / 4 {
+        // The program hands over as many packets as its tenant's budget permits.
+        h.clear_budgets().expect("BUDGETS");
         let l3 = inner(&mut rng, 1, 11, 10);
         let programs = run_program(&mut h, Program::Combined, peer_paths[0], NET1, &l3);
         let workers = worker.run(0, NET1, &l3);

@@ -140,7 +140,10 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
     let new = w.get::<u16, 8>();
     w.set::<u16, 10>(checksum::update(w.get::<u16, 10>(), old, new));
     match neighbour(to, destination) {
-        Some(neighbour) => deliver::<L3>(ctx, neighbour, ETHERTYPE_IPV4, Counter::Routed),
+        Some(host) if host.is_absent() => {
+            icmp::unreachable::<L3>(ctx, frame, &error, Counter::DropHostAbsent)
+        }
+        Some(host) => deliver::<L3>(ctx, host, ETHERTYPE_IPV4, Counter::Routed),
         None => slow_path::send(ctx, to, L3 as u16, SlowReason::Unresolved, &destination),
     }
 }
@@ -231,7 +234,10 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
     }
     w.set::<u8, 7>(hops - 1);
     match neighbour(to, destination) {
-        Some(neighbour) => deliver::<L3>(ctx, neighbour, ETHERTYPE_IPV6, Counter::Routed),
+        Some(host) if host.is_absent() => {
+            icmp::unreachable::<L3>(ctx, frame, &error, Counter::DropHostAbsent)
+        }
+        Some(host) => deliver::<L3>(ctx, host, ETHERTYPE_IPV6, Counter::Routed),
         None => slow_path::send(ctx, to, L3 as u16, SlowReason::Unresolved, &destination),
     }
 }

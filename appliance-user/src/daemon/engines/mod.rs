@@ -22,6 +22,8 @@ use appliance_common::{
     nat::{FlowKey, OUTSIDE},
 };
 
+use packet_rules::addr::address_of;
+
 use crate::{
     config::Role,
     datapath::reconcile::{self, MapContents},
@@ -73,6 +75,11 @@ pub(super) enum Output {
         key: HostKey,
         /// How to reach it.
         neighbour: Neighbour,
+    },
+    /// Write an entry of the map `NEIGHBOURS` that says that the host did not answer.
+    InstallAbsent {
+        /// The host.
+        key: HostKey,
     },
     /// Delete an entry of the map `NEIGHBOURS`.
     RemoveNeighbour {
@@ -275,6 +282,9 @@ impl Engines {
                 self.ready
                     .push_back(Output::InstallNeighbour { key, neighbour });
             }
+            Action::InstallAbsent { key } => {
+                self.ready.push_back(Output::InstallAbsent { key });
+            }
             Action::Remove { key } => self.ready.push_back(Output::RemoveNeighbour { key }),
             Action::Resolved { key, neighbour } => {
                 self.slow_path.resolved(now, key, &neighbour);
@@ -353,7 +363,15 @@ impl Engines {
                     .map_or(OUTSIDE, |network| reconcile::zone_of(network.tenant));
                 let packet = frame.get(usize::from(header.l3)..).unwrap_or_default();
                 if let Some(key) = fragment_key(packet, zone) {
-                    self.fragments.push(now, key, header.ifindex, frame);
+                    // A packet from outside counts for the tenant of the public address.
+                    let owner = match zone {
+                        OUTSIDE => tables
+                            .public
+                            .get(&address_of(&key.destination))
+                            .map_or(0, |public| public.zone),
+                        zone => zone.into(),
+                    };
+                    self.fragments.push(now, key, owner, header.ifindex, frame);
                 }
             }
             _ => self.waiting_packet(now, header, frame, tables),

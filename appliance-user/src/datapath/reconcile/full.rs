@@ -242,7 +242,8 @@ pub(super) fn add(contents: &mut MapContents, config: &Config, state: &State, sn
                     last,
                 },
             );
-            add_public(contents, config, snapshot, address);
+            let all = public_flags::TCP | public_flags::UDP | public_flags::ICMP;
+            add_public(contents, config, snapshot, (address, slot), all);
         }
         // Only rules that could be added now: the configuration or a router may have changed.
         let Some(mut of) = config.tenant_alone(&tenant.name) else {
@@ -251,7 +252,14 @@ pub(super) fn add(contents: &mut MapContents, config: &Config, state: &State, sn
         of.reserved = reserved_in(&reserved, &of.allocation);
         for rule in plan.active_rules(&of).0 {
             add_rule(contents, config, state, tenant, slot, rule);
-            add_public(contents, config, snapshot, rule.public_ip());
+            let public = (rule.public_ip(), slot);
+            add_public(
+                contents,
+                config,
+                snapshot,
+                public,
+                protocols_of(rule.target()),
+            );
         }
     }
     let uplink = snapshot.links.get(&config.uplink.interface);
@@ -295,14 +303,40 @@ fn add_routes(
     }
 }
 
-fn add_public(contents: &mut MapContents, config: &Config, snapshot: &Snapshot, address: IpAddr) {
+/// The protocols that a rule leads to its machine, as [`public_flags`].
+const fn protocols_of(target: RuleTarget) -> u32 {
+    match target {
+        RuleTarget::OneToOne => public_flags::TCP | public_flags::UDP | public_flags::ICMP,
+        RuleTarget::Ports { protocol, .. } => match protocol {
+            Protocol::Tcp => public_flags::TCP,
+            Protocol::Udp => public_flags::UDP,
+            Protocol::Both => public_flags::TCP | public_flags::UDP,
+        },
+    }
+}
+
+/// Adds a public address of the tenant in a slot, which receives the protocols in `flags`
+/// ([`public_flags`]).
+fn add_public(
+    contents: &mut MapContents,
+    config: &Config,
+    snapshot: &Snapshot,
+    (address, tenant): (IpAddr, u32),
+    flags: u32,
+) {
     let link = snapshot.links.get(&config.uplink.interface);
     let on_link = link.is_some_and(|l| l.addresses.iter().any(|(a, _)| *a == address));
     let own = on_link || local_addresses(config, snapshot).contains(&address);
-    let flags = public_flags::ACTIVE | if own { public_flags::OWN } else { 0 };
-    contents
+    let own = if own { public_flags::OWN } else { 0 };
+    let zone = zone_of(tenant).into();
+    let public = contents
         .public
-        .insert(from_ip(address), PublicAddress { flags });
+        .entry(from_ip(address))
+        .or_insert(PublicAddress { flags: 0, zone });
+    public.flags |= public_flags::ACTIVE | own | flags;
+    if public.zone != zone {
+        public.zone = 0;
+    }
 }
 
 fn add_rule(

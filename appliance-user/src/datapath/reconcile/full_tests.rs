@@ -5,7 +5,7 @@ use std::path::Path as FilePath;
 use appliance_common::{
     limits::MAX_RULES,
     maps::PolicyKey,
-    nat::{MachineKey, Nat, Rule, RuleKey, public_flags, rule_flags},
+    nat::{MachineKey, Nat, PublicAddress, Rule, RuleKey, public_flags, rule_flags},
 };
 use failover::{Plan, RuleChange};
 use packet_rules::addr::words;
@@ -117,7 +117,18 @@ fn a_plan_becomes_routes_policies_gateways_and_rules() {
     );
     assert_eq!(t.nat_addresses.len(), 1);
     assert_eq!(t.public.len(), 3);
-    assert!(t.public.values().all(|p| p.flags == public_flags::ACTIVE));
+    // Each with its tenant, and the protocols that its rules or mappings receive.
+    let zone = full::zone_of(acme).into();
+    let ports = public_flags::TCP | public_flags::UDP;
+    for (address, protocols) in [
+        ("203.0.113.16", ports | public_flags::ICMP),
+        ("203.0.113.20", ports),
+        ("203.0.113.21", ports | public_flags::ICMP),
+    ] {
+        let public = t.public[&from_ip(address.parse().expect("address"))];
+        let flags = public_flags::ACTIVE | protocols;
+        assert_eq!(public, PublicAddress { flags, zone }, "{address}");
+    }
 
     // 8000 to 8007, 8008 to 8011, for each protocol; and one entry of each protocol for the whole
     // address.
@@ -168,7 +179,9 @@ fn a_tenant_without_its_own_address_uses_the_uplink_address() {
         (v4("203.0.113.5"), 10_000, 32_767)
     );
     let public = t.public[&from_ip("203.0.113.5".parse().expect("address"))];
-    assert_eq!(public.flags, public_flags::ACTIVE | public_flags::OWN);
+    let protocols = public_flags::TCP | public_flags::UDP | public_flags::ICMP;
+    let flags = public_flags::ACTIVE | public_flags::OWN | protocols;
+    assert_eq!(public.flags, flags);
 }
 
 #[test]

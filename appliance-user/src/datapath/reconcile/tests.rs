@@ -202,7 +202,7 @@ prop_compose! {
         for ((bits, port), slot) in ports {
             let port = (port << (16 - bits)).to_be_bytes();
             t.rule_ports.insert((bits, RuleKey { port, ..RuleKey::default() }), RuleSlot { slot });
-            t.public.insert([port[1]; 16], PublicAddress { flags: slot });
+            t.public.insert([port[1]; 16], PublicAddress { flags: slot, zone: 0 });
             t.nat_addresses.insert(slot, NatAddress { first: 1, last: 2, ..NatAddress::default() });
             let machine = MachineKey { zone: bits, ..MachineKey::default() };
             t.one_to_one.insert(machine, RuleSlot { slot });

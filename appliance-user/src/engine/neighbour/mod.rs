@@ -22,8 +22,8 @@
 //!                                          reply, sign of life    sign of life
 //! ```
 //!
-//! An entry is installed in the map in the states Reachable, Stale, Delay and Probe only. Kept
-//! hosts (endpoints, gateways) skip Stale and Delay, never leave the table, and are still probed in
+//! An entry is installed in the map in the states Reachable, Stale, Delay and Probe; in Failed, one
+//! that has the programs drop packets to the host. Kept hosts (endpoints, gateways) skip Stale and Delay, never leave the table, and are still probed in
 //! Failed. A changed MAC address replaces the old one at once, as in ARP; an address that changes
 //! too often is damped. Probes are limited in each network and in total. Kept hosts have a budget
 //! of their own, so that a scan of one tenant's unused addresses does not delay any other host.
@@ -31,6 +31,7 @@
 mod entry;
 #[cfg(test)]
 mod model;
+mod probing;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -500,73 +501,6 @@ impl NeighbourTable {
         }
     }
 
-    /// Whether a probe may be sent now. If not, a slot is reserved, first in the budget of the
-    /// network and then in the total budget, and the entry's deadline is set to it. A host that is
-    /// not kept and would wait longer than [`Settings::probe_backlog`] fails instead.
-    fn admit_probe(&mut self, now: Instant, key: HostKey) -> bool {
-        let Some(entry) = self.entries.get_mut(&key) else {
-            return false;
-        };
-        let Some(net) = self.networks.get_mut(&key.vni) else {
-            return false;
-        };
-        while entry.reserved != Reserved::Both {
-            let budget = match (entry.reserved, entry.keep) {
-                (Reserved::None, true) => &mut net.kept_budget,
-                (Reserved::None, false) => &mut net.other_budget,
-                (_, true) => &mut self.kept_budget,
-                (_, false) => &mut self.other_budget,
-            };
-            let late =
-                budget.next_slot(now).saturating_duration_since(now) > self.settings.probe_backlog;
-            if late && !entry.keep {
-                self.counters.throttled += 1;
-                if entry.state == State::Incomplete {
-                    self.fail(now, key);
-                } else {
-                    self.set_deadline(key, Some(now + self.settings.probe_backlog));
-                }
-                return false;
-            }
-            let at = budget.reserve(now);
-            entry.reserved = if entry.reserved == Reserved::None {
-                Reserved::Network
-            } else {
-                Reserved::Both
-            };
-            if at > now {
-                self.set_deadline(key, Some(at));
-                return false;
-            }
-        }
-        entry.reserved = Reserved::None;
-        true
-    }
-
-    /// Sends a probe and sets the deadline `wait` later.
-    fn probe(&mut self, now: Instant, key: HostKey, unicast: bool, wait: Duration) {
-        let (Some(entry), Some(net)) = (self.entries.get_mut(&key), self.networks.get(&key.vni))
-        else {
-            return;
-        };
-        if entry.probes == 0 {
-            entry.probing_since = now;
-        }
-        entry.probes = entry.probes.saturating_add(1);
-        let destination = entry.mac.filter(|_| unicast);
-        match net.senders.for_target(&key.address) {
-            Some(sender) => {
-                self.counters.probes_sent += 1;
-                self.actions.push_back(Action::Send {
-                    ifindex: net.port.ifindex,
-                    frame: question(&net.port, &sender, &key.address, destination),
-                });
-            }
-            None => self.counters.without_sender += 1,
-        }
-        self.set_deadline(key, Some(now + wait));
-    }
-
     /// Handles a sign of life of the entry's present MAC address.
     fn confirm(&mut self, now: Instant, key: HostKey) {
         let reachable = self.random.around(self.settings.reachable, 50, 150);
@@ -582,9 +516,7 @@ impl NeighbourTable {
             return;
         };
         self.counters.failed += 1;
-        if entry.mac.take().is_some() {
-            self.actions.push_back(Action::Remove { key });
-        }
+        entry.mac = None;
         let next = if entry.keep {
             now
         } else {
@@ -704,7 +636,7 @@ impl NeighbourTable {
                 self.sizes.insert((net.evictable.len(), key.vni));
             }
         }
-        if entry.mac.is_some() {
+        if entry.mac.is_some() || entry.state == State::Failed {
             self.actions.push_back(Action::Remove { key });
         }
         if entry.awaited {
@@ -727,8 +659,14 @@ impl NeighbourTable {
         if let Some(entry) = self.entries.get_mut(&key)
             && entry.state != state
         {
+            let had_failed = entry.state == State::Failed;
             entry.state = state;
             entry.since = now;
+            if state == State::Failed {
+                self.actions.push_back(Action::InstallAbsent { key });
+            } else if had_failed && entry.mac.is_none() {
+                self.actions.push_back(Action::Remove { key });
+            }
         }
         self.update_rank(key);
     }

@@ -211,6 +211,10 @@ impl Model {
             match action {
                 Action::Send { ifindex, frame } => self.check_question(ifindex, &frame),
                 Action::Install { key, neighbour } => drop(self.map.insert(key, neighbour)),
+                Action::InstallAbsent { key } => {
+                    let absent = Neighbour::absent().tagged(&key);
+                    self.map.insert(key, absent);
+                }
                 Action::Remove { key } => drop(self.map.remove(&key)),
                 Action::Resolved { key, neighbour } => {
                     assert_eq!(self.map.get(&key), Some(&neighbour), "{key:?}");
@@ -255,6 +259,8 @@ impl Model {
             if let Some(mac) = entry.mac {
                 assert!(frame::is_host_mac(&mac) && mac != OWN, "{entry:?}");
                 installed.insert(entry.key, map_entry(&entry.key, port, mac));
+            } else if entry.state == State::Failed {
+                installed.insert(entry.key, Neighbour::absent().tagged(&entry.key));
             }
         }
         assert_eq!(self.map, installed, "the map and the table");

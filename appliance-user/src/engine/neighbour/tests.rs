@@ -120,13 +120,16 @@ fn an_absent_host_is_probed_three_times_and_fails() {
     let actions = run(&mut table, start, Duration::from_millis(2500));
     let expected = [0, 300, 900].map(|at| (at, BROADCAST));
     assert_eq!(probes(&actions), expected);
-    assert_eq!(results(&actions), [(2100, Action::Failed { key: host(7) })]);
+    let key = host(7);
+    let failed = [Action::Failed { key }, Action::InstallAbsent { key }];
+    assert_eq!(results(&actions), failed.map(|action| (2100, action)));
     assert_eq!(table.counters().failed, 1);
     // The failure is remembered for a second: packets are dropped at once, without a probe.
     let later = start + Duration::from_millis(2500);
     table.resolve(later, host(7));
     assert_eq!(due(&mut table, later), [Action::Failed { key: host(7) }]);
-    assert_eq!(run(&mut table, later, seconds(60)), []);
+    let removed = [(600, Action::Remove { key })];
+    assert_eq!(run(&mut table, later, seconds(60)), removed);
     assert_eq!(table.entries(later).count(), 0);
     // After that it is probed again.
     let later = start + seconds(10);
@@ -208,9 +211,9 @@ fn a_used_stale_entry_is_confirmed_by_unicast_then_broadcast_and_fails_at_last()
     let unicast = [2000, 3000, 4000].map(|at| (at, MAC));
     let broadcast = [5000, 6000, 7000].map(|at| (at, BROADCAST));
     assert_eq!(probes(&actions), [unicast, broadcast].concat());
-    let removed = Action::Remove { key: host(7) };
     let failed = Action::Failed { key: host(7) };
-    assert_eq!(results(&actions), [(8000, removed), (8000, failed)]);
+    let absent = Action::InstallAbsent { key: host(7) };
+    assert_eq!(results(&actions), [(8000, failed), (8000, absent)]);
 }
 
 #[test]
@@ -245,7 +248,11 @@ fn a_kept_host_is_probed_without_end_at_growing_intervals() {
     );
     assert!(*times.last().expect("probes") > 58_000);
     // The failure is reported once, at the first probe after 3 s.
-    let [(at, Action::Failed { .. })] = results(&actions)[..] else {
+    let [
+        (_, Action::InstallAbsent { .. }),
+        (at, Action::Failed { .. }),
+    ] = results(&actions)[..]
+    else {
         panic!("{:?}", results(&actions));
     };
     assert!((3000..=4250).contains(&at), "{at}");
@@ -360,7 +367,9 @@ fn a_scan_of_absent_hosts_is_paced_and_delays_no_other_host() {
     };
     assert_eq!(sent(&at_once), 100, "the burst");
     // Hosts that would wait longer than the backlog of a second fail at once.
-    let failed = at_once.len() - sent(&at_once);
+    let failures = at_once.iter();
+    let failures = failures.filter(|action| matches!(action, Action::Failed { .. }));
+    let failed = failures.count();
     assert!((3800..=3900).contains(&failed), "{failed}");
     assert_eq!(table.counters().throttled, failed as u64);
     // A kept host of the same network has a budget of its own; another network waits no longer than
@@ -500,7 +509,9 @@ fn without_an_address_to_ask_with_a_host_is_not_asked_but_heard() {
     // With an address it is asked at once, without waiting for its next turn.
     let now = start + seconds(10);
     table.set_senders(now, VNI, SENDERS);
-    assert!(matches!(due(&mut table, now)[..], [Action::Send { .. }]));
+    let [Action::Remove { .. }, Action::Send { .. }] = due(&mut table, now)[..] else {
+        panic!("not asked at once");
+    };
     // An unsolicited request of the host resolves it, too.
     table.set_senders(now, VNI, Senders::default());
     table.heard(

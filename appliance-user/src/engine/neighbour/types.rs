@@ -22,6 +22,12 @@ pub enum Action {
         /// Interface and Ethernet header to reach it.
         neighbour: Neighbour,
     },
+    /// Write an entry of the map `NEIGHBOURS` that says that the host did not answer: the programs
+    /// drop packets to it, which then do not burden the slow path.
+    InstallAbsent {
+        /// The host.
+        key: HostKey,
+    },
     /// Delete an entry of the map `NEIGHBOURS`.
     Remove {
         /// The host.

@@ -32,6 +32,8 @@ pub struct Limits {
     pub packets_per_host: usize,
     /// Hosts with queued packets.
     pub hosts: usize,
+    /// Hosts with queued packets in one network, so that one tenant cannot take all places.
+    pub hosts_per_network: usize,
     /// Bytes queued in one network, so that one tenant cannot take all memory.
     pub bytes_per_network: usize,
     /// Bytes queued in total.
@@ -47,6 +49,7 @@ impl Default for Limits {
         Self {
             packets_per_host: 32,
             hosts: 16_384,
+            hosts_per_network: 1024,
             bytes_per_network: 1 << 20,
             bytes_total: 8 << 20,
             wait: Duration::from_secs(3),
@@ -156,12 +159,19 @@ pub struct SlowPath {
     queues: BTreeMap<HostKey, Queue>,
     /// Expiry of the oldest packet of each queue.
     expiries: BTreeSet<(Instant, HostKey)>,
-    /// Bytes queued, by VNI and in total.
-    queued_bytes: BTreeMap<u32, usize>,
+    /// Hosts and bytes queued by VNI, and bytes in total.
+    queued: BTreeMap<u32, Queued>,
     queued_bytes_total: usize,
     outputs: VecDeque<Output>,
     counts: Counts,
     dropped: [u64; DropReason::ALL.len()],
+}
+
+/// What is queued in one network; never zero hosts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Queued {
+    hosts: usize,
+    bytes: usize,
 }
 
 /// Packets queued for one host; never empty.
@@ -186,7 +196,7 @@ impl SlowPath {
             limits,
             queues: BTreeMap::new(),
             expiries: BTreeSet::new(),
-            queued_bytes: BTreeMap::new(),
+            queued: BTreeMap::new(),
             queued_bytes_total: 0,
             outputs: VecDeque::new(),
             counts: Counts::default(),
@@ -360,14 +370,15 @@ impl SlowPath {
             if queue.packets.len() >= self.limits.packets_per_host.max(1)
                 && let Some(oldest) = queue.packets.pop_front()
             {
-                self.free_bytes(key.vni, oldest.packet.len());
+                self.free(key.vni, oldest.packet.len(), 0);
                 self.count_drop(DropReason::HostQueueFull, 1);
             }
-        } else if self.queues.len() >= self.limits.hosts {
+        } else if self.queues.len() >= self.limits.hosts
+            || self.queued_in(key.vni).hosts >= self.limits.hosts_per_network
+        {
             return Err(DropReason::QueueFull);
         }
-        let in_network = self.queued_bytes.get(&key.vni).copied().unwrap_or(0);
-        if in_network + packet.len() > self.limits.bytes_per_network
+        if self.queued_in(key.vni).bytes + packet.len() > self.limits.bytes_per_network
             || self.queued_bytes_total + packet.len() > self.limits.bytes_total
         {
             self.update_expiry(key);
@@ -376,7 +387,9 @@ impl SlowPath {
         if !self.queues.contains_key(&key) {
             self.push_output(Output::Resolve { key })?;
         }
-        *self.queued_bytes.entry(key.vni).or_insert(0) += packet.len();
+        let queued = self.queued.entry(key.vni).or_default();
+        queued.bytes += packet.len();
+        queued.hosts += usize::from(!self.queues.contains_key(&key));
         self.queued_bytes_total += packet.len();
         self.counts.waited += 1;
         let queue = self.queues.entry(key).or_insert_with(|| Queue {
@@ -405,6 +418,7 @@ impl SlowPath {
             }
             None => {
                 self.queues.remove(&key);
+                self.free(key.vni, 0, 1);
             }
         }
     }
@@ -422,7 +436,7 @@ impl SlowPath {
                 queue.packets.pop_front();
             }
         }
-        self.free_bytes(key.vni, bytes);
+        self.free(key.vni, bytes, 0);
         self.count_drop(DropReason::Expired, dropped);
         self.update_expiry(key);
         if self.queues.contains_key(&key) {
@@ -436,17 +450,24 @@ impl SlowPath {
     fn take_queue(&mut self, key: HostKey) -> Option<Queue> {
         let queue = self.queues.remove(&key)?;
         self.expiries.remove(&(queue.expires, key));
-        self.free_bytes(key.vni, queue.packets.iter().map(|w| w.packet.len()).sum());
+        let bytes = queue.packets.iter().map(|w| w.packet.len()).sum();
+        self.free(key.vni, bytes, 1);
         Some(queue)
     }
 
-    /// Subtracts bytes that left a queue.
-    fn free_bytes(&mut self, vni: u32, bytes: usize) {
+    /// What is queued in a network.
+    fn queued_in(&self, vni: u32) -> Queued {
+        self.queued.get(&vni).copied().unwrap_or_default()
+    }
+
+    /// Subtracts bytes and hosts that left the queues of a network.
+    fn free(&mut self, vni: u32, bytes: usize, hosts: usize) {
         self.queued_bytes_total -= bytes;
-        if let Some(in_network) = self.queued_bytes.get_mut(&vni) {
-            *in_network -= bytes;
-            if *in_network == 0 {
-                self.queued_bytes.remove(&vni);
+        if let Some(queued) = self.queued.get_mut(&vni) {
+            queued.bytes -= bytes;
+            queued.hosts -= hosts;
+            if queued.hosts == 0 {
+                self.queued.remove(&vni);
             }
         }
     }

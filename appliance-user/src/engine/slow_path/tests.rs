@@ -75,3 +75,44 @@ fn uplink_packets_are_bounded_and_checked() {
     slow.packet(now, &unresolved, &frame()[..30], &OneNetwork);
     assert_eq!(slow.dropped(DropReason::Malformed), 1);
 }
+
+#[test]
+fn a_scan_of_one_network_leaves_places_to_others() {
+    struct TwoNetworks;
+    impl Lookup for TwoNetworks {
+        fn network(&self, vni: u32) -> Option<Network> {
+            OneNetwork.network(if vni == VNI + 1 { VNI } else { vni })
+        }
+        fn peer(&self, _slot: u32) -> Option<Peer> {
+            None
+        }
+    }
+
+    let now = Instant::now();
+    let limits = Limits::default();
+    let mut slow = SlowPath::new(limits);
+    let mut unresolved = header(VNI, SlowReason::Unresolved);
+    let mut scan = |slow: &mut SlowPath, now, vni, n: u32| {
+        let [_, b, c, d] = n.to_be_bytes();
+        unresolved.vni = vni;
+        unresolved.next_hop = appliance_common::addr::mapped([10, b, c, d]);
+        slow.packet(now, &unresolved, &frame(), &TwoNetworks);
+        while slow.poll(now).is_some() {}
+    };
+    let most = limits.hosts_per_network as u32;
+    for n in 0..most + 100 {
+        scan(&mut slow, now, VNI, n);
+    }
+    assert_eq!(slow.dropped(DropReason::QueueFull), 100);
+    // The other network, and hosts that packets wait for already.
+    scan(&mut slow, now, VNI + 1, 1);
+    scan(&mut slow, now, VNI, 1);
+    assert_eq!(slow.dropped(DropReason::QueueFull), 100);
+    // Places are free again when the packets have expired.
+    let later = now + limits.wait;
+    scan(&mut slow, later, VNI, most + 200);
+    assert_eq!(slow.dropped(DropReason::QueueFull), 101);
+    scan(&mut slow, later, VNI, most + 200);
+    assert_eq!(slow.dropped(DropReason::QueueFull), 101);
+    assert!(slow.queued_in(VNI).hosts == 1, "{:?}", slow.queued_in(VNI));
+}

@@ -122,15 +122,46 @@ pub struct NatAddress {
 pub struct PublicAddress {
     /// [`public_flags`].
     pub flags: u32,
+    /// The zone of its tenant; zero if several tenants share it. Host byte order.
+    pub zone: u32,
+}
+
+impl PublicAddress {
+    /// Whether a rule or a mapping may lead packets of the protocol from outside to a machine.
+    #[inline(always)]
+    #[must_use]
+    pub const fn receives(&self, protocol: u8) -> bool {
+        self.flags & public_flags::of_protocol(protocol) != 0
+    }
 }
 
 /// Bits of [`PublicAddress::flags`].
 pub mod public_flags {
+    use crate::wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP};
+
     /// The entry is in force. Always set.
     pub const ACTIVE: u32 = 1;
     /// It is also the appliance's own address: the kernel answers for it, and gets packets of no
     /// flow.
     pub const OWN: u32 = 2;
+    /// A rule or a mapping may lead TCP from outside to a machine.
+    pub const TCP: u32 = 8;
+    /// The same for UDP.
+    pub const UDP: u32 = 16;
+    /// The same for ICMP or ICMPv6.
+    pub const ICMP: u32 = 32;
+
+    /// The flag of an IP protocol; zero for one that is not translated.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_protocol(protocol: u8) -> u32 {
+        match protocol {
+            IPPROTO_TCP => TCP,
+            IPPROTO_UDP => UDP,
+            IPPROTO_ICMP | IPPROTO_ICMPV6 => ICMP,
+            _ => 0,
+        }
+    }
 }
 
 /// Key of `RULE_PORTS`, behind the prefix length of a longest-prefix match. All bits of address and
@@ -245,7 +276,7 @@ const _: () = {
     assert!(size_of::<Mapping>() == 24);
     assert!(size_of::<Nat>() == 40);
     assert!(size_of::<NatAddress>() == 20);
-    assert!(size_of::<PublicAddress>() == 4);
+    assert!(size_of::<PublicAddress>() == 8);
     assert!(size_of::<RuleKey>() == 20);
     assert!(size_of::<RuleSlot>() == 4);
     assert!(size_of::<Rule>() == 52);

@@ -1,0 +1,22 @@
+//! Budgets of tenants: what their packets may cause at a bounded rate.
+//!
+//! For: one look at a token bucket. Never: a decision about the packet.
+
+use appliance_common::maps::Budget;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+
+use crate::maps::BUDGETS;
+
+/// Takes a token of the budget of `owner`: a tenant's slot plus one, or zero for packets of no
+/// single tenant. Returns whether there was one.
+#[inline(always)]
+pub fn take(budget: Budget, owner: u32) -> bool {
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let (per_second, burst) = budget.rate();
+    match BUDGETS.get_ptr_mut(budget.index(owner)) {
+        // SAFETY: array values are never unmapped. When two CPUs race, one more token is taken.
+        Some(bucket) => unsafe { (*bucket).take(now, per_second, burst) },
+        None => false,
+    }
+}
