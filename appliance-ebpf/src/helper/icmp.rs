@@ -139,7 +139,8 @@ pub struct Undeliverable {
 }
 
 /// Counts a drop for `reason` and sends "unreachable" from the network's gateway, at a bounded
-/// rate: no route, no such host (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1) or prohibited.
+/// rate: no route, no such host, no such port (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1) or
+/// prohibited.
 #[inline(never)]
 pub fn unreachable<const L3: usize>(
     ctx: &XdpContext,
@@ -150,9 +151,11 @@ pub fn unreachable<const L3: usize>(
     let kind = match (packet.ipv6, reason) {
         (false, Counter::DropPolicy) => [3, 13, 0, 0],
         (false, Counter::DropHostAbsent) => [3, 1, 0, 0],
+        (false, Counter::DropToGateway) => [3, 3, 0, 0],
         (false, _) => [3, 0, 0, 0],
         (true, Counter::DropPolicy) => [1, 1, 0, 0],
         (true, Counter::DropHostAbsent) => [1, 3, 0, 0],
+        (true, Counter::DropToGateway) => [1, 4, 0, 0],
         (true, _) => [1, 0, 0, 0],
     };
     count(reason);

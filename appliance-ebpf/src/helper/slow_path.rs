@@ -84,6 +84,7 @@ pub fn copy_to_ring(
         SlowReason::Unresolved | SlowReason::UplinkUnresolved => Counter::SlowUnresolved,
         SlowReason::RouterSolicitation => Counter::SlowSolicited,
         SlowReason::Fragment => Counter::SlowFragment,
+        SlowReason::GatewayEcho => Counter::SlowEcho,
     };
     Outcome::Drop(counter)
 }

@@ -9,14 +9,19 @@
 use appliance_common::{
     counters::Counter,
     events::SlowReason,
+    maps::Budget,
     nat::{UPLINK, public_flags},
-    wire::{ETH_LEN, ETHERTYPE_IPV4, IPPROTO_TCP, IPPROTO_UDP, IPV4_LEN, IPV6_LEN},
+    wire::{
+        ETH_LEN, ETHERTYPE_IPV4, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, IPV4_LEN,
+        IPV6_LEN,
+    },
 };
 use aya_ebpf::programs::XdpContext;
 
 use crate::{
     helper::{
         addr::{Words, v4_mapped},
+        budget, echo,
         frame::Frame,
         icmp,
         nat::{
@@ -26,8 +31,29 @@ use crate::{
         packet::{L2, Outcome, Window},
         slow_path,
     },
-    maps::{Kind, Side},
+    maps::{Kind, Packet, Side},
 };
+
+/// Answers an echo request that no rule leads to a machine; `None` for another packet, or over the
+/// budget of the tenant of `zone`.
+#[inline(always)]
+fn ping(ctx: &XdpContext, l2: &L2, p: &Packet, zone: u32) -> Option<Outcome> {
+    if p.protocol != IPPROTO_ICMP && p.protocol != IPPROTO_ICMPV6 {
+        return None;
+    }
+    if !budget::take(Budget::Reply, zone) {
+        return None;
+    }
+    let macs = [l2.source, l2.destination];
+    let (header, total) = ((p.l4 - p.l3) as usize, p.total as usize);
+    if p.ipv6 == 0 {
+        return echo::ipv4::<ETH_LEN>(ctx, macs, header, total);
+    }
+    if header != IPV6_LEN {
+        return None;
+    }
+    echo::ipv6::<ETH_LEN>(ctx, macs, p.protocol, total)
+}
 
 /// A packet on the uplink to a public address.
 #[inline(always)]
@@ -103,6 +129,12 @@ pub fn process(ctx: &XdpContext) -> Outcome {
             } else {
                 in_slow_path
             };
+        }
+        if reason as u32 == Counter::DropNoRule as u32
+            && public.flags & (public_flags::PING | public_flags::OWN) == public_flags::PING
+            && let Some(answered) = ping(ctx, &l2, &s.packet, public.zone)
+        {
+            return answered;
         }
         return untranslated(reason);
     }

@@ -7,14 +7,15 @@
 //!     └─ to a machine ──▶ its network (hairpin)
 //! ```
 //!
-//! A packet that cannot be translated is dropped and counted.
+//! A packet that cannot be translated is dropped and counted; a TCP segment of a connection that is
+//! not known is answered with a reset.
 
 use appliance_common::{
     counters::Counter,
     events::SlowReason,
     maps::network_flags,
     nat::{Nat, UPLINK},
-    wire::ETH_LEN,
+    wire::{ETH_LEN, IPPROTO_TCP, IPV4_LEN, IPV6_LEN},
 };
 use aya_ebpf::programs::XdpContext;
 
@@ -29,9 +30,9 @@ use crate::{
             undeliverable,
         },
         packet::Outcome,
-        slow_path,
+        reset, slow_path,
     },
-    maps::{Scratch, Side},
+    maps::{Kind, Scratch, Side},
 };
 
 /// A packet from the stage `full`, on the port that it came in on.
@@ -65,6 +66,9 @@ pub fn process(ctx: &XdpContext) -> Outcome {
             let destination = s.key.destination;
             return slow_path::send(ctx, from, l3 as u16, SlowReason::Fragment, &destination);
         }
+        if is_lost_connection(s, reason) {
+            return reset::send(ctx, &frame, l3, s.packet.ipv6 != 0, reason);
+        }
         return match frame.l2.tags {
             0 => reject::<14>(ctx, &frame, s, reason),
             1 => reject::<18>(ctx, &frame, s, reason),
@@ -76,6 +80,20 @@ pub fn process(ctx: &XdpContext) -> Outcome {
         1 => forward::<18>(ctx, &frame, s, nat),
         _ => forward::<22>(ctx, &frame, s, nat),
     }
+}
+
+/// Whether the packet is a TCP segment of a connection that the tables do not have: of one from
+/// before the data path was created anew, or that was idle for too long. Its sender learns by a
+/// reset that the connection is lost, instead of by its own timeout (RFC 7857 section 2.3).
+#[inline(always)]
+fn is_lost_connection(s: &Scratch, reason: Counter) -> bool {
+    let p = &s.packet;
+    let header = if p.ipv6 != 0 { IPV6_LEN } else { IPV4_LEN } as u32;
+    reason as u32 == Counter::DropNoFlow as u32
+        && p.protocol == IPPROTO_TCP
+        && matches!(p.kind, Kind::Query)
+        && p.more == 0
+        && p.l4 == p.l3 + header
 }
 
 /// Drops a packet that is not translated; its source gets "unreachable" if there is no route out.

@@ -144,6 +144,7 @@ pub(super) struct Tenant {
 pub(super) struct Nat {
     pub connections: Option<i64>,
     pub own_ports: Option<String>,
+    pub answer_ping: Option<bool>,
     pub established_seconds: Option<i64>,
     pub transitory_seconds: Option<i64>,
     pub opening_seconds: Option<i64>,

@@ -17,6 +17,8 @@ pub struct Nat {
     pub timeouts: Timeouts,
     /// Ports for translation on the uplink's own address.
     pub own_ports: PortRange,
+    /// Whether public addresses of rules answer pings.
+    pub answer_ping: bool,
 }
 
 impl Default for Nat {
@@ -25,6 +27,7 @@ impl Default for Nat {
             connections: DEFAULT_CONNECTIONS,
             timeouts: Timeouts::default(),
             own_ports: PortRange::new(10_000, 32_767).unwrap_or(PortRange::ALL),
+            answer_ping: false,
         }
     }
 }

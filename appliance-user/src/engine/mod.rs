@@ -7,7 +7,8 @@
 //! ```text
 //!   NEIGHBOUR_EVENTS ─▶ neighbour ────────┐ resolved, failed
 //!   SLOW_PACKETS ──┬──▶ slow_path ◀───────┘        ┌─▶ packet sockets
-//!                  └──▶ fragment_buffer ─▶ programs │
+//!                  ├──▶ fragment_buffer ─▶ programs │
+//!                  └──▶ gateway_echo ──────────────┤
 //!   switch-over ──────▶ announce ──────────────────┤
 //!   NEIGHBOUR_EVENTS ─▶ conflict ──────────────────┤
 //!   full failover ────▶ router_advert ─────────────┤
@@ -24,6 +25,7 @@
 pub mod announce;
 pub mod conflict;
 pub mod fragment_buffer;
+pub mod gateway_echo;
 pub mod group_reports;
 pub mod neighbour;
 mod pacing;

@@ -84,11 +84,12 @@ counters! {
     HandedOver = 24, "handed_over";
     /// Full failover: packets routed to a host of one of the tenant's networks.
     Routed = 25, "routed";
-    /// Full failover: echo requests to the gateway answered.
+    /// Full failover: echo requests answered, to the gateway or, if set so, to addresses of rules.
     EchoAnswered = 26, "echo_answered";
     /// Full failover: "time exceeded" messages sent.
     TimeExceededSent = 27, "time_exceeded_sent";
-    /// Full failover: "unreachable" messages sent: no route, or prohibited by policy.
+    /// Full failover: "unreachable" messages sent: no route, no such host, prohibited by policy, or
+    /// to a port of the gateway.
     UnreachableSent = 28, "unreachable_sent";
     /// Packets translated and sent out of the uplink.
     TranslatedOut = 29, "translated_out";
@@ -176,7 +177,7 @@ counters! {
     DropNoRoute = 67, "drop_no_route";
     /// Dropped: the hop limit is exhausted.
     DropHopLimit = 68, "drop_hop_limit";
-    /// Dropped: to the gateway itself, which answers echo requests only.
+    /// Dropped: to the gateway itself, which answers echo requests and has no open ports.
     DropToGateway = 69, "drop_to_gateway";
     /// Dropped: the program of a tail call is not loaded. The daemon is starting or of another
     /// version.
@@ -230,6 +231,11 @@ counters! {
     /// TCP SYNs whose checksum their sender left to its NIC. Nothing on the way completes it, so
     /// the receiver drops them.
     ChecksumPartial = 102, "checksum_partial";
+    /// Full failover: TCP resets sent to hosts, for a port of the gateway or a lost connection.
+    ResetSent = 103, "reset_sent";
+    /// Full failover: fragments of echo requests to the gateway, given to the slow path, which
+    /// answers.
+    SlowEcho = 104, "slow_echo";
 }
 
 impl Counter {

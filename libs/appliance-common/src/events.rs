@@ -111,6 +111,8 @@ pub enum SlowReason {
     /// A fragment that arrived before its first one: user space runs it again once the first one is
     /// translated (RFC 4787 REQ-14). The VNI is zero on the uplink.
     Fragment = 5,
+    /// A fragment of an echo request to the gateway: user space reassembles and answers.
+    GatewayEcho = 6,
 }
 
 impl SlowReason {
@@ -124,6 +126,7 @@ impl SlowReason {
             Self::UplinkUnresolved => Budget::UplinkUnresolved,
             Self::RouterSolicitation => Budget::RouterSolicitation,
             Self::Fragment => Budget::Fragment,
+            Self::GatewayEcho => Budget::GatewayEcho,
         }
     }
 
@@ -136,6 +139,7 @@ impl SlowReason {
             3 => Some(Self::UplinkUnresolved),
             4 => Some(Self::RouterSolicitation),
             5 => Some(Self::Fragment),
+            6 => Some(Self::GatewayEcho),
             _ => None,
         }
     }

@@ -397,19 +397,25 @@ pub enum Budget {
     RouterSolicitation = 4,
     /// Fragments that wait in the daemon for the first one of their datagram.
     Fragment = 5,
+    /// Fragments of echo requests to a gateway, which the daemon answers.
+    GatewayEcho = 6,
+    /// TCP resets, and echo replies from public addresses.
+    Reply = 7,
 }
 
 impl Budget {
     /// Buckets of one owner: a power of two, so that an index is a shift.
     pub const SLOTS: u32 = 8;
     /// All budgets.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::IcmpError,
         Self::Split,
         Self::Unresolved,
         Self::UplinkUnresolved,
         Self::RouterSolicitation,
         Self::Fragment,
+        Self::GatewayEcho,
+        Self::Reply,
     ];
 
     /// Its index in `BUDGETS` for an owner: a tenant's slot plus one, or zero for packets of no
@@ -421,7 +427,7 @@ impl Budget {
     }
 
     /// Tokens for each second, and at once. The bursts of the slow path, of one tenant together,
-    /// are little more than half of its ring.
+    /// are less than three quarters of its ring.
     #[inline(always)]
     #[must_use]
     pub const fn rate(self) -> (u64, u64) {
@@ -432,6 +438,8 @@ impl Budget {
             Self::UplinkUnresolved => (1000, 64),
             Self::RouterSolicitation => (50, 16),
             Self::Fragment => (2000, 128),
+            Self::GatewayEcho => (1000, 128),
+            Self::Reply => (1000, 100),
         }
     }
 }

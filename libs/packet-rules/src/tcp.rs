@@ -1,4 +1,4 @@
-//! The MSS that a TCP SYN announces, and its clamping to the MTU of a tunnel.
+//! The MSS that a TCP SYN announces, and its clamping to an MTU; the reset that answers a segment.
 
 use crate::{Bytes, checksum};
 
@@ -8,8 +8,14 @@ pub const HEADER_LEN: usize = 20;
 pub const FLAGS_AT: usize = 13;
 /// Offset of the checksum in the header.
 pub const CHECKSUM_AT: usize = 16;
+/// The FIN bit of the flags.
+pub const FIN: u8 = 0x01;
 /// The SYN bit of the flags.
 pub const SYN: u8 = 0x02;
+/// The RST bit of the flags.
+pub const RST: u8 = 0x04;
+/// The ACK bit of the flags.
+pub const ACK: u8 = 0x10;
 /// TCP options that [`find_mss`] walks at most; 40 bytes of options hold at most this many that any
 /// stack sends in front of the MSS.
 pub const MAX_OPTIONS: usize = 8;
@@ -33,6 +39,70 @@ pub const fn is_syn(flags: u8) -> bool {
 pub const fn mss_for(inner_mtu: u16, ipv6: bool) -> u16 {
     let headers = if ipv6 { 60 } else { 40 };
     inner_mtu.saturating_sub(headers)
+}
+
+/// The reset that answers a segment: its header but for the checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResetOf {
+    ports: [u8; 4],
+    /// Sequence number, host byte order.
+    pub sequence: u32,
+    /// Acknowledgment number, host byte order; zero without the flag.
+    pub acknowledgment: u32,
+    /// Flags.
+    pub flags: u8,
+}
+
+/// The reset that answers the segment of `len` bytes whose header begins with `header`; `None` for
+/// a reset, or a header that is longer than its segment (RFC 9293 section 3.10.7.1: a reset takes
+/// its sequence number from the acknowledgment, if there is one, and else acknowledges the segment).
+#[inline(always)]
+#[must_use]
+pub const fn reset_of(header: &[u8; 14], len: u32) -> Option<ResetOf> {
+    let [a, b, c, d, s0, s1, s2, s3, a0, a1, a2, a3, offset, flags] = *header;
+    let header_len = (offset >> 4) as u32 * 4;
+    if flags & RST != 0 || header_len < HEADER_LEN as u32 || header_len > len {
+        return None;
+    }
+    let ports = [c, d, a, b];
+    if flags & ACK != 0 {
+        return Some(ResetOf {
+            ports,
+            sequence: u32::from_be_bytes([a0, a1, a2, a3]),
+            acknowledgment: 0,
+            flags: RST,
+        });
+    }
+    let sequence = u32::from_be_bytes([s0, s1, s2, s3]);
+    let mut taken = len - header_len;
+    if flags & SYN != 0 {
+        taken += 1;
+    }
+    if flags & FIN != 0 {
+        taken += 1;
+    }
+    Some(ResetOf {
+        ports,
+        sequence: 0,
+        acknowledgment: sequence.wrapping_add(taken),
+        flags: RST | ACK,
+    })
+}
+
+impl ResetOf {
+    /// The header's first four words in memory order: ports, numbers, length and flags with an
+    /// empty window. The checksum and the urgent pointer, the fifth, are zero.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(&self) -> [u32; 4] {
+        const OFFSET: u8 = (HEADER_LEN as u8 / 4) << 4;
+        [
+            u32::from_ne_bytes(self.ports),
+            self.sequence.to_be(),
+            self.acknowledgment.to_be(),
+            u32::from_ne_bytes([OFFSET, self.flags, 0, 0]),
+        ]
+    }
 }
 
 /// An MSS option.

@@ -146,6 +146,13 @@ impl Comparison {
         }
     }
 
+    /// Resets that the programs have sent about lost connections.
+    fn resets(&self) -> u64 {
+        let counters = self.ours.counters();
+        let resets = counters.get(&(Counter::ResetSent as u32));
+        resets.copied().unwrap_or(0)
+    }
+
     fn through_ours(
         &mut self,
         who: Node,
@@ -155,12 +162,15 @@ impl Comparison {
         let (mut out, mut dropped) = (Vec::new(), Vec::new());
         for packet in packets {
             let packet = names.actual(packet);
+            let resets = self.resets();
             let fate = if who == Node::Remote {
                 outside(&mut self.ours, &packet)
             } else {
                 inside(&mut self.ours, HostPort::trunk(101, who.mac()), &packet)
             };
             match fate {
+                // Nothing went on. The kernel is silent there; `nat.rs` has the reset's bytes.
+                Verdict::Host(_) if self.resets() != resets => dropped.push(Counter::DropNoFlow),
                 Verdict::Outside(l3) => out.push((Node::Remote, trimmed(&l3))),
                 Verdict::Host(frame) => {
                     let head = l2(&frame).expect("a frame");

@@ -187,6 +187,9 @@ impl Routed<'_> {
             ensure!(ip[7] >= 32, "an answer with hop limit {}", ip[7]);
         }
         let message = &ip[o.header..o.len];
+        if o.proto == 6 {
+            return self.reset(message);
+        }
         match (o.proto, message.first()) {
             (1, Some(0)) | (58, Some(129)) => self.echo(message),
             (1, Some(3 | 11)) | (58, Some(1..=3)) => {
@@ -223,6 +226,56 @@ impl Routed<'_> {
         Ok(Kind::EchoReply)
     }
 
+    /// A reset about a segment to the gateway (RFC 9293 section 3.10.7.1).
+    fn reset(&self, message: &[u8]) -> Result<Kind, String> {
+        let i = self.i;
+        let surplus = self.output.len() - self.lo.l3 - self.o.len;
+        ensure!(surplus == 0, "a reset with {surplus} bytes of padding");
+        ensure!(is_gateway(self.network, i.dst), "a reset for {}", i.dst);
+        ensure!(
+            is_host(self.network, i.src),
+            "a reset to {}, which is no host of the network",
+            i.src
+        );
+        let asked = &self.input[self.li.l3 + i.header..self.li.l3 + i.len];
+        ensure!(
+            i.proto == 6 && i.frag & 0x3fff == 0 && asked.len() >= 20 && asked[13] & 4 == 0,
+            "a reset to no whole segment, or to a reset"
+        );
+        ensure!(message.len() == 20, "a reset of {} bytes", message.len());
+        ensure!(
+            message[..2] == asked[2..4] && message[2..4] == asked[..2],
+            "a reset between other ports"
+        );
+        let (flags, sequence, acknowledgment) = if asked[13] & 0x10 != 0 {
+            (4, be32(asked, 8), Some(0))
+        } else {
+            let taken = asked.len() - usize::from(asked[12] >> 4) * 4
+                + usize::from(asked[13] & 1)
+                + usize::from(asked[13] >> 1 & 1);
+            let next = be32(asked, 4).map(|first| first.wrapping_add(taken as u32));
+            (0x14, Some(0), next)
+        };
+        ensure!(
+            message[13] == flags
+                && be32(message, 4) == sequence
+                && be32(message, 8) == acknowledgment
+                && message[12] == 0x50
+                && message[14..16] == [0, 0]
+                && message[18..] == [0, 0],
+            "the reset's fields"
+        );
+        ensure!(
+            transport_checksum(self.o.src, self.o.dst, 6, message) == 0,
+            "the reset's checksum"
+        );
+        if self.o.src.is_ipv4() {
+            let ip = &self.output[self.lo.l3..];
+            ensure!(packet::checksum(&ip[..20]) == 0, "IPv4 checksum is wrong");
+        }
+        Ok(Kind::Reset)
+    }
+
     fn error(&self, message: &[u8]) -> Result<Kind, String> {
         let (i, o, world, network) = (self.i, self.o, self.world, self.network);
         let l3 = &self.input[self.li.l3..];
@@ -249,7 +302,22 @@ impl Routed<'_> {
             "quotes {} bytes",
             quote.len()
         );
-        ensure!(l3.starts_with(quote), "quotes other bytes than it was sent");
+        let hops = if i.dst.is_ipv4() { 8 } else { 7 };
+        let mut quoted = l3.to_vec();
+        if matches!((i.dst.is_ipv4(), message[0], message[1]), (true, 3, 1)) {
+            // Found out after the packet was made one hop older.
+            quoted[10..12].copy_from_slice(&quote[10..12]);
+        }
+        if matches!(
+            (i.dst.is_ipv4(), message[0], message[1]),
+            (true, 3, 1) | (false, 1, 3)
+        ) {
+            quoted[hops] = quoted[hops].wrapping_sub(1);
+        }
+        ensure!(
+            quoted.starts_with(quote),
+            "quotes other bytes than it was sent"
+        );
         let rest = be32(message, 4);
         let hops = if i.dst.is_ipv4() { l3[8] } else { l3[7] };
         let to = routed(world, network, i.dst);
@@ -276,6 +344,27 @@ impl Routed<'_> {
                 ensure!(
                     to.is_some() && !allowed,
                     "prohibited to send to {}, which is allowed",
+                    i.dst
+                );
+                ensure!(rest == Some(0), "unused field");
+                Ok(Kind::Unreachable)
+            }
+            (true, 3, 1) | (false, 1, 3) => {
+                let to = to.filter(|_| allowed && hops > 1);
+                let host = to.and_then(|to| world.neighbour_of(to.vni, &from_ip(i.dst)));
+                ensure!(
+                    host.is_some_and(appliance_common::maps::Neighbour::is_absent),
+                    "host unreachable about {}, which is there",
+                    i.dst
+                );
+                ensure!(rest == Some(0), "unused field");
+                Ok(Kind::Unreachable)
+            }
+            (true, 3, 3) | (false, 1, 4) => {
+                ensure!(
+                    is_gateway(network, i.dst) && i.proto == 17,
+                    "port unreachable about protocol {} to {}",
+                    i.proto,
                     i.dst
                 );
                 ensure!(rest == Some(0), "unused field");

@@ -74,11 +74,13 @@ pub enum Kind {
     TimeExceeded,
     /// Full failover: "unreachable".
     Unreachable,
+    /// Full failover: a TCP reset.
+    Reset,
 }
 
 impl Kind {
     /// All, in order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Passed,
         Self::Dropped,
         Self::ArpReply,
@@ -95,6 +97,7 @@ impl Kind {
         Self::EchoReply,
         Self::TimeExceeded,
         Self::Unreachable,
+        Self::Reset,
     ];
 }
 

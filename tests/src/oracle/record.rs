@@ -141,6 +141,23 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                     );
                     Ok(())
                 }
+                Some(SlowReason::GatewayEcho) => {
+                    let gateway = if i.dst.is_ipv4() {
+                        network.gateway_v4
+                    } else {
+                        network.gateway_v6
+                    };
+                    let protocol = if i.dst.is_ipv4() {
+                        Some(i.proto)
+                    } else {
+                        frame.get(l3 + 40).copied()
+                    };
+                    ensure!(
+                        full && from_ip(i.dst) == gateway && matches!(protocol, Some(1 | 58)),
+                        "no fragment of an echo request to a gateway"
+                    );
+                    Ok(())
+                }
                 Some(SlowReason::UplinkUnresolved | SlowReason::Fragment) | None => {
                     Err(format!("reason {}", header.reason))
                 }

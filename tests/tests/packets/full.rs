@@ -149,7 +149,7 @@ fn an_unresolved_host_is_handed_to_the_slow_path() {
 }
 
 #[test]
-fn the_gateway_answers_pings_and_nothing_else() {
+fn the_gateway_answers_as_a_router_without_open_ports() {
     let Some(mut h) = Harness::new(World::full()) else {
         return;
     };
@@ -179,16 +179,66 @@ fn the_gateway_answers_pings_and_nothing_else() {
             );
         }
         for (what, l3) in [
-            ("UDP", udp(ip(a), ip(gw), 1, 53, b"?")),
-            ("ssh", tcp(ip(a), ip(gw), 1, 22, tcp_flags::SYN, &[], &[])),
             ("an echo reply", icmp(ip(a), ip(gw), 0, 0, &[0; 8])),
             ("another code", {
                 let kind = if ip(a).is_ipv4() { 8 } else { 128 };
                 icmp(ip(a), ip(gw), kind, 1, &[0; 8])
             }),
+            ("another protocol", ip_packet(ip(a), ip(gw), 47, &[0; 8])),
+            (
+                "a reset",
+                tcp(ip(a), ip(gw), 1, 22, tcp_flags::RST, &[], &[]),
+            ),
         ] {
             cases.push(from_a(&format!("{what} to {gw}"), &l3).dropped(Counter::DropToGateway));
         }
+        // UDP gets an error, whole or as a first fragment.
+        let asked = udp(ip(a), ip(gw), 1, 53, b"?");
+        let (kind, code) = if ip(a).is_ipv4() { (3, 3) } else { (1, 4) };
+        let quote = if ip(a).is_ipv4() { 28 } else { 48 };
+        let answer = error(&asked, kind, code, 0, quote);
+        cases.push(
+            from_a(&format!("UDP to {gw}"), &asked)
+                .gives(Action::Tx, Out::Is(to_a(&answer)))
+                .counts(Counter::DropToGateway)
+                .counts(Counter::UnreachableSent),
+        );
+        // TCP gets a reset, which the oracle checks.
+        for (what, flags, data) in [
+            ("SYN", tcp_flags::SYN, &b""[..]),
+            ("SYN with data", tcp_flags::SYN, &b"early"[..]),
+            ("ACK", tcp_flags::ACK, &[7; 700][..]),
+            ("FIN and ACK", tcp_flags::FIN | tcp_flags::ACK, &b""[..]),
+            ("no flag", 0, &b"odd"[..]),
+        ] {
+            let l3 = tcp(ip(a), ip(gw), 40_000, 22, flags, &[], data);
+            cases.push(
+                from_a(&format!("{what} to {gw}"), &l3)
+                    .gives(
+                        Action::Tx,
+                        Out::Check(Box::new(move |out| {
+                            let l4 = if ip(a).is_ipv4() { 38 } else { 58 };
+                            let len = out.len() == l4 + 20;
+                            let ports = out.get(l4..l4 + 4) == Some(&[0, 22, 0x9c, 0x40][..]);
+                            (len && ports).then_some(()).ok_or("no reset".to_owned())
+                        })),
+                    )
+                    .counts(Counter::DropToGateway)
+                    .counts(Counter::ResetSent),
+            );
+        }
+        // Pings in fragments are answered by the daemon.
+        let long = echo(ip(a), ip(gw), 1400);
+        for piece in causeway_tests::nat::fragments(&long, 800, 5) {
+            cases.push(
+                from_a(&format!("a fragment to {gw}"), &piece)
+                    .dropped(Counter::SlowEcho)
+                    .records(slow(SlowReason::GatewayEcho, NET1, gw, piece.clone())),
+            );
+        }
+        let long = udp(ip(a), ip(gw), 1, 2, &[0; 900]);
+        let [_, later] = causeway_tests::nat::fragments(&long, 800, 6);
+        cases.push(from_a("a fragment of UDP", &later).dropped(Counter::DropToGateway));
     }
     run(&mut h, cases);
 }

@@ -1,9 +1,11 @@
 //! Translation in full failover: to the outside, by rule, hairpin, errors, fragments, and refusals.
 
+use std::net::IpAddr;
+
 use appliance_common::{
     counters::Counter,
     events::SlowReason,
-    nat::{Flow, FlowKey, Mapping, MappingKey},
+    nat::{Flow, FlowKey, Mapping, MappingKey, public_flags},
 };
 use causeway_tests::{
     harness::{Harness, Program, Record, SharedHarness},
@@ -632,9 +634,12 @@ fn changing_a_rule_ends_only_its_connections() {
     h.refill_rules(&world).expect("refilled");
     assert_eq!(data(&mut h, 443), dropped(Counter::DropNoFlow));
     assert!(matches!(data(&mut h, 2222), Verdict::Host(_)));
-    // The machine's side of the flow.
+    // The machine's side of the flow: the machine learns that it is lost.
     let back = packet(Message::Tcp(ACK), end(A, 8443), end(REMOTE, 50_000));
-    assert_eq!(inside(&mut h, PA, &back), dropped(Counter::DropNoFlow));
+    assert_eq!(
+        inside(&mut h, PA, &back),
+        Verdict::Host(PA.receives(&tcp_reset_of(&back)))
+    );
     assert!(
         matches!(open(&mut h, 443, 8443), Verdict::Host(_)),
         "it is opened again"
@@ -892,4 +897,109 @@ fn a_second_owner_of_a_public_address_is_reported() {
             .records(none),
         ],
     );
+}
+
+#[test]
+fn a_segment_of_a_lost_connection_is_answered_with_a_reset_inside() {
+    let Some(mut h) = nat() else { return };
+    for (a, seen, public, remote) in FAMILIES {
+        let (from, far) = (end(a, 43_000), end(remote, 443));
+        // Established, then lost: as after a change of the schema, or `detach`.
+        inside(&mut h, PA, &packet(Message::Tcp(SYN), from, far));
+        outside(
+            &mut h,
+            &packet(Message::Tcp(SYN | ACK), far, end(seen, 43_000)),
+        );
+        let segment = packet(Message::Tcp(ACK), from, far);
+        assert!(matches!(inside(&mut h, PA, &segment), Verdict::Outside(_)));
+        h.clear_connections().expect("cleared");
+        let before = h.counters();
+        let Verdict::Host(frame) = inside(&mut h, PA, &segment) else {
+            panic!("no answer to the host");
+        };
+        let reset = tcp_reset_of(&segment);
+        assert_eq!(frame, PA.receives(&reset), "{a}");
+        let rise = |h: &Harness, counter: Counter| {
+            let now = h.counters();
+            let of = |counts: &std::collections::BTreeMap<u32, u64>| {
+                counts.get(&(counter as u32)).copied().unwrap_or(0)
+            };
+            of(&now) - of(&before)
+        };
+        assert_eq!(rise(&h, Counter::ResetSent), 1);
+        assert_eq!(rise(&h, Counter::DropNoFlow), 1);
+        // Not about a reset, not to the outside, and not for another protocol.
+        let again = packet(Message::Tcp(4), from, far);
+        assert_eq!(inside(&mut h, PA, &again), dropped(Counter::DropNoFlow));
+        let stranger = packet(Message::Tcp(ACK), far, end(public, 43_000));
+        assert_eq!(outside(&mut h, &stranger), dropped(Counter::DropNoFlow));
+        let reply = packet(Message::EchoReply, end(a, 0), end(remote, 5));
+        assert_eq!(inside(&mut h, PA, &reply), dropped(Counter::DropNoFlow));
+    }
+}
+
+/// The reset that answers a segment with ACK (RFC 9293 section 3.10.7.1).
+fn tcp_reset_of(l3: &[u8]) -> Vec<u8> {
+    let (from, to) = ends(l3);
+    let l4 = if from.0.is_ipv4() { 20 } else { 40 };
+    let mut tcp = tcp_segment(to.0, from.0, to.1, from.1, 4, &[], &[]);
+    tcp[4..8].copy_from_slice(&l3[l4 + 8..l4 + 12]);
+    tcp[8..12].fill(0);
+    tcp[14..18].fill(0);
+    let check = transport_checksum(to.0, from.0, 6, &tcp);
+    tcp[16..18].copy_from_slice(&check.to_be_bytes());
+    match (to.0, from.0) {
+        (IpAddr::V4(to), IpAddr::V4(from)) => {
+            let mut header = V4::new(to, from, 6);
+            header.id = 0;
+            header.build(&tcp)
+        }
+        (IpAddr::V6(to), IpAddr::V6(from)) => v6(to, from, 6, 64, &tcp),
+        _ => unreachable!("of one family"),
+    }
+}
+
+#[test]
+fn public_addresses_answer_pings_where_it_is_set_so() {
+    let mut world = World::nat();
+    for (_, public) in &mut world.public {
+        public.flags |= public_flags::PING;
+    }
+    let Some(mut h) = Harness::new(world.clone()) else {
+        return;
+    };
+    for (public, one_to_one, remote) in [
+        (PUBLIC4, ONE_TO_ONE4, REMOTE),
+        (PUBLIC6, ONE_TO_ONE6, REMOTE6),
+    ] {
+        let ping = |to| packet(Message::EchoRequest, end(remote, 77), end(to, 0));
+        let mut reply = packet(Message::EchoReply, end(public, 0), end(remote, 77));
+        if ip(public).is_ipv4() {
+            // The request's identification.
+            reply[4..8].copy_from_slice(&ping(public)[4..8]);
+            reply[10..12].fill(0);
+            let check = checksum(&reply[..20]);
+            reply[10..12].copy_from_slice(&check.to_be_bytes());
+        }
+        assert_eq!(outside(&mut h, &ping(public)), Verdict::Outside(reply));
+        // That of a 1:1 rule goes to its machine.
+        let fate = outside(&mut h, &ping(one_to_one));
+        assert!(matches!(fate, Verdict::Host(_)), "{fate:?}");
+        let timestamp = icmp(ip(remote), ip(public), 13, 0, &[0; 16]);
+        if ip(public).is_ipv4() {
+            let fate = outside(&mut h, &timestamp);
+            assert_eq!(fate, dropped(Counter::DropNoRule));
+        }
+    }
+    // The appliance's own address: the kernel answers.
+    let ping = packet(Message::EchoRequest, end(REMOTE, 77), end(PROVIDER, 0));
+    assert_eq!(outside(&mut h, &ping), Verdict::Passed);
+    // At a bounded rate, and not where it is not set.
+    let ping = packet(Message::EchoRequest, end(REMOTE, 77), end(PUBLIC4, 0));
+    let answered = (0..3000)
+        .filter(|_| matches!(outside(&mut h, &ping), Verdict::Outside(_)))
+        .count();
+    assert!((50..3000).contains(&answered), "{answered} answered");
+    h.fill(World::nat()).expect("filled");
+    assert_eq!(outside(&mut h, &ping), dropped(Counter::DropNoRule));
 }

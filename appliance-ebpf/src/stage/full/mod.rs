@@ -2,7 +2,7 @@
 //! tenant's networks.
 //!
 //! ```text
-//!   packet to our MAC ─ from a host of this network? ─ to the gateway itself? ─▶ ping answered
+//!   packet to our MAC ─ from a host of this network? ─ to the gateway itself? ─▶ answered
 //!        └─ destination's network ─ allowed by policy? ─ hop limit? ─ MTU? ─▶ host
 //!              └─ none ─▶ tail call: nat_out
 //! ```
@@ -93,18 +93,20 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
     {
         return Outcome::Drop(Counter::DropSourceGuard);
     }
-    if lookup::gateway(from, false) == Some(destination) {
-        return gateway::ipv4::<L3>(ctx, frame, header, total);
-    }
+    let fragment = u16::from_be(w.get::<u16, 6>());
+    let protocol = w.get::<u8, 9>();
     let error = Undeliverable {
         ipv6: false,
         // No error about a later fragment or about an error (RFC 1812 section 4.3.2.7).
-        silent: ipv4::is_later_fragment(u16::from_be(w.get::<u16, 6>()))
-            || icmp::is_error(ctx, L3 + header, w.get::<u8, 9>()),
+        silent: ipv4::is_later_fragment(fragment) || icmp::is_error(ctx, L3 + header, protocol),
         source,
         header,
         router: lookup::gateway(from, false).unwrap_or_default(),
     };
+    if lookup::gateway(from, false) == Some(destination) {
+        let lengths = (header, total);
+        return gateway::ipv4::<L3>(ctx, frame, lengths, (fragment, protocol), &error);
+    }
     let Some(slot) = route(from.tenant, destination) else {
         if nat::settings().is_some() {
             return Outcome::TailCall(Jump::NatOut);
@@ -126,7 +128,7 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         return icmp::time_exceeded::<L3>(ctx, frame, &error);
     }
     if total > to.lan_mtu as usize {
-        if ipv4::may_fragment(u16::from_be(w.get::<u16, 6>())) || error.silent {
+        if ipv4::may_fragment(fragment) || error.silent {
             return Outcome::Drop(Counter::DropTooLarge);
         }
         let Some(router) = lookup::gateway(from, false) else {
@@ -183,10 +185,18 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         return Outcome::Pass(Counter::Passed);
     }
     let to_gateway = lookup::gateway(from, true) == Some(destination);
+    let mut error = Undeliverable {
+        ipv6: true,
+        silent,
+        source,
+        header: IPV6_LEN,
+        router: lookup::gateway(from, true).unwrap_or_default(),
+    };
     if v6_is_link_local(source) || v6_is_link_local(destination) {
-        // Link-local: only packets to the gateway's own address, from any host of the link.
+        // Link-local: only echo requests to the gateway's own address, from any host of the link.
         if to_gateway {
-            return gateway::ipv6::<L3>(ctx, frame, next, total);
+            error.silent = true;
+            return gateway::ipv6::<L3>(ctx, frame, next, total, &error);
         }
         return pass_or_drop(frame.port, Counter::DropLinkLocal);
     }
@@ -197,15 +207,8 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         return Outcome::Drop(Counter::DropSourceGuard);
     }
     if to_gateway {
-        return gateway::ipv6::<L3>(ctx, frame, next, total);
+        return gateway::ipv6::<L3>(ctx, frame, next, total, &error);
     }
-    let error = Undeliverable {
-        ipv6: true,
-        silent,
-        source,
-        header: IPV6_LEN,
-        router: lookup::gateway(from, true).unwrap_or_default(),
-    };
     let Some(slot) = route(from.tenant, destination) else {
         if nat::settings().is_some() {
             return Outcome::TailCall(Jump::NatOut);

@@ -43,6 +43,7 @@ pub(super) fn check(
             Err(error) => c.problem("nat: own_ports", error.to_string()),
         }
     }
+    nat.answer_ping = file.answer_ping.unwrap_or(nat.answer_ping);
     let own = nat.own_ports;
     if own.first() < FIRST_PORT {
         c.problem(

@@ -30,6 +30,7 @@ use crate::{
     engine::announce::{self, Announcement, Announcer},
     engine::conflict::{self, Conflict, ConflictTable},
     engine::fragment_buffer::{FragmentBuffer, fragment_key},
+    engine::gateway_echo::GatewayEcho,
     engine::neighbour::{self, Action, EntryStatus, NeighbourTable, Senders},
     engine::router_advert::{AdvertisedRouter, RouterAdvertiser},
     engine::slow_path::{self, SlowPath},
@@ -114,6 +115,7 @@ pub(super) struct Engines {
     advertiser: RouterAdvertiser,
     slow_path: SlowPath,
     fragments: FragmentBuffer,
+    gateway_echo: GatewayEcho,
     /// By VNI.
     ports: BTreeMap<u32, Port>,
     claims: Claims,
@@ -143,6 +145,7 @@ impl Engines {
             advertiser: RouterAdvertiser::default(),
             slow_path: SlowPath::new(slow_path::Limits::default()),
             fragments: FragmentBuffer::default(),
+            gateway_echo: GatewayEcho::default(),
             ports: BTreeMap::new(),
             claims: Claims::new(),
             conflicts: ConflictTable::new(conflict::Settings::default()),
@@ -373,6 +376,17 @@ impl Engines {
                     };
                     self.fragments.push(now, key, owner, header.ifindex, frame);
                 }
+            }
+            Some(SlowReason::GatewayEcho) => {
+                let Some(network) = tables.network(header.vni) else {
+                    return;
+                };
+                let (l3, mtu) = (header.l3.into(), network.lan_mtu.into());
+                let frames = self.gateway_echo.fragment(now, header.vni, l3, frame, mtu);
+                let ifindex = header.ifindex;
+                let sends = frames.into_iter();
+                let sends = sends.map(|frame| Output::Send { ifindex, frame });
+                self.ready.extend(sends);
             }
             _ => self.waiting_packet(now, header, frame, tables),
         }
@@ -664,6 +678,13 @@ impl Engines {
         ]
         .into_iter()
         .chain(self.slow_path.counters())
+        .chain([
+            ("fragments_buffered", self.fragments.buffered),
+            ("fragments_released", self.fragments.released),
+            ("fragments_dropped", self.fragments.dropped),
+            ("gateway_echo_answered", self.gateway_echo.answered),
+            ("gateway_echo_dropped", self.gateway_echo.dropped),
+        ])
         .collect()
     }
 

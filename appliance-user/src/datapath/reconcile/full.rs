@@ -252,14 +252,12 @@ pub(super) fn add(contents: &mut MapContents, config: &Config, state: &State, sn
         of.reserved = reserved_in(&reserved, &of.allocation);
         for rule in plan.active_rules(&of).0 {
             add_rule(contents, config, state, tenant, slot, rule);
+            let mut flags = protocols_of(rule.target());
+            if config.nat.answer_ping {
+                flags |= public_flags::PING;
+            }
             let public = (rule.public_ip(), slot);
-            add_public(
-                contents,
-                config,
-                snapshot,
-                public,
-                protocols_of(rule.target()),
-            );
+            add_public(contents, config, snapshot, public, flags);
         }
     }
     let uplink = snapshot.links.get(&config.uplink.interface);

@@ -211,10 +211,11 @@ impl SlowPath {
             Some(SlowReason::Split) => self.split(header, frame, lookup),
             Some(SlowReason::Unresolved) => self.enqueue(now, header, frame, lookup),
             Some(SlowReason::UplinkUnresolved) => self.route(header, frame, lookup),
-            // The daemon gives these to the router advertiser and the fragment buffer.
-            Some(SlowReason::RouterSolicitation | SlowReason::Fragment) | None => {
-                Err(DropReason::UnknownReason)
-            }
+            // The daemon gives these to other engines.
+            Some(
+                SlowReason::RouterSolicitation | SlowReason::Fragment | SlowReason::GatewayEcho,
+            )
+            | None => Err(DropReason::UnknownReason),
         };
         if let Err(reason) = outcome {
             self.count_drop(reason, 1);

@@ -144,6 +144,8 @@ pub mod public_flags {
     /// It is also the appliance's own address: the kernel answers for it, and gets packets of no
     /// flow.
     pub const OWN: u32 = 2;
+    /// Echo requests that no rule leads to a machine are answered.
+    pub const PING: u32 = 4;
     /// A rule or a mapping may lead TCP from outside to a machine.
     pub const TCP: u32 = 8;
     /// The same for UDP.
