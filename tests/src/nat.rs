@@ -209,7 +209,12 @@ pub fn send(h: &mut Harness, program: Program, ifindex: u32, packet: &[u8]) -> V
                 .filter(|c| {
                     risen.contains(&(*c as u32))
                         && (c.is_drop()
-                            || [Counter::SlowUnresolved, Counter::SlowFragment].contains(c))
+                            || [
+                                Counter::SlowUnresolved,
+                                Counter::SlowFragment,
+                                Counter::SlowSplit,
+                            ]
+                            .contains(c))
                 })
                 .collect();
             match drops.as_slice() {

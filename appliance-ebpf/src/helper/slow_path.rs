@@ -80,7 +80,7 @@ pub fn copy_to_ring(
     }
     record.submit(0);
     let counter = match reason {
-        SlowReason::Split => Counter::SlowSplit,
+        SlowReason::Split | SlowReason::UplinkSplit | SlowReason::HostSplit => Counter::SlowSplit,
         SlowReason::Unresolved | SlowReason::UplinkUnresolved => Counter::SlowUnresolved,
         SlowReason::RouterSolicitation => Counter::SlowSolicited,
         SlowReason::Fragment => Counter::SlowFragment,

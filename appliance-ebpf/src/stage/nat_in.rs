@@ -25,8 +25,8 @@ use crate::{
         frame::Frame,
         icmp,
         nat::{
-            MANAGEMENT_PORT, deliver_to_host, find, network_of, now, parse, public, rewrite,
-            scratch, settings, undeliverable,
+            MANAGEMENT_PORT, clamp_mss, deliver_to_host, find, is_too_large, network_of, now,
+            parse, public, rewrite, scratch, settings, undeliverable,
         },
         packet::{L2, Outcome, Window},
         slow_path,
@@ -148,7 +148,7 @@ pub fn process(ctx: &XdpContext) -> Outcome {
     if s.packet.hops <= 1 {
         return icmp::time_exceeded::<ETH_LEN>(ctx, &frame, &error);
     }
-    if s.packet.total > u32::from(to.lan_mtu) {
+    if is_too_large(s, to.lan_mtu) {
         if error.silent {
             return Outcome::Drop(Counter::DropTooLarge);
         }
@@ -161,9 +161,6 @@ pub fn process(ctx: &XdpContext) -> Outcome {
                 to.lan_mtu,
             );
         }
-        if s.packet.may_split != 0 {
-            return Outcome::Drop(Counter::DropTooLarge);
-        }
         return icmp::frag_needed::<ETH_LEN>(
             ctx,
             &frame,
@@ -172,6 +169,7 @@ pub fn process(ctx: &XdpContext) -> Outcome {
             to.lan_mtu,
         );
     }
+    clamp_mss(ctx, s, nat.mtu_with(to.lan_mtu));
     if let Some(reason) = rewrite::rewrite(ctx, s) {
         return Outcome::Drop(reason);
     }

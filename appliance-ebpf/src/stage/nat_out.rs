@@ -24,10 +24,10 @@ use crate::{
         frame::Frame,
         icmp,
         nat::{
-            deliver_to_host,
+            clamp_mss, deliver_to_host,
             egress::{self, Egress},
-            find, network_of, now, parse, remember_fragments, rewrite, scratch, settings, tenant,
-            undeliverable,
+            find, is_too_large, network_of, now, parse, remember_fragments, rewrite, scratch,
+            settings, tenant, undeliverable,
         },
         packet::Outcome,
         reset, slow_path,
@@ -125,29 +125,19 @@ fn forward<const L3: usize>(
         let Some(to) = network_of(s) else {
             return Outcome::Drop(Counter::DropInconsistent);
         };
-        if s.packet.total > u32::from(to.lan_mtu) {
+        if is_too_large(s, to.lan_mtu) {
             return too_large::<L3>(ctx, frame, s, to.lan_mtu);
         }
+        clamp_mss(ctx, s, frame.network.lan_mtu.min(to.lan_mtu));
         if let Some(reason) = rewrite::rewrite(ctx, s) {
             return Outcome::Drop(reason);
         }
         return deliver_to_host::<L3>(ctx, s, to, Counter::TranslatedHairpin);
     }
-    match egress::resolve(ctx, s, nat) {
-        Egress::Known => {}
-        Egress::Unresolved => {
-            if let Some(reason) = rewrite::rewrite(ctx, s) {
-                return Outcome::Drop(reason);
-            }
-            let destination = s.flow.destination;
-            return slow_path::send(
-                ctx,
-                frame.network,
-                L3 as u16,
-                SlowReason::UplinkUnresolved,
-                &destination,
-            );
-        }
+    let slow = match egress::resolve(ctx, s, nat) {
+        Egress::Known => None,
+        Egress::Unresolved => Some(SlowReason::UplinkUnresolved),
+        Egress::TooLarge(_) if s.packet.may_split != 0 => Some(SlowReason::UplinkSplit),
         Egress::TooLarge(mtu) => return too_large::<L3>(ctx, frame, s, mtu),
         Egress::None => {
             return icmp::unreachable::<L3>(
@@ -157,15 +147,20 @@ fn forward<const L3: usize>(
                 Counter::DropNoNextHop,
             );
         }
-    }
+    };
+    clamp_mss(ctx, s, nat.mtu_with(frame.network.lan_mtu));
     if let Some(reason) = rewrite::rewrite(ctx, s) {
         return Outcome::Drop(reason);
     }
     remember_fragments(s);
+    if let Some(reason) = slow {
+        let destination = s.flow.destination;
+        return slow_path::send(ctx, frame.network, L3 as u16, reason, &destination);
+    }
     egress::send::<L3>(ctx, s, nat)
 }
 
-/// Drops a packet that is longer than `mtu`; its source gets an ICMP error where one may be sent.
+/// Drops a packet that is longer than `mtu` and must not be split; its source gets an ICMP error where one may be sent.
 #[inline(always)]
 fn too_large<const L3: usize>(ctx: &XdpContext, frame: &Frame, s: &Scratch, mtu: u16) -> Outcome {
     let error = undeliverable(frame, s);
@@ -174,9 +169,6 @@ fn too_large<const L3: usize>(ctx: &XdpContext, frame: &Frame, s: &Scratch, mtu:
     }
     if error.ipv6 {
         return icmp::packet_too_big::<L3>(ctx, frame, &error.source, &error.router, mtu);
-    }
-    if s.packet.may_split != 0 {
-        return Outcome::Drop(Counter::DropTooLarge);
     }
     icmp::frag_needed::<L3>(ctx, frame, error.source[3], error.router[3], mtu)
 }

@@ -45,13 +45,14 @@ counters! {
     Decapsulated = 5, "decapsulated";
     /// Packets forwarded to a host on the same side, whose sender has a stale neighbour cache.
     Hairpinned = 6, "hairpinned";
-    /// TCP SYNs whose MSS was lowered to fit the tunnel.
+    /// TCP SYNs whose MSS was lowered to fit the tunnel, the uplink or another network.
     MssClamped = 7, "mss_clamped";
     /// ICMP "fragmentation needed" messages sent to sources of packets with DF.
     FragNeededSent = 8, "frag_needed_sent";
     /// ICMPv6 "packet too big" messages sent.
     PacketTooBigSent = 9, "packet_too_big_sent";
-    /// Packets over the tunnel's MTU without DF, given to the slow path to be split.
+    /// Packets without DF over the MTU of the tunnel, the uplink or their host's port, given to the
+    /// slow path to be split.
     SlowSplit = 10, "slow_split";
     /// Packets given to the slow path to wait until their host or next hop is resolved.
     SlowUnresolved = 11, "slow_unresolved";

@@ -113,6 +113,12 @@ pub enum SlowReason {
     Fragment = 5,
     /// A fragment of an echo request to the gateway: user space reassembles and answers.
     GatewayEcho = 6,
+    /// Translated IPv4 without DF, over the MTU of the uplink: user space splits it and has the
+    /// kernel send the fragments.
+    UplinkSplit = 7,
+    /// IPv4 without DF in full failover, over the MTU of its host's port: user space splits it and
+    /// sends the fragments to `next_hop`.
+    HostSplit = 8,
 }
 
 impl SlowReason {
@@ -121,7 +127,7 @@ impl SlowReason {
     #[must_use]
     pub const fn budget(self) -> Budget {
         match self {
-            Self::Split => Budget::Split,
+            Self::Split | Self::UplinkSplit | Self::HostSplit => Budget::Split,
             Self::Unresolved => Budget::Unresolved,
             Self::UplinkUnresolved => Budget::UplinkUnresolved,
             Self::RouterSolicitation => Budget::RouterSolicitation,
@@ -140,6 +146,8 @@ impl SlowReason {
             4 => Some(Self::RouterSolicitation),
             5 => Some(Self::Fragment),
             6 => Some(Self::GatewayEcho),
+            7 => Some(Self::UplinkSplit),
+            8 => Some(Self::HostSplit),
             _ => None,
         }
     }

@@ -149,7 +149,8 @@ impl Routed<'_> {
             self.li.ethertype,
             &expected,
             self.output,
-            None,
+            // Both ports must take the segments.
+            (self.network.lan_mtu != to.lan_mtu).then(|| self.network.lan_mtu.min(to.lan_mtu)),
         )?;
         Ok(Kind::Routed)
     }

@@ -158,9 +158,25 @@ pub fn check_record(world: &World, record: &Record) -> Result<(), String> {
                     );
                     Ok(())
                 }
-                Some(SlowReason::UplinkUnresolved | SlowReason::Fragment) | None => {
-                    Err(format!("reason {}", header.reason))
+                Some(SlowReason::HostSplit) => {
+                    ensure!(
+                        full && i.dst.is_ipv4() && i.frag & 0x4000 == 0,
+                        "to be split, and must not be"
+                    );
+                    ensure!(
+                        i.len > usize::from(network.lan_mtu)
+                            && header.next_hop == from_ip(i.dst)
+                            && full::may_deliver(world, network, i.src, i.dst),
+                        "{} bytes to be split for {}",
+                        i.len,
+                        i.dst
+                    );
+                    Ok(())
                 }
+                Some(
+                    SlowReason::UplinkUnresolved | SlowReason::UplinkSplit | SlowReason::Fragment,
+                )
+                | None => Err(format!("reason {}", header.reason)),
             }
         }
     }

@@ -70,7 +70,7 @@ pub(super) fn check_encapsulated(
         output[inner] & 1 == 0 && output[inner + 6] & 1 == 0,
         "an inner MAC is a group's"
     );
-    check_carried(body, &output[inner + 14..], network)?;
+    check_carried(body, &output[inner + 14..], network.mtu)?;
     Ok(Kind::Encapsulated)
 }
 
@@ -226,7 +226,7 @@ pub(super) fn check_decapsulated(
         ethertype,
         &inner[14..14 + i.len],
         output,
-        Some(network),
+        Some(network.mtu),
     )?;
     Ok(Kind::Decapsulated)
 }
@@ -239,7 +239,7 @@ pub(super) fn check_delivered(
     ethertype: u16,
     body: &[u8],
     output: &[u8],
-    clamp: Option<&Network>,
+    clamp: Option<u16>,
 ) -> Result<(), String> {
     let len = usize::from(neighbour.l2_len);
     ensure!(
@@ -257,7 +257,7 @@ pub(super) fn check_delivered(
         "the Ethernet type is wrong"
     );
     match clamp {
-        Some(network) => check_carried(body, &output[len..], network),
+        Some(mtu) => check_carried(body, &output[len..], mtu),
         None => {
             ensure!(body == &output[len..], "a hairpinned packet was changed");
             Ok(())
@@ -265,16 +265,16 @@ pub(super) fn check_delivered(
     }
 }
 
-/// Inner bytes: unchanged, or the MSS of a SYN lowered to the network's with an adjusted TCP
+/// Inner bytes: unchanged, or the MSS of a SYN lowered to that of `mtu` with an adjusted TCP
 /// checksum.
-pub(super) fn check_carried(body: &[u8], out: &[u8], network: &Network) -> Result<(), String> {
+pub(super) fn check_carried(body: &[u8], out: &[u8], mtu: u16) -> Result<(), String> {
     if body == out {
         return Ok(());
     }
     ensure!(body.len() == out.len(), "carried another length");
     let (mss, check) = mss_of(body).ok_or("carried bytes were changed, and there is no MSS")?;
     let v6 = body[0] >> 4 == 6;
-    let limit = network.mtu - if v6 { 60 } else { 40 };
+    let limit = mtu - if v6 { 60 } else { 40 };
     let old = be16(body, mss).unwrap_or(0);
     let new = be16(out, mss).unwrap_or(0);
     ensure!(

@@ -151,7 +151,7 @@ pub(super) fn check_worker(
         "segment header {:02x?}",
         &output[8..16]
     );
-    check_carried(&input[li.l3..li.l3 + i.len], &output[16..], network)?;
+    check_carried(&input[li.l3..li.l3 + i.len], &output[16..], network.mtu)?;
     Ok(Some(Kind::ToSeal))
 }
 

@@ -7,6 +7,7 @@ mod decap;
 mod encap;
 mod flood;
 mod full;
+mod full_mtu;
 mod gateway_xdp;
 mod guard;
 mod hairpin;

@@ -50,7 +50,7 @@ const LISTED: &[Listed] = &[
     },
     Listed {
         category: "too long, and may be split",
-        reason: "dropped. RFC 4787 REQ-13a requires fragmentation: to be done in user space",
+        reason: "handed to user space, which splits it (RFC 4787 REQ-13a)",
         sequences: &[
             (
                 "udp too long for the path out, to be split",

@@ -180,7 +180,7 @@ fn world(rules: u32) -> anyhow::Result<World> {
         timeouts: Timeouts::default(),
         route_generation: 0,
         mac: A1,
-        reserved: [0; 2],
+        mtu: 1500,
     };
     w.nat_addresses = vec![NatAddress {
         address: words(PUBLIC),

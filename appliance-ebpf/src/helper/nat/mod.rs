@@ -28,8 +28,8 @@ use appliance_common::{
     counters::Counter,
     events::SlowReason,
     maps::Network,
-    nat::Nat,
-    wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6},
+    nat::{Nat, SYN},
+    wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, mss_for},
 };
 use aya_ebpf::programs::XdpContext;
 pub use tables::{MANAGEMENT_PORT, now, public, scratch, settings, tenant};
@@ -41,6 +41,7 @@ use crate::{
         frame::Frame,
         icmp::Undeliverable,
         lookup::{self, neighbour, network},
+        mss,
         packet::Outcome,
         slow_path,
     },
@@ -81,7 +82,24 @@ pub fn network_of(s: &Scratch) -> Option<&'static Network> {
     network(s.flow.to)
 }
 
-/// Sends the translated packet to its host, `s.flow.destination` in the network `to`.
+/// Whether the packet is over `mtu` and must not be split.
+#[inline(always)]
+pub fn is_too_large(s: &Scratch, mtu: u16) -> bool {
+    s.packet.total > u32::from(mtu) && s.packet.may_split == 0
+}
+
+/// Clamps the MSS of a SYN to `mtu` (RFC 6691); before the packet is rewritten.
+#[inline(always)]
+pub fn clamp_mss(ctx: &XdpContext, s: &Scratch, mtu: u16) {
+    let p = &s.packet;
+    // Only of whole segments and first fragments: others have no flags here.
+    if p.flags & SYN != 0 && p.protocol == IPPROTO_TCP {
+        mss::clamp(ctx, p.l4, p.l3 + p.total, mss_for(mtu, p.ipv6 != 0));
+    }
+}
+
+/// Sends the translated packet to its host, `s.flow.destination` in the network `to`; one that is
+/// over the MTU of its port, to be split.
 #[inline(always)]
 pub fn deliver_to_host<const L3: usize>(
     ctx: &XdpContext,
@@ -96,6 +114,9 @@ pub fn deliver_to_host<const L3: usize>(
         ETHERTYPE_IPV4
     };
     let host = s.flow.destination;
+    if s.packet.total > u32::from(to.lan_mtu) {
+        return slow_path::send(ctx, to, L3 as u16, SlowReason::HostSplit, &host);
+    }
     match neighbour(to, host) {
         Some(neighbour) => deliver::<L3>(ctx, neighbour, ethertype, counter),
         None => slow_path::send(ctx, to, L3 as u16, SlowReason::Unresolved, &host),

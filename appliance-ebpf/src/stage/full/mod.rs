@@ -18,7 +18,9 @@ use appliance_common::{
     counters::Counter,
     events::SlowReason,
     maps::Jump,
-    wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPV4_LEN, IPV6_LEN},
+    wire::{
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_ICMPV6, IPPROTO_TCP, IPV4_LEN, IPV6_LEN, mss_for,
+    },
 };
 use aya_ebpf::programs::XdpContext;
 
@@ -35,7 +37,7 @@ use crate::helper::{
     frame::{Frame, Port, is_network_or_broadcast, pass_or_drop},
     icmp::{self, Undeliverable},
     lookup::{self, is_allowed, is_host_of, neighbour, network, route},
-    nat,
+    mss, nat,
     packet::{Outcome, Window, frame_len},
     slow_path,
 };
@@ -127,8 +129,9 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
     if hops <= 1 {
         return icmp::time_exceeded::<L3>(ctx, frame, &error);
     }
-    if total > to.lan_mtu as usize {
-        if ipv4::may_fragment(fragment) || error.silent {
+    let too_large = total > to.lan_mtu as usize;
+    if too_large && !ipv4::may_fragment(fragment) {
+        if error.silent {
             return Outcome::Drop(Counter::DropTooLarge);
         }
         let Some(router) = lookup::gateway(from, false) else {
@@ -136,11 +139,17 @@ fn ipv4<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
         };
         return icmp::frag_needed::<L3>(ctx, frame, source_word, router[3], to.lan_mtu);
     }
+    if protocol == IPPROTO_TCP && from.lan_mtu != to.lan_mtu && !ipv4::is_later_fragment(fragment) {
+        mss::clamp_v4::<L3>(ctx, header, total, from.lan_mtu.min(to.lan_mtu));
+    }
     // Decrement the TTL (RFC 1141): the checksum changes by the word of TTL and protocol.
     let old = w.get::<u16, 8>();
     w.set::<u8, 8>(hops - 1);
     let new = w.get::<u16, 8>();
     w.set::<u16, 10>(checksum::update(w.get::<u16, 10>(), old, new));
+    if too_large {
+        return slow_path::send(ctx, to, L3 as u16, SlowReason::HostSplit, &destination);
+    }
     match neighbour(to, destination) {
         Some(host) if host.is_absent() => {
             icmp::unreachable::<L3>(ctx, frame, &error, Counter::DropHostAbsent)
@@ -234,6 +243,10 @@ fn ipv6<const L3: usize>(ctx: &XdpContext, frame: &Frame) -> Outcome {
             return Outcome::Drop(Counter::DropTooLarge);
         };
         return icmp::packet_too_big::<L3>(ctx, frame, &source, &router, to.lan_mtu);
+    }
+    if next == IPPROTO_TCP && from.lan_mtu != to.lan_mtu && mss::is_syn(ctx, L3 + IPV6_LEN) {
+        let limit = mss_for(from.lan_mtu.min(to.lan_mtu), true);
+        mss::clamp(ctx, (L3 + IPV6_LEN) as u32, (L3 + total) as u32, limit);
     }
     w.set::<u8, 7>(hops - 1);
     match neighbour(to, destination) {

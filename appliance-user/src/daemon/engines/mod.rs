@@ -106,6 +106,10 @@ impl slow_path::Lookup for Lookup<'_> {
     fn peer(&self, slot: u32) -> Option<maps::Peer> {
         self.0.peers.get(&slot).copied()
     }
+
+    fn uplink_mtu(&self) -> u16 {
+        self.0.nat.mtu
+    }
 }
 
 /// The engines. Poll until `None` after every other call, and when `next_deadline` has come.

@@ -269,7 +269,7 @@ pub(super) fn add(contents: &mut MapContents, config: &Config, state: &State, sn
             // The generation changes with links, routes and neighbours.
             route_generation: snapshot.generation as u32,
             mac: link.mac,
-            reserved: [0; 2],
+            mtu: link.mtu.try_into().unwrap_or(u16::MAX),
         };
     }
 }

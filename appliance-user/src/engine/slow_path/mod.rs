@@ -1,13 +1,16 @@
 //! The slow path: packets that the XDP programs cannot finish.
 //!
-//! For: splitting IPv4 packets that are too large for the tunnel, queueing packets until their host
-//! is resolved, and passing translated packets to the kernel while their next hop is unresolved.
+//! For: splitting IPv4 packets that are too large for the tunnel, the uplink or their host's port,
+//! queueing packets until their host is resolved, and passing translated packets to the kernel while
+//! their next hop is unresolved.
 //! Never: input, output, a clock or a map; records go in, [`Output`]s come out. The records hold
 //! tenants' traffic, so every length is checked and every queue is bounded.
 //!
 //! ```text
 //!   SLOW_PACKETS ─▶ packet ─┬─ Split ────────────▶ fragments, each encapsulated ──▶ Send
 //!                           ├─ UplinkUnresolved ─▶ translated packet ─────────────▶ Route
+//!                           ├─ UplinkSplit ──────▶ its fragments ─────────────────▶ Route
+//!                           ├─ HostSplit ────────▶ its fragments, as Unresolved
 //!                           └─ Unresolved ───────▶ queue of the host ─┬─ resolved ▶ Send, in order
 //!                                  │                                  └─ failed, or after 3 s
 //!                                  └─ first packet ─▶ Resolve                     ▶ dropped, counted
@@ -21,7 +24,7 @@ use appliance_common::maps::{HostKey, Neighbour, Network, Peer, network_flags, p
 use appliance_common::wire::{
     ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV6_LEN, OUTER_V6_LEN, source_port,
 };
-use packet_rules::ipv6;
+use packet_rules::{checksum, ipv6};
 
 use crate::frame::{self, SplitError, ipv4_lengths, split_v4};
 
@@ -64,6 +67,8 @@ pub trait Lookup {
     fn network(&self, vni: u32) -> Option<Network>;
     /// The peer in a slot of `PEERS`.
     fn peer(&self, slot: u32) -> Option<Peer>;
+    /// The MTU of the uplink, bytes; zero while no tenant is in full failover.
+    fn uplink_mtu(&self) -> u16;
 }
 
 /// An action that the caller must carry out.
@@ -209,8 +214,12 @@ impl SlowPath {
     pub fn packet(&mut self, now: Instant, header: &SlowHeader, frame: &[u8], lookup: &dyn Lookup) {
         let outcome = match SlowReason::from_u16(header.reason) {
             Some(SlowReason::Split) => self.split(header, frame, lookup),
-            Some(SlowReason::Unresolved) => self.enqueue(now, header, frame, lookup),
-            Some(SlowReason::UplinkUnresolved) => self.route(header, frame, lookup),
+            Some(SlowReason::Unresolved | SlowReason::HostSplit) => {
+                self.enqueue(now, header, frame, lookup)
+            }
+            Some(SlowReason::UplinkUnresolved | SlowReason::UplinkSplit) => {
+                self.route(header, frame, lookup)
+            }
             // The daemon gives these to other engines.
             Some(
                 SlowReason::RouterSolicitation | SlowReason::Fragment | SlowReason::GatewayEcho,
@@ -305,13 +314,7 @@ impl SlowPath {
         if ethertype(packet)? != ETHERTYPE_IPV4 {
             return Err(DropReason::NotSplittable);
         }
-        let fragments =
-            split_v4(packet, usize::from(network.mtu)).map_err(|error| match error {
-                SplitError::Malformed => DropReason::Malformed,
-                SplitError::Checksum => DropReason::Checksum,
-                SplitError::DontFragment | SplitError::MtuTooSmall => DropReason::NotSplittable,
-                SplitError::TooLong => DropReason::TooLong,
-            })?;
+        let fragments = split_v4(packet, usize::from(network.mtu)).map_err(not_split)?;
         // A part of the fragments is of no use to the receiver: send all or none.
         if self.outputs.len() + fragments.len() > self.limits.outputs {
             return Err(DropReason::OutputFull);
@@ -332,7 +335,8 @@ impl SlowPath {
         Ok(())
     }
 
-    /// Passes a translated packet to the kernel.
+    /// Passes a translated packet to the kernel, in fragments if it is over the uplink's MTU: the
+    /// kernel splits no packet of a raw socket that is longer.
     fn route(
         &mut self,
         header: &SlowHeader,
@@ -341,14 +345,35 @@ impl SlowPath {
     ) -> Result<(), DropReason> {
         let packet = ip_packet(header, frame)?;
         active_network(header.vni, lookup)?;
-        self.push_output(Output::Route {
-            packet: packet.to_vec(),
-        })?;
+        let packets = self.fitting(packet, lookup.uplink_mtu())?;
+        // A part of the fragments is of no use to the receiver: send all or none.
+        if self.outputs.len() + packets.len() > self.limits.outputs {
+            return Err(DropReason::OutputFull);
+        }
+        for packet in packets {
+            self.push_output(Output::Route { packet })?;
+        }
         self.counts.routed += 1;
         Ok(())
     }
 
-    /// Queues a packet until its host is resolved.
+    /// An IP packet in as many fragments as `mtu` asks for. IPv6, and any packet with `mtu` zero,
+    /// stays whole.
+    fn fitting(&mut self, packet: &[u8], mtu: u16) -> Result<Vec<Vec<u8>>, DropReason> {
+        let mtu = usize::from(mtu);
+        if mtu == 0 || packet.len() <= mtu || ethertype(packet)? != ETHERTYPE_IPV4 {
+            return Ok(vec![packet.to_vec()]);
+        }
+        let mut packet = packet.to_vec();
+        identify(&mut packet);
+        let fragments = split_v4(&packet, mtu).map_err(not_split)?;
+        self.counts.split += 1;
+        self.counts.fragments += fragments.len() as u64;
+        Ok(fragments)
+    }
+
+    /// Queues a packet until its host is resolved; in full failover in fragments, if it is over the
+    /// MTU of the host's port.
     fn enqueue(
         &mut self,
         now: Instant,
@@ -357,8 +382,7 @@ impl SlowPath {
         lookup: &dyn Lookup,
     ) -> Result<(), DropReason> {
         let packet = ip_packet(header, frame)?;
-        let ethertype = ethertype(packet)?;
-        active_network(header.vni, lookup)?;
+        let network = active_network(header.vni, lookup)?;
         let key = HostKey {
             vni: header.vni,
             address: header.next_hop,
@@ -366,6 +390,18 @@ impl SlowPath {
         if key.address == appliance_common::addr::UNSPECIFIED || key.address[0] == 0xff {
             return Err(DropReason::NoNextHop);
         }
+        if header.reason != SlowReason::HostSplit as u16 {
+            return self.enqueue_for(now, key, packet);
+        }
+        for fragment in self.fitting(packet, network.lan_mtu)? {
+            self.enqueue_for(now, key, &fragment)?;
+        }
+        Ok(())
+    }
+
+    /// Queues a packet for a host.
+    fn enqueue_for(&mut self, now: Instant, key: HostKey, packet: &[u8]) -> Result<(), DropReason> {
+        let ethertype = ethertype(packet)?;
         if let Some(queue) = self.queues.get_mut(&key) {
             // Before the check of bytes: the oldest packet goes even if the newest finds no room.
             if queue.packets.len() >= self.limits.packets_per_host.max(1)
@@ -484,6 +520,28 @@ impl SlowPath {
     fn count_drop(&mut self, reason: DropReason, packets: u64) {
         self.dropped[reason as usize] += packets;
     }
+}
+
+const fn not_split(error: SplitError) -> DropReason {
+    match error {
+        SplitError::Malformed => DropReason::Malformed,
+        SplitError::Checksum => DropReason::Checksum,
+        SplitError::DontFragment | SplitError::MtuTooSmall => DropReason::NotSplittable,
+        SplitError::TooLong => DropReason::TooLong,
+    }
+}
+
+/// Gives a whole IPv4 packet whose identification is zero another one. The kernel gives each packet
+/// of a raw socket that has none its own, so its fragments would not belong together.
+fn identify(packet: &mut [u8]) {
+    if packet[4..6] != [0, 0] || packet[6] & 0x3f != 0 || packet[7] != 0 {
+        return;
+    }
+    let id = (flow_hash(packet) as u16 | 1).to_be_bytes();
+    let check = u16::from_ne_bytes([packet[10], packet[11]]);
+    let check = checksum::update(check, 0, u16::from_ne_bytes(id));
+    packet[4..6].copy_from_slice(&id);
+    packet[10..12].copy_from_slice(&check.to_ne_bytes());
 }
 
 /// The active network of a VNI.

@@ -13,12 +13,17 @@ impl Lookup for OneNetwork {
         (vni == VNI).then(|| Network {
             vni,
             flags: network_flags::ACTIVE,
+            lan_mtu: 1400,
             ..Network::default()
         })
     }
 
     fn peer(&self, _slot: u32) -> Option<Peer> {
         None
+    }
+
+    fn uplink_mtu(&self) -> u16 {
+        1500
     }
 }
 
@@ -86,6 +91,9 @@ fn a_scan_of_one_network_leaves_places_to_others() {
         fn peer(&self, _slot: u32) -> Option<Peer> {
             None
         }
+        fn uplink_mtu(&self) -> u16 {
+            1500
+        }
     }
 
     let now = Instant::now();
@@ -115,4 +123,84 @@ fn a_scan_of_one_network_leaves_places_to_others() {
     scan(&mut slow, later, VNI, most + 200);
     assert_eq!(slow.dropped(DropReason::QueueFull), 101);
     assert!(slow.queued_in(VNI).hosts == 1, "{:?}", slow.queued_in(VNI));
+}
+
+/// An IPv4 packet without DF, with `len` bytes of payload and a right header checksum, behind an
+/// Ethernet header.
+fn long_frame(id: u16, len: usize) -> Vec<u8> {
+    let mut packet = vec![
+        0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 1, 0, 9, 10, 1, 0, 10,
+    ];
+    packet[2..4].copy_from_slice(&((20 + len) as u16).to_be_bytes());
+    packet[4..6].copy_from_slice(&id.to_be_bytes());
+    let check = checksum::checksum(&packet);
+    packet[10..12].copy_from_slice(&check.to_ne_bytes());
+    packet.extend((0..len).map(|n| n as u8));
+    let head = [&BROADCAST[..], &[2; 6], &ETHERTYPE_IPV4.to_be_bytes()].concat();
+    [head, packet].concat()
+}
+
+/// The payload that IPv4 fragments carry together; checks that they fit `mtu` and have one
+/// identification, which is not zero.
+fn joined(packets: &[Vec<u8>], mtu: usize) -> Vec<u8> {
+    let mut payload = Vec::new();
+    for packet in packets {
+        assert!(packet.len() <= mtu, "{} bytes", packet.len());
+        assert_eq!(checksum::checksum(&packet[..20]), 0);
+        assert_eq!(packet[4..6], packets[0][4..6]);
+        assert_ne!(packet[4..6], [0, 0]);
+        let field = u16::from_be_bytes([packet[6], packet[7]]);
+        assert_eq!(usize::from(field & 0x1fff) * 8, payload.len());
+        payload.extend_from_slice(&packet[20..]);
+    }
+    payload
+}
+
+#[test]
+fn a_packet_over_the_uplinks_mtu_goes_to_the_kernel_in_fragments() {
+    let now = Instant::now();
+    let mut slow = SlowPath::new(Limits::default());
+    // Without an identification, and with one.
+    for id in [0, 7] {
+        let frame = long_frame(id, 2500);
+        let split = header(VNI, SlowReason::UplinkSplit);
+        slow.packet(now, &split, &frame, &OneNetwork);
+        let mut packets = Vec::new();
+        while let Some(Output::Route { packet }) = slow.poll(now) {
+            packets.push(packet);
+        }
+        assert_eq!(packets.len(), 2);
+        assert_eq!(joined(&packets, 1500), frame[ETH_LEN + 20..]);
+        if id != 0 {
+            assert_eq!(packets[0][4..6], id.to_be_bytes());
+        }
+    }
+    let counters = slow.counters();
+    assert!(counters.contains(&("slow_split_packets", 2)));
+    assert!(counters.contains(&("slow_split_pieces", 4)));
+}
+
+#[test]
+fn a_packet_over_the_mtu_of_its_hosts_port_is_sent_in_fragments() {
+    let now = Instant::now();
+    let mut slow = SlowPath::new(Limits::default());
+    let mut split = header(VNI, SlowReason::HostSplit);
+    split.next_hop = appliance_common::addr::mapped([10, 1, 0, 10]);
+    let frame = long_frame(9, 1470);
+    slow.packet(now, &split, &frame, &OneNetwork);
+    let key = HostKey {
+        vni: VNI,
+        address: split.next_hop,
+    };
+    assert_eq!(slow.poll(now), Some(Output::Resolve { key }));
+    assert_eq!(slow.poll(now), None);
+    let neighbour = Neighbour::new(3, [2; 6], [4; 6], 101, 0, 0x8100);
+    slow.resolved(now, key, &neighbour);
+    let mut packets = Vec::new();
+    while let Some(Output::Send { ifindex: 3, frame }) = slow.poll(now) {
+        assert_eq!(frame[..6], [2; 6]);
+        packets.push(frame[18..].to_vec());
+    }
+    assert_eq!(packets.len(), 2);
+    assert_eq!(joined(&packets, 1400), frame[ETH_LEN + 20..]);
 }

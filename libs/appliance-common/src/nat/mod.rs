@@ -100,8 +100,21 @@ pub struct Nat {
     pub route_generation: u32,
     /// The interface's MAC address.
     pub mac: [u8; 6],
-    /// Padding, always zero.
-    pub reserved: [u8; 2],
+    /// The interface's MTU, bytes, host byte order; zero: unknown.
+    pub mtu: u16,
+}
+
+impl Nat {
+    /// The largest IP packet, bytes, between the uplink and a network whose port takes `lan_mtu`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mtu_with(&self, lan_mtu: u16) -> u16 {
+        if self.mtu != 0 && self.mtu < lan_mtu {
+            self.mtu
+        } else {
+            lan_mtu
+        }
+    }
 }
 
 /// Value of `NAT_ADDRESSES`, two for each tenant slot, IPv4 and IPv6: the public address of its
