@@ -5,7 +5,7 @@
 
 use appliance_common::{
     addr::from_ip,
-    maps::{self, HostKey, Neighbour, neighbour_flags},
+    maps::{self, HostKey, Neighbour, SCHEMA_VERSION, neighbour_flags},
 };
 
 use super::tunnels::Tunnels;
@@ -33,6 +33,11 @@ impl Forwarding {
     /// The contents of the maps.
     pub const fn tables(&self) -> &MapContents {
         &self.tables
+    }
+
+    /// Whether the maps have a configuration: of this process, or of an earlier one.
+    pub const fn is_configured(&self) -> bool {
+        self.tables.config.version == SCHEMA_VERSION
     }
 
     /// Writes the difference between the present and the wanted contents to the maps and to the

@@ -127,6 +127,14 @@ fn replicas_reach_their_gateway_and_the_internet_as_planned() {
     ] {
         site.reach(from, to);
     }
+    // The gateway answers as a router does: pings in fragments, and no open ports.
+    for gateway in ["10.1.0.1", "2001:db8:1::1"] {
+        let ping = ["ping", "-n", "-c", "2", "-W", "2", "-s", "6000", gateway];
+        let answer = site.ok("replica-a", &ping);
+        assert!(answer.contains(" 0% packet loss"), "{answer}");
+        let refusal = refused(&site, "replica-a", gateway, 80);
+        assert_eq!(refusal, ErrorKind::ConnectionRefused, "{gateway}");
+    }
     let uplink = site.sniff("edge", "uplink");
     let internet = server(&site, "server", 80, 80);
     for (to, nat) in SERVER.into_iter().zip(NAT) {
@@ -390,6 +398,43 @@ fn a_connection_outlives_other_rules_and_the_daemon() {
             .unwrap_or_else(|e| panic!("the connection ended: {e}"));
         assert!(replies > 100, "{replies} replies");
         assert!(longest < Duration::from_secs(3), "silent for {longest:?}");
+    }
+}
+
+#[test]
+fn connections_that_new_maps_do_not_know_are_reset_at_once() {
+    let Some(site) = Site::full() else { return };
+    let _internet = greeter(&site, "server", 7);
+    let _ssh = greeter(&site, "replica-a", 22);
+    let outward = Conversation::start(&site, "replica-b", SERVER[0], 7);
+    thread::sleep(Duration::from_millis(300));
+    assert!(outward.is_open());
+    let handle = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
+    handle.kill().unwrap_or_else(|e| panic!("{e}"));
+    // As if an older version had left the data path: its maps are not ours to read.
+    let pins = site.pin_dir(PROVIDER);
+    let versions = std::fs::read_dir(&pins).expect("a directory of pins");
+    let mut versions = versions.flatten().map(|entry| entry.path());
+    let version = versions.find(|path| path.join("maps").exists());
+    let version = version.expect("a version's pins");
+    std::fs::rename(&version, pins.join("v999")).expect("a rename in bpffs");
+    assert!(outward.is_open(), "the data path goes on");
+    handle.launch().unwrap_or_else(|e| panic!("{e}"));
+    let until = Instant::now() + Duration::from_secs(15);
+    while outward.is_open() {
+        assert!(Instant::now() < until, "silent: {}", handle.log_tail(20));
+        thread::sleep(Duration::from_millis(20));
+    }
+    let error = outward.finish().expect_err("the connection was lost");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    assert!(site.counter(PROVIDER, "reset_sent") >= 1);
+    assert_eq!(site.counter(PROVIDER, "not_configured"), 0);
+    // New connections work, in both directions.
+    let outward = Conversation::start(&site, "replica-b", SERVER[0], 7);
+    let inward = Conversation::start(&site, "client", WEB[0], 2222);
+    thread::sleep(Duration::from_millis(300));
+    for conversation in [outward, inward] {
+        conversation.finish().expect("it goes on");
     }
 }
 

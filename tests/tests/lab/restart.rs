@@ -2,6 +2,7 @@
 //! A daemon that is killed under load: `timed/restart_under_load.rs`.
 
 use std::{
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -258,7 +259,26 @@ fn a_version_with_other_maps_is_taken_over_and_cleared_away() {
     // As if another version had left them: its links hold the interfaces, its maps are not ours to
     // read.
     std::fs::rename(&now, pins.join("v999")).expect("a rename in bpffs");
-    handle.start().unwrap_or_else(|e| panic!("{e}"));
+    // Packets all the time: none may find the new programs without a configuration.
+    let socket = site.udp("prod-b", "10.1.0.11", 40_000);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let mut sent = 0u64;
+            while !stop.load(Ordering::Relaxed) {
+                sent += u64::from(socket.send_to(b"?", (A, 9)).is_ok());
+                thread::sleep(Duration::from_micros(20));
+            }
+            sent
+        });
+        let started = handle.start();
+        stop.store(true, Ordering::Relaxed);
+        let sent = flood.join().expect("no panic");
+        started.unwrap_or_else(|e| panic!("{e}"));
+        println!("{sent} packets meanwhile");
+        assert!(sent > 1000, "{sent} packets");
+    });
+    assert_eq!(site.counter("tenant-appliance", "not_configured"), 0);
     assert!(now.join("maps/CONFIG").exists());
     assert!(
         !pins.join("v999").exists(),

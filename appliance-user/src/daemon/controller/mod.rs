@@ -255,6 +255,12 @@ impl Daemon {
     pub(super) fn apply_snapshot(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         self.incomplete = true;
+        if !self.forwarding.is_configured() {
+            // A program without a configuration passes everything to the kernel, a tenant's packets
+            // included: new maps are written before programs are attached. Workers' sockets follow,
+            // which need attached programs.
+            self.reconcile()?;
+        }
         self.apply_links(now)?;
         self.reconcile()?;
         self.underlay_changed();
