@@ -201,7 +201,7 @@ impl Host {
     /// Reads the entry once. `None` if it is another host's by now, or partly written.
     #[inline(always)]
     pub fn read(self) -> Option<Resolved> {
-        const { assert!(core::mem::offset_of!(Neighbour, l2) % 8 == 0) };
+        const { assert!(core::mem::offset_of!(Neighbour, l2).is_multiple_of(8)) };
         // SAFETY: as above; `l2` and the two bytes behind it are three aligned words. Volatile, so
         // that the words used are the words checked.
         let (resolved, tag) = unsafe {

@@ -264,6 +264,38 @@ mod tests {
     }
 
     #[test]
+    fn a_reset_takes_the_acknowledged_number_or_acknowledges_the_segment() {
+        let header = |flags: u8, words: u8| {
+            let mut header = [0; 14];
+            header[..4].copy_from_slice(&[0x9c, 0x40, 0, 22]);
+            header[4..8].copy_from_slice(&0xffff_fffe_u32.to_be_bytes());
+            header[8..12].copy_from_slice(&77u32.to_be_bytes());
+            header[12] = words << 4;
+            header[13] = flags;
+            header
+        };
+        let reset = reset_of(&header(ACK | FIN, 5), 30).expect("a reset");
+        assert_eq!((reset.sequence, reset.acknowledgment), (77, 0));
+        assert_eq!(reset.flags, RST);
+        assert_eq!(reset.words()[0].to_ne_bytes(), [0, 22, 0x9c, 0x40]);
+        assert_eq!(reset.words()[3].to_ne_bytes(), [0x50, RST, 0, 0]);
+        // Ten bytes of data, and one number for each of SYN and FIN; the numbers go round.
+        for (flags, taken) in [(0, 10), (SYN, 11), (SYN | FIN, 12)] {
+            let reset = reset_of(&header(flags, 6), 34).expect("a reset");
+            let next = 0xffff_fffe_u32.wrapping_add(taken);
+            assert_eq!((reset.sequence, reset.acknowledgment), (0, next));
+            assert_eq!(reset.flags, RST | ACK);
+        }
+        assert_eq!(reset_of(&header(RST | ACK, 5), 20), None);
+        assert_eq!(reset_of(&header(ACK, 4), 20), None, "a short header");
+        assert_eq!(
+            reset_of(&header(ACK, 6), 20),
+            None,
+            "longer than the segment"
+        );
+    }
+
+    #[test]
     fn the_option_is_found_behind_others() {
         let mss = [2, 4, 5, 180];
         assert_eq!(found(&segment(SYN, &mss)), Some(1460));

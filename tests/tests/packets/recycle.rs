@@ -12,6 +12,7 @@ use std::{
 use appliance_common::{
     counters::Counter,
     maps::{Attachment, AttachmentKey, HostKey, Neighbour, Tunnel, TunnelKey},
+    nat::{MachineKey, RuleSlot},
 };
 use aya::{
     Pod,
@@ -112,6 +113,24 @@ fn a_value_of_another_key_is_refused() {
     h.put("TUNNELS", tunnel(NET1, TENANT), other)
         .expect("TUNNELS");
     recycled(&mut h, "a tunnel", Program::Uplink, UPLINK, &to_replica(0));
+}
+
+#[test]
+fn the_public_address_of_another_machine_is_not_taken() {
+    let Some(mut h) = Harness::new(World::nat()) else {
+        return;
+    };
+    // Globex's replica, with the rule of acme's machine that has an address of its own.
+    let rule = h.world.one_to_one[0].1;
+    let machine = MachineKey {
+        zone: 2,
+        address: words("10.1.0.10"),
+    };
+    h.put("ONE_TO_ONE", machine, RuleSlot { slot: rule })
+        .expect("ONE_TO_ONE");
+    let l3 = udp(ip("10.1.0.10"), ip(REMOTE), 5000, 53, b"?");
+    let packet = frame(TRUNK_MAC, G_MAC, &[tag(201)], &l3);
+    recycled(&mut h, "a 1:1 rule", Program::Access, TRUNK, &packet);
 }
 
 #[test]

@@ -194,6 +194,10 @@ fn translate_source(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
             .get(slot.slot)
             .filter(|rule| rule.flags & rule_flags::ACTIVE != 0)
     {
+        if u32::from(rule.zone) != s.side.zone || rule.internal != s.key.source {
+            // The element of `ONE_TO_ONE`, or the slot, is another machine's by now.
+            return Some(Counter::DropRecycled);
+        }
         let ports = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
         if ports && s.key.source_port == MANAGEMENT_PORT {
             // Replies to the management port are dropped.
