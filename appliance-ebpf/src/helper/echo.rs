@@ -18,8 +18,9 @@ use crate::helper::{
 /// Hop limit of replies (RFC 1700).
 const HOPS: u8 = 64;
 
-/// Answers the IPv4 packet at `L3`, with lengths `header` and `total`, if it is a whole echo request
-/// without IP options (RFC 792): to the MAC address `to`, from `ours`. `None` for another packet.
+/// Answers the IPv4 packet at `L3`, with lengths `header` and `total`, if it is a whole echo
+/// request without IP options (RFC 792): to the MAC address `to`, from `ours`. `None` for another
+/// packet.
 #[inline(always)]
 pub fn ipv4<const L3: usize>(
     ctx: &XdpContext,

@@ -166,7 +166,7 @@ pub struct Host {
     tag: u64,
 }
 
-/// What an entry of `NEIGHBOURS` says about a host.
+/// The content of an entry of `NEIGHBOURS`.
 #[derive(Clone, Copy)]
 pub struct Resolved {
     /// Interface to send on.

@@ -160,7 +160,8 @@ fn forward<const L3: usize>(
     egress::send::<L3>(ctx, s, nat)
 }
 
-/// Drops a packet that is longer than `mtu` and must not be split; its source gets an ICMP error where one may be sent.
+/// Drops a packet that is longer than `mtu` and must not be split; its source gets an ICMP error
+/// where one may be sent.
 #[inline(always)]
 fn too_large<const L3: usize>(ctx: &XdpContext, frame: &Frame, s: &Scratch, mtu: u16) -> Outcome {
     let error = undeliverable(frame, s);

@@ -147,8 +147,8 @@ fn hash(ifindex: u32, frame: &[u8]) -> u64 {
 }
 
 impl FragmentBuffer {
-    /// Buffers a frame received on `ifindex`, or drops it if there is no room. `owner` is the zone of
-    /// the tenant that the frame counts for; zero for none.
+    /// Buffers a frame received on `ifindex`, or drops it if there is no room. `owner` is the zone
+    /// of the tenant that the frame counts for; zero for none.
     pub fn push(&mut self, now: Instant, key: FlowKey, owner: u32, ifindex: u32, frame: &[u8]) {
         self.forget_released(now);
         let has_returned = self.released_hashes.contains_key(&hash(ifindex, frame));

@@ -2,9 +2,9 @@
 //!
 //! For: pings that are longer than the network's MTU (RFC 1122 section 3.2.2.6, RFC 4443 section
 //! 4.2). The programs answer whole requests; they hand fragments to this engine. It reassembles the
-//! request (RFC 791, RFC 8200 section 4.5) and returns the reply in fragments. Never: input, output,
-//! a clock, or another message than an echo request. Datagrams are bounded for each network and in
-//! total; fragments that overlap discard their datagram (RFC 5722).
+//! request (RFC 791, RFC 8200 section 4.5) and returns the reply in fragments. Never: input,
+//! output, a clock, or another message than an echo request. Datagrams are bounded for each network
+//! and in total; fragments that overlap discard their datagram (RFC 5722).
 //!
 //! ```text
 //!   SLOW_PACKETS ─▶ fragment ─▶ all there? ─ no ─▶ waits 5 s at most
@@ -72,8 +72,8 @@ pub struct GatewayEcho {
     datagrams: BTreeMap<Key, Datagram>,
     /// Requests answered.
     pub answered: u64,
-    /// Fragments and datagrams dropped: malformed, overlapping, incomplete, without room, or no echo
-    /// request.
+    /// Fragments and datagrams dropped: malformed, overlapping, incomplete, without room, or no
+    /// echo request.
     pub dropped: u64,
 }
 

@@ -16,6 +16,7 @@
 #![cfg_attr(not(any(feature = "user", test)), no_std)]
 
 pub mod addr;
+mod budget;
 pub mod counters;
 pub mod events;
 pub mod limits;

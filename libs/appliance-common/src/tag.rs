@@ -132,8 +132,13 @@ mod tests {
             network in any::<[u32; 2]>(),
             mac in any::<[u8; 6]>(),
         ) {
-            let [a, b] = ports.map(|(ifindex, outer, inner)| AttachmentKey { ifindex, outer, inner });
-            let [x, y] = network.map(|network| Attachment { network, mac, ..Attachment::default() });
+            let [a, b] = ports.map(|(ifindex, outer, inner)| AttachmentKey {
+                ifindex,
+                outer,
+                inner,
+            });
+            let default = Attachment::default();
+            let [x, y] = network.map(|network| Attachment { network, mac, ..default });
             let tag = x.tagged(&a).tag;
             prop_assert_eq!(tag == x.tagged(&b).tag, a == b);
             prop_assert_eq!(tag == y.tagged(&a).tag, x == y);

@@ -55,7 +55,8 @@ pub struct ResetOf {
 
 /// The reset that answers the segment of `len` bytes whose header begins with `header`; `None` for
 /// a reset, or a header that is longer than its segment (RFC 9293 section 3.10.7.1: a reset takes
-/// its sequence number from the acknowledgment, if there is one, and else acknowledges the segment).
+/// its sequence number from the acknowledgment, if there is one, and else acknowledges the
+/// segment).
 #[inline(always)]
 #[must_use]
 pub const fn reset_of(header: &[u8; 14], len: u32) -> Option<ResetOf> {

@@ -18,8 +18,8 @@ use super::{Harness, HarnessError};
 use crate::world::World;
 
 impl Harness {
-    /// Writes `world` into the maps in place of the world before, and tags its ports and hosts. Counters, handshake limits and
-    /// rings stay as they are; [`Harness::reset`] clears those.
+    /// Writes `world` into the maps in place of the world before, and tags its ports and hosts.
+    /// Counters, handshake limits and rings stay as they are; [`Harness::reset`] clears those.
     ///
     /// # Errors
     ///

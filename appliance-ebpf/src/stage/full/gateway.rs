@@ -1,5 +1,5 @@
-//! Packets to the gateway's own address: echo requests are answered; UDP and TCP get the errors of a
-//! router without open ports (RFC 1812 section 4.3.3.1, RFC 9293 section 3.10.7.1).
+//! Packets to the gateway's own address: echo requests are answered; UDP and TCP get the errors of
+//! a router without open ports (RFC 1812 section 4.3.3.1, RFC 9293 section 3.10.7.1).
 
 use appliance_common::{
     counters::Counter,

@@ -23,10 +23,11 @@
 //! ```
 //!
 //! An entry is installed in the map in the states Reachable, Stale, Delay and Probe; in Failed, one
-//! that has the programs drop packets to the host. Kept hosts (endpoints, gateways) skip Stale and Delay, never leave the table, and are still probed in
-//! Failed. A changed MAC address replaces the old one at once, as in ARP; an address that changes
-//! too often is damped. Probes are limited in each network and in total. Kept hosts have a budget
-//! of their own, so that a scan of one tenant's unused addresses does not delay any other host.
+//! that has the programs drop packets to the host. Kept hosts (endpoints, gateways) skip Stale and
+//! Delay, never leave the table, and are still probed in Failed. A changed MAC address replaces the
+//! old one at once, as in ARP; an address that changes too often is damped. Probes are limited in
+//! each network and in total. Kept hosts have a budget of their own, so that a scan of one tenant's
+//! unused addresses does not delay any other host.
 
 mod entry;
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! The slow path: packets that the XDP programs cannot finish.
 //!
 //! For: splitting IPv4 packets that are too large for the tunnel, the uplink or their host's port,
-//! queueing packets until their host is resolved, and passing translated packets to the kernel while
-//! their next hop is unresolved.
-//! Never: input, output, a clock or a map; records go in, [`Output`]s come out. The records hold
-//! tenants' traffic, so every length is checked and every queue is bounded.
+//! queueing packets until their host is resolved, and passing translated packets to the kernel
+//! while their next hop is unresolved. Never: input, output, a clock or a map; records go in,
+//! [`Output`]s come out. The records hold tenants' traffic, so every length is checked and every
+//! queue is bounded.
 //!
 //! ```text
 //!   SLOW_PACKETS ─▶ packet ─┬─ Split ────────────▶ fragments, each encapsulated ──▶ Send
@@ -172,7 +172,7 @@ pub struct SlowPath {
     dropped: [u64; DropReason::ALL.len()],
 }
 
-/// What is queued in one network; never zero hosts.
+/// Hosts and bytes queued in one network; never zero hosts.
 #[derive(Clone, Copy, Debug, Default)]
 struct Queued {
     hosts: usize,
@@ -492,7 +492,7 @@ impl SlowPath {
         Some(queue)
     }
 
-    /// What is queued in a network.
+    /// Hosts and bytes queued in a network.
     fn queued_in(&self, vni: u32) -> Queued {
         self.queued.get(&vni).copied().unwrap_or_default()
     }
