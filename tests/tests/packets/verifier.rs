@@ -330,7 +330,7 @@ fn functions(code: &[Insn]) -> BTreeMap<usize, Function> {
             at += if insn.code == 0x18 { 2 } else { 1 };
         }
         let function = all.get_mut(start).expect("a key of the map");
-        function.stack = lowest.unsigned_abs().max(1).next_multiple_of(16);
+        function.stack = lowest.unsigned_abs().next_multiple_of(16);
         function.calls = calls;
     }
     all
