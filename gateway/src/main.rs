@@ -12,10 +12,11 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use gateway::{
     config::Config,
-    control::{self, Brief, Request, Status, render},
+    control::{self, Brief, Request, Status, UpdateReply, render},
     daemon,
 };
 use gateway_client::wire::Key;
+use gateway_model::{DesiredPage, Objects, Snapshot, Update, Withdrawal};
 use service::{
     cli::{self, RunArgs},
     socket::{AskError, Client, Page},
@@ -67,6 +68,18 @@ enum Command {
         /// File with the key of the end, as `causeway-appliance keygen --preshared` writes it.
         file: PathBuf,
     },
+    /// Put a snapshot or delta of the desired state in force, whole or not at all. The
+    /// configuration file must have no tenants, circuits, backends and routes.
+    Apply {
+        /// File with the snapshot or delta, as JSON.
+        file: PathBuf,
+    },
+    /// Print the desired state in force as a snapshot, which `apply` accepts if it has the keys.
+    Desired {
+        /// Print the keys of circuits, too: they are secrets.
+        #[arg(long)]
+        keys: bool,
+    },
     /// Read the configuration file again. If it has a problem, the running configuration stays in
     /// force.
     Reload,
@@ -87,12 +100,19 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => daemon::run(&args)?,
         Command::Check { file } => {
             let config = Config::load(&file)?;
+            let Some(desired) = config.desired else {
+                service::outln!(
+                    "{}: good: no desired state, so the last applied one is used",
+                    file.display()
+                );
+                return Ok(());
+            };
             service::outln!(
                 "{}: good: {} tenants, {} backends, {} circuits",
                 file.display(),
-                config.tenants.len(),
-                config.backends.len(),
-                config.circuits.list.len()
+                desired.tenants.len(),
+                desired.backends.len(),
+                desired.circuits.len()
             );
         }
         Command::Status {
@@ -123,6 +143,32 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             })?;
             service::outln!("{}", key.for_gateway(&gateway).to_base64());
         }
+        Command::Apply { file } => {
+            let text = std::fs::read_to_string(&file)
+                .with_context(|| format!("cannot read {}", file.display()))?;
+            let update: Update = serde_json::from_str(&text)
+                .with_context(|| format!("{}: neither a snapshot nor a delta", file.display()))?;
+            let update = Box::new(update);
+            let reply: UpdateReply = client.ask(&Request::Apply { update })?;
+            let (put, removed) = (reply.applied.put, reply.applied.removed);
+            for (kind, put, removed) in [
+                ("tenants", put.tenants, removed.tenants),
+                ("backends", put.backends, removed.backends),
+                ("routes", put.routes, removed.routes),
+                ("circuits", put.circuits, removed.circuits),
+            ] {
+                if put + removed > 0 {
+                    service::outln!("{kind}: {put} added or changed, {removed} removed");
+                }
+            }
+            let stored = if reply.stored {
+                "stored"
+            } else {
+                "not stored: a restart loses it"
+            };
+            service::outln!("revision {} is in force; {stored}", reply.applied.revision);
+        }
+        Command::Desired { keys } => cli::print_json(&desired(&client, keys)?)?,
         Command::Reload => {
             let _: Brief = client.ask(&Request::Reload)?;
             service::outln!("reloaded");
@@ -141,6 +187,33 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The desired state, of one revision.
+fn desired(client: &Client, keys: bool) -> Result<Update, AskError> {
+    'again: loop {
+        let mut objects = Objects::default();
+        let mut after = None;
+        let mut revision = None;
+        loop {
+            let page: DesiredPage = client.ask(&Request::Desired { after, keys })?;
+            if *revision.get_or_insert(page.revision) != page.revision {
+                continue 'again;
+            }
+            objects.tenants.extend(page.objects.tenants);
+            objects.backends.extend(page.objects.backends);
+            objects.routes.extend(page.objects.routes);
+            objects.circuits.extend(page.objects.circuits);
+            after = page.next;
+            if after.is_none() {
+                return Ok(Update::Snapshot(Snapshot {
+                    revision: page.revision,
+                    withdrawal: Withdrawal::default(),
+                    objects,
+                }));
+            }
+        }
+    }
 }
 
 /// Fills in tenants and circuits, page by page.

@@ -8,14 +8,12 @@ use std::{
     time::Duration,
 };
 
-use gateway::circuit::{
-    socket::Circuits,
-    table::{CircuitPlan, Plan, TenantPlan},
-};
+use gateway::circuit::socket::{Circuits, Setup};
 use gateway_client::{
     end::{End, EndEvent},
     wire::{CircuitId, Key, Side},
 };
+use gateway_model::{Changes, Circuit, Tenant};
 
 struct Counting;
 
@@ -43,21 +41,23 @@ fn a_datagram_costs_no_allocation() {
     const DATAGRAMS: u64 = 20_000;
     let id = CircuitId::new(7 << 32).expect("an id");
     let keys = [1, 2].map(|byte| Key::new([byte; 32]));
-    let plan = Plan {
-        lifetime: Duration::from_secs(60),
-        tenants: vec![TenantPlan {
-            name: "acme".into(),
-            datagrams: None,
-            bytes: None,
-        }],
-        circuits: vec![CircuitPlan {
-            id,
-            tenant: 0,
-            keys: keys.clone(),
-        }],
+    let tenant = Tenant {
+        connections: 1,
+        datagrams: Some(1_000_000),
+        bytes: None,
     };
+    let circuit = Circuit {
+        tenant: "acme".into(),
+        keys: keys.clone(),
+    };
+    let plan = Changes {
+        tenants: vec![("acme".into(), Some(tenant))],
+        circuits: vec![(id, Some(circuit))],
+        ..Changes::default()
+    };
+    let setup = Setup::new(Duration::from_secs(60), 1);
     let listen = [(Ipv4Addr::LOCALHOST, 0).into()];
-    let gateway = Circuits::start(plan, &listen, 1).expect("listen");
+    let gateway = Circuits::start(setup, &listen, &plan).expect("listen");
     let ends = std::iter::zip(Side::BOTH, keys).map(|(side, key)| {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
         let patience = Some(Duration::from_secs(5));

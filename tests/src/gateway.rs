@@ -19,8 +19,7 @@ use std::{
 use gateway::circuit::{
     clock,
     fast::{Fast, Publisher, Size},
-    rate::Bucket,
-    table::{Action, CircuitPlan, Path, Plan, Table, TenantPlan},
+    table::{Action, Change, CircuitPlan, Path, Table, Tenant},
 };
 use gateway_client::{
     end::{End, EndEvent},
@@ -179,7 +178,8 @@ pub struct GatewayHarness {
     /// The gateway's table of circuits.
     pub table: Table,
     publisher: Publisher,
-    plan: Plan,
+    /// The tenant of all circuits.
+    pub tenant: Arc<Tenant>,
     ends: BTreeMap<(u64, usize), End>,
     timestamp: u64,
     program: OwnedFd,
@@ -246,7 +246,7 @@ impl GatewayHarness {
         namespace();
         let size = Size {
             circuits: circuits as usize,
-            buckets: 2,
+            tenants: 1,
         };
         let fast = match Fast::load(&object_path(), size) {
             Ok(fast) => Arc::new(fast),
@@ -258,36 +258,43 @@ impl GatewayHarness {
             fd.as_fd().try_clone_to_owned().expect("a descriptor")
         });
         let depth = Duration::from_millis(100);
-        let bucket = |rate: Option<u64>| {
-            rate.map(|rate| Arc::new(fast.bucket(rate, depth).expect("room")) as Arc<Bucket>)
-        };
-        let plan = Plan {
-            lifetime,
-            tenants: vec![TenantPlan {
-                name: "acme".into(),
-                datagrams: bucket(datagrams),
-                bytes: bucket(bytes),
-            }],
-            circuits: (1..=circuits).map(plan_of).collect(),
-        };
+        let bucket = |rate: Option<u64>| fast.bucket(rate.unwrap_or(0), depth).expect("room");
+        let tenant = Arc::new(Tenant {
+            name: "acme".into(),
+            datagrams: bucket(datagrams),
+            bytes: bucket(bytes),
+        });
+        let mut table = Table::new(Key::new([9; 32]));
+        table.set_lifetime(lifetime);
         let mut harness = Self {
-            table: Table::new(Key::new([9; 32])),
+            table,
             publisher: Publisher::new(Arc::clone(&fast)),
             fast,
-            plan: plan.clone(),
+            tenant,
             ends: BTreeMap::new(),
             timestamp: 1,
             program: fd.expect("a program"),
         };
-        harness.replan(|_| {});
+        harness.change(1..=circuits, []);
         Some(harness)
     }
 
-    /// Changes the plan.
-    pub fn replan(&mut self, change: impl FnOnce(&mut Plan)) {
-        change(&mut self.plan);
-        self.table.replan(&self.plan, |_| true);
-        self.publisher.keep(|id| self.table.has(id));
+    /// Puts and removes circuits.
+    pub fn change(
+        &mut self,
+        put: impl IntoIterator<Item = u64>,
+        removed: impl IntoIterator<Item = u64>,
+    ) {
+        let put = put.into_iter().map(|n| plan_of(n, &self.tenant));
+        let change = Change {
+            put: put.collect(),
+            removed: removed.into_iter().map(id).collect(),
+        };
+        change
+            .removed
+            .iter()
+            .for_each(|id| self.publisher.remove(*id));
+        self.table.change(change);
         self.publish();
     }
 
@@ -469,12 +476,11 @@ fn key(circuit: u64, side: Side) -> Key {
     Key::new(bytes)
 }
 
-/// Circuit `n` of the first tenant.
-#[must_use]
-pub fn plan_of(n: u64) -> CircuitPlan {
+/// Circuit `n`.
+fn plan_of(n: u64, tenant: &Arc<Tenant>) -> CircuitPlan {
     CircuitPlan {
         id: id(n),
-        tenant: 0,
+        tenant: Arc::clone(tenant),
         keys: Side::BOTH.map(|side| key(n, side)),
     }
 }

@@ -10,6 +10,7 @@
 //!                                      └─▶ rate::Bucket: limits of tenants
 //! ```
 
+pub mod endpoint;
 pub mod hello;
 pub mod prefix;
 pub mod rate;

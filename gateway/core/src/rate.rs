@@ -12,8 +12,8 @@ const SECOND: u64 = 1_000_000_000;
 /// users of a bucket count time from the same origin.
 #[derive(Debug)]
 pub struct Bucket {
-    /// Tokens a second.
-    rate: u64,
+    /// Tokens a second; 0: no limit.
+    rate: AtomicU64,
     /// Time to fill an empty bucket, nanoseconds.
     depth: u64,
     full_at: FullAt,
@@ -26,6 +26,9 @@ pub trait SharedBucket: fmt::Debug + Send + Sync {
 
     /// Index of the map entry.
     fn index(&self) -> u32;
+
+    /// Changes the rate that the program uses, tokens a second.
+    fn set_rate(&self, rate: u64);
 }
 
 /// The time at which a bucket is full again, nanoseconds since the origin.
@@ -47,12 +50,12 @@ impl FullAt {
 }
 
 impl Bucket {
-    /// A full bucket: `rate` tokens a second (at least 1), and at once the tokens of the time
-    /// `depth`.
+    /// A full bucket: `rate` tokens a second, and at once the tokens of the time `depth`. A rate of
+    /// 0 is no limit.
     #[must_use]
-    pub fn new(rate: u64, depth: Duration) -> Self {
+    pub const fn new(rate: u64, depth: Duration) -> Self {
         Self {
-            rate: rate.max(1),
+            rate: AtomicU64::new(rate),
             depth: nanos(depth),
             full_at: FullAt::Own(AtomicU64::new(0)),
         }
@@ -62,7 +65,7 @@ impl Bucket {
     #[must_use]
     pub fn shared(rate: u64, depth: Duration, shared: Box<dyn SharedBucket>) -> Self {
         Self {
-            rate: rate.max(1),
+            rate: AtomicU64::new(rate),
             depth: nanos(depth),
             full_at: FullAt::Shared(shared),
         }
@@ -83,10 +86,40 @@ impl Bucket {
         Duration::from_nanos(self.depth)
     }
 
-    /// Tokens a second.
+    /// Tokens a second; 0: no limit.
     #[must_use]
-    pub const fn rate(&self) -> u64 {
-        self.rate
+    pub fn rate(&self) -> u64 {
+        self.rate.load(Ordering::Relaxed)
+    }
+
+    /// Changes the rate in place; all users of the bucket have the new one at once. A debt is kept:
+    /// in tokens when the rate rises, in time when it falls. So a raised limit does not wait for
+    /// the old rate, and a lowered one does not wait longer than the old one.
+    pub fn set_rate(&self, now: Duration, rate: u64) {
+        let now = nanos(now);
+        let before = self.rate.swap(rate, Ordering::Relaxed);
+        if let FullAt::Shared(shared) = &self.full_at {
+            shared.set_rate(rate);
+        }
+        if before == rate {
+            return;
+        }
+        // It fails only if the bucket is full, and then there is no debt.
+        let _ = self
+            .full_at
+            .get()
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
+                let debt = full_at.checked_sub(now).filter(|debt| *debt > 0)?;
+                let debt = match (before, rate) {
+                    (0, _) | (_, 0) => 0,
+                    (before, rate) if rate > before => {
+                        let tokens = u128::from(debt) * u128::from(before);
+                        u64::try_from(tokens / u128::from(rate)).unwrap_or(u64::MAX)
+                    }
+                    (_, _) => debt,
+                };
+                Some(now.saturating_add(debt))
+            });
     }
 
     /// Takes all of `tokens` or none; returns whether it took them. A bucket with any token left
@@ -94,7 +127,9 @@ impl Bucket {
     /// whole bucket passes at the rate, too.
     pub fn take(&self, now: Duration, tokens: u64) -> bool {
         let now = nanos(now);
-        let cost = tokens.saturating_mul(SECOND) / self.rate;
+        let Some(cost) = tokens.saturating_mul(SECOND).checked_div(self.rate()) else {
+            return true;
+        };
         let taken =
             self.full_at
                 .get()
@@ -106,8 +141,13 @@ impl Bucket {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+const fn nanos(duration: Duration) -> u64 {
+    let nanos = duration.as_nanos();
+    if nanos > u64::MAX as u128 {
+        u64::MAX
+    } else {
+        nanos as u64
+    }
 }
 
 #[cfg(test)]
@@ -129,6 +169,26 @@ mod tests {
         let bucket = Bucket::new(1000, Duration::from_millis(100));
         let given = (0..60u64).filter(|n| bucket.take(Duration::from_secs(*n), 10_000));
         assert_eq!(given.count(), 6);
+    }
+
+    #[test]
+    fn a_changed_rate_does_not_forget_the_level() {
+        let second = Duration::from_secs(1);
+        let bucket = Bucket::new(1000, Duration::from_millis(100));
+        // A debt of ten seconds is one of ten milliseconds at a thousand times the rate.
+        assert!(bucket.take(second, 10_000));
+        bucket.set_rate(second, 1_000_000);
+        assert!(bucket.take(second, 90_000), "the rest of the bucket");
+        assert!(!bucket.take(second, 1), "and not a full one");
+        // An empty bucket at a lower rate is empty for no longer than before.
+        bucket.set_rate(second, 10);
+        assert!(!bucket.take(second + Duration::from_millis(0), 1));
+        assert!(bucket.take(second + Duration::from_millis(1), 1));
+        // No limit, and a limit again: full.
+        bucket.set_rate(second, 0);
+        assert!((0..1_000_000).all(|_| bucket.take(second, 1_000_000)));
+        bucket.set_rate(second, 1000);
+        assert!(bucket.take(second, 100) && !bucket.take(second, 1));
     }
 
     proptest! {

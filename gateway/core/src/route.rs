@@ -39,6 +39,19 @@ pub struct Route {
     pub backend: Arc<str>,
 }
 
+impl Route {
+    /// Whether both match the same hello, neither being more specific.
+    #[must_use]
+    pub fn conflicts_with(&self, other: &Self) -> bool {
+        let protocols = match (self.protocols.is_empty(), other.protocols.is_empty()) {
+            (true, true) => true,
+            (false, false) => self.protocols.iter().any(|p| other.protocols.contains(p)),
+            (true, false) | (false, true) => false,
+        };
+        protocols && self.names == other.names
+    }
+}
+
 /// Two routes that match the same hello, by their positions in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conflict {
@@ -49,8 +62,8 @@ pub struct Conflict {
 /// All routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
-    exact: HashMap<String, Vec<Route>>,
-    below: HashMap<String, Vec<Route>>,
+    exact: HashMap<String, Vec<Arc<Route>>>,
+    below: HashMap<String, Vec<Arc<Route>>>,
 }
 
 /// Why a hello has no route.
@@ -72,19 +85,16 @@ impl Table {
     ///
     /// # Errors
     /// Every pair of routes that match the same hello, neither being more specific.
-    pub fn new(routes: Vec<Route>) -> Result<Self, Vec<Conflict>> {
+    pub fn new<R: Into<Arc<Route>>>(
+        routes: impl IntoIterator<Item = R>,
+    ) -> Result<Self, Vec<Conflict>> {
+        let routes: Vec<Arc<Route>> = routes.into_iter().map(Into::into).collect();
         let mut conflicts = Vec::new();
         let mut same: HashMap<&Names, Vec<usize>> = HashMap::new();
         for (second, b) in routes.iter().enumerate() {
             let before = same.entry(&b.names).or_default();
             for &first in &*before {
-                let a = &routes[first];
-                let both = match (a.protocols.is_empty(), b.protocols.is_empty()) {
-                    (true, true) => true,
-                    (false, false) => a.protocols.iter().any(|p| b.protocols.contains(p)),
-                    (true, false) | (false, true) => false,
-                };
-                if both {
+                if routes[first].conflicts_with(b) {
                     conflicts.push(Conflict { first, second });
                 }
             }
@@ -123,11 +133,12 @@ impl Table {
     }
 }
 
-fn matching_protocol<'a>(routes: &'a [Route], offered: &[Vec<u8>]) -> Option<&'a Route> {
+fn matching_protocol<'a>(routes: &'a [Arc<Route>], offered: &[Vec<u8>]) -> Option<&'a Route> {
     let named = offered
         .iter()
         .find_map(|protocol| routes.iter().find(|r| r.protocols.contains(protocol)));
-    named.or_else(|| routes.iter().find(|r| r.protocols.is_empty()))
+    let route = named.or_else(|| routes.iter().find(|r| r.protocols.is_empty()))?;
+    Some(route)
 }
 
 #[cfg(test)]

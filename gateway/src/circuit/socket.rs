@@ -3,7 +3,8 @@
 //! ```text
 //!   UDP 6180 ─▶ by circuit id, in the kernel ─┬▶ thread: recvmmsg, GRO ─▶ table ─▶ sendmmsg, GSO
 //!                                             └▶ thread: ...             no lock, no allocation, no copy
-//!   daemon ──▶ a command to each thread: plan, state, drain, stop
+//!   daemon ──▶ a command to the thread concerned: circuits that change
+//!   daemon ──▶ a command to each thread: sockets, state, drain, stop
 //! ```
 //!
 //! A thread has a socket for each address, and a table with its share of the circuits. The kernel
@@ -24,6 +25,7 @@ use std::{
 };
 
 use gateway_client::wire::{CircuitId, ID_BYTES, KEY_BYTES, Key, MESSAGE_BYTES};
+use gateway_model::{Changes, Tenant as Limits};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub use super::observe::{Observer, Query, State, Summary};
@@ -31,8 +33,9 @@ use super::{
     clock,
     fast::{Fast, Publisher},
     observe::{PagePart, SummaryPart},
+    rate::Bucket,
     sys::{BATCH, Batch, Outbox, Poll, Sent, Socket},
-    table::{Action, Path, Plan, Table, TenantPlan},
+    table::{Action, Change, CircuitPlan, Path, Table, Tenant},
 };
 
 /// Interval of sweeps, milliseconds.
@@ -41,8 +44,12 @@ const TICK: u16 = 250;
 const TURN: usize = 4;
 /// Datagrams that an outbox collects before it sends.
 const COLLECTED: usize = BATCH * 64;
+/// Circuits of a command: a thread serves its sockets between two commands.
+const CHANGED: usize = 256;
+/// Burst of a tenant: the amount of this time at its rate.
+const BURST: Duration = Duration::from_millis(100);
 
-/// Why circuits do not start, or keep the old plan.
+/// Why circuits do not start, or keep the old addresses.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An address cannot be bound.
@@ -82,7 +89,12 @@ pub struct Totals {
 
 /// A command to a thread.
 pub(super) enum Command {
-    Plan(Arc<Plan>, Vec<Socket>, Vec<Option<u16>>),
+    /// New sockets, and the new index of each old one.
+    Sockets(Vec<Socket>, Vec<Option<u16>>),
+    Lifetime(Duration),
+    Change(Change),
+    /// The tenant has limits that it had not, or the reverse.
+    Limits(Arc<str>),
     Bound(SyncSender<usize>),
     Summary(SyncSender<SummaryPart>),
     Page(Query, SyncSender<PagePart>),
@@ -111,19 +123,47 @@ impl Worker {
     }
 }
 
+/// Settings of circuits.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Time that a side stays bound after its last bind.
+    pub lifetime: Duration,
+    /// Threads, at least one.
+    pub threads: usize,
+    /// Circuits that memory is reserved for.
+    pub capacity: usize,
+    /// The XDP program that bound circuits are published to.
+    pub fast: Option<Arc<Fast>>,
+    /// Whether bindings are refused from the first, until [`Circuits::undrain`].
+    pub draining: bool,
+}
+
+impl Setup {
+    /// Without XDP.
+    #[must_use]
+    pub const fn new(lifetime: Duration, threads: usize) -> Self {
+        Self {
+            lifetime,
+            threads,
+            capacity: 0,
+            fast: None,
+            draining: false,
+        }
+    }
+}
+
 /// Running circuits. Their drop stops the threads.
 pub struct Circuits {
     workers: Vec<Worker>,
-    plan: Arc<Plan>,
+    tenants: HashMap<Arc<str>, Arc<Tenant>>,
     /// Listen addresses: as configured, and with the port in use.
     listening: Vec<(SocketAddr, SocketAddr)>,
     /// The XDP program, if it is loaded.
     fast: Option<Arc<Fast>>,
 }
 
-/// A new plan with its new sockets. Dropped, it changes nothing.
+/// New sockets. Dropped, they change nothing.
 pub struct Prepared {
-    plan: Arc<Plan>,
     listening: Vec<(SocketAddr, SocketAddr)>,
     /// The new sockets of each worker.
     sockets: Vec<Vec<Socket>>,
@@ -132,37 +172,20 @@ pub struct Prepared {
 }
 
 impl Circuits {
-    /// Starts circuits on this number of threads, without XDP.
-    ///
-    /// # Errors
-    /// As [`Circuits::start_with`].
-    pub fn start(plan: Plan, listen: &[SocketAddr], threads: usize) -> Result<Self, Error> {
-        Self::start_with(plan, listen, threads, None)
-    }
-
-    /// Starts circuits on this number of threads, which publish bound circuits to the program of
-    /// `fast`.
+    /// Starts the threads of circuits, and the first circuits.
     ///
     /// # Errors
     /// When an address cannot be bound, or a thread cannot be started.
-    pub fn start_with(
-        plan: Plan,
-        listen: &[SocketAddr],
-        threads: usize,
-        fast: Option<Arc<Fast>>,
-    ) -> Result<Self, Error> {
+    pub fn start(setup: Setup, listen: &[SocketAddr], first: &Changes) -> Result<Self, Error> {
         let system = |operation| move |source| Error::System { operation, source };
+        let threads = setup.threads.max(1);
         let mut circuits = Self {
             workers: Vec::new(),
-            plan: Arc::new(Plan {
-                lifetime: plan.lifetime,
-                tenants: Vec::new(),
-                circuits: Vec::new(),
-            }),
+            tenants: HashMap::new(),
             listening: Vec::new(),
-            fast,
+            fast: setup.fast,
         };
-        for n in 0..threads.max(1) {
+        for n in 0..threads {
             let mut secret = [0; KEY_BYTES];
             getrandom::fill(&mut secret)
                 .map_err(io::Error::from)
@@ -173,16 +196,18 @@ impl Circuits {
                 .map_err(system("create an eventfd for circuits"))?;
             let waker = Arc::new(waker);
             let (commands, received) = channel();
-            let table = Table::new(Key::new(secret));
-            let share = Share {
-                thread: n as u32,
-                threads: threads.max(1) as u32,
-            };
+            let mut table = Table::new(Key::new(secret));
+            table.set_lifetime(setup.lifetime);
+            // IDs are random: the shares of threads differ little.
+            table.reserve(setup.capacity.div_ceil(threads) * 5 / 4);
+            if setup.draining {
+                table.drain();
+            }
             let woken = Arc::clone(&waker);
             let publisher = circuits.fast.as_ref().map(Arc::clone).map(Publisher::new);
             let thread = std::thread::Builder::new()
                 .name(format!("circuits-{n}"))
-                .spawn(move || work(table, publisher, share, &received, &woken))
+                .spawn(move || work(table, publisher, &received, &woken))
                 .map_err(system("start a thread for circuits"))?;
             circuits.workers.push(Worker {
                 commands,
@@ -190,65 +215,106 @@ impl Circuits {
                 thread: Some(thread),
             });
         }
-        let prepared = circuits.prepare(plan, listen)?;
-        circuits.take(prepared);
+        circuits.change(first);
+        let prepared = circuits.prepare(listen)?;
+        circuits.take(prepared, setup.lifetime);
         Ok(circuits)
     }
 
-    /// Binds the new sockets of a plan. The running plan stays in force.
+    /// Puts changed tenants and circuits in force; returns the number of commands to threads. Only
+    /// threads with a changed circuit get one. A changed limit is changed in its bucket, which all
+    /// threads and XDP use.
+    pub fn change(&mut self, changes: &Changes) -> usize {
+        let mut commands = 0;
+        for (name, limits) in &changes.tenants {
+            let Some(limits) = limits else { continue };
+            if self.set_limits(name, limits) {
+                let all = self.workers.iter();
+                all.for_each(|worker| worker.send(Command::Limits(Arc::clone(name))));
+                commands += self.workers.len();
+            }
+        }
+        let count = self.workers.len();
+        let mut of_workers: Vec<Change> = (0..count).map(|_| Change::default()).collect();
+        for (id, circuit) in &changes.circuits {
+            let n = thread_of(*id, count);
+            let change = &mut of_workers[n];
+            match circuit {
+                None => change.removed.push(*id),
+                Some(circuit) => change.put.push(CircuitPlan {
+                    id: *id,
+                    tenant: self.tenant(&circuit.tenant),
+                    keys: circuit.keys.clone(),
+                }),
+            }
+            if change.removed.len() + change.put.len() == CHANGED {
+                self.workers[n].send(Command::Change(std::mem::take(change)));
+                commands += 1;
+            }
+        }
+        for (worker, change) in self.workers.iter().zip(of_workers) {
+            if !change.removed.is_empty() || !change.put.is_empty() {
+                worker.send(Command::Change(change));
+                commands += 1;
+            }
+        }
+        for (name, limits) in &changes.tenants {
+            if limits.is_none() {
+                self.tenants.remove(name);
+            }
+        }
+        commands
+    }
+
+    /// Sets the limits of a tenant; returns whether threads must publish its circuits again.
+    fn set_limits(&mut self, name: &Arc<str>, limits: &Limits) -> bool {
+        let rates = [limits.datagrams, limits.bytes].map(|rate| rate.unwrap_or(0));
+        let Some(tenant) = self.tenants.get(name) else {
+            let [datagrams, bytes] = rates.map(|rate| self.bucket(name, rate));
+            let tenant = Tenant {
+                name: Arc::clone(name),
+                datagrams,
+                bytes,
+            };
+            self.tenants.insert(Arc::clone(name), Arc::new(tenant));
+            return false;
+        };
+        let mut differs = false;
+        for (bucket, rate) in [&tenant.datagrams, &tenant.bytes].into_iter().zip(rates) {
+            differs |= (bucket.rate() == 0) != (rate == 0);
+            bucket.set_rate(clock(), rate);
+        }
+        differs && self.fast.is_some()
+    }
+
+    fn bucket(&self, tenant: &str, rate: u64) -> Bucket {
+        let Some(fast) = &self.fast else {
+            return Bucket::new(rate, BURST);
+        };
+        fast.bucket(rate, BURST).unwrap_or_else(|| {
+            tracing::warn!(
+                tenant,
+                "the XDP map of rate limits is full, as entries of removed tenants rest for a \
+                 minute; circuits of this tenant use user space until the gateway restarts"
+            );
+            Bucket::new(rate, BURST)
+        })
+    }
+
+    /// The tenant of this name; the model has checked that it is there.
+    fn tenant(&self, name: &Arc<str>) -> Arc<Tenant> {
+        match self.tenants.get(name) {
+            Some(tenant) => Arc::clone(tenant),
+            None => Arc::new(Tenant::unlimited(name)),
+        }
+    }
+
+    /// Binds new listen addresses. The present ones stay in force.
     ///
     /// # Errors
     /// When a new address cannot be bound.
-    pub fn prepare(&self, mut plan: Plan, listen: &[SocketAddr]) -> Result<Prepared, Error> {
-        // A reload must not refill a bucket.
-        let old: HashMap<&str, &TenantPlan> = self
-            .plan
-            .tenants
-            .iter()
-            .map(|tenant| (&*tenant.name, tenant))
-            .collect();
-        for tenant in &mut plan.tenants {
-            let Some(old) = old.get(&*tenant.name) else {
-                continue;
-            };
-            for (new, old) in [
-                (&mut tenant.datagrams, &old.datagrams),
-                (&mut tenant.bytes, &old.bytes),
-            ] {
-                if new.as_ref().map(|b| b.rate()) == old.as_ref().map(|b| b.rate()) {
-                    new.clone_from(old);
-                }
-            }
-        }
-        if let Some(fast) = &self.fast {
-            for tenant in &mut plan.tenants {
-                let buckets = [&mut tenant.datagrams, &mut tenant.bytes];
-                for bucket in buckets
-                    .into_iter()
-                    .flatten()
-                    .filter(|b| b.index().is_none())
-                {
-                    match fast.bucket(bucket.rate(), bucket.depth()) {
-                        Some(shared) => *bucket = Arc::new(shared),
-                        None => tracing::warn!(
-                            tenant = %tenant.name,
-                            "the XDP map of rate limits is full; circuits of this tenant use user \
-                             space until the gateway restarts"
-                        ),
-                    }
-                }
-            }
-            if plan.circuits.len() > fast.room() {
-                tracing::warn!(
-                    circuits = plan.circuits.len(),
-                    room = fast.room(),
-                    "the XDP map of circuits is too small; some circuits use user space until the \
-                     gateway restarts"
-                );
-            }
-        }
+    pub fn prepare(&self, listen: &[SocketAddr]) -> Result<Prepared, Error> {
         let mut prepared = Prepared {
-            plan: Arc::new(plan),
             listening: Vec::new(),
             sockets: self.workers.iter().map(|_| Vec::new()).collect(),
             indices: Vec::new(),
@@ -286,13 +352,15 @@ impl Circuits {
         Ok(prepared)
     }
 
-    /// Puts a prepared plan in force. Circuits of both plans stay bound.
-    pub fn take(&mut self, prepared: Prepared) {
+    /// Puts prepared addresses and a lifetime in force.
+    pub fn take(&mut self, prepared: Prepared, lifetime: Duration) {
+        let is_same = prepared.listening == self.listening;
         for (worker, sockets) in self.workers.iter().zip(prepared.sockets) {
-            let plan = Arc::clone(&prepared.plan);
-            worker.send(Command::Plan(plan, sockets, prepared.indices.clone()));
+            worker.send(Command::Lifetime(lifetime));
+            if !is_same {
+                worker.send(Command::Sockets(sockets, prepared.indices.clone()));
+            }
         }
-        self.plan = prepared.plan;
         self.listening = prepared.listening;
         if let Some(fast) = &self.fast
             && let Err(error) = fast.admit_at(&self.addresses())
@@ -378,18 +446,9 @@ impl Drop for Circuits {
     }
 }
 
-/// The circuits of one thread.
-#[derive(Clone, Copy, Debug)]
-struct Share {
-    thread: u32,
-    threads: u32,
-}
-
-impl Share {
-    /// As the kernel steers datagrams (`Socket::steer`).
-    const fn has(self, id: CircuitId) -> bool {
-        id.get() as u32 % self.threads == self.thread
-    }
+/// The thread of a circuit, as the kernel steers datagrams (`Socket::steer`).
+const fn thread_of(id: CircuitId, threads: usize) -> usize {
+    (id.get() as u32 % threads as u32) as usize
 }
 
 /// The state of a thread.
@@ -404,7 +463,6 @@ struct Carrier {
 fn work(
     table: Table,
     publisher: Option<Publisher>,
-    share: Share,
     commands: &Receiver<Command>,
     waker: &Arc<EventFd>,
 ) {
@@ -423,20 +481,34 @@ fn work(
     let mut batch = Batch::new();
     let mut poll = Poll::new(&woken, state.sockets.iter());
     let mut swept = clock();
+    let mut pending = false;
     loop {
-        poll.wait(i32::from(TICK));
-        if poll.is_woken() {
+        poll.wait(if pending { 0 } else { i32::from(TICK) });
+        if poll.is_woken() || pending {
             // Reset before the commands are read, so that none is missed.
             let _ = waker.read();
+            pending = false;
+            let mut renewed = false;
             while let Ok(command) = commands.try_recv() {
                 let now = clock();
                 match command {
-                    Command::Plan(plan, sockets, places) => {
+                    Command::Sockets(sockets, places) => {
                         state.table.renumber_sockets(&places);
-                        state.table.replan(&plan, |id| share.has(id));
                         state.renumber_sockets(sockets, &places);
-                        state.publish_plan();
+                        state.publish();
                         poll = Poll::new(&woken, state.sockets.iter());
+                        renewed = true;
+                    }
+                    Command::Lifetime(lifetime) => state.table.set_lifetime(lifetime),
+                    Command::Change(change) => {
+                        state.change(change);
+                        // Datagrams come before the next change.
+                        pending = true;
+                        break;
+                    }
+                    Command::Limits(tenant) => {
+                        state.table.note_tenant(&tenant);
+                        state.publish();
                     }
                     // An observer may have timed out.
                     Command::Bound(answer) => drop(answer.try_send(state.table.bound(now))),
@@ -449,8 +521,9 @@ fn work(
                     Command::Stop => return,
                 }
             }
-            // The sockets may have changed.
-            continue;
+            if renewed {
+                continue;
+            }
         }
         for place in 0..state.sockets.len() {
             if poll.is_ready(place) {
@@ -490,11 +563,11 @@ impl Carrier {
         });
     }
 
-    /// As [`Carrier::publish`], and withdraws removed circuits.
-    fn publish_plan(&mut self) {
+    fn change(&mut self, change: Change) {
         if let Some(publisher) = &mut self.publisher {
-            publisher.keep(|id| self.table.has(id));
+            change.removed.iter().for_each(|id| publisher.remove(*id));
         }
+        self.table.change(change);
         self.publish();
     }
 

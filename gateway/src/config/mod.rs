@@ -1,5 +1,5 @@
-//! The configuration file: read, checked as a whole, and turned into plans for the relay and the
-//! circuits.
+//! The configuration file: read, checked as a whole, and divided into what belongs to this machine
+//! and the desired state, which may come from elsewhere.
 
 mod check;
 mod file;
@@ -9,23 +9,27 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
 pub use service::config::{Error, Problem};
 
-use crate::{
-    circuit::{
-        rate::Bucket,
-        table::{self, CircuitPlan, TenantPlan},
-    },
-    relay::{Backend, Endpoint, Limits, Plan, Prefix, Times, route::Table},
-};
+use gateway_model::{Bounds, Objects};
 
-/// A checked configuration.
+use crate::relay::{Desired, Limits, Plan, Prefix, Times};
+
+/// A checked configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// The part that belongs to this machine.
+    pub local: Local,
+    /// The desired state; `None`: the file has no part of one, and another one applies.
+    pub desired: Option<Objects>,
+}
+
+/// The configuration of this machine, which only its file gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
     /// Name of the gateway.
     pub name: String,
     /// Listen addresses; the kernel chooses a port for port 0.
@@ -34,6 +38,8 @@ pub struct Config {
     pub default_listen: bool,
     /// Path of the control socket.
     pub control_socket: PathBuf,
+    /// Folder of the stored state; `None`: that of the service manager, if it gives one.
+    pub state_dir: Option<PathBuf>,
     /// Address of the metrics, a loopback address; `None`: no metrics.
     pub metrics: Option<SocketAddr>,
     /// Time that connections have to end after a stop or drain.
@@ -50,11 +56,8 @@ pub struct Config {
     pub connections: Option<usize>,
     /// Connections of one source at most.
     pub per_source: u32,
-    /// Tenants, with connections at most.
-    pub tenants: Vec<(Arc<str>, u32)>,
-    pub backends: Vec<Target>,
-    /// Routes from hellos to backends.
-    pub table: Table,
+    /// Tenants at most.
+    pub tenants: usize,
     pub circuits: Circuits,
 }
 
@@ -65,18 +68,14 @@ pub struct Circuits {
     pub lifetime: Duration,
     /// Threads; `None`: one for each processor, up to 8.
     pub threads: Option<usize>,
-    /// Circuits that the maps of XDP have room for; `None`: twice those of the file at the start.
-    pub capacity: Option<usize>,
+    /// Circuits at most: the room of tables and maps.
+    pub capacity: usize,
     /// Mode of XDP; `None`: circuits use user space.
     pub xdp: Option<xdp::Setting>,
     /// Interfaces with XDP; `None`: the interfaces of the listen addresses.
     pub interfaces: Option<Vec<String>>,
     /// File of the XDP program; `None`: the installed one.
     pub bpf_object: Option<PathBuf>,
-    /// For each tenant, limits of datagrams and bytes a second; `None`: no limit.
-    pub rates: Vec<(Option<u64>, Option<u64>)>,
-    /// The circuits, with tenants by index.
-    pub list: Vec<CircuitPlan>,
 }
 
 impl Circuits {
@@ -90,19 +89,6 @@ impl Circuits {
 /// Threads for circuits at most, where the configuration gives no number.
 const DEFAULT_THREADS: usize = 8;
 
-/// Burst of a tenant: the amount of this time at its rate.
-const BURST: Duration = Duration::from_millis(100);
-
-/// A configured backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    pub name: Arc<str>,
-    /// Addresses and names in order of preference.
-    pub addresses: Vec<Endpoint>,
-    /// Whether the gateway sends a PROXY protocol header.
-    pub proxy: bool,
-}
-
 impl Config {
     /// Reads and checks a file.
     ///
@@ -112,7 +98,8 @@ impl Config {
         let text = config::read(path)?;
         let config = Self::parse(&text, path)?;
         let is_open = std::fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o007 != 0);
-        if is_open && !config.circuits.list.is_empty() {
+        let circuits = config.desired.as_ref().map(|desired| &desired.circuits);
+        if is_open && circuits.is_some_and(|circuits| !circuits.is_empty()) {
             return Err(Error::Invalid {
                 path: path.to_owned(),
                 problems: vec![Problem {
@@ -131,6 +118,18 @@ impl Config {
     /// When the file has a problem.
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         config::parse(text, path, check::check)
+    }
+}
+
+impl Local {
+    /// The bounds of a desired state on this machine.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            circuits: self.circuits.capacity,
+            tenants: self.tenants,
+            listen: self.listen.clone(),
+        }
     }
 
     /// Leaves IPv6 out of the default listen addresses on a machine without it; returns whether it
@@ -151,33 +150,9 @@ impl Config {
         self.circuits.threads.unwrap_or_else(processors)
     }
 
-    /// The plan of the circuits.
-    #[must_use]
-    pub fn circuit_plan(&self) -> table::Plan {
-        let bucket = |rate: Option<u64>| rate.map(|rate| Arc::new(Bucket::new(rate, BURST)));
-        let tenants = self.tenants.iter().zip(&self.circuits.rates);
-        let tenants = tenants.map(|((name, _), (datagrams, bytes))| TenantPlan {
-            name: Arc::clone(name),
-            datagrams: bucket(*datagrams),
-            bytes: bucket(*bytes),
-        });
-        table::Plan {
-            lifetime: self.circuits.lifetime,
-            tenants: tenants.collect(),
-            circuits: self.circuits.list.clone(),
-        }
-    }
-
     /// The plan of the relay, with these numbers of connections and pipes.
     #[must_use]
-    pub fn plan(&self, connections: usize, pipes: usize) -> Plan {
-        let backends = self.backends.iter().map(|target| {
-            let backend = Backend {
-                endpoints: target.addresses.clone(),
-                proxy: target.proxy,
-            };
-            (Arc::clone(&target.name), backend)
-        });
+    pub fn plan(&self, connections: usize, pipes: usize, desired: Desired) -> Plan {
         Plan {
             listen: self.listen.clone(),
             limits: Limits {
@@ -188,9 +163,7 @@ impl Config {
             times: self.times,
             proxy_from: self.proxy_from.clone(),
             access_log: self.access_log.clone(),
-            tenants: self.tenants.iter().cloned().collect(),
-            backends: backends.collect(),
-            table: self.table.clone(),
+            desired,
         }
     }
 }

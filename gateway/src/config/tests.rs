@@ -1,6 +1,8 @@
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-use service::xdp::Setting;
+use gateway_core::route::Table;
+use gateway_model::Model;
+use service::{config::Checker, xdp::Setting};
 
 use super::*;
 
@@ -39,16 +41,19 @@ fn parse(text: &str) -> Result<Config, String> {
 #[test]
 fn a_good_file_is_accepted_with_defaults() {
     let config = parse(GOOD).expect("good");
-    assert_eq!(config.times.hello, Duration::from_millis(500));
-    assert_eq!(config.times.dial, Duration::from_secs(3));
-    assert_eq!(config.times.idle, Duration::from_secs(600));
-    assert_eq!(config.drain, Duration::from_secs(30));
+    assert_eq!(config.local.times.hello, Duration::from_millis(500));
+    assert_eq!(config.local.times.dial, Duration::from_secs(3));
+    assert_eq!(config.local.times.idle, Duration::from_secs(600));
+    assert_eq!(config.local.drain, Duration::from_secs(30));
     assert_eq!(
-        config.control_socket,
+        config.local.control_socket,
         Path::new("/run/causeway-gateway/gateway.sock")
     );
-    assert_eq!((config.connections, config.per_source), (None, 256));
-    let circuits = &config.circuits;
+    assert_eq!(
+        (config.local.connections, config.local.per_source),
+        (None, 256)
+    );
+    let circuits = &config.local.circuits;
     assert_eq!(
         (circuits.lifetime, circuits.threads),
         (Duration::from_secs(30), None)
@@ -57,28 +62,46 @@ fn a_good_file_is_accepted_with_defaults() {
         (circuits.xdp, &circuits.interfaces),
         (Some(Setting::Auto), &None)
     );
-    assert_eq!(circuits.rates, [(None, None)]);
-    assert_eq!(circuits.list[0].id.get(), 0x0123_4567_89ab_cdef);
+    assert_eq!((circuits.capacity, config.local.tenants), (4096, 4096));
+    assert_eq!(config.local.state_dir, None);
     assert!(
         !format!("{config:?}").contains("AAEC"),
         "keys are not printed"
     );
-    assert!(config.spliced);
-    let plan = config.plan(77, 8);
-    assert_eq!(plan.limits.connections, 77);
-    assert_eq!(plan.tenants["acme"], 100);
-    assert!(plan.backends["director"].proxy);
-    let hello = |name: &str| hello_of(name);
-    let route = plan
-        .table
-        .find(&hello("director.example.net"))
-        .expect("a route");
-    assert_eq!(route.tenant, None);
-    let route = plan
-        .table
-        .find(&hello("x.acme.example.net"))
-        .expect("a route");
-    assert_eq!(route.tenant.as_deref(), Some("acme"));
+    assert!(config.local.spliced);
+    let model = model(&config);
+    let (id, circuit) = model.circuits().next().expect("a circuit");
+    assert_eq!(
+        (id.get(), &*circuit.tenant),
+        (0x0123_4567_89ab_cdef, "acme")
+    );
+    let (name, tenant) = model.tenants().next().expect("a tenant");
+    assert_eq!((&**name, tenant.connections), ("acme", 100));
+    assert_eq!((tenant.datagrams, tenant.bytes), (None, None));
+    assert!(model.backends().all(|(_, backend)| backend.proxy));
+    let ids: Vec<&str> = model.routes().map(|(id, _)| &**id).collect();
+    assert_eq!(ids, ["*.acme.example.net [h2]", "director.example.net"]);
+    let table = table(&model);
+    let tenant_of = |name: &str| {
+        let route = table.find(&hello_of(name)).expect("a route");
+        route.tenant.as_deref().map(str::to_owned)
+    };
+    assert_eq!(tenant_of("director.example.net"), None);
+    assert_eq!(tenant_of("x.acme.example.net").as_deref(), Some("acme"));
+}
+
+/// The desired state of a file.
+fn model(config: &Config) -> Model {
+    let mut model = Model::default();
+    let mut c = Checker::new();
+    let objects = config.desired.as_ref().expect("a desired state");
+    let prepared = model.prepare_file(&mut c, objects, &config.local.bounds());
+    drop(model.commit(c.finish(prepared).expect("good")));
+    model
+}
+
+fn table(model: &Model) -> Table {
+    Table::new(model.routes().map(|(_, route)| Arc::clone(route))).expect("no conflict")
 }
 
 fn hello_of(name: &str) -> gateway_core::hello::Hello {
@@ -100,7 +123,7 @@ fn without_listen_every_address_is_listened_on() {
         .iter()
         .map(|a| a.parse().expect("an address"))
         .collect();
-    assert_eq!(config.listen, wanted);
+    assert_eq!(config.local.listen, wanted);
 }
 
 #[test]
@@ -235,17 +258,17 @@ fn each_problem_is_named_with_its_key() {
         (
             "name = \"Director.example.net\"",
             "",
-            "route \"\": write either name",
+            "route \"?\": write either name",
         ),
         (
             "below = ",
             "name = \"x.example\"\nbelow = ",
-            "route \"x.example\": write either name",
+            "route \"x.example [h2]\": write either name",
         ),
         (
             "protocols = [\"h2\"]",
             "protocols = [\"\"]",
-            "route \"*.acme.example.net\": protocols: \"\": a protocol has 1",
+            "route \"*.acme.example.net []\": protocols: \"\": a protocol has 1",
         ),
         (
             "protocols = [\"h2\"]",
@@ -255,17 +278,18 @@ fn each_problem_is_named_with_its_key() {
         (
             "tenant = \"acme\"",
             "tenant = \"acne\"",
-            "route \"*.acme.example.net\": tenant: there is no tenant \"acne\"",
+            "route \"*.acme.example.net [h2]\": tenant: there is no tenant \"acne\"",
         ),
         (
             "tenant = \"acme\"\nbackend = \"director\"",
             "backend = \"dire\"",
-            "route \"*.acme.example.net\": backend: there is no backend \"dire\"",
+            "route \"*.acme.example.net [h2]\": backend: there is no backend \"dire\"",
         ),
         (
             "[[route]]\nbelow",
             "[[route]]\nname = \"director.EXAMPLE.net\"\nbackend = \"director\"\n[[route]]\nbelow",
-            "route \"director.example.net\": route 1 of the file matches the same hellos",
+            "route \"director.example.net again\": route \"director.example.net\" matches the same \
+             hellos",
         ),
         (
             "0123456789abcdef",
@@ -388,23 +412,40 @@ fn the_documented_file_is_accepted() {
         .and_then(|f| f.strip_prefix("toml"));
     let file = file.expect("a file");
     let config = parse(file).expect("good");
-    assert_eq!((config.tenants.len(), config.backends.len()), (1, 2));
-    assert_eq!(config.circuits.list.len(), 1);
-    assert_eq!(config.circuits.rates, [(Some(100_000), Some(125_000_000))]);
+    let model = model(&config);
+    let counts = model.counts();
+    assert_eq!(
+        (counts.tenants, counts.backends, counts.circuits),
+        (1, 2, 1)
+    );
+    let (_, acme) = model.tenants().next().expect("a tenant");
+    assert_eq!(
+        (acme.datagrams, acme.bytes),
+        (Some(100_000), Some(125_000_000))
+    );
     // The documented defaults are the defaults.
     let bare = parse(&GOOD.replace("hello_timeout = 0.5", "")).expect("good");
-    assert_eq!((config.times, config.drain), (bare.times, bare.drain));
-    assert_eq!(config.per_source, bare.per_source);
-    assert_eq!(config.circuits.lifetime, bare.circuits.lifetime);
+    assert_eq!(
+        (config.local.times, config.local.drain),
+        (bare.local.times, bare.local.drain)
+    );
+    assert_eq!(config.local.per_source, bare.local.per_source);
+    assert_eq!(config.local.circuits.lifetime, bare.local.circuits.lifetime);
     let spelled = parse(&file.replace("\n# ", "\n")).expect("good");
-    assert_eq!(spelled.listen, config.listen);
-    assert_eq!(spelled.control_socket, config.control_socket);
+    assert_eq!(spelled.local.listen, config.local.listen);
+    assert_eq!(spelled.local.control_socket, config.local.control_socket);
+    assert_eq!(spelled.local.tenants, config.local.tenants);
+    assert_eq!(
+        spelled.local.circuits.capacity,
+        config.local.circuits.capacity
+    );
 }
 
 #[test]
 fn the_example_is_accepted() {
     let config = parse(include_str!("../../examples/gateway.toml")).expect("good");
-    assert_eq!((config.tenants.len(), config.backends.len()), (1, 2));
+    let counts = model(&config).counts();
+    assert_eq!((counts.tenants, counts.backends), (1, 2));
 }
 
 #[test]
@@ -430,12 +471,12 @@ fn xdp_settings_are_accepted_or_refused() {
     for xdp in Setting::ALL.map(Some).into_iter().chain([None]) {
         let name = xdp.map_or("off", Setting::name);
         let config = with(&format!("xdp = {name:?}")).expect("good");
-        assert_eq!(config.circuits.xdp, xdp);
-        assert_eq!(config.circuits.xdp_name(), name);
+        assert_eq!(config.local.circuits.xdp, xdp);
+        assert_eq!(config.local.circuits.xdp_name(), name);
     }
     let config = with("xdp = \"native\"\ninterfaces = [\"eth0\", \"eth1.5\"]").expect("good");
     let names = ["eth0", "eth1.5"].map(str::to_owned).to_vec();
-    assert_eq!(config.circuits.interfaces, Some(names));
+    assert_eq!(config.local.circuits.interfaces, Some(names));
     for (circuits, message) in [
         ("xdp = \"fast\"", "circuits.xdp: \"fast\": write"),
         (
@@ -470,13 +511,16 @@ fn the_default_addresses_follow_the_families_of_the_machine() {
         "",
     );
     let mut config = parse(&default).expect("good");
-    assert!(!config.drop_missing_family(|| true));
-    assert_eq!(config.listen.len(), 2);
-    assert!(config.drop_missing_family(|| false));
-    assert_eq!(config.listen, ["0.0.0.0:6180".parse().expect("an address")]);
+    assert!(!config.local.drop_missing_family(|| true));
+    assert_eq!(config.local.listen.len(), 2);
+    assert!(config.local.drop_missing_family(|| false));
+    assert_eq!(
+        config.local.listen,
+        ["0.0.0.0:6180".parse().expect("an address")]
+    );
     let mut config = parse(GOOD).expect("good");
-    assert!(!config.drop_missing_family(|| false));
-    assert_eq!(config.listen.len(), 2);
+    assert!(!config.local.drop_missing_family(|| false));
+    assert_eq!(config.local.listen.len(), 2);
 }
 
 /// REVIEW C11: the examples of both ends and of the gateway are one installation: the ends bind,
@@ -489,7 +533,7 @@ fn the_examples_bind_to_each_other() {
     };
     use gateway_core::{
         hello::Hello,
-        table::{Action, Path as Way, Table},
+        table::{self, Action, Change, CircuitPlan, Path as Way, Tenant},
     };
 
     let config = parse(include_str!("../../examples/gateway.toml")).expect("good");
@@ -502,16 +546,26 @@ fn the_examples_bind_to_each_other() {
         "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
         "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=",
     ];
-    let mut table = Table::new(Key::new([1; 32]));
-    table.replan(&config.circuit_plan(), |_| true);
+    let model = model(&config);
+    let mut table = table::Table::new(Key::new([1; 32]));
+    let acme = Arc::new(Tenant::unlimited("acme"));
+    let put = model.circuits().map(|(id, circuit)| CircuitPlan {
+        id,
+        tenant: Arc::clone(&acme),
+        keys: circuit.keys.clone(),
+    });
+    table.change(Change {
+        put: put.collect(),
+        ..Change::default()
+    });
     for (side, file) in Side::BOTH.into_iter().zip([&tenant, &provider]) {
         let mut gateways = file["gateway"].as_array().expect("gateways").iter();
-        let known = gateways.any(|gateway| gateway["name"].as_str() == Some(&*config.name));
-        assert!(known, "{} is none of its gateways", config.name);
+        let known = gateways.any(|gateway| gateway["name"].as_str() == Some(&*config.local.name));
+        assert!(known, "{} is none of its gateways", config.local.name);
         let id = file["peer"][0]["circuit"]["id"].as_str().expect("an id");
         let id = CircuitId::new(u64::from_str_radix(id, 16).expect("digits")).expect("an id");
         let key = Key::from_base64(keys[side.index()]).expect("a key");
-        let mut end = End::new(id, side, key.for_gateway(&config.name));
+        let mut end = End::new(id, side, key.for_gateway(&config.local.name));
         let from = Way {
             socket: 0,
             local: None,
@@ -535,9 +589,10 @@ fn the_examples_bind_to_each_other() {
         protocols: vec![b"causeway-tunnel/1".to_vec()],
         bytes: 0,
     };
-    let route = config.table.find(&hello).expect("a route");
-    let backend = config.backends.iter().find(|b| b.name == route.backend);
-    let backend = backend.expect("a backend");
+    let routes = self::table(&model);
+    let route = routes.find(&hello).expect("a route");
+    let backend = model.backends().find(|(name, _)| **name == route.backend);
+    let (_, backend) = backend.expect("a backend");
     let tls = &provider["tls"];
     assert_eq!(Some(backend.proxy), tls["proxy"].as_bool());
     let listen: SocketAddr = tls["listen"][0]

@@ -5,6 +5,7 @@ pub mod render;
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
+use gateway_model::{Applied, Counts, DesiredPage, Source, Update};
 use serde::{Deserialize, Serialize};
 pub use service::socket::Refusal;
 use service::socket::{Access, Page, Socket};
@@ -14,11 +15,11 @@ pub static SOCKET: Socket = Socket {
     name: "gateway",
     one: "a gateway",
     setting: "gateway.control_socket",
-    max_request: 4096,
+    max_request: 64 << 20,
     access: Access::RootAndOwner,
 };
 
-/// Tenants or circuits in a reply, at most.
+/// Tenants, circuits or objects in a reply, at most.
 pub const PAGE: usize = 1000;
 
 /// A reply. On the wire it is the content alone: the request says which one it is.
@@ -31,6 +32,10 @@ pub enum Answer {
     Tenants(Page<TenantStatus>),
     /// To [`Request::Circuits`].
     Circuits(Page<CircuitStatus>),
+    /// To [`Request::Desired`].
+    Desired(DesiredPage),
+    /// To [`Request::Apply`].
+    Update(UpdateReply),
     /// To every other request.
     Brief(Brief),
 }
@@ -45,6 +50,19 @@ pub struct Brief {
     pub connections: usize,
     /// Bound ends of circuits.
     pub bound: usize,
+    /// Revision of the desired state in force; 0: that of the file, or none.
+    pub revision: u64,
+    /// Thousandths of the capacity that are in use: connections or bound ends, whichever is more.
+    pub load: u16,
+}
+
+/// An update that is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateReply {
+    #[serde(flatten)]
+    pub applied: Applied,
+    /// Whether it is stored, so that it is in force after a restart.
+    pub stored: bool,
 }
 
 /// Requests.
@@ -65,6 +83,16 @@ pub enum Request {
         /// Of this tenant only.
         tenant: Option<String>,
     },
+    /// Get a page of the desired state in force.
+    Desired {
+        /// `next` of the page before.
+        after: Option<String>,
+        /// Whether circuits have their keys.
+        #[serde(default)]
+        keys: bool,
+    },
+    /// Put a snapshot or delta of the desired state in force, whole or not at all.
+    Apply { update: Box<Update> },
     /// Read the configuration file again.
     Reload,
     /// Accept no new connections and binds until [`Request::Undrain`] or a stop.
@@ -94,12 +122,28 @@ pub struct Status {
     pub refused: BTreeMap<String, u64>,
     /// Ended relayed connections, by kind of end.
     pub ended: BTreeMap<String, u64>,
+    /// As in [`Brief`].
+    pub load: u16,
+    /// The desired state in force.
+    pub desired: DesiredStatus,
     /// UDP circuits.
     pub circuits: CircuitsStatus,
     /// In the order of names; the entry without a name is for connections without a tenant. Empty
     /// in a reply: see [`Request::Tenants`].
     #[serde(default)]
     pub tenants: Vec<TenantStatus>,
+}
+
+/// The desired state in force, in short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredStatus {
+    /// Its revision; 0: that of the file, or none.
+    pub revision: u64,
+    pub source: Source,
+    /// Numbers of objects.
+    pub counts: Counts,
+    /// Whether it is stored for the next start; `None`: there is no folder for that.
+    pub stored: Option<bool>,
 }
 
 /// The state of a tenant.

@@ -1,5 +1,6 @@
 //! The status as text for a person.
 
+use gateway_model::Source;
 use service::line;
 
 use super::{CircuitsStatus, Status};
@@ -32,6 +33,7 @@ pub fn status(status: &Status) -> String {
         status.limit,
         status.accepted
     );
+    desired(&mut out, status);
     let circuits = &status.circuits;
     line!(
         &mut out,
@@ -53,6 +55,36 @@ pub fn status(status: &Status) -> String {
         }
     }
     out
+}
+
+fn desired(out: &mut String, status: &Status) {
+    let desired = &status.desired;
+    let source = match desired.source {
+        Source::None => {
+            line!(
+                out,
+                "no desired state: everything is refused until `causeway-gateway apply FILE`"
+            );
+            return;
+        }
+        Source::File => "desired state of the configuration file".to_owned(),
+        Source::Applied => format!("desired state of revision {}", desired.revision),
+    };
+    let stored = match desired.stored {
+        Some(true) => "stored",
+        Some(false) => "not stored: see the log",
+        None => "not stored: there is no gateway.state_dir",
+    };
+    let counts = desired.counts;
+    line!(
+        out,
+        "{source}: {} tenants, {} backends, {} routes, {} circuits; {stored}; load {} of 1000",
+        counts.tenants,
+        counts.backends,
+        counts.routes,
+        counts.circuits,
+        status.load
+    );
 }
 
 fn xdp(out: &mut String, circuits: &CircuitsStatus) {

@@ -1,4 +1,11 @@
 //! Puts a configuration in force: at the start, and later whole or not at all.
+//!
+//! ```text
+//!   file ──▶ Local ─────────────────────────▶ sockets, metrics, XDP: prepared ─┐
+//!     └────▶ desired state, if it has one ─┐                                   ├─▶ in force
+//!   apply ─▶ snapshot or delta ────────────┴▶ Model: prepared ─▶ differences ──┘
+//!                                                                    └─▶ store
+//! ```
 
 use std::{
     path::PathBuf,
@@ -13,18 +20,22 @@ use prometheus_client::{
 };
 use service::{Health, http, xdp::Setting};
 
+use gateway_model::{Applied, Changes, Model, Snapshot, Update};
+use service::config::Checker;
+
 use super::{
     Error,
     files::{self, Shares},
+    store::{Job, Store, Stored},
 };
 use crate::{
     circuit::{
         counters::Collected,
         fast::{self, Fast},
-        socket::Circuits,
+        socket::{Circuits, Setup},
     },
-    config::Config,
-    relay::Relay,
+    config::{Config, Local},
+    relay::{Backend, Desired, Relay, route::Table},
 };
 
 /// The XDP program where none is configured.
@@ -87,7 +98,14 @@ impl Own {
 
 /// The parts of a gateway that a configuration applies to, and the configuration in force.
 pub(super) struct Controller {
-    pub config: Config,
+    pub config: Local,
+    /// The desired state in force.
+    pub model: Model,
+    /// Whether the file gives the desired state: it cannot be changed otherwise.
+    from_file: bool,
+    /// Where the state in force is stored; `None`: nowhere.
+    pub store: Option<Store>,
+    desired: Desired,
     pub relay: Relay,
     pub circuits: Circuits,
     /// Circuits in XDP.
@@ -105,26 +123,67 @@ pub(super) struct Controller {
 impl Controller {
     pub async fn start(
         config: Config,
+        (store, stored): (Option<Store>, Stored),
         files: files::Limits,
         health: Health,
     ) -> Result<Self, Error> {
+        let Config {
+            local: config,
+            desired: objects,
+        } = config;
+        let from_file = objects.is_some();
+        let (draining, stored) = (stored.draining, stored.model);
+        let mut model = Model::default();
+        if let Some(objects) = objects {
+            let mut c = Checker::new();
+            let prepared = model.prepare_file(&mut c, &objects, &config.bounds());
+            drop(model.commit(c.finish(prepared).map_err(Error::Desired)?));
+        } else if let Some(stored) = stored {
+            let problems = stored.check(&config.bounds());
+            if !problems.is_empty() {
+                return Err(Error::Desired(problems));
+            }
+            model = stored;
+            tracing::info!(revision = model.revision(), "the stored state is in force");
+        } else {
+            tracing::warn!(
+                "there is no desired state: the gateway refuses everything until `apply`"
+            );
+        }
         let limits = files.shares(&config)?;
-        let relay = Relay::start(config.plan(limits.connections, limits.pipes))?;
+        let mut desired = Desired::default();
+        let first = model.contents();
+        update(&mut desired, &model, &first);
+        let plan = config.plan(limits.connections, limits.pipes, desired.clone());
+        let relay = if draining {
+            Relay::start_drained(plan)?
+        } else {
+            Relay::start(plan)?
+        };
         let mut registry = Registry::default();
         relay.counters().register(&mut registry);
         let own = Own::default();
         own.register(&mut registry);
         own.applied(&config.name);
         let (fast, refused) = load(&config)?;
-        let threads = config.circuit_threads();
-        let circuits =
-            Circuits::start_with(config.circuit_plan(), &config.listen, threads, fast.clone())?;
+        let setup = Setup {
+            lifetime: config.circuits.lifetime,
+            threads: config.circuit_threads(),
+            capacity: config.circuits.capacity,
+            fast: fast.clone(),
+            draining,
+        };
+        let circuits = Circuits::start(setup, &config.listen, &first)?;
         if let Some(fast) = &fast {
-            attach(fast, &config)?;
+            attach(fast, &config, model.counts().circuits > 0)?;
         }
         registry.register_collector(Box::new(Collected(circuits.observer())));
         let mut controller = Self {
             http: None,
+            model,
+            from_file,
+            store,
+            desired,
             relay,
             circuits,
             fast,
@@ -137,16 +196,24 @@ impl Controller {
             config,
         };
         controller.http = controller.serve(&controller.config).await?;
+        if controller.from_file {
+            controller.store_all();
+        }
         tracing::info!(
             name = controller.config.name,
             connections = limits.connections,
+            draining,
             "running"
         );
         Ok(controller)
     }
 
-    /// Puts another configuration in force. All that can fail comes first.
+    /// Puts another configuration file in force. All that can fail comes first.
     pub async fn change(&mut self, config: Config) -> Result<(), Error> {
+        let Config {
+            local: config,
+            desired: objects,
+        } = config;
         unchanged(&self.config, &config)?;
         let limits = self.files.shares(&config)?;
         let keeps_http = self.http.as_ref().map(http::Server::configured) == config.metrics;
@@ -155,32 +222,114 @@ impl Controller {
         } else {
             Some(self.serve(&config).await?)
         };
-        let circuits = self
-            .circuits
-            .prepare(config.circuit_plan(), &config.listen)?;
-        let relay = self
-            .relay
-            .prepare(config.plan(limits.connections, limits.pipes))?;
-        if let Some(fast) = &self.fast
-            && let Err(error) = attach(fast, &config)
-        {
-            // Interfaces may be changed half way. What the running configuration wants was possible
-            // before.
-            if let Err(error) = attach(fast, &self.config) {
-                tracing::error!(%error, "cannot attach the XDP program as before the reload");
+        // Without a desired state in the file, the one in force stays.
+        let from_file = objects.is_some();
+        let mut prepared = None;
+        let mut has_circuits = self.model.counts().circuits > 0;
+        if let Some(objects) = objects {
+            let mut c = Checker::new();
+            let new = self.model.prepare_file(&mut c, &objects, &config.bounds());
+            let new = c.finish(new).map_err(Error::Desired)?;
+            has_circuits = new.counts().circuits > 0;
+            prepared = Some(new);
+        } else {
+            let problems = self.model.check(&config.bounds());
+            if !problems.is_empty() {
+                return Err(Error::Desired(problems));
             }
-            return Err(error.into());
         }
+        let circuits = self.circuits.prepare(&config.listen)?;
+        let plan = config.plan(limits.connections, limits.pipes, self.desired.clone());
+        let relay = self.relay.prepare(plan)?;
+        self.attach_as(&config, has_circuits)?;
         // Nothing below can fail.
         self.relay.take(relay);
-        self.circuits.take(circuits);
+        self.circuits.take(circuits, config.circuits.lifetime);
         if let Some(http) = http {
             self.http = http;
         }
         self.limits = limits;
         self.config = config;
+        self.from_file = from_file;
+        if let Some(prepared) = prepared {
+            let (_, changes) = self.model.commit(prepared);
+            self.enact(&changes);
+            self.store_all();
+        }
         self.own.applied(&self.config.name);
         Ok(())
+    }
+
+    /// Puts an update in force, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::FromFile`], [`Error::Update`], or an interface refuses XDP.
+    pub fn apply(&mut self, update: &Update) -> Result<Applied, Error> {
+        if self.from_file {
+            return Err(Error::FromFile);
+        }
+        let prepared = self.model.prepare(update, &self.config.bounds())?;
+        let had_circuits = self.model.counts().circuits > 0;
+        let has_circuits = prepared.counts().circuits > 0;
+        if had_circuits != has_circuits {
+            self.attach_as(&self.config, has_circuits)?;
+        }
+        // Nothing below can fail.
+        let (applied, changes) = self.model.commit(prepared);
+        self.enact(&changes);
+        self.own.applied(&self.config.name);
+        tracing::info!(
+            revision = applied.revision,
+            put = ?applied.put,
+            removed = ?applied.removed,
+            "update applied"
+        );
+        Ok(applied)
+    }
+
+    /// How to store the state after this update; `None`: it is stored already.
+    pub fn job(&self, update: Update, is_repeated: bool) -> Option<Job> {
+        let store = self.store.as_ref()?;
+        if is_repeated && !store.is_behind() {
+            return None;
+        }
+        Some(match update {
+            Update::Delta(delta) if !store.is_behind() => Job::Delta(Box::new(delta)),
+            Update::Delta(_) => Job::State(Box::new(self.model.snapshot())),
+            Update::Snapshot(snapshot) => Job::State(Box::new(snapshot)),
+        })
+    }
+
+    /// Stores the state that a file gives; a failure is logged.
+    fn store_all(&self) {
+        if let Some(store) = &self.store {
+            let snapshot: Snapshot = self.model.snapshot();
+            store.put(Job::State(Box::new(snapshot)), Box::new(drop));
+        }
+    }
+
+    /// Puts differences in force.
+    fn enact(&mut self, changes: &Changes) {
+        self.circuits.change(changes);
+        if update(&mut self.desired, &self.model, changes) {
+            self.relay.set_desired(self.desired.clone());
+        }
+    }
+
+    /// Attaches the XDP program as a configuration wants it; or leaves all as it is.
+    fn attach_as(&self, config: &Local, has_circuits: bool) -> Result<(), Error> {
+        let Some(fast) = &self.fast else {
+            return Ok(());
+        };
+        let Err(error) = attach(fast, config, has_circuits) else {
+            return Ok(());
+        };
+        // Interfaces may be changed half way. What the running configuration wants was possible
+        // before.
+        if let Err(error) = attach(fast, &self.config, self.model.counts().circuits > 0) {
+            tracing::error!(%error, "cannot attach the XDP program as before the change");
+        }
+        Err(error.into())
     }
 
     pub fn count_reload(&self, applied: bool) {
@@ -191,7 +340,7 @@ impl Controller {
             .inc();
     }
 
-    async fn serve(&self, config: &Config) -> Result<Option<http::Server>, Error> {
+    async fn serve(&self, config: &Local) -> Result<Option<http::Server>, Error> {
         let Some(address) = config.metrics else {
             return Ok(None);
         };
@@ -202,8 +351,36 @@ impl Controller {
     }
 }
 
+/// Makes the relay's part of the state anew where it differs; returns whether it does.
+fn update(desired: &mut Desired, model: &Model, changes: &Changes) -> bool {
+    if !changes.tenants.is_empty() {
+        let tenants = model.tenants();
+        let tenants = tenants.map(|(name, tenant)| (Arc::clone(name), tenant.connections));
+        desired.tenants = Arc::new(tenants.collect());
+    }
+    if !changes.backends.is_empty() {
+        let backends = model.backends().map(|(name, backend)| {
+            let backend = Backend {
+                endpoints: backend.addresses.clone(),
+                proxy: backend.proxy,
+            };
+            (Arc::clone(name), backend)
+        });
+        desired.backends = Arc::new(backends.collect());
+    }
+    if !changes.routes.is_empty() {
+        let routes = model.routes().map(|(_, route)| Arc::clone(route));
+        match Table::new(routes) {
+            Ok(table) => desired.table = Arc::new(table),
+            // The model refuses conflicts.
+            Err(conflicts) => tracing::error!(?conflicts, "routes conflict; the old ones stay"),
+        }
+    }
+    !changes.tenants.is_empty() || !changes.backends.is_empty() || !changes.routes.is_empty()
+}
+
 /// Refuses a change of keys that take effect at a start only.
-fn unchanged(running: &Config, new: &Config) -> Result<(), Error> {
+fn unchanged(running: &Local, new: &Local) -> Result<(), Error> {
     let listed = |value: Option<String>| value.unwrap_or_else(|| "nothing".to_owned());
     let (now, then) = (&running.circuits, &new.circuits);
     for (key, is_same, value) in [
@@ -213,6 +390,16 @@ fn unchanged(running: &Config, new: &Config) -> Result<(), Error> {
             running.control_socket.display().to_string(),
         ),
         (
+            "gateway.state_dir",
+            running.state_dir == new.state_dir,
+            listed(running.state_dir.as_ref().map(|path| format!("{path:?}"))),
+        ),
+        (
+            "limits.tenants",
+            running.tenants == new.tenants,
+            running.tenants.to_string(),
+        ),
+        (
             "circuits.threads",
             running.circuit_threads() == new.circuit_threads(),
             running.circuit_threads().to_string(),
@@ -220,7 +407,7 @@ fn unchanged(running: &Config, new: &Config) -> Result<(), Error> {
         (
             "circuits.capacity",
             now.capacity == then.capacity,
-            listed(now.capacity.map(|capacity| capacity.to_string())),
+            now.capacity.to_string(),
         ),
         (
             "circuits.xdp",
@@ -249,7 +436,7 @@ fn unchanged(running: &Config, new: &Config) -> Result<(), Error> {
 }
 
 /// Loads the XDP program of circuits; or says why there is none, where `xdp = "auto"` allows that.
-fn load(config: &Config) -> Result<(Option<Arc<Fast>>, Option<String>), fast::Error> {
+fn load(config: &Local) -> Result<(Option<Arc<Fast>>, Option<String>), fast::Error> {
     let circuits = &config.circuits;
     let Some(setting) = circuits.xdp else {
         return Ok((None, None));
@@ -259,12 +446,9 @@ fn load(config: &Config) -> Result<(Option<Arc<Fast>>, Option<String>), fast::Er
         .clone()
         .or_else(|| std::env::var_os("CAUSEWAY_GATEWAY_BPF_OBJECT").map(PathBuf::from))
         .unwrap_or_else(|| PathBuf::from(BPF_OBJECT));
-    let limits = circuits.rates.iter().flat_map(|(a, b)| [a, b]).flatten();
-    // `Fast::load` makes room for twice the size. A tenant has two limits and at least a circuit.
-    let capacity = circuits.capacity.unwrap_or(0);
     let size = fast::Size {
-        circuits: circuits.list.len().max(capacity.div_ceil(2)),
-        buckets: limits.count().max(capacity),
+        circuits: circuits.capacity,
+        tenants: config.tenants,
     };
     match Fast::load(&object, size) {
         Ok(fast) => Ok((Some(Arc::new(fast)), None)),
@@ -277,12 +461,12 @@ fn load(config: &Config) -> Result<(Option<Arc<Fast>>, Option<String>), fast::Er
 }
 
 /// Attaches the program to the interfaces of the configuration; to none, while there is no circuit.
-fn attach(fast: &Fast, config: &Config) -> Result<(), fast::Error> {
+fn attach(fast: &Fast, config: &Local, has_circuits: bool) -> Result<(), fast::Error> {
     let circuits = &config.circuits;
     let Some(setting) = circuits.xdp else {
         return Ok(());
     };
-    if circuits.list.is_empty() {
+    if !has_circuits {
         return fast.attach(&[], setting);
     }
     let wanted = fast::wanted(circuits.interfaces.as_deref(), &config.listen)?;

@@ -4,7 +4,7 @@ use std::io;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::{config::Config, relay::Relay};
+use crate::{config::Local, relay::Relay};
 
 /// Open files other than those of connections and the relay's threads: control, circuits, the
 /// runtime.
@@ -65,7 +65,7 @@ impl Limits {
     }
 
     /// Divides the open files between connections and pipes.
-    pub fn shares(self, config: &Config) -> Result<Shares, Error> {
+    pub fn shares(self, config: &Local) -> Result<Shares, Error> {
         let Self(files) = self;
         let others = OTHER_FILES + Relay::files(config.listen.len());
         let most = connections_of(files, others);

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   SIGHUP, reload ─▶ file ─▶ checked whole ─▶ Controller::change: all in force, or nothing changes
-//!   drain ─────────▶ no new connections and binds, until undrain; the process goes on
+//!   apply ─────────▶ snapshot or delta ─▶ Controller::apply: all in force, or nothing changes
+//!   drain ─────────▶ no new connections and binds, until undrain, over restarts
 //!   SIGTERM ───────▶ drain ─▶ the last has left, or gateway.drain has passed ─▶ stop
 //!                            a second SIGTERM ─▶ stop at once
 //! ```
@@ -12,6 +13,7 @@
 mod controller;
 mod files;
 mod status;
+mod store;
 
 use std::{
     io,
@@ -20,18 +22,23 @@ use std::{
     time::Duration,
 };
 
+use gateway_model::{Refusal as UpdateRefusal, Source, Update};
 use service::{
     Context,
     cli::RunArgs,
+    config::Problem,
     socket::{self, Control, Refusal, Responder},
 };
 use tokio::time::{Instant, sleep, sleep_until};
 
-use self::controller::Controller;
+use self::{
+    controller::Controller,
+    store::{Done, Job, Store, Stored},
+};
 use crate::{
     circuit::{self, fast},
     config::{self, Config},
-    control::{self, Answer, Request},
+    control::{self, Answer, PAGE, Request, UpdateReply},
     relay,
 };
 
@@ -57,6 +64,20 @@ pub enum Error {
     Files(#[from] files::Error),
     #[error(transparent)]
     Service(#[from] service::run::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The desired state does not fit this machine.
+    #[error("{}", list(.0))]
+    Desired(Vec<Problem>),
+    /// The update is refused.
+    #[error(transparent)]
+    Update(#[from] UpdateRefusal),
+    /// The file decides.
+    #[error(
+        "the desired state is that of the configuration file: remove [[tenant]], [[circuit]], \
+         [[backend]] and [[route]] from the file and reload it first; the state in force stays"
+    )]
+    FromFile,
     /// The key takes effect at a start only.
     #[error("{key} cannot be changed while the gateway runs; restart it, or write {running} again")]
     Fixed { key: &'static str, running: String },
@@ -65,6 +86,26 @@ pub enum Error {
         operation: &'static str,
         source: io::Error,
     },
+}
+
+fn list(problems: &[Problem]) -> String {
+    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// Opens the store of the configured folder, or of the one that the service manager gives.
+fn open_store(config: &Config) -> Result<(Option<Store>, Stored), Error> {
+    let given = || {
+        // systemd.exec(5): several folders are separated by colons.
+        let given = std::env::var("STATE_DIRECTORY").ok()?;
+        let first = given.split(':').next().filter(|first| !first.is_empty())?;
+        Some(PathBuf::from(first))
+    };
+    let Some(dir) = config.local.state_dir.clone().or_else(given) else {
+        return Ok((None, Stored::default()));
+    };
+    let (store, stored) = Store::open(&dir)?;
+    Ok((Some(store), stored))
 }
 
 /// Runs the gateway until it is told to stop and has drained.
@@ -76,12 +117,20 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
         let config = load(&args.config)?;
         let limits = files::Limits::of_process()?;
         // First of all: a second gateway must not disturb the one that runs.
-        let control = Control::bind(&control::SOCKET, &config.control_socket)?;
-        let controller = Controller::start(config, limits, context.health.clone()).await?;
+        let control = Control::bind(&control::SOCKET, &config.local.control_socket)?;
+        let stored = open_store(&config)?;
+        let drain = stored.1.draining.then_some(Drain {
+            until: None,
+            is_empty: false,
+        });
+        let controller = Controller::start(config, stored, limits, context.health.clone()).await?;
+        if drain.is_some() {
+            tracing::warn!("the gateway drains, as before its start; `undrain` ends that");
+        }
         let gateway = Gateway {
             path: args.config.clone(),
             controller,
-            drain: None,
+            drain,
         };
         Ok((gateway, control))
     })
@@ -108,7 +157,7 @@ struct Drain {
 fn load(path: &Path) -> Result<Config, config::Error> {
     let mut config = Config::load(path)?;
     let has_ipv6 = || std::net::UdpSocket::bind("[::]:0").is_ok();
-    if config.drop_missing_family(has_ipv6) {
+    if config.local.drop_missing_family(has_ipv6) {
         tracing::info!("IPv6 is off on this machine: the default of gateway.listen is IPv4 only");
     }
     Ok(config)
@@ -156,16 +205,22 @@ impl service::Daemon for Gateway {
                 .circuits_page(after.as_deref(), tenant.as_deref())
                 .map(Answer::Circuits)
                 .ok_or_else(|| Refusal::new("bad-request", "after: write a circuit ID")),
+            Request::Desired { after, keys } => controller
+                .model
+                .page(after.as_deref(), PAGE, keys)
+                .map(Answer::Desired)
+                .ok_or_else(|| Refusal::new("bad-request", "after: write `next` of a page")),
+            Request::Apply { update } => return self.apply(*update, responder),
             // The runtime calls `reload` instead.
             Request::Reload => Ok(Answer::Brief(controller.brief())),
             Request::Drain => {
                 self.drain(None);
-                Ok(Answer::Brief(self.controller.brief()))
+                return self.answer_stored(Job::Draining(true), responder);
             }
-            Request::Undrain => self
-                .undrain()
-                .await
-                .map(|()| Answer::Brief(self.controller.brief())),
+            Request::Undrain => match self.undrain().await {
+                Ok(()) => return self.answer_stored(Job::Draining(false), responder),
+                Err(refusal) => Err(refusal),
+            },
         };
         responder.send(answer);
     }
@@ -205,6 +260,49 @@ impl service::Daemon for Gateway {
 }
 
 impl Gateway {
+    /// Puts an update in force; answers once it is stored.
+    fn apply(&mut self, update: Update, responder: Responder<Answer>) {
+        let before = (
+            self.controller.model.source(),
+            self.controller.model.revision(),
+        );
+        let applied = match self.controller.apply(&update) {
+            Ok(applied) => applied,
+            Err(error) => {
+                let code = match &error {
+                    Error::FromFile => "conflict",
+                    Error::Update(UpdateRefusal::Invalid(_)) => "invalid",
+                    Error::Update(_) => "conflict",
+                    _ => "internal",
+                };
+                tracing::warn!(%error, "update refused; the state in force stays");
+                return responder.send(Err(Refusal::new(code, error.to_string())));
+            }
+        };
+        let answer = move |stored| Answer::Update(UpdateReply { applied, stored });
+        let is_repeated = before == (Source::Applied, applied.revision);
+        match self.controller.job(update, is_repeated) {
+            Some(job) => self.store(
+                job,
+                Box::new(move |result| responder.send(Ok(answer(result.is_ok())))),
+            ),
+            None => responder.send(Ok(answer(self.controller.store.is_some()))),
+        }
+    }
+
+    /// Stores that the gateway drains, or no longer drains; answers then.
+    fn answer_stored(&self, job: Job, responder: Responder<Answer>) {
+        let brief = Answer::Brief(self.controller.brief());
+        self.store(job, Box::new(move |_| responder.send(Ok(brief))));
+    }
+
+    fn store(&self, job: Job, done: Done) {
+        match &self.controller.store {
+            Some(store) => store.put(job, done),
+            None => done(Err(store::Error::Nowhere)),
+        }
+    }
+
     /// Reads the file again and puts it in force.
     async fn change(&mut self) -> Result<(), Error> {
         if self.drain.is_some() {

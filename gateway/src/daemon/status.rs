@@ -12,8 +12,8 @@ use crate::{
         table::{CircuitState, Drops, Reason as DropReason, TenantCounts},
     },
     control::{
-        Brief, CircuitStatus, CircuitsStatus, InterfaceStatus, PAGE, Status, TenantStatus,
-        XdpStatus,
+        Brief, CircuitStatus, CircuitsStatus, DesiredStatus, InterfaceStatus, PAGE, Status,
+        TenantStatus, XdpStatus,
     },
     relay::{
         Refused,
@@ -96,16 +96,11 @@ impl Controller {
     /// A page of tenants, the one without a name first.
     pub(super) fn tenants_page(&self, after: Option<&str>) -> Page<TenantStatus> {
         let summary = self.circuits.summary();
-        let mut named: Vec<(&str, Option<u32>)> = self
-            .config
-            .tenants
-            .iter()
-            .map(|(n, l)| (&**n, Some(*l)))
-            .collect();
-        named.push(("", None));
-        named.sort_unstable();
+        let named = self.model.tenants();
+        let named = named.map(|(name, tenant)| (&**name, Some(tenant.connections)));
+        let named = std::iter::once(("", None)).chain(named);
         let none = TenantCounts::default();
-        let tenants = named.into_iter().map(|(name, limit)| {
+        let tenants = named.map(|(name, limit)| {
             let counts = summary.tenants.get(name).unwrap_or(&none);
             self.tenant_status(name, limit, counts)
         });
@@ -136,11 +131,31 @@ impl Controller {
 
     /// The state in short.
     pub(super) fn brief(&self) -> Brief {
+        let bound = self.circuits.observer().bound();
         Brief {
             name: self.config.name.clone(),
             draining: self.relay.is_draining(),
             connections: self.relay.connections(),
-            bound: self.circuits.observer().bound(),
+            bound,
+            revision: self.model.revision(),
+            load: self.load(bound),
+        }
+    }
+
+    /// Thousandths of the capacity that are in use, with this number of bound ends.
+    fn load(&self, bound: usize) -> u16 {
+        let share = |used: usize, most: usize| used.saturating_mul(1000) / most.max(1);
+        let connections = share(self.relay.connections(), self.limits.connections);
+        let ends = share(bound, self.config.circuits.capacity.saturating_mul(2));
+        connections.max(ends).min(1000) as u16
+    }
+
+    fn desired_status(&self) -> DesiredStatus {
+        DesiredStatus {
+            revision: self.model.revision(),
+            source: self.model.source(),
+            counts: self.model.counts(),
+            stored: self.store.as_ref().map(|store| !store.is_behind()),
         }
     }
 
@@ -158,7 +173,7 @@ impl Controller {
             target: interface.target,
         });
         let interfaces: Vec<InterfaceStatus> = interfaces.collect();
-        let has_circuits = !self.config.circuits.list.is_empty();
+        let has_circuits = self.model.counts().circuits > 0;
         let refused = match fast {
             None => self.refused.clone(),
             Some(_) if interfaces.is_empty() && has_circuits => {
@@ -206,6 +221,8 @@ impl Controller {
                 .into_iter()
                 .map(|end| count(&counters.ended, end.name()))
                 .collect(),
+            load: self.load(summary.bound),
+            desired: self.desired_status(),
             circuits: self.circuits_status(&summary),
             tenants: Vec::new(),
         }

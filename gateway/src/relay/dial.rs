@@ -14,12 +14,13 @@
 
 use std::{
     collections::HashMap,
-    fmt, io,
+    io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+pub use gateway_core::endpoint::Endpoint;
 use tokio::{
     net::{TcpStream, lookup_host},
     task::JoinSet,
@@ -40,34 +41,6 @@ const STALE: Duration = Duration::from_secs(30);
 const LOOKUP_PAUSE: Duration = Duration::from_secs(1);
 /// Addresses of a name at most.
 const MAX_ADDRESSES: usize = 16;
-
-/// Where a backend listens.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Endpoint {
-    Address(SocketAddr),
-    /// A DNS name and a port.
-    Name(Arc<str>, u16),
-}
-
-impl Endpoint {
-    /// The port.
-    #[must_use]
-    pub const fn port(&self) -> u16 {
-        match self {
-            Self::Address(address) => address.port(),
-            Self::Name(_, port) => *port,
-        }
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => address.fmt(f),
-            Self::Name(name, port) => write!(f, "{name}:{port}"),
-        }
-    }
-}
 
 /// The failures of an address since it last worked.
 #[derive(Clone, Copy, Debug)]

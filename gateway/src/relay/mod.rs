@@ -108,7 +108,7 @@ impl Backend {
 }
 
 /// The configuration of the relay.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Addresses to listen on; the kernel chooses a port for port 0.
     pub listen: Vec<SocketAddr>,
@@ -118,12 +118,18 @@ pub struct Plan {
     pub proxy_from: Vec<Prefix>,
     /// File of access records.
     pub access_log: Option<PathBuf>,
+    pub desired: Desired,
+}
+
+/// The part of the configuration that may change with every update. Parts that stay are shared.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
     /// Connections of each tenant at most.
-    pub tenants: HashMap<Arc<str>, u32>,
+    pub tenants: Arc<HashMap<Arc<str>, u32>>,
     /// Backends by name.
-    pub backends: HashMap<Arc<str>, Backend>,
+    pub backends: Arc<HashMap<Arc<str>, Backend>>,
     /// Routes from hellos to backends.
-    pub table: Table,
+    pub table: Arc<Table>,
 }
 
 impl Plan {
@@ -236,6 +242,20 @@ impl Relay {
     /// # Errors
     /// When an address cannot be bound; the relay listens on none then.
     pub fn start(plan: Plan) -> Result<Self, Error> {
+        let relay = Self::start_drained(plan)?;
+        let plan = relay.shared.plan();
+        *relay.listening() = Listeners::Open(Vec::new());
+        let bound = relay.bind(&plan.listen)?;
+        relay.listen(&plan.listen, bound);
+        Ok(relay)
+    }
+
+    /// As [`start`](Self::start), but the relay drains from the first: it accepts nothing until
+    /// [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// When threads or the file of access records are not possible.
+    pub fn start_drained(plan: Plan) -> Result<Self, Error> {
         let pipes = Pipes::new(plan.limits.pipes);
         let shared = Arc::new(Shared {
             connections: Arc::default(),
@@ -246,15 +266,29 @@ impl Relay {
             threads: Threads::start(processors()).map_err(Error::Threads)?,
             plan: RwLock::new(Arc::new(plan)),
         });
+        let plan = shared.plan();
+        let addresses = plan.listen.iter().map(|address| (*address, *address));
         let relay = Self {
             shared,
-            listening: Mutex::new(Listeners::Open(Vec::new())),
+            listening: Mutex::new(Listeners::Draining(addresses.collect())),
         };
-        let plan = relay.shared.plan();
-        let bound = relay.bind(&plan.listen)?;
         relay.set_access(relay.open_access(&plan)?);
-        relay.listen(&plan.listen, bound);
         Ok(relay)
+    }
+
+    /// Puts other tenants, backends and routes in force for new connections. It cannot fail, and
+    /// changes nothing of a drain.
+    pub fn set_desired(&self, desired: Desired) {
+        let mut current = self
+            .shared
+            .plan
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let plan = Plan {
+            desired,
+            ..(**current).clone()
+        };
+        *current = Arc::new(plan);
     }
 
     /// Puts a new plan in force for new connections. Existing ones go on as they began.

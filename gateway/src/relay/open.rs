@@ -198,13 +198,18 @@ async fn opened(
         counted.name_source(known.from.ip(), plan.limits.per_source)?;
     }
     let (hello, bytes) = read(client, end).await?;
-    let route = plan.table.find(&hello)?;
+    let route = plan.desired.table.find(&hello)?;
     known.name = hello.name.unwrap_or_default();
     known.tenant = label(route.tenant.as_ref()).to_owned();
     known.backend = (*route.backend).to_owned();
     let mut limit = None;
     if let Some(tenant) = &route.tenant {
-        let most = plan.tenants.get(tenant).copied().unwrap_or(u32::MAX);
+        let most = plan
+            .desired
+            .tenants
+            .get(tenant)
+            .copied()
+            .unwrap_or(u32::MAX);
         counted.assign(tenant, most)?;
         limit = Some(most);
     }
@@ -212,7 +217,7 @@ async fn opened(
         backend: (*route.backend).to_owned(),
         source,
     };
-    let Some(backend) = plan.backends.get(&route.backend) else {
+    let Some(backend) = plan.desired.backends.get(&route.backend) else {
         return Err(unreachable(io::ErrorKind::NotFound.into()));
     };
     let dialed = dial(backend, learned, plan.times.dial, || {

@@ -13,14 +13,14 @@ use std::{
 };
 
 use gateway::circuit::{
-    rate::Bucket,
-    socket::{Circuits, Error, State},
-    table::{CircuitPlan, Plan, Reason, TenantPlan},
+    socket::{Circuits, Error, Setup, State},
+    table::Reason,
 };
 use gateway_client::{
     end::{End, EndEvent},
     wire::{CircuitId, Key, Side},
 };
+use gateway_model::{Changes, Circuit, Tenant};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 
 use circuit_end::{CircuitEnd, INTERVAL, clock};
@@ -42,27 +42,32 @@ pub fn key_bytes(circuit: u64, side: Side) -> [u8; 32] {
     [circuit as u8 * 2 + side as u8 + 1; 32]
 }
 
-/// Circuits 1 to 3, the last of tenant evil.
-fn plan(lifetime: Duration) -> Plan {
-    let tenant = |name: &str| TenantPlan {
-        name: name.into(),
-        datagrams: None,
+fn tenant(name: &str, datagrams: Option<u64>) -> (Arc<str>, Option<Tenant>) {
+    let limits = Tenant {
+        connections: 1,
+        datagrams,
         bytes: None,
     };
-    let circuits = [(1, 0), (2, 0), (3, 1)].map(|(n, tenant)| CircuitPlan {
-        id: id(n),
-        tenant,
-        keys: Side::BOTH.map(|side| Key::new(key_bytes(n, side))),
-    });
-    Plan {
-        lifetime,
-        tenants: vec![tenant("acme"), tenant("evil")],
-        circuits: circuits.to_vec(),
+    (name.into(), Some(limits))
+}
+
+fn circuit(n: u64, tenant: &str) -> (CircuitId, Option<Circuit>) {
+    let keys = Side::BOTH.map(|side| Key::new(key_bytes(n, side)));
+    let tenant = tenant.into();
+    (id(n), Some(Circuit { tenant, keys }))
+}
+
+/// Circuits 1 to 3, the last of tenant evil.
+fn plan() -> Changes {
+    Changes {
+        tenants: vec![tenant("acme", None), tenant("evil", None)],
+        circuits: vec![circuit(1, "acme"), circuit(2, "acme"), circuit(3, "evil")],
+        ..Changes::default()
     }
 }
 
 fn start(listen: &[SocketAddr], threads: usize) -> Circuits {
-    Circuits::start(plan(TIMEOUT), listen, threads).expect("listen")
+    Circuits::start(Setup::new(TIMEOUT, threads), listen, &plan()).expect("listen")
 }
 
 /// One side of a circuit, towards the gateway at `to`.
@@ -170,8 +175,8 @@ fn a_roaming_end_is_reached_after_its_bind() {
 
 #[test]
 fn a_silent_end_becomes_unbound() {
-    let plan = plan(Duration::from_millis(600));
-    let gateway = Circuits::start(plan, &[V4], 1).expect("listen");
+    let setup = Setup::new(Duration::from_millis(600), 1);
+    let gateway = Circuits::start(setup, &[V4], &plan()).expect("listen");
     let at = gateway.addresses()[0];
     let [mut a, mut b] = joined(1, at, at);
     for _ in 0..8 {
@@ -323,9 +328,13 @@ fn a_first_bind_has_one_short_answer() {
 
 #[test]
 fn each_tenant_has_its_own_rate() {
-    let mut limited = plan(TIMEOUT);
-    limited.tenants[0].datagrams = Some(Arc::new(Bucket::new(1000, Duration::from_millis(100))));
-    let gateway = Circuits::start(limited, &[V4], 2).expect("listen");
+    let mut gateway = start(&[V4], 2);
+    // A limit is changed in its place: no thread gets a command.
+    let limited = Changes {
+        tenants: vec![tenant("acme", Some(1000))],
+        ..Changes::default()
+    };
+    assert_eq!(gateway.change(&limited), 0);
     let at = gateway.addresses()[0];
     let [a, b] = joined(1, at, at);
     let [c, d] = joined(2, at, at);
@@ -379,13 +388,19 @@ fn a_new_plan_drops_no_circuit() -> Result<(), Error> {
     });
     // Addresses and circuits are added and removed.
     for n in 0..20 {
-        let mut new = plan(TIMEOUT);
-        if n % 2 == 0 {
-            new.circuits.remove(1);
-        }
+        let changed = if n % 2 == 0 {
+            (id(2), None)
+        } else {
+            circuit(2, "acme")
+        };
+        let change = Changes {
+            circuits: vec![changed],
+            ..Changes::default()
+        };
+        assert_eq!(gateway.change(&change), 1, "one thread has the circuit");
         let listen = [V4, v6()];
-        let prepared = gateway.prepare(new, &listen[..1 + n % 2])?;
-        gateway.take(prepared);
+        let prepared = gateway.prepare(&listen[..1 + n % 2])?;
+        gateway.take(prepared, TIMEOUT);
         assert_eq!(gateway.addresses().len(), 1 + n % 2);
         sleep(Duration::from_millis(10));
     }
@@ -398,7 +413,7 @@ fn a_new_plan_drops_no_circuit() -> Result<(), Error> {
     // A failed change has no effect.
     let held = UdpSocket::bind(V4).expect("a socket");
     let taken = held.local_addr().expect("an address");
-    let Err(error) = gateway.prepare(plan(TIMEOUT), &[V4, taken]) else {
+    let Err(error) = gateway.prepare(&[V4, taken]) else {
         panic!("it is taken");
     };
     let wanted = format!("cannot listen on {taken} (UDP): ");

@@ -3,5 +3,7 @@
 mod circuits;
 mod common;
 mod daemon;
+mod desired;
+mod process;
 mod relay;
 mod scale;

@@ -640,13 +640,14 @@ fn the_program_follows_the_table() {
     assert_passed(&harness, IN, &a.frame(bytes), Outcome::UnknownCircuit);
     harness.bind(1, Side::B, b);
     assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
-    // A plan with the circuit, one without it, and one that adds it again.
-    harness.replan(|plan| plan.lifetime = LONG);
+    // The circuit is put again as it is, removed, and added again.
+    harness.table.set_lifetime(LONG);
+    harness.change([1], []);
     assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
     assert_eq!(harness.stats(1).datagrams, [8, 1]);
-    harness.replan(|plan| plan.circuits.clear());
+    harness.change([], [1]);
     assert_passed(&harness, IN, &a.frame(bytes), Outcome::UnknownCircuit);
-    harness.replan(|plan| plan.circuits.push(plan_of(1)));
+    harness.change([1], []);
     assert_passed(&harness, IN, &a.frame(bytes), Outcome::UnknownCircuit);
     harness.join(1, addresses);
     assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
@@ -655,6 +656,40 @@ fn the_program_follows_the_table() {
     harness.table.renumber_sockets(&[None, Some(0)]);
     harness.publish();
     assert_passed(&harness, IN, &a.frame(bytes), Outcome::UnknownCircuit);
+}
+
+/// A limit is changed in its map entry. Only whether there is one at all is published again.
+#[test]
+fn a_changed_limit_is_in_force_without_a_new_entry() {
+    let Some(mut harness) = GatewayHarness::new(1, LONG, Some(1), None) else {
+        return;
+    };
+    let addresses @ [a, b] = &v4();
+    harness.join(1, addresses);
+    let bytes = &payload(1, 10);
+    let drops = |harness: &GatewayHarness| {
+        let (action, ..) = harness.run(IN, &a.frame(bytes));
+        action == Action::Drop
+    };
+    // A tenth of a datagram a second is the burst, and each may overdraw it once.
+    assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
+    assert!(drops(&harness), "one a second");
+    // The debt of a second is one of a microsecond at a million times the rate.
+    harness.tenant.datagrams.set_rate(clock(), 1_000_000);
+    for _ in 0..100 {
+        assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
+    }
+    harness.tenant.datagrams.set_rate(clock(), 0);
+    harness.table.note_tenant("acme");
+    harness.publish();
+    harness.tenant.datagrams.set_rate(clock(), 1);
+    for _ in 0..100 {
+        assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
+    }
+    harness.table.note_tenant("acme");
+    harness.publish();
+    assert_forwarded(&harness, &a.frame(bytes), [a, b], IN);
+    assert!(drops(&harness), "a limit again");
 }
 
 #[test]
@@ -1127,7 +1162,7 @@ fn strangers_reach_user_space_within_a_budget_and_bound_ends_always() {
     }
     assert!(got <= 2 * BOUND_RATE + 64, "{got}");
     // A removed circuit is unknown.
-    harness.replan(|plan| plan.circuits.clear());
+    harness.change([], [1]);
     let (action, _, outcome) = harness.run(IN, &a.frame(&message(1)));
     assert_eq!((action, outcome), (Action::Drop, Outcome::NoCircuit));
 }

@@ -69,33 +69,42 @@ pub enum Action {
     Drop(Reason),
 }
 
-/// The configuration of all tables of a gateway.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// Time that a side stays bound after its last bind.
-    pub lifetime: Duration,
-    /// Tenants of the circuits.
-    pub tenants: Vec<TenantPlan>,
-    /// Circuits, with unique IDs.
-    pub circuits: Vec<CircuitPlan>,
+/// A difference of the configuration of a table.
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    /// Circuits that are removed. Unknown IDs are ignored.
+    pub removed: Vec<CircuitId>,
+    /// Circuits that are added, or replace the one of their ID.
+    pub put: Vec<CircuitPlan>,
 }
 
-/// A tenant and its limits, which all tables share.
-#[derive(Clone, Debug)]
-pub struct TenantPlan {
+/// A tenant and its limits, which all tables and circuits share. The limits are changed in place.
+#[derive(Debug)]
+pub struct Tenant {
     pub name: Arc<str>,
-    /// Limit of datagrams; `None`: no limit.
-    pub datagrams: Option<Arc<Bucket>>,
-    /// Limit of bytes, circuit IDs included; `None`: no limit.
-    pub bytes: Option<Arc<Bucket>>,
+    /// Limit of datagrams.
+    pub datagrams: Bucket,
+    /// Limit of bytes, circuit IDs included.
+    pub bytes: Bucket,
+}
+
+impl Tenant {
+    /// A tenant without limits.
+    #[must_use]
+    pub fn unlimited(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            datagrams: Bucket::new(0, Duration::ZERO),
+            bytes: Bucket::new(0, Duration::ZERO),
+        }
+    }
 }
 
 /// A configured circuit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct CircuitPlan {
     pub id: CircuitId,
-    /// Index in the list of tenants.
-    pub tenant: usize,
+    pub tenant: Arc<Tenant>,
     /// Keys of the sides a and b.
     pub keys: [Key; 2],
 }
@@ -104,7 +113,7 @@ pub struct CircuitPlan {
 #[derive(Clone, Copy, Debug)]
 pub struct Bound<'a> {
     pub id: CircuitId,
-    pub tenant: &'a TenantPlan,
+    pub tenant: &'a Tenant,
     /// Address of each side and end of its binding.
     pub ends: [Option<(Path, Duration)>; 2],
 }
@@ -192,7 +201,7 @@ impl End {
 #[derive(Debug)]
 struct Circuit {
     id: CircuitId,
-    tenant: usize,
+    tenant: Arc<Tenant>,
     ends: [End; 2],
     counts: CircuitCounts,
     /// Whether the circuit is in `Table::changed`.
@@ -206,7 +215,6 @@ pub struct Table {
     /// collisions.
     index: HashMap<CircuitId, usize, RandomState>,
     circuits: Vec<Circuit>,
-    tenants: Vec<TenantPlan>,
     lifetime: Duration,
     /// Key of the cookies, random at every start.
     secret: Key,
@@ -226,7 +234,6 @@ impl Table {
         Self {
             index: HashMap::with_hasher(RandomState::with_seed(0)),
             circuits: Vec::new(),
-            tenants: Vec::new(),
             lifetime: Duration::ZERO,
             secret,
             draining: false,
@@ -236,48 +243,100 @@ impl Table {
         }
     }
 
-    /// Applies a new plan to the circuits that are `ours`. A circuit that stays with the same
-    /// tenant keeps its counters, and each of its sides with the same key stays bound.
-    pub fn replan(&mut self, plan: &Plan, ours: impl Fn(CircuitId) -> bool) {
-        let before = std::mem::take(&mut self.circuits);
-        let names = |tenant: usize| self.tenants.get(tenant).map(|tenant| &tenant.name);
-        let mut kept: HashMap<CircuitId, Circuit> = before.into_iter().map(|c| (c.id, c)).collect();
-        for wanted in plan.circuits.iter().filter(|wanted| ours(wanted.id)) {
-            let kept = kept.remove(&wanted.id).filter(|old| {
-                names(old.tenant) == plan.tenants.get(wanted.tenant).map(|tenant| &tenant.name)
-            });
-            let (old_ends, counts) = match kept {
-                Some(old) => (Some(old.ends), old.counts),
-                None => (None, CircuitCounts::default()),
-            };
-            let [mut a, mut b] = wanted.keys.clone().map(|key| {
-                self.epoch += 1;
-                End::new(key, self.epoch)
-            });
-            for (new, old) in [&mut a, &mut b]
-                .into_iter()
-                .zip(old_ends.into_iter().flatten())
-            {
-                if new.key == old.key {
-                    *new = old;
+    /// Makes room for this number of circuits, so that later ones need no new memory.
+    pub fn reserve(&mut self, circuits: usize) {
+        let more = circuits.saturating_sub(self.circuits.len());
+        self.circuits.reserve(more);
+        self.index.reserve(more);
+    }
+
+    /// Sets the time that a side stays bound after its last bind, for binds from now on.
+    pub const fn set_lifetime(&mut self, lifetime: Duration) {
+        self.lifetime = lifetime;
+    }
+
+    /// Removes and adds circuits; does nothing to others. A circuit that stays with a tenant of the
+    /// same name keeps its counters, and each of its sides with the same key stays bound.
+    pub fn change(&mut self, change: Change) {
+        // Removals move circuits to other positions.
+        let noted = std::mem::take(&mut self.changed);
+        let noted = noted.into_iter().map(|position| {
+            let circuit = &mut self.circuits[position];
+            circuit.changed = false;
+            circuit.id
+        });
+        let noted: Vec<CircuitId> = noted.collect();
+        for id in change.removed {
+            self.remove(id);
+        }
+        for plan in change.put {
+            self.put(plan);
+        }
+        for id in noted {
+            self.note(id);
+        }
+    }
+
+    fn remove(&mut self, id: CircuitId) {
+        let Some(position) = self.index.remove(&id) else {
+            return;
+        };
+        self.circuits.swap_remove(position);
+        if let Some(moved) = self.circuits.get(position) {
+            self.index.insert(moved.id, position);
+        }
+    }
+
+    fn put(&mut self, plan: CircuitPlan) {
+        let CircuitPlan { id, tenant, keys } = plan;
+        let ends = keys.map(|key| {
+            self.epoch += 1;
+            End::new(key, self.epoch)
+        });
+        let mut new = Circuit {
+            id,
+            tenant,
+            ends,
+            counts: CircuitCounts::default(),
+            changed: false,
+        };
+        match self.index.get(&id) {
+            Some(&position) => {
+                let present = &mut self.circuits[position];
+                std::mem::swap(present, &mut new);
+                let old = new;
+                if old.tenant.name == present.tenant.name {
+                    present.counts = old.counts;
+                    for (new, old) in present.ends.iter_mut().zip(old.ends) {
+                        if new.key == old.key {
+                            *new = old;
+                        }
+                    }
                 }
             }
-            self.circuits.push(Circuit {
-                id: wanted.id,
-                tenant: wanted.tenant,
-                ends: [a, b],
-                counts,
-                changed: true,
-            });
+            None => {
+                self.index.insert(id, self.circuits.len());
+                self.circuits.push(new);
+            }
         }
-        self.changed.clear();
-        self.changed.extend(0..self.circuits.len());
-        let circuits = self.circuits.iter().enumerate();
-        self.index.clear();
-        self.index
-            .extend(circuits.map(|(position, c)| (c.id, position)));
-        self.tenants.clone_from(&plan.tenants);
-        self.lifetime = plan.lifetime;
+        self.note(id);
+    }
+
+    /// Reports a circuit again, if there is one of this ID.
+    fn note(&mut self, id: CircuitId) {
+        if let Some(&position) = self.index.get(&id) {
+            let changed = &mut self.circuits[position].changed;
+            note(changed, position, &mut self.changed);
+        }
+    }
+
+    /// Reports all circuits of a tenant again: whether it has limits has changed.
+    pub fn note_tenant(&mut self, name: &str) {
+        for (position, circuit) in self.circuits.iter_mut().enumerate() {
+            if *circuit.tenant.name == *name {
+                note(&mut circuit.changed, position, &mut self.changed);
+            }
+        }
     }
 
     /// Returns the worker's action for a datagram. `now` is the time since an origin that all
@@ -328,12 +387,10 @@ impl Table {
         let Some(to) = circuit.ends[side.other().index()].live(now).copied() else {
             return circuit.counted(Action::Drop(Reason::NoPeer));
         };
-        let tenant = &self.tenants[circuit.tenant];
-        let draws = [(&tenant.datagrams, 1), (&tenant.bytes, length as u64)];
-        for (bucket, tokens) in draws {
-            if bucket.as_ref().is_some_and(|b| !b.take(now, tokens)) {
-                return circuit.counted(Action::Drop(Reason::Rate));
-            }
+        let tenant = &*circuit.tenant;
+        let has_tokens = tenant.datagrams.take(now, 1) && tenant.bytes.take(now, length as u64);
+        if !has_tokens {
+            return circuit.counted(Action::Drop(Reason::Rate));
         }
         circuit.counts.from[side.index()].add(length);
         Action::Forward(to)
@@ -474,15 +531,15 @@ impl Table {
         }
     }
 
-    /// Reports each circuit whose bindings changed or were renewed since the last call, or that is
-    /// in a new plan. Removed circuits are not reported.
+    /// Reports each circuit whose bindings changed or were renewed since the last call, or that was
+    /// added or replaced. Removed circuits are not reported.
     pub fn report_changes(&mut self, mut report: impl FnMut(&Bound<'_>)) {
         for position in self.changed.drain(..) {
             let circuit = &mut self.circuits[position];
             circuit.changed = false;
             report(&Bound {
                 id: circuit.id,
-                tenant: &self.tenants[circuit.tenant],
+                tenant: &circuit.tenant,
                 ends: Side::BOTH.map(|side| {
                     let binding = circuit.ends[side.index()].binding.as_ref()?;
                     Some((binding.path, binding.until))
@@ -560,9 +617,12 @@ impl Table {
 
     /// The circuits of each tenant together, for tenants with circuits here.
     pub fn tenants(&self, now: Duration) -> Vec<(Arc<str>, TenantCounts)> {
-        let mut all = vec![TenantCounts::default(); self.tenants.len()];
+        let mut all: HashMap<*const Tenant, (&Arc<str>, TenantCounts), RandomState> =
+            HashMap::with_hasher(RandomState::with_seed(0));
         for circuit in &self.circuits {
-            let sum = &mut all[circuit.tenant];
+            let (_, sum) = all
+                .entry(Arc::as_ptr(&circuit.tenant))
+                .or_insert_with(|| (&circuit.tenant.name, TenantCounts::default()));
             sum.circuits += 1;
             sum.bound += circuit
                 .ends
@@ -571,9 +631,10 @@ impl Table {
                 .count();
             sum.counts += &circuit.counts;
         }
-        let named = self.tenants.iter().map(|tenant| Arc::clone(&tenant.name));
-        let pairs = named.zip(all);
-        pairs.filter(|(_, counts)| counts.circuits > 0).collect()
+        let named = all.into_values();
+        named
+            .map(|(name, counts)| (Arc::clone(name), counts))
+            .collect()
     }
 
     /// The states of at most `limit` circuits after an ID, of one tenant or of all, in the order of
@@ -584,9 +645,8 @@ impl Table {
         (after, limit): (Option<CircuitId>, usize),
         tenant: Option<&str>,
     ) -> Vec<CircuitState> {
-        let of_tenant = |circuit: &&Circuit| {
-            tenant.is_none_or(|name| *self.tenants[circuit.tenant].name == *name)
-        };
+        let of_tenant =
+            |circuit: &&Circuit| tenant.is_none_or(|name| *circuit.tenant.name == *name);
         let circuits = self.circuits.iter().filter(of_tenant);
         let mut found: Vec<&Circuit> = circuits
             .filter(|circuit| after.is_none_or(|after| circuit.id > after))
@@ -605,7 +665,7 @@ impl Table {
     fn state_of(&self, circuit: &Circuit, now: Duration) -> CircuitState {
         CircuitState {
             id: circuit.id,
-            tenant: Arc::clone(&self.tenants[circuit.tenant].name),
+            tenant: Arc::clone(&circuit.tenant.name),
             bound: Side::BOTH
                 .map(|side| circuit.ends[side.index()].live(now).map(|path| path.remote)),
             counts: circuit.counts,

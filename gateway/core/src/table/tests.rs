@@ -23,33 +23,42 @@ fn client(circuit: u64, side: Side) -> Client {
     Client::new(id(circuit), side, key(circuit, side))
 }
 
-/// Circuits 1 and 2 of tenant acme, circuit 3 of tenant evil.
-fn plan() -> Plan {
-    let tenant = |name: &str| TenantPlan {
-        name: name.into(),
-        datagrams: None,
-        bytes: None,
-    };
-    let circuit = |n, tenant| CircuitPlan {
+fn circuit(n: u64, tenant: &Arc<Tenant>) -> CircuitPlan {
+    CircuitPlan {
         id: id(n),
-        tenant,
+        tenant: Arc::clone(tenant),
         keys: Side::BOTH.map(|side| key(n, side)),
-    };
-    Plan {
-        lifetime: LIFETIME,
-        tenants: vec![tenant("acme"), tenant("evil")],
-        circuits: vec![circuit(1, 0), circuit(2, 0), circuit(3, 1)],
     }
+}
+
+/// Circuits 1 and 2 of the first tenant, circuit 3 of the second.
+fn plan_of(acme: Tenant, evil: Tenant) -> Vec<CircuitPlan> {
+    let (acme, evil) = (Arc::new(acme), Arc::new(evil));
+    vec![circuit(1, &acme), circuit(2, &acme), circuit(3, &evil)]
+}
+
+fn plan() -> Vec<CircuitPlan> {
+    plan_of(Tenant::unlimited("acme"), Tenant::unlimited("evil"))
 }
 
 fn table() -> Table {
     with(&plan(), 0xee)
 }
 
-fn with(plan: &Plan, secret: u8) -> Table {
+fn with(plan: &[CircuitPlan], secret: u8) -> Table {
     let mut table = Table::new(Key::new([secret; 32]));
-    table.replan(plan, |_| true);
+    table.set_lifetime(LIFETIME);
+    replan(&mut table, plan, |_| true);
     table
+}
+
+/// Changes the table so that it has these circuits and no other.
+fn replan(table: &mut Table, plan: &[CircuitPlan], ours: impl Fn(CircuitId) -> bool) {
+    let put: Vec<CircuitPlan> = plan.iter().filter(|c| ours(c.id)).cloned().collect();
+    let present: Vec<CircuitId> = table.state(Duration::ZERO).map(|c| c.id).collect();
+    let is_gone = |id: &CircuitId| put.iter().all(|c| c.id != *id);
+    let removed = present.into_iter().filter(is_gone).collect();
+    table.change(Change { removed, put });
 }
 
 fn at(n: u8) -> Path {
@@ -414,9 +423,16 @@ fn valid_messages_are_rate_limited() {
 
 #[test]
 fn rate_limits_of_tenants_are_independent() {
-    let mut plan = plan();
-    plan.tenants[0].datagrams = Some(Arc::new(Bucket::new(100, Duration::from_millis(100))));
-    plan.tenants[1].bytes = Some(Arc::new(Bucket::new(1400, Duration::from_millis(100))));
+    let plan = plan_of(
+        Tenant {
+            datagrams: Bucket::new(100, Duration::from_millis(100)),
+            ..Tenant::unlimited("acme")
+        },
+        Tenant {
+            bytes: Bucket::new(1400, Duration::from_millis(100)),
+            ..Tenant::unlimited("evil")
+        },
+    );
     let mut table = with(&plan, 1);
     for (circuit, a, b) in [(1, 2, 3), (2, 4, 5), (3, 6, 7)] {
         bind(&mut table, seconds(0), &mut client(circuit, Side::A), a);
@@ -491,25 +507,21 @@ fn a_new_plan_keeps_unchanged_circuits() {
     let (mut table, _, mut b) = joined();
     let now = seconds(1);
     bind(&mut table, now, &mut client(3, Side::A), 6);
-    // Circuits in another order, tenants too; one goes, one comes; one key is another.
+    // Circuits in another order; one goes; the tenants are others of the same names.
     let mut new = plan();
-    new.tenants.reverse();
-    for circuit in &mut new.circuits {
-        circuit.tenant = 1 - circuit.tenant;
-    }
-    new.circuits.reverse();
-    new.circuits.remove(1);
-    table.replan(&new, |_| true);
+    new.reverse();
+    new.remove(1);
+    replan(&mut table, &new, |_| true);
     assert_eq!(
         table.handle(now, &datagram(1), &at(2)),
         Action::Forward(at(3))
     );
     assert_eq!(table.bound(now), 3);
-    let state: Vec<_> = table.state(now).collect();
-    assert_eq!(&*state[1].tenant, "acme");
-    assert_eq!(state[1].counts.events.bound, 2);
-    new.circuits[1].keys[0] = Key::new([99; 32]);
-    table.replan(&new, |_| true);
+    let state = table.state(now).find(|circuit| circuit.id == id(1));
+    let state = state.expect("a circuit");
+    assert_eq!((&*state.tenant, state.counts.events.bound), ("acme", 2));
+    new[1].keys[0] = Key::new([99; 32]);
+    replan(&mut table, &new, |_| true);
     assert_eq!(
         table.handle(now, &datagram(1), &at(3)),
         Action::Drop(Reason::NoPeer)
@@ -521,8 +533,8 @@ fn a_new_plan_keeps_unchanged_circuits() {
     );
     bind(&mut table, now, &mut b, 3);
     // Another tenant's now: nothing of the old one is left.
-    new.circuits[1].tenant = 0;
-    table.replan(&new, |_| true);
+    new[1].tenant = Arc::clone(&new[0].tenant);
+    replan(&mut table, &new, |_| true);
     assert_eq!(table.bound(now), 1);
     // A socket goes: who was bound there is not.
     table.renumber_sockets(&[None, Some(0)]);
@@ -532,7 +544,7 @@ fn a_new_plan_keeps_unchanged_circuits() {
 #[test]
 fn a_table_has_only_its_share() {
     let mut table = table();
-    table.replan(&plan(), |circuit| circuit != id(1));
+    replan(&mut table, &plan(), |circuit| circuit != id(1));
     let word = client(1, Side::A).bind(1);
     assert_eq!(
         table.handle(seconds(0), &word, &at(2)),
@@ -609,12 +621,9 @@ struct World {
 impl World {
     fn new() -> Self {
         let mut plan = plan();
-        plan.circuits[2].tenant = 0;
-        plan.circuits.push(CircuitPlan {
-            id: id(4),
-            tenant: 1,
-            keys: Side::BOTH.map(|side| key(4, side)),
-        });
+        let (acme, evil) = (Arc::clone(&plan[0].tenant), Arc::clone(&plan[2].tenant));
+        plan[2].tenant = acme;
+        plan.push(circuit(4, &evil));
         let end = |n: usize| (client(n as u64 / 2 + 1, Side::BOTH[n % 2]), n as u8);
         Self {
             table: with(&plan, 0xee),
@@ -868,8 +877,8 @@ proptest! {
                 }
                 Event::Replan(which) => {
                     let mut plan = plan();
-                    plan.circuits.retain(|c| which & (1 << (c.id.get() >> 32 & 3)) == 0);
-                    table.replan(&plan, |_| true);
+                    plan.retain(|c| which & (1 << (c.id.get() >> 32 & 3)) == 0);
+                    replan(&mut table, &plan, |_| true);
                     known.retain(|id, _| table.has(*id));
                 }
             }
@@ -916,4 +925,42 @@ fn pages_and_sums_have_every_circuit_once() {
     let heard = table.handle(now, &client(2, Side::A).bind(9), &at(4));
     assert!(matches!(heard, Action::Answer(_)));
     bind(&mut table, now, &mut client(2, Side::B), 5);
+}
+
+/// One more circuit touches no other: positions, bindings and reports of others stay.
+#[test]
+fn a_change_of_one_circuit_reports_that_one_alone() {
+    let (mut table, ..) = joined();
+    table.report_changes(|_| {});
+    let acme = Arc::new(Tenant::unlimited("acme"));
+    let told = |table: &mut Table| {
+        let mut told = Vec::new();
+        table.report_changes(|bound| told.push(bound.id));
+        told
+    };
+    let put = |n| Change {
+        put: vec![circuit(n, &acme)],
+        ..Change::default()
+    };
+    table.change(put(4));
+    assert_eq!(told(&mut table), [id(4)]);
+    // A removal moves the last circuit to another position; what was noted before stays noted.
+    table.note_tenant("evil");
+    table.change(Change {
+        removed: vec![id(2), id(77)],
+        put: Vec::new(),
+    });
+    assert_eq!(told(&mut table), [id(3)]);
+    table.change(put(4));
+    table.change(Change {
+        removed: vec![id(4)],
+        put: Vec::new(),
+    });
+    assert_eq!(told(&mut table), []);
+    let now = seconds(1);
+    assert_eq!(
+        table.handle(now, &datagram(1), &at(2)),
+        Action::Forward(at(3))
+    );
+    assert_eq!(table.bound(now), 2);
 }

@@ -13,7 +13,7 @@ use gateway_client::{
 };
 use gateway_core::{
     rate::Bucket,
-    table::{Action, CircuitPlan, Path, Plan, Reason, Table, TenantPlan, Traffic},
+    table::{Action, Change, CircuitPlan, Path, Reason, Table, Tenant, Traffic},
 };
 
 use fuzzing::{Input, mutate};
@@ -28,7 +28,8 @@ use self::model::{
 pub(crate) struct World {
     table: Table,
     keys: Keys,
-    buckets: [Arc<Bucket>; 2],
+    /// acme and evil.
+    tenants: [Arc<Tenant>; 2],
     now: Duration,
     draining: bool,
     circuits: Vec<Known>,
@@ -85,10 +86,20 @@ impl World {
                 challenged: false,
             }
         });
+        let mut table = Table::new(keys.secret());
+        table.set_lifetime(LIFETIME);
+        let acme = Tenant {
+            datagrams: Bucket::new(DATAGRAMS, DEPTH),
+            ..Tenant::unlimited("acme")
+        };
+        let evil = Tenant {
+            bytes: Bucket::new(BYTES, DEPTH),
+            ..Tenant::unlimited("evil")
+        };
         let mut this = Self {
-            table: Table::new(keys.secret()),
+            table,
             keys,
-            buckets: [DATAGRAMS, BYTES].map(|rate| Arc::new(Bucket::new(rate, DEPTH))),
+            tenants: [acme, evil].map(Arc::new),
             now: Duration::from_secs(1),
             draining: false,
             circuits: Vec::new(),
@@ -544,11 +555,6 @@ impl World {
     /// Applies a plan: 0 is the first one; in 1 a circuit is missing and one has another key; in 2
     /// one has another tenant, and the order differs.
     fn replan(&mut self, which: u8) {
-        let tenants = if which == 2 {
-            ["evil", "acme"]
-        } else {
-            ["acme", "evil"]
-        };
         let mut planned: Vec<(usize, &'static str, [u8; 2])> = vec![
             (0, "acme", [0, 0]),
             (1, "acme", [0, 0]),
@@ -569,27 +575,28 @@ impl World {
         let keys = |circuit, generations: [u8; 2]| {
             Side::BOTH.map(|side| own.key(circuit, side, generations[side.index()]))
         };
-        let [datagrams, bytes] = &self.buckets;
-        let plan = Plan {
-            lifetime: LIFETIME,
-            tenants: tenants
-                .iter()
-                .map(|name| TenantPlan {
-                    name: (*name).into(),
-                    datagrams: (*name == "acme").then(|| Arc::clone(datagrams)),
-                    bytes: (*name == "evil").then(|| Arc::clone(bytes)),
-                })
-                .collect(),
-            circuits: planned
-                .iter()
-                .map(|(circuit, tenant, generations)| CircuitPlan {
-                    id: id(*circuit),
-                    tenant: tenants.iter().position(|t| t == tenant).expect("a tenant"),
-                    keys: keys(*circuit, *generations),
-                })
-                .collect(),
+        let tenant = |name: &str| {
+            let tenant = self.tenants.iter().find(|tenant| *tenant.name == *name);
+            Arc::clone(tenant.expect("a tenant"))
         };
-        self.table.replan(&plan, |_| true);
+        let put = planned
+            .iter()
+            .map(|(circuit, name, generations)| CircuitPlan {
+                id: id(*circuit),
+                tenant: tenant(name),
+                keys: keys(*circuit, *generations),
+            });
+        let stays = |known: &&Known| {
+            planned
+                .iter()
+                .any(|(circuit, ..)| *circuit == known.circuit)
+        };
+        let gone = self.circuits.iter().filter(|known| !stays(known));
+        let change = Change {
+            removed: gone.map(|known| id(known.circuit)).collect(),
+            put: put.collect(),
+        };
+        self.table.change(change);
         let before = std::mem::take(&mut self.circuits);
         for (circuit, tenant, generations) in planned {
             let old = before
@@ -628,11 +635,14 @@ impl World {
 
     /// Checks that table and model agree.
     fn check_state(&self) {
-        let state: Vec<_> = self.table.state(self.now).collect();
+        let mut state: Vec<_> = self.table.state(self.now).collect();
+        state.sort_by_key(|circuit| circuit.id);
         assert_eq!(state.len(), self.circuits.len());
         assert_eq!(*self.table.drops(), self.drops);
         let mut bound = 0;
-        for (found, known) in state.iter().zip(&self.circuits) {
+        let mut circuits: Vec<&Known> = self.circuits.iter().collect();
+        circuits.sort_by_key(|known| id(known.circuit));
+        for (found, known) in state.iter().zip(circuits) {
             let live = known
                 .sides
                 .each_ref()

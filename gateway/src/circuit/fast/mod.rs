@@ -143,12 +143,12 @@ fn map_error(operation: &'static str, map: &'static str) -> impl FnOnce(MapError
     }
 }
 
-/// Numbers of map entries that are needed.
+/// The declared capacity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     pub circuits: usize,
-    /// Rate limits of tenants.
-    pub buckets: usize,
+    /// Tenants, with two rate limits each.
+    pub tenants: usize,
 }
 
 /// The map of buckets and its free entries.
@@ -174,6 +174,12 @@ impl rate::SharedBucket for SharedBucket {
     fn index(&self) -> u32 {
         self.place
     }
+
+    fn set_rate(&self, rate: u64) {
+        let offset = std::mem::offset_of!(Bucket, rate);
+        let word = self.buckets.memory.word(self.place, offset);
+        word.store(rate, Ordering::Relaxed);
+    }
 }
 
 impl Drop for SharedBucket {
@@ -196,8 +202,6 @@ pub struct Fast {
     known: Mutex<HashMap<MapData, u64, Known>>,
     admission: Mutex<(Array<MapData, Admission>, Admission)>,
     links: Mutex<Vec<links::Attached>>,
-    /// Circuits that fit the maps.
-    room: usize,
 }
 
 impl std::fmt::Debug for Fast {
@@ -218,7 +222,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Fast {
-    /// Loads the program with maps for twice `size`, without attaching it.
+    /// Loads the program with maps for twice `size`, without attaching it: entries that are freed
+    /// are not reused at once.
     ///
     /// # Errors
     /// [`Error`].
@@ -233,7 +238,7 @@ impl Fast {
             twice.clamp(least, u32::MAX / 8)
         };
         let circuits = twice(size.circuits, MIN_CIRCUITS);
-        let buckets = twice(size.buckets, MIN_BUCKETS);
+        let buckets = twice(size.tenants.saturating_mul(2), MIN_BUCKETS);
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("IDS", circuits)
             .map_max_entries("KNOWN", circuits)
@@ -280,19 +285,13 @@ impl Fast {
             known: Mutex::new(typed(&mut ebpf, "KNOWN")?),
             admission: Mutex::new((typed(&mut ebpf, "ADMISSION")?, admission)),
             links: Mutex::new(Vec::new()),
-            room: circuits as usize,
             object: Mutex::new(ebpf),
         };
         Ok(fast)
     }
 
-    /// Circuits that fit the maps.
-    #[must_use]
-    pub const fn room(&self) -> usize {
-        self.room
-    }
-
-    /// A full bucket that the program shares; `None`: the map is full.
+    /// A full bucket that the program shares; `None`: all entries of the map are in use, or were
+    /// until a moment ago.
     #[must_use]
     pub fn bucket(&self, rate: u64, depth: Duration) -> Option<rate::Bucket> {
         let place = lock(&self.buckets.slots).take(now())?;

@@ -107,28 +107,20 @@ impl Publisher {
         };
     }
 
-    /// Withdraws the circuits that are not there any more.
-    pub fn keep(&mut self, is_there: impl Fn(CircuitId) -> bool) {
-        let fast = &self.fast;
-        self.known.retain(|id, _| {
-            let kept = is_there(*id);
-            if !kept {
-                fast.forget(key(*id));
-            }
-            kept
-        });
-        self.published.retain(|id, published| {
-            let kept = is_there(*id);
-            if !kept {
-                if let Some((place, circuit)) = published.entry.take() {
-                    fast.withdraw(circuit.id, place);
-                }
-                if let Some(stats) = published.stats.take() {
-                    fast.give_stats(stats);
-                }
-            }
-            kept
-        });
+    /// Withdraws a circuit that is not there any more.
+    pub fn remove(&mut self, id: CircuitId) {
+        if self.known.remove(&id).is_some() {
+            self.fast.forget(key(id));
+        }
+        let Some(published) = self.published.remove(&id) else {
+            return;
+        };
+        if let Some((place, circuit)) = published.entry {
+            self.fast.withdraw(circuit.id, place);
+        }
+        if let Some(stats) = published.stats {
+            self.fast.give_stats(stats);
+        }
     }
 
     /// The tenant and the index of each circuit's counters.
@@ -146,7 +138,8 @@ impl Publisher {
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        self.keep(|_| false);
+        let known: Vec<CircuitId> = self.known.keys().copied().collect();
+        known.into_iter().for_each(|id| self.remove(id));
     }
 }
 
@@ -188,9 +181,9 @@ fn circuit(bound: &Bound<'_>, local: impl Fn(&Path) -> SocketAddr) -> Option<Cir
             zero: 0,
         })
     };
-    let bucket = |bucket: &Option<Arc<Bucket>>| match bucket {
-        None => Some(NO_BUCKET),
-        Some(bucket) => bucket.index(),
+    let bucket = |bucket: &Bucket| match bucket.rate() {
+        0 => Some(NO_BUCKET),
+        _ => bucket.index(),
     };
     let until = [a.1, b.1].map(|until| u64::try_from(until.as_nanos()).unwrap_or(u64::MAX));
     Some(Circuit {

@@ -16,7 +16,7 @@ use std::{
 };
 
 use gateway::relay::{
-    Backend, Error, Limits, Plan, Relay, Times,
+    Backend, Desired, Error, Limits, Plan, Relay, Times,
     counters::{Reason, Way},
     route::{Names, Route, Table},
 };
@@ -68,20 +68,27 @@ impl Draft {
     }
 
     pub fn plan(&self) -> Plan {
-        let route = |names, tenant: Option<&str>| Route {
-            names,
-            protocols: Vec::new(),
-            tenant: tenant.map(Into::into),
-            backend: "b".into(),
-        };
         Plan {
             listen: self.listen.clone(),
             limits: self.limits,
             times: self.times,
             proxy_from: self.proxy_from.clone(),
             access_log: self.access_log.clone(),
-            tenants: HashMap::from([("acme".into(), self.tenant)]),
-            backends: HashMap::from([("b".into(), Backend::new(self.backend.clone(), self.proxy))]),
+            desired: self.desired(),
+        }
+    }
+
+    fn desired(&self) -> Desired {
+        let route = |names, tenant: Option<&str>| Route {
+            names,
+            protocols: Vec::new(),
+            tenant: tenant.map(Into::into),
+            backend: "b".into(),
+        };
+        let backend = Backend::new(self.backend.clone(), self.proxy);
+        Desired {
+            tenants: HashMap::from([("acme".into(), self.tenant)]).into(),
+            backends: HashMap::from([("b".into(), backend)]).into(),
             table: Table::new(vec![
                 route(Names::Below("acme.example".to_owned()), Some("acme")),
                 route(Names::Exact("d.example".to_owned()), None),
@@ -90,7 +97,8 @@ impl Draft {
                     ..route(Names::Exact("p.example".to_owned()), None)
                 },
             ])
-            .expect("routes"),
+            .expect("routes")
+            .into(),
         }
     }
 

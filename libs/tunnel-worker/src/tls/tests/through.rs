@@ -1,7 +1,7 @@
 //! Through the gateway's relay.
 
 use gateway::relay::{
-    Backend, Limits as RelayLimits, Plan, Relay, Times as RelayTimes,
+    Backend, Desired, Limits as RelayLimits, Plan, Relay, Times as RelayTimes,
     route::{Names, Route, Table},
 };
 
@@ -29,15 +29,18 @@ fn relay(to: SocketAddr, proxy: bool) -> (tokio::runtime::Runtime, Relay) {
         },
         proxy_from: Vec::new(),
         access_log: None,
-        tenants: HashMap::from([("acme".into(), 10)]),
-        backends: HashMap::from([("appliance".into(), Backend::new(vec![to], proxy))]),
-        table: Table::new(vec![Route {
-            names: Names::Below("acme.example".to_owned()),
-            protocols: vec![ALPN.to_vec()],
-            tenant: Some("acme".into()),
-            backend: "appliance".into(),
-        }])
-        .expect("routes"),
+        desired: Desired {
+            tenants: HashMap::from([("acme".into(), 10)]).into(),
+            backends: HashMap::from([("appliance".into(), Backend::new(vec![to], proxy))]).into(),
+            table: Table::new(vec![Route {
+                names: Names::Below("acme.example".to_owned()),
+                protocols: vec![ALPN.to_vec()],
+                tenant: Some("acme".into()),
+                backend: "appliance".into(),
+            }])
+            .expect("routes")
+            .into(),
+        },
     };
     let relay = {
         let _in = runtime.enter();

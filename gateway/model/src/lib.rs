@@ -1,0 +1,27 @@
+//! The desired state of a gateway: what its configuration file, its operator and its director can
+//! change while it runs.
+//!
+//! For: the gateway, and all that send it a state. Never: a socket, a file, a clock or a thread;
+//! what belongs to one machine (addresses, capacity, XDP) is the gateway's own `Local`.
+//!
+//! ```text
+//!   file ───────┐             ┌─ problem, older, other base ─▶ refused, nothing has changed
+//!   Snapshot ───┼─▶ prepare ──┤
+//!   Delta ──────┘             └─▶ Prepared ─▶ the gateway prepares ─▶ commit ─▶ Model of the next
+//!                                  only what differs                            revision
+//! ```
+//!
+//! Each object has a stable ID and never a position. An update costs what it changes, and not what
+//! is there: a delta of one circuit checks one circuit.
+
+mod check;
+mod model;
+mod objects;
+mod update;
+
+pub use check::{Bounds, address, covers};
+pub use model::{
+    Applied, Backend, Changes, Circuit, Counts, DesiredPage, Model, Prepared, Source, Tenant,
+};
+pub use objects::{BackendSpec, CircuitSpec, Ids, Objects, RouteSpec, TenantSpec};
+pub use update::{Delta, Refusal, Snapshot, Update, Withdrawal};

@@ -1,0 +1,151 @@
+//! The objects as they are written: in JSON on the wire, and in the stored state.
+//!
+//! Unknown keys and repeated IDs are refused, so that no part of an update is ignored silently.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    marker::PhantomData,
+};
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+/// A tenant. A key that is left out means: no limit; for `connections`, the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TenantSpec {
+    /// Connections at most, from 1; default: 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<i64>,
+    /// Datagrams a second of all its circuits, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datagrams: Option<i64>,
+    /// Bytes a second of all its circuits, circuit IDs included, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datagram_bytes: Option<i64>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendSpec {
+    /// Addresses, or DNS names, each with a port; in order of preference.
+    pub addresses: Vec<String>,
+    /// Whether the gateway sends a PROXY protocol header of version 2.
+    #[serde(default)]
+    pub proxy: bool,
+}
+
+/// A route from TLS hellos to a backend: either `name` or `below`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteSpec {
+    /// One server name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// All subdomains of a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub below: Option<String>,
+    /// Protocols (ALPN) of which the client must offer one; empty: any client matches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub protocols: Vec<String>,
+    /// ID of the tenant whose limit counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// ID of the backend.
+    pub backend: String,
+}
+
+/// A circuit.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CircuitSpec {
+    /// ID of the tenant.
+    pub tenant: String,
+    /// Keys of side a and side b at this gateway: 32 bytes in base64 each.
+    pub keys: Vec<String>,
+}
+
+impl fmt::Debug for CircuitSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tenant = &self.tenant;
+        f.debug_struct("CircuitSpec")
+            .field("tenant", tenant)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Objects by ID.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Objects {
+    /// By name: 1 to 32 of a-z, 0-9 and -.
+    #[serde(default, deserialize_with = "unique")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tenants: BTreeMap<String, TenantSpec>,
+    /// By name, as tenants.
+    #[serde(default, deserialize_with = "unique")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub backends: BTreeMap<String, BackendSpec>,
+    /// By an ID of 1 to 512 printable characters of ASCII.
+    #[serde(default, deserialize_with = "unique")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub routes: BTreeMap<String, RouteSpec>,
+    /// By circuit ID: 16 hexadecimal digits.
+    #[serde(default, deserialize_with = "unique")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub circuits: BTreeMap<String, CircuitSpec>,
+}
+
+impl Objects {
+    /// Whether there is no object.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tenants.is_empty()
+            && self.backends.is_empty()
+            && self.routes.is_empty()
+            && self.circuits.is_empty()
+    }
+}
+
+/// IDs of objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ids {
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub tenants: BTreeSet<String>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub backends: BTreeSet<String>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub routes: BTreeSet<String>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub circuits: BTreeSet<String>,
+}
+
+/// A map in which each key is written once.
+fn unique<'de, D, V>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    V: Deserialize<'de>,
+{
+    struct Visitor<V>(PhantomData<V>);
+    impl<'de, V: Deserialize<'de>> de::Visitor<'de> for Visitor<V> {
+        type Value = BTreeMap<String, V>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("objects by ID")
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut out = BTreeMap::new();
+            while let Some((id, value)) = map.next_entry::<String, V>()? {
+                if let Some(id) = out.contains_key(&id).then_some(&id) {
+                    return Err(de::Error::custom(format!("ID {id:?} is written twice")));
+                }
+                out.insert(id, value);
+            }
+            Ok(out)
+        }
+    }
+    deserializer.deserialize_map(Visitor(PhantomData))
+}

@@ -1,0 +1,525 @@
+//! The stored state: the last desired state that was put in force, and whether the gateway drains.
+//!
+//! ```text
+//!   control loop ─ job ─▶ thread: write, fsync ─▶ done ─▶ the reply to the operator or agent
+//!
+//!   desired.jsonl   first line: a whole state; then a delta a line. A new whole state replaces the
+//!                   file by rename. Long files are joined into one state.
+//!   draining        exists while the gateway drains until `undrain`
+//! ```
+//!
+//! Nothing here runs on a thread that carries connections or datagrams.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::JoinHandle,
+};
+
+use gateway_model::{Bounds, Delta, Model, Snapshot, Update};
+use serde::{Deserialize, Serialize};
+use service::config::Checker;
+
+/// Version of the file.
+const VERSION: u32 = 1;
+/// Bytes of deltas after which they are joined with their state, at least.
+const JOINED: u64 = 1 << 20;
+
+/// Why the state cannot be stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {operation} {}: {source}", path.display())]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// There is no folder.
+    #[error("there is no folder for the state: write gateway.state_dir")]
+    Nowhere,
+    /// A newer gateway wrote the file.
+    #[error(
+        "{} is of version {found}, and this gateway reads version {VERSION}: run the version that \
+         wrote it, or move the file away",
+        path.display()
+    )]
+    Version { path: PathBuf, found: u32 },
+}
+
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The stored state, as it was read.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// The last state; `None`: there is none.
+    pub model: Option<Model>,
+    /// Whether the gateway drained.
+    pub draining: bool,
+    /// Whether deltas can be appended to the file.
+    complete: bool,
+}
+
+/// The first line.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Head<T> {
+    version: u32,
+    snapshot: T,
+}
+
+/// The version alone, of a file of any version.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+/// Called on the store's thread with the outcome.
+pub type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// A state or a change to be stored.
+#[derive(Debug)]
+pub enum Job {
+    /// A whole state.
+    State(Box<Snapshot>),
+    /// A change of the stored state.
+    Delta(Box<Delta>),
+    Draining(bool),
+}
+
+/// Stores states in a folder, on a thread of its own. Its drop waits for the last.
+#[derive(Debug)]
+pub struct Store {
+    jobs: Option<Sender<(Job, Done)>>,
+    /// The file is not the state in force: the next job must be a whole state.
+    behind: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Store {
+    /// Reads what is stored in `dir`, and starts the thread.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, or a newer gateway wrote it. A damaged file is moved away.
+    pub fn open(dir: &Path) -> Result<(Self, Stored), Error> {
+        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        let stored = read(dir)?;
+        let behind = Arc::new(AtomicBool::new(!stored.complete));
+        let (jobs, received) = channel();
+        let mut writer = Writer {
+            dir: dir.to_owned(),
+            open: None,
+            behind: Arc::clone(&behind),
+        };
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || writer.run(&received))
+            .map_err(io_error("start a thread for", dir))?;
+        let store = Self {
+            jobs: Some(jobs),
+            behind,
+            thread: Some(thread),
+        };
+        Ok((store, stored))
+    }
+
+    /// Stores something after all that was given before.
+    pub fn put(&self, job: Job, done: Done) {
+        if let Some(jobs) = &self.jobs {
+            // The thread ends with this value.
+            let _ = jobs.send((job, done));
+        }
+    }
+
+    /// Whether a delta is not enough.
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
+            tracing::error!("the thread of the store has panicked");
+        }
+    }
+}
+
+fn desired(dir: &Path) -> PathBuf {
+    dir.join("desired.jsonl")
+}
+
+fn draining(dir: &Path) -> PathBuf {
+    dir.join("draining")
+}
+
+/// Reads what is stored.
+fn read(dir: &Path) -> Result<Stored, Error> {
+    let path = desired(dir);
+    let draining = draining(dir).exists();
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Stored {
+                draining,
+                ..Stored::default()
+            });
+        }
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => String::new(),
+        Err(source) => return Err(io_error("read", &path)(source)),
+    };
+    let first = text.lines().next().unwrap_or_default();
+    if let Ok(Version { version }) = serde_json::from_str(first)
+        && version != VERSION
+    {
+        return Err(Error::Version {
+            path,
+            found: version,
+        });
+    }
+    match join(&text) {
+        Ok((model, problem)) => {
+            if let Some(problem) = &problem {
+                tracing::warn!(
+                    path = %path.display(), revision = model.revision(), problem,
+                    "the stored state is cut off; an earlier revision of it is used"
+                );
+            }
+            Ok(Stored {
+                model: Some(model),
+                draining,
+                complete: problem.is_none(),
+            })
+        }
+        Err(problem) => {
+            let away = path.with_extension("jsonl.unreadable");
+            fs::rename(&path, &away).map_err(io_error("move away", &path))?;
+            tracing::error!(
+                path = %away.display(), problem,
+                "the stored state is unreadable and was moved away; the gateway has none until one \
+                 is applied"
+            );
+            Ok(Stored {
+                draining,
+                ..Stored::default()
+            })
+        }
+    }
+}
+
+/// The state of a file, and what is wrong with a later line.
+fn join(text: &str) -> Result<(Model, Option<String>), String> {
+    // The last line is cut off if the machine stopped while it was written.
+    let end = text.rfind('\n').map_or(0, |end| end + 1);
+    let mut problem = (end < text.len()).then(|| "the last line is incomplete".to_owned());
+    let mut lines = text[..end].lines();
+    let first = lines.next().ok_or("it has no complete line")?;
+    let head: Head<Snapshot> = serde_json::from_str(first).map_err(|e| e.to_string())?;
+    let mut model = Model::default();
+    let bounds = Bounds::none();
+    let prepared = if head.snapshot.revision == 0 {
+        let mut c = Checker::new();
+        let prepared = model.prepare_file(&mut c, &head.snapshot.objects, &bounds);
+        c.finish(prepared).map_err(|problems| {
+            let problems = problems.first().map(ToString::to_string);
+            problems.unwrap_or_default()
+        })?
+    } else {
+        let update = Update::Snapshot(head.snapshot);
+        model.prepare(&update, &bounds).map_err(|e| e.to_string())?
+    };
+    drop(model.commit(prepared));
+    for (n, line) in (2..).zip(lines) {
+        let changed = serde_json::from_str(line)
+            .map_err(|error| error.to_string())
+            .and_then(|delta| {
+                let update = Update::Delta(delta);
+                model.prepare(&update, &bounds).map_err(|e| e.to_string())
+            });
+        match changed {
+            Ok(prepared) => drop(model.commit(prepared)),
+            Err(error) => {
+                problem = Some(format!("line {n}: {error}"));
+                break;
+            }
+        }
+    }
+    Ok((model, problem))
+}
+
+/// The thread of the store.
+struct Writer {
+    dir: PathBuf,
+    /// The file, if this process has written it, with its length and that of its first line.
+    open: Option<(File, u64, u64)>,
+    behind: Arc<AtomicBool>,
+}
+
+impl Writer {
+    fn run(&mut self, jobs: &Receiver<(Job, Done)>) {
+        while let Ok((job, done)) = jobs.recv() {
+            let result = match &job {
+                Job::State(snapshot) => self.state(snapshot),
+                Job::Delta(delta) => self.delta(delta),
+                Job::Draining(draining) => self.draining(*draining),
+            };
+            match (&job, &result) {
+                (Job::State(_), Ok(())) => self.behind.store(false, Ordering::Relaxed),
+                (Job::State(_) | Job::Delta(_), Err(_)) => {
+                    self.open = None;
+                    self.behind.store(true, Ordering::Relaxed);
+                }
+                (Job::Delta(_), Ok(())) | (Job::Draining(_), _) => {}
+            }
+            if let Err(error) = &result {
+                tracing::error!(%error, "the state in force is not stored");
+            }
+            done(result);
+        }
+    }
+
+    /// Replaces the file.
+    fn state(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        let path = desired(&self.dir);
+        let new = path.with_extension("jsonl.new");
+        let write = || -> io::Result<(File, u64)> {
+            let mut options = OpenOptions::new();
+            let options = options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = BufWriter::new(options.open(&new)?);
+            let head = Head {
+                version: VERSION,
+                snapshot,
+            };
+            serde_json::to_writer(&mut file, &head)?;
+            file.write_all(b"\n")?;
+            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(&self.dir)?.sync_all()?;
+            let length = file.metadata()?.len();
+            Ok((file, length))
+        };
+        let (file, length) = write().map_err(io_error("write", &path))?;
+        self.open = Some((file, length, length));
+        Ok(())
+    }
+
+    /// Appends to the file; joins a file that has become long.
+    fn delta(&mut self, delta: &Delta) -> Result<(), Error> {
+        let path = desired(&self.dir);
+        let failed = |source| io_error("append to", &path)(source);
+        if self.behind.load(Ordering::Relaxed) {
+            // A whole state follows.
+            return Err(failed(io::Error::other("an earlier change is missing")));
+        }
+        let (mut file, length, first) = match self.open.take() {
+            Some(open) => open,
+            None => reopen(&path).map_err(failed)?,
+        };
+        let mut line = serde_json::to_vec(delta).map_err(|e| failed(e.into()))?;
+        line.push(b'\n');
+        file.write_all(&line).map_err(failed)?;
+        file.sync_data().map_err(failed)?;
+        let length = length + line.len() as u64;
+        self.open = Some((file, length, first));
+        if length > first * 2 + JOINED {
+            let text = fs::read_to_string(&path).map_err(failed)?;
+            match join(&text) {
+                Ok((model, None)) => self.state(&model.snapshot())?,
+                Ok((_, Some(problem))) | Err(problem) => {
+                    return Err(failed(io::Error::other(problem)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn draining(&self, is_draining: bool) -> Result<(), Error> {
+        let path = draining(&self.dir);
+        let write = || {
+            if is_draining {
+                File::create(&path)?.sync_all()?;
+            } else {
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    Ok(()) | Err(_) => {}
+                }
+            }
+            File::open(&self.dir)?.sync_all()
+        };
+        write().map_err(io_error("write", &path))
+    }
+}
+
+/// The file of an earlier process, for appending.
+fn reopen(path: &Path) -> io::Result<(File, u64, u64)> {
+    let file = OpenOptions::new().append(true).open(path)?;
+    let length = file.metadata()?.len();
+    Ok((file, length, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use gateway_model::{Objects, TenantSpec};
+
+    use super::*;
+
+    fn objects(names: &[&str]) -> Objects {
+        let tenants = names
+            .iter()
+            .map(|n| ((*n).to_owned(), TenantSpec::default()));
+        Objects {
+            tenants: tenants.collect(),
+            ..Objects::default()
+        }
+    }
+
+    fn snapshot(revision: u64, names: &[&str]) -> Job {
+        Job::State(Box::new(Snapshot {
+            revision,
+            objects: objects(names),
+            ..Snapshot::default()
+        }))
+    }
+
+    fn delta(base: u64, names: &[&str]) -> Job {
+        Job::Delta(Box::new(Delta {
+            base,
+            revision: base + 1,
+            put: objects(names),
+            ..Delta::default()
+        }))
+    }
+
+    fn put(store: &Store, job: Job) -> Result<(), Error> {
+        let (sender, receiver) = sync_channel(1);
+        store.put(
+            job,
+            Box::new(move |result| sender.send(result).expect("a test")),
+        );
+        receiver.recv().expect("an outcome")
+    }
+
+    fn names(stored: &Stored) -> (u64, Vec<String>) {
+        let model = stored.model.as_ref().expect("a state");
+        let names = model.tenants().map(|(name, _)| name.to_string());
+        (model.revision(), names.collect())
+    }
+
+    fn list(names: &[&str]) -> Vec<String> {
+        names.iter().map(|n| (*n).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_was_stored_is_read_back_by_the_next_process() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, stored) = Store::open(dir.path()).expect("empty");
+        assert!(stored.model.is_none() && !stored.draining && store.is_behind());
+        put(&store, delta(0, &["a"])).expect_err("there is no whole state yet");
+        put(&store, snapshot(4, &["a"])).expect("stored");
+        put(&store, delta(4, &["b"])).expect("stored");
+        put(&store, Job::Draining(true)).expect("stored");
+        drop(store);
+        let (store, stored) = Store::open(dir.path()).expect("stored");
+        assert_eq!(names(&stored), (5, list(&["a", "b"])));
+        assert!(stored.draining && !store.is_behind());
+        // The next process appends.
+        put(&store, delta(5, &["c"])).expect("stored");
+        put(&store, Job::Draining(false)).expect("stored");
+        put(&store, Job::Draining(false)).expect("again");
+        drop(store);
+        let (_, stored) = Store::open(dir.path()).expect("stored");
+        assert_eq!(names(&stored), (6, list(&["a", "b", "c"])));
+        assert!(!stored.draining);
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &fs::metadata(desired(dir.path()))
+                .expect("a file")
+                .permissions(),
+        );
+        assert_eq!(mode & 0o777, 0o600, "it has keys");
+    }
+
+    #[test]
+    fn a_cut_file_gives_the_last_complete_revision() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, _) = Store::open(dir.path()).expect("empty");
+        put(&store, snapshot(1, &["a"])).expect("stored");
+        put(&store, delta(1, &["b"])).expect("stored");
+        put(&store, delta(2, &["c"])).expect("stored");
+        drop(store);
+        let path = desired(dir.path());
+        let whole = fs::read(&path).expect("a file");
+        let line = |n: usize| {
+            let mut ends = (0..whole.len()).filter(|at| whole[*at] == b'\n');
+            ends.nth(n).expect("a line") + 1
+        };
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).expect("write");
+            let (store, stored) = Store::open(dir.path()).expect("readable or moved away");
+            if length < line(0) {
+                assert!(stored.model.is_none());
+                assert!(path.with_extension("jsonl.unreadable").exists());
+            } else if length < line(1) {
+                assert_eq!(names(&stored), (1, list(&["a"])));
+            } else {
+                assert_eq!(names(&stored), (2, list(&["a", "b"])));
+            }
+            assert_eq!(store.is_behind(), ![line(0), line(1)].contains(&length));
+        }
+        // A file that is cut off is not appended to.
+        fs::write(&path, &whole[..line(1) + 3]).expect("write");
+        let (store, _) = Store::open(dir.path()).expect("readable");
+        put(&store, delta(2, &["c"])).expect_err("behind");
+        put(&store, snapshot(7, &["z"])).expect("stored");
+        put(&store, delta(7, &["y"])).expect("stored");
+        drop(store);
+        let (_, stored) = Store::open(dir.path()).expect("stored");
+        assert_eq!(names(&stored), (8, list(&["y", "z"])));
+    }
+
+    #[test]
+    fn a_long_file_is_joined() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, _) = Store::open(dir.path()).expect("empty");
+        put(&store, snapshot(1, &["a"])).expect("stored");
+        let many: Vec<String> = (0..1000).map(|n| format!("tenant-{n:04}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let length = || fs::metadata(desired(dir.path())).expect("a file").len();
+        let mut longest = 0;
+        for n in 1..200 {
+            put(&store, delta(n, &many)).expect("stored");
+            longest = longest.max(length());
+        }
+        assert!((JOINED..2 * JOINED).contains(&longest), "{longest}");
+        drop(store);
+        let (_, stored) = Store::open(dir.path()).expect("stored");
+        let (revision, names) = names(&stored);
+        assert_eq!((revision, names.len()), (200, 1001));
+    }
+
+    #[test]
+    fn a_file_of_a_newer_version_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let text = "{\"version\":2,\"states\":[]}\n";
+        fs::write(desired(dir.path()), text).expect("write");
+        let error = Store::open(dir.path()).expect_err("newer").to_string();
+        assert!(error.contains("is of version 2"), "{error}");
+        let kept = fs::read_to_string(desired(dir.path())).expect("a file");
+        assert_eq!(kept, text);
+    }
+}
