@@ -17,6 +17,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use appliance_common::addr::{Address, from_ip, multicast_mac_v6, solicited_node};
+use appliance_common::nat::TenantQuota;
 use appliance_user::config::Kind;
 use appliance_user::datapath::Datapath;
 use appliance_user::frame::{self, Port};
@@ -177,6 +178,12 @@ fn another_program_is_found_with_its_mode() {
     });
 }
 
+/// Room of the tables of translation, which is not used here.
+const ROOM: TenantQuota = TenantQuota {
+    connections: 1024,
+    mappings: 1024,
+};
+
 #[test]
 fn an_interface_with_another_program_is_attached_once_it_is_free() {
     isolated("occupied", |pair| {
@@ -186,8 +193,8 @@ fn an_interface_with_another_program_is_attached_once_it_is_free() {
         };
         let pins = format!("/sys/fs/bpf/causeway-nic-{}", std::process::id());
         let pins = Path::new(&pins);
-        let opened = Datapath::open(pins, Path::new(&object), 1024);
-        let (mut datapath, _rings) = opened.unwrap_or_else(|e| panic!("{e}"));
+        let opened = Datapath::open(pins, Path::new(&object), ROOM);
+        let (mut datapath, _rings, _nat_ring) = opened.unwrap_or_else(|e| panic!("{e}"));
         let mut try_modes = |native: bool, other: &str, command: &str| {
             let foreign = attach(pair.va, &program::pass(), native);
             for asked in Setting::ALL {

@@ -15,11 +15,11 @@ use appliance_common::{
     counters::Counter,
     events::{TraceFilter, Traced},
     limits::{
-        DEFAULT_CONNECTIONS, MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_FRAGMENTED_DATAGRAMS,
-        MAX_HANDSHAKE_SOURCES, MAX_MAPPINGS, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_OPENING, MAX_PEERS,
-        MAX_POLICIES, MAX_PUBLIC, MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES, MAX_RULES,
-        MAX_SESSIONS, MAX_TENANTS, MAX_TUNNELS, MAX_XSKS, NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES,
-        TRACE_RING_BYTES,
+        DEFAULT_CONNECTIONS, DEFAULT_MAPPINGS, MAX_ATTACHMENTS, MAX_ENDPOINTS,
+        MAX_FRAGMENTED_DATAGRAMS, MAX_HANDSHAKE_SOURCES, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_OPENING,
+        MAX_PAIRS, MAX_PEERS, MAX_POLICIES, MAX_PUBLIC, MAX_ROUTES, MAX_RULE_PORTS,
+        MAX_RULE_SOURCES, MAX_RULES, MAX_SESSIONS, MAX_TENANTS, MAX_TUNNELS, MAX_XSKS,
+        NAT_RING_BYTES, NEIGHBOUR_RING_BYTES, SLOW_RING_BYTES, TRACE_RING_BYTES,
     },
     maps::{
         Attachment, AttachmentKey, Bucket, Budget, Config, Endpoint, HostKey, Jump, Neighbour,
@@ -27,8 +27,9 @@ use appliance_common::{
         SessionKey, Tenant, Tunnel, TunnelKey,
     },
     nat::{
-        Flow, FlowKey, MachineKey, Mapping, MappingKey, Nat, NatAddress, PublicAddress, Rule,
-        RuleKey, RuleSlot, SourceKey, TenantQuota, TenantUsage,
+        ALL_TENANTS, Flow, FlowKey, MachineKey, Mapping, MappingKey, Nat, NatAddress, Pair,
+        PublicAddress, Rule, RuleKey, RuleSlot, SourceKey, TenantQuota, TenantUsage,
+        nat_address_slot,
     },
 };
 use aya_ebpf::{
@@ -139,9 +140,19 @@ pub static BUDGETS: Array<Bucket> = Array::with_max_entries((MAX_TENANTS + 1) * 
 #[map]
 pub static NAT: Array<Nat> = Array::with_max_entries(1, 0);
 
-/// Public addresses of tenants' mappings: IPv4 and IPv6 alternate. Written by user space.
+/// Public addresses of tenants' mappings, by [`nat_address_slot`]. Written by user space.
 #[map]
-pub static NAT_ADDRESSES: Array<NatAddress> = Array::with_max_entries(2 * MAX_TENANTS, 0);
+pub static NAT_ADDRESSES: Array<NatAddress> =
+    Array::with_max_entries(nat_address_slot(MAX_TENANTS, false), 0);
+
+/// Whether an address of `NAT_ADDRESSES` has no free ports, by the same slots. Set by the programs;
+/// user space sets and clears it.
+#[map]
+pub static NAT_FULL: Array<u32> = Array::with_max_entries(nat_address_slot(MAX_TENANTS, false), 0);
+
+/// Hosts of tenants with several NAT addresses, to their address. Written by the programs.
+#[map]
+pub static PAIRS: LruHashMap<MachineKey, Pair> = LruHashMap::with_max_entries(MAX_PAIRS, 0);
 
 /// Addresses that are translated on the uplink. Written by user space.
 #[map]
@@ -175,9 +186,10 @@ pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(2 * DEFAULT
 pub static OPENING: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(MAX_OPENING, 0);
 
 /// Endpoints of tenants and their public endpoints, both directions. Written by the programs; user
-/// space deletes those without a connection.
+/// space deletes those without a connection. The configuration sets the size.
 #[map]
-pub static MAPPINGS: HashMap<MappingKey, Mapping> = HashMap::with_max_entries(2 * MAX_MAPPINGS, 0);
+pub static MAPPINGS: HashMap<MappingKey, Mapping> =
+    HashMap::with_max_entries(2 * DEFAULT_MAPPINGS, 0);
 
 /// Fragmented datagrams whose first fragment was translated. Written by the programs.
 #[map]
@@ -187,6 +199,10 @@ pub static FRAGMENTS: LruHashMap<FlowKey, Flow> =
 /// State that does not fit the stack, one entry per CPU. Written by the programs.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// New mappings, for the NAT log. Written by the programs.
+#[map]
+pub static NAT_EVENTS: RingBuf = RingBuf::with_byte_size(NAT_RING_BYTES, 0);
 
 /// State that a program passes to the target of its tail call, one entry per CPU. Written by the
 /// programs.
@@ -209,6 +225,7 @@ pub static TRACE_EVENTS: RingBuf = RingBuf::with_byte_size(TRACE_RING_BYTES, 0);
 #[map]
 pub static SHARES: Array<TenantQuota> = Array::with_max_entries(MAX_TENANTS, 0);
 
-/// Usage by tenant slot. Written by the programs, which add; user space recounts.
+/// Usage by tenant slot, and of all tenants in [`ALL_TENANTS`]. Written by the programs, which add;
+/// user space recounts.
 #[map]
-pub static TALLIES: Array<TenantUsage> = Array::with_max_entries(MAX_TENANTS, 0);
+pub static TALLIES: Array<TenantUsage> = Array::with_max_entries(ALL_TENANTS + 1, 0);

@@ -1,7 +1,7 @@
 //! Values of the maps that only the programs read: state that does not fit the stack, and state
 //! that one program passes to the next.
 
-use appliance_common::nat::{Flow, FlowKey, Mapping, MappingKey};
+use appliance_common::nat::{Flow, FlowKey, MachineKey, Mapping, MappingKey, Pair};
 use xdp_frame::fib::Fib;
 
 /// Value of `PASSED`: state that one program passes to the next for the same packet on the same
@@ -40,6 +40,14 @@ pub struct Scratch {
     /// The outside endpoint of a mapping.
     pub outer: MappingKey,
     pub mapping: Mapping,
+    /// A tenant's host.
+    pub host: MachineKey,
+    /// Its NAT address.
+    pub pair: Pair,
+    /// 1: it was paired for this packet.
+    pub new_pair: u32,
+    /// 1: a mapping was created for this packet.
+    pub new_mapping: u32,
     /// A FIB lookup.
     pub fib: Fib,
     /// Where the packet comes from.
@@ -107,6 +115,6 @@ pub struct Packet {
     pub may_split: u8,
     /// Protocol behind the IP headers of the packet itself.
     pub protocol: u8,
-    /// Padding, always zero.
-    pub reserved: u8,
+    /// 1: only a 1:1 rule translates it.
+    pub one_to_one: u8,
 }

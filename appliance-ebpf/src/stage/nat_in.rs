@@ -11,10 +11,7 @@ use appliance_common::{
     events::SlowReason,
     maps::Budget,
     nat::{UPLINK, public_flags},
-    wire::{
-        ETH_LEN, ETHERTYPE_IPV4, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, IPV4_LEN,
-        IPV6_LEN,
-    },
+    wire::{ETH_LEN, ETHERTYPE_IPV4, IPPROTO_ICMP, IPPROTO_ICMPV6, IPV4_LEN, IPV6_LEN},
 };
 use aya_ebpf::programs::XdpContext;
 
@@ -25,8 +22,8 @@ use crate::{
         frame::Frame,
         icmp,
         nat::{
-            MANAGEMENT_PORT, clamp_mss, deliver_to_host, find, is_too_large, network_of, now,
-            parse, public, rewrite, scratch, settings, undeliverable,
+            MANAGEMENT_PORT, clamp_mss, deliver_to_host, find, has_ports, is_too_large, network_of,
+            now, parse, public, rewrite, scratch, settings, undeliverable,
         },
         packet::{L2, Outcome, Window},
         slow_path,
@@ -104,7 +101,7 @@ pub fn process(ctx: &XdpContext) -> Outcome {
     // Before any lookup: the management port is the appliance's only.
     if s.key.destination_port == MANAGEMENT_PORT
         && matches!(s.packet.kind, Kind::Query)
-        && (s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP)
+        && has_ports(s.key.protocol)
     {
         return untranslated(Counter::DropManagementPort);
     }

@@ -143,12 +143,16 @@ pub(super) struct Tenant {
 #[serde(deny_unknown_fields)]
 pub(super) struct Nat {
     pub connections: Option<i64>,
+    pub mappings: Option<i64>,
     pub own_ports: Option<String>,
     pub answer_ping: Option<bool>,
+    pub log: Option<PathBuf>,
     pub established_seconds: Option<i64>,
     pub transitory_seconds: Option<i64>,
+    pub closed_seconds: Option<i64>,
     pub opening_seconds: Option<i64>,
     pub udp_seconds: Option<i64>,
+    pub udp_short_seconds: Option<i64>,
     pub icmp_seconds: Option<i64>,
 }
 

@@ -29,7 +29,7 @@ use tunnel_worker::WaitMode;
 
 pub use failover::IpPrefix;
 pub use gateways::{Circuit, Gateway, Gateways, Tls, TlsListen};
-pub use nat::{Nat, PortsInUse};
+pub use nat::{LogTarget, Nat, PortsInUse};
 pub use service::config::{Error, Problem};
 
 /// Which side of the tunnel the appliance is on.

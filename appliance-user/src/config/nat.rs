@@ -1,6 +1,11 @@
 //! Address translation of full failover.
 
-use appliance_common::{limits::DEFAULT_CONNECTIONS, nat::Timeouts};
+use std::path::PathBuf;
+
+use appliance_common::{
+    limits::{DEFAULT_CONNECTIONS, DEFAULT_MAPPINGS},
+    nat::{TenantQuota, Timeouts},
+};
 use failover::PortRange;
 
 use super::{Config, Role};
@@ -9,25 +14,40 @@ use super::{Config, Role};
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// Address translation of full failover.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nat {
     /// Connections that the table has room for.
     pub connections: u32,
+    /// Mappings that the table has room for.
+    pub mappings: u32,
     /// How long connections may be silent.
     pub timeouts: Timeouts,
     /// Ports for translation on the uplink's own address.
     pub own_ports: PortRange,
     /// Whether public addresses of rules answer pings.
     pub answer_ping: bool,
+    /// Where mappings are logged, if they are.
+    pub log: Option<LogTarget>,
+}
+
+/// Where mappings are logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    /// The daemon's own log.
+    Daemon,
+    /// Lines of JSON, appended.
+    File(PathBuf),
 }
 
 impl Default for Nat {
     fn default() -> Self {
         Self {
             connections: DEFAULT_CONNECTIONS,
+            mappings: DEFAULT_MAPPINGS,
             timeouts: Timeouts::default(),
             own_ports: PortRange::new(10_000, 32_767).unwrap_or(PortRange::ALL),
             answer_ping: false,
+            log: None,
         }
     }
 }
@@ -68,7 +88,25 @@ impl Nat {
     }
 }
 
+/// Room of tables that nothing is written to: the least that the configuration admits.
+const UNUSED: TenantQuota = TenantQuota {
+    connections: 1024,
+    mappings: 1024,
+};
+
 impl Config {
+    /// Room of the tables of translation. An appliance on the tenant's side never translates.
+    #[must_use]
+    pub const fn nat_room(&self) -> TenantQuota {
+        match self.role {
+            Role::Provider => TenantQuota {
+                connections: self.nat.connections,
+                mappings: self.nat.mappings,
+            },
+            Role::Tenant => UNUSED,
+        }
+    }
+
     /// Checks that the kernel does not use the ports for translation on the uplink's own address,
     /// where full failover is possible.
     ///

@@ -16,9 +16,9 @@ use std::{
 
 use appliance_common::{
     limits::{
-        MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_MAPPINGS, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_PEERS,
-        MAX_POLICIES, MAX_PUBLIC, MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES, MAX_RULES,
-        MAX_TENANTS, MAX_TUNNELS,
+        MAX_ATTACHMENTS, MAX_ENDPOINTS, MAX_NEIGHBOURS, MAX_NETWORKS, MAX_PEERS, MAX_POLICIES,
+        MAX_PUBLIC, MAX_ROUTES, MAX_RULE_PORTS, MAX_RULE_SOURCES, MAX_RULES, MAX_TENANTS,
+        MAX_TUNNELS,
     },
     maps::Mode,
     nat::TenantUsage,
@@ -51,6 +51,10 @@ pub(super) struct Sample {
     status: Status,
     counters: Vec<CounterStatus>,
     maps: Vec<MapFill>,
+    /// Entries of translation that were removed, by reason.
+    removed: Vec<(&'static str, u64)>,
+    /// Lines missing from the NAT log.
+    nat_log_lost: u64,
 }
 
 /// How full a map is.
@@ -111,6 +115,12 @@ impl Daemon {
             status: self.status().map_err(refused)?,
             counters: self.counters().map_err(refused)?,
             maps: self.map_fill()?,
+            removed: self
+                .connection_sweeper
+                .iter()
+                .flat_map(|sweeper| sweeper.removals().counts())
+                .collect(),
+            nat_log_lost: self.nat_log.lost(),
         })
     }
 
@@ -150,7 +160,7 @@ impl Daemon {
                 MapFill {
                     map: "MAPPINGS",
                     entries: 2 * usage.mappings,
-                    capacity: 2 * u64::from(MAX_MAPPINGS),
+                    capacity: self.pinned("MAPPINGS")?.info()?.max_entries().into(),
                 },
             ]);
         }
@@ -201,6 +211,9 @@ impl Families<'_, '_> {
             .0
             .encode_descriptor(&name, help, None, MetricType::Counter)?;
         for (labels, value) in samples {
+            if labels.is_empty() {
+                return ConstCounter::new(value).encode(metric);
+            }
             let labels = Labels(labels);
             ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
         }
@@ -547,6 +560,18 @@ impl Sample {
             "map_capacity",
             "Entries that a BPF map has room for",
             maps().map(|m| (vec![("map", m.map)], m.capacity as f64)),
+        )?;
+        families.counter(
+            "nat_removed",
+            "Connections and mappings removed from the tables of translation, by reason",
+            self.removed
+                .iter()
+                .map(|(reason, count)| (vec![("reason", *reason)], *count)),
+        )?;
+        families.counter(
+            "nat_log_lost",
+            "Lines missing from the NAT log because it could not be written in time",
+            [(Vec::new(), self.nat_log_lost)],
         )
     }
 }
@@ -623,6 +648,8 @@ mod tests {
                 entries: 10,
                 capacity: 131_072,
             }],
+            removed: vec![("closed", 11)],
+            nat_log_lost: 12,
         }
     }
 
@@ -687,6 +714,8 @@ mod tests {
             ),
             ("map_entries{map=\"FLOWS\"}", 10.0),
             ("map_capacity{map=\"FLOWS\"}", 131_072.0),
+            ("nat_removed_total{reason=\"closed\"}", 11.0),
+            ("nat_log_lost_total", 12.0),
         ] {
             let name = format!("causeway_appliance_{name}");
             assert_eq!(series.get(&name), Some(&value), "{name} in\n{text}");

@@ -76,7 +76,10 @@ use crate::{
     config::{Config, Role},
     control,
     datapath::Datapath,
-    datapath::connections::ConnectionSweeper,
+    datapath::{
+        connections::ConnectionSweeper,
+        nat_log::{NatLog, Output},
+    },
     kernel::underlay::{Snapshot, Watcher},
     kernel::xdp_errors::XdpErrors,
 };
@@ -114,8 +117,10 @@ struct Daemon {
     /// The neighbours that an earlier process left in the map were taken over.
     adopted_neighbours: bool,
     started: Instant,
-    /// Thread that removes expired connections; dropping it ends the thread.
-    _connection_sweeper: Option<ConnectionSweeper>,
+    /// Thread that removes connections; dropping it ends the thread.
+    connection_sweeper: Option<ConnectionSweeper>,
+    /// Thread that logs mappings; dropping it ends the thread.
+    nat_log: NatLog,
 }
 
 /// Runs the appliance until it is told to stop. The data path goes on forwarding after that.
@@ -158,7 +163,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         files.store.save(&state)?;
     }
     let object = object_path(&config);
-    let (datapath, rings) = Datapath::open(&config.pin_dir, &object, config.nat.connections)?;
+    let (datapath, rings, nat_ring) = Datapath::open(&config.pin_dir, &object, config.nat_room())?;
     let forwarding = Forwarding::new(datapath)?;
     tracing::info!(
         name = config.name,
@@ -168,10 +173,14 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         pins = %forwarding.datapath.root().display(),
         "data path loaded"
     );
+    let output = config.nat.log.as_ref().map(Output::open).transpose()?;
+    let nat_log = NatLog::spawn(nat_ring).context("start the NAT log")?;
+    nat_log.set_output(output);
     let connection_sweeper = match config.role {
         Role::Provider => {
             let root = forwarding.datapath.root();
-            Some(ConnectionSweeper::spawn(root).context("start the connection collector")?)
+            let sweeper = ConnectionSweeper::spawn(root, Some(nat_log.removed()));
+            Some(sweeper.context("start the connection sweeper")?)
         }
         Role::Tenant => None,
     };
@@ -205,8 +214,10 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         incomplete: false,
         adopted_neighbours: false,
         started: Instant::now(),
-        _connection_sweeper: connection_sweeper,
+        connection_sweeper,
+        nat_log,
     };
+    daemon.name_tenants_in_log();
     daemon.tunnels.write_all(daemon.forwarding.tables());
     daemon.set_peers();
     daemon.check_sending();

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use appliance_common::maps::Jump;
+use appliance_common::{maps::Jump, nat::TenantQuota};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, MapError, ProgramArray},
@@ -11,12 +11,12 @@ use aya::{
 
 use super::{
     error::{Error, map_error},
-    maps,
+    resize,
 };
 use crate::config::Kind;
 
 /// All pinned maps, by their names in the object.
-const MAPS: [&str; 40] = [
+const MAPS: [&str; 43] = [
     "CONFIG",
     "ATTACHMENTS",
     "NETWORKS",
@@ -41,6 +41,8 @@ const MAPS: [&str; 40] = [
     "BUDGETS",
     "NAT",
     "NAT_ADDRESSES",
+    "NAT_FULL",
+    "PAIRS",
     "SHARES",
     "TALLIES",
     "PUBLIC",
@@ -51,6 +53,7 @@ const MAPS: [&str; 40] = [
     "FLOWS",
     "OPENING",
     "MAPPINGS",
+    "NAT_EVENTS",
     "FRAGMENTS",
     // Used by the programs only, and pinned nevertheless: while programs are replaced, the old ones
     // tail-call the new ones.
@@ -62,11 +65,11 @@ const MAPS: [&str; 40] = [
 ];
 
 /// Loads the programs with the maps below `root`, ready to be attached, with or without packet
-/// tracing.
+/// tracing. Maps of translation that do not exist are created with the `room`.
 pub(super) fn load(
     root: &Path,
     object: &Path,
-    connections: u32,
+    room: TenantQuota,
     tracing: bool,
 ) -> Result<Ebpf, Error> {
     let dir = root.join("maps");
@@ -76,7 +79,9 @@ pub(super) fn load(
     for (name, path) in MAPS.iter().zip(&paths) {
         loader.map_pin_path(name, path.as_path());
     }
-    loader.map_max_entries(maps::CONNECTIONS, 2 * connections);
+    for (name, entries) in resize::entries(room) {
+        loader.map_max_entries(name, entries);
+    }
     loader.override_global("TRACING", &tracing, true);
     let mut loaded = loader.load_file(object).map_err(|source| Error::Load {
         path: object.to_owned(),

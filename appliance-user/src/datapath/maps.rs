@@ -17,11 +17,8 @@ use super::{
 /// `BPF_EXIST` of `<linux/bpf.h>`: replace only.
 const EXIST: u64 = 2;
 
-/// The map whose size is set by the configuration: two entries per connection.
-pub(super) const CONNECTIONS: &str = "FLOWS";
-
 /// Maximum number of entries of a pinned map.
-fn max_entries(path: &std::path::Path, name: &'static str) -> Result<u32, Error> {
+pub(super) fn max_entries(path: &std::path::Path, name: &'static str) -> Result<u32, Error> {
     aya::maps::MapInfo::from_pin(path)
         .map(|info| info.max_entries())
         .map_err(|e| map_error("open", name, e))
@@ -30,7 +27,7 @@ fn max_entries(path: &std::path::Path, name: &'static str) -> Result<u32, Error>
 impl Datapath {
     /// Checks that pinned maps have the sizes of this version: aya opens pinned maps without a
     /// comparison. Key and value sizes were checked when the maps were typed.
-    pub(super) fn check_shape(&self, connections: u32) -> Result<(), Error> {
+    pub(super) fn check_shape(&self) -> Result<(), Error> {
         let wrong = |map| Error::Shape { map };
         if self.networks.len() != MAX_NETWORKS {
             return Err(wrong("NETWORKS"));
@@ -46,18 +43,6 @@ impl Datapath {
             if max_entries(&map, name)? != entries {
                 return Err(wrong(name));
             }
-        }
-        // The size is that of an earlier configuration: keep the map, because it holds connections.
-        let current = max_entries(&self.root.join("maps").join(CONNECTIONS), CONNECTIONS)?;
-        let wanted = 2 * connections;
-        if current != wanted {
-            tracing::warn!(
-                map = CONNECTIONS,
-                entries = current,
-                wanted,
-                "nat.connections differs from the size of the existing map; the new size applies \
-                 after `detach`"
-            );
         }
         Ok(())
     }

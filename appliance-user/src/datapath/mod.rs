@@ -28,8 +28,10 @@ mod links;
 mod load;
 mod log;
 mod maps;
+pub mod nat_log;
 mod pins;
 pub mod reconcile;
+mod resize;
 
 use std::{
     collections::BTreeMap,
@@ -56,6 +58,7 @@ use crate::config::Kind;
 use error::map_error;
 use load::{load, program, set_tail_calls, typed};
 use log::ProgramLog;
+use resize::Resize;
 
 pub use contents::{MapContents, MapUpdate};
 pub use error::Error;
@@ -67,7 +70,8 @@ pub struct Datapath {
     root: PathBuf,
     /// Path of the BPF object.
     path: PathBuf,
-    connections: u32,
+    /// Room of the maps of translation.
+    room: nat::TenantQuota,
     object: Ebpf,
     log: ProgramLog,
     adopted: bool,
@@ -115,11 +119,18 @@ pub struct Rings {
 
 impl Datapath {
     /// Loads the programs with the maps pinned below `pin_dir`. Missing maps are created and
-    /// pinned; the map of NAT connections gets room for `connections`. Attaches no program.
+    /// pinned; the maps of NAT connections and mappings get the `room`. Attaches no program.
+    ///
+    /// Pinned maps of another size are replaced, and their entries are copied. The last ring is
+    /// `NAT_EVENTS`, of new mappings.
     ///
     /// # Errors
     /// When an operation fails. Pins of an earlier process are then unchanged.
-    pub fn open(pin_dir: &Path, object: &Path, connections: u32) -> Result<(Self, Rings), Error> {
+    pub fn open(
+        pin_dir: &Path,
+        object: &Path,
+        room: nat::TenantQuota,
+    ) -> Result<(Self, Rings, RingBuf<MapData>), Error> {
         if !object.is_file() {
             return Err(Error::NoObject {
                 path: object.to_owned(),
@@ -132,14 +143,19 @@ impl Datapath {
             pins::make_dir(dir)?;
         }
         let adopted = maps.join("CONFIG").exists();
-        let mut object_loaded = load(&root, object, connections, false)?;
+        let resized = Resize::begin(&root, room)?;
+        let mut object_loaded = load(&root, object, room, false)?;
         let log = ProgramLog::open(&mut object_loaded)?;
+        resized.copy()?;
+        // From now on the attached programs translate with the new maps, too.
         let tail_calls = set_tail_calls(&mut object_loaded)?;
+        resized.finish()?;
         let o = &mut object_loaded;
         let rings = Rings {
             neighbours: typed(o, "NEIGHBOUR_EVENTS")?,
             slow: typed(o, "SLOW_PACKETS")?,
         };
+        let nat_ring = typed(o, "NAT_EVENTS")?;
         let mut this = Self {
             sockets: typed(o, "XSKS")?,
             sessions: typed(o, "SESSIONS")?,
@@ -171,18 +187,18 @@ impl Datapath {
             trace_events: typed(o, "TRACE_EVENTS")?,
             root,
             path: object.to_owned(),
-            connections,
+            room,
             object: object_loaded,
             log,
             adopted,
             attached: BTreeMap::new(),
         };
-        this.check_shape(connections)?;
+        this.check_shape()?;
         // A packet trace of an earlier process has ended.
         this.set_trace_filter(&TraceFilter::default())?;
         // Sessions end with their process, which alone has the keys.
         this.remove_sessions()?;
-        Ok((this, rings))
+        Ok((this, rings, nat_ring))
     }
 
     /// Whether the maps of an earlier process were adopted.
@@ -228,14 +244,14 @@ impl Datapath {
     /// # Errors
     /// When the programs cannot be loaded or replaced. Replaced ones are then restored.
     pub fn set_tracing(&mut self, tracing: bool) -> Result<(), Error> {
-        let mut object = load(&self.root, &self.path, self.connections, tracing)?;
+        let mut object = load(&self.root, &self.path, self.room, tracing)?;
         let log = ProgramLog::open(&mut object)?;
         // Clear the mark of the last traced packet: until all programs are replaced, programs
         // without tracing tail-call programs with tracing.
         self.clear_traced()?;
         let tail_calls = set_tail_calls(&mut object)?;
         if let Err(error) = self.replace_programs(&mut object) {
-            let mut before = load(&self.root, &self.path, self.connections, !tracing)?;
+            let mut before = load(&self.root, &self.path, self.room, !tracing)?;
             self.log = ProgramLog::open(&mut before)?;
             self._tail_calls = set_tail_calls(&mut before)?;
             self.replace_programs(&mut before)?;

@@ -237,6 +237,8 @@ counters! {
     /// Full failover: fragments of echo requests to the gateway, given to the slow path, which
     /// answers.
     SlowEcho = 104, "slow_echo";
+    /// Mappings that are missing from the NAT log, because the log could not keep up.
+    NatLogLost = 110, "nat_log_lost";
 }
 
 impl Counter {

@@ -3,6 +3,7 @@
 use crate::addr::Address;
 use crate::limits::SLOW_PACKET_BYTES;
 use crate::maps::Budget;
+use crate::nat::MappingKey;
 
 /// A host was seen on a tenant network. Record of the ring `NEIGHBOUR_EVENTS`.
 #[repr(C)]
@@ -153,6 +154,18 @@ impl SlowReason {
     }
 }
 
+/// A mapping was created. Record of the ring `NAT_EVENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingEvent {
+    /// The kernel's coarse monotonic clock, nanoseconds, host byte order.
+    pub at: u64,
+    /// The endpoint inside.
+    pub inside: MappingKey,
+    /// The endpoint outside.
+    pub outside: MappingKey,
+}
+
 /// First bytes of a packet that a [`TraceEvent`] holds.
 pub const TRACE_HEAD: usize = 128;
 /// Counters that a [`TraceEvent`] names at most, besides that of the verdict.
@@ -286,6 +299,7 @@ const _: () = {
     assert!(size_of::<SlowHeader>() == 32);
     assert!(size_of::<SlowPacket>() == 32 + SLOW_PACKET_BYTES);
     assert!(SLOW_PACKET_BYTES.is_multiple_of(8));
+    assert!(size_of::<MappingEvent>() == 56);
     assert!(size_of::<TraceEvent>() == 48 + TRACE_HEAD);
     assert!(size_of::<TraceFilter>() == 32);
     assert!(size_of::<Traced>() == 24);
@@ -320,6 +334,15 @@ impl SlowHeader {
         let header: Self = read(bytes)?;
         let frame = bytes.get(size_of::<Self>()..)?.get(..header.len as usize)?;
         Some((header, frame))
+    }
+}
+
+#[cfg(feature = "user")]
+impl MappingEvent {
+    /// The record in `bytes`; `None` if they are too few.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        read(bytes)
     }
 }
 

@@ -67,13 +67,21 @@ pub const MAX_RULE_PORTS: u32 = 65_536;
 /// Source prefixes of the rules.
 pub const MAX_RULE_SOURCES: u32 = 65_536;
 /// Default number of connections. Each has two entries in `FLOWS`.
-pub const DEFAULT_CONNECTIONS: u32 = 65_536;
-/// Mappings: endpoints of tenants with a public port. Each has two entries in `MAPPINGS`.
-pub const MAX_MAPPINGS: u32 = 65_536;
+pub const DEFAULT_CONNECTIONS: u32 = 262_144;
+/// Default number of mappings: endpoints of tenants with a public port. Each has two entries in
+/// `MAPPINGS`.
+pub const DEFAULT_MAPPINGS: u32 = 262_144;
+/// NAT addresses of a tenant, of each family.
+pub const MAX_NAT_ADDRESSES: u32 = 8;
+/// Hosts of tenants with several NAT addresses whose address is remembered; the least recently used
+/// is evicted.
+pub const MAX_PAIRS: u32 = 65_536;
 /// Entries for connections that are being opened, and for ICMP queries; the oldest are evicted.
 pub const MAX_OPENING: u32 = 65_536;
 /// Fragmented datagrams in translation; the oldest are evicted.
 pub const MAX_FRAGMENTED_DATAGRAMS: u32 = 8192;
+/// Bytes of the ring of [`crate::events::MappingEvent`]: a power of two of pages. 16 384 events.
+pub const NAT_RING_BYTES: u32 = 1024 * 1024;
 /// Bytes of the ring of [`crate::events::TraceEvent`]: a power of two of pages. If it is full,
 /// steps are missing from the trace.
 pub const TRACE_RING_BYTES: u32 = 1024 * 1024;

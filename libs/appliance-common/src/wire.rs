@@ -28,8 +28,14 @@ pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
 /// UDP (RFC 768).
 pub const IPPROTO_UDP: u8 = 17;
+/// GRE (RFC 2784).
+pub const IPPROTO_GRE: u8 = 47;
+/// ESP (RFC 4303).
+pub const IPPROTO_ESP: u8 = 50;
 /// ICMPv6 (RFC 4443).
 pub const IPPROTO_ICMPV6: u8 = 58;
+/// SCTP (RFC 9260).
+pub const IPPROTO_SCTP: u8 = 132;
 
 /// The IANA port of VXLAN (RFC 7348 section 8).
 pub const VXLAN_PORT: u16 = 4789;

@@ -57,6 +57,7 @@ impl Harness {
         let path = object_path();
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("FLOWS", 2 * connections)
+            .map_max_entries("MAPPINGS", 2 * connections)
             .override_global("TRACING", &u8::from(trace), true)
             .load_file(&path)
             .map_err(|source| HarnessError::Load {

@@ -7,7 +7,9 @@ use appliance_common::{
         Bucket, Budget, Endpoint, PeerAddress, Policy, ROUTE_KEY_BITS, Route, RouteKey, Session,
         SessionKey,
     },
-    nat::{Flow, FlowKey, Mapping, MappingKey, RuleSlot, TenantUsage},
+    nat::{
+        ALL_TENANTS, Flow, FlowKey, MachineKey, Mapping, MappingKey, Pair, RuleSlot, TenantUsage,
+    },
 };
 use aya::{
     Pod,
@@ -72,8 +74,10 @@ impl Harness {
             &world.nat_addresses,
             old.nat_addresses.len(),
         )?;
+        self.array::<u32>("NAT_FULL", &[], old.nat_addresses.len())?;
         self.array("SHARES", &world.shares, old.shares.len())?;
-        self.array("TALLIES", &[TenantUsage::default(); 2], 2)?;
+        let usages = vec![TenantUsage::default(); ALL_TENANTS as usize + 1];
+        self.array("TALLIES", &usages, usages.len())?;
         self.hash("PUBLIC", &world.public)?;
         self.rules(world, old)?;
         self.clear_connections()
@@ -124,6 +128,7 @@ impl Harness {
         self.hash::<FlowKey, Flow>("FLOWS", &[])?;
         self.hash::<FlowKey, Flow>("OPENING", &[])?;
         self.hash::<FlowKey, Flow>("FRAGMENTS", &[])?;
+        self.hash::<MachineKey, Pair>("PAIRS", &[])?;
         self.hash::<MappingKey, Mapping>("MAPPINGS", &[])
     }
 

@@ -14,6 +14,7 @@ mod load;
 mod log;
 mod maps;
 mod namespace;
+mod pins;
 mod program;
 mod raw;
 mod reset;
@@ -23,7 +24,6 @@ mod snapshot;
 
 use std::fmt;
 
-use appliance_common::limits::DEFAULT_CONNECTIONS;
 use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
@@ -32,6 +32,7 @@ use aya::{
 pub use error::{HarnessError, describe};
 pub use load::{missing, object_path, workspace_root};
 pub use log::LogLine;
+pub use pins::Pins;
 pub use program::{Action, MAX_PACKET, Program};
 pub use raw::{RawMap, map_memory};
 pub use reset::MapContents;
@@ -40,6 +41,9 @@ pub use shared::SharedHarness;
 pub use snapshot::{Snapshot, counter_name};
 
 use crate::world::World;
+
+/// Connections, and mappings, that the tables have room for unless a test says otherwise.
+pub const CONNECTIONS: u32 = 65_536;
 
 /// The loaded programs and their maps, filled with a [`World`]. The thread that loaded them is in a
 /// separate network namespace.
@@ -76,10 +80,10 @@ impl Harness {
     ///
     /// When the kernel refuses a step; the error names it.
     pub fn load(world: World) -> Result<Self, HarnessError> {
-        Self::load_sized(world, DEFAULT_CONNECTIONS)
+        Self::load_sized(world, CONNECTIONS)
     }
 
-    /// As [`Harness::load`], with room for `connections` connections.
+    /// As [`Harness::load`], with room for `connections` connections, and as many mappings.
     ///
     /// # Errors
     ///

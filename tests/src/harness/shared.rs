@@ -9,9 +9,9 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use appliance_common::{events::TraceFilter, limits::DEFAULT_CONNECTIONS};
+use appliance_common::events::TraceFilter;
 
-use super::{Harness, HarnessError, describe, missing, namespace};
+use super::{CONNECTIONS, Harness, HarnessError, describe, missing, namespace};
 use crate::{skip, world::World};
 
 /// The programs as they run in service.
@@ -108,7 +108,7 @@ fn borrow(
             used.fill(world)?;
             used
         }
-        None => Harness::load_with(world, DEFAULT_CONNECTIONS, trace)?,
+        None => Harness::load_with(world, CONNECTIONS, trace)?,
     };
     *set = Some(harness);
     Ok(SharedHarness(set))

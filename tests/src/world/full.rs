@@ -1,9 +1,10 @@
 //! Appliances in full failover: routes between networks, and translation to the internet.
 
+use appliance_common::limits::MAX_NAT_ADDRESSES;
 use appliance_common::maps::{Mode, PolicyKey, RouteKey, network_flags};
 use appliance_common::nat::{
     MachineKey, Nat, NatAddress, PublicAddress, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS,
-    SourceKey, public_flags, rule_flags,
+    SourceKey, nat_address_slot, public_flags, rule_flags,
 };
 
 use super::{
@@ -40,6 +41,26 @@ impl World {
         w
     }
 
+    /// Gives a tenant one more NAT address.
+    ///
+    /// # Panics
+    ///
+    /// When it has the most of the family.
+    pub fn nat_address(&mut self, tenant: u32, text: &str, first: u16, last: u16) {
+        let base = nat_address_slot(tenant, ip(text).is_ipv6()) as usize;
+        let end = base + MAX_NAT_ADDRESSES as usize;
+        let len = self.nat_addresses.len().max(end);
+        self.nat_addresses.resize(len, NatAddress::default());
+        let free = self.nat_addresses[base..end]
+            .iter_mut()
+            .find(|a| a.last == 0);
+        *free.expect("room for one more") = NatAddress {
+            address: words(text),
+            first,
+            last,
+        };
+    }
+
     /// As [`World::full`], with the internet for net1 and net2, and public addresses: [`PUBLIC`] of
     /// the first tenant with rules, [`ONE_TO_ONE`] for the replica 11 of net1, [`PUBLIC2`] of the
     /// second. The first is seen as [`NAT`], the second as the uplink's own address.
@@ -70,17 +91,13 @@ impl World {
         }
         w.public(PROVIDER, public_flags::OWN);
         w.public(PROVIDER6, public_flags::OWN);
-        for (text, first, last) in [
-            (NAT4, 1024, 65_535),
-            (NAT6, 1024, 65_535),
-            (PROVIDER, 10_000, 32_767),
-            (PROVIDER6, 10_000, 32_767),
+        for (tenant, text, first, last) in [
+            (0, NAT4, 1024, 65_535),
+            (0, NAT6, 1024, 65_535),
+            (1, PROVIDER, 10_000, 32_767),
+            (1, PROVIDER6, 10_000, 32_767),
         ] {
-            w.nat_addresses.push(NatAddress {
-                address: words(text),
-                first,
-                last,
-            });
+            w.nat_address(tenant, text, first, last);
         }
         for (public, internal) in [(PUBLIC4, "10.1.0.10"), (PUBLIC6, "2001:db8:1::10")] {
             w.rule(0, NET1, public, internal, (443, 443, 8443), &[6]);
@@ -168,7 +185,14 @@ impl World {
     pub fn one_to_one(&mut self, tenant: u16, vni: u32, public: &str, internal: &str) -> u32 {
         let slot = self.push_rule(tenant, vni, public, internal);
         self.rules[slot as usize].flags |= rule_flags::ONE_TO_ONE;
-        for protocol in [6, 17, if ip(public).is_ipv4() { 1 } else { 58 }] {
+        for protocol in [
+            6,
+            17,
+            if ip(public).is_ipv4() { 1 } else { 58 },
+            47,
+            50,
+            132,
+        ] {
             self.rule_port(slot, public, protocol, 0, 0);
         }
         let machine = MachineKey {

@@ -369,6 +369,13 @@ fn a_connection_outlives_other_rules_and_the_daemon() {
     assert!(flows.contains(WEB[0]) && flows.contains("2222"), "{flows}");
 
     let handle = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
+    // Another size of the tables: not at a reload, but at the next start.
+    let config = std::fs::read_to_string(handle.config_path()).expect("the lab's own file");
+    let config = format!("{config}\n[nat]\nconnections = 2048\nmappings = 4096\n");
+    std::fs::write(handle.config_path(), config).expect("the lab's own file");
+    let refused_reload = refusal(&site, &["reload"]);
+    let named = "nat.connections takes effect at a restart";
+    assert!(refused_reload.contains(named), "{refused_reload}");
     handle.kill().unwrap_or_else(|e| panic!("{e}"));
     thread::sleep(Duration::from_secs(2));
     both_go_on("without a daemon");
@@ -386,6 +393,18 @@ fn a_connection_outlives_other_rules_and_the_daemon() {
     }
     thread::sleep(Duration::from_secs(1));
     both_go_on("with the daemon back");
+    for (map, entries) in [("FLOWS", 4096), ("MAPPINGS", 8192)] {
+        let pins = site.pin_dir(PROVIDER);
+        let version = std::fs::read_dir(&pins).expect("pins").flatten().next();
+        let maps = version.expect("a version").path().join("maps");
+        let info = aya::maps::MapInfo::from_pin(maps.join(map));
+        assert_eq!(
+            info.expect("the map is pinned").max_entries(),
+            entries,
+            "{map}"
+        );
+        assert!(!maps.join(format!("{map}-old")).exists(), "{map}");
+    }
     assert_eq!(mode(&site, "acme"), "full");
     let rules = ask(&site, &["rule", "list", "--json"]);
     assert!(rules.contains("\"more\""), "the rule is kept: {rules}");
@@ -479,4 +498,53 @@ fn full_excludes_partial_and_undo_leaves_nothing() {
         .unwrap_or_else(|e| panic!("failing over again: {e}"));
     site.reach("replica-a", "10.1.0.1");
     assert_eq!(greeting(&site, "client", WEB[0], 2222), GREETING);
+}
+
+#[test]
+fn mappings_are_logged_as_configured() {
+    let Some(site) = Site::full() else { return };
+    let _internet = server(&site, "server", 80, 80);
+    let handle = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
+    let config = std::fs::read_to_string(handle.config_path()).expect("the lab's own file");
+    let path = handle.config_path().with_file_name("nat.jsonl");
+    let with = |log: &str| {
+        let text = format!("{config}\n[nat]\nlog = \"{log}\"\nclosed_seconds = 4\n");
+        std::fs::write(handle.config_path(), text).expect("the lab's own file");
+    };
+    with("/nonexistent/nat.jsonl");
+    let why = refusal(&site, &["reload"]);
+    assert!(
+        why.contains("nat.log: cannot open /nonexistent/nat.jsonl"),
+        "{why}"
+    );
+    with(&path.display().to_string());
+    ask(&site, &["reload"]);
+    get(&site, "replica-a", SERVER[0], 80, 80, 100_000);
+    // 4 s after its end, at most 10 s until the next pass, and the same for its mapping.
+    let until = Instant::now() + Duration::from_secs(40);
+    let mut events = Vec::new();
+    while events != ["opened", "closed"] {
+        assert!(
+            Instant::now() < until,
+            "{events:?}\n{}",
+            handle.log_tail(20)
+        );
+        thread::sleep(Duration::from_millis(500));
+        let text = std::fs::read_to_string(&path).expect("the log");
+        let lines = text.lines().map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
+            assert_eq!(
+                (&line["tenant"], &line["protocol"]),
+                (&"acme".into(), &"tcp".into())
+            );
+            let has = |key: &str, address: &str| {
+                let end = line[key].as_str().unwrap_or_default();
+                assert!(end.starts_with(&format!("{address}:")), "{line}");
+            };
+            has("inside", "10.1.0.10");
+            has("outside", NAT[0]);
+            line["event"].as_str().unwrap_or_default().to_owned()
+        });
+        events = lines.collect();
+    }
 }

@@ -271,3 +271,63 @@ fn each_tenant_has_its_own_share_of_connections() {
     let fate = outside(&mut h, &packet(ACK, client, outer));
     assert!(matches!(fate, Verdict::Host(_)), "{fate:?}");
 }
+
+#[test]
+fn a_tenant_gets_unused_places_of_others_on_loan() {
+    const OWN: u32 = 10;
+    const LENT: u32 = 14;
+    let mut world = World::nat();
+    world.shares = vec![
+        TenantQuota {
+            connections: OWN,
+            mappings: OWN,
+        };
+        2
+    ];
+    world.nat.lend_connections = LENT;
+    world.nat.lend_mappings = LENT;
+    let Some(mut h) = Harness::new(world) else {
+        return;
+    };
+    let globex = HostPort::trunk(201, G_MAC);
+    // A connection by the rule of each tenant for port 443.
+    let open = |h: &mut Harness, place, public, machine, port| {
+        let (client, outer, inner) = (end(REMOTE, port), end(public, 443), end(A, machine));
+        outside(h, &packet(SYN, client, outer));
+        inside(h, place, &packet(SYN_ACK, inner, client));
+        match outside(h, &packet(ACK, client, outer)) {
+            Verdict::Host(_) => true,
+            fate => {
+                assert_eq!(fate, Verdict::Dropped(Counter::DropShare));
+                false
+            }
+        }
+    };
+    let count = |results: &[bool]| results.iter().filter(|opened| **opened).count() as u32;
+    let first: Vec<_> = (20_000..20_020)
+        .map(|port| open(&mut h, PA, PUBLIC4, 8443, port))
+        .collect();
+    assert_eq!(count(&first), LENT, "its own, and those on loan");
+    // The owner of the places on loan gets its own in any case, and nothing beyond them.
+    let second: Vec<_> = (20_000..20_020)
+        .map(|port| open(&mut h, globex, PUBLIC2, 443, port))
+        .collect();
+    assert_eq!(count(&second), OWN);
+    // Endpoints are lent by themselves.
+    let mapped = |h: &mut Harness, place, port| {
+        let fate = inside(
+            h,
+            place,
+            &packet(Message::Udp, end(A, port), end(REMOTE, 53)),
+        );
+        matches!(fate, Verdict::Outside(_))
+    };
+    let first: Vec<_> = (11_000..11_020)
+        .map(|port| mapped(&mut h, PA, port))
+        .collect();
+    assert_eq!(count(&first), LENT);
+    let second: Vec<_> = (11_000..11_020)
+        .map(|port| mapped(&mut h, globex, port))
+        .collect();
+    assert_eq!(count(&second), OWN);
+}

@@ -17,6 +17,7 @@ mod mode;
 mod mss;
 mod nat;
 mod nat_beside_nftables;
+mod nat_load;
 mod nat_rfc;
 mod nd;
 mod pmtu;

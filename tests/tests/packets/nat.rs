@@ -379,6 +379,108 @@ fn a_one_to_one_machine_is_translated_to_its_public_address() {
     }
 }
 
+/// GRE, ESP and SCTP packets, and ICMP messages of a type that no NAT knows: by the addresses of
+/// both ends.
+type Whole = fn(IpAddr, IpAddr) -> Vec<u8>;
+const WHOLE: [(&str, Whole); 5] = [
+    ("GRE", |from, to| {
+        ip_packet(from, to, 47, &[0, 0, 0x08, 0, 0x45, 1, 2, 3, 4, 5])
+    }),
+    ("the shortest GRE", |from, to| {
+        ip_packet(from, to, 47, &[0, 0, 0x08, 0])
+    }),
+    ("ESP", |from, to| ip_packet(from, to, 50, &[7; 64])),
+    ("SCTP", |from, to| {
+        // Ports 5000 and 5001, a tag, and a checksum that covers no address.
+        let mut body = vec![0x13, 0x88, 0x13, 0x89, 1, 2, 3, 4, 0xaa, 0xbb, 0xcc, 0xdd];
+        body.extend_from_slice(&[1, 0, 0, 20, 9, 9, 9, 9]);
+        ip_packet(from, to, 132, &body)
+    }),
+    ("experimental ICMP", |from, to| {
+        let kind = if from.is_ipv4() { 253 } else { 200 };
+        icmp(from, to, kind, 0, &[0, 1, 2, 3, 4, 5, 6, 7])
+    }),
+];
+
+#[test]
+fn a_one_to_one_machine_sends_and_receives_esp_gre_sctp_and_unknown_icmp() {
+    let Some(mut h) = nat() else { return };
+    for (b, a, public, remote) in [(B, A, ONE_TO_ONE4, REMOTE), (B6, A6, ONE_TO_ONE6, REMOTE6)] {
+        for (what, make) in WHOLE {
+            for first in ["out", "in"] {
+                h.clear_connections().expect("maps");
+                let out = |h: &mut Harness| {
+                    assert_eq!(
+                        inside(h, PB, &make(ip(b), ip(remote))),
+                        Verdict::Outside(hop(&make(ip(public), ip(remote)))),
+                        "{what}, {first} first"
+                    );
+                };
+                let back = |h: &mut Harness| {
+                    assert_eq!(
+                        outside(h, &make(ip(remote), ip(public))),
+                        Verdict::Host(PB.receives(&hop(&make(ip(remote), ip(b))))),
+                        "{what}, {first} first"
+                    );
+                };
+                for _ in 0..2 {
+                    if first == "out" {
+                        out(&mut h);
+                        back(&mut h);
+                    } else {
+                        back(&mut h);
+                        out(&mut h);
+                    }
+                }
+            }
+            // Others are not translated.
+            assert_eq!(
+                inside(&mut h, PA, &make(ip(a), ip(remote))),
+                dropped(Counter::DropNatProtocol),
+                "{what}"
+            );
+            let nat = if ip(a).is_ipv4() { NAT4 } else { NAT6 };
+            assert_eq!(
+                outside(&mut h, &make(ip(remote), ip(nat))),
+                dropped(Counter::DropNoRule),
+                "{what}"
+            );
+        }
+    }
+    // An established tunnel is displaced by no flood of first packets.
+    let (_, esp) = WHOLE[2];
+    inside(&mut h, PB, &esp(ip(B), ip(REMOTE)));
+    outside(&mut h, &esp(ip(REMOTE), ip(ONE_TO_ONE4)));
+    let kept = h.entries::<FlowKey, Flow>("FLOWS").expect("FLOWS");
+    assert!(kept.iter().any(|(key, _)| key.protocol == 50));
+    // SCTP has ports, and the management port is not public.
+    let ssh = |from: IpAddr, to: IpAddr| {
+        let mut body = vec![0; 20];
+        body[..4].copy_from_slice(&[0x13, 0x88, 0, 22]);
+        ip_packet(from, to, 132, &body)
+    };
+    assert_eq!(
+        outside(&mut h, &ssh(ip(REMOTE), ip(ONE_TO_ONE4))),
+        dropped(Counter::DropManagementPort)
+    );
+}
+
+#[test]
+fn errors_about_esp_and_sctp_reach_the_one_to_one_machine() {
+    let Some(mut h) = nat() else { return };
+    for (what, make) in [WHOLE[2], WHOLE[3]] {
+        inside(&mut h, PB, &make(ip(B), ip(REMOTE)));
+        let quote = hop(&make(ip(ONE_TO_ONE4), ip(REMOTE)));
+        let sent = error(REMOTE, ONE_TO_ONE4, &quote, 28);
+        let inner = hop(&make(ip(B), ip(REMOTE)));
+        assert_eq!(
+            outside(&mut h, &sent),
+            Verdict::Host(PB.receives(&hop(&error(REMOTE, B, &inner, 28)))),
+            "{what}"
+        );
+    }
+}
+
 #[test]
 fn a_public_address_of_the_same_tenant_is_reached_from_inside() {
     let Some(mut h) = nat() else { return };

@@ -107,11 +107,109 @@ fn rfc4787_req2_all_endpoints_of_a_host_get_one_address() {
     }
 }
 
+/// A world whose first tenant has four IPv4 addresses of a few ports each.
+fn several_addresses(ports: u16) -> (World, Vec<IpAddr>) {
+    let mut world = World::nat();
+    world.nat_addresses[0].last = 1024 + ports - 1;
+    let mut all = vec![ip(NAT4)];
+    for last in 26..29 {
+        let text = format!("203.0.113.{last}");
+        world.public(&text, 0);
+        world.nat_address(0, &text, 1024, 1024 + ports - 1);
+        all.push(ip(&text));
+    }
+    (world, all)
+}
+
+/// Hosts of net1, which all answer from the same MAC address.
+fn hosts(world: &mut World) -> Vec<String> {
+    let hosts: Vec<_> = (100..164).map(|last| format!("10.1.0.{last}")).collect();
+    for host in &hosts {
+        world.neighbour(NET1, host, TRUNK, C_MAC, TRUNK_MAC, 101, 0);
+    }
+    hosts
+}
+
+#[test]
+fn rfc4787_req2_hosts_are_paired_with_one_of_several_addresses() {
+    let (mut world, addresses) = several_addresses(60_000);
+    let hosts = hosts(&mut world);
+    let Some(mut h) = Harness::new(world) else {
+        return;
+    };
+    let mut used = std::collections::BTreeMap::<IpAddr, u32>::new();
+    for host in &hosts {
+        let seen: Vec<_> = [Message::Udp, Message::Tcp(SYN), Message::EchoRequest]
+            .into_iter()
+            .flat_map(|message| [2000, 3000, 4000].map(|port| (message, port)))
+            .map(|(message, port)| {
+                let sent = packet(message, end(host, port), end(REMOTE, 9));
+                seen_as(inside(&mut h, PC, &sent)).0
+            })
+            .collect();
+        assert!(seen.iter().all(|a| *a == seen[0]), "{host}: {seen:?}");
+        assert!(addresses.contains(&seen[0]), "{host}: {seen:?}");
+        *used.entry(seen[0]).or_default() += 1;
+    }
+    println!("{used:?}");
+    assert_eq!(used.len(), addresses.len(), "{used:?}");
+    assert!(used.values().all(|hosts| *hosts >= 6), "{used:?}");
+    // Replies to each come back.
+    let from = end(&hosts[0], 2000);
+    let outer = seen_as(inside(
+        &mut h,
+        PC,
+        &packet(Message::Udp, from, end(REMOTE, 9)),
+    ));
+    assert!(is_received(&mut h, Message::Udp, end(REMOTE, 9), outer));
+}
+
+#[test]
+fn new_hosts_avoid_an_address_without_free_ports() {
+    let (mut world, addresses) = several_addresses(8);
+    let hosts = hosts(&mut world);
+    let Some(mut h) = Harness::new(world) else {
+        return;
+    };
+    // A host that is there takes all ports of its address, and gets no other.
+    let (mut seen, mut refused) = (Vec::new(), 0);
+    for port in 2000..2100 {
+        match inside(
+            &mut h,
+            PC,
+            &packet(Message::Udp, end(&hosts[0], port), end(REMOTE, 9)),
+        ) {
+            Verdict::Outside(l3) => seen.push(ends(&l3).0.0),
+            fate => {
+                assert_eq!(fate, dropped(Counter::DropNoPort));
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((seen.len(), refused), (8, 92));
+    let full = seen[0];
+    assert!(seen.iter().all(|a| *a == full), "{seen:?}");
+    // Others get ports while there are some at any address.
+    let mut used = std::collections::BTreeMap::<IpAddr, u32>::new();
+    for host in &hosts[1..] {
+        for _attempt in 0..addresses.len() {
+            let sent = packet(Message::Udp, end(host, 2000), end(REMOTE, 9));
+            if let Verdict::Outside(l3) = inside(&mut h, PC, &sent) {
+                *used.entry(ends(&l3).0.0).or_default() += 1;
+                break;
+            }
+        }
+    }
+    println!("{full} is full; {used:?}");
+    assert!(!used.contains_key(&full), "{used:?}");
+    assert_eq!(used.values().sum::<u32>(), 3 * 8, "{used:?}");
+}
+
 #[test]
 fn rfc4787_req5_udp_is_kept_for_five_minutes_and_no_longer() {
     let Some(mut h) = nat() else { return };
     for (a, _, _, remote) in FAMILIES {
-        let (from, far) = (end(a, 41_000), end(remote, 53));
+        let (from, far) = (end(a, 41_000), end(remote, 5300));
         for answered in [false, true] {
             h.clear_connections().expect("maps");
             let outer = seen_as(inside(&mut h, PA, &packet(Message::Udp, from, far)));
@@ -133,9 +231,61 @@ fn rfc4787_req5_udp_is_kept_for_five_minutes_and_no_longer() {
 }
 
 #[test]
+fn rfc4787_req5a_queries_to_well_known_ports_are_kept_for_half_a_minute() {
+    let Some(mut h) = nat() else { return };
+    for (a, _, _, remote) in FAMILIES {
+        for (port, short) in [
+            (53, true),
+            (123, true),
+            (1023, true),
+            (1024, false),
+            // QUIC, IKE, and DNS over QUIC pause for longer.
+            (443, false),
+            (500, false),
+            (853, false),
+        ] {
+            let (from, far) = (end(a, 41_000), end(remote, port));
+            h.clear_connections().expect("maps");
+            let outer = seen_as(inside(&mut h, PA, &packet(Message::Udp, from, far)));
+            assert!(is_received(&mut h, Message::Udp, far, outer), "{port}");
+            silence(&mut h, 28);
+            assert!(is_received(&mut h, Message::Udp, far, outer), "{port}");
+            silence(&mut h, 40);
+            let kept = is_received(&mut h, Message::Udp, far, outer);
+            assert_eq!(kept, !short, "port {port} after 40 s");
+        }
+    }
+}
+
+#[test]
+fn rfc5382_a_connection_that_both_ends_closed_is_kept_for_seconds() {
+    let Some(mut h) = nat() else { return };
+    for (a, _, _, remote) in FAMILIES {
+        let (from, far) = (end(a, 43_000), end(remote, 80));
+        for last in [FIN | ACK, RST | ACK] {
+            h.clear_connections().expect("maps");
+            let outer = connect(&mut h, from, far);
+            inside(&mut h, PA, &packet(Message::Tcp(FIN | ACK), from, far));
+            assert!(is_received(&mut h, Message::Tcp(last), far, outer));
+            // The last acknowledgment, and FINs that are sent again.
+            silence(&mut h, 8);
+            assert!(is_received(&mut h, Message::Tcp(FIN | ACK), far, outer));
+            let answer = packet(Message::Tcp(ACK), from, far);
+            assert_eq!(seen_as(inside(&mut h, PA, &answer)), outer);
+            silence(&mut h, 14);
+            assert_eq!(
+                outside(&mut h, &packet(Message::Tcp(ACK), far, outer)),
+                dropped(Counter::DropNoFlow),
+                "{last}"
+            );
+        }
+    }
+}
+
+#[test]
 fn rfc4787_req6_outbound_packets_refresh_a_connection() {
     let Some(mut h) = nat() else { return };
-    let (from, far) = (end(A, 41_000), end(REMOTE, 53));
+    let (from, far) = (end(A, 41_000), end(REMOTE, 5300));
     let outer = seen_as(inside(&mut h, PA, &packet(Message::Udp, from, far)));
     assert!(is_received(&mut h, Message::Udp, far, outer));
     for _ in 0..5 {
@@ -155,8 +305,10 @@ fn timeouts_are_read_from_the_map() {
     world.nat.timeouts = Timeouts {
         established: 8,
         transitory: 4,
+        closed: 4,
         opening: 4,
         udp: 4,
+        udp_short: 4,
         icmp: 4,
     };
     let Some(mut h) = Harness::new(world) else {

@@ -178,9 +178,9 @@ fn world(rules: u32) -> anyhow::Result<World> {
         uplink: UPLINK,
         seed: 1,
         timeouts: Timeouts::default(),
-        route_generation: 0,
         mac: A1,
         mtu: 1500,
+        ..Nat::default()
     };
     w.nat_addresses = vec![NatAddress {
         address: words(PUBLIC),

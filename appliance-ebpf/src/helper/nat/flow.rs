@@ -8,7 +8,7 @@ use appliance_common::{
     counters::Counter,
     maps::{Mode, network_flags},
     nat::{Direction, FRAGMENT_TICKS, Flow, FlowKey, Nat, OUTSIDE, SYN, UPLINK, rule_flags},
-    wire::{IPPROTO_TCP, IPPROTO_UDP},
+    wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP},
 };
 use aya_ebpf::bindings::BPF_NOEXIST;
 
@@ -153,9 +153,9 @@ pub fn find(nat: &Nat, s: &mut Scratch) -> Result<bool, Counter> {
             unsafe { (*other).egress_macs = s.back.egress_macs };
         }
     }
-    let lasting = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
+    let lasting = s.key.protocol != IPPROTO_ICMP && s.key.protocol != IPPROTO_ICMPV6;
     if lasting && Flow::is_assured(s.key.protocol, s.flow.state) {
-        return establish(s).map(|()| true);
+        return establish(nat, s).map(|()| true);
     }
     if !s.flow.may_deliver() {
         return Err(Counter::DropNoRule);
@@ -250,9 +250,9 @@ fn update(entry: &mut Flow, s: &mut Scratch) -> bool {
 
 /// Moves a connection that both ends agreed to into `FLOWS`: both directions or none.
 #[inline(always)]
-fn establish(s: &mut Scratch) -> Result<(), Counter> {
+fn establish(nat: &Nat, s: &mut Scratch) -> Result<(), Counter> {
     let owner = owner(s);
-    if !quota::permits_connection(owner) {
+    if !quota::permits_connection(nat, owner) {
         return Err(Counter::DropShare);
     }
     s.flow.packets += 1;

@@ -3,58 +3,74 @@
 
 use appliance_common::{
     counters::Counter,
-    nat::{Mapping, MappingKey, Nat, NatAddress, OUTSIDE, PORT_PROBES},
+    events::MappingEvent,
+    nat::{Nat, NatAddress, OUTSIDE, PORT_PROBES},
 };
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_coarse_ns};
 
-use super::{quota, tables::EEXIST};
-use crate::maps::{MAPPINGS, NAT_ADDRESSES, Scratch};
+use super::{pair, quota, tables::EEXIST};
+use crate::{
+    helper::count::count,
+    maps::{MAPPINGS, NAT_ADDRESSES, NAT_EVENTS, Scratch},
+};
 
-/// The public address and ports of the tenant of `zone`; `None` if it has none.
-#[inline(always)]
-pub fn address(zone: u32, ipv6: bool) -> Option<&'static NatAddress> {
-    let slot = zone.wrapping_sub(1).wrapping_mul(2) | u32::from(ipv6);
-    NAT_ADDRESSES
-        .get(slot)
-        .filter(|a| a.last != 0 && a.first <= a.last)
+/// Finds the public endpoint of the packet's source, that of its mapping or of a new one, and takes
+/// its address, the one in `slot` of `NAT_ADDRESSES`, and port into `s.flow`. Returns the drop
+/// reason, if no tried port is free, the quota is used up, or the table is full.
+#[inline(never)]
+pub fn of_source(s: &mut Scratch, nat: &Nat, slot: u32) -> Option<Counter> {
+    let Some(address) = NAT_ADDRESSES.get(slot) else {
+        return Some(Counter::DropNoRoute);
+    };
+    s.flow.source = address.address;
+    s.new_mapping = 0;
+    match port_of(s, nat, address) {
+        Ok(port) => {
+            s.flow.source_port = port;
+            None
+        }
+        Err(reason) => {
+            if reason as u32 == Counter::DropNoPort as u32 {
+                pair::mark_full(s, slot);
+            }
+            Some(reason)
+        }
+    }
 }
 
-/// The public port, network byte order, of the packet's source: that of its mapping, or of a new
-/// one.
-///
-/// # Errors
-/// The drop reason, if no tried port is free, the quota is used up, or the table is full.
-#[inline(never)]
-pub fn of_source(s: &mut Scratch, nat: &Nat, address: &NatAddress) -> Result<u16, Counter> {
-    s.endpoint = MappingKey {
-        address: s.key.source,
-        port: s.key.source_port,
-        zone: s.key.zone,
-        protocol: s.key.protocol,
-        reserved: [0; 3],
-    };
-    // SAFETY: read at once; preallocated entries are never unmapped.
-    if let Some(mapping) = unsafe { MAPPINGS.get(&s.endpoint) }.copied() {
-        if mapping.epoch == s.side.epoch && mapping.address == address.address {
-            return Ok(mapping.port);
+/// The public port, network byte order, of the packet's source at an address.
+#[inline(always)]
+fn port_of(s: &mut Scratch, nat: &Nat, address: &NatAddress) -> Result<u16, Counter> {
+    // Field by field, because whole values would be built on the stack first. The padding is always
+    // zero.
+    s.endpoint.address = s.key.source;
+    s.endpoint.port = s.key.source_port;
+    s.endpoint.zone = s.key.zone;
+    s.endpoint.protocol = s.key.protocol;
+    if let Some(entry) = MAPPINGS.get_ptr_mut(&s.endpoint) {
+        // SAFETY: the map returned a value; preallocated entries are never unmapped. If it is
+        // recycled meanwhile, another mapping is kept a little longer.
+        unsafe {
+            let mapping = &mut *entry;
+            if mapping.epoch == s.side.epoch && mapping.address == address.address {
+                if mapping.last_used != s.side.now {
+                    mapping.last_used = s.side.now;
+                }
+                return Ok(mapping.port);
+            }
         }
         // From an earlier failover or of another address. User space deletes the other half.
         let _ = MAPPINGS.remove(&s.endpoint);
     }
-    s.outer = MappingKey {
-        address: address.address,
-        port: 0,
-        zone: OUTSIDE,
-        protocol: s.key.protocol,
-        reserved: [0; 3],
-    };
-    s.mapping = Mapping {
-        address: s.key.source,
-        port: s.key.source_port,
-        zone: s.key.zone,
-        epoch: s.side.epoch,
-    };
-    if !quota::permits_mapping(s.side.zone) {
+    s.outer.address = address.address;
+    s.outer.zone = OUTSIDE;
+    s.outer.protocol = s.key.protocol;
+    s.mapping.address = s.key.source;
+    s.mapping.port = s.key.source_port;
+    s.mapping.zone = s.key.zone;
+    s.mapping.epoch = s.side.epoch;
+    s.mapping.last_used = s.side.now;
+    if !quota::permits_mapping(nat, s.side.zone) {
         return Err(Counter::DropShare);
     }
     let span = u32::from(address.last - address.first) + 1;
@@ -92,16 +108,14 @@ const fn pick(hash: &mut u32, span: u32) -> u16 {
 /// outer half.
 #[inline(always)]
 fn insert_inner(s: &mut Scratch) -> Result<u16, Counter> {
-    let mapping = Mapping {
-        address: s.outer.address,
-        port: s.outer.port,
-        zone: OUTSIDE,
-        epoch: s.side.epoch,
-    };
-    s.mapping = mapping;
+    // Epoch and time are those of the outer half.
+    s.mapping.address = s.outer.address;
+    s.mapping.port = s.outer.port;
+    s.mapping.zone = OUTSIDE;
     match MAPPINGS.insert(&s.endpoint, &s.mapping, BPF_NOEXIST.into()) {
         Ok(()) => {
             quota::add_mapping(s.side.zone);
+            s.new_mapping = 1;
             Ok(s.outer.port)
         }
         Err(error) => {
@@ -117,4 +131,22 @@ fn insert_inner(s: &mut Scratch) -> Result<u16, Counter> {
             }
         }
     }
+}
+
+/// Reports a new mapping to user space, for the NAT log.
+#[inline(never)]
+pub fn log(s: &Scratch) {
+    let Some(mut record) = NAT_EVENTS.reserve::<MappingEvent>(0) else {
+        count(Counter::NatLogLost);
+        return;
+    };
+    let event = record.as_mut_ptr();
+    // SAFETY: the record is of this type; every field is written. Field by field, because a value
+    // would be built on the stack first.
+    unsafe {
+        (&raw mut (*event).at).write(bpf_ktime_get_coarse_ns());
+        (&raw mut (*event).inside).write(s.endpoint);
+        (&raw mut (*event).outside).write(s.outer);
+    }
+    record.submit(0);
 }

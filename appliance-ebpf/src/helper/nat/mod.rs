@@ -18,6 +18,7 @@ pub mod egress;
 pub mod flow;
 mod mapping;
 mod open;
+mod pair;
 pub mod parse;
 pub mod proxy;
 mod quota;
@@ -32,7 +33,7 @@ use appliance_common::{
     wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_TCP, mss_for},
 };
 use aya_ebpf::programs::XdpContext;
-pub use tables::{MANAGEMENT_PORT, now, public, scratch, settings, tenant};
+pub use tables::{MANAGEMENT_PORT, has_ports, now, public, scratch, settings, tenant};
 
 use crate::{
     helper::{

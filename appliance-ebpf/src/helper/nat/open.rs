@@ -5,15 +5,15 @@ use appliance_common::{
     maps::{Mode, network_flags},
     nat::{
         Flow, MachineKey, MappingKey, Nat, OUTSIDE, RULE_KEY_BITS, Rule, RuleKey, SOURCE_KEY_BITS,
-        SourceKey, UPLINK, flow_flags, public_flags, rule_flags,
+        SourceKey, UPLINK, flow_flags, public_flags, rule_flags, short_lived,
     },
     wire::{IPPROTO_TCP, IPPROTO_UDP},
 };
 use aya_ebpf::maps::lpm_trie::Key;
 
 use super::{
-    flow, mapping,
-    tables::{MANAGEMENT_PORT, public, tenant},
+    flow, mapping, pair,
+    tables::{MANAGEMENT_PORT, has_ports, public, tenant},
 };
 use crate::{
     helper::lookup::{network, route},
@@ -33,7 +33,7 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         destination_port: s.key.destination_port,
         to_zone: OUTSIDE,
         state: 0,
-        flags: 0,
+        flags: short_lived(s.key.protocol, s.key.destination_port),
         to: UPLINK,
         from: s.side.slot,
         to_epoch: 0,
@@ -65,8 +65,7 @@ pub fn open(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         let target = s.key.destination;
         match public(&target) {
             Some(public) => {
-                let ports = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
-                if ports && s.key.destination_port == MANAGEMENT_PORT {
+                if has_ports(s.key.protocol) && s.key.destination_port == MANAGEMENT_PORT {
                     return Some(Counter::DropManagementPort);
                 }
                 // Tenants do not reach the appliance itself, but endpoints mapped to its address.
@@ -184,12 +183,12 @@ fn is_listed(s: &Scratch) -> bool {
 /// tenant's address. Returns the drop reason, or `None` on success.
 #[inline(always)]
 fn translate_source(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
-    let machine = MachineKey {
+    s.host = MachineKey {
         zone: s.side.zone,
         address: s.key.source,
     };
     // SAFETY: read at once; preallocated entries are never unmapped.
-    if let Some(slot) = unsafe { ONE_TO_ONE.get(machine) }.copied()
+    if let Some(slot) = unsafe { ONE_TO_ONE.get(&s.host) }.copied()
         && let Some(rule) = RULES
             .get(slot.slot)
             .filter(|rule| rule.flags & rule_flags::ACTIVE != 0)
@@ -198,8 +197,7 @@ fn translate_source(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
             // The element of `ONE_TO_ONE`, or the slot, is another machine's by now.
             return Some(Counter::DropRecycled);
         }
-        let ports = s.key.protocol == IPPROTO_TCP || s.key.protocol == IPPROTO_UDP;
-        if ports && s.key.source_port == MANAGEMENT_PORT {
+        if has_ports(s.key.protocol) && s.key.source_port == MANAGEMENT_PORT {
             // Replies to the management port are dropped.
             return Some(Counter::DropManagementPort);
         }
@@ -210,16 +208,18 @@ fn translate_source(nat: &Nat, s: &mut Scratch) -> Option<Counter> {
         }
         return None;
     }
-    let Some(address) = mapping::address(s.side.zone, s.packet.ipv6 != 0) else {
-        return Some(Counter::DropNoRoute);
-    };
-    match mapping::of_source(s, nat, address) {
-        Ok(port) => {
-            s.flow.source = address.address;
-            s.flow.source_port = port;
-            s.flow.flags |= flow_flags::MAPPED;
-            None
-        }
-        Err(reason) => Some(reason),
+    if s.packet.one_to_one != 0 {
+        return Some(Counter::DropNatProtocol);
     }
+    let slot = pair::of_source(nat, s);
+    if slot == pair::NONE {
+        return Some(Counter::DropNoRoute);
+    }
+    s.flow.flags |= flow_flags::MAPPED;
+    let refused = mapping::of_source(s, nat, slot);
+    // From here, where more of the stack is left.
+    if s.new_mapping != 0 && nat.log != 0 {
+        mapping::log(s);
+    }
+    refused
 }

@@ -4,7 +4,10 @@
 use appliance_common::{
     counters::Counter,
     nat::{FlowKey, TcpState},
-    wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, IPV4_LEN, IPV6_LEN},
+    wire::{
+        IPPROTO_ESP, IPPROTO_GRE, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_SCTP, IPPROTO_TCP,
+        IPPROTO_UDP, IPV4_LEN, IPV6_LEN,
+    },
 };
 use aya_ebpf::programs::XdpContext;
 
@@ -41,6 +44,7 @@ pub fn parse(
     p.flags = 0;
     p.may_split = 0;
     p.identification = 0;
+    p.one_to_one = 0;
     key.zone = zone as u16;
     key.reserved = 0;
     let Some(first) = Window::<1>::within(ctx, l3) else {
@@ -217,16 +221,35 @@ fn walk_options(ctx: &XdpContext, at: u32, end: u32) -> u64 {
 /// The least length of a header of the protocol, bytes.
 #[inline(always)]
 const fn min_header_len(protocol: u8) -> u32 {
-    if protocol == IPPROTO_TCP { 20 } else { 8 }
+    match protocol {
+        IPPROTO_TCP => 20,
+        IPPROTO_SCTP => 12,
+        IPPROTO_GRE => 4,
+        _ => 8,
+    }
 }
 
 /// Reads ports, identifiers, and the packet that an error quotes.
 #[inline(always)]
 fn payload(ctx: &XdpContext, p: &mut Packet, key: &mut FlowKey) -> Option<Counter> {
+    if p.protocol == IPPROTO_ESP || p.protocol == IPPROTO_GRE {
+        key.source_port = 0;
+        key.destination_port = 0;
+        p.opens = 1;
+        p.one_to_one = 1;
+        return None;
+    }
     let Some(w) = Window::<8>::within(ctx, p.l4) else {
         return Some(Counter::DropMalformed);
     };
     match p.protocol {
+        IPPROTO_SCTP => {
+            key.source_port = w.get::<u16, 0>();
+            key.destination_port = w.get::<u16, 2>();
+            p.opens = 1;
+            p.one_to_one = 1;
+            None
+        }
         IPPROTO_TCP => {
             key.source_port = w.get::<u16, 0>();
             key.destination_port = w.get::<u16, 2>();
@@ -253,12 +276,17 @@ fn payload(ctx: &XdpContext, p: &mut Packet, key: &mut FlowKey) -> Option<Counte
             // Unreachable, time exceeded, parameter problem (RFC 792). Source quench is deprecated
             // (RFC 6633); redirects are for their own link.
             3 | 11 | 12 if p.more == 0 => quoted_v4(ctx, p, key),
+            // Photuris, extended echo (RFC 8335), experiments (RFC 4727) and unassigned ones.
+            kind @ 40.. => other(p, key, kind),
             _ => Some(Counter::DropNatProtocol),
         },
         IPPROTO_ICMPV6 if p.ipv6 != 0 => match w.get::<u8, 0>() {
             128 => query(p, key, w),
             129 => reply(key, w),
             1..=4 if p.more == 0 => quoted_v6(ctx, p, key),
+            // Node information, extended echo (RFC 8335), experiments (RFC 4443) and unassigned
+            // ones. Those between belong to the link or to mobility.
+            kind @ (139 | 140 | 160 | 161 | 200..=254) => other(p, key, kind),
             _ => Some(Counter::DropNatProtocol),
         },
         _ => Some(Counter::DropNatProtocol),
@@ -270,6 +298,17 @@ fn query(p: &mut Packet, key: &mut FlowKey, w: Window<8>) -> Option<Counter> {
     key.source_port = w.get::<u16, 4>();
     key.destination_port = 0;
     p.opens = 1;
+    None
+}
+
+/// A message without an identifier that we know: a 1:1 rule translates its addresses only. Queries
+/// and replies have a port that is zero, so the key is no other's.
+#[inline(always)]
+fn other(p: &mut Packet, key: &mut FlowKey, kind: u8) -> Option<Counter> {
+    key.source_port = kind.into();
+    key.destination_port = kind.into();
+    p.opens = 1;
+    p.one_to_one = 1;
     None
 }
 
@@ -360,7 +399,11 @@ fn quoted(
     key.source = source;
     key.protocol = protocol;
     match (protocol, w.get::<u8, 0>(), p.ipv6) {
-        (IPPROTO_TCP | IPPROTO_UDP, _, _) => {
+        (IPPROTO_ESP | IPPROTO_GRE, _, _) => {
+            key.source_port = 0;
+            key.destination_port = 0;
+        }
+        (IPPROTO_TCP | IPPROTO_UDP | IPPROTO_SCTP, _, _) => {
             key.source_port = w.get::<u16, 2>();
             key.destination_port = w.get::<u16, 0>();
         }

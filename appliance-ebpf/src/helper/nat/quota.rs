@@ -1,45 +1,57 @@
-//! Quotas: the part of the shared tables that one tenant may use, so that a flood of one tenant
-//! does not affect others.
+//! Quotas: the part of the shared tables that is a tenant's own, so that a flood of one tenant does
+//! not affect others. Places that a tenant leaves unused are lent to the others.
+
+use appliance_common::nat::{ALL_TENANTS, Nat};
 
 use crate::maps::{SHARES, TALLIES};
 
-/// Whether the quota of the tenant of `zone` permits another connection.
+/// Whether the tenant of `zone` may have another connection: within its quota, or on loan.
 #[inline(never)]
-pub fn permits_connection(zone: u32) -> bool {
+pub fn permits_connection(nat: &Nat, zone: u32) -> bool {
     let slot = zone.wrapping_sub(1);
-    match (SHARES.get(slot), TALLIES.get(slot)) {
-        (Some(quota), Some(usage)) => {
-            quota.connections == 0 || usage.connections < quota.connections.into()
-        }
-        _ => false,
-    }
+    let (Some(quota), Some(usage)) = (SHARES.get(slot), TALLIES.get(slot)) else {
+        return false;
+    };
+    quota.connections == 0
+        || usage.connections < quota.connections.into()
+        || TALLIES
+            .get(ALL_TENANTS)
+            .is_some_and(|all| all.connections < nat.lend_connections.into())
 }
 
-/// Whether the quota of the tenant of `zone` permits another mapping.
-#[inline(never)]
-pub fn permits_mapping(zone: u32) -> bool {
+/// Whether the tenant of `zone` may have another mapping: within its quota, or on loan.
+#[inline(always)]
+pub fn permits_mapping(nat: &Nat, zone: u32) -> bool {
     let slot = zone.wrapping_sub(1);
-    match (SHARES.get(slot), TALLIES.get(slot)) {
-        (Some(quota), Some(usage)) => quota.mappings == 0 || usage.mappings < quota.mappings.into(),
-        _ => false,
-    }
+    let (Some(quota), Some(usage)) = (SHARES.get(slot), TALLIES.get(slot)) else {
+        return false;
+    };
+    quota.mappings == 0
+        || usage.mappings < quota.mappings.into()
+        || TALLIES
+            .get(ALL_TENANTS)
+            .is_some_and(|all| all.mappings < nat.lend_mappings.into())
 }
 
 /// Counts a new connection of the tenant.
 #[inline(always)]
 pub fn add_connection(zone: u32) {
-    if let Some(usage) = TALLIES.get_ptr_mut(zone.wrapping_sub(1)) {
-        // SAFETY: array values are never unmapped. Two CPUs that add at once may lose one; user
-        // space recounts.
-        unsafe { (*usage).connections += 1 };
+    for slot in [zone.wrapping_sub(1), ALL_TENANTS] {
+        if let Some(usage) = TALLIES.get_ptr_mut(slot) {
+            // SAFETY: array values are never unmapped. Two CPUs that add at once may lose one; user
+            // space recounts.
+            unsafe { (*usage).connections += 1 };
+        }
     }
 }
 
 /// Counts a new mapping of the tenant.
 #[inline(always)]
 pub fn add_mapping(zone: u32) {
-    if let Some(usage) = TALLIES.get_ptr_mut(zone.wrapping_sub(1)) {
-        // SAFETY: as above.
-        unsafe { (*usage).mappings += 1 };
+    for slot in [zone.wrapping_sub(1), ALL_TENANTS] {
+        if let Some(usage) = TALLIES.get_ptr_mut(slot) {
+            // SAFETY: as above.
+            unsafe { (*usage).mappings += 1 };
+        }
     }
 }

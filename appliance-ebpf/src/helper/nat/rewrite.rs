@@ -2,6 +2,7 @@
 
 use appliance_common::{
     counters::Counter,
+    nat::is_one_to_one_only,
     wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, IPV4_LEN, IPV6_LEN},
 };
 use aya_ebpf::programs::XdpContext;
@@ -43,7 +44,7 @@ fn whole(ctx: &XdpContext, s: &Scratch) -> Option<Counter> {
     if let Some(reason) = header(ctx, s, &flow.source, &flow.destination, addresses) {
         return Some(reason);
     }
-    if matches!(p.kind, Kind::Fragment) {
+    if matches!(p.kind, Kind::Fragment) || is_one_to_one_only(p.protocol) {
         return None;
     }
     let Some(w) = Window::<8>::within(ctx, p.l4) else {
@@ -51,6 +52,13 @@ fn whole(ctx: &XdpContext, s: &Scratch) -> Option<Counter> {
     };
     let ports = delta16(key.source_port, flow.source_port)
         + delta16(key.destination_port, flow.destination_port);
+    if p.one_to_one != 0 {
+        // An ICMP message without an identifier. Only the checksum of ICMPv6 covers the addresses.
+        if p.protocol == IPPROTO_ICMPV6 {
+            w.set::<u16, 2>(apply(w.get::<u16, 2>(), addresses));
+        }
+        return None;
+    }
     match p.protocol {
         IPPROTO_TCP => {
             let Some(t) = Window::<20>::within(ctx, p.l4) else {
@@ -178,6 +186,7 @@ fn error(ctx: &XdpContext, s: &Scratch) -> Option<Counter> {
             udp_check(w, quoted + ports);
             within += delta16(old, w.get::<u16, 6>());
         }
+        protocol if is_one_to_one_only(protocol) => {}
         _ => {
             let identifier = if key.destination_port == 0 {
                 flow.source_port

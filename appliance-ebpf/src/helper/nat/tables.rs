@@ -3,6 +3,7 @@
 use appliance_common::{
     maps::Tenant,
     nat::{Flow, Nat, PublicAddress, flow_flags, ticks},
+    wire::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP},
 };
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 
@@ -15,6 +16,12 @@ use crate::{
 pub const MANAGEMENT_PORT: u16 = u16::from_ne_bytes([0, 22]);
 /// EEXIST, as the map helpers return it.
 pub const EEXIST: i32 = -17;
+
+/// Whether a protocol has ports, one of which may be the management port.
+#[inline(always)]
+pub const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_SCTP)
+}
 
 /// This CPU's scratch entry.
 #[inline(always)]

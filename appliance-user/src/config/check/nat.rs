@@ -2,15 +2,17 @@
 
 use std::net::IpAddr;
 
-use appliance_common::nat::Timeouts;
+use appliance_common::{limits::MAX_NAT_ADDRESSES, nat::Timeouts};
 use failover::{MANAGEMENT_PORT, PortRange};
 use service::config::Checker;
 
 use super::{address, is_host, is_link_local};
-use crate::config::{IpPrefix, Nat, Network, Peer, PeerKind, Role, Tenant, Tunnel, Uplink, file};
+use crate::config::{
+    IpPrefix, LogTarget, Nat, Network, Peer, PeerKind, Role, Tenant, Tunnel, Uplink, file,
+};
 
-/// Least and largest number of connections that the table may have room for.
-const CONNECTIONS: (u32, u32) = (1024, 4_194_304);
+/// Least and largest number of connections, and of mappings, that the tables may have room for.
+const ROOM: (u32, u32) = (1024, 4_194_304);
 /// Longest time that a connection may be silent, seconds: 30 days.
 const MAX_SILENCE: u32 = 30 * 24 * 3600;
 /// The first port that is not reserved for the system (RFC 6335 section 6).
@@ -25,14 +27,16 @@ pub(super) fn check(
     peers: &[Peer],
 ) -> Nat {
     let mut nat = Nat::default();
-    if let Some(value) = file.connections {
+    for (key, value, to) in [
+        ("connections", file.connections, &mut nat.connections),
+        ("mappings", file.mappings, &mut nat.mappings),
+    ] {
+        let Some(value) = value else { continue };
         match u32::try_from(value) {
-            Ok(value) if (CONNECTIONS.0..=CONNECTIONS.1).contains(&value) => {
-                nat.connections = value;
-            }
+            Ok(value) if (ROOM.0..=ROOM.1).contains(&value) => *to = value,
             _ => c.problem(
-                "nat: connections",
-                format!("{value}: write {} to {}", CONNECTIONS.0, CONNECTIONS.1),
+                format!("nat: {key}"),
+                format!("{value}: write {} to {}", ROOM.0, ROOM.1),
             ),
         }
     }
@@ -65,54 +69,81 @@ pub(super) fn check(
             );
         }
     }
-    let t = &mut nat.timeouts;
-    for (key, value, least, rfc, to) in [
+    nat.log = file.log.clone().map(|path| {
+        if path.as_os_str() == "daemon" {
+            return LogTarget::Daemon;
+        }
+        if !path.is_absolute() {
+            let problem = format!("{}: write an absolute path, or \"daemon\"", path.display());
+            c.problem("nat: log", problem);
+        }
+        LogTarget::File(path)
+    });
+    timeouts(c, file, &mut nat.timeouts);
+    nat
+}
+
+/// Bounds of a timeout in seconds, and the standard that sets the least.
+type Bounds = (u32, u32, &'static str);
+
+/// The timeouts of the section `[nat]`.
+fn timeouts(c: &mut Checker, file: &file::Nat, t: &mut Timeouts) {
+    let transitory: Bounds = (240, MAX_SILENCE, " (RFC 5382 REQ-5)");
+    let settings: [(&str, Option<i64>, Bounds, &mut u32); 7] = [
         (
             "established_seconds",
             file.established_seconds,
-            7440,
-            "RFC 5382 REQ-5",
+            (7440, MAX_SILENCE, " (RFC 5382 REQ-5)"),
             &mut t.established,
         ),
         (
             "transitory_seconds",
             file.transitory_seconds,
-            240,
-            "RFC 5382 REQ-5",
+            transitory,
             &mut t.transitory,
+        ),
+        (
+            "closed_seconds",
+            file.closed_seconds,
+            // The end that closed last sends its FIN again after one second, three and seven.
+            (4, 240, ""),
+            &mut t.closed,
         ),
         (
             "opening_seconds",
             file.opening_seconds,
-            240,
-            "RFC 5382 REQ-5",
+            transitory,
             &mut t.opening,
         ),
         (
             "udp_seconds",
             file.udp_seconds,
-            120,
-            "RFC 4787 REQ-5",
+            (120, MAX_SILENCE, " (RFC 4787 REQ-5)"),
             &mut t.udp,
+        ),
+        (
+            "udp_short_seconds",
+            file.udp_short_seconds,
+            (10, 120, ""),
+            &mut t.udp_short,
         ),
         (
             "icmp_seconds",
             file.icmp_seconds,
-            60,
-            "RFC 5508 REQ-1",
+            (60, MAX_SILENCE, " (RFC 5508 REQ-1)"),
             &mut t.icmp,
         ),
-    ] {
+    ];
+    for (key, value, (least, most, standard), to) in settings {
         let Some(value) = value else { continue };
         match u32::try_from(value) {
-            Ok(value) if (least..=MAX_SILENCE).contains(&value) => *to = Timeouts::seconds(value),
+            Ok(value) if (least..=most).contains(&value) => *to = Timeouts::seconds(value),
             _ => c.problem(
                 format!("nat: {key}"),
-                format!("{value}: write {least} ({rfc}) to {MAX_SILENCE}"),
+                format!("{value}: write {least}{standard} to {most}"),
             ),
         }
     }
-    nat
 }
 
 /// The tenants, with public addresses that belong to no other tenant, peer or network.
@@ -172,8 +203,13 @@ pub(super) fn tenants(
                     ),
                 );
             }
-            if nat.iter().any(|a| a.is_ipv4() == address.is_ipv4()) {
-                c.problem(at("nat"), "at most one address of a family");
+            if nat.contains(&address) {
+                c.problem(at("nat"), format!("{address} is there twice"));
+            }
+            let of_family = nat.iter().filter(|a| a.is_ipv4() == address.is_ipv4());
+            if of_family.count() == MAX_NAT_ADDRESSES as usize {
+                let problem = format!("write at most {MAX_NAT_ADDRESSES} addresses of a family");
+                c.problem(at("nat"), problem);
             }
             nat.push(address);
         }
@@ -250,6 +286,8 @@ local = ["192.0.2.5", "2001:db8:99::5"]
 connections = 131072
 udp_seconds = 120
 own_ports = "20000-30000"
+closed_seconds = 20
+log = "/var/log/nat.jsonl"
 [[tenant]]
 name = "acme"
 public = ["203.0.113.16/28", "2001:db8:f::/64"]
@@ -286,8 +324,15 @@ prefixes = ["10.1.0.0/24"]
     fn missing_keys_have_defaults() {
         let config = parse(FILE).expect("good");
         assert_eq!(config.nat.connections, 131_072);
+        assert_eq!(config.nat.mappings, 262_144);
+        let file = LogTarget::File("/var/log/nat.jsonl".into());
+        assert_eq!(config.nat.log, Some(file));
+        let daemon = FILE.replace("/var/log/nat.jsonl", "daemon");
+        let daemon = parse(&daemon).expect("good").nat.log;
+        assert_eq!(daemon, Some(LogTarget::Daemon));
         assert_eq!(config.nat.own_ports.to_string(), "20000-30000");
         assert_eq!(config.nat.timeouts.udp, Timeouts::seconds(120));
+        assert_eq!(config.nat.timeouts.closed, Timeouts::seconds(20));
         assert_eq!(
             config.nat.timeouts.established,
             Timeouts::default().established
@@ -351,13 +396,30 @@ prefixes = ["10.1.0.0/24"]
             ),
             (
                 "[\"203.0.113.16\", ",
-                "[\"203.0.113.16\", \"203.0.113.17\", ",
-                "at most one address of a family",
+                "[\"203.0.113.16\", \"203.0.113.16\", ",
+                "tenant \"acme\": nat: 203.0.113.16 is there twice",
+            ),
+            (
+                "[\"203.0.113.16\", ",
+                "[\"203.0.113.16\", \"203.0.113.17\", \"203.0.113.18\", \"203.0.113.19\", \
+                 \"203.0.113.20\", \"203.0.113.21\", \"203.0.113.22\", \"203.0.113.23\", \
+                 \"203.0.113.24\", ",
+                "tenant \"acme\": nat: write at most 8 addresses of a family",
             ),
             (
                 "connections = 131072",
                 "connections = 1000",
                 "nat: connections: 1000: write 1024 to 4194304",
+            ),
+            (
+                "\"/var/log/nat.jsonl\"",
+                "\"nat.jsonl\"",
+                "nat: log: nat.jsonl: write an absolute path, or \"daemon\"",
+            ),
+            (
+                "connections = 131072",
+                "mappings = 5000000",
+                "nat: mappings: 5000000: write 1024 to 4194304",
             ),
             (
                 "udp_seconds = 120",
@@ -388,6 +450,21 @@ prefixes = ["10.1.0.0/24"]
                 "\"20000-30000\"",
                 "\"4000-5000\"",
                 "4000-5000 contains 4789, which is uplink.port",
+            ),
+            (
+                "closed_seconds = 20",
+                "closed_seconds = 3",
+                "nat: closed_seconds: 3: write 4 to 240",
+            ),
+            (
+                "closed_seconds = 20",
+                "closed_seconds = 241",
+                "nat: closed_seconds: 241: write 4 to 240",
+            ),
+            (
+                "udp_seconds = 120",
+                "udp_short_seconds = 9",
+                "nat: udp_short_seconds: 9: write 10 to 120",
             ),
             ("\"20000-30000\"", "\"500-5000\"", "begin at 1024 or above"),
             ("\"20000-30000\"", "\"30000-2\"", "write 2-30000"),

@@ -55,6 +55,11 @@ impl Daemon {
         }
     }
 
+    /// Tells the NAT log the names of the tenants.
+    pub(in crate::daemon) fn name_tenants_in_log(&self) {
+        self.nat_log.set_names(self.slot_names().tenants);
+    }
+
     /// The names of the networks and tenants in the slots of the maps.
     fn slot_names(&self) -> SlotNames {
         let slots = &self.in_force.state.slots;

@@ -6,7 +6,7 @@ use crate::{
     config::Config,
     control::Refusal,
     daemon::{Daemon, controller::Proposal, keys::Keys, metrics},
-    datapath::reconcile,
+    datapath::{nat_log, reconcile},
     state::FailoverState,
 };
 
@@ -18,6 +18,13 @@ impl Daemon {
     pub(in crate::daemon) async fn reload_file(&mut self) -> Result<(), Refusal> {
         let proposal = self.read_file()?;
         let address = proposal.file.as_ref().and_then(|file| file.0.metrics);
+        // Also if it is open already: it may have been moved away.
+        let target = proposal
+            .file
+            .as_ref()
+            .and_then(|file| file.0.nat.log.as_ref());
+        let log = target.map(nat_log::Output::open).transpose();
+        let log = log.map_err(|error| Refusal::new("invalid", error.to_string()))?;
         let same = self.http.as_ref().map(http::Server::configured) == address;
         // The new address is bound before anything changes, and the old one is given up after it.
         let http = if same {
@@ -28,6 +35,8 @@ impl Daemon {
                 .map_err(|error| Refusal::new("invalid", error.to_string()))?
         };
         self.change(proposal)?;
+        self.nat_log.set_output(log);
+        self.name_tenants_in_log();
         if !same {
             self.http = http;
             self.sample_metrics();
@@ -52,7 +61,7 @@ impl Daemon {
         }
         if let Some(key) = fixed_key(running, &config) {
             return Err(invalid(format!(
-                "appliance.{key} takes effect at a restart (`systemctl restart \
+                "{key} takes effect at a restart (`systemctl restart \
                  causeway-appliance`; traffic goes on); the running configuration stays in force"
             )));
         }
@@ -72,13 +81,6 @@ impl Daemon {
                 problems.join("; ")
             )));
         }
-        if config.nat.connections != running.nat.connections {
-            tracing::warn!(
-                connections = config.nat.connections,
-                "nat.connections takes effect when the data path is created anew: stop, \
-                 `detach`, start"
-            );
-        }
         let mut state = state.clone();
         // A failover of a tenant that is gone stays until it is undone, or the tenant is back.
         state.modes.retain(|tenant, mode| {
@@ -91,18 +93,23 @@ impl Daemon {
     }
 }
 
-/// The first key of `[appliance]` that differs and takes effect at a restart only.
+/// The first key that differs and takes effect at a restart only.
 fn fixed_key(running: &Config, new: &Config) -> Option<&'static str> {
     let differs = [
-        ("name", new.name != running.name),
-        ("role", new.role != running.role),
-        ("state_dir", new.state_dir != running.state_dir),
-        ("pin_dir", new.pin_dir != running.pin_dir),
+        ("appliance.name", new.name != running.name),
+        ("appliance.role", new.role != running.role),
+        ("appliance.state_dir", new.state_dir != running.state_dir),
+        ("appliance.pin_dir", new.pin_dir != running.pin_dir),
         (
-            "control_socket",
+            "appliance.control_socket",
             new.control_socket != running.control_socket,
         ),
-        ("bpf_object", new.bpf_object != running.bpf_object),
+        ("appliance.bpf_object", new.bpf_object != running.bpf_object),
+        (
+            "nat.connections",
+            new.nat.connections != running.nat.connections,
+        ),
+        ("nat.mappings", new.nat.mappings != running.nat.mappings),
     ];
     let first = differs.into_iter().find(|(_, differs)| *differs);
     first.map(|(key, _)| key)

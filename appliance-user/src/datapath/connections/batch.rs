@@ -1,4 +1,5 @@
-//! Reads whole hash maps in batches: a system call for each entry would take seconds for a million.
+//! Reads whole hash maps, and deletes entries, in batches: a system call for each entry would take
+//! seconds for a million.
 
 use std::{
     io,
@@ -22,6 +23,10 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
+
+/// `BPF_NOEXIST`: create only.
+const NOEXIST: u64 = 1;
 
 #[repr(C)]
 struct Batch {
@@ -169,14 +174,70 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
     /// # Errors
     /// When the system call fails.
     pub fn set(&self, key: &K, value: &V) -> io::Result<()> {
+        self.update(key, value, 0)
+    }
+
+    /// Writes an entry if there is none of that key. Returns whether it did.
+    ///
+    /// # Errors
+    /// When the system call fails, with `E2BIG` if the map is full.
+    pub fn insert(&self, key: &K, value: &V) -> io::Result<bool> {
+        match self.update(key, value, NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn update(&self, key: &K, value: &V, flags: u64) -> io::Result<()> {
         let mut element = Element {
             map_fd: self.fd(),
             reserved: 0,
             key: std::ptr::from_ref(key) as u64,
             value: std::ptr::from_ref(value) as u64,
-            flags: 0,
+            flags,
         };
         bpf(BPF_MAP_UPDATE_ELEM, &mut element)
+    }
+
+    /// Entries that the map has room for.
+    ///
+    /// # Errors
+    /// When the kernel does not report them.
+    pub fn capacity(&self) -> Result<u32, MapError> {
+        Ok(self.map.info()?.max_entries())
+    }
+
+    /// Deletes entries, with one system call as long as all of them exist. Returns how many
+    /// existed.
+    ///
+    /// # Errors
+    /// When a system call fails.
+    pub fn remove_all(&self, keys: &[K]) -> io::Result<usize> {
+        let (mut at, mut removed) = (0, 0);
+        while at < keys.len() {
+            let mut batch = Batch {
+                in_batch: 0,
+                out_batch: 0,
+                keys: keys[at..].as_ptr() as u64,
+                values: 0,
+                count: (keys.len() - at) as u32,
+                map_fd: self.fd(),
+                elem_flags: 0,
+                flags: 0,
+            };
+            let result = bpf(BPF_MAP_DELETE_BATCH, &mut batch);
+            // The number of deleted entries, also if the next one does not exist.
+            let count = batch.count as usize;
+            removed += count;
+            at += count;
+            match result {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => at += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(removed)
     }
 
     /// Deletes an entry. Returns whether it existed.
@@ -197,20 +258,6 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
             Err(error) => Err(error),
         }
     }
-}
-
-/// Reads entry `index` of a pinned array.
-///
-/// # Errors
-/// When the map does not exist, has other types, or has no such entry.
-pub fn read_array_entry<V: Pod>(root: &Path, name: &str, index: u32) -> io::Result<V> {
-    let table = PinnedMap::<u32, V>::open(root, name).map_err(io::Error::other)?;
-    table.get(&index)?.ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("map {name} has no entry {index}"),
-        )
-    })
 }
 
 fn zeroed<T: Pod>(count: usize) -> Vec<T> {

@@ -10,7 +10,10 @@ use std::{
 use appliance_common::{
     addr::to_ip,
     nat::{Direction, Flow, FlowKey, OUTSIDE, TcpState, UPLINK, Words},
-    wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP},
+    wire::{
+        IPPROTO_ESP, IPPROTO_GRE, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_SCTP, IPPROTO_TCP,
+        IPPROTO_UDP,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +44,7 @@ pub struct Filter {
 /// A connection, as the control socket reports it. The JSON keys are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionRow {
-    /// `tcp`, `udp`, `icmp`, `icmpv6`.
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, `gre`, `esp`, `sctp`.
     pub protocol: String,
     /// The tenant that opened it, or whose machine is its destination.
     pub tenant: String,
@@ -75,7 +78,8 @@ pub struct ConnectionRow {
     pub bytes_back: u64,
 }
 
-fn socket(address: &Words, port: u16) -> SocketAddr {
+/// An endpoint; `port` in network byte order.
+pub fn socket(address: &Words, port: u16) -> SocketAddr {
     let mut bytes = [0; 16];
     for (to, word) in bytes.chunks_exact_mut(4).zip(address) {
         to.copy_from_slice(&word.to_ne_bytes());
@@ -104,6 +108,20 @@ impl Filter {
                     zone != OUTSIDE && name(&names.tenants, u32::from(zone) - 1) == *tenant
                 })
             })
+    }
+}
+
+/// The name of an IP protocol, or its number.
+pub fn protocol_name(protocol: u8) -> String {
+    match protocol {
+        IPPROTO_TCP => "tcp".to_owned(),
+        IPPROTO_UDP => "udp".to_owned(),
+        IPPROTO_ICMP => "icmp".to_owned(),
+        IPPROTO_ICMPV6 => "icmpv6".to_owned(),
+        IPPROTO_GRE => "gre".to_owned(),
+        IPPROTO_ESP => "esp".to_owned(),
+        IPPROTO_SCTP => "sctp".to_owned(),
+        other => other.to_string(),
     }
 }
 
@@ -196,13 +214,7 @@ impl ConnectionRow {
         let age = |flow: &Flow| now.saturating_sub(flow.last_seen);
         let idle = back.map_or(age(flow), |back| age(flow).min(age(back)));
         Self {
-            protocol: match key.protocol {
-                IPPROTO_TCP => "tcp".to_owned(),
-                IPPROTO_UDP => "udp".to_owned(),
-                IPPROTO_ICMP => "icmp".to_owned(),
-                IPPROTO_ICMPV6 => "icmpv6".to_owned(),
-                other => other.to_string(),
-            },
+            protocol: protocol_name(key.protocol),
             tenant: if zone == OUTSIDE {
                 String::new()
             } else {

@@ -5,23 +5,31 @@
 //! path or on the daemon's event loop.
 //!
 //! ```text
-//!   FLOWS ───┬─ every 10 s ─▶ sweep: expired both ways, or of an earlier failover ─▶ deleted
-//!   OPENING ─┤                        │ endpoints in use
-//!   MAPPINGS ┴─ every 10 s ─▶ sweep: used by no connection in two passes in a row ─▶ deleted
+//!   TALLIES, SHARES ─ every 250 ms ─▶ pressure: is a pass due, and what must tenants give up?
+//!   FLOWS ───┬─ pass ─▶ sweep: expired both ways, of an earlier failover, or giving way ─▶ deleted
+//!   OPENING ─┤            │ endpoints in use
+//!   MAPPINGS ┴─ pass ─▶ sweep: used by no connection, and not used lately ─▶ deleted
 //!   FLOWS, OPENING ── on request ─▶ list: filter, top talkers
 //! ```
 //!
-//! `sweep` and `list` decide, without a map or a clock. `batch` reads whole maps. `sweeper` is the
-//! thread that runs a sweep every 10 s, and `query` answers an operator's request.
+//! `pressure`, `sweep` and `list` decide, without a map or a clock. `batch` reads whole maps.
+//! `sweeper` is the thread that runs the passes, every 10 s and when the tables fill; `removals`
+//! counts what it removes. `query` answers an operator's request.
 
 mod batch;
 mod list;
+mod pressure;
 mod query;
+mod removals;
 mod sweep;
 mod sweeper;
 
-pub use batch::{PinnedMap, read_array_entry};
+pub use batch::PinnedMap;
 pub use list::{ConnectionRow, Filter, SlotNames, TopConnections, render};
+pub(super) use list::{protocol_name, socket};
+pub use pressure::lend_limit;
 pub use query::{MAX_ROWS, list};
-pub use sweep::{Sweep, Swept};
+pub use removals::Removals;
+pub use sweep::Sweep;
+pub(super) use sweeper::monotonic;
 pub use sweeper::{ConnectionSweeper, ticks_now};

@@ -1,47 +1,75 @@
-//! The thread that removes expired NAT entries from the maps.
+//! The thread that removes NAT entries from the maps: expired ones, and those that give way.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     path::Path,
     sync::mpsc,
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use appliance_common::{
-    limits::MAX_TENANTS,
-    maps::{Mode, Tenant},
-    nat::{Direction, Flow, FlowKey, Mapping, MappingKey, Nat, OUTSIDE, TenantUsage, ticks},
+    maps::Tenant,
+    nat::{
+        ALL_TENANTS, Direction, Flow, FlowKey, Mapping, MappingKey, Nat, NatAddress, OUTSIDE,
+        TenantQuota, TenantUsage, Words, ticks,
+    },
+};
+use aya::maps::MapError;
+
+use super::{
+    super::nat_log::RemovedMappings,
+    PinnedMap, Sweep,
+    pressure::{Demands, Outcome, Schedule, TenantLoad, demands, port_demands},
+    removals::{Reason, Removals},
+    sweep::{Candidate, Epochs, Rank, Victims, other_half},
 };
 
-use super::{PinnedMap, Sweep, read_array_entry};
-
-/// Time between two passes.
-const INTERVAL: Duration = Duration::from_secs(10);
+/// Time between two looks at how full the tables are.
+const LOOK: Duration = Duration::from_millis(250);
+/// Entries that are read again one by one, and then deleted together. Between the two, a packet
+/// could still use one.
+const CHUNK: usize = 256;
 
 /// Handle of the thread. Dropping it stops the thread.
 #[derive(Debug)]
 pub struct ConnectionSweeper {
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    removals: Removals,
 }
 
 impl ConnectionSweeper {
-    /// Starts the thread on the maps pinned below `root`.
+    /// Starts the thread on the maps pinned below `root`. Removed mappings go to `log` while the
+    /// settings of translation say so.
     ///
     /// # Errors
-    /// When the thread cannot be created.
-    pub fn spawn(root: &Path) -> io::Result<Self> {
+    /// When a map cannot be opened, or the thread cannot be created.
+    pub fn spawn(root: &Path, log: Option<RemovedMappings>) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
-        let root = root.to_owned();
+        let removals = Removals::default();
+        let mut sweeper = Sweeper {
+            tables: Tables::open(root).map_err(io::Error::other)?,
+            removals: removals.clone(),
+            log,
+            idle: false,
+            ports: BTreeMap::new(),
+        };
         let thread = std::thread::Builder::new()
             .name("connections".to_owned())
-            .spawn(move || run(&root, &stopped))?;
+            .spawn(move || sweeper.run(&stopped))?;
         Ok(Self {
             stop: Some(stop),
             thread: Some(thread),
+            removals,
         })
+    }
+
+    /// Counts of removed entries since the start.
+    #[must_use]
+    pub const fn removals(&self) -> &Removals {
+        &self.removals
     }
 }
 
@@ -56,126 +84,421 @@ impl Drop for ConnectionSweeper {
     }
 }
 
-fn run(root: &Path, stopped: &mpsc::Receiver<()>) {
-    let mut unused = HashSet::new();
-    loop {
-        match stopped.recv_timeout(INTERVAL) {
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            _ => return,
-        }
-        match pass(root, &mut unused) {
-            Ok(PassResult::Idle) => {}
-            Ok(PassResult::Swept { flows, mappings }) => {
-                tracing::debug!(flows, mappings, "removed expired connections");
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot remove expired connections; retrying in 10 s");
-            }
-        }
-    }
-}
-
-enum PassResult {
-    /// There are no entries.
-    Idle,
-    /// Numbers of deleted entries.
-    Swept { flows: usize, mappings: usize },
-}
-
 /// The current time in the programs' ticks.
 #[must_use]
 pub fn ticks_now() -> u32 {
+    ticks(monotonic().as_nanos() as u64)
+}
+
+/// The clock of bpf_ktime_get_coarse_ns, within a tick of the kernel.
+pub fn monotonic() -> Duration {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+fn clock(id: libc::clockid_t) -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `time` is a valid timespec. The clock is that of bpf_ktime_get_coarse_ns, within a
-    // tick of the kernel.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    ticks(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+    // SAFETY: `time` is a valid timespec.
+    unsafe { libc::clock_gettime(id, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-fn pass(root: &Path, unused: &mut HashSet<MappingKey>) -> io::Result<PassResult> {
-    let nat: Nat = read_array_entry(root, "NAT", 0)?;
-    let open = io::Error::other::<aya::maps::MapError>;
-    let flows = PinnedMap::<FlowKey, Flow>::open(root, "FLOWS").map_err(open)?;
-    let opening = PinnedMap::<FlowKey, Flow>::open(root, "OPENING").map_err(open)?;
-    let mappings = PinnedMap::<MappingKey, Mapping>::open(root, "MAPPINGS").map_err(open)?;
-    if nat.uplink == 0 && unused.is_empty() {
-        // The entries of the last failover need one more pass.
-        let mut any = false;
-        mappings.for_each(|_, _| any = true)?;
-        flows.for_each(|_, _| any = true)?;
-        if !any {
-            return Ok(PassResult::Idle);
-        }
-    }
-    let mut tenants = BTreeMap::new();
-    let table = PinnedMap::<u32, Tenant>::open(root, "TENANTS").map_err(open)?;
-    for slot in 0..MAX_TENANTS {
-        if let Some(tenant) = table.get(&slot)?
-            && tenant.mode == Mode::Full as u32
-        {
-            tenants.insert(slot as u16 + 1, tenant);
-        }
-    }
-    let mut sweep = Sweep::new(ticks_now(), nat.timeouts, &tenants);
-    let mut deleted_flows = 0;
-    let mut usages: BTreeMap<u16, TenantUsage> = BTreeMap::new();
-    flows.for_each(|key, flow| {
-        sweep.flow(key, flow);
-        // Count it for the same tenant as the programs do.
-        if flow.direction() == Direction::Original {
-            let owner = if key.zone == OUTSIDE {
-                flow.to_zone
-            } else {
-                key.zone
-            };
-            usages.entry(owner).or_default().connections += 1;
-        }
-    })?;
-    for key in sweep.take_stale() {
-        deleted_flows += usize::from(flows.remove(&key)?);
-    }
-    for key in sweep.take_expired() {
-        // Read it again: a packet may have arrived since.
-        let Some(flow) = flows.get(&key)? else {
-            continue;
+/// The maps of translation.
+struct Tables {
+    nat: PinnedMap<u32, Nat>,
+    tenants: PinnedMap<u32, Tenant>,
+    quotas: PinnedMap<u32, TenantQuota>,
+    usages: PinnedMap<u32, TenantUsage>,
+    flows: PinnedMap<FlowKey, Flow>,
+    opening: PinnedMap<FlowKey, Flow>,
+    mappings: PinnedMap<MappingKey, Mapping>,
+    addresses: PinnedMap<u32, NatAddress>,
+    full: PinnedMap<u32, u32>,
+    capacity: TenantQuota,
+}
+
+impl Tables {
+    fn open(root: &Path) -> Result<Self, MapError> {
+        let flows = PinnedMap::open(root, "FLOWS")?;
+        let mappings = PinnedMap::open(root, "MAPPINGS")?;
+        // A connection has an entry for each direction, and a mapping one for each half.
+        let capacity = TenantQuota {
+            connections: flows.capacity()? / 2,
+            mappings: mappings.capacity()? / 2,
         };
-        let (mut other_key, mut other) = (FlowKey::default(), Flow::default());
-        flow.inverse(&key, &mut other_key, &mut other);
-        let other = flows.get(&other_key)?;
-        if sweep.is_over(key.protocol, &flow, other.as_ref()) {
-            deleted_flows += usize::from(flows.remove(&key)?);
+        Ok(Self {
+            nat: PinnedMap::open(root, "NAT")?,
+            tenants: PinnedMap::open(root, "TENANTS")?,
+            quotas: PinnedMap::open(root, "SHARES")?,
+            usages: PinnedMap::open(root, "TALLIES")?,
+            opening: PinnedMap::open(root, "OPENING")?,
+            addresses: PinnedMap::open(root, "NAT_ADDRESSES")?,
+            full: PinnedMap::open(root, "NAT_FULL")?,
+            flows,
+            mappings,
+            capacity,
+        })
+    }
+
+    fn nat(&self) -> io::Result<Nat> {
+        let nat = self.nat.get(&0)?;
+        nat.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "map NAT has no entry"))
+    }
+
+    fn epochs(&self) -> io::Result<Epochs> {
+        let mut tenants = Vec::new();
+        self.tenants
+            .for_each(|slot, tenant| tenants.push((*slot, *tenant)))?;
+        Ok(Epochs::new(tenants))
+    }
+
+    /// The ports that each external address has.
+    fn ports(&self) -> io::Result<HashMap<Words, u64>> {
+        let mut ports = HashMap::new();
+        self.addresses.for_each(|_, address| {
+            if address.last != 0 {
+                let count = u64::from(address.last.saturating_sub(address.first)) + 1;
+                ports.insert(address.address, count);
+            }
+        })?;
+        Ok(ports)
+    }
+
+    /// Marks the slots of addresses without enough free ports, and no others.
+    fn mark_full(&self, full: &HashSet<Words>) -> io::Result<()> {
+        let mut marks = Vec::new();
+        self.addresses.for_each(|slot, address| {
+            if address.last != 0 {
+                marks.push((*slot, u32::from(full.contains(&address.address))));
+            }
+        })?;
+        for (slot, mark) in marks {
+            self.full.set(&slot, &mark)?;
+        }
+        Ok(())
+    }
+
+    /// Quota and usage of the tenants in full failover, by zone.
+    fn loads(&self, epochs: &Epochs) -> io::Result<BTreeMap<u16, TenantLoad>> {
+        let zones = epochs.zones().map(|zone| (zone, TenantLoad::default()));
+        let mut loads: BTreeMap<u16, TenantLoad> = zones.collect();
+        self.quotas.for_each(|slot, quota| {
+            if let Some(load) = loads.get_mut(&(*slot as u16 + 1)) {
+                load.quota = *quota;
+            }
+        })?;
+        self.usages.for_each(|slot, usage| {
+            if let Some(load) = loads.get_mut(&(*slot as u16 + 1)) {
+                load.usage = *usage;
+            }
+        })?;
+        Ok(loads)
+    }
+}
+
+/// Counts of entries that a pass has removed.
+#[derive(Debug, Default)]
+struct Removed {
+    connections: usize,
+    gave_way: usize,
+    mappings: usize,
+    /// Connections and mappings, by zone.
+    by_zone: BTreeMap<u16, TenantUsage>,
+}
+
+struct Sweeper {
+    tables: Tables,
+    removals: Removals,
+    log: Option<RemovedMappings>,
+    /// The last pass found nothing, and nothing is translated.
+    idle: bool,
+    /// Mappings that tenants must give up for their ports, by zone, as the last pass found.
+    ports: BTreeMap<u16, u64>,
+}
+
+impl Sweeper {
+    fn run(&mut self, stopped: &mpsc::Receiver<()>) {
+        let mut schedule = Schedule::new(Instant::now());
+        loop {
+            match stopped.recv_timeout(LOOK) {
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                _ => return,
+            }
+            let began = clock(libc::CLOCK_THREAD_CPUTIME_ID);
+            let outcome = match self.look(&schedule) {
+                Ok(Some(outcome)) => outcome,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::error!(%error, "cannot remove expired connections; retrying in 10 s");
+                    Outcome::Futile
+                }
+            };
+            let spent = clock(libc::CLOCK_THREAD_CPUTIME_ID).saturating_sub(began);
+            schedule.passed(Instant::now(), spent, outcome);
         }
     }
-    opening.for_each(|key, flow| sweep.flow(key, flow))?;
-    // OPENING is an LRU map, which evicts its oldest entries by itself.
-    drop((sweep.take_stale(), sweep.take_expired()));
-    mappings.for_each(|key, mapping| {
-        sweep.mapping(key, mapping);
-        if key.zone != OUTSIDE {
-            usages.entry(key.zone).or_default().mappings += 1;
+
+    /// Runs a pass if one is due.
+    fn look(&mut self, schedule: &Schedule) -> io::Result<Option<Outcome>> {
+        let nat = self.tables.nat()?;
+        let active = nat.uplink != 0;
+        let due = schedule.is_due(Instant::now(), false);
+        // The entries of the last failover need one more pass.
+        if !(active || due && !self.idle) {
+            return Ok(None);
         }
-    })?;
-    // The programs only increment. Deletions below are counted in the next pass.
-    let usage = PinnedMap::<u32, TenantUsage>::open(root, "TALLIES").map_err(open)?;
-    for zone in tenants.keys() {
-        let count = usages.get(zone).copied().unwrap_or_default();
-        usage.set(&(u32::from(*zone) - 1), &count)?;
+        let epochs = self.tables.epochs()?;
+        let loads = self.tables.loads(&epochs)?;
+        let mut demands = demands(self.tables.capacity, &loads);
+        for (zone, mappings) in &self.ports {
+            let demand = demands.entry(*zone).or_default();
+            demand.mappings = demand.mappings.max(*mappings);
+        }
+        if !schedule.is_due(Instant::now(), !demands.is_empty()) {
+            return Ok(None);
+        }
+        let (removed, more) = self.pass(&nat, &epochs, &loads, &demands)?;
+        self.idle = !active && removed.connections == 0 && removed.mappings == 0;
+        tracing::debug!(
+            connections = removed.connections,
+            gave_way = removed.gave_way,
+            mappings = removed.mappings,
+            "removed connections"
+        );
+        Ok(Some(match (more, demands.is_empty()) {
+            (true, _) => Outcome::More,
+            (false, true) => Outcome::Calm,
+            (false, false) if removed.connections + removed.mappings > 0 => Outcome::Freed,
+            (false, false) => Outcome::Futile,
+        }))
     }
-    let swept = sweep.finish();
-    let mut deleted_mappings = 0;
-    let twice = swept.unused.intersection(unused);
-    // Inner halves first: without the inner half, no connection starts by the outer half.
-    let mut all: Vec<_> = twice.chain(&swept.stale).collect();
-    all.sort_by_key(|key| key.zone == OUTSIDE);
-    for key in all {
-        deleted_mappings += usize::from(mappings.remove(key)?);
+
+    /// Removes what expired and what gives way. Returns it, and whether there is more.
+    fn pass(
+        &mut self,
+        nat: &Nat,
+        epochs: &Epochs,
+        loads: &BTreeMap<u16, TenantLoad>,
+        demands: &Demands,
+    ) -> io::Result<(Removed, bool)> {
+        let t = &self.tables;
+        let mut sweep = Sweep::new(ticks_now(), nat.timeouts, epochs, demands);
+        let mut removed = Removed::default();
+        t.flows.for_each(|key, flow| sweep.flow(key, flow))?;
+        let stale = t.flows.remove_all(&sweep.take_stale())?;
+        // A connection has two entries.
+        removed.connections += stale.div_ceil(2);
+        self.removals.add(Reason::Stale, stale.div_ceil(2));
+        let expired = sweep.take_expired();
+        let expired =
+            self.remove_connections(&t.flows, &expired, &mut removed, |_, flow, other| {
+                sweep.is_over(flow.0, flow.1, other)
+            })?;
+        self.removals.add(Reason::Expired, expired);
+        t.opening.for_each(|key, flow| sweep.opening(key, flow))?;
+        t.mappings
+            .for_each(|key, mapping| sweep.mapping(key, mapping))?;
+        for victims in sweep.take_victims().into_values() {
+            self.remove_victims(&sweep, &victims, &mut removed)?;
+        }
+        let log = self.log.as_ref().filter(|_| nat.log != 0);
+        let stale = sweep.take_stale_mappings();
+        let keys: Vec<_> = stale.iter().map(|(key, _)| *key).collect();
+        removed.mappings += t.mappings.remove_all(&keys)? / 2;
+        // Each mapping has a half outside.
+        let outside = stale.iter().filter(|(key, _)| key.zone == OUTSIDE);
+        if let Some(log) = log {
+            outside.for_each(|(key, mapping)| log.add(other_half(key, mapping), *key));
+        }
+        let unused = sweep.take_unused();
+        self.remove_mappings(&sweep, &unused, log, &mut removed)?;
+        self.recount(&sweep, loads, &removed)?;
+        let (ports, full) = port_demands(&t.ports()?, sweep.ports());
+        t.mark_full(&full)?;
+        let more = sweep.has_more();
+        self.ports = ports;
+        Ok((removed, more))
     }
-    *unused = swept.unused;
-    Ok(PassResult::Swept {
-        flows: deleted_flows,
-        mappings: deleted_mappings,
-    })
+
+    /// Removes connections for which `over` holds, with both directions. It gets each key's index,
+    /// the protocol and entry, and the entry of the other direction. Returns how many there were.
+    fn remove_connections(
+        &self,
+        table: &PinnedMap<FlowKey, Flow>,
+        keys: &[FlowKey],
+        removed: &mut Removed,
+        mut over: impl FnMut(usize, (u8, &Flow), Option<&Flow>) -> bool,
+    ) -> io::Result<usize> {
+        let mut connections = 0;
+        let mut at = 0;
+        for chunk in keys.chunks(CHUNK) {
+            let mut doomed = Vec::with_capacity(2 * chunk.len());
+            let mut both = HashSet::with_capacity(chunk.len());
+            for key in chunk {
+                let index = at;
+                at += 1;
+                // Read it again: a packet may have arrived since.
+                if both.contains(key) {
+                    continue;
+                }
+                let Some(flow) = table.get(key)? else {
+                    continue;
+                };
+                let mut other_key = FlowKey::default();
+                flow.other_key(key.protocol, &mut other_key);
+                let other = table.get(&other_key)?;
+                if !over(index, (key.protocol, &flow), other.as_ref()) {
+                    continue;
+                }
+                let (first_key, first) = match flow.direction() {
+                    Direction::Original => (key, &flow),
+                    Direction::Reply => (&other_key, other.as_ref().unwrap_or(&flow)),
+                };
+                let zone = super::sweep::owner(first_key, first);
+                removed.by_zone.entry(zone).or_default().connections += 1;
+                connections += 1;
+                doomed.push(*key);
+                if other.is_some() {
+                    doomed.push(other_key);
+                    both.insert(other_key);
+                }
+            }
+            table.remove_all(&doomed)?;
+        }
+        removed.connections += connections;
+        Ok(connections)
+    }
+
+    fn remove_victims(
+        &self,
+        sweep: &Sweep<'_>,
+        victims: &Victims,
+        removed: &mut Removed,
+    ) -> io::Result<()> {
+        let keys = |all: &[Candidate]| all.iter().map(|victim| victim.key).collect::<Vec<_>>();
+        let mut closed = 0;
+        let spare = self.remove_connections(
+            &self.tables.flows,
+            &keys(&victims.spare),
+            removed,
+            |at, (_, flow), other| {
+                let candidate = &victims.spare[at];
+                let yields = sweep.gives_way(candidate, flow, other);
+                closed += usize::from(yields && candidate.rank == Rank::Closed);
+                yields
+            },
+        )?;
+        self.removals.add(Reason::Closed, closed);
+        self.removals.add(Reason::Transitory, spare - closed);
+        let mut unanswered = Removed::default();
+        let unanswered = self.remove_connections(
+            &self.tables.opening,
+            &keys(&victims.unanswered),
+            &mut unanswered,
+            |at, (_, flow), other| sweep.gives_way(&victims.unanswered[at], flow, other),
+        )?;
+        self.removals.add(Reason::Unanswered, unanswered);
+        // Those idle in both directions first, then any: the owner's right goes before.
+        let mut on_loan = 0;
+        for idle in [true, false] {
+            let mut left = victims.needed.saturating_sub(on_loan);
+            on_loan += self.remove_connections(
+                &self.tables.flows,
+                &keys(&victims.on_loan),
+                removed,
+                |at, (_, flow), other| {
+                    let yields = !idle || sweep.gives_way(&victims.on_loan[at], flow, other);
+                    let yields = yields && left > 0;
+                    left -= usize::from(yields);
+                    yields
+                },
+            )?;
+        }
+        self.removals.add(Reason::OnLoan, on_loan);
+        removed.gave_way += spare + unanswered + on_loan;
+        Ok(())
+    }
+
+    /// Removes mappings that are still unused: the halves inside with those outside, and halves
+    /// outside that no half inside leads to.
+    fn remove_mappings(
+        &self,
+        sweep: &Sweep<'_>,
+        keys: &[MappingKey],
+        log: Option<&RemovedMappings>,
+        removed: &mut Removed,
+    ) -> io::Result<()> {
+        let table = &self.tables.mappings;
+        let mut unused = 0;
+        for inside in [true, false] {
+            let of_kind: Vec<_> = keys
+                .iter()
+                .filter(|key| (key.zone != OUTSIDE) == inside)
+                .collect();
+            for chunk in of_kind.chunks(CHUNK) {
+                let (mut inner, mut outer) = (Vec::new(), Vec::new());
+                for key in chunk {
+                    let Some(mapping) = table.get(key)?.filter(|m| sweep.is_unused(m)) else {
+                        continue;
+                    };
+                    let other = other_half(key, &mapping);
+                    if inside {
+                        inner.push(**key);
+                        outer.push(other);
+                        if let Some(log) = log {
+                            log.add(**key, other);
+                        }
+                        removed.by_zone.entry(key.zone).or_default().mappings += 1;
+                    } else if table
+                        .get(&other)?
+                        .is_none_or(|back| other_half(&other, &back) != **key)
+                    {
+                        outer.push(**key);
+                        if let Some(log) = log {
+                            log.add(other, **key);
+                        }
+                    }
+                }
+                // Without the half inside, no connection starts by the half outside.
+                unused += table.remove_all(&inner)?;
+                table.remove_all(&outer)?;
+            }
+        }
+        self.removals.add(Reason::UnusedMapping, unused);
+        removed.mappings += unused;
+        Ok(())
+    }
+
+    /// Writes the usage of the tenants: as counted, without what was removed, and with what the
+    /// programs have added since the pass began.
+    fn recount(
+        &self,
+        sweep: &Sweep<'_>,
+        before: &BTreeMap<u16, TenantLoad>,
+        removed: &Removed,
+    ) -> io::Result<()> {
+        let table = &self.tables.usages;
+        let mut all = TenantUsage::default();
+        for (zone, counted) in sweep.usages() {
+            let slot = u32::from(zone) - 1;
+            let before = before
+                .get(&zone)
+                .map_or_else(TenantUsage::default, |load| load.usage);
+            let gone = removed.by_zone.get(&zone).copied().unwrap_or_default();
+            let now = table.get(&slot)?.unwrap_or_default();
+            let usage = TenantUsage {
+                connections: (counted.connections
+                    + now.connections.saturating_sub(before.connections))
+                .saturating_sub(gone.connections),
+                mappings: (counted.mappings + now.mappings.saturating_sub(before.mappings))
+                    .saturating_sub(gone.mappings),
+            };
+            table.set(&slot, &usage)?;
+            all.connections += usage.connections;
+            all.mappings += usage.mappings;
+        }
+        table.set(&ALL_TENANTS, &all)
+    }
 }

@@ -7,13 +7,15 @@ use std::{
 
 use appliance_common::{
     addr::from_ip,
-    limits::MAX_MAPPINGS,
     maps::{Policy, PolicyKey, Route, RouteKey},
     nat::{
         MachineKey, Nat, NatAddress, PublicAddress, Rule, RuleKey, RuleSlot, SourceKey,
-        TenantQuota, public_flags, rule_flags,
+        TenantQuota, nat_address_slot, public_flags, rule_flags,
     },
-    wire::{IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP},
+    wire::{
+        IPPROTO_ESP, IPPROTO_GRE, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_SCTP, IPPROTO_TCP,
+        IPPROTO_UDP,
+    },
 };
 use failover::{IpPrefix, Plan, PlanErrors, Protocol, ReservedAddress, RuleTarget, TenantContext};
 use packet_rules::addr::words;
@@ -21,6 +23,7 @@ use packet_rules::addr::words;
 use super::{MapContents, local_addresses};
 use crate::{
     config::{Config, Tenant},
+    datapath::connections::lend_limit,
     kernel::underlay::{DEFAULT_ROUTE_PROBES, Snapshot},
     state::{FailoverState, State, rule_key},
 };
@@ -88,9 +91,9 @@ pub fn plan_tenant(config: &Config, snapshot: &Snapshot, name: &str) -> Option<T
     Some(tenant)
 }
 
-/// Translated source addresses of a tenant, one per family: its own address, or one of the uplink.
-/// A reserved address of its own is neither used nor replaced, because another address would be
-/// another tenant's identity.
+/// Translated source addresses of a tenant: of each family its own, or the uplink's. A reserved
+/// address of its own is neither used nor replaced by the uplink's, because that would be another
+/// tenant's identity.
 #[must_use]
 pub fn nat_addresses(config: &Config, snapshot: &Snapshot, tenant: &Tenant) -> Vec<IpAddr> {
     source_addresses(
@@ -107,11 +110,13 @@ fn source_addresses(
 ) -> Vec<IpAddr> {
     [true, false]
         .into_iter()
-        .filter_map(|v4| {
-            let mut addresses = tenant.nat.iter().chain(local);
-            addresses.find(|a| a.is_ipv4() == v4).copied()
+        .flat_map(|v4| {
+            let own = tenant.nat.iter().filter(move |a| a.is_ipv4() == v4);
+            let spare = local.iter().find(move |a| a.is_ipv4() == v4);
+            let spare = spare.filter(|_| own.clone().next().is_none());
+            let own = own.filter(|a| !reserved.contains_key(a));
+            own.chain(spare).copied()
         })
-        .filter(|a| !(tenant.nat.contains(a) && reserved.contains_key(a)))
         .collect()
 }
 
@@ -208,14 +213,15 @@ fn in_full<'a>(
 
 /// Adds the contents for tenants in full failover.
 pub(super) fn add(contents: &mut MapContents, config: &Config, state: &State, snapshot: &Snapshot) {
-    // Equal quotas, so that one tenant cannot use up the capacity of another.
+    // Equal quotas, so that one tenant cannot use up the capacity of another. What is unused is
+    // lent.
     let tenants = in_full(config, state).count().max(1) as u32;
     let reserved = reserved_addresses(config, snapshot);
     let local = local_addresses(config, snapshot);
     for (tenant, slot, plan) in in_full(config, state) {
         let quota = TenantQuota {
             connections: config.nat.connections / tenants,
-            mappings: MAX_MAPPINGS / tenants,
+            mappings: config.nat.mappings / tenants,
         };
         contents.shares.insert(slot, quota);
         add_routes(contents, config, state, tenant, slot);
@@ -228,20 +234,24 @@ pub(super) fn add(contents: &mut MapContents, config: &Config, state: &State, sn
                 contents.policies.insert(key, Policy { flags: 1 });
             }
         }
+        let mut used = [0, 0];
         for address in source_addresses(&local, &reserved, tenant) {
             let (first, last) = if tenant.nat.contains(&address) {
                 DEDICATED_PORTS
             } else {
                 (config.nat.own_ports.first(), config.nat.own_ports.last())
             };
+            let used = &mut used[usize::from(address.is_ipv6())];
+            let first_slot = nat_address_slot(slot, address.is_ipv6());
             contents.nat_addresses.insert(
-                2 * slot + u32::from(address.is_ipv6()),
+                first_slot + *used,
                 NatAddress {
                     address: words(&from_ip(address)),
                     first,
                     last,
                 },
             );
+            *used += 1;
             let all = public_flags::TCP | public_flags::UDP | public_flags::ICMP;
             add_public(contents, config, snapshot, (address, slot), all);
         }
@@ -268,8 +278,11 @@ pub(super) fn add(contents: &mut MapContents, config: &Config, state: &State, sn
             timeouts: config.nat.timeouts,
             // The generation changes with links, routes and neighbours.
             route_generation: snapshot.generation as u32,
+            lend_connections: lend_limit(config.nat.connections),
+            lend_mappings: lend_limit(config.nat.mappings),
             mac: link.mac,
             mtu: link.mtu.try_into().unwrap_or(u16::MAX),
+            log: config.nat.log.is_some().into(),
         };
     }
 }
@@ -304,7 +317,9 @@ fn add_routes(
 /// The protocols that a rule leads to its machine, as [`public_flags`].
 const fn protocols_of(target: RuleTarget) -> u32 {
     match target {
-        RuleTarget::OneToOne => public_flags::TCP | public_flags::UDP | public_flags::ICMP,
+        RuleTarget::OneToOne => {
+            public_flags::TCP | public_flags::UDP | public_flags::ICMP | public_flags::OTHERS
+        }
         RuleTarget::Ports { protocol, .. } => match protocol {
             Protocol::Tcp => public_flags::TCP,
             Protocol::Udp => public_flags::UDP,
@@ -401,7 +416,8 @@ fn add_rule(
             } else {
                 IPPROTO_ICMPV6
             };
-            for protocol in [IPPROTO_TCP, IPPROTO_UDP, icmp] {
+            let others = [IPPROTO_ESP, IPPROTO_GRE, IPPROTO_SCTP];
+            for protocol in [IPPROTO_TCP, IPPROTO_UDP, icmp].into_iter().chain(others) {
                 contents
                     .rule_ports
                     .insert((0, key(protocol, 0)), RuleSlot { slot });

@@ -5,7 +5,9 @@ use std::path::Path as FilePath;
 use appliance_common::{
     limits::MAX_RULES,
     maps::PolicyKey,
-    nat::{MachineKey, Nat, PublicAddress, Rule, RuleKey, public_flags, rule_flags},
+    nat::{
+        MachineKey, Nat, PublicAddress, Rule, RuleKey, nat_address_slot, public_flags, rule_flags,
+    },
 };
 use failover::{Plan, RuleChange};
 use packet_rules::addr::words;
@@ -110,7 +112,7 @@ fn a_plan_becomes_routes_policies_gateways_and_rules() {
 
     assert_eq!((t.nat.uplink, t.nat.seed), (2, 77));
     assert_eq!(t.nat.mac, [2, 0, 0, 0, 0, 1]);
-    let own = t.nat_addresses[&(2 * acme)];
+    let own = t.nat_addresses[&nat_address_slot(acme, false)];
     assert_eq!(
         (own.address, own.first, own.last),
         (v4("203.0.113.16"), 1024, 65_535)
@@ -132,7 +134,7 @@ fn a_plan_becomes_routes_policies_gateways_and_rules() {
 
     // 8000 to 8007, 8008 to 8011, for each protocol; and one entry of each protocol for the whole
     // address.
-    assert_eq!(t.rule_ports.len(), 2 * 2 + 3);
+    assert_eq!(t.rule_ports.len(), 2 * 2 + 6);
     let web = state.slots.rules[&rule_key("acme", "web")];
     let whole = state.slots.rules[&rule_key("acme", "whole")];
     let key = |protocol, port: u16, address| RuleKey {
@@ -145,7 +147,13 @@ fn a_plan_becomes_routes_policies_gateways_and_rules() {
         let slot = t.rule_ports[&(bits, key(protocol, port, "203.0.113.20"))];
         assert_eq!(slot.slot, web);
     }
-    assert_eq!(t.rule_ports[&(0, key(1, 0, "203.0.113.21"))].slot, whole);
+    // TCP, UDP, ICMP, ESP, GRE and SCTP.
+    for protocol in [6, 17, 1, 50, 47, 132] {
+        assert_eq!(
+            t.rule_ports[&(0, key(protocol, 0, "203.0.113.21"))].slot,
+            whole
+        );
+    }
     let rule = t.rules[&web];
     assert_eq!((rule.public_first, rule.internal_first), (8000, 80));
     assert_eq!(rule.flags, rule_flags::ACTIVE | rule_flags::LISTED);

@@ -77,7 +77,7 @@ pub struct Flow {
 const _: () = {
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<Flow>() == 104);
-    assert!(size_of::<Timeouts>() == 20);
+    assert!(size_of::<Timeouts>() == 28);
 };
 
 /// Bits of [`Flow::state`] of protocols other than TCP.
@@ -232,9 +232,16 @@ impl Flow {
     #[inline(always)]
     #[must_use]
     pub const fn is_expired(&self, protocol: u8, now: u32, timeouts: &Timeouts) -> bool {
+        self.age(now) > timeouts.of(protocol, self.state, self.flags)
+    }
+
+    /// Ticks since its last packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn age(&self, now: u32) -> u32 {
         // Another CPU may have read the clock slightly later: no negative age.
         let age = now.wrapping_sub(self.last_seen) as i32;
-        age > 0 && age as u32 > timeouts.of(protocol, self.state)
+        if age > 0 { age as u32 } else { 0 }
     }
 }
 
@@ -249,12 +256,16 @@ const fn equal(a: &Words, b: &Words) -> bool {
 pub struct Timeouts {
     /// Established TCP. At least 7440 s (RFC 5382 REQ-5).
     pub established: u32,
-    /// TCP that one or both ends have closed: at least 240 s (RFC 5382 REQ-5).
+    /// TCP that one end has closed or reset: at least 240 s (RFC 5382 REQ-5, RFC 7857 section 2.2).
     pub transitory: u32,
+    /// TCP that is over, [`TcpState::is_over`]: neither end sends anything new on it.
+    pub closed: u32,
     /// TCP that is being opened, which RFC 5382 counts as transitory. A flood may evict it earlier.
     pub opening: u32,
     /// UDP: at least 120 s, better 300 (RFC 4787 REQ-5).
     pub udp: u32,
+    /// UDP with [`flow_flags::SHORT`]: queries to a well-known port (RFC 4787 REQ-5a).
+    pub udp_short: u32,
     /// ICMP queries: at least 60 s (RFC 5508 REQ-1).
     pub icmp: u32,
 }
@@ -264,8 +275,10 @@ impl Default for Timeouts {
         Self {
             established: Self::seconds(7440),
             transitory: Self::seconds(240),
+            closed: Self::seconds(10),
             opening: Self::seconds(240),
             udp: Self::seconds(300),
+            udp_short: Self::seconds(30),
             icmp: Self::seconds(60),
         }
     }
@@ -278,13 +291,14 @@ impl Timeouts {
         ((seconds as u64 * 1_000_000_000).div_ceil(1 << 30)) as u32
     }
 
-    /// The timeout of a connection of a protocol in a state.
+    /// The timeout of a connection of a protocol in a state, with [`flow_flags`].
     #[inline(always)]
     #[must_use]
-    pub const fn of(&self, protocol: u8, state: u8) -> u32 {
+    pub const fn of(&self, protocol: u8, state: u8, flags: u8) -> u32 {
         match protocol {
             IPPROTO_TCP => self.tcp(TcpState::from_bits(state)),
             IPPROTO_ICMP | IPPROTO_ICMPV6 => self.icmp,
+            _ if flags & flow_flags::SHORT != 0 => self.udp_short,
             _ => self.udp,
         }
     }
@@ -297,6 +311,8 @@ impl Timeouts {
             self.established
         } else if state.is_opening() {
             self.opening
+        } else if state.is_over() {
+            self.closed
         } else {
             self.transitory
         }
@@ -306,7 +322,7 @@ impl Timeouts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nat::{ACK, OUTSIDE, SYN, UPLINK};
+    use crate::nat::{ACK, FIN, OUTSIDE, RST, SYN, UPLINK};
     use crate::wire::IPPROTO_UDP;
     use proptest::prelude::*;
 
@@ -427,13 +443,32 @@ mod tests {
         assert!(seconds(timeouts.established) >= 2.0 * 3600.0 + 4.0 * 60.0);
         assert!(seconds(timeouts.transitory) >= 240.0 && seconds(timeouts.opening) >= 240.0);
         assert!(seconds(timeouts.udp) >= 300.0 && seconds(timeouts.icmp) >= 60.0);
+        assert!(seconds(timeouts.closed) >= 10.0 && seconds(timeouts.udp_short) >= 30.0);
         let open = TcpState::default()
             .next(Direction::Original, SYN)
             .next(Direction::Reply, SYN | ACK)
             .next(Direction::Original, ACK);
-        assert_eq!(timeouts.of(IPPROTO_TCP, open.bits()), timeouts.established);
-        assert_eq!(timeouts.of(IPPROTO_TCP, 1), timeouts.opening);
-        assert_eq!(timeouts.of(IPPROTO_ICMP, 1), timeouts.icmp);
-        assert_eq!(timeouts.of(IPPROTO_ICMPV6, 1), timeouts.icmp);
+        assert_eq!(
+            timeouts.of(IPPROTO_TCP, open.bits(), 0),
+            timeouts.established
+        );
+        assert_eq!(timeouts.of(IPPROTO_TCP, 1, 0), timeouts.opening);
+        assert_eq!(timeouts.of(IPPROTO_ICMP, 1, 0), timeouts.icmp);
+        assert_eq!(timeouts.of(IPPROTO_ICMPV6, 1, 0), timeouts.icmp);
+        let half = open.next(Direction::Reply, FIN | ACK);
+        let reset = open.next(Direction::Reply, RST);
+        let over = half.next(Direction::Original, FIN | ACK);
+        for (state, timeout) in [
+            (half, timeouts.transitory),
+            (reset, timeouts.transitory),
+            (over, timeouts.closed),
+        ] {
+            assert_eq!(timeouts.of(IPPROTO_TCP, state.bits(), 0), timeout);
+        }
+        assert_eq!(timeouts.of(IPPROTO_UDP, 3, 0), timeouts.udp);
+        assert_eq!(
+            timeouts.of(IPPROTO_UDP, 3, flow_flags::SHORT),
+            timeouts.udp_short
+        );
     }
 }

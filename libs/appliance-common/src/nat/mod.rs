@@ -19,6 +19,11 @@ mod tcp;
 pub use flow::{Flow, FlowKey, Timeouts, egress_stamp, ticks};
 pub use tcp::{ACK, FIN, RST, SYN, TcpState};
 
+use crate::{
+    limits::{MAX_NAT_ADDRESSES, MAX_TENANTS},
+    wire::{IPPROTO_ESP, IPPROTO_GRE, IPPROTO_SCTP, IPPROTO_UDP},
+};
+
 /// An address as four words in memory order, IPv4 in mapped form.
 pub type Words = [u32; 4];
 
@@ -55,6 +60,33 @@ pub mod flow_flags {
     /// Opened to another endpoint's mapping: nothing is delivered before that endpoint has sent,
     /// too.
     pub const MUTUAL: u8 = 8;
+    /// UDP to a well-known port of queries: a shorter timeout ([`Timeouts`](super::Timeouts)).
+    pub const SHORT: u8 = 16;
+}
+
+/// UDP ports below 1024 whose conversations may pause for longer than a query: QUIC, IKE, and DNS
+/// over QUIC or DTLS.
+const CONVERSATIONS: [u16; 3] = [443, 500, 853];
+
+/// [`flow_flags::SHORT`] for a datagram to `port`, network byte order, else 0. RFC 4787 REQ-5a
+/// permits shorter timers for the applications of ports 0 to 1023.
+#[inline(always)]
+#[must_use]
+pub const fn short_lived(protocol: u8, port: u16) -> u8 {
+    let port = u16::from_be(port);
+    let [quic, ike, dns] = CONVERSATIONS;
+    if protocol == IPPROTO_UDP && port < 1024 && port != quic && port != ike && port != dns {
+        return flow_flags::SHORT;
+    }
+    0
+}
+
+/// Whether only 1:1 rules translate a protocol: it has no ports that a mapping could change, or its
+/// checksum (SCTP) covers them but no address.
+#[inline(always)]
+#[must_use]
+pub const fn is_one_to_one_only(protocol: u8) -> bool {
+    matches!(protocol, IPPROTO_GRE | IPPROTO_ESP | IPPROTO_SCTP)
 }
 
 /// Key of `MAPPINGS`: an inside or outside endpoint.
@@ -83,6 +115,9 @@ pub struct Mapping {
     pub zone: u16,
     /// The tenant's epoch when it was created, host byte order.
     pub epoch: u32,
+    /// Of the half inside: when it last began a connection; of the half outside: when it was
+    /// created. [`ticks`].
+    pub last_used: u32,
 }
 
 /// Value of `NAT`, the one entry of an array. Nothing is translated while `uplink` is zero.
@@ -98,10 +133,16 @@ pub struct Nat {
     /// Incremented whenever routes or neighbours of the uplink change: the programs then repeat
     /// their FIB lookups.
     pub route_generation: u32,
+    /// A tenant beyond its quota gets a connection while all tenants have fewer than this.
+    pub lend_connections: u32,
+    /// The same for mappings.
+    pub lend_mappings: u32,
     /// The interface's MAC address.
     pub mac: [u8; 6],
     /// The interface's MTU, bytes, host byte order; zero: unknown.
     pub mtu: u16,
+    /// 1: new mappings are reported in the ring `NAT_EVENTS`. Host byte order.
+    pub log: u32,
 }
 
 impl Nat {
@@ -117,8 +158,26 @@ impl Nat {
     }
 }
 
-/// Value of `NAT_ADDRESSES`, two for each tenant slot, IPv4 and IPv6: the public address of its
-/// mappings. All zero: none.
+/// The first slot of `NAT_ADDRESSES` of a tenant and family. The others follow, without gaps.
+#[inline(always)]
+#[must_use]
+pub const fn nat_address_slot(tenant: u32, ipv6: bool) -> u32 {
+    (tenant.wrapping_mul(2) | ipv6 as u32).wrapping_mul(MAX_NAT_ADDRESSES)
+}
+
+/// Value of `PAIRS`, by [`MachineKey`]: the NAT address of a host (paired pooling, RFC 4787 REQ-2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pair {
+    pub address: Words,
+    /// Its slot of `NAT_ADDRESSES`, host byte order.
+    pub slot: u32,
+    /// The tenant's epoch, host byte order.
+    pub epoch: u32,
+}
+
+/// Value of `NAT_ADDRESSES`, at [`nat_address_slot`]: a public address of a tenant's mappings. All
+/// zero: none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NatAddress {
@@ -165,6 +224,8 @@ pub mod public_flags {
     pub const UDP: u32 = 16;
     /// The same for ICMP or ICMPv6.
     pub const ICMP: u32 = 32;
+    /// The same for the protocols that only 1:1 rules translate.
+    pub const OTHERS: u32 = 64;
 
     /// The flag of an IP protocol; zero for one that is not translated.
     #[inline(always)]
@@ -173,6 +234,7 @@ pub mod public_flags {
         match protocol {
             IPPROTO_TCP => TCP,
             IPPROTO_UDP => UDP,
+            protocol if super::is_one_to_one_only(protocol) => OTHERS,
             IPPROTO_ICMP | IPPROTO_ICMPV6 => ICMP,
             _ => 0,
         }
@@ -263,8 +325,8 @@ pub struct MachineKey {
     pub address: Words,
 }
 
-/// Value of `SHARES`, by tenant slot: the quota of a tenant, so that none exhausts the tables.
-/// Zero: unlimited.
+/// Value of `SHARES`, by tenant slot: the part of the tables that is a tenant's own.
+/// It may have more while others leave theirs unused ([`Nat::lend_connections`]). Zero: unlimited.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantQuota {
@@ -273,6 +335,9 @@ pub struct TenantQuota {
     /// Endpoints in `MAPPINGS`, host byte order.
     pub mappings: u32,
 }
+
+/// The entry of `TALLIES` that counts all tenants.
+pub const ALL_TENANTS: u32 = MAX_TENANTS;
 
 /// Value of `TALLIES`, by tenant slot: its usage. The programs add, user space recounts.
 #[repr(C)]
@@ -288,9 +353,10 @@ const _: () = {
     assert!(size_of::<TenantQuota>() == 8);
     assert!(size_of::<TenantUsage>() == 16);
     assert!(size_of::<MappingKey>() == 24);
-    assert!(size_of::<Mapping>() == 24);
-    assert!(size_of::<Nat>() == 40);
+    assert!(size_of::<Mapping>() == 28);
+    assert!(size_of::<Nat>() == 60);
     assert!(size_of::<NatAddress>() == 20);
+    assert!(size_of::<Pair>() == 24);
     assert!(size_of::<PublicAddress>() == 8);
     assert!(size_of::<RuleKey>() == 20);
     assert!(size_of::<RuleSlot>() == 4);
@@ -321,6 +387,7 @@ mod pod {
         Mapping,
         Nat,
         NatAddress,
+        Pair,
         PublicAddress,
         RuleKey,
         RuleSlot,

@@ -108,6 +108,16 @@ impl TcpState {
         self.0 & Self::RESET != 0 || self.0 & FINS == FINS
     }
 
+    /// Whether nothing new is sent on it: both ends have closed it, or one has closed it and one
+    /// has reset it. After a reset alone it may go on, because the reset may be forged, or lost
+    /// before it reaches its receiver (RFC 7857 section 2.2).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        const FINS: u8 = TcpState::FIN_ORIGINAL | TcpState::FIN_REPLY;
+        self.0 & FINS == FINS || (self.0 & Self::RESET != 0 && self.0 & FINS != 0)
+    }
+
     /// Whether it was reset before both ends had agreed to it.
     #[inline(always)]
     #[must_use]
@@ -193,6 +203,24 @@ mod tests {
             let refused = [(Original, SYN), (direction, RST | ACK)];
             assert!(after(&refused).is_closed() && !after(&refused).is_opening());
             assert!(after(&refused).is_refused() && !after(&packets).is_refused());
+        }
+    }
+
+    #[test]
+    fn it_is_over_after_two_fins_or_a_fin_and_a_reset() {
+        let mut packets = OPEN.to_vec();
+        packets.push((Reply, RST));
+        assert!(!after(&packets).is_over(), "a reset alone may be forged");
+        for (first, second) in [(Original, Reply), (Reply, Original)] {
+            for last in [(second, FIN | ACK), (first, RST), (second, RST | ACK)] {
+                let mut packets = OPEN.to_vec();
+                packets.push((first, FIN | ACK));
+                assert!(!after(&packets).is_over());
+                packets.push(last);
+                assert!(after(&packets).is_over(), "{packets:?}");
+                packets.push((Original, SYN));
+                assert!(!after(&packets).is_over(), "opened again");
+            }
         }
     }
 

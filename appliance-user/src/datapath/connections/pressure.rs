@@ -1,0 +1,347 @@
+//! How much of the tables must be freed, by which tenants, and when the next pass runs.
+//!
+//! Each tenant in full failover owns an equal part of the tables, its quota. The programs refuse a
+//! tenant beyond its quota once the table is full to [`LEND`] sixteenths; the rest is for tenants
+//! within theirs. From [`HIGH`] sixteenths on, entries that are not needed give way until
+//! [`LOW`] are left, before anything is refused.
+//!
+//! ```text
+//!   0 ............................ LOW ..... HIGH ............ LEND ............... full
+//!   nothing gives way              ◀─ spare entries give way   no loans; loans are taken back
+//! ```
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use appliance_common::nat::{TenantQuota, TenantUsage, Words};
+
+/// Sixteenths of a table from which entries give way.
+const HIGH: u64 = 12;
+/// Sixteenths of a table that are left when they have.
+const LOW: u64 = 11;
+/// Sixteenths of a table up to which places are lent.
+const LEND: u64 = 14;
+/// Sixteenths of its quota that a tenant keeps in any case.
+const OWN: u64 = 12;
+
+/// Entries that all tenants may have together before places are no longer lent.
+#[must_use]
+pub const fn lend_limit(capacity: u32) -> u32 {
+    (capacity as u64 * LEND / 16) as u32
+}
+
+/// Entries that one tenant must give up in a pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Connections that are over, closing or short-lived.
+    pub connections: u64,
+    /// Mappings, and thereby connections that are not established.
+    pub mappings: u64,
+    /// Established connections on loan that another tenant needs the places of.
+    pub on_loan: u64,
+}
+
+/// The entries that tenants must give up, by zone. A tenant without an entry gives up nothing.
+pub type Demands = BTreeMap<u16, Demand>;
+
+/// Quota and usage of a tenant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TenantLoad {
+    /// Its quota; zero: the whole table.
+    pub quota: TenantQuota,
+    pub usage: TenantUsage,
+}
+
+/// The entries that `tenants` must give up, of tables with room for `capacity`.
+#[must_use]
+pub fn demands(capacity: TenantQuota, tenants: &BTreeMap<u16, TenantLoad>) -> Demands {
+    let mut demands = Demands::new();
+    let own = |quota: u32, capacity: u32| u64::from(if quota == 0 { capacity } else { quota });
+    let connections: Vec<_> = tenants
+        .iter()
+        .map(|(zone, t)| {
+            let quota = own(t.quota.connections, capacity.connections);
+            (*zone, quota, t.usage.connections)
+        })
+        .collect();
+    let mappings: Vec<_> = tenants
+        .iter()
+        .map(|(zone, t)| {
+            let quota = own(t.quota.mappings, capacity.mappings);
+            (*zone, quota, t.usage.mappings)
+        })
+        .collect();
+    for (zone, part) in spare(capacity.connections, &connections) {
+        demands.entry(zone).or_default().connections = part;
+    }
+    for (zone, part) in spare(capacity.mappings, &mappings) {
+        demands.entry(zone).or_default().mappings = part;
+    }
+    let loans = on_loan(capacity.connections, &connections)
+        .into_iter()
+        .chain(on_loan(capacity.mappings, &mappings));
+    for (zone, part) in loans {
+        let demand = demands.entry(zone).or_default();
+        demand.on_loan = demand.on_loan.max(part);
+    }
+    demands
+}
+
+/// A tenant's zone, quota and usage.
+type Load = (u16, u64, u64);
+
+fn total(loads: &[Load]) -> u64 {
+    loads.iter().map(|(_, _, usage)| usage).sum()
+}
+
+fn spare(capacity: u32, loads: &[Load]) -> Vec<(u16, u64)> {
+    let (capacity, total) = (u64::from(capacity), total(loads));
+    if total <= capacity * HIGH / 16 {
+        return Vec::new();
+    }
+    split(total - capacity * LOW / 16, loads, |quota| quota * OWN / 16)
+}
+
+/// Places that owners need and others have on loan: the table is full beyond what is lent, so that
+/// tenants within their quotas have taken the rest.
+fn on_loan(capacity: u32, loads: &[Load]) -> Vec<(u16, u64)> {
+    let (limit, total) = (u64::from(lend_limit(capacity)), total(loads));
+    if total <= limit {
+        return Vec::new();
+    }
+    // A little more, so that not each new connection of an owner takes a pass.
+    let need = total - limit + u64::from(capacity / 64);
+    split(need, loads, |quota| quota)
+}
+
+/// Splits `need` over the tenants by what each has beyond `kept` of its quota.
+fn split(need: u64, loads: &[Load], kept: impl Fn(u64) -> u64) -> Vec<(u16, u64)> {
+    let excess = |quota, usage: u64| usage.saturating_sub(kept(quota));
+    let all: u64 = loads
+        .iter()
+        .map(|(_, quota, usage)| excess(*quota, *usage))
+        .sum();
+    loads
+        .iter()
+        .filter_map(|(zone, quota, usage)| {
+            let excess = excess(*quota, *usage);
+            let part = (need.min(all) * excess).checked_div(all)?;
+            (excess > 0).then_some((*zone, part.max(1)))
+        })
+        .collect()
+}
+
+/// Mappings of a tenant (its zone) with an external address and protocol.
+pub type PortsInUse = HashMap<(u16, Words, u8), u64>;
+
+/// Mappings that the tenants must give up because an external address runs out of ports, by zone,
+/// and the addresses without enough free ports for new hosts. `ports` are the ports that each
+/// address has.
+#[must_use]
+pub fn port_demands(
+    ports: &HashMap<Words, u64>,
+    in_use: &PortsInUse,
+) -> (BTreeMap<u16, u64>, HashSet<Words>) {
+    let mut by_address: BTreeMap<(Words, u8), Vec<Load>> = BTreeMap::new();
+    for ((zone, address, protocol), count) in in_use {
+        let loads = by_address.entry((*address, *protocol)).or_default();
+        loads.push((*zone, 0, *count));
+    }
+    let (mut demands, mut full) = (BTreeMap::new(), HashSet::new());
+    for ((address, _), loads) in &by_address {
+        let Some(ports) = ports.get(address) else {
+            continue;
+        };
+        let total = total(loads);
+        if total > ports * LEND / 16 {
+            full.insert(*address);
+        }
+        if total > ports * HIGH / 16 {
+            for (zone, part) in split(total - ports * LOW / 16, loads, |_| 0) {
+                *demands.entry(zone).or_default() += part;
+            }
+        }
+    }
+    (demands, full)
+}
+
+/// Time between passes when nothing presses.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Least time between passes.
+const SHORTEST: Duration = Duration::from_millis(250);
+/// Time between passes while entries should give way and none can.
+const FUTILE: Duration = Duration::from_secs(2);
+
+/// Decides when the next pass runs. Its pauses follow the CPU time of the passes: at most a tenth
+/// of a CPU is used, and at most half of one while the tables fill.
+#[derive(Debug)]
+pub struct Schedule {
+    /// When a pass runs in any case.
+    regular: Instant,
+    /// When a pass runs if entries must give way.
+    pressed: Instant,
+}
+
+/// Result of a pass, for the schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing had to give way.
+    Calm,
+    /// Entries had to give way, and some did.
+    Freed,
+    /// Entries had to give way, and none could.
+    Futile,
+    /// There is more to remove than one pass removes.
+    More,
+}
+
+impl Schedule {
+    /// The first pass is due one interval after `now`.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            regular: now + INTERVAL,
+            pressed: now,
+        }
+    }
+
+    /// Whether a pass is due.
+    #[must_use]
+    pub fn is_due(&self, now: Instant, pressed: bool) -> bool {
+        now >= self.regular || (pressed && now >= self.pressed)
+    }
+
+    /// A pass ended at `now` and took `cpu` time.
+    pub fn passed(&mut self, now: Instant, cpu: Duration, outcome: Outcome) {
+        let calm = INTERVAL.max(9 * cpu);
+        let soon = SHORTEST.max(cpu);
+        self.regular = now + if outcome == Outcome::More { soon } else { calm };
+        self.pressed = now
+            + if outcome == Outcome::Futile {
+                FUTILE.max(9 * cpu)
+            } else {
+                soon
+            };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CAPACITY: TenantQuota = TenantQuota {
+        connections: 16_000,
+        mappings: 16_000,
+    };
+
+    fn loads(of: &[(u32, u64)]) -> BTreeMap<u16, TenantLoad> {
+        let load = |(quota, connections)| TenantLoad {
+            quota: TenantQuota {
+                connections: quota,
+                mappings: quota,
+            },
+            usage: TenantUsage {
+                connections,
+                mappings: 0,
+            },
+        };
+        (1..).zip(of.iter().copied().map(load)).collect()
+    }
+
+    #[test]
+    fn nothing_gives_way_below_the_mark() {
+        assert_eq!(
+            demands(CAPACITY, &loads(&[(8000, 6000), (8000, 6000)])),
+            Demands::new()
+        );
+    }
+
+    #[test]
+    fn only_tenants_near_or_beyond_their_quota_give_way() {
+        let found = demands(CAPACITY, &loads(&[(8000, 12_500), (8000, 500)]));
+        assert_eq!(found.keys().copied().collect::<Vec<_>>(), [1]);
+        assert_eq!(found[&1].connections, 13_000 - 11_000);
+        assert_eq!(found[&1].on_loan, 0, "the second tenant has room");
+        // A single tenant has the whole table.
+        let found = demands(CAPACITY, &loads(&[(16_000, 13_000)]));
+        assert_eq!(found[&1].on_loan, 0);
+        assert_eq!(found[&1].connections, 1000, "it keeps three quarters");
+    }
+
+    #[test]
+    fn loans_are_taken_back_when_an_owner_takes_the_rest() {
+        let found = demands(CAPACITY, &loads(&[(8000, 12_000), (8000, 2500)]));
+        assert_eq!(found[&1].on_loan, 500 + 250);
+        assert!(!found.contains_key(&2), "{found:?}");
+        // Both within their quotas: nothing is on loan.
+        let found = demands(CAPACITY, &loads(&[(8000, 8000), (8000, 7900)]));
+        assert!(found.values().all(|d| d.on_loan == 0), "{found:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_tenant_never_gives_up_what_is_its_own(
+            usages in proptest::collection::vec(0u64..20_000, 1..6),
+        ) {
+            let quota = CAPACITY.connections / usages.len() as u32;
+            let of: Vec<_> = usages.iter().map(|usage| (quota, *usage)).collect();
+            let all = loads(&of);
+            let total: u64 = usages.iter().sum();
+            let found = demands(CAPACITY, &all);
+            for (zone, demand) in &found {
+                let usage = all[zone].usage.connections;
+                let quota = u64::from(quota);
+                prop_assert!(usage - demand.connections.min(usage) >= quota * OWN / 16);
+                prop_assert!(demand.on_loan == 0 || usage - demand.on_loan >= quota);
+            }
+            // If it can be had, what is asked for brings the table below the mark.
+            let asked: u64 = found.values().map(|d| d.connections).sum();
+            if total > 12_000 {
+                prop_assert!(asked > 0);
+                let own = u64::from(quota) * 3 / 4;
+                let all: u64 = usages.iter().map(|u| u.saturating_sub(own)).sum();
+                prop_assert!(asked + found.len() as u64 >= (total - 11_000).min(all));
+            } else {
+                prop_assert!(found.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn ports_of_an_address_are_freed_before_they_run_out() {
+        let (own, shared) = ([0, 0, 0, 1], [0, 0, 0, 2]);
+        let ports = HashMap::from([(own, 1600), (shared, 1600)]);
+        let in_use = PortsInUse::from([
+            ((1, own, 6), 1200),
+            ((1, own, 17), 1200),
+            ((2, shared, 6), 900),
+            ((3, shared, 6), 600),
+            // Of an address that the tenant had before.
+            ((3, [0, 0, 0, 3], 6), 9000),
+        ]);
+        let (demands, full) = port_demands(&ports, &in_use);
+        assert_eq!(demands, BTreeMap::from([(2, 240), (3, 160)]));
+        assert_eq!(full, HashSet::from([shared]));
+    }
+
+    #[test]
+    fn pauses_follow_the_time_that_passes_take() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(start);
+        let after = |ms| start + Duration::from_millis(ms);
+        assert!(!schedule.is_due(after(9999), false) && schedule.is_due(after(10_000), false));
+        assert!(schedule.is_due(start, true));
+        let cpu = Duration::from_millis(1500);
+        schedule.passed(start, cpu, Outcome::Freed);
+        assert!(!schedule.is_due(after(1499), true) && schedule.is_due(after(1500), true));
+        assert!(!schedule.is_due(after(13_499), false) && schedule.is_due(after(13_500), false));
+        schedule.passed(start, cpu, Outcome::Futile);
+        assert!(!schedule.is_due(after(13_499), true) && schedule.is_due(after(13_500), true));
+        schedule.passed(start, Duration::ZERO, Outcome::More);
+        assert!(!schedule.is_due(after(249), false) && schedule.is_due(after(250), false));
+    }
+}
