@@ -26,12 +26,13 @@ pub(super) enum Timer {
     Keepalive,
     /// Nothing was sent or received for `TimerConfig::persistent_keepalive`.
     PersistentKeepalive,
+    /// Data may follow the peer to another path again. Before the two of the path, which a new
+    /// path starts.
+    Follow,
     /// The next echo is due.
     Echo,
     /// The path-MTU search wants to go on.
     PathMtu,
-    /// Data may follow the peer to another path again.
-    Follow,
     /// The next handshake attempt is due. Last, because the timers above start and stop attempts.
     Attempt,
 }
@@ -46,9 +47,9 @@ impl Timer {
         Self::GiveUp,
         Self::Keepalive,
         Self::PersistentKeepalive,
+        Self::Follow,
         Self::Echo,
         Self::PathMtu,
-        Self::Follow,
         Self::Attempt,
     ];
 }
