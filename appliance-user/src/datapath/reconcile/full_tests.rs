@@ -125,7 +125,10 @@ fn a_plan_becomes_routes_policies_gateways_and_rules() {
     for (address, protocols) in [
         ("203.0.113.16", ports | public_flags::ICMP),
         ("203.0.113.20", ports),
-        ("203.0.113.21", ports | public_flags::ICMP),
+        (
+            "203.0.113.21",
+            ports | public_flags::ICMP | public_flags::OTHERS,
+        ),
     ] {
         let public = t.public[&from_ip(address.parse().expect("address"))];
         let flags = public_flags::ACTIVE | protocols;
