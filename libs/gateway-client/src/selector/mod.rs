@@ -94,6 +94,11 @@ pub struct GatewayState {
     pub round_trip: Option<Duration>,
 }
 
+/// Time between the use of another gateway and the unbind at the one that this end leaves. What the
+/// other end sent through it meanwhile still arrives; without that, a drain cost the packets that
+/// were on their way until the other end had followed.
+const LINGER: Duration = Duration::from_millis(500);
+
 #[derive(Debug)]
 struct Member {
     at: GatewayAddress,
@@ -109,6 +114,8 @@ struct Member {
     bound_until: Option<Duration>,
     lifetime: Duration,
     draining: bool,
+    /// Time of the unbind at a gateway that this end leaves.
+    unbind_at: Option<Duration>,
 }
 
 impl Member {
@@ -209,11 +216,15 @@ impl GatewaySelector {
                     bound_until: None,
                     lifetime: Duration::ZERO,
                     draining: false,
+                    unbind_at: None,
                 },
             };
             self.members.push(member);
         }
-        old.retain(|member| member.is_bound(now));
+        old.retain_mut(|member| {
+            member.unbind_at = Some(now + LINGER);
+            member.is_bound(now)
+        });
         self.leaving.append(&mut old);
         if let Some(used) = &self.used
             && self.members.iter().all(|m| m.at != *used)
@@ -338,7 +349,7 @@ impl GatewaySelector {
             self.actions.push_back(Action::Send { to, message });
         }
         self.choose(now);
-        self.leave(clock);
+        self.leave(now, clock);
     }
 
     fn is_chosen(&self, place: usize) -> bool {
@@ -422,21 +433,27 @@ impl GatewaySelector {
         }
     }
 
-    /// Sends unbinds to draining gateways that are not in use, and to removed ones.
-    fn leave(&mut self, clock: u64) {
-        for mut member in std::mem::take(&mut self.leaving) {
+    /// Sends unbinds to draining gateways that are not in use, and to removed ones, once
+    /// [`LINGER`] has passed.
+    fn leave(&mut self, now: Duration, clock: u64) {
+        let is_over = |member: &Member| member.unbind_at.is_some_and(|at| at <= now);
+        for mut member in self.leaving.extract_if(.., |member| is_over(member)) {
             let to = member.at.address;
             let message = member.end.unbind(clock);
             self.actions.push_back(Action::Send { to, message });
         }
-        if self.used.is_none() {
-            return;
-        }
         for member in &mut self.members {
-            if member.draining
+            let used = self.used.as_ref();
+            let leaves = member.draining
                 && member.bound_until.is_some()
-                && Some(&member.at) != self.used.as_ref()
-            {
+                && used.is_some_and(|used| *used != member.at);
+            if !leaves {
+                member.unbind_at = None;
+                continue;
+            }
+            member.unbind_at.get_or_insert(now + LINGER);
+            if is_over(member) {
+                member.unbind_at = None;
                 member.bound_until = None;
                 let to = member.at.address;
                 let message = member.end.unbind(clock);
@@ -478,6 +495,12 @@ impl GatewaySelector {
             .filter(|member| self.pace(member).is_some())
             .map(|member| member.next)
             .chain(self.chooser.as_ref().and_then(Chooser::next_deadline))
+            .chain(
+                self.members
+                    .iter()
+                    .chain(&self.leaving)
+                    .filter_map(|member| member.unbind_at),
+            )
             .min()
     }
 
