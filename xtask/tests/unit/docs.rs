@@ -11,9 +11,10 @@ use std::{
 use crate::repository::{files, read, root, shown};
 
 /// Folders at the top of the repository: a quoted path that begins with one of them must exist.
-const TOP: [&str; 8] = [
+const TOP: [&str; 9] = [
     "appliance-ebpf/",
     "appliance-user/",
+    "director/",
     "docs/",
     "gateway/",
     "libs/",
@@ -445,12 +446,13 @@ fn options_and_subcommands_of_a_quoted_command_are_checked() {
 
 /// The programs that pages quote commands of, and the file of each. The commands of `cargo xtask
 /// lab`, `demo` and `bench` are those of other programs.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("cargo xtask lab", "causeway-lab"),
     ("cargo xtask demo", "causeway-lab"),
     ("cargo xtask bench", "causeway-bench"),
     ("cargo xtask", "xtask"),
     ("causeway-appliance", "causeway-appliance"),
+    ("causeway-director", "causeway-director"),
     ("causeway-gateway", "causeway-gateway"),
 ];
 

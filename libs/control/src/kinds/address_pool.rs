@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use failover::IpPrefix;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Address, Appliance, Gateway, kind};
 use crate::{
@@ -18,17 +19,20 @@ use crate::{
 const MAX_RANGES: usize = 256;
 
 /// Public addresses, IPv4 or IPv6, that tenants may have.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddressPool {
     /// The addresses.
+    #[schema(value_type = Vec<String>)]
     pub ranges: Vec<AddressRange>,
     /// The prefix of the uplink that the addresses are in; omitted for addresses that the
     /// provider's router routes to the appliances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub prefix: Option<IpPrefix>,
     /// The provider's router in this prefix. No tenant gets its address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub router: Option<IpAddr>,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]

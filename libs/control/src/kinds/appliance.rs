@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{AddressPool, Gateway, kind};
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
 
 /// A tenant's appliance on one host of the provider. A subscription makes it; it has the host's
 /// name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Appliance {
     /// Address on the provider's production network.
@@ -26,7 +27,7 @@ pub struct Appliance {
 }
 
 /// How an appliance gets its address on the provider's production network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "method", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Uplink {
     /// By DHCP.
@@ -34,16 +35,18 @@ pub enum Uplink {
     /// As written here.
     Static {
         /// The appliance's address.
+        #[schema(value_type = String)]
         address: IpAddr,
         /// Prefix length, bits.
         prefix_length: u8,
         /// The next hop of packets to other networks.
+        #[schema(value_type = String)]
         router: IpAddr,
     },
 }
 
 /// Where an appliance is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApplianceStatus {
     /// Name of the provider's host that it runs on.

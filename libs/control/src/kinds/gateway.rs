@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{GatewayPool, Tenant, appliance::refuse_taken, kind, yes};
 use crate::{
@@ -24,10 +25,11 @@ const MAX_ADDRESSES: usize = 16;
 const DNS_NAME: usize = 253;
 
 /// A cloud gateway: tenants' appliances connect to it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gateway {
     /// Addresses that tenants connect to, public ones where the gateway is behind NAT.
+    #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
     /// DNS name of these addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]

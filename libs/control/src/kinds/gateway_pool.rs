@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Gateway, Tenant, gateway::keep_gateways, kind};
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
 
 /// Gateways that only those tenants use which the pool is assigned to. A gateway is in at most one
 /// pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GatewayPool {
     /// The gateways, at least one.

@@ -1,6 +1,7 @@
 //! The network part of a hardware plan: how many networks a subscribed tenant gets, and where.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
     Network, Subscription, VlanPool, kind,
@@ -20,7 +21,7 @@ const MAX_NETWORKS: u16 = 50;
 
 /// Networks that a subscribed tenant gets on one virtual switch. A tenant may subscribe to several
 /// plans.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HardwarePlan {
     /// The pool that the networks' VLANs are taken from.

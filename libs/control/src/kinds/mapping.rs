@@ -1,6 +1,7 @@
 //! Which network at the provider stands for a production network.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Network, kind};
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// Replicas of machines on a production network are on a network at the provider.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mapping {
     /// The production network, as the tenant's platform names it.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use failover::IpPrefix;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Mapping, Plan, Policy, Rule, kind};
 use crate::{
@@ -20,15 +21,17 @@ const MAX_PREFIXES: usize = 16;
 
 /// A tenant's settings for one of its networks at the provider, where replicas are. A subscription
 /// makes the network.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
     /// Prefixes of the production network, IPv4 and IPv6.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub prefixes: Vec<IpPrefix>,
     /// Default gateways of its machines, at most one of each address family. In full failover the
     /// appliance takes them over.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub gateways: Vec<IpAddr>,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -36,7 +39,7 @@ pub struct Network {
 }
 
 /// Where a network is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkStatus {
     /// The tenant's subscription that it belongs to.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Rule, kind, mapping::require_network, yes};
 use crate::{
@@ -22,7 +23,7 @@ const MAX_DELAY: u32 = 86_400;
 const MAX_VMS: usize = 1000;
 
 /// A plan for full site failover. It is data; a run of it takes a copy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// The tenant's networks that fail over, at least one. Their default gateways, and the policies
@@ -42,7 +43,7 @@ pub struct Plan {
 }
 
 /// A network of a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlanNetwork {
     /// The tenant's network.
@@ -57,13 +58,14 @@ pub struct PlanNetwork {
 }
 
 /// A machine of a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlanVm {
     /// The machine, as the tenant's platform names it.
     pub name: String,
     /// Its addresses, as far as they are known.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
     /// Time until the next machine starts, seconds, at most a day.
     #[serde(default = "default_delay")]
@@ -72,7 +74,7 @@ pub struct PlanVm {
 
 /// Commands before and after a run. Each is the name of an executable in the hook folder of the
 /// director, or the `https://` address of a webhook.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Hooks {
     /// Before the first machine starts.

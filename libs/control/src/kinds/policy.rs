@@ -1,6 +1,7 @@
 //! Permission to route between two networks of a tenant.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{kind, mapping::require_network, yes};
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
 
 /// Permission to route from one network of a tenant to another during full failover. Nothing else
 /// is routed between them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     /// Network that packets come from.

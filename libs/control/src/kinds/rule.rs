@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use failover::{IpPrefix, PortRange, Protocol, RuleChange};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Plan, kind};
 use crate::{
@@ -16,27 +17,32 @@ use crate::{
 
 /// A public IP rule: which part of a public address of the tenant leads to which machine. Public
 /// port 22 is refused: the appliance is managed over it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// A public address of the tenant.
+    #[schema(value_type = String)]
     pub public_ip: IpAddr,
     /// Public port, or a range such as `8000-8100`; omitted for a whole address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub public_port: Option<PortRange>,
     /// The machine's address.
+    #[schema(value_type = String)]
     pub internal_ip: IpAddr,
     /// First port of the machine; the public one if it is omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub internal_port: Option<u16>,
     /// Protocols; TCP if they are omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub protocol: Option<Protocol>,
     /// Whether the whole address but port 22 leads to the machine.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub one_to_one: bool,
     /// Sources that the rule admits; empty for every source.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
     pub allow: Vec<IpPrefix>,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
     Appliance, ApplianceStatus, HardwarePlan, Network, NetworkStatus, Uplink, VlanPool,
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// A tenant's subscription to a hardware plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Subscription {
     /// The hardware plan. Cannot be changed.
@@ -27,7 +28,7 @@ pub struct Subscription {
 }
 
 /// Networks of a subscription.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubscriptionStatus {
     /// Names of the tenant's networks that come from this subscription. They are the

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
     Address, GatewayPool, Mapping, Plan, Policy, Rule, Subscription, address, kind, subscription,
@@ -18,7 +19,7 @@ use crate::{
 };
 
 /// A customer of the provider.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tenant {
     /// Whether the tenant may get anything new. A disabled tenant keeps all that it has, and its
@@ -27,6 +28,7 @@ pub struct Tenant {
     pub enabled: bool,
     /// End of the lease; from then on the tenant counts as disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub lease_ends: Option<Timestamp>,
     /// Limits.
     #[serde(default)]
@@ -44,7 +46,7 @@ pub struct Tenant {
 }
 
 /// Limits of a tenant.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Most public addresses; omitted for no limit.
@@ -56,7 +58,7 @@ pub struct Limits {
 }
 
 /// Failover mode of a tenant's networks.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "mode", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Mode {
     /// No failover.
@@ -91,7 +93,7 @@ impl fmt::Display for Mode {
 }
 
 /// The state of a tenant.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TenantStatus {
     /// Failover mode.

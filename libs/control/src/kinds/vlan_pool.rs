@@ -1,6 +1,7 @@
 //! VLANs of a virtual switch that tenants' networks may have.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{HardwarePlan, Host, Network, kind};
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
 
 /// VLANs of one virtual switch that tenants' networks may have: some for networks with internet
 /// access, others for networks without.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VlanPool {
     /// Name of the host that has the switch.
@@ -23,9 +24,11 @@ pub struct VlanPool {
     pub switch: String,
     /// VLANs for networks with internet access.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub with_internet: Vec<VlanRange>,
     /// VLANs for networks without internet access.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub without_internet: Vec<VlanRange>,
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
