@@ -1,0 +1,252 @@
+//! Answers, and problems (RFC 9457).
+
+use axum::{
+    body::Body,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::Response,
+};
+use control::{Conflict, Reason, Refusal, Revision};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    status: StatusCode,
+    headers: Vec<(HeaderName, String)>,
+    body: Body,
+}
+
+impl Answer {
+    /// An answer in JSON.
+    #[must_use]
+    pub fn json(status: StatusCode, body: &Value) -> Self {
+        Self {
+            status,
+            headers: vec![(header::CONTENT_TYPE, "application/json".to_owned())],
+            body: Body::from(body.to_string()),
+        }
+    }
+
+    /// An answer without content.
+    #[must_use]
+    pub fn done() -> Self {
+        Self {
+            status: StatusCode::NO_CONTENT,
+            headers: Vec::new(),
+            body: Body::empty(),
+        }
+    }
+
+    /// Server-sent events.
+    #[must_use]
+    pub fn events(body: Body) -> Self {
+        let kind = "text/event-stream".to_owned();
+        Self {
+            status: StatusCode::OK,
+            headers: vec![(header::CONTENT_TYPE, kind)],
+            body,
+        }
+    }
+
+    /// With the revision as strong entity tag.
+    #[must_use]
+    pub fn tagged(mut self, revision: Revision) -> Self {
+        self.headers.push((header::ETAG, etag(revision)));
+        self
+    }
+
+    /// With warnings for the person who asked.
+    #[must_use]
+    pub fn with_warnings(mut self, warnings: &[String]) -> Self {
+        for warning in warnings {
+            let name = HeaderName::from_static("causeway-warning");
+            self.headers.push((name, warning.clone()));
+        }
+        self
+    }
+
+    pub(super) fn into_response(self) -> Response {
+        let mut response = Response::new(self.body);
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        for (name, value) in self.headers {
+            if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
+                headers.append(name, value);
+            }
+        }
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+}
+
+/// The entity tag of a revision (RFC 9110 section 8.8.3).
+pub(super) fn etag(revision: Revision) -> String {
+    format!("\"{revision}\"")
+}
+
+/// Why a request is refused (RFC 9457).
+#[derive(Clone, Debug)]
+pub struct Problem(Box<ProblemBody>);
+
+/// The content of a refusal (RFC 9457).
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(super) struct ProblemBody {
+    /// Stable, for programs: `urn:causeway:problem:conflict`.
+    #[serde(rename = "type")]
+    kind: String,
+    /// Short text of the status.
+    title: String,
+    /// Status of HTTP.
+    status: u16,
+    /// The reason, and what to do.
+    detail: String,
+    /// The objects and fields that contradict the request.
+    #[schema(value_type = Vec<Object>)]
+    conflicts: Vec<Conflict>,
+    #[serde(skip)]
+    #[schema(ignore)]
+    allow: Option<String>,
+}
+
+/// Statuses of problems: the document lists them for each operation.
+pub(super) const STATUSES: [u16; 14] = [
+    400, 401, 403, 404, 405, 409, 410, 412, 413, 415, 422, 500, 503, 507,
+];
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, kind: &str, detail: impl Into<String>) -> Self {
+        Self(Box::new(ProblemBody {
+            kind: format!("urn:causeway:problem:{kind}"),
+            title: status.canonical_reason().unwrap_or_default().to_owned(),
+            status: status.as_u16(),
+            detail: detail.into(),
+            conflicts: Vec::new(),
+            allow: None,
+        }))
+    }
+
+    pub(crate) fn unavailable() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            "the store cannot be used at present, and the request may have been carried out or \
+             not: read the object, and try again with the same Idempotency-Key",
+        )
+    }
+
+    pub(crate) fn internal(error: &dyn std::error::Error) -> Self {
+        tracing::error!(%error, "request failed");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the request failed, and nothing was changed: the director's log has the reason",
+        )
+    }
+
+    pub(crate) fn idempotency_key() -> Self {
+        Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "idempotency-key",
+            "another request had this Idempotency-Key within a day: use a new key for each request",
+        )
+    }
+
+    pub(super) fn no_path() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "no-path",
+            "there is nothing at this path: see the paths of /v1/openapi.json",
+        )
+    }
+
+    pub(super) fn no_method(methods: &[&str]) -> Self {
+        let allow = methods.join(", ");
+        let detail = format!("this path has no such method: use {allow}");
+        let mut problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "no-method", detail);
+        problem.0.allow = Some(allow);
+        problem
+    }
+
+    pub(super) fn no_token() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "no-token",
+            "send a valid API token as `Authorization: Bearer cwy_…`; POST /v1/sessions makes one \
+             of a user's name and password",
+        )
+    }
+
+    pub(super) fn forbidden(role: &str) -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            format!("the role {role} may not do this: ask an administrator"),
+        )
+    }
+
+    pub(super) fn too_large() -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-large",
+            "the body exceeds 1 MiB, or ended early: send less at once",
+        )
+    }
+
+    pub(super) fn media_type() -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "media-type",
+            "the body must be JSON: send `Content-Type: application/json`",
+        )
+    }
+
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad-request", detail)
+    }
+
+    pub(super) fn moved(expected: &str, found: Revision) -> Self {
+        Self::new(
+            StatusCode::PRECONDITION_FAILED,
+            "revision",
+            format!(
+                "If-Match has {expected}, and the object has {}: read it again, and repeat the \
+                 change on what it is now",
+                etag(found)
+            ),
+        )
+    }
+
+    pub(super) fn into_response(self) -> Response {
+        let text = serde_json::to_string(&self.0).unwrap_or_default();
+        let mut response = Response::new(Body::from(text));
+        *response.status_mut() =
+            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        let kind = HeaderValue::from_static("application/problem+json");
+        headers.insert(header::CONTENT_TYPE, kind);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.0.status == StatusCode::UNAUTHORIZED.as_u16() {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(allow) = self.0.allow.and_then(|allow| allow.try_into().ok()) {
+            headers.insert(header::ALLOW, allow);
+        }
+        response
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let (status, kind) = match refusal.reason {
+            Reason::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+            Reason::NotFound => (StatusCode::NOT_FOUND, "not-found"),
+            Reason::Conflict => (StatusCode::CONFLICT, "conflict"),
+            Reason::Exhausted => (StatusCode::INSUFFICIENT_STORAGE, "exhausted"),
+        };
+        let mut problem = Self::new(status, kind, refusal.detail);
+        problem.0.conflicts = refusal.conflicts;
+        problem
+    }
+}

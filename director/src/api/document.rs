@@ -1,0 +1,204 @@
+//! The document of the API (OpenAPI 3.1), made of the table of operations.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::{
+    answer::{ProblemBody, STATUSES},
+    objects::Served,
+    table::{Operation, Parameter, Schema, operations},
+};
+
+/// The document.
+#[must_use]
+pub fn document() -> Value {
+    let operations = operations();
+    let mut paths: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
+    let mut components: BTreeMap<String, Value> = BTreeMap::new();
+    components.extend(schema::<ProblemBody>().all);
+    for operation in &operations {
+        let bodies = operation.body.iter();
+        let answers = operation.success.iter().filter_map(|s| s.schema.as_ref());
+        for schema in bodies.chain(answers) {
+            components.extend(schema.all.iter().cloned());
+        }
+        let method = operation.method.as_str().to_lowercase();
+        let path = paths.entry(operation.path.clone()).or_default();
+        path.insert(method, described(operation));
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Causeway director",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Hosts, pools, hardware plans and tenants of a provider.",
+            "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
+        },
+    })
+}
+
+fn described(operation: &Operation) -> Value {
+    let mut parameters: Vec<_> = operation
+        .path
+        .split('/')
+        .filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
+        .map(|name| {
+            json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } })
+        })
+        .collect();
+    let given = |place: &'static str, parameter: &Parameter| {
+        json!({
+            "name": parameter.name,
+            "in": place,
+            "description": parameter.description,
+            "schema": { "type": parameter.kind },
+        })
+    };
+    parameters.extend(operation.query.iter().map(|p| given("query", p)));
+    parameters.extend(operation.headers.iter().map(|p| given("header", p)));
+    let mut described = json!({
+        "operationId": operation.id,
+        "summary": operation.summary,
+        "parameters": parameters,
+        "responses": responses(operation),
+        "security": if operation.is_public { json!([]) } else { json!([{ "token": [] }]) },
+    });
+    if let Some(body) = &operation.body {
+        described["requestBody"] = json!({
+            "required": true,
+            "content": { "application/json": { "schema": reference(&body.name) } },
+        });
+    }
+    described
+}
+
+fn responses(operation: &Operation) -> Value {
+    let mut responses = Map::new();
+    for status in STATUSES {
+        responses.insert(
+            status.to_string(),
+            json!({
+                "description": "The request is refused.",
+                "content": {
+                    "application/problem+json": { "schema": reference("ProblemBody") },
+                },
+            }),
+        );
+    }
+    for success in &operation.success {
+        let mut response = json!({ "description": "The request was carried out." });
+        if let Some(schema) = &success.schema {
+            let content = json!({ "schema": reference(&schema.name) });
+            response["content"][success.content_type] = content;
+        }
+        responses.insert(success.status.as_str().to_owned(), response);
+    }
+    responses.into()
+}
+
+fn reference(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{name}") })
+}
+
+/// The schema of a type.
+pub(super) fn schema<T: ToSchema>() -> Schema {
+    let mut all = Vec::new();
+    T::schemas(&mut all);
+    all.push((T::name().into_owned(), <T as PartialSchema>::schema()));
+    let all = all.into_iter().map(|(name, schema)| {
+        // Schemas are data: they always have a JSON form.
+        (name, serde_json::to_value(schema).unwrap_or_default())
+    });
+    Schema {
+        name: T::name().into_owned(),
+        all: all.collect(),
+    }
+}
+
+fn named(name: String, of: &[Schema], value: Value) -> Schema {
+    let mut all: Vec<_> = of.iter().flat_map(|schema| schema.all.clone()).collect();
+    all.push((name.clone(), value));
+    Schema { name, all }
+}
+
+/// The schema of a kind's objects.
+pub(super) fn object_of<K: Served>() -> Schema {
+    let (spec, status) = (schema::<K>(), schema::<K::Status>());
+    let metadata = json!({
+        "type": "object",
+        "required": ["name", "uid", "generation", "created", "revision"],
+        "properties": {
+            "name": { "type": "string" },
+            "tenant": { "type": "string" },
+            "uid": { "type": "string", "format": "uuid" },
+            "generation": { "type": "integer", "minimum": 1 },
+            "created": { "type": "string", "format": "date-time" },
+            "revision": { "type": "integer", "minimum": 0 },
+        },
+    });
+    let metadata = named("Metadata".to_owned(), &[], metadata);
+    let value = json!({
+        "type": "object",
+        "required": ["metadata", "spec", "status"],
+        "properties": {
+            "metadata": reference("Metadata"),
+            "spec": reference(&spec.name),
+            "status": reference(&status.name),
+        },
+    });
+    let name = format!("{}Object", spec.name);
+    named(name, &[metadata, spec, status], value)
+}
+
+/// The schema of a page of a kind's objects.
+pub(super) fn list_of<K: Served>() -> Schema {
+    let object = object_of::<K>();
+    let value = json!({
+        "type": "object",
+        "required": ["items", "next", "revision"],
+        "properties": {
+            "items": { "type": "array", "items": reference(&object.name) },
+            "next": { "type": ["string", "null"] },
+            "revision": { "type": "integer" },
+        },
+    });
+    named(format!("{}List", K::name()), &[object], value)
+}
+
+/// The schema of a request that creates an object.
+pub(super) fn new_of<K: Served>() -> Schema {
+    let spec = schema::<K>();
+    let value = json!({
+        "type": "object",
+        "required": ["name", "spec"],
+        "additionalProperties": false,
+        "properties": { "name": { "type": "string" }, "spec": reference(&spec.name) },
+    });
+    named(format!("New{}", K::name()), &[spec], value)
+}
+
+/// The schema of a request that replaces a spec.
+pub(super) fn changed_of<K: Served>() -> Schema {
+    let spec = schema::<K>();
+    let value = json!({
+        "type": "object",
+        "required": ["spec"],
+        "additionalProperties": false,
+        "properties": { "spec": reference(&spec.name) },
+    });
+    named(format!("Changed{}", K::name()), &[spec], value)
+}
+
+/// The schema of an object, or of a dry run.
+pub(super) fn either_of<K: Served>() -> Schema {
+    let (object, dry) = (object_of::<K>(), schema::<super::objects::DryRun>());
+    let value = json!({ "anyOf": [reference(&object.name), reference(&dry.name)] });
+    named(format!("{}OrDryRun", K::name()), &[object, dry], value)
+}

@@ -1,0 +1,188 @@
+//! The API: one table of operations, which is both the router and the document.
+//!
+//! ```text
+//!   request ─▶ find the operation ─▶ token ─▶ actor ─▶ query, body ─▶ handler ─▶ Answer | Problem
+//!              │ none: 404, 405                        │ 400, 413, 415, 422
+//!              └ the same table ─▶ document (OpenAPI 3.1)
+//! ```
+//!
+//! Extractors of axum are not used: their refusals would not be in the document.
+
+mod answer;
+mod document;
+mod objects;
+mod people;
+mod records;
+mod request;
+mod table;
+mod watch;
+
+pub use answer::{Answer, Problem};
+pub use document::document;
+pub use table::{Operation, operations};
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, Method, StatusCode, header},
+    response::Response,
+};
+
+use crate::{
+    Director,
+    metrics::Answered,
+    people::{Actor, token_hash},
+};
+use request::{Call, Query};
+
+/// Longest body of a request, bytes.
+pub const MAX_BODY: usize = 1 << 20;
+
+/// The router of a director.
+pub fn router(director: Arc<Director>) -> Router {
+    let operations: Arc<[Operation]> = operations().into();
+    Router::new()
+        .fallback(async move |request: Request| answer(director, operations, request).await)
+}
+
+async fn answer(
+    director: Arc<Director>,
+    operations: Arc<[Operation]>,
+    request: Request,
+) -> Response {
+    let found = find(&operations, request.method(), request.uri().path());
+    let (operation, result) = match found {
+        Ok((operation, parameters)) => {
+            let result = call(&director, operation, parameters, request).await;
+            (operation.id.clone(), result)
+        }
+        Err(problem) => (String::new(), Err(problem)),
+    };
+    let response = match result {
+        Ok(answer) => answer.into_response(),
+        Err(problem) => problem.into_response(),
+    };
+    let status = response.status().as_u16();
+    director
+        .metrics
+        .requests
+        .get_or_create(&Answered { operation, status })
+        .inc();
+    response
+}
+
+/// The operation of a method and path, and the values in the path, in order.
+fn find<'o>(
+    operations: &'o [Operation],
+    method: &Method,
+    path: &str,
+) -> Result<(&'o Operation, Vec<String>), Problem> {
+    let mut methods = Vec::new();
+    for operation in operations {
+        let Some(parameters) = parameters(&operation.path, path) else {
+            continue;
+        };
+        if operation.method == *method {
+            return Ok((operation, parameters));
+        }
+        methods.push(operation.method.as_str());
+    }
+    if methods.is_empty() {
+        return Err(Problem::no_path());
+    }
+    Err(Problem::no_method(&methods))
+}
+
+/// The values of the placeholders, if the path is of the pattern.
+fn parameters(pattern: &str, path: &str) -> Option<Vec<String>> {
+    let mut values = Vec::new();
+    let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (pattern.next(), path.next()) {
+            (None, None) => return Some(values),
+            (Some(expected), Some(found)) if expected.starts_with('{') => {
+                values.push(request::decoded(found)?);
+            }
+            (Some(expected), Some(found)) if expected == found => {}
+            (Some(_) | None, Some(_) | None) => return None,
+        }
+    }
+}
+
+async fn call(
+    director: &Arc<Director>,
+    operation: &Operation,
+    parameters: Vec<String>,
+    request: Request,
+) -> Result<Answer, Problem> {
+    let (parts, body) = request.into_parts();
+    let (actor, hash) = match operation.is_public {
+        true => (None, String::new()),
+        false => {
+            let (actor, hash) = authenticate(director, &parts.headers).await?;
+            (Some(actor), hash)
+        }
+    };
+    let query = Query::parse(parts.uri.query().unwrap_or_default(), &operation.query)?;
+    let body = read_body(operation, &parts.headers, body).await?;
+    let call = Call {
+        director: Arc::clone(director),
+        operation: operation.id.clone(),
+        actor,
+        token_hash: hash,
+        parameters,
+        query,
+        headers: parts.headers,
+        method: parts.method,
+        path: parts.uri.path().to_owned(),
+        body,
+    };
+    (operation.handler)(call).await
+}
+
+/// The user of the request's token.
+async fn authenticate(
+    director: &Director,
+    headers: &HeaderMap,
+) -> Result<(Actor, String), Problem> {
+    let value = headers.get(header::AUTHORIZATION);
+    let value = value.and_then(|value| value.to_str().ok());
+    let secret = value.and_then(|value| value.strip_prefix("Bearer "));
+    let secret = secret.ok_or_else(Problem::no_token)?;
+    // The hash of a secret of 256 bits is looked up: its time tells nothing of other secrets.
+    let hash = token_hash(secret);
+    let live = director.live().await?;
+    let actor = live.actor(&hash, director.chance.now());
+    actor
+        .map(|actor| (actor, hash))
+        .ok_or_else(Problem::no_token)
+}
+
+async fn read_body(
+    operation: &Operation,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Vec<u8>, Problem> {
+    let bytes = axum::body::to_bytes(body, MAX_BODY).await;
+    let bytes = bytes.map_err(|_| Problem::too_large())?;
+    if operation.body.is_none() {
+        return match bytes.is_empty() {
+            true => Ok(Vec::new()),
+            false => Err(Problem::new(
+                StatusCode::BAD_REQUEST,
+                "bad-request",
+                "this operation has no body: send none",
+            )),
+        };
+    }
+    let kind = headers.get(header::CONTENT_TYPE);
+    let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
+        return Err(Problem::media_type());
+    }
+    Ok(bytes.to_vec())
+}

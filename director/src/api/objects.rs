@@ -1,0 +1,471 @@
+//! Operations on the objects of each kind.
+
+use axum::http::{Method, StatusCode};
+use control::{
+    Accepted, Address, AddressPool, Appliance, Difference, Gateway, GatewayPool, HardwarePlan,
+    Host, Kind, Mapping, Network, Object, Options, Plan, Policy, Refusal, Revision, Rule, Scope,
+    Subscription, Tenant, VlanPool, create, remove, replace,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use utoipa::ToSchema;
+
+use super::{
+    answer::{Answer, Problem},
+    document::{list_of, object_of, schema},
+    people::remove_users_of,
+    request::Call,
+    table::{Answering, Operation, Parameter, Success},
+};
+use crate::{
+    audit::hex,
+    change::{Done, Planned, Wanted},
+    live::Live,
+    people::Actor,
+    roles::{Reach, Things, Verb, reach},
+};
+
+/// Objects on a page unless asked otherwise, and at most.
+const PAGE: u64 = 100;
+const LARGEST_PAGE: u64 = 1000;
+
+/// A kind of the API.
+pub(super) trait Served: Kind<Status: ToSchema> + ToSchema {
+    /// Its row in the table of roles.
+    const THINGS: Things;
+    /// With its article, for summaries: `a VLAN pool`.
+    const ONE: &'static str;
+}
+
+macro_rules! served {
+    ($($type:ident: $things:ident, $one:literal;)*) => {
+        $(impl Served for $type {
+            const THINGS: Things = Things::$things;
+            const ONE: &'static str = $one;
+        })*
+
+        /// Adds the operations of all kinds.
+        pub(super) fn register(all: &mut Vec<Operation>) {
+            $(register_kind::<$type>(all);)*
+        }
+
+        /// The row of a kind in the table of roles, and its name space.
+        pub(super) fn things_of(kind: &str) -> Option<(Things, Scope)> {
+            match kind {
+                $(<$type as Kind>::KIND => Some((Things::$things, <$type as Kind>::SCOPE)),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+served! {
+    Host: Infrastructure, "a virtualization host";
+    VlanPool: Infrastructure, "a VLAN pool";
+    AddressPool: Infrastructure, "a pool of public addresses";
+    HardwarePlan: Infrastructure, "a hardware plan";
+    Gateway: Infrastructure, "a cloud gateway";
+    GatewayPool: Infrastructure, "a pool of gateways";
+    Tenant: Tenants, "a tenant";
+    Subscription: Allocations, "a subscription to a hardware plan";
+    Appliance: Allocations, "an appliance";
+    Address: Allocations, "a public address";
+    Network: Networking, "a network";
+    Mapping: Networking, "a network mapping";
+    Policy: Networking, "a routing policy";
+    Rule: Networking, "a public IP rule";
+    Plan: Networking, "a failover plan";
+}
+
+/// Body of a request that creates an object.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, bound = "")]
+struct New<K: Kind> {
+    name: String,
+    spec: K,
+}
+
+/// Body of a request that replaces an object's spec.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, bound = "")]
+struct Changed<K: Kind> {
+    spec: K,
+}
+
+/// Answer to a dry run.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct DryRun {
+    /// All objects that the change would create, change or remove.
+    #[schema(value_type = Vec<Object>)]
+    differences: Vec<Difference>,
+    /// Consequences to know of.
+    warnings: Vec<String>,
+}
+
+const DRY_RUN: Parameter = Parameter {
+    name: "dry_run",
+    kind: "boolean",
+    description: "Compute the change and answer its differences, without making it.",
+};
+const FORCE: Parameter = Parameter {
+    name: "force",
+    kind: "boolean",
+    description: "Do what would be refused for the sake of others.",
+};
+const LIMIT: Parameter = Parameter {
+    name: "limit",
+    kind: "integer",
+    description: "Objects on the page, 1 to 1000; 100 unless given.",
+};
+const AFTER: Parameter = Parameter {
+    name: "page",
+    kind: "string",
+    description: "The `next` of the page before.",
+};
+const IF_MATCH: Parameter = Parameter {
+    name: "If-Match",
+    kind: "string",
+    description: "The ETag that the object must have, or `*`.",
+};
+const KEY: Parameter = Parameter {
+    name: "Idempotency-Key",
+    kind: "string",
+    description: "The same answer is given to the same request with this key for a day.",
+};
+const REASON: Parameter = Parameter {
+    name: "X-Reason",
+    kind: "string",
+    description: "The reason for the change, for the audit.",
+};
+
+fn register_kind<K: Served>(all: &mut Vec<Operation>) {
+    let collection = match K::SCOPE {
+        Scope::Provider => format!("/v1/{}", K::PLURAL),
+        Scope::Tenant => format!("/v1/tenants/{{tenant}}/{}", K::PLURAL),
+    };
+    let one = format!("{collection}/{{name}}");
+    let object = || object_of::<K>();
+    let ok = |status, schema| Success {
+        status,
+        schema: Some(schema),
+        content_type: "application/json",
+    };
+    let dry = || ok(StatusCode::OK, schema::<DryRun>());
+    let change = |query: &[Parameter], headers: &[Parameter]| {
+        let query = [&[DRY_RUN], query].concat();
+        (query, [&[KEY, REASON], headers].concat())
+    };
+    let operation = |verb: &str, method, path: &str, handler| Operation {
+        id: format!("{}.{verb}", K::KIND),
+        method,
+        path: path.to_owned(),
+        summary: format!("{} {}.", sentence(verb), K::ONE),
+        query: Vec::new(),
+        headers: Vec::new(),
+        body: None,
+        success: Vec::new(),
+        is_public: false,
+        handler,
+    };
+    all.push(Operation {
+        summary: format!("List {}.", K::PLURAL.replace('-', " ")),
+        query: vec![LIMIT, AFTER],
+        success: vec![ok(StatusCode::OK, list_of::<K>())],
+        ..operation("list", Method::GET, &collection, |call| {
+            Box::pin(list::<K>(call)) as Answering
+        })
+    });
+    let (query, headers) = change(&[], &[]);
+    all.push(Operation {
+        query,
+        headers,
+        body: Some(super::document::new_of::<K>()),
+        success: vec![ok(StatusCode::CREATED, object()), dry()],
+        ..operation("create", Method::POST, &collection, |call| {
+            Box::pin(create_one::<K>(call)) as Answering
+        })
+    });
+    all.push(Operation {
+        success: vec![ok(StatusCode::OK, object())],
+        ..operation("get", Method::GET, &one, |call| {
+            Box::pin(get::<K>(call)) as Answering
+        })
+    });
+    let (query, headers) = change(&[FORCE], &[IF_MATCH]);
+    all.push(Operation {
+        query: query.clone(),
+        headers: headers.clone(),
+        body: Some(super::document::changed_of::<K>()),
+        success: vec![ok(StatusCode::OK, super::document::either_of::<K>())],
+        ..operation("replace", Method::PUT, &one, |call| {
+            Box::pin(replace_one::<K>(call)) as Answering
+        })
+    });
+    let nothing = Success {
+        status: StatusCode::NO_CONTENT,
+        schema: None,
+        content_type: "",
+    };
+    all.push(Operation {
+        query,
+        headers,
+        success: vec![nothing, dry()],
+        ..operation("remove", Method::DELETE, &one, |call| {
+            Box::pin(remove_one::<K>(call)) as Answering
+        })
+    });
+}
+
+fn sentence(verb: &str) -> String {
+    let mut letters = verb.chars();
+    let first = letters.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(letters).collect()
+}
+
+/// Tenant and name in the path.
+fn place<K: Kind>(call: &Call) -> (Option<&str>, Option<&str>) {
+    let mut values = call.parameters.iter().map(String::as_str);
+    match K::SCOPE {
+        Scope::Provider => (None, values.next()),
+        Scope::Tenant => (values.next(), values.next()),
+    }
+}
+
+/// Refuses what the actor may not do. Objects of other tenants are answered as if they, and the
+/// tenant, did not exist.
+pub(super) fn authorize(
+    actor: &Actor,
+    things: Things,
+    verb: Verb,
+    tenant: Option<&str>,
+) -> Result<(), Problem> {
+    let own = actor.tenant.as_deref();
+    match (reach(actor.role, things, verb), tenant) {
+        (Reach::All, _) => Ok(()),
+        (Reach::Own, Some(tenant)) if Some(tenant) == own => Ok(()),
+        (Reach::Own, None) => Ok(()),
+        (Reach::Own | Reach::None, Some(tenant)) if own.is_some() && own != Some(tenant) => {
+            Err(no_tenant(tenant))
+        }
+        (Reach::Own | Reach::None, _) => Err(Problem::forbidden(&role(actor))),
+    }
+}
+
+fn role(actor: &Actor) -> String {
+    let role = serde_json::to_value(actor.role).unwrap_or_default();
+    role.as_str().unwrap_or_default().to_owned()
+}
+
+/// As the crate `control` refuses a tenant that does not exist.
+pub(super) fn no_tenant(tenant: &str) -> Problem {
+    Refusal::not_found::<Tenant>(None, tenant).into()
+}
+
+/// The tenant that an access concerns: for tenants themselves, their name.
+fn target<'c, K: Served>(tenant: Option<&'c str>, name: Option<&'c str>) -> Option<&'c str> {
+    match K::THINGS {
+        Things::Tenants => name,
+        _ => tenant,
+    }
+}
+
+/// As the crate `control` refuses an object that does not exist.
+fn absent<K: Kind>(tenant: Option<&str>, name: &str) -> Problem {
+    Refusal::not_found::<K>(tenant, name).into()
+}
+
+async fn list<K: Served>(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    let (tenant, _) = place::<K>(&call);
+    authorize(actor, K::THINGS, Verb::Read, tenant)?;
+    let limit = call.query.number("limit", PAGE, 1..=LARGEST_PAGE)?;
+    let after = call.query.get("page").map(page).transpose()?;
+    let live = call.director.live().await?;
+    if let Some(tenant) = tenant
+        && live.state.get::<Tenant>(None, tenant).is_none()
+    {
+        return Err(no_tenant(tenant));
+    }
+    // Of tenants, a tenant sees itself.
+    let only = match K::THINGS {
+        Things::Tenants => actor.tenant.as_deref(),
+        _ => None,
+    };
+    let start = after
+        .as_deref()
+        .map(|name| (tenant.unwrap_or_default(), name));
+    let start = start.or(tenant.map(|tenant| (tenant, "")));
+    let mut objects = live
+        .state
+        .all::<K>()
+        .after(start)
+        .take_while(|object| tenant.is_none_or(|tenant| object.tenant() == tenant))
+        .filter(|object| only.is_none_or(|only| object.name() == only));
+    let items: Vec<_> = objects.by_ref().take(limit as usize).collect();
+    let next = match (objects.next(), items.last()) {
+        (Some(_), Some(last)) => Some(hex(last.name().as_bytes())),
+        (Some(_) | None, _) => None,
+    };
+    Ok(Answer::json(
+        StatusCode::OK,
+        &json!({ "items": items, "next": next, "revision": live.state.revision() }),
+    ))
+}
+
+/// The name in a page token.
+fn page(token: &str) -> Result<String, Problem> {
+    let digits: Option<Vec<u8>> = (0..token.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(token.get(at..at + 2)?, 16).ok())
+        .collect();
+    let name = digits.and_then(|bytes| String::from_utf8(bytes).ok());
+    name.ok_or_else(|| {
+        Problem::bad_request("page: write the `next` of the page before, or omit it")
+    })
+}
+
+async fn get<K: Served>(call: Call) -> Result<Answer, Problem> {
+    let (tenant, name) = place::<K>(&call);
+    let name = name.unwrap_or_default();
+    authorize(
+        call.actor()?,
+        K::THINGS,
+        Verb::Read,
+        target::<K>(tenant, Some(name)),
+    )?;
+    let live = call.director.live().await?;
+    let object = found::<K>(&live, tenant, name)?;
+    let body = serde_json::to_value(object).map_err(|error| Problem::internal(&error))?;
+    Ok(Answer::json(StatusCode::OK, &body).tagged(object.metadata.revision))
+}
+
+fn found<'l, K: Kind>(
+    live: &'l Live,
+    tenant: Option<&str>,
+    name: &str,
+) -> Result<&'l Object<K>, Problem> {
+    if let Some(tenant) = tenant
+        && live.state.get::<Tenant>(None, tenant).is_none()
+    {
+        return Err(no_tenant(tenant));
+    }
+    let object = live.state.get::<K>(tenant, name);
+    object.ok_or_else(|| absent::<K>(tenant, name))
+}
+
+fn planned<K: Kind>(accepted: Accepted<K>) -> Result<Planned, Problem> {
+    Ok(Planned {
+        body: serde_json::to_value(&accepted.object).map_err(|error| Problem::internal(&error))?,
+        transaction: accepted.transaction,
+        warnings: accepted.warnings,
+    })
+}
+
+async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    let (tenant, _) = place::<K>(&call);
+    authorize(actor, K::THINGS, Verb::Write, tenant)?;
+    let new: New<K> = call.read()?;
+    let wanted = Wanted {
+        actor,
+        subject: call.subject(K::KIND, tenant, &new.name)?,
+        dry_run: call.query.flag("dry_run")?,
+        status: StatusCode::CREATED.as_u16(),
+        idempotency: call.idempotency()?,
+    };
+    let dry_run = wanted.dry_run;
+    let done = call.director.change(wanted, |live, origin| {
+        let spec = new.spec.clone();
+        let options = Options::default();
+        planned(create(
+            &live.state,
+            tenant,
+            &new.name,
+            spec,
+            origin,
+            options,
+        )?)
+    });
+    Ok(changed(done.await?, dry_run))
+}
+
+async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    let (tenant, name) = place::<K>(&call);
+    let name = name.unwrap_or_default();
+    authorize(
+        actor,
+        K::THINGS,
+        Verb::Write,
+        target::<K>(tenant, Some(name)),
+    )?;
+    let new: Changed<K> = call.read()?;
+    let options = Options {
+        force: call.query.flag("force")?,
+    };
+    let wanted = Wanted {
+        actor,
+        subject: call.subject(K::KIND, tenant, name)?,
+        dry_run: call.query.flag("dry_run")?,
+        status: StatusCode::OK.as_u16(),
+        idempotency: call.idempotency()?,
+    };
+    let dry_run = wanted.dry_run;
+    let done = call.director.change(wanted, |live, origin| {
+        call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
+        let spec = new.spec.clone();
+        planned(replace(&live.state, tenant, name, spec, origin, options)?)
+    });
+    Ok(changed(done.await?, dry_run))
+}
+
+async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    let (tenant, name) = place::<K>(&call);
+    let name = name.unwrap_or_default();
+    authorize(
+        actor,
+        K::THINGS,
+        Verb::Write,
+        target::<K>(tenant, Some(name)),
+    )?;
+    let options = Options {
+        force: call.query.flag("force")?,
+    };
+    let wanted = Wanted {
+        actor,
+        subject: call.subject(K::KIND, tenant, name)?,
+        dry_run: call.query.flag("dry_run")?,
+        status: StatusCode::NO_CONTENT.as_u16(),
+        idempotency: call.idempotency()?,
+    };
+    let dry_run = wanted.dry_run;
+    let done = call.director.change(wanted, |live, origin| {
+        call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
+        let mut planned = planned(remove::<K>(&live.state, tenant, name, origin, options)?)?;
+        if K::THINGS == Things::Tenants {
+            remove_users_of(name, live, &mut planned.transaction);
+        }
+        Ok(planned)
+    });
+    let done = done.await?;
+    if dry_run {
+        return Ok(changed(done, true));
+    }
+    Ok(Answer::done().with_warnings(&done.warnings))
+}
+
+/// The answer to a change or a dry run.
+fn changed(done: Done, dry_run: bool) -> Answer {
+    if dry_run {
+        let body = json!({ "differences": done.differences, "warnings": done.warnings });
+        return Answer::json(StatusCode::OK, &body);
+    }
+    let status = StatusCode::from_u16(done.status).unwrap_or(StatusCode::OK);
+    let revision: Revision = done.body["metadata"]["revision"]
+        .as_u64()
+        .unwrap_or_default();
+    Answer::json(status, &done.body)
+        .tagged(revision)
+        .with_warnings(&done.warnings)
+}

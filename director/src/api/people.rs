@@ -1,0 +1,552 @@
+//! Sessions, users and tokens.
+
+use axum::http::{Method, StatusCode};
+use control::{Must, Tenant, Transaction};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+use utoipa::ToSchema;
+
+use super::{
+    answer::{Answer, Problem},
+    document::schema,
+    objects::{authorize, no_tenant},
+    request::Call,
+    table::{Answering, Operation, Schema, Success},
+};
+use crate::{
+    change::{Planned, Wanted},
+    live::Live,
+    people::{
+        Actor, LONGEST, LONGEST_PASSWORD, SESSION, SHORTEST_PASSWORD, TOKENS, Token, USERS, User,
+        hash_password, is_password, new_secret, token_hash,
+    },
+    roles::{Role, Things, Verb},
+};
+
+/// A name and a password.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Credentials {
+    user: String,
+    password: String,
+}
+
+/// A user as it is written.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewUser {
+    /// Name, unique at the provider: 1 to 32 characters of a to z, 0 to 9 and '-'.
+    name: String,
+    role: Role,
+    /// Tenant, for roles of a tenant.
+    #[serde(default)]
+    tenant: Option<String>,
+    /// Password of at least 12 characters.
+    password: String,
+}
+
+/// A user as it is read.
+#[derive(Debug, Serialize, ToSchema)]
+struct ShownUser {
+    name: String,
+    role: Role,
+    /// Tenant, for roles of a tenant.
+    tenant: Option<String>,
+}
+
+/// All users that the actor may see.
+#[derive(Debug, Serialize, ToSchema)]
+struct UserList {
+    /// The users, by name.
+    items: Vec<ShownUser>,
+}
+
+/// A token as it is asked for.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewToken {
+    /// Description, for people.
+    #[serde(default)]
+    description: String,
+    /// Lifetime, hours, 1 to 8784 (366 days).
+    hours: u32,
+}
+
+/// A new token. The secret is shown this once.
+#[derive(Debug, Serialize, ToSchema)]
+struct ShownToken {
+    /// The secret, for `Authorization: Bearer`.
+    secret: String,
+    token: Token,
+}
+
+/// The actor's own tokens.
+#[derive(Debug, Serialize, ToSchema)]
+struct TokenList {
+    /// The tokens, by time of creation.
+    items: Vec<Token>,
+}
+
+/// The user of the token.
+#[derive(Debug, Serialize, ToSchema)]
+struct Myself {
+    /// Name.
+    user: String,
+    role: Role,
+    /// Tenant, for roles of a tenant.
+    tenant: Option<String>,
+}
+
+pub(super) fn register(all: &mut Vec<Operation>) {
+    let operation = |id: &str, method, path: &str, summary: &str, handler| Operation {
+        id: id.to_owned(),
+        method,
+        path: path.to_owned(),
+        summary: summary.to_owned(),
+        query: Vec::new(),
+        headers: Vec::new(),
+        body: None,
+        success: Vec::new(),
+        is_public: false,
+        handler,
+    };
+    let success = |status, schema: Option<Schema>| {
+        vec![Success {
+            status,
+            schema,
+            content_type: "application/json",
+        }]
+    };
+    all.push(Operation {
+        body: Some(schema::<Credentials>()),
+        success: success(StatusCode::CREATED, Some(schema::<ShownToken>())),
+        is_public: true,
+        ..operation(
+            "session.create",
+            Method::POST,
+            "/v1/sessions",
+            "Make a token for 12 hours of a name and a password.",
+            |call| Box::pin(log_in(call)) as Answering,
+        )
+    });
+    all.push(Operation {
+        success: success(StatusCode::OK, Some(schema::<Myself>())),
+        ..operation(
+            "self.get",
+            Method::GET,
+            "/v1/self",
+            "Get the token's user.",
+            |call| Box::pin(myself(call)) as Answering,
+        )
+    });
+    all.push(Operation {
+        success: success(StatusCode::OK, Some(schema::<UserList>())),
+        ..operation(
+            "user.list",
+            Method::GET,
+            "/v1/users",
+            "List users.",
+            |call| Box::pin(users(call)) as Answering,
+        )
+    });
+    all.push(Operation {
+        body: Some(schema::<NewUser>()),
+        success: success(StatusCode::CREATED, Some(schema::<ShownUser>())),
+        ..operation(
+            "user.create",
+            Method::POST,
+            "/v1/users",
+            "Create a user.",
+            |call| Box::pin(create_user(call)) as Answering,
+        )
+    });
+    all.push(Operation {
+        success: success(StatusCode::NO_CONTENT, None),
+        ..operation(
+            "user.remove",
+            Method::DELETE,
+            "/v1/users/{name}",
+            "Remove a user and its tokens.",
+            |call| Box::pin(remove_user(call)) as Answering,
+        )
+    });
+    all.push(Operation {
+        success: success(StatusCode::OK, Some(schema::<TokenList>())),
+        ..operation(
+            "token.list",
+            Method::GET,
+            "/v1/tokens",
+            "List your tokens.",
+            |call| Box::pin(tokens(call)) as Answering,
+        )
+    });
+    all.push(Operation {
+        body: Some(schema::<NewToken>()),
+        success: success(StatusCode::CREATED, Some(schema::<ShownToken>())),
+        ..operation(
+            "token.create",
+            Method::POST,
+            "/v1/tokens",
+            "Create a token.",
+            |call| Box::pin(create_token(call)) as Answering,
+        )
+    });
+    all.push(Operation {
+        success: success(StatusCode::NO_CONTENT, None),
+        ..operation(
+            "token.remove",
+            Method::DELETE,
+            "/v1/tokens/{id}",
+            "Remove a token of yours.",
+            |call| Box::pin(remove_token(call)) as Answering,
+        )
+    });
+}
+
+fn body(value: &impl Serialize) -> Result<Value, Problem> {
+    serde_json::to_value(value).map_err(|error| Problem::internal(&error))
+}
+
+fn first(call: &Call) -> &str {
+    call.parameters.first().map_or("", String::as_str)
+}
+
+/// A name that does not exist costs as much time as a wrong password, and gets the same answer.
+async fn log_in(call: Call) -> Result<Answer, Problem> {
+    let credentials: Credentials = call.read()?;
+    let user = {
+        let live = call.director.live().await?;
+        live.users
+            .get(&credentials.user)
+            .map(|(user, _)| user.clone())
+    };
+    let chance = std::sync::Arc::clone(&call.director.chance);
+    let stored = user.as_ref().and_then(|user| user.password.clone());
+    let password = credentials.password;
+    // The semaphore is never closed.
+    let permit = call.director.passwords.acquire().await;
+    let checked = spawn_blocking(move || match stored {
+        _ if password.len() > LONGEST_PASSWORD => Ok(false),
+        Some(hash) => Ok(is_password(&password, &hash)),
+        None => hash_password(&password, &*chance).map(|_| false),
+    });
+    let is_right = checked.await.map_err(|error| Problem::internal(&error))?;
+    drop(permit);
+    let is_right = is_right.map_err(|error| Problem::internal(&error))?;
+    let Some(user) = user.filter(|_| is_right) else {
+        tracing::warn!(user = credentials.user, "log-in refused");
+        return Err(Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "credentials",
+            "the name or the password is wrong: check both",
+        ));
+    };
+    let actor = Actor {
+        user: user.name,
+        role: user.role,
+        tenant: user.tenant,
+        token: "password".to_owned(),
+    };
+    issue(&call, &actor, "session", SESSION).await
+}
+
+/// Stores a new token and answers its secret.
+async fn issue(
+    call: &Call,
+    actor: &Actor,
+    description: &str,
+    lifetime: SignedDuration,
+) -> Result<Answer, Problem> {
+    let chance = &*call.director.chance;
+    let secret = new_secret(chance).map_err(|error| Problem::internal(&error))?;
+    let hash = token_hash(&secret);
+    let id = hash[..16].to_owned();
+    let wanted = Wanted {
+        actor,
+        subject: call.subject("token", actor.tenant.as_deref(), &id)?,
+        dry_run: false,
+        status: StatusCode::CREATED.as_u16(),
+        idempotency: None,
+    };
+    let done = call.director.change(wanted, |live, origin| {
+        let (_, user) = live.users.get(&actor.user).ok_or_else(Problem::no_token)?;
+        let token = Token {
+            id: id.clone(),
+            user: actor.user.clone(),
+            description: description.to_owned(),
+            created: origin.now,
+            expires: origin.now.checked_add(lifetime).unwrap_or(Timestamp::MAX),
+        };
+        let mut transaction = forget_expired(live, origin.now);
+        transaction
+            .must
+            .insert(format!("{USERS}{}", actor.user), Must::At(*user));
+        let key = format!("{TOKENS}{hash}");
+        transaction.must.insert(key.clone(), Must::Absent);
+        transaction.put.insert(key, body(&token)?.to_string());
+        Ok(Planned {
+            transaction,
+            body: body(&token)?,
+            warnings: Vec::new(),
+        })
+    });
+    let token = done.await?.body;
+    let answer = json!({ "secret": secret, "token": token });
+    Ok(Answer::json(StatusCode::CREATED, &answer))
+}
+
+/// A transaction that deletes some expired tokens.
+fn forget_expired(live: &Live, now: Timestamp) -> Transaction {
+    let mut transaction = Transaction::default();
+    let expired = live
+        .tokens
+        .iter()
+        .filter(|(_, (token, _))| token.expires <= now);
+    for (hash, _) in expired.take(16) {
+        transaction.delete.insert(format!("{TOKENS}{hash}"));
+    }
+    transaction
+}
+
+async fn myself(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    let myself = Myself {
+        user: actor.user.clone(),
+        role: actor.role,
+        tenant: actor.tenant.clone(),
+    };
+    Ok(Answer::json(StatusCode::OK, &body(&myself)?))
+}
+
+async fn users(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    authorize(actor, Things::People, Verb::Read, None)?;
+    let live = call.director.live().await?;
+    let users = live.users.values().map(|(user, _)| user);
+    let items = users.filter(|user| actor.tenant.is_none() || user.tenant == actor.tenant);
+    let items: Vec<_> = items.map(shown).collect();
+    Ok(Answer::json(StatusCode::OK, &body(&UserList { items })?))
+}
+
+fn shown(user: &User) -> ShownUser {
+    ShownUser {
+        name: user.name.clone(),
+        role: user.role,
+        tenant: user.tenant.clone(),
+    }
+}
+
+async fn create_user(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    let new: NewUser = call.read()?;
+    authorize(actor, Things::People, Verb::Write, new.tenant.as_deref())?;
+    check_user(actor, &new)?;
+    let chance = std::sync::Arc::clone(&call.director.chance);
+    let password = new.password.clone();
+    let permit = call.director.passwords.acquire().await;
+    let hash = spawn_blocking(move || hash_password(&password, &*chance)).await;
+    drop(permit);
+    let hash = hash.map_err(|error| Problem::internal(&error))?;
+    let hash = hash.map_err(|error| Problem::internal(&error))?;
+    let user = User {
+        name: new.name,
+        role: new.role,
+        tenant: new.tenant,
+        password: Some(hash),
+    };
+    let wanted = Wanted {
+        actor,
+        subject: call.subject("user", user.tenant.as_deref(), &user.name)?,
+        dry_run: false,
+        status: StatusCode::CREATED.as_u16(),
+        idempotency: None,
+    };
+    let done = call.director.change(wanted, |live, _| {
+        if live.users.contains_key(&user.name) {
+            return Err(Problem::new(
+                StatusCode::CONFLICT,
+                "conflict",
+                format!("a user {:?} exists already: use another name", user.name),
+            ));
+        }
+        let mut transaction = Transaction::default();
+        if let Some(tenant) = &user.tenant {
+            let found = live.state.get::<Tenant>(None, tenant);
+            let found = found.ok_or_else(|| no_tenant(tenant))?;
+            let must = Must::At(found.metadata.revision);
+            transaction.must.insert(found.key(), must);
+        }
+        let key = format!("{USERS}{}", user.name);
+        transaction.must.insert(key.clone(), Must::Absent);
+        transaction.put.insert(key, body(&user)?.to_string());
+        Ok(Planned {
+            transaction,
+            body: body(&shown(&user))?,
+            warnings: Vec::new(),
+        })
+    });
+    Ok(Answer::json(StatusCode::CREATED, &done.await?.body))
+}
+
+fn check_user(actor: &Actor, new: &NewUser) -> Result<(), Problem> {
+    let invalid = |text: String| {
+        Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid",
+            text,
+        ))
+    };
+    if let Err(text) = service::config::name(&new.name) {
+        return invalid(format!("name: {text}"));
+    }
+    if new.role.is_of_tenant() != new.tenant.is_some() {
+        return invalid(match new.role.is_of_tenant() {
+            true => "tenant: the role belongs to a tenant: name the tenant".to_owned(),
+            false => "tenant: the role belongs to the provider: omit the tenant".to_owned(),
+        });
+    }
+    if actor.role.is_of_tenant() && !new.role.is_of_tenant() {
+        return Err(Problem::forbidden("tenant-admin"));
+    }
+    let length = new.password.chars().count();
+    if length < SHORTEST_PASSWORD || new.password.len() > LONGEST_PASSWORD {
+        return invalid(format!(
+            "password: write {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters"
+        ));
+    }
+    Ok(())
+}
+
+/// Deletes a tenant's users and their tokens together with the tenant: a later tenant of the same
+/// name is another one.
+pub(super) fn remove_users_of(tenant: &str, live: &Live, transaction: &mut Transaction) {
+    for (name, (user, revision)) in &live.users {
+        if user.tenant.as_deref() == Some(tenant) {
+            let key = format!("{USERS}{name}");
+            transaction.must.insert(key.clone(), Must::At(*revision));
+            transaction.delete.insert(key);
+            delete_tokens(name, live, transaction);
+        }
+    }
+}
+
+fn delete_tokens(user: &str, live: &Live, transaction: &mut Transaction) {
+    for (hash, (token, _)) in &live.tokens {
+        if token.user == user {
+            transaction.delete.insert(format!("{TOKENS}{hash}"));
+        }
+    }
+}
+
+async fn remove_user(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    let name = first(&call);
+    authorize(actor, Things::People, Verb::Write, None)?;
+    let wanted = Wanted {
+        actor,
+        subject: call.subject("user", actor.tenant.as_deref(), name)?,
+        dry_run: false,
+        status: StatusCode::NO_CONTENT.as_u16(),
+        idempotency: None,
+    };
+    let done = call.director.change(wanted, |live, _| {
+        let found = live.users.get(name);
+        // A user of another tenant is answered as one that does not exist.
+        let found = found.filter(|(user, _)| actor.tenant.is_none() || user.tenant == actor.tenant);
+        let Some((user, revision)) = found else {
+            return Err(Problem::new(
+                StatusCode::NOT_FOUND,
+                "not-found",
+                format!("user {name:?} does not exist: check the name with `list`"),
+            ));
+        };
+        let admins = live
+            .users
+            .values()
+            .filter(|(user, _)| user.role == Role::ProviderAdmin);
+        if user.role == Role::ProviderAdmin && admins.count() == 1 {
+            return Err(Problem::new(
+                StatusCode::CONFLICT,
+                "conflict",
+                format!("user {name:?} is the last provider-admin: create another one first"),
+            ));
+        }
+        let mut transaction = Transaction::default();
+        let key = format!("{USERS}{name}");
+        transaction.must.insert(key.clone(), Must::At(*revision));
+        transaction.delete.insert(key);
+        delete_tokens(name, live, &mut transaction);
+        Ok(Planned {
+            transaction,
+            body: Value::Null,
+            warnings: Vec::new(),
+        })
+    });
+    done.await?;
+    Ok(Answer::done())
+}
+
+async fn tokens(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    let live = call.director.live().await?;
+    let tokens = live.tokens.values().map(|(token, _)| token);
+    let mut items: Vec<_> = tokens
+        .filter(|token| token.user == actor.user)
+        .cloned()
+        .collect();
+    items.sort_by_key(|token| token.created);
+    Ok(Answer::json(StatusCode::OK, &body(&TokenList { items })?))
+}
+
+async fn create_token(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?.clone();
+    let new: NewToken = call.read()?;
+    let lifetime = SignedDuration::from_hours(i64::from(new.hours));
+    if new.hours == 0 || lifetime > LONGEST || new.description.chars().count() > 256 {
+        return Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid",
+            format!(
+                "hours: write 1 to {}; description: at most 256 characters",
+                LONGEST.as_hours()
+            ),
+        ));
+    }
+    issue(&call, &actor, &new.description, lifetime).await
+}
+
+async fn remove_token(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    let id = first(&call);
+    let wanted = Wanted {
+        actor,
+        subject: call.subject("token", actor.tenant.as_deref(), id)?,
+        dry_run: false,
+        status: StatusCode::NO_CONTENT.as_u16(),
+        idempotency: None,
+    };
+    let done = call.director.change(wanted, |live, _| {
+        let mut tokens = live.tokens.iter();
+        let found = tokens.find(|(_, (token, _))| token.id == id && token.user == actor.user);
+        let Some((hash, (_, revision))) = found else {
+            return Err(Problem::new(
+                StatusCode::NOT_FOUND,
+                "not-found",
+                format!("you have no token {id:?}: check the id with `list`"),
+            ));
+        };
+        let mut transaction = Transaction::default();
+        let key = format!("{TOKENS}{hash}");
+        transaction.must.insert(key.clone(), Must::At(*revision));
+        transaction.delete.insert(key);
+        Ok(Planned {
+            transaction,
+            body: Value::Null,
+            warnings: Vec::new(),
+        })
+    });
+    done.await?;
+    Ok(Answer::done())
+}

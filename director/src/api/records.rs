@@ -1,0 +1,119 @@
+//! The audit, the document, and the version.
+
+use axum::http::{Method, StatusCode};
+use control::{Kind as _, Tenant};
+use serde::Serialize;
+use serde_json::json;
+use store::Store as _;
+use utoipa::ToSchema;
+
+use super::{
+    answer::{Answer, Problem},
+    document::{document, schema},
+    objects::authorize,
+    request::Call,
+    table::{Operation, Parameter, Success},
+};
+use crate::{
+    audit::{self, Entry},
+    roles::{Things, Verb},
+};
+
+/// Entries on a page unless asked otherwise, and at most.
+const PAGE: u64 = 100;
+const LARGEST_PAGE: u64 = 1000;
+
+/// A page of the audit.
+#[derive(Debug, Serialize, ToSchema)]
+struct AuditList {
+    /// Entries, by number.
+    items: Vec<Entry>,
+    /// The number to read on after; `null` at the end.
+    next: Option<u64>,
+}
+
+pub(super) fn register(all: &mut Vec<Operation>) {
+    let parameter = |name, kind, description| Parameter {
+        name,
+        kind,
+        description,
+    };
+    let ok = |schema| Success {
+        status: StatusCode::OK,
+        schema,
+        content_type: "application/json",
+    };
+    all.push(Operation {
+        id: "audit.list".to_owned(),
+        method: Method::GET,
+        path: "/v1/audit".to_owned(),
+        summary: "List the entries of the audit.".to_owned(),
+        query: vec![
+            parameter(
+                "after",
+                "integer",
+                "Entries after this number; from the first unless given.",
+            ),
+            parameter(
+                "limit",
+                "integer",
+                "Entries on the page, 1 to 1000; 100 unless given.",
+            ),
+        ],
+        headers: Vec::new(),
+        body: None,
+        success: vec![ok(Some(schema::<AuditList>()))],
+        is_public: false,
+        handler: |call| Box::pin(list(call)),
+    });
+    all.push(Operation {
+        id: "openapi".to_owned(),
+        method: Method::GET,
+        path: "/v1/openapi.json".to_owned(),
+        summary: "Get this document.".to_owned(),
+        query: Vec::new(),
+        headers: Vec::new(),
+        body: None,
+        success: vec![ok(None)],
+        is_public: true,
+        handler: |_| Box::pin(async { Ok(Answer::json(StatusCode::OK, &document())) }),
+    });
+}
+
+/// A tenant sees the entries about its objects, also those of the provider's users.
+async fn list(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    authorize(actor, Things::Audit, Verb::Read, None)?;
+    let limit = call.query.number("limit", PAGE, 1..=LARGEST_PAGE)?;
+    let mut after = call.query.number("after", 0, 0..=u64::MAX)?;
+    let last = call.director.live().await?.head.number;
+    let mut items = Vec::new();
+    while after < last && (items.len() as u64) < limit {
+        let number = after + 1;
+        let key = format!("{}{number:020}", audit::PREFIX);
+        let snapshot = call.director.store.snapshot(&key).await;
+        let snapshot = snapshot.map_err(|_| Problem::unavailable())?;
+        for entry in snapshot.entries {
+            let mut entry: Entry =
+                serde_json::from_str(&entry.value).map_err(|error| Problem::internal(&error))?;
+            let Some(own) = &actor.tenant else {
+                items.push(entry);
+                continue;
+            };
+            // Of a change that concerns several tenants, each sees its own part.
+            entry.changes.retain(|change| {
+                change.tenant.as_ref() == Some(own)
+                    || (change.kind == Tenant::KIND && change.name == *own)
+            });
+            if entry.tenant.as_ref() == Some(own) || !entry.changes.is_empty() {
+                items.push(entry);
+            }
+        }
+        after = number;
+    }
+    let next = (after < last).then_some(after);
+    Ok(Answer::json(
+        StatusCode::OK,
+        &json!({ "items": items, "next": next }),
+    ))
+}

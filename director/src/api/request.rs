@@ -1,0 +1,226 @@
+//! A request, read strictly: whatever an operation does not know is refused.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use control::Revision;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    answer::{Problem, etag},
+    table::Parameter,
+};
+use crate::{
+    Director,
+    audit::{Subject, hex},
+    people::Actor,
+};
+
+/// Longest reason and longest `Idempotency-Key`, characters.
+const LONGEST_HEADER: usize = 256;
+
+/// A request of an operation.
+pub struct Call {
+    pub(super) director: Arc<Director>,
+    pub(super) operation: String,
+    /// `None` for operations without token.
+    pub(super) actor: Option<Actor>,
+    pub(super) token_hash: String,
+    /// Values in the path.
+    pub(super) parameters: Vec<String>,
+    pub(super) query: Query,
+    pub(super) headers: HeaderMap,
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) body: Vec<u8>,
+}
+
+impl Call {
+    pub(super) fn actor(&self) -> Result<&Actor, Problem> {
+        self.actor.as_ref().ok_or_else(Problem::no_token)
+    }
+
+    /// The body.
+    pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let value: Value = serde_json::from_slice(&self.body)
+            .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
+        serde_json::from_value(value).map_err(|error| {
+            let text = format!("the body cannot be read: {error}");
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", text)
+        })
+    }
+
+    /// A header that the client may send, as text on one line.
+    fn header(&self, name: &HeaderName) -> Result<Option<String>, Problem> {
+        let Some(value) = self.headers.get(name) else {
+            return Ok(None);
+        };
+        let text = value.to_str().ok().filter(|text| {
+            (1..=LONGEST_HEADER).contains(&text.len()) && !text.chars().any(char::is_control)
+        });
+        let text = text.ok_or_else(|| {
+            Problem::bad_request(format!(
+                "{name}: write 1 to {LONGEST_HEADER} characters of ASCII"
+            ))
+        })?;
+        Ok(Some(text.to_owned()))
+    }
+
+    /// Checks `If-Match` against the object's revision.
+    pub(super) fn check_revision(&self, found: Revision) -> Result<(), Problem> {
+        match self.header(&header::IF_MATCH)? {
+            Some(expected) if expected != "*" && expected != etag(found) => {
+                Err(Problem::moved(&expected, found))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The key under which the answer is kept, and the hash of the request.
+    pub(super) fn idempotency(&self) -> Result<Option<(String, String)>, Problem> {
+        let name = HeaderName::from_static("idempotency-key");
+        let Some(key) = self.header(&name)? else {
+            return Ok(None);
+        };
+        let actor = self.actor()?;
+        let key = format!("{}/{}", actor.user, hex(&Sha256::digest(key.as_bytes())));
+        let mut hash = Sha256::new();
+        for part in [
+            self.method.as_str().as_bytes(),
+            self.path.as_bytes(),
+            self.query.text.as_bytes(),
+            &self.body,
+        ] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        Ok(Some((key, hex(&hash.finalize()))))
+    }
+
+    /// The subject of the audit entry.
+    pub(super) fn subject(
+        &self,
+        kind: &str,
+        tenant: Option<&str>,
+        name: &str,
+    ) -> Result<Subject, Problem> {
+        Ok(Subject {
+            operation: self.operation.clone(),
+            kind: kind.to_owned(),
+            tenant: tenant.map(ToOwned::to_owned),
+            name: name.to_owned(),
+            reason: self.header(&HeaderName::from_static("x-reason"))?,
+        })
+    }
+
+    /// The id of the last event that the client has seen.
+    pub(super) fn last_event(&self) -> Result<Option<String>, Problem> {
+        self.header(&HeaderName::from_static("last-event-id"))
+    }
+}
+
+/// The parameters of a query.
+pub struct Query {
+    values: BTreeMap<String, String>,
+    text: String,
+}
+
+impl Query {
+    /// Reads a query with only these parameters, each once.
+    pub(super) fn parse(text: &str, known: &[Parameter]) -> Result<Self, Problem> {
+        let mut values = BTreeMap::new();
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let both = decoded(name).zip(decoded(value));
+            let (name, value) = both.ok_or_else(|| {
+                Problem::bad_request(format!("{pair:?} of the query is not encoded as UTF-8"))
+            })?;
+            if !known.iter().any(|parameter| parameter.name == name) {
+                let known: Vec<_> = known.iter().map(|parameter| parameter.name).collect();
+                return Err(Problem::bad_request(format!(
+                    "{name:?} is no parameter of this operation; its parameters are: {}",
+                    if known.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        known.join(", ")
+                    }
+                )));
+            }
+            if values.insert(name.clone(), value).is_some() {
+                return Err(Problem::bad_request(format!(
+                    "{name:?} is there twice: send it once"
+                )));
+            }
+        }
+        Ok(Self {
+            values,
+            text: text.to_owned(),
+        })
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    /// Whether a flag is `true`; false if it is omitted.
+    pub(super) fn flag(&self, name: &str) -> Result<bool, Problem> {
+        match self.get(name) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(other) => Err(Problem::bad_request(format!(
+                "{name}: {other:?}: write true or false"
+            ))),
+        }
+    }
+
+    /// A number within bounds.
+    pub(super) fn number(
+        &self,
+        name: &str,
+        default: u64,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<u64, Problem> {
+        let Some(text) = self.get(name) else {
+            return Ok(default);
+        };
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| {
+            Problem::bad_request(format!(
+                "{name}: {text:?}: write a number from {} to {}",
+                range.start(),
+                range.end()
+            ))
+        })
+    }
+}
+
+/// Percent-decoded text (RFC 3986 section 2.1); `None` if it is not UTF-8 then.
+pub(super) fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || (rest.next()? as char).to_digit(16);
+        let (high, low) = (digit()?, digit()?);
+        bytes.push(u8::try_from(16 * high + low).ok()?);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percent_encoding_is_decoded_strictly() {
+        assert_eq!(decoded("a%2Fb%20%c3%bc").as_deref(), Some("a/b ü"));
+        for wrong in ["%", "%2", "%zz", "%ff", "%c3"] {
+            assert_eq!(decoded(wrong), None, "{wrong}");
+        }
+    }
+}

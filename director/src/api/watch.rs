@@ -1,0 +1,194 @@
+//! Changes as server-sent events, which a client resumes by the id of the last event.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{Method, StatusCode},
+};
+use control::{Revision, Scope};
+use serde_json::{Value, json};
+use store::{Changes, ReadError, Sqlite, Store as _, Watch};
+use tokio::time::timeout;
+
+use super::{
+    answer::{Answer, Problem},
+    objects::{authorize, things_of},
+    request::Call,
+    table::{Operation, Parameter, Success},
+};
+use crate::{Director, roles::Verb};
+
+/// Interval of comments that keep a connection open, and of checks whether the token still holds.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+pub(super) fn register(all: &mut Vec<Operation>) {
+    let parameter = |name, kind, description| Parameter {
+        name,
+        kind,
+        description,
+    };
+    all.push(Operation {
+        id: "watch".to_owned(),
+        method: Method::GET,
+        path: "/v1/watch".to_owned(),
+        summary: "Watch the changes of objects of a kind, as server-sent events.".to_owned(),
+        query: vec![
+            parameter("kind", "string", "The kind, such as vlan-pool."),
+            parameter(
+                "tenant",
+                "string",
+                "The tenant, for kinds that belong to one.",
+            ),
+            parameter(
+                "from",
+                "integer",
+                "Changes after this revision; those to come unless given.",
+            ),
+        ],
+        headers: vec![parameter(
+            "Last-Event-ID",
+            "string",
+            "As `from`; browsers send it when they connect again.",
+        )],
+        body: None,
+        success: vec![Success {
+            status: StatusCode::OK,
+            schema: None,
+            content_type: "text/event-stream",
+        }],
+        is_public: false,
+        handler: |call| Box::pin(watch(call)),
+    });
+}
+
+async fn watch(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?;
+    let kind = call.query.get("kind").unwrap_or_default();
+    let (things, scope) = things_of(kind).ok_or_else(|| {
+        Problem::bad_request(format!(
+            "kind: {kind:?} is no kind: write one such as vlan-pool"
+        ))
+    })?;
+    let tenant = match (scope, call.query.get("tenant"), &actor.tenant) {
+        (Scope::Provider, Some(_), _) => {
+            return Err(Problem::bad_request(format!("tenant: omit it for {kind}")));
+        }
+        (Scope::Tenant, None, own) => own.clone(),
+        (_, given, _) => given.map(ToOwned::to_owned),
+    };
+    authorize(actor, things, Verb::Read, tenant.as_deref())?;
+    // Of tenants, a tenant sees itself.
+    let own = actor.tenant.as_deref().filter(|_| scope == Scope::Provider);
+    let prefix = match (&tenant, own) {
+        (Some(tenant), _) => format!("{kind}/{tenant}/"),
+        (None, Some(own)) => format!("{kind}/{own}"),
+        (None, None) => format!("{kind}/"),
+    };
+    let exact = own.is_some().then(|| prefix.clone());
+    let from = match call.last_event()? {
+        Some(last) => Some(last),
+        None => call.query.get("from").map(ToOwned::to_owned),
+    };
+    let from = match from {
+        Some(text) => text.parse::<Revision>().map_err(|_| {
+            Problem::bad_request(format!(
+                "from: {text:?}: write the revision of a list or an event"
+            ))
+        })?,
+        None => call.director.live().await?.state.revision(),
+    };
+    // A revision that is not known any more is refused before the answer begins.
+    match call.director.store.changes(&prefix, from).await {
+        Ok(_) => {}
+        Err(ReadError::Compacted { .. }) => return Err(compacted(from)),
+        Err(ReadError::Unavailable(_)) => return Err(Problem::unavailable()),
+    }
+    let stream = Stream {
+        watch: call.director.store.watch(&prefix, from),
+        director: Arc::clone(&call.director),
+        token_hash: call.token_hash,
+        kind: kind.to_owned(),
+        exact,
+    };
+    let events = futures::stream::unfold(stream, |mut stream| async move {
+        let text = stream.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(text), stream))
+    });
+    Ok(Answer::events(Body::from_stream(events)))
+}
+
+fn compacted(from: Revision) -> Problem {
+    Problem::new(
+        StatusCode::GONE,
+        "compacted",
+        format!(
+            "changes after revision {from} are not known any more: list the objects, and watch \
+             from the revision of the list"
+        ),
+    )
+}
+
+struct Stream {
+    watch: Watch<Sqlite>,
+    director: Arc<Director>,
+    token_hash: String,
+    kind: String,
+    /// The only key that is of interest.
+    exact: Option<String>,
+}
+
+impl Stream {
+    /// The next events; `None` at the end.
+    async fn next(&mut self) -> Option<String> {
+        let changes = timeout(HEARTBEAT, self.watch.next()).await;
+        let now = self.director.chance.now();
+        let live = self.director.live().await.ok()?;
+        live.actor(&self.token_hash, now)?;
+        match changes {
+            // A comment.
+            Err(_) => Some(":\n\n".to_owned()),
+            Ok(Ok(changes)) => Some(self.events(&changes)),
+            // The client lists again.
+            Ok(Err(ReadError::Compacted { .. } | ReadError::Unavailable(_))) => None,
+        }
+    }
+
+    /// The events of changes. Only the last event of a commit has an id, so that a client that
+    /// resumes there misses none.
+    fn events(&self, changes: &Changes) -> String {
+        let mut text = String::new();
+        let mut changes = changes
+            .changes
+            .iter()
+            .filter(|change| self.exact.as_ref().is_none_or(|exact| *exact == change.key))
+            .peekable();
+        while let Some(change) = changes.next() {
+            let object: Option<Value> = change.value.as_deref().and_then(|value| {
+                let mut object: Value = serde_json::from_str(value).ok()?;
+                object["metadata"]["revision"] = change.revision.into();
+                Some(object)
+            });
+            let mut key = change.key.split('/').skip(1);
+            let (first, second) = (key.next(), key.next());
+            let data = json!({
+                "kind": self.kind,
+                "tenant": second.and(first),
+                "name": second.or(first),
+                "revision": change.revision,
+                "object": object,
+            });
+            if changes
+                .peek()
+                .is_none_or(|next| next.revision != change.revision)
+            {
+                text += &format!("id: {}\n", change.revision);
+            }
+            text += &format!("event: change\ndata: {data}\n\n");
+        }
+        if text.is_empty() {
+            text += ":\n\n";
+        }
+        text
+    }
+}

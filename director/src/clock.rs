@@ -1,0 +1,40 @@
+//! Time and chance, as parameters.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+/// Source of time and of random bytes.
+pub trait Chance: fmt::Debug + Send + Sync {
+    /// The time.
+    fn now(&self) -> Timestamp;
+
+    /// Fills with random bytes that cannot be guessed.
+    ///
+    /// # Errors
+    /// When the kernel has none.
+    fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()>;
+}
+
+/// The kernel's clock and random bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel;
+
+impl Chance for Kernel {
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()> {
+        getrandom::fill(bytes).map_err(std::io::Error::other)
+    }
+}
+
+/// A new identity: version 7, which sorts by time (RFC 9562 section 5.7).
+pub(crate) fn uid(chance: &dyn Chance) -> std::io::Result<Uuid> {
+    let mut random = [0; 10];
+    chance.fill(&mut random)?;
+    let at = u64::try_from(chance.now().as_millisecond()).unwrap_or_default();
+    Ok(uuid::Builder::from_unix_timestamp_millis(at, &random).into_uuid())
+}

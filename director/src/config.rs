@@ -1,0 +1,147 @@
+//! The configuration file.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use service::config::{self, Checker, Range};
+
+pub use service::config::Error;
+
+/// Default address of the API.
+const LISTEN: &str = "127.0.0.1:6185";
+/// Default path of the control socket.
+const SOCKET: &str = "/run/causeway-director/director.sock";
+/// Default path of the store.
+const STORE: &str = "/var/lib/causeway-director/store";
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Address of the API, a loopback address: it has no TLS of its own.
+    pub listen: SocketAddr,
+    /// File of the store.
+    pub store: PathBuf,
+    /// Age of changes that a watch may still ask for.
+    pub keep_changes: Duration,
+    /// Path of the control socket.
+    pub control_socket: PathBuf,
+    /// Address of the metrics, a loopback address; `None`: no metrics.
+    pub metrics: Option<SocketAddr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    director: Keys,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    listen: Option<String>,
+    store: Option<PathBuf>,
+    keep_changes: Option<f64>,
+    control_socket: Option<PathBuf>,
+    metrics: Option<String>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`Error`], with every problem.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        Self::parse(&config::read(path)?, path)
+    }
+
+    /// Checks the text of a file; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error`], with every problem.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        config::parse(text, path, |file: File| {
+            let mut checker = Checker::new();
+            let keys = file.director;
+            let listen = keys.listen.as_deref().unwrap_or(LISTEN);
+            let listen = loopback(&mut checker, "director.listen", listen);
+            let metrics = keys.metrics.as_deref();
+            let metrics = metrics.map(|text| loopback(&mut checker, "director.metrics", text));
+            let hour = Range {
+                least: 60.0,
+                most: 30.0 * 86_400.0,
+                default: 3600.0,
+            };
+            let keep_changes = checker.seconds("director.keep_changes", keys.keep_changes, hour);
+            let store = checker.absolute("director.store", keys.store, STORE);
+            let control_socket =
+                checker.control_socket("director.control_socket", keys.control_socket, SOCKET);
+            checker.finish(Self {
+                listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
+                store,
+                keep_changes,
+                control_socket,
+                metrics: metrics.flatten(),
+            })
+        })
+    }
+}
+
+fn loopback(checker: &mut Checker, at: &str, text: &str) -> Option<SocketAddr> {
+    let address = text
+        .parse::<SocketAddr>()
+        .ok()
+        .filter(|a| a.ip().is_loopback());
+    if address.is_none() {
+        checker.problem(
+            at,
+            format!("{text:?}: write a loopback address and a port, such as {LISTEN}"),
+        );
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("d.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_has_the_defaults() {
+        let config = parse("").unwrap();
+        assert_eq!(config.listen.to_string(), LISTEN);
+        assert_eq!(config.store, Path::new(STORE));
+        assert_eq!(config.metrics, None);
+        assert_eq!(config.keep_changes, Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn every_problem_is_listed() {
+        let error = parse(
+            "[director]\nlisten = \"0.0.0.0:6185\"\nstore = \"store\"\nmetrics = \"x\"\n\
+             keep_changes = 1",
+        );
+        let error = error.unwrap_err();
+        for text in [
+            "4 problems",
+            "director.listen: \"0.0.0.0:6185\": write a loopback address",
+            "director.metrics: \"x\"",
+            "director.store: ",
+            "director.keep_changes: 1 seconds: write 60 to",
+        ] {
+            assert!(error.contains(text), "{text} is not in {error}");
+        }
+        assert!(
+            parse("[director]\nother = 1")
+                .unwrap_err()
+                .contains("unknown field")
+        );
+    }
+}

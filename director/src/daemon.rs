@@ -1,0 +1,217 @@
+//! The director as a process.
+
+use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
+
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+use service::{
+    Context,
+    cli::RunArgs,
+    http,
+    socket::{self, Access, Control, Refusal, Responder, Socket},
+};
+use store::{Options, Sqlite};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use crate::{
+    Director, Kernel, api,
+    config::{self, Config},
+    live::LoadError,
+};
+
+/// The control socket.
+pub static SOCKET: Socket = Socket {
+    name: "the director",
+    one: "a director",
+    setting: "director.control_socket",
+    max_request: 64 << 10,
+    access: Access::RootAndOwner,
+};
+
+/// A request of the control socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Tell the state.
+    Status,
+    /// Read the configuration again.
+    Reload,
+    /// Write a backup of the store to this new file.
+    Backup(PathBuf),
+}
+
+/// A reply of the control socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// The state.
+    Status {
+        /// Last commit.
+        revision: u64,
+        /// Number of tenants.
+        tenants: usize,
+        /// Number of networks.
+        networks: usize,
+        /// Number of the last audit entry.
+        audit: u64,
+    },
+    Done,
+}
+
+/// Why the director does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The control socket cannot be used.
+    #[error(transparent)]
+    Control(#[from] socket::BindError),
+    /// The metrics cannot be served.
+    #[error(transparent)]
+    Http(#[from] http::Error),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The state cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// There is no user.
+    #[error("the store {} has no user: run `causeway-director init` first", path.display())]
+    Empty {
+        /// The store.
+        path: PathBuf,
+    },
+    /// The API's address cannot be used.
+    #[error("cannot listen on {address}: {source}; write another director.listen")]
+    Listen {
+        address: std::net::SocketAddr,
+        /// The error of the kernel.
+        source: std::io::Error,
+    },
+    /// The runtime cannot be used.
+    #[error(transparent)]
+    Service(#[from] service::run::Error),
+}
+
+/// Runs the director to its end.
+///
+/// # Errors
+/// [`Error`].
+pub fn run(args: &RunArgs) -> Result<(), Error> {
+    service::run(args.log_format, async |context: &Context| {
+        let config = Config::load(&args.config)?;
+        let control = Control::bind(&SOCKET, &config.control_socket)?;
+        let daemon = Daemon::start(args.config.clone(), config, context).await?;
+        Ok((daemon, control))
+    })
+}
+
+struct Daemon {
+    path: PathBuf,
+    config: Config,
+    director: Arc<Director>,
+    api: JoinHandle<()>,
+    _metrics: Option<http::Server>,
+}
+
+impl Daemon {
+    async fn start(path: PathBuf, config: Config, context: &Context) -> Result<Self, Error> {
+        let options = Options {
+            keep_log: config.keep_changes,
+            ..Options::default()
+        };
+        let store = Sqlite::open(&config.store, options)?;
+        let director = Director::new(store, Arc::new(Kernel)).await?;
+        if !director.has_users().await {
+            return Err(Error::Empty {
+                path: config.store.clone(),
+            });
+        }
+        let director = Arc::new(director);
+        let metrics = match config.metrics {
+            Some(address) => {
+                let mut registry = Registry::default();
+                director.metrics.register(&mut registry);
+                let registry = Arc::new(registry);
+                let health = context.health.clone();
+                let setting = "director.metrics";
+                Some(http::Server::bind(address, setting, registry, health).await?)
+            }
+            None => None,
+        };
+        let failed = |source| Error::Listen {
+            address: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        tracing::info!(%address, "serving the API");
+        let router = api::router(Arc::clone(&director));
+        let api = tokio::spawn(async move {
+            // axum::serve never returns.
+            let _ = axum::serve(listener, router).await;
+        });
+        Ok(Self {
+            path,
+            config,
+            director,
+            api,
+            _metrics: metrics,
+        })
+    }
+}
+
+impl service::Daemon for Daemon {
+    type Request = Request;
+    type Reply = Reply;
+    type Error = Error;
+
+    async fn step(&mut self) -> Result<ControlFlow<()>, Error> {
+        std::future::pending().await
+    }
+
+    async fn handle(&mut self, request: Request, responder: Responder<Reply>) {
+        match request {
+            Request::Status => match self.director.live().await {
+                Ok(live) => responder.send(Ok(Reply::Status {
+                    revision: live.state.revision(),
+                    tenants: live.state.all::<control::Tenant>().len(),
+                    networks: live.state.all::<control::Network>().len(),
+                    audit: live.head.number,
+                })),
+                Err(_) => responder.send(Err(Refusal::new("internal", "the store cannot be read"))),
+            },
+            Request::Backup(to) => {
+                let store = self.director.store.clone();
+                tokio::task::spawn_blocking(move || {
+                    let result = store.backup(&to).map(|()| Reply::Done);
+                    let result = result.map_err(|e| Refusal::new("invalid", e.to_string()));
+                    responder.send(result);
+                });
+            }
+            // The runtime calls `reload` for it.
+            Request::Reload => responder.send(Ok(Reply::Done)),
+        }
+    }
+
+    fn is_reload(request: &Request) -> bool {
+        *request == Request::Reload
+    }
+
+    async fn reload(&mut self) -> Result<Reply, Refusal> {
+        let config =
+            Config::load(&self.path).map_err(|error| Refusal::new("invalid", error.to_string()))?;
+        if config == self.config {
+            return Ok(Reply::Done);
+        }
+        Err(Refusal::new(
+            "unsupported",
+            "every key of the director takes effect at a start only: restart it",
+        ))
+    }
+
+    fn shut_down(self) {
+        self.api.abort();
+    }
+}

@@ -1,0 +1,31 @@
+//! The control plane of a provider: hosts, pools, hardware plans, tenants and their networks,
+//! behind one API.
+//!
+//! For: who may do what ([`roles`]), what was done ([`audit`]), and the API that people and
+//! programs use ([`api`]). Never: the rules between objects, which are the crate `control`'s;
+//! keeping them, which is the crate `store`'s; or traffic.
+//!
+//! ```text
+//!   HTTP ─▶ api: operation ─▶ people: token ─▶ actor ─▶ roles: may it? ─▶ director: change
+//!                                                                          │ one at a time
+//!     live: state in memory ◀── apply ── revision ── store: commit ◀───────┤ control: transaction
+//!          │                                                               └ audit: entry, chained
+//!          └─▶ reads
+//! ```
+
+pub mod api;
+pub mod audit;
+mod change;
+mod clock;
+pub mod config;
+pub mod daemon;
+mod init;
+mod live;
+mod metrics;
+pub mod people;
+pub mod roles;
+
+pub use change::Director;
+pub use clock::{Chance, Kernel};
+pub use init::{Error as InitError, init};
+pub use live::LoadError;

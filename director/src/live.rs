@@ -1,0 +1,151 @@
+//! The state in memory: objects, users, tokens, the head of the audit and kept answers.
+
+use std::collections::BTreeMap;
+
+use control::{Corrupt, Revision, State, Transaction};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use store::Store;
+
+use crate::{
+    audit::{self, Head},
+    people::{Actor, TOKENS, Token, USERS, User},
+};
+
+/// Prefix of the keys of kept answers.
+pub(crate) const KEPT: &str = "idempotency/";
+/// Time that an answer is kept for requests with the same `Idempotency-Key`.
+pub(crate) const KEEP: SignedDuration = SignedDuration::from_hours(24);
+
+/// The answer to a request with an `Idempotency-Key`, in the transaction of its change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Kept {
+    /// Time of the request.
+    pub at: Timestamp,
+    /// SHA-256 of method, path, query and body.
+    pub request: String,
+    /// Status of the answer.
+    pub status: u16,
+    /// Body of the answer, with revision 0 in place of that of its commit.
+    pub body: Value,
+}
+
+/// The state in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    pub state: State,
+    pub users: BTreeMap<String, (User, Revision)>,
+    /// By hash of the secret.
+    pub tokens: BTreeMap<String, (Token, Revision)>,
+    pub head: Head,
+    /// The commit that wrote the head.
+    pub head_written: Option<Revision>,
+    pub kept: BTreeMap<String, (Kept, Revision)>,
+}
+
+/// The state cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// A value cannot be read.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+    /// The store changes all the time.
+    #[error("the store changed while it was read: another director writes to it; try again")]
+    Changing,
+}
+
+impl Live {
+    /// Reads all but the entries of the audit, as one commit left them.
+    pub async fn load(store: &impl Store) -> Result<Self, LoadError> {
+        let mut prefixes = State::prefixes();
+        prefixes.extend([USERS, TOKENS, KEPT, audit::HEAD].map(ToOwned::to_owned));
+        'again: for _ in 0..10 {
+            let mut live = Self::default();
+            let mut revision = None;
+            for prefix in &prefixes {
+                let snapshot = store.snapshot(prefix).await?;
+                if *revision.get_or_insert(snapshot.revision) != snapshot.revision {
+                    continue 'again;
+                }
+                for entry in &snapshot.entries {
+                    live.set(&entry.key, Some(&entry.value), entry.revision)?;
+                }
+            }
+            // Sets the revision of the state.
+            let revision = revision.unwrap_or_default();
+            live.state.apply(&Transaction::default(), revision)?;
+            return Ok(live);
+        }
+        Err(LoadError::Changing)
+    }
+
+    /// Applies a committed transaction.
+    pub fn apply(&mut self, transaction: &Transaction, revision: Revision) -> Result<(), Corrupt> {
+        for key in &transaction.delete {
+            self.set(key, None, revision)?;
+        }
+        for (key, value) in &transaction.put {
+            self.set(key, Some(value), revision)?;
+        }
+        self.state.apply(&Transaction::default(), revision)
+    }
+
+    fn set(&mut self, key: &str, value: Option<&str>, revision: Revision) -> Result<(), Corrupt> {
+        if let Some(name) = key.strip_prefix(USERS) {
+            put(&mut self.users, name, key, value, revision)
+        } else if let Some(hash) = key.strip_prefix(TOKENS) {
+            put(&mut self.tokens, hash, key, value, revision)
+        } else if let Some(name) = key.strip_prefix(KEPT) {
+            put(&mut self.kept, name, key, value, revision)
+        } else if key == audit::HEAD {
+            self.head = value
+                .map(|value| parse(key, value))
+                .transpose()?
+                .unwrap_or_default();
+            self.head_written = value.map(|_| revision);
+            Ok(())
+        } else if key.starts_with(audit::PREFIX) {
+            Ok(())
+        } else {
+            self.state.set(key, value, revision)
+        }
+    }
+
+    /// The user of a token.
+    pub fn actor(&self, hash: &str, now: Timestamp) -> Option<Actor> {
+        let (token, _) = self.tokens.get(hash)?;
+        let (user, _) = self.users.get(&token.user)?;
+        (now < token.expires).then(|| Actor {
+            user: user.name.clone(),
+            role: user.role,
+            tenant: user.tenant.clone(),
+            token: token.id.clone(),
+        })
+    }
+}
+
+fn put<T: DeserializeOwned>(
+    table: &mut BTreeMap<String, (T, Revision)>,
+    name: &str,
+    key: &str,
+    value: Option<&str>,
+    revision: Revision,
+) -> Result<(), Corrupt> {
+    match value {
+        Some(value) => drop(table.insert(name.to_owned(), (parse(key, value)?, revision))),
+        None => drop(table.remove(name)),
+    }
+    Ok(())
+}
+
+fn parse<T: DeserializeOwned>(key: &str, value: &str) -> Result<T, Corrupt> {
+    serde_json::from_str(value).map_err(|source| Corrupt::Value {
+        key: key.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,160 @@
+//! `causeway-director`: the daemon, and the commands around it.
+
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic when the reader has closed the pipe: use outln! and errln!"
+)]
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand};
+use director::{
+    Kernel, api,
+    audit::{self, Head},
+    config::Config,
+    daemon::{self, Reply, Request},
+    init,
+};
+use service::{
+    cli::{self, RunArgs},
+    socket,
+};
+use store::{Options, Sqlite, Store as _, restore};
+
+/// The director of Causeway: the control plane of a provider.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// Control socket of the director.
+    #[arg(
+        long,
+        global = true,
+        env = "CAUSEWAY_DIRECTOR_SOCKET",
+        default_value = "/run/causeway-director/director.sock"
+    )]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Create the store and its first administrator, and print a token for 24 hours.
+    Init {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// Name of the administrator.
+        #[arg(long, default_value = "admin")]
+        user: String,
+    },
+    /// Run the director.
+    Run(RunArgs),
+    /// Check a configuration file and list every problem.
+    Check {
+        /// Configuration file.
+        file: PathBuf,
+    },
+    /// Show the state of the running director, as JSON.
+    Status,
+    /// Read the configuration file again.
+    Reload,
+    /// Write a backup of the running director's store to a new file.
+    Backup {
+        /// The file, as an absolute path.
+        file: PathBuf,
+    },
+    /// Make a store of a backup, where there is none.
+    Restore {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// The backup.
+        file: PathBuf,
+    },
+    /// Check the chain of the audit in a backup.
+    VerifyAudit {
+        /// The backup.
+        file: PathBuf,
+    },
+    /// Print the document of the API (OpenAPI 3.1).
+    Openapi,
+}
+
+fn main() -> ExitCode {
+    cli::main("causeway-director", || run(Cli::parse()))
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Init { config, user } => {
+            let config = Config::load(&config)?;
+            service::config::name(&user).map_err(anyhow::Error::msg)?;
+            let secret = block_on(init(&config.store, &user, &Kernel))??;
+            service::outln!("{secret}");
+        }
+        Command::Run(args) => daemon::run(&args)?,
+        Command::Check { file } => {
+            Config::load(&file)?;
+            service::outln!("{}: good", file.display());
+        }
+        Command::Status => cli::print_json(&ask(&cli.socket, &Request::Status)?)?,
+        Command::Reload => {
+            ask(&cli.socket, &Request::Reload)?;
+        }
+        Command::Backup { file } => {
+            if !file.is_absolute() {
+                bail!(
+                    "{}: write an absolute path: the director writes the file",
+                    file.display()
+                );
+            }
+            ask(&cli.socket, &Request::Backup(file))?;
+        }
+        Command::Restore { config, file } => restore(&file, &Config::load(&config)?.store)?,
+        Command::VerifyAudit { file } => {
+            let number = block_on(verify(&file))??;
+            service::outln!("{}: good: {number} entries", file.display());
+        }
+        Command::Openapi => {
+            service::outln!("{:#}", api::document());
+        }
+    }
+    Ok(())
+}
+
+fn ask(path: &Path, request: &Request) -> anyhow::Result<Reply> {
+    Ok(socket::ask(&daemon::SOCKET, path, request)?)
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    Ok(runtime
+        .context("cannot start the runtime")?
+        .block_on(future))
+}
+
+async fn verify(file: &Path) -> anyhow::Result<u64> {
+    if !file.exists() {
+        bail!(
+            "{} does not exist: write the path of a backup",
+            file.display()
+        );
+    }
+    let store = Sqlite::open(file, Options::default())?;
+    let head = store.snapshot(audit::HEAD).await?;
+    let head: Head = match head.entries.first() {
+        Some(entry) => serde_json::from_str(&entry.value)?,
+        None => Head::default(),
+    };
+    let entries = store.snapshot(audit::PREFIX).await?;
+    let entries = entries.entries.iter().map(|entry| entry.value.as_str());
+    Ok(audit::verify(entries, &head)?)
+}

@@ -1,0 +1,118 @@
+//! Which role may do what: one typed table.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Role of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// May do everything at the provider.
+    ProviderAdmin,
+    /// Serves tenants: subscriptions, addresses and the tenants' own objects.
+    ProviderOperator,
+    /// Reads everything.
+    ProviderAuditor,
+    /// Changes the objects of one tenant, and its users.
+    TenantAdmin,
+    /// Reads the objects of one tenant.
+    TenantOperator,
+}
+
+/// All roles.
+pub const ROLES: [Role; 5] = [
+    Role::ProviderAdmin,
+    Role::ProviderOperator,
+    Role::ProviderAuditor,
+    Role::TenantAdmin,
+    Role::TenantOperator,
+];
+
+impl Role {
+    /// Whether the role belongs to a tenant.
+    #[must_use]
+    pub const fn is_of_tenant(self) -> bool {
+        matches!(self, Self::TenantAdmin | Self::TenantOperator)
+    }
+}
+
+/// Groups of things that have the same rows in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Things {
+    /// Hosts, pools, hardware plans and gateways.
+    Infrastructure,
+    Tenants,
+    /// A tenant's subscriptions, addresses and appliances.
+    Allocations,
+    /// A tenant's networks, mappings, policies, rules and plans.
+    Networking,
+    /// Users, and the tokens of other users.
+    People,
+    Audit,
+}
+
+/// Kind of access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verb {
+    /// Get, list and watch.
+    Read,
+    /// Create, replace and remove.
+    Write,
+}
+
+/// The objects that a role may access in this way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    All,
+    /// Those of the user's own tenant.
+    Own,
+    None,
+}
+
+/// The table.
+#[must_use]
+pub const fn reach(role: Role, things: Things, verb: Verb) -> Reach {
+    use Reach::{All, None, Own};
+    match (things, verb) {
+        (Things::Infrastructure, Verb::Read) => match role {
+            Role::ProviderAdmin | Role::ProviderOperator | Role::ProviderAuditor => All,
+            Role::TenantAdmin | Role::TenantOperator => None,
+        },
+        (Things::Infrastructure | Things::Tenants, Verb::Write) => match role {
+            Role::ProviderAdmin => All,
+            Role::ProviderOperator
+            | Role::ProviderAuditor
+            | Role::TenantAdmin
+            | Role::TenantOperator => None,
+        },
+        (Things::Tenants | Things::Allocations | Things::Networking, Verb::Read) => match role {
+            Role::ProviderAdmin | Role::ProviderOperator | Role::ProviderAuditor => All,
+            Role::TenantAdmin | Role::TenantOperator => Own,
+        },
+        (Things::Allocations, Verb::Write) => match role {
+            Role::ProviderAdmin | Role::ProviderOperator => All,
+            Role::ProviderAuditor | Role::TenantAdmin | Role::TenantOperator => None,
+        },
+        (Things::Networking, Verb::Write) => match role {
+            Role::ProviderAdmin | Role::ProviderOperator => All,
+            Role::TenantAdmin => Own,
+            Role::ProviderAuditor | Role::TenantOperator => None,
+        },
+        (Things::People, Verb::Read) => match role {
+            Role::ProviderAdmin | Role::ProviderAuditor => All,
+            Role::TenantAdmin => Own,
+            Role::ProviderOperator | Role::TenantOperator => None,
+        },
+        (Things::People, Verb::Write) => match role {
+            Role::ProviderAdmin => All,
+            Role::TenantAdmin => Own,
+            Role::ProviderOperator | Role::ProviderAuditor | Role::TenantOperator => None,
+        },
+        (Things::Audit, Verb::Read) => match role {
+            Role::ProviderAdmin | Role::ProviderAuditor => All,
+            Role::TenantAdmin => Own,
+            Role::ProviderOperator | Role::TenantOperator => None,
+        },
+        (Things::Audit, Verb::Write) => None,
+    }
+}
