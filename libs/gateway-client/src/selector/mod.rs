@@ -122,6 +122,16 @@ impl Member {
     fn is_bound(&self, now: Duration) -> bool {
         self.bound_until.is_some_and(|until| until > now)
     }
+
+    /// The end is bound here no longer. The action that tells the gateway.
+    fn unbind(&mut self, clock: u64) -> Action {
+        self.unbind_at = None;
+        self.bound_until = None;
+        Action::Send {
+            to: self.at.address,
+            message: self.end.unbind(clock),
+        }
+    }
 }
 
 /// One side of a circuit, at all its gateways.
@@ -438,9 +448,7 @@ impl GatewaySelector {
     fn leave(&mut self, now: Duration, clock: u64) {
         let is_over = |member: &Member| member.unbind_at.is_some_and(|at| at <= now);
         for mut member in self.leaving.extract_if(.., |member| is_over(member)) {
-            let to = member.at.address;
-            let message = member.end.unbind(clock);
-            self.actions.push_back(Action::Send { to, message });
+            self.actions.push_back(member.unbind(clock));
         }
         for member in &mut self.members {
             let used = self.used.as_ref();
@@ -453,11 +461,7 @@ impl GatewaySelector {
             }
             member.unbind_at.get_or_insert(now + LINGER);
             if is_over(member) {
-                member.unbind_at = None;
-                member.bound_until = None;
-                let to = member.at.address;
-                let message = member.end.unbind(clock);
-                self.actions.push_back(Action::Send { to, message });
+                self.actions.push_back(member.unbind(clock));
             }
         }
     }
@@ -466,10 +470,7 @@ impl GatewaySelector {
     pub fn close(&mut self, now: Duration, clock: u64) {
         for member in self.members.iter_mut().chain(&mut self.leaving) {
             if member.is_bound(now) {
-                member.bound_until = None;
-                let to = member.at.address;
-                let message = member.end.unbind(clock);
-                self.actions.push_back(Action::Send { to, message });
+                self.actions.push_back(member.unbind(clock));
             }
         }
     }
