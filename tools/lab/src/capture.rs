@@ -123,15 +123,20 @@ impl Lab {
         let namespace = self.namespace(host)?;
         let socket = netns::within(&namespace, || packet_socket(link))?;
         for frame in frames {
-            // SAFETY: the buffer is valid for its length for the duration of the call.
-            let sent =
-                unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-            if usize::try_from(sent) != Ok(frame.len()) {
-                return Err(std::io::Error::last_os_error())
-                    .during(|| format!("sending a frame on {link} of {host}"));
-            }
+            send(&socket, frame).during(|| format!("sending a frame on {link} of {host}"))?;
         }
         Ok(())
+    }
+}
+
+/// Sends a whole frame by a packet socket.
+pub(crate) fn send(socket: &OwnedFd, frame: &[u8]) -> std::io::Result<()> {
+    // SAFETY: the buffer is valid for its length for the duration of the call.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+    if usize::try_from(sent) == Ok(frame.len()) {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
     }
 }
 

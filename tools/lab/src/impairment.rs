@@ -23,7 +23,7 @@ use fuzzing::Seeded;
 
 use crate::{
     addr::{fixed_mac, mac_text},
-    capture::{packet_socket, set_option},
+    capture::{packet_socket, send, set_option},
     error::{During as _, Result},
     netns,
     site::Lab,
@@ -274,12 +274,7 @@ fn carry(from: &OwnedFd, to: &OwnedFd, mut queue: Queue, stop: &AtomicBool) -> R
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
         while let Some(frame) = queue.pop(now) {
-            // SAFETY: the buffer is valid for its length for the duration of the call.
-            let sent = unsafe { libc::send(to.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-            if usize::try_from(sent) != Ok(frame.len()) {
-                return Err(std::io::Error::last_os_error())
-                    .during(|| "sending a delayed frame".to_owned());
-            }
+            send(to, &frame).during(|| "sending a delayed frame".to_owned())?;
         }
         let wait = queue.due().map_or(POLL, |due| {
             due.saturating_duration_since(Instant::now()).min(POLL)
