@@ -10,7 +10,6 @@
 //!                                      └─▶ rate::Bucket: limits of tenants
 //! ```
 
-pub mod endpoint;
 pub mod hello;
 pub mod prefix;
 pub mod rate;

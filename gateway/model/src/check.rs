@@ -6,9 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use gateway_client::wire::{CircuitId, Key};
+use gateway_client::{
+    dial::{BadEndpoint, Endpoint},
+    wire::{CircuitId, Key},
+};
 use gateway_core::{
-    endpoint::Endpoint,
     hello,
     route::{Names, Route},
 };
@@ -103,29 +105,17 @@ pub(crate) fn tenant(c: &mut Checker, id: &str, spec: &TenantSpec) -> Tenant {
 
 /// Where a backend listens: an address and a port, or a DNS name and a port.
 fn endpoint(c: &mut Checker, at: &str, text: &str) -> Option<Endpoint> {
-    let Ok(address) = text.parse::<SocketAddr>() else {
-        let named = text.rsplit_once(':').and_then(|(name, port)| {
-            let name = hello::dns_name(name.as_bytes()).ok()?;
-            let port: u16 = port.parse().ok()?;
-            Some((name, port))
-        });
-        let Some((name, port)) = named else {
-            c.problem(
-                at,
-                format!(
-                    "{text:?} is neither an address nor a name with a port: write for example \
-                     \"192.0.2.1:6180\", \"[2001:db8::1]:6180\" or \"backend.example.net:6180\""
-                ),
-            );
+    let address = match text.parse() {
+        Ok(Endpoint::Address(address)) => address,
+        Ok(name @ Endpoint::Name(..)) => return Some(name),
+        Err(error) => {
+            let error: BadEndpoint = error;
+            c.problem(at, error.to_string());
             return None;
-        };
-        if port == 0 {
-            c.problem(at, format!("{text:?}: a port is 1 to 65535"));
         }
-        return Some(Endpoint::Name(name.into(), port));
     };
     let address = self::address(c, at, &address.to_string())?;
-    if address.port() == 0 || address.ip().is_unspecified() {
+    if address.ip().is_unspecified() {
         c.problem(at, format!("{address} is not an address to connect to"));
     }
     Some(Endpoint::Address(address))

@@ -232,7 +232,7 @@ fn each_problem_is_named_with_its_key() {
         (
             "198.51.100.5:443",
             "198.51.100.5:0",
-            "198.51.100.5:0 is not an address to connect to",
+            "\"198.51.100.5:0\": a port is 1 to 65535",
         ),
         (
             "198.51.100.5:443",

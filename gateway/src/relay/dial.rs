@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-pub use gateway_core::endpoint::Endpoint;
+pub use gateway_client::dial::Endpoint;
 use tokio::{
     net::{TcpStream, lookup_host},
     task::JoinSet,

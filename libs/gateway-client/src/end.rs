@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse};
+use crate::wire::{CircuitId, Datagram, Key, Kind, Load, MESSAGE_BYTES, Message, Side, Tag, parse};
 
 /// Unanswered binds at most: those of five seconds at the shortest interval of binds.
 const OUTSTANDING: usize = 64;
@@ -26,6 +26,8 @@ pub struct End {
     /// Whether the last bind was challenged: one challenge for each bind prevents endless
     /// exchanges.
     challenged: bool,
+    /// Load of the gateway, by its last answer that told it.
+    load: Option<u16>,
 }
 
 /// The effect of a message of the gateway.
@@ -52,6 +54,7 @@ impl End {
             answered: 0,
             outstanding: VecDeque::new(),
             challenged: false,
+            load: None,
         }
     }
 
@@ -89,6 +92,7 @@ impl End {
         }
         self.outstanding.retain(|sent| *sent > message.timestamp);
         self.answered = message.timestamp;
+        self.load = message.load.thousandths().or(self.load);
         match message.kind {
             Kind::Challenge if self.challenged => None,
             Kind::Challenge => {
@@ -103,6 +107,12 @@ impl End {
             Kind::Move => Some(EndEvent::Move),
             Kind::Bind | Kind::Unbind => None,
         }
+    }
+
+    /// Load of the gateway in thousandths, by the last of its answers that told it.
+    #[must_use]
+    pub const fn load(&self) -> Option<u16> {
+        self.load
     }
 
     /// Round trip of the last answered message; zero if the clock has stepped back.
@@ -129,6 +139,7 @@ impl End {
             timestamp: self.newest,
             cookie: self.cookie,
             lifetime: 0,
+            load: Load::UNKNOWN,
         };
         message.seal(&self.key)
     }
@@ -161,6 +172,10 @@ mod tests {
             kind,
             cookie: Tag([kind as u8; 16]),
             lifetime: if kind == Kind::Bound { 500 } else { 0 },
+            load: match kind {
+                Kind::Bound | Kind::Move => Load::from_thousandths(kind as u16 * 100),
+                _ => Load::UNKNOWN,
+            },
             ..sealed.open(&key()).expect("of this key")
         };
         message.seal(&key())
@@ -179,10 +194,13 @@ mod tests {
         let mut end = end();
         let (first, second) = (end.bind(10), end.bind(20));
         let late = answer(&first, Kind::Bound);
+        assert_eq!(end.load(), None);
         assert_eq!(end.receive(&late, 21), Some(EndEvent::Bound(500)));
+        assert_eq!(end.load(), Some(300));
         assert_eq!(end.receive(&late, 21), None, "already answered");
         let move_of = |bind| answer(bind, Kind::Move);
         assert_eq!(end.receive(&move_of(&first), 21), Some(EndEvent::Move));
+        assert_eq!(end.load(), Some(400));
         let news = answer(&second, Kind::Bound);
         assert_eq!(end.receive(&news, 21), Some(EndEvent::Bound(500)));
         assert_eq!(end.receive(&move_of(&first), 21), None, "old");

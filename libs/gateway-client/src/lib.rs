@@ -13,11 +13,13 @@
 //!                        ▼ │
 //!                       end: bind ─▶ wire ─▶ gateway ─▶ wire ─▶ bound, or "move"
 //!
+//!   dial: addresses of names, and the first of several addresses that answers
 //!   stream: the same datagrams in a TLS connection, where UDP does not pass
 //!   liveness: whether the peer of such a connection answers
 //!   proxy_header: the address of the client, from the gateway to a backend
 //! ```
 
+pub mod dial;
 pub mod end;
 pub mod liveness;
 pub mod pool;

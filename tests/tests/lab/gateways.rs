@@ -17,7 +17,7 @@ use causeway_tests::{
 use circuit_end::CircuitEnd;
 use gateway_client::{
     end::{End, EndEvent},
-    wire::{CircuitId, Key, Kind, MESSAGE_BYTES, Message, Side, Tag},
+    wire::{CircuitId, Key, Kind, Load, MESSAGE_BYTES, Message, Side, Tag},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -544,6 +544,7 @@ fn attacks_of_a_tenant_on_another_circuit_fail() {
             timestamp,
             cookie: Tag([9; 16]),
             lifetime: 0,
+            load: Load::UNKNOWN,
         };
         message.seal(key).to_vec()
     };

@@ -36,10 +36,6 @@ const SERVER_NAME: u16 = 0;
 const ALPN: u16 = 16;
 /// The only defined type of server name.
 const HOST_NAME: u8 = 0;
-/// Longest DNS name without the final dot (RFC 1035 section 2.3.4).
-const MAX_NAME: usize = 253;
-/// Longest label of a DNS name.
-const MAX_LABEL: usize = 63;
 
 /// The fields of a hello that decide its route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -345,28 +341,7 @@ fn server_name(mut content: Fields<'_>) -> Result<String, Refusal> {
 /// # Errors
 /// [`Refusal::Name`].
 pub fn dns_name(bytes: &[u8]) -> Result<String, Refusal> {
-    if bytes.len() > MAX_NAME {
-        return Err(Refusal::Name);
-    }
-    let mut last: &[u8] = &[];
-    for label in bytes.split(|byte| *byte == b'.') {
-        let fits = (1..=MAX_LABEL).contains(&label.len())
-            && label
-                .iter()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        if !fits {
-            return Err(Refusal::Name);
-        }
-        last = label;
-    }
-    // The last label of an IPv4 address is a number; no top-level domain is.
-    if last.iter().all(u8::is_ascii_digit) {
-        return Err(Refusal::Name);
-    }
-    Ok(bytes
-        .iter()
-        .map(|byte| char::from(byte.to_ascii_lowercase()))
-        .collect())
+    gateway_client::dial::dns_name(bytes).ok_or(Refusal::Name)
 }
 
 /// The protocol names of an ALPN extension (RFC 7301 section 3.1).

@@ -31,7 +31,7 @@ use std::{
 
 use ahash::RandomState;
 use gateway_client::wire::{
-    CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Side, Tag, parse,
+    CircuitId, Datagram, Key, Kind, Load, MESSAGE_BYTES, Message, Side, Tag, parse,
 };
 
 pub use self::counts::{CircuitCounts, CircuitState, Drops, Events, Reason, TenantCounts, Traffic};
@@ -219,6 +219,8 @@ pub struct Table {
     /// Key of the cookies, random at every start.
     secret: Key,
     draining: bool,
+    /// The load that answers carry.
+    load: Load,
     /// Dropped datagrams without a circuit.
     drops: Drops,
     /// Circuits whose bindings changed or were renewed since the last report.
@@ -237,6 +239,7 @@ impl Table {
             lifetime: Duration::ZERO,
             secret,
             draining: false,
+            load: Load::UNKNOWN,
             drops: Drops::default(),
             changed: Vec::new(),
             epoch: 0,
@@ -253,6 +256,11 @@ impl Table {
     /// Sets the time that a side stays bound after its last bind, for binds from now on.
     pub const fn set_lifetime(&mut self, lifetime: Duration) {
         self.lifetime = lifetime;
+    }
+
+    /// Sets the load that answers carry from now on.
+    pub const fn set_load(&mut self, load: Load) {
+        self.load = load;
     }
 
     /// Removes and adds circuits; does nothing to others. A circuit that stays with a tenant of the
@@ -417,13 +425,17 @@ impl Table {
             }
             Some(Proof::Newer) => end.proven = bind.timestamp,
         }
-        let (lifetime, draining) = (self.lifetime, self.draining);
+        let (lifetime, draining, load) = (self.lifetime, self.draining, self.load);
         let cookie = self.cookie((window(now), given), position, bind, from);
         let circuit = &mut self.circuits[position];
         let answer = |kind, cookie, lifetime| Message {
             kind,
             cookie,
             lifetime,
+            load: match kind {
+                Kind::Challenge => Load::UNKNOWN,
+                _ => load,
+            },
             ..*bind
         };
         let end = &mut circuit.ends[bind.side.index()];
@@ -579,6 +591,7 @@ impl Table {
                     timestamp: end.proven,
                     cookie: Tag::NONE,
                     lifetime: 0,
+                    load: self.load,
                 };
                 Some((*path, message.seal(&end.key)))
             })

@@ -145,6 +145,7 @@ fn each_drop_has_its_reason() {
             timestamp,
             cookie: Tag::NONE,
             lifetime: 0,
+            load: Load::UNKNOWN,
         };
         message.seal(&key(1, side)).to_vec()
     };
@@ -458,6 +459,25 @@ fn rate_limits_of_tenants_are_independent() {
 }
 
 #[test]
+fn answers_carry_the_load_of_the_gateway() {
+    let (mut table, mut a, _) = joined();
+    assert_eq!(a.load(), None, "the gateway does not tell");
+    table.set_load(Load::from_thousandths(400));
+    bind(&mut table, seconds(1), &mut a, 2);
+    assert_eq!(a.load(), Some(400));
+    table.set_load(Load::from_thousandths(800));
+    table.drain();
+    let (_, told) = table.moves(seconds(1)).next().expect("an order");
+    assert_eq!(a.receive(&told, 0), Some(EndEvent::Move));
+    assert_eq!(a.load(), Some(800));
+    // A challenge has none: it goes to senders that have proved no address.
+    let Action::Answer(challenge) = table.handle(seconds(1), &a.bind(0), &at(4)) else {
+        panic!("no answer");
+    };
+    assert_eq!(challenge[11], 0);
+}
+
+#[test]
 fn draining_orders_ends_to_move_and_drops_no_datagram() {
     let (mut table, mut a, mut b) = joined();
     let now = seconds(1);
@@ -757,6 +777,7 @@ impl World {
                     timestamp,
                     cookie: *cookie.get(&self.cookies),
                     lifetime: 0,
+                    load: Load::UNKNOWN,
                 };
                 let word = message.seal(&key(4, Side::BOTH[usize::from(key_b)]));
                 self.arrives(&word, from)?;

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use gateway_client::{
     end::{End, EndEvent},
-    wire::{Datagram, Kind, MESSAGE_BYTES, Message, Side, Tag, parse},
+    wire::{Datagram, Kind, Load, MESSAGE_BYTES, Message, Side, Tag, parse},
 };
 use gateway_core::{
     rate::Bucket,
@@ -251,6 +251,7 @@ impl World {
             } else {
                 0
             },
+            load: Load::UNKNOWN,
         };
         let other = input.u8();
         let sealing = if other & 3 == 0 {
@@ -541,6 +542,7 @@ impl World {
                         timestamp: known_side.proven,
                         cookie: Tag::NONE,
                         lifetime: 0,
+                        load: Load::UNKNOWN,
                     };
                     wanted.push((path, message.seal(&known_side.key)));
                 }

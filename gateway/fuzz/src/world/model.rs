@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use gateway_client::{
     end::End,
-    wire::{CircuitId, Key, Kind, Message, Side, Tag},
+    wire::{CircuitId, Key, Kind, Load, Message, Side, Tag},
 };
 use gateway_core::table::{Path, Reason, Traffic};
 
@@ -275,7 +275,7 @@ pub(super) fn read(bytes: &[u8]) -> Option<Form> {
     if number(0, 4) != 0 {
         return Some(Form::Tunnel(CircuitId::new(number(0, 8))?));
     }
-    if bytes.len() != 64 || number(4, 5) != 1 || bytes[11] != 0 || number(12, 4) == 0 {
+    if bytes.len() != 64 || number(4, 5) != 1 || number(12, 4) == 0 {
         return None;
     }
     let kind = match bytes[9] {
@@ -291,6 +291,9 @@ pub(super) fn read(bytes: &[u8]) -> Option<Form> {
     if kind != Kind::Bound && lifetime != 0 {
         return None;
     }
+    if !matches!(kind, Kind::Bound | Kind::Move) && bytes[11] != 0 {
+        return None;
+    }
     Some(Form::Message(Message {
         kind,
         side,
@@ -298,6 +301,7 @@ pub(super) fn read(bytes: &[u8]) -> Option<Form> {
         timestamp: number(20, 8),
         cookie: Tag(bytes[28..44].try_into().ok()?),
         lifetime,
+        load: Load::from_byte(bytes[11]),
     }))
 }
 

@@ -11,11 +11,11 @@ use std::{
     sync::Arc,
 };
 
-use gateway_client::wire::{CircuitId, Key};
-use gateway_core::{
-    endpoint::Endpoint,
-    route::{Names, Route},
+use gateway_client::{
+    dial::Endpoint,
+    wire::{CircuitId, Key},
 };
+use gateway_core::route::{Names, Route};
 use serde::{Deserialize, Serialize};
 use service::config::{Checker, Problem};
 

@@ -14,7 +14,9 @@
 //!     Decoder ◀───────────────────────────────────────── LivenessFrame::Answer
 //! ```
 
-use crate::wire::{CircuitId, Datagram, Key, Kind, MESSAGE_BYTES, Message, Sealed, Side, Tag};
+use crate::wire::{
+    CircuitId, Datagram, Key, Kind, Load, MESSAGE_BYTES, Message, Sealed, Side, Tag,
+};
 
 /// Name of the protocol in the TLS hello (ALPN, RFC 7301).
 pub const ALPN: &[u8] = b"causeway-tunnel/1";
@@ -301,6 +303,7 @@ const fn bind(circuit: CircuitId, timestamp: u64, connection: Tag) -> Message {
         timestamp,
         cookie: connection,
         lifetime: 0,
+        load: Load::UNKNOWN,
     }
 }
 

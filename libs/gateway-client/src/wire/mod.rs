@@ -269,6 +269,45 @@ pub struct Message {
     pub cookie: Tag,
     /// Lifetime of the binding, milliseconds; zero except in `Bound`.
     pub lifetime: u32,
+    /// Load of the gateway; unknown except in `Bound` and `Move`.
+    pub load: Load,
+}
+
+/// The load of a gateway in one byte, in steps of four thousandths of its capacity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load(u8);
+
+impl Load {
+    /// The gateway does not tell.
+    pub const UNKNOWN: Self = Self(0);
+    /// Thousandths in a step.
+    const STEP: u16 = 4;
+
+    /// From thousandths, rounded down to a step; more than 1000 is 1000.
+    #[must_use]
+    pub const fn from_thousandths(load: u16) -> Self {
+        let load = if load > 1000 { 1000 } else { load };
+        // At most 251.
+        Self((load / Self::STEP) as u8 + 1)
+    }
+
+    /// As it is on the wire. Bytes of more than a full load count as one.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Self {
+        Self(byte)
+    }
+
+    /// In thousandths, 0 to 1000; `None`: unknown.
+    #[must_use]
+    pub const fn thousandths(self) -> Option<u16> {
+        match self.0 {
+            0 => None,
+            byte => {
+                let load = (byte as u16 - 1) * Self::STEP;
+                Some(if load > 1000 { 1000 } else { load })
+            }
+        }
+    }
 }
 
 impl Message {
@@ -279,6 +318,7 @@ impl Message {
         out[8] = VERSION;
         out[9] = self.kind as u8;
         out[10] = self.side as u8;
+        out[11] = self.load.0;
         out[12..20].copy_from_slice(&self.circuit.to_bytes());
         out[20..28].copy_from_slice(&self.timestamp.to_be_bytes());
         out[28..44].copy_from_slice(&self.cookie.0);
@@ -351,7 +391,7 @@ pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Malformed> {
         };
     }
     let bytes: &[u8; MESSAGE_BYTES] = bytes.try_into().map_err(|_| Malformed)?;
-    if id != 0 || bytes[8] != VERSION || bytes[11] != 0 {
+    if id != 0 || bytes[8] != VERSION {
         return Err(Malformed);
     }
     let mut cookie = Tag::NONE;
@@ -367,8 +407,12 @@ pub fn parse(bytes: &[u8]) -> Result<Datagram<'_>, Malformed> {
         timestamp: number(&bytes[20..28]),
         cookie,
         lifetime: number(&bytes[44..48]) as u32,
+        load: Load::from_byte(bytes[11]),
     };
     if claimed.kind != Kind::Bound && claimed.lifetime != 0 {
+        return Err(Malformed);
+    }
+    if !matches!(claimed.kind, Kind::Bound | Kind::Move) && claimed.load != Load::UNKNOWN {
         return Err(Malformed);
     }
     Ok(Datagram::Message(Sealed { bytes, claimed }))

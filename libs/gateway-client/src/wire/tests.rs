@@ -16,21 +16,70 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u32>(),
         uniform16(any::<u8>()),
         any::<bool>(),
+        any::<u16>(),
     );
-    (kinds, fields).prop_map(|(kind, (id, timestamp, lifetime, cookie, b))| Message {
-        kind,
-        side: if b { Side::B } else { Side::A },
-        circuit: CircuitId::new(id).expect("an id"),
-        timestamp,
-        cookie: Tag(cookie),
-        lifetime: if kind == Kind::Bound { lifetime } else { 0 },
-    })
+    (kinds, fields).prop_map(
+        |(kind, (id, timestamp, lifetime, cookie, b, load))| Message {
+            kind,
+            side: if b { Side::B } else { Side::A },
+            circuit: CircuitId::new(id).expect("an id"),
+            timestamp,
+            cookie: Tag(cookie),
+            lifetime: if kind == Kind::Bound { lifetime } else { 0 },
+            load: match kind {
+                Kind::Bound | Kind::Move => Load::from_thousandths(load),
+                _ => Load::UNKNOWN,
+            },
+        },
+    )
 }
 
 fn open(bytes: &[u8], key: &Key) -> Option<Message> {
     match parse(bytes) {
         Ok(Datagram::Message(sealed)) => sealed.open(key),
         Ok(Datagram::Tunnel(_)) | Err(Malformed) => None,
+    }
+}
+
+#[test]
+fn a_load_keeps_its_step() {
+    assert_eq!(Load::UNKNOWN.thousandths(), None);
+    for (told, kept) in [
+        (0, 0),
+        (3, 0),
+        (4, 4),
+        (999, 996),
+        (1000, 1000),
+        (9000, 1000),
+    ] {
+        assert_eq!(Load::from_thousandths(told).thousandths(), Some(kept));
+    }
+    assert_eq!(Load::from_byte(255).thousandths(), Some(1000));
+}
+
+#[test]
+fn only_answers_of_a_bound_end_carry_a_load() {
+    let key = Key::new([7; 32]);
+    let mut message = Message {
+        kind: Kind::Bound,
+        side: Side::A,
+        circuit: CircuitId::new(1 << 32).expect("an id"),
+        timestamp: 5,
+        cookie: Tag::NONE,
+        lifetime: 0,
+        load: Load::from_thousandths(500),
+    };
+    for (kind, is_valid) in [
+        (Kind::Bind, false),
+        (Kind::Challenge, false),
+        (Kind::Bound, true),
+        (Kind::Move, true),
+        (Kind::Unbind, false),
+    ] {
+        message.kind = kind;
+        let bytes = message.seal(&key);
+        assert_eq!(bytes[11], 126);
+        assert_eq!(open(&bytes, &key), is_valid.then_some(message));
     }
 }
 
@@ -43,6 +92,7 @@ fn the_layout_is_as_documented() {
         timestamp: 0x1112_1314_1516_1718,
         cookie: Tag([0xcc; 16]),
         lifetime: 0,
+        load: Load::UNKNOWN,
     };
     let key = Key::new([7; 32]);
     let bytes = bind.seal(&key);

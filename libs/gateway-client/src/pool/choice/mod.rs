@@ -53,6 +53,8 @@ pub struct Settings {
     pub home_after: Duration,
     /// Time after that within which they return.
     pub home_spread: Duration,
+    /// Time for which a failure puts a gateway behind others in [`Chooser::order`].
+    pub avoid: Duration,
 }
 
 impl Default for Settings {
@@ -69,6 +71,7 @@ impl Default for Settings {
             drain_spread: Duration::from_secs(2),
             home_after: Duration::from_secs(300),
             home_spread: Duration::from_secs(300),
+            avoid: Duration::from_secs(60),
         }
     }
 }
@@ -161,12 +164,16 @@ struct Member {
     name: String,
     tier: usize,
     load: u16,
+    /// The load is a report of the gateway: that of the list is older.
+    reported: bool,
     health: Health,
     /// In a row.
     failures: u32,
     /// In a row.
     answers: u32,
     last: Option<Failure>,
+    /// Time of the last failure since the last answer.
+    failed: Option<Duration>,
     /// Trials since it went down.
     trials: u32,
     /// Time of the next trial, unless it is in use and works.
@@ -224,10 +231,12 @@ impl Chooser {
                     name: candidate.name.clone(),
                     tier: candidate.tier,
                     load: candidate.load,
+                    reported: false,
                     health: Health::Untried,
                     failures: 0,
                     answers: 0,
                     last: None,
+                    failed: None,
                     trials: 0,
                     // Spread over the first interval, so that a new list causes no burst of trials.
                     next: now.saturating_add(self.random.up_to(self.settings.refresh)),
@@ -237,7 +246,9 @@ impl Chooser {
                 },
             };
             member.tier = candidate.tier;
-            member.load = candidate.load;
+            if !member.reported {
+                member.load = candidate.load;
+            }
             self.members.push(member);
         }
         if self.in_use().is_none() {
@@ -261,8 +272,10 @@ impl Chooser {
         let enough = if alone { 1 } else { self.settings.up_after };
         let settings = self.settings;
         let member = &mut self.members[at];
-        member.load = load.unwrap_or(member.load);
-        member.failures = 0;
+        if let Some(load) = load {
+            (member.load, member.reported) = (load, true);
+        }
+        (member.failures, member.failed) = (0, None);
         member.answers = member.answers.saturating_add(1);
         if draining && member.leave.is_none() {
             let leave = now.saturating_add(self.random.up_to(settings.drain_spread));
@@ -299,7 +312,7 @@ impl Chooser {
         let member = &mut self.members[at];
         member.answers = 0;
         member.failures = member.failures.saturating_add(1);
-        member.last = Some(failure);
+        (member.last, member.failed) = (Some(failure), Some(now));
         if member.health != Health::Down {
             member.trials = 0;
             if member.failures >= settings.down_after.max(1) {
@@ -378,35 +391,89 @@ impl Chooser {
 
     /// Chooses a usable gateway of a tier that has one.
     fn pick(&mut self, tier: usize, now: Duration) -> String {
-        let usable = || self.members.iter().filter(|m| m.tier == tier && m.usable());
-        // Gateways with recent failures come last.
-        let fewest = usable().map(|m| m.failures).min().unwrap_or(0);
-        let equal: Vec<&Member> = usable().filter(|m| m.failures == fewest).collect();
-        let settled = |m: &Member| self.share(m, now) >= FULL_SHARE;
-        let others = equal.iter().filter(|m| settled(m)).map(|m| m.load).min();
-        let load = |m: &Member| match others {
-            Some(least) if !settled(m) => m.load.max(least),
-            _ => m.load,
+        let usable = || {
+            let members = self.members.iter().enumerate();
+            members.filter(|(_, m)| m.tier == tier && m.usable())
         };
-        let least = equal.iter().map(|m| load(m)).min().unwrap_or(0);
+        // Gateways with recent failures come last.
+        let fewest = usable().map(|(_, m)| m.failures).min().unwrap_or(0);
+        let equal: Vec<usize> = usable()
+            .filter(|(_, m)| m.failures == fewest)
+            .map(|(at, _)| at)
+            .collect();
+        self.pick_of(&equal, now)
+            .map(|at| self.members[at].name.clone())
+            .unwrap_or_default()
+    }
+
+    /// Chooses a member by load and chance.
+    fn pick_of(&mut self, places: &[usize], now: Duration) -> Option<usize> {
+        let member = |at: &usize| &self.members[*at];
+        let settled = |at: &&usize| self.share(member(at), now) >= FULL_SHARE;
+        let others = places.iter().filter(settled).map(|at| member(at).load);
+        let others = others.min();
+        let load = |at: &usize| match others {
+            Some(least) if !settled(&at) => member(at).load.max(least),
+            _ => member(at).load,
+        };
+        let least = places.iter().map(load).min()?;
         let most = least.saturating_add(self.settings.slack);
-        let weighed: Vec<(&str, u64)> = equal
+        let weighed: Vec<(usize, u64)> = places
             .iter()
-            .filter(|m| load(m) <= most)
-            .map(|m| (m.name.as_str(), self.share(m, now)))
+            .filter(|at| load(at) <= most)
+            .map(|at| (*at, self.share(member(at), now)))
             .collect();
         let sum = weighed.iter().map(|(_, weight)| weight).sum();
         let mut point = self.random.below(sum);
-        for (name, weight) in &weighed {
+        for (at, weight) in &weighed {
             if point < *weight {
-                return (*name).to_owned();
+                return Some(*at);
             }
             point -= weight;
         }
-        weighed
-            .last()
-            .map(|(n, _)| (*n).to_owned())
-            .unwrap_or_default()
+        weighed.last().map(|(at, _)| *at)
+    }
+
+    /// All gateways, in the order in which a connection tries them: by tier, in it by load and
+    /// chance. Those that drain, are down or failed within `avoid` come after all others, and the
+    /// one named by `last` after those. For connections that are made once, unlike the use that
+    /// [`Self::choose`] decides.
+    pub fn order(&mut self, last: Option<&str>, now: Duration) -> Vec<String> {
+        let avoid = self.settings.avoid;
+        let rank = |m: &Member| {
+            let failed = m.failed.is_some_and(|at| now.saturating_sub(at) < avoid);
+            let avoided = failed || m.leave.is_some();
+            (Some(m.name.as_str()) == last, avoided, m.tier)
+        };
+        let mut rest: Vec<usize> = (0..self.members.len()).collect();
+        let mut order = Vec::with_capacity(rest.len());
+        while let Some(best) = rest.iter().map(|at| rank(&self.members[*at])).min() {
+            let is_best = |at: &usize| rank(&self.members[*at]) == best;
+            let equal: Vec<usize> = rest.iter().copied().filter(is_best).collect();
+            let Some(at) = self.pick_of(&equal, now) else {
+                break;
+            };
+            order.push(self.members[at].name.clone());
+            rest.retain(|other| *other != at);
+        }
+        order
+    }
+
+    /// Takes over the loads that gateways reported to another chooser.
+    pub fn adopt_loads(&mut self, other: &Self) {
+        for member in &mut self.members {
+            let known = other.members.iter().find(|m| m.name == member.name);
+            if let Some(known) = known.filter(|known| known.reported) {
+                (member.load, member.reported) = (known.load, true);
+            }
+        }
+    }
+
+    /// Load of a gateway in thousandths, if the gateway has reported it.
+    #[must_use]
+    pub fn reported_load(&self, name: &str) -> Option<u16> {
+        let member = self.members.iter().find(|m| m.name == name)?;
+        member.reported.then_some(member.load)
     }
 
     /// The weight of a gateway, 1 to [`FULL_SHARE`].

@@ -459,6 +459,43 @@ struct Known {
     draining: bool,
 }
 
+#[test]
+fn connections_try_the_least_loaded_first_and_what_failed_last() {
+    let all = [("a", 500, 0), ("b", 200, 0), ("c", 0, 1), ("d", 900, 0)];
+    let mut c = chooser(&all);
+    assert_eq!(c.order(None, START), ["b", "a", "d", "c"]);
+    assert_eq!(c.order(Some("b"), START), ["a", "d", "c", "b"]);
+    c.report("b", SILENT, START);
+    assert_eq!(c.order(None, START), ["a", "d", "c", "b"]);
+    c.report("a", SILENT, START);
+    c.report("a", WELL, START);
+    c.report("d", DRAINING, START);
+    assert_eq!(c.order(None, START), ["a", "c", "b", "d"]);
+    // A failure of a minute ago says nothing about now.
+    assert_eq!(c.order(None, START + seconds(60)), ["b", "a", "c", "d"]);
+    many(&mut c, "b", SILENT, 3, START + seconds(60));
+    assert_eq!(c.order(None, START + seconds(60))[3], "d");
+}
+
+#[test]
+fn a_reported_load_outlives_the_list() {
+    let mut c = chooser(&[("a", 500, 0), ("b", 0, 0)]);
+    let report = |load| Report::Answered {
+        load: Some(load),
+        draining: false,
+    };
+    c.report("a", report(100), START);
+    c.report("b", report(900), START);
+    assert_eq!(used(&mut c, START), "a");
+    c.update(&list_of(&[("a", 500, 0), ("b", 0, 0)]), START);
+    assert_eq!(c.reported_load("b"), Some(900));
+    let mut other = chooser(&[("a", 500, 0), ("b", 0, 0), ("c", 300, 0)]);
+    assert_eq!(other.order(None, START), ["b", "c", "a"]);
+    other.adopt_loads(&c);
+    assert_eq!(other.order(None, START), ["a", "c", "b"]);
+    assert_eq!(other.reported_load("c"), None);
+}
+
 proptest! {
     #[test]
     fn a_choice_follows_the_rules(
@@ -585,5 +622,30 @@ proptest! {
                     else is tried");
             }
         }
+    }
+
+    #[test]
+    fn an_order_has_every_gateway_once_and_failed_ones_behind(
+        all in vec((0u16..1000, 0usize..3, any::<bool>()), 0..10),
+        last in 0usize..10,
+        seed: u64,
+    ) {
+        let candidates = all.iter().enumerate().map(|(n, (load, tier, _))| {
+            candidate(&n.to_string(), *load, *tier)
+        });
+        let list = List::received(candidates.collect());
+        let mut c = Chooser::new(Settings::default(), &list, seed, START);
+        for (n, (_, _, fails)) in all.iter().enumerate() {
+            if *fails {
+                c.report(&n.to_string(), SILENT, START);
+            }
+        }
+        let last = last.to_string();
+        let order = c.order(Some(&last), START);
+        let mut sorted: Vec<usize> = order.iter().map(|n| n.parse().expect("a number")).collect();
+        let rank = |n: &usize| (n.to_string() == last, all[*n].2, all[*n].1);
+        prop_assert!(sorted.is_sorted_by_key(rank));
+        sorted.sort_unstable();
+        prop_assert!(sorted.into_iter().eq(0..all.len()));
     }
 }

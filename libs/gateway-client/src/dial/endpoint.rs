@@ -1,0 +1,168 @@
+//! Where a service listens, as a configuration has it.
+
+use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc};
+
+use thiserror::Error;
+
+/// Longest DNS name without the final dot (RFC 1035 section 2.3.4).
+const MAX_NAME: usize = 253;
+/// Longest label of a DNS name.
+const MAX_LABEL: usize = 63;
+
+/// Where a service listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    Address(SocketAddr),
+    /// A DNS name in lower case, and a port.
+    Name(Arc<str>, u16),
+}
+
+/// A text is no endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum BadEndpoint {
+    /// It is neither of both forms.
+    #[error(
+        "{0:?} is neither an address nor a name with a port: write for example \
+         \"192.0.2.1:6180\", \"[2001:db8::1]:6180\" or \"name.example.net:6180\""
+    )]
+    Malformed(String),
+    /// Its port is 0.
+    #[error("{0:?}: a port is 1 to 65535")]
+    Port(String),
+}
+
+impl Endpoint {
+    /// The port.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        match self {
+            Self::Address(address) => address.port(),
+            Self::Name(_, port) => *port,
+        }
+    }
+
+    /// The DNS name, if it is one.
+    #[must_use]
+    pub const fn name(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Address(_) => None,
+            Self::Name(name, _) => Some(name),
+        }
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = BadEndpoint;
+
+    fn from_str(text: &str) -> Result<Self, BadEndpoint> {
+        let named = || {
+            let (name, port) = text.rsplit_once(':')?;
+            let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+            let port = port.parse().ok().filter(|_| digits)?;
+            Some(Self::Name(dns_name(name.as_bytes())?.into(), port))
+        };
+        let address = text.parse().ok().map(Self::Address);
+        let endpoint = address
+            .or_else(named)
+            .ok_or_else(|| BadEndpoint::Malformed(text.to_owned()))?;
+        if endpoint.port() == 0 {
+            return Err(BadEndpoint::Port(text.to_owned()));
+        }
+        Ok(endpoint)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
+/// A DNS name in lower case, with letters, digits, hyphens and underscores; `None` for other bytes,
+/// for IP addresses, and for a final dot.
+#[must_use]
+pub fn dns_name(bytes: &[u8]) -> Option<String> {
+    if bytes.len() > MAX_NAME {
+        return None;
+    }
+    let mut last: &[u8] = &[];
+    for label in bytes.split(|byte| *byte == b'.') {
+        let fits = (1..=MAX_LABEL).contains(&label.len())
+            && label
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        if !fits {
+            return None;
+        }
+        last = label;
+    }
+    // The last label of an IPv4 address is a number; no top-level domain is.
+    if last.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(
+        bytes
+            .iter()
+            .map(|byte| char::from(byte.to_ascii_lowercase()))
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn addresses_and_names_are_read() {
+        for text in ["192.0.2.1:6180", "[2001:db8::1]:1", "gw1.example.net:6180"] {
+            let endpoint: Endpoint = text.parse().expect(text);
+            assert_eq!(endpoint.to_string(), text);
+        }
+        let endpoint: Endpoint = "GW1.Example.net:5".parse().expect("a name");
+        assert_eq!(endpoint, Endpoint::Name("gw1.example.net".into(), 5));
+        assert_eq!(endpoint.name().map(|name| &**name), Some("gw1.example.net"));
+    }
+
+    #[test]
+    fn other_texts_are_refused_with_the_remedy() {
+        let long = format!("{}:1", ["abcdefghi"; 26].join("."));
+        let label = format!("{}.net:1", "a".repeat(64));
+        for text in [
+            "",
+            ":1",
+            "gw1",
+            "gw1:",
+            "gw1:+5",
+            "gw1:65536",
+            "192.0.2.300:6180",
+            "2001:db8::1:6180",
+            "gw1.example.net.:6180",
+            "gw1..net:6180",
+            "gw 1:6180",
+            &long,
+            &label,
+        ] {
+            let error = text.parse::<Endpoint>().expect_err(text);
+            assert_eq!(error, BadEndpoint::Malformed(text.to_owned()));
+            assert!(error.to_string().contains("\"name.example.net:6180\""));
+        }
+        for text in ["192.0.2.1:0", "gw1.example.net:0"] {
+            let error = text.parse::<Endpoint>().expect_err(text);
+            assert_eq!(error, BadEndpoint::Port(text.to_owned()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_accepted_text_is_read_again_the_same(text in "[a-z0-9._:-]{0,30}") {
+            if let Ok(endpoint) = text.parse::<Endpoint>() {
+                prop_assert_eq!(endpoint.to_string().parse::<Endpoint>(), Ok(endpoint));
+            }
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The addresses of DNS names: when to look a name up, and which addresses hold meanwhile.
+//!
+//! ```text
+//!   new ─▶ asked ─┬─ answer ─▶ addresses; asked again after `refresh`, sooner if the owner hurries
+//!                 └─ failure ▶ the last addresses stay; asked again after a pause that grows
+//! ```
+//!
+//! The resolvers of operating systems do not pass on how long an answer may be kept, so the
+//! interval is fixed. A failed lookup never removes an address. The owner asks the resolver,
+//! outside of any packet path, and reports each result once.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::pool::random::Random;
+
+/// Addresses of a name that are used; further ones are ignored.
+const MAX_ADDRESSES: usize = 8;
+
+/// Times of lookups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameSettings {
+    /// Age at which an answer is renewed.
+    pub refresh: Duration,
+    /// Pause after a failure; each further pause is twice the last.
+    pub first_pause: Duration,
+    /// Longest pause, without the jitter.
+    pub max_pause: Duration,
+    /// Least time between two lookups of a name, when the owner hurries.
+    pub hurry: Duration,
+    /// Largest random addition to an interval or pause, per cent.
+    pub jitter_percent: u32,
+}
+
+impl Default for NameSettings {
+    fn default() -> Self {
+        Self {
+            refresh: Duration::from_secs(30),
+            first_pause: Duration::from_secs(1),
+            max_pause: Duration::from_secs(30),
+            hurry: Duration::from_secs(2),
+            jitter_percent: 20,
+        }
+    }
+}
+
+/// A name for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameState {
+    pub name: Arc<str>,
+    /// The addresses in use, from the last lookup that had any.
+    pub addresses: Vec<IpAddr>,
+    /// Age of that lookup; `None`: there was none.
+    pub age: Option<Duration>,
+    /// Why the last lookup failed, if it did.
+    pub error: Option<String>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    addresses: Vec<IpAddr>,
+    answered: Option<Duration>,
+    error: Option<String>,
+    /// In a row.
+    failures: u32,
+    /// Time of the last question.
+    asked: Option<Duration>,
+    /// A question has no result yet.
+    waiting: bool,
+    /// Time of the next question.
+    next: Duration,
+}
+
+/// The names of one process, and their addresses.
+#[derive(Debug)]
+pub struct Names {
+    settings: NameSettings,
+    random: Random,
+    names: BTreeMap<Arc<str>, Entry>,
+}
+
+impl Names {
+    /// Without names. Processes with different seeds ask at different times.
+    #[must_use]
+    pub const fn new(settings: NameSettings, seed: u64) -> Self {
+        Self {
+            settings,
+            random: Random::new(seed),
+            names: BTreeMap::new(),
+        }
+    }
+
+    /// Sets the names. One that stays keeps its addresses; a new one is asked for at once.
+    pub fn set(&mut self, names: impl IntoIterator<Item = Arc<str>>, now: Duration) {
+        let mut old = std::mem::take(&mut self.names);
+        for name in names {
+            let entry = old.remove(&name).unwrap_or(Entry {
+                addresses: Vec::new(),
+                answered: None,
+                error: None,
+                failures: 0,
+                asked: None,
+                waiting: false,
+                next: now,
+            });
+            self.names.entry(name).or_insert(entry);
+        }
+    }
+
+    /// The next name to look up now. The owner reports the result by [`Names::answered`].
+    pub fn poll(&mut self, now: Duration) -> Option<Arc<str>> {
+        let (name, entry) = self
+            .names
+            .iter_mut()
+            .find(|(_, entry)| !entry.waiting && entry.next <= now)?;
+        entry.waiting = true;
+        entry.asked = Some(now);
+        Some(Arc::clone(name))
+    }
+
+    /// Applies the result of a lookup: addresses, or the reason why there are none. Addresses that
+    /// no service can have are ignored. Returns whether the addresses of the name changed; another
+    /// order of the same ones is no change.
+    pub fn answered(
+        &mut self,
+        name: &str,
+        result: Result<Vec<IpAddr>, String>,
+        now: Duration,
+    ) -> bool {
+        let settings = self.settings;
+        let Some(entry) = self.names.get_mut(name).filter(|entry| entry.waiting) else {
+            return false;
+        };
+        entry.waiting = false;
+        let usable = result.and_then(|addresses| usable(&addresses));
+        let (pause, changed) = match usable {
+            Ok(addresses) => {
+                (entry.failures, entry.error) = (0, None);
+                entry.answered = Some(now);
+                let same = addresses.len() == entry.addresses.len()
+                    && addresses.iter().all(|a| entry.addresses.contains(a));
+                if !same {
+                    entry.addresses = addresses;
+                }
+                (settings.refresh, !same)
+            }
+            Err(error) => {
+                entry.error = Some(error);
+                let pause = settings
+                    .first_pause
+                    .saturating_mul(1 << entry.failures.min(16))
+                    .min(settings.max_pause);
+                entry.failures = entry.failures.saturating_add(1);
+                (pause, false)
+            }
+        };
+        let jitter = pause.saturating_mul(settings.jitter_percent) / 100;
+        entry.next = now
+            .saturating_add(pause)
+            .saturating_add(self.random.up_to(jitter));
+        changed
+    }
+
+    /// Something does not answer at its addresses: all names are looked up soon.
+    pub fn hurry(&mut self, now: Duration) {
+        for entry in self.names.values_mut().filter(|entry| !entry.waiting) {
+            let earliest = entry.asked.map_or(now, |asked| asked + self.settings.hurry);
+            entry.next = entry.next.min(earliest.max(now));
+        }
+    }
+
+    /// The addresses of a name; empty until it was looked up.
+    #[must_use]
+    pub fn addresses(&self, name: &str) -> &[IpAddr] {
+        self.names.get(name).map_or(&[], |entry| &entry.addresses)
+    }
+
+    /// The time of the next call of [`Names::poll`]; may be in the past.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let asking = self.names.values().filter(|entry| !entry.waiting);
+        asking.map(|entry| entry.next).min()
+    }
+
+    /// All names, for the operator.
+    pub fn states(&self, now: Duration) -> impl Iterator<Item = NameState> + '_ {
+        self.names.iter().map(move |(name, entry)| NameState {
+            name: Arc::clone(name),
+            addresses: entry.addresses.clone(),
+            age: entry.answered.map(|at| now.saturating_sub(at)),
+            error: entry.error.clone(),
+        })
+    }
+}
+
+/// The addresses of an answer that can be connected to.
+fn usable(answer: &[IpAddr]) -> Result<Vec<IpAddr>, String> {
+    let mut kept: Vec<IpAddr> = Vec::new();
+    for address in answer.iter().map(IpAddr::to_canonical) {
+        if is_usable(address) && !kept.contains(&address) && kept.len() < MAX_ADDRESSES {
+            kept.push(address);
+        }
+    }
+    match (kept.is_empty(), answer.first()) {
+        (false, _) => Ok(kept),
+        (true, None) => Err("the name has no address".to_owned()),
+        (true, Some(address)) => Err(format!("the name has no usable address, only {address}")),
+    }
+}
+
+/// Link-local IPv6 addresses need an interface, which a name does not have.
+fn is_usable(address: IpAddr) -> bool {
+    let kind = match address {
+        IpAddr::V4(v4) => v4.is_broadcast() || v4.octets()[0] == 0,
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6 == Ipv6Addr::UNSPECIFIED,
+    };
+    !kind && !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const START: Duration = Duration::from_secs(1000);
+
+    fn ip(n: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, n])
+    }
+
+    fn names(all: &[&str]) -> Names {
+        let settings = NameSettings {
+            jitter_percent: 0,
+            ..NameSettings::default()
+        };
+        let mut names = Names::new(settings, 1);
+        names.set(all.iter().map(|name| Arc::from(*name)), START);
+        names
+    }
+
+    fn seconds(s: u64) -> Duration {
+        Duration::from_secs(s)
+    }
+
+    #[track_caller]
+    fn ask(names: &mut Names, now: Duration) -> String {
+        names.poll(now).expect("a question").to_string()
+    }
+
+    #[test]
+    fn a_name_is_asked_for_at_once_and_again_when_its_answer_is_old() {
+        let mut names = names(&["gw1"]);
+        assert_eq!(names.next_deadline(), Some(START));
+        assert_eq!(ask(&mut names, START), "gw1");
+        assert_eq!(names.poll(START + seconds(100)), None, "one at a time");
+        assert_eq!(names.next_deadline(), None);
+        let now = START + seconds(1);
+        assert!(names.answered("gw1", Ok(vec![ip(1), ip(2)]), now));
+        assert_eq!(names.addresses("gw1"), [ip(1), ip(2)]);
+        assert_eq!(names.next_deadline(), Some(now + seconds(30)));
+        let now = now + seconds(30);
+        ask(&mut names, now);
+        // Resolvers turn the order; no end moves for that.
+        assert!(!names.answered("gw1", Ok(vec![ip(2), ip(1)]), now));
+        assert_eq!(names.addresses("gw1"), [ip(1), ip(2)]);
+        let now = now + seconds(30);
+        ask(&mut names, now);
+        assert!(names.answered("gw1", Ok(vec![ip(3)]), now));
+        assert_eq!(names.addresses("gw1"), [ip(3)]);
+        assert!(!names.answered("gw1", Ok(vec![ip(4)]), now), "not asked");
+        assert_eq!(names.addresses("gw1"), [ip(3)]);
+    }
+
+    #[test]
+    fn a_failed_lookup_keeps_the_last_addresses() {
+        let mut names = names(&["gw1"]);
+        ask(&mut names, START);
+        names.answered("gw1", Ok(vec![ip(1)]), START);
+        let mut now = START + seconds(30);
+        let mut pauses = Vec::new();
+        for failure in [
+            Err("no answer".to_owned()),
+            Ok(vec![]),
+            Ok(vec![
+                IpAddr::from([0, 0, 0, 0]),
+                IpAddr::from([127, 0, 0, 1]),
+            ]),
+            Err("no answer".to_owned()),
+            Err("no answer".to_owned()),
+            Err("no answer".to_owned()),
+            Err("refused".to_owned()),
+        ] {
+            ask(&mut names, now);
+            assert!(!names.answered("gw1", failure, now));
+            assert_eq!(names.addresses("gw1"), [ip(1)]);
+            let next = names.next_deadline().expect("a time");
+            pauses.push((next - now).as_secs());
+            now = next;
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
+        let state = names.states(now).next().expect("a state");
+        assert_eq!(state.error.as_deref(), Some("refused"));
+        assert_eq!(state.age, Some(now - START));
+        ask(&mut names, now);
+        assert!(!names.answered("gw1", Ok(vec![ip(1)]), now));
+        let state = names.states(now).next().expect("a state");
+        assert_eq!((state.error, state.age), (None, Some(Duration::ZERO)));
+    }
+
+    #[test]
+    fn errors_say_why_there_is_no_address() {
+        assert_eq!(usable(&[]), Err("the name has no address".to_owned()));
+        assert_eq!(
+            usable(&[IpAddr::from([0, 0, 0, 0])]),
+            Err("the name has no usable address, only 0.0.0.0".to_owned())
+        );
+        let mapped: IpAddr = "::ffff:192.0.2.1".parse().expect("an address");
+        assert_eq!(usable(&[mapped, ip(1)]), Ok(vec![ip(1)]));
+        let many: Vec<_> = (1..100).map(ip).collect();
+        assert_eq!(usable(&many), Ok(many[..MAX_ADDRESSES].to_vec()));
+    }
+
+    #[test]
+    fn an_owner_in_a_hurry_asks_sooner_but_not_at_each_failure() {
+        let mut names = names(&["gw1"]);
+        ask(&mut names, START);
+        names.hurry(START);
+        assert_eq!(names.next_deadline(), None, "asked already");
+        names.answered("gw1", Ok(vec![ip(1)]), START);
+        names.hurry(START + seconds(1));
+        assert_eq!(names.next_deadline(), Some(START + seconds(2)));
+        names.hurry(START + seconds(10));
+        assert_eq!(names.next_deadline(), Some(START + seconds(2)), "not later");
+        let now = START + seconds(11);
+        ask(&mut names, now);
+        names.answered("gw1", Ok(vec![ip(1)]), now);
+        names.hurry(now + seconds(20));
+        assert_eq!(names.next_deadline(), Some(now + seconds(20)));
+    }
+
+    #[test]
+    fn a_name_that_stays_keeps_its_addresses() {
+        let mut names = names(&["gw1", "gw2"]);
+        for name in ["gw1", "gw2"] {
+            assert_eq!(ask(&mut names, START), name);
+            names.answered(name, Ok(vec![ip(1)]), START);
+        }
+        names.set(["gw2", "gw3"].map(Arc::from), START);
+        assert_eq!(names.addresses("gw1"), [] as [IpAddr; 0]);
+        assert_eq!(names.addresses("gw2"), [ip(1)]);
+        assert_eq!(ask(&mut names, START), "gw3");
+        assert!(!names.answered("gw1", Ok(vec![ip(2)]), START), "removed");
+    }
+
+    proptest! {
+        /// Whatever is answered: an address never goes without another one in its place, each
+        /// question is of a name without a question, and none comes before its time.
+        #[test]
+        fn addresses_go_only_for_others(
+            steps in vec((0u64..40_000, 0u8..4, vec(0u8..4, 0..4), any::<bool>()), 1..60),
+            seed: u64,
+        ) {
+            let mut names = Names::new(NameSettings::default(), seed);
+            let all = ["a", "b", "c", "d"];
+            names.set(all.map(Arc::from), START);
+            let (mut now, mut open) = (START, Vec::<Arc<str>>::new());
+            for (pause, of, answer, fails) in steps {
+                now += Duration::from_millis(pause);
+                let due = names.next_deadline();
+                match names.poll(now) {
+                    Some(name) => {
+                        prop_assert!(due.is_some_and(|due| due <= now));
+                        prop_assert!(!open.contains(&name));
+                        open.push(name);
+                    }
+                    None => prop_assert!(due.is_none_or(|due| due > now)),
+                }
+                let name = all[usize::from(of)];
+                let before = names.addresses(name).to_vec();
+                let result = if fails { Err("no".to_owned()) } else {
+                    Ok(answer.iter().map(|n| if *n == 0 { IpAddr::from([0; 4]) } else { ip(*n) })
+                        .collect())
+                };
+                let changed = names.answered(name, result, now);
+                let after = names.addresses(name);
+                prop_assert_eq!(changed, after != before);
+                prop_assert!(before.is_empty() || !after.is_empty());
+                prop_assert!(!changed || open.iter().any(|n| &**n == name));
+                open.retain(|n| &**n != name);
+                if let Some(due) = names.next_deadline() {
+                    prop_assert!(due <= now + seconds(36));
+                }
+            }
+        }
+    }
+}
