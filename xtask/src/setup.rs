@@ -160,6 +160,9 @@ pub fn toolchain(asked: Asked) -> anyhow::Result<Route> {
             }
             command.arg("--root").arg(bpf::tools());
             command.env_remove("CARGO_TARGET_DIR");
+            // LLVM does the work, so compile the linker quickly instead of well.
+            command.env("CARGO_PROFILE_RELEASE_DEBUG", "0");
+            command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
             run(&mut command)
         })
         .with_context(|| format!("install it by hand: {}", linker_command(route)))?;
