@@ -169,6 +169,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
         name = config.name,
         role = config.role.name(),
         adopted = forwarding.datapath.adopted(),
+        programs_adopted = forwarding.datapath.programs_adopted(),
         object = %object.display(),
         pins = %forwarding.datapath.root().display(),
         "data path loaded"

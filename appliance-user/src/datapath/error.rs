@@ -142,3 +142,11 @@ pub(super) fn map_error(operation: &'static str, map: &'static str, source: MapE
         source: Box::new(source),
     }
 }
+
+/// A failed operation of a program.
+pub(super) fn program_error(program: &'static str, source: ProgramError) -> Error {
+    Error::Program {
+        program,
+        source: Box::new(source),
+    }
+}

@@ -16,8 +16,8 @@ use service::xdp::{self, Mode, Setting};
 use super::{
     Datapath, Error,
     error::io_error,
-    load::program,
-    pins::{other_roots, remove_root},
+    pins::{other_roots, remove, remove_root},
+    programs::Programs,
 };
 use crate::{config::Kind, kernel::nic};
 
@@ -99,7 +99,7 @@ impl Datapath {
             }
             if pin.ifindex == ifindex
                 && requested.allows(pin.mode)
-                && replace(program(&mut self.object, kind)?, &pin).is_ok()
+                && replace(self.programs.entry(kind)?, &pin).is_ok()
             {
                 self.attached.insert(
                     interface.to_owned(),
@@ -135,7 +135,7 @@ impl Datapath {
         let mut failure = None;
         for mode in requested.modes() {
             match attach_new(
-                program(&mut self.object, kind)?,
+                self.programs.entry(kind)?,
                 &dir,
                 interface,
                 ifindex,
@@ -168,8 +168,8 @@ impl Datapath {
         Err(failure.unwrap_or(Error::Missing { what: "XDP mode" }))
     }
 
-    /// Replaces the program of every attached interface by that of another object.
-    pub(super) fn replace_programs(&self, object: &mut aya::Ebpf) -> Result<(), Error> {
+    /// Replaces the program of every attached interface.
+    pub(super) fn replace_programs(&self, programs: &mut Programs) -> Result<(), Error> {
         for (interface, attached) in &self.attached {
             let pin = Pin {
                 interface: interface.clone(),
@@ -177,7 +177,7 @@ impl Datapath {
                 mode: attached.mode,
                 path: attached.pin.clone(),
             };
-            replace(program(object, attached.kind)?, &pin)?;
+            replace(programs.entry(attached.kind)?, &pin)?;
         }
         Ok(())
     }
@@ -198,7 +198,7 @@ impl Datapath {
             for pin in old.iter().filter(|pin| pin.interface == interface) {
                 if pin.ifindex == ifindex
                     && requested.allows(pin.mode)
-                    && replace(program(&mut self.object, kind)?, pin).is_ok()
+                    && replace(self.programs.entry(kind)?, pin).is_ok()
                 {
                     let path = Pin::path(&self.root.join("links"), interface, ifindex, pin.mode);
                     fs::rename(&pin.path, &path)
@@ -257,14 +257,6 @@ fn pins(dir: &Path) -> Result<Vec<Pin>, Error> {
         .flatten()
         .filter_map(|entry| Pin::parse(&entry.path()))
         .collect())
-}
-
-fn remove(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(io_error("remove", path, source)),
-    }
 }
 
 /// Replaces the program of a pinned link in one step.

@@ -1,22 +1,24 @@
-//! Loading: the BPF object, its programs and the types of its maps.
+//! Loading: the BPF object, its maps and their types.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use appliance_common::{maps::Jump, nat::TenantQuota};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, MapError, ProgramArray},
-    programs::Xdp,
 };
 
 use super::{
-    error::{Error, map_error},
+    error::{Error, io_error, map_error, program_error},
+    programs::Programs,
     resize,
 };
-use crate::config::Kind;
 
 /// All pinned maps, by their names in the object.
-const MAPS: [&str; 43] = [
+const MAPS: [&str; 44] = [
     "CONFIG",
     "ATTACHMENTS",
     "NETWORKS",
@@ -62,19 +64,33 @@ const MAPS: [&str; 43] = [
     "TRACE",
     "TRACED",
     "TRACE_EVENTS",
+    // The log of the programs, which outlive a process.
+    "AYA_LOGS",
 ];
 
-/// Loads the programs with the maps below `root`, ready to be attached, with or without packet
-/// tracing. Maps of translation that do not exist are created with the `room`.
+/// Maps of an object file, and its programs in the kernel.
+pub(super) struct Loaded {
+    /// The object, for its maps. Its programs may not be in the kernel.
+    pub(super) object: Ebpf,
+    /// The programs in the kernel.
+    pub(super) programs: Programs,
+}
+
+/// Opens the maps below `root` and the programs of the file, ready to be attached, with or without
+/// packet tracing. Maps of translation that do not exist are created with the `room`.
+///
+/// Programs that an earlier process loaded from the same file are used again if they use the same
+/// maps: the verifier takes a second or more, for which encrypted tunnels wait after a crash.
 pub(super) fn load(
     root: &Path,
-    object: &Path,
+    path: &Path,
     room: TenantQuota,
     tracing: bool,
-) -> Result<Ebpf, Error> {
+) -> Result<Loaded, Error> {
+    let bytes = fs::read(path).map_err(|source| io_error("read", path, source))?;
     let dir = root.join("maps");
     let paths: Vec<PathBuf> = MAPS.iter().map(|name| dir.join(name)).collect();
-    let tracing = u8::from(tracing);
+    let flag = u8::from(tracing);
     let mut loader = EbpfLoader::new();
     for (name, path) in MAPS.iter().zip(&paths) {
         loader.map_pin_path(name, path.as_path());
@@ -82,75 +98,22 @@ pub(super) fn load(
     for (name, entries) in resize::entries(room) {
         loader.map_max_entries(name, entries);
     }
-    loader.override_global("TRACING", &tracing, true);
-    let mut loaded = loader.load_file(object).map_err(|source| Error::Load {
-        path: object.to_owned(),
+    loader.override_global("TRACING", &flag, true);
+    let mut object = loader.load(&bytes).map_err(|source| Error::Load {
+        path: path.to_owned(),
         source: Box::new(source),
     })?;
-    verify(&mut loaded)?;
-    Ok(loaded)
-}
-
-/// Loads all programs into the kernel, in parallel: the verifier needs some tenths of a second for
-/// each, and after a crash encrypted tunnels wait for them.
-fn verify(object: &mut Ebpf) -> Result<(), Error> {
-    let entries = [Kind::Access, Kind::Uplink, Kind::Combined].map(Kind::program);
-    let wanted = entries.into_iter().chain(Jump::ALL.map(|(_, name)| name));
-    let mut missing: Vec<&'static str> = wanted.collect();
-    std::thread::scope(|scope| {
-        let mut threads = Vec::new();
-        for (name, program) in object.programs_mut() {
-            let Some(at) = missing.iter().position(|wanted| *wanted == name) else {
-                continue;
-            };
-            let load = move || <&mut Xdp>::try_from(program)?.load();
-            threads.push((missing.swap_remove(at), scope.spawn(load)));
-        }
-        for (program, thread) in threads {
-            let loaded = thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            loaded.map_err(|source| Error::Program {
-                program,
-                source: Box::new(source),
-            })?;
-        }
-        Ok(())
-    })?;
-    match missing.first() {
-        Some(what) => Err(Error::Missing { what }),
-        None => Ok(()),
-    }
-}
-
-/// The program of the object for interfaces of a kind.
-pub(super) fn program(object: &mut Ebpf, kind: Kind) -> Result<&mut Xdp, Error> {
-    let name = kind.program();
-    object
-        .program_mut(name)
-        .ok_or(Error::Missing { what: name })?
-        .try_into()
-        .map_err(|source| Error::Program {
-            program: name,
-            source: Box::new(source),
-        })
+    let programs = Programs::open(root, &paths, &bytes, tracing, &mut object)?;
+    Ok(Loaded { object, programs })
 }
 
 /// Writes the targets of tail calls into `JUMPS`. Attached programs of an earlier process use them
 /// from now on as well, since both have the same schema version.
-pub(super) fn set_tail_calls(object: &mut Ebpf) -> Result<ProgramArray<MapData>, Error> {
-    let failed = |program, source| Error::Program {
-        program,
-        source: Box::new(source),
-    };
-    let mut tail_calls: ProgramArray<MapData> = typed(object, "JUMPS")?;
+pub(super) fn set_tail_calls(loaded: &mut Loaded) -> Result<ProgramArray<MapData>, Error> {
+    let mut tail_calls: ProgramArray<MapData> = typed(&mut loaded.object, "JUMPS")?;
     for (jump, name) in Jump::ALL {
-        let program: &mut Xdp = object
-            .program_mut(name)
-            .ok_or(Error::Missing { what: name })?
-            .try_into()
-            .map_err(|source| failed(name, source))?;
-        let fd = program.fd().map_err(|source| failed(name, source))?;
+        let program = loaded.programs.get(name)?;
+        let fd = program.fd().map_err(|source| program_error(name, source))?;
         tail_calls
             .set(jump as u32, fd, 0)
             .map_err(|e| map_error("write", "JUMPS", e))?;

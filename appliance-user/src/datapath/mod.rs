@@ -14,12 +14,13 @@
 //!
 //! ```text
 //!   <pin_dir>/v<schema>/maps/<MAP>                          every map
+//!   <pin_dir>/v<schema>/programs/<program>-<digest>         every program, by the object's SHA-256
 //!   <pin_dir>/v<schema>/links/<ifname>-<ifindex>-<mode>     the link of each interface
 //! ```
 //!
-//! A daemon that finds pins adopts the maps, loads its own programs with them, and replaces the
-//! program of each link in one step (`BPF_LINK_UPDATE`), so that an interface is never without a
-//! program.
+//! A daemon that finds pins adopts the maps. It uses the pinned programs again if they were loaded
+//! from the same object file, else it loads its own with the maps. It replaces the program of each
+//! link in one step (`BPF_LINK_UPDATE`), so that an interface is never without a program.
 
 pub mod connections;
 mod contents;
@@ -30,6 +31,7 @@ mod log;
 mod maps;
 pub mod nat_log;
 mod pins;
+mod programs;
 pub mod reconcile;
 mod resize;
 
@@ -46,7 +48,6 @@ use appliance_common::{
     nat::{FRAGMENT_TICKS, Flow, FlowKey},
 };
 use aya::{
-    Ebpf,
     maps::{
         Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, PerCpuValues, ProgramArray,
         RingBuf, XskMap,
@@ -55,9 +56,10 @@ use aya::{
 };
 
 use crate::config::Kind;
-use error::map_error;
-use load::{load, program, set_tail_calls, typed};
+use error::{map_error, program_error};
+use load::{load, set_tail_calls, typed};
 use log::ProgramLog;
+use programs::Programs;
 use resize::Resize;
 
 pub use contents::{MapContents, MapUpdate};
@@ -72,7 +74,7 @@ pub struct Datapath {
     path: PathBuf,
     /// Room of the maps of translation.
     room: nat::TenantQuota,
-    object: Ebpf,
+    programs: Programs,
     log: ProgramLog,
     adopted: bool,
     fragments: HashMap<MapData, FlowKey, Flow>,
@@ -137,20 +139,18 @@ impl Datapath {
             });
         }
         let root = root(pin_dir);
-        let maps = root.join("maps");
-        let links = root.join("links");
-        for dir in [&maps, &links] {
-            pins::make_dir(dir)?;
+        for dir in pins::DIRECTORIES {
+            pins::make_dir(&root.join(dir))?;
         }
-        let adopted = maps.join("CONFIG").exists();
+        let adopted = root.join("maps").join("CONFIG").exists();
         let resized = Resize::begin(&root, room)?;
-        let mut object_loaded = load(&root, object, room, false)?;
-        let log = ProgramLog::open(&mut object_loaded)?;
+        let mut loaded = load(&root, object, room, false)?;
+        let log = ProgramLog::open(&mut loaded.object)?;
         resized.copy()?;
         // From now on the attached programs translate with the new maps, too.
-        let tail_calls = set_tail_calls(&mut object_loaded)?;
+        let tail_calls = set_tail_calls(&mut loaded)?;
         resized.finish()?;
-        let o = &mut object_loaded;
+        let o = &mut loaded.object;
         let rings = Rings {
             neighbours: typed(o, "NEIGHBOUR_EVENTS")?,
             slow: typed(o, "SLOW_PACKETS")?,
@@ -188,7 +188,7 @@ impl Datapath {
             root,
             path: object.to_owned(),
             room,
-            object: object_loaded,
+            programs: loaded.programs,
             log,
             adopted,
             attached: BTreeMap::new(),
@@ -205,6 +205,12 @@ impl Datapath {
     #[must_use]
     pub const fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// Whether the programs of an earlier process are used again.
+    #[must_use]
+    pub const fn programs_adopted(&self) -> bool {
+        self.programs.adopted()
     }
 
     /// Directory of the pins of this schema version.
@@ -227,13 +233,8 @@ impl Datapath {
         let mut ids = Vec::new();
         for kind in [Kind::Access, Kind::Uplink, Kind::Combined] {
             let name = kind.program();
-            let program = self.object.program(name);
-            let program = program.ok_or(Error::Missing { what: name })?;
-            let info = program.info().map_err(|source| Error::Program {
-                program: name,
-                source: Box::new(source),
-            })?;
-            ids.push(info.id());
+            let info = self.programs.get(name)?.info();
+            ids.push(info.map_err(|source| program_error(name, source))?.id());
         }
         Ok(ids)
     }
@@ -244,24 +245,24 @@ impl Datapath {
     /// # Errors
     /// When the programs cannot be loaded or replaced. Replaced ones are then restored.
     pub fn set_tracing(&mut self, tracing: bool) -> Result<(), Error> {
-        let mut object = load(&self.root, &self.path, self.room, tracing)?;
-        let log = ProgramLog::open(&mut object)?;
+        let mut loaded = load(&self.root, &self.path, self.room, tracing)?;
+        let log = ProgramLog::open(&mut loaded.object)?;
         // Clear the mark of the last traced packet: until all programs are replaced, programs
         // without tracing tail-call programs with tracing.
         self.clear_traced()?;
-        let tail_calls = set_tail_calls(&mut object)?;
-        if let Err(error) = self.replace_programs(&mut object) {
+        let tail_calls = set_tail_calls(&mut loaded)?;
+        if let Err(error) = self.replace_programs(&mut loaded.programs) {
             let mut before = load(&self.root, &self.path, self.room, !tracing)?;
-            self.log = ProgramLog::open(&mut before)?;
+            self.log = ProgramLog::open(&mut before.object)?;
             self._tail_calls = set_tail_calls(&mut before)?;
-            self.replace_programs(&mut before)?;
-            self.object = before;
+            self.replace_programs(&mut before.programs)?;
+            self.programs = before.programs;
             return Err(error);
         }
         self._tail_calls = tail_calls;
         self.flush_program_log();
         self.log = log;
-        self.object = object;
+        self.programs = loaded.programs;
         Ok(())
     }
 
@@ -307,13 +308,11 @@ impl Datapath {
             attrs: TestRunAttrs::new().xdp_live_frames(1),
             ..TestRunOptions::default()
         };
-        program(&mut self.object, kind)?
+        self.programs
+            .entry(kind)?
             .test_run(options)
             .map(drop)
-            .map_err(|source| Error::Program {
-                program: kind.program(),
-                source: Box::new(source),
-            })
+            .map_err(|source| program_error(kind.program(), source))
     }
 
     fn clear_traced(&mut self) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! The pins on the BPF file system, which keep maps and links alive without this process.
+//! The pins on the BPF file system, which keep maps, programs and links alive without this process.
 
 use std::{
     fs, io,
@@ -8,6 +8,9 @@ use std::{
 use appliance_common::maps::SCHEMA_VERSION;
 
 use super::error::{Error, io_error};
+
+/// Directories of pins below the root: of links, programs and maps.
+pub(super) const DIRECTORIES: [&str; 3] = ["links", "programs", "maps"];
 
 /// Directory of the pins of this schema version.
 #[must_use]
@@ -49,7 +52,7 @@ pub(super) fn other_roots(root: &Path) -> Vec<PathBuf> {
 /// Removes the pins of one schema version and returns their number.
 pub(super) fn remove_root(root: &Path) -> Result<usize, Error> {
     let mut removed = 0;
-    for dir in ["links", "maps"] {
+    for dir in DIRECTORIES {
         let dir = root.join(dir);
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
@@ -67,6 +70,15 @@ pub(super) fn remove_root(root: &Path) -> Result<usize, Error> {
         fs::remove_dir(root).map_err(|source| io_error("remove", root, source))?;
     }
     Ok(removed)
+}
+
+/// Removes one pin, if it exists.
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(io_error("remove", path, source)),
+    }
 }
 
 /// Creates a directory for pins and checks that it is on a BPF file system.

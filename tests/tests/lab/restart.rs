@@ -1,5 +1,5 @@
-//! Plain tunnels: good and bad configurations, generic XDP mode, and pins of another version.
-//! A daemon that is killed under load: `timed/restart_under_load.rs`.
+//! Plain tunnels: good and bad configurations, generic XDP mode, programs of an earlier process,
+//! pins of another version. A daemon that is killed under load: `timed/restart_under_load.rs`.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -290,5 +290,77 @@ fn a_version_with_other_maps_is_taken_over_and_cleared_away() {
     }
     site.reach("prod-b", A);
     site.back("prod-a");
+    site.reach("prod-b", A);
+}
+
+/// The kernel's id of the program that an interface runs.
+fn program_id(site: &Site, host: &str, interface: &str) -> u32 {
+    let link = site.ok(host, &["ip", "-d", "link", "show", interface]);
+    let words: Vec<&str> = link.split_whitespace().collect();
+    let at = words.iter().position(|word| word.starts_with("prog/xdp"));
+    let id = at.and_then(|at| words.get(at + 2)).unwrap_or(&"");
+    id.parse().unwrap_or_else(|_| panic!("{host}: {link}"))
+}
+
+#[test]
+fn programs_of_the_same_object_are_used_again_and_others_replaced() {
+    const HOST: &str = "tenant-appliance";
+    let Some(site) = Site::partial() else { return };
+    site.over("prod-a");
+    site.reach("prod-b", A);
+    let handle = site.appliance(HOST).unwrap_or_else(|e| panic!("{e}"));
+    let restart = || {
+        handle.kill().unwrap_or_else(|e| panic!("{e}"));
+        handle.start().unwrap_or_else(|e| panic!("{e}"));
+        site.reach("prod-b", A);
+    };
+    let version = std::fs::read_dir(site.pin_dir(HOST)).expect("a directory of pins");
+    let version = version.flatten().next().expect("a version's pins").path();
+    let pins = || {
+        let programs = std::fs::read_dir(version.join("programs")).expect("pinned programs");
+        let mut names: Vec<_> = programs.flatten().map(|pin| pin.file_name()).collect();
+        names.sort();
+        names
+    };
+    let (loaded, pinned) = (program_id(&site, HOST, "eth0"), pins());
+    restart();
+    assert_eq!(program_id(&site, HOST, "eth0"), loaded, "verified again");
+    assert_eq!(pins(), pinned);
+
+    // A pin that is missing is no obstacle: all programs are loaded again.
+    let lost = version.join("programs").join(&pinned[0]);
+    std::fs::remove_file(&lost).expect("a pin");
+    restart();
+    let again = program_id(&site, HOST, "eth0");
+    assert_ne!(again, loaded);
+    assert_eq!(pins(), pinned);
+
+    // Another object, as after an upgrade: the ELF format allows bytes behind the last section.
+    let mut object = std::fs::read(&site.paths().bpf_object).expect("the BPF object");
+    object.push(0);
+    let other = handle.config_path().with_file_name("other.bpf.o");
+    std::fs::write(&other, object).expect("the lab's own directory");
+    site.configure(HOST, |config| {
+        let (now, other) = (site.paths().bpf_object.display(), other.display());
+        let changed = config.replace(&now.to_string(), &other.to_string());
+        assert_ne!(changed, config, "{config}");
+        changed
+    });
+    restart();
+    assert_ne!(
+        program_id(&site, HOST, "eth0"),
+        again,
+        "the old program runs"
+    );
+    let replaced = pins();
+    assert_eq!(replaced.len(), pinned.len());
+    assert!(replaced.iter().all(|name| !pinned.contains(name)));
+
+    // A map that was replaced: programs that use the old one must not run again.
+    let before = program_id(&site, HOST, "eth0");
+    handle.kill().unwrap_or_else(|e| panic!("{e}"));
+    std::fs::remove_file(version.join("maps/LAST_LOGGED")).expect("a pin");
+    handle.start().unwrap_or_else(|e| panic!("{e}"));
+    assert_ne!(program_id(&site, HOST, "eth0"), before);
     site.reach("prod-b", A);
 }
