@@ -223,9 +223,9 @@ pub static TRACE_EVENTS: RingBuf = RingBuf::with_byte_size(TRACE_RING_BYTES, 0);
 
 /// Quotas by tenant slot. Written by user space.
 #[map]
-pub static SHARES: Array<TenantQuota> = Array::with_max_entries(MAX_TENANTS, 0);
+pub static QUOTAS: Array<TenantQuota> = Array::with_max_entries(MAX_TENANTS, 0);
 
 /// Usage by tenant slot, and of all tenants in [`ALL_TENANTS`]. Written by the programs, which add;
 /// user space recounts.
 #[map]
-pub static TALLIES: Array<TenantUsage> = Array::with_max_entries(ALL_TENANTS + 1, 0);
+pub static USAGE: Array<TenantUsage> = Array::with_max_entries(ALL_TENANTS + 1, 0);

@@ -173,7 +173,7 @@ impl Daemon {
 
     /// Connections and mappings of all tenants, as the programs count them.
     fn translation_usage(&self) -> Result<TenantUsage, MapError> {
-        let map = Map::Array(self.pinned("TALLIES")?);
+        let map = Map::Array(self.pinned("USAGE")?);
         let usage: Array<MapData, TenantUsage> = map.try_into()?;
         let mut sum = TenantUsage::default();
         for slot in self.in_force.state.slots.tenants.values() {

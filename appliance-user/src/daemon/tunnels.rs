@@ -569,7 +569,7 @@ fn table_writes(writes: &[MapUpdate]) -> Vec<TableWrite> {
         | MapUpdate::Rule(..)
         | MapUpdate::RulePorts(..)
         | MapUpdate::RuleSource(..)
-        | MapUpdate::Share(..)
+        | MapUpdate::Quota(..)
         | MapUpdate::OneToOne(..) => None,
     };
     writes.iter().filter_map(table_write).collect()

@@ -48,8 +48,8 @@ pub struct MapContents {
     pub nat: Nat,
     /// `NAT_ADDRESSES`, by slot; a missing slot is all zero.
     pub nat_addresses: BTreeMap<u32, NatAddress>,
-    /// `SHARES`, by slot of the tenant.
-    pub shares: BTreeMap<u32, TenantQuota>,
+    /// `QUOTAS`, by slot of the tenant.
+    pub quotas: BTreeMap<u32, TenantQuota>,
     /// `PUBLIC`.
     pub public: BTreeMap<Address, PublicAddress>,
     /// `RULES`, by slot; a missing slot is all zero. An unused slot keeps its epoch.
@@ -87,8 +87,8 @@ pub enum MapUpdate {
     Nat(Nat),
     /// To `NAT_ADDRESSES`.
     NatAddress(u32, Option<NatAddress>),
-    /// To `SHARES`.
-    Share(u32, Option<TenantQuota>),
+    /// To `QUOTAS`.
+    Quota(u32, Option<TenantQuota>),
     /// To `PUBLIC`.
     Public(Address, Option<PublicAddress>),
     /// To `RULES`.
@@ -116,7 +116,7 @@ impl MapContents {
             MapUpdate::Policy(k, v) => put(&mut self.policies, *k, *v),
             MapUpdate::Nat(v) => self.nat = *v,
             MapUpdate::NatAddress(k, v) => put(&mut self.nat_addresses, *k, *v),
-            MapUpdate::Share(k, v) => put(&mut self.shares, *k, *v),
+            MapUpdate::Quota(k, v) => put(&mut self.quotas, *k, *v),
             MapUpdate::Public(k, v) => put(&mut self.public, *k, *v),
             MapUpdate::Rule(k, v) => {
                 let zero = *v == Rule::default();

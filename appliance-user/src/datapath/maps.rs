@@ -108,10 +108,10 @@ impl Datapath {
             .nat
             .get(&0, 0)
             .map_err(|e| map_error("read", "NAT", e))?;
-        for (slot, value) in (0u32..).zip(self.shares.iter()) {
-            let value = value.map_err(|e| map_error("read", "SHARES", e))?;
+        for (slot, value) in (0u32..).zip(self.quotas.iter()) {
+            let value = value.map_err(|e| map_error("read", "QUOTAS", e))?;
             if value != TenantQuota::default() {
-                contents.shares.insert(slot, value);
+                contents.quotas.insert(slot, value);
             }
         }
         for (slot, value) in (0u32..).zip(self.nat_addresses.iter()) {
@@ -304,7 +304,7 @@ impl Datapath {
             MapUpdate::Policy(k, Some(v)) => put(self.policies.insert(k, v, 0), "POLICIES"),
             MapUpdate::Policy(k, None) => ignore_missing(self.policies.remove(k), "POLICIES"),
             MapUpdate::Nat(v) => put(self.nat.set(0, *v, 0), "NAT"),
-            MapUpdate::Share(k, v) => put(self.shares.set(*k, v.unwrap_or_default(), 0), "SHARES"),
+            MapUpdate::Quota(k, v) => put(self.quotas.set(*k, v.unwrap_or_default(), 0), "QUOTAS"),
             MapUpdate::NatAddress(k, v) => put(
                 self.nat_addresses.set(*k, v.unwrap_or_default(), 0),
                 "NAT_ADDRESSES",

@@ -205,7 +205,7 @@ counters! {
     /// Dropped: a fragment whose first one was not translated.
     DropFragment = 80, "drop_fragment";
     /// Dropped: the tenant's quota of connections or mappings is used up.
-    DropShare = 81, "drop_share";
+    DropQuota = 81, "drop_quota";
     /// Dropped: control messages of a tunnel's peer over its budget.
     DropControlRate = 82, "drop_control_rate";
     /// Dropped: the entry of the port, host or tunnel was deleted, and its place in the map reused,

@@ -75,9 +75,9 @@ impl Harness {
             old.nat_addresses.len(),
         )?;
         self.array::<u32>("NAT_FULL", &[], old.nat_addresses.len())?;
-        self.array("SHARES", &world.shares, old.shares.len())?;
+        self.array("QUOTAS", &world.quotas, old.quotas.len())?;
         let usages = vec![TenantUsage::default(); ALL_TENANTS as usize + 1];
-        self.array("TALLIES", &usages, usages.len())?;
+        self.array("USAGE", &usages, usages.len())?;
         self.hash("PUBLIC", &world.public)?;
         self.rules(world, old)?;
         self.clear_connections()

@@ -76,8 +76,8 @@ pub struct World {
     pub rule_ports: Vec<(u32, RuleKey, u32)>,
     /// `RULE_SOURCES`: bits of the prefix, key.
     pub rule_sources: Vec<(u32, SourceKey)>,
-    /// `SHARES`, by tenant's slot.
-    pub shares: Vec<TenantQuota>,
+    /// `QUOTAS`, by tenant's slot.
+    pub quotas: Vec<TenantQuota>,
     /// `ONE_TO_ONE`, to slot of the rule.
     pub one_to_one: Vec<(MachineKey, u32)>,
 }

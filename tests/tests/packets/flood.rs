@@ -217,7 +217,7 @@ fn a_blind_acknowledgment_establishes_no_connection() {
 #[test]
 fn each_tenant_has_its_own_share_of_connections() {
     let mut world = World::nat();
-    world.shares = vec![
+    world.quotas = vec![
         TenantQuota {
             connections: 10,
             mappings: 5,
@@ -235,7 +235,7 @@ fn each_tenant_has_its_own_share_of_connections() {
         match outside(&mut h, &packet(ACK, client, outer)) {
             Verdict::Host(_) => opened += 1,
             fate => {
-                assert_eq!(fate, Verdict::Dropped(Counter::DropShare));
+                assert_eq!(fate, Verdict::Dropped(Counter::DropQuota));
                 refused += 1;
             }
         }
@@ -253,7 +253,7 @@ fn each_tenant_has_its_own_share_of_connections() {
     }
     assert_eq!(
         leaves(&mut h, PA, 3005),
-        Verdict::Dropped(Counter::DropShare)
+        Verdict::Dropped(Counter::DropQuota)
     );
     assert!(
         matches!(leaves(&mut h, PA, 3000), Verdict::Outside(_)),
@@ -277,7 +277,7 @@ fn a_tenant_gets_unused_places_of_others_on_loan() {
     const OWN: u32 = 10;
     const LENT: u32 = 14;
     let mut world = World::nat();
-    world.shares = vec![
+    world.quotas = vec![
         TenantQuota {
             connections: OWN,
             mappings: OWN,
@@ -298,7 +298,7 @@ fn a_tenant_gets_unused_places_of_others_on_loan() {
         match outside(h, &packet(ACK, client, outer)) {
             Verdict::Host(_) => true,
             fate => {
-                assert_eq!(fate, Verdict::Dropped(Counter::DropShare));
+                assert_eq!(fate, Verdict::Dropped(Counter::DropQuota));
                 false
             }
         }

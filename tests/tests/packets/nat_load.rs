@@ -149,7 +149,7 @@ impl Load {
     }
 
     fn usage(&self) -> TenantUsage {
-        let usages: Array<_, TenantUsage> = self.h.open_map("TALLIES").expect("a map");
+        let usages: Array<_, TenantUsage> = self.h.open_map("USAGE").expect("a map");
         usages.get(&ALL_TENANTS, 0).expect("an entry")
     }
 }
@@ -157,7 +157,7 @@ impl Load {
 /// Runs the load for `seconds` with this room for connections and for mappings.
 fn run(places: u32, seconds: u64) {
     let mut world = World::nat();
-    world.shares = vec![
+    world.quotas = vec![
         TenantQuota {
             connections: places / 2,
             mappings: places / 2,

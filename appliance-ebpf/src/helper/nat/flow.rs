@@ -253,7 +253,7 @@ fn update(entry: &mut Flow, s: &mut Scratch) -> bool {
 fn establish(nat: &Nat, s: &mut Scratch) -> Result<(), Counter> {
     let owner = owner(s);
     if !quota::permits_connection(nat, owner) {
-        return Err(Counter::DropShare);
+        return Err(Counter::DropQuota);
     }
     s.flow.packets += 1;
     s.flow.bytes += u64::from(s.packet.total);

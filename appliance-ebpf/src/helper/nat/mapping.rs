@@ -71,7 +71,7 @@ fn port_of(s: &mut Scratch, nat: &Nat, address: &NatAddress) -> Result<u16, Coun
     s.mapping.epoch = s.side.epoch;
     s.mapping.last_used = s.side.now;
     if !quota::permits_mapping(nat, s.side.zone) {
-        return Err(Counter::DropShare);
+        return Err(Counter::DropQuota);
     }
     let span = u32::from(address.last - address.first) + 1;
     let mut hash = s.key.source[3]

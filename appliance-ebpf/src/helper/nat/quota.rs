@@ -3,18 +3,18 @@
 
 use appliance_common::nat::{ALL_TENANTS, Nat};
 
-use crate::maps::{SHARES, TALLIES};
+use crate::maps::{QUOTAS, USAGE};
 
 /// Whether the tenant of `zone` may have another connection: within its quota, or on loan.
 #[inline(never)]
 pub fn permits_connection(nat: &Nat, zone: u32) -> bool {
     let slot = zone.wrapping_sub(1);
-    let (Some(quota), Some(usage)) = (SHARES.get(slot), TALLIES.get(slot)) else {
+    let (Some(quota), Some(usage)) = (QUOTAS.get(slot), USAGE.get(slot)) else {
         return false;
     };
     quota.connections == 0
         || usage.connections < quota.connections.into()
-        || TALLIES
+        || USAGE
             .get(ALL_TENANTS)
             .is_some_and(|all| all.connections < nat.lend_connections.into())
 }
@@ -23,12 +23,12 @@ pub fn permits_connection(nat: &Nat, zone: u32) -> bool {
 #[inline(always)]
 pub fn permits_mapping(nat: &Nat, zone: u32) -> bool {
     let slot = zone.wrapping_sub(1);
-    let (Some(quota), Some(usage)) = (SHARES.get(slot), TALLIES.get(slot)) else {
+    let (Some(quota), Some(usage)) = (QUOTAS.get(slot), USAGE.get(slot)) else {
         return false;
     };
     quota.mappings == 0
         || usage.mappings < quota.mappings.into()
-        || TALLIES
+        || USAGE
             .get(ALL_TENANTS)
             .is_some_and(|all| all.mappings < nat.lend_mappings.into())
 }
@@ -37,7 +37,7 @@ pub fn permits_mapping(nat: &Nat, zone: u32) -> bool {
 #[inline(always)]
 pub fn add_connection(zone: u32) {
     for slot in [zone.wrapping_sub(1), ALL_TENANTS] {
-        if let Some(usage) = TALLIES.get_ptr_mut(slot) {
+        if let Some(usage) = USAGE.get_ptr_mut(slot) {
             // SAFETY: array values are never unmapped. Two CPUs that add at once may lose one; user
             // space recounts.
             unsafe { (*usage).connections += 1 };
@@ -49,7 +49,7 @@ pub fn add_connection(zone: u32) {
 #[inline(always)]
 pub fn add_mapping(zone: u32) {
     for slot in [zone.wrapping_sub(1), ALL_TENANTS] {
-        if let Some(usage) = TALLIES.get_ptr_mut(slot) {
+        if let Some(usage) = USAGE.get_ptr_mut(slot) {
             // SAFETY: as above.
             unsafe { (*usage).mappings += 1 };
         }

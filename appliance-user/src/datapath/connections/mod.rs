@@ -5,7 +5,7 @@
 //! path or on the daemon's event loop.
 //!
 //! ```text
-//!   TALLIES, SHARES ─ every 250 ms ─▶ pressure: is a pass due, and what must tenants give up?
+//!   USAGE, QUOTAS ─ every 250 ms ─▶ pressure: is a pass due, and what must tenants give up?
 //!   FLOWS ───┬─ pass ─▶ sweep: expired both ways, of an earlier failover, or giving way ─▶ deleted
 //!   OPENING ─┤            │ endpoints in use
 //!   MAPPINGS ┴─ pass ─▶ sweep: used by no connection, and not used lately ─▶ deleted

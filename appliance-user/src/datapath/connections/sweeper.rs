@@ -131,8 +131,8 @@ impl Tables {
         Ok(Self {
             nat: PinnedMap::open(root, "NAT")?,
             tenants: PinnedMap::open(root, "TENANTS")?,
-            quotas: PinnedMap::open(root, "SHARES")?,
-            usages: PinnedMap::open(root, "TALLIES")?,
+            quotas: PinnedMap::open(root, "QUOTAS")?,
+            usages: PinnedMap::open(root, "USAGE")?,
             opening: PinnedMap::open(root, "OPENING")?,
             addresses: PinnedMap::open(root, "NAT_ADDRESSES")?,
             full: PinnedMap::open(root, "NAT_FULL")?,

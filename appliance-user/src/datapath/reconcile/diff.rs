@@ -90,8 +90,8 @@ fn push_removals(
     removed(&from.rule_sources, &to.rule_sources, |k| {
         updates.push(MapUpdate::RuleSource(k, None));
     });
-    removed(&from.shares, &to.shares, |k| {
-        updates.push(MapUpdate::Share(k, None));
+    removed(&from.quotas, &to.quotas, |k| {
+        updates.push(MapUpdate::Quota(k, None));
     });
     removed(&from.nat_addresses, &to.nat_addresses, |k| {
         updates.push(MapUpdate::NatAddress(k, None));
@@ -138,8 +138,8 @@ fn push_changes(from: &MapContents, to: &MapContents, updates: &mut Vec<MapUpdat
     if to.nat.uplink != 0 && from.nat != to.nat {
         updates.push(MapUpdate::Nat(to.nat));
     }
-    changed(&from.shares, &to.shares, |k, v| {
-        updates.push(MapUpdate::Share(k, Some(v)));
+    changed(&from.quotas, &to.quotas, |k, v| {
+        updates.push(MapUpdate::Quota(k, Some(v)));
     });
     changed(&from.nat_addresses, &to.nat_addresses, |k, v| {
         updates.push(MapUpdate::NatAddress(k, Some(v)));

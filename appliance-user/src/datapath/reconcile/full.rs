@@ -223,7 +223,7 @@ pub(super) fn add(contents: &mut MapContents, config: &Config, state: &State, sn
             connections: config.nat.connections / tenants,
             mappings: config.nat.mappings / tenants,
         };
-        contents.shares.insert(slot, quota);
+        contents.quotas.insert(slot, quota);
         add_routes(contents, config, state, tenant, slot);
         for (from, to) in plan.allow().iter().flat_map(failover::Allow::directions) {
             if let (Some(from), Some(to)) = (config.network(from), config.network(to)) {

@@ -325,7 +325,7 @@ pub struct MachineKey {
     pub address: Words,
 }
 
-/// Value of `SHARES`, by tenant slot: the part of the tables that is a tenant's own.
+/// Value of `QUOTAS`, by tenant slot: the part of the tables that is a tenant's own.
 /// It may have more while others leave theirs unused ([`Nat::lend_connections`]). Zero: unlimited.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -336,10 +336,10 @@ pub struct TenantQuota {
     pub mappings: u32,
 }
 
-/// The entry of `TALLIES` that counts all tenants.
+/// The entry of `USAGE` that counts all tenants.
 pub const ALL_TENANTS: u32 = MAX_TENANTS;
 
-/// Value of `TALLIES`, by tenant slot: its usage. The programs add, user space recounts.
+/// Value of `USAGE`, by tenant slot: its usage. The programs add, user space recounts.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantUsage {
