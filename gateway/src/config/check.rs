@@ -100,8 +100,9 @@ pub(super) fn check(mut file: file::File) -> Result<Config, Vec<Problem>> {
     let access_log = relay
         .access_log
         .map(|path| c.absolute("relay.access_log", Some(path), ""));
-    let ways = [("splice", true), ("copy", false)];
-    let spliced = c.choice("relay.way", relay.way.as_deref(), &ways);
+    let transfers = [("splice", true), ("copy", false)];
+    let spliced = c.choice("relay.transfer", relay.transfer.as_deref(), &transfers);
+    c.renamed("relay.way", relay.way.is_some(), "relay.transfer");
     let limits = file.limits;
     let connections = limits
         .connections

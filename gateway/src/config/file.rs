@@ -6,7 +6,7 @@ use std::{
 };
 
 use gateway_model::{BackendSpec, CircuitSpec, Objects, RouteSpec, TenantSpec};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use service::config::Checker;
 
 #[derive(Deserialize)]
@@ -49,7 +49,9 @@ pub(super) struct Relay {
     pub trial_time: Option<f64>,
     pub proxy_from: Option<Vec<String>>,
     pub access_log: Option<PathBuf>,
-    pub way: Option<String>,
+    pub transfer: Option<String>,
+    /// The name of `transfer` in earlier versions; refused.
+    pub way: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -191,8 +191,13 @@ fn each_problem_is_named_with_its_key() {
         ),
         (
             "hello_timeout = 0.5",
-            "way = \"teleport\"",
-            "relay.way: \"teleport\": write \"splice\" or \"copy\"",
+            "transfer = \"teleport\"",
+            "relay.transfer: \"teleport\": write \"splice\" or \"copy\"",
+        ),
+        (
+            "hello_timeout = 0.5",
+            "way = \"copy\"",
+            "relay.way: the key is named relay.transfer now; write that instead",
         ),
         (
             "[relay]",
@@ -533,7 +538,7 @@ fn the_examples_bind_to_each_other() {
     };
     use gateway_core::{
         hello::Hello,
-        table::{self, Action, Change, CircuitPlan, Path as Way, Tenant},
+        table::{self, Action, Change, CircuitPlan, Tenant},
     };
 
     let config = parse(include_str!("../../examples/gateway.toml")).expect("good");
@@ -566,7 +571,7 @@ fn the_examples_bind_to_each_other() {
         let id = CircuitId::new(u64::from_str_radix(id, 16).expect("digits")).expect("an id");
         let key = Key::from_base64(keys[side.index()]).expect("a key");
         let mut end = End::new(id, side, key.for_gateway(&config.local.name));
-        let from = Way {
+        let from = table::Path {
             socket: 0,
             local: None,
             remote: ([192, 0, 2, 1], 1000 + side as u16).into(),

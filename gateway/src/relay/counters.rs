@@ -27,7 +27,7 @@ pub struct Tenant {
 
 /// Labels of a tenant and a direction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Way {
+pub struct TenantDirection {
     pub tenant: String,
     /// `up`: to the backend; `down`: to the client.
     pub direction: &'static str,
@@ -53,7 +53,7 @@ pub struct Counters {
     /// Ended connections, by kind of end.
     pub ended: Family<Reason, Counter>,
     /// Relayed bytes, by tenant and direction, with the hello and without the PROXY header.
-    pub bytes: Family<Way, Counter>,
+    pub bytes: Family<TenantDirection, Counter>,
     /// Failed connects to addresses of a backend.
     pub dial_failures: Family<Backend, Counter>,
     /// Times that bytes were copied because no pipe was free.
@@ -101,7 +101,7 @@ impl Counters {
     #[must_use]
     pub fn traffic(&self, tenant: &str) -> Traffic {
         let of = |direction| {
-            self.bytes.get_or_create_owned(&Way {
+            self.bytes.get_or_create_owned(&TenantDirection {
                 tenant: tenant.to_owned(),
                 direction,
             })

@@ -17,7 +17,7 @@ use std::{
 
 use gateway::relay::{
     Backend, Desired, Error, Limits, Plan, Relay, Times,
-    counters::{Reason, Way},
+    counters::{Reason, TenantDirection},
     route::{Names, Route, Table},
 };
 use rustls::version::{TLS12, TLS13};
@@ -139,7 +139,9 @@ impl Gateway {
     pub fn bytes(&self, tenant: &str, direction: &'static str) -> u64 {
         let tenant = tenant.to_owned();
         let bytes = &self.relay.counters().bytes;
-        bytes.get_or_create(&Way { tenant, direction }).get()
+        bytes
+            .get_or_create(&TenantDirection { tenant, direction })
+            .get()
     }
 }
 

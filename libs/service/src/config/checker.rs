@@ -101,6 +101,16 @@ impl Checker {
         }
     }
 
+    /// Refuses a key that has another name since an earlier version, if the file has it.
+    pub fn renamed(&mut self, at: &str, is_present: bool, new: &str) {
+        if is_present {
+            self.problem(
+                at,
+                format!("the key is named {new} now; write that instead"),
+            );
+        }
+    }
+
     /// A number of seconds.
     pub fn seconds(&mut self, at: &str, value: Option<f64>, range: Range<f64>) -> Duration {
         let seconds = value.unwrap_or(range.default);
@@ -197,6 +207,8 @@ mod tests {
         c.name("name", "A");
         c.unique("tenant", ["a", "b", "a"].into_iter());
         c.interface("interface", "a/b");
+        c.renamed("relay.way", true, "relay.transfer");
+        c.renamed("relay.other", false, "relay.transfer");
         let range = Range {
             least: 0.5,
             most: 60.0,
@@ -221,6 +233,7 @@ mod tests {
                 "name: \"A\" is not a name: use 1 to 32 of a-z, 0-9 and -",
                 "tenant \"a\": the name is used twice; give each its own",
                 "interface: \"a/b\" is not an interface name: 1 to 15 characters, no /, : or space",
+                "relay.way: the key is named relay.transfer now; write that instead",
                 "timeout: 61 seconds: write 0.5 to 60",
                 "count: 0: write 1 to 7",
                 "xdp: \"fast\": write \"auto\", \"native\" or \"off\"",
