@@ -203,8 +203,8 @@ pub struct InterfaceStatus {
     pub up: bool,
     /// The program on it.
     pub program: Option<String>,
-    /// The XDP mode asked for.
-    pub xdp_asked: String,
+    /// The XDP mode of the configuration.
+    pub xdp_configured: String,
     /// The XDP mode it got.
     pub xdp: Option<String>,
     /// Whether its link was adopted from an earlier process.
@@ -274,9 +274,9 @@ pub struct TunnelStatus {
     /// Whether there is a session and the peer answers.
     pub up: bool,
     /// Transport: `udp`, `tls`, or empty without a path.
-    pub carrier: String,
+    pub transport: String,
     /// The gateway that it goes through; empty without one.
-    pub via: String,
+    pub gateway: String,
     /// The gateways of its circuit.
     pub gateways: Vec<GatewayStatus>,
     /// Its TLS connection, if there is one.

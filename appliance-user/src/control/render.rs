@@ -85,9 +85,9 @@ pub fn status(s: &Status) -> String {
         .iter()
         .map(|i| {
             let xdp = match &i.xdp {
-                Some(got) if *got == i.xdp_asked => got.clone(),
-                Some(got) => format!("{got} ({} asked)", i.xdp_asked),
-                None => format!("none ({} asked)", i.xdp_asked),
+                Some(got) if *got == i.xdp_configured => got.clone(),
+                Some(got) => format!("{got} ({} configured)", i.xdp_configured),
+                None => format!("none ({} configured)", i.xdp_configured),
             };
             vec![
                 i.name.clone(),
@@ -281,16 +281,16 @@ fn tunnels(out: &mut String, s: &Status) {
     );
 }
 
-/// The carrier of a tunnel: UDP or TLS, and the gateway or the address.
+/// The path of a tunnel: UDP or TLS, and the gateway or the address.
 fn path(t: &TunnelStatus) -> String {
-    match (t.carrier.as_str(), t.via.as_str()) {
+    match (t.transport.as_str(), t.gateway.as_str()) {
         ("", _) => "-".to_owned(),
         ("tls", "") => match &t.stream {
             Some(stream) => format!("tls, from {}", stream.peer),
             None => "tls".to_owned(),
         },
-        (carrier, "") => carrier.to_owned(),
-        (carrier, via) => format!("{carrier}, {via}"),
+        (transport, "") => transport.to_owned(),
+        (transport, gateway) => format!("{transport}, {gateway}"),
     }
 }
 

@@ -124,7 +124,7 @@ impl Interfaces {
                             interface = name,
                             program = attached.kind.program(),
                             mode = attached.mode.name(),
-                            asked = xdp.name(),
+                            configured = xdp.name(),
                             adopted = attached.adopted,
                             "XDP attached"
                         );
@@ -372,7 +372,7 @@ impl Interfaces {
         snapshot: &Snapshot,
         datapath: &Datapath,
     ) -> Vec<InterfaceStatus> {
-        let status = |(name, (asked, _)): (String, (Setting, _))| {
+        let status = |(name, (configured, _)): (String, (Setting, _))| {
             let link = snapshot.links.get(&name);
             let attached = datapath.attached().get(&name);
             let nic = self.nics.get(&name);
@@ -385,7 +385,7 @@ impl Interfaces {
                 mtu: link.map_or(0, |l| l.mtu),
                 up: link.is_some_and(|l| l.up),
                 program: attached.map(|a| a.kind.program().to_owned()),
-                xdp_asked: asked.name().to_owned(),
+                xdp_configured: configured.name().to_owned(),
                 xdp: attached.map(|a| a.mode.name().to_owned()),
                 adopted: attached.is_some_and(|a| a.adopted),
                 problems,

@@ -448,9 +448,10 @@ impl Sample {
         }
         families.gauge(
             "tunnel_up",
-            "1 if the encrypted tunnel has a session and the peer answers; `carrier` is udp or tls",
+            "1 if the encrypted tunnel has a session and the peer answers; `transport`: udp or tls",
             tunnels().map(|(p, t)| {
-                let labels = vec![("peer", p.name.as_str()), ("carrier", t.carrier.as_str())];
+                let transport = ("transport", t.transport.as_str());
+                let labels = vec![("peer", p.name.as_str()), transport];
                 (labels, flag(t.up))
             }),
         )?;
@@ -589,7 +590,7 @@ mod tests {
 
     fn sample() -> Sample {
         let tunnel = serde_json::json!({
-            "up": true, "carrier": "udp", "via": "gw1", "stream": null, "public_key": "",
+            "up": true, "transport": "udp", "gateway": "gw1", "stream": null, "public_key": "",
             "gateways": [{
                 "name": "gw1", "address": "192.0.2.1:6180", "bound": true, "used": true,
                 "draining": false, "down": false, "round_trip_micros": 900,
@@ -605,7 +606,7 @@ mod tests {
             "tunnel_port": 0, "secure_port": 6180, "public_key": null, "tls": null, "local": [],
             "interfaces": [{
                 "name": "eth0", "ifindex": 2, "driver": "veth", "mac": "", "mtu": 1500, "up": true,
-                "program": "uplink", "xdp_asked": "native", "xdp": "native", "adopted": false,
+                "program": "uplink", "xdp_configured": "native", "xdp": "native", "adopted": false,
                 "problems": [],
             }],
             "tenants": [], "networks": [{
@@ -700,7 +701,7 @@ mod tests {
             ),
             ("network_endpoints{network=\"net1\",tenant=\"acme\"}", 1.0),
             ("peer_ready{peer=\"site\",kind=\"appliance\"}", 1.0),
-            ("tunnel_up{peer=\"site\",carrier=\"udp\"}", 1.0),
+            ("tunnel_up{peer=\"site\",transport=\"udp\"}", 1.0),
             ("tunnel_round_trip_seconds{peer=\"site\"}", 0.0015),
             ("tunnel_loss_ratio{peer=\"site\"}", 0.25),
             (

@@ -389,15 +389,15 @@ impl Tunnels {
 }
 
 fn tunnel_status(end: tunnel_worker::PeerStatus) -> TunnelStatus {
-    let carrier = match end.path {
+    let transport = match end.path {
         Some(PeerPath::Stream(_)) => "tls",
         Some(_) => "udp",
         None => "",
     };
     TunnelStatus {
         up: end.up,
-        carrier: carrier.to_owned(),
-        via: end.via.unwrap_or_default(),
+        transport: transport.to_owned(),
+        gateway: end.gateway.unwrap_or_default(),
         gateways: end.gateways.into_iter().map(gateway_status).collect(),
         stream: end.tls.map(|(peer, counted)| StreamStatus {
             peer,

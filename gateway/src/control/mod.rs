@@ -199,7 +199,7 @@ pub struct CircuitsStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XdpStatus {
     /// `circuits.xdp` of the configuration.
-    pub asked: String,
+    pub configured: String,
     /// Why circuits use user space; `None`: XDP is used or switched off.
     pub refused: Option<String>,
     /// The interfaces that should have the program.

@@ -189,7 +189,7 @@ impl Controller {
             .into_iter()
             .map(|(outcome, count)| (outcome.name().to_owned(), count));
         XdpStatus {
-            asked: self.config.circuits.xdp_name().to_owned(),
+            configured: self.config.circuits.xdp_name().to_owned(),
             refused,
             interfaces,
             frames: frames.collect(),

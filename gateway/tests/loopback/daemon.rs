@@ -485,7 +485,7 @@ fn circuits_are_configured_and_reported() {
     let circuits = &status.circuits;
     assert_eq!((circuits.bound, circuits.dropped["no-circuit"]), (2, 1));
     // No program is attached to the loopback; status reports it.
-    assert_eq!(circuits.xdp.asked, "auto");
+    assert_eq!(circuits.xdp.configured, "auto");
     assert!(circuits.xdp.refused.is_some() && circuits.xdp.interfaces.is_empty());
     let one = &circuits.list[0];
     assert_eq!(

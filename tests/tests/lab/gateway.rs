@@ -404,7 +404,7 @@ fn datagrams_go_through_the_driver_both_ways_and_families() {
         assert_eq!(fast, expected, "circuit {circuit}");
     }
     let circuits = site.circuits();
-    assert_eq!(circuits["xdp"]["asked"], "native");
+    assert_eq!(circuits["xdp"]["configured"], "native");
     for (n, name) in ["ga", "gb"].into_iter().enumerate() {
         assert_eq!(circuits["xdp"]["interfaces"][n]["name"], name);
         assert_eq!(circuits["xdp"]["interfaces"][n]["mode"], "native");

@@ -211,7 +211,7 @@ fn generic_mode_works_if_configured() {
             let trunk = host == "provider-appliance" && interface["name"] == "eth1";
             let expected = if trunk { "native" } else { "generic" };
             assert_eq!(interface["xdp"], expected, "{host}: {interface}");
-            assert_eq!(interface["xdp_asked"], expected, "{host}: {interface}");
+            assert_eq!(interface["xdp_configured"], expected, "{host}: {interface}");
         }
         let links = site
             .exec(host, &["ip", "-d", "link"], SHORT)

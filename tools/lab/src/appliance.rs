@@ -310,7 +310,7 @@ impl<'a> Handle<'a> {
             reason: status["peers"].to_string(),
         })?;
         let text = |key: &str| found["tunnel"][key].as_str().unwrap_or_default().to_owned();
-        Ok((text("via"), text("carrier")))
+        Ok((text("gateway"), text("transport")))
     }
 
     /// Runs its command line against its socket: `causeway-appliance --socket S WORDS…`.

@@ -51,7 +51,6 @@ pub struct ConnectionRow {
     /// The network of that tenant's end.
     pub network: String,
     /// `out`, `in` or `hairpin`.
-    #[serde(rename = "way")]
     pub direction: String,
     /// TCP: `opening`, `established`, `closing`, `closed`. Other protocols: `unanswered`,
     /// `answered`.
@@ -369,7 +368,7 @@ mod tests {
         let json = serde_json::to_value(&row).expect("it can be written");
         assert_eq!(json["leads_to"], "10.1.0.10:8443");
         assert_eq!(json["rule"], "https");
-        assert_eq!(json["way"], "in");
+        assert_eq!(json["direction"], "in");
         assert_eq!(
             serde_json::from_value::<ConnectionRow>(json).ok(),
             Some(row)

@@ -25,7 +25,7 @@ pub struct PeerStatus {
     /// Where data goes.
     pub path: Option<PeerPath>,
     /// Name of the gateway on the path, if there is one and it is known.
-    pub via: Option<String>,
+    pub gateway: Option<String>,
     /// State of each gateway, for a peer behind a circuit.
     pub gateways: Vec<GatewayState>,
     /// The other end of the TLS connection, and what that carried, if there is one.
@@ -107,7 +107,7 @@ impl Sources<'_> {
         PeerStatus {
             public_key: peer.spec.public_key,
             path: control.path,
-            via: self.via(peer),
+            gateway: self.gateway_of(peer),
             tls: circuit
                 .map(CircuitClient::id)
                 .and_then(|id| self.tls.peer(id).zip(self.tls.stats(id))),
@@ -129,7 +129,7 @@ impl Sources<'_> {
         }
     }
 
-    fn via(&self, peer: &Peer) -> Option<String> {
+    fn gateway_of(&self, peer: &Peer) -> Option<String> {
         let circuit = peer.circuit.as_ref()?;
         let address = match peer.path? {
             PeerPath::Direct(_) => return None,

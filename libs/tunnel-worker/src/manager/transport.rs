@@ -84,7 +84,7 @@ pub(super) struct TransportDecision {
     pub close: bool,
 }
 
-/// A carrier of the tunnel.
+/// Carries the datagrams of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Transport {
     Udp,
