@@ -146,7 +146,7 @@ pub const SOURCE_RATE: u64 = 1024;
 pub const BOUND_RATE: u64 = 128;
 /// Datagrams a second of all sources that are not bound; the burst is that of a second. A core
 /// handles about 50 times as many.
-pub const STRANGERS_RATE: u64 = 16_384;
+pub const UNBOUND_RATE: u64 = 16_384;
 
 /// Value of the per-CPU array `STATS`: the traffic of a circuit through the program.
 #[repr(C)]
@@ -221,7 +221,7 @@ pub enum Outcome {
     /// Dropped: no configured circuit has the ID.
     NoCircuit = 15,
     /// Dropped: sources that are not bound sent too much.
-    Strangers = 16,
+    UnboundRate = 16,
 }
 
 impl Outcome {
@@ -243,7 +243,7 @@ impl Outcome {
         Self::OtherInterface,
         Self::BucketContention,
         Self::NoCircuit,
-        Self::Strangers,
+        Self::UnboundRate,
     ];
 
     /// Entries of `COUNTERS`.
@@ -269,7 +269,7 @@ impl Outcome {
             Self::OtherInterface => "elsewhere",
             Self::BucketContention => "busy",
             Self::NoCircuit => "no-circuit",
-            Self::Strangers => "strangers",
+            Self::UnboundRate => "unbound-rate",
         }
     }
 }

@@ -38,7 +38,7 @@ use crate::maps::COUNTERS;
 pub fn circuits(ctx: XdpContext) -> u32 {
     let (outcome, action) = match stage::classify::process(&ctx) {
         Ok(action) => (Outcome::Forwarded, action),
-        Err(outcome @ (Outcome::OverRate | Outcome::NoCircuit | Outcome::Strangers)) => {
+        Err(outcome @ (Outcome::OverRate | Outcome::NoCircuit | Outcome::UnboundRate)) => {
             (outcome, xdp_action::XDP_DROP)
         }
         // The circuit table in user space decides.

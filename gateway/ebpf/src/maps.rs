@@ -39,7 +39,8 @@ pub static KNOWN: HashMap<u64, Known> = HashMap::with_max_entries(MIN_CIRCUITS, 
 #[map]
 pub static ADMISSION: Array<Admission> = Array::with_max_entries(1, 0);
 
-/// When the bucket of a source is full again, nanoseconds; the last one is that of all strangers.
+/// When the bucket of a source is full again, nanoseconds; the last one is that of all unbound
+/// sources.
 /// Written by the program.
 #[map]
 pub static SOURCES: Array<u64> = Array::with_max_entries(SOURCE_BUCKETS + 1, 0);

@@ -104,8 +104,8 @@ impl Observer {
             if outcome == Outcome::NoCircuit {
                 all.drops[Reason::NoCircuit as usize] += count;
                 all.totals.received += count;
-            } else if outcome == Outcome::Strangers {
-                all.totals.strangers += count;
+            } else if outcome == Outcome::UnboundRate {
+                all.totals.unbound_rate += count;
                 all.totals.received += count;
             }
         }

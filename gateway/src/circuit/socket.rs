@@ -84,7 +84,7 @@ pub struct Totals {
     /// Dropped by the kernel: the receive buffer of a present socket was full.
     pub overflowed: u64,
     /// Dropped by XDP: sources that are not bound sent too much.
-    pub strangers: u64,
+    pub unbound_rate: u64,
 }
 
 /// A command to a thread.
@@ -365,7 +365,8 @@ impl Circuits {
         if let Some(fast) = &self.fast
             && let Err(error) = fast.admit_at(&self.addresses())
         {
-            tracing::warn!(%error, "strangers' datagrams reach user space without a limit");
+            tracing::warn!(%error, "datagrams of unbound sources reach user space \
+                without a limit");
         }
     }
 
@@ -619,7 +620,8 @@ impl Carrier {
             let datagram = &batch.bytes()[offset..offset + length];
             let (to, length) = match self.table.handle(now, datagram, &from) {
                 Action::Forward(to) => {
-                    // Only datagrams that are forwarded switch GRO off, so that strangers cannot.
+                    // Only datagrams that are forwarded switch GRO off, so that unbound
+                    // sources cannot.
                     if mixed && self.sockets[place].separate() {
                         tracing::info!(
                             address = %self.sockets[place].address, source = %from.remote,

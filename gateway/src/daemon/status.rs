@@ -65,7 +65,7 @@ impl Controller {
             sent: summary.totals.sent,
             dropped: {
                 let mut dropped = named(&all);
-                dropped.insert("strangers".to_owned(), summary.totals.strangers);
+                dropped.insert("unbound-rate".to_owned(), summary.totals.unbound_rate);
                 dropped
             },
             xdp: self.xdp_status(),

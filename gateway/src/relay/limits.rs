@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The gateway does not authenticate clients; backends do, and close connections of others at once.
-//! So a new connection does not count for the limit of its tenant: strangers who know a name use up
-//! only the budget of connections on trial, and one source cannot keep others out of that.
+//! So a new connection does not count for the limit of its tenant: unknown clients that send one of
+//! its names use up only the budget of connections on trial, and one source cannot keep others out
+//! of that.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -426,7 +427,7 @@ mod tests {
 
     /// REVIEW C9: clients that only know a tenant's name do not lock it out.
     #[tokio::test]
-    async fn strangers_on_trial_use_up_their_own_budget_only() {
+    async fn unknown_clients_on_trial_use_up_their_own_budget_only() {
         const LIMIT: u32 = 10;
         let connections = Arc::new(Connections::default());
         let acme: Arc<str> = "acme".into();
@@ -439,13 +440,13 @@ mod tests {
         for counted in &mut honest {
             counted.settle(LIMIT).expect("room");
         }
-        // A flood from two sources: each new one is refused or takes the place of another stranger.
+        // A flood from two sources: each new one is refused or takes the place of another one.
         let mut flood: Vec<_> = (0..50)
             .filter_map(|n| open(["192.0.2.66", "192.0.2.67"][n % 2]).ok())
             .collect();
         assert_eq!(connections.of("acme"), 3 + LIMIT);
         assert!(open("192.0.2.66").is_err(), "the source has most of them");
-        let mut new = open("192.0.2.2").expect("a stranger gives way");
+        let mut new = open("192.0.2.2").expect("another one is evicted");
         assert_eq!(connections.of("acme"), 3 + LIMIT);
         let mut evicted = 0;
         for counted in &flood {

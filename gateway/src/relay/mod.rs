@@ -72,7 +72,7 @@ pub struct Times {
     /// Time without a byte from either side.
     pub idle: Duration,
     /// Age at which a connection counts for the limit of its tenant: backends have closed those of
-    /// strangers by then.
+    /// clients that they do not know by then.
     pub trial: Duration,
 }
 

@@ -488,7 +488,7 @@ fn ends_that_roam_leave_or_are_silent_are_followed() {
             .expect("a number")
     };
     // XDP drops those over the budget of a source that is not bound.
-    let all = dropped("not-bound") + dropped("no-peer") + dropped("strangers");
+    let all = dropped("not-bound") + dropped("no-peer") + dropped("unbound-rate");
     // One each 0.2 s, the read timeout of the end that waits for them.
     assert!(all > 3, "{all}");
 }

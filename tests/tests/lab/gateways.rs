@@ -379,7 +379,7 @@ fn dropped(site: &Site, reason: &str) -> u64 {
 fn refused(site: &Site, reason: &str) -> u64 {
     let status = site.gateway_status("gw1");
     let dropped = &status["circuits"]["dropped"];
-    [reason, "strangers"]
+    [reason, "unbound-rate"]
         .iter()
         .filter_map(|reason| dropped[*reason].as_u64())
         .sum()

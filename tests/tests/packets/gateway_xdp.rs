@@ -1058,11 +1058,11 @@ fn message(n: u64) -> Vec<u8> {
     bytes
 }
 
-/// REVIEW C2: user space gets nothing of unknown circuits, and a bounded number of strangers'
-/// datagrams, whatever they know; ends that are bound do not pay for strangers.
+/// REVIEW C2: user space gets nothing of unknown circuits, and a bounded number of datagrams
+/// of unbound sources, whatever they know; bound ends do not pay for unbound sources.
 #[test]
-fn strangers_reach_user_space_within_a_budget_and_bound_ends_always() {
-    use gateway_common::maps::{BOUND_RATE, SOURCE_RATE, STRANGERS_RATE};
+fn unbound_sources_reach_user_space_within_a_budget_and_bound_ends_always() {
+    use gateway_common::maps::{BOUND_RATE, SOURCE_RATE, UNBOUND_RATE};
 
     let Some(mut harness) = GatewayHarness::new(4, LONG, None, None) else {
         return;
@@ -1110,10 +1110,10 @@ fn strangers_reach_user_space_within_a_budget_and_bound_ends_always() {
         let begun = Instant::now();
         let (before, lost) = (
             count(&harness, Outcome::Message),
-            count(&harness, Outcome::Strangers),
+            count(&harness, Outcome::UnboundRate),
         );
         for n in 0..frames {
-            let stranger = SideAddress {
+            let unbound = SideAddress {
                 remote: from(n),
                 local: a.local,
             };
@@ -1121,13 +1121,13 @@ fn strangers_reach_user_space_within_a_budget_and_bound_ends_always() {
                 gateway_mac(IN),
                 neighbour_mac(a.remote.ip()),
                 &[],
-                &stranger.packet(&message(1)),
+                &unbound.packet(&message(1)),
             );
             runner.run(IN, &bytes);
         }
         let passed = count(&harness, Outcome::Message) - before;
         assert_eq!(
-            passed + count(&harness, Outcome::Strangers) - lost,
+            passed + count(&harness, Outcome::UnboundRate) - lost,
             u64::from(frames)
         );
         (passed, begun.elapsed().as_secs_f64())
@@ -1141,9 +1141,9 @@ fn strangers_reach_user_space_within_a_budget_and_bound_ends_always() {
     );
     let many = |n: u32| SocketAddr::from((n.to_be_bytes(), 5000));
     let (got, seconds) = flood(&mut runner, &|n| many(0x0b00_0000 + n * 77), 60_000);
-    let most = STRANGERS_RATE as f64 * (1.0 + seconds) + 2.0;
+    let most = UNBOUND_RATE as f64 * (1.0 + seconds) + 2.0;
     assert!(got as f64 <= most, "{got} in {seconds} s");
-    println!("{got} of 60000 strangers' messages passed in {seconds:.2} s");
+    println!("{got} of 60000 messages of unbound sources passed in {seconds:.2} s");
 
     // Meanwhile a bound end renews its binding, and its datagrams are forwarded or passed as ever.
     for _ in 0..BOUND_RATE / 4 {

@@ -6,7 +6,7 @@
 
 use gateway_common::maps::{
     Address, Admission, BOUND_RATE, Bucket, Known, Remote, SOURCE_BUCKETS, SOURCE_RATE,
-    STRANGERS_RATE,
+    UNBOUND_RATE,
 };
 
 use crate::{
@@ -77,8 +77,8 @@ pub fn admit_bound(slot: u32, now: u64) -> bool {
 
 /// Whether a source that is not bound may send another datagram.
 #[inline(always)]
-pub fn admit_stranger(slot: u32, now: u64) -> bool {
-    take(slot, now, SOURCE_RATE) != 0 && take(SOURCE_BUCKETS, now, STRANGERS_RATE) != 0
+pub fn admit_unbound(slot: u32, now: u64) -> bool {
+    take(slot, now, SOURCE_RATE) != 0 && take(SOURCE_BUCKETS, now, UNBOUND_RATE) != 0
 }
 
 /// Takes a datagram from a bucket of a second's depth; 0: it has none.

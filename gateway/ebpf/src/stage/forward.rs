@@ -152,7 +152,8 @@ pub fn admit<const L3: usize>(ctx: &XdpContext, d: &Datagram, why: Outcome) -> O
     } else {
         word(ctx, L3 + IPV6_LEN + UDP_LEN + MESSAGE_ID)
     };
-    // SAFETY: an entry may change meanwhile: then a datagram is taken for a stranger's, or not.
+    // SAFETY: an entry may change meanwhile: then a datagram is taken for one of an unbound
+    // source, or not.
     let known = unsafe { KNOWN.get(id) };
     let is_bound = match known {
         Some(known) => admission::is_bound(known, d),
@@ -169,9 +170,9 @@ pub fn admit<const L3: usize>(ctx: &XdpContext, d: &Datagram, why: Outcome) -> O
     let admitted = if is_bound {
         admission::admit_bound(slot, now)
     } else {
-        admission::admit_stranger(slot, now)
+        admission::admit_unbound(slot, now)
     };
-    if admitted { why } else { Outcome::Strangers }
+    if admitted { why } else { Outcome::UnboundRate }
 }
 
 /// Eight bytes of the frame; zero if it is shorter.

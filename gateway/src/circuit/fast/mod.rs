@@ -254,7 +254,7 @@ impl Fast {
         getrandom::fill(&mut secret)
             .map_err(io::Error::from)
             .map_err(|source| Error::System {
-                operation: "get random bytes for the admission of strangers",
+                operation: "get random bytes for the admission of unbound sources",
                 source,
             })?;
         let half = |at: usize| {
@@ -393,11 +393,11 @@ impl Fast {
             value.complete = 0;
             tracing::warn!(
                 %error,
-                "the XDP map of circuits is full: strangers' datagrams reach user space until the \
-                 gateway restarts"
+                "the XDP map of circuits is full: datagrams of unbound sources reach user space \
+                 without a limit until the gateway restarts"
             );
             if let Err(error) = map.set(0, *value, 0) {
-                tracing::error!(%error, "cannot switch the admission of strangers off; some \
+                tracing::error!(%error, "cannot switch the limit of unbound sources off; some \
                     circuits cannot bind");
             }
         }
