@@ -311,7 +311,7 @@ fn open<const FROM: usize>(
 #[inline(never)]
 fn rejection(vni: u32) -> Outcome {
     if TUNNELS.get_ptr(TunnelKey { vni, peer: [0; 16] }).is_some() {
-        Outcome::Drop(Counter::DropStranger)
+        Outcome::Drop(Counter::DropUnknownPeer)
     } else {
         Outcome::Drop(Counter::DropUnknownVni)
     }

@@ -323,7 +323,7 @@ impl Tunnels {
             ("handshake_answered", h.answered),
             ("handshake_completed", h.completed),
             ("handshake_malformed", h.malformed),
-            ("handshake_strangers", h.invalid_mac1),
+            ("handshake_invalid_mac1", h.invalid_mac1),
             ("handshake_cookies_sent", h.cookies_sent),
             ("handshake_rate_limited", h.rate_limited),
             ("handshake_unauthentic", h.authentication_failures),

@@ -118,7 +118,7 @@ counters! {
     /// Dropped: a tunnel datagram for a network that does not exist here.
     DropUnknownVni = 39, "drop_unknown_vni";
     /// Dropped: a tunnel datagram from an address that is not the network's peer.
-    DropStranger = 40, "drop_stranger";
+    DropUnknownPeer = 40, "drop_unknown_peer";
     /// Dropped: a fragment of a tunnel datagram; RFC 7348 section 4.3 has none.
     DropOuterFragment = 41, "drop_outer_fragment";
     /// Dropped: the inner destination is not on this side, so the packet would go back.

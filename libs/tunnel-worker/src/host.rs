@@ -22,8 +22,8 @@ pub enum MapWrite<'s> {
         /// Whether the workers know the session.
         known: bool,
     },
-    /// `PEER_ADDRESSES`: handshakes from this address do not share the budget of strangers, or no
-    /// longer.
+    /// `PEER_ADDRESSES`: handshakes from this address do not share the budget of unknown
+    /// addresses, or no longer.
     PeerAddress {
         /// The address of a peer or gateway.
         address: Address,

@@ -221,7 +221,7 @@ fn packets_of_unknown_senders_do_not_enter_a_network() {
         (
             "an unknown host",
             datagram("192.0.2.66", 1001, 8),
-            "drop_stranger",
+            "drop_unknown_peer",
         ),
         (
             "an unknown network",

@@ -52,7 +52,7 @@ impl TunnelManager {
             self.take_message(message.from, message.as_bytes());
             let begun = now;
             now = clock::mono();
-            if message.is_stranger {
+            if message.is_unknown {
                 self.handshakes.spent(now, now.since(begun));
             }
         }

@@ -1,16 +1,16 @@
 //! The order in which handshake messages are handled: those of peers and gateways first, and those
-//! of strangers within a budget of time. Pure.
+//! of unknown addresses within a budget of time. Pure.
 //!
 //! ```text
 //!   sockets ─▶ push ─┬─ from a peer or gateway ─▶ known ─────┐
-//!                    └─ from elsewhere ─────────▶ strangers ─┴─▶ take ─▶ curve arithmetic
+//!                    └─ from elsewhere ─────────▶ unknown ───┴─▶ take ─▶ curve arithmetic
 //!                                                     ▲                      │ spent
 //!                                                     └──── one budget ◀─────┘
 //! ```
 //!
 //! The programs limit messages for each CPU, but all curve operations run on the one thread that
-//! keeps every tunnel up. So all strangers together get a fifth of its time. They may be peers
-//! whose address has changed, so they are delayed and not refused.
+//! keeps every tunnel up. So all unknown addresses together get a fifth of its time. They may be of
+//! peers whose address has changed, so they are delayed and not refused.
 
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
@@ -20,17 +20,17 @@ use super::handshake_io::LONGEST_MESSAGE;
 
 /// Messages that wait of each kind, at most. Later ones are dropped; their senders repeat them.
 const CAPACITY: usize = 1024;
-/// Strangers get this share of the thread's time: one part in this many.
+/// Unknown addresses get this share of the thread's time: one part in this many.
 const SHARE: u32 = 5;
-/// Time that strangers may use at once, after a pause.
+/// Time that unknown addresses may use at once, after a pause.
 const BURST: Duration = Duration::from_millis(20);
 
 /// A message that waits.
 #[derive(Clone, Copy)]
 pub(super) struct WaitingMessage {
     pub from: SocketAddr,
-    /// Whether it is charged to the budget of strangers.
-    pub is_stranger: bool,
+    /// Whether it is charged to the budget of unknown addresses.
+    pub is_unknown: bool,
     bytes: [u8; LONGEST_MESSAGE],
     len: usize,
 }
@@ -45,8 +45,8 @@ impl WaitingMessage {
 #[derive(Default)]
 pub(super) struct HandshakeQueue {
     known: VecDeque<WaitingMessage>,
-    strangers: VecDeque<WaitingMessage>,
-    /// When the strangers' budget is full again.
+    unknown: VecDeque<WaitingMessage>,
+    /// When the budget of unknown addresses is full again.
     full_at: Instant,
     dropped: u64,
 }
@@ -58,7 +58,7 @@ impl HandshakeQueue {
         let queue = if is_known {
             &mut self.known
         } else {
-            &mut self.strangers
+            &mut self.unknown
         };
         if queue.len() >= CAPACITY {
             self.dropped += 1;
@@ -69,7 +69,7 @@ impl HandshakeQueue {
         bytes[..len].copy_from_slice(&message[..len]);
         queue.push_back(WaitingMessage {
             from,
-            is_stranger: !is_known,
+            is_unknown: !is_known,
             bytes,
             len,
         });
@@ -81,12 +81,12 @@ impl HandshakeQueue {
             return Some(known);
         }
         if self.has_budget(now) {
-            return self.strangers.pop_front();
+            return self.unknown.pop_front();
         }
         None
     }
 
-    /// Charges the time that a stranger's message took.
+    /// Charges the time that a message of an unknown address took.
     pub fn spent(&mut self, now: Instant, time: Duration) {
         self.full_at = self.full_at.max(now) + time * SHARE;
     }
@@ -96,7 +96,7 @@ impl HandshakeQueue {
         if !self.known.is_empty() {
             return Some(now);
         }
-        (!self.strangers.is_empty()).then(|| {
+        (!self.unknown.is_empty()).then(|| {
             let wait = self.full_at.since(now).saturating_sub(BURST * SHARE);
             now + wait
         })
@@ -123,20 +123,20 @@ mod tests {
     }
 
     #[test]
-    fn known_senders_go_before_queued_strangers() {
+    fn known_addresses_go_before_queued_unknown_ones() {
         let mut queue = HandshakeQueue::default();
         let now = Instant::from_nanos(1_000_000_000);
         for _ in 0..500 {
-            queue.push(false, from(1), b"stranger");
+            queue.push(false, from(1), b"unknown");
         }
         queue.push(true, from(2), b"peer");
         assert_eq!(queue.take(now).map(|m| m.from), Some(from(2)));
-        let next = queue.take(now).expect("a stranger's");
-        assert_eq!((next.from, next.as_bytes()), (from(1), &b"stranger"[..]));
+        let next = queue.take(now).expect("an unknown address's");
+        assert_eq!((next.from, next.as_bytes()), (from(1), &b"unknown"[..]));
     }
 
     #[test]
-    fn strangers_from_everywhere_share_a_fifth_of_the_time() {
+    fn unknown_addresses_share_a_fifth_of_the_time() {
         let mut queue = HandshakeQueue::default();
         let start = Instant::from_nanos(1_000_000_000);
         let (mut now, mut worked, mut answered) = (start, 0u32, 0u32);

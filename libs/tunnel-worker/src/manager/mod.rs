@@ -683,7 +683,7 @@ impl TunnelManager {
     }
 
     /// Tells the programs where peers and gateways are: their handshakes do not share the budget of
-    /// strangers.
+    /// unknown addresses.
     fn write_peer_addresses(&mut self, maps: &mut dyn ProgramMaps) {
         let wanted = self.peers.addresses();
         for &address in self.known_addresses.difference(&wanted) {

@@ -77,7 +77,7 @@ fn unexplained(site: &Site, appliance: &str) -> Vec<(&'static str, u64)> {
         "drop_unknown_vlan",
         "drop_source_guard",
         "drop_unknown_vni",
-        "drop_stranger",
+        "drop_unknown_peer",
         "drop_split_horizon",
         "drop_inner_source",
         "drop_no_peer",
