@@ -34,7 +34,7 @@ pub struct Seen {
 }
 
 /// Reports `seen`, unless the neighbour table has the same entry already; then only marks the entry
-/// as heard. Bounded by the ring: a report that does not fit is counted.
+/// as confirmed. Bounded by the ring: a report that does not fit is counted.
 #[inline(always)]
 pub fn report(ctx: &XdpContext, l2: &L2, network: &Network, seen: &Seen) {
     let &Seen {
@@ -49,7 +49,7 @@ pub fn report(ctx: &XdpContext, l2: &L2, network: &Network, seen: &Seen) {
     match neighbour(network, address) {
         Some(neighbour) => {
             if is_known(neighbour, ifindex, l2, mac) {
-                neighbour.mark(neighbour_flags::HEARD);
+                neighbour.mark(neighbour_flags::CONFIRMED);
                 return;
             }
         }

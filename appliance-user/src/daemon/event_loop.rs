@@ -103,7 +103,7 @@ impl service::Daemon for Daemon {
                 let now = Instant::now();
                 take_records!(guard.context("neighbour ring")?, |record: &[u8]| {
                     if let Some(event) = NeighbourEvent::from_bytes(record) {
-                        engines.heard(now, &event);
+                        engines.receive(now, &event);
                     }
                 });
             }

@@ -144,7 +144,7 @@ impl Forwarding {
         let Some(mut neighbour) = self.datapath.neighbour(key)? else {
             return Ok(0);
         };
-        let seen = neighbour.flags & (neighbour_flags::HEARD | neighbour_flags::USED);
+        let seen = neighbour.flags & (neighbour_flags::CONFIRMED | neighbour_flags::USED);
         if seen != 0 {
             neighbour.flags &= !seen;
             self.datapath.update_neighbour(key, &neighbour)?;

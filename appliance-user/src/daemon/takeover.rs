@@ -99,7 +99,7 @@ impl Daemon {
                 };
                 if let Some((address, mac)) = frame::claimed_address(&frame[..length]) {
                     let port = (socket.ifindex(), 0, 0);
-                    self.engines.takeover_heard(port, address, mac);
+                    self.engines.takeover_seen(port, address, mac);
                 }
             }
         }

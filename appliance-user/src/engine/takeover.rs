@@ -94,7 +94,7 @@ impl TakeoverCheck {
     }
 
     /// A host at `mac` uses `address` on the port with this interface and these tags.
-    pub fn heard(&mut self, port: (u32, u16, u16), address: Address, mac: [u8; 6]) {
+    pub fn seen(&mut self, port: (u32, u16, u16), address: Address, mac: [u8; 6]) {
         let mut targets = self.targets.values();
         let target = targets.find(|target| {
             let p = &target.port;
@@ -233,10 +233,10 @@ mod tests {
         assert!(check.poll(start).is_some());
         let address = mapped([10, 1, 0, 1]);
         // Not of this port, not an address of the check, our own frame.
-        check.heard((4, 0, 0), mapped([10, 1, 0, 2]), OTHER);
-        check.heard((3, 0, 0), mapped([10, 1, 0, 3]), OTHER);
-        check.heard((3, 0, 0), mapped([10, 1, 0, 2]), PORT.mac);
-        check.heard((3, 0, 0), address, OTHER);
+        check.seen((4, 0, 0), mapped([10, 1, 0, 2]), OTHER);
+        check.seen((3, 0, 0), mapped([10, 1, 0, 3]), OTHER);
+        check.seen((3, 0, 0), mapped([10, 1, 0, 2]), PORT.mac);
+        check.seen((3, 0, 0), address, OTHER);
         let (frames, owners, _) = run(&mut check, start);
         let asked = frames.iter().filter(|(_, f)| f[38..42] == [10, 1, 0, 1]);
         assert_eq!(asked.count(), 0);

@@ -191,7 +191,8 @@ pub const MAX_L2_LEN: usize = 22;
 pub struct Neighbour {
     /// Interface to send on, host byte order.
     pub ifindex: u32,
-    /// [`neighbour_flags`]. The programs set `HEARD` and `USED`; user space reads and clears them.
+    /// [`neighbour_flags`]. The programs set `CONFIRMED` and `USED`; user space reads and clears
+    /// them.
     pub flags: u32,
     /// The Ethernet header: destination, source, tags, and two bytes for the type, which the
     /// program fills from the packet.
@@ -209,9 +210,9 @@ pub struct Neighbour {
 pub mod neighbour_flags {
     /// The entry is active. Always set.
     pub const ACTIVE: u32 = 1;
-    /// Set by a program when the host was heard with the same MAC address since user space last
-    /// cleared the flag.
-    pub const HEARD: u32 = 2;
+    /// Set by a program when the host has sent an ARP or neighbour discovery message from the same
+    /// MAC address since user space last cleared the flag.
+    pub const CONFIRMED: u32 = 2;
     /// Set by a program when a packet was sent to the host since user space last cleared the flag.
     pub const USED: u32 = 4;
 }

@@ -38,9 +38,9 @@ impl Snapshot {
     /// The same without the flags that programs set in neighbours.
     #[must_use]
     pub fn without_marks(mut self) -> Self {
-        use appliance_common::maps::neighbour_flags::{HEARD, USED};
+        use appliance_common::maps::neighbour_flags::{CONFIRMED, USED};
         for (_, neighbour) in &mut self.neighbours {
-            neighbour.flags &= !(HEARD | USED);
+            neighbour.flags &= !(CONFIRMED | USED);
         }
         self
     }

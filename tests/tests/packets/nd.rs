@@ -345,7 +345,7 @@ fn a_host_is_where_its_link_layer_option_says_and_not_where_the_frame_came_from(
     };
     let (asker, endpoint) = ("2001:db8:1::98", "2001:db8:1::10");
     let source = link_layer(1);
-    let heard_at = |mac: Mac, kind: NeighbourEventKind, flags: u32| {
+    let reported_at = |mac: Mac, kind: NeighbourEventKind, flags: u32| {
         move |records: &[Record]| match records {
             [Record::Neighbour(e)]
                 if (e.mac, e.kind, e.flags) == (mac, kind as u16, flags)
@@ -365,7 +365,7 @@ fn a_host_is_where_its_link_layer_option_says_and_not_where_the_frame_came_from(
             )
             .counts(Counter::NdAnswered)
             .counts(Counter::NeighbourSeen)
-            .records(heard_at(mac, NeighbourEventKind::RequestToUs, 0))
+            .records(reported_at(mac, NeighbourEventKind::RequestToUs, 0))
     };
     let target = link_layer(2);
     let said = |what: &str, flags: u8, options: &[&[u8]], mac: Mac, event: u32| {
@@ -373,7 +373,7 @@ fn a_host_is_where_its_link_layer_option_says_and_not_where_the_frame_came_from(
         Case::new(what, Program::Combined, UPLINK, packet)
             .passed()
             .counts(Counter::NeighbourSeen)
-            .records(heard_at(mac, NeighbourEventKind::Reply, event))
+            .records(reported_at(mac, NeighbourEventKind::Reply, event))
     };
     run(
         &mut h,

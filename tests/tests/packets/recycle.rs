@@ -153,7 +153,7 @@ fn a_report_about_a_reused_element_does_not_confirm_the_other_host() {
     let entries = h
         .entries::<HostKey, Neighbour>("NEIGHBOURS")
         .expect("NEIGHBOURS");
-    assert_eq!(value_of(&entries, &acme), theirs, "marked as heard");
+    assert_eq!(value_of(&entries, &acme), theirs, "marked as confirmed");
 }
 
 /// Writes and deletes entries of two tenants in turn, so that the kernel reuses the element of one

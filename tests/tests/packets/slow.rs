@@ -88,7 +88,7 @@ fn packets_to_an_absent_host_are_dropped_by_the_programs() {
     h.run(Program::Uplink, UPLINK, &to_unresolved(TENANT2, NET2))
         .expect("it runs");
     assert_eq!(slow(&mut h), [(SlowReason::Unresolved as u16, NET2)]);
-    // The host itself is reported when it is heard.
+    // The host itself is reported when it sends.
     let request = arp(
         1,
         B_MAC,

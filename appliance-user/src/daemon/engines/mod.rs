@@ -1,11 +1,11 @@
 //! The engines: neighbour resolution, announcements, router advertisements, slow path, fragments.
 //!
-//! For: one place that takes events (a host was heard, a packet waits, an address failed over) and
+//! For: one place that takes events (a host has sent, a packet waits, an address failed over) and
 //! that is polled with the time for actions. Never: a socket, a map or the clock; the event loop
 //! carries the actions out.
 //!
 //! ```text
-//!   heard, packet, endpoint_added, set_ports ... ─▶ Engines ─ poll(now) ─▶ Output ─▶ socket or map
+//!   receive, packet, endpoint_added, set_ports … ─▶ Engines ─ poll(now) ─▶ Output ─▶ socket or map
 //!                                                     └─ next_deadline() ─▶ when to poll again
 //! ```
 
@@ -313,11 +313,11 @@ impl Engines {
     }
 
     /// A program reported a host.
-    pub fn heard(&mut self, now: Instant, event: &NeighbourEvent) {
+    pub fn receive(&mut self, now: Instant, event: &NeighbourEvent) {
         let port = (event.ifindex, event.outer, event.inner);
-        self.takeover_heard(port, event.address, event.mac);
+        self.takeover_seen(port, event.address, event.mac);
         if event.kind != NeighbourEventKind::Claim as u16 {
-            self.neighbours.heard(now, event);
+            self.neighbours.receive(now, event);
             return;
         }
         let on_port = |(port, address): &&(Port, Address)| {
@@ -593,9 +593,9 @@ impl Engines {
     }
 
     /// A host has an address, on the port with this interface and these tags.
-    pub fn takeover_heard(&mut self, port: (u32, u16, u16), address: Address, mac: [u8; 6]) {
+    pub fn takeover_seen(&mut self, port: (u32, u16, u16), address: Address, mac: [u8; 6]) {
         if let Some(check) = &mut self.takeover {
-            check.heard(port, address, mac);
+            check.seen(port, address, mac);
         }
     }
 

@@ -122,13 +122,13 @@ fn conflicts_begun(engines: &mut Engines, now: Instant) -> usize {
 fn another_machine_with_a_claimed_address_is_a_conflict_until_the_claim_ends() {
     let now = Instant::now();
     let mut engines = engines(now);
-    engines.heard(now, &claim_event(REPLICA_MAC));
+    engines.receive(now, &claim_event(REPLICA_MAC));
     assert_eq!(conflicts_begun(&mut engines, now), 0, "not ours");
     engines.set_claims(now, claim_on(PORT));
     frames(&mut engines, now);
-    engines.heard(now, &claim_event(PORT.mac));
+    engines.receive(now, &claim_event(PORT.mac));
     assert_eq!(conflicts_begun(&mut engines, now), 0, "our own frame");
-    engines.heard(now, &claim_event(REPLICA_MAC));
+    engines.receive(now, &claim_event(REPLICA_MAC));
     assert_eq!(conflicts_begun(&mut engines, now), 1);
     assert_eq!(engines.conflicts().next().map(|c| c.mac), Some(REPLICA_MAC));
     engines.set_claims(now, Claims::new());
@@ -184,7 +184,7 @@ fn provider_side_announces_a_replica_only_once_it_is_resolved() {
         kind: NeighbourEventKind::Reply as u16,
         flags: 0,
     };
-    engines.heard(now, &event);
+    engines.receive(now, &event);
     let sent = frames(&mut engines, now);
     let announced: Vec<_> = sent.iter().filter(|f| announces(f)).collect();
     assert!(!announced.is_empty());
@@ -205,7 +205,7 @@ fn provider_side_answers_for_a_returned_address_only_in_partial_failover() {
                 kind: NeighbourEventKind::Announcement as u16,
                 ..claim_event(mac)
             };
-            engines.heard(now, &event);
+            engines.receive(now, &event);
         }
         frames(&mut engines, now);
         engines.endpoint_removed(now, Role::Provider, key(), still_partial);

@@ -47,8 +47,8 @@ pub(super) struct Entry {
     pub(super) probes: u32,
     /// When the first of those probes was sent.
     pub(super) probing_since: Instant,
-    /// Last sign of life.
-    pub(super) heard: Option<Instant>,
+    /// When the host last sent a message that confirms it.
+    pub(super) confirmed_at: Option<Instant>,
     /// Last time a packet was sent to the host, or the entry was requested.
     pub(super) active: Instant,
     pub(super) reserved: Reserved,

@@ -73,7 +73,7 @@ pub struct NeighbourTable {
     kept_budget: RateLimiter,
     other_budget: RateLimiter,
     actions: VecDeque<Action>,
-    /// Hosts whose address is at a group MAC address, and when that was last heard.
+    /// Hosts whose address is at a group MAC address, and when that was last reported.
     group_macs: BTreeMap<HostKey, ([u8; 6], Instant)>,
     counters: Counters,
 }
@@ -209,7 +209,7 @@ impl NeighbourTable {
     /// that asked for one of our addresses, replied, or announced itself gets an entry; a host that
     /// asked for another host only refreshes its entry. A changed MAC address replaces the old one
     /// at once. Messages that no host can have sent, and our own frames, are ignored and counted.
-    pub fn heard(&mut self, now: Instant, event: &NeighbourEvent) {
+    pub fn receive(&mut self, now: Instant, event: &NeighbourEvent) {
         let key = HostKey {
             vni: event.vni,
             address: event.address,
@@ -251,7 +251,7 @@ impl NeighbourTable {
                 self.doubt(now, key);
                 return;
             }
-            let conflict = entry.heard.is_some_and(|at| {
+            let conflict = entry.confirmed_at.is_some_and(|at| {
                 now.saturating_duration_since(at) < self.settings.conflict_window
             });
             let (window_start, changes) = match entry.flaps {
@@ -306,7 +306,7 @@ impl NeighbourTable {
         let lifetime = GROUP_MAC_LIFETIME;
         if self.group_macs.len() >= MAX_GROUP_MACS {
             self.group_macs
-                .retain(|_, (_, heard)| now.saturating_duration_since(*heard) < lifetime);
+                .retain(|_, (_, seen)| now.saturating_duration_since(*seen) < lifetime);
         }
         if self.group_macs.len() < MAX_GROUP_MACS || self.group_macs.contains_key(&key) {
             self.group_macs.insert(key, (mac, now));
@@ -315,11 +315,11 @@ impl NeighbourTable {
 
     /// Hosts whose address is at a group MAC address, as of a cluster that balances load by
     /// multicast. The programs deliver to no group, so these hosts are not reached. Those that were
-    /// not heard for ten minutes are left out.
+    /// not reported for ten minutes are left out.
     pub fn group_macs(&self, now: Instant) -> impl Iterator<Item = (HostKey, [u8; 6])> + '_ {
-        let recent = move |(key, (_, heard)): &(&HostKey, &([u8; 6], Instant))| {
+        let recent = move |(key, (_, seen)): &(&HostKey, &([u8; 6], Instant))| {
             self.networks.contains_key(&key.vni)
-                && now.saturating_duration_since(*heard) < GROUP_MAC_LIFETIME
+                && now.saturating_duration_since(*seen) < GROUP_MAC_LIFETIME
         };
         let hosts = self.group_macs.iter().filter(recent);
         hosts.map(|(key, (mac, _))| (*key, *mac))
@@ -396,7 +396,7 @@ impl NeighbourTable {
     }
 
     /// Handles the flags that the XDP programs set in a map entry since the last call
-    /// ([`neighbour_flags`]). `HEARD` confirms the host. `USED` keeps the entry, and starts
+    /// ([`neighbour_flags`]). `CONFIRMED` confirms the host. `USED` keeps the entry, and starts
     /// confirmation if the entry is stale.
     pub fn observe_flags(&mut self, now: Instant, key: HostKey, flags: u32) {
         if self
@@ -406,7 +406,7 @@ impl NeighbourTable {
         {
             return;
         }
-        if flags & neighbour_flags::HEARD != 0 {
+        if flags & neighbour_flags::CONFIRMED != 0 {
             self.confirm(now, key);
         }
         if flags & neighbour_flags::USED != 0 {
@@ -506,7 +506,7 @@ impl NeighbourTable {
     fn confirm(&mut self, now: Instant, key: HostKey) {
         let reachable = self.random.around(self.settings.reachable, 50, 150);
         if let Some(entry) = self.entries.get_mut(&key) {
-            entry.heard = Some(now);
+            entry.confirmed_at = Some(now);
         }
         self.enter(now, key, State::Reachable, Some(now + reachable));
     }
@@ -606,7 +606,7 @@ impl NeighbourTable {
                 awaited: false,
                 probes: 0,
                 probing_since: now,
-                heard: None,
+                confirmed_at: None,
                 active: now,
                 reserved: Reserved::None,
                 deadline: None,

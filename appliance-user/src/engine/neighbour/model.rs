@@ -23,7 +23,7 @@ enum Event {
     Resolve(HostKey),
     Keep(HostKey),
     Release(HostKey),
-    Heard(HostKey, u8, u16, u32),
+    Received(HostKey, u8, u16, u32),
     Flags(HostKey, u32),
     Port(u32, u16),
     Remove(u32),
@@ -60,7 +60,7 @@ fn events() -> impl Strategy<Value = Event> {
         2 => keys().prop_map(Event::Keep),
         2 => keys().prop_map(Event::Release),
         5 => (keys(), 0..4u8, 1..6u16, 0..2u32)
-            .prop_map(|(key, mac, kind, flags)| Event::Heard(key, mac, kind, flags)),
+            .prop_map(|(key, mac, kind, flags)| Event::Received(key, mac, kind, flags)),
         2 => (keys(), 0..4u32).prop_map(|(key, flags)| Event::Flags(key, flags)),
         1 => (vnis(), 0..3u16).prop_map(|(vni, outer)| Event::Port(vni, outer)),
         1 => vnis().prop_map(Event::Remove),
@@ -141,7 +141,7 @@ impl Model {
                 self.restart_waits(|waiting| waiting == key);
                 self.table.stop_keeping(now, *key);
             }
-            Event::Heard(key, mac, kind, flags) => {
+            Event::Received(key, mac, kind, flags) => {
                 let outer = self
                     .networks
                     .get(&key.vni)
@@ -151,7 +151,7 @@ impl Model {
                     1 => [0x03, 0xbf, 0, 0, 0, 1],
                     n => [2, 0, 0, 0, 1, *n],
                 };
-                self.table.heard(
+                self.table.receive(
                     now,
                     &NeighbourEvent {
                         vni: key.vni,
@@ -317,7 +317,7 @@ fn a_flood_of_hosts_and_questions_keeps_to_memory_and_rates() {
         };
         // A third of the hosts announce themselves, the others are absent and are asked for.
         let event = if n % 3 == 0 {
-            Event::Heard(key, 2, NeighbourEventKind::Announcement as u16, 0)
+            Event::Received(key, 2, NeighbourEventKind::Announcement as u16, 0)
         } else {
             Event::Resolve(key)
         };

@@ -26,7 +26,9 @@ impl NeighbourTable {
             mac: entry.mac,
             keep: entry.keep,
             age: now.saturating_duration_since(entry.since),
-            heard: entry.heard.map(|at| now.saturating_duration_since(at)),
+            confirmed: entry
+                .confirmed_at
+                .map(|at| now.saturating_duration_since(at)),
         })
     }
 

@@ -147,7 +147,7 @@ fn a_reply_installs_the_entry_and_releases_the_packets() {
         [Action::Send { ifindex: 3, .. }]
     ));
     let at = start + Duration::from_millis(5);
-    table.heard(at, &reply(host(7), MAC));
+    table.receive(at, &reply(host(7), MAC));
     let resolved = Action::Resolved {
         key: host(7),
         neighbour: map_entry(&host(7), &PORT, MAC),
@@ -173,7 +173,7 @@ fn an_ipv6_host_is_solicited_at_its_group_and_then_at_its_address() {
     table.keep_resolved(start, key);
     let actions = run(&mut table, start, Duration::ZERO);
     assert_eq!(probes(&actions), [(0, [0x33, 0x33, 0xff, 0, 0, 7])]);
-    table.heard(start, &reply(key, MAC));
+    table.receive(start, &reply(key, MAC));
     let actions = run(&mut table, start, seconds(45));
     assert_eq!(probes(&actions)[0].1, MAC);
 }
@@ -182,7 +182,7 @@ fn an_ipv6_host_is_solicited_at_its_group_and_then_at_its_address() {
 fn an_unused_entry_becomes_stale_and_is_removed() {
     let start = Instant::now();
     let mut table = table(Settings::default());
-    table.heard(
+    table.receive(
         start,
         &event(host(7), MAC, NeighbourEventKind::Announcement),
     );
@@ -202,7 +202,7 @@ fn an_unused_entry_becomes_stale_and_is_removed() {
 fn a_used_stale_entry_is_confirmed_by_unicast_then_broadcast_and_fails_at_last() {
     let start = Instant::now();
     let mut table = table(Settings::default());
-    table.heard(start, &reply(host(7), MAC));
+    table.receive(start, &reply(host(7), MAC));
     run(&mut table, start, seconds(45));
     let start = start + seconds(45);
     table.observe_flags(start, host(7), neighbour_flags::USED);
@@ -220,12 +220,12 @@ fn a_used_stale_entry_is_confirmed_by_unicast_then_broadcast_and_fails_at_last()
 fn a_sign_of_life_ends_the_confirmation() {
     let start = Instant::now();
     let mut table = table(Settings::default());
-    table.heard(start, &reply(host(7), MAC));
+    table.receive(start, &reply(host(7), MAC));
     run(&mut table, start, seconds(45));
     let start = start + seconds(45);
     table.observe_flags(start, host(7), neighbour_flags::USED);
     let at = start + seconds(1);
-    table.observe_flags(at, host(7), neighbour_flags::HEARD);
+    table.observe_flags(at, host(7), neighbour_flags::CONFIRMED);
     assert_eq!(state(&table, host(7), at), Some(State::Reachable));
     assert_eq!(probes(&run(&mut table, at, seconds(14))), []);
 }
@@ -258,7 +258,7 @@ fn a_kept_host_is_probed_without_end_at_growing_intervals() {
     assert!((3000..=4250).contains(&at), "{at}");
     // An answer after a long time is taken.
     let now = start + seconds(60);
-    table.heard(now, &reply(host(7), MAC));
+    table.receive(now, &reply(host(7), MAC));
     assert_eq!(due(&mut table, now), [install(host(7), MAC)]);
     // A kept host is confirmed without traffic.
     assert_eq!(probes(&run(&mut table, now, seconds(45)))[0].1, MAC);
@@ -280,10 +280,10 @@ fn a_changed_mac_address_replaces_the_old_one_at_once() {
     let start = Instant::now();
     for (after, conflicts) in [(Duration::from_millis(900), 1), (seconds(2), 0)] {
         let mut table = table(Settings::default());
-        table.heard(start, &reply(host(7), MAC));
+        table.receive(start, &reply(host(7), MAC));
         due(&mut table, start);
         let at = start + after;
-        table.heard(at, &reply(host(7), OTHER_MAC));
+        table.receive(at, &reply(host(7), OTHER_MAC));
         assert_eq!(due(&mut table, at), [install(host(7), OTHER_MAC)]);
         let counters = table.counters();
         assert_eq!((counters.mac_changed, counters.conflicts), (1, conflicts));
@@ -298,7 +298,7 @@ fn an_address_that_changes_too_often_keeps_its_mac_address_for_a_while() {
     for n in 0..20 {
         now = start + Duration::from_millis(100 * n);
         let mac = if n % 2 == 0 { MAC } else { OTHER_MAC };
-        table.heard(now, &reply(host(7), mac));
+        table.receive(now, &reply(host(7), mac));
     }
     let installed = due(&mut table, now).len();
     assert_eq!(installed, 1 + 5, "the first address and five changes");
@@ -306,7 +306,7 @@ fn an_address_that_changes_too_often_keeps_its_mac_address_for_a_while() {
     assert!(table.counters().flaps_damped > 0);
     // The window began with the first change, after 100 ms.
     let at = start + Duration::from_millis(10_100);
-    table.heard(at, &reply(host(7), MAC));
+    table.receive(at, &reply(host(7), MAC));
     assert_eq!(due(&mut table, at), [install(host(7), MAC)]);
 }
 
@@ -335,11 +335,11 @@ fn messages_that_no_host_can_have_sent_are_ignored() {
         NeighbourEvent { vni: 1, ..good },
     ];
     for event in invalid.iter().chain(&wrong_port) {
-        table.heard(now, event);
+        table.receive(now, event);
     }
-    table.heard(now, &reply(host(7), PORT.mac));
+    table.receive(now, &reply(host(7), PORT.mac));
     // A host that asks for another host gets no entry: a scan must not fill the table.
-    table.heard(
+    table.receive(
         now,
         &event(host(7), MAC, NeighbourEventKind::RequestToOther),
     );
@@ -403,16 +403,16 @@ fn a_full_table_evicts_unused_entries_and_never_kept_ones() {
     });
     table.keep_resolved(now, host(1));
     table.resolve(now, host(2));
-    table.heard(now, &reply(host(3), MAC));
+    table.receive(now, &reply(host(3), MAC));
     due(&mut table, now);
     // The incomplete entry goes first.
-    table.heard(now, &reply(host(4), MAC));
+    table.receive(now, &reply(host(4), MAC));
     let evicted = Action::Failed { key: host(2) };
     assert_eq!(due(&mut table, now), [evicted, install(host(4), MAC)]);
     table.keep_resolved(now, host(3));
     table.keep_resolved(now, host(4));
     due(&mut table, now);
-    table.heard(now, &reply(host(5), MAC));
+    table.receive(now, &reply(host(5), MAC));
     table.resolve(now, host(6));
     assert_eq!(due(&mut table, now), [Action::Failed { key: host(6) }]);
     let counters = table.counters();
@@ -455,7 +455,7 @@ fn adopted_entries_are_checked_and_confirmed() {
 fn a_changed_port_rewrites_the_entries_of_the_network() {
     let now = Instant::now();
     let mut table = table(Settings::default());
-    table.heard(now, &reply(host(7), MAC));
+    table.receive(now, &reply(host(7), MAC));
     due(&mut table, now);
     table.set_network(VNI, PORT);
     assert_eq!(due(&mut table, now), []);
@@ -496,7 +496,7 @@ fn hosts_are_asked_with_an_address_of_ours_and_never_with_their_own_or_none() {
 }
 
 #[test]
-fn without_an_address_to_ask_with_a_host_is_not_asked_but_heard() {
+fn without_an_address_to_ask_with_a_host_is_not_asked_but_confirmed() {
     let start = Instant::now();
     let mut table = table(Settings::default());
     table.set_senders(start, VNI, Senders::default());
@@ -514,7 +514,7 @@ fn without_an_address_to_ask_with_a_host_is_not_asked_but_heard() {
     };
     // An unsolicited request of the host resolves it, too.
     table.set_senders(now, VNI, Senders::default());
-    table.heard(
+    table.receive(
         now,
         &event(host(7), MAC, NeighbourEventKind::RequestToOther),
     );
@@ -530,15 +530,15 @@ fn an_advertisement_without_override_keeps_the_mac_address_and_has_it_confirmed(
     };
     for keep in [false, true] {
         let mut table = table(Settings::default());
-        table.heard(start, &without_override(MAC));
+        table.receive(start, &without_override(MAC));
         if keep {
             table.keep_resolved(start, host(7));
         }
         // The first MAC address is taken, and the same one is a sign of life.
-        table.heard(start, &without_override(MAC));
+        table.receive(start, &without_override(MAC));
         assert_eq!(due(&mut table, start), [install(host(7), MAC)]);
         assert_eq!(state(&table, host(7), start), Some(State::Reachable));
-        table.heard(start, &without_override(OTHER_MAC));
+        table.receive(start, &without_override(OTHER_MAC));
         let actions = run(&mut table, start, Duration::ZERO);
         assert_eq!(results(&actions), []);
         assert_eq!(table.counters().not_overridden, 1);
@@ -555,14 +555,14 @@ fn a_host_at_a_group_mac_address_is_remembered_for_status() {
     let now = Instant::now();
     let mut table = table(Settings::default());
     let group = [0x03, 0xbf, 10, 1, 0, 7];
-    table.heard(now, &reply(host(7), group));
-    table.heard(now, &reply(host(8), BROADCAST));
+    table.receive(now, &reply(host(7), group));
+    table.receive(now, &reply(host(8), BROADCAST));
     assert_eq!(due(&mut table, now), []);
     let named: Vec<_> = table.group_macs(now).collect();
     assert_eq!(named, [(host(7), group)]);
     assert_eq!(table.group_macs(now + seconds(600)).count(), 0);
     for n in 0..200 {
-        table.heard(now, &reply(host(n), group));
+        table.receive(now, &reply(host(n), group));
     }
     assert_eq!(table.group_macs(now).count(), 64);
 }

@@ -119,8 +119,8 @@ pub struct EntryStatus {
     pub keep: bool,
     /// Time since it entered the state.
     pub age: Duration,
-    /// Time since its last sign of life; `None` if there was none.
-    pub heard: Option<Duration>,
+    /// Time since its last message that confirmed it; `None` if there was none.
+    pub confirmed: Option<Duration>,
 }
 
 /// Counts since the table was created.
