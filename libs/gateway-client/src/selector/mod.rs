@@ -33,9 +33,9 @@ pub struct Settings {
     /// Assumed round trip of a gateway that never answered.
     pub unknown_round_trip: Duration,
     /// First pause after a change because of a silent peer; doubled each time.
-    pub blame: Duration,
+    pub silence_pause: Duration,
     /// Longest such pause.
-    pub max_blame: Duration,
+    pub max_silence_pause: Duration,
     /// Settings of the choice. [`Settings::other`] replaces its `refresh`.
     pub choice: crate::pool::Settings,
 }
@@ -46,8 +46,8 @@ impl Default for Settings {
             in_use: Duration::from_millis(80),
             other: Duration::from_millis(350),
             unknown_round_trip: Duration::from_millis(300),
-            blame: Duration::from_secs(2),
-            max_blame: Duration::from_secs(60),
+            silence_pause: Duration::from_secs(2),
+            max_silence_pause: Duration::from_secs(60),
             choice: crate::pool::Settings {
                 drain_spread: Duration::from_secs(1),
                 ..crate::pool::Settings::default()
@@ -108,8 +108,8 @@ struct Member {
     /// Time at which the present interval began.
     paced: Duration,
     /// Time of the oldest unanswered bind.
-    asked: Option<Duration>,
-    heard: Option<Duration>,
+    unanswered_since: Option<Duration>,
+    received_at: Option<Duration>,
     round_trip: Option<Duration>,
     bound_until: Option<Duration>,
     lifetime: Duration,
@@ -150,8 +150,8 @@ pub struct GatewaySelector {
     /// The gateway of the last [`Action::Use`].
     used: Option<GatewayAddress>,
     lost: Option<NoService>,
-    blame_again: Duration,
-    blame_pause: Duration,
+    next_silence_report: Duration,
+    silence_pause: Duration,
     actions: VecDeque<Action>,
     /// Removed gateways that still need an unbind.
     leaving: Vec<Member>,
@@ -187,8 +187,8 @@ impl GatewaySelector {
             chosen: None,
             used: None,
             lost: None,
-            blame_again: now,
-            blame_pause: settings.blame,
+            next_silence_report: now,
+            silence_pause: settings.silence_pause,
             actions: VecDeque::new(),
             leaving: Vec::new(),
         };
@@ -220,8 +220,8 @@ impl GatewaySelector {
                     end: End::new(self.circuit, self.side, self.key.for_gateway(&at.name)),
                     next: now + self.random.up_to(self.settings.other),
                     paced: now,
-                    asked: None,
-                    heard: None,
+                    unanswered_since: None,
+                    received_at: None,
                     round_trip: None,
                     bound_until: None,
                     lifetime: Duration::ZERO,
@@ -267,10 +267,10 @@ impl GatewaySelector {
             return false;
         };
         let member = &mut self.members[place];
-        let Some(heard) = member.end.receive(message, clock) else {
+        let Some(event) = member.end.receive(message, clock) else {
             return false;
         };
-        match heard {
+        match event {
             EndEvent::Send(message) => {
                 let to = member.at.address;
                 self.actions.push_back(Action::Send { to, message });
@@ -289,8 +289,8 @@ impl GatewaySelector {
                 }
             }
         }
-        member.heard = Some(now);
-        if member.asked.take().is_some() {
+        member.received_at = Some(now);
+        if member.unanswered_since.take().is_some() {
             member.round_trip = Some(member.end.round_trip(clock).min(Duration::from_secs(2)));
         }
         let draining = member.draining;
@@ -312,11 +312,11 @@ impl GatewaySelector {
         let others = self.members.iter().any(|m| {
             m.at != *used && m.is_bound(now) && chooser.is_down(&m.at.name) == Some(false)
         });
-        if !others || now < self.blame_again {
+        if !others || now < self.next_silence_report {
             return;
         }
-        self.blame_again = now + self.blame_pause;
-        self.blame_pause = (self.blame_pause * 2).min(self.settings.max_blame);
+        self.next_silence_report = now + self.silence_pause;
+        self.silence_pause = (self.silence_pause * 2).min(self.settings.max_silence_pause);
         let name = used.name.clone();
         for _ in 0..chooser.down_after() {
             chooser.report(&name, Report::Failed(Failure::Silent), now);
@@ -325,8 +325,8 @@ impl GatewaySelector {
     }
 
     /// A datagram of the other end was received.
-    pub const fn other_end_heard(&mut self) {
-        self.blame_pause = self.settings.blame;
+    pub const fn other_end_received(&mut self) {
+        self.silence_pause = self.settings.silence_pause;
     }
 
     /// Does the due work.
@@ -353,7 +353,7 @@ impl GatewaySelector {
             };
             let member = &mut self.members[place];
             member.next = now + pause;
-            member.asked.get_or_insert(now);
+            member.unanswered_since.get_or_insert(now);
             let to = member.at.address;
             let message = member.end.bind(clock);
             self.actions.push_back(Action::Send { to, message });
@@ -366,8 +366,8 @@ impl GatewaySelector {
         self.chosen.as_deref() == Some(&self.members[place].at.name)
     }
 
-    /// How often a gateway is asked, where that is not the choice's business: the one in use, all
-    /// of them where none works, and always for an end that awaits.
+    /// Interval of binds to a gateway, where the choice does not decide it: the one in use, all of
+    /// them where none works, and always for an end that awaits.
     fn pace(&self, member: &Member) -> Option<Duration> {
         if self.chosen.as_deref() == Some(&member.at.name) {
             Some(self.settings.in_use)
@@ -384,17 +384,19 @@ impl GatewaySelector {
             return;
         };
         let member = &self.members[place];
-        let Some(asked) = member.asked else { return };
+        let Some(sent) = member.unanswered_since else {
+            return;
+        };
         let round_trip = member
             .round_trip
             .unwrap_or(self.settings.unknown_round_trip);
         let failed = match pace {
             // Several binds are under way; the time of the last answer counts.
-            Some(pace) if member.heard.is_some() => {
-                let since = member.heard.max(Some(member.paced + round_trip));
+            Some(pace) if member.received_at.is_some() => {
+                let since = member.received_at.max(Some(member.paced + round_trip));
                 now.saturating_sub(since.unwrap_or(now)) > pace + pace / 2
             }
-            _ => now.saturating_sub(asked) >= round_trip,
+            _ => now.saturating_sub(sent) >= round_trip,
         };
         if failed {
             let failure = Report::Failed(Failure::Silent);
@@ -418,7 +420,7 @@ impl GatewaySelector {
                     // Bind at once, and then at the short interval.
                     member.paced = now;
                     member.next = now;
-                    member.asked = None;
+                    member.unanswered_since = None;
                 }
                 if member.is_bound(now) && self.used.as_ref() != Some(&member.at) {
                     self.used = Some(member.at.clone());

@@ -149,13 +149,13 @@ impl CircuitClient {
     }
 
     /// Data of the other end arrived through this gateway.
-    pub fn peer_heard_by(&mut self, gateway: SocketAddr) {
+    pub fn peer_received_from(&mut self, gateway: SocketAddr) {
         self.selector.peer_received_from(gateway);
     }
 
-    /// The other end is heard again.
-    pub const fn peer_heard(&mut self) {
-        self.selector.other_end_heard();
+    /// The other end is no longer silent.
+    pub const fn peer_received(&mut self) {
+        self.selector.other_end_received();
     }
 
     /// Handles a message from a gateway; returns whether it was for this end.

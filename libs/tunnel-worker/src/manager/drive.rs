@@ -117,7 +117,7 @@ impl TunnelManager {
     pub(super) fn take_reports(&mut self) -> HostActivity {
         let mut hosts = HostActivity::default();
         let now = clock::mono();
-        let mut heard = Vec::new();
+        let mut responsive = Vec::new();
         for worker in 0..self.workers.len() {
             while let Some(event) = self.workers.next_event(worker) {
                 let slot = match &event {
@@ -144,7 +144,7 @@ impl TunnelManager {
                             self.control.confirm_session(now, peer.id, session);
                         }
                         if peer.record_activity(worker, LaneActivity { tx, rx, stats }) {
-                            heard.push(slot);
+                            responsive.push(slot);
                         }
                         follow(&mut self.control, now, peer);
                         self.control.report_sent(now, peer.id, peer.tx());
@@ -155,9 +155,9 @@ impl TunnelManager {
             }
             self.workers.take_unresolved(worker, &mut hosts.unresolved);
         }
-        // One worker heard it; each has buffered segments of its own flows.
-        for slot in heard {
-            self.workers.command_all(|| Command::PeerHeard(slot));
+        // One worker received from it; each has buffered segments of its own flows.
+        for slot in responsive {
+            self.workers.command_all(|| Command::PeerResponsive(slot));
         }
         hosts
     }
@@ -468,7 +468,7 @@ fn follow(control: &mut TunnelControl, now: Instant, peer: &mut Peer) {
         return;
     }
     if let (Some(circuit), PeerPath::Circuit { gateway, .. }) = (&mut peer.circuit, path) {
-        circuit.peer_heard_by(gateway);
+        circuit.peer_received_from(gateway);
     }
     control.follow_peer(now, peer.id, path, seen);
 }

@@ -120,20 +120,20 @@ impl Peer {
         }
     }
 
-    /// Takes a worker's report; whether a peer that was silent is heard again.
+    /// Takes a worker's report; whether a peer was silent and is responsive again.
     pub fn record_activity(&mut self, worker: usize, report: LaneActivity) -> bool {
         let Some(last) = self.activity.get_mut(worker) else {
             return false;
         };
-        let heard = self.silent && report.rx.last_received > last.rx.last_received;
+        let responsive = self.silent && report.rx.last_received > last.rx.last_received;
         *last = report;
-        if heard {
+        if responsive {
             self.silent = false;
             if let Some(circuit) = &mut self.circuit {
-                circuit.peer_heard();
+                circuit.peer_received();
             }
         }
-        heard
+        responsive
     }
 
     /// The merged sending activity of all workers.
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_peer_is_heard_once_when_a_worker_receives_again() {
+    fn a_silent_peer_is_responsive_once_when_a_worker_receives_again() {
         let (mut table, _) = peers(&[0]);
         let peer = table.get_mut(0).expect("a peer");
         let report = |ns| LaneActivity {
@@ -356,7 +356,10 @@ mod tests {
         peer.silent = true;
         assert!(!peer.record_activity(0, report(5)), "nothing new");
         assert!(peer.record_activity(1, report(6)));
-        assert!(!peer.record_activity(0, report(7)), "it is heard already");
+        assert!(
+            !peer.record_activity(0, report(7)),
+            "it is responsive already"
+        );
         assert!(!peer.record_activity(9, report(8)), "no such worker");
     }
 

@@ -102,7 +102,7 @@ pub enum Command {
     /// A peer is silent, or has no session any more.
     PeerSilent(u32),
     /// Some worker received from a peer that was silent.
-    PeerHeard(u32),
+    PeerResponsive(u32),
     /// The path to a peer.
     PeerPath(u32, PeerPath),
     /// Send to a peer with these headers; `None` while there is no path.

@@ -487,7 +487,7 @@ impl Pipeline {
                     lanes.silent = true;
                 }
             }
-            Command::PeerHeard(slot) => {
+            Command::PeerResponsive(slot) => {
                 if let Some(lanes) = peer_lanes(&mut self.peers, slot) {
                     lanes.silent = false;
                 }

@@ -472,11 +472,14 @@ pub fn pair() -> (TestAppliance, TestAppliance) {
 }
 
 pub fn joined(addresses: [&str; 2]) -> (TestAppliance, TestAppliance) {
-    team(addresses, [1, 1])
+    joined_with_workers(addresses, [1, 1])
 }
 
 /// With so many workers each.
-pub fn team(addresses: [&str; 2], workers: [u32; 2]) -> (TestAppliance, TestAppliance) {
+pub fn joined_with_workers(
+    addresses: [&str; 2],
+    workers: [u32; 2],
+) -> (TestAppliance, TestAppliance) {
     let (a, b) = (
         SecretKey::from_bytes(&[1; 32]),
         SecretKey::from_bytes(&[2; 32]),

@@ -140,7 +140,7 @@ impl Handshakes {
         timers.stop(Timer::GiveUp);
     }
 
-    /// The peer was heard: attempts that were started for its silence end.
+    /// A message of the peer was received: attempts that were started for its silence end.
     pub(super) fn silence_ended(&mut self, timers: &mut TimerTable) {
         let is_silence = |initiating: &Initiating| initiating.reason == Reason::Silence;
         if self.initiating.as_ref().is_some_and(is_silence) {

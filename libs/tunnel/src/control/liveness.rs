@@ -28,7 +28,7 @@ pub(super) struct Liveness {
 
 /// The difference of a sender's snapshot to earlier ones.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct SentNews {
+pub(super) struct SentChange {
     /// A packet found no session.
     pub(super) no_session: bool,
     /// The sender's session has nearly used up its counters.
@@ -47,7 +47,7 @@ impl Liveness {
         activity: TxActivity,
         config: &TimerConfig,
         timers: &mut TimerTable,
-    ) -> SentNews {
+    ) -> SentChange {
         let before = self.tx;
         // Snapshots come from several lanes: one lane's must not undo another's.
         let tx = TxActivity {
@@ -64,7 +64,7 @@ impl Liveness {
         if tx.last_sent > before.last_sent {
             restart_persistent(now, config, timers);
         }
-        SentNews {
+        SentChange {
             no_session: tx.last_no_session > before.last_no_session,
             rekey_due: tx.rekey_due,
             session: tx.session,
@@ -94,21 +94,25 @@ impl Liveness {
         news
     }
 
-    /// Starts and stops the clocks by the latest snapshots. `hears_us`: what the peer sends shows
-    /// that it receives what we send.
+    /// Starts and stops the clocks by the latest snapshots. `peer_receives`: what the peer sends
+    /// shows that it receives what we send.
     pub(super) fn update_clocks(
         &mut self,
-        hears_us: bool,
+        peer_receives: bool,
         config: &TimerConfig,
         timers: &mut TimerTable,
     ) {
         let (tx, rx) = (self.tx, self.rx);
-        let heard = if hears_us { rx.last_received } else { None };
-        if self.unanswered_since.is_some() && heard >= self.unanswered_since {
+        let received = if peer_receives {
+            rx.last_received
+        } else {
+            None
+        };
+        if self.unanswered_since.is_some() && received >= self.unanswered_since {
             self.unanswered_since = None;
         }
         if self.unanswered_since.is_none()
-            && tx.last_reply_expected > heard
+            && tx.last_reply_expected > received
             && tx.last_reply_expected != self.silence_started_by
         {
             self.unanswered_since = tx.last_reply_expected;

@@ -285,7 +285,7 @@ impl Peer {
             .liveness
             .report_received(now, activity, &config, &mut self.timers);
         if news {
-            if self.hears_us() {
+            if self.peer_receives() {
                 self.handshakes.silence_ended(&mut self.timers);
             }
             // So close to the session's end that the next moment may be too late for a handshake
@@ -484,15 +484,15 @@ impl Peer {
 
     /// Whether messages of the peer prove that it receives ours. Messages of the previous session
     /// prove nothing until the first message of the session that this end initiated arrives.
-    fn hears_us(&self) -> bool {
+    fn peer_receives(&self) -> bool {
         let proves = |session: &Session| session.confirmed || !session.initiator;
         self.config.framing == Framing::WireGuard || self.sessions.current().is_none_or(proves)
     }
 
     fn update_clocks(&mut self) {
-        let hears_us = self.hears_us();
+        let peer_receives = self.peer_receives();
         self.liveness
-            .update_clocks(hears_us, &self.config.timers, &mut self.timers);
+            .update_clocks(peer_receives, &self.config.timers, &mut self.timers);
     }
 
     fn initiate(&mut self, now: Instant, reason: Reason) {

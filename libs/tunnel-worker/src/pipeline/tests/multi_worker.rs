@@ -6,7 +6,9 @@ use appliance_common::counters::Counter;
 use tunnel::{Framing, Random};
 
 use crate::pipeline::*;
-use crate::testing::{ACCESS, Seeded, TestPeer, UPLINK, VNI, at, join, packet, team, to_seal};
+use crate::testing::{
+    ACCESS, Seeded, TestPeer, UPLINK, VNI, at, join, joined_with_workers, packet, to_seal,
+};
 
 const ADDRESSES: [&str; 2] = ["198.51.100.5:6180", "203.0.113.5:6180"];
 
@@ -37,7 +39,7 @@ fn every_number_of_workers_works_with_every_other() {
     const FLOWS: u32 = 16;
     for ours in 1..=LANES {
         for theirs in 1..=LANES {
-            let (mut tenant, mut provider) = team(ADDRESSES, [ours, theirs]);
+            let (mut tenant, mut provider) = joined_with_workers(ADDRESSES, [ours, theirs]);
             let mut random = Seeded(u64::from(ours * 100 + theirs));
             let mut received = BTreeMap::new();
             let mut handed = 0;
@@ -80,7 +82,7 @@ fn every_number_of_workers_works_with_every_other() {
 
 #[test]
 fn what_finds_no_room_at_the_other_worker_is_counted() {
-    let (mut tenant, mut provider) = team(ADDRESSES, [1, 2]);
+    let (mut tenant, mut provider) = joined_with_workers(ADDRESSES, [1, 2]);
     tenant.seal(at(10), &numbered(0, 0));
     let (_, frame) = tenant.take().remove(0);
     provider.wire.full = true;
@@ -94,7 +96,7 @@ fn what_finds_no_room_at_the_other_worker_is_counted() {
 
 #[test]
 fn a_wireguard_peer_belongs_to_the_first_worker() {
-    let (_, mut provider) = team(ADDRESSES, [1, 3]);
+    let (_, mut provider) = joined_with_workers(ADDRESSES, [1, 3]);
     let prefix = crate::testing::prefix("10.1.0.77");
     let member = || PeerRoute { prefix, peer: 3 };
     let path = ["192.0.2.7:51820", ADDRESSES[1]];
@@ -145,7 +147,7 @@ fn a_wireguard_peer_belongs_to_the_first_worker() {
 /// A peer that is silent is so for every worker; one hears it, and all give what they kept.
 #[test]
 fn what_every_worker_kept_comes_out_when_one_hears_the_peer() {
-    let (mut tenant, mut provider) = team(ADDRESSES, [4, 1]);
+    let (mut tenant, mut provider) = joined_with_workers(ADDRESSES, [4, 1]);
     for worker in 0..4 {
         tenant.command_worker(at(10), worker, Command::PeerSilent(0));
         let mut frame = to_seal(4, VNI, &tcp(worker as u16));
@@ -159,7 +161,7 @@ fn what_every_worker_kept_comes_out_when_one_hears_the_peer() {
     tenant.frame(at(20), 0, frame);
     assert_eq!(tenant.take().len(), 1, "the worker that heard it");
     for worker in 0..4 {
-        tenant.command_worker(at(21), worker, Command::PeerHeard(0));
+        tenant.command_worker(at(21), worker, Command::PeerResponsive(0));
     }
     let frames = tenant.take();
     assert_eq!(frames.len(), 3, "the others, once each");
@@ -180,7 +182,7 @@ fn tcp(port: u16) -> Vec<u8> {
 
 #[test]
 fn a_session_given_to_the_wrong_worker_opens_nothing() {
-    let (_, mut provider) = team(ADDRESSES, [1, 2]);
+    let (_, mut provider) = joined_with_workers(ADDRESSES, [1, 2]);
     let path = [ADDRESSES[0], ADDRESSES[1]];
     let (mut test_peer, _, rx) = TestPeer::new(Framing::Segments, 9, path);
     provider.command_worker(at(5), 1, Command::Receive(0, rx));
