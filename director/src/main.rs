@@ -106,6 +106,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Status => cli::print_json(&ask(&cli.socket, &Request::Status)?)?,
         Command::Reload => {
             ask(&cli.socket, &Request::Reload)?;
+            service::outln!("reloaded");
         }
         Command::Backup { file } => {
             if !file.is_absolute() {

@@ -30,6 +30,10 @@ pub fn with_paths(command: &mut Command) -> &mut Command {
             "CAUSEWAY_GATEWAY",
             target().join("release/causeway-gateway"),
         )
+        .env(
+            "CAUSEWAY_DIRECTOR",
+            target().join("release/causeway-director"),
+        )
         .env("CAUSEWAY_BPF_OBJECT", objects().join("appliance.bpf.o"))
         .env(
             "CAUSEWAY_GATEWAY_BPF_OBJECT",

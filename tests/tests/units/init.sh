@@ -17,6 +17,7 @@ done
 
 install -m 755 "$APPLIANCE" /usr/bin/causeway-appliance
 install -m 755 "$GATEWAY" /usr/bin/causeway-gateway
+install -m 755 "$DIRECTOR" /usr/bin/causeway-director
 install -D -m 644 "$APPLIANCE_OBJECT" /usr/lib/causeway/appliance.bpf.o
 install -D -m 644 "$GATEWAY_OBJECT" /usr/lib/causeway/gateway.bpf.o
 mkdir -p /etc/causeway
@@ -29,6 +30,11 @@ chmod 640 /etc/causeway/gateway.toml
 chmod 755 /etc/causeway
 causeway-appliance keygen --private-key /etc/causeway/tunnel.key > /dev/null
 umask 022
+# As docs/director.md says.
+printf '%s' "$DIRECTOR_CONFIG" > /etc/causeway/director.toml
+systemd-sysusers "$DIRECTOR_SYSUSERS"
+install -d -m 700 -o causeway-director -g causeway-director /var/lib/causeway-director
+runuser -u causeway-director -- causeway-director init --config /etc/causeway/director.toml > /dev/null
 
 ip link set lo up
 for link in uplink lan front; do
@@ -41,14 +47,14 @@ ip address add 198.51.100.1/24 dev front
 
 # The shipped units, byte for byte. What they want of the rest of the machine is masked.
 rm -rf /etc/systemd/system/*
-cp "$APPLIANCE_UNIT" "$GATEWAY_UNIT" /etc/systemd/system/
+cp "$APPLIANCE_UNIT" "$GATEWAY_UNIT" "$DIRECTOR_UNIT" /etc/systemd/system/
 mkdir -p /run/systemd/system /run/logs
 ln -s /dev/null /run/systemd/system/network-online.target
-for unit in causeway-appliance causeway-gateway; do
+for unit in causeway-appliance causeway-gateway causeway-director; do
     mkdir "/run/systemd/system/$unit.service.d"
     printf '[Unit]\nDefaultDependencies=no\n[Service]\nStandardOutput=append:/run/logs/%s\nStandardError=append:/run/logs/%s\n' \
         $unit $unit > "/run/systemd/system/$unit.service.d/test.conf"
 done
-printf '[Unit]\nDefaultDependencies=no\nWants=causeway-appliance.service causeway-gateway.service\n' \
+printf '[Unit]\nDefaultDependencies=no\nWants=causeway-appliance.service causeway-gateway.service causeway-director.service\n' \
     > /run/systemd/system/causeway-test.target
 exec /lib/systemd/systemd --system --unit=causeway-test.target

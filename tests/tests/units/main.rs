@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   this test ── unshare ─▶ init.sh ─▶ systemd (pid 1) ─┬─ causeway-appliance.service
-//!       │                                              └─ causeway-gateway.service
+//!       │                                              ├─ causeway-gateway.service
+//!       │                                              └─ causeway-director.service
 //!       └─ nsenter ─▶ systemctl show, reload, kill, stop, start, restart
 //! ```
 //!
@@ -27,7 +28,11 @@ use nix::{sys::prctl, sys::signal::Signal, unistd::geteuid};
 const WATCHED: Duration = Duration::from_secs(45);
 /// Limit for each step, such as a start.
 const PATIENCE: Duration = Duration::from_secs(30);
-const UNITS: [&str; 2] = ["causeway-appliance.service", "causeway-gateway.service"];
+const UNITS: [&str; 3] = [
+    "causeway-appliance.service",
+    "causeway-gateway.service",
+    "causeway-director.service",
+];
 /// Name of the cgroups of these tests, with a process id after it.
 const CGROUP: &str = "causeway-units-";
 
@@ -66,6 +71,11 @@ name = "acme"
 id = "3f9a1c0277d1e05b"
 tenant = "acme"
 keys = ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="]
+"#;
+
+const DIRECTOR_CONFIG: &str = r#"
+[director]
+metrics = "127.0.0.1:9186"
 "#;
 
 /// Why the test cannot run here, if it cannot.
@@ -146,7 +156,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// A systemd with both units.
+/// A systemd with all units.
 struct Machine {
     unshare: Child,
     /// The process id of systemd, outside.
@@ -174,6 +184,10 @@ impl Machine {
                 built("CAUSEWAY_GATEWAY", "release/causeway-gateway"),
             )
             .env(
+                "DIRECTOR",
+                built("CAUSEWAY_DIRECTOR", "release/causeway-director"),
+            )
+            .env(
                 "APPLIANCE_OBJECT",
                 built("CAUSEWAY_BPF_OBJECT", "bpf/appliance.bpf.o"),
             )
@@ -190,6 +204,15 @@ impl Machine {
                 "GATEWAY_SYSUSERS",
                 root.join("gateway/systemd/causeway-gateway.sysusers.conf"),
             )
+            .env(
+                "DIRECTOR_UNIT",
+                root.join("director/systemd").join(UNITS[2]),
+            )
+            .env(
+                "DIRECTOR_SYSUSERS",
+                root.join("director/systemd/causeway-director.sysusers.conf"),
+            )
+            .env("DIRECTOR_CONFIG", DIRECTOR_CONFIG)
             .env("GATEWAY_CONFIG", GATEWAY_CONFIG)
             .env("APPLIANCE_CONFIG", APPLIANCE_CONFIG)
             .stdin(Stdio::null())
@@ -334,7 +357,7 @@ fn shipped_units_stay_up_reload_stop_and_restart() {
         machine.wait("the reload is complete", |m| m.unit(unit).is_active());
     }
 
-    // Two watchdog timeouts later both are the same processes.
+    // Two watchdog timeouts later all are the same processes.
     sleep(WATCHED.saturating_sub(begun.elapsed()));
     for (unit, pid) in UNITS.into_iter().zip(&pids) {
         let now = machine.unit(unit);
@@ -346,13 +369,23 @@ fn shipped_units_stay_up_reload_stop_and_restart() {
     let status = machine.unit(UNITS[1]);
     assert_eq!(status.get("StatusText"), "running, 0 connections");
 
-    // The gateway is not root, loads its XDP program all the same, and a drain does not end it.
+    // Gateway and director are not root.
+    for (unit, pid) in UNITS.into_iter().zip(&pids).skip(1) {
+        let owner = machine.inside("stat", &["--format=%U", &format!("/proc/{pid}")]);
+        let owner = String::from_utf8_lossy(&owner.stdout).trim().to_owned();
+        assert_eq!(format!("{owner}.service"), unit);
+    }
+
+    // The director reads its store and serves its API.
+    let output = machine.inside("causeway-director", &["status"]);
+    let json = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(json.contains("\"audit\""), "{json}\n{}", machine.logs());
+    let url = "http://127.0.0.1:6185/v1/openapi.json";
+    let output = machine.inside("curl", &["--silent", "--fail", url]);
+    assert!(output.status.success(), "{output:?}\n{}", machine.logs());
+
+    // The gateway loads its XDP program without being root, and a drain does not end it.
     let pid = status.get("MainPID").to_owned();
-    let owner = machine.inside("stat", &["--format=%U", &format!("/proc/{pid}")]);
-    assert_eq!(
-        String::from_utf8_lossy(&owner.stdout).trim(),
-        "causeway-gateway"
-    );
     let output = machine.inside("causeway-gateway", &["status", "--json"]);
     let json = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -415,6 +448,7 @@ fn shipped_units_stay_up_reload_stop_and_restart() {
         let shown = machine.systemctl(&["show", unit, "--property", names]);
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
         assert!(shown.contains("LimitCORE=0"), "{shown}");
-        assert!(shown.contains("cap_net_bind_service"), "{shown}");
+        let has_capabilities = shown.contains("cap_net_bind_service");
+        assert_eq!(has_capabilities, unit != UNITS[2], "{unit}: {shown}");
     }
 }
