@@ -238,3 +238,6 @@ pub struct CircuitStatus {
     /// Dropped datagrams, by reason.
     pub dropped: BTreeMap<String, u64>,
 }
+
+#[cfg(test)]
+mod tests;
