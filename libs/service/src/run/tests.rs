@@ -242,7 +242,8 @@ fn the_reply_to_the_last_request_arrives() {
         let manager = Manager::new();
         let path = manager.control();
         let client = std::thread::spawn(move || {
-            while !path.exists() {
+            // The path exists before the daemon listens.
+            while std::os::unix::net::UnixStream::connect(&path).is_err() {
                 std::thread::sleep(WATCHDOG / 100);
             }
             ask::<_, u32>(&LAMP, &path, &Request::End)
