@@ -1,83 +1,20 @@
-//! The audit: an entry for each change, in the transaction of the change, chained by hashes.
-//!
-//! ```text
-//!   entry 1 ─ hash ─▶ entry 2 ─ hash ─▶ entry 3 ─ hash ─▶ head: number and hash of the last
-//! ```
-//!
-//! An entry that is altered, left out or put in between breaks the chain at its place.
+//! The audit as the director keeps it: the keys of entries and checkpoints, and new ones. Their
+//! form is that of [`control::audit`].
 
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use control::{Difference, Must, Revision, Transaction};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-use utoipa::ToSchema;
 
-use crate::{people::Actor, roles::Role};
+pub use control::audit::{Broken, Chain, Checkpoint, Entry, Head, hex};
+
+use crate::people::Actor;
 
 /// Prefix of the keys of entries.
 pub const PREFIX: &str = "audit/";
 /// Key of the head.
 pub const HEAD: &str = "audit-head";
-
-/// Hash of the entry before the first.
-const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-
-/// An entry.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Entry {
-    /// Number of the entry, from 1 without gaps.
-    pub number: u64,
-    /// Time of the change.
-    #[schema(value_type = String, format = DateTime)]
-    pub at: Timestamp,
-    pub user: String,
-    /// The user's role.
-    pub role: Role,
-    /// The user's tenant, for roles of a tenant.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user_tenant: Option<String>,
-    /// The API token.
-    pub token: String,
-    /// The operation of the API.
-    pub operation: String,
-    /// Kind of the object.
-    pub kind: String,
-    /// Tenant of the object.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tenant: Option<String>,
-    /// Name of the object.
-    pub name: String,
-    /// The reason that the user gave.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// All objects that the change created, changed or removed.
-    #[schema(value_type = Vec<Object>)]
-    pub changes: Vec<Difference>,
-    /// Hash of the entry before.
-    pub previous: String,
-    /// SHA-256 of this entry without this field, hexadecimal.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub hash: String,
-}
-
-/// The last entry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Head {
-    /// Its number; 0 if there is none.
-    pub number: u64,
-    pub hash: String,
-}
-
-impl Default for Head {
-    fn default() -> Self {
-        Self {
-            number: 0,
-            hash: START.to_owned(),
-        }
-    }
-}
+/// Prefix of the keys of checkpoints.
+pub const CHECKPOINTS: &str = "audit-checkpoint/";
 
 /// The operation and object of an entry.
 #[derive(Clone, Debug)]
@@ -139,83 +76,62 @@ pub fn append(
     Ok(after)
 }
 
-impl Entry {
-    fn computed_hash(&self) -> serde_json::Result<String> {
-        let unsigned = Self {
-            hash: String::new(),
-            ..self.clone()
-        };
-        Ok(hex(&Sha256::digest(serde_json::to_vec(&unsigned)?)))
-    }
+/// A transaction with a checkpoint of the last entry.
+///
+/// # Errors
+/// When the checkpoint has no JSON form.
+pub fn checkpoint(
+    head: &Head,
+    written: Option<Revision>,
+    at: Timestamp,
+    key: &Ed25519KeyPair,
+) -> serde_json::Result<Transaction> {
+    let mut checkpoint = Checkpoint {
+        number: head.number,
+        hash: head.hash.clone(),
+        at,
+        key: hex(key.public_key().as_ref()),
+        signature: String::new(),
+    };
+    checkpoint.signature = hex(key.sign(checkpoint.text().as_bytes()).as_ref());
+    let mut transaction = Transaction::default();
+    let must = written.map_or(Must::Absent, Must::At);
+    transaction.must.insert(HEAD.to_owned(), must);
+    let stored = format!("{CHECKPOINTS}{:020}", head.number);
+    transaction.must.insert(stored.clone(), Must::Absent);
+    transaction
+        .put
+        .insert(stored, serde_json::to_string(&checkpoint)?);
+    Ok(transaction)
 }
 
-/// The chain is broken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
-    /// An entry does not follow the one before it.
-    #[error("entry {number} does not follow entry {}: {reason}", number - 1)]
-    Entry {
-        number: u64,
-        /// The difference.
-        reason: &'static str,
-    },
-    /// The head is not that of the last entry.
-    #[error("the last entry is {found}, and the head names entry {expected}")]
-    Head {
-        /// Number of the last entry.
-        found: u64,
-        /// Number in the head.
-        expected: u64,
-    },
-    /// An entry cannot be read.
-    #[error("an entry after {after} cannot be read: {reason}")]
-    Unreadable {
-        /// Number of the entry before.
-        after: u64,
-        /// The error.
-        reason: String,
-    },
-}
-
-/// Checks the chain of all entries, in order: the number of entries.
+/// Checks the chain of all stored entries, in order, with its checkpoints: the number of entries,
+/// and that of the last one that a checkpoint covers.
 ///
 /// # Errors
 /// [`Broken`]: the first place.
-pub fn verify<'a>(entries: impl IntoIterator<Item = &'a str>, head: &Head) -> Result<u64, Broken> {
-    let mut before = Head::default();
+pub fn verify<'a>(
+    entries: impl IntoIterator<Item = &'a str>,
+    checkpoints: impl IntoIterator<Item = Checkpoint>,
+    head: &Head,
+    key: Option<&str>,
+) -> Result<(u64, Option<u64>), Broken> {
+    let mut chain = Chain::new(checkpoints, key)?;
+    let mut after = 0;
     for text in entries {
-        let unreadable = |error: serde_json::Error| Broken::Unreadable {
-            after: before.number,
+        let entry: Entry = serde_json::from_str(text).map_err(|error| Broken::Unreadable {
+            after,
             reason: error.to_string(),
-        };
-        let entry: Entry = serde_json::from_str(text).map_err(unreadable)?;
-        let number = before.number + 1;
-        let broken = |reason| Err(Broken::Entry { number, reason });
-        if entry.number != number {
-            return broken("an entry is missing, or there twice");
-        }
-        if entry.previous != before.hash {
-            return broken("it names another hash");
-        }
-        if entry.computed_hash().map_err(unreadable)? != entry.hash {
-            return broken("its content has another hash");
-        }
-        before = Head {
-            number,
-            hash: entry.hash,
-        };
+        })?;
+        chain.push(&entry)?;
+        after = entry.number;
     }
-    if before != *head {
+    let (last, signed) = chain.finish()?;
+    if last != *head {
         return Err(Broken::Head {
-            found: before.number,
+            found: last.number,
             expected: head.number,
         });
     }
-    Ok(head.number)
-}
-
-/// Bytes as hexadecimal text.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok((head.number, signed))
 }

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use aws_lc_rs::signature::Ed25519KeyPair;
 use control::{Difference, Must, Origin, Revision, Transaction, differences};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -119,6 +120,44 @@ impl Director {
         Ok(())
     }
 
+    /// Signs a checkpoint of the audit's last entry, unless it has one: whether it was made.
+    ///
+    /// # Errors
+    /// [`Problem`] when the store cannot be used.
+    pub async fn checkpoint(&self, key: &Ed25519KeyPair) -> Result<bool, Problem> {
+        let _turn = self.turn.lock().await;
+        self.reload().await?;
+        let live = self.live.read().await;
+        let last = live.checkpoint.as_ref().map_or(0, |last| last.number);
+        if live.head.number <= last {
+            return Ok(false);
+        }
+        let now = self.chance.now();
+        let transaction = audit::checkpoint(&live.head, live.head_written, now, key)
+            .map_err(|error| Problem::internal(&error))?;
+        drop(live);
+        match self.commit(transaction).await {
+            Ok(_) => Ok(true),
+            Err(error) => {
+                tracing::warn!(%error, "cannot commit a checkpoint of the audit");
+                Err(Problem::unavailable())
+            }
+        }
+    }
+
+    /// Commits a transaction and applies it to the state in memory. If the caller goes away in
+    /// between, as the handler of a request does whose client closes the connection, the state is
+    /// read again before it is used.
+    async fn commit(&self, transaction: Transaction) -> Result<Revision, CommitError> {
+        let known = Known(&self.is_unknown);
+        let revision = self.store.commit(transaction.clone(), None).await?;
+        match self.live.write().await.apply(&transaction, revision) {
+            Ok(()) => std::mem::forget(known),
+            Err(error) => tracing::error!(%error, "cannot apply a commit"),
+        }
+        Ok(revision)
+    }
+
     /// Computes a change and commits it with its audit entry.
     pub(crate) async fn change(
         &self,
@@ -149,30 +188,32 @@ impl Director {
             }
             let transaction = complete(&live, &wanted, planned.transaction, &done, origin.now)?;
             drop(live);
-            match self.store.commit(transaction.clone(), None).await {
+            match self.commit(transaction).await {
                 Ok(revision) => {
                     done.revision = Some(revision);
                     set_revision(&mut done.body, revision);
-                    let applied = self.live.write().await.apply(&transaction, revision);
-                    if let Err(error) = applied {
-                        tracing::error!(%error, "cannot apply a commit");
-                        self.is_unknown.store(true, Ordering::Release);
-                    }
                     self.metrics.commits.inc();
                     return Ok(done);
                 }
                 Err(CommitError::Stale { key }) => {
                     tracing::debug!(key, "computing a change again");
-                    self.is_unknown.store(true, Ordering::Release);
                 }
                 Err(error) => {
                     tracing::error!(%error, "cannot commit a change");
-                    self.is_unknown.store(true, Ordering::Release);
                     return Err(Problem::unavailable());
                 }
             }
         }
         Err(Problem::unavailable())
+    }
+}
+
+/// Marks the state in memory as unknown unless it is forgotten.
+struct Known<'d>(&'d AtomicBool);
+
+impl Drop for Known<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 

@@ -9,6 +9,8 @@ use std::{
 use serde::Deserialize;
 use service::config::{self, Checker, Range};
 
+use crate::tls::Files;
+
 pub use service::config::Error;
 
 /// Default address of the API.
@@ -18,15 +20,24 @@ const SOCKET: &str = "/run/causeway-director/director.sock";
 /// Default path of the store.
 const STORE: &str = "/var/lib/causeway-director/store";
 
+/// Default path of the key that signs checkpoints of the audit.
+const AUDIT_KEY: &str = "/var/lib/causeway-director/audit-key";
+
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Address of the API, a loopback address: it has no TLS of its own.
+    /// Address of the API; a loopback address unless there is a certificate.
     pub listen: SocketAddr,
+    /// Certificate of the API; without it, the API speaks plain HTTP.
+    pub tls: Option<Files>,
     /// File of the store.
     pub store: PathBuf,
     /// Age of changes that a watch may still ask for.
     pub keep_changes: Duration,
+    /// File with the key that signs checkpoints of the audit; it is made if there is none.
+    pub audit_key: PathBuf,
+    /// Time between checkpoints of the audit.
+    pub checkpoint: Duration,
     /// Path of the control socket.
     pub control_socket: PathBuf,
     /// Address of the metrics, a loopback address; `None`: no metrics.
@@ -44,6 +55,10 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Keys {
     listen: Option<String>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    audit_key: Option<PathBuf>,
+    checkpoint: Option<f64>,
     store: Option<PathBuf>,
     keep_changes: Option<f64>,
     control_socket: Option<PathBuf>,
@@ -68,7 +83,18 @@ impl Config {
             let mut checker = Checker::new();
             let keys = file.director;
             let listen = keys.listen.as_deref().unwrap_or(LISTEN);
-            let listen = loopback(&mut checker, "director.listen", listen);
+            let tls = files(&mut checker, keys.certificate, keys.key);
+            let listen = match tls.is_some() {
+                true => address(&mut checker, "director.listen", listen),
+                false => loopback(&mut checker, "director.listen", listen),
+            };
+            let audit_key = checker.absolute("director.audit_key", keys.audit_key, AUDIT_KEY);
+            let often = Range {
+                least: 1.0,
+                most: 86_400.0,
+                default: 3600.0,
+            };
+            let checkpoint = checker.seconds("director.checkpoint", keys.checkpoint, often);
             let metrics = keys.metrics.as_deref();
             let metrics = metrics.map(|text| loopback(&mut checker, "director.metrics", text));
             let hour = Range {
@@ -82,13 +108,53 @@ impl Config {
                 checker.control_socket("director.control_socket", keys.control_socket, SOCKET);
             checker.finish(Self {
                 listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
+                tls,
                 store,
                 keep_changes,
+                audit_key,
+                checkpoint,
                 control_socket,
                 metrics: metrics.flatten(),
             })
         })
     }
+}
+
+/// The certificate and its key: both or none.
+fn files(
+    checker: &mut Checker,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Option<Files> {
+    match (certificate, key) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(Files {
+            certificate: checker.absolute("director.certificate", Some(certificate), ""),
+            key: checker.absolute("director.key", Some(key), ""),
+        }),
+        (Some(_), None) => {
+            checker.problem("director.key", "write the file of the certificate's key");
+            None
+        }
+        (None, Some(_)) => {
+            checker.problem(
+                "director.certificate",
+                "write the file of the key's certificate",
+            );
+            None
+        }
+    }
+}
+
+fn address(checker: &mut Checker, at: &str, text: &str) -> Option<SocketAddr> {
+    let address = text.parse().ok();
+    if address.is_none() {
+        checker.problem(
+            at,
+            format!("{text:?}: write an address and a port, such as [::]:6185"),
+        );
+    }
+    address
 }
 
 fn loopback(checker: &mut Checker, at: &str, text: &str) -> Option<SocketAddr> {
@@ -99,7 +165,10 @@ fn loopback(checker: &mut Checker, at: &str, text: &str) -> Option<SocketAddr> {
     if address.is_none() {
         checker.problem(
             at,
-            format!("{text:?}: write a loopback address and a port, such as {LISTEN}"),
+            format!(
+                "{text:?}: write a loopback address and a port, such as {LISTEN}; other addresses \
+                 of the API need a certificate and key"
+            ),
         );
     }
     address
@@ -138,6 +207,11 @@ mod tests {
         ] {
             assert!(error.contains(text), "{text} is not in {error}");
         }
+        let tls = "certificate = \"/c.pem\"\nkey = \"/k.pem\"";
+        let open = parse(&format!("[director]\nlisten = \"[::]:443\"\n{tls}")).unwrap();
+        assert_eq!(open.listen.port(), 443);
+        let half = parse("[director]\ncertificate = \"/c.pem\"").unwrap_err();
+        assert!(half.contains("director.key: write the file"), "{half}");
         assert!(
             parse("[director]\nother = 1")
                 .unwrap_err()

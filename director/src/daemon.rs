@@ -1,7 +1,8 @@
 //! The director as a process.
 
-use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
+use std::{ops::ControlFlow, path::PathBuf, sync::Arc, time::Duration};
 
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use service::{
@@ -14,9 +15,10 @@ use store::{Options, Sqlite};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
-    Director, Kernel, api,
+    Director, Kernel, api, audit, audit_key,
     config::{self, Config},
     live::LoadError,
+    tls::{self, Tls},
 };
 
 /// The control socket.
@@ -89,6 +91,12 @@ pub enum Error {
         /// The error of the kernel.
         source: std::io::Error,
     },
+    /// The certificate of the API cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// The key of the audit cannot be used.
+    #[error(transparent)]
+    AuditKey(#[from] audit_key::Error),
     /// The runtime cannot be used.
     #[error(transparent)]
     Service(#[from] service::run::Error),
@@ -112,6 +120,9 @@ struct Daemon {
     config: Config,
     director: Arc<Director>,
     api: JoinHandle<()>,
+    tls: Option<Arc<Tls>>,
+    /// Signs checkpoints of the audit.
+    checkpoints: JoinHandle<()>,
     _metrics: Option<http::Server>,
 }
 
@@ -140,6 +151,10 @@ impl Daemon {
             }
             None => None,
         };
+        let key = audit_key::load(&config.audit_key, &Kernel)?;
+        let public = audit::hex(key.public_key().as_ref());
+        tracing::info!(key = public, "signing checkpoints of the audit");
+        let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
         let failed = |source| Error::Listen {
             address: config.listen,
             source,
@@ -148,17 +163,27 @@ impl Daemon {
         let address = listener.local_addr().map_err(failed)?;
         tracing::info!(%address, "serving the API");
         let router = api::router(Arc::clone(&director));
-        let api = tokio::spawn(async move {
-            // axum::serve never returns.
-            let _ = axum::serve(listener, router).await;
-        });
+        let api = tokio::spawn(tls::serve(listener, tls.clone(), router));
+        let checkpoints = tokio::spawn(sign(Arc::clone(&director), key, config.checkpoint));
         Ok(Self {
             path,
             config,
             director,
             api,
+            tls,
+            checkpoints,
             _metrics: metrics,
         })
+    }
+}
+
+/// Signs a checkpoint of the audit at once, as changes before the start may have none, and then
+/// after each interval with changes.
+async fn sign(director: Arc<Director>, key: Ed25519KeyPair, interval: Duration) {
+    loop {
+        // After an error, which is logged, the next one covers more.
+        let _ = director.checkpoint(&key).await;
+        tokio::time::sleep(interval).await;
     }
 }
 
@@ -203,15 +228,21 @@ impl service::Daemon for Daemon {
         let config =
             Config::load(&self.path).map_err(|error| Refusal::new("invalid", error.to_string()))?;
         if config == self.config {
-            return Ok(Reply::Done);
+            let reloaded = self.tls.as_ref().map_or(Ok(()), |tls| tls.reload());
+            return match reloaded {
+                Ok(()) => Ok(Reply::Done),
+                Err(error) => Err(Refusal::new("invalid", error.to_string())),
+            };
         }
         Err(Refusal::new(
             "unsupported",
-            "every key of the director takes effect at a start only: restart it",
+            "the keys of the configuration take effect at a start only, and a reload reads the \
+             certificate again: restart the director",
         ))
     }
 
     fn shut_down(self) {
         self.api.abort();
+        self.checkpoints.abort();
     }
 }

@@ -15,6 +15,7 @@
 
 pub mod api;
 pub mod audit;
+pub mod audit_key;
 mod change;
 mod clock;
 pub mod config;
@@ -24,6 +25,7 @@ mod live;
 mod metrics;
 pub mod people;
 pub mod roles;
+pub mod tls;
 
 pub use change::Director;
 pub use clock::{Chance, Kernel};

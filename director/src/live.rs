@@ -9,7 +9,7 @@ use serde_json::Value;
 use store::Store;
 
 use crate::{
-    audit::{self, Head},
+    audit::{self, Checkpoint, Head},
     people::{Actor, TOKENS, Token, USERS, User},
 };
 
@@ -42,6 +42,8 @@ pub(crate) struct Live {
     pub head: Head,
     /// The commit that wrote the head.
     pub head_written: Option<Revision>,
+    /// The last checkpoint of the audit.
+    pub checkpoint: Option<Checkpoint>,
     pub kept: BTreeMap<String, (Kept, Revision)>,
 }
 
@@ -63,7 +65,8 @@ impl Live {
     /// Reads all but the entries of the audit, as one commit left them.
     pub async fn load(store: &impl Store) -> Result<Self, LoadError> {
         let mut prefixes = State::prefixes();
-        prefixes.extend([USERS, TOKENS, KEPT, audit::HEAD].map(ToOwned::to_owned));
+        prefixes
+            .extend([USERS, TOKENS, KEPT, audit::HEAD, audit::CHECKPOINTS].map(ToOwned::to_owned));
         'again: for _ in 0..10 {
             let mut live = Self::default();
             let mut revision = None;
@@ -108,6 +111,11 @@ impl Live {
                 .transpose()?
                 .unwrap_or_default();
             self.head_written = value.map(|_| revision);
+            Ok(())
+        } else if key.starts_with(audit::CHECKPOINTS) {
+            let found: Option<Checkpoint> = value.map(|value| parse(key, value)).transpose()?;
+            // Keys are in the order of numbers.
+            self.checkpoint = found.or(self.checkpoint.take());
             Ok(())
         } else if key.starts_with(audit::PREFIX) {
             Ok(())

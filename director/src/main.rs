@@ -54,7 +54,7 @@ enum Command {
         user: String,
     },
     /// Run the director.
-    Run(RunArgs),
+    Serve(RunArgs),
     /// Check a configuration file and list every problem.
     Check {
         /// Configuration file.
@@ -77,10 +77,13 @@ enum Command {
         /// The backup.
         file: PathBuf,
     },
-    /// Check the chain of the audit in a backup.
+    /// Check the chain of the audit in a backup, and its signed checkpoints.
     VerifyAudit {
         /// The backup.
         file: PathBuf,
+        /// Public key that must have signed the checkpoints, hexadecimal.
+        #[arg(long, value_name = "HEX")]
+        key: Option<String>,
     },
     /// Print the document of the API (OpenAPI 3.1).
     Openapi,
@@ -98,7 +101,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let secret = block_on(init(&config.store, &user, &Kernel))??;
             service::outln!("{secret}");
         }
-        Command::Run(args) => daemon::run(&args)?,
+        Command::Serve(args) => daemon::run(&args)?,
         Command::Check { file } => {
             Config::load(&file)?;
             service::outln!("{}: good", file.display());
@@ -118,9 +121,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             ask(&cli.socket, &Request::Backup(file))?;
         }
         Command::Restore { config, file } => restore(&file, &Config::load(&config)?.store)?,
-        Command::VerifyAudit { file } => {
-            let number = block_on(verify(&file))??;
-            service::outln!("{}: good: {number} entries", file.display());
+        Command::VerifyAudit { file, key } => {
+            let (number, signed) = block_on(verify(&file, key.as_deref()))??;
+            let signed = signed.unwrap_or_default();
+            service::outln!(
+                "{}: good: {number} entries, the first {signed} of them signed",
+                file.display()
+            );
         }
         Command::Openapi => {
             service::outln!("{:#}", api::document());
@@ -142,7 +149,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
         .block_on(future))
 }
 
-async fn verify(file: &Path) -> anyhow::Result<u64> {
+async fn verify(file: &Path, key: Option<&str>) -> anyhow::Result<(u64, Option<u64>)> {
     if !file.exists() {
         bail!(
             "{} does not exist: write the path of a backup",
@@ -157,5 +164,10 @@ async fn verify(file: &Path) -> anyhow::Result<u64> {
     };
     let entries = store.snapshot(audit::PREFIX).await?;
     let entries = entries.entries.iter().map(|entry| entry.value.as_str());
-    Ok(audit::verify(entries, &head)?)
+    let checkpoints = store.snapshot(audit::CHECKPOINTS).await?;
+    let checkpoints = checkpoints.entries.iter();
+    let checkpoints: Vec<_> = checkpoints
+        .map(|entry| serde_json::from_str(&entry.value))
+        .collect::<Result<_, _>>()?;
+    Ok(audit::verify(entries, checkpoints, &head, key)?)
 }

@@ -141,6 +141,7 @@ pub(super) fn object_of<K: Served>() -> Schema {
             "generation": { "type": "integer", "minimum": 1 },
             "created": { "type": "string", "format": "date-time" },
             "revision": { "type": "integer", "minimum": 0 },
+            "owner": { "type": "string" },
         },
     });
     let metadata = named("Metadata".to_owned(), &[], metadata);
@@ -179,7 +180,11 @@ pub(super) fn new_of<K: Served>() -> Schema {
         "type": "object",
         "required": ["name", "spec"],
         "additionalProperties": false,
-        "properties": { "name": { "type": "string" }, "spec": reference(&spec.name) },
+        "properties": {
+            "name": { "type": "string" },
+            "owner": { "type": ["string", "null"] },
+            "spec": reference(&spec.name),
+        },
     });
     named(format!("New{}", K::name()), &[spec], value)
 }
@@ -191,7 +196,10 @@ pub(super) fn changed_of<K: Served>() -> Schema {
         "type": "object",
         "required": ["spec"],
         "additionalProperties": false,
-        "properties": { "spec": reference(&spec.name) },
+        "properties": {
+            "owner": { "type": ["string", "null"] },
+            "spec": reference(&spec.name),
+        },
     });
     named(format!("Changed{}", K::name()), &[spec], value)
 }

@@ -82,6 +82,8 @@ served! {
 #[serde(deny_unknown_fields, bound = "")]
 struct New<K: Kind> {
     name: String,
+    #[serde(default)]
+    owner: Option<String>,
     spec: K,
 }
 
@@ -89,6 +91,8 @@ struct New<K: Kind> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, bound = "")]
 struct Changed<K: Kind> {
+    #[serde(default)]
+    owner: Option<String>,
     spec: K,
 }
 
@@ -111,6 +115,11 @@ const FORCE: Parameter = Parameter {
     name: "force",
     kind: "boolean",
     description: "Do what would be refused for the sake of others.",
+};
+const TAKE_OVER: Parameter = Parameter {
+    name: "take_over",
+    kind: "boolean",
+    description: "Take the object from another owner.",
 };
 const LIMIT: Parameter = Parameter {
     name: "limit",
@@ -191,16 +200,17 @@ fn register_kind<K: Served>(all: &mut Vec<Operation>) {
             Box::pin(get::<K>(call)) as Answering
         })
     });
-    let (query, headers) = change(&[FORCE], &[IF_MATCH]);
+    let (query, headers) = change(&[FORCE, TAKE_OVER], &[IF_MATCH]);
     all.push(Operation {
-        query: query.clone(),
-        headers: headers.clone(),
+        query,
+        headers,
         body: Some(super::document::changed_of::<K>()),
         success: vec![ok(StatusCode::OK, super::document::either_of::<K>())],
         ..operation("replace", Method::PUT, &one, |call| {
             Box::pin(replace_one::<K>(call)) as Answering
         })
     });
+    let (query, headers) = change(&[FORCE], &[IF_MATCH]);
     let nothing = Success {
         status: StatusCode::NO_CONTENT,
         schema: None,
@@ -376,7 +386,10 @@ async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     let dry_run = wanted.dry_run;
     let done = call.director.change(wanted, |live, origin| {
         let spec = new.spec.clone();
-        let options = Options::default();
+        let options = Options {
+            owner: new.owner.clone(),
+            ..Options::default()
+        };
         planned(create(
             &live.state,
             tenant,
@@ -402,6 +415,8 @@ async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     let new: Changed<K> = call.read()?;
     let options = Options {
         force: call.query.flag("force")?,
+        owner: new.owner.clone(),
+        take_over: call.query.flag("take_over")?,
     };
     let wanted = Wanted {
         actor,
@@ -414,6 +429,7 @@ async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     let done = call.director.change(wanted, |live, origin| {
         call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
         let spec = new.spec.clone();
+        let options = options.clone();
         planned(replace(&live.state, tenant, name, spec, origin, options)?)
     });
     Ok(changed(done.await?, dry_run))
@@ -431,6 +447,7 @@ async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     )?;
     let options = Options {
         force: call.query.flag("force")?,
+        ..Options::default()
     };
     let wanted = Wanted {
         actor,
@@ -442,6 +459,7 @@ async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     let dry_run = wanted.dry_run;
     let done = call.director.change(wanted, |live, origin| {
         call.check_revision(found::<K>(live, tenant, name)?.metadata.revision)?;
+        let options = options.clone();
         let mut planned = planned(remove::<K>(&live.state, tenant, name, origin, options)?)?;
         if K::THINGS == Things::Tenants {
             remove_users_of(name, live, &mut planned.transaction);

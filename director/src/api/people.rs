@@ -97,6 +97,8 @@ struct Myself {
     role: Role,
     /// Tenant, for roles of a tenant.
     tenant: Option<String>,
+    /// Id of the token.
+    token: String,
 }
 
 pub(super) fn register(all: &mut Vec<Operation>) {
@@ -316,6 +318,7 @@ async fn myself(call: Call) -> Result<Answer, Problem> {
         user: actor.user.clone(),
         role: actor.role,
         tenant: actor.tenant.clone(),
+        token: actor.token.clone(),
     };
     Ok(Answer::json(StatusCode::OK, &body(&myself)?))
 }

@@ -15,7 +15,7 @@ use super::{
     table::{Operation, Parameter, Success},
 };
 use crate::{
-    audit::{self, Entry},
+    audit::{self, Checkpoint, Entry},
     roles::{Things, Verb},
 };
 
@@ -30,6 +30,15 @@ struct AuditList {
     items: Vec<Entry>,
     /// The number to read on after; `null` at the end.
     next: Option<u64>,
+}
+
+/// The signed checkpoints of the audit.
+#[derive(Debug, Serialize, ToSchema)]
+struct CheckpointList {
+    /// Checkpoints, by number of their entry.
+    items: Vec<Checkpoint>,
+    /// The public key that signs new ones, hexadecimal; `null` before the first.
+    key: Option<String>,
 }
 
 pub(super) fn register(all: &mut Vec<Operation>) {
@@ -65,6 +74,18 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         success: vec![ok(Some(schema::<AuditList>()))],
         is_public: false,
         handler: |call| Box::pin(list(call)),
+    });
+    all.push(Operation {
+        id: "audit.checkpoints".to_owned(),
+        method: Method::GET,
+        path: "/v1/audit/checkpoints".to_owned(),
+        summary: "List the signed checkpoints of the audit.".to_owned(),
+        query: Vec::new(),
+        headers: Vec::new(),
+        body: None,
+        success: vec![ok(Some(schema::<CheckpointList>()))],
+        is_public: false,
+        handler: |call| Box::pin(checkpoints(call)),
     });
     all.push(Operation {
         id: "openapi".to_owned(),
@@ -115,5 +136,21 @@ async fn list(call: Call) -> Result<Answer, Problem> {
     Ok(Answer::json(
         StatusCode::OK,
         &json!({ "items": items, "next": next }),
+    ))
+}
+
+async fn checkpoints(call: Call) -> Result<Answer, Problem> {
+    authorize(call.actor()?, Things::Audit, Verb::Read, None)?;
+    let snapshot = call.director.store.snapshot(audit::CHECKPOINTS).await;
+    let snapshot = snapshot.map_err(|_| Problem::unavailable())?;
+    let items = snapshot.entries.iter();
+    let items: Vec<Checkpoint> = items
+        .map(|entry| serde_json::from_str(&entry.value))
+        .collect::<Result<_, _>>()
+        .map_err(|error| Problem::internal(&error))?;
+    let key = items.last().map(|checkpoint| checkpoint.key.clone());
+    Ok(Answer::json(
+        StatusCode::OK,
+        &json!({ "items": items, "key": key }),
     ))
 }

@@ -235,16 +235,16 @@ async fn every_change_has_an_audit_entry_and_the_chain_holds() {
         .entries;
     let texts: Vec<_> = entries.iter().map(|entry| entry.value.as_str()).collect();
     assert_eq!(
-        audit::verify(texts.iter().copied(), &head),
-        Ok(texts.len() as u64)
+        audit::verify(texts.iter().copied(), [], &head, None),
+        Ok((texts.len() as u64, None))
     );
     let altered: Vec<_> = texts
         .iter()
         .map(|text| text.replace("alice", "mallory"))
         .collect();
-    audit::verify(altered.iter().map(String::as_str), &head).expect_err("altered");
-    audit::verify(texts[1..].iter().copied(), &head).expect_err("the first is missing");
-    audit::verify(texts[..texts.len() - 1].iter().copied(), &head)
+    audit::verify(altered.iter().map(String::as_str), [], &head, None).expect_err("altered");
+    audit::verify(texts[1..].iter().copied(), [], &head, None).expect_err("the first is missing");
+    audit::verify(texts[..texts.len() - 1].iter().copied(), [], &head, None)
         .expect_err("the last is missing");
 }
 

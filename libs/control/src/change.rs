@@ -8,11 +8,16 @@ use crate::{
 };
 
 /// Options of a change.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Do what would be refused for the sake of others: take the last gateway from tenants, or
     /// remove a tenant together with all that it has. A warning then says what it costs.
     pub force: bool,
+    /// The owner that the object has after the change, such as the name of a file that declares it;
+    /// `None` leaves it as it is.
+    pub owner: Option<String>,
+    /// Take the object from another owner.
+    pub take_over: bool,
 }
 
 /// A change that may be committed.
@@ -39,8 +44,9 @@ pub fn create<K: Kind>(
     origin: Origin,
     options: Options,
 ) -> Result<Accepted<K>, Refusal> {
+    let owner = options.owner.clone();
     let mut draft = begin::<K>(state, tenant, origin, options)?;
-    check(tenant, name, &spec)?;
+    check(tenant, name, owner.as_deref(), &spec)?;
     if let Some(there) = state.get::<K>(tenant, name) {
         let mut conflict = Conflict::new::<K>(name, "name", name);
         conflict.tenant.clone_from(&there.metadata.tenant);
@@ -63,6 +69,7 @@ pub fn create<K: Kind>(
             generation: 1,
             created: origin.now,
             revision: 0,
+            owner,
         },
         spec,
         status: K::Status::default(),
@@ -83,12 +90,14 @@ pub fn replace<K: Kind>(
     origin: Origin,
     options: Options,
 ) -> Result<Accepted<K>, Refusal> {
+    let (wanted, take_over) = (options.owner.clone(), options.take_over);
     let mut draft = begin::<K>(state, tenant, origin, options)?;
     let old = state
         .get::<K>(tenant, name)
         .ok_or_else(|| Refusal::not_found::<K>(tenant, name))?;
-    check(tenant, name, &spec)?;
-    if old.spec == spec {
+    check(tenant, name, wanted.as_deref(), &spec)?;
+    let owner = owner_after(old, wanted, take_over, &mut draft)?;
+    if old.spec == spec && old.metadata.owner == owner {
         let mut transaction = Transaction::default();
         let must = Must::At(old.metadata.revision);
         transaction.must.insert(old.key(), must);
@@ -99,10 +108,44 @@ pub fn replace<K: Kind>(
         });
     }
     let mut object = old.clone();
-    object.spec = spec;
-    object.metadata.generation += 1;
-    K::put(Some(old), &mut object, &mut draft)?;
+    object.metadata.owner = owner;
+    if old.spec != spec {
+        object.spec = spec;
+        object.metadata.generation += 1;
+        K::put(Some(old), &mut object, &mut draft)?;
+    }
     Ok(finish(draft, object))
+}
+
+/// The owner after a change of the spec. A change that names no owner leaves it, with a warning.
+fn owner_after<K: Kind>(
+    old: &Object<K>,
+    wanted: Option<String>,
+    take_over: bool,
+    draft: &mut Draft<'_>,
+) -> Result<Option<String>, Refusal> {
+    let (kind, name) = (K::KIND, old.name());
+    match (&old.metadata.owner, wanted) {
+        (Some(owner), None) => {
+            draft.warn(format!(
+                "{kind} {name:?} is declared by {owner:?}: change it there, too, or the next apply \
+                 undoes this change"
+            ));
+            Ok(Some(owner.clone()))
+        }
+        (Some(owner), Some(wanted)) if *owner != wanted && !take_over => {
+            let mut conflict = Conflict::new::<K>(name, "metadata.owner", owner);
+            conflict.tenant.clone_from(&old.metadata.tenant);
+            Err(Refusal::conflict(
+                format!(
+                    "{kind} {name:?} is declared by {owner:?}, not by {wanted:?}: change it there, \
+                     or take it over"
+                ),
+                vec![conflict],
+            ))
+        }
+        (_, wanted) => Ok(wanted),
+    }
 }
 
 /// Removes an object, and gives back what it had claimed.
@@ -166,9 +209,17 @@ fn scope<K: Kind>(tenant: &str, rule: &str) -> Refusal {
     }
 }
 
-fn check<K: Kind>(tenant: Option<&str>, name: &str, spec: &K) -> Result<(), Refusal> {
+fn check<K: Kind>(
+    tenant: Option<&str>,
+    name: &str,
+    owner: Option<&str>,
+    spec: &K,
+) -> Result<(), Refusal> {
     let mut problems = Problems::new::<K>(tenant, name);
     problems.require(is_name(name), "name", name, NAME_RULE);
+    if let Some(owner) = owner {
+        problems.require(is_name(owner), "owner", owner, NAME_RULE);
+    }
     spec.check(&mut problems);
     problems.into_result()
 }

@@ -74,6 +74,14 @@ pub fn differences(state: &State, transaction: &Transaction) -> Vec<Difference> 
     found
 }
 
+/// The fields of two specs that differ. `before` is `null` for a new object.
+#[must_use]
+pub fn spec_differences(before: &Value, after: &Value) -> Vec<FieldDifference> {
+    let mut fields = Vec::new();
+    compare("spec", before, after, &mut fields);
+    fields
+}
+
 fn named(
     key: &str,
     object: &Value,

@@ -24,6 +24,8 @@
 
 #![warn(missing_docs)]
 
+pub mod audit;
+mod catalogue;
 mod change;
 mod difference;
 mod draft;
@@ -32,12 +34,14 @@ mod name;
 mod object;
 mod range;
 mod refusal;
+mod role;
 mod state;
 mod tenant_view;
 mod transaction;
 
+pub use catalogue::{KINDS, KindInfo, kind};
 pub use change::{Accepted, Options, create, remove, replace};
-pub use difference::{ChangeOfObject, Difference, FieldDifference, differences};
+pub use difference::{ChangeOfObject, Difference, FieldDifference, differences, spec_differences};
 pub use kinds::{
     Address, AddressPool, AddressStatus, Appliance, ApplianceStatus, Gateway, GatewayPool,
     HardwarePlan, Hooks, Host, Limits, Mapping, Mode, Network, NetworkStatus, Plan, PlanNetwork,
@@ -47,5 +51,6 @@ pub use kinds::{
 pub use object::{Kind, Metadata, Nothing, Object, Origin, Scope};
 pub use range::{AddressRange, RangeError, VlanRange};
 pub use refusal::{Conflict, Reason, Refusal};
+pub use role::{ROLES, Role};
 pub use state::{Claim, Corrupt, State, Table};
 pub use transaction::{Must, Revision, Transaction};

@@ -114,6 +114,9 @@ pub struct Metadata {
     /// the stored value.
     #[serde(default)]
     pub revision: Revision,
+    /// The owner: a set of declarations that the object comes from, if it comes from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// An object of the API.

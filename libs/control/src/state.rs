@@ -15,7 +15,7 @@ const CLAIM: &str = "claim";
 /// First segment of the keys of guards.
 const GUARD: &str = "guard";
 
-/// Calls a macro with all kinds.
+/// Calls a macro with all kinds, each after those that its objects refer to.
 macro_rules! for_all_kinds {
     ($macro:ident) => {
         $macro!(
@@ -23,13 +23,13 @@ macro_rules! for_all_kinds {
             VlanPool,
             AddressPool,
             HardwarePlan,
+            Gateway,
+            GatewayPool,
             Tenant,
             Subscription,
             Network,
             Appliance,
             Address,
-            Gateway,
-            GatewayPool,
             Mapping,
             Policy,
             Rule,
@@ -37,6 +37,8 @@ macro_rules! for_all_kinds {
         )
     };
 }
+
+pub(crate) use for_all_kinds;
 
 /// The objects of one kind, by tenant and name.
 #[derive(Clone, Debug, PartialEq)]

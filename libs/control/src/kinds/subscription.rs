@@ -304,6 +304,7 @@ fn metadata<K: Kind>(draft: &Draft<'_>, tenant: &str, name: &str) -> Metadata {
         generation: 1,
         created: draft.origin.now,
         revision: 0,
+        owner: None,
     }
 }
 

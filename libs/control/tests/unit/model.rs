@@ -641,7 +641,10 @@ fn compute(
             None,
             &t(tenant),
             origin,
-            Options { force },
+            Options {
+                force,
+                ..Options::default()
+            },
         )),
         Operation::Subscribe { tenant, plan } => {
             let spec = Subscription {

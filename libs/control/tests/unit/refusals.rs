@@ -109,7 +109,14 @@ impl World {
     ) -> Result<Accepted<K>, Refusal> {
         let (tenant, origin) = ((!tenant.is_empty()).then_some(tenant), self.origin());
         let spec = serde_json::from_value(spec).expect("a spec");
-        create::<K>(&self.state, tenant, name, spec, origin, self.options)
+        create::<K>(
+            &self.state,
+            tenant,
+            name,
+            spec,
+            origin,
+            self.options.clone(),
+        )
     }
 
     pub fn replace<K: Kind>(
@@ -120,12 +127,19 @@ impl World {
     ) -> Result<Accepted<K>, Refusal> {
         let (tenant, origin) = ((!tenant.is_empty()).then_some(tenant), self.origin());
         let spec = serde_json::from_value(spec).expect("a spec");
-        replace::<K>(&self.state, tenant, name, spec, origin, self.options)
+        replace::<K>(
+            &self.state,
+            tenant,
+            name,
+            spec,
+            origin,
+            self.options.clone(),
+        )
     }
 
     pub fn remove<K: Kind>(&mut self, tenant: &str, name: &str) -> Result<Accepted<K>, Refusal> {
         let (tenant, origin) = ((!tenant.is_empty()).then_some(tenant), self.origin());
-        remove::<K>(&self.state, tenant, name, origin, self.options)
+        remove::<K>(&self.state, tenant, name, origin, self.options.clone())
     }
 
     pub fn ok<K: Kind>(&mut self, tenant: &str, name: &str, spec: Value) -> Accepted<K> {

@@ -1,0 +1,379 @@
+//! The audit: an entry for each change, in the transaction of the change, chained by hashes.
+//!
+//! ```text
+//!   entry 1 ─ hash ─▶ entry 2 ─ hash ─▶ entry 3 ─ hash ─▶ head: number and hash of the last
+//!                       ▲
+//!                       └ checkpoint: number, hash and time, signed
+//! ```
+//!
+//! An entry that is altered, left out or put in between breaks the chain at its place. An attacker
+//! who computes the whole chain again cannot sign its checkpoints.
+
+use std::collections::BTreeMap;
+
+use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use utoipa::ToSchema;
+
+use crate::{Difference, Role};
+
+/// Hash of the entry before the first.
+const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// An entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Number of the entry, from 1 without gaps.
+    pub number: u64,
+    /// Time of the change.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// Name of the user.
+    pub user: String,
+    /// The user's role.
+    pub role: Role,
+    /// The user's tenant, for roles of a tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_tenant: Option<String>,
+    /// The API token.
+    pub token: String,
+    /// The operation of the API.
+    pub operation: String,
+    /// Kind of the object.
+    pub kind: String,
+    /// Tenant of the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Name of the object.
+    pub name: String,
+    /// The reason that the user gave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// All objects that the change created, changed or removed.
+    #[schema(value_type = Vec<Object>)]
+    pub changes: Vec<Difference>,
+    /// Hash of the entry before.
+    pub previous: String,
+    /// SHA-256 of this entry without this field, hexadecimal.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hash: String,
+}
+
+/// The last entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    /// Its number; 0 if there is none.
+    pub number: u64,
+    /// Its hash.
+    pub hash: String,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self {
+            number: 0,
+            hash: START.to_owned(),
+        }
+    }
+}
+
+/// A signed statement that the chain has this entry. The signature is Ed25519 (RFC 8032) over
+/// [`Checkpoint::text`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Number of the entry.
+    pub number: u64,
+    /// Hash of the entry.
+    pub hash: String,
+    /// Time of the signature.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// The public key, hexadecimal.
+    pub key: String,
+    /// The signature, hexadecimal.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub signature: String,
+}
+
+impl Checkpoint {
+    /// The signed text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!(
+            "causeway audit checkpoint 1\n{}\n{}\n{}\n",
+            self.number, self.hash, self.at
+        )
+    }
+
+    fn is_signed(&self) -> bool {
+        let Some((key, signature)) = unhex(&self.key).zip(unhex(&self.signature)) else {
+            return false;
+        };
+        let key = UnparsedPublicKey::new(&ED25519, key);
+        key.verify(self.text().as_bytes(), &signature).is_ok()
+    }
+}
+
+impl Entry {
+    /// The hash of the entry without its field `hash`.
+    ///
+    /// # Errors
+    /// When the entry has no JSON form.
+    pub fn computed_hash(&self) -> serde_json::Result<String> {
+        let unsigned = Self {
+            hash: String::new(),
+            ..self.clone()
+        };
+        Ok(hex(&Sha256::digest(serde_json::to_vec(&unsigned)?)))
+    }
+}
+
+/// The chain is broken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// An entry does not follow the one before it.
+    #[error("entry {number} does not follow entry {}: {reason}", number - 1)]
+    Entry {
+        /// Number that the entry should have.
+        number: u64,
+        /// The difference.
+        reason: &'static str,
+    },
+    /// The head is not that of the last entry.
+    #[error("the last entry is {found}, and the head names entry {expected}")]
+    Head {
+        /// Number of the last entry.
+        found: u64,
+        /// Number in the head.
+        expected: u64,
+    },
+    /// A checkpoint contradicts the chain, or its signature is wrong.
+    #[error("the checkpoint of entry {number} {reason}")]
+    Checkpoint {
+        /// Number of the entry that it names.
+        number: u64,
+        /// The contradiction.
+        reason: &'static str,
+    },
+    /// An entry cannot be read.
+    #[error("an entry after {after} cannot be read: {reason}")]
+    Unreadable {
+        /// Number of the entry before.
+        after: u64,
+        /// The error.
+        reason: String,
+    },
+}
+
+/// A check of the chain, entry by entry.
+#[derive(Clone, Debug, Default)]
+pub struct Chain {
+    before: Head,
+    /// Those that were not reached yet.
+    checkpoints: BTreeMap<u64, Checkpoint>,
+    signed: Option<u64>,
+}
+
+impl Chain {
+    /// The check of a chain with these checkpoints, each of which must be signed, by `key` if that
+    /// is given.
+    ///
+    /// # Errors
+    /// [`Broken::Checkpoint`].
+    pub fn new(
+        checkpoints: impl IntoIterator<Item = Checkpoint>,
+        key: Option<&str>,
+    ) -> Result<Self, Broken> {
+        let mut chain = Self::default();
+        for checkpoint in checkpoints {
+            let number = checkpoint.number;
+            let broken = |reason| Err(Broken::Checkpoint { number, reason });
+            if !checkpoint.is_signed() {
+                return broken("has a wrong signature");
+            }
+            if key.is_some_and(|key| key != checkpoint.key) {
+                return broken("is signed by another key");
+            }
+            chain.checkpoints.insert(number, checkpoint);
+        }
+        Ok(chain)
+    }
+
+    /// Checks the next entry.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub fn push(&mut self, entry: &Entry) -> Result<(), Broken> {
+        let number = self.before.number + 1;
+        let broken = |reason| Err(Broken::Entry { number, reason });
+        if entry.number != number {
+            return broken("an entry is missing, or there twice");
+        }
+        if entry.previous != self.before.hash {
+            return broken("it names another hash");
+        }
+        let hash = entry.computed_hash().map_err(|error| Broken::Unreadable {
+            after: number - 1,
+            reason: error.to_string(),
+        })?;
+        if hash != entry.hash {
+            return broken("its content has another hash");
+        }
+        if let Some(checkpoint) = self.checkpoints.remove(&number) {
+            if checkpoint.hash != hash {
+                let reason = "names another hash: the chain was computed again";
+                return Err(Broken::Checkpoint { number, reason });
+            }
+            self.signed = Some(number);
+        }
+        self.before = Head { number, hash };
+        Ok(())
+    }
+
+    /// The head after the last entry, and the number of the last entry that a checkpoint covers.
+    ///
+    /// # Errors
+    /// [`Broken::Checkpoint`] for a checkpoint of an entry that is not there.
+    pub fn finish(self) -> Result<(Head, Option<u64>), Broken> {
+        match self.checkpoints.into_keys().next() {
+            Some(number) => Err(Broken::Checkpoint {
+                number,
+                reason: "names an entry that is not there: the end of the chain is missing",
+            }),
+            None => Ok((self.before, self.signed)),
+        }
+    }
+}
+
+/// Bytes as hexadecimal text.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes of hexadecimal text; `None` if it is none.
+#[must_use]
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    if text.len() % 2 == 1 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let pairs = (0..text.len()).step_by(2).map(|at| &text[at..at + 2]);
+    pairs
+        .map(|pair| u8::from_str_radix(pair, 16).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+
+    use super::*;
+
+    fn entries(count: u64) -> Vec<Entry> {
+        let mut previous = START.to_owned();
+        (1..=count)
+            .map(|number| {
+                let mut entry = Entry {
+                    number,
+                    at: Timestamp::UNIX_EPOCH,
+                    user: "admin".to_owned(),
+                    role: Role::ProviderAdmin,
+                    user_tenant: None,
+                    token: "t".to_owned(),
+                    operation: "host.create".to_owned(),
+                    kind: "host".to_owned(),
+                    tenant: None,
+                    name: "h1".to_owned(),
+                    reason: None,
+                    changes: Vec::new(),
+                    previous: previous.clone(),
+                    hash: String::new(),
+                };
+                entry.hash = entry.computed_hash().unwrap();
+                previous.clone_from(&entry.hash);
+                entry
+            })
+            .collect()
+    }
+
+    fn signed(entry: &Entry, seed: u8) -> Checkpoint {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
+        let mut checkpoint = Checkpoint {
+            number: entry.number,
+            hash: entry.hash.clone(),
+            at: Timestamp::UNIX_EPOCH,
+            key: hex(pair.public_key().as_ref()),
+            signature: String::new(),
+        };
+        checkpoint.signature = hex(pair.sign(checkpoint.text().as_bytes()).as_ref());
+        checkpoint
+    }
+
+    fn check(
+        entries: &[Entry],
+        checkpoints: &[Checkpoint],
+        key: Option<&str>,
+    ) -> Result<Option<u64>, Broken> {
+        let mut chain = Chain::new(checkpoints.iter().cloned(), key)?;
+        for entry in entries {
+            chain.push(entry)?;
+        }
+        chain.finish().map(|(_, signed)| signed)
+    }
+
+    #[test]
+    fn a_chain_that_is_computed_again_contradicts_its_checkpoints() {
+        let good = entries(3);
+        let checkpoint = signed(&good[1], 1);
+        let key = checkpoint.key.clone();
+        let checkpoints = [checkpoint.clone()];
+        assert_eq!(check(&good, &checkpoints, Some(&key)), Ok(Some(2)));
+        assert_eq!(check(&good, &[], None), Ok(None));
+        let reason = |result: Result<Option<u64>, Broken>| result.unwrap_err().to_string();
+
+        let mut forged = entries(3);
+        forged[0].user = "eve".to_owned();
+        assert!(reason(check(&forged, &checkpoints, None)).contains("another hash"));
+        for at in 0..3 {
+            if at > 0 {
+                forged[at].previous = forged[at - 1].hash.clone();
+            }
+            forged[at].hash = forged[at].computed_hash().unwrap();
+        }
+        assert_eq!(
+            check(&forged, &[], None),
+            Ok(None),
+            "the chain by itself is whole"
+        );
+        let found = reason(check(&forged, &checkpoints, None));
+        assert!(
+            found.contains("checkpoint of entry 2 names another hash"),
+            "{found}"
+        );
+        let found = reason(check(&forged, &[signed(&forged[1], 2)], Some(&key)));
+        assert!(found.contains("signed by another key"), "{found}");
+        let found = reason(check(&good[..1], &checkpoints, None));
+        assert!(
+            found.contains("names an entry that is not there"),
+            "{found}"
+        );
+        let wrong = Checkpoint {
+            number: 3,
+            ..checkpoint
+        };
+        assert!(reason(check(&good, &[wrong], None)).contains("wrong signature"));
+    }
+
+    #[test]
+    fn hexadecimal_text_is_read_strictly() {
+        assert_eq!(unhex("00ff"), Some(vec![0, 255]));
+        for wrong in ["0", "zz", "+1", "ä"] {
+            assert_eq!(unhex(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The kinds as a list, for programs that treat all alike, such as the command line.
+
+use serde_json::Value;
+
+use crate::{
+    Address, AddressPool, Appliance, Gateway, GatewayPool, HardwarePlan, Host, Kind, Mapping,
+    Network, Plan, Policy, Rule, Scope, Subscription, Tenant, VlanPool, state::for_all_kinds,
+};
+
+/// A kind as data.
+#[derive(Clone, Copy, Debug)]
+pub struct KindInfo {
+    /// Name of the kind, such as `vlan-pool`.
+    pub kind: &'static str,
+    /// Name of its collection in paths of the API, such as `vlan-pools`.
+    pub plural: &'static str,
+    /// Name space of the objects.
+    pub scope: Scope,
+    normalize: fn(Value) -> serde_json::Result<Value>,
+}
+
+impl KindInfo {
+    /// Path of the collection in the API; `tenant` is of no use for kinds of the provider.
+    #[must_use]
+    pub fn collection(&self, tenant: &str) -> String {
+        match self.scope {
+            Scope::Provider => format!("/v1/{}", self.plural),
+            Scope::Tenant => format!("/v1/tenants/{tenant}/{}", self.plural),
+        }
+    }
+
+    /// A spec as the director answers it, with its defaults.
+    ///
+    /// # Errors
+    /// When it is no spec of this kind: the field, and the expected type.
+    pub fn normalize(&self, spec: Value) -> serde_json::Result<Value> {
+        (self.normalize)(spec)
+    }
+}
+
+fn normalize<K: Kind>(spec: Value) -> serde_json::Result<Value> {
+    serde_json::to_value(serde_json::from_value::<K>(spec)?)
+}
+
+macro_rules! list {
+    ($($kind:ty),*) => {
+        &[$(KindInfo {
+            kind: <$kind as Kind>::KIND,
+            plural: <$kind as Kind>::PLURAL,
+            scope: <$kind as Kind>::SCOPE,
+            normalize: normalize::<$kind>,
+        }),*]
+    };
+}
+
+/// All kinds, each after those that its objects refer to: the order in which a set of objects can
+/// be created.
+pub const KINDS: &[KindInfo] = for_all_kinds!(list);
+
+/// The kind of this name.
+#[must_use]
+pub fn kind(name: &str) -> Option<&'static KindInfo> {
+    KINDS.iter().find(|info| info.kind == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn specs_get_their_defaults() {
+        let policy = kind("policy").unwrap();
+        assert_eq!(policy.collection("acme"), "/v1/tenants/acme/policies");
+        let spec = policy.normalize(json!({ "from": "a", "to": "b" })).unwrap();
+        assert_eq!(spec, json!({ "from": "a", "to": "b", "both": true }));
+        let error = policy.normalize(json!({ "form": "a" })).unwrap_err();
+        assert!(
+            error.to_string().contains("unknown field `form`"),
+            "{error}"
+        );
+        assert!(kind("nothing").is_none());
+    }
+
+    #[test]
+    fn kinds_come_after_those_that_they_refer_to() {
+        let place = |name| KINDS.iter().position(|info| info.kind == name).unwrap();
+        for (first, then) in [
+            ("host", "vlan-pool"),
+            ("vlan-pool", "hardware-plan"),
+            ("gateway", "gateway-pool"),
+            ("gateway-pool", "tenant"),
+            ("tenant", "subscription"),
+            ("subscription", "network"),
+            ("address", "rule"),
+            ("rule", "plan"),
+        ] {
+            assert!(place(first) < place(then), "{first}, {then}");
+        }
+    }
+}
