@@ -1,0 +1,196 @@
+//! The audit: entries, and the check of their chain.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use control::audit::{Chain, Checkpoint, Entry};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use service::{errln, outln};
+
+use crate::{
+    Session,
+    failure::{Exit, Failure},
+    output::{Table, cell},
+};
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// List entries.
+    List {
+        /// Entries after this number.
+        #[arg(long, default_value_t = 0)]
+        after: u64,
+        /// At most this number of entries.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Check that no entry was altered, removed or put in between, and that the signed checkpoints
+    /// agree. Exits with 1 if the chain is broken.
+    Verify {
+        /// Public key that must have signed the checkpoints, hexadecimal. Keep it apart from the
+        /// director.
+        #[arg(long, value_name = "HEX", conflicts_with = "key_file")]
+        key: Option<String>,
+        /// File with the public key.
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+    },
+    /// Print the public key that signs checkpoints.
+    Key,
+}
+
+pub fn run(session: &Session, verb: &Verb) -> Result<Option<Exit>, Failure> {
+    match verb {
+        Verb::List { after, limit } => list(session, *after, *limit).map(|()| None),
+        Verb::Key => {
+            let answer = session.client()?.get("/v1/audit/checkpoints", Vec::new())?;
+            match answer["key"].as_str() {
+                Some(key) => outln!("{key}"),
+                None => return Err(Failure::new(Exit::Absent, "the director signs nothing yet")),
+            };
+            Ok(None)
+        }
+        Verb::Verify { key, key_file } => {
+            let key = match key_file {
+                None => key.clone(),
+                Some(path) => {
+                    let text = std::fs::read_to_string(path).map_err(|error| {
+                        Failure::local(format!("cannot read {}: {error}", path.display()))
+                    })?;
+                    Some(text.trim().to_owned())
+                }
+            };
+            verify(session, key.as_deref())
+        }
+    }
+}
+
+/// Calls `each` with every page of entries after a number, until it returns false.
+fn pages(
+    session: &Session,
+    mut after: u64,
+    limit: usize,
+    mut each: impl FnMut(&[Value]) -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    loop {
+        let query = vec![
+            ("after", after.to_string()),
+            ("limit", limit.clamp(1, 1000).to_string()),
+        ];
+        let page = session.client()?.get("/v1/audit", query)?;
+        let items = page["items"].as_array().map_or(&[][..], Vec::as_slice);
+        if !each(items)? {
+            return Ok(());
+        }
+        match page["next"].as_u64() {
+            Some(next) => after = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+fn list(session: &Session, after: u64, limit: usize) -> Result<(), Failure> {
+    let mut all = Vec::new();
+    pages(session, after, limit, |items| {
+        all.extend(items.iter().take(limit - all.len()).cloned());
+        Ok(all.len() < limit)
+    })?;
+    if session.json {
+        outln!("{}", Value::Array(all));
+        return Ok(());
+    }
+    let fields = [
+        "number",
+        "at",
+        "user",
+        "operation",
+        "tenant",
+        "name",
+        "reason",
+    ];
+    let mut table = Table::new(&fields);
+    for entry in &all {
+        table.row(fields.iter().map(|field| cell(&entry[field])).collect());
+    }
+    table.print();
+    Ok(())
+}
+
+fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Failure> {
+    serde_json::from_value(value.clone()).map_err(|error| {
+        let text = format!("the answer cannot be read: {error}; use the director's version");
+        Failure::new(Exit::Unavailable, text)
+    })
+}
+
+fn verify(session: &Session, key: Option<&str>) -> Result<Option<Exit>, Failure> {
+    let user = session.client()?.get("/v1/self", Vec::new())?;
+    if !user["tenant"].is_null() {
+        let text = "a tenant sees its own entries only, which are no chain: ask a provider-auditor";
+        return Err(Failure::new(Exit::Forbidden, text));
+    }
+    let answer = session.client()?.get("/v1/audit/checkpoints", Vec::new())?;
+    let checkpoints: Vec<Checkpoint> = read(&answer["items"])?;
+    let count = checkpoints.len();
+    let mut entries = 0_u64;
+    let checked = Chain::new(checkpoints, key).and_then(|mut chain| {
+        let mut broken = None;
+        let mut failed = None;
+        let result = pages(session, 0, 1000, |items| {
+            for item in items {
+                let entry: Entry = read(item)?;
+                if let Err(error) = chain.push(&entry) {
+                    broken = Some(error);
+                    return Ok(false);
+                }
+                entries += 1;
+            }
+            Ok(true)
+        });
+        if let Err(failure) = result {
+            failed = Some(failure);
+        }
+        match broken {
+            Some(error) => Err(error),
+            None => Ok((chain, failed)),
+        }
+    });
+    let finished = match checked {
+        Ok((_, Some(failure))) => return Err(failure),
+        Ok((chain, None)) => chain.finish(),
+        Err(broken) => Err(broken),
+    };
+    match finished {
+        Ok((head, signed)) => {
+            match session.json {
+                true => outln!(
+                    "{}",
+                    json!({ "entries": entries, "checkpoints": count, "signed": signed,
+                        "hash": head.hash, "broken": null })
+                ),
+                false => {
+                    outln!("good: {entries} entries, {count} checkpoints");
+                    match signed {
+                        Some(signed) => outln!("signed: entries 1 to {signed}"),
+                        None => outln!("signed: none yet"),
+                    }
+                }
+            };
+            if key.is_none() && count > 0 {
+                errln!(
+                    "causeway: warning: without --key, checkpoints that an intruder signed with a \
+                     key of its own pass"
+                );
+            }
+            Ok(None)
+        }
+        Err(broken) => {
+            match session.json {
+                true => outln!("{}", json!({ "broken": broken.to_string() })),
+                false => outln!("BROKEN: {broken}"),
+            };
+            Ok(Some(Exit::Different))
+        }
+    }
+}

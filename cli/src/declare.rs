@@ -1,0 +1,523 @@
+//! Objects declared in files: what differs from the director's, and the changes that make it equal.
+//!
+//! A plan is made of what the director has at that time. Each change names the revision that the
+//! plan has seen, so that a change by others in between is refused and not overwritten.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use clap::{Args, ValueEnum};
+use control::{KINDS, KindInfo, Scope, audit::hex, kind, spec_differences};
+use hyper::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use service::{errln, outln};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    Session,
+    client::{Call, Client, encoded},
+    failure::{Exit, Failure},
+    objects::read,
+    output,
+};
+
+#[derive(Args)]
+pub struct Source {
+    /// File of objects, in JSON or (*.toml) TOML; `-` reads JSON from standard input.
+    #[arg(long = "file", short, required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Delete objects of the files' owner that are not in the files.
+    #[arg(long)]
+    prune: bool,
+    /// Take objects from other owners.
+    #[arg(long)]
+    take_over: bool,
+}
+
+#[derive(Args)]
+pub struct Diff {
+    #[command(flatten)]
+    source: Source,
+}
+
+#[derive(Args)]
+pub struct Apply {
+    #[command(flatten)]
+    source: Source,
+    /// Make only the changes that `diff` has shown with this digest.
+    #[arg(long, value_name = "DIGEST")]
+    expect: Option<String>,
+    /// Do what would be refused for the sake of others.
+    #[arg(long)]
+    force: bool,
+    /// The reason, for the audit.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Export {
+    /// Only objects of these kinds.
+    #[arg(long, value_name = "KIND")]
+    kind: Vec<String>,
+    /// Only this tenant and its objects.
+    #[arg(long, short)]
+    tenant: Option<String>,
+    /// Only objects of this owner.
+    #[arg(long)]
+    owner: Option<String>,
+    #[arg(long, value_enum, default_value_t = Format::Toml)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Json,
+    Toml,
+}
+
+/// A file of objects.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    /// Name of this set of objects. Other sets do not change its objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
+    #[serde(default)]
+    object: Vec<Declared>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Declared {
+    kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
+    name: String,
+    #[serde(default = "nothing")]
+    spec: Value,
+}
+
+fn nothing() -> Value {
+    json!({})
+}
+
+/// Kind by its place in the list of kinds, tenant (empty for objects of the provider), and name.
+type Key = (usize, String, String);
+
+struct Wanted {
+    spec: Value,
+    owner: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Create,
+    Replace,
+    Delete,
+}
+
+struct Action {
+    step: Step,
+    key: Key,
+    /// The object as the plan has seen it; `null` if there was none.
+    before: Value,
+    /// The spec after the change; `null` for none.
+    after: Value,
+    owner: Option<String>,
+}
+
+impl Action {
+    fn info(&self) -> &'static KindInfo {
+        &KINDS[self.key.0]
+    }
+
+    fn revision(&self) -> Option<u64> {
+        self.before["metadata"]["revision"].as_u64()
+    }
+
+    fn collection(&self) -> String {
+        self.info().collection(&encoded(&self.key.1))
+    }
+
+    fn path(&self) -> String {
+        format!("{}/{}", self.collection(), encoded(&self.key.2))
+    }
+
+    fn shown(&self) -> String {
+        let (_, tenant, name) = &self.key;
+        match tenant.is_empty() {
+            true => format!("{} {name}", self.info().kind),
+            false => format!("{} {tenant}/{name}", self.info().kind),
+        }
+    }
+
+    /// As an item of the answer to a dry run.
+    fn difference(&self) -> Value {
+        let change = match self.step {
+            Step::Create => "created",
+            Step::Replace => "changed",
+            Step::Delete => "removed",
+        };
+        let mut fields = match self.step {
+            Step::Delete => Vec::new(),
+            Step::Create | Step::Replace => {
+                let fields = spec_differences(&self.before["spec"], &self.after);
+                let fields = fields.into_iter().map(|field| {
+                    json!({ "field": field.field, "before": field.before, "after": field.after })
+                });
+                fields.collect()
+            }
+        };
+        let owner = &self.before["metadata"]["owner"];
+        if self.step == Step::Replace && self.owner.as_deref() != owner.as_str() {
+            fields.push(json!({ "field": "owner", "before": owner, "after": self.owner }));
+        }
+        let tenant = Some(&self.key.1).filter(|tenant| !tenant.is_empty());
+        json!({ "change": change, "kind": self.info().kind, "tenant": tenant,
+            "name": self.key.2, "revision": self.revision(), "fields": fields })
+    }
+}
+
+/// Stands for a plan: its changes, and the revisions that they are made on.
+fn digest(plan: &[Action]) -> String {
+    let mut hash = Sha256::new();
+    for action in plan {
+        hash.update(action.difference().to_string());
+        hash.update("\n");
+    }
+    hex(&hash.finalize()[..8])
+}
+
+/// The objects of the files, by key. Specs have the defaults that the director gives them.
+fn declared(source: &Source) -> Result<(BTreeMap<Key, Wanted>, BTreeSet<String>), Failure> {
+    let mut wanted = BTreeMap::new();
+    let mut owners = BTreeSet::new();
+    for path in &source.files {
+        let shown = path.display();
+        let file: File = serde_json::from_value(read(path)?)
+            .map_err(|error| Failure::usage(format!("{shown}: {error}")))?;
+        owners.extend(file.owner.clone());
+        if source.prune && file.owner.is_none() {
+            return Err(Failure::usage(format!(
+                "{shown}: --prune deletes what its owner no longer declares: write owner = \"NAME\""
+            )));
+        }
+        for object in file.object {
+            let (name, of) = (&object.name, &object.kind);
+            let wrong = |text: String| Failure::usage(format!("{shown}: {of} {name:?}: {text}"));
+            let place = KINDS.iter().position(|info| info.kind == *of);
+            let place = place.ok_or_else(|| {
+                let kinds: Vec<_> = KINDS.iter().map(|info| info.kind).collect();
+                wrong(format!(
+                    "there is no such kind: write one of {}",
+                    kinds.join(", ")
+                ))
+            })?;
+            let info = &KINDS[place];
+            let tenant = match (info.scope, &object.tenant) {
+                (Scope::Provider, None) => String::new(),
+                (Scope::Tenant, Some(tenant)) => tenant.clone(),
+                (Scope::Provider, Some(_)) => {
+                    return Err(wrong(
+                        "it belongs to the provider: omit the tenant".to_owned(),
+                    ));
+                }
+                (Scope::Tenant, None) => {
+                    return Err(wrong("it belongs to a tenant: write tenant".to_owned()));
+                }
+            };
+            let spec = info.normalize(object.spec.clone());
+            let spec = spec.map_err(|error| wrong(format!("spec: {error}")))?;
+            let key = (place, tenant, object.name.clone());
+            let owner = file.owner.clone();
+            if wanted.insert(key, Wanted { spec, owner }).is_some() {
+                return Err(wrong("it is there twice: declare it once".to_owned()));
+            }
+        }
+    }
+    Ok((wanted, owners))
+}
+
+/// The objects of a collection by name; none where the tenant does not exist.
+fn collection(client: &Client, info: &KindInfo, tenant: &str) -> Result<Vec<Value>, Failure> {
+    match client.list(&info.collection(&encoded(tenant))) {
+        Err(failure) if failure.exit == Exit::Absent => Ok(Vec::new()),
+        found => found,
+    }
+}
+
+fn name_of(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+fn plan(client: &Client, source: &Source) -> Result<Vec<Action>, Failure> {
+    let (mut wanted, owners) = declared(source)?;
+    let mut collections: BTreeSet<(usize, String)> = wanted
+        .keys()
+        .map(|(place, tenant, _)| (*place, tenant.clone()))
+        .collect();
+    if source.prune {
+        collections.extend(all_collections(client, None)?);
+    }
+    let (mut actions, mut deletions) = (Vec::new(), Vec::new());
+    for (place, tenant) in collections {
+        for object in collection(client, &KINDS[place], &tenant)? {
+            let key = (place, tenant.clone(), name_of(&object).to_owned());
+            let owner = object["metadata"]["owner"].as_str().map(ToOwned::to_owned);
+            let Some(wanted) = wanted.remove(&key) else {
+                let is_ours = owner.as_ref().is_some_and(|owner| owners.contains(owner));
+                if source.prune && is_ours {
+                    deletions.push(Action {
+                        step: Step::Delete,
+                        key,
+                        before: object,
+                        after: Value::Null,
+                        owner: None,
+                    });
+                }
+                continue;
+            };
+            let is_same_owner = wanted.owner.is_none() || wanted.owner == owner;
+            if object["spec"] == wanted.spec && is_same_owner {
+                continue;
+            }
+            let action = Action {
+                step: Step::Replace,
+                key,
+                before: object,
+                after: wanted.spec,
+                owner: wanted.owner.or_else(|| owner.clone()),
+            };
+            if let Some(owner) = owner
+                && !is_same_owner
+                && !source.take_over
+            {
+                let text = format!(
+                    "{} is declared by {owner:?}: change it there, or take it over with --take-over",
+                    action.shown()
+                );
+                return Err(Failure::new(Exit::Refused, text));
+            }
+            actions.push(action);
+        }
+    }
+    actions.extend(wanted.into_iter().map(|(key, wanted)| Action {
+        step: Step::Create,
+        key,
+        before: Value::Null,
+        after: wanted.spec,
+        owner: wanted.owner,
+    }));
+    // Keys begin with the place of the kind: each comes after those that it refers to.
+    actions.sort_by(|a, b| a.key.cmp(&b.key));
+    deletions.sort_by(|a, b| b.key.cmp(&a.key));
+    actions.append(&mut deletions);
+    Ok(actions)
+}
+
+/// The collections that the user may list, of one tenant or of all.
+fn all_collections(
+    client: &Client,
+    only: Option<&str>,
+) -> Result<BTreeSet<(usize, String)>, Failure> {
+    let own = client.get("/v1/self", Vec::new())?["tenant"].clone();
+    let tenants = client.list("/v1/tenants")?;
+    let tenants = || {
+        let names = tenants.iter().map(name_of);
+        names.filter(|name| only.is_none_or(|only| only == *name))
+    };
+    let mut found = BTreeSet::new();
+    for (place, info) in KINDS.iter().enumerate() {
+        match info.scope {
+            Scope::Tenant => found.extend(tenants().map(|name| (place, name.to_owned()))),
+            Scope::Provider if own.is_null() || info.kind == "tenant" => {
+                found.insert((place, String::new()));
+            }
+            Scope::Provider => {}
+        }
+    }
+    Ok(found)
+}
+
+pub fn diff(session: &Session, given: &Diff) -> Result<Option<Exit>, Failure> {
+    let plan = plan(session.client()?, &given.source)?;
+    let differences: Vec<_> = plan.iter().map(Action::difference).collect();
+    let digest = digest(&plan);
+    match session.json {
+        true => {
+            outln!(
+                "{}",
+                json!({ "differences": differences, "digest": digest })
+            );
+        }
+        false if plan.is_empty() => {
+            outln!("no differences");
+        }
+        false => {
+            output::differences(&differences).print();
+            outln!("\nmake exactly these changes: causeway apply --expect {digest}");
+        }
+    }
+    Ok(Some(Exit::Different).filter(|_| !plan.is_empty()))
+}
+
+pub fn apply(session: &Session, given: &Apply) -> Result<(), Failure> {
+    let client = session.client()?;
+    let plan = plan(client, &given.source)?;
+    if let Some(expected) = &given.expect {
+        let digest = digest(&plan);
+        if digest != *expected {
+            let text = format!(
+                "the changes have the digest {digest} by now, not {expected}: look at `causeway \
+                 diff` again"
+            );
+            return Err(Failure::new(Exit::Moved, text));
+        }
+    }
+    let count = plan.len();
+    let mut is_new = false;
+    for (done, mut action) in plan.into_iter().enumerate() {
+        let result = match action.step {
+            // A subscription that was just created has made networks and an appliance.
+            Step::Create if is_new => {
+                adopt(client, &mut action).and_then(|is_to_do| match is_to_do {
+                    true => execute(client, given, &action),
+                    false => Ok(Vec::new()),
+                })
+            }
+            _ => execute(client, given, &action),
+        };
+        let warnings = result.map_err(|mut failure| {
+            failure.text = format!(
+                "{}: {} ({done} of {count} changes are made; mend the file and apply it again)",
+                action.shown(),
+                failure.text
+            );
+            failure
+        })?;
+        is_new |= action.step == Step::Create;
+        let verb = match action.step {
+            Step::Create => "created",
+            Step::Replace => "changed",
+            Step::Delete => "deleted",
+        };
+        match session.json {
+            true => outln!("{}", action.difference()),
+            false => outln!("{verb} {}", action.shown()),
+        };
+        for warning in warnings {
+            errln!("causeway: warning: {warning}");
+        }
+    }
+    if !session.json {
+        outln!("{count} changes");
+    }
+    Ok(())
+}
+
+/// Looks whether an object that was to be created is there by now, as part of another one. False if
+/// it is as declared.
+fn adopt(client: &Client, action: &mut Action) -> Result<bool, Failure> {
+    match client.get(&action.path(), Vec::new()) {
+        Ok(object) => {
+            let is_done = object["spec"] == action.after && action.owner.is_none();
+            action.step = Step::Replace;
+            action.before = object;
+            Ok(!is_done)
+        }
+        Err(failure) if failure.exit == Exit::Absent => Ok(true),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn execute(client: &Client, given: &Apply, action: &Action) -> Result<Vec<String>, Failure> {
+    let (method, path, mut body) = match action.step {
+        Step::Create => {
+            let body = json!({ "name": action.key.2, "spec": action.after });
+            (Method::POST, action.collection(), Some(body))
+        }
+        Step::Replace => {
+            let body = json!({ "spec": action.after });
+            (Method::PUT, action.path(), Some(body))
+        }
+        Step::Delete => (Method::DELETE, action.path(), None),
+    };
+    if let (Some(body), Some(owner)) = (&mut body, &action.owner) {
+        body["owner"] = owner.as_str().into();
+    }
+    let mut call = Call {
+        method,
+        path: &path,
+        body: body.as_ref(),
+        ..Call::default()
+    };
+    let is_change = action.step != Step::Create;
+    if is_change && given.force {
+        call.query.push(("force", "true".to_owned()));
+    }
+    if action.step == Step::Replace && given.source.take_over {
+        call.query.push(("take_over", "true".to_owned()));
+    }
+    if let Some(revision) = action.revision() {
+        call.headers.push(("if-match", format!("\"{revision}\"")));
+    }
+    if let Some(reason) = &given.reason {
+        call.headers.push(("x-reason", reason.clone()));
+    }
+    Ok(client.send(&call)?.warnings)
+}
+
+pub fn export(session: &Session, given: &Export) -> Result<(), Failure> {
+    let client = session.client()?;
+    for name in &given.kind {
+        if kind(name).is_none() {
+            let kinds: Vec<_> = KINDS.iter().map(|info| info.kind).collect();
+            return Err(Failure::usage(format!(
+                "--kind {name}: write one of {}",
+                kinds.join(", ")
+            )));
+        }
+    }
+    let mut file = File {
+        owner: given.owner.clone(),
+        ..File::default()
+    };
+    for (place, tenant) in all_collections(client, given.tenant.as_deref())? {
+        let info = &KINDS[place];
+        let is_kind = given.kind.is_empty() || given.kind.iter().any(|name| name == info.kind);
+        let is_tenants = info.scope == Scope::Tenant || info.kind == "tenant";
+        if !is_kind || (given.tenant.is_some() && !is_tenants) {
+            continue;
+        }
+        for object in collection(client, info, &tenant)? {
+            let (name, spec) = (name_of(&object).to_owned(), object["spec"].clone());
+            let owner = object["metadata"]["owner"].as_str();
+            let is_other = given.owner.is_some() && given.owner.as_deref() != owner;
+            let is_other = is_other
+                || (info.kind == "tenant" && given.tenant.as_ref().is_some_and(|t| *t != name));
+            // A network without settings comes with its subscription.
+            let is_default =
+                info.kind == "network" && info.normalize(json!({})).ok() == Some(spec.clone());
+            if is_other || is_default {
+                continue;
+            }
+            file.object.push(Declared {
+                kind: info.kind.to_owned(),
+                tenant: Some(tenant.clone()).filter(|tenant| !tenant.is_empty()),
+                name,
+                spec,
+            });
+        }
+    }
+    let failed = |error: &dyn std::fmt::Display| Failure::local(format!("cannot export: {error}"));
+    let text = match given.format {
+        Format::Json => serde_json::to_string_pretty(&file).map_err(|error| failed(&error))?,
+        Format::Toml => toml::to_string_pretty(&file).map_err(|error| failed(&error))?,
+    };
+    outln!("{}", text.trim_end());
+    Ok(())
+}

@@ -1,0 +1,382 @@
+//! The nouns and verbs of objects, made of the list of kinds.
+
+use std::{io::Read as _, path::Path};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use control::{KINDS, KindInfo, Scope};
+use hyper::Method;
+use serde_json::{Value, json};
+use service::{errln, outln};
+
+use crate::{
+    Session,
+    client::{Call, encoded},
+    failure::Failure,
+    output,
+};
+
+/// The commands of all kinds.
+pub fn commands() -> impl Iterator<Item = Command> {
+    KINDS.iter().map(noun)
+}
+
+fn noun(info: &'static KindInfo) -> Command {
+    let words = info.kind.replace('-', " ");
+    let plural = info.plural.replace('-', " ");
+    let verb =
+        |name: &'static str, about: String| with_tenant(info, Command::new(name)).about(about);
+    let list = verb("list", format!("List {plural}")).visible_alias("ls");
+    let list = match info.scope {
+        Scope::Provider => list,
+        Scope::Tenant => list.arg(
+            Arg::new("all-tenants")
+                .long("all-tenants")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("tenant")
+                .help("List those of all tenants"),
+        ),
+    };
+    Command::new(info.kind)
+        .about(format!("List, get and change {plural}"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(list)
+        .subcommand(verb("get", format!("Get a {words}")).arg(name()))
+        .subcommand(with_change(
+            with_spec(verb("create", format!("Create a {words}")).arg(name())),
+            false,
+        ))
+        .subcommand(with_change(
+            with_spec(verb("replace", format!("Replace the spec of a {words}")).arg(name()))
+                .mut_arg("spec", |spec| spec.required(true))
+                .arg(take_over()),
+            true,
+        ))
+        .subcommand(with_change(
+            verb("set", format!("Set some fields of a {words}"))
+                .arg(name())
+                .arg(field().required(true))
+                .arg(owner())
+                .arg(take_over()),
+            true,
+        ))
+        .subcommand(with_change(
+            verb("delete", format!("Delete a {words}"))
+                .visible_alias("remove")
+                .arg(name()),
+            true,
+        ))
+}
+
+fn name() -> Arg {
+    Arg::new("name").value_name("NAME").required(true)
+}
+
+fn with_tenant(info: &KindInfo, command: Command) -> Command {
+    match info.scope {
+        Scope::Provider => command,
+        Scope::Tenant => command.arg(
+            Arg::new("tenant")
+                .long("tenant")
+                .short('t')
+                .value_name("TENANT")
+                .env("CAUSEWAY_TENANT")
+                .help("The tenant; without it, that of the context"),
+        ),
+    }
+}
+
+fn with_spec(command: Command) -> Command {
+    command
+        .arg(
+            Arg::new("spec")
+                .long("spec")
+                .short('f')
+                .value_name("FILE")
+                .help("File with the spec, in JSON or (*.toml) TOML; `-` reads JSON from stdin"),
+        )
+        .arg(field())
+        .arg(owner())
+}
+
+fn field() -> Arg {
+    Arg::new("set")
+        .long("set")
+        .short('s')
+        .value_name("FIELD=VALUE")
+        .action(ArgAction::Append)
+        .help(
+            "Set a field of the spec, such as limits.bandwidth_mbit=100. A VALUE that is JSON is \
+             read as JSON, any other one as text",
+        )
+}
+
+fn owner() -> Arg {
+    Arg::new("owner")
+        .long("owner")
+        .value_name("OWNER")
+        .help("Make this the object's owner")
+}
+
+fn take_over() -> Arg {
+    Arg::new("take-over")
+        .long("take-over")
+        .action(ArgAction::SetTrue)
+        .help("Take the object from another owner")
+}
+
+fn with_change(command: Command, of_existing: bool) -> Command {
+    let command = command
+        .arg(
+            Arg::new("dry-run")
+                .long("dry-run")
+                .action(ArgAction::SetTrue)
+                .help("Show the differences without making them"),
+        )
+        .arg(
+            Arg::new("reason")
+                .long("reason")
+                .value_name("TEXT")
+                .help("The reason, for the audit"),
+        );
+    if !of_existing {
+        return command;
+    }
+    command
+        .arg(
+            Arg::new("force")
+                .long("force")
+                .action(ArgAction::SetTrue)
+                .help("Do what would be refused for the sake of others"),
+        )
+        .arg(
+            Arg::new("if-revision")
+                .long("if-revision")
+                .value_name("REVISION")
+                .value_parser(value_parser!(u64))
+                .help("Change the object only if this is its revision"),
+        )
+}
+
+/// Runs a verb of a kind.
+pub fn run(session: &Session, info: &KindInfo, matches: &ArgMatches) -> Result<(), Failure> {
+    let Some((verb, given)) = matches.subcommand() else {
+        return Err(Failure::usage("name a verb"));
+    };
+    if verb == "list" {
+        return list(session, info, given);
+    }
+    let tenant = tenant(session, info, given)?;
+    let name = given.get_one::<String>("name").map_or("", String::as_str);
+    let collection = info.collection(&encoded(&tenant));
+    let path = format!("{collection}/{}", encoded(name));
+    match verb {
+        "get" => {
+            let object = session.client()?.get(&path, Vec::new())?;
+            match session.json {
+                true => outln!("{object}"),
+                false => service::stdout::print(output::object(&object)),
+            };
+            Ok(())
+        }
+        "create" => {
+            let mut body = json!({ "name": name, "spec": spec(given, None)? });
+            set_owner(&mut body, given);
+            change(session, given, Method::POST, &collection, Some(&body), None)
+        }
+        "replace" | "set" => {
+            let before = match verb {
+                "set" => Some(session.client()?.get(&path, Vec::new())?),
+                _ => None,
+            };
+            let revision = before
+                .as_ref()
+                .and_then(|object| object["metadata"]["revision"].as_u64());
+            let spec = spec(given, before.map(|object| object["spec"].clone()))?;
+            let mut body = json!({ "spec": spec });
+            set_owner(&mut body, given);
+            change(session, given, Method::PUT, &path, Some(&body), revision)
+        }
+        _ => change(session, given, Method::DELETE, &path, None, None),
+    }
+}
+
+fn list(session: &Session, info: &KindInfo, given: &ArgMatches) -> Result<(), Failure> {
+    let is_all = info.scope == Scope::Tenant && given.get_flag("all-tenants");
+    let client = session.client()?;
+    let mut items = Vec::new();
+    if is_all {
+        for tenant in client.list("/v1/tenants")? {
+            let tenant = tenant["metadata"]["name"].as_str().unwrap_or_default();
+            items.extend(client.list(&info.collection(&encoded(tenant)))?);
+        }
+    } else {
+        let tenant = tenant(session, info, given)?;
+        items = client.list(&info.collection(&encoded(&tenant)))?;
+    }
+    match session.json {
+        true => {
+            outln!("{}", Value::Array(items));
+        }
+        false => output::objects(&items, is_all).print(),
+    }
+    Ok(())
+}
+
+/// The tenant that the command line or the context names; empty for kinds of the provider.
+pub fn tenant(session: &Session, info: &KindInfo, given: &ArgMatches) -> Result<String, Failure> {
+    if info.scope == Scope::Provider {
+        return Ok(String::new());
+    }
+    if let Some(tenant) = given.get_one::<String>("tenant") {
+        return Ok(tenant.clone());
+    }
+    session.tenant().ok_or_else(|| {
+        Failure::usage(format!(
+            "{} belong to a tenant: name it by --tenant, CAUSEWAY_TENANT, or in the context",
+            info.plural.replace('-', " ")
+        ))
+    })
+}
+
+fn set_owner(body: &mut Value, given: &ArgMatches) {
+    if let Some(owner) = given.get_one::<String>("owner") {
+        body["owner"] = owner.as_str().into();
+    }
+}
+
+/// The spec: that of the file or the one before, with the fields of the command line.
+fn spec(given: &ArgMatches, before: Option<Value>) -> Result<Value, Failure> {
+    let file = given.try_get_one::<String>("spec").ok().flatten();
+    let mut spec = match file {
+        Some(file) => read(Path::new(file))?,
+        None => before.unwrap_or_else(|| json!({})),
+    };
+    for text in given.get_many::<String>("set").into_iter().flatten() {
+        let (field, value) = text
+            .split_once('=')
+            .ok_or_else(|| Failure::usage(format!("--set {text:?}: write FIELD=VALUE")))?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+        set(&mut spec, field, value)?;
+    }
+    Ok(spec)
+}
+
+/// Sets a field, of which the path has dots. `null` removes it.
+fn set(spec: &mut Value, path: &str, value: Value) -> Result<(), Failure> {
+    let wrong = || {
+        Failure::usage(format!(
+            "--set {path}: a field on the way is no object: write the whole field in JSON"
+        ))
+    };
+    let mut at = spec;
+    let mut names = path.split('.').peekable();
+    while let Some(name) = names.next() {
+        let fields = at.as_object_mut().ok_or_else(wrong)?;
+        if names.peek().is_some() {
+            at = fields.entry(name).or_insert_with(|| json!({}));
+        } else if value.is_null() {
+            fields.remove(name);
+            break;
+        } else {
+            fields.insert(name.to_owned(), value);
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A value in a file: JSON, or TOML if its name ends so; `-` is JSON from standard input.
+pub fn read(path: &Path) -> Result<Value, Failure> {
+    let shown = path.display();
+    let mut text = String::new();
+    let result = match path == Path::new("-") {
+        true => std::io::stdin().read_to_string(&mut text).map(drop),
+        false => std::fs::read_to_string(path).map(|read| text = read),
+    };
+    result.map_err(|error| Failure::local(format!("cannot read {shown}: {error}")))?;
+    let wrong = |error: &dyn std::fmt::Display| Failure::usage(format!("{shown}: {error}"));
+    if path.extension().is_some_and(|ending| ending == "toml") {
+        let value: toml::Table = toml::from_str(&text).map_err(|error| wrong(&error))?;
+        return serde_json::to_value(value).map_err(|error| wrong(&error));
+    }
+    serde_json::from_str(&text).map_err(|error| wrong(&error))
+}
+
+fn change(
+    session: &Session,
+    given: &ArgMatches,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+    revision: Option<u64>,
+) -> Result<(), Failure> {
+    let flag = |name: &str| {
+        let found = given.try_get_one::<bool>(name).ok().flatten();
+        found.copied().unwrap_or_default()
+    };
+    let number = given.try_get_one::<u64>("if-revision").ok().flatten();
+    let mut call = Call {
+        method,
+        path,
+        body,
+        ..Call::default()
+    };
+    for (name, parameter) in [
+        ("dry-run", "dry_run"),
+        ("force", "force"),
+        ("take-over", "take_over"),
+    ] {
+        if flag(name) {
+            call.query.push((parameter, "true".to_owned()));
+        }
+    }
+    if let Some(revision) = number.copied().or(revision) {
+        call.headers.push(("if-match", format!("\"{revision}\"")));
+    }
+    if let Some(reason) = given.get_one::<String>("reason") {
+        call.headers.push(("x-reason", reason.clone()));
+    }
+    let answer = session.client()?.send(&call)?;
+    let mut warnings = answer.warnings;
+    if flag("dry-run") {
+        let more = answer.body["warnings"].as_array().into_iter().flatten();
+        warnings.extend(more.filter_map(|text| text.as_str().map(ToOwned::to_owned)));
+        match session.json {
+            true => {
+                outln!("{}", answer.body);
+            }
+            false => {
+                let differences = answer.body["differences"].as_array();
+                output::differences(differences.map_or(&[], Vec::as_slice)).print();
+            }
+        }
+    } else if !answer.body.is_null() {
+        match session.json {
+            true => outln!("{}", answer.body),
+            false => service::stdout::print(output::object(&answer.body)),
+        };
+    }
+    for warning in warnings {
+        errln!("causeway: warning: {warning}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_set_by_their_path() {
+        let mut spec = json!({ "limits": { "a": 1 }, "gone": 1 });
+        set(&mut spec, "limits.b", json!(2)).unwrap();
+        set(&mut spec, "new.c", json!("x")).unwrap();
+        set(&mut spec, "gone", Value::Null).unwrap();
+        assert_eq!(
+            spec,
+            json!({ "limits": { "a": 1, "b": 2 }, "new": { "c": "x" } })
+        );
+        assert!(set(&mut spec, "limits.a.d", json!(1)).is_err());
+    }
+}

@@ -1,0 +1,228 @@
+//! Log-in, users and tokens.
+
+use std::io::{BufRead as _, IsTerminal as _};
+
+use clap::{Args, Subcommand};
+use hyper::Method;
+use serde_json::{Value, json};
+use service::outln;
+
+use crate::{
+    Session,
+    client::{Call, Client, encoded},
+    context::Context,
+    failure::{Exit, Failure},
+    output::{Table, cell},
+};
+
+#[derive(Args)]
+pub struct Login {
+    /// Name of the user.
+    #[arg(long, short)]
+    user: String,
+}
+
+#[derive(Subcommand)]
+pub enum UserVerb {
+    /// List users.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Create a user. The password is asked for, or read from standard input.
+    Create {
+        name: String,
+        /// Role, such as provider-operator or tenant-admin.
+        #[arg(long)]
+        role: String,
+        /// Tenant, for roles of a tenant.
+        #[arg(long, short)]
+        tenant: Option<String>,
+    },
+    /// Delete a user and its tokens.
+    #[command(visible_alias = "remove")]
+    Delete { name: String },
+}
+
+#[derive(Subcommand)]
+pub enum TokenVerb {
+    /// List your tokens.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Create a token and print its secret, which is shown this once.
+    Create {
+        /// Lifetime, hours, 1 to 8784.
+        #[arg(long)]
+        hours: u32,
+        /// Description, for people.
+        #[arg(long, default_value = "")]
+        description: String,
+    },
+    /// Delete a token.
+    #[command(visible_alias = "remove")]
+    Delete { id: String },
+}
+
+/// A line that the user types without an echo, or the next line of standard input.
+pub fn line(prompt: &str) -> Result<String, Failure> {
+    let failed =
+        |error: std::io::Error| Failure::local(format!("cannot read the {prompt}: {error}"));
+    let text = match std::io::stdin().is_terminal() {
+        true => rpassword::prompt_password(format!("{prompt}: ")).map_err(failed)?,
+        false => {
+            let mut text = String::new();
+            std::io::stdin()
+                .lock()
+                .read_line(&mut text)
+                .map_err(failed)?;
+            text
+        }
+    };
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        return Err(Failure::usage(format!(
+            "there is no {prompt}: type it, or send it on standard input"
+        )));
+    }
+    Ok(text.to_owned())
+}
+
+fn post(client: &Client, path: &str, body: &Value) -> Result<Value, Failure> {
+    let call = Call {
+        method: Method::POST,
+        path,
+        body: Some(body),
+        ..Call::default()
+    };
+    Ok(client.send(&call)?.body)
+}
+
+fn delete(client: &Client, path: &str) -> Result<(), Failure> {
+    let call = Call {
+        method: Method::DELETE,
+        path,
+        ..Call::default()
+    };
+    client.send(&call).map(drop)
+}
+
+pub fn log_in(session: &mut Session, login: &Login) -> Result<(), Failure> {
+    let name = session.name.clone().unwrap_or_else(|| "default".to_owned());
+    // The session is not bound to the token of before.
+    session.context.token = None;
+    let client = session.client()?;
+    let mut body = json!({ "user": login.user, "password": line("password")? });
+    let answer = match post(client, "/v1/sessions", &body) {
+        Err(failure) if needs_code(&failure) => {
+            body["code"] = line("code")?.into();
+            post(client, "/v1/sessions", &body)?
+        }
+        answer => answer?,
+    };
+    let token = answer["secret"].as_str().map(ToOwned::to_owned);
+    let context = Context {
+        token,
+        ..session.context.clone()
+    };
+    let contexts = &mut session.contexts;
+    contexts.current.get_or_insert_with(|| name.clone());
+    contexts.contexts.insert(name.clone(), context);
+    contexts.save(&session.path)?;
+    outln!(
+        "context {name}: logged in as {} until {}",
+        login.user,
+        cell(&answer["token"]["expires"])
+    );
+    Ok(())
+}
+
+/// Whether the name and the password are right, and a code of an authenticator is missing.
+fn needs_code(failure: &Failure) -> bool {
+    let problem = failure.problem.as_ref();
+    problem.is_some_and(|problem| problem["type"] == "urn:causeway:problem:code")
+}
+
+pub fn log_out(session: &mut Session) -> Result<(), Failure> {
+    let name = session.name.clone().unwrap_or_default();
+    let own = session.client()?.get("/v1/self", Vec::new())?;
+    let id = own["token"].as_str().unwrap_or_default();
+    match delete(session.client()?, &format!("/v1/tokens/{}", encoded(id))) {
+        Ok(()) => {}
+        // It has ended already.
+        Err(failure) if failure.exit == Exit::Absent => {}
+        Err(failure) => return Err(failure),
+    }
+    if let Some(context) = session.contexts.contexts.get_mut(&name) {
+        context.token = None;
+        session.contexts.save(&session.path)?;
+    }
+    Ok(())
+}
+
+pub fn print_self(session: &Session, user: &Value) {
+    let mut table = Table::new(&["user", "role", "tenant", "server"]);
+    let mut row: Vec<_> = ["user", "role", "tenant"].map(|f| cell(&user[f])).into();
+    row.push(session.context.server.clone());
+    table.row(row);
+    table.print();
+}
+
+/// Prints items as a table of these fields, or as JSON.
+fn print(session: &Session, answer: &Value, fields: &[&str]) {
+    if session.json {
+        outln!("{}", answer["items"]);
+        return;
+    }
+    let mut table = Table::new(fields);
+    for item in answer["items"].as_array().into_iter().flatten() {
+        table.row(fields.iter().map(|field| cell(&item[field])).collect());
+    }
+    table.print();
+}
+
+pub fn user(session: &Session, verb: &UserVerb) -> Result<(), Failure> {
+    let client = session.client()?;
+    match verb {
+        UserVerb::List => {
+            let answer = client.get("/v1/users", Vec::new())?;
+            print(session, &answer, &["name", "role", "tenant"]);
+        }
+        UserVerb::Create { name, role, tenant } => {
+            let password = line("password")?;
+            let mut body = json!({ "name": name, "role": role, "password": password });
+            if let Some(tenant) = tenant {
+                body["tenant"] = tenant.as_str().into();
+            }
+            let answer = post(client, "/v1/users", &body)?;
+            print(
+                session,
+                &json!({ "items": [answer] }),
+                &["name", "role", "tenant"],
+            );
+        }
+        UserVerb::Delete { name } => delete(client, &format!("/v1/users/{}", encoded(name)))?,
+    }
+    Ok(())
+}
+
+pub fn token(session: &Session, verb: &TokenVerb) -> Result<(), Failure> {
+    let client = session.client()?;
+    match verb {
+        TokenVerb::List => {
+            let answer = client.get("/v1/tokens", Vec::new())?;
+            print(
+                session,
+                &answer,
+                &["id", "created", "expires", "description"],
+            );
+        }
+        TokenVerb::Create { hours, description } => {
+            let body = json!({ "hours": hours, "description": description });
+            let answer = post(client, "/v1/tokens", &body)?;
+            match session.json {
+                true => outln!("{answer}"),
+                false => outln!("{}", answer["secret"].as_str().unwrap_or_default()),
+            };
+        }
+        TokenVerb::Delete { id } => delete(client, &format!("/v1/tokens/{}", encoded(id)))?,
+    }
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! `apply`, `diff` and `export`.
+
+use super::Site;
+
+const BASE: &str = r#"
+owner = "site-a"
+
+[[object]]
+kind = "plan"
+tenant = "acme"
+name = "all"
+spec = { networks = [{ name = "web-1" }], vms = [{ name = "db" }], rules = [] }
+
+[[object]]
+kind = "network"
+tenant = "acme"
+name = "web-1"
+spec = { prefixes = ["10.1.0.0/24"], gateways = ["10.1.0.1"] }
+
+[[object]]
+kind = "subscription"
+tenant = "acme"
+name = "web"
+spec = { hardware_plan = "small" }
+
+[[object]]
+kind = "tenant"
+name = "acme"
+
+[[object]]
+kind = "hardware-plan"
+name = "small"
+spec = { vlan_pool = "pool", networks_with_internet = 2 }
+
+[[object]]
+kind = "vlan-pool"
+name = "pool"
+spec = { host = "h1", switch = "br0", with_internet = ["101-199"] }
+
+[[object]]
+kind = "host"
+name = "h1"
+spec = { platform = "kvm", switches = [{ name = "br0" }] }
+"#;
+
+#[test]
+fn a_file_is_applied_in_the_order_of_references() {
+    let site = Site::start();
+    let file = site.write("base.toml", BASE).display().to_string();
+    let diff = site.run(&format!("diff -f {file}")).exits(1);
+    assert!(
+        diff.out.contains("created") && diff.out.contains("spec.prefixes"),
+        "{diff:?}"
+    );
+    site.run(&format!("apply -f {file}")).exits(0).prints(
+        "created host h1
+         created vlan-pool pool
+         created hardware-plan small
+         created tenant acme
+         created subscription acme/web
+         changed network acme/web-1
+         created plan acme/all
+         7 changes",
+    );
+    site.run(&format!("diff -f {file}"))
+        .exits(0)
+        .prints("no differences");
+    site.run(&format!("apply -f {file}"))
+        .exits(0)
+        .prints("0 changes");
+
+    // The export of one director is the declaration of another one.
+    let export = site.run("export --owner site-a").exits(0).out;
+    let other = Site::start();
+    let file = other.write("export.toml", &export).display().to_string();
+    other.run(&format!("apply -f {file}")).exits(0);
+    assert_eq!(other.run("export --owner site-a").exits(0).out, export);
+    let json = site
+        .run("export --format json --tenant acme --kind network")
+        .exits(0)
+        .json();
+    assert_eq!(
+        json["object"].as_array().expect("a list").len(),
+        1,
+        "{json}"
+    );
+}
+
+#[test]
+fn a_plan_is_made_only_on_what_it_has_seen() {
+    let site = Site::start();
+    let file = site.write("base.toml", BASE).display().to_string();
+    site.run(&format!("apply -f {file}")).exits(0);
+    let text = BASE.replace("networks_with_internet = 2", "networks_with_internet = 3");
+    site.write("base.toml", &text);
+    let diff = site.run(&format!("diff -f {file} --json")).exits(1).json();
+    assert_eq!(diff["differences"][0]["fields"][0]["after"], 3, "{diff}");
+    let digest = diff["digest"].as_str().expect("a digest").to_owned();
+    site.run("hardware-plan set small -s description=x --owner site-a")
+        .exits(0);
+    site.run(&format!("apply -f {file} --expect {digest}"))
+        .exits(6)
+        .says("look at `causeway diff` again");
+    let diff = site.run(&format!("diff -f {file} --json")).exits(1).json();
+    let digest = diff["digest"].as_str().expect("a digest");
+    site.run(&format!("apply -f {file} --expect {digest}"))
+        .exits(0)
+        .prints("changed hardware-plan small\n1 changes");
+}
+
+#[test]
+fn objects_of_other_owners_are_left_alone() {
+    let site = Site::start();
+    let file = site.write("base.toml", BASE).display().to_string();
+    site.run(&format!("apply -f {file}")).exits(0);
+    let other = r#"{ "owner": "site-b", "object": [{ "kind": "host", "name": "h1",
+        "spec": { "platform": "kvm", "switches": [{ "name": "br0" }], "description": "b" } },
+        { "kind": "tenant", "name": "globex" }] }"#;
+    let other = site.write("other.json", other).display().to_string();
+    for command in ["diff", "apply"] {
+        site.run(&format!("{command} -f {other}"))
+            .exits(4)
+            .says("host h1 is declared by \"site-a\"");
+    }
+    // The director refuses it as well.
+    site.run("host set h1 -s description=c --owner site-b")
+        .exits(4)
+        .says("conflict: host h1: metadata.owner = site-a");
+    site.run("host set h1 -s description=c")
+        .exits(0)
+        .says("warning: host \"h1\" is declared by \"site-a\"");
+    site.run(&format!("apply -f {other} --take-over")).exits(0);
+    let host = site.run("host get h1 --json").json();
+    assert_eq!(host["metadata"]["owner"], "site-b");
+
+    // What a file no longer declares is deleted on request, and nothing of others.
+    let less = BASE
+        .split("[[object]]")
+        .filter(|part| !part.contains("\"host\""));
+    let less: Vec<_> = less.filter(|part| !part.contains("\"plan\"")).collect();
+    site.write("base.toml", &less.join("[[object]]"));
+    site.run(&format!("diff -f {file}")).exits(0);
+    site.run(&format!("apply -f {file} --prune"))
+        .exits(0)
+        .prints("deleted plan acme/all\n1 changes");
+    site.run("host get h1").exits(0);
+}
+
+#[test]
+fn a_wrong_file_changes_nothing() {
+    let site = Site::start();
+    let revision = || site.run("export --format json").out;
+    let before = revision();
+    for (text, expected) in [
+        ("[[object]]\nkind = \"hots\"\nname = \"h\"", "no such kind"),
+        (
+            "[[object]]\nkind = \"host\"\nname = \"h\"",
+            "missing field `platform`",
+        ),
+        (
+            "[[object]]\nkind = \"network\"\nname = \"n\"",
+            "write tenant",
+        ),
+        (
+            "[[object]]\nkind = \"tenant\"\nname = \"t\"\ntenant = \"t\"",
+            "omit the tenant",
+        ),
+        (
+            "[[object]]\nkind = \"tenant\"\nname = \"t\"\n[[object]]\nkind = \"tenant\"\nname = \
+             \"t\"",
+            "there twice",
+        ),
+        ("other = 1", "unknown field `other`"),
+        ("object = 1", "invalid type"),
+    ] {
+        let file = site.write("wrong.toml", text).display().to_string();
+        for command in ["diff", "apply"] {
+            site.run(&format!("{command} -f {file}"))
+                .exits(2)
+                .says(expected);
+        }
+    }
+    site.run("apply -f /nothing.toml")
+        .exits(8)
+        .says("cannot read");
+    assert_eq!(revision(), before);
+    // A change that the director refuses says how far it came.
+    let text = "[[object]]\nkind = \"tenant\"\nname = \"t\"\n[[object]]\nkind = \"subscription\"\n\
+                tenant = \"t\"\nname = \"s\"\nspec = { hardware_plan = \"none\" }";
+    let file = site.write("late.toml", text).display().to_string();
+    site.run(&format!("apply -f {file}"))
+        .exits(4)
+        .says("1 of 2 changes are made");
+}
