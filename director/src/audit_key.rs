@@ -16,7 +16,10 @@ use crate::Chance;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read or written.
-    #[error("cannot use the audit key {}: {source}; write another director.audit_key", path.display())]
+    #[error(
+        "cannot use the audit key {}: {source}; write another director.audit_key",
+        path.display()
+    )]
     File {
         path: PathBuf,
         /// The error of the kernel.

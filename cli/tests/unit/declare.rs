@@ -133,7 +133,7 @@ fn objects_of_other_owners_are_left_alone() {
     let host = site.run("host get h1 --json").json();
     assert_eq!(host["metadata"]["owner"], "site-b");
 
-    // What a file no longer declares is deleted on request, and nothing of others.
+    // Objects that a file no longer declares are deleted on request, and none of others.
     let less = BASE
         .split("[[object]]")
         .filter(|part| !part.contains("\"host\""));

@@ -68,7 +68,7 @@ pub struct Entry {
 pub struct Head {
     /// Its number; 0 if there is none.
     pub number: u64,
-    /// Its hash.
+    /// Its SHA-256, hexadecimal.
     pub hash: String,
 }
 
