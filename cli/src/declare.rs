@@ -297,7 +297,8 @@ fn plan(client: &Client, source: &Source) -> Result<Vec<Action>, Failure> {
                 && !source.take_over
             {
                 let text = format!(
-                    "{} is declared by {owner:?}: change it there, or take it over with --take-over",
+                    "{} is declared by {owner:?}: change it there, or take it over with \
+                     --take-over",
                     action.shown()
                 );
                 return Err(Failure::new(Exit::Refused, text));
@@ -500,8 +501,8 @@ pub fn export(session: &Session, given: &Export) -> Result<(), Failure> {
             let is_other = is_other
                 || (info.kind == "tenant" && given.tenant.as_ref().is_some_and(|t| *t != name));
             // A network without settings comes with its subscription.
-            let is_default =
-                info.kind == "network" && info.normalize(json!({})).ok() == Some(spec.clone());
+            let default = || info.normalize(json!({})).ok();
+            let is_default = info.kind == "network" && default().as_ref() == Some(&spec);
             if is_other || is_default {
                 continue;
             }
