@@ -221,6 +221,9 @@ pub enum RuleCommand {
         /// File with a `[[rule]]` for each rule.
         #[arg(long, conflicts_with_all = ["name", "line", "allow", "description"])]
         file: Option<PathBuf>,
+        /// Do not ask whether new public addresses are in use.
+        #[arg(long)]
+        force: bool,
     },
     /// Remove rules, all or none.
     Remove {

@@ -182,6 +182,7 @@ fn rule(client: &Client, command: RuleCommand) -> anyhow::Result<()> {
             allow,
             description,
             file,
+            force,
         } => {
             let rules = match (file, name, line) {
                 (Some(file), _, _) => rules_of(&file)?,
@@ -190,7 +191,11 @@ fn rule(client: &Client, command: RuleCommand) -> anyhow::Result<()> {
                 }
                 (None, _, _) => anyhow::bail!("give a name and a rule, or --file FILE"),
             };
-            let reply: RulesAdded = client.ask(&Request::RuleAdd { tenant, rules })?;
+            let reply: RulesAdded = client.ask(&Request::RuleAdd {
+                tenant,
+                rules,
+                force,
+            })?;
             outln!("{} added", reply.added.len());
         }
         RuleCommand::Remove { tenant, names } => {

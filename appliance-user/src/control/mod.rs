@@ -74,6 +74,9 @@ pub enum Request {
         tenant: Option<String>,
         /// The rules; all or none.
         rules: Vec<Rule>,
+        /// Do not ask whether new public addresses are in use.
+        #[serde(default)]
+        force: bool,
     },
     /// Remove public IP rules.
     RuleRemove {
@@ -467,6 +470,6 @@ mod tests {
                 "internal_ip":"10.1.0.10"}]}"#,
         )
         .expect("documented form");
-        assert!(matches!(rules, Request::RuleAdd { rules, .. } if rules.len() == 1));
+        assert!(matches!(rules, Request::RuleAdd { rules, force: false, .. } if rules.len() == 1));
     }
 }

@@ -117,7 +117,7 @@ impl Daemon {
             self.carry_out(request, responder);
             return;
         }
-        let refusal = self.in_use(owners, matches!(request, Request::Mode { .. }));
+        let refusal = self.in_use(owners);
         tracing::warn!(
             reason = refusal.message,
             "request refused: an address is in use"
@@ -125,7 +125,7 @@ impl Daemon {
         responder.send(Err(refusal));
     }
 
-    fn in_use(&self, owners: &[Owner], may_force: bool) -> Refusal {
+    fn in_use(&self, owners: &[Owner]) -> Refusal {
         let named: Vec<String> = owners
             .iter()
             .take(5)
@@ -145,16 +145,11 @@ impl Daemon {
             0..=5 => String::new(),
             n => format!(" and {} more", n - 5),
         };
-        let force = if may_force {
-            ", or take the addresses over in spite of it with --force"
-        } else {
-            ""
-        };
         Refusal::new(
             "conflict",
             format!(
-                "addresses to take over are in use: {}{more}; switch the owner off{force}; nothing \
-                 was changed",
+                "addresses to take over are in use: {}{more}; switch the owner off, or take the \
+                 addresses over in spite of it with --force; nothing was changed",
                 named.join(", ")
             ),
         )
@@ -179,7 +174,11 @@ impl Daemon {
                 };
                 self.propose_switch(&tenant, mode, &options).ok()?.state
             }
-            Request::RuleAdd { tenant, rules } => {
+            Request::RuleAdd {
+                tenant,
+                rules,
+                force: false,
+            } => {
                 let tenant = self.one_tenant(tenant.as_deref()).ok()?;
                 let changes = rules.iter().cloned().map(RuleChange::Add).collect();
                 self.with_rules(&tenant, changes).ok()?.state

@@ -303,6 +303,31 @@ fn owners_of_addresses_are_found_and_wrong_neighbours_of_the_uplink_are_replaced
     }
     site.mode_full("acme").unwrap_or_else(|e| panic!("{e}"));
 
+    // A rule on a public address that the plan does not use.
+    let spare = ["address", "203.0.113.25/24", "dev", "uplink"];
+    ip_on("edge", "add", spare);
+    let handle = site.appliance(PROVIDER).unwrap_or_else(|e| panic!("{e}"));
+    let line = "203.0.113.25:8080/tcp -> 10.1.0.10:8080";
+    let add = ["rule", "add", "--tenant", "acme", "spare", line];
+    let refused = handle.cli(&add).unwrap_or_else(|e| panic!("{e}"));
+    for part in ["203.0.113.25", edge.as_str(), "--force"] {
+        assert!(
+            !refused.ok() && refused.stderr.contains(part),
+            "{refused:?}"
+        );
+    }
+    let rules = handle
+        .must(&["rule", "list"])
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert!(!rules.contains("spare"), "{rules}");
+    let forced = [&add[..], &["--force"]].concat();
+    handle.must(&forced).unwrap_or_else(|e| panic!("{e}"));
+    let rules = handle
+        .must(&["rule", "list"])
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert!(rules.contains("spare"), "{rules}");
+    ip_on("edge", "del", spare);
+
     // Another neighbour of the uplink than the default router, whose MAC address changes.
     ip_on(
         "edge",

@@ -69,7 +69,7 @@ impl Daemon {
                 self.mode(tenant.as_deref(), mode.as_deref(), &options)
             }
             Request::Maintenance { on } => self.maintenance(on),
-            Request::RuleAdd { tenant, rules } => self.rule_add(tenant.as_deref(), rules),
+            Request::RuleAdd { tenant, rules, .. } => self.rule_add(tenant.as_deref(), rules),
             Request::RuleRemove { tenant, names } => self.rule_remove(tenant.as_deref(), names),
             Request::RuleList { tenant, after } => {
                 self.rule_list(tenant.as_deref(), after.as_deref())
