@@ -28,6 +28,7 @@ pub mod packet;
 pub mod rng;
 pub mod series;
 pub mod site;
+pub mod stop;
 pub mod table;
 pub mod wireguard;
 pub mod world;

@@ -45,6 +45,7 @@ fn a_hundred_thousand_frames_are_echoed_byte_for_byte_and_in_order() {
     let (received, done) = (AtomicU64::new(0), AtomicBool::new(false));
 
     let (mut near_tx, far_rx, mut far_tx) = thread::scope(|scope| {
+        let _stop = StopOnDrop(&done);
         let sender = scope.spawn(|| {
             let mut next = 0;
             while next < COUNT && !done.load(Ordering::Relaxed) {
@@ -111,6 +112,15 @@ fn a_hundred_thousand_frames_are_echoed_byte_for_byte_and_in_order() {
         assert_eq!(tx.skipped(), 0);
         receives_as_many_as_it_has(tx, rx);
         queues_as_many_as_it_has(tx);
+    }
+}
+
+/// Sets the flag when it is dropped, also by a panic, so that the other threads end.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -13,6 +13,7 @@ use causeway_tests::{
     rng::Seeded,
     series::length,
     site::{ENCRYPTED, Site},
+    stop::StopOnDrop,
 };
 use circuit_end::CircuitEnd;
 use gateway_client::{
@@ -398,6 +399,7 @@ fn beside_attackers(
     let hello = client_hello("acme.director.example.net");
     let id = a.circuit;
     thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
         let mut forged = End::new(id, Side::B, Key::new([5; 32]));
         let flood = socket(site, "outside", GW1);
         let replays = socket(site, "outside", GW1);

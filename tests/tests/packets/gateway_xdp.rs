@@ -16,6 +16,7 @@ use causeway_tests::{
     packet::{V4, frame, transport_checksum, udp_no_checksum, udp_segment, v6},
     rng::{Seeded, seed_from_env},
     series,
+    stop::StopOnDrop,
 };
 use etherparse::{LaxNetSlice, LaxSlicedPacket, NetSlice, SlicedPacket, TransportSlice};
 use gateway::circuit::{
@@ -727,6 +728,7 @@ fn a_tenant_s_rate_limit_covers_program_and_user_space() {
     let begun = Instant::now();
     // The program on several processors, and the table at the same time.
     let by_table = std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&done);
         for sent in [
             a.frame(&payload(1, 10)),
             b.frame(&payload(1, 10)),
@@ -755,7 +757,6 @@ fn a_tenant_s_rate_limit_covers_program_and_user_space() {
                 other => panic!("{other:?}"),
             }
         }
-        done.store(true, Ordering::Relaxed);
         by_table
     });
     // The last of the threads may have ended a while later.

@@ -22,6 +22,7 @@ use causeway_tests::{
     harness::{Harness, Program},
     packet::*,
     series,
+    stop::StopOnDrop,
     world::*,
 };
 
@@ -231,8 +232,7 @@ fn no_packet_crosses_tenants_while_elements_are_reused() {
     let mut sent = [0u64; 2];
     let began = Instant::now();
     std::thread::scope(|scope| {
-        // Dropped also when an assertion fails, or the other thread would not end.
-        let _stop = Stop(&stop);
+        let _stop = StopOnDrop(&stop);
         scope.spawn(|| recycler.run(&world, &stop, &changes));
         for n in 0..packets {
             let tenant = (n / 2 % 2) as usize;
@@ -286,12 +286,3 @@ fn no_packet_crosses_tenants_while_elements_are_reused() {
 const IPV4_DESTINATION: usize = 14 + 16;
 /// Offset of the VNI and the byte behind it.
 const VNI: usize = 14 + 20 + 8 + 4;
-
-/// Ends the other thread when it is dropped.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}

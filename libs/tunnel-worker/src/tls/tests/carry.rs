@@ -35,9 +35,21 @@ fn datagrams_of_every_length_arrive_unchanged() {
     );
 }
 
+/// Sets the flag when it is dropped, also by a panic, so that the other thread ends.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// 128 MiB; a gigabyte with `CAUSEWAY_LONG=1`.
 #[test]
-fn a_gigabyte_is_carried_and_every_loss_is_counted() {
+fn a_long_transfer_is_carried_and_every_loss_is_counted() {
     const LENGTH: u64 = 1400;
+    let long = std::env::var_os("CAUSEWAY_LONG").is_some_and(|v| v == "1");
+    let total: usize = if long { 1 << 30 } else { 1 << 27 };
     /// More than the rings hold, so that some datagrams are dropped.
     const AHEAD: u64 = 2048;
     let mut joined = joined();
@@ -70,6 +82,7 @@ fn a_gigabyte_is_carried_and_every_loss_is_counted() {
             a.sender.wake();
             (sent, refused)
         });
+        let stop = StopOnDrop(&enough);
         let begun = Instant::now();
         let mut take = || {
             b.receiver.take(256, |came| {
@@ -81,14 +94,14 @@ fn a_gigabyte_is_carried_and_every_loss_is_counted() {
             })
         };
         let mut taken = 0;
-        while taken < (1 << 30) / LENGTH as usize {
+        while taken < total / LENGTH as usize {
             match take() {
                 0 => yield_now(),
                 some => taken += some,
             }
             assert!(begun.elapsed() < PATIENCE * 10, "{taken} taken");
         }
-        enough.store(true, SeqCst);
+        drop(stop);
         let sent = sending.join().expect("sent");
         until("all accounted for", || {
             take();
