@@ -118,10 +118,10 @@ impl Forwarding {
         }
     }
 
-    /// Writes that a host did not answer. The workers' tables have no such entries.
+    /// Writes that a host did not answer, to the workers as well.
     pub fn install_absent(&mut self, tunnels: &mut Tunnels, key: HostKey) {
-        tunnels.neighbour(key, None);
         let absent = Neighbour::absent().tagged(&key);
+        tunnels.neighbour(key, Some(absent));
         if let Err(error) = self.datapath.set_neighbour(&key, &absent) {
             tracing::error!(%error, "cannot write that a host is absent");
         }

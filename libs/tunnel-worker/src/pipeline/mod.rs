@@ -721,6 +721,9 @@ fn deliver(
     let Some(host) = tables.host(&key) else {
         return hand_to_slow_path(&network, next_hop, packet, &inner, wire, counters);
     };
+    if host.neighbour.is_absent() {
+        return Err(Counter::DropHostAbsent);
+    }
     if host
         .reported
         .is_none_or(|reported| now.since(reported) >= REPORT_USE_EVERY)

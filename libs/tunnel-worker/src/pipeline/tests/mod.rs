@@ -1002,6 +1002,31 @@ fn a_syn_that_waits_for_its_host_is_clamped_too() {
 }
 
 #[test]
+fn packets_to_an_absent_host_are_dropped_and_not_handed_over() {
+    let (mut tenant, mut provider) = pair();
+    let key = host(VNI, "10.1.0.10");
+    let absent = Neighbour::absent().tagged(&key);
+    let mut deliver = |now, provider: &mut TestAppliance| {
+        tenant.seal(at(now), &packet("10.1.0.11", "10.1.0.10", b"a scan"));
+        let frames = tenant.take();
+        provider.open(at(now + 1), frames);
+    };
+    provider.command(at(5), Command::Neighbour(key, Some(Box::new(absent))));
+    deliver(10, &mut provider);
+    assert_eq!(provider.count(Counter::DropHostAbsent), 1);
+    assert!(
+        provider.wire.waiting.is_empty(),
+        "handed to the control thread"
+    );
+    assert!(!provider.wire.events.contains(&Event::HostUsed { key }));
+    // The entry expires, and the host is asked for again.
+    provider.command(at(12), Command::Neighbour(key, None));
+    deliver(20, &mut provider);
+    assert_eq!(provider.count(Counter::SlowUnresolved), 1);
+    assert_eq!(provider.wire.waiting.len(), 1);
+}
+
+#[test]
 fn hosts_behind_the_tenant_s_router_are_sent_to_it() {
     let (mut tenant, mut provider) = pair();
     let far = packet("10.1.0.10", "10.9.9.9", b"far");
