@@ -5,11 +5,9 @@ mod model;
 mod multi_worker;
 
 use appliance_common::{
-    maps::{Mode, network_flags},
+    maps::{HostKey, Mode, Neighbour, Network, Tenant, network_flags},
     wire::mss_for,
 };
-
-use appliance_common::maps::{Neighbour, Tenant};
 
 use super::*;
 use crate::testing::{

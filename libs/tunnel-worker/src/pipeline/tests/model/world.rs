@@ -1,5 +1,7 @@
 //! The pipeline beside the model: random orders, packets and datagrams go to both.
 
+use appliance_common::maps::{HostKey, Network};
+
 use super::*;
 
 pub(super) struct World {
