@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use gateway_client::{
+    dial::Endpoint,
     pool::{Access, List},
     wire::CircuitId,
 };
@@ -14,8 +15,8 @@ use super::IpPrefix;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
     pub name: String,
-    /// Its addresses, at most one of a family.
-    pub addresses: Vec<SocketAddr>,
+    /// Its addresses and DNS names, each with a port, in order of preference.
+    pub addresses: Vec<Endpoint>,
     /// The pool it is in.
     pub pool: Option<String>,
     /// Its load, thousandths.

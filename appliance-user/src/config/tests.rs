@@ -460,6 +460,21 @@ fn a_peer_is_reached_through_the_gateways_that_are_open() {
 }
 
 #[test]
+fn gateways_may_have_names_and_several_addresses() {
+    let text = GATEWAYS.replace(
+        "[\"192.0.2.14:6180\"]",
+        "[\"GW2.example.net:6180\", \"192.0.2.14:6180\", \"192.0.2.15:6180\"]",
+    );
+    let config = Config::parse(&text, Path::new("test.toml")).expect("good");
+    let addresses = config.gateways.all[1].addresses.iter();
+    let shown: Vec<String> = addresses.map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        ["gw2.example.net:6180", "192.0.2.14:6180", "192.0.2.15:6180"]
+    );
+}
+
+#[test]
 fn what_is_wrong_with_gateways_is_named() {
     let circuit = "circuit = { id = \"3f9a1c0277d1e05b\"";
     let tls = "tls.name = \"acme.gateway.example.net\"";
@@ -479,7 +494,7 @@ fn what_is_wrong_with_gateways_is_named() {
         (
             gw2,
             "addresses = [\"192.0.2.14\"]",
-            "\"192.0.2.14\" is not address:port",
+            "\"192.0.2.14\" is neither an address nor a name with a port",
         ),
         (
             gw2,
@@ -503,8 +518,20 @@ fn what_is_wrong_with_gateways_is_named() {
         ),
         (
             gw2,
-            "addresses = [\"192.0.2.14:1\", \"192.0.2.15:1\"]",
-            "at most one address of a family",
+            "addresses = [\"gw2.example.net\"]",
+            "\"gw2.example.net\" is neither an address nor a name with a port",
+        ),
+        (
+            gw2,
+            "addresses = [\"gw2.example.net:1\", \"GW2.example.net:1\"]",
+            "gateway \"gw2\": addresses: gw2.example.net:1 is listed twice",
+        ),
+        (
+            gw2,
+            "addresses = [\"192.0.2.1:1\", \"192.0.2.1:2\", \"192.0.2.1:3\", \"192.0.2.1:4\", \
+             \"192.0.2.1:5\", \"192.0.2.1:6\", \"192.0.2.1:7\", \"192.0.2.1:8\", \
+             \"192.0.2.1:9\"]",
+            "gateway \"gw2\": addresses: 9 addresses: write 8 at most",
         ),
         (
             gw2,

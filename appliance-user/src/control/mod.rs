@@ -176,6 +176,9 @@ pub struct Status {
     pub tenants: Vec<TenantStatus>,
     pub networks: Vec<NetworkStatus>,
     pub peers: Vec<PeerStatus>,
+    /// DNS names of gateways.
+    #[serde(default)]
+    pub gateway_names: Vec<GatewayNameStatus>,
     /// Workers of the encrypted tunnels.
     #[serde(default)]
     pub workers: Vec<WorkerStatus>,
@@ -344,6 +347,18 @@ pub struct StreamStatus {
     pub rx_bytes: u64,
     /// Datagrams dropped in both directions, most of them for full queues.
     pub dropped: u64,
+}
+
+/// A DNS name of a gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayNameStatus {
+    pub name: String,
+    /// Its addresses, by the last lookup that had any.
+    pub addresses: Vec<IpAddr>,
+    /// Seconds since that lookup; `None`: there was none.
+    pub age_seconds: Option<u64>,
+    /// Why the last lookup failed, if it did; the addresses stay.
+    pub error: Option<String>,
 }
 
 /// A gateway, for one peer.

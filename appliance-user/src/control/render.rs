@@ -3,7 +3,8 @@
 use service::{line, render::table};
 
 use super::{
-    CounterStatus, Endpoints, GatewayStatus, ModeStatus, RuleStatus, Status, TunnelStatus,
+    CounterStatus, Endpoints, GatewayNameStatus, GatewayStatus, ModeStatus, RuleStatus, Status,
+    TunnelStatus,
 };
 
 /// Neighbours that are listed; the others are counted.
@@ -325,12 +326,26 @@ fn gateways(out: &mut String, s: &Status) {
             ]);
         }
     }
-    if rows.is_empty() {
-        return;
+    if !rows.is_empty() {
+        out.push_str("\ngateways\n");
+        let heads = ["peer", "gateway", "address", "state", "round trip"];
+        table(out, &heads, &rows);
     }
-    out.push_str("\ngateways\n");
-    let heads = ["peer", "gateway", "address", "state", "round trip"];
-    table(out, &heads, &rows);
+    let name = |name: &GatewayNameStatus| {
+        let addresses: Vec<String> = name.addresses.iter().map(ToString::to_string).collect();
+        vec![
+            name.name.clone(),
+            addresses.join(", "),
+            name.age_seconds
+                .map_or_else(|| "never".to_owned(), |age| format!("{age} s ago")),
+            name.error.clone().unwrap_or_else(|| "-".to_owned()),
+        ]
+    };
+    let rows: Vec<_> = s.gateway_names.iter().map(name).collect();
+    if !rows.is_empty() {
+        out.push_str("\ngateway names\n");
+        table(out, &["name", "addresses", "looked up", "error"], &rows);
+    }
 }
 
 /// Public IP rules.

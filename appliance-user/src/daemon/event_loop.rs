@@ -90,10 +90,14 @@ impl service::Daemon for Daemon {
         self.poll_engines();
         self.report_groups();
         self.work_tunnels();
+        if self.gateway_names.drive() {
+            self.gateways_moved();
+        }
         let deadline = self.next_deadline();
         let Self {
             events,
             tunnels,
+            gateway_names,
             engines,
             forwarding,
             ..
@@ -121,6 +125,11 @@ impl service::Daemon for Daemon {
                 self.take_snapshot();
             }
             () = tunnels.ready() => {}
+            answer = gateway_names.answer() => {
+                if gateway_names.take(answer) {
+                    self.gateways_moved();
+                }
+            }
             () = sleep_until(deadline) => {}
             _ = events.second.tick() => self.each_second(),
         }
@@ -172,6 +181,7 @@ impl Daemon {
         let deadlines = [
             self.engines.next_deadline(),
             self.tunnels.next_deadline(),
+            self.gateway_names.next_deadline(),
             self.interfaces.next_report(),
         ];
         deadlines.into_iter().flatten().min()
@@ -253,8 +263,17 @@ impl Daemon {
         }
     }
 
+    /// Gives the tunnels the new addresses of gateways.
+    fn gateways_moved(&mut self) {
+        self.set_peers();
+        self.underlay_changed();
+    }
+
     fn each_second(&mut self) {
         let now = Instant::now();
+        if !self.gateway_names.is_empty() && self.tunnels.gateways_troubled() {
+            self.gateway_names.hurry();
+        }
         self.end_stale_trace();
         self.forwarding.datapath.flush_program_log();
         self.check_sending();

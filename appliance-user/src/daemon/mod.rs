@@ -21,6 +21,7 @@
 //! | `interfaces`, `claims`, `groups` | NICs and programs; our own addresses and groups |
 //! | `forwarding` | programs, maps, and a copy of the tables |
 //! | `tunnels`, `keys` | the tunnel manager and its keys |
+//! | `gateway_names` | DNS names of gateways |
 //! | `path_watch`, `sender` | watched routes, raw sockets |
 //! | `health`, `packet_health` | problems of failovers, counters that must not rise |
 //! | `conflicts` | other users of our addresses, in the log and in status |
@@ -33,6 +34,7 @@ mod controller;
 mod engines;
 mod event_loop;
 mod forwarding;
+mod gateway_names;
 mod groups;
 mod health;
 mod interfaces;
@@ -61,6 +63,7 @@ use self::{
     engines::Engines,
     event_loop::Events,
     forwarding::Forwarding,
+    gateway_names::GatewayNames,
     health::FailoverHealth,
     interfaces::Interfaces,
     keys::Keys,
@@ -98,6 +101,7 @@ struct Daemon {
     engines: Engines,
     sender: FrameSender,
     tunnels: Tunnels,
+    gateway_names: GatewayNames,
     path_watch: PathWatch,
     health: FailoverHealth,
     packet_health: PacketHealth,
@@ -191,6 +195,7 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     let first = first_snapshot(&mut snapshots).await?;
     let mut daemon = Daemon {
         tunnels,
+        gateway_names: GatewayNames::new(clock_seed()),
         files,
         in_force: InForce {
             config,

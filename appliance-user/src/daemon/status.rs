@@ -62,6 +62,7 @@ impl Daemon {
             tenants: tenants(&self.in_force, &self.snapshot),
             networks: networks?,
             peers,
+            gateway_names: self.gateway_names.status(),
             workers: self.tunnels.workers(),
             neighbours: Vec::new(),
             conflicts: self.conflicts_status(),

@@ -12,7 +12,10 @@ use appliance_common::{
     counters::Counter,
     maps::{HostKey, Neighbour, NetworkStats},
 };
-use gateway_client::{selector::GatewayState, wire::Side};
+use gateway_client::{
+    selector::{GatewayAddresses, GatewayState},
+    wire::Side,
+};
 use tunnel::{InitiationPolicy, PeerPath, Tai64n};
 use tunnel_worker::{
     CircuitSpec, HostActivity, ListenSpec, PeerProtocol, PeerSpec, PortSpec, TlsSpec,
@@ -25,11 +28,12 @@ use tunnel_worker::{
 
 use super::{
     controller::InForce,
+    gateway_names::GatewayNames,
     keys::Keys,
     timestamp_writer::{TimestampWriter, Written},
 };
 use crate::{
-    config::{Config, Gateway, Identity, Peer, PeerKind, Role},
+    config::{Config, Identity, Peer, PeerKind, Role},
     control::{GatewayStatus, PeerStatus, StreamStatus, TlsStatus, TunnelStatus, WorkerStatus},
     datapath::Datapath,
     datapath::reconcile::{self, EncryptedTunnels, MapContents, MapUpdate, local_addresses},
@@ -186,15 +190,17 @@ impl Tunnels {
     }
 
     /// Puts the configured peers in force.
-    pub fn set_peers(&mut self, in_force: &InForce, snapshot: &Snapshot, datapath: &mut Datapath) {
+    pub fn set_peers(
+        &mut self,
+        in_force: &InForce,
+        names: &GatewayNames,
+        snapshot: &Snapshot,
+        datapath: &mut Datapath,
+    ) {
         let Some(manager) = &mut self.manager else {
             return;
         };
-        let InForce {
-            config,
-            keys,
-            state,
-        } = in_force;
+        let config = &in_force.config;
         let listen = config.tls.as_ref().map(|tls| ListenSpec {
             addresses: tls.listen.clone(),
             from: tls.from.clone(),
@@ -203,7 +209,7 @@ impl Tunnels {
             name: config.name.clone(),
         });
         manager.set_peers(
-            specs(config, keys, state, &self.timestamps.handshakes),
+            specs(in_force, names, &self.timestamps.handshakes),
             max_payload(config, snapshot),
             listen.as_ref(),
             &mut Programs(datapath),
@@ -288,6 +294,12 @@ impl Tunnels {
             .as_ref()
             .map(TunnelManager::problems)
             .unwrap_or_default()
+    }
+
+    /// Whether some gateway, or a peer behind gateways, does not answer.
+    pub fn gateways_troubled(&self) -> bool {
+        let manager = self.manager.as_ref();
+        manager.is_some_and(TunnelManager::gateways_troubled)
     }
 
     /// Why an interface has no sockets, if it should have.
@@ -487,7 +499,15 @@ fn max_payload(config: &Config, snapshot: &Snapshot) -> usize {
 }
 
 /// The encrypted peers of a configuration, as the tunnel manager wants them.
-fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -> Vec<PeerSpec> {
+fn specs(in_force: &InForce, names: &GatewayNames, timestamps: &Timestamps) -> Vec<PeerSpec> {
+    let InForce {
+        config,
+        keys,
+        state,
+    } = in_force;
+    // The same for all circuits.
+    let all = config.gateways.all.iter();
+    let gateways: Vec<GatewayAddresses> = all.map(|gateway| names.addresses(gateway)).collect();
     let spec = |peer: &Peer| {
         let identity = peer.identity()?;
         let slot = *state.slots.peers.get(&peer.name)?;
@@ -517,7 +537,7 @@ fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -
             public_key: identity.public_key,
             preshared_key: keys.preshared.get(&peer.name).cloned().unwrap_or_default(),
             addresses: identity.addresses.clone(),
-            circuit: circuit(config, keys, &peer.name, identity),
+            circuit: circuit((config, keys), &gateways, &peer.name, identity),
             dial,
             protocol,
             timestamp: timestamps
@@ -529,18 +549,22 @@ fn specs(config: &Config, keys: &Keys, state: &State, timestamps: &Timestamps) -
 }
 
 /// The circuit to a peer, as the tunnel manager wants it.
-fn circuit(config: &Config, keys: &Keys, peer: &str, identity: &Identity) -> Option<CircuitSpec> {
+fn circuit(
+    (config, keys): (&Config, &Keys),
+    gateways: &[GatewayAddresses],
+    peer: &str,
+    identity: &Identity,
+) -> Option<CircuitSpec> {
     let circuit = identity.circuit.as_ref()?;
     let (side, list) = match config.role {
         Role::Tenant => (Side::A, Some(config.gateways.list())),
         Role::Provider => (Side::B, None),
     };
-    let at = |gateway: &Gateway| (gateway.name.clone(), gateway.addresses.clone());
     Some(CircuitSpec {
         id: circuit.id,
         side,
         key: keys.circuits.get(peer)?.clone(),
-        gateways: config.gateways.all.iter().map(at).collect(),
+        gateways: gateways.to_vec(),
         list,
         tls: circuit.tls.as_ref().map(|tls| TlsSpec {
             name: tls.name.clone(),

@@ -7,6 +7,7 @@ mod conditions;
 mod follow;
 mod full;
 mod gateway;
+mod gateway_names;
 mod gateways;
 mod guests;
 mod mtu;

@@ -88,6 +88,10 @@ impl Daemon<'_> {
             .arg("--config")
             .arg(self.config_path())
             .envs(further.iter().copied());
+        let hosts = self.lab.hosts_path(self.host);
+        if hosts.exists() {
+            process::with_hosts(&mut command, &hosts)?;
+        }
         self.lab
             .spawn_command(self.host, &self.name(), &mut command)
             .map(drop)

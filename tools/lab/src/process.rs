@@ -1,13 +1,14 @@
 //! Processes in namespaces: run to the end, or left running and known by pid and start time.
 
 use std::{
-    ffi::OsString,
+    ffi::{CString, OsString},
     fs::File,
     io::Read as _,
     os::{
         fd::{AsRawFd as _, OwnedFd},
-        unix::process::CommandExt as _,
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
     },
+    path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -171,6 +172,32 @@ pub(crate) fn in_namespace(command: &mut Command, namespace: OwnedFd, foreground
             }
         });
     }
+}
+
+/// Makes `command` see the file `hosts` in the place of `/etc/hosts`.
+pub(crate) fn with_hosts(command: &mut Command, hosts: &Path) -> Result<()> {
+    let bytes = hosts.as_os_str().as_bytes();
+    let hosts = CString::new(bytes).map_err(|_| Error::Output {
+        what: hosts.display().to_string(),
+        reason: "a path has no zero byte".to_owned(),
+    })?;
+    let check = |status: libc::c_int| match status {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    };
+    // SAFETY: the closure only makes system calls; the paths it passes end with a zero byte. Mounts
+    // of the rest of the machine still come into the new namespace, and none goes out of it.
+    unsafe {
+        command.pre_exec(move || {
+            let none = std::ptr::null();
+            check(libc::unshare(libc::CLONE_NEWNS))?;
+            let (root, bind) = (libc::MS_REC | libc::MS_SLAVE, libc::MS_BIND);
+            check(libc::mount(none, c"/".as_ptr(), none, root, none.cast()))?;
+            let target = c"/etc/hosts".as_ptr();
+            check(libc::mount(hosts.as_ptr(), target, none, bind, none.cast()))
+        });
+    }
+    Ok(())
 }
 
 /// Makes `command` die with the thread that starts it, as it does when a test is killed.

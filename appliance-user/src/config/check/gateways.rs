@@ -2,7 +2,11 @@
 
 use std::net::SocketAddr;
 
-use gateway_client::{pool::Access, wire::CircuitId};
+use gateway_client::{
+    dial::{BadEndpoint, Endpoint},
+    pool::Access,
+    wire::CircuitId,
+};
 use service::config::Checker;
 use tunnel_worker::tls::{BadFingerprint, Fingerprint};
 
@@ -10,6 +14,9 @@ use super::{absolute, is_host};
 use crate::config::{
     Circuit, Gateway, Gateways, IpPrefix, Peer, PeerKind, Role, Tls, TlsListen, Uplink, file,
 };
+
+/// Addresses and names of a gateway at most.
+const MAX_ADDRESSES: usize = 8;
 
 /// The gateways, and those that this appliance may use.
 pub(super) fn check(
@@ -27,61 +34,7 @@ pub(super) fn check(
         if let Some(pool) = &gateway.pool {
             c.name(&at("pool"), pool);
         }
-        let mut addresses: Vec<SocketAddr> = Vec::new();
-        for text in &gateway.addresses {
-            let Ok(address) = text.parse::<SocketAddr>() else {
-                c.problem(
-                    at("addresses"),
-                    format!(
-                        "{text:?} is not address:port, as \"192.0.2.1:6180\" or \
-                         \"[2001:db8::1]:6180\""
-                    ),
-                );
-                continue;
-            };
-            if address.port() == 0 {
-                c.problem(at("addresses"), format!("{text:?}: a port is 1 to 65535"));
-            }
-            let ip = address.ip();
-            if !is_host(ip) {
-                c.problem(
-                    at("addresses"),
-                    format!("{ip} cannot be the address of a gateway"),
-                );
-            }
-            if uplink.local.contains(&ip) {
-                c.problem(at("addresses"), format!("{ip} is this appliance's own"));
-            }
-            if addresses.iter().any(|a| a.is_ipv4() == address.is_ipv4()) {
-                c.problem(
-                    at("addresses"),
-                    format!(
-                        "{address}: at most one address of a family; write a second one as \
-                         another gateway"
-                    ),
-                );
-            }
-            if let Some(other) = all.iter().find(|g| g.addresses.contains(&address)) {
-                c.problem(
-                    at("addresses"),
-                    format!("{address} is also gateway {:?}'s", other.name),
-                );
-            }
-            addresses.push(address);
-        }
-        if gateway.addresses.is_empty() {
-            c.problem(
-                at("addresses"),
-                "is missing: write the address and port of the gateway",
-            );
-        }
-        let reached = |a: &SocketAddr| uplink.local.iter().any(|l| l.is_ipv4() == a.is_ipv4());
-        if !uplink.local.is_empty() && !addresses.is_empty() && !addresses.iter().any(reached) {
-            c.problem(
-                at("addresses"),
-                "uplink.local has no address of the same family as any of these",
-            );
-        }
+        let addresses = endpoints(c, gateway, &all, uplink);
         let load = gateway.load.unwrap_or(0);
         let checked = u16::try_from(load).ok().filter(|load| *load <= 1000);
         if checked.is_none() {
@@ -123,6 +76,71 @@ pub(super) fn check(
         all,
         access: checked,
     }
+}
+
+/// The addresses and names of a gateway; `others` are those before it.
+fn endpoints(
+    c: &mut Checker,
+    gateway: &file::Gateway,
+    others: &[Gateway],
+    uplink: &Uplink,
+) -> Vec<Endpoint> {
+    let at = format!("gateway {:?}: addresses", gateway.name);
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    for text in &gateway.addresses {
+        let endpoint: Endpoint = match text.parse() {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                let error: BadEndpoint = error;
+                c.problem(&at, error.to_string());
+                continue;
+            }
+        };
+        if let Endpoint::Address(address) = &endpoint {
+            let ip = address.ip();
+            if !is_host(ip) {
+                c.problem(&at, format!("{ip} cannot be the address of a gateway"));
+            }
+            if uplink.local.contains(&ip) {
+                c.problem(&at, format!("{ip} is this appliance's own"));
+            }
+        }
+        if endpoints.contains(&endpoint) {
+            c.problem(&at, format!("{endpoint} is listed twice"));
+        }
+        if let Some(other) = others.iter().find(|g| g.addresses.contains(&endpoint)) {
+            c.problem(
+                &at,
+                format!("{endpoint} is also gateway {:?}'s", other.name),
+            );
+        }
+        endpoints.push(endpoint);
+    }
+    let count = gateway.addresses.len();
+    if count == 0 {
+        c.problem(
+            &at,
+            "is missing: write the address or DNS name of the gateway, with its port",
+        );
+    }
+    if count > MAX_ADDRESSES {
+        c.problem(
+            &at,
+            format!("{count} addresses: write {MAX_ADDRESSES} at most"),
+        );
+    }
+    // The families of a name are known when it is looked up.
+    let reached = |endpoint: &Endpoint| match endpoint {
+        Endpoint::Address(a) => uplink.local.iter().any(|l| l.is_ipv4() == a.is_ipv4()),
+        Endpoint::Name(..) => true,
+    };
+    if !uplink.local.is_empty() && !endpoints.is_empty() && !endpoints.iter().any(reached) {
+        c.problem(
+            &at,
+            "uplink.local has no address of the same family as any of these",
+        );
+    }
+    endpoints
 }
 
 /// The circuit of a peer whose own addresses are `addresses`.

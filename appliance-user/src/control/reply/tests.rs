@@ -7,8 +7,8 @@ use service::socket::MAX_LINE;
 
 use super::*;
 use crate::control::{
-    ConflictStatus, GatewayStatus, InterfaceStatus, NetworkStatus, PeerStatus, Refusal, Reply,
-    StreamStatus, TenantStatus, TlsStatus, TunnelStatus, WorkerStatus,
+    ConflictStatus, GatewayNameStatus, GatewayStatus, InterfaceStatus, NetworkStatus, PeerStatus,
+    Refusal, Reply, StreamStatus, TenantStatus, TlsStatus, TunnelStatus, WorkerStatus,
 };
 
 /// Asserts the JSON of a reply, and that a client reads the same reply from it.
@@ -257,6 +257,12 @@ fn status() -> Status {
                 tunnel: None,
             },
         ],
+        gateway_names: vec![GatewayNameStatus {
+            name: text("gw1.example.net"),
+            addresses: vec![ip("192.0.2.1"), ip("2001:db8::1")],
+            age_seconds: Some(8),
+            error: Some(text("no answer")),
+        }],
         workers: vec![WorkerStatus {
             index: 1,
             cpu: Some(3),

@@ -310,14 +310,16 @@ impl Daemon {
 
     /// Gives the tunnels the peers that are in force.
     pub(super) fn set_peers(&mut self) {
+        self.gateway_names.set(&self.in_force.config);
         self.tunnels.set_peers(
             &self.in_force,
+            &self.gateway_names,
             &self.snapshot,
             &mut self.forwarding.datapath,
         );
     }
 
-    fn underlay_changed(&mut self) {
+    pub(super) fn underlay_changed(&mut self) {
         self.tunnels.underlay_changed(
             &self.in_force.config,
             &self.snapshot,

@@ -32,6 +32,9 @@ pub struct NameSettings {
     pub max_pause: Duration,
     /// Least time between two lookups of a name, when the owner hurries.
     pub hurry: Duration,
+    /// Time for which an address that a name has no longer is still known, so that ends that looked
+    /// the name up at different times meet. More than twice the longest time to a renewal.
+    pub keep_former: Duration,
     /// Largest random addition to an interval or pause, per cent.
     pub jitter_percent: u32,
 }
@@ -42,7 +45,8 @@ impl Default for NameSettings {
             refresh: Duration::from_secs(30),
             first_pause: Duration::from_secs(1),
             max_pause: Duration::from_secs(30),
-            hurry: Duration::from_secs(2),
+            hurry: Duration::from_secs(5),
+            keep_former: Duration::from_secs(90),
             jitter_percent: 20,
         }
     }
@@ -63,6 +67,8 @@ pub struct NameState {
 #[derive(Debug)]
 struct Entry {
     addresses: Vec<IpAddr>,
+    /// Addresses of earlier answers, and until when each is known.
+    former: Vec<(IpAddr, Duration)>,
     answered: Option<Duration>,
     error: Option<String>,
     /// In a row.
@@ -100,6 +106,7 @@ impl Names {
         for name in names {
             let entry = old.remove(&name).unwrap_or(Entry {
                 addresses: Vec::new(),
+                former: Vec::new(),
                 answered: None,
                 error: None,
                 failures: 0,
@@ -144,7 +151,11 @@ impl Names {
                 let same = addresses.len() == entry.addresses.len()
                     && addresses.iter().all(|a| entry.addresses.contains(a));
                 if !same {
-                    entry.addresses = addresses;
+                    let old = std::mem::replace(&mut entry.addresses, addresses);
+                    let until = now.saturating_add(settings.keep_former);
+                    entry.former.extend(old.into_iter().map(|a| (a, until)));
+                    let (addresses, former) = (&entry.addresses, &mut entry.former);
+                    former.retain(|(address, _)| !addresses.contains(address));
                 }
                 (settings.refresh, !same)
             }
@@ -165,6 +176,17 @@ impl Names {
         changed
     }
 
+    /// Forgets former addresses whose time is over; whether there were any.
+    pub fn forget_former(&mut self, now: Duration) -> bool {
+        let mut forgotten = false;
+        for entry in self.names.values_mut() {
+            let before = entry.former.len();
+            entry.former.retain(|(_, until)| *until > now);
+            forgotten |= entry.former.len() != before;
+        }
+        forgotten
+    }
+
     /// Something does not answer at its addresses: all names are looked up soon.
     pub fn hurry(&mut self, now: Duration) {
         for entry in self.names.values_mut().filter(|entry| !entry.waiting) {
@@ -179,11 +201,30 @@ impl Names {
         self.names.get(name).map_or(&[], |entry| &entry.addresses)
     }
 
-    /// The time of the next call of [`Names::poll`]; may be in the past.
+    /// Addresses that a name had until a short time ago.
+    pub fn former(&self, name: &str) -> impl Iterator<Item = IpAddr> + '_ {
+        let entry = self.names.get(name);
+        let former = entry.into_iter().flat_map(|entry| &entry.former);
+        former.map(|(address, _)| *address)
+    }
+
+    /// The time of the next call of [`Names::poll`] and [`Names::forget_former`]; may be in the
+    /// past.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        let asking = self.names.values().filter(|entry| !entry.waiting);
-        asking.map(|entry| entry.next).min()
+        let entries = || self.names.values();
+        let asking = entries().filter(|entry| !entry.waiting);
+        let former = entries().flat_map(|entry| &entry.former);
+        asking
+            .map(|entry| entry.next)
+            .chain(former.map(|(_, until)| *until))
+            .min()
+    }
+
+    /// Whether there are no names.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
     }
 
     /// All names, for the operator.
@@ -333,14 +374,39 @@ mod tests {
         assert_eq!(names.next_deadline(), None, "asked already");
         names.answered("gw1", Ok(vec![ip(1)]), START);
         names.hurry(START + seconds(1));
-        assert_eq!(names.next_deadline(), Some(START + seconds(2)));
+        assert_eq!(names.next_deadline(), Some(START + seconds(5)));
         names.hurry(START + seconds(10));
-        assert_eq!(names.next_deadline(), Some(START + seconds(2)), "not later");
+        assert_eq!(names.next_deadline(), Some(START + seconds(5)), "not later");
         let now = START + seconds(11);
         ask(&mut names, now);
         names.answered("gw1", Ok(vec![ip(1)]), now);
         names.hurry(now + seconds(20));
         assert_eq!(names.next_deadline(), Some(now + seconds(20)));
+    }
+
+    #[test]
+    fn a_former_address_is_known_for_a_while() {
+        let mut names = names(&["gw1"]);
+        let answer = |names: &mut Names, n: u8, now| {
+            ask(names, now);
+            assert!(names.answered("gw1", Ok(vec![ip(n)]), now));
+        };
+        let former = |names: &Names| names.former("gw1").collect::<Vec<_>>();
+        answer(&mut names, 1, START);
+        assert_eq!(former(&names), [] as [IpAddr; 0]);
+        answer(&mut names, 2, START + seconds(30));
+        assert_eq!(former(&names), [ip(1)]);
+        answer(&mut names, 3, START + seconds(60));
+        assert_eq!(former(&names), [ip(1), ip(2)]);
+        answer(&mut names, 1, START + seconds(90));
+        assert_eq!(former(&names), [ip(2), ip(3)]);
+        ask(&mut names, START + seconds(120));
+        assert_eq!(names.next_deadline(), Some(START + seconds(150)));
+        assert!(!names.forget_former(START + seconds(149)));
+        assert!(names.forget_former(START + seconds(150)));
+        assert_eq!(former(&names), [ip(3)]);
+        assert!(names.forget_former(START + seconds(180)));
+        assert_eq!((former(&names), names.next_deadline()), (vec![], None));
     }
 
     #[test]
@@ -371,6 +437,7 @@ mod tests {
             let (mut now, mut open) = (START, Vec::<Arc<str>>::new());
             for (pause, of, answer, fails) in steps {
                 now += Duration::from_millis(pause);
+                names.forget_former(now);
                 let due = names.next_deadline();
                 match names.poll(now) {
                     Some(name) => {

@@ -10,10 +10,15 @@
 //!             ── no datagram of the other end, while other gateways work ──▶ the next gateway
 //! ```
 //!
+//! A gateway may have several addresses. The end is bound at one of them: the first that answers,
+//! and the next one when it stops answering.
+//!
 //! Parameters are the time on any monotonic clock, the time of day for the messages, and a seed.
 //! The owner of the socket calls [`GatewaySelector::timeout`] at
 //! [`GatewaySelector::next_deadline`], hands in messages ([`GatewaySelector::receive`]) and does
 //! the actions of [`GatewaySelector::poll`].
+
+mod member;
 
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
@@ -22,6 +27,7 @@ use crate::{
     pool::{Choice, Chooser, Failure, List, NoService, Report, random::Random},
     wire::{CircuitId, Key, MESSAGE_BYTES, Side},
 };
+use member::Member;
 
 /// Times of a selector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +38,8 @@ pub struct Settings {
     pub other: Duration,
     /// Assumed round trip of a gateway that never answered.
     pub unknown_round_trip: Duration,
+    /// Time without an answer after which the next address of a gateway is tried.
+    pub attempt_delay: Duration,
     /// First pause after a change because of a silent peer; doubled each time.
     pub silence_pause: Duration,
     /// Longest such pause.
@@ -46,6 +54,7 @@ impl Default for Settings {
             in_use: Duration::from_millis(80),
             other: Duration::from_millis(350),
             unknown_round_trip: Duration::from_millis(300),
+            attempt_delay: Duration::from_millis(250),
             silence_pause: Duration::from_secs(2),
             max_silence_pause: Duration::from_secs(60),
             choice: crate::pool::Settings {
@@ -54,6 +63,17 @@ impl Default for Settings {
             },
         }
     }
+}
+
+/// A gateway and all its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayAddresses {
+    /// Unique name.
+    pub name: String,
+    /// Where to bind, in order of preference; without one the gateway is ignored.
+    pub addresses: Vec<SocketAddr>,
+    /// Addresses that it had a short time ago: a binding there stays while it is answered.
+    pub former: Vec<SocketAddr>,
 }
 
 /// A gateway and one of its addresses.
@@ -99,41 +119,6 @@ pub struct GatewayState {
 /// were on their way until the other end had followed.
 const LINGER: Duration = Duration::from_millis(500);
 
-#[derive(Debug)]
-struct Member {
-    at: GatewayAddress,
-    end: End,
-    /// Time of the next bind, where the selector and not the chooser decides it.
-    next: Duration,
-    /// Time at which the present interval began.
-    paced: Duration,
-    /// Time of the oldest unanswered bind.
-    unanswered_since: Option<Duration>,
-    received_at: Option<Duration>,
-    round_trip: Option<Duration>,
-    bound_until: Option<Duration>,
-    lifetime: Duration,
-    draining: bool,
-    /// Time of the unbind at a gateway that this end leaves.
-    unbind_at: Option<Duration>,
-}
-
-impl Member {
-    fn is_bound(&self, now: Duration) -> bool {
-        self.bound_until.is_some_and(|until| until > now)
-    }
-
-    /// The end is bound here no longer. The action that tells the gateway.
-    fn unbind(&mut self, clock: u64) -> Action {
-        self.unbind_at = None;
-        self.bound_until = None;
-        Action::Send {
-            to: self.at.address,
-            message: self.end.unbind(clock),
-        }
-    }
-}
-
 /// One side of a circuit, at all its gateways.
 #[derive(Debug)]
 pub struct GatewaySelector {
@@ -165,7 +150,7 @@ impl GatewaySelector {
         (circuit, side, key): (CircuitId, Side, Key),
         settings: Settings,
         list: Option<&List>,
-        gateways: &[GatewayAddress],
+        gateways: &[GatewayAddresses],
         seed: u64,
         now: Duration,
     ) -> Self {
@@ -198,7 +183,7 @@ impl GatewaySelector {
     }
 
     /// Applies new gateways and a new list. A gateway that stays keeps its state and its use.
-    pub fn update(&mut self, list: Option<&List>, gateways: &[GatewayAddress], now: Duration) {
+    pub fn update(&mut self, list: Option<&List>, gateways: &[GatewayAddresses], now: Duration) {
         if let (Some(chooser), Some(list)) = (&mut self.chooser, list) {
             chooser.update(&known(list, gateways), now);
         }
@@ -206,30 +191,33 @@ impl GatewaySelector {
         self.choose(now);
     }
 
-    fn set_members(&mut self, list: Option<&List>, gateways: &[GatewayAddress], now: Duration) {
+    fn set_members(&mut self, list: Option<&List>, gateways: &[GatewayAddresses], now: Duration) {
         let mut old = std::mem::take(&mut self.members);
-        for at in gateways {
-            if list.is_some_and(|list| list.candidates().iter().all(|c| c.name != at.name)) {
+        let follows = self.chooser.is_none();
+        for spec in gateways {
+            if list.is_some_and(|list| list.candidates().iter().all(|c| c.name != spec.name)) {
                 continue;
             }
-            let member = match old.iter().position(|m| m.at == *at) {
-                Some(place) => old.swap_remove(place),
-                None => Member {
-                    at: at.clone(),
-                    // A gateway of this name only: what another one learns is of no use there.
-                    end: End::new(self.circuit, self.side, self.key.for_gateway(&at.name)),
-                    next: now + self.random.up_to(self.settings.other),
-                    paced: now,
-                    unanswered_since: None,
-                    received_at: None,
-                    round_trip: None,
-                    bound_until: None,
-                    lifetime: Duration::ZERO,
-                    draining: false,
-                    unbind_at: None,
-                },
-            };
-            self.members.push(member);
+            let is_same = |member: &mut Member| member.at.name == spec.name;
+            let mut kept = None;
+            for mut member in old.extract_if(.., is_same) {
+                let at_former = follows && member.is_at_former(spec, now);
+                if at_former {
+                    // The other end may be there still, and another gateway at the new address.
+                    member.retire();
+                    self.members.push(member);
+                } else if !member.retired && member.update(spec, now) {
+                    kept = Some(member);
+                }
+            }
+            if kept.is_none() {
+                // A gateway of this name only: what another one learns is of no use there.
+                let key = self.key.for_gateway(&spec.name);
+                let end = End::new(self.circuit, self.side, key);
+                let next = now + self.random.up_to(self.settings.other);
+                kept = Member::new(spec, end, next, now);
+            }
+            self.members.extend(kept);
         }
         old.retain_mut(|member| {
             member.unbind_at = Some(now + LINGER);
@@ -237,7 +225,7 @@ impl GatewaySelector {
         });
         self.leaving.append(&mut old);
         if let Some(used) = &self.used
-            && self.members.iter().all(|m| m.at != *used)
+            && self.at(used.address) != Some(&used.name)
         {
             self.used = None;
         }
@@ -263,17 +251,19 @@ impl GatewaySelector {
         message: &[u8],
         (now, clock): (Duration, u64),
     ) -> bool {
-        let Some(place) = self.members.iter().position(|m| m.at.address == from) else {
-            return false;
-        };
-        let member = &mut self.members[place];
-        let Some(event) = member.end.receive(message, clock) else {
+        // Two names may have one address for a while; the message is of one gateway's key.
+        let received = self
+            .members
+            .iter_mut()
+            .filter(|member| member.has(from))
+            .find_map(|member| Some((member.end.receive(message, clock)?, member)));
+        let Some((event, member)) = received else {
             return false;
         };
         match event {
             EndEvent::Send(message) => {
-                let to = member.at.address;
-                self.actions.push_back(Action::Send { to, message });
+                let action = Action::Send { to: from, message };
+                self.actions.push_back(action);
                 return true;
             }
             EndEvent::Bound(lifetime) => {
@@ -289,14 +279,14 @@ impl GatewaySelector {
                 }
             }
         }
-        member.received_at = Some(now);
+        member.answered(from, event != EndEvent::Move || member.is_bound(now), now);
         if member.unanswered_since.take().is_some() {
             member.round_trip = Some(member.end.round_trip(clock).min(Duration::from_secs(2)));
         }
         let draining = member.draining;
         let name = member.at.name.clone();
+        let load = member.end.load();
         if let Some(chooser) = &mut self.chooser {
-            let load = None;
             chooser.report(&name, Report::Answered { load, draining }, now);
         }
         self.choose(now);
@@ -310,7 +300,7 @@ impl GatewaySelector {
             return;
         };
         let others = self.members.iter().any(|m| {
-            m.at != *used && m.is_bound(now) && chooser.is_down(&m.at.name) == Some(false)
+            m.at.name != used.name && m.is_bound(now) && chooser.is_down(&m.at.name) == Some(false)
         });
         if !others || now < self.next_silence_report {
             return;
@@ -335,6 +325,7 @@ impl GatewaySelector {
             Some(chooser) => chooser.due(now),
             None => Vec::new(),
         };
+        self.members.retain(|m| !m.retired || m.is_bound(now));
         for place in 0..self.members.len() {
             let member = &self.members[place];
             let paced = self.pace(member);
@@ -353,10 +344,8 @@ impl GatewaySelector {
             };
             let member = &mut self.members[place];
             member.next = now + pause;
-            member.unanswered_since.get_or_insert(now);
-            let to = member.at.address;
-            let message = member.end.bind(clock);
-            self.actions.push_back(Action::Send { to, message });
+            let action = member.bind(self.settings.attempt_delay, (now, clock));
+            self.actions.push_back(action);
         }
         self.choose(now);
         self.leave(now, clock);
@@ -387,9 +376,11 @@ impl GatewaySelector {
         let Some(sent) = member.unanswered_since else {
             return;
         };
+        // Each address gets its time.
+        let others = member.choices().saturating_sub(1);
         let round_trip = member
             .round_trip
-            .unwrap_or(self.settings.unknown_round_trip);
+            .unwrap_or(self.settings.unknown_round_trip + self.settings.attempt_delay * others);
         let failed = match pace {
             // Several binds are under way; the time of the last answer counts.
             Some(pace) if member.received_at.is_some() => {
@@ -456,7 +447,7 @@ impl GatewaySelector {
             let used = self.used.as_ref();
             let leaves = member.draining
                 && member.bound_until.is_some()
-                && used.is_some_and(|used| *used != member.at);
+                && used.is_some_and(|used| used.name != member.at.name);
             if !leaves {
                 member.unbind_at = None;
                 continue;
@@ -481,7 +472,10 @@ impl GatewaySelector {
     /// that gateway.
     pub fn peer_received_from(&mut self, from: SocketAddr) {
         if self.chooser.is_none() {
-            self.used = self.at(from).cloned();
+            self.used = self.at(from).map(|name| GatewayAddress {
+                name: name.to_owned(),
+                address: from,
+            });
         }
     }
 
@@ -514,15 +508,34 @@ impl GatewaySelector {
         self.used.as_ref()
     }
 
-    /// All gateways.
-    pub fn all(&self) -> impl Iterator<Item = &GatewayAddress> {
-        self.members.iter().map(|member| &member.at)
+    /// All addresses of all gateways; some may be repeated.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.members.iter().flat_map(Member::addresses)
     }
 
-    /// The gateway at an address.
+    /// Name of the gateway that the end is bound at by this address, or would be.
     #[must_use]
-    pub fn at(&self, address: SocketAddr) -> Option<&GatewayAddress> {
-        self.all().find(|at| at.address == address)
+    pub fn at(&self, address: SocketAddr) -> Option<&str> {
+        let bound = self.members.iter().find(|m| m.at.address == address);
+        let any = || self.members.iter().find(|m| m.has(address));
+        Some(&bound.or_else(any)?.at.name)
+    }
+
+    /// Whether some gateway does not answer:
+    /// the addresses may be old.
+    #[must_use]
+    pub fn is_troubled(&self, now: Duration) -> bool {
+        let down = |member: &Member| match &self.chooser {
+            Some(chooser) => chooser.is_down(&member.at.name) == Some(true),
+            None => !member.is_bound(now),
+        };
+        self.lost.is_some() || self.members.iter().any(down)
+    }
+
+    /// The choice, for the loads that gateways have reported to it.
+    #[must_use]
+    pub const fn chooser(&self) -> Option<&Chooser> {
+        self.chooser.as_ref()
     }
 
     /// Why no gateway works, if none does.
@@ -550,9 +563,12 @@ impl GatewaySelector {
     }
 }
 
-/// The part of a list that is in `gateways`.
-fn known(list: &List, gateways: &[GatewayAddress]) -> List {
-    let there = |name: &str| gateways.iter().any(|at| at.name == name);
+/// The part of a list that is in `gateways` and has an address.
+fn known(list: &List, gateways: &[GatewayAddresses]) -> List {
+    let there = |name: &str| {
+        let mut all = gateways.iter();
+        all.any(|at| at.name == name && !at.addresses.is_empty())
+    };
     let mut candidates = list.candidates().to_vec();
     candidates.retain(|candidate| there(&candidate.name));
     List::received(candidates)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     pool::Candidate,
-    wire::{Datagram, Kind, Message, Tag, parse},
+    wire::{Datagram, Kind, Load, Message, Tag, parse},
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -27,9 +27,27 @@ fn at(n: u8) -> GatewayAddress {
     }
 }
 
+/// The second address of a gateway.
+fn second(n: u8) -> SocketAddr {
+    SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()], 6180))
+}
+
+fn with_addresses(n: u8, addresses: &[SocketAddr], former: &[SocketAddr]) -> GatewayAddresses {
+    GatewayAddresses {
+        name: at(n).name,
+        addresses: addresses.to_vec(),
+        former: former.to_vec(),
+    }
+}
+
+fn single(n: u8) -> GatewayAddresses {
+    with_addresses(n, &[at(n).address], &[])
+}
+
 /// A gateway: alive or not, with what it knows of the end.
 #[derive(Default)]
 struct Gateway {
+    name: String,
     dead: bool,
     draining: bool,
     bound: bool,
@@ -37,25 +55,42 @@ struct Gateway {
     /// Since it was last started; a cookie is of one life.
     life: u8,
     asked: u32,
+    /// Load that it reports, thousandths.
+    load: Option<u16>,
+    /// Every message must be of its key.
+    strict: bool,
 }
 
 impl Gateway {
+    fn named(n: u8) -> Self {
+        Self {
+            name: at(n).name,
+            strict: true,
+            ..Self::default()
+        }
+    }
+
     fn restart(&mut self) {
         *self = Self {
+            name: std::mem::take(&mut self.name),
+            strict: true,
             life: self.life + 1,
             ..Self::default()
         };
     }
 
-    fn answer(&mut self, name: &str, bytes: &[u8]) -> Option<[u8; MESSAGE_BYTES]> {
-        let key = key().for_gateway(name);
+    fn answer(&mut self, bytes: &[u8]) -> Option<[u8; MESSAGE_BYTES]> {
+        let key = key().for_gateway(&self.name);
         if self.dead {
             return None;
         }
         let Ok(Datagram::Message(sealed)) = parse(bytes) else {
             panic!("an end says messages only");
         };
-        let message = sealed.open(&key).expect("of this gateway's key");
+        let message = match sealed.open(&key) {
+            None if !self.strict => return None,
+            message => message.expect("of this gateway's key"),
+        };
         assert!(message.timestamp > self.newest, "timestamps grow");
         self.newest = message.timestamp;
         self.asked += 1;
@@ -77,6 +112,10 @@ impl Gateway {
             kind,
             cookie,
             lifetime,
+            load: match (kind, self.load) {
+                (Kind::Bound | Kind::Move, Some(load)) => Load::from_thousandths(load),
+                _ => Load::UNKNOWN,
+            },
             ..message
         };
         Some(answer.seal(&key))
@@ -86,14 +125,18 @@ impl Gateway {
 struct World {
     selector: GatewaySelector,
     gateways: Vec<Gateway>,
+    /// The gateway at each address.
+    places: BTreeMap<SocketAddr, usize>,
+    /// Addresses that messages do not come to.
+    blocked: Vec<SocketAddr>,
     now: Duration,
     /// One way.
     delay: Duration,
     /// Of a message, per cent.
     loss: u64,
     random: Random,
-    /// When, to which gateway or (`None`) from which address to the end.
-    flying: BTreeMap<(Duration, u64), (usize, bool, [u8; MESSAGE_BYTES])>,
+    /// When, address of the gateway, whether to it, and the message.
+    flying: BTreeMap<(Duration, u64), (SocketAddr, bool, [u8; MESSAGE_BYTES])>,
     sent: u64,
     /// The actions of the end, and when it took them.
     said: Vec<(Duration, Action)>,
@@ -101,7 +144,18 @@ struct World {
 
 impl World {
     fn new(count: u8, seeks: bool, seed: u64) -> Self {
-        let gateways: Vec<GatewayAddress> = (1..=count).map(at).collect();
+        let gateways: Vec<_> = (1..=count).map(single).collect();
+        Self::with(&gateways, seeks, seed)
+    }
+
+    /// Gateways with all their addresses.
+    fn with(gateways: &[GatewayAddresses], seeks: bool, seed: u64) -> Self {
+        let places = gateways.iter().enumerate().flat_map(|(place, gateway)| {
+            let addresses = gateway.addresses.iter();
+            addresses.map(move |address| (*address, place))
+        });
+        let places = places.collect();
+        let gateways = gateways.to_vec();
         let list = list(&gateways);
         let now = Duration::from_secs(1000);
         let selector = GatewaySelector::new(
@@ -114,7 +168,12 @@ impl World {
         );
         Self {
             selector,
-            gateways: gateways.iter().map(|_| Gateway::default()).collect(),
+            gateways: (1..)
+                .zip(&gateways)
+                .map(|(n, _)| Gateway::named(n))
+                .collect(),
+            places,
+            blocked: Vec::new(),
             now,
             delay: 5 * MS,
             loss: 0,
@@ -125,11 +184,11 @@ impl World {
         }
     }
 
-    fn fly(&mut self, place: usize, up: bool, message: [u8; MESSAGE_BYTES]) {
+    fn fly(&mut self, address: SocketAddr, up: bool, message: [u8; MESSAGE_BYTES]) {
         self.sent += 1;
-        if self.random.below(100) >= self.loss {
+        if self.random.below(100) >= self.loss && !self.blocked.contains(&address) {
             let arrival = (self.now + self.delay, self.sent);
-            self.flying.insert(arrival, (place, up, message));
+            self.flying.insert(arrival, (address, up, message));
         }
     }
 
@@ -141,8 +200,8 @@ impl World {
         while let Some(action) = self.selector.poll() {
             match action {
                 Action::Send { to, message } => {
-                    let place = self.place(to);
-                    self.fly(place, true, message);
+                    assert!(self.places.contains_key(&to), "an address of a gateway");
+                    self.fly(to, true, message);
                 }
                 other => self.said.push((self.now, other)),
             }
@@ -150,10 +209,7 @@ impl World {
     }
 
     fn place(&self, address: SocketAddr) -> usize {
-        let all = 1..=self.gateways.len() as u8;
-        all.map(at)
-            .position(|at| at.address == address)
-            .expect("a gateway")
+        self.places[&address]
     }
 
     fn run(&mut self, time: Duration) {
@@ -168,20 +224,18 @@ impl World {
                 return;
             };
             self.now = self.now.max(next);
-            if let Some((place, up, message)) = arrival
+            if let Some((address, up, message)) = arrival
                 .filter(|(at, _)| *at <= self.now)
                 .and_then(|arrival| self.flying.remove(&arrival))
             {
                 if up {
-                    if let Some(answer) =
-                        self.gateways[place].answer(&at(place as u8 + 1).name, &message)
-                    {
-                        self.fly(place, false, answer);
+                    let place = self.place(address);
+                    if let Some(answer) = self.gateways[place].answer(&message) {
+                        self.fly(address, false, answer);
                     }
                 } else {
-                    let from = at(place as u8 + 1).address;
                     let times = (self.now, self.clock());
-                    self.selector.receive(from, &message, times);
+                    self.selector.receive(address, &message, times);
                 }
             } else {
                 let clock = self.clock();
@@ -201,8 +255,8 @@ impl World {
     }
 }
 
-fn list(gateways: &[GatewayAddress]) -> List {
-    let candidate = |at: &GatewayAddress| Candidate {
+fn list(gateways: &[GatewayAddresses]) -> List {
+    let candidate = |at: &GatewayAddresses| Candidate {
         name: at.name.clone(),
         load: 0,
         tier: 0,
@@ -419,7 +473,7 @@ fn a_removed_gateway_is_left() {
     let mut world = World::new(3, true, 4);
     world.run(2000 * MS);
     let old = world.used();
-    let mut left: Vec<GatewayAddress> = (1..=3).map(at).collect();
+    let mut left: Vec<_> = (1..=3).map(single).collect();
     left.remove(old);
     let list = list(&left);
     world.selector.update(Some(&list), &left, world.now);
@@ -472,4 +526,172 @@ fn messages_of_strangers_are_ignored() {
             .selector
             .receive(at(1).address, &[], (world.now, clock))
     );
+}
+
+/// The end is bound at both families' gateways within a second, whichever family does not work.
+#[test]
+fn a_family_that_does_not_work_costs_a_delay_and_no_gateway() {
+    for seeks in [true, false] {
+        let both = [at(1).address, second(1)];
+        for (works, blocked) in [(both[0], both[1]), (both[1], both[0])] {
+            for seed in 0..50 {
+                let gateway = with_addresses(1, &[blocked, works], &[]);
+                let mut world = World::with(&[gateway], seeks, seed);
+                world.blocked.push(blocked);
+                world.run(1500 * MS);
+                assert!(world.gateways[0].bound, "{works} seed {seed}");
+                assert_eq!(world.selector.lost(), None, "{:?}", world.said);
+                if seeks {
+                    let used = world.selector.used().expect("a gateway in use");
+                    assert_eq!((used.address, world.uses()), (works, 1));
+                    let (when, _) = world.said.last().expect("a use");
+                    let took = *when - Duration::from_secs(1000);
+                    assert!(took <= 450 * MS, "{works} seed {seed}: {took:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_end_changes_the_address_when_the_one_in_use_dies() {
+    for seed in 0..50 {
+        let gateway = with_addresses(1, &[second(1), at(1).address], &[]);
+        let mut world = World::with(&[gateway], true, seed);
+        world.run(2000 * MS);
+        assert_eq!(world.selector.used().expect("used").address, second(1));
+        world.blocked.push(second(1));
+        let died = world.now;
+        world.run(2000 * MS);
+        let used = world.selector.used().expect("used");
+        assert_eq!(used.address, at(1).address);
+        let (when, _) = world.said.last().expect("a use");
+        assert!(*when - died <= 1000 * MS, "{:?}", world.said);
+        // It stays there, and sees no failure.
+        let said = world.said.len();
+        world.run(Duration::from_secs(60));
+        assert_eq!(world.said.len(), said, "{:?}", world.said);
+    }
+}
+
+#[test]
+fn a_gateway_with_many_dead_addresses_is_left_for_another() {
+    for seed in 0..50 {
+        let mut world = World::with(
+            &[
+                with_addresses(1, &[second(1), at(1).address], &[]),
+                single(2),
+            ],
+            true,
+            seed,
+        );
+        world.gateways[0].dead = true;
+        world.run(1500 * MS);
+        assert_eq!(world.used(), 1, "seed {seed}: {:?}", world.said);
+    }
+}
+
+#[test]
+fn a_binding_stays_at_a_former_address_while_it_is_answered() {
+    for seed in 0..20 {
+        let (old, new) = (at(1).address, second(1));
+        let mut world = World::with(&[with_addresses(1, &[old], &[])], true, seed);
+        world.run(2000 * MS);
+        // Another machine has the name now.
+        world.places.insert(new, 1);
+        world.gateways.push(Gateway::named(1));
+        let moved = [with_addresses(1, &[new], &[old])];
+        let list = list(&moved);
+        world.selector.update(Some(&list), &moved, world.now);
+        world.run(Duration::from_secs(10));
+        assert_eq!((world.used(), world.uses()), (0, 1), "{:?}", world.said);
+        assert!(!world.gateways[1].bound);
+        if seed % 2 == 0 {
+            world.gateways[0].dead = true;
+            world.run(1500 * MS);
+        } else {
+            // It is forgotten: the end is bound at the new one first.
+            let moved = [with_addresses(1, &[new], &[])];
+            world.selector.update(Some(&list), &moved, world.now);
+            assert_eq!(world.used(), 0);
+            world.run(500 * MS);
+        }
+        assert_eq!((world.used(), world.uses()), (1, 2), "{:?}", world.said);
+        let lost = |(_, action): &(Duration, Action)| matches!(action, Action::Lost(_));
+        assert!(
+            seed % 2 == 0 || !world.said.iter().any(lost),
+            "{:?}",
+            world.said
+        );
+    }
+}
+
+#[test]
+fn an_end_that_follows_is_bound_at_the_former_address_and_the_new_one() {
+    for seed in 0..20 {
+        let (old, new) = (at(1).address, second(1));
+        let mut world = World::with(&[with_addresses(1, &[old], &[])], false, seed);
+        world.run(2000 * MS);
+        world.selector.peer_received_from(old);
+        world.places.insert(new, 1);
+        world.gateways.push(Gateway::named(1));
+        let moved = [with_addresses(1, &[new], &[old])];
+        world.selector.update(None, &moved, world.now);
+        world.run(2000 * MS);
+        assert!(world.gateways.iter().all(|gateway| gateway.bound));
+        assert_eq!(world.selector.used().expect("used").address, old);
+        assert_eq!(world.selector.at(old), Some("gw1"));
+        let asked = world.gateways[0].asked;
+        world.run(Duration::from_secs(40));
+        assert!(world.gateways[0].asked > asked + 40, "it is kept bound");
+        world.selector.peer_received_from(new);
+        let moved = [with_addresses(1, &[new], &[])];
+        world.selector.update(None, &moved, world.now);
+        let asked = world.gateways[0].asked;
+        world.run(Duration::from_secs(10));
+        assert_eq!(world.gateways[0].asked, asked, "it is forgotten");
+        assert_eq!(world.selector.used().expect("used").address, new);
+        assert_eq!(world.selector.states(world.now).len(), 1);
+    }
+}
+
+#[test]
+fn two_names_of_one_address_are_two_gateways() {
+    let shared = at(1).address;
+    let all = [
+        with_addresses(1, &[shared], &[]),
+        with_addresses(2, &[shared], &[]),
+    ];
+    let mut world = World::with(&all, false, 1);
+    // The machine there is the second one.
+    world.places.insert(shared, 1);
+    world.gateways[1].strict = false;
+    world.run(2000 * MS);
+    let bound: Vec<bool> = world
+        .selector
+        .states(world.now)
+        .iter()
+        .map(|s| s.bound)
+        .collect();
+    assert_eq!(bound, [false, true]);
+}
+
+#[test]
+fn a_reported_load_decides_the_next_choice() {
+    let mut chosen = [0; 3];
+    for seed in 0..40 {
+        let mut world = World::new(3, true, seed);
+        for (gateway, load) in world.gateways.iter_mut().zip([500, 900, 100]) {
+            gateway.load = Some(load);
+        }
+        world.run(3000 * MS);
+        let first = world.used();
+        world.gateways[first].dead = true;
+        world.run(3000 * MS);
+        chosen[world.used()] += 1;
+        if first != 2 {
+            assert_eq!(world.used(), 2, "the least loaded");
+        }
+    }
+    assert!(chosen[1] == 0 && chosen[2] > 0, "{chosen:?}");
 }

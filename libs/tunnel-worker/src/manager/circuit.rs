@@ -6,14 +6,16 @@
 //! ```
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use appliance_common::wire::{CIRCUIT_ID_LEN, CIRCUIT_MESSAGE_BYTES};
 use gateway_client::{
-    pool::List,
-    selector::{self, GatewayAddress, GatewaySelector, GatewayState, Settings},
+    dial::interleave,
+    pool::{self, Chooser, List, Report},
+    selector::{self, GatewayAddresses, GatewaySelector, GatewayState, Settings},
     wire::{CircuitId, Datagram, ID_BYTES, Key, MESSAGE_BYTES, Side},
 };
 use tunnel::{Instant, Now, PeerPath};
@@ -32,8 +34,8 @@ pub struct CircuitSpec {
     pub side: Side,
     /// The key of our side.
     pub key: Key,
-    /// Name and addresses of every gateway.
-    pub gateways: Vec<(String, Vec<SocketAddr>)>,
+    /// Every gateway, with its addresses of both families.
+    pub gateways: Vec<GatewayAddresses>,
     /// The gateways that this end may choose; `None` for an end that is bound at all of them and
     /// follows the other end's choice.
     pub list: Option<List>,
@@ -47,38 +49,90 @@ impl CircuitSpec {
         (self.id, self.side, &self.key, self.list.is_some())
     }
 
-    /// The addresses to dial for a tunnel over TLS, in this order: gateways that may be chosen, by
-    /// preference, equal ones at random; then the one that failed lately; then the one in use.
-    pub(super) fn dial_order(
-        &self,
-        locals: &[IpAddr],
-        (failed, used): (Option<SocketAddr>, Option<SocketAddr>),
-        mut random: impl FnMut() -> u64,
-    ) -> Vec<SocketAddr> {
-        let at = self.at(locals);
-        let mut candidates = match &self.list {
-            Some(list) => list.candidates().to_vec(),
-            None => Vec::new(),
+    /// The gateways that we can reach: their addresses of families that we have, in turn. A gateway
+    /// whose name has no address yet is kept.
+    fn reachable(&self, locals: &[IpAddr]) -> Vec<GatewayAddresses> {
+        let reached = |a: &SocketAddr| locals.iter().any(|l| l.is_ipv4() == a.is_ipv4());
+        let of_gateway = |gateway: &GatewayAddresses| GatewayAddresses {
+            name: gateway.name.clone(),
+            addresses: interleave(gateway.addresses.iter().copied().filter(reached)),
+            former: gateway.former.iter().copied().filter(reached).collect(),
         };
-        candidates.sort_by_cached_key(|candidate| (candidate.tier, candidate.load, random()));
-        let address_of = |name: &str| at.iter().find(|at| at.name == name).map(|at| at.address);
-        let mut order: Vec<_> = candidates
-            .iter()
-            .filter_map(|c| address_of(&c.name))
-            .collect();
-        order.sort_by_key(|address| (Some(*address) == used, Some(*address) == failed));
-        order
+        self.gateways.iter().map(of_gateway).collect()
+    }
+}
+
+/// Why no gateway can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unreachable {
+    /// None of our addresses is of a gateway's address family.
+    NoFamily,
+    /// No name of a gateway was resolved yet.
+    NoAddress,
+}
+
+impl Unreachable {
+    fn of(spec: &CircuitSpec, reachable: &[GatewayAddresses]) -> Option<Self> {
+        if reachable.iter().any(|g| !g.addresses.is_empty()) {
+            return None;
+        }
+        let unresolved = spec.gateways.iter().any(|g| g.addresses.is_empty());
+        Some(if unresolved {
+            Self::NoAddress
+        } else {
+            Self::NoFamily
+        })
+    }
+}
+
+/// The choice of gateways for tunnels over TLS. It has health of its own: where UDP is blocked, no
+/// gateway answers binds.
+#[derive(Debug)]
+struct StreamChoice {
+    chooser: Chooser,
+    gateways: Vec<GatewayAddresses>,
+    /// The address of each gateway that answered last: it is tried before the others.
+    worked: BTreeMap<String, SocketAddr>,
+}
+
+impl StreamChoice {
+    /// The addresses to connect to, in order; `used` is the one of an open connection.
+    fn order(&mut self, used: Option<SocketAddr>, now: Duration) -> Vec<SocketAddr> {
+        let used = used.and_then(|used| self.name_at(used));
+        let of = |name: &String| self.gateways.iter().find(|g| g.name == *name);
+        let order = self.chooser.order(used.as_deref(), now);
+        let gateways = order.iter().filter_map(of);
+        let addresses = |gateway: &GatewayAddresses| {
+            let mut addresses = gateway.addresses.clone();
+            let worked = self.worked.get(&gateway.name);
+            addresses.sort_by_key(|address| Some(address) != worked);
+            addresses
+        };
+        gateways.flat_map(addresses).collect()
     }
 
-    /// The address of each gateway to use: its first one of a family that we have.
-    fn at(&self, locals: &[IpAddr]) -> Vec<GatewayAddress> {
-        let reached = |a: &&SocketAddr| locals.iter().any(|l| l.is_ipv4() == a.is_ipv4());
-        let at = |(name, addresses): &(String, Vec<SocketAddr>)| {
-            let address = *addresses.iter().find(reached)?;
-            let name = name.clone();
-            Some(GatewayAddress { name, address })
+    fn report(&mut self, address: SocketAddr, report: Report, now: Duration) {
+        let Some(name) = self.name_at(address) else {
+            return;
         };
-        self.gateways.iter().filter_map(at).collect()
+        self.chooser.report(&name, report, now);
+        match report {
+            Report::Answered { .. } => {
+                self.worked.insert(name, address);
+            }
+            Report::Failed(_) if self.worked.get(&name) == Some(&address) => {
+                self.worked.remove(&name);
+            }
+            Report::Failed(_) => {}
+        }
+    }
+
+    fn name_at(&self, address: SocketAddr) -> Option<String> {
+        let has = |g: &&GatewayAddresses| {
+            let mut all = g.addresses.iter().chain(&g.former);
+            all.any(|a| *a == address)
+        };
+        Some(self.gateways.iter().find(has)?.name.clone())
     }
 }
 
@@ -93,38 +147,76 @@ pub(super) struct GatewayMessage {
 #[derive(Debug)]
 pub(super) struct CircuitClient {
     selector: GatewaySelector,
-    /// None of our addresses is of a gateway's address family.
-    no_family: bool,
+    /// The choice for tunnels over TLS, where this end opens them.
+    streams: Option<StreamChoice>,
+    unreachable: Option<Unreachable>,
     /// The lack of a gateway was logged.
     lost_logged: bool,
 }
 
 impl CircuitClient {
     pub fn new(spec: &CircuitSpec, locals: &[IpAddr], seed: u64, now: Instant) -> Self {
-        let at = spec.at(locals);
+        let gateways = spec.reachable(locals);
+        let mono = since_boot(now);
         let mut selector = GatewaySelector::new(
             (spec.id, spec.side, spec.key.clone()),
             Settings::default(),
             spec.list.as_ref(),
-            &at,
+            &gateways,
             seed,
-            since_boot(now),
+            mono,
         );
-        // Without an address of our own nothing can be sent yet.
-        while at.is_empty() && selector.poll().is_some() {}
+        let unreachable = Unreachable::of(spec, &gateways);
+        // Nothing can be sent yet.
+        while unreachable.is_some() && selector.poll().is_some() {}
+        let choice = pool::Settings::default();
         Self {
             selector,
-            no_family: at.is_empty(),
+            streams: spec.list.as_ref().map(|list| StreamChoice {
+                // Another sequence of random numbers than the selector's.
+                chooser: Chooser::new(choice, list, !seed, mono),
+                gateways,
+                worked: BTreeMap::new(),
+            }),
+            unreachable,
             lost_logged: false,
         }
     }
 
     /// Sets the gateways, and the address families of our own addresses.
     pub fn update(&mut self, spec: &CircuitSpec, locals: &[IpAddr], now: Instant) {
-        let at = spec.at(locals);
-        self.no_family = at.is_empty();
-        self.selector
-            .update(spec.list.as_ref(), &at, since_boot(now));
+        let gateways = spec.reachable(locals);
+        let mono = since_boot(now);
+        self.unreachable = Unreachable::of(spec, &gateways);
+        self.selector.update(spec.list.as_ref(), &gateways, mono);
+        if let (Some(streams), Some(list)) = (&mut self.streams, &spec.list) {
+            streams.chooser.update(list, mono);
+            streams.gateways = gateways;
+        }
+    }
+
+    /// The addresses to dial for a tunnel over TLS, in order: gateways by preference, the one in
+    /// use last; `used` is its address.
+    pub fn dial_order(&mut self, used: Option<SocketAddr>, now: Instant) -> Vec<SocketAddr> {
+        let Some(streams) = &mut self.streams else {
+            return Vec::new();
+        };
+        if let Some(chooser) = self.selector.chooser() {
+            streams.chooser.adopt_loads(chooser);
+        }
+        streams.order(used, since_boot(now))
+    }
+
+    /// A connection at an address was made, failed, or was lost.
+    pub fn report_stream(&mut self, address: SocketAddr, report: Report, now: Instant) {
+        if let Some(streams) = &mut self.streams {
+            streams.report(address, report, since_boot(now));
+        }
+    }
+
+    /// Whether gateways do not answer: their names may have other addresses now.
+    pub fn is_troubled(&self, now: Instant) -> bool {
+        self.selector.is_troubled(since_boot(now))
     }
 
     pub const fn id(&self) -> CircuitId {
@@ -172,7 +264,7 @@ impl CircuitClient {
 
     /// Name of the gateway at an address, if it is one of this circuit.
     pub fn gateway_name(&self, address: SocketAddr) -> Option<&str> {
-        self.selector.at(address).map(|at| at.name.as_str())
+        self.selector.at(address)
     }
 
     /// Handles expired timers. `silent`: nothing is received from the other end.
@@ -195,10 +287,15 @@ impl CircuitClient {
                 }
                 selector::Action::Use(at) => {
                     let regained = std::mem::take(&mut self.lost_logged);
-                    tracing::info!(circuit = %self.id(), gateway = at.name, regained, "gateway in \
-                        use, by UDP");
+                    tracing::info!(
+                        circuit = %self.id(),
+                        gateway = at.name,
+                        address = %at.address,
+                        regained,
+                        "gateway in use, by UDP"
+                    );
                 }
-                selector::Action::Lost(_) if self.no_family => {}
+                selector::Action::Lost(_) if self.unreachable.is_some() => {}
                 selector::Action::Lost(why) => {
                     tracing::warn!(circuit = %self.id(), reason = %why, "no gateway is reachable");
                     self.lost_logged = true;
@@ -216,19 +313,22 @@ impl CircuitClient {
 
     /// Addresses of the gateways.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.selector.all().map(|at| at.address.ip())
+        self.selector.addresses().map(|address| address.ip())
     }
 
     /// Why no gateway works, if none does; for the operator.
     pub fn lost_reason(&self) -> Option<String> {
-        if self.no_family {
-            return Some(
+        match self.unreachable {
+            Some(Unreachable::NoFamily) => Some(
                 "the uplink has no address of a gateway's family: add one, or configure an address \
                  of the other family for the gateway"
                     .to_owned(),
-            );
+            ),
+            Some(Unreachable::NoAddress) => Some(
+                "no gateway's name was resolved yet: see gateway names in status".to_owned(),
+            ),
+            None => self.selector.lost().map(ToString::to_string),
         }
-        self.selector.lost().map(ToString::to_string)
     }
 
     pub fn states(&self, now: Instant) -> Vec<GatewayState> {
@@ -250,53 +350,116 @@ fn since_boot(now: Instant) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use gateway_client::pool::{Access, Gateway};
+    use gateway_client::pool::{Access, Failure, Gateway};
 
     use super::*;
 
-    #[test]
-    fn the_gateway_in_use_and_the_one_that_failed_are_dialed_last() {
-        let gateway = |name: &str, pool: Option<&str>| Gateway {
-            name: name.to_owned(),
-            pool: pool.map(str::to_owned),
-            load: 0,
-        };
-        let gateways = [
-            gateway("a", Some("gold")),
-            gateway("b", Some("gold")),
-            gateway("c", Some("gold")),
-            gateway("d", None),
-        ];
+    const NOW: Instant = Instant::from_nanos(1_000_000_000_000);
+    const SILENT: Report = Report::Failed(Failure::Silent);
+
+    fn at(n: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, n], 6180))
+    }
+
+    fn v6(n: u8) -> SocketAddr {
+        SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()], 6180))
+    }
+
+    /// Gateways 0, 1 and 2 in a pool, and 3 without one.
+    fn spec(addresses: impl Fn(u8) -> Vec<SocketAddr>) -> CircuitSpec {
+        let gateways: Vec<Gateway> = ["a", "b", "c", "d"]
+            .into_iter()
+            .map(|name| Gateway {
+                name: name.to_owned(),
+                pool: (name != "d").then(|| "gold".to_owned()),
+                load: 0,
+            })
+            .collect();
         let access = Access {
             pools: vec!["gold".to_owned()],
             unpooled: true,
         };
-        let at = |n: u8| SocketAddr::from(([192, 0, 2, n], 6180));
-        let spec = CircuitSpec {
+        CircuitSpec {
             id: CircuitId::new(1 << 32 | 1).expect("an id"),
             side: Side::A,
             key: Key::new([7; 32]),
             gateways: (0u8..)
                 .zip(&gateways)
-                .map(|(n, gateway)| (gateway.name.clone(), vec![at(n)]))
+                .map(|(n, gateway)| GatewayAddresses {
+                    name: gateway.name.clone(),
+                    addresses: addresses(n),
+                    former: Vec::new(),
+                })
                 .collect(),
             list: Some(List::of(&gateways, &access).expect("a list")),
             tls: None,
-        };
-        let locals = [IpAddr::from([198, 51, 100, 2])];
-        for seed in 0..20u64 {
-            let mut state = seed;
-            let mut random = || {
-                state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-                state >> 33
-            };
-            let mut order = |failed, used| spec.dial_order(&locals, (failed, used), &mut random);
-            assert_eq!(order(None, None)[3], at(3), "the next tier");
-            assert_eq!(order(Some(at(0)), None)[2..], [at(3), at(0)]);
-            let both = order(Some(at(0)), Some(at(1)));
-            assert_eq!(both, [at(2), at(3), at(0), at(1)]);
-            let same = order(Some(at(3)), Some(at(3)));
-            assert_eq!(same[3], at(3));
         }
+    }
+
+    fn client(spec: &CircuitSpec, locals: &[IpAddr], seed: u64) -> CircuitClient {
+        CircuitClient::new(spec, locals, seed, NOW)
+    }
+
+    const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 2));
+    const V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 2));
+
+    #[test]
+    fn the_gateway_in_use_and_those_that_failed_are_dialed_last() {
+        let spec = spec(|n| vec![at(n)]);
+        for seed in 0..20u64 {
+            let mut client = client(&spec, &[V4], seed);
+            assert_eq!(client.dial_order(None, NOW)[3], at(3), "the next tier");
+            client.report_stream(at(0), SILENT, NOW);
+            assert_eq!(client.dial_order(None, NOW)[2..], [at(3), at(0)]);
+            let both = client.dial_order(Some(at(1)), NOW);
+            assert_eq!(both, [at(2), at(3), at(0), at(1)]);
+            let answered = Report::Answered {
+                load: None,
+                draining: false,
+            };
+            client.report_stream(at(0), answered, NOW);
+            client.report_stream(at(3), SILENT, NOW);
+            assert_eq!(client.dial_order(Some(at(3)), NOW)[3], at(3));
+        }
+    }
+
+    #[test]
+    fn addresses_of_both_families_are_dialed_in_turn() {
+        let spec = spec(|n| vec![at(n), at(100 + n), v6(n)]);
+        let order = client(&spec, &[V4, V6], 1).dial_order(None, NOW);
+        assert_eq!(order[9..], [at(3), v6(3), at(103)]);
+        // The address that worked is first the next time.
+        let mut both = client(&spec, &[V4, V6], 1);
+        let answered = Report::Answered {
+            load: None,
+            draining: false,
+        };
+        both.report_stream(at(103), SILENT, NOW);
+        both.report_stream(v6(3), answered, NOW);
+        assert_eq!(both.dial_order(None, NOW)[9..], [v6(3), at(3), at(103)]);
+        both.report_stream(v6(3), SILENT, NOW);
+        assert_eq!(both.dial_order(None, NOW)[9..], [at(3), v6(3), at(103)]);
+        let order = client(&spec, &[V6], 1).dial_order(None, NOW);
+        assert_eq!((order.len(), order[3]), (4, v6(3)));
+    }
+
+    #[test]
+    fn a_name_without_an_address_is_told_from_a_family_that_is_missing() {
+        let resolved = spec(|n| vec![at(n)]);
+        let mut one = client(&resolved, &[V6], 1);
+        let reason = one.lost_reason().expect("a reason");
+        assert!(reason.starts_with("the uplink has no address"), "{reason}");
+        let unresolved = spec(|_| vec![]);
+        one.update(&unresolved, &[V4], NOW);
+        let reason = one.lost_reason().expect("a reason");
+        assert!(
+            reason.starts_with("no gateway's name was resolved"),
+            "{reason}"
+        );
+        assert_eq!(one.dial_order(None, NOW), []);
+        one.update(&resolved, &[V4], NOW);
+        assert_eq!(one.lost_reason(), None);
+        assert_eq!(one.dial_order(None, NOW).len(), 4);
+        assert_eq!(one.addresses().count(), 8, "each as address and binding");
     }
 }

@@ -282,7 +282,7 @@ impl TunnelManager {
         let current = transport.current();
         if decision.close {
             let was_open = match current {
-                Some(Transport::Tls) => self.tls.abandon(id, now.mono),
+                Some(Transport::Tls) => self.tls.abandon(id),
                 Some(Transport::Udp) | None => self.tls.close(id),
             };
             if was_open {
@@ -298,9 +298,10 @@ impl TunnelManager {
             && let Some(tls) = &spec.tls
             && let Some(key) = tls_connections::key(&self.secret, &peer.spec.public_key, id)
         {
-            let last = (self.tls.failed_at(id, now.mono), self.tls.peer(id));
-            let locals = self.paths.locals();
-            let addresses = spec.dial_order(locals, last, || self.random.u64());
+            for (address, report) in self.tls.take_reports(id) {
+                circuit.report_stream(address, report, now.mono);
+            }
+            let addresses = circuit.dial_order(self.tls.peer(id), now.mono);
             // Without an address there is no attempt, and so no failure.
             if !addresses.is_empty() && !self.tls.dial(id, key, tls, addresses) {
                 transport.failed(now.mono, self.random.u64());

@@ -547,6 +547,17 @@ impl TunnelManager {
         self.ports.has_errors()
     }
 
+    /// Whether some gateway, or a peer behind gateways, does not answer: names of gateways may have
+    /// other addresses now.
+    #[must_use]
+    pub fn gateways_troubled(&self) -> bool {
+        let now = clock::mono();
+        self.peers.iter().any(|peer| {
+            let circuit = peer.circuit.as_ref();
+            circuit.is_some_and(|circuit| peer.silent || circuit.is_troubled(now))
+        })
+    }
+
     /// Handshake messages that found no room in the queue.
     #[must_use]
     pub const fn handshakes_dropped(&self) -> u64 {

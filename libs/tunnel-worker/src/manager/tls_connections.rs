@@ -16,7 +16,10 @@ use std::{
 };
 
 use failover::IpPrefix;
-use gateway_client::wire::{CircuitId, Key};
+use gateway_client::{
+    pool::{Failure, Report},
+    wire::{CircuitId, Key},
+};
 use nix::sys::eventfd::EventFd;
 use tunnel::{Instant, PublicKey, SecretKey};
 
@@ -33,8 +36,6 @@ use crate::{
 
 /// How long TCP may take to connect to a gateway while other gateways wait.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a gateway is the last to be dialed after a connection through it failed.
-const AVOIDED: Duration = Duration::from_secs(60);
 /// Datagrams that fit a ring.
 const RING_CAPACITY: usize = 512;
 
@@ -125,8 +126,8 @@ pub(super) struct TlsConnections {
     dialers: BTreeMap<CircuitId, Dialer>,
     /// Why the last attempt failed.
     dial_errors: BTreeMap<CircuitId, String>,
-    /// Address of the last connection that failed, and when.
-    failed_at: BTreeMap<CircuitId, (SocketAddr, Instant)>,
+    /// Results of connections since the owner last took them, for the choice of gateways.
+    reports: BTreeMap<CircuitId, Vec<(SocketAddr, Report)>>,
 }
 
 impl TlsConnections {
@@ -153,7 +154,7 @@ impl TlsConnections {
             open: BTreeMap::new(),
             dialers: BTreeMap::new(),
             dial_errors: BTreeMap::new(),
-            failed_at: BTreeMap::new(),
+            reports: BTreeMap::new(),
         }
     }
 
@@ -226,10 +227,18 @@ impl TlsConnections {
         Ok((fingerprint, listener))
     }
 
-    /// Address of a circuit's last connection that failed, if that was within a minute.
-    pub fn failed_at(&self, circuit: CircuitId, now: Instant) -> Option<SocketAddr> {
-        let (address, at) = self.failed_at.get(&circuit)?;
-        (now.since(*at) < AVOIDED).then_some(*address)
+    /// Takes the results of a circuit's connections, in order: of attempts, and of a connection
+    /// that was lost or abandoned.
+    pub fn take_reports(&mut self, circuit: CircuitId) -> Vec<(SocketAddr, Report)> {
+        self.reports.remove(&circuit).unwrap_or_default()
+    }
+
+    fn report(&mut self, circuit: CircuitId, address: SocketAddr, report: Report) {
+        // The end that listens chooses no gateway.
+        if self.listener.is_none() {
+            let reports = self.reports.entry(circuit).or_default();
+            reports.push((address, report));
+        }
     }
 
     /// The other end of a circuit's connection.
@@ -313,7 +322,6 @@ impl TlsConnections {
     pub fn close(&mut self, circuit: CircuitId) -> bool {
         self.dialers.remove(&circuit);
         self.dial_errors.remove(&circuit);
-        self.failed_at.remove(&circuit);
         let open = self.open.remove(&circuit);
         if let Some(open) = &open {
             tracing::info!(%circuit, peer = %open.peer, "closing the TLS connection");
@@ -321,13 +329,13 @@ impl TlsConnections {
         open.is_some()
     }
 
-    /// As [`TlsConnections::close`], of a connection on which nothing is received: its address is
-    /// dialed last for a minute.
-    pub fn abandon(&mut self, circuit: CircuitId, now: Instant) -> bool {
+    /// As [`TlsConnections::close`], of a connection on which nothing is received: its gateway is
+    /// dialed last for a while.
+    pub fn abandon(&mut self, circuit: CircuitId) -> bool {
         let peer = self.peer(circuit);
         let was_open = self.close(circuit);
         if let Some(peer) = peer {
-            self.failed_at.insert(circuit, (peer, now));
+            self.report(circuit, peer, Report::Failed(Failure::Silent));
         }
         was_open
     }
@@ -357,6 +365,11 @@ impl TlsConnections {
                 let ring = rings.next()?;
                 tracing::info!(%circuit, peer = %new.peer, "TLS connection established");
                 self.dial_errors.remove(&circuit);
+                let answered = Report::Answered {
+                    load: None,
+                    draining: false,
+                };
+                self.report(circuit, new.peer, answered);
                 let open = Open {
                     id: new.id,
                     peer: new.peer,
@@ -367,9 +380,20 @@ impl TlsConnections {
                 if let Some(old) = self.open.insert(circuit, open)
                     && old.stalled
                 {
-                    self.failed_at.insert(circuit, (old.peer, clock::mono()));
+                    self.report(circuit, old.peer, Report::Failed(Failure::Silent));
                 }
                 Some(Change::Open(circuit, rings.collect()))
+            }
+            ConnectionEvent::AddressFailed {
+                circuit,
+                attempt,
+                address,
+                failure,
+            } => {
+                if self.dialers.get(&circuit).map(Dialer::attempt) == Some(attempt) {
+                    self.report(circuit, address, Report::Failed(failure));
+                }
+                None
             }
             ConnectionEvent::Failed {
                 circuit,
@@ -384,6 +408,12 @@ impl TlsConnections {
                 // An attempt that was given up was not needed.
                 if matches!(error, DialError::Cancelled) {
                     return None;
+                }
+                if let DialError::Exhausted(errors) = &error {
+                    for error in errors {
+                        let failed = Report::Failed(error.error.failure());
+                        self.report(circuit, error.address, failed);
+                    }
                 }
                 self.dial_failed(circuit, &error);
                 Some(Change::Failed(circuit))
@@ -410,7 +440,7 @@ impl TlsConnections {
                 }
                 tracing::info!(%circuit, %reason, "TLS connection closed");
                 if let Some(open) = self.open.remove(&circuit) {
-                    self.failed_at.insert(circuit, (open.peer, clock::mono()));
+                    self.report(circuit, open.peer, Report::Failed(Failure::Silent));
                 }
                 Some(Change::Closed(circuit))
             }

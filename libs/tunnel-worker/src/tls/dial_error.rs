@@ -2,6 +2,8 @@
 
 use std::{fmt, io, net::SocketAddr, time::Duration};
 
+use gateway_client::pool::Failure;
+
 use super::{close_reason::CloseReason, identity::Fingerprint};
 
 /// Why an address failed.
@@ -66,6 +68,25 @@ pub enum DialStepError {
     /// No descriptor, or the kernel refused an option.
     #[error("cannot set up the socket: {0}")]
     Socket(#[source] io::Error),
+}
+
+impl DialStepError {
+    /// As the choice of a gateway counts it.
+    #[must_use]
+    pub const fn failure(&self) -> Failure {
+        match self {
+            Self::Connect(_) | Self::Socket(_) => Failure::Unreachable,
+            Self::NoAnswer(_) | Self::Slow(_) => Failure::Silent,
+            Self::NoRoute(_)
+            | Self::NoBackend
+            | Self::Fingerprint { .. }
+            | Self::Tls(_)
+            | Self::NoProtocol(_)
+            | Self::Refused
+            | Self::WrongAnswer
+            | Self::Ended(_) => Failure::Refused,
+        }
+    }
 }
 
 /// An address and why it failed.

@@ -20,6 +20,7 @@ use std::{
 };
 
 use gateway_client::{
+    dial::{AttemptId, Race, RaceAction, RaceSettings},
     stream::{ALPN, hello, is_answer},
     wire::{CircuitId, Key},
 };
@@ -41,8 +42,6 @@ use super::{
     thread_control::{StopReason, ThreadControl},
 };
 
-/// Time before the next address is connected to as well (RFC 8305 section 8).
-const STAGGER: Duration = Duration::from_millis(250);
 /// Least time for TLS and the hello while other addresses are left: a gateway may answer and the
 /// appliance behind it not.
 const HURRY: Duration = Duration::from_secs(1);
@@ -169,20 +168,16 @@ struct Thread {
 impl Thread {
     fn run(&mut self, rings: &RingSetup, events: &EventSender) {
         let circuit = self.dial.circuit;
-        let mut race = ConnectRace {
-            left: std::mem::take(&mut self.dial.addresses).into_iter(),
-            connecting: Vec::new(),
-            failed: Vec::new(),
-            patience: self.dial.timeouts.connect,
-        };
+        let addresses = std::mem::take(&mut self.dial.addresses);
+        let mut connects = Connects::new(addresses, self.dial.timeouts.connect);
         let error = loop {
-            let (address, socket, took) = match race.next(&self.control) {
+            let (address, socket, took) = match connects.next(&self.control) {
                 Ok(Some(connected)) => connected,
-                Ok(None) => break DialError::Exhausted(race.failed),
+                Ok(None) => break DialError::Exhausted(connects.failed),
                 Err(Cancelled) => break DialError::Cancelled,
             };
             let mut patience = self.dial.timeouts.handshake;
-            if race.has_more() {
+            if connects.race.has_more() {
                 patience = patience.min(HURRY.max(took * HURRY_TIMES));
             }
             let made = self.handshake(socket, patience).and_then(|link| {
@@ -193,7 +188,16 @@ impl Thread {
             });
             match made {
                 Ok((link, control)) => {
-                    drop(race);
+                    for AddressError { address, error } in connects.failed {
+                        events.send(ConnectionEvent::AddressFailed {
+                            circuit,
+                            attempt: self.attempt,
+                            address,
+                            failure: error.failure(),
+                        });
+                    }
+                    // The other sockets are closed.
+                    drop(connects.connecting);
                     let id = ConnectionId::next();
                     let connection = (circuit, id, address);
                     let reason =
@@ -206,7 +210,7 @@ impl Thread {
                     return;
                 }
                 Err(Failed::Cancelled) => break DialError::Cancelled,
-                Err(Failed::Step(error)) => race.failed.push(AddressError { address, error }),
+                Err(Failed::Step(error)) => connects.failed.push(AddressError { address, error }),
             }
         };
         let attempt = self.attempt;
@@ -272,27 +276,37 @@ struct Cancelled;
 
 /// A socket that TCP has not connected yet.
 struct Connecting {
+    attempt: AttemptId,
     address: SocketAddr,
     socket: TcpStream,
-    since: Instant,
 }
 
 /// A connected socket, and how long TCP took.
 type Connected = (SocketAddr, TcpStream, Duration);
 
-/// Connects to several addresses, one after the other with a stagger.
-struct ConnectRace {
-    left: std::vec::IntoIter<SocketAddr>,
+/// Connects to several addresses as a [`Race`] decides.
+struct Connects {
+    race: Race,
+    /// The race's times count from here.
+    begun: Instant,
     connecting: Vec<Connecting>,
     failed: Vec<AddressError>,
-    /// Timeout of each address.
     patience: Duration,
 }
 
-impl ConnectRace {
-    /// Whether addresses are left.
-    fn has_more(&self) -> bool {
-        !self.left.as_slice().is_empty() || !self.connecting.is_empty()
+impl Connects {
+    fn new(addresses: Vec<SocketAddr>, patience: Duration) -> Self {
+        let settings = RaceSettings {
+            patience,
+            ..RaceSettings::default()
+        };
+        Self {
+            race: Race::new(addresses, settings, Duration::ZERO),
+            begun: Instant::now(),
+            connecting: Vec::new(),
+            failed: Vec::new(),
+            patience,
+        }
     }
 
     /// Waits for the next connected socket; `None`: all other addresses failed.
@@ -301,56 +315,70 @@ impl ConnectRace {
             if control.stop_reason().is_some() {
                 return Err(Cancelled);
             }
-            let now = Instant::now();
+            let now = self.begun.elapsed();
             if let Some(connected) = self.take_connected(now) {
                 return Ok(Some(connected));
             }
-            let next = self.connecting.last().map(|last| last.since + STAGGER);
-            if next.is_none_or(|at| now >= at)
-                && let Some(address) = self.left.next()
-            {
-                match start_connect(address) {
-                    Ok(socket) => self.connecting.push(Connecting {
-                        address,
-                        socket,
-                        since: now,
-                    }),
-                    Err(error) => self.failed.push(AddressError { address, error }),
-                }
-                continue;
+            while let Some(action) = self.race.poll(now) {
+                self.act(action, now);
             }
-            let Some(first) = self.connecting.first() else {
+            let Some(deadline) = self.race.next_deadline() else {
                 return Ok(None);
             };
-            let end = first.since + self.patience;
-            let next = next.filter(|_| !self.left.as_slice().is_empty());
-            let deadline = next.map_or(end, |next| next.min(end));
-            control.wait_for_one(self.connecting.iter().map(|one| &one.socket), deadline);
+            let sockets = self.connecting.iter().map(|one| &one.socket);
+            control.wait_for_one(sockets, self.begun + deadline);
         }
     }
 
-    /// The first socket that is connected by now. Those that failed or timed out before it are
-    /// recorded.
-    fn take_connected(&mut self, now: Instant) -> Option<Connected> {
+    fn act(&mut self, action: RaceAction, now: Duration) {
+        match action {
+            RaceAction::Connect { attempt, address } => match start_connect(address) {
+                Ok(socket) => self.connecting.push(Connecting {
+                    attempt,
+                    address,
+                    socket,
+                }),
+                Err(error) => {
+                    self.race.failed(attempt, now);
+                    self.failed.push(AddressError { address, error });
+                }
+            },
+            RaceAction::Cancel {
+                attempt, address, ..
+            } => {
+                self.connecting.retain(|one| one.attempt != attempt);
+                let error = DialStepError::NoAnswer(self.patience);
+                self.failed.push(AddressError { address, error });
+            }
+        }
+    }
+
+    /// The first socket that is connected by now. Those that failed before it are recorded.
+    fn take_connected(&mut self, now: Duration) -> Option<Connected> {
         let mut index = 0;
         while let Some(one) = self.connecting.get(index) {
             let outcome = match is_connected(&one.socket) {
-                Ok(false) if now < one.since + self.patience => {
+                Ok(false) => {
                     index += 1;
                     continue;
                 }
-                Ok(false) => Err(DialStepError::NoAnswer(self.patience)),
                 Ok(true) => Ok(()),
                 Err(error) => Err(error),
             };
             let Connecting {
+                attempt,
                 address,
                 socket,
-                since,
             } = self.connecting.remove(index);
             match outcome {
-                Ok(()) => return Some((address, socket, now.saturating_duration_since(since))),
-                Err(error) => self.failed.push(AddressError { address, error }),
+                Ok(()) => {
+                    let (address, took) = self.race.connected(attempt, now)?;
+                    return Some((address, socket, took));
+                }
+                Err(error) => {
+                    self.race.failed(attempt, now);
+                    self.failed.push(AddressError { address, error });
+                }
             }
         }
         None

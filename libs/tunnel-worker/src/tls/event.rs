@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use gateway_client::wire::CircuitId;
+use gateway_client::{pool::Failure, wire::CircuitId};
 use nix::sys::eventfd::EventFd;
 
 use super::{
@@ -33,6 +33,15 @@ impl ConnectionId {
 pub enum ConnectionEvent {
     /// A connection carries datagrams.
     Established(Established),
+    /// An address failed in an attempt that another one then served: before its `Established`.
+    AddressFailed {
+        /// The circuit that was dialed for.
+        circuit: CircuitId,
+        /// The attempt, [`Dialer::attempt`](super::Dialer::attempt).
+        attempt: ConnectionId,
+        address: SocketAddr,
+        failure: Failure,
+    },
     /// A dialer gave up.
     Failed {
         /// The circuit that it dialed for.

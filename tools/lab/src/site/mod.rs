@@ -312,6 +312,21 @@ impl Lab {
         process::spawn(command, name, &self.record(), log)
     }
 
+    /// Writes the file that the daemon on a host has as `/etc/hosts`, if it is there before that
+    /// starts. Later changes take effect at the daemon's next lookup.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_hosts(&self, host: &str, text: &str) -> Result<()> {
+        let path = self.hosts_path(host);
+        // In place: the daemon has the file, not its name.
+        std::fs::write(&path, text).during(|| format!("writing {}", path.display()))
+    }
+
+    pub(crate) fn hosts_path(&self, host: &str) -> PathBuf {
+        self.run_dir.join("etc").join(format!("{host}.hosts"))
+    }
+
     /// Log of a background process.
     #[must_use]
     pub fn log_path(&self, name: &str) -> PathBuf {

@@ -1,5 +1,7 @@
 //! Beginnings and ends of connections: dialers, replacement, close.
 
+use gateway_client::pool::Failure;
+
 use super::*;
 
 #[test]
@@ -98,6 +100,14 @@ fn a_dialer_names_the_error_of_each_address_and_tries_the_next() {
     let mut two = dialing(refusing, fingerprint, 1);
     two.addresses.push(at);
     let _dialer = tenant.dial(two);
+    let failed = tenant.next();
+    let ConnectionEvent::AddressFailed {
+        address, failure, ..
+    } = failed
+    else {
+        panic!("{failed:?}");
+    };
+    assert_eq!((address, failure), (refusing, Failure::Unreachable));
     assert_eq!(tenant.established().peer, at);
     drop(provider.established());
 

@@ -89,11 +89,15 @@ impl Owner {
         self.events.recv_timeout(PATIENCE).expect("an event")
     }
 
+    /// The next connection; failed addresses before it are skipped.
     #[track_caller]
     fn established(&self) -> Established {
-        match self.next() {
-            ConnectionEvent::Established(established) => established,
-            other => panic!("{other:?}"),
+        loop {
+            match self.next() {
+                ConnectionEvent::Established(established) => return established,
+                ConnectionEvent::AddressFailed { .. } => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 
