@@ -18,6 +18,7 @@ mod mss;
 mod nat;
 mod nat_beside_nftables;
 mod nat_load;
+mod nat_pressure;
 mod nat_rfc;
 mod nd;
 mod pmtu;

@@ -182,6 +182,31 @@ pub struct Schedule {
     regular: Instant,
     /// When a pass runs if entries must give way.
     pressed: Instant,
+    /// When a pass runs if an owner needs places on loan.
+    loans: Instant,
+}
+
+/// Why a pass is wanted before the regular one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pressure {
+    /// Nothing must give way.
+    None,
+    /// Entries that are not needed must give way, if there are any.
+    Spare,
+    /// An owner needs places on loan, which can always be freed.
+    Loans,
+}
+
+impl Pressure {
+    /// The greatest pressure of the demands.
+    #[must_use]
+    pub fn of(demands: &Demands) -> Self {
+        let each = demands.values().map(|demand| match demand {
+            Demand { on_loan: 1.., .. } => Self::Loans,
+            _ => Self::Spare,
+        });
+        each.max().unwrap_or(Self::None)
+    }
 }
 
 /// Result of a pass, for the schedule.
@@ -204,13 +229,20 @@ impl Schedule {
         Self {
             regular: now + INTERVAL,
             pressed: now,
+            loans: now,
         }
     }
 
     /// Whether a pass is due.
     #[must_use]
-    pub fn is_due(&self, now: Instant, pressed: bool) -> bool {
-        now >= self.regular || (pressed && now >= self.pressed)
+    pub fn is_due(&self, now: Instant, pressure: Pressure) -> bool {
+        let due = match pressure {
+            Pressure::None => self.regular,
+            Pressure::Spare => self.regular.min(self.pressed),
+            // A pass that freed no spare entry says nothing about loans.
+            Pressure::Loans => self.regular.min(self.loans),
+        };
+        now >= due
     }
 
     /// A pass ended at `now` and took `cpu` time.
@@ -218,6 +250,7 @@ impl Schedule {
         let calm = INTERVAL.max(9 * cpu);
         let soon = SHORTEST.max(cpu);
         self.regular = now + if outcome == Outcome::More { soon } else { calm };
+        self.loans = now + soon;
         self.pressed = now
             + if outcome == Outcome::Futile {
                 FUTILE.max(9 * cpu)
@@ -333,15 +366,33 @@ mod tests {
         let start = Instant::now();
         let mut schedule = Schedule::new(start);
         let after = |ms| start + Duration::from_millis(ms);
-        assert!(!schedule.is_due(after(9999), false) && schedule.is_due(after(10_000), false));
-        assert!(schedule.is_due(start, true));
+        assert!(
+            !schedule.is_due(after(9999), Pressure::None)
+                && schedule.is_due(after(10_000), Pressure::None)
+        );
+        assert!(schedule.is_due(start, Pressure::Spare));
         let cpu = Duration::from_millis(1500);
         schedule.passed(start, cpu, Outcome::Freed);
-        assert!(!schedule.is_due(after(1499), true) && schedule.is_due(after(1500), true));
-        assert!(!schedule.is_due(after(13_499), false) && schedule.is_due(after(13_500), false));
+        assert!(
+            !schedule.is_due(after(1499), Pressure::Spare)
+                && schedule.is_due(after(1500), Pressure::Spare)
+        );
+        assert!(
+            !schedule.is_due(after(13_499), Pressure::None)
+                && schedule.is_due(after(13_500), Pressure::None)
+        );
         schedule.passed(start, cpu, Outcome::Futile);
-        assert!(!schedule.is_due(after(13_499), true) && schedule.is_due(after(13_500), true));
+        assert!(
+            !schedule.is_due(after(13_499), Pressure::Spare)
+                && schedule.is_due(after(13_500), Pressure::Spare)
+        );
+        // Nothing was spare, but an owner does not wait for its places.
+        assert!(!schedule.is_due(after(1499), Pressure::Loans));
+        assert!(schedule.is_due(after(1500), Pressure::Loans));
         schedule.passed(start, Duration::ZERO, Outcome::More);
-        assert!(!schedule.is_due(after(249), false) && schedule.is_due(after(250), false));
+        assert!(
+            !schedule.is_due(after(249), Pressure::None)
+                && schedule.is_due(after(250), Pressure::None)
+        );
     }
 }

@@ -21,7 +21,7 @@ use aya::maps::MapError;
 use super::{
     super::nat_log::RemovedMappings,
     PinnedMap, Sweep,
-    pressure::{Demands, Outcome, Schedule, TenantLoad, demands, port_demands},
+    pressure::{Demands, Outcome, Pressure, Schedule, TenantLoad, demands, port_demands},
     removals::{Reason, Removals},
     sweep::{Candidate, Epochs, Rank, Victims, other_half},
 };
@@ -244,7 +244,7 @@ impl Sweeper {
     fn look(&mut self, schedule: &Schedule) -> io::Result<Option<Outcome>> {
         let nat = self.tables.nat()?;
         let active = nat.uplink != 0;
-        let due = schedule.is_due(Instant::now(), false);
+        let due = schedule.is_due(Instant::now(), Pressure::None);
         // The entries of the last failover need one more pass.
         if !(active || due && !self.idle) {
             return Ok(None);
@@ -256,7 +256,7 @@ impl Sweeper {
             let demand = demands.entry(*zone).or_default();
             demand.mappings = demand.mappings.max(*mappings);
         }
-        if !schedule.is_due(Instant::now(), !demands.is_empty()) {
+        if !schedule.is_due(Instant::now(), Pressure::of(&demands)) {
             return Ok(None);
         }
         let (removed, more) = self.pass(&nat, &epochs, &loads, &demands)?;
