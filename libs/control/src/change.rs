@@ -92,9 +92,7 @@ pub fn replace<K: Kind>(
 ) -> Result<Accepted<K>, Refusal> {
     let (wanted, take_over) = (options.owner.clone(), options.take_over);
     let mut draft = begin::<K>(state, tenant, origin, options)?;
-    let old = state
-        .get::<K>(tenant, name)
-        .ok_or_else(|| Refusal::not_found::<K>(tenant, name))?;
+    let old = existing::<K>(state, tenant, name)?;
     check(tenant, name, wanted.as_deref(), &spec)?;
     let owner = owner_after(old, wanted, take_over, &mut draft)?;
     if old.spec == spec && old.metadata.owner == owner {
@@ -160,9 +158,7 @@ pub fn remove<K: Kind>(
     options: Options,
 ) -> Result<Accepted<K>, Refusal> {
     let mut draft = begin::<K>(state, tenant, origin, options)?;
-    let old = state
-        .get::<K>(tenant, name)
-        .ok_or_else(|| Refusal::not_found::<K>(tenant, name))?;
+    let old = existing::<K>(state, tenant, name)?;
     K::delete(old, &mut draft)?;
     draft.erase(old);
     let (transaction, warnings) = draft.finish();
@@ -197,6 +193,16 @@ fn begin<'s, K: Kind>(
         }
     }
     Ok(draft)
+}
+
+/// The object that is replaced or removed.
+fn existing<'s, K: Kind>(
+    state: &'s State,
+    tenant: Option<&str>,
+    name: &str,
+) -> Result<&'s Object<K>, Refusal> {
+    let object = state.get::<K>(tenant, name);
+    object.ok_or_else(|| Refusal::not_found::<K>(tenant, name))
 }
 
 fn scope<K: Kind>(tenant: &str, rule: &str) -> Refusal {

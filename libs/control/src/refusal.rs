@@ -93,6 +93,20 @@ impl Refusal {
         Self::new(Reason::Conflict, detail, conflicts)
     }
 
+    /// Refuses if there are conflicts; `detail` tells what to do about the first.
+    ///
+    /// # Errors
+    /// All conflicts in one refusal, if there are any.
+    pub(crate) fn of_conflicts(
+        conflicts: Vec<Conflict>,
+        detail: impl FnOnce(&Conflict) -> String,
+    ) -> Result<(), Self> {
+        match conflicts.first() {
+            Some(first) => Err(Self::conflict(detail(first), conflicts)),
+            None => Ok(()),
+        }
+    }
+
     /// The object does not exist; `tenant` is `None` for objects of the provider. Callers answer
     /// the same for an object that the person who asks must not learn of.
     #[must_use]

@@ -161,18 +161,14 @@ fn held(address: &Object<Address>) -> Conflict {
 }
 
 fn refuse_assigned(pool: &str, problem: &str, conflicts: Vec<Conflict>) -> Result<(), Refusal> {
-    let Some(first) = conflicts.first() else {
-        return Ok(());
-    };
-    Err(Refusal::conflict(
+    Refusal::of_conflicts(conflicts, |first| {
         format!(
             "address pool {pool:?} {problem} that tenants have, {} of tenant {:?} among them: \
              release them first",
             first.value,
             first.tenant.as_deref().unwrap_or_default()
-        ),
-        conflicts,
-    ))
+        )
+    })
 }
 
 fn refuse_overlap(state: &State, new: &Object<AddressPool>) -> Result<(), Refusal> {
@@ -198,10 +194,7 @@ fn refuse_overlap(state: &State, new: &Object<AddressPool>) -> Result<(), Refusa
             conflicts.push(Conflict::new::<AddressPool>(other.name(), "router", router));
         }
     }
-    let Some(first) = conflicts.first() else {
-        return Ok(());
-    };
-    Err(Refusal::conflict(
+    Refusal::of_conflicts(conflicts, |first| {
         format!(
             "address pool {:?}: {} is in {} of pool {:?}: use other addresses, or remove them from \
              that pool first",
@@ -209,9 +202,8 @@ fn refuse_overlap(state: &State, new: &Object<AddressPool>) -> Result<(), Refusa
             first.value,
             first.field,
             first.name
-        ),
-        conflicts,
-    ))
+        )
+    })
 }
 
 /// Refuses addresses that gateways and appliances have themselves.
@@ -237,17 +229,13 @@ fn refuse_own_addresses(state: &State, new: &Object<AddressPool>) -> Result<(), 
             conflicts.push(conflict.of(appliance.tenant()));
         }
     }
-    let Some(first) = conflicts.first() else {
-        return Ok(());
-    };
-    Err(Refusal::conflict(
+    Refusal::of_conflicts(conflicts, |first| {
         format!(
             "address pool {:?}: {} is the address of {} {:?}: leave it out",
             new.name(),
             first.value,
             first.kind,
             first.name
-        ),
-        conflicts,
-    ))
+        )
+    })
 }

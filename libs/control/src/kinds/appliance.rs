@@ -172,14 +172,10 @@ pub(super) fn refuse_taken(
             conflicts.push(Conflict::new::<AddressPool>(pool.name(), "router", address));
         }
     }
-    let Some(first) = conflicts.first() else {
-        return Ok(());
-    };
-    Err(Refusal::conflict(
+    Refusal::of_conflicts(conflicts, |first| {
         format!(
             "{address} is taken by {} {:?} ({}): use another address",
             first.kind, first.name, first.field
-        ),
-        conflicts,
-    ))
+        )
+    })
 }

@@ -70,15 +70,12 @@ impl Rules for GatewayPool {
             .filter(|gateway| state.gateways.get("", gateway).is_none())
             .map(|gateway| Conflict::new::<Gateway>(gateway, "name", gateway))
             .collect();
-        if let Some(first) = missing.first() {
-            return Err(Refusal::conflict(
-                format!(
-                    "gateways: {:?} does not exist: create the gateway first",
-                    first.name
-                ),
-                missing,
-            ));
-        }
+        Refusal::of_conflicts(missing, |first| {
+            format!(
+                "gateways: {:?} does not exist: create the gateway first",
+                first.name
+            )
+        })?;
         let mut taken = Vec::new();
         for other in state
             .gateway_pools
@@ -92,16 +89,13 @@ impl Rules for GatewayPool {
                 .filter(|g| new.spec.gateways.contains(g));
             taken.extend(both.map(|g| Conflict::new::<Self>(other.name(), "gateways", g)));
         }
-        if let Some(first) = taken.first() {
-            return Err(Refusal::conflict(
-                format!(
-                    "gateway {:?} is in pool {:?}, and a gateway is in one pool at most: take it \
-                     out of that pool first",
-                    first.value, first.name
-                ),
-                taken,
-            ));
-        }
+        Refusal::of_conflicts(taken, |first| {
+            format!(
+                "gateway {:?} is in pool {:?}, and a gateway is in one pool at most: take it \
+                 out of that pool first",
+                first.value, first.name
+            )
+        })?;
         let done = if old.is_some() { "changed" } else { "created" };
         let gateways = new.spec.gateways.clone();
         keep_gateways(

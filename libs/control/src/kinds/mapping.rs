@@ -62,19 +62,15 @@ impl Rules for Mapping {
                 conflicts.push(Conflict::new::<Self>(other.name(), "replica", value).of(&tenant));
             }
         }
-        let Some(first) = conflicts.first() else {
-            return Ok(());
-        };
-        Err(Refusal::conflict(
+        Refusal::of_conflicts(conflicts, |first| {
             format!(
                 "mapping {:?}: {} {:?} is in mapping {:?}: map each network once",
                 new.name(),
                 first.field,
                 first.value,
                 first.name
-            ),
-            conflicts,
-        ))
+            )
+        })
     }
 
     fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal> {

@@ -145,18 +145,14 @@ fn refuse_overlap(state: &State, new: &Object<Network>) -> Result<(), Refusal> {
             }
         }
     }
-    let Some(first) = conflicts.first() else {
-        return Ok(());
-    };
-    Err(Refusal::conflict(
+    Refusal::of_conflicts(conflicts, |first| {
         format!(
             "network {:?}: a prefix overlaps {} of network {:?}: change one of the two",
             new.name(),
             first.value,
             first.name
-        ),
-        conflicts,
-    ))
+        )
+    })
 }
 
 /// The objects of the tenant that use a network.

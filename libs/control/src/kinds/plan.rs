@@ -158,15 +158,12 @@ impl Rules for Plan {
             .filter(|rule| draft.state.rules.get(&tenant, rule).is_none())
             .map(|rule| Conflict::new::<Rule>(rule, "name", rule).of(&tenant))
             .collect();
-        if let Some(first) = missing.first() {
-            return Err(Refusal::conflict(
-                format!(
-                    "rules: {:?} does not exist: create the rule first",
-                    first.name
-                ),
-                missing,
-            ));
-        }
+        Refusal::of_conflicts(missing, |first| {
+            format!(
+                "rules: {:?} does not exist: create the rule first",
+                first.name
+            )
+        })?;
         let mut view = TenantView::of(draft.state, &tenant);
         view.plans.insert(new.name().to_owned(), new.spec.clone());
         view.check_plan(new.name(), &new.spec).map_err(|text| {
@@ -255,16 +252,12 @@ fn refuse_vms_of_others(plan: &Object<Plan>, draft: &Draft<'_>) -> Result<(), Re
             conflicts.push(Conflict::new::<Plan>(other.name(), "vms", &vm.name).of(tenant));
         }
     }
-    let Some(first) = conflicts.first() else {
-        return Ok(());
-    };
-    Err(Refusal::conflict(
+    Refusal::of_conflicts(conflicts, |first| {
         format!(
             "plan {:?}: machine {:?} is in plan {:?}: a machine is in one plan at most",
             plan.name(),
             first.value,
             first.name
-        ),
-        conflicts,
-    ))
+        )
+    })
 }

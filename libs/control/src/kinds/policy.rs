@@ -72,18 +72,14 @@ impl Rules for Policy {
                 conflicts.push(Conflict::new::<Self>(other.name(), "from", value).of(&tenant));
             }
         }
-        let Some(first) = conflicts.first() else {
-            return Ok(());
-        };
-        Err(Refusal::conflict(
+        Refusal::of_conflicts(conflicts, |first| {
             format!(
                 "policy {:?}: {} is allowed by policy {:?} already: change one of the two",
                 new.name(),
                 first.value,
                 first.name
-            ),
-            conflicts,
-        ))
+            )
+        })
     }
 
     fn delete(_: &Object<Self>, _: &mut Draft<'_>) -> Result<(), Refusal> {

@@ -137,15 +137,12 @@ impl Rules for Tenant {
             .filter(|pool| draft.state.gateway_pools.get("", pool).is_none())
             .map(|pool| Conflict::new::<GatewayPool>(pool, "name", pool))
             .collect();
-        if let Some(first) = missing.first() {
-            return Err(Refusal::conflict(
-                format!(
-                    "gateway_pools: {:?} does not exist: create the pool first",
-                    first.name
-                ),
-                missing,
-            ));
-        }
+        Refusal::of_conflicts(missing, |first| {
+            format!(
+                "gateway_pools: {:?} does not exist: create the pool first",
+                first.name
+            )
+        })?;
         let count = draft.state.addresses.of_tenant(new.name()).count();
         let limit = new.spec.limits.public_addresses;
         if old.is_some() && limit.is_some_and(|limit| (limit as usize) < count) {

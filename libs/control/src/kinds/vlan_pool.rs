@@ -200,10 +200,7 @@ fn refuse_overlap(state: &State, new: &Object<VlanPool>, domain: &str) -> Result
             }
         }
     }
-    let Some(first) = conflicts.first() else {
-        return Ok(());
-    };
-    Err(Refusal::conflict(
+    Refusal::of_conflicts(conflicts, |first| {
         format!(
             "VLAN pool {:?}: VLAN {} is in pool {:?} ({}) of the same switch or trunk: use other \
              VLANs, or remove them from that pool first",
@@ -211,9 +208,8 @@ fn refuse_overlap(state: &State, new: &Object<VlanPool>, domain: &str) -> Result
             first.value,
             first.name,
             first.field
-        ),
-        conflicts,
-    ))
+        )
+    })
 }
 
 /// Refuses a change that would move a VLAN which a network has.
