@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_gives_way_below_the_mark() {
+    fn nothing_is_evicted_below_the_mark() {
         assert_eq!(
             demands(CAPACITY, &loads(&[(8000, 6000), (8000, 6000)])),
             Demands::new()
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn only_tenants_near_or_beyond_their_quota_give_way() {
+    fn only_tenants_near_or_beyond_their_quota_lose_entries() {
         let found = demands(CAPACITY, &loads(&[(8000, 12_500), (8000, 500)]));
         assert_eq!(found.keys().copied().collect::<Vec<_>>(), [1]);
         assert_eq!(found[&1].connections, 13_000 - 11_000);

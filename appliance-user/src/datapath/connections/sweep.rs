@@ -381,17 +381,17 @@ impl<'a> Sweep<'a> {
         expired(flow) && other.is_none_or(expired)
     }
 
-    /// Whether a candidate still gives way: neither direction has become more important, or has
-    /// been used since.
+    /// Whether a candidate may still be evicted: neither direction has become more important, or
+    /// has been used since.
     #[must_use]
-    pub fn gives_way(&self, candidate: &Candidate, flow: &Flow, other: Option<&Flow>) -> bool {
+    pub fn is_evictable(&self, candidate: &Candidate, flow: &Flow, other: Option<&Flow>) -> bool {
         let protocol = candidate.key.protocol;
-        let yields = |flow: &Flow| {
+        let is_idle = |flow: &Flow| {
             flow.age(self.now) >= settled(candidate.rank)
                 && (candidate.rank == Rank::Unanswered
                     || Rank::of(protocol, flow) <= candidate.rank)
         };
-        yields(flow) && other.is_none_or(yields)
+        is_idle(flow) && other.is_none_or(is_idle)
     }
 
     /// Whether a mapping has begun no connection lately.
@@ -632,7 +632,7 @@ mod tests {
     }
 
     #[test]
-    fn closed_connections_give_way_first_and_established_ones_never() {
+    fn closed_connections_are_evicted_first_and_established_ones_never() {
         let epochs = epochs();
         let (closed, half, open) = (
             tcp(&[Direction::Original, Direction::Reply]),
@@ -680,7 +680,7 @@ mod tests {
     }
 
     #[test]
-    fn what_expires_need_not_give_way() {
+    fn what_expires_need_not_be_evicted() {
         let epochs = epochs();
         let demand = Demand {
             connections: 2,
@@ -718,7 +718,7 @@ mod tests {
     }
 
     #[test]
-    fn a_candidate_that_is_used_again_does_not_give_way() {
+    fn a_candidate_that_is_used_again_is_not_evicted() {
         let epochs = epochs();
         let sweep = sweep(100, &epochs);
         let closed = tcp(&[Direction::Original, Direction::Reply]);
@@ -729,13 +729,13 @@ mod tests {
             idle: Reverse(10),
             key,
         };
-        assert!(sweep.gives_way(&candidate, &flow, Some(&back)));
-        assert!(sweep.gives_way(&candidate, &flow, None));
+        assert!(sweep.is_evictable(&candidate, &flow, Some(&back)));
+        assert!(sweep.is_evictable(&candidate, &flow, None));
         let mut used = back;
         used.last_seen = 99;
-        assert!(!sweep.gives_way(&candidate, &flow, Some(&used)));
+        assert!(!sweep.is_evictable(&candidate, &flow, Some(&used)));
         let mut opened = flow;
         opened.state = tcp(&[]);
-        assert!(!sweep.gives_way(&candidate, &opened, Some(&back)));
+        assert!(!sweep.is_evictable(&candidate, &opened, Some(&back)));
     }
 }

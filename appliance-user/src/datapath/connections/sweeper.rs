@@ -202,7 +202,7 @@ impl Tables {
 #[derive(Debug, Default)]
 struct Removed {
     connections: usize,
-    gave_way: usize,
+    evicted: usize,
     mappings: usize,
     /// Connections and mappings, by zone.
     by_zone: BTreeMap<u16, TenantUsage>,
@@ -263,7 +263,7 @@ impl Sweeper {
         self.idle = !active && removed.connections == 0 && removed.mappings == 0;
         tracing::debug!(
             connections = removed.connections,
-            gave_way = removed.gave_way,
+            evicted = removed.evicted,
             mappings = removed.mappings,
             "removed connections"
         );
@@ -385,9 +385,9 @@ impl Sweeper {
             removed,
             |at, (_, flow), other| {
                 let candidate = &victims.spare[at];
-                let yields = sweep.gives_way(candidate, flow, other);
-                closed += usize::from(yields && candidate.rank == Rank::Closed);
-                yields
+                let evict = sweep.is_evictable(candidate, flow, other);
+                closed += usize::from(evict && candidate.rank == Rank::Closed);
+                evict
             },
         )?;
         self.removals.add(Reason::Closed, closed);
@@ -397,7 +397,7 @@ impl Sweeper {
             &self.tables.opening,
             &keys(&victims.unanswered),
             &mut unanswered,
-            |at, (_, flow), other| sweep.gives_way(&victims.unanswered[at], flow, other),
+            |at, (_, flow), other| sweep.is_evictable(&victims.unanswered[at], flow, other),
         )?;
         self.removals.add(Reason::Unanswered, unanswered);
         // Those idle in both directions first, then any: the owner's right goes before.
@@ -409,15 +409,15 @@ impl Sweeper {
                 &keys(&victims.on_loan),
                 removed,
                 |at, (_, flow), other| {
-                    let yields = !idle || sweep.gives_way(&victims.on_loan[at], flow, other);
-                    let yields = yields && left > 0;
-                    left -= usize::from(yields);
-                    yields
+                    let evict = !idle || sweep.is_evictable(&victims.on_loan[at], flow, other);
+                    let evict = evict && left > 0;
+                    left -= usize::from(evict);
+                    evict
                 },
             )?;
         }
         self.removals.add(Reason::OnLoan, on_loan);
-        removed.gave_way += spare + unanswered + on_loan;
+        removed.evicted += spare + unanswered + on_loan;
         Ok(())
     }
 
