@@ -53,6 +53,8 @@ pub(super) struct Sample {
     maps: Vec<MapFill>,
     /// Entries of translation that were removed, by reason.
     removed: Vec<(&'static str, u64)>,
+    /// Number of the sweeper's passes, and the seconds of the last one; none without translation.
+    passes: Option<(u64, f64)>,
     /// Lines missing from the NAT log.
     nat_log_lost: u64,
 }
@@ -120,6 +122,10 @@ impl Daemon {
                 .iter()
                 .flat_map(|sweeper| sweeper.removals().counts())
                 .collect(),
+            passes: self.connection_sweeper.as_ref().map(|sweeper| {
+                let passes = sweeper.passes();
+                (passes.count(), passes.last().as_secs_f64())
+            }),
             nat_log_lost: self.nat_log.lost(),
         })
     }
@@ -570,6 +576,18 @@ impl Sample {
                 .map(|(reason, count)| (vec![("reason", *reason)], *count)),
         )?;
         families.counter(
+            "nat_passes",
+            "Passes over the tables of translation that remove entries",
+            self.passes.iter().map(|(count, _)| (Vec::new(), *count)),
+        )?;
+        families.gauge(
+            "nat_pass_seconds",
+            "Seconds that the last pass over the tables of translation took",
+            self.passes
+                .iter()
+                .map(|(_, seconds)| (Vec::new(), *seconds)),
+        )?;
+        families.counter(
             "nat_log_lost",
             "Lines missing from the NAT log because it could not be written in time",
             [(Vec::new(), self.nat_log_lost)],
@@ -650,6 +668,7 @@ mod tests {
                 capacity: 131_072,
             }],
             removed: vec![("closed", 11)],
+            passes: Some((13, 0.25)),
             nat_log_lost: 12,
         }
     }
@@ -717,6 +736,8 @@ mod tests {
             ("map_capacity{map=\"FLOWS\"}", 131_072.0),
             ("nat_removed_total{reason=\"closed\"}", 11.0),
             ("nat_log_lost_total", 12.0),
+            ("nat_passes_total", 13.0),
+            ("nat_pass_seconds", 0.25),
         ] {
             let name = format!("causeway_appliance_{name}");
             assert_eq!(series.get(&name), Some(&value), "{name} in\n{text}");

@@ -207,13 +207,16 @@ fn run(places: u32, seconds: u64) {
     }
     let removed: BTreeMap<_, _> = sweeper.removals().counts().collect();
     let logged = Logged::read(lines.path(), opened + 2 * u64::from(ESTABLISHED));
+    let passes = sweeper.passes();
     println!(
         "{places} places: {opened} connections in {:.1} s, {} refused, at most {} connections and \
-         {} mappings; removed: {removed:?}; {logged:?}",
+         {} mappings; removed: {removed:?}; {} passes, the longest {:?}; {logged:?}",
         began.elapsed().as_secs_f64(),
         load.refused,
         most.connections,
         most.mappings,
+        passes.count(),
+        passes.longest(),
     );
     let drops: Vec<_> = load
         .h
@@ -229,8 +232,9 @@ fn run(places: u32, seconds: u64) {
     assert_eq!((load.refused, drops), (0, Vec::new()));
     assert_eq!(removed["on_loan"], 0, "nothing established gives way");
     // Little's law: the time in the table is that of the connection, then `closed_seconds`, then at
-    // most the ten seconds between two passes; with a second for the clock's ticks.
-    let bound = RATE * (1 + 10 + 10 + 2);
+    // most the ten seconds between two passes and both of these; two seconds are the clock's ticks.
+    let time = OPEN + 2 * passes.longest() + Duration::from_secs(10 + 10 + 2);
+    let bound = (RATE as f64 * time.as_secs_f64()) as u64;
     assert!(
         most.connections <= bound + 2 * u64::from(ESTABLISHED),
         "{most:?}"

@@ -14,10 +14,11 @@
 //!
 //! `pressure`, `sweep` and `list` decide, without a map or a clock. `batch` reads whole maps.
 //! `sweeper` is the thread that runs the passes, every 10 s and when the tables fill; `removals`
-//! counts what it removes. `query` answers an operator's request.
+//! counts what it removes, `passes` how long it takes. `query` answers an operator's request.
 
 mod batch;
 mod list;
+mod passes;
 mod pressure;
 mod query;
 mod removals;
@@ -27,6 +28,7 @@ mod sweeper;
 pub use batch::PinnedMap;
 pub use list::{ConnectionRow, Filter, SlotNames, TopConnections, render};
 pub(super) use list::{protocol_name, socket};
+pub use passes::Passes;
 pub use pressure::lend_limit;
 pub use query::{MAX_ROWS, list};
 pub use removals::Removals;

@@ -20,7 +20,7 @@ use aya::maps::MapError;
 
 use super::{
     super::nat_log::RemovedMappings,
-    PinnedMap, Sweep,
+    Passes, PinnedMap, Sweep,
     pressure::{Demands, Outcome, Pressure, Schedule, TenantLoad, demands, port_demands},
     removals::{Reason, Removals},
     sweep::{Candidate, Epochs, Rank, Victims, other_half},
@@ -38,6 +38,7 @@ pub struct ConnectionSweeper {
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     removals: Removals,
+    passes: Passes,
 }
 
 impl ConnectionSweeper {
@@ -48,10 +49,11 @@ impl ConnectionSweeper {
     /// When a map cannot be opened, or the thread cannot be created.
     pub fn spawn(root: &Path, log: Option<RemovedMappings>) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
-        let removals = Removals::default();
+        let (removals, passes) = (Removals::default(), Passes::default());
         let mut sweeper = Sweeper {
             tables: Tables::open(root).map_err(io::Error::other)?,
             removals: removals.clone(),
+            passes: passes.clone(),
             log,
             idle: false,
             ports: BTreeMap::new(),
@@ -63,6 +65,7 @@ impl ConnectionSweeper {
             stop: Some(stop),
             thread: Some(thread),
             removals,
+            passes,
         })
     }
 
@@ -70,6 +73,12 @@ impl ConnectionSweeper {
     #[must_use]
     pub const fn removals(&self) -> &Removals {
         &self.removals
+    }
+
+    /// Number and duration of the passes since the start.
+    #[must_use]
+    pub const fn passes(&self) -> &Passes {
+        &self.passes
     }
 }
 
@@ -211,6 +220,7 @@ struct Removed {
 struct Sweeper {
     tables: Tables,
     removals: Removals,
+    passes: Passes,
     log: Option<RemovedMappings>,
     /// The last pass found nothing, and nothing is translated.
     idle: bool,
@@ -259,7 +269,9 @@ impl Sweeper {
         if !schedule.is_due(Instant::now(), Pressure::of(&demands)) {
             return Ok(None);
         }
+        let began = Instant::now();
         let (removed, more) = self.pass(&nat, &epochs, &loads, &demands)?;
+        self.passes.add(began.elapsed());
         self.idle = !active && removed.connections == 0 && removed.mappings == 0;
         tracing::debug!(
             connections = removed.connections,
