@@ -68,6 +68,9 @@ enum Other {
     /// List, create and delete your API tokens.
     #[command(subcommand)]
     Token(people::TokenVerb),
+    /// Make and confirm an authenticator (TOTP) of yours.
+    #[command(subcommand)]
+    Totp(people::TotpVerb),
     /// List and check the audit.
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -227,6 +230,7 @@ fn run(matches: &clap::ArgMatches) -> Result<Option<Exit>, Failure> {
         }
         Other::User(verb) => people::user(&session, &verb)?,
         Other::Token(verb) => people::token(&session, &verb)?,
+        Other::Totp(verb) => people::totp(&session, &verb)?,
         Other::Audit(verb) => return audit::run(&session, &verb),
         Other::Watch(given) => watch::run(&session, &given)?,
         Other::Apply(given) => declare::apply(&session, &given)?,

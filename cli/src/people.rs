@@ -27,7 +27,8 @@ pub enum UserVerb {
     /// List users.
     #[command(visible_alias = "ls")]
     List,
-    /// Create a user. The password is asked for, or read from standard input.
+    /// Create a user. The password is asked for, or read from standard input. Machines, which are
+    /// named by --object, have none.
     Create {
         name: String,
         /// Role, such as provider-operator or tenant-admin.
@@ -36,10 +37,30 @@ pub enum UserVerb {
         /// Tenant, for roles of a tenant.
         #[arg(long, short)]
         tenant: Option<String>,
+        /// The gateway or appliance that a machine is, for the roles gateway and appliance.
+        #[arg(long)]
+        object: Option<String>,
     },
     /// Delete a user and its tokens.
     #[command(visible_alias = "remove")]
     Delete { name: String },
+    /// Create a token of a machine and print its secret, which is shown this once.
+    Token {
+        name: String,
+        /// Lifetime, hours, 1 to 8784.
+        #[arg(long)]
+        hours: u32,
+    },
+    /// Remove the authenticator of a user who has lost it.
+    RemoveTotp { name: String },
+}
+
+#[derive(Subcommand)]
+pub enum TotpVerb {
+    /// Make an authenticator of yours. Its secret and the recovery codes are shown this once.
+    Create,
+    /// Confirm it by a code: from then on, a log-in takes a code.
+    Confirm,
 }
 
 #[derive(Subcommand)]
@@ -185,9 +206,17 @@ pub fn user(session: &Session, verb: &UserVerb) -> Result<(), Failure> {
             let answer = client.get("/v1/users", Vec::new())?;
             print(session, &answer, &["name", "role", "tenant"]);
         }
-        UserVerb::Create { name, role, tenant } => {
-            let password = line("password")?;
-            let mut body = json!({ "name": name, "role": role, "password": password });
+        UserVerb::Create {
+            name,
+            role,
+            tenant,
+            object,
+        } => {
+            let mut body = json!({ "name": name, "role": role });
+            match object {
+                Some(object) => body["object"] = object.as_str().into(),
+                None => body["password"] = line("password")?.into(),
+            }
             if let Some(tenant) = tenant {
                 body["tenant"] = tenant.as_str().into();
             }
@@ -199,6 +228,52 @@ pub fn user(session: &Session, verb: &UserVerb) -> Result<(), Failure> {
             );
         }
         UserVerb::Delete { name } => delete(client, &format!("/v1/users/{}", encoded(name)))?,
+        UserVerb::Token { name, hours } => {
+            let path = format!("/v1/users/{}/tokens", encoded(name));
+            let answer = post(client, &path, &json!({ "hours": hours }))?;
+            print_secret(session, &answer);
+        }
+        UserVerb::RemoveTotp { name } => {
+            delete(client, &format!("/v1/users/{}/totp", encoded(name)))?;
+        }
+    }
+    Ok(())
+}
+
+fn print_secret(session: &Session, answer: &Value) {
+    match session.json {
+        true => outln!("{answer}"),
+        false => outln!("{}", answer["secret"].as_str().unwrap_or_default()),
+    };
+}
+
+pub fn totp(session: &Session, verb: &TotpVerb) -> Result<(), Failure> {
+    let client = session.client()?;
+    let call = |method, body| Call {
+        method,
+        path: "/v1/self/totp",
+        body,
+        ..Call::default()
+    };
+    match verb {
+        TotpVerb::Create => {
+            let answer = client.send(&call(Method::POST, None))?.body;
+            if session.json {
+                outln!("{answer}");
+                return Ok(());
+            }
+            outln!(
+                "{}\n\nrecovery codes:",
+                answer["uri"].as_str().unwrap_or_default()
+            );
+            for code in answer["recovery"].as_array().into_iter().flatten() {
+                outln!("{}", code.as_str().unwrap_or_default());
+            }
+        }
+        TotpVerb::Confirm => {
+            let body = json!({ "code": line("code")? });
+            client.send(&call(Method::PUT, Some(&body)))?;
+        }
     }
     Ok(())
 }
@@ -217,10 +292,7 @@ pub fn token(session: &Session, verb: &TokenVerb) -> Result<(), Failure> {
         TokenVerb::Create { hours, description } => {
             let body = json!({ "hours": hours, "description": description });
             let answer = post(client, "/v1/tokens", &body)?;
-            match session.json {
-                true => outln!("{answer}"),
-                false => outln!("{}", answer["secret"].as_str().unwrap_or_default()),
-            };
+            print_secret(session, &answer);
         }
         TokenVerb::Delete { id } => delete(client, &format!("/v1/tokens/{}", encoded(id)))?,
     }

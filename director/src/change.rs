@@ -1,8 +1,11 @@
 //! Changes: computed over the state in memory, one at a time, and committed with their audit entry.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use aws_lc_rs::signature::Ed25519KeyPair;
@@ -40,6 +43,8 @@ pub struct Director {
     is_unknown: AtomicBool,
     pub(crate) chance: Arc<dyn Chance>,
     pub(crate) metrics: Metrics,
+    /// Wrong codes of authenticators, by user: their number, and the time of the last.
+    pub(crate) wrong_codes: std::sync::Mutex<HashMap<String, (u32, Timestamp)>>,
     /// Permits to hash a password.
     pub(crate) passwords: Semaphore,
 }
@@ -88,6 +93,7 @@ impl Director {
             is_unknown: AtomicBool::new(false),
             chance,
             metrics: Metrics::default(),
+            wrong_codes: std::sync::Mutex::default(),
             passwords: Semaphore::new(PASSWORDS),
         })
     }

@@ -51,6 +51,8 @@ pub async fn init(path: &Path, user: &str, chance: &dyn Chance) -> Result<String
         name: user.to_owned(),
         role: Role::ProviderAdmin,
         tenant: None,
+        object: None,
+        totp: None,
         password: None,
     };
     let token = Token {
@@ -72,6 +74,7 @@ pub async fn init(path: &Path, user: &str, chance: &dyn Chance) -> Result<String
         user: user.to_owned(),
         role: Role::ProviderAdmin,
         tenant: None,
+        object: None,
         token: token.id.clone(),
     };
     let subject = Subject {

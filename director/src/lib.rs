@@ -26,6 +26,7 @@ mod metrics;
 pub mod people;
 pub mod roles;
 pub mod tls;
+mod totp;
 
 pub use change::Director;
 pub use clock::{Chance, Kernel};

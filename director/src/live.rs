@@ -132,6 +132,7 @@ impl Live {
             user: user.name.clone(),
             role: user.role,
             tenant: user.tenant.clone(),
+            object: user.object.clone(),
             token: token.id.clone(),
         })
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
-use crate::{Chance, audit::hex, roles::Role};
+use crate::{Chance, audit::hex, roles::Role, totp::Authenticator};
 
 /// Prefix of the keys of users.
 pub const USERS: &str = "user/";
@@ -33,6 +33,12 @@ pub struct User {
     /// Tenant, for roles of a tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
+    /// The object that a machine is, for roles of machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// The authenticator, if the user has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub totp: Option<Authenticator>,
     /// The password's hash (argon2id, PHC string format); without it, the user has tokens only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<String>,
@@ -64,6 +70,8 @@ pub struct Actor {
     pub role: Role,
     /// Tenant, for roles of a tenant.
     pub tenant: Option<String>,
+    /// The object that a machine is, for roles of machines.
+    pub object: Option<String>,
     /// Id of the token.
     pub token: String,
 }

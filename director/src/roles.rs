@@ -32,52 +32,61 @@ pub enum Reach {
     All,
     /// Those of the user's own tenant.
     Own,
+    /// The object that the machine is.
+    Itself,
     None,
 }
 
 /// The table.
 #[must_use]
 pub const fn reach(role: Role, things: Things, verb: Verb) -> Reach {
-    use Reach::{All, None, Own};
+    use Reach::{All, Itself, None, Own};
     match (things, verb) {
         (Things::Infrastructure, Verb::Read) => match role {
             Role::ProviderAdmin | Role::ProviderOperator | Role::ProviderAuditor => All,
-            Role::TenantAdmin | Role::TenantOperator => None,
+            Role::Gateway => Itself,
+            Role::TenantAdmin | Role::TenantOperator | Role::Appliance => None,
         },
         (Things::Infrastructure | Things::Tenants, Verb::Write) => match role {
             Role::ProviderAdmin => All,
             Role::ProviderOperator
             | Role::ProviderAuditor
             | Role::TenantAdmin
-            | Role::TenantOperator => None,
+            | Role::TenantOperator
+            | Role::Gateway
+            | Role::Appliance => None,
         },
         (Things::Tenants | Things::Allocations | Things::Networking, Verb::Read) => match role {
             Role::ProviderAdmin | Role::ProviderOperator | Role::ProviderAuditor => All,
-            Role::TenantAdmin | Role::TenantOperator => Own,
+            Role::TenantAdmin | Role::TenantOperator | Role::Appliance => Own,
+            Role::Gateway => None,
         },
         (Things::Allocations, Verb::Write) => match role {
             Role::ProviderAdmin | Role::ProviderOperator => All,
-            Role::ProviderAuditor | Role::TenantAdmin | Role::TenantOperator => None,
+            Role::ProviderAuditor
+            | Role::TenantAdmin
+            | Role::TenantOperator
+            | Role::Gateway
+            | Role::Appliance => None,
         },
         (Things::Networking, Verb::Write) => match role {
             Role::ProviderAdmin | Role::ProviderOperator => All,
             Role::TenantAdmin => Own,
-            Role::ProviderAuditor | Role::TenantOperator => None,
+            Role::ProviderAuditor | Role::TenantOperator | Role::Gateway | Role::Appliance => None,
         },
-        (Things::People, Verb::Read) => match role {
+        (Things::People | Things::Audit, Verb::Read) => match role {
             Role::ProviderAdmin | Role::ProviderAuditor => All,
             Role::TenantAdmin => Own,
-            Role::ProviderOperator | Role::TenantOperator => None,
+            Role::ProviderOperator | Role::TenantOperator | Role::Gateway | Role::Appliance => None,
         },
         (Things::People, Verb::Write) => match role {
             Role::ProviderAdmin => All,
             Role::TenantAdmin => Own,
-            Role::ProviderOperator | Role::ProviderAuditor | Role::TenantOperator => None,
-        },
-        (Things::Audit, Verb::Read) => match role {
-            Role::ProviderAdmin | Role::ProviderAuditor => All,
-            Role::TenantAdmin => Own,
-            Role::ProviderOperator | Role::TenantOperator => None,
+            Role::ProviderOperator
+            | Role::ProviderAuditor
+            | Role::TenantOperator
+            | Role::Gateway
+            | Role::Appliance => None,
         },
         (Things::Audit, Verb::Write) => None,
     }

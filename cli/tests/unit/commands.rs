@@ -94,6 +94,24 @@ fn users_log_in_and_have_their_own_tokens() {
         .exits(0);
     site.run("--context acme logout").exits(0);
     site.run("--context acme whoami").exits(5);
+    let totp = site.run("--context acme login --user alice");
+    totp.exits(2).says("there is no password");
+    site.typed("--context acme login --user alice", password)
+        .exits(0);
+    let made = site.run("--context acme totp create").exits(0).out;
+    assert!(
+        made.starts_with("otpauth://totp/Causeway:alice?secret="),
+        "{made}"
+    );
+    site.typed("--context acme totp confirm", "000\n")
+        .exits(4)
+        .says("the code is wrong");
+    site.run("user remove-totp alice").exits(0);
+    site.run("user create m1 --role appliance -t acme --object h1")
+        .exits(0);
+    let machine = site.run("user token m1 --hours 1").exits(0);
+    assert!(machine.out.starts_with("cwy_"), "{machine:?}");
+    site.run("user delete m1").exits(0);
     site.run("user delete alice").exits(0);
     let users = site.run("user list --json").exits(0).json();
     assert_eq!(users.as_array().expect("a list").len(), 1);

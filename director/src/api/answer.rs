@@ -110,9 +110,12 @@ pub(super) struct ProblemBody {
     allow: Option<String>,
 }
 
+/// Longest detail, and longest value of a conflict, characters.
+const LONGEST_DETAIL: usize = 2000;
+
 /// Statuses of problems: the document lists them for each operation.
-pub(super) const STATUSES: [u16; 14] = [
-    400, 401, 403, 404, 405, 409, 410, 412, 413, 415, 422, 500, 503, 507,
+pub(super) const STATUSES: [u16; 15] = [
+    400, 401, 403, 404, 405, 409, 410, 412, 413, 415, 422, 429, 500, 503, 507,
 ];
 
 impl Problem {
@@ -121,7 +124,7 @@ impl Problem {
             kind: format!("urn:causeway:problem:{kind}"),
             title: status.canonical_reason().unwrap_or_default().to_owned(),
             status: status.as_u16(),
-            detail: detail.into(),
+            detail: shortened(detail.into()),
             conflicts: Vec::new(),
             allow: None,
         }))
@@ -237,6 +240,15 @@ impl Problem {
     }
 }
 
+/// A refusal quotes the request, which may be long.
+fn shortened(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(LONGEST_DETAIL) {
+        text.truncate(end);
+        text.push_str("… (cut)");
+    }
+    text
+}
+
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let (status, kind) = match refusal.reason {
@@ -247,6 +259,10 @@ impl From<Refusal> for Problem {
         };
         let mut problem = Self::new(status, kind, refusal.detail);
         problem.0.conflicts = refusal.conflicts;
+        for conflict in &mut problem.0.conflicts {
+            conflict.value = shortened(std::mem::take(&mut conflict.value));
+            conflict.name = shortened(std::mem::take(&mut conflict.name));
+        }
         problem
     }
 }

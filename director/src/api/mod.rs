@@ -15,6 +15,7 @@ mod people;
 mod records;
 mod request;
 mod table;
+mod totp;
 mod watch;
 
 pub use answer::{Answer, Problem};
@@ -128,6 +129,9 @@ async fn call(
     };
     let query = Query::parse(parts.uri.query().unwrap_or_default(), &operation.query)?;
     let body = read_body(operation, &parts.headers, body).await?;
+    if let Some(schema) = &operation.body {
+        request::refuse_lists_as_objects(schema, &body)?;
+    }
     let call = Call {
         director: Arc::clone(director),
         operation: operation.id.clone(),

@@ -1,7 +1,7 @@
 //! Sessions, users and tokens.
 
 use axum::http::{Method, StatusCode};
-use control::{Must, Tenant, Transaction};
+use control::{Appliance, Gateway, Kind as _, Must, Object, Tenant, Transaction};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -11,9 +11,10 @@ use utoipa::ToSchema;
 use super::{
     answer::{Answer, Problem},
     document::schema,
-    objects::{authorize, no_tenant},
+    objects::{authorize, no_tenant, role},
     request::Call,
     table::{Answering, Operation, Schema, Success},
+    totp,
 };
 use crate::{
     change::{Planned, Wanted},
@@ -31,6 +32,9 @@ use crate::{
 struct Credentials {
     user: String,
     password: String,
+    /// Code of the user's authenticator, or a recovery code; for users who have an authenticator.
+    #[serde(default)]
+    code: Option<String>,
 }
 
 /// A user as it is written.
@@ -43,8 +47,12 @@ struct NewUser {
     /// Tenant, for roles of a tenant.
     #[serde(default)]
     tenant: Option<String>,
-    /// Password of at least 12 characters.
-    password: String,
+    /// The gateway or the appliance that a machine is, for the roles gateway and appliance.
+    #[serde(default)]
+    object: Option<String>,
+    /// Password of at least 12 characters. Machines have none.
+    #[serde(default)]
+    password: Option<String>,
 }
 
 /// A user as it is read.
@@ -54,6 +62,10 @@ struct ShownUser {
     role: Role,
     /// Tenant, for roles of a tenant.
     tenant: Option<String>,
+    /// The object that a machine is.
+    object: Option<String>,
+    /// Whether a log-in takes a code.
+    totp: bool,
 }
 
 /// All users that the actor may see.
@@ -99,6 +111,24 @@ struct Myself {
     tenant: Option<String>,
     /// Id of the token.
     token: String,
+}
+
+/// A new authenticator. Secret and recovery codes are shown this once.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ShownAuthenticator {
+    /// The secret, base32.
+    pub secret: String,
+    /// The same for authenticators, as a URI.
+    pub uri: String,
+    /// Codes that are accepted once each, for a lost authenticator.
+    pub recovery: Vec<String>,
+}
+
+/// A code of an authenticator.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Code {
+    pub code: String,
 }
 
 pub(super) fn register(all: &mut Vec<Operation>) {
@@ -175,6 +205,48 @@ pub(super) fn register(all: &mut Vec<Operation>) {
         )
     });
     all.push(Operation {
+        body: Some(schema::<NewToken>()),
+        success: success(StatusCode::CREATED, Some(schema::<ShownToken>())),
+        ..operation(
+            "user.token.create",
+            Method::POST,
+            "/v1/users/{name}/tokens",
+            "Create a token of a machine.",
+            |call| Box::pin(create_machine_token(call)) as Answering,
+        )
+    });
+    all.push(Operation {
+        success: success(StatusCode::CREATED, Some(schema::<ShownAuthenticator>())),
+        ..operation(
+            "self.totp.create",
+            Method::POST,
+            "/v1/self/totp",
+            "Make an authenticator of yours, to be confirmed by a code.",
+            |call| Box::pin(totp::create(call)) as Answering,
+        )
+    });
+    all.push(Operation {
+        body: Some(schema::<Code>()),
+        success: success(StatusCode::NO_CONTENT, None),
+        ..operation(
+            "self.totp.confirm",
+            Method::PUT,
+            "/v1/self/totp",
+            "Confirm your authenticator: from then on, a log-in takes a code.",
+            |call| Box::pin(totp::confirm(call)) as Answering,
+        )
+    });
+    all.push(Operation {
+        success: success(StatusCode::NO_CONTENT, None),
+        ..operation(
+            "user.totp.remove",
+            Method::DELETE,
+            "/v1/users/{name}/totp",
+            "Remove the authenticator of a user.",
+            |call| Box::pin(totp::remove(call)) as Answering,
+        )
+    });
+    all.push(Operation {
         success: success(StatusCode::OK, Some(schema::<TokenList>())),
         ..operation(
             "token.list",
@@ -207,11 +279,11 @@ pub(super) fn register(all: &mut Vec<Operation>) {
     });
 }
 
-fn body(value: &impl Serialize) -> Result<Value, Problem> {
+pub(super) fn body(value: &impl Serialize) -> Result<Value, Problem> {
     serde_json::to_value(value).map_err(|error| Problem::internal(&error))
 }
 
-fn first(call: &Call) -> &str {
+pub(super) fn first(call: &Call) -> &str {
     call.parameters.first().map_or("", String::as_str)
 }
 
@@ -245,22 +317,47 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
             "the name or the password is wrong: check both",
         ));
     };
+    let now = call.director.chance.now();
+    let has_totp = user.totp.as_ref().is_some_and(|totp| totp.is_confirmed);
+    let code = match (has_totp, credentials.code) {
+        (false, _) => None,
+        (true, None) => return Err(totp::missing()),
+        (true, Some(code)) => {
+            totp::check_patience(&call.director, &user.name, now)?;
+            Some(code)
+        }
+    };
     let actor = Actor {
-        user: user.name,
+        user: user.name.clone(),
         role: user.role,
         tenant: user.tenant,
+        object: user.object,
         token: "password".to_owned(),
     };
-    issue(&call, &actor, "session", SESSION).await
+    let new = Issue {
+        user: &user.name,
+        description: "session",
+        lifetime: SESSION,
+        code: code.as_deref(),
+    };
+    let answer = issue(&call, &actor, new).await?;
+    totp::forgive(&call.director, &user.name);
+    Ok(answer)
+}
+
+/// A token to be issued.
+struct Issue<'a> {
+    /// Its user.
+    user: &'a str,
+    description: &'a str,
+    lifetime: SignedDuration,
+    /// The code that the user's authenticator must accept in the same transaction, so that no code
+    /// is accepted twice.
+    code: Option<&'a str>,
 }
 
 /// Stores a new token and answers its secret.
-async fn issue(
-    call: &Call,
-    actor: &Actor,
-    description: &str,
-    lifetime: SignedDuration,
-) -> Result<Answer, Problem> {
+async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<Answer, Problem> {
     let chance = &*call.director.chance;
     let secret = new_secret(chance).map_err(|error| Problem::internal(&error))?;
     let hash = token_hash(&secret);
@@ -273,18 +370,31 @@ async fn issue(
         idempotency: None,
     };
     let done = call.director.change(wanted, |live, origin| {
-        let (_, user) = live.users.get(&actor.user).ok_or_else(Problem::no_token)?;
+        let (user, revision) = live.users.get(new.user).ok_or_else(Problem::no_token)?;
+        let expires = origin.now.checked_add(new.lifetime);
         let token = Token {
             id: id.clone(),
-            user: actor.user.clone(),
-            description: description.to_owned(),
+            user: new.user.to_owned(),
+            description: new.description.to_owned(),
             created: origin.now,
-            expires: origin.now.checked_add(lifetime).unwrap_or(Timestamp::MAX),
+            expires: expires.unwrap_or(Timestamp::MAX),
         };
         let mut transaction = forget_expired(live, origin.now);
-        transaction
-            .must
-            .insert(format!("{USERS}{}", actor.user), Must::At(*user));
+        let key = format!("{USERS}{}", new.user);
+        transaction.must.insert(key.clone(), Must::At(*revision));
+        if let Some(code) = new.code {
+            let accepted = user
+                .totp
+                .as_ref()
+                .and_then(|totp| totp.accept(code, origin.now));
+            let after = User {
+                totp: Some(
+                    accepted.ok_or_else(|| totp::wrong(&call.director, new.user, origin.now))?,
+                ),
+                ..user.clone()
+            };
+            transaction.put.insert(key, body(&after)?.to_string());
+        }
         let key = format!("{TOKENS}{hash}");
         transaction.must.insert(key.clone(), Must::Absent);
         transaction.put.insert(key, body(&token)?.to_string());
@@ -338,6 +448,8 @@ fn shown(user: &User) -> ShownUser {
         name: user.name.clone(),
         role: user.role,
         tenant: user.tenant.clone(),
+        object: user.object.clone(),
+        totp: user.totp.as_ref().is_some_and(|totp| totp.is_confirmed),
     }
 }
 
@@ -347,17 +459,21 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
     authorize(actor, Things::People, Verb::Write, new.tenant.as_deref())?;
     check_user(actor, &new)?;
     let chance = std::sync::Arc::clone(&call.director.chance);
-    let password = new.password.clone();
-    let permit = call.director.passwords.acquire().await;
-    let hash = spawn_blocking(move || hash_password(&password, &*chance)).await;
-    drop(permit);
-    let hash = hash.map_err(|error| Problem::internal(&error))?;
-    let hash = hash.map_err(|error| Problem::internal(&error))?;
+    let mut hash = None;
+    if let Some(password) = new.password.clone() {
+        let permit = call.director.passwords.acquire().await;
+        let hashed = spawn_blocking(move || hash_password(&password, &*chance)).await;
+        drop(permit);
+        let hashed = hashed.map_err(|error| Problem::internal(&error))?;
+        hash = Some(hashed.map_err(|error| Problem::internal(&error))?);
+    }
     let user = User {
         name: new.name,
         role: new.role,
         tenant: new.tenant,
-        password: Some(hash),
+        object: new.object,
+        totp: None,
+        password: hash,
     };
     let wanted = Wanted {
         actor,
@@ -380,6 +496,17 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
             let found = found.ok_or_else(|| no_tenant(tenant))?;
             let must = Must::At(found.metadata.revision);
             transaction.must.insert(found.key(), must);
+        }
+        if let (Some(kind), Some(object)) = (user.role.machine(), &user.object) {
+            let tenant = user.tenant.as_deref();
+            let key = match kind {
+                "gateway" => live.state.get::<Gateway>(None, object).map(Object::key),
+                _ => live.state.get::<Appliance>(tenant, object).map(Object::key),
+            };
+            if key.is_none() {
+                let text = format!("object: {kind} {object:?} does not exist: create it first");
+                return Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
+            }
         }
         let key = format!("{USERS}{}", user.name);
         transaction.must.insert(key.clone(), Must::Absent);
@@ -413,20 +540,43 @@ fn check_user(actor: &Actor, new: &NewUser) -> Result<(), Problem> {
     if actor.role.is_of_tenant() && !new.role.is_of_tenant() {
         return Err(Problem::forbidden("tenant-admin"));
     }
-    let length = new.password.chars().count();
-    if length < SHORTEST_PASSWORD || new.password.len() > LONGEST_PASSWORD {
-        return invalid(format!(
-            "password: write {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters"
-        ));
+    match (new.role.machine(), &new.object, &new.password) {
+        (Some(_), Some(_), None) => Ok(()),
+        (Some(_), None, _) => {
+            invalid("object: the role is one of machines: name the gateway or appliance".to_owned())
+        }
+        (Some(_), Some(_), Some(_)) => {
+            invalid("password: a machine has tokens only: omit the password".to_owned())
+        }
+        (None, Some(_), _) => invalid("object: the role is one of people: omit it".to_owned()),
+        (None, None, password) => {
+            let password = password.as_deref().unwrap_or_default();
+            let length = password.chars().count();
+            if length < SHORTEST_PASSWORD || password.len() > LONGEST_PASSWORD {
+                return invalid(format!(
+                    "password: write {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters"
+                ));
+            }
+            Ok(())
+        }
     }
-    Ok(())
 }
 
-/// Deletes a tenant's users and their tokens together with the tenant: a later tenant of the same
-/// name is another one.
-pub(super) fn remove_users_of(tenant: &str, live: &Live, transaction: &mut Transaction) {
+/// Deletes users and their tokens together with their tenant, or with the object that a machine is:
+/// a later one of the same name is another one.
+pub(super) fn remove_users_of(
+    kind: &str,
+    tenant: Option<&str>,
+    object: &str,
+    live: &Live,
+    transaction: &mut Transaction,
+) {
     for (name, (user, revision)) in &live.users {
-        if user.tenant.as_deref() == Some(tenant) {
+        let is_of_tenant = kind == Tenant::KIND && user.tenant.as_deref() == Some(object);
+        let is_machine = user.role.machine() == Some(kind)
+            && user.object.as_deref() == Some(object)
+            && user.tenant.as_deref() == tenant;
+        if is_of_tenant || is_machine {
             let key = format!("{USERS}{name}");
             transaction.must.insert(key.clone(), Must::At(*revision));
             transaction.delete.insert(key);
@@ -455,16 +605,7 @@ async fn remove_user(call: Call) -> Result<Answer, Problem> {
         idempotency: None,
     };
     let done = call.director.change(wanted, |live, _| {
-        let found = live.users.get(name);
-        // A user of another tenant is answered as one that does not exist.
-        let found = found.filter(|(user, _)| actor.tenant.is_none() || user.tenant == actor.tenant);
-        let Some((user, revision)) = found else {
-            return Err(Problem::new(
-                StatusCode::NOT_FOUND,
-                "not-found",
-                format!("user {name:?} does not exist: check the name with `list`"),
-            ));
-        };
+        let (user, revision) = found_user(live, actor, name)?;
         let admins = live
             .users
             .values()
@@ -505,7 +646,62 @@ async fn tokens(call: Call) -> Result<Answer, Problem> {
 
 async fn create_token(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?.clone();
+    if actor.role.machine().is_some() {
+        return Err(Problem::forbidden(&role(&actor)));
+    }
     let new: NewToken = call.read()?;
+    let lifetime = lifetime(&new)?;
+    let new = Issue {
+        user: &actor.user,
+        description: &new.description,
+        lifetime,
+        code: None,
+    };
+    issue(&call, &actor, new).await
+}
+
+/// Machines have no password: an administrator makes their tokens.
+async fn create_machine_token(call: Call) -> Result<Answer, Problem> {
+    let actor = call.actor()?.clone();
+    let name = first(&call);
+    authorize(&actor, Things::People, Verb::Write, None)?;
+    let new: NewToken = call.read()?;
+    let lifetime = lifetime(&new)?;
+    {
+        let live = call.director.live().await?;
+        let user = found_user(&live, &actor, name)?;
+        if user.0.role.machine().is_none() {
+            let text = format!("user {name:?} is a person, who makes tokens alone: name a machine");
+            return Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
+        }
+    }
+    let new = Issue {
+        user: name,
+        description: &new.description,
+        lifetime,
+        code: None,
+    };
+    issue(&call, &actor, new).await
+}
+
+/// A user that the actor may know of. One of another tenant is answered as one that does not exist.
+pub(super) fn found_user<'l>(
+    live: &'l Live,
+    actor: &Actor,
+    name: &str,
+) -> Result<&'l (User, control::Revision), Problem> {
+    let found = live.users.get(name);
+    let found = found.filter(|(user, _)| actor.tenant.is_none() || user.tenant == actor.tenant);
+    found.ok_or_else(|| {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "not-found",
+            format!("user {name:?} does not exist: check the name with `list`"),
+        )
+    })
+}
+
+fn lifetime(new: &NewToken) -> Result<SignedDuration, Problem> {
     let lifetime = SignedDuration::from_hours(i64::from(new.hours));
     if new.hours == 0 || lifetime > LONGEST || new.description.chars().count() > 256 {
         return Err(Problem::new(
@@ -517,7 +713,7 @@ async fn create_token(call: Call) -> Result<Answer, Problem> {
             ),
         ));
     }
-    issue(&call, &actor, &new.description, lifetime).await
+    Ok(lifetime)
 }
 
 async fn remove_token(call: Call) -> Result<Answer, Problem> {

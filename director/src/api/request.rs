@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     answer::{Problem, etag},
-    table::Parameter,
+    table::{Parameter, Schema},
 };
 use crate::{
     Director,
@@ -46,8 +46,12 @@ impl Call {
     pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         let value: Value = serde_json::from_slice(&self.body)
             .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
-        serde_json::from_value(value).map_err(|error| {
-            let text = format!("the body cannot be read: {error}");
+        serde_path_to_error::deserialize(value).map_err(|error| {
+            let (path, inner) = (error.path().to_string(), error.inner());
+            let text = match path.as_str() {
+                "." => format!("the body cannot be read: {inner}"),
+                path => format!("the body cannot be read: {path}: {inner}"),
+            };
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", text)
         })
     }
@@ -118,6 +122,59 @@ impl Call {
     /// The id of the last event that the client has seen.
     pub(super) fn last_event(&self) -> Result<Option<String>, Problem> {
         self.header(&HeaderName::from_static("last-event-id"))
+    }
+}
+
+/// Refuses a body with a list where its schema has an object. serde would read the list as the
+/// object's fields in their order, and an empty one as an object of defaults.
+pub(super) fn refuse_lists_as_objects(schema: &Schema, body: &[u8]) -> Result<(), Problem> {
+    let Ok(value) = serde_json::from_slice::<Value>(body) else {
+        // The handler says what is wrong.
+        return Ok(());
+    };
+    let place = schema.all.iter().find(|(name, _)| *name == schema.name);
+    let found = place.and_then(|(_, top)| list_as_object(&schema.all, top, &value));
+    found.map_or(Ok(()), |path| {
+        let field = if path.is_empty() {
+            "the body"
+        } else {
+            &path[1..]
+        };
+        let text = format!("{field} is a list: write an object of fields");
+        Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid",
+            text,
+        ))
+    })
+}
+
+/// The first field with a list where there must be an object, with a dot before each name.
+fn list_as_object(all: &[(String, Value)], schema: &Value, value: &Value) -> Option<String> {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let name = reference.rsplit('/').next()?;
+        let (_, schema) = all.iter().find(|(known, _)| known == name)?;
+        return list_as_object(all, schema, value);
+    }
+    for part in ["allOf", "oneOf", "anyOf"] {
+        let parts = schema[part].as_array().into_iter().flatten();
+        // Of choices, a list that is one of them is no error.
+        let mut found: Vec<_> = parts.map(|part| list_as_object(all, part, value)).collect();
+        if !found.is_empty() && found.iter().all(Option::is_some) {
+            return found.swap_remove(0);
+        }
+    }
+    match value {
+        Value::Array(_) if schema["type"] == "object" => Some(String::new()),
+        Value::Array(items) => {
+            let mut items = items.iter();
+            items.find_map(|item| list_as_object(all, &schema["items"], item))
+        }
+        Value::Object(fields) => fields.iter().find_map(|(name, value)| {
+            let inner = list_as_object(all, &schema["properties"][name], value)?;
+            Some(format!(".{name}{inner}"))
+        }),
+        _ => None,
     }
 }
 

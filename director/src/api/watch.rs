@@ -17,7 +17,10 @@ use super::{
     request::Call,
     table::{Operation, Parameter, Success},
 };
-use crate::{Director, roles::Verb};
+use crate::{
+    Director,
+    roles::{Reach, Verb, reach},
+};
 
 /// Interval of comments that keep a connection open, and of checks whether the token still holds.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -77,9 +80,16 @@ async fn watch(call: Call) -> Result<Answer, Problem> {
         (Scope::Tenant, None, own) => own.clone(),
         (_, given, _) => given.map(ToOwned::to_owned),
     };
-    authorize(actor, things, Verb::Read, tenant.as_deref())?;
-    // Of tenants, a tenant sees itself.
-    let own = actor.tenant.as_deref().filter(|_| scope == Scope::Provider);
+    // A machine sees itself, and so does a tenant of tenants.
+    let is_itself = reach(actor.role, things, Verb::Read) == Reach::Itself
+        && actor.role.machine() == Some(kind);
+    if !is_itself {
+        authorize(actor, things, Verb::Read, tenant.as_deref())?;
+    }
+    let own = match is_itself {
+        true => actor.object.as_deref(),
+        false => actor.tenant.as_deref().filter(|_| scope == Scope::Provider),
+    };
     let prefix = match (&tenant, own) {
         (Some(tenant), _) => format!("{kind}/{tenant}/"),
         (None, Some(own)) => format!("{kind}/{own}"),

@@ -1,7 +1,10 @@
 //! The API through a real server: HTTP in, HTTP out.
 
+mod bad_input;
 mod changes;
 mod document;
+mod matrix;
+mod people;
 mod roles;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};

@@ -25,7 +25,7 @@ pub struct Rule {
     pub public_ip: IpAddr,
     /// Public port, or a range such as `8000-8100`; omitted for a whole address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(schema_with = ports)]
     pub public_port: Option<PortRange>,
     /// The machine's address.
     #[schema(value_type = String)]
@@ -47,6 +47,15 @@ pub struct Rule {
     /// Description, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
+}
+
+/// The schema of ports: a number, or a text for a range.
+fn ports() -> utoipa::openapi::schema::Object {
+    use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+    let types = [Type::String, Type::Integer, Type::Null];
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter(types))
+        .build()
 }
 
 kind!(Rule, "rule", "rules", Tenant, rules, Nothing);
