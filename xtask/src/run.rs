@@ -83,6 +83,11 @@ pub fn lab(asked: Asked, verb: &str, args: &[String]) -> anyhow::Result<ExitCode
 
 /// Runs `causeway-bench ARGS…`.
 pub fn bench(asked: Asked, args: &[String]) -> anyhow::Result<ExitCode> {
+    if let Some((name, rest)) = args.split_first()
+        && name == "director"
+    {
+        return bench_director(rest);
+    }
     // Options may precede the name. Peers are needed for their benchmark only.
     for (bench, of) in [("encrypted", peers::TUNNELS), ("relay", peers::RELAYS)] {
         if args.iter().any(|arg| arg == bench) {
@@ -97,6 +102,16 @@ pub fn bench(asked: Asked, args: &[String]) -> anyhow::Result<ExitCode> {
     ];
     prepare(asked, &packages)?;
     let mut command = Command::new(target().join("release/causeway-bench"));
+    command.args(args);
+    attended(&mut command)
+}
+
+/// Runs `director-bench ARGS…`, which needs neither BPF nor the other programs.
+fn bench_director(args: &[String]) -> anyhow::Result<ExitCode> {
+    step("programs: causeway-director", || {
+        run(cargo().args(["build", "--release", "--locked", "-p", "causeway-director"]))
+    })?;
+    let mut command = Command::new(target().join("release/director-bench"));
     command.args(args);
     attended(&mut command)
 }
