@@ -27,6 +27,7 @@ mod fuzz;
 mod peers;
 mod qemu;
 mod run;
+mod schemathesis;
 mod setup;
 mod step;
 mod test;
@@ -92,6 +93,16 @@ enum Command {
         #[arg(long, default_value_t = 900)]
         seconds: u64,
     },
+    /// Test the director's API against its document by schemathesis, which is installed: no status
+    /// that is not documented, no 5xx, without a token and by each role.
+    Schemathesis {
+        /// Generated requests for each operation, at most.
+        #[arg(long, default_value_t = 20)]
+        examples: u32,
+        /// Only this role, or `no token`.
+        #[arg(long)]
+        role: Option<String>,
+    },
     /// Raise, explore and take down sites: up, down, list, exec, capture, gateway.
     Lab {
         /// Passed on to causeway-lab.
@@ -134,6 +145,9 @@ fn main() -> ExitCode {
             None => run::lab(asked, "--help", &[]),
         },
         Command::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),
+        Command::Schemathesis { examples, role } => {
+            schemathesis::schemathesis(examples, role.as_deref())
+        }
         Command::Bench { args } => run::bench(asked, &args),
         Command::Test {
             tier,

@@ -1,0 +1,241 @@
+//! Tests the director's API against its own document: schemathesis, from Python's registry, sends
+//! what the document allows and what it does not, without a token and by each role.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    bpf::tools,
+    run::cargo,
+    step::{output, run, step},
+    target,
+};
+
+/// The version that the figures of docs/testing.md are of.
+const VERSION: &str = "4.32.5";
+/// Where the director listens.
+const ADDRESS: &str = "127.0.0.1:6197";
+/// Roles of people: name, whether the role belongs to a tenant.
+const PEOPLE: [(&str, bool); 4] = [
+    ("provider-operator", false),
+    ("provider-auditor", false),
+    ("tenant-admin", true),
+    ("tenant-operator", true),
+];
+/// Roles of machines, with their objects.
+const MACHINES: [(&str, &str); 2] = [("gateway", "gw1"), ("appliance", "h1")];
+/// The password of all users of this run.
+const PASSWORD: &str = "correct horse battery";
+/// Not tested: a watch does not end, and a document cannot say which values contradict others.
+const SKIPPED: [&str; 4] = [
+    "--exclude-operation-id",
+    "watch",
+    "--exclude-checks",
+    "positive_data_acceptance",
+];
+/// Objects of each kind, so that operations find some.
+const OBJECTS: &str = include_str!("schemathesis.toml");
+
+/// The director of a run, which ends with it.
+struct Director {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Drop for Director {
+    fn drop(&mut self) {
+        // Our own child.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Director {
+    fn start(folder: &Path) -> anyhow::Result<(Self, String)> {
+        if folder.exists() {
+            fs::remove_dir_all(folder).context("remove the store of the run before")?;
+        }
+        fs::create_dir_all(folder)?;
+        let config = folder.join("director.toml");
+        let at = |name: &str| folder.join(name).display().to_string();
+        let text = format!(
+            "[director]\nlisten = \"{ADDRESS}\"\nstore = {:?}\naudit_key = {:?}\ncontrol_socket = \
+             {:?}\n",
+            at("store"),
+            at("audit-key"),
+            at("socket")
+        );
+        fs::write(&config, text)?;
+        let program = target().join("release/causeway-director");
+        let init = Command::new(&program)
+            .args(["init", "--config"])
+            .arg(&config)
+            .output()
+            .context("start causeway-director init")?;
+        if !init.status.success() {
+            bail!("init: {}", String::from_utf8_lossy(&init.stderr));
+        }
+        let token = String::from_utf8(init.stdout)?.trim().to_owned();
+        let child = Command::new(&program)
+            .args(["serve", "--config"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stderr(fs::File::create(folder.join("director.log"))?)
+            .spawn()
+            .context("start causeway-director serve")?;
+        let director = Self {
+            child,
+            folder: folder.to_owned(),
+        };
+        let begun = Instant::now();
+        while director.causeway(&token, &["whoami"], "").is_err() {
+            if begun.elapsed() > Duration::from_secs(10) {
+                bail!("the director does not answer: see {}", at("director.log"));
+            }
+            sleep(Duration::from_millis(50));
+        }
+        Ok((director, token))
+    }
+
+    /// Runs the command line of the API: its output.
+    fn causeway(&self, token: &str, words: &[&str], input: &str) -> anyhow::Result<String> {
+        let mut child = Command::new(target().join("release/causeway"))
+            .args(words)
+            .env("XDG_CONFIG_HOME", &self.folder)
+            .env("CAUSEWAY_SERVER", format!("http://{ADDRESS}"))
+            .env("CAUSEWAY_TOKEN", token)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start causeway")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A command that fails early reads nothing.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!(
+                "causeway {}: {}",
+                words.join(" "),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// A token of each role, by name of the role; none for requests without a token.
+    fn tokens(&self, admin: &str) -> anyhow::Result<Vec<(String, Option<String>)>> {
+        let mut tokens = vec![("no token".to_owned(), None)];
+        for (role, is_of_tenant) in PEOPLE {
+            let user = format!("u-{role}");
+            let mut words = vec!["user", "create", &user, "--role", role];
+            if is_of_tenant {
+                words.extend(["--tenant", "acme"]);
+            }
+            self.causeway(admin, &words, PASSWORD)?;
+            let context = ["--context", role, "login", "--user", &user];
+            self.causeway("", &context, PASSWORD)?;
+            let words = ["--context", role, "token", "create", "--hours", "24"];
+            tokens.push((role.to_owned(), Some(self.causeway("", &words, "")?)));
+        }
+        for (role, object) in MACHINES {
+            let mut words = vec!["user", "create", object, "--role", role, "--object", object];
+            if role == "appliance" {
+                words.extend(["--tenant", "acme"]);
+            }
+            self.causeway(admin, &words, "")?;
+            let words = ["user", "token", object, "--hours", "24"];
+            tokens.push((role.to_owned(), Some(self.causeway(admin, &words, "")?)));
+        }
+        // The last one: it removes objects that the others read.
+        tokens.push(("provider-admin".to_owned(), Some(admin.to_owned())));
+        Ok(tokens)
+    }
+}
+
+/// Runs schemathesis by each role, or by one.
+pub fn schemathesis(examples: u32, only: Option<&str>) -> anyhow::Result<ExitCode> {
+    let program = install()?;
+    step("programs: causeway-director causeway-cli", || {
+        run(cargo().args([
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "causeway-director",
+            "--package",
+            "causeway-cli",
+        ]))
+    })?;
+    let folder = target().join("schemathesis");
+    let (director, admin) = Director::start(&folder)?;
+    let file = folder.join("objects.toml");
+    fs::write(&file, OBJECTS)?;
+    let file = file.display().to_string();
+    director.causeway(&admin, &["apply", "--file", &file], "")?;
+    let mut failed = Vec::new();
+    for (role, token) in director.tokens(&admin)? {
+        if only.is_some_and(|only| only != role) {
+            continue;
+        }
+        let mut command = Command::new(&program);
+        command
+            .current_dir(&folder)
+            .args(["run", &format!("http://{ADDRESS}/v1/openapi.json")])
+            .args(["--max-examples", &examples.to_string()])
+            .args(["--generation-database", "none", "--no-color"])
+            .args(["--continue-on-failure", "--warnings", "off"])
+            .args(SKIPPED);
+        if let Some(token) = token {
+            command.args(["--header", &format!("Authorization: Bearer {token}")]);
+        }
+        let log = folder.join(format!("{}.log", role.replace(' ', "-")));
+        command.stdout(fs::File::create(&log)?);
+        let shown = format!("by {role}: {}", log.display());
+        // The token is not printed.
+        let done = step(&shown, || {
+            let status = command.stdin(Stdio::null()).status();
+            Ok(status.context("start schemathesis")?.success())
+        })?;
+        if !done {
+            failed.push(role);
+        }
+        let text = fs::read_to_string(&log)?;
+        let summary = text.rsplit(" SUMMARY ").next().unwrap_or_default();
+        outln!("{}", summary.trim_start_matches('=').trim());
+    }
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    errln!(
+        "xtask: findings by {}: see the files above",
+        failed.join(", ")
+    );
+    Ok(ExitCode::FAILURE)
+}
+
+/// Installs schemathesis in a folder of its own: its program.
+fn install() -> anyhow::Result<PathBuf> {
+    let folder = tools().join("schemathesis");
+    let program = folder.join("bin/schemathesis");
+    let found = output(&program, &["--version"]);
+    if found.is_some_and(|version| version.contains(VERSION)) {
+        return Ok(program);
+    }
+    step(&format!("schemathesis {VERSION}, some seconds"), || {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        let wanted = format!("schemathesis=={VERSION}");
+        run(Command::new(folder.join("bin/pip")).args(["install", "--quiet", &wanted]))
+    })
+    .context("install python3 and its module venv: apt-get install -y python3-venv")?;
+    Ok(program)
+}
