@@ -110,7 +110,7 @@ enum Command {
         args: Vec<String>,
     },
     /// Measure, as ratios against other programs in the same run. `encrypted` and `relay` install
-    /// them.
+    /// them. `director` measures times.
     Bench {
         /// Passed on to causeway-bench: NAME, --json FILE.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

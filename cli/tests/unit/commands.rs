@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use super::Site;
+use super::{Site, certificate};
 
 #[test]
 fn objects_are_created_listed_changed_and_deleted() {
@@ -147,6 +147,28 @@ fn a_context_keeps_its_token_from_other_servers() {
         .says("cannot connect");
     site.run("context delete lab").exits(0);
     site.run("host list").exits(2).says("causeway context set");
+}
+
+#[test]
+fn a_new_certificate_is_used_after_a_reload() {
+    let site = Site::start();
+    site.run("host list").exits(0);
+    // The command line trusts the new one only.
+    let files = certificate(site.folder.path());
+    site.run("host list")
+        .exits(7)
+        .says("invalid peer certificate");
+    site.tls.reload().expect("a reload");
+    site.run("host list").exits(0);
+    std::fs::write(&files.key, "no key").expect("a file");
+    let error = site.tls.reload().expect_err("no key").to_string();
+    assert!(error.contains("cannot read"), "{error}");
+    site.run("host list").exits(0);
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    let again = certificate(site.folder.path());
+    std::fs::set_permissions(&again.key, open).expect("open");
+    let error = site.tls.reload().expect_err("an open key").to_string();
+    assert!(error.contains("chmod o-rwx"), "{error}");
 }
 
 #[test]

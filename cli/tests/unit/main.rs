@@ -21,6 +21,7 @@ use tokio::{net::TcpListener, runtime::Runtime};
 pub struct Site {
     pub folder: tempfile::TempDir,
     pub director: Arc<Director>,
+    pub tls: Arc<Tls>,
     pub admin: String,
     pub server: String,
     pub runtime: Runtime,
@@ -74,21 +75,22 @@ impl Site {
         let runtime = Runtime::new().expect("a runtime");
         let files = certificate(folder.path());
         let store = folder.path().join("store");
+        let tls = Arc::new(Tls::load(files).expect("a certificate"));
         let (director, admin, address) = runtime.block_on(async {
             let admin = init(&store, "admin", &Kernel).await.expect("a store");
-            let store = Sqlite::open(&store, Options::default()).expect("a store");
+            let store = open(&store);
             let director = Director::new(store, Arc::new(Kernel)).await;
             let director = Arc::new(director.expect("a director"));
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let address = listener.local_addr().expect("its address");
-            let tls = Arc::new(Tls::load(files).expect("a certificate"));
             let router = api::router(Arc::clone(&director));
-            tokio::spawn(tls::serve(listener, Some(tls), router));
+            tokio::spawn(tls::serve(listener, Some(Arc::clone(&tls)), router));
             (director, admin, address)
         });
         let site = Self {
             folder,
             director,
+            tls,
             admin,
             server: format!("https://{address}"),
             runtime,
@@ -177,8 +179,19 @@ impl Site {
     }
 }
 
+/// Opens the store as soon as the thread of `init` has closed it.
+fn open(path: &Path) -> Sqlite {
+    for _ in 0..250 {
+        if let Ok(store) = Sqlite::open(path, Options::default()) {
+            return store;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("the store is still in use");
+}
+
 /// A self-signed certificate for 127.0.0.1.
-fn certificate(folder: &Path) -> Files {
+pub fn certificate(folder: &Path) -> Files {
     let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]);
     let signed = signed.expect("a certificate");
     let files = Files {

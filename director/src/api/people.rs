@@ -347,7 +347,7 @@ async fn log_in(call: Call) -> Result<Answer, Problem> {
 
 /// A token to be issued.
 struct Issue<'a> {
-    /// Its user.
+    /// Name of the token's user, who need not be the actor.
     user: &'a str,
     description: &'a str,
     lifetime: SignedDuration,

@@ -133,7 +133,7 @@ pub(super) async fn create(call: Call) -> Result<Answer, Problem> {
         }
         if user.totp.as_ref().is_some_and(|totp| totp.is_confirmed) {
             return conflict(
-                "you have an authenticator: ask an administrator to remove it, and make another one",
+                "you have an authenticator: ask an administrator to remove it, then make another",
             );
         }
         Ok(Some(new.authenticator.clone()))

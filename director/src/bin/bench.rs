@@ -1,5 +1,6 @@
-//! `director-bench`: the benchmark `director`. A director with 1 000 tenants and 10 000 networks, as
-//! a process, on loopback: its start, every kind of read, and changes beside the disk's own fsync.
+//! `director-bench`: the benchmark `director`. A director with 1 000 tenants and 10 000 networks,
+//! as a process, on loopback: its start, every kind of read, and changes beside the disk's own
+//! fsync.
 //!
 //! `cargo xtask bench director` runs it. It needs neither root nor BPF, unlike `causeway-bench`.
 
@@ -183,8 +184,8 @@ fn configure(folder: &Path, address: SocketAddr) -> anyhow::Result<PathBuf> {
 fn figures(mut times: Vec<Duration>) -> (f64, f64, f64) {
     times.sort();
     let at = |part: f64| {
-        let place = (times.len() as f64 * part) as usize;
-        let time = times.get(place.min(times.len().saturating_sub(1)));
+        let place = (times.len() as f64 * part).ceil() as usize;
+        let time = times.get(place.saturating_sub(1));
         time.map_or(0.0, |time| time.as_secs_f64() * 1e3)
     };
     (at(0.5), at(0.99), at(1.0))

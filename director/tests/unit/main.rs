@@ -169,7 +169,16 @@ impl Server {
 }
 
 async fn serve(path: &std::path::Path) -> (SocketAddr, tokio::task::JoinHandle<()>) {
-    let store = Sqlite::open(path, Options::default()).expect("a store");
+    // The thread of the director before, or of `init`, closes the store when it ends.
+    let mut opened = Sqlite::open(path, Options::default());
+    for _ in 0..250 {
+        if opened.is_ok() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        opened = Sqlite::open(path, Options::default());
+    }
+    let store = opened.expect("a store");
     let director = Director::new(store, Arc::new(Kernel))
         .await
         .expect("a director");

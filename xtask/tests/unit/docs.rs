@@ -447,7 +447,8 @@ fn options_and_subcommands_of_a_quoted_command_are_checked() {
 
 /// The programs that pages quote commands of, and the file of each. The commands of `cargo xtask
 /// lab`, `demo` and `bench` are those of other programs.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
+    ("cargo xtask bench director", "director-bench"),
     ("cargo xtask lab", "causeway-lab"),
     ("cargo xtask demo", "causeway-lab"),
     ("cargo xtask bench", "causeway-bench"),
