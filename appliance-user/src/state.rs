@@ -14,10 +14,10 @@ use appliance_common::limits::MAX_RULES;
 use failover::{Plan, mode};
 use serde::{Deserialize, Serialize};
 
-use crate::config::Config;
+use crate::config::{Config, desired::Desired};
 
 /// Version of the layout of the file.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// The oldest version that is read: before full failover.
 const OLDEST: u32 = 1;
 
@@ -42,6 +42,10 @@ pub struct State {
     /// Secret of this appliance from which the first port of each search for a free one follows.
     #[serde(default)]
     pub nat_seed: Option<u32>,
+    /// The objects that were put in force without the file; `None`: none, or the file has them.
+    /// They came with version 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired: Option<Box<Desired>>,
 }
 
 /// Handshake timestamps (TAI64N) by the peer's public key. A peer refuses a handshake whose
@@ -195,6 +199,7 @@ impl Default for State {
             slots: Slots::default(),
             maintenance: false,
             nat_seed: None,
+            desired: None,
         }
     }
 }

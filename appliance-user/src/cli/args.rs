@@ -85,6 +85,14 @@ pub enum Command {
         #[arg(long)]
         private_key: PathBuf,
     },
+    /// Put a snapshot or delta of the desired state in force, whole or not at all. The
+    /// configuration file must have no tenants, gateways, peers and networks.
+    Apply {
+        /// File with the update, JSON.
+        file: PathBuf,
+    },
+    /// Print the desired state in force as a snapshot, which `apply` accepts.
+    Desired,
     /// Reload the configuration file. If it is refused, the running configuration stays in force.
     Reload,
     /// Remove the XDP programs and maps: forwarding ends. The daemon must not be running.

@@ -4,7 +4,10 @@ use std::{fs::File, io::Read as _, os::unix::net::UnixStream, path::Path};
 
 use anyhow::Context as _;
 use appliance_user::{
-    config::Config,
+    config::{
+        Config,
+        desired::{Applied, Desired, Snapshot, Update},
+    },
     control::{
         self, Connections, CounterStatus, Done, Endpoints, EndpointsAdded, EndpointsRemoved,
         MaintenanceStatus, ModeStatus, Request, RuleStatus, RulesAdded, RulesChecked, RulesRemoved,
@@ -16,7 +19,7 @@ use appliance_user::{
 use failover::{IpPrefix, Rule};
 use serde::Serialize;
 use service::{
-    outln,
+    cli, outln,
     socket::{AskError, Client, Page},
     stdout,
 };
@@ -64,12 +67,44 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Rule { command } => rule(&client, command)?,
         Command::Endpoint { command } => endpoint(&client, command)?,
         Command::Trace(args) => trace::run(&client, args)?,
+        Command::Apply { file } => apply(&client, &file)?,
+        Command::Desired => {
+            let Desired {
+                revision, objects, ..
+            } = client.ask(&Request::Desired)?;
+            let snapshot = Update::Snapshot(Snapshot {
+                revision,
+                objects,
+                ..Snapshot::default()
+            });
+            cli::print_json(&snapshot)?;
+        }
         Command::Reload => {
             let _: Done = client.ask(&Request::Reload)?;
             outln!("reloaded");
         }
         Command::Detach { config } => detach(&config)?,
     }
+    Ok(())
+}
+
+fn apply(client: &Client, file: &Path) -> anyhow::Result<()> {
+    let update: Update = serde_json::from_str(&read(file)?)
+        .with_context(|| format!("{}: neither a snapshot nor a delta", file.display()))?;
+    let update = Box::new(update);
+    let applied: Applied = client.ask(&Request::Apply { update })?;
+    let (put, removed) = (applied.put, applied.removed);
+    for (kind, put, removed) in [
+        ("tenants", put.tenants, removed.tenants),
+        ("gateways", put.gateways, removed.gateways),
+        ("peers", put.peers, removed.peers),
+        ("networks", put.networks, removed.networks),
+    ] {
+        if put + removed > 0 {
+            outln!("{kind}: {put} added or changed, {removed} removed");
+        }
+    }
+    outln!("revision {} is in force, and stored", applied.revision);
     Ok(())
 }
 
@@ -167,7 +202,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
         .with_context(cannot)?;
     anyhow::ensure!(
         length as u64 <= MAX_FILE,
-        "{} is too large: a plan or a file of rules has at most {MAX_FILE} bytes",
+        "{} is too large: a plan, an update or a file of rules has at most {MAX_FILE} bytes",
         path.display()
     );
     Ok(text)

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
     pub appliance: Appliance,
@@ -26,7 +26,7 @@ pub(super) struct File {
     pub network: Vec<Network>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Appliance {
     pub name: String,
@@ -38,7 +38,7 @@ pub(super) struct Appliance {
     pub metrics: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Uplink {
     pub interface: String,
@@ -49,7 +49,7 @@ pub(super) struct Uplink {
     pub mtu: Option<i64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Tunnel {
     pub private_key_file: PathBuf,
@@ -62,7 +62,7 @@ pub(super) struct Tunnel {
     pub memory: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Gateways {
     #[serde(default)]
@@ -71,17 +71,22 @@ pub(super) struct Gateways {
     pub unpooled: bool,
 }
 
-#[derive(Debug, Deserialize)]
+/// A gateway, as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Gateway {
+pub struct Gateway {
+    /// Empty where the object has an ID.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<i64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Tls {
     pub listen: Vec<String>,
@@ -91,24 +96,26 @@ pub(super) struct Tls {
     pub proxy: bool,
 }
 
-#[derive(Debug, Deserialize)]
+/// The circuit of a peer, as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Circuit {
+pub struct Circuit {
     pub id: String,
     pub key_file: PathBuf,
 }
 
-#[derive(Debug, Deserialize)]
+/// The tunnel over TLS of a peer, as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct PeerTls {
+pub struct PeerTls {
     pub name: String,
     pub fingerprint: OneOrMore,
 }
 
 /// A text, or a list of texts.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub(super) enum OneOrMore {
+pub enum OneOrMore {
     One(String),
     More(Vec<String>),
 }
@@ -122,24 +129,27 @@ impl OneOrMore {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Interface {
     pub name: String,
     pub xdp: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+/// A tenant, as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Tenant {
+pub struct Tenant {
+    /// Empty where the object has an ID.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub public: Vec<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nat: Vec<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Nat {
     pub connections: Option<i64>,
@@ -156,37 +166,54 @@ pub(super) struct Nat {
     pub icmp_seconds: Option<i64>,
 }
 
-#[derive(Debug, Deserialize)]
+/// A peer, as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Peer {
+pub struct Peer {
+    /// Empty where the object has an ID.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preshared_key_file: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keepalive: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit: Option<Circuit>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<PeerTls>,
 }
 
-#[derive(Debug, Deserialize)]
+/// A network, as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Network {
+pub struct Network {
+    /// Empty where the object has an ID.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
     pub tenant: String,
     pub peer: String,
     pub vni: i64,
     pub interface: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outer_ethertype: Option<i64>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prefixes: Vec<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateway: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<i64>,
 }

@@ -10,6 +10,7 @@
 //! ```
 
 mod check;
+pub mod desired;
 mod file;
 mod gateways;
 mod nat;
@@ -19,14 +20,16 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use appliance_common::addr::{Address, Prefix, from_ip};
-use service::{config, xdp};
+use service::{config, desired::Source, xdp};
 use tunnel::{CipherChoice, PublicKey};
 use tunnel_worker::WaitMode;
 
+pub use desired::{Local, Objects};
 pub use failover::IpPrefix;
 pub use gateways::{Circuit, Gateway, Gateways, Tls, TlsListen};
 pub use nat::{LogTarget, Nat, PortsInUse};
@@ -288,6 +291,12 @@ pub struct Config {
     pub tenants: Vec<Tenant>,
     pub peers: Vec<Peer>,
     pub networks: Vec<Network>,
+    /// The part of the file that belongs to the machine.
+    pub local: Local,
+    /// Tenants, peers, networks and gateways, as they are written.
+    pub objects: Arc<Objects>,
+    /// Where the objects come from.
+    pub source: Source,
 }
 
 impl Config {

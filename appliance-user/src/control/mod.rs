@@ -18,7 +18,12 @@ pub use reply::{
 };
 use serde::{Deserialize, Serialize};
 pub use service::socket::Refusal;
-use service::socket::{Access, Socket};
+use service::{
+    desired::Position,
+    socket::{Access, Socket},
+};
+
+use crate::config::desired::Update;
 
 /// The control socket of the appliance.
 pub static SOCKET: Socket = Socket {
@@ -116,6 +121,10 @@ pub enum Request {
         /// Only those of this network.
         network: Option<String>,
     },
+    /// Put a snapshot or delta of the desired state in force, whole or not at all.
+    Apply { update: Box<Update> },
+    /// Get the desired state in force.
+    Desired,
     /// Start a packet trace.
     TraceStart(crate::trace::PacketFilter),
     /// Read the steps since the last request; a trace ends 5 s after the last request.
@@ -155,6 +164,9 @@ pub struct Status {
     /// Whether new failovers are refused.
     #[serde(default)]
     pub maintenance: bool,
+    /// Source and revision of tenants, gateways, peers and networks.
+    #[serde(default)]
+    pub desired: Position,
     /// Seconds since the process started.
     pub uptime_seconds: u64,
     /// Whether the daemon adopted the maps of an earlier process.

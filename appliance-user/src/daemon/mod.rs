@@ -55,7 +55,13 @@ use std::{
 };
 
 use anyhow::Context as _;
-use service::{Context, cli::RunArgs, http, socket::Control};
+use service::{
+    Context,
+    cli::RunArgs,
+    desired::{Refusal, Source},
+    http,
+    socket::Control,
+};
 use tokio::sync::watch;
 
 use self::{
@@ -85,6 +91,7 @@ use crate::{
     },
     kernel::underlay::{Snapshot, Watcher},
     kernel::xdp_errors::XdpErrors,
+    state::State,
 };
 
 /// How long a start waits for the kernel's view of links and routes.
@@ -139,10 +146,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
 
 async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon, Control)> {
     let config = Config::load(config_path)?;
-    let keys = Keys::load(&config)?;
-    config.check_ports()?;
     let files = Files::new(config_path, &config.state_dir);
     let mut state = files.store.load()?;
+    let config = with_stored_objects(config, &mut state)?;
+    let keys = Keys::load(&config)?;
+    config.check_ports()?;
     // Early: a second daemon is refused before it touches anything.
     let control = Control::bind(&control::SOCKET, &config.control_socket)?;
     // The routers are watched from the start: no public address of theirs may become ours, however
@@ -230,6 +238,27 @@ async fn start(config_path: &Path, context: &Context) -> anyhow::Result<(Daemon,
     daemon.apply_snapshot()?;
     daemon.sample_metrics();
     Ok((daemon, control))
+}
+
+/// The configuration with the objects that were applied last, where the file has none.
+fn with_stored_objects(config: Config, state: &mut State) -> anyhow::Result<Config> {
+    if config.source == Source::File {
+        state.desired = None;
+        return Ok(config);
+    }
+    let Some(desired) = &state.desired else {
+        tracing::warn!(
+            "there is no desired state: nothing is stretched until `apply`, or a reload of a file \
+             with tenants, peers and networks"
+        );
+        return Ok(config);
+    };
+    let config = config.with_objects(&desired.objects).map_err(|problems| {
+        let problems = Refusal::Invalid(problems);
+        anyhow::anyhow!("the stored desired state does not fit the configuration file: {problems}")
+    })?;
+    tracing::info!(revision = desired.revision, "the stored state is in force");
+    Ok(config)
 }
 
 /// Opens the counters of the frames that the kernel drops after the programs.

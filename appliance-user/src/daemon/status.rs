@@ -7,7 +7,10 @@ use appliance_common::{
     counters::Counter,
     maps::{HostKey, Mode, NetworkStats},
 };
-use service::socket::Page;
+use service::{
+    desired::{Position, Source},
+    socket::Page,
+};
 
 use super::{Daemon, controller::InForce, packet_health::Sample};
 use crate::{
@@ -50,6 +53,17 @@ impl Daemon {
             ready: not_ready.is_empty(),
             not_ready,
             maintenance: state.maintenance,
+            desired: match (config.source, &state.desired) {
+                (Source::File, _) => Position {
+                    source: Source::File,
+                    revision: 0,
+                },
+                (_, Some(desired)) => Position {
+                    source: desired.source,
+                    revision: desired.revision,
+                },
+                (_, None) => Position::default(),
+            },
             uptime_seconds: self.started.elapsed().as_secs(),
             adopted: datapath.adopted(),
             pins: datapath.root().display().to_string(),

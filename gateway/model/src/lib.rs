@@ -20,8 +20,7 @@ mod objects;
 mod update;
 
 pub use check::{Bounds, address, covers};
-pub use model::{
-    Applied, Backend, Changes, Circuit, Counts, DesiredPage, Model, Prepared, Source, Tenant,
-};
+pub use model::{Applied, Backend, Changes, Circuit, Counts, DesiredPage, Model, Prepared, Tenant};
 pub use objects::{BackendSpec, CircuitSpec, Ids, Objects, RouteSpec, TenantSpec};
-pub use update::{Delta, Refusal, Snapshot, Update, Withdrawal};
+pub use service::desired::{Refusal, Source, Withdrawal};
+pub use update::{Delta, Snapshot, Update};

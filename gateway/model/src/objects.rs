@@ -5,10 +5,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    marker::PhantomData,
 };
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
+use service::desired::unique;
 
 /// A tenant. A key that is left out means: no limit; for `connections`, the default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,32 +120,4 @@ pub struct Ids {
     pub routes: BTreeSet<String>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub circuits: BTreeSet<String>,
-}
-
-/// A map in which each key is written once.
-fn unique<'de, D, V>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error>
-where
-    D: Deserializer<'de>,
-    V: Deserialize<'de>,
-{
-    struct Visitor<V>(PhantomData<V>);
-    impl<'de, V: Deserialize<'de>> de::Visitor<'de> for Visitor<V> {
-        type Value = BTreeMap<String, V>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("objects by ID")
-        }
-
-        fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut out = BTreeMap::new();
-            while let Some((id, value)) = map.next_entry::<String, V>()? {
-                if let Some(id) = out.contains_key(&id).then_some(&id) {
-                    return Err(de::Error::custom(format!("ID {id:?} is written twice")));
-                }
-                out.insert(id, value);
-            }
-            Ok(out)
-        }
-    }
-    deserializer.deserialize_map(Visitor(PhantomData))
 }

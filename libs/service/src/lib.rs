@@ -2,9 +2,9 @@
 //! kernel.
 //!
 //! For: the runtime with its loop, signals and watchdog; the control socket; metrics and health
-//! over HTTP; log output; configuration files that are checked whole; output of commands; settings
-//! and errors of the kernel that XDP programs depend on. Never: the work of a daemon, or the
-//! meaning of its requests.
+//! over HTTP; log output; configuration files that are checked whole; revisions of desired states;
+//! output of commands; settings and errors of the kernel that XDP programs depend on. Never: the
+//! work of a daemon, or the meaning of its requests.
 //!
 //! ```text
 //!   systemd ◀── READY, RELOADING, WATCHDOG, STOPPING, STATUS ──┐
@@ -17,6 +17,7 @@
 pub mod cli;
 pub mod config;
 mod core_dumps;
+pub mod desired;
 mod error_chain;
 pub mod forwarding;
 pub mod http;

@@ -4,6 +4,7 @@
 //! run alone. `cargo xtask test` runs each test in a separate process.
 
 mod conditions;
+mod desired;
 mod follow;
 mod full;
 mod gateway;

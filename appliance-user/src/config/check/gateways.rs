@@ -21,7 +21,7 @@ const MAX_ADDRESSES: usize = 8;
 /// The gateways, and those that this appliance may use.
 pub(super) fn check(
     c: &mut Checker,
-    access: Option<file::Gateways>,
+    (access, is_whole): (Option<file::Gateways>, bool),
     gateways: &[file::Gateway],
     uplink: &Uplink,
     role: Role,
@@ -57,7 +57,7 @@ pub(super) fn check(
             );
         }
         for (place, pool) in access.pools.iter().enumerate() {
-            if !all.iter().any(|g| g.pool.as_ref() == Some(pool)) {
+            if is_whole && !all.iter().any(|g| g.pool.as_ref() == Some(pool)) {
                 c.problem(
                     "gateways: pools",
                     format!("no [[gateway]] is in pool {pool:?}"),

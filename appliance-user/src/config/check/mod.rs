@@ -13,6 +13,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::Path,
+    sync::Arc,
 };
 
 use appliance_common::{
@@ -21,12 +22,13 @@ use appliance_common::{
 };
 use service::{
     config::{Checker, Problem},
+    desired::Source,
     xdp::Setting,
 };
 use tunnel::CipherChoice;
 use tunnel_worker::{WaitMode, pipeline::LANES};
 
-use super::{Config, Memory, Role, Tunnel, Uplink, file};
+use super::{Config, Local, Memory, Objects, Role, Tunnel, Uplink, file};
 
 /// Largest MTU that XDP takes on any NIC we know, bytes: a page less headroom and tail.
 const MAX_MTU: u16 = 3498;
@@ -38,7 +40,23 @@ const MAX_CPU: usize = 1023;
 /// # Errors
 /// Every problem of the file.
 pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
+    let source = if Objects::of(&file) == Objects::default() {
+        Source::None
+    } else {
+        Source::File
+    };
+    check_as(file, source)
+}
+
+/// The same with objects from elsewhere. Only a file that has the objects must have all that its
+/// settings of the machine name.
+///
+/// # Errors
+/// Every problem of the file.
+pub(super) fn check_as(file: file::File, source: Source) -> Result<Config, Vec<Problem>> {
     let mut c = Checker::new();
+    let (local, objects) = (Local::of(file.clone()), Objects::of(&file));
+    let is_whole = source == Source::File;
     let a = file.appliance;
     c.name("appliance: name", &a.name);
     let roles = [("tenant", Role::Tenant), ("provider", Role::Provider)];
@@ -61,7 +79,7 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
         if interface.name == uplink.interface {
             c.problem(&at, "is the uplink; write its settings into [uplink]");
         }
-        if !file.network.iter().any(|n| n.interface == interface.name) {
+        if is_whole && !file.network.iter().any(|n| n.interface == interface.name) {
             c.problem(
                 &at,
                 "no network names it; remove it or name it in a [[network]]",
@@ -79,7 +97,13 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
     let peers = peers::check(&mut c, &file.peer, &uplink, tunnel.as_ref(), role);
     let networks = networks::check(&mut c, &file.network, &uplink, (&file.peer, &peers), role);
     peers::members(&mut c, &peers, &networks);
-    let gateways = gateways::check(&mut c, file.gateways, &file.gateway, &uplink, role);
+    let gateways = gateways::check(
+        &mut c,
+        (file.gateways, is_whole),
+        &file.gateway,
+        &uplink,
+        role,
+    );
     gateways::across_sections(&mut c, &gateways, &peers, role);
     let tls = gateways::tls_listen(&mut c, file.tls.as_ref(), role);
     let nat = nat::check(&mut c, &file.nat, &uplink, tunnel.as_ref(), &peers);
@@ -125,6 +149,9 @@ pub(super) fn check(file: file::File) -> Result<Config, Vec<Problem>> {
         tenants,
         peers,
         networks,
+        local,
+        objects: Arc::new(objects),
+        source,
     })
 }
 

@@ -7,7 +7,11 @@ use serde::{Deserialize, Serialize};
 use service::socket::Page;
 
 use super::{CounterStatus, NeighbourStatus, Status};
-use crate::{datapath::connections::ConnectionRow, trace::Step};
+use crate::{
+    config::desired::{Applied, Desired},
+    datapath::connections::ConnectionRow,
+    trace::Step,
+};
 
 /// Neighbours in a page, at most.
 pub const NEIGHBOURS_PAGE: usize = 10_000;
@@ -45,6 +49,10 @@ pub enum Answer {
     EndpointsRemoved(EndpointsRemoved),
     /// To [`Request::EndpointList`](super::Request::EndpointList).
     Endpoints(Endpoints),
+    /// To [`Request::Apply`](super::Request::Apply).
+    Applied(Applied),
+    /// To [`Request::Desired`](super::Request::Desired).
+    Desired(Box<Desired>),
     /// To [`Request::TraceNext`](super::Request::TraceNext).
     Steps(Vec<Step>),
     /// To [`Request::Flows`](super::Request::Flows).

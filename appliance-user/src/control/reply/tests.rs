@@ -3,9 +3,13 @@ use std::net::SocketAddr;
 use appliance_common::limits::MAX_ENDPOINTS;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use service::socket::MAX_LINE;
+use service::{
+    desired::{Position, Source},
+    socket::MAX_LINE,
+};
 
 use super::*;
+use crate::config::desired::Counts;
 use crate::control::{
     ConflictStatus, GatewayNameStatus, GatewayStatus, InterfaceStatus, NetworkStatus, PeerStatus,
     Refusal, Reply, StreamStatus, TenantStatus, TlsStatus, TunnelStatus, WorkerStatus,
@@ -91,6 +95,15 @@ fn replies_have_their_documented_fields() {
             total: 0,
             connections: Vec::new(),
         }) => json!({ "total": 0, "connections": [] });
+        Applied(Applied {
+            revision: 7,
+            put: Counts { tenants: 1, gateways: 2, peers: 3, networks: 4 },
+            removed: Counts::default(),
+        }) => json!({
+            "revision": 7,
+            "put": { "tenants": 1, "gateways": 2, "peers": 3, "networks": 4 },
+            "removed": { "tenants": 0, "gateways": 0, "peers": 0, "networks": 0 },
+        });
         Done(Done::Following) => json!("following");
         Done(Done::Stopped) => json!("stopped");
         Done(Done::Reloaded) => json!("reloaded");
@@ -204,6 +217,10 @@ fn status() -> Status {
         ready: false,
         not_ready: vec![text("peer acme: no handshake yet")],
         maintenance: true,
+        desired: Position {
+            source: Source::Applied,
+            revision: 7,
+        },
         uptime_seconds: 5,
         adopted: true,
         pins: text("/sys/fs/bpf/causeway/v7"),

@@ -4,6 +4,7 @@
 //! A request that changes something builds a proposal from a shared borrow of the daemon, so that
 //! it cannot touch anything while it is being checked, and hands it to the controller's `change`.
 
+mod apply;
 mod endpoints;
 mod flows;
 pub(super) mod modes;
@@ -80,6 +81,8 @@ impl Daemon {
                 self.endpoint_remove(&network, &addresses)
             }
             Request::EndpointList { network } => self.endpoint_list(network.as_deref()),
+            Request::Apply { update } => self.apply(&update),
+            Request::Desired => Ok(Answer::Desired(Box::new(self.desired()))),
             Request::TraceStart(filter) => self.trace_start(&filter),
             Request::TraceNext => self.trace_next(),
             Request::TraceStop => self.trace_stop(),

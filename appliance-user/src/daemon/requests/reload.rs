@@ -1,11 +1,19 @@
 //! Reload: the configuration file read again, checked whole, and put in force whole or not at all.
 
-use service::http;
+use service::{
+    desired::{Refusal as UpdateRefusal, Source},
+    http,
+};
 
 use crate::{
-    config::Config,
+    config::{Config, desired::Desired},
     control::Refusal,
-    daemon::{Daemon, controller::Proposal, keys::Keys, metrics},
+    daemon::{
+        Daemon,
+        controller::{InForce, Proposal},
+        keys::Keys,
+        metrics,
+    },
     datapath::{nat_log, reconcile},
     state::FailoverState,
 };
@@ -44,10 +52,48 @@ impl Daemon {
         Ok(())
     }
 
-    /// The file as a proposal.
+    /// The file as a proposal. Where it has no objects, those in force stay.
     fn read_file(&self) -> Result<Proposal, Refusal> {
         let invalid = |message: String| Refusal::new("invalid", message);
         let config = Config::load(&self.files.config).map_err(|e| invalid(e.to_string()))?;
+        if config.source == Source::File {
+            return self.proposal(config, None);
+        }
+        let desired = self.desired();
+        let config = config.with_objects(&desired.objects).map_err(|problems| {
+            let problems = UpdateRefusal::Invalid(problems);
+            invalid(format!(
+                "the objects in force do not fit the new file: {problems}"
+            ))
+        })?;
+        self.proposal(config, Some(Box::new(desired)))
+    }
+
+    /// The objects in force, with their revision.
+    pub(super) fn desired(&self) -> Desired {
+        let InForce { config, state, .. } = &self.in_force;
+        match (config.source, &state.desired) {
+            (Source::File, _) => Desired {
+                source: Source::File,
+                revision: 0,
+                objects: (*config.objects).clone(),
+            },
+            (_, Some(desired)) => (**desired).clone(),
+            (_, None) => Desired::default(),
+        }
+    }
+
+    /// A checked change to another configuration. `desired` is the origin of its objects, if that
+    /// is not the file.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(super) fn proposal(
+        &self,
+        config: Config,
+        desired: Option<Box<Desired>>,
+    ) -> Result<Proposal, Refusal> {
+        let invalid = |message: String| Refusal::new("invalid", message);
         let keys = Keys::load(&config).map_err(|e| invalid(e.to_string()))?;
         config.check_ports().map_err(|e| invalid(e.to_string()))?;
         let running = &self.in_force.config;
@@ -86,6 +132,7 @@ impl Daemon {
         state.modes.retain(|tenant, mode| {
             mode.failover != FailoverState::Idle || config.tenant(tenant).is_some()
         });
+        state.desired = desired;
         Ok(Proposal {
             file: Some(Box::new((config, keys))),
             state,

@@ -17,18 +17,18 @@ use gateway_client::{
 };
 use gateway_core::route::{Names, Route};
 use serde::{Deserialize, Serialize};
-use service::config::{Checker, Problem};
+use service::{
+    config::{Checker, Problem},
+    desired::{Position, Refusal, Source, Withdrawal},
+};
 
 pub use page::DesiredPage;
 
 use crate::{
     check::{self, Bounds},
     objects::Objects,
-    update::{Delta, Refusal, Snapshot, Update, Withdrawal},
+    update::{Delta, Snapshot, Update},
 };
-
-/// States smaller than this may lose most objects without `withdrawal`.
-const SMALL: usize = 10;
 
 /// A checked tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,31 +56,6 @@ pub struct Circuit {
     pub tenant: Arc<str>,
     /// Keys of the sides a and b.
     pub keys: [Key; 2],
-}
-
-/// Where the state in force comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Source {
-    /// There is none yet.
-    #[default]
-    None,
-    /// The configuration file.
-    File,
-    /// Snapshots and deltas.
-    Applied,
-}
-
-impl Source {
-    /// Name in status.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::File => "file",
-            Self::Applied => "applied",
-        }
-    }
 }
 
 /// Numbers of objects.
@@ -300,14 +275,12 @@ impl Model {
             withdrawal,
             ref objects,
         } = *snapshot;
-        self.not_older(revision)?;
-        if revision == 0 {
-            return Err(Refusal::Number { revision, above: 0 });
-        }
+        let position = self.position();
+        position.check_snapshot(revision)?;
         let mut c = Checker::new();
         let prepared = self.difference(&mut c, (objects, None), bounds);
         let mut prepared = c.finish(prepared).map_err(Refusal::Invalid)?;
-        if self.is_in_force(revision) && !prepared.changes.is_empty() {
+        if position.is_in_force(revision) && !prepared.changes.is_empty() {
             return Err(Refusal::Differs { revision });
         }
         self.check_withdrawal(withdrawal, &prepared)?;
@@ -323,28 +296,11 @@ impl Model {
             ref put,
             ref remove,
         } = *delta;
-        self.not_older(revision)?;
-        if revision <= base {
-            return Err(Refusal::Number {
-                revision,
-                above: base,
-            });
-        }
-        if self.is_in_force(revision) {
-            // The same again: its base is not there any more, its outcome is.
+        if !self.position().check_delta(base, revision)? {
             if self.holds(delta) {
                 return Ok(self.nothing(revision));
             }
             return Err(Refusal::Differs { revision });
-        }
-        if self.source == Source::File {
-            return Err(Refusal::NoBase);
-        }
-        if base != self.revision {
-            return Err(Refusal::Base {
-                base,
-                applied: self.revision,
-            });
         }
         let mut c = Checker::new();
         let prepared = self.difference(&mut c, (put, Some(remove)), bounds);
@@ -373,18 +329,11 @@ impl Model {
         c.finish(()).err().unwrap_or_default()
     }
 
-    fn not_older(&self, revision: u64) -> Result<(), Refusal> {
-        if self.source == Source::Applied && revision < self.revision {
-            return Err(Refusal::Older {
-                revision,
-                applied: self.revision,
-            });
+    const fn position(&self) -> Position {
+        Position {
+            source: self.source,
+            revision: self.revision,
         }
-        Ok(())
-    }
-
-    fn is_in_force(&self, revision: u64) -> bool {
-        self.source == Source::Applied && revision == self.revision
     }
 
     fn nothing(&self, revision: u64) -> Prepared {
@@ -426,25 +375,14 @@ impl Model {
     }
 
     fn check_withdrawal(&self, withdrawal: Withdrawal, prepared: &Prepared) -> Result<(), Refusal> {
-        if withdrawal == Withdrawal::Intended || self.source == Source::File {
-            return Ok(());
-        }
         let (_, removed) = prepared.changes.counts();
         let present = self.counts();
-        for (kind, removed, present) in [
+        let kinds = [
             ("tenants", removed.tenants, present.tenants),
             ("routes", removed.routes, present.routes),
             ("circuits", removed.circuits, present.circuits),
-        ] {
-            if present >= SMALL && removed * 2 > present {
-                return Err(Refusal::Withdrawal {
-                    kind,
-                    removed,
-                    present,
-                });
-            }
-        }
-        Ok(())
+        ];
+        self.position().check_withdrawal(withdrawal, kinds)
     }
 
     /// Puts a prepared update in force. `prepared` must come from this state.

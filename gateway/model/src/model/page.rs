@@ -6,7 +6,9 @@ use gateway_client::wire::CircuitId;
 use gateway_core::route::{Names, Route};
 use serde::{Deserialize, Serialize};
 
-use super::{Backend, Circuit, Model, Source, Tenant};
+use service::desired::Source;
+
+use super::{Backend, Circuit, Model, Tenant};
 use crate::{
     check,
     objects::{BackendSpec, CircuitSpec, Objects, RouteSpec, TenantSpec},

@@ -1,0 +1,139 @@
+//! A desired state without a file: taken over from the file, changed by deltas, kept by a restart.
+
+use causeway_tests::site::{Conversation, SHORT, Site, text};
+use serde_json::{Value, json};
+
+const A: &str = "10.1.0.10";
+const APPLIANCE: &str = "tenant-appliance";
+const GREETER: u16 = 2222;
+
+fn apply(site: &Site, update: &Value) -> Result<String, String> {
+    let handle = site.appliance(APPLIANCE).unwrap_or_else(|e| panic!("{e}"));
+    let file = site.run_dir().join("update.json");
+    std::fs::write(&file, update.to_string()).expect("the lab's own directory");
+    let words = ["apply", &file.to_string_lossy()].map(str::to_owned);
+    let output = handle.cli(&words).unwrap_or_else(|e| panic!("{e}"));
+    if output.ok() {
+        Ok(output.stdout)
+    } else {
+        Err(output.stderr)
+    }
+}
+
+fn desired(site: &Site) -> Value {
+    let handle = site.appliance(APPLIANCE).unwrap_or_else(|e| panic!("{e}"));
+    handle.json(&["desired"]).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The file without tenants, gateways, peers and networks.
+fn local(config: &str) -> String {
+    let mut kept = String::new();
+    let mut is_object = false;
+    for line in config.lines() {
+        if line.starts_with('[') {
+            let objects = ["tenant", "gateway", "peer", "network"];
+            is_object = objects.iter().any(|kind| {
+                line.starts_with(&format!("[[{kind}]]")) || line.starts_with(&format!("[{kind}."))
+            });
+        }
+        if !is_object {
+            kept += line;
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
+fn networks(site: &Site) -> usize {
+    let status = site.status(APPLIANCE);
+    status["networks"].as_array().map_or(0, Vec::len)
+}
+
+#[test]
+fn an_appliance_runs_by_an_applied_state() {
+    let Some(site) = Site::partial() else { return };
+    site.over("prod-a");
+    site.reach("prod-b", A);
+    let handle = site.appliance(APPLIANCE).unwrap_or_else(|e| panic!("{e}"));
+    let of_file = desired(&site);
+    let objects = of_file["snapshot"]["objects"].clone();
+    assert_eq!(of_file["snapshot"]["revision"], 0);
+    assert_eq!(networks(&site), 2);
+    let snapshot = |revision: u64| json!({"snapshot": {"revision": revision, "objects": objects}});
+    let refused = apply(&site, &snapshot(7)).expect_err("the file has the objects");
+    assert!(
+        refused.contains("is that of the configuration file"),
+        "{refused}"
+    );
+
+    // The file loses its objects, and they stay in force.
+    let greeter = site.greeter("replica-a", GREETER, "hello");
+    let _greeter = greeter.unwrap_or_else(|e| panic!("{e}"));
+    let talk = Conversation::start(&site, "prod-b", A, GREETER);
+    let file = local(&text(&handle.config_path()));
+    std::fs::write(handle.config_path(), &file).expect("the lab's own file");
+    let output = handle.cli(&["reload"]).unwrap_or_else(|e| panic!("{e}"));
+    assert!(output.ok(), "{}", output.stderr);
+    assert_eq!(desired(&site)["snapshot"]["objects"], objects);
+    assert_eq!(site.status(APPLIANCE)["desired"]["source"], "file");
+
+    let said = apply(&site, &snapshot(7)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(said, "revision 7 is in force, and stored\n");
+    assert_eq!(site.status(APPLIANCE)["desired"]["revision"], 7);
+    let older = apply(&site, &snapshot(6)).expect_err("older");
+    assert!(
+        older.contains("revision 6 is older than revision 7"),
+        "{older}"
+    );
+
+    // A network that nothing has failed over goes and comes back.
+    let name = "net2";
+    let network = &objects["networks"][name];
+    assert!(network.is_object(), "{objects}");
+    let remove = json!({"delta": {"base": 7, "revision": 8, "remove": {"networks": [name]}}});
+    for _ in 0..2 {
+        let said = apply(&site, &remove).unwrap_or_else(|e| panic!("{e}"));
+        assert!(
+            said.ends_with("revision 8 is in force, and stored\n"),
+            "{said}"
+        );
+        assert_eq!(networks(&site), 1);
+    }
+    let wrong = json!({"delta": {"base": 8, "revision": 9, "put": {"networks": {
+        name: {"tenant": "unknown", "peer": "provider", "vni": 0, "interface": "eth1"}
+    }}}});
+    let refused = apply(&site, &wrong).expect_err("a tenant that is not there");
+    assert!(refused.contains("network \"net2\": vni"), "{refused}");
+    assert!(
+        refused.contains("no [[tenant]] named \"unknown\""),
+        "{refused}"
+    );
+    // The failed-over network cannot go.
+    let gone = json!({"delta": {"base": 8, "revision": 9, "remove": {"networks": ["net1"]}}});
+    let refused = apply(&site, &gone).expect_err("it is failed over");
+    assert!(
+        refused.contains("failed-over addresses would lose"),
+        "{refused}"
+    );
+    assert_eq!(networks(&site), 1);
+
+    // A new process has the last state by itself.
+    handle.kill().unwrap_or_else(|e| panic!("{e}"));
+    handle.start().unwrap_or_else(|e| panic!("{e}"));
+    let status = site.status(APPLIANCE);
+    assert_eq!(
+        status["desired"],
+        json!({"source": "applied", "revision": 8})
+    );
+    assert_eq!(networks(&site), 1);
+    let put = json!({"delta": {"base": 8, "revision": 9, "put": {"networks": {name: network}}}});
+    let said = apply(&site, &put).unwrap_or_else(|e| panic!("{e}"));
+    assert!(
+        said.starts_with("networks: 1 added or changed, 0 removed\n"),
+        "{said}"
+    );
+    assert_eq!(desired(&site)["snapshot"]["objects"], objects);
+    site.reach("prod-b", A);
+    let (numbers, longest) = talk.finish().unwrap_or_else(|e| panic!("{e}"));
+    assert!(numbers > 10 && longest < SHORT, "{numbers}, {longest:?}");
+}
