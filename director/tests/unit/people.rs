@@ -2,6 +2,11 @@
 
 use aws_lc_rs::hmac;
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{Duration, timeout},
+};
 
 use super::Server;
 
@@ -102,6 +107,22 @@ async fn a_log_in_with_an_authenticator_takes_a_code_once() {
     assert!(!audit.text.contains(secret) && audit.text.contains("self.totp.confirm"));
 }
 
+/// The head of the answer to a watch, and the events of its first half second.
+async fn watched(server: &Server, token: &str, query: &str) -> String {
+    let stream = TcpStream::connect(server.address).await;
+    let mut stream = stream.expect("a connection");
+    let text = format!(
+        "GET /v1/watch?{query} HTTP/1.1\r\nhost: d\r\nauthorization: Bearer {token}\r\n\r\n"
+    );
+    stream.write_all(text.as_bytes()).await.expect("sent");
+    let (mut seen, mut bytes) = (String::new(), [0; 4096]);
+    let time = Duration::from_millis(500);
+    while let Ok(Ok(count @ 1..)) = timeout(time, stream.read(&mut bytes)).await {
+        seen += &String::from_utf8_lossy(&bytes[..count]);
+    }
+    seen
+}
+
 #[tokio::test]
 async fn machines_read_what_they_need_and_nothing_else() {
     let server = Server::with_tenants().await;
@@ -159,6 +180,23 @@ async fn machines_read_what_they_need_and_nothing_else() {
     let foreign = server.get(&gateway, "/v1/gateways/gw2").await.text;
     let absent = server.get(&gateway, "/v1/gateways/gw9").await.text;
     assert_eq!(foreign.replace("gw2", "gw9"), absent);
+    // A watch of others is refused; one of itself tells of nothing else.
+    for (token, query, status) in [
+        (&gateway, "kind=host", "403"),
+        (&gateway, "kind=tenant", "403"),
+        (&appliance, "kind=gateway", "403"),
+        (&appliance, "kind=network&tenant=globex", "404"),
+        (&appliance, "kind=network", "200"),
+        (&gateway, "kind=gateway&from=1", "200"),
+    ] {
+        let seen = watched(&server, token, query).await;
+        assert!(
+            seen.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{query}: {seen}"
+        );
+        assert!(!seen.contains("gw2"), "{seen}");
+        assert_eq!(seen.contains("gw1"), query.contains("from"), "{seen}");
+    }
     // A machine makes no tokens, so that a stolen one ends.
     let body = json!({ "hours": 1 });
     server
