@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use gateway_client::wire::{CircuitId, ID_BYTES, KEY_BYTES, Key, MESSAGE_BYTES};
+use gateway_client::wire::{CircuitId, ID_BYTES, KEY_BYTES, Key, Load, MESSAGE_BYTES};
 use gateway_model::{Changes, Tenant as Limits};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -92,6 +92,7 @@ pub(super) enum Command {
     /// New sockets, and the new index of each old one.
     Sockets(Vec<Socket>, Vec<Option<u16>>),
     Lifetime(Duration),
+    Load(Load),
     Change(Change),
     /// The tenant has limits that it had not, or the reverse.
     Limits(Arc<str>),
@@ -383,6 +384,13 @@ impl Circuits {
             .for_each(|worker| worker.send(Command::Drain));
     }
 
+    /// Sets the load that answers to ends carry from now on.
+    pub fn set_load(&self, load: Load) {
+        self.workers
+            .iter()
+            .for_each(|worker| worker.send(Command::Load(load)));
+    }
+
     /// Accepts bindings again after a drain.
     pub fn undrain(&self) {
         self.workers
@@ -501,6 +509,7 @@ fn work(
                         renewed = true;
                     }
                     Command::Lifetime(lifetime) => state.table.set_lifetime(lifetime),
+                    Command::Load(load) => state.table.set_load(load),
                     Command::Change(change) => {
                         state.change(change);
                         // Datagrams come before the next change.

@@ -223,6 +223,7 @@ fn circuits(c: &mut Checker, settings: file::Circuits) -> Circuits {
         lifetime,
         threads,
         capacity,
+        report_load: settings.report_load,
         xdp,
         interfaces: settings.interfaces,
         bpf_object: settings.bpf_object,

@@ -97,6 +97,8 @@ pub(super) struct Circuits {
     pub lifetime: Option<f64>,
     pub threads: Option<i64>,
     pub capacity: Option<i64>,
+    #[serde(default)]
+    pub report_load: bool,
     pub xdp: Option<String>,
     pub interfaces: Option<Vec<String>>,
     pub bpf_object: Option<PathBuf>,

@@ -70,6 +70,8 @@ pub struct Circuits {
     pub threads: Option<usize>,
     /// Circuits at most: the room of tables and maps.
     pub capacity: usize,
+    /// Whether answers to ends carry the load.
+    pub report_load: bool,
     /// Mode of XDP; `None`: circuits use user space.
     pub xdp: Option<xdp::Setting>,
     /// Interfaces with XDP; `None`: the interfaces of the listen addresses.

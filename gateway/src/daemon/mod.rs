@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use gateway_client::wire::Load;
 use gateway_model::{Refusal as UpdateRefusal, Source, Update};
 use service::{
     Context,
@@ -29,7 +30,7 @@ use service::{
     config::Problem,
     socket::{self, Control, Refusal, Responder},
 };
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use self::{
     controller::Controller,
@@ -44,6 +45,9 @@ use crate::{
 
 /// Interval at which a draining gateway looks for bound ends of circuits.
 const DRAIN_POLL: Duration = Duration::from_millis(100);
+
+/// Interval at which ends are told the load anew.
+const LOAD_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why the gateway does not run, or why a new configuration is not in force.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +135,8 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
             path: args.config.clone(),
             controller,
             drain,
+            next_load: Instant::now(),
+            load: Load::UNKNOWN,
         };
         Ok((gateway, control))
     })
@@ -141,6 +147,10 @@ struct Gateway {
     path: PathBuf,
     controller: Controller,
     drain: Option<Drain>,
+    /// Time of the next report of the load to ends.
+    next_load: Instant,
+    /// The load that ends are told.
+    load: Load,
 }
 
 /// A drain.
@@ -169,29 +179,13 @@ impl service::Daemon for Gateway {
     type Error = Error;
 
     async fn step(&mut self) -> Result<ControlFlow<()>, Error> {
-        let Some(drain) = self.drain else {
-            return std::future::pending().await;
-        };
-        let Some(deadline) = drain.until else {
-            if drain.is_empty {
-                return std::future::pending().await;
-            }
-            self.empty().await;
-            tracing::info!("drained; `undrain` accepts connections again");
-            self.drain = Some(Drain {
-                is_empty: true,
-                ..drain
-            });
-            return Ok(ControlFlow::Continue(()));
-        };
-        tokio::select! {
-            () = self.empty() => tracing::info!("drained"),
-            () = sleep_until(deadline) => tracing::warn!(
-                connections = self.controller.relay.connections(),
-                "gateway.drain has passed; closing the remaining connections"
-            ),
+        let next = self.next_load;
+        if let Ok(outcome) = timeout_at(next, self.watch_drain()).await {
+            return Ok(outcome);
         }
-        Ok(ControlFlow::Break(()))
+        self.next_load = Instant::now() + LOAD_INTERVAL;
+        self.load = self.controller.report_load(self.load);
+        Ok(ControlFlow::Continue(()))
     }
 
     async fn handle(&mut self, request: Request, responder: Responder<Answer>) {
@@ -260,6 +254,33 @@ impl service::Daemon for Gateway {
 }
 
 impl Gateway {
+    /// Watches a drain: whether nothing is left, or its time is over. Waits for ever without one.
+    async fn watch_drain(&mut self) -> ControlFlow<()> {
+        let Some(drain) = self.drain else {
+            return std::future::pending().await;
+        };
+        let Some(deadline) = drain.until else {
+            if drain.is_empty {
+                return std::future::pending().await;
+            }
+            self.empty().await;
+            tracing::info!("drained; `undrain` accepts connections again");
+            self.drain = Some(Drain {
+                is_empty: true,
+                ..drain
+            });
+            return ControlFlow::Continue(());
+        };
+        tokio::select! {
+            () = self.empty() => tracing::info!("drained"),
+            () = sleep_until(deadline) => tracing::warn!(
+                connections = self.controller.relay.connections(),
+                "gateway.drain has passed; closing the remaining connections"
+            ),
+        }
+        ControlFlow::Break(())
+    }
+
     /// Puts an update in force; answers once it is stored.
     fn apply(&mut self, update: Update, responder: Responder<Answer>) {
         let before = (

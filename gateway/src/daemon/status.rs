@@ -1,6 +1,6 @@
 //! The status of the gateway, as the control socket gives it.
 
-use gateway_client::wire::CircuitId;
+use gateway_client::wire::{CircuitId, Load};
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use service::socket::Page;
 
@@ -140,6 +140,20 @@ impl Controller {
             revision: self.model.revision(),
             load: self.load(bound),
         }
+    }
+
+    /// Gives circuits the present load for their answers, if the configuration says so and it is
+    /// not `told` already. Returns what they tell.
+    pub(super) fn report_load(&self, told: Load) -> Load {
+        let load = if self.config.circuits.report_load {
+            Load::from_thousandths(self.load(self.circuits.observer().bound()))
+        } else {
+            Load::UNKNOWN
+        };
+        if load != told {
+            self.circuits.set_load(load);
+        }
+        load
     }
 
     /// Thousandths of the capacity that are in use, with this number of bound ends.

@@ -18,7 +18,7 @@ use gateway::circuit::{
 };
 use gateway_client::{
     end::{End, EndEvent},
-    wire::{CircuitId, Key, Side},
+    wire::{CircuitId, Key, Load, Side},
 };
 use gateway_model::{Changes, Circuit, Tenant};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
@@ -103,6 +103,22 @@ fn dropped(state: &State, reason: Reason) -> u64 {
         .iter()
         .map(|c| c.counts.drops[reason as usize]);
     of_circuits.sum::<u64>() + state.drops[reason as usize]
+}
+
+#[test]
+fn ends_learn_the_load_of_the_gateway() {
+    let gateway = start(&[V4], 2);
+    let at = gateway.addresses()[0];
+    let mut all: Vec<CircuitEnd> = (1..=3).flat_map(|n| joined(n, at, at)).collect();
+    assert!(all.iter().all(|end| end.end.load().is_none()));
+    gateway.set_load(Load::from_thousandths(400));
+    for end in &mut all {
+        let until = Instant::now() + TIMEOUT;
+        while end.end.load().is_none() && Instant::now() < until {
+            end.bind();
+        }
+        assert_eq!(end.end.load(), Some(400));
+    }
 }
 
 #[test]
