@@ -6,7 +6,7 @@ use std::time::Duration;
 /// else `bounded`. It is printed, so that the log shows the length.
 #[must_use]
 pub fn length(variable: &str, bounded: u64, full: u64) -> u64 {
-    let (count, reason) = if let Some(count) = parsed(variable) {
+    let (count, reason) = if let Some(count) = given(variable) {
         (count, variable)
     } else if is_long() {
         (full, "CAUSEWAY_LONG=1")
@@ -23,8 +23,13 @@ pub fn is_long() -> bool {
     std::env::var_os("CAUSEWAY_LONG").is_some_and(|v| v == "1")
 }
 
-fn parsed(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
+/// The length in an environment variable.
+fn given(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    match text.parse() {
+        Ok(count @ 1..) => Some(count),
+        _ => panic!("{variable} = {text:?} is not a number from 1 on, such as 1000000"),
+    }
 }
 
 /// Times of repeated rounds, in milliseconds: the fastest, the middle and the slowest, and all in

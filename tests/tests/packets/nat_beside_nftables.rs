@@ -316,4 +316,8 @@ fn programs_and_nftables_agree_except_for_the_list() {
         unlisted.len()
     );
     assert!(all.len() >= 200 || only.is_some());
+    assert!(
+        ran > 0,
+        "CAUSEWAY_SEQUENCE: no sequence has {only:?} in its name"
+    );
 }

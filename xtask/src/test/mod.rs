@@ -229,11 +229,26 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
         sum.failed,
         sum.skipped
     );
-    Ok(if empty || sum.failed > 0 {
+    let skipped = options.require_privileged && sum.skipped > 0;
+    if skipped {
+        errln!("xtask: tests were skipped, which --require-privileged forbids");
+    }
+    Ok(if empty || skipped || sum.failed > 0 {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Refuses a program of a folder `tests` without a test, such as one with `harness = false`: its
+/// tests would not be counted.
+fn not_empty(program: &Program, names: &[String], settings: &Settings) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !names.is_empty() || settings.filter.is_some() || program.target.kind != "test",
+        "{} lists no test: remove the target, or its `harness = false`",
+        program.target.label()
+    );
+    Ok(())
 }
 
 fn part(program: &Program) -> Part {
@@ -253,6 +268,7 @@ fn in_turn(
     for program in programs {
         let part = part(program);
         let names = program::tests(program, settings)?;
+        not_empty(program, &names, settings)?;
         program::run(program, &names, mode, settings, |outcome| {
             report.add(&part, outcome, mode == Mode::Serial);
         })?;
@@ -279,6 +295,7 @@ fn lab(programs: &[&Program], settings: &Settings, report: &Report) -> anyhow::R
     let mut tests = Vec::new();
     for program in programs {
         let names = program::tests(program, settings)?;
+        not_empty(program, &names, settings)?;
         tests.extend(names.into_iter().map(|name| LabTest { program, name }));
     }
     let (timed, functional): (VecDeque<_>, VecDeque<_>) =

@@ -201,9 +201,13 @@ impl<F: FnMut(Outcome)> Follower<F> {
     fn follow(mut self) -> anyhow::Result<End> {
         let mut gone: Option<(ExitStatus, Instant)> = None;
         let mut hung = None;
+        let mut last_event = Instant::now();
         loop {
             match self.lines.recv_timeout(TICK) {
-                Ok(line) => self.line(line),
+                Ok(line) => {
+                    self.line(line);
+                    last_event = Instant::now();
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) if gone.is_some() => break,
                 // It closed its output and runs on.
@@ -229,6 +233,16 @@ impl<F: FnMut(Outcome)> Follower<F> {
             {
                 hung = Some(format!(
                     "{name} took longer than {} s, so its process group was killed",
+                    self.limit.as_secs()
+                ));
+                kill_group(&self.child);
+            } else if hung.is_none()
+                && gone.is_none()
+                && self.running.is_empty()
+                && last_event.elapsed() > self.limit
+            {
+                hung = Some(format!(
+                    "it ran no test for {} s, so its process group was killed",
                     self.limit.as_secs()
                 ));
                 kill_group(&self.child);
@@ -436,6 +450,17 @@ mod tests {
         assert_eq!(all[0].status, Status::Failed);
         assert!(
             all[0].output.contains("a took longer than 0 s"),
+            "{}",
+            all[0].output
+        );
+    }
+
+    #[test]
+    fn a_program_that_hangs_before_its_first_test_is_killed() {
+        let all = outcomes("stuck", "sleep 60", &["a"]);
+        assert_eq!(all[0].status, Status::Failed);
+        assert!(
+            all[0].output.contains("it ran no test for 0 s"),
             "{}",
             all[0].output
         );

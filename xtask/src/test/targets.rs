@@ -109,10 +109,21 @@ impl Workspace {
         let mut used = Vec::new();
         for target in list(&package["targets"]) {
             let kind = list(&target["kind"]).first().map_or("", |kind| text(kind));
-            if target["test"] != true || !matches!(kind, "lib" | "proc-macro" | "bin" | "test") {
+            let target_name = text(&target["name"]);
+            if !matches!(kind, "lib" | "proc-macro" | "bin" | "test") {
                 continue;
             }
-            let target_name = text(&target["name"]);
+            if target["test"] != true {
+                let source = Path::new(text(&target["src_path"]));
+                if ours["bpf-object"].is_null() && has_tests(source) {
+                    problems.push(format!(
+                        "{kind} target `{target_name}` of package {name} has `test = false`, and \
+                         {} has tests: remove that line",
+                        source.display()
+                    ));
+                }
+                continue;
+            }
             let tier = match declared.and_then(|table| table.get(target_name)) {
                 Some(tier) => {
                     used.push(target_name);
@@ -147,6 +158,13 @@ impl Workspace {
             }
         }
     }
+}
+
+/// Whether a target's root file has tests or a module of tests.
+fn has_tests(source: &Path) -> bool {
+    let text = std::fs::read_to_string(source).unwrap_or_default();
+    text.lines()
+        .any(|line| matches!(line.trim(), "#[test]" | "#[cfg(test)]"))
 }
 
 /// The tier of a target by where its source is.
@@ -252,6 +270,23 @@ mod tests {
         );
         assert!(
             error.contains("[package.metadata.causeway.tests] in /w/p/Cargo.toml"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_target_that_hides_its_tests_is_an_error() {
+        let file = std::env::temp_dir().join(format!("xtask-{}-hidden.rs", std::process::id()));
+        let path = file.to_str().unwrap();
+        let targets = [("lib", "hidden", path, false)];
+        std::fs::write(&file, "fn f() {}\n").unwrap();
+        assert!(Workspace::parse(&metadata(&Value::Null, &targets)).is_ok());
+        std::fs::write(&file, "#[cfg(test)]\nmod tests;\n").unwrap();
+        let error = Workspace::parse(&metadata(&Value::Null, &targets));
+        std::fs::remove_file(&file).unwrap();
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("`hidden` of package p has `test = false`"),
             "{error}"
         );
     }

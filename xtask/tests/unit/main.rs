@@ -1,5 +1,6 @@
 //! Tests of the repository itself: its documentation and its style.
 
 mod docs;
+mod modules;
 mod repository;
 mod style;
