@@ -1,7 +1,7 @@
 //! Runs the fuzz targets of tunnel, tunnel workers and gateway under libFuzzer, or checks that they
 //! compile.
 //!
-//! The same functions, bounded, are `tests/corpus.rs` of `tunnel`, `appliance-user` and `gateway`,
+//! The same functions, bounded, are `tests/corpus.rs` of `tunnel`, `tunnel-worker` and `gateway`,
 //! which any `cargo test` runs.
 
 use std::{

@@ -1,5 +1,5 @@
 //! The sweeper on live maps that fill: what gives way, in which order, and what stays
-//! (docs/nat.md, "Which entries give way").
+//! (docs/nat.md, "Which entries are evicted").
 
 use std::{
     collections::BTreeMap,
