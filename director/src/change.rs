@@ -202,7 +202,7 @@ impl Director {
                     return Ok(done);
                 }
                 Err(CommitError::Stale { key }) => {
-                    tracing::debug!(key, "computing a change again");
+                    tracing::debug!(key, "objects changed meanwhile; computing the change again");
                 }
                 Err(error) => {
                     tracing::error!(%error, "cannot commit a change");

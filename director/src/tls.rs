@@ -171,7 +171,9 @@ impl TlsListener {
                     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
                         // It fails when the listener is gone.
                         Ok(Ok(stream)) => drop(sender.send((stream, from)).await),
-                        Ok(Err(error)) => tracing::debug!(%from, %error, "handshake failed"),
+                        Ok(Err(error)) => {
+                            tracing::debug!(%from, %error, "TLS handshake of the API failed")
+                        }
                         Err(_) => tracing::debug!(%from, "handshake took too long"),
                     }
                     drop(permit);

@@ -162,7 +162,7 @@ impl service::Daemon for Daemon {
     fn shut_down(mut self) {
         // A stop is not a detach: programs, links and maps stay pinned.
         self.tunnels.leave();
-        tracing::info!("the data path goes on forwarding");
+        tracing::info!("daemon stops; the XDP programs continue to forward");
     }
 }
 

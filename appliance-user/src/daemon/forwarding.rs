@@ -49,7 +49,7 @@ impl Forwarding {
         let wanted = reconcile::assign_rule_epochs(&self.tables, wanted);
         let writes = reconcile::diff(&self.tables, &wanted);
         if !writes.is_empty() {
-            tracing::debug!(writes = writes.len(), "tables changed");
+            tracing::debug!(writes = writes.len(), "BPF maps written");
         }
         // The workers first: a program hands them packets as soon as its map says so.
         tunnels.write(&writes);

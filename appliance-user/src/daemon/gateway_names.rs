@@ -105,7 +105,7 @@ impl GatewayNames {
         let changed = self.names.answered(&name, result, now);
         if changed {
             let addresses = self.names.addresses(&name);
-            tracing::info!(%name, ?addresses, "addresses of a gateway's name changed");
+            tracing::info!(%name, ?addresses, "DNS answer for a gateway changed");
         } else if let Some(error) = error {
             let kept = self.names.addresses(&name);
             tracing::debug!(%name, error, ?kept, "cannot look up a gateway's name");

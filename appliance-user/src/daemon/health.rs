@@ -23,7 +23,7 @@ impl FailoverHealth {
     fn report(&mut self, mut problems: BTreeSet<String>) {
         problems.extend(self.sending.problem().map(ToOwned::to_owned));
         for problem in problems.difference(&self.problems) {
-            tracing::warn!(problem, "failover problem: part of it is not in force");
+            tracing::warn!(problem, "part of a failover is not in force");
         }
         for problem in self.problems.difference(&problems) {
             tracing::info!(problem, "failover problem resolved");

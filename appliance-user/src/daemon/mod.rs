@@ -248,8 +248,8 @@ fn with_stored_objects(config: Config, state: &mut State) -> anyhow::Result<Conf
     }
     let Some(desired) = &state.desired else {
         tracing::warn!(
-            "there is no desired state: nothing is stretched until `apply`, or a reload of a file \
-             with tenants, peers and networks"
+            "there is no desired state: no network is connected until `apply`, or a reload of a \
+             file with tenants, peers and networks"
         );
         return Ok(config);
     };

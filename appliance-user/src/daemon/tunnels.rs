@@ -129,7 +129,7 @@ impl Tunnels {
         let hosts = manager.work(&mut Programs(datapath));
         // Computed only where they may have changed: there may be hundreds of tunnels, and this
         // runs thousands of times a second.
-        let rooms = manager.inner_mtus_changed().then(|| manager.inner_mtus());
+        let mtus = manager.inner_mtus_changed().then(|| manager.inner_mtus());
         let moved = manager.watched_changed();
         let timestamps: Timestamps = manager
             .take_timestamps()
@@ -151,19 +151,34 @@ impl Tunnels {
         Worked {
             hosts,
             moved,
-            mtu_changed: rooms.is_some_and(|rooms| self.set_rooms(rooms, is_peer)),
+            mtu_changed: mtus.is_some_and(|mtus| self.set_inner_mtus(mtus, is_peer)),
         }
     }
 
-    /// Takes over the longest packets by peer. Returns whether any changed.
-    fn set_rooms(&mut self, rooms: BTreeMap<String, u16>, is_peer: impl Fn(&str) -> bool) -> bool {
-        if rooms == self.observed.mtus {
+    /// Takes over the longest packets by peer, and logs changes. Returns whether any changed.
+    fn set_inner_mtus(
+        &mut self,
+        mtus: BTreeMap<String, u16>,
+        is_peer: impl Fn(&str) -> bool,
+    ) -> bool {
+        if mtus == self.observed.mtus {
             return false;
+        }
+        for (peer, to) in &mtus {
+            let from = self.observed.mtus.get(peer);
+            if from != Some(to) {
+                tracing::info!(
+                    peer,
+                    from,
+                    to,
+                    "path MTU changed; largest packet in the tunnel"
+                );
+            }
         }
         // A value stays while a search or an outage lasts: hosts remember a smaller MTU for
         // minutes.
         let mut kept = self.observed.mtus.clone();
-        kept.extend(rooms);
+        kept.extend(mtus);
         kept.retain(|name, _| is_peer(name));
         let changed = kept != self.observed.mtus;
         self.observed.mtus = kept;

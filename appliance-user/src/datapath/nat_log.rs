@@ -84,7 +84,7 @@ impl Output {
                     protocol = line.protocol,
                     inside = %line.inside,
                     outside = %line.outside,
-                    "mapping"
+                    "NAT mapping"
                 );
                 Ok(())
             }

@@ -671,7 +671,9 @@ async fn create_machine_token(call: Call) -> Result<Answer, Problem> {
         let live = call.director.live().await?;
         let user = found_user(&live, &actor, name)?;
         if user.0.role.machine().is_none() {
-            let text = format!("user {name:?} is a person, who makes tokens alone: name a machine");
+            let text = format!(
+                "user {name:?} has a password, so only that user creates its tokens: name a machine"
+            );
             return Err(Problem::new(StatusCode::CONFLICT, "conflict", text));
         }
     }

@@ -589,7 +589,7 @@ impl Carrier {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     // An ICMP error of an earlier datagram; the next call returns datagrams.
-                    tracing::trace!(%error, "receive");
+                    tracing::trace!(%error, "cannot receive a datagram");
                     return;
                 }
             };

@@ -373,7 +373,9 @@ fn update(desired: &mut Desired, model: &Model, changes: &Changes) -> bool {
         match Table::new(routes) {
             Ok(table) => desired.table = Arc::new(table),
             // The model refuses conflicts.
-            Err(conflicts) => tracing::error!(?conflicts, "routes conflict; the old ones stay"),
+            Err(conflicts) => {
+                tracing::error!(?conflicts, "routes conflict; keeping the old routes")
+            }
         }
     }
     !changes.tenants.is_empty() || !changes.backends.is_empty() || !changes.routes.is_empty()

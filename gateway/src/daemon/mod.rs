@@ -79,7 +79,7 @@ pub enum Error {
     /// The file decides.
     #[error(
         "the desired state is that of the configuration file: remove [[tenant]], [[circuit]], \
-         [[backend]] and [[route]] from the file and reload it first; the state in force stays"
+         [[backend]] and [[route]] from the file and reload it first; nothing was changed"
     )]
     FromFile,
     /// The key takes effect at a start only.
@@ -296,7 +296,7 @@ impl Gateway {
                     Error::Update(_) => "conflict",
                     _ => "internal",
                 };
-                tracing::warn!(%error, "update refused; the state in force stays");
+                tracing::warn!(%error, "update refused; keeping the state in force");
                 return responder.send(Err(Refusal::new(code, error.to_string())));
             }
         };

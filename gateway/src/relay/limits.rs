@@ -24,10 +24,10 @@ use tokio::sync::Notify;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
     /// Of the gateway.
-    #[error("the gateway has limits.connections connections")]
+    #[error("the gateway has reached limits.connections")]
     Gateway,
     /// Of one source.
-    #[error("the source has limits.per_source connections")]
+    #[error("the source has reached limits.per_source")]
     Source,
     /// Of one tenant.
     #[error("the tenant has as many connections as its limit allows")]

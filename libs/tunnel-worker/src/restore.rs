@@ -139,7 +139,10 @@ fn watch(restores: &Restores) {
     let mut detector = RestoreDetector::default();
     let events = uevents()
         .inspect_err(|error| {
-            tracing::warn!(%error, "no uevents; only the clocks detect a restored snapshot");
+            tracing::warn!(
+                %error,
+                "the kernel sends no uevents; only jumps of clocks detect a restored snapshot"
+            );
         })
         .ok();
     let mut buffer = [0; 4096];

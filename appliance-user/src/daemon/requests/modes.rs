@@ -274,7 +274,7 @@ impl Daemon {
             let mut new = self.in_force.state.clone();
             new.maintenance = on;
             self.change(Proposal::state(new))?;
-            tracing::info!(on, "maintenance switched");
+            tracing::info!("maintenance {}", if on { "on" } else { "off" });
         }
         Ok(Answer::Maintenance(MaintenanceStatus {
             maintenance: self.in_force.state.maintenance,

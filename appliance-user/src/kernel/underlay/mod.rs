@@ -346,7 +346,7 @@ impl Task {
             let stale = self.netlink.stale_neighbours(ifindex).await?;
             for address in stale.into_iter().take(MAX_CONFIRMED) {
                 if let Err(error) = self.netlink.probe_neighbour(ifindex, address).await {
-                    debug!(%error, %address, "cannot have a stale neighbour confirmed");
+                    debug!(%error, %address, "cannot probe a stale neighbour");
                 }
             }
         }

@@ -483,10 +483,21 @@ fn log_event(now: Instant, peer: &mut Peer, event: tunnel::Event) {
             }
         }
         tunnel::Event::Rekeyed => {
-            tracing::debug!(peer = peer.spec.name, event = ?event, "tunnel");
+            tracing::debug!(peer = peer.spec.name, "tunnel has new keys");
         }
-        tunnel::Event::Up | tunnel::Event::Down | tunnel::Event::Silent | tunnel::Event::GaveUp => {
-            tracing::info!(peer = peer.spec.name, event = ?event, "tunnel");
+        tunnel::Event::Up => tracing::info!(peer = peer.spec.name, "tunnel is up"),
+        tunnel::Event::Down => {
+            tracing::info!(
+                peer = peer.spec.name,
+                "tunnel is down: its last session expired"
+            );
+        }
+        tunnel::Event::Silent => tracing::info!(peer = peer.spec.name, "peer does not answer"),
+        tunnel::Event::GaveUp => {
+            tracing::info!(
+                peer = peer.spec.name,
+                "handshake attempts ended; the next packet begins new ones"
+            );
         }
     }
 }
