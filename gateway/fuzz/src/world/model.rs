@@ -212,6 +212,7 @@ impl Known {
         if proof.is_none() && !unbinds && message.timestamp <= side.proven.max(side.challenged) {
             let repeated = [side.proven, side.challenged].contains(&message.timestamp);
             return if !repeated && side.old.pour(now, SECOND / OLD_CHALLENGES, depth) {
+                side.challenged = side.challenged.max(message.timestamp);
                 Wanted::Answer(*message, Kind::Challenge, true)
             } else {
                 Wanted::Drop(Reason::Replayed)
