@@ -690,8 +690,9 @@ impl World {
             let (circuit, side) = (self.ends[n].circuit, self.ends[n].side.index());
             self.clock = self.clock.max(self.ends[n].newest);
             self.ends[n].place = n;
-            // An attacker with the key may have used up one timestamp; the next bind has another.
-            for _ in 0..2 {
+            // An attacker with the key may have used up two timestamps: that of the last challenge
+            // and that of the last accepted message. Each bind has another.
+            for _ in 0..3 {
                 if self.circuits[circuit].sides[side].live(self.now) != Some(at(n)) {
                     let message = self.make_message(n, false);
                     self.deliver(n, &message, true);
