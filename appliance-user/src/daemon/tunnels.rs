@@ -164,7 +164,12 @@ impl Tunnels {
         if mtus == self.observed.mtus {
             return false;
         }
-        for (peer, to) in &mtus {
+        // A value stays while a search or an outage lasts: hosts remember a smaller MTU for
+        // minutes.
+        let mut kept = self.observed.mtus.clone();
+        kept.extend(mtus);
+        kept.retain(|name, _| is_peer(name));
+        for (peer, to) in &kept {
             let from = self.observed.mtus.get(peer);
             if from != Some(to) {
                 tracing::info!(
@@ -175,11 +180,6 @@ impl Tunnels {
                 );
             }
         }
-        // A value stays while a search or an outage lasts: hosts remember a smaller MTU for
-        // minutes.
-        let mut kept = self.observed.mtus.clone();
-        kept.extend(mtus);
-        kept.retain(|name, _| is_peer(name));
         let changed = kept != self.observed.mtus;
         self.observed.mtus = kept;
         changed
