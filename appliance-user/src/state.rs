@@ -169,7 +169,7 @@ impl State {
     }
 
     /// Assigns slots in `RULES` to the rules of all plans in force.
-    pub fn give_rule_slots(&mut self) {
+    pub fn assign_rule_slots(&mut self) {
         let keys: Vec<String> = self
             .modes
             .iter()

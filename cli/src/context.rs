@@ -58,7 +58,7 @@ impl Contexts {
         }
         toml::from_str(&text).map_err(|error| {
             Failure::local(format!(
-                "{shown} cannot be read: {error}; mend or remove it"
+                "{shown} cannot be read: {error}; correct or remove it"
             ))
         })
     }

@@ -394,7 +394,7 @@ pub fn apply(session: &Session, given: &Apply) -> Result<(), Failure> {
         };
         let warnings = result.map_err(|mut failure| {
             failure.text = format!(
-                "{}: {} ({done} of {count} changes are made; mend the file and apply it again)",
+                "{}: {} ({done} of {count} changes are made; correct the file and apply it again)",
                 action.shown(),
                 failure.text
             );

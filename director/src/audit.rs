@@ -2,7 +2,7 @@
 //! form is that of [`control::audit`].
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
-use control::{Difference, Must, Revision, Transaction};
+use control::{Difference, Precondition, Revision, Transaction};
 use jiff::Timestamp;
 
 pub use control::audit::{Broken, Chain, Checkpoint, Entry, Head, hex};
@@ -65,13 +65,17 @@ pub fn append(
         number: entry.number,
         hash: entry.hash.clone(),
     };
-    let must = written.map_or(Must::Absent, Must::At);
-    transaction.must.insert(HEAD.to_owned(), must);
+    let precondition = written.map_or(Precondition::Absent, Precondition::At);
+    transaction
+        .preconditions
+        .insert(HEAD.to_owned(), precondition);
     transaction
         .put
         .insert(HEAD.to_owned(), serde_json::to_string(&after)?);
     let key = format!("{PREFIX}{:020}", entry.number);
-    transaction.must.insert(key.clone(), Must::Absent);
+    transaction
+        .preconditions
+        .insert(key.clone(), Precondition::Absent);
     transaction.put.insert(key, serde_json::to_string(&entry)?);
     Ok(after)
 }
@@ -95,10 +99,14 @@ pub fn checkpoint(
     };
     checkpoint.signature = hex(key.sign(checkpoint.text().as_bytes()).as_ref());
     let mut transaction = Transaction::default();
-    let must = written.map_or(Must::Absent, Must::At);
-    transaction.must.insert(HEAD.to_owned(), must);
+    let precondition = written.map_or(Precondition::Absent, Precondition::At);
+    transaction
+        .preconditions
+        .insert(HEAD.to_owned(), precondition);
     let stored = format!("{CHECKPOINTS}{:020}", head.number);
-    transaction.must.insert(stored.clone(), Must::Absent);
+    transaction
+        .preconditions
+        .insert(stored.clone(), Precondition::Absent);
     transaction
         .put
         .insert(stored, serde_json::to_string(&checkpoint)?);

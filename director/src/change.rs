@@ -9,7 +9,7 @@ use std::{
 };
 
 use aws_lc_rs::signature::Ed25519KeyPair;
-use control::{Difference, Must, Origin, Revision, Transaction, differences};
+use control::{Difference, Origin, Precondition, Revision, Transaction, differences};
 use jiff::Timestamp;
 use serde_json::Value;
 use store::{CommitError, Sqlite, Store as _};
@@ -38,7 +38,7 @@ pub struct Director {
     pub(crate) store: Sqlite,
     live: RwLock<Live>,
     /// One change at a time is computed and committed.
-    turn: Mutex<()>,
+    change_lock: Mutex<()>,
     /// The state in memory may not be that of the store.
     is_unknown: AtomicBool,
     pub(crate) chance: Arc<dyn Chance>,
@@ -89,7 +89,7 @@ impl Director {
         Ok(Self {
             store,
             live: RwLock::new(live),
-            turn: Mutex::new(()),
+            change_lock: Mutex::new(()),
             is_unknown: AtomicBool::new(false),
             chance,
             metrics: Metrics::default(),
@@ -106,7 +106,7 @@ impl Director {
     /// The state, for reading.
     pub(crate) async fn live(&self) -> Result<RwLockReadGuard<'_, Live>, Problem> {
         if self.is_unknown.load(Ordering::Acquire) {
-            let _turn = self.turn.lock().await;
+            let _guard = self.change_lock.lock().await;
             self.reload().await?;
         }
         Ok(self.live.read().await)
@@ -131,7 +131,7 @@ impl Director {
     /// # Errors
     /// [`Problem`] when the store cannot be used.
     pub async fn checkpoint(&self, key: &Ed25519KeyPair) -> Result<bool, Problem> {
-        let _turn = self.turn.lock().await;
+        let _guard = self.change_lock.lock().await;
         self.reload().await?;
         let live = self.live.read().await;
         let last = live.checkpoint.as_ref().map_or(0, |last| last.number);
@@ -170,7 +170,7 @@ impl Director {
         wanted: Wanted<'_>,
         plan: impl Fn(&Live, Origin) -> Result<Planned, Problem>,
     ) -> Result<Done, Problem> {
-        let _turn = self.turn.lock().await;
+        let _guard = self.change_lock.lock().await;
         for _ in 0..ATTEMPTS {
             self.reload().await?;
             let origin = Origin {
@@ -287,12 +287,14 @@ fn complete(
             body: done.body.clone(),
         };
         let stored = format!("{KEPT}{key}");
-        let must = match live.kept.get(key) {
-            Some((_, revision)) => Must::At(*revision),
-            None => Must::Absent,
+        let precondition = match live.kept.get(key) {
+            Some((_, revision)) => Precondition::At(*revision),
+            None => Precondition::Absent,
         };
         transaction.delete.remove(&stored);
-        transaction.must.insert(stored.clone(), must);
+        transaction
+            .preconditions
+            .insert(stored.clone(), precondition);
         transaction
             .put
             .insert(stored, serde_json::to_string(&kept).map_err(failed)?);

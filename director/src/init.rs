@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use control::{Must, Transaction};
+use control::{Precondition, Transaction};
 use jiff::SignedDuration;
 use store::{CommitError, Options, Sqlite, Store as _};
 
@@ -67,7 +67,9 @@ pub async fn init(path: &Path, user: &str, chance: &dyn Chance) -> Result<String
         (format!("{USERS}{user}"), serde_json::to_string(&admin)?),
         (format!("{TOKENS}{hash}"), serde_json::to_string(&token)?),
     ] {
-        transaction.must.insert(key.clone(), Must::Absent);
+        transaction
+            .preconditions
+            .insert(key.clone(), Precondition::Absent);
         transaction.put.insert(key, value);
     }
     let actor = Actor {

@@ -2,9 +2,9 @@
 
 pub use control::{ROLES, Role};
 
-/// Groups of things that have the same rows in the table.
+/// Groups of objects that have the same rows in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Things {
+pub enum ObjectGroup {
     /// Hosts, pools, hardware plans and gateways.
     Infrastructure,
     Tenants,
@@ -28,7 +28,7 @@ pub enum Verb {
 
 /// The objects that a role may access in this way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
+pub enum AccessScope {
     All,
     /// Those of the user's own tenant.
     Own,
@@ -39,15 +39,15 @@ pub enum Reach {
 
 /// The table.
 #[must_use]
-pub const fn reach(role: Role, things: Things, verb: Verb) -> Reach {
-    use Reach::{All, Itself, None, Own};
-    match (things, verb) {
-        (Things::Infrastructure, Verb::Read) => match role {
+pub const fn access_scope(role: Role, group: ObjectGroup, verb: Verb) -> AccessScope {
+    use AccessScope::{All, Itself, None, Own};
+    match (group, verb) {
+        (ObjectGroup::Infrastructure, Verb::Read) => match role {
             Role::ProviderAdmin | Role::ProviderOperator | Role::ProviderAuditor => All,
             Role::Gateway => Itself,
             Role::TenantAdmin | Role::TenantOperator | Role::Appliance => None,
         },
-        (Things::Infrastructure | Things::Tenants, Verb::Write) => match role {
+        (ObjectGroup::Infrastructure | ObjectGroup::Tenants, Verb::Write) => match role {
             Role::ProviderAdmin => All,
             Role::ProviderOperator
             | Role::ProviderAuditor
@@ -56,12 +56,14 @@ pub const fn reach(role: Role, things: Things, verb: Verb) -> Reach {
             | Role::Gateway
             | Role::Appliance => None,
         },
-        (Things::Tenants | Things::Allocations | Things::Networking, Verb::Read) => match role {
-            Role::ProviderAdmin | Role::ProviderOperator | Role::ProviderAuditor => All,
-            Role::TenantAdmin | Role::TenantOperator | Role::Appliance => Own,
-            Role::Gateway => None,
-        },
-        (Things::Allocations, Verb::Write) => match role {
+        (ObjectGroup::Tenants | ObjectGroup::Allocations | ObjectGroup::Networking, Verb::Read) => {
+            match role {
+                Role::ProviderAdmin | Role::ProviderOperator | Role::ProviderAuditor => All,
+                Role::TenantAdmin | Role::TenantOperator | Role::Appliance => Own,
+                Role::Gateway => None,
+            }
+        }
+        (ObjectGroup::Allocations, Verb::Write) => match role {
             Role::ProviderAdmin | Role::ProviderOperator => All,
             Role::ProviderAuditor
             | Role::TenantAdmin
@@ -69,17 +71,17 @@ pub const fn reach(role: Role, things: Things, verb: Verb) -> Reach {
             | Role::Gateway
             | Role::Appliance => None,
         },
-        (Things::Networking, Verb::Write) => match role {
+        (ObjectGroup::Networking, Verb::Write) => match role {
             Role::ProviderAdmin | Role::ProviderOperator => All,
             Role::TenantAdmin => Own,
             Role::ProviderAuditor | Role::TenantOperator | Role::Gateway | Role::Appliance => None,
         },
-        (Things::People | Things::Audit, Verb::Read) => match role {
+        (ObjectGroup::People | ObjectGroup::Audit, Verb::Read) => match role {
             Role::ProviderAdmin | Role::ProviderAuditor => All,
             Role::TenantAdmin => Own,
             Role::ProviderOperator | Role::TenantOperator | Role::Gateway | Role::Appliance => None,
         },
-        (Things::People, Verb::Write) => match role {
+        (ObjectGroup::People, Verb::Write) => match role {
             Role::ProviderAdmin => All,
             Role::TenantAdmin => Own,
             Role::ProviderOperator
@@ -88,6 +90,6 @@ pub const fn reach(role: Role, things: Things, verb: Verb) -> Reach {
             | Role::Gateway
             | Role::Appliance => None,
         },
-        (Things::Audit, Verb::Write) => None,
+        (ObjectGroup::Audit, Verb::Write) => None,
     }
 }

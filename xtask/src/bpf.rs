@@ -13,7 +13,7 @@ pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 /// The BPF toolchain that the user chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Asked {
+pub enum ToolchainChoice {
     /// Debian's packages where this is Debian, else nightly.
     Auto,
     /// Debian's rustc-web with its precompiled core for BPF.
@@ -41,12 +41,12 @@ impl Route {
     }
 
     /// The toolchain for a choice, on this machine.
-    pub fn choose(asked: Asked) -> Self {
+    pub fn choose(asked: ToolchainChoice) -> Self {
         match asked {
-            Asked::Debian => Self::Debian,
-            Asked::Nightly => Self::Nightly,
-            Asked::Auto if is_debian() => Self::Debian,
-            Asked::Auto => Self::Nightly,
+            ToolchainChoice::Debian => Self::Debian,
+            ToolchainChoice::Nightly => Self::Nightly,
+            ToolchainChoice::Auto if is_debian() => Self::Debian,
+            ToolchainChoice::Auto => Self::Nightly,
         }
     }
 }

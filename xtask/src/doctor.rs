@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode};
 
 use crate::{
-    bpf::{self, Asked, Route},
+    bpf::{self, Route, ToolchainChoice},
     setup::{
         BORINGTUN_VERSION, boringtun, boringtun_command, has_bpffs, is_root, linker_command,
         missing,
@@ -16,37 +16,37 @@ struct Check {
     what: &'static str,
     found: String,
     /// Empty when all is well.
-    mend: String,
+    fix: String,
     /// Whether it is required.
     required: bool,
 }
 
 /// Checks everything; fails when something that is required is missing.
-pub fn doctor(asked: Asked, json: bool) -> anyhow::Result<ExitCode> {
+pub fn doctor(asked: ToolchainChoice, json: bool) -> anyhow::Result<ExitCode> {
     let route = Route::choose(asked);
     let checks = checks(route);
-    let broken = checks.iter().any(|c| c.required && !c.mend.is_empty());
+    let broken = checks.iter().any(|c| c.required && !c.fix.is_empty());
     if json {
         let rows: Vec<_> = checks
             .iter()
             .map(|c| {
                 serde_json::json!({
-                    "what": c.what, "found": c.found, "ok": c.mend.is_empty(),
-                    "required": c.required, "mend": c.mend,
+                    "what": c.what, "found": c.found, "ok": c.fix.is_empty(),
+                    "required": c.required, "fix": c.fix,
                 })
             })
             .collect();
         outln!("{}", serde_json::json!({ "ok": !broken, "checks": rows }));
     } else {
         for c in &checks {
-            let mark = match (c.mend.is_empty(), c.required) {
+            let mark = match (c.fix.is_empty(), c.required) {
                 (true, _) => "ok  ",
                 (false, true) => "MISS",
                 (false, false) => "note",
             };
             outln!("{mark}  {:<22} {}", c.what, c.found);
-            if !c.mend.is_empty() {
-                outln!("      fix: {}", c.mend);
+            if !c.fix.is_empty() {
+                outln!("      fix: {}", c.fix);
             }
         }
         outln!(
@@ -95,7 +95,7 @@ fn checks(route: Route) -> Vec<Check> {
         } else {
             format!("missing: {}", packages.join(" "))
         },
-        mend: if packages.is_empty() {
+        fix: if packages.is_empty() {
             String::new()
         } else {
             format!(
@@ -114,7 +114,7 @@ fn checks(route: Route) -> Vec<Check> {
         None => Check {
             what: "bpf-linker",
             found: "missing, or another version".to_owned(),
-            mend: linker_command(route),
+            fix: linker_command(route),
             required: true,
         },
     });
@@ -126,7 +126,7 @@ fn checks(route: Route) -> Vec<Check> {
         None => Check {
             what: "boringtun-cli",
             found: "missing, or another version; only tests need it".to_owned(),
-            mend: boringtun_command(),
+            fix: boringtun_command(),
             required: false,
         },
     });
@@ -134,7 +134,7 @@ fn checks(route: Route) -> Vec<Check> {
     checks.push(Check {
         what: "privilege",
         found: if is_root() { "root" } else { "not root" }.to_owned(),
-        mend: if is_root() {
+        fix: if is_root() {
             String::new()
         } else {
             "packet and lab tests are skipped; run them with `sudo -E cargo xtask test`".to_owned()
@@ -149,7 +149,7 @@ fn checks(route: Route) -> Vec<Check> {
             "not mounted"
         }
         .to_owned(),
-        mend: if has_bpffs() {
+        fix: if has_bpffs() {
             String::new()
         } else {
             "mount -t bpf bpf /sys/fs/bpf (the commands that need it do so as root)".to_owned()
@@ -160,7 +160,7 @@ fn checks(route: Route) -> Vec<Check> {
     checks.push(Check {
         what: "kernel BTF",
         found: if btf { "there" } else { "not there" }.to_owned(),
-        mend: if btf {
+        fix: if btf {
             String::new()
         } else {
             "use a kernel with CONFIG_DEBUG_INFO_BTF; only debugging the programs needs it"
@@ -176,18 +176,18 @@ fn good(what: &'static str, found: String) -> Check {
     Check {
         what,
         found,
-        mend: String::new(),
+        fix: String::new(),
         required: true,
     }
 }
 
-fn version(what: &'static str, program: &str, args: &[&str], mend: &str) -> Check {
+fn version(what: &'static str, program: &str, args: &[&str], fix: &str) -> Check {
     match output(program, args) {
         Some(text) => good(what, text.trim().to_owned()),
         None => Check {
             what,
             found: "not there".to_owned(),
-            mend: mend.to_owned(),
+            fix: fix.to_owned(),
             required: true,
         },
     }
@@ -195,7 +195,7 @@ fn version(what: &'static str, program: &str, args: &[&str], mend: &str) -> Chec
 
 /// The compiler for BPF, and whether its LLVM is the one that bpf-linker is built for.
 fn bpf_rustc(route: Route) -> Check {
-    let (text, mend) = match route {
+    let (text, fix) = match route {
         Route::Debian => (
             output("/usr/bin/rustc", &["-vV"]),
             "cargo xtask setup (Debian: apt-get install rustc-web cargo-web \
@@ -210,7 +210,7 @@ fn bpf_rustc(route: Route) -> Check {
         return Check {
             what: "rustc for BPF",
             found: format!("not there ({})", route.name()),
-            mend: mend.to_owned(),
+            fix: fix.to_owned(),
             required: true,
         };
     };
@@ -230,7 +230,7 @@ fn bpf_rustc(route: Route) -> Check {
             return Check {
                 what: "rustc for BPF",
                 found: format!("{found}; bpf-linker's LLVM is {:?}", linkers.trim()),
-                mend: "apt-get install llvm-22-dev of the same version, then remove target/tools \
+                fix: "apt-get install llvm-22-dev of the same version, then remove target/tools \
                     and run cargo xtask setup"
                     .to_owned(),
                 required: true,
@@ -249,7 +249,7 @@ fn kernel() -> Check {
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     Check {
         what: "kernel",
-        mend: if version < (5, 18) {
+        fix: if version < (5, 18) {
             "the programs need Linux 5.18 (bpf_xdp_load_bytes); appliances run 6.12 or newer"
                 .to_owned()
         } else {
@@ -276,7 +276,7 @@ fn veth() -> Check {
             "cannot be made"
         }
         .to_owned(),
-        mend: match (made.is_some(), is_root()) {
+        fix: match (made.is_some(), is_root()) {
             (true, _) => String::new(),
             (false, false) => "needs root; lab tests are skipped without".to_owned(),
             (false, true) => "use a kernel with CONFIG_NET_NS and CONFIG_VETH".to_owned(),

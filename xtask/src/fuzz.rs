@@ -64,7 +64,7 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
     for name in names {
         let row = step(&format!("{name} for {seconds} s"), || one(&name, seconds))?;
         if !row.ok {
-            say(&row.name);
+            print_reproduction(&row.name);
         }
         rows.push(row);
     }
@@ -298,7 +298,7 @@ fn executed(line: &str) -> Option<u64> {
 }
 
 /// Prints how to keep and reproduce a finding.
-fn say(name: &str) {
+fn print_reproduction(name: &str) {
     let artifacts = folder(name).join("artifacts").join(name);
     let input = newest(&artifacts).map_or_else(
         || format!("an input in {}", artifacts.display()),

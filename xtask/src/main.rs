@@ -22,9 +22,9 @@ mod stdout;
 
 mod bpf;
 mod build_ebpf;
+mod contenders;
 mod doctor;
 mod fuzz;
-mod peers;
 mod qemu;
 mod run;
 mod schemathesis;
@@ -43,8 +43,8 @@ use test::Tier;
 #[derive(Parser)]
 struct Cli {
     /// How to build the BPF programs.
-    #[arg(long, global = true, value_enum, default_value_t = bpf::Asked::Auto)]
-    bpf_toolchain: bpf::Asked,
+    #[arg(long, global = true, value_enum, default_value_t = bpf::ToolchainChoice::Auto)]
+    bpf_toolchain: bpf::ToolchainChoice,
     #[command(subcommand)]
     command: Command,
 }

@@ -5,9 +5,9 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::Context as _;
 
 use crate::{
-    bpf::{self, Asked},
+    bpf::{self, ToolchainChoice},
     build_ebpf::{self, objects},
-    peers, qemu, setup,
+    contenders, qemu, setup,
     step::{run, step},
     target, workspace,
 };
@@ -50,14 +50,14 @@ pub fn with_paths(command: &mut Command) -> &mut Command {
 ///
 /// # Errors
 /// If something cannot be installed or built.
-pub fn prepare_bpf(asked: Asked) -> anyhow::Result<()> {
+pub fn prepare_bpf(asked: ToolchainChoice) -> anyhow::Result<()> {
     let route = setup::toolchain(asked)?;
     setup::mount_bpffs()?;
     build_ebpf::build(route)
 }
 
 /// Builds everything that a run needs, after installing what is missing.
-pub fn prepare(asked: Asked, packages: &[&str]) -> anyhow::Result<()> {
+pub fn prepare(asked: ToolchainChoice, packages: &[&str]) -> anyhow::Result<()> {
     prepare_bpf(asked)?;
     step(&format!("programs: {}", packages.join(" ")), || {
         let mut command = cargo();
@@ -70,7 +70,7 @@ pub fn prepare(asked: Asked, packages: &[&str]) -> anyhow::Result<()> {
 }
 
 /// Runs `causeway-lab VERB ARGS…`.
-pub fn lab(asked: Asked, verb: &str, args: &[String]) -> anyhow::Result<ExitCode> {
+pub fn lab(asked: ToolchainChoice, verb: &str, args: &[String]) -> anyhow::Result<ExitCode> {
     // To look at a running lab, or to take it down, must not need a build.
     let built = target().join("release/causeway-lab").exists();
     if !(built && matches!(verb, "exec" | "list" | "down" | "capture" | "gateway")) {
@@ -82,16 +82,19 @@ pub fn lab(asked: Asked, verb: &str, args: &[String]) -> anyhow::Result<ExitCode
 }
 
 /// Runs `causeway-bench ARGS…`.
-pub fn bench(asked: Asked, args: &[String]) -> anyhow::Result<ExitCode> {
+pub fn bench(asked: ToolchainChoice, args: &[String]) -> anyhow::Result<ExitCode> {
     if let Some((name, rest)) = args.split_first()
         && name == "director"
     {
         return bench_director(rest);
     }
-    // Options may precede the name. Peers are needed for their benchmark only.
-    for (bench, of) in [("encrypted", peers::TUNNELS), ("relay", peers::RELAYS)] {
+    // Options may precede the name. Contenders are needed for their benchmark only.
+    for (bench, of) in [
+        ("encrypted", contenders::TUNNELS),
+        ("relay", contenders::RELAYS),
+    ] {
         if args.iter().any(|arg| arg == bench) {
-            peers::install(&of);
+            contenders::install(&of);
         }
     }
     let packages = [

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    bpf::{self, Asked, LINKER_VERSION, LLVM_PREFIX, Route},
+    bpf::{self, LINKER_VERSION, LLVM_PREFIX, Route, ToolchainChoice},
     step::{output, run, step},
 };
 
@@ -108,7 +108,7 @@ pub fn boringtun_command() -> String {
 }
 
 /// Installs boringtun-cli where it is missing.
-pub fn peers() -> anyhow::Result<()> {
+pub fn install_boringtun() -> anyhow::Result<()> {
     if boringtun().is_some() {
         return Ok(());
     }
@@ -123,9 +123,9 @@ pub fn peers() -> anyhow::Result<()> {
 }
 
 /// Installs everything: packages, bpf-linker, other WireGuards.
-pub fn setup(asked: Asked) -> anyhow::Result<()> {
+pub fn setup(asked: ToolchainChoice) -> anyhow::Result<()> {
     let route = toolchain(asked)?;
-    peers()?;
+    install_boringtun()?;
     mount_bpffs()?;
     errln!(
         "    everything is installed (BPF compiler: {})",
@@ -135,7 +135,7 @@ pub fn setup(asked: Asked) -> anyhow::Result<()> {
 }
 
 /// Installs the BPF toolchain where it is missing; returns the one to use.
-pub fn toolchain(asked: Asked) -> anyhow::Result<Route> {
+pub fn toolchain(asked: ToolchainChoice) -> anyhow::Result<Route> {
     let route = Route::choose(asked);
     let packages = missing(route);
     if !packages.is_empty() {

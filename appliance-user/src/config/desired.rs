@@ -235,7 +235,7 @@ impl Objects {
     }
 
     /// Whether the objects are as after the delta, as far as that tells.
-    fn holds(&self, delta: &Delta) -> bool {
+    fn is_applied(&self, delta: &Delta) -> bool {
         let mut c = Checker::new();
         let same = self.with(&mut c, &delta.put, &Ids::default()) == *self;
         let remove = &delta.remove;
@@ -280,7 +280,7 @@ impl Desired {
             Update::Delta(delta) => {
                 let revision = delta.revision;
                 if !position.check_delta(delta.base, revision)? {
-                    return match self.objects.holds(delta) {
+                    return match self.objects.is_applied(delta) {
                         true => Ok(self.clone()),
                         false => Err(Refusal::Differs { revision }),
                     };

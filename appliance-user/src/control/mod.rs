@@ -199,7 +199,7 @@ pub struct Status {
     /// Other machines that use addresses of the appliance.
     #[serde(default)]
     pub conflicts: Vec<ConflictStatus>,
-    /// Things to mend that do not make the daemon unready: all of the configuration is in force.
+    /// Problems that do not make the daemon unready: all of the configuration is in force.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// Counters of the daemon, by stable name.

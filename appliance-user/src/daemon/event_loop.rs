@@ -161,7 +161,7 @@ impl service::Daemon for Daemon {
 
     fn shut_down(mut self) {
         // A stop is not a detach: programs, links and maps stay pinned.
-        self.tunnels.leave();
+        self.tunnels.close();
         tracing::info!("daemon stops; the XDP programs continue to forward");
     }
 }

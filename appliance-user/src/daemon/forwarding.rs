@@ -63,7 +63,7 @@ impl Forwarding {
     /// Keeps the header of a peer whose next hop is being looked up, or does not answer just now:
     /// the last known MAC address is right far more often than none, and a restart must not lose
     /// packets.
-    pub fn keep_last_paths(
+    pub fn retain_last_paths(
         &self,
         wanted: &mut MapContents,
         config: &Config,

@@ -13,7 +13,7 @@ use crate::state::{Store, Timestamps};
 
 /// The timestamps to write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Written {
+pub(super) struct PendingTimestamps {
     /// Handshake timestamps by the peer's public key.
     pub handshakes: Timestamps,
     /// A time, in nanoseconds since 1970, before which all messages to gateways and listeners are
@@ -23,7 +23,7 @@ pub(super) struct Written {
 
 /// The thread. Dropping it waits until everything is written.
 pub(super) struct TimestampWriter {
-    sender: Option<mpsc::Sender<Written>>,
+    sender: Option<mpsc::Sender<PendingTimestamps>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -43,7 +43,7 @@ impl TimestampWriter {
     }
 
     /// Has these written, soon. They replace those that still wait.
-    pub fn write(&self, written: Written) {
+    pub fn write(&self, written: PendingTimestamps) {
         if let Some(sender) = &self.sender {
             // The thread ends by a panic only, which ends the process.
             let _ = sender.send(written);
@@ -60,8 +60,8 @@ impl Drop for TimestampWriter {
     }
 }
 
-fn run(store: &Store, waiting: &mpsc::Receiver<Written>) {
-    let mut last = Written::default();
+fn run(store: &Store, waiting: &mpsc::Receiver<PendingTimestamps>) {
+    let mut last = PendingTimestamps::default();
     while let Ok(first) = waiting.recv() {
         let newest = waiting.try_iter().last().unwrap_or(first);
         let handshakes = newest.handshakes != last.handshakes;
@@ -91,7 +91,7 @@ mod tests {
         let store = || Store::new(dir.path());
         let writer = TimestampWriter::spawn(store()).expect("a thread");
         for n in 1..=100u8 {
-            writer.write(Written {
+            writer.write(PendingTimestamps {
                 handshakes: Timestamps::from([("peer".to_owned(), [n; 12])]),
                 circuits: u64::from(n),
             });
@@ -105,9 +105,9 @@ mod tests {
     fn a_disk_that_refuses_ends_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let writer = TimestampWriter::spawn(Store::new(&dir.path().join("gone"))).expect("one");
-        writer.write(Written {
+        writer.write(PendingTimestamps {
             circuits: 7,
-            ..Written::default()
+            ..PendingTimestamps::default()
         });
         drop(writer);
     }

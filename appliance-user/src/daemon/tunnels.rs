@@ -30,7 +30,7 @@ use super::{
     controller::InForce,
     gateway_names::GatewayNames,
     keys::Keys,
-    timestamp_writer::{TimestampWriter, Written},
+    timestamp_writer::{PendingTimestamps, TimestampWriter},
 };
 use crate::{
     config::{Config, Identity, Peer, PeerKind, Role},
@@ -65,14 +65,14 @@ pub(super) struct Tunnels {
     /// The newest report of the tunnels.
     observed: EncryptedTunnels,
     /// The timestamps that are saved.
-    timestamps: Written,
+    timestamps: PendingTimestamps,
     reservation: ClockReservation,
     writer: TimestampWriter,
 }
 
 /// The results of one round of work.
 #[derive(Default)]
-pub(super) struct Worked {
+pub(super) struct RoundResult {
     /// The workers' reports of hosts and packets.
     pub hosts: HostActivity,
     /// Addresses of peers or gateways changed.
@@ -92,7 +92,7 @@ impl Tunnels {
         Ok(Self {
             manager: start_manager(config, keys)?,
             observed: EncryptedTunnels::default(),
-            timestamps: Written {
+            timestamps: PendingTimestamps {
                 handshakes: store.timestamps(),
                 circuits,
             },
@@ -122,9 +122,9 @@ impl Tunnels {
 
     /// Handles handshake messages, the workers' reports and expired timers. `is_peer` says whether
     /// the configuration has a peer of that name.
-    pub fn work(&mut self, datapath: &mut Datapath, is_peer: impl Fn(&str) -> bool) -> Worked {
+    pub fn work(&mut self, datapath: &mut Datapath, is_peer: impl Fn(&str) -> bool) -> RoundResult {
         let Some(manager) = &mut self.manager else {
-            return Worked::default();
+            return RoundResult::default();
         };
         let hosts = manager.work(&mut Programs(datapath));
         // Computed only where they may have changed: there may be hundreds of tunnels, and this
@@ -148,7 +148,7 @@ impl Tunnels {
         if is_changed {
             self.writer.write(saved.clone());
         }
-        Worked {
+        RoundResult {
             hosts,
             moved,
             mtu_changed: mtus.is_some_and(|mtus| self.set_inner_mtus(mtus, is_peer)),
@@ -297,9 +297,9 @@ impl Tunnels {
     }
 
     /// Tells the other ends and gateways that this process ends.
-    pub fn leave(&mut self) {
+    pub fn close(&mut self) {
         if let Some(manager) = &mut self.manager {
-            manager.leave_gateways();
+            manager.unbind_gateways();
         }
     }
 

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   announce ─▶ round 1 now ─▶ 100 ms ─▶ 500 ms ─▶ 1 s ─▶ 2 s ─┬─▶ done
-//!                 each round: IPv4 two frames (request and     └─▶ held: again every 30 s,
+//!                 each round: IPv4 two frames (request and     └─▶ periodic: again every 30 s,
 //!                 reply form), IPv6 one                            seldomer when there are many
 //! ```
 //!
@@ -31,10 +31,10 @@ pub struct Settings {
     pub rounds: Vec<Duration>,
     /// Maximum frames per millisecond; at least 1.
     pub frames_per_ms: u32,
-    /// Interval of the repetitions of a held address.
+    /// Interval of the repetitions of a periodic announcement.
     pub repeat: Duration,
-    /// Maximum repetitions per second, of all held addresses; at least 1. With more addresses than
-    /// fit into `repeat` at this rate, the interval grows.
+    /// Maximum repetitions per second, of all periodic announcements; at least 1. With more
+    /// addresses than fit into `repeat` at this rate, the interval grows.
     pub repeats_per_second: u32,
 }
 
@@ -63,7 +63,7 @@ pub struct Announcement {
     /// only).
     pub router: bool,
     /// Whether it is announced again and again until it is cancelled.
-    pub held: bool,
+    pub is_periodic: bool,
 }
 
 /// Key of an announcement: interface, outer and inner VLAN, address.
@@ -78,8 +78,8 @@ pub struct Announcer {
     /// The next round of each announcement, by time and then by order of announcement.
     due: BTreeSet<(Instant, u64, Key)>,
     sequence: u64,
-    /// Number of pending announcements of held addresses.
-    held: u32,
+    /// Number of pending periodic announcements.
+    periodic: u32,
     random: Random,
     /// Unsent frames of the current round.
     ready: VecDeque<(Key, u32, Vec<u8>)>,
@@ -107,7 +107,7 @@ impl Announcer {
             pending: BTreeMap::new(),
             due: BTreeSet::new(),
             sequence: 0,
-            held: 0,
+            periodic: 0,
             random: Random::new(seed),
             ready: VecDeque::new(),
         }
@@ -144,7 +144,7 @@ impl Announcer {
         self.sequence += 1;
         self.due
             .insert((pending.next_round_at, pending.sequence, key));
-        self.held += u32::from(announcement.held);
+        self.periodic += u32::from(announcement.is_periodic);
         self.pending.insert(key, pending);
     }
 
@@ -200,7 +200,7 @@ impl Announcer {
         }
     }
 
-    /// Number of addresses with rounds left, or held.
+    /// Number of addresses with rounds left, or periodic.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.pending.len()
@@ -217,7 +217,7 @@ impl Announcer {
             mac,
             port,
             router,
-            held,
+            is_periodic,
         } = pending.announcement;
         let frames = match as_v4(&address) {
             Some(v4) => [false, true]
@@ -242,9 +242,9 @@ impl Announcer {
         pending.round += 1;
         let next = match settings.rounds.get(pending.round) {
             Some(after) => pending.announced_at + *after,
-            None if held => {
+            None if is_periodic => {
                 let rate = settings.repeats_per_second.max(1);
-                let interval = (Duration::from_secs(1) / rate * self.held).max(settings.repeat);
+                let interval = (Duration::from_secs(1) / rate * self.periodic).max(settings.repeat);
                 // The first repetition at a random time of the interval, so that addresses that
                 // moved together are not repeated together.
                 let first = pending.round == settings.rounds.len();
@@ -264,7 +264,7 @@ impl Announcer {
     fn remove(&mut self, key: Key) {
         if let Some(old) = self.pending.remove(&key) {
             self.due.remove(&(old.next_round_at, old.sequence, key));
-            self.held -= u32::from(old.announcement.held);
+            self.periodic -= u32::from(old.announcement.is_periodic);
         }
         self.ready.retain(|(of, ..)| *of != key);
     }
@@ -283,7 +283,7 @@ mod tests {
             mac: [mac; 6],
             port: PORT,
             router: false,
-            held: false,
+            is_periodic: false,
         }
     }
 
@@ -415,21 +415,21 @@ mod tests {
                     of_address.push(at);
                 }
             }
-            now = announcer.next_deadline().expect("held addresses");
+            now = announcer.next_deadline().expect("periodic announcements");
         }
         times
     }
 
     #[test]
-    fn held_address_is_announced_at_least_twice_a_minute_until_it_is_cancelled() {
+    fn periodic_announcement_is_sent_at_least_twice_a_minute_until_it_is_cancelled() {
         let start = Instant::now();
         let mut announcer = announcer();
         for last in 0..50 {
-            let held = true;
+            let is_periodic = true;
             announcer.announce(
                 start,
                 Announcement {
-                    held,
+                    is_periodic,
                     ..announcement(last, 6)
                 },
             );
@@ -447,11 +447,11 @@ mod tests {
             announcer.cancel(&PORT, &mapped([10, 1, 0, last]));
         }
         assert_eq!((announcer.pending(), announcer.next_deadline()), (0, None));
-        assert_eq!(announcer.held, 0);
+        assert_eq!(announcer.periodic, 0);
     }
 
     #[test]
-    fn many_held_addresses_keep_to_the_rate_of_repetitions() {
+    fn many_periodic_announcements_keep_to_the_rate_of_repetitions() {
         let start = Instant::now();
         let mut announcer = announcer();
         for n in 0..20_000u16 {
@@ -460,7 +460,7 @@ mod tests {
                 start,
                 Announcement {
                     address: mapped([10, 1, high, low]),
-                    held: true,
+                    is_periodic: true,
                     ..announcement(0, 6)
                 },
             );
@@ -471,7 +471,7 @@ mod tests {
             while announcer.poll(now).is_some() {
                 frames += u32::from(now >= start + Duration::from_secs(60));
             }
-            now = announcer.next_deadline().expect("held addresses");
+            now = announcer.next_deadline().expect("periodic announcements");
         }
         // 200 addresses a second, two frames each, for a minute; a fifth of tolerance.
         assert!((19_200..=28_800).contains(&frames), "{frames}");

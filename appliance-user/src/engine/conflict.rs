@@ -177,7 +177,7 @@ impl ConflictTable {
     }
 
     /// Ends the conflicts about addresses that are not the appliance's any more.
-    pub fn keep(&mut self, is_ours: impl Fn(&Place) -> bool) {
+    pub fn retain(&mut self, is_ours: impl Fn(&Place) -> bool) {
         let gone: Vec<Place> = self.conflicts.keys().copied().collect();
         for place in gone.into_iter().filter(|place| !is_ours(place)) {
             self.end(place);
@@ -288,7 +288,7 @@ mod tests {
         (PORT, mapped([10, 1, 0, last]))
     }
 
-    fn due(table: &mut ConflictTable, now: Instant) -> Vec<Output> {
+    fn poll_all(table: &mut ConflictTable, now: Instant) -> Vec<Output> {
         std::iter::from_fn(|| table.poll(now)).collect()
     }
 
@@ -300,7 +300,7 @@ mod tests {
             if claims.contains(&second) {
                 table.claimed(now, place(7), 1001, OTHER, false);
             }
-            for output in due(table, now) {
+            for output in poll_all(table, now) {
                 if matches!(output, Output::Send { .. }) {
                     sent.push(second);
                 }
@@ -314,7 +314,7 @@ mod tests {
         let now = Instant::now();
         let mut table = ConflictTable::new(Settings::default());
         table.claimed(now, place(7), 1001, OTHER, false);
-        let outputs = due(&mut table, now);
+        let outputs = poll_all(&mut table, now);
         let [Output::Begun(begun), Output::Send { ifindex: 3, frame }] = &outputs[..] else {
             panic!("{outputs:?}");
         };
@@ -345,7 +345,7 @@ mod tests {
         let mut table = ConflictTable::new(Settings::default());
         defences(&mut table, start, &[0, 50], 169);
         assert_eq!(table.conflicts().count(), 1);
-        let outputs = due(&mut table, start + Duration::from_secs(170));
+        let outputs = poll_all(&mut table, start + Duration::from_secs(170));
         assert!(matches!(outputs[..], [Output::Ended(c)] if c.claims == 2));
         assert_eq!(
             (table.conflicts().count(), table.next_deadline()),
@@ -360,9 +360,9 @@ mod tests {
         for last in [7, 8] {
             table.claimed(now, place(last), 1001, OTHER, false);
         }
-        due(&mut table, now);
-        table.keep(|place| place.1 == mapped([10, 1, 0, 8]));
-        assert!(matches!(due(&mut table, now)[..], [Output::Ended(c)]
+        poll_all(&mut table, now);
+        table.retain(|place| place.1 == mapped([10, 1, 0, 8]));
+        assert!(matches!(poll_all(&mut table, now)[..], [Output::Ended(c)]
             if c.address == mapped([10, 1, 0, 7])));
         assert_eq!(table.conflicts().count(), 1);
     }
@@ -372,9 +372,9 @@ mod tests {
         let now = Instant::now();
         let mut table = ConflictTable::new(Settings::default());
         table.claimed(now, place(7), 1001, OTHER, false);
-        due(&mut table, now);
+        poll_all(&mut table, now);
         table.claimed(now, place(7), 1001, [2; 6], false);
-        assert!(matches!(due(&mut table, now)[..], [Output::Begun(c)] if c.mac == [2; 6]));
+        assert!(matches!(poll_all(&mut table, now)[..], [Output::Begun(c)] if c.mac == [2; 6]));
     }
 
     #[test]
@@ -391,7 +391,7 @@ mod tests {
         assert_eq!(table.counters().refused_full, 5000 - 1024);
         let mut now = start;
         while now < start + Duration::from_secs(1) {
-            for output in due(&mut table, now) {
+            for output in poll_all(&mut table, now) {
                 sent += u32::from(matches!(output, Output::Send { .. }));
             }
             now = table.next_deadline().expect("unanswered claims");

@@ -22,7 +22,7 @@ use crate::{
     change::{Done, Planned, Wanted},
     live::Live,
     people::Actor,
-    roles::{Reach, Things, Verb, reach},
+    roles::{AccessScope, ObjectGroup, Verb, access_scope},
 };
 
 /// Objects on a page unless asked otherwise, and at most.
@@ -32,15 +32,15 @@ const LARGEST_PAGE: u64 = 1000;
 /// A kind of the API.
 pub(super) trait Served: Kind<Status: ToSchema> + ToSchema {
     /// Its row in the table of roles.
-    const THINGS: Things;
+    const GROUP: ObjectGroup;
     /// With its article, for summaries: `a VLAN pool`.
     const ONE: &'static str;
 }
 
 macro_rules! served {
-    ($($type:ident: $things:ident, $one:literal;)*) => {
+    ($($type:ident: $group:ident, $one:literal;)*) => {
         $(impl Served for $type {
-            const THINGS: Things = Things::$things;
+            const GROUP: ObjectGroup = ObjectGroup::$group;
             const ONE: &'static str = $one;
         })*
 
@@ -50,9 +50,9 @@ macro_rules! served {
         }
 
         /// The row of a kind in the table of roles, and its name space.
-        pub(super) fn things_of(kind: &str) -> Option<(Things, Scope)> {
+        pub(super) fn group_of(kind: &str) -> Option<(ObjectGroup, Scope)> {
             match kind {
-                $(<$type as Kind>::KIND => Some((Things::$things, <$type as Kind>::SCOPE)),)*
+                $(<$type as Kind>::KIND => Some((ObjectGroup::$group, <$type as Kind>::SCOPE)),)*
                 _ => None,
             }
         }
@@ -245,21 +245,23 @@ fn place<K: Kind>(call: &Call) -> (Option<&str>, Option<&str>) {
 /// tenant, did not exist.
 pub(super) fn authorize(
     actor: &Actor,
-    things: Things,
+    group: ObjectGroup,
     verb: Verb,
     tenant: Option<&str>,
 ) -> Result<(), Problem> {
     let own = actor.tenant.as_deref();
-    match (reach(actor.role, things, verb), tenant) {
-        (Reach::All, _) => Ok(()),
-        (Reach::Own, Some(tenant)) if Some(tenant) == own => Ok(()),
-        (Reach::Own, None) => Ok(()),
-        (Reach::Own | Reach::Itself | Reach::None, Some(tenant))
+    match (access_scope(actor.role, group, verb), tenant) {
+        (AccessScope::All, _) => Ok(()),
+        (AccessScope::Own, Some(tenant)) if Some(tenant) == own => Ok(()),
+        (AccessScope::Own, None) => Ok(()),
+        (AccessScope::Own | AccessScope::Itself | AccessScope::None, Some(tenant))
             if own.is_some() && own != Some(tenant) =>
         {
             Err(no_tenant(tenant))
         }
-        (Reach::Own | Reach::Itself | Reach::None, _) => Err(Problem::forbidden(&role(actor))),
+        (AccessScope::Own | AccessScope::Itself | AccessScope::None, _) => {
+            Err(Problem::forbidden(&role(actor)))
+        }
     }
 }
 
@@ -275,8 +277,8 @@ pub(super) fn no_tenant(tenant: &str) -> Problem {
 
 /// The tenant that an access concerns: for tenants themselves, their name.
 fn target<'c, K: Served>(tenant: Option<&'c str>, name: Option<&'c str>) -> Option<&'c str> {
-    match K::THINGS {
-        Things::Tenants => name,
+    match K::GROUP {
+        ObjectGroup::Tenants => name,
         _ => tenant,
     }
 }
@@ -289,7 +291,7 @@ fn absent<K: Kind>(tenant: Option<&str>, name: &str) -> Problem {
 async fn list<K: Served>(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     let (tenant, _) = place::<K>(&call);
-    authorize(actor, K::THINGS, Verb::Read, tenant)?;
+    authorize(actor, K::GROUP, Verb::Read, tenant)?;
     let limit = call.query.number("limit", PAGE, 1..=LARGEST_PAGE)?;
     let after = call.query.get("page").map(page).transpose()?;
     let live = call.director.live().await?;
@@ -299,8 +301,8 @@ async fn list<K: Served>(call: Call) -> Result<Answer, Problem> {
         return Err(no_tenant(tenant));
     }
     // Of tenants, a tenant sees itself.
-    let only = match K::THINGS {
-        Things::Tenants => actor.tenant.as_deref(),
+    let only = match K::GROUP {
+        ObjectGroup::Tenants => actor.tenant.as_deref(),
         _ => None,
     };
     let start = after
@@ -340,7 +342,7 @@ async fn get<K: Served>(call: Call) -> Result<Answer, Problem> {
     let (tenant, name) = place::<K>(&call);
     let name = name.unwrap_or_default();
     let actor = call.actor()?;
-    if reach(actor.role, K::THINGS, Verb::Read) == Reach::Itself
+    if access_scope(actor.role, K::GROUP, Verb::Read) == AccessScope::Itself
         && actor.role.machine() == Some(K::KIND)
     {
         // Another one is answered as one that does not exist.
@@ -349,7 +351,7 @@ async fn get<K: Served>(call: Call) -> Result<Answer, Problem> {
         }
     } else {
         let target = target::<K>(tenant, Some(name));
-        authorize(actor, K::THINGS, Verb::Read, target)?;
+        authorize(actor, K::GROUP, Verb::Read, target)?;
     }
     let live = call.director.live().await?;
     let object = found::<K>(&live, tenant, name)?;
@@ -382,7 +384,7 @@ fn planned<K: Kind>(accepted: Accepted<K>) -> Result<Planned, Problem> {
 async fn create_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     let (tenant, _) = place::<K>(&call);
-    authorize(actor, K::THINGS, Verb::Write, tenant)?;
+    authorize(actor, K::GROUP, Verb::Write, tenant)?;
     let new: New<K> = call.read()?;
     let wanted = Wanted {
         actor,
@@ -416,7 +418,7 @@ async fn replace_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     let name = name.unwrap_or_default();
     authorize(
         actor,
-        K::THINGS,
+        K::GROUP,
         Verb::Write,
         target::<K>(tenant, Some(name)),
     )?;
@@ -449,7 +451,7 @@ async fn remove_one<K: Served>(call: Call) -> Result<Answer, Problem> {
     let name = name.unwrap_or_default();
     authorize(
         actor,
-        K::THINGS,
+        K::GROUP,
         Verb::Write,
         target::<K>(tenant, Some(name)),
     )?;

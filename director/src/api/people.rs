@@ -1,7 +1,7 @@
 //! Sessions, users and tokens.
 
 use axum::http::{Method, StatusCode};
-use control::{Appliance, Gateway, Kind as _, Must, Object, Tenant, Transaction};
+use control::{Appliance, Gateway, Kind as _, Object, Precondition, Tenant, Transaction};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ use crate::{
         Actor, LONGEST, LONGEST_PASSWORD, SESSION, SHORTEST_PASSWORD, TOKENS, Token, USERS, User,
         hash_password, is_password, new_secret, token_hash,
     },
-    roles::{Role, Things, Verb},
+    roles::{ObjectGroup, Role, Verb},
 };
 
 /// A name and a password.
@@ -381,7 +381,9 @@ async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<Answer, Pro
         };
         let mut transaction = forget_expired(live, origin.now);
         let key = format!("{USERS}{}", new.user);
-        transaction.must.insert(key.clone(), Must::At(*revision));
+        transaction
+            .preconditions
+            .insert(key.clone(), Precondition::At(*revision));
         if let Some(code) = new.code {
             let accepted = user
                 .totp
@@ -396,7 +398,9 @@ async fn issue(call: &Call, actor: &Actor, new: Issue<'_>) -> Result<Answer, Pro
             transaction.put.insert(key, body(&after)?.to_string());
         }
         let key = format!("{TOKENS}{hash}");
-        transaction.must.insert(key.clone(), Must::Absent);
+        transaction
+            .preconditions
+            .insert(key.clone(), Precondition::Absent);
         transaction.put.insert(key, body(&token)?.to_string());
         Ok(Planned {
             transaction,
@@ -435,7 +439,7 @@ async fn myself(call: Call) -> Result<Answer, Problem> {
 
 async fn users(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
-    authorize(actor, Things::People, Verb::Read, None)?;
+    authorize(actor, ObjectGroup::People, Verb::Read, None)?;
     let live = call.director.live().await?;
     let users = live.users.values().map(|(user, _)| user);
     let items = users.filter(|user| actor.tenant.is_none() || user.tenant == actor.tenant);
@@ -456,7 +460,12 @@ fn shown(user: &User) -> ShownUser {
 async fn create_user(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     let new: NewUser = call.read()?;
-    authorize(actor, Things::People, Verb::Write, new.tenant.as_deref())?;
+    authorize(
+        actor,
+        ObjectGroup::People,
+        Verb::Write,
+        new.tenant.as_deref(),
+    )?;
     check_user(actor, &new)?;
     let chance = std::sync::Arc::clone(&call.director.chance);
     let mut hash = None;
@@ -494,8 +503,8 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
         if let Some(tenant) = &user.tenant {
             let found = live.state.get::<Tenant>(None, tenant);
             let found = found.ok_or_else(|| no_tenant(tenant))?;
-            let must = Must::At(found.metadata.revision);
-            transaction.must.insert(found.key(), must);
+            let precondition = Precondition::At(found.metadata.revision);
+            transaction.preconditions.insert(found.key(), precondition);
         }
         if let (Some(kind), Some(object)) = (user.role.machine(), &user.object) {
             let tenant = user.tenant.as_deref();
@@ -509,7 +518,9 @@ async fn create_user(call: Call) -> Result<Answer, Problem> {
             }
         }
         let key = format!("{USERS}{}", user.name);
-        transaction.must.insert(key.clone(), Must::Absent);
+        transaction
+            .preconditions
+            .insert(key.clone(), Precondition::Absent);
         transaction.put.insert(key, body(&user)?.to_string());
         Ok(Planned {
             transaction,
@@ -578,7 +589,9 @@ pub(super) fn remove_users_of(
             && user.tenant.as_deref() == tenant;
         if is_of_tenant || is_machine {
             let key = format!("{USERS}{name}");
-            transaction.must.insert(key.clone(), Must::At(*revision));
+            transaction
+                .preconditions
+                .insert(key.clone(), Precondition::At(*revision));
             transaction.delete.insert(key);
             delete_tokens(name, live, transaction);
         }
@@ -596,7 +609,7 @@ fn delete_tokens(user: &str, live: &Live, transaction: &mut Transaction) {
 async fn remove_user(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     let name = first(&call);
-    authorize(actor, Things::People, Verb::Write, None)?;
+    authorize(actor, ObjectGroup::People, Verb::Write, None)?;
     let wanted = Wanted {
         actor,
         subject: call.subject("user", actor.tenant.as_deref(), name)?,
@@ -619,7 +632,9 @@ async fn remove_user(call: Call) -> Result<Answer, Problem> {
         }
         let mut transaction = Transaction::default();
         let key = format!("{USERS}{name}");
-        transaction.must.insert(key.clone(), Must::At(*revision));
+        transaction
+            .preconditions
+            .insert(key.clone(), Precondition::At(*revision));
         transaction.delete.insert(key);
         delete_tokens(name, live, &mut transaction);
         Ok(Planned {
@@ -664,7 +679,7 @@ async fn create_token(call: Call) -> Result<Answer, Problem> {
 async fn create_machine_token(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?.clone();
     let name = first(&call);
-    authorize(&actor, Things::People, Verb::Write, None)?;
+    authorize(&actor, ObjectGroup::People, Verb::Write, None)?;
     let new: NewToken = call.read()?;
     let lifetime = lifetime(&new)?;
     {
@@ -740,7 +755,9 @@ async fn remove_token(call: Call) -> Result<Answer, Problem> {
         };
         let mut transaction = Transaction::default();
         let key = format!("{TOKENS}{hash}");
-        transaction.must.insert(key.clone(), Must::At(*revision));
+        transaction
+            .preconditions
+            .insert(key.clone(), Precondition::At(*revision));
         transaction.delete.insert(key);
         Ok(Planned {
             transaction,

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     audit::{self, Checkpoint, Entry},
     people::Actor,
-    roles::{Things, Verb},
+    roles::{ObjectGroup, Verb},
 };
 
 /// Entries on a page unless asked otherwise, and at most.
@@ -114,7 +114,7 @@ pub(super) fn register(all: &mut Vec<Operation>) {
 /// A tenant sees the entries about its objects, also those of the provider's users.
 async fn list(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
-    authorize(actor, Things::Audit, Verb::Read, None)?;
+    authorize(actor, ObjectGroup::Audit, Verb::Read, None)?;
     let limit = call.query.number("limit", PAGE, 1..=LARGEST_PAGE)?;
     let mut after = call.query.number("after", 0, 0..=u64::MAX)?;
     let last = call.director.live().await?.head.number;
@@ -172,7 +172,7 @@ fn seen_by(actor: &Actor, text: String) -> Result<Option<String>, Problem> {
 }
 
 async fn checkpoints(call: Call) -> Result<Answer, Problem> {
-    authorize(call.actor()?, Things::Audit, Verb::Read, None)?;
+    authorize(call.actor()?, ObjectGroup::Audit, Verb::Read, None)?;
     let snapshot = call.director.store.snapshot(audit::CHECKPOINTS).await;
     let snapshot = snapshot.map_err(|_| Problem::unavailable())?;
     let items = snapshot.entries.iter();

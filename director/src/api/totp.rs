@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use axum::http::StatusCode;
-use control::{Must, Transaction};
+use control::{Precondition, Transaction};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ use crate::{
     Director,
     change::{Planned, Wanted},
     people::{USERS, User},
-    roles::{Things, Verb},
+    roles::{ObjectGroup, Verb},
     totp::Authenticator,
 };
 
@@ -111,7 +111,9 @@ async fn change(
         };
         let mut transaction = Transaction::default();
         let key = format!("{USERS}{name}");
-        transaction.must.insert(key.clone(), Must::At(*revision));
+        transaction
+            .preconditions
+            .insert(key.clone(), Precondition::At(*revision));
         transaction.put.insert(key, body(&changed)?.to_string());
         Ok(Planned {
             transaction,
@@ -177,7 +179,7 @@ pub(super) async fn confirm(call: Call) -> Result<Answer, Problem> {
 }
 
 pub(super) async fn remove(call: Call) -> Result<Answer, Problem> {
-    authorize(call.actor()?, Things::People, Verb::Write, None)?;
+    authorize(call.actor()?, ObjectGroup::People, Verb::Write, None)?;
     let name = first(&call).to_owned();
     change(&call, &name, StatusCode::NO_CONTENT, |_, _| Ok(None)).await?;
     forgive(&call.director, &name);

@@ -13,13 +13,13 @@ use tokio::time::timeout;
 
 use super::{
     answer::{Answer, Problem},
-    objects::{authorize, things_of},
+    objects::{authorize, group_of},
     request::Call,
     table::{Operation, Parameter, Success},
 };
 use crate::{
     Director,
-    roles::{Reach, Verb, reach},
+    roles::{AccessScope, Verb, access_scope},
 };
 
 /// Interval of comments that keep a connection open, and of checks whether the token still holds.
@@ -68,7 +68,7 @@ pub(super) fn register(all: &mut Vec<Operation>) {
 async fn watch(call: Call) -> Result<Answer, Problem> {
     let actor = call.actor()?;
     let kind = call.query.get("kind").unwrap_or_default();
-    let (things, scope) = things_of(kind).ok_or_else(|| {
+    let (group, scope) = group_of(kind).ok_or_else(|| {
         Problem::bad_request(format!(
             "kind: {kind:?} is no kind: write one such as vlan-pool"
         ))
@@ -81,10 +81,10 @@ async fn watch(call: Call) -> Result<Answer, Problem> {
         (_, given, _) => given.map(ToOwned::to_owned),
     };
     // A machine sees itself, and so does a tenant of tenants.
-    let is_itself = reach(actor.role, things, Verb::Read) == Reach::Itself
+    let is_itself = access_scope(actor.role, group, Verb::Read) == AccessScope::Itself
         && actor.role.machine() == Some(kind);
     if !is_itself {
-        authorize(actor, things, Verb::Read, tenant.as_deref())?;
+        authorize(actor, group, Verb::Read, tenant.as_deref())?;
     }
     let own = match is_itself {
         true => actor.object.as_deref(),

@@ -45,7 +45,7 @@ async fn foreign_objects_are_answered_as_absent_ones() {
     assert_eq!(own["items"].as_array().expect("a list").len(), 1, "{own}");
 }
 
-/// Statuses of reading and writing own, foreign and provider's things, by role.
+/// Statuses of reading and writing own, foreign and provider's objects, by role.
 #[tokio::test]
 async fn each_role_reaches_what_the_table_says() {
     let server = Server::with_tenants().await;

@@ -56,14 +56,14 @@ struct InfoLabels {
 
 /// Metrics of the process and its configuration.
 #[derive(Debug, Default)]
-struct Own {
+struct ProcessMetrics {
     reloads: Family<ResultLabel, Counter>,
     /// Seconds since 1970.
     configured: Gauge,
     info: Family<InfoLabels, Gauge>,
 }
 
-impl Own {
+impl ProcessMetrics {
     fn register(&self, registry: &mut Registry) {
         for result in ["applied", "refused"] {
             drop(self.reloads.get_or_create(&ResultLabel { result }));
@@ -117,7 +117,7 @@ pub(super) struct Controller {
     files: files::Limits,
     registry: Arc<Registry>,
     health: Health,
-    own: Own,
+    own: ProcessMetrics,
 }
 
 impl Controller {
@@ -162,7 +162,7 @@ impl Controller {
         };
         let mut registry = Registry::default();
         relay.counters().register(&mut registry);
-        let own = Own::default();
+        let own = ProcessMetrics::default();
         own.register(&mut registry);
         own.applied(&config.name);
         let (fast, refused) = load(&config)?;

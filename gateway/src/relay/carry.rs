@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     enable_keepalive,
-    pipe::{Lent, Pipes, Read, read},
+    pipe::{Pipes, PooledPipe, Read, read},
     received::received,
 };
 
@@ -225,7 +225,7 @@ async fn relay_direction(
         tokio::task::coop::consume_budget().await;
         let mut between;
         if many {
-            between = pipes.lend();
+            between = pipes.acquire();
             match between.fill(from.stream) {
                 Ok(0) => return ended(from, to),
                 Ok(moved) => from.has_read(moved, activity),
@@ -248,14 +248,14 @@ async fn relay_direction(
                 discard(from, to).await;
                 return Ok(());
             };
-            let held = rest.as_ref().map_or(0, Lent::held);
+            let held = rest.as_ref().map_or(0, PooledPipe::len);
             bytes.inc_by((read.bytes - held) as u64);
             match rest {
                 Some(rest) => between = rest,
                 None => continue,
             }
         }
-        while between.held() > 0 {
+        while between.len() > 0 {
             match between.empty(to.stream) {
                 Ok(moved) => {
                     bytes.inc_by(moved as u64);

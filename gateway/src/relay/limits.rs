@@ -3,7 +3,7 @@
 //! ```text
 //!   accepted ─▶ hello names a tenant ─▶ on trial ───────────── still there ─▶ the tenant's
 //!               (any client can)        a budget of its own                    limit
-//!                                       full: the oldest of the source with most gives way
+//!                                       full: the oldest of the source with most is evicted
 //! ```
 //!
 //! The gateway does not authenticate clients; backends do, and close connections of others at once.
@@ -65,8 +65,8 @@ struct Taken {
 #[derive(Debug, Default)]
 struct Tenant {
     /// Those that were on trial long enough.
-    settled: u32,
-    /// By number, the oldest first. Notified, a connection gives way.
+    established: u32,
+    /// By number, the oldest first. Notified, a connection is evicted.
     trials: BTreeMap<u64, (Source, Arc<Notify>)>,
 }
 
@@ -91,7 +91,7 @@ impl Tenant {
     }
 
     fn is_empty(&self) -> bool {
-        self.settled == 0 && self.trials.is_empty()
+        self.established == 0 && self.trials.is_empty()
     }
 }
 
@@ -115,7 +115,7 @@ pub struct Counted {
 #[derive(Debug)]
 struct Counting {
     name: Arc<str>,
-    /// Its number on trial, and how it is told to give way; `None`: it has settled.
+    /// Its number on trial, and the notification of its eviction; `None`: it is established.
     trial: Option<(u64, Arc<Notify>)>,
 }
 
@@ -180,7 +180,7 @@ impl Connections {
     pub fn of(&self, tenant: &str) -> u32 {
         let taken = self.lock();
         let tenant = taken.tenants.get(tenant);
-        tenant.map_or(0, |tenant| tenant.settled + tenant.trials.len() as u32)
+        tenant.map_or(0, |tenant| tenant.established + tenant.trials.len() as u32)
     }
 
     /// Waits until no connection and no listener is left.
@@ -218,7 +218,7 @@ impl Counted {
     }
 
     /// Puts the connection on trial for `tenant`, which may have `limit` connections, and as many
-    /// on trial. If these are used up, one of a source with more of them gives way.
+    /// on trial. If these are used up, one of a source with more of them is evicted.
     ///
     /// # Errors
     /// [`Full::Tenant`].
@@ -226,13 +226,13 @@ impl Counted {
         let connections = Arc::clone(&self.connections);
         let mut taken = connections.lock();
         let taken = &mut *taken;
-        self.leave_tenant(taken);
+        self.release_tenant(taken);
         // A proxy that names no client is a source like any other.
         let source = self.source.unwrap_or(Source::V4(0));
         let number = taken.next;
         taken.next += 1;
         let entry = taken.tenants.entry(Arc::clone(tenant)).or_default();
-        let mut admitted = entry.settled < limit && limit > 0;
+        let mut admitted = entry.established < limit && limit > 0;
         if admitted && entry.trials.len() >= limit as usize {
             match entry.excess(entry.of_source(source)) {
                 Some(number) => {
@@ -258,7 +258,7 @@ impl Counted {
         Ok(())
     }
 
-    /// Waits until the connection has to give way to others on trial.
+    /// Waits until the connection is evicted for others on trial.
     pub async fn evicted(&self) {
         match &self.tenant {
             Some(Counting {
@@ -273,7 +273,7 @@ impl Counted {
     ///
     /// # Errors
     /// [`Full::Tenant`]: the tenant has `limit` others. The connection stays on trial.
-    pub fn settle(&mut self, limit: u32) -> Result<(), Full> {
+    pub fn establish(&mut self, limit: u32) -> Result<(), Full> {
         let Some(counting) = &mut self.tenant else {
             return Ok(());
         };
@@ -282,16 +282,16 @@ impl Counted {
         };
         let mut taken = self.connections.lock();
         let entry = taken.tenants.entry(Arc::clone(&counting.name)).or_default();
-        if entry.settled >= limit {
+        if entry.established >= limit {
             return Err(Full::Tenant);
         }
         entry.trials.remove(number);
-        entry.settled += 1;
+        entry.established += 1;
         counting.trial = None;
         Ok(())
     }
 
-    fn leave_tenant(&mut self, taken: &mut Taken) {
+    fn release_tenant(&mut self, taken: &mut Taken) {
         let Some(Counting { name, trial }) = self.tenant.take() else {
             return;
         };
@@ -299,9 +299,9 @@ impl Counted {
             return;
         };
         match trial {
-            // It is no longer there if it has given way.
+            // It is absent if it was evicted.
             Some((number, _)) => drop(entry.trials.remove(&number)),
-            None => entry.settled -= 1,
+            None => entry.established -= 1,
         }
         if entry.is_empty() {
             taken.tenants.remove(&name);
@@ -317,7 +317,7 @@ impl Drop for Counted {
         if let Some(source) = &self.source {
             release(&mut taken.sources, source);
         }
-        self.leave_tenant(&mut taken);
+        self.release_tenant(&mut taken);
         if taken.are_empty() {
             connections.empty.notify_waiters();
         }
@@ -438,7 +438,7 @@ mod tests {
         // Settled connections stay during the flood.
         let mut honest: Vec<_> = (0..3).map(|_| open("192.0.2.1").expect("room")).collect();
         for counted in &mut honest {
-            counted.settle(LIMIT).expect("room");
+            counted.establish(LIMIT).expect("room");
         }
         // A flood from two sources: each new one is refused or takes the place of another one.
         let mut flood: Vec<_> = (0..50)
@@ -455,13 +455,13 @@ mod tests {
         }
         assert_eq!(evicted, 1, "the oldest");
         flood.retain(|_| false);
-        new.settle(LIMIT).expect("room");
+        new.establish(LIMIT).expect("room");
         assert_eq!(connections.of("acme"), 4);
-        // The limit itself holds for what is settled.
+        // The limit itself holds for what is established.
         honest.push(new);
         for _ in 0..6 {
             let mut counted = open("192.0.2.3").expect("room");
-            counted.settle(LIMIT).expect("room");
+            counted.establish(LIMIT).expect("room");
             honest.push(counted);
         }
         assert_eq!(open("192.0.2.4").err(), Some(Full::Tenant));

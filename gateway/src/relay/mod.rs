@@ -642,7 +642,7 @@ async fn serve(
 ) {
     let counters = &shared.counters;
     let accepted = (SystemTime::now(), Instant::now());
-    let mut known = open::Known {
+    let mut info = open::ConnectionInfo {
         from,
         local,
         name: String::new(),
@@ -653,7 +653,7 @@ async fn serve(
     // Boxed, so that the large state of opening is freed before the connection may become idle.
     let opened = Box::pin(open::open(
         &client,
-        &mut known,
+        &mut info,
         &mut counted,
         &plan,
         (counters, &shared.learned),
@@ -667,23 +667,23 @@ async fn serve(
     } = match opened {
         Ok(opened) => opened,
         Err(refused) => {
-            refuse(known.from, &refused, &shared);
+            refuse(info.from, &refused, &shared);
             // Connections without a route leave no record.
-            if !known.backend.is_empty() {
-                record(&shared, accepted, known, [0; 2], refused.reason());
+            if !info.backend.is_empty() {
+                record(&shared, accepted, info, [0; 2], refused.reason());
             }
             return;
         }
     };
     let Times { idle, trial, .. } = plan.times;
     drop(plan);
-    let traffic: Traffic = counters.traffic(&known.tenant);
+    let traffic: Traffic = counters.traffic(&info.tenant);
     traffic.up.inc_by(bytes as u64);
-    let open = counters.opened(&known.tenant);
-    tracing::debug!(from = %known.from, tenant = known.tenant, "connection relayed");
+    let open = counters.opened(&info.tenant);
+    tracing::debug!(from = %info.from, tenant = info.tenant, "connection relayed");
     let read = [bytes + header, 0].map(|read| AtomicU64::new(read as u64));
     // Boxed, so that it is not kept where there is nothing to record.
-    let known = shared.access().is_some().then(|| Box::new(known));
+    let info = shared.access().is_some().then(|| Box::new(info));
     let carried = carry(&client, &read, &backend, idle, &traffic, &shared.pipes);
     let end = match limit {
         Some(limit) => on_trial(carried, &mut counted, (trial, limit)).await,
@@ -698,22 +698,16 @@ async fn serve(
         .get_or_create(&counters::Reason { reason })
         .inc();
     tracing::debug!(%from, end = reason, "connection ended");
-    if let Some(known) = known {
+    if let Some(info) = info {
         let [up, down] = read.map(AtomicU64::into_inner);
-        record(
-            &shared,
-            accepted,
-            *known,
-            [up - header as u64, down],
-            reason,
-        );
+        record(&shared, accepted, *info, [up - header as u64, down], reason);
     }
     // Closed before they leave the count: an empty relay has no socket.
     drop((client, backend, open));
     drop((busy, counted));
 }
 
-/// Carries a connection of a tenant, which gives way to others while it is on trial.
+/// Relays a connection of a tenant, which may be evicted for others while it is on trial.
 async fn on_trial(
     carried: impl Future<Output = End>,
     counted: &mut limits::Counted,
@@ -725,7 +719,7 @@ async fn on_trial(
         () = counted.evicted() => return End::Evicted,
         () = sleep(trial) => {}
     }
-    match counted.settle(limit) {
+    match counted.establish(limit) {
         Ok(()) => carried.await,
         Err(_) => End::Evicted,
     }
@@ -735,7 +729,7 @@ async fn on_trial(
 fn record(
     shared: &Shared,
     (time, begun): (SystemTime, Instant),
-    known: open::Known,
+    info: open::ConnectionInfo,
     [up, down]: [u64; 2],
     end: &'static str,
 ) {
@@ -746,12 +740,12 @@ fn record(
     access.add(Record {
         accepted: time.duration_since(UNIX_EPOCH).map_or(0, milliseconds),
         milliseconds: milliseconds(begun.elapsed()),
-        client: known.from,
-        local: known.local,
-        name: known.name,
-        tenant: known.tenant,
-        backend: known.backend,
-        address: known.address,
+        client: info.from,
+        local: info.local,
+        name: info.name,
+        tenant: info.tenant,
+        backend: info.backend,
+        address: info.address,
         up,
         down,
         end,

@@ -151,7 +151,7 @@ pub(super) struct Opened {
 }
 
 /// The state of a connection while it is opened.
-pub(super) struct Known {
+pub(super) struct ConnectionInfo {
     /// The client: its own address, or that of its PROXY header.
     pub from: SocketAddr,
     /// The address of the listener.
@@ -167,12 +167,12 @@ pub(super) struct Known {
 /// Opens a connection. A refused client that speaks TLS gets an alert.
 pub(super) async fn open(
     client: &TcpStream,
-    known: &mut Known,
+    info: &mut ConnectionInfo,
     counted: &mut Counted,
     plan: &Plan,
     (counters, learned): (&Counters, &Arc<Learned>),
 ) -> Result<Opened, Refused> {
-    let opened = opened(client, known, counted, plan, (counters, learned)).await;
+    let opened = opened(client, info, counted, plan, (counters, learned)).await;
     if let Err(refused) = &opened
         && let Some(number) = refused.alert()
     {
@@ -184,24 +184,24 @@ pub(super) async fn open(
 
 async fn opened(
     client: &TcpStream,
-    known: &mut Known,
+    info: &mut ConnectionInfo,
     counted: &mut Counted,
     plan: &Plan,
     (counters, learned): (&Counters, &Arc<Learned>),
 ) -> Result<Opened, Refused> {
     let end = Instant::now() + plan.times.hello;
     let mut header = 0;
-    if plan.is_proxy(known.from.ip()) {
+    if plan.is_proxy(info.from.ip()) {
         let (named, bytes) = read_proxy_header(client, end).await?;
-        known.from = named.unwrap_or(known.from);
+        info.from = named.unwrap_or(info.from);
         header = bytes;
-        counted.name_source(known.from.ip(), plan.limits.per_source)?;
+        counted.name_source(info.from.ip(), plan.limits.per_source)?;
     }
     let (hello, bytes) = read(client, end).await?;
     let route = plan.desired.table.find(&hello)?;
-    known.name = hello.name.unwrap_or_default();
-    known.tenant = label(route.tenant.as_ref()).to_owned();
-    known.backend = (*route.backend).to_owned();
+    info.name = hello.name.unwrap_or_default();
+    info.tenant = label(route.tenant.as_ref()).to_owned();
+    info.backend = (*route.backend).to_owned();
     let mut limit = None;
     if let Some(tenant) = &route.tenant {
         let most = plan
@@ -230,11 +230,11 @@ async fn opened(
     let (stream, address) = dial_while_connected(client, dialed)
         .await?
         .map_err(unreachable)?;
-    known.address = Some(address);
+    info.address = Some(address);
     let mut first = if backend.proxy {
         // The address that the client connected to, where the listener has the wildcard address.
-        let to = client.local_addr().unwrap_or(known.local);
-        proxy_header::header(known.from, to, &known.name)
+        let to = client.local_addr().unwrap_or(info.local);
+        proxy_header::header(info.from, to, &info.name)
     } else {
         Vec::new()
     };
@@ -331,12 +331,12 @@ async fn dial_while_connected(
     tokio::select! {
         biased;
         dialed = dialed => Ok(dialed),
-        () = gone(client) => Err(Refused::Gone),
+        () = client_closed(client) => Err(Refused::Gone),
     }
 }
 
 /// Waits until the client has closed or reset its connection.
-async fn gone(client: &TcpStream) {
+async fn client_closed(client: &TcpStream) {
     loop {
         // Most backends answer before: a client is not asked for nothing.
         sleep(WATCH).await;

@@ -46,7 +46,7 @@ pub struct Read<'a> {
     /// Whether no more bytes are available now.
     pub all: bool,
     /// The bytes that the other socket did not accept; or its error.
-    pub rest: io::Result<Option<Lent<'a>>>,
+    pub rest: io::Result<Option<PooledPipe<'a>>>,
 }
 
 /// Reads up to the size of the thread's buffer from a socket and writes to the other.
@@ -56,7 +56,7 @@ pub struct Read<'a> {
 pub fn read<'a>(from: &TcpStream, to: &TcpStream, pipes: &'a Pipes) -> io::Result<Read<'a>> {
     OWN.with_borrow_mut(|own| {
         let bytes = receive(from, own)?;
-        let held = |from| Some(pipes.hold(&own[from..bytes]));
+        let held = |from| Some(pipes.buffer_of(&own[from..bytes]));
         let rest = if bytes == 0 {
             Ok(None)
         } else {
@@ -104,13 +104,13 @@ pub struct Pipes {
     most: AtomicUsize,
     /// Present pipes, borrowed or not.
     made: AtomicUsize,
-    free: Mutex<Vec<Between>>,
+    free: Mutex<Vec<TransferBuffer>>,
     /// Times that a buffer was used because no pipe was free.
     pub short: Counter,
 }
 
 #[derive(Debug)]
-enum Between {
+enum TransferBuffer {
     Pipe {
         read: OwnedFd,
         write: OwnedFd,
@@ -124,10 +124,10 @@ enum Between {
 
 /// A borrowed pipe or buffer.
 #[derive(Debug)]
-pub struct Lent<'a> {
+pub struct PooledPipe<'a> {
     pipes: &'a Pipes,
     /// `Some` until the drop.
-    between: Option<Between>,
+    between: Option<TransferBuffer>,
 }
 
 impl Pipes {
@@ -146,27 +146,27 @@ impl Pipes {
     pub fn limit(&self, most: usize) {
         self.most.store(most, Ordering::Relaxed);
         for between in self.free().drain(..) {
-            if matches!(between, Between::Pipe { .. }) {
+            if matches!(between, TransferBuffer::Pipe { .. }) {
                 self.made.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
 
     /// Borrows an empty pipe or buffer.
-    pub fn lend(&self) -> Lent<'_> {
+    pub fn acquire(&self) -> PooledPipe<'_> {
         let unused = self.free().pop();
-        let between = unused.unwrap_or_else(|| self.make());
-        Lent {
+        let between = unused.unwrap_or_else(|| self.open());
+        PooledPipe {
             pipes: self,
             between: Some(between),
         }
     }
 
     /// A buffer with these bytes.
-    fn hold(&self, bytes: &[u8]) -> Lent<'_> {
-        Lent {
+    fn buffer_of(&self, bytes: &[u8]) -> PooledPipe<'_> {
+        PooledPipe {
             pipes: self,
-            between: Some(Between::Buffer {
+            between: Some(TransferBuffer::Buffer {
                 held: 0..bytes.len(),
                 bytes: bytes.into(),
             }),
@@ -179,11 +179,11 @@ impl Pipes {
         self.free().len()
     }
 
-    fn free(&self) -> std::sync::MutexGuard<'_, Vec<Between>> {
+    fn free(&self) -> std::sync::MutexGuard<'_, Vec<TransferBuffer>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn make(&self) -> Between {
+    fn open(&self) -> TransferBuffer {
         let most = self.most.load(Ordering::Relaxed);
         let one_more = |made| (made < most).then_some(made + 1);
         let may = self
@@ -194,7 +194,7 @@ impl Pipes {
                 Ok((read, write)) => {
                     // The kernel refuses above the limit of the user; a smaller pipe works, slower.
                     let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE));
-                    return Between::Pipe {
+                    return TransferBuffer::Pipe {
                         read,
                         write,
                         held: 0,
@@ -209,20 +209,20 @@ impl Pipes {
         if most > 0 {
             self.short.inc();
         }
-        Between::Buffer {
+        TransferBuffer::Buffer {
             bytes: vec![0; BUFFER].into_boxed_slice(),
             held: 0..0,
         }
     }
 }
 
-impl Lent<'_> {
+impl PooledPipe<'_> {
     /// Number of bytes inside.
     #[must_use]
-    pub fn held(&self) -> usize {
+    pub fn len(&self) -> usize {
         match &self.between {
-            Some(Between::Pipe { held, .. }) => *held,
-            Some(Between::Buffer { held, .. }) => held.len(),
+            Some(TransferBuffer::Pipe { held, .. }) => *held,
+            Some(TransferBuffer::Buffer { held, .. }) => held.len(),
             None => 0,
         }
     }
@@ -234,12 +234,12 @@ impl Lent<'_> {
     /// `WouldBlock` when no byte is available; else the error of the socket.
     pub fn fill(&mut self, from: &TcpStream) -> io::Result<usize> {
         match &mut self.between {
-            Some(Between::Pipe { write, held, .. }) => {
+            Some(TransferBuffer::Pipe { write, held, .. }) => {
                 let moved = from.try_io(Interest::READABLE, || moved(from, write))?;
                 *held += moved;
                 Ok(moved)
             }
-            Some(Between::Buffer { bytes, held }) => {
+            Some(TransferBuffer::Buffer { bytes, held }) => {
                 let read = from.try_read(bytes)?;
                 *held = 0..read;
                 Ok(read)
@@ -254,12 +254,12 @@ impl Lent<'_> {
     /// `WouldBlock` when the socket accepts no byte; else the error of the socket.
     pub fn empty(&mut self, to: &TcpStream) -> io::Result<usize> {
         match &mut self.between {
-            Some(Between::Pipe { read, held, .. }) => {
+            Some(TransferBuffer::Pipe { read, held, .. }) => {
                 let moved = to.try_io(Interest::WRITABLE, || moved(&*read, to))?;
                 *held = held.saturating_sub(moved);
                 Ok(moved)
             }
-            Some(Between::Buffer { bytes, held }) => {
+            Some(TransferBuffer::Buffer { bytes, held }) => {
                 let written = to.try_write(&bytes[held.clone()])?;
                 held.start += written;
                 Ok(written)
@@ -269,18 +269,18 @@ impl Lent<'_> {
     }
 }
 
-impl Drop for Lent<'_> {
+impl Drop for PooledPipe<'_> {
     fn drop(&mut self) {
         let pipes = self.pipes;
-        let held = self.held();
+        let held = self.len();
         let Some(between) = self.between.take() else {
             return;
         };
         let is_pipe = match &between {
-            Between::Pipe { .. } => true,
+            TransferBuffer::Pipe { .. } => true,
             // A buffer of `hold`, made for its bytes.
-            Between::Buffer { bytes, .. } if bytes.len() != BUFFER => return,
-            Between::Buffer { .. } => false,
+            TransferBuffer::Buffer { bytes, .. } if bytes.len() != BUFFER => return,
+            TransferBuffer::Buffer { .. } => false,
         };
         let most = pipes.most.load(Ordering::Relaxed);
         let fits = pipes.made.load(Ordering::Relaxed) <= most;
@@ -309,19 +309,19 @@ fn moved(from: impl std::os::fd::AsFd, to: impl std::os::fd::AsFd) -> io::Result
 mod tests {
     use super::*;
 
-    fn is_pipe(lent: &Lent<'_>) -> bool {
-        matches!(lent.between, Some(Between::Pipe { .. }))
+    fn is_pipe(pipe: &PooledPipe<'_>) -> bool {
+        matches!(pipe.between, Some(TransferBuffer::Pipe { .. }))
     }
 
     #[test]
     fn pipes_are_limited_and_buffers_follow() {
         let pipes = Pipes::new(2);
-        let three = [pipes.lend(), pipes.lend(), pipes.lend()];
+        let three = [pipes.acquire(), pipes.acquire(), pipes.acquire()];
         assert_eq!(three.each_ref().map(is_pipe), [true, true, false]);
         assert_eq!(pipes.short.get(), 1);
         drop(three);
         assert_eq!(pipes.unused(), 2);
-        let two = [pipes.lend(), pipes.lend()];
+        let two = [pipes.acquire(), pipes.acquire()];
         assert_eq!(
             (two.each_ref().map(is_pipe), pipes.unused()),
             ([true; 2], 0)
@@ -331,10 +331,10 @@ mod tests {
         assert_eq!(pipes.made.load(Ordering::Relaxed), 1);
         pipes.limit(0);
         assert_eq!(pipes.unused(), 0);
-        assert!(!is_pipe(&pipes.lend()));
+        assert!(!is_pipe(&pipes.acquire()));
         assert_eq!((pipes.made.load(Ordering::Relaxed), pipes.unused()), (0, 1));
         assert_eq!(pipes.short.get(), 1, "no pipe was wanted");
         pipes.limit(1);
-        assert!(is_pipe(&pipes.lend()));
+        assert!(is_pipe(&pipes.acquire()));
     }
 }

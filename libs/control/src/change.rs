@@ -1,7 +1,7 @@
 //! The three changes of an object: create, replace its spec, remove.
 
 use crate::{
-    Conflict, Kind, Metadata, Must, Object, Origin, Refusal, Scope, State, Transaction,
+    Conflict, Kind, Metadata, Object, Origin, Precondition, Refusal, Scope, State, Transaction,
     draft::Draft,
     name::{NAME_RULE, is_name},
     refusal::Problems,
@@ -97,8 +97,8 @@ pub fn replace<K: Kind>(
     let owner = owner_after(old, wanted, take_over, &mut draft)?;
     if old.spec == spec && old.metadata.owner == owner {
         let mut transaction = Transaction::default();
-        let must = Must::At(old.metadata.revision);
-        transaction.must.insert(old.key(), must);
+        let precondition = Precondition::At(old.metadata.revision);
+        transaction.preconditions.insert(old.key(), precondition);
         return Ok(Accepted {
             transaction,
             object: old.clone(),

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Claim, Conflict, Kind, Must, Object, Options, Origin, Refusal, State, Tenant, Transaction,
+    Claim, Conflict, Kind, Object, Options, Origin, Precondition, Refusal, State, Tenant,
+    Transaction,
     name::NAME,
     state::{provider_guard, tenant_guard, vlan_claims},
 };
@@ -51,11 +52,13 @@ impl<'s> Draft<'s> {
     }
 
     fn guard(&mut self, key: String) {
-        let must = match self.state.guards.get(&key) {
-            Some(revision) => Must::At(*revision),
-            None => Must::Absent,
+        let precondition = match self.state.guards.get(&key) {
+            Some(revision) => Precondition::At(*revision),
+            None => Precondition::Absent,
         };
-        self.transaction.must.insert(key.clone(), must);
+        self.transaction
+            .preconditions
+            .insert(key.clone(), precondition);
         if !self.transaction.delete.contains(&key) {
             self.transaction.put.insert(key, "{}".to_owned());
         }
@@ -89,11 +92,13 @@ impl<'s> Draft<'s> {
     }
 
     fn must_be<K: Kind>(&mut self, key: &str, object: &Object<K>) {
-        let must = match object.metadata.revision {
-            0 => Must::Absent,
-            revision => Must::At(revision),
+        let precondition = match object.metadata.revision {
+            0 => Precondition::Absent,
+            revision => Precondition::At(revision),
         };
-        self.transaction.must.insert(key.to_owned(), must);
+        self.transaction
+            .preconditions
+            .insert(key.to_owned(), precondition);
     }
 
     /// Whether no claim has this key, neither before nor after the change.
@@ -130,7 +135,9 @@ impl<'s> Draft<'s> {
     /// Claims a VLAN or an address that is free.
     pub(crate) fn claim(&mut self, key: String, claim: &Claim) {
         let value = serde_json::to_string(claim).unwrap_or_default();
-        self.transaction.must.insert(key.clone(), Must::Absent);
+        self.transaction
+            .preconditions
+            .insert(key.clone(), Precondition::Absent);
         self.transaction.put.insert(key, value);
     }
 

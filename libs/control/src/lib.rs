@@ -53,4 +53,4 @@ pub use range::{AddressRange, RangeError, VlanRange};
 pub use refusal::{Conflict, Reason, Refusal};
 pub use role::{ROLES, Role};
 pub use state::{Claim, Corrupt, State, Table};
-pub use transaction::{Must, Revision, Transaction};
+pub use transaction::{Precondition, Revision, Transaction};

@@ -8,7 +8,7 @@ pub type Revision = u64;
 
 /// Precondition for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Must {
+pub enum Precondition {
     /// The key does not exist.
     Absent,
     /// The key exists, and this commit wrote it last.
@@ -18,8 +18,8 @@ pub enum Must {
 /// Keys to write and to delete, all or none, if all preconditions hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
-    /// Preconditions.
-    pub must: BTreeMap<String, Must>,
+    /// By key. Unless all hold, nothing is written.
+    pub preconditions: BTreeMap<String, Precondition>,
     /// Values to write.
     pub put: BTreeMap<String, String>,
     /// Keys to delete. None of them is in `put`. A key that does not exist is no error.

@@ -65,7 +65,7 @@ impl Notifier {
     }
 
     /// The process is alive.
-    pub(crate) fn alive(&self) {
+    pub(crate) fn keep_alive(&self) {
         self.send("WATCHDOG=1");
     }
 

@@ -75,7 +75,7 @@ impl Leases {
     }
 
     /// Whether the fence's holder has the lease.
-    pub(crate) fn holds(&self, fence: &Fence, now: Duration) -> bool {
+    pub(crate) fn is_valid(&self, fence: &Fence, now: Duration) -> bool {
         self.0
             .get(&fence.lease)
             .is_some_and(|lease| lease.revision == fence.revision && now < lease.ends)
@@ -83,7 +83,7 @@ impl Leases {
 
     /// Moves the end of a lease; false if it has ended.
     pub(crate) fn extend(&mut self, fence: &Fence, now: Duration, ends: Duration) -> bool {
-        if !self.holds(fence, now) {
+        if !self.is_valid(fence, now) {
             return false;
         }
         if let Some(lease) = self.0.get_mut(&fence.lease) {

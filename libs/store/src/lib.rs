@@ -29,7 +29,7 @@ mod watch;
 use std::time::Duration;
 
 pub use clock::{Clock, System};
-pub use control::{Must, Revision, Transaction};
+pub use control::{Precondition, Revision, Transaction};
 pub use error::{CommitError, Error, ReadError};
 pub use lease::{Campaign, Fence};
 pub use memory::Memory;

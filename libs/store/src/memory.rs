@@ -9,8 +9,8 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    Campaign, Change, Changes, Clock, CommitError, Entry, Error, Fence, Must, PAGE, ReadError,
-    Revision, Snapshot, Store, System, Transaction,
+    Campaign, Change, Changes, Clock, CommitError, Entry, Error, Fence, PAGE, Precondition,
+    ReadError, Revision, Snapshot, Store, System, Transaction,
     lease::{Leases, PREFIX},
 };
 
@@ -73,11 +73,11 @@ impl Memory {
         inner: &mut Inner,
         transaction: &Transaction,
     ) -> Result<Revision, CommitError> {
-        for (key, must) in &transaction.must {
+        for (key, precondition) in &transaction.preconditions {
             let there = inner.entries.get(key).map(|(_, revision)| *revision);
-            let holds = match must {
-                Must::Absent => there.is_none(),
-                Must::At(revision) => there == Some(*revision),
+            let holds = match precondition {
+                Precondition::Absent => there.is_none(),
+                Precondition::At(revision) => there == Some(*revision),
             };
             if !holds {
                 return Err(CommitError::Stale { key: key.clone() });
@@ -133,7 +133,7 @@ impl Store for Memory {
         fence: Option<Fence>,
     ) -> Result<Revision, CommitError> {
         let mut inner = self.lock();
-        if let Some(fence) = fence.filter(|fence| !inner.leases.holds(fence, self.now())) {
+        if let Some(fence) = fence.filter(|fence| !inner.leases.is_valid(fence, self.now())) {
             return Err(CommitError::Fenced { lease: fence.lease });
         }
         self.commit_now(&mut inner, &transaction)

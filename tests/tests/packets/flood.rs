@@ -277,9 +277,9 @@ fn each_tenant_has_its_own_share_of_connections() {
 }
 
 #[test]
-fn a_tenant_gets_unused_places_of_others_on_loan() {
+fn a_tenant_may_exceed_its_quota_while_others_use_less() {
     const OWN: u32 = 10;
-    const LENT: u32 = 14;
+    const LIMIT: u32 = 14;
     let mut world = World::nat();
     world.quotas = vec![
         TenantQuota {
@@ -288,8 +288,8 @@ fn a_tenant_gets_unused_places_of_others_on_loan() {
         };
         2
     ];
-    world.nat.lend_connections = LENT;
-    world.nat.lend_mappings = LENT;
+    world.nat.over_quota_connections = LIMIT;
+    world.nat.over_quota_mappings = LIMIT;
     let Some(mut h) = Harness::new(world) else {
         return;
     };
@@ -311,13 +311,13 @@ fn a_tenant_gets_unused_places_of_others_on_loan() {
     let first: Vec<_> = (20_000..20_020)
         .map(|port| open(&mut h, PA, PUBLIC4, 8443, port))
         .collect();
-    assert_eq!(count(&first), LENT, "its own, and those on loan");
-    // The owner of the places on loan gets its own in any case, and nothing beyond them.
+    assert_eq!(count(&first), LIMIT, "its own, and those over quota");
+    // The other tenant gets its own in any case, and nothing beyond them.
     let second: Vec<_> = (20_000..20_020)
         .map(|port| open(&mut h, globex, PUBLIC2, 443, port))
         .collect();
     assert_eq!(count(&second), OWN);
-    // Endpoints are lent by themselves.
+    // Endpoints have a limit of their own.
     let mapped = |h: &mut Harness, place, port| {
         let fate = inside(
             h,
@@ -329,7 +329,7 @@ fn a_tenant_gets_unused_places_of_others_on_loan() {
     let first: Vec<_> = (11_000..11_020)
         .map(|port| mapped(&mut h, PA, port))
         .collect();
-    assert_eq!(count(&first), LENT);
+    assert_eq!(count(&first), LIMIT);
     let second: Vec<_> = (11_000..11_020)
         .map(|port| mapped(&mut h, globex, port))
         .collect();

@@ -18,7 +18,7 @@ use appliance_common::{
 use appliance_user::{
     config::LogTarget,
     datapath::{
-        connections::{ConnectionSweeper, lend_limit},
+        connections::{ConnectionSweeper, over_quota_limit},
         nat_log::{NatLog, Output},
     },
 };
@@ -165,8 +165,8 @@ fn run(places: u32, seconds: u64) {
         2
     ];
     world.nat.log = 1;
-    world.nat.lend_connections = lend_limit(places);
-    world.nat.lend_mappings = lend_limit(places);
+    world.nat.over_quota_connections = over_quota_limit(places);
+    world.nat.over_quota_mappings = over_quota_limit(places);
     // The second tenant has an address of its own, too.
     for address in world.nat_addresses.iter_mut().filter(|a| a.last != 0) {
         (address.first, address.last) = (1024, 65_535);
@@ -230,7 +230,7 @@ fn run(places: u32, seconds: u64) {
         .map(|(slot, count)| (counter_name(slot), count))
         .collect();
     assert_eq!((load.refused, drops), (0, Vec::new()));
-    assert_eq!(removed["on_loan"], 0, "nothing established gives way");
+    assert_eq!(removed["over_quota"], 0, "nothing established is evicted");
     // Little's law: the time in the table is that of the connection, then `closed_seconds`, then at
     // most the ten seconds between two passes and both of these; two seconds are the clock's ticks.
     let time = OPEN + 2 * passes.longest() + Duration::from_secs(10 + 10 + 2);

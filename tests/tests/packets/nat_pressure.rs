@@ -1,4 +1,4 @@
-//! The sweeper on live maps that fill: what gives way, in which order, and what stays
+//! The sweeper on live maps that fill: what is evicted, in which order, and what stays
 //! (docs/nat.md, "Which entries are evicted").
 
 use std::{
@@ -7,7 +7,7 @@ use std::{
 };
 
 use appliance_common::{counters::Counter, nat::TenantQuota};
-use appliance_user::datapath::connections::{ConnectionSweeper, lend_limit};
+use appliance_user::datapath::connections::{ConnectionSweeper, over_quota_limit};
 use causeway_tests::{
     harness::{Harness, Pins, describe, missing},
     nat::{End, HostPort, Message, Verdict, end, inside, outside, packet},
@@ -21,7 +21,7 @@ const A: &str = "10.1.0.10";
 const PLACES: u32 = 1024;
 /// Each tenant's part.
 const PART: u32 = PLACES / 2;
-/// Longer than the time for which an entry must be idle to give way, and two passes.
+/// Longer than the time for which an entry must be idle to be evicted, and two passes.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A tenant with a rule for port 443.
@@ -64,8 +64,8 @@ impl Appliance {
             };
             2
         ];
-        world.nat.lend_connections = lend_limit(PLACES);
-        world.nat.lend_mappings = lend_limit(PLACES);
+        world.nat.over_quota_connections = over_quota_limit(PLACES);
+        world.nat.over_quota_mappings = over_quota_limit(PLACES);
         let h = Harness::load_sized(world, PLACES).unwrap_or_else(|e| panic!("{}", describe(&e)));
         let pins = h.pin().unwrap_or_else(|e| panic!("{}", describe(&e)));
         let sweeper = ConnectionSweeper::spawn(pins.root(), None).expect("the maps are pinned");
@@ -127,16 +127,20 @@ impl Appliance {
 }
 
 #[test]
-fn places_on_loan_return_to_their_owner_the_longest_idle_first() {
+fn entries_over_quota_are_evicted_for_others_the_longest_idle_first() {
     let Some(mut appliance) = Appliance::start() else {
         return;
     };
-    let lent = lend_limit(PLACES) as u16;
+    let limit = over_quota_limit(PLACES) as u16;
     let ports = |from: u16, count: u16| from..from + count;
-    let opened = ports(10_000, lent + 50).filter(|port| appliance.open(ACME, *port));
-    assert_eq!(opened.count(), usize::from(lent), "its part, and the loans");
-    // The part itself is used again and again, the loans are idle.
-    let busy = ports(10_000 + lent - PART as u16, PART as u16);
+    let opened = ports(10_000, limit + 50).filter(|port| appliance.open(ACME, *port));
+    assert_eq!(
+        opened.count(),
+        usize::from(limit),
+        "its part, and those over quota"
+    );
+    // The part itself is used again and again, the entries over quota are idle.
+    let busy = ports(10_000 + limit - PART as u16, PART as u16);
     std::thread::sleep(Duration::from_secs(5));
     let mut refused = 0;
     for step in 0..PART as u16 / 64 {
@@ -151,8 +155,8 @@ fn places_on_loan_return_to_their_owner_the_longest_idle_first() {
     let removed = appliance.removed();
     println!("refused {refused}, removed {removed:?}");
     assert_eq!(refused, 0, "its own part");
-    let taken = u64::from(2 * PART) - u64::from(PLACES) + u64::from(lent) - u64::from(PART);
-    assert!(removed["on_loan"] >= taken, "{removed:?}");
+    let taken = u64::from(2 * PART) - u64::from(PLACES) + u64::from(limit) - u64::from(PART);
+    assert!(removed["over_quota"] >= taken, "{removed:?}");
     for reason in ["closed", "transitory", "expired", "stale"] {
         assert_eq!(removed[reason], 0, "{removed:?}");
     }
@@ -163,8 +167,8 @@ fn places_on_loan_return_to_their_owner_the_longest_idle_first() {
     for port in ports(20_000, PART as u16) {
         assert!(appliance.goes_on(GLOBEX, port), "globex's {port}");
     }
-    let left = ports(10_000, lent - PART as u16).filter(|port| appliance.goes_on(ACME, *port));
-    assert!(left.count() as u64 <= u64::from(lent) - u64::from(PART) - removed["on_loan"]);
+    let left = ports(10_000, limit - PART as u16).filter(|port| appliance.goes_on(ACME, *port));
+    assert!(left.count() as u64 <= u64::from(limit) - u64::from(PART) - removed["over_quota"]);
 }
 
 #[test]
@@ -181,7 +185,7 @@ fn half_closed_connections_give_way_and_established_ones_stay() {
         let fin = packet(Message::Tcp(FIN | ACK), client, public);
         assert!(matches!(outside(&mut appliance.h, &fin), Verdict::Host(_)));
     }
-    // Below the mark of 12/16 nothing gives way.
+    // Below the mark of 12/16 nothing is evicted.
     std::thread::sleep(Duration::from_secs(6));
     assert_eq!(appliance.removed()["transitory"], 0);
     for port in 30_000..30_100 {
@@ -192,7 +196,7 @@ fn half_closed_connections_give_way_and_established_ones_stay() {
     std::thread::sleep(Duration::from_secs(1));
     let removed = appliance.removed();
     assert!(
-        removed["transitory"] <= 400 && removed["on_loan"] == 0,
+        removed["transitory"] <= 400 && removed["over_quota"] == 0,
         "{removed:?}"
     );
     for port in established.chain(30_000..30_100) {
@@ -229,7 +233,7 @@ fn unanswered_connections_give_way_when_mappings_fill() {
     appliance.await_removed("unused_mapping", 850 - 704);
     let removed = appliance.removed();
     assert_eq!(
-        (removed["on_loan"], removed["closed"]),
+        (removed["over_quota"], removed["closed"]),
         (0, 0),
         "{removed:?}"
     );

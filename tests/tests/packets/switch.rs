@@ -92,7 +92,7 @@ fn a_mode_switch_never_mixes_modes_within_a_packet() {
             stores[stores.len() / 2]
         })
     };
-    let (mut partial, mut full, mut between, mut settled, mut sent) =
+    let (mut partial, mut full, mut between, mut complete, mut sent) =
         (0u64, 0u64, 0u64, 0u64, 0u64);
     'all: loop {
         for (n, packet) in packets.iter().enumerate() {
@@ -120,7 +120,7 @@ fn a_mode_switch_never_mixes_modes_within_a_packet() {
                 _ => full += 1,
             }
             if still {
-                settled += 1;
+                complete += 1;
                 assert_eq!(
                     mode,
                     modes[(epoch_before as usize + 1) % 2],
@@ -132,12 +132,12 @@ fn a_mode_switch_never_mixes_modes_within_a_packet() {
     let store = switcher.join().expect("the switcher ends");
     println!(
         "{sent} packets of {NETWORKS} networks over {ROUNDS} switches: {partial} partial, {full} \
-         full, {between} lost between, {settled} with no store under way; a switch is {store:?}"
+         full, {between} lost between, {complete} with no store under way; a switch is {store:?}"
     );
     assert!(
         partial > sent / 10 && full > sent / 10,
         "{partial} and {full} of {sent}"
     );
-    assert!(settled > sent / 2);
+    assert!(complete > sent / 2);
     assert_eq!(between, 0, "lost in a switch");
 }

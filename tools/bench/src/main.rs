@@ -1,4 +1,4 @@
-//! `causeway-bench`: the speed of Causeway, as ratios against peers.
+//! `causeway-bench`: the speed of Causeway, as ratios against contenders.
 //!
 //! For: figures that anyone can repeat. Contenders take turns within one run; the report has
 //! median, minimum and maximum, and names the machine and the kernel. Never: a test. A missed aim
@@ -29,7 +29,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
 
-/// Measures the speed of Causeway, as ratios against peers in the same run.
+/// Measures the speed of Causeway, as ratios against contenders in the same run.
 #[derive(Parser)]
 struct Cli {
     /// The benchmark.

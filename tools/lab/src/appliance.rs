@@ -350,7 +350,7 @@ pub struct Switchover {
     /// Both appliances know.
     pub switched: Instant,
     /// No address of the machine that takes over is tentative any more.
-    pub settled: Instant,
+    pub dad_done: Instant,
 }
 
 impl Lab {
@@ -446,13 +446,13 @@ impl Lab {
         };
         let switched = Instant::now();
         self.note_failed_over(&machine.production, over)?;
-        self.settle(takes)?;
+        self.wait_for_dad(takes)?;
         Ok(Switchover {
             began,
             off,
             on,
             switched,
-            settled: Instant::now(),
+            dad_done: Instant::now(),
         })
     }
 }

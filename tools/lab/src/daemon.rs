@@ -81,7 +81,7 @@ impl Daemon<'_> {
 
     /// Starts it with its configuration file.
     pub fn launch(&self, further: &[(&str, &Path)]) -> Result<()> {
-        self.there()?;
+        self.check_exists()?;
         let mut command = Command::new(self.program);
         command
             .arg("run")
@@ -98,7 +98,7 @@ impl Daemon<'_> {
     }
 
     /// Whether the program is built.
-    fn there(&self) -> Result<()> {
+    fn check_exists(&self) -> Result<()> {
         if self.program.exists() {
             return Ok(());
         }

@@ -81,7 +81,7 @@ impl Lab {
         for machine in self.machines_of(tenant) {
             self.power(&machine.replica, false)?;
         }
-        self.mend(&self.failover(tenant)?.wan)
+        self.restore_link(&self.failover(tenant)?.wan)
     }
 
     /// Powers a tenant's replicas on, and waits until their addresses are usable.
@@ -93,7 +93,7 @@ impl Lab {
             self.power(&machine.replica, true)?;
         }
         self.machines_of(tenant)
-            .try_for_each(|m| self.settle(&m.replica))
+            .try_for_each(|m| self.wait_for_dad(&m.replica))
     }
 
     /// Switches the tenant to full failover with its plan; returns the command's output.
@@ -145,7 +145,7 @@ impl Lab {
     ///
     /// # Errors
     /// If there is no such link.
-    pub fn mend(&self, wan: &str) -> Result<()> {
+    pub fn restore_link(&self, wan: &str) -> Result<()> {
         let ends = self.ends_of(wan)?;
         for (host, link) in &ends {
             self.link(host, &[format!("link set {link} up")])?;
@@ -153,7 +153,8 @@ impl Lab {
         for (host, _) in &ends {
             self.restore(host)?;
         }
-        ends.iter().try_for_each(|(host, _)| self.settle(host))
+        ends.iter()
+            .try_for_each(|(host, _)| self.wait_for_dad(host))
     }
 
     /// Host and link of each end of a WAN link.

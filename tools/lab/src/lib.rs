@@ -37,6 +37,7 @@ pub mod cloud;
 mod config;
 mod daemon;
 mod error;
+mod faults;
 mod full;
 mod gateway;
 mod http;
@@ -56,7 +57,6 @@ pub mod sites;
 mod switch;
 mod tcp;
 pub mod topology;
-mod trouble;
 
 pub use addr::{Cidr, Vlan, fixed_mac, mac_text};
 pub use appliance::{Handle, Switchover};

@@ -209,7 +209,7 @@ fn a_replica_is_silent_until_powered_and_then_announces_itself() {
 
     let during = capture(&lab);
     lab.power("replica-a", true).unwrap();
-    lab.settle("replica-a").unwrap();
+    lab.wait_for_dad("replica-a").unwrap();
     thread::sleep(100 * MS);
     let frames = during.stop().unwrap();
     let is = |f: &lab::Frame, at: usize, bytes: &[u8]| f.bytes[at..].starts_with(bytes);
@@ -333,7 +333,7 @@ fn public_addresses_are_resolved_on_the_providers_uplink() {
     lab.cut("acme-wan").unwrap();
     assert!(!answers("edge", "10.1.0.5"));
     assert!(answers("edge", "192.0.2.6"), "the other site is cut, too");
-    lab.mend("acme-wan").unwrap();
+    lab.restore_link("acme-wan").unwrap();
     assert!(answers("edge", "10.1.0.5"));
     assert!(answers("tenant-appliance", "203.0.113.5"));
     let error = lab.cut("nowhere").unwrap_err().to_string();

@@ -35,7 +35,7 @@ use self::{
     summary::{Counts, total},
 };
 use crate::{
-    bpf::Asked,
+    bpf::ToolchainChoice,
     fuzz, qemu,
     run::{self, cargo},
     setup,
@@ -93,7 +93,7 @@ const LONG_LIMIT: u32 = 6;
 #[derive(Debug)]
 pub struct Options {
     /// How to build the BPF programs.
-    pub bpf: Asked,
+    pub bpf: ToolchainChoice,
     /// Only these tiers; all if empty.
     pub tiers: Vec<Tier>,
     /// Only tests whose name contains this.
@@ -105,7 +105,7 @@ pub struct Options {
 }
 
 impl Options {
-    fn wants(&self, tier: Tier) -> bool {
+    fn includes(&self, tier: Tier) -> bool {
         match self.tiers.is_empty() {
             true => tier != Tier::Qemu || self.long,
             false => self.tiers.contains(&tier),
@@ -139,17 +139,17 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     let report = Report::default();
     let workspace = Workspace::read()?;
     let privileged = [Tier::Packets, Tier::Lab, Tier::Qemu];
-    let privileged = privileged.into_iter().any(|tier| options.wants(tier));
+    let privileged = privileged.into_iter().any(|tier| options.includes(tier));
     if privileged {
         run::prepare_bpf(options.bpf)?;
     }
-    if options.wants(Tier::Lab)
+    if options.includes(Tier::Lab)
         && setup::is_root()
-        && let Err(error) = setup::peers()
+        && let Err(error) = setup::install_boringtun()
     {
         errln!("xtask: {error:#}; the tests that need it are skipped");
     }
-    if options.wants(Tier::Qemu)
+    if options.includes(Tier::Qemu)
         && setup::is_root()
         && let Err(error) = qemu::prepare()
     {
@@ -158,7 +158,7 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     report.stage("tools and BPF programs", begun);
     let built = Instant::now();
     let programs = build(&workspace, Profile::Release, |target| {
-        options.wants(target.tier)
+        options.includes(target.tier)
     })?;
     report.stage("build", built);
     if privileged {
@@ -175,16 +175,16 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
     thread::scope(|scope| {
         let packets = scope.spawn(|| {
             let settings = options.settings(Tier::Packets);
-            in_turn(&of(Tier::Packets), Mode::Serial, &settings, &report)
+            run_each(&of(Tier::Packets), Mode::Serial, &settings, &report)
         });
-        let unit = in_turn(
+        let unit = run_each(
             &of(Tier::Unit),
             Mode::Parallel,
             &options.settings(Tier::Unit),
             &report,
         )
         .and_then(|()| {
-            if options.wants(Tier::Unit) {
+            if options.includes(Tier::Unit) {
                 fuzz_targets(options, &report)?;
                 examples(options, &workspace, &report)?;
             }
@@ -197,21 +197,21 @@ pub fn test(options: &Options) -> anyhow::Result<ExitCode> {
         )
     })?;
     report.stage("unit and packet tests", at);
-    if options.wants(Tier::Lab) {
+    if options.includes(Tier::Lab) {
         lab(&of(Tier::Lab), &options.settings(Tier::Lab), &report)?;
     }
-    if options.wants(Tier::Qemu) {
+    if options.includes(Tier::Qemu) {
         let at = Instant::now();
         let settings = options.settings(Tier::Qemu);
-        in_turn(&of(Tier::Qemu), Mode::Serial, &settings, &report)?;
+        run_each(&of(Tier::Qemu), Mode::Serial, &settings, &report)?;
         report.stage("tests in virtual machines", at);
     }
-    if options.long && options.wants(Tier::Unit) {
+    if options.long && options.includes(Tier::Unit) {
         let at = Instant::now();
         let programs = build(&workspace, Profile::Dev, |target| target.tier == Tier::Unit)?;
         let settings = options.settings(Tier::Unit);
         let programs: Vec<_> = programs.iter().collect();
-        in_turn(&programs, Mode::Parallel, &settings, &report)?;
+        run_each(&programs, Mode::Parallel, &settings, &report)?;
         report.stage("unit tests with overflow checks and debug assertions", at);
     }
     if privileged {
@@ -259,7 +259,7 @@ fn part(program: &Program) -> Part {
 }
 
 /// Runs programs one after another.
-fn in_turn(
+fn run_each(
     programs: &[&Program],
     mode: Mode,
     settings: &Settings,
@@ -434,13 +434,13 @@ mod tests {
     fn virtual_machines_run_where_they_are_asked_for() {
         let wants = |tiers: &[Tier], long| {
             let options = Options {
-                bpf: Asked::Auto,
+                bpf: ToolchainChoice::Auto,
                 tiers: tiers.to_vec(),
                 filter: None,
                 require_privileged: false,
                 long,
             };
-            (options.wants(Tier::Qemu), options.wants(Tier::Lab))
+            (options.includes(Tier::Qemu), options.includes(Tier::Lab))
         };
         assert_eq!(wants(&[], false), (false, true));
         assert_eq!(wants(&[], true), (true, true));
@@ -451,7 +451,7 @@ mod tests {
     #[test]
     fn the_long_form_takes_its_time() {
         let options = |long| Options {
-            bpf: Asked::Auto,
+            bpf: ToolchainChoice::Auto,
             tiers: Vec::new(),
             filter: None,
             require_privileged: true,

@@ -5,7 +5,7 @@
 //! record.
 //!
 //! ```text
-//!   test program ── stdout and stderr, one pipe ──▶ reader thread ──▶ Follower ──▶ Outcome
+//!   test program ── stdout and stderr, one pipe ──▶ reader thread ──▶ ProgramRun ─▶ Outcome
 //!        ▲                                                               │
 //!        └────────── SIGKILL to its process group, when a test hangs ────┘
 //! ```
@@ -154,7 +154,7 @@ fn once(
         .with_context(|| format!("start {}", program.path.display()))?;
     // It holds the writing ends: the output is at its end when all have closed them.
     drop(command);
-    Follower {
+    ProgramRun {
         child,
         lines: lines(reader),
         mode,
@@ -184,7 +184,7 @@ fn lines(reader: PipeReader) -> Receiver<String> {
 }
 
 /// A running program, and what is known of its tests.
-struct Follower<F> {
+struct ProgramRun<F> {
     child: Child,
     lines: Receiver<String>,
     mode: Mode,
@@ -197,7 +197,7 @@ struct Follower<F> {
     failed: bool,
 }
 
-impl<F: FnMut(Outcome)> Follower<F> {
+impl<F: FnMut(Outcome)> ProgramRun<F> {
     fn follow(mut self) -> anyhow::Result<End> {
         let mut gone: Option<(ExitStatus, Instant)> = None;
         let mut hung = None;
@@ -270,11 +270,11 @@ impl<F: FnMut(Outcome)> Follower<F> {
 
     fn line(&mut self, line: String) {
         let Some((before, event)) = parse(&line) else {
-            self.keep(line);
+            self.record_output(line);
             return;
         };
         if !before.is_empty() {
-            self.keep(before.to_owned());
+            self.record_output(before.to_owned());
         }
         match event {
             Event::Started(name) => {
@@ -300,7 +300,7 @@ impl<F: FnMut(Outcome)> Follower<F> {
     }
 
     /// Keeps a line that is no event.
-    fn keep(&mut self, line: String) {
+    fn record_output(&mut self, line: String) {
         if let Some(name) = skipped(&line) {
             match self.mode {
                 Mode::Serial => self.skipped.extend(self.running.keys().cloned()),

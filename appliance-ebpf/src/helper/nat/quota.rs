@@ -1,11 +1,12 @@
 //! Quotas: the part of the shared tables that is a tenant's own, so that a flood of one tenant does
-//! not affect others. Places that a tenant leaves unused are lent to the others.
+//! not affect others. Tenants may exceed their quotas while others use less than theirs.
 
 use appliance_common::nat::{ALL_TENANTS, Nat};
 
 use crate::maps::{QUOTAS, USAGE};
 
-/// Whether the tenant of `zone` may have another connection: within its quota, or on loan.
+/// Whether the tenant of `zone` may have another connection: within its quota, or over it
+/// while all tenants together have fewer than the limit.
 #[inline(never)]
 pub fn permits_connection(nat: &Nat, zone: u32) -> bool {
     let slot = zone.wrapping_sub(1);
@@ -16,10 +17,11 @@ pub fn permits_connection(nat: &Nat, zone: u32) -> bool {
         || usage.connections < quota.connections.into()
         || USAGE
             .get(ALL_TENANTS)
-            .is_some_and(|all| all.connections < nat.lend_connections.into())
+            .is_some_and(|all| all.connections < nat.over_quota_connections.into())
 }
 
-/// Whether the tenant of `zone` may have another mapping: within its quota, or on loan.
+/// Whether the tenant of `zone` may have another mapping: within its quota, or over it
+/// while all tenants together have fewer than the limit.
 #[inline(always)]
 pub fn permits_mapping(nat: &Nat, zone: u32) -> bool {
     let slot = zone.wrapping_sub(1);
@@ -30,7 +32,7 @@ pub fn permits_mapping(nat: &Nat, zone: u32) -> bool {
         || usage.mappings < quota.mappings.into()
         || USAGE
             .get(ALL_TENANTS)
-            .is_some_and(|all| all.mappings < nat.lend_mappings.into())
+            .is_some_and(|all| all.mappings < nat.over_quota_mappings.into())
 }
 
 /// Counts a new connection of the tenant.

@@ -103,7 +103,7 @@ impl InForce {
 
     /// Hosts that are kept resolved without traffic: routers at the production site; at the
     /// provider replicas, and the targets of rules.
-    fn kept_resolved(&self) -> Vec<HostKey> {
+    fn retained_hosts(&self) -> Vec<HostKey> {
         match self.config.role {
             Role::Tenant => interfaces::routers(&self.config),
             Role::Provider => {
@@ -155,7 +155,7 @@ pub(super) fn assign_slots(config: &Config, state: &mut State) -> bool {
     assign(&mut state.slots.tenants, &tenants, MAX_TENANTS);
     assign(&mut state.slots.peers, &peers, MAX_PEERS);
     assign(&mut state.slots.networks, &networks, MAX_NETWORKS);
-    state.give_rule_slots();
+    state.assign_rule_slots();
     state.slots != before
 }
 
@@ -203,7 +203,7 @@ impl Daemon {
         self.notify_engines(now, &before);
         if reload {
             self.engines
-                .keep_resolved(now, self.in_force.kept_resolved());
+                .retain_resolved(now, self.in_force.retained_hosts());
         }
         self.update_claims(now);
         self.report_problems();
@@ -272,7 +272,7 @@ impl Daemon {
             self.adopted_neighbours = true;
         }
         self.engines
-            .keep_resolved(now, self.in_force.kept_resolved());
+            .retain_resolved(now, self.in_force.retained_hosts());
         self.incomplete = false;
         Ok(())
     }
@@ -304,7 +304,7 @@ impl Daemon {
     fn write_tables(&mut self, mut wanted: MapContents) -> Result<(), crate::datapath::Error> {
         let InForce { config, state, .. } = &self.in_force;
         self.forwarding
-            .keep_last_paths(&mut wanted, config, state, &self.snapshot);
+            .retain_last_paths(&mut wanted, config, state, &self.snapshot);
         self.forwarding.write(&mut self.tunnels, wanted)
     }
 
@@ -366,7 +366,7 @@ impl Daemon {
         for key in gone.filter(|key| !after.endpoints.contains(key)) {
             self.engines.release(now, *key);
         }
-        self.engines.keep_resolved(now, after.rule_targets);
+        self.engines.retain_resolved(now, after.rule_targets);
     }
 
     /// Gives the engines the addresses with which the appliance asks on its networks.

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The switch that an operator asks for. The tenant's name is in the [`Circumstances`].
-pub(in crate::daemon) struct Asked {
+pub(in crate::daemon) struct SwitchRequest {
     /// The mode to switch to.
     pub goal: Goal,
     /// The plan of a full failover.
@@ -34,7 +34,7 @@ pub(in crate::daemon) struct Switch {
 
 impl Switch {
     /// Whether the switch changes nothing.
-    pub fn is_nothing(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.kind == Kind::Stay || (self.kind == Kind::Update && self.changes.is_empty())
     }
 }
@@ -46,14 +46,14 @@ impl Switch {
 pub(in crate::daemon) fn switch(
     config: &Config,
     state: &State,
-    asked: Asked,
+    asked: SwitchRequest,
     circumstances: &Circumstances,
     random: &mut impl Random,
 ) -> Result<Switch, mode::Refusal> {
     let tenant = circumstances.tenant.as_str();
     let now = state.modes.get(tenant);
     let failover = now.map_or(FailoverState::Idle, |mode| mode.failover.clone());
-    let Asked { goal, plan, force } = asked;
+    let SwitchRequest { goal, plan, force } = asked;
     let step = decide(failover.state(), Request { goal, force }, circumstances)?;
     let mut switch = Switch {
         state: state.clone(),
@@ -63,7 +63,7 @@ pub(in crate::daemon) fn switch(
             _ => Vec::new(),
         },
     };
-    if switch.is_nothing() {
+    if switch.is_empty() {
         return Ok(switch);
     }
     // A new epoch makes earlier connections stale; those of a plan that changes go on.
@@ -177,7 +177,7 @@ gateway = ["10.1.0.1"]
             tenant: "acme".to_owned(),
             ..Circumstances::default()
         };
-        let asked = Asked {
+        let asked = SwitchRequest {
             goal,
             plan,
             force: false,
@@ -197,7 +197,7 @@ gateway = ["10.1.0.1"]
         let full = to_full(&State::default(), &plan(PLAN)).expect("a switch");
         assert_eq!((full.kind, full.changes.len()), (Kind::Begin, 0));
         let again = to_full(&full.state, &plan(PLAN)).expect("the same");
-        assert!(again.is_nothing());
+        assert!(again.is_empty());
         assert_eq!(again.state, full.state);
 
         let other = PLAN
@@ -207,7 +207,7 @@ gateway = ["10.1.0.1"]
                internal_ip = \"10.1.0.11\"\nprotocol = \"udp\"\n";
         let changed = to_full(&full.state, &plan(&other)).expect("a change");
         assert_eq!(changed.kind, Kind::Update);
-        assert!(!changed.is_nothing());
+        assert!(!changed.is_empty());
         assert_eq!(
             changed.changes,
             [

@@ -454,10 +454,10 @@ impl Engines {
     }
 
     /// Keeps hosts resolved whatever the traffic. Hosts of networks without a port are left out.
-    pub fn keep_resolved(&mut self, now: Instant, keys: impl IntoIterator<Item = HostKey>) {
+    pub fn retain_resolved(&mut self, now: Instant, keys: impl IntoIterator<Item = HostKey>) {
         for key in keys {
             if self.ports.contains_key(&key.vni) {
-                self.neighbours.keep_resolved(now, key);
+                self.neighbours.retain_resolved(now, key);
             }
         }
     }
@@ -480,7 +480,7 @@ impl Engines {
             }
             Role::Provider => {
                 self.awaited_replicas.insert(key);
-                self.neighbours.keep_resolved(now, key);
+                self.neighbours.retain_resolved(now, key);
             }
         }
     }
@@ -499,7 +499,7 @@ impl Engines {
         match role {
             Role::Tenant => {
                 self.corrections.insert(key, now + CORRECTION_TIMEOUT);
-                self.neighbours.keep_resolved(now, key);
+                self.neighbours.retain_resolved(now, key);
             }
             Role::Provider => {
                 self.awaited_replicas.remove(&key);
@@ -533,7 +533,7 @@ impl Engines {
             mac: port.mac,
             port,
             router: false,
-            held: false,
+            is_periodic: false,
         };
         self.announcer.announce_to(now, announcement, receivers);
     }
@@ -575,12 +575,12 @@ impl Engines {
                     mac: port.mac,
                     port: *port,
                     router: *router,
-                    held: true,
+                    is_periodic: true,
                 };
                 self.announcer.announce(now, announcement);
             }
         }
-        self.conflicts.keep(|place| claims.contains_key(place));
+        self.conflicts.retain(|place| claims.contains_key(place));
         if self.claims.is_empty() && !claims.is_empty() {
             self.next_claim_check = Some(now + CLAIM_CHECK_PAUSE);
         }
@@ -702,7 +702,7 @@ impl Engines {
             mac: mac.unwrap_or(port.mac),
             port,
             router: false,
-            held: false,
+            is_periodic: false,
         };
         self.announcer.announce(now, announcement);
     }

@@ -14,7 +14,7 @@ use crate::{
         Daemon,
         controller::{
             Proposal,
-            switch::{Asked, Switch, switch},
+            switch::{Switch, SwitchRequest, switch},
         },
     },
     datapath::reconcile::{self, mode_of},
@@ -78,7 +78,7 @@ impl Daemon {
     ) -> Result<(Kind, Vec<String>), Refusal> {
         let switch = self.propose_switch(tenant, mode, options)?;
         let (kind, changes) = (switch.kind, switch.changes.clone());
-        if switch.is_nothing() {
+        if switch.is_empty() {
             return Ok((kind, changes));
         }
         self.change(Proposal::state(switch.state))?;
@@ -110,7 +110,7 @@ impl Daemon {
             },
         };
         let has_plan = plan.is_some();
-        let asked = Asked {
+        let asked = SwitchRequest {
             goal,
             plan,
             force: options.force,
@@ -123,7 +123,7 @@ impl Daemon {
             &mut OsRandom,
         )
         .map_err(|refusal| Refusal::new("conflict", refusal.to_string()))?;
-        if has_plan && !switch.is_nothing() {
+        if has_plan && !switch.is_empty() {
             forwarding::enable().map_err(|error| {
                 let appliance = &self.in_force.config.name;
                 Refusal::new("conflict", format!("appliance {appliance:?}: {error}"))

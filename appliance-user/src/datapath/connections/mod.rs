@@ -29,7 +29,7 @@ pub use batch::PinnedMap;
 pub use list::{ConnectionRow, Filter, SlotNames, TopConnections, render};
 pub(super) use list::{protocol_name, socket};
 pub use passes::Passes;
-pub use pressure::lend_limit;
+pub use pressure::over_quota_limit;
 pub use query::{MAX_ROWS, list};
 pub use removals::Removals;
 pub use sweep::Sweep;

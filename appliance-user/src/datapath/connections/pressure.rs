@@ -1,13 +1,13 @@
 //! How much of the tables must be freed, by which tenants, and when the next pass runs.
 //!
 //! Each tenant in full failover owns an equal part of the tables, its quota. The programs refuse a
-//! tenant beyond its quota once the table is full to [`LEND`] sixteenths; the rest is for tenants
-//! within theirs. From [`HIGH`] sixteenths on, entries that are not needed give way until
-//! [`LOW`] are left, before anything is refused.
+//! tenant beyond its quota once the table is full to [`OVER_QUOTA`] sixteenths; the rest is for
+//! tenants within theirs. From [`HIGH`] sixteenths on, entries that are not needed are evicted
+//! until [`LOW`] are left, before anything is refused.
 //!
 //! ```text
-//!   0 ............................ LOW ..... HIGH ............ LEND ............... full
-//!   nothing gives way              ◀─ spare entries give way   no loans; loans are taken back
+//!   0 ............................ LOW ..... HIGH ............ OVER_QUOTA ............ full
+//!   nothing is evicted             ◀─ spare entries evicted    none over quota; those are evicted
 //! ```
 
 use std::{
@@ -17,19 +17,19 @@ use std::{
 
 use appliance_common::nat::{TenantQuota, TenantUsage, Words};
 
-/// Sixteenths of a table from which entries give way.
+/// Sixteenths of a table from which entries are evicted.
 const HIGH: u64 = 12;
-/// Sixteenths of a table that are left when they have.
+/// Sixteenths of a table that are left afterwards.
 const LOW: u64 = 11;
-/// Sixteenths of a table up to which places are lent.
-const LEND: u64 = 14;
+/// Sixteenths of a table up to which tenants may exceed their quotas.
+const OVER_QUOTA: u64 = 14;
 /// Sixteenths of its quota that a tenant keeps in any case.
 const OWN: u64 = 12;
 
-/// Entries that all tenants may have together before places are no longer lent.
+/// Entries of all tenants up to which a tenant may exceed its quota.
 #[must_use]
-pub const fn lend_limit(capacity: u32) -> u32 {
-    (capacity as u64 * LEND / 16) as u32
+pub const fn over_quota_limit(capacity: u32) -> u32 {
+    (capacity as u64 * OVER_QUOTA / 16) as u32
 }
 
 /// Entries that one tenant must give up in a pass.
@@ -39,8 +39,8 @@ pub struct Demand {
     pub connections: u64,
     /// Mappings, and thereby connections that are not established.
     pub mappings: u64,
-    /// Established connections on loan that another tenant needs the places of.
-    pub on_loan: u64,
+    /// Established connections over quota whose places another tenant needs.
+    pub over_quota: u64,
 }
 
 /// The entries that tenants must give up, by zone. A tenant without an entry gives up nothing.
@@ -79,12 +79,12 @@ pub fn demands(capacity: TenantQuota, tenants: &BTreeMap<u16, TenantLoad>) -> De
     for (zone, part) in spare(capacity.mappings, &mappings) {
         demands.entry(zone).or_default().mappings = part;
     }
-    let loans = on_loan(capacity.connections, &connections)
+    let excess = over_quota(capacity.connections, &connections)
         .into_iter()
-        .chain(on_loan(capacity.mappings, &mappings));
-    for (zone, part) in loans {
+        .chain(over_quota(capacity.mappings, &mappings));
+    for (zone, part) in excess {
         let demand = demands.entry(zone).or_default();
-        demand.on_loan = demand.on_loan.max(part);
+        demand.over_quota = demand.over_quota.max(part);
     }
     demands
 }
@@ -104,10 +104,10 @@ fn spare(capacity: u32, loads: &[Load]) -> Vec<(u16, u64)> {
     split(total - capacity * LOW / 16, loads, |quota| quota * OWN / 16)
 }
 
-/// Places that owners need and others have on loan: the table is full beyond what is lent, so that
+/// Entries over quota whose places others need: the table is full beyond the limit, so that
 /// tenants within their quotas have taken the rest.
-fn on_loan(capacity: u32, loads: &[Load]) -> Vec<(u16, u64)> {
-    let (limit, total) = (u64::from(lend_limit(capacity)), total(loads));
+fn over_quota(capacity: u32, loads: &[Load]) -> Vec<(u16, u64)> {
+    let (limit, total) = (u64::from(over_quota_limit(capacity)), total(loads));
     if total <= limit {
         return Vec::new();
     }
@@ -155,7 +155,7 @@ pub fn port_demands(
             continue;
         };
         let total = total(loads);
-        if total > ports * LEND / 16 {
+        if total > ports * OVER_QUOTA / 16 {
             full.insert(*address);
         }
         if total > ports * HIGH / 16 {
@@ -171,7 +171,7 @@ pub fn port_demands(
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Least time between passes.
 const SHORTEST: Duration = Duration::from_millis(250);
-/// Time between passes while entries should give way and none can.
+/// Time between passes while entries should be evicted and none can be.
 const FUTILE: Duration = Duration::from_secs(2);
 
 /// Decides when the next pass runs. Its pauses follow the CPU time of the passes: at most a tenth
@@ -180,21 +180,21 @@ const FUTILE: Duration = Duration::from_secs(2);
 pub struct Schedule {
     /// When a pass runs in any case.
     regular: Instant,
-    /// When a pass runs if entries must give way.
+    /// When a pass runs if entries must be evicted.
     pressed: Instant,
-    /// When a pass runs if an owner needs places on loan.
-    loans: Instant,
+    /// When a pass runs if a tenant within its quota needs places.
+    over_quota: Instant,
 }
 
 /// Why a pass is wanted before the regular one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pressure {
-    /// Nothing must give way.
+    /// Nothing must be evicted.
     None,
-    /// Entries that are not needed must give way, if there are any.
+    /// Entries that are not needed must be evicted, if there are any.
     Spare,
-    /// An owner needs places on loan, which can always be freed.
-    Loans,
+    /// A tenant within its quota needs places of entries over quota, which can be freed.
+    OverQuota,
 }
 
 impl Pressure {
@@ -202,7 +202,9 @@ impl Pressure {
     #[must_use]
     pub fn of(demands: &Demands) -> Self {
         let each = demands.values().map(|demand| match demand {
-            Demand { on_loan: 1.., .. } => Self::Loans,
+            Demand {
+                over_quota: 1.., ..
+            } => Self::OverQuota,
             _ => Self::Spare,
         });
         each.max().unwrap_or(Self::None)
@@ -212,11 +214,11 @@ impl Pressure {
 /// Result of a pass, for the schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing had to give way.
+    /// Nothing had to be evicted.
     Calm,
-    /// Entries had to give way, and some did.
+    /// Entries had to be evicted, and some were.
     Freed,
-    /// Entries had to give way, and none could.
+    /// Entries had to be evicted, and none could be.
     Futile,
     /// There is more to remove than one pass removes.
     More,
@@ -229,7 +231,7 @@ impl Schedule {
         Self {
             regular: now + INTERVAL,
             pressed: now,
-            loans: now,
+            over_quota: now,
         }
     }
 
@@ -239,8 +241,8 @@ impl Schedule {
         let due = match pressure {
             Pressure::None => self.regular,
             Pressure::Spare => self.regular.min(self.pressed),
-            // A pass that freed no spare entry says nothing about loans.
-            Pressure::Loans => self.regular.min(self.loans),
+            // A pass that freed no spare entry says nothing about entries over quota.
+            Pressure::OverQuota => self.regular.min(self.over_quota),
         };
         now >= due
     }
@@ -250,7 +252,7 @@ impl Schedule {
         let calm = INTERVAL.max(9 * cpu);
         let soon = SHORTEST.max(cpu);
         self.regular = now + if outcome == Outcome::More { soon } else { calm };
-        self.loans = now + soon;
+        self.over_quota = now + soon;
         self.pressed = now
             + if outcome == Outcome::Futile {
                 FUTILE.max(9 * cpu)
@@ -298,21 +300,21 @@ mod tests {
         let found = demands(CAPACITY, &loads(&[(8000, 12_500), (8000, 500)]));
         assert_eq!(found.keys().copied().collect::<Vec<_>>(), [1]);
         assert_eq!(found[&1].connections, 13_000 - 11_000);
-        assert_eq!(found[&1].on_loan, 0, "the second tenant has room");
+        assert_eq!(found[&1].over_quota, 0, "the second tenant has room");
         // A single tenant has the whole table.
         let found = demands(CAPACITY, &loads(&[(16_000, 13_000)]));
-        assert_eq!(found[&1].on_loan, 0);
+        assert_eq!(found[&1].over_quota, 0);
         assert_eq!(found[&1].connections, 1000, "it keeps three quarters");
     }
 
     #[test]
     fn loans_are_taken_back_when_an_owner_takes_the_rest() {
         let found = demands(CAPACITY, &loads(&[(8000, 12_000), (8000, 2500)]));
-        assert_eq!(found[&1].on_loan, 500 + 250);
+        assert_eq!(found[&1].over_quota, 500 + 250);
         assert!(!found.contains_key(&2), "{found:?}");
-        // Both within their quotas: nothing is on loan.
+        // Both within their quotas: nothing is over quota.
         let found = demands(CAPACITY, &loads(&[(8000, 8000), (8000, 7900)]));
-        assert!(found.values().all(|d| d.on_loan == 0), "{found:?}");
+        assert!(found.values().all(|d| d.over_quota == 0), "{found:?}");
     }
 
     proptest! {
@@ -329,7 +331,7 @@ mod tests {
                 let usage = all[zone].usage.connections;
                 let quota = u64::from(quota);
                 prop_assert!(usage - demand.connections.min(usage) >= quota * OWN / 16);
-                prop_assert!(demand.on_loan == 0 || usage - demand.on_loan >= quota);
+                prop_assert!(demand.over_quota == 0 || usage - demand.over_quota >= quota);
             }
             // If it can be had, what is asked for brings the table below the mark.
             let asked: u64 = found.values().map(|d| d.connections).sum();
@@ -387,8 +389,8 @@ mod tests {
                 && schedule.is_due(after(13_500), Pressure::Spare)
         );
         // Nothing was spare, but an owner does not wait for its places.
-        assert!(!schedule.is_due(after(1499), Pressure::Loans));
-        assert!(schedule.is_due(after(1500), Pressure::Loans));
+        assert!(!schedule.is_due(after(1499), Pressure::OverQuota));
+        assert!(schedule.is_due(after(1500), Pressure::OverQuota));
         schedule.passed(start, Duration::ZERO, Outcome::More);
         assert!(
             !schedule.is_due(after(249), Pressure::None)

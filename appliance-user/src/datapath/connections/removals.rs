@@ -19,7 +19,7 @@ pub enum Reason {
     /// The table of mappings fills, and the connection is unanswered.
     Unanswered,
     /// Another tenant needs the place, and the connection is beyond its own tenant's quota.
-    OnLoan,
+    OverQuota,
     /// A mapping that no connection uses.
     UnusedMapping,
 }
@@ -32,7 +32,7 @@ impl Reason {
         (Self::Closed, "closed"),
         (Self::Transitory, "transitory"),
         (Self::Unanswered, "unanswered"),
-        (Self::OnLoan, "on_loan"),
+        (Self::OverQuota, "over_quota"),
         (Self::UnusedMapping, "unused_mapping"),
     ];
 }

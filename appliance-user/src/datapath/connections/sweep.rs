@@ -1,4 +1,4 @@
-//! Decides which NAT entries are removed: expired, stale and unused ones, and those that give way
+//! Decides which NAT entries are removed: expired, stale and unused ones, and those evicted
 //! when the tables fill.
 
 use std::{
@@ -21,9 +21,9 @@ use super::pressure::{Demand, Demands, PortsInUse};
 
 /// Most connections that one pass removes for one reason. It bounds the memory of a pass.
 const MAX_REMOVED: usize = 1 << 18;
-/// Ticks for which an entry must have been idle to give way: packets of its end, or of a handshake,
-/// are not on their way any more.
-const fn settled(rank: Rank) -> u32 {
+/// Ticks for which an entry must have been idle to be evicted: packets of its end, or of a
+/// handshake, are not on their way any more.
+const fn min_idle_ticks(rank: Rank) -> u32 {
     match rank {
         Rank::Closed => 2,
         _ => 4,
@@ -32,7 +32,7 @@ const fn settled(rank: Rank) -> u32 {
 /// Ticks for which a mapping must have begun no connection before it can be unused.
 const UNUSED: u32 = 4;
 
-/// In which order entries give way.
+/// In which order entries are evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
     /// TCP that is over.
@@ -67,7 +67,7 @@ impl Rank {
     }
 }
 
-/// A connection that may have to give way: of the first direction.
+/// A connection that may be evicted: of the first direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Candidate {
     pub rank: Rank,
@@ -112,7 +112,7 @@ struct Seen {
     demand: Demand,
     spare: Pool,
     unanswered: Pool,
-    on_loan: Pool,
+    over_quota: Pool,
 }
 
 /// The entries that a tenant gives up, in their order.
@@ -123,8 +123,8 @@ pub struct Victims {
     /// Connections in `OPENING`.
     pub unanswered: Vec<Candidate>,
     /// Established connections beyond the tenant's quota.
-    pub on_loan: Vec<Candidate>,
-    /// How many of `on_loan` are needed.
+    pub over_quota: Vec<Candidate>,
+    /// How many of `over_quota` are needed.
     pub needed: usize,
 }
 
@@ -190,7 +190,7 @@ impl<'a> Sweep<'a> {
                 spare: Pool::new(demand.connections.max(demand.mappings)),
                 unanswered: Pool::new(demand.mappings),
                 // Some turn out to be less idle in the other direction.
-                on_loan: Pool::new(2 * demand.on_loan),
+                over_quota: Pool::new(2 * demand.over_quota),
                 ..Seen::default()
             };
             (zone, seen)
@@ -232,8 +232,8 @@ impl<'a> Sweep<'a> {
             if expired {
                 seen.expired += 1;
             } else if rank == Rank::Established {
-                seen.on_loan.add(candidate);
-            } else if idle >= settled(rank) {
+                seen.over_quota.add(candidate);
+            } else if idle >= min_idle_ticks(rank) {
                 seen.spare.add(candidate);
             }
         }
@@ -253,7 +253,7 @@ impl<'a> Sweep<'a> {
         let idle = flow.age(self.now);
         if flow.direction() == Direction::Original
             && flow.flags & flow_flags::MAPPED != 0
-            && idle >= settled(Rank::Unanswered)
+            && idle >= min_idle_ticks(Rank::Unanswered)
             && let Some(seen) = self.tenants.get_mut(&owner(key, flow))
         {
             seen.unanswered.add(Candidate {
@@ -345,7 +345,7 @@ impl<'a> Sweep<'a> {
         std::mem::take(&mut self.unused)
     }
 
-    /// Takes the entries that give way, by the zones of their tenants.
+    /// Takes the entries to evict, by the zones of their tenants.
     pub fn take_victims(&mut self) -> BTreeMap<u16, Victims> {
         let sorted = |pool: &mut Pool, limit: u64| {
             let mut all = std::mem::take(&mut pool.heap).into_sorted_vec();
@@ -361,11 +361,11 @@ impl<'a> Sweep<'a> {
                 let spare = sorted(&mut seen.spare, wanted.saturating_sub(seen.expired));
                 let left = spare.len() as u64 + seen.expired;
                 let unanswered = seen.demand.mappings.saturating_sub(left);
-                let needed = seen.demand.on_loan.saturating_sub(left);
+                let needed = seen.demand.over_quota.saturating_sub(left);
                 let victims = Victims {
                     spare,
                     unanswered: sorted(&mut seen.unanswered, unanswered),
-                    on_loan: sorted(&mut seen.on_loan, 2 * needed),
+                    over_quota: sorted(&mut seen.over_quota, 2 * needed),
                     needed: usize::try_from(needed).unwrap_or(usize::MAX),
                 };
                 (*zone, victims)
@@ -387,7 +387,7 @@ impl<'a> Sweep<'a> {
     pub fn is_evictable(&self, candidate: &Candidate, flow: &Flow, other: Option<&Flow>) -> bool {
         let protocol = candidate.key.protocol;
         let is_idle = |flow: &Flow| {
-            flow.age(self.now) >= settled(candidate.rank)
+            flow.age(self.now) >= min_idle_ticks(candidate.rank)
                 && (candidate.rank == Rank::Unanswered
                     || Rank::of(protocol, flow) <= candidate.rank)
         };
@@ -685,7 +685,7 @@ mod tests {
         let demand = Demand {
             connections: 2,
             mappings: 1,
-            on_loan: 3,
+            over_quota: 3,
         };
         let demands = Demands::from([(ZONE, demand)]);
         let now = 100_000;
@@ -714,7 +714,10 @@ mod tests {
         assert_eq!(ports(&victims.spare), [2]);
         assert_eq!(ports(&victims.unanswered), [0; 0], "spare ones are enough");
         // Two places are free then, of three that are needed; with one to spare.
-        assert_eq!((ports(&victims.on_loan), victims.needed), (vec![19, 18], 1));
+        assert_eq!(
+            (ports(&victims.over_quota), victims.needed),
+            (vec![19, 18], 1)
+        );
     }
 
     #[test]

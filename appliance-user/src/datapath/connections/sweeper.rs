@@ -1,4 +1,4 @@
-//! The thread that removes NAT entries from the maps: expired ones, and those that give way.
+//! The thread that removes NAT entries from the maps: expired ones, and evicted ones.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -287,7 +287,7 @@ impl Sweeper {
         }))
     }
 
-    /// Removes what expired and what gives way. Returns it, and whether there is more.
+    /// Removes what expired and what must be evicted. Returns it, and whether there is more.
     fn pass(
         &mut self,
         nat: &Nat,
@@ -413,23 +413,23 @@ impl Sweeper {
         )?;
         self.removals.add(Reason::Unanswered, unanswered);
         // Those idle in both directions first, then any: the owner's right goes before.
-        let mut on_loan = 0;
+        let mut over_quota = 0;
         for idle in [true, false] {
-            let mut left = victims.needed.saturating_sub(on_loan);
-            on_loan += self.remove_connections(
+            let mut left = victims.needed.saturating_sub(over_quota);
+            over_quota += self.remove_connections(
                 &self.tables.flows,
-                &keys(&victims.on_loan),
+                &keys(&victims.over_quota),
                 removed,
                 |at, (_, flow), other| {
-                    let evict = !idle || sweep.is_evictable(&victims.on_loan[at], flow, other);
+                    let evict = !idle || sweep.is_evictable(&victims.over_quota[at], flow, other);
                     let evict = evict && left > 0;
                     left -= usize::from(evict);
                     evict
                 },
             )?;
         }
-        self.removals.add(Reason::OnLoan, on_loan);
-        removed.evicted += spare + unanswered + on_loan;
+        self.removals.add(Reason::OverQuota, over_quota);
+        removed.evicted += spare + unanswered + over_quota;
         Ok(())
     }
 

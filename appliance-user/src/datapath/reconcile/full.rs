@@ -23,7 +23,7 @@ use packet_rules::addr::words;
 use super::{MapContents, local_addresses};
 use crate::{
     config::{Config, Tenant},
-    datapath::connections::lend_limit,
+    datapath::connections::over_quota_limit,
     kernel::underlay::{DEFAULT_ROUTE_PROBES, Snapshot},
     state::{FailoverState, State, rule_key},
 };
@@ -278,8 +278,8 @@ pub(super) fn add(contents: &mut MapContents, config: &Config, state: &State, sn
             timeouts: config.nat.timeouts,
             // The generation changes with links, routes and neighbours.
             route_generation: snapshot.generation as u32,
-            lend_connections: lend_limit(config.nat.connections),
-            lend_mappings: lend_limit(config.nat.mappings),
+            over_quota_connections: over_quota_limit(config.nat.connections),
+            over_quota_mappings: over_quota_limit(config.nat.mappings),
             mac: link.mac,
             mtu: link.mtu.try_into().unwrap_or(u16::MAX),
             log: config.nat.log.is_some().into(),

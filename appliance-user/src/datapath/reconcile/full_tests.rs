@@ -72,7 +72,7 @@ fn full(config: &Config, plan: Plan, epoch: u32) -> State {
         epoch,
     };
     state.modes.insert("acme".to_owned(), mode);
-    state.give_rule_slots();
+    state.assign_rule_slots();
     state
 }
 
@@ -288,7 +288,7 @@ fn a_rule_is_switched_off_before_its_ports_are_removed_and_complete_before_they_
     let changed = plan.apply(&tenant, changes).expect("a change");
     let mode = after.modes.get_mut("acme").expect("a mode");
     mode.failover = FailoverState::Full(Box::new(changed));
-    after.give_rule_slots();
+    after.assign_rule_slots();
     let from = assign_rule_epochs(&MapContents::default(), wanted(&config, &before));
     let target = wanted(&config, &after);
     let to = assign_rule_epochs(&from, target.clone());
@@ -543,7 +543,7 @@ fn a_machine_with_two_one_to_one_rules_keeps_the_first() {
     let json = json.replace("\"rule\":[", &format!("\"rule\":[{more}"));
     let mode: TenantMode = serde_json::from_str(&json).expect("it is read");
     state.modes.insert("acme".to_owned(), mode);
-    state.give_rule_slots();
+    state.assign_rule_slots();
     let t = wanted(&config, &state);
     let slot = |name: &str| state.slots.rules[&rule_key("acme", name)];
     assert!(t.rules.contains_key(&slot("again")) && !t.rules.contains_key(&slot("whole")));

@@ -334,7 +334,7 @@ impl NeighbourTable {
 
     /// Keeps a host resolved until [`stop_keeping`](Self::stop_keeping), with or without traffic to
     /// it. Probes go out fast at first, then at growing intervals, and do not end.
-    pub fn keep_resolved(&mut self, now: Instant, key: HostKey) {
+    pub fn retain_resolved(&mut self, now: Instant, key: HostKey) {
         self.request(now, key, true);
     }
 

@@ -134,7 +134,7 @@ impl Model {
                     self.kept.insert(*key);
                 }
                 self.restart_waits(|waiting| waiting == key);
-                self.table.keep_resolved(now, *key);
+                self.table.retain_resolved(now, *key);
             }
             Event::Release(key) => {
                 self.kept.remove(key);

@@ -170,7 +170,7 @@ fn an_ipv6_host_is_solicited_at_its_group_and_then_at_its_address() {
     address[..2].copy_from_slice(&[0x20, 0x01]);
     address[15] = 7;
     let key = HostKey { vni: VNI, address };
-    table.keep_resolved(start, key);
+    table.retain_resolved(start, key);
     let actions = run(&mut table, start, Duration::ZERO);
     assert_eq!(probes(&actions), [(0, [0x33, 0x33, 0xff, 0, 0, 7])]);
     table.receive(start, &reply(key, MAC));
@@ -234,7 +234,7 @@ fn a_sign_of_life_ends_the_confirmation() {
 fn a_kept_host_is_probed_without_end_at_growing_intervals() {
     let start = Instant::now();
     let mut table = table(Settings::default());
-    table.keep_resolved(start, host(7));
+    table.retain_resolved(start, host(7));
     let actions = run(&mut table, start, seconds(60));
     let times: Vec<u128> = probes(&actions).into_iter().map(|(at, _)| at).collect();
     assert_eq!(times[..6], [0, 20, 40, 60, 80, 100]);
@@ -268,7 +268,7 @@ fn a_kept_host_is_probed_without_end_at_growing_intervals() {
 fn a_host_that_is_no_longer_kept_is_not_probed() {
     let start = Instant::now();
     let mut table = table(Settings::default());
-    table.keep_resolved(start, host(7));
+    table.retain_resolved(start, host(7));
     due(&mut table, start);
     table.stop_keeping(start, host(7));
     assert_eq!(run(&mut table, start, seconds(60)), []);
@@ -374,7 +374,7 @@ fn a_scan_of_absent_hosts_is_paced_and_delays_no_other_host() {
     assert_eq!(table.counters().throttled, failed as u64);
     // A kept host of the same network has a budget of its own; another network waits no longer than
     // the total rate requires.
-    table.keep_resolved(start, host(7));
+    table.retain_resolved(start, host(7));
     let kept = due(&mut table, start);
     assert_eq!(sent(&kept), 1);
     let other = HostKey {
@@ -401,7 +401,7 @@ fn a_full_table_evicts_unused_entries_and_never_kept_ones() {
         max_per_network: 3,
         ..Settings::default()
     });
-    table.keep_resolved(now, host(1));
+    table.retain_resolved(now, host(1));
     table.resolve(now, host(2));
     table.receive(now, &reply(host(3), MAC));
     due(&mut table, now);
@@ -409,8 +409,8 @@ fn a_full_table_evicts_unused_entries_and_never_kept_ones() {
     table.receive(now, &reply(host(4), MAC));
     let evicted = Action::Failed { key: host(2) };
     assert_eq!(due(&mut table, now), [evicted, install(host(4), MAC)]);
-    table.keep_resolved(now, host(3));
-    table.keep_resolved(now, host(4));
+    table.retain_resolved(now, host(3));
+    table.retain_resolved(now, host(4));
     due(&mut table, now);
     table.receive(now, &reply(host(5), MAC));
     table.resolve(now, host(6));
@@ -500,7 +500,7 @@ fn without_an_address_to_ask_with_a_host_is_not_asked_but_confirmed() {
     let start = Instant::now();
     let mut table = table(Settings::default());
     table.set_senders(start, VNI, Senders::default());
-    table.keep_resolved(start, host(7));
+    table.retain_resolved(start, host(7));
     table.resolve(start, host(8));
     let actions = run(&mut table, start, seconds(10));
     assert_eq!(probes(&actions), []);
@@ -532,7 +532,7 @@ fn an_advertisement_without_override_keeps_the_mac_address_and_has_it_confirmed(
         let mut table = table(Settings::default());
         table.receive(start, &without_override(MAC));
         if keep {
-            table.keep_resolved(start, host(7));
+            table.retain_resolved(start, host(7));
         }
         // The first MAC address is taken, and the same one is a sign of life.
         table.receive(start, &without_override(MAC));

@@ -49,7 +49,7 @@ impl Facts {
 }
 
 /// A feature that must be off.
-struct Unwanted {
+struct ForbiddenFeature {
     /// The kernel's name.
     feature: &'static str,
     /// The name that `ethtool -K` takes.
@@ -60,43 +60,43 @@ struct Unwanted {
     harm: &'static str,
 }
 
-const LRO: Unwanted = Unwanted {
+const LRO: ForbiddenFeature = ForbiddenFeature {
     feature: "rx-lro",
     command: "lro",
     meaning: "large receive offload",
     harm: "it joins packets before XDP sees them",
 };
-const GRO_HW: Unwanted = Unwanted {
+const GRO_HW: ForbiddenFeature = ForbiddenFeature {
     feature: "rx-gro-hw",
     command: "rx-gro-hw",
     meaning: "GRO in hardware",
     harm: "it joins packets before XDP sees them",
 };
-const GRO: Unwanted = Unwanted {
+const GRO: ForbiddenFeature = ForbiddenFeature {
     feature: "rx-gro",
     command: "gro",
     meaning: "GRO",
     harm: "it joins packets before generic XDP sees them",
 };
-const RX_VLAN: Unwanted = Unwanted {
+const RX_VLAN: ForbiddenFeature = ForbiddenFeature {
     feature: "rx-vlan-hw-parse",
     command: "rxvlan",
     meaning: "VLAN stripping on receive",
     harm: "frames of every VLAN would count as untagged",
 };
-const RX_STAG: Unwanted = Unwanted {
+const RX_STAG: ForbiddenFeature = ForbiddenFeature {
     feature: "rx-vlan-stag-hw-parse",
     command: "rx-vlan-stag-hw-parse",
     meaning: "stripping of service tags on receive",
     harm: "frames of every service VLAN would count as untagged",
 };
-const TX_VLAN: Unwanted = Unwanted {
+const TX_VLAN: ForbiddenFeature = ForbiddenFeature {
     feature: "tx-vlan-hw-insert",
     command: "txvlan",
     meaning: "VLAN insertion on transmit",
     harm: "XDP writes the tags",
 };
-const TX_STAG: Unwanted = Unwanted {
+const TX_STAG: ForbiddenFeature = ForbiddenFeature {
     feature: "tx-vlan-stag-hw-insert",
     command: "tx-vlan-stag-hw-insert",
     meaning: "insertion of service tags on transmit",
@@ -128,7 +128,7 @@ pub fn max_mtu(driver: &str) -> u32 {
     }
 }
 
-fn unwanted(required: &Requirements) -> Vec<Unwanted> {
+fn unwanted(required: &Requirements) -> Vec<ForbiddenFeature> {
     let mut list = vec![LRO, GRO_HW, RX_VLAN, RX_STAG];
     if required.generic {
         list.push(GRO);
@@ -175,7 +175,7 @@ pub fn problems(interface: &str, facts: &Facts, required: &Requirements) -> Vec<
                 .to_owned(),
         );
     }
-    for Unwanted {
+    for ForbiddenFeature {
         feature,
         command,
         meaning,
@@ -472,13 +472,13 @@ mod tests {
             .get_mut("rx-vlan-filter")
             .expect("is on")
             .changeable = false;
-        let stays = after(facts, &required);
+        let remaining = after(facts, &required);
         assert_eq!(
-            filtered_vlans(&stays, &required),
+            filtered_vlans(&remaining, &required),
             [(0x8100, 101), (0x8100, 102)],
             "there is no filter of service tags"
         );
-        assert!(filtered_vlans(&stays, &untagged()).is_empty());
+        assert!(filtered_vlans(&remaining, &untagged()).is_empty());
     }
 
     #[test]

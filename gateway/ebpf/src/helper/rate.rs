@@ -53,7 +53,7 @@ pub fn take(slot: u32, now: u64, tokens: u64) -> u32 {
 /// Gives tokens back that were taken from the bucket in a slot, for a datagram that user space pays
 /// for again. Under contention they stay taken.
 #[inline(never)]
-pub fn give_back(slot: u32, tokens: u64) {
+pub fn refund(slot: u32, tokens: u64) {
     if slot == NO_BUCKET {
         return;
     }

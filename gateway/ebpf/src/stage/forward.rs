@@ -98,7 +98,7 @@ pub fn forward<const L3: usize>(
             _ => {
                 // User space pays for the datagram.
                 if is_second {
-                    rate::give_back(circuit.buckets[0], 1);
+                    rate::refund(circuit.buckets[0], 1);
                 }
                 return Err(Outcome::BucketContention);
             }

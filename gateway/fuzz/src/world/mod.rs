@@ -592,12 +592,12 @@ impl World {
                 tenant: tenant(name),
                 keys: keys(*circuit, *generations),
             });
-        let stays = |known: &&Known| {
+        let is_configured = |known: &&Known| {
             planned
                 .iter()
                 .any(|(circuit, ..)| *circuit == known.circuit)
         };
-        let gone = self.circuits.iter().filter(|known| !stays(known));
+        let gone = self.circuits.iter().filter(|known| !is_configured(known));
         let change = Change {
             removed: gone.map(|known| id(known.circuit)).collect(),
             put: put.collect(),

@@ -275,14 +275,14 @@ impl Model {
 
     /// Finds objects that use a removed one and are not in the update themselves.
     fn check_users(&self, c: &mut Checker, put: &Objects, touched: &Touched<'_>) {
-        let stays = |route: &&Arc<str>| {
+        let is_unchanged = |route: &&Arc<str>| {
             !touched.routes.contains(&***route) && !put.routes.contains_key(&***route)
         };
         for id in &touched.removed_tenants {
             let Some(entry) = self.tenants.get(*id) else {
                 continue;
             };
-            for route in entry.routes.iter().filter(stays) {
+            for route in entry.routes.iter().filter(is_unchanged) {
                 missing(c, &format!("route {:?}", shown(route)), "tenant", id);
             }
             for circuit in &entry.circuits {
@@ -296,7 +296,7 @@ impl Model {
             let Some(entry) = self.backends.get(*id) else {
                 continue;
             };
-            for route in entry.routes.iter().filter(stays) {
+            for route in entry.routes.iter().filter(is_unchanged) {
                 missing(c, &format!("route {:?}", shown(route)), "backend", id);
             }
         }

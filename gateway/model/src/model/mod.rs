@@ -297,7 +297,7 @@ impl Model {
             ref remove,
         } = *delta;
         if !self.position().check_delta(base, revision)? {
-            if self.holds(delta) {
+            if self.is_applied(delta) {
                 return Ok(self.nothing(revision));
             }
             return Err(Refusal::Differs { revision });
@@ -347,7 +347,7 @@ impl Model {
     }
 
     /// Whether the state is as after the delta, as far as that tells.
-    fn holds(&self, delta: &Delta) -> bool {
+    fn is_applied(&self, delta: &Delta) -> bool {
         let mut c = Checker::new();
         let bounds = Bounds::none();
         let prepared = self.difference(&mut c, (&delta.put, Some(&Default::default())), &bounds);

@@ -184,7 +184,7 @@ impl rate::SharedBucket for SharedBucket {
 
 impl Drop for SharedBucket {
     fn drop(&mut self) {
-        lock(&self.buckets.slots).give(now(), self.place);
+        lock(&self.buckets.slots).free(now(), self.place);
     }
 }
 
@@ -294,7 +294,7 @@ impl Fast {
     /// until a moment ago.
     #[must_use]
     pub fn bucket(&self, rate: u64, depth: Duration) -> Option<rate::Bucket> {
-        let place = lock(&self.buckets.slots).take(now())?;
+        let place = lock(&self.buckets.slots).allocate(now())?;
         let value = Bucket {
             rate,
             depth: u64::try_from(depth.as_nanos()).unwrap_or(u64::MAX),
@@ -383,7 +383,7 @@ impl Fast {
     }
 
     /// Makes a configured circuit known to the program, with the addresses of its bound sides.
-    fn know(&self, id: u64, known: &Known) {
+    fn insert_known(&self, id: u64, known: &Known) {
         if let Err(error) = lock(&self.known).insert(id, *known, 0) {
             let mut admission = lock(&self.admission);
             let (map, value) = &mut *admission;
@@ -419,7 +419,7 @@ impl Fast {
 
     /// Takes an index of STATS and clears the counters there.
     fn take_stats(&self) -> Option<u32> {
-        let place = lock(&self.stats_slots).take(now())?;
+        let place = lock(&self.stats_slots).allocate(now())?;
         let mut stats = lock(&self.stats);
         let zero = || -> Result<(), MapError> {
             let cpus = stats.get(&place, 0)?.len();
@@ -432,14 +432,14 @@ impl Fast {
         Some(place)
     }
 
-    fn give_stats(&self, place: u32) {
-        lock(&self.stats_slots).give(now(), place);
+    fn free_stats(&self, place: u32) {
+        lock(&self.stats_slots).free(now(), place);
     }
 
     /// Publishes a circuit in place of its old entry; returns the new index, or `None` if the map
     /// is full.
     fn publish(&self, circuit: &Circuit, before: Option<u32>) -> Option<u32> {
-        let taken = lock(&self.slots).take(now());
+        let taken = lock(&self.slots).allocate(now());
         let Some(place) = taken else {
             if let Some(before) = before {
                 self.withdraw(circuit.id, before);
@@ -449,7 +449,7 @@ impl Fast {
         self.circuits.write(place, circuit);
         if let Err(error) = lock(&self.ids).insert(circuit.id, place, 0) {
             tracing::warn!(%error, "cannot publish a circuit to XDP; it uses user space");
-            lock(&self.slots).give(now(), place);
+            lock(&self.slots).free(now(), place);
             if let Some(before) = before {
                 self.withdraw(circuit.id, before);
             }
@@ -457,7 +457,7 @@ impl Fast {
         }
         if let Some(before) = before {
             self.end(before);
-            lock(&self.slots).give(now(), before);
+            lock(&self.slots).free(now(), before);
         }
         Some(place)
     }
@@ -483,7 +483,7 @@ impl Fast {
             // The entry has expired, so that the program does not use it.
             tracing::warn!(%error, "cannot remove the XDP entry of a circuit");
         }
-        lock(&self.slots).give(now(), place);
+        lock(&self.slots).free(now(), place);
     }
 }
 

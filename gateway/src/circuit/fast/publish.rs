@@ -59,7 +59,7 @@ impl Publisher {
             }),
         };
         if self.known.insert(bound.id, known) != Some(known) {
-            self.fast.know(key(bound.id), &known);
+            self.fast.insert_known(key(bound.id), &known);
         }
         let wanted = circuit(bound, local);
         if wanted.is_none() && !self.published.contains_key(&bound.id) {
@@ -77,7 +77,7 @@ impl Publisher {
                 self.fast.withdraw(circuit.id, place);
             }
             if let Some(stats) = published.stats.take() {
-                self.fast.give_stats(stats);
+                self.fast.free_stats(stats);
             }
         }
         if published.stats.is_none() && wanted.is_some() {
@@ -119,7 +119,7 @@ impl Publisher {
             self.fast.withdraw(circuit.id, place);
         }
         if let Some(stats) = published.stats {
-            self.fast.give_stats(stats);
+            self.fast.free_stats(stats);
         }
     }
 

@@ -27,7 +27,7 @@ impl Slots {
     }
 
     /// Takes a free entry that no program still uses.
-    pub fn take(&mut self, now: u64) -> Option<u32> {
+    pub fn allocate(&mut self, now: u64) -> Option<u32> {
         if let Some(&(rested, index)) = self.resting.front()
             && rested <= now
         {
@@ -42,7 +42,7 @@ impl Slots {
     }
 
     /// Frees an entry.
-    pub fn give(&mut self, now: u64, index: u32) {
+    pub fn free(&mut self, now: u64, index: u32) {
         self.resting.push_back((now + self.rest, index));
     }
 }
@@ -55,12 +55,12 @@ mod tests {
     fn a_freed_entry_is_reused_after_the_delay() {
         const REST: u64 = 1000;
         let mut slots = Slots::new(2, REST);
-        assert_eq!((slots.take(0), slots.take(0)), (Some(0), Some(1)));
-        slots.give(5, 1);
-        assert_eq!(slots.take(4 + REST), None);
-        assert_eq!(slots.take(5 + REST), Some(1));
-        slots.give(6, 0);
-        slots.give(7, 1);
-        assert_eq!(slots.take(REST + 100), Some(0));
+        assert_eq!((slots.allocate(0), slots.allocate(0)), (Some(0), Some(1)));
+        slots.free(5, 1);
+        assert_eq!(slots.allocate(4 + REST), None);
+        assert_eq!(slots.allocate(5 + REST), Some(1));
+        slots.free(6, 0);
+        slots.free(7, 1);
+        assert_eq!(slots.allocate(REST + 100), Some(0));
     }
 }

@@ -134,9 +134,9 @@ pub struct Nat {
     /// their FIB lookups.
     pub route_generation: u32,
     /// A tenant beyond its quota gets a connection while all tenants have fewer than this.
-    pub lend_connections: u32,
+    pub over_quota_connections: u32,
     /// The same for mappings.
-    pub lend_mappings: u32,
+    pub over_quota_mappings: u32,
     /// The interface's MAC address.
     pub mac: [u8; 6],
     /// The interface's MTU, bytes, host byte order; zero: unknown.
@@ -326,7 +326,8 @@ pub struct MachineKey {
 }
 
 /// Value of `QUOTAS`, by tenant slot: the part of the tables that is a tenant's own.
-/// It may have more while others leave theirs unused ([`Nat::lend_connections`]). Zero: unlimited.
+/// It may have more while others leave theirs unused ([`Nat::over_quota_connections`]). Zero:
+/// unlimited.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantQuota {

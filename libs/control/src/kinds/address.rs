@@ -168,7 +168,7 @@ fn requested(
             vec![conflict.of(&claim.tenant)],
         ));
     }
-    if !pool.spec.holds(address) {
+    if !pool.spec.contains(address) {
         return Err(Refusal::conflict(
             format!(
                 "{address} is not in address pool {:?} ({}): use one of its addresses, or omit it \

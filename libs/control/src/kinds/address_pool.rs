@@ -90,21 +90,23 @@ impl Rules for AddressPool {
             return Ok(());
         };
         let lost: Vec<_> = assigned(draft.state, old.name())
-            .filter(|address| !address.status.address.is_some_and(|a| new.spec.holds(a)))
-            .map(held)
+            .filter(|address| !address.status.address.is_some_and(|a| new.spec.contains(a)))
+            .map(conflict_with)
             .collect();
         refuse_assigned(old.name(), "would lose addresses", lost)
     }
 
     fn delete(old: &Object<Self>, draft: &mut Draft<'_>) -> Result<(), Refusal> {
-        let held = assigned(draft.state, old.name()).map(held).collect();
+        let held = assigned(draft.state, old.name())
+            .map(conflict_with)
+            .collect();
         refuse_assigned(old.name(), "has addresses", held)
     }
 }
 
 impl AddressPool {
     /// Whether the pool has this address.
-    pub(super) fn holds(&self, address: IpAddr) -> bool {
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
         self.ranges.iter().any(|range| range.contains(address))
     }
 
@@ -152,7 +154,7 @@ fn assigned<'s>(state: &'s State, pool: &str) -> impl Iterator<Item = &'s Object
     addresses.filter(move |address| address.spec.pool == pool)
 }
 
-fn held(address: &Object<Address>) -> Conflict {
+fn conflict_with(address: &Object<Address>) -> Conflict {
     let value = address
         .status
         .address
@@ -189,7 +191,10 @@ fn refuse_overlap(state: &State, new: &Object<AddressPool>) -> Result<(), Refusa
                 conflicts.push(Conflict::new::<AddressPool>(other.name(), "ranges", router));
             }
         }
-        let router = other.spec.router.filter(|router| new.spec.holds(*router));
+        let router = other
+            .spec
+            .router
+            .filter(|router| new.spec.contains(*router));
         if let Some(router) = router {
             conflicts.push(Conflict::new::<AddressPool>(other.name(), "router", router));
         }
@@ -214,7 +219,7 @@ fn refuse_own_addresses(state: &State, new: &Object<AddressPool>) -> Result<(), 
             .spec
             .addresses
             .iter()
-            .filter(|a| new.spec.holds(**a))
+            .filter(|a| new.spec.contains(**a))
         {
             conflicts.push(Conflict::new::<Gateway>(
                 gateway.name(),
@@ -224,7 +229,7 @@ fn refuse_own_addresses(state: &State, new: &Object<AddressPool>) -> Result<(), 
         }
     }
     for appliance in state.appliances.iter() {
-        if let Some(address) = appliance.spec.address().filter(|a| new.spec.holds(*a)) {
+        if let Some(address) = appliance.spec.address().filter(|a| new.spec.contains(*a)) {
             let conflict = Conflict::new::<Appliance>(appliance.name(), "uplink.address", address);
             conflicts.push(conflict.of(appliance.tenant()));
         }

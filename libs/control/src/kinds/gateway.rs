@@ -97,7 +97,7 @@ impl Rules for Gateway {
         }
         if old.is_some_and(|old| old.spec.enabled) && !new.spec.enabled {
             let name = new.name().to_owned();
-            keep_gateways(
+            check_gateways_in_use(
                 draft,
                 &format!("gateway {name:?} cannot be disabled"),
                 |gateways| {
@@ -126,7 +126,7 @@ impl Rules for Gateway {
                 pools,
             ));
         }
-        keep_gateways(
+        check_gateways_in_use(
             draft,
             &format!("gateway {name:?} cannot be removed"),
             |gateways| {
@@ -195,7 +195,7 @@ impl<'s> Gateways<'s> {
 }
 
 /// Refuses a change that takes the last gateway from tenants; warns of it with `force`.
-pub(super) fn keep_gateways(
+pub(super) fn check_gateways_in_use(
     draft: &mut Draft<'_>,
     refused: &str,
     change: impl FnOnce(&mut Gateways<'_>),

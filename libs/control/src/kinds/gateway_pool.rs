@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Gateway, Tenant, gateway::keep_gateways, kind};
+use super::{Gateway, Tenant, gateway::check_gateways_in_use, kind};
 use crate::{
     Conflict, Nothing, Object, Refusal,
     draft::{Draft, shown},
@@ -98,7 +98,7 @@ impl Rules for GatewayPool {
         })?;
         let done = if old.is_some() { "changed" } else { "created" };
         let gateways = new.spec.gateways.clone();
-        keep_gateways(
+        check_gateways_in_use(
             draft,
             &format!("gateway pool {name:?} cannot be {done}"),
             |after| {
@@ -126,7 +126,7 @@ impl Rules for GatewayPool {
                     .collect(),
             ));
         }
-        keep_gateways(
+        check_gateways_in_use(
             draft,
             &format!("gateway pool {name:?} cannot be removed"),
             |after| {

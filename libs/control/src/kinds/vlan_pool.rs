@@ -64,7 +64,7 @@ impl VlanPool {
         ranges.iter().copied().flat_map(VlanRange::iter)
     }
 
-    fn holds(&self, internet: bool, vlan: u16) -> bool {
+    fn contains(&self, internet: bool, vlan: u16) -> bool {
         let field = field(internet);
         self.ranges()
             .any(|(of, range)| of == field && range.contains(vlan))
@@ -134,7 +134,7 @@ impl Rules for VlanPool {
             .filter(|plan| plan.spec.vlan_pool == old.name())
             .map(|plan| Conflict::new::<HardwarePlan>(plan.name(), "vlan_pool", old.name()))
             .collect();
-        conflicts.extend(networks(draft.state, old.name()).map(held));
+        conflicts.extend(networks(draft.state, old.name()).map(conflict_with));
         if conflicts.is_empty() {
             return Ok(());
         }
@@ -150,7 +150,7 @@ impl Rules for VlanPool {
     }
 }
 
-fn held(network: &Object<Network>) -> Conflict {
+fn conflict_with(network: &Object<Network>) -> Conflict {
     Conflict::new::<Network>(network.name(), "vlan", network.status.vlan).of(network.tenant())
 }
 
@@ -220,7 +220,10 @@ fn keep_allocations(
 ) -> Result<(), Refusal> {
     let is_moved = (&old.spec.host, &old.spec.switch) != (&new.spec.host, &new.spec.switch);
     let is_lost = |network: &&Object<Network>| {
-        is_moved || !new.spec.holds(network.status.internet, network.status.vlan)
+        is_moved
+            || !new
+                .spec
+                .contains(network.status.internet, network.status.vlan)
     };
     let lost: Vec<_> = networks(state, old.name()).filter(is_lost).collect();
     let Some(first) = lost.first() else {
@@ -238,7 +241,7 @@ fn keep_allocations(
     );
     Err(Refusal::conflict(
         detail,
-        lost.into_iter().map(held).collect(),
+        lost.into_iter().map(conflict_with).collect(),
     ))
 }
 

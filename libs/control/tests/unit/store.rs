@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use control::{Must, Revision, State, Transaction};
+use control::{Precondition, Revision, State, Transaction};
 
 /// Keys with their values and revisions.
 #[derive(Clone, Debug, Default)]
@@ -14,11 +14,11 @@ pub struct Store {
 impl Store {
     /// Commits a transaction whose preconditions hold; else names the key of one that does not.
     pub fn commit(&mut self, transaction: &Transaction) -> Result<Revision, String> {
-        for (key, must) in &transaction.must {
+        for (key, precondition) in &transaction.preconditions {
             let there = self.values.get(key).map(|(_, revision)| *revision);
-            let holds = match must {
-                Must::Absent => there.is_none(),
-                Must::At(revision) => there == Some(*revision),
+            let holds = match precondition {
+                Precondition::Absent => there.is_none(),
+                Precondition::At(revision) => there == Some(*revision),
             };
             if !holds {
                 return Err(key.clone());

@@ -85,7 +85,7 @@ impl LivenessProbe {
     }
 
     /// The oldest question is still in the send buffer, and bytes before it leave.
-    pub fn held(&mut self, now: Duration) {
+    pub fn send_progress(&mut self, now: Duration) {
         self.life = self.life.max(now);
     }
 

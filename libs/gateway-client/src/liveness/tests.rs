@@ -151,13 +151,13 @@ fn a_question_in_the_send_buffer_does_not_count() {
     for _ in 0..100 {
         let now = run.now + 80;
         run.to(now, |_| None);
-        run.pulse.held(ms(now));
+        run.pulse.send_progress(ms(now));
     }
     assert_eq!(run.silent, []);
     run.to(10_000, |_| None);
     assert_eq!(run.silent, [9000 + 240]);
     // It is not heard by that.
-    run.pulse.held(ms(10_000));
+    run.pulse.send_progress(ms(10_000));
     run.to(11_000, |_| None);
     assert_eq!(run.silent.len(), 1);
     assert!(run.pulse.received(ms(11_000)));
@@ -193,7 +193,7 @@ proptest! {
             now += ms(pause);
             match act {
                 0 => pulse.answered(now),
-                1 => pulse.held(now),
+                1 => pulse.send_progress(now),
                 2 => {
                     prop_assert_eq!(pulse.received(now), silent);
                     silent = false;

@@ -134,12 +134,12 @@ pub struct GatewaySelector {
     chosen: Option<String>,
     /// The gateway of the last [`Action::Use`].
     used: Option<GatewayAddress>,
-    lost: Option<NoService>,
+    no_service: Option<NoService>,
     next_silence_report: Duration,
     silence_pause: Duration,
     actions: VecDeque<Action>,
     /// Removed gateways that still need an unbind.
-    leaving: Vec<Member>,
+    lingering: Vec<Member>,
 }
 
 impl GatewaySelector {
@@ -171,11 +171,11 @@ impl GatewaySelector {
             chooser,
             chosen: None,
             used: None,
-            lost: None,
+            no_service: None,
             next_silence_report: now,
             silence_pause: settings.silence_pause,
             actions: VecDeque::new(),
-            leaving: Vec::new(),
+            lingering: Vec::new(),
         };
         reach.set_members(list, gateways, now);
         reach.choose(now);
@@ -223,7 +223,7 @@ impl GatewaySelector {
             member.unbind_at = Some(now + LINGER);
             member.is_bound(now)
         });
-        self.leaving.append(&mut old);
+        self.lingering.append(&mut old);
         if let Some(used) = &self.used
             && self.at(used.address) != Some(&used.name)
         {
@@ -348,7 +348,7 @@ impl GatewaySelector {
             self.actions.push_back(action);
         }
         self.choose(now);
-        self.leave(now, clock);
+        self.unbind_unused(now, clock);
     }
 
     fn is_chosen(&self, place: usize) -> bool {
@@ -360,7 +360,7 @@ impl GatewaySelector {
     fn pace(&self, member: &Member) -> Option<Duration> {
         if self.chosen.as_deref() == Some(&member.at.name) {
             Some(self.settings.in_use)
-        } else if self.chooser.is_none() || self.lost.is_some() {
+        } else if self.chooser.is_none() || self.no_service.is_some() {
             Some(self.settings.other)
         } else {
             None
@@ -401,7 +401,7 @@ impl GatewaySelector {
         };
         match chooser.choose(now) {
             Choice::Use(name) => {
-                self.lost = None;
+                self.no_service = None;
                 let Some(place) = self.members.iter().position(|m| m.at.name == name) else {
                     return;
                 };
@@ -421,14 +421,14 @@ impl GatewaySelector {
             Choice::NoService(why) => {
                 self.chosen = None;
                 let said = |why: &NoService| why.to_string();
-                if self.lost.as_ref().map(said) != Some(said(&why)) {
-                    if self.lost.is_none() {
+                if self.no_service.as_ref().map(said) != Some(said(&why)) {
+                    if self.no_service.is_none() {
                         for member in &mut self.members {
                             member.paced = now;
                             member.next = now + self.random.up_to(self.settings.other);
                         }
                     }
-                    self.lost = Some(why.clone());
+                    self.no_service = Some(why.clone());
                     self.actions.push_back(Action::Lost(why));
                 }
                 self.used = None;
@@ -438,17 +438,17 @@ impl GatewaySelector {
 
     /// Sends unbinds to draining gateways that are not in use, and to removed ones, once
     /// [`LINGER`] has passed.
-    fn leave(&mut self, now: Duration, clock: u64) {
+    fn unbind_unused(&mut self, now: Duration, clock: u64) {
         let is_over = |member: &Member| member.unbind_at.is_some_and(|at| at <= now);
-        for mut member in self.leaving.extract_if(.., |member| is_over(member)) {
+        for mut member in self.lingering.extract_if(.., |member| is_over(member)) {
             self.actions.push_back(member.unbind(clock));
         }
         for member in &mut self.members {
             let used = self.used.as_ref();
-            let leaves = member.draining
+            let unused = member.draining
                 && member.bound_until.is_some()
                 && used.is_some_and(|used| used.name != member.at.name);
-            if !leaves {
+            if !unused {
                 member.unbind_at = None;
                 continue;
             }
@@ -461,7 +461,7 @@ impl GatewaySelector {
 
     /// Sends unbinds to all gateways, before the end stops.
     pub fn close(&mut self, now: Duration, clock: u64) {
-        for member in self.members.iter_mut().chain(&mut self.leaving) {
+        for member in self.members.iter_mut().chain(&mut self.lingering) {
             if member.is_bound(now) {
                 self.actions.push_back(member.unbind(clock));
             }
@@ -495,7 +495,7 @@ impl GatewaySelector {
             .chain(
                 self.members
                     .iter()
-                    .chain(&self.leaving)
+                    .chain(&self.lingering)
                     .filter_map(|member| member.unbind_at),
             )
             .min()
@@ -529,7 +529,7 @@ impl GatewaySelector {
             Some(chooser) => chooser.is_down(&member.at.name) == Some(true),
             None => !member.is_bound(now),
         };
-        self.lost.is_some() || self.members.iter().any(down)
+        self.no_service.is_some() || self.members.iter().any(down)
     }
 
     /// The choice, for the loads that gateways have reported to it.
@@ -540,8 +540,8 @@ impl GatewaySelector {
 
     /// Why no gateway works, if none does.
     #[must_use]
-    pub const fn lost(&self) -> Option<&NoService> {
-        self.lost.as_ref()
+    pub const fn no_service(&self) -> Option<&NoService> {
+        self.no_service.as_ref()
     }
 
     /// The state of all gateways, in the order of the configuration.

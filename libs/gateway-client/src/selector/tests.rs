@@ -374,7 +374,7 @@ fn without_a_gateway_the_reason_is_reported_until_one_answers() {
     }
     world.run(Duration::from_secs(20));
     assert_eq!(world.selector.used(), None);
-    let why = world.selector.lost().expect("no service").to_string();
+    let why = world.selector.no_service().expect("no service").to_string();
     assert_eq!(
         why,
         "no gateway works: gw1 is silent, gw2 is silent; each is tried again automatically"
@@ -384,13 +384,13 @@ fn without_a_gateway_the_reason_is_reported_until_one_answers() {
     world.gateways[1].restart();
     world.run(1000 * MS);
     assert_eq!(world.used(), 1);
-    assert_eq!(world.selector.lost(), None);
+    assert_eq!(world.selector.no_service(), None);
 }
 
 #[test]
 fn an_empty_list_is_no_service_at_once() {
     let world = World::new(0, true, 3);
-    assert_eq!(world.selector.lost(), Some(&NoService::Nothing));
+    assert_eq!(world.selector.no_service(), Some(&NoService::Nothing));
 }
 
 #[test]
@@ -408,7 +408,7 @@ fn a_gateway_that_forwards_nothing_is_left() {
     }
     assert!((4..10).contains(&world.uses()), "{}", world.uses());
     assert_eq!(
-        world.selector.lost(),
+        world.selector.no_service(),
         None,
         "there is another to take turns with"
     );
@@ -432,9 +432,9 @@ fn a_long_round_trip_is_no_failure() {
         world.delay = MS * delay;
         world.run(Duration::from_secs(60));
         assert!(world.uses() <= 2, "{delay} ms: {:?}", world.said);
-        let settled = world.uses();
+        let uses = world.uses();
         world.run(Duration::from_secs(600));
-        assert_eq!(world.uses(), settled, "{delay} ms: {:?}", world.said);
+        assert_eq!(world.uses(), uses, "{delay} ms: {:?}", world.said);
     }
 }
 
@@ -540,7 +540,7 @@ fn a_family_that_does_not_work_costs_a_delay_and_no_gateway() {
                 world.blocked.push(blocked);
                 world.run(1500 * MS);
                 assert!(world.gateways[0].bound, "{works} seed {seed}");
-                assert_eq!(world.selector.lost(), None, "{:?}", world.said);
+                assert_eq!(world.selector.no_service(), None, "{:?}", world.said);
                 if seeks {
                     let used = world.selector.used().expect("a gateway in use");
                     assert_eq!((used.address, world.uses()), (works, 1));

@@ -198,23 +198,23 @@ impl Signals {
     }
 
     /// The next signal. Cancel-safe.
-    async fn next(&mut self) -> Asked {
+    async fn next(&mut self) -> SignalRequest {
         tokio::select! {
-            _ = self.hangup.recv() => Asked::Reload,
-            _ = self.terminate.recv() => Asked::Stop,
-            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => SignalRequest::Reload,
+            _ = self.terminate.recv() => SignalRequest::Stop,
+            _ = self.interrupt.recv() => SignalRequest::Stop,
         }
     }
 
     /// SIGTERM or SIGINT. Cancel-safe.
     async fn stop(&mut self) {
-        while self.next().await != Asked::Stop {}
+        while self.next().await != SignalRequest::Stop {}
     }
 }
 
 /// The request of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
+enum SignalRequest {
     Reload,
     Stop,
 }
@@ -259,8 +259,8 @@ impl<D: Daemon> Service<D> {
                 _ = timer.tick() => self.beat(),
                 asked = signals.next() => match asked {
                     // The result is logged.
-                    Asked::Reload => drop(self.reload().await),
-                    Asked::Stop => {
+                    SignalRequest::Reload => drop(self.reload().await),
+                    SignalRequest::Stop => {
                         if self.stopping || self.daemon.stop().is_break() {
                             break Ok(());
                         }
@@ -285,7 +285,7 @@ impl<D: Daemon> Service<D> {
             State::Ready
         });
         if self.watchdog {
-            self.notifier.alive();
+            self.notifier.keep_alive();
         }
         if self.stopping {
             // Three beats: one that is late does not end the daemon.

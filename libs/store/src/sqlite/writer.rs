@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Options, sql_error};
 use crate::{
-    Campaign, Change, Changes, CommitError, Entry, Error, Fence, Must, PAGE, ReadError, Revision,
-    Snapshot, Transaction,
+    Campaign, Change, Changes, CommitError, Entry, Error, Fence, PAGE, Precondition, ReadError,
+    Revision, Snapshot, Transaction,
     lease::{Leases, PREFIX},
 };
 
@@ -210,7 +210,7 @@ impl Writer {
         let mut revision = self.revision;
         let mut results = Vec::new();
         for (transaction, fence) in transactions {
-            if let Some(fence) = fence.filter(|fence| !self.leases.holds(fence, now)) {
+            if let Some(fence) = fence.filter(|fence| !self.leases.is_valid(fence, now)) {
                 results.push(Err(CommitError::Fenced {
                     lease: fence.lease.clone(),
                 }));
@@ -333,11 +333,11 @@ fn stale(
     transaction: &Transaction,
 ) -> rusqlite::Result<Option<String>> {
     let mut statement = sql.prepare_cached("SELECT revision FROM entries WHERE key = ?")?;
-    for (key, must) in &transaction.must {
+    for (key, precondition) in &transaction.preconditions {
         let there: Option<i64> = statement.query_row([key], |row| row.get(0)).optional()?;
-        let holds = match must {
-            Must::Absent => there.is_none(),
-            Must::At(revision) => there == Some(revision.cast_signed()),
+        let holds = match precondition {
+            Precondition::Absent => there.is_none(),
+            Precondition::At(revision) => there == Some(revision.cast_signed()),
         };
         if !holds {
             return Ok(Some(key.clone()));

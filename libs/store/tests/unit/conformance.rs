@@ -2,10 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use store::{Campaign, CommitError, Fence, Memory, Must, Options, ReadError, Sqlite, Store};
+use store::{
+    Campaign, CommitError, Fence, Memory, Options, Precondition, ReadError, Sqlite, Store,
+};
 use tokio::time::timeout;
 
-use super::{Manual, block_on, must, put, puts, values};
+use super::{Manual, block_on, put, puts, require, values};
 
 const TTL: Duration = Duration::from_secs(3);
 
@@ -80,12 +82,12 @@ async fn a_stale_precondition_writes_nothing(store: impl Store, _: Manual) {
     let first = put(&store, &[("a", Some("1"))]).await;
     let change = puts(&[("a", Some("2")), ("b", Some("2"))]);
     for (key, precondition) in [
-        ("a", Must::Absent),
-        ("a", Must::At(first + 1)),
-        ("b", Must::At(first)),
+        ("a", Precondition::Absent),
+        ("a", Precondition::At(first + 1)),
+        ("b", Precondition::At(first)),
     ] {
-        let stale = must(change.clone(), key, precondition);
-        for stale in [stale, must(puts(&[]), key, precondition)] {
+        let stale = require(change.clone(), key, precondition);
+        for stale in [stale, require(puts(&[]), key, precondition)] {
             match store.commit(stale, None).await {
                 Err(CommitError::Stale { key: named }) => assert_eq!(named, key),
                 other => panic!("{key} {precondition:?}: {other:?}"),
@@ -97,7 +99,11 @@ async fn a_stale_precondition_writes_nothing(store: impl Store, _: Manual) {
         store.snapshot("").await.expect("a snapshot").revision,
         first
     );
-    let right = must(must(change, "a", Must::At(first)), "b", Must::Absent);
+    let right = require(
+        require(change, "a", Precondition::At(first)),
+        "b",
+        Precondition::Absent,
+    );
     let second = store.commit(right.clone(), None).await.expect("a commit");
     let again = store.commit(right, None).await;
     assert!(matches!(again, Err(CommitError::Stale { .. })), "{again:?}");
@@ -150,7 +156,7 @@ async fn concurrent_changes_of_one_key_are_in_some_order(store: impl Store, _: M
                 let entry = &snapshot.entries[0];
                 let sum = entry.value.parse::<u64>().expect("a number") + 1;
                 let change = puts(&[("sum", Some(&sum.to_string()))]);
-                let change = must(change, "sum", Must::At(entry.revision));
+                let change = require(change, "sum", Precondition::At(entry.revision));
                 match store.commit(change, None).await {
                     Ok(_) => done += 1,
                     Err(CommitError::Stale { .. }) => {}

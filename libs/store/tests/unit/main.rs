@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use store::{Clock, Must, Revision, Store, Transaction};
+use store::{Clock, Precondition, Revision, Store, Transaction};
 
 /// A clock that stands still until it is moved.
 #[derive(Clone, Debug, Default)]
@@ -57,8 +57,10 @@ pub fn puts(values: &[(&str, Option<&str>)]) -> Transaction {
     transaction
 }
 
-pub fn must(mut transaction: Transaction, key: &str, must: Must) -> Transaction {
-    transaction.must.insert(key.to_owned(), must);
+pub fn require(mut transaction: Transaction, key: &str, precondition: Precondition) -> Transaction {
+    transaction
+        .preconditions
+        .insert(key.to_owned(), precondition);
     transaction
 }
 

@@ -327,7 +327,7 @@ impl CircuitClient {
             Some(Unreachable::NoAddress) => Some(
                 "no gateway's name was resolved yet: see gateway names in status".to_owned(),
             ),
-            None => self.selector.lost().map(ToString::to_string),
+            None => self.selector.no_service().map(ToString::to_string),
         }
     }
 

@@ -290,8 +290,8 @@ impl TunnelManager {
             }
             transport.closed(now.mono, self.random.u64());
         }
-        if decision.give_up {
-            self.tls.give_up(id);
+        if decision.cancel_dial {
+            self.tls.cancel_dial(id);
         }
         if decision.dial
             && let Some(spec) = &peer.spec.circuit

@@ -391,7 +391,7 @@ impl TunnelManager {
     }
 
     /// Leaves every gateway. To be called before the process ends.
-    pub fn leave_gateways(&mut self) {
+    pub fn unbind_gateways(&mut self) {
         let now = clock::mono();
         let (peers, sockets) = (&mut self.peers, &mut self.sockets);
         for circuit in peers

@@ -300,10 +300,10 @@ impl TlsConnections {
         self.open.get(&circuit).is_some_and(|open| open.stalled)
     }
 
-    /// Gives up an attempt, unless it is about to succeed.
-    pub fn give_up(&self, circuit: CircuitId) {
+    /// Cancels an attempt, unless it is about to succeed.
+    pub fn cancel_dial(&self, circuit: CircuitId) {
         if let Some(dialer) = self.dialers.get(&circuit) {
-            dialer.give_up();
+            dialer.cancel_before_hello();
         }
     }
 

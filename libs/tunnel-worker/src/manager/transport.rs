@@ -79,7 +79,7 @@ pub(super) struct TransportDecision {
     /// Begin an attempt, in addition to the connection if there is one.
     pub dial: bool,
     /// Give up the attempt: the connection works again.
-    pub give_up: bool,
+    pub cancel_dial: bool,
     /// Close the connection.
     pub close: bool,
 }
@@ -263,7 +263,7 @@ impl TransportSelector {
             self.next_race = now + self.race_pause;
             decision.dial = true;
         } else if !state.stalled && std::mem::take(&mut self.racing) {
-            decision.give_up = state.dialing;
+            decision.cancel_dial = state.dialing;
             self.next_race = now + self.race_pause;
             self.race_pause = (self.race_pause * 2).min(MAX_RACE_PAUSE);
         }
@@ -332,7 +332,7 @@ mod tests {
     const NOTHING: TransportDecision = TransportDecision {
         switch_to: None,
         dial: false,
-        give_up: false,
+        cancel_dial: false,
         close: false,
     };
     const DIAL: TransportDecision = TransportDecision {
@@ -340,7 +340,7 @@ mod tests {
         ..NOTHING
     };
     const GIVE_UP: TransportDecision = TransportDecision {
-        give_up: true,
+        cancel_dial: true,
         ..NOTHING
     };
     const CLOSE: TransportDecision = TransportDecision {

@@ -75,7 +75,7 @@ pub(super) fn deliver(
         return Err(Counter::DropTooLarge);
     }
     let Some(host) = tables.host(&key) else {
-        return hand_to_slow_path(&network, next_hop, packet, &inner, wire, counters);
+        return pass_to_slow_path(&network, next_hop, packet, &inner, wire, counters);
     };
     if host.neighbour.is_absent() {
         return Err(Counter::DropHostAbsent);
@@ -120,7 +120,7 @@ pub(super) fn deliver(
 
 /// Hands the packet to user space, where it waits until its host is resolved.
 #[cold]
-fn hand_to_slow_path(
+fn pass_to_slow_path(
     network: &Network,
     next_hop: Address,
     packet: &[u8],

@@ -264,7 +264,7 @@ impl ConnectionThread<'_> {
         let acknowledged = self.link.acknowledged();
         let probe_is_queued = liveness.probe_end.is_none_or(|end| acknowledged < end);
         if probe_is_queued && acknowledged > liveness.acknowledged {
-            liveness.pulse.held(now);
+            liveness.pulse.send_progress(now);
         }
         liveness.acknowledged = acknowledged;
         while let Some(due) = liveness.pulse.step(now) {

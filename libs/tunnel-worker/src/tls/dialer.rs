@@ -146,7 +146,7 @@ impl Dialer {
 
     /// Cancels the attempt, unless its hello was sent: the other end may have replaced the
     /// circuit's connection then, and the attempt goes on as if it had not been given up.
-    pub fn give_up(&self) {
+    pub fn cancel_before_hello(&self) {
         self.control.stop(StopReason::GiveUp);
     }
 }

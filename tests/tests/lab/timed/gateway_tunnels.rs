@@ -128,7 +128,7 @@ const OVER_TLS: Survivor = Survivor {
 };
 
 /// The gateway in use fails and recovers, up to three times. A TCP connection survives all of it.
-fn survives(who: &Survivor, trouble: impl Fn(&Site, &str), mend: impl Fn(&Site, &str)) {
+fn survives(who: &Survivor, fault: impl Fn(&Site, &str), restore: impl Fn(&Site, &str)) {
     let Survivor {
         tenant, carrier, ..
     } = *who;
@@ -145,7 +145,7 @@ fn survives(who: &Survivor, trouble: impl Fn(&Site, &str), mend: impl Fn(&Site, 
         assert_eq!(by, carrier);
         let pause = Duration::from_millis(40);
         let transfer = Transfer::paced(&site, &replica, &production, "10.1.0.11", 4 << 20, pause);
-        let (report, _) = across(&site, tenant, 3 * SECOND, || trouble(&site, &used));
+        let (report, _) = across(&site, tenant, 3 * SECOND, || fault(&site, &used));
         transfer.finish();
         let gap = report.longest_gap().expect("replies").length();
         let (next, by) = peer_path(&site, tenant);
@@ -157,7 +157,7 @@ fn survives(who: &Survivor, trouble: impl Fn(&Site, &str), mend: impl Fn(&Site, 
         assert_ne!(next, used, "it is used, and it is gone");
         assert_ne!(next, "gw3", "the pool has another");
         gaps.push(gap);
-        mend(&site, &used);
+        restore(&site, &used);
         // The tunnel does not move back when the gateway returns.
         (who.back)(&site, &used);
         let before = (who.carried)(&site, &used);
@@ -196,17 +196,17 @@ fn cut(site: &Site, gateway: &str) {
     cut.unwrap_or_else(|e| panic!("{e}"));
 }
 
-fn mend(site: &Site, gateway: &str) {
-    let mended = site.mend(&format!("{gateway}-wan"));
-    mended.unwrap_or_else(|e| panic!("{e}"));
+fn restore(site: &Site, gateway: &str) {
+    let restored = site.restore_link(&format!("{gateway}-wan"));
+    restored.unwrap_or_else(|e| panic!("{e}"));
 }
 
-fn hole(site: &Site, gateway: &str) {
-    let hole = site.blackhole(&format!("{gateway}-wan"));
-    hole.unwrap_or_else(|e| panic!("{e}"));
+fn blackhole(site: &Site, gateway: &str) {
+    let result = site.blackhole(&format!("{gateway}-wan"));
+    result.unwrap_or_else(|e| panic!("{e}"));
 }
 
-fn end_hole(site: &Site, gateway: &str) {
+fn end_blackhole(site: &Site, gateway: &str) {
     let end = site.end_blackhole(&format!("{gateway}-wan"));
     end.unwrap_or_else(|e| panic!("{e}"));
 }
@@ -218,12 +218,12 @@ fn a_killed_gateway_is_left_within_half_a_second() {
 
 #[test]
 fn a_gateway_that_is_cut_off_is_left_within_half_a_second() {
-    survives(&BY_UDP, cut, mend);
+    survives(&BY_UDP, cut, restore);
 }
 
 #[test]
 fn a_black_hole_is_left_within_half_a_second() {
-    survives(&BY_UDP, hole, end_hole);
+    survives(&BY_UDP, blackhole, end_blackhole);
 }
 
 /// The address at which an end is bound at a gateway.
@@ -353,12 +353,12 @@ fn over_tls_a_killed_gateway_is_left_within_half_a_second() {
 
 #[test]
 fn over_tls_a_gateway_that_is_cut_off_is_left_within_half_a_second() {
-    survives(&OVER_TLS, cut, mend);
+    survives(&OVER_TLS, cut, restore);
 }
 
 #[test]
 fn over_tls_a_black_hole_is_left_within_half_a_second() {
-    survives(&OVER_TLS, hole, end_hole);
+    survives(&OVER_TLS, blackhole, end_blackhole);
 }
 
 /// Acme may use the third gateway when its pool is gone. Over TLS it gets no message about the
@@ -381,8 +381,8 @@ fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
     for round in 1..=TRIES {
         let (used, _) = peer_path(&site, "acme");
         let other = if used == "gw1" { "gw2" } else { "gw1" };
-        hole(&site, other);
-        let (report, _) = across(&site, "acme", 3 * SECOND, || hole(&site, &used));
+        blackhole(&site, other);
+        let (report, _) = across(&site, "acme", 3 * SECOND, || blackhole(&site, &used));
         let (next, carrier) = peer_path(&site, "acme");
         println!(
             "round {round}: {other} and {used} are black holes, on by {next}: {}",
@@ -391,16 +391,16 @@ fn over_tls_two_gateways_of_three_that_are_dead_are_left_within_a_second() {
         assert_eq!((&*next, &*carrier), ("gw3", "tls"));
         gaps.push(report.longest_gap().expect("replies").length());
         for gateway in [other, &used] {
-            end_hole(&site, gateway);
+            end_blackhole(&site, gateway);
         }
         if gaps.last().is_some_and(|gap| *gap <= SECOND) && !is_long() {
             break;
         }
-        hole(&site, "gw3");
+        blackhole(&site, "gw3");
         until("acme by another", 30 * SECOND, || {
             peer_path(&site, "acme").0 != "gw3"
         });
-        end_hole(&site, "gw3");
+        end_blackhole(&site, "gw3");
     }
     println!("without a reply: {}", distribution(&gaps));
     assert!(gaps.iter().any(|gap| *gap <= SECOND), "{gaps:?}");

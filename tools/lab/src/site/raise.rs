@@ -146,7 +146,7 @@ impl Lab {
     ///
     /// # Errors
     /// [`Error::Timeout`] after 8 s, naming the addresses.
-    pub fn settle(&self, host: &str) -> Result<()> {
+    pub fn wait_for_dad(&self, host: &str) -> Result<()> {
         let namespace = self.namespace(host)?;
         wait(
             &format!("addresses of {host} usable"),
@@ -207,7 +207,7 @@ impl Lab {
             self.await_ports(host)?;
         }
         for host in self.topology.hosts.iter().filter(|h| h.powered) {
-            self.settle(&host.name)?;
+            self.wait_for_dad(&host.name)?;
         }
         Ok(())
     }

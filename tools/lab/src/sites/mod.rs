@@ -3,8 +3,8 @@
 use crate::{
     addr::{Cidr, Vlan},
     cloud::{Access, Circuit, Gateway},
+    faults::{masquerade, no_udp},
     topology::{Attach, Hop, Host, Kind, Link, Options, Route, Rules, Topology},
-    trouble::{masquerade, no_udp},
 };
 
 const PARTIAL_BY_GATEWAYS: &str = "

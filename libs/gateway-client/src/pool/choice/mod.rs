@@ -46,7 +46,7 @@ pub struct Settings {
     /// Largest difference of loads that count as equal, thousandths.
     pub slack: u16,
     /// Time in which a recovered gateway gets less than its share.
-    pub settle: Duration,
+    pub slow_start: Duration,
     /// Time within which ends leave a draining gateway.
     pub drain_spread: Duration,
     /// Time that a gateway of a lower tier must work before ends of a higher tier return.
@@ -67,7 +67,7 @@ impl Default for Settings {
             refresh: Duration::from_secs(30),
             jitter_percent: 100,
             slack: 100,
-            settle: Duration::from_secs(30),
+            slow_start: Duration::from_secs(30),
             drain_spread: Duration::from_secs(2),
             home_after: Duration::from_secs(300),
             home_spread: Duration::from_secs(300),
@@ -183,12 +183,12 @@ struct Member {
     /// Time at which ends of higher tiers return to it.
     home: Option<Duration>,
     /// It drains; time at which this end leaves it.
-    leave: Option<Duration>,
+    leaves_at: Option<Duration>,
 }
 
 impl Member {
     fn usable(&self) -> bool {
-        self.health != Health::Down && self.leave.is_none()
+        self.health != Health::Down && self.leaves_at.is_none()
     }
 }
 
@@ -242,7 +242,7 @@ impl Chooser {
                     next: now.saturating_add(self.random.up_to(self.settings.refresh)),
                     back: None,
                     home: None,
-                    leave: None,
+                    leaves_at: None,
                 },
             };
             member.tier = candidate.tier;
@@ -277,10 +277,10 @@ impl Chooser {
         }
         (member.failures, member.failed) = (0, None);
         member.answers = member.answers.saturating_add(1);
-        if draining && member.leave.is_none() {
-            let leave = now.saturating_add(self.random.up_to(settings.drain_spread));
-            member.leave = Some(leave);
-        } else if !draining && member.leave.take().is_some() {
+        if draining && member.leaves_at.is_none() {
+            let leaves_at = now.saturating_add(self.random.up_to(settings.drain_spread));
+            member.leaves_at = Some(leaves_at);
+        } else if !draining && member.leaves_at.take().is_some() {
             member.back = Some(now);
         }
         let risen = match member.health {
@@ -318,7 +318,7 @@ impl Chooser {
             if member.failures >= settings.down_after.max(1) {
                 member.health = Health::Down;
                 member.home = None;
-                member.leave = None;
+                member.leaves_at = None;
             }
         }
         let member = &self.members[at];
@@ -378,7 +378,7 @@ impl Chooser {
             Health::Untried => member.failures <= self.chosen_with,
             Health::Down => false,
         };
-        let left = member.leave.is_some_and(|leave| leave <= now);
+        let left = member.leaves_at.is_some_and(|at| at <= now);
         works && !left && !self.preferred_tier_is_open(member.tier, now)
     }
 
@@ -409,11 +409,14 @@ impl Chooser {
     /// Chooses a member by load and chance.
     fn pick_of(&mut self, places: &[usize], now: Duration) -> Option<usize> {
         let member = |at: &usize| &self.members[*at];
-        let settled = |at: &&usize| self.share(member(at), now) >= FULL_SHARE;
-        let others = places.iter().filter(settled).map(|at| member(at).load);
+        let has_full_share = |at: &&usize| self.share(member(at), now) >= FULL_SHARE;
+        let others = places
+            .iter()
+            .filter(has_full_share)
+            .map(|at| member(at).load);
         let others = others.min();
         let load = |at: &usize| match others {
-            Some(least) if !settled(&at) => member(at).load.max(least),
+            Some(least) if !has_full_share(&at) => member(at).load.max(least),
             _ => member(at).load,
         };
         let least = places.iter().map(load).min()?;
@@ -442,7 +445,7 @@ impl Chooser {
         let avoid = self.settings.avoid;
         let rank = |m: &Member| {
             let failed = m.failed.is_some_and(|at| now.saturating_sub(at) < avoid);
-            let avoided = failed || m.leave.is_some();
+            let avoided = failed || m.leaves_at.is_some();
             (Some(m.name.as_str()) == last, avoided, m.tier)
         };
         let mut rest: Vec<usize> = (0..self.members.len()).collect();
@@ -481,8 +484,8 @@ impl Chooser {
         let Some(back) = member.back else {
             return FULL_SHARE;
         };
-        let settle = self.settings.settle.as_nanos().max(1);
-        let part = now.saturating_sub(back).as_nanos() * u128::from(FULL_SHARE) / settle;
+        let slow_start = self.settings.slow_start.as_nanos().max(1);
+        let part = now.saturating_sub(back).as_nanos() * u128::from(FULL_SHARE) / slow_start;
         u64::try_from(part)
             .unwrap_or(FULL_SHARE)
             .clamp(1, FULL_SHARE)
@@ -563,14 +566,14 @@ impl Chooser {
             .map(|m| m.next);
         let current = self.in_use();
         let others = self.members.iter().any(Member::usable);
-        let leave = current.and_then(|m| m.leave).filter(|_| others);
+        let leaves_at = current.and_then(|m| m.leaves_at).filter(|_| others);
         let home = current.into_iter().flat_map(|current| {
             self.members
                 .iter()
                 .filter(|m| m.tier < current.tier && m.usable() && m.failures == 0)
                 .filter_map(|m| m.home)
         });
-        trials.chain(leave).chain(home).min()
+        trials.chain(leaves_at).chain(home).min()
     }
 }
 

@@ -390,10 +390,10 @@ fn ends_spread_after_a_loss_and_return_slowly() {
     assert!((10..=150).contains(&part), "{part}");
     // Later an empty one gets what the others' loads say it should.
     world.run(&mut now, seconds(60));
-    let settled = world.uses("c");
+    let uses = world.uses("c");
     world.alive.insert("c", false);
     world.run(&mut now, seconds(1));
-    assert_eq!(world.uses("a"), part + settled);
+    assert_eq!(world.uses("a"), part + uses);
 }
 
 #[test]

@@ -273,7 +273,7 @@ fn an_abandoned_attempt_ends_unless_its_hello_was_sent() {
     let at = silent.local_addr().expect("an address");
     let dialer = tenant.dial(dialing(at, identity.fingerprint(), 1));
     let (_accepted, _) = silent.accept().expect("accept");
-    dialer.give_up();
+    dialer.cancel_before_hello();
     let cancelled = tenant.next();
     assert!(
         matches!(
@@ -308,7 +308,7 @@ fn an_abandoned_attempt_ends_unless_its_hello_was_sent() {
     });
     let dialer = tenant.dial(dialing(at, identity.fingerprint(), 1));
     hello.recv_timeout(PATIENCE).expect("a hello");
-    dialer.give_up();
+    dialer.cancel_before_hello();
     sleep(Duration::from_millis(50));
     go.send(()).expect("the server waits");
     let established = tenant.established();

@@ -61,7 +61,7 @@ enum Command {
     /// Raise sites and leave them running.
     Up {
         /// The topology to raise.
-        topology: Which,
+        topology: SiteName,
         /// Name of the lab. Default: the topology's name. A lab of that name is taken down first.
         #[arg(long)]
         name: Option<String>,
@@ -102,7 +102,7 @@ enum Command {
     /// Make a gateway fail in some way, or end the failure.
     Gateway {
         /// The failure, or its end.
-        trouble: Trouble,
+        fault: Fault,
         /// The gateway.
         #[arg(value_name = "GATEWAY")]
         which: String,
@@ -263,7 +263,7 @@ impl Links {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Trouble {
+enum Fault {
     /// Send SIGKILL.
     Kill,
     /// Send SIGTERM: the gateway drains.
@@ -273,15 +273,15 @@ enum Trouble {
     /// Set its WAN link down.
     Cut,
     /// Set its WAN link up.
-    Mend,
+    Restore,
     /// Drop all packets of its WAN link, which stays up.
-    Hole,
+    Blackhole,
     /// Stop dropping packets of its WAN link.
-    EndHole,
+    EndBlackhole,
 }
 
-impl Trouble {
-    fn make(self, lab: &Lab, name: &str) -> lab::Result<()> {
+impl Fault {
+    fn inject(self, lab: &Lab, name: &str) -> lab::Result<()> {
         let gateway = lab.gateway(name)?;
         let wan = format!("{name}-wan");
         match self {
@@ -289,15 +289,15 @@ impl Trouble {
             Self::Drain => gateway.drain(),
             Self::Start => gateway.start(),
             Self::Cut => lab.cut(&wan),
-            Self::Mend => lab.mend(&wan),
-            Self::Hole => lab.blackhole(&wan),
-            Self::EndHole => lab.end_blackhole(&wan),
+            Self::Restore => lab.restore_link(&wan),
+            Self::Blackhole => lab.blackhole(&wan),
+            Self::EndBlackhole => lab.end_blackhole(&wan),
         }
     }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Which {
+enum SiteName {
     /// One tenant with two networks, a provider, a remote host.
     Partial,
     /// Two tenants with the same addresses.
@@ -309,7 +309,7 @@ enum Which {
     Gateways,
 }
 
-impl Which {
+impl SiteName {
     fn topology(self, options: Options) -> Topology {
         match self {
             Self::Partial => sites::partial(options),
@@ -383,11 +383,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let error = lab.command_in(&host, &words, true)?.exec();
             return Err(error).with_context(|| format!("running {}", words[0].display()));
         }
-        Command::Gateway {
-            trouble,
-            which,
-            lab,
-        } => trouble.make(&open(lab, paths)?, &which)?,
+        Command::Gateway { fault, which, lab } => fault.inject(&open(lab, paths)?, &which)?,
         Command::FailOver {
             machine,
             tenant: None,
@@ -629,7 +625,14 @@ mod tests {
     fn every_command_line_can_be_read() {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
-        let words = ["causeway-lab", "gateway", "end-hole", "gw1", "--lab", "x"];
+        let words = [
+            "causeway-lab",
+            "gateway",
+            "end-blackhole",
+            "gw1",
+            "--lab",
+            "x",
+        ];
         let Ok(Command::Gateway { which, .. }) = Cli::try_parse_from(words).map(|c| c.command)
         else {
             panic!("not read");

@@ -104,14 +104,14 @@ pub(crate) fn demo(
     json: Option<&Path>,
 ) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
-    let partial = || Play {
+    let partial = || DemoScenario {
         scenario: "partial",
         begin: ["raise both sites", "start both appliances"],
         topology: sites::partial_by_gateways(options),
         scenes: partial::scenes,
         table: partial::table,
     };
-    let full = || Play {
+    let full = || DemoScenario {
         scenario: "full",
         begin: ["raise the sites", "start the appliances"],
         topology: sites::full(options),
@@ -150,7 +150,7 @@ pub(crate) fn demo(
 }
 
 /// One scenario.
-struct Play {
+struct DemoScenario {
     scenario: &'static str,
     /// Names of the first two steps.
     begin: [&'static str; 2],
@@ -159,7 +159,7 @@ struct Play {
     table: fn(&Outcome),
 }
 
-impl Play {
+impl DemoScenario {
     /// Raises the lab, runs the steps, takes the lab down.
     fn run(self, name: &str, paths: Paths) -> anyhow::Result<Outcome> {
         service::outln!("{}", self.topology.picture);

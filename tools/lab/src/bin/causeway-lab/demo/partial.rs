@@ -160,7 +160,7 @@ fn across(
         (here - done.began).as_secs_f64() * 1e3
     )];
     let mut bad = Vec::new();
-    for (report, to, usable) in [(v4, V4, here), (v6, V6, here.max(done.settled))] {
+    for (report, to, usable) in [(v4, V4, here), (v6, V6, here.max(done.dad_done))] {
         let gap = report
             .longest_gap()
             .with_context(|| format!("{}: no reply", family(to)))?;

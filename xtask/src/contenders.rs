@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The programs that a benchmark compares with.
-pub struct Peers {
+pub struct Contenders {
     /// From Debian.
     packages: &'static [Package],
     /// Services that their packages start and enable. They are disabled: the benchmark runs the
@@ -20,8 +20,8 @@ pub struct Peers {
     boringtun: bool,
 }
 
-/// Peers of `bench encrypted`.
-pub const TUNNELS: Peers = Peers {
+/// Contenders of `bench encrypted`.
+pub const TUNNELS: Contenders = Contenders {
     packages: &[
         ("openssl", "/usr/bin/openssl"),
         ("openvpn", "/usr/sbin/openvpn"),
@@ -38,8 +38,8 @@ pub const TUNNELS: Peers = Peers {
     services: &[("softether-vpnserver", "softether-vpnserver.service")],
     boringtun: true,
 };
-/// Peers of `bench relay`.
-pub const RELAYS: Peers = Peers {
+/// Contenders of `bench relay`.
+pub const RELAYS: Contenders = Contenders {
     packages: &[
         ("coturn", "/usr/bin/turnserver"),
         ("haproxy", "/usr/sbin/haproxy"),
@@ -62,10 +62,13 @@ const BORINGTUN: &str = "boringtun-cli";
 const BORINGTUN_VERSION: &str = "0.7.1";
 
 /// Installs missing programs. A program that cannot be installed is reported and not measured.
-pub fn install(peers: &Peers) {
-    let missing = setup::plan(peers.packages.iter(), |path| Path::new(path).exists());
-    let mut results = vec![("peers from Debian", packages(&missing, peers.services))];
-    if peers.boringtun {
+pub fn install(contenders: &Contenders) {
+    let missing = setup::plan(contenders.packages.iter(), |path| Path::new(path).exists());
+    let mut results = vec![(
+        "contenders from Debian",
+        packages(&missing, contenders.services),
+    )];
+    if contenders.boringtun {
         results.push((BORINGTUN, boringtun()));
     }
     for (what, result) in results {

@@ -49,8 +49,8 @@ impl Lab {
         self.nft(
             &router,
             &format!(
-                "table inet hole-{wan} {{ chain forward {{ type filter hook forward priority 0; \
-                 iifname \"{link}\" drop; oifname \"{link}\" drop; }}; }}"
+                "table inet blackhole-{wan} {{ chain forward {{ type filter hook forward priority \
+                 0; iifname \"{link}\" drop; oifname \"{link}\" drop; }}; }}"
             ),
         )
     }
@@ -61,7 +61,7 @@ impl Lab {
     /// If there is none.
     pub fn end_blackhole(&self, wan: &str) -> Result<()> {
         let (router, _) = self.router_of(wan)?;
-        self.nft(&router, &format!("delete table inet hole-{wan}"))
+        self.nft(&router, &format!("delete table inet blackhole-{wan}"))
     }
 
     /// A router forwards no UDP to or from this link of its, as a firewall that knows nothing but
