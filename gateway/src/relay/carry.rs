@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    enable_keepalive,
+    listener::enable_keepalive,
     pipe::{Pipes, PooledPipe, Read, read},
     received::received,
 };

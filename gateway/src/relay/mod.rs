@@ -7,137 +7,66 @@
 //!     └ drain: accepts no more; relayed connections go on
 //! ```
 //!
+//! | module | does |
+//! |---|---|
+//! | `listener`, `accept` | bind the sockets; accept, limit and distribute connections |
+//! | `connection` | the life of one connection: `open` (hello, route, dial), then `carry` |
+//! | `pipe`, `received` | pipes for splice(2); the number of bytes that a socket has received |
+//! | `plan` | the configuration, which [`Relay`] replaces |
+//!
 //! The relay never terminates TLS; the gateway has no key for that. An idle connection has two
 //! sockets, a task and no buffer, and stays on one thread (`threads`).
 
+mod accept;
 pub mod access;
 pub mod carry;
+mod connection;
 pub mod counters;
 pub mod dial;
 pub mod limits;
+mod listener;
 mod open;
 mod pipe;
+mod plan;
 mod received;
 mod threads;
 
 use std::{
-    collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     num::NonZero,
-    os::fd::AsFd,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
 };
 
 pub use gateway_core::{prefix::Prefix, route};
-use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::TcpListener,
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use self::{
-    access::{AccessLog, Record},
-    carry::{End, Traffic, abort, carry},
+    accept::{ACCEPT_PAUSE, accept},
+    access::AccessLog,
     counters::Counters,
     dial::Learned,
     limits::Connections,
+    listener::bind,
     pipe::Pipes,
-    route::Table,
-    threads::{Busy, Threads},
+    threads::Threads,
 };
-pub use self::{dial::Endpoint, open::Refused};
+pub use self::{
+    dial::Endpoint,
+    open::Refused,
+    plan::{Backend, Desired, Limits, Plan, Times},
+};
 
-/// Length of the accept queue; `net.core.somaxconn` may limit it further.
-const BACKLOG: u32 = 4096;
-/// Pause after a failed accept: its usual cause, too many open files, does not end at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time that the accept tasks of a drain have to close their sockets.
 const LEFT_BEHIND: Duration = Duration::from_secs(1);
-/// TCP keepalive: idle time and interval in seconds, and number of probes without an answer.
-const KEEPALIVE: (u32, u32, u32) = (60, 10, 6);
 /// Threads at most, on any number of processors.
 const MOST_THREADS: usize = 64;
-
-/// Timeouts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Times {
-    /// From the accept to the last byte of the hello.
-    pub hello: Duration,
-    /// Connect to one address of a backend.
-    pub dial: Duration,
-    /// Time without a byte from either side.
-    pub idle: Duration,
-    /// Age at which a connection counts for the limit of its tenant: backends have closed those of
-    /// clients that they do not know by then.
-    pub trial: Duration,
-}
-
-/// Limits of connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Of the gateway.
-    pub connections: usize,
-    /// Of one source: an IPv4 address, or an IPv6 /64.
-    pub per_source: u32,
-    /// Pipes for splice(2), two open files each; without a pipe, bytes are copied.
-    pub pipes: usize,
-}
-
-/// A backend: the server behind the gateway.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backend {
-    /// In order of preference.
-    pub endpoints: Vec<Endpoint>,
-    /// Whether the gateway sends a PROXY protocol header (version 2) first.
-    pub proxy: bool,
-}
-
-impl Backend {
-    /// A backend with these addresses.
-    #[must_use]
-    pub fn new(addresses: Vec<SocketAddr>, proxy: bool) -> Self {
-        Self {
-            endpoints: addresses.into_iter().map(Endpoint::Address).collect(),
-            proxy,
-        }
-    }
-}
-
-/// The configuration of the relay.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// Addresses to listen on; the kernel chooses a port for port 0.
-    pub listen: Vec<SocketAddr>,
-    pub limits: Limits,
-    pub times: Times,
-    /// Senders whose connections begin with a PROXY protocol header of version 2.
-    pub proxy_from: Vec<Prefix>,
-    /// File of access records.
-    pub access_log: Option<PathBuf>,
-    pub desired: Desired,
-}
-
-/// The part of the configuration that may change with every update. Parts that stay are shared.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Desired {
-    /// Connections of each tenant at most.
-    pub tenants: Arc<HashMap<Arc<str>, u32>>,
-    /// Backends by name.
-    pub backends: Arc<HashMap<Arc<str>, Backend>>,
-    /// Routes from hellos to backends.
-    pub table: Arc<Table>,
-}
-
-impl Plan {
-    /// Whether a sender's connections begin with a PROXY header.
-    fn is_proxy(&self, sender: IpAddr) -> bool {
-        self.proxy_from.iter().any(|prefix| prefix.contains(sender))
-    }
-}
 
 /// Why the relay does not start, or keeps its old plan.
 #[derive(Debug, thiserror::Error)]
@@ -505,290 +434,4 @@ impl Relay {
 fn processors() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     processors.min(MOST_THREADS)
-}
-
-/// Binds a listener for each thread, all to one address; returns the address with its port.
-fn bind(address: SocketAddr, threads: &Threads) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
-    let first = open(address)?;
-    // Bound before SO_REUSEPORT is set: fails if another process has the address, even one that
-    // shares it.
-    first.bind(address)?;
-    first.set_reuseport(true)?;
-    let bound = first.local_addr()?;
-    let mut sockets = vec![first];
-    for _ in 1..threads.count() {
-        let socket = open(bound)?;
-        socket.set_reuseport(true)?;
-        socket.bind(bound)?;
-        sockets.push(socket);
-    }
-    let listening = sockets.into_iter().enumerate().map(|(n, socket)| {
-        let _in = threads.runtime(n).enter();
-        socket.listen(BACKLOG)
-    });
-    Ok((bound, listening.collect::<io::Result<_>>()?))
-}
-
-fn open(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => {
-            let socket = TcpSocket::new_v6()?;
-            // IPv4 has sockets of its own.
-            setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
-            socket
-        }
-    };
-    // A restarted gateway binds at once, although connections of the old process are in TIME-WAIT.
-    socket.set_reuseaddr(true)?;
-    // Accepted sockets inherit the options.
-    socket.set_nodelay(true)?;
-    enable_keepalive(&socket)?;
-    Ok(socket)
-}
-
-/// Switches TCP keepalive on.
-fn enable_keepalive(socket: &impl AsFd) -> io::Result<()> {
-    let (idle, interval, count) = KEEPALIVE;
-    setsockopt(socket, sockopt::KeepAlive, &true)?;
-    setsockopt(socket, sockopt::TcpKeepIdle, &idle)?;
-    setsockopt(socket, sockopt::TcpKeepInterval, &interval)?;
-    setsockopt(socket, sockopt::TcpKeepCount, &count)?;
-    Ok(())
-}
-
-/// Accepts on thread `n` until the listener is stopped, and then the rest of the accept queue.
-async fn accept(
-    n: usize,
-    socket: TcpListener,
-    local: SocketAddr,
-    mut stopped: watch::Receiver<()>,
-    shared: Arc<Shared>,
-) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
-            // No value is ever sent.
-            _ = stopped.changed() => break,
-        };
-        match accepted {
-            Ok((client, from)) => begin(n, client, (from, local), &shared),
-            Err(error) => {
-                not_accepted(&error, &shared);
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    while let Ok(Ok((client, from))) = timeout(Duration::ZERO, socket.accept()).await {
-        begin(n, client, (from, local), &shared);
-    }
-}
-
-fn not_accepted(error: &io::Error, shared: &Shared) {
-    shared.counters.accept_failures.inc();
-    tracing::warn!(%error, "cannot accept a connection");
-}
-
-fn begin(n: usize, client: TcpStream, ends: (SocketAddr, SocketAddr), shared: &Arc<Shared>) {
-    shared.counters.accepted.inc();
-    let plan = shared.plan();
-    let Limits {
-        connections,
-        per_source,
-        ..
-    } = plan.limits;
-    let counted = if plan.is_proxy(ends.0.ip()) {
-        shared.connections.take_of_proxy(connections)
-    } else {
-        let source = ends.0.ip();
-        shared.connections.take(source, connections, per_source)
-    };
-    let counted = match counted {
-        Ok(counted) => counted,
-        Err(full) => return refuse(ends.0, &full.into(), shared),
-    };
-    let (chosen, busy) = shared.threads.take(n);
-    let shared = Arc::clone(shared);
-    if chosen == n {
-        tokio::spawn(serve(client, ends, (counted, busy), plan, shared));
-        return;
-    }
-    // The socket moves to the runtime of another thread.
-    match client.into_std() {
-        Ok(client) => {
-            let there = shared.threads.runtime(chosen).clone();
-            there.spawn(async move {
-                match TcpStream::from_std(client) {
-                    Ok(client) => serve(client, ends, (counted, busy), plan, shared).await,
-                    Err(error) => not_accepted(&error, &shared),
-                }
-            });
-        }
-        Err(error) => not_accepted(&error, &shared),
-    }
-}
-
-fn refuse(from: SocketAddr, refused: &Refused, shared: &Shared) {
-    shared.counters.refuse(refused);
-    tracing::debug!(%from, reason = refused.reason(), error = %refused, "connection refused");
-}
-
-async fn serve(
-    client: TcpStream,
-    (from, local): (SocketAddr, SocketAddr),
-    (mut counted, busy): (limits::Counted, Busy),
-    plan: Arc<Plan>,
-    shared: Arc<Shared>,
-) {
-    let counters = &shared.counters;
-    let accepted = (SystemTime::now(), Instant::now());
-    let mut info = open::ConnectionInfo {
-        from,
-        local,
-        name: String::new(),
-        tenant: String::new(),
-        backend: String::new(),
-        address: None,
-    };
-    // Boxed, so that the large state of opening is freed before the connection may become idle.
-    let opened = Box::pin(open::open(
-        &client,
-        &mut info,
-        &mut counted,
-        &plan,
-        (counters, &shared.learned),
-    ))
-    .await;
-    let open::Opened {
-        backend,
-        limit,
-        bytes,
-        header,
-    } = match opened {
-        Ok(opened) => opened,
-        Err(refused) => {
-            refuse(info.from, &refused, &shared);
-            // Connections without a route leave no record.
-            if !info.backend.is_empty() {
-                record(&shared, accepted, info, [0; 2], refused.reason());
-            }
-            return;
-        }
-    };
-    let Times { idle, trial, .. } = plan.times;
-    drop(plan);
-    let traffic: Traffic = counters.traffic(&info.tenant);
-    traffic.up.inc_by(bytes as u64);
-    let open = counters.opened(&info.tenant);
-    tracing::debug!(from = %info.from, tenant = info.tenant, "connection relayed");
-    let read = [bytes + header, 0].map(|read| AtomicU64::new(read as u64));
-    // Boxed, so that it is not kept where there is nothing to record.
-    let info = shared.access().is_some().then(|| Box::new(info));
-    let carried = carry(&client, &read, &backend, idle, &traffic, &shared.pipes);
-    let end = match limit {
-        Some(limit) => on_trial(carried, &mut counted, (trial, limit)).await,
-        None => carried.await,
-    };
-    if end == End::Evicted {
-        abort(&client, &backend);
-    }
-    let reason = end.name();
-    counters
-        .ended
-        .get_or_create(&counters::Reason { reason })
-        .inc();
-    tracing::debug!(%from, end = reason, "connection ended");
-    if let Some(info) = info {
-        let [up, down] = read.map(AtomicU64::into_inner);
-        record(&shared, accepted, *info, [up - header as u64, down], reason);
-    }
-    // Closed before they leave the count: an empty relay has no socket.
-    drop((client, backend, open));
-    drop((busy, counted));
-}
-
-/// Relays a connection of a tenant, which may be evicted for others while it is on trial.
-async fn on_trial(
-    carried: impl Future<Output = End>,
-    counted: &mut limits::Counted,
-    (trial, limit): (Duration, u32),
-) -> End {
-    tokio::pin!(carried);
-    tokio::select! {
-        end = &mut carried => return end,
-        () = counted.evicted() => return End::Evicted,
-        () = sleep(trial) => {}
-    }
-    match counted.establish(limit) {
-        Ok(()) => carried.await,
-        Err(_) => End::Evicted,
-    }
-}
-
-/// Writes an access record, if there is a file for them.
-fn record(
-    shared: &Shared,
-    (time, begun): (SystemTime, Instant),
-    info: open::ConnectionInfo,
-    [up, down]: [u64; 2],
-    end: &'static str,
-) {
-    let Some(access) = shared.access() else {
-        return;
-    };
-    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    access.add(Record {
-        accepted: time.duration_since(UNIX_EPOCH).map_or(0, milliseconds),
-        milliseconds: milliseconds(begun.elapsed()),
-        client: info.from,
-        local: info.local,
-        name: info.name,
-        tenant: info.tenant,
-        backend: info.backend,
-        address: info.address,
-        up,
-        down,
-        end,
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::sys::socket::getsockopt;
-    use std::net::Ipv4Addr;
-
-    #[test]
-    fn accepted_sockets_have_nodelay_and_keepalive() {
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        runtime.block_on(async {
-            let threads = Threads::start(1).expect("a thread");
-            let (address, sockets) =
-                bind((Ipv4Addr::LOCALHOST, 0).into(), &threads).expect("bound");
-            let _client = std::net::TcpStream::connect(address).expect("connect");
-            let socket = sockets.into_iter().next().expect("one");
-            let accepted = threads
-                .runtime(0)
-                .spawn(async move { socket.accept().await });
-            let (stream, _) = accepted.await.expect("no panic").expect("accepted");
-            let kept = (
-                getsockopt(&stream, sockopt::TcpKeepIdle).expect("an option"),
-                getsockopt(&stream, sockopt::TcpKeepInterval).expect("an option"),
-                getsockopt(&stream, sockopt::TcpKeepCount).expect("an option"),
-            );
-            assert_eq!(kept, KEEPALIVE);
-            assert!(getsockopt(&stream, sockopt::KeepAlive).expect("an option"));
-            assert!(getsockopt(&stream, sockopt::TcpNoDelay).expect("an option"));
-        });
-    }
-
-    #[test]
-    fn threads_share_an_address_and_other_processes_cannot() {
-        let threads = Threads::start(3).expect("threads");
-        let (address, sockets) = bind((Ipv4Addr::LOCALHOST, 0).into(), &threads).expect("bound");
-        let bound = sockets.iter().map(|s| s.local_addr().expect("an address"));
-        assert_eq!(bound.collect::<Vec<_>>(), [address; 3]);
-        let error = bind(address, &threads).expect_err("another gateway");
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-    }
 }
