@@ -1,5 +1,5 @@
-//! Runs the fuzz targets of tunnel, tunnel workers and gateway under libFuzzer, or checks that they
-//! compile.
+//! Runs the fuzz targets of tunnel, tunnel workers and gateway under libFuzzer, or lints their
+//! wrappers.
 //!
 //! The same functions, bounded, are `tests/corpus.rs` of `tunnel`, `tunnel-worker` and `gateway`,
 //! which any `cargo test` runs.
@@ -87,8 +87,9 @@ pub fn fuzz(only: Option<&str>, seconds: u64) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Type-checks the targets whose name contains `filter`, with this toolchain and their own lock
-/// files. A target that compiles counts as a passed test.
+/// Lints the wrappers of the targets whose name contains `filter`, with this toolchain and their
+/// own lock files. One without a warning counts as a passed test. The targets themselves are
+/// libraries of the workspace (`*/fuzz-targets`), which clippy checks with it.
 pub fn check(filter: Option<&str>) -> anyhow::Result<Counts> {
     let mut counts = Counts::default();
     for folder in FOLDERS {
@@ -109,7 +110,7 @@ pub fn check(filter: Option<&str>) -> anyhow::Result<Counts> {
         } else {
             counts.failed += count;
             errln!(
-                "xtask: the fuzz targets of {folder} do not compile: {}. Fix the errors above. If \
+                "xtask: the fuzz targets of {folder} have errors or warnings: {}. Fix them. If \
                  Cargo.lock is out of date, run `cargo metadata --format-version 1 --manifest-path \
                  {folder}/Cargo.toml` and commit it",
                 names.join(" ")
@@ -123,7 +124,7 @@ fn check_command(folder: &str) -> Command {
     let manifest = workspace().join(folder).join("Cargo.toml");
     let mut command = run::cargo();
     command
-        .args(["check", "--release", "--locked", "--lib", "--bins"])
+        .args(["clippy", "--release", "--locked", "--bins"])
         .arg("--manifest-path")
         .arg(&manifest)
         // With the profile and in the folder of the workspace's own build: what has the same
@@ -133,7 +134,8 @@ fn check_command(folder: &str) -> Command {
         .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
         // libfuzzer-sys compiles libFuzzer, which takes a C++ compiler, unless a library is named.
         // Nothing is linked here, so any file will do.
-        .env("CUSTOM_LIBFUZZER_PATH", &manifest);
+        .env("CUSTOM_LIBFUZZER_PATH", &manifest)
+        .args(["--", "-D", "warnings"]);
     command
 }
 
@@ -348,7 +350,7 @@ mod tests {
         for folder in FOLDERS {
             let command = check_command(folder);
             assert!(show(&command).contains(&format!(
-                "check --release --locked --lib --bins --manifest-path {}",
+                "clippy --release --locked --bins --manifest-path {}",
                 workspace().join(folder).join("Cargo.toml").display()
             )));
             let custom = command

@@ -1,4 +1,4 @@
-//! libFuzzer around [`gateway_fuzz::bind`].
+//! libFuzzer around [`gateway_fuzz_targets::bind`].
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| gateway_fuzz::bind(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| gateway_fuzz_targets::bind(data));

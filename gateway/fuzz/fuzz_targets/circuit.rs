@@ -1,4 +1,4 @@
-//! libFuzzer around [`gateway_fuzz::circuit`].
+//! libFuzzer around [`gateway_fuzz_targets::circuit`].
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| gateway_fuzz::circuit(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| gateway_fuzz_targets::circuit(data));

@@ -1,4 +1,4 @@
-//! libFuzzer around [`gateway_fuzz::stream`].
+//! libFuzzer around [`gateway_fuzz_targets::stream`].
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| gateway_fuzz::stream(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| gateway_fuzz_targets::stream(data));

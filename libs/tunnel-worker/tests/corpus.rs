@@ -1,9 +1,7 @@
-//! The fuzz targets of `libs/tunnel-worker/fuzz` as an ordinary test (`fuzzing::Corpus`).
-
-#[path = "../fuzz/src/lib.rs"]
-mod fuzz;
+//! The fuzz targets of `libs/tunnel-worker/fuzz-targets` as an ordinary test (`fuzzing::Corpus`).
 
 use fuzzing::Corpus;
+use tunnel_worker_fuzz_targets as fuzz;
 
 fn all() -> Corpus {
     Corpus {

@@ -1,9 +1,7 @@
 //! Runs the fuzz targets on seeds, regressions and mutations (`fuzzing::Corpus`).
 
-#[path = "../fuzz/src/lib.rs"]
-mod fuzz;
-
 use fuzzing::Corpus;
+use tunnel_fuzz_targets as fuzz;
 
 fn all() -> Corpus {
     Corpus {

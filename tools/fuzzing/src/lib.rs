@@ -1,12 +1,12 @@
-//! Shared by the fuzz crates (`*/fuzz`) and the tests: inputs, corpora, seeded random numbers.
+//! Shared by the fuzz targets (`*/fuzz-targets`) and the tests: inputs, corpora, seeded random
+//! numbers.
 //!
-//! For: reading values from an input, running a fuzz crate's targets as an ordinary test, and
-//! random numbers that a seed repeats. Never: a target itself, or libFuzzer, which `cargo xtask
-//! fuzz` runs.
+//! For: reading values from an input, running fuzz targets as an ordinary test, and random numbers
+//! that a seed repeats. Never: a target itself, or libFuzzer, which `cargo xtask fuzz` runs.
 //!
 //! ```text
-//!   */fuzz/src/*.rs    a function for each target ──── Input, mutate
-//!        │     └─▶ fuzz_targets/*.rs, libFuzzer
+//!   */fuzz-targets    a function for each target ──── Input, mutate
+//!        │     └─▶ */fuzz, libFuzzer
 //!        └─▶ */tests/corpus.rs ─▶ Corpus: seeds, regressions, mutations of them
 //! ```
 

@@ -343,7 +343,7 @@ fn docstrings_say_more_than_the_name() {
             || ["failover", "packet-rules", "tunnel", "xsk"]
                 .iter()
                 .any(|library| name.starts_with(&format!("libs/{library}/")))
-            || name.contains("/fuzz/")
+            || name.contains("/fuzz-targets/")
     };
     let mut found = Vec::new();
     for path in files(&[".rs"]) {

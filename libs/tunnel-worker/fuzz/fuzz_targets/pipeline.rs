@@ -1,4 +1,4 @@
-//! libFuzzer around [`tunnel_worker_fuzz::pipeline`].
+//! libFuzzer around [`tunnel_worker_fuzz_targets::pipeline`].
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| tunnel_worker_fuzz::pipeline(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tunnel_worker_fuzz_targets::pipeline(data));

@@ -1,4 +1,4 @@
-//! libFuzzer around [`tunnel_fuzz::handshake`].
+//! libFuzzer around [`tunnel_fuzz_targets::handshake`].
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| tunnel_fuzz::handshake(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tunnel_fuzz_targets::handshake(data));

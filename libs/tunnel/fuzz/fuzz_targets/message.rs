@@ -1,4 +1,4 @@
-//! libFuzzer around [`tunnel_fuzz::message`].
+//! libFuzzer around [`tunnel_fuzz_targets::message`].
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| tunnel_fuzz::message(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tunnel_fuzz_targets::message(data));

@@ -1,4 +1,4 @@
-//! libFuzzer around [`tunnel_fuzz::segment`].
+//! libFuzzer around [`tunnel_fuzz_targets::segment`].
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| tunnel_fuzz::segment(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tunnel_fuzz_targets::segment(data));

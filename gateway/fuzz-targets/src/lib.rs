@@ -5,10 +5,10 @@
 //! received, or grow. Never: randomness, a clock or a file; the same input always does the same.
 //!
 //! ```text
-//!   seeds/  regressions/                    corpus/ (grown, not committed)
+//!   seeds/  regressions/                    corpus/ (grown, not committed)   of the fuzz crate
 //!       │        │                             │
 //!       ▼        ▼                             ▼
-//!   gateway/tests/corpus.rs           fuzz_targets/*.rs (cargo xtask fuzz)
+//!   tests/corpus.rs                   fuzz_targets/*.rs (cargo xtask fuzz)
 //!       └───────────────┬──────────────────────┘
 //!                       ▼
 //!       hello  stream  circuit  bind ─▶ world: table and ends, against a model of docs/gateway.md

@@ -5,7 +5,7 @@
 //! same input always has the same effect.
 //!
 //! ```text
-//!   seeds/  regressions/                    corpus/ (grown, not committed)
+//!   seeds/  regressions/                    corpus/ (grown, not committed)   of the fuzz crate
 //!       │        │                             │
 //!       ▼        ▼                             ▼
 //!   tests/corpus.rs                   fuzz_targets/*.rs (cargo xtask fuzz)
