@@ -8,7 +8,6 @@
 //! Both namespaces are private to the test and end with its threads.
 
 mod namespaces;
-mod skip;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -26,11 +25,11 @@ use appliance_user::kernel::raw_socket::PacketSocket;
 use appliance_user::kernel::xdp_errors::XdpErrors;
 use namespaces::{Pair, run};
 use service::xdp::{Mode, Setting, accepts_redirects};
-use skip::skip;
+use test_support::skip;
 
 /// Runs a test with a pair that is up.
-fn isolated(test: &'static str, body: impl FnOnce(Pair) + Send + 'static) {
-    namespaces::isolated(test, |pair| {
+fn isolated(body: impl FnOnce(Pair) + Send + 'static) {
+    namespaces::isolated(|pair| {
         pair.up();
         body(pair);
     });
@@ -126,7 +125,7 @@ fn feature(interface: &str, name: &str) -> String {
 
 #[test]
 fn gro_is_switched_off_in_front_of_generic_xdp_only() {
-    isolated("gro", |pair| {
+    isolated(|pair| {
         const GRO: &str = "generic-receive-offload";
         run("ethtool -K va gro on");
         let nic = nic::prepare("va", pair.va, untagged()).expect("prepared");
@@ -144,7 +143,7 @@ fn gro_is_switched_off_in_front_of_generic_xdp_only() {
 
 #[test]
 fn vlan_insertion_is_switched_off_where_there_are_tags() {
-    isolated("vlan insertion", |pair| {
+    isolated(|pair| {
         const INSERT: &str = "tx-vlan-offload";
         assert_eq!(feature("va", INSERT), "on");
         let tagged = Requirements {
@@ -161,7 +160,7 @@ fn vlan_insertion_is_switched_off_where_there_are_tags() {
 
 #[test]
 fn another_program_is_found_with_its_mode() {
-    isolated("another program", |pair| {
+    isolated(|pair| {
         assert!(nic::xdp_programs(pair.va).expect("a link").is_empty());
         for (native, mode) in [(true, "native"), (false, "generic")] {
             let attached = attach(pair.va, &program::pass(), native);
@@ -186,9 +185,9 @@ const ROOM: TenantQuota = TenantQuota {
 
 #[test]
 fn an_interface_with_another_program_is_attached_once_it_is_free() {
-    isolated("occupied", |pair| {
+    isolated(|pair| {
         let Some(object) = std::env::var_os("CAUSEWAY_BPF_OBJECT") else {
-            skip("occupied", "CAUSEWAY_BPF_OBJECT is not set");
+            skip("CAUSEWAY_BPF_OBJECT is not set");
             return;
         };
         let pins = format!("/sys/fs/bpf/causeway-nic-{}", std::process::id());
@@ -229,10 +228,10 @@ fn an_interface_with_another_program_is_attached_once_it_is_free() {
 
 #[test]
 fn a_veth_accepts_redirects_by_its_peers_settings() {
-    isolated("redirects", |pair| {
+    isolated(|pair| {
         // An older kernel reports nothing.
         let Some(before) = accepts_redirects(pair.va) else {
-            skip("redirects", "the kernel does not report XDP features");
+            skip("the kernel does not report XDP features");
             return;
         };
         pair.in_b(|| run("ethtool -K vb gro off"));
@@ -244,7 +243,7 @@ fn a_veth_accepts_redirects_by_its_peers_settings() {
 
 #[test]
 fn refused_redirects_are_counted() {
-    isolated("refused redirects", |pair| {
+    isolated(|pair| {
         if !Path::new("/sys/kernel/tracing/events").exists() {
             run("mount -t tracefs tracefs /sys/kernel/tracing");
         }
@@ -273,7 +272,7 @@ fn to_group(mac: [u8; 6]) -> Vec<u8> {
 
 #[test]
 fn a_port_that_filters_groups_passes_those_that_were_joined() {
-    isolated("groups", |pair| {
+    isolated(|pair| {
         run("ip link add link va name mv type macvlan");
         run("ip link set mv up");
         let received = || {
@@ -320,7 +319,7 @@ fn a_port_that_filters_groups_passes_those_that_were_joined() {
 
 #[test]
 fn a_snooping_switch_learns_the_groups_and_the_router_port() {
-    isolated("snooping", |pair| {
+    isolated(|pair| {
         pair.in_b(|| {
             run("ip link add br0 type bridge mcast_snooping 1 mcast_querier 1");
             run("ip link set vb master br0");

@@ -8,7 +8,6 @@
 //! Both namespaces are private to the test and end with its threads.
 
 mod namespaces;
-mod skip;
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -34,8 +33,8 @@ fn sysctl(path: &str, value: &str) {
 }
 
 /// Runs a test with a pair that is up and has addresses.
-fn isolated(test: &'static str, body: impl FnOnce(Pair) + Send + 'static) {
-    namespaces::isolated(test, |pair| {
+fn isolated(body: impl FnOnce(Pair) + Send + 'static) {
+    namespaces::isolated(|pair| {
         ip("link set va address 02:00:00:00:09:01");
         ip("addr add 10.9.9.1/24 dev va");
         ip("addr add fd00:9::1/64 dev va nodad");
@@ -83,7 +82,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 #[test]
 fn paths_and_links_follow_the_kernel() {
-    isolated("paths_and_links_follow_the_kernel", |pair| {
+    isolated(|pair| {
         runtime().block_on(async {
             ip("route add 203.0.113.0/24 via 10.9.9.2");
             ip("route add unreachable 203.0.114.0/24");
@@ -204,77 +203,70 @@ fn paths_and_links_follow_the_kernel() {
 
 #[test]
 fn next_hop_is_confirmed_without_traffic_of_the_kernel() {
-    isolated(
-        "next_hop_is_confirmed_without_traffic_of_the_kernel",
-        |pair| {
-            for family in ["ipv4", "ipv6"] {
-                sysctl(&format!("{family}/neigh/va/base_reachable_time_ms"), "500");
-                sysctl(&format!("{family}/neigh/va/retrans_time_ms"), "50");
-                sysctl(&format!("{family}/neigh/va/delay_first_probe_time"), "1");
-            }
-            runtime().block_on(async {
-                let peers = vec![address("10.9.9.2"), address("fd00:9::2")];
-                let (_watcher, mut snapshots) =
-                    Watcher::spawn(peers.clone(), vec![]).expect("watcher");
-                let all_at = |s: &Snapshot, mac: [u8; 6]| {
-                    peers.iter().all(|peer| {
+    isolated(|pair| {
+        for family in ["ipv4", "ipv6"] {
+            sysctl(&format!("{family}/neigh/va/base_reachable_time_ms"), "500");
+            sysctl(&format!("{family}/neigh/va/retrans_time_ms"), "50");
+            sysctl(&format!("{family}/neigh/va/delay_first_probe_time"), "1");
+        }
+        runtime().block_on(async {
+            let peers = vec![address("10.9.9.2"), address("fd00:9::2")];
+            let (_watcher, mut snapshots) = Watcher::spawn(peers.clone(), vec![]).expect("watcher");
+            let all_at = |s: &Snapshot, mac: [u8; 6]| {
+                peers.iter().all(|peer| {
                     matches!(
                         s.paths.get(peer),
                         Some(UnderlayPath::Resolved { next_hop_mac, .. }) if *next_hop_mac == mac
                     )
                 })
-                };
-                until(&mut snapshots, "resolved", |s| all_at(s, MAC_B)).await;
-                // The machine behind the address is replaced without an announcement.
-                pair.in_b(|| {
-                    ip("link set vb down");
-                    ip("link set vb address 02:00:00:00:09:bb");
-                    ip("link set vb up");
-                    ip("addr replace fd00:9::2/64 dev vb nodad");
-                });
-                until(&mut snapshots, "replaced next hop found", |s| {
-                    all_at(s, [2, 0, 0, 0, 9, 0xbb])
-                })
-                .await;
+            };
+            until(&mut snapshots, "resolved", |s| all_at(s, MAC_B)).await;
+            // The machine behind the address is replaced without an announcement.
+            pair.in_b(|| {
+                ip("link set vb down");
+                ip("link set vb address 02:00:00:00:09:bb");
+                ip("link set vb up");
+                ip("addr replace fd00:9::2/64 dev vb nodad");
             });
-        },
-    );
+            until(&mut snapshots, "replaced next hop found", |s| {
+                all_at(s, [2, 0, 0, 0, 9, 0xbb])
+            })
+            .await;
+        });
+    });
 }
 
 #[test]
 fn stale_neighbours_of_the_uplink_are_confirmed_or_given_up_without_traffic() {
-    isolated(
-        "stale_neighbours_of_the_uplink_are_confirmed_or_given_up_without_traffic",
-        |_pair| {
-            runtime().block_on(async {
-                let (watcher, _snapshots) =
-                    Watcher::spawn(Vec::new(), vec!["va".into()]).expect("watcher");
-                watcher.confirm_neighbours(Some("va".into()));
-                // A true entry, one whose host has another MAC address by now, a fixed one.
-                ip("neigh replace 10.9.9.2 lladdr 02:00:00:00:09:02 dev va nud stale");
-                ip("neigh replace 10.9.9.3 lladdr 02:00:00:00:00:99 dev va nud stale");
-                ip("neigh replace 10.9.9.9 lladdr 02:00:00:00:00:09 dev va nud permanent");
-                let line = |host: &str| {
-                    let table = ip("neigh show dev va");
-                    let mut lines = table.lines().map(ToOwned::to_owned);
-                    let start = format!("{host} ");
-                    lines.find(|l| l.starts_with(&start)).unwrap_or_default()
-                };
-                let wrong = |l: &str| l.contains("00:99") && !l.contains("FAILED");
-                let until = Instant::now() + Duration::from_secs(8);
-                while !line("10.9.9.2").contains("REACHABLE") || wrong(&line("10.9.9.3")) {
-                    assert!(Instant::now() < until, "{}", ip("neigh show dev va"));
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                assert!(line("10.9.9.9").contains("PERMANENT"));
-            });
-        },
-    );
+    isolated(|_pair| {
+        runtime().block_on(async {
+            let (watcher, _snapshots) =
+                Watcher::spawn(Vec::new(), vec!["va".into()]).expect("watcher");
+            watcher.confirm_neighbours(Some("va".into()));
+            // A true entry, one whose host has another MAC address by now, a fixed one.
+            ip("neigh replace 10.9.9.2 lladdr 02:00:00:00:09:02 dev va nud stale");
+            ip("neigh replace 10.9.9.3 lladdr 02:00:00:00:00:99 dev va nud stale");
+            ip("neigh replace 10.9.9.9 lladdr 02:00:00:00:00:09 dev va nud permanent");
+            let line = |host: &str| {
+                let table = ip("neigh show dev va");
+                let mut lines = table.lines().map(ToOwned::to_owned);
+                let start = format!("{host} ");
+                lines.find(|l| l.starts_with(&start)).unwrap_or_default()
+            };
+            let wrong = |l: &str| l.contains("00:99") && !l.contains("FAILED");
+            let until = Instant::now() + Duration::from_secs(8);
+            while !line("10.9.9.2").contains("REACHABLE") || wrong(&line("10.9.9.3")) {
+                assert!(Instant::now() < until, "{}", ip("neigh show dev va"));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            assert!(line("10.9.9.9").contains("PERMANENT"));
+        });
+    });
 }
 
 #[test]
 fn lost_events_do_not_leave_a_stale_snapshot() {
-    isolated("lost_events_do_not_leave_a_stale_snapshot", |_pair| {
+    isolated(|_pair| {
         runtime().block_on(async {
             let peer = address("10.9.9.2");
             let (_watcher, mut snapshots) =
@@ -361,90 +353,82 @@ fn receive(tap: &OwnedFd, mut matches: impl FnMut(&[u8]) -> bool) -> Option<Vec<
 
 #[test]
 fn a_real_stack_answers_requests_and_accepts_announcements() {
-    isolated(
-        "a_real_stack_answers_requests_and_accepts_announcements",
-        |pair| {
-            let port = Port {
-                ifindex: pair.va,
-                outer: 0,
-                inner: 0,
-                outer_ethertype: 0x8100,
-                mac: MAC_A,
-            };
-            let socket = PacketSocket::open(pair.va).expect("raw socket");
-            let tap = tap(pair.va);
-            for destination in [None, Some(MAC_B)] {
-                socket
-                    .send(&frame::arp_request(
-                        &port,
-                        [10, 9, 9, 1],
-                        [10, 9, 9, 3],
-                        destination,
-                    ))
-                    .expect("send");
-                let reply = receive(&tap, |f| {
-                    f[..14] == [&MAC_A[..], &MAC_B, &[8, 6]].concat() && f[21] == 2
-                });
-                let reply = reply.expect("ARP reply");
-                assert_eq!(&reply[22..32], [&MAC_B[..], &[10, 9, 9, 3]].concat());
-
-                let target = from_ip(address("fd00:9::2"));
-                socket
-                    .send(&frame::neighbour_solicitation(
-                        &port,
-                        &frame::link_local(&MAC_A),
-                        &target,
-                        destination,
-                    ))
-                    .expect("send");
-                let advertisement = receive(&tap, |f| {
-                    f[..6] == MAC_A && f[12..14] == [0x86, 0xdd] && f[54] == 136
-                });
-                assert_eq!(advertisement.expect("advertisement")[62..78], target);
-            }
-
-            pair.in_b(|| {
-                ip("neigh add 10.9.9.50 lladdr 02:00:00:00:00:01 dev vb nud stale");
-                ip("neigh add 10.9.9.51 lladdr 02:00:00:00:00:01 dev vb nud stale");
-                ip("neigh add fd00:9::50 lladdr 02:00:00:00:00:01 dev vb nud stale");
-            });
-            // Linux accepts an announcement only if the entry is older than its lock time.
-            std::thread::sleep(Duration::from_millis(1100));
-            let moved = [2, 0, 0, 0, 0, 0x77];
-            for frame in [
-                frame::arp_announcement(&port, [10, 9, 9, 50], moved, false),
-                frame::arp_announcement(&port, [10, 9, 9, 51], moved, true),
-                frame::unsolicited_advertisement(
+    isolated(|pair| {
+        let port = Port {
+            ifindex: pair.va,
+            outer: 0,
+            inner: 0,
+            outer_ethertype: 0x8100,
+            mac: MAC_A,
+        };
+        let socket = PacketSocket::open(pair.va).expect("raw socket");
+        let tap = tap(pair.va);
+        for destination in [None, Some(MAC_B)] {
+            socket
+                .send(&frame::arp_request(
                     &port,
-                    &from_ip(address("fd00:9::50")),
-                    moved,
-                    true,
-                ),
-            ] {
-                socket.send(&frame).expect("send");
-            }
-            std::thread::sleep(Duration::from_millis(100));
-            let (table, other_namespace) =
-                pair.in_b(|| (ip("neigh show dev vb"), PacketSocket::open(pair.vb)));
-            for host in ["10.9.9.50", "10.9.9.51", "fd00:9::50"] {
-                let line = table.lines().find(|l| l.starts_with(&format!("{host} ")));
-                assert!(
-                    line.is_some_and(|l| l.contains("02:00:00:00:00:77")),
-                    "{host} not moved:\n{table}"
-                );
-            }
+                    [10, 9, 9, 1],
+                    [10, 9, 9, 3],
+                    destination,
+                ))
+                .expect("send");
+            let reply = receive(&tap, |f| {
+                f[..14] == [&MAC_A[..], &MAC_B, &[8, 6]].concat() && f[21] == 2
+            });
+            let reply = reply.expect("ARP reply");
+            assert_eq!(&reply[22..32], [&MAC_B[..], &[10, 9, 9, 3]].concat());
+
+            let target = from_ip(address("fd00:9::2"));
+            socket
+                .send(&frame::neighbour_solicitation(
+                    &port,
+                    &frame::link_local(&MAC_A),
+                    &target,
+                    destination,
+                ))
+                .expect("send");
+            let advertisement = receive(&tap, |f| {
+                f[..6] == MAC_A && f[12..14] == [0x86, 0xdd] && f[54] == 136
+            });
+            assert_eq!(advertisement.expect("advertisement")[62..78], target);
+        }
+
+        pair.in_b(|| {
+            ip("neigh add 10.9.9.50 lladdr 02:00:00:00:00:01 dev vb nud stale");
+            ip("neigh add 10.9.9.51 lladdr 02:00:00:00:00:01 dev vb nud stale");
+            ip("neigh add fd00:9::50 lladdr 02:00:00:00:00:01 dev vb nud stale");
+        });
+        // Linux accepts an announcement only if the entry is older than its lock time.
+        std::thread::sleep(Duration::from_millis(1100));
+        let moved = [2, 0, 0, 0, 0, 0x77];
+        for frame in [
+            frame::arp_announcement(&port, [10, 9, 9, 50], moved, false),
+            frame::arp_announcement(&port, [10, 9, 9, 51], moved, true),
+            frame::unsolicited_advertisement(&port, &from_ip(address("fd00:9::50")), moved, true),
+        ] {
+            socket.send(&frame).expect("send");
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let (table, other_namespace) =
+            pair.in_b(|| (ip("neigh show dev vb"), PacketSocket::open(pair.vb)));
+        for host in ["10.9.9.50", "10.9.9.51", "fd00:9::50"] {
+            let line = table.lines().find(|l| l.starts_with(&format!("{host} ")));
             assert!(
-                table
-                    .lines()
-                    .any(|l| l.starts_with("fd00:9::50") && l.contains("router"))
+                line.is_some_and(|l| l.contains("02:00:00:00:00:77")),
+                "{host} not moved:\n{table}"
             );
-            other_namespace.expect("vb is in B");
-            assert!(matches!(
-                PacketSocket::open(99_999),
-                Err(raw_socket::Error::NoInterface { .. })
-            ));
-            let oversized = socket.send(&[0u8; 9000]).expect_err("over the MTU");
-            assert_eq!(oversized.raw_os_error(), Some(libc::EMSGSIZE));
-        },
-    );
+        }
+        assert!(
+            table
+                .lines()
+                .any(|l| l.starts_with("fd00:9::50") && l.contains("router"))
+        );
+        other_namespace.expect("vb is in B");
+        assert!(matches!(
+            PacketSocket::open(99_999),
+            Err(raw_socket::Error::NoInterface { .. })
+        ));
+        let oversized = socket.send(&[0u8; 9000]).expect_err("over the MTU");
+        assert_eq!(oversized.raw_os_error(), Some(libc::EMSGSIZE));
+    });
 }

@@ -28,30 +28,8 @@ pub mod packet;
 pub mod rng;
 pub mod series;
 pub mod site;
-pub mod stop;
 pub mod table;
 pub mod wireguard;
 pub mod world;
 
-/// The name of the running test, as the test runner names its thread.
-#[must_use]
-pub fn test_name() -> String {
-    std::thread::current().name().unwrap_or("test").to_owned()
-}
-
-/// Prints that the running test is skipped and the reason. Fails if `CAUSEWAY_REQUIRE_PRIVILEGED`
-/// is `1`.
-///
-/// # Panics
-///
-/// When the environment demands that nothing is skipped.
-pub fn skip(why: &str) {
-    let line = format!("SKIPPED: {}: {why}\n", test_name());
-    assert!(
-        std::env::var_os("CAUSEWAY_REQUIRE_PRIVILEGED").is_none_or(|v| v != "1"),
-        "{line}CAUSEWAY_REQUIRE_PRIVILEGED=1 forbids skipping"
-    );
-    // Past the test runner's capture, so that a passing run shows it too.
-    use std::io::Write as _;
-    let _ = std::io::stderr().write_all(line.as_bytes());
-}
+pub use test_support::{skip, test_name};

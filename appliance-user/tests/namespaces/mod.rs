@@ -2,15 +2,19 @@
 //!
 //! Both are private to the test and end with its threads.
 
-use std::{fs::File, process::Command, sync::mpsc, thread::spawn};
+use std::{
+    fs::File,
+    process::Command,
+    sync::mpsc,
+    thread::{Builder, spawn},
+};
 
 use nix::{
     net::if_::if_nametoindex,
     sched::{CloneFlags, setns, unshare},
     unistd::{geteuid, gettid},
 };
-
-use crate::skip::skip;
+use test_support::{skip, test_name};
 
 /// Two network namespaces; the current thread is in A.
 pub struct Pair {
@@ -87,12 +91,15 @@ impl Pair {
 
 /// Runs a test in a separate thread with namespaces of its own. Without root, prints that it is
 /// skipped, or fails where that is not permitted.
-pub fn isolated(test: &'static str, body: impl FnOnce(Pair) + Send + 'static) {
+pub fn isolated(body: impl FnOnce(Pair) + Send + 'static) {
     if !geteuid().is_root() {
-        skip(test, "needs root");
+        skip("needs root");
         return;
     }
-    spawn(move || body(Pair::new()))
+    let thread = Builder::new().name(test_name());
+    thread
+        .spawn(move || body(Pair::new()))
+        .expect("a thread")
         .join()
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }

@@ -14,7 +14,7 @@
 
 use std::{
     fs::File,
-    io::{self, Write as _},
+    io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     process::Command,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -27,6 +27,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns},
 };
+use test_support::{StopOnDrop, skip};
 use xsk::{BusyPoll, Config, Error, Memory, Rx, Sent, Tx, bind, bind_within};
 
 const FRAMES: u32 = 4096;
@@ -112,15 +113,6 @@ fn a_hundred_thousand_frames_are_echoed_byte_for_byte_and_in_order() {
         assert_eq!(tx.skipped(), 0);
         receives_as_many_as_it_has(tx, rx);
         queues_as_many_as_it_has(tx);
-    }
-}
-
-/// Sets the flag when it is dropped, also by a panic, so that the other threads end.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -348,18 +340,6 @@ fn drain(tx: &mut Tx) {
 fn wait(fd: BorrowedFd<'_>, millis: u16) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::from(millis)).unwrap() > 0
-}
-
-/// Tells the test runner that the running test is skipped, past the capture of its output. Fails
-/// where nothing may be skipped.
-fn skip(reason: &str) {
-    let name = thread::current().name().unwrap_or("test").to_owned();
-    let line = format!("SKIPPED: {name}: {reason}\n");
-    assert!(
-        std::env::var_os("CAUSEWAY_REQUIRE_PRIVILEGED").is_none_or(|v| v != "1"),
-        "{line}CAUSEWAY_REQUIRE_PRIVILEGED=1 forbids skipping"
-    );
-    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Two namespaces with a veth between them.

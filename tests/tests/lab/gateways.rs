@@ -13,7 +13,6 @@ use causeway_tests::{
     rng::Seeded,
     series::length,
     site::{ENCRYPTED, Site},
-    stop::StopOnDrop,
 };
 use circuit_end::CircuitEnd;
 use gateway_client::{
@@ -21,6 +20,7 @@ use gateway_client::{
     wire::{CircuitId, Key, Kind, Load, MESSAGE_BYTES, Message, Side, Tag},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use test_support::StopOnDrop;
 
 const GW1: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10)), 6180);
 /// Bits that every generated circuit id has set.

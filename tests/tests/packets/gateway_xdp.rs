@@ -16,7 +16,6 @@ use causeway_tests::{
     packet::{V4, frame, transport_checksum, udp_no_checksum, udp_segment, v6},
     rng::{Seeded, seed_from_env},
     series,
-    stop::StopOnDrop,
 };
 use etherparse::{LaxNetSlice, LaxSlicedPacket, NetSlice, SlicedPacket, TransportSlice};
 use gateway::circuit::{
@@ -25,6 +24,7 @@ use gateway::circuit::{
 };
 use gateway_client::wire::Side;
 use gateway_common::maps::Outcome;
+use test_support::StopOnDrop;
 
 const LONG: Duration = Duration::from_secs(3600);
 

@@ -22,9 +22,9 @@ use causeway_tests::{
     harness::{Harness, Program},
     packet::*,
     series,
-    stop::StopOnDrop,
     world::*,
 };
+use test_support::StopOnDrop;
 
 /// The value of `key` in a list of entries.
 fn value_of<K: PartialEq, V: Copy>(entries: &[(K, V)], key: &K) -> V {

@@ -22,7 +22,7 @@ const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The files to use, or `None` after saying why these tests cannot run here.
-fn able(test: &str) -> Option<Paths> {
+fn able() -> Option<Paths> {
     let paths = Paths::find();
     let why = if !nix::unistd::geteuid().is_root() {
         "not root".to_owned()
@@ -34,11 +34,7 @@ fn able(test: &str) -> Option<Paths> {
     } else {
         return Some(paths);
     };
-    assert!(
-        std::env::var_os("CAUSEWAY_REQUIRE_PRIVILEGED").is_none_or(|v| v != "1"),
-        "{test} cannot run: {why}"
-    );
-    eprintln!("SKIPPED: {test}: {why}");
+    test_support::skip(&why);
     None
 }
 
@@ -109,7 +105,7 @@ fn reaches(report: &lab::Report) -> bool {
 
 #[test]
 fn vlans_with_the_same_addresses_never_meet() {
-    let Some(paths) = able("vlans_with_the_same_addresses_never_meet") else {
+    let Some(paths) = able() else {
         return;
     };
     let lab = Scoped::new(Lab::up(same_addresses(), "t-same", paths).unwrap());
@@ -150,7 +146,7 @@ fn vlans_with_the_same_addresses_never_meet() {
 
 #[test]
 fn frames_from_the_trunk_reach_their_vlan_and_no_other() {
-    let Some(paths) = able("frames_from_the_trunk_reach_their_vlan_and_no_other") else {
+    let Some(paths) = able() else {
         return;
     };
     let lab = Scoped::new(Lab::up(same_addresses(), "t-trunk", paths).unwrap());
@@ -193,7 +189,7 @@ fn frames_from_the_trunk_reach_their_vlan_and_no_other() {
 
 #[test]
 fn a_replica_is_silent_until_powered_and_then_announces_itself() {
-    let Some(paths) = able("a_replica_is_silent_until_powered_and_then_announces_itself") else {
+    let Some(paths) = able() else {
         return;
     };
     let lab = Scoped::new(Lab::up(partial(Options::default()), "t-power", paths).unwrap());
@@ -236,7 +232,7 @@ fn a_replica_is_silent_until_powered_and_then_announces_itself() {
 
 #[test]
 fn hosts_reach_each_other_through_switch_and_router() {
-    let Some(paths) = able("hosts_reach_each_other_through_switch_and_router") else {
+    let Some(paths) = able() else {
         return;
     };
     let lab = Scoped::new(Lab::up(partial(Options::default()), "t-reach", paths).unwrap());
@@ -281,7 +277,7 @@ fn hosts_reach_each_other_through_switch_and_router() {
 
 #[test]
 fn public_addresses_are_resolved_on_the_providers_uplink() {
-    let Some(paths) = able("public_addresses_are_resolved_on_the_providers_uplink") else {
+    let Some(paths) = able() else {
         return;
     };
     let lab = Scoped::new(Lab::up(full(Options::default()), "t-full", paths).unwrap());
@@ -373,7 +369,7 @@ fn recorded_processes(name: &str) -> Vec<(i32, u64)> {
 
 #[test]
 fn a_crash_at_any_moment_leaves_nothing_after_down() {
-    let Some(paths) = able("a_crash_at_any_moment_leaves_nothing_after_down") else {
+    let Some(paths) = able() else {
         return;
     };
     let name = "t-crash";
@@ -416,7 +412,7 @@ fn a_crash_at_any_moment_leaves_nothing_after_down() {
 
 #[test]
 fn up_replaces_a_stale_lab_of_the_same_name() {
-    let Some(paths) = able("up_replaces_a_stale_lab_of_the_same_name") else {
+    let Some(paths) = able() else {
         return;
     };
     let name = "t-stale";
@@ -433,7 +429,7 @@ fn up_replaces_a_stale_lab_of_the_same_name() {
 
 #[test]
 fn a_lab_that_is_in_use_is_not_taken_away() {
-    let Some(paths) = able("a_lab_that_is_in_use_is_not_taken_away") else {
+    let Some(paths) = able() else {
         return;
     };
     let name = "t-owned";
@@ -448,7 +444,7 @@ fn a_lab_that_is_in_use_is_not_taken_away() {
 
 #[test]
 fn sigterm_while_raising_leaves_nothing() {
-    let Some(paths) = able("sigterm_while_raising_leaves_nothing") else {
+    let Some(paths) = able() else {
         return;
     };
     let name = "t-term";
@@ -479,7 +475,7 @@ fn sigterm_while_raising_leaves_nothing() {
 
 #[test]
 fn exec_passes_output_and_status_and_dies_with_its_time() {
-    let Some(paths) = able("exec_passes_output_and_status_and_dies_with_its_time") else {
+    let Some(paths) = able() else {
         return;
     };
     let lab = Scoped::new(Lab::up(same_addresses(), "t-exec", paths).unwrap());

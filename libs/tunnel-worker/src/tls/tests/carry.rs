@@ -1,5 +1,7 @@
 //! Datagrams over a connection: carried whole, dropped and counted where there is no room.
 
+use test_support::StopOnDrop;
+
 use super::*;
 
 #[test]
@@ -33,15 +35,6 @@ fn datagrams_of_every_length_arrive_unchanged() {
         joined.tenant.event_sender.wake.read().is_ok(),
         "woken by an event"
     );
-}
-
-/// Sets the flag when it is dropped, also by a panic, so that the other thread ends.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, SeqCst);
-    }
 }
 
 /// 128 MiB; a gigabyte with `CAUSEWAY_LONG=1`.

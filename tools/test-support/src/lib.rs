@@ -1,0 +1,60 @@
+//! Shared by the tests of many crates.
+//!
+//! For: tests that cannot run on a machine, and threads that must end when a test fails. Never: a
+//! dependency; every test crate builds this one.
+//!
+//! ```text
+//!   test ─▶ skip("needs root") ─▶ SKIPPED: <test>: needs root ─▶ cargo xtask test counts it
+//!                               └▶ panic, if CAUSEWAY_REQUIRE_PRIVILEGED=1
+//! ```
+
+use std::{
+    io::Write as _,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// The name of the running test, as the test runner names its thread.
+#[must_use]
+pub fn test_name() -> String {
+    std::thread::current().name().unwrap_or("test").to_owned()
+}
+
+/// Prints that the running test is skipped and the reason, past the capture of its output, so that
+/// a passing run shows it too. The caller returns.
+///
+/// # Panics
+/// If `CAUSEWAY_REQUIRE_PRIVILEGED` is `1`: no test may be skipped then.
+pub fn skip(reason: &str) {
+    let line = format!("SKIPPED: {}: {reason}\n", test_name());
+    assert!(
+        std::env::var_os("CAUSEWAY_REQUIRE_PRIVILEGED").is_none_or(|v| v != "1"),
+        "{line}CAUSEWAY_REQUIRE_PRIVILEGED=1 forbids skipping"
+    );
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Sets the flag when it is dropped, also by a panic: a scope waits for its threads, so a failed
+/// assertion would hang the test.
+#[derive(Debug)]
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_sets_the_flag() {
+        let stop = AtomicBool::new(false);
+        let panicked = std::panic::catch_unwind(|| {
+            let _stop = StopOnDrop(&stop);
+            panic!("a failed assertion");
+        });
+        assert!(panicked.is_err() && stop.load(Ordering::SeqCst));
+    }
+}
