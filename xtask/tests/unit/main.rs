@@ -2,5 +2,6 @@
 
 mod docs;
 mod modules;
+mod program_layers;
 mod repository;
 mod style;

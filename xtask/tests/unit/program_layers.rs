@@ -13,6 +13,8 @@ use std::{
     path::Path,
 };
 
+use crate::repository::root;
+
 /// The layers, from the top. A module may import its own layer and those behind it in this list.
 const LAYERS: [&str; 4] = ["", "stage", "helper", "maps"];
 
@@ -197,8 +199,7 @@ fn defects(modules: &Modules) -> Vec<String> {
 
 fn check(sources: &str) {
     let mut modules = Modules::new();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    read(&root.join(sources), "", &mut modules);
+    read(&root().join(sources), "", &mut modules);
     assert!(modules.len() > 3, "{modules:?}");
     assert_eq!(defects(&modules), [""; 0], "{sources}");
 }
