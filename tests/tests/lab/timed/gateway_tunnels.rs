@@ -261,10 +261,11 @@ fn a_new_nat_mapping_is_followed() {
             "{after} is not of {ports:?}"
         );
         gaps.push(report.longest_gap().expect("replies").length());
-        if gaps.last().is_some_and(|gap| *gap <= GAP) {
+        if gaps.last().is_some_and(|gap| *gap <= GAP) && !is_long() {
             break;
         }
     }
+    println!("without a reply: {}", distribution(&gaps));
     assert!(gaps.iter().any(|gap| *gap <= GAP), "{gaps:?}");
     talk.finish().unwrap_or_else(|e| panic!("TCP: {e}"));
 }
@@ -426,11 +427,12 @@ fn ends_leave_a_draining_gateway_without_loss() {
         until("its end", 10 * SECOND, || !process.is_alive());
         lost.push(report.lost_since(began).len());
         handle.start().unwrap_or_else(|e| panic!("{e}"));
-        if lost.last() == Some(&0) {
+        if lost.last() == Some(&0) && !is_long() {
             break;
         }
         thread::sleep(5 * SECOND);
     }
+    println!("lost in each round: {lost:?}");
     assert!(lost.contains(&0), "lost in each round: {lost:?}");
 }
 
