@@ -154,27 +154,16 @@ fn register_kind<K: Served>(all: &mut Vec<Operation>) {
     };
     let one = format!("{collection}/{{name}}");
     let object = || object_of::<K>();
-    let ok = |status, schema| Success {
-        status,
-        schema: Some(schema),
-        content_type: "application/json",
-    };
+    let ok = |status, schema| Success::json(status, Some(schema));
     let dry = || ok(StatusCode::OK, schema::<DryRun>());
     let change = |query: &[Parameter], headers: &[Parameter]| {
         let query = [&[DRY_RUN], query].concat();
         (query, [&[KEY, REASON], headers].concat())
     };
-    let operation = |verb: &str, method, path: &str, handler| Operation {
-        id: format!("{}.{verb}", K::KIND),
-        method,
-        path: path.to_owned(),
-        summary: format!("{} {}.", sentence(verb), K::ONE),
-        query: Vec::new(),
-        headers: Vec::new(),
-        body: None,
-        success: Vec::new(),
-        is_public: false,
-        handler,
+    let operation = |verb: &str, method, path: &str, handler| {
+        let id = format!("{}.{verb}", K::KIND);
+        let summary = format!("{} {}.", sentence(verb), K::ONE);
+        Operation::new(id, method, path, summary, handler)
     };
     all.push(Operation {
         summary: format!("List {}.", K::PLURAL.replace('-', " ")),

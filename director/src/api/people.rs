@@ -13,7 +13,7 @@ use super::{
     document::schema,
     objects::{authorize, no_tenant, role},
     request::Call,
-    table::{Answering, Operation, Schema, Success},
+    table::{Operation, Success},
     totp,
 };
 use crate::{
@@ -132,149 +132,131 @@ pub(super) struct Code {
 }
 
 pub(super) fn register(all: &mut Vec<Operation>) {
-    let operation = |id: &str, method, path: &str, summary: &str, handler| Operation {
-        id: id.to_owned(),
-        method,
-        path: path.to_owned(),
-        summary: summary.to_owned(),
-        query: Vec::new(),
-        headers: Vec::new(),
-        body: None,
-        success: Vec::new(),
-        is_public: false,
-        handler,
-    };
-    let success = |status, schema: Option<Schema>| {
-        vec![Success {
-            status,
-            schema,
-            content_type: "application/json",
-        }]
-    };
+    let success = |status, schema| vec![Success::json(status, schema)];
     all.push(Operation {
         body: Some(schema::<Credentials>()),
         success: success(StatusCode::CREATED, Some(schema::<ShownToken>())),
         is_public: true,
-        ..operation(
+        ..Operation::new(
             "session.create",
             Method::POST,
             "/v1/sessions",
             "Make a token for 12 hours of a name and a password.",
-            |call| Box::pin(log_in(call)) as Answering,
+            |call| Box::pin(log_in(call)),
         )
     });
     all.push(Operation {
         success: success(StatusCode::OK, Some(schema::<Myself>())),
-        ..operation(
+        ..Operation::new(
             "self.get",
             Method::GET,
             "/v1/self",
             "Get the token's user.",
-            |call| Box::pin(myself(call)) as Answering,
+            |call| Box::pin(myself(call)),
         )
     });
     all.push(Operation {
         success: success(StatusCode::OK, Some(schema::<UserList>())),
-        ..operation(
+        ..Operation::new(
             "user.list",
             Method::GET,
             "/v1/users",
             "List users.",
-            |call| Box::pin(users(call)) as Answering,
+            |call| Box::pin(users(call)),
         )
     });
     all.push(Operation {
         body: Some(schema::<NewUser>()),
         success: success(StatusCode::CREATED, Some(schema::<ShownUser>())),
-        ..operation(
+        ..Operation::new(
             "user.create",
             Method::POST,
             "/v1/users",
             "Create a user.",
-            |call| Box::pin(create_user(call)) as Answering,
+            |call| Box::pin(create_user(call)),
         )
     });
     all.push(Operation {
         success: success(StatusCode::NO_CONTENT, None),
-        ..operation(
+        ..Operation::new(
             "user.remove",
             Method::DELETE,
             "/v1/users/{name}",
             "Remove a user and its tokens.",
-            |call| Box::pin(remove_user(call)) as Answering,
+            |call| Box::pin(remove_user(call)),
         )
     });
     all.push(Operation {
         body: Some(schema::<NewToken>()),
         success: success(StatusCode::CREATED, Some(schema::<ShownToken>())),
-        ..operation(
+        ..Operation::new(
             "user.token.create",
             Method::POST,
             "/v1/users/{name}/tokens",
             "Create a token of a machine.",
-            |call| Box::pin(create_machine_token(call)) as Answering,
+            |call| Box::pin(create_machine_token(call)),
         )
     });
     all.push(Operation {
         success: success(StatusCode::CREATED, Some(schema::<ShownAuthenticator>())),
-        ..operation(
+        ..Operation::new(
             "self.totp.create",
             Method::POST,
             "/v1/self/totp",
             "Make an authenticator of yours, to be confirmed by a code.",
-            |call| Box::pin(totp::create(call)) as Answering,
+            |call| Box::pin(totp::create(call)),
         )
     });
     all.push(Operation {
         body: Some(schema::<Code>()),
         success: success(StatusCode::NO_CONTENT, None),
-        ..operation(
+        ..Operation::new(
             "self.totp.confirm",
             Method::PUT,
             "/v1/self/totp",
             "Confirm your authenticator: from then on, a log-in takes a code.",
-            |call| Box::pin(totp::confirm(call)) as Answering,
+            |call| Box::pin(totp::confirm(call)),
         )
     });
     all.push(Operation {
         success: success(StatusCode::NO_CONTENT, None),
-        ..operation(
+        ..Operation::new(
             "user.totp.remove",
             Method::DELETE,
             "/v1/users/{name}/totp",
             "Remove the authenticator of a user.",
-            |call| Box::pin(totp::remove(call)) as Answering,
+            |call| Box::pin(totp::remove(call)),
         )
     });
     all.push(Operation {
         success: success(StatusCode::OK, Some(schema::<TokenList>())),
-        ..operation(
+        ..Operation::new(
             "token.list",
             Method::GET,
             "/v1/tokens",
             "List your tokens.",
-            |call| Box::pin(tokens(call)) as Answering,
+            |call| Box::pin(tokens(call)),
         )
     });
     all.push(Operation {
         body: Some(schema::<NewToken>()),
         success: success(StatusCode::CREATED, Some(schema::<ShownToken>())),
-        ..operation(
+        ..Operation::new(
             "token.create",
             Method::POST,
             "/v1/tokens",
             "Create a token.",
-            |call| Box::pin(create_token(call)) as Answering,
+            |call| Box::pin(create_token(call)),
         )
     });
     all.push(Operation {
         success: success(StatusCode::NO_CONTENT, None),
-        ..operation(
+        ..Operation::new(
             "token.remove",
             Method::DELETE,
             "/v1/tokens/{id}",
             "Remove a token of yours.",
-            |call| Box::pin(remove_token(call)) as Answering,
+            |call| Box::pin(remove_token(call)),
         )
     });
 }

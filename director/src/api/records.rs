@@ -48,66 +48,53 @@ struct CheckpointList {
 }
 
 pub(super) fn register(all: &mut Vec<Operation>) {
-    let parameter = |name, kind, description| Parameter {
-        name,
-        kind,
-        description,
-    };
-    let ok = |schema| Success {
-        status: StatusCode::OK,
-        schema,
-        content_type: "application/json",
-    };
+    let ok = |schema| Success::json(StatusCode::OK, schema);
     all.push(Operation {
-        id: "audit.list".to_owned(),
-        method: Method::GET,
-        path: "/v1/audit".to_owned(),
-        summary: "List the entries of the audit.".to_owned(),
         query: vec![
-            parameter(
+            Parameter::new(
                 "after",
                 "integer",
                 "Entries after this number; from the first unless given.",
             ),
-            parameter(
+            Parameter::new(
                 "limit",
                 "integer",
                 "Entries on the page, 1 to 1000; 100 unless given.",
             ),
         ],
-        headers: Vec::new(),
-        body: None,
         success: vec![ok(Some(schema::<AuditList>()))],
-        is_public: false,
-        handler: |call| Box::pin(list(call)),
+        ..Operation::new(
+            "audit.list",
+            Method::GET,
+            "/v1/audit",
+            "List the entries of the audit.",
+            |call| Box::pin(list(call)),
+        )
     });
     all.push(Operation {
-        id: "audit.checkpoints".to_owned(),
-        method: Method::GET,
-        path: "/v1/audit/checkpoints".to_owned(),
-        summary: "List the signed checkpoints of the audit.".to_owned(),
-        query: Vec::new(),
-        headers: Vec::new(),
-        body: None,
         success: vec![ok(Some(schema::<CheckpointList>()))],
-        is_public: false,
-        handler: |call| Box::pin(checkpoints(call)),
+        ..Operation::new(
+            "audit.checkpoints",
+            Method::GET,
+            "/v1/audit/checkpoints",
+            "List the signed checkpoints of the audit.",
+            |call| Box::pin(checkpoints(call)),
+        )
     });
     all.push(Operation {
-        id: "openapi".to_owned(),
-        method: Method::GET,
-        path: "/v1/openapi.json".to_owned(),
-        summary: "Get this document.".to_owned(),
-        query: Vec::new(),
-        headers: Vec::new(),
-        body: None,
         success: vec![ok(None)],
         is_public: true,
-        handler: |_| {
-            // It is the same for all requests.
-            static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_string());
-            Box::pin(async { Ok(Answer::text(StatusCode::OK, DOCUMENT.clone())) })
-        },
+        ..Operation::new(
+            "openapi",
+            Method::GET,
+            "/v1/openapi.json",
+            "Get this document.",
+            |_| {
+                // It is the same for all requests.
+                static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_string());
+                Box::pin(async { Ok(Answer::text(StatusCode::OK, DOCUMENT.clone())) })
+            },
+        )
     });
 }
 

@@ -66,6 +66,55 @@ pub struct Operation {
     pub(super) handler: fn(Call) -> Answering,
 }
 
+impl Parameter {
+    pub(super) const fn new(
+        name: &'static str,
+        kind: &'static str,
+        description: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            kind,
+            description,
+        }
+    }
+}
+
+impl Success {
+    /// An answer in JSON.
+    pub(super) const fn json(status: StatusCode, schema: Option<Schema>) -> Self {
+        Self {
+            status,
+            schema,
+            content_type: "application/json",
+        }
+    }
+}
+
+impl Operation {
+    /// An operation that needs a token, with no parameters, content or answer yet.
+    pub(super) fn new(
+        id: impl Into<String>,
+        method: Method,
+        path: impl Into<String>,
+        summary: impl Into<String>,
+        handler: fn(Call) -> Answering,
+    ) -> Self {
+        Self {
+            id: id.into(),
+            method,
+            path: path.into(),
+            summary: summary.into(),
+            query: Vec::new(),
+            headers: Vec::new(),
+            body: None,
+            success: Vec::new(),
+            is_public: false,
+            handler,
+        }
+    }
+}
+
 /// All operations.
 #[must_use]
 pub fn operations() -> Vec<Operation> {

@@ -26,42 +26,37 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 pub(super) fn register(all: &mut Vec<Operation>) {
-    let parameter = |name, kind, description| Parameter {
-        name,
-        kind,
-        description,
-    };
     all.push(Operation {
-        id: "watch".to_owned(),
-        method: Method::GET,
-        path: "/v1/watch".to_owned(),
-        summary: "Watch the changes of objects of a kind, as server-sent events.".to_owned(),
         query: vec![
-            parameter("kind", "string", "The kind, such as vlan-pool."),
-            parameter(
+            Parameter::new("kind", "string", "The kind, such as vlan-pool."),
+            Parameter::new(
                 "tenant",
                 "string",
                 "The tenant, for kinds that belong to one.",
             ),
-            parameter(
+            Parameter::new(
                 "from",
                 "integer",
                 "Changes after this revision; those to come unless given.",
             ),
         ],
-        headers: vec![parameter(
+        headers: vec![Parameter::new(
             "Last-Event-ID",
             "string",
             "As `from`; browsers send it when they connect again.",
         )],
-        body: None,
         success: vec![Success {
             status: StatusCode::OK,
             schema: None,
             content_type: "text/event-stream",
         }],
-        is_public: false,
-        handler: |call| Box::pin(watch(call)),
+        ..Operation::new(
+            "watch",
+            Method::GET,
+            "/v1/watch",
+            "Watch the changes of objects of a kind, as server-sent events.",
+            |call| Box::pin(watch(call)),
+        )
     });
 }
 
