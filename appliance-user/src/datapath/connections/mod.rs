@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   USAGE, QUOTAS ─ every 250 ms ─▶ pressure: is a pass due, and what must tenants give up?
-//!   FLOWS ───┬─ pass ─▶ sweep: expired both ways, of an earlier failover, or giving way ─▶ deleted
+//!   FLOWS ───┬─ pass ─▶ sweep: expired both ways, of an earlier failover, or evicted ─▶ deleted
 //!   OPENING ─┤            │ endpoints in use
 //!   MAPPINGS ┴─ pass ─▶ sweep: used by no connection, and not used lately ─▶ deleted
 //!   FLOWS, OPENING ── on request ─▶ list: filter, top talkers
