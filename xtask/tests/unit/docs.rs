@@ -3,10 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+
+use test_support::skip;
 
 use crate::repository::{files, read, root, shown};
 
@@ -143,6 +144,29 @@ fn every_link_leads_to_a_file_and_a_heading() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+/// `docs/install.md` has `docs/` installed as this folder.
+const INSTALLED: &str = "file:/usr/share/doc/causeway/";
+
+#[test]
+fn units_name_installed_pages() {
+    assert!(read(&root().join("docs/install.md")).contains(&INSTALLED["file:".len()..]));
+    let mut units = files(&[".service", ".rs"]);
+    units.retain(|path| path.extension().is_some_and(|ending| ending == "service"));
+    assert!(units.len() >= 3, "{units:?}");
+    for unit in units {
+        let text = read(&unit);
+        let named = text.lines().find_map(|l| l.strip_prefix("Documentation="));
+        let named = named.unwrap_or_else(|| panic!("{}: Documentation= is missing", shown(&unit)));
+        for uri in named.split(' ') {
+            let page = uri
+                .strip_prefix(INSTALLED)
+                .map(|page| root().join("docs").join(page));
+            let exists = page.is_some_and(|page| page.is_file());
+            assert!(exists, "{}: no such page: {uri}", shown(&unit));
+        }
+    }
 }
 
 #[test]
@@ -474,17 +498,6 @@ fn help_of(program: &Path, arguments: &[&str]) -> String {
     }
 }
 
-/// Tells the runner that a test cannot run, past the capture of its output. Fails where nothing may
-/// be skipped.
-fn skip(test: &str, reason: &str) {
-    let line = format!("SKIPPED: {test}: {reason}\n");
-    assert!(
-        std::env::var_os("CAUSEWAY_REQUIRE_PRIVILEGED").is_none_or(|v| v != "1"),
-        "{line}CAUSEWAY_REQUIRE_PRIVILEGED=1 forbids skipping"
-    );
-    let _ = std::io::stderr().write_all(line.as_bytes());
-}
-
 /// The programs are those that `cargo xtask test` or `cargo build` has built beside xtask.
 #[test]
 fn every_quoted_command_exists() {
@@ -537,9 +550,9 @@ fn every_quoted_command_exists() {
     assert!(checked > 10, "the pages quote commands of xtask");
     if !missing.is_empty() {
         let missing: Vec<_> = missing.into_iter().collect();
-        skip(
-            "docs::every_quoted_command_exists",
-            &format!("{} not built (`cargo build --release`)", missing.join(", ")),
-        );
+        skip(&format!(
+            "{} not built (`cargo build --release`)",
+            missing.join(", ")
+        ));
     }
 }
