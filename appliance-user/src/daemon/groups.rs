@@ -146,8 +146,8 @@ gateway = ["10.1.0.1", "2001:db8:1::1"]
         let wanted = ["ff02::1", "ff02::1:ff00:10", "ff02::1:ffa0:11"].map(group);
         assert_eq!(groups.addresses, BTreeSet::from(wanted));
         assert!(!groups.all);
-        let told = reported(&groups);
-        assert_eq!(told.addresses.len(), 2, "all nodes is not reported");
+        let listeners = reported(&groups);
+        assert_eq!(listeners.addresses.len(), 2, "all nodes is not reported");
         assert_eq!(of("tenant", false, &endpoints, &Claims::new()), None);
     }
 

@@ -143,14 +143,14 @@ impl Controller {
     }
 
     /// Gives circuits the present load for their answers, if the configuration says so and it is
-    /// not `told` already. Returns what they tell.
-    pub(super) fn report_load(&self, told: Load) -> Load {
+    /// not `reported` already. Returns what they tell.
+    pub(super) fn report_load(&self, reported: Load) -> Load {
         let load = if self.config.circuits.report_load {
             Load::from_thousandths(self.load(self.circuits.observer().bound()))
         } else {
             Load::UNKNOWN
         };
-        if load != told {
+        if load != reported {
             self.circuits.set_load(load);
         }
         load

@@ -223,14 +223,14 @@ mod tests {
     #[test]
     fn a_bind_answers_one_challenge() {
         let mut end = end();
-        let mut word = end.bind(10);
+        let mut message = end.bind(10);
         let mut said = 0;
-        while let Some(EndEvent::Send(next)) = end.receive(&answer(&word, Kind::Challenge), 11) {
-            word = next;
+        while let Some(EndEvent::Send(next)) = end.receive(&answer(&message, Kind::Challenge), 11) {
+            message = next;
             said += 1;
         }
         assert_eq!(said, 1);
-        assert_eq!(word[28..44], [Kind::Challenge as u8; 16]);
+        assert_eq!(message[28..44], [Kind::Challenge as u8; 16]);
         end.bind(12);
     }
 

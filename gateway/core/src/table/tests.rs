@@ -85,13 +85,13 @@ fn datagram(circuit: u64) -> Vec<u8> {
 #[track_caller]
 fn bind(table: &mut Table, now: Duration, client: &mut Client, from: u8) {
     let clock = now.as_nanos() as u64 + 1;
-    let mut word = client.bind(clock);
+    let mut message = client.bind(clock);
     for _ in 0..2 {
-        let Action::Answer(answer) = table.handle(now, &word, &at(from)) else {
+        let Action::Answer(answer) = table.handle(now, &message, &at(from)) else {
             panic!("no answer: {table:#?}");
         };
         match client.receive(&answer, clock) {
-            Some(EndEvent::Send(next)) => word = next,
+            Some(EndEvent::Send(next)) => message = next,
             Some(EndEvent::Bound(10_000)) => return,
             other => panic!("{other:?}: {table:#?}"),
         }
@@ -218,11 +218,11 @@ fn a_clock_of_2099_locks_no_end_out() {
     let mut now = seconds(1);
     let from = at(4);
     let mut captured = Vec::new();
-    let mut word = wrong.bind(YEAR_2099);
-    while let Action::Answer(answer) = table.handle(now, &word, &from) {
-        captured.push(word);
+    let mut message = wrong.bind(YEAR_2099);
+    while let Action::Answer(answer) = table.handle(now, &message, &from) {
+        captured.push(message);
         match wrong.receive(&answer, YEAR_2099) {
-            Some(EndEvent::Send(next)) => word = next,
+            Some(EndEvent::Send(next)) => message = next,
             heard => {
                 assert_eq!(heard, Some(EndEvent::Bound(10_000)));
                 break;
@@ -243,8 +243,8 @@ fn a_clock_of_2099_locks_no_end_out() {
     bind(&mut table, now, &mut right, 6);
     let mut challenges = 0;
     for _ in 0..100 {
-        for word in &captured {
-            match table.handle(now, word, &from) {
+        for message in &captured {
+            match table.handle(now, message, &from) {
                 Action::Answer(answer) => {
                     assert_eq!(answer[9], Kind::Challenge as u8);
                     assert_eq!(right.receive(&answer, 0), None, "it did not ask");
@@ -279,16 +279,16 @@ fn a_cookie_outranks_the_timestamp_once() {
     let Action::Answer(challenge) = table.handle(now, &again.bind(5), &at(2)) else {
         panic!("{table:#?}");
     };
-    let Some(EndEvent::Send(word)) = again.receive(&challenge, 5) else {
+    let Some(EndEvent::Send(message)) = again.receive(&challenge, 5) else {
         panic!("no challenge");
     };
-    let Action::Answer(bound) = table.handle(now, &word, &at(2)) else {
+    let Action::Answer(bound) = table.handle(now, &message, &at(2)) else {
         panic!("{table:#?}");
     };
     assert_eq!(again.receive(&bound, 5), Some(EndEvent::Bound(10_000)));
     bind(&mut table, now, &mut again, 4);
     // Its copy comes late, when the end is elsewhere.
-    let late = table.handle(now, &word, &at(2));
+    let late = table.handle(now, &message, &at(2));
     assert!(
         matches!(late, Action::Drop(Reason::Replayed))
             || matches!(late, Action::Answer(answer) if answer[9] == Kind::Challenge as u8)
@@ -303,10 +303,10 @@ fn a_cookie_outranks_the_timestamp_once() {
 fn an_address_is_used_only_after_its_cookie_came_back() {
     let (mut table, mut a, _) = joined();
     let now = seconds(1);
-    // It roams: its word from 4 moves nothing yet.
+    // It roams: its message from 4 moves nothing yet.
     let clock = 5_000_000_000;
-    let word = a.bind(clock);
-    let Action::Answer(challenge) = table.handle(now, &word, &at(4)) else {
+    let message = a.bind(clock);
+    let Action::Answer(challenge) = table.handle(now, &message, &at(4)) else {
         panic!("{table:#?}");
     };
     let to_a = |table: &mut Table| table.handle(now, &datagram(1), &at(3));
@@ -315,11 +315,11 @@ fn an_address_is_used_only_after_its_cookie_came_back() {
         table.handle(now, &datagram(1), &at(4)),
         Action::Drop(Reason::NotBound)
     );
-    let Some(EndEvent::Send(word)) = a.receive(&challenge, clock) else {
+    let Some(EndEvent::Send(message)) = a.receive(&challenge, clock) else {
         panic!("not a challenge");
     };
     // The cookie is of 4 and for 4.
-    let Action::Answer(again) = table.handle(now, &word, &at(6)) else {
+    let Action::Answer(again) = table.handle(now, &message, &at(6)) else {
         panic!("{table:#?}");
     };
     assert_eq!(to_a(&mut table), Action::Forward(at(2)));
@@ -400,11 +400,11 @@ fn both_sides_cannot_bind_to_one_address() {
     let Action::Answer(challenge) = table.handle(seconds(1), &b.bind(0), &at(2)) else {
         panic!("{table:#?}");
     };
-    let Some(EndEvent::Send(word)) = b.receive(&challenge, 0) else {
+    let Some(EndEvent::Send(message)) = b.receive(&challenge, 0) else {
         panic!("not a challenge");
     };
     assert_eq!(
-        table.handle(seconds(1), &word, &at(2)),
+        table.handle(seconds(1), &message, &at(2)),
         Action::Drop(Reason::SameAddress)
     );
 }
@@ -413,8 +413,11 @@ fn both_sides_cannot_bind_to_one_address() {
 fn valid_messages_are_rate_limited() {
     let (mut table, mut a, _) = joined();
     let answered = (0..1000).filter(|_| {
-        let word = a.bind(0);
-        matches!(table.handle(seconds(5), &word, &at(4)), Action::Answer(_))
+        let message = a.bind(0);
+        matches!(
+            table.handle(seconds(5), &message, &at(4)),
+            Action::Answer(_)
+        )
     });
     assert_eq!(answered.count(), BINDS as usize);
     // The other side's are its own.
@@ -493,13 +496,13 @@ fn draining_orders_ends_to_move_and_drops_no_datagram() {
         Action::Forward(at(3))
     );
     // It may ask, and roam, and goes on.
-    let mut word = a.bind(0);
+    let mut message = a.bind(0);
     for heard in [None, Some(EndEvent::Move)] {
-        let Action::Answer(answer) = table.handle(now, &word, &at(4)) else {
+        let Action::Answer(answer) = table.handle(now, &message, &at(4)) else {
             panic!("{table:#?}");
         };
         match a.receive(&answer, 0) {
-            Some(EndEvent::Send(next)) => word = next,
+            Some(EndEvent::Send(next)) => message = next,
             other => assert_eq!(other, heard),
         }
     }
@@ -512,10 +515,10 @@ fn draining_orders_ends_to_move_and_drops_no_datagram() {
     let Action::Answer(challenge) = table.handle(now, &late.bind(0), &at(6)) else {
         panic!("{table:#?}");
     };
-    let Some(EndEvent::Send(word)) = late.receive(&challenge, 0) else {
+    let Some(EndEvent::Send(message)) = late.receive(&challenge, 0) else {
         panic!("not a challenge");
     };
-    let Action::Answer(away) = table.handle(now, &word, &at(6)) else {
+    let Action::Answer(away) = table.handle(now, &message, &at(6)) else {
         panic!("{table:#?}");
     };
     assert_eq!(late.receive(&away, 0), Some(EndEvent::Move));
@@ -565,9 +568,9 @@ fn a_new_plan_keeps_unchanged_circuits() {
 fn a_table_has_only_its_share() {
     let mut table = table();
     replan(&mut table, &plan(), |circuit| circuit != id(1));
-    let word = client(1, Side::A).bind(1);
+    let message = client(1, Side::A).bind(1);
     assert_eq!(
-        table.handle(seconds(0), &word, &at(2)),
+        table.handle(seconds(0), &message, &at(2)),
         Action::Drop(Reason::NoCircuit)
     );
     bind(&mut table, seconds(0), &mut client(2, Side::A), 2);
@@ -728,9 +731,9 @@ impl World {
                 continue;
             }
             match self.ends[n].0.receive(answer, clock) {
-                Some(EndEvent::Send(word)) => {
+                Some(EndEvent::Send(message)) => {
                     self.challenged[n].insert(at(address).remote);
-                    self.arrives(&word, address)?;
+                    self.arrives(&message, address)?;
                 }
                 Some(EndEvent::Bound(_)) | None => {}
                 Some(EndEvent::Move) => return Err(TestCaseError::fail("it does not drain")),
@@ -746,12 +749,12 @@ impl World {
             Act::Roam(end, to) => self.ends[end].1 = to,
             Act::Bind(end, sent) => {
                 let clock = self.clock();
-                let word = self.ends[end].0.bind(clock);
+                let message = self.ends[end].0.bind(clock);
                 let from = self.ends[end].1;
                 if sent {
-                    self.arrives(&word, from)?;
+                    self.arrives(&message, from)?;
                 } else {
-                    self.heard.push(word.to_vec());
+                    self.heard.push(message.to_vec());
                 }
             }
             Act::Send(end) => self.arrives(&datagram(end as u64 / 2 + 1), self.ends[end].1)?,
@@ -779,8 +782,8 @@ impl World {
                     lifetime: 0,
                     load: Load::UNKNOWN,
                 };
-                let word = message.seal(&key(4, Side::BOTH[usize::from(key_b)]));
-                self.arrives(&word, from)?;
+                let message = message.seal(&key(4, Side::BOTH[usize::from(key_b)]));
+                self.arrives(&message, from)?;
             }
         }
         Ok(())
@@ -878,18 +881,18 @@ proptest! {
             match event {
                 Event::Bind(n, side, from) => {
                     let end = &mut clients[n][side.index()];
-                    let mut word = end.bind(clock);
+                    let mut message = end.bind(clock);
                     for _ in 0..2 {
-                        let Action::Answer(answer) = table.handle(now, &word, &at(from)) else {
+                        let Action::Answer(answer) = table.handle(now, &message, &at(from)) else {
                             break;
                         };
                         let Some(EndEvent::Send(next)) = end.receive(&answer, clock) else { break };
-                        word = next;
+                        message = next;
                     }
                 }
                 Event::Unbind(n, side, from) => {
-                    let word = clients[n][side.index()].unbind(clock);
-                    table.handle(now, &word, &at(from));
+                    let message = clients[n][side.index()].unbind(clock);
+                    table.handle(now, &message, &at(from));
                 }
                 Event::Wait(n) => now += seconds(n),
                 Event::Sweep => table.sweep(now),

@@ -151,7 +151,7 @@ impl Decoder {
         if end > self.end {
             return Ok(None);
         }
-        let word = match self.buffer[begin..end] {
+        let control = match self.buffer[begin..end] {
             [byte] => Some(LivenessFrame::read(byte)?),
             _ => None,
         };
@@ -160,7 +160,7 @@ impl Decoder {
             (self.start, self.end) = (0, 0);
         }
         let datagram = Frame::Datagram(&self.buffer[begin..end]);
-        Ok(Some(word.map_or(datagram, Frame::Control)))
+        Ok(Some(control.map_or(datagram, Frame::Control)))
     }
 }
 
@@ -348,9 +348,9 @@ pub fn fuzz(data: &[u8]) {
                         encoder.clear();
                         datagram
                     }
-                    Frame::Control(word) => {
-                        again.extend_from_slice(&word.frame());
-                        &[word as u8]
+                    Frame::Control(control) => {
+                        again.extend_from_slice(&control.frame());
+                        &[control as u8]
                     }
                 };
                 assert_eq!(Some(&bytes), expected.get(found), "frame {found}");

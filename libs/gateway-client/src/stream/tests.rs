@@ -22,7 +22,7 @@ fn decode(stream: &[u8], pieces: &[usize]) -> Result<Vec<Vec<u8>>, Malformed> {
         while let Some(frame) = decoder.next_frame()? {
             frames.push(match frame {
                 Frame::Datagram(datagram) => datagram.to_vec(),
-                Frame::Control(word) => vec![word as u8],
+                Frame::Control(control) => vec![control as u8],
             });
         }
         if rest.is_empty() {
@@ -70,7 +70,7 @@ fn an_encoder_accepts_only_whole_datagrams_that_fit() {
     assert!(!encoder.push(b""));
     assert_eq!(encoder.bytes().len(), 10);
     let mut encoder = Encoder::new(10);
-    assert!(!encoder.push(b"a"), "it would be a word");
+    assert!(!encoder.push(b"a"), "it would be a control frame");
     let mut encoder = Encoder::new(1 << 20);
     assert!(encoder.push(&[0; MAX_DATAGRAM]));
     assert!(!encoder.push(&[0; MAX_DATAGRAM + 1]));

@@ -279,13 +279,13 @@ fn order(
             provider.command(now, Command::Neighbour(HostKey { vni, address }, None));
         }
         _ => {
-            let word = ControlMessage::Echo {
+            let message = ControlMessage::Echo {
                 token: u64::from(value),
                 size: 0,
             };
             tenant.command(
                 now,
-                Command::ControlMessage(0, word, (value as usize * 6).min(1472)),
+                Command::ControlMessage(0, message, (value as usize * 6).min(1472)),
             );
         }
     }

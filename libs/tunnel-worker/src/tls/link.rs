@@ -225,7 +225,9 @@ impl TlsLink {
                         longest: MESSAGE_BYTES as u16,
                     })
                 }),
-                Some(Frame::Control(word)) => Err(Malformed::UnknownControl(word as u8).into()),
+                Some(Frame::Control(control)) => {
+                    Err(Malformed::UnknownControl(control as u8).into())
+                }
             }
         })?;
         self.decoder.allow(u16::MAX);

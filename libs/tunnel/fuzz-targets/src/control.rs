@@ -137,7 +137,7 @@ fn moment(input: &mut Input<'_>, clock: Clock) -> Option<Instant> {
     Some(Instant::from_nanos(nanos))
 }
 
-fn word(input: &mut Input<'_>) -> ControlMessage {
+fn control_message(input: &mut Input<'_>) -> ControlMessage {
     let (token, size) = (input.u64(), input.u16());
     if input.flag() {
         ControlMessage::Echo { token, size }
@@ -248,9 +248,9 @@ impl World {
                 end.control.report_received(now, end.peer, activity);
             }
             19 => {
-                let word = word(input);
+                let message = control_message(input);
                 let end = &mut self.ends[at];
-                end.control.handle_control_message(now, end.peer, word);
+                end.control.handle_control_message(now, end.peer, message);
             }
             20 => {
                 let end = &mut self.ends[at];
@@ -474,8 +474,9 @@ impl World {
                     end.control
                         .follow_peer(now.mono, end.peer, address, now.mono);
                 }
-                if let Payload::Control(word) = payload {
-                    end.control.handle_control_message(now.mono, end.peer, word);
+                if let Payload::Control(message) = payload {
+                    end.control
+                        .handle_control_message(now.mono, end.peer, message);
                 }
             }
             Err(OpenError::UnknownSession { .. }) => {

@@ -219,11 +219,11 @@ impl World {
             }
             3 => {
                 let (token, size) = (input.u64(), input.u16());
-                let word = ControlMessage::Echo { token, size };
+                let message = ControlMessage::Echo { token, size };
                 let pad_to = usize::from(input.u16() % 2000);
-                if let Ok(bytes) = self.senders[lane].seal_control(now, word, pad_to, &mut out) {
+                if let Ok(bytes) = self.senders[lane].seal_control(now, message, pad_to, &mut out) {
                     let mut plain = Header::whole(PayloadKind::Control, 0).to_bytes().to_vec();
-                    plain.extend(word.to_bytes());
+                    plain.extend(message.to_bytes());
                     plain.resize(plain.len().max(pad_to.saturating_sub(32)), 0);
                     self.sealed(lane, &plain, &out[..bytes]);
                 }
@@ -362,9 +362,9 @@ fn judge(
     let read = Header::parse(own);
     match (payload, read) {
         (Payload::Invalid(_), _) => {}
-        (Payload::Control(word), Ok((header, body))) => {
+        (Payload::Control(message), Ok((header, body))) => {
             assert_eq!(header.kind, PayloadKind::Control);
-            assert_eq!(ControlMessage::parse(body), Ok(word));
+            assert_eq!(ControlMessage::parse(body), Ok(message));
         }
         (Payload::Fragment, Ok((header, _))) => assert!(!header.is_whole()),
         (

@@ -17,7 +17,7 @@ const MS: u64 = 1_000_000;
 /// Parses the input as a segment and as a control message; then as acts on one [`Reassembler`].
 pub fn segment(data: &[u8]) {
     header(data);
-    word(data);
+    control_message(data);
     reassemble(&mut Input::new(data));
 }
 
@@ -42,11 +42,11 @@ fn fits(header: Header, body: &[u8]) -> bool {
     }
 }
 
-fn word(body: &[u8]) {
-    let Ok(word) = ControlMessage::parse(body) else {
+fn control_message(body: &[u8]) {
+    let Ok(message) = ControlMessage::parse(body) else {
         return;
     };
-    assert_eq!(word.to_bytes(), body[..CONTROL_MESSAGE_BYTES]);
+    assert_eq!(message.to_bytes(), body[..CONTROL_MESSAGE_BYTES]);
     assert!(body[CONTROL_MESSAGE_BYTES..].iter().all(|&byte| byte == 0));
 }
 
