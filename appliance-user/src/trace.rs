@@ -59,7 +59,7 @@ pub struct Step {
     pub packet: String,
     /// The program that handles it.
     pub program: String,
-    /// `enters`, `goes-on` or `decided`.
+    /// `enter`, `continue` or `verdict`.
     pub step: String,
     /// The interface that it arrived on, by name where that is known.
     pub interface: String,
@@ -101,9 +101,9 @@ impl Step {
             program: TraceProgram::name_of(event.program)
                 .map_or_else(|| format!("#{}", event.program), ToOwned::to_owned),
             step: match step {
-                Some(TraceStep::Enter) => "enters",
-                Some(TraceStep::Continue) => "goes-on",
-                Some(TraceStep::Verdict) => "decided",
+                Some(TraceStep::Enter) => "enter",
+                Some(TraceStep::Continue) => "continue",
+                Some(TraceStep::Verdict) => "verdict",
                 None => "unknown",
             }
             .to_owned(),
@@ -128,8 +128,8 @@ impl Step {
     pub fn render(&self) -> String {
         let mut line = format!("{:<10} ", self.packet);
         let _ = match self.step.as_str() {
-            "enters" => write!(line, "{:<9} in on {}", self.program, self.interface),
-            "goes-on" => write!(line, "{:<9} goes on", self.program),
+            "enter" => write!(line, "{:<9} in on {}", self.program, self.interface),
+            "continue" => write!(line, "{:<9} tail call", self.program),
             _ => write!(
                 line,
                 "{:<9} {} ({})",
@@ -148,7 +148,7 @@ impl Step {
 pub fn describe(frame: &[u8]) -> String {
     let mut out = String::new();
     let (Some(destination), Some(source)) = (frame.get(..6), frame.get(6..12)) else {
-        return "cut short".to_owned();
+        return "truncated".to_owned();
     };
     let mac = |m: &[u8]| {
         m.iter()

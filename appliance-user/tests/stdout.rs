@@ -86,7 +86,7 @@ fn a_command_ends_quietly_when_its_output_pipe_is_closed() {
 fn a_trace_is_stopped_when_its_output_pipe_is_closed() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("appliance.sock");
-    let step = r#"[{"at":1,"packet":"0.1","program":"access","step":"enters","interface":"eth0","action":"","counted":[],"len":60,"frame":"arp"}]"#;
+    let step = r#"[{"at":1,"packet":"0.1","program":"access","step":"enter","interface":"eth0","action":"","counted":[],"len":60,"frame":"arp"}]"#;
     let requests = serve(&socket, move |line| match line {
         line if line.contains("next") => step.to_owned(),
         line if line.contains("stop") => "\"stopped\"".to_owned(),

@@ -62,7 +62,7 @@ fn print_steps(client: &Client, args: &TraceArgs) -> anyhow::Result<()> {
             } else {
                 outln!("{}", step.render())
             };
-            packets += usize::from(step.step == "decided");
+            packets += usize::from(step.step == "verdict");
             if !printed || args.count.is_some_and(|count| packets >= count) {
                 return Ok(());
             }

@@ -151,15 +151,15 @@ fn a_trace_shows_packets_and_connections_continue() {
         .collect();
     // The first packet: an echo request or its reply.
     let out = [
-        ("access", "enters"),
-        ("full", "goes-on"),
-        ("nat_out", "goes-on"),
-        ("nat_out", "decided"),
+        ("access", "enter"),
+        ("full", "continue"),
+        ("nat_out", "continue"),
+        ("nat_out", "verdict"),
     ];
     let back = [
-        ("uplink", "enters"),
-        ("nat_in", "goes-on"),
-        ("nat_in", "decided"),
+        ("uplink", "enter"),
+        ("nat_in", "continue"),
+        ("nat_in", "verdict"),
     ];
     assert!(path == out || path == back, "{text}");
     let last = steps.last().expect("a step");

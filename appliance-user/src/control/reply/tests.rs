@@ -345,7 +345,7 @@ fn status_counters_neighbours_and_steps_have_their_exact_text() {
         at: 71,
         packet: text("3.72"),
         program: text("access"),
-        step: text("decided"),
+        step: text("verdict"),
         interface: text("eth1"),
         action: text("drop"),
         counted: vec![text("arp_requests"), text("drop_host_absent")],
